@@ -1,0 +1,169 @@
+"""Checkpoints: orbax writes the arrays, a sha256 manifest vouches for every byte.
+
+`checkpoints/STEP/state` is an orbax folder of host arrays (the number of devices never enters the
+file) and `checkpoints/STEP/manifest.json` their hashes; both are written to `STEP.partial` and
+then renamed.  Orbax restores flipped bytes without a word, so nothing is restored before its
+hashes agree.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxdet import runs
+from jaxdet.types import InputError
+
+MANIFEST = "manifest.json"
+
+
+class DamagedError(Exception):
+    """A checkpoint whose bytes are not those that were written."""
+
+
+def save(folder, step, state, *, score=None, keep=2):
+    """Write `state` as `folder/checkpoints/STEP`; afterwards keep the `keep` newest and the best.
+
+    `score` is a pair (higher is better, lower is better) that `best` compares, or None.  A
+    checkpoint of the same step is replaced.  If writing fails (disk full), what stood before
+    still stands and `OSError` names the place and the reason.
+    """
+    place = _root(folder) / str(int(step))
+    draft = place.with_suffix(".partial")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        _write(draft / "state", jax.tree.map(_to_host, state))
+        runs.write_json(draft / MANIFEST, {"score": score, "sha256": _hashes(draft)})
+        shutil.rmtree(place, ignore_errors=True)
+        draft.rename(place)
+    except Exception as error:  # orbax and tensorstore raise errors of no common class
+        shutil.rmtree(draft, ignore_errors=True)
+        raise OSError(f"checkpoint {place} could not be written: {_first_line(error)}") from error
+    _prune(folder, keep)
+
+
+def steps(folder):
+    """Steps of the finished checkpoints of a run, ascending; their bytes are not looked at."""
+    return sorted(int(place.name) for place in _root(folder).glob("*") if place.name.isdigit())
+
+
+def best(folder):
+    """The step with the highest score, ties by the lower second number, then the earlier step.
+
+    None when no checkpoint carries a score.
+    """
+    scores = {step: _score(_root(folder) / str(step)) for step in steps(folder)}
+    ranked = [(score[0], -score[1], -step) for step, score in scores.items() if score]
+    return -max(ranked)[2] if ranked else None
+
+
+def restore(folder, like, which="last", warn=logging.getLogger(__name__).warning):
+    """(step, state) of `which`: `last`, `best` or a step number; `like` gives the structure.
+
+    A damaged checkpoint is reported in one line through `warn`, and the newest good one is used.
+    """
+    known = steps(folder)
+    if not known:
+        raise InputError(f"{folder} has no checkpoints; train it first (jaxdet train ... --out)")
+    first = _chosen(folder, which, known)
+    for step in [first] + [step for step in reversed(known) if step != first]:
+        try:
+            return step, _read(_root(folder) / str(step), like)
+        except DamagedError as error:
+            warn(f"checkpoint {_root(folder) / str(step)} is damaged ({error}); "
+                 "looking for the newest good one")
+    raise InputError(f"{folder} has no undamaged checkpoint; train it again with --overwrite")
+
+
+def _chosen(folder, which, known):
+    if which == "last":
+        return known[-1]
+    if which == "best":
+        return best(folder) if best(folder) is not None else known[-1]
+    if str(which).isdigit() and int(which) in known:
+        return int(which)
+    raise InputError(f"--checkpoint {which}: {folder} has best, last and steps {known}")
+
+
+def _root(folder):
+    return Path(folder).absolute() / "checkpoints"
+
+
+def _is_key(leaf):
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _to_host(leaf):
+    """An array on the host; a random key as the integers inside it."""
+    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+
+
+def _blank(leaf):
+    """Zeros of the shape and type that `_to_host` gives for an array, or for its abstract shape."""
+    inside = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+    return np.zeros(inside.shape, inside.dtype)
+
+
+def _from_host(like, leaf):
+    return jax.random.wrap_key_data(leaf) if _is_key(like) else leaf
+
+
+def _first_line(error):
+    return str(error).strip().split("\n")[0][:200]
+
+
+def _write(place, state):
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(place, state)
+        checkpointer.wait_until_finished()
+
+
+def _read(place, like):
+    """The state at `place`, once every hash of its manifest agrees."""
+    import orbax.checkpoint as ocp
+
+    written = _manifest(place).get("sha256", {})
+    found = _hashes(place)
+    for name in sorted(written | found):
+        if written.get(name) != found.get(name):
+            raise DamagedError(f"{name} {'is missing' if name not in found else 'has changed'}")
+    with ocp.StandardCheckpointer() as checkpointer:
+        try:
+            state = checkpointer.restore(place / "state", jax.tree.map(_blank, like))
+        except (ValueError, KeyError) as error:
+            raise InputError(f"{place} does not fit this version: {_first_line(error)}") from None
+    return jax.tree.map(_from_host, like, state)
+
+
+def _manifest(place):
+    try:
+        return json.loads((place / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise DamagedError(f"{MANIFEST}: {error}") from None
+
+
+def _score(place):
+    try:
+        return _manifest(place)["score"]
+    except (DamagedError, KeyError):
+        return None
+
+
+def _hashes(place):
+    """sha256 of every file below `place/state`, by relative name."""
+    files = sorted(p for p in (place / "state").rglob("*") if p.is_file())
+    return {str(p.relative_to(place)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def _prune(folder, keep):
+    known = steps(folder)
+    kept = {*known[-keep:], best(folder)}
+    for place in _root(folder).iterdir():
+        if place.name.isdigit() and int(place.name) not in kept:
+            shutil.rmtree(place)

@@ -1,0 +1,239 @@
+"""The command line: reads the words, prepares the process, and hands over to `commands`.
+
+jax is imported when a command has been understood, not before: help and mistakes answer at once.
+"""
+
+import os
+import sys
+import traceback
+from dataclasses import dataclass, fields, is_dataclass, make_dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from jaxdet import configs
+
+USAGE = """usage: jaxdet COMMAND ...
+
+Train, judge and use image models written in JAX.
+
+commands:
+  train SYSTEM          train a system into a run folder, or continue one
+  eval RUN              scores of a checkpoint, one `name value` a line
+  predict RUN           answers for image files, or a picture of true and predicted boxes
+  data preview SYSTEM   a picture of training inputs with their true boxes
+
+systems: {systems}
+
+`jaxdet COMMAND --help` and `jaxdet train SYSTEM --help` list every option."""
+
+# On these jaxlib versions the flag makes convolutions on the CPU up to four times faster.  Others
+# may not know it, and an unknown flag ends the process.
+FLAG = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
+FLAGGED = ("0.10.2",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """Options of every command."""
+
+    cache: bool = True
+    """keep compiled programs in $JAXDET_CACHE, or ~/.cache/jaxdet"""
+    debug: bool = False
+    """show the whole traceback of an error"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Process):
+    """Train a system into a run folder, or continue one."""
+
+    out: Path = Path("runs")
+    """run folder"""
+    resume: bool = False
+    """continue the run in --out if there is one, with its own configuration"""
+    overwrite: bool = False
+    """replace the run in --out"""
+    quiet: bool = False
+    """print nothing but errors"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restored(Process):
+    """What `eval` and `predict` restore."""
+
+    run: tyro.conf.Positional[Path]
+    """run folder"""
+    checkpoint: str = "best"
+    """best, last, or a step"""
+    split: Literal["train", "val", "test", "heldout"] = "test"
+    """part of the data; heldout is val and test together"""
+    root: str = ""
+    """folder of other data of the same kind"""
+    json: bool = False
+    """print JSON"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval(Restored):
+    """Scores of a checkpoint: exactly those that training logged for it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict(Restored):
+    """Answers for image files, one a line; or samples of the data, true and predicted boxes."""
+
+    images: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """image files; without any, samples of --split"""
+    count: int = 30
+    """how many samples"""
+    canvas: int = 0
+    """side of the samples in pixels; 0 is the run's own"""
+    figure: Path | None = None
+    """picture to write: true boxes green, predicted boxes red"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preview(Process):
+    """A picture of training inputs with their true boxes."""
+
+    out: Path = Path("preview.png")
+    """picture to write"""
+    count: int = 30
+    """how many inputs"""
+
+
+def main(argv=None):
+    """Run a command; returns its exit code: 0 done, 1 failed, 2 wrong input, 130 interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    match words:
+        case [] | ["-h" | "--help"]:
+            print(USAGE.format(systems=" ".join(configs.SYSTEMS)))
+            return 0
+        case ["--version"]:
+            print(f"jaxdet {metadata.version('jaxdet')}")
+            return 0
+        case ["eval" | "predict" as command, *rest]:
+            options = parse(f"jaxdet {command}", rest, Eval if command == "eval" else Predict)
+            return _run(command, options)
+        case ["train", name, *rest] if name in configs.SYSTEMS:
+            defaults = (Train(out=Path("runs") / name), configs.config(name)())
+            return _run("train", name, *with_config(f"train {name}", rest, defaults), rest)
+        case ["data", "preview", name, *rest] if name in configs.SYSTEMS:
+            defaults = (Preview(), configs.config(name)())
+            return _run("preview", name, *with_config(f"data preview {name}", rest, defaults))
+    return _lost(words)
+
+
+def _lost(words):
+    """One line for words that name no command or no system."""
+    verbs = {"train": "train SYSTEM", "data": "data preview SYSTEM"}
+    if words[0] in verbs:
+        known = ", ".join(configs.SYSTEMS)
+        named = [w for w in words[1:] if w != "preview" and not w.startswith("-")]
+        found = f"no system {named[0]!r}; " if named else ""
+        return _wrong(f"{found}usage: jaxdet {verbs[words[0]]}, with SYSTEM one of: {known}")
+    return _wrong(f"no command {words[0]!r}; `jaxdet --help` lists them")
+
+
+def with_config(command, words, defaults):
+    """(options, configuration) from the words after `command`, all options in one flat list."""
+    names = ("command", "system")
+    kinds = [type(default) for default in defaults]
+    both = make_dataclass("Both", zip(names, kinds, strict=True), frozen=True)
+    both.__doc__ = kinds[1].__doc__
+    found = parse(f"jaxdet {command}", words, both, default=both(*defaults))
+    return found.command, found.system
+
+
+def parse(prog, words, kind, **kwargs):
+    """What tyro makes of the words; a boolean is `--x true`, `--x false`, `--x` or `--no-x`.
+
+    Wrong words end the process with exit code 2 and the nearest option.
+    """
+    registry = tyro.constructors.ConstructorRegistry()
+    registry.primitive_rule(_boolean)
+    settings = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
+    with registry:
+        return tyro.cli(
+            kind, prog=prog, args=spelled_out(words, booleans(kind)), config=settings, **kwargs
+        )
+
+
+def booleans(kind):
+    """Option names of the boolean fields of a dataclass, nested ones included."""
+    names = set()
+    for field in fields(kind):
+        if is_dataclass(field.type):
+            names |= booleans(field.type)
+        elif field.type in (bool, "bool"):
+            names.add(field.name.replace("_", "-"))
+    return names
+
+
+def spelled_out(words, names):
+    """The words with every boolean option followed by true or false."""
+    out = []
+    for word, following in zip(words, [*words[1:], None], strict=True):
+        name = word.removeprefix("--").replace("_", "-") if word.startswith("--") else ""
+        if name in names and following not in ("true", "false"):
+            out += [word, "true"]
+        elif name.removeprefix("no-") in names and name not in names:
+            out += ["--" + name.removeprefix("no-"), "false"]
+        else:
+            out.append(word)
+    return out
+
+
+def _boolean(info):
+    """How tyro reads a boolean: lower-case true or false."""
+    if info.type is not bool:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="true|false",
+        instance_from_str=lambda words: words[0] == "true",
+        is_instance=lambda value: isinstance(value, bool),
+        str_from_instance=lambda value: [str(value).lower()],
+        choices=("true", "false"),
+    )
+
+
+def _run(command, *args):
+    """Hand over to `commands`; what a user can mend becomes one line and exit code 2."""
+    options = next(arg for arg in args if isinstance(arg, Process))
+    _prepare(options)
+    from jaxdet import commands
+    from jaxdet.train import DivergedError
+    from jaxdet.types import InputError
+
+    try:
+        return getattr(commands, command)(*args)
+    except (InputError, DivergedError, OSError) as error:
+        if options.debug:
+            traceback.print_exc()
+        return _wrong(error, 2 if isinstance(error, InputError) else 1)
+
+
+def _prepare(options):
+    """Flags and compilation cache of this process: never set by the library itself."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if metadata.version("jaxlib") in FLAGGED and "ynn_fusion_type" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {FLAG}".strip()
+    if options.cache:
+        default = Path.home() / ".cache" / "jaxdet"
+        os.environ.setdefault(
+            "JAX_COMPILATION_CACHE_DIR", os.environ.get("JAXDET_CACHE", str(default))
+        )
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
+
+
+def _wrong(message, code=2):
+    print(f"jaxdet: error: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,18 @@
+"""One file a system: a frozen dataclass `Config` (fields = flags = help = kept JSON) and `build`.
+
+Nothing here imports jax before `build` is called, so that `--help` is quick.
+"""
+
+from importlib import import_module
+
+SYSTEMS = ("digits",)
+
+
+def config(name):
+    """The configuration class of a system."""
+    return import_module(f"jaxdet.configs.{name}").Config
+
+
+def build(name, chosen):
+    """The system that a configuration describes, with its data: a `base.System`."""
+    return import_module(f"jaxdet.configs.{name}").build(chosen)

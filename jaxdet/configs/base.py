@@ -1,0 +1,74 @@
+"""What every system's configuration has: the length of a run, its optimiser, its judgement."""
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal, NamedTuple
+
+
+class System(NamedTuple):
+    """A task with its data: all that the loop, `eval` and `predict` work on."""
+
+    task: Any  # types.Task
+    splits: dict[str, Any]  # name -> data.arrays.Arrays; `train` and `val` among them
+    hyper: dict[str, float]  # numbers a sweep may vary, given to every step
+    about: dict[str, Any]  # class names, input size, normalisation: kept with the run
+
+
+@dataclass(frozen=True)
+class Training:
+    """Settings of the one training loop."""
+
+    epochs: int = 10
+    """passes over the training set"""
+    batch: int = 64
+    """images per step, over all devices"""
+    eval_batch: int = 250
+    """images per evaluation step, over all devices"""
+    devices: int = 0
+    """devices to use; 0 takes all of this machine"""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or SGD with Nesterov momentum"""
+    lr: float = 1e-3
+    """peak learning rate"""
+    schedule: Literal["cosine", "piecewise", "constant"] = "cosine"
+    """learning rate after the warm-up"""
+    warmup: int = 0
+    """updates of linear warm-up"""
+    drops: tuple[float, ...] = (0.5, 0.75)
+    """piecewise: fractions of the run at which the rate drops"""
+    drop: float = 0.1
+    """piecewise: factor of each drop"""
+    momentum: float = 0.9
+    """SGD momentum, or Adam's beta 1"""
+    weight_decay: float = 0.0
+    """decoupled weight decay of kernels"""
+    clip: float = 0.0
+    """largest global norm of the gradient; 0 does not clip"""
+    accumulate: int = 1
+    """steps whose mean gradient makes one update"""
+    ema: float = 0.0
+    """decay of the moving averages that are evaluated and kept; 0 keeps none"""
+    bfloat16: bool = False
+    """compute in bfloat16; parameters stay float32"""
+    seed: int = 0
+    """root of every random key, and of the order of the data"""
+    eval_first: bool = True
+    """evaluate before the first epoch"""
+    best: str = "accuracy"
+    """validation score that chooses the best checkpoint; ties go to the lower loss"""
+    patience: int = 0
+    """stop after this many evaluations without a better score; 0 never does"""
+    save_minutes: float = 10.0
+    """longest time between two checkpoints"""
+
+
+def from_json(kind, values):
+    """A configuration of class `kind` from kept JSON; lists become tuples again.
+
+    ValueError names the fields that this version does not know.
+    """
+    known = {field.name for field in fields(kind)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ValueError(f"unknown fields {', '.join(unknown)}")
+    frozen = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return kind(**frozen)

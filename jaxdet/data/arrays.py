@@ -1,0 +1,60 @@
+"""Sources held in memory: one array a key, one row a record."""
+
+import numpy as np
+
+from jaxdet.types import InputError
+
+CLASSES = 10  # the digits, 0..9
+
+
+class Arrays:
+    """A source over a dict of arrays of equal length N: record `i` is row `i` of each of them.
+
+    `arrays` is the dict itself, ready to be put on a device whole.  InputError when it is empty
+    or when the lengths differ; IndexError for a record beyond the end.
+    """
+
+    def __init__(self, arrays):
+        lengths = {name: len(array) for name, array in arrays.items()}
+        if len(set(lengths.values())) != 1:
+            raise InputError(f"one length is wanted for all arrays of a source, found {lengths}")
+        self.arrays = arrays
+
+    def __len__(self):
+        return len(next(iter(self.arrays.values())))
+
+    def __getitem__(self, index):
+        return {name: array[index] for name, array in self.arrays.items()}
+
+    def take(self, indices):
+        """The source of the rows at `indices [M]`, in that order; they keep their ids."""
+        return Arrays(self[np.asarray(indices, np.int64)])
+
+
+def digits(image, label, *, where, first_id=0):
+    """The source of digits: `image [N, H, W]` uint8, `label [N]` int32 in 0..9, `id [N]` int32.
+
+    Ids count from `first_id`: the number of a sample within its whole set.  `where` says in errors
+    where the values came from.  InputError for images that are not greyscale bytes or hold no
+    pixel, counts that differ, and a label that is no digit.
+    """
+    image, label = np.asarray(image), np.asarray(label)
+    _check_images(image, where)
+    _check_labels(label, len(image), where)
+    ids = np.arange(first_id, first_id + len(image), dtype=np.int32)
+    return Arrays({"image": image, "label": label.astype(np.int32), "id": ids})
+
+
+def _check_images(image, where):
+    if image.ndim != 3 or image.dtype != np.uint8 or not image.size:
+        found = f"{image.dtype} {list(image.shape)}"
+        raise InputError(f"{where}: images are {found}; uint8 [N, H, W], greyscale, is wanted")
+
+
+def _check_labels(label, count, where):
+    if label.shape != (count,):
+        raise InputError(f"{where}: {count} images but labels {list(label.shape)}; one a row is wanted")
+    (wrong,) = np.nonzero(~np.isin(label, range(CLASSES)))
+    if wrong.size:
+        row = wrong[0]
+        raise InputError(f"{where} row {row}: label {label[row]}; 0..{CLASSES - 1} is wanted")

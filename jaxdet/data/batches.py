@@ -1,0 +1,34 @@
+"""Which rows make up a batch: a function of seed and epoch, and nothing else."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def order(seed, epoch, count, batch):
+    """Row indices of one training epoch, [steps, batch] int32, shuffled by seed and epoch.
+
+    Every batch is full: the tail wraps round to the epoch's first rows, and a set smaller than
+    the batch repeats itself.  `steps` is `ceil(count / batch)`.
+    """
+    rows = np.random.default_rng((seed, epoch)).permutation(count).astype(np.int32)
+    steps = -(-count // batch)
+    return np.resize(rows, (steps, batch))
+
+
+def padded(count, batch):
+    """All rows in turn with a mask: indices [steps, batch] int32, real [steps, batch] float32.
+
+    The last batch is filled with row 0, marked `real = 0`.
+    """
+    steps = -(-count // batch)
+    places = np.arange(steps * batch).reshape(steps, batch)
+    real = places < count
+    return np.where(real, places, 0).astype(np.int32), real.astype(np.float32)
+
+
+def gather(data, rows):
+    """The batch at `rows [B]` of arrays that live on the device; without them `rows` is the batch."""
+    if not data:
+        return rows
+    return jax.tree.map(lambda column: jnp.take(column, rows, axis=0), data)

@@ -1,0 +1,67 @@
+"""Handwritten digits from any source, cut into training, validation and test parts."""
+
+import numpy as np
+from PIL import Image
+
+from jaxdet.data import arrays, idx, named
+from jaxdet.types import InputError
+
+SOURCES = "embedded, mnist, tfds:NAME"
+SHOWN = 30  # test digits: as many as one figure shows
+EMBEDDED_TRAIN, EMBEDDED_TEST = 1297, 300  # of 1797; the other 200 are for validation
+
+FULL = 16  # how dark a pixel of an embedded scan can be
+FAINT = 3  # below this the paper shows through: without the cut the ink of most scans has a halo
+
+
+def splits(source_name, root=None, seed=0):
+    """The parts of a set of digits: a dict of sources `train`, `val`, `test` and `heldout`.
+
+    `source_name` is `embedded`, `mnist` (idx files in the folder `root`) or `tfds:NAME` (prepared
+    under `root`).  `heldout` is what the set keeps back from training, in id order; `seed` draws
+    from it the 30 test digits (300 of `embedded`), and the rest is `val`.  Ids are unique over
+    the whole set: train from 0, heldout from there on.  InputError for a name not known, fewer
+    than 60 held out, or what the reader finds.
+    """
+    train, heldout = _read(source_name, root)
+    if len(heldout) < 2 * SHOWN:
+        raise InputError(f"{source_name}: {len(heldout)} test digits; at least {2 * SHOWN} are wanted")
+    tests = EMBEDDED_TEST if source_name == "embedded" else SHOWN
+    order = np.random.default_rng(seed).permutation(len(heldout))
+    test, val = heldout.take(np.sort(order[:tests])), heldout.take(np.sort(order[tests:]))
+    return {"train": train, "val": val, "test": test, "heldout": heldout}
+
+
+def embedded():
+    """The 1797 scans that come with scikit-learn as a source of 28x28 digits, no file needed.
+
+    Each scan of 8x8 is enlarged to fill 20x20 at most in the middle, as in MNIST; the background
+    is exactly 0, so that `pixel > 0` is the ink.  Their order is a fixed shuffle, because
+    neighbours were written by the same hand; ids count along it.  Alpaydin and Kaynak,
+    "Optical recognition of handwritten digits", UCI, 1998.
+    """
+    from sklearn.datasets import load_digits
+
+    scans = load_digits()
+    image = np.stack([_enlarge(scan) for scan in scans.images])
+    order = np.random.default_rng(0).permutation(len(image))
+    return arrays.digits(image[order], scans.target[order], where="embedded digits")
+
+
+def _read(source_name, root):
+    match source_name.partition(":"):
+        case ("embedded", "", ""):
+            whole = embedded()
+            return tuple(whole.take(part) for part in np.split(np.arange(len(whole)), [EMBEDDED_TRAIN]))
+        case ("mnist", "", "") if root is not None:
+            return idx.mnist(root)
+        case ("tfds", ":", name):
+            return named.load(name, root)
+    raise InputError(f"digits from {source_name!r}, root {root}: one of {SOURCES} is wanted, and for mnist a root")
+
+
+def _enlarge(scan):
+    """A scan [8, 8] of darkness 0..16 as a digit [28, 28] uint8: bicubic, faint pixels cleared."""
+    bordered = Image.fromarray(np.pad(scan, 2).astype(np.float32))
+    dark = np.asarray(bordered.resize((28, 28), Image.Resampling.BICUBIC))
+    return np.rint(255 * np.clip((dark - FAINT) / (FULL - FAINT), 0, 1)).astype(np.uint8)

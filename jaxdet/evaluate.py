@@ -1,0 +1,91 @@
+"""Evaluation: the task's own loss, predictions and scores over a whole split.
+
+Inputs that a task draws on the fly are keyed by the sample's id, so that every evaluation, in
+training or from a checkpoint, sees the same ones.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdet import parallel
+from jaxdet.data import batches
+from jaxdet.ops import keys
+from jaxdet.types import At
+
+
+def variables(state):
+    """What a trained network is judged by: the moving averages where they are kept."""
+    kept = state.ema or {"params": state.params, "stats": state.stats}
+    return join(kept["params"], kept["stats"])
+
+
+def join(params, stats):
+    """Flax variables of parameters and batch statistics; the latter may be empty."""
+    return {"params": params, **({"batch_stats": stats} if stats else {})}
+
+
+def prepared(task, data, rows, at):
+    """The evaluation batch of `rows {index [B], real [B]}`, drawn by the samples' ids."""
+    batch = {**batches.gather(data, rows["index"]), "real": rows["real"]}
+    root = keys.chain(jax.random.key(0), keys.EVALUATE)
+    return task.augment(keys.per_row(root, batch["id"]), batch, at)
+
+
+def samples(system, split, count, *, train=False, seed=0):
+    """The first `count` rows of a split as the network sees them, on the host.
+
+    `train` draws them as training does, random by `seed`; otherwise as every evaluation does.
+    """
+    source = system.splits[split]
+    index = jnp.arange(min(count, len(source)))
+    batch = batches.gather(jax.tree.map(jnp.asarray, source.arrays), index)
+    root = keys.chain(jax.random.key(seed), keys.AUGMENT if train else keys.EVALUATE)
+    at = At(train, jnp.int32(0), jnp.int32(0), system.hyper)
+    batch["real"] = jnp.ones(len(index))
+    return jax.device_get(system.task.augment(keys.per_row(root, batch["id"]), batch, at))
+
+
+def eval_step(kept, data, hyper, rows, *, task, axis):
+    """One batch: loss terms (means over the real rows of all devices) and the task's rows [B]."""
+    at = At(False, jnp.int32(0), jnp.int32(0), hyper, axis)
+    batch = prepared(task, data, rows, at)
+    _, (_, terms) = task.loss(kept, batch, jax.random.key(0), at)
+    measures = task.measure(task.predict(kept, batch["image"]), batch)
+    return parallel.total(terms, axis), measures
+
+
+class Evaluator:
+    """Scores of one split, compiled once: `evaluator(variables) -> {name: value}`.
+
+    `loss` and its terms are means over the split; the other names are those of `task.report`.
+    """
+
+    def __init__(self, system, split, batch, among):
+        parallel.check(batch, among, "--eval-batch")
+        source = system.splits[split]
+        self.task, self.among = system.task, among
+        self.data = parallel.put(source.arrays, among)
+        self.hyper = parallel.put(system.hyper, among)
+        self.rows = batches.padded(len(source), batch)
+        self.count = len(source)
+        step = partial(eval_step, task=self.task)
+        self.step = parallel.compiled(step, among, whole=3, out_axes=(None, 0))
+
+    def __call__(self, kept, pause=lambda: None):
+        """Scores under the variables `kept`; `pause` is called between batches (it may raise)."""
+        kept = parallel.put(kept, self.among)
+        found = []
+        for index, real in zip(*self.rows, strict=True):
+            pause()
+            found.append(self.step(kept, self.data, self.hyper, {"index": index, "real": real}))
+        terms, measures = zip(*jax.device_get(found), strict=True)
+        weights = self.rows[1].sum(1) / self.count
+        losses = {name: float(sum(w * t[name] for w, t in zip(weights, terms, strict=True)))
+                  for name in terms[0]}
+        measures = [parallel.unshard(m, len(self.among)) for m in measures]
+        joined = jax.tree.map(lambda *parts: np.concatenate(parts)[: self.count], *measures)
+        return {**losses, **self.task.report(joined)}
+

@@ -1,0 +1,1 @@
+"""Array functions without state or parameters, each written for one image; `jax.vmap` batches."""

@@ -1,0 +1,50 @@
+"""Optimisers and learning-rate schedules: a handful of optax parts, joined by name."""
+
+import jax
+import optax
+
+
+def schedule(kind, *, rate, steps, warmup=0, drops=(), drop=0.1):
+    """Learning rate as a function of the update number: a linear warm-up, then `kind`.
+
+    `cosine` falls to 0 at `steps`; `piecewise` multiplies by `drop` at each fraction of `steps`
+    named in `drops` (seed 003: .5 and .75); `constant` stays.  `warmup` counts updates.
+    """
+    after = max(steps - warmup, 1)
+    match kind:
+        case "cosine":
+            main = optax.cosine_decay_schedule(rate, after)
+        case "piecewise":
+            edges = {round(at * steps) - warmup: drop for at in drops}
+            main = optax.piecewise_constant_schedule(rate, edges)
+        case "constant":
+            main = optax.constant_schedule(rate)
+    ramp = optax.linear_schedule(rate / max(warmup, 1), rate, max(warmup - 1, 1))
+    return optax.join_schedules([ramp, main], [warmup]) if warmup else main
+
+
+def optimizer(kind, rate, *, momentum=0.9, weight_decay=0.0, clip=0.0, accumulate=1):
+    """An optax transformation: clip by global norm, then `adamw` or `sgd` (Nesterov).
+
+    Weight decay is decoupled and spares biases and normalisation scales (arrays of rank 1);
+    `clip = 0` does not clip.  With `accumulate > 1` the mean gradient of that many calls makes
+    one update.
+    """
+    match kind:
+        case "adamw":
+            scale = optax.scale_by_adam(b1=momentum)
+        case "sgd":
+            scale = optax.trace(momentum, nesterov=True)
+    parts = [
+        optax.clip_by_global_norm(clip) if clip else optax.identity(),
+        scale,
+        optax.add_decayed_weights(weight_decay, kernels) if weight_decay else optax.identity(),
+        optax.scale_by_learning_rate(rate),
+    ]
+    whole = optax.chain(*parts)
+    return optax.MultiSteps(whole, accumulate).gradient_transformation() if accumulate > 1 else whole
+
+
+def kernels(params):
+    """True for the leaves that are weights (rank 2 and more): those that decay."""
+    return jax.tree.map(lambda p: p.ndim > 1, params)

@@ -1,0 +1,61 @@
+"""Pictures for people: curves of a run, images with their boxes.  No display is needed."""
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+TRUE, PREDICTED = "lime", "red"
+
+
+def convergence(metrics, path):
+    """Training and validation loss and accuracy against the epoch, from `metrics.jsonl` lines."""
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        for split in ("train", "val"):
+            points = [(m["epoch"], m[split][name]) for m in metrics if m[split]]
+            axes.plot(*np.array(points).reshape(-1, 2).T, marker=".", label=split)
+        axes.set(xlabel="epoch", ylabel=name)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    low = min((m[s]["loss"] for m in metrics for s in ("train", "val") if m[s]), default=0)
+    if low > 0:
+        figure.axes[0].set_yscale("log")
+    _write(figure, path)
+
+
+def gallery(images, path, *, titles, true=None, predicted=None, columns=5, size=(20, 16)):
+    """Images [N, H, W, C] in [0, 1] in a grid, true boxes [N, 4] green and predicted boxes red.
+
+    `titles` has one text an image; `size` is the whole figure in inches.
+    """
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=size, layout="constrained")
+    for axes in figure.subplots(rows, columns, squeeze=False).flat:
+        axes.axis("off")
+    for i, (axes, image) in enumerate(zip(figure.axes, images, strict=False)):
+        _image(axes, image)
+        axes.set_title(titles[i])
+        for boxes, colour in ((true, TRUE), (predicted, PREDICTED)):
+            if boxes is not None:
+                box(axes, boxes[i], colour)
+    _write(figure, path)
+
+
+def box(axes, corners, colour):
+    """One half-open box [4] in image pixels, drawn on the pixels' edges."""
+    x0, y0, x1, y1 = np.asarray(corners) - 0.5  # imshow puts pixel centres on whole numbers
+    axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, lw=2))
+
+
+def _image(axes, image):
+    image = np.asarray(image)
+    grey = image.shape[-1] == 1
+    axes.imshow(image[..., 0] if grey else image, cmap="gray" if grey else None, vmin=0, vmax=1)
+    axes.set_autoscale_on(False)
+
+
+def _write(figure, path):
+    FigureCanvasAgg(figure)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)

@@ -1,0 +1,57 @@
+"""What a person sees of a run: a bar on a terminal, one line per evaluation anywhere."""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+
+class Progress:
+    """A bar over all images of the run (rate, time left, loss terms), and lines above it.
+
+    The bar goes to stderr and only to a terminal; lines go to stdout.  Made quiet, it shows
+    nothing and costs nothing.
+    """
+
+    def __init__(self, *, quiet=False):
+        self.quiet, self.bar, self.looked = quiet, None, 0.0
+
+    def begin(self, done, total):
+        """Open the bar at `done` of `total` images."""
+        self.bar = tqdm(
+            total=total,
+            initial=done,
+            unit=" images",
+            unit_scale=True,
+            dynamic_ncols=True,
+            disable=True if self.quiet else None,
+        )
+        self.looked = time.monotonic()
+
+    def advance(self, images):
+        """Move the bar on."""
+        self.bar.update(images)
+
+    def due(self):
+        """Whether it is time to read the loss: twice a second on a terminal, else every ten."""
+        now = time.monotonic()
+        if now - self.looked < (10.0 if self.bar.disable else 0.5):
+            return False
+        self.looked = now
+        return True
+
+    def terms(self, epoch, epochs, values):
+        """Show the epoch and the running means of the loss terms on the bar."""
+        self.bar.set_description(f"epoch {epoch}/{epochs}", refresh=False)
+        self.bar.set_postfix_str(" ".join(f"{k} {v:.3g}" for k, v in values.items()))
+
+    def line(self, text):
+        """A line of its own, above the bar."""
+        if not self.quiet:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def close(self):
+        """Leave the bar."""
+        if self.bar is not None:
+            self.bar.close()

@@ -1,0 +1,112 @@
+"""A run is a folder: `config.json`, `environment.json`, `metrics.jsonl`, `checkpoints/`, `plots/`.
+
+Every file is written beside its final name and then moved there, so that a run killed at any
+moment leaves whole files only.
+"""
+
+import json
+import os
+import platform
+import shutil
+from importlib import metadata
+from pathlib import Path
+
+from jaxdet.types import InputError
+
+SCHEMA = 1  # of config.json; raised when a field changes its meaning
+PACKAGES = ("jaxdet", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def write_text(path, text):
+    """Write a file whole or not at all: to a temporary name, synced, then renamed."""
+    draft = Path(f"{path}.partial")
+    with open(draft, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+
+
+def write_json(path, value):
+    """`write_text` of indented JSON."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def vacant(folder, *, overwrite=False):
+    """Refuse a folder that holds something, unless it is a run and `overwrite` is given."""
+    folder = Path(folder)
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not overwrite:
+        raise InputError(
+            f"{folder} exists; continue it with --resume, replace it with --overwrite, "
+            f"or choose another --out"
+        )
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder} is not a run (no config.json): --overwrite will not delete it")
+
+
+def start(folder):
+    """An empty run folder in place of whatever run stood there."""
+    folder = Path(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def write_config(folder, system, fields, about):
+    """Keep what `eval` and `predict` need: the system's name, its configuration, classes and input."""
+    kept = {"schema": SCHEMA, "system": system, "config": fields, "about": about}
+    write_json(Path(folder) / "config.json", kept)
+
+
+def read_config(folder):
+    """(system name, configuration fields) of a run folder."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise InputError(f"{folder} is not a run: it has no config.json; give the --out of a training")
+    try:
+        kept = json.loads(path.read_text())
+        schema, system, fields = kept["schema"], kept["system"], dict(kept["config"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read ({error}); restore it or train again") from None
+    if schema != SCHEMA:
+        raise InputError(f"{path} has schema {schema}, this version reads {SCHEMA}; train again")
+    return system, fields
+
+
+def write_environment(folder, devices):
+    """Versions, devices and flags that the figures of this run depend on."""
+    write_json(Path(folder) / "environment.json", environment(devices))
+
+
+def environment(devices):
+    """What a figure depends on besides the code: versions, processor, devices, flags."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "devices": [device.device_kind for device in devices],
+        "flags": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def append_metrics(folder, line):
+    """Add one JSON object to `metrics.jsonl`, on disk when this returns."""
+    with open(Path(folder) / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_metrics(folder):
+    """All whole lines of `metrics.jsonl`; a line cut short by a kill is left out."""
+    path = Path(folder) / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.is_file() else []
+    return [json.loads(line) for line in lines]
+
+
+def drop_metrics(folder, after):
+    """Forget the lines of steps beyond `after`: training goes on from there."""
+    kept = [line for line in read_metrics(folder) if line["step"] <= after]
+    write_text(Path(folder) / "metrics.jsonl", "".join(json.dumps(k) + "\n" for k in kept))

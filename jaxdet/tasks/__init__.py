@@ -1,0 +1,25 @@
+"""One file a task: functions that take a network and return a `types.Task`."""
+
+import jax.numpy as jnp
+
+from jaxdet import parallel
+
+
+def forward(net, variables, images, key, at):
+    """Outputs of `net`, and its batch statistics after them: (outputs, stats).
+
+    In training the statistics are those of the whole batch, over all devices, and dropout is on;
+    in evaluation the running statistics are used and returned.
+    """
+    before = variables.get("batch_stats", {})
+    if not at.train:
+        return net.apply(variables, images, train=False), before
+    outputs, changed = net.clone(axis_name=at.axis).apply(
+        variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": key}
+    )
+    return outputs, changed.get("batch_stats", {})
+
+
+def real_rows(batch, at):
+    """How many rows of the global batch are real, at least 1: what means are divided by."""
+    return jnp.maximum(parallel.total(batch["real"].sum(), at.axis), 1.0)

@@ -1,0 +1,205 @@
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from jaxdet.models.sliding import Andrew, SlidingNet, multiply_adds, to_convolutional
+from jaxdet.ops import windows
+from tests import slow
+
+Small = partial(SlidingNet, widths=(4,), dense=(8, 6), outputs=3, window=14)
+Deep = partial(SlidingNet, widths=(4, 5), dense=(8,), outputs=3)
+
+
+def pair(net, channels=3):
+    """A sequential network, its variables, its convolutional form and the variables of that."""
+    net = net.clone(form="sequential")
+    variables = net.init(jax.random.key(0), jnp.zeros((1, net.window, net.window, channels)))
+    variables = perturb(variables)
+    return net, variables, net.clone(form="convolutional"), to_convolutional(net, variables)
+
+
+def perturb(variables):
+    """The same variables with nothing left at its initial value: biases, statistics and all."""
+    leaves, tree = jax.tree.flatten(variables)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noise = [jax.random.uniform(k, x.shape) / 20 for k, x in zip(keys, leaves, strict=True)]
+    return jax.tree.map(jnp.add, variables, tree.unflatten(noise))
+
+
+def slide(net, variables, images, stride=None):
+    """Outputs [B, rows, columns, outputs] of a sequential network, window by window."""
+    stride = stride or windows.receptive(net.stages).stride
+    cut = np.stack([slow.cut(np.asarray(image), net.window, stride) for image in images])
+    out = net.apply(variables, cut.reshape(-1, *cut.shape[3:]))
+    return out.reshape(*cut.shape[:3], net.outputs)
+
+
+def both(net, size, channels=3, stride=None):
+    """Outputs of the two forms on the same two images, at full precision on any device."""
+    images = jax.random.uniform(jax.random.key(2), (2, *size, channels), minval=-1)
+    sequential, variables, dense, converted = pair(net, channels)
+    with jax.default_matmul_precision("highest"):
+        return slide(sequential, variables, images, stride), dense.apply(converted, images)
+
+
+@pytest.mark.parametrize("size", [(14, 14), (15, 15), (16, 16), (17, 22), (28, 28)])
+@pytest.mark.parametrize("activation", [None, nn.relu])
+def test_andrew_agrees_in_both_forms(size, activation):
+    net = Andrew(activation=activation)
+    grid = windows.grid(net.chain(), *size)
+    slid, dense = both(net, size)
+    assert dense.shape == (2, grid.rows, grid.columns, 4)
+    chex.assert_trees_all_close(slid, dense, atol=1e-5)
+    assert windows.differences(net.stages, net.window, size[0]) == ()
+
+
+@pytest.mark.parametrize(
+    "words, window, size",
+    [
+        ("c5,p2,c3", 14, 20),
+        ("c5,p2,c3,p2", 16, 28),
+        ("c3s2,c3,p2", 15, 29),
+        ("c3,p3s2,c2", 11, 18),
+        ("c5,p2,c5,p2", 28, 34),
+    ],
+)
+def test_deeper_and_strided_chains_agree_at_the_product_of_strides(words, window, size):
+    net = Deep(stages=windows.parse(words), window=window)
+    assert windows.differences(net.stages, window, size) == ()
+    chex.assert_trees_all_close(*both(net, (size, size)), atol=1e-5)
+
+
+def test_whole_numbers_agree_exactly():
+    sequential, variables, dense, _ = pair(Small(stages=windows.parse("c5,p2")))
+    keys = iter(jax.random.split(jax.random.key(3), 9))
+    whole = jax.tree.map(
+        lambda x: jax.random.randint(next(keys), x.shape, -1, 2).astype(x.dtype), variables
+    )
+    images = jax.random.randint(next(keys), (2, 18, 18, 3), 0, 2).astype(jnp.float32)
+    slid = slide(sequential, whole, images)
+    assert slid.std() > 1 and abs(slid).max() < 2**24  # where float32 counts in ones
+    chex.assert_trees_all_equal(slid, dense.apply(to_convolutional(sequential, whole), images))
+
+
+def test_batch_norm_and_ink_agree_in_evaluation():
+    net = Small(stages=windows.parse("c5,p2"), norm=True, ink=True)
+    chex.assert_trees_all_close(*both(net, (20, 17)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "net, size, stride, reasons",
+    [
+        (Small(stages=windows.parse("c5,p2")).clone(window=15), 16, None, ["floor", "count"]),
+        (Small(stages=windows.parse("c5p2,p2")), 20, None, ["padding"]),
+        (Deep(stages=windows.parse("c5,p2,c3,p2"), window=16), 28, 2, ["stride", "count"]),
+    ],
+)
+def test_where_the_forms_part_differences_says_why(net, size, stride, reasons):
+    slid, dense = both(net, (size, size), stride=stride)
+    assert slid.shape != dense.shape or abs(slid - dense).max() > 1e-2
+    found = windows.differences(net.stages, net.window, size, stride)
+    assert [reason.split(":")[0] for reason in found] == reasons
+
+
+def test_training_statistics_are_per_form_and_updated():
+    net, variables, _, _ = pair(Small(stages=windows.parse("c5,p2"), norm=True))
+    x = jax.random.uniform(jax.random.key(4), (3, 14, 14, 3))
+    _, updates = net.apply(variables, x, train=True, mutable="batch_stats")
+    before, after = variables["batch_stats"], updates["batch_stats"]
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), before, after)
+    assert all(jax.tree.leaves(changed))
+    assert sorted(after) == ["conv1_norm", "dense1_norm", "dense2_norm"]
+
+
+def test_statistics_are_synchronised_over_the_named_axis():
+    net, variables, _, _ = pair(Small(stages=windows.parse("c5,p2"), norm=True))
+    x = jax.random.uniform(jax.random.key(4), (4, 14, 14, 3))
+    together = net.apply(variables, x, train=True, mutable="batch_stats")
+    named = net.clone(axis_name="devices")
+    step = partial(named.apply, variables, train=True, mutable="batch_stats")
+    out, updates = jax.vmap(step, axis_name="devices")(x.reshape(2, 2, 14, 14, 3))
+    halves = out.reshape(4, -1), jax.tree.map(lambda x: x[0], updates)
+    chex.assert_trees_all_close(together, halves, atol=1e-5)
+
+
+def test_both_forms_name_their_layers_alike():
+    _, variables, _, converted = pair(Deep(stages=windows.parse("c3,p2,c3"), window=12, norm=True))
+    chex.assert_trees_all_equal_structs(variables, converted)
+    assert [part.name for part in Deep(stages=windows.parse("c3,p2,c3"), window=12).plan()] == [
+        "conv1", "pool1", "conv2", "dense1", "dense2"
+    ]  # fmt: skip
+
+
+def test_to_convolutional_has_the_shapes_of_init_and_keeps_its_input():
+    _, variables, dense, converted = pair(Small(stages=windows.parse("c5,p2"), norm=True))
+    fresh = jax.eval_shape(dense.init, jax.random.key(0), jnp.zeros((1, 20, 20, 3)))
+    chex.assert_trees_all_equal_shapes(fresh, converted)
+    assert variables["params"]["dense1"]["kernel"].ndim == 2
+    chex.assert_trees_all_equal(converted, to_convolutional(dense, converted))
+
+
+def test_parameters_stay_float32_when_computing_in_bfloat16():
+    net = Small(stages=windows.parse("c5,p2"), dtype=jnp.bfloat16, norm=True)
+    out, variables = net.init_with_output(jax.random.key(0), jnp.zeros((1, 14, 14, 3)))
+    assert out.dtype == jnp.bfloat16
+    assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+
+
+def test_convolutions_go_through_the_given_function():
+    calls = []
+
+    def spy(*args, **kwargs):
+        calls.append(args[1].shape)
+        return jax.lax.conv_general_dilated(*args, **kwargs)
+
+    net = Andrew(conv_general_dilated=spy)
+    jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    assert calls == [(5, 5, 3, 16), (5, 5, 16, 400), (1, 1, 400, 400), (1, 1, 400, 4)]
+
+
+def test_gradients_of_the_two_forms_are_one():
+    net, variables, dense, converted = pair(Small(stages=windows.parse("c5,p2")))
+    x = jax.random.uniform(jax.random.key(5), (2, 14, 14, 3))
+    loss = lambda net, v: (net.apply(v, x) ** 2).sum()  # noqa
+    slid = to_convolutional(net, jax.grad(partial(loss, net))(variables))
+    chex.assert_trees_all_close(slid, jax.grad(partial(loss, dense))(converted), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("form, size", [("sequential", 16), ("convolutional", 13)])
+def test_an_image_of_the_wrong_size_is_refused(form, size):
+    with pytest.raises(ValueError, match=f"{form} form .* cannot take {size} x {size}"):
+        jax.eval_shape(Andrew(form=form).init, jax.random.key(0), jnp.zeros((1, size, size, 3)))
+
+
+def test_each_convolution_needs_a_width():
+    with pytest.raises(ValueError, match="2 convolutions need as many widths"):
+        Small(stages=windows.parse("c5,p2,c3")).plan()
+
+
+# 25 * 3 * 16 a pixel of conv1, 25 * 16 * 400 + 400 * 400 + 400 * 4 a window: worked out by hand.
+@pytest.mark.parametrize(
+    "size, sequential, convolutional",
+    [
+        (14, 441_600, 441_600),
+        (16, 1_766_400, 1_459_200),
+        (28, 28_262_400, 21_273_600),
+        (720, 55_339_545_600, 40_916_812_800),
+        (1080, 125_924_889_600, 93_095_500_800),
+    ],
+)
+def test_multiply_adds_of_andrew(size, sequential, convolutional):
+    assert multiply_adds(Andrew(form="sequential"), size, size) == sequential
+    assert multiply_adds(Andrew(), size, size) == convolutional
+
+
+def test_multiply_adds_are_half_the_operations_xla_counts():
+    net, (height, width) = Andrew(ink=True), (20, 17)
+    x = jnp.zeros((1, height, width, 1))
+    variables = jax.eval_shape(net.init, jax.random.key(0), x)
+    flops = jax.jit(net.apply).lower(variables, x).cost_analysis()["flops"]
+    assert flops == pytest.approx(2 * multiply_adds(net, height, width, channels=1), rel=0.01)

@@ -1,0 +1,209 @@
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from jaxdet.ops import windows
+from jaxdet.ops.windows import Grid, conv, parse, pool
+from tests import slow
+
+ANDREW = parse("c5,p2")
+laws = settings(deadline=None, max_examples=100)
+
+valid_layers = st.one_of(
+    st.builds(conv, st.integers(1, 5), st.integers(1, 3)),
+    st.builds(pool, st.integers(1, 3), st.none() | st.integers(1, 3)),
+)
+valid_chains = st.lists(valid_layers, min_size=1, max_size=4).map(tuple)
+padded_chains = st.lists(
+    st.builds(conv, st.integers(2, 5), st.integers(1, 3), st.integers(0, 1)), min_size=1, max_size=4
+).map(tuple)
+
+
+@laws
+@given(valid_chains | padded_chains, st.integers(1, 70), st.integers(1, 70))
+def test_grid_is_what_following_the_indices_gives(chain, height, width):
+    down, across = (slow.windows_of_chain(chain, size) for size in (height, width))
+    assume(down and across)
+    window, stride, rows, columns, offset = windows.grid(chain, height, width)
+    starts = [[offset + i * stride for i in range(n)] for n in (rows, columns)]
+    assert [[(i, i + window) for i in each] for each in starts] == [down, across]
+
+
+@laws
+@given(valid_chains | padded_chains, st.integers(1, 70))
+def test_output_size_is_the_number_of_indices(chain, size):
+    assert windows.output_size(chain, size) == len(slow.windows_of_chain(chain, size))
+
+
+@laws
+@given(valid_chains, valid_chains)
+def test_receptive_fields_compose(first, second):
+    inner, outer = windows.receptive(first), windows.receptive(second)
+    both = windows.receptive(first + second)
+    assert both.stride == inner.stride * outer.stride
+    assert both.window == inner.window + (outer.window - 1) * inner.stride
+
+
+@pytest.mark.parametrize(
+    "words, window, height, width, expected",
+    [  # worked out by hand for the map of Andrew Ng's lecture and with layers added to it
+        ("c5,p2", 14, 16, 16, Grid(14, 2, 2, 2)),
+        ("c5,p2", 14, 28, 28, Grid(14, 2, 8, 8)),
+        ("c5,p2", 14, 720, 1080, Grid(14, 2, 354, 534)),
+        ("c5,p2,c3", 14, 28, 28, Grid(14, 2, 8, 8)),
+        ("c5,p2,c3,p2", 14, 28, 28, Grid(12, 4, 5, 5)),
+        ("c5,p2,c5,p2", 28, 64, 64, Grid(28, 4, 10, 10)),
+        ("c5,p2", 15, 16, 16, Grid(14, 2, 2, 2)),
+    ],
+)
+def test_grids_known_by_hand(words, window, height, width, expected):
+    features = parse(words)
+    assert windows.grid((*features, windows.head(features, window)), height, width) == expected
+
+
+def test_grid_refuses_an_image_smaller_than_its_window():
+    with pytest.raises(ValueError, match="20 x 5 pixels is smaller than the 6 x 6 window"):
+        windows.grid(ANDREW, 20, 5)
+
+
+def test_head_refuses_a_window_without_features():
+    with pytest.raises(ValueError, match="window of 5 pixels is too small"):
+        windows.head(ANDREW, 5)
+
+
+def test_parse_reads_kernel_stride_padding():
+    assert parse("c5, p2,c3s2,p3s2p1") == (conv(5), pool(2), conv(3, 2), pool(3, 2, 1))
+    assert parse("p3")[0].stride == 3
+
+
+@pytest.mark.parametrize("word", ["", "x3", "c", "c0", "c3s", "5c", "c3p1s2", "c-3"])
+def test_parse_names_the_word_it_cannot_read(word):
+    with pytest.raises(ValueError, match=f"cannot read layer '{word}'"):
+        parse(f"c5,{word},p2")
+
+
+@laws
+@given(valid_chains, st.integers(1, 40), st.integers(0, 30), st.integers(1, 6))
+def test_differences_are_empty_exactly_where_the_windows_coincide(features, window, more, stride):
+    assume(windows.output_size(features, window))
+    size = window + more
+    chain = (*features, windows.head(features, window))
+    used = slow.windows_of_chain(chain, window)[0][1]
+    slid = [(start, start + used) for start in range(0, more + 1, stride)]
+    reasons = windows.differences(features, window, size, stride)
+    assert (reasons == ()) == (slow.windows_of_chain(chain, size) == slid)
+
+
+@pytest.mark.parametrize(
+    "words, window, size, stride, reasons",
+    [
+        ("c5,p2", 14, 28, None, []),
+        ("c5,p2", 14, 28, 2, []),
+        ("c5,p2", 15, 17, None, []),  # a pixel is floored away, and none is missed
+        ("c5,p2", 15, 16, None, ["floor: the layers use 14 of the 15", "has 2 windows, sliding 1"]),
+        ("c5,p2", 15, 28, None, ["floor: the layers use 14 of the 15", "has 8 windows, sliding 7"]),
+        ("c5,p2,c3", 14, 28, 2, []),
+        ("c5,p2,c3,p2", 16, 28, 2, ["steps by 2 pixels, .* multiply to 4", "4 windows, sliding 7"]),
+        ("c5,p2,c3,p2", 16, 28, 4, []),
+        ("c5p2,p2", 14, 28, None, ["padding: zeros, 2 pixels deep"]),
+        ("c5p2,p2", 14, 14, None, []),
+    ],
+)
+def test_differences_say_why(words, window, size, stride, reasons):
+    found = windows.differences(parse(words), window, size, stride)
+    assert len(found) == len(reasons)
+    assert all(re.search(pattern, reason) for pattern, reason in zip(reasons, found, strict=True))
+
+
+def test_corners_are_the_windows():
+    grid = Grid(window=14, stride=2, rows=2, columns=3, offset=-1)
+    corners = windows.corners(grid)
+    chex.assert_shape(corners, (2, 3, 4))
+    chex.assert_type(corners, jnp.float32)
+    np.testing.assert_array_equal(corners[0, 0], [-1, -1, 13, 13])
+    np.testing.assert_array_equal(corners[1, 2], [3, 1, 17, 15])
+
+
+def test_cut_is_the_loop():
+    image = jax.random.uniform(jax.random.key(0), (19, 22, 3))
+    grid = windows.grid((conv(7, 3),), 19, 22)
+    expected = slow.cut(np.asarray(image), 7, 3)
+    assert expected.shape == (5, 6, 7, 7, 3)
+    np.testing.assert_array_equal(windows.cut(image, grid), expected)
+
+
+def test_cut_of_a_padded_chain_sees_zeros_around_the_image():
+    image = jax.random.uniform(jax.random.key(0), (9, 11, 2))
+    grid = windows.grid(parse("c3p1,c3s2p1"), 9, 11)
+    around = np.pad(image, ((2, 2), (2, 2), (0, 0)))
+    np.testing.assert_array_equal(windows.cut(image, grid), slow.cut(around, 5, 2))
+
+
+def test_cut_under_jit_and_vmap():
+    images = jax.random.uniform(jax.random.key(0), (3, 20, 20, 1))
+    grid = windows.grid(ANDREW, 20, 20)
+    plain = jnp.stack([windows.cut(image, grid) for image in images])
+    batched = jax.jit(jax.vmap(windows.cut, (0, None)), static_argnums=1)
+    chex.assert_trees_all_equal(plain, batched(images, grid))
+
+
+def random_boxes(key, count):
+    """Boxes [count, 4] of 1 to 20 pixels a side, some of them beyond a canvas of 32."""
+    start, side = jax.random.split(key)
+    start = jax.random.uniform(start, (count, 2), minval=-10, maxval=32)
+    side = jax.random.uniform(side, (count, 2), minval=1, maxval=20)
+    return jnp.concatenate([start, start + side], axis=-1)
+
+
+def test_window_units_go_round():
+    box = random_boxes(jax.random.key(0), 9)[:, None, None]
+    corners = windows.corners(Grid(14, 2, 10, 10))[None]
+    there = windows.to_window(box, corners)  # [9, 10, 10, 4]
+    back = windows.from_window(there, corners)
+    chex.assert_trees_all_close(back, jnp.broadcast_to(box, back.shape), atol=1e-5)
+
+
+def test_a_window_in_its_own_units_is_the_unit_square():
+    corners = windows.corners(Grid(14, 2, 3, 3))
+    unit = jnp.broadcast_to(jnp.array([0.0, 0, 1, 1]), corners.shape)
+    chex.assert_trees_all_equal(windows.to_window(corners, corners), unit)
+    chex.assert_trees_all_equal(windows.from_window(unit, corners), corners)
+
+
+@pytest.mark.parametrize("grid", [Grid(14, 2, 10, 10), Grid(9, 5, 5, 4)])
+def test_encode_is_the_three_loops(grid):
+    boxes = random_boxes(jax.random.key(1), 40)
+    labels = jax.random.randint(jax.random.key(2), (40,), 0, 10)
+    expected = slow.encode_targets(np.asarray(boxes), labels, *grid[:4])
+    targets = jax.vmap(windows.encode, (0, 0, None))(boxes, labels, grid)
+    assert 0 < expected[..., 0].mean() < 1
+    chex.assert_type(targets, jnp.float32)
+    np.testing.assert_allclose(targets, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_encode_counts_whole_pixels_half_open():
+    grid = Grid(window=4, stride=4, rows=1, columns=3)
+    targets = windows.encode(jnp.array([4.0, 0, 8, 4]), 7, grid)
+    expected = [[[0] * 6, [1, 7, 0, 0, 1, 1], [0] * 6]]  # the neighbours only touch
+    np.testing.assert_array_equal(targets, expected)
+
+
+def test_encode_of_an_empty_box_is_zeros():
+    grid = Grid(14, 2, 10, 10)
+    assert not windows.encode(jnp.zeros(4), 7, grid).any()
+    assert not windows.encode(jnp.array([5.0, 5, 5, 9]), 7, grid).any()
+
+
+def test_encode_jit_vmap_and_plain_agree():
+    grid = Grid(14, 2, 10, 10)
+    boxes, labels = random_boxes(jax.random.key(3), 4), jnp.arange(4)
+    batched = jax.vmap(windows.encode, (0, 0, None))
+    plain = jnp.stack([windows.encode(*each, grid) for each in zip(boxes, labels, strict=True)])
+    compiled = jax.jit(batched, static_argnums=2)(boxes, labels, grid)
+    chex.assert_trees_all_close(plain, batched(boxes, labels, grid), compiled, rtol=1e-6)

@@ -1,0 +1,70 @@
+"""Slow twins: what the vectorised operations compute, as the obvious loops, in NumPy."""
+
+import numpy as np
+
+
+def iou(a, b):
+    """Intersection over union of two boxes [4]; 0 where the union is empty."""
+    width = max(0, min(a[2], b[2]) - max(a[0], b[0]))
+    height = max(0, min(a[3], b[3]) - max(a[1], b[1]))
+    areas = [max(0, box[2] - box[0]) * max(0, box[3] - box[1]) for box in (a, b)]
+    union = sum(areas) - width * height
+    return width * height / union if union > 0 else 0.0
+
+
+def tight_box(image):
+    """Box [4] around the lit pixels of an image [H, W], pixel by pixel; zeros where none is lit."""
+    height, width = image.shape
+    lit = [(x, y) for y in range(height) for x in range(width) if image[y, x] > 0]
+    if not lit:
+        return np.zeros(4)
+    columns, rows = zip(*lit, strict=True)
+    return np.array([min(columns), min(rows), max(columns) + 1, max(rows) + 1])
+
+
+def windows_of_chain(chain, size):
+    """(first pixel, one past the last) that each output of a chain reads, padding included.
+
+    Walks the number of outputs forwards and, from each output, the set of what it reads backwards.
+    """
+    for _, kernel, stride, padding in chain:
+        size = len(range(-padding, size + padding - kernel + 1, stride))
+    return [_reads(chain, output) for output in range(size)]
+
+
+def _reads(chain, output):
+    """Hull of the pixels that one output reads."""
+    pixels = {output}
+    for _, kernel, stride, padding in reversed(chain):
+        pixels = {p * stride - padding + tap for p in pixels for tap in range(kernel)}
+    return min(pixels), max(pixels) + 1
+
+
+def cut(image, window, stride):
+    """Windows [rows, columns, window, window, C] of an image [H, W, C], one slice at a time."""
+    height, width = image.shape[:2]
+    return np.array(
+        [
+            [
+                image[top : top + window, left : left + window]
+                for left in range(0, width - window + 1, stride)
+            ]
+            for top in range(0, height - window + 1, stride)
+        ]
+    )
+
+
+def encode_targets(boxes, labels, window, stride, rows, columns):
+    """Targets [N, rows, columns, 6] of one box [N, 4] and label [N] an image, by three loops."""
+    targets = np.zeros((len(boxes), rows, columns, 6))
+    for n in range(len(boxes)):
+        x0, y0, x1, y1 = boxes[n]
+        for h in range(rows):
+            for w in range(columns):
+                top, left = h * stride, w * stride
+                across = max(x0, left) < min(x1, left + window)
+                down = max(y0, top) < min(y1, top + window)
+                if across and down:
+                    corners = np.array([x0 - left, y0 - top, x1 - left, y1 - top])
+                    targets[n, h, w] = [1, labels[n], *corners / window]
+    return targets

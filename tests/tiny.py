@@ -1,0 +1,35 @@
+"""A digit locator small enough for tests: seconds to compile, a step in milliseconds."""
+
+from dataclasses import replace
+
+from jaxdet import configs
+from jaxdet.configs.digits import Config
+from jaxdet.data.arrays import Arrays
+
+CONFIG = Config(
+    stages="c6s4,p2",
+    widths=(8,),
+    dense=(16,),
+    window=40,
+    canvas=56,
+    epochs=2,
+    batch=16,
+    eval_batch=16,
+    devices=1,
+)
+WORDS = [
+    *("--stages", "c6s4,p2", "--widths", "8", "--dense", "16", "--window", "40"),
+    *("--canvas", "56", "--epochs", "2", "--batch", "64", "--eval-batch", "100"),
+    *("--devices", "1"),
+]
+
+
+def system(rows=48, **changes):
+    """(configuration, system) of the tiny locator, with `rows` rows in every split."""
+    config = replace(CONFIG, **changes)
+    made = configs.build("digits", config)
+    splits = {
+        name: Arrays({key: column[:rows] for key, column in source.arrays.items()})
+        for name, source in made.splits.items()
+    }
+    return config, made._replace(splits=splits)
