@@ -87,9 +87,7 @@ def create(data, hyper, *, task, optimizer, seed, ema):
     """
     root = jax.random.key(seed)
     at = At(True, jnp.int32(0), jnp.int32(0), hyper)
-    places = jnp.zeros(1, jnp.int32)
-    batch = {**batches.gather(data, places), "real": jnp.ones(1)}
-    batch = task.augment(keys.per_row(root, places), batch, at)
+    batch = _blank_batch(data, task, at)
     made = task.init(keys.chain(root, keys.INIT), batch)
     params, stats = made["params"], made.get("batch_stats", {})
     _, (_, terms) = jax.eval_shape(lambda v, b: task.loss(v, b, root, at), made, batch)
@@ -98,11 +96,22 @@ def create(data, hyper, *, task, optimizer, seed, ema):
         params=params,
         stats=stats,
         opt_state=optimizer.init(params),
-        ema={"params": params, "stats": stats} if ema else {},
+        ema=jax.tree.map(jnp.copy, {"params": params, "stats": stats}) if ema else {},
         hyper=hyper,
         key=root,
         book=_fresh_book(terms),
     )
+
+
+def _blank_batch(data, task, at):
+    """One row of zeros, as the network will see rows."""
+
+    def draw(data):
+        rows = jnp.zeros(1, jnp.int32)
+        drawn = keys.per_row(jax.random.key(0), rows)
+        return task.augment(drawn, {**batches.gather(data, rows), "real": jnp.ones(1)}, at)
+
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(draw, data))
 
 
 def _fresh_book(terms):
@@ -155,7 +164,7 @@ def _batch(state, data, rows, task, at):
 
 def _not_finite(terms, grads):
     """Whether each term (in sorted order), and at the end the gradient, is not a number."""
-    values = [terms[name] for name in sorted(terms)] + [optax.global_norm(grads)]
+    values = [terms[name] for name in sorted(terms)] + [optax.tree.norm(grads)]
     return ~jnp.isfinite(jnp.stack(values))
 
 

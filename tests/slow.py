@@ -28,7 +28,7 @@ def windows_of_chain(chain, size):
     Walks the number of outputs forwards and, from each output, the set of what it reads backwards.
     """
     for _, kernel, stride, padding in chain:
-        size = len(range(-padding, size + padding - kernel + 1, stride))
+        size = len(range(-padding, size + padding - kernel + 1, stride)) if size else 0
     return [_reads(chain, output) for output in range(size)]
 
 
@@ -68,3 +68,29 @@ def encode_targets(boxes, labels, window, stride, rows, columns):
                     corners = np.array([x0 - left, y0 - top, x1 - left, y1 - top])
                     targets[n, h, w] = [1, labels[n], *corners / window]
     return targets
+
+
+def turned(digit, angle, zoom, side):
+    """Digit [h, w] turned counter-clockwise by `angle` radians about its ink's centre and scaled.
+
+    Pixel by pixel of [side, side]: where in the digit it comes from, and the blend found there.
+    """
+    x0, y0, x1, y1 = tight_box(digit)
+    middle = np.array([x0 + x1, y0 + y1]) / 2
+    patch = np.zeros((side, side))
+    for row in range(side):
+        for column in range(side):
+            x, y = (np.array([column, row]) + 0.5 - side // 2 - middle % 1) / zoom
+            from_x = middle[0] + np.cos(angle) * x - np.sin(angle) * y - 0.5
+            from_y = middle[1] + np.sin(angle) * x + np.cos(angle) * y - 0.5
+            patch[row, column] = _blend(digit, from_y, from_x)
+    return patch
+
+
+def _blend(image, row, column):
+    """Bilinear value between the four pixels around a place; those outside the image are 0."""
+    height, width = image.shape
+    top, left = int(np.floor(row)), int(np.floor(column))
+    near = [(y, x) for y in (top, top + 1) for x in (left, left + 1)]
+    inside = [(y, x) for y, x in near if 0 <= y < height and 0 <= x < width]
+    return sum(image[y, x] * (1 - abs(row - y)) * (1 - abs(column - x)) for y, x in inside)

@@ -31,7 +31,7 @@ class Arrays:
         return Arrays(self[np.asarray(indices, np.int64)])
 
 
-def digits(image, label, *, where, first_id=0):
+def labelled(image, label, *, where, first_id=0):
     """The source of digits: `image [N, H, W]` uint8, `label [N]` int32 in 0..9, `id [N]` int32.
 
     Ids count from `first_id`: the number of a sample within its whole set.  `where` says in errors
@@ -53,7 +53,8 @@ def _check_images(image, where):
 
 def _check_labels(label, count, where):
     if label.shape != (count,):
-        raise InputError(f"{where}: {count} images but labels {list(label.shape)}; one a row is wanted")
+        found = f"{count} images but labels {list(label.shape)}"
+        raise InputError(f"{where}: {found}; one label an image is wanted")
     (wrong,) = np.nonzero(~np.isin(label, range(CLASSES)))
     if wrong.size:
         row = wrong[0]

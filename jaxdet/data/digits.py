@@ -11,7 +11,7 @@ SHOWN = 30  # test digits: as many as one figure shows
 EMBEDDED_TRAIN, EMBEDDED_TEST = 1297, 300  # of 1797; the other 200 are for validation
 
 FULL = 16  # how dark a pixel of an embedded scan can be
-FAINT = 3  # below this the paper shows through: without the cut the ink of most scans has a halo
+FAINT = 3  # up to here it is the blur around a stroke, not ink
 
 
 def splits(source_name, root=None, seed=0):
@@ -25,7 +25,8 @@ def splits(source_name, root=None, seed=0):
     """
     train, heldout = _read(source_name, root)
     if len(heldout) < 2 * SHOWN:
-        raise InputError(f"{source_name}: {len(heldout)} test digits; at least {2 * SHOWN} are wanted")
+        found = f"{len(heldout)} test digits"
+        raise InputError(f"{source_name}: {found}; {2 * SHOWN} or more are wanted")
     tests = EMBEDDED_TEST if source_name == "embedded" else SHOWN
     order = np.random.default_rng(seed).permutation(len(heldout))
     test, val = heldout.take(np.sort(order[:tests])), heldout.take(np.sort(order[tests:]))
@@ -35,9 +36,9 @@ def splits(source_name, root=None, seed=0):
 def embedded():
     """The 1797 scans that come with scikit-learn as a source of 28x28 digits, no file needed.
 
-    Each scan of 8x8 is enlarged to fill 20x20 at most in the middle, as in MNIST; the background
-    is exactly 0, so that `pixel > 0` is the ink.  Their order is a fixed shuffle, because
-    neighbours were written by the same hand; ids count along it.  Alpaydin and Kaynak,
+    Each scan of 8x8 is enlarged so that its ink stays within the middle 20x20 pixels; the
+    background is exactly 0, so that `pixel > 0` is the ink.  Their order is a fixed shuffle,
+    because neighbours were written by the same hand; ids count along it.  Alpaydin and Kaynak,
     "Optical recognition of handwritten digits", UCI, 1998.
     """
     from sklearn.datasets import load_digits
@@ -45,19 +46,21 @@ def embedded():
     scans = load_digits()
     image = np.stack([_enlarge(scan) for scan in scans.images])
     order = np.random.default_rng(0).permutation(len(image))
-    return arrays.digits(image[order], scans.target[order], where="embedded digits")
+    return arrays.labelled(image[order], scans.target[order], where="embedded digits")
 
 
 def _read(source_name, root):
     match source_name.partition(":"):
         case ("embedded", "", ""):
             whole = embedded()
-            return tuple(whole.take(part) for part in np.split(np.arange(len(whole)), [EMBEDDED_TRAIN]))
+            rows = np.arange(len(whole))
+            return whole.take(rows[:EMBEDDED_TRAIN]), whole.take(rows[EMBEDDED_TRAIN:])
         case ("mnist", "", "") if root is not None:
             return idx.mnist(root)
-        case ("tfds", ":", name):
+        case ("tfds", ":", name) if name:
             return named.load(name, root)
-    raise InputError(f"digits from {source_name!r}, root {root}: one of {SOURCES} is wanted, and for mnist a root")
+    found = f"digits from {source_name!r} with root {root}"
+    raise InputError(f"{found}; one of {SOURCES} is wanted, and for mnist a root")
 
 
 def _enlarge(scan):

@@ -20,6 +20,7 @@ DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E:
 MOST_DIMENSIONS = 32
 GZIP = b"\x1f\x8b"  # how every gzip file begins
 AGAIN = "fetch it again"
+WANTED = "MNIST's four idx files are wanted in it"
 
 
 def mnist(folder):
@@ -28,11 +29,11 @@ def mnist(folder):
     Knows the spellings `train-images-idx3-ubyte` and `train-images.idx3-ubyte`, with and without
     `.gz`; the test files begin with `t10k`.  Training ids count from 0, test ids go on from there.
     InputError, in one line, for a folder or file that is missing and for whatever `read` or
-    `arrays.digits` finds wrong.
+    `arrays.labelled` finds wrong.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; MNIST's four idx files are wanted in it")
+        raise InputError(f"{folder}: no such folder; {WANTED}")
     train = _part(folder, "train")
     return train, _part(folder, "t10k", first_id=len(train))
 
@@ -49,8 +50,9 @@ def read(path):
     start = 4 + 4 * len(shape)
     wanted = start + dtype.itemsize * math.prod(shape)
     if len(content) != wanted:
-        state = "cut short" if len(content) < wanted else "too long"
-        raise InputError(f"{path}: {state}: {len(content)} bytes, its header wants {wanted}; {AGAIN}")
+        state = "is cut short" if len(content) < wanted else "is too long"
+        found = f"{len(content)} bytes, its header wants {wanted}"
+        raise InputError(f"{path}: {state}: {found}; {AGAIN}")
     values = np.frombuffer(content, dtype, offset=start).reshape(shape)
     return values.astype(dtype.newbyteorder("="))
 
@@ -59,7 +61,7 @@ def _part(folder, part, first_id=0):
     images = _find(folder, f"{part}-images", "idx3-ubyte")
     labels = _find(folder, f"{part}-labels", "idx1-ubyte")
     where = f"{images} with {labels.name}"
-    return arrays.digits(read(images), read(labels), where=where, first_id=first_id)
+    return arrays.labelled(read(images), read(labels), where=where, first_id=first_id)
 
 
 def _find(folder, stem, kind):
@@ -68,7 +70,7 @@ def _find(folder, stem, kind):
         if path.is_file():
             return path
     state = "has no" if any(folder.iterdir()) else "is empty, without"
-    raise InputError(f"{folder}: {state} {stem}-{kind}[.gz]; MNIST's four idx files are wanted in it")
+    raise InputError(f"{folder}: {state} {stem}-{kind}[.gz]; {WANTED}")
 
 
 def _unzipped(path):
@@ -76,7 +78,7 @@ def _unzipped(path):
         content = path.read_bytes()
         return gzip.decompress(content) if content.startswith(GZIP) else content
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: damaged gzip ({error}); {AGAIN}") from error
+        raise InputError(f"{path}: is a damaged gzip file ({error}); {AGAIN}") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 
@@ -88,10 +90,11 @@ def _header(content, path):
         raise InputError(f"{path}: begins with {found}; an idx file begins with 00 00, type, rank")
     code, rank = content[2:4]
     if code not in DTYPES or not 1 <= rank <= MOST_DIMENSIONS:
-        known = ", ".join(f"{known:02x}" for known in DTYPES)
-        raise InputError(f"{path}: type code {code:02x}, rank {rank}; one of {known}, rank 1..{MOST_DIMENSIONS}, is wanted")
+        known = " ".join(f"{known:02x}" for known in DTYPES)
+        wanted = f"one of {known} and rank 1..{MOST_DIMENSIONS} are wanted"
+        raise InputError(f"{path}: has type code {code:02x} and rank {rank}; {wanted}")
     if len(content) < 4 + 4 * rank:
-        raise InputError(f"{path}: cut short within its header of rank {rank}; {AGAIN}")
+        raise InputError(f"{path}: is cut short within its header of rank {rank}; {AGAIN}")
     shape = tuple(np.frombuffer(content, ">u4", count=rank, offset=4).tolist())
     if 0 in shape:
         raise InputError(f"{path}: shape {list(shape)} holds no value; {AGAIN}")

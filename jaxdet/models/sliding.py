@@ -100,8 +100,11 @@ class SlidingNet(nn.Module):
     @nn.nowrap
     def _check_size(self, height, width):
         """Refuse images that this form cannot take."""
-        exact = height == width == self.window
-        if not (exact or self.form == "convolutional" and min(height, width) >= self.window):
+        if self.form == "sequential":
+            fits = height == width == self.window
+        else:
+            fits = min(height, width) >= self.window
+        if not fits:
             raise InputError(
                 f"the {self.form} form has windows of {self.window} x {self.window} pixels and "
                 f"cannot take {height} x {width}"

@@ -95,9 +95,13 @@ def receptive(chain):
 
 
 def output_size(chain, size):
-    """Outputs a side that a chain makes of `size` pixels, layer by layer; 0 if it does not fit."""
-    for layer in chain:
-        size = max((size + 2 * layer.padding - layer.kernel) // layer.stride + 1, 0)
+    """Outputs a side that a chain makes of `size` pixels, layer by layer; 0 if it does not fit.
+
+    What does not fit in one layer is gone: padding of a later one does not bring it back.
+    """
+    for _, kernel, stride, padding in chain:
+        room = size + 2 * padding - kernel
+        size = room // stride + 1 if size > 0 and room >= 0 else 0
     return size
 
 
@@ -108,7 +112,7 @@ def grid(chain, height, width):
     Raises InputError if the image is smaller than the window.
     """
     window, stride, offset = receptive(chain)
-    if min(height, width) - 2 * offset < window:
+    if output_size(chain, min(height, width)) == 0:
         raise InputError(
             f"an image of {height} x {width} pixels is smaller than the {window} x {window} window"
         )
@@ -124,7 +128,8 @@ def differences(features, window, size, stride=None):
 
     Without padding the answer is exact.  With padding it is on the safe side: it names every padded
     chain on an image larger than its window.  Batch statistics and pooling over the whole image
-    break the agreement too, and no chain shows them.  Dense passes: OverFeat, arXiv:1312.6229.
+    break the agreement too, and no chain shows them.  Raises InputError as `head` does.
+    Dense passes: Sermanet et al. 2013 (OverFeat), arXiv:1312.6229.
     """
     chain = (*features, head(features, window))
     seen = receptive(chain)
@@ -134,7 +139,7 @@ def differences(features, window, size, stride=None):
     checks = (
         (
             size > window and seen.offset < 0,
-            f"padding: zeros, {-seen.offset} pixels deep, lie around the image in the dense pass and "
+            f"padding: the {-seen.offset} pixels of it lie around the image in the dense pass, "
             "around every window in sliding",
         ),
         (

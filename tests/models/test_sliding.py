@@ -18,38 +18,49 @@ Deep = partial(SlidingNet, widths=(4, 5), dense=(8,), outputs=3)
 def pair(net, channels=3):
     """A sequential network, its variables, its convolutional form and the variables of that."""
     net = net.clone(form="sequential")
-    variables = net.init(jax.random.key(0), jnp.zeros((1, net.window, net.window, channels)))
-    variables = perturb(variables)
+    x = jnp.zeros((1, net.window, net.window, channels))
+    variables = fill(jax.eval_shape(net.init, jax.random.key(0), x))
     return net, variables, net.clone(form="convolutional"), to_convolutional(net, variables)
 
 
-def perturb(variables):
-    """The same variables with nothing left at its initial value: biases, statistics and all."""
-    leaves, tree = jax.tree.flatten(variables)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    noise = [jax.random.uniform(k, x.shape) / 20 for k, x in zip(keys, leaves, strict=True)]
-    return jax.tree.map(jnp.add, variables, tree.unflatten(noise))
+def fill(shapes):
+    """Random variables of these shapes, statistics and biases too, that keep outputs near 1."""
+    draw = np.random.default_rng(0)
+
+    def normal(x):
+        return np.float32(draw.normal(size=x.shape) / np.prod(x.shape[:-1]) ** 0.5)
+
+    variables = jax.tree.map(normal, shapes)
+    return {**variables, "batch_stats": jax.tree.map(abs, variables.get("batch_stats", {}))}
+
+
+@partial(jax.jit, static_argnums=0)
+def apply(net, variables, x):
+    """Outputs in evaluation, at full precision on any device."""
+    with jax.default_matmul_precision("highest"):
+        return net.apply(variables, x)
 
 
 def slide(net, variables, images, stride=None):
     """Outputs [B, rows, columns, outputs] of a sequential network, window by window."""
     stride = stride or windows.receptive(net.stages).stride
     cut = np.stack([slow.cut(np.asarray(image), net.window, stride) for image in images])
-    out = net.apply(variables, cut.reshape(-1, *cut.shape[3:]))
+    out = apply(net, variables, cut.reshape(-1, *cut.shape[3:]))
     return out.reshape(*cut.shape[:3], net.outputs)
 
 
 def both(net, size, channels=3, stride=None):
-    """Outputs of the two forms on the same two images, at full precision on any device."""
-    images = jax.random.uniform(jax.random.key(2), (2, *size, channels), minval=-1)
+    """Outputs of the two forms on the same two images."""
+    images = np.random.default_rng(1).uniform(-1, 1, (2, *size, channels)).astype(np.float32)
     sequential, variables, dense, converted = pair(net, channels)
-    with jax.default_matmul_precision("highest"):
-        return slide(sequential, variables, images, stride), dense.apply(converted, images)
+    return slide(sequential, variables, images, stride), apply(dense, converted, images)
 
 
-@pytest.mark.parametrize("size", [(14, 14), (15, 15), (16, 16), (17, 22), (28, 28)])
-@pytest.mark.parametrize("activation", [None, nn.relu])
-def test_andrew_agrees_in_both_forms(size, activation):
+@pytest.mark.parametrize(
+    "activation, size",
+    [(None, (14, 14)), (None, (15, 15)), (None, (16, 16)), (nn.relu, (17, 22)), (None, (28, 28))],
+)
+def test_andrew_agrees_in_both_forms(activation, size):
     net = Andrew(activation=activation)
     grid = windows.grid(net.chain(), *size)
     slid, dense = both(net, size)
@@ -63,7 +74,7 @@ def test_andrew_agrees_in_both_forms(size, activation):
     [
         ("c5,p2,c3", 14, 20),
         ("c5,p2,c3,p2", 16, 28),
-        ("c3s2,c3,p2", 15, 29),
+        ("c3s2,c3,p2", 13, 25),
         ("c3,p3s2,c2", 11, 18),
         ("c5,p2,c5,p2", 28, 34),
     ],
@@ -76,14 +87,13 @@ def test_deeper_and_strided_chains_agree_at_the_product_of_strides(words, window
 
 def test_whole_numbers_agree_exactly():
     sequential, variables, dense, _ = pair(Small(stages=windows.parse("c5,p2")))
-    keys = iter(jax.random.split(jax.random.key(3), 9))
-    whole = jax.tree.map(
-        lambda x: jax.random.randint(next(keys), x.shape, -1, 2).astype(x.dtype), variables
-    )
-    images = jax.random.randint(next(keys), (2, 18, 18, 3), 0, 2).astype(jnp.float32)
-    slid = slide(sequential, whole, images)
-    assert slid.std() > 1 and abs(slid).max() < 2**24  # where float32 counts in ones
-    chex.assert_trees_all_equal(slid, dense.apply(to_convolutional(sequential, whole), images))
+    draw = np.random.default_rng(2)
+    signs = jax.tree.map(lambda x: draw.integers(-1, 2, x.shape).astype(np.float32), variables)
+    images = draw.integers(0, 2, (2, 18, 18, 3)).astype(np.float32)
+    slid = slide(sequential, signs, images)
+    largest = 76 * (4 * 25 + 1) * (8 + 1) * (6 + 1)  # of any partial sum
+    assert slid.std() > 1 and largest < 2**24  # up to where float32 holds every whole number
+    chex.assert_trees_all_equal(slid, apply(dense, to_convolutional(sequential, signs), images))
 
 
 def test_batch_norm_and_ink_agree_in_evaluation():
@@ -94,7 +104,7 @@ def test_batch_norm_and_ink_agree_in_evaluation():
 @pytest.mark.parametrize(
     "net, size, stride, reasons",
     [
-        (Small(stages=windows.parse("c5,p2")).clone(window=15), 16, None, ["floor", "count"]),
+        (Small(stages=windows.parse("c5,p2"), window=15), 16, None, ["floor", "count"]),
         (Small(stages=windows.parse("c5p2,p2")), 20, None, ["padding"]),
         (Deep(stages=windows.parse("c5,p2,c3,p2"), window=16), 28, 2, ["stride", "count"]),
     ],
@@ -106,10 +116,11 @@ def test_where_the_forms_part_differences_says_why(net, size, stride, reasons):
     assert [reason.split(":")[0] for reason in found] == reasons
 
 
-def test_training_statistics_are_per_form_and_updated():
+def test_training_updates_every_statistic():
     net, variables, _, _ = pair(Small(stages=windows.parse("c5,p2"), norm=True))
-    x = jax.random.uniform(jax.random.key(4), (3, 14, 14, 3))
-    _, updates = net.apply(variables, x, train=True, mutable="batch_stats")
+    x = np.random.default_rng(3).uniform(size=(3, 14, 14, 3))
+    train = jax.jit(partial(net.apply, train=True, mutable="batch_stats"))
+    _, updates = train(variables, x)
     before, after = variables["batch_stats"], updates["batch_stats"]
     changed = jax.tree.map(lambda a, b: bool((a != b).any()), before, after)
     assert all(jax.tree.leaves(changed))
@@ -118,34 +129,34 @@ def test_training_statistics_are_per_form_and_updated():
 
 def test_statistics_are_synchronised_over_the_named_axis():
     net, variables, _, _ = pair(Small(stages=windows.parse("c5,p2"), norm=True))
-    x = jax.random.uniform(jax.random.key(4), (4, 14, 14, 3))
-    together = net.apply(variables, x, train=True, mutable="batch_stats")
-    named = net.clone(axis_name="devices")
-    step = partial(named.apply, variables, train=True, mutable="batch_stats")
-    out, updates = jax.vmap(step, axis_name="devices")(x.reshape(2, 2, 14, 14, 3))
-    halves = out.reshape(4, -1), jax.tree.map(lambda x: x[0], updates)
-    chex.assert_trees_all_close(together, halves, atol=1e-5)
+    x = np.random.default_rng(3).uniform(size=(4, 14, 14, 3))
+    options = {"train": True, "mutable": "batch_stats"}
+    out, together = jax.jit(partial(net.apply, variables, **options))(x)
+    step = partial(net.clone(axis_name="devices").apply, variables, **options)
+    halves, updates = jax.jit(jax.vmap(step, axis_name="devices"))(x.reshape(2, 2, 14, 14, 3))
+    chex.assert_trees_all_close(out, halves.reshape(out.shape), atol=1e-4)
+    chex.assert_trees_all_close(together, jax.tree.map(lambda x: x[0], updates), atol=1e-4)
 
 
 def test_both_forms_name_their_layers_alike():
-    _, variables, _, converted = pair(Deep(stages=windows.parse("c3,p2,c3"), window=12, norm=True))
+    net = Deep(stages=windows.parse("c3,p2,c3"), window=12, norm=True)
+    _, variables, _, converted = pair(net)
     chex.assert_trees_all_equal_structs(variables, converted)
-    assert [part.name for part in Deep(stages=windows.parse("c3,p2,c3"), window=12).plan()] == [
-        "conv1", "pool1", "conv2", "dense1", "dense2"
-    ]  # fmt: skip
+    assert [part.name for part in net.plan()] == ["conv1", "pool1", "conv2", "dense1", "dense2"]
 
 
 def test_to_convolutional_has_the_shapes_of_init_and_keeps_its_input():
     _, variables, dense, converted = pair(Small(stages=windows.parse("c5,p2"), norm=True))
     fresh = jax.eval_shape(dense.init, jax.random.key(0), jnp.zeros((1, 20, 20, 3)))
-    chex.assert_trees_all_equal_shapes(fresh, converted)
+    chex.assert_trees_all_equal_shapes_and_dtypes(fresh, converted)
     assert variables["params"]["dense1"]["kernel"].ndim == 2
     chex.assert_trees_all_equal(converted, to_convolutional(dense, converted))
 
 
 def test_parameters_stay_float32_when_computing_in_bfloat16():
     net = Small(stages=windows.parse("c5,p2"), dtype=jnp.bfloat16, norm=True)
-    out, variables = net.init_with_output(jax.random.key(0), jnp.zeros((1, 14, 14, 3)))
+    x = jnp.zeros((1, 14, 14, 3))
+    out, variables = jax.eval_shape(net.init_with_output, jax.random.key(0), x)
     assert out.dtype == jnp.bfloat16
     assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
@@ -164,10 +175,13 @@ def test_convolutions_go_through_the_given_function():
 
 def test_gradients_of_the_two_forms_are_one():
     net, variables, dense, converted = pair(Small(stages=windows.parse("c5,p2")))
-    x = jax.random.uniform(jax.random.key(5), (2, 14, 14, 3))
-    loss = lambda net, v: (net.apply(v, x) ** 2).sum()  # noqa
-    slid = to_convolutional(net, jax.grad(partial(loss, net))(variables))
-    chex.assert_trees_all_close(slid, jax.grad(partial(loss, dense))(converted), rtol=1e-4, atol=1e-5)
+    x = np.random.default_rng(4).uniform(size=(2, 14, 14, 3))
+
+    def gradient(net, variables):
+        return jax.jit(jax.grad(lambda v: (apply(net, v, x) ** 2).sum()))(variables)
+
+    slid = to_convolutional(net, gradient(net, variables))
+    chex.assert_trees_all_close(slid, gradient(dense, converted), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("form, size", [("sequential", 16), ("convolutional", 13)])

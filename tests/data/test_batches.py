@@ -1,0 +1,47 @@
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxdet.data import batches
+
+sizes = {"count": st.integers(1, 60), "batch": st.integers(1, 25)}
+
+
+@given(**sizes)
+def test_an_epoch_shows_every_row_and_only_full_batches(count, batch):
+    rows = batches.order(0, 0, count, batch)
+    assert rows.shape == (-(-count // batch), batch)
+    assert set(rows.ravel()) == set(range(count))
+    np.testing.assert_array_equal(np.sort(rows.ravel()[:count]), np.arange(count))
+
+
+def test_the_tail_wraps_round_to_the_first_rows():
+    rows = batches.order(0, 0, 5, 4).ravel()
+    np.testing.assert_array_equal(rows[5:], rows[:3])
+
+
+def test_order_depends_on_seed_and_epoch_alone():
+    first = batches.order(1, 2, 50, 10)
+    np.testing.assert_array_equal(first, batches.order(1, 2, 50, 10))
+    assert (first != batches.order(1, 3, 50, 10)).any()
+    assert (first != batches.order(2, 2, 50, 10)).any()
+
+
+@given(**sizes)
+def test_evaluation_takes_every_row_once_and_marks_the_padding(count, batch):
+    rows, real = batches.padded(count, batch)
+    assert rows.shape == real.shape == (-(-count // batch), batch)
+    np.testing.assert_array_equal(rows[real == 1], np.arange(count))
+    assert real.sum() == count
+
+
+def test_rows_are_gathered_from_every_column():
+    data = {"a": np.arange(5) * 10, "b": np.arange(10).reshape(5, 2)}
+    batch = batches.gather(data, np.array([3, 0]))
+    np.testing.assert_array_equal(batch["a"], [30, 0])
+    np.testing.assert_array_equal(batch["b"], [[6, 7], [0, 1]])
+
+
+def test_without_data_the_rows_are_the_batch():
+    rows = {"a": np.ones(3)}
+    assert batches.gather({}, rows) is rows

@@ -1,0 +1,251 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxdet import checkpoint, parallel
+from jaxdet.types import InputError, TrainState
+
+
+def made(fill=1.0, width=3):
+    """A small state with every kind of leaf: random key, bfloat16, optax states, empty dicts."""
+    params = {"kernel": jnp.full((2, width), fill), "half": jnp.full(5, fill / 3, jnp.bfloat16)}
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
+    return TrainState(
+        step=jnp.int32(7),
+        params=params,
+        stats={},
+        opt_state=optimizer.init(params),
+        ema={"params": params, "stats": {}},
+        hyper={"weight": jnp.float32(fill)},
+        key=jax.random.key(5),
+        book={"sums": {"loss": jnp.float32(jnp.nan)}, "best": jnp.float32(-jnp.inf)},
+    )
+
+
+def bits(tree):
+    """Everything that can differ between two trees: structure, types, shapes, bytes."""
+    leaves, structure = jax.tree.flatten(tree)
+    inside = [
+        jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+        for x in leaves
+    ]
+    described = [
+        (str(x.dtype), x.shape, np.asarray(i).tobytes())
+        for x, i in zip(leaves, inside, strict=True)
+    ]
+    return structure, described
+
+
+def fill_of(state):
+    return float(state.hyper["weight"])
+
+
+@pytest.fixture(scope="module")
+def pattern(tmp_path_factory):
+    """A run with checkpoints 2 (the best) and 3, each filled with its step; 1 was pruned."""
+    run = tmp_path_factory.mktemp("pattern")
+    for step, score in ((1, 0.5), (2, 0.9), (3, 0.7)):
+        checkpoint.save(run, step, made(float(step)), score=(score, 1.0))
+    return run
+
+
+@pytest.fixture
+def run(pattern, tmp_path):
+    """A copy of `pattern` to harm: a run may be moved."""
+    return shutil.copytree(pattern, tmp_path / "run")
+
+
+def place(run, step):
+    return run / "checkpoints" / str(step)
+
+
+def data_file(run, step):
+    """The largest file that orbax wrote: the arrays are in it."""
+    return max((place(run, step) / "state").rglob("d/*"), key=lambda path: path.stat().st_size)
+
+
+def flip(run, step):
+    path = data_file(run, step)
+    content = bytearray(path.read_bytes())
+    start = len(content) // 2
+    content[start : start + 64] = bytes(255 - byte for byte in content[start : start + 64])
+    path.write_bytes(content)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGES = {
+    "data flipped": flip,
+    "data cut": lambda run, step: cut(data_file(run, step)),
+    "data deleted": lambda run, step: data_file(run, step).unlink(),
+    "file added": lambda run, step: (place(run, step) / "state" / "more").write_text("more"),
+    "manifest cut": lambda run, step: cut(place(run, step) / "manifest.json"),
+    "manifest emptied": lambda run, step: (place(run, step) / "manifest.json").write_text("{}"),
+    "manifest deleted": lambda run, step: (place(run, step) / "manifest.json").unlink(),
+    "_METADATA cut": lambda run, step: cut(place(run, step) / "state" / "_METADATA"),
+    "ocdbt cut": lambda run, step: cut(place(run, step) / "state" / "manifest.ocdbt"),
+}
+
+
+def test_a_state_comes_back_bit_for_bit_from_its_abstract_shape(tmp_path):
+    state = made()
+    checkpoint.save(tmp_path, 7, state)
+    step, back = checkpoint.restore(tmp_path, jax.eval_shape(made))
+    assert step == 7
+    assert bits(back) == bits(state)
+
+
+def test_the_number_of_devices_does_not_enter_the_checkpoint(tmp_path):
+    state = made()
+    checkpoint.save(tmp_path, 7, parallel.put(state, parallel.devices(4)))
+    assert bits(checkpoint.restore(tmp_path, state)[1]) == bits(state)
+
+
+def test_the_two_newest_and_the_best_are_kept(tmp_path):
+    scores = (0.5, 0.9, 0.9, 0.9, 0.2, 0.3)
+    losses = (1.0, 3.0, 2.0, 2.5, 1.0, 1.0)
+    for step, score in enumerate(zip(scores, losses, strict=True)):
+        checkpoint.save(tmp_path, step, made(), score=score)
+    assert checkpoint.steps(tmp_path) == [2, 4, 5]
+    assert checkpoint.best(tmp_path) == 2
+
+
+@pytest.mark.parametrize(
+    "history, best",
+    [
+        ({10: (0.5, 1.0), 20: (0.8, 9.0), 30: (0.7, 0.1)}, 20),  # the score comes first
+        ({10: (0.8, 0.5), 20: (0.8, 0.3), 30: (0.8, 0.4)}, 20),  # then the lower loss
+        ({10: (0.8, 0.3), 20: (0.8, 0.3), 9: (0.8, 0.4)}, 10),  # then the earlier step
+        ({10: None, 20: (0.1, 9.0), 30: None}, 20),  # a checkpoint without a score is no candidate
+        ({10: None}, None),
+        ({}, None),
+    ],
+)
+def test_best_is_the_highest_score_then_the_lower_loss_then_the_earlier_step(
+    tmp_path, history, best
+):
+    for step, score in history.items():
+        checkpoint.save(tmp_path, step, {"x": jnp.zeros(1)}, score=score, keep=9)
+    assert checkpoint.best(tmp_path) == best
+
+
+def test_a_checkpoint_of_the_same_step_is_replaced(run):
+    checkpoint.save(run, 3, made(33.0), score=(0.95, 1.0))
+    assert checkpoint.steps(run) == [2, 3]
+    assert fill_of(checkpoint.restore(run, made())[1]) == 33
+    assert checkpoint.best(run) == 3
+
+
+@pytest.mark.parametrize("which, step", [("last", 3), ("best", 2), ("2", 2), (3, 3)])
+def test_restore_takes_last_best_or_a_step(run, which, step):
+    found, state = checkpoint.restore(run, made(), which, warn=pytest.fail)
+    assert (found, fill_of(state)) == (step, step)
+
+
+def test_best_of_a_run_without_scores_is_its_last(tmp_path):
+    checkpoint.save(tmp_path, 4, made(4.0))
+    assert checkpoint.restore(tmp_path, made(), "best")[0] == 4
+
+
+@pytest.mark.parametrize("which", ["7", "-1", "newest", "", "2.0"])
+def test_a_checkpoint_that_is_not_there_is_refused_with_the_steps_that_are(run, which):
+    with pytest.raises(InputError, match=r"\[2, 3\]"):
+        checkpoint.restore(run, made(), which)
+
+
+@pytest.mark.parametrize("which, damaged, used", [("last", 3, 2), ("best", 2, 3), ("2", 2, 3)])
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_damage_is_reported_in_one_line_and_the_newest_good_one_is_used(
+    run, damage, which, damaged, used
+):
+    damage(run, damaged)
+    lines = []
+    step, state = checkpoint.restore(run, made(), which, lines.append)
+    assert (step, fill_of(state)) == (used, used)
+    (line,) = lines
+    assert str(place(run, damaged)) in line and "damaged" in line and "\n" not in line
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused(run):
+    for step in checkpoint.steps(run):
+        flip(run, step)
+    lines = []
+    with pytest.raises(InputError, match="no undamaged checkpoint"):
+        checkpoint.restore(run, made(), warn=lines.append)
+    assert len(lines) == 2
+
+
+@pytest.mark.parametrize("folders", ["", "checkpoints", "checkpoints/5.partial"])
+def test_a_run_without_checkpoints_is_refused(tmp_path, folders):
+    (tmp_path / folders).mkdir(parents=True, exist_ok=True)
+    assert checkpoint.steps(tmp_path) == []
+    with pytest.raises(InputError, match="has no checkpoints; train it first"):
+        checkpoint.restore(tmp_path, made())
+
+
+def test_what_a_killed_save_left_is_ignored_and_cleaned(run):
+    left = place(run, 4).with_suffix(".partial")
+    (left / "state").mkdir(parents=True)
+    (left / "state" / "half").write_text("half")
+    assert checkpoint.restore(run, made(), warn=pytest.fail)[0] == 3
+    checkpoint.save(run, 4, made(4.0))
+    assert fill_of(checkpoint.restore(run, made(), warn=pytest.fail)[1]) == 4
+    assert not left.exists()
+
+
+def test_what_a_killed_save_left_is_cleaned_by_the_save_of_another_step(run):
+    left = place(run, 4).with_suffix(".partial")
+    left.mkdir()
+    checkpoint.save(run, 5, made())
+    assert not left.exists()
+
+
+@pytest.mark.parametrize(
+    "params, named",
+    [
+        ({"kernel": jnp.zeros((2, 4)), "half": jnp.zeros(5, jnp.bfloat16)}, "kernel"),
+        ({"kernel": jnp.zeros((2, 3))}, "half"),
+        ({"kernel": jnp.zeros((2, 3)), "other": jnp.zeros(5, jnp.bfloat16)}, "other|half"),
+        (made().params | {"more": jnp.zeros(2)}, "more"),
+    ],
+    ids=["wider", "fewer", "renamed", "more"],
+)
+def test_the_state_of_another_network_is_refused_by_name(run, params, named):
+    with pytest.raises(InputError, match=f"does not fit.*({named})"):
+        checkpoint.restore(run, made().replace(params=params))
+
+
+FULL = """
+import json, resource, sys
+import jax.numpy as jnp
+from jaxdet import checkpoint
+
+run = sys.argv[1]
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+noise = {"x": jnp.sin(jnp.arange(30000.0) ** 2)}
+try:
+    checkpoint.save(run, 3, noise, score=(1.0, 0.0))
+except OSError as error:
+    print(json.dumps(str(error)))
+"""
+
+
+def test_a_full_disk_is_an_os_error_of_one_line_and_what_stood_before_stands(run):
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(run)], capture_output=True, text=True, timeout=120
+    )
+    message = json.loads(done.stdout)
+    assert str(place(run, 3)) in message and "File too large" in message and "\n" not in message
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["2", "3"]
+    step, state = checkpoint.restore(run, made(), "last", pytest.fail)
+    assert (step, fill_of(state)) == (3, 3)

@@ -1,0 +1,62 @@
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxdet import optim
+
+
+def test_warm_up_is_a_line_then_cosine_falls_to_zero():
+    rate = optim.schedule("cosine", rate=0.4, steps=14, warmup=4)
+    np.testing.assert_allclose([rate(i) for i in range(4)], [0.1, 0.2, 0.3, 0.4], rtol=1e-6)
+    expected = [0.2 * (1 + np.cos(np.pi * i / 10)) for i in range(11)]
+    np.testing.assert_allclose([rate(4 + i) for i in range(11)], expected, atol=1e-7)
+
+
+def test_piecewise_drops_at_the_fractions_of_seed_003():
+    rate = optim.schedule("piecewise", rate=0.01, steps=8, drops=(0.5, 0.75), drop=0.1)
+    values = [float(rate(i)) for i in range(8)]
+    np.testing.assert_allclose(values, [0.01] * 4 + [0.001] * 2 + [0.0001] * 2, rtol=1e-5)
+
+
+def test_piecewise_drops_where_it_says_after_a_warm_up():
+    rate = optim.schedule("piecewise", rate=1.0, steps=8, warmup=2, drops=(0.5,), drop=0.1)
+    assert [round(float(rate(i)), 3) for i in range(8)] == [0.5, 1, 1, 1, 0.1, 0.1, 0.1, 0.1]
+
+
+def test_constant_stays():
+    rate = optim.schedule("constant", rate=0.3, steps=5)
+    assert {round(float(rate(i)), 6) for i in (0, 3, 1000)} == {0.3}
+
+
+def update(transform, params, grads):
+    return transform.update(grads, transform.init(params), params)[0]
+
+
+def test_adamw_is_that_of_optax():
+    params, grads = {"w": jnp.ones((2, 2))}, {"w": jnp.full((2, 2), 0.3)}
+    ours = update(optim.optimizer("adamw", 0.1, weight_decay=0.02), params, grads)
+    theirs = update(optax.adamw(0.1, weight_decay=0.02), params, grads)
+    np.testing.assert_allclose(ours["w"], theirs["w"], rtol=1e-6)
+
+
+def test_sgd_has_nesterov_momentum():
+    params, grads = {"w": jnp.ones((2, 2))}, {"w": jnp.full((2, 2), 0.3)}
+    ours = update(optim.optimizer("sgd", 0.1, momentum=0.9), params, grads)
+    np.testing.assert_allclose(ours["w"], -0.1 * 0.3 * 1.9, rtol=1e-6)
+
+
+def test_decay_spares_biases():
+    params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
+    zero = {"w": jnp.zeros((2, 2)), "b": jnp.zeros(2)}
+    moved = update(optim.optimizer("sgd", 0.1, weight_decay=0.5), params, zero)
+    np.testing.assert_allclose(moved["w"], -0.05, rtol=1e-6)
+    np.testing.assert_array_equal(moved["b"], 0)
+
+
+@pytest.mark.parametrize(("clip", "expected"), [(1.0, 1.0), (0.0, 6.0), (100.0, 6.0)])
+def test_gradients_are_clipped_by_their_global_norm(clip, expected):
+    params = {"w": jnp.zeros((3, 3)), "b": jnp.zeros(3)}
+    grads = {"w": jnp.full((3, 3), np.sqrt(3)), "b": jnp.full(3, np.sqrt(3))}
+    moved = update(optim.optimizer("sgd", 1.0, momentum=0.0, clip=clip), params, grads)
+    assert float(optax.tree.norm(moved)) == pytest.approx(expected, rel=1e-5)

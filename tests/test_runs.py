@@ -1,0 +1,184 @@
+import json
+import resource
+from contextlib import contextmanager
+
+import jax
+import pytest
+
+from jaxdet import runs
+from jaxdet.types import InputError
+
+LINES = [{"step": step, "val": {"loss": 1 / (step + 3)}} for step in (0, 5, 10, 15)]
+
+
+def content(folder):
+    """Name and bytes of every file below a folder."""
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = tmp_path / "runs" / "one"
+    runs.start(folder)
+    runs.write_config(folder, "digits", {"epochs": 3, "widths": [8, 16]}, {"classes": ["0"]})
+    return folder
+
+
+@contextmanager
+def full_disk():
+    """No file may grow beyond 100 bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_that_is_missing_or_empty_is_vacant(tmp_path, overwrite):
+    runs.vacant(tmp_path / "missing", overwrite=overwrite)
+    runs.vacant(tmp_path, overwrite=overwrite)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_is_vacant_only_to_be_overwritten(run):
+    before = content(run)
+    with pytest.raises(InputError, match="--resume.*--overwrite.*--out"):
+        runs.vacant(run)
+    runs.vacant(run, overwrite=True)
+    assert content(run) == before
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_is_no_run_is_never_vacant(tmp_path, overwrite):
+    (tmp_path / "thesis.txt").write_text("all of it")
+    for place in (tmp_path, tmp_path / "thesis.txt"):
+        with pytest.raises(InputError, match=str(place)):
+            runs.vacant(place, overwrite=overwrite)
+    assert content(tmp_path) == {"thesis.txt": b"all of it"}
+
+
+def test_start_leaves_an_empty_folder_whatever_stood_there(run):
+    (run / "checkpoints" / "7").mkdir(parents=True)
+    for _ in range(2):
+        runs.start(run)
+        assert list(run.iterdir()) == []
+
+
+def test_a_text_is_written_whole_in_place_of_the_old_one(tmp_path):
+    path = tmp_path / "file"
+    for text in ("a long text\n" * 99, "short\n", ""):
+        runs.write_text(path, text)
+        assert content(tmp_path) == {"file": text.encode()}
+
+
+def test_a_kill_while_writing_leaves_the_old_text(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    runs.write_text(path, "old")
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.os, "replace", die)
+        with pytest.raises(KeyboardInterrupt):
+            runs.write_text(path, "new")
+    assert path.read_text() == "old"
+    runs.write_text(path, "newer")
+    assert content(tmp_path) == {"file": b"newer"}
+
+
+def test_a_full_disk_is_an_error_that_names_the_file_and_keeps_the_old_text(tmp_path):
+    path = tmp_path / "file"
+    runs.write_text(path, "old")
+    with pytest.raises(OSError, match=str(path)), full_disk():
+        runs.write_text(path, "new" * 99)
+    assert path.read_text() == "old"
+
+
+def test_metrics_on_a_full_disk_are_an_error_that_names_the_file(run):
+    with pytest.raises(OSError, match=str(run / "metrics.jsonl")), full_disk():
+        for line in LINES:
+            runs.append_metrics(run, line)
+
+
+def test_a_configuration_comes_back(run):
+    assert runs.read_config(run) == ("digits", {"epochs": 3, "widths": [8, 16]})
+
+
+def test_the_configuration_file_says_what_others_need(run):
+    kept = json.loads((run / "config.json").read_text())
+    assert kept["schema"] == runs.SCHEMA
+    assert kept["about"] == {"classes": ["0"]}
+
+
+def test_another_schema_is_refused_with_both_numbers(run, monkeypatch):
+    monkeypatch.setattr(runs, "SCHEMA", runs.SCHEMA + 1)
+    with pytest.raises(InputError, match=f"schema {runs.SCHEMA - 1}.* reads {runs.SCHEMA}"):
+        runs.read_config(run)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "7",
+        "{}",
+        '{"schema": 1, "system": "digits"}',
+        '{"schema": 1, "system": "digits", "config": 3}',
+    ],
+)
+def test_a_damaged_configuration_is_refused_in_one_line(run, text):
+    (run / "config.json").write_text(text)
+    with pytest.raises(InputError, match=str(run / "config.json")) as caught:
+        runs.read_config(run)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [".", "missing"])
+def test_a_folder_without_configuration_is_no_run(tmp_path, name):
+    with pytest.raises(InputError, match="is not a run"):
+        runs.read_config(tmp_path / name)
+
+
+def test_the_environment_names_versions_devices_and_flags(run, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--some_flag")
+    runs.write_environment(run, jax.local_devices())
+    kept = json.loads((run / "environment.json").read_text())
+    assert kept["packages"]["jax"] == jax.__version__
+    assert len(kept["devices"]) == len(jax.local_devices())
+    assert kept["flags"] == "--some_flag"
+
+
+def test_metrics_come_back_line_by_line(run):
+    assert runs.read_metrics(run) == []
+    for count, line in enumerate(LINES, 1):
+        runs.append_metrics(run, line)
+        assert runs.read_metrics(run) == LINES[:count]
+
+
+def test_a_metrics_line_cut_short_is_left_out_and_training_goes_on_after_it(run):
+    for line in LINES[:2]:
+        runs.append_metrics(run, line)
+    path = run / "metrics.jsonl"
+    path.write_text(path.read_text() + json.dumps(LINES[2])[:-9])
+    assert runs.read_metrics(run) == LINES[:2]
+    runs.drop_metrics(run, 5)
+    runs.append_metrics(run, LINES[2])
+    assert runs.read_metrics(run) == LINES[:3]
+
+
+@pytest.mark.parametrize("after, left", [(-1, 0), (0, 1), (4, 1), (5, 2), (99, 4)])
+def test_metrics_of_later_steps_are_dropped(run, after, left):
+    for line in LINES:
+        runs.append_metrics(run, line)
+    runs.drop_metrics(run, after)
+    assert runs.read_metrics(run) == LINES[:left]
+
+
+def test_dropping_from_no_metrics_leaves_none(run):
+    runs.drop_metrics(run, -1)
+    assert runs.read_metrics(run) == []
