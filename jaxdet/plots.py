@@ -24,13 +24,14 @@ def convergence(metrics, path):
     _write(figure, path)
 
 
-def gallery(images, path, *, titles, true=None, predicted=None, columns=5, size=(20, 16)):
+def gallery(images, path, *, titles, true=None, predicted=None, columns=5):
     """Images [N, H, W, C] in [0, 1] in a grid, true boxes [N, 4] green and predicted boxes red.
 
-    `titles` has one text an image; `size` is the whole figure in inches.
+    `titles` has one text an image.  Thirty images make the figure of seed 001: 6 x 5 of them on
+    20 x 16 inches.
     """
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=(4 * columns, 16 / 6 * rows), layout="constrained")
     for axes in figure.subplots(rows, columns, squeeze=False).flat:
         axes.axis("off")
     for i, (axes, image) in enumerate(zip(figure.axes, images, strict=False)):

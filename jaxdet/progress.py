@@ -1,7 +1,9 @@
 """What a person sees of a run: a bar on a terminal, one line per evaluation anywhere."""
 
+import os
 import sys
 import time
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -26,6 +28,7 @@ class Progress:
             dynamic_ncols=True,
             disable=True if self.quiet else None,
         )
+        self.bar.set_description("compiling")
         self.looked = time.monotonic()
 
     def advance(self, images):
@@ -55,3 +58,13 @@ class Progress:
         """Leave the bar."""
         if self.bar is not None:
             self.bar.close()
+
+
+def since_start():
+    """Seconds since this process began, imports and compilation included (Linux); else None."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+    except OSError:
+        return None
+    return uptime - ticks / os.sysconf("SC_CLK_TCK")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdet import checkpoint, evaluate, optim, parallel, plots, runs
+from jaxdet import checkpoint, evaluate, optim, parallel, plots, progress, runs
 from jaxdet.data import batches
 from jaxdet.ops import keys
 from jaxdet.types import At, TrainState
@@ -228,7 +228,8 @@ class Loop:
         )
         self.step = parallel.compiled(step, self.among, whole=2, donate=(0,))
         self._start(maker(system, config))
-        self.drawn = self.saved = self.began = time.monotonic()
+        self.stepped, self.drawn = False, 0.0
+        self.saved = self.began = time.monotonic()
 
     def _start(self, make):
         """The state to go on from, on the devices; metrics of later steps are forgotten."""
@@ -269,10 +270,19 @@ class Loop:
             self._pause()
             self.state = self.step(self.state, self.data, row)
             self.at += 1
+            if not self.stepped:
+                self._first_step()
             self.show.advance(self.config.batch)
             if self.show.due():
                 self._look(number)
         self._look(number)
+
+    def _first_step(self):
+        """Say how long the start took: imports, data, compilation."""
+        jax.block_until_ready(self.state.step)
+        self.stepped, seconds = True, progress.since_start()
+        if seconds is not None:
+            self.show.line(f"first step done {seconds:.1f} s after the start of the program")
 
     def _pause(self):
         if self.stop():

@@ -94,3 +94,29 @@ def _blend(image, row, column):
     near = [(y, x) for y in (top, top + 1) for x in (left, left + 1)]
     inside = [(y, x) for y, x in near if 0 <= y < height and 0 <= x < width]
     return sum(image[y, x] * (1 - abs(row - y)) * (1 - abs(column - x)) for y, x in inside)
+
+
+def localisation_loss(raw, target, gate="both"):
+    """The three sums of seed 001's loss for raw outputs [R, C, 15] and targets [R, C, 6]."""
+    detection = classification = regression = 0.0
+    for out, (here, label, *box) in zip(raw.reshape(-1, 15), target.reshape(-1, 6), strict=True):
+        chance = 1 / (1 + np.exp(-out[0]))
+        detection -= np.log(chance if here == 1 else 1 - chance)
+        if here == 1 and (chance > 0.5 or gate == "truth"):
+            classification -= out[1 + int(label)] - np.log(np.exp(out[1:11]).sum())
+            regression += sum((a - b) ** 2 for a, b in zip(out[11:], box, strict=True)) / 4
+    return {"detection": detection, "classification": classification, "regression": regression}
+
+
+def best_window(raw, corners, product=False):
+    """(label, box) of the window of raw [R, C, 15] that is surest of its class; first among equals."""
+    best = None
+    for out, window in zip(raw.reshape(-1, 15), corners.reshape(-1, 4), strict=True):
+        sure = max(out[1:11]) - np.log(np.exp(out[1:11]).sum())
+        if product:
+            sure -= np.log1p(np.exp(-out[0]))
+        if best is None or sure > best[0]:
+            side = window[2] - window[0]
+            box = [window[i % 2] + side * out[11 + i] for i in range(4)]
+            best = sure, int(np.argmax(out[1:11])), box
+    return best[1:]

@@ -145,11 +145,12 @@ def test_a_folder_without_configuration_is_no_run(tmp_path, name):
 
 
 def test_the_environment_names_versions_devices_and_flags(run, monkeypatch):
+    devices = jax.local_devices()
     monkeypatch.setenv("XLA_FLAGS", "--some_flag")
-    runs.write_environment(run, jax.local_devices())
+    runs.write_environment(run, devices)
     kept = json.loads((run / "environment.json").read_text())
     assert kept["packages"]["jax"] == jax.__version__
-    assert len(kept["devices"]) == len(jax.local_devices())
+    assert len(kept["devices"]) == len(devices)
     assert kept["flags"] == "--some_flag"
 
 

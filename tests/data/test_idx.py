@@ -1,3 +1,4 @@
+import contextlib
 import gzip
 import os
 import struct
@@ -85,10 +86,8 @@ def test_read_says_in_one_line_what_is_wrong(path, content, message):
 def test_read_of_damaged_bytes_gives_an_array_or_an_input_error(path, content, at, bytes_, data):
     past = data.draw(st.integers(at, at + 6))
     path.write_bytes(content[:at] + bytes_ + content[past:])
-    try:
+    with contextlib.suppress(InputError):
         assert idx.read(path).size > 0
-    except InputError:
-        pass
 
 
 def test_read_of_what_is_no_file(tmp_path):
@@ -142,7 +141,9 @@ def test_mnist_names_the_file_that_is_missing(tmp_path, name):
 )
 def test_mnist_names_the_files_whose_values_are_wrong(tmp_path, name, array, message):
     write(tmp_path, **{name: encoded(array)})
-    with pytest.raises(InputError, match=f"{name[:5]}.*images-idx3-ubyte with .*{message}"):
+    with pytest.raises(
+        InputError, match=f"{name.split('_')[0]}-images-idx3-ubyte with .*{message}"
+    ):
         idx.mnist(tmp_path)
 
 

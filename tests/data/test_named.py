@@ -18,47 +18,41 @@ def png(value, shape):
     return buffer.getvalue()
 
 
-with tfds.core.registered.skip_registration():  # a set is found by its files alone
+def prepare(folder, set_name, shape=(6, 4, 1), classes=10, label="label"):
+    """A set whose row i shows the value i everywhere; its class is i modulo `classes`."""
 
     class Tiny(tfds.core.GeneratorBasedBuilder):
-        """Row i shows the value i everywhere; its class is i modulo the number of classes."""
-
+        __module__ = "__main__"  # found in a package, it would need importlib_resources
         VERSION = tfds.core.Version("1.0.0")
-        SHAPE, CLASSES, LABEL = (6, 4, 1), 10, "label"
+        name = set_name
 
         def _info(self):
-            image = tfds.features.Image(shape=self.SHAPE)
-            label = tfds.features.ClassLabel(num_classes=self.CLASSES)
-            features = tfds.features.FeaturesDict({"image": image, self.LABEL: label})
+            kind = tfds.features.ClassLabel(num_classes=classes)
+            features = {"image": tfds.features.Image(shape=shape), label: kind}
+            features = tfds.features.FeaturesDict(features)
             return tfds.core.DatasetInfo(builder=self, features=features)
 
         def _split_generators(self, dl_manager):
             return {part: self._generate_examples(rows) for part, rows in ROWS.items()}
 
         def _generate_examples(self, rows):
-            shape = tuple(side or 5 for side in self.SHAPE)
+            sides = [side or 5 for side in shape]
             for i in range(rows):
-                yield i, {"image": png(i, shape), self.LABEL: i % self.CLASSES}
+                yield i, {"image": png(i, sides), label: i % classes}
 
-    class Coloured(Tiny):
-        SHAPE = (6, 4, 3)
-
-    class Ragged(Tiny):
-        SHAPE = (None, None, 1)
-
-    class Unlabelled(Tiny):
-        LABEL = "name"
-
-    class Letters(Tiny):
-        CLASSES = 26
+    Tiny(data_dir=folder, file_format="array_record").download_and_prepare()
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tfds")
     tfds.disable_progress_bar()
-    for builder in (Tiny, Coloured, Ragged, Unlabelled, Letters):
-        builder(data_dir=folder, file_format="array_record").download_and_prepare()
+    with tfds.core.registered.skip_registration():  # sets are found by their files alone
+        prepare(folder, "tiny")
+        prepare(folder, "coloured", shape=(6, 4, 3))
+        prepare(folder, "ragged", shape=(None, None, 1))
+        prepare(folder, "unlabelled", label="name")
+        prepare(folder, "letters", classes=26)
     return folder
 
 

@@ -1,0 +1,32 @@
+import json
+from dataclasses import asdict, replace
+
+import pytest
+
+from jaxdet import configs
+from jaxdet.configs import base
+from jaxdet.configs.digits import Config
+from jaxdet.types import InputError
+
+
+@pytest.mark.parametrize("name", configs.SYSTEMS)
+def test_a_configuration_survives_json(name):
+    config = replace(configs.config(name)(), epochs=7, lr=0.25)
+    assert base.from_json(type(config), json.loads(json.dumps(asdict(config)))) == config
+
+
+def test_fields_of_another_version_are_named():
+    with pytest.raises(ValueError, match="unknown fields colour, shape"):
+        base.from_json(Config, {"epochs": 3, "shape": 1, "colour": 2})
+
+
+def test_a_canvas_under_the_window_is_refused():
+    with pytest.raises(InputError, match="smaller than"):
+        configs.build("digits", replace(Config(), canvas=32))
+
+
+@pytest.mark.parametrize("name", configs.SYSTEMS)
+def test_a_system_says_what_its_runs_must_keep(name):
+    system = configs.build(name, configs.config(name)())
+    assert {"classes", "input", "normalisation"} <= set(system.about)
+    assert {"train", "val", "test"} <= set(system.splits)

@@ -1,0 +1,128 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdet.ops import keys, windows
+from jaxdet.tasks import windows as locate
+from jaxdet.types import At
+from tests import slow, tiny
+
+GRID = windows.grid(windows.parse("c40s4"), 64, 52)  # 7 rows, 4 columns
+
+
+def drawn(seed):
+    """Random outputs [R, C, 15], the targets of a box and a label, and the windows' corners."""
+    random = np.random.default_rng(seed)
+    raw = random.normal(size=(GRID.rows, GRID.columns, 15)).astype(np.float32) * 2
+    low = random.uniform(0, 30, 2)
+    box = jnp.asarray([*low, *(low + random.uniform(5, 20, 2))], jnp.float32)
+    target = windows.encode(box, jnp.int32(random.integers(10)), GRID)
+    return raw, np.asarray(target), np.asarray(windows.corners(GRID))
+
+
+@pytest.mark.parametrize("gate", ["both", "truth"])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_loss_is_that_of_the_scalar_loop(seed, gate):
+    raw, target, _ = drawn(seed)
+    terms = locate.loss_terms(locate.outputs(jnp.asarray(raw)), target, gate=gate)
+    for name, expected in slow.localisation_loss(raw, target, gate).items():
+        assert float(terms[name].sum()) == pytest.approx(expected, rel=1e-5), name
+
+
+def test_the_gate_has_no_gradient():
+    raw, target, _ = drawn(0)
+
+    def gated(raw):
+        terms = locate.loss_terms(locate.outputs(raw), target)
+        return (terms["classification"] + terms["regression"]).sum()
+
+    slope = jax.grad(gated)(jnp.asarray(raw))
+    np.testing.assert_array_equal(slope[..., 0], 0)
+    assert np.abs(slope[..., 1:]).max() > 0
+
+
+def test_windows_without_the_object_teach_only_detection():
+    raw, target, _ = drawn(1)
+    empty = np.zeros_like(target)
+    terms = locate.loss_terms(locate.outputs(jnp.asarray(raw)), empty)
+    np.testing.assert_array_equal(terms["classification"] + terms["regression"], 0)
+    assert (terms["detection"] > 0).all()
+
+
+@pytest.mark.parametrize("score", ["class", "product"])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_surest_window_answers(seed, score):
+    raw, _, corners = drawn(seed)
+    found = locate.choose(locate.outputs(jnp.asarray(raw)), corners, score=score)
+    label, box = slow.best_window(raw, corners, product=score == "product")
+    assert int(found["label"]) == label
+    np.testing.assert_allclose(found["box"], box, rtol=1e-4, atol=1e-4)
+
+
+def test_an_untrained_window_can_win_by_class_but_not_by_product():
+    raw = np.zeros((GRID.rows, GRID.columns, 15), np.float32)
+    raw[..., 0] = -20.0  # nothing in sight anywhere ...
+    raw[2, 1, 0], raw[2, 1, 1 + 3] = 20.0, 5.0  # ... but here, a 3
+    raw[0, 0, 1 + 7] = 9.0  # and a surer 7 where nothing is
+    answer = partial(locate.choose, locate.outputs(jnp.asarray(raw)), windows.corners(GRID))
+    assert int(answer(score="class")["label"]) == 7
+    assert int(answer(score="product")["label"]) == 3
+
+
+def test_merged_windows_that_agree_give_what_each_says():
+    corners = windows.corners(GRID)
+    box = jnp.asarray([12.0, 20.0, 30.0, 44.0])
+    raw = np.zeros((GRID.rows, GRID.columns, 15), np.float32)
+    raw[..., 1 + 4] = 6.0
+    raw[..., 11:] = windows.to_window(box[None, None], corners)
+    found = locate.choose(locate.outputs(jnp.asarray(raw)), corners, score="merge")
+    assert int(found["label"]) == 4
+    np.testing.assert_allclose(found["box"], box, atol=1e-3)
+
+
+def both(reduction, real=(1.0, 1.0, 1.0, 1.0)):
+    """(share, terms) of the tiny task on four rows, and its per-row outputs and targets."""
+    _, system = tiny.system(rows=4, reduction=reduction)
+    batch = {**jax.tree.map(jnp.asarray, system.splits["train"].arrays), "real": jnp.asarray(real)}
+    at = At(False, 0, 0, {"class_weight": 0.5, "box_weight": 3.0})
+    batch = system.task.augment(keys.per_row(jax.random.key(0), batch["id"]), batch, at)
+    variables = system.task.init(jax.random.key(1), batch)
+    share, (_, terms) = jax.jit(lambda b: system.task.loss(variables, b, None, at))(batch)
+    return float(share), {name: float(value) for name, value in terms.items()}
+
+
+def test_the_sum_is_weighted_and_its_terms_are_means_over_images():
+    share, terms = both("sum")
+    whole = terms["detection"] + 0.5 * terms["classification"] + 3 * terms["regression"]
+    assert terms["loss"] == pytest.approx(whole, rel=1e-5)
+    assert share == pytest.approx(4 * terms["loss"], rel=1e-5)
+
+
+def test_the_mean_is_over_images_and_windows():
+    (total, _), (mean, terms) = both("sum"), both("mean")
+    assert mean == pytest.approx(total / (4 * 9), rel=1e-5)  # 3 x 3 windows
+    assert terms["loss"] == pytest.approx(total / 4, rel=1e-5)
+
+
+def test_padding_rows_count_for_nothing():
+    share, terms = both("sum", (1.0, 1.0, 0.0, 0.0))
+    assert share == pytest.approx(2 * terms["loss"], rel=1e-5)
+    assert share < both("sum")[0]
+
+
+def test_bfloat16_computes_in_half_and_keeps_single_parameters():
+    _, system = tiny.system(rows=4, bfloat16=True)
+    images = jnp.zeros((1, 56, 56, 1))
+    variables = jax.eval_shape(system.task.init, jax.random.key(0), {"image": images})
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    program = jax.jit(system.task.predict).lower(variables, images).as_text()
+    assert "bf16" in program
+
+
+def test_the_report_counts_right_labels_and_good_boxes():
+    rows = {"right": np.array([1, 1, 0, 1], bool), "iou": np.array([0.5, 0.4, 0.9, 1.0])}
+    expected = {"accuracy": 0.75, "iou": 0.7, "iou50": 0.75, "joint": 0.5}
+    assert locate.report(rows) == pytest.approx(expected)

@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxdet import plots
+
+
+def lines(epochs):
+    scores = {"loss": 2.0, "accuracy": 0.5}
+    return [
+        {"epoch": e, "train": scores if e else None, "val": {**scores, "loss": 2.0 - e}}
+        for e in range(epochs)
+    ]
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 5])
+def test_curves_are_drawn_after_any_number_of_epochs(tmp_path, epochs):
+    path = tmp_path / "plots" / "curves.png"
+    plots.convergence(lines(epochs), path)
+    with Image.open(path) as picture:
+        assert picture.size == (1100, 400)
+
+
+def colours(path):
+    with Image.open(path) as picture:
+        return {tuple(p) for p in np.asarray(picture.convert("RGB")).reshape(-1, 3).tolist()}
+
+
+LIME, RED = (0, 255, 0), (255, 0, 0)
+
+
+def test_thirty_images_make_the_figure_of_the_seed(tmp_path):
+    images, boxes = np.zeros((30, 16, 16, 1)), np.tile([2.0, 3.0, 9.0, 8.0], (30, 1))
+    path = tmp_path / "figure.png"
+    plots.gallery(images, path, titles=["3"] * 30, true=boxes, predicted=boxes + 4)
+    with Image.open(path) as picture:
+        assert picture.size == (2000, 1600)
+    assert {LIME, RED} <= colours(path)
+
+
+def test_only_what_is_given_is_drawn(tmp_path):
+    path = tmp_path / "figure.png"
+    plots.gallery(np.zeros((3, 8, 8, 3)), path, titles="abc", true=np.tile([1, 1, 4, 4], (3, 1)))
+    assert LIME in colours(path)
+    assert RED not in colours(path)
