@@ -19,6 +19,7 @@ from jaxdet import runs
 from jaxdet.types import InputError
 
 MANIFEST = "manifest.json"
+LOG = logging.getLogger(__name__)
 
 
 class DamagedError(Exception):
@@ -61,7 +62,7 @@ def best(folder):
     return -max(ranked)[2] if ranked else None
 
 
-def restore(folder, like, which="last", warn=logging.getLogger(__name__).warning):
+def restore(folder, like, which="last", warn=LOG.warning):
     """(step, state) of `which`: `last`, `best` or a step number; `like` gives the structure.
 
     A damaged checkpoint is reported in one line through `warn`, and the newest good one is used.
@@ -74,8 +75,10 @@ def restore(folder, like, which="last", warn=logging.getLogger(__name__).warning
         try:
             return step, _read(_root(folder) / str(step), like)
         except DamagedError as error:
-            warn(f"checkpoint {_root(folder) / str(step)} is damaged ({error}); "
-                 "looking for the newest good one")
+            warn(
+                f"checkpoint {_root(folder) / str(step)} is damaged ({error}); "
+                "looking for the newest good one"
+            )
     raise InputError(f"{folder} has no undamaged checkpoint; train it again with --overwrite")
 
 

@@ -8,8 +8,8 @@ import sys
 import traceback
 from dataclasses import dataclass, fields, is_dataclass, make_dataclass
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal
 
 import tyro
 
@@ -67,8 +67,8 @@ class Restored(Process):
     """run folder"""
     checkpoint: str = "best"
     """best, last, or a step"""
-    split: Literal["train", "val", "test", "heldout"] = "test"
-    """part of the data; heldout is val and test together"""
+    split: str = "test"
+    """part of the data: train, val, test, or what else the system has"""
     root: str = ""
     """folder of other data of the same kind"""
     json: bool = False
@@ -175,7 +175,7 @@ def booleans(kind):
 def spelled_out(words, names):
     """The words with every boolean option followed by true or false."""
     out = []
-    for word, following in zip(words, [*words[1:], None], strict=True):
+    for word, following in pairwise([*words, None]):
         name = word.removeprefix("--").replace("_", "-") if word.startswith("--") else ""
         if name in names and following not in ("true", "false"):
             out += [word, "true"]
@@ -205,7 +205,7 @@ def _run(command, *args):
     options = next(arg for arg in args if isinstance(arg, Process))
     _prepare(options)
     from jaxdet import commands
-    from jaxdet.train import DivergedError
+    from jaxdet.fit import DivergedError
     from jaxdet.types import InputError
 
     try:

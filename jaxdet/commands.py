@@ -9,7 +9,7 @@ from functools import partial
 
 import jax
 
-from jaxdet import checkpoint, cli, configs, evaluate, parallel, plots, runs
+from jaxdet import checkpoint, cli, configs, evaluate, fit, parallel, plots, runs
 from jaxdet import train as training
 from jaxdet.configs import base
 from jaxdet.data import images
@@ -27,14 +27,14 @@ def train(name, options, config, words):
         config = _same_config(folder, name, options, words)
     else:
         runs.vacant(folder, overwrite=options.overwrite)
+    among = training.devices(config)
     system = configs.build(name, config)
-    among = parallel.devices(config.devices)
     if not going_on:
         runs.start(folder)
         runs.write_config(folder, name, asdict(config), system.about)
     runs.write_environment(folder, among)
     with _signals() as caught:
-        complete = training.fit(system, config, folder, show=show, stop=lambda: bool(caught))
+        complete = fit.fit(system, config, folder, show=show, stop=lambda: bool(caught))
     if complete:
         show.line(f"{folder} is complete; see jaxdet eval {folder}, jaxdet predict {folder}")
     return 130 if signal.SIGINT in caught else 0
@@ -93,6 +93,8 @@ def restored(options, **changes):
     changes |= {"root": str(options.root.absolute())} if options.root else {}
     config = replace(config, **changes)
     system = configs.build(name, config)
+    if options.split not in system.splits:
+        raise InputError(f"--split {options.split}: {name} has {', '.join(system.splits)}")
     like = jax.eval_shape(training.maker(system, config))
     step, state = checkpoint.restore(options.run, like, options.checkpoint, _warn)
     return config, system, step, state

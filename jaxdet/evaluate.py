@@ -83,9 +83,10 @@ class Evaluator:
             found.append(self.step(kept, self.data, self.hyper, {"index": index, "real": real}))
         terms, measures = zip(*jax.device_get(found), strict=True)
         weights = self.rows[1].sum(1) / self.count
-        losses = {name: float(sum(w * t[name] for w, t in zip(weights, terms, strict=True)))
-                  for name in terms[0]}
+        losses = {
+            name: float(sum(w * t[name] for w, t in zip(weights, terms, strict=True)))
+            for name in terms[0]
+        }
         measures = [parallel.unshard(m, len(self.among)) for m in measures]
         joined = jax.tree.map(lambda *parts: np.concatenate(parts)[: self.count], *measures)
         return {**losses, **self.task.report(joined)}
-

@@ -23,7 +23,7 @@ def schedule(kind, *, rate, steps, warmup=0, drops=(), drop=0.1):
     return optax.join_schedules([ramp, main], [warmup]) if warmup else main
 
 
-def optimizer(kind, rate, *, momentum=0.9, weight_decay=0.0, clip=0.0, accumulate=1):
+def optimizer(kind, rate, *, momentum=0.9, beta2=0.999, weight_decay=0.0, clip=0.0, accumulate=1):
     """An optax transformation: clip by global norm, then `adamw` or `sgd` (Nesterov).
 
     Weight decay is decoupled and spares biases and normalisation scales (arrays of rank 1);
@@ -32,7 +32,7 @@ def optimizer(kind, rate, *, momentum=0.9, weight_decay=0.0, clip=0.0, accumulat
     """
     match kind:
         case "adamw":
-            scale = optax.scale_by_adam(b1=momentum)
+            scale = optax.scale_by_adam(momentum, beta2)
         case "sgd":
             scale = optax.trace(momentum, nesterov=True)
     parts = [
@@ -42,7 +42,9 @@ def optimizer(kind, rate, *, momentum=0.9, weight_decay=0.0, clip=0.0, accumulat
         optax.scale_by_learning_rate(rate),
     ]
     whole = optax.chain(*parts)
-    return optax.MultiSteps(whole, accumulate).gradient_transformation() if accumulate > 1 else whole
+    return (
+        optax.MultiSteps(whole, accumulate).gradient_transformation() if accumulate > 1 else whole
+    )
 
 
 def kernels(params):

@@ -54,7 +54,7 @@ def start(folder):
 
 
 def write_config(folder, system, fields, about):
-    """Keep what `eval` and `predict` need: the system's name, its configuration, classes and input."""
+    """Keep what `eval` and `predict` need: system, configuration, classes and input."""
     kept = {"schema": SCHEMA, "system": system, "config": fields, "about": about}
     write_json(Path(folder) / "config.json", kept)
 
@@ -63,7 +63,9 @@ def read_config(folder):
     """(system name, configuration fields) of a run folder."""
     path = Path(folder) / "config.json"
     if not path.is_file():
-        raise InputError(f"{folder} is not a run: it has no config.json; give the --out of a training")
+        raise InputError(
+            f"{folder} is not a run: it has no config.json; give the --out of a training"
+        )
     try:
         kept = json.loads(path.read_text())
         schema, system, fields = kept["schema"], kept["system"], dict(kept["config"])

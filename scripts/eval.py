@@ -1,4 +1,5 @@
 """Door to `jaxdet eval`; the same words follow."""
+
 import sys
 
 from jaxdet.cli import main

@@ -1,4 +1,5 @@
 """Door to `jaxdet predict`; the same words follow."""
+
 import sys
 
 from jaxdet.cli import main

@@ -44,8 +44,9 @@ def test_moving_averages_are_judged_where_they_are_kept():
     config, system = tiny.system(ema=0.9)
     state = jax.jit(train.maker(system, config))()
     moved = state.replace(params=jax.tree.map(lambda p: p + 1, state.params))
-    for a, b in zip(*map(jax.tree.leaves, (evaluate.variables(moved), evaluate.variables(state))),
-                    strict=True):
+    for a, b in zip(
+        *map(jax.tree.leaves, (evaluate.variables(moved), evaluate.variables(state))), strict=True
+    ):
         np.testing.assert_array_equal(a, b)
 
 

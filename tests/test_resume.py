@@ -1,19 +1,26 @@
 import hashlib
 import itertools
-import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
-import numpy as np
 import pytest
 
-from jaxdet import checkpoint, cli, parallel, plots, runs, train
+from jaxdet import checkpoint, cli, configs, parallel, plots, runs, train
+from jaxdet import fit as loop
+from jaxdet.configs import base
+from jaxdet.configs.digits import Config
 from jaxdet.progress import Progress
 from tests import tiny
 
@@ -41,26 +48,27 @@ def prints(state):
 
 
 @pytest.fixture(scope="module")
-def fit():
-    """`train.fit` whose runs share compiled programs, which a process of its own makes anew."""
-    compiled, maker, steps, makers = parallel.compiled, train.maker, {}, []
+def programs():
+    """Compiled steps, and the maker of states, that the runs of `fit` share."""
+    return {}
+
+
+@pytest.fixture
+def fit(monkeypatch, programs):
+    """`fit.fit` without compiling anew for every run, and without pictures."""
+    compiled, maker = parallel.compiled, train.maker
 
     def shared(step, among, **kwargs):
-        return steps.setdefault((step.func, len(among)), compiled(step, among, **kwargs))
-
-    def same(*args):
-        makers[:] = makers or [maker(*args)]
-        return makers[0]
+        return programs.setdefault((step.func, len(among)), compiled(step, among, **kwargs))
 
     def fit(folder, config, system, stop=lambda: False):
         folder.mkdir(exist_ok=True)
-        return train.fit(system, config, folder, show=Progress(quiet=True), stop=stop)
+        return loop.fit(system, config, folder, show=Progress(quiet=True), stop=stop)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parallel, "compiled", shared)
-        patch.setattr(train, "maker", same)
-        patch.setattr(plots, "convergence", lambda *_: None)
-        yield fit
+    monkeypatch.setattr(parallel, "compiled", shared)
+    monkeypatch.setattr(train, "maker", lambda *given: programs.setdefault("maker", maker(*given)))
+    monkeypatch.setattr(plots, "convergence", lambda *_: None)
+    return fit
 
 
 def outcome(folder, config, system):
@@ -104,30 +112,162 @@ def test_a_run_stopped_again_and_again_ends_with_the_same_bits_on_four_devices(
     assert outcome(tmp_path / "often", *given) == outcome(tmp_path / "whole", *given)
 
 
+@contextmanager
+def dying_at(number):
+    """The writing or removing of a file that comes after `number` others is the last deed."""
+    count = itertools.count()
+
+    def mortal(function):
+        def then_die(*args, **kwargs):
+            function(*args, **kwargs)
+            if next(count) == number:
+                raise Killed
+
+        return then_die
+
+    def remove(folder, **_):
+        """A whole folder, but some of its files first."""
+        for path in list(folder.rglob("*.json")):
+            mortal(Path.unlink)(path)
+        mortal(shutil.rmtree)(folder, ignore_errors=True)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "append_metrics", mortal(runs.append_metrics))
+        patch.setattr(runs, "write_text", mortal(runs.write_text))
+        patch.setattr(checkpoint, "shutil", SimpleNamespace(rmtree=remove))
+        yield
+
+
+def test_a_run_killed_between_any_two_writes_and_continued_ends_with_the_same_bits(tmp_path, fit):
+    given = tiny.system(**SMALL)
+    fit(tmp_path / "whole", *given)
+    expected, deaths = outcome(tmp_path / "whole", *given), 0
+    for number in itertools.count():
+        folder = tmp_path / str(number)
+        try:
+            with dying_at(number):
+                fit(folder, *given)
+            break
+        except Killed:
+            deaths += 1
+        assert fit(folder, *given)
+        assert outcome(folder, *given) == expected, f"killed after write {number}"
+    assert deaths > 12
+
+
+def test_a_run_killed_anywhere_that_saves_often_ends_with_the_same_bits(tmp_path, fit):
+    config, system = tiny.system(**SMALL)
+    fit(tmp_path / "whole", config, system)
+    config = replace(config, save_minutes=0.0)
+
+    def kill(asked):
+        if not asked():
+            return False
+        raise Killed
+
+    for calls in (1, 4, 6):
+        with pytest.raises(Killed):
+            fit(tmp_path / str(calls), config, system, partial(kill, after(calls)))
+        assert fit(tmp_path / str(calls), config, system)
+        assert outcome(tmp_path / str(calls), config, system) == outcome(
+            tmp_path / "whole", config, system
+        )
+
+
+# From here on: processes of their own, really killed.
+
+WORDS = [*tiny.WORDS, "--ema", "0.9", "--accumulate", "2"]
+WORDS[WORDS.index("--epochs") + 1] = "6"
+
+
+def launch(out, *words):
+    """A training as a process of its own."""
+    command = [sys.executable, "-m", "jaxdet.cli", "train", "digits", "--out", str(out), *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process):
+    """What a process printed, once it has ended well."""
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    return out
+
+
+def send(process, run, number, *, evaluations):
+    """Send a signal to a training some time after its metrics have so many lines."""
+    deadline = time.monotonic() + 200
+    while len(runs.read_metrics(run)) < evaluations:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(random.Random(number).uniform(0, 0.2))
+    process.send_signal(number)
+
+
+def left(run):
+    """The outcome of a run, by its own configuration."""
+    config = base.from_json(Config, runs.read_config(run)[1])
+    return outcome(run, config, configs.build("digits", config))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing interrupted."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    finish(launch(run, *WORDS))
+    return run
+
+
+def test_a_run_asked_to_end_asked_again_and_killed_ends_with_the_same_bits(tmp_path, whole):
+    run = tmp_path / "run"
+    for number, evaluations in ((signal.SIGTERM, 2), (signal.SIGUSR1, 3)):
+        process = launch(run, *WORDS, "--resume")
+        send(process, run, number, evaluations=evaluations)
+        stopped = re.search(r"stopped at step (\d+) of 126", finish(process))
+        assert int(stopped[1]) == checkpoint.steps(run)[-1] < 126
+    process = launch(run, "--resume")
+    send(process, run, signal.SIGKILL, evaluations=4)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    finish(launch(run, "--resume"))
+    assert left(run) == left(whole)
+
+
 @pytest.fixture
-def die(monkeypatch):
-    """die(n): from now on the n-th writing or removing of a file is the last thing that happens."""
+def call(monkeypatch):
+    """The command line in this process, whose environment it leaves as it was."""
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    return lambda *words: cli.main(["train", "digits", *map(str, words)])
 
-    def arm(number):
-        count = itertools.count()
 
-        def mortal(function):
-            def then_die(*args, **kwargs):
-                function(*args, **kwargs)
-                if next(count) == number:
-                    raise Killed
+def files(run):
+    """Bytes of all that counts of a run."""
+    paths = [run / "config.json", run / "metrics.jsonl", *(run / "checkpoints").rglob("*")]
+    return {str(path): path.read_bytes() for path in paths if path.is_file()}
 
-            return then_die
 
-        def remove(folder, **_):
-            """Half of a folder, and only then the rest."""
-            for path in list(folder.rglob("*.json")):
-                mortal(Path.unlink)(path)
-            mortal(shutil.rmtree)(folder, ignore_errors=True)
+@pytest.mark.parametrize("words", [[], WORDS, ["--epochs", "6"]], ids=["none", "all", "one"])
+def test_a_finished_run_is_resumed_by_doing_nothing(whole, call, words, capsys):
+    before = files(whole)
+    assert call("--out", whole, "--resume", *words) == 0
+    assert files(whole) == before
+    assert "complete" in capsys.readouterr().out
 
-        monkeypatch.setattr(runs, "append_metrics", mortal(originals["append_metrics"]))
-        monkeypatch.setattr(runs, "write_text", mortal(originals["write_text"]))
-        monkeypatch.setattr(checkpoint, "shutil", SimpleNamespace(rmtree=remove))
 
-    originals = {name: getattr(runs, name) for name in ("append_metrics", "write_text")}
-    yield arm
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--lr", "0.5"],
+        ["--eval-batch", "50"],
+        ["--widths", "9"],
+        ["--no-eval-first"],
+        ["--epochs", "7"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_another_flag_than_the_run_was_made_with_is_refused_by_name(whole, call, words, capsys):
+    before = files(whole)
+    assert call("--out", whole, "--resume", *words) == 2
+    flag = words[0].replace("--no-", "--")
+    assert capsys.readouterr().err.startswith(f"jaxdet: error: {flag} ")
+    assert files(whole) == before

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdet import checkpoint, runs, train
+from jaxdet import checkpoint, fit, runs, train
 from jaxdet.configs.base import System
 from jaxdet.data.arrays import Arrays
 from jaxdet.progress import Progress
@@ -42,6 +42,7 @@ def line_system(values, **changes):
 
 def line_config(**changes):
     settings = {"optimizer": "sgd", "momentum": 0.0, "schedule": "constant", "batch": 4, "lr": 0.1}
+    settings["best"] = "accuracy"
     return tiny.replace(tiny.CONFIG, **{**settings, **changes})
 
 
@@ -52,7 +53,12 @@ def stepped(config, values, rows):
     states = [train.maker(system, config)()]
     step = jax.jit(
         lambda s, r: train.train_step(
-            s, data, r, task=system.task, optimizer=train.optimizer(config, plan), plan=plan,
+            s,
+            data,
+            r,
+            task=system.task,
+            optimizer=train.optimizer(config, plan),
+            plan=plan,
             axis=None,
         )
     )
@@ -64,7 +70,7 @@ def stepped(config, values, rows):
 
 def fitted(tmp_path, values, config, **changes):
     system = line_system(values, **changes)
-    return train.fit(system, config, tmp_path, show=Progress(quiet=True))
+    return fit.fit(system, config, tmp_path, show=Progress(quiet=True))
 
 
 def test_a_step_is_gradient_descent():
@@ -107,7 +113,7 @@ def test_a_bad_step_changes_nothing_and_is_remembered():
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_term_and_checkpoint(tmp_path):
     config = line_config(epochs=3)
-    with pytest.raises(train.DivergedError, match=r"step 3: accuracy .* checkpoint 2 of"):
+    with pytest.raises(fit.DivergedError, match=r"step 3: accuracy .* checkpoint 2 of"):
         fitted(tmp_path, [1.0] * 8, config, fail_at=3)
     assert checkpoint.steps(tmp_path)[-1] == 2
 
@@ -143,17 +149,20 @@ def test_training_ends_when_patience_does(tmp_path):
     ],
 )
 def test_the_best_is_the_highest_score_then_the_lowest_loss(history, best):
-    book = {name: np.asarray(value) for name, value in train._fresh_book(["loss"]).items()
-            if name != "sums"} | {"sums": {"loss": np.float32(0)}}
+    book = {
+        name: np.asarray(value)
+        for name, value in train._fresh_book(["loss"]).items()
+        if name != "sums"
+    } | {"sums": {"loss": np.float32(0)}}
     for step, (score, loss) in enumerate(history):
-        book = train._scored(book, step, (np.float32(score), np.float32(loss)))
+        book = fit._scored(book, step, (np.float32(score), np.float32(loss)))
     assert int(book["best_step"]) == best
     assert int(book["waited"]) == len(history) - 1 - best
 
 
 def test_real_data_loses_loss(tmp_path):
     config, system = tiny.system(epochs=3, lr=3e-3)
-    train.fit(system, config, tmp_path, show=Progress(quiet=True))
+    fit.fit(system, config, tmp_path, show=Progress(quiet=True))
     losses = [line["val"]["loss"] for line in runs.read_metrics(tmp_path)]
     first = runs.read_metrics(tmp_path)[1]["train"]["loss"]
     assert runs.read_metrics(tmp_path)[-1]["train"]["loss"] < first
@@ -182,8 +191,13 @@ def test_at_tells_updates_and_epochs():
     state = train.maker(system, config)()
     for _ in range(6):
         state = train.train_step(
-            state, system.splits["train"].arrays, np.arange(2), task=task,
-            optimizer=train.optimizer(config, plan), plan=plan, axis=None,
+            state,
+            system.splits["train"].arrays,
+            np.arange(2),
+            task=task,
+            optimizer=train.optimizer(config, plan),
+            plan=plan,
+            axis=None,
         )
     jax.effects_barrier()
     assert sorted(seen) == [(0, 0), (0, 0), (1, 0), (1, 0), (2, 1), (2, 1)]

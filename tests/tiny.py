@@ -16,6 +16,10 @@ CONFIG = Config(
     batch=16,
     eval_batch=16,
     devices=1,
+    lr=2e-3,
+    warmup=0,
+    weight_decay=0.0,
+    ema=0.0,
 )
 WORDS = [
     *("--stages", "c6s4,p2", "--widths", "8", "--dense", "16", "--window", "40"),

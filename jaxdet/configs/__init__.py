@@ -5,6 +5,8 @@ Nothing here imports jax before `build` is called, so that `--help` is quick.
 
 from importlib import import_module
 
+from jaxdet.configs import base
+
 SYSTEMS = ("digits",)
 
 
@@ -15,4 +17,5 @@ def config(name):
 
 def build(name, chosen):
     """The system that a configuration describes, with its data: a `base.System`."""
+    base.check(chosen)
     return import_module(f"jaxdet.configs.{name}").build(chosen)

@@ -39,6 +39,8 @@ class Training:
     """piecewise: factor of each drop"""
     momentum: float = 0.9
     """SGD momentum, or Adam's beta 1"""
+    beta2: float = 0.999
+    """Adam's beta 2"""
     weight_decay: float = 0.0
     """decoupled weight decay of kernels"""
     clip: float = 0.0
@@ -59,6 +61,25 @@ class Training:
     """stop after this many evaluations without a better score; 0 never does"""
     save_minutes: float = 10.0
     """longest time between two checkpoints"""
+
+
+LEAST = {
+    **dict.fromkeys(("epochs", "batch", "eval_batch", "accumulate"), 1),
+    **dict.fromkeys(("devices", "lr", "warmup", "momentum", "weight_decay", "clip", "ema"), 0),
+    **dict.fromkeys(("seed", "patience", "save_minutes", "drop"), 0),
+}
+
+
+def check(config):
+    """Refuse numbers that no training can use; InputError names the option."""
+    from jaxdet.types import InputError
+
+    for name, least in LEAST.items():
+        value, option = getattr(config, name), f"--{name.replace('_', '-')}"
+        if not value >= least:
+            raise InputError(f"{option} {value}: a number of at least {least} is wanted")
+    if config.ema >= 1:
+        raise InputError(f"--ema {config.ema}: a decay under 1 is wanted, such as 0.999")
 
 
 def from_json(kind, values):

@@ -28,7 +28,7 @@ def padded(count, batch):
 
 
 def gather(data, rows):
-    """The batch at `rows [B]` of arrays that live on the device; without them `rows` is the batch."""
+    """The batch at `rows [B]` of arrays on the device; without those `rows` is the batch."""
     if not data:
         return rows
     return jax.tree.map(lambda column: jnp.take(column, rows, axis=0), data)

@@ -36,7 +36,7 @@ def splits(source_name, root=None, seed=0):
 def embedded():
     """The 1797 scans that come with scikit-learn as a source of 28x28 digits, no file needed.
 
-    Each scan of 8x8 is enlarged so that its ink stays within the middle 20x20 pixels; the
+    Each scan of 8x8 is enlarged so that its ink stays within the middle 24x24 pixels; the
     background is exactly 0, so that `pixel > 0` is the ink.  Their order is a fixed shuffle,
     because neighbours were written by the same hand; ids count along it.  Alpaydin and Kaynak,
     "Optical recognition of handwritten digits", UCI, 1998.
@@ -65,6 +65,6 @@ def _read(source_name, root):
 
 def _enlarge(scan):
     """A scan [8, 8] of darkness 0..16 as a digit [28, 28] uint8: bicubic, faint pixels cleared."""
-    bordered = Image.fromarray(np.pad(scan, 2).astype(np.float32))
+    bordered = Image.fromarray(np.pad(scan, 1).astype(np.float32))
     dark = np.asarray(bordered.resize((28, 28), Image.Resampling.BICUBIC))
     return np.rint(255 * np.clip((dark - FAINT) / (FULL - FAINT), 0, 1)).astype(np.uint8)

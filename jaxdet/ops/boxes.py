@@ -32,7 +32,7 @@ def iou(a, b):
     (PASCAL VOC).
     """
     shared = intersection(a, b)
-    return _ratio(shared, area(a) + area(b) - shared)
+    return ratio(shared, area(a) + area(b) - shared)
 
 
 def clip(boxes, height, width):
@@ -72,8 +72,8 @@ def _area(low, high):
     return sides[..., 0] * sides[..., 1]
 
 
-def _ratio(part, whole):
-    """Quotient, 0 where `whole` is not positive; safe inside and outside, so gradients are too."""
+def ratio(part, whole):
+    """Quotient of arrays [...], 0 where `whole` is not positive, with finite gradients there."""
     positive = whole > 0
     return jnp.where(positive, part / jnp.where(positive, whole, 1), 0)
 

@@ -40,12 +40,12 @@ def loss_terms(out, target, *, gate="both"):
     """
     here = target[..., 0]
     said = (out.detect > 0).astype(jnp.float32) if gate == "both" else 1.0
-    label = target[..., 1].astype(jnp.int32)
+    label, box = target[..., 1].astype(jnp.int32), target[..., 2:]
     missed = -jnp.take_along_axis(out.classes, label[..., None], -1)[..., 0]
     return {
         "detection": optax.sigmoid_binary_cross_entropy(out.detect, here),
         "classification": here * said * missed,
-        "regression": here * said * jnp.square(out.box - target[..., 2:]).mean(-1),
+        "regression": here * said * jnp.square(out.box - box).mean(-1),
     }
 
 
@@ -54,17 +54,15 @@ def choose(out, sight, *, score="class"):
 
     `sight [R, C, 4]` are the windows' corners.  `class` takes the window with the highest class
     log-probability (the seed); `product` adds the log-probability of detection, since a window
-    without an object was never taught a class; `merge` averages all windows, weighted by the
-    probability of both (OverFeat, arXiv:1312.6229, in spirit).
+    without an object was never taught a class; `merge` averages all windows, weighted by how sure
+    they are of both and by how much of the box they say is in their sight (after OverFeat, Sermanet
+    et al. 2013, arXiv:1312.6229).
     """
     seen = jax.nn.log_sigmoid(out.detect)
     sure = out.classes.max(-1) + (0.0 if score == "class" else seen)  # [R, C]
     corners = windows.from_window(out.box, sight)
     if score == "merge":
-        weight = jax.nn.softmax(MERGE_POWER * sure.ravel())
-        mean = weight @ out.classes.reshape(-1, out.classes.shape[-1])
-        box = weight @ corners.reshape(-1, 4)
-        return {"label": jnp.argmax(mean), "score": jnp.exp(mean.max()), "box": box}
+        return _merged(out, corners, sure)
     best = jnp.argmax(sure)  # of the windows in reading order
     label = jnp.argmax(out.classes.reshape(-1, out.classes.shape[-1])[best])
     return {
@@ -74,14 +72,35 @@ def choose(out, sight, *, score="class"):
     }
 
 
-MERGE_POWER = 4.0  # how much surer windows outweigh others
+SURENESS, SIGHT = 4.0, 2.0  # powers by which windows outweigh others when merged
 
 
-def task(net, place, *, gate="both", reduction="sum", score="class"):
+def _merged(out, corners, sure):
+    """The weighted mean over windows [R, C] of log-probabilities and of boxes in image pixels."""
+    weight = jax.nn.softmax(SURENESS * sure.ravel()) * in_sight(out.box).ravel() ** SIGHT
+    weight = boxes.ratio(weight, weight.sum()[None])
+    mean = weight @ out.classes.reshape(-1, out.classes.shape[-1])
+    box = weight @ corners.reshape(-1, 4)
+    return {"label": jnp.argmax(mean), "score": jnp.exp(mean.max()), "box": box}
+
+
+def in_sight(box):
+    """Share of boxes [..., 4], in window units, that lies inside the window: [...] in [0, 1]."""
+    return boxes.ratio(boxes.area(boxes.clip(box, 1, 1)), boxes.area(box))
+
+
+def one(step):
+    """The ramp that is none."""
+    return 1.0
+
+
+def task(net, place, *, gate="both", reduction="sum", score="class", ramp=one):
     """The task of a window network `net`; `place(key, digit)` draws a canvas and the box in it.
 
     `reduction` sums the loss over images and windows (the seed), or takes the mean.  `at.hyper`
-    has the weights of the terms: `class_weight` and `box_weight`.
+    has the weights of the terms: `class_weight` and `box_weight`; the latter is multiplied by
+    `ramp(step)` while training.  The logged loss always has the full weights, so that it can be
+    compared between steps and splits.
     """
 
     def sights(images):
@@ -108,17 +127,16 @@ def task(net, place, *, gate="both", reduction="sum", score="class"):
         )
         parts = loss_terms(outputs(raw), target, gate=gate)
         sums = {name: part.sum((1, 2)) @ batch["real"] for name, part in parts.items()}
-        sums["loss"] = (
-            sums["detection"]
-            + at.hyper["class_weight"] * sums["classification"]
-            + at.hyper["box_weight"] * sums["regression"]
-        )
+        known = sums["detection"] + at.hyper["class_weight"] * sums["classification"]
+        placed = at.hyper["box_weight"] * sums["regression"]
+        sums["loss"] = known + placed
         right = answers(raw, batch["image"])["label"] == batch["label"]
         sums["accuracy"] = right.astype(jnp.float32) @ batch["real"]
         rows = tasks.real_rows(batch, at)
         terms = {name: total / rows for name, total in sums.items()}
         whole = 1.0 if reduction == "sum" else rows * grid.rows * grid.columns
-        return sums["loss"] / whole, (stats, terms)
+        share = known + (ramp(at.step) if at.train else 1.0) * placed
+        return share / whole, (stats, terms)
 
     def predict(variables, images):
         return answers(net.apply(variables, images, train=False), images)

@@ -1,0 +1,239 @@
+"""What all benchmarks share: timing, peak memory, running out of it, tables, records, the door.
+
+A call is timed from its start until its result is there, on whatever device it is made.  The first
+call is apart: it compiles and warms up.  Of the others the median counts, with the interquartile
+range beside it.  Calls to be compared are timed in turns, A B A B, because the speed of a machine
+drifts: the ratio of their medians then means something even where the medians do not.
+"""
+
+import ctypes
+import datetime
+import gc
+import os
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxdet import cli, runs
+from jaxdet.types import InputError
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+FREE, LIMIT = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+MOST = 1000  # repeats of a call
+EXHAUSTED = ("RESOURCE_EXHAUSTED", "can't allocate memory", "out of memory", "Out of memory")
+
+
+class Timing(NamedTuple):
+    """Seconds of a call."""
+
+    compile_s: float  # first call less the median: tracing, compiling
+    median: float
+    spread: float  # interquartile range
+    repeats: int
+
+
+class First(NamedTuple):
+    """What the first run of a call gave and took."""
+
+    value: Any
+    seconds: float
+    peak: int | None  # bytes held at most, less those held before; None where nothing tells
+    source: str  # of `peak`
+
+
+def measure(fn, *args, seconds=1.0, repeats=3):
+    """Timing of `fn(*args)`: at least `repeats` calls, and more while `seconds` last."""
+    return paired(partial(fn, *args), seconds=seconds, repeats=repeats)[0]
+
+
+def paired(*calls, seconds=1.0, repeats=3):
+    """Timings of calls without arguments that are made in turns; `seconds` is for each."""
+    begun = [first(call).seconds for call in calls]
+    taken = rounds(calls, seconds=seconds, repeats=repeats)
+    return [timing(apart, times) for apart, times in zip(begun, taken, strict=True)]
+
+
+def rounds(calls, *, seconds=1.0, repeats=3):
+    """Seconds of each call, one list a call: made in turns, until each had its time and repeats."""
+    taken = [[] for _ in calls]
+    left = list(zip(calls, taken, strict=True))
+    while left:
+        for call, times in left:
+            times.append(clock(call)[1])
+        left = [(call, times) for call, times in left if not _enough(times, seconds, repeats)]
+    return taken
+
+
+def timing(apart, times):
+    """Timing from the seconds of the first call and those of the others."""
+    low, median, high = (float(q) for q in np.percentile(times, (25, 50, 75)))
+    return Timing(max(0.0, apart - median), median, high - low, len(times))
+
+
+def clock(call):
+    """(result, seconds) of a call, waited for.  What is no array of jax is passed through."""
+    start = time.perf_counter()
+    value = jax.block_until_ready(call())
+    return value, time.perf_counter() - start
+
+
+def compiled(fn, *args):
+    """(program, seconds it took to trace and compile) of `jax.jit(fn)` for arguments like these."""
+    return clock(lambda: jax.jit(fn).lower(*args).compile())
+
+
+def first(call):
+    """The first run of a call, with the memory it took beyond what was held before it."""
+    gc.collect()
+    before, source = _held()
+    value, seconds = clock(call)
+    peak = None if before is None else max(0, _peak() - before)
+    return First(value, seconds, peak, source)
+
+
+def within_memory(fn, *args):
+    """`fn(*args)`, or None where the memory does not suffice."""
+    try:
+        return fn(*args)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        return None
+
+
+def out_of_memory(error):
+    """Whether an exception of Python, jax or PyTorch says that memory ran out."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in EXHAUSTED)
+
+
+def need(size, device):
+    """Raise MemoryError before `size` bytes are asked for that are not there.
+
+    Linux hands out more than it has and ends the process later, so asking does not tell.
+    """
+    free = available(device)
+    if free is not None and size > free:
+        raise MemoryError(f"{size:,} bytes are needed and {free:,} are free")
+
+
+def available(device):
+    """Bytes that can still be had on a device, or on the host for the CPU; None if unknown."""
+    stats = device.memory_stats()
+    if stats:
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    limit = LIMIT.read_text().strip() if LIMIT.is_file() else "max"
+    free = [_field(FREE, "MemAvailable")] if FREE.is_file() else []
+    if limit != "max":
+        free.append(int(limit) - _field(STATUS, "VmRSS"))
+    return min(free, default=None)
+
+
+def table(rows, columns):
+    """Markdown of rows (dictionaries), one line each; columns: {key: heading}, or just the keys."""
+    headings = columns if isinstance(columns, dict) else {key: key for key in columns}
+    lines = [headings.values(), ["---"] * len(headings)]
+    lines += [[_cell(row.get(key)) for key in headings] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def show(text, out=None):
+    """Print a text, and keep it where `out` is given."""
+    print(text)
+    if out:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        runs.write_text(out, f"{text}\n")
+
+
+def write(name, rows, out, devices, *, options=None, **more):
+    """Keep rows as JSON, with the date, the machine's load and what else the figures depend on.
+
+    options: the dataclass that the benchmark ran with.
+    """
+    chosen = {name: _plain(value) for name, value in vars(options).items()} if options else {}
+    record = {
+        "benchmark": name,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "environment": runs.environment(devices),
+        "compilation_cache": jax.config.jax_compilation_cache_dir,
+        "load": os.getloadavg(),
+        "options": chosen,
+        **more,
+        "rows": rows,
+    }
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    runs.write_json(out, record)
+
+
+def door(name, kind, argv, run):
+    """Read options of class `kind` from words and run; returns the exit code, as `cli.main` does.
+
+    What the user can mend is one line and code 2.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    options = cli.parse(f"python -m benchmarks.{name}", words, kind) if words else kind()
+    try:
+        run(options)
+    except (InputError, OSError) as error:
+        print(f"benchmarks.{name}: error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 1
+    return 0
+
+
+def _plain(value):
+    """An option as JSON can keep it."""
+    return str(value) if isinstance(value, Path) else value
+
+
+def _enough(times, seconds, repeats):
+    """Whether a call was timed often enough."""
+    return len(times) >= repeats and (len(times) >= MOST or sum(times) >= seconds)
+
+
+def _held():
+    """(bytes held now, how their peak will be known); from here on a new peak counts."""
+    stats = jax.devices()[0].memory_stats()
+    if stats:
+        return stats["bytes_in_use"], "device, largest so far in this process"
+    try:
+        _trim()
+        CLEAR.write_text("5")  # forgets the largest resident size, see man proc
+    except OSError:
+        return None, "unknown"
+    return _field(STATUS, "VmRSS"), "process, largest resident size"
+
+
+def _trim():
+    """Give freed memory back to the system, where the C library can: else reuse hides a peak."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)
+
+
+def _peak():
+    """Bytes held at most since `_held`; on a GPU, whose peak cannot be reset, since the start."""
+    stats = jax.devices()[0].memory_stats()
+    return stats["peak_bytes_in_use"] if stats else _field(STATUS, "VmHWM")
+
+
+def _field(path, name):
+    """A size in kB from a file of /proc, in bytes."""
+    lines = (line.split() for line in path.read_text().splitlines())
+    return next(int(words[1]) * 1024 for words in lines if words[0] == f"{name}:")
+
+
+def _cell(value):
+    """Text of a value in a table: whole numbers in thousands, others to five digits."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return " x ".join(map(str, value))
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.5g}" if isinstance(value, float) else str(value)

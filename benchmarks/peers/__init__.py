@@ -1,0 +1,1 @@
+"""The same models in other libraries, timed in the same run; imported only where installed."""

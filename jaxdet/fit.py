@@ -1,0 +1,205 @@
+"""The only training loop: a run folder, from its last checkpoint to its end."""
+
+import time
+from functools import partial
+
+import jax
+import numpy as np
+
+from jaxdet import checkpoint, evaluate, parallel, plots, progress, runs, train
+from jaxdet.data import batches
+
+
+class DivergedError(RuntimeError):
+    """The loss or its gradient is no longer a number; the last good checkpoint stands."""
+
+
+class StopRequested(BaseException):
+    """A signal asked the run to save and end; raised between two batches."""
+
+
+def fit(system, config, folder, *, show, stop=lambda: False):
+    """Train `system` as `config` says in the run `folder`, from its last checkpoint if it has one.
+
+    `show` is a `progress.Progress`; `stop()` turning true saves and ends.  Returns True when the
+    run is complete.  Raises `DivergedError` when the loss stops being finite.
+    """
+    loop = Loop(system, config, folder, show, stop)
+    try:
+        while not loop.complete():
+            loop.epoch()
+    except StopRequested:
+        loop.save(None)
+        show.line(f"stopped at step {loop.at} of {loop.plan.steps}; continue with --resume")
+        return False
+    finally:
+        show.close()
+    plots.convergence(runs.read_metrics(folder), loop.folder / "plots" / "convergence.png")
+    return True
+
+
+class Loop:
+    """A run on its way: the compiled step, the evaluator, and where the run stands."""
+
+    def __init__(self, system, config, folder, show, stop):
+        self.config, self.folder, self.show, self.stop = config, folder, show, stop
+        self.among = train.devices(config)
+        source = system.splits["train"]
+        self.count = len(source)
+        self.plan = train.plan(config, self.count)
+        self.data = parallel.put(source.arrays, self.among)
+        self.evaluator = evaluate.Evaluator(system, "val", config.eval_batch, self.among)
+        step = partial(
+            train.train_step,
+            task=system.task,
+            optimizer=train.optimizer(config, self.plan),
+            plan=self.plan,
+        )
+        self.step = parallel.compiled(step, self.among, whole=2, donate=(0,))
+        self.rate = train.learning_rate(config, self.plan)
+        self._start(train.maker(system, config))
+        self.stepped, self.drawn = False, 0.0
+        self.saved = self.began = time.monotonic()
+
+    def _start(self, make):
+        """The state to go on from, on the devices; metrics of later steps are forgotten."""
+        if checkpoint.steps(self.folder):
+            _, state = checkpoint.restore(self.folder, jax.eval_shape(make), warn=self.show.line)
+        else:
+            state = jax.jit(make)()
+        runs.drop_metrics(self.folder, int(state.book["evaluated"]))
+        self.at = int(state.step)
+        self.state = parallel.put(state, self.among)
+        self.show.begin(self.at * self.config.batch, self.plan.steps * self.config.batch)
+
+    def complete(self):
+        """Whether the last step, or patience, is at its end and evaluated."""
+        book = jax.device_get(self.state.book)
+        if book["evaluated"] != self.at:
+            return False
+        patience = self.config.patience
+        return self.at >= self.plan.steps or bool(patience and book["waited"] >= patience)
+
+    def epoch(self):
+        """Evaluate what is due, then train to the end of the epoch and evaluate again."""
+        if self.at % self.plan.epoch_steps == 0 and self._due():
+            self.evaluate()
+        elif self.at < self.plan.steps:
+            self._train()
+
+    def _due(self):
+        first = self.config.eval_first or self.at > 0
+        return first and int(self.state.book["evaluated"]) != self.at
+
+    def _train(self):
+        """Steps to the end of the epoch, from wherever in it the run stands."""
+        number, start = divmod(self.at, self.plan.epoch_steps)
+        self.began = time.monotonic()
+        rows = batches.order(self.config.seed, number, self.count, self.config.batch)
+        for row in rows[start:]:
+            self._pause()
+            self.state = self.step(self.state, self.data, row)
+            self.at += 1
+            if not self.stepped:
+                self._first_step()
+            self.show.advance(self.config.batch)
+            if self.show.due():
+                self._look(number)
+        self._look(number)
+
+    def _first_step(self):
+        """Say how long the start took: imports, data, compilation."""
+        jax.block_until_ready(self.state.step)
+        self.stepped, seconds = True, progress.since_start()
+        if seconds is not None:
+            self.show.line(f"first step done {seconds:.1f} s after the start of the program")
+
+    def _pause(self):
+        if self.stop():
+            raise StopRequested
+        if time.monotonic() - self.saved > 60 * self.config.save_minutes:
+            self.save(None)
+
+    def _look(self, epoch):
+        """Read the book: show the running means, stop when the loss is no longer a number."""
+        book = jax.device_get(self.state.book)
+        if book["bad_step"] >= 0:
+            self._diverged(book)
+        self.show.terms(epoch + 1, self.config.epochs, _means(book))
+
+    def _diverged(self, book):
+        names = [*sorted(book["sums"]), "gradient"]
+        last = checkpoint.steps(self.folder)
+        good = f"checkpoint {last[-1]}" if last else "none: no epoch was completed"
+        raise DivergedError(
+            f"step {book['bad_step']}: {names[int(book['bad_term'])]} is not finite; last good "
+            f"state: {good} of {self.folder}; try a lower --lr, or --clip 1"
+        )
+
+    def evaluate(self):
+        """Score the state, note it in the book and in `metrics.jsonl`, and save it."""
+        trained = time.monotonic() - self.began
+        book = jax.device_get(self.state.book)
+        scores = self.evaluator(evaluate.variables(self.state), self._pause)
+        seconds = {"train": trained, "eval": time.monotonic() - self.began - trained}
+        score = (float(np.float32(scores[self.config.best])), float(np.float32(scores["loss"])))
+        line = {
+            "step": self.at,
+            "epoch": self.at // self.plan.epoch_steps,
+            "lr": float(self.rate(self.at // self.plan.accumulate)),
+            "train": _means(book) if book["count"] else None,
+            "val": scores,
+            "time": seconds,
+        }
+        runs.append_metrics(self.folder, line)
+        book = _scored(book, self.at, score)
+        self.state = self.state.replace(book=parallel.put(book, self.among))
+        self.save(score)
+        self.show.line(_sentence(line, self.config, book))
+        self._draw()
+
+    def _draw(self):
+        """Redraw the curves, at most twice a minute."""
+        if time.monotonic() - self.drawn > 30:
+            metrics = runs.read_metrics(self.folder)
+            plots.convergence(metrics, self.folder / "plots" / "convergence.png")
+            self.drawn = time.monotonic()
+        self.began = time.monotonic()
+
+    def save(self, score):
+        """Write a checkpoint of the state; without a score, only if this step has none yet."""
+        if score is not None or self.at not in checkpoint.steps(self.folder):
+            checkpoint.save(self.folder, self.at, self.state, score=score)
+        self.saved = time.monotonic()
+
+
+def _scored(book, step, score):
+    """The book after an evaluation: sums begin again, the best is kept, patience counted."""
+    better = (score[0], -score[1]) > (float(book["best_score"]), -float(book["best_loss"]))
+    book = book | {
+        "sums": {name: np.float32(0) for name in book["sums"]},
+        "count": np.int32(0),
+        "evaluated": np.int32(step),
+        "waited": np.int32(0 if better else book["waited"] + 1),
+    }
+    if better:
+        book |= {"best_score": np.float32(score[0]), "best_loss": np.float32(score[1])}
+        book |= {"best_step": np.int32(step)}
+    return book
+
+
+def _means(book):
+    """Means of the loss terms over the steps since the last evaluation."""
+    return {name: float(total) / max(int(book["count"]), 1) for name, total in book["sums"].items()}
+
+
+def _sentence(line, config, book):
+    """One evaluation in one line."""
+    parts = [f"epoch {line['epoch']}/{config.epochs}"]
+    for split in ("train", "val"):
+        if line[split]:
+            parts.append(split + "".join(f" {k} {v:.4g}" for k, v in line[split].items()))
+    if int(book["best_step"]) == line["step"]:
+        parts.append(f"best {config.best}")
+    parts.append(f"{line['time']['train']:.1f} + {line['time']['eval']:.1f} s")
+    return " | ".join(parts)

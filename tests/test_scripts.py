@@ -1,0 +1,181 @@
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jaxdet import checkpoint, runs
+from tests import tiny
+
+ROOT = Path(__file__).parents[1]
+PNG = b"\x89PNG"
+
+
+def program(path, text):
+    """A small shell script that can be called."""
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A copy of this tree whose .venv is the Python of these tests: nothing is left to install."""
+    copy = tmp_path_factory.mktemp("a checkout")
+    listed = ["git", "ls-files", "-co", "--exclude-standard", "-z"]
+    names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    for name in names.split("\0"):
+        if (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, copy / name)
+    venv = copy / ".venv"
+    (venv / "bin").mkdir(parents=True)
+    program(venv / "bin" / "python", f'[ "$2" != pip ] && exec "{sys.executable}" "$@"')
+    program(venv / "bin" / "jaxdet", f'exec "{sys.executable}" -m jaxdet.cli "$@"')
+    for stamp in ("installed", "installed-test"):
+        shutil.copy(copy / "setup.cfg", venv / stamp)
+    return copy
+
+
+@pytest.fixture
+def start(checkout, tmp_path):
+    """Start a program in another folder than the checkout; whatever still runs is killed."""
+    started = []
+
+    def start(*words, **variables):
+        environment = {**os.environ, "PYTHONPATH": str(checkout), **variables}
+        process = subprocess.Popen(
+            [str(word) for word in words],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def ended(process, code=0):
+    """What a process printed, once it has ended as it should."""
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == code, err
+    return out
+
+
+SCRIPTS = sorted(p for p in (ROOT / "scripts").iterdir() if p.suffix in (".sh", ".sbatch"))
+
+
+@pytest.mark.parametrize("path", [*SCRIPTS, ROOT / ".ci" / "run"], ids=lambda path: path.name)
+def test_shell_scripts_can_be_parsed_and_stop_at_the_first_error(path):
+    subprocess.run(["bash", "-n", path], check=True)
+    assert "set -euo pipefail" in path.read_text() or "/setup.sh" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    "words", [["train.py", "digits"], ["eval.py"], ["predict.py"]], ids=" ".join
+)
+def test_doors_answer_help(checkout, start, words):
+    script, *rest = words
+    out = ended(start(sys.executable, checkout / "scripts" / script, *rest, "--help"))
+    assert f"usage: jaxdet {script.removesuffix('.py')}" in out
+
+
+def test_the_test_command_runs_pytest_on_the_checkout(checkout, start):
+    words = ["--collect-only", "-p", "no:cacheprovider", "tests/test_runs.py"]
+    out = ended(start("bash", checkout / "scripts" / "test.sh", *words))
+    assert "tests/test_runs.py" in out
+
+
+SCORES = r"(?:\w+ \d\S*\n)+"
+
+
+def test_the_first_command_trains_judges_and_draws_and_then_trains_no_more(checkout, start):
+    run = checkout / "runs" / "digits"
+    first = ended(start("bash", checkout / "scripts" / "run.sh", *tiny.WORDS))
+    assert [line["step"] for line in runs.read_metrics(run)] == [0, 21, 42]
+    (scores,) = re.findall(f"test split:\n({SCORES})", first)
+    assert {"accuracy", "iou", "loss"} <= {line.split()[0] for line in scores.splitlines()}
+    for path in re.findall(r": (/.+\.png)", first):
+        assert Path(path).read_bytes().startswith(PNG)
+    pictures = {path.name for path in (run / "plots").iterdir()}
+    assert pictures == {"convergence.png", "test.png"}
+
+    before = (run / "metrics.jsonl").read_bytes()
+    second = ended(start("bash", checkout / "scripts" / "run.sh", *tiny.WORDS))
+    assert (run / "metrics.jsonl").read_bytes() == before
+    assert "epoch" not in second
+    assert re.findall(f"test split:\n({SCORES})", second) == [scores]
+
+
+@pytest.fixture
+def job(checkout, start, tmp_path):
+    """Run the Slurm job as a plain script; `scontrol` notes what it is asked in a file."""
+    program(tmp_path / "scontrol", f'echo "$@" >>"{tmp_path}/asked"')
+    variables = {
+        "SLURM_SUBMIT_DIR": str(checkout),
+        "SLURM_JOB_ID": "77",
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+    }
+    words = [*tiny.WORDS, "--epochs", "6"]
+
+    def job(out, **others):
+        script = checkout / "scripts" / "train.sbatch"
+        return start("bash", script, "digits", *words, "--out", out, **variables | others)
+
+    return job
+
+
+def asked(folder):
+    """What `scontrol` was asked."""
+    return (folder / "asked").read_text().splitlines() if (folder / "asked").exists() else []
+
+
+def test_a_job_that_is_signalled_saves_is_requeued_and_then_goes_on_to_its_scores(job, tmp_path):
+    run = tmp_path / "run"
+    process = job(run)
+    while len(runs.read_metrics(run)) < 2:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGUSR1)
+    out = ended(process)
+    (step,) = re.findall(r"stopped at step (\d+) of 126", out)
+    assert checkpoint.steps(run)[-1] == int(step)
+    assert "accuracy 0." not in out.split("stopped")[1]
+    assert asked(tmp_path) == ["requeue 77"]
+
+    out = ended(job(run))
+    assert [line["step"] for line in runs.read_metrics(run)] == list(range(0, 127, 21))
+    assert re.search(rf"complete.*\n{SCORES}\Z", out)
+    assert asked(tmp_path) == ["requeue 77"]
+
+
+def test_a_job_that_is_signalled_before_training_listens_is_requeued(job, tmp_path):
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    program(tmp_path / ".venv" / "bin" / "jaxdet", f'touch "{tmp_path}/begun"; exec sleep 60')
+    process = job(tmp_path / "run", SLURM_SUBMIT_DIR=str(tmp_path))
+    while not (tmp_path / "begun").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGUSR1)
+    ended(process)
+    assert asked(tmp_path) == ["requeue 77"]
+
+
+def test_a_job_that_fails_says_so_and_is_not_requeued(job, tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "thesis.txt").write_text("all of it")
+    ended(job(tmp_path / "notes"), code=2)
+    assert asked(tmp_path) == []
