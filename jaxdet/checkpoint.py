@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import shutil
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -35,10 +36,12 @@ def save(folder, step, state, *, score=None, keep=2):
     """
     place = _root(folder) / str(int(step))
     draft = place.with_suffix(".partial")
-    shutil.rmtree(draft, ignore_errors=True)
+    for left in place.parent.glob("*.partial"):
+        shutil.rmtree(left, ignore_errors=True)
     try:
         _write(draft / "state", jax.tree.map(_to_host, state))
-        runs.write_json(draft / MANIFEST, {"score": score, "sha256": _hashes(draft)})
+        manifest = {"score": score, "arrays": _arrays(state), "sha256": _hashes(draft)}
+        runs.write_json(draft / MANIFEST, manifest)
         shutil.rmtree(place, ignore_errors=True)
         draft.rename(place)
     except Exception as error:  # orbax and tensorstore raise errors of no common class
@@ -52,12 +55,13 @@ def steps(folder):
     return sorted(int(place.name) for place in _root(folder).glob("*") if place.name.isdigit())
 
 
-def best(folder):
+def best(folder, warn=LOG.warning):
     """The step with the highest score, ties by the lower second number, then the earlier step.
 
-    None when no checkpoint carries a score.
+    None when no checkpoint carries a score.  One whose manifest cannot be read is reported through
+    `warn` and does not count.
     """
-    scores = {step: _score(_root(folder) / str(step)) for step in steps(folder)}
+    scores = {step: _score(_root(folder) / str(step), warn) for step in steps(folder)}
     ranked = [(score[0], -score[1], -step) for step, score in scores.items() if score]
     return -max(ranked)[2] if ranked else None
 
@@ -70,23 +74,39 @@ def restore(folder, like, which="last", warn=LOG.warning):
     known = steps(folder)
     if not known:
         raise InputError(f"{folder} has no checkpoints; train it first (jaxdet train ... --out)")
-    first = _chosen(folder, which, known)
+    tell = _once(warn)
+    first = _chosen(folder, which, known, tell)
     for step in [first] + [step for step in reversed(known) if step != first]:
+        place = _root(folder) / str(step)
         try:
-            return step, _read(_root(folder) / str(step), like)
+            return step, _read(place, like)
         except DamagedError as error:
-            warn(
-                f"checkpoint {_root(folder) / str(step)} is damaged ({error}); "
-                "looking for the newest good one"
-            )
+            tell(_damaged(place, error))
     raise InputError(f"{folder} has no undamaged checkpoint; train it again with --overwrite")
 
 
-def _chosen(folder, which, known):
+def _once(warn):
+    """`warn` for lines that it has not said yet."""
+    said = set()
+
+    def tell(line):
+        if line not in said:
+            said.add(line)
+            warn(line)
+
+    return tell
+
+
+def _damaged(place, error):
+    return f"checkpoint {place} is damaged ({error}); the newest good one is used"
+
+
+def _chosen(folder, which, known, warn):
     if which == "last":
         return known[-1]
     if which == "best":
-        return best(folder) if best(folder) is not None else known[-1]
+        step = best(folder, warn)
+        return known[-1] if step is None else step
     if str(which).isdigit() and int(which) in known:
         return int(which)
     raise InputError(f"--checkpoint {which}: {folder} has best, last and steps {known}")
@@ -131,31 +151,50 @@ def _read(place, like):
     """The state at `place`, once every hash of its manifest agrees."""
     import orbax.checkpoint as ocp
 
-    written = _manifest(place).get("sha256", {})
-    found = _hashes(place)
+    manifest = _manifest(place)
+    written, found = manifest["sha256"], _hashes(place)
     for name in sorted(written | found):
         if written.get(name) != found.get(name):
             raise DamagedError(f"{name} {'is missing' if name not in found else 'has changed'}")
+    _check_fit(place, manifest["arrays"], _arrays(like))
     with ocp.StandardCheckpointer() as checkpointer:
         try:
             state = checkpointer.restore(place / "state", jax.tree.map(_blank, like))
-        except (ValueError, KeyError) as error:
-            raise InputError(f"{place} does not fit this version: {_first_line(error)}") from None
+        except Exception as error:  # as above: no common class
+            raise DamagedError(_first_line(error)) from None
     return jax.tree.map(_from_host, like, state)
 
 
 def _manifest(place):
     try:
-        return json.loads((place / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        raise DamagedError(f"{MANIFEST}: {error}") from None
+        manifest = json.loads((place / MANIFEST).read_text())
+        return {name: manifest[name] for name in ("score", "arrays", "sha256")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{MANIFEST}: {_first_line(error)}") from None
 
 
-def _score(place):
+def _score(place, warn):
     try:
         return _manifest(place)["score"]
-    except (DamagedError, KeyError):
+    except DamagedError as error:
+        warn(_damaged(place, error))
         return None
+
+
+def _arrays(state):
+    """Type and shape of every array of a state, concrete or abstract, by its path."""
+    leaves = jax.tree.leaves_with_path(jax.tree.map(_blank, state))
+    name = partial(jax.tree_util.keystr, simple=True, separator="/")
+    return {name(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
+
+
+def _check_fit(place, kept, wanted):
+    for name in sorted(kept.keys() | wanted.keys()):
+        if kept.get(name) != wanted.get(name):
+            raise InputError(
+                f"{place} does not fit the configured network: {name} is "
+                f"{kept.get(name, 'not in it')}, {wanted.get(name, 'nothing')} is wanted"
+            )
 
 
 def _hashes(place):

@@ -41,6 +41,8 @@ class Process:
 
     cache: bool = True
     """keep compiled programs in $JAXDET_CACHE, or ~/.cache/jaxdet"""
+    deterministic: bool = False
+    """on a GPU, use only operations that give the same bits every time (slower; no max pools)"""
     debug: bool = False
     """show the whole traceback of an error"""
 
@@ -218,9 +220,12 @@ def _run(command, *args):
 
 def _prepare(options):
     """Flags and compilation cache of this process: never set by the library itself."""
-    flags = os.environ.get("XLA_FLAGS", "")
-    if metadata.version("jaxlib") in FLAGGED and "ynn_fusion_type" not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {FLAG}".strip()
+    flags = [os.environ.get("XLA_FLAGS", "")]
+    if metadata.version("jaxlib") in FLAGGED and "ynn_fusion_type" not in flags[0]:
+        flags.append(FLAG)
+    if options.deterministic:
+        flags.append("--xla_gpu_exclude_nondeterministic_ops=true")
+    os.environ["XLA_FLAGS"] = " ".join(flags).strip()
     if options.cache:
         default = Path.home() / ".cache" / "jaxdet"
         os.environ.setdefault(

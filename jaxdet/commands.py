@@ -22,7 +22,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 def train(name, options, config, words):
     """`jaxdet train SYSTEM`: a new run, or the rest of one."""
     folder, show = options.out, Progress(quiet=options.quiet)
-    going_on = options.resume and (folder / "config.json").exists()
+    going_on = options.resume and runs.holds_something(folder)
     if going_on:
         config = _same_config(folder, name, options, words)
     else:
@@ -119,55 +119,72 @@ def eval(options):  # named after the command
 
 def predict(options):
     """`jaxdet predict RUN`: answers for image files, or samples of the data."""
+    _check_picture(options.figure, options.count)
     changes = {"canvas": options.canvas} if options.canvas else {}
-    config, system, _, state = restored(options, **changes)
+    _, system, _, state = restored(options, **changes)
     names = system.about["classes"]
     answer = jax.jit(partial(system.task.predict, evaluate.variables(state)))
     if options.images:
-        for path in options.images:
-            _tell(options, path, names, _first(answer(images.grey(path)[None])))
-        return 0
-    batch = evaluate.samples(system, options.split, options.count)
-    found = jax.device_get(answer(batch["image"]))
-    for i, number in enumerate(batch["id"]):
-        _tell(options, f"{options.split}:{number}", names, jax.tree.map(lambda v, i=i: v[i], found))
+        shown = {"image": [images.grey(path) for path in options.images]}
+        found = [_row(answer(image[None]), 0) for image in shown["image"]]
+        titles = [str(path) for path in options.images]
+    else:
+        shown = evaluate.samples(system, options.split, options.count)
+        answers = answer(shown["image"])
+        found = [_row(answers, i) for i in range(len(shown["image"]))]
+        titles = [f"{options.split}:{number}" for number in shown["id"]]
+    for title, row in zip(titles, found, strict=True):
+        _tell(options.json, title, names, row)
     if options.figure:
-        _draw(batch, names, options.figure, found)
+        _draw(shown, names, options.figure, found, quiet=options.json)
     return 0
 
 
 def preview(name, options, config):
     """`jaxdet data preview SYSTEM`: training inputs with their true boxes."""
+    _check_picture(options.out, options.count)
     system = configs.build(name, config)
-    batch = evaluate.samples(system, "train", options.count, train=True, seed=config.seed)
-    _draw(batch, system.about["classes"], options.out)
+    shown = evaluate.samples(system, "train", options.count, train=True, seed=config.seed)
+    _draw(shown, system.about["classes"], options.out)
     return 0
 
 
-def _first(found):
-    return jax.tree.map(lambda v: v[0], jax.device_get(found))
+def _check_picture(path, count):
+    """Refuse, before anything is computed, a picture that could not be drawn."""
+    if count < 1:
+        raise InputError(f"--count {count}: a number of at least 1 is wanted")
+    if path is not None and path.suffix not in plots.SUFFIXES:
+        raise InputError(f"{path}: a picture is one of {', '.join(plots.SUFFIXES)}")
 
 
-def _tell(options, name, names, found):
+def _row(answers, i):
+    """Answer `i` of a batch of them, on the host."""
+    return jax.tree.map(lambda leaf: leaf[i], jax.device_get(answers))
+
+
+def _tell(as_json, title, names, found):
     """One answer in one line: name, label, score, x0 y0 x1 y1 in pixels."""
     label, box = names[int(found["label"])], [round(float(v), 2) for v in found["box"]]
     score = round(float(found["score"]), 4)
-    if options.json:
-        print(json.dumps({"image": str(name), "label": label, "score": score, "box": box}))
+    if as_json:
+        print(json.dumps({"image": title, "label": label, "score": score, "box": box}))
     else:
-        print(name, label, score, *box)
+        print(title, label, score, *box)
 
 
-def _draw(batch, names, path, found=None):
-    """The pictures of a batch, true boxes green and those of `found` red, labels in the titles."""
-    titles = [f"true {names[t]}" for t in batch["label"]]
-    if found is not None:
-        titles = [f"{t}, predicted {names[p]}" for t, p in zip(titles, found["label"], strict=True)]
+def _draw(shown, names, path, found=None, quiet=False):
+    """Pictures with what is known of them: true boxes green, those of `found` red, and labels."""
+    said = [[] for _ in shown["image"]]
+    for i, label in enumerate(shown.get("label", ())):
+        said[i].append(f"true {names[label]}")
+    for i, row in enumerate(found or ()):
+        said[i].append(f"predicted {names[row['label']]}")
     plots.gallery(
-        batch["image"],
+        shown["image"],
         path,
-        titles=titles,
-        true=batch["boxes"][:, 0],
-        predicted=None if found is None else found["box"],
+        titles=[", ".join(words) for words in said],
+        true=shown["boxes"][:, 0] if "boxes" in shown else None,
+        predicted=[row["box"] for row in found] if found else None,
     )
-    print(f"wrote {path}")
+    if not quiet:
+        print(f"wrote {path}")

@@ -121,13 +121,14 @@ class Loop:
             self.save(None)
 
     def _look(self, epoch):
-        """Read the book: show the running means, stop when the loss is no longer a number."""
-        book = jax.device_get(self.state.book)
-        if book["bad_step"] >= 0:
-            self._diverged(book)
-        self.show.terms(epoch + 1, self.config.epochs, _means(book))
+        """Show the running means of the loss terms."""
+        self.show.terms(epoch + 1, self.config.epochs, _means(self._book()))
 
-    def _diverged(self, book):
+    def _book(self):
+        """The book on the host; `DivergedError` when the loss is no longer a number."""
+        book = jax.device_get(self.state.book)
+        if book["bad_step"] < 0:
+            return book
         names = [*sorted(book["sums"]), "gradient"]
         last = checkpoint.steps(self.folder)
         good = f"checkpoint {last[-1]}" if last else "none: no epoch was completed"
@@ -139,7 +140,7 @@ class Loop:
     def evaluate(self):
         """Score the state, note it in the book and in `metrics.jsonl`, and save it."""
         trained = time.monotonic() - self.began
-        book = jax.device_get(self.state.book)
+        book = self._book()
         scores = self.evaluator(evaluate.variables(self.state), self._pause)
         seconds = {"train": trained, "eval": time.monotonic() - self.began - trained}
         score = (float(np.float32(scores[self.config.best])), float(np.float32(scores["loss"])))
@@ -168,6 +169,7 @@ class Loop:
 
     def save(self, score):
         """Write a checkpoint of the state; without a score, only if this step has none yet."""
+        self._book()
         if score is not None or self.at not in checkpoint.steps(self.folder):
             checkpoint.save(self.folder, self.at, self.state, score=score)
         self.saved = time.monotonic()

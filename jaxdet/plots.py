@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 TRUE, PREDICTED = "lime", "red"
+SUFFIXES = (".png", ".jpg", ".pdf", ".svg")
 
 
 def convergence(metrics, path):
@@ -25,7 +26,7 @@ def convergence(metrics, path):
 
 
 def gallery(images, path, *, titles, true=None, predicted=None, columns=5):
-    """Images [N, H, W, C] in [0, 1] in a grid, true boxes [N, 4] green and predicted boxes red.
+    """N images [H, W, C] in [0, 1] in a grid, true boxes [N, 4] green and predicted boxes red.
 
     `titles` has one text an image.  Thirty images make the figure of seed 001: 6 x 5 of them on
     20 x 16 inches.

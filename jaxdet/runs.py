@@ -20,11 +20,19 @@ PACKAGES = ("jaxdet", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "num
 def write_text(path, text):
     """Write a file whole or not at all: to a temporary name, synced, then renamed."""
     draft = Path(f"{path}.partial")
-    with open(draft, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    _written(draft, "w", text)
     os.replace(draft, path)
+
+
+def _written(path, mode, text):
+    """Text on disk when this returns; an error (disk full) names the file."""
+    try:
+        with open(path, mode) as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def write_json(path, value):
@@ -32,25 +40,33 @@ def write_json(path, value):
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def holds_something(folder):
+    """Whether a folder has anything in it, but for a configuration that was never finished."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        return folder.exists()
+    return any(path.name != "config.json.partial" for path in folder.iterdir())
+
+
 def vacant(folder, *, overwrite=False):
     """Refuse a folder that holds something, unless it is a run and `overwrite` is given."""
     folder = Path(folder)
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not holds_something(folder):
         return
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder} is not a run (no config.json) and will not be replaced")
     if not overwrite:
         raise InputError(
             f"{folder} exists; continue it with --resume, replace it with --overwrite, "
             f"or choose another --out"
         )
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{folder} is not a run (no config.json): --overwrite will not delete it")
 
 
 def start(folder):
     """An empty run folder in place of whatever run stood there."""
     folder = Path(folder)
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def write_config(folder, system, fields, about):
@@ -95,10 +111,7 @@ def environment(devices):
 
 def append_metrics(folder, line):
     """Add one JSON object to `metrics.jsonl`, on disk when this returns."""
-    with open(Path(folder) / "metrics.jsonl", "a") as file:
-        file.write(json.dumps(line) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    _written(Path(folder) / "metrics.jsonl", "a", json.dumps(line) + "\n")
 
 
 def read_metrics(folder):

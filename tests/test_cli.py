@@ -3,6 +3,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -156,6 +157,8 @@ REFUSED = {
     "small canvas": (["predict", "run", "--canvas", "30"], "30 x 30"),
     "negative canvas": (["predict", "run", "--canvas", "-5"], "-5"),
     "no samples": (["predict", "run", "--count", "0", "--figure", "new.png"], "--count 0"),
+    "picture": (["predict", "run", "--count", "1", "--figure", "new.xyz"], "new.xyz"),
+    "data of an embedded source": (["eval", "run", "--root", "empty"], "empty"),
     "no preview": (["data", "preview", "digits", "--count", "-1"], "--count -1"),
 }
 
@@ -314,6 +317,17 @@ def test_eval_prints_json(trained, capsys):
     assert json.loads(capsys.readouterr().out) == expected
 
 
+def test_eval_reads_the_data_of_root_in_place_of_the_run_s_own(place, capsys):
+    path = place / "run" / "config.json"
+    kept = json.loads(path.read_text())
+    kept["config"] |= {"source": "mnist", "root": "gone"}
+    path.write_text(json.dumps(kept))
+    mnist(place / "good")
+    assert main("eval", "run") == 2
+    assert main("eval", "run", "--root", "good") == 0
+    assert "accuracy" in capsys.readouterr().out
+
+
 def test_eval_and_predict_leave_the_run_as_it_was(place, capsys):
     before = files(place)
     assert main("eval", "run") == main("predict", "run", "--count", "3") == 0
@@ -379,6 +393,21 @@ def test_overwrite_replaces_a_run(place):
     assert main(*TRAIN, "--out", "run", "--overwrite", "--quiet") == 0
     assert checkpoint.steps("run")[-1] == 42
     assert [line["step"] for line in runs.read_metrics("run")] == [0, 21, 42]
+
+
+def test_an_interrupted_training_saves_and_says_130(place, monkeypatch, capsys):
+    save = checkpoint.save
+
+    def save_and_interrupt(*args, **kwargs):
+        save(*args, **kwargs)
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(checkpoint, "save", save_and_interrupt)
+    assert main(*TRAIN, "--out", "new") == 130
+    assert "stopped at step 0 of 42; continue with --resume" in capsys.readouterr().out
+    assert checkpoint.steps("new") == [0]
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @contextmanager

@@ -42,6 +42,11 @@ def test_a_folder_that_is_missing_or_empty_is_vacant(tmp_path, overwrite):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_is_vacant_where_a_run_was_killed_before_it_had_its_configuration(tmp_path):
+    (tmp_path / "config.json.partial").write_text("{")
+    runs.vacant(tmp_path)
+
+
 def test_a_run_is_vacant_only_to_be_overwritten(run):
     before = content(run)
     with pytest.raises(InputError, match="--resume.*--overwrite.*--out"):

@@ -75,8 +75,8 @@ def build(config):
         ink=True,
         dtype=jnp.bfloat16 if config.bfloat16 else None,
     )
-    windows.grid(net.chain(), config.canvas, config.canvas)  # refuses a canvas under a window
     place = partial(augment.place, canvas=config.canvas, rotate=config.rotate, scale=config.scale)
+    _check(config, net, place, splits["train"])
     return System(
         task=locate.task(
             net,
@@ -94,6 +94,23 @@ def build(config):
             "normalisation": "grey level / 255",
         },
     )
+
+
+def _check(config, net, place, source):
+    """Refuse, before anything is made, a canvas that is too small and sizes that cannot be."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxdet.ops import windows
+    from jaxdet.types import InputError
+
+    if min(*config.widths, *config.dense, config.window) < 1:
+        raise InputError("--widths, --dense and --window: every width must be at least 1")
+    if config.box_weight <= 0 or config.box_start < 0 or config.class_weight < 0:
+        raise InputError("--box-weight must be above 0, --box-start and --class-weight at least 0")
+    windows.grid(net.chain(), config.canvas, config.canvas)
+    digit = jnp.zeros(source.arrays["image"].shape[1:])
+    jax.eval_shape(place, jax.random.key(0), digit)
 
 
 def _ramp(config, epoch_steps, step):

@@ -51,7 +51,7 @@ def embedded():
 
 def _read(source_name, root):
     match source_name.partition(":"):
-        case ("embedded", "", ""):
+        case ("embedded", "", "") if root is None:
             whole = embedded()
             rows = np.arange(len(whole))
             return whole.take(rows[:EMBEDDED_TRAIN]), whole.take(rows[EMBEDDED_TRAIN:])
