@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxdet import cli, runs
+from jaxdet import flags, runs
 from jaxdet.types import InputError
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -175,7 +175,7 @@ def door(name, kind, argv, run):
     What the user can mend is one line and code 2.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    options = cli.parse(f"python -m benchmarks.{name}", words, kind) if words else kind()
+    options = flags.parse(f"python -m benchmarks.{name}", words, kind) if words else kind()
     try:
         run(options)
     except (InputError, OSError) as error:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import shutil
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -46,7 +47,8 @@ def save(folder, step, state, *, score=None, keep=2):
         draft.rename(place)
     except Exception as error:  # orbax and tensorstore raise errors of no common class
         shutil.rmtree(draft, ignore_errors=True)
-        raise OSError(f"checkpoint {place} could not be written: {_first_line(error)}") from error
+        reason = _first_line(error).rpartition(": ")[2]  # after the files that orbax names
+        raise OSError(f"checkpoint {place} could not be written: {reason}") from error
     _prune(folder, keep)
 
 
@@ -136,15 +138,26 @@ def _from_host(like, leaf):
 
 
 def _first_line(error):
-    return str(error).strip().split("\n")[0][:200]
+    return str(error).strip().split("\n")[0]
 
 
 def _write(place, state):
     import orbax.checkpoint as ocp
 
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(place, state)
-        checkpointer.wait_until_finished()
+    with _silent("absl"), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        checkpointer.save(place, args=ocp.args.StandardSave(state))
+
+
+@contextmanager
+def _silent(name):
+    """No word from a logger: orbax would log the traceback of an error that it also raises."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _read(place, like):
@@ -157,9 +170,10 @@ def _read(place, like):
         if written.get(name) != found.get(name):
             raise DamagedError(f"{name} {'is missing' if name not in found else 'has changed'}")
     _check_fit(place, manifest["arrays"], _arrays(like))
-    with ocp.StandardCheckpointer() as checkpointer:
+    wanted = ocp.args.StandardRestore(jax.tree.map(_blank, like))
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
         try:
-            state = checkpointer.restore(place / "state", jax.tree.map(_blank, like))
+            state = checkpointer.restore(place / "state", args=wanted)
         except Exception as error:  # as above: no common class
             raise DamagedError(_first_line(error)) from None
     return jax.tree.map(_from_host, like, state)

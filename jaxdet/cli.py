@@ -1,4 +1,4 @@
-"""The command line: reads the words, prepares the process, and hands over to `commands`.
+"""The command line: understands the words, prepares the process, hands over to `commands`.
 
 jax is imported when a command has been understood, not before: help and mistakes answer at once.
 """
@@ -6,14 +6,13 @@ jax is imported when a command has been understood, not before: help and mistake
 import os
 import sys
 import traceback
-from dataclasses import dataclass, fields, is_dataclass, make_dataclass
+from dataclasses import dataclass
 from importlib import metadata
-from itertools import pairwise
 from pathlib import Path
 
 import tyro
 
-from jaxdet import configs
+from jaxdet import configs, flags
 
 USAGE = """usage: jaxdet COMMAND ...
 
@@ -117,14 +116,14 @@ def main(argv=None):
             print(f"jaxdet {metadata.version('jaxdet')}")
             return 0
         case ["eval" | "predict" as command, *rest]:
-            options = parse(f"jaxdet {command}", rest, Eval if command == "eval" else Predict)
+            options = flags.parse(f"jaxdet {command}", rest, Eval if command == "eval" else Predict)
             return _run(command, options)
         case ["train", name, *rest] if name in configs.SYSTEMS:
             defaults = (Train(out=Path("runs") / name), configs.config(name)())
-            return _run("train", name, *with_config(f"train {name}", rest, defaults), rest)
+            return _run("train", name, *flags.with_config(f"train {name}", rest, defaults), rest)
         case ["data", "preview", name, *rest] if name in configs.SYSTEMS:
             defaults = (Preview(), configs.config(name)())
-            return _run("preview", name, *with_config(f"data preview {name}", rest, defaults))
+            return _run("preview", name, *flags.with_config(f"data preview {name}", rest, defaults))
     return _lost(words)
 
 
@@ -137,69 +136,6 @@ def _lost(words):
         found = f"no system {named[0]!r}; " if named else ""
         return _wrong(f"{found}usage: jaxdet {verbs[words[0]]}, with SYSTEM one of: {known}")
     return _wrong(f"no command {words[0]!r}; `jaxdet --help` lists them")
-
-
-def with_config(command, words, defaults):
-    """(options, configuration) from the words after `command`, all options in one flat list."""
-    names = ("command", "system")
-    kinds = [type(default) for default in defaults]
-    both = make_dataclass("Both", zip(names, kinds, strict=True), frozen=True)
-    both.__doc__ = kinds[1].__doc__
-    found = parse(f"jaxdet {command}", words, both, default=both(*defaults))
-    return found.command, found.system
-
-
-def parse(prog, words, kind, **kwargs):
-    """What tyro makes of the words; a boolean is `--x true`, `--x false`, `--x` or `--no-x`.
-
-    Wrong words end the process with exit code 2 and the nearest option.
-    """
-    registry = tyro.constructors.ConstructorRegistry()
-    registry.primitive_rule(_boolean)
-    settings = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
-    with registry:
-        return tyro.cli(
-            kind, prog=prog, args=spelled_out(words, booleans(kind)), config=settings, **kwargs
-        )
-
-
-def booleans(kind):
-    """Option names of the boolean fields of a dataclass, nested ones included."""
-    names = set()
-    for field in fields(kind):
-        if is_dataclass(field.type):
-            names |= booleans(field.type)
-        elif field.type in (bool, "bool"):
-            names.add(field.name.replace("_", "-"))
-    return names
-
-
-def spelled_out(words, names):
-    """The words with every boolean option followed by true or false."""
-    out = []
-    for word, following in pairwise([*words, None]):
-        name = word.removeprefix("--").replace("_", "-") if word.startswith("--") else ""
-        if name in names and following not in ("true", "false"):
-            out += [word, "true"]
-        elif name.removeprefix("no-") in names and name not in names:
-            out += ["--" + name.removeprefix("no-"), "false"]
-        else:
-            out.append(word)
-    return out
-
-
-def _boolean(info):
-    """How tyro reads a boolean: lower-case true or false."""
-    if info.type is not bool:
-        return None
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="true|false",
-        instance_from_str=lambda words: words[0] == "true",
-        is_instance=lambda value: isinstance(value, bool),
-        str_from_instance=lambda value: [str(value).lower()],
-        choices=("true", "false"),
-    )
 
 
 def _run(command, *args):
@@ -220,12 +156,12 @@ def _run(command, *args):
 
 def _prepare(options):
     """Flags and compilation cache of this process: never set by the library itself."""
-    flags = [os.environ.get("XLA_FLAGS", "")]
-    if metadata.version("jaxlib") in FLAGGED and "ynn_fusion_type" not in flags[0]:
-        flags.append(FLAG)
+    given = [os.environ.get("XLA_FLAGS", "")]
+    if metadata.version("jaxlib") in FLAGGED and "ynn_fusion_type" not in given[0]:
+        given.append(FLAG)
     if options.deterministic:
-        flags.append("--xla_gpu_exclude_nondeterministic_ops=true")
-    os.environ["XLA_FLAGS"] = " ".join(flags).strip()
+        given.append("--xla_gpu_exclude_nondeterministic_ops=true")
+    os.environ["XLA_FLAGS"] = " ".join(given).strip()
     if options.cache:
         default = Path.home() / ".cache" / "jaxdet"
         os.environ.setdefault(

@@ -6,10 +6,11 @@ import sys
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from functools import partial
+from pathlib import Path
 
 import jax
 
-from jaxdet import checkpoint, cli, configs, evaluate, fit, parallel, plots, runs
+from jaxdet import checkpoint, configs, evaluate, fit, flags, parallel, plots, runs
 from jaxdet import train as training
 from jaxdet.configs import base
 from jaxdet.data import images
@@ -43,7 +44,7 @@ def train(name, options, config, words):
 def _same_config(folder, name, options, words):
     """The configuration of the run; a flag that says otherwise is an error."""
     kept = _config(folder, name)
-    _, asked = cli.with_config(f"train {name}", words, (options, kept))
+    _, asked = flags.with_config(f"train {name}", words, (options, kept))
     for field in fields(kept):
         was, now = getattr(kept, field.name), getattr(asked, field.name)
         if was != now:
@@ -90,7 +91,7 @@ def restored(options, **changes):
     """(configuration, system, step, state) of a run; `changes` replace fields of the former."""
     name, _ = runs.read_config(options.run)
     config = _config(options.run)
-    changes |= {"root": str(options.root.absolute())} if options.root else {}
+    changes |= {"root": str(Path(options.root).absolute())} if options.root else {}
     config = replace(config, **changes)
     system = configs.build(name, config)
     if options.split not in system.splits:

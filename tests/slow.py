@@ -109,7 +109,7 @@ def localisation_loss(raw, target, gate="both"):
 
 
 def best_window(raw, corners, product=False):
-    """(label, box) of the window of raw [R, C, 15] that is surest of its class; the first of equals."""
+    """(label, box) of the surest of the windows of raw [R, C, 15]; the first among equals."""
     best = None
     for out, window in zip(raw.reshape(-1, 15), corners.reshape(-1, 4), strict=True):
         sure = max(out[1:11]) - np.log(np.exp(out[1:11]).sum())

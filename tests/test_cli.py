@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from jaxdet import checkpoint, cli, configs, evaluate, runs
+from jaxdet import checkpoint, cli, configs, evaluate, flags, runs
 from tests import tiny
 
 TRAIN = ["train", "digits", *tiny.WORDS]
@@ -201,20 +201,20 @@ BOOLEANS = {"on", "two-words"}
 
 @given(st.lists(names | values))
 def test_spelling_out_twice_is_spelling_out_once(words):
-    once = cli.spelled_out(words, BOOLEANS)
-    assert cli.spelled_out(once, BOOLEANS) == once
+    once = flags.spelled_out(words, BOOLEANS)
+    assert flags.spelled_out(once, BOOLEANS) == once
 
 
 @given(st.lists(values))
 def test_words_without_a_boolean_are_left_alone(words):
-    assert cli.spelled_out(words, BOOLEANS) == words
+    assert flags.spelled_out(words, BOOLEANS) == words
 
 
 @given(st.lists(names | values), names, st.lists(names | values))
 def test_a_boolean_stands_for_itself_wherever_it_is(before, name, after):
-    whole = cli.spelled_out([*before, name, "--other", *after], BOOLEANS)
-    expected = cli.spelled_out([name], BOOLEANS)
-    at = len(cli.spelled_out([*before, "--other"], BOOLEANS)) - 1
+    whole = flags.spelled_out([*before, name, "--other", *after], BOOLEANS)
+    expected = flags.spelled_out([name], BOOLEANS)
+    at = len(flags.spelled_out([*before, "--other"], BOOLEANS)) - 1
     assert whole[at : at + 2] == expected
 
 
@@ -231,7 +231,7 @@ def test_a_boolean_stands_for_itself_wherever_it_is(before, name, after):
     ],
 )
 def test_booleans_spelled_out(words, meant):
-    assert cli.spelled_out(words, BOOLEANS) == meant
+    assert flags.spelled_out(words, BOOLEANS) == meant
 
 
 @pytest.mark.parametrize(
@@ -249,12 +249,12 @@ def test_booleans_spelled_out(words, meant):
 )
 def test_a_boolean_is_true_false_or_a_flag(words, value):
     defaults = (cli.Train(), configs.config("digits")())
-    assert cli.with_config("train digits", words, defaults)[1].bfloat16 is value
+    assert flags.with_config("train digits", words, defaults)[1].bfloat16 is value
 
 
 def test_lists_are_separated_by_spaces():
     defaults = (cli.Train(), configs.config("digits")())
-    _, config = cli.with_config("train digits", ["--widths", "4", "5", "--lr", "1"], defaults)
+    _, config = flags.with_config("train digits", ["--widths", "4", "5", "--lr", "1"], defaults)
     assert (config.widths, config.lr) == ((4, 5), 1.0)
 
 

@@ -78,14 +78,14 @@ def build(config):
     place = partial(augment.place, canvas=config.canvas, rotate=config.rotate, scale=config.scale)
     _check(config, net, place, splits["train"])
     return System(
-        task=locate.task(
+        task=locate.Locator(
             net,
             place,
             gate=config.gate,
             reduction=config.reduction,
             score=config.score,
             ramp=partial(_ramp, config, -(-len(splits["train"]) // config.batch)),
-        ),
+        ).task(),
         splits=splits,
         hyper={"class_weight": config.class_weight, "box_weight": config.box_weight},
         about={

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxdet import parallel
 
 
-def forward(net, variables, images, key, at):
+def forward(key, net, variables, images, at):
     """Outputs of `net`, and its batch statistics after them: (outputs, stats).
 
     In training the statistics are those of the whole batch, over all devices, and dropout is on;

@@ -4,7 +4,9 @@ The network looks at every window of the image at once and says, per window: is 
 sight, which class is it, and where is its box, in units of the window (start 0, end 1).
 """
 
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -94,60 +96,71 @@ def one(step):
     return 1.0
 
 
-def task(net, place, *, gate="both", reduction="sum", score="class", ramp=one):
-    """The task of a window network `net`; `place(key, digit)` draws a canvas and the box in it.
+class Locator(NamedTuple):
+    """The functions of the task, and what they share.
 
+    `net` is a window network, and `place(key, digit)` draws a canvas and the box in it.
     `reduction` sums the loss over images and windows (the seed), or takes the mean.  `at.hyper`
     has the weights of the terms: `class_weight` and `box_weight`; the latter is multiplied by
-    `ramp(step)` while training.  The logged loss always has the full weights, so that it can be
-    compared between steps and splits.
+    `ramp(step)` while training.
     """
 
-    def sights(images):
-        grid = windows.grid(net.chain(), *images.shape[1:3])
-        return grid, windows.corners(grid)
+    net: Any
+    place: Callable
+    gate: Gate = "both"
+    reduction: Literal["sum", "mean"] = "sum"
+    score: Score = "class"
+    ramp: Callable = one
 
-    def answers(raw, images):
-        _, sight = sights(images)
-        return jax.vmap(lambda r: choose(outputs(r), sight, score=score))(raw)
+    def task(self):
+        """These functions as a `types.Task`."""
+        return Task(self.init, self.augment, self.loss, self.predict, self.measure, report)
 
-    def init(key, batch):
-        return net.init(key, batch["image"])
+    def init(self, key, batch):
+        """Variables of the network."""
+        return self.net.init(key, batch["image"])
 
-    def augment(keys, batch, at):
+    def augment(self, keys, batch, at):
         """Put every digit on a canvas of its own; evaluation passes keys that never change."""
-        image, box = jax.vmap(place)(keys, batch["image"] / 255.0)
+        image, box = jax.vmap(self.place)(keys, batch["image"] / 255.0)
         return batch | {"image": image, "boxes": box[:, None]}
 
-    def loss(variables, batch, key, at):
-        raw, stats = tasks.forward(net, variables, batch["image"], key, at)
-        grid, _ = sights(batch["image"])
-        target = jax.vmap(lambda b, y: windows.encode(b, y, grid))(
-            batch["boxes"][:, 0], batch["label"]
-        )
-        parts = loss_terms(outputs(raw), target, gate=gate)
-        sums = {name: part.sum((1, 2)) @ batch["real"] for name, part in parts.items()}
+    def loss(self, variables, batch, key, at):
+        """The share of the loss, and its terms as means over images, always with full weights."""
+        raw, stats = tasks.forward(key, self.net, variables, batch["image"], at)
+        sums = {name: part.sum((1, 2)) @ batch["real"] for name, part in self._parts(raw, batch)}
         known = sums["detection"] + at.hyper["class_weight"] * sums["classification"]
         placed = at.hyper["box_weight"] * sums["regression"]
-        sums["loss"] = known + placed
-        right = answers(raw, batch["image"])["label"] == batch["label"]
-        sums["accuracy"] = right.astype(jnp.float32) @ batch["real"]
+        right = self._answers(raw, batch["image"])["label"] == batch["label"]
+        sums |= {"loss": known + placed, "accuracy": right.astype(jnp.float32) @ batch["real"]}
         rows = tasks.real_rows(batch, at)
-        terms = {name: total / rows for name, total in sums.items()}
-        whole = 1.0 if reduction == "sum" else rows * grid.rows * grid.columns
-        share = known + (ramp(at.step) if at.train else 1.0) * placed
-        return share / whole, (stats, terms)
+        share = known + (self.ramp(at.step) if at.train else 1.0) * placed
+        whole = 1.0 if self.reduction == "sum" else rows * raw.shape[1] * raw.shape[2]
+        return share / whole, (stats, {name: total / rows for name, total in sums.items()})
 
-    def predict(variables, images):
-        return answers(net.apply(variables, images, train=False), images)
+    def predict(self, variables, images):
+        """`label [B]`, `score [B]` and `box [B, 4]` of images of any size from the window's up."""
+        return self._answers(self.net.apply(variables, images, train=False), images)
 
-    def measure(predictions, batch):
+    def measure(self, predictions, batch):
+        """Whether each label is right, and the IoU of each box, [B] each."""
         return {
             "right": predictions["label"] == batch["label"],
             "iou": boxes.iou(predictions["box"], batch["boxes"][:, 0]),
         }
 
-    return Task(init, augment, loss, predict, measure, report)
+    def _grid(self, images):
+        return windows.grid(self.net.chain(), *images.shape[1:3])
+
+    def _parts(self, raw, batch):
+        """The terms of the loss of every window, (name, [B, R, C]) each."""
+        encode = partial(windows.encode, grid=self._grid(batch["image"]))
+        target = jax.vmap(encode)(batch["boxes"][:, 0], batch["label"])
+        return loss_terms(outputs(raw), target, gate=self.gate).items()
+
+    def _answers(self, raw, images):
+        sight = windows.corners(self._grid(images))
+        return jax.vmap(lambda one: choose(outputs(one), sight, score=self.score))(raw)
 
 
 def report(rows):

@@ -1,0 +1,72 @@
+"""Options as frozen dataclasses: fields are flags, read by tyro.
+
+A boolean is `--x true`, `--x false`, `--x` or `--no-x`; a list is separated by spaces.
+"""
+
+from dataclasses import fields, is_dataclass, make_dataclass
+from itertools import pairwise
+
+import tyro
+
+
+def with_config(command, words, defaults):
+    """(options, configuration) from the words after `command`, all options in one flat list."""
+    names = ("command", "system")
+    kinds = [type(default) for default in defaults]
+    both = make_dataclass("Both", zip(names, kinds, strict=True), frozen=True)
+    both.__doc__ = kinds[1].__doc__
+    found = parse(f"jaxdet {command}", words, both, default=both(*defaults))
+    return found.command, found.system
+
+
+def parse(prog, words, kind, **kwargs):
+    """What tyro makes of the words; a boolean is `--x true`, `--x false`, `--x` or `--no-x`.
+
+    Wrong words end the process with exit code 2 and the nearest option.
+    """
+    registry = tyro.constructors.ConstructorRegistry()
+    registry.primitive_rule(_boolean)
+    settings = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
+    with registry:
+        return tyro.cli(
+            kind, prog=prog, args=spelled_out(words, booleans(kind)), config=settings, **kwargs
+        )
+
+
+def booleans(kind):
+    """Option names of the boolean fields of a dataclass, nested ones included."""
+    names = set()
+    for field in fields(kind):
+        if is_dataclass(field.type):
+            names |= booleans(field.type)
+        elif field.type in (bool, "bool"):
+            names.add(field.name.replace("_", "-"))
+    return names
+
+
+def spelled_out(words, names):
+    """The words with every boolean option followed by true or false."""
+    out = []
+    for word, following in pairwise([*words, None]):
+        name = word.removeprefix("--").replace("_", "-") if word.startswith("--") else ""
+        if name in names and following not in ("true", "false"):
+            out += [word, "true"]
+        elif name.removeprefix("no-") in names and name not in names:
+            out += ["--" + name.removeprefix("no-"), "false"]
+        else:
+            out.append(word)
+    return out
+
+
+def _boolean(info):
+    """How tyro reads a boolean: lower-case true or false."""
+    if info.type is not bool:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="true|false",
+        instance_from_str=lambda words: words[0] == "true",
+        is_instance=lambda value: isinstance(value, bool),
+        str_from_instance=lambda value: [str(value).lower()],
+        choices=("true", "false"),
+    )
