@@ -6,9 +6,12 @@ then renamed.  Orbax restores flipped bytes without a word, so nothing is restor
 hashes agree.
 """
 
+import errno
 import hashlib
 import json
 import logging
+import os
+import re
 import shutil
 from contextlib import contextmanager
 from functools import partial
@@ -40,15 +43,15 @@ def save(folder, step, state, *, score=None, keep=2):
     for left in place.parent.glob("*.partial"):
         shutil.rmtree(left, ignore_errors=True)
     try:
+        _check_space(place.parent, state)
         _write(draft / "state", jax.tree.map(_to_host, state))
         manifest = {"score": score, "arrays": _arrays(state), "sha256": _hashes(draft)}
         runs.write_json(draft / MANIFEST, manifest)
-        shutil.rmtree(place, ignore_errors=True)
+        _remove(place)
         draft.rename(place)
     except Exception as error:  # orbax and tensorstore raise errors of no common class
         shutil.rmtree(draft, ignore_errors=True)
-        reason = _first_line(error).rpartition(": ")[2]  # after the files that orbax names
-        raise OSError(f"checkpoint {place} could not be written: {reason}") from error
+        raise OSError(f"checkpoint {place} could not be written: {_reason(error)}") from error
     _prune(folder, keep)
 
 
@@ -137,6 +140,12 @@ def _from_host(like, leaf):
     return jax.random.wrap_key_data(leaf) if _is_key(like) else leaf
 
 
+def _reason(error):
+    """Why writing failed, without the names of files that orbax puts before and after it."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return os.strerror(int(code[1])) if code else _first_line(error)
+
+
 def _first_line(error):
     return str(error).strip().split("\n")[0]
 
@@ -222,4 +231,19 @@ def _prune(folder, keep):
     kept = {*known[-keep:], best(folder)}
     for place in _root(folder).iterdir():
         if place.name.isdigit() and int(place.name) not in kept:
-            shutil.rmtree(place)
+            _remove(place)
+
+
+def _remove(place):
+    """Delete a checkpoint; cut short, it leaves no half of one under its name."""
+    if place.exists():
+        gone = place.with_suffix(".gone.partial")
+        place.rename(gone)
+        shutil.rmtree(gone)
+
+
+def _check_space(place, state):
+    """Refuse to begin what the disk cannot hold."""
+    place.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(place).free < sum(leaf.nbytes for leaf in jax.tree.leaves(state)):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -151,7 +151,7 @@ def _run(command, *args):
     except (InputError, DivergedError, OSError) as error:
         if options.debug:
             traceback.print_exc()
-        return _wrong(error, 2 if isinstance(error, InputError) else 1)
+        return _wrong(error, 1 if isinstance(error, DivergedError) else 2)
 
 
 def _prepare(options):

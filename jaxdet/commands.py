@@ -24,6 +24,7 @@ def train(name, options, config, words):
     """`jaxdet train SYSTEM`: a new run, or the rest of one."""
     folder, show = options.out, Progress(quiet=options.quiet)
     going_on = options.resume and runs.holds_something(folder)
+    config = _absolute(config)
     if going_on:
         config = _same_config(folder, name, options, words)
     else:
@@ -46,13 +47,18 @@ def _same_config(folder, name, options, words):
     kept = _config(folder, name)
     _, asked = flags.with_config(f"train {name}", words, (options, kept))
     for field in fields(kept):
-        was, now = getattr(kept, field.name), getattr(asked, field.name)
+        was, now = getattr(kept, field.name), getattr(_absolute(asked), field.name)
         if was != now:
             raise InputError(
                 f"--{field.name.replace('_', '-')} {now} differs from {was} of {folder}: "
                 f"leave it out to resume, or start anew with another --out"
             )
     return kept
+
+
+def _absolute(config):
+    """A configuration that means the same data from any working directory."""
+    return replace(config, root=str(Path(config.root).absolute())) if config.root else config
 
 
 def _config(folder, name=None):

@@ -65,6 +65,8 @@ def vacant(folder, *, overwrite=False):
 def start(folder):
     """An empty run folder in place of whatever run stood there."""
     folder = Path(folder)
+    for path in folder.glob("*/"):  # config.json goes last: until then it is a run to replace
+        shutil.rmtree(path)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
 

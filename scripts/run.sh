@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From nothing to a trained digit locator: set up, train (or resume), evaluate, draw.
 # Options are those of `jaxdet train digits`.  Run it again: what is done is not done twice.
-. "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+. "$(dirname "${BASH_SOURCE[0]}")/setup.sh" ""
 run=runs/digits
 .venv/bin/jaxdet train digits --out $run --resume "$@"
 echo "scores of the best checkpoint on the test split:"
