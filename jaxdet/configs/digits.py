@@ -46,7 +46,7 @@ class Config(Training):
     best: Literal["joint", "accuracy", "iou", "iou50"] = "joint"
     """validation score that chooses the best checkpoint (joint: right label and IoU at least .5);
     ties go to the lower loss"""
-    epochs: int = 55
+    epochs: int = 90
     batch: int = 32
     lr: float = 3e-3
     warmup: int = 100
