@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 
-from jaxdet import checkpoint, configs, evaluate, fit, flags, parallel, plots, runs
+from jaxdet import checkpoint, configs, evaluate, fit, flags, parallel, runs
 from jaxdet import train as training
 from jaxdet.configs import base
 from jaxdet.data import images
@@ -158,6 +158,8 @@ def preview(name, options, config):
 
 def _check_picture(path, count):
     """Refuse, before anything is computed, a picture that could not be drawn."""
+    from jaxdet import plots
+
     if count < 1:
         raise InputError(f"--count {count}: a number of at least 1 is wanted")
     if path is not None and path.suffix not in plots.SUFFIXES:
@@ -181,6 +183,8 @@ def _tell(as_json, title, names, found):
 
 def _draw(shown, names, path, found=None, quiet=False):
     """Pictures with what is known of them: true boxes green, those of `found` red, and labels."""
+    from jaxdet import plots
+
     said = [[] for _ in shown["image"]]
     for i, label in enumerate(shown.get("label", ())):
         said[i].append(f"true {names[label]}")

@@ -2,11 +2,12 @@
 
 import time
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
 
-from jaxdet import checkpoint, evaluate, parallel, plots, progress, runs, train
+from jaxdet import checkpoint, evaluate, parallel, progress, runs, train
 from jaxdet.data import batches
 
 
@@ -34,8 +35,15 @@ def fit(system, config, folder, *, show, stop=lambda: False):
         return False
     finally:
         show.close()
-    plots.convergence(runs.read_metrics(folder), loop.folder / "plots" / "convergence.png")
+    draw(folder)
     return True
+
+
+def draw(folder):
+    """The curves of a run, from its metrics, in `plots/convergence.png`."""
+    from jaxdet import plots  # half a second of matplotlib that the first step need not wait for
+
+    plots.convergence(runs.read_metrics(folder), Path(folder) / "plots" / "convergence.png")
 
 
 class Loop:
@@ -162,8 +170,7 @@ class Loop:
     def _draw(self):
         """Redraw the curves, at most twice a minute."""
         if time.monotonic() - self.drawn > 30:
-            metrics = runs.read_metrics(self.folder)
-            plots.convergence(metrics, self.folder / "plots" / "convergence.png")
+            draw(self.folder)
             self.drawn = time.monotonic()
         self.began = time.monotonic()
 

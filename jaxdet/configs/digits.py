@@ -1,4 +1,25 @@
-"""Digits: locate one digit on a larger canvas by convolutional sliding windows (seed 001)."""
+"""Digits: locate one digit on a larger canvas by convolutional sliding windows (seed 001).
+
+    jaxdet train digits
+
+trains on scikit-learn's 1,797 scans: label 0.983, mean IoU 0.805, both right 0.983 on the 300 of
+`--split test`, in 3 minutes on 2 CPU cores.  On MNIST (four idx or idx.gz files in DIR),
+
+    jaxdet train digits --source mnist --root DIR --out runs/mnist --epochs 18 --batch 64
+        --eval-batch 500 --widths 24 48 64 64 64 --dense 192 192 --warmup 300 --ema 0.999
+        --box-weight 250 --ramp 0.03 0.6 --score merge
+    jaxdet eval runs/mnist --checkpoint last --split heldout
+
+gives label 0.9865, mean IoU 0.8950, IoU >= .5 on 1.0, both right 0.9865 on all 10,000 test digits;
+an epoch takes 115 s on 2 CPU cores with nothing beside it (one seed, one run).
+
+What was tried, on 2 cores (label / mean IoU):
+- A box weight of 50 to 100 from the first step keeps the classes from being learnt (0.18 to 0.20
+  after 0.35 to 0.7 epochs of MNIST, four networks); 2 learns them (0.86), so the weight grows from
+  2.  On the scans 50 / 120 / 300 in the end give 0.987 / 0.977 / 0.967 and 0.79 / 0.81 / 0.85.
+- Averaging the windows (`--score merge`) adds 0.03 to 0.05 of IoU and nothing to the labels.
+- Weighting the box term by the share of the box in sight did not help (0.81 against 0.83 of IoU).
+"""
 
 from dataclasses import dataclass
 from functools import partial

@@ -1,5 +1,8 @@
 """Handwritten digits from any source, cut into training, validation and test parts."""
 
+from importlib.util import find_spec
+from pathlib import Path
+
 import numpy as np
 from PIL import Image
 
@@ -41,12 +44,10 @@ def embedded():
     because neighbours were written by the same hand; ids count along it.  Alpaydin and Kaynak,
     "Optical recognition of handwritten digits", UCI, 1998.
     """
-    from sklearn.datasets import load_digits
-
-    scans = load_digits()
-    image = np.stack([_enlarge(scan) for scan in scans.images])
+    scans, label = _scans()
+    image = np.stack([_enlarge(scan) for scan in scans])
     order = np.random.default_rng(0).permutation(len(image))
-    return arrays.labelled(image[order], scans.target[order], where="embedded digits")
+    return arrays.labelled(image[order], label[order], where="embedded digits")
 
 
 def _read(source_name, root):
@@ -61,6 +62,16 @@ def _read(source_name, root):
             return named.load(name, root)
     found = f"digits from {source_name!r} with root {root}"
     raise InputError(f"{found}; one of {SOURCES} is wanted, and for mnist a root")
+
+
+def _scans():
+    """Scans [1797, 8, 8] and labels [1797] as `sklearn.datasets.load_digits` has them.
+
+    Read from the file that it reads: to import scikit-learn takes longer than all the rest.
+    """
+    (folder,) = find_spec("sklearn").submodule_search_locations
+    table = np.loadtxt(Path(folder) / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(int)
 
 
 def _enlarge(scan):

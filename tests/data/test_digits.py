@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from jaxdet.data import digits
 from jaxdet.types import InputError
@@ -88,3 +89,10 @@ def test_too_few_digits_to_hold_out(tmp_path):
 def test_a_source_not_known_or_without_its_root(name):
     with pytest.raises(InputError, match="one of embedded, mnist, tfds:NAME"):
         digits.splits(name)
+
+
+def test_the_scans_are_those_of_scikit_learn():
+    expected = load_digits()
+    scans, label = digits._scans()
+    np.testing.assert_array_equal(scans, expected.images)
+    np.testing.assert_array_equal(label, expected.target)
