@@ -138,7 +138,9 @@ def dying_at(number):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "append_metrics", append)
         patch.setattr(runs, "write_text", write)
-        patch.setattr(checkpoint, "shutil", SimpleNamespace(rmtree=remove))
+        patch.setattr(
+            checkpoint, "shutil", SimpleNamespace(rmtree=remove, disk_usage=shutil.disk_usage)
+        )
         yield
 
 

@@ -13,7 +13,7 @@ trains on scikit-learn's 1,797 scans: label 0.983, mean IoU 0.805, both right 0.
 gives label 0.9865, mean IoU 0.8950, IoU >= .5 on 1.0, both right 0.9865 on all 10,000 test digits;
 an epoch takes 115 s on 2 CPU cores with nothing beside it (one seed, one run).
 
-What was tried, on 2 cores (label / mean IoU):
+What was tried, in prototypes on a busy machine, one seed each (label / mean IoU):
 - A box weight of 50 to 100 from the first step keeps the classes from being learnt (0.18 to 0.20
   after 0.35 to 0.7 epochs of MNIST, four networks); 2 learns them (0.86), so the weight grows from
   2.  On the scans 50 / 120 / 300 in the end give 0.987 / 0.977 / 0.967 and 0.79 / 0.81 / 0.85.
