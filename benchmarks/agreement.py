@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks import harness, slide
+from benchmarks import slide
+from jaxdet import tables
 from jaxdet.models.sliding import SlidingNet
 from jaxdet.ops import windows
 
@@ -130,7 +131,7 @@ def text(rows):
     """Markdown of the rows of `check`, and how often formulas and numbers agree."""
     agreed = sum(row["predicted"] == row["measured"] for row in rows)
     note = f"Formulas and numbers agree in {agreed} of {len(rows)} rows."
-    return f"{harness.table(rows, COLUMNS)}\n\n{note}"
+    return f"{tables.markdown(rows, COLUMNS)}\n\n{note}"
 
 
 def _stride(net):

@@ -1,9 +1,6 @@
-"""What all benchmarks share: timing, peak memory, running out of it, tables, records, the door.
+"""What all benchmarks share: peak memory, running out of it, records, the door.
 
-A call is timed from its start until its result is there, on whatever device it is made.  The first
-call is apart: it compiles and warms up.  Of the others the median counts, with the interquartile
-range beside it.  Calls to be compared are timed in turns, A B A B, because the speed of a machine
-drifts: the ratio of their medians then means something even where the medians do not.
+`jaxdet.timing` has the clock, `jaxdet.tables` the tables.
 """
 
 import ctypes
@@ -11,30 +8,18 @@ import datetime
 import gc
 import os
 import sys
-import time
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from jaxdet import flags, runs
+from jaxdet.timing import clock
 from jaxdet.types import InputError
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 FREE, LIMIT = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
-MOST = 1000  # repeats of a call
 EXHAUSTED = ("RESOURCE_EXHAUSTED", "can't allocate memory", "out of memory", "Out of memory")
-
-
-class Timing(NamedTuple):
-    """Seconds of a call."""
-
-    compile_s: float  # first call less the median: tracing, compiling
-    median: float
-    spread: float  # interquartile range
-    repeats: int
 
 
 class First(NamedTuple):
@@ -44,42 +29,6 @@ class First(NamedTuple):
     seconds: float
     peak: int | None  # bytes held at most, less those held before; None where nothing tells
     source: str  # of `peak`
-
-
-def measure(fn, *args, seconds=1.0, repeats=3):
-    """Timing of `fn(*args)`: at least `repeats` calls, and more while `seconds` last."""
-    return paired(partial(fn, *args), seconds=seconds, repeats=repeats)[0]
-
-
-def paired(*calls, seconds=1.0, repeats=3):
-    """Timings of calls without arguments that are made in turns; `seconds` is for each."""
-    begun = [first(call).seconds for call in calls]
-    taken = rounds(calls, seconds=seconds, repeats=repeats)
-    return [timing(apart, times) for apart, times in zip(begun, taken, strict=True)]
-
-
-def rounds(calls, *, seconds=1.0, repeats=3):
-    """Seconds of each call, one list a call: made in turns, until each had its time and repeats."""
-    taken = [[] for _ in calls]
-    left = list(zip(calls, taken, strict=True))
-    while left:
-        for call, times in left:
-            times.append(clock(call)[1])
-        left = [(call, times) for call, times in left if not _enough(times, seconds, repeats)]
-    return taken
-
-
-def timing(apart, times):
-    """Timing from the seconds of the first call and those of the others."""
-    low, median, high = (float(q) for q in np.percentile(times, (25, 50, 75)))
-    return Timing(max(0.0, apart - median), median, high - low, len(times))
-
-
-def clock(call):
-    """(result, seconds) of a call, waited for.  What is no array of jax is passed through."""
-    start = time.perf_counter()
-    value = jax.block_until_ready(call())
-    return value, time.perf_counter() - start
 
 
 def compiled(fn, *args):
@@ -133,14 +82,6 @@ def available(device):
     return min(free, default=None)
 
 
-def table(rows, columns):
-    """Markdown of rows (dictionaries), one line each; columns: {key: heading}, or just the keys."""
-    headings = columns if isinstance(columns, dict) else {key: key for key in columns}
-    lines = [headings.values(), ["---"] * len(headings)]
-    lines += [[_cell(row.get(key)) for key in headings] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def show(text, out=None):
     """Print a text, and keep it where `out` is given."""
     print(text)
@@ -189,11 +130,6 @@ def _plain(value):
     return str(value) if isinstance(value, Path) else value
 
 
-def _enough(times, seconds, repeats):
-    """Whether a call was timed often enough."""
-    return len(times) >= repeats and (len(times) >= MOST or sum(times) >= seconds)
-
-
 def _held():
     """(bytes held now, how their peak will be known); from here on a new peak counts."""
     stats = jax.devices()[0].memory_stats()
@@ -224,16 +160,3 @@ def _field(path, name):
     """A size in kB from a file of /proc, in bytes."""
     lines = (line.split() for line in path.read_text().splitlines())
     return next(int(words[1]) * 1024 for words in lines if words[0] == f"{name}:")
-
-
-def _cell(value):
-    """Text of a value in a table: whole numbers in thousands, others to five digits."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list | tuple):
-        return " x ".join(map(str, value))
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.5g}" if isinstance(value, float) else str(value)

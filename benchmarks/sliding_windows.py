@@ -35,6 +35,7 @@ import jax
 from matplotlib.figure import Figure
 
 from benchmarks import agreement, answers, harness, slide, ways
+from jaxdet import tables
 from jaxdet.models.sliding import Andrew
 from jaxdet.ops import windows
 from jaxdet.types import InputError
@@ -127,8 +128,8 @@ def report(options):
     texts, found = zip(*(page(options) for page in chosen), strict=True)
     harness.show("\n\n".join(texts), options.markdown)
     if options.json:
-        tables = {name: rows for tables in found for name, rows in tables.items()}
-        keep(options, tables)
+        parts = {name: rows for part in found for name, rows in part.items()}
+        keep(options, parts)
 
 
 def timings(options):
@@ -153,7 +154,7 @@ def timings(options):
     if options.plot:
         plot(found["rows"], options.plot)
     columns = zip(found.values(), (TIMES, RATIOS, AGREEMENT), strict=True)
-    return "\n\n".join(harness.table(*each) for each in columns), found
+    return "\n\n".join(tables.markdown(*each) for each in columns), found
 
 
 def agreed(net, size):
@@ -193,7 +194,7 @@ def summary(options):
         "convolutional": layers(forms.dense, forms.converted, size),
     }
     columns = ("layer", "output", "parameters")
-    text = [f"{name}\n\n{harness.table(rows, columns)}" for name, rows in found.items()]
+    text = [f"{name}\n\n{tables.markdown(rows, columns)}" for name, rows in found.items()]
     return "\n\n".join(text), found
 
 
@@ -226,14 +227,14 @@ def explain(options):
     return answers.text(), {}
 
 
-def keep(options, tables):
+def keep(options, parts):
     """Write the JSON record."""
-    rows = tables.pop("rows", [])
+    rows = parts.pop("rows", [])
     if any(row.get("library") == "torch" and "form" in row for row in rows):
         from benchmarks.peers import sliding as peer
 
-        tables["torch"] = peer.about()
-    harness.write(NAME, rows, options.json, jax.devices(), options=options, **tables)
+        parts["torch"] = peer.about()
+    harness.write(NAME, rows, options.json, jax.devices(), options=options, **parts)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from benchmarks import harness
+from jaxdet import tables, timing
 from jaxdet.configs.digits import Config
 from jaxdet.ops import windows
 from jaxdet.types import InputError
@@ -59,7 +60,7 @@ def report(options):
     if options.batch < 1:
         raise InputError("--batch starts at 1")
     rows = compare(options.batch, options.seconds)
-    harness.show(harness.table(rows, COLUMNS), options.markdown)
+    harness.show(tables.markdown(rows, COLUMNS), options.markdown)
     if options.json:
         harness.write(NAME, rows, options.json, jax.devices(), options=options)
 
@@ -72,7 +73,7 @@ def compare(batch, seconds):
     looped = partial(slow.encode_targets, boxes, labels, *grid[:4])
     encode = jax.jit(jax.vmap(partial(windows.encode, grid=grid)))
     vectorised = partial(encode, jax.device_put(boxes), jax.device_put(labels))
-    times = harness.paired(looped, vectorised, seconds=seconds)
+    times = timing.paired(looped, vectorised, seconds=seconds)
     np.testing.assert_allclose(vectorised(), looped(), rtol=1e-5, atol=1e-5)
     about = {"batch": batch, "grid": [grid.rows, grid.columns]}
     rows = [

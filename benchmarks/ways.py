@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from benchmarks import harness, slide
+from jaxdet import timing
 from jaxdet.models.sliding import multiply_adds
 from jaxdet.ops import windows
 
@@ -55,7 +56,7 @@ def compare(scene, libraries, seconds):
     plans = [plan(scene, library, form) for library in libraries for form in FORMS]
     ways = [harness.within_memory(prepare, scene, plan) for plan in plans]
     ready = [way for way in ways if way]
-    taken = harness.rounds([way.call for way in ready], seconds=seconds)
+    taken = timing.rounds([way.call for way in ready], seconds=seconds)
     for way, times in zip(ready, taken, strict=True):
         way.row.update(timed(way, times))
     return [
@@ -95,7 +96,7 @@ def prepare(scene, plan):
 
 def timed(way, times):
     """The part of a row that timing gives: seconds for all windows of the batch."""
-    found = harness.timing(0.0, times)
+    found = timing.summary(0.0, times)
     return {
         "seconds": found.median / way.share,
         "spread_s": found.spread / way.share,

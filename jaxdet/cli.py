@@ -9,10 +9,12 @@ import traceback
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
 from jaxdet import configs, flags
+from jaxdet.configs import networks
 
 USAGE = """usage: jaxdet COMMAND ...
 
@@ -23,8 +25,10 @@ commands:
   eval RUN              scores of a checkpoint, one `name value` a line
   predict RUN           answers for image files, or a picture of true and predicted boxes
   data preview SYSTEM   a picture of training inputs with their true boxes
+  describe MODEL|RUN    every layer with its shapes, parameters and operations, counted and timed
 
 systems: {systems}
+models: {models}
 
 `jaxdet COMMAND --help` and `jaxdet train SYSTEM --help` list every option."""
 
@@ -105,12 +109,41 @@ class Preview(Process):
     """how many inputs"""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Describe(Process):
+    """Every layer of a network: type, output, weights, parameters, operations by kind, and time.
+
+    Additions and multiplications of a convolution, maxima of pools and ReLU: the table of seed 003.
+    """
+
+    model: tyro.conf.Positional[str]
+    """name of a model, or run folder"""
+    input: str = ""
+    """input as 1x32x32x3: images, height, width, channels; what the model is made for by default"""
+    backward: bool = False
+    """count a training pass: batch statistics, and the gradient by the parameters"""
+    convention: Literal["flop", "mac"] = "flop"
+    """total of all operations, or of multiply-adds alone, one for each pair"""
+    padding: Literal["full", "valid"] = "full"
+    """whether taps on padding count, as on paper, or not, as XLA counts"""
+    time: bool = False
+    """measure each layer, and draw the roofline plot"""
+    figure: Path = Path("roofline.png")
+    """roofline plot to write"""
+    markdown: bool = False
+    """print a Markdown table, as without any of these three"""
+    json: bool = False
+    """print JSON"""
+    csv: bool = False
+    """print comma-separated values"""
+
+
 def main(argv=None):
     """Run a command; returns its exit code: 0 done, 1 failed, 2 wrong input, 130 interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
     match words:
         case [] | ["-h" | "--help"]:
-            print(USAGE.format(systems=" ".join(configs.SYSTEMS)))
+            print(USAGE.format(systems=" ".join(configs.SYSTEMS), models=" ".join(networks.NAMES)))
             return 0
         case ["--version"]:
             print(f"jaxdet {metadata.version('jaxdet')}")
@@ -118,6 +151,8 @@ def main(argv=None):
         case ["eval" | "predict" as command, *rest]:
             options = flags.parse(f"jaxdet {command}", rest, Eval if command == "eval" else Predict)
             return _run(command, options)
+        case ["describe", *rest]:
+            return _run("describe", flags.parse("jaxdet describe", rest, Describe))
         case ["train", name, *rest] if name in configs.SYSTEMS:
             defaults = (Train(out=Path("runs") / name), configs.config(name)())
             return _run("train", name, *flags.with_config(f"train {name}", rest, defaults), rest)

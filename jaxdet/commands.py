@@ -10,9 +10,10 @@ from pathlib import Path
 
 import jax
 
-from jaxdet import checkpoint, configs, evaluate, fit, flags, parallel, runs
+from jaxdet import checkpoint, configs, evaluate, fit, flags, parallel, roofline, runs
+from jaxdet import describe as describing
 from jaxdet import train as training
-from jaxdet.configs import base
+from jaxdet.configs import base, networks
 from jaxdet.data import images
 from jaxdet.progress import Progress
 from jaxdet.types import InputError
@@ -156,7 +157,54 @@ def preview(name, options, config):
     return 0
 
 
-def _check_picture(path, count):
+def describe(options):
+    """`jaxdet describe MODEL|RUN`: the layers of a network, their operations and times."""
+    if options.markdown + options.json + options.csv > 1:
+        raise InputError("--markdown, --json, --csv: one at a time")
+    if options.time:
+        _check_picture(options.figure)
+    net, images, variables = _network(options)
+    found = describing.network(
+        net,
+        images,
+        variables,
+        backward=options.backward,
+        convention=options.convention,
+        padding=options.padding,
+    )
+    rows, notes = describing.rows(found, backward=options.backward), []
+    if options.time:
+        notes += roofline.add(rows, found, options.figure)
+    notes += describing.remarks(found.counted)
+    form = next((name for name in ("json", "csv") if getattr(options, name)), "markdown")
+    print(describing.text(rows, notes, form))
+    if form == "csv" and notes:
+        print("\n".join(notes), file=sys.stderr)
+    return 0
+
+
+def _network(options):
+    """(network, input, shapes of its variables if it has been trained) of `jaxdet describe`."""
+    if runs.is_run(options.model):
+        system, _ = runs.read_config(options.model)
+        named = networks.of_config(system, _config(options.model))
+        made_for = jax.ShapeDtypeStruct(named.input, "float32")
+        variables = jax.eval_shape(named.net.init, jax.random.key(0), made_for)
+    else:
+        named, variables = networks.named(options.model), None
+    shape = _shape(options.input) if options.input else named.input
+    return named.net, jax.ShapeDtypeStruct(shape, "float32"), variables
+
+
+def _shape(text):
+    """The four numbers of 1x32x32x3."""
+    words = text.split("x")
+    if len(words) != 4 or not all(word.isdecimal() and int(word) for word in words):
+        raise InputError(f"--input {text}: images x height x width x channels, such as 1x32x32x3")
+    return tuple(map(int, words))
+
+
+def _check_picture(path, count=1):
     """Refuse, before anything is computed, a picture that could not be drawn."""
     from jaxdet import plots
 

@@ -44,6 +44,30 @@ def gallery(images, path, *, titles, true=None, predicted=None, columns=5):
     _write(figure, path)
 
 
+def roofline(rows, ceilings, path, named=10):
+    """Operations a second of layers against their operations a byte, under the device's ceilings.
+
+    `rows` have `layer`, `total`, `bytes` and `operations_per_s`; the `named` slowest are named.
+    """
+    shown = [row for row in rows if row.get("operations_per_s") and row["total"]]
+    shown.sort(key=lambda row: row["total"] / row["operations_per_s"], reverse=True)
+    dense = np.array([row["total"] / row["bytes"] for row in shown])
+    rate = np.array([row["operations_per_s"] for row in shown])
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    axes = figure.subplots()
+    ridge = ceilings.operations_per_s / ceilings.bytes_per_s
+    reach = np.geomspace(min(dense.min(), ridge) / 3, max(dense.max(), ridge) * 3, 100)
+    roof = np.minimum(ceilings.operations_per_s, ceilings.bytes_per_s * reach)
+    axes.plot(reach, roof, color="black", label="measured: matrix product, copy")
+    axes.scatter(dense, rate, s=20, label="layers")
+    for row, x, y in zip(shown[:named], dense, rate, strict=False):
+        axes.annotate(row["layer"], (x, y), fontsize=8, xytext=(4, 2), textcoords="offset points")
+    axes.set(xscale="log", yscale="log", xlabel="operations / byte", ylabel="operations / s")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    _write(figure, path)
+
+
 def box(axes, corners, colour):
     """One half-open box [4] in image pixels, drawn on the pixels' edges."""
     x0, y0, x1, y1 = np.asarray(corners) - 0.5  # imshow puts pixel centres on whole numbers

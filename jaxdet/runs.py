@@ -53,7 +53,7 @@ def vacant(folder, *, overwrite=False):
     folder = Path(folder)
     if not holds_something(folder):
         return
-    if not (folder / "config.json").is_file():
+    if not is_run(folder):
         raise InputError(f"{folder} is not a run (no config.json) and will not be replaced")
     if not overwrite:
         raise InputError(
@@ -75,6 +75,11 @@ def write_config(folder, system, fields, about):
     """Keep what `eval` and `predict` need: system, configuration, classes and input."""
     kept = {"schema": SCHEMA, "system": system, "config": fields, "about": about}
     write_json(Path(folder) / "config.json", kept)
+
+
+def is_run(folder):
+    """Whether a folder is a run: whether it has a configuration."""
+    return (Path(folder) / "config.json").is_file()
 
 
 def read_config(folder):

@@ -18,7 +18,7 @@ LEVELS = """
 types
 ops losses metrics optim
 models data
-parallel runs checkpoint progress plots pretrained tasks evaluate train fit
+timing tables parallel runs checkpoint progress plots describe roofline tasks evaluate train fit
 configs
 flags commands cli
 """

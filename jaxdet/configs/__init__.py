@@ -19,3 +19,9 @@ def build(name, chosen):
     """The system that a configuration describes, with its data: a `base.System`."""
     base.check(chosen)
     return import_module(f"jaxdet.configs.{name}").build(chosen)
+
+
+def network(name, chosen):
+    """(network, input shape [B, H, W, C]) of a configuration, without its data."""
+    base.check(chosen)
+    return import_module(f"jaxdet.configs.{name}").network(chosen)

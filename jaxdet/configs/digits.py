@@ -76,16 +76,13 @@ class Config(Training):
     ema: float = 0.998
 
 
-def build(config):
-    """The system of a `Config`."""
+def network(config):
+    """The network of a `Config`, and the shape [B, H, W, C] of its input."""
     import jax.numpy as jnp
 
-    from jaxdet.data import digits
     from jaxdet.models.sliding import SlidingNet
-    from jaxdet.ops import augment, windows
-    from jaxdet.tasks import windows as locate
+    from jaxdet.ops import windows
 
-    splits = digits.splits(config.source, config.root or None, config.seed)
     net = SlidingNet(
         stages=windows.parse(config.stages),
         widths=config.widths,
@@ -96,6 +93,17 @@ def build(config):
         ink=True,
         dtype=jnp.bfloat16 if config.bfloat16 else None,
     )
+    return net, (1, config.canvas, config.canvas, 1)
+
+
+def build(config):
+    """The system of a `Config`."""
+    from jaxdet.data import digits
+    from jaxdet.ops import augment
+    from jaxdet.tasks import windows as locate
+
+    splits = digits.splits(config.source, config.root or None, config.seed)
+    net, (_, *shape) = network(config)
     place = partial(augment.place, canvas=config.canvas, rotate=config.rotate, scale=config.scale)
     _check(config, net, place, splits["train"])
     return System(
@@ -111,7 +119,7 @@ def build(config):
         hyper={"class_weight": config.class_weight, "box_weight": config.box_weight},
         about={
             "classes": [str(digit) for digit in range(10)],
-            "input": [config.canvas, config.canvas, 1],
+            "input": shape,
             "normalisation": "grey level / 255",
         },
     )

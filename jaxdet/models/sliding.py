@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxdet.models import layers
 from jaxdet.ops import windows
 from jaxdet.types import InputError
 
@@ -77,7 +78,7 @@ class SlidingNet(nn.Module):
             x = jnp.concatenate([x, (x > 0).astype(x.dtype)], axis=-1)  # [B, H, W, 2C]
         *hidden, last = self.plan()
         for part in hidden:
-            x = _pool(x, part) if part.width == 0 else self._hidden(x, part, train)
+            x = self._hidden(x, part, train) if part.width else _pool(x, part)
         return self._linear(x, last)
 
     @nn.nowrap
@@ -209,7 +210,4 @@ def _number(layers, widths, name=None):
 def _pool(x, part):
     """Max pool of x [B, H, W, C]."""
     _, kernel, stride, padding = part.layer
-    with jax.named_scope(part.name):
-        return nn.max_pool(
-            x, window_shape=(kernel,) * 2, strides=(stride,) * 2, padding=((padding,) * 2,) * 2
-        )
+    return layers.max_pool(x, part.name, kernel=kernel, stride=stride, padding=padding)

@@ -12,52 +12,6 @@ from benchmarks import harness
 from jaxdet.types import InputError
 
 
-@pytest.fixture
-def clock(monkeypatch):
-    """A clock that only `spend` moves on."""
-    clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(harness.time, "perf_counter", lambda: clock.now)
-    return clock
-
-
-def spender(clock, *seconds, calls=None, name="a"):
-    """A call that takes these seconds, the last of them from then on."""
-    left = list(seconds)
-
-    def call():
-        clock.now += left.pop(0) if len(left) > 1 else left[0]
-        (calls if calls is not None else []).append(name)
-
-    return call
-
-
-def test_measure_keeps_the_first_call_apart(clock):
-    found = harness.measure(spender(clock, 10, 1, 3, 2), seconds=0.0)
-    assert found == harness.Timing(compile_s=8, median=2, spread=1, repeats=3)
-
-
-def test_measure_repeats_while_there_is_time(clock):
-    assert harness.measure(spender(clock, 1), seconds=7.5).repeats == 8
-    assert harness.measure(spender(clock, 0), seconds=7.5).repeats == harness.MOST
-
-
-def test_a_first_call_quicker_than_the_others_compiled_nothing(clock):
-    assert harness.measure(spender(clock, 1, 2), seconds=0.0).compile_s == 0
-
-
-def test_pairs_take_turns_and_the_slow_one_stops_first(clock):
-    calls = []
-    slow, fast = spender(clock, 5, calls=calls, name="A"), spender(clock, 1, calls=calls, name="b")
-    times = harness.paired(slow, fast, seconds=5.0)
-    assert "".join(calls) == "Ab" + "AbAbAb" + "bb"
-    assert [each.median for each in times] == [5, 1]
-
-
-def test_calls_are_waited_for_and_other_results_passed_through():
-    assert harness.clock(lambda: "text")[0] == "text"
-    assert harness.measure(jax.jit(jnp.sin), jnp.ones(3), seconds=0.0).median > 0
-
-
 def test_compiled_is_the_function():
     program, seconds = harness.compiled(jnp.cumsum, jnp.ones(4))
     np.testing.assert_array_equal(program(jnp.ones(4)), [1, 2, 3, 4])
@@ -115,13 +69,6 @@ def test_a_limit_of_the_container_counts(monkeypatch, tmp_path):
     assert harness.available(device) > 0
     limit.write_text("1000\n")
     assert harness.available(device) < 1000
-
-
-def test_table_is_markdown():
-    rows = [{"a": 1234567, "b": 1.23456}, {"a": [5, 2, 2, 4], "b": None}, {"b": True}]
-    lines = harness.table(rows, {"a": "first", "b": "second"}).split("\n")
-    assert lines[:2] == ["| first | second |", "| --- | --- |"]
-    assert lines[2:] == ["| 1,234,567 | 1.2346 |", "| 5 x 2 x 2 x 4 |  |", "|  | yes |"]
 
 
 @dataclass

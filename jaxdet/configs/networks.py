@@ -1,0 +1,44 @@
+"""Networks by name: what `jaxdet describe` and the benchmarks take apart."""
+
+import difflib
+from typing import Any, NamedTuple
+
+from jaxdet import configs
+
+NAMES = (*configs.SYSTEMS, "andrew", "andrew_windows", "lenet", "resnet18", "resnet34", "resnet50")
+
+
+class Named(NamedTuple):
+    """A network and an input that it is made for."""
+
+    net: Any  # a Flax module, called as net(images, train)
+    input: tuple[int, int, int, int]  # B, H, W, C
+
+
+def named(name):
+    """The network of a name: one of `NAMES`, a system's own among them."""
+    from jaxdet.models import lenet, resnet, sliding
+    from jaxdet.types import InputError
+
+    match name:
+        case "andrew":
+            return Named(sliding.Andrew(), (1, 28, 28, 3))
+        case "andrew_windows":
+            return Named(sliding.Andrew(form="sequential"), (1, 14, 14, 3))
+        case "lenet":
+            return Named(lenet.LeNet(), (1, 32, 32, 3))
+        case "resnet18":
+            return Named(resnet.ResNet18(), (1, 224, 224, 3))
+        case "resnet34":
+            return Named(resnet.ResNet34(), (1, 224, 224, 3))
+        case "resnet50":
+            return Named(resnet.ResNet50(), (1, 224, 224, 3))
+    if name in configs.SYSTEMS:
+        return of_config(name, configs.config(name)())
+    near = difflib.get_close_matches(name, NAMES, n=len(NAMES), cutoff=0.0)
+    raise InputError(f"no model and no run {name!r}; models, nearest first: {', '.join(near)}")
+
+
+def of_config(system, config):
+    """The network of a system's configuration."""
+    return Named(*configs.network(system, config))

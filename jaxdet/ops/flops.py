@@ -1,0 +1,163 @@
+"""Operations of any JAX function, per layer, read off its jaxpr (seed 003).
+
+    counted = flops.count(net.apply, variables, images)
+    counted.rows["LeNet/conv1", "forward"].multiplications
+    counted.sum().total()
+
+A layer is a path of the name stack: flax writes its modules there, `jax.named_scope` anything
+else.  What `grad` adds to a path is told apart as `backward`, what `remat` computes again as well.
+Nothing is compiled or run: arguments may be `jax.ShapeDtypeStruct`.  XLA's own count sees the body
+of a loop once, splits nothing by kind, and moves work between layers; this one does not.
+`ops.arithmetic` says what each primitive costs.
+"""
+
+import re
+from collections import Counter, defaultdict
+from typing import Any, Literal, NamedTuple
+
+import jax
+from jax.extend import core
+
+from jaxdet.ops.arithmetic import RULES, Count
+
+Convention = Literal["flop", "mac"]
+Padding = Literal["full", "valid"]
+
+DIRECTIONS = ("forward", "backward")
+AGAIN = ("checkpoint", "rematted_computation")  # scopes that only say that something is recomputed
+CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # parameters that hold the body of a call
+
+
+class Counted(NamedTuple):
+    """What a function does once."""
+
+    rows: dict[tuple[str, str], Count]  # (path, "forward" or "backward"), in order of appearance
+    unknown: dict[str, int]  # primitives without a rule, and how often they run: not counted
+    unbounded: tuple[str, ...]  # paths of `while` loops, whose bodies are counted once
+    convention: str
+
+    def sum(self, direction=None):
+        """The `Count` of everything, or of one direction."""
+        chosen = [c for (_, way), c in self.rows.items() if direction in (None, way)]
+        return sum(chosen, Count())
+
+    def total(self, direction=None):
+        """Number of operations under the convention that was asked for."""
+        return self.sum(direction).total(self.convention)
+
+
+class Step(NamedTuple):
+    """One equation on the way through a function."""
+
+    eqn: Any
+    path: str
+    direction: str
+    times: int  # how often it runs
+    bounded: bool  # whether `times` is known
+    call: str  # name of the outermost named function within the path: relu, log_softmax; or ""
+
+
+def count(fn, *args, convention: Convention = "flop", padding: Padding = "full"):
+    """Operations of `fn(*args)`, a `Counted`.
+
+    convention: `flop` counts every operation; `mac` the multiply-adds of products alone.
+    padding: whether the taps of a convolution or pool that fall on padding count (`full`, as on
+      paper) or not (`valid`, as XLA counts).  Dead code is not counted.
+    A `cond` counts as its larger branch, a `scan` as often as it runs, bodies of `pmap` and
+    `shard_map` once a device.
+    """
+    return tally(jax.make_jaxpr(fn)(*args), convention=convention, padding=padding)
+
+
+def tally(closed, *, convention: Convention = "flop", padding: Padding = "full"):
+    """`count` of a closed jaxpr."""
+    rows, unknown, unbounded = defaultdict(Count), Counter(), {}
+    for step in walk(closed, padding):
+        name = step.eqn.primitive.name
+        if not step.bounded:
+            unbounded[step.path] = True
+        if name in RULES:
+            rows[step.path, step.direction] += RULES[name](step.eqn, padding) * step.times
+        else:
+            unknown[name] += step.times
+    return Counted(dict(rows), dict(unknown), tuple(unbounded), convention)
+
+
+def walk(closed, padding: Padding = "full"):
+    """Every `Step` of a closed jaxpr, bodies of calls and loops included, in order."""
+    return _walk(closed, Step(None, "", DIRECTIONS[0], 1, True, ""), padding)
+
+
+def live(jaxpr):
+    """The equations of a jaxpr that its outputs or effects need, in order."""
+    needed = {var for var in jaxpr.outvars if not isinstance(var, core.Literal)}
+    kept = []
+    for eqn in reversed(jaxpr.eqns):
+        if eqn.effects or needed.intersection(eqn.outvars):
+            kept.append(eqn)
+            needed.update(var for var in eqn.invars if not isinstance(var, core.Literal))
+    return kept[::-1]
+
+
+def place(eqn, outer="", direction=DIRECTIONS[0]):
+    """(path, direction) of an equation; the stack of a body is relative to that of its call."""
+    stack = str(eqn.source_info.name_stack)
+    if "transpose(" in stack or "rematted_computation" in stack:
+        direction = DIRECTIONS[1]
+    names = re.sub(r"\w+\(|\)", "", stack).split("/")
+    inner = [name for name in names if name and name not in AGAIN]
+    return "/".join([outer] * bool(outer) + inner), direction
+
+
+def _walk(jaxpr, outer, padding):
+    for eqn in live(getattr(jaxpr, "jaxpr", jaxpr)):
+        path, direction = place(eqn, outer.path, outer.direction)
+        call = outer.call if path == outer.path else ""
+        here = outer._replace(eqn=eqn, path=path, direction=direction, call=call)
+        yield from _enter(here, padding)
+
+
+def _enter(step, padding):
+    """The steps of one equation: itself, or those of its body as often as it runs."""
+    name, params = step.eqn.primitive.name, step.eqn.params
+    if name in RULES:
+        yield step
+    elif name == "cond":
+        yield from _larger(step, padding)
+    elif name == "while":
+        once = step._replace(bounded=False)
+        yield from _walk(params["cond_jaxpr"], once, padding)
+        yield from _walk(params["body_jaxpr"], once, padding)
+    elif bodies := [params[key] for key in CALLS if _is_body(params.get(key))]:
+        named = step.call or (str(params.get("name", "")) if name in ("jit", "pjit") else "")
+        inside = step._replace(times=step.times * _runs(name, params), call=named)
+        yield from _walk(bodies[0], inside, padding)
+    else:
+        yield step
+
+
+def _is_body(value):
+    return isinstance(value, core.Jaxpr | core.ClosedJaxpr)
+
+
+def _runs(name, params):
+    """How often the body of a call runs."""
+    match name:
+        case "scan":
+            return params["length"]
+        case "xla_pmap":
+            return params["axis_size"]
+        case "shard_map":
+            return params["mesh"].size
+    return 1
+
+
+def _larger(step, padding):
+    """The steps of the branch with most operations."""
+    branches = [list(_walk(body, step, padding)) for body in step.eqn.params["branches"]]
+    return max(branches, key=lambda steps: sum(_cost(inner, padding) for inner in steps))
+
+
+def _cost(step, padding):
+    rule = RULES.get(step.eqn.primitive.name)
+    return rule(step.eqn, padding).total() * step.times if rule else 0
