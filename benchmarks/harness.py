@@ -1,4 +1,4 @@
-"""What all benchmarks share: peak memory, running out of it, records, the door.
+"""What all benchmarks share: peak memory, running out of it, records, flags, the door.
 
 `jaxdet.timing` has the clock, `jaxdet.tables` the tables.
 """
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxdet import flags, runs
+from jaxdet import cli, flags, runs
 from jaxdet.timing import clock
 from jaxdet.types import InputError
 
@@ -113,16 +113,28 @@ def write(name, rows, out, devices, *, options=None, **more):
 def door(name, kind, argv, run):
     """Read options of class `kind` from words and run; returns the exit code, as `cli.main` does.
 
-    What the user can mend is one line and code 2.
+    `run(options)` gives an exit code, or None for 0; what the user can mend is one line and code 2.
+    Without `argv` the words are those of a command, which sets its process up: see `quicken`.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        quicken()
     options = flags.parse(f"python -m benchmarks.{name}", words, kind) if words else kind()
     try:
-        run(options)
+        return run(options) or 0
     except (InputError, OSError) as error:
         print(f"benchmarks.{name}: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
-    return 0
+
+
+def quicken():
+    """Set the flag of jaxdet's command line unless XLA_FLAGS is set, if only to nothing.
+
+    XLA reads its flags when the first device is asked for, not when jax is imported, so that this
+    is in time as long as nothing was computed.
+    """
+    if "XLA_FLAGS" not in os.environ and (flag := cli.quicker("")):
+        os.environ["XLA_FLAGS"] = flag
 
 
 def _plain(value):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 
-from jaxdet import checkpoint, configs, evaluate, fit, flags, parallel, roofline, runs
+from jaxdet import checkpoint, configs, evaluate, fit, flags, parallel, roofline, runs, timing
 from jaxdet import describe as describing
 from jaxdet import train as training
 from jaxdet.configs import base, networks
@@ -117,7 +117,10 @@ def eval(options):  # named after the command
     config, system, step, state = restored(options)
     among = parallel.devices(config.devices)
     scorer = evaluate.Evaluator(system, options.split, config.eval_batch, among)
-    scores = scorer(evaluate.variables(state))
+    kept = evaluate.variables(state)
+    scorer.prepare(kept)
+    scores, seconds = timing.clock(lambda: scorer(kept))
+    scores |= evaluate.summary(scores, scorer.operations(kept), seconds)
     if options.json:
         print(json.dumps({"step": step, "split": options.split, **scores}))
     else:
@@ -163,6 +166,8 @@ def describe(options):
         raise InputError("--markdown, --json, --csv: one at a time")
     if options.time:
         _check_picture(options.figure)
+        if options.convention != "flop":
+            raise InputError("--time takes all operations together: leave out --convention mac")
     net, images, variables = _network(options)
     found = describing.network(
         net,

@@ -18,7 +18,7 @@ from flax import errors, traverse_util
 from flax import linen as nn
 
 from jaxdet import tables
-from jaxdet.ops import flops
+from jaxdet.ops import conv, flops
 from jaxdet.ops.arithmetic import Count
 from jaxdet.types import InputError
 
@@ -82,7 +82,8 @@ def network(net, images, variables=None, *, backward=False, convention="flop", p
         else:
             jax.eval_shape(partial(net.apply, train=False), variables, images)
     made = _backward if backward else _forward
-    closed = jax.make_jaxpr(partial(made, net))(variables, images)
+    with conv.using("lax"):
+        closed = jax.make_jaxpr(partial(made, net))(variables, images)
     counted = flops.tally(closed, convention=convention, padding=padding)
     return Network(tuple(_layers(closed, counted, spy, variables)), closed, counted)
 
@@ -160,10 +161,10 @@ def _layer(path, steps, counted, spy, weights):
         if inner(full) == path:
             counts[way] += count
     ahead = [step for step in steps if step.direction == flops.DIRECTIONS[0]]
-    shape = ahead[-1].eqn.outvars[0].aval.shape if ahead else ()
+    made = ahead[-1].eqn.outvars[0].aval.shape if ahead else ()
     kind = spy.kinds.get(path) or _scope_kind(ahead)
     size = sum(math.prod(shape) for shape in weights.values())
-    return Layer(path, kind, shape, weights, size, *counts.values())
+    return Layer(path, kind, spy.outputs.get(path, made), weights, size, *counts.values())
 
 
 def _weights(params):
@@ -208,10 +209,10 @@ def _sides(value):
 
 
 class _Spy:
-    """Notes what each module is, and says where a shape does not fit."""
+    """Notes what each module is and makes, and says where a shape does not fit."""
 
     def __init__(self):
-        self.kinds = {}
+        self.kinds, self.outputs = {}, {}
 
     def __call__(self, call, args, kwargs, context):
         module = context.module
@@ -221,6 +222,8 @@ class _Spy:
         self.kinds.setdefault(path, _module_kind(module))
         given = " ".join(_sides(arg.shape) for arg in args if hasattr(arg, "shape"))
         name = path or type(module).__name__
+        if any(0 in arg.shape for arg in args if hasattr(arg, "shape")):
+            raise InputError(f"layer {name} is given {given}: take a larger --input")
         try:
             outputs = call(*args, **kwargs)
         except InputError:
@@ -229,6 +232,7 @@ class _Spy:
             why = str(error).splitlines()[0]
             raise InputError(f"layer {name} cannot take {given}: {why}") from error
         for leaf in jax.tree.leaves(outputs):
+            self.outputs[path] = leaf.shape
             if 0 in leaf.shape:
                 made = _sides(leaf.shape)
                 raise InputError(f"layer {name} makes {made} of {given}: take a larger --input")

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxdet import parallel
 from jaxdet.data import batches
-from jaxdet.ops import keys
+from jaxdet.ops import flops, keys
 from jaxdet.types import At
 
 
@@ -57,6 +57,13 @@ def eval_step(kept, data, hyper, rows, *, task, axis):
     return parallel.total(terms, axis), measures
 
 
+def summary(scores, operations, seconds):
+    """What a pass took, for people: error rate, operations, seconds, operations a second."""
+    wrong = {"error_rate": 1 - scores["accuracy"]} if "accuracy" in scores else {}
+    speed = {"operations_per_second": operations / seconds}
+    return {**wrong, "operations": operations, "seconds": seconds, **speed}
+
+
 class Evaluator:
     """Scores of one split, compiled once: `evaluator(variables) -> {name: value}`.
 
@@ -73,6 +80,21 @@ class Evaluator:
         self.count = len(source)
         step = partial(eval_step, task=self.task)
         self.step = parallel.compiled(step, among, whole=3, out_axes=(None, 0))
+
+    def operations(self, kept):
+        """Additions, multiplications and all else of the network's answers for the split."""
+        rows = {"index": np.zeros(1, np.int32), "real": np.ones(1, np.float32)}
+        at = At(False, jnp.int32(0), jnp.int32(0), self.hyper)
+        batch = jax.eval_shape(lambda data: prepared(self.task, data, rows, at), self.data)
+        return flops.count(self.task.predict, kept, batch["image"]).total() * self.count
+
+    def prepare(self, kept):
+        """Compile, so that a pass that is timed does not."""
+        index, real = (column[0] for column in self.rows)
+        kept = parallel.put(kept, self.among)
+        jax.block_until_ready(
+            self.step(kept, self.data, self.hyper, {"index": index, "real": real})
+        )
 
     def __call__(self, kept, pause=lambda: None):
         """Scores under the variables `kept`; `pause` is called between batches (it may raise)."""

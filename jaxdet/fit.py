@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxdet import checkpoint, evaluate, parallel, progress, runs, train
 from jaxdet.data import batches
+from jaxdet.ops import host
 
 
 class DivergedError(RuntimeError):
@@ -66,7 +67,7 @@ class Loop:
         self.step = parallel.compiled(step, self.among, whole=2, donate=(0,))
         self.rate = train.learning_rate(config, self.plan)
         self._start(train.maker(system, config))
-        self.stepped, self.drawn = False, 0.0
+        self.stepped, self.drawn, self.operations = False, 0.0, None
         self.saved = self.began = time.monotonic()
 
     def _start(self, make):
@@ -74,7 +75,7 @@ class Loop:
         if checkpoint.steps(self.folder):
             _, state = checkpoint.restore(self.folder, jax.eval_shape(make), warn=self.show.line)
         else:
-            state = jax.jit(make)()
+            state = host.evaluate(make)
         runs.drop_metrics(self.folder, int(state.book["evaluated"]))
         self.at = int(state.step)
         self.state = parallel.put(state, self.among)
@@ -149,8 +150,12 @@ class Loop:
         """Score the state, note it in the book and in `metrics.jsonl`, and save it."""
         trained = time.monotonic() - self.began
         book = self._book()
-        scores = self.evaluator(evaluate.variables(self.state), self._pause)
-        seconds = {"train": trained, "eval": time.monotonic() - self.began - trained}
+        kept = evaluate.variables(self.state)
+        if self.operations is None:
+            self.operations = self.evaluator.operations(kept)
+        begun = time.monotonic()
+        scores = self.evaluator(kept, self._pause)
+        seconds = {"train": trained, "eval": time.monotonic() - begun}
         score = (float(np.float32(scores[self.config.best])), float(np.float32(scores["loss"])))
         line = {
             "step": self.at,
@@ -164,7 +169,8 @@ class Loop:
         book = _scored(book, self.at, score)
         self.state = self.state.replace(book=parallel.put(book, self.among))
         self.save(score)
-        self.show.line(_sentence(line, self.config, book))
+        summary = evaluate.summary(scores, self.operations, seconds["eval"])
+        self.show.line(_sentence(line, self.config, book, summary))
         self._draw()
 
     def _draw(self):
@@ -202,7 +208,7 @@ def _means(book):
     return {name: float(total) / max(int(book["count"]), 1) for name, total in book["sums"].items()}
 
 
-def _sentence(line, config, book):
+def _sentence(line, config, book, summary):
     """One evaluation in one line."""
     parts = [f"epoch {line['epoch']}/{config.epochs}"]
     for split in ("train", "val"):
@@ -211,4 +217,7 @@ def _sentence(line, config, book):
     if int(book["best_step"]) == line["step"]:
         parts.append(f"best {config.best}")
     parts.append(f"{line['time']['train']:.1f} + {line['time']['eval']:.1f} s")
+    wrong = f"error {summary['error_rate']:.4g}, " if "error_rate" in summary else ""
+    speed = summary["operations_per_second"] / 1e9
+    parts.append(f"{wrong}{summary['operations'] / 1e9:.4g} Gop, {speed:.4g} Gop/s")
     return " | ".join(parts)

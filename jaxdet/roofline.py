@@ -98,11 +98,11 @@ def whole(found, *, seconds=SECONDS):
     return _seconds(found.closed, seconds)
 
 
-def ceilings(*, seconds=1.0):
-    """The two ceilings of the first device."""
+def ceilings(*, seconds=1.0, dtype=jnp.float32):
+    """The two ceilings of the first device; `dtype` is that of the matrix product."""
     kind = jax.default_backend()
     side, length = SIDE.get(kind, 2048), LENGTH.get(kind, 2**26)
-    matrix = jnp.ones((side, side))
+    matrix = jnp.ones((side, side), dtype)
     product = timing.measure(jax.jit(jnp.matmul), matrix, matrix, seconds=seconds).median
     copied = timing.measure(jax.jit(lambda x: x + 1), jnp.ones(length), seconds=seconds).median
     return Ceilings((2 * side - 1) * side**2 / product, 2 * 4 * length / copied)

@@ -120,3 +120,35 @@ def best_window(raw, corners, product=False):
             box = [window[i % 2] + side * out[11 + i] for i in range(4)]
             best = sure, int(np.argmax(out[1:11])), box
     return best[1:]
+
+
+def taps(sizes, windows, strides, pads, bases, dilations):
+    """(taps on pixels, taps on padding) of each place of a window that slides over an image.
+
+    Everything is a pair, rows and columns.  `bases` spread the pixels, and the padding that goes
+    on with them, with holes in between, on which a tap is neither.
+    """
+    axes = zip(sizes, windows, strides, pads, bases, dilations, strict=True)
+    rows, columns = (list(_places(*axis)) for axis in axes)
+    found = []
+    for down in rows:
+        for across in columns:
+            kinds = [_kind((y, x), sizes, bases) for y in down for x in across]
+            found.append((kinds.count("pixel"), kinds.count("padding")))
+    return found
+
+
+def _places(size, window, stride, pads, base, dilation):
+    """Where the taps of each window lie along an axis."""
+    start, end = -pads[0], (size - 1) * base + 1 + pads[1]
+    while start + (window - 1) * dilation < end:
+        yield [start + tap * dilation for tap in range(window)]
+        start += stride
+
+
+def _kind(place, sizes, bases):
+    """What there is at a place [2] of a spread and padded image."""
+    if any(p % base for p, base in zip(place, bases, strict=True)):
+        return "hole"
+    last = [(size - 1) * base for size, base in zip(sizes, bases, strict=True)]
+    return "pixel" if all(0 <= p <= q for p, q in zip(place, last, strict=True)) else "padding"

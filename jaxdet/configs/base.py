@@ -51,6 +51,8 @@ class Training:
     """decay of the moving averages that are evaluated and kept; 0 keeps none"""
     bfloat16: bool = False
     """compute in bfloat16; parameters stay float32"""
+    conv: Literal["auto", "lax"] = "auto"
+    """how convolutions are computed on a CPU: the fastest way by shape, or XLA's own"""
     seed: int = 0
     """root of every random key, and of the order of the data"""
     eval_first: bool = True

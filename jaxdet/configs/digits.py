@@ -81,7 +81,7 @@ def network(config):
     import jax.numpy as jnp
 
     from jaxdet.models.sliding import SlidingNet
-    from jaxdet.ops import windows
+    from jaxdet.ops import conv, windows
 
     net = SlidingNet(
         stages=windows.parse(config.stages),
@@ -92,6 +92,7 @@ def network(config):
         norm=True,
         ink=True,
         dtype=jnp.bfloat16 if config.bfloat16 else None,
+        conv_general_dilated=partial(conv.conv, impl=config.conv),
     )
     return net, (1, config.canvas, config.canvas, 1)
 

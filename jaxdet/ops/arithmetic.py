@@ -58,7 +58,7 @@ FREE = """
     device_put dynamic_slice dynamic_update_slice empty expand_dims gather iota pad
     reduce_precision reshape rev scatter select_n slice split squeeze stop_gradient transpose
     reduce_and reduce_or reduce_xor axis_index optimization_barrier sharding_constraint real
-    imag complex conj name pvary
+    imag complex conj name pvary tile random_wrap random_unwrap
 """
 
 
@@ -246,6 +246,7 @@ RULES = {
         {
             "scatter-add": "additions",
             "scatter_add": "additions",
+            "scatter-sub": "additions",
             "scatter-mul": "multiplications",
             "scatter_mul": "multiplications",
             "scatter-max": "maxima",

@@ -11,6 +11,7 @@ of a loop once, splits nothing by kind, and moves work between layers; this one 
 `ops.arithmetic` says what each primitive costs.
 """
 
+import math
 import re
 from collections import Counter, defaultdict
 from typing import Any, Literal, NamedTuple
@@ -18,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 from jax.extend import core
 
+from jaxdet.ops import conv
 from jaxdet.ops.arithmetic import RULES, Count
 
 Convention = Literal["flop", "mac"]
@@ -64,9 +66,11 @@ def count(fn, *args, convention: Convention = "flop", padding: Padding = "full")
     padding: whether the taps of a convolution or pool that fall on padding count (`full`, as on
       paper) or not (`valid`, as XLA counts).  Dead code is not counted.
     A `cond` counts as its larger branch, a `scan` as often as it runs, bodies of `pmap` and
-    `shard_map` once a device.
+    `shard_map` once a device, convolutions as `lax` computes them whatever `ops.conv` chose.
     """
-    return tally(jax.make_jaxpr(fn)(*args), convention=convention, padding=padding)
+    with conv.using("lax"):
+        closed = jax.make_jaxpr(fn)(*args)
+    return tally(closed, convention=convention, padding=padding)
 
 
 def tally(closed, *, convention: Convention = "flop", padding: Padding = "full"):
@@ -130,7 +134,7 @@ def _enter(step, padding):
         yield from _walk(params["body_jaxpr"], once, padding)
     elif bodies := [params[key] for key in CALLS if _is_body(params.get(key))]:
         named = step.call or (str(params.get("name", "")) if name in ("jit", "pjit") else "")
-        inside = step._replace(times=step.times * _runs(name, params), call=named)
+        inside = step._replace(times=step.times * _runs(step.eqn, padding), call=named)
         yield from _walk(bodies[0], inside, padding)
     else:
         yield step
@@ -140,15 +144,19 @@ def _is_body(value):
     return isinstance(value, core.Jaxpr | core.ClosedJaxpr)
 
 
-def _runs(name, params):
+def _runs(eqn, padding):
     """How often the body of a call runs."""
-    match name:
+    params = eqn.params
+    match eqn.primitive.name:
         case "scan":
             return params["length"]
         case "xla_pmap":
             return params["axis_size"]
         case "shard_map":
-            return params["mesh"].size
+            mesh = params["mesh"].shape  # an axis left to the compiler does not cut the arrays
+            return math.prod(mesh[axis] for axis in params.get("newly_manual_axes", mesh))
+        case "reduce" | "reduce_window" as name:  # with a function of one's own
+            return RULES[f"{name}_sum"](eqn, padding).additions
     return 1
 
 

@@ -1,0 +1,84 @@
+"""Operations of every network, layer by layer, and their sums; nothing is compiled or run.
+
+    python -m benchmarks.flops --json FILE --markdown FILE
+    python -m benchmarks.flops --models lenet resnet50
+
+Prints a summary, one row a network of `configs.networks` on the input that it is made for, then a
+Markdown table for each, one row a layer, as `jaxdet describe MODEL --backward` has it.  `forward`
+and `multiply-adds` are those of inference; `forward + backward` is a pass of training: with batch
+statistics, and gradients by the parameters.  Taps on padding count.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+
+from benchmarks import harness
+from jaxdet import describe, tables, timing
+from jaxdet.configs import networks
+
+NAME = "flops"
+SUMMARY = {
+    "model": "model",
+    "input": "input",
+    "parameters": "parameters",
+    "multiply_adds": "multiply-adds",
+    "forward": "operations, forward",
+    "training": "operations, forward + backward",
+    "ratio": "their ratio",
+    "seconds": "seconds to count",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Operations of networks, layer by layer."""
+
+    models: tuple[str, ...] = ()
+    """names of networks; all by default"""
+    json: Path | None = None
+    """file for the rows and what they depend on"""
+    markdown: Path | None = None
+    """file for what is printed"""
+
+
+def main(argv=None):
+    """Run with the words of the command line; returns the exit code."""
+    return harness.door(NAME, Options, argv, report)
+
+
+def report(options):
+    """Count, print, write."""
+    chosen = {name: networks.named(name) for name in options.models or networks.NAMES}
+    rows, layers, texts = [], {}, []
+    for name, named in chosen.items():
+        (row, layers[name], notes), seconds = timing.clock(lambda named=named: count(named))
+        rows.append({"model": name, **row, "seconds": seconds})
+        size = " x ".join(map(str, named.input))
+        texts.append(f"### {name}, {size}\n\n{describe.text(layers[name], notes)}")
+    harness.show("\n\n".join([tables.markdown(rows, SUMMARY), *texts]), options.markdown)
+    if options.json:
+        harness.write(NAME, rows, options.json, jax.devices(), options=options, layers=layers)
+
+
+def count(named):
+    """(row of the summary, rows of the layers, remarks) of a `networks.Named`."""
+    images = jax.ShapeDtypeStruct(named.input, "float32")
+    inference = describe.network(named.net, images).counted.sum()
+    training = describe.network(named.net, images, backward=True)
+    layers = describe.rows(training, backward=True)
+    row = {
+        "input": list(named.input),
+        "parameters": layers[-1]["parameters"],
+        "multiply_adds": inference.total("mac"),
+        "forward": inference.total(),
+        "training": layers[-1]["total"],
+        "ratio": layers[-1]["total"] / inference.total(),
+    }
+    return row, layers, describe.remarks(training.counted)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""What feeds a network: images a second of every source, of augmentation, and of making batches.
+
+    python -m benchmarks.input --batch 64 --json FILE --markdown FILE
+
+Prints a Markdown table.  `read` is a whole set from its files into memory, as training does once;
+`records` is one batch of records, one by one, on the host; `files` decodes image files, 480 x 640
+pixels in colour, as `jaxdet predict` does.  `gather` takes the rows of a batch from a set that lies
+on the device, and `place` turns, scales and places the digits of a batch, as every step does.
+MNIST is read from $JAXDET_DATA/mnist, the set of tensorflow-datasets is noise that is prepared for
+the purpose.  What is not there is a row that says so.
+"""
+
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from benchmarks import harness, prepared
+from jaxdet import tables, timing
+from jaxdet.data import batches, digits, idx, images, named
+from jaxdet.ops import augment, keys
+from jaxdet.types import InputError
+
+NAME = "input"
+COLUMNS = {
+    "source": "source",
+    "work": "work",
+    "images": "images",
+    "median": "median s",
+    "spread": "spread s",
+    "images_per_s": "images / s",
+    "repeats": "repeats",
+    "note": "note",
+}
+FILES, SHAPE = 4, (480, 640, 3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Images a second of sources, augmentation and batches."""
+
+    batch: int = 64
+    """images of `records`, `gather` and `place`"""
+    canvas: int = 64
+    """side of the canvas of `place` in pixels"""
+    seconds: float = 1.0
+    """time for the repeats of each row; three repeats are always made"""
+    json: Path | None = None
+    """file for the rows and what they depend on"""
+    markdown: Path | None = None
+    """file for what is printed"""
+
+
+def main(argv=None):
+    """Run with the words of the command line; returns the exit code."""
+    return harness.door(NAME, Options, argv, report)
+
+
+def report(options):
+    """Time, print, write."""
+    if options.batch < 1:
+        raise InputError("--batch starts at 1")
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [*sources(options, Path(folder)), *files(options, Path(folder))]
+    rows += on_device(options)
+    harness.show(tables.markdown(rows, COLUMNS), options.markdown)
+    if options.json:
+        harness.write(NAME, rows, options.json, jax.devices(), options=options)
+
+
+def sources(options, folder):
+    """Rows of the sets: `read` each, and `records` of the one that is always there."""
+    source = digits.embedded()
+    yield timed("embedded", "read", len(source), digits.embedded, options)
+    one_by_one = partial(records, source, options.batch)
+    yield timed("embedded", "records", options.batch, one_by_one, options)
+    mnist = Path(os.environ.get("JAXDET_DATA", "")) / "mnist"
+    if "JAXDET_DATA" in os.environ and mnist.is_dir():
+        yield timed("MNIST, idx", "read", None, partial(idx.mnist, mnist), options)
+    else:
+        yield {"source": "MNIST, idx", "work": "read", "note": "no data in $JAXDET_DATA/mnist"}
+    about = {"source": "tensorflow-datasets, array_record", "work": "read"}
+    if find_spec("tensorflow_datasets") is None:
+        yield about | {"note": "not installed"}
+    else:
+        prepared.prepare(folder, "noise")
+        yield timed(*about.values(), None, partial(named.load, "noise", folder), options)
+
+
+def files(options, folder):
+    """The row of image files, which are made for it."""
+    draw = np.random.default_rng(0)
+    paths = [folder / f"{i}.png" for i in range(FILES)]
+    for path in paths:
+        coarse = draw.integers(0, 256, (SHAPE[0] // 8, SHAPE[1] // 8, 3), np.uint8)
+        path.write_bytes(prepared.png(coarse.repeat(8, 0).repeat(8, 1)))
+    height, width, _ = SHAPE
+    name = f"PNG, {height} x {width}"
+    yield timed(name, "files", FILES, lambda: [images.grey(path) for path in paths], options)
+
+
+def on_device(options):
+    """Rows of what runs compiled: `gather` and `place`."""
+    arrays = digits.embedded().arrays
+    data, rows = jax.device_put(arrays), batches.order(0, 0, len(arrays["id"]), options.batch)[0]
+    gather = jax.jit(batches.gather)
+    yield timed("embedded", "gather", options.batch, partial(gather, data, rows), options)
+    place = jax.jit(jax.vmap(partial(augment.place, canvas=options.canvas)))
+    drawn = keys.per_row(jax.random.key(0), np.arange(options.batch))
+    image = jax.device_put(gather(data, rows)["image"] / 255.0)
+    yield timed("embedded", "place", options.batch, partial(place, drawn, image), options)
+
+
+def records(source, count):
+    """The first records of a source, round and round."""
+    return [source[i % len(source)] for i in range(count)]
+
+
+def timed(source, work, count, call, options):
+    """The row of a call that gives `count` images; None counts those of the sources it gives."""
+    count = sum(map(len, call())) if count is None else count
+    found = timing.measure(call, seconds=options.seconds)
+    about = {"source": source, "work": work, "images": count}
+    return about | found._asdict() | {"images_per_s": count / found.median}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

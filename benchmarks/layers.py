@@ -1,0 +1,180 @@
+"""Single layers, forward and forward with backward: jaxdet against PyTorch in the same run.
+
+    python -m benchmarks.layers --batch 16 --json FILE --markdown FILE
+    python -m benchmarks.layers --layers conv3 depthwise3 --impl lax
+
+Prints a Markdown table, two rows a layer: the median seconds of jaxdet and of PyTorch (eager, on
+the CPU, channels-last) with their interquartile ranges, the ratio of the medians (below 1 jaxdet is
+faster), the operations of the layer by `ops.flops`, and how many of them jaxdet does a second.
+Both libraries start from the same numbers and take turns.  `difference` is the largest one between
+their results, gradients included, as a share of the largest number.
+
+The backward pass gives the gradient by the parameters, and by the input except of a network's first
+layer (`conv7_stride2`, which has images for input).  Batch norm is that of training.  `--impl` says
+how jaxdet convolves: see `ops.conv`.  Operations are those of the layer on paper, whatever the way.
+
+On a GPU there are rows in bfloat16 too, and the share of the fastest large matrix product of that
+type that was seen (in float32 both may use TF32); PyTorch is compared on the CPU only.
+PyTorch's threads spin while they wait: unless OMP_WAIT_POLICY=passive is set, that takes about 0.1
+ms from the call whose turn is next.
+"""
+
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import harness, ways
+from benchmarks.single import DIRECTIONS, LAYERS, Single, numbers, passes
+from jaxdet import roofline, tables, timing
+from jaxdet.ops import conv, flops
+from jaxdet.types import InputError
+
+NAME = "layers"
+COLUMNS = {
+    "layer": "layer",
+    "shape": "input",
+    "output": "output",
+    "type": "type",
+    "direction": "direction",
+    "jaxdet_s": "jaxdet s",
+    "jaxdet_spread": "spread s",
+    "torch_s": "torch s",
+    "torch_spread": "spread s",
+    "ratio": "jaxdet / torch",
+    "difference": "difference",
+    "operations": "operations",
+    "operations_per_s": "jaxdet op/s",
+    "share": "share of peak %",
+    "repeats": "repeats",
+    "note": "note",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Single layers, forward and backward, in jaxdet and in PyTorch."""
+
+    layers: tuple[str, ...] = ()
+    """names of layers; all by default"""
+    batch: int = 16
+    """images a call"""
+    impl: conv.Impl = "auto"
+    """how jaxdet convolves where it can: see ops.conv; lax is XLA's own convolution"""
+    seconds: float = 0.5
+    """time for the repeats of each library, layer and direction; three repeats are always made"""
+    peers: bool = True
+    """time PyTorch too, where it is installed"""
+    json: Path | None = None
+    """file for the rows and what they depend on"""
+    markdown: Path | None = None
+    """file for what is printed"""
+
+
+def main(argv=None):
+    """Run with the words of the command line; returns the exit code."""
+    return harness.door(NAME, Options, argv, report)
+
+
+def report(options):
+    """Compare, print, write."""
+    unknown = [name for name in options.layers if name not in LAYERS]
+    if unknown or options.batch < 1:
+        raise InputError(f"--layers are of {', '.join(LAYERS)}; --batch starts at 1")
+    missing = ways.torch_missing(options.peers)
+    rows = []
+    for name in options.layers or LAYERS:
+        print(f"layer {name}", file=sys.stderr, flush=True)
+        rows += compare(name, options, peers=not missing)
+    more = {}
+    if missing:
+        rows.append({"layer": "torch", "note": missing})
+    else:
+        from benchmarks.peers import sliding as peer
+
+        more["torch"] = peer.about()
+    if jax.default_backend() == "gpu":
+        add_shares(rows)
+    told = {key: name for key, name in COLUMNS.items() if any(key in row for row in rows)}
+    harness.show(tables.markdown(rows, told), options.markdown)
+    if options.json:
+        harness.write(NAME, rows, options.json, jax.devices(), options=options, **more)
+
+
+def compare(name, options, *, peers):
+    """Rows of both directions of a layer, in every type that the device is asked for."""
+    case = numbers(LAYERS[name], options.batch)
+    types = ("float32", "bfloat16") if jax.default_backend() == "gpu" else ("float32",)
+    for dtype in types:
+        for direction in DIRECTIONS:
+            about = {"layer": name, "shape": list(case.x.shape), "type": dtype}
+            about |= {"output": list(case.cotangent.shape), "direction": direction}
+            yield about | timed(case, direction, dtype, options, peers)
+
+
+def timed(case, direction, dtype, options, peers):
+    """What is measured of one row."""
+    call, operations = in_jax(case, direction, dtype, options.impl)
+    calls = [call, in_torch(case, direction)] if peers else [call]
+    taken = timing.paired(*(run for run, _ in calls), seconds=options.seconds)
+    row = {"jaxdet_s": taken[0].median, "jaxdet_spread": taken[0].spread}
+    if peers:
+        row |= {"torch_s": taken[1].median, "torch_spread": taken[1].spread}
+        row["ratio"] = taken[0].median / taken[1].median
+        row["difference"] = difference(*(found(run()) for run, found in calls))
+    row |= {"operations": operations, "operations_per_s": operations / taken[0].median}
+    return row | {"repeats": taken[0].repeats, "compile_s": taken[0].compile_s}
+
+
+def in_jax(case, direction, dtype, impl):
+    """((call, what it found by name), operations) of a direction in jaxdet."""
+    at = DIRECTIONS.index(direction)
+    params = jax.device_put(case.variables.get("params", {}))
+    args = params, *(jnp.asarray(a, dtype) for a in (case.x, case.cotangent)[: 1 + at])
+    net = Single(case.layer, partial(conv.conv, impl=impl), jnp.dtype(dtype))
+    nets = net, net.clone(convolve=None)
+    run, counted = (passes(each, case.variables, case.layer.first)[at] for each in nets)
+    return (partial(jax.jit(run), *args), values), flops.count(counted, *args).sum().total()
+
+
+def in_torch(case, direction):
+    """(call, what it found by name) of a direction in PyTorch."""
+    from benchmarks.peers import layers as peer
+
+    net = peer.module(case.layer, case.variables.get("params", {}).get("part", {}))
+    if direction == DIRECTIONS[0]:
+        call = partial(peer.forward, net, peer.tensor(case.x))
+    else:
+        x = peer.tensor(case.x, gradient=not case.layer.first)
+        call = partial(peer.both, net, x, peer.tensor(case.cotangent))
+    return call, lambda result: peer.values(net, *result)
+
+
+def values(result):
+    """{name: array} of what a direction gave in jaxdet."""
+    out, _, *gradients = result
+    params, *x = gradients[0] if gradients else ({},)
+    return {"output": out, **params.get("part", {}), **dict(zip(("input",), x, strict=False))}
+
+
+def difference(found, expected):
+    """The largest difference of two dictionaries of arrays, as a share of the largest number."""
+    assert found.keys() == expected.keys(), (found.keys(), expected.keys())
+    pairs = [(np.asarray(found[name]), np.asarray(expected[name])) for name in found]
+    return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs)
+
+
+def add_shares(rows):
+    """The share of the peak of each type that the rows reached, in percent."""
+    top = {t: roofline.ceilings(dtype=t).operations_per_s for t in ("float32", "bfloat16")}
+    for row in rows:
+        if "operations_per_s" in row:
+            row |= {"share": 100 * row["operations_per_s"] / top[row["type"]]}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""The training steps that `benchmarks.train_step` times: the same work in jaxdet and in PyTorch."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxdet import configs, optim, parallel, tasks, train
+from jaxdet.configs.digits import Config
+from jaxdet.models.resnet import ResNet18
+from jaxdet.ops import augment, boxes, conv, host, windows
+from jaxdet.tasks.windows import Locator
+from jaxdet.types import Task
+
+CLASSES = 1000
+WIDE = {"widths": (24, 48, 64, 64, 64), "dense": (192, 192), "batch": 64}  # the MNIST figure's
+
+
+class Work(NamedTuple):
+    """A task with a batch, and the same in PyTorch."""
+
+    batch: int
+    side: int
+    task: Task
+    data: dict[str, np.ndarray]
+    hyper: dict[str, float]
+    peer: Callable | None  # data -> network, loss, images and target of PyTorch
+
+
+def workload(name, batch, impl, bfloat16=False):
+    """The `Work` of a model's name; batch 0 is its own."""
+    dtype = jnp.bfloat16 if bfloat16 else None
+    return MODELS[name](batch, partial(conv.conv, impl=impl), dtype)
+
+
+def in_jax(work, among=None):
+    """A call of jaxdet's step on the first device, or on those given; the state moves on."""
+    among = among or parallel.devices(1)
+    parallel.check(work.batch, among)
+    optimizer = optim.optimizer("adamw", 1e-3, beta2=0.999, weight_decay=0.02)
+    plan = train.Plan(1, 1, 1, 0.0)
+    shown = {name: column[:1] for name, column in work.data.items()}
+    hyper = {name: np.float32(value) for name, value in work.hyper.items()}
+    make = partial(train.create, shown, hyper, task=work.task, optimizer=optimizer, seed=0, ema=0)
+    state = parallel.put(host.evaluate(make), among)
+    data, rows = parallel.put(work.data, among), np.arange(work.batch)
+    step = partial(train.train_step, task=work.task, optimizer=optimizer, plan=plan)
+    run = parallel.compiled(step, among, whole=2, donate=(0,))
+
+    def call():
+        nonlocal state
+        state = run(state, data, rows)
+        return jax.block_until_ready(state.step)
+
+    return call
+
+
+def in_torch(work, compiled=False):
+    """A call of PyTorch's step."""
+    from benchmarks.peers import networks
+
+    net, loss, images, target = work.peer(work.data)
+    return networks.stepper(net, loss, images, target, compiled=compiled)
+
+
+BUILDERS = {
+    "jit": in_jax,
+    "pmap": lambda work: in_jax(work, parallel.devices()),
+    "torch": in_torch,
+    "torch_compiled": partial(in_torch, compiled=True),
+}
+
+
+def _locator(count, hook, dtype, *, drawn=False, **changes):
+    """The digit locator on canvases that are there already, or drawn in the step."""
+    config = replace(Config(), **changes)
+    net = configs.network("digits", config)[0].clone(conv_general_dilated=hook, dtype=dtype)
+    system = configs.build("digits", Config())
+    batch = count or config.batch
+    source = system.splits["train"].arrays
+    data = {name: column[:batch] for name, column in source.items()}
+    draw = partial(augment.place, canvas=config.canvas, rotate=config.rotate, scale=config.scale)
+    task = Locator(net, draw).task()
+    hyper = system.hyper
+    if not drawn:
+        data["image"] = _canvases(task, data, hyper)
+        task = Locator(net, _as_it_is).task()
+    peer = None if drawn else partial(_locator_peer, net)
+    return Work(batch, config.canvas, task, data, hyper, peer)
+
+
+def _canvases(task, data, hyper):
+    """Canvases [B, side, side, 1] in 0..255."""
+    keys = jax.random.split(jax.random.key(0), len(data["label"]))
+    return np.array(task.augment(keys, data, None)["image"]) * 255
+
+
+def _as_it_is(key, image):
+    """A canvas that needs no drawing, with its box."""
+    return image, boxes.tight(image[..., 0])
+
+
+def _locator_peer(net, data):
+    import torch
+
+    from benchmarks.peers import networks
+
+    images = data["image"] / 255
+    grid = windows.grid(net.chain(), *images.shape[1:3])
+    box = jax.vmap(lambda image: boxes.tight(image[..., 0]))(images)
+    target = jax.vmap(partial(windows.encode, grid=grid))(box, data["label"])
+    shown = torch.from_numpy(images).permute(0, 3, 1, 2)
+    peer = networks.Locator(net.plan())
+    return peer, networks.locator_loss, shown, torch.from_numpy(np.array(target))
+
+
+def _resnet(batch, hook, dtype, *, side):
+    batch = batch or 16
+    draw = np.random.default_rng(0)
+    data = {
+        "image": draw.normal(size=(batch, side, side, 3)).astype(np.float32),
+        "label": draw.integers(0, CLASSES, batch).astype(np.int32),
+        "id": np.arange(batch, dtype=np.int32),
+    }
+    net = ResNet18(classes=CLASSES, conv_general_dilated=hook, dtype=dtype)
+    return Work(batch, side, _classifier(net), data, {}, _resnet_peer)
+
+
+def _resnet_peer(data):
+    import torch
+
+    from benchmarks.peers import networks
+
+    images = torch.from_numpy(data["image"]).permute(0, 3, 1, 2)
+    label = torch.from_numpy(data["label"]).long()
+    return networks.resnet18(CLASSES), torch.nn.functional.cross_entropy, images, label
+
+
+def _classifier(net):
+    """As much of a task as a step needs: the mean cross-entropy of labels."""
+
+    def loss(variables, batch, key, at):
+        logits, stats = tasks.forward(key, net, variables, batch["image"], at)
+        missed = optax.softmax_cross_entropy_with_integer_labels(
+            logits.astype(jnp.float32), batch["label"]
+        )
+        share = missed @ batch["real"] / tasks.real_rows(batch, at)
+        return share, (stats, {"loss": share})
+
+    def init(key, batch):
+        return net.init(key, batch["image"])
+
+    return Task(init, lambda keys, batch, at: batch, loss, None, None, None)
+
+
+MODELS: dict[str, Any] = {
+    "digits": _locator,
+    "digits_drawn": partial(_locator, drawn=True),
+    "digits_wide": partial(_locator, **WIDE),
+    "resnet18_64": partial(_resnet, side=64),
+    "resnet18_224": partial(_resnet, side=224),
+}

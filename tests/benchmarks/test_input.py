@@ -1,0 +1,59 @@
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import input as feeding
+from benchmarks import prepared
+from jaxdet.data import named
+from tests.test_cli import mnist
+
+WORK = ["read", "records", "read", "read", "files", "gather", "place"]
+
+
+def rows(tmp_path):
+    """Rows of the command at its smallest."""
+    file = tmp_path / "a.json"
+    words = ["--batch", "4", "--canvas", "52", "--seconds", "0", "--json", str(file)]
+    assert feeding.main(words) == 0
+    return json.loads(file.read_text())["rows"]
+
+
+def test_every_source_is_read_and_every_step_timed(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("tensorflow_datasets")
+    mnist(tmp_path / "mnist")
+    monkeypatch.setenv("JAXDET_DATA", str(tmp_path))
+    found = rows(tmp_path)
+    assert [row["work"] for row in found] == WORK
+    assert [row["images"] for row in found] == [1797, 4, 120, 500, feeding.FILES, 4, 4]
+    for row in found:
+        assert row["images_per_s"] == row["images"] / row["median"] > 0
+        assert row["repeats"] == 3
+    out = capsys.readouterr().out
+    assert out.startswith("| source |") and out.count("\n") == 2 + len(found)
+
+
+def test_what_is_not_there_is_a_row(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("JAXDET_DATA", raising=False)
+    monkeypatch.setattr(feeding, "find_spec", lambda name: None)
+    notes = {row["source"]: row["note"] for row in rows(tmp_path) if "note" in row}
+    assert notes == {
+        "MNIST, idx": "no data in $JAXDET_DATA/mnist",
+        "tensorflow-datasets, array_record": "not installed",
+    }
+    out = capsys.readouterr().out
+    assert all(note in out for note in notes.values())
+
+
+def test_the_prepared_set_can_be_read(tmp_path):
+    pytest.importorskip("tensorflow_datasets")
+    prepared.prepare(tmp_path, "noise")
+    train, test = named.load("noise", tmp_path)
+    assert (len(train), len(test)) == (prepared.TRAIN, prepared.TEST)
+    assert train.arrays["image"].shape[1:] == (prepared.SIDE, prepared.SIDE)
+    np.testing.assert_array_equal(np.bincount(train.arrays["label"]), [prepared.TRAIN // 10] * 10)
+
+
+def test_an_empty_batch_is_refused(capsys):
+    assert feeding.main(["--batch", "0"]) == 2
+    assert "--batch starts at 1" in capsys.readouterr().err

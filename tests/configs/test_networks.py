@@ -1,0 +1,63 @@
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxdet import configs
+from jaxdet.configs import networks
+from jaxdet.types import InputError
+from tests import tiny
+
+
+def output(named):
+    """Shape of what a network makes of the input that it is made for."""
+    images = jax.ShapeDtypeStruct(named.input, jnp.float32)
+    return jax.eval_shape(named.net.init_with_output, jax.random.key(0), images)[0].shape
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("andrew", (1, 8, 8, 4)),
+        ("andrew_windows", (1, 4)),
+        ("lenet", (1, 10)),
+        ("resnet18", (1, 1000)),
+        ("resnet34", (1, 1000)),
+        ("resnet50", (1, 1000)),
+        ("digits", (1, 6, 6, 15)),
+    ],
+)
+def test_every_name_is_a_network_that_takes_its_input(name, expected):
+    assert name in networks.NAMES
+    assert output(networks.named(name)) == expected
+
+
+def test_every_system_is_a_name_and_every_name_is_known():
+    assert set(configs.SYSTEMS) < set(networks.NAMES)
+    assert all(networks.named(name).net for name in networks.NAMES)
+
+
+def test_a_configuration_s_network_is_that_of_its_system():
+    _, system = tiny.system()
+    named = networks.of_config("digits", tiny.CONFIG)
+    assert list(named.input) == [1, *system.about["input"]]
+    batch = {"image": jnp.zeros(named.input)}
+    images = jax.ShapeDtypeStruct(named.input, jnp.float32)
+    own = jax.eval_shape(system.task.init, jax.random.key(0), batch)
+    made = jax.eval_shape(named.net.init, jax.random.key(0), images)
+    assert jax.tree.map(jnp.shape, own) == jax.tree.map(jnp.shape, made)
+
+
+def test_a_configuration_that_cannot_be_is_refused():
+    with pytest.raises(InputError, match="--epochs"):
+        networks.of_config("digits", replace(tiny.CONFIG, epochs=-1))
+
+
+@pytest.mark.parametrize(
+    "name, nearest", [("lenett", "lenet"), ("resnet-18", "resnet18"), ("digit", "digits"), ("", "")]
+)
+def test_an_unknown_name_lists_all_nearest_first(name, nearest):
+    with pytest.raises(InputError, match=f"{name!r}; models, nearest first: {nearest}") as caught:
+        networks.named(name)
+    assert all(known in str(caught.value) for known in networks.NAMES)

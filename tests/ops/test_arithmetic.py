@@ -1,0 +1,300 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import linen as nn
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+from jaxdet.ops import flops
+from jaxdet.ops.arithmetic import Count
+from tests import slow
+
+laws = settings(deadline=None, max_examples=60)
+
+
+def shaped(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def counted(fn, *shapes, padding="full"):
+    """`Count` of a function of arrays of these shapes, all of whose primitives have a rule."""
+    found = flops.count(fn, *(shaped(*shape) for shape in shapes), padding=padding)
+    assert not found.unknown
+    return found.sum()
+
+
+def products(taps, outputs):
+    return Count(additions=taps - outputs, multiplications=taps, multiply_adds=taps)
+
+
+def conv(x, kernel, stride=1, padding="VALID", **options):
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=numbers, **options
+    )
+
+
+def test_counts_add_up_and_repeat():
+    one = Count(additions=1, multiplications=2, divisions=3, multiply_adds=2)
+    assert one + one == one * 2
+    assert (one * 3).total() == 18
+    assert (one * 3).total("mac") == 6
+
+
+SOFTMAX = {"maxima": 5 * 6 + 5, "transcendentals": 35}
+WINDOW = (2, 2), (1, 1), "VALID"
+
+
+def times(a, b):
+    return a * b
+
+
+@pytest.mark.parametrize(
+    "fn, expected",
+    [  # of a matrix of 5 rows and 7 columns
+        (lambda x: x + x - (-x), {"additions": 3 * 35}),
+        (lambda x: x * x, {"multiplications": 35}),
+        (lambda x: x / x, {"divisions": 35}),
+        (jax.nn.relu, {"maxima": 35}),
+        (lambda x: jnp.minimum(x, 1), {"minima": 35}),
+        (lambda x: lax.clamp(0.0, x, 1.0), {"maxima": 35, "minima": 35}),
+        (lambda x: jnp.where(x > 0, x, jnp.abs(x)), {"comparisons": 2 * 35}),
+        (lambda x: jnp.exp(x).T, {"transcendentals": 35}),
+        (lambda x: x**2, {"multiplications": 35}),
+        (lambda x: x**5, {"multiplications": 3 * 35}),
+        (lambda x: x**8, {"multiplications": 3 * 35}),
+        (lambda x: x**-2, {"multiplications": 35, "divisions": 35}),
+        (jnp.sum, {"additions": 34}),
+        (lambda x: x.sum(1), {"additions": 5 * 6}),
+        (lambda x: x.mean(0), {"additions": 7 * 4, "divisions": 7}),
+        (lambda x: x.max(1), {"maxima": 5 * 6}),
+        (lambda x: x.min(1), {"minima": 5 * 6}),
+        (lambda x: x.argmax(1), {"comparisons": 5 * 6}),
+        (lambda x: x.argmin(0), {"comparisons": 7 * 4}),
+        (lambda x: x.cumsum(0), {"additions": 7 * 4}),
+        (lambda x: x.cumprod(1), {"multiplications": 5 * 6}),
+        (lambda x: lax.cummax(x, 1), {"maxima": 5 * 6}),
+        (lambda x: lax.sort(x, dimension=0), {"comparisons": 35 * 3}),  # of 5: ceil(log2 5) = 3
+        (lambda x: lax.top_k(x, 2), {"comparisons": 35 * 3}),
+        (lambda x: lax.reduce(x, 0.0, times, (0,)), {"multiplications": 7 * 4}),
+        (lambda x: lax.reduce_window(x, 1.0, times, *WINDOW), {"multiplications": 4 * 6 * 3}),
+        (jax.nn.softmax, SOFTMAX | {"additions": 35 + 5 * 6, "divisions": 35}),
+        (jax.nn.log_softmax, SOFTMAX | {"additions": 2 * 35 + 5 * 6, "transcendentals": 35 + 5}),
+        (lambda x: jnp.tile(jnp.concatenate([x, x[::-1]])[1:].reshape(-1), 2), {}),
+        (lambda x: jnp.pad(x.astype(jnp.bfloat16).T, 1)[None], {}),
+    ],
+)
+def test_closed_forms(fn, expected):
+    assert counted(fn, (5, 7)) == Count(**expected)
+
+
+@pytest.mark.parametrize("way", ["add", "subtract", "multiply", "max", "min"])
+def test_scatters_do_one_operation_a_number(way):
+    kind = {"max": "maxima", "min": "minima", "multiply": "multiplications"}.get(way, "additions")
+    rows = jnp.array([0, 3], jnp.uint32)  # unsigned: no negative index to be wrapped around
+    found = counted(lambda x, y: getattr(x.at[rows], way)(y), (5, 7), (2, 7))
+    assert found == Count(**{kind: 2 * 7})
+
+
+def norm(module, train, size=(4, 6)):
+    """Count of a norm layer, and of its new statistics, on 4 rows of 6 features."""
+    variables = jax.eval_shape(module.init, jax.random.key(0), shaped(*size))
+    apply = partial(module.apply, mutable=["batch_stats"] if train else False)
+    return flops.count(apply, variables, shaped(*size)).sum()
+
+
+def test_norm_layers():
+    n, rows, columns = 24, 4, 6
+    evaluating = norm(nn.BatchNorm(use_running_average=True), train=False)
+    assert evaluating == Count(
+        additions=2 * n + columns, multiplications=n + columns, transcendentals=columns
+    )
+    training = norm(nn.BatchNorm(use_running_average=False), train=True)
+    assert training == Count(
+        additions=2 * (n - columns) + columns + 2 * n + columns + 2 * columns,
+        multiplications=n + columns + 4 * columns + columns + n,
+        maxima=columns,
+        divisions=2 * columns,
+        transcendentals=columns,
+    )
+    assert norm(nn.LayerNorm(), train=False) == Count(
+        additions=2 * (n - rows) + rows + 2 * n + rows,
+        multiplications=n + rows + 2 * n,
+        maxima=rows,
+        divisions=2 * rows,
+        transcendentals=rows,
+    )
+
+
+def test_matrix_products():
+    assert counted(jnp.matmul, (3, 5), (5, 7)) == products(3 * 5 * 7, 3 * 7)
+    assert counted(jnp.matmul, (2, 3, 5), (2, 5, 7)) == products(2 * 3 * 5 * 7, 2 * 3 * 7)
+    assert counted(jnp.dot, (5,), (5,)) == products(5, 1)
+    assert counted(jnp.outer, (3,), (4,)).total() == 12
+    assert counted(partial(jnp.einsum, "bij,bij->b"), (2, 3, 5), (2, 3, 5)) == products(30, 2)
+    assert counted(jnp.matmul, (3, 0), (0, 7)) == Count()
+
+
+@pytest.mark.parametrize(
+    "size, kernel, options, pairs, outputs",
+    [  # pairs of an output pixel and a tap, and output pixels, of a side; taps on padding count
+        (9, 3, {}, 7 * 3, 7),
+        (9, 3, {"stride": 2}, 4 * 3, 4),
+        (9, 3, {"padding": "SAME"}, 9 * 3, 9),
+        (9, 3, {"padding": "SAME", "stride": 2}, 5 * 3, 5),
+        (9, 3, {"rhs_dilation": (2, 2)}, 5 * 3, 5),
+        (
+            5,
+            3,
+            {"padding": [(0, 0)] * 2, "lhs_dilation": (2, 2)},
+            4 * 2 + 3 * 1,
+            7,
+        ),  # a pixel, a hole, a pixel, ...
+    ],
+)
+def test_convolutions(size, kernel, options, pairs, outputs):
+    found = counted(partial(conv, **options), (2, size, size, 3), (kernel, kernel, 3, 5))
+    assert found == products(2 * 3 * 5 * pairs**2, 2 * 5 * outputs**2)
+
+
+def test_taps_on_padding_count_if_asked():
+    same = partial(conv, padding="SAME")
+    shapes = (1, 9, 12, 3), (3, 3, 3, 5)
+    assert counted(same, *shapes).multiplications == 3 * 5 * (3 * 9) * (3 * 12)
+    off = counted(same, *shapes, padding="valid")
+    assert off.multiplications == 3 * 5 * (3 * 9 - 2) * (3 * 12 - 2)
+    lone = partial(conv, padding=[(2, 2), (2, 2)])
+    found = counted(lone, (1, 1, 1, 3), (2, 2, 3, 5), padding="valid")
+    assert found == products(3 * 5 * 4, 5 * 4)  # the other 12 outputs see no pixel at all
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4, 8])
+def test_groups_divide_the_products(groups):
+    found = counted(
+        partial(conv, feature_group_count=groups), (2, 9, 9, 8), (3, 3, 8 // groups, 16)
+    )
+    assert found == products(2 * 7 * 7 * 16 * 9 * 8 // groups, 2 * 7 * 7 * 16)
+
+
+def test_batch_groups_divide_the_images():
+    found = counted(partial(conv, batch_group_count=2), (4, 9, 9, 8), (3, 3, 8, 16))
+    assert found == products(2 * 7 * 7 * 16 * 9 * 8, 2 * 7 * 7 * 16)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_a_transposed_convolution_uses_each_pixel_with_each_tap(stride):
+    net = nn.ConvTranspose(4, (3, 3), strides=(stride,) * 2, padding="VALID", use_bias=False)
+    params = {"params": {"kernel": shaped(3, 3, 2, 4)}}
+    found = flops.count(net.apply, params, shaped(1, 6, 5, 2), padding="valid").sum()
+    assert found.multiplications == 6 * 5 * 3 * 3 * 2 * 4
+
+
+def gradient(fn, which, *shapes, padding="full"):
+    """Count of the gradient of a sum alone; what the function itself needs not is dead code."""
+    return counted(jax.grad(lambda *args: fn(*args).sum(), which), *shapes, padding=padding)
+
+
+def test_gradients_of_a_convolution_without_padding():
+    shapes = (2, 9, 9, 3), (3, 3, 3, 5)
+    taps = 2 * 7 * 7 * 5 * 9 * 3
+    assert counted(conv, *shapes).multiplications == taps
+    assert gradient(conv, 1, *shapes) == products(taps, 3 * 3 * 3 * 5)
+    assert gradient(conv, 0, *shapes, padding="valid") == products(taps, 2 * 9 * 9 * 3)
+    assert gradient(conv, 0, *shapes).multiplications == 2 * 9 * 9 * 3 * 9 * 5
+
+
+convolutions = st.fixed_dictionaries(
+    {
+        "stride": st.integers(1, 3),
+        "padding": st.sampled_from(["SAME", "VALID", [(2, 1), (0, 2)]]),
+        "rhs_dilation": st.tuples(st.integers(1, 2), st.integers(1, 2)),
+        "feature_group_count": st.sampled_from([1, 2]),
+    }
+)
+
+
+@laws
+@given(st.integers(5, 9), st.integers(5, 9), st.integers(1, 3), convolutions)
+def test_on_pixels_both_gradients_multiply_as_often_as_the_convolution(rows, columns, side, given):
+    fn = partial(conv, **given)
+    shapes = (2, rows, columns, 4), (side, side, 4 // given["feature_group_count"], 6)
+    forward = counted(fn, *shapes, padding="valid").multiplications
+    for which in (0, 1):
+        assert gradient(fn, which, *shapes, padding="valid").multiplications == forward
+
+
+def pairs_of(low, high):
+    return st.tuples(st.integers(low, high), st.integers(low, high))
+
+
+geometries = st.tuples(
+    pairs_of(1, 7),  # sizes
+    pairs_of(1, 4),  # windows
+    pairs_of(1, 3),  # strides
+    st.tuples(pairs_of(-1, 3), pairs_of(-1, 3)),  # padding
+    pairs_of(1, 3),  # spacing of the pixels
+    pairs_of(1, 3),  # spacing of the taps
+)
+
+
+def one_by_one(geometry, padding):
+    """(taps, outputs with a tap) by the slow twin."""
+    taps = slow.taps(*geometry)
+    assume(taps)
+    seen = [on + off * (padding == "full") for on, off in taps]
+    return sum(seen), sum(count > 0 for count in seen)
+
+
+@laws
+@given(geometries, st.sampled_from(["full", "valid"]))
+def test_convolutions_one_tap_after_the_other(geometry, padding):
+    sizes, windows, strides, pads, bases, dilations = geometry
+    taps, outputs = one_by_one(geometry, padding)
+
+    def fn(x, kernel):  # images [B, C, H, W], kernel [outputs, inputs, rows, columns]
+        return lax.conv_general_dilated(x, kernel, strides, pads, bases, dilations)
+
+    found = counted(fn, (2, 3, *sizes), (5, 3, *windows), padding=padding)
+    assert found == products(2 * 5 * 3 * taps, 2 * 5 * outputs)
+
+
+@laws
+@given(geometries, st.sampled_from(["full", "valid"]))
+def test_windows_one_tap_after_the_other(geometry, padding):
+    sizes, *window = geometry
+    taps, outputs = one_by_one(geometry, padding)
+    for kind, first, fn in (("maxima", -jnp.inf, lax.max), ("additions", 0.0, lax.add)):
+
+        def slide(x, first=first, fn=fn):
+            return lax.reduce_window(x, first, fn, *window)
+
+        assert counted(slide, sizes, padding=padding) == Count(**{kind: taps - outputs})
+
+
+def pool(kind, window, stride, padding="VALID"):
+    return lambda x: kind(x, (window, window), (stride, stride), padding)
+
+
+def test_pools_and_their_gradients():
+    shape, outputs = (2, 8, 8, 3), 2 * 4 * 4 * 3
+    greatest, average = pool(nn.max_pool, 2, 2), pool(nn.avg_pool, 2, 2)
+    assert counted(greatest, shape) == Count(maxima=3 * outputs)
+    assert counted(average, shape) == Count(additions=3 * outputs, divisions=outputs)
+    found = gradient(greatest, 0, shape)
+    assert found == Count(additions=outputs, comparisons=3 * outputs)
+    found = gradient(average, 0, shape)  # a sum over what was spread with zeros
+    assert found == Count(additions=3 * 2 * 8 * 8 * 3, divisions=outputs)
+
+
+def test_overlapping_pools_on_padding():
+    shape, outputs = (2, 8, 8, 3), 2 * 4 * 4 * 3
+    overlapping = pool(nn.max_pool, 3, 2, ((1, 1), (1, 1)))
+    taps = 2 * 3 * (2 + 3 + 3 + 3) ** 2
+    assert counted(overlapping, shape) == Count(maxima=8 * outputs)
+    assert counted(overlapping, shape, padding="valid") == Count(maxima=taps - outputs)
+    assert gradient(overlapping, 0, shape, padding="valid") == Count(
+        additions=outputs, comparisons=taps - outputs
+    )

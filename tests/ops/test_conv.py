@@ -1,0 +1,187 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+from jaxdet.ops import conv, flops
+
+WAYS = ("auto", "lax", "dot", "im2col", "shift", "images", "blocks")
+CASES = {  # batch, rows, columns, channels, out, kernel, stride, padding, dilation, groups
+    "same": (2, 9, 9, 3, 5, (3, 3), 1, "SAME", 1, 1),
+    "even strides": (2, 12, 10, 4, 6, (4, 4), 2, "VALID", 1, 1),
+    "few channels": (2, 12, 12, 2, 6, (6, 6), 2, ((1, 2), (0, 3)), 1, 1),
+    "cut": (1, 11, 11, 2, 3, (2, 2), 2, "VALID", 1, 1),
+    "patches": (2, 8, 8, 3, 7, (4, 4), 4, "VALID", 1, 1),
+    "small map": (2, 4, 4, 8, 8, (3, 3), 1, "SAME", 1, 1),
+    "small strided": (2, 2, 2, 8, 8, (3, 3), 2, "SAME", 1, 1),
+    "head": (2, 7, 7, 4, 5, (7, 7), 1, "VALID", 1, 1),
+    "pixel": (2, 9, 9, 6, 8, (1, 1), 1, "VALID", 1, 1),
+    "pixel strided": (2, 9, 9, 6, 8, (1, 1), 2, ((1, 0), (0, 1)), 1, 1),
+    "depthwise": (2, 9, 9, 6, 6, (3, 3), 1, "SAME", 1, 6),
+    "depthwise wide": (2, 9, 9, 6, 12, (3, 3), 2, "SAME", 2, 6),
+    "grouped": (2, 6, 6, 4, 8, (3, 3), 1, "SAME", 1, 2),
+    "flat kernel": (2, 8, 8, 3, 4, (1, 3), 1, "SAME", 1, 1),
+}
+
+
+def inputs(case):
+    """(x, kernel, options of the convolution) of a case."""
+    count, rows, columns, channels, out, kernel, stride, padding, dilation, groups = case
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(count, rows, columns, channels)).astype(np.float32)
+    weights = draw.normal(size=(*kernel, channels // groups, out)).astype(np.float32)
+    options = {
+        "window_strides": (stride, stride),
+        "padding": padding,
+        "rhs_dilation": (dilation, dilation),
+        "dimension_numbers": conv.LAYOUT,
+        "feature_group_count": groups,
+    }
+    return x, weights, options
+
+
+def assert_equal(x, kernel, options, impl):
+    """Outputs, both gradients and the directional derivative are those of `lax`, to 1e-5."""
+    ways = [
+        partial(lax.conv_general_dilated, **options),
+        partial(conv.conv, impl=impl, **options),
+    ]
+    moved = (jnp.cos(x), jnp.sin(kernel))
+    found = []
+    for way in ways:
+        out, pull = jax.vjp(way, x, kernel)
+        found.append((out, pull(jnp.cos(out)), jax.jvp(way, (x, kernel), moved)[1]))
+    for expected, actual in zip(*map(jax.tree.leaves, found), strict=True):
+        largest = float(jnp.abs(expected).max()) or 1.0
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * largest)
+
+
+@pytest.mark.parametrize("impl", WAYS)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_every_way_is_the_same_map(case, impl):
+    assert_equal(*inputs(case), impl)
+
+
+@st.composite
+def cases(draw):
+    side = st.integers(1, 3)
+    kernel = draw(st.tuples(side, side))
+    dilation, stride = draw(side), draw(side)
+    least = (max(kernel) - 1) * dilation + 1
+    rows, columns = draw(st.integers(least, least + 4)), draw(st.integers(least, least + 4))
+    groups = draw(st.integers(1, 3))
+    channels, out = groups * draw(side), groups * draw(side)
+    some = st.integers(0, 2)
+    pads = st.tuples(st.tuples(some, some), st.tuples(some, some))
+    padding = draw(st.one_of(st.sampled_from(["SAME", "VALID"]), pads))
+    return (draw(side), rows, columns, channels, out, kernel, stride, padding, dilation, groups)
+
+
+@settings(max_examples=15, deadline=None)
+@given(cases(), st.sampled_from(WAYS))
+def test_any_shape_is_the_same_map(case, impl):
+    assert_equal(*inputs(case), impl)
+
+
+def planned(name, impl="auto"):
+    """The plan of a case."""
+    x, kernel, options = inputs(CASES[name])
+    seen = {}
+    choose = conv.choose
+
+    def spy(*args):
+        seen["plan"] = choose(*args)
+        return seen["plan"]
+
+    conv.choose = spy
+    try:
+        jax.eval_shape(partial(conv.conv, impl=impl, **options), x, kernel)
+    finally:
+        conv.choose = choose
+    return seen["plan"]
+
+
+@pytest.mark.parametrize(
+    "name, forward",
+    [
+        ("pixel", "dot"),
+        ("depthwise", "shift"),
+        ("small map", "im2col"),
+        ("head", "im2col"),
+        ("few channels", "blocks"),
+        ("same", "lax"),
+        ("grouped", "lax"),
+    ],
+)
+def test_auto_chooses_by_shape(name, forward):
+    assert planned(name).forward == forward
+
+
+def test_auto_is_lax_where_it_is_not_a_cpu(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert set(planned("depthwise")) == {"lax"}
+    assert set(planned("depthwise", "shift")) == {"shift"}  # what is asked for is done
+
+
+def test_auto_is_lax_in_other_formats_and_layouts():
+    x, kernel, options = inputs(CASES["pixel"])
+    halved = jax.make_jaxpr(partial(conv.conv, **options))(
+        x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+    )
+    assert [eqn.primitive.name for eqn in halved.eqns] == ["conv_general_dilated"]
+    options |= {"dimension_numbers": ("NCHW", "OIHW", "NCHW")}
+    x, kernel = x.transpose(0, 3, 1, 2), kernel.transpose(3, 2, 0, 1)
+    np.testing.assert_allclose(
+        conv.conv(x, kernel, **options), lax.conv_general_dilated(x, kernel, **options), rtol=1e-5
+    )
+
+
+def test_auto_can_be_forced():
+    x, kernel, options = inputs(CASES["pixel"])
+    with conv.using("lax"):
+        assert set(planned("depthwise")) == {"lax"}
+        assert set(planned("pixel", "dot")) == {"dot"}
+    assert planned("depthwise").forward == "shift"
+
+
+def test_under_vmap_over_kernels_patches_are_a_batched_product():
+    x, kernel, options = inputs(CASES["same"])
+    kernels = jnp.stack([kernel, 2 * kernel])
+    with conv.using("im2col"):
+        run = jax.vmap(partial(conv.conv, **options), in_axes=(None, 0))
+        names = {s.eqn.primitive.name for s in flops.walk(jax.make_jaxpr(run)(x, kernels))}
+        found = run(x, kernels)
+    assert "dot_general" in names and "conv_general_dilated" not in names
+    expected = lax.conv_general_dilated(x, kernel, **options)
+    np.testing.assert_allclose(found[1], 2 * expected, rtol=1e-4, atol=1e-5)
+
+
+def test_counts_are_those_of_lax():
+    x, kernel, options = inputs(CASES["depthwise"])
+    assert (
+        flops.count(partial(conv.conv, **options), x, kernel).rows
+        == flops.count(partial(lax.conv_general_dilated, **options), x, kernel).rows
+    )
+
+
+def test_linen_keeps_parameters_and_names():
+    x = jnp.ones((2, 9, 9, 3))
+    plain = nn.Conv(4, (3, 3), strides=2)
+    hooked = nn.Conv(4, (3, 3), strides=2, conv_general_dilated=conv.conv)
+    variables = plain.init(jax.random.key(0), x)
+    np.testing.assert_allclose(plain.apply(variables, x), hooked.apply(variables, x), rtol=1e-5)
+    transposed = nn.ConvTranspose(4, (3, 3), strides=(2, 2))
+    assert transposed.init(jax.random.key(0), x)
+
+
+def test_no_gradient_by_the_image_is_made_where_none_is_asked_for():
+    x, kernel, options = inputs(CASES["pixel"])
+    by_kernel = jax.grad(lambda k: conv.conv(x, k, **options).sum())
+    steps = [s.eqn.primitive.name for s in flops.walk(jax.make_jaxpr(by_kernel)(kernel))]
+    assert steps.count("dot_general") == 1  # the outputs are not needed, their number is not

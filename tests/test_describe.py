@@ -1,0 +1,228 @@
+import csv
+import io
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import linen as nn
+
+from jaxdet import describe
+from jaxdet.configs import networks
+from jaxdet.models.lenet import LeNet
+from jaxdet.models.resnet import ResNet
+from jaxdet.ops.arithmetic import Count
+from jaxdet.types import InputError
+from tests import tiny
+
+Tiny = ResNet(stages=(1, 1), width=8, classes=3)
+NETWORKS = {
+    "lenet": (LeNet(), (2, 32, 32, 3)),
+    "resnet": (Tiny, (2, 32, 32, 3)),
+    "digits": networks.of_config("digits", tiny.CONFIG),
+}
+each_network = pytest.mark.parametrize("net, shape", NETWORKS.values(), ids=NETWORKS)
+
+
+def shaped(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def columns(rows, *names):
+    return [tuple(row[name] for name in names) for row in rows]
+
+
+def test_lenet_is_the_table_of_the_seed():
+    rows = describe.rows(describe.network(LeNet(), shaped(1, 32, 32, 3)))
+    assert columns(rows[:-1], "layer", "X", "parameters", "multiplications", "maxima") == [
+        ("conv1", [1, 28, 28, 6], 456, 352_800, 0),
+        ("conv1_relu", [1, 28, 28, 6], 0, 0, 4_704),
+        ("conv1_pool", [1, 14, 14, 6], 0, 0, 3_528),
+        ("conv2", [1, 10, 10, 16], 2_416, 240_000, 0),
+        ("conv2_relu", [1, 10, 10, 16], 0, 0, 1_600),
+        ("conv2_pool", [1, 5, 5, 16], 0, 0, 1_200),
+        ("dense1", [1, 120], 48_120, 48_000, 0),
+        ("dense1_relu", [1, 120], 0, 0, 120),
+        ("dense2", [1, 84], 10_164, 10_080, 0),
+        ("dense2_relu", [1, 84], 0, 0, 84),
+        ("logits", [1, 10], 850, 840, 0),
+    ]
+    assert all(row["additions"] == row["multiplications"] for row in rows)
+    last = rows[-1]
+    assert (last["layer"], last["parameters"], last["total"]) == ("sum", 62_006, 1_314_676)
+    assert (last["additions"], last["multiplications"], last["maxima"]) == (
+        651_720,
+        651_720,
+        11_236,
+    )
+    assert last["share"] == pytest.approx(100)
+
+
+def test_types_hyper_parameters_and_weights():
+    rows = describe.rows(describe.network(LeNet(), shaped(1, 32, 32, 3)))
+    told = {row["layer"]: (row["F"], row["W"]) for row in rows[:-1]}
+    assert told["conv1"] == (
+        "Conv, features 6, kernel_size 5x5, padding VALID",
+        {"kernel": [5, 5, 3, 6], "bias": [6]},
+    )
+    assert told["conv1_relu"] == ("relu", {})
+    assert told["conv1_pool"] == ("max pool 2x2, strides 2x2", {})
+    assert told["logits"] == ("Dense, features 10", {"kernel": [84, 10], "bias": [10]})
+
+
+def test_layers_go_from_input_to_output():
+    found = describe.network(Tiny, shaped(1, 32, 32, 3))
+    block = "conv1", "conv1_norm", "conv1_relu", "conv2", "conv2_norm", "add", "relu"
+    changed = *block[:5], "around", "around_norm", *block[5:]
+    assert [layer.path for layer in found.layers] == [
+        *("stem", "stem_norm", "stem_relu", "stem_pool"),
+        *(f"stage1_block1/{name}" for name in block),
+        *(f"stage2_block1/{name}" for name in changed),
+        *("pool", "logits"),
+    ]
+    outputs = {layer.path: layer.output for layer in found.layers}
+    assert outputs["stem_pool"] == (1, 8, 8, 8)
+    assert outputs["stage2_block1/relu"] == (1, 4, 4, 16)
+    assert outputs["pool"] == (1, 16)
+
+
+@each_network
+@pytest.mark.parametrize("options", [{}, {"padding": "valid"}, {"convention": "mac"}])
+@pytest.mark.parametrize("backward", [False, True])
+def test_sums_are_all_that_was_counted(net, shape, options, backward):
+    found = describe.network(net, shaped(*shape), backward=backward, **options)
+    for way in ("forward", "backward"):
+        whole = sum((getattr(layer, way) for layer in found.layers), Count())
+        assert whole == found.counted.sum(way)
+        assert bool(whole.total()) == (backward or way == "forward")
+    rows = describe.rows(found, backward=True)
+    assert rows[-1]["total"] == found.counted.total() == sum(row["total"] for row in rows[:-1])
+    assert all(row["total"] == row["forward"] + row["backward"] for row in rows)
+    assert sum(row["share"] for row in rows[:-1]) == pytest.approx(100)
+    assert describe.remarks(found.counted) == []
+
+
+@each_network
+def test_parameters_are_those_of_the_network(net, shape):
+    params = jax.eval_shape(net.init, jax.random.key(0), shaped(*shape))["params"]
+    found = describe.network(net, shaped(*shape))
+    assert sum(layer.parameters for layer in found.layers) == sum(
+        leaf.size for leaf in jax.tree.leaves(params)
+    )
+    weights = [size for layer in found.layers for size in layer.weights.values()]
+    assert sorted(weights) == sorted(leaf.shape for leaf in jax.tree.leaves(params))
+
+
+@each_network
+def test_a_training_pass_has_the_same_layers(net, shape):
+    forward, both = (describe.network(net, shaped(*shape), backward=b) for b in (False, True))
+    told = [[(x.path, x.kind, x.output, x.weights) for x in f.layers] for f in (forward, both)]
+    assert told[0] == told[1]
+    assert all(x.backward.total() for x in both.layers if x.parameters)
+    assert "backward" not in describe.rows(forward)[0]
+    assert describe.rows(both, backward=True)[-1]["backward"] == both.counted.total("backward")
+
+
+def test_products_cost_twice_again_in_a_gradient_but_for_the_first_layer():
+    found = describe.network(LeNet(), shaped(1, 32, 32, 3), backward=True, padding="valid")
+    layers = {layer.path: layer for layer in found.layers if layer.parameters}
+    ratio = {
+        path: layer.backward.multiply_adds / layer.forward.multiply_adds
+        for path, layer in layers.items()
+    }
+    assert ratio == {"conv1": 1, "conv2": 2, "dense1": 2, "dense2": 2, "logits": 2}
+
+
+def test_multiply_adds_are_those_of_products_alone():
+    found = describe.network(Tiny, shaped(1, 32, 32, 3), convention="mac")
+    rows = {row["layer"]: row["total"] for row in describe.rows(found)[:-1]}
+    assert rows["stem"] == 16 * 16 * 8 * 7 * 7 * 3
+    assert rows["logits"] == 16 * 3
+    assert {layer for layer, total in rows.items() if total} == {
+        *("stem", "stage1_block1/conv1", "stage1_block1/conv2", "logits"),
+        *("stage2_block1/conv1", "stage2_block1/conv2", "stage2_block1/around"),
+    }
+
+
+class Odd(nn.Module):
+    """What networks may do beside layers."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        scale = self.param("scale", nn.initializers.ones, ())
+        nn.Dense(2, name="unused")(x)
+        with jax.named_scope("search"):
+            x = jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x + 1, x)
+        return jnp.fft.fft(nn.Dense(3, name="used")(x)).real * scale
+
+
+def test_what_is_no_layer_and_what_does_nothing_is_there_too():
+    found = describe.network(Odd(), shaped(2, 4))
+    rows = {row["layer"]: row for row in describe.rows(found)}
+    assert set(rows) == {"search", "used", "unused", describe.ITSELF, "sum"}
+    assert rows[describe.ITSELF]["W"] == {"scale": []}
+    assert rows[describe.ITSELF]["multiplications"] == 6
+    assert (rows["unused"]["parameters"], rows["unused"]["total"]) == (10, 0)
+    assert rows["sum"]["parameters"] == 10 + 15 + 1
+    assert describe.remarks(found.counted) == [
+        "not counted: fft, 1 times",
+        "while loop in Odd/search: its length is not known, its body is counted once",
+    ]
+
+
+@pytest.mark.parametrize(
+    "net, shape, said",
+    [
+        (LeNet(), (1, 8, 8, 3), "layer conv2 makes 1x0x0x16 of 1x2x2x6: take a larger --input"),
+        (LeNet(), (1, 15, 15, 3), "layer dense1 is given 1x0: take a larger --input"),
+        (LeNet(), (2, 3, 32, 3), "layer conv1 makes 2x0x28x6 of 2x3x32x3"),
+        (
+            *networks.of_config("digits", tiny.CONFIG)[:1],
+            (1, 20, 20, 1),
+            "40 pixels .* take 20 x 20",
+        ),
+    ],
+)
+def test_too_small_an_input_names_layer_and_shapes(net, shape, said):
+    with pytest.raises(InputError, match=said):
+        describe.network(net, shaped(*shape))
+
+
+@pytest.mark.parametrize(
+    "net, shape, said",
+    [
+        (LeNet(), (1, 32, 32, 1), "layer conv1 cannot take 1x32x32x1: .*kernel.*5, 5, 3, 6"),
+        (LeNet(), (1, 36, 36, 3), "layer dense1 cannot take 1x576: .*kernel.*400, 120"),
+        (Tiny, (1, 32, 32, 4), "layer stem cannot take 1x32x32x4: .*kernel.*7, 7, 3, 8"),
+    ],
+)
+def test_an_input_that_trained_weights_do_not_fit_names_the_layer(net, shape, said):
+    variables = jax.eval_shape(net.init, jax.random.key(0), shaped(1, 32, 32, 3))
+    with pytest.raises(InputError, match=said) as caught:
+        describe.network(net, shaped(*shape), variables)
+    assert "\n" not in str(caught.value)
+
+
+def test_tables_parse_back():
+    found = describe.network(LeNet(), shaped(1, 32, 32, 3), backward=True)
+    rows = describe.rows(found, backward=True)
+    assert json.loads(describe.text(rows, ["a note"], "json")) == {
+        "layers": rows,
+        "notes": ["a note"],
+    }
+    kept = list(csv.DictReader(io.StringIO(describe.text(rows, ["a note"], "csv"))))
+    assert [int(row["backward"]) for row in kept] == [row["backward"] for row in rows]
+    assert [row["layer"] for row in kept] == [row["layer"] for row in rows]
+    heading, _, *lines, blank, note = describe.text(rows, ["a note"]).split("\n")
+    names = [word.strip() for word in heading.strip("|").split("|")]
+    assert names[:5] == [
+        "layer",
+        "F: type, hyper-parameters",
+        "X: output",
+        "W: weights",
+        "parameters",
+    ]
+    cells = [[word.strip() for word in line.strip("|").split("|")] for line in lines]
+    totals = [int(line[names.index("total")].replace(",", "")) for line in cells]
+    assert totals == [row["total"] for row in rows]
+    assert (blank, note) == ("", "a note")
