@@ -9,12 +9,13 @@ step.  The stages are those of `jaxdet train digits`; nothing is imported before
 
 import json
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from importlib import import_module
 
 BEGUN = time.time()
-PARTS = ("jaxdet.configs.base", "jaxdet.configs", "jaxdet.parallel", "jaxdet.train")
+PARTS = ("jaxdet.configs", "jaxdet.configs.base", "jaxdet.fit", "jaxdet.progress")
 
 
 class Stages:
@@ -31,8 +32,8 @@ class Stages:
         self.seconds[name] = time.perf_counter() - start
 
 
-def run(fields):
-    """The `Stages` of a training on one device."""
+def run(fields, folder):
+    """The `Stages` of a training on one device; `folder` is an empty one for the run."""
     found = Stages()
     with found.stage("import the command line"):
         cli = import_module("jaxdet.cli")
@@ -41,45 +42,36 @@ def run(fields):
         jax = import_module("jax")
     with found.stage("import jaxdet's parts"):
         import_module("jaxdet.commands")
-        base, configs, parallel, train = map(import_module, PARTS)
+        configs, base, fit, progress = map(import_module, PARTS)
     with found.stage("find the devices"):
-        among = parallel.devices(1)
+        jax.devices()
     with found.stage("build: data, network"):
         config = base.from_json(configs.config("digits"), {**fields, "devices": 1})
         system = configs.build("digits", config)
-    with found.stage("init: trace, compile, run"):
-        state = jax.block_until_ready(jax.jit(train.maker(system, config))())
-    steps(found, system, config, parallel.put(state, among))
+    with found.stage("init: state, data to the device"):
+        show = progress.Progress(quiet=True)
+        loop = fit.Loop(system, config, folder, show, stop=lambda: False)
+        jax.block_until_ready((loop.state, loop.data))
+    steps(found, loop, jax.block_until_ready)
     return found
 
 
-def steps(found, system, config, state):
-    """Trace, compile and run the step of training, as `fit` does; then once more."""
-    from functools import partial
-
-    import jax
-
-    from jaxdet import parallel, train
-    from jaxdet.data import batches
-
-    source, among = system.splits["train"], parallel.devices(1)
-    plan = train.plan(config, len(source))
-    chosen = train.optimizer(config, plan)
-    whole = partial(train.train_step, task=system.task, optimizer=chosen, plan=plan)
-    jitted = parallel.compiled(whole, among, whole=2, donate=(0,))
-    data = parallel.put(source.arrays, among)
-    rows = batches.order(config.seed, 0, len(source), config.batch)[0]
+def steps(found, loop, wait):
+    """Trace, compile and run the step of a `fit.Loop`; then once more."""
+    batches = import_module("jaxdet.data.batches")
+    (rows, *_) = batches.order(loop.config.seed, 0, loop.count, loop.config.batch)
     with found.stage("step: trace"):
-        lowered = jitted.lower(state, data, rows)
+        lowered = loop.step.lower(loop.state, loop.data, rows)
     with found.stage("step: compile"):
         step = lowered.compile()
     with found.stage("first step"):
-        state = jax.block_until_ready(step(state, data, rows))
+        state = wait(step(loop.state, loop.data, rows))
     found.first = time.time()
     with found.stage("second step"):
-        jax.block_until_ready(step(state, data, rows))
+        wait(step(state, loop.data, rows))
 
 
 if __name__ == "__main__":
-    made = run(json.loads(sys.argv[1]) if sys.argv[1:] else {})
+    with tempfile.TemporaryDirectory() as place:
+        made = run(json.loads(sys.argv[1]) if sys.argv[1:] else {}, place)
     print(json.dumps({"begun": BEGUN, "first": made.first, "seconds": made.seconds}))
