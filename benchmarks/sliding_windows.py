@@ -29,7 +29,9 @@ answers questions 2 and 4 to 8 of the seed.
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import jax
 from matplotlib.figure import Figure
@@ -37,7 +39,7 @@ from matplotlib.figure import Figure
 from benchmarks import agreement, answers, harness, slide, ways
 from jaxdet import tables
 from jaxdet.models.sliding import Andrew
-from jaxdet.ops import windows
+from jaxdet.ops import conv, windows
 from jaxdet.types import InputError
 
 NAME = "sliding_windows"
@@ -90,6 +92,8 @@ class Options:
     """windows of a call in the form `chunks`"""
     sample: int = 2000
     """most windows that the form `loop` is timed on"""
+    impl: Literal["auto", "lax"] = "auto"
+    """how jaxdet computes convolutions: see ops.conv"""
     seconds: float = 2.0
     """time for the repeats of a form at a size; three repeats are always made"""
     peers: bool = True
@@ -134,7 +138,8 @@ def report(options):
 
 def timings(options):
     """Times, ratios and agreement at every size; the plot."""
-    sizes, forms = options.sizes or SIZES, slide.pair(Andrew())
+    hook = partial(conv.conv, impl=options.impl)
+    sizes, forms = options.sizes or SIZES, slide.pair(Andrew(conv_general_dilated=hook))
     for size in sizes:
         windows.grid(forms.dense.chain(), size, size)  # refuses a size under the window
     missing = ways.torch_missing(options.peers)

@@ -76,7 +76,7 @@ BUILDERS = {
 }
 
 
-def _locator(count, hook, dtype, *, drawn=False, **changes):
+def locator(count, hook, dtype, *, drawn=False, **changes):
     """The digit locator on canvases that are there already, or drawn in the step."""
     config = replace(Config(), **changes)
     net = configs.network("digits", config)[0].clone(conv_general_dilated=hook, dtype=dtype)
@@ -90,7 +90,7 @@ def _locator(count, hook, dtype, *, drawn=False, **changes):
     if not drawn:
         data["image"] = _canvases(task, data, hyper)
         task = Locator(net, _as_it_is).task()
-    peer = None if drawn else partial(_locator_peer, net)
+    peer = None if drawn else partial(peer_of_locator, net)
     return Work(batch, config.canvas, task, data, hyper, peer)
 
 
@@ -105,7 +105,8 @@ def _as_it_is(key, image):
     return image, boxes.tight(image[..., 0])
 
 
-def _locator_peer(net, data):
+def peer_of_locator(net, data):
+    """Network, loss, images and targets [B, rows, columns, 6] of PyTorch."""
     import torch
 
     from benchmarks.peers import networks
@@ -119,7 +120,8 @@ def _locator_peer(net, data):
     return peer, networks.locator_loss, shown, torch.from_numpy(np.array(target))
 
 
-def _resnet(batch, hook, dtype, *, side):
+def resnet(batch, hook, dtype, *, side):
+    """ResNet18 and the cross-entropy of 1000 classes, on random images."""
     batch = batch or 16
     draw = np.random.default_rng(0)
     data = {
@@ -128,10 +130,11 @@ def _resnet(batch, hook, dtype, *, side):
         "id": np.arange(batch, dtype=np.int32),
     }
     net = ResNet18(classes=CLASSES, conv_general_dilated=hook, dtype=dtype)
-    return Work(batch, side, _classifier(net), data, {}, _resnet_peer)
+    return Work(batch, side, _classifier(net), data, {}, peer_of_resnet)
 
 
-def _resnet_peer(data):
+def peer_of_resnet(data):
+    """Network, loss, images and labels of PyTorch."""
     import torch
 
     from benchmarks.peers import networks
@@ -159,9 +162,9 @@ def _classifier(net):
 
 
 MODELS: dict[str, Any] = {
-    "digits": _locator,
-    "digits_drawn": partial(_locator, drawn=True),
-    "digits_wide": partial(_locator, **WIDE),
-    "resnet18_64": partial(_resnet, side=64),
-    "resnet18_224": partial(_resnet, side=224),
+    "digits": locator,
+    "digits_drawn": partial(locator, drawn=True),
+    "digits_wide": partial(locator, **WIDE),
+    "resnet18_64": partial(resnet, side=64),
+    "resnet18_224": partial(resnet, side=224),
 }

@@ -116,7 +116,13 @@ def test_the_first_command_trains_judges_and_draws_and_then_trains_no_more(check
     second = ended(start("bash", checkout / "scripts" / "run.sh", *tiny.WORDS))
     assert (run / "metrics.jsonl").read_bytes() == before
     assert "epoch" not in second
-    assert re.findall(f"test split:\n({SCORES})", second) == [scores]
+    (again,) = re.findall(f"test split:\n({SCORES})", second)
+    assert untimed(again) == untimed(scores)
+
+
+def untimed(scores):
+    """Lines of scores that do not depend on the machine's speed."""
+    return [line for line in scores.splitlines() if "second" not in line]
 
 
 @pytest.fixture

@@ -41,16 +41,19 @@ def resnet18(classes=1000):
 
 
 class Locator(nn.Module):
-    """The window network of jaxdet's plan: convolutions with batch norm and ReLU, then 1x1."""
+    """The window network of jaxdet's plan: convolutions with norm and ReLU, and pools."""
 
     def __init__(self, plan, channels=2):
         super().__init__()
         layers = []
         *hidden, last = plan
         for part in hidden:
-            _, kernel, stride, padding = part.layer
-            layers += [convolution(channels, part.width, kernel, stride, padding), nn.ReLU()]
-            channels = part.width
+            _, *sizes = part.layer  # kernel, stride, padding
+            if part.width:
+                layers += [convolution(channels, part.width, *sizes), nn.ReLU()]
+                channels = part.width
+            else:
+                layers.append(nn.MaxPool2d(*sizes))
         self.net = nn.Sequential(*layers, nn.Conv2d(channels, last.width, last.layer.kernel))
 
     def forward(self, x):

@@ -1,0 +1,153 @@
+"""Ways to compute a convolution of x [B, H, W, C] and a kernel [h, w, C / groups, D].
+
+All are the same map, linear in x and in the kernel, of `lax` operations: what the transpose of one
+costs can differ much from what it costs itself.  `ops.conv` chooses.
+"""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Way = Literal["lax", "dot", "im2col", "shift", "images", "blocks"]
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+NONE = ((0, 0), (0, 0))  # no padding
+
+
+class Geometry(NamedTuple):
+    """The static side of a convolution of x [B, H, W, C]."""
+
+    strides: tuple[int, int]
+    padding: tuple[tuple[int, int], tuple[int, int]]
+    dilation: tuple[int, int]  # of the kernel
+    groups: int
+    precision: lax.Precision | None
+
+
+def able(impl, image, kernel, geometry):
+    """Whether a way can take images [B, H, W, C] and kernels [h, w, C / groups, D]."""
+    alone = geometry.groups == 1
+    match impl:
+        case "dot":
+            return alone and kernel[:2] == (1, 1)
+        case "im2col":
+            return alone
+        case "shift" | "images":
+            return geometry.groups == image[-1] and kernel[2] == 1
+        case "blocks":
+            return alone and max(geometry.strides) > 1 and geometry.dilation == (1, 1)
+    return impl == "lax"
+
+
+def _lax(geometry, x, kernel):
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        geometry.strides,
+        geometry.padding,
+        rhs_dilation=geometry.dilation,
+        dimension_numbers=LAYOUT,
+        feature_group_count=geometry.groups,
+        precision=geometry.precision,
+    )
+
+
+def _dot(geometry, x, kernel):
+    rows, columns = geometry.strides
+    return _product(geometry, _padded(geometry, x)[:, ::rows, ::columns], kernel[0, 0])
+
+
+def _im2col(geometry, x, kernel):
+    patches = jnp.concatenate(list(_taps(geometry, x, kernel)), axis=-1)  # [B, rows, columns, hwC]
+    return _product(geometry, patches, kernel.reshape(-1, kernel.shape[-1]))
+
+
+def _product(geometry, x, matrix):
+    """x [B, H, W, C] times a matrix [C, D]; on a CPU faster as one of two axes than of four."""
+    flat = jnp.matmul(x.reshape(-1, x.shape[-1]), matrix, precision=geometry.precision)
+    return flat.reshape(*x.shape[:3], -1)
+
+
+def _shift(geometry, x, kernel):
+    width, x = kernel.shape[-1], lax.optimization_barrier(_padded(geometry, x))  # padded once
+    weights = kernel.reshape(-1, width)  # [taps, D]
+    several = width // x.shape[-1]  # outputs of each channel, side by side
+    x = x if several == 1 else jnp.repeat(x, several, axis=-1)
+    taps = _taps(geometry._replace(padding=NONE), x, kernel)
+    return sum(tap * weight for tap, weight in zip(taps, weights[:, None, None, None], strict=True))
+
+
+def _images(geometry, x, kernel):
+    inside = geometry._replace(padding=NONE)
+    one = jax.checkpoint(lambda image: _shift(inside, image[None], kernel)[0])  # keeps no taps
+    return lax.map(one, _padded(geometry, x))
+
+
+def _blocks(geometry, x, kernel):
+    rows, columns = geometry.strides
+    made = outputs(x.shape, kernel.shape, geometry)
+    kernel = jnp.pad(kernel, ((0, -len(kernel) % rows), (0, -kernel.shape[1] % columns), *NONE))
+    sides = zip(made, kernel.shape, (rows, columns), strict=False)
+    x = _padded(geometry, x, [(n - 1) * stride + k for n, k, stride in sides])
+    x, kernel = (
+        _to_channels(x[..., None], rows, columns)[..., 0],
+        _to_channels(kernel, rows, columns),
+    )
+    whole = Geometry((1, 1), NONE, (1, 1), 1, geometry.precision)
+    return (_dot if kernel.shape[:2] == (1, 1) else _lax)(whole, x, kernel)
+
+
+WAYS = {
+    "lax": _lax,
+    "dot": _dot,
+    "im2col": _im2col,
+    "shift": _shift,
+    "images": _images,
+    "blocks": _blocks,
+}
+
+
+def _to_channels(x, rows, columns):
+    """[..., H, W, C, D] to [..., H / rows, W / columns, rows columns C, D]."""
+    *lead, height, width, channels, out = x.shape
+    x = x.reshape(*lead, height // rows, rows, width // columns, columns, channels, out)
+    x = jnp.moveaxis(x, -5, -4)
+    return x.reshape(*lead, height // rows, width // columns, rows * columns * channels, out)
+
+
+def _taps(geometry, x, kernel):
+    """What each tap of the kernel sees, [B, rows, columns, C] each, in the kernel's order."""
+    made = outputs(x.shape, kernel.shape, geometry)
+    x = _padded(geometry, x)
+    reach = [(n - 1) * stride + 1 for n, stride in zip(made, geometry.strides, strict=True)]
+    rows, columns = geometry.strides
+    for i in range(kernel.shape[0]):
+        for j in range(kernel.shape[1]):
+            top, left = i * geometry.dilation[0], j * geometry.dilation[1]
+            yield x[:, top : top + reach[0] : rows, left : left + reach[1] : columns]
+
+
+def _padded(geometry, x, sizes=None):
+    """x with its padding; cut or padded further to `sizes` at the bottom and the right."""
+    (top, bottom), (left, right) = geometry.padding
+    if sizes:
+        bottom, right = sizes[0] - x.shape[1] - top, sizes[1] - x.shape[2] - left
+    if not any((top, bottom, left, right)):
+        return x
+    low = ((0, 0, 0), (top, bottom, 0), (left, right, 0), (0, 0, 0))
+    return lax.pad(x, jnp.zeros((), x.dtype), low)
+
+
+def outputs(image, kernel, geometry):
+    """Rows and columns of the output."""
+    sides = zip(
+        image[1:3],
+        kernel[:2],
+        geometry.strides,
+        geometry.padding,
+        geometry.dilation,
+        strict=True,
+    )
+    return tuple((n + sum(p) - (k - 1) * d - 1) // s + 1 for n, k, s, p, d in sides)

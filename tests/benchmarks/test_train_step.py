@@ -1,0 +1,134 @@
+import json
+from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import steps, train_step
+from jaxdet import configs
+from jaxdet.configs.digits import Config
+from jaxdet.models.resnet import ResNet18
+from jaxdet.ops import host
+from jaxdet.tasks import windows as locate
+from tests import tiny
+
+QUICK = ["--batch", "2", "--seconds", "0", "--compiled", "false"]
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The locator of the tests in place of the default one."""
+    sizes = {name: getattr(tiny.CONFIG, name) for name in ("stages", "widths", "dense", "window")}
+    monkeypatch.setitem(steps.MODELS, "digits", partial(steps.locator, **sizes))
+    return sizes
+
+
+def copy_into(modules, arrays):
+    """Give PyTorch's modules, in order, the kernels [.., C, D], scales and biases of ours."""
+    torch = pytest.importorskip("torch")
+    for module, params in zip(modules, arrays, strict=True):
+        weight = np.array(params.get("kernel", params.get("scale")))
+        order = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[weight.ndim]
+        module.weight.data = torch.from_numpy(weight.transpose(order).copy())
+        if "bias" in params:
+            module.bias.data = torch.from_numpy(np.array(params["bias"]))
+
+
+def leaves(net):
+    """PyTorch's modules with weights, in the order of their definition."""
+    return [m for m in net.modules() if getattr(m, "weight", None) is not None]
+
+
+def test_the_peer_of_the_locator_is_the_same_network_and_loss(small):
+    torch = pytest.importorskip("torch")
+    work = steps.workload("digits", 3, "lax")
+    net, loss, images, target = work.peer(work.data)
+    ours = configs.network("digits", replace(Config(), **small))[0]
+    variables = host.evaluate(ours.init, jax.random.key(0), work.data["image"][:1])
+    wide = [part.name for part in ours.plan() if part.width]
+    names = [n for name in wide for n in (name, f"{name}_norm")][:-1]
+    copy_into(leaves(net), [variables["params"][name] for name in names])
+    with torch.no_grad():
+        found = net.train()(images)
+        value = float(loss(found, target))
+    run = jax.jit(partial(ours.apply, train=True, mutable=["batch_stats"]))
+    expected, _ = run(variables, work.data["image"] / 255)
+    np.testing.assert_allclose(found.numpy(), expected, atol=2e-4)
+    terms = locate.loss_terms(locate.outputs(expected), jnp.asarray(target.numpy()))
+    sums = {name: float(term.sum()) for name, term in terms.items()}
+    whole = sums["detection"] + sums["classification"] + 120 * sums["regression"]
+    assert value == pytest.approx(whole, rel=1e-3)
+
+
+def test_the_peer_of_resnet18_is_the_same_network():
+    torch = pytest.importorskip("torch")
+    from benchmarks.peers import networks
+
+    peer, ours = networks.resnet18(10).eval(), ResNet18(classes=10)
+    images = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype(np.float32)
+    variables = host.evaluate(ours.init, jax.random.key(0), images)
+    params, names = variables["params"], ("conv1", "conv1_norm", "conv2", "conv2_norm", "around")
+    arrays = [params["stem"], params["stem_norm"]]
+    for block in (f"stage{i}_block{j}" for i in range(1, 5) for j in (1, 2)):
+        found = [params[block].get(name) for name in (*names, "around_norm")]
+        arrays += [each for each in found if each is not None]
+    copy_into(leaves(peer), [*arrays, params["logits"]])
+    with torch.no_grad():
+        found = peer(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+    expected = jax.jit(partial(ours.apply, train=False))(variables, images)
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_the_command_compares_and_keeps(small, tmp_path, capsys):
+    out = tmp_path / "rows.json"
+    assert train_step.main(["--models", "digits", *QUICK, "--json", str(out)]) == 0
+    rows = {row["way"]: row for row in json.loads(out.read_text())["rows"]}
+    assert set(rows) == set(train_step.WAYS)
+    for way in ("jit", "pmap") if len(jax.devices()) in (1, 2) else ("jit",):
+        assert rows[way]["images_per_s"] == pytest.approx(2 / rows[way]["median"])
+    assert rows["torch_compiled"]["note"] in ("not asked for", "not installed")
+    if find_spec("torch"):
+        assert rows["jit"]["ratio"] == rows["jit"]["median"] / rows["torch"]["median"]
+    assert "| digits | 2 |" in capsys.readouterr().out
+
+
+def test_a_step_moves_the_state(small):
+    work = steps.workload("digits", 4, "auto")
+    call = steps.in_jax(work)
+    assert [int(call()) for _ in range(3)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "way, changes, said",
+    [
+        ("torch", {"bfloat16": True}, "jaxdet only"),
+        ("torch_compiled", {"compiled": False}, "not asked for"),
+        ("torch", {}, "not installed"),
+    ],
+)
+def test_what_is_not_timed_says_why(way, changes, said, monkeypatch):
+    monkeypatch.setattr(train_step, "find_spec", lambda name: None if not changes else name)
+    work = SimpleNamespace(peer=len)
+    assert train_step.missing(way, work, train_step.Options(**changes)) == said
+
+
+def test_a_peer_that_fails_is_a_row(small, monkeypatch):
+    def fail(work):
+        raise RuntimeError("no compiler\nat all")
+
+    monkeypatch.setitem(steps.BUILDERS, "torch", fail)
+    monkeypatch.setattr(train_step, "find_spec", lambda name: name)
+    options = train_step.Options(batch=2, seconds=0.0, compiled=False)
+    rows = {row["way"]: row for row in train_step.compare("digits", options)}
+    assert rows["torch"]["note"] == "failed: no compiler"
+    assert rows["jit"]["ratio"] is None
+
+
+def test_an_unknown_model_is_refused_in_one_line(capsys):
+    assert train_step.main(["--models", "vgg"]) == 2
+    assert "known are digits" in capsys.readouterr().err
