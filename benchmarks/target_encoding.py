@@ -5,7 +5,8 @@
 Prints a Markdown table: seconds a batch of the three loops over images, rows and columns in Python
 and NumPy (`tests.slow.encode_targets`) and of `encode`, vectorised over windows and images and
 compiled, on the windows of the `digits` configuration; and the ratio of the medians.  Both take
-turns, and their values are compared: a difference ends the run.
+turns, and their values are compared: a difference ends the run.  On 2 CPU cores, batch 64, `encode`
+was 201.81 times faster (`results/target_encoding.md`).
 """
 
 import sys

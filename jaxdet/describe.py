@@ -8,6 +8,7 @@ the shapes of its parameters; and operations by kind.  Modules, and what runs un
 import json
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import MISSING, fields
 from functools import partial
 from typing import Any, NamedTuple
@@ -63,8 +64,9 @@ class Network(NamedTuple):
     """A network on one input, taken apart."""
 
     layers: tuple[Layer, ...]
-    closed: Any  # the jaxpr that was counted
+    closed: Any  # the jaxpr that was counted: convolutions as `lax` computes them
     counted: flops.Counted
+    trace: Callable  # () -> the jaxpr that is run: convolutions as the network computes them
 
 
 def network(net, images, variables=None, *, backward=False, convention="flop", padding="full"):
@@ -82,10 +84,11 @@ def network(net, images, variables=None, *, backward=False, convention="flop", p
         else:
             jax.eval_shape(partial(net.apply, train=False), variables, images)
     made = _backward if backward else _forward
+    trace = partial(jax.make_jaxpr(partial(made, net)), variables, images)
     with conv.using("lax"):
         closed = jax.make_jaxpr(partial(made, net))(variables, images)
     counted = flops.tally(closed, convention=convention, padding=padding)
-    return Network(tuple(_layers(closed, counted, spy, variables)), closed, counted)
+    return Network(tuple(_layers(closed, counted, spy, variables)), closed, counted, trace)
 
 
 def rows(found, *, backward=False):

@@ -85,7 +85,7 @@ def pieces(closed):
 def times(found, *, seconds=SECONDS):
     """Measured numbers a layer: {path: {"forward_s", "backward_s", "bytes"}} of a `Network`."""
     measured = {}
-    for piece in pieces(found.closed):
+    for piece in pieces(found.trace()):
         row = measured.setdefault(describe.inner(piece.path), {"bytes": 0})
         key = f"{piece.direction}_s"
         row[key] = row.get(key, 0.0) + _seconds(core.ClosedJaxpr(piece.jaxpr, ()), seconds)
@@ -95,7 +95,7 @@ def times(found, *, seconds=SECONDS):
 
 def whole(found, *, seconds=SECONDS):
     """Seconds of the whole pass, compiled as one."""
-    return _seconds(found.closed, seconds)
+    return _seconds(found.trace(), seconds)
 
 
 def ceilings(*, seconds=1.0, dtype=jnp.float32):
