@@ -17,9 +17,9 @@ The first prints, for Andrew Ng's network on square images, three tables:
 - agreement on one image a size: the norm of the difference, at full float32 precision.
 A size whose feature maps have no room is a row `out of memory`, found before it is tried.
 
-`--impl` says how jaxdet convolves (`ops.conv`); the record keeps XLA's flags (see `harness.quicken`).  A library that is
-slow at small convolutions, or at one as wide as the features of a window, moves the ratio of its
-times away from that of its multiply-adds: read both libraries.
+`--impl` says how jaxdet convolves (`ops.conv`); the record keeps XLA's flags (see
+`harness.quicken`).  A library that is slow at small convolutions, or at one as wide as the features
+of a window, moves the ratio of its times away from that of its multiply-adds: read both libraries.
 PyTorch's threads wait for each other by spinning; where the machine has other work to do, that
 makes its `loop` a hundred times slower unless OMP_WAIT_POLICY=passive is set.
 
