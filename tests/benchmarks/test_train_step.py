@@ -97,12 +97,6 @@ def test_the_command_compares_and_keeps(small, tmp_path, capsys):
     assert "| digits | 2 |" in capsys.readouterr().out
 
 
-def test_a_step_moves_the_state(small):
-    work = steps.workload("digits", 4, "auto")
-    call = steps.in_jax(work)
-    assert [int(call()) for _ in range(3)] == [1, 2, 3]
-
-
 @pytest.mark.parametrize(
     "way, changes, said",
     [
