@@ -62,7 +62,7 @@ class Locator(nn.Module):
         return self.net(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
 
 
-def locator_loss(outputs, target, box_weight=120.0):
+def locator_loss(outputs, target, box_weight=150.0):
     """The seed's gated sum over windows of target [B, rows, columns, 6]."""
     here, label, box = target[..., 0], target[..., 1].long(), target[..., 2:]
     on = here * (outputs[..., 0].detach() > 0)
