@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxdet import cli, flags, runs
+from jaxdet import cli, flags, pages, runs
 from jaxdet.timing import clock
 from jaxdet.types import InputError
 
@@ -118,6 +118,7 @@ def door(name, kind, argv, run):
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
+        pages.begin_again()
         quicken()
     options = flags.parse(f"python -m benchmarks.{name}", words, kind) if words else kind()
     try:

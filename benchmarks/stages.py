@@ -37,11 +37,11 @@ def run(fields, folder):
     found = Stages()
     with found.stage("import the command line"):
         cli = import_module("jaxdet.cli")
-    cli.prepare(cli.Train())
+    cli.prepare(cli.options.Train())
     with found.stage("import jax"):
         jax = import_module("jax")
     with found.stage("import jaxdet's parts"):
-        import_module("jaxdet.commands")
+        import_module("jaxdet.commands.train")
         configs, base, fit, progress = map(import_module, PARTS)
     with found.stage("find the devices"):
         jax.devices()

@@ -61,21 +61,22 @@ class Loop:
         step = partial(
             train.train_step,
             task=system.task,
-            optimizer=train.optimizer(config, self.plan),
+            optimizer=train.optimizer(config, self.plan, system.learns),
             plan=self.plan,
         )
         self.step = parallel.compiled(step, self.among, whole=2, donate=(0,))
         self.rate = train.learning_rate(config, self.plan)
-        self._start(train.maker(system, config))
+        self._start(train.maker(system, config), system.weights)
         self.stepped, self.drawn, self.operations = False, 0.0, None
         self.saved = self.began = time.monotonic()
 
-    def _start(self, make):
+    def _start(self, make, weights):
         """The state to go on from, on the devices; metrics of later steps are forgotten."""
         if checkpoint.steps(self.folder):
             _, state = checkpoint.restore(self.folder, jax.eval_shape(make), warn=self.show.line)
         else:
             state = host.evaluate(make)
+            state = train.begun_from(state, weights) if weights else state
         runs.drop_metrics(self.folder, int(state.book["evaluated"]))
         self.at = int(state.step)
         self.state = parallel.put(state, self.among)
@@ -213,7 +214,8 @@ def _sentence(line, config, book, summary):
     parts = [f"epoch {line['epoch']}/{config.epochs}"]
     for split in ("train", "val"):
         if line[split]:
-            parts.append(split + "".join(f" {k} {v:.4g}" for k, v in line[split].items()))
+            numbers = {k: v for k, v in line[split].items() if isinstance(v, float)}
+            parts.append(split + "".join(f" {k} {v:.4g}" for k, v in numbers.items()))
     if int(book["best_step"]) == line["step"]:
         parts.append(f"best {config.best}")
     parts.append(f"{line['time']['train']:.1f} + {line['time']['eval']:.1f} s")

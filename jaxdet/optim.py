@@ -23,12 +23,22 @@ def schedule(kind, *, rate, steps, warmup=0, drops=(), drop=0.1):
     return optax.join_schedules([ramp, main], [warmup]) if warmup else main
 
 
-def optimizer(kind, rate, *, momentum=0.9, beta2=0.999, weight_decay=0.0, clip=0.0, accumulate=1):
+def optimizer(
+    kind,
+    rate,
+    *,
+    momentum=0.9,
+    beta2=0.999,
+    weight_decay=0.0,
+    clip=0.0,
+    accumulate=1,
+    learns=None,
+):
     """An optax transformation: clip by global norm, then `adamw` or `sgd` (Nesterov).
 
     Weight decay is decoupled and spares biases and normalisation scales (arrays of rank 1);
     `clip = 0` does not clip.  With `accumulate > 1` the mean gradient of that many calls makes
-    one update.
+    one update.  Parameters whose path ("a/b/kernel") `learns` refuses stay as they are.
     """
     match kind:
         case "adamw":
@@ -42,9 +52,23 @@ def optimizer(kind, rate, *, momentum=0.9, beta2=0.999, weight_decay=0.0, clip=0
         optax.scale_by_learning_rate(rate),
     ]
     whole = optax.chain(*parts)
-    return (
-        optax.MultiSteps(whole, accumulate).gradient_transformation() if accumulate > 1 else whole
-    )
+    if accumulate > 1:
+        whole = optax.MultiSteps(whole, accumulate).gradient_transformation()
+    return whole if learns is None else _partly(whole, learns)
+
+
+def _partly(whole, learns):
+    """`whole` on the parameters that learn, which alone take memory, and nothing on the others."""
+
+    def kind(path, _):
+        return (
+            "learns" if learns(jax.tree_util.keystr(path, simple=True, separator="/")) else "stays"
+        )
+
+    def kinds(params):
+        return jax.tree_util.tree_map_with_path(kind, params)
+
+    return optax.partition({"learns": whole, "stays": optax.set_to_zero()}, kinds)
 
 
 def kernels(params):

@@ -28,9 +28,10 @@ def convergence(metrics, path):
 def gallery(images, path, *, titles, true=None, predicted=None, columns=5):
     """N images [H, W, C] in [0, 1] in a grid, true boxes [N, 4] green and predicted boxes red.
 
-    `titles` has one text an image.  Thirty images make the figure of seed 001: 6 x 5 of them on
-    20 x 16 inches.
+    `titles` has one text an image; a box may be None.  Thirty images make the figure of seed 001:
+    6 x 5 of them on 20 x 16 inches.
     """
+    columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(4 * columns, 16 / 6 * rows), layout="constrained")
     for axes in figure.subplots(rows, columns, squeeze=False).flat:
@@ -39,7 +40,7 @@ def gallery(images, path, *, titles, true=None, predicted=None, columns=5):
         _image(axes, image)
         axes.set_title(titles[i])
         for boxes, colour in ((true, TRUE), (predicted, PREDICTED)):
-            if boxes is not None:
+            if boxes is not None and boxes[i] is not None:
                 box(axes, boxes[i], colour)
     _write(figure, path)
 
@@ -66,6 +67,16 @@ def roofline(rows, ceilings, path, named=10):
     axes.grid(alpha=0.3)
     axes.legend()
     _write(figure, path)
+
+
+def window(path):
+    """Show a picture file in a window, until it is closed."""
+    import matplotlib.pyplot as plt  # chooses a backend, which nothing else here needs
+
+    plt.imshow(plt.imread(path))
+    plt.axis("off")
+    plt.show()
+    plt.close()
 
 
 def box(axes, corners, colour):

@@ -77,6 +77,13 @@ def write_config(folder, system, fields, about):
     write_json(Path(folder) / "config.json", kept)
 
 
+def keep(folder, path, text):
+    """Keep a text in a run folder, at a path in it."""
+    path = Path(folder) / path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text)
+
+
 def is_run(folder):
     """Whether a folder is a run: whether it has a configuration."""
     return (Path(folder) / "config.json").is_file()
@@ -113,6 +120,7 @@ def environment(devices):
         "processors": os.cpu_count(),
         "devices": [device.device_kind for device in devices],
         "flags": os.environ.get("XLA_FLAGS", ""),
+        "malloc": os.environ.get("GLIBC_TUNABLES", ""),
     }
 
 

@@ -49,8 +49,8 @@ def learning_rate(config, plan):
     )
 
 
-def optimizer(config, plan):
-    """The optax transformation of `config`."""
+def optimizer(config, plan, learns=None):
+    """The optax transformation of `config`; `learns` as in `optim.optimizer`."""
     return optim.optimizer(
         config.optimizer,
         learning_rate(config, plan),
@@ -59,6 +59,7 @@ def optimizer(config, plan):
         weight_decay=config.weight_decay,
         clip=config.clip,
         accumulate=plan.accumulate,
+        learns=learns,
     )
 
 
@@ -68,7 +69,7 @@ def maker(system, config):
     Trace it with `eval_shape` to know what a checkpoint of the run holds.
     """
     arrays = system.splits["train"].arrays
-    chosen = optimizer(config, plan(config, len(system.splits["train"])))
+    chosen = optimizer(config, plan(config, len(system.splits["train"])), system.learns)
     return partial(
         create,
         {name: column[:1] for name, column in arrays.items()},
@@ -101,6 +102,14 @@ def create(data, hyper, *, task, optimizer, seed, ema):
         key=root,
         book=_fresh_book(terms),
     )
+
+
+def begun_from(state, weights):
+    """A state before its first step, with `weights(variables)` in place of its variables."""
+    made = weights(evaluate.join(state.params, state.stats))
+    params, stats = made["params"], made.get("batch_stats", {})
+    ema = {"params": params, "stats": stats} if state.ema else {}
+    return state.replace(params=params, stats=stats, ema=jax.tree.map(jnp.copy, ema))
 
 
 def _blank_batch(data, task, at):

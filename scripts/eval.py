@@ -2,6 +2,6 @@
 
 import sys
 
-from jaxdet.cli import main
+from jaxdet.cli import enter
 
-sys.exit(main(["eval", *sys.argv[1:]]))
+sys.exit(enter(["eval", *sys.argv[1:]]))

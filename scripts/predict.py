@@ -2,6 +2,6 @@
 
 import sys
 
-from jaxdet.cli import main
+from jaxdet.cli import enter
 
-sys.exit(main(["predict", *sys.argv[1:]]))
+sys.exit(enter(["predict", *sys.argv[1:]]))

@@ -3,13 +3,56 @@
 import numpy as np
 
 
-def iou(a, b):
+def iou(a, b, eps=0.0):
     """Intersection over union of two boxes [4]; 0 where the union is empty."""
+    shared, union = _shared_and_union(a, b)
+    return shared / (union + eps) if union > 0 else 0.0
+
+
+def giou(a, b, eps=0.0):
+    """IoU of two boxes [4], less the share of the box around them that neither covers."""
+    _, union = _shared_and_union(a, b)
+    x0, y0, x1, y1 = hull(a, b)
+    around = (x1 - x0) * (y1 - y0)
+    return iou(a, b, eps) - ((around - union) / (around + eps) if around > 0 else 0.0)
+
+
+def diou(a, b, eps=0.0):
+    """IoU of two boxes [4], less (distance of the centres / diagonal of the box around them)^2."""
+    x0, y0, x1, y1 = hull(a, b)
+    diagonal = (x1 - x0) ** 2 + (y1 - y0) ** 2
+    right = (a[0] + a[2]) / 2 - (b[0] + b[2]) / 2
+    down = (a[1] + a[3]) / 2 - (b[1] + b[3]) / 2
+    far = (right**2 + down**2) / (diagonal + eps) if diagonal > 0 else 0.0
+    return iou(a, b, eps) - far
+
+
+def ciou(a, b, eps=0.0):
+    """DIoU of two boxes [4], less alpha times v, the squared difference of their angles."""
+    angles = [np.arctan2(max(0, box[2] - box[0]), max(0, box[3] - box[1])) for box in (a, b)]
+    v = 4 / np.pi**2 * (angles[0] - angles[1]) ** 2
+    alpha = v / (1 - iou(a, b, eps) + v + eps) if v > 0 else 0.0
+    return diou(a, b, eps) - alpha * v
+
+
+def hull(a, b):
+    """Smallest box [4] around the corners of two boxes [4]."""
+    x, y = [*a[::2], *b[::2]], [*a[1::2], *b[1::2]]
+    return min(x), min(y), max(x), max(y)
+
+
+def _shared_and_union(a, b):
+    """Areas of the intersection and of the union of two boxes [4]."""
     width = max(0, min(a[2], b[2]) - max(a[0], b[0]))
     height = max(0, min(a[3], b[3]) - max(a[1], b[1]))
     areas = [max(0, box[2] - box[0]) * max(0, box[3] - box[1]) for box in (a, b)]
-    union = sum(areas) - width * height
-    return width * height / union if union > 0 else 0.0
+    return width * height, sum(areas) - width * height
+
+
+def distance_box_iou_loss(predicted, true, eps=1e-7):
+    """Losses [N] of boxes [N, 4], one by one, with torchvision's eps in both denominators."""
+    pairs = zip(predicted.tolist(), true.tolist(), strict=True)
+    return np.array([1 - diou(a, b, eps) for a, b in pairs])
 
 
 def tight_box(image):
@@ -152,3 +195,37 @@ def _kind(place, sizes, bases):
         return "hole"
     last = [(size - 1) * base for size, base in zip(sizes, bases, strict=True)]
     return "pixel" if all(0 <= p <= q for p, q in zip(place, last, strict=True)) else "padding"
+
+
+def max_pool_gradient(x, g, kernel, stride, padding):
+    """Gradient [B, H, W, C] by the image of a max pool; the largest of a window share evenly."""
+    x, out = np.asarray(x, float), np.zeros(np.shape(x))
+    batch, height, width, channels = x.shape
+    for b, r, c, d in np.ndindex(*np.shape(g)):
+        places = [
+            (b, i, j, d)
+            for i in range(r * stride - padding, r * stride - padding + kernel)
+            for j in range(c * stride - padding, c * stride - padding + kernel)
+            if 0 <= i < height and 0 <= j < width
+        ]
+        largest = [place for place in places if x[place] == max(x[p] for p in places)]
+        for place in largest:
+            out[place] += g[b, r, c, d] / len(largest)
+    return out
+
+
+def adaptive_mean_pool(x, side):
+    """Means [B, side, side, C] of x [B, H, W, C]: of the pixels that each part of the map meets."""
+    x = np.asarray(x, float)
+    rows, columns = (_met(length, side) for length in x.shape[1:3])
+    return np.stack(
+        [np.stack([x[:, r][:, :, c].mean((1, 2)) for c in columns], 1) for r in rows], 1
+    )
+
+
+def _met(length, count):
+    """The pixels of a line that each of `count` equal parts of it covers, if only in part."""
+    return [
+        [p for p in range(length) if p * count < (i + 1) * length and (p + 1) * count > i * length]
+        for i in range(count)
+    ]

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from jaxdet import checkpoint, cli, configs, evaluate, flags, runs
+from jaxdet import checkpoint, cli, configs, evaluate, flags, options, runs
 from tests import tiny
 
 TRAIN = ["train", "digits", *tiny.WORDS]
@@ -248,12 +248,12 @@ def test_booleans_spelled_out(words, meant):
     ids=str,
 )
 def test_a_boolean_is_true_false_or_a_flag(words, value):
-    defaults = (cli.Train(), configs.config("digits")())
+    defaults = (options.Train(), configs.config("digits")())
     assert flags.with_config("train digits", words, defaults)[1].bfloat16 is value
 
 
 def test_lists_are_separated_by_spaces():
-    defaults = (cli.Train(), configs.config("digits")())
+    defaults = (options.Train(), configs.config("digits")())
     _, config = flags.with_config("train digits", ["--widths", "4", "5", "--lr", "1"], defaults)
     assert (config.widths, config.lr) == ((4, 5), 1.0)
 

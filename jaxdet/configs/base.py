@@ -1,5 +1,6 @@
 """What every system's configuration has: the length of a run, its optimiser, its judgement."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
 
@@ -11,6 +12,12 @@ class System(NamedTuple):
     splits: dict[str, Any]  # name -> data.arrays.Arrays; `train` and `val` among them
     hyper: dict[str, float]  # numbers a sweep may vary, given to every step
     about: dict[str, Any]  # class names, input size, normalisation: kept with the run
+    read: Callable | None = None  # path -> (image [H, W, C] for `predict`, (height, width) of it)
+    table: Callable | None = None  # path -> [(path of an image, label, box in its own pixels)]
+    files: tuple[tuple[str, str], ...] = ()  # (path in the run folder, text to keep there)
+    notes: tuple[str, ...] = ()  # what was found wrong with the data
+    weights: Callable | None = None  # variables -> variables with pretrained ones in their place
+    learns: Callable | None = None  # path of a parameter -> whether it learns; None: all do
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def network(config):
 
 def build(config):
     """The system of a `Config`."""
-    from jaxdet.data import digits
+    from jaxdet.data import digits, images
     from jaxdet.ops import augment
     from jaxdet.tasks import windows as locate
 
@@ -126,6 +126,7 @@ def build(config):
             "input": shape,
             "normalisation": "grey level / 255",
         },
+        read=images.grey,
     )
 
 

@@ -5,7 +5,11 @@ from typing import Any, NamedTuple
 
 from jaxdet import configs
 
-NAMES = (*configs.SYSTEMS, "andrew", "andrew_windows", "lenet", "resnet18", "resnet34", "resnet50")
+LOCALIZERS = ("simple", "deeper", "vgg")  # of seed 000
+NAMES = (
+    *(*configs.SYSTEMS, *LOCALIZERS, "andrew", "andrew_windows", "lenet"),
+    *("resnet18", "resnet34", "resnet50", "lite0"),
+)
 
 
 class Named(NamedTuple):
@@ -17,7 +21,7 @@ class Named(NamedTuple):
 
 def named(name):
     """The network of a name: one of `NAMES`, a system's own among them."""
-    from jaxdet.models import lenet, resnet, sliding
+    from jaxdet.models import efficientnet, lenet, resnet, sliding
     from jaxdet.types import InputError
 
     match name:
@@ -33,8 +37,12 @@ def named(name):
             return Named(resnet.ResNet34(), (1, 224, 224, 3))
         case "resnet50":
             return Named(resnet.ResNet50(), (1, 224, 224, 3))
+        case "lite0":
+            return Named(efficientnet.Lite0(), (1, 224, 224, 3))
     if name in configs.SYSTEMS:
         return of_config(name, configs.config(name)())
+    if name in LOCALIZERS:
+        return of_config("objects", configs.config("objects")(model=name))
     near = difflib.get_close_matches(name, NAMES, n=len(NAMES), cutoff=0.0)
     raise InputError(f"no model and no run {name!r}; models, nearest first: {', '.join(near)}")
 

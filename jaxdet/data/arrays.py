@@ -10,15 +10,16 @@ CLASSES = 10  # the digits, 0..9
 class Arrays:
     """A source over a dict of arrays of equal length N: record `i` is row `i` of each of them.
 
-    `arrays` is the dict itself, ready to be put on a device whole.  InputError when it is empty
-    or when the lengths differ; IndexError for a record beyond the end.
+    `arrays` is the dict itself, ready to be put on a device whole; `names`, a text a record, says
+    where each comes from.  InputError when it is empty or when the lengths differ; IndexError for a
+    record beyond the end.
     """
 
-    def __init__(self, arrays):
+    def __init__(self, arrays, names=None):
         lengths = {name: len(array) for name, array in arrays.items()}
         if len(set(lengths.values())) != 1:
             raise InputError(f"one length is wanted for all arrays of a source, found {lengths}")
-        self.arrays = arrays
+        self.arrays, self.names = arrays, names
 
     def __len__(self):
         return len(next(iter(self.arrays.values())))
@@ -28,7 +29,8 @@ class Arrays:
 
     def take(self, indices):
         """The source of the rows at `indices [M]`, in that order; they keep their ids."""
-        return Arrays(self[np.asarray(indices, np.int64)])
+        indices = np.asarray(indices, np.int64)
+        return Arrays(self[indices], self.names and [self.names[i] for i in indices])
 
 
 def labelled(image, label, *, where, first_id=0):

@@ -1,7 +1,62 @@
-"""Layers without parameters, named so that each is a row of the operation table."""
+"""What several architectures are built of; layers without parameters have names too.
+
+Every name is a row of the operation table.
+"""
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+
+from jaxdet.ops import pool
+
+INITIAL = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # arXiv:1502.01852
+
+
+class Part(nn.Module):
+    """What convolutional modules share: how they convolve and normalise."""
+
+    axis_name: str | None = None  # of the devices over which batch norm goes in training
+    dtype: Any = None  # of the computation; parameters stay float32
+    conv_general_dilated: Callable | None = None  # how a convolution is computed
+    norm: bool = True  # batch norm; without it convolutions have a bias
+
+    @nn.nowrap
+    def shared(self):
+        """These fields, to hand on to a part."""
+        return {
+            "axis_name": self.axis_name,
+            "dtype": self.dtype,
+            "conv_general_dilated": self.conv_general_dilated,
+            "norm": self.norm,
+        }
+
+    @nn.nowrap
+    def convolve(self, x, width, kernel, name, *, stride=1, bias=False, train=False):
+        """A convolution of x [B, H, W, C] and its batch norm: `name` and `name_norm`."""
+        x = nn.Conv(
+            width,
+            kernel_size=(kernel, kernel),
+            strides=stride,
+            padding=(kernel // 2,) * 2,  # as PyTorch pads
+            use_bias=bias or not self.norm,
+            kernel_init=INITIAL,
+            dtype=self.dtype,
+            conv_general_dilated=self.conv_general_dilated,
+            name=name,
+        )(x)
+        if not self.norm:
+            return x
+        return nn.BatchNorm(
+            use_running_average=not train,
+            momentum=0.9,
+            axis_name=self.axis_name,
+            dtype=self.dtype,
+            name=f"{name}_norm",
+        )(x)
 
 
 def relu(x, name):
@@ -13,9 +68,48 @@ def relu(x, name):
 def max_pool(x, name, *, kernel, stride, padding=0):
     """Maxima of x [B, H, W, C] over squares of `kernel` pixels, called `name`."""
     with jax.named_scope(name):
-        return nn.max_pool(
-            x,
-            window_shape=(kernel,) * 2,
-            strides=(stride,) * 2,
-            padding=((padding,) * 2,) * 2,
-        )
+        return pool.max_pool(x, kernel=kernel, stride=stride, padding=padding)
+
+
+def adaptive_mean_pool(x, name, *, side):
+    """Means of x [B, H, W, C] over side x side parts of the map, which overlap where they must.
+
+    Part i of n goes from pixel floor(i H / n) to ceil((i + 1) H / n), as in PyTorch.
+    """
+    with jax.named_scope(name):
+        if x.shape[1] != side:
+            x = _mean(x, 1, side)
+        if x.shape[2] != side:
+            x = _mean(x, 2, side)
+        return x
+
+
+def _mean(x, axis, count):
+    """Means of x over `count` parts of an axis; einsum would add rows to the table."""
+    parts = _parts(x.shape[axis], count, x.dtype)
+    return jnp.moveaxis(jnp.tensordot(parts, x, (1, axis)), 0, axis)
+
+
+def _parts(length, count, dtype):
+    """Weights [count, length] of the means over `count` parts of `length` pixels."""
+    i, at = np.arange(count)[:, None], np.arange(length)[None]
+    inside = (at >= i * length // count) & (at < -((i + 1) * -length // count))
+    return (inside / inside.sum(1, keepdims=True)).astype(dtype)
+
+
+class Dropout(nn.Module):
+    """Zeroes a share `rate` of the numbers in training and scales the rest; a factor may be traced.
+
+    Srivastava et al. 2014.  linen's own takes no traced rate, which a sweep over rates needs.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x, factor=1.0, train=False):
+        """x of any shape; `factor` multiplies the rate."""
+        if not train or not self.rate:
+            return x
+        keep = 1 - self.rate * factor
+        kept = jax.random.bernoulli(self.make_rng("dropout"), keep, x.shape)
+        return jnp.where(kept, x / keep, 0).astype(x.dtype)

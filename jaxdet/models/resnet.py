@@ -8,55 +8,16 @@ The 3x3 convolution of a block carries its stride.  ResNet18 has 11,689,512 para
 224 pixels, 1.814 G multiply-adds.
 """
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 from flax import linen as nn
+from jax import lax
 
 from jaxdet.models import layers
+from jaxdet.models.layers import Part
 
-INITIAL = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # arXiv:1502.01852
-
-
-class Part(nn.Module):
-    """What the modules of a residual network share: how they convolve and normalise."""
-
-    axis_name: str | None = None
-    dtype: Any = None
-    conv_general_dilated: Callable | None = None
-
-    @nn.nowrap
-    def shared(self):
-        """These fields, to hand on to a part."""
-        return {
-            "axis_name": self.axis_name,
-            "dtype": self.dtype,
-            "conv_general_dilated": self.conv_general_dilated,
-        }
-
-    @nn.nowrap
-    def convolve(self, x, width, kernel, name, *, stride=1, train=False):
-        """A convolution without bias, and its batch norm: `name` and `name_norm`."""
-        x = nn.Conv(
-            width,
-            kernel_size=(kernel, kernel),
-            strides=stride,
-            padding=(kernel // 2,) * 2,  # as PyTorch pads
-            use_bias=False,
-            kernel_init=INITIAL,
-            dtype=self.dtype,
-            conv_general_dilated=self.conv_general_dilated,
-            name=name,
-        )(x)
-        return nn.BatchNorm(
-            use_running_average=not train,
-            momentum=0.9,
-            axis_name=self.axis_name,
-            dtype=self.dtype,
-            name=f"{name}_norm",
-        )(x)
+PARTS = ("stem", "stage1", "stage2", "stage3", "stage4")  # how the names of their layers begin
 
 
 class Basic(Part):
@@ -96,31 +57,41 @@ class ResNet(Part):
 
     stages: blocks in each stage.  block: `Basic` or `Bottleneck`.  width: channels of the stem.
     classes: outputs; 0 returns the four stages' maps [B, H/4 .. H/32, ...] instead of logits.
+    frozen: how many of `PARTS`, from the stem on, do not learn: their batch statistics stay as they
+    are, and no gradient is computed for them.
     """
 
     stages: tuple[int, ...] = (2, 2, 2, 2)
     block: type = Basic
     width: int = 64
     classes: int = 1000
+    frozen: int = 0
 
     @nn.compact
     def __call__(self, x, train=False):
         """Logits [B, classes] of images [B, H, W, C], or the stages' maps, fine to coarse."""
-        x = self.convolve(x, self.width, 7, "stem", stride=2, train=train)
+        x = self.convolve(x, self.width, 7, "stem", stride=2, train=train and not self.frozen)
         x = layers.relu(x, "stem_relu")
         x = layers.max_pool(x, "stem_pool", kernel=3, stride=2, padding=1)
-        maps = []
+        x, maps = self._border(x, 0), []
         for i, count in enumerate(self.stages):
+            learns = train and i + 1 >= self.frozen
             for j in range(count):
                 width, stride = self.width * 2**i, 2 if i and not j else 1
                 name = f"stage{i + 1}_block{j + 1}"
-                x = self.block(**self.shared(), width=width, stride=stride, name=name)(x, train)
+                x = self.block(**self.shared(), width=width, stride=stride, name=name)(x, learns)
+            x = self._border(x, i + 1)
             maps.append(x)
         if not self.classes:
             return tuple(maps)
         with jax.named_scope("pool"):
             x = x.mean((1, 2))  # [B, C]
         return nn.Dense(self.classes, dtype=self.dtype, name="logits")(x)
+
+    @nn.nowrap
+    def _border(self, x, part):
+        """What leaves a part of `PARTS`: no gradient goes back into one that is frozen."""
+        return lax.stop_gradient(x) if part < self.frozen else x
 
 
 def join(block, x, y, train):

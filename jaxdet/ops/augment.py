@@ -8,13 +8,14 @@ in degrees.
 import math
 
 import chex
+import dm_pix
 import jax
 import jax.numpy as jnp
 
 from jaxdet.ops import boxes
 from jaxdet.types import InputError
 
-ANGLE, ZOOM, PLACE = range(3)  # purposes: one key each
+ANGLE, ZOOM, PLACE, FLIP, LIGHT = range(5)  # purposes: one key each
 
 
 def place(key, digit, *, canvas=64, rotate=30.0, scale=(0.75, 1.25)):
@@ -36,6 +37,60 @@ def place(key, digit, *, canvas=64, rotate=30.0, scale=(0.75, 1.25)):
     patch = _eight_bits(_turn(digit, jnp.deg2rad(angle), zoom, side))
     image = _put(jax.random.fold_in(key, PLACE), patch, canvas)
     return image[..., None], boxes.tight(image)
+
+
+def photo(key, image, box, *, flip=True, scale=(0.8, 1.25), shift=0.1, light=0.3):
+    """One photo [H, W, C], and the box [4] in it, as they may look in another photo.
+
+    Mirrors half of them (`flip`), then scales the width and the height by factors drawn from
+    `scale` (their logarithms evenly, and at most 1.1 apart), moves the middle by up to `shift` of
+    a side, and changes brightness and contrast by up to `light` (a share).  What comes in from
+    beyond the edge is grey.  The box keeps to the image and goes through the same map.
+    """
+    chex.assert_rank([image, box], [3, 1])
+    if flip:
+        image, box = mirror(jax.random.fold_in(key, FLIP), image, box)
+    if scale != (1.0, 1.0) or shift:
+        image, box = zoom(jax.random.fold_in(key, ZOOM), image, box, scale=scale, shift=shift)
+    return (lighting(jax.random.fold_in(key, LIGHT), image, light=light) if light else image), box
+
+
+def mirror(key, image, box):
+    """Image [H, W, C] and box [4], mirrored left to right every second time."""
+    turned = jax.random.bernoulli(key)
+    width = image.shape[1]
+    mirrored = jnp.stack([width - box[2], box[1], width - box[0], box[3]])
+    return jnp.where(turned, image[:, ::-1], image), jnp.where(turned, mirrored, box)
+
+
+ASPECT = 1.1  # factors of width and height are at most so far apart
+
+
+def zoom(key, image, box, *, scale=(0.8, 1.25), shift=0.1):
+    """Image [H, W, C] and box [4], scaled about the middle and moved: see `photo`.
+
+    Bilinear, without smoothing before it shrinks.
+    """
+    draw = jax.random.uniform(key, (5,), minval=-1.0)  # one, two for the aspect, two for the place
+    low, high = jnp.log(jnp.asarray(scale))
+    both = (low + high + draw[0] * (high - low)) / 2
+    factor = jnp.exp(both + draw[1:3] * math.log(ASPECT) / 2)  # of height and width
+    sides = jnp.asarray(image.shape[:2], jnp.float32)
+    moved = sides * (1 - factor) / 2 + draw[3:] * shift * sides
+    grey = 0.5  # the place beyond the edge: `scale_and_translate` has 0 there
+    image = grey + jax.image.scale_and_translate(
+        image - grey, image.shape, (0, 1), factor, moved, "linear", antialias=False
+    )
+    box = box * jnp.tile(factor[::-1], 2) + jnp.tile(moved[::-1], 2)
+    return image, boxes.clip(box, *image.shape[:2])
+
+
+def lighting(key, image, *, light=0.3):
+    """Image with brightness and contrast changed by up to `light`, kept within [0, 1]."""
+    brighter, contrast = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
+    image = dm_pix.random_brightness(brighter, image, light)
+    image = dm_pix.random_contrast(contrast, image, 1 - light, 1 + light)
+    return jnp.clip(image, 0, 1)
 
 
 def _patch_side(shape, scale):

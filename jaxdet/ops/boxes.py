@@ -3,16 +3,19 @@
 A box is `x0 y0 x1 y1`, float, in pixels: x to the right, y down, half-open, so that a single lit
 pixel has area 1.  A box without width or without height is empty and has area 0.
 Functions broadcast over `[..., 4]`: all pairs are `a[:, None], b[None]`, one pair a row is `a, b`.
+Areas and overlaps are computed in float32 at least, whatever the boxes are stored in.
 """
 
+from functools import reduce
+
 import chex
+import jax
 import jax.numpy as jnp
 
 
 def area(boxes):
     """Area of boxes [..., 4] in square pixels, [...]; an empty or turned-over box gives 0."""
-    chex.assert_shape(boxes, (..., 4))
-    return _area(boxes[..., :2], boxes[..., 2:])
+    return _area(*_corners(boxes))
 
 
 def intersection(a, b):
@@ -21,18 +24,66 @@ def intersection(a, b):
     Boxes that only touch share 0, and so does an empty box with any other: `intersection > 0` asks
     whether two half-open boxes meet.
     """
-    chex.assert_shape([a, b], (..., 4))
-    return _area(jnp.maximum(a[..., :2], b[..., :2]), jnp.minimum(a[..., 2:], b[..., 2:]))
+    (a_low, a_high), (b_low, b_high) = _corners(a), _corners(b)
+    return _area(jnp.maximum(a_low, b_low), jnp.minimum(a_high, b_high))
 
 
-def iou(a, b):
+def union(a, b):
+    """Area that boxes a and b [..., 4] cover together, broadcasting, in square pixels.
+
+    Where either is empty, it is the area of the other.
+    """
+    return area(a) + area(b) - intersection(a, b)
+
+
+def hull(a, b):
+    """Smallest box [..., 4] around boxes a and b [..., 4], broadcasting, in pixels.
+
+    It is in order, and holds all corners of both, even where they are empty or turned over.
+    """
+    corners = *_corners(a), *_corners(b)
+    return jnp.concatenate([reduce(jnp.minimum, corners), reduce(jnp.maximum, corners)], axis=-1)
+
+
+def iou(a, b, *, eps=0.0):
     """Intersection over union of boxes a and b [..., 4], broadcasting, in [0, 1].
 
-    Equal boxes give 1; two empty ones give 0, with a finite gradient.  Everingham et al. 2010
-    (PASCAL VOC).
+    Equal boxes give 1; two empty ones give 0, with a finite gradient.  Denominators of this and
+    of the next three are `eps` square pixels larger.  Everingham et al. 2010 (PASCAL VOC).
     """
-    shared = intersection(a, b)
-    return ratio(shared, area(a) + area(b) - shared)
+    return ratio(intersection(a, b), union(a, b), eps)
+
+
+def giou(a, b, *, eps=0.0):
+    """Generalised IoU of boxes a and b [..., 4], broadcasting, in [-1, 1]: at most their IoU.
+
+    IoU less the share of the hull that neither covers.  Equal boxes give 1; where the hull is
+    empty too, 0, with a finite gradient.  Rezatofighi et al. 2019, arXiv:1902.09630.
+    """
+    around = area(hull(a, b))
+    return iou(a, b, eps=eps) - ratio(around - union(a, b), around, eps)
+
+
+def diou(a, b, *, eps=0.0):
+    """Distance-IoU of boxes a and b [..., 4], broadcasting, in [-1, 1]: at most their IoU.
+
+    IoU less the squared distance of the centres over that of the hull's corners.  Equal boxes give
+    1; two points in one place 0, with a finite gradient.  Zheng et al. 2020, arXiv:1911.08287.
+    """
+    between = _centre(a) - _centre(b)
+    across = _sides(*_corners(hull(a, b)))
+    return iou(a, b, eps=eps) - ratio(_squared(between), _squared(across), eps)
+
+
+def ciou(a, b, *, eps=0.0):
+    """Complete IoU of boxes a and b [..., 4], broadcasting, in [-1.5, 1]: at most their DIoU.
+
+    DIoU less a penalty on unlike aspect ratios, whose weight passes no gradient.  Equal boxes give
+    1; a point has aspect ratio 0, with a finite gradient.  Zheng et al. 2020, arXiv:1911.08287.
+    """
+    unlike = ((_slant(a) - _slant(b)) * 2 / jnp.pi) ** 2  # v of the paper, in [0, 1]
+    weight = ratio(unlike, 1 - iou(a, b, eps=eps) + unlike, eps)  # its alpha
+    return diou(a, b, eps=eps) - jax.lax.stop_gradient(weight) * unlike
 
 
 def clip(boxes, height, width):
@@ -66,16 +117,50 @@ def tight(image):
     return jnp.stack([x0, y0, x1, y1]).astype(jnp.float32)
 
 
+def ratio(part, whole, eps=0.0):
+    """Part over `whole + eps` of arrays [...]; 0, with finite gradients, unless `whole` is > 0."""
+    positive = whole > 0
+    return jnp.where(positive, part / (jnp.where(positive, whole, 1) + eps), 0)
+
+
+def _corners(boxes):
+    """Low and high corners [..., 2] of boxes [..., 4], in float32 or wider."""
+    chex.assert_shape(boxes, (..., 4))
+    boxes = jnp.asarray(boxes, jnp.promote_types(jnp.result_type(boxes), jnp.float32))
+    return boxes[..., :2], boxes[..., 2:]
+
+
 def _area(low, high):
     """Area between corners low and high [..., 2]; 0 where high is not beyond low on both axes."""
-    sides = jnp.maximum(high - low, 0)
+    sides = _sides(low, high)
     return sides[..., 0] * sides[..., 1]
 
 
-def ratio(part, whole):
-    """Quotient of arrays [...], 0 where `whole` is not positive, with finite gradients there."""
-    positive = whole > 0
-    return jnp.where(positive, part / jnp.where(positive, whole, 1), 0)
+def _sides(low, high):
+    """Width and height [..., 2] from corners low to high [..., 2]; 0 where they are turned over.
+
+    Zero sides have no gradient, so that boxes that touch have none of their intersection.
+    """
+    return jax.nn.relu(high - low)
+
+
+def _centre(boxes):
+    """Middle [..., 2] of boxes [..., 4]."""
+    low, high = _corners(boxes)
+    return (low + high) / 2
+
+
+def _squared(vectors):
+    """Squared length of vectors [..., 2]."""
+    return vectors[..., 0] ** 2 + vectors[..., 1] ** 2
+
+
+def _slant(boxes):
+    """Angle whose tangent is width over height of boxes [..., 4], in [0, pi / 2]; of a point, 0."""
+    sides = _sides(*_corners(boxes))
+    extended = _squared(sides) > 0  # the gradient of arctan2 divides by this
+    angle = jnp.arctan2(sides[..., 0], jnp.where(extended, sides[..., 1], 1))
+    return jnp.where(extended, angle, 0)
 
 
 def _extent(lit):

@@ -103,12 +103,16 @@ def conv(
     return native() if set(plan) == {"lax"} else _planned(geometry, plan, x, kernel)
 
 
+def quick(dtype=jnp.float32):
+    """Whether `auto` may leave `lax`: on a CPU, in float32, and not within `using`."""
+    return jax.default_backend() == "cpu" and dtype == jnp.float32 and _forced.get() is None
+
+
 def choose(image, kernel, geometry, impl="auto", dtype=jnp.float32):
     """The `Plan` for shapes [B, H, W, C] and [h, w, C / groups, D]."""
     impl = _forced.get() or impl if impl == "auto" else impl
     if impl == "auto":
-        slow = jax.default_backend() == "cpu" and dtype == jnp.float32
-        return _fastest(image, kernel, geometry) if slow else Plan(*["lax"] * 3)
+        return _fastest(image, kernel, geometry) if quick(dtype) else Plan(*["lax"] * 3)
     return Plan(*[impl if ways.able(impl, image, kernel, geometry) else "lax"] * 3)
 
 

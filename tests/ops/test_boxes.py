@@ -1,3 +1,5 @@
+from functools import partial
+
 import chex
 import hypothesis.extra.numpy as hnp
 import jax
@@ -28,32 +30,103 @@ def proper(corners):
 laws = settings(deadline=None, max_examples=40)
 
 
+OVERLAPS = {"iou": boxes.iou, "giou": boxes.giou, "diou": boxes.diou, "ciou": boxes.ciou}
+LOWEST = {"iou": 0, "giou": -1, "diou": -1, "ciou": -1.5}
+each_overlap = pytest.mark.parametrize("name", OVERLAPS)
+close = partial(np.testing.assert_allclose, rtol=1e-5, atol=2e-6)  # sums of a few terms up to 1
+
+
+@each_overlap
+@laws
+@given(a=corner_boxes(), b=corner_boxes())
+def test_overlap_of_all_pairs_is_the_loop(name, a, b):
+    loop = getattr(slow, name)
+    expected = [[loop(one, other) for other in b.tolist()] for one in a.tolist()]
+    close(OVERLAPS[name](a[:, None], b[None]), expected)
+
+
+@each_overlap
+@laws
+@given(a=corner_boxes(), b=corner_boxes())
+def test_overlap_is_symmetric_and_in_range(name, a, b):
+    overlap = OVERLAPS[name](a, b)
+    chex.assert_trees_all_equal(overlap, OVERLAPS[name](b, a))
+    assert (overlap >= LOWEST[name] - 1e-6).all() and (overlap <= 1).all()
+
+
+@each_overlap
+@laws
+@given(a=corner_boxes().map(proper))
+def test_overlap_of_a_box_with_itself_is_one_unless_it_is_empty(name, a):
+    np.testing.assert_array_equal(OVERLAPS[name](a, a), boxes.area(a) > 0)
+
+
+@each_overlap
+@laws
+@given(
+    a=corner_boxes(),
+    b=corner_boxes(),
+    shift=st.integers(-50, 50),
+    scale=st.sampled_from([0.25, 2.0, 8.0, 3.3]),
+)
+def test_overlap_ignores_translation_and_scale(name, a, b, shift, scale):
+    moved = [np.float32(scale) * (corners + np.float32(shift)) for corners in (a, b)]
+    rounding = 1e-4 if scale == 3.3 else 0  # powers of two change no digit
+    close(OVERLAPS[name](a, b), OVERLAPS[name](*moved), rtol=0, atol=rounding)
+
+
 @laws
 @given(corner_boxes(), corner_boxes())
-def test_iou_of_all_pairs_is_the_loop(a, b):
-    expected = [[slow.iou(one, other) for other in b] for one in a]
-    np.testing.assert_allclose(boxes.iou(a[:, None], b[None]), expected, rtol=1e-6)
+def test_penalties_only_lower_the_overlap(a, b):
+    iou, giou, diou, ciou = (overlap(a, b) for overlap in OVERLAPS.values())
+    assert (giou <= iou).all() and (ciou <= diou).all() and (diou <= iou).all()
+
+
+def test_overlaps_of_two_boxes_worked_out_by_hand():
+    a, b = jnp.array([0.0, 0, 2, 2]), jnp.array([1.0, 1, 5, 3])  # share 1 of 11 within 15
+    np.testing.assert_array_equal(boxes.union(a, b), 11)
+    np.testing.assert_array_equal(boxes.hull(a, b), [0, 0, 5, 3])
+    v = 4 / np.pi**2 * (np.arctan(1) - np.arctan(2)) ** 2
+    diou = 1 / 11 - (2**2 + 1**2) / (5**2 + 3**2)
+    expected = [1 / 11, 1 / 11 - 4 / 15, diou, diou - v**2 / (1 - 1 / 11 + v)]
+    close([overlap(a, b) for overlap in OVERLAPS.values()], expected)
+
+
+def test_apart_nested_and_empty_boxes():
+    near, far = jnp.array([[2.0, 0, 4, 2], [6, 0, 8, 2]])  # touching the box, and beyond
+    a, dot = jnp.array([0.0, 0, 2, 2]), jnp.array([1.0, 1, 1, 1])
+    for overlap in (boxes.giou, boxes.diou, boxes.ciou):  # where IoU is 0 for both
+        assert overlap(a, far) < overlap(a, near) <= 0
+    inside = jnp.array([[0.0, 0, 1, 1], [0.5, 0.5, 1.5, 1.5]])  # in a corner, in the middle
+    close(boxes.giou(a[None], inside), [0.25, 0.25])
+    close(boxes.diou(a[None], inside), [0.25 - 1 / 16, 0.25])
+    close([overlap(dot, dot) for overlap in OVERLAPS.values()], [0, 0, 0, 0])
+    close([overlap(a, dot) for overlap in OVERLAPS.values()], [0, 0, 0, -1 / 20])  # v = 1 / 4
+
+
+@each_overlap
+def test_overlap_of_boxes_in_bfloat16_is_computed_in_float32(name):
+    a, b = (jax.random.uniform(jax.random.key(1), (2, PAIRS, 4)) * 300).astype(jnp.bfloat16)
+    overlap = OVERLAPS[name](a, b)
+    assert overlap.dtype == boxes.area(a).dtype == jnp.float32
+    wide = OVERLAPS[name](a.astype(jnp.float32), b.astype(jnp.float32))
+    chex.assert_trees_all_equal(overlap, wide)
+
+
+def test_eps_widens_the_denominators():
+    a, b = jnp.array([0.0, 0, 2, 2]), jnp.array([1.0, 1, 5, 3])
+    for name, overlap in OVERLAPS.items():
+        close(overlap(a, b, eps=0.5), getattr(slow, name)(a.tolist(), b.tolist(), 0.5))
 
 
 @laws
 @given(corner_boxes(), corner_boxes())
-def test_iou_is_symmetric_and_in_range(a, b):
-    overlap = boxes.iou(a, b)
-    chex.assert_trees_all_equal(overlap, boxes.iou(b, a))
-    assert (overlap >= 0).all() and (overlap <= 1).all()
-
-
-@laws
-@given(corner_boxes().map(proper))
-def test_iou_of_a_box_with_itself_is_one_unless_it_is_empty(a):
-    np.testing.assert_array_equal(boxes.iou(a, a), boxes.area(a) > 0)
-
-
-@laws
-@given(corner_boxes(), corner_boxes(), st.integers(-50, 50), st.sampled_from([0.25, 2.0, 8.0]))
-def test_iou_ignores_translation_and_scale(a, b, shift, scale):
-    moved = boxes.iou(scale * (a + np.float32(shift)), scale * (b + np.float32(shift)))
-    chex.assert_trees_all_equal(boxes.iou(a, b), moved)
+def test_hull_is_the_loop_and_union_is_between_the_larger_box_and_the_hull(a, b):
+    hull = boxes.hull(a, b)
+    np.testing.assert_array_equal(hull, [slow.hull(*pair) for pair in zip(a, b, strict=True)])
+    union = boxes.union(a, b)
+    assert (union >= np.maximum(boxes.area(a), boxes.area(b))).all()
+    assert (union <= boxes.area(hull)).all()
 
 
 @laws
@@ -90,25 +163,32 @@ def test_xywh_is_corner_width_height():
 
 def test_jit_vmap_and_plain_agree():
     a, b = jax.random.uniform(jax.random.key(0), (2, PAIRS, 4)) * 10
-    for f in (boxes.iou, boxes.intersection):
+    for f in (*OVERLAPS.values(), boxes.intersection, boxes.union, boxes.hull):
         plain = f(a, b)
-        chex.assert_trees_all_close(plain, jax.jit(f)(a, b), jax.vmap(f)(a, b), rtol=1e-6)
+        chex.assert_trees_all_close(plain, jax.jit(f)(a, b), jax.vmap(f)(a, b), rtol=1e-5)
 
 
+@each_overlap
 @pytest.mark.parametrize(
     "a, b",
     [
         ([0, 0, 0, 0], [0, 0, 0, 0]),  # two empty boxes in one place
         ([1, 1, 1, 1], [0, 0, 2, 2]),  # a point in a box
+        ([0, 0, 0, 0], [3, 0, 3, 0]),  # two points, whose hull is a line
         ([0, 0, 2, 0], [0, 0, 2, 2]),  # a line along an edge
+        ([0, 0, 2, 0], [0, 0, 2, 0]),  # one line twice
         ([3, 3, 1, 1], [3, 3, 1, 1]),  # turned over
+        ([3, 3, 1, 1], [1, 1, 0, 0]),  # turned over on each other's corner
         ([0, 0, 2, 2], [2, 2, 4, 4]),  # touching corners
         ([0, 0, 2, 2], [0, 0, 2, 2]),  # equal
     ],
 )
-def test_gradient_of_iou_is_finite_at_degenerate_boxes(a, b):
-    gradients = jax.grad(boxes.iou, argnums=(0, 1))(jnp.array(a, float), jnp.array(b, float))
-    chex.assert_tree_all_finite(gradients)
+def test_gradient_of_overlap_is_finite_at_degenerate_boxes(name, a, b):
+    for eps in (0.0, 1e-7):
+        overlap = partial(OVERLAPS[name], eps=eps)
+        gradients = jax.grad(overlap, argnums=(0, 1))(jnp.array(a, float), jnp.array(b, float))
+        chex.assert_tree_all_finite(gradients)
+        assert max(jnp.abs(gradient).max() for gradient in gradients) < 10
 
 
 def test_gradient_of_iou_pulls_a_box_onto_its_target():

@@ -1,0 +1,84 @@
+"""What several commands share: a run restored, places made absolute, pictures."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+
+from jaxdet import checkpoint, configs, runs
+from jaxdet import train as training
+from jaxdet.configs import base
+from jaxdet.types import InputError
+
+PLACES = ("root", "split_files", "weights")  # fields that name a file or folder
+
+
+def absolute(config):
+    """A configuration that means the same data from any working directory."""
+    named = {name: getattr(config, name, "") for name in PLACES}
+    places = {name: str(Path(place).absolute()) for name, place in named.items() if _is_path(place)}
+    return replace(config, **places)
+
+
+def _is_path(place):
+    return place and ":" not in place
+
+
+def kept_config(folder, name=None):
+    """The configuration that a run was made with, of system `name` if that is given."""
+    system, kept = runs.read_config(folder)
+    if system not in configs.SYSTEMS or (name and system != name):
+        raise InputError(f"{folder} is a run of {system!r}, wanted: {name or configs.SYSTEMS}")
+    try:
+        return base.from_json(configs.config(system), kept)
+    except ValueError as error:
+        raise InputError(
+            f"{folder}/config.json: {error}; it was written by another version of jaxdet: "
+            f"install that one, or train again"
+        ) from None
+
+
+def restored(options, also=(), **changes):
+    """(configuration, system, step, state) of a run; `changes` replace fields of the former.
+
+    `also` are words besides the names of splits that `--split` may be.
+    """
+    name, _ = runs.read_config(options.run)
+    config = kept_config(options.run)
+    kept = options.run / "splits"
+    if options.root:
+        changes |= {"root": str(Path(options.root).absolute())}
+    elif kept.is_dir():
+        changes |= {"split_files": str(kept.absolute())}
+    config = replace(config, **changes)
+    system = configs.build(name, config)
+    known = (*system.splits, *also)
+    if options.split not in known:
+        raise InputError(f"--split {options.split}: {name} has {', '.join(known)}")
+    like = jax.eval_shape(training.maker(system, config))
+    step, state = checkpoint.restore(options.run, like, options.checkpoint, _warn)
+    return config, system, step, state
+
+
+def _warn(line):
+    print(f"jaxdet: warning: {line}", file=sys.stderr)
+
+
+def check_picture(path, count=1):
+    """Refuse, before anything is computed, a picture that could not be drawn."""
+    from jaxdet import plots
+
+    if count < 1:
+        raise InputError(f"--count {count}: a number of at least 1 is wanted")
+    if path is not None and path.suffix not in plots.SUFFIXES:
+        raise InputError(f"{path}: a picture is one of {', '.join(plots.SUFFIXES)}")
+
+
+def draw(pictures, path, *, titles, true=None, predicted=None, quiet=False):
+    """One figure of pictures [H, W, C], true boxes green, predicted ones red: `plots.gallery`."""
+    from jaxdet import plots
+
+    plots.gallery(pictures, path, titles=titles, true=true, predicted=predicted)
+    if not quiet:
+        print(f"wrote {path}")

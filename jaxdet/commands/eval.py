@@ -1,0 +1,49 @@
+"""`jaxdet eval RUN`: scores, one `name value` a line."""
+
+import json
+
+from jaxdet import evaluate, parallel, tables, timing
+from jaxdet.commands import common
+
+
+def run(options):
+    """Print the scores of one part of the data, or of all."""
+    config, system, step, state = common.restored(options, also=["all"])
+    kept, among = evaluate.variables(state), parallel.devices(config.devices)
+    for split in ALL if options.split == "all" else (options.split,):
+        scorer = evaluate.Evaluator(system, split, config.eval_batch, among)
+        scorer.prepare(kept)
+        scores, seconds = timing.clock(lambda scorer=scorer: scorer(kept))
+        scores |= evaluate.summary(scores, scorer.operations(kept), seconds)
+        if options.json:
+            print(json.dumps({"step": step, "split": split, **scores}))
+        else:
+            print(_text(split, scores), end="")
+    return 0
+
+
+ALL = ("train", "val", "test")
+SETS = {"train": "train", "val": "validation"}  # as seed 000 calls them
+
+
+def _text(split, scores):
+    """A score a line; those of labels first, in the words of seed 000, with their confusion."""
+    numbers = {k: v for k, v in scores.items() if not isinstance(v, dict | list)}
+    lines = [f"{name} {value!r}\n" for name, value in numbers.items()]
+    labels = scores.get("labels")
+    if not labels:
+        return "".join(lines)
+    head = [
+        f"*** {SETS.get(split, split)} set accuracy\n",
+        f"Mean accuracy for all labels: {scores['accuracy']!r}\n",
+    ]
+    for name, of_label in labels.items():
+        head.append(
+            f"    Mean accuracy for label {name}: {of_label.get('accuracy', 'no sample')!r}\n"
+        )
+        head.append(f"             {of_label['correct']} over {of_label['count']} samples\n")
+    rows = [{"label": name, **of_label} for name, of_label in labels.items()]
+    for row, counts in zip(rows, scores["confusion"], strict=True):
+        row |= {f"as {name}": count for name, count in zip(labels, counts, strict=True)}
+    columns = {name: name for name in rows[0] if name not in ("count", "correct")}
+    return "".join([*head, tables.markdown(rows, columns), "\n", *lines])

@@ -1,0 +1,23 @@
+"""`jaxdet data inspect SYSTEM`: what a folder of data holds, and what of it cannot be used."""
+
+import json
+from importlib import import_module
+
+from jaxdet import tables
+from jaxdet.types import InputError
+
+
+def run(name, options):
+    """Print counts, sizes and boxes by label, and every row that cannot be used."""
+    system = import_module(f"jaxdet.configs.{name}")
+    if not hasattr(system, "inspect"):
+        raise InputError(f"{name} has no folder of photos and tables to inspect")
+    rows, bad = system.inspect(options.root)
+    if options.json:
+        print(json.dumps({"labels": rows, "bad": bad}))
+    else:
+        print(tables.markdown(rows, list(rows[0])))
+        print("\n".join(bad) or "every row can be used")
+    if bad and options.on_bad_row == "error":
+        raise InputError(f"{len(bad)} rows cannot be used; --on-bad-row skip makes no error of it")
+    return 0

@@ -1,0 +1,80 @@
+"""Backbones by name: the modules, their parts that may be frozen, and their trained weights."""
+
+from functools import partial
+
+from jaxdet.types import InputError
+
+
+def features(name):
+    """Makes the feature maps of a backbone, given the fields that all have."""
+    from jaxdet.models import efficientnet, resnet
+
+    match name:
+        case "resnet18":
+            return partial(resnet.ResNet18, classes=0)
+        case "resnet34":
+            return partial(resnet.ResNet34, classes=0)
+        case "resnet50":
+            return partial(resnet.ResNet50, classes=0)
+    return partial(efficientnet.Lite0, classes=0, head=True)
+
+
+def parts(name):
+    """How the names of its layers begin, from the first on: what `frozen` counts."""
+    from jaxdet.models import deeper, efficientnet, plain, resnet, simple, vgg
+
+    match name:
+        case "simple":
+            return plain.parts(simple.LAYOUT)
+        case "deeper":
+            return plain.parts(deeper.LAYOUT)
+        case "vgg":
+            return plain.parts(vgg.LAYOUT)
+        case "lite0":
+            return efficientnet.PARTS
+    return resnet.PARTS
+
+
+def frozen(config):
+    """Names of the parts of the features that do not learn, from the first layer on."""
+    if config.backbone != "frozen":
+        return ()
+    names = parts(config.model)
+    return names[: len(names) - config.learn_last]
+
+
+def without(config):
+    """Fields that leave batch norm out of a backbone."""
+    if not config.norm and config.model == "lite0":
+        raise InputError("--no-norm: lite0 has no form without batch norm; choose another --model")
+    return {} if config.norm else {"norm": False}
+
+
+def pretrained(config, variables):
+    """The variables of a network, those of its `features` from the file `config.weights`."""
+    from jaxdet import pretrained, weights
+    from jaxdet.models import efficientnet
+
+    match config.model:
+        case "lite0":
+            names = efficientnet.torch_name
+        case "vgg":
+            names = partial(pretrained.vgg, norm=config.norm)
+        case "resnet18" | "resnet34" | "resnet50":
+            names = pretrained.resnet
+        case name:
+            raise InputError(f"--weights: nobody has trained {name}; choose another --model")
+    arrays = weights.read(pretrained.fetch(config.weights))
+    return pretrained.overlay(variables, arrays, partial(_of_features, names))
+
+
+def _of_features(names, path):
+    """A name map of a backbone as that of the network that has it for `features`."""
+    collection, first, *rest = path.split("/")
+    return names("/".join([collection, *rest])) if first == "features" else None
+
+
+def learns(stay, path):
+    """Whether a parameter is outside of the parts that stay."""
+    first, layer, *_ = path.split("/")
+    return first != "features" or not any(layer == p or layer.startswith(f"{p}_") for p in stay)

@@ -1,0 +1,245 @@
+"""Objects: label and box of the one object in a photo, four networks and more (seed 000).
+
+    jaxdet data inspect objects --root DIR
+    jaxdet train objects --root DIR
+
+DIR has `images/LABEL/...` and `annotations/LABEL.csv`, one line a photo: file,x0,y0,x1,y1,label.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from jaxdet.configs import backbones
+from jaxdet.configs.base import System, Training
+from jaxdet.types import InputError
+
+SMALLEST = 64  # pixels a side that every network's pools leave something of
+
+Model = Literal["simple", "deeper", "vgg", "resnet18", "resnet34", "resnet50", "lite0"]
+
+
+@dataclass(frozen=True)
+class Config(Training):
+    """Label and box of the one object in a photo."""
+
+    root: str = ""
+    """folder with images/ and annotations/"""
+    size: int = 224
+    """side of the network's input in pixels"""
+    cut_val: float = 0.1
+    """share of all photos for validation"""
+    cut_test: float = 0.1
+    """share of all photos for the test"""
+    train_frac: float = 1.0
+    """share of all photos for training, or what the others leave of them"""
+    split_seed: int = 0
+    """seed of the shuffle before the cuts; 0 with the shares above is the split of seed 000"""
+    split_files: str = ""
+    """folder with training_data.csv, val_data.csv and test_data.csv: a split made elsewhere"""
+    on_bad_row: Literal["skip", "error"] = "skip"
+    """what to do with a photo or box that cannot be used: leave it out and say so, or stop"""
+    model: Model = "simple"
+    """network"""
+    backbone: Literal["scratch", "frozen", "finetune"] = "scratch"
+    """features from random numbers, or from --weights, which then learn or do not"""
+    learn_last: int = 0
+    """with a frozen backbone: how many of its last stages learn nevertheless"""
+    weights: str = ""
+    """file of weights for the features (.safetensors, .pth), hf:OWNER/NAME, or package:lite0"""
+    norm: bool = True
+    """batch norm in the features; --no-norm leaves it out"""
+    dropout: float = 1.0
+    """factor of the network's dropout rates; 0 is none"""
+    box_loss: Literal["mse", "smooth_l1", "giou", "diou", "ciou"] = "ciou"
+    """loss of the box; seed 000 has mse"""
+    class_weight: float = 1.0
+    """weight of the classification term"""
+    box_weight: float = 2.0
+    """weight of the box term"""
+    smoothing: float = 0.0
+    """label smoothing"""
+    flip: bool = True
+    """mirror half of the training photos"""
+    scale: tuple[float, float] = (0.8, 1.25)
+    """training photos are scaled by a factor in this range"""
+    shift: float = 0.1
+    """training photos are moved by up to this share of a side"""
+    light: float = 0.3
+    """brightness and contrast of training photos change by up to this share"""
+    epochs: int = 20
+    batch: int = 32
+    eval_batch: int = 68
+    lr: float = 1e-3
+    warmup: int = 50
+    weight_decay: float = 0.02
+    ema: float = 0.99
+
+
+def network(config, classes=3):
+    """The network of a `Config`, and the shape [B, H, W, C] of its input."""
+    import jax.numpy as jnp
+
+    from jaxdet.models import deeper, simple, vgg
+    from jaxdet.models.localizer import Localizer
+    from jaxdet.ops import conv
+
+    dtype = jnp.bfloat16 if config.bfloat16 else None
+    part = {"conv_general_dilated": partial(conv.conv, impl=config.conv), "dtype": dtype}
+    part["frozen"] = len(backbones.frozen(config))
+    match config.model:
+        case "simple":
+            net = simple.simple(classes, norm=config.norm, **part)
+        case "deeper":
+            net = deeper.deeper(classes, norm=config.norm, **part)
+        case "vgg":
+            net = vgg.vgg(classes, norm=config.norm, **part)
+        case name:
+            features = partial(backbones.features(name), **part, **backbones.without(config))
+            net = Localizer(features, classes, (512, 512), (0.5, 0.5), side=1, dtype=dtype)
+    return net, (1, config.size, config.size, 3)
+
+
+def build(config):
+    """The system of a `Config`."""
+    from jaxdet.data import images
+    from jaxdet.tasks import localize
+
+    _check(config)
+    rows, notes = _rows(config)
+    classes = tuple(sorted({row.label for part in rows.values() for row in part}))
+    splits, skipped = _load(config, rows, classes)
+    net, (_, *shape) = network(config, len(classes))
+    levels = localize.LITE if config.model == "lite0" else localize.IMAGENET
+    task = localize.Labeller(
+        net,
+        classes,
+        _change(config),
+        box_loss=config.box_loss,
+        smoothing=config.smoothing,
+        levels=levels,
+    ).task()
+    return System(
+        task=task,
+        splits=splits,
+        hyper={
+            "class_weight": config.class_weight,
+            "box_weight": config.box_weight,
+            "dropout": config.dropout,
+        },
+        about={
+            "classes": list(classes),
+            "input": shape,
+            "normalisation": f"(level / 255 - {levels.mean}) / {levels.deviation}",
+        },
+        table=partial(_table, config, classes),
+        files=_tables(rows),
+        notes=(*notes, *skipped),
+        weights=None if config.backbone == "scratch" else partial(backbones.pretrained, config),
+        learns=partial(backbones.learns, backbones.frozen(config))
+        if config.backbone == "frozen"
+        else None,
+        read=partial(images.levels, side=config.size),
+    )
+
+
+def inspect(root):
+    """({column: value} a label, what is wrong with rows) of the folder `root`."""
+    from jaxdet.data import photos
+
+    _rooted(root)
+    return photos.survey(root)
+
+
+def cut(config):
+    """({column: value} a part, its files) of the cuts that `config` asks for."""
+    rows, _ = _rows(config)
+    labels = sorted({row.label for of_part in rows.values() for row in of_part})
+    counts = []
+    for part, of_part in rows.items():
+        found = Counter(row.label for row in of_part)
+        counts.append({"part": part, "photos": len(of_part), **{k: found[k] for k in labels}})
+    return counts, _tables(rows)
+
+
+def _table(config, classes, path):
+    """What a table says of photos: (path, index of the label, box in the photo's pixels)."""
+    from jaxdet.data import photos
+
+    rows, bad = photos.read_table(path, config.root)
+    unknown = [row.where for row in rows if row.label not in classes]
+    if bad or unknown:
+        raise InputError(f"{bad[0] if bad else unknown[0] + ': a label that the run has not'}")
+    folder = Path(config.root) / "images"
+    return [(folder / row.label / row.file, classes.index(row.label), row.box) for row in rows]
+
+
+def _change(config):
+    """How a training photo and its box are changed."""
+    from jaxdet.ops import augment
+
+    names = ("flip", "scale", "shift", "light")
+    return partial(augment.photo, **{name: getattr(config, name) for name in names})
+
+
+def _rows(config):
+    """Rows of each part, and what was wrong with others."""
+    from jaxdet.data import photos
+
+    _rooted(config.root)
+    if getattr(config, "split_files", ""):
+        return photos.read_split(config.split_files, config.root)
+    rows, bad = photos.read(config.root)
+    shares = {name: getattr(config, name) for name in ("cut_val", "cut_test", "train_frac")}
+    return photos.split(rows, **shares, seed=config.split_seed), bad
+
+
+def _load(config, rows, classes):
+    """Sources of the rows that can be used, and what is wrong with the others."""
+    from jaxdet.data import photos
+
+    splits, notes, first = {}, [], 0
+    for part, of_part in rows.items():
+        splits[part], bad = photos.load(of_part, config.root, config.size, classes, first_id=first)
+        first += len(of_part)
+        notes += bad
+    if notes and config.on_bad_row == "error":
+        raise InputError(f"{notes[0]} ({len(notes)} such rows); --on-bad-row skip leaves them out")
+    return splits, notes
+
+
+def _tables(rows):
+    """Files that keep the split with the run."""
+    from jaxdet.data import photos
+
+    return tuple(
+        (f"splits/{photos.PARTS[part]}", photos.table(of_part)) for part, of_part in rows.items()
+    )
+
+
+def _rooted(root):
+    """Refuse a folder that is not there."""
+    if not root:
+        raise InputError("--root: the folder with images/ and annotations/ is wanted")
+    if not Path(root).is_dir():
+        raise InputError(f"--root {root}: no such folder")
+
+
+def _check(config):
+    """Refuse what no training can use, before any photo is read."""
+    _rooted(config.root)
+    if config.size < SMALLEST:
+        raise InputError(f"--size {config.size}: at least {SMALLEST} pixels are wanted")
+    if config.backbone != "scratch" and not config.weights:
+        raise InputError(f"--backbone {config.backbone} wants --weights FILE")
+    if config.weights and config.backbone == "scratch":
+        raise InputError("--weights is not used with --backbone scratch: frozen or finetune")
+    parts = len(backbones.parts(config.model))
+    if not 0 <= config.learn_last <= parts:
+        raise InputError(f"--learn-last {config.learn_last}: {config.model} has {parts} parts")
+    if not 0 < config.scale[0] <= config.scale[1]:
+        raise InputError(f"--scale {config.scale}: two factors above 0, the smaller first")
+    if not 0 <= config.dropout < 2:
+        raise InputError(f"--dropout {config.dropout:g}: a factor of at least 0, under 2 is wanted")

@@ -1,0 +1,53 @@
+"""Plain networks: convolutions and max pools one after the other, told as a list.
+
+A list such as `32 32 M4 64 512/1` is convolutions of 3x3 pixels with that many outputs, batch norm
+and ReLU; max pools of 4x4 pixels with that stride; and a convolution of 1x1.
+"""
+
+from flax import linen as nn
+from jax import lax
+
+from jaxdet.models import layers
+from jaxdet.models.layers import Part
+
+
+class Plain(Part):
+    """The features of a list; its layers are conv1, conv2, ... and pool1, pool2, ...
+
+    bias: convolutions have one before batch norm too, as torchvision's VGG files do.
+    frozen: how many convolutions, from the first on, do not learn: their batch statistics stay as
+    they are, and no gradient is computed for them.
+    """
+
+    layout: str = ""
+    bias: bool = False
+    frozen: int = 0
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        """The last feature map [B, h, w, C] of images [B, H, W, C]."""
+        convolutions = pools = 0
+        for word in self.layout.split():
+            if word.startswith("M"):
+                pools += 1
+                side = int(word[1:])
+                x = layers.max_pool(x, f"pool{pools}", kernel=side, stride=side)
+            else:
+                convolutions += 1
+                x = self._convolution(x, word, convolutions, train)
+        return x
+
+    @nn.nowrap
+    def _convolution(self, x, word, number, train):
+        width, _, kernel = word.partition("/")
+        learns, name = number > self.frozen, f"conv{number}"
+        options = {"bias": self.bias, "train": train and learns}
+        x = self.convolve(x, int(width), int(kernel or 3), name, **options)
+        x = layers.relu(x, f"{name}_relu")
+        return x if learns else lax.stop_gradient(x)
+
+
+def parts(layout):
+    """How the names of the layers begin that `frozen` counts."""
+    count = sum(not word.startswith("M") for word in layout.split())
+    return tuple(f"conv{i + 1}" for i in range(count))

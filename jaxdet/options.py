@@ -1,0 +1,146 @@
+"""The options of every command: fields are flags, docstrings are help."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """Options of every command."""
+
+    cache: bool = True
+    """keep compiled programs in $JAXDET_CACHE, or ~/.cache/jaxdet"""
+    deterministic: bool = False
+    """on a GPU, use only operations that give the same bits every time (slower; no max pools)"""
+    debug: bool = False
+    """show the whole traceback of an error"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Process):
+    """Train a system into a run folder, or continue one."""
+
+    out: Path = Path("runs")
+    """run folder"""
+    resume: bool = False
+    """continue the run in --out if there is one, with its own configuration"""
+    overwrite: bool = False
+    """replace the run in --out"""
+    quiet: bool = False
+    """print nothing but errors"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restored(Process):
+    """What `eval` and `predict` restore."""
+
+    run: tyro.conf.Positional[Path]
+    """run folder"""
+    checkpoint: str = "best"
+    """best, last, or a step"""
+    split: str = "test"
+    """part of the data: train, val, test, or what else the system has; all for these three"""
+    root: str = ""
+    """folder of other data of the same kind"""
+    json: bool = False
+    """print JSON"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval(Restored):
+    """Scores of a checkpoint: exactly those that training logged for it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict(Restored):
+    """Answers for image files, one a line; or samples of the data, true and predicted boxes."""
+
+    images: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """image files, folders of them, or tables of photos with labels and boxes (.csv); without any,
+    samples of --split"""
+    filename: tuple[Path, ...] = ()
+    """more of them; where there is a display and no --save-dir, each is shown in a window"""
+    show_all_images: bool = True
+    """false leaves only the failures: a wrong label, or an IoU under .5"""
+    save_dir: Path | None = None
+    """folder for one picture an image: true boxes green, predicted boxes red"""
+    count: int = 30
+    """how many samples"""
+    canvas: int = 0
+    """side of the samples in pixels; 0 is the run's own"""
+    figure: Path | None = None
+    """picture to write: true boxes green, predicted boxes red"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preview(Process):
+    """A picture of training inputs with their true boxes."""
+
+    out: Path = Path("preview.png")
+    """picture to write"""
+    count: int = 30
+    """how many inputs"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspect(Process):
+    """What a folder of photos and tables holds: counts, sizes, boxes, rows that cannot be used."""
+
+    root: str = ""
+    """folder with images/ and annotations/"""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """what a row that cannot be used makes of the exit code: 2, or 0"""
+    json: bool = False
+    """print JSON"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split(Process):
+    """Cut a folder of photos into training, validation and test: three tables."""
+
+    root: str = ""
+    """folder with images/ and annotations/"""
+    out: Path = Path("splits")
+    """folder for training_data.csv, val_data.csv and test_data.csv"""
+    overwrite: bool = False
+    """replace the tables in --out"""
+    cut_val: float = 0.1
+    """share of all photos for validation"""
+    cut_test: float = 0.1
+    """share of all photos for the test"""
+    train_frac: float = 1.0
+    """share of all photos for training, or what the others leave of them"""
+    split_seed: int = 0
+    """seed of the shuffle; 0 with the shares above is the split of seed 000"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Describe(Process):
+    """Every layer of a network: type, output, weights, parameters, operations by kind, and time.
+
+    Additions and multiplications of a convolution, maxima of pools and ReLU: the table of seed 003.
+    """
+
+    model: tyro.conf.Positional[str]
+    """name of a model, or run folder"""
+    input: str = ""
+    """input as 1x32x32x3: images, height, width, channels; what the model is made for by default"""
+    backward: bool = False
+    """count a training pass: batch statistics, and the gradient by the parameters"""
+    convention: Literal["flop", "mac"] = "flop"
+    """total of all operations, or of multiply-adds alone, one for each pair"""
+    padding: Literal["full", "valid"] = "full"
+    """whether taps on padding count, as on paper, or not, as XLA counts"""
+    time: bool = False
+    """measure each layer, and draw the roofline plot"""
+    figure: Path = Path("roofline.png")
+    """roofline plot to write"""
+    markdown: bool = False
+    """print a Markdown table, as without any of these three"""
+    json: bool = False
+    """print JSON"""
+    csv: bool = False
+    """print comma-separated values"""

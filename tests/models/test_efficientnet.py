@@ -1,0 +1,301 @@
+from functools import partial
+from itertools import pairwise
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdet.models.efficientnet import (
+    B0,
+    B1,
+    B2,
+    B3,
+    STAGES,
+    Block,
+    EfficientNet,
+    Lite0,
+    Stage,
+    torch_name,
+)
+from jaxdet.ops import flops
+from tests.models.test_resnet import outputs, shaped, size
+from tests.models.test_sliding import fill
+
+SMALL = (Stage(1, 32, expand=1), Stage(1, 16, kernel=5, stride=2))  # the first one adds
+Tiny = partial(EfficientNet, stages=SMALL, width=0.25, classes=3)
+
+
+def paths(variables):
+    """Leaves by path: `params/stem/kernel`."""
+    return {
+        "/".join(key.key for key in path): leaf
+        for path, leaf in jax.tree.leaves_with_path(variables)
+    }
+
+
+# The paper's networks as torchvision's documentation has them, in parameters and giga multiply-adds
+# at its sizes; Lite0 and 4 by github.com/tensorflow/tpu, efficientnet/lite: 4.7 and 13.0 M.
+@pytest.mark.parametrize(
+    "net, side, parameters, multiply_adds",
+    [
+        (Lite0(), 224, 4_652_008, 0.385),
+        (Lite0(width=1.4, depth=1.8), 300, 13_006_568, 2.553),
+        (B0(), 224, 5_288_548, 0.386),
+        (B1(), 240, 7_794_184, 0.687),
+        (B2(), 288, 9_109_994, 1.088),
+        (B3(), 300, 12_233_232, 1.827),
+    ],
+    ids=["Lite0", "Lite4", "B0", "B1", "B2", "B3"],
+)
+def test_parameters_and_multiply_adds(net, side, parameters, multiply_adds):
+    made = jax.make_jaxpr(net.init_with_output, return_shape=True)
+    closed, (_, variables) = made(jax.random.key(0), shaped(1, side, side, 3))
+    assert size(variables["params"]) == parameters
+    assert round(flops.tally(closed, convention="mac").total() / 1e9, 3) == multiply_adds
+
+
+@pytest.mark.parametrize("side, sides", [(64, (16, 8, 4, 2)), (65, (17, 9, 5, 3))])
+@pytest.mark.parametrize("head, last", [(False, 320), (True, 1280)])
+def test_without_classes_the_last_map_of_each_resolution_comes_out(side, sides, head, last):
+    maps, variables = outputs(Lite0(classes=0, head=head), shaped(2, side, side, 3))
+    widths = (24, 40, 112, last)
+    assert [each.shape for each in maps] == [
+        (2, s, s, c) for s, c in zip(sides, widths, strict=True)
+    ]
+    assert ("head" in variables["params"]) == head
+    assert "logits" not in variables["params"]
+
+
+def test_names_of_the_parts():
+    _, variables = outputs(Tiny(), shaped(1, 32, 32, 3))
+    params = variables["params"]
+    blocks = {"stage1_block1", "stage2_block1"}
+    assert set(params) == blocks | {"stem", "stem_norm", "head", "head_norm", "logits"}
+    narrow = {"depthwise", "depthwise_norm", "squeeze", "project", "project_norm"}
+    assert set(params["stage1_block1"]) == narrow
+    assert set(params["stage2_block1"]) == narrow | {"expand", "expand_norm"}
+    assert params["stage2_block1"]["depthwise"]["kernel"].shape == (5, 5, 1, 48)
+    assert params["stage2_block1"]["squeeze"]["reduce"]["kernel"].shape == (1, 1, 48, 2)
+    _, plain = outputs(Tiny(squeeze=0), shaped(1, 32, 32, 3))
+    assert set(plain["params"]["stage1_block1"]) == narrow - {"squeeze"}
+    _, bare = outputs(Tiny(norm=False), shaped(1, 32, 32, 3))
+    assert set(bare) == {"params"}
+    assert set(bare["params"]["stage1_block1"]["project"]) == {"kernel", "bias"}
+
+
+def test_activations_and_sums_are_rows_of_the_operation_table():
+    images = shaped(1, 32, 32, 3)
+    rows = flops.count(Tiny().apply, outputs(Tiny(), images)[1], images).rows
+    names = {path.removeprefix("EfficientNet/") for path, _ in rows}
+    assert names >= {"stem_activation", "head_activation", "pool", "stage1_block1/add"}
+    inner = ("expand_activation", "depthwise_activation", "squeeze/reduce_activation")
+    assert names >= {f"stage2_block1/{x}" for x in (*inner, "squeeze/pool", "squeeze/gate")}
+    assert "stage2_block1/add" not in names
+
+
+def test_initial_kernels_keep_the_variance_of_what_flows_back():
+    block = Block(width=96, squeeze=0)
+    params = jax.jit(block.init)(jax.random.key(0), jnp.ones((1, 1, 1, 32)))["params"]
+    for part, fan in {"expand": 6 * 32, "depthwise": 9, "project": 96}.items():
+        np.testing.assert_allclose(params[part]["kernel"].std(), (2 / fan) ** 0.5, rtol=0.05)
+
+
+@pytest.fixture(scope="module")
+def made():
+    """Random variables of the tiny network, images, and their logits."""
+    images = np.random.default_rng(0).uniform(size=(4, 17, 17, 3)).astype(np.float32)
+    variables = fill(outputs(Tiny(), images)[1])
+    return variables, images, jax.jit(Tiny().apply)(variables, images)
+
+
+def test_frozen_parts_have_no_gradients_and_keep_their_statistics(made):
+    variables, images, _ = made
+
+    def loss(params):
+        step = partial(Tiny(frozen=2).apply, train=True, mutable="batch_stats")
+        logits, updates = step({**variables, "params": params}, images)
+        return -jax.nn.log_softmax(logits)[:, 0].mean(), updates["batch_stats"]
+
+    gradient, stats = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+    chex.assert_tree_all_finite((gradient, stats))
+    for path, leaf in paths(gradient).items():
+        assert leaf.any() != path.startswith(("stem", "stage1")), path
+    for path, before in paths(variables["batch_stats"]).items():
+        changed = (paths(stats)[path] != before).any()
+        assert changed != path.startswith(("stem", "stage1")), path
+
+
+def test_frozen_parts_cost_no_backward_pass_even_where_their_maps_are_used():
+    net = Tiny(stages=(*SMALL, Stage(1, 8, stride=2)), classes=0, head=True)
+    images = np.ones((1, 17, 17, 3), np.float32)
+    variables = fill(outputs(net, images)[1])
+
+    def total(params, frozen):
+        step = partial(net.clone(frozen=frozen).apply, train=True, mutable="batch_stats")
+        maps, _ = step({**variables, "params": params}, images)
+        return sum(each.sum() for each in maps)
+
+    def cost(frozen):
+        gradient = jax.grad(partial(total, frozen=frozen))
+        counted = flops.count(gradient, variables["params"], convention="mac")
+        return counted.total("backward")
+
+    costs = [cost(frozen) for frozen in (0, 2, 3, 5)]
+    assert all(more > less for more, less in pairwise(costs))
+    assert costs[-1] == 0
+
+
+def test_evaluation_looks_at_each_image_alone_and_freezing_changes_nothing(made):
+    variables, images, together = made
+    apply = jax.jit(Tiny(frozen=2).apply)
+    alone = jnp.concatenate([apply(variables, image[None]) for image in images])
+    assert together.shape == (4, 3)
+    assert together.std() > 0
+    chex.assert_trees_all_close(together, alone, atol=1e-4)
+
+
+def test_statistics_are_synchronised_over_the_named_axis(made):
+    variables, images, _ = made
+    net = Tiny(stages=SMALL[:1], classes=0)
+    train = {"train": True, "mutable": "batch_stats"}
+    _, together = jax.jit(partial(net.apply, **train))(variables, images)
+    step = partial(net.clone(axis_name="devices").apply, variables, **train)
+    halves = images.reshape(2, 2, *images.shape[1:])
+    _, updates = jax.jit(jax.vmap(step, axis_name="devices"))(halves)
+    chex.assert_trees_all_close(together, jax.tree.map(lambda x: x[0], updates), atol=1e-4)
+
+
+def test_bfloat16_computes_near_float32_and_keeps_its_parameters(made):
+    variables, images, exact = made
+    net = Tiny(dtype=jnp.bfloat16)
+    found = jax.jit(net.apply)(variables, images)
+    assert found.dtype == jnp.bfloat16
+    chex.assert_trees_all_close(found.astype(jnp.float32), exact, atol=0.05 * abs(exact).max())
+    _, shapes = outputs(net, images)
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+
+
+def test_every_convolution_goes_through_the_given_function():
+    calls = []
+
+    def spy(*args, **kwargs):
+        calls.append(args[1].shape)
+        return jax.lax.conv_general_dilated(*args, **kwargs)
+
+    _, variables = outputs(Tiny(conv_general_dilated=spy), shaped(1, 32, 32, 3))
+    kernels = [leaf.shape for leaf in paths(variables).values() if leaf.ndim == 4]
+    assert sorted(calls) == sorted(kernels)
+
+
+@pytest.mark.parametrize(
+    "path, name",
+    [
+        ("params/stem/kernel", "_conv_stem.weight"),
+        ("params/stem_norm/scale", "_bn0.weight"),
+        ("batch_stats/head_norm/var", "_bn1.running_var"),
+        ("params/stage1_block1/depthwise/kernel", "_blocks.0._depthwise_conv.weight"),
+        ("batch_stats/stage2_block2/expand_norm/mean", "_blocks.2._bn0.running_mean"),
+        ("params/stage7_block1/squeeze/reduce/bias", "_blocks.15._se_reduce.bias"),
+        ("params/logits/kernel", "_fc.weight"),
+    ],
+)
+def test_names_in_torch(path, name):
+    assert torch_name(path) == name
+
+
+def test_deeper_networks_have_later_names_in_torch():
+    path = "params/stage7_block2/project_norm/bias"
+    assert torch_name(path, B1().scaled()) == "_blocks.22._bn2.bias"
+    for unknown in (path, "params/neck/kernel"):
+        with pytest.raises(KeyError, match=unknown.split("/")[1]):
+            torch_name(unknown)
+
+
+class Twin:
+    """EfficientNet-PyTorch's forward pass; `weights` are drawn where they are first needed."""
+
+    def __init__(self, activation, squeeze):
+        self.torch = pytest.importorskip("torch")
+        self.f = self.torch.nn.functional
+        self.activation, self.squeeze = getattr(self.f, activation), squeeze
+        self.random = self.torch.Generator().manual_seed(0)
+        self.weights = {}
+
+    def draw(self, name, *shape, scale=1.0):
+        self.weights[name] = scale * self.torch.randn(shape, generator=self.random)
+        return self.weights[name]
+
+    def conv(self, x, name, width, kernel=1, stride=1, groups=1, bias=False):
+        fan = kernel**2 * x.shape[1] // groups
+        shape = (width, x.shape[1] // groups, kernel, kernel)
+        weight = self.draw(f"{name}.weight", *shape, scale=fan**-0.5)
+        outer = [-(-side // stride) * stride - stride + kernel - side for side in x.shape[:1:-1]]
+        pads = [pad for total in outer for pad in (max(total, 0) // 2, (max(total, 0) + 1) // 2)]
+        bias = self.draw(f"{name}.bias", width) if bias else None
+        return self.f.conv2d(self.f.pad(x, pads), weight, bias, stride, groups=groups)
+
+    def norm(self, x, name):
+        """By statistics near those of x, as training would leave them."""
+        var, mean = self.torch.var_mean(x, (0, 2, 3), correction=0)
+        self.weights[f"{name}.running_mean"] = mean = mean + 0.1
+        self.weights[f"{name}.running_var"] = var = 1.2 * var + 0.1
+        weight = self.draw(f"{name}.weight", len(mean))
+        bias = self.draw(f"{name}.bias", len(mean))
+        return self.f.batch_norm(x, mean, var, weight, bias, eps=1e-3)
+
+    def block(self, x, name, stage, stride):
+        y, channels = x, x.shape[1]
+        wide = stage.expand * channels
+        if stage.expand > 1:
+            y = self.norm(self.conv(y, f"{name}._expand_conv", wide), f"{name}._bn0")
+            y = self.activation(y)
+        y = self.conv(y, f"{name}._depthwise_conv", wide, stage.kernel, stride, groups=wide)
+        y = self.activation(self.norm(y, f"{name}._bn1"))
+        if self.squeeze:
+            z = y.mean((2, 3), keepdim=True)
+            z = self.activation(self.conv(z, f"{name}._se_reduce", channels // 4, bias=True))
+            y = y * self.conv(z, f"{name}._se_expand", wide, bias=True).sigmoid()
+        y = self.norm(self.conv(y, f"{name}._project_conv", stage.width), f"{name}._bn2")
+        return x + y if stride == 1 and stage.width == channels else y
+
+    def __call__(self, images, stages, classes):
+        x = self.torch.from_numpy(images).permute(0, 3, 1, 2)
+        x = self.activation(self.norm(self.conv(x, "_conv_stem", 32, 3, 2), "_bn0"))
+        strides = [(each, 1 if j else each.stride) for each in stages for j in range(each.blocks)]
+        for i, (stage, stride) in enumerate(strides):
+            x = self.block(x, f"_blocks.{i}", stage, stride)
+        x = self.activation(self.norm(self.conv(x, "_conv_head", 1280), "_bn1"))
+        weight = self.draw("_fc.weight", classes, 1280, scale=1280**-0.5)
+        return x.mean((2, 3)) @ weight.T + self.draw("_fc.bias", classes)
+
+
+def taken(path, leaf, weights):
+    """A leaf's values among torch's, which are taken away."""
+    value = weights.pop(torch_name(path)).numpy()
+    value = value.transpose(*range(2, value.ndim), 1, 0) if value.ndim > 1 else value
+    assert value.shape == leaf.shape, path
+    return value
+
+
+# Where a stride of two divides the side, there is more padding at the end; elsewhere on both.
+@pytest.mark.parametrize(
+    "net, twin, height, width",
+    [
+        (Lite0(classes=5), ("relu6", False), 64, 33),
+        (B0(classes=5, stages=STAGES[:4]), ("silu", True), 33, 48),
+    ],
+    ids=["Lite0", "B0"],
+)
+def test_outputs_are_those_of_torch(net, twin, height, width):
+    images = np.random.default_rng(0).normal(size=(2, height, width, 3)).astype(np.float32)
+    twin = Twin(*twin)
+    expected = twin(images, net.stages, net.classes).numpy()
+    _, shapes = outputs(net, images)
+    variables = jax.tree.map_with_path(
+        lambda path, leaf: taken("/".join(key.key for key in path), leaf, twin.weights), shapes
+    )
+    assert not twin.weights
+    assert expected.std() > 0.1
+    chex.assert_trees_all_close(jax.jit(net.apply)(variables, images), expected, atol=1e-4)

@@ -1,0 +1,223 @@
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxdet.models import layers
+from jaxdet.models.layers import Dropout, Part
+from jaxdet.ops import flops
+from tests import slow
+
+BOUND = 5  # standard deviations that a share may be off
+
+
+pool = jax.jit(layers.adaptive_mean_pool, static_argnames=("name", "side"))
+convolve = jax.jit(lambda net, *args: net.apply(*args), static_argnums=0)
+
+
+def drawn(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 7])
+def test_adaptive_mean_pool_is_that_of_torch(side):
+    torch = pytest.importorskip("torch")
+    expected = torch.nn.AdaptiveAvgPool2d(side)
+    for height, width in [(1, 1), (2, 9), (3, 4), (5, 13), (6, 3), (7, 7), (8, 14)]:
+        x = drawn(2, height, width, 3)
+        wanted = expected(torch.from_numpy(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        found = pool(x, "pool", side=side)
+        np.testing.assert_allclose(found, wanted, atol=1e-6, err_msg=f"{height} x {width}")
+
+
+@settings(deadline=None, max_examples=12)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 6))
+def test_adaptive_mean_pool_is_the_loop(height, width, side):
+    x = drawn(2, height, width, 2)
+    found = pool(x, "pool", side=side)
+    np.testing.assert_allclose(found, slow.adaptive_mean_pool(x, side), atol=1e-6)
+
+
+def test_adaptive_mean_pool_of_its_own_size_is_the_map():
+    x = drawn(2, 4, 4, 3)
+    np.testing.assert_array_equal(pool(x, "pool", side=4), x)
+
+
+@pytest.mark.parametrize("side", [1, 3, 5])
+def test_adaptive_mean_pool_keeps_constants_and_the_number_format(side):
+    x = jnp.full((1, 4, 7, 2), 3.0, jnp.bfloat16)
+    found = pool(x, "pool", side=side)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(found.astype(jnp.float32), 3, rtol=0.01)
+
+
+def test_layers_without_parameters_are_rows_of_the_operation_table():
+    def net(x):
+        x = layers.max_pool(layers.relu(x, "bend"), "halve", kernel=2, stride=2)
+        return layers.adaptive_mean_pool(x, "thirds", side=3)
+
+    rows = flops.count(net, jax.ShapeDtypeStruct((1, 10, 10, 2), jnp.float32)).rows
+    assert {path for path, _ in rows} == {"bend", "halve", "thirds"}
+
+
+@partial(jax.jit, static_argnums=0, static_argnames="train")
+def drop(rate, x, factor=1.0, seed=0, train=True):
+    return Dropout(rate).apply({}, x, factor, train, rngs={"dropout": jax.random.key(seed)})
+
+
+@pytest.mark.parametrize("rate, factor", [(0.5, 1.0), (0.2, 1.0), (0.5, 0.4), (0.3, 2.0)])
+def test_dropout_zeroes_its_share_and_scales_the_rest(rate, factor):
+    x = jnp.ones((100, 200))
+    out, share = drop(rate, x, factor), rate * factor
+    bound = BOUND * (share * (1 - share) / x.size) ** 0.5
+    assert abs(float((out == 0).mean()) - share) < bound
+    np.testing.assert_allclose(out[out != 0], 1 / (1 - share), rtol=1e-6)
+    assert abs(float(out.mean()) - 1) < bound / (1 - share)
+
+
+@pytest.mark.parametrize(
+    "rate, factor, train", [(0.5, 1.0, False), (0.0, 1.0, True), (0.5, 0, True)]
+)
+def test_without_training_rate_or_factor_nothing_drops(rate, factor, train):
+    x = drawn(50, 40)
+    np.testing.assert_array_equal(drop(rate, x, factor, train=train), x)
+
+
+def test_evaluation_and_rate_zero_need_no_key():
+    x = drawn(3, 4)
+    assert Dropout(0.5).apply({}, x) is x
+    assert Dropout(0.0).apply({}, x, train=True) is x
+
+
+def test_the_key_of_dropout_decides():
+    x = jnp.ones((8, 16))
+    first, again, other = drop(0.5, x, seed=1), drop(0.5, x, seed=1), drop(0.5, x, seed=2)
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+def test_a_traced_factor_of_dropout_is_the_plain_one():
+    x, factors = drawn(20, 30), jnp.array([0.0, 0.5, 1.0, 1.9])
+    swept = jax.jit(jax.vmap(lambda factor: drop(0.5, x, factor)))(factors)
+    plain = jnp.stack([drop(0.5, x, float(factor)) for factor in factors])
+    chex.assert_trees_all_close(swept, plain, rtol=1e-5)
+    zeros = [int((each == 0).sum()) for each in swept]
+    assert zeros[0] == 0 and zeros == sorted(
+        set(zeros)
+    )  # one key: more drop, and what dropped stays
+    assert (swept[2][swept[1] == 0] == 0).all()
+
+
+def test_the_gradient_of_dropout_is_its_mask():
+    x = drawn(20, 30)
+    slope = jax.grad(lambda x: drop(0.4, x).sum())(x)
+    np.testing.assert_allclose(slope * x, drop(0.4, x), rtol=1e-6)
+    assert 0 < (slope == 0).mean() < 1
+
+
+def test_dropout_keeps_the_number_format():
+    x = jnp.ones((4, 4), jnp.bfloat16)
+    assert drop(0.5, x, 1.0).dtype == jnp.bfloat16
+
+
+class One(Part):
+    """One convolution."""
+
+    kernel: int = 3
+    stride: int = 1
+    bias: bool = False
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        options = {"stride": self.stride, "bias": self.bias, "train": train}
+        return self.convolve(x, 4, self.kernel, "conv", **options)
+
+
+@pytest.mark.parametrize(
+    "fields, parts",
+    [
+        ({}, {"conv": {"kernel"}, "conv_norm": {"scale", "bias"}}),
+        ({"bias": True}, {"conv": {"kernel", "bias"}, "conv_norm": {"scale", "bias"}}),
+        ({"norm": False}, {"conv": {"kernel", "bias"}}),
+    ],
+)
+def test_a_convolution_has_a_norm_or_a_bias(fields, parts):
+    variables = jax.eval_shape(One(**fields).init, jax.random.key(0), jnp.ones((1, 5, 5, 3)))
+    assert {name: set(leaves) for name, leaves in variables["params"].items()} == parts
+    assert ("batch_stats" in variables) == ("conv_norm" in parts)
+    assert variables["params"]["conv"]["kernel"].shape == (3, 3, 3, 4)
+
+
+@pytest.mark.parametrize("kernel, stride", [(1, 1), (3, 1), (3, 2), (1, 2), (7, 2), (5, 3)])
+def test_a_convolution_pads_as_in_torch(kernel, stride):
+    torch = pytest.importorskip("torch")
+    for sides in ((8, 8), (9, 7)):
+        x, net = drawn(2, *sides, 3), One(kernel=kernel, stride=stride, norm=False)
+        conv = {"kernel": drawn(kernel, kernel, 3, 4, seed=1), "bias": drawn(4, seed=2)}
+        weight = torch.from_numpy(conv["kernel"]).permute(3, 2, 0, 1)
+        wanted = torch.nn.functional.conv2d(
+            *(torch.from_numpy(x).permute(0, 3, 1, 2), weight, torch.from_numpy(conv["bias"])),
+            stride=stride,
+            padding=kernel // 2,
+        )
+        found = convolve(net, {"params": {"conv": conv}}, x)
+        np.testing.assert_allclose(found, wanted.permute(0, 2, 3, 1), atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def normal():
+    """A convolution with a norm, its variables, and a batch."""
+    x = drawn(8, 6, 6, 3) + 1
+    return One(), jax.jit(One().init)(jax.random.key(0), x), x
+
+
+def test_the_norm_makes_a_training_batch_even_and_remembers_a_tenth_of_it(normal):
+    net, variables, x = normal
+    train = jax.jit(partial(net.apply, train=True, mutable="batch_stats"))
+    out, updates = train(variables, x)
+    np.testing.assert_allclose(out.mean((0, 1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(out.std((0, 1, 2)), 1, atol=1e-3)
+    bare = {"params": {"conv": {**variables["params"]["conv"], "bias": jnp.zeros(4)}}}
+    before = convolve(One(norm=False), bare, x)
+    stats = updates["batch_stats"]["conv_norm"]
+    np.testing.assert_allclose(stats["mean"], 0.1 * before.mean((0, 1, 2)), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * before.var((0, 1, 2)), rtol=1e-4)
+
+
+def test_evaluation_normalises_by_the_running_statistics(normal):
+    net, variables, x = normal
+    wide = {"conv_norm": {"mean": jnp.ones(4), "var": jnp.full(4, 4.0)}}
+    found = convolve(net, {**variables, "batch_stats": wide}, x)
+    bare = {"params": {"conv": {**variables["params"]["conv"], "bias": jnp.zeros(4)}}}
+    before = convolve(One(norm=False), bare, x)
+    np.testing.assert_allclose(found, (before - 1) / 2, atol=1e-4)
+
+
+def test_a_part_hands_on_what_all_parts_share():
+    def spy(*args, **kwargs):
+        return jax.lax.conv_general_dilated(*args, **kwargs)
+
+    given = {
+        "axis_name": "devices",
+        "dtype": jnp.bfloat16,
+        "conv_general_dilated": spy,
+        "norm": False,
+    }
+    assert One(kernel=1, **given).shared() == given
+    out, variables = jax.eval_shape(
+        One(**given).init_with_output, jax.random.key(0), jnp.ones((1, 3, 3, 2))
+    )
+    assert out.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+
+
+def test_initial_kernels_keep_the_variance_of_what_flows_back():
+    made = jax.jit(One().init)(jax.random.key(0), jnp.ones((1, 1, 1, 300)))
+    kernel = made["params"]["conv"]["kernel"]
+    np.testing.assert_allclose(kernel.std(), (2 / (9 * 4)) ** 0.5, rtol=0.05)

@@ -1,0 +1,77 @@
+"""The quick gradient of max pools against XLA's own, and against the obvious loop."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxdet.ops import conv, pool
+from tests import slow
+
+
+def passes(x, g, kernel, stride, padding):
+    """Maxima, and the gradient by the image of a pool whose outputs have the gradient g."""
+
+    @jax.jit
+    def both(x):
+        pooled = partial(pool.max_pool, kernel=kernel, stride=stride, padding=padding)
+        out, back = jax.vjp(pooled, x)
+        return out, back(g(out.shape))[0]
+
+    return both(x)
+
+
+def drawn(seed):
+    return lambda shape: jax.random.normal(jax.random.key(seed), shape)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.integers(1, 4), st.integers(0, 2)
+)
+def test_any_pool_is_that_of_xla(height, width, kernel, stride, padding):
+    padding = min(padding, kernel // 2)
+    if min(height, width) + 2 * padding < kernel:
+        return
+    different = np.random.default_rng(0).permutation(2 * height * width * 3)  # no ties
+    x = jnp.asarray(different.reshape(2, height, width, 3), jnp.float32)
+    found = passes(x, drawn(1), kernel, stride, padding)
+    with conv.using("lax"):
+        wanted = passes(x, drawn(1), kernel, stride, padding)
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kernel, stride, padding", [(2, 2, 0), (3, 2, 1), (3, 1, 1), (2, 3, 0)])
+def test_ties_share_the_gradient_as_in_the_loop(kernel, stride, padding):
+    x = jnp.round(2 * jax.random.normal(jax.random.key(0), (2, 7, 6, 2)))
+    _, found = passes(x, drawn(1), kernel, stride, padding)
+    shape = pool.max_pool(x, kernel=kernel, stride=stride, padding=padding).shape
+    wanted = slow.max_pool_gradient(x, np.asarray(drawn(1)(shape)), kernel, stride, padding)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_plain_jit_and_vmap_agree():
+    x = jax.random.normal(jax.random.key(0), (3, 2, 6, 6, 2))
+    pooled = lambda x: (pool.max_pool(x, kernel=3, stride=2, padding=1) ** 2).sum()  # noqa: E731
+    plain = jnp.stack([jax.grad(pooled)(one) for one in x])
+    np.testing.assert_allclose(jax.vmap(jax.grad(pooled))(x), plain, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(jax.vmap(jax.grad(pooled)))(x), plain, rtol=1e-6)
+
+
+def test_the_whole_gradient_arrives():
+    x = jnp.zeros((1, 8, 8, 1))
+    _, found = passes(x, jnp.ones, 3, 2, 1)
+    assert found.sum() == pytest.approx(16)
+
+
+def test_other_number_formats_are_pooled_by_xla():
+    x = jnp.ones((1, 4, 4, 1), jnp.bfloat16)
+    jaxpr = str(jax.make_jaxpr(jax.grad(lambda x: pool.max_pool(x, kernel=2, stride=2).sum()))(x))
+    assert "select_and_scatter" in jaxpr
+    assert nn.max_pool(x, (2, 2), (2, 2)).dtype == x.dtype

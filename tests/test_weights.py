@@ -1,0 +1,340 @@
+import io
+import os
+import struct
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+
+from jaxdet import weights
+from jaxdet.types import InputError
+
+
+class Call(tuple):
+    """(module, name, *arguments): what a pickle calls."""
+
+
+class Stored(tuple):
+    """What torch.save keeps outside of the pickle."""
+
+
+class Kind(str):
+    """The name of a class of PyTorch."""
+
+
+def opcodes(value):
+    """A value as a pickle's opcodes, any globals and all, without PyTorch."""
+    if isinstance(value, Call):
+        module, name, *arguments = value
+        return f"c{module}\n{name}\n".encode() + opcodes(tuple(arguments)) + b"R"
+    if isinstance(value, Stored):
+        return opcodes(tuple(value)) + b"Q"
+    if isinstance(value, Kind):
+        return f"ctorch\n{value}\n".encode()
+    if isinstance(value, str):
+        return b"X" + struct.pack("<I", len(value)) + value.encode()
+    if isinstance(value, tuple):
+        return b"(" + b"".join(map(opcodes, value)) + b"t"
+    if isinstance(value, list):
+        return b"(" + b"".join(map(opcodes, value)) + b"l"
+    if isinstance(value, dict):
+        return b"(" + b"".join(opcodes(x) for pair in value.items() for x in pair) + b"d"
+    return f"I{int(value)}\n".encode()
+
+
+def pickled(value):
+    """A value as a pickle; bytes are one already."""
+    return value if isinstance(value, bytes) else b"\x80\x02" + opcodes(value) + b"."
+
+
+def tensor(shape=(2, 3), strides=(3, 1), offset=0, key="0", kind="FloatStorage"):
+    storage = Stored(("storage", Kind(kind), key, "cpu", 6))
+    call = ("torch._utils", "_rebuild_tensor_v2", storage, offset, shape, strides, False, {})
+    return Call(call)
+
+
+STORAGES = {"0": np.arange(6, dtype=np.float32).tobytes()}
+PLAIN = {"a": tensor(), "epoch": 3}
+
+
+def zipped(tree=PLAIN, storages=STORAGES, packing=zipfile.ZIP_STORED, **entries):
+    """A file as torch.save writes it."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", packing) as file:
+        file.writestr("net/data.pkl", pickled(tree))
+        for name, content in entries.items():
+            file.writestr(f"net/{name}", content)
+        for key, content in storages.items():
+            file.writestr(f"net/data/{key}", content)
+    return stream.getvalue()
+
+
+def rowed(tree=PLAIN, storages=STORAGES, version=weights.PROTOCOL, little=1, size=4):
+    """A file as torch.save wrote it before 1.6."""
+    start = b"\x80\x02\x8a\x0a" + weights.MAGIC.to_bytes(10, "little") + b"."
+    parts = map(pickled, (version, {"little_endian": little}, tree, list(storages)))
+    raw = (struct.pack("<q", len(each) // size) + each for each in storages.values())
+    return start + b"".join((*parts, *raw))
+
+
+BOTH = pytest.mark.parametrize("form", [zipped, rowed])
+
+
+@pytest.fixture
+def given(tmp_path):
+    """A function that reads what a file of these bytes holds."""
+
+    def read(content):
+        path = tmp_path / "net.pth"
+        path.write_bytes(content)
+        return weights.read(path)
+
+    return read
+
+
+def refused(read, content, match):
+    with pytest.raises(InputError, match=match) as raised:
+        read(content)
+    assert "net.pth: " in str(raised.value) and "\n" not in str(raised.value)
+
+
+@BOTH
+def test_arrays_come_by_name_and_nothing_else(given, form):
+    arrays = given(form())
+    assert list(arrays) == ["a"] and arrays["a"].dtype == np.float32
+    np.testing.assert_array_equal(arrays["a"], [[0, 1, 2], [3, 4, 5]])
+
+
+@BOTH
+@pytest.mark.parametrize("wrapper", weights.WRAPPERS)
+def test_what_a_training_script_wrapped_is_unwrapped(given, form, wrapper):
+    assert list(given(form({"epoch": 3, wrapper: PLAIN}))) == ["a"]
+
+
+@BOTH
+def test_strides_and_offsets_are_those_of_the_file(given, form):
+    tree = {
+        "transposed": tensor((3, 2), (1, 3)),
+        "last": tensor((2,), (1,), 4),
+        "number": tensor((), (), 5),
+        "repeated": tensor((2, 2), (0, 1)),
+        "none": tensor((0, 7), (7, 1), 6),
+    }
+    arrays = given(form(tree))
+    np.testing.assert_array_equal(arrays["transposed"], [[0, 3], [1, 4], [2, 5]])
+    np.testing.assert_array_equal(arrays["last"], [4, 5])
+    assert arrays["number"] == 5 and arrays["number"].shape == ()
+    np.testing.assert_array_equal(arrays["repeated"], [[0, 1], [0, 1]])
+    assert arrays["none"].shape == (0, 7)
+    assert np.shares_memory(arrays["transposed"], arrays["last"])
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("changed", "match"),
+    [
+        ({"offset": 1}, "'a' reaches element 6 of a storage of 6"),
+        ({"shape": (3, 3)}, "reaches element 8"),
+        ({"strides": (2**70, 1)}, "reaches element"),
+        ({"offset": -1}, "'a' has offset, shape and strides"),
+        ({"strides": (-3, 1)}, "'a' has offset"),
+        ({"shape": (2, -3)}, "'a' has offset"),
+        ({"shape": ("2", 3)}, "'a' has offset"),
+        ({"shape": (6,)}, "damaged"),
+        ({"shape": 6}, "damaged"),
+        ({"shape": (0, 2**62, 2**62), "strides": (1, 1, 1)}, "damaged"),
+        ({"shape": (1,) * 99, "strides": (1,) * 99}, "damaged"),
+        ({"key": "1"}, "damaged"),
+        ({"kind": "ComplexFloatStorage"}, "'torch.ComplexFloatStorage', which is not supported"),
+    ],
+)
+def test_a_tensor_that_its_storage_cannot_hold_is_refused(given, form, changed, match):
+    refused(given, form({"a": tensor(**changed)}), match)
+
+
+@BOTH
+def test_a_storage_has_one_kind(given, form):
+    refused(given, form({"a": tensor(), "b": tensor(kind="IntStorage")}), "storage '0' as both")
+
+
+@BOTH
+@pytest.mark.parametrize("tree", [[tensor()], {0: tensor()}, {"epoch": 3}, {}, 7])
+def test_a_file_without_arrays_by_name_is_refused(given, form, tree):
+    storages = STORAGES if b"Storage" in pickled(tree) else {}
+    refused(given, form(tree, storages), "no arrays by name")
+
+
+@BOTH
+def test_a_pickle_that_runs_a_program_is_refused_and_does_not_run(given, form, tmp_path):
+    proof = tmp_path / "proof"
+    for module in ("os", os.name):
+        call = Call((module, "system", f"touch {proof}"))
+        refused(given, form({"a": tensor(), "b": call}), f"asks for '{module}.system'")
+    assert not proof.exists()
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "code",
+    [
+        b"cbuiltins\neval\n",
+        b"cbuiltins\ngetattr\n",
+        b"cnumpy\nndarray\n",
+        b"ctorch\nload\n",
+        b"ctorch._utils\n_rebuild_tensor_v2.__globals__\n",
+        b"\x8c\x02os\x8c\x06system\x93",  # a global by strings on the stack
+        b"(X\x02\x00\x00\x00lsios\nsystem\n",  # an instance, the oldest way to call
+        b"\x82\x01",  # a global by its number in a registry
+    ],
+)
+def test_no_opcode_gets_another_global(given, form, code):
+    refused(given, form(b"\x80\x04" + code + b"."), "asks for")
+
+
+@BOTH
+def test_setting_attributes_leaves_no_trace(given, form):
+    function = b"ctorch._utils\n_rebuild_parameter\n"
+    evil = b"N}" + opcodes("__defaults__") + opcodes((tensor(),)) + b"s\x86b"
+    given(form(b"\x80\x02}" + opcodes("a") + opcodes(PLAIN["a"]) + b"s" + function + evil + b"0."))
+    read = weights._Unpickler(io.BytesIO()).find_class("torch._utils", "_rebuild_parameter")
+    assert read.__defaults__ is None
+    for name in ("collections\nOrderedDict", "torch\nFloatStorage", "torch\nSize"):
+        refused(given, form(b"\x80\x02c" + name.encode() + b"\n" + evil + b"."), "damaged")
+
+
+@BOTH
+def test_memory_is_not_for_the_file_to_ask_for(given, form):
+    far = b"\x80\x02}r" + struct.pack("<I", 2**31) + b"."
+    refused(given, form(far), "more memory than its length explains")
+    refused(given, form(b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"."), "damaged")
+
+
+@BOTH
+@pytest.mark.parametrize("tree", [PLAIN, {}])
+def test_a_file_cut_short_anywhere_is_refused(given, form, tree):
+    content = form(tree, STORAGES if tree else {})
+    for length in range(len(content)):
+        refused(given, content[:length], "cut short or damaged|begins with")
+
+
+@BOTH
+def test_a_damaged_file_gives_arrays_or_an_input_error(given, form):
+    content, draw = form(), np.random.default_rng(0)
+    for _ in range(300):
+        damaged = bytearray(content)
+        damaged[draw.integers(len(content))] = draw.integers(256)
+        try:
+            assert all(array.nbytes <= 24 for array in given(bytes(damaged)).values())
+        except InputError as error:
+            assert "\n" not in str(error)
+
+
+def test_what_is_no_file_of_weights_is_refused(given, tmp_path):
+    for content, match in [
+        (b"", "begins with nothing; wanted is"),
+        (b"\x89PNG\r\n", "begins with 89 50 4e 47"),
+        (pickled({"a": 1}), "pickle that torch.save did not write"),
+        (rowed(version=1002), "version 1002 of the format, known is 1001"),
+        (rowed(little=0), "big-endian"),
+        (zipped(byteorder="big"), "big-endian"),
+        (zipped(packing=zipfile.ZIP_DEFLATED), "compressed entries"),
+        (zipped().replace(b"net/data.pkl", b"net/meta.pkl"), "without one data.pkl"),
+        (zipped(**{"more/data.pkl": "."}), "without one data.pkl"),
+    ]:
+        refused(given, content, match)
+    for path, match in [(tmp_path, "Is a directory"), (tmp_path / "none", "No such file")]:
+        with pytest.raises(InputError, match=f"^{path}: cannot be read: {match}"):
+            weights.read(path)
+
+
+def test_entries_of_a_zip_file_that_share_their_bytes_are_refused(given):
+    stream = io.BytesIO(zipped(storages={"0": bytes(1000)}))
+    with zipfile.ZipFile(stream, "a") as file:
+        file.filelist += [file.getinfo("net/data/0")] * 99
+        file._didModify = True
+    refused(given, stream.getvalue(), "compressed entries")
+
+
+def plain(array):
+    """A PyTorch tensor in NumPy, bfloat16 as float32."""
+    array = array.detach()
+    return (array.float() if str(array.dtype) == "torch.bfloat16" else array).numpy()
+
+
+def state(torch):
+    """A state dict of every type, with views and parameters."""
+    floats = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+    others = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+    arrays = {str(kind)[6:]: torch.arange(12).reshape(3, 4).to(kind) for kind in floats + others}
+    arrays["parameter"] = torch.nn.Parameter(arrays["float32"].T[1:])
+    arrays["half"] = torch.nn.Parameter(arrays["bfloat16"][1])
+    arrays["image"] = torch.rand(1, 2, 3, 4).to(memory_format=torch.channels_last)
+    arrays["empty"] = torch.zeros(0, 2)
+    arrays["number"] = torch.tensor(7)
+    return arrays
+
+
+@pytest.mark.parametrize("new", [True, False])
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_arrays_are_those_that_torch_saved(given, new, protocol):
+    torch = pytest.importorskip("torch")
+    expected = {**state(torch), **torch.nn.BatchNorm2d(3).state_dict()}
+    stream = io.BytesIO()
+    options = {"_use_new_zipfile_serialization": new, "pickle_protocol": protocol}
+    torch.save({"state_dict": expected, "epoch": 2, "rate": 0.5}, stream, **options)
+    arrays = given(stream.getvalue())
+    assert arrays.keys() == expected.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, plain(expected[name]), strict=True)
+    for length in np.linspace(0, len(stream.getvalue()) - 1, 50, dtype=int):
+        refused(given, stream.getvalue()[:length], "cut short or damaged|begins with")
+
+
+def test_a_state_dict_with_its_metadata(given):
+    torch = pytest.importorskip("torch")
+    net, stream = torch.nn.Conv2d(2, 3, 5), io.BytesIO()
+    torch.save(net.state_dict(), stream)
+    arrays = given(stream.getvalue())
+    np.testing.assert_array_equal(arrays["weight"], plain(net.weight), strict=True)
+
+
+def test_a_whole_network_of_torch_is_refused(given):
+    torch = pytest.importorskip("torch")
+    stream = io.BytesIO()
+    torch.save(torch.nn.ReLU(), stream)
+    refused(given, stream.getvalue(), "asks for 'torch.nn.modules.activation.ReLU'")
+
+
+def test_safetensors(given):
+    pytest.importorskip("safetensors")
+    from safetensors.numpy import save
+
+    draw = np.random.default_rng(0)
+    expected = {
+        "a": draw.normal(size=(3, 4)).astype(np.float32),
+        "b": np.array(7),
+        "c.d": draw.normal(size=2) > 0,
+    }
+    content = save(expected)
+    arrays = given(content)
+    assert arrays.keys() == expected.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, expected[name], strict=True)
+    for length in range(len(content)):
+        refused(given, content[:length], "cut short or damaged|begins with")
+
+
+def test_safetensors_of_bfloat16_and_of_what_is_not_supported(given):
+    pytest.importorskip("safetensors")
+    header = b'{"a":{"dtype":"%s","shape":[2],"data_offsets":[0,%d]}}'
+    content = header % (b"BF16", 4)
+    arrays = given(struct.pack("<Q", len(content)) + content + b"\x80\x3f\x40\xc0")
+    np.testing.assert_array_equal(arrays["a"], np.float32([1, -3]), strict=True)
+    content = header % (b"U64", 16)
+    refused(given, struct.pack("<Q", len(content)) + content + bytes(16), "arrays of U64")
+
+
+def test_without_safetensors_the_remedy_is_said(given, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    refused(given, struct.pack("<Q", 2) + b"{}", r"pip install jaxdet\[weights\]")
