@@ -50,25 +50,25 @@ def run(fields, folder):
         system = configs.build("digits", config)
     with found.stage("init: state, data to the device"):
         show = progress.Progress(quiet=True)
-        loop = fit.Loop(system, config, folder, show, stop=lambda: False)
-        jax.block_until_ready((loop.state, loop.data))
+        programs = fit.Programs(system, config)
+        loop = fit.Loop(programs, system, config, folder, show, stop=lambda: False)
+        jax.block_until_ready((loop.state, programs.data))
     steps(found, loop, jax.block_until_ready)
     return found
 
 
 def steps(found, loop, wait):
     """Trace, compile and run the step of a `fit.Loop`; then once more."""
-    batches = import_module("jaxdet.data.batches")
-    (rows, *_) = batches.order(loop.config.seed, 0, loop.count, loop.config.batch)
+    (rows, *_), data = loop.rows(), loop.programs.data
     with found.stage("step: trace"):
-        lowered = loop.step.lower(loop.state, loop.data, rows)
+        lowered = loop.programs.step.lower(loop.state, data, rows)
     with found.stage("step: compile"):
         step = lowered.compile()
     with found.stage("first step"):
-        state = wait(step(loop.state, loop.data, rows))
+        state = wait(step(loop.state, data, rows))
     found.first = time.time()
     with found.stage("second step"):
-        wait(step(state, loop.data, rows))
+        wait(step(state, data, rows))
 
 
 if __name__ == "__main__":

@@ -42,14 +42,15 @@ def in_jax(work, among=None):
     """A call of jaxdet's step on the first device, or on those given; the state moves on."""
     among = among or parallel.devices(1)
     parallel.check(work.batch, among)
-    optimizer = optim.optimizer("adamw", 1e-3, beta2=0.999, weight_decay=0.02)
+    chosen = optim.optimizer("adamw", 1e-3, beta2=0.999, weight_decay=0.02)
     plan = train.Plan(1, 1, 1, 0.0)
     shown = {name: column[:1] for name, column in work.data.items()}
     hyper = {name: np.float32(value) for name, value in work.hyper.items()}
-    make = partial(train.create, shown, hyper, task=work.task, optimizer=optimizer, seed=0, ema=0)
+    given = {"task": work.task, "optimizer": lambda _: chosen}
+    make = partial(train.create, shown, hyper, **given, seed=0, ema=0)
     state = parallel.put(host.evaluate(make), among)
     data, rows = parallel.put(work.data, among), np.arange(work.batch)
-    step = partial(train.train_step, task=work.task, optimizer=optimizer, plan=plan)
+    step = partial(train.train_step, **given, plan=plan)
     run = parallel.compiled(step, among, whole=2, donate=(0,))
 
     def call():

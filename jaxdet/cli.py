@@ -20,6 +20,7 @@ commands:
   train SYSTEM          train a system into a run folder, or continue one
   eval RUN              scores of a checkpoint, one `name value` a line
   predict RUN           answers for image files, or a picture of true and predicted boxes
+  compare RUN...        several runs side by side: a table, their curves, their worst failures
   data inspect SYSTEM   what a folder of data holds, and what of it cannot be used
   data split SYSTEM     tables of the photos for training, validation and test
   data preview SYSTEM   a picture of training inputs with their true boxes
@@ -57,6 +58,8 @@ def main(argv=None):
         case ["eval" | "predict" as command, *rest]:
             kind = options.Eval if command == "eval" else options.Predict
             return _run(command, flags.parse(f"jaxdet {command}", rest, kind))
+        case ["compare", *rest]:
+            return _run("compare", flags.parse("jaxdet compare", rest, options.Compare))
         case ["describe", *rest]:
             return _run("describe", flags.parse("jaxdet describe", rest, options.Describe))
         case ["train", name, *rest] if name in configs.SYSTEMS:

@@ -96,13 +96,16 @@ class Evaluator:
             self.step(kept, self.data, self.hyper, {"index": index, "real": real})
         )
 
-    def __call__(self, kept, pause=lambda: None):
-        """Scores under the variables `kept`; `pause` is called between batches (it may raise)."""
-        kept = parallel.put(kept, self.among)
+    def __call__(self, kept, pause=lambda: None, hyper=None):
+        """Scores under the variables `kept`, and under other numbers than the system's if given.
+
+        `pause` is called between batches (it may raise).
+        """
+        kept, hyper = parallel.put(kept, self.among), hyper or self.hyper
         found = []
         for index, real in zip(*self.rows, strict=True):
             pause()
-            found.append(self.step(kept, self.data, self.hyper, {"index": index, "real": real}))
+            found.append(self.step(kept, self.data, hyper, {"index": index, "real": real}))
         terms, measures = zip(*jax.device_get(found), strict=True)
         weights = self.rows[1].sum(1) / self.count
         losses = {

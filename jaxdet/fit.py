@@ -26,7 +26,8 @@ def fit(system, config, folder, *, show, stop=lambda: False):
     `show` is a `progress.Progress`; `stop()` turning true saves and ends.  Returns True when the
     run is complete.  Raises `DivergedError` when the loss stops being finite.
     """
-    loop = Loop(system, config, folder, show, stop)
+    loop = Loop(Programs(system, config), system, config, folder, show, stop)
+    show.begin(loop.at * config.batch, loop.plan.steps * config.batch)
     try:
         while not loop.complete():
             loop.epoch()
@@ -47,24 +48,32 @@ def draw(folder):
     plots.convergence(runs.read_metrics(folder), Path(folder) / "plots" / "convergence.png")
 
 
-class Loop:
-    """A run on its way: the compiled step, the evaluator, and where the run stands."""
+class Programs:
+    """What runs share that differ in `train.numbers` and seeds only: data, step, evaluator."""
 
-    def __init__(self, system, config, folder, show, stop):
-        self.config, self.folder, self.show, self.stop = config, folder, show, stop
+    def __init__(self, system, config):
         self.among = train.devices(config)
         source = system.splits["train"]
         self.count = len(source)
         self.plan = train.plan(config, self.count)
         self.data = parallel.put(source.arrays, self.among)
         self.evaluator = evaluate.Evaluator(system, "val", config.eval_batch, self.among)
-        step = partial(
+        self.pure = partial(
             train.train_step,
             task=system.task,
             optimizer=train.optimizer(config, self.plan, system.learns),
             plan=self.plan,
         )
-        self.step = parallel.compiled(step, self.among, whole=2, donate=(0,))
+        self.step = parallel.compiled(self.pure, self.among, whole=2, donate=(0,))
+
+
+class Loop:
+    """A run on its way: its programs, and where it stands."""
+
+    def __init__(self, programs, system, config, folder, show, stop):
+        self.config, self.folder, self.show, self.stop = config, folder, show, stop
+        self.programs, self.plan, self.among = programs, programs.plan, programs.among
+        self.hyper = parallel.put(system.hyper, self.among)
         self.rate = train.learning_rate(config, self.plan)
         self._start(train.maker(system, config), system.weights)
         self.stepped, self.drawn, self.operations = False, 0.0, None
@@ -80,7 +89,6 @@ class Loop:
         runs.drop_metrics(self.folder, int(state.book["evaluated"]))
         self.at = int(state.step)
         self.state = parallel.put(state, self.among)
-        self.show.begin(self.at * self.config.batch, self.plan.steps * self.config.batch)
 
     def complete(self):
         """Whether the last step, or patience, is at its end and evaluated."""
@@ -103,12 +111,11 @@ class Loop:
 
     def _train(self):
         """Steps to the end of the epoch, from wherever in it the run stands."""
-        number, start = divmod(self.at, self.plan.epoch_steps)
+        number = self.at // self.plan.epoch_steps
         self.began = time.monotonic()
-        rows = batches.order(self.config.seed, number, self.count, self.config.batch)
-        for row in rows[start:]:
+        for row in self.rows():
             self._pause()
-            self.state = self.step(self.state, self.data, row)
+            self.state = self.programs.step(self.state, self.programs.data, row)
             self.at += 1
             if not self.stepped:
                 self._first_step()
@@ -116,6 +123,12 @@ class Loop:
             if self.show.due():
                 self._look(number)
         self._look(number)
+
+    def rows(self):
+        """Indices of the batches from here to the end of the epoch, [steps, B]."""
+        number, start = divmod(self.at, self.plan.epoch_steps)
+        count, batch = self.programs.count, self.config.batch
+        return batches.order(self.config.seed, number, count, batch)[start:]
 
     def _first_step(self):
         """Say how long the start took: imports, data, compilation."""
@@ -153,9 +166,9 @@ class Loop:
         book = self._book()
         kept = evaluate.variables(self.state)
         if self.operations is None:
-            self.operations = self.evaluator.operations(kept)
+            self.operations = self.programs.evaluator.operations(kept)
         begun = time.monotonic()
-        scores = self.evaluator(kept, self._pause)
+        scores = self.programs.evaluator(kept, self._pause, self.hyper)
         seconds = {"train": trained, "eval": time.monotonic() - begun}
         score = (float(np.float32(scores[self.config.best])), float(np.float32(scores["loss"])))
         line = {

@@ -48,7 +48,7 @@ def optimizer(
     parts = [
         optax.clip_by_global_norm(clip) if clip else optax.identity(),
         scale,
-        optax.add_decayed_weights(weight_decay, kernels) if weight_decay else optax.identity(),
+        optax.add_decayed_weights(weight_decay, kernels),
         optax.scale_by_learning_rate(rate),
     ]
     whole = optax.chain(*parts)

@@ -76,6 +76,31 @@ class Predict(Restored):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Compare(Process):
+    """Several runs side by side: one table, their validation curves, their worst failures."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """run folders"""
+    checkpoint: str = "best"
+    """best, last, or a step"""
+    split: str = "test"
+    """part of the data: train, val, test, or what else the systems have"""
+    report: Path | None = None
+    """Markdown file to write: the table and, beside it, both pictures"""
+    figure: Path | None = None
+    """picture to write: validation loss, accuracy and IoU against the epoch"""
+    failures: Path | None = None
+    """picture to write: the worst six answers of each run, true boxes green, predicted boxes red"""
+    classic: bool = False
+    """rows for HOG features with a linear SVM and for a Haar cascade, on the data of the first run
+    (objects only; pip install jaxdet[data])"""
+    overwrite: bool = False
+    """replace --report and its pictures"""
+    json: bool = False
+    """print JSON, one line a row"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Preview(Process):
     """A picture of training inputs with their true boxes."""
 

@@ -12,16 +12,27 @@ SUFFIXES = (".png", ".jpg", ".pdf", ".svg")
 def convergence(metrics, path):
     """Training and validation loss and accuracy against the epoch, from `metrics.jsonl` lines."""
     figure = Figure(figsize=(11, 4), layout="constrained")
-    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        for split in ("train", "val"):
-            points = [(m["epoch"], m[split][name]) for m in metrics if m[split]]
-            axes.plot(*np.array(points).reshape(-1, 2).T, marker=".", label=split)
-        axes.set(xlabel="epoch", ylabel=name)
-        axes.grid(alpha=0.3)
-        axes.legend()
-    low = min((m[s]["loss"] for m in metrics for s in ("train", "val") if m[s]), default=0)
-    if low > 0:
-        figure.axes[0].set_yscale("log")
+    for axes, term in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        points = {s: [(m["epoch"], m[s][term]) for m in metrics if m[s]] for s in ("train", "val")}
+        _against_epoch(axes, term, points)
+    _write(figure, path)
+
+
+def curves(metrics_by_name, path):
+    """Validation loss, accuracy and IoU of several runs against the epoch: terms that all have.
+
+    `metrics_by_name` has the `metrics.jsonl` lines of each run.
+    """
+    every = [line["val"] for lines in metrics_by_name.values() for line in lines]
+    terms = [name for name in ("loss", "accuracy", "iou") if all(name in val for val in every)]
+    figure = Figure(figsize=(5.5 * len(terms), 4), layout="constrained")
+    for axes, term in zip(figure.subplots(1, len(terms), squeeze=False).flat, terms, strict=True):
+        points = {
+            name: [(line["epoch"], line["val"][term]) for line in lines]
+            for name, lines in metrics_by_name.items()
+        }
+        _against_epoch(axes, term, points)
+        axes.set_title("validation")
     _write(figure, path)
 
 
@@ -83,6 +94,18 @@ def box(axes, corners, colour):
     """One half-open box [4] in image pixels, drawn on the pixels' edges."""
     x0, y0, x1, y1 = np.asarray(corners) - 0.5  # imshow puts pixel centres on whole numbers
     axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, lw=2))
+
+
+def _against_epoch(axes, term, points):
+    """Lines through points [(epoch, value)], one a label; a loss that allows it on a log scale."""
+    for label, of_label in points.items():
+        axes.plot(*np.array(of_label).reshape(-1, 2).T, marker=".", label=label)
+    axes.set(xlabel="epoch", ylabel=term)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    low = min((value for of_label in points.values() for _, value in of_label), default=0)
+    if term == "loss" and low > 0:
+        axes.set_yscale("log")
 
 
 def _image(axes, image):

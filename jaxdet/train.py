@@ -37,11 +37,11 @@ def plan(config, count):
     return Plan(epoch_steps, config.epochs * epoch_steps, config.accumulate, config.ema)
 
 
-def learning_rate(config, plan):
-    """The schedule of `config`: update number -> learning rate."""
+def learning_rate(config, plan, peak=None):
+    """The schedule of `config`: update number -> learning rate; its own peak, or a traced one."""
     return optim.schedule(
         config.schedule,
-        rate=config.lr,
+        rate=config.lr if peak is None else peak,
         steps=max(plan.steps // plan.accumulate, 1),
         warmup=config.warmup,
         drops=config.drops,
@@ -49,14 +49,24 @@ def learning_rate(config, plan):
     )
 
 
+def numbers(system, config):
+    """What of a run is a number and no more, and may be another in the same program."""
+    found = {**system.hyper, "lr": config.lr, "weight_decay": config.weight_decay}
+    return {name: np.float32(value) for name, value in found.items()}
+
+
 def optimizer(config, plan, learns=None):
-    """The optax transformation of `config`; `learns` as in `optim.optimizer`."""
+    """The optax transformation of `config` as a function of `numbers`; see `optim.optimizer`."""
+    return partial(_optimizer, config, plan, learns)
+
+
+def _optimizer(config, plan, learns, hyper):
     return optim.optimizer(
         config.optimizer,
-        learning_rate(config, plan),
+        learning_rate(config, plan, hyper["lr"]),
         momentum=config.momentum,
         beta2=config.beta2,
-        weight_decay=config.weight_decay,
+        weight_decay=hyper["weight_decay"],
         clip=config.clip,
         accumulate=plan.accumulate,
         learns=learns,
@@ -73,7 +83,7 @@ def maker(system, config):
     return partial(
         create,
         {name: column[:1] for name, column in arrays.items()},
-        {name: np.float32(value) for name, value in system.hyper.items()},
+        numbers(system, config),
         task=system.task,
         optimizer=chosen,
         seed=config.seed,
@@ -96,7 +106,7 @@ def create(data, hyper, *, task, optimizer, seed, ema):
         step=jnp.int32(0),
         params=params,
         stats=stats,
-        opt_state=optimizer.init(params),
+        opt_state=optimizer(hyper).init(params),
         ema=jax.tree.map(jnp.copy, {"params": params, "stats": stats}) if ema else {},
         hyper=hyper,
         key=root,
@@ -154,7 +164,8 @@ def train_step(state, data, rows, *, task, optimizer, plan, axis):
     (_, (stats, terms)), grads = jax.value_and_grad(share, has_aux=True)(state.params)
     terms, grads = parallel.total((terms, grads), axis)
     bad = _not_finite(terms, grads)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    chosen = optimizer(state.hyper)
+    updates, opt_state = chosen.update(grads, state.opt_state, state.params)
     moved = state.replace(
         params=optax.apply_updates(state.params, updates), stats=stats, opt_state=opt_state
     )

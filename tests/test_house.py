@@ -18,7 +18,7 @@ LEVELS = """
 types
 ops losses metrics optim weights
 models data pretrained
-timing tables parallel runs checkpoint progress plots describe roofline tasks evaluate train fit
+timing tables parallel runs checkpoint progress plots describe roofline tasks evaluate classic train fit
 configs
 flags pages options commands cli
 """

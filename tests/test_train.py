@@ -175,7 +175,8 @@ def test_learning_rate_counts_updates_not_steps():
     rate = train.learning_rate(config, plan)
     assert plan.steps == 16
     assert float(rate(8)) == pytest.approx(0.0, abs=1e-7)
-    assert isinstance(train.optimizer(config, plan), optax.GradientTransformation)
+    hyper = train.numbers(line_system([0.0]), config)
+    assert isinstance(train.optimizer(config, plan)(hyper), optax.GradientTransformation)
 
 
 def test_at_tells_updates_and_epochs():

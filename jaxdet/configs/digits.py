@@ -39,6 +39,8 @@ class Config(Training):
     """embedded (scikit-learn's 1,797 scans), mnist (idx files in --root), or tfds:NAME"""
     root: str = ""
     """folder of the data"""
+    split_seed: int = 0
+    """draws the test digits from those that are not for training"""
     canvas: int = 64
     """side of the image in pixels"""
     rotate: float = 30.0
@@ -106,7 +108,7 @@ def build(config):
     from jaxdet.ops import augment
     from jaxdet.tasks import windows as locate
 
-    splits = digits.splits(config.source, config.root or None, config.seed)
+    splits = digits.splits(config.source, config.root or None, config.split_seed)
     net, (_, *shape) = network(config)
     place = partial(augment.place, canvas=config.canvas, rotate=config.rotate, scale=config.scale)
     _check(config, net, place, splits["train"])
@@ -147,11 +149,11 @@ def _check(config, net, place, source):
     jax.eval_shape(place, jax.random.key(0), digit)
 
 
-def _ramp(config, epoch_steps, step):
+def _ramp(config, epoch_steps, at):
     """Share of the full box weight at an update: geometric from `box_start`, then 1."""
     import jax.numpy as jnp
 
     first, last = config.ramp
-    gone = step * config.accumulate / (config.epochs * epoch_steps)
+    gone = at.step * config.accumulate / (config.epochs * epoch_steps)
     left = 1 - jnp.clip((gone - first) / max(last - first, 1e-9), 0.0, 1.0)
-    return (config.box_start / config.box_weight) ** left
+    return (config.box_start / at.hyper["box_weight"]) ** left

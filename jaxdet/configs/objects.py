@@ -108,9 +108,12 @@ def build(config):
     from jaxdet.tasks import localize
 
     _check(config)
-    rows, notes = _rows(config)
+    rows, bad = _rows(config)
     classes = tuple(sorted({row.label for part in rows.values() for row in part}))
-    splits, skipped = _load(config, rows, classes)
+    splits, unused = _load(config, rows, classes)
+    notes = (*bad, *unused)
+    if notes and config.on_bad_row == "error":
+        raise InputError(f"{notes[0]} ({len(notes)} such rows); --on-bad-row skip leaves them out")
     net, (_, *shape) = network(config, len(classes))
     levels = localize.LITE if config.model == "lite0" else localize.IMAGENET
     task = localize.Labeller(
@@ -136,7 +139,7 @@ def build(config):
         },
         table=partial(_table, config, classes),
         files=_tables(rows),
-        notes=(*notes, *skipped),
+        notes=notes,
         weights=None if config.backbone == "scratch" else partial(backbones.pretrained, config),
         learns=partial(backbones.learns, backbones.frozen(config))
         if config.backbone == "frozen"
@@ -200,14 +203,12 @@ def _load(config, rows, classes):
     """Sources of the rows that can be used, and what is wrong with the others."""
     from jaxdet.data import photos
 
-    splits, notes, first = {}, [], 0
+    splits, unused, first = {}, [], 0
     for part, of_part in rows.items():
         splits[part], bad = photos.load(of_part, config.root, config.size, classes, first_id=first)
         first += len(of_part)
-        notes += bad
-    if notes and config.on_bad_row == "error":
-        raise InputError(f"{notes[0]} ({len(notes)} such rows); --on-bad-row skip leaves them out")
-    return splits, notes
+        unused += bad
+    return splits, unused
 
 
 def _tables(rows):

@@ -68,4 +68,5 @@ class Localizer(nn.Module):
         x = x.reshape(len(x), -1)  # [B, side * side * channels]
         classifier = Branch(self.hidden, self.classes, self.rates, self.dtype, name="classifier")
         boxer = Branch(self.hidden, 4, (), self.dtype, START, name="boxer")
-        return classifier(x, train, drop), nn.sigmoid(boxer(x, train))
+        corners = boxer(x, train).astype(jnp.float32)  # bfloat16 has steps of nearly a pixel of 224
+        return classifier(x, train, drop), nn.sigmoid(corners)

@@ -91,7 +91,7 @@ def in_sight(box):
     return boxes.ratio(boxes.area(boxes.clip(box, 1, 1)), boxes.area(box))
 
 
-def one(step):
+def one(at):
     """The ramp that is none."""
     return 1.0
 
@@ -102,7 +102,7 @@ class Locator(NamedTuple):
     `net` is a window network, and `place(key, digit)` draws a canvas and the box in it.
     `reduction` sums the loss over images and windows (the seed), or takes the mean.  `at.hyper`
     has the weights of the terms: `class_weight` and `box_weight`; the latter is multiplied by
-    `ramp(step)` while training.
+    `ramp(at)` while training.
     """
 
     net: Any
@@ -134,7 +134,7 @@ class Locator(NamedTuple):
         right = self._answers(raw, batch["image"])["label"] == batch["label"]
         sums |= {"loss": known + placed, "accuracy": right.astype(jnp.float32) @ batch["real"]}
         rows = tasks.real_rows(batch, at)
-        share = known + (self.ramp(at.step) if at.train else 1.0) * placed
+        share = known + (self.ramp(at) if at.train else 1.0) * placed
         whole = 1.0 if self.reduction == "sum" else rows * raw.shape[1] * raw.shape[2]
         return share / whole, (stats, {name: total / rows for name, total in sums.items()})
 
