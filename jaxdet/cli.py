@@ -18,6 +18,7 @@ Train, judge and use image models written in JAX.
 
 commands:
   train SYSTEM          train a system into a run folder, or continue one
+  sweep SYSTEM          every combination of options with several values, in one program if it can
   eval RUN              scores of a checkpoint, one `name value` a line
   predict RUN           answers for image files, or a picture of true and predicted boxes
   compare RUN...        several runs side by side: a table, their curves, their worst failures
@@ -65,6 +66,8 @@ def main(argv=None):
         case ["train", name, *rest] if name in configs.SYSTEMS:
             defaults = (options.Train(out=Path("runs") / name), configs.config(name)())
             return _run("train", name, *flags.with_config(f"train {name}", rest, defaults), rest)
+        case ["sweep", name, *rest] if name in configs.SYSTEMS:
+            return _run("sweep", name, *_swept(name, rest))
         case ["data", "preview", name, *rest] if name in configs.SYSTEMS:
             defaults = (options.Preview(), configs.config(name)())
             return _run("preview", name, *flags.with_config(f"data preview {name}", rest, defaults))
@@ -74,12 +77,25 @@ def main(argv=None):
     return _lost(words)
 
 
+def _swept(name, words):
+    """(options of the sweep, words that all its runs share, options with several values)."""
+    kind = configs.config(name)
+    rest, axes = flags.several(words, kind)
+    defaults = (options.Sweep(out=Path("runs") / f"{name}-sweep"), kind())
+    chosen, _ = flags.with_config(f"sweep {name}", rest, defaults)
+    return chosen, rest, axes
+
+
 LOOKS = ("inspect", "split", "preview")
 
 
 def _lost(words):
     """One line for words that name no command or no system."""
-    verbs = {"train": "train SYSTEM", "data": "data inspect|split|preview SYSTEM"}
+    verbs = {
+        "train": "train SYSTEM",
+        "sweep": "sweep SYSTEM",
+        "data": "data inspect|split|preview SYSTEM",
+    }
     if words[0] in verbs:
         known = ", ".join(configs.SYSTEMS)
         named = [w for w in words[1:] if w not in LOOKS and not w.startswith("-")]

@@ -39,13 +39,16 @@ def samples(system, split, count, *, train=False, seed=0):
 
     `train` draws them as training does, random by `seed`; otherwise as every evaluation does.
     """
-    source = system.splits[split]
-    index = jnp.arange(min(count, len(source)))
-    batch = batches.gather(jax.tree.map(jnp.asarray, source.arrays), index)
+    batch = {name: column[:count] for name, column in system.splits[split].arrays.items()}
     root = keys.chain(jax.random.key(seed), keys.AUGMENT if train else keys.EVALUATE)
     at = At(train, jnp.int32(0), jnp.int32(0), system.hyper)
-    batch["real"] = jnp.ones(len(index))
-    return jax.device_get(system.task.augment(keys.per_row(root, batch["id"]), batch, at))
+
+    @jax.jit
+    def drawn(batch):
+        batch = batch | {"real": jnp.ones(len(batch["id"]))}
+        return system.task.augment(keys.per_row(root, batch["id"]), batch, at)
+
+    return jax.device_get(drawn(batch))
 
 
 def eval_step(kept, data, hyper, rows, *, task, axis):

@@ -100,12 +100,13 @@ class Loop:
 
     def epoch(self):
         """Evaluate what is due, then train to the end of the epoch and evaluate again."""
-        if self.at % self.plan.epoch_steps == 0 and self._due():
+        if self.at % self.plan.epoch_steps == 0 and self.due():
             self.evaluate()
         elif self.at < self.plan.steps:
             self._train()
 
-    def _due(self):
+    def due(self):
+        """Whether the state is to be evaluated before the next step."""
         first = self.config.eval_first or self.at > 0
         return first and int(self.state.book["evaluated"]) != self.at
 

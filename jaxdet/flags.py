@@ -58,6 +58,27 @@ def spelled_out(words, names):
     return out
 
 
+def several(words, kind):
+    """(words, {"--option": [value]}): those options of dataclass `kind` that have several values.
+
+    `--seeds N` is N seeds from 0.  Options that take several values by themselves stay.
+    """
+    lists = {f.name for f in fields(kind) if "tuple" in str(f.type)}
+    rest, axes, at = [], {}, 0
+    while at < len(words):
+        end = next((i for i in range(at + 1, len(words)) if words[i].startswith("--")), len(words))
+        option, values = words[at], words[at + 1 : end]
+        name = option.removeprefix("--").replace("-", "_")
+        if name == "seeds" and len(values) == 1 and values[0].isdecimal():
+            axes["--seed"] = [str(seed) for seed in range(int(values[0]))]
+        elif len(values) > 1 and name not in lists:
+            axes[option] = values
+        else:
+            rest += words[at:end]
+        at = end
+    return rest, axes
+
+
 def _boolean(info):
     """How tyro reads a boolean: lower-case true or false."""
     if info.type is not bool:

@@ -34,6 +34,23 @@ class Train(Process):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sweep(Process):
+    """Train every combination of options that have several values: --lr 1e-3 3e-3 --seeds 3."""
+
+    out: Path = Path("sweep")
+    """folder of the runs, one folder each, and of sweep.md"""
+    resume: bool = False
+    """continue the runs in --out"""
+    together: Literal["auto", "yes", "no"] = "auto"
+    """runs that differ in learning rate, weight decay, weights of the loss, dropout or seed: train
+    them in one program, or one after the other; auto measures both"""
+    quiet: bool = False
+    """print nothing but errors and the table"""
+    json: bool = False
+    """print JSON"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Restored(Process):
     """What `eval` and `predict` restore."""
 

@@ -60,6 +60,20 @@ class Progress:
             self.bar.close()
 
 
+class Named:
+    """One of several runs that share a `Progress`: its lines begin with its name."""
+
+    def __init__(self, show, name):
+        self.show, self.name = show, name
+
+    def line(self, text):
+        """A line of the run."""
+        self.show.line(f"{self.name}: {text}")
+
+    def __getattr__(self, name):
+        return getattr(self.show, name)
+
+
 def since_start():
     """Seconds since this process began, imports and compilation included (Linux); else None."""
     try:

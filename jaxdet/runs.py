@@ -91,6 +91,16 @@ def is_run(folder):
 
 def read_config(folder):
     """(system name, configuration fields) of a run folder."""
+    kept = _kept(folder)
+    return kept["system"], dict(kept["config"])
+
+
+def read_about(folder):
+    """What a run folder says of its data: class names, input, normalisation."""
+    return dict(_kept(folder)["about"])
+
+
+def _kept(folder):
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise InputError(
@@ -98,12 +108,13 @@ def read_config(folder):
         )
     try:
         kept = json.loads(path.read_text())
-        schema, system, fields = kept["schema"], kept["system"], dict(kept["config"])
+        schema = kept["schema"]
+        _ = kept["system"], dict(kept["config"]), list(kept["about"]["classes"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read ({error}); restore it or train again") from None
     if schema != SCHEMA:
         raise InputError(f"{path} has schema {schema}, this version reads {SCHEMA}; train again")
-    return system, fields
+    return kept
 
 
 def write_environment(folder, devices):

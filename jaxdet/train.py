@@ -122,6 +122,13 @@ def begun_from(state, weights):
     return state.replace(params=params, stats=stats, ema=jax.tree.map(jnp.copy, ema))
 
 
+def try_weights(system, config):
+    """InputError where the system's pretrained weights cannot be used, before anything is made."""
+    if system.weights:
+        state = jax.eval_shape(maker(system, config))
+        system.weights(evaluate.join(state.params, state.stats))
+
+
 def _blank_batch(data, task, at):
     """One row of zeros, as the network will see rows."""
 

@@ -229,3 +229,40 @@ def _met(length, count):
         [p for p in range(length) if p * count < (i + 1) * length and (p + 1) * count > i * length]
         for i in range(count)
     ]
+
+
+def labelled_box_losses(logits, label, box, true, kind, smoothing=0.0):
+    """(cross entropy, box loss) of one photo: logits [K], boxes [4] in shares of the photo."""
+    chances = np.exp(np.asarray(logits, float))
+    chances /= chances.sum()
+    entropy = 0.0
+    for k, chance in enumerate(chances):
+        wanted = (1 - smoothing) * (k == label) + smoothing / len(chances)
+        entropy -= wanted * np.log(chance)
+    apart = [abs(float(a) - float(b)) for a, b in zip(box, true, strict=True)]
+    if kind == "mse":
+        return entropy, sum(d**2 for d in apart) / 4
+    if kind == "smooth_l1":
+        return entropy, sum(d**2 / 2 if d < 1 else d - 0.5 for d in apart) / 4
+    overlap = {"iou": iou, "giou": giou, "diou": diou, "ciou": ciou}[kind]
+    return entropy, 1 - overlap(np.asarray(box, float), np.asarray(true, float), eps=1e-7)
+
+
+def labelled_box_scores(photos):
+    """Scores of a list of photos {"label", "predicted", "iou", "distance"}, one after the other."""
+    right = good = better = 0
+    for photo in photos:
+        right += photo["label"] == photo["predicted"]
+        good += photo["iou"] > 0.5
+        better += photo["iou"] > 0.7
+    count, ious = len(photos), sorted(float(photo["iou"]) for photo in photos)
+    return {
+        "count": count,
+        "correct": right,
+        "accuracy": right / count,
+        "iou": sum(ious) / count,
+        "iou_median": (ious[(count - 1) // 2] + ious[count // 2]) / 2,
+        "iou50": good / count,
+        "iou70": better / count,
+        "distance": sum(float(photo["distance"]) for photo in photos) / count,
+    }

@@ -18,7 +18,8 @@ LEVELS = """
 types
 ops losses metrics optim weights
 models data pretrained
-timing tables parallel runs checkpoint progress plots describe roofline tasks evaluate classic train fit
+timing tables parallel runs checkpoint progress plots describe roofline tasks
+evaluate classic train fit sweep
 configs
 flags pages options commands cli
 """

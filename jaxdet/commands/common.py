@@ -1,7 +1,9 @@
 """What several commands share: a run restored, places made absolute, pictures."""
 
+import signal
 import sys
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import jax
@@ -11,6 +13,7 @@ from jaxdet import train as training
 from jaxdet.configs import base
 from jaxdet.types import InputError
 
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 PLACES = ("root", "split_files", "weights")  # fields that name a file or folder
 
 
@@ -53,12 +56,20 @@ def restored(options, also=(), **changes):
         changes |= {"split_files": str(kept.absolute())}
     config = replace(config, **changes)
     system = configs.build(name, config)
+    _same_classes(options.run, system)
     known = (*system.splits, *also)
     if options.split not in known:
         raise InputError(f"--split {options.split}: {name} has {', '.join(known)}")
     like = jax.eval_shape(training.maker(system, config))
     step, state = checkpoint.restore(options.run, like, options.checkpoint, _warn)
     return config, system, step, state
+
+
+def _same_classes(folder, system):
+    """Refuse data of other classes than those that the run has learnt."""
+    kept, found = runs.read_about(folder)["classes"], system.about["classes"]
+    if list(kept) != list(found):
+        raise InputError(f"the data have the classes {found}, {folder} has learnt {kept}")
 
 
 def _warn(line):
@@ -82,3 +93,37 @@ def draw(pictures, path, *, titles, true=None, predicted=None, quiet=False):
     plots.gallery(pictures, path, titles=titles, true=true, predicted=predicted)
     if not quiet:
         print(f"wrote {path}")
+
+
+def begin(folder, name, config, system):
+    """An empty run folder with what `eval` and `predict` need later."""
+    runs.start(folder)
+    for path, text in system.files:
+        runs.keep(folder, path, text)
+    runs.write_config(folder, name, asdict(config), system.about)
+
+
+def tell_skipped(notes, line, most=5):
+    """What of the data is left out, and why: the first few in full."""
+    if notes:
+        line(f"{len(notes)} photos or rows cannot be used and are left out:")
+    for note in notes[:most]:
+        line(f"  {note}")
+
+
+@contextmanager
+def caught_signals():
+    """A list that collects the signals that ask for an end; a second SIGINT ends at once."""
+    caught = []
+
+    def note(number, frame):
+        if number == signal.SIGINT and number in caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    before = {number: signal.signal(number, note) for number in SIGNALS}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

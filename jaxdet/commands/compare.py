@@ -72,7 +72,7 @@ def run(options):
     for name, folder in _named(options.runs).items():
         asked = Restored(run=folder, checkpoint=options.checkpoint, split=options.split)
         restored = common.restored(asked)
-        found.append(_judged(name, asked, *restored))
+        found.append(_judged(name, asked, bool(failures), *restored))
         if options.classic and not rows:
             rows = _classic(options.split, *restored[:2])
     notes = _notes(found, rows)
@@ -123,19 +123,21 @@ def _named(folders):
     return {name if count[name] == 1 else str(folder): folder for folder, name in own.items()}
 
 
-def _judged(name, asked, config, system, step, state):
-    """Scores, history and failures of a restored run."""
+def _judged(name, asked, draws, config, system, step, state):
+    """Scores and history of a restored run, and its failures if they will be drawn."""
     kept, metrics = evaluate.variables(state), runs.read_metrics(asked.run)
     telling = system._replace(task=_telling(system.task))
     among = parallel.devices(config.devices)
     scorer = evaluate.Evaluator(telling, asked.split, config.eval_batch, among)
     scorer.prepare(kept)
     scores, seconds = timing.clock(lambda: scorer(kept))
-    answers, true = scores.pop("answers"), scores.pop("true")
+    seen = scores.pop("seen")
     operations = scorer.operations(kept) // scorer.count
+    kind, _ = runs.read_config(asked.run)
     row = {
         "run": name,
-        "model": getattr(config, "model", runs.read_config(asked.run)[0]),
+        "system": kind,
+        "model": getattr(config, "model", kind),
         "size": system.about["input"][:2],
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(kept["params"])),
         **_history(asked.run, metrics),
@@ -147,21 +149,25 @@ def _judged(name, asked, config, system, step, state):
     return Judged(
         row=row,
         metrics=metrics,
-        worst=_worst(name, system, asked.split, answers, true),
+        worst=_worst(name, system, asked.split, seen) if draws and seen else [],
         data=_data(system),
         loss={field: getattr(config, field) for field in LOSS if hasattr(config, field)},
     )
 
 
 def _telling(task):
-    """The task, with what was answered and what is true of each image beside the scores."""
+    """The task, with the answers to each image, where they are a label and a box, as `seen`."""
 
     def measure(answers, batch):
-        true = {key: batch[key] for key in ("label", "boxes") if key in batch}
-        return {"scored": task.measure(answers, batch), "answers": answers, "true": true}
+        rows, seen = task.measure(answers, batch), {}
+        if {"label", "box"} <= answers.keys() and {"label", "boxes"} <= batch.keys():
+            seen = {"label": batch["label"], "box": batch["boxes"][:, 0]}
+            seen |= {"given": answers["label"], "found": answers["box"]}
+            seen["iou"] = boxes.iou(seen["found"], seen["box"])
+        return {"scored": rows, "seen": seen}
 
     def report(rows):
-        return {**task.report(rows.pop("scored")), **rows}
+        return {**task.report(rows["scored"]), "seen": rows["seen"]}
 
     return task._replace(measure=measure, report=report)
 
@@ -185,22 +191,18 @@ def _data(system):
     return {part: (of["id"].tobytes(), of["label"].tobytes()) for part, of in parts.items()}
 
 
-def _worst(name, system, split, answers, true):
-    """The `MOST` worst answers: wrong labels first, then by IoU; none where boxes are not asked."""
-    if not ({"label", "box"} <= answers.keys() and {"label", "boxes"} <= true.keys()):
-        return []
-    classes, corners = system.about["classes"], true["boxes"][:, 0]
-    iou = np.asarray(boxes.iou(answers["box"], corners))
-    chosen = np.lexsort((iou, answers["label"] == true["label"]))[:MOST]
+def _worst(name, system, split, seen):
+    """The `MOST` worst answers of those `seen`: wrong labels first, then by IoU."""
+    classes = system.about["classes"]
+    chosen = np.lexsort((seen["iou"], seen["given"] == seen["label"]))[:MOST]
     source = system.splits[split].take(chosen)
-    seen = evaluate.samples(system._replace(splits={split: source}), split, MOST)
-    names = source.names or [f"{split}:{number}" for number in seen["id"]]
+    rows = evaluate.samples(system._replace(splits={split: source}), split, MOST)
+    names = source.names or [f"{split}:{number}" for number in rows["id"]]
     found = []
-    for i, photo, picture in zip(chosen, names, seen["image"], strict=True):
-        wanted, given = classes[true["label"][i]], classes[answers["label"][i]]
-        said = f"true {wanted}, predicted {given}, IoU {iou[i]:.2f}"
-        title = f"{name}: {photo}\n{said}"
-        found.append(Failure(title, picture, corners[i], answers["box"][i]))
+    for i, photo, picture in zip(chosen, names, rows["image"], strict=True):
+        words = f"true {classes[seen['label'][i]]}, predicted {classes[seen['given'][i]]}"
+        title = f"{name}: {photo}\n{words}, IoU {seen['iou'][i]:.2f}"
+        found.append(Failure(title, picture, seen["box"][i], seen["found"][i]))
     return found
 
 
@@ -222,6 +224,8 @@ def _classic(split, config, system):
 
 def _notes(found, classics):
     """What makes rows hard to compare, or is not among them, a line each."""
+    if len({one.row["system"] for one in found}) > 1:
+        return ["the runs are of different systems, each with its own data and loss"]
     data, loss = (_apart([getattr(one, of) for one in found]) for of in ("data", "loss"))
     notes = {
         "the runs do not have the same data": data,
@@ -265,7 +269,7 @@ def _drawn(found, figure, failures):
 
 def _report(options, rows, notes, pictures):
     """One Markdown file: the table, what to mind, and links to the pictures."""
-    path, many = options.report, len(options.runs)
+    path, many = options.report, len(set(options.runs))
     parts = [
         f"# {many} run{'s' * (many > 1)} compared",
         f"Scores of checkpoint `{options.checkpoint}` on split `{options.split}`.",

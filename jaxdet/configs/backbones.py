@@ -16,7 +16,7 @@ def features(name):
             return partial(resnet.ResNet34, classes=0)
         case "resnet50":
             return partial(resnet.ResNet50, classes=0)
-    return partial(efficientnet.Lite0, classes=0, head=True)
+    return partial(efficientnet.Lite0, classes=0)
 
 
 def parts(name):
@@ -31,7 +31,7 @@ def parts(name):
         case "vgg":
             return plain.parts(vgg.LAYOUT)
         case "lite0":
-            return efficientnet.PARTS
+            return efficientnet.PARTS[:-1]  # without the head of the classifier
     return resnet.PARTS
 
 
@@ -65,7 +65,8 @@ def pretrained(config, variables):
         case name:
             raise InputError(f"--weights: nobody has trained {name}; choose another --model")
     arrays = weights.read(pretrained.fetch(config.weights))
-    return pretrained.overlay(variables, arrays, partial(_of_features, names))
+    spare = (*pretrained.HEADS, *efficientnet.HEADS)
+    return pretrained.overlay(variables, arrays, partial(_of_features, names), spare=spare)
 
 
 def _of_features(names, path):

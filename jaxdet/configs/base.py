@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 
 class System(NamedTuple):
@@ -22,7 +22,12 @@ class System(NamedTuple):
 
 @dataclass(frozen=True)
 class Training:
-    """Settings of the one training loop."""
+    """Settings of the one training loop.
+
+    WEIGHTS: fields that are numbers of the task, in every state under their names.
+    """
+
+    WEIGHTS: ClassVar[tuple[str, ...]] = ()
 
     epochs: int = 10
     """passes over the training set"""
@@ -70,6 +75,16 @@ class Training:
     """stop after this many evaluations without a better score; 0 never does"""
     save_minutes: float = 10.0
     """longest time between two checkpoints"""
+
+
+def weights(config):
+    """The numbers of the task of a configuration, by the names of its fields."""
+    return {name: getattr(config, name) for name in config.WEIGHTS}
+
+
+def numbers(kind):
+    """Fields of a class of configurations that may differ within one compiled program."""
+    return {*kind.WEIGHTS, "lr", "weight_decay", "seed"}
 
 
 LEAST = {

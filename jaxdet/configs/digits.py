@@ -26,14 +26,17 @@ What was tried, in prototypes on a busy machine, one seed each (label / mean IoU
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
+from jaxdet.configs import base
 from jaxdet.configs.base import System, Training
 
 
 @dataclass(frozen=True)
 class Config(Training):
     """Locate one digit on a larger canvas by convolutional sliding windows."""
+
+    WEIGHTS: ClassVar = ("class_weight", "box_weight")
 
     source: str = "embedded"
     """embedded (scikit-learn's 1,797 scans), mnist (idx files in --root), or tfds:NAME"""
@@ -122,7 +125,7 @@ def build(config):
             ramp=partial(_ramp, config, -(-len(splits["train"]) // config.batch)),
         ).task(),
         splits=splits,
-        hyper={"class_weight": config.class_weight, "box_weight": config.box_weight},
+        hyper=base.weights(config),
         about={
             "classes": [str(digit) for digit in range(10)],
             "input": shape,

@@ -10,9 +10,9 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from jaxdet.configs import backbones
+from jaxdet.configs import backbones, base
 from jaxdet.configs.base import System, Training
 from jaxdet.types import InputError
 
@@ -24,6 +24,8 @@ Model = Literal["simple", "deeper", "vgg", "resnet18", "resnet34", "resnet50", "
 @dataclass(frozen=True)
 class Config(Training):
     """Label and box of the one object in a photo."""
+
+    WEIGHTS: ClassVar = ("class_weight", "box_weight", "dropout")
 
     root: str = ""
     """folder with images/ and annotations/"""
@@ -98,7 +100,8 @@ def network(config, classes=3):
             net = vgg.vgg(classes, norm=config.norm, **part)
         case name:
             features = partial(backbones.features(name), **part, **backbones.without(config))
-            net = Localizer(features, classes, (512, 512), (0.5, 0.5), side=1, dtype=dtype)
+            side = 7 if name == "lite0" else 1  # pooled, as seed 000 has it, or where things are
+            net = Localizer(features, classes, (512, 512), (0.5, 0.5), side=side, dtype=dtype)
     return net, (1, config.size, config.size, 3)
 
 
@@ -127,11 +130,7 @@ def build(config):
     return System(
         task=task,
         splits=splits,
-        hyper={
-            "class_weight": config.class_weight,
-            "box_weight": config.box_weight,
-            "dropout": config.dropout,
-        },
+        hyper=base.weights(config),
         about={
             "classes": list(classes),
             "input": shape,

@@ -41,6 +41,7 @@ STAGES = (  # table 1 of the paper
 )
 PARTS = ("stem", *(f"stage{i + 1}" for i in range(len(STAGES))), "head")  # what `frozen` counts
 STEM, HEAD = 32, 1280  # channels
+HEADS = ("_conv_head.", "_bn1.", "_fc.")  # what follows the stages, in files of weights
 IN_TORCH = {
     "stem": "_conv_stem",
     "stem_norm": "_bn0",

@@ -42,10 +42,11 @@ def place(key, digit, *, canvas=64, rotate=30.0, scale=(0.75, 1.25)):
 def photo(key, image, box, *, flip=True, scale=(0.8, 1.25), shift=0.1, light=0.3):
     """One photo [H, W, C], and the box [4] in it, as they may look in another photo.
 
-    Mirrors half of them (`flip`), then scales the width and the height by factors drawn from
-    `scale` (their logarithms evenly, and at most 1.1 apart), moves the middle by up to `shift` of
-    a side, and changes brightness and contrast by up to `light` (a share).  What comes in from
-    beyond the edge is grey.  The box keeps to the image and goes through the same map.
+    Mirrors half of them (`flip`), then scales by a factor drawn from `scale` (its logarithm
+    evenly), width and height each by up to a twentieth more or less, moves the middle by up to
+    `shift` of a side, and changes brightness and contrast by up to `light` (a share).  What comes
+    in from beyond the edge is grey.  The box goes through the same map and keeps to the image; it
+    is empty where its object left.
     """
     chex.assert_rank([image, box], [3, 1])
     if flip:

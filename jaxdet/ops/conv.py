@@ -77,7 +77,7 @@ def conv(
 ):
     """`lax.conv_general_dilated`, computed as `impl` says; equal up to rounding.
 
-    What a way cannot take is computed by `lax`.
+    What a way cannot take is computed by `lax`, but depthwise convolutions under `im2col`: `shift`.
     """
     native = partial(
         lax.conv_general_dilated,
@@ -104,8 +104,8 @@ def conv(
 
 
 def quick(dtype=jnp.float32):
-    """Whether `auto` may leave `lax`: on a CPU, in float32, and not within `using`."""
-    return jax.default_backend() == "cpu" and dtype == jnp.float32 and _forced.get() is None
+    """Whether `auto` may leave `lax`: on a CPU, in float32, and not within `using("lax")`."""
+    return jax.default_backend() == "cpu" and dtype == jnp.float32 and _forced.get() != "lax"
 
 
 def choose(image, kernel, geometry, impl="auto", dtype=jnp.float32):
@@ -113,7 +113,9 @@ def choose(image, kernel, geometry, impl="auto", dtype=jnp.float32):
     impl = _forced.get() or impl if impl == "auto" else impl
     if impl == "auto":
         return _fastest(image, kernel, geometry) if quick(dtype) else Plan(*["lax"] * 3)
-    return Plan(*[impl if ways.able(impl, image, kernel, geometry) else "lax"] * 3)
+    fits = partial(ways.able, image=image, kernel=kernel, geometry=geometry)
+    other = "shift" if impl == "im2col" and fits("shift") else "lax"  # the patches of depthwise
+    return Plan(*[impl if fits(impl) else other] * 3)
 
 
 def _fastest(image, kernel, geometry):

@@ -500,7 +500,7 @@ def test_load_of_nothing_that_can_be_used_is_refused(root):
 
 def test_survey_tells_sizes_and_boxes_by_label(root, table):
     picture(root / "images" / "face" / "large.jpg", size=(60, 50))
-    lines = ["large.jpg,10,10,40,40,face", "gone.jpg,1,2,3,4,face", "b.jpg,1,2,3,face"]
+    lines = ["large.jpg,10,10,40,50,face", "gone.jpg,1,2,3,4,face", "b.jpg,1,2,3,face"]
     write(table, FIRST, *lines)
     write(table.with_name("cat.csv"), "gone.jpg,1,2,3,4,cat")
     labels, bad = photos.survey(root)
@@ -511,9 +511,9 @@ def test_survey_tells_sizes_and_boxes_by_label(root, table):
         "usable": 2,
         "photo height": "30 to 60",
         "photo width": "20 to 50",
-        "box height": "12 to 30",
+        "box height": "12 to 40",
         "box width": "12 to 30",
-        "box share %": "24 to 30",
+        "box share %": "24 to 40",
     }
     assert (cat["label"], cat["rows"], cat["usable"], cat["box width"]) == ("cat", 1, 0, "none")
     where = [f"{table} row 4", f"{table} row 3", f"{table.with_name('cat.csv')} row 1"]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxdet.data import digits
-from jaxdet.ops import augment, keys
+from jaxdet.ops import augment, boxes, keys
 from jaxdet.types import InputError
 from tests import slow
 
@@ -154,3 +154,203 @@ def test_a_canvas_too_small_is_named_with_what_it_must_hold():
 def test_a_digit_is_one_plane_of_floats(digit):
     with pytest.raises(AssertionError):
         augment.place(jax.random.key(0), digit)
+
+
+HEIGHT, WIDTH = 40, 56
+AS_IT_IS = {"flip": False, "scale": (1.0, 1.0), "shift": 0.0, "light": 0.0}
+FUNCTIONS = {
+    "photo": augment.photo,
+    "mirror": augment.mirror,
+    "zoom": augment.zoom,
+    "lighting": lambda key, image, box, **options: (
+        augment.lighting(key, image, **options),
+        box,
+    ),
+}
+tight = jax.jit(jax.vmap(boxes.tight))
+each_function = pytest.mark.parametrize("name", FUNCTIONS)
+
+
+def noise(seed=0):
+    """A photo [H, W, 3] of random levels."""
+    return np.random.default_rng(seed).uniform(size=(HEIGHT, WIDTH, 3)).astype(np.float32)
+
+
+def lit(x0, y0, x1, y1):
+    """A black photo with one white rectangle, and its box."""
+    image = np.zeros((HEIGHT, WIDTH, 3), np.float32)
+    image[y0:y1, x0:x1] = 1
+    return image, np.float32([x0, y0, x1, y1])
+
+
+PLACES = {
+    "middle": (16, 12, 36, 28),
+    "small": (30, 22, 36, 27),
+    "corner": (0, 0, 16, 12),
+    "edge": (40, 10, 56, 36),
+    "all": (0, 0, WIDTH, HEIGHT),
+}
+
+
+@partial(jax.jit, static_argnums=0, static_argnames=("count", *AS_IT_IS))
+def compiled(function, image, box, *, count, **options):
+    each = keys.per_row(jax.random.key(0), jnp.arange(count))
+    return jax.vmap(partial(function, **options), in_axes=(0, None, None))(each, image, box)
+
+
+def many(function, image, box, count=200, **options):
+    """What `count` keys make of one photo and its box, on the host."""
+    return jax.device_get(compiled(function, image, box, count=count, **options))
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("photo", {"light": 0.0}),
+        ("photo", {"light": 0.0, "scale": (0.5, 2.0), "shift": 0.3}),
+        ("mirror", {}),
+        ("zoom", {"scale": (1.0, 1.0)}),
+        ("zoom", {"scale": (0.6, 1.1), "shift": 0.0}),
+    ],
+)
+def test_the_box_goes_where_the_pixels_go(name, options, place):
+    images, corners = many(FUNCTIONS[name], *lit(*PLACES[place]), **options)
+    bright = images[..., 0] > 0.6  # grey, of 0.5, comes in from beyond the edge
+    seen = np.asarray(tight(bright))
+    sides = (corners[:, 2:] - corners[:, :2]).min(-1)
+    whole = sides > 1.5  # of thinner ones, cut by the edge, no pixel may be left
+    assert whole.mean() > 0.7
+    assert abs(seen - corners)[whole].max() < 1.5
+    left = (seen[:, 2:] - seen[:, :2]).min(-1)
+    assert (left[~whole] <= 3).all()
+    assert (corners >= 0).all() and (corners <= np.float32([WIDTH, HEIGHT] * 2)).all()
+    assert len(np.unique(corners, axis=0)) > 1 or place == "all"
+
+
+def test_mirroring_twice_is_the_identity():
+    for seed in range(4):
+        key, image, box = jax.random.key(seed), noise(), lit(3, 5, 20, 9)[1]
+        chex.assert_trees_all_equal(
+            augment.mirror(key, *augment.mirror(key, image, box)), (image, box)
+        )
+
+
+def test_half_of_the_photos_are_mirrored_whole():
+    image, box = noise(), lit(3, 5, 20, 9)[1]
+    images, corners = many(augment.mirror, image, box)
+    turned = corners[:, 0] != 3
+    assert abs(turned.mean() - 0.5) < 0.18  # five standard deviations
+    np.testing.assert_array_equal(corners[turned], np.tile([36, 5, 53, 9], (turned.sum(), 1)))
+    for photo, other in zip(images, turned, strict=True):
+        np.testing.assert_array_equal(photo, image[:, ::-1] if other else image)
+
+
+@each_function
+def test_the_key_decides_how_a_photo_changes(name):
+    image, box = noise(), lit(3, 5, 20, 9)[1]
+    images, corners = many(FUNCTIONS[name], image, box)
+    different = {photo.tobytes() for photo in images}
+    assert len(different) == (2 if name == "mirror" else 200)
+    run = jax.jit(FUNCTIONS[name])
+    for i in (3, 5, 3):
+        photo, found = run(jax.random.fold_in(jax.random.key(0), i), image, box)
+        np.testing.assert_allclose(photo, images[i], atol=1e-5)
+        np.testing.assert_allclose(found, corners[i], atol=1e-4)
+
+
+def test_plain_jit_and_vmap_agree_on_photos():
+    image, box = noise(), lit(3, 5, 20, 9)[1]
+    key = jax.random.fold_in(jax.random.key(0), 7)
+    plain, swept = augment.photo(key, image, box), many(augment.photo, image, box)
+    once = jax.jit(augment.photo)(key, image, box)
+    chex.assert_trees_all_close(plain, once, tuple(each[7] for each in swept), atol=1e-4)
+
+
+def test_without_options_a_photo_stays_as_it_is():
+    image, box = noise(), np.float32([3.25, 5.5, 20.75, 9.0])
+    for photo, found in zip(*many(augment.photo, image, box, **AS_IT_IS), strict=True):
+        np.testing.assert_array_equal(photo, image)
+        np.testing.assert_array_equal(found, box)
+
+
+@pytest.mark.parametrize("change", ["flip", "scale", "shift", "light"])
+def test_each_option_alone_changes_photos(change):
+    value = {"flip": True, "scale": (0.9, 1.2), "shift": 0.1, "light": 0.2}[change]
+    image, box = noise(), lit(3, 5, 20, 9)[1]
+    images, corners = many(augment.photo, image, box, **{**AS_IT_IS, change: value})
+    assert (images != image).any()
+    assert (corners != box).any() == (change != "light")
+
+
+@each_function
+def test_levels_stay_within_zero_and_one(name):
+    image, box = noise(), lit(3, 5, 20, 9)[1]
+    hard = np.round(image)  # black and white
+    options = {"light": 0.9} if name in ("photo", "lighting") else {}
+    images, _ = many(FUNCTIONS[name], hard, box, **options)
+    assert images.min() > -1e-6 and images.max() < 1 + 1e-6
+    assert images.min() < 0.05 and images.max() > 0.95
+    chex.assert_tree_all_finite(images)
+
+
+def test_lighting_keeps_the_box_and_the_order_of_levels():
+    image, box = noise(), lit(3, 5, 20, 9)[1]
+    lighted, corners = many(augment.photo, image, box)
+    plain, same = many(augment.photo, image, box, light=0.0)
+    np.testing.assert_array_equal(corners, same)
+    assert (abs(lighted - plain).max(axis=(1, 2, 3)) > 0).all()
+    for light, level in zip(
+        lighted[:30].reshape(30, -1, 3), plain[:30].reshape(30, -1, 3), strict=True
+    ):
+        for channel in range(3):
+            ranked = light[np.argsort(level[:, channel]), channel]
+            assert (np.diff(ranked) > -1e-5).all()
+
+
+def test_lighting_is_brightness_and_contrast_of_each_channel():
+    image = 0.4 + 0.2 * noise()  # far from the ends: nothing is cut
+    images, _ = many(FUNCTIONS["lighting"], image, lit(3, 5, 20, 9)[1])
+    brighter = images.mean((1, 2, 3)) - float(image.mean())
+    contrast = images.std((1, 2)) / np.asarray(image.std((0, 1)))
+    np.testing.assert_allclose(contrast, contrast[:, :1] * np.ones((1, 3)), rtol=1e-3)
+    for drawn, middle in ((brighter, 0.0), (contrast[:, 0], 1.0)):
+        assert middle - 0.301 < drawn.min() < middle - 0.28
+        assert middle + 0.28 < drawn.max() < middle + 0.301
+    assert abs(np.corrcoef(brighter, contrast[:, 0])[0, 1]) < 0.3  # two draws
+
+
+def test_zoom_draws_all_factors_and_places_asked_for():
+    image, box = lit(*PLACES["small"])
+    _, corners = many(augment.zoom, image, box, count=600)
+    sides = (corners[:, 2:] - corners[:, :2]) / np.asarray(box[2:] - box[:2])
+    both = np.sqrt(sides[:, 0] * sides[:, 1])
+    spread = np.sqrt(augment.ASPECT)
+    assert 0.8 / spread - 1e-4 < sides.min() < 0.8 and 1.25 < sides.max() < 1.25 * spread + 1e-4
+    assert abs(np.log(both).mean()) < 0.03  # evenly in logarithms: as much larger as smaller
+    ratio = sides[:, 0] / sides[:, 1]
+    assert 1 / augment.ASPECT - 1e-4 < ratio.min() < 0.93 and 1.07 < ratio.max() < 1.1001
+    whole = np.array([WIDTH, HEIGHT]) / 2
+    middle = (corners[:, :2] + corners[:, 2:]) / 2
+    moved = middle - whole - (np.array([33, 24.5]) - whole) * sides
+    share = moved / np.array([WIDTH, HEIGHT])
+    assert -0.1001 < share.min() < -0.095 and 0.095 < share.max() < 0.1001
+    assert abs(np.corrcoef(share.T)[0, 1]) < 0.2
+
+
+def test_grey_comes_in_from_beyond_the_edge():
+    images, corners = many(augment.zoom, *lit(*PLACES["all"]), scale=(0.5, 0.6), shift=0.0)
+    levels = np.unique(images.round(4))
+    np.testing.assert_allclose(levels, [0.5, 1], atol=1e-4)
+    for photo, (x0, y0, x1, y1) in zip(images, corners, strict=True):
+        area = (photo[..., 0] > 0.75).sum()
+        assert area == pytest.approx((x1 - x0) * (y1 - y0), rel=0.1)
+        assert 0.5 / 1.05 * WIDTH - 0.1 < x1 - x0 < 0.6 * 1.05 * WIDTH + 0.1
+
+
+@pytest.mark.parametrize(
+    "image, box", [(jnp.ones((4, 4)), jnp.ones(4)), (jnp.ones((4, 4, 3)), jnp.ones((1, 4)))]
+)
+def test_a_photo_has_channels_and_one_box(image, box):
+    with pytest.raises(AssertionError):
+        augment.photo(jax.random.key(0), image, box)

@@ -1,0 +1,153 @@
+"""Runs that differ in numbers only, trained together: one compiled program, and a folder each.
+
+What may differ is what `train.numbers` has, and the seed.  Each run is what it would be alone, up
+to rounding, and its folder is that of any other run.
+"""
+
+from contextlib import nullcontext
+from functools import partial
+from operator import itemgetter
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdet import fit, progress, timing
+from jaxdet.ops import conv
+
+
+class Times(NamedTuple):
+    """Seconds that one step of all runs takes."""
+
+    together: float  # in one program
+    in_turn: float  # one run after the other
+
+
+def numbered(system, config):
+    """The system of one of the runs: the same data and task, with the numbers of `config`."""
+    return system._replace(hyper={name: getattr(config, name) for name in system.hyper})
+
+
+def stack(trees):
+    """Equal trees of arrays as one, with a leading axis of runs."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def unstack(tree, count):
+    """Undoes `stack`: a list of `count` trees."""
+    return [jax.tree.map(itemgetter(i), tree) for i in range(count)]
+
+
+class Lanes:
+    """Several runs on their way, on one device."""
+
+    def __init__(self, system, configs, folders, show, stop):
+        self.programs, self.show, self.stop = fit.Programs(system, configs[0]), show, stop
+        self.loops = [
+            fit.Loop(
+                *(self.programs, numbered(system, config), config, folder),
+                *(progress.Named(show, folder.name), stop),
+            )
+            for config, folder in zip(configs, folders, strict=True)
+        ]
+        pure = partial(self.programs.pure, axis=None)
+        self.step = jax.jit(jax.vmap(pure, in_axes=(0, None, 0)), donate_argnums=0)
+        self.failed = {}  # folder of a run that diverged -> why
+
+    def begun(self):
+        """Whether all have a next step to take, none of them in the middle of an epoch."""
+        steps = self.programs.plan
+        return all(x.at < steps.steps and x.at % steps.epoch_steps == 0 for x in self.loops)
+
+    def times(self, repeats=3):
+        """The `Times` of a step, the median of several; both programs are compiled by it."""
+        rows = np.stack([loop.rows()[0] for loop in self.loops])
+        one, all_of_them = self.loops[0].state, stack([loop.state for loop in self.loops])
+        alone, together = timing.paired(
+            lambda: self.programs.step(_copy(one), self.programs.data, rows[0]),
+            lambda: self._stepped(_copy(all_of_them), rows),
+            seconds=0.0,
+            repeats=repeats,
+        )
+        return Times(together.median, alone.median * len(rows))
+
+    def run(self, *, together):
+        """Train all to their ends; returns whether they are complete, False when asked to stop."""
+        plan, batch = self.programs.plan, self.loops[0].config.batch
+        done = sum(loop.at for loop in self.loops) * batch
+        self.show.begin(done, plan.steps * batch * len(self.loops))
+        try:
+            if together:
+                self._abreast()
+                while self._live():
+                    self._epoch()
+            for loop in self.loops:
+                self._alone(loop)
+        except fit.StopRequested:
+            for loop in self._live():
+                loop.save(None)
+            return False
+        finally:
+            self.show.close()
+        for loop in self.loops:
+            fit.draw(loop.folder)
+        return True
+
+    def _live(self):
+        return [x for x in self.loops if x.folder not in self.failed and not x.complete()]
+
+    def _abreast(self):
+        """Runs that were killed behind the others catch up."""
+        furthest = max(loop.at for loop in self.loops)
+        for loop in self.loops:
+            while loop.at < furthest and loop.folder not in self.failed:
+                self._guarded(loop, loop.epoch)
+
+    def _alone(self, loop):
+        while loop in self._live():
+            self._guarded(loop, loop.epoch)
+
+    def _guarded(self, loop, call):
+        """A run that diverges is left behind; the others go on."""
+        try:
+            call()
+        except fit.DivergedError as error:
+            self.failed[loop.folder] = str(error)
+            loop.show.line(str(error))
+
+    def _epoch(self):
+        """All that live, to the end of their epoch, and their evaluation."""
+        live = self._live()
+        for loop in live:
+            if loop.due():
+                self._guarded(loop, loop.evaluate)
+        live = [loop for loop in self._live() if loop.at < self.programs.plan.steps]
+        if not live:
+            return
+        states, rows = stack([loop.state for loop in live]), [loop.rows() for loop in live]
+        for taken, row in enumerate(np.stack(rows, 1)):
+            if self.stop():
+                self._moved(live, states, taken)
+                raise fit.StopRequested
+            states = self._stepped(states, row)
+            self.show.advance(row.size)
+        self._moved(live, states, len(rows[0]))
+        for loop in live:
+            self._guarded(loop, loop.evaluate)
+
+    def _moved(self, live, states, steps):
+        """The runs after some steps together."""
+        for loop, state in zip(live, unstack(states, len(live)), strict=True):
+            loop.state, loop.at = state, loop.at + steps
+
+    def _stepped(self, states, rows):
+        """One step of all; on a CPU a convolution by several kernels is quickest as a product."""
+        cpu = jax.default_backend() == "cpu"
+        with conv.using("im2col") if cpu else nullcontext():
+            return self.step(states, self.programs.data, rows)
+
+
+def _copy(tree):
+    """The same numbers, for a program that takes its arguments' memory."""
+    return jax.tree.map(jnp.copy, tree)

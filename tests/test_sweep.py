@@ -1,0 +1,187 @@
+"""Runs trained together are the runs they would be alone."""
+
+import json
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdet import checkpoint, cli, fit, flags, runs, sweep, train
+from jaxdet.commands import sweep as command
+from jaxdet.configs import base
+from jaxdet.configs.base import System
+from jaxdet.configs.digits import Config
+from jaxdet.data.arrays import Arrays
+from jaxdet.progress import Progress
+from jaxdet.types import Task
+from tests import tiny
+
+VARIED = ({"lr": 1e-2}, {"lr": 4e-2, "weight_decay": 0.1}, {"seed": 3, "box_weight": 5.0})
+QUIET = Progress(quiet=True)
+CONFIG = replace(tiny.CONFIG, batch=4, eval_batch=4, warmup=2, best="accuracy", clip=1.0, epochs=3)
+
+
+def line_task():
+    """The task of one line w x + b through noisy points."""
+
+    def loss(variables, batch, key, at):
+        error = jnp.square(said(variables, batch["image"]) - batch["y"]) * batch["real"][:, None]
+        rows = jnp.maximum(batch["real"].sum(), 1)
+        share = at.hyper["box_weight"] * error.sum() / rows
+        return share, ({}, {"loss": share, "accuracy": -share})
+
+    def said(variables, x):
+        return x @ variables["params"]["kernel"] + variables["params"]["bias"]
+
+    def init(key, batch):
+        return {"params": {"kernel": jax.random.normal(key, (3, 1)), "bias": jnp.zeros((1, 1))}}
+
+    return Task(
+        init=init,
+        augment=lambda keys, batch, at: batch | {"image": batch["x"]},
+        loss=loss,
+        predict=said,
+        measure=lambda found, batch: {"error": jnp.abs(found - batch["y"])},
+        report=lambda rows: {"accuracy": -float(rows["error"].mean())},
+    )
+
+
+def line_system():
+    x = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    y = x @ np.float32([[1.0], [-2.0], [0.5]]) + 0.1 * x[:, :1] ** 2
+    source = Arrays({"x": x, "y": y, "id": np.arange(20, dtype=np.int32)})
+    return System(line_task(), {"train": source, "val": source}, base.weights(CONFIG), {})
+
+
+def lanes(folder, stop=lambda: False, varied=VARIED):
+    system, chosen = line_system(), [replace(CONFIG, **numbers) for numbers in varied]
+    folders = [folder / str(i) for i in range(len(chosen))]
+    for place in folders:
+        place.mkdir(parents=True, exist_ok=True)
+    return system, chosen, sweep.Lanes(system, chosen, folders, QUIET, stop)
+
+
+def last(folder, system, config):
+    like = jax.eval_shape(train.maker(system, config))
+    return checkpoint.restore(folder, like, "last")[1]
+
+
+def close(a, b, **tolerance):
+    for one, other in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(one, other, **tolerance)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The last states of the runs, each trained by itself, by their places in `VARIED`."""
+    folder = tmp_path_factory.mktemp("alone")
+    states = []
+    for i, numbers in enumerate(VARIED):
+        (folder / str(i)).mkdir()
+        chosen = replace(CONFIG, **numbers)
+        own = sweep.numbered(line_system(), chosen)
+        fit.fit(own, chosen, folder / str(i), show=QUIET)
+        states.append(last(folder / str(i), own, chosen))
+    return folder, states
+
+
+@pytest.mark.parametrize("together, tolerance", [(True, 1e-5), (False, 0.0)])
+def test_each_run_is_what_it_is_alone(alone, tmp_path, together, tolerance):
+    system, chosen, runner = lanes(tmp_path)
+    assert runner.run(together=together)
+    for i, config in enumerate(chosen):
+        found = last(tmp_path / str(i), sweep.numbered(system, config), config)
+        close(found.params, alone[1][i].params, rtol=tolerance, atol=tolerance)
+        ours, theirs = (runs.read_metrics(place / str(i)) for place in (tmp_path, alone[0]))
+        assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+        for a, b in zip(ours, theirs, strict=True):
+            assert a["val"]["loss"] == pytest.approx(b["val"]["loss"], rel=1e-4)
+
+
+def test_runs_differ_by_their_numbers(alone):
+    one, *others = (jax.tree.leaves(state.params) for state in alone[1])
+    for other in others:
+        assert any(not np.allclose(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_sweep_that_is_stopped_goes_on_to_the_same_end(alone, tmp_path):
+    asked = iter([False] * 17 + [True] * 100)  # 15 batches of evaluations, 2 steps
+    _, _, runner = lanes(tmp_path, stop=lambda: next(asked))
+    assert not runner.run(together=True)
+    system, chosen, runner = lanes(tmp_path)
+    assert 0 < runner.loops[0].at < runner.programs.plan.steps
+    assert runner.run(together=True)
+    for i, config in enumerate(chosen):
+        found = last(tmp_path / str(i), sweep.numbered(system, config), config)
+        close(found.params, alone[1][i].params, rtol=1e-5, atol=1e-5)
+
+
+def test_runs_behind_the_others_catch_up(tmp_path):
+    _, _, runner = lanes(tmp_path)
+    QUIET.begin(0, 1)
+    runner.loops[1].epoch()
+    runner.loops[1].epoch()
+    assert [loop.at for loop in runner.loops] == [0, runner.programs.plan.epoch_steps, 0]
+    assert runner.run(together=True)
+    assert {loop.at for loop in runner.loops} == {runner.programs.plan.steps}
+
+
+def test_a_run_that_diverges_leaves_the_others_alone(tmp_path):
+    varied = ({"lr": 1e-3}, {"lr": float("inf")})
+    _, _, runner = lanes(tmp_path, varied=varied)
+    assert runner.run(together=True)
+    assert list(runner.failed) == [tmp_path / "1"]
+    assert "not finite" in runner.failed[tmp_path / "1"]
+    assert runner.loops[0].complete()
+
+
+def test_stacked_trees_go_round():
+    trees = [{"a": jnp.full((2,), i), "key": jax.random.key(i)} for i in range(3)]
+    for tree, back in zip(trees, sweep.unstack(sweep.stack(trees), 3), strict=True):
+        np.testing.assert_array_equal(tree["a"], back["a"])
+        assert (tree["key"] == back["key"]).all()
+
+
+@pytest.mark.parametrize(
+    "words, rest, axes",
+    [
+        ("--lr 1 2 --batch 8", "--batch 8", {"--lr": ["1", "2"]}),
+        ("--widths 8 16 --lr 1", "--widths 8 16 --lr 1", {}),
+        ("--seeds 3", "", {"--seed": ["0", "1", "2"]}),
+        ("--conv lax auto --ema 0", "--ema 0", {"--conv": ["lax", "auto"]}),
+    ],
+)
+def test_options_with_several_values_are_told_from_lists(words, rest, axes):
+    assert flags.several(words.split(), Config) == (rest.split(), axes)
+
+
+def test_the_command_trains_all_and_prints_a_table(tmp_path, capsys):
+    words = [*tiny.WORDS, "--epochs", "1", "--lr", "1e-3", "2e-3", "--together", "no", "--quiet"]
+    out = tmp_path / "swept"
+    assert cli.main(["sweep", "digits", *words, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    rows = json.loads((out / "sweep.json").read_text())
+    assert [(row["lr"], row["runs"]) for row in rows] == [(1e-3, 1), (2e-3, 1)]
+    ends = [runs.read_metrics(out / name)[-1]["val"]["loss"] for name in ("lr=0.001", "lr=0.002")]
+    assert ends[0] != ends[1]
+    assert printed == (out / "sweep.md").read_text()
+
+    before = (out / "lr=0.002" / "metrics.jsonl").read_bytes()
+    assert cli.main(["sweep", "digits", *words, "--out", str(out)]) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert cli.main(["sweep", "digits", *words, "--out", str(out), "--resume"]) == 0
+    assert (out / "lr=0.002" / "metrics.jsonl").read_bytes() == before
+
+
+def test_seeds_are_told_as_mean_and_spread():
+    scores = [{"loss": 1.0, "labels": {}}, {"loss": 3.0, "labels": {}}]
+    row = command._row({"--lr": 0.1}, scores)
+    assert row == {"lr": 0.1, "runs": 2, "loss": 2.0, "loss +-": pytest.approx(2**0.5)}
+
+
+def test_options_of_one_value_make_no_sweep(tmp_path, capsys):
+    assert cli.main(["sweep", "digits", "--lr", "1", "--out", str(tmp_path / "x")]) == 2
+    assert "several values" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
