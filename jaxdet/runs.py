@@ -91,16 +91,16 @@ def is_run(folder):
 
 def read_config(folder):
     """(system name, configuration fields) of a run folder."""
-    kept = _kept(folder)
-    return kept["system"], dict(kept["config"])
+    return _read(folder, lambda kept: (kept["system"], dict(kept["config"])))
 
 
 def read_about(folder):
     """What a run folder says of its data: class names, input, normalisation."""
-    return dict(_kept(folder)["about"])
+    return _read(folder, lambda kept: dict(kept["about"]))
 
 
-def _kept(folder):
+def _read(folder, part):
+    """`part` of what `config.json` holds; InputError where it is damaged or of another version."""
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise InputError(
@@ -108,13 +108,12 @@ def _kept(folder):
         )
     try:
         kept = json.loads(path.read_text())
-        schema = kept["schema"]
-        _ = kept["system"], dict(kept["config"]), list(kept["about"]["classes"])
+        schema, found = kept["schema"], part(kept)
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read ({error}); restore it or train again") from None
     if schema != SCHEMA:
         raise InputError(f"{path} has schema {schema}, this version reads {SCHEMA}; train again")
-    return kept
+    return found
 
 
 def write_environment(folder, devices):
