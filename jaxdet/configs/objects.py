@@ -1,9 +1,26 @@
 """Objects: label and box of the one object in a photo, four networks and more (seed 000).
 
     jaxdet data inspect objects --root DIR
-    jaxdet train objects --root DIR
+    jaxdet train objects --root DIR --epochs 30 --lr 2e-3
+    jaxdet eval runs/objects --split all
 
 DIR has `images/LABEL/...` and `annotations/LABEL.csv`, one line a photo: file,x0,y0,x1,y1,label.
+On the 2,033 photos of Caltech-101's airplanes, faces and motorcycles, split as seed 000 had it
+(--split-seed 0; 204 test photos), checkpoints chosen on val; the author's results in brackets:
+
+| network, command | label | mean IoU | IoU > .5 | IoU > .7 | time, 2 CPU cores |
+|---|---|---|---|---|---|
+| Simple, as above | 1.000 | .822 (.803) | 1.000 (.971) | .926 (.775) | 53 min beside other work |
+
+Alone on the machine an epoch of Simple takes 35 to 40 s.  IoU and overlap losses: with CIoU and
+augmentation (mirror, scale, shift, light) validation IoU passes .80 after 3 epochs.
+
+Detectors that answer the same question in other ways: TinaFace (arXiv:2011.13183) is a RetinaNet
+of ResNet50, FPN, inception blocks and DIoU loss that treats faces as any small object, with many
+anchors a photo; YOLO (arXiv:1506.02640) divides the photo into 7 x 7 cells, each of which predicts
+boxes, their confidence and a class in one pass.  Here one box a photo is known to be there, so that
+neither anchors nor suppression are needed; a photo with two faces is answered with one box between
+or around them.
 """
 
 from collections import Counter
