@@ -18,8 +18,13 @@ type that was seen (in float32 both may use TF32); PyTorch is compared on the CP
 PyTorch's threads spin while they wait: unless OMP_WAIT_POLICY=passive is set, that takes about 0.1
 ms from the call whose turn is next.
 
-What was tried on 2 CPU cores, XLA's flag set, milliseconds; a large matrix product does 130 to 200
-Gop/s here, a copy moves 6 GB/s, and the figures themselves move by a quarter from run to run:
+On 2 CPU cores with the flag and large pages (`jaxdet.pages`), time / PyTorch, outputs and then with
+gradients: 3x3 1.30 and 1.57, its 2 x 2 map 0.53 and 0.35, 1x1 1.06 and 1.22, depthwise 1.71 and
+4.19, 7x7 with stride 2 1.54 and 1.66, batch norm 0.67 and 1.00, max pool 0.92 and 1.03.
+
+What was tried, XLA's flag set, without large pages, milliseconds; a large matrix product does 130
+to 200 Gop/s here, a copy moves 6 GB/s, and the figures themselves move by a quarter from run to
+run:
 - depthwise 3x3, 16 x 56 x 56 x 64, outputs: lax 160 to 300; shifts 5 to 9; with the padded image
   kept 6; with columns and channels as one axis 5.2; PyTorch 2.8; a copy of the input 2.4.
 - its gradient by the kernel: lax 44 to 180; the transpose of the shifts 63; nine products and sums
@@ -33,6 +38,12 @@ Gop/s here, a copy moves 6 GB/s, and the figures themselves move by a quarter fr
   118; patches 176; a product a row of taps 145, a tap 156.  At 64 x 14 x 14 x 48 to 64: lax 7.8; in
   chunks of 32, 16, 4 images 6.8, 6.3, 6.0; PyTorch 3.3.  Matrix products that sum over many pixels
   do 40 to 120 Gop/s here: that is the limit.
+  Of ten other shapes, 7 x 7 to 56 x 56, chunks of images make one faster (by a third) and seven
+  slower, so that `auto` has none.
+- max pool 3x3, stride 2, 16 x 112 x 112 x 64, gradient: lax 304 (202 with large pages); pixels that
+  ask their windows 30 (18), and as much again to share ties.  Of 4x4 on 32 x 224 x 224 x 32: lax
+  669; a slice a tap 1,450; the maximum of a reshaped map 390; pixels asking 88 to 115.
+- memory: a copy of 205 MB 87 and 52 with large pages; malloc told to keep what it has, 100.
 - 2 x 2 x 512, 3x3, batch 16: lax 260 forward and 260 by the image; patches 4.5 and 3.9; PyTorch 7.
 - 6x6 with stride 2 over 2 channels, 64 x 64 x 64: lax 10; in blocks of 2 x 2 pixels 2.7; PyTorch 2.
   4x4 with stride 2 over 24 channels by the image 14.7, in blocks 3.8; PyTorch 5.4.
