@@ -14,10 +14,10 @@ On 2 CPU cores with XLA's flag, time / PyTorch, in two to four runs each:
 
 | model | lax | convolutions | + max pools | + large pages |
 |---|---|---|---|---|
-| digits | 1.25 to 1.26 | 0.99 to 1.25 | the same | 0.97 to 1.03 |
+| digits | 1.25 to 1.26 | 0.99 to 1.25 | the same | 0.92 to 1.03 |
 | digits_wide | 1.31 to 1.55 | 1.14 to 1.31 | the same | 1.07 |
 | resnet18_64 | 7.7 | 0.86 to 0.97 | 0.78 | 0.68 to 0.84 |
-| resnet18_224 | 1.30 | 1.22 to 1.42 | 1.23 | 1.03 (1.27, 1.37 without the pools) |
+| resnet18_224 | 1.30 | 1.22 to 1.42 | 1.23 | 1.03 to 1.28 (without the pools 1.27, 1.37) |
 
 The columns are `jaxdet.ops.conv`, `jaxdet.ops.pool` and `jaxdet.pages`, one on top of the other.
 What is missing where it is above 1 are kernel gradients of 3x3 convolutions over many pixels, 7 to

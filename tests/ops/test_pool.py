@@ -30,7 +30,7 @@ def drawn(seed):
     return lambda shape: jax.random.normal(jax.random.key(seed), shape)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.integers(1, 4), st.integers(0, 2)
 )
