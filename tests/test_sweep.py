@@ -171,6 +171,9 @@ def test_the_command_trains_all_and_prints_a_table(tmp_path, capsys):
     before = (out / "lr=0.002" / "metrics.jsonl").read_bytes()
     assert cli.main(["sweep", "digits", *words, "--out", str(out)]) == 2
     assert "--resume" in capsys.readouterr().err
+    other = [*words, "--batch", "32", "--resume"]
+    assert cli.main(["sweep", "digits", *other, "--out", str(out)]) == 2
+    assert "begun with another --batch" in capsys.readouterr().err
     assert cli.main(["sweep", "digits", *words, "--out", str(out), "--resume"]) == 0
     assert (out / "lr=0.002" / "metrics.jsonl").read_bytes() == before
 

@@ -4,6 +4,7 @@ from importlib import import_module
 from pathlib import Path
 
 from jaxdet import runs, tables
+from jaxdet.commands import common
 from jaxdet.types import InputError
 
 
@@ -12,12 +13,13 @@ def run(name, options):
     system = import_module(f"jaxdet.configs.{name}")
     if not hasattr(system, "cut"):
         raise InputError(f"{name} comes with its split")
-    counts, files = system.cut(options)
+    counts, files, bad = system.cut(options)
     taken = [path for path, _ in files if (options.out / Path(path).name).exists()]
     if taken and not options.overwrite:
         raise InputError(f"{options.out} has a split; give another --out, or --overwrite")
     for path, text in files:
         runs.keep(options.out, Path(path).name, text)
+    common.tell_skipped(bad, print)
     print(tables.markdown(counts, list(counts[0])))
     print(f"wrote {', '.join(Path(path).name for path, _ in files)} to {options.out}")
     return 0

@@ -1,7 +1,8 @@
 """`jaxdet sweep SYSTEM`: runs that differ in a few options, those in numbers in one program."""
 
 import json
-from dataclasses import asdict
+import signal
+from dataclasses import asdict, fields
 from itertools import groupby, product
 
 import numpy as np
@@ -28,7 +29,7 @@ def run(name, options, words, axes):
             show.line(f"program {number} of {len(groups)}: {len(group)} runs")
             if not _train(name, group, axes, options, show, lambda: bool(caught)):
                 show.line("stopped; the same words with --resume go on")
-                return 0
+                return 130 if signal.SIGINT in caught else 0
     rows = _rows(chosen, axes, options.out)
     text = tables.markdown(rows, list(rows[0]))
     runs.write_text(options.out / "sweep.md", f"{text}\n")
@@ -58,10 +59,16 @@ def _shape(kind):
 def _train(name, group, axes, options, show, stop):
     """Train configurations that differ in numbers only; False when asked to stop."""
     among = training.devices(group[0])
+    if options.together == "yes" and len(among) > 1:
+        raise InputError(f"--together yes wants one device, not {len(among)}: --devices 1")
     system = configs.build(name, group[0])
+    training.try_weights(system, group[0])
+    common.tell_skipped(system.notes, show.line)
     folders = [options.out / _title(config, axes) for config in group]
     for folder, config in zip(folders, group, strict=True):
-        if not runs.is_run(folder):
+        if runs.is_run(folder):
+            _same(folder, name, config)
+        else:
             common.begin(folder, name, config, system)
             runs.write_environment(folder, among)
     lanes = sweep.Lanes(system, group, folders, show, stop)
@@ -76,9 +83,22 @@ def _train(name, group, axes, options, show, stop):
     return lanes.run(together=together)
 
 
+def _same(folder, name, config):
+    """Refuse to continue a run that was begun with other options."""
+    kept = common.kept_config(folder, name)
+    other = [field.name for field in fields(kept) if _differs(field.name, kept, config)]
+    if other:
+        raise InputError(f"{folder} was begun with another --{other[0].replace('_', '-')}")
+
+
+def _differs(field, one, other):
+    return getattr(one, field) != getattr(other, field)
+
+
 def _title(config, axes):
-    """The name of a run: what is its own."""
-    return ",".join(f"{axis.strip('-')}={_value(config, axis)}" for axis in axes)
+    """The name of a run's folder: what is its own."""
+    words = (f"{axis.strip('-')}={_value(config, axis)}" for axis in axes)
+    return ",".join(words).replace("/", "_")
 
 
 def _value(config, axis):

@@ -128,19 +128,18 @@ def table(rows):
     return text.getvalue()
 
 
-def load(rows, root, size, classes, *, first_id=0, tick=lambda: None):
+def load(rows, root, size, classes, *, first_id=0):
     """The source of the rows whose photos can be used, and what is wrong with the others.
 
     image [N, size, size, 3] uint8, label [N], boxes [N, 1, 4] in pixels of that image, size [N, 2]
-    (original height and width), id [N], which counts rows from `first_id`.  `tick` is called after
-    each photo.
+    (original height and width), id [N], which counts rows from `first_id`.  InputError when no
+    photo can be used.
     """
     kept, bad = [], []
     with ThreadPoolExecutor() as pool:
         for number, (row, found) in enumerate(
             zip(rows, pool.map(partial(photo, root=root, side=size), rows), strict=True)
         ):
-            tick()
             if isinstance(found, Photo):
                 kept.append((first_id + number, row, found))
             else:

@@ -13,7 +13,7 @@ ways, all of the same x [B, H, W, C] and kernel [h, w, C / groups, D]:
 - dot: kernels of one pixel: a matrix product over channels.
 - im2col: patches of all taps, then one matrix product.
 - shift: depthwise: a shifted copy of the image for each tap, times a number a channel.
-- images: `shift`, one image after the other: its kernel gradient stays in the cache.
+- pairs: `shift`, whose kernel gradient adds images in pairs before it sums pixels.
 - blocks: strides: squares of stride x stride pixels become channels, and the kernel, with zeros to
   make it a multiple of the stride, a smaller one without stride.
 `benchmarks/layers.py` has the times.
@@ -31,7 +31,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from jaxdet.ops import ways
 
-Impl = Literal["auto", "lax", "dot", "im2col", "shift", "images", "blocks"]
+Impl = Literal["auto", ways.Way]
 
 SMALL = 4  # pixels a side: XLA's CPU is slow at maps up to this size
 FEW = 4  # channels: XLA's CPU is slow at strided kernels over so few
@@ -125,7 +125,7 @@ def _fastest(image, kernel, geometry):
     if fits("dot"):
         return Plan("dot", "dot", "dot")
     if fits("shift"):
-        return Plan("shift", "shift", "images")
+        return Plan("shift", "shift", "pairs")
     if fits("im2col") and max(sides) <= SMALL:
         return Plan("im2col", "im2col", "lax")
     if fits("im2col") and max(ways.outputs(image, kernel, geometry)) == 1:

@@ -6,11 +6,11 @@ costs can differ much from what it costs itself.  `ops.conv` chooses.
 
 from typing import Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-Way = Literal["lax", "dot", "im2col", "shift", "images", "blocks"]
+Way = Literal["lax", "dot", "im2col", "shift", "pairs", "blocks"]
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 NONE = ((0, 0), (0, 0))  # no padding
@@ -34,7 +34,7 @@ def able(impl, image, kernel, geometry):
             return alone and kernel[:2] == (1, 1)
         case "im2col":
             return alone
-        case "shift" | "images":
+        case "shift" | "pairs":
             return geometry.groups == image[-1] and kernel[2] == 1
         case "blocks":
             return alone and max(geometry.strides) > 1 and geometry.dilation == (1, 1)
@@ -71,18 +71,51 @@ def _product(geometry, x, matrix):
 
 
 def _shift(geometry, x, kernel):
-    width, x = kernel.shape[-1], lax.optimization_barrier(_padded(geometry, x))  # padded once
-    weights = kernel.reshape(-1, width)  # [taps, D]
-    several = width // x.shape[-1]  # outputs of each channel, side by side
+    return _sum_of_taps(geometry, x, kernel, lambda weight, _: weight[None, None])
+
+
+def _pairs(geometry, x, kernel):
+    return _sum_of_taps(geometry, x, kernel, _doubled)
+
+
+def _sum_of_taps(geometry, x, kernel, spread):
+    """Each tap's view of x times its weights [columns D], which `spread` gives [B, rows] of."""
+    rows, columns = outputs(x.shape, kernel.shape, geometry)
+    weights = jnp.tile(kernel.reshape(-1, kernel.shape[-1]), (1, columns))  # [taps, columns D]
+    x = lax.optimization_barrier(_padded(geometry, x))  # padded once
+    several = kernel.shape[-1] // x.shape[-1]  # outputs of each channel, side by side
     x = x if several == 1 else jnp.repeat(x, several, axis=-1)
-    taps = _taps(geometry._replace(padding=NONE), x, kernel)
-    return sum(tap * weight for tap, weight in zip(taps, weights[:, None, None, None], strict=True))
+    taps = zip(_flat_taps(geometry, x, kernel, rows, columns), weights, strict=True)
+    made = sum(tap * spread(weight, tap.shape) for tap, weight in taps)
+    return made.reshape(len(x), rows, columns, -1)
 
 
-def _images(geometry, x, kernel):
-    inside = geometry._replace(padding=NONE)
-    one = jax.checkpoint(lambda image: _shift(inside, image[None], kernel)[0])  # keeps no taps
-    return lax.map(one, _padded(geometry, x))
+def _flat_taps(geometry, x, kernel, rows, columns):
+    """What each tap sees of x, padded already: [B, rows, columns D], columns and channels as one.
+
+    Without a stride along columns a tap is then one piece of each row.
+    """
+    if geometry.strides[1] > 1:
+        for tap in _taps(geometry._replace(padding=NONE), x, kernel):
+            yield tap.reshape(len(x), rows, -1)
+        return
+    (stride, _), (down, right), width = geometry.strides, geometry.dilation, x.shape[-1]
+    flat = x.reshape(*x.shape[:2], -1)
+    for i, j in np.ndindex(kernel.shape[:2]):
+        piece = slice(j * right * width, (j * right + columns) * width)
+        yield flat[:, i * down : i * down + stride * (rows - 1) + 1 : stride, piece]
+
+
+def _doubled(weight, shape):
+    """Weights [N] as [B, rows, N] by doubling: its transpose sums images in pairs, then rows.
+
+    XLA's CPU is slow at sums over all pixels of several images, and quick at adding two halves.
+    """
+    images, rows, _ = shape
+    spread = lax.optimization_barrier(jnp.broadcast_to(weight[None, None], (1, rows, len(weight))))
+    while len(spread) < images:
+        spread = jnp.concatenate([spread, spread[: images - len(spread)]])
+    return spread
 
 
 def _blocks(geometry, x, kernel):
@@ -104,7 +137,7 @@ WAYS = {
     "dot": _dot,
     "im2col": _im2col,
     "shift": _shift,
-    "images": _images,
+    "pairs": _pairs,
     "blocks": _blocks,
 }
 

@@ -70,7 +70,11 @@ class Labeller(NamedTuple):
         terms = {
             "accuracy": (logits.argmax(-1) == batch["label"]).astype(jnp.float32),
             "classification": optax.softmax_cross_entropy(logits, wanted),
-            "regression": box_losses(self.box_loss, box.astype(jnp.float32), true),
+            "regression": jnp.where(
+                boxes.area(true) > 0,  # an object that left the photo says nothing of its box
+                box_losses(self.box_loss, box.astype(jnp.float32), true),
+                0.0,
+            ),
         }
         rows = tasks.real_rows(batch, at)
         terms = {name: values @ batch["real"] / rows for name, values in terms.items()}
@@ -104,7 +108,11 @@ class Labeller(NamedTuple):
 
 
 def box_losses(kind, predicted, true):
-    """The loss `kind` of boxes [B, 4] in shares of the image, a number a box: [B]."""
+    """The loss `kind` of boxes [B, 4] in shares of the image, a number a box: [B].
+
+    Shares differ by less than 1, so that `smooth_l1`, which is linear from there on (Girshick 2015,
+    arXiv:1504.08083), is half of `mse`.
+    """
     match kind:
         case "mse":
             return jnp.square(predicted - true).mean(-1)
