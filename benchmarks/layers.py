@@ -19,8 +19,12 @@ PyTorch's threads spin while they wait: unless OMP_WAIT_POLICY=passive is set, t
 ms from the call whose turn is next.
 
 On 2 CPU cores with the flag and large pages (`jaxdet.pages`), time / PyTorch, outputs and then with
-gradients: 3x3 1.30 and 1.57, its 2 x 2 map 0.53 and 0.35, 1x1 1.06 and 1.22, depthwise 1.71 and
-4.19, 7x7 with stride 2 1.54 and 1.66, batch norm 0.67 and 1.00, max pool 0.92 and 1.03.
+gradients, in two to four quiet runs: 3x3 1.24 to 1.30 and 1.21 to 1.57, its 2 x 2 map 0.64 and
+0.43, 1x1 1.02 to 1.06 and 1.14 to 1.26, depthwise 1.58 to 2.24 and 2.16 to 2.59, 7x7 with stride 2
+1.34 to 1.54 and 1.66 to 1.73, batch norm 0.71 and 0.98, max pool 0.64 and 1.03.  Their limits, by
+multiply-adds over the 150 Gop/s of a large matrix product: 1x1 with gradients takes 51 ms where
+4.9 Gop could take 33 and PyTorch takes 40 to 46; depthwise is bound by memory, 13 MB read and
+written once, 4 ms of copies at 6 GB/s where it takes 3.6 to 4.3 and PyTorch 1.9 to 2.3.
 
 What was tried, XLA's flag set, without large pages, milliseconds; a large matrix product does 130
 to 200 Gop/s here, a copy moves 6 GB/s, and the figures themselves move by a quarter from run to
@@ -28,10 +32,10 @@ run:
 - depthwise 3x3, 16 x 56 x 56 x 64, outputs: lax 160 to 300; shifts 5 to 9; with the padded image
   kept 6; with columns and channels as one axis 5.2; PyTorch 2.8; a copy of the input 2.4.
 - its gradient by the kernel: lax 44 to 180; the transpose of the shifts 63; nine products and sums
-  67; products as a dot with ones 77; one reduction of nine values 61; summed over images, over
-  rows, over halves 60 to 122; flat offsets 98; a batched product 370; one image after the other
-  with nine sums 26 (what `auto` does).  PyTorch takes 8 to 9 for outputs and both gradients.  XLA
-  sums quickly what lies in one piece (0.9 for the whole image) but a shifted copy does not.
+  67; products as a dot with ones 14 to 77; one reduction of nine values 61; flat offsets 98; a sum
+  over the batch axis 370 to 500; one image after the other with nine sums 22; images added in
+  pairs, doubling as often as there are images, columns and channels as one axis, 8 (what `auto`
+  does).  XLA sums slowly over all pixels of several images, and adds two halves quickly.
 - 1x1, 16 x 56 x 56 x 64 to 256, outputs and gradients: lax 88; a product of four axes 118, of two
   81 (what `auto` does); PyTorch 59 to 62.  At 6 x 6 x 192 to 192, batch 64: 10, 7.5, 6.9; 5.3 to 9.
 - 3x3 kernel gradient, 16 x 56 x 56 x 64: lax 50 (PyTorch 21); in chunks of 8, 4, 1 images 51, 64,
@@ -43,6 +47,10 @@ run:
 - max pool 3x3, stride 2, 16 x 112 x 112 x 64, gradient: lax 304 (202 with large pages); pixels that
   ask their windows 30 (18), and as much again to share ties.  Of 4x4 on 32 x 224 x 224 x 32: lax
   669; a slice a tap 1,450; the maximum of a reshaped map 390; pixels asking 88 to 115.
+- YNNPACK off for products as well as for convolutions (`-individual_dot`, or `-dot` too): 1x1 with
+  gradients 1.06 to 1.10 of PyTorch's time instead of 1.14 to 1.26, 400 to 400 channels over 5 x 354
+  x 354 pixels 1.3 s instead of 2.0; but a dense layer of 1024 to 1024 over 16 rows with gradients
+  takes 3 to 4 times PyTorch's time instead of 1.3, and training steps do not change.  Left alone.
 - memory: a copy of 205 MB 87 and 52 with large pages; malloc told to keep what it has, 100.
 - 2 x 2 x 512, 3x3, batch 16: lax 260 forward and 260 by the image; patches 4.5 and 3.9; PyTorch 7.
 - 6x6 with stride 2 over 2 channels, 64 x 64 x 64: lax 10; in blocks of 2 x 2 pixels 2.7; PyTorch 2.

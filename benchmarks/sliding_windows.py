@@ -23,11 +23,18 @@ of a window, moves the ratio of its times away from that of its multiply-adds: r
 PyTorch's threads wait for each other by spinning; where the machine has other work to do, that
 makes its `loop` a hundred times slower unless OMP_WAIT_POLICY=passive is set.
 
-On 2 CPU cores, all as `lax` and without XLA's flag (`results/sliding_windows.md`), at 16, 28, 64,
-256, 720 and 1080: multiply-adds 1.21, 1.33, 1.35, 1.35, 1.35 and 1.35 times those of one
-convolution; time in chunks, jax 1.12, 2.17, 1.77, 1.92, 1.97, 1.55 times, PyTorch 0.82, 1.49, 2.05,
-2.29, 2.14, 1.77 times; window by window, jax 2.7 to 11.8 times, PyTorch 4.8 to 46 times.  The
-convolution takes jax 0.77, 1.02, 1.47, 1.69, 1.81, 1.53 times as long as PyTorch.
+On 2 CPU cores, with XLA's flag and large pages (`results/sliding_windows.md`), at 16, 28, 64, 256,
+720 and 1080: multiply-adds 1.21, 1.33, 1.35, 1.35, 1.35 and 1.35 times those of one convolution;
+time in chunks, jax 1.34, 1.92, 2.14, 2.29, 2.00, 2.01 times, PyTorch 0.87, 1.55, 2.04, 2.49, 2.29,
+2.46 times; window by window, jax 2.5 to 13.6 times, PyTorch 4.6 to 103 times.  The convolution
+takes jax 0.42, 0.81, 1.34, 1.39, 1.68, 1.58 times as long as PyTorch.
+
+At 1080 a batch of 5 has 931 Gop: 5.2 s at the 180 Gop/s that the best convolution of its shape
+reaches here, where PyTorch takes 6.1 and jax 9.6.  Tried at 720, seconds (PyTorch 2.8): all as
+`lax` 4.3 to 4.5; 1x1 as a product, `auto`, 3.8 to 4.8; 1x1 over 400 channels as `lax` 4.1 to 5.1,
+though alone it takes 1.3 where the product takes 2.0; image after image by `map` 5.0, unrolled 4.6.
+Alone, the layers take 0.2, 1.3, 1.3 and 0.1 s: what is missing is memory, maps of 1 GB each that
+are new in every call.
 
 `--check` compares what the formulas say of a chain with what random weights show; `--explain`
 answers questions 2 and 4 to 8 of the seed.

@@ -10,18 +10,20 @@ network of the MNIST figure (batch 64); `resnet18_64` and `resnet18_224` have ba
 of their images in their name.  All ways of a model take turns.  The last column is the time over
 that of PyTorch as it is: below 1 is faster.
 
-On 2 CPU cores with XLA's flag, time / PyTorch, in two to four runs each:
+On 2 CPU cores with XLA's flag, time / PyTorch, in two to six runs each:
 
 | model | lax | convolutions | + max pools | + large pages |
 |---|---|---|---|---|
-| digits | 1.25 to 1.26 | 0.99 to 1.25 | the same | 0.92 to 1.03 |
-| digits_wide | 1.31 to 1.55 | 1.14 to 1.31 | the same | 1.07 |
+| digits | 1.25 to 1.26 | 0.99 to 1.25 | the same | 0.81 to 1.03 |
+| digits_wide | 1.31 to 1.55 | 1.14 to 1.31 | the same | 1.07 to 1.12 |
 | resnet18_64 | 7.7 | 0.86 to 0.97 | 0.78 | 0.68 to 0.84 |
-| resnet18_224 | 1.30 | 1.22 to 1.42 | 1.23 | 1.03 to 1.28 (without the pools 1.27, 1.37) |
+| resnet18_224 | 1.30 | 1.22 to 1.42 | 1.23 | 1.03 to 1.30 (without the pools 1.27, 1.37) |
 
 The columns are `jaxdet.ops.conv`, `jaxdet.ops.pool` and `jaxdet.pages`, one on top of the other.
 What is missing where it is above 1 are kernel gradients of 3x3 convolutions over many pixels, 7 to
-50 ms where PyTorch takes 3 to 21: see `benchmarks.layers` for what was tried.  PyTorch has the
+50 ms where PyTorch takes 3 to 21: see `benchmarks.layers` for what was tried.  At 224 a step has
+175 Gop, 1.2 s at the 150 Gop/s of a large matrix product: jaxdet takes 1.62 to 1.66 (the longest
+run, 27 steps, 1.23 of PyTorch's), PyTorch 1.25 to 1.37.  PyTorch has the
 large pages too.  Set OMP_WAIT_POLICY=passive: its spinning threads else slow the turn of jaxdet.
 """
 

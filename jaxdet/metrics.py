@@ -1,5 +1,8 @@
 """Scores of a whole split, on the host, from the rows that tasks measure."""
 
+import contextlib
+import io
+
 import numpy as np
 
 
@@ -32,4 +35,100 @@ def _scores(rows):
         "iou50": float((iou > 0.5).mean()),
         "iou70": float((iou > 0.7).mean()),
         "distance": float(rows["distance"].mean(dtype=np.float64)),
+    }
+
+
+STATS = (  # the twelve numbers of COCO, in its order
+    *("map", "map50", "map75", "map_small", "map_medium", "map_large"),
+    *("recall1", "recall10", "recall100", "recall_small", "recall_medium", "recall_large"),
+)
+
+
+def coco_map(truth, detections):
+    """COCO's twelve numbers, by the names `STATS`, of boxes told as COCO's JSON tells them.
+
+    truth: {"images", "annotations", "categories"}; detections: [{"image_id", "category_id",
+    "bbox", "score"}].  mAP is the mean over IoU .5 to .95 and classes, at most 100 boxes a photo;
+    -1 where there is nothing to find.  Lin et al. 2014, arXiv:1405.0312, by faster-coco-eval.
+    """
+    judged = _judged(truth, detections)
+    return dict(zip(STATS, map(float, judged.stats[:12]), strict=True))
+
+
+def detections(rows, classes):
+    """Scores of many boxes a photo, from the rows that `tasks.detect` measures.
+
+    The twelve of `coco_map`; `labels` has count, map and map50 of each class.
+    """
+    truth, found = _as_coco(rows, classes)
+    judged = _judged(truth, found)
+    scores = dict(zip(STATS, map(float, judged.stats[:12]), strict=True))
+    precision = judged.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, class]
+    labels = {}
+    on = rows["true_valid"] & ~rows["true_crowd"]
+    for i, name in enumerate(classes):
+        count = int((rows["true_labels"][on] == i).sum())
+        labels[name] = {
+            "count": count,
+            "map": _mean(precision[:, :, i]),
+            "map50": _mean(precision[0, :, i]),
+        }
+    return {**scores, "count": len(rows["size"]), "labels": labels}
+
+
+def _mean(precision):
+    """Mean of what is known; -1 where nothing is."""
+    known = precision[precision > -1]
+    return float(known.mean()) if known.size else -1.0
+
+
+def _judged(truth, detections):
+    """A finished evaluation of faster-coco-eval, which prints as it goes."""
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    whole = {"info": {}, "images": [], "annotations": [], "categories": [], **truth}
+    with contextlib.redirect_stdout(io.StringIO()):
+        true = COCO(whole)
+        judged = COCOeval_faster(true, _loaded(true, detections), "bbox")
+        judged.evaluate()
+        judged.accumulate()
+        judged.summarize()
+    return judged
+
+
+def _loaded(true, detections):
+    """Detections beside their truth; the library takes no empty list."""
+    from faster_coco_eval import COCO
+
+    if detections:
+        return true.loadRes(detections)
+    return COCO({**true.dataset, "annotations": []})
+
+
+def _as_coco(rows, classes):
+    """(truth, detections) of rows [N, ...], as COCO's JSON tells them."""
+    height, width = rows["size"].T.tolist()
+    images = [
+        {"id": i, "height": h, "width": w}
+        for i, (h, w) in enumerate(zip(height, width, strict=True))
+    ]
+    annotations = []
+    for number, (i, g) in enumerate(zip(*np.nonzero(rows["true_valid"]), strict=True), 1):
+        one = _box(i, rows["true_boxes"][i, g], rows["true_labels"][i, g])
+        more = {"id": number, "area": float(rows["true_area"][i, g])}
+        annotations.append(one | more | {"iscrowd": int(rows["true_crowd"][i, g])})
+    found = [
+        _box(i, rows["boxes"][i, p], rows["labels"][i, p]) | {"score": float(rows["scores"][i, p])}
+        for i, p in zip(*np.nonzero(rows["valid"]), strict=True)
+    ]
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(classes)]
+    return {"images": images, "annotations": annotations, "categories": categories}, found
+
+
+def _box(image, corners, label):
+    x0, y0, x1, y1 = map(float, corners)
+    return {
+        "image_id": int(image),
+        "category_id": int(label) + 1,
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
     }

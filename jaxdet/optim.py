@@ -38,7 +38,8 @@ def optimizer(
 
     Weight decay is decoupled and spares biases and normalisation scales (arrays of rank 1);
     `clip = 0` does not clip.  With `accumulate > 1` the mean gradient of that many calls makes
-    one update.  Parameters whose path ("a/b/kernel") `learns` refuses stay as they are.
+    one update.  `learns(path)`, of a parameter's path "a/b/kernel", is a factor of its learning
+    rate: at 0 or False it stays as it is and takes no memory, at 1 or True it learns as all do.
     """
     match kind:
         case "adamw":
@@ -58,17 +59,20 @@ def optimizer(
 
 
 def _partly(whole, learns):
-    """`whole` on the parameters that learn, which alone take memory, and nothing on the others."""
+    """`whole` on the parameters that learn, scaled, and nothing on the others."""
 
-    def kind(path, _):
-        return (
-            "learns" if learns(jax.tree_util.keystr(path, simple=True, separator="/")) else "stays"
-        )
+    def factor(path):
+        return float(learns(jax.tree_util.keystr(path, simple=True, separator="/")))
 
     def kinds(params):
-        return jax.tree_util.tree_map_with_path(kind, params)
+        kind = {True: "learns", False: "stays"}
+        return jax.tree_util.tree_map_with_path(lambda path, _: kind[factor(path) > 0], params)
 
-    return optax.partition({"learns": whole, "stays": optax.set_to_zero()}, kinds)
+    def scaled(updates, _):
+        return jax.tree_util.tree_map_with_path(lambda path, x: factor(path) * x, updates)
+
+    moving = optax.chain(whole, optax.stateless(scaled))
+    return optax.partition({"learns": moving, "stays": optax.set_to_zero()}, kinds)
 
 
 def kernels(params):

@@ -62,6 +62,12 @@ class Restored(Process):
     """part of the data: train, val, test, or what else the system has; all for these three"""
     root: str = ""
     """folder of other data of the same kind"""
+    score: float | None = None
+    """detect: least score of a box, instead of the run's; seed 002 has .1, COCO .001"""
+    nms: float | None = None
+    """detect: overlap from which boxes are one, instead of the run's; seed 002 has .5"""
+    nms_kind: Literal["hard", "linear", "gaussian", "nmw", "wbf"] | None = None
+    """detect: drop what overlaps, lower its score, or merge it"""
     json: bool = False
     """print JSON"""
 
@@ -90,6 +96,14 @@ class Predict(Restored):
     """side of the samples in pixels; 0 is the run's own"""
     figure: Path | None = None
     """picture to write: true boxes green, predicted boxes red"""
+    classes: tuple[str, ...] = ()
+    """detect: only these"""
+    save_txt: Path | None = None
+    """detect: folder for one text file an image, YOLO's `class x y width height score`"""
+    save_json: Path | None = None
+    """detect: file for all boxes, as COCO's results"""
+    save_crop: Path | None = None
+    """detect: folder for what is inside of each box"""
 
 
 @dataclass(frozen=True, kw_only=True)

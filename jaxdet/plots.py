@@ -7,14 +7,30 @@ from matplotlib.patches import Rectangle
 
 TRUE, PREDICTED = "lime", "red"
 SUFFIXES = (".png", ".jpg", ".pdf", ".svg")
+SCORES = ("iou", "map", "map50")  # of validation alone
 
 
 def convergence(metrics, path):
-    """Training and validation loss and accuracy against the epoch, from `metrics.jsonl` lines."""
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    for axes, term in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        points = {s: [(m["epoch"], m[s][term]) for m in metrics if m[s]] for s in ("train", "val")}
-        _against_epoch(axes, term, points)
+    """Each term of the loss and what else both splits have, and the scores of validation.
+
+    Against the epoch, from `metrics.jsonl` lines.
+    """
+    trained = [name for line in metrics if line["train"] for name in line["train"]]
+    both = {*trained} or {"loss"} & {*metrics[0]["val"]}
+    scores = [name for name in SCORES if name in metrics[-1]["val"] and name not in both]
+    terms = sorted(both, key=lambda name: (name != "loss", name)) + scores
+    rows = -(-len(terms) // 3)
+    figure = Figure(figsize=(16, 4 * rows), layout="constrained")
+    every = figure.subplots(rows, 3, squeeze=False).flat
+    for axes, term in zip(every, [*terms, *[None] * (3 * rows - len(terms))], strict=True):
+        if term is None:
+            axes.axis("off")
+            continue
+        points = {
+            s: [(m["epoch"], m[s][term]) for m in metrics if term in (m[s] or ())]
+            for s in ("train", "val")
+        }
+        _against_epoch(axes, term, {s: p for s, p in points.items() if p or term in both})
     _write(figure, path)
 
 
@@ -36,10 +52,11 @@ def curves(metrics_by_name, path):
     _write(figure, path)
 
 
-def gallery(images, path, *, titles, true=None, predicted=None, columns=5):
-    """N images [H, W, C] in [0, 1] in a grid, true boxes [N, 4] green and predicted boxes red.
+def gallery(images, path, *, titles, true=None, predicted=None, texts=None, columns=5):
+    """N images [H, W, C] in [0, 1] in a grid, true boxes green and predicted boxes red.
 
-    `titles` has one text an image; a box may be None.  Thirty images make the figure of seed 001:
+    An image has one box [4], any number [n, 4], or None.  `titles` has one text an image, `texts`
+    one a predicted box of each image.  Thirty images make the figure of seed 001:
     6 x 5 of them on 20 x 16 inches.
     """
     columns = min(columns, len(images))
@@ -51,9 +68,22 @@ def gallery(images, path, *, titles, true=None, predicted=None, columns=5):
         _image(axes, image)
         axes.set_title(titles[i])
         for boxes, colour in ((true, TRUE), (predicted, PREDICTED)):
-            if boxes is not None and boxes[i] is not None:
-                box(axes, boxes[i], colour)
+            for corners in () if boxes is None or boxes[i] is None else _rows(boxes[i]):
+                box(axes, corners, colour)
+        if texts is not None:
+            _name(axes, predicted[i], texts[i])
     _write(figure, path)
+
+
+def _rows(boxes):
+    """One box [4] or several [n, 4] as several."""
+    return np.reshape(np.asarray(boxes), (-1, 4))
+
+
+def _name(axes, boxes, texts):
+    """A small text above each box."""
+    for (x0, y0, *_), text in zip(_rows(boxes), texts, strict=True):
+        axes.text(x0, y0 - 2, text, color="white", fontsize=6, backgroundcolor=(1, 0, 0, 0.5))
 
 
 def roofline(rows, ceilings, path, named=10):

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -60,3 +61,18 @@ def test_gradients_are_clipped_by_their_global_norm(clip, expected):
     grads = {"w": jnp.full((3, 3), np.sqrt(3)), "b": jnp.full(3, np.sqrt(3))}
     moved = update(optim.optimizer("sgd", 1.0, momentum=0.0, clip=clip), params, grads)
     assert float(optax.tree.norm(moved)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_factors_of_the_rate_by_path():
+    params = {"a": {"w": jnp.ones((2, 2))}, "b": {"w": jnp.ones((2, 2))}, "c": jnp.ones((2, 2))}
+    grads = jax.tree.map(lambda p: 0.5 * p, params)
+    factors = {"a/w": 0.0, "b/w": 0.25, "c": True}
+    chosen = optim.optimizer("sgd", 0.1, momentum=0.0, learns=factors.get)
+    state = chosen.init(params)
+    moved, _ = chosen.update(grads, state, params)
+    np.testing.assert_array_equal(moved["a"]["w"], 0)
+    np.testing.assert_allclose(moved["b"]["w"], -0.1 * 0.5 * 0.25, rtol=1e-6)
+    np.testing.assert_allclose(moved["c"], -0.1 * 0.5, rtol=1e-6)
+    whole = optim.optimizer("adamw", 0.1, learns=factors.get).init(params)
+    kept = [leaf.shape for leaf in jax.tree.leaves(whole) if leaf.ndim]
+    assert len(kept) == 4  # both moments of what learns, none of what stays

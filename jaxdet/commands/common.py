@@ -54,6 +54,9 @@ def restored(options, also=(), **changes):
         changes |= {"root": str(Path(options.root).absolute())}
     elif kept.is_dir():
         changes |= {"split_files": str(kept.absolute())}
+    strange = [field for field in changes if not hasattr(config, field)]
+    if strange:
+        raise InputError(f"--{strange[0].replace('_', '-')}: {name} has no such option")
     config = replace(config, **changes)
     system = configs.build(name, config)
     _same_classes(options.run, system)
@@ -63,6 +66,12 @@ def restored(options, also=(), **changes):
     like = jax.eval_shape(training.maker(system, config))
     step, state = checkpoint.restore(options.run, like, options.checkpoint, _warn)
     return config, system, step, state
+
+
+def judged(options):
+    """What of the judgement of boxes is to be another than the run's, by the names of fields."""
+    named = {"score": options.score, "nms": options.nms, "nms_kind": options.nms_kind}
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def _same_classes(folder, system):
@@ -86,11 +95,11 @@ def check_picture(path, count=1):
         raise InputError(f"{path}: a picture is one of {', '.join(plots.SUFFIXES)}")
 
 
-def draw(pictures, path, *, titles, true=None, predicted=None, quiet=False):
+def draw(pictures, path, *, quiet=False, **told):
     """One figure of pictures [H, W, C], true boxes green, predicted ones red: `plots.gallery`."""
     from jaxdet import plots
 
-    plots.gallery(pictures, path, titles=titles, true=true, predicted=predicted)
+    plots.gallery(pictures, path, **told)
     if not quiet:
         print(f"wrote {path}")
 

@@ -8,7 +8,7 @@ from jaxdet.commands import common
 
 def run(options):
     """Print the scores of one part of the data, or of all."""
-    config, system, step, state = common.restored(options, also=["all"])
+    config, system, step, state = common.restored(options, also=["all"], **common.judged(options))
     kept, among = evaluate.variables(state), parallel.devices(config.devices)
     for split in ALL if options.split == "all" else (options.split,):
         scorer = evaluate.Evaluator(system, split, config.eval_batch, among)
@@ -33,6 +33,9 @@ def _text(split, scores):
     labels = scores.get("labels")
     if not labels:
         return "".join(lines)
+    if "confusion" not in scores:
+        rows = [{"class": name, **of_label} for name, of_label in labels.items()]
+        return "".join([*lines, tables.markdown(rows, list(rows[0])), "\n"])
     head = [
         f"*** {SETS.get(split, split)} set accuracy\n",
         f"Mean accuracy for all labels: {scores['accuracy']!r}\n",

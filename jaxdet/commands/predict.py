@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxdet import evaluate
-from jaxdet.commands import common
+from jaxdet.commands import common, detections
 from jaxdet.data import images
 from jaxdet.ops import boxes
 from jaxdet.types import InputError
@@ -36,10 +36,14 @@ def run(options):
     """Print an answer an image, and draw what was asked for."""
     common.check_picture(options.figure, options.count)
     changes = {"canvas": options.canvas} if options.canvas else {}
-    config, system, _, state = common.restored(options, **changes)
+    paths = [*options.images, *options.filename]
+    changes |= common.judged(options)
+    also = [options.split] if paths else ()  # no split is read
+    config, system, _, state = common.restored(options, also, **changes)
+    if system.many:
+        return detections.run(options, system, state)
     names, answer = system.about["classes"], jax.jit(system.task.predict)
     answer = partial(answer, evaluate.variables(state))
-    paths = [*options.images, *options.filename]
     shown = _files(system, paths) if paths else _samples(system, options)
     found = [_alone(answer(one.image[None])) for one in shown]
     pairs = list(zip(shown, found, strict=True))

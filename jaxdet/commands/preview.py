@@ -9,6 +9,11 @@ def run(name, options, config):
     common.check_picture(options.out, options.count)
     system = configs.build(name, config)
     shown = evaluate.samples(system, "train", options.count, train=True, seed=config.seed)
-    titles = [f"true {system.about['classes'][label]}" for label in shown["label"]]
-    common.draw(shown["image"], options.out, titles=titles, true=shown["boxes"][:, 0])
+    if system.many:
+        true = [boxes[on] for boxes, on in zip(shown["boxes"], shown["valid"], strict=True)]
+        titles = [f"{len(boxes)} boxes" for boxes in true]
+    else:
+        true = shown["boxes"][:, 0]
+        titles = [f"true {system.about['classes'][label]}" for label in shown["label"]]
+    common.draw(shown["image"], options.out, titles=titles, true=true)
     return 0

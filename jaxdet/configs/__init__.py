@@ -7,7 +7,7 @@ from importlib import import_module
 
 from jaxdet.configs import base
 
-SYSTEMS = ("digits", "objects")
+SYSTEMS = ("digits", "objects", "detect")
 
 
 def config(name):

@@ -16,6 +16,8 @@ def features(name):
             return partial(resnet.ResNet34, classes=0)
         case "resnet50":
             return partial(resnet.ResNet50, classes=0)
+        case "b0" | "b1" | "b2" | "b3":
+            return partial(getattr(efficientnet, name.upper()), classes=0)
     return partial(efficientnet.Lite0, classes=0)
 
 
@@ -30,7 +32,7 @@ def parts(name):
             return plain.parts(deeper.LAYOUT)
         case "vgg":
             return plain.parts(vgg.LAYOUT)
-        case "lite0":
+        case "lite0" | "b0" | "b1" | "b2" | "b3":
             return efficientnet.PARTS[:-1]  # without the head of the classifier
     return resnet.PARTS
 
@@ -50,21 +52,25 @@ def without(config):
     return {} if config.norm else {"norm": False}
 
 
-def pretrained(config, variables):
-    """The variables of a network, those of its `features` from the file `config.weights`."""
+def pretrained(name, file, variables, norm=True):
+    """The variables of a network, those of its `features`, called `name`, from a file of weights.
+
+    file: as `jaxdet.pretrained.fetch` takes it.
+    """
     from jaxdet import pretrained, weights
     from jaxdet.models import efficientnet
 
-    match config.model:
-        case "lite0":
-            names = efficientnet.torch_name
+    match name:
+        case "lite0" | "b0" | "b1" | "b2" | "b3":
+            stages = features(name)().scaled()
+            names = partial(efficientnet.torch_name, stages=stages)
         case "vgg":
-            names = partial(pretrained.vgg, norm=config.norm)
+            names = partial(pretrained.vgg, norm=norm)
         case "resnet18" | "resnet34" | "resnet50":
             names = pretrained.resnet
-        case name:
+        case _:
             raise InputError(f"--weights: nobody has trained {name}; choose another --model")
-    arrays = weights.read(pretrained.fetch(config.weights))
+    arrays = weights.read(pretrained.fetch(file))
     spare = (*pretrained.HEADS, *efficientnet.HEADS)
     return pretrained.overlay(variables, arrays, partial(_of_features, names), spare=spare)
 

@@ -17,7 +17,8 @@ class System(NamedTuple):
     files: tuple[tuple[str, str], ...] = ()  # (path in the run folder, text to keep there)
     notes: tuple[str, ...] = ()  # what was found wrong with the data
     weights: Callable | None = None  # variables -> variables with pretrained ones in their place
-    learns: Callable | None = None  # path of a parameter -> whether it learns; None: all do
+    many: bool = False  # answers are any number of boxes an image
+    learns: Callable | None = None  # path of a parameter -> factor of its rate; None: all learn
 
 
 @dataclass(frozen=True)

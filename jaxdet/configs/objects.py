@@ -157,10 +157,14 @@ def build(config):
         table=partial(_table, config, classes),
         files=_tables(rows),
         notes=notes,
-        weights=None if config.backbone == "scratch" else partial(backbones.pretrained, config),
+        weights=None if config.backbone == "scratch" else partial(_pretrained, config),
         learns=partial(backbones.learns, stay) if stay else None,
         read=partial(images.levels, side=config.size),
     )
+
+
+def _pretrained(config, variables):
+    return backbones.pretrained(config.model, config.weights, variables, config.norm)
 
 
 def inspect(root):

@@ -1,5 +1,6 @@
 """Image files as arrays, the way the networks take them."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ from PIL import Image, ImageOps
 
 from jaxdet.types import InputError
 
+GREY = 114  # of what is beyond the edge of a photo, as YOLO's programs have it
 SUFFIXES = tuple(sorted(Image.registered_extensions()))
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises
 
@@ -37,6 +39,51 @@ def colour(path, side):
     return np.asarray(small), (image.height, image.width)
 
 
+def fit(size, height, width):
+    """(scale [2], offset [2]) that put a photo of `size` (height, width) into height x width.
+
+    Its shape is kept up to a pixel's rounding, and it is in the middle: network pixel = original x
+    scale + offset, of x and of y.
+    """
+    factor = min(height / size[0], width / size[1])
+    inner = np.maximum(np.round(np.array([size[1], size[0]]) * factor), 1)
+    offset = (np.array([width, height]) - inner) // 2
+    return (inner / [size[1], size[0]]).astype(np.float32), offset.astype(np.float32)
+
+
+def fitted(file, height, width):
+    """An image as [height, width, 3] uint8 put there by `fit`, the rest `GREY`, and its own size.
+
+    file: a path, or the bytes of one.  Upright as its EXIF data say.  InputError for a file that
+    is missing or no image.
+    """
+    image = _opened(file, "RGB")
+    size = image.height, image.width
+    scale, offset = fit(size, height, width)
+    columns, rows = np.rint(scale * [image.width, image.height]).astype(int)
+    left, top = offset.astype(int)
+    out = np.full((height, width, 3), GREY, np.uint8)
+    small = image.resize((int(columns), int(rows)), Image.Resampling.BILINEAR)
+    out[top : top + rows, left : left + columns] = small
+    return out, size
+
+
+def letterboxed(file, height, width):
+    """What `fitted` gives, as levels [height, width, 3] float32 in [0, 1]."""
+    image, size = fitted(file, height, width)
+    return image / np.float32(255), size
+
+
+def size(path):
+    """Height and width of an image file, from its header, upright as its EXIF data say."""
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(0x0112, 1) >= 5  # orientations that swap the sides
+            return image.size if turned else image.size[::-1]
+    except UNREADABLE as error:
+        raise InputError(f"{path}: not a readable image ({error})") from None
+
+
 def whole(path):
     """An image file as levels [H, W, 3] float32 in [0, 1], as large as it is."""
     return np.asarray(_opened(path, "RGB"), np.float32) / 255
@@ -52,10 +99,13 @@ def within(folder):
 
 
 def _opened(path, mode):
+    """A path, or the bytes of an image file, as an upright image."""
+    packed = isinstance(path, bytes)
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(path) if packed else path) as image:
             return ImageOps.exif_transpose(image).convert(mode)
     except FileNotFoundError:
         raise InputError(f"{path}: no such image") from None
     except UNREADABLE as error:
-        raise InputError(f"{path}: not a readable image ({error})") from None
+        name = f"{len(path)} bytes" if packed else path
+        raise InputError(f"{name}: not a readable image ({error})") from None

@@ -181,10 +181,12 @@ class EfficientNet(Part):
     classes: int = 1000
     head: bool = False
     frozen: int = 0
+    fixed_norm: bool = False
 
     @nn.compact
     def __call__(self, x, train=False):
         """Logits [B, classes] of images [B, H, W, C], or maps, fine to coarse."""
+        train = train and not self.fixed_norm
         learns = [train and part >= self.frozen for part in range(len(self.stages) + 2)]
         stem, head = (n if self.fixed_ends else _rounded(n * self.width) for n in (STEM, HEAD))
         x = self.activate(self.convolve(x, stem, 3, "stem", stride=2, train=learns[0]), "stem")

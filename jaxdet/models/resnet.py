@@ -59,6 +59,7 @@ class ResNet(Part):
     classes: outputs; 0 returns the four stages' maps [B, H/4 .. H/32, ...] instead of logits.
     frozen: how many of `PARTS`, from the stem on, do not learn: their batch statistics stay as they
     are, and no gradient is computed for them.
+    fixed_norm: batch statistics of all parts stay as they are.
     """
 
     stages: tuple[int, ...] = (2, 2, 2, 2)
@@ -66,10 +67,12 @@ class ResNet(Part):
     width: int = 64
     classes: int = 1000
     frozen: int = 0
+    fixed_norm: bool = False
 
     @nn.compact
     def __call__(self, x, train=False):
         """Logits [B, classes] of images [B, H, W, C], or the stages' maps, fine to coarse."""
+        train = train and not self.fixed_norm
         x = self.convolve(x, self.width, 7, "stem", stride=2, train=train and not self.frozen)
         x = layers.relu(x, "stem_relu")
         x = layers.max_pool(x, "stem_pool", kernel=3, stride=2, padding=1)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxdet.ops import boxes
 from jaxdet.types import InputError
 
-ANGLE, ZOOM, PLACE, FLIP, LIGHT = range(5)  # purposes: one key each
+ANGLE, ZOOM, PLACE, FLIP, LIGHT, TURN, COLOUR, NOISE, HOLE = range(9)  # purposes: one key each
 
 
 def place(key, digit, *, canvas=64, rotate=30.0, scale=(0.75, 1.25)):
@@ -56,11 +56,66 @@ def photo(key, image, box, *, flip=True, scale=(0.8, 1.25), shift=0.1, light=0.3
     return (lighting(jax.random.fold_in(key, LIGHT), image, light=light) if light else image), box
 
 
+KEEP = 0.2  # share of a box that must still be in the image for its object to be asked for
+
+
+def scene(
+    key,
+    image,
+    found,
+    valid,
+    *,
+    flip=True,
+    flip_down=False,
+    scale=(0.75, 1.3),
+    shift=0.1,
+    light=0.2,
+    colour=0.2,
+):
+    """One photo [H, W, C] with boxes [G, 4], of which `valid` [G] are in use, as it may also look.
+
+    Mirrors half of them, upside down too with `flip_down`; scales and moves as `photo` does;
+    changes brightness and contrast by up to `light`, saturation by up to `colour`, hue by up to a
+    tenth of it.  Returns image, boxes, valid: a box of which less than `KEEP` stays in the image
+    is no longer valid.
+    """
+    chex.assert_rank([image, found, valid], [3, 2, 1])
+    if flip:
+        image, found = mirror(jax.random.fold_in(key, FLIP), image, found)
+    if flip_down:
+        turned = jax.random.fold_in(key, TURN)
+        image, found = _upside_down(turned, image, found)
+    if scale != (1.0, 1.0) or shift:
+        before = boxes.area(found)
+        image, found, grown = _zoomed(jax.random.fold_in(key, ZOOM), image, found, scale, shift)
+        valid = valid & (boxes.area(found) > KEEP * before * grown)
+    if light:
+        image = lighting(jax.random.fold_in(key, LIGHT), image, light=light)
+    if colour:
+        image = colouring(jax.random.fold_in(key, COLOUR), image, colour=colour)
+    return image, found, valid
+
+
+def colouring(key, image, *, colour=0.2):
+    """Image with saturation changed by up to `colour`, hue by up to a tenth of it."""
+    more, turn = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
+    image = dm_pix.random_saturation(more, image, 1 - colour, 1 + colour)
+    return jnp.clip(dm_pix.random_hue(turn, image, colour / 10), 0, 1)
+
+
+def _upside_down(key, image, box):
+    """`mirror`, top to bottom."""
+    swapped = box[..., jnp.array([1, 0, 3, 2])]
+    image, swapped = mirror(key, image.swapaxes(0, 1), swapped)
+    return image.swapaxes(0, 1), swapped[..., jnp.array([1, 0, 3, 2])]
+
+
 def mirror(key, image, box):
-    """Image [H, W, C] and box [4], mirrored left to right every second time."""
+    """Image [H, W, C] and boxes [..., 4], mirrored left to right every second time."""
     turned = jax.random.bernoulli(key)
     width = image.shape[1]
-    mirrored = jnp.stack([width - box[2], box[1], width - box[0], box[3]])
+    x0, y0, x1, y1 = jnp.moveaxis(box, -1, 0)
+    mirrored = jnp.stack([width - x1, y0, width - x0, y1], -1)
     return jnp.where(turned, image[:, ::-1], image), jnp.where(turned, mirrored, box)
 
 
@@ -68,10 +123,15 @@ ASPECT = 1.1  # factors of width and height are at most so far apart
 
 
 def zoom(key, image, box, *, scale=(0.8, 1.25), shift=0.1):
-    """Image [H, W, C] and box [4], scaled about the middle and moved: see `photo`.
+    """Image [H, W, C] and boxes [..., 4], scaled about the middle and moved: see `photo`.
 
     Bilinear, without smoothing before it shrinks.
     """
+    return _zoomed(key, image, box, scale, shift)[:2]
+
+
+def _zoomed(key, image, box, scale, shift):
+    """What `zoom` gives, and how many times larger areas are."""
     draw = jax.random.uniform(key, (5,), minval=-1.0)  # one, two for the aspect, two for the place
     low, high = jnp.log(jnp.asarray(scale))
     both = (low + high + draw[0] * (high - low)) / 2
@@ -82,8 +142,8 @@ def zoom(key, image, box, *, scale=(0.8, 1.25), shift=0.1):
     image = grey + jax.image.scale_and_translate(
         image - grey, image.shape, (0, 1), factor, moved, "linear", antialias=False
     )
-    box = box * jnp.tile(factor[::-1], 2) + jnp.tile(moved[::-1], 2)
-    return image, boxes.clip(box, *image.shape[:2])
+    by, to = (jnp.broadcast_to(jnp.tile(v[::-1], 2), box.shape) for v in (factor, moved))
+    return image, boxes.clip(box * by + to, *image.shape[:2]), factor.prod()
 
 
 def lighting(key, image, *, light=0.3):

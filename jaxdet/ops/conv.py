@@ -14,6 +14,7 @@ ways, all of the same x [B, H, W, C] and kernel [h, w, C / groups, D]:
 - im2col: patches of all taps, then one matrix product.
 - shift: depthwise: a shifted copy of the image for each tap, times a number a channel.
 - pairs: `shift`, whose kernel gradient adds images in pairs before it sums pixels.
+- mirror: `shift`, whose image gradient is again a sum of shifted copies.
 - blocks: strides: squares of stride x stride pixels become channels, and the kernel, with zeros to
   make it a multiple of the stride, a smaller one without stride.
 `benchmarks/layers.py` has the times.
@@ -125,7 +126,7 @@ def _fastest(image, kernel, geometry):
     if fits("dot"):
         return Plan("dot", "dot", "dot")
     if fits("shift"):
-        return Plan("shift", "shift", "pairs")
+        return Plan("shift", "mirror", "pairs")
     if fits("im2col") and max(sides) <= SMALL:
         return Plan("im2col", "im2col", "lax")
     if fits("im2col") and max(ways.outputs(image, kernel, geometry)) == 1:

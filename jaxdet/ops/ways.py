@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-Way = Literal["lax", "dot", "im2col", "shift", "pairs", "blocks"]
+Way = Literal["lax", "dot", "im2col", "shift", "pairs", "mirror", "blocks"]
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 NONE = ((0, 0), (0, 0))  # no padding
@@ -34,7 +34,7 @@ def able(impl, image, kernel, geometry):
             return alone and kernel[:2] == (1, 1)
         case "im2col":
             return alone
-        case "shift" | "pairs":
+        case "shift" | "pairs" | "mirror":
             return geometry.groups == image[-1] and kernel[2] == 1
         case "blocks":
             return alone and max(geometry.strides) > 1 and geometry.dilation == (1, 1)
@@ -106,6 +106,44 @@ def _flat_taps(geometry, x, kernel, rows, columns):
         yield flat[:, i * down : i * down + stride * (rows - 1) + 1 : stride, piece]
 
 
+def _mirror(geometry, x, kernel):
+    """What `_shift` gives, made so that its transpose is a sum of slices and no sum of pads.
+
+    Each phase of the strides is a convolution without strides: its taps, weighed, are laid on one
+    canvas, larger by the kernel, which is then cut.
+    """
+    rows, columns = outputs(x.shape, kernel.shape, geometry)
+    x = jnp.repeat(_padded(geometry, x), kernel.shape[-1] // x.shape[-1], axis=-1)
+    phases = {}
+    for i, j in np.ndindex(kernel.shape[:2]):
+        places = [n * d for n, d in zip((i, j), geometry.dilation, strict=True)]
+        (down, top), (right, left) = (
+            divmod(at, stride) for at, stride in zip(places, geometry.strides, strict=True)
+        )
+        phases.setdefault((top, left), []).append((down, right, kernel[i, j, 0]))
+    out = sum(
+        _canvas(x[:, top :: geometry.strides[0], left :: geometry.strides[1]], taps, rows, columns)
+        for (top, left), taps in phases.items()
+    )
+    return out.reshape(len(x), rows, columns, -1)
+
+
+def _canvas(x, taps, rows, columns):
+    """[B, rows, columns D] of x [B, H, W, D], whose pixel (0, 0) tap (0, 0) sees first."""
+    width = x.shape[-1]
+    down, right = (max(tap[axis] for tap in taps) for axis in (0, 1))
+    flat, weights = x.reshape(*x.shape[:2], -1), x.shape[2]
+    laid = 0
+    for i, j, weight in taps:
+        room = ((0, 0, 0), (down - i, i, 0), ((right - j) * width, j * width, 0))
+        laid += lax.pad(flat * jnp.tile(weight, weights)[None, None], np.float32(0), room)
+    laid = lax.optimization_barrier(laid)  # its gradient is padded once
+    start = right * width
+    out = laid[:, down : down + rows, start : start + columns * width]
+    missing = rows - out.shape[1], columns * width - out.shape[2]
+    return jnp.pad(out, ((0, 0), (0, missing[0]), (0, missing[1])))
+
+
 def _doubled(weight, shape):
     """Weights [N] as [B, rows, N] by doubling: its transpose sums images in pairs, then rows.
 
@@ -138,6 +176,7 @@ WAYS = {
     "im2col": _im2col,
     "shift": _shift,
     "pairs": _pairs,
+    "mirror": _mirror,
     "blocks": _blocks,
 }
 

@@ -354,3 +354,59 @@ def test_grey_comes_in_from_beyond_the_edge():
 def test_a_photo_has_channels_and_one_box(image, box):
     with pytest.raises(AssertionError):
         augment.photo(jax.random.key(0), image, box)
+
+
+STILL = {"flip": False, "scale": (1.0, 1.0), "shift": 0.0, "light": 0.0, "colour": 0.0}
+
+
+def scenes(count=60, **options):
+    """What `scene` makes, `count` times, of a photo with two boxes, of which one is valid."""
+    image, box = lit(16, 12, 36, 28)
+    found, valid = np.stack([box, np.float32([1, 1, 9, 9])]), np.array([True, False])
+    each = jax.random.split(jax.random.key(2), count)
+    one = partial(augment.scene, **{**STILL, **options})
+    made = jax.jit(jax.vmap(lambda key: one(key, image, found, valid)))(each)
+    return [np.asarray(column) for column in made]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"flip": True}, {"flip_down": True}, {"scale": (0.6, 1.6)}, {"shift": 0.2}, {}],
+    ids=["flip", "flip_down", "scale", "shift", "none"],
+)
+def test_boxes_of_a_scene_go_where_the_pixels_go(options):
+    images, found, valid = scenes(**options)
+    seen = np.asarray(tight(images[..., 0] > 0.6))
+    np.testing.assert_allclose(seen[valid[:, 0]], found[valid[:, 0], 0], atol=1.5)
+    assert not valid[:, 1].any() and valid[:, 0].mean() > 0.9
+    assert (len(np.unique(found[:, 0], axis=0)) > 1) == bool(options)
+
+
+def test_a_scene_may_be_upside_down_and_that_twice_is_the_identity():
+    image, box = noise(), np.float32([[3, 5, 20, 9], [0, 0, 8, 8]])
+    for seed in range(4):
+        key = jax.random.key(seed)
+        once = augment._upside_down(key, image, box)
+        chex.assert_trees_all_equal(augment._upside_down(key, *once), (image, box))
+        if not np.array_equal(once[0], image):
+            np.testing.assert_array_equal(once[0], image[::-1])
+            np.testing.assert_array_equal(once[1][0], [3, HEIGHT - 9, 20, HEIGHT - 5])
+
+
+def test_an_object_that_left_is_no_longer_asked_for():
+    _, found, valid = scenes(400, shift=0.9)
+    share = np.asarray(boxes.area(found[:, 0])) / boxes.area(found[0, 1] * 0 + [16, 12, 36, 28])
+    assert 0 < valid[:, 0].mean() < 1
+    assert (share[valid[:, 0]] > 0.15).all()  # sides may also shrink by a tenth
+    assert (share[~valid[:, 0]] < 0.25).all()
+
+
+def test_colours_change_and_grey_stays_grey():
+    keys_ = jax.random.split(jax.random.key(0), 20)
+    image = jnp.asarray(noise())
+    changed = jax.vmap(lambda key: augment.colouring(key, image, colour=0.4))(keys_)
+    assert (abs(changed - image[None]).max((1, 2, 3)) > 0.01).all()
+    assert (changed >= 0).all() and (changed <= 1).all()
+    grey = jnp.broadcast_to(image[..., :1], image.shape)
+    same = jax.vmap(lambda key: augment.colouring(key, grey, colour=0.4))(keys_)
+    np.testing.assert_allclose(same, jnp.broadcast_to(grey, same.shape), atol=1e-5)

@@ -11,7 +11,7 @@ from jax import lax
 
 from jaxdet.ops import conv, flops, ways
 
-WAYS = ("auto", "lax", "dot", "im2col", "shift", "pairs", "blocks")
+WAYS = ("auto", "lax", "dot", "im2col", "shift", "pairs", "mirror", "blocks")
 CASES = {  # batch, rows, columns, channels, out, kernel, stride, padding, dilation, groups
     "same": (2, 9, 9, 3, 5, (3, 3), 1, "SAME", 1, 1),
     "even strides": (2, 12, 10, 4, 6, (4, 4), 2, "VALID", 1, 1),

@@ -1,0 +1,207 @@
+"""`jaxdet predict RUN` for runs that find many boxes: lines, pictures, files in others' formats.
+
+Boxes are in pixels of the original photos everywhere.
+"""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from PIL import Image
+
+from jaxdet import evaluate
+from jaxdet.commands import common
+from jaxdet.data import images
+from jaxdet.types import InputError
+
+
+class Photo(NamedTuple):
+    """A photo to answer for."""
+
+    title: str
+    image: Any  # [H, W, 3] as the network takes it
+    picture: Any  # [h, w, 3] levels to draw on, as large as the photo is
+    back: Any  # [4] from the network's pixels to those of the photo
+    true: Any = None  # [n, 4] in pixels of the photo, where they are known
+
+
+class Found(NamedTuple):
+    """What is in a photo, best first."""
+
+    boxes: np.ndarray  # [n, 4] in pixels of the photo
+    scores: np.ndarray  # [n]
+    labels: np.ndarray  # [n]
+
+
+def run(options, system, state):
+    """Print a line a box, and write what was asked for."""
+    names = system.about["classes"]
+    wanted = _wanted(options.classes, names)
+    answer = jax.jit(partial(system.task.predict, evaluate.variables(state)))
+    photos = _files(system, options) or _samples(system, options)
+    pairs = [(photo, _found(answer, photo, wanted)) for photo in photos]
+    for photo, found in pairs:
+        _tell(options.json, names, photo, found)
+    _write(options, names, pairs)
+    return 0
+
+
+def _wanted(classes, names):
+    """Indices of the classes that are asked for."""
+    unknown = [name for name in classes if name not in names]
+    if unknown:
+        raise InputError(f"--classes {unknown[0]}: the run has {', '.join(names)}")
+    return [i for i, name in enumerate(names) if not classes or name in classes]
+
+
+def _files(system, options):
+    """Image files, those of folders, and those that patterns name."""
+    paths = []
+    for path in [*options.images, *options.filename]:
+        if path.is_dir():
+            paths += images.within(path)
+        elif any(sign in path.name for sign in "*?["):
+            matches = sorted(path.parent.glob(path.name))
+            if not matches:
+                raise InputError(f"{path}: no file is called so")
+            paths += matches
+        else:
+            paths.append(path)
+    return [_file(system, path) for path in paths]
+
+
+def _file(system, path):
+    image, size = system.read(path)
+    scale, offset = images.fit(size, *image.shape[:2])
+    back = np.concatenate([1 / scale, -offset / scale])
+    return Photo(str(path), image, images.whole(path), back)
+
+
+def _samples(system, options):
+    """The first photos of a split, with what is true of them."""
+    source = system.splits[options.split]
+    rows = evaluate.samples(system, options.split, options.count)
+    out = []
+    for i, image in enumerate(rows["image"]):
+        back = rows["to_original"][i]
+        height, width = rows["size"][i]
+        left, top = np.rint(-back[2:] / back[:2]).astype(int)
+        across, down = np.rint(np.array([width, height]) / back[:2]).astype(int)
+        picture = np.asarray(
+            Image.fromarray(
+                np.uint8(np.rint(image * 255))[top : top + down, left : left + across]
+            ).resize((int(width), int(height)))
+        )
+        true = _moved(rows["boxes"][i][rows["valid"][i]], back)
+        out.append(Photo(source.names[i], image, picture / np.float32(255), back, true))
+    return out
+
+
+def _moved(boxes, back):
+    """Boxes [n, 4] of the network's input in pixels of the photo."""
+    return np.asarray(boxes) * np.tile(back[:2], 2)[None] + np.tile(back[2:], 2)[None]
+
+
+def _found(answer, photo, wanted):
+    rows = jax.tree.map(lambda leaf: leaf[0], jax.device_get(answer(photo.image[None])))
+    on = rows["valid"] & np.isin(rows["labels"], wanted)
+    height, width = photo.picture.shape[:2]
+    boxes = np.clip(_moved(rows["boxes"][on], photo.back), 0, np.tile([width, height], 2)[None])
+    return Found(boxes, rows["scores"][on], rows["labels"][on])
+
+
+def _tell(as_json, names, photo, found):
+    """A line a box: photo, class, score, x0 y0 x1 y1; or a JSON object a photo."""
+    rows = [
+        {"label": names[label], "score": round(float(score), 4), "box": _rounded(box)}
+        for box, score, label in zip(*found, strict=True)
+    ]
+    if as_json:
+        print(json.dumps({"image": photo.title, "objects": rows}))
+    for row in [] if as_json else rows:
+        print(photo.title, row["label"], row["score"], *row["box"])
+    if not rows and not as_json:
+        print(photo.title, "nothing")
+
+
+def _rounded(box):
+    return [round(float(value), 2) for value in box]
+
+
+def _write(options, names, pairs):
+    """Pictures, and files of boxes."""
+    wrote = []
+    if options.figure:
+        _draw(names, pairs, options.figure)
+        wrote.append(str(options.figure))
+    for folder, write in (
+        (options.save_dir, _picture),
+        (options.save_txt, _text),
+        (options.save_crop, _crops),
+    ):
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+            for i, (photo, found) in enumerate(pairs):
+                write(folder, f"{i:04d}_{Path(photo.title).stem}", names, photo, found)
+            wrote.append(f"{len(pairs)} photos to {folder}")
+    if options.save_json:
+        options.save_json.parent.mkdir(parents=True, exist_ok=True)
+        options.save_json.write_text(json.dumps(_coco(names, pairs)))
+        wrote.append(str(options.save_json))
+    if wrote and not options.json:
+        print("wrote", ", ".join(wrote))
+
+
+def _draw(names, pairs, path):
+    titles = [f"{photo.title}: {len(found.labels)} found" for photo, found in pairs]
+    common.draw(
+        [photo.picture for photo, _ in pairs],
+        path,
+        titles=titles,
+        true=[photo.true for photo, _ in pairs],
+        predicted=[found.boxes for _, found in pairs],
+        texts=[_texts(names, found) for _, found in pairs],
+        quiet=True,
+    )
+
+
+def _texts(names, found):
+    return [f"{names[i]} {score:.2f}" for i, score in zip(found.labels, found.scores, strict=True)]
+
+
+def _picture(folder, stem, names, photo, found):
+    _draw(names, [(photo, found)], folder / f"{stem}.png")
+
+
+def _text(folder, stem, names, photo, found):
+    """The YOLO form: class, centre, sides in shares of the photo, score."""
+    height, width = photo.picture.shape[:2]
+    lines = []
+    for (x0, y0, x1, y1), score, label in zip(*found, strict=True):
+        shape = (x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height
+        lines.append(" ".join([str(label), *(f"{value:.6f}" for value in (*shape, score))]))
+    (folder / f"{stem}.txt").write_text("".join(f"{line}\n" for line in lines))
+
+
+def _crops(folder, stem, names, photo, found):
+    """One file a box: what is inside of it."""
+    levels = np.uint8(np.rint(photo.picture * 255))
+    for i, (box, label) in enumerate(zip(found.boxes, found.labels, strict=True)):
+        (x0, y0), (x1, y1) = np.floor(box[:2]).astype(int), np.ceil(box[2:]).astype(int)
+        if x1 > x0 and y1 > y0:
+            name = f"{stem}_{i:02d}_{names[label]}.png".replace("/", "_")
+            Image.fromarray(levels[y0:y1, x0:x1]).save(folder / name)
+
+
+def _coco(names, pairs):
+    """COCO's list of results; photos are numbered as they came, categories from 1."""
+    out = []
+    for i, (photo, found) in enumerate(pairs):
+        for (x0, y0, x1, y1), score, label in zip(*found, strict=True):
+            box = _rounded((x0, y0, x1 - x0, y1 - y0))
+            one = {"image_id": i, "file_name": photo.title, "category_id": int(label) + 1}
+            out.append(one | {"category": names[label], "bbox": box, "score": float(score)})
+    return out

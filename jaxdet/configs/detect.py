@@ -1,0 +1,316 @@
+"""Detection: many boxes a photo, in the formats people have (seed 002).
+
+    jaxdet data inspect detect --root DIR
+    jaxdet train detect --root DIR --weights package:lite0 --freeze 3
+    jaxdet eval runs/detect
+
+DIR is a COCO, Pascal VOC, YOLO or parquet folder; the format is found by what is in it.
+The Halo set of seed 002 is parquet: put its files `train*.parquet`, `validation*.parquet` and
+`test*.parquet` into DIR and use the same words.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from jaxdet.configs import backbones, base
+from jaxdet.configs.base import System, Training
+from jaxdet.types import InputError
+
+MULTIPLE = 32  # pixels of the coarsest cell
+
+
+@dataclass(frozen=True)
+class Config(Training):
+    """Boxes and classes of all objects in a photo."""
+
+    WEIGHTS: ClassVar = ("classification_weight", "objectness_weight", "box_weight")
+    WEIGHTS = (*WEIGHTS, "distance_weight")
+
+    root: str = ""
+    """folder of data: COCO, Pascal VOC, YOLO or parquet"""
+    format: Literal["auto", "coco", "voc", "yolo", "parquet"] = "auto"
+    """how the data are kept; auto looks"""
+    size: tuple[int, int] = (320, 416)
+    """height and width of the network's input in pixels, multiples of 32"""
+    slots: int = 0
+    """true boxes a photo has room for; 0 is as many as the fullest photo needs"""
+    cut_val: float = 0.1
+    """share of the training photos for validation, where the data have no part for it"""
+    on_bad_row: Literal["skip", "error"] = "skip"
+    """what to do with a photo or box that cannot be used: leave it out and say so, or stop"""
+    model: Literal["lite0", "b0", "b1", "b2", "b3", "resnet18", "resnet34", "resnet50"] = "lite0"
+    """backbone"""
+    weights: str = ""
+    """file of weights for it (.safetensors, .pth), hf:OWNER/NAME, or package:lite0"""
+    freeze: int = 0
+    """how many parts of it, from the first layer on, do not learn"""
+    fixed_norm: bool = False
+    """batch norms of the backbone use their running statistics in training too"""
+    backbone_lr: float = 1.0
+    """factor of the learning rate in the backbone"""
+    neck: Literal["fpn", "pan"] = "fpn"
+    """how the levels of the backbone are joined"""
+    block: Literal["conv", "c3", "c2f"] = "conv"
+    """what the neck has where the papers have a 3x3 convolution"""
+    width: int = 96
+    """channels of neck and head"""
+    head: Literal["noobj-zero", "noobj-bg", "yolox"] = "noobj-zero"
+    """nothing is: zeros for all classes, a class for the background, or an objectness"""
+    bins: int = 1
+    """numbers for each side of a box; 16 is a distribution over distances (DFL)"""
+    assigner: Literal["tal", "iou"] = "tal"
+    """cells learn a box by how well they answer (task-aligned), or by the overlap of an anchor"""
+    tal_from: int = 0
+    """epoch before which tal is iou"""
+    topk: int = 10
+    """tal: most cells that learn a box"""
+    alpha: float = 0.5
+    """tal: power of the score; seed 002 has the two powers the other way round"""
+    beta: float = 6.0
+    """tal: power of the overlap"""
+    positive: float = 0.5
+    """iou: overlap from which an anchor learns a box"""
+    box_loss: Literal["ciou", "diou", "giou", "iou"] = "ciou"
+    """loss of the box"""
+    classification_weight: float = 1.0
+    """weight of the classification term"""
+    objectness_weight: float = 1.0
+    """weight of the objectness term"""
+    box_weight: float = 5.0
+    """weight of the box term"""
+    distance_weight: float = 1.5
+    """weight of the term of distributions over distances"""
+    flip: bool = True
+    """mirror half of the training photos left to right"""
+    flip_down: bool = False
+    """mirror half of the training photos upside down"""
+    scale: tuple[float, float] = (0.75, 1.3)
+    """training photos are scaled by a factor in this range"""
+    shift: float = 0.1
+    """training photos are moved by up to this share of a side"""
+    light: float = 0.2
+    """brightness and contrast of training photos change by up to this share"""
+    colour: float = 0.2
+    """saturation changes by up to this share, hue by a tenth of it"""
+    score: float = 0.01
+    """least score of a box; seed 002 has .1"""
+    nms: float = 0.6
+    """overlap from which boxes are one; seed 002 has .5"""
+    nms_kind: Literal["hard", "linear", "gaussian", "nmw", "wbf"] = "hard"
+    """drop what overlaps, lower its score (soft), or merge it (weighted, fusion)"""
+    most: int = 100
+    """boxes a photo at most"""
+    epochs: int = 24
+    batch: int = 8
+    eval_batch: int = 8
+    lr: float = 1.5e-3
+    warmup: int = 50
+    weight_decay: float = 0.05
+    clip: float = 10.0
+    ema: float = 0.99
+    best: str = "map"
+
+
+def network(config, classes=3):
+    """The network of a `Config`, and the shape [B, H, W, C] of its input."""
+    import jax.numpy as jnp
+
+    from jaxdet.models import blocks, necks
+    from jaxdet.models.detector import Detector
+    from jaxdet.models.heads import Decoupled
+    from jaxdet.ops import conv
+
+    dtype = jnp.bfloat16 if config.bfloat16 else None
+    part = {"conv_general_dilated": partial(conv.conv, impl=config.conv), "dtype": dtype}
+    block = {"conv": blocks.Conv, "c3": blocks.C3, "c2f": blocks.C2f}[config.block]
+    neck = {"fpn": necks.FPN, "pan": necks.PAN}[config.neck]
+    reading = _reading(config)
+    features = backbones.features(config.model)
+    how = {"frozen": config.freeze, "fixed_norm": config.fixed_norm}
+    shape = {"width": config.width, **part}
+    net = Detector(
+        backbone=partial(features, **how, **part),
+        neck=partial(neck, block=block, **shape),
+        head=partial(
+            Decoupled,
+            classes=reading.logits(classes),
+            objectness=reading.objectness,
+            **shape,
+        ),
+        bins=config.bins,
+    )
+    return net, (1, *config.size, 3)
+
+
+def build(config):
+    """The system of a `Config`."""
+    from jaxdet import losses
+    from jaxdet.data import images
+    from jaxdet.tasks import detect, localize
+
+    _check(config)
+    found, splits, notes = _data(config)
+    if notes and config.on_bad_row == "error":
+        raise InputError(f"{notes[0]} ({len(notes)} such); --on-bad-row skip leaves them out")
+    net, (_, *shape) = network(config, len(found.classes))
+    levels = localize.LITE if config.model == "lite0" else localize.IMAGENET
+    task = detect.Detection(
+        net,
+        found.classes,
+        _change(config),
+        _assigner(config),
+        _suppress(config),
+        box_loss=getattr(losses, config.box_loss),
+        reading=_reading(config),
+        levels=levels,
+    ).task()
+    return System(
+        task=task,
+        splits=splits,
+        hyper=base.weights(config),
+        about={
+            "classes": list(found.classes),
+            "input": shape,
+            "normalisation": f"(level / 255 - {levels.mean}) / {levels.deviation}",
+        },
+        notes=notes,
+        many=True,
+        read=partial(images.letterboxed, height=config.size[0], width=config.size[1]),
+        weights=partial(_pretrained, config) if config.weights else None,
+        learns=partial(_learns, config) if config.freeze or config.backbone_lr != 1 else None,
+    )
+
+
+def inspect(root):
+    """({column: value} a part and class, what is wrong with photos and boxes) of a folder."""
+    from jaxdet.data import scenes
+
+    found = scenes_of(Config(root=root))
+    bad = list(found.notes)
+    for of_part in found.parts.values():
+        bad += scenes.load(of_part, 32, 32, scenes.most(found.parts))[1] if of_part else []
+    return scenes.survey(found), bad
+
+
+def _data(config):
+    """(Scenes, {part: source}, what is wrong)."""
+    from jaxdet.data import scenes
+
+    found = scenes_of(config)
+    parts = scenes.with_val(found.parts, config.cut_val, config.seed)
+    slots, notes, splits, first = config.slots or scenes.most(parts), [*found.notes], {}, 0
+    for name, of_part in parts.items():
+        splits[name], bad = scenes.load(of_part, *config.size, slots, first_id=first)
+        first += len(of_part)
+        notes += bad
+    return found, splits, tuple(notes)
+
+
+def scenes_of(config):
+    """All photos of the folder, by the reader of its format."""
+    from jaxdet.data import coco, parquet, voc, yolo
+
+    root = Path(config.root)
+    if not config.root or not root.is_dir():
+        raise InputError(f"--root {config.root or '(none)'}: a folder of data is wanted")
+    looks = {
+        "yolo": (root / "data.yaml").is_file(),
+        "coco": bool(coco.files(root)),
+        "voc": voc.home(root) is not None,
+        "parquet": bool(parquet.files(root)),
+    }
+    kinds = [name for name, there in looks.items() if there]
+    kind = (kinds[0] if kinds else "") if config.format == "auto" else config.format
+    if not looks.get(kind):
+        raise InputError(
+            f"--root {root}: no {kind or 'known'} data; data.yaml (YOLO), annotations/*.json or "
+            "PART/_annotations.coco.json (COCO), Annotations/*.xml (VOC) or *.parquet is wanted"
+        )
+    return {"yolo": yolo, "coco": coco, "voc": voc, "parquet": parquet}[kind].read(root)
+
+
+def _reading(config):
+    from jaxdet.tasks import readings
+
+    match config.head:
+        case "yolox":
+            return readings.OBJECTNESS
+        case "noobj-bg":
+            return readings.BACKGROUND
+    return readings.ZEROS
+
+
+def _assigner(config):
+    from jaxdet.tasks import detect
+
+    if config.assigner == "iou":
+        return detect.assigner(positive=config.positive)
+    how = {name: getattr(config, name) for name in ("topk", "alpha", "beta", "tal_from")}
+    return detect.assigner(positive=config.positive, **how)
+
+
+def _suppress(config):
+    from jaxdet.ops import nms
+
+    shared = {"threshold": config.nms, "size": config.most, "least": config.score}
+    match config.nms_kind:
+        case "linear" | "gaussian":
+            return partial(nms.soft, kind=config.nms_kind, **shared)
+        case "nmw":
+            return partial(nms.weighted, **shared)
+        case "wbf":
+            return partial(nms.fused, **shared)
+    return partial(nms.hard, **shared)
+
+
+def _change(config):
+    """How a batch of training photos is changed."""
+    import jax
+
+    from jaxdet.ops import augment
+
+    names = ("flip", "flip_down", "scale", "shift", "light", "colour")
+    one = partial(augment.scene, **{name: getattr(config, name) for name in names})
+
+    def change(keys, batch, at):
+        columns = [batch[name] for name in ("image", "boxes", "valid")]
+        image, boxes, valid = jax.vmap(one)(keys, *columns)
+        return batch | {"image": image, "boxes": boxes, "valid": valid}
+
+    return change
+
+
+def _pretrained(config, variables):
+    return backbones.pretrained(config.model, config.weights, variables)
+
+
+def _learns(config, path):
+    """The factor of the learning rate of a parameter; 0 where it stays."""
+    first, *_ = path.split("/")
+    if first != "features":
+        return 1.0
+    stay = backbones.parts(config.model)[: config.freeze]
+    return config.backbone_lr if backbones.learns(stay, path) else 0.0
+
+
+def _check(config):
+    """Refuse what no training can use, before any photo is read."""
+    height, width = config.size
+    if height % MULTIPLE or width % MULTIPLE or not height * width:
+        raise InputError(f"--size {height} {width}: multiples of {MULTIPLE} are wanted")
+    parts = len(backbones.parts(config.model))
+    if not 0 <= config.freeze <= parts:
+        raise InputError(f"--freeze {config.freeze}: {config.model} has {parts} parts")
+    if config.freeze and not config.weights:
+        raise InputError(f"--freeze {config.freeze} wants --weights: random numbers would stay so")
+    if not 0 < config.scale[0] <= config.scale[1]:
+        raise InputError(f"--scale {config.scale}: two factors above 0, the smaller first")
+    for name in ("shift", "light", "colour", "score", "nms", "positive"):
+        if not 0 <= getattr(config, name) < 1:
+            share = f"--{name} {getattr(config, name):g}"
+            raise InputError(f"{share}: a share of at least 0, under 1 is wanted")
+    for name in ("bins", "most", "topk", "width"):
+        if getattr(config, name) < 1:
+            raise InputError(f"--{name} {getattr(config, name)}: at least 1 is wanted")

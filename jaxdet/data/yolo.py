@@ -1,0 +1,109 @@
+"""YOLO: `data.yaml` with names and places; a text file a photo, `class x y width height` a line.
+
+Centre and sides are shares of the photo.  The labels of `images/a.jpg` are in `labels/a.txt`; a
+photo without that file has no objects.
+"""
+
+from pathlib import Path
+
+import yaml
+
+from jaxdet.data import images, scenes
+from jaxdet.types import InputError
+
+KEYS = ("train", "val", "test")
+
+
+def read(root):
+    """The `Scenes` of a folder with a data.yaml."""
+    root, told = Path(root), _yaml(Path(root) / "data.yaml")
+    classes = _names(told, root)
+    base = scenes.within(root, str(told.get("path") or "."))
+    parts, notes = {}, []
+    for key in KEYS:
+        if told.get(key):
+            parts[key], bad = _part(root, base, told[key], len(classes))
+            notes += bad
+    kept, repeats = scenes.without_repeats(parts)
+    return scenes.Scenes(classes, kept, (*notes, *repeats))
+
+
+def _yaml(path):
+    try:
+        told = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: not readable YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(told, dict):
+        raise InputError(f"{path}: keys names, train and val are wanted")
+    return told
+
+
+def _names(told, root):
+    names = told.get("names")
+    if isinstance(names, dict):
+        names = [names[key] for key in sorted(names)]
+    if not isinstance(names, list) or not names:
+        raise InputError(f"{root / 'data.yaml'}: names: a list of classes is wanted")
+    return tuple(map(str, names))
+
+
+def _part(root, base, places, classes):
+    """Scenes of the folders, or lists of files, of one part, and what was wrong."""
+    found, notes = [], []
+    for place in [places] if isinstance(places, str) else places:
+        path = scenes.within(root, base, place)
+        if path.suffix == ".txt":
+            files = [scenes.within(root, base, line) for line in _lines(path)]
+        elif path.is_dir():
+            files = images.within(path)
+        else:
+            raise InputError(f"{path}: no such folder, named in {root / 'data.yaml'}")
+        for file in files:
+            objects, bad = _labels(file, classes)
+            notes += bad
+            found.append(scenes.scene(file, objects, file.name))
+    return found, notes
+
+
+def _labels(image, classes):
+    """([(box in shares, label, False)], [what is wrong]) of the file beside an image.
+
+    Boxes become pixels by the size in the image's header.
+    """
+    parts = list(image.parts)
+    if "images" in parts:
+        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
+    path = Path(*parts).with_suffix(".txt")
+    if not path.is_file():
+        return [], []
+    try:
+        height, width = images.size(image)
+    except InputError:
+        return [], []  # `load` says what is wrong with it
+    objects, bad = [], []
+    for number, line in enumerate(_lines(path), 1):
+        found = _object(line.split(), classes, width, height)
+        if isinstance(found, str):
+            bad.append(f"{path} row {number}: {found}")
+        else:
+            objects.append(found)
+    return objects, bad
+
+
+def _object(words, classes, width, height):
+    """(box in pixels, label, False), or what is wrong."""
+    try:
+        label, x, y, across, down = (float(word) for word in words[:5])
+    except ValueError:
+        return f"{' '.join(words)!r}; class x y width height are wanted"
+    if label != int(label) or not 0 <= label < classes:
+        return f"class {words[0]} is none of {classes}"
+    box = ((x - across / 2) * width, (y - down / 2) * height)
+    return (*box, (x + across / 2) * width, (y + down / 2) * height), int(label), False
+
+
+def _lines(path):
+    try:
+        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not readable ({error})") from None

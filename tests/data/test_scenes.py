@@ -1,0 +1,218 @@
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxdet.configs import detect
+from jaxdet.data import coco, images, parquet, scenes, voc, yolo
+from jaxdet.types import InputError
+from tests import made
+
+READERS = {"coco": coco, "voc": voc, "yolo": yolo, "parquet": parquet}
+each_format = pytest.mark.parametrize("name", made.FORMATS)
+DATA = os.environ.get("JAXDET_DATA")
+real = pytest.mark.skipif(not DATA, reason="JAXDET_DATA is not set")
+
+
+@pytest.fixture
+def root(tmp_path, name):
+    if name == "parquet":
+        pytest.importorskip("pyarrow")
+    made.FORMATS[name](tmp_path / "set")
+    return tmp_path / "set"
+
+
+@each_format
+def test_every_format_gives_what_was_written(root, name):
+    found = READERS[name].read(root)
+    assert found.classes == made.CLASSES and not found.notes
+    assert {part: len(of) for part, of in found.parts.items()} == {"train": 3, "val": 1}
+    for part, photos in made.PARTS.items():
+        for one, i in zip(found.parts[part], photos, strict=True):
+            boxes = [box for box, _ in made.BOXES[i]]
+            np.testing.assert_allclose(one.boxes, np.reshape(boxes, (-1, 4)), atol=1e-4)
+            np.testing.assert_array_equal(one.labels, [label for _, label in made.BOXES[i]])
+            assert one.boxes.dtype == np.float32 and one.labels.dtype == np.int32
+            assert images.fitted(one.image, 32, 32)[1] == made.SIZES[i]
+    crowds = found.parts["val"][0].crowd.tolist()
+    assert crowds == [False, False, name in ("coco", "voc")]
+
+
+@each_format
+def test_the_format_is_found(root, name):
+    found = detect.scenes_of(detect.Config(root=str(root)))
+    assert found.classes == made.CLASSES and found.parts.keys() == made.PARTS.keys()
+
+
+def test_load_fits_photos_and_boxes_and_pads(tmp_path):
+    made.yolo(tmp_path / "set")
+    found = yolo.read(tmp_path / "set")
+    source, notes = scenes.load(found.parts["train"], 64, 96, 4, first_id=5)
+    assert not notes
+    rows = source.arrays
+    assert rows["image"].shape == (3, 64, 96, 3) and rows["image"].dtype == np.uint8
+    np.testing.assert_array_equal(rows["id"], [5, 6, 7])
+    np.testing.assert_array_equal(rows["valid"].sum(1), [2, 1, 0])
+    np.testing.assert_array_equal(rows["size"], made.SIZES[:3])
+    scale, offset = rows["to_original"][:, None, :2], rows["to_original"][:, None, 2:]
+    back = rows["boxes"] * np.tile(scale, 2) + np.tile(offset, 2)
+    for i in range(3):
+        boxes = np.reshape([box for box, _ in made.BOXES[i]], (-1, 4))
+        np.testing.assert_allclose(back[i][rows["valid"][i]], boxes, atol=1e-3)
+        sides = boxes[:, 2:] - boxes[:, :2]
+        np.testing.assert_allclose(rows["area"][i][rows["valid"][i]], sides.prod(1), rtol=1e-4)
+        for (x0, y0, x1, y1), label in zip(
+            rows["boxes"][i][rows["valid"][i]], rows["labels"][i], strict=False
+        ):
+            middle = rows["image"][i][int((y0 + y1) / 2), int((x0 + x1) / 2)]
+            assert middle.argmax() == (0 if label == 0 else 2)  # red cells, blue dots
+    assert (rows["image"][1][:, 0] == images.GREY).all()  # a narrow photo has grey beside it
+
+
+def test_load_cuts_boxes_and_names_those_it_leaves_out(tmp_path):
+    made.photo(0).save(tmp_path / "a.png")  # 60 x 40
+    boxes = [(-5, -5, 10, 10), (20, 20, 20, 30), (70, 0, 80, 5), (5, 5, 5.5, 30), (1, 1, 9, 9)]
+    one = scenes.scene(tmp_path / "a.png", [(box, 0, False) for box in boxes], "a.png")
+    gone = scenes.scene(tmp_path / "gone.png", [], "gone.png")
+    source, notes = scenes.load([one, gone], 32, 64, 2)
+    np.testing.assert_array_equal(source.arrays["valid"], [[True, True]])
+    np.testing.assert_allclose(source.arrays["boxes"][0, 0], [8, 0, 16, 8], atol=1e-5)
+    assert source.arrays["area"][0, 0] == 100
+    assert [re.sub(".*/", "", note) for note in notes] == [
+        "a.png: box 20 20 20 30 has no area",
+        "a.png: box 70 0 80 5 is outside of the 60 x 40 pixels",
+        "a.png: box 5 5 5.5 30 is less than a pixel of the network's input",
+        "gone.png: no such image",
+    ]
+    with pytest.raises(InputError, match="none of 1 photos can be used; first: gone.png"):
+        scenes.load([gone], 32, 64, 2)
+
+
+def test_more_boxes_than_slots_are_told(tmp_path):
+    made.photo(3).save(tmp_path / "a.png")
+    one = scenes.scene(tmp_path / "a.png", [(b, c, False) for b, c in made.BOXES[3]], "a.png")
+    source, notes = scenes.load([one], 64, 64, 2)
+    assert source.arrays["valid"].sum() == 2
+    assert notes == ["a.png: 3 boxes, 2 slots; the others are left out"]
+
+
+def test_grey_and_turned_photos(tmp_path):
+    made.photo(0).convert("L").save(tmp_path / "grey.png")
+    turned = made.photo(0)
+    exif = turned.getexif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    grey, size = images.fitted(tmp_path / "grey.png", 32, 48)
+    assert (grey[..., 0] == grey[..., 1]).all() and size == (40, 60)
+    _, size = images.fitted(tmp_path / "turned.jpg", 64, 64)
+    assert size == images.size(tmp_path / "turned.jpg") == (60, 40)
+
+
+def test_repeats_and_parts_that_are_missing(tmp_path):
+    made.yolo(tmp_path / "set")
+    text = (tmp_path / "set" / "data.yaml").read_text()
+    (tmp_path / "set" / "data.yaml").write_text(text.replace("images/val", "images/train"))
+    found = yolo.read(tmp_path / "set")
+    assert len(found.notes) == 3 and "0.png is in train already" in found.notes[0]
+    assert not found.parts["val"]
+    cut = scenes.with_val(found.parts, 0.34, 0)
+    assert len(cut["val"]) == 1 and len(cut["train"]) == 2
+    with pytest.raises(InputError, match="--cut-val 0.01 of 3 photos"):
+        scenes.with_val(found.parts, 0.01, 0)
+
+
+BROKEN = {
+    "yolo no yaml": (made.yolo, "data.yaml", "a: [", yolo, "data.yaml: not readable YAML"),
+    "yolo no names": (made.yolo, "data.yaml", "train: images/train", yolo, "names: a list"),
+    "yolo place": (made.yolo, "data.yaml", "names: [a]\ntrain: gone", yolo, "gone: no such folder"),
+    "yolo out": (made.yolo, "data.yaml", "names: [a]\ntrain: ../..", yolo, "leads out of"),
+    "coco json": (made.coco, "annotations/instances_val2017.json", "{", coco, "not readable JSON"),
+    "coco keys": (made.coco, "annotations/instances_val2017.json", "{}", coco, "no annotations,"),
+    "voc none": (made.voc, "ImageSets/Main/val.txt", "../../x", voc, "leads out of"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_what_cannot_be_read_is_named(tmp_path, case):
+    write, file, text, reader, says = BROKEN[case]
+    write(tmp_path / "set")
+    (tmp_path / "set" / file).write_text(text)
+    if case == "voc none":
+        assert any(says in note for note in reader.read(tmp_path / "set").notes)
+        return
+    with pytest.raises(InputError, match=says):
+        reader.read(tmp_path / "set")
+
+
+def test_wrong_rows_are_named_and_left_out(tmp_path):
+    made.yolo(tmp_path / "yolo")
+    labels = tmp_path / "yolo" / "labels" / "train" / "0.txt"
+    labels.write_text("5 .5 .5 .1 .1\n0 .5 .5 .1\n0 .5 .5 .1 .1\n")
+    found = yolo.read(tmp_path / "yolo")
+    assert [note.split("/")[-1] for note in found.notes] == [
+        "0.txt row 1: class 5 is none of 2",
+        "0.txt row 2: '0 .5 .5 .1'; class x y width height are wanted",
+    ]
+    assert len(found.parts["train"][0].boxes) == 1
+    made.coco(tmp_path / "coco")
+    path = tmp_path / "coco" / "annotations" / "instances_train2017.json"
+    told = json.loads(path.read_text())
+    told["annotations"][0]["category_id"] = 4
+    told["annotations"][1]["bbox"] = [1, 2]
+    told["annotations"][2]["image_id"] = 99
+    path.write_text(json.dumps(told))
+    notes = coco.read(tmp_path / "coco").notes
+    assert [note.split(": ", 1)[1].split(" ")[0] for note in notes] == ["category", "bbox", "image"]
+    made.voc(tmp_path / "voc")
+    annotation = tmp_path / "voc" / "Annotations" / "0.xml"
+    annotation.write_text(annotation.read_text().replace("<xmin>5<", "<xmin>five<"))
+    (tmp_path / "voc" / "Annotations" / "1.xml").write_text("<!DOCTYPE a><a/>")
+    notes = voc.read(tmp_path / "voc").notes
+    assert "object 1: bndbox wants numbers" in notes[0] and "entities are not read" in notes[1]
+
+
+def test_one_category_may_stand_for_all_and_numbers_name_classes(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet as files
+
+    image = {"bytes": b"no image", "path": "a"}
+    objects = {"bbox": [[1, 1, 5, 5], [2, 2, 4, 4]], "category": 2}
+    rows = [{"image": image, "image_id": 0, "objects": objects}]
+    files.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "train.parquet")
+    found = parquet.read(tmp_path)
+    assert found.classes == ("class 1", "class 2")
+    np.testing.assert_array_equal(found.parts["train"][0].labels, [1, 1])
+    _, notes = scenes.load([*found.parts["train"], _readable(tmp_path)], 32, 32, 2)
+    assert notes == [
+        "train.parquet row 1: 8 bytes: not a readable image (" + notes[0].split("(")[1]
+    ]
+
+
+def _readable(folder):
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    return scenes.scene(folder / "a.png", [], "a.png")
+
+
+@real
+def test_blood_cells_are_all_there():
+    found = voc.read(Path(DATA) / "bccd")
+    counts = {part: len(of) for part, of in found.parts.items()}
+    assert counts == {"train": 205, "val": 87, "test": 72} and not found.notes
+    assert found.classes == ("Platelets", "RBC", "WBC")
+    every = [one for of_part in found.parts.values() for one in of_part]
+    thin = [one for one in every if (one.boxes[:, 2:] - one.boxes[:, :2] < 1.5).any()]
+    _, notes = scenes.load(thin, 320, 416, 40)
+    assert len(notes) == 2 and all("less than a pixel" in note for note in notes)
+
+
+@real
+def test_coco128_has_its_photos():
+    found = yolo.read(Path(DATA) / "coco128")
+    assert len(found.classes) == 80
+    assert {part: len(of) for part, of in found.parts.items()} == {"train": 128, "val": 128}
+    _, notes = scenes.load(found.parts["train"][:16], 64, 64, 40)
+    assert all("less than a pixel" in note for note in notes)

@@ -1,0 +1,171 @@
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdet.models import blocks, heads, necks
+from jaxdet.models.detector import Detector
+from jaxdet.models.heads import Decoupled
+from jaxdet.models.resnet import Basic, ResNet
+from jaxdet.ops import anchors
+
+SHAPES = ((2, 8, 12, 8), (2, 4, 6, 12), (2, 2, 3, 16))
+TINY = partial(ResNet, stages=(1, 1, 1, 1), block=Basic, width=4, classes=0)
+
+
+def maps(shapes=SHAPES):
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    return tuple(jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True))
+
+
+def applied(module, *args):
+    """Outputs of a module with fresh variables, and those."""
+    variables = jax.jit(module.init)(jax.random.key(1), *args)
+    return jax.jit(module.apply)(variables, *args), variables
+
+
+@pytest.mark.parametrize(
+    "block", [blocks.Conv, blocks.C3, blocks.C2f, partial(blocks.C2f, blocks=2)]
+)
+def test_blocks_keep_the_map_and_set_the_width(block):
+    x = maps()[0]
+    out, _ = applied(block(width=6), x)
+    chex.assert_shape(out, (2, 8, 12, 6))
+
+
+def test_c3_and_c2f_have_the_convolutions_of_their_figures():
+    x = jnp.zeros((1, 4, 4, 10))
+    for block, wanted in (
+        (blocks.C3(width=8, blocks=2), {"deep", "around", "block1", "block2", "out"}),
+        (blocks.C2f(width=8, blocks=2), {"in", "block1", "block2", "out"}),
+    ):
+        params = jax.eval_shape(block.init, jax.random.key(0), x)["params"]
+        assert {name.removesuffix("_norm") for name in params} == wanted
+    width = {"C3": 2 * 4, "C2f": 4 * 4}  # what the last convolution sees
+    for name, channels in width.items():
+        block = getattr(blocks, name)(width=8, blocks=2)
+        params = jax.eval_shape(block.init, jax.random.key(0), x)["params"]
+        assert params["out"]["kernel"].shape == (1, 1, channels, 8)
+
+
+@pytest.mark.parametrize("neck", [necks.FPN, necks.PAN])
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_necks_keep_every_map_and_set_the_width(neck, levels):
+    out, _ = applied(neck(width=8), maps()[:levels])
+    assert [x.shape for x in out] == [(*s[:3], 8) for s in SHAPES[:levels]]
+
+
+@pytest.mark.parametrize(
+    ("neck", "back"), [(necks.FPN, False), (necks.PAN, True)], ids=["fpn", "pan"]
+)
+def test_what_reaches_what(neck, back):
+    """Coarse maps reach finer ones; fine ones reach coarser ones only on the way back up."""
+    given = maps()
+    module = neck(width=8)
+    _, variables = applied(module, given)
+
+    def out(i, x):
+        return module.apply(variables, tuple(x if k == i else m for k, m in enumerate(given)))
+
+    def reaches(i, j):
+        before, after = out(i, given[i]), out(i, given[i] + 1)
+        return not np.allclose(before[j], after[j], atol=1e-6)
+
+    assert reaches(2, 0) and reaches(1, 0) and reaches(0, 0)
+    assert reaches(0, 2) == back and reaches(0, 1) == back
+
+
+@pytest.mark.parametrize("sides", [(4, 6), (3, 5), (4, 5)])
+def test_enlarging_is_every_pixel_by_its_nearest(sides):
+    x = maps()[2]  # 2 x 3
+    out = necks.enlarged(x, sides, "name")
+    for i in range(sides[0]):
+        for j in range(sides[1]):
+            np.testing.assert_array_equal(out[:, i, j], x[:, i // 2, j // 2])
+
+
+def test_fpn_is_its_figure():
+    """Laterals, sums and outputs, one by one."""
+    given = maps()[:2]
+    fpn = necks.FPN(width=8)
+    out, variables = applied(fpn, given)
+    params, stats = variables["params"], variables["batch_stats"]
+
+    def lateral(i):
+        kernel = params[f"lateral{i}"]["kernel"][0, 0]
+        x = given[i - 1] @ kernel
+        mean, var = stats[f"lateral{i}_norm"]["mean"], stats[f"lateral{i}_norm"]["var"]
+        return (np.asarray(x) - np.asarray(mean)) / np.sqrt(np.asarray(var) + 1e-5)
+
+    fine = lateral(1) + np.repeat(np.repeat(lateral(2), 2, 1), 2, 2)
+    block = blocks.Conv(width=8)
+    own = {"params": params["out1"], "batch_stats": stats["out1"]}
+    np.testing.assert_allclose(out[0], block.apply(own, fine), atol=1e-4)
+
+
+def test_the_head_starts_from_its_prior_and_has_a_row_a_cell():
+    head = Decoupled(classes=5, width=8)
+    raw, variables = applied(head, maps())
+    cells = sum(s[1] * s[2] for s in SHAPES)
+    chex.assert_shape(raw.classes, (2, cells, 5))
+    chex.assert_shape(raw.sides, (2, cells, 4))
+    chex.assert_shape(raw.objectness, (2, cells))
+    chance = jax.nn.sigmoid(jnp.concatenate([raw.classes.ravel(), raw.objectness.ravel()]))
+    np.testing.assert_allclose(chance.mean(), heads.PRIOR, rtol=0.2)
+    names = {name.removesuffix("_norm") for name in variables["params"]}
+    of_level = {"stem", "class1", "class2", "box1", "box2", "classes", "sides", "objectness"}
+    assert names == {f"level{i}_{part}" for i in (1, 2, 3) for part in of_level}
+
+
+def test_classes_and_boxes_come_from_branches_of_their_own():
+    head = Decoupled(classes=5, width=8, objectness=True)
+    raw, variables = applied(head, maps())
+    params = jax.tree.map(lambda x: x, variables["params"])
+    params["level1_class2"] = jax.tree.map(lambda x: x + 1, params["level1_class2"])
+    other = head.apply(variables | {"params": params}, maps())
+    first = SHAPES[0][1] * SHAPES[0][2]
+    assert not np.allclose(raw.classes[:, :first], other.classes[:, :first])
+    np.testing.assert_array_equal(raw.classes[:, first:], other.classes[:, first:])
+    np.testing.assert_allclose(raw.sides, other.sides, atol=1e-6)
+    np.testing.assert_allclose(raw.objectness, other.objectness, atol=1e-6)
+
+
+def detector(bins=1, levels=3, **head):
+    return Detector(
+        backbone=TINY,
+        neck=partial(necks.FPN, width=8),
+        head=partial(Decoupled, classes=2, width=8, objectness=False, **head),
+        bins=bins,
+        levels=levels,
+    )
+
+
+@pytest.mark.parametrize("bins", [1, 8])
+@pytest.mark.parametrize("levels", [2, 3])
+def test_a_detector_answers_for_every_cell(bins, levels):
+    image = jax.random.normal(jax.random.key(3), (2, 64, 96, 3))
+    answers, _ = applied(detector(bins, levels), image)
+    strides = (8, 16, 32)[-levels:]
+    shapes = [(64 // s, 96 // s) for s in strides]
+    points, of_cell = anchors.points(shapes, strides)
+    np.testing.assert_array_equal(answers.points, points)
+    np.testing.assert_array_equal(answers.strides, of_cell)
+    cells = len(points)
+    chex.assert_shape(answers.boxes, (2, cells, 4))
+    assert answers.objectness is None
+    inside = anchors.distances(answers.boxes, points[None])
+    assert (inside > 0).all()  # a cell is in its own box
+    if bins > 1:
+        chex.assert_shape(answers.distances, (2, cells, 4, bins))
+        reach = jax.nn.softmax(answers.distances) @ jnp.arange(bins, dtype=jnp.float32)
+        np.testing.assert_allclose(inside, reach * of_cell[None, :, None], rtol=1e-4)
+        assert (inside < (bins - 1) * of_cell[None, :, None]).all()
+
+
+def test_a_fresh_detector_has_boxes_of_two_strides():
+    answers, _ = applied(detector(), jnp.zeros((1, 64, 64, 3)))
+    sides = (answers.boxes[..., 2:] - answers.boxes[..., :2])[0] / answers.strides[:, None]
+    np.testing.assert_allclose(sides, 2.0, rtol=0.05)

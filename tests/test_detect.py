@@ -1,0 +1,234 @@
+"""The detect system through its commands, on small sets of photos made here."""
+
+import io
+import json
+import re
+import shutil
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxdet import configs, plots, runs
+from jaxdet.configs import detect
+from tests import made
+from tests.test_cli import PNG, main
+
+WORDS = [
+    *("--size", "64", "96", "--epochs", "1", "--batch", "2", "--eval-batch", "1"),
+    *("--devices", "1", "--width", "8", "--model", "resnet18", "--warmup", "0"),
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("scenes") / "data"
+    made.yolo(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """A run folder, and what its training said."""
+    run, said = tmp_path_factory.mktemp("trained") / "run", io.StringIO()
+    with redirect_stdout(said):
+        assert main("train", "detect", "--root", data, *WORDS, "--out", run) == 0
+    return run, said.getvalue()
+
+
+@pytest.fixture
+def place(data, trained, tmp_path, monkeypatch):
+    """The working folder, with the run and the photos."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(data, "data")
+    shutil.copytree(trained[0], "run")
+    return tmp_path
+
+
+def answers(*words):
+    """The JSON lines of a command."""
+    said = io.StringIO()
+    with redirect_stdout(said):
+        assert main(*words, "--json") == 0
+    return [json.loads(line) for line in said.getvalue().splitlines()]
+
+
+def test_training_logs_every_term_and_chooses_by_map(trained):
+    run, said = trained
+    last = runs.read_metrics(run)[-1]
+    assert {"classification", "box", "positives", "loss"} <= set(last["train"])
+    assert {"map", "map50", "labels"} <= set(last["val"])
+    assert "epoch 1/1" in said
+    assert (run / "plots" / "convergence.png").read_bytes().startswith(PNG)
+
+
+def test_eval_says_what_training_logged(place, trained):
+    (found,) = answers("eval", "run", "--split", "val")
+    logged = next(m for m in runs.read_metrics("run") if m["step"] == found["step"])["val"]
+    for name in ("map", "map50", "loss"):
+        assert found[name] == logged[name]
+    assert found["labels"] == logged["labels"]
+
+
+def test_eval_prints_a_line_a_score_and_a_row_a_class(place, capsys):
+    assert main("eval", "run", "--split", "val", "--score", ".001", "--nms-kind", "wbf") == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^map -?[\d.]+$", said, re.M)
+    assert "| class | count | map | map50 |" in said and "| dot | 1 |" in said
+
+
+def test_no_box_passes_a_score_that_is_too_high(place):
+    (found,) = answers("predict", "run", "data/images/val/3.png", "--score", "0.999")
+    assert found == {"image": "data/images/val/3.png", "objects": []}
+    assert main("predict", "run", "data/images/val/3.png", "--score", "0.999") == 0
+
+
+LOW = ["--score", "0.0001"]
+
+
+def test_predicted_boxes_are_in_the_photo_and_of_the_classes_asked_for(place):
+    paths = ["data/images/train/1.png", "data/images/val/3.png"]
+    found = answers("predict", "run", *paths, *LOW)
+    assert [row["image"] for row in found] == paths
+    for row, i in zip(found, (1, 3), strict=True):
+        height, width = made.SIZES[i]
+        boxes = np.array([one["box"] for one in row["objects"]])
+        assert len(boxes) > 3 and (boxes >= 0).all()
+        assert (boxes <= [width, height, width, height]).all()
+        scores = [one["score"] for one in row["objects"]]
+        assert scores == sorted(scores, reverse=True)
+    (one,) = answers("predict", "run", paths[0], *LOW, "--classes", "dot")
+    assert {row["label"] for row in one["objects"]} == {"dot"}
+
+
+def test_samples_folders_and_patterns_get_the_same_answers(place):
+    samples = answers("predict", "run", "--split", "train", "--count", "3", *LOW)
+    folder = answers("predict", "run", "data/images/train", *LOW)
+    pattern = answers("predict", "run", "data/images/train/*.png", *LOW)
+    assert pattern == folder
+    for sample, file in zip(samples, folder, strict=True):
+        assert Path(file["image"]).name == sample["image"]
+        assert [one["label"] for one in sample["objects"]] == [
+            one["label"] for one in file["objects"]
+        ]
+        boxes = [[one["box"] for one in row["objects"]] for row in (sample, file)]
+        np.testing.assert_allclose(*boxes, atol=0.02)
+
+
+def test_files_of_every_kind_agree_with_what_is_printed(place, capsys):
+    photo = "data/images/train/0.png"
+    words = ["predict", "run", photo, *LOW]
+    (found,) = answers(*words)
+    kinds = ["--save-dir", "drawn", "--save-txt", "txt", "--save-crop", "crops"]
+    assert main(*words, *kinds, "--save-json", "new/boxes.json", "--figure", "all.png") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(found["objects"]) + 1 and lines[-1].startswith(
+        "wrote all.png, 1 photos"
+    )
+    assert Path("drawn/0000_0.png").read_bytes().startswith(PNG)
+    height, width = made.SIZES[0]
+    rows = [line.split() for line in Path("txt/0000_0.txt").read_text().splitlines()]
+    told = json.loads(Path("new/boxes.json").read_text())
+    assert len(rows) == len(told) == len(found["objects"])
+    for row, one, other in zip(rows, told, found["objects"], strict=True):
+        x, y, across, down = np.array(row[1:5], float) * [width, height, width, height]
+        corners = [x - across / 2, y - down / 2, x + across / 2, y + down / 2]
+        np.testing.assert_allclose(corners, other["box"], atol=0.02)
+        x, y, across, down = one["bbox"]
+        np.testing.assert_allclose([x, y, x + across, y + down], other["box"], atol=0.02)
+        assert made.CLASSES[int(row[0])] == one["category"] == other["label"]
+        assert one["category_id"] == int(row[0]) + 1
+    assert all(Image.open(path).size[0] <= width for path in Path("crops").iterdir())
+
+
+def test_pictures_have_true_boxes_where_they_are_known(place, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "gallery", lambda *args, **named: drawn.append((args, named)))
+    assert main("predict", "run", "--split", "train", "--figure", "new.png", *LOW) == 0
+    (((pictures, _), told),) = drawn
+    for i, true in enumerate(told["true"]):
+        assert pictures[i].shape == (*made.SIZES[i], 3)
+        boxes = np.reshape([box for box, _ in made.BOXES[i]], (-1, 4))
+        np.testing.assert_allclose(true, boxes, atol=1e-3)
+        assert len(told["texts"][i]) == len(told["predicted"][i])
+
+
+def test_inspect_and_preview(place, capsys):
+    assert main("data", "inspect", "detect", "--root", "data") == 0
+    said = capsys.readouterr().out
+    assert "| train | dot | 2 | 2 |" in said and "every row can be used" in said
+    assert main("data", "preview", "detect", "--root", "data", *WORDS, "--out", "new.png") == 0
+    assert Path("new.png").read_bytes().startswith(PNG)
+
+
+REFUSED = {
+    "no root": (["train", "detect", *WORDS], "--root .*a folder of data is wanted"),
+    "no data": (["train", "detect", *WORDS, "--root", "run"], "no known data; data.yaml"),
+    "format": (["train", "detect", "--root", "data", "--format", "voc"], "no voc data"),
+    "size": (
+        ["train", "detect", "--root", "data", "--size", "65", "96"],
+        "--size 65 96: multiples",
+    ),
+    "freeze": (["train", "detect", "--root", "data", "--freeze", "9"], "--freeze 9: lite0 has 8"),
+    "frozen noise": (
+        ["train", "detect", "--root", "data", "--freeze", "2"],
+        "--freeze 2 wants --weights",
+    ),
+    "nms": (["train", "detect", "--root", "data", "--nms", "1.5"], "--nms 1.5: a share"),
+    "topk": (["train", "detect", "--root", "data", "--topk", "0"], "--topk 0: at least 1"),
+    "class": (
+        ["predict", "run", "--split", "train", "--classes", "cat"],
+        "--classes cat: the run has cell, dot",
+    ),
+    "pattern": (["predict", "run", "data/*.gif"], "no file is called so"),
+    "image": (["predict", "run", "gone.png"], "gone.png: no such image"),
+    "score": (["eval", "run", "--score", "2"], "--score 2: a share"),
+    "split": (["eval", "run", "--split", "test"], "--split test: detect has train, val"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_is_refused_in_one_line(place, capsys, case):
+    words, says = REFUSED[case]
+    assert main(*words) == 2
+    assert re.fullmatch(f"jaxdet: error: .*{says}.*\n", capsys.readouterr().err)
+
+
+def test_bad_rows_stop_a_run_that_asks_for_it(place, capsys):
+    labels = Path("data/labels/train/0.txt")
+    labels.write_text(labels.read_text() + "7 .5 .5 .1 .1\n")
+    words = ["train", "detect", "--root", "data", *WORDS, "--out", "other"]
+    assert main(*words, "--on-bad-row", "error") == 2
+    assert "0.txt row 3: class 7 is none of 2 (1 such)" in capsys.readouterr().err
+
+
+CHOICES = {
+    "yolox": {"head": "yolox", "neck": "pan", "block": "c3", "assigner": "iou"},
+    "background": {"head": "noobj-bg", "block": "c2f", "bins": 8, "tal_from": 1},
+    "b0": {"model": "b0", "fixed_norm": True, "nms_kind": "gaussian"},
+}
+
+
+@pytest.mark.parametrize("case", CHOICES)
+def test_every_choice_makes_a_network_that_has_a_loss_and_answers(data, case):
+    config = detect.Config(root=str(data), size=(64, 64), width=8, **CHOICES[case])
+    system = configs.build("detect", config)
+    batch = {k: v[:2] for k, v in system.splits["train"].arrays.items()}
+    batch |= {"real": np.ones(2, np.float32)}
+
+    def whole(key):
+        from jaxdet.types import At
+
+        at = At(True, np.int32(0), np.int32(1), system.hyper)
+        drawn = system.task.augment(jax.random.split(key, 2), batch, at)
+        variables = system.task.init(key, drawn)
+        share, (_, terms) = system.task.loss(variables, drawn, key, at)
+        return share, terms, system.task.predict(variables, drawn["image"])
+
+    share, terms, found = jax.eval_shape(whole, jax.random.key(0))
+    assert share.shape == () and found["boxes"].shape == (2, config.most, 4)
+    assert ("objectness" in terms) == (case == "yolox")
+    assert ("distance" in terms) == (case == "background")

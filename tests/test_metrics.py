@@ -1,0 +1,104 @@
+import json
+from pathlib import Path
+
+import numpy as np
+
+from jaxdet import metrics
+
+GOLDEN = json.loads((Path(__file__).parent / "goldens" / "coco_map.json").read_text())
+NAMES = dict(zip(("mAP", "AP50", "AP75"), ("map", "map50", "map75"), strict=True))
+CLASSES = ("a", "b")
+
+
+def test_coco_map_is_the_golden_one():
+    found = metrics.coco_map(GOLDEN["ground_truth"], GOLDEN["detections"])
+    assert list(found) == list(metrics.STATS)
+    np.testing.assert_allclose(list(found.values()), list(GOLDEN["stats"].values()), atol=1e-6)
+    for theirs, ours in NAMES.items():
+        assert abs(found[ours] - GOLDEN["stats"][theirs]) < 1e-6
+
+
+def rows(photos, slots=4, most=5):
+    """Rows as `tasks.detect` measures them, of [(true boxes, labels, found, labels, scores)]."""
+    count = len(photos)
+    made = {
+        "boxes": np.zeros((count, most, 4), np.float32),
+        "labels": np.zeros((count, most), np.int32),
+        "scores": np.zeros((count, most), np.float32),
+        "valid": np.zeros((count, most), bool),
+        "true_boxes": np.zeros((count, slots, 4), np.float32),
+        "true_labels": np.zeros((count, slots), np.int32),
+        "true_valid": np.zeros((count, slots), bool),
+        "true_crowd": np.zeros((count, slots), bool),
+        "true_area": np.zeros((count, slots), np.float32),
+        "size": np.full((count, 2), 100, np.int32),
+    }
+    for i, (true, labels, found, told, scores) in enumerate(photos):
+        for g, (box, label) in enumerate(zip(true, labels, strict=True)):
+            made["true_boxes"][i, g], made["true_labels"][i, g] = box, label
+            made["true_valid"][i, g] = True
+            made["true_area"][i, g] = (box[2] - box[0]) * (box[3] - box[1])
+        for p, (box, label, score) in enumerate(zip(found, told, scores, strict=True)):
+            made["boxes"][i, p], made["labels"][i, p] = box, label
+            made["scores"][i, p], made["valid"][i, p] = score, True
+    return made
+
+
+BOX, FAR = (10, 10, 30, 30), (50, 50, 90, 90)
+
+
+def test_detections_that_are_right_wrong_and_missing():
+    right = rows([([BOX, FAR], [0, 1], [BOX, FAR], [0, 1], [0.9, 0.8])])
+    assert metrics.detections(right, CLASSES)["map"] == 1
+    swapped = rows([([BOX, FAR], [0, 1], [BOX, FAR], [1, 0], [0.9, 0.8])])
+    assert metrics.detections(swapped, CLASSES)["map"] == 0
+    half = metrics.detections(rows([([BOX, FAR], [0, 1], [BOX], [0], [0.9])]), CLASSES)
+    assert half["map"] == 0.5 and half["labels"]["a"] == {"count": 1, "map": 1.0, "map50": 1.0}
+    assert half["labels"]["b"]["map"] == 0
+    nothing = metrics.detections(rows([([BOX], [0], [], [], [])]), CLASSES)
+    assert nothing["map"] == 0 and nothing["labels"]["b"] == {"count": 0, "map": -1, "map50": -1}
+
+
+def test_a_box_that_overlaps_by_two_thirds_counts_up_to_that():
+    shifted = (14, 10, 34, 30)  # IoU 16 / 24
+    found = metrics.detections(rows([([BOX], [0], [shifted], [0], [0.9])]), CLASSES)
+    assert abs(found["map"] - 0.4) < 1e-6 and found["map50"] == 1 and found["map75"] == 0
+
+
+def test_crowds_are_not_asked_for_and_do_not_count_against():
+    made = rows([([BOX, FAR], [0, 0], [BOX, (55, 55, 80, 80)], [0, 0], [0.5, 0.9])])
+    made["true_crowd"][0, 1] = True
+    assert metrics.detections(made, CLASSES)["map"] == 1
+    assert metrics.detections(made, CLASSES)["labels"]["a"]["count"] == 1
+
+
+def test_detections_are_the_golden_numbers_by_way_of_rows():
+    truth, found = GOLDEN["ground_truth"], GOLDEN["detections"]
+    numbers = [category["id"] for category in truth["categories"]]
+    photos = []
+    for image in truth["images"]:
+        true = [a for a in truth["annotations"] if a["image_id"] == image["id"]]
+        told = [d for d in found if d["image_id"] == image["id"]]
+        photos.append(
+            (
+                [_corners(a["bbox"]) for a in true],
+                [numbers.index(a["category_id"]) for a in true],
+                [_corners(d["bbox"]) for d in told],
+                [numbers.index(d["category_id"]) for d in told],
+                [d["score"] for d in told],
+            )
+        )
+    most = max(max(len(p[0]), len(p[2])) for p in photos)
+    made = rows(photos, most, most)
+    for i, image in enumerate(truth["images"]):
+        true = [a for a in truth["annotations"] if a["image_id"] == image["id"]]
+        for g, one in enumerate(true):
+            made["true_crowd"][i, g], made["true_area"][i, g] = one["iscrowd"], one["area"]
+    scores = metrics.detections(made, [c["name"] for c in truth["categories"]])
+    wanted = list(GOLDEN["stats"].values())
+    np.testing.assert_allclose([scores[n] for n in metrics.STATS], wanted, atol=1e-4)
+
+
+def _corners(box):
+    x, y, width, height = box
+    return x, y, x + width, y + height
