@@ -11,9 +11,12 @@ import numpy as np
 import optax
 
 from jaxdet import configs, optim, parallel, tasks, train
+from jaxdet.configs import base, detect
 from jaxdet.configs.digits import Config
+from jaxdet.models import deeper, simple
 from jaxdet.models.resnet import ResNet18
 from jaxdet.ops import augment, boxes, conv, host, windows
+from jaxdet.tasks import localize
 from jaxdet.tasks.windows import Locator
 from jaxdet.types import Task
 
@@ -30,6 +33,7 @@ class Work(NamedTuple):
     data: dict[str, np.ndarray]
     hyper: dict[str, float]
     peer: Callable | None  # data -> network, loss, images and target of PyTorch
+    learns: Callable | None = None  # of `train.optimizer`
 
 
 def workload(name, batch, impl, bfloat16=False):
@@ -42,7 +46,7 @@ def in_jax(work, among=None):
     """A call of jaxdet's step on the first device, or on those given; the state moves on."""
     among = among or parallel.devices(1)
     parallel.check(work.batch, among)
-    chosen = optim.optimizer("adamw", 1e-3, beta2=0.999, weight_decay=0.02)
+    chosen = optim.optimizer("adamw", 1e-3, beta2=0.999, weight_decay=0.02, learns=work.learns)
     plan = train.Plan(1, 1, 1, 0.0)
     shown = {name: column[:1] for name, column in work.data.items()}
     hyper = {name: np.float32(value) for name, value in work.hyper.items()}
@@ -145,6 +149,86 @@ def peer_of_resnet(data):
     return networks.resnet18(CLASSES), torch.nn.functional.cross_entropy, images, label
 
 
+def photos(count, hook, dtype, *, model, side):
+    """Label and box of photos, by a network of seed 000, on random photos as they are."""
+    config = configs.config("objects")(model=model, size=side)
+    batch, draw = count or config.batch, np.random.default_rng(0)
+    low = draw.uniform(0, side / 2, (batch, 1, 2))
+    data = {
+        "image": draw.integers(0, 256, (batch, side, side, 3), np.uint8),
+        "label": draw.integers(0, 3, batch).astype(np.int32),
+        "boxes": np.concatenate([low, low + side / 3], -1).astype(np.float32),
+        "id": np.arange(batch, dtype=np.int32),
+    }
+    net = configs.network("objects", config)[0]
+    hooked = partial(net.features, conv_general_dilated=hook, dtype=dtype)
+    net = net.clone(features=hooked, dtype=dtype)
+    task = localize.Labeller(net, ("a", "b", "c"), _same_photo, box_loss=config.box_loss).task()
+    return Work(batch, side, task, data, base.weights(config), partial(peer_of_photos, model, net))
+
+
+def _same_photo(key, image, box):
+    return image, box
+
+
+def peer_of_photos(model, net, data):
+    """Network, loss, images and targets of PyTorch."""
+    import torch
+
+    from benchmarks.peers import networks
+
+    layout = {"simple": simple.LAYOUT, "deeper": deeper.LAYOUT}[model]
+    peer = networks.Localizer(layout, net.side, net.hidden, net.rates)
+    mean, deviation = map(np.float32, localize.IMAGENET)
+    images = (data["image"] / np.float32(255) - mean) / deviation
+    shown = torch.from_numpy(images).permute(0, 3, 1, 2)
+    true = torch.from_numpy(data["boxes"][:, 0] / images.shape[1])
+    return peer, networks.labelled_box_loss, shown, (torch.from_numpy(data["label"]).long(), true)
+
+
+def detector(batch, hook, dtype, *, boxes_each=14, classes=3):
+    """The detector of the blood cells' figure, its first three parts frozen, on random photos."""
+    config = configs.config("detect")(weights="package:lite0", freeze=3, fixed_norm=True)
+    net = configs.network("detect", config)[0]
+    net = net.clone(**{part: partial(getattr(net, part), **_hooked(hook, dtype)) for part in PARTS})
+    draw, batch, (height, width) = np.random.default_rng(0), batch or config.batch, config.size
+    side = draw.uniform(16, 100, (batch, boxes_each, 2))
+    low = draw.uniform(0, [width, height] - side)
+    data = {
+        "image": draw.integers(0, 256, (batch, height, width, 3), np.uint8),
+        "boxes": np.concatenate([low, low + side], -1).astype(np.float32),
+        "labels": draw.integers(0, classes, (batch, boxes_each)).astype(np.int32),
+        "valid": np.ones((batch, boxes_each), bool),
+        "crowd": np.zeros((batch, boxes_each), bool),
+        "id": np.arange(batch, dtype=np.int32),
+    }
+    task = detect.task_of(config, net, tuple(range(classes)))
+    task = task._replace(change=lambda keys, batch, at: batch).task()
+    hyper = base.weights(config)
+    peer = partial(peer_of_detector, classes)
+    return Work(batch, height, task, data, hyper, peer, partial(detect.learns, config))
+
+
+PARTS = ("backbone", "neck", "head")
+
+
+def _hooked(hook, dtype):
+    return {"conv_general_dilated": hook, "dtype": dtype}
+
+
+def peer_of_detector(classes, data):
+    """Network, loss, images and targets of PyTorch."""
+    import torch
+
+    from benchmarks.peers import detector
+
+    images = torch.from_numpy((data["image"] - np.float32(127)) / 128).permute(0, 3, 1, 2)
+    labels = torch.from_numpy(data["labels"]).long()
+    target = torch.from_numpy(data["boxes"]), labels, torch.from_numpy(data["valid"])
+    shown = images.contiguous(memory_format=torch.channels_last)
+    return detector.Detector(classes), detector.loss, shown, target
+
+
 def _classifier(net):
     """As much of a task as a step needs: the mean cross-entropy of labels."""
 
@@ -168,4 +252,7 @@ MODELS: dict[str, Any] = {
     "digits_wide": partial(locator, **WIDE),
     "resnet18_64": partial(resnet, side=64),
     "resnet18_224": partial(resnet, side=224),
+    "simple_224": partial(photos, model="simple", side=224),
+    "deeper_112": partial(photos, model="deeper", side=112),
+    "detect": detector,
 }

@@ -73,6 +73,49 @@ def locator_loss(outputs, target, box_weight=150.0):
     return detected + (on * missed).sum() + box_weight * (on * placed).sum()
 
 
+class Localizer(nn.Module):
+    """Label and box of seed 000: convolutions and pools told as `models.plain` tells them."""
+
+    def __init__(self, layout, side, hidden, rates, classes=3):
+        super().__init__()
+        layers, channels = [], 3
+        for word in layout.split():
+            if word.startswith("M"):
+                layers.append(nn.MaxPool2d(int(word[1:])))
+                continue
+            width, _, kernel = word.partition("/")
+            size = int(kernel or 3)
+            layers += [convolution(channels, int(width), size, 1, size // 2), nn.ReLU()]
+            channels = int(width)
+        self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(side))
+        wide = channels * side * side
+        self.classifier = branch(wide, hidden, rates, classes)
+        self.boxer = branch(wide, hidden, (0.0,) * len(hidden), 4)
+
+    def forward(self, x):
+        """(logits [B, classes], boxes [B, 4] in shares) of x [B, 3, H, W]."""
+        x = self.features(x).permute(0, 2, 3, 1).flatten(1)
+        return self.classifier(x), self.boxer(x).sigmoid()
+
+
+def branch(channels, hidden, rates, outputs):
+    """Dense layers with ReLU and dropout."""
+    layers = []
+    for width, rate in zip(hidden, rates, strict=True):
+        layers += [nn.Linear(channels, width), nn.ReLU(), nn.Dropout(rate)]
+        channels = width
+    return nn.Sequential(*layers, nn.Linear(channels, outputs))
+
+
+def labelled_box_loss(outputs, target):
+    """Cross entropy and twice 1 - CIoU, means over photos."""
+    from benchmarks.peers.detector import ciou
+
+    logits, boxes = outputs
+    label, true = target
+    return functional.cross_entropy(logits, label) + 2 * (1 - ciou(boxes, true)).mean()
+
+
 def stepper(net, loss, images, target, *, compiled=False):
     """A function without arguments that makes one AdamW step on a batch and waits for it."""
     net = net.train().to(memory_format=torch.channels_last)

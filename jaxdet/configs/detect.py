@@ -146,40 +146,45 @@ def network(config, classes=3):
 
 def build(config):
     """The system of a `Config`."""
-    from jaxdet import losses
     from jaxdet.data import images
-    from jaxdet.tasks import detect, localize
 
     _check(config)
     found, splits, notes = _data(config)
     if notes and config.on_bad_row == "error":
         raise InputError(f"{notes[0]} ({len(notes)} such); --on-bad-row skip leaves them out")
     net, (_, *shape) = network(config, len(found.classes))
-    levels = localize.LITE if config.model == "lite0" else localize.IMAGENET
-    task = detect.Detection(
-        net,
-        found.classes,
-        _change(config),
-        _assigner(config),
-        _suppress(config),
-        box_loss=getattr(losses, config.box_loss),
-        reading=_reading(config),
-        levels=levels,
-    ).task()
+    detection = task_of(config, net, found.classes)
     return System(
-        task=task,
+        task=detection.task(),
         splits=splits,
         hyper=base.weights(config),
         about={
             "classes": list(found.classes),
             "input": shape,
-            "normalisation": f"(level / 255 - {levels.mean}) / {levels.deviation}",
+            "normalisation": "(level / 255 - {}) / {}".format(*detection.levels),
         },
         notes=notes,
         many=True,
         read=partial(images.letterboxed, height=config.size[0], width=config.size[1]),
         weights=partial(_pretrained, config) if config.weights else None,
-        learns=partial(_learns, config) if config.freeze or config.backbone_lr != 1 else None,
+        learns=partial(learns, config) if config.freeze or config.backbone_lr != 1 else None,
+    )
+
+
+def task_of(config, net, classes):
+    """The `tasks.detect.Detection` of a `Config`."""
+    from jaxdet import losses
+    from jaxdet.tasks import detect, localize
+
+    return detect.Detection(
+        net,
+        classes,
+        _change(config),
+        _assigner(config),
+        _suppress(config),
+        box_loss=getattr(losses, config.box_loss),
+        reading=_reading(config),
+        levels=localize.LITE if config.model == "lite0" else localize.IMAGENET,
     )
 
 
@@ -286,7 +291,7 @@ def _pretrained(config, variables):
     return backbones.pretrained(config.model, config.weights, variables)
 
 
-def _learns(config, path):
+def learns(config, path):
     """The factor of the learning rate of a parameter; 0 where it stays."""
     first, *_ = path.split("/")
     if first != "features":

@@ -15,6 +15,7 @@ from jaxdet.configs.digits import Config
 from jaxdet.models.resnet import ResNet18
 from jaxdet.ops import host
 from jaxdet.tasks import windows as locate
+from jaxdet.types import At
 from tests import tiny
 
 QUICK = ["--batch", "2", "--seconds", "0", "--compiled", "false"]
@@ -126,3 +127,69 @@ def test_a_peer_that_fails_is_a_row(small, monkeypatch):
 def test_an_unknown_model_is_refused_in_one_line(capsys):
     assert train_step.main(["--models", "vgg"]) == 2
     assert "known are digits" in capsys.readouterr().err
+
+
+def norms(params, *path):
+    """The parameters of a layer and of its batch norm."""
+    *home, name = path
+    for key in home:
+        params = params[key]
+    return [params[name], params[f"{name}_norm"]]
+
+
+def test_the_peer_of_photos_is_the_same_network_and_loss():
+    torch = pytest.importorskip("torch")
+    work = steps.photos(2, None, None, model="simple", side=64)
+    net, loss, images, target = work.peer(work.data)
+    ours = configs.network("objects", configs.config("objects")(size=64))[0]
+    variables = host.evaluate(ours.init, jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32))
+    params = variables["params"]
+    arrays = [a for i in (1, 2, 3) for a in norms(params["features"], f"conv{i}")]
+    for branch in ("classifier", "boxer"):
+        arrays += [params[branch][name] for name in ("dense1", "dense2", "out")]
+    copy_into(leaves(net), arrays)
+    with torch.no_grad():
+        value = float(loss(net.eval()(images), target))
+    at = At(False, jnp.int32(0), jnp.int32(0), work.hyper)
+    batch = work.task.augment(None, work.data | {"real": np.ones(2, np.float32)}, at)
+    share, _ = jax.jit(lambda v, b: work.task.loss(v, b, None, at))(variables, batch)
+    assert value == pytest.approx(float(share), rel=1e-4)
+
+
+def test_the_peer_of_the_detector_is_the_same_network_and_loss():
+    torch = pytest.importorskip("torch")
+    work = steps.detector(1, None, None)
+    net, loss, images, target = work.peer(work.data)
+    system = configs.config("detect")(weights="-", freeze=3, fixed_norm=True)
+    ours = configs.network("detect", system)[0]
+    variables = host.evaluate(ours.init, jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32))
+    copy_into(leaves(net), detector_arrays(variables["params"]))
+    small = images[:, :, :64, :96], (target[0] / 4, *target[1:])
+    with torch.no_grad():
+        found = net.eval()(small[0].contiguous(memory_format=torch.channels_last))
+        value = float(loss(found, small[1]))
+    at = At(False, jnp.int32(0), jnp.int32(0), work.hyper)
+    data = work.data | {"image": work.data["image"][:, :64, :96], "real": np.ones(1, np.float32)}
+    batch = work.task.augment(None, data | {"boxes": data["boxes"] / 4}, at)
+    share, _ = jax.jit(lambda v, b: work.task.loss(v, b, None, at))(variables, batch)
+    assert value == pytest.approx(float(share), rel=1e-3)
+
+
+def detector_arrays(params):
+    """The detector's parameters in the order of PyTorch's modules."""
+    features, neck, head = (params[name] for name in ("features", "neck", "head"))
+    arrays = norms(features, "stem")
+    blocks = sorted(name for name in features if "block" in name)
+    for block in blocks:
+        for layer in ("expand", "depthwise", "project"):
+            if layer in features[block]:
+                arrays += norms(features, block, layer)
+    levels = (1, 2, 3)
+    arrays += [a for i in levels for a in norms(neck, f"lateral{i}")]
+    arrays += [a for i in levels for a in norms(neck, f"out{i}", "conv")]
+    arrays += [a for i in levels for a in norms(head, f"level{i}_stem")]
+    for i in levels:
+        for branch in ("class1", "class2", "box1", "box2"):
+            arrays += norms(head, f"level{i}_{branch}")
+    arrays += [head[f"level{i}_classes"] for i in levels]
+    return arrays + [head[f"level{i}_sides"] for i in levels]
