@@ -36,6 +36,7 @@ QUICK = {
     "train_step": "--models digits --batch 2 --compiled false --seconds 0.1",
     "input": "--batch 16 --seconds 0.05",
     "startup": "--small true --repeats 1",
+    "suppression": "--boxes 50 --size 10 --seconds 0.05",
     "assignment": "--batch 2 --slots 5 --classes 4 --side 64 --seconds 0.05",
 }
 NAMES = tuple(QUICK)

@@ -25,6 +25,7 @@ commands:
   data inspect SYSTEM   what a folder of data holds, and what of it cannot be used
   data split SYSTEM     tables of the photos for training, validation and test
   data preview SYSTEM   a picture of training inputs with their true boxes
+  data assign RUN       which cells of a detector learn which true box: a picture, and counts
   describe MODEL|RUN    every layer with its shapes, parameters and operations, counted and timed
 
 systems: {systems}
@@ -68,6 +69,8 @@ def main(argv=None):
             return _run("train", name, *flags.with_config(f"train {name}", rest, defaults), rest)
         case ["sweep", name, *rest] if name in configs.SYSTEMS:
             return _run("sweep", name, *_swept(name, rest))
+        case ["data", "assign", *rest]:
+            return _run("assign", flags.parse("jaxdet data assign", rest, options.Assign))
         case ["data", "preview", name, *rest] if name in configs.SYSTEMS:
             defaults = (options.Preview(), configs.config(name)())
             return _run("preview", name, *flags.with_config(f"data preview {name}", rest, defaults))

@@ -107,6 +107,18 @@ class Predict(Restored):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Assign(Restored):
+    """Which cells of the network learn which true box: a picture, and counts."""
+
+    out: Path = Path("assigned.png")
+    """picture to write: true boxes, and in their colours the centres of their cells"""
+    count: int = 6
+    """how many photos"""
+    epoch: int = 1_000_000
+    """epoch whose assigner is asked, where that changes"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Compare(Process):
     """Several runs side by side: one table, their validation curves, their worst failures."""
 

@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Circle, Rectangle
 
 TRUE, PREDICTED = "lime", "red"
 SUFFIXES = (".png", ".jpg", ".pdf", ".svg")
@@ -84,6 +84,30 @@ def _name(axes, boxes, texts):
     """A small text above each box."""
     for (x0, y0, *_), text in zip(_rows(boxes), texts, strict=True):
         axes.text(x0, y0 - 2, text, color="white", fontsize=6, backgroundcolor=(1, 0, 0, 0.5))
+
+
+def assigned(images, true, marks, path, columns=3):
+    """Images [H, W, C], each box of true [n, 4] in a colour, and so the cells that learn it.
+
+    marks: for each image (points [m, 2], strides [m], box of each point [m], wanted score [m]);
+    a dot is as wide as half of its cell, and as opaque as its score is high.
+    """
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(6 * columns, 5 * rows), layout="constrained")
+    every = figure.subplots(rows, columns, squeeze=False).flat
+    for axes in every:
+        axes.axis("off")
+    for axes, image, boxes, (points, strides, index, much) in zip(
+        figure.axes, images, true, marks, strict=False
+    ):
+        _image(axes, image)
+        for i, corners in enumerate(boxes):
+            box(axes, corners, f"C{i % 10}")
+        for point, stride, i, score in zip(points, strides, index, much, strict=True):
+            alpha = 0.25 + 0.75 * float(score)
+            axes.add_patch(Circle(point - 0.5, stride / 4, color=f"C{i % 10}", alpha=alpha))
+    _write(figure, path)
 
 
 def roofline(rows, ceilings, path, named=10):

@@ -11,7 +11,7 @@ in pixels, categories count from 1.  Needs pyarrow.
 import sys
 from pathlib import Path
 
-from jaxdet.configs import detect
+from jaxdet.data import formats
 from jaxdet.types import InputError
 
 TITLES = {"val": "validation"}
@@ -22,7 +22,7 @@ def write(root, out):
     import pyarrow
     from pyarrow import parquet
 
-    found = detect.scenes_of(detect.Config(root=str(root)))
+    found = formats.read(root)
     out.mkdir(parents=True, exist_ok=True)
     for part, photos in found.parts.items():
         rows = [row(number, one) for number, one in enumerate(photos)]

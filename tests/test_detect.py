@@ -164,6 +164,18 @@ def test_inspect_and_preview(place, capsys):
     assert Path("new.png").read_bytes().startswith(PNG)
 
 
+def test_assigned_cells_are_counted_and_drawn(place, capsys):
+    words = ["data", "assign", "run", "--split", "train", "--count", "3", "--out", "new/a.png"]
+    (rows,) = answers(*words)
+    assert [row["boxes"] for row in rows] == [len(made.BOXES[i]) for i in range(3)]
+    for row in rows:
+        cells = sum(count for name, count in row.items() if name.startswith("cells"))
+        assert (cells > 0) == (row["boxes"] > row["without a cell"])
+    assert main(*words) == 0
+    assert "| photo | boxes | without a cell | cells of 8 |" in capsys.readouterr().out
+    assert Path("new/a.png").read_bytes().startswith(PNG)
+
+
 REFUSED = {
     "no root": (["train", "detect", *WORDS], "--root .*a folder of data is wanted"),
     "no data": (["train", "detect", *WORDS, "--root", "run"], "no known data; data.yaml"),

@@ -18,6 +18,7 @@ class System(NamedTuple):
     notes: tuple[str, ...] = ()  # what was found wrong with the data
     weights: Callable | None = None  # variables -> variables with pretrained ones in their place
     many: bool = False  # answers are any number of boxes an image
+    assigned: Callable | None = None  # variables, batch, at -> which cells learn which box
     learns: Callable | None = None  # path of a parameter -> factor of its rate; None: all learn
 
 

@@ -11,7 +11,6 @@ The Halo set of seed 002 is parquet: put its files `train*.parquet`, `validation
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import ClassVar, Literal
 
 from jaxdet.configs import backbones, base
@@ -165,6 +164,7 @@ def build(config):
         },
         notes=notes,
         many=True,
+        assigned=detection.assigned,
         read=partial(images.letterboxed, height=config.size[0], width=config.size[1]),
         weights=partial(_pretrained, config) if config.weights else None,
         learns=partial(learns, config) if config.freeze or config.backbone_lr != 1 else None,
@@ -190,9 +190,9 @@ def task_of(config, net, classes):
 
 def inspect(root):
     """({column: value} a part and class, what is wrong with photos and boxes) of a folder."""
-    from jaxdet.data import scenes
+    from jaxdet.data import formats, scenes
 
-    found = scenes_of(Config(root=root))
+    found = formats.read(root)
     bad = list(found.notes)
     for of_part in found.parts.values():
         bad += scenes.load(of_part, 32, 32, scenes.most(found.parts))[1] if of_part else []
@@ -201,9 +201,9 @@ def inspect(root):
 
 def _data(config):
     """(Scenes, {part: source}, what is wrong)."""
-    from jaxdet.data import scenes
+    from jaxdet.data import formats, scenes
 
-    found = scenes_of(config)
+    found = formats.read(config.root, config.format)
     parts = scenes.with_val(found.parts, config.cut_val, config.seed)
     slots, notes, splits, first = config.slots or scenes.most(parts), [*found.notes], {}, 0
     for name, of_part in parts.items():
@@ -211,29 +211,6 @@ def _data(config):
         first += len(of_part)
         notes += bad
     return found, splits, tuple(notes)
-
-
-def scenes_of(config):
-    """All photos of the folder, by the reader of its format."""
-    from jaxdet.data import coco, parquet, voc, yolo
-
-    root = Path(config.root)
-    if not config.root or not root.is_dir():
-        raise InputError(f"--root {config.root or '(none)'}: a folder of data is wanted")
-    looks = {
-        "yolo": (root / "data.yaml").is_file(),
-        "coco": bool(coco.files(root)),
-        "voc": voc.home(root) is not None,
-        "parquet": bool(parquet.files(root)),
-    }
-    kinds = [name for name, there in looks.items() if there]
-    kind = (kinds[0] if kinds else "") if config.format == "auto" else config.format
-    if not looks.get(kind):
-        raise InputError(
-            f"--root {root}: no {kind or 'known'} data; data.yaml (YOLO), annotations/*.json or "
-            "PART/_annotations.coco.json (COCO), Annotations/*.xml (VOC) or *.parquet is wanted"
-        )
-    return {"yolo": yolo, "coco": coco, "voc": voc, "parquet": parquet}[kind].read(root)
 
 
 def _reading(config):

@@ -6,6 +6,7 @@ each other alone; without, all are of one class.  Overlap is IoU, and only more 
 it counts.  Boxes whose score is not above `least` take no part.
 """
 
+from functools import partial
 from typing import Literal, NamedTuple
 
 import chex
@@ -123,33 +124,35 @@ def fused(
     boxes, scores, labels = _arrays(boxes, scores, labels)
     order = jnp.argsort(-scores, stable=True)
 
-    def join(clusters, at):
-        box, value = boxes[at], scores[at]
-        mean = clusters.boxes / jnp.where(clusters.count > 0, clusters.weight, 1.0)[:, None]
-        overlap = shapes.iou(mean, box[None])
-        if labels is not None:
-            overlap = jnp.where(labels[clusters.index] == labels[at], overlap, 0.0)
-        found = overlap.max() > threshold
-        fresh = (clusters.count > 0).sum()
-        to = jnp.where(found, overlap.argmax(), jnp.where(value > least, fresh, size))
-        to = jnp.where(value > least, to, size)  # out of bounds: dropped
-        return _Clusters(
-            clusters.boxes.at[to].add(value * box, mode="drop"),
-            clusters.weight.at[to].add(value, mode="drop"),
-            clusters.count.at[to].add(1, mode="drop"),
-            clusters.top.at[to].max(value, mode="drop"),
-            clusters.index.at[to].set(jnp.where(found, clusters.index[to], at), mode="drop"),
-        ), None
-
     none = jnp.zeros(size)
     empty = _Clusters(jnp.zeros((size, 4)), none, none.astype(int), none, none.astype(int))
-    done, _ = jax.lax.scan(join, empty, order)
+    joined = partial(_join, boxes, scores, labels, threshold, least)
+    done, _ = jax.lax.scan(joined, empty, order)
     valid = done.count > 0
     safe = jnp.where(valid, done.weight, 1.0)
     value = done.top if score == "max" else done.weight / jnp.maximum(done.count, 1)
     value = value * jnp.minimum(done.count, models) / models
     kept = Kept(done.boxes / safe[:, None], value, done.index, valid)
     return jax.tree.map(lambda leaf: leaf[jnp.argsort(-value, stable=True)], kept)
+
+
+def _join(boxes, scores, labels, threshold, least, clusters, at):
+    """Clusters with box `at` in the one that it overlaps most, or in one of its own."""
+    box, value, size = boxes[at], scores[at], len(clusters.count)
+    mean = clusters.boxes / jnp.where(clusters.count > 0, clusters.weight, 1.0)[:, None]
+    overlap = shapes.iou(mean, box[None])
+    if labels is not None:
+        overlap = jnp.where(labels[clusters.index] == labels[at], overlap, 0.0)
+    found = overlap.max() > threshold
+    fresh = (clusters.count > 0).sum()  # `size` when all are taken: out of bounds, dropped
+    to = jnp.where(value > least, jnp.where(found, overlap.argmax(), fresh), size)
+    return _Clusters(
+        clusters.boxes.at[to].add(value * box, mode="drop"),
+        clusters.weight.at[to].add(value, mode="drop"),
+        clusters.count.at[to].add(1, mode="drop"),
+        clusters.top.at[to].max(value, mode="drop"),
+        clusters.index.at[to].set(jnp.where(found, clusters.index[to], at), mode="drop"),
+    ), None
 
 
 def _greedy(boxes, scores, labels, decay, size, least):

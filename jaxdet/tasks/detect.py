@@ -79,6 +79,11 @@ class Detection(NamedTuple):
         found = jax.vmap(one)(scores, answers.boxes, batch["boxes"], batch["labels"], valid)
         return jax.lax.stop_gradient(found)
 
+    def assigned(self, variables, batch, at):
+        """(`Targets` of every image of an augmented batch, points [A, 2], strides [A])."""
+        answers = self.net.apply(variables, self._normal(batch["image"]), train=False)
+        return self.targets(answers, batch, at), answers.points, answers.strides
+
     def predict(self, variables, images):
         """`boxes [B, P, 4]` in pixels, `scores`, `labels` and `valid [B, P]`, best first."""
         answers = self.net.apply(variables, self._normal(images), train=False)

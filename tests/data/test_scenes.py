@@ -1,18 +1,17 @@
 import json
 import os
 import re
+import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdet.configs import detect
-from jaxdet.data import coco, images, parquet, scenes, voc, yolo
+from jaxdet.data import coco, formats, images, parquet, scenes, voc, yolo
 from jaxdet.types import InputError
 from tests import made
 
-READERS = {"coco": coco, "voc": voc, "yolo": yolo, "parquet": parquet}
 each_format = pytest.mark.parametrize("name", made.FORMATS)
 DATA = os.environ.get("JAXDET_DATA")
 real = pytest.mark.skipif(not DATA, reason="JAXDET_DATA is not set")
@@ -28,7 +27,7 @@ def root(tmp_path, name):
 
 @each_format
 def test_every_format_gives_what_was_written(root, name):
-    found = READERS[name].read(root)
+    found = formats.READERS[name].read(root)
     assert found.classes == made.CLASSES and not found.notes
     assert {part: len(of) for part, of in found.parts.items()} == {"train": 3, "val": 1}
     for part, photos in made.PARTS.items():
@@ -44,7 +43,7 @@ def test_every_format_gives_what_was_written(root, name):
 
 @each_format
 def test_the_format_is_found(root, name):
-    found = detect.scenes_of(detect.Config(root=str(root)))
+    found = formats.read(root)
     assert found.classes == made.CLASSES and found.parts.keys() == made.PARTS.keys()
 
 
@@ -216,3 +215,19 @@ def test_coco128_has_its_photos():
     assert {part: len(of) for part, of in found.parts.items()} == {"train": 128, "val": 128}
     _, notes = scenes.load(found.parts["train"][:16], 64, 64, 40)
     assert all("less than a pixel" in note for note in notes)
+
+
+def test_the_script_writes_parquet_that_reads_as_the_original(tmp_path, capsys):
+    pytest.importorskip("pyarrow")
+    made.voc(tmp_path / "set")
+    script = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "to_parquet.py"))
+    assert script["main"]([str(tmp_path / "set"), str(tmp_path / "out")]) == 0
+    before, after = (formats.read(tmp_path / name) for name in ("set", "out"))
+    assert after.classes == before.classes and after.parts.keys() == before.parts.keys()
+    for part, photos in before.parts.items():
+        for one, other in zip(photos, after.parts[part], strict=True):
+            np.testing.assert_array_equal(one.boxes, other.boxes)
+            np.testing.assert_array_equal(one.labels, other.labels)
+            assert other.image == one.image.read_bytes()
+    assert script["main"](["gone", str(tmp_path / "out")]) == 2
+    assert "gone: a folder of data is wanted" in capsys.readouterr().err
