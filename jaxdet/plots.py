@@ -19,13 +19,13 @@ def convergence(metrics, path):
     both = {*trained} or {"loss"} & {*metrics[0]["val"]}
     scores = [name for name in SCORES if name in metrics[-1]["val"] and name not in both]
     terms = sorted(both, key=lambda name: (name != "loss", name)) + scores
-    rows = -(-len(terms) // 3)
-    figure = Figure(figsize=(16, 4 * rows), layout="constrained")
-    every = figure.subplots(rows, 3, squeeze=False).flat
-    for axes, term in zip(every, [*terms, *[None] * (3 * rows - len(terms))], strict=True):
-        if term is None:
-            axes.axis("off")
-            continue
+    columns = min(3, len(terms))
+    rows = -(-len(terms) // columns)
+    figure = Figure(figsize=(5.5 * columns, 4 * rows), layout="constrained")
+    every = figure.subplots(rows, columns, squeeze=False).flat
+    for axes in every[len(terms) :]:
+        axes.axis("off")
+    for axes, term in zip(every, terms, strict=False):
         points = {
             s: [(m["epoch"], m[s][term]) for m in metrics if term in (m[s] or ())]
             for s in ("train", "val")
@@ -83,7 +83,8 @@ def _rows(boxes):
 def _name(axes, boxes, texts):
     """A small text above each box."""
     for (x0, y0, *_), text in zip(_rows(boxes), texts, strict=True):
-        axes.text(x0, y0 - 2, text, color="white", fontsize=6, backgroundcolor=(1, 0, 0, 0.5))
+        shade = {"pad": 1, "facecolor": (1, 0, 0, 0.5), "edgecolor": "none"}
+        axes.text(x0, y0 - 2, text, color="white", fontsize=5, bbox=shade, clip_on=True)
 
 
 def assigned(images, true, marks, path, columns=3):

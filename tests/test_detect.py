@@ -5,6 +5,8 @@ import json
 import re
 import shutil
 from contextlib import redirect_stdout
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -13,12 +15,14 @@ import pytest
 from PIL import Image
 
 from jaxdet import configs, plots, runs
-from jaxdet.configs import detect
+from jaxdet.configs import backbones, detect
+from jaxdet.models.resnet import Basic, ResNet
 from tests import made
 from tests.test_cli import PNG, main
 
 WORDS = [
     *("--size", "64", "96", "--epochs", "1", "--batch", "2", "--eval-batch", "1"),
+    *("--most", "10"),
     *("--devices", "1", "--width", "8", "--model", "resnet18", "--warmup", "0"),
 ]
 
@@ -28,6 +32,18 @@ def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("scenes") / "data"
     made.yolo(root)
     return root
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny():
+    """A backbone that compiles in a second, by the name of ResNet18."""
+    small = partial(ResNet, stages=(1, 1, 1, 1), block=Basic, width=4, classes=0)
+    kept = backbones.features
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            backbones, "features", lambda name: small if name == "resnet18" else kept(name)
+        )
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -218,15 +234,29 @@ def test_bad_rows_stop_a_run_that_asks_for_it(place, capsys):
 
 
 CHOICES = {
-    "yolox": {"head": "yolox", "neck": "pan", "block": "c3", "assigner": "iou"},
-    "background": {"head": "noobj-bg", "block": "c2f", "bins": 8, "tal_from": 1},
+    "yolox": {
+        "model": "resnet18",
+        "head": "yolox",
+        "neck": "pan",
+        "block": "c3",
+        "assigner": "iou",
+    },
+    "background": {
+        "model": "resnet18",
+        "head": "noobj-bg",
+        "block": "c2f",
+        "bins": 8,
+        "tal_from": 1,
+    },
     "b0": {"model": "b0", "fixed_norm": True, "nms_kind": "gaussian"},
 }
 
 
 @pytest.mark.parametrize("case", CHOICES)
 def test_every_choice_makes_a_network_that_has_a_loss_and_answers(data, case):
-    config = detect.Config(root=str(data), size=(64, 64), width=8, **CHOICES[case])
+    config = detect.Config(root=str(data), size=(64, 64), width=8)
+    config = replace(config, model="resnet18")
+    config = replace(config, **CHOICES[case])
     system = configs.build("detect", config)
     batch = {k: v[:2] for k, v in system.splits["train"].arrays.items()}
     batch |= {"real": np.ones(2, np.float32)}

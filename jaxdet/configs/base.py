@@ -108,6 +108,24 @@ def check(config):
         raise InputError(f"--ema {config.ema}: a decay under 1 is wanted, such as 0.999")
 
 
+def check_shares(config, *names):
+    """Refuse values of these fields that are no share: 0 to less than 1."""
+    from jaxdet.types import InputError
+
+    for name in names:
+        if not 0 <= getattr(config, name) < 1:
+            share = f"--{name.replace('_', '-')} {getattr(config, name):g}"
+            raise InputError(f"{share}: a share of at least 0, under 1 is wanted")
+
+
+def check_scale(config):
+    """Refuse a range of factors, `scale`, that is none."""
+    from jaxdet.types import InputError
+
+    if not 0 < config.scale[0] <= config.scale[1]:
+        raise InputError(f"--scale {config.scale}: two factors above 0, the smaller first")
+
+
 def from_json(kind, values):
     """A configuration of class `kind` from kept JSON; lists become tuples again.
 

@@ -259,11 +259,7 @@ def _check(config):
     parts = len(backbones.parts(config.model))
     if not 0 <= config.learn_last <= parts:
         raise InputError(f"--learn-last {config.learn_last}: {config.model} has {parts} parts")
-    if not 0 < config.scale[0] <= config.scale[1]:
-        raise InputError(f"--scale {config.scale}: two factors above 0, the smaller first")
-    for name in ("shift", "light", "smoothing"):
-        if not 0 <= getattr(config, name) < 1:
-            share = f"--{name} {getattr(config, name):g}"
-            raise InputError(f"{share}: a share of at least 0, under 1 is wanted")
+    base.check_scale(config)
+    base.check_shares(config, "shift", "light", "smoothing")
     if not 0 <= config.dropout < 2:
         raise InputError(f"--dropout {config.dropout:g}: a factor of at least 0, under 2 is wanted")

@@ -11,6 +11,7 @@ import chex
 import dm_pix
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxdet.ops import boxes
 from jaxdet.types import InputError
@@ -105,9 +106,9 @@ def colouring(key, image, *, colour=0.2):
 
 def _upside_down(key, image, box):
     """`mirror`, top to bottom."""
-    swapped = box[..., jnp.array([1, 0, 3, 2])]
-    image, swapped = mirror(key, image.swapaxes(0, 1), swapped)
-    return image.swapaxes(0, 1), swapped[..., jnp.array([1, 0, 3, 2])]
+    order = np.array([1, 0, 3, 2])  # y for x
+    image, swapped = mirror(key, image.swapaxes(0, 1), jnp.asarray(box)[..., order])
+    return image.swapaxes(0, 1), swapped[..., order]
 
 
 def mirror(key, image, box):

@@ -35,6 +35,7 @@ def _pooled(kernel, stride, padding, x):
 
 
 def _forward(kernel, stride, padding, x):
+    x = jax.lax.optimization_barrier(x)  # computed once: twice it may round in another way
     largest = _lax(x, kernel, stride, padding)
     return largest, (x, largest)
 
@@ -47,7 +48,10 @@ def _backward(kernel, stride, padding, kept, g):
     x = jnp.pad(x, edge).reshape(len(x), rows, stride, columns, stride, -1)
     largest, g = (
         _Windows(v, kernel, stride, padding, (rows, columns), fill)
-        for v, fill in ((largest, jnp.inf), (g / _ties(kept, kernel, stride, padding), 0))
+        for v, fill in (
+            (largest, jnp.inf),
+            (g / jnp.maximum(_ties(kept, kernel, stride, padding), 1), 0),
+        )
     )
 
     def pixels(i, j):

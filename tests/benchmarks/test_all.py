@@ -85,8 +85,8 @@ def test_what_is_run_by_default_is_everything(tmp_path, monkeypatch, capsys):
     assert code == 1
     assert [words[1] for words in seen] == [f"benchmarks.{name}" for name in everything.NAMES]
     assert all("--json" in words and "--markdown" in words for words in seen)
-    assert [page.count(f"\n## {name}\n") for name in everything.NAMES] == [1] * 7
-    assert page.count("**Failed**: `no`") == 7
+    assert [page.count(f"\n## {name}\n") for name in everything.NAMES] == [1] * 9
+    assert page.count("**Failed**: `no`") == 9
 
 
 @pytest.mark.parametrize("name", everything.NAMES)

@@ -15,7 +15,7 @@ COUNT = 5
 def proper():
     """Boxes [COUNT, 4] with an area, of halves of pixels."""
     low = hnp.arrays(np.float32, (COUNT, 2), elements=st.integers(-40, 40).map(lambda n: n / 2))
-    side = hnp.arrays(np.float32, (COUNT, 2), elements=st.integers(1, 80).map(lambda n: n / 2))
+    side = hnp.arrays(np.float32, (COUNT, 2), elements=st.integers(2, 80).map(lambda n: n / 2))
     return st.tuples(low, side).map(lambda pair: np.concatenate([pair[0], sum(pair)], -1))
 
 

@@ -356,15 +356,15 @@ def test_a_photo_has_channels_and_one_box(image, box):
         augment.photo(jax.random.key(0), image, box)
 
 
-STILL = {"flip": False, "scale": (1.0, 1.0), "shift": 0.0, "light": 0.0, "colour": 0.0}
+AT_REST = {"flip": False, "scale": (1.0, 1.0), "shift": 0.0, "light": 0.0, "colour": 0.0}
 
 
 def scenes(count=60, **options):
     """What `scene` makes, `count` times, of a photo with two boxes, of which one is valid."""
-    image, box = lit(16, 12, 36, 28)
+    image, box = lit(16, 8, 36, 24)
     found, valid = np.stack([box, np.float32([1, 1, 9, 9])]), np.array([True, False])
     each = jax.random.split(jax.random.key(2), count)
-    one = partial(augment.scene, **{**STILL, **options})
+    one = partial(augment.scene, **{**AT_REST, **options})
     made = jax.jit(jax.vmap(lambda key: one(key, image, found, valid)))(each)
     return [np.asarray(column) for column in made]
 
@@ -395,7 +395,7 @@ def test_a_scene_may_be_upside_down_and_that_twice_is_the_identity():
 
 def test_an_object_that_left_is_no_longer_asked_for():
     _, found, valid = scenes(400, shift=0.9)
-    share = np.asarray(boxes.area(found[:, 0])) / boxes.area(found[0, 1] * 0 + [16, 12, 36, 28])
+    share = np.asarray(boxes.area(found[:, 0])) / boxes.area(found[0, 1] * 0 + [16, 8, 36, 24])
     assert 0 < valid[:, 0].mean() < 1
     assert (share[valid[:, 0]] > 0.15).all()  # sides may also shrink by a tenth
     assert (share[~valid[:, 0]] < 0.25).all()
