@@ -16,7 +16,7 @@ def convergence(metrics, path):
     Against the epoch, from `metrics.jsonl` lines.
     """
     trained = [name for line in metrics if line["train"] for name in line["train"]]
-    both = {*trained} or {"loss"} & {*metrics[0]["val"]}
+    both = {*trained} or {"loss", "accuracy"} & {*metrics[0]["val"]}
     scores = [name for name in SCORES if name in metrics[-1]["val"] and name not in both]
     terms = sorted(both, key=lambda name: (name != "loss", name)) + scores
     columns = min(3, len(terms))
