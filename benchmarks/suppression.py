@@ -6,7 +6,7 @@ Prints a Markdown table: seconds an image of greedy NMS as it is usually written
 box, one vector of overlaps, repeat), of torchvision's C++ operation, and of `nms.hard` compiled,
 without classes and with 80; then of the soft and of the merging ways.  The first three take turns,
 and must keep the same boxes.  torchvision is a row "not installed" also where its operations do not
-load.
+load.  On 2 CPU cores NumPy took 1.4 times as long as jaxdet (`results/suppression.md`).
 """
 
 import sys
