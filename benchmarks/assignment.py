@@ -6,7 +6,8 @@ Prints a Markdown table: seconds a batch of images with 8,400 cells (640 x 640 p
 16 and 32), 50 true boxes and 80 classes: loops over boxes and cells in Python and NumPy
 (`tests.slow_detection.task_aligned`), timed on `--sample` images and multiplied; PyTorch with dense
 tensors over the batch, the usual way; and `assign.task_aligned` under `vmap`, compiled.  The last
-two take turns.  What they assign is compared: a difference ends the run.
+two take turns.  What they assign is compared: a difference ends the run.  On 2 CPU cores the loops
+took 159 times as long as jaxdet, PyTorch 2.8 times (`results/assignment.md`).
 """
 
 import sys
