@@ -19,6 +19,7 @@ from jaxdet.configs import backbones, detect
 from jaxdet.models.resnet import Basic, ResNet
 from tests import made
 from tests.test_cli import PNG, main
+from tests.test_objects import answers
 
 WORDS = [
     *("--size", "64", "96", "--epochs", "1", "--batch", "2", "--eval-batch", "1"),
@@ -62,14 +63,6 @@ def place(data, trained, tmp_path, monkeypatch):
     shutil.copytree(data, "data")
     shutil.copytree(trained[0], "run")
     return tmp_path
-
-
-def answers(*words):
-    """The JSON lines of a command."""
-    said = io.StringIO()
-    with redirect_stdout(said):
-        assert main(*words, "--json") == 0
-    return [json.loads(line) for line in said.getvalue().splitlines()]
 
 
 def test_training_logs_every_term_and_chooses_by_map(trained):

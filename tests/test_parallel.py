@@ -9,10 +9,10 @@ from jaxdet.types import InputError
 from tests import tiny
 
 
-@pytest.fixture(scope="module")
-def histories():
+@pytest.fixture(scope="module", params=["sum", "mean"])
+def histories(request):
     """The states after 0 to 3 steps of the tiny locator, on one device and on four."""
-    return [history(devices, reduction="mean") for devices in (1, 4)]
+    return [history(devices, reduction=request.param) for devices in (1, 4)]
 
 
 def history(devices, **changes):

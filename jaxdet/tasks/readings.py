@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-PRIOR = 0.01  # the share of cells that fresh logits take for objects
+from jaxdet.models.heads import PRIOR
 
 
 class Reading(NamedTuple):
