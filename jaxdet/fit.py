@@ -54,8 +54,7 @@ class Programs:
     def __init__(self, system, config):
         self.among = train.devices(config)
         source = system.splits["train"]
-        self.count = len(source)
-        self.plan = train.plan(config, self.count)
+        self.plan = train.plan(config, len(source))
         self.data = parallel.put(source.arrays, self.among)
         self.evaluator = evaluate.Evaluator(system, "val", config.eval_batch, self.among)
         self.pure = partial(
@@ -72,7 +71,12 @@ class Loop:
 
     def __init__(self, programs, system, config, folder, show, stop):
         self.config, self.folder, self.show, self.stop = config, folder, show, stop
-        self.programs, self.plan, self.among = programs, programs.plan, programs.among
+        self.programs, self.among, self.count = (
+            programs,
+            programs.among,
+            len(system.splits["train"]),
+        )
+        self.plan = train.plan(config, self.count)
         self.hyper = parallel.put(system.hyper, self.among)
         self.rate = train.learning_rate(config, self.plan)
         self._start(train.maker(system, config), system.weights)
@@ -128,7 +132,7 @@ class Loop:
     def rows(self):
         """Indices of the batches from here to the end of the epoch, [steps, B]."""
         number, start = divmod(self.at, self.plan.epoch_steps)
-        count, batch = self.programs.count, self.config.batch
+        count, batch = self.count, self.config.batch
         return batches.order(self.config.seed, number, count, batch)[start:]
 
     def _first_step(self):

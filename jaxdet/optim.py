@@ -1,6 +1,7 @@
 """Optimisers and learning-rate schedules: a handful of optax parts, joined by name."""
 
 import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -8,17 +9,22 @@ def schedule(kind, *, rate, steps, warmup=0, drops=(), drop=0.1):
     """Learning rate as a function of the update number: a linear warm-up, then `kind`.
 
     `cosine` falls to 0 at `steps`; `piecewise` multiplies by `drop` at each fraction of `steps`
-    named in `drops` (seed 003: .5 and .75); `constant` stays.  `warmup` counts updates.
+    named in `drops` (seed 003: .5 and .75); `constant` stays.  `warmup` counts updates.  `rate`
+    and `steps` may be traced: runs of several lengths share one program.
     """
-    after = max(steps - warmup, 1)
-    match kind:
-        case "cosine":
-            main = optax.cosine_decay_schedule(rate, after)
-        case "piecewise":
-            edges = {round(at * steps) - warmup: drop for at in drops}
-            main = optax.piecewise_constant_schedule(rate, edges)
-        case "constant":
-            main = optax.constant_schedule(rate)
+    after = jnp.maximum(steps - warmup, 1)
+    fall = optax.cosine_decay_schedule(rate, 1.0)
+    edges = jnp.round(jnp.float32(drops) * steps) - warmup
+
+    def main(count):
+        match kind:
+            case "cosine":
+                return fall(count / after)
+            case "piecewise":
+                return rate * drop ** (count >= edges).sum()
+            case "constant":
+                return rate
+
     ramp = optax.linear_schedule(rate / max(warmup, 1), rate, max(warmup - 1, 1))
     return optax.join_schedules([ramp, main], [warmup]) if warmup else main
 

@@ -1,7 +1,8 @@
 """Runs that differ in numbers only, trained together: one compiled program, and a folder each.
 
-What may differ is what `train.numbers` has, and the seed.  Each run is what it would be alone, up
-to rounding, and its folder is that of any other run.
+What may differ is what `train.numbers` has, the seed, and how much of the training set is used:
+the first rows of the largest.  Each run is what it would be alone, up to rounding, and its folder
+is that of any other run.
 """
 
 from contextlib import nullcontext
@@ -25,7 +26,8 @@ class Times(NamedTuple):
 
 
 def numbered(system, config):
-    """The system of one of the runs: the same data and task, with the numbers of `config`."""
+    """The system of one of the runs: the same task and data, with the numbers of `config`."""
+    system = system.part(config) if system.part else system
     return system._replace(hyper={name: getattr(config, name) for name in system.hyper})
 
 
@@ -40,7 +42,7 @@ def unstack(tree, count):
 
 
 class Lanes:
-    """Several runs on their way, on one device."""
+    """Several runs on their way, on one device; `system` has all the data that any of them uses."""
 
     def __init__(self, system, configs, folders, show, stop):
         self.programs, self.show, self.stop = fit.Programs(system, configs[0]), show, stop
@@ -57,8 +59,7 @@ class Lanes:
 
     def begun(self):
         """Whether all have a next step to take, none of them in the middle of an epoch."""
-        steps = self.programs.plan
-        return all(x.at < steps.steps and x.at % steps.epoch_steps == 0 for x in self.loops)
+        return all(x.at < x.plan.steps and x.at % x.plan.epoch_steps == 0 for x in self.loops)
 
     def times(self, repeats=3):
         """The `Times` of a step, the median of several; both programs are compiled by it."""
@@ -74,18 +75,19 @@ class Lanes:
 
     def run(self, *, together):
         """Train all to their ends; returns whether they are complete, False when asked to stop."""
-        plan, batch = self.programs.plan, self.loops[0].config.batch
-        done = sum(loop.at for loop in self.loops) * batch
-        self.show.begin(done, plan.steps * batch * len(self.loops))
+        batch = self.loops[0].config.batch
+        done, steps = sum(x.at for x in self.loops), sum(x.plan.steps for x in self.loops)
+        self.show.begin(done * batch, steps * batch)
         try:
             if together:
-                self._abreast()
-                while self._live():
-                    self._epoch()
+                for alike in self._of_one_length():
+                    self._abreast(alike)
+                    while self._live(alike):
+                        self._epoch(alike)
             for loop in self.loops:
                 self._alone(loop)
         except fit.StopRequested:
-            for loop in self._live():
+            for loop in self._live(self.loops):
                 loop.save(None)
             return False
         finally:
@@ -94,18 +96,25 @@ class Lanes:
             fit.draw(loop.folder)
         return True
 
-    def _live(self):
-        return [x for x in self.loops if x.folder not in self.failed and not x.complete()]
-
-    def _abreast(self):
-        """Runs that were killed behind the others catch up."""
-        furthest = max(loop.at for loop in self.loops)
+    def _of_one_length(self):
+        """Lists of runs whose epochs have the same number of steps; all lists share one program."""
+        found = {}
         for loop in self.loops:
+            found.setdefault(loop.plan.epoch_steps, []).append(loop)
+        return list(found.values())
+
+    def _live(self, among):
+        return [x for x in among if x.folder not in self.failed and not x.complete()]
+
+    def _abreast(self, alike):
+        """Runs that were killed behind the others catch up."""
+        furthest = max(loop.at for loop in alike)
+        for loop in alike:
             while loop.at < furthest and loop.folder not in self.failed:
                 self._guarded(loop, loop.epoch)
 
     def _alone(self, loop):
-        while loop in self._live():
+        while self._live([loop]):
             self._guarded(loop, loop.epoch)
 
     def _guarded(self, loop, call):
@@ -116,13 +125,13 @@ class Lanes:
             self.failed[loop.folder] = str(error)
             loop.show.line(str(error))
 
-    def _epoch(self):
-        """All that live, to the end of their epoch, and their evaluation."""
-        live = self._live()
+    def _epoch(self, alike):
+        """All of them that live, to the end of their epoch, and their evaluation."""
+        live = self._live(alike)
         for loop in live:
             if loop.due():
                 self._guarded(loop, loop.evaluate)
-        live = [loop for loop in self._live() if loop.at < self.programs.plan.steps]
+        live = [loop for loop in self._live(alike) if loop.at < loop.plan.steps]
         if not live:
             return
         states, rows = stack([loop.state for loop in live]), [loop.rows() for loop in live]

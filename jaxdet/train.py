@@ -13,9 +13,11 @@ from jaxdet.data import batches
 from jaxdet.ops import keys
 from jaxdet.types import At, TrainState
 
+LENGTH = ("epoch_steps", "steps")  # of a plan: numbers that a step reads from the state
+
 
 class Plan(NamedTuple):
-    """The static numbers of a run: how long it is, and what a step does besides the gradient."""
+    """How long a run is, and what a step does besides the gradient."""
 
     epoch_steps: int
     steps: int
@@ -38,11 +40,14 @@ def plan(config, count):
 
 
 def learning_rate(config, plan, peak=None):
-    """The schedule of `config`: update number -> learning rate; its own peak, or a traced one."""
+    """The schedule of `config`: update number -> learning rate; its own peak, or a traced one.
+
+    `plan.steps` may be traced as well.
+    """
     return optim.schedule(
         config.schedule,
         rate=config.lr if peak is None else peak,
-        steps=max(plan.steps // plan.accumulate, 1),
+        steps=jnp.maximum(plan.steps // plan.accumulate, 1),
         warmup=config.warmup,
         drops=config.drops,
         drop=config.drop,
@@ -52,7 +57,10 @@ def learning_rate(config, plan, peak=None):
 def numbers(system, config):
     """What of a run is a number and no more, and may be another in the same program."""
     found = {**system.hyper, "lr": config.lr, "weight_decay": config.weight_decay}
-    return {name: np.float32(value) for name, value in found.items()}
+    length = plan(config, len(system.splits["train"]))._asdict()
+    return {name: np.float32(value) for name, value in found.items()} | {
+        name: np.int32(length[name]) for name in LENGTH
+    }
 
 
 def optimizer(config, plan, learns=None):
@@ -61,9 +69,10 @@ def optimizer(config, plan, learns=None):
 
 
 def _optimizer(config, plan, learns, hyper):
+    length = {name: hyper[name] for name in LENGTH}
     return optim.optimizer(
         config.optimizer,
-        learning_rate(config, plan, hyper["lr"]),
+        learning_rate(config, plan._replace(**length), hyper["lr"]),
         momentum=config.momentum,
         beta2=config.beta2,
         weight_decay=hyper["weight_decay"],
@@ -161,7 +170,8 @@ def train_step(state, data, rows, *, task, optimizer, plan, axis):
     is the batch itself.  Pure; `axis` names the device axis under pmap.  A step whose loss or
     gradient is not finite changes nothing but `book`.
     """
-    at = At(True, state.step // plan.accumulate, state.step // plan.epoch_steps, state.hyper, axis)
+    epoch = state.step // state.hyper["epoch_steps"]
+    at = At(True, state.step // plan.accumulate, epoch, state.hyper, axis)
     batch = _batch(state, data, rows, task, at)
     dropout = keys.chain(state.key, keys.DROPOUT, state.step, parallel.rank(axis))
 

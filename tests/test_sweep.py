@@ -1,7 +1,8 @@
 """Runs trained together are the runs they would be alone."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +19,25 @@ from jaxdet.progress import Progress
 from jaxdet.types import Task
 from tests import tiny
 
-VARIED = ({"lr": 1e-2}, {"lr": 4e-2, "weight_decay": 0.1}, {"seed": 3, "box_weight": 5.0})
+VARIED = (
+    {"lr": 1e-2},
+    {"lr": 4e-2, "weight_decay": 0.1},
+    {"seed": 3, "box_weight": 5.0, "share": 0.5},
+)
 QUIET = Progress(quiet=True)
-CONFIG = replace(tiny.CONFIG, batch=4, eval_batch=4, warmup=2, best="accuracy", clip=1.0, epochs=3)
+
+
+@dataclass(frozen=True)
+class Shared(Config):
+    """A configuration that says how much of the training set is used."""
+
+    SHARES: ClassVar = ("share",)
+
+    share: float = 1.0
+
+
+DIFFERENT = {"batch": 4, "eval_batch": 4, "warmup": 2, "best": "accuracy", "clip": 1.0, "epochs": 3}
+CONFIG = Shared(**vars(tiny.CONFIG) | DIFFERENT)
 
 
 def line_task():
@@ -52,7 +69,14 @@ def line_system():
     x = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
     y = x @ np.float32([[1.0], [-2.0], [0.5]]) + 0.1 * x[:, :1] ** 2
     source = Arrays({"x": x, "y": y, "id": np.arange(20, dtype=np.int32)})
-    return System(line_task(), {"train": source, "val": source}, base.weights(CONFIG), {})
+    system = System(line_task(), {"train": source, "val": source}, base.weights(CONFIG), {})
+
+    def part(config):
+        return system._replace(
+            splits=system.splits | {"train": source.first(int(20 * config.share))}
+        )
+
+    return system._replace(part=part)
 
 
 def lanes(folder, stop=lambda: False, varied=VARIED):
@@ -121,11 +145,11 @@ def test_a_sweep_that_is_stopped_goes_on_to_the_same_end(alone, tmp_path):
 def test_runs_behind_the_others_catch_up(tmp_path):
     _, _, runner = lanes(tmp_path)
     QUIET.begin(0, 1)
-    runner.loops[1].epoch()
-    runner.loops[1].epoch()
-    assert [loop.at for loop in runner.loops] == [0, runner.programs.plan.epoch_steps, 0]
+    for _ in range(2):  # its evaluation, and its steps
+        runner.loops[1].epoch()
+    assert [loop.at for loop in runner.loops] == [0, runner.loops[1].plan.epoch_steps, 0]
     assert runner.run(together=True)
-    assert {loop.at for loop in runner.loops} == {runner.programs.plan.steps}
+    assert [loop.at for loop in runner.loops] == [15, 15, 9]
 
 
 def test_a_run_that_diverges_leaves_the_others_alone(tmp_path):

@@ -61,7 +61,7 @@ def _train(name, group, axes, options, show, stop):
     among = training.devices(group[0])
     if options.together == "yes" and len(among) > 1:
         raise InputError(f"--together yes wants one device, not {len(among)}: --devices 1")
-    system = configs.build(name, group[0])
+    system = configs.build(name, base.widest(group))
     training.try_weights(system, group[0])
     common.tell_skipped(system.notes, show.line)
     folders = [options.out / _title(config, axes) for config in group]
@@ -69,7 +69,7 @@ def _train(name, group, axes, options, show, stop):
         if runs.is_run(folder):
             _same(folder, name, config)
         else:
-            common.begin(folder, name, config, system)
+            common.begin(folder, name, config, sweep.numbered(system, config))
             runs.write_environment(folder, among)
     lanes = sweep.Lanes(system, group, folders, show, stop)
     together = options.together == "yes"

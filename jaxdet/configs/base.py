@@ -20,6 +20,7 @@ class System(NamedTuple):
     many: bool = False  # answers are any number of boxes an image
     assigned: Callable | None = None  # variables, batch, at -> which cells learn which box
     learns: Callable | None = None  # path of a parameter -> factor of its rate; None: all learn
+    part: Callable | None = None  # configuration with less of the same data -> its system
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,11 @@ class Training:
     """Settings of the one training loop.
 
     WEIGHTS: fields that are numbers of the task, in every state under their names.
+    SHARES: fields that say how much of the training set is used; `System.part` knows how.
     """
 
     WEIGHTS: ClassVar[tuple[str, ...]] = ()
+    SHARES: ClassVar[tuple[str, ...]] = ()
 
     epochs: int = 10
     """passes over the training set"""
@@ -86,7 +89,12 @@ def weights(config):
 
 def numbers(kind):
     """Fields of a class of configurations that may differ within one compiled program."""
-    return {*kind.WEIGHTS, "lr", "weight_decay", "seed"}
+    return {*kind.WEIGHTS, *kind.SHARES, "lr", "weight_decay", "seed"}
+
+
+def widest(chosen):
+    """That of configurations which differ in `numbers` only that uses most of the data."""
+    return max(chosen, key=lambda config: [getattr(config, name) for name in config.SHARES])
 
 
 LEAST = {

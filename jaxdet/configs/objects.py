@@ -43,6 +43,7 @@ class Config(Training):
     """Label and box of the one object in a photo."""
 
     WEIGHTS: ClassVar = ("class_weight", "box_weight", "dropout")
+    SHARES: ClassVar = ("train_frac",)
 
     root: str = ""
     """folder with images/ and annotations/"""
@@ -145,7 +146,7 @@ def build(config):
         smoothing=config.smoothing,
         levels=levels,
     ).task()
-    return System(
+    system = System(
         task=task,
         splits=splits,
         hyper=base.weights(config),
@@ -161,6 +162,16 @@ def build(config):
         learns=partial(backbones.learns, stay) if stay else None,
         read=partial(images.levels, side=config.size),
     )
+    return system._replace(part=partial(_part, system))
+
+
+def _part(system, config):
+    """The system with the training photos of `config`, which are the first of those it has."""
+    rows, _ = _rows(config)
+    train = system.splits["train"]
+    count = train.arrays["id"].searchsorted(len(rows["train"]))
+    splits = system.splits | {"train": train.first(count)}
+    return system._replace(splits=splits, files=_tables(rows))
 
 
 def _pretrained(config, variables):

@@ -27,6 +27,10 @@ class Arrays:
     def __getitem__(self, index):
         return {name: array[index] for name, array in self.arrays.items()}
 
+    def first(self, count):
+        """The source of the first `count` rows, which share the memory of all."""
+        return Arrays(self[:count], self.names and self.names[:count])
+
     def take(self, indices):
         """The source of the rows at `indices [M]`, in that order; they keep their ids."""
         indices = np.asarray(indices, np.int64)
