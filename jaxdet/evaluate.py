@@ -104,6 +104,11 @@ class Evaluator:
 
         `pause` is called between batches (it may raise).
         """
+        losses, rows = self.measured(kept, pause, hyper)
+        return {**losses, **self.task.report(rows)}
+
+    def measured(self, kept, pause=lambda: None, hyper=None):
+        """The means of the terms of the loss, and all rows that the task measures, on the host."""
         kept, hyper = parallel.put(kept, self.among), hyper or self.hyper
         found = []
         for index, real in zip(*self.rows, strict=True):
@@ -116,5 +121,4 @@ class Evaluator:
             for name in terms[0]
         }
         measures = [parallel.unshard(m, len(self.among)) for m in measures]
-        joined = jax.tree.map(lambda *parts: np.concatenate(parts)[: self.count], *measures)
-        return {**losses, **self.task.report(joined)}
+        return losses, jax.tree.map(lambda *parts: np.concatenate(parts)[: self.count], *measures)

@@ -5,6 +5,8 @@ import io
 
 import numpy as np
 
+from jaxdet.ops import boxes
+
 
 def labelled_boxes(rows, classes):
     """Scores of one label and one box a photo.
@@ -74,6 +76,41 @@ def detections(rows, classes):
             "map50": _mean(precision[0, :, i]),
         }
     return {**scores, "count": len(rows["size"]), "labels": labels}
+
+
+RECALLS = np.linspace(0, 1, 101)  # where COCO looks at precision
+SURE, FOUND = 0.25, 0.5  # score of a box that counts, IoU from which it finds an object
+
+
+def precision_recall(rows, classes):
+    """{class: precision at each of `RECALLS`} at IoU .5; [101] each, -1 where nothing is known."""
+    precision = _judged(*_as_coco(rows, classes)).eval["precision"]
+    return {name: precision[0, :, i, 0, -1] for i, name in enumerate(classes)}
+
+
+def confusion(rows, classes):
+    """Objects by true class (rows) and found class (columns), [K + 1, K + 1]; last is background.
+
+    Boxes of a score of at least `SURE` find the object that they overlap most, if by more than
+    `FOUND` and no better one has it; an object that nothing finds was taken for background, a box
+    that finds none is one that background was taken for.  Crowds are left out.
+    """
+    counts = np.zeros((len(classes) + 1,) * 2, int)
+    overlap = np.asarray(boxes.iou(rows["true_boxes"][:, :, None], rows["boxes"][:, None]))
+    for i, shared in enumerate(overlap):
+        true = np.flatnonzero(rows["true_valid"][i] & ~rows["true_crowd"][i])
+        sure = np.flatnonzero(rows["valid"][i] & (rows["scores"][i] >= SURE))
+        pairs = [(g, p) for g in true for p in sure if shared[g, p] > FOUND]
+        mine = {}
+        for g, p in sorted(pairs, key=lambda pair: -shared[pair]):
+            if g not in mine and p not in mine.values():
+                mine[g] = p
+        for g in true:
+            as_class = rows["labels"][i, mine[g]] if g in mine else len(classes)
+            counts[rows["true_labels"][i, g], as_class] += 1
+        for p in set(sure) - set(mine.values()):
+            counts[-1, rows["labels"][i, p]] += 1
+    return counts
 
 
 def _mean(precision):

@@ -39,6 +39,8 @@ class Sweep(Process):
 
     out: Path = Path("sweep")
     """folder of the runs, one folder each, and of sweep.md"""
+    one_at_a_time: bool = False
+    """not every combination: the first values of all options, and then each other value of one"""
     resume: bool = False
     """continue the runs in --out"""
     together: Literal["auto", "yes", "no"] = "auto"
@@ -68,6 +70,8 @@ class Restored(Process):
     """detect: overlap from which boxes are one, instead of the run's; seed 002 has .5"""
     nms_kind: Literal["hard", "linear", "gaussian", "nmw", "wbf"] | None = None
     """detect: drop what overlaps, lower its score, or merge it"""
+    tta: bool | None = None
+    """detect: answer by six views of a photo, three sizes, each mirrored as well"""
     json: bool = False
     """print JSON"""
 
@@ -75,6 +79,9 @@ class Restored(Process):
 @dataclass(frozen=True, kw_only=True)
 class Eval(Restored):
     """Scores of a checkpoint: exactly those that training logged for it."""
+
+    plots: Path | None = None
+    """folder for pictures: what was taken for what; detect: precision against recall"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +158,8 @@ class Preview(Process):
     """picture to write"""
     count: int = 30
     """how many inputs"""
+    before: bool = False
+    """beside each, the same input before it is changed"""
 
 
 @dataclass(frozen=True, kw_only=True)

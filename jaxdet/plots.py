@@ -135,6 +135,37 @@ def roofline(rows, ceilings, path, named=10):
     _write(figure, path)
 
 
+def confusion(counts, names, path):
+    """Counts [K, K] by what was true (rows) and what it was taken for (columns), as shares."""
+    counts = np.asarray(counts)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = max(4, 0.6 * len(names) + 2)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(counts):
+        ink = "white" if shares[row, column] > 0.5 else "black"
+        axes.text(column, row, str(count), ha="center", va="center", color=ink, fontsize=8)
+    axes.set_xticks(range(len(names)), names, rotation=90)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="taken for", ylabel="true")
+    _write(figure, path)
+
+
+def precision_recall(curves, recalls, path):
+    """Precision against recall, a line a class: {class: precision at `recalls`}; -1 is unknown."""
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
+    for name, precision in curves.items():
+        known = precision > -1
+        mean = f"{precision[known].mean():.3f}" if known.any() else "none"
+        axes.plot(recalls[known], precision[known], label=f"{name} {mean}")
+    axes.set(xlabel="recall", ylabel="precision, IoU .5", xlim=(0, 1), ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    _write(figure, path)
+
+
 def window(path):
     """Show a picture file in a window, until it is closed."""
     import matplotlib.pyplot as plt  # chooses a backend, which nothing else here needs

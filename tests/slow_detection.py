@@ -124,3 +124,42 @@ def _nearest(others, box, label):
     """(index, IoU) of the one of [(box, label)] of this label that overlaps most, if any."""
     alike = [(k, slow.iou(b, box)) for k, (b, other) in enumerate(others) if other == label]
     return max(alike, key=lambda pair: pair[1]) if alike else None
+
+
+def turned_photo(image, angle):
+    """A photo [H, W, C] turned counter-clockwise by `angle` radians about its middle."""
+    height, width = image.shape[:2]
+    out = np.full_like(image, 0.5)
+    for r in range(height):
+        for c in range(width):
+            x, y = c + 0.5 - width / 2, r + 0.5 - height / 2
+            column = np.cos(angle) * x - np.sin(angle) * y + width / 2 - 0.5
+            row = np.sin(angle) * x + np.cos(angle) * y + height / 2 - 0.5
+            out[r, c] = _between(image, row, column)
+    return out
+
+
+def mapped_photo(image, factor, moved):
+    """A photo [H, W, C] whose pixel (r, c) goes to (r, c) * factor + moved."""
+    height, width = image.shape[:2]
+    out = np.full_like(image, 0.5)
+    for r in range(height):
+        for c in range(width):
+            row = (r + 0.5 - moved[0]) / factor[0]
+            column = (c + 0.5 - moved[1]) / factor[1]
+            if 0 <= row <= height and 0 <= column <= width:
+                row, column = np.clip(row - 0.5, 0, height - 1), np.clip(column - 0.5, 0, width - 1)
+                out[r, c] = _between(image, row, column)
+    return out
+
+
+def _between(image, row, column):
+    """The four pixels around a place, by nearness; those beyond the edge are grey."""
+    top, left = int(np.floor(row)), int(np.floor(column))
+    value = np.zeros(image.shape[2])
+    for r in (top, top + 1):
+        for c in (left, left + 1):
+            inside = 0 <= r < image.shape[0] and 0 <= c < image.shape[1]
+            near = (1 - abs(row - r)) * (1 - abs(column - c))
+            value += near * (image[r, c] if inside else 0.5)
+    return value

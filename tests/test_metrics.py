@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from jaxdet import metrics
 
@@ -102,3 +103,70 @@ def test_detections_are_the_golden_numbers_by_way_of_rows():
 def _corners(box):
     x, y, width, height = box
     return x, y, x + width, y + height
+
+
+def scene_rows(seed=0, photos=3, slots=6, found=9):
+    """Rows as `tasks.detect` measures them: boxes near true ones, and some that are not."""
+    rng = np.random.default_rng(seed)
+    low = rng.uniform(0, 60, (photos, slots, 2))
+    true = np.concatenate([low, low + rng.uniform(10, 30, (photos, slots, 2))], -1)
+    near = np.concatenate([true, true[:, : found - slots]], 1) + rng.normal(
+        0, 3, (photos, found, 4)
+    )
+    return {
+        "true_boxes": np.float32(true),
+        "true_labels": rng.integers(0, 3, (photos, slots)),
+        "true_valid": rng.random((photos, slots)) < 0.8,
+        "true_crowd": rng.random((photos, slots)) < 0.2,
+        "true_area": np.ones((photos, slots), np.float32),
+        "boxes": np.float32(near),
+        "labels": rng.integers(0, 3, (photos, found)),
+        "scores": rng.uniform(0, 1, (photos, found)).astype(np.float32),
+        "valid": rng.random((photos, found)) < 0.8,
+        "size": np.full((photos, 2), 100),
+    }
+
+
+def test_confusion_counts_every_object_and_every_sure_box():
+    rows, names = scene_rows(photos=20), ("a", "b", "c")
+    counts = metrics.confusion(rows, names)
+    assert counts.shape == (4, 4) and counts[3, 3] == 0
+    on = rows["true_valid"] & ~rows["true_crowd"]
+    expected = np.bincount(rows["true_labels"][on], minlength=3)
+    np.testing.assert_array_equal(counts[:3].sum(1), expected)
+    sure = rows["valid"] & (rows["scores"] >= metrics.SURE)
+    expected = np.bincount(rows["labels"][sure], minlength=3)
+    np.testing.assert_array_equal(counts[:, :3].sum(0), expected)
+    assert counts[:3, :3].sum() > 10 and counts[3].sum() > 10 and counts[:, 3].sum() > 10
+
+
+def test_confusion_of_a_photo_told_by_hand():
+    def box(x):
+        return [x, 0, x + 10, 10]
+
+    rows = {
+        "true_boxes": np.float32([[box(0), box(20), box(40), box(60)]]),
+        "true_labels": np.array([[0, 1, 1, 0]]),
+        "true_valid": np.array([[True, True, True, False]]),
+        "true_crowd": np.zeros((1, 4), bool),
+        "boxes": np.float32([[box(1), box(0), box(21), box(80), box(40)]]),
+        "labels": np.array([[1, 0, 0, 1, 1]]),
+        "scores": np.float32([[0.9, 0.3, 0.8, 0.7, 0.1]]),  # the last is not sure enough
+        "valid": np.ones((1, 5), bool),
+    }
+    found = metrics.confusion(rows, ("a", "b"))
+    np.testing.assert_array_equal(found, [[1, 0, 0], [1, 0, 1], [0, 2, 0]])
+
+
+def test_precision_of_boxes_that_are_right_is_one_and_its_mean_is_map50():
+    rows = scene_rows()
+    rows |= {"true_valid": np.ones((3, 6), bool), "true_crowd": np.zeros((3, 6), bool)}
+    right = {"boxes": rows["true_boxes"], "labels": rows["true_labels"]}
+    right |= {"scores": rows["scores"][:, :6], "valid": rows["true_valid"]}
+    curves = metrics.precision_recall(rows | right, "abc")
+    assert all((precision == 1).all() for precision in curves.values())
+    curves = metrics.precision_recall(rows, "abc")
+    labels = metrics.detections(rows, "abc")["labels"]
+    for name, precision in curves.items():
+        assert len(precision) == len(metrics.RECALLS)
+        assert precision.mean() == pytest.approx(labels[name]["map50"])

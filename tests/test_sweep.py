@@ -181,6 +181,14 @@ def test_options_with_several_values_are_told_from_lists(words, rest, axes):
     assert flags.several(words.split(), Config) == (rest.split(), axes)
 
 
+def test_one_at_a_time_leaves_the_first_values_beside_each_other_one():
+    axes = {"--seed": ["0", "1"], "--lr": ["1", "2", "3"], "--ema": ["0", "9"], "--clip": ["5"]}
+    found = [values[1:] for values in command._combined(axes, True) if values[0] == "0"]
+    assert found == [("1", "0", "5"), ("1", "9", "5"), ("2", "0", "5"), ("3", "0", "5")]
+    assert len(list(command._combined(axes, True))) == 2 * len(found)
+    assert len(list(command._combined(axes, False))) == 2 * 3 * 2
+
+
 def test_the_command_trains_all_and_prints_a_table(tmp_path, capsys):
     words = [*tiny.WORDS, "--epochs", "1", "--lr", "1e-3", "2e-3", "--together", "no", "--quiet"]
     out = tmp_path / "swept"

@@ -70,7 +70,7 @@ def restored(options, also=(), **changes):
 
 def judged(options):
     """What of the judgement of boxes is to be another than the run's, by the names of fields."""
-    named = {"score": options.score, "nms": options.nms, "nms_kind": options.nms_kind}
+    named = {name: getattr(options, name) for name in ("score", "nms", "nms_kind", "tta")}
     return {name: value for name, value in named.items() if value is not None}
 
 

@@ -2,7 +2,7 @@
 
 import json
 
-from jaxdet import evaluate, parallel, tables, timing
+from jaxdet import evaluate, metrics, parallel, tables, timing
 from jaxdet.commands import common
 
 
@@ -13,13 +13,30 @@ def run(options):
     for split in ALL if options.split == "all" else (options.split,):
         scorer = evaluate.Evaluator(system, split, config.eval_batch, among)
         scorer.prepare(kept)
-        scores, seconds = timing.clock(lambda scorer=scorer: scorer(kept))
+        (losses, rows), seconds = timing.clock(lambda scorer=scorer: scorer.measured(kept))
+        scores = {**losses, **system.task.report(rows)}
+        if options.plots:
+            _draw(system, rows, scores, options.plots / split)
         scores |= evaluate.summary(scores, scorer.operations(kept), seconds)
         if options.json:
             print(json.dumps({"step": step, "split": split, **scores}))
         else:
             print(_text(split, scores), end="")
     return 0
+
+
+def _draw(system, rows, scores, folder):
+    """What was taken for what, and how precision falls with recall, as pictures in a folder."""
+    from jaxdet import plots
+
+    names = system.about["classes"]
+    if system.many:
+        counts = metrics.confusion(rows, names)
+        plots.confusion(counts, [*names, "background"], folder / "confusion.png")
+        curves = metrics.precision_recall(rows, names)
+        plots.precision_recall(curves, metrics.RECALLS, folder / "precision_recall.png")
+    elif "confusion" in scores:
+        plots.confusion(scores["confusion"], names, folder / "confusion.png")
 
 
 ALL = ("train", "val", "test")

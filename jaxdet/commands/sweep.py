@@ -21,7 +21,8 @@ def run(name, options, words, axes):
         raise InputError("give an option several values, such as --lr 1e-3 3e-3, or --seeds 3")
     if runs.holds_something(options.out) and not options.resume:
         raise InputError(f"{options.out} exists; continue it with --resume, or give another --out")
-    chosen = [_config(name, options, words, axes, values) for values in product(*axes.values())]
+    combined = _combined(axes, options.one_at_a_time)
+    chosen = [_config(name, options, words, axes, values) for values in combined]
     show, shape = Progress(quiet=options.quiet), _shape(configs.config(name))
     groups = [list(alike) for _, alike in groupby(sorted(chosen, key=shape), shape)]
     with common.caught_signals() as caught:
@@ -36,6 +37,18 @@ def run(name, options, words, axes):
     runs.write_json(options.out / "sweep.json", rows)
     print(json.dumps(rows) if options.json else text)
     return 0
+
+
+def _combined(axes, one_at_a_time):
+    """Values of all axes, every combination; or those in which one at most is not its first."""
+    for values in product(*axes.values()):
+        others = [
+            axis
+            for (axis, known), value in zip(axes.items(), values, strict=True)
+            if value != known[0] and axis != "--seed"
+        ]
+        if not one_at_a_time or len(others) < 2:
+            yield values
 
 
 def _config(name, options, words, axes, values):

@@ -29,15 +29,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
-from jaxdet.configs import backbones, base
-from jaxdet.configs.base import System, Training
+from jaxdet.configs import backbones, base, changing
+from jaxdet.configs.base import System
+from jaxdet.configs.changing import Changing
 from jaxdet.types import InputError
 
 MULTIPLE = 32  # pixels of the coarsest cell
 
 
 @dataclass(frozen=True)
-class Config(Training):
+class Config(Changing):
     """Boxes and classes of all objects in a photo."""
 
     WEIGHTS: ClassVar = tuple(
@@ -98,18 +99,6 @@ class Config(Training):
     """weight of the box term"""
     distance_weight: float = 1.5
     """weight of the term of distributions over distances"""
-    flip: bool = True
-    """mirror half of the training photos left to right"""
-    flip_down: bool = False
-    """mirror half of the training photos upside down"""
-    scale: tuple[float, float] = (0.75, 1.3)
-    """training photos are scaled by a factor in this range"""
-    shift: float = 0.1
-    """training photos are moved by up to this share of a side"""
-    light: float = 0.2
-    """brightness and contrast of training photos change by up to this share"""
-    colour: float = 0.2
-    """saturation changes by up to this share, hue by a tenth of it"""
     score: float = 0.01
     """least score of a box; seed 002 has .1"""
     nms: float = 0.6
@@ -118,6 +107,8 @@ class Config(Training):
     """drop what overlaps, lower its score (soft), or merge it (weighted, fusion)"""
     most: int = 100
     """boxes a photo at most"""
+    tta: bool = False
+    """judge and answer by six views of a photo: three sizes, each mirrored as well"""
     epochs: int = 24
     batch: int = 8
     eval_batch: int = 8
@@ -198,12 +189,13 @@ def task_of(config, net, classes):
     return detect.Detection(
         net,
         classes,
-        _change(config),
+        changing.change(config),
         _assigner(config),
         _suppress(config),
         box_loss=getattr(losses, config.box_loss),
         reading=_reading(config),
         levels=localize.LITE if config.model == "lite0" else localize.IMAGENET,
+        views=detect.MANY_WAYS if config.tta else detect.AS_IT_IS,
     )
 
 
@@ -257,23 +249,6 @@ def _suppress(config):
     return partial(ways[config.nms_kind], **shared)
 
 
-def _change(config):
-    """How a batch of training photos is changed."""
-    import jax
-
-    from jaxdet.ops import augment
-
-    names = ("flip", "flip_down", "scale", "shift", "light", "colour")
-    one = partial(augment.scene, **{name: getattr(config, name) for name in names})
-
-    def change(keys, batch, at):
-        columns = [batch[name] for name in ("image", "boxes", "valid")]
-        image, boxes, valid = jax.vmap(one)(keys, *columns)
-        return batch | {"image": image, "boxes": boxes, "valid": valid}
-
-    return change
-
-
 def learns(config, path):
     """The factor of the learning rate of a parameter; 0 where it stays."""
     first, *_ = path.split("/")
@@ -293,8 +268,8 @@ def _check(config):
         raise InputError(f"--freeze {config.freeze}: {config.model} has {parts} parts")
     if config.freeze and not config.weights:
         raise InputError(f"--freeze {config.freeze} wants --weights: random numbers would stay so")
-    base.check_scale(config)
-    base.check_shares(config, "shift", "light", "colour", "score", "nms", "positive")
+    changing.check(config)
+    base.check_shares(config, "score", "nms", "positive")
     for name in ("bins", "most", "topk", "width"):
         if getattr(config, name) < 1:
             raise InputError(f"--{name} {getattr(config, name)}: at least 1 is wanted")

@@ -87,9 +87,10 @@ def scene(
         turned = jax.random.fold_in(key, TURN)
         image, found = _upside_down(turned, image, found)
     if scale != (1.0, 1.0) or shift:
-        before = boxes.area(found)
-        image, found, grown = _zoomed(jax.random.fold_in(key, ZOOM), image, found, scale, shift)
-        valid = valid & (boxes.area(found) > KEEP * before * grown)
+        factor, moved = zoomed(jax.random.fold_in(key, ZOOM), image.shape, scale, shift)
+        before = boxes.area(found) * factor.prod()
+        image, found = zoom(jax.random.fold_in(key, ZOOM), image, found, scale=scale, shift=shift)
+        valid = valid & (boxes.area(found) > KEEP * before)
     if light:
         image = lighting(jax.random.fold_in(key, LIGHT), image, light=light)
     if colour:
@@ -128,23 +129,42 @@ def zoom(key, image, box, *, scale=(0.8, 1.25), shift=0.1):
 
     Bilinear, without smoothing before it shrinks.
     """
-    return _zoomed(key, image, box, scale, shift)[:2]
+    factor, moved = zoomed(key, image.shape, scale, shift)
+    by, to = (jnp.broadcast_to(jnp.tile(v[::-1], 2), box.shape) for v in (factor, moved))
+    return mapped(image, factor, moved), boxes.clip(box * by + to, *image.shape[:2])
 
 
-def _zoomed(key, image, box, scale, shift):
-    """What `zoom` gives, and how many times larger areas are."""
+def zoomed(key, shape, scale, shift):
+    """Factors of height and width, and by how many pixels rows and columns move, [2] each."""
     draw = jax.random.uniform(key, (5,), minval=-1.0)  # one, two for the aspect, two for the place
     low, high = jnp.log(jnp.asarray(scale))
     both = (low + high + draw[0] * (high - low)) / 2
-    factor = jnp.exp(both + draw[1:3] * math.log(ASPECT) / 2)  # of height and width
-    sides = jnp.asarray(image.shape[:2], jnp.float32)
-    moved = sides * (1 - factor) / 2 + draw[3:] * shift * sides
-    grey = 0.5  # the place beyond the edge: `scale_and_translate` has 0 there
-    image = grey + jax.image.scale_and_translate(
-        image - grey, image.shape, (0, 1), factor, moved, "linear", antialias=False
-    )
-    by, to = (jnp.broadcast_to(jnp.tile(v[::-1], 2), box.shape) for v in (factor, moved))
-    return image, boxes.clip(box * by + to, *image.shape[:2]), factor.prod()
+    factor = jnp.exp(both + draw[1:3] * math.log(ASPECT) / 2)
+    sides = jnp.asarray(shape[:2], jnp.float32)
+    return factor, sides * (1 - factor) / 2 + draw[3:] * shift * sides
+
+
+def mapped(image, factor, moved):
+    """Image [H, W, C] whose row r and column c go to (r, c) * factor + moved; beyond is grey.
+
+    Bilinear: rows between two rows, then columns.  On a CPU five times as fast as
+    `jax.image.scale_and_translate`, which multiplies by a matrix.
+    """
+    for axis in (0, 1):
+        image = _resampled(image, axis, factor[axis], moved[axis])
+    return image
+
+
+def _resampled(image, axis, factor, moved):
+    """`mapped` along one axis."""
+    length, grey = image.shape[axis], 0.5
+    place = (jnp.arange(length) + 0.5 - moved) / factor - 0.5
+    others = [i for i in range(image.ndim) if i != axis]
+    inside = jnp.expand_dims(jnp.abs(2 * place + 1 - length) <= length, others)
+    before = jnp.floor(place).astype(int)
+    after = jnp.expand_dims(place - before, others)
+    low, high = (jnp.take(image, before + i, axis, mode="clip") for i in (0, 1))
+    return jnp.where(inside, low * (1 - after) + high * after, grey)
 
 
 def lighting(key, image, *, light=0.3):

@@ -18,3 +18,8 @@ def chain(key, *links):
 def per_row(key, places):
     """One key for each integer of `places [B]`; the same place gives the same key. Returns [B]."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, places)
+
+
+def each(keys, link):
+    """Keys [B] with the integer `link` folded into each."""
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, link)

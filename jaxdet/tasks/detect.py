@@ -17,13 +17,26 @@ from jaxdet.types import Task
 CANDIDATES = 1000  # best pairs of cell and class that suppression gets, as in TOOD
 
 
+class View(NamedTuple):
+    """A way to look at an image."""
+
+    scale: float = 1.0  # of its sides, to the next multiple of `STEP` pixels
+    mirrored: bool = False
+
+
+STEP = 32
+AS_IT_IS = (View(),)
+MANY_WAYS = tuple(View(scale, side) for scale in (1.0, 0.83, 1.17) for side in (False, True))
+
+
 class Detection(NamedTuple):
     """The functions of the task, and what they share.
 
     net gives `detector.Answers`.  change(keys [B], batch, at) alters training images with their
     boxes.  assigner(epoch, points, strides, scores, boxes, true boxes, labels, valid) gives the
     `Targets` of one image.  box_loss is element-wise.  suppress(boxes, scores, labels) gives the
-    `nms.Kept` of one image.  `at.hyper` has the weights of the terms.
+    `nms.Kept` of one image.  `at.hyper` has the weights of the terms.  Answers are those for all
+    `views` of an image together.
     """
 
     net: Any
@@ -34,6 +47,7 @@ class Detection(NamedTuple):
     box_loss: Callable = losses.ciou
     reading: Reading = ZEROS
     levels: Levels = IMAGENET
+    views: tuple[View, ...] = AS_IT_IS
 
     def task(self):
         """These functions as a `types.Task`."""
@@ -86,9 +100,26 @@ class Detection(NamedTuple):
 
     def predict(self, variables, images):
         """`boxes [B, P, 4]` in pixels, `scores`, `labels` and `valid [B, P]`, best first."""
-        answers = self.net.apply(variables, self._normal(images), train=False)
+        found = [self._seen(variables, images, view) for view in self.views]
+        scores, boxes = (jnp.concatenate(parts, 1) for parts in zip(*found, strict=True))
+        return jax.vmap(partial(self._kept, images.shape[1:3]))(scores, boxes)
+
+    def _seen(self, variables, images, view):
+        """Scores [B, A, K] and boxes [B, A, 4], in pixels of the images, of one view of them."""
         shape = images.shape[1:3]
-        return jax.vmap(partial(self._kept, shape))(self.reading.scores(answers), answers.boxes)
+        height, width = (max(round(side * view.scale / STEP), 1) * STEP for side in shape)
+        if view.scale != 1:
+            images = jax.image.resize(images, (len(images), height, width, 3), "linear")
+        else:
+            height, width = shape
+        images = images[:, :, ::-1] if view.mirrored else images
+        answers = self.net.apply(variables, self._normal(images), train=False)
+        found = answers.boxes
+        if view.mirrored:
+            x0, y0, x1, y1 = jnp.moveaxis(found, -1, 0)
+            found = jnp.stack([width - x1, y0, width - x0, y1], -1)
+        back = np.float32([shape[1] / width, shape[0] / height] * 2)[None, None]
+        return self.reading.scores(answers), found * back
 
     def _kept(self, shape, scores, found):
         """What suppression leaves of scores [A, K] and boxes [A, 4] of one image."""

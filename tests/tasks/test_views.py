@@ -1,0 +1,65 @@
+"""Several views of an image: each sees the same objects, in the pixels of the image."""
+
+from functools import partial
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdet.models.detector import Answers
+from jaxdet.ops import boxes, nms
+from jaxdet.tasks import detect, localize, readings
+
+BOX = (40, 20, 72, 60)
+STILL = localize.Levels((0.0,) * 3, (1.0,) * 3)
+
+
+def tight(variables, images, train):
+    """The answers of a network of one cell, which finds what is bright."""
+    found = jnp.stack([boxes.tight(jnp.where(image[..., 0] > 0.5, 1.0, 0.0)) for image in images])
+    count = len(images)
+    logits = jnp.broadcast_to(jnp.float32([[[3.0, -3.0]]]), (count, 1, 2))
+    return Answers(logits, found[:, None], None, None, jnp.zeros((1, 2)), jnp.ones(1))
+
+
+def looking(views, threshold=2.0):
+    """The task of `tight`; a threshold that no overlap reaches suppresses nothing."""
+    return detect.Detection(
+        SimpleNamespace(apply=tight),
+        ("a", "b"),
+        change=None,
+        assigner=None,
+        suppress=partial(nms.hard, size=8, least=0.1, threshold=threshold),
+        reading=readings.ZEROS,
+        levels=STILL,
+        views=views,
+    )
+
+
+@pytest.fixture
+def images():
+    x0, y0, x1, y1 = BOX
+    image = np.zeros((96, 128, 3), np.float32)
+    image[y0:y1, x0:x1] = 1
+    return np.stack([image, image[:, ::-1]])
+
+
+def test_every_view_finds_the_object_where_it_is_in_the_image(images):
+    found = looking(detect.MANY_WAYS).predict({}, images)
+    assert found["valid"].sum(1).tolist() == [6, 6]
+    mirrored = (128 - BOX[2], BOX[1], 128 - BOX[0], BOX[3])
+    for row, expected in zip(found["boxes"], (BOX, mirrored), strict=True):
+        np.testing.assert_allclose(row[:6], np.float32([expected] * 6), atol=1.5)
+    assert len(np.unique(np.round(found["boxes"][0, :6], 3), axis=0)) > 1
+
+
+def test_boxes_of_all_views_are_suppressed_together(images):
+    found = looking(detect.MANY_WAYS, 0.5).predict({}, images)
+    assert found["valid"].sum(1).tolist() == [1, 1]
+
+
+def test_a_view_as_it_is_and_a_mirrored_one_are_exact(images):
+    for views in (detect.AS_IT_IS, (detect.View(1.0, True),)):
+        found = looking(views).predict({}, images)
+        np.testing.assert_array_equal(found["boxes"][0, 0], BOX)
