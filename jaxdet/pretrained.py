@@ -112,6 +112,41 @@ def vgg(path, *, norm=False, stages=(1, 1, 2, 2, 2)):
     return f"features.{number}.{LEAVES.get(leaf, leaf)}"
 
 
+def mobilenet(net, path):
+    """The name map of torchvision's MobileNets; `net` is a `models.mobilenet.MobileNet`.
+
+    `batch_stats/block1/depthwise_norm/mean` is `features.1.conv.0.1.running_mean` (V2) or
+    `features.1.block.0.1.running_mean` (V3).
+    """
+    _, first, *rest, leaf = path.split("/")
+    module = rest[-1] if rest else first
+    end = LEAVES[leaf]
+    if first in ("hidden", "logits"):
+        deep = {"hidden": 0, "logits": 3} if net.hidden else {"logits": 1}
+        return f"classifier.{deep[first]}.{end}"
+    norm = int(module.endswith("_norm"))
+    if first.removesuffix("_norm") in ("stem", "last"):
+        place = 0 if first.startswith("stem") else len(net.rows) + 1
+        return f"features.{place}.{norm}.{end}"
+    number = int(first.removeprefix("block"))
+    within = _in_mobile_block(net, number, rest)
+    return f"features.{number}.{'block' if net.hidden else 'conv'}.{within}.{end}"
+
+
+def _in_mobile_block(net, number, rest):
+    """Where a module of block `number` is in the block of torchvision."""
+    rows = net.rows
+    before = rows[number - 2].width if number > 1 else net.stem
+    row, first = rows[number - 1], rest[0].removesuffix("_norm")
+    there = ["expand"] * (row.expand != before) + ["depthwise"] + ["squeeze"] * row.squeeze
+    place = [*there, "project"].index(first)
+    if first == "squeeze":
+        return f"{place}.{ {'reduce': 'fc1', 'expand': 'fc2'}[rest[1]] }"
+    norm = int(rest[0].endswith("_norm"))
+    plain = first == "project" and not net.hidden  # V2 has these two side by side
+    return f"{place + norm}" if plain else f"{place}.{norm}"
+
+
 def fetch(name):
     """The path of a file of weights: `name` itself, or where another kind of name leads.
 

@@ -1,15 +1,27 @@
 """Backbones by name: the modules, their parts that may be frozen, and their trained weights."""
 
 from functools import partial
+from typing import Literal
 
 from jaxdet.types import InputError
+
+Backbone = Literal[
+    *("lite0", "b0", "b1", "b2", "b3", "resnet18", "resnet34", "resnet50"),
+    *("mobilenet_v2", "mobilenet_v3", "mobilenet_v3_small"),
+]
 
 
 def features(name):
     """Makes the feature maps of a backbone, given the fields that all have."""
-    from jaxdet.models import efficientnet, resnet
+    from jaxdet.models import efficientnet, mobilenet, resnet
 
     match name:
+        case "mobilenet_v2":
+            return partial(mobilenet.V2, classes=0)
+        case "mobilenet_v3":
+            return partial(mobilenet.V3Large, classes=0)
+        case "mobilenet_v3_small":
+            return partial(mobilenet.V3Small, classes=0)
         case "resnet18":
             return partial(resnet.ResNet18, classes=0)
         case "resnet34":
@@ -23,9 +35,11 @@ def features(name):
 
 def parts(name):
     """How the names of its layers begin, from the first on: what `frozen` counts."""
-    from jaxdet.models import deeper, efficientnet, plain, resnet, simple, vgg
+    from jaxdet.models import deeper, efficientnet, mobilenet, plain, resnet, simple, vgg
 
     match name:
+        case "mobilenet_v2" | "mobilenet_v3" | "mobilenet_v3_small":
+            return mobilenet.parts(features(name)().rows)
         case "simple":
             return plain.parts(simple.LAYOUT)
         case "deeper":
@@ -66,12 +80,15 @@ def pretrained(name, file, variables, norm=True):
             names = partial(efficientnet.torch_name, stages=stages)
         case "vgg":
             names = partial(pretrained.vgg, norm=norm)
+        case "mobilenet_v2" | "mobilenet_v3" | "mobilenet_v3_small":
+            names = partial(pretrained.mobilenet, features(name)())
         case "resnet18" | "resnet34" | "resnet50":
             names = pretrained.resnet
         case _:
             raise InputError(f"--weights: nobody has trained {name}; choose another --model")
     arrays = weights.read(pretrained.fetch(file))
-    spare = (*pretrained.HEADS, *efficientnet.HEADS)
+    last = [f"features.{len(parts(name))}."] if name.startswith("mobilenet") else []
+    spare = (*pretrained.HEADS, *efficientnet.HEADS, *last)
     return pretrained.overlay(variables, arrays, partial(_of_features, names), spare=spare)
 
 

@@ -57,7 +57,7 @@ class Config(Changing):
     """share of the training photos for validation, where the data have no part for it"""
     on_bad_row: Literal["skip", "error"] = "skip"
     """what to do with a photo or box that cannot be used: leave it out and say so, or stop"""
-    model: Literal["lite0", "b0", "b1", "b2", "b3", "resnet18", "resnet34", "resnet50"] = "lite0"
+    model: backbones.Backbone = "lite0"
     """backbone"""
     weights: str = ""
     """file of weights for it (.safetensors, .pth), hf:OWNER/NAME, or package:lite0"""

@@ -9,6 +9,7 @@ LOCALIZERS = ("simple", "deeper", "vgg")  # of seed 000
 NAMES = (
     *(*configs.SYSTEMS, *LOCALIZERS, "andrew", "andrew_windows", "lenet"),
     *("resnet18", "resnet34", "resnet50", "lite0"),
+    *("mobilenet_v2", "mobilenet_v3", "mobilenet_v3_small"),
 )
 
 
@@ -21,7 +22,7 @@ class Named(NamedTuple):
 
 def named(name):
     """The network of a name: one of `NAMES`, a system's own among them."""
-    from jaxdet.models import efficientnet, lenet, resnet, sliding
+    from jaxdet.models import efficientnet, lenet, mobilenet, resnet, sliding
     from jaxdet.types import InputError
 
     match name:
@@ -39,6 +40,12 @@ def named(name):
             return Named(resnet.ResNet50(), (1, 224, 224, 3))
         case "lite0":
             return Named(efficientnet.Lite0(), (1, 224, 224, 3))
+        case "mobilenet_v2":
+            return Named(mobilenet.V2(), (1, 224, 224, 3))
+        case "mobilenet_v3":
+            return Named(mobilenet.V3Large(), (1, 224, 224, 3))
+        case "mobilenet_v3_small":
+            return Named(mobilenet.V3Small(), (1, 224, 224, 3))
     if name in configs.SYSTEMS:
         return of_config(name, configs.config(name)())
     if name in LOCALIZERS:

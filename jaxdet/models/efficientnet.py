@@ -188,7 +188,9 @@ class EfficientNet(Part):
         """Logits [B, classes] of images [B, H, W, C], or maps, fine to coarse."""
         train = train and not self.fixed_norm
         learns = [train and part >= self.frozen for part in range(len(self.stages) + 2)]
-        stem, head = (n if self.fixed_ends else _rounded(n * self.width) for n in (STEM, HEAD))
+        stem, head = (
+            n if self.fixed_ends else layers.divisible(n * self.width) for n in (STEM, HEAD)
+        )
         x = self.activate(self.convolve(x, stem, 3, "stem", stride=2, train=learns[0]), "stem")
         x = self._border(x, 0)
         maps = []
@@ -214,7 +216,7 @@ class EfficientNet(Part):
         return tuple(
             stage._replace(
                 blocks=stage.blocks if i in ends else math.ceil(self.depth * stage.blocks),
-                width=_rounded(self.width * stage.width),
+                width=layers.divisible(self.width * stage.width),
             )
             for i, stage in enumerate(self.stages)
         )
@@ -248,12 +250,6 @@ Lite0 = partial(EfficientNet, activation=nn.relu6, squeeze=0, fixed_ends=True)
 def _block_name(i, j):
     """Name of block j, from 0, of stage i, from 1."""
     return f"stage{i}_block{j + 1}"
-
-
-def _rounded(width):
-    """The multiple of 8 nearest to a number of channels, at least 8 and 9/10 of it."""
-    near = max(8, int(width + 4) // 8 * 8)
-    return near if near >= 0.9 * width else near + 8
 
 
 def torch_name(path, stages=STAGES):

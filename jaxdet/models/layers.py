@@ -23,6 +23,7 @@ class Part(nn.Module):
     dtype: Any = None  # of the computation; parameters stay float32
     conv_general_dilated: Callable | None = None  # how a convolution is computed
     norm: bool = True  # batch norm; without it convolutions have a bias
+    epsilon: float = 1e-5  # what batch norm adds to the variance
 
     @nn.nowrap
     def shared(self):
@@ -32,16 +33,18 @@ class Part(nn.Module):
             "dtype": self.dtype,
             "conv_general_dilated": self.conv_general_dilated,
             "norm": self.norm,
+            "epsilon": self.epsilon,
         }
 
     @nn.nowrap
-    def convolve(self, x, width, kernel, name, *, stride=1, bias=False, train=False):
+    def convolve(self, x, width, kernel, name, *, stride=1, groups=1, bias=False, train=False):
         """A convolution of x [B, H, W, C] and its batch norm: `name` and `name_norm`."""
         x = nn.Conv(
             width,
             kernel_size=(kernel, kernel),
             strides=stride,
             padding=(kernel // 2,) * 2,  # as PyTorch pads
+            feature_group_count=groups,
             use_bias=bias or not self.norm,
             kernel_init=INITIAL,
             dtype=self.dtype,
@@ -53,10 +56,17 @@ class Part(nn.Module):
         return nn.BatchNorm(
             use_running_average=not train,
             momentum=0.9,
+            epsilon=self.epsilon,
             axis_name=self.axis_name,
             dtype=self.dtype,
             name=f"{name}_norm",
         )(x)
+
+
+def divisible(width):
+    """The multiple of 8 nearest to a number of channels, at least 8 and 9/10 of it."""
+    near = max(8, int(width + 4) // 8 * 8)
+    return near if near >= 0.9 * width else near + 8
 
 
 def relu(x, name):
