@@ -39,7 +39,7 @@ def samples(system, split, count, *, train=False, seed=0):
 
     `train` draws them as training does, random by `seed`; otherwise as every evaluation does.
     """
-    batch = {name: column[:count] for name, column in system.splits[split].arrays.items()}
+    batch = system.splits[split].first(count).arrays
     root = keys.chain(jax.random.key(seed), keys.AUGMENT if train else keys.EVALUATE)
     at = At(train, jnp.int32(0), jnp.int32(0), system.hyper)
 
@@ -75,7 +75,7 @@ class Evaluator:
 
     def __init__(self, system, split, batch, among):
         parallel.check(batch, among, "--eval-batch")
-        source = system.splits[split]
+        self.source = source = system.splits[split]
         self.task, self.among = system.task, among
         self.data = parallel.put(source.arrays, among)
         self.hyper = parallel.put(system.hyper, among)
@@ -88,12 +88,18 @@ class Evaluator:
         """Additions, multiplications and all else of the network's answers for the split."""
         rows = {"index": np.zeros(1, np.int32), "real": np.ones(1, np.float32)}
         at = At(False, jnp.int32(0), jnp.int32(0), self.hyper)
-        batch = jax.eval_shape(lambda data: prepared(self.task, data, rows, at), self.data)
+        data = self.source.first(1).arrays
+        batch = jax.eval_shape(lambda data: prepared(self.task, data, rows, at), data)
         return flops.count(self.task.predict, kept, batch["image"]).total() * self.count
+
+    def _batches(self):
+        """(rows, which of them are real) of every batch."""
+        index, real = self.rows
+        return zip(self.source.batches(index), real, strict=True)
 
     def prepare(self, kept):
         """Compile, so that a pass that is timed does not."""
-        index, real = (column[0] for column in self.rows)
+        index, real = next(self._batches())
         kept = parallel.put(kept, self.among)
         jax.block_until_ready(
             self.step(kept, self.data, self.hyper, {"index": index, "real": real})
@@ -111,7 +117,7 @@ class Evaluator:
         """The means of the terms of the loss, and all rows that the task measures, on the host."""
         kept, hyper = parallel.put(kept, self.among), hyper or self.hyper
         found = []
-        for index, real in zip(*self.rows, strict=True):
+        for index, real in self._batches():
             pause()
             found.append(self.step(kept, self.data, hyper, {"index": index, "real": real}))
         terms, measures = zip(*jax.device_get(found), strict=True)

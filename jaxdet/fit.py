@@ -71,12 +71,9 @@ class Loop:
 
     def __init__(self, programs, system, config, folder, show, stop):
         self.config, self.folder, self.show, self.stop = config, folder, show, stop
-        self.programs, self.among, self.count = (
-            programs,
-            programs.among,
-            len(system.splits["train"]),
-        )
-        self.plan = train.plan(config, self.count)
+        self.programs, self.among = programs, programs.among
+        self.source = system.splits["train"]
+        self.plan = train.plan(config, len(self.source))
         self.hyper = parallel.put(system.hyper, self.among)
         self.rate = train.learning_rate(config, self.plan)
         self._start(train.maker(system, config), system.weights)
@@ -118,7 +115,7 @@ class Loop:
         """Steps to the end of the epoch, from wherever in it the run stands."""
         number = self.at // self.plan.epoch_steps
         self.began = time.monotonic()
-        for row in self.rows():
+        for row in self.source.batches(self.rows()):
             self._pause()
             self.state = self.programs.step(self.state, self.programs.data, row)
             self.at += 1
@@ -132,7 +129,7 @@ class Loop:
     def rows(self):
         """Indices of the batches from here to the end of the epoch, [steps, B]."""
         number, start = divmod(self.at, self.plan.epoch_steps)
-        count, batch = self.count, self.config.batch
+        count, batch = len(self.source), self.config.batch
         return batches.order(self.config.seed, number, count, batch)[start:]
 
     def _first_step(self):

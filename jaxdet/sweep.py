@@ -59,6 +59,8 @@ class Lanes:
 
     def begun(self):
         """Whether all have a next step to take, none of them in the middle of an epoch."""
+        if not self.programs.data:  # is streamed
+            return False
         return all(x.at < x.plan.steps and x.at % x.plan.epoch_steps == 0 for x in self.loops)
 
     def times(self, repeats=3):

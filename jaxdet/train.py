@@ -87,11 +87,11 @@ def maker(system, config):
 
     Trace it with `eval_shape` to know what a checkpoint of the run holds.
     """
-    arrays = system.splits["train"].arrays
+    arrays = system.splits["train"].first(1).arrays
     chosen = optimizer(config, plan(config, len(system.splits["train"])), system.learns)
     return partial(
         create,
-        {name: column[:1] for name, column in arrays.items()},
+        arrays,
         numbers(system, config),
         task=system.task,
         optimizer=chosen,

@@ -75,6 +75,8 @@ def _train(name, group, axes, options, show, stop):
     if options.together == "yes" and len(among) > 1:
         raise InputError(f"--together yes wants one device, not {len(among)}: --devices 1")
     system = configs.build(name, base.widest(group))
+    if options.together == "yes" and not system.splits["train"].arrays:
+        raise InputError("--together yes wants the data in memory: without --stream")
     training.try_weights(system, group[0])
     common.tell_skipped(system.notes, show.line)
     folders = [options.out / _title(config, axes) for config in group]

@@ -53,6 +53,8 @@ class Config(Changing):
     """height and width of the network's input in pixels, multiples of 32"""
     slots: int = 0
     """true boxes a photo has room for; 0 is as many as the fullest photo needs"""
+    stream: bool = False
+    """read photos when they are needed instead of holding them in memory (jaxdet[data])"""
     cut_val: float = 0.1
     """share of the training photos for validation, where the data have no part for it"""
     on_bad_row: Literal["skip", "error"] = "skip"
@@ -218,9 +220,12 @@ def _data(config):
     parts = scenes.with_val(found.parts, config.cut_val, config.seed)
     slots, notes, splits, first = config.slots or scenes.most(parts), [*found.notes], {}, 0
     for name, of_part in parts.items():
-        splits[name], bad = scenes.load(of_part, *config.size, slots, first_id=first)
+        if config.stream:
+            splits[name] = scenes.streamed(of_part, *config.size, slots, first_id=first)
+        else:
+            splits[name], bad = scenes.load(of_part, *config.size, slots, first_id=first)
+            notes += bad
         first += len(of_part)
-        notes += bad
     return found, splits, tuple(notes)
 
 

@@ -31,6 +31,10 @@ class Arrays:
         """The source of the first `count` rows, which share the memory of all."""
         return Arrays(self[:count], self.names and self.names[:count])
 
+    def batches(self, index):
+        """Rows [B] of the batches at `index [S, B]`, one after the other: they are held already."""
+        return iter(index)
+
     def take(self, indices):
         """The source of the rows at `indices [M]`, in that order; they keep their ids."""
         indices = np.asarray(indices, np.int64)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxdet.data import arrays, images
+from jaxdet.data import arrays, images, stream
 from jaxdet.types import InputError
 
 PARTS = {"training": "train", "valid": "val", "validation": "val", "dev": "val"}
@@ -121,6 +121,30 @@ def load(scenes, height, width, slots, *, first_id=0):
     names = [scenes[int(row["id"]) - first_id].where for row in kept]
     columns = {name: np.stack([row[name] for row in kept]) for name in kept[0]}
     return arrays.Arrays(columns, names=names), notes
+
+
+def streamed(scenes, height, width, slots, *, first_id=0):
+    """What `load` makes, read when it is needed; a photo that cannot be read is grey and empty."""
+
+    def read(number):
+        row, _ = _fitted(scenes[number], height, width, slots)
+        row = _blank(height, width, slots) if row is None else row
+        return {**row, "id": np.int32(first_id + number)}
+
+    return stream.Stream(read, len(scenes), [one.where for one in scenes])
+
+
+def _blank(height, width, slots):
+    """The arrays of a photo that shows nothing."""
+    empty = {
+        "boxes": np.zeros((slots, 4), np.float32),
+        "labels": np.zeros(slots, np.int32),
+        **{name: np.zeros(slots, bool) for name in ("valid", "crowd")},
+        "area": np.zeros(slots, np.float32),
+    }
+    image = np.full((height, width, 3), 128, np.uint8)
+    size, back = np.array([height, width], np.int32), np.float32([1, 1, 0, 0])
+    return {"image": image, **empty, "size": size, "to_original": back}
 
 
 def survey(found):
