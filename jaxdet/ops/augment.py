@@ -11,12 +11,11 @@ import chex
 import dm_pix
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxdet.ops import boxes
 from jaxdet.types import InputError
 
-ANGLE, ZOOM, PLACE, FLIP, LIGHT, TURN, COLOUR, NOISE, HOLE = range(9)  # purposes: one key each
+ANGLE, ZOOM, PLACE, FLIP, LIGHT = range(5)  # purposes: one key each
 
 
 def place(key, digit, *, canvas=64, rotate=30.0, scale=(0.75, 1.25)):
@@ -57,59 +56,11 @@ def photo(key, image, box, *, flip=True, scale=(0.8, 1.25), shift=0.1, light=0.3
     return (lighting(jax.random.fold_in(key, LIGHT), image, light=light) if light else image), box
 
 
-KEEP = 0.2  # share of a box that must still be in the image for its object to be asked for
-
-
-def scene(
-    key,
-    image,
-    found,
-    valid,
-    *,
-    flip=True,
-    flip_down=False,
-    scale=(0.75, 1.3),
-    shift=0.1,
-    light=0.2,
-    colour=0.2,
-):
-    """One photo [H, W, C] with boxes [G, 4], of which `valid` [G] are in use, as it may also look.
-
-    Mirrors half of them, upside down too with `flip_down`; scales and moves as `photo` does;
-    changes brightness and contrast by up to `light`, saturation by up to `colour`, hue by up to a
-    tenth of it.  Returns image, boxes, valid: a box of which less than `KEEP` stays in the image
-    is no longer valid.
-    """
-    chex.assert_rank([image, found, valid], [3, 2, 1])
-    if flip:
-        image, found = mirror(jax.random.fold_in(key, FLIP), image, found)
-    if flip_down:
-        turned = jax.random.fold_in(key, TURN)
-        image, found = _upside_down(turned, image, found)
-    if scale != (1.0, 1.0) or shift:
-        factor, moved = zoomed(jax.random.fold_in(key, ZOOM), image.shape, scale, shift)
-        before = boxes.area(found) * factor.prod()
-        image, found = zoom(jax.random.fold_in(key, ZOOM), image, found, scale=scale, shift=shift)
-        valid = valid & (boxes.area(found) > KEEP * before)
-    if light:
-        image = lighting(jax.random.fold_in(key, LIGHT), image, light=light)
-    if colour:
-        image = colouring(jax.random.fold_in(key, COLOUR), image, colour=colour)
-    return image, found, valid
-
-
 def colouring(key, image, *, colour=0.2):
     """Image with saturation changed by up to `colour`, hue by up to a tenth of it."""
     more, turn = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
     image = dm_pix.random_saturation(more, image, 1 - colour, 1 + colour)
     return jnp.clip(dm_pix.random_hue(turn, image, colour / 10), 0, 1)
-
-
-def _upside_down(key, image, box):
-    """`mirror`, top to bottom."""
-    order = np.array([1, 0, 3, 2])  # y for x
-    image, swapped = mirror(key, image.swapaxes(0, 1), jnp.asarray(box)[..., order])
-    return image.swapaxes(0, 1), swapped[..., order]
 
 
 def mirror(key, image, box):

@@ -17,6 +17,16 @@ GOLDENS = np.load(Path(__file__).parents[1] / "goldens" / "detection_ops.npz")
 CASES = json.loads(str(GOLDENS["tal_cases"]))
 INPUTS = ("scores", "boxes", "points", "true_boxes", "true_labels", "true_valid")
 laws = settings(deadline=None, max_examples=15)
+task_aligned = jax.jit(assign.task_aligned, static_argnames=("topk", "overlap"))
+largest_overlap = jax.jit(
+    assign.largest_overlap, static_argnames=("classes", "positive", "at_least_one")
+)
+iou, inside = jax.jit(boxes.iou), jax.jit(assign.inside)
+
+
+def aligned(*given, **how):
+    """Targets as NumPy arrays."""
+    return jax.device_get(task_aligned(*given, **how))
 
 
 def drawn(seed, classes=3, slots=6, used=4, shapes=((6, 6), (3, 3))):
@@ -26,7 +36,8 @@ def drawn(seed, classes=3, slots=6, used=4, shapes=((6, 6), (3, 3))):
     low = rng.uniform(-4, 36, (slots, 2))
     true = np.concatenate([low, low + rng.uniform(0, 30, (slots, 2))], -1).astype(np.float32)
     reach = rng.uniform(0.2, 2.5, (len(points), 4)) * strides[:, None]
-    predicted = np.asarray(anchors.from_distances(reach, points), np.float32)
+    predicted = np.concatenate([points - reach[:, :2], points + reach[:, 2:]], -1)
+    predicted = predicted.astype(np.float32)
     scores = rng.uniform(0, 1, (len(points), classes)).astype(np.float32)
     labels = rng.integers(0, classes, slots).astype(np.int32)
     return scores, predicted, points, true, labels, np.arange(slots) < used
@@ -56,72 +67,70 @@ def test_task_aligned_is_the_golden_one(case):
 def test_task_aligned_is_the_loop(overlap, seed, topk):
     given = drawn(seed)
     how = {"topk": topk, "alpha": 0.5, "beta": 2.0, "overlap": overlap}
-    found, expected = assign.task_aligned(*given, **how), slow.task_aligned(*given, **how)
+    found, expected = aligned(*given, **how), slow.task_aligned(*given, **how)
     np.testing.assert_array_equal(found.positive, expected[0])
     np.testing.assert_array_equal(found.index, expected[1])
     np.testing.assert_allclose(found.scores, expected[2], rtol=2e-4, atol=1e-6)
     on = expected[0]
-    np.testing.assert_array_equal(np.asarray(found.boxes)[on], expected[3][on])
+    np.testing.assert_array_equal(found.boxes[on], expected[3][on])
 
 
 @laws
 @given(st.integers(0, 10**6))
 def test_laws_of_task_aligned(seed):
     scores, predicted, points, true, labels, valid = drawn(seed)
-    found = assign.task_aligned(scores, predicted, points, true, labels, valid, topk=4)
-    on, index = np.asarray(found.positive), np.asarray(found.index)
-    within = assign.inside(points, true)  # [G, A]
-    assert valid[index[on]].all() and np.asarray(within)[index[on], np.flatnonzero(on)].all()
+    how = {"topk": 4, "alpha": 1.0, "beta": 6.0, "overlap": "iou"}
+    found = aligned(scores, predicted, points, true, labels, valid, **how)
+    on, index = found.positive, found.index
+    within = np.asarray(inside(points, true))  # [G, A]
+    shared = np.asarray(iou(true[:, None], predicted[None]))  # [G, A]
+    assert valid[index[on]].all() and within[index[on], np.flatnonzero(on)].all()
     for g in range(len(valid)):
         mine = on & (index == g)
         assert mine.sum() <= 4
         if mine.any():
-            best = np.asarray(boxes.iou(predicted[mine], true[g][None])).max()
+            best = shared[g, mine].max()
             if best > 0.3:  # below, the divisor's guard is felt
-                np.testing.assert_allclose(np.asarray(found.scores)[mine].max(), best, rtol=1e-4)
-    assert not np.asarray(found.scores)[~on].any()
+                np.testing.assert_allclose(found.scores[mine].max(), best, rtol=1e-4)
+    assert not found.scores[~on].any()
 
 
 def test_order_and_padding_of_slots_change_nothing():
     scores, predicted, points, true, labels, valid = drawn(7)
-    plain = assign.task_aligned(scores, predicted, points, true, labels, valid)
-    turned = assign.task_aligned(
-        scores, predicted, points, true[::-1], labels[::-1], valid[::-1], topk=13
-    )
+    plain = aligned(scores, predicted, points, true, labels, valid)
+    turned = aligned(scores, predicted, points, true[::-1], labels[::-1], valid[::-1], topk=13)
     more = [np.concatenate([x, np.zeros((94, *x.shape[1:]), x.dtype)]) for x in (true, labels)]
-    padded = assign.task_aligned(
-        scores, predicted, points, *more, np.concatenate([valid, np.zeros(94, bool)])
-    )
+    padded = aligned(scores, predicted, points, *more, np.concatenate([valid, np.zeros(94, bool)]))
     chex.assert_trees_all_equal(plain, padded)
     chex.assert_trees_all_equal(plain.scores, turned.scores)
-    on = np.asarray(plain.positive)
+    on = plain.positive
     np.testing.assert_array_equal(turned.index[on], len(valid) - 1 - plain.index[on])
 
 
 def test_no_object_and_fewer_cells_than_topk():
     scores, predicted, points, true, labels, valid = drawn(3)
-    none = assign.task_aligned(scores, predicted, points, true, labels, valid & False)
+    none = aligned(scores, predicted, points, true, labels, valid & False)
     assert not none.positive.any() and not none.scores.any()
     few = [x[:2] for x in (scores, predicted, points)]
-    assert assign.task_aligned(*few, true, labels, valid, topk=13).positive.sum() <= 2
+    assert aligned(*few, true, labels, valid, topk=13).positive.sum() <= 2
 
 
 def test_no_gradient_passes_through_targets_and_all_forms_agree():
     scores, predicted, points, true, labels, valid = drawn(5)
 
     def total(scores, predicted):
-        found = assign.task_aligned(scores, predicted, points, true, labels, valid)
+        found = task_aligned(scores, predicted, points, true, labels, valid)
         return found.scores.sum() + found.boxes.sum()
 
-    assert not any(np.asarray(g).any() for g in jax.grad(total, (0, 1))(scores, predicted))
+    gradients = jax.jit(jax.grad(total, (0, 1)))(scores, predicted)
+    assert not any(np.asarray(g).any() for g in gradients)
     plain = assign.task_aligned(scores, predicted, points, true, labels, valid)
-    jitted = jax.jit(assign.task_aligned)(scores, predicted, points, true, labels, valid)
+    jitted = task_aligned(scores, predicted, points, true, labels, valid)
     chex.assert_trees_all_close(plain, jitted, rtol=1e-6)
-    narrow = jnp.asarray(scores, jnp.bfloat16), jnp.asarray(predicted, jnp.bfloat16)
-    wide = [x.astype(jnp.float32) for x in narrow]
+    narrow = scores.astype(jnp.bfloat16), predicted.astype(jnp.bfloat16)
+    wide = [x.astype(np.float32) for x in narrow]
     chex.assert_trees_all_equal(
-        assign.task_aligned(*narrow, points, true, labels, valid),
-        assign.task_aligned(*wide, points, true, labels, valid),
+        *(aligned(*given, points, true, labels, valid) for given in (narrow, wide))
     )
 
 
@@ -132,15 +141,15 @@ def test_largest_overlap_is_the_loop(at_least_one, seed):
     _, _, points, true, labels, valid = drawn(seed)
     made = anchors.around(points, np.repeat([8, 16], [36, 9]), scales=(1.5,), ratios=(0.5, 1))
     how = {"positive": 0.4, "at_least_one": at_least_one}
-    found = assign.largest_overlap(made, true, labels, valid, classes=3, **how)
-    shared = np.asarray(boxes.iou(true[:, None], made[None]), np.float64)
+    found = jax.device_get(largest_overlap(made, true, labels, valid, classes=3, **how))
+    shared = np.asarray(iou(true[:, None], made[None]), np.float64)
     on, index = slow.largest_overlap(made, true, valid, **how)
     near = (abs(shared[valid] - 0.4) < 1e-5).any() or _tied(shared[valid])
     if not near:  # where rounding decides, the two may differ
         np.testing.assert_array_equal(found.positive, on)
         np.testing.assert_array_equal(found.index, index)
     np.testing.assert_array_equal(found.scores.sum(1), found.positive)
-    chosen = np.asarray(found.positive)
+    chosen = found.positive
     np.testing.assert_array_equal(found.scores.argmax(1)[chosen], labels[found.index[chosen]])
 
 
