@@ -61,7 +61,7 @@ def steps(found, loop, wait):
     """Trace, compile and run the step of a `fit.Loop`; then once more."""
     (rows, *_), data = loop.rows(), loop.programs.data
     with found.stage("step: trace"):
-        lowered = loop.programs.step.lower(loop.state, data, rows)
+        lowered = loop.programs.steps[0].lower(loop.state, data, rows)
     with found.stage("step: compile"):
         step = lowered.compile()
     with found.stage("first step"):

@@ -50,6 +50,7 @@ def in_jax(work, among=None):
     plan = train.Plan(1, 1, 1, 0.0)
     shown = {name: column[:1] for name, column in work.data.items()}
     hyper = {name: np.float32(value) for name, value in work.hyper.items()}
+    hyper |= dict.fromkeys(train.LENGTH, np.int32(1))
     given = {"task": work.task, "optimizer": lambda _: chosen}
     make = partial(train.create, shown, hyper, **given, seed=0, ema=0)
     state = parallel.put(host.evaluate(make), among)
@@ -102,7 +103,8 @@ def locator(count, hook, dtype, *, drawn=False, **changes):
 def _canvases(task, data, hyper):
     """Canvases [B, side, side, 1] in 0..255."""
     keys = jax.random.split(jax.random.key(0), len(data["label"]))
-    return np.array(task.augment(keys, data, None)["image"]) * 255
+    drawn = jax.jit(lambda keys, data: task.augment(keys, data, None)["image"])(keys, data)
+    return np.array(drawn) * 255
 
 
 def _as_it_is(key, image):
@@ -118,8 +120,13 @@ def peer_of_locator(net, data):
 
     images = data["image"] / 255
     grid = windows.grid(net.chain(), *images.shape[1:3])
-    box = jax.vmap(lambda image: boxes.tight(image[..., 0]))(images)
-    target = jax.vmap(partial(windows.encode, grid=grid))(box, data["label"])
+
+    @jax.jit
+    @jax.vmap
+    def encoded(image, label):
+        return windows.encode(boxes.tight(image[..., 0]), label, grid=grid)
+
+    target = encoded(images, data["label"])
     shown = torch.from_numpy(images).permute(0, 3, 1, 2)
     peer = networks.Locator(net.plan())
     return peer, networks.locator_loss, shown, torch.from_numpy(np.array(target))
@@ -186,9 +193,9 @@ def peer_of_photos(model, net, data):
     return peer, networks.labelled_box_loss, shown, (torch.from_numpy(data["label"]).long(), true)
 
 
-def detector(batch, hook, dtype, *, boxes_each=14, classes=3):
-    """The detector of the blood cells' figure, its first three parts frozen, on random photos."""
-    config = configs.config("detect")(weights="package:lite0", freeze=3, fixed_norm=True)
+def detector(batch, hook, dtype, *, boxes_each=14, classes=3, freeze=3):
+    """The detector of the blood cells' figure, its first parts frozen, on random photos."""
+    config = configs.config("detect")(weights="package:lite0", freeze=freeze, fixed_norm=True)
     net = configs.network("detect", config)[0]
     net = net.clone(**{part: partial(getattr(net, part), **_hooked(hook, dtype)) for part in PARTS})
     draw, batch, (height, width) = np.random.default_rng(0), batch or config.batch, config.size
@@ -205,7 +212,7 @@ def detector(batch, hook, dtype, *, boxes_each=14, classes=3):
     task = detect.task_of(config, net, tuple(range(classes)))
     task = task._replace(change=lambda keys, batch, at: batch).task()
     hyper = base.weights(config)
-    peer = partial(peer_of_detector, classes)
+    peer = partial(peer_of_detector, classes) if freeze == 3 else None
     return Work(batch, height, task, data, hyper, peer, partial(detect.learns, config))
 
 
@@ -255,4 +262,6 @@ MODELS: dict[str, Any] = {
     "simple_224": partial(photos, model="simple", side=224),
     "deeper_112": partial(photos, model="deeper", side=112),
     "detect": detector,
+    "detect_unfrozen": partial(detector, freeze=0),
+    "detect_frozen": partial(detector, freeze=8),
 }

@@ -20,8 +20,9 @@ On 2 CPU cores with XLA's flag, time / PyTorch, in two to six runs each:
 | resnet18_224 | 1.30 | 1.22 to 1.42 | 1.23 | 1.03 to 1.30 (without the pools 1.27, 1.37) |
 
 `detect`, the blood cells' network at batch 8 with its first three parts frozen: 1.10 with all of
-them.  The columns are `jaxdet.ops.conv`, `jaxdet.ops.pool` and `jaxdet.pages`, one on top of the
-other.
+them; `detect_unfrozen` and `detect_frozen` have none and all parts of the backbone frozen, which
+shows what freezing saves.  The columns are `jaxdet.ops.conv`, `jaxdet.ops.pool` and `jaxdet.pages`,
+one on top of the other.
 What is missing where it is above 1 are kernel gradients of 3x3 convolutions over many pixels, 7 to
 50 ms where PyTorch takes 3 to 21: see `benchmarks.layers` for what was tried.  At 224 a step has
 175 Gop, 1.2 s at the 150 Gop/s of a large matrix product: jaxdet takes 1.62 to 1.66 (the longest

@@ -63,7 +63,10 @@ class Programs:
             optimizer=train.optimizer(config, self.plan, system.learns),
             plan=self.plan,
         )
-        self.step = parallel.compiled(self.pure, self.among, whole=2, donate=(0,))
+        self.steps = [
+            parallel.compiled(partial(self.pure, scale=scale), self.among, whole=2, donate=(0,))
+            for scale in system.scales
+        ]
 
 
 class Loop:
@@ -77,8 +80,8 @@ class Loop:
         self.hyper = parallel.put(system.hyper, self.among)
         self.rate = train.learning_rate(config, self.plan)
         self._start(train.maker(system, config), system.weights)
-        self.stepped, self.drawn, self.operations = False, 0.0, None
-        self.saved = self.began = time.monotonic()
+        self.stepped, self.operations = False, None
+        self.saved = self.began = self.drawn = time.monotonic()
 
     def _start(self, make, weights):
         """The state to go on from, on the devices; metrics of later steps are forgotten."""
@@ -117,7 +120,8 @@ class Loop:
         self.began = time.monotonic()
         for row in self.source.batches(self.rows()):
             self._pause()
-            self.state = self.programs.step(self.state, self.programs.data, row)
+            step = self.programs.steps[self._size()]
+            self.state = step(self.state, self.programs.data, row)
             self.at += 1
             if not self.stepped:
                 self._first_step()
@@ -131,6 +135,10 @@ class Loop:
         number, start = divmod(self.at, self.plan.epoch_steps)
         count, batch = len(self.source), self.config.batch
         return batches.order(self.config.seed, number, count, batch)[start:]
+
+    def _size(self):
+        """Which of the sizes of training images the next step has."""
+        return batches.size(self.config.seed, self.at, len(self.programs.steps))
 
     def _first_step(self):
         """Say how long the start took: imports, data, compilation."""
@@ -190,7 +198,7 @@ class Loop:
         self._draw()
 
     def _draw(self):
-        """Redraw the curves, at most twice a minute."""
+        """Redraw the curves, at most twice a minute, and not before the first step."""
         if time.monotonic() - self.drawn > 30:
             draw(self.folder)
             self.drawn = time.monotonic()

@@ -59,7 +59,7 @@ class Lanes:
 
     def begun(self):
         """Whether all have a next step to take, none of them in the middle of an epoch."""
-        if not self.programs.data:  # is streamed
+        if not self.programs.data or len(self.programs.steps) > 1:  # streamed, or of many sizes
             return False
         return all(x.at < x.plan.steps and x.at % x.plan.epoch_steps == 0 for x in self.loops)
 
@@ -68,7 +68,7 @@ class Lanes:
         rows = np.stack([loop.rows()[0] for loop in self.loops])
         one, all_of_them = self.loops[0].state, stack([loop.state for loop in self.loops])
         alone, together = timing.paired(
-            lambda: self.programs.step(_copy(one), self.programs.data, rows[0]),
+            lambda: self.programs.steps[0](_copy(one), self.programs.data, rows[0]),
             lambda: self._stepped(_copy(all_of_them), rows),
             seconds=0.0,
             repeats=repeats,

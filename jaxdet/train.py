@@ -163,15 +163,15 @@ def _fresh_book(terms):
     }
 
 
-def train_step(state, data, rows, *, task, optimizer, plan, axis):
+def train_step(state, data, rows, *, task, optimizer, plan, axis, scale=1.0):
     """One step: gather, augment, share of the loss, summed gradient, update, averages.
 
     `data` is the whole set on the device and `rows [B]` indices into it; without `data`, `rows`
-    is the batch itself.  Pure; `axis` names the device axis under pmap.  A step whose loss or
-    gradient is not finite changes nothing but `book`.
+    is the batch itself.  Pure; `axis` names the device axis under pmap, `scale` is `At.scale`.  A
+    step whose loss or gradient is not finite changes nothing but `book`.
     """
     epoch = state.step // state.hyper["epoch_steps"]
-    at = At(True, state.step // plan.accumulate, epoch, state.hyper, axis)
+    at = At(True, state.step // plan.accumulate, epoch, state.hyper, axis, scale)
     batch = _batch(state, data, rows, task, at)
     dropout = keys.chain(state.key, keys.DROPOUT, state.step, parallel.rank(axis))
 

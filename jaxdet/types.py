@@ -32,6 +32,7 @@ class At(NamedTuple):
     epoch: Array  # traced: whole passes so far
     hyper: dict[str, Array]  # traced numbers that a sweep may vary: rates, loss weights
     axis: str | None = None  # name of the device axis under pmap, None under jit
+    scale: float = 1.0  # static: sides of training images, as a share of their own
 
 
 class Task(NamedTuple):

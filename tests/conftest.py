@@ -1,5 +1,6 @@
 """Before jax starts: four virtual devices, threads enough that their collectives cannot starve."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -16,3 +17,18 @@ for name, value in SETTINGS.items():
 FLAG = "--xla_force_host_platform_device_count"
 if FLAG not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAG}=4".strip()
+
+import jax  # noqa: E402
+
+# Most of the time is compiling, and what is compiled here runs for moments.  Commands that tests
+# start as processes of their own are optimised as always.
+jax.config.update("jax_disable_most_optimizations", True)
+
+
+# Traces leave millions of objects that live on; looking through them all takes a tenth of the time.
+gc.set_threshold(100_000, 50, 100)
+
+
+def pytest_collection_modifyitems(items):
+    """Whole commands first: they take longest, and two workers end together."""
+    items.sort(key=lambda item: item.path.parent.name != "tests")

@@ -342,14 +342,15 @@ def test_eval_reads_the_data_of_root_in_place_of_the_run_s_own(place, capsys):
 
 def test_eval_and_predict_leave_the_run_as_it_was(place, capsys):
     before = files(place)
-    assert main("eval", "run") == main("predict", "run", "--count", "3") == 0
+    assert main("eval", "run", "--split", "val") == 0
+    assert main("predict", "run", "--count", "2") == 0
     assert files(place) == before
 
 
 def test_eval_warns_of_a_damaged_checkpoint_in_one_line(place, capfd):
     last = checkpoint.steps(place / "run")[-1]
     (place / "run" / "checkpoints" / str(last) / "manifest.json").unlink()
-    assert main("eval", "run", "--checkpoint", "last") == 0
+    assert main("eval", "run", "--checkpoint", "last", "--split", "val") == 0
     err = capfd.readouterr().err
     assert re.fullmatch(f"jaxdet: warning: .*run/checkpoints/{last} is damaged.*\n", err)
 

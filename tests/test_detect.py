@@ -4,7 +4,7 @@ import io
 import json
 import re
 import shutil
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,10 +12,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 from PIL import Image
 
 from jaxdet import configs, plots, runs
 from jaxdet.configs import backbones, detect
+from jaxdet.data import batches
+from jaxdet.models import efficientnet, heads, necks
+from jaxdet.models.layers import Part
 from jaxdet.models.resnet import Basic, ResNet
 from tests import made
 from tests.test_cli import PNG, main
@@ -35,15 +39,39 @@ def data(tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope="module", autouse=True)
-def tiny():
-    """A backbone that compiles in a second, by the name of ResNet18."""
-    small = partial(ResNet, stages=(1, 1, 1, 1), block=Basic, width=4, classes=0)
-    kept = backbones.features
+class Features(Part):
+    """One convolution, and three maps of it: a backbone that compiles in no time."""
+
+    frozen: int = 0
+    fixed_norm: bool = False
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.relu(self.convolve(x, 4, 7, "stem", stride=8, train=train))
+        return x, x[:, ::2, ::2], x[:, ::4, ::4]
+
+
+class Neck(necks.FPN):
+    """The finest map as it is."""
+
+    def __call__(self, maps, train=False):
+        return maps[:1]
+
+
+class Head(heads.Decoupled):
+    """The last convolutions alone."""
+
+    def active(self, x, *_, **__):
+        return x
+
+
+@contextmanager
+def small():
+    """A network of three convolutions where one is made: commands are tested here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            backbones, "features", lambda name: small if name == "resnet18" else kept(name)
-        )
+        patch.setattr(backbones, "features", lambda name: Features)
+        patch.setattr(necks, "FPN", Neck)
+        patch.setattr(heads, "Decoupled", Head)
         yield
 
 
@@ -51,7 +79,7 @@ def tiny():
 def trained(data, tmp_path_factory):
     """A run folder, and what its training said."""
     run, said = tmp_path_factory.mktemp("trained") / "run", io.StringIO()
-    with redirect_stdout(said):
+    with small(), redirect_stdout(said):
         assert main("train", "detect", "--root", data, *WORDS, "--out", run) == 0
     return run, said.getvalue()
 
@@ -62,7 +90,8 @@ def place(data, trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(data, "data")
     shutil.copytree(trained[0], "run")
-    return tmp_path
+    with small():
+        yield tmp_path
 
 
 def test_training_logs_every_term_and_chooses_by_map(trained):
@@ -89,13 +118,44 @@ def test_eval_prints_a_line_a_score_and_a_row_a_class(place, capsys):
     assert "| class | count | map | map50 |" in said and "| dot | 1 |" in said
 
 
+def test_eval_draws_what_was_taken_for_what_and_looks_from_six_sides(place, capsys):
+    words = ["eval", "run", "--split", "val", *LOW, "--tta", "true", "--plots", "new"]
+    (found,) = answers(*words)
+    (plain,) = answers(*words[:-4], "--split", "val")
+    assert found["loss"] == plain["loss"] and found["operations"] > 5 * plain["operations"]
+    for name in ("confusion.png", "precision_recall.png"):
+        assert (Path("new/val") / name).read_bytes().startswith(PNG)
+
+
+def test_a_training_at_several_sizes_has_a_program_for_each(data, tmp_path, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(batches, "size", lambda *given: sizes.append(given) or len(sizes) % 2)
+    with small():
+        words = [*WORDS, "--sizes", "0.5", "1", "--out", tmp_path / "run"]
+        assert main("train", "detect", "--root", data, *words) == 0
+    assert sizes == [(0, 0, 2), (0, 1, 2)]
+    assert all(np.isfinite(line["val"]["loss"]) for line in runs.read_metrics(tmp_path / "run"))
+
+
+def test_a_streamed_training_logs_the_same_numbers(data, trained, tmp_path):
+    pytest.importorskip("grain")
+    with small():
+        words = [*WORDS, "--stream", "true", "--out", tmp_path / "run"]
+        assert main("train", "detect", "--root", data, *words) == 0
+    for one, other in zip(*map(runs.read_metrics, (trained[0], tmp_path / "run")), strict=True):
+        for part in ("train", "val"):
+            for name, value in (one[part] or {}).items():
+                if isinstance(value, float):
+                    assert other[part][name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+
+
+LOW = ["--score", "0.0001"]
+
+
 def test_no_box_passes_a_score_that_is_too_high(place):
     (found,) = answers("predict", "run", "data/images/val/3.png", "--score", "0.999")
     assert found == {"image": "data/images/val/3.png", "objects": []}
     assert main("predict", "run", "data/images/val/3.png", "--score", "0.999") == 0
-
-
-LOW = ["--score", "0.0001"]
 
 
 def test_predicted_boxes_are_in_the_photo_and_of_the_classes_asked_for(place):
@@ -173,6 +233,17 @@ def test_inspect_and_preview(place, capsys):
     assert Path("new.png").read_bytes().startswith(PNG)
 
 
+def test_preview_shows_inputs_beside_what_they_were(place, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "gallery", lambda *args, **named: drawn.append((args, named)))
+    words = ["--root", "data", *WORDS, "--mosaic", "1", "--plain-last", "0", "--count", "2"]
+    assert main("data", "preview", "detect", *words, "--out", "new.png", "--before", "true") == 0
+    (((pictures, _), told),) = drawn
+    assert len(pictures) == len(told["titles"]) == len(told["true"]) == 4
+    assert told["titles"][0] == f"{len(made.BOXES[0])} boxes"
+    assert not np.array_equal(pictures[0], pictures[1])
+
+
 def test_assigned_cells_are_counted_and_drawn(place, capsys):
     words = ["data", "assign", "run", "--split", "train", "--count", "3", "--out", "new/a.png"]
     (rows,) = answers(*words)
@@ -199,6 +270,8 @@ REFUSED = {
         "--freeze 2 wants --weights",
     ),
     "nms": (["train", "detect", "--root", "data", "--nms", "1.5"], "--nms 1.5: a share"),
+    "sizes": (["train", "detect", "--root", "data", "--sizes", "0"], "--sizes .*factors from .1"),
+    "mosaic": (["train", "detect", "--root", "data", "--mosaic", "2"], "--mosaic 2: a number"),
     "topk": (["train", "detect", "--root", "data", "--topk", "0"], "--topk 0: at least 1"),
     "class": (
         ["predict", "run", "--split", "train", "--classes", "cat"],
@@ -245,10 +318,16 @@ CHOICES = {
 }
 
 
+SHALLOW = {  # with a block a stage
+    "resnet18": partial(ResNet, stages=(1, 1, 1, 1), block=Basic, width=4, classes=0),
+    "b0": partial(efficientnet.B0, depth=0.1, classes=0),
+}
+
+
 @pytest.mark.parametrize("case", CHOICES)
-def test_every_choice_makes_a_network_that_has_a_loss_and_answers(data, case):
+def test_every_choice_makes_a_network_that_has_a_loss_and_answers(data, monkeypatch, case):
+    monkeypatch.setattr(backbones, "features", SHALLOW.get)
     config = detect.Config(root=str(data), size=(64, 64), width=8)
-    config = replace(config, model="resnet18")
     config = replace(config, **CHOICES[case])
     system = configs.build("detect", config)
     batch = {k: v[:2] for k, v in system.splits["train"].arrays.items()}

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -17,6 +18,8 @@ from jaxdet import configs, plots, runs
 from jaxdet.commands import common
 from jaxdet.configs import objects
 from jaxdet.data import images, photos
+from jaxdet.models import plain, simple
+from jaxdet.models.localizer import Localizer
 from jaxdet.ops import boxes
 from jaxdet.options import Eval
 from tests.test_cli import PNG, files, main
@@ -55,6 +58,20 @@ def set_of_photos(root):
         with open(root / "annotations" / f"{label}.csv", "a") as table:
             print(f"{line},{label}", file=table)
     return root
+
+
+def one_convolution(classes, *, dtype=None, **part):
+    """A network that compiles in no time, with all that `simple` has: norm, pool, dropout."""
+    features = partial(plain.Plain, layout="8 M8", dtype=dtype, **part)
+    return Localizer(features, classes, hidden=(8,), rates=(0.5,), side=3, dtype=dtype)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """The small network by the name of `simple`: commands are tested here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(simple, "simple", one_convolution)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from jaxdet import evaluate, parallel, train
+from jaxdet.ops import host
 from jaxdet.types import InputError
 from tests import tiny
 
@@ -17,11 +18,11 @@ def histories(request):
 
 def history(devices, **changes):
     config, system = tiny.system(
-        devices=devices, optimizer="sgd", lr=1e-4, ema=0.9, clip=10.0, **changes
+        devices=devices, optimizer="sgd", lr=1e-4, ema=0.9, clip=10.0, dense=(), **changes
     )
     among = parallel.devices(devices)
     step = compiled(config, system, among)
-    states = [parallel.put(jax.jit(train.maker(system, config))(), among)]
+    states = [parallel.put(host.evaluate(train.maker(system, config)), among)]
     data = parallel.put(system.splits["train"].arrays, among)
     for i in range(3):
         given = states[-1]
@@ -63,8 +64,8 @@ def test_the_loss_is_counted_once_over_all_devices(histories):
 
 
 def test_evaluation_on_four_devices_gives_the_scores_of_one():
-    config, system = tiny.system(rows=21)
-    kept = evaluate.variables(jax.jit(train.maker(system, config))())
+    config, system = tiny.system(rows=21, dense=())
+    kept = evaluate.variables(host.evaluate(train.maker(system, config)))
     one, four = (evaluate.Evaluator(system, "val", 8, parallel.devices(n))(kept) for n in (1, 4))
     assert one.keys() == four.keys()
     for name in one:

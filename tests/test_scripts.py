@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from jaxdet import checkpoint, runs
-from tests import tiny
+from tests.test_resume import WORDS  # 84 steps, as processes there: compiled once
 
 ROOT = Path(__file__).parents[1]
 PNG = b"\x89PNG"
@@ -101,23 +101,20 @@ def test_the_test_command_runs_pytest_on_the_checkout(checkout, start):
 SCORES = r"(?:\w+ \d\S*\n)+"
 
 
-def test_the_first_command_trains_judges_and_draws_and_then_trains_no_more(checkout, start):
-    run = checkout / "runs" / "digits"
-    first = ended(start("bash", checkout / "scripts" / "run.sh", *tiny.WORDS))
-    assert [line["step"] for line in runs.read_metrics(run)] == [0, 21, 42]
-    (scores,) = re.findall(f"test split:\n({SCORES})", first)
-    assert {"accuracy", "iou", "loss"} <= {line.split()[0] for line in scores.splitlines()}
-    for path in re.findall(r": (/.+\.png)", first):
-        assert Path(path).read_bytes().startswith(PNG)
-    pictures = {path.name for path in (run / "plots").iterdir()}
-    assert pictures == {"convergence.png", "test.png"}
-
-    before = (run / "metrics.jsonl").read_bytes()
-    second = ended(start("bash", checkout / "scripts" / "run.sh", *tiny.WORDS))
-    assert (run / "metrics.jsonl").read_bytes() == before
-    assert "epoch" not in second
-    (again,) = re.findall(f"test split:\n({SCORES})", second)
-    assert untimed(again) == untimed(scores)
+def test_the_first_command_trains_judges_and_draws(checkout, start, tmp_path):
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    for name in ("run.sh", "setup.sh"):
+        shutil.copy(checkout / "scripts" / name, tmp_path / "scripts" / name)
+    for name in ("setup.cfg", ".venv/installed"):
+        shutil.copy(checkout / "setup.cfg", tmp_path / name)
+    program(tmp_path / ".venv" / "bin" / "jaxdet", f'echo "$@" >>"{tmp_path}/asked"')
+    ended(start("bash", tmp_path / "scripts" / "run.sh", "--epochs", "3"))
+    assert asked(tmp_path) == [
+        "train digits --out runs/digits --resume --epochs 3",
+        "eval runs/digits --checkpoint best --split test",
+        "predict runs/digits --split test --figure runs/digits/plots/test.png",
+    ]
 
 
 def untimed(scores):
@@ -134,11 +131,10 @@ def job(checkout, start, tmp_path):
         "SLURM_JOB_ID": "77",
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
     }
-    words = [*tiny.WORDS, "--epochs", "6"]
 
     def job(out, **others):
         script = checkout / "scripts" / "train.sbatch"
-        return start("bash", script, "digits", *words, "--out", out, **variables | others)
+        return start("bash", script, "digits", *WORDS, "--out", out, **variables | others)
 
     return job
 
@@ -148,23 +144,41 @@ def asked(folder):
     return (folder / "asked").read_text().splitlines() if (folder / "asked").exists() else []
 
 
-def test_a_job_that_is_signalled_saves_is_requeued_and_then_goes_on_to_its_scores(job, tmp_path):
-    run = tmp_path / "run"
+@pytest.fixture
+def stopped(job, checkout, tmp_path):
+    """A run that a job began and that was signalled."""
+    run = checkout / "runs" / "digits"
     process = job(run)
     while len(runs.read_metrics(run)) < 2:
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     process.send_signal(signal.SIGUSR1)
     out = ended(process)
-    (step,) = re.findall(r"stopped at step (\d+) of 126", out)
+    (step,) = re.findall(r"stopped at step (\d+) of 84", out)
     assert checkpoint.steps(run)[-1] == int(step)
     assert "accuracy 0." not in out.split("stopped")[1]
     assert asked(tmp_path) == ["requeue 77"]
+    return run
 
-    out = ended(job(run))
-    assert [line["step"] for line in runs.read_metrics(run)] == list(range(0, 127, 21))
-    assert re.search(rf"complete.*\n{SCORES}\Z", out)
+
+def test_a_signalled_job_is_requeued_goes_on_to_its_scores_and_then_nothing_is_trained(
+    job, checkout, start, tmp_path, stopped
+):
+    out = ended(job(stopped))
+    assert [line["step"] for line in runs.read_metrics(stopped)] == list(range(0, 85, 21))
+    (scores,) = re.findall(rf"complete.*\n({SCORES})\Z", out)
+    assert {"accuracy", "iou", "loss"} <= {line.split()[0] for line in scores.splitlines()}
     assert asked(tmp_path) == ["requeue 77"]
+
+    before = (stopped / "metrics.jsonl").read_bytes()
+    second = ended(start("bash", checkout / "scripts" / "run.sh", *WORDS))
+    assert (stopped / "metrics.jsonl").read_bytes() == before
+    assert "epoch" not in second
+    (again,) = re.findall(f"test split:\n({SCORES})", second)
+    assert untimed(again) == untimed(scores)
+    for path in re.findall(r": (/.+\.png)", second):
+        assert Path(path).read_bytes().startswith(PNG)
+    assert {path.name for path in (stopped / "plots").iterdir()} == {"convergence.png", "test.png"}
 
 
 def test_a_job_that_is_signalled_before_training_listens_is_requeued(job, tmp_path):

@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 from jaxdet import checkpoint, fit, runs, train
 from jaxdet.configs.base import System
 from jaxdet.data.arrays import Arrays
+from jaxdet.ops import host
 from jaxdet.progress import Progress
 from jaxdet.types import At, Task
 from tests import tiny
@@ -50,7 +52,7 @@ def stepped(config, values, rows):
     """States before and after each batch of row indices in `rows`."""
     system = line_system(values)
     plan = train.plan(config, len(values))
-    states = [train.maker(system, config)()]
+    states = [host.evaluate(train.maker(system, config))]
     step = jax.jit(
         lambda s, r: train.train_step(
             s,
@@ -189,17 +191,12 @@ def test_at_tells_updates_and_epochs():
     )
     config, system = line_config(accumulate=2, batch=2), line_system([1.0] * 8)
     plan = train.plan(config, 8)
-    state = train.maker(system, config)()
+    state = host.evaluate(train.maker(system, config))
+    optimizer = train.optimizer(config, plan)
+    fixed = {"task": task, "optimizer": optimizer, "plan": plan, "axis": None}
+    step = jax.jit(partial(train.train_step, **fixed))
     for _ in range(6):
-        state = train.train_step(
-            state,
-            system.splits["train"].arrays,
-            np.arange(2),
-            task=task,
-            optimizer=train.optimizer(config, plan),
-            plan=plan,
-            axis=None,
-        )
+        state = step(state, system.splits["train"].arrays, np.arange(2))
     jax.effects_barrier()
     assert sorted(seen) == [(0, 0), (0, 0), (1, 0), (1, 0), (2, 1), (2, 1)]
 

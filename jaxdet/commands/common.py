@@ -51,7 +51,8 @@ def restored(options, also=(), **changes):
     config = kept_config(options.run)
     kept = options.run / "splits"
     if options.root:
-        changes |= {"root": str(Path(options.root).absolute())}
+        place = Path(options.root).absolute() if _is_path(options.root) else options.root
+        changes |= {"root": str(place)}
     elif kept.is_dir():
         changes |= {"split_files": str(kept.absolute())}
     strange = [field for field in changes if not hasattr(config, field)]

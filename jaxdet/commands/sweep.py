@@ -75,8 +75,9 @@ def _train(name, group, axes, options, show, stop):
     if options.together == "yes" and len(among) > 1:
         raise InputError(f"--together yes wants one device, not {len(among)}: --devices 1")
     system = configs.build(name, base.widest(group))
-    if options.together == "yes" and not system.splits["train"].arrays:
-        raise InputError("--together yes wants the data in memory: without --stream")
+    alike = system.splits["train"].arrays and len(system.scales) == 1
+    if options.together == "yes" and not alike:
+        raise InputError("--together yes wants data in memory, of one size: no --stream, --sizes")
     training.try_weights(system, group[0])
     common.tell_skipped(system.notes, show.line)
     folders = [options.out / _title(config, axes) for config in group]

@@ -46,11 +46,13 @@ class Config(Changing):
     )
 
     root: str = ""
-    """folder of data: COCO, Pascal VOC, YOLO or parquet"""
+    """folder of data: COCO, Pascal VOC, YOLO or parquet; or tfds:NAME, a set prepared before"""
     format: Literal["auto", "coco", "voc", "yolo", "parquet"] = "auto"
     """how the data are kept; auto looks"""
     size: tuple[int, int] = (320, 416)
     """height and width of the network's input in pixels, multiples of 32"""
+    sizes: tuple[float, ...] = (1.0,)
+    """training draws one of these factors of --size a step; a program is compiled for each"""
     slots: int = 0
     """true boxes a photo has room for; 0 is as many as the fullest photo needs"""
     stream: bool = False
@@ -174,6 +176,7 @@ def build(config):
         },
         notes=notes,
         many=True,
+        scales=config.sizes,
         assigned=detection.assigned,
         read=partial(images.letterboxed, height=config.size[0], width=config.size[1]),
         weights=partial(backbones.pretrained, config.model, config.weights)
@@ -275,6 +278,8 @@ def _check(config):
         raise InputError(f"--freeze {config.freeze} wants --weights: random numbers would stay so")
     changing.check(config)
     base.check_shares(config, "score", "nms", "positive")
+    if not config.sizes or not all(0.1 <= size <= 10 for size in config.sizes):
+        raise InputError(f"--sizes {config.sizes}: factors from .1 to 10 are wanted")
     for name in ("bins", "most", "topk", "width"):
         if getattr(config, name) < 1:
             raise InputError(f"--{name} {getattr(config, name)}: at least 1 is wanted")

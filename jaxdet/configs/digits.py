@@ -122,7 +122,7 @@ def build(config):
             gate=config.gate,
             reduction=config.reduction,
             score=config.score,
-            ramp=partial(_ramp, config, -(-len(splits["train"]) // config.batch)),
+            ramp=partial(_ramp, config),
         ).task(),
         splits=splits,
         hyper=base.weights(config),
@@ -152,11 +152,11 @@ def _check(config, net, place, source):
     jax.eval_shape(place, jax.random.key(0), digit)
 
 
-def _ramp(config, epoch_steps, at):
+def _ramp(config, at):
     """Share of the full box weight at an update: geometric from `box_start`, then 1."""
     import jax.numpy as jnp
 
     first, last = config.ramp
-    gone = at.step * config.accumulate / (config.epochs * epoch_steps)
+    gone = at.step * config.accumulate / at.hyper["steps"]
     left = 1 - jnp.clip((gone - first) / max(last - first, 1e-9), 0.0, 1.0)
     return (config.box_start / at.hyper["box_weight"]) ** left

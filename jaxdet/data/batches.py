@@ -16,6 +16,11 @@ def order(seed, epoch, count, batch):
     return np.resize(rows, (steps, batch))
 
 
+def size(seed, step, count):
+    """Which of `count` sizes of images a step has, from 0; all are as likely."""
+    return int(np.random.default_rng((seed, step)).integers(count))
+
+
 def padded(count, batch):
     """All rows in turn with a mask: indices [steps, batch] int32, real [steps, batch] float32.
 

@@ -2,17 +2,19 @@
 
 from pathlib import Path
 
-from jaxdet.data import coco, parquet, voc, yolo
+from jaxdet.data import coco, named_scenes, parquet, voc, yolo
 from jaxdet.types import InputError
 
 READERS = {"yolo": yolo, "coco": coco, "voc": voc, "parquet": parquet}
 
 
 def read(root, kind="auto"):
-    """The `scenes.Scenes` of a folder.
+    """The `scenes.Scenes` of a folder, or of a set of tensorflow-datasets, `tfds:NAME`.
 
     InputError where it is none, or has nothing of that kind.
     """
+    if str(root).startswith(named_scenes.PREFIX):
+        return named_scenes.read(str(root).removeprefix(named_scenes.PREFIX))
     if not root or not Path(root).is_dir():
         raise InputError(f"--root {root or '(none)'}: a folder of data is wanted")
     root = Path(root)

@@ -99,7 +99,8 @@ def within(folder):
 
 
 def _opened(path, mode):
-    """A path, or the bytes of an image file, as an upright image."""
+    """A path, or the bytes of an image file, or what gives them, as an upright image."""
+    path = path() if callable(path) else path
     packed = isinstance(path, bytes)
     try:
         with Image.open(io.BytesIO(path) if packed else path) as image:

@@ -18,18 +18,19 @@ def load(name, root=None):
     ids count from 0, test ids go on from there.  InputError for a set that is unknown or not
     prepared, without greyscale `image`s of one size and a `label`, or with labels beyond 0..9.
     """
-    parts = _open(name, root)
+    parts = opened(name, root, split=["train", "test"])
     _check_features(parts[0].dataset_info.features, name)
     train = arrays.labelled(*_columns(parts[0]), where=f"{name} train")
     test = arrays.labelled(*_columns(parts[1]), where=f"{name} test", first_id=len(train))
     return train, test
 
 
-def _open(name, root):
+def opened(name, root, **how):
+    """What `tfds.data_source` gives for a prepared set; InputError where it is none."""
     import tensorflow_datasets as tfds
 
     try:
-        return tfds.data_source(name, split=["train", "test"], data_dir=root, download=False)
+        return tfds.data_source(name, data_dir=root, download=False, **how)
     except (ImportError, NotImplementedError, OSError, ValueError) as error:
         raise InputError(f"tfds set {name!r}: {_reason(error)}; {_remedy(name, root)}") from error
 

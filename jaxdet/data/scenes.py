@@ -6,6 +6,7 @@ a scene are corners in pixels of its own image, half-open; every reader converts
 
 import random
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ SMALLEST = 1.0  # pixels of the network's input that a side of a box must have t
 class Scene(NamedTuple):
     """One photo and what is in it."""
 
-    image: Path | bytes
+    image: Path | bytes | Callable  # a file, what is in it, or a function that gives that
     boxes: np.ndarray  # [n, 4] float32
     labels: np.ndarray  # [n] int32
     crowd: np.ndarray  # [n] bool: many objects in one box, or one too difficult to be asked for

@@ -61,7 +61,7 @@ class Detection(NamedTuple):
     def augment(self, keys, batch, at):
         """Images as levels in [0, 1]; in training they are changed with their boxes."""
         batch = batch | {"image": batch["image"] / jnp.float32(255)}
-        return self.change(keys, batch, at) if at.train else batch
+        return _rescaled(self.change(keys, batch, at), at.scale) if at.train else batch
 
     def loss(self, variables, batch, key, at):
         """The share of the loss, and its terms: sums over cells by the sum of wanted scores."""
@@ -107,11 +107,8 @@ class Detection(NamedTuple):
     def _seen(self, variables, images, view):
         """Scores [B, A, K] and boxes [B, A, 4], in pixels of the images, of one view of them."""
         shape = images.shape[1:3]
-        height, width = (max(round(side * view.scale / STEP), 1) * STEP for side in shape)
-        if view.scale != 1:
-            images = jax.image.resize(images, (len(images), height, width, 3), "linear")
-        else:
-            height, width = shape
+        images = _resized(images, view.scale)
+        height, width = images.shape[1:3]
         images = images[:, :, ::-1] if view.mirrored else images
         answers = self.net.apply(variables, self._normal(images), train=False)
         found = answers.boxes
@@ -144,6 +141,22 @@ class Detection(NamedTuple):
     def _normal(self, images):
         mean, deviation = (np.float32(v)[None, None, None] for v in self.levels)
         return (images - mean) / deviation
+
+
+def _resized(images, scale):
+    """Images [B, H, W, 3] with sides scaled to the nearest multiples of `STEP` pixels."""
+    if scale == 1:
+        return images
+    height, width = (max(round(side * scale / STEP), 1) * STEP for side in images.shape[1:3])
+    return jax.image.resize(images, (len(images), height, width, 3), "linear")
+
+
+def _rescaled(batch, scale):
+    """A batch with its images as `_resized` makes them, and boxes where their objects then are."""
+    image = _resized(batch["image"], scale)
+    (_, rows, columns, _), (_, height, width, _) = image.shape, batch["image"].shape
+    by = np.float32([columns / width, rows / height] * 2)[None, None]
+    return batch | {"image": image, "boxes": batch["boxes"] * by}
 
 
 def to_original(found, back):

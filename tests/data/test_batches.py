@@ -45,3 +45,11 @@ def test_rows_are_gathered_from_every_column():
 def test_without_data_the_rows_are_the_batch():
     rows = {"a": np.ones(3)}
     assert batches.gather({}, rows) is rows
+
+
+def test_sizes_are_drawn_by_seed_and_step_alone_and_all_as_often():
+    drawn = [batches.size(0, step, 3) for step in range(300)]
+    assert drawn == [batches.size(0, step, 3) for step in range(300)]
+    assert drawn != [batches.size(1, step, 3) for step in range(300)]
+    assert np.bincount(drawn).min() > 70 and len(np.bincount(drawn)) == 3
+    assert {batches.size(0, step, 1) for step in range(9)} == {0}

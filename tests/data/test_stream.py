@@ -1,5 +1,7 @@
 """Data that are read when they are needed are the same as those that memory holds."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -60,11 +62,8 @@ def test_a_photo_that_cannot_be_read_shows_nothing(both, tmp_path):
 
 def test_a_state_and_samples_are_those_of_data_in_memory(both):
     *_, root = both
-    held, streamed = (
-        configs.build("detect", Config(root=str(root), size=SIZE, batch=2, stream=on, devices=1))
-        for on in (False, True)
-    )
-    config = Config(root=str(root), size=SIZE, batch=2, devices=1)
+    config = Config(root=str(root), size=SIZE, batch=2, devices=1, shift=0.3, light=0, colour=0)
+    held, streamed = (configs.build("detect", replace(config, stream=on)) for on in (False, True))
     made_of = [jax.eval_shape(train.maker(system, config)) for system in (held, streamed)]
     assert jax.tree.structure(made_of[0]) == jax.tree.structure(made_of[1])
     one, other = (evaluate.samples(system, "train", 2, train=True) for system in (held, streamed))

@@ -19,7 +19,7 @@ from jaxdet.models.efficientnet import (
     Stage,
     torch_name,
 )
-from jaxdet.ops import flops
+from jaxdet.ops import flops, host
 from tests.models.test_resnet import outputs, shaped, size
 from tests.models.test_sliding import fill
 
@@ -97,7 +97,8 @@ def test_activations_and_sums_are_rows_of_the_operation_table():
 
 def test_initial_kernels_keep_the_variance_of_what_flows_back():
     block = Block(width=96, squeeze=0)
-    params = jax.jit(block.init)(jax.random.key(0), jnp.ones((1, 1, 1, 32)))["params"]
+    x = np.ones((1, 1, 1, 32), np.float32)
+    params = host.evaluate(block.init, jax.random.key(0), x)["params"]
     for part, fan in {"expand": 6 * 32, "depthwise": 9, "project": 96}.items():
         np.testing.assert_allclose(params[part]["kernel"].std(), (2 / fan) ** 0.5, rtol=0.05)
 
@@ -283,8 +284,8 @@ def taken(path, leaf, weights):
 @pytest.mark.parametrize(
     "net, twin, height, width",
     [
-        (Lite0(classes=5), ("relu6", False), 64, 33),
-        (B0(classes=5, stages=STAGES[:4]), ("silu", True), 33, 48),
+        (Lite0(classes=5, stages=STAGES[:4]), ("relu6", False), 64, 33),
+        (B0(classes=5, stages=STAGES[:3]), ("silu", True), 33, 48),
     ],
     ids=["Lite0", "B0"],
 )

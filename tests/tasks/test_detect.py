@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import special
 
 from jaxdet import losses
 from jaxdet.models.detector import Answers
@@ -25,10 +26,13 @@ WEIGHTS = {f"{name}_weight": w for name, w in (("classification", 1.0), ("object
 WEIGHTS |= {"box_weight": 5.0, "distance_weight": 0.5}
 
 
+LEVELS = [(4, 4), (2, 2)], (8, 16)
+
+
 def answers(reading, seed=0, batch=2, bins=1):
     """Random answers of a pyramid of two levels."""
     rng = np.random.default_rng(seed)
-    points, strides = anchors.points([(4, 4), (2, 2)], (8, 16))
+    points, strides = anchors.points(*LEVELS)
     cells = len(points)
     classes = rng.normal(-1, 1, (batch, cells, reading.logits(CLASSES))).astype(np.float32)
     logits = rng.normal(0, 1, (batch, cells, 4, bins)).astype(np.float32) if bins > 1 else None
@@ -78,10 +82,27 @@ def task(reading, found, assigner=None, **changes):
     )
 
 
-def loss(made, rows):
+def loss(found, rows, reading=readings.ZEROS, box_loss=losses.ciou):
     """(share, terms) of the loss, compiled."""
-    share, (_, terms) = jax.jit(lambda rows: made.loss({}, rows, None, at()))(rows)
+    return judged(found, rows, reading, box_loss)
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def judged(found, rows, reading, box_loss):
+    share, (_, terms) = task(reading, found, box_loss=box_loss).loss({}, rows, None, at())
     return share, terms
+
+
+@partial(jax.jit, static_argnums=3)
+def targets(found, rows, epoch, assigner=None):
+    points, strides = anchors.points(*LEVELS)  # of NumPy, as the detector has them
+    found = found._replace(points=points, strides=strides)
+    return task(readings.ZEROS, found, assigner).targets(found, rows, at(epoch=epoch))
+
+
+@jax.jit
+def predicted(found, images):
+    return task(readings.ZEROS, found).predict({}, images)
 
 
 def at(train=False, epoch=0):
@@ -92,7 +113,7 @@ def at(train=False, epoch=0):
 def test_the_loss_is_the_loop(name):
     reading = READINGS[name]
     found, rows = answers(reading), batch()
-    share, terms = loss(task(reading, found), rows)
+    share, terms = loss(found, rows, reading)
     scores = np.asarray(reading.scores(found))
     whole, kept = 0.0, {"classification": 0.0, "objectness": 0.0, "box": 0.0}
     for i in range(2):
@@ -166,10 +187,10 @@ def test_a_photo_without_objects_has_a_finite_loss_and_no_gradient_of_boxes():
 def test_rows_that_only_pad_change_nothing():
     found = answers(readings.ZEROS)
     rows = batch()
-    whole, _ = loss(task(readings.ZEROS, found), rows | {"real": np.float32([1, 0])})
+    whole, _ = loss(found, rows | {"real": np.float32([1, 0])})
     first = found._replace(classes=found.classes[:1], boxes=found.boxes[:1])
     alone = {name: column[:1] for name, column in rows.items()}
-    np.testing.assert_allclose(whole, loss(task(readings.ZEROS, first), alone)[0], rtol=1e-5)
+    np.testing.assert_allclose(whole, loss(first, alone)[0], rtol=1e-5)
 
 
 def test_more_slots_change_no_number():
@@ -178,46 +199,44 @@ def test_more_slots_change_no_number():
     for name in ("boxes", "labels", "valid", "crowd", "area"):
         blank = np.zeros((2, 100 - SLOTS, *rows[name].shape[2:]), rows[name].dtype)
         more[name] = np.concatenate([rows[name], blank], 1)
-    told = [loss(task(readings.ZEROS, found), r)[1] for r in (rows, more)]
+    told = [loss(found, r)[1] for r in (rows, more)]
     chex.assert_trees_all_equal(*told)
 
 
 def test_the_distance_term_is_the_loop():
     found, rows = answers(readings.ZEROS, bins=6), batch()
-    made = task(readings.ZEROS, found)
-    _, terms = loss(made, rows)
-    targets = made.targets(found, rows, at())
+    _, terms = loss(found, rows)
+    wanted = jax.device_get(targets(found._replace(distances=None), rows, 0))
     total = 0.0
     for i in range(2):
-        for a in np.flatnonzero(targets.positive[i]):
-            far = 0.0
-            for side, apart in enumerate(anchors.distances(targets.boxes[i, a], found.points[a])):
+        for a in np.flatnonzero(wanted.positive[i]):
+            far, box, point = 0.0, wanted.boxes[i, a], found.points[a]
+            for side, apart in enumerate([*(point - box[:2]), *(box[2:] - point)]):
                 apart = min(max(float(apart) / found.strides[a], 0), 4.99)
                 logits = found.distances[i, a, side].astype(float)
                 chances = np.exp(logits) / np.exp(logits).sum()
                 low = int(apart)
                 far -= (low + 1 - apart) * np.log(chances[low])
                 far -= (apart - low) * np.log(chances[low + 1])
-            total += float(targets.scores[i, a].sum()) * far / 4
-    whole = max(float(targets.scores.sum()), 1)
+            total += float(wanted.scores[i, a].sum()) * far / 4
+    whole = max(float(wanted.scores.sum()), 1)
     np.testing.assert_allclose(terms["distance"], total / whole, rtol=1e-3)
 
 
 def test_assigners_change_at_their_epoch():
     found, rows = answers(readings.ZEROS), batch()
-    both = task(readings.ZEROS, found, detect.assigner(tal_from=2, positive=0.3, **HOW))
-    early, late = (both.targets(found, rows, at(epoch=e)) for e in (1, 2))
-    plain = task(readings.ZEROS, found, detect.assigner(positive=0.3))
-    chex.assert_trees_all_equal(early, plain.targets(found, rows, at()))
-    chex.assert_trees_all_close(late, task(readings.ZEROS, found).targets(found, rows, at()))
+    both = detect.assigner(tal_from=2, positive=0.3, **HOW)
+    early, late = (targets(found, rows, epoch, both) for epoch in (1, 2))
+    plain = detect.assigner(positive=0.3)
+    chex.assert_trees_all_equal(early, targets(found, rows, 0, plain))
+    chex.assert_trees_all_close(late, targets(found, rows, 0))
     assert not np.array_equal(early.positive, late.positive)
 
 
 def test_predictions_are_the_best_of_each_class_inside_the_image():
     found = answers(readings.ZEROS)
-    images = jnp.zeros((2, SIDE, SIDE, 3))
-    out = task(readings.ZEROS, found).predict({}, images)
-    scores = np.asarray(jax.nn.sigmoid(found.classes))
+    out = jax.device_get(predicted(found, batch()["image"]))
+    scores = special.expit(found.classes)
     for i in range(2):
         boxes = np.repeat(np.clip(found.boxes[i], 0, SIDE), CLASSES, 0)
         labels = np.tile(np.arange(CLASSES), len(found.points))
@@ -230,9 +249,8 @@ def test_predictions_are_the_best_of_each_class_inside_the_image():
 
 def test_measures_are_in_pixels_of_the_photos():
     found, rows = answers(readings.ZEROS), batch()
-    made = task(readings.ZEROS, found)
-    out = made.predict({}, rows["image"])
-    told = made.measure(out, rows)
+    out = predicted(found, rows["image"])
+    told = jax.jit(task(readings.ZEROS, found).measure)(out, rows)
     scale = np.float32([[2, 2, 2, 2], [1, 3, 1, 3]])[:, None]
     offset = np.float32([[0, 0, 0, 0], [-5, 0, -5, 0]])[:, None]
     np.testing.assert_allclose(told["boxes"], out["boxes"] * scale + offset, rtol=1e-6)
@@ -241,10 +259,11 @@ def test_measures_are_in_pixels_of_the_photos():
 
 def test_box_losses_by_name():
     found, rows = answers(readings.ZEROS), batch()
-    told = {
-        name: float(
-            loss(task(readings.ZEROS, found, box_loss=getattr(losses, name)), rows)[1]["box"]
-        )
-        for name in ("iou", "giou", "diou", "ciou")
-    }
+    names = ("iou", "giou", "diou", "ciou")
+
+    @jax.jit
+    def all_of(rows):  # what they share is compiled once
+        return {name: loss(found, rows, box_loss=getattr(losses, name))[1]["box"] for name in names}
+
+    told = jax.device_get(all_of(rows))
     assert told["iou"] <= told["diou"] <= told["ciou"] and told["iou"] <= told["giou"]

@@ -3,6 +3,7 @@
 from functools import partial
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from jaxdet.models.detector import Answers
 from jaxdet.ops import boxes, nms
 from jaxdet.tasks import detect, localize, readings
+from jaxdet.types import At
 
 BOX = (40, 20, 72, 60)
 STILL = localize.Levels((0.0,) * 3, (1.0,) * 3)
@@ -46,7 +48,7 @@ def images():
 
 
 def test_every_view_finds_the_object_where_it_is_in_the_image(images):
-    found = looking(detect.MANY_WAYS).predict({}, images)
+    found = jax.jit(looking(detect.MANY_WAYS).predict)({}, images)
     assert found["valid"].sum(1).tolist() == [6, 6]
     mirrored = (128 - BOX[2], BOX[1], 128 - BOX[0], BOX[3])
     for row, expected in zip(found["boxes"], (BOX, mirrored), strict=True):
@@ -55,8 +57,21 @@ def test_every_view_finds_the_object_where_it_is_in_the_image(images):
 
 
 def test_boxes_of_all_views_are_suppressed_together(images):
-    found = looking(detect.MANY_WAYS, 0.5).predict({}, images)
+    found = jax.jit(looking(detect.MANY_WAYS, 0.5).predict)({}, images)
     assert found["valid"].sum(1).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("scale, shape", [(1.0, (96, 128)), (0.5, (64, 64)), (1.3, (128, 160))])
+def test_training_images_of_another_size_have_their_boxes_on_the_objects(images, scale, shape):
+    task = looking(detect.AS_IT_IS)._replace(change=lambda keys, batch, at: batch)
+    at = At(True, jnp.int32(0), jnp.int32(0), {}, scale=scale)
+    batch = {"image": images * 255, "boxes": np.float32([[BOX], [(56, 20, 88, 60)]])}
+    found = task.augment(None, batch, at)
+    assert found["image"].shape == (2, *shape, 3)
+    for image, box in zip(found["image"], found["boxes"], strict=True):
+        np.testing.assert_allclose(boxes.tight((image[..., 0] > 0.5) * 1.0), box[0], atol=1)
+    still = task.augment(None, batch, at._replace(train=False))
+    assert still["image"].shape == images.shape
 
 
 def test_a_view_as_it_is_and_a_mirrored_one_are_exact(images):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.ops import keys, windows
+from jaxdet.ops import host, keys, windows
 from jaxdet.tasks import windows as locate
 from jaxdet.types import At
 from tests import slow, tiny
@@ -18,16 +18,31 @@ def drawn(seed):
     random = np.random.default_rng(seed)
     raw = random.normal(size=(GRID.rows, GRID.columns, 15)).astype(np.float32) * 2
     low = random.uniform(0, 30, 2)
-    box = jnp.asarray([*low, *(low + random.uniform(5, 20, 2))], jnp.float32)
-    target = windows.encode(box, jnp.int32(random.integers(10)), GRID)
+    box = np.float32([*low, *(low + random.uniform(5, 20, 2))])
+    target = encode(box, np.int32(random.integers(10)))
     return raw, np.asarray(target), np.asarray(windows.corners(GRID))
+
+
+@jax.jit
+def encode(box, label):
+    return windows.encode(box, label, GRID)
+
+
+@partial(jax.jit, static_argnums=2)
+def loss_terms(raw, target, gate):
+    return locate.loss_terms(locate.outputs(raw), target, gate=gate)
+
+
+@partial(jax.jit, static_argnums=1)
+def choose(raw, score):
+    return locate.choose(locate.outputs(raw), windows.corners(GRID), score=score)
 
 
 @pytest.mark.parametrize("gate", ["both", "truth"])
 @pytest.mark.parametrize("seed", range(3))
 def test_the_loss_is_that_of_the_scalar_loop(seed, gate):
     raw, target, _ = drawn(seed)
-    terms = locate.loss_terms(locate.outputs(jnp.asarray(raw)), target, gate=gate)
+    terms = loss_terms(raw, target, gate)
     for name, expected in slow.localisation_loss(raw, target, gate).items():
         assert float(terms[name].sum()) == pytest.approx(expected, rel=1e-5), name
 
@@ -35,11 +50,13 @@ def test_the_loss_is_that_of_the_scalar_loop(seed, gate):
 def test_the_gate_has_no_gradient():
     raw, target, _ = drawn(0)
 
-    def gated(raw):
-        terms = locate.loss_terms(locate.outputs(raw), target)
+    @jax.jit
+    @jax.grad
+    def slopes(raw):
+        terms = loss_terms(raw, target, "both")
         return (terms["classification"] + terms["regression"]).sum()
 
-    slope = jax.grad(gated)(jnp.asarray(raw))
+    slope = np.asarray(slopes(raw))
     np.testing.assert_array_equal(slope[..., 0], 0)
     assert np.abs(slope[..., 1:]).max() > 0
 
@@ -47,7 +64,7 @@ def test_the_gate_has_no_gradient():
 def test_windows_without_the_object_teach_only_detection():
     raw, target, _ = drawn(1)
     empty = np.zeros_like(target)
-    terms = locate.loss_terms(locate.outputs(jnp.asarray(raw)), empty)
+    terms = jax.device_get(loss_terms(raw, empty, "both"))
     np.testing.assert_array_equal(terms["classification"] + terms["regression"], 0)
     assert (terms["detection"] > 0).all()
 
@@ -56,7 +73,7 @@ def test_windows_without_the_object_teach_only_detection():
 @pytest.mark.parametrize("seed", range(3))
 def test_the_surest_window_answers(seed, score):
     raw, _, corners = drawn(seed)
-    found = locate.choose(locate.outputs(jnp.asarray(raw)), corners, score=score)
+    found = choose(raw, score)
     label, box = slow.best_window(raw, corners, product=score == "product")
     assert int(found["label"]) == label
     np.testing.assert_allclose(found["box"], box, rtol=1e-4, atol=1e-4)
@@ -67,9 +84,8 @@ def test_an_untrained_window_can_win_by_class_but_not_by_product():
     raw[..., 0] = -20.0  # nothing in sight anywhere ...
     raw[2, 1, 0], raw[2, 1, 1 + 3] = 20.0, 5.0  # ... but here, a 3
     raw[0, 0, 1 + 7] = 9.0  # and a surer 7 where nothing is
-    answer = partial(locate.choose, locate.outputs(jnp.asarray(raw)), windows.corners(GRID))
-    assert int(answer(score="class")["label"]) == 7
-    assert int(answer(score="product")["label"]) == 3
+    assert int(choose(raw, "class")["label"]) == 7
+    assert int(choose(raw, "product")["label"]) == 3
 
 
 def test_merged_windows_that_agree_give_what_each_says():
@@ -78,25 +94,39 @@ def test_merged_windows_that_agree_give_what_each_says():
     raw = np.zeros((GRID.rows, GRID.columns, 15), np.float32)
     raw[..., 1 + 4] = 6.0
     raw[..., 11:] = windows.to_window(box[None, None], corners)
-    found = locate.choose(locate.outputs(jnp.asarray(raw)), corners, score="merge")
+    found = choose(raw, "merge")
     assert int(found["label"]) == 4
     np.testing.assert_allclose(found["box"], box, atol=1e-3)
+
+
+AT = At(False, 0, 0, {"class_weight": 0.5, "box_weight": 3.0})
+
+
+@cache
+def placed():
+    """Variables of the tiny task's network, and four rows as it sees them."""
+    _, system = tiny.system(rows=4)
+
+    @jax.jit
+    def place(batch):
+        return system.task.augment(keys.per_row(jax.random.key(0), batch["id"]), batch, AT)
+
+    batch = place(system.splits["train"].arrays)
+    return host.evaluate(system.task.init, jax.random.key(1), batch), batch
+
+
+@cache
+def compiled(reduction):
+    """The loss as a function of variables and a batch."""
+    _, system = tiny.system(rows=4, reduction=reduction)
+    return jax.jit(lambda variables, batch: system.task.loss(variables, batch, None, AT))
 
 
 @cache
 def both(reduction, real=(1.0, 1.0, 1.0, 1.0)):
     """(share, terms) of the tiny task on four rows."""
-    _, system = tiny.system(rows=4, reduction=reduction)
-    batch = {**jax.tree.map(jnp.asarray, system.splits["train"].arrays), "real": jnp.asarray(real)}
-    at = At(False, 0, 0, {"class_weight": 0.5, "box_weight": 3.0})
-
-    @jax.jit
-    def loss(batch):
-        drawn = keys.per_row(jax.random.key(0), batch["id"])
-        placed = system.task.augment(drawn, batch, at)
-        return system.task.loss(system.task.init(jax.random.key(1), placed), placed, None, at)
-
-    share, (_, terms) = loss(batch)
+    variables, batch = placed()
+    share, (_, terms) = compiled(reduction)(variables, batch | {"real": np.float32(real)})
     return float(share), {name: float(value) for name, value in terms.items()}
 
 
