@@ -12,7 +12,8 @@ def labelled_boxes(rows, classes):
     """Scores of one label and one box a photo.
 
     `rows` have `label`, `predicted` (indices into `classes`), `iou` and `distance`, [N] each.
-    Shares and means are in [0, 1]; `iou50` and `iou70` are shares of photos above .5 and .7.
+    Shares and means are in [0, 1]; `right_iou` takes the IoU beside a wrong label for 0; `iou50`
+    and `iou70` are shares of photos above .5 and .7.
     `labels` has the same for the photos of each label, with their counts, and `confusion [K, K]`
     counts photos by true label (rows) and predicted label (columns).
     """
@@ -34,6 +35,7 @@ def _scores(rows):
         "accuracy": float(right.mean()),
         "iou": float(iou.mean()),
         "iou_median": float(np.median(iou)),
+        "right_iou": float((right * iou).mean()),
         "iou50": float((iou > 0.5).mean()),
         "iou70": float((iou > 0.7).mean()),
         "distance": float(rows["distance"].mean(dtype=np.float64)),

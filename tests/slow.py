@@ -262,6 +262,7 @@ def labelled_box_scores(photos):
         "accuracy": right / count,
         "iou": sum(ious) / count,
         "iou_median": (ious[(count - 1) // 2] + ious[count // 2]) / 2,
+        "right_iou": sum(p["iou"] for p in photos if p["label"] == p["predicted"]) / count,
         "iou50": good / count,
         "iou70": better / count,
         "distance": sum(float(photo["distance"]) for photo in photos) / count,

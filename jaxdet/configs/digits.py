@@ -72,9 +72,9 @@ class Config(Training):
     """fractions of the run between which the weight of the box term grows, geometrically"""
     score: Literal["class", "product", "merge"] = "class"
     """which window answers: highest class score, times detection, or all windows merged"""
-    best: Literal["joint", "accuracy", "iou", "iou50"] = "joint"
-    """validation score that chooses the best checkpoint (joint: right label and IoU at least .5);
-    ties go to the lower loss"""
+    best: Literal["right_iou", "joint", "accuracy", "iou", "iou50"] = "right_iou"
+    """validation score that chooses the best checkpoint (right_iou: IoU, 0 beside a wrong label;
+    joint: right label and IoU at least .5); ties go to the lower loss"""
     epochs: int = 90
     batch: int = 32
     lr: float = 3e-3

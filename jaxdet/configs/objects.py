@@ -96,6 +96,8 @@ class Config(Training):
     warmup: int = 50
     weight_decay: float = 0.02
     ema: float = 0.99
+    best: str = "right_iou"
+    """validation score that chooses the best checkpoint (right_iou: IoU, 0 beside a wrong label)"""
 
 
 def network(config, classes=3):

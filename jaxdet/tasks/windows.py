@@ -164,11 +164,15 @@ class Locator(NamedTuple):
 
 
 def report(rows):
-    """Scores of `measure`'s rows: shares of images, and the mean IoU, all in [0, 1]."""
+    """Scores of `measure`'s rows: shares of images, and mean IoUs, all in [0, 1].
+
+    `right_iou` takes the IoU of an image whose label is wrong for 0.
+    """
     right, iou = rows["right"], rows["iou"]
     return {
         "accuracy": float(right.mean()),
         "iou": float(iou.mean(dtype="float64")),
         "iou50": float((iou >= 0.5).mean()),
         "joint": float((right & (iou >= 0.5)).mean()),
+        "right_iou": float((right * iou).mean(dtype="float64")),
     }

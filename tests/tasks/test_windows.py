@@ -160,5 +160,5 @@ def test_bfloat16_computes_in_half_and_keeps_single_parameters():
 
 def test_the_report_counts_right_labels_and_good_boxes():
     rows = {"right": np.array([1, 1, 0, 1], bool), "iou": np.array([0.5, 0.4, 0.9, 1.0])}
-    expected = {"accuracy": 0.75, "iou": 0.7, "iou50": 0.75, "joint": 0.5}
+    expected = {"accuracy": 0.75, "iou": 0.7, "iou50": 0.75, "joint": 0.5, "right_iou": 1.9 / 4}
     assert locate.report(rows) == pytest.approx(expected)
