@@ -13,7 +13,8 @@ On the 2,033 photos of Caltech-101's airplanes, faces and motorcycles, split as 
 | Simple, as above | 1.000 | .822 (.803) | 1.000 (.971) | .926 (.775) | 53 min beside other work |
 | Deeper at 112 pixels | 1.000 | .863 (.833) | 1.000 (1.00) | .956 (.912) | 40 epochs of 43 to 55 s |
 
-Deeper is `--model deeper --size 112 --epochs 40 --lr 1e-3 --clip 1 --box-weight 5 --best accuracy`.
+Deeper is `--model deeper --size 112 --epochs 40 --lr 1e-3 --clip 1 --box-weight 5
+--best accuracy`.
 
 Alone on the machine an epoch of Simple takes 35 to 40 s; validation IoU passes .80 in the second
 or third.  The figures are of one run of one seed.
