@@ -11,7 +11,7 @@ On the 2,033 photos of Caltech-101's airplanes, faces and motorcycles, split as 
 | network, command | label | mean IoU | IoU > .5 | IoU > .7 | time, 2 CPU cores |
 |---|---|---|---|---|---|
 | Simple, as above | 1.000 | .822 (.803) | 1.000 (.971) | .926 (.775) | 53 min beside other work |
-| Deeper at 112 pixels | 1.000 | .863 (.833) | 1.000 (1.00) | .956 (.912) | 40 epochs of 43 to 55 s |
+| Deeper at 112 pixels | 1.000 | .863 (.833) | 1.000 (1.00) | .956 (.912) | 40 epochs of 43 to 55 s|
 
 Deeper is `--model deeper --size 112 --epochs 40 --lr 1e-3 --clip 1 --box-weight 5
 --best accuracy`.
