@@ -26,7 +26,7 @@ from pathlib import Path
 
 from benchmarks import harness
 from jaxdet import runs
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 
 QUICK = {
     "sliding_windows": "--batch 2 --sizes 16 28 --sample 8 --seconds 0.1",

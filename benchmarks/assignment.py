@@ -21,8 +21,8 @@ import numpy as np
 
 from benchmarks import harness
 from jaxdet import tables, timing
+from jaxdet.errors import InputError
 from jaxdet.ops import anchors, assign
-from jaxdet.types import InputError
 from tests import slow_detection
 
 NAME = "assignment"

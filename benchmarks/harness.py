@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxdet import cli, flags, pages, runs
+from jaxdet.errors import InputError
 from jaxdet.timing import clock
-from jaxdet.types import InputError
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 FREE, LIMIT = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")

@@ -24,8 +24,8 @@ import numpy as np
 from benchmarks import harness, prepared
 from jaxdet import tables, timing
 from jaxdet.data import batches, digits, idx, images, named
+from jaxdet.errors import InputError
 from jaxdet.ops import augment, keys
-from jaxdet.types import InputError
 
 NAME = "input"
 COLUMNS = {

@@ -69,8 +69,8 @@ import numpy as np
 from benchmarks import harness, ways
 from benchmarks.single import DIRECTIONS, LAYERS, Single, numbers, passes
 from jaxdet import roofline, tables, timing
+from jaxdet.errors import InputError
 from jaxdet.ops import conv, flops
-from jaxdet.types import InputError
 
 NAME = "layers"
 COLUMNS = {

@@ -23,7 +23,7 @@ import jax
 
 from benchmarks import harness
 from jaxdet import tables, timing
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 
 NAME = "startup"
 CACHES = ("cold", "warm")

@@ -19,8 +19,8 @@ import numpy as np
 
 from benchmarks import harness
 from jaxdet import tables, timing
+from jaxdet.errors import InputError
 from jaxdet.ops import nms
-from jaxdet.types import InputError
 
 NAME = "suppression"
 COLUMNS = {

@@ -20,8 +20,8 @@ import numpy as np
 from benchmarks import harness
 from jaxdet import tables, timing
 from jaxdet.configs.digits import Config
+from jaxdet.errors import InputError
 from jaxdet.ops import windows
-from jaxdet.types import InputError
 from tests import slow
 
 NAME = "target_encoding"

@@ -40,7 +40,7 @@ import jax
 
 from benchmarks import harness, steps
 from jaxdet import tables, timing
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 
 NAME = "train_step"
 WAYS = ("jit", "pmap", "torch", "torch_compiled")

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from jaxdet import runs
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 
 MANIFEST = "manifest.json"
 LOG = logging.getLogger(__name__)

@@ -15,8 +15,9 @@ import numpy as np
 
 from jaxdet import evaluate, timing
 from jaxdet.data import images
+from jaxdet.errors import InputError
 from jaxdet.tasks import localize
-from jaxdet.types import Array, InputError
+from jaxdet.types import Array
 
 HOG, HAAR = "HOG + linear SVM", "Haar cascade"
 FACE = "face"  # the label that the cascade finds

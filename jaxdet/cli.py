@@ -111,8 +111,8 @@ def _run(command, *args):
     """Hand over to `commands`; what a user can mend becomes one line and exit code 2."""
     process = next(arg for arg in args if isinstance(arg, options.Process))
     prepare(process)
+    from jaxdet.errors import InputError
     from jaxdet.fit import DivergedError
-    from jaxdet.types import InputError
 
     try:
         return import_module(f"jaxdet.commands.{command}").run(*args)

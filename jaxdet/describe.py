@@ -19,9 +19,9 @@ from flax import errors, traverse_util
 from flax import linen as nn
 
 from jaxdet import tables
+from jaxdet.errors import InputError
 from jaxdet.ops import conv, flops
 from jaxdet.ops.arithmetic import Count
-from jaxdet.types import InputError
 
 COLUMNS = {
     "layer": "layer",

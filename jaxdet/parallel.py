@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 
 AXIS = "devices"
 

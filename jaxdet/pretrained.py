@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 
 HEADS = ("fc.", "_fc.", "classifier.", "head.", "pre_logits.")  # how layers on top are called
 LEAVES = {

@@ -11,7 +11,7 @@ import shutil
 from importlib import metadata
 from pathlib import Path
 
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 
 SCHEMA = 1  # of config.json; raised when a field changes its meaning
 PACKAGES = ("jaxdet", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")

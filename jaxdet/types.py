@@ -15,13 +15,11 @@ from typing import Any, NamedTuple
 
 from flax import struct
 
+from jaxdet.errors import InputError  # noqa: F401  for a while
+
 Array = Any  # a jax.Array, traced or not; or a NumPy array on the host
 Batch = dict[str, Array]
 Tree = Any  # a pytree of arrays
-
-
-class InputError(ValueError):
-    """What the user gave cannot be used: one line that says what, where, and what to do."""
 
 
 class At(NamedTuple):

@@ -12,13 +12,14 @@ import pickletools
 import struct
 import zipfile
 from collections import OrderedDict
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 
 BFLOAT16 = np.dtype(jnp.bfloat16)  # read as float32, which holds all of its values
 TORCH = {
@@ -59,18 +60,62 @@ def read(path):
     such as the number of epochs, is left out.  InputError, in one line, when the file cannot be
     read, is of no known kind, is cut short or damaged, asks for anything but arrays, or holds none.
     """
-    path = Path(path)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    try:
+    with reading(path):
+        content = Path(path).read_bytes()
         return _reader(content)(content)
+
+
+@contextmanager
+def reading(path):
+    """A context in which whatever fails is an InputError, in one line that names `path`.
+
+    A damaged file may fail anywhere in pickle, zipfile, tarfile or NumPy.
+    """
+    try:
+        yield
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    except Exception as error:  # a damaged file may fail anywhere in pickle, zipfile or NumPy
+    except Exception as error:
+        if isinstance(error, OSError) and error.strerror:  # of the file, not of what is in it
+            raise InputError(f"{path}: cannot be read: {error.strerror}") from error
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise InputError(f"{path}: is cut short or damaged ({reason}); fetch it again") from error
+
+
+class Unpickler(pickle.Unpickler):
+    """Builds plain values and, of all that has a name, only what `known` has.
+
+    A pickle can set attributes of whatever it is given: `known` makes functions anew each time, and
+    all else that it gives is immutable or the pickle's own.
+    """
+
+    wanted = "only arrays and plain values are wanted"
+
+    def known(self):
+        """What stands for a global, by its whole name."""
+        return {}
+
+    def find_class(self, module, name):
+        """What stands for a global; InputError for one that is not known."""
+        whole, known = f"{module}.{name}", self.known()
+        if whole not in known:
+            raise InputError(f"asks for {whole!r}, which is no array and is not run; {self.wanted}")
+        return known[whole]
+
+
+def unpickler(stream, kind, **options):
+    """An `Unpickler` of class `kind` of the next pickle of a stream, which is left behind its end.
+
+    stream: a BytesIO.  InputError for a pickle that could get at a global in another way, or that
+    wants more memory than its length explains.
+    """
+    start = stream.tell()
+    for opcode, argument, _ in pickletools.genops(stream):
+        if opcode.name.startswith("EXT"):  # a global that may not come by find_class
+            raise InputError(f"asks for a global by {opcode.name}; {kind.wanted}")
+        if "PUT" in opcode.name and argument > stream.tell():  # a memo grows to its last place
+            raise InputError("has a pickle that wants more memory than its length explains")
+    return kind(io.BytesIO(stream.getbuffer()[start : stream.tell()]), **options)
 
 
 def _reader(content):
@@ -159,33 +204,31 @@ class _Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
-class _Unpickler(pickle.Unpickler):
-    """Builds plain values and the two records above; `kinds` are those of the storages it met.
+class _Unpickler(Unpickler):
+    """Builds the two records above; `kinds` are those of the storages it met."""
 
-    A pickle can set attributes of whatever it is given: functions are made anew each time, and all
-    else that it can get hold of is immutable or its own.
-    """
+    wanted = WANTED
 
     def __init__(self, stream):
         super().__init__(stream)
         self.kinds = {}
 
-    def find_class(self, module, name):
-        """What stands for a global of PyTorch; InputError for one that is not of arrays."""
-        whole = f"{module}.{name}"
-        if module in ("torch", "torch.cuda") and name.endswith("Storage"):
-            if name in TORCH:
-                return name
-            raise InputError(f"holds a {whole!r}, which is not supported")
-        allowed = {
+    def known(self):
+        """What stands for the globals of PyTorch that are of arrays."""
+        return {
             "collections.OrderedDict": OrderedDict,
             "torch.Size": tuple,
             "torch._utils._rebuild_tensor_v2": lambda *arguments: _Tensor(*arguments[:4]),
             "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
         }
-        if whole not in allowed:
-            raise InputError(f"asks for {whole!r}, which is no array and is not run; {WANTED}")
-        return allowed[whole]
+
+    def find_class(self, module, name):
+        """The name of a kind of storage; what stands for another global."""
+        if module not in ("torch", "torch.cuda") or not name.endswith("Storage"):
+            return super().find_class(module, name)
+        if name not in TORCH:
+            raise InputError(f"holds a '{module}.{name}', which is not supported")
+        return name
 
     def persistent_load(self, pid):
         """The record of a storage; torch.save files them under the pickle, by key."""
@@ -196,15 +239,9 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _unpickle(stream):
-    """(value, kinds of storages) of the next pickle of a stream, which is left behind its end."""
-    start = stream.tell()
-    for opcode, argument, _ in pickletools.genops(stream):
-        if opcode.name.startswith("EXT"):  # a global that may not come by find_class
-            raise InputError(f"asks for a global by {opcode.name}; {WANTED}")
-        if "PUT" in opcode.name and argument > stream.tell():  # a memo grows to its last place
-            raise InputError("has a pickle that wants more memory than its length explains")
-    unpickler = _Unpickler(io.BytesIO(stream.getbuffer()[start : stream.tell()]))
-    return unpickler.load(), unpickler.kinds
+    """(value, kinds of storages) of the next pickle of a stream."""
+    records = unpickler(stream, _Unpickler)
+    return records.load(), records.kinds
 
 
 def _arrays(tree, storages):

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from jaxdet.data import formats
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 
 TITLES = {"val": "validation"}
 

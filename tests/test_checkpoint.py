@@ -10,7 +10,8 @@ import optax
 import pytest
 
 from jaxdet import checkpoint, parallel
-from jaxdet.types import InputError, TrainState
+from jaxdet.errors import InputError
+from jaxdet.types import TrainState
 
 
 def made(fill=1.0, width=3):

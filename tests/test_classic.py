@@ -5,8 +5,8 @@ import pytest
 
 from jaxdet import classic, configs, metrics
 from jaxdet.configs.objects import Config
+from jaxdet.errors import InputError
 from jaxdet.tasks import localize
-from jaxdet.types import InputError
 from tests.test_compare import made_up
 
 cv2 = pytest.importorskip("cv2")

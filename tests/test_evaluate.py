@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from jaxdet import evaluate, parallel, train
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 from tests import tiny
 
 

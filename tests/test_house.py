@@ -15,6 +15,7 @@ ROOT = Path(jaxdet.__file__).parent
 
 # Rooms from the bottom up.  A room may use those of lower lines, and those on its left.
 LEVELS = """
+errors
 types
 ops losses metrics optim weights
 models data pretrained

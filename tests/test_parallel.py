@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from jaxdet import evaluate, parallel, train
+from jaxdet.errors import InputError
 from jaxdet.ops import host
-from jaxdet.types import InputError
 from tests import tiny
 
 

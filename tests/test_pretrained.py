@@ -10,8 +10,8 @@ import pytest
 from flax import linen as nn
 
 from jaxdet import pretrained, weights
+from jaxdet.errors import InputError
 from jaxdet.models.resnet import Basic, Bottleneck, ResNet, ResNet18, ResNet50
-from jaxdet.types import InputError
 from tests.models.test_sliding import apply, fill
 
 Tiny = partial(ResNet, stages=(1, 2), width=8, classes=3)

@@ -274,12 +274,13 @@ def whole(tmp_path_factory):
     return run
 
 
-def test_a_run_asked_to_end_and_killed_ends_with_the_same_bits(tmp_path, whole):
+def test_a_run_asked_to_end_asked_again_and_killed_ends_with_the_same_bits(tmp_path, whole):
     run = tmp_path / "run"
-    process = launch(run, *WORDS, "--resume")
-    send(process, run, signal.SIGTERM, evaluations=2)
-    stopped = re.search(r"stopped at step (\d+) of 84", finish(process))
-    assert int(stopped[1]) == checkpoint.steps(run)[-1] < 84
+    for number, evaluations in ((signal.SIGTERM, 1), (signal.SIGUSR1, 2)):
+        process = launch(run, *WORDS, "--resume")
+        send(process, run, number, evaluations=evaluations)
+        stopped = re.search(r"stopped at step (\d+) of 84", finish(process))
+        assert int(stopped[1]) == checkpoint.steps(run)[-1] < 84
     process = launch(run, "--resume")
     send(process, run, signal.SIGKILL, evaluations=3)
     process.communicate(timeout=60)

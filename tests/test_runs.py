@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from jaxdet import runs
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 
 LINES = [{"step": step, "val": {"loss": 1 / (step + 3)}} for step in (0, 5, 10, 15)]
 

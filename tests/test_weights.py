@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxdet import weights
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 
 
 class Call(tuple):

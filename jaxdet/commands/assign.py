@@ -9,7 +9,8 @@ import numpy as np
 
 from jaxdet import evaluate, tables
 from jaxdet.commands import common
-from jaxdet.types import At, InputError
+from jaxdet.errors import InputError
+from jaxdet.types import At
 
 
 def run(options):

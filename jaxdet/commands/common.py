@@ -11,7 +11,7 @@ import jax
 from jaxdet import checkpoint, configs, runs
 from jaxdet import train as training
 from jaxdet.configs import base
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 PLACES = ("root", "split_files", "weights")  # fields that name a file or folder

@@ -14,9 +14,9 @@ import numpy as np
 
 from jaxdet import checkpoint, classic, evaluate, parallel, plots, runs, tables, timing
 from jaxdet.commands import common
+from jaxdet.errors import InputError
 from jaxdet.ops import boxes
 from jaxdet.options import Restored
-from jaxdet.types import InputError
 
 COLUMNS = {
     "run": "run",

@@ -7,7 +7,7 @@ import jax
 from jaxdet import describe, roofline, runs
 from jaxdet.commands import common
 from jaxdet.configs import networks
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 
 
 def run(options):

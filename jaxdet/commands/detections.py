@@ -15,7 +15,7 @@ from PIL import Image
 from jaxdet import evaluate
 from jaxdet.commands import common
 from jaxdet.data import images
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 
 
 class Photo(NamedTuple):

@@ -4,7 +4,7 @@ import json
 from importlib import import_module
 
 from jaxdet import tables
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 
 
 def run(name, options):

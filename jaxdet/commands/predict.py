@@ -14,8 +14,8 @@ import numpy as np
 from jaxdet import evaluate
 from jaxdet.commands import common, detections
 from jaxdet.data import images
+from jaxdet.errors import InputError
 from jaxdet.ops import boxes
-from jaxdet.types import InputError
 
 ENOUGH = 0.5  # IoU from which a box counts as found
 

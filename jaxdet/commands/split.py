@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jaxdet import runs, tables
 from jaxdet.commands import common
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 
 
 def run(name, options):

@@ -11,8 +11,8 @@ from jaxdet import configs, flags, runs, sweep, tables
 from jaxdet import train as training
 from jaxdet.commands import common
 from jaxdet.configs import base
+from jaxdet.errors import InputError
 from jaxdet.progress import Progress
-from jaxdet.types import InputError
 
 
 def run(name, options, words, axes):

@@ -6,8 +6,8 @@ from dataclasses import fields
 from jaxdet import configs, fit, flags, runs
 from jaxdet import train as training
 from jaxdet.commands import common
+from jaxdet.errors import InputError
 from jaxdet.progress import Progress
-from jaxdet.types import InputError
 
 
 def run(name, options, config, words):

@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Literal
 
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 
 Backbone = Literal[
     *("lite0", "b0", "b1", "b2", "b3", "resnet18", "resnet34", "resnet50"),

@@ -107,7 +107,7 @@ LEAST = {
 
 def check(config):
     """Refuse numbers that no training can use; InputError names the option."""
-    from jaxdet.types import InputError
+    from jaxdet.errors import InputError
 
     for name, least in LEAST.items():
         value, option = getattr(config, name), f"--{name.replace('_', '-')}"
@@ -119,7 +119,7 @@ def check(config):
 
 def check_shares(config, *names):
     """Refuse values of these fields that are no share: 0 to less than 1."""
-    from jaxdet.types import InputError
+    from jaxdet.errors import InputError
 
     for name in names:
         if not 0 <= getattr(config, name) < 1:
@@ -129,7 +129,7 @@ def check_shares(config, *names):
 
 def check_scale(config):
     """Refuse a range of factors, `scale`, that is none."""
-    from jaxdet.types import InputError
+    from jaxdet.errors import InputError
 
     if not 0 < config.scale[0] <= config.scale[1]:
         raise InputError(f"--scale {config.scale}: two factors above 0, the smaller first")

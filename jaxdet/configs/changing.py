@@ -6,7 +6,7 @@ from typing import Literal
 
 from jaxdet.configs import base
 from jaxdet.configs.base import Training
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from typing import ClassVar, Literal
 from jaxdet.configs import backbones, base, changing
 from jaxdet.configs.base import System
 from jaxdet.configs.changing import Changing
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 
 MULTIPLE = 32  # pixels of the coarsest cell
 

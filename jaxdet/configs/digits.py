@@ -140,8 +140,8 @@ def _check(config, net, place, source):
     import jax
     import jax.numpy as jnp
 
+    from jaxdet.errors import InputError
     from jaxdet.ops import windows
-    from jaxdet.types import InputError
 
     if min(*config.widths, *config.dense, config.window) < 1:
         raise InputError("--widths, --dense and --window: every width must be at least 1")

@@ -22,8 +22,8 @@ class Named(NamedTuple):
 
 def named(name):
     """The network of a name: one of `NAMES`, a system's own among them."""
+    from jaxdet.errors import InputError
     from jaxdet.models import efficientnet, lenet, mobilenet, resnet, sliding
-    from jaxdet.types import InputError
 
     match name:
         case "andrew":

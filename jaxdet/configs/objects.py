@@ -35,7 +35,7 @@ from typing import ClassVar, Literal
 
 from jaxdet.configs import backbones, base
 from jaxdet.configs.base import System, Training
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 
 SMALLEST = 64  # pixels a side that every network's pools leave something of
 
@@ -73,6 +73,8 @@ class Config(Training):
     """with a frozen backbone: how many of its last stages learn nevertheless"""
     weights: str = ""
     """file of weights for the features (.safetensors, .pth), hf:OWNER/NAME, or package:lite0"""
+    box_head: Literal["dense", "cells"] = "dense"
+    """branch of the box: dense layers, or the weighted mean of a box a cell of the maps"""
     norm: bool = True
     """batch norm in the features; --no-norm leaves it out"""
     dropout: float = 1.0
@@ -125,8 +127,18 @@ def network(config, classes=3):
         case name:
             features = partial(backbones.features(name), **part, **backbones.without(config))
             side = 7 if name == "lite0" else 1  # pooled, as seed 000 has it, or where things are
-            net = Localizer(features, classes, (512, 512), (0.5, 0.5), side=side, dtype=dtype)
+            shape = {"side": side, "boxer": _boxer(config, part), "dtype": dtype}
+            net = Localizer(features, classes, (512, 512), (0.5, 0.5), **shape)
     return net, (1, config.size, config.size, 3)
+
+
+def _boxer(config, part):
+    """The branch of the box that `--box-head` names; None is the dense layers."""
+    from jaxdet.models import localizer
+
+    if config.box_head == "dense":
+        return None
+    return partial(localizer.Cells, **{k: v for k, v in part.items() if k != "frozen"})
 
 
 def build(config):
@@ -276,6 +288,8 @@ def _check(config):
     parts = len(backbones.parts(config.model))
     if not 0 <= config.learn_last <= parts:
         raise InputError(f"--learn-last {config.learn_last}: {config.model} has {parts} parts")
+    if config.box_head == "cells" and config.model in ("simple", "deeper", "vgg"):
+        raise InputError(f"--box-head cells: {config.model} has one map; choose another --model")
     base.check_scale(config)
     base.check_shares(config, "shift", "light", "smoothing")
     if not 0 <= config.dropout < 2:

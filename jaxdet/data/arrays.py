@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 
 CLASSES = 10  # the digits, 0..9
 

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from jaxdet.data import scenes
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 
 BESIDE = "_annotations.coco.json"
 

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from jaxdet.data import arrays, idx, named
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 
 SOURCES = "embedded, mnist, tfds:NAME"
 SHOWN = 30  # test digits: as many as one figure shows

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from jaxdet.data import coco, named_scenes, parquet, voc, yolo
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 
 READERS = {"yolo": yolo, "coco": coco, "voc": voc, "parquet": parquet}
 

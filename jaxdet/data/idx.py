@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxdet.data import arrays
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 
 DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 MOST_DIMENSIONS = 32

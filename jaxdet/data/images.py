@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 
 GREY = 114  # of what is beyond the edge of a photo, as YOLO's programs have it
 SUFFIXES = tuple(sorted(Image.registered_extensions()))

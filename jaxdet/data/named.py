@@ -7,7 +7,7 @@ were prepared in the array_record format.
 import numpy as np
 
 from jaxdet.data import arrays
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 
 
 def load(name, root=None):

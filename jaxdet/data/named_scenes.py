@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from jaxdet.data import named, scenes
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 
 PREFIX = "tfds:"  # of a name where a folder could be
 CROWDS = ("is_crowd", "is_difficult")

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from jaxdet.data import scenes
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 
 
 def files(root):

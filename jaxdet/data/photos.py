@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxdet.data import arrays, images
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 
 PARTS = {"train": "training_data.csv", "val": "val_data.csv", "test": "test_data.csv"}
 COLUMNS = "file,x0,y0,x1,y1,label"

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxdet.data import arrays, images, stream
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 
 PARTS = {"training": "train", "valid": "val", "validation": "val", "dev": "val"}
 SMALLEST = 1.0  # pixels of the network's input that a side of a box must have to be learnt

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 import numpy as np
 
 from jaxdet.data import arrays
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 
 THREADS = 16  # that read; a record is a file, and reading waits for the disk
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from jaxdet.data import images, scenes
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 
 SETS = ("train", "val", "test")
 CORNERS = ("xmin", "ymin", "xmax", "ymax")

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from jaxdet.data import images, scenes
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 
 KEYS = ("train", "val", "test")
 

@@ -161,7 +161,7 @@ class Block(Part):
             return x + y
 
 
-class EfficientNet(Part):
+class EfficientNet(Part, layers.Freezable):
     """A stem, stages of inverted residuals, a 1x1 convolution (the head) and a linear layer.
 
     stages: at multipliers of 1.  width, depth: multipliers of their channels and of their blocks.
@@ -169,8 +169,7 @@ class EfficientNet(Part):
     activation, squeeze: of the blocks.
     classes: outputs; 0 returns the maps of strides 4, 8, 16 and 32 instead of logits.
     head: whether the last of these maps is the head's instead of the last stage's.
-    frozen: how many of `PARTS`, from the first, do not learn: they normalise by their running
-      statistics also in training, and no gradient is computed in them.
+    frozen: how many of `PARTS` are.
     """
 
     stages: tuple[Stage, ...] = STAGES
@@ -180,29 +179,26 @@ class EfficientNet(Part):
     squeeze: float = 0.25
     classes: int = 1000
     head: bool = False
-    frozen: int = 0
-    fixed_norm: bool = False
 
     @nn.compact
     def __call__(self, x, train=False):
         """Logits [B, classes] of images [B, H, W, C], or maps, fine to coarse."""
-        train = train and not self.fixed_norm
-        learns = [train and part >= self.frozen for part in range(len(self.stages) + 2)]
+        moves = [self.moves(train, part) for part in range(len(self.stages) + 2)]
         stem, head = (
             n if self.fixed_ends else layers.divisible(n * self.width) for n in (STEM, HEAD)
         )
-        x = self.activate(self.convolve(x, stem, 3, "stem", stride=2, train=learns[0]), "stem")
-        x = self._border(x, 0)
+        x = self.activate(self.convolve(x, stem, 3, "stem", stride=2, train=moves[0]), "stem")
+        x = self.border(x, 0)
         maps = []
         for i, stage in enumerate(self.scaled(), 1):
             if stage.stride > 1:
                 maps.append(x)  # the last of its resolution
             for j in range(stage.blocks):
-                x = self._block(stage, i, j)(x, learns[i])
-            x = self._border(x, i)
+                x = self._block(stage, i, j)(x, moves[i])
+            x = self.border(x, i)
         if self.classes or self.head:
-            x = self.activate(self.convolve(x, head, 1, "head", train=learns[-1]), "head")
-            x = self._border(x, len(self.stages) + 1)
+            x = self.activate(self.convolve(x, head, 1, "head", train=moves[-1]), "head")
+            x = self.border(x, len(self.stages) + 1)
         if not self.classes:
             return (*maps[1:], x)  # without that of stride 2
         with jax.named_scope("pool"):
@@ -233,11 +229,6 @@ class EfficientNet(Part):
             squeeze=self.squeeze,
             name=_block_name(i, j),
         )
-
-    @nn.nowrap
-    def _border(self, x, part):
-        """What leaves a part: without a gradient where the part is frozen."""
-        return jax.lax.stop_gradient(x) if part < self.frozen else x
 
 
 B0 = partial(EfficientNet, width=1.0, depth=1.0)

@@ -63,6 +63,28 @@ class Part(nn.Module):
         )(x)
 
 
+class Freezable(Part):
+    """A network in parts, some of which may be frozen.
+
+    frozen: how many parts, from the first, do not learn: they normalise by their running statistics
+      also in training, and no gradient is computed in them.
+    fixed_norm: all parts normalise so.
+    """
+
+    frozen: int = 0
+    fixed_norm: bool = False
+
+    @nn.nowrap
+    def moves(self, train, part):
+        """Whether the statistics of a part, counted from 0, are those of the batch."""
+        return train and not self.fixed_norm and part >= self.frozen
+
+    @nn.nowrap
+    def border(self, x, part):
+        """What leaves a part: no gradient goes back into one that is frozen."""
+        return jax.lax.stop_gradient(x) if part < self.frozen else x
+
+
 def divisible(width):
     """The multiple of 8 nearest to a number of channels, at least 8 and 9/10 of it."""
     near = max(8, int(width + 4) // 8 * 8)

@@ -124,13 +124,11 @@ def _activated(activation, x, name):
         return activation(x)
 
 
-class MobileNet(layers.Part):
+class MobileNet(layers.Freezable):
     """A stem, blocks, a 1x1 convolution (`last`), and a classifier of one or two linear layers.
 
     hidden: numbers between the two; 0 has one.  classes: outputs; 0 returns the maps of strides 4,
-    8, 16 and 32, the coarsest of the blocks', instead of logits.  frozen: how many of `parts`, from
-    the first, do not learn: they normalise by their running statistics also in training, and no
-    gradient is computed in them.  fixed_norm: all do so.
+    8, 16 and 32, the coarsest of the blocks', instead of logits.  frozen: how many of `parts` are.
     """
 
     rows: tuple[Row, ...] = V2_ROWS
@@ -139,37 +137,29 @@ class MobileNet(layers.Part):
     hidden: int = 0
     activation: Callable = nn.relu6  # of stem, last and hidden
     classes: int = 1000
-    frozen: int = 0
-    fixed_norm: bool = False
 
     @nn.compact
     def __call__(self, x, train=False):
         """Logits [B, classes] of images [B, H, W, C], or maps, fine to coarse."""
-        train = train and not self.fixed_norm
-        learns = [train and part >= self.frozen for part in range(len(self.rows) + 2)]
-        x = self.convolve(x, self.stem, 3, "stem", stride=2, train=learns[0])
-        x = self._border(_activated(self.activation, x, "stem"), 0)
+        moves = [self.moves(train, part) for part in range(len(self.rows) + 2)]
+        x = self.convolve(x, self.stem, 3, "stem", stride=2, train=moves[0])
+        x = self.border(_activated(self.activation, x, "stem"), 0)
         maps = []
         for i, row in enumerate(self.rows, 1):
             if row.stride > 1:
                 maps.append(x)  # the last of its resolution
-            x = Block(**self.shared(), row=row, name=f"block{i}")(x, learns[i])
-            x = self._border(x, i)
+            x = Block(**self.shared(), row=row, name=f"block{i}")(x, moves[i])
+            x = self.border(x, i)
         if not self.classes:
             return (*maps[1:], x)  # without that of stride 2
-        x = self.convolve(x, self.last, 1, "last", train=learns[-1])
-        x = self._border(_activated(self.activation, x, "last"), len(self.rows) + 1)
+        x = self.convolve(x, self.last, 1, "last", train=moves[-1])
+        x = self.border(_activated(self.activation, x, "last"), len(self.rows) + 1)
         with jax.named_scope("pool"):
             x = x.mean((1, 2))  # [B, C]
         if self.hidden:
             x = nn.Dense(self.hidden, dtype=self.dtype, name="hidden")(x)
             x = _activated(self.activation, x, "hidden")
         return nn.Dense(self.classes, dtype=self.dtype, name="logits")(x)
-
-    @nn.nowrap
-    def _border(self, x, part):
-        """What leaves a part: without a gradient where the part is frozen."""
-        return jax.lax.stop_gradient(x) if part < self.frozen else x
 
 
 V2 = MobileNet

@@ -5,23 +5,20 @@ and ReLU; max pools of 4x4 pixels with that stride; and a convolution of 1x1.
 """
 
 from flax import linen as nn
-from jax import lax
 
 from jaxdet.models import layers
-from jaxdet.models.layers import Part
+from jaxdet.models.layers import Freezable
 
 
-class Plain(Part):
+class Plain(Freezable):
     """The features of a list; its layers are conv1, conv2, ... and pool1, pool2, ...
 
     bias: convolutions have one before batch norm too, as torchvision's VGG files do.
-    frozen: how many convolutions, from the first on, do not learn: their batch statistics stay as
-    they are, and no gradient is computed for them.
+    frozen: how many of its convolutions are.
     """
 
     layout: str = ""
     bias: bool = False
-    frozen: int = 0
 
     @nn.compact
     def __call__(self, x, train=False):
@@ -40,11 +37,10 @@ class Plain(Part):
     @nn.nowrap
     def _convolution(self, x, word, number, train):
         width, _, kernel = word.partition("/")
-        learns, name = number > self.frozen, f"conv{number}"
-        options = {"bias": self.bias, "train": train and learns}
+        name, part = f"conv{number}", number - 1
+        options = {"bias": self.bias, "train": self.moves(train, part)}
         x = self.convolve(x, int(width), int(kernel or 3), name, **options)
-        x = layers.relu(x, f"{name}_relu")
-        return x if learns else lax.stop_gradient(x)
+        return self.border(layers.relu(x, f"{name}_relu"), part)
 
 
 def parts(layout):

@@ -12,7 +12,6 @@ from functools import partial
 
 import jax
 from flax import linen as nn
-from jax import lax
 
 from jaxdet.models import layers
 from jaxdet.models.layers import Part
@@ -52,49 +51,39 @@ class Bottleneck(Part):
         return join(self, x, y, train)
 
 
-class ResNet(Part):
+class ResNet(layers.Freezable):
     """A stem, four stages of blocks that halve the map and double the width, and a linear layer.
 
     stages: blocks in each stage.  block: `Basic` or `Bottleneck`.  width: channels of the stem.
     classes: outputs; 0 returns the four stages' maps [B, H/4 .. H/32, ...] instead of logits.
-    frozen: how many of `PARTS`, from the stem on, do not learn: their batch statistics stay as they
-    are, and no gradient is computed for them.
-    fixed_norm: batch statistics of all parts stay as they are.
+    frozen: how many of `PARTS` are.
     """
 
     stages: tuple[int, ...] = (2, 2, 2, 2)
     block: type = Basic
     width: int = 64
     classes: int = 1000
-    frozen: int = 0
-    fixed_norm: bool = False
 
     @nn.compact
     def __call__(self, x, train=False):
         """Logits [B, classes] of images [B, H, W, C], or the stages' maps, fine to coarse."""
-        train = train and not self.fixed_norm
-        x = self.convolve(x, self.width, 7, "stem", stride=2, train=train and not self.frozen)
+        x = self.convolve(x, self.width, 7, "stem", stride=2, train=self.moves(train, 0))
         x = layers.relu(x, "stem_relu")
         x = layers.max_pool(x, "stem_pool", kernel=3, stride=2, padding=1)
-        x, maps = self._border(x, 0), []
+        x, maps = self.border(x, 0), []
         for i, count in enumerate(self.stages):
-            learns = train and i + 1 >= self.frozen
+            moves = self.moves(train, i + 1)
             for j in range(count):
                 width, stride = self.width * 2**i, 2 if i and not j else 1
                 name = f"stage{i + 1}_block{j + 1}"
-                x = self.block(**self.shared(), width=width, stride=stride, name=name)(x, learns)
-            x = self._border(x, i + 1)
+                x = self.block(**self.shared(), width=width, stride=stride, name=name)(x, moves)
+            x = self.border(x, i + 1)
             maps.append(x)
         if not self.classes:
             return tuple(maps)
         with jax.named_scope("pool"):
             x = x.mean((1, 2))  # [B, C]
         return nn.Dense(self.classes, dtype=self.dtype, name="logits")(x)
-
-    @nn.nowrap
-    def _border(self, x, part):
-        """What leaves a part of `PARTS`: no gradient goes back into one that is frozen."""
-        return lax.stop_gradient(x) if part < self.frozen else x
 
 
 def join(block, x, y, train):

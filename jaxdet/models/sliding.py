@@ -22,9 +22,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxdet.errors import InputError
 from jaxdet.models import layers
 from jaxdet.ops import windows
-from jaxdet.types import InputError
 
 
 class Part(NamedTuple):

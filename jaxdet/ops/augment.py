@@ -12,8 +12,8 @@ import dm_pix
 import jax
 import jax.numpy as jnp
 
+from jaxdet.errors import InputError
 from jaxdet.ops import boxes
-from jaxdet.types import InputError
 
 ANGLE, ZOOM, PLACE, FLIP, LIGHT = range(5)  # purposes: one key each
 

@@ -20,8 +20,8 @@ from typing import NamedTuple
 import chex
 import jax.numpy as jnp
 
+from jaxdet.errors import InputError
 from jaxdet.ops import boxes
-from jaxdet.types import InputError
 
 
 class Layer(NamedTuple):

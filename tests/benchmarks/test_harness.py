@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import harness
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 
 
 def test_compiled_is_the_function():

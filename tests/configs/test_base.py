@@ -6,7 +6,7 @@ import pytest
 from jaxdet import configs
 from jaxdet.configs import base
 from jaxdet.configs.digits import Config
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 
 
 @pytest.mark.parametrize("name", configs.SYSTEMS)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from jaxdet.configs import changing
-from jaxdet.types import At, InputError
+from jaxdet.errors import InputError
+from jaxdet.types import At
 
 REST = {"flip": False, "scale": (1.0, 1.0), "shift": 0.0, "light": 0.0, "colour": 0.0}
 STILL = replace(changing.Changing(epochs=10, plain_last=3), **REST)

@@ -6,7 +6,7 @@ import pytest
 
 from jaxdet import configs
 from jaxdet.configs import networks
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 from tests import tiny
 
 

@@ -3,7 +3,7 @@ import pytest
 
 from jaxdet.data import arrays
 from jaxdet.data.arrays import Arrays
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 
 IMAGES = np.arange(1, 5, dtype=np.uint8)[:, None, None] * np.ones((3, 2), np.uint8)
 

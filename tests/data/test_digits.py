@@ -3,7 +3,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from jaxdet.data import digits
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 from tests.data.test_idx import encoded, write
 
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxdet.data import idx
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 
 CODES = {np.dtype(name): code for code, name in idx.DTYPES.items()}
 NAMES = [f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images", "labels")]

@@ -7,7 +7,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from jaxdet.data import digits, named
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 
 ROWS = {"train": 12, "test": 65}
 

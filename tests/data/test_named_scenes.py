@@ -3,7 +3,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from jaxdet.data import formats, named_scenes, scenes
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 from tests.data.test_named import png
 
 PHOTOS = {"train": 3, "validation": 2}

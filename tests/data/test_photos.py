@@ -12,7 +12,7 @@ from PIL import Image
 from PIL.Image import Transpose
 
 from jaxdet.data import images, photos
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 
 CLASSES = ["cat", "face"]
 once = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

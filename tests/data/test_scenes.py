@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from jaxdet.data import coco, formats, images, parquet, scenes, voc, yolo
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 from tests import made
 
 each_format = pytest.mark.parametrize("name", made.FORMATS)

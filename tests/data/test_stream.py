@@ -9,7 +9,7 @@ import pytest
 from jaxdet import configs, evaluate, train
 from jaxdet.configs.detect import Config
 from jaxdet.data import batches, formats, scenes, stream
-from jaxdet.types import InputError
+from jaxdet.errors import InputError
 from tests import made
 
 pytest.importorskip("grain")

@@ -37,7 +37,7 @@ def test_adaptive_mean_pool_is_that_of_torch(side):
         np.testing.assert_allclose(found, wanted, atol=1e-6, err_msg=str(x.shape))
 
 
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=12)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 6))
 def test_adaptive_mean_pool_is_the_loop(height, width, side):
     x = drawn(2, height, width, 2)

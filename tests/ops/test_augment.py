@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxdet.data import digits
+from jaxdet.errors import InputError
 from jaxdet.ops import augment, boxes, keys
-from jaxdet.types import InputError
 from tests import slow
 
 LEVEL = 1.01 / 255  # rounding may fall either way between two programs

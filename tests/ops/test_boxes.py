@@ -27,7 +27,7 @@ def proper(corners):
     return np.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], axis=-1)
 
 
-laws = settings(deadline=None, max_examples=20)
+laws = settings(deadline=None, max_examples=40)
 
 
 PLAIN = {"iou": boxes.iou, "giou": boxes.giou, "diou": boxes.diou, "ciou": boxes.ciou}

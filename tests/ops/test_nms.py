@@ -131,12 +131,13 @@ def test_fused_scores_of_several_models(score):
 @each_way
 def test_no_size_of_the_output_changes_what_comes_first(way):
     given = drawn(1)
-    whole, few = (run(way, *given, size=size) for size in (SIZE, 5))
+    more, whole, few = (run(way, *given, size=size) for size in (SIZE, N, 5))
     if way == "fused":  # its order is known only when all have joined
         assert len(few.scores) == 5 and set(few.index) <= set(range(N))
     else:
         chex.assert_trees_all_close(jax.tree.map(lambda x: x[:5], whole), few, rtol=1e-6)
-    assert not whole.valid[N:].any() and not whole.boxes[N:].any() and not whole.scores[N:].any()
+    chex.assert_trees_all_close(jax.tree.map(lambda x: x[:N], more), whole, rtol=1e-6)
+    assert not more.valid[N:].any() and not more.boxes[N:].any() and not more.scores[N:].any()
 
 
 @each_way
