@@ -3,6 +3,7 @@
 import contextlib
 import io
 
+import jax
 import numpy as np
 
 from jaxdet.ops import boxes
@@ -81,7 +82,7 @@ def detections(rows, classes):
 
 
 RECALLS = np.linspace(0, 1, 101)  # where COCO looks at precision
-SURE, FOUND = 0.25, 0.5  # score of a box that counts, IoU from which it finds an object
+CONFIDENCE, IOU = 0.25, 0.5  # score of a box that counts, IoU from which it finds an object
 
 
 def precision_recall(rows, classes):
@@ -93,16 +94,17 @@ def precision_recall(rows, classes):
 def confusion(rows, classes):
     """Objects by true class (rows) and found class (columns), [K + 1, K + 1]; last is background.
 
-    Boxes of a score of at least `SURE` find the object that they overlap most, if by more than
-    `FOUND` and no better one has it; an object that nothing finds was taken for background, a box
-    that finds none is one that background was taken for.  Crowds are left out.
+    Boxes of a score of at least `CONFIDENCE` find the object that they overlap most, if by more
+    than `IOU` and no better one has it; an object that nothing finds was taken for background, a
+    box that finds none is one that background was taken for.  Crowds are left out.
     """
     counts = np.zeros((len(classes) + 1,) * 2, int)
-    overlap = np.asarray(boxes.iou(rows["true_boxes"][:, :, None], rows["boxes"][:, None]))
-    for i, shared in enumerate(overlap):
+    overlaps = jax.jit(boxes.iou)  # one photo after the other: all at once are gigabytes for COCO
+    for i, (truth, found) in enumerate(zip(rows["true_boxes"], rows["boxes"], strict=True)):
+        shared = np.asarray(overlaps(truth[:, None], found[None]))  # [G, P]
         true = np.flatnonzero(rows["true_valid"][i] & ~rows["true_crowd"][i])
-        sure = np.flatnonzero(rows["valid"][i] & (rows["scores"][i] >= SURE))
-        pairs = [(g, p) for g in true for p in sure if shared[g, p] > FOUND]
+        sure = np.flatnonzero(rows["valid"][i] & (rows["scores"][i] >= CONFIDENCE))
+        pairs = [(g, p) for g in true for p in sure if shared[g, p] > IOU]
         mine = {}
         for g, p in sorted(pairs, key=lambda pair: -shared[pair]):
             if g not in mine and p not in mine.values():

@@ -134,7 +134,7 @@ def test_confusion_counts_every_object_and_every_sure_box():
     on = rows["true_valid"] & ~rows["true_crowd"]
     expected = np.bincount(rows["true_labels"][on], minlength=3)
     np.testing.assert_array_equal(counts[:3].sum(1), expected)
-    sure = rows["valid"] & (rows["scores"] >= metrics.SURE)
+    sure = rows["valid"] & (rows["scores"] >= metrics.CONFIDENCE)
     expected = np.bincount(rows["labels"][sure], minlength=3)
     np.testing.assert_array_equal(counts[:, :3].sum(0), expected)
     assert counts[:3, :3].sum() > 10 and counts[3].sum() > 10 and counts[:, 3].sum() > 10

@@ -31,10 +31,10 @@ class Changing(Training):
     """saturation changes by up to this share, hue by a tenth of it"""
     noise: float = 0.0
     """standard deviation of Gaussian noise, at most"""
-    holes: int = 0
+    cutout: int = 0
     """grey rectangles that hide parts of a training photo"""
-    looks: Literal["all", "one", "some"] = "all"
-    """take all of light, colour, noise and holes a photo, or one of them, or half of them"""
+    photometric: Literal["all", "one", "some"] = "all"
+    """take all of light, colour, noise and cutout a photo, or one of them, or half of them"""
     mosaic: float = 0.0
     """share of training photos that are made of four"""
     mixup: float = 0.0
@@ -49,7 +49,7 @@ def change(config):
 
     from jaxdet.ops import changes, keys
 
-    one = changes.in_turn(*_places(config), *_looks(config))
+    one = changes.compose(*_geometric(config), *_photometric(config))
 
     def changed(each, batch, at):
         scenes = changes.Scene(*(batch[name] for name in changes.Scene._fields))
@@ -69,28 +69,28 @@ def _joins(config):
     def joined(part, share, each, scenes, chance):
         return part(each, scenes, chance=share * chance)
 
-    parts = {changes.mosaic: config.mosaic, changes.mixed: config.mixup}
+    parts = {changes.mosaic: config.mosaic, changes.mixup: config.mixup}
     return [partial(joined, part, share) for part, share in parts.items() if share]
 
 
-def _places(config):
+def _geometric(config):
     """Parts that change where things are."""
     from jaxdet.ops import changes
 
     zoom = partial(changes.zoom, scale=config.scale, shift=config.shift)
-    crop = changes.sometimes(0.5, partial(changes.crop, area=config.crop))
-    turn = changes.sometimes(0.5, partial(changes.turn, degrees=config.rotate))
+    crop = changes.sometimes(0.5, partial(changes.random_resized_crop, area=config.crop))
+    rotate = changes.sometimes(0.5, partial(changes.rotate, degrees=config.rotate))
     parts = (
         (changes.mirror, config.flip),
         (changes.mirror_down, config.flip_down),
         (crop, config.crop != (1.0, 1.0)),
-        (turn, config.rotate),
+        (rotate, config.rotate),
         (zoom, config.scale != (1.0, 1.0) or config.shift),
     )
     return [part for part, wanted in parts if wanted]
 
 
-def _looks(config):
+def _photometric(config):
     """Parts that change how things look."""
     from jaxdet.ops import changes
 
@@ -99,9 +99,9 @@ def _looks(config):
         for name in ("light", "colour", "noise")
         if getattr(config, name)
     ]
-    if config.holes:
-        parts.append(partial(changes.holes, count=config.holes))
-    match config.looks:
+    if config.cutout:
+        parts.append(partial(changes.cutout, count=config.cutout))
+    match config.photometric:
         case "one" if parts:
             return [changes.one_of(*parts)]
         case "some" if parts:
@@ -116,7 +116,7 @@ def check(config):
     low, high = config.crop
     if not 0 < low <= high <= 1:
         raise InputError(f"--crop {low:g} {high:g}: two shares, the smaller first, are wanted")
-    for name, most in (("mosaic", 1), ("mixup", 1), ("rotate", 180), ("holes", 100)):
+    for name, most in (("mosaic", 1), ("mixup", 1), ("rotate", 180), ("cutout", 100)):
         value = getattr(config, name)
         if not 0 <= value <= most:
             raise InputError(f"--{name} {value:g}: a number from 0 to {most} is wanted")

@@ -34,8 +34,6 @@ from jaxdet.configs.base import System
 from jaxdet.configs.changing import Changing
 from jaxdet.errors import InputError
 
-MULTIPLE = 32  # pixels of the coarsest cell
-
 
 @dataclass(frozen=True)
 class Config(Changing):
@@ -200,7 +198,7 @@ def task_of(config, net, classes):
         box_loss=getattr(losses, config.box_loss),
         reading=_reading(config),
         levels=localize.LITE if config.model == "lite0" else localize.IMAGENET,
-        views=detect.MANY_WAYS if config.tta else detect.AS_IT_IS,
+        views=detect.TTA if config.tta else detect.PLAIN,
     )
 
 
@@ -268,9 +266,11 @@ def learns(config, path):
 
 def _check(config):
     """Refuse what no training can use, before any photo is read."""
+    from jaxdet.tasks.detect import STRIDE
+
     height, width = config.size
-    if height % MULTIPLE or width % MULTIPLE or not height * width:
-        raise InputError(f"--size {height} {width}: multiples of {MULTIPLE} are wanted")
+    if height % STRIDE or width % STRIDE or not height * width:
+        raise InputError(f"--size {height} {width}: multiples of {STRIDE} are wanted")
     parts = len(backbones.parts(config.model))
     if not 0 <= config.freeze <= parts:
         raise InputError(f"--freeze {config.freeze}: {config.model} has {parts} parts")

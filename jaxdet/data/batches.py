@@ -18,7 +18,7 @@ def order(seed, epoch, count, batch):
 
 def size(seed, step, count):
     """Which of `count` sizes of images a step has, from 0; all are as likely."""
-    return int(np.random.default_rng((seed, step)).integers(count))
+    return int(np.random.default_rng((seed, step)).integers(count)) if count > 1 else 0
 
 
 def padded(count, batch):

@@ -70,7 +70,8 @@ class Cells(blocks.Part):
         points, _ = anchors.points([x.shape[1:3]], [1])
         with jax.named_scope("mean"):
             said = said.reshape(len(x), -1, 5)
-            corners = anchors.from_distances(said[..., :4], points / x.shape[2:0:-1])
+            points = (points / x.shape[2:0:-1])[None]  # [1, A, 2]
+            corners = anchors.from_distances(said[..., :4], points)
             box = (nn.softmax(said[..., 4:], 1) * corners).sum(1)
             return box if train else box.clip(0, 1)  # outside there is no way back for a gradient
 

@@ -1,7 +1,7 @@
 """Changes of a photo and its boxes: parts that take a key and a `Scene`, and ways to join them.
 
 `key` comes first, options are keyword-only and static, and a part takes one scene: `jax.vmap` over
-keys and scenes makes the batch.  `mosaic` and `mixed` make new scenes of several, and take a whole
+keys and scenes makes the batch.  `mosaic` and `mixup` make new scenes of several, and take a whole
 batch.  Levels are floats in [0, 1], lengths are in pixels, angles in degrees; what comes in from
 beyond the edge is grey.  A box keeps to the image; one of which less than `KEEP` is left is no
 longer valid.
@@ -34,7 +34,7 @@ class Scene(NamedTuple):
 # Joining parts.
 
 
-def in_turn(*parts):
+def compose(*parts):
     """All parts, one after the other."""
 
     def change(key, scene):
@@ -74,7 +74,7 @@ def one_of(*parts):
     return some_of(1, *parts)
 
 
-def in_any_order(*parts):
+def random_order(*parts):
     """All parts, in an order drawn anew for every scene."""
 
     def change(key, scene):
@@ -108,7 +108,7 @@ def zoom(key, scene, *, scale=(0.75, 1.3), shift=0.1):
     return _mapped(scene, *augment.zoomed(key, scene.image.shape, scale, shift))
 
 
-def crop(key, scene, *, area=(0.3, 1.0), aspect=4 / 3):
+def random_resized_crop(key, scene, *, area=(0.3, 1.0), aspect=4 / 3):
     """A part of the photo as large as the photo was: of a share of its `area`, anywhere in it.
 
     Its width by its height is up to `aspect` times that of the photo, or as much less.
@@ -123,7 +123,7 @@ def crop(key, scene, *, area=(0.3, 1.0), aspect=4 / 3):
     return _mapped(scene, 1 / sides, -corner / sides)
 
 
-def turn(key, scene, *, degrees=30.0):
+def rotate(key, scene, *, degrees=30.0):
     """Turned about the middle by an angle within +-`degrees`; boxes hold their turned corners."""
     angle = jnp.deg2rad(jax.random.uniform(key, minval=-degrees, maxval=degrees))
     height, width = scene.image.shape[:2]
@@ -131,10 +131,10 @@ def turn(key, scene, *, degrees=30.0):
     x, y = jnp.arange(width) + 0.5 - width / 2, jnp.arange(height) + 0.5 - height / 2
     column = cos * x[None] - sin * y[:, None] + width / 2 - 0.5  # [H, W]: where a pixel was
     row = sin * x[None] + cos * y[:, None] + height / 2 - 0.5
-    return _kept(scene, _sampled(scene.image, row, column), _turned(scene, cos, sin))
+    return _kept(scene, _sampled(scene.image, row, column), _rotated(scene, cos, sin))
 
 
-def _turned(scene, cos, sin):
+def _rotated(scene, cos, sin):
     """Boxes [G, 4] around the corners of those of a scene, turned counter-clockwise."""
     height, width = scene.image.shape[:2]
     x, y = scene.boxes[:, [0, 0, 2, 2]] - width / 2, scene.boxes[:, [1, 3, 1, 3]] - height / 2
@@ -193,7 +193,7 @@ def noise(key, scene, *, strength=0.05):
     return scene._replace(image=jnp.clip(image + spread * drawn, 0, 1))
 
 
-def holes(key, scene, *, count=4, side=0.2):
+def cutout(key, scene, *, count=4, side=0.2):
     """`count` grey rectangles of up to `side` of the photo's sides; boxes stay as they are.
 
     DeVries and Taylor 2017 (cutout), arXiv:1708.04552.
@@ -223,13 +223,13 @@ def mosaic(keys, scenes, *, chance=1.0, scale=(0.4, 1.0)):
     return jax.vmap(partial(_mosaic, chance=chance, scale=scale))(keys, together)
 
 
-def mixed(keys, scenes, *, chance=1.0, alpha=32.0):
+def mixup(keys, scenes, *, chance=1.0, alpha=32.0):
     """Two photos in one, with the boxes of both: each scene, with `chance`, and the next one.
 
     keys [B], scenes [B, ...] -> [B, ...] with twice the slots.  The share of the first is from
     Beta(alpha, alpha).  Zhang et al. 2017, arXiv:1710.09412; Zhang et al. 2019, arXiv:1902.04103.
     """
-    return jax.vmap(partial(_mixed, chance=chance, alpha=alpha))(keys, _neighbours(scenes, 2))
+    return jax.vmap(partial(_mixup, chance=chance, alpha=alpha))(keys, _neighbours(scenes, 2))
 
 
 def _neighbours(scenes, count):
@@ -286,7 +286,7 @@ def _tile(middle, factor, before, scene):
     return moved._replace(boxes=inside, valid=moved.valid & (boxes.area(inside) > KEEP * grown))
 
 
-def _mixed(key, two, *, chance, alpha):
+def _mixup(key, two, *, chance, alpha):
     """Scenes [2, ...] in one, or the first of them with as many slots."""
     does, how = (jax.random.fold_in(key, i) for i in range(2))
     share = jax.random.beta(how, alpha, alpha)

@@ -20,13 +20,13 @@ CANDIDATES = 1000  # best pairs of cell and class that suppression gets, as in T
 class View(NamedTuple):
     """A way to look at an image."""
 
-    scale: float = 1.0  # of its sides, to the next multiple of `STEP` pixels
+    scale: float = 1.0  # of its sides, to the next multiple of `STRIDE` pixels
     mirrored: bool = False
 
 
-STEP = 32
-AS_IT_IS = (View(),)
-MANY_WAYS = tuple(View(scale, side) for scale in (1.0, 0.83, 1.17) for side in (False, True))
+STRIDE = 32  # pixels of the coarsest cell
+PLAIN = (View(),)
+TTA = tuple(View(scale, side) for scale in (1.0, 0.83, 1.17) for side in (False, True))
 
 
 class Detection(NamedTuple):
@@ -47,7 +47,7 @@ class Detection(NamedTuple):
     box_loss: Callable = losses.ciou
     reading: Reading = ZEROS
     levels: Levels = IMAGENET
-    views: tuple[View, ...] = AS_IT_IS
+    views: tuple[View, ...] = PLAIN
 
     def task(self):
         """These functions as a `types.Task`."""
@@ -144,10 +144,10 @@ class Detection(NamedTuple):
 
 
 def _resized(images, scale):
-    """Images [B, H, W, 3] with sides scaled to the nearest multiples of `STEP` pixels."""
+    """Images [B, H, W, 3] with sides scaled to the nearest multiples of `STRIDE` pixels."""
     if scale == 1:
         return images
-    height, width = (max(round(side * scale / STEP), 1) * STEP for side in images.shape[1:3])
+    height, width = (max(round(side * scale / STRIDE), 1) * STRIDE for side in images.shape[1:3])
     return jax.image.resize(images, (len(images), height, width, 3), "linear")
 
 

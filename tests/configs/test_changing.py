@@ -22,7 +22,7 @@ PLACES = {
     "crop": (0.2, 0.5),
     "rotate": 30.0,
 }
-LOOKS = {"light": 0.3, "colour": 0.3, "noise": 0.1, "holes": 3}
+PHOTOMETRIC = {"light": 0.3, "colour": 0.3, "noise": 0.1, "cutout": 3}
 JOINED = {"mosaic": 1.0, "mixup": 1.0}
 
 
@@ -52,9 +52,9 @@ def test_without_options_a_batch_stays_as_it_is():
     jax.tree.map(np.testing.assert_array_equal, *changed())
 
 
-@pytest.mark.parametrize("name", [*PLACES, *LOOKS])
+@pytest.mark.parametrize("name", [*PLACES, *PHOTOMETRIC])
 def test_each_option_changes_photos_and_those_of_place_their_boxes(name):
-    before, after = changed(**{name: (PLACES | LOOKS)[name]})
+    before, after = changed(**{name: (PLACES | PHOTOMETRIC)[name]})
     assert (before["image"] != after["image"]).any(axis=(1, 2, 3)).sum() > 1
     assert (before["boxes"] != after["boxes"]).any() == (name in PLACES)
     assert before.keys() == after.keys()
@@ -70,14 +70,14 @@ def test_photos_are_joined_until_the_last_epochs(name, slots):
         assert (after["valid"].sum() > 8) == joined
 
 
-def test_one_of_the_looks_or_half_of_them_changes_a_photo():
+def test_one_of_the_photometric_changes_or_half_of_them_changes_a_photo():
     """A hole has one level; noise leaves none of a photo's own."""
-    for looks, both in (("one", 0), ("all", 8)):
-        before, after = changed(looks=looks, holes=3, noise=0.2)
+    for how, both in (("one", 0), ("all", 8)):
+        before, after = changed(photometric=how, cutout=3, noise=0.2)
         grey = (after["image"] == 0.5).all(-1).any(axis=(1, 2))
         noisy = (after["image"] != before["image"]).mean(axis=(1, 2, 3)) > 0.6
         assert (grey | noisy).all() and (grey & noisy).sum() == both
-    assert len(changing._looks(replace(STILL, looks="some", **LOOKS))) == 1
+    assert len(changing._photometric(replace(STILL, photometric="some", **PHOTOMETRIC))) == 1
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_one_of_the_looks_or_half_of_them_changes_a_photo():
         {"rotate": 200.0},
         {"mosaic": -0.1},
         {"mixup": 1.5},
-        {"holes": -1},
+        {"cutout": -1},
         {"plain_last": -1},
     ],
     ids=str,

@@ -4,8 +4,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.models.lenet import LeNet
+from jaxdet.models.lenet import (
+    Doubled,
+    ExtraBoth,
+    ExtraConv,
+    ExtraDense,
+    LeNet,
+    Parallel,
+    Smaller,
+)
 from jaxdet.ops import flops
+from jaxdet.types import InputError
+from tests.models.test_resnet import size
 from tests.models.test_sliding import fill
 
 IMAGES = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
@@ -87,3 +97,107 @@ def test_convolutions_go_through_the_given_function():
 
     shapes(LeNet(conv_general_dilated=spy))
     assert calls == [(5, 5, 3, 6), (5, 5, 6, 16)]
+
+
+# The variants of the seed: pixels of the map, pixels a side of the kernel, channels in and out.
+FIRST, SECOND = (28 * 28, 5, 3, 6), (10 * 10, 5, 6, 16)
+EXTRA = (5 * 5, 3, 16, 16)
+BRANCHES = (  # 1x1, 3x3, 5x5 and, after a pool, 1x1
+    *((32 * 32, 1, 3, 2), (32 * 32, 3, 3, 2), (32 * 32, 5, 3, 1), (32 * 32, 1, 3, 1)),
+    *((16 * 16, 1, 6, 4), (16 * 16, 3, 6, 4), (16 * 16, 5, 6, 4), (16 * 16, 1, 6, 4)),
+)
+TWICE = (
+    *((30 * 30, 3, 3, 6), (28 * 28, 3, 6, 6)),
+    *((12 * 12, 3, 6, 16), (10 * 10, 3, 16, 16)),
+)
+VARIANTS = {
+    "tutorial": (LeNet, (FIRST, SECOND), (400, 120, 84, 10), 62_006),
+    "doubled": (
+        Doubled,
+        ((28 * 28, 5, 3, 12), (10 * 10, 5, 12, 32)),
+        (800, 240, 168, 10),
+        244_962,
+    ),
+    "convolution": (ExtraConv, (FIRST, SECOND, EXTRA), (400, 120, 84, 10), 64_326),
+    "dense": (ExtraDense, (FIRST, SECOND), (400, 120, 84, 84, 10), 69_146),
+    "both": (ExtraBoth, (FIRST, SECOND, EXTRA), (400, 120, 84, 84, 10), 71_466),
+    "3x3": (Smaller, TWICE, (400, 120, 84, 10), 62_832),
+    "inception": (Parallel, BRANCHES, (8 * 8 * 16, 120, 84, 10), 135_038),
+}
+
+
+@pytest.mark.parametrize("net, convolutions, dense, parameters", VARIANTS.values(), ids=VARIANTS)
+def test_sizes_of_the_variants_worked_out_by_hand(net, convolutions, dense, parameters):
+    layers = list(zip(dense, dense[1:], strict=False))
+    weights = [k * k * c * d for _, k, c, d in convolutions] + [a * b for a, b in layers]
+    biases = sum(d for *_, d in convolutions) + sum(dense[1:])
+    variables = shapes(net())
+    assert size(variables) == sum(weights) + biases == parameters < 250_000
+    kernels = [p["kernel"] for p in jax.tree.leaves(variables, is_leaf=lambda p: "kernel" in p)]
+    assert sorted(kernel.size for kernel in kernels) == sorted(weights)
+    products = sum(n * k * k * c * d for n, k, c, d in convolutions)
+    found = flops.count(net().apply, variables, IMAGES, convention="mac")
+    assert found.total() == products + sum(a * b for a, b in layers)
+
+
+def test_the_pool_is_not_doubled_with_the_convolution_and_its_activation():
+    rows = flops.count(Smaller().apply, shapes(Smaller()), IMAGES).rows
+    names = [path.removeprefix("LeNet/") for path, _ in rows]
+    first = ["conv1a", "conv1a_relu", "conv1b", "conv1b_relu", "conv1_pool"]
+    assert names[:10] == first + [name.replace("1", "2") for name in first]
+
+
+def test_norm_follows_every_convolution_and_no_dense_layer():
+    variables = shapes(LeNet(norm=True, extra=(8,)))
+    assert sorted(variables["batch_stats"]) == ["conv1_norm", "conv2_norm", "conv3_norm"]
+    assert set(variables["params"]["conv1"]) == {"kernel"}
+    assert variables["params"]["conv3"]["kernel"].shape == (3, 3, 16, 8)
+
+
+@pytest.mark.parametrize(
+    "net, images, said",
+    [
+        (LeNet(), (2, 15, 15, 3), "layer dense1 is given 2x0: take a larger --input"),
+        (LeNet(), (2, 3, 32, 3), "layer dense1 is given 2x0"),
+        (LeNet(dense=(), widths=(4,) * 3), (1, 32, 32, 3), "logits is given 1x0.* fewer pools"),
+        (LeNet(form="7x7"), (1, 32, 32, 3), "no form '7x7': take 5x5, 3x3 or inception"),
+        (Parallel(widths=(4, 3)), (1, 32, 32, 3), "four parallel branches .* 3 channels"),
+    ],
+)
+def test_sizes_that_leave_nothing_are_refused(net, images, said):
+    with pytest.raises(InputError, match=said) as caught:
+        shapes(net, jax.ShapeDtypeStruct(images, jnp.float32))
+    assert "\n" not in str(caught.value)
+
+
+def torch_tutorial(torch, params):
+    """The tutorial's module with our weights; its flattened maps have channels first."""
+    widths = params["conv1"]["kernel"].shape[-1], params["conv2"]["kernel"].shape[-1]
+    first = np.asarray(params["dense1"]["kernel"]).reshape(5, 5, widths[1], -1)
+    kernels = {name: np.asarray(layer["kernel"]) for name, layer in params.items()}
+    kernels["dense1"] = first.transpose(2, 0, 1, 3).reshape(25 * widths[1], -1)
+    relu, pool = torch.nn.ReLU(), torch.nn.MaxPool2d(2, 2)
+    layers = {
+        **{"conv1": torch.nn.Conv2d(3, widths[0], 5), "conv2": torch.nn.Conv2d(*widths, 5)},
+        **{k: torch.nn.Linear(*kernels[k].shape) for k in ("dense1", "dense2", "logits")},
+    }
+    for name, layer in layers.items():
+        kernel = torch.tensor(kernels[name])
+        kernel = kernel.permute(3, 2, 0, 1) if kernel.ndim == 4 else kernel.T
+        layer.weight.data, layer.bias.data = kernel, torch.tensor(params[name]["bias"])
+    conv1, conv2, dense1, dense2, logits = layers.values()
+    features = (conv1, relu, pool, conv2, relu, pool, torch.nn.Flatten())
+    return torch.nn.Sequential(*features, dense1, relu, dense2, relu, logits)
+
+
+@pytest.mark.parametrize("net", [LeNet(), Doubled()], ids=["tutorial", "doubled"])
+def test_logits_are_those_of_the_tutorial_in_torch_compiled_or_not(net):
+    torch = pytest.importorskip("torch")
+    variables = fill(shapes(net))
+    images = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
+    with torch.no_grad():
+        theirs = torch_tutorial(torch, variables["params"])
+        expected = theirs(torch.tensor(images).permute(0, 3, 1, 2)).numpy()
+    assert expected.std() > 0.1
+    for apply in (net.apply, jax.jit(net.apply)):
+        chex.assert_trees_all_close(apply(variables, images), expected, atol=1e-5)

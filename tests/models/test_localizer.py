@@ -12,7 +12,7 @@ from jaxdet import optim
 from jaxdet.configs import backbones
 from jaxdet.configs.objects import Config, network
 from jaxdet.models.deeper import deeper
-from jaxdet.models.localizer import START, Branch, Localizer
+from jaxdet.models.localizer import START, Branch, Cells, Localizer
 from jaxdet.models.plain import Plain, parts
 from jaxdet.models.resnet import PARTS, ResNet, ResNet18
 from jaxdet.models.simple import simple
@@ -217,6 +217,74 @@ def test_branches_are_dense_layers_with_relu_between():
         wanted = np.maximum(0, wanted @ layer["kernel"] + layer["bias"])
     wanted = wanted @ dense[2]["kernel"] + dense[2]["bias"]
     np.testing.assert_allclose(branch.apply(variables, x), wanted, atol=1e-5)
+
+
+def celled():
+    """A branch of cells, random variables of it, and two maps of a pyramid."""
+    branch, random = Cells(width=6, levels=2), np.random.default_rng(3)
+    maps = tuple(random.normal(size=(3, *of)).astype(np.float32) for of in ((4, 6, 5), (2, 3, 7)))
+    variables = fill(outputs(branch, maps)[1])
+    return branch, variables, maps
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def said(branch, variables, maps, train=False):
+    """(boxes [B, 4], the five numbers of all cells [B, h, w, 5])."""
+    kept = ["intermediates", "batch_stats"]
+    box, seen = branch.apply(variables, maps, train, capture_intermediates=True, mutable=kept)
+    return box, seen["intermediates"]["out"]["__call__"][0]
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_a_box_of_cells_is_the_mean_of_theirs_by_weight(train):
+    found, told = said(*celled(), train)
+    for box, cells in zip(np.asarray(found), np.asarray(told, float), strict=True):
+        total, wanted = 0.0, np.zeros(4)
+        for i in range(4):
+            for j in range(6):
+                left, top, right, bottom, logit = cells[i, j]
+                x, y = (j + 0.5) / 6, (i + 0.5) / 4
+                total += np.exp(logit)
+                wanted += np.exp(logit) * np.array([x - left, y - top, x + right, y + bottom])
+        wanted /= total
+        np.testing.assert_allclose(box, wanted if train else wanted.clip(0, 1), atol=1e-5)
+    assert not train or (found < 0).any() or (found > 1).any()
+
+
+def test_a_box_of_cells_begins_over_the_middle():
+    branch, _, maps = celled()
+    fresh = host.evaluate(branch.init, jax.random.key(0), maps)
+    box, _ = said(branch, fresh, tuple(0 * m for m in maps))
+    np.testing.assert_allclose(box, [[0.25, 0.25, 0.75, 0.75]] * 3, atol=1e-6)
+
+
+def test_every_number_of_a_branch_of_cells_learns():
+    branch, variables, maps = celled()
+
+    @jax.jit
+    @jax.grad
+    def slopes(params):
+        box, _ = said(branch, {**variables, "params": params}, maps, True)
+        return jnp.square(box - 0.3).sum()
+
+    for path, leaf in paths(slopes(variables["params"])).items():
+        assert np.isfinite(leaf).all() and leaf.any() != path.startswith("neck/out2"), path
+
+
+def test_a_network_whose_box_is_found_by_cells_keeps_its_classifier():
+    dense, cells = (
+        outputs(Tiny(features=TinyResNet, boxer=boxer), shaped(2, 32, 48, 3))
+        for boxer in (None, partial(Cells, width=6, levels=2))
+    )
+    assert [out.shape for out in cells[0]] == [(2, 3), (2, 4)]
+    for part in ("features", "classifier"):
+        assert shapes(cells[1]["params"][part]) == shapes(dense[1]["params"][part])
+    assert cells[1]["params"]["boxer"]["neck"]["lateral2"]["kernel"].shape == (1, 1, 16, 6)
+
+
+def test_the_configuration_names_the_branch_of_the_box():
+    assert network(Config(model="lite0"))[0].boxer is None
+    assert network(Config(model="lite0", box_head="cells"))[0].boxer.func is Cells
 
 
 def test_every_layer_is_a_row_of_the_operation_table():

@@ -54,8 +54,8 @@ WHERE = {
     "mirror": (changes.mirror, 0.0),
     "mirror_down": (changes.mirror_down, 0.0),
     "zoom": (partial(changes.zoom, shift=0.3), 1.0),
-    "crop": (changes.crop, 1.5),
-    "turn": (changes.turn, 1.5),
+    "random_resized_crop": (changes.random_resized_crop, 1.5),
+    "rotate": (changes.rotate, 1.5),
 }
 
 
@@ -99,7 +99,7 @@ def test_turning_is_the_loop_and_boxes_hold_the_corners(monkeypatch):
     scene = changes.Scene(image, box, np.zeros(1, int), one, ~one)
     for angle in (-0.5, 0.3, np.pi / 2):
         monkeypatch.setattr(jax.random, "uniform", lambda *_, a=angle, **__: jnp.rad2deg(a))
-        found = changes.turn(jax.random.key(0), scene)
+        found = changes.rotate(jax.random.key(0), scene)
         np.testing.assert_allclose(found.image, slow.turned_photo(image, angle), atol=1e-5)
         x, y = np.array([(x, y) for x in (5, 12) for y in (3, 8)]).T - [[8.5], [5.5]]
         x, y = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
@@ -119,7 +119,7 @@ def test_scaling_and_moving_is_the_loop(factor, moved):
 def test_a_crop_has_the_share_and_the_shape_that_are_asked_for():
     box = (0, 0, WIDTH, HEIGHT)
     for area, aspect in ((0.25, 1.0), (0.5, 1.5)):
-        part = partial(changes.crop, area=(area, area), aspect=aspect)
+        part = partial(changes.random_resized_crop, area=(area, area), aspect=aspect)
         ramp = photo(box)._replace(image=_ramps())
         for scene in rows(many(part, 12, ramp)):
             down, across = (np.ptp(scene.image[4:-4, 4:-4, i]) for i in (0, 1))
@@ -140,7 +140,7 @@ LOOKS = {
     "light": changes.light,
     "colour": changes.colour,
     "noise": changes.noise,
-    "holes": changes.holes,
+    "cutout": changes.cutout,
 }
 
 
@@ -159,7 +159,7 @@ def test_noise_is_as_strong_as_drawn_and_holes_are_as_large_as_allowed():
     grey = photo()._replace(image=np.full((HEIGHT, WIDTH, 3), 0.45, np.float32))
     spreads = [s.image.std() for s in rows(many(partial(changes.noise, strength=0.1), 40, grey))]
     assert 0 <= min(spreads) < 0.02 < 0.08 < max(spreads) < 0.105
-    for scene in rows(many(partial(changes.holes, count=1, side=0.5), 40, grey)):
+    for scene in rows(many(partial(changes.cutout, count=1, side=0.5), 40, grey)):
         y, x = np.nonzero(scene.image[..., 0] == changes.GREY)
         assert not len(y) or (np.ptp(y) <= HEIGHT / 2 and np.ptp(x) <= WIDTH / 2)
 
@@ -183,8 +183,8 @@ def totals(part, count=300):
 
 
 def test_in_turn_takes_all_in_order_with_a_key_each():
-    assert totals(changes.in_turn(adds(1), times(10)), 3) == {20: 3}
-    twice = many(changes.in_turn(changes.noise, changes.noise), 3)
+    assert totals(changes.compose(adds(1), times(10)), 3) == {20: 3}
+    twice = many(changes.compose(changes.noise, changes.noise), 3)
     once = many(changes.noise, 3)
     assert not np.allclose(twice.image, once.image)
 
@@ -203,7 +203,7 @@ def test_some_of_takes_that_many_in_order():
 
 
 def test_any_order_is_taken_as_often_as_another():
-    found = totals(changes.in_any_order(adds(1), times(10), times(2)))
+    found = totals(changes.random_order(adds(1), times(10), times(2)))
     orders = Counter({40: 1 / 3, 30: 1 / 6, 22: 1 / 6, 21: 1 / 3})  # of 1: 2 * 10 * 2, ...
     assert set(found) <= {40.0, 22.0, 30.0, 21.0}
     assert {k: pytest.approx(v * 300, abs=35) for k, v in orders.items()} == found
@@ -242,7 +242,7 @@ def test_a_mosaic_has_four_photos_and_the_boxes_that_are_left_of_them():
 
 def test_two_photos_mixed_have_the_boxes_of_both():
     keys, before = jax.random.split(jax.random.key(0), len(BOXES)), batch(BOXES)
-    found = jax.device_get(jax.jit(changes.mixed)(keys, before))
+    found = jax.device_get(jax.jit(changes.mixup)(keys, before))
     for i, scene in enumerate(rows(found)):
         a, b = np.asarray(before.image[i]), np.asarray(before.image[(i + 1) % len(BOXES)])
         share = np.median(((scene.image - b) / np.where(a == b, np.inf, a - b))[a != b])
@@ -252,7 +252,7 @@ def test_two_photos_mixed_have_the_boxes_of_both():
         np.testing.assert_array_equal(scene.valid, [False, True, False, True])
 
 
-@pytest.mark.parametrize("joined, slots", [(changes.mosaic, 8), (changes.mixed, 4)])
+@pytest.mark.parametrize("joined, slots", [(changes.mosaic, 8), (changes.mixup, 4)])
 def test_without_a_chance_a_scene_stays_and_has_room(joined, slots):
     keys, before = jax.random.split(jax.random.key(0), len(BOXES)), batch(BOXES)
     found = jax.jit(partial(joined, chance=0.0))(keys, before)
@@ -264,7 +264,7 @@ def test_without_a_chance_a_scene_stays_and_has_room(joined, slots):
 
 def test_plain_jit_and_vmap_agree():
     keys = jax.random.split(jax.random.key(1), 2)
-    part = changes.in_turn(changes.mirror_down, changes.holes)
+    part = changes.compose(changes.mirror_down, changes.cutout)
     whole = rows(jax.jit(jax.vmap(part, in_axes=(0, None)))(keys, photo()))
     plain, alone = part(keys[0], photo()), jax.jit(part)(keys[1], photo())
     for found, expected in zip((plain, alone), whole, strict=True):

@@ -48,7 +48,7 @@ def images():
 
 
 def test_every_view_finds_the_object_where_it_is_in_the_image(images):
-    found = jax.jit(looking(detect.MANY_WAYS).predict)({}, images)
+    found = jax.jit(looking(detect.TTA).predict)({}, images)
     assert found["valid"].sum(1).tolist() == [6, 6]
     mirrored = (128 - BOX[2], BOX[1], 128 - BOX[0], BOX[3])
     for row, expected in zip(found["boxes"], (BOX, mirrored), strict=True):
@@ -57,13 +57,13 @@ def test_every_view_finds_the_object_where_it_is_in_the_image(images):
 
 
 def test_boxes_of_all_views_are_suppressed_together(images):
-    found = jax.jit(looking(detect.MANY_WAYS, 0.5).predict)({}, images)
+    found = jax.jit(looking(detect.TTA, 0.5).predict)({}, images)
     assert found["valid"].sum(1).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("scale, shape", [(1.0, (96, 128)), (0.5, (64, 64)), (1.3, (128, 160))])
 def test_training_images_of_another_size_have_their_boxes_on_the_objects(images, scale, shape):
-    task = looking(detect.AS_IT_IS)._replace(change=lambda keys, batch, at: batch)
+    task = looking(detect.PLAIN)._replace(change=lambda keys, batch, at: batch)
     at = At(True, jnp.int32(0), jnp.int32(0), {}, scale=scale)
     batch = {"image": images * 255, "boxes": np.float32([[BOX], [(56, 20, 88, 60)]])}
     found = task.augment(None, batch, at)
@@ -75,6 +75,6 @@ def test_training_images_of_another_size_have_their_boxes_on_the_objects(images,
 
 
 def test_a_view_as_it_is_and_a_mirrored_one_are_exact(images):
-    for views in (detect.AS_IT_IS, (detect.View(1.0, True),)):
+    for views in (detect.PLAIN, (detect.View(1.0, True),)):
         found = looking(views).predict({}, images)
         np.testing.assert_array_equal(found["boxes"][0, 0], BOX)
