@@ -20,13 +20,14 @@ class StopRequested(BaseException):
     """A signal asked the run to save and end; raised between two batches."""
 
 
-def fit(system, config, folder, *, show, stop=lambda: False):
+def fit(system, config, folder, *, show, stop=lambda: False, programs=None):
     """Train `system` as `config` says in the run `folder`, from its last checkpoint if it has one.
 
-    `show` is a `progress.Progress`; `stop()` turning true saves and ends.  Returns True when the
-    run is complete.  Raises `DivergedError` when the loss stops being finite.
+    `show` is a `progress.Progress`; `stop()` turning true saves and ends; `programs` are those of
+    the system if they are made already.  Returns True when the run is complete.  Raises
+    `DivergedError` when the loss stops being finite.
     """
-    loop = Loop(Programs(system, config), system, config, folder, show, stop)
+    loop = Loop(programs or Programs(system, config), system, config, folder, show, stop)
     show.begin(loop.at * config.batch, loop.plan.steps * config.batch)
     try:
         while not loop.complete():

@@ -18,22 +18,38 @@ def labelled_boxes(rows, classes):
     `labels` has the same for the photos of each label, with their counts, and `confusion [K, K]`
     counts photos by true label (rows) and predicted label (columns).
     """
+    return _by_label(rows, classes, _of_boxes)
+
+
+def labelled(rows, classes):
+    """Scores of one label an image: `label` and `predicted` of `labelled_boxes` alone."""
+    return _by_label(rows, classes, _of_labels)
+
+
+def _by_label(rows, classes, scores):
+    """`scores(rows)` of all rows and, under `labels`, of those of each label; and `confusion`."""
     count = len(classes)
     pairs = np.asarray(rows["label"]) * count + np.asarray(rows["predicted"])
     confusion = np.bincount(pairs, minlength=count * count).reshape(count, count)
     labels = {}
     for i, name in enumerate(classes):
         of_label = {key: column[rows["label"] == i] for key, column in rows.items()}
-        labels[name] = _scores(of_label) if confusion[i].any() else {"count": 0, "correct": 0}
-    return {**_scores(rows), "labels": labels, "confusion": confusion.tolist()}
+        labels[name] = scores(of_label) if confusion[i].any() else {"count": 0, "correct": 0}
+    return {**scores(rows), "labels": labels, "confusion": confusion.tolist()}
 
 
-def _scores(rows):
-    right, iou = rows["label"] == rows["predicted"], rows["iou"].astype(np.float64)
+def _of_labels(rows):
+    right = rows["label"] == rows["predicted"]
     return {
         "count": len(right),
         "correct": int(right.sum()),
         "accuracy": float(right.mean()),
+    }
+
+
+def _of_boxes(rows):
+    right, iou = rows["label"] == rows["predicted"], rows["iou"].astype(np.float64)
+    return _of_labels(rows) | {
         "iou": float(iou.mean()),
         "iou_median": float(np.median(iou)),
         "right_iou": float((right * iou).mean()),

@@ -15,8 +15,6 @@ from typing import Any, NamedTuple
 
 from flax import struct
 
-from jaxdet.errors import InputError  # noqa: F401  for a while
-
 Array = Any  # a jax.Array, traced or not; or a NumPy array on the host
 Batch = dict[str, Array]
 Tree = Any  # a pytree of arrays

@@ -20,7 +20,7 @@ types
 ops losses metrics optim weights
 models data pretrained
 timing tables parallel runs checkpoint progress plots describe roofline tasks
-evaluate classic train fit sweep
+evaluate classic train fit budget sweep
 configs
 flags pages options commands cli
 """

@@ -3,16 +3,15 @@
 import signal
 from dataclasses import fields
 
-from jaxdet import configs, fit, flags, runs
+from jaxdet import budget, configs, fit, flags, progress, runs
 from jaxdet import train as training
 from jaxdet.commands import common
 from jaxdet.errors import InputError
-from jaxdet.progress import Progress
 
 
 def run(name, options, config, words):
     """`jaxdet train SYSTEM`: a new run, or the rest of one."""
-    folder, show = options.out, Progress(quiet=options.quiet)
+    folder, show = options.out, progress.Progress(quiet=options.quiet)
     going_on = options.resume and runs.holds_something(folder)
     config = common.absolute(config)
     if going_on:
@@ -21,16 +20,30 @@ def run(name, options, config, words):
         runs.vacant(folder, overwrite=options.overwrite)
     among = training.devices(config)
     system = configs.build(name, config)
+    programs = None
     if not going_on:
         training.try_weights(system, config)
         common.tell_skipped(system.notes, show.line)
+        if config.time_budget:
+            programs = fit.Programs(system, config)
+            config = budget.planned(programs, system, config, progress.since_start() or 0.0)
+            show.line(f"{config.epochs} epochs fit into {config.time_budget:g} s")
         common.begin(folder, name, config, system)
     runs.write_environment(folder, among)
     with common.caught_signals() as caught:
-        complete = fit.fit(system, config, folder, show=show, stop=lambda: bool(caught))
+
+        def stop():
+            return bool(caught) or _late(config)
+
+        complete = fit.fit(system, config, folder, show=show, stop=stop, programs=programs)
     if complete:
         show.line(f"{folder} is complete; see jaxdet eval {folder}, jaxdet predict {folder}")
     return 130 if signal.SIGINT in caught else 0
+
+
+def _late(config):
+    """Whether the seconds of this process are over."""
+    return bool(config.time_budget) and (progress.since_start() or 0.0) > config.time_budget
 
 
 def _same_config(folder, name, options, words):

@@ -7,7 +7,7 @@ from importlib import import_module
 
 from jaxdet.configs import base
 
-SYSTEMS = ("digits", "objects", "detect")
+SYSTEMS = ("digits", "objects", "detect", "cifar10")
 
 
 def config(name):
@@ -17,6 +17,10 @@ def config(name):
 
 def build(name, chosen):
     """The system that a configuration describes, with its data: a `base.System`."""
+    from jaxdet import budget
+
+    if chosen.max_params:
+        budget.check_parameters(*network(name, chosen), chosen.max_params)
     base.check(chosen)
     return import_module(f"jaxdet.configs.{name}").build(chosen)
 

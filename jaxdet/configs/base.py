@@ -81,6 +81,10 @@ class Training:
     """stop after this many evaluations without a better score; 0 never does"""
     save_minutes: float = 10.0
     """longest time between two checkpoints"""
+    time_budget: float = 0.0
+    """seconds for the whole run, evaluations included: --epochs is then what they allow; 0: none"""
+    max_params: int = 0
+    """refuse a network with more parameters that learn, and say where they are; 0 takes any"""
 
 
 def weights(config):
@@ -101,7 +105,7 @@ def widest(chosen):
 LEAST = {
     **dict.fromkeys(("epochs", "batch", "eval_batch", "accumulate"), 1),
     **dict.fromkeys(("devices", "lr", "warmup", "momentum", "weight_decay", "clip", "ema"), 0),
-    **dict.fromkeys(("seed", "patience", "save_minutes", "drop"), 0),
+    **dict.fromkeys(("seed", "patience", "save_minutes", "drop", "time_budget", "max_params"), 0),
 }
 
 

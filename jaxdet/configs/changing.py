@@ -53,7 +53,9 @@ def change(config):
 
     def changed(each, batch, at):
         scenes = changes.Scene(*(batch[name] for name in changes.Scene._fields))
-        chance = jax.numpy.where(at.epoch < config.epochs - config.plain_last, 1.0, 0.0)
+        known = "steps" in at.hyper
+        epochs = at.hyper["steps"] // at.hyper["epoch_steps"] if known else config.epochs
+        chance = jax.numpy.where(at.epoch < epochs - config.plain_last, 1.0, 0.0)
         for number, part in enumerate(_joins(config)):
             scenes = part(keys.each(each, number), scenes, chance)
         scenes = jax.vmap(one)(keys.each(each, len(_joins(config))), scenes)

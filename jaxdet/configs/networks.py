@@ -1,13 +1,16 @@
 """Networks by name: what `jaxdet describe` and the benchmarks take apart."""
 
 import difflib
+from functools import partial
 from typing import Any, NamedTuple
 
 from jaxdet import configs
 
 LOCALIZERS = ("simple", "deeper", "vgg")  # of seed 000
+SMALL = ("resnet20", "narrow", "tiny", "deep", "tiniest")  # of seed 003
 NAMES = (
     *(*configs.SYSTEMS, *LOCALIZERS, "andrew", "andrew_windows", "lenet"),
+    *SMALL,
     *("resnet18", "resnet34", "resnet50", "lite0"),
     *("mobilenet_v2", "mobilenet_v3", "mobilenet_v3_small"),
 )
@@ -25,31 +28,27 @@ def named(name):
     from jaxdet.errors import InputError
     from jaxdet.models import efficientnet, lenet, mobilenet, resnet, sliding
 
-    match name:
-        case "andrew":
-            return Named(sliding.Andrew(), (1, 28, 28, 3))
-        case "andrew_windows":
-            return Named(sliding.Andrew(form="sequential"), (1, 14, 14, 3))
-        case "lenet":
-            return Named(lenet.LeNet(), (1, 32, 32, 3))
-        case "resnet18":
-            return Named(resnet.ResNet18(), (1, 224, 224, 3))
-        case "resnet34":
-            return Named(resnet.ResNet34(), (1, 224, 224, 3))
-        case "resnet50":
-            return Named(resnet.ResNet50(), (1, 224, 224, 3))
-        case "lite0":
-            return Named(efficientnet.Lite0(), (1, 224, 224, 3))
-        case "mobilenet_v2":
-            return Named(mobilenet.V2(), (1, 224, 224, 3))
-        case "mobilenet_v3":
-            return Named(mobilenet.V3Large(), (1, 224, 224, 3))
-        case "mobilenet_v3_small":
-            return Named(mobilenet.V3Small(), (1, 224, 224, 3))
+    table = {
+        "andrew": (sliding.Andrew, 28),
+        "andrew_windows": (partial(sliding.Andrew, form="sequential"), 14),
+        "lenet": (lenet.LeNet, 32),
+        "resnet18": (resnet.ResNet18, 224),
+        "resnet34": (resnet.ResNet34, 224),
+        "resnet50": (resnet.ResNet50, 224),
+        "lite0": (efficientnet.Lite0, 224),
+        "mobilenet_v2": (mobilenet.V2, 224),
+        "mobilenet_v3": (mobilenet.V3Large, 224),
+        "mobilenet_v3_small": (mobilenet.V3Small, 224),
+    }
+    if name in table:
+        make, side = table[name]
+        return Named(make(), (1, side, side, 3))
     if name in configs.SYSTEMS:
         return of_config(name, configs.config(name)())
     if name in LOCALIZERS:
         return of_config("objects", configs.config("objects")(model=name))
+    if name in SMALL:
+        return of_config("cifar10", configs.config("cifar10")(model=name))
     near = difflib.get_close_matches(name, NAMES, n=len(NAMES), cutoff=0.0)
     raise InputError(f"no model and no run {name!r}; models, nearest first: {', '.join(near)}")
 

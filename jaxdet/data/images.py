@@ -4,12 +4,14 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from jaxdet.errors import InputError
 
 GREY = 114  # of what is beyond the edge of a photo, as YOLO's programs have it
-SUFFIXES = tuple(sorted(Image.registered_extensions()))
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")  # no programs
+Image.preinit()  # the usual formats first: else each JPEG is tried as several others
+SUFFIXES = tuple(sorted(end for end, of in Image.registered_extensions().items() if of in FORMATS))
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises
 
 
@@ -77,7 +79,7 @@ def letterboxed(file, height, width):
 def size(path):
     """Height and width of an image file, from its header, upright as its EXIF data say."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             turned = image.getexif().get(0x0112, 1) >= 5  # orientations that swap the sides
             return image.size if turned else image.size[::-1]
     except UNREADABLE as error:
@@ -103,10 +105,11 @@ def _opened(path, mode):
     path = path() if callable(path) else path
     packed = isinstance(path, bytes)
     try:
-        with Image.open(io.BytesIO(path) if packed else path) as image:
+        with Image.open(io.BytesIO(path) if packed else path, formats=FORMATS) as image:
             return ImageOps.exif_transpose(image).convert(mode)
     except FileNotFoundError:
         raise InputError(f"{path}: no such image") from None
     except UNREADABLE as error:
         name = f"{len(path)} bytes" if packed else path
-        raise InputError(f"{name}: not a readable image ({error})") from None
+        why = "no format that is known" if isinstance(error, UnidentifiedImageError) else error
+        raise InputError(f"{name}: not a readable image ({why})") from None

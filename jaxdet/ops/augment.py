@@ -126,6 +126,46 @@ def lighting(key, image, *, light=0.3):
     return jnp.clip(image, 0, 1)
 
 
+def cutout(key, image, grey, *, count=1, side=0.5):
+    """Image [H, W, C] with `count` rectangles of up to `side` of its sides in the level `grey`.
+
+    Their middles are anywhere.  DeVries and Taylor 2017, arXiv:1708.04552, whose square is one.
+    """
+    height, width = image.shape[:2]
+    draw = jax.random.uniform(key, (count, 4))
+    whole = jnp.float32([[height, width]])
+    middle, half = draw[:, :2] * whole, draw[:, 2:] * whole * side / 2
+    rows, columns = jnp.arange(height)[None] + 0.5, jnp.arange(width)[None] + 0.5
+    down = jnp.abs(rows - middle[:, :1]) < half[:, :1]  # [count, H]
+    across = jnp.abs(columns - middle[:, 1:]) < half[:, 1:]
+    hidden = (down[:, :, None] & across[:, None]).any(0)[..., None]
+    return jnp.where(hidden, jnp.asarray(grey, image.dtype), image)
+
+
+def shifted(key, image, *, pad=4):
+    """Image [H, W, C] padded by `pad` pixels of 0 on all sides, and cropped back anywhere.
+
+    Lee et al. 2015, arXiv:1409.5185.
+    """
+    edged = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+    place = jax.random.randint(key, (2,), 0, 2 * pad + 1)
+    return jax.lax.dynamic_slice(edged, (*place, 0), image.shape)
+
+
+def mixup(keys, images, wanted, *, alpha=0.2):
+    """Images [B, ...] mixed with the next of the batch, and their `wanted [B, K]` as much.
+
+    The share of the first is from Beta(alpha, alpha).  Zhang et al. 2017, arXiv:1710.09412.
+    """
+    share = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha))(keys)
+
+    def mixed(of):
+        by = share.reshape(-1, *(1,) * (of.ndim - 1))
+        return by * of + (1 - by) * jnp.roll(of, -1, 0)
+
+    return mixed(images), mixed(wanted)
+
+
 def _patch_side(shape, scale):
     """Side of a square that holds the digit at any angle, and the pixel that bilinear blur adds."""
     return math.ceil(max(scale) * math.sqrt(2) * (max(shape) + 1))

@@ -198,15 +198,7 @@ def cutout(key, scene, *, count=4, side=0.2):
 
     DeVries and Taylor 2017 (cutout), arXiv:1708.04552.
     """
-    height, width = scene.image.shape[:2]
-    draw = jax.random.uniform(key, (count, 4))
-    whole = jnp.float32([[height, width]])
-    middle, half = draw[:, :2] * whole, draw[:, 2:] * whole * side / 2
-    rows, columns = jnp.arange(height)[None] + 0.5, jnp.arange(width)[None] + 0.5
-    down = jnp.abs(rows - middle[:, :1]) < half[:, :1]  # [count, H]
-    across = jnp.abs(columns - middle[:, 1:]) < half[:, 1:]
-    hidden = (down[:, :, None] & across[:, None]).any(0)[..., None]
-    return scene._replace(image=jnp.where(hidden, GREY, scene.image))
+    return scene._replace(image=augment.cutout(key, scene.image, GREY, count=count, side=side))
 
 
 # New scenes of several: of a batch of B, with slots for the boxes of all that are joined.

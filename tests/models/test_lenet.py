@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdet.errors import InputError
 from jaxdet.models.lenet import (
     Doubled,
     ExtraBoth,
@@ -14,7 +15,6 @@ from jaxdet.models.lenet import (
     Smaller,
 )
 from jaxdet.ops import flops
-from jaxdet.types import InputError
 from tests.models.test_resnet import size
 from tests.models.test_sliding import fill
 

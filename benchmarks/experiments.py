@@ -1,0 +1,173 @@
+"""Trainings that answer a question: the experiments of the seeds, each a command and a table.
+
+    python -m benchmarks.experiments epochs --root DIR
+    python -m benchmarks.experiments shares plain long --root DIR --size 112
+
+Every run is `jaxdet train` into a folder of its own under `--out`, continued if it was stopped and
+left alone once it is complete, and is judged on the test split.  Runs take minutes to hours, which
+is why `benchmarks.all` does not start them; it only puts what they found on its page.
+
+| name | question |
+|---|---|
+| epochs | objects, Simple: 20, 50 and 200 epochs |
+| shares | objects, Simple: 1, 5, 10 and 20% of all photos for training, 20% for validation |
+| plain | objects, Simple: without dropout, without batch norm |
+| long | objects, Simple without either, 200 epochs, .5% for validation: best against last |
+| assigners | detect from scratch: task-aligned assignment against the baseline, three seeds each |
+"""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from benchmarks import harness
+from jaxdet import runs, tables
+from jaxdet.errors import InputError
+
+OBJECTS = "--model simple --lr 2e-3 --size {size}"
+DETECT = "--size 256 320 --epochs {epochs} --flip-down"
+SCORES = {
+    "objects": ("accuracy", "iou", "iou50", "iou70", "loss"),
+    "detect": ("map", "map50", "map75", "loss"),
+}
+
+
+class Run(NamedTuple):
+    """One training."""
+
+    name: str
+    words: str  # options of `jaxdet train`; {size} and {epochs} are those of the benchmark
+    checkpoints: tuple[str, ...] = ("best",)  # to judge
+
+
+class Experiment(NamedTuple):
+    """A question."""
+
+    system: str
+    trained: tuple[Run, ...]
+
+
+EXPERIMENTS = {
+    "epochs": Experiment(
+        "objects",
+        tuple(Run(f"{n}_epochs", f"{OBJECTS} --epochs {n}") for n in (20, 50, 200)),
+    ),
+    "shares": Experiment(
+        "objects",
+        tuple(
+            Run(f"{n}_percent", f"{OBJECTS} --epochs 20 --cut-val .2 --train-frac {n / 100}")
+            for n in (1, 5, 10, 20)
+        ),
+    ),
+    "plain": Experiment(
+        "objects",
+        (
+            Run("dropout_and_norm", f"{OBJECTS} --epochs 20"),
+            Run("no_dropout", f"{OBJECTS} --epochs 20 --dropout 0"),
+            Run("no_norm", f"{OBJECTS} --epochs 20 --no-norm"),
+            Run("neither", f"{OBJECTS} --epochs 20 --dropout 0 --no-norm"),
+        ),
+    ),
+    "long": Experiment(
+        "objects",
+        (
+            Run(
+                "neither_200_epochs",
+                f"{OBJECTS} --epochs 200 --dropout 0 --no-norm --cut-val .005 --cut-test .1",
+                ("best", "last"),
+            ),
+        ),
+    ),
+    "assigners": Experiment(
+        "detect",
+        tuple(
+            Run(f"{assigner}_{seed}", f"{DETECT} --assigner {assigner} --seed {seed}")
+            for assigner in ("tal", "iou")
+            for seed in range(3)
+        ),
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Trainings that answer a question, and their table."""
+
+    names: tuple[str, ...] = tuple(EXPERIMENTS)
+    """experiments to run; all by default"""
+    root: str = ""
+    """folder of the data"""
+    size: int = 224
+    """objects: side of the input in pixels"""
+    epochs: int = 18
+    """detect: passes over the training set"""
+    out: Path = Path("runs/experiments")
+    """folder of the runs"""
+    results: Path | None = None
+    """folder for experiment_NAME.json and experiment_NAME.md"""
+
+
+def main(argv=None):
+    """Run with the words of the command line; returns the exit code."""
+    return harness.door("experiments", Options, argv, report)
+
+
+def report(options):
+    """Train what is not trained yet, judge, print and write a table an experiment."""
+    unknown = [name for name in options.names if name not in EXPERIMENTS]
+    if unknown:
+        raise InputError(f"--names {' '.join(unknown)}: known are {', '.join(EXPERIMENTS)}")
+    if not options.root:
+        raise InputError("--root: the folder of the data is wanted")
+    for name in options.names:
+        experiment = EXPERIMENTS[name]
+        rows = [row for run in experiment.trained for row in trained(experiment, run, options)]
+        place = options.results and options.results / f"experiment_{name}"
+        harness.show(tables.markdown(rows, list(rows[0])), place and place.with_suffix(".md"))
+        if place:
+            chosen = {"system": experiment.system, "question": name}
+            kept = place.with_suffix(".json")
+            harness.write("experiments", rows, kept, jax.devices(), options=options, **chosen)
+
+
+def trained(experiment, run, options):
+    """Rows of a run, one a checkpoint: scores on the test split, and how long an epoch took."""
+    words = run.words.format(size=options.size, epochs=options.epochs).split()
+    folder = options.out / run.name
+    begun = [] if runs.holds_something(folder) else [*words, "--root", options.root]
+    jaxdet("train", experiment.system, "--out", str(folder), "--resume", *begun)
+    lines = runs.read_metrics(folder)
+    seconds = sorted(sum(line["time"].values()) for line in lines[1:])
+    for checkpoint in run.checkpoints:
+        said = jaxdet("eval", str(folder), "--checkpoint", checkpoint, "--json")
+        scores = json.loads(said.splitlines()[-1])
+        (epoch,) = (line["epoch"] for line in lines if line["step"] == scores["step"])
+        yield {
+            "run": run.name,
+            "checkpoint": checkpoint,
+            "epoch": epoch,
+            **{name: scores[name] for name in SCORES[experiment.system]},
+            "median s of an epoch": seconds[len(seconds) // 2],
+            "options": " ".join(words),
+        }
+
+
+def jaxdet(*words):
+    """What a command of jaxdet prints; InputError with its last line where it fails."""
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxdet.cli", *words],
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise InputError(done.stderr.strip().splitlines()[-1])
+    return done.stdout
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,229 @@
+"""CIFAR-10: small images in ten classes, within a budget of parameters and of time (seed 003).
+
+    jaxdet train cifar10 --root DIR                                  # PyTorch's tutorial, 2 epochs
+    jaxdet describe runs/cifar10                                     # every layer, every operation
+    jaxdet train cifar10 --root DIR --model tiny --time-budget 3600 --batch 128 --optimizer adamw \\
+        --lr 5e-3 --schedule cosine --warmup 200 --weight-decay .05 --ema .999 --smoothing .1 \\
+        --flip --crop 4
+
+DIR has CIFAR-10 in any of its forms: `jaxdet.data.cifar` lists them.  Nothing is downloaded.  The
+validation part is cut from the training images; the test images choose nothing.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Literal
+
+from jaxdet.configs import base
+from jaxdet.configs.base import System, Training
+from jaxdet.errors import InputError
+
+Model = Literal[
+    *("tutorial", "doubled", "extra_conv", "extra_dense", "extra_both", "two_3x3", "inception"),
+    *("resnet20", "narrow", "tiny", "deep", "tiniest"),
+]
+TUTORIALS = {
+    "tutorial": "LeNet",
+    "doubled": "Doubled",
+    "extra_conv": "ExtraConv",
+    "extra_dense": "ExtraDense",
+    "extra_both": "ExtraBoth",
+    "two_3x3": "Smaller",
+    "inception": "Parallel",
+}
+
+
+@dataclass(frozen=True)
+class Config(Training):
+    """One label for images of 32 x 32 pixels."""
+
+    WEIGHTS: ClassVar = ("dropout",)
+    SHARES: ClassVar = ("train_frac",)
+
+    root: str = ""
+    """folder or file of CIFAR-10, or tfds:NAME, a set prepared before"""
+    cut_val: float = 0.1
+    """share of the training images for validation"""
+    train_frac: float = 1.0
+    """share of the other training images that is used"""
+    split_seed: int = 0
+    """draws the images for validation"""
+    model: Model = "tutorial"
+    """network: PyTorch's tutorial and its variants, or a larger one"""
+    widths: tuple[int, ...] = ()
+    """tutorial and its variants: channels of the convolutions, such as 6 16; () is the model's"""
+    dense: tuple[int, ...] = ()
+    """tutorial and its variants: outputs of the dense layers, such as 120 84; () is the model's"""
+    activation: Literal["own", "relu", "leaky_relu", "elu", "gelu", "swish", "tanh", "sigmoid"] = (
+        "own"
+    )
+    """of all hidden layers; own is the network's (relu; tiny and deep: gelu)"""
+    norm: bool = False
+    """tutorial and its variants: batch norm after each convolution; the others have it"""
+    dropout: float = 0.0
+    """share of the numbers before a dense layer that is dropped"""
+    loss: Literal["cross_entropy", "binary", "squared", "hinge"] = "cross_entropy"
+    """loss of the label"""
+    smoothing: float = 0.0
+    """label smoothing"""
+    flip: bool = False
+    """mirror half of the training images"""
+    crop: int = 0
+    """training images are padded by so many pixels and cropped anywhere; the usual is 4"""
+    cutout: float = 0.0
+    """hide a rectangle of up to this share of a training image's sides"""
+    light: float = 0.0
+    """brightness and contrast of training images change by up to this share"""
+    mixup: float = 0.0
+    """training images are mixed by shares from Beta(mixup, mixup)"""
+    max_params: int = 262_144
+    epochs: int = 2
+    batch: int = 4
+    eval_batch: int = 400
+    optimizer: Literal["adamw", "sgd"] = "sgd"
+    schedule: Literal["cosine", "piecewise", "constant"] = "constant"
+
+
+def network(config, classes=10):
+    """The network of a `Config`, and the shape [B, H, W, C] of its input."""
+    import jax.numpy as jnp
+    from flax import linen as nn
+
+    from jaxdet.models import cifar, lenet, tiniest, tiny
+    from jaxdet.ops import conv
+
+    part = {
+        "classes": classes,
+        "conv_general_dilated": partial(conv.conv, impl=config.conv),
+        "dtype": jnp.bfloat16 if config.bfloat16 else None,
+        "rate": 1.0 if config.dropout else 0.0,  # times `dropout`, which a sweep may vary
+    }
+    own = config.activation == "own"
+    bent = part if own else {**part, "activation": getattr(nn, config.activation)}
+    match config.model:
+        case "resnet20":
+            net = cifar.ResNet20(**part)
+        case "narrow":
+            net = cifar.Narrow(**part)
+        case "tiny":
+            net = tiny.Tiny(**bent)
+        case "deep":
+            net = tiny.Deep(**bent)
+        case "tiniest":
+            net = tiniest.Tiniest(**part)
+        case name:
+            sizes = {key: getattr(config, key) for key in ("widths", "dense")}
+            sizes = {key: value for key, value in sizes.items() if value}
+            net = getattr(lenet, TUTORIALS[name])(**bent, **sizes, norm=config.norm)
+    return net, (1, 32, 32, 3)
+
+
+def build(config):
+    """The system of a `Config`."""
+    from jaxdet.data import cifar, images
+    from jaxdet.tasks import classify
+
+    _check(config)
+    splits, classes = _splits(config, *cifar.read(config.root))
+    net, (_, *shape) = network(config, len(classes))
+    task = classify.Classifier(
+        net,
+        classes,
+        _change(config),
+        _mix(config),
+        loss_kind=config.loss,
+        smoothing=config.smoothing,
+    ).task()
+    system = System(
+        task=task,
+        splits=splits,
+        hyper=base.weights(config),
+        about={
+            "classes": list(classes),
+            "input": shape,
+            "normalisation": "(level / 255 - .5) / .5",
+        },
+        read=partial(images.levels, side=shape[0]),
+    )
+    return system._replace(part=partial(_part, system))
+
+
+def _splits(config, found, classes):
+    """({split: source}, classes): the validation images are some of those for training."""
+    import numpy as np
+
+    train = found["train"]
+    order = np.random.default_rng(config.split_seed).permutation(len(train))
+    held = max(round(config.cut_val * len(train)), 1)
+    kept = _used(config, len(train) - held)
+    splits = {"train": train.take(order[held : held + kept]), "val": train.take(order[:held])}
+    return {**splits, "test": found["test"]}, classes
+
+
+def _used(config, count):
+    """How many of `count` images for training are used."""
+    return max(round(config.train_frac * count), 1)
+
+
+def _part(system, config):
+    """The system with the training images of `config`, which are the first of those it has."""
+    whole = system.splits["train"]
+    held = len(system.splits["val"])
+    count = min(len(whole), _used(config, round(held / config.cut_val) - held))
+    return system._replace(splits=system.splits | {"train": whole.first(count)})
+
+
+def _change(config):
+    """How a training image is changed, or None."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxdet.ops import augment
+
+    def flipped(key, image):
+        return augment.mirror(key, image, jnp.zeros(4))[0]
+
+    def lit(key, image):
+        return 255 * augment.lighting(key, image / jnp.float32(255), light=config.light)
+
+    parts = [
+        (flipped, config.flip),
+        (partial(augment.shifted, pad=config.crop), config.crop),
+        (partial(augment.cutout, grey=128, side=config.cutout), config.cutout),
+        (lit, config.light),
+    ]
+    parts = [part for part, wanted in parts if wanted]
+
+    def change(key, image):
+        for number, part in enumerate(parts):
+            image = part(jax.random.fold_in(key, number), image)
+        return image
+
+    return change if parts else None
+
+
+def _mix(config):
+    """How training images are mixed, or None."""
+    from jaxdet.ops import augment
+
+    return partial(augment.mixup, alpha=config.mixup) if config.mixup else None
+
+
+def _check(config):
+    """Refuse what no training can use, before any image is read."""
+    base.check_shares(config, "cut_val", "dropout", "smoothing", "cutout", "light")
+    if not config.cut_val:
+        raise InputError("--cut-val 0: a share above 0 is wanted; it chooses the best checkpoint")
+    if not 0 < config.train_frac <= 1:
+        raise InputError(f"--train-frac {config.train_frac:g}: above 0 and at most 1 is wanted")
+    if not 0 <= config.crop <= 32:
+        raise InputError(f"--crop {config.crop}: 0 to 32 pixels are wanted")
+    if config.mixup < 0:
+        raise InputError(f"--mixup {config.mixup:g}: at least 0 is wanted")
+    if min(config.widths + config.dense, default=1) < 1:
+        raise InputError("--widths and --dense: every width must be at least 1")
+    sized = config.widths or config.dense or config.norm
+    if sized and config.model not in TUTORIALS:
+        raise InputError(f"--widths, --dense and --norm are not for --model {config.model}")
+    if config.activation != "own" and config.model in ("resnet20", "narrow", "tiniest"):
+        raise InputError(f"--activation is not for --model {config.model}")

@@ -1,0 +1,225 @@
+"""Images in a folder a class: `CLASS/FILE`, or `PART/CLASS/FILE` for the parts train, val and test.
+
+Such folders are on disk or in a tar file, plain or gzipped, which is read once, in memory: none of
+its names is ever a name on disk.  They may all be below one more folder.  What lies beside folders
+of classes, like a README, is passed over, and so is what is hidden: names that begin with a dot.
+"""
+
+import gzip
+import io
+import os
+import tarfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxdet import weights
+from jaxdet.data import arrays, images, scenes
+from jaxdet.errors import InputError
+
+PARTS = ("train", "val", "test")
+WHOLE = "all"  # the part that a set without parts has
+DEPTH = 4  # folders: one around all, a part, a class, and one that is there by mistake
+SPANS = 64  # pieces of work for threads: to hand over a tiny image costs more than to decode it
+GZIP = b"\x1f\x8b"  # how every gzip file begins
+WANTED = "a folder, or a .tar or .tar.gz file of one, is wanted"
+LAYOUT = "CLASS/FILE or PART/CLASS/FILE is wanted, PART one of " + ", ".join(PARTS)
+NO_FILE = "left out: a folder in that of a class"
+NO_PART = "left out: no folders of classes in it, or none of " + ", ".join(PARTS)
+
+
+class Row(NamedTuple):
+    """One file in the folder of a class; whether it is an image, `load` finds out."""
+
+    label: str
+    file: str
+    image: Path | Callable  # a file, or what gives the bytes of one
+    where: str  # for messages
+
+    @property
+    def name(self):
+        """What the image is known by in its part."""
+        return f"{self.label}/{self.file}"
+
+
+class Tree(NamedTuple):
+    """All files of a folder or a tar file."""
+
+    path: Path
+    files: dict[tuple[str, ...], dict[str, Path | Callable]]  # by folder, empty ones as well
+    notes: tuple[str, ...]  # what was wrong, a line each
+
+    def where(self, *names):
+        """A place in it, in one line whatever the names are."""
+        text = "/".join((str(self.path), *names))
+        return text if text.isprintable() else ascii(text)
+
+
+class Folders(NamedTuple):
+    """All images of a data set."""
+
+    classes: tuple[str, ...]  # sorted; a label is a place in it
+    parts: dict[str, list[Row]]
+    notes: tuple[str, ...]  # what was wrong, a line each
+
+
+def read(path):
+    """The `Folders` of a folder or a tar file; InputError when no class has a file."""
+    found = classified(walk(path))
+    if not found.classes:
+        first = f"; first: {found.notes[0]}" if found.notes else ""
+        raise InputError(f"{path}: no folder of a class with files in it; {LAYOUT}{first}")
+    return found
+
+
+def load(rows, classes, side, *, first_id=0):
+    """The source of the rows whose images can be used, and what is wrong with the others.
+
+    image [N, side, side, 3] uint8, as `images.colour` makes it; label [N] int32, the place in
+    `classes`; id [N] int32, which counts rows from `first_id`.  InputError when no image can be
+    used, or a row is of another class.
+    """
+    label = {name: number for number, name in enumerate(classes)}
+    for row in rows:
+        if row.label not in label:
+            raise InputError(f"{row.where}: class {row.label!r}; known: {', '.join(classes)}")
+    image = np.empty((len(rows), side, side, 3), np.uint8)
+    with ThreadPoolExecutor() as pool:
+        spans = np.array_split(np.arange(len(rows)), SPANS)
+        faults = [fault for some in pool.map(partial(_fill, image, rows), spans) for fault in some]
+    notes = [fault for fault in faults if fault]
+    if len(notes) == len(rows):
+        first = f"; first: {notes[0]}" if notes else ""
+        raise InputError(f"none of {len(rows)} images can be used{first}")
+    good = np.array([number for number, fault in enumerate(faults) if not fault], np.int32)
+    columns = {
+        "image": image[good] if notes else image,
+        "label": np.array([label[rows[number].label] for number in good], np.int32),
+        "id": first_id + good,
+    }
+    return arrays.Arrays(columns, names=[rows[number].name for number in good]), notes
+
+
+def walk(path):
+    """The `Tree` of a folder, or of a tar file, told by its content.
+
+    Of a tar file the last of files of one name counts, links and devices do not, and a name that
+    leads out of it is noted and left out.  InputError for what cannot be read, is damaged or cut
+    short.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return Tree(path, _listed(path), ())
+    with weights.reading(path):
+        return Tree(path, *_unpacked(path))
+
+
+def classified(tree):
+    """The `Folders` that a `Tree` holds; without a class where it has none."""
+    inner = {folder: [] for folder in tree.files}
+    for folder in sorted(tree.files):
+        if folder:
+            inner[folder[:-1]].append(folder)
+    home = _home(inner)
+    named = [folder for folder in inner[home] if _is_part(folder) and inner[folder]]
+    beside = [folder for folder in inner[home] if named and folder not in named]
+    places = {folder: scenes.part(folder[-1]) for folder in named} or {home: WHOLE}
+    parts, notes = {}, [f"{tree.where(*folder)}: {NO_PART}" for folder in beside]
+    for place, part in places.items():
+        for folder in inner[place]:
+            parts.setdefault(part, []).extend(_rows(tree, folder))
+            notes += [f"{tree.where(*each)}: {NO_FILE}" for each in inner[folder]]
+            if not tree.files[folder]:
+                notes.append(f"{tree.where(*folder)}: no files in it")
+    classes = {row.label for rows in parts.values() for row in rows}
+    return Folders(tuple(sorted(classes)), parts, (*tree.notes, *notes))
+
+
+def content(file):
+    """The bytes of a file of a `Tree`."""
+    return file() if callable(file) else file.read_bytes()
+
+
+def _home(inner):
+    """The folder that those of classes or parts are in: the one around all, or the tree itself."""
+    match inner[()]:
+        case [alone] if inner[alone] and not _is_part(alone):
+            return alone
+    return ()
+
+
+def _is_part(folder):
+    return scenes.part(folder[-1]) in PARTS
+
+
+def _rows(tree, folder):
+    files = tree.files[folder].items()
+    return [Row(folder[-1], file, image, tree.where(*folder, file)) for file, image in files]
+
+
+def _fill(out, rows, numbers):
+    """Put the images of some rows into their places; what is wrong with each, None for nothing."""
+    faults = []
+    for number in numbers:
+        row, fault = rows[number], None
+        try:
+            out[number], _ = images.colour(row.image, len(out[number]))
+        except InputError as error:
+            fault = f"{row.where}: {str(error).removeprefix(f'{row.image}: ')}"
+        faults.append(fault)
+    return faults
+
+
+def _listed(path):
+    """Files by folder, below one on disk; a link is what it leads to."""
+    files = {}
+    for place, inner, names in os.walk(path, onerror=_raise, followlinks=True):
+        folder = Path(place).relative_to(path).parts
+        found = ((name, Path(place, name)) for name in sorted(names) if _is_shown(name))
+        files[folder] = {name: file for name, file in found if file.is_file()}
+        inner[:] = [name for name in inner if _is_shown(name) and len(folder) < DEPTH]
+    return files
+
+
+def _raise(error):
+    raise InputError(f"{error.filename}: cannot be read: {error.strerror}") from error
+
+
+def _unpacked(path):
+    """Files by folder in a tar file, and what is wrong."""
+    packed = path.read_bytes()
+    packed = gzip.decompress(packed) if packed.startswith(GZIP) else packed
+    if not tarfile.is_tarfile(io.BytesIO(packed)):
+        raise InputError(f"is no tar file; {WANTED}")
+    files, notes = {(): {}}, []
+    with tarfile.open(fileobj=io.BytesIO(packed), mode="r:") as tar:
+        for member in tar:
+            names = tuple(name for name in member.name.split("/") if name not in ("", "."))
+            if ".." in names or member.name.startswith("/"):
+                notes.append(f"{path}: {member.name!r} leads out of it")
+            elif all(map(_is_shown, names)):
+                _add(files, names, member, packed)
+        end = slice(tar.offset, tar.offset + tarfile.BLOCKSIZE)
+    if packed[end] != bytes(tarfile.BLOCKSIZE):  # tarfile takes whatever it is for the end
+        raise EOFError(f"no mark of the end at byte {tar.offset}")
+    return {folder: dict(sorted(files[folder].items())) for folder in files}, tuple(notes)
+
+
+def _add(files, names, member, packed):
+    """Put a folder or a file of a tar file, not a link or a device, where its names say."""
+    is_file = member.isreg() and not member.issparse()
+    if is_file or member.isdir():
+        folder = names[:-1] if is_file else names
+        for depth in range(len(folder) + 1):
+            files.setdefault(folder[:depth], {})
+    if is_file:
+        place = slice(member.offset_data, member.offset_data + member.size)
+        files[folder][names[-1]] = partial(packed.__getitem__, place)
+
+
+def _is_shown(name):
+    return not name.startswith(".")

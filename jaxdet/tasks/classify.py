@@ -1,0 +1,98 @@
+"""One label an image (seeds 003 and 004)."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxdet import metrics, tasks
+from jaxdet.tasks.localize import Levels
+from jaxdet.types import Task
+
+Loss = Literal["cross_entropy", "binary", "squared", "hinge"]
+HALF = Levels((0.5,) * 3, (0.5,) * 3)  # levels of -1 to 1, as in PyTorch's tutorial
+
+
+class Classifier(NamedTuple):
+    """The functions of the task, and what they share.
+
+    `net` gives logits [B, K].  `change(key, image)` alters one training image [H, W, C] of levels
+    in [0, 255], `mix(keys [B], images, wanted [B, K])` a batch of levels in [0, 1] and what it is
+    to be taken for.  `at.hyper` has `dropout`, which multiplies the network's rates.
+    """
+
+    net: Any
+    classes: tuple[str, ...]
+    change: Callable | None = None
+    mix: Callable | None = None
+    loss_kind: Loss = "cross_entropy"
+    smoothing: float = 0.0
+    levels: Levels = HALF
+
+    def task(self):
+        """These functions as a `types.Task`."""
+        report = partial(metrics.labelled, classes=self.classes)
+        return Task(self.init, self.augment, self.loss, self.predict, self.measure, report)
+
+    def init(self, key, batch):
+        """Variables of the network."""
+        return self.net.init(key, batch["image"])
+
+    def augment(self, keys, batch, at):
+        """Images as levels in [0, 1], and `wanted [B, K]`; in training each is changed."""
+        image, wanted = batch["image"], jax.nn.one_hot(batch["label"], len(self.classes))
+        if at.train:
+            wanted = optax.smooth_labels(wanted, self.smoothing)
+            image = jax.vmap(self.change)(keys, image) if self.change else image
+        image = image / jnp.float32(255)
+        if at.train and self.mix:
+            image, wanted = self.mix(keys, image, wanted)
+        return batch | {"image": image, "wanted": wanted}
+
+    def loss(self, variables, batch, key, at):
+        """The share of the loss, and its terms as means over images."""
+        images, extra = self._normal(batch["image"]), {"drop": at.hyper["dropout"]}
+        logits, stats = tasks.forward(key, self.net, variables, images, at, **extra)
+        logits = logits.astype(jnp.float32)
+        terms = {
+            "accuracy": (logits.argmax(-1) == batch["label"]).astype(jnp.float32),
+            "loss": label_losses(self.loss_kind, logits, batch["wanted"]),
+        }
+        rows = tasks.real_rows(batch, at)
+        terms = {name: values @ batch["real"] / rows for name, values in terms.items()}
+        return terms["loss"], (stats, terms)
+
+    def predict(self, variables, images):
+        """`label [B]` and `score [B]` of images [B, H, W, C]; scores are a softmax's."""
+        logits = self.net.apply(variables, self._normal(images), train=False)
+        chances = jax.nn.softmax(logits.astype(jnp.float32))
+        return {"label": chances.argmax(-1), "score": chances.max(-1)}
+
+    def measure(self, predictions, batch):
+        """Labels, true and predicted, [B]."""
+        return {"label": batch["label"], "predicted": predictions["label"]}
+
+    def _normal(self, images):
+        mean, deviation = (np.float32(v)[None, None, None] for v in self.levels)
+        return (images - mean) / deviation
+
+
+def label_losses(kind, logits, wanted):
+    """The loss `kind` of logits [B, K] for shares `wanted [B, K]` of the classes: [B].
+
+    `binary` is the cross entropy of K yes-or-no answers, `squared` the squared distance of the
+    softmax from what is wanted (Brier's score), `hinge` that of Crammer and Singer (2001).
+    """
+    match kind:
+        case "binary":
+            return optax.sigmoid_binary_cross_entropy(logits, wanted).sum(-1)
+        case "squared":
+            return jnp.square(jax.nn.softmax(logits) - wanted).sum(-1)
+        case "hinge":
+            best = (logits + 1 - wanted).max(-1)
+            return best - (logits * wanted).sum(-1)
+    return optax.softmax_cross_entropy(logits, wanted)

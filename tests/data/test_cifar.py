@@ -1,0 +1,341 @@
+import os
+import pickle
+import re
+import struct
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from jaxdet.data import cifar
+from jaxdet.errors import InputError
+from tests.data import test_folders as trees
+from tests.data import test_named as sets
+
+ROWS = {name: 3 for names in cifar.FILES.values() for name in names} | {"test_batch": 2}
+
+
+def batch(name):
+    """Values [N, 3072] and labels of a batch: noise of its own."""
+    draw = np.random.default_rng([*name.encode()])
+    values = draw.integers(0, 256, (ROWS[name], cifar.VALUES), np.uint8)
+    return values, draw.integers(0, 10, ROWS[name]).tolist()
+
+
+def expected(part):
+    """Images and labels of a part, pixel by pixel from the order red, green, blue."""
+    found = [batch(name) for name in cifar.FILES[part]]
+    values = np.concatenate([values for values, _ in found]).reshape(-1, 3, 32, 32)
+    image = np.stack([values[:, channel] for channel in range(3)], axis=-1)
+    return image, [label for _, labels in found for label in labels]
+
+
+def text(value):
+    return b"U" + bytes([len(value)]) + value if len(value) < 256 else sized(value)
+
+
+def sized(value):
+    return b"T" + struct.pack("<i", len(value)) + value
+
+
+def array(values, kind=b"u1", shape=None, order=b"|"):
+    """An array as NumPy 1 pickled it under Python 2, with protocol 2."""
+    rows, columns = shape or values.shape
+    start = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85U\x01b\x87R(K\x01"
+    sides = struct.pack("<BiBi", ord("J"), rows, ord("J"), columns) + b"\x86"
+    dtype = b"cnumpy\ndtype\n" + text(kind) + b"K\0K\x01\x87R(K\x03" + text(order)
+    dtype += b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb"
+    return start + sides + dtype + b"\x89" + sized(values.tobytes()) + b"tb"
+
+
+def numbers(labels):
+    return b"](" + b"".join(struct.pack("<Bi", ord("J"), label) for label in labels) + b"e"
+
+
+def python2(values, labels):
+    """A batch as its author wrote it; bytes are opcodes already."""
+    values = values if isinstance(values, bytes) else array(values)
+    labels = labels if isinstance(labels, bytes) else numbers(labels)
+    items = text(b"batch_label") + text(b"training batch 1 of 5")
+    items += text(b"labels") + labels + text(b"data") + values
+    return b"\x80\x02}q\x01(" + items + b"u."
+
+
+def python3(protocol, names=(b"data", b"labels")):
+    return lambda *both: pickle.dumps(dict(zip(names, both, strict=True)), protocol)
+
+
+def binary(values, labels):
+    return np.column_stack([np.uint8(labels), values]).tobytes()
+
+
+def files(write=python2, ending="", **changed):
+    """The files of CIFAR-10 in one of its author's forms; `changed` are contents by name."""
+    found = {f"{name}{ending}": write(*batch(name)) for name in ROWS}
+    return {**found, "batches.meta": b"names", "readme.html": b""} | changed
+
+
+FORMS = {
+    "Python 2": files(),
+    **{f"protocol {number}": files(python3(number)) for number in (2, 3, 4)},
+    "text keys": files(python3(3, ("data", "labels"))),
+    "columns first": files(lambda values, labels: python3(4)(np.asfortranarray(values), labels)),
+    "arrays": files(lambda values, labels: python3(4)(values, np.array(labels, ">i8"))),
+    "binary": files(binary, ".bin"),
+}
+
+
+def check(found):
+    sources, classes = found
+    assert classes[:3] == ("airplane", "automobile", "bird") and len(classes) == 10
+    assert list(sources) == ["train", "test"]
+    for part, source in sources.items():
+        image, label = expected(part)
+        np.testing.assert_array_equal(source.arrays["image"], image, strict=True)
+        np.testing.assert_array_equal(source.arrays["label"], np.int32(label), strict=True)
+        assert source.arrays["image"].flags.c_contiguous
+    np.testing.assert_array_equal(sources["train"].arrays["id"], np.arange(15, dtype=np.int32))
+    np.testing.assert_array_equal(sources["test"].arrays["id"], [15, 16])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_batches_is_read(tmp_path, form):
+    check(cifar.read(trees.on_disk(tmp_path / "batches", FORMS[form])))
+
+
+@pytest.mark.parametrize("form", ["Python 2", "binary"])
+def test_batches_are_found_packed_and_in_a_folder(tmp_path, form):
+    packed = trees.below("cifar-10-batches", FORMS[form])
+    check(cifar.read(trees.on_disk(tmp_path / "around", packed)))
+    folder = trees.on_disk(tmp_path / "packed", {"notes.txt": b"", "more/a.png": trees.A})
+    check(cifar.read(trees.zipped(folder / "cifar-10.tar.gz", packed)))
+    check(cifar.read(str(folder)))
+    (folder / "cifar-10.tar.gz").rename(folder / "other.tgz")
+    check(cifar.read(folder))
+
+
+@pytest.fixture
+def refused(tmp_path):
+    """A function that reads batches and gives what is said of them after their place."""
+
+    def read(found):
+        place = trees.on_disk(tmp_path / "batches", found)
+        with pytest.raises(InputError) as raised:
+            cifar.read(place)
+        message = str(raised.value)
+        assert message.startswith(f"{place}") and "\n" not in message
+        return message.removeprefix(str(place))
+
+    return read
+
+
+VALUES, LABELS = batch("test_batch")
+HUGE = array(VALUES, shape=(2**30, 2**30))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "is cut short or damaged"),
+        (python2(VALUES, LABELS)[:-100], "is cut short or damaged"),
+        (python2(VALUES, [1, 10]), "row 1: label 10; 0..9 is wanted"),
+        (python2(VALUES, [-1, 1]), "row 0: label -1; 0..9"),
+        (python2(VALUES, [1]), r"labels are int64 \[1\]; whole numbers \[2\], one an image"),
+        (python2(VALUES, b"](](e"), "cut short or damaged"),
+        (python2(VALUES, array(VALUES)), r"labels are uint8 \[2, 3072\]"),
+        (python2(VALUES[:, :-1], LABELS), r"images are uint8 \[2, 3071\]; uint8 \[N, 3072\]"),
+        (python2(VALUES[:0], []), r"images are uint8 \[0, 3072\]"),
+        (python2(array(VALUES.astype("i4"), b"i4", order=b"<"), LABELS), "images are int32"),
+        (python2(array(VALUES, b"O8"), LABELS), "holds an array of 'O8'; u1, i4, i8 are known"),
+        (python2(HUGE, LABELS), "is cut short or damaged"),
+        (pickle.dumps([1, 2], 2), "holds a list; a dict with data and labels is wanted"),
+        (pickle.dumps({b"fine_labels": [1]}, 2), r"holds \['fine_labels'\]; data and labels"),
+        (b"\x80\x02}r\xff\xff\xff\x7f.", "more memory than its length explains"),
+    ],
+)
+def test_a_damaged_pickle_is_named(refused, content, says):
+    assert re.match(rf"/test_batch: .*{says}", refused(files(test_batch=content)))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "0 bytes; images of 3073 bytes are wanted, fetch it again"),
+        (binary(VALUES, LABELS)[:-1], "6145 bytes; images of 3073 bytes"),
+        (binary(VALUES, [9, 10]), "row 1: label 10; 0..9 is wanted"),
+    ],
+)
+def test_damaged_records_are_named(refused, content, says):
+    changed = files(binary, ".bin", **{"data_batch_4.bin": content})
+    assert refused(changed).startswith(f"/data_batch_4.bin: {says}")
+
+
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("form", ["Python 2", "binary"])
+def test_a_missing_batch_is_named(refused, form, name):
+    ending = ".bin" if form == "binary" else ""
+    found = {file: each for file, each in FORMS[form].items() if file != name + ending}
+    assert refused(found).startswith(f": has no {name}{ending}; fetch")
+
+
+@pytest.mark.parametrize("module", ["os", "posix", "subprocess", "builtins", "numpy"])
+def test_a_pickle_that_runs_a_program_is_refused_and_does_not_run(refused, tmp_path, module):
+    proof = tmp_path / "proof"
+    call = f"c{module}\nsystem\nX".encode() + struct.pack("<i", len(f"touch {proof}"))
+    call += f"touch {proof}".encode() + b"\x85R"
+    for content in (b"\x80\x02" + call + b".", python2(VALUES, call), python2(call, LABELS)):
+        message = refused(files(test_batch=content))
+        assert message.startswith(f"/test_batch: asks for '{module}.system', which is no array")
+    assert not proof.exists()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        b"cnumpy\nload\n",
+        b"cnumpy.core.multiarray\nfromfile\n",
+        b"cnumpy.core.multiarray\nscalar\n",
+        b"c_codecs\nencode.__self__\n",
+        b"c_codecs\nlookup\n",
+        b"\x8c\x02os\x8c\x06system\x93",
+        b"\x82\x01",
+    ],
+)
+def test_no_opcode_gets_another_global(refused, code):
+    assert "asks for" in refused(files(test_batch=b"\x80\x04" + code + b"."))
+
+
+def test_setting_attributes_leaves_no_trace(refused, tmp_path):
+    reconstruct = b"cnumpy.core.multiarray\n_reconstruct\n"
+    dtype = b"cnumpy\ndtype\n"
+    for name in (reconstruct, dtype, dtype + text(b"u1") + b"\x85R", b"cnumpy\nndarray\n"):
+        for key in (b"__defaults__", b"dtype", b"__setstate__"):
+            evil = b"N}" + text(key) + b"Ns\x86b"
+            refused(files(test_batch=b"\x80\x02" + name + evil + b"."))
+    check(cifar.read(trees.on_disk(tmp_path / "batches", files())))
+
+
+def test_a_truncated_tar_is_named(tmp_path):
+    path = trees.zipped(tmp_path / "cifar-10-python.tar.gz", FORMS["Python 2"])
+    path.write_bytes(path.read_bytes()[:-1000])
+    for root in (path, tmp_path):
+        with pytest.raises(InputError, match=f"^{path}: is cut short or damaged .*fetch it again"):
+            cifar.read(root)
+
+
+# Folders of images
+
+IMAGES = {
+    "train/cat/0.png": trees.drawn(40, (32, 32)),
+    "train/cat/1.png": trees.drawn(80, (32, 32)),
+    "train/ship/0.png": trees.drawn(120, (32, 32)),
+    "test/cat/0.png": trees.drawn(160, (32, 32)),
+}
+
+
+@pytest.mark.parametrize("form", [trees.on_disk, trees.packed, trees.zipped])
+@pytest.mark.parametrize("inside", [False, True])
+def test_images_in_folders_of_classes(tmp_path, form, inside):
+    place = tmp_path / "data" / "some.tar.gz" if inside else tmp_path / "data"
+    place.parent.mkdir(exist_ok=True)
+    form(place, trees.below("cifar-jpg", {**IMAGES, "README.md": b"text"}))
+    if inside and form is trees.on_disk:
+        place = place / "cifar-jpg"
+    sources, classes = cifar.read(tmp_path / "data" if form is not trees.on_disk else place)
+    assert classes == ("cat", "ship")
+    arrays = sources["train"].arrays
+    assert (arrays["image"].shape, arrays["image"].dtype) == ((3, 32, 32, 3), np.uint8)
+    np.testing.assert_array_equal(arrays["label"], [0, 0, 1])
+    np.testing.assert_array_equal(arrays["id"], [0, 1, 2])
+    np.testing.assert_array_equal(sources["test"].arrays["id"], [3])
+    assert sources["train"].names == ["cat/0.png", "cat/1.png", "ship/0.png"]
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"train/cat/2.png": b"x"}, "/train/cat/2.png: not a readable image .*; every file"),
+        ({"test/fox": None}, "/test/fox: no files in it; every file of CIFAR-10 is wanted"),
+        ({"test/a/0.png": b"", "test/b": None}, r"/test/b: no files in it \(and 1 more\); every"),
+    ],
+)
+def test_an_image_that_cannot_be_used_is_named(refused, more, says):
+    assert re.match(says, refused({**IMAGES, **more}))
+
+
+# Nothing there
+
+
+@pytest.mark.parametrize("found", [{}, {"train/cat/0.png": trees.A}, {"a.tar": trees.tarred({})}])
+def test_where_nothing_is_found_the_remedy_is_said(tmp_path, found):
+    for root in (trees.on_disk(tmp_path / "data", found), tmp_path / "gone"):
+        with pytest.raises(InputError, match=f"^CIFAR-10 is not in {root}: looked for") as raised:
+            cifar.read(root)
+        message = str(raised.value)
+        assert "cifar-10-python.tar.gz" in message and "\n" not in message
+        assert "put one of these there, nothing is downloaded" in message
+
+
+@pytest.mark.parametrize("root", [None, ""])
+def test_without_a_root_nothing_is_looked_for(root):
+    with pytest.raises(InputError, match="^CIFAR-10 is not anywhere, as no root is given: looked"):
+        cifar.read(root)
+
+
+# A set of tensorflow-datasets
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tfds")
+    tfds.disable_progress_bar()
+    with tfds.core.registered.skip_registration():
+        sets.prepare(folder, "tiny", shape=(32, 32, 3))
+        sets.prepare(folder, "grey", shape=(32, 32, 1))
+        sets.prepare(folder, "unlabelled", shape=(32, 32, 3), label="name")
+    return folder
+
+
+def test_a_prepared_set(prepared):
+    sources, classes = cifar.read("tfds:tiny", prepared)
+    assert classes == tuple("0123456789")
+    for part, source in sources.items():
+        arrays = source.arrays
+        assert arrays["image"].shape == (sets.ROWS[part], 32, 32, 3)
+        np.testing.assert_array_equal(arrays["label"], arrays["image"][:, 0, 0, 0] % 10)
+    np.testing.assert_array_equal(sources["test"].arrays["id"], np.arange(12, 77))
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("nowhere", "not found; prepare it once"),
+        ("grey", r"\(32, 32, 1\).*image \(32, 32, 3\)"),
+        ("unlabelled", "'name'.*label, one of named classes, are wanted"),
+    ],
+)
+def test_a_set_that_is_not_prepared_or_another_is_refused(prepared, name, says):
+    with pytest.raises(InputError, match=f"^tfds set '{name}': .*{says}"):
+        cifar.read(f"tfds:{name}", prepared)
+
+
+# Real images
+
+
+@pytest.mark.skipif("JAXDET_DATA" not in os.environ, reason="JAXDET_DATA is not set")
+def test_some_images_of_the_real_tar_file(tmp_path):
+    found = {}
+    with tarfile.open(
+        Path(os.environ["JAXDET_DATA"]) / "cifar10" / "cifar10_jpg_tree.tar.gz"
+    ) as tar:
+        for member, _ in zip(tar, range(40), strict=False):
+            content = tar.extractfile(member).read() if member.isreg() else None
+            found[member.name] = found[member.name.replace("/test", "/train")] = content
+    trees.zipped(tmp_path / "some.tar.gz", found)
+    sources, classes = cifar.read(tmp_path)
+    assert classes[0] in cifar.CLASSES and "cifar-jpg/README.md" in found
+    images = [source.arrays["image"] for source in sources.values()]
+    assert images[0].shape[0] > 30 and images[0].shape[1:] == (32, 32, 3)
+    np.testing.assert_array_equal(*images)

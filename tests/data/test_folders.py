@@ -1,0 +1,357 @@
+import contextlib
+import gzip
+import io
+import os
+import re
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from jaxdet.data import folders
+from jaxdet.errors import InputError
+
+once = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+
+
+def drawn(level=100, size=(6, 8), mode="RGB", kind="PNG", **options):
+    """The bytes of an image of `size` (height, width): noise up to a level of its own."""
+    pixels = np.random.default_rng(level).integers(0, level + 1, (*size, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+A, B, C = map(drawn, (50, 100, 150))
+TREE = {"dog/1.png": A, "cat/b.png": B, "cat/a.png": C}
+
+
+def on_disk(place, files):
+    """Write files, {name: bytes}, and folders, {name: None}, into a folder."""
+    place.mkdir(exist_ok=True)
+    for name, content in files.items():
+        path = place / name
+        (path if content is None else path.parent).mkdir(parents=True, exist_ok=True)
+        if content is not None:
+            path.write_bytes(content)
+    return place
+
+
+def tarred(files, last=()):
+    """The bytes of a tar file of `files`, as for `on_disk`, and of the members `last`."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.type = tarfile.DIRTYPE if content is None else tarfile.REGTYPE
+            member.size = len(content or b"")
+            tar.addfile(member, io.BytesIO(content or b""))
+        for member in last:
+            tar.addfile(member)
+    return buffer.getvalue()
+
+
+def packed(place, files):
+    place.write_bytes(tarred(files))
+    return place
+
+
+def zipped(place, files):
+    place.write_bytes(gzip.compress(tarred(files)))
+    return place
+
+
+@pytest.fixture(params=[on_disk, packed, zipped])
+def put(request, tmp_path):
+    """A function that writes files in one of the forms that are read, and says where."""
+    return lambda files: request.param(tmp_path / "data", files)
+
+
+def names(found):
+    return {part: [row.name for row in rows] for part, rows in found.parts.items()}
+
+
+def below(folder, files):
+    return {f"{folder}/{name}": content for name, content in files.items()}
+
+
+@pytest.mark.parametrize("around", [".", "any", "cat"])
+def test_folders_are_classes_in_the_order_of_their_names(put, around):
+    found = folders.read(put(below(around, TREE)))
+    assert found.classes == ("cat", "dog") and found.notes == ()
+    assert names(found) == {"all": ["cat/a.png", "cat/b.png", "dog/1.png"]}
+    source, notes = folders.load(found.parts["all"], found.classes, 8)
+    assert notes == [] and source.names == names(found)["all"]
+    np.testing.assert_array_equal(source.arrays["label"], [0, 0, 1])
+    np.testing.assert_array_equal(source.arrays["id"], [0, 1, 2])
+    kinds = {name: (array.shape, str(array.dtype)) for name, array in source.arrays.items()}
+    assert kinds == {
+        "image": ((3, 8, 8, 3), "uint8"),
+        "label": ((3,), "int32"),
+        "id": ((3,), "int32"),
+    }
+
+
+def test_classes_sort_as_text():
+    tree = folders.Tree(
+        Path("x"), {(): {}} | {(f"s{i}",): {"1.pgm": Path()} for i in range(12)}, ()
+    )
+    assert folders.classified(tree).classes[:4] == ("s0", "s1", "s10", "s11")
+
+
+@pytest.mark.parametrize("around", [".", "any"])
+def test_parts_by_their_folders(put, around):
+    files = below("test", {"cat/a.png": A}) | below("training", TREE) | below("valid2", TREE)
+    found = folders.read(put(below(around, files)))
+    whole = ["cat/a.png", "cat/b.png", "dog/1.png"]
+    assert names(found) == {"test": ["cat/a.png"], "train": whole, "val": whole}
+    assert found.classes == ("cat", "dog") and found.notes == ()
+
+
+def test_one_part_alone_is_no_folder_around_all(put):
+    assert names(folders.read(put(below("test", {"cat/a.png": A})))) == {"test": ["cat/a.png"]}
+
+
+@pytest.mark.parametrize(("around", "part"), [(".", "all"), ("train", "train")])
+def test_classes_may_be_called_like_parts(put, around, part):
+    found = folders.read(put(below(around, {"train/a.png": A, "plane/a.png": B})))
+    assert found.classes == ("plane", "train") and list(found.parts) == [part]
+
+
+def test_what_is_hidden_or_beside_classes_is_passed_over(put):
+    others = {".git/x/a.png": A, "cat/.a.png": A, "._cat/a.png": A, "README": b"text"}
+    found = folders.read(put({**TREE, **others}))
+    assert names(found) == {"all": ["cat/a.png", "cat/b.png", "dog/1.png"]} and found.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({**TREE, "fox": None}, ["data/fox: no files in it"]),
+        ({**TREE, "cat/old/a.png": A}, ["data/cat/old: left out: a folder in that of a class"]),
+        (
+            below("train", TREE) | {"docs/a.png": A, "test/b.png": B},
+            [
+                f"data/{name}: left out: no folders of classes in it, or"
+                for name in ("docs", "test")
+            ],
+        ),
+    ],
+)
+def test_folders_that_hold_no_images_are_noted(put, files, says):
+    found = folders.read(put(files))
+    assert found.classes == ("cat", "dog")
+    assert len(found.notes) == len(says)
+    for note, said in zip(found.notes, says, strict=True):
+        assert said in note and "\n" not in note
+
+
+@pytest.mark.parametrize("files", [{}, {"README": b""}, {"cat": None}, {"a/b/c/d/e/f.png": A}])
+def test_a_place_without_classes_is_refused(put, files):
+    with pytest.raises(InputError, match="data: no folder of a class with files in it; CLASS/FILE"):
+        folders.read(put(files))
+
+
+# Images
+
+FORMATS = {
+    "PNG": {},
+    "GIF": {},
+    "BMP": {},
+    "TIFF": {},
+    "WEBP": {"lossless": True},
+    "PPM": {},
+    "grey PNG": {"mode": "L"},
+    "PGM": {"mode": "L", "kind": "PPM"},
+    "black and white": {"mode": "1", "kind": "PPM"},
+    "palette": {"mode": "P", "kind": "PNG"},
+    "transparent": {"mode": "RGBA", "kind": "PNG"},
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_any_format_becomes_three_colours(put, name):
+    content = drawn(200, (8, 8), **{"kind": name.split()[-1], **FORMATS[name]})
+    found = folders.read(put({"cat/a": content}))
+    source, notes = folders.load(found.parts["all"], ["cat"], 8)
+    expected = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+    assert notes == []
+    np.testing.assert_array_equal(source.arrays["image"], expected[None])
+    if FORMATS[name].get("mode") in ("L", "1"):
+        assert (source.arrays["image"] == source.arrays["image"][..., :1]).all()
+
+
+def test_images_stand_upright_and_are_stretched_to_the_side(put):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored turned by a quarter
+    found = folders.read(put({"cat/a.png": drawn(200, (6, 8), exif=exif)}))
+    source, _ = folders.load(found.parts["all"], ["cat"], 5)
+    upright = Image.open(io.BytesIO(drawn(200, (6, 8)))).transpose(Image.Transpose.ROTATE_270)
+    expected = upright.resize((5, 5), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(source.arrays["image"][0], np.asarray(expected))
+
+
+def test_a_file_that_is_no_image_is_named_and_left_out(put):
+    bad = {"cat/b.png": B[:60], "dog/0.txt": b"no picture", "dog/2.jpg": b""}
+    place = put({**TREE, **bad})
+    found = folders.read(place)
+    source, notes = folders.load(found.parts["all"], found.classes, 8, first_id=7)
+    for note, name in zip(notes, bad, strict=True):
+        wanted = rf"{place}/{name}: (\d+ bytes: )?not a readable image \(.+\)"
+        assert re.fullmatch(wanted, note), note
+    assert source.names == ["cat/a.png", "dog/1.png"]
+    np.testing.assert_array_equal(source.arrays["id"], [7, 10])
+    np.testing.assert_array_equal(source.arrays["label"], [0, 1])
+    whole, _ = folders.load([found.parts["all"][i] for i in (0, 3)], found.classes, 8)
+    np.testing.assert_array_equal(source.arrays["image"], whole.arrays["image"])
+
+
+def test_nothing_that_can_be_used_is_refused(put):
+    rows = folders.read(put({"cat/a.png": b"a", "cat/b.png": b"b"})).parts["all"]
+    with pytest.raises(
+        InputError, match=r"none of 2 images can be used; first: .*data/cat/a.png: "
+    ):
+        folders.load(rows, ["cat"], 8)
+    with pytest.raises(InputError, match="none of 0 images can be used$"):
+        folders.load([], ["cat"], 8)
+    with pytest.raises(InputError, match="data/cat/a.png: class 'cat'; known: dog, fox"):
+        folders.load(rows, ["dog", "fox"], 8)
+
+
+@settings(once, max_examples=20)
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 30)), min_size=1, unique=True))
+def test_every_form_gives_the_same(tmp_path_factory, drawn_files):
+    files = {f"{name}/{level}.png": drawn(level) for name, level in drawn_files}
+    every = []
+    for form in (on_disk, packed, zipped):
+        found = folders.read(form(tmp_path_factory.mktemp("form") / "data", files))
+        source, _ = folders.load(found.parts["all"], found.classes, 8)
+        every.append((found.classes, source.names, source.arrays["image"].tobytes()))
+    assert every[0] == every[1] == every[2]
+    assert every[0][1] == sorted(files)
+
+
+# Names that lie
+
+
+def test_names_that_are_no_line_are_written_as_one(put):
+    found = folders.read(put({"cat/a\nb.png": b"", "cat/ok.png": A, "c\td": None}))
+    _, notes = folders.load(found.parts["all"], found.classes, 8)
+    (note,), (empty,) = notes, found.notes
+    assert r"data/cat/a\nb.png" in note and "\n" not in note
+    assert r"data/c\td" in empty and "\t" not in empty
+
+
+def member(name, kind=tarfile.REGTYPE, to=""):
+    found = tarfile.TarInfo(name)
+    found.type, found.linkname = kind, to
+    return found
+
+
+@pytest.mark.parametrize("name", ["../x.png", "cat/../../x.png", "/tmp/cat/x.png", "/x.png"])
+def test_a_name_that_leads_out_of_a_tar_file_is_noted_and_left_out(tmp_path, name):
+    path = tmp_path / "data.tar"
+    path.write_bytes(tarred(TREE, [member(name)]))
+    found = folders.read(path)
+    assert found.notes == (f"{path}: {name!r} leads out of it",)
+    assert names(found) == {"all": ["cat/a.png", "cat/b.png", "dog/1.png"]}
+    assert os.listdir(tmp_path) == ["data.tar"]
+
+
+def test_links_and_devices_in_a_tar_file_are_nothing(tmp_path):
+    path, secret = tmp_path / "data.tar", tmp_path / "secret.png"
+    secret.write_bytes(A)
+    links = [
+        member("cat/soft.png", tarfile.SYMTYPE, str(secret)),
+        member("cat/hard.png", tarfile.LNKTYPE, "cat/a.png"),
+        member("fox", tarfile.SYMTYPE, str(tmp_path)),
+        member("cat/pipe.png", tarfile.FIFOTYPE),
+        member("cat/null.png", tarfile.CHRTYPE),
+    ]
+    path.write_bytes(tarred(TREE, links))
+    found = folders.read(path)
+    assert names(found) == {"all": ["cat/a.png", "cat/b.png", "dog/1.png"]} and found.notes == ()
+
+
+def test_of_two_files_of_one_name_in_a_tar_file_the_last_counts(tmp_path):
+    path = tmp_path / "data.tar"
+    unended = tarred({"cat/a.png": A})[: 512 + -(-len(A) // 512) * 512]
+    path.write_bytes(unended + tarred({"cat/a.png": C, "cat/a.png/b": B}))
+    (image,) = folders.walk(path).files["cat",].values()
+    assert folders.content(image) == C
+
+
+def test_links_and_pipes_on_disk(tmp_path):
+    place = on_disk(tmp_path / "data", TREE)
+    (place / "fox").symlink_to(place / "dog")  # a class on another disk
+    (place / "cat" / "gone.png").symlink_to(place / "nothing")
+    os.mkfifo(place / "cat" / "pipe.png")
+    (place / "dog" / "round").symlink_to(place)
+    found = folders.read(place)
+    assert names(found) == {"all": ["cat/a.png", "cat/b.png", "dog/1.png", "fox/1.png"]}
+    notes = [f"{place}/{name}/round: {folders.NO_FILE}" for name in ("dog", "fox")]
+    assert list(found.notes) == notes
+
+
+# Damage
+
+PLAIN = tarred({"cat/a.png": A, "dog/b.png": B})
+END = PLAIN.rindex(B[-8:]) // 512 * 512 + 512  # where the marks of the end begin
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_tar_file_cut_short_anywhere_is_refused(tmp_path, pack):
+    path, whole = tmp_path / "data.tar", pack(PLAIN)
+    path.write_bytes(whole)
+    assert names(folders.read(path)) == {"all": ["cat/a.png", "dog/b.png"]}
+    stop = END + 512 if pack is bytes else len(whole)
+    for length in sorted({*range(0, stop, 37), *range(0, stop, 512), stop - 1}):
+        path.write_bytes(whole[:length])
+        with pytest.raises(InputError, match=r"is cut short or damaged|is no tar file") as raised:
+            folders.read(path)
+        assert str(raised.value).startswith(f"{path}: ") and "\n" not in str(raised.value)
+
+
+def test_a_tar_file_with_a_damaged_name_does_not_end_before_it(tmp_path):
+    path = tmp_path / "data.tar"
+    path.write_bytes(PLAIN.replace(b"dog/b.png", b"dog/c.png"))
+    with pytest.raises(InputError, match="no mark of the end at byte"):
+        folders.read(path)
+
+
+@once
+@given(st.integers(0, END - 1), st.binary(min_size=1, max_size=6))
+def test_damaged_bytes_give_images_or_an_input_error(tmp_path, at, new):
+    path = tmp_path / "damaged.tar"
+    path.write_bytes(PLAIN[:at] + new + PLAIN[at + len(new) :])
+    with contextlib.suppress(InputError):
+        found = folders.read(path)
+        source, notes = folders.load(found.parts.popitem()[1], found.classes, 8)
+        assert len(source) + len(notes) >= 1
+
+
+def test_what_is_no_tar_file_or_missing_is_refused(tmp_path):
+    (tmp_path / "a.png").write_bytes(A)
+    (tmp_path / "text.gz").write_bytes(gzip.compress(b"text"))
+    for name in ("a.png", "text.gz"):
+        with pytest.raises(InputError, match=f"{name}: is no tar file; a folder, or a .tar"):
+            folders.read(tmp_path / name)
+    with pytest.raises(InputError, match=f"{tmp_path}/gone: cannot be read: No such file"):
+        folders.read(tmp_path / "gone")
+
+
+# Real images
+
+
+@pytest.mark.skipif("JAXDET_DATA" not in os.environ, reason="JAXDET_DATA is not set")
+def test_the_faces_of_forty_people():
+    found = folders.read(Path(os.environ["JAXDET_DATA"]) / "orl-faces")
+    assert found.classes[:3] == ("s1", "s10", "s11") and len(found.classes) == 40
+    assert found.notes == () and len(found.parts["all"]) == 400
+    source, notes = folders.load(found.parts["all"][:20], found.classes, 64)
+    assert notes == [] and source.arrays["image"].shape == (20, 64, 64, 3)
+    np.testing.assert_array_equal(source.arrays["label"], [0] * 10 + [1] * 10)
