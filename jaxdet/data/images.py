@@ -9,7 +9,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from jaxdet.errors import InputError
 
 GREY = 114  # of what is beyond the edge of a photo, as YOLO's programs have it
-FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")  # no programs
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # no programs
 Image.preinit()  # the usual formats first: else each JPEG is tried as several others
 SUFFIXES = tuple(sorted(end for end, of in Image.registered_extensions().items() if of in FORMATS))
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises
