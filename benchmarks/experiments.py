@@ -67,7 +67,7 @@ EXPERIMENTS = {
     "plain": Experiment(
         "objects",
         (
-            Run("dropout_and_norm", f"{OBJECTS} --epochs 20"),
+            Run("20_epochs", f"{OBJECTS} --epochs 20"),
             Run("no_dropout", f"{OBJECTS} --epochs 20 --dropout 0"),
             Run("no_norm", f"{OBJECTS} --epochs 20 --no-norm"),
             Run("neither", f"{OBJECTS} --epochs 20 --dropout 0 --no-norm"),

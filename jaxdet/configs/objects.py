@@ -12,7 +12,7 @@ On the 2,033 photos of Caltech-101's airplanes, faces and motorcycles, split as 
 |---|---|---|---|---|---|
 | Simple, as above | 1.000 | .822 (.803) | 1.000 (.971) | .926 (.775) | 53 min beside other work |
 | Deeper at 112 pixels | 1.000 | .863 (.833) | 1.000 (1.00) | .956 (.912) | 40 epochs of 43 to 55 s|
-| Lite0 at 160 pixels | 1.000 | .907 (.852, VGG) | 1.000 (1.00) | .995 (.971) | 37 min beside other work |
+| Lite0 at 160 pixels | 1.000 | .907 (.852, VGG) | 1.000 (1.00) | .995 (.971) | 37 min, not alone |
 
 Deeper is `--model deeper --size 112 --epochs 40 --lr 1e-3 --clip 1 --box-weight 5
 --best accuracy`.  Lite0 is `--model lite0 --backbone frozen --weights package:lite0 --learn-last 4
