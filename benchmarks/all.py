@@ -125,14 +125,21 @@ def note(path, words, error):
 def page(out):
     """RESULTS.md from the files in a folder."""
     found = [section(name, out) for name in NAMES]
+    found += [
+        section("experiments", out, path.stem) for path in sorted(out.glob("experiment_*.json"))
+    ]
     return "\n".join([HEADER.format(folder=out.name), *filter(None, found)])
 
 
-def section(name, out):
-    """What a benchmark found, or how it failed; nothing where it never ran."""
-    failed, record, table = (out / f"{name}.{kind}" for kind in ("failed", "json", "md"))
+def section(name, out, kept_as=None):
+    """What a benchmark found, or how it failed; nothing where it never ran.
+
+    kept_as: how the names of its files begin, where that is not its own name.
+    """
+    kept_as = kept_as or name
+    failed, record, table = (out / f"{kept_as}.{kind}" for kind in ("failed", "json", "md"))
     module = import_module(f"benchmarks.{name}")
-    head = f"## {name}\n\n{module.__doc__.splitlines()[0]}\n"
+    head = f"## {kept_as}\n\n{module.__doc__.splitlines()[0]}\n"
     if failed.is_file():
         words, error = failed.read_text().splitlines()
         return f"{head}\n```bash\n{words}\n```\n\n**Failed**: `{error}`\n"
