@@ -13,6 +13,7 @@ is why `benchmarks.all` does not start them; it only puts what they found on its
 | shares | objects, Simple: 1, 5, 10 and 20% of all photos for training, 20% for validation |
 | plain | objects, Simple: without dropout, without batch norm |
 | long | objects, Simple without either, 200 epochs, .5% for validation: best against last |
+| modes | objects, Lite0, six epochs: from scratch; ImageNet's weights frozen, in part, all learning |
 | assigners | detect from scratch: task-aligned assignment against the baseline, three seeds each |
 """
 
@@ -30,6 +31,11 @@ from jaxdet import runs, tables
 from jaxdet.errors import InputError
 
 OBJECTS = "--model simple --lr 2e-3 --size {size}"
+MODES = (
+    "--model lite0 --box-head cells --size {size} --epochs 6 --lr 1e-3 --clip 1 --warmup 100 "
+    "--box-weight 5"
+)
+WEIGHTS = "--weights package:lite0"
 DETECT = "--size 256 320 --epochs {epochs} --flip-down"
 SCORES = {
     "objects": ("accuracy", "iou", "iou50", "iou70", "loss"),
@@ -81,6 +87,15 @@ EXPERIMENTS = {
                 f"{OBJECTS} --epochs 200 --dropout 0 --no-norm --cut-val .005 --cut-test .1",
                 ("best", "last"),
             ),
+        ),
+    ),
+    "modes": Experiment(
+        "objects",
+        (
+            Run("scratch", MODES),
+            Run("frozen", f"{MODES} {WEIGHTS} --backbone frozen"),
+            Run("last_4_stages", f"{MODES} {WEIGHTS} --backbone frozen --learn-last 4"),
+            Run("fine_tuned", f"{MODES} {WEIGHTS} --backbone finetune"),
         ),
     ),
     "assigners": Experiment(
