@@ -13,7 +13,7 @@ is why `benchmarks.all` does not start them; it only puts what they found on its
 | shares | objects, Simple: 1, 5, 10 and 20% of all photos for training, 20% for validation |
 | plain | objects, Simple: without dropout, without batch norm |
 | long | objects, Simple without either, 200 epochs, .5% for validation: best against last |
-| modes | objects, Lite0, six epochs: from scratch; ImageNet's weights frozen, in part, all learning |
+| modes | objects, Lite0, 6 epochs: from scratch; ImageNet's weights frozen, in part, all learning |
 | assigners | detect from scratch: task-aligned assignment against the baseline, three seeds each |
 """
 

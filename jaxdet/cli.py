@@ -17,7 +17,7 @@ USAGE = """usage: jaxdet COMMAND ...
 Train, judge and use image models written in JAX.
 
 commands:
-  train SYSTEM          train a system into a run folder, or continue one
+  train SYSTEM          train a system into a run folder, or continue one; --seeds N: N of them
   sweep SYSTEM          every combination of options with several values, in one program if it can
   eval RUN              scores of a checkpoint, one `name value` a line
   predict RUN           answers for image files, or a picture of true and predicted boxes
@@ -64,6 +64,8 @@ def main(argv=None):
             return _run("compare", flags.parse("jaxdet compare", rest, options.Compare))
         case ["describe", *rest]:
             return _run("describe", flags.parse("jaxdet describe", rest, options.Describe))
+        case ["train", name, *rest] if name in configs.SYSTEMS and "--seeds" in rest:
+            return main(["sweep", name, *rest])
         case ["train", name, *rest] if name in configs.SYSTEMS:
             defaults = (options.Train(out=Path("runs") / name), configs.config(name)())
             return _run("train", name, *flags.with_config(f"train {name}", rest, defaults), rest)

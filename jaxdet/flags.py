@@ -58,6 +58,21 @@ def spelled_out(words, names):
     return out
 
 
+def words(config):
+    """The words that make a configuration of its defaults."""
+    out = []
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if value != field.default:
+            values = value if isinstance(value, tuple) else (value,)
+            out += [f"--{field.name.replace('_', '-')}", *map(_word, values)]
+    return out
+
+
+def _word(value):
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def several(words, kind):
     """(words, {"--option": [value]}): those options of dataclass `kind` that have several values.
 

@@ -59,6 +59,17 @@ def _of_boxes(rows):
     }
 
 
+def plateau(scores, *, rise, over):
+    """The first place from which the next `over` scores are all less than `rise` above its own.
+
+    None where there is none with so many after it.
+    """
+    for place in range(len(scores) - over):
+        if max(scores[place + 1 : place + 1 + over]) - scores[place] < rise:
+            return place
+    return None
+
+
 STATS = (  # the twelve numbers of COCO, in its order
     *("map", "map50", "map75", "map_small", "map_medium", "map_large"),
     *("recall1", "recall10", "recall100", "recall_small", "recall_medium", "recall_large"),

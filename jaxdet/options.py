@@ -21,7 +21,7 @@ class Process:
 
 @dataclass(frozen=True, kw_only=True)
 class Train(Process):
-    """Train a system into a run folder, or continue one."""
+    """Train a system into a run folder, or continue one; with --seeds N, N runs, as by sweep."""
 
     out: Path = Path("runs")
     """run folder"""
@@ -41,8 +41,12 @@ class Sweep(Process):
     """folder of the runs, one folder each, and of sweep.md"""
     one_at_a_time: bool = False
     """not every combination: the first values of all options, and then each other value of one"""
+    grid: str = ""
+    """options and values by name; cifar10: arch, batch, aug, loss, opt, act"""
     resume: bool = False
     """continue the runs in --out"""
+    overwrite: bool = False
+    """replace the runs in --out"""
     together: Literal["auto", "yes", "no"] = "auto"
     """runs that differ in learning rate, weight decay, weights of the loss, dropout or seed: train
     them in one program, or one after the other; auto measures both"""
@@ -127,7 +131,10 @@ class Assign(Restored):
 
 @dataclass(frozen=True, kw_only=True)
 class Compare(Process):
-    """Several runs side by side: one table, their validation curves, their worst failures."""
+    """Several runs side by side: one table, their validation curves, their worst failures.
+
+    For cifar10 the report is that of seed 003: limits, best network, accuracy of every epoch.
+    """
 
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
     """run folders"""
@@ -138,7 +145,7 @@ class Compare(Process):
     report: Path | None = None
     """Markdown file to write: the table and, beside it, both pictures"""
     figure: Path | None = None
-    """picture to write: validation loss, accuracy and IoU against the epoch"""
+    """picture to write: validation loss, accuracy and IoU against the epoch, accuracy against time"""
     failures: Path | None = None
     """picture to write: the worst six answers of each run, true boxes green, predicted boxes red"""
     classic: bool = False
@@ -164,12 +171,12 @@ class Preview(Process):
 
 @dataclass(frozen=True, kw_only=True)
 class Inspect(Process):
-    """What a folder of photos and tables holds: counts, sizes, boxes, rows that cannot be used."""
+    """What a folder of data holds: counts, sizes, boxes, rows or files that cannot be used."""
 
     root: str = ""
-    """folder with images/ and annotations/"""
+    """folder of the data: objects: images/ and annotations/; cifar10: any of its forms"""
     on_bad_row: Literal["error", "skip"] = "error"
-    """what a row that cannot be used makes of the exit code: 2, or 0"""
+    """what a row or file that cannot be used makes of the exit code: 2, or 0"""
     json: bool = False
     """print JSON"""
 

@@ -1,5 +1,7 @@
 """Pictures for people: curves of a run, images with their boxes.  No display is needed."""
 
+from itertools import accumulate
+
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -8,6 +10,7 @@ from matplotlib.patches import Circle, Rectangle
 TRUE, PREDICTED = "lime", "red"
 SUFFIXES = (".png", ".jpg", ".pdf", ".svg")
 SCORES = ("iou", "map", "map50")  # of validation alone
+CURVES = ("loss", "accuracy", "iou")  # of several runs
 
 
 def convergence(metrics, path):
@@ -30,34 +33,40 @@ def convergence(metrics, path):
             s: [(m["epoch"], m[s][term]) for m in metrics if term in (m[s] or ())]
             for s in ("train", "val")
         }
-        _against_epoch(axes, term, {s: p for s, p in points.items() if p or term in both})
+        _curve(axes, term, {s: p for s, p in points.items() if p or term in both})
     _write(figure, path)
 
 
 def curves(metrics_by_name, path):
     """Validation loss, accuracy and IoU of several runs against the epoch: terms that all have.
 
-    `metrics_by_name` has the `metrics.jsonl` lines of each run.
+    `metrics_by_name` has the `metrics.jsonl` lines of each run.  Where all have their times and an
+    accuracy, that is drawn against the seconds of the run as well.
     """
-    every = [line["val"] for lines in metrics_by_name.values() for line in lines]
-    terms = [name for name in ("loss", "accuracy", "iou") if all(name in val for val in every)]
-    figure = Figure(figsize=(5.5 * len(terms), 4), layout="constrained")
-    for axes, term in zip(figure.subplots(1, len(terms), squeeze=False).flat, terms, strict=True):
-        points = {
-            name: [(line["epoch"], line["val"][term]) for line in lines]
-            for name, lines in metrics_by_name.items()
-        }
-        _against_epoch(axes, term, points)
+    lines = [line for of_run in metrics_by_name.values() for line in of_run]
+    terms = [name for name in CURVES if all(name in line["val"] for line in lines)]
+    places = [(term, "epoch") for term in terms]
+    if lines and "accuracy" in terms and all("time" in line for line in lines):
+        places.append(("accuracy", "seconds"))
+    figure = Figure(figsize=(5.5 * len(places), 4), layout="constrained")
+    every = figure.subplots(1, len(places), squeeze=False).flat
+    for axes, (term, against) in zip(every, places, strict=True):
+        points = {}
+        for name, of_run in metrics_by_name.items():
+            seconds = accumulate(sum(line["time"].values()) for line in of_run)
+            at = seconds if against == "seconds" else (line["epoch"] for line in of_run)
+            points[name] = [(x, line["val"][term]) for x, line in zip(at, of_run, strict=True)]
+        _curve(axes, term, points, against)
         axes.set_title("validation")
     _write(figure, path)
 
 
-def gallery(images, path, *, titles, true=None, predicted=None, texts=None, columns=5):
+def gallery(images, path, *, titles, true=None, predicted=None, texts=None, wrong=None, columns=5):
     """N images [H, W, C] in [0, 1] in a grid, true boxes green and predicted boxes red.
 
-    An image has one box [4], any number [n, 4], or None.  `titles` has one text an image, `texts`
-    one a predicted box of each image.  Thirty images make the figure of seed 001:
-    6 x 5 of them on 20 x 16 inches.
+    An image has one box [4], any number [n, 4], or None.  `titles` has one text an image, red
+    where `wrong`, `texts` one a predicted box of each image.  Thirty images make the figure of
+    seed 001: 6 x 5 of them on 20 x 16 inches.
     """
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
@@ -66,7 +75,7 @@ def gallery(images, path, *, titles, true=None, predicted=None, texts=None, colu
         axes.axis("off")
     for i, (axes, image) in enumerate(zip(figure.axes, images, strict=False)):
         _image(axes, image)
-        axes.set_title(titles[i])
+        axes.set_title(titles[i], color=PREDICTED if wrong is not None and wrong[i] else "black")
         for boxes, colour in ((true, TRUE), (predicted, PREDICTED)):
             for corners in () if boxes is None or boxes[i] is None else _rows(boxes[i]):
                 box(axes, corners, colour)
@@ -182,11 +191,11 @@ def box(axes, corners, colour):
     axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, lw=2))
 
 
-def _against_epoch(axes, term, points):
-    """Lines through points [(epoch, value)], one a label; a loss that allows it on a log scale."""
+def _curve(axes, term, points, against="epoch"):
+    """Lines through points [(x, value)], one a label; a loss that allows it on a log scale."""
     for label, of_label in points.items():
         axes.plot(*np.array(of_label).reshape(-1, 2).T, marker=".", label=label)
-    axes.set(xlabel="epoch", ylabel=term)
+    axes.set(xlabel=against, ylabel=term)
     axes.grid(alpha=0.3)
     axes.legend()
     low = min((value for of_label in points.values() for _, value in of_label), default=0)

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import shutil
+import statistics
 from importlib import metadata
 from pathlib import Path
 
@@ -121,6 +122,12 @@ def write_environment(folder, devices):
     write_json(Path(folder) / "environment.json", environment(devices))
 
 
+def read_environment(folder):
+    """What `write_environment` wrote; {} where there is nothing."""
+    path = Path(folder) / "environment.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
 def environment(devices):
     """What a figure depends on besides the code: versions, processor, devices, flags."""
     return {
@@ -144,6 +151,12 @@ def read_metrics(folder):
     path = Path(folder) / "metrics.jsonl"
     lines = path.read_text().split("\n")[:-1] if path.is_file() else []
     return [json.loads(line) for line in lines]
+
+
+def epoch_seconds(metrics):
+    """Median of the seconds of training an epoch, from the lines of `metrics.jsonl`, or None."""
+    taken = [line["time"]["train"] for line in metrics if line["train"]]
+    return statistics.median(taken) if taken else None
 
 
 def drop_metrics(folder, after):

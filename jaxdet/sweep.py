@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdet import fit, progress, timing
+from jaxdet import budget, evaluate, fit, progress, timing
 from jaxdet.ops import conv
 
 
@@ -42,10 +42,14 @@ def unstack(tree, count):
 
 
 class Lanes:
-    """Several runs on their way, on one device; `system` has all the data that any of them uses."""
+    """Several runs on their way, on one device; `system` has all the data that any of them uses.
 
-    def __init__(self, system, configs, folders, show, stop):
-        self.programs, self.show, self.stop = fit.Programs(system, configs[0]), show, stop
+    `programs` are the `fit.Programs` of the first configuration, if they are made already.
+    """
+
+    def __init__(self, system, configs, folders, show, stop, programs=None):
+        self.programs = programs or fit.Programs(system, configs[0])
+        self.show, self.stop = show, stop
         self.loops = [
             fit.Loop(
                 *(self.programs, numbered(system, config), config, folder),
@@ -74,6 +78,12 @@ class Lanes:
             repeats=repeats,
         )
         return Times(together.median, alone.median * len(rows))
+
+    def cost(self):
+        """What an image and the network of any of the runs take: operations and parameters."""
+        kept, evaluator = evaluate.variables(self.loops[0].state), self.programs.evaluator
+        each = evaluator.operations(kept) // evaluator.count
+        return {"operations": each, "parameters": budget.parameters(kept)}
 
     def run(self, *, together):
         """Train all to their ends; returns whether they are complete, False when asked to stop."""

@@ -1,4 +1,4 @@
-"""Small detection data sets, the same photos in every format that is read."""
+"""Small data sets: the same photos of objects in every format that is read; labelled images."""
 
 import io
 import json
@@ -107,6 +107,21 @@ def parquet(root):
 
 
 FORMATS = {"coco": coco, "voc": voc, "yolo": yolo, "parquet": parquet}
+
+
+COLOURS = {"cat": (230, 60, 40), "dog": (40, 200, 60), "owl": (50, 60, 220)}
+
+
+def labelled(root, train=12, test=4, side=32):
+    """Images in `PART/CLASS/N.png`, so many a class in each part: its colour with noise."""
+    random = np.random.default_rng(0)
+    for part, count in {"train": train, "test": test}.items():
+        for name, colour in COLOURS.items():
+            (root / part / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = random.normal(colour, 40, (side, side, 3)).clip(0, 255)
+                Image.fromarray(np.uint8(pixels)).save(root / part / name / f"{i:02d}.png")
+    return root
 
 
 def _save(folder, photos, suffix):

@@ -233,12 +233,7 @@ def _met(length, count):
 
 def labelled_box_losses(logits, label, box, true, kind, smoothing=0.0):
     """(cross entropy, box loss) of one photo: logits [K], boxes [4] in shares of the photo."""
-    chances = np.exp(np.asarray(logits, float))
-    chances /= chances.sum()
-    entropy = 0.0
-    for k, chance in enumerate(chances):
-        wanted = (1 - smoothing) * (k == label) + smoothing / len(chances)
-        entropy -= wanted * np.log(chance)
+    entropy = label_loss("cross_entropy", logits, wanted(label, len(logits), smoothing))
     apart = [abs(float(a) - float(b)) for a, b in zip(box, true, strict=True)]
     if kind == "mse":
         return entropy, sum(d**2 for d in apart) / 4
@@ -267,3 +262,51 @@ def labelled_box_scores(photos):
         "iou70": better / count,
         "distance": sum(float(photo["distance"]) for photo in photos) / count,
     }
+
+
+def label_loss(kind, logits, wanted):
+    """The loss of one image: logits [K], and the shares [K] of the classes that are wanted."""
+    logits = [float(logit) for logit in logits]
+    whole, loss = sum(np.exp(logit) for logit in logits), 0.0
+    if kind == "hinge":
+        pairs = list(zip(logits, wanted, strict=True))
+        return max(out + 1 - share for out, share in pairs) - sum(a * b for a, b in pairs)
+    for logit, share in zip(logits, wanted, strict=True):
+        chance, alone = np.exp(logit) / whole, 1 / (1 + np.exp(-logit))
+        loss += {
+            "cross_entropy": -share * np.log(chance),
+            "binary": -share * np.log(alone) - (1 - share) * np.log(1 - alone),
+            "squared": (chance - share) ** 2,
+        }[kind]
+    return loss
+
+
+def wanted(label, count, smoothing=0.0):
+    """What an image is to be taken for [K]: its label, less what is shared among all classes."""
+    return [(1 - smoothing) * (k == label) + smoothing / count for k in range(count)]
+
+
+def mixed(rows, shares):
+    """Rows [B, ...], each mixed with the next one, the last with the first, by shares [B]."""
+    count = len(rows)
+    return [shares[i] * rows[i] + (1 - shares[i]) * rows[(i + 1) % count] for i in range(count)]
+
+
+def covered(image, draw, grey, side):
+    """Image [H, W, C] with rectangles in grey; draw [n, 4]: middles and sides, in [0, 1]."""
+    image, (height, width, _) = np.array(image), image.shape
+    for down, across, tall, wide in draw:
+        for row, column in np.ndindex(height, width):
+            near = abs(row + 0.5 - down * height) < tall * height * side / 2
+            if near and abs(column + 0.5 - across * width) < wide * width * side / 2:
+                image[row, column] = grey
+    return image
+
+
+def moved(image, down, across):
+    """Image [H, W, C] whose pixels came from so many rows further down and columns across."""
+    out, (height, width, _) = np.zeros_like(image), image.shape
+    for row, column in np.ndindex(height, width):
+        if 0 <= row + down < height and 0 <= column + across < width:
+            out[row, column] = image[row + down, column + across]
+    return out

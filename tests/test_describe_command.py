@@ -19,7 +19,7 @@ def run(tmp_path, monkeypatch):
     """The folder of a run with nothing but its configuration, in the working folder."""
     monkeypatch.chdir(tmp_path)
     runs.start("run")
-    runs.write_config("run", "digits", asdict(tiny.CONFIG), {})
+    runs.write_config("run", "digits", asdict(tiny.CONFIG), {"classes": list("0123456789")})
     return tmp_path / "run"
 
 

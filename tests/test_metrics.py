@@ -170,3 +170,36 @@ def test_precision_of_boxes_that_are_right_is_one_and_its_mean_is_map50():
     for name, precision in curves.items():
         assert len(precision) == len(metrics.RECALLS)
         assert precision.mean() == pytest.approx(labels[name]["map50"])
+
+
+def labels(count, known=3):
+    """Random true labels, the first `known` of three, and predicted ones."""
+    random = np.random.default_rng(count)
+    return {
+        "label": random.integers(known, size=count),
+        "predicted": random.integers(3, size=count),
+    }
+
+
+@pytest.mark.parametrize("count, known", [(40, 3), (1, 1), (12, 2)])
+def test_scores_of_labels_are_those_of_the_loop(count, known):
+    rows = labels(count, known)
+    pairs = list(zip(*rows.values(), strict=True))
+    found = metrics.labelled(rows, ("a", "b", "c"))
+    assert found["correct"] == sum(true == said for true, said in pairs)
+    assert found["accuracy"] == pytest.approx(found["correct"] / count)
+    for i, (name, of_label) in enumerate(found["labels"].items()):
+        own = [said for true, said in pairs if true == i]
+        assert (name, of_label["count"], of_label["correct"]) == ("abc"[i], len(own), own.count(i))
+        assert of_label.get("accuracy") == (pytest.approx(own.count(i) / len(own)) if own else None)
+        assert found["confusion"][i] == [own.count(j) for j in range(3)]
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_labels_with_boxes_have_the_scores_of_labels_alone():
+    rows, boxes = labels(30), {"iou": np.zeros(30, np.float32), "distance": np.zeros(30)}
+    alone, both = metrics.labelled(rows, "abc"), metrics.labelled_boxes(rows | boxes, "abc")
+    assert both["confusion"] == alone["confusion"]
+    assert {name: both[name] for name in ("count", "correct", "accuracy")} == {
+        name: alone[name] for name in ("count", "correct", "accuracy")
+    }

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from jaxdet import checkpoint, configs, runs
+from jaxdet import checkpoint, configs, runs, tables
 from jaxdet import train as training
 from jaxdet.configs import base
 from jaxdet.errors import InputError
@@ -103,6 +103,16 @@ def draw(pictures, path, *, quiet=False, **told):
     plots.gallery(pictures, path, **told)
     if not quiet:
         print(f"wrote {path}")
+
+
+def by_label(scores):
+    """Markdown: a row a label with its scores, and with what its images were taken for."""
+    rows = [{"label": name, **of_label} for name, of_label in scores["labels"].items()]
+    known = dict.fromkeys(name for row in rows for name in row)
+    for row, counts in zip(rows, scores["confusion"], strict=True):
+        row |= {f"as {name}": count for name, count in zip(scores["labels"], counts, strict=True)}
+    names = [name for name in {**known, **rows[0]} if name not in ("count", "correct")]
+    return tables.markdown(rows, names)
 
 
 def begin(folder, name, config, system):

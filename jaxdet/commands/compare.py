@@ -1,21 +1,16 @@
 """`jaxdet compare RUN...`: runs side by side, in a table, in curves and by their failures."""
 
 import json
-import os
-import statistics
 import sys
 from collections import Counter
 from itertools import chain
-from typing import Any, NamedTuple
-from urllib.parse import quote
+from pathlib import Path
+from typing import NamedTuple
 
-import jax
-import numpy as np
-
-from jaxdet import checkpoint, classic, evaluate, parallel, plots, runs, tables, timing
-from jaxdet.commands import common
+from jaxdet import budget, checkpoint, classic, evaluate, parallel, plots, runs, tables, timing
+from jaxdet.commands import common, failures, report
+from jaxdet.configs.base import Training
 from jaxdet.errors import InputError
-from jaxdet.ops import boxes
 from jaxdet.options import Restored
 
 COLUMNS = {
@@ -28,16 +23,12 @@ COLUMNS = {
     "epochs": "epochs",
     "best_epoch": "best epoch",
     "epoch_seconds": "s of an epoch",
+    "total_seconds": "s in all",
     **{name: name for name in ("loss", "accuracy", "iou", "iou50", "iou70")},
     "error_rate": "error rate",
 }
 OF_LABEL = ("accuracy", "iou")
-LOSS = ("box_loss", "class_weight", "box_weight", "gate", "reduction")  # what changes its scale
-MOST = 6  # failures of a run
-PICTURES = (
-    "Validation scores against the epoch",
-    "The worst answers of each run: true boxes green, predicted boxes red",
-)
+LOSS = ("loss", "box_loss", "class_weight", "box_weight", "gate", "reduction")  # its scale
 CLASSIC = (
     "Classic approaches learn from the training split of the first run, have its loss, and run on "
     "the CPU, a photo at a time.  The SVM's chances are the softmax of its decision values.  The "
@@ -50,29 +41,22 @@ class Judged(NamedTuple):
 
     row: dict  # of the table, and all other scores
     metrics: list  # lines of `metrics.jsonl`
-    worst: list  # [Failure]
+    worst: list  # [failures.Failure]
     data: dict  # part -> what tells its samples from others
     loss: dict  # the fields of `LOSS` that the run has
-
-
-class Failure(NamedTuple):
-    """A sample whose answer is among the worst."""
-
-    title: str
-    picture: Any  # [H, W, C]
-    true: Any  # [4] in pixels of the picture
-    predicted: Any
+    folder: Path
+    config: Training
 
 
 def run(options):
     """Print a row a run, and draw and write what was asked for."""
-    figure, failures = _pictures(options)
-    _check(options, figure, failures)
+    figure, worst = _pictures(options)
+    _check(options, figure, worst)
     found, rows = [], []
     for name, folder in _named(options.runs).items():
         asked = Restored(run=folder, checkpoint=options.checkpoint, split=options.split)
         restored = common.restored(asked)
-        found.append(_judged(name, asked, bool(failures), *restored))
+        found.append(_judged(name, asked, bool(worst), *restored))
         if options.classic and not rows:
             rows = _classic(options.split, *restored[:2])
     notes = _notes(found, rows)
@@ -80,9 +64,10 @@ def run(options):
     for note in notes:
         print(f"jaxdet: warning: {note}", file=sys.stderr)
     print("\n".join(map(json.dumps, rows)) if options.json else _table(rows))
-    written = list(_drawn(found, figure, failures))
+    written = list(_drawn(found, figure, worst))
     if options.report:
-        _report(options, rows, notes, written)
+        said = [*notes, *([CLASSIC] if options.classic else [])]
+        report.write(options, found, _table(rows), said, written)
         written.append(options.report)
     if written and not options.json:
         print(f"wrote {', '.join(map(str, written))}")
@@ -126,7 +111,7 @@ def _named(folders):
 def _judged(name, asked, draws, config, system, step, state):
     """Scores and history of a restored run, and its failures if they will be drawn."""
     kept, metrics = evaluate.variables(state), runs.read_metrics(asked.run)
-    telling = system._replace(task=_telling(system.task))
+    telling = system._replace(task=failures.telling(system.task))
     among = parallel.devices(config.devices)
     scorer = evaluate.Evaluator(telling, asked.split, config.eval_batch, among)
     scorer.prepare(kept)
@@ -139,7 +124,7 @@ def _judged(name, asked, draws, config, system, step, state):
         "system": kind,
         "model": getattr(config, "model", kind),
         "size": system.about["input"][:2],
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(kept["params"])),
+        "parameters": budget.parameters(kept),
         **_history(asked.run, metrics),
         "split": asked.split,
         "step": step,
@@ -149,37 +134,22 @@ def _judged(name, asked, draws, config, system, step, state):
     return Judged(
         row=row,
         metrics=metrics,
-        worst=_worst(name, system, asked.split, seen) if draws and seen else [],
+        worst=failures.worst(name, system, asked.split, seen) if draws and seen else [],
         data=_data(system),
         loss={field: getattr(config, field) for field in LOSS if hasattr(config, field)},
+        folder=asked.run,
+        config=config,
     )
 
 
-def _telling(task):
-    """The task, with the answers to each image, where they are a label and a box, as `seen`."""
-
-    def measure(answers, batch):
-        rows, seen = task.measure(answers, batch), {}
-        if {"label", "box"} <= answers.keys() and {"label", "boxes"} <= batch.keys():
-            seen = {"label": batch["label"], "box": batch["boxes"][:, 0]}
-            seen |= {"given": answers["label"], "found": answers["box"]}
-            seen["iou"] = boxes.iou(seen["found"], seen["box"])
-        return {"scored": rows, "seen": seen}
-
-    def report(rows):
-        return {**task.report(rows["scored"]), "seen": rows["seen"]}
-
-    return task._replace(measure=measure, report=report)
-
-
 def _history(folder, metrics):
-    """Epochs of a run, which of them was the best, and the median of the seconds of one."""
+    """Epochs of a run, which of them was the best, the median of their seconds, and all seconds."""
     epochs = {line["step"]: line["epoch"] for line in metrics}
-    taken = [line["time"]["train"] for line in metrics if line["train"]]
     return {
         "epochs": max(epochs.values(), default=None),
         "best_epoch": epochs.get(checkpoint.best(folder, warn=lambda line: None)),
-        "epoch_seconds": statistics.median(taken) if taken else None,
+        "epoch_seconds": runs.epoch_seconds(metrics),
+        "total_seconds": sum(sum(line["time"].values()) for line in metrics),
     }
 
 
@@ -189,21 +159,6 @@ def _data(system):
         return {path: frozenset(text.splitlines()) for path, text in system.files}
     parts = {part: source.arrays for part, source in system.splits.items()}
     return {part: (of["id"].tobytes(), of["label"].tobytes()) for part, of in parts.items()}
-
-
-def _worst(name, system, split, seen):
-    """The `MOST` worst answers of those `seen`: wrong labels first, then by IoU."""
-    classes = system.about["classes"]
-    chosen = np.lexsort((seen["iou"], seen["given"] == seen["label"]))[:MOST]
-    source = system.splits[split].take(chosen)
-    rows = evaluate.samples(system._replace(splits={split: source}), split, MOST)
-    names = source.names or [f"{split}:{number}" for number in rows["id"]]
-    found = []
-    for i, photo, picture in zip(chosen, names, rows["image"], strict=True):
-        words = f"true {classes[seen['label'][i]]}, predicted {classes[seen['given'][i]]}"
-        title = f"{name}: {photo}\n{words}, IoU {seen['iou'][i]:.2f}"
-        found.append(Failure(title, picture, seen["box"][i], seen["found"][i]))
-    return found
 
 
 def _classic(split, config, system):
@@ -242,10 +197,12 @@ def _apart(each):
 
 
 def _table(rows):
-    """Markdown: a row a run, with the scores of every label that any of them has."""
+    """Markdown: a row a run, with what any of them has, the scores of every label as well."""
     labels = dict.fromkeys(chain.from_iterable(row.get("labels", ()) for row in rows))
     columns = COLUMNS | {f"{name} {key}": f"{name} {key}" for name in labels for key in OF_LABEL}
-    return tables.markdown([row | _of_labels(row) for row in rows], columns)
+    rows = [row | _of_labels(row) for row in rows]
+    known = {key for row in rows for key, value in row.items() if value is not None}
+    return tables.markdown(rows, {key: name for key, name in columns.items() if key in known})
 
 
 def _of_labels(row):
@@ -254,30 +211,14 @@ def _of_labels(row):
     return {f"{name} {key}": value for name in labels for key, value in labels[name].items()}
 
 
-def _drawn(found, figure, failures):
+def _drawn(found, figure, path):
     """Draw what is asked for and can be; the paths."""
     if figure:
         plots.curves({one.row["run"]: one.metrics for one in found}, figure)
         yield figure
     worst = [failure for one in found for failure in one.worst]
-    if failures and worst:
-        titles, images, true, answers = zip(*worst, strict=True)
-        seen = {"titles": titles, "true": true, "predicted": answers}
-        plots.gallery(images, failures, **seen, columns=MOST)
-        yield failures
-
-
-def _report(options, rows, notes, pictures):
-    """One Markdown file: the table, what to mind, and links to the pictures."""
-    path, many = options.report, len(set(options.runs))
-    parts = [
-        f"# {many} run{'s' * (many > 1)} compared",
-        f"Scores of checkpoint `{options.checkpoint}` on split `{options.split}`.",
-        _table(rows),
-        *notes,
-        *([CLASSIC] if options.classic else []),
-    ]
-    for title, picture in zip(PICTURES, pictures, strict=False):
-        link = quote(os.path.relpath(picture, path.parent).replace(os.sep, "/"))
-        parts += [f"![{title}]({link})"]
-    runs.keep(path.parent, path.name, "\n\n".join(parts) + "\n")
+    if path and worst:
+        titles, images, true, answers, wrong = zip(*worst, strict=True)
+        seen = {"titles": titles, "true": true, "predicted": answers, "wrong": wrong}
+        plots.gallery(images, path, **seen, columns=failures.MOST)
+        yield path

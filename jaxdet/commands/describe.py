@@ -41,8 +41,7 @@ def run(options):
 def _network(options):
     """(network, input, shapes of its variables if it has been trained) of `jaxdet describe`."""
     if runs.is_run(options.model):
-        system, _ = runs.read_config(options.model)
-        named = networks.of_config(system, common.kept_config(options.model))
+        named = networks.of_run(options.model, common.kept_config(options.model))
         made_for = jax.ShapeDtypeStruct(named.input, "float32")
         variables = jax.eval_shape(named.net.init, jax.random.key(0), made_for)
     else:

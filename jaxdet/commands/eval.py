@@ -62,8 +62,4 @@ def _text(split, scores):
             f"    Mean accuracy for label {name}: {of_label.get('accuracy', 'no sample')!r}\n"
         )
         head.append(f"             {of_label['correct']} over {of_label['count']} samples\n")
-    rows = [{"label": name, **of_label} for name, of_label in labels.items()]
-    for row, counts in zip(rows, scores["confusion"], strict=True):
-        row |= {f"as {name}": count for name, count in zip(labels, counts, strict=True)}
-    columns = {name: name for name in rows[0] if name not in ("count", "correct")}
-    return "".join([*head, tables.markdown(rows, columns), "\n", *lines])
+    return "".join([*head, common.by_label(scores), "\n", *lines])

@@ -8,10 +8,10 @@ from jaxdet.errors import InputError
 
 
 def run(name, options):
-    """Print counts, sizes and boxes by label, and every row that cannot be used."""
+    """Print what is counted and measured by label, and every row or file that is no good."""
     system = import_module(f"jaxdet.configs.{name}")
     if not hasattr(system, "inspect"):
-        raise InputError(f"{name} has no folder of photos and tables to inspect")
+        raise InputError(f"{name} has no folder of data to inspect")
     rows, bad = system.inspect(options.root)
     if options.json:
         print(json.dumps({"labels": rows, "bad": bad}))

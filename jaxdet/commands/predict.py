@@ -63,8 +63,8 @@ def _samples(system, options):
     for i, image in enumerate(rows["image"]):
         title = source.names[i] if source.names else f"{options.split}:{rows['id'][i]}"
         told = _scale(rows["size"][i], image) if "size" in rows else np.ones(4)
-        truth = rows["label"][i], rows["boxes"][i, 0]
-        out.append(Shown(title, image, image, told, np.ones(4), *truth))
+        box = rows["boxes"][i, 0] if "boxes" in rows else None
+        out.append(Shown(title, image, image, told, np.ones(4), rows["label"][i], box))
     return out
 
 
@@ -109,18 +109,19 @@ def _failed(one, row):
     """Whether an answer is known to be wrong: its label, or its box."""
     if one.label is None:
         return False
-    return row["label"] != one.label or boxes.iou(row["box"], one.box) < ENOUGH
+    if row["label"] != one.label:
+        return True
+    return one.box is not None and bool(boxes.iou(row["box"], one.box) < ENOUGH)
 
 
 def _tell(as_json, names, one, row):
-    """One answer in one line: name, label, score, x0 y0 x1 y1 in pixels."""
-    label = names[int(row["label"])]
-    box = [round(float(v), 2) for v in row["box"] * one.told]
-    score = round(float(row["score"]), 4)
+    """One answer in one line: name, label, score and, if it has one, its box x0 y0 x1 y1."""
+    answer = {"label": names[int(row["label"])], "score": round(float(row["score"]), 4)}
+    box = [round(float(v), 2) for v in row["box"] * one.told] if "box" in row else []
     if as_json:
-        print(json.dumps({"image": one.title, "label": label, "score": score, "box": box}))
+        print(json.dumps({"image": one.title, **answer, **({"box": box} if box else {})}))
     else:
-        print(one.title, label, score, *box)
+        print(one.title, *answer.values(), *box)
 
 
 def _pictures(options, names, pairs):
@@ -150,7 +151,7 @@ def _windows(draw, pairs):
 
 
 def _draw(names, pairs, path, *, quiet):
-    """Pictures with what is true of them and what was found."""
+    """Pictures with what is true of them and what was found; titles of wrong answers are red."""
     titles = []
     for one, row in pairs:
         true = [] if one.label is None else [f"true {names[one.label]}"]
@@ -160,6 +161,7 @@ def _draw(names, pairs, path, *, quiet):
         path,
         titles=titles,
         true=[None if one.box is None else one.box * one.drawn for one, _ in pairs],
-        predicted=[row["box"] * one.drawn for one, row in pairs],
+        predicted=[row["box"] * one.drawn if "box" in row else None for one, row in pairs],
+        wrong=[_failed(one, row) for one, row in pairs],
         quiet=quiet,
     )

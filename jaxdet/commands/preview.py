@@ -26,6 +26,6 @@ def _drawn(system, count, **how):
         true = [boxes[on] for boxes, on in zip(shown["boxes"], shown["valid"], strict=True)]
         titles = [f"{len(boxes)} boxes" for boxes in true]
     else:
-        true = shown["boxes"][:, 0]
+        true = shown["boxes"][:, 0] if "boxes" in shown else [None] * len(shown["label"])
         titles = [f"true {system.about['classes'][label]}" for label in shown["label"]]
     return shown["image"], titles, true

@@ -2,12 +2,12 @@
 
 import json
 import signal
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from itertools import groupby, product
 
 import numpy as np
 
-from jaxdet import configs, flags, runs, sweep, tables
+from jaxdet import budget, configs, fit, flags, runs, sweep, tables
 from jaxdet import train as training
 from jaxdet.commands import common
 from jaxdet.configs import base
@@ -17,26 +17,52 @@ from jaxdet.progress import Progress
 
 def run(name, options, words, axes):
     """Train every combination of the values of `axes` {option: [word]}, and print one table."""
-    if not axes:
-        raise InputError("give an option several values, such as --lr 1e-3 3e-3, or --seeds 3")
-    if runs.holds_something(options.out) and not options.resume:
-        raise InputError(f"{options.out} exists; continue it with --resume, or give another --out")
+    kind = configs.config(name)
+    words, axes = _with_grid(name, kind, options, words, axes)
+    _check(options, axes)
     combined = _combined(axes, options.one_at_a_time)
     chosen = [_config(name, options, words, axes, values) for values in combined]
-    show, shape = Progress(quiet=options.quiet), _shape(configs.config(name))
+    show, shape, costs = Progress(quiet=options.quiet), _shape(kind), {}
     groups = [list(alike) for _, alike in groupby(sorted(chosen, key=shape), shape)]
     with common.caught_signals() as caught:
         for number, group in enumerate(groups, 1):
             show.line(f"program {number} of {len(groups)}: {len(group)} runs")
-            if not _train(name, group, axes, options, show, lambda: bool(caught)):
+            lanes = _lanes(name, group, axes, options, show, lambda: bool(caught))
+            if not lanes.run(together=_together(lanes, options, show)):
                 show.line("stopped; the same words with --resume go on")
                 return 130 if signal.SIGINT in caught else 0
-    rows = _rows(chosen, axes, options.out)
+            costs[shape(group[0])] = lanes.cost()
+    rows = _rows(chosen, axes, options.out, lambda config: costs[shape(config)])
     text = tables.markdown(rows, list(rows[0]))
     runs.write_text(options.out / "sweep.md", f"{text}\n")
     runs.write_json(options.out / "sweep.json", rows)
     print(json.dumps(rows) if options.json else text)
     return 0
+
+
+def _with_grid(name, kind, options, words, axes):
+    """The words and axes, with those of the grid that the options name; its own come second."""
+    if not options.grid:
+        return words, axes
+    known = getattr(kind, "GRIDS", {})
+    if options.grid not in known:
+        raise InputError(f"--grid {options.grid}: {name} has {', '.join(known) or 'no grids'}")
+    more, of_grid = flags.several(known[options.grid].split(), kind)
+    return [*more, *words], of_grid | axes
+
+
+def _check(options, axes):
+    """Refuse words that make no sweep, and a folder that may not be replaced."""
+    single = [axis for axis in axes if hasattr(options, axis.strip("-").replace("-", "_"))]
+    if single:
+        raise InputError(f"{single[0]} {' '.join(axes[single[0]])}: one value is wanted")
+    if not axes or not all(axes.values()):
+        raise InputError("give an option several values, such as --lr 1e-3 3e-3, or --seeds 3")
+    if runs.holds_something(options.out) and not (options.resume or options.overwrite):
+        raise InputError(
+            f"{options.out} exists; continue it with --resume, replace its runs with --overwrite, "
+            f"or give another --out"
+        )
 
 
 def _combined(axes, one_at_a_time):
@@ -69,8 +95,8 @@ def _shape(kind):
     return shape
 
 
-def _train(name, group, axes, options, show, stop):
-    """Train configurations that differ in numbers only; False when asked to stop."""
+def _lanes(name, group, axes, options, show, stop):
+    """Configurations that differ in numbers only, on their way in a folder each."""
     among = training.devices(group[0])
     if options.together == "yes" and len(among) > 1:
         raise InputError(f"--together yes wants one device, not {len(among)}: --devices 1")
@@ -81,22 +107,45 @@ def _train(name, group, axes, options, show, stop):
     training.try_weights(system, group[0])
     common.tell_skipped(system.notes, show.line)
     folders = [options.out / _title(config, axes) for config in group]
+    going_on = [folder for folder in folders if runs.is_run(folder) and not options.overwrite]
+    programs = fit.Programs(system, group[0])
+    group = _planned(name, group, going_on, programs, system, show)
     for folder, config in zip(folders, group, strict=True):
-        if runs.is_run(folder):
+        if folder in going_on:
             _same(folder, name, config)
         else:
+            runs.vacant(folder, overwrite=options.overwrite)
             common.begin(folder, name, config, sweep.numbered(system, config))
             runs.write_environment(folder, among)
-    lanes = sweep.Lanes(system, group, folders, show, stop)
-    together = options.together == "yes"
-    if len(group) > 1 and len(among) == 1 and options.together == "auto" and lanes.begun():
-        times = lanes.times()
-        together = times.together < times.in_turn
-        show.line(
-            f"a step of {len(group)} runs takes {times.together:.3g} s in one program and "
-            f"{times.in_turn:.3g} s one after the other: {'together' if together else 'in turn'}"
-        )
-    return lanes.run(together=together)
+    return sweep.Lanes(system, group, folders, show, stop, programs)
+
+
+def _planned(name, group, going_on, programs, system, show):
+    """The configurations with the epochs that the time of one run allows, planned once for all."""
+    if not group[0].time_budget:
+        return group
+    if going_on:
+        epochs = common.kept_config(going_on[0], name).epochs
+    else:
+        epochs = budget.planned(programs, system, group[0], 0.0).epochs
+        show.line(f"{epochs} epochs fit into {group[0].time_budget:g} s of a run")
+    return [replace(config, epochs=epochs) for config in group]
+
+
+def _together(lanes, options, show):
+    """Whether the runs train in one program, by the options or because that is quicker."""
+    count = len(lanes.loops)
+    if options.together != "auto" or count == 1 or len(lanes.programs.among) > 1:
+        return options.together == "yes"
+    if not lanes.begun():
+        return False
+    times = lanes.times()
+    together = times.together < times.in_turn
+    show.line(
+        f"a step of {count} runs takes {times.together:.3g} s in one program and "
+        f"{times.in_turn:.3g} s one after the other: {'together' if together else 'in turn'}"
+    )
+    return together
 
 
 def _same(folder, name, config):
@@ -121,21 +170,22 @@ def _value(config, axis):
     return getattr(config, axis.removeprefix("--").replace("-", "_"))
 
 
-def _rows(chosen, axes, out):
-    """A row a combination: its options; mean and spread over seeds of the best evaluation."""
-    found = {}
+def _rows(chosen, axes, out, cost):
+    """A row a combination: its options; mean and spread over seeds of the best evaluation; cost."""
+    found, costs = {}, {}
     for config in chosen:
-        values = {axis: _value(config, axis) for axis in axes if axis != "--seed"}
-        found.setdefault(tuple(values.items()), []).append(
-            _best(config, out / _title(config, axes))
-        )
-    return [_row(dict(values), scores) for values, scores in found.items()]
+        values = tuple((axis, _value(config, axis)) for axis in axes if axis != "--seed")
+        found.setdefault(values, []).append(_best(config, out / _title(config, axes)))
+        costs[values] = cost(config)
+    return [_row(dict(values), scores) | costs[values] for values, scores in found.items()]
 
 
 def _best(config, folder):
-    """Scores of the evaluation that the best checkpoint has; {} where there was none."""
-    scores = [line["val"] for line in runs.read_metrics(folder)]
-    return max(scores, key=lambda one: (one[config.best], -one["loss"]), default={})
+    """Scores of the evaluation that the best checkpoint has, and seconds; {} where was none."""
+    metrics = runs.read_metrics(folder)
+    scores = [line["val"] for line in metrics]
+    best = max(scores, key=lambda one: (one[config.best], -one["loss"]), default={})
+    return best | ({"epoch_seconds": runs.epoch_seconds(metrics)} if best else {})
 
 
 def _row(values, scores):

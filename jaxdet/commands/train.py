@@ -1,7 +1,7 @@
 """`jaxdet train SYSTEM`: a new run, or the rest of one."""
 
 import signal
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from jaxdet import budget, configs, fit, flags, progress, runs
 from jaxdet import train as training
@@ -47,9 +47,13 @@ def _late(config):
 
 
 def _same_config(folder, name, options, words):
-    """The configuration of the run; a flag that says otherwise is an error."""
+    """The configuration of the run; a flag that says otherwise is an error.
+
+    But for --epochs where they were planned, which words that begin a run may have as well.
+    """
     kept = common.kept_config(folder, name)
     _, asked = flags.with_config(f"train {name}", words, (options, kept))
+    asked = replace(asked, epochs=kept.epochs) if kept.time_budget else asked
     for field in fields(kept):
         was, now = getattr(kept, field.name), getattr(common.absolute(asked), field.name)
         if was != now:

@@ -25,7 +25,10 @@ def build(name, chosen):
     return import_module(f"jaxdet.configs.{name}").build(chosen)
 
 
-def network(name, chosen):
-    """(network, input shape [B, H, W, C]) of a configuration, without its data."""
+def network(name, chosen, *classes):
+    """(network, input shape [B, H, W, C]) of a configuration, without its data.
+
+    `classes` is how many its data have; left out, it is as many as the system's usual data.
+    """
     base.check(chosen)
-    return import_module(f"jaxdet.configs.{name}").network(chosen)
+    return import_module(f"jaxdet.configs.{name}").network(chosen, *classes)

@@ -39,6 +39,15 @@ class Config(Training):
 
     WEIGHTS: ClassVar = ("dropout",)
     SHARES: ClassVar = ("train_frac",)
+    LIMITS: ClassVar = {"parameters": 262_144, "total_seconds": 3600}  # of seed 003
+    GRIDS: ClassVar = {
+        "arch": f"--model {' '.join(TUTORIALS)}",
+        "batch": "--batch 4 16 20 128",
+        "aug": "--flip false true --crop 0 4",
+        "loss": "--loss cross_entropy binary squared hinge",
+        "opt": "--optimizer sgd adamw --momentum 0 0.9",
+        "act": "--activation relu leaky_relu elu gelu swish tanh sigmoid",
+    }
 
     root: str = ""
     """folder or file of CIFAR-10, or tfds:NAME, a set prepared before"""
@@ -76,7 +85,7 @@ class Config(Training):
     """brightness and contrast of training images change by up to this share"""
     mixup: float = 0.0
     """training images are mixed by shares from Beta(mixup, mixup)"""
-    max_params: int = 262_144
+    max_params: int = LIMITS["parameters"]
     epochs: int = 2
     batch: int = 4
     eval_batch: int = 400
@@ -92,6 +101,7 @@ def network(config, classes=10):
     from jaxdet.models import cifar, lenet, tiniest, tiny
     from jaxdet.ops import conv
 
+    _check(config)
     part = {
         "classes": classes,
         "conv_general_dilated": partial(conv.conv, impl=config.conv),
@@ -124,7 +134,8 @@ def build(config):
     from jaxdet.tasks import classify
 
     _check(config)
-    splits, classes = _splits(config, *cifar.read(config.root))
+    found, classes = cifar.read(config.root)
+    splits = {**_splits(config, found["train"]), "test": found["test"]}
     net, (_, *shape) = network(config, len(classes))
     task = classify.Classifier(
         net,
@@ -145,19 +156,26 @@ def build(config):
         },
         read=partial(images.levels, side=shape[0]),
     )
-    return system._replace(part=partial(_part, system))
+    return system._replace(part=partial(_part, system, len(found["train"]) - len(splits["val"])))
 
 
-def _splits(config, found, classes):
-    """({split: source}, classes): the validation images are some of those for training."""
+def inspect(root):
+    """({column: value} a class, what is wrong with files) of the folder or file `root`."""
+    from jaxdet.data import cifar
+
+    return cifar.survey(root)
+
+
+def _splits(config, images):
+    """The validation images are some of those for training: {"train": source, "val": source}."""
     import numpy as np
 
-    train = found["train"]
-    order = np.random.default_rng(config.split_seed).permutation(len(train))
-    held = max(round(config.cut_val * len(train)), 1)
-    kept = _used(config, len(train) - held)
-    splits = {"train": train.take(order[held : held + kept]), "val": train.take(order[:held])}
-    return {**splits, "test": found["test"]}, classes
+    order = np.random.default_rng(config.split_seed).permutation(len(images))
+    held = max(round(config.cut_val * len(images)), 1)
+    if held == len(images):
+        raise InputError(f"--cut-val {config.cut_val:g} of {held} images leaves none for training")
+    kept = _used(config, len(images) - held)
+    return {"train": images.take(order[held : held + kept]), "val": images.take(order[:held])}
 
 
 def _used(config, count):
@@ -165,12 +183,10 @@ def _used(config, count):
     return max(round(config.train_frac * count), 1)
 
 
-def _part(system, config):
-    """The system with the training images of `config`, which are the first of those it has."""
-    whole = system.splits["train"]
-    held = len(system.splits["val"])
-    count = min(len(whole), _used(config, round(held / config.cut_val) - held))
-    return system._replace(splits=system.splits | {"train": whole.first(count)})
+def _part(system, count, config):
+    """The system with the share of `count` training images that `config` uses, the first ones."""
+    train = system.splits["train"].first(_used(config, count))
+    return system._replace(splits=system.splits | {"train": train})
 
 
 def _change(config):

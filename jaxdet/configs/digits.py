@@ -84,7 +84,7 @@ class Config(Training):
     ema: float = 0.998
 
 
-def network(config):
+def network(config, classes=10):
     """The network of a `Config`, and the shape [B, H, W, C] of its input."""
     import jax.numpy as jnp
 
@@ -95,7 +95,7 @@ def network(config):
         stages=windows.parse(config.stages),
         widths=config.widths,
         dense=config.dense,
-        outputs=1 + 10 + 4,
+        outputs=1 + classes + 4,
         window=config.window,
         norm=True,
         ink=True,

@@ -4,7 +4,7 @@ import difflib
 from functools import partial
 from typing import Any, NamedTuple
 
-from jaxdet import configs
+from jaxdet import configs, runs
 
 LOCALIZERS = ("simple", "deeper", "vgg")  # of seed 000
 SMALL = ("resnet20", "narrow", "tiny", "deep", "tiniest")  # of seed 003
@@ -53,6 +53,12 @@ def named(name):
     raise InputError(f"no model and no run {name!r}; models, nearest first: {', '.join(near)}")
 
 
-def of_config(system, config):
-    """The network of a system's configuration."""
-    return Named(*configs.network(system, config))
+def of_config(system, config, *classes):
+    """The network of a system's configuration, for so many classes, or as many as is usual."""
+    return Named(*configs.network(system, config, *classes))
+
+
+def of_run(folder, config):
+    """The network of a run with the configuration `config`, for the classes that it has learnt."""
+    system, _ = runs.read_config(folder)
+    return of_config(system, config, len(runs.read_about(folder)["classes"]))

@@ -45,6 +45,23 @@ def read(root, data_dir=None):
     raise InputError(f"CIFAR-10 is not {where}: looked for {KNOWN}; {remedy}")
 
 
+def survey(root):
+    """({column: value} a class, [what is wrong with a file]) of what `read` finds in `root`.
+
+    See `folders.survey`, which says it of image files; other forms are wholly good or refused.
+    """
+    for path in _candidates(root):
+        found = folders.classified(folders.walk(path))
+        if set(FILES) <= set(found.parts):
+            return folders.survey(found)
+    sources, classes = read(root)
+    labels = {part: source.arrays["label"] for part, source in sources.items()}
+    sides = dict.fromkeys(("height", "width"), f"{SIDE} to {SIDE}")
+    counts = {part: np.bincount(of, minlength=len(classes)) for part, of in labels.items()}
+    rows = [{part: int(of[i]) for part, of in counts.items()} for i in range(len(classes))]
+    return [{"label": n, **row, **sides} for n, row in zip(classes, rows, strict=True)], []
+
+
 def _candidates(root):
     """A place, if there is such a one, then the tar files in it."""
     if root and Path(root).exists():

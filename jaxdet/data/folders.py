@@ -104,6 +104,28 @@ def load(rows, classes, side, *, first_id=0):
     return arrays.Arrays(columns, names=[rows[number].name for number in good]), notes
 
 
+def survey(found):
+    """({column: value} a class, [what is wrong with a file or a folder]) of a `Folders`.
+
+    Columns are the images of each part that can be used, how many cannot, and their heights and
+    widths from least to most, in pixels.
+    """
+    rows = [(part, row) for part, of_part in found.parts.items() for row in of_part]
+    with ThreadPoolExecutor() as pool:
+        spans = np.array_split(np.arange(len(rows)), SPANS)
+        sizes = [size for some in pool.map(partial(_sizes, rows), spans) for size in some]
+    table = {name: dict.fromkeys((*found.parts, "unusable"), 0) for name in found.classes}
+    known = {name: [] for name in found.classes}
+    for (part, row), size in zip(rows, sizes, strict=True):
+        table[row.label]["unusable" if isinstance(size, str) else part] += 1
+        known[row.label] += [] if isinstance(size, str) else [size]
+    for name, line in table.items():
+        for side, lengths in zip(("height", "width"), zip(*known[name], strict=True), strict=False):
+            line[side] = f"{min(lengths)} to {max(lengths)}"
+    notes = [*found.notes, *(size for size in sizes if isinstance(size, str))]
+    return [{"label": name, **line} for name, line in table.items()], notes
+
+
 def walk(path):
     """The `Tree` of a folder, or of a tar file, told by its content.
 
@@ -165,13 +187,25 @@ def _fill(out, rows, numbers):
     """Put the images of some rows into their places; what is wrong with each, None for nothing."""
     faults = []
     for number in numbers:
-        row, fault = rows[number], None
-        try:
-            out[number], _ = images.colour(row.image, len(out[number]))
-        except InputError as error:
-            fault = f"{row.where}: {str(error).removeprefix(f'{row.image}: ')}"
-        faults.append(fault)
+        found = _colour(rows[number], len(out[number]))
+        faults.append(found if isinstance(found, str) else None)
+        if not isinstance(found, str):
+            out[number], _ = found
     return faults
+
+
+def _sizes(rows, numbers):
+    """Height and width of the images of some rows (part, row), or what is wrong with them."""
+    found = [_colour(rows[number][1], 1) for number in numbers]
+    return [each if isinstance(each, str) else each[1] for each in found]
+
+
+def _colour(row, side):
+    """What `images.colour` makes of the image of a row, or what is wrong with it."""
+    try:
+        return images.colour(row.image, side)
+    except InputError as error:
+        return f"{row.where}: {str(error).removeprefix(f'{row.image}: ')}"
 
 
 def _listed(path):

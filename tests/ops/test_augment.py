@@ -385,3 +385,59 @@ def test_colours_change_and_grey_stays_grey():
     grey = np.broadcast_to(image[..., :1], image.shape)
     same = np.asarray(coloured(grey))
     np.testing.assert_allclose(same, np.broadcast_to(grey, same.shape), atol=1e-5)
+
+
+def alone(function, image, times=8, **options):
+    """So many keys, and what each makes of one image without a box, on the host."""
+    each = keys.per_row(jax.random.key(0), jnp.arange(times))
+    run = jax.jit(jax.vmap(partial(function, **options), in_axes=(0, None)))
+    return each, jax.device_get(run(each, image))
+
+
+@pytest.mark.parametrize("levels", [np.float32, np.uint8])
+def test_holes_are_those_of_the_loop(levels):
+    image = np.asarray(255 * noise(), levels)
+    each, found = alone(partial(augment.cutout, grey=128), image, count=2, side=0.4)
+    assert found.dtype == levels
+    for key, made in zip(each, found, strict=True):
+        draw = np.asarray(jax.random.uniform(key, (2, 4)))
+        np.testing.assert_array_equal(made, slow.covered(image, draw, 128, 0.4))
+
+
+def test_no_hole_is_larger_than_asked_for_and_most_are_seen():
+    holes = partial(augment.cutout, grey=2)
+    _, found = alone(holes, noise(), side=0.25)
+    hidden = (found == 2).all(-1)  # [8, H, W]
+    assert (hidden.any(2).sum(1) <= HEIGHT / 4 + 1).all()
+    assert (hidden.any(1).sum(1) <= WIDTH / 4 + 1).all()
+    assert hidden.any((1, 2)).sum() > 4
+    np.testing.assert_array_equal(alone(holes, noise(), side=0.0)[1][0], noise())
+
+
+def test_a_shifted_image_is_that_of_the_loop():
+    image = noise()
+    each, found = alone(augment.shifted, image, pad=3)
+    places = [np.asarray(jax.random.randint(key, (2,), 0, 7)) - 3 for key in each]
+    for (down, across), made in zip(places, found, strict=True):
+        np.testing.assert_array_equal(made, slow.moved(image, down, across))
+
+
+def test_every_shift_is_drawn_and_none_without_padding():
+    image = noise()[:4, :5]
+    places = {(i, j): slow.moved(image, i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)}
+    _, found = alone(augment.shifted, image, 200, pad=1)
+    drawn = [next(p for p, made in places.items() if (made == each).all()) for each in found]
+    assert set(drawn) == set(places)
+    np.testing.assert_array_equal(alone(augment.shifted, image, pad=0)[1][7], image)
+
+
+def test_mixed_images_are_those_of_the_loop_and_what_they_are_taken_for_as_well():
+    images = np.stack([noise(seed) for seed in range(5)])
+    wanted = np.eye(3, dtype=np.float32)[[0, 1, 2, 2, 0]]
+    each = keys.per_row(jax.random.key(0), jnp.arange(5))
+    found = jax.device_get(jax.jit(partial(augment.mixup, alpha=0.7))(each, images, wanted))
+    shares = [float(jax.random.beta(key, 0.7, 0.7)) for key in each]
+    assert len(set(shares)) == 5 and all(0 <= share <= 1 for share in shares)
+    for made, rows in zip(found, (images, wanted), strict=True):
+        np.testing.assert_allclose(made, slow.mixed(rows, shares), atol=1e-5)
+    np.testing.assert_allclose(found[1].sum(-1), 1, rtol=1e-5)
