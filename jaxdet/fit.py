@@ -76,7 +76,7 @@ class Loop:
     def __init__(self, programs, system, config, folder, show, stop):
         self.config, self.folder, self.show, self.stop = config, folder, show, stop
         self.programs, self.among = programs, programs.among
-        self.source = system.splits["train"]
+        self.source, self.order = system.splits["train"], system.order or batches.order
         self.plan = train.plan(config, len(self.source))
         self.hyper = parallel.put(system.hyper, self.among)
         self.rate = train.learning_rate(config, self.plan)
@@ -135,7 +135,7 @@ class Loop:
         """Indices of the batches from here to the end of the epoch, [steps, B]."""
         number, start = divmod(self.at, self.plan.epoch_steps)
         count, batch = len(self.source), self.config.batch
-        return batches.order(self.config.seed, number, count, batch)[start:]
+        return self.order(self.config.seed, number, count, batch)[start:]
 
     def _size(self):
         """Which of the sizes of training images the next step has."""

@@ -17,7 +17,7 @@ ROOT = Path(jaxdet.__file__).parent
 LEVELS = """
 errors
 types
-ops losses metrics optim weights
+ops losses embedding_losses metrics verification optim weights
 models data pretrained
 timing tables parallel runs checkpoint progress plots describe roofline tasks
 evaluate classic train fit budget sweep

@@ -7,7 +7,7 @@ from importlib import import_module
 
 from jaxdet.configs import base
 
-SYSTEMS = ("digits", "objects", "detect", "cifar10")
+SYSTEMS = ("digits", "objects", "detect", "cifar10", "faces")
 
 
 def config(name):

@@ -20,6 +20,7 @@ class System(NamedTuple):
     many: bool = False  # answers are any number of boxes an image
     assigned: Callable | None = None  # variables, batch, at -> which cells learn which box
     learns: Callable | None = None  # path of a parameter -> factor of its rate; None: all learn
+    order: Callable | None = None  # seed, epoch, count, batch -> rows [steps, B]; None: shuffled
     scales: tuple[float, ...] = (1.0,)  # sides of training images, a program each
     part: Callable | None = None  # configuration with less of the same data -> its system
 

@@ -16,6 +16,23 @@ def order(seed, epoch, count, batch):
     return np.resize(rows, (steps, batch))
 
 
+def grouped(labels, each):
+    """An `order` whose batches have `each` images in a row of one class, as pair losses want them.
+
+    labels: [N].  The images of every class are cut into groups of `each`, the last of them filled
+    from its first, and the groups are shuffled: all by seed and epoch.
+    """
+    places = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+
+    def made(seed, epoch, count, batch):
+        random = np.random.default_rng((seed, epoch))
+        cut = [np.resize(random.permutation(own), (-(-len(own) // each), each)) for own in places]
+        groups = np.concatenate(cut)[random.permutation(sum(map(len, cut)))]
+        return np.resize(groups, (-(-count // batch), batch)).astype(np.int32)
+
+    return made
+
+
 def size(seed, step, count):
     """Which of `count` sizes of images a step has, from 0; all are as likely."""
     return int(np.random.default_rng((seed, step)).integers(count)) if count > 1 else 0

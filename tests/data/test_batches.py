@@ -53,3 +53,24 @@ def test_sizes_are_drawn_by_seed_and_step_alone_and_all_as_often():
     assert drawn != [batches.size(1, step, 3) for step in range(300)]
     assert np.bincount(drawn).min() > 70 and len(np.bincount(drawn)) == 3
     assert {batches.size(0, step, 1) for step in range(9)} == {0}
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=40), st.integers(1, 5), st.integers(1, 4))
+def test_grouped_batches_have_images_of_one_class_side_by_side(labels, each, groups):
+    labels, batch = np.array(labels), each * groups
+    order = batches.grouped(labels, each)
+    rows = order(3, 1, len(labels), batch)
+    assert rows.shape == (-(-len(labels) // batch), batch)
+    for group in rows.reshape(-1, each):
+        assert len(set(labels[group])) == 1
+        own = np.flatnonzero(labels == labels[group[0]])
+        assert len(set(group)) == min(each, len(own))
+    np.testing.assert_array_equal(rows, order(3, 1, len(labels), batch))
+
+
+def test_grouped_batches_show_every_row_where_the_groups_fit():
+    labels = np.repeat(np.arange(6), 4)
+    order = batches.grouped(labels, 2)
+    first = order(0, 0, 24, 8)
+    assert sorted(first.ravel()) == list(range(24))
+    assert (first != order(0, 1, 24, 8)).any() and (first != order(1, 0, 24, 8)).any()

@@ -1,0 +1,245 @@
+"""Faces: who it is, and whether two images show one person (seed 004).
+
+    jaxdet train faces --root DIR
+    jaxdet eval runs/faces                      # accuracy; AUC and equal error rate of all pairs
+    jaxdet train faces --root DIR --people 20   # the others, whom it never sees, are for `eval
+    jaxdet eval runs/faces --split others       # --split others`
+
+ORL's 40 people, 64 pixels, 60 epochs, 5 minutes on 2 CPU cores beside other work: with
+`--size 64 --cut-val 0 --cut-test .3`, 7 images each for training, the last checkpoint names 0.992
+of the other 120 images rightly.
+
+DIR has a folder a person, PERSON/FILE, or PART/PERSON/FILE with the parts train, val and test; or
+is a tar file of that.  Without parts, images of every person are cut for validation and test.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Literal
+
+from jaxdet.configs import base
+from jaxdet.configs.base import System, Training
+from jaxdet.errors import InputError
+
+SMALLEST = 32  # pixels a side that stem and stages leave something of
+
+
+@dataclass(frozen=True)
+class Config(Training):
+    """Embeddings of faces, and the people of the training set."""
+
+    WEIGHTS: ClassVar = ("dropout", "pull_weight")
+
+    root: str = ""
+    """folder or tar file with a folder of images a person"""
+    size: int = 112
+    """side of the network's input in pixels"""
+    people: int = 0
+    """people to learn, in the order of their names; the others are the split `others`; 0: all"""
+    cut_val: float = 0.1
+    """share of the images of a person for validation, where the data have no part for it; 0 judges
+    on the training images, which choose nothing: take the last checkpoint then"""
+    cut_test: float = 0.2
+    """share of the images of a person for the test, where the data have no part for it"""
+    split_seed: int = 0
+    """draws these images"""
+    on_bad_row: Literal["skip", "error"] = "skip"
+    """what to do with a file that is no image: leave it out and say so, or stop"""
+    model: Literal["resnet18", "resnet50", "mobilenet_v2", "bottleneck", "convnext"] = "resnet18"
+    """network of the feature maps"""
+    width: float = 0.5
+    """resnet18, resnet50: channels as a share of the usual ones"""
+    dim: int = 256
+    """numbers of an embedding; 0: channels of the last map"""
+    hidden: tuple[int, ...] = ()
+    """widths of the classifier's hidden layers"""
+    dropout: float = 0.0
+    """share of an embedding's numbers that are dropped before the classifier"""
+    head: Literal["softmax", "arcface", "cosface", "l_softmax", "lgm"] = "softmax"
+    """margin of the logits in training"""
+    scale: float = 0.0
+    """arcface, cosface: factor of the cosines; 0 is the paper's 64, which is for many people"""
+    margin: float = 0.0
+    """margin of --head; 0 is that of its paper"""
+    pull: Literal["none", "center", "contrastive", "triplet_hard", "triplet_semihard"] = "none"
+    """loss of the embeddings beside the cross entropy"""
+    pull_weight: float = 0.003
+    """weight of --pull; center loss has 0.003 in its paper, pairs and triplets want about 1"""
+    group: int = 0
+    """so many images of a person stand together in a batch; 0: shuffled; pairs want 4"""
+    smoothing: float = 0.0
+    """label smoothing"""
+    flip: bool = True
+    """mirror half of the training images left to right"""
+    zoom: tuple[float, float] = (0.9, 1.1)
+    """training images are scaled by a factor in this range"""
+    shift: float = 0.06
+    """training images are moved by up to this share of a side"""
+    light: float = 0.2
+    """brightness and contrast of training images change by up to this share"""
+    cutout: float = 0.0
+    """hide a rectangle of up to this share of a training image's sides"""
+    epochs: int = 60
+    batch: int = 32
+    eval_batch: int = 64
+    lr: float = 2e-3
+    warmup: int = 50
+    weight_decay: float = 0.05
+    ema: float = 0.99
+
+
+def network(config, classes=40):
+    """The network of a `Config`, and the shape [B, H, W, C] of its input."""
+    import jax.numpy as jnp
+
+    from jaxdet.models import bottleneck, convnext, mobilenet, resnet
+    from jaxdet.models.embedder import Embedder
+    from jaxdet.ops import conv
+
+    dtype = jnp.bfloat16 if config.bfloat16 else None
+    part = {"conv_general_dilated": partial(conv.conv, impl=config.conv), "dtype": dtype}
+    makers = {
+        "resnet18": partial(resnet.ResNet18, width=round(64 * config.width)),
+        "resnet50": partial(resnet.ResNet50, width=round(64 * config.width)),
+        "mobilenet_v2": mobilenet.V2,
+        "bottleneck": bottleneck.Bottlenecks,
+        "convnext": convnext.Tiny,
+    }
+    net = Embedder(
+        features=partial(makers[config.model], classes=0, **part),
+        classes=classes,
+        dim=config.dim,
+        hidden=config.hidden,
+        rates=(1.0, *(1.0 for _ in config.hidden)) if config.dropout else (),
+        dtype=dtype,
+    )
+    return net, (1, config.size, config.size, 3)
+
+
+def build(config):
+    """The system of a `Config`."""
+    from jaxdet.data import batches, images
+    from jaxdet.tasks import verify
+
+    _check(config)
+    classes, splits, notes = _data(config)
+    if notes and config.on_bad_row == "error":
+        raise InputError(f"{notes[0]} ({len(notes)} such); --on-bad-row skip leaves them out")
+    net, (_, *shape) = network(config, len(classes))
+    margins = {"scale": config.scale, "margin": config.margin}
+    margins = tuple((name, value) for name, value in margins.items() if value)
+    task = verify.Verifier(
+        net,
+        len(classes),
+        _change(config),
+        config.head,
+        config.pull,
+        margins,
+        smoothing=config.smoothing,
+    ).task()
+    labels = splits["train"].arrays["label"]
+    return System(
+        task=task,
+        splits=splits,
+        hyper=base.weights(config),
+        about={
+            "classes": list(classes),
+            "input": shape,
+            "normalisation": "(level / 255 - .5) / .5",
+        },
+        read=partial(images.levels, side=config.size),
+        notes=notes,
+        order=batches.grouped(labels, config.group) if config.group else None,
+    )
+
+
+def _data(config):
+    """(people that are learnt, {split: source}, what is wrong with files)."""
+    from jaxdet.data import folders
+
+    found = folders.read(config.root)
+    classes, others = _people(config, found.classes)
+    parts = _parts(config, found.parts)
+    chosen = {part: [row for row in rows if row.label in classes] for part, rows in parts.items()}
+    if others:
+        every = (row for rows in found.parts.values() for row in rows)
+        chosen["others"] = [row for row in every if row.label in others]
+    splits, notes, first = {}, list(found.notes), 0
+    for part, rows in chosen.items():
+        names = (*classes, *others) if part == "others" else classes
+        splits[part], bad = folders.load(rows, names, config.size, first_id=first)
+        first += len(rows)
+        notes += bad
+    return classes, splits, tuple(notes)
+
+
+def _people(config, names):
+    """(people to learn, the others) of all names."""
+    if config.people > len(names):
+        raise InputError(f"--people {config.people}: {config.root} has {len(names)}")
+    count = config.people or len(names)
+    return names[:count], names[count:]
+
+
+def _parts(config, found):
+    """{split: rows}: the parts of the data, or cuts of the images of every person."""
+    import numpy as np
+
+    if "train" in found and "val" in found and "test" in found:
+        return found
+    whole = [row for part in ("all", "train") for row in found.get(part, [])]
+    held = {part: found[part] for part in ("val", "test") if part in found}
+    shares = {"test": config.cut_test, "val": config.cut_val}
+    made = {"train": [], "val": [], "test": []}
+    random = np.random.default_rng(config.split_seed)
+    for label in dict.fromkeys(row.label for row in whole):
+        own = [row for row in whole if row.label == label]
+        order, start = random.permutation(len(own)), 0
+        for part, share in shares.items():
+            count = 0 if part in held else round(share * len(own))
+            made[part] += [own[i] for i in order[start : start + count]]
+            start += count
+        made["train"] += [own[i] for i in order[start:]]
+    made |= held
+    return made | {"val": made["val"] or made["train"], "test": made["test"] or made["train"]}
+
+
+def _change(config):
+    """How a training image of levels in [0, 255] is changed."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxdet.ops import augment
+
+    how = {"flip": config.flip, "scale": config.zoom, "shift": config.shift, "light": config.light}
+
+    def change(key, image):
+        place, hide = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
+        image, _ = augment.photo(place, image / jnp.float32(255), jnp.zeros(4), **how)
+        if config.cutout:
+            image = augment.cutout(hide, image, 0.5, side=config.cutout)
+        return 255 * image
+
+    return change
+
+
+def _check(config):
+    """Refuse what no training can use, before any image is read."""
+    if not config.root:
+        raise InputError("--root: the folder with a folder of images a person is wanted")
+    if config.size < SMALLEST:
+        raise InputError(f"--size {config.size}: at least {SMALLEST} pixels are wanted")
+    base.check_shares(
+        config, "cut_val", "cut_test", "dropout", "smoothing", "shift", "light", "cutout"
+    )
+    if not 0 < config.zoom[0] <= config.zoom[1]:
+        raise InputError(f"--zoom {config.zoom}: two factors above 0, the smaller first")
+    if config.people < 0 or config.group < 0 or config.batch % max(config.group, 1):
+        raise InputError(
+            f"--group {config.group}: a divisor of --batch {config.batch} is wanted, and "
+            f"--people {config.people} is at least 0"
+        )
+    if config.hidden and config.head != "softmax":
+        raise InputError(f"--hidden is not for --head {config.head}, whose layer is linear")
+    if config.scale and config.head not in ("arcface", "cosface"):
+        raise InputError(f"--scale is not for --head {config.head}")

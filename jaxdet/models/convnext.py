@@ -1,0 +1,173 @@
+"""ConvNeXts (Liu et al. 2022, arXiv:2201.03545): ResNets brought near to vision transformers.
+
+    logits = Tiny().apply(variables, images)  # [B, 1000]
+    c2, c3, c4, c5 = Tiny(classes=0).apply(variables, images)  # strides 4, 8, 16 and 32
+
+Tiny has 28,589,128 parameters and, on 224 x 224 pixels, 4.456 G multiply-adds, as torchvision's.
+`torch_name` finds the names of trained weights.
+"""
+
+import re
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxdet.models import layers
+
+INITIAL = nn.initializers.truncated_normal(0.02)  # the paper's
+PARTS = ("stem", "stage1", "stage2", "stage3", "stage4")  # what `frozen` counts
+PAPER = {  # names in files of github.com/facebookresearch/ConvNeXt
+    "stem": "downsample_layers.0.0",
+    "stem_norm": "downsample_layers.0.1",
+    "reduce_norm": "downsample_layers.{stage}.0",
+    "reduce": "downsample_layers.{stage}.1",
+    "block": "stages.{stage}.{block}.",
+    "block/depthwise": "dwconv",
+    "block/expand": "pwconv1",
+    "block/project": "pwconv2",
+    "logits": "head",
+}
+TIMM = {  # and of timm, such as hf:timm/convnext_tiny.fb_in1k
+    "stem": "stem.0",
+    "stem_norm": "stem.1",
+    "reduce_norm": "stages.{stage}.downsample.0",
+    "reduce": "stages.{stage}.downsample.1",
+    "block": "stages.{stage}.blocks.{block}.",
+    "block/depthwise": "conv_dw",
+    "block/expand": "mlp.fc1",
+    "block/project": "mlp.fc2",
+    "norm": "head.norm",
+    "logits": "head.fc",
+}
+
+
+class Part(layers.Part):
+    """What the modules of a ConvNeXt share: convolutions with a bias, and layer norm."""
+
+    epsilon: float = 1e-6
+    initial: Callable = INITIAL  # of kernels
+
+    @nn.nowrap
+    def shared(self):
+        """These fields, to hand on to a part."""
+        return {**super().shared(), "initial": self.initial}
+
+    @nn.nowrap
+    def plain(self, x, width, kernel, name, *, stride=1, groups=1):
+        """A convolution of x [B, H, W, C]: with stride 1 to a map of its size, else unpadded."""
+        return nn.Conv(
+            width,
+            kernel_size=(kernel, kernel),
+            strides=stride,
+            padding=(kernel // 2 if stride == 1 else 0,) * 2,
+            feature_group_count=groups,
+            kernel_init=self.initial,
+            dtype=self.dtype,
+            conv_general_dilated=self.conv_general_dilated,
+            name=name,
+        )(x)
+
+    @nn.nowrap
+    def normalise(self, x, name):
+        """x [..., C] with mean 0 and variance 1 over channels, scaled and shifted."""
+        return nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name=name)(x)
+
+
+class Block(Part):
+    """7x7 convolution of each channel, layer norm, to four times the channels and back; the sum.
+
+    depthwise: whether channels are convolved one by one.  activation: between the two linear
+    layers.  scale: initial factor of each channel of the branch (layer scale, Touvron et al. 2021,
+    arXiv:2103.17239); 0 leaves it out.  rate: share of images whose branch is left out in training
+    (stochastic depth, Huang et al. 2016, arXiv:1603.09382).
+    """
+
+    depthwise: bool = True
+    activation: Callable = partial(nn.gelu, approximate=False)
+    scale: float = 1e-6
+    rate: float = 0.0
+
+    @nn.compact
+    def __call__(self, x, train=False, drop=1.0):
+        """[B, H, W, C] to the same; `drop` multiplies the rate."""
+        width = x.shape[-1]
+        how = {"kernel_init": self.initial, "dtype": self.dtype}
+        name, groups = ("depthwise", width) if self.depthwise else ("conv", 1)
+        y = self.normalise(self.plain(x, width, 7, name, groups=groups), "norm")
+        y = nn.Dense(4 * width, name="expand", **how)(y)
+        with jax.named_scope("activation"):
+            y = self.activation(y)
+        y = nn.Dense(width, name="project", **how)(y)
+        if self.scale:
+            gamma = self.param("gamma", nn.initializers.constant(self.scale), (width,))
+            with jax.named_scope("scale"):
+                y = y * gamma.astype(y.dtype).reshape(1, 1, 1, -1)
+        if self.rate and train:
+            ones = jnp.ones((len(y), 1, 1, 1), y.dtype)
+            y = y * layers.Dropout(self.rate, name="drop")(ones, drop, train)
+        with jax.named_scope("add"):
+            return x + y
+
+
+class ConvNeXt(Part, layers.Freezable):
+    """A stem of 4x4 patches, four stages of blocks, 2x2 patches between them, and a linear layer.
+
+    widths, blocks: channels, and blocks, of each stage.  block: makes a block.
+    rate: of stochastic depth, of the last block; it rises from 0 in even steps.
+    classes: outputs; 0 returns the stages' maps [B, H/4 .. H/32, ...] instead of logits.
+    frozen: how many of `PARTS` are.
+    """
+
+    widths: tuple[int, ...] = (96, 192, 384, 768)
+    blocks: tuple[int, ...] = (3, 3, 9, 3)
+    block: Callable[..., nn.Module] = Block
+    rate: float = 0.0
+    classes: int = 1000
+
+    @nn.compact
+    def __call__(self, x, train=False, drop=1.0):
+        """Logits [B, classes] of images [B, H, W, C], or the stages' maps, fine to coarse."""
+        x = self.normalise(self.plain(x, self.widths[0], 4, "stem", stride=4), "stem_norm")
+        x, maps, done = self.border(x, 0), [], 0
+        for i, (width, count) in enumerate(zip(self.widths, self.blocks, strict=True), 1):
+            if i > 1:
+                x = self.normalise(x, f"stage{i}_reduce_norm")
+                x = self.plain(x, width, 2, f"stage{i}_reduce", stride=2)
+            for j in range(1, count + 1):
+                rate = self.rate * done / max(1, sum(self.blocks) - 1)
+                block = self.block(**self.shared(), rate=rate, name=f"stage{i}_block{j}")
+                x, done = block(x, train and i >= self.frozen, drop), done + 1
+            x = self.border(x, i)
+            maps.append(x)
+        if not self.classes:
+            return tuple(maps)
+        with jax.named_scope("pool"):
+            x = x.mean((1, 2))  # [B, C]
+        x = self.normalise(x, "norm")
+        return nn.Dense(self.classes, kernel_init=self.initial, dtype=self.dtype, name="logits")(x)
+
+
+Tiny = partial(ConvNeXt, rate=0.1)
+Small = partial(ConvNeXt, blocks=(3, 3, 27, 3), rate=0.4)
+
+
+def torch_name(names, path):
+    """Name of a variable in a file of weights whose modules are called `names`: `PAPER` or `TIMM`.
+
+    path: collection, modules and leaf: `params/stage3_block2/expand/kernel`, which is
+    `stages.2.1.pwconv1.weight` in the paper's files.
+    """
+    _, *modules, leaf = path.split("/")
+    leaf = {"kernel": "weight", "scale": "weight"}.get(leaf, leaf)
+    numbers = {"stage": 0, "block": 0}
+    if place := re.fullmatch(r"stage(\d+)_(block)?(.+)", modules[0]):
+        within = place[2] or place[3]
+        numbers = {"stage": int(place[1]) - 1, "block": int(place[3]) - 1 if place[2] else 0}
+        modules = [within, *modules[1:]]
+    first, *rest = modules
+    begin = names.get(first, first).format(**numbers)
+    inner = [names.get(f"{first}/{each}", each) for each in rest]
+    return begin + ".".join([*inner, leaf]) if first == "block" else f"{begin}.{leaf}"

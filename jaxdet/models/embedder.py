@@ -1,0 +1,74 @@
+"""Embeddings of images, and the classes of who is on them, from one network (seed 004).
+
+net = Embedder(features=partial(ResNet18, classes=0), classes=7001)
+embedding, logits = net.apply(variables, images)
+embedding = net.apply(variables, images, method="embed")
+logits = net.apply(variables, embedding, method="classify")
+"""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxdet.models import layers
+from jaxdet.models.bottleneck import LINEAR
+
+
+class Embedder(nn.Module):
+    """A backbone's last map, averaged; an embedding of `dim` numbers; a classifier upon it.
+
+    features: makes the module of the maps, given `axis_name` and `name`; of several the last is
+    used, and `drop` goes on to a module that takes it.  dim: 0 takes the average as it is.
+    hidden: widths of the classifier's hidden layers, with ReLUs; () is a linear layer alone, whose
+    kernel [D, classes], turned over, holds the weights of `jaxdet.embedding_losses`.
+    rates: dropout of the embedding and of each hidden layer, on the way to the classes; () is none.
+    """
+
+    features: Callable[..., nn.Module]
+    classes: int
+    dim: int = 512
+    hidden: tuple[int, ...] = ()
+    rates: tuple[float, ...] = ()
+    axis_name: str | None = None
+    dtype: Any = None
+
+    def setup(self):
+        """Layers by name; linear ones begin with Kaiming's normal numbers."""
+        linear = partial(nn.Dense, kernel_init=LINEAR, dtype=self.dtype)
+        self.backbone = self.features(axis_name=self.axis_name, name="features")
+        if self.dim:
+            self.embedding = linear(self.dim)
+        rates = self.rates or (0.0,) * (len(self.hidden) + 1)
+        self.drops = [layers.Dropout(rate) for rate in rates]
+        self.dense = [linear(width) for width in self.hidden]
+        self.logits = linear(self.classes)
+
+    def __call__(self, x, train=False, drop=1.0):
+        """(embedding [B, D], logits [B, classes]) of images [B, H, W, C], float32 both.
+
+        `drop`, traced or not, multiplies the dropout rates.
+        """
+        embedding = self.embed(x, train, drop)
+        return embedding, self.classify(embedding, train, drop)
+
+    def embed(self, x, train=False, drop=1.0):
+        """Embeddings [B, D] of images [B, H, W, C], of any length, float32."""
+        takes_drop = "drop" in inspect.signature(type(self.backbone).__call__).parameters
+        maps = self.backbone(x, train, *([drop] if takes_drop else []))
+        x = maps[-1] if isinstance(maps, tuple) else maps
+        with jax.named_scope("pool"):
+            x = x.mean((1, 2))  # [B, C]
+        return (self.embedding(x) if self.dim else x).astype(jnp.float32)
+
+    def classify(self, embedding, train=False, drop=1.0):
+        """Logits [B, classes], float32, of embeddings [B, D]."""
+        x = self.drops[0](embedding, drop, train)
+        for i, dense in enumerate(self.dense):
+            x = layers.relu(dense(x), f"dense_{i}_relu")
+            x = self.drops[i + 1](x, drop, train)
+        return self.logits(x).astype(jnp.float32)

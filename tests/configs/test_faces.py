@@ -1,0 +1,122 @@
+"""What the configuration of faces makes of the data, and which networks it has."""
+
+from collections import Counter
+from dataclasses import replace
+from typing import get_args, get_type_hints
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxdet import configs
+from jaxdet.configs.faces import Config, network
+from jaxdet.errors import InputError
+from tests.models.test_resnet import outputs, shaped
+
+PEOPLE, EACH = 5, 10
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Five people with ten grey images each."""
+    root = tmp_path_factory.mktemp("faces") / "data"
+    random = np.random.default_rng(0)
+    for person in range(PEOPLE):
+        folder = root / f"s{person}"
+        folder.mkdir(parents=True)
+        for number in range(EACH):
+            pixels = random.integers(256, size=(12, 10)).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.pgm")
+    return root
+
+
+def splits(config):
+    """{split: names of its images}."""
+    return {part: list(s.names) for part, s in configs.build("faces", config).splits.items()}
+
+
+def counts(names):
+    return set(Counter(name.split("/")[0] for name in names).values())
+
+
+def test_images_of_every_person_are_cut(root):
+    found = splits(Config(root=str(root), size=32))
+    assert {part: counts(names) for part, names in found.items()} == {
+        "train": {7},
+        "val": {1},
+        "test": {2},
+    }
+    assert len(set(sum(found.values(), []))) == PEOPLE * EACH
+    assert found == splits(Config(root=str(root), size=32))
+    assert found != splits(Config(root=str(root), size=32, split_seed=1))
+
+
+def test_people_who_are_not_learnt_are_a_split_of_their_own(root):
+    config = Config(root=str(root), size=32, people=3)
+    found = splits(config)
+    assert {name.split("/")[0] for name in found["train"]} == {"s0", "s1", "s2"}
+    assert {name.split("/")[0] for name in found["others"]} == {"s3", "s4"}
+    assert counts(found["others"]) == {EACH}
+    system = configs.build("faces", config)
+    assert system.about["classes"] == ["s0", "s1", "s2"]
+    assert set(system.splits["others"].arrays["label"]) == {3, 4}
+
+
+def test_without_validation_the_training_images_are_judged(root):
+    found = splits(Config(root=str(root), size=32, cut_val=0.0, cut_test=0.3))
+    assert found["val"] == found["train"] and counts(found["test"]) == {3}
+
+
+def test_parts_of_the_data_are_taken_as_they_are(root, tmp_path):
+    for part in ("train", "val", "test"):
+        (tmp_path / part).symlink_to(root)
+    found = splits(Config(root=str(tmp_path), size=32))
+    assert {len(names) for names in found.values()} == {PEOPLE * EACH}
+
+
+def test_groups_stand_together_in_a_batch(root):
+    system = configs.build("faces", Config(root=str(root), size=32, group=4, batch=8))
+    labels = system.splits["train"].arrays["label"]
+    rows = system.order(0, 0, len(labels), 8)
+    assert (labels[rows].reshape(-1, 4) == labels[rows].reshape(-1, 4)[:, :1]).all()
+    assert configs.build("faces", Config(root=str(root), size=32)).order is None
+
+
+@pytest.mark.parametrize("model", get_args(get_type_hints(Config)["model"]))
+def test_every_model_gives_embeddings_and_logits(model):
+    config = Config(model=model, width=0.25, dim=24)
+    net, _ = network(config, 7)
+    (embedding, logits), _ = outputs(net, shaped(2, 64, 64, 3))
+    assert (embedding.shape, logits.shape) == ((2, 24), (2, 7))
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"root": ""}, "--root"),
+        ({"size": 16}, "--size 16: at least 32"),
+        ({"people": 9}, "--people 9"),
+        ({"group": 3}, "--group 3: a divisor of --batch 32"),
+        ({"cut_test": 1.0}, "--cut-test 1"),
+        ({"zoom": (1.2, 0.9)}, "--zoom"),
+        ({"hidden": (4,), "head": "arcface"}, "--hidden is not for --head arcface"),
+        ({"scale": 8.0}, "--scale is not for --head softmax"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_refused_in_one_line(root, changes, said):
+    with pytest.raises(InputError, match=said) as error:
+        configs.build("faces", replace(Config(root=str(root), size=32), **changes))
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_no_image_is_left_out_or_stops(root, tmp_path):
+    import shutil
+
+    shutil.copytree(root, tmp_path / "faces")
+    (tmp_path / "faces" / "s1" / "3.pgm").write_bytes(b"no image")
+    config = Config(root=str(tmp_path / "faces"), size=32)
+    (note,) = configs.build("faces", config).notes
+    assert "s1/3.pgm" in note
+    with pytest.raises(InputError, match="s1/3.pgm"):
+        configs.build("faces", replace(config, on_bad_row="error"))
