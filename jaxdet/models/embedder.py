@@ -56,6 +56,7 @@ class Embedder(nn.Module):
         embedding = self.embed(x, train, drop)
         return embedding, self.classify(embedding, train, drop)
 
+    @nn.nowrap  # its name is no layer of the operation table
     def embed(self, x, train=False, drop=1.0):
         """Embeddings [B, D] of images [B, H, W, C], of any length, float32."""
         takes_drop = "drop" in inspect.signature(type(self.backbone).__call__).parameters
@@ -65,6 +66,7 @@ class Embedder(nn.Module):
             x = x.mean((1, 2))  # [B, C]
         return (self.embedding(x) if self.dim else x).astype(jnp.float32)
 
+    @nn.nowrap
     def classify(self, embedding, train=False, drop=1.0):
         """Logits [B, classes], float32, of embeddings [B, D]."""
         x = self.drops[0](embedding, drop, train)

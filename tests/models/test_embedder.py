@@ -11,6 +11,7 @@ from jaxdet.models.bottleneck import Bottlenecks
 from jaxdet.models.convnext import ConvNeXt
 from jaxdet.models.embedder import Embedder
 from jaxdet.models.resnet import ResNet, ResNet18
+from jaxdet.ops import flops
 from tests.models.test_mobilenet import TinyV3
 from tests.models.test_resnet import outputs, shaped, size
 from tests.models.test_sliding import fill
@@ -130,3 +131,10 @@ def test_gradients_reach_every_layer_and_are_finite(name):
     chex.assert_tree_all_finite(gradient)
     for module in ("features", "embedding", "logits"):
         assert any(leaf.any() for leaf in jax.tree.leaves(gradient[module])), module
+
+
+def test_every_layer_is_a_row_of_the_operation_table():
+    net, variables, images = made("resnet")
+    rows = flops.count(net.apply, variables, images).rows
+    names = {path.removeprefix("Embedder/") for path, _ in rows}
+    assert names >= {"features/stem", "features/stage2_block1/conv2", "pool", "embedding", "logits"}
