@@ -69,6 +69,8 @@ class Config(Training):
     """so many images of a person stand together in a batch; 0: shuffled; pairs want 4"""
     smoothing: float = 0.0
     """label smoothing"""
+    mirrored: bool = True
+    """embeddings are the sum of those of an image and its mirror image"""
     flip: bool = True
     """mirror half of the training images left to right"""
     zoom: tuple[float, float] = (0.9, 1.1)
@@ -136,6 +138,7 @@ def build(config):
         config.pull,
         margins,
         smoothing=config.smoothing,
+        mirrored=config.mirrored,
     ).task()
     labels = splits["train"].arrays["label"]
     return System(

@@ -37,6 +37,7 @@ class Verifier(NamedTuple):
     pull: Pull = "none"
     margins: tuple = ()  # (name, value) of the head's, where they are not those of its paper
     smoothing: float = 0.0
+    mirrored: bool = False
     levels: Levels = Levels((0.5,) * 3, (0.5,) * 3)
 
     def task(self):
@@ -120,10 +121,16 @@ class Verifier(NamedTuple):
         return pulls.center_update(centres, *parallel.total(sums, at.axis))
 
     def predict(self, variables, images):
-        """`label [B]`, `score [B]` (a softmax's) and `embedding [B, D]` of images [B, H, W, C]."""
+        """`label [B]`, `score [B]` (a softmax's) and `embedding [B, D]` of images [B, H, W, C].
+
+        With `mirrored` the embedding is the sum of those of an image and of its mirror image.
+        """
         variables, _ = _without_centres(variables)
         embedding, logits = self.net.apply(variables, self._normal(images), train=False)
         chances = jax.nn.softmax(self._fair(variables, embedding, logits))
+        if self.mirrored:
+            other, _ = self.net.apply(variables, self._normal(images[:, :, ::-1]), train=False)
+            embedding += other
         return {"label": chances.argmax(-1), "score": chances.max(-1), "embedding": embedding}
 
     def measure(self, predictions, batch):

@@ -219,6 +219,20 @@ def test_embeddings_are_measured_at_length_1_and_labels_beside_them():
     np.testing.assert_allclose(found["score"], special.softmax(logits, 1).max(1), rtol=1e-5)
 
 
+def test_an_image_and_its_mirror_image_have_one_embedding():
+    net, batch = Tiny(), drawn()
+    variables = fill(outputs(net, batch["image"])[1])
+    images, turned = batch["image"], batch["image"][:, :, ::-1]
+    predict = jax.jit(verifier(net, mirrored=True).task().predict)
+    one, other = (jax.device_get(predict(variables, each)) for each in (images, turned))
+    np.testing.assert_allclose(one["embedding"], other["embedding"], rtol=1e-4, atol=1e-6)
+    plain = jax.jit(verifier(net).task().predict)
+    alone = [jax.device_get(plain(variables, each)) for each in (images, turned)]
+    both = alone[0]["embedding"] + alone[1]["embedding"]
+    np.testing.assert_allclose(one["embedding"], both, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(one["label"], alone[0]["label"])
+
+
 def test_the_report_judges_all_pairs():
     x, label = unit(told(12)), np.arange(12) % PEOPLE
     scores, same = verify.pairs(x, label)
