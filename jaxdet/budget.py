@@ -64,7 +64,7 @@ def _step_seconds(programs, system, config):
     """(mean seconds of a step, a state after some steps)."""
     state = parallel.put(host.evaluate(train.maker(system, config)), programs.among)
     source = system.splits["train"]
-    index = batches.order(config.seed, 0, len(source), config.batch)
+    index = (system.order or batches.order)(config.seed, 0, len(source), config.batch)
     times, begun = [], None
     for row in source.batches(index):
         before = time.monotonic()

@@ -9,7 +9,7 @@ import traceback
 from importlib import import_module, metadata
 from pathlib import Path
 
-from jaxdet import configs, flags, options, pages
+from jaxdet import configs, flags, options, options_verify, pages
 from jaxdet.configs import networks
 
 USAGE = """usage: jaxdet COMMAND ...
@@ -26,6 +26,9 @@ commands:
   data split SYSTEM     tables of the photos for training, validation and test
   data preview SYSTEM   a picture of training inputs with their true boxes
   data assign RUN       which cells of a detector learn which true box: a picture, and counts
+  data verification     folders of known and unknown people, made of a folder a person
+  verify dev|test RUN   who of known people is on unknown images: the threshold, and by it the rest
+  verify pair|pairs RUN whether two images show one person; the protocol of LFW's pairs.txt
   describe MODEL|RUN    every layer with its shapes, parameters and operations, counted and timed
 
 systems: {systems}
@@ -71,6 +74,14 @@ def main(argv=None):
             return _run("train", name, *flags.with_config(f"train {name}", rest, defaults), rest)
         case ["sweep", name, *rest] if name in configs.SYSTEMS:
             return _run("sweep", name, *_swept(name, rest))
+        case ["verify", "dev" | "test" | "pair" | "pairs" as command, *rest]:
+            kind = getattr(options_verify, command.capitalize())
+            return _run("verify", command, flags.parse(f"jaxdet verify {command}", rest, kind))
+        case ["verify", *_]:
+            return _wrong("usage: jaxdet verify dev|test|pair|pairs RUN ...")
+        case ["data", "verification", *rest]:
+            chosen = flags.parse("jaxdet data verification", rest, options_verify.Make)
+            return _run("make_verification", chosen)
         case ["data", "assign", *rest]:
             return _run("assign", flags.parse("jaxdet data assign", rest, options.Assign))
         case ["data", "preview", name, *rest] if name in configs.SYSTEMS:

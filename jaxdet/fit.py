@@ -173,8 +173,8 @@ class Loop:
 
     def evaluate(self):
         """Score the state, note it in the book and in `metrics.jsonl`, and save it."""
-        trained = time.monotonic() - self.began
         book = self._book()
+        trained = time.monotonic() - self.began if book["count"] else 0.0
         kept = evaluate.variables(self.state)
         if self.operations is None:
             self.operations = self.programs.evaluator.operations(kept)

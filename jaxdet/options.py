@@ -49,7 +49,8 @@ class Sweep(Process):
     """replace the runs in --out"""
     together: Literal["auto", "yes", "no"] = "auto"
     """runs that differ in learning rate, weight decay, weights of the loss, dropout or seed: train
-    them in one program, or one after the other; auto measures both"""
+    them in one program, or one after the other; auto measures both; seconds of an epoch are those
+    of all the runs of a program together"""
     quiet: bool = False
     """print nothing but errors and the table"""
     json: bool = False
@@ -145,7 +146,8 @@ class Compare(Process):
     report: Path | None = None
     """Markdown file to write: the table and, beside it, both pictures"""
     figure: Path | None = None
-    """picture to write: validation loss, accuracy and IoU against the epoch, accuracy against time"""
+    """picture to write: validation loss, accuracy and IoU against the epoch, and accuracy against
+    seconds"""
     failures: Path | None = None
     """picture to write: the worst six answers of each run, true boxes green, predicted boxes red"""
     classic: bool = False

@@ -154,9 +154,12 @@ def read_metrics(folder):
 
 
 def epoch_seconds(metrics):
-    """Median of the seconds of training an epoch, from the lines of `metrics.jsonl`, or None."""
+    """Median of the seconds of training an epoch, from the lines of `metrics.jsonl`, or None.
+
+    Of two in the middle it is the lower: the first epoch has the compilation in it.
+    """
     taken = [line["time"]["train"] for line in metrics if line["train"]]
-    return statistics.median(taken) if taken else None
+    return statistics.median_low(taken) if taken else None
 
 
 def drop_metrics(folder, after):

@@ -5,6 +5,7 @@ the first rows of the largest.  Each run is what it would be alone, up to roundi
 is that of any other run.
 """
 
+import time
 from contextlib import nullcontext
 from functools import partial
 from operator import itemgetter
@@ -147,14 +148,17 @@ class Lanes:
         if not live:
             return
         states, rows = stack([loop.state for loop in live]), [loop.rows() for loop in live]
+        begun = time.monotonic()
         for taken, row in enumerate(np.stack(rows, 1)):
             if self.stop():
                 self._moved(live, states, taken)
                 raise fit.StopRequested
             states = self._stepped(states, row)
             self.show.advance(row.size)
-        self._moved(live, states, len(rows[0]))
+        self._moved(live, jax.block_until_ready(states), len(rows[0]))
+        seconds = time.monotonic() - begun
         for loop in live:
+            loop.began = time.monotonic() - seconds  # without the evaluations of the others
             self._guarded(loop, loop.evaluate)
 
     def _moved(self, live, states, steps):

@@ -264,7 +264,7 @@ def test_lists_are_separated_by_spaces():
 
 
 HELP = [
-    *([], ["--help"], ["eval", "--help"], ["predict", "--help"]),
+    *([], ["--help"], ["eval", "--help"], ["predict", "--help"], ["verify", "dev", "--help"]),
     *(["train", system, "--help"] for system in configs.SYSTEMS),  # jax reads its flags once
 ]
 

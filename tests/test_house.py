@@ -22,7 +22,7 @@ models data pretrained
 timing tables parallel runs checkpoint progress plots describe roofline tasks
 evaluate classic train fit budget sweep
 configs
-flags pages options commands cli
+flags pages options options_verify commands cli
 """
 ROOMS = LEVELS.split()
 

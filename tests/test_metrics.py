@@ -196,6 +196,21 @@ def test_scores_of_labels_are_those_of_the_loop(count, known):
     assert json.loads(json.dumps(found)) == found
 
 
+@pytest.mark.parametrize(
+    "scores, place",
+    [
+        ([0.1, 0.3, 0.5, 0.5, 0.501, 0.5], 2),
+        ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], None),
+        ([0.5, 0.5, 0.5], None),  # not three after any
+        ([0.5, 0.5, 0.5, 0.5], 0),
+        ([0.5, 0.4, 0.3, 0.6, 0.1, 0.1, 0.1], 3),
+        ([], None),
+    ],
+)
+def test_a_plateau_begins_where_the_next_scores_are_hardly_higher(scores, place):
+    assert metrics.plateau(scores, rise=0.002, over=3) == place
+
+
 def test_labels_with_boxes_have_the_scores_of_labels_alone():
     rows, boxes = labels(30), {"iou": np.zeros(30, np.float32), "distance": np.zeros(30)}
     alone, both = metrics.labelled(rows, "abc"), metrics.labelled_boxes(rows | boxes, "abc")

@@ -454,7 +454,7 @@ REFUSED = {
     "bad table": (["predict", "run", "data/annotations/cup.csv"], "cup.csv row 9: 4 columns"),
     "label of no class": (["predict", "run", "dog.csv"], "dog.csv row 1: a label that the run"),
     "folder without images": (["predict", "run", "run/splits"], "run/splits: no image files"),
-    "no inspection": (["data", "inspect", "digits"], "digits has no folder of photos"),
+    "no inspection": (["data", "inspect", "digits"], "digits has no folder of data"),
     "no cut": (["data", "split", "digits"], "digits comes with its split"),
     "inspect no root": (["data", "inspect", "objects"], "--root: the folder"),
     "inspect root missing": (["data", "inspect", "objects", "--root", "gone"], "gone: no such"),

@@ -40,6 +40,25 @@ def test_thirty_images_make_the_figure_of_the_seed(tmp_path):
     assert {LIME, RED} <= colours(path)
 
 
+def test_titles_of_what_is_wrong_are_red(tmp_path):
+    for wrong in ((False, False), (False, True)):
+        plots.gallery(np.zeros((2, 8, 8, 3)), tmp_path / "a.png", titles="ab", wrong=wrong)
+        assert (RED in colours(tmp_path / "a.png")) == any(wrong)
+
+
+def test_accuracy_is_drawn_against_the_seconds_of_all_epochs_before(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "_curve", lambda axes, *what: drawn.append(what))
+    timed = [{**line, "time": {"train": 2.0, "eval": 1.0}} for line in lines(3)]
+    plots.curves({"a": timed}, tmp_path / "curves.png")
+    assert [(term, against) for term, _, against in drawn] == [
+        ("loss", "epoch"),
+        ("accuracy", "epoch"),
+        ("accuracy", "seconds"),
+    ]
+    assert drawn[-1][1] == {"a": [(3.0, 0.5), (6.0, 0.5), (9.0, 0.5)]}
+
+
 def test_only_what_is_given_is_drawn(tmp_path):
     path = tmp_path / "figure.png"
     plots.gallery(np.zeros((3, 8, 8, 3)), path, titles="abc", true=np.tile([1, 1, 4, 4], (3, 1)))

@@ -124,6 +124,25 @@ def test_each_run_is_what_it_is_alone(alone, tmp_path, together, tolerance):
             assert a["val"]["loss"] == pytest.approx(b["val"]["loss"], rel=1e-4)
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_runs_do_not_count_the_seconds_of_the_others(tmp_path, monkeypatch, together):
+    """Each evaluation takes the others a minute."""
+    _, _, runner = lanes(tmp_path)
+    waited = fit.Loop.evaluate
+
+    def slow(loop):
+        for other in runner.loops:
+            other.began -= 60.0 * (other is not loop)
+        waited(loop)
+
+    monkeypatch.setattr(fit.Loop, "evaluate", slow)
+    assert runner.run(together=together)
+    for loop in runner.loops:
+        first, *others = runs.read_metrics(loop.folder)
+        assert first["time"]["train"] == 0
+        assert all(0 < line["time"]["train"] < 50 for line in others)
+
+
 def test_runs_differ_by_their_numbers(alone):
     one, *others = (jax.tree.leaves(state.params) for state in alone[1])
     for other in others:
@@ -214,6 +233,14 @@ def test_seeds_are_told_as_mean_and_spread():
     scores = [{"loss": 1.0, "labels": {}}, {"loss": 3.0, "labels": {}}]
     row = command._row({"--lr": 0.1}, scores)
     assert row == {"lr": 0.1, "runs": 2, "loss": 2.0, "loss +-": pytest.approx(2**0.5)}
+
+
+def test_the_options_of_a_sweep_have_one_value(tmp_path, capsys):
+    for words in (["--together", "yes", "no"], ["--grid", "a", "b"]):
+        line = ["sweep", "digits", *words, "--lr", "1", "2", "--out", str(tmp_path / "x")]
+        assert cli.main(line) == 2
+        assert f"{' '.join(words)}: one value is wanted" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
 
 
 def test_options_of_one_value_make_no_sweep(tmp_path, capsys):

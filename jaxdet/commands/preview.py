@@ -2,6 +2,8 @@
 
 from itertools import chain
 
+import numpy as np
+
 from jaxdet import configs, evaluate
 from jaxdet.commands import common
 
@@ -21,11 +23,20 @@ def run(name, options, config):
 
 def _drawn(system, count, **how):
     """Pictures, titles and true boxes of the first inputs."""
-    shown = evaluate.samples(system, "train", count, **how)
+    shown, classes = evaluate.samples(system, "train", count, **how), system.about["classes"]
     if system.many:
         true = [boxes[on] for boxes, on in zip(shown["boxes"], shown["valid"], strict=True)]
         titles = [f"{len(boxes)} boxes" for boxes in true]
     else:
         true = shown["boxes"][:, 0] if "boxes" in shown else [None] * len(shown["label"])
-        titles = [f"true {system.about['classes'][label]}" for label in shown["label"]]
+        wanted = shown.get("wanted", np.eye(len(classes))[shown["label"]])
+        titles = [f"true {_shares(classes, shares)}" for shares in wanted]
     return shown["image"], titles, true
+
+
+def _shares(classes, shares, least=0.1):
+    """The classes that an image is to be taken for, each with its share, or one alone."""
+    most = [i for i in np.argsort(-shares) if shares[i] >= least] or [shares.argmax()]
+    if len(most) == 1:
+        return classes[most[0]]
+    return ", ".join(f"{classes[i]} {shares[i]:.2f}" for i in most)

@@ -14,6 +14,12 @@ from jaxdet.configs import base
 from jaxdet.errors import InputError
 from jaxdet.progress import Progress
 
+HEADINGS = {
+    "epoch_seconds": "s of an epoch",
+    "epoch_seconds +-": "s of an epoch +-",
+    "operations": "operations of an image",
+}
+
 
 def run(name, options, words, axes):
     """Train every combination of the values of `axes` {option: [word]}, and print one table."""
@@ -33,7 +39,7 @@ def run(name, options, words, axes):
                 return 130 if signal.SIGINT in caught else 0
             costs[shape(group[0])] = lanes.cost()
     rows = _rows(chosen, axes, options.out, lambda config: costs[shape(config)])
-    text = tables.markdown(rows, list(rows[0]))
+    text = tables.markdown(rows, {key: HEADINGS.get(key, key) for key in rows[0]})
     runs.write_text(options.out / "sweep.md", f"{text}\n")
     runs.write_json(options.out / "sweep.json", rows)
     print(json.dumps(rows) if options.json else text)
@@ -44,10 +50,9 @@ def _with_grid(name, kind, options, words, axes):
     """The words and axes, with those of the grid that the options name; its own come second."""
     if not options.grid:
         return words, axes
-    known = getattr(kind, "GRIDS", {})
-    if options.grid not in known:
-        raise InputError(f"--grid {options.grid}: {name} has {', '.join(known) or 'no grids'}")
-    more, of_grid = flags.several(known[options.grid].split(), kind)
+    if options.grid not in kind.GRIDS:
+        raise InputError(f"--grid {options.grid}: {name} has {', '.join(kind.GRIDS) or 'no grids'}")
+    more, of_grid = flags.several(kind.GRIDS[options.grid].split(), kind)
     return [*more, *words], of_grid | axes
 
 

@@ -4,7 +4,9 @@
     jaxdet describe runs/cifar10                                     # every layer, every operation
     jaxdet train cifar10 --root DIR --model tiny --time-budget 3600 --batch 128 --optimizer adamw \\
         --lr 5e-3 --schedule cosine --warmup 200 --weight-decay .05 --ema .999 --smoothing .1 \\
-        --flip --crop 4
+        --flip --crop 4 --seeds 5                    # mean and spread; each has the hour
+    jaxdet sweep cifar10 --root DIR --grid arch      # the table of the variants; other grids: GRIDS
+    jaxdet compare runs/a runs/b --report out.md     # the report of the seed
 
 DIR has CIFAR-10 in any of its forms: `jaxdet.data.cifar` lists them.  Nothing is downloaded.  The
 validation part is cut from the training images; the test images choose nothing.
@@ -135,7 +137,7 @@ def build(config):
 
     _check(config)
     found, classes = cifar.read(config.root)
-    splits = {**_splits(config, found["train"]), "test": found["test"]}
+    splits = _splits(config, found)
     net, (_, *shape) = network(config, len(classes))
     task = classify.Classifier(
         net,
@@ -166,16 +168,19 @@ def inspect(root):
     return cifar.survey(root)
 
 
-def _splits(config, images):
-    """The validation images are some of those for training: {"train": source, "val": source}."""
+def _splits(config, found):
+    """{part: source}, shuffled: the validation images are some of those for training."""
     import numpy as np
 
-    order = np.random.default_rng(config.split_seed).permutation(len(images))
+    random, images = np.random.default_rng(config.split_seed), found["train"]
+    order = random.permutation(len(images))
     held = max(round(config.cut_val * len(images)), 1)
     if held == len(images):
         raise InputError(f"--cut-val {config.cut_val:g} of {held} images leaves none for training")
     kept = _used(config, len(images) - held)
-    return {"train": images.take(order[held : held + kept]), "val": images.take(order[:held])}
+    test = found["test"].take(random.permutation(len(found["test"])))
+    train, val = (images.take(order[rows]) for rows in (slice(held, held + kept), slice(held)))
+    return {"train": train, "val": val, "test": test}
 
 
 def _used(config, count):

@@ -7,7 +7,17 @@
 
 ORL's 40 people, 64 pixels, 60 epochs, 5 minutes on 2 CPU cores beside other work: with
 `--size 64 --cut-val 0 --cut-test .3`, 7 images each for training, the last checkpoint names 0.992
-of the other 120 images rightly.
+of the other 120 images rightly.  Twelve people of LFW, its split: with `--size 64 --epochs 40
+--cutout .3 --smoothing .1` 0.985 of the 65 test images, AUC .991 and equal error rate .026 of their
+pairs, in 12 minutes beside other work.  Strangers are harder: of ORL, 20 people learnt from scratch
+(`--people 20 --cut-val 0 --cut-test 0`), all pairs of images of the 20 others:
+
+| options besides | AUC | equal error rate |
+|---|---|---|
+| none (embeddings without the mirror image) | .938 | .129 |
+| `--pull triplet_hard --pull-weight 1 --group 4` | .946 | .123 |
+| these, `--cutout .4 --light .4 --zoom .8 1.25 --shift .1 --smoothing .1` | .945 | .100 |
+| these changes, `--head arcface --scale 16 --margin .3` | .952 | .126 |
 
 DIR has a folder a person, PERSON/FILE, or PART/PERSON/FILE with the parts train, val and test; or
 is a tar file of that.  Without parts, images of every person are cut for validation and test.
@@ -121,28 +131,15 @@ def network(config, classes=40):
 def build(config):
     """The system of a `Config`."""
     from jaxdet.data import batches, images
-    from jaxdet.tasks import verify
 
     _check(config)
     classes, splits, notes = _data(config)
     if notes and config.on_bad_row == "error":
         raise InputError(f"{notes[0]} ({len(notes)} such); --on-bad-row skip leaves them out")
     net, (_, *shape) = network(config, len(classes))
-    margins = {"scale": config.scale, "margin": config.margin}
-    margins = tuple((name, value) for name, value in margins.items() if value)
-    task = verify.Verifier(
-        net,
-        len(classes),
-        _change(config),
-        config.head,
-        config.pull,
-        margins,
-        smoothing=config.smoothing,
-        mirrored=config.mirrored,
-    ).task()
     labels = splits["train"].arrays["label"]
     return System(
-        task=task,
+        task=task_of(config, net, len(classes)).task(),
         splits=splits,
         hyper=base.weights(config),
         about={
@@ -153,6 +150,23 @@ def build(config):
         read=partial(images.levels, side=config.size),
         notes=notes,
         order=batches.grouped(labels, config.group) if config.group else None,
+    )
+
+
+def task_of(config, net, people):
+    """The `tasks.verify.Verifier` of a `Config` for so many people."""
+    from jaxdet.tasks import verify
+
+    margins = {"scale": config.scale, "margin": config.margin}
+    return verify.Verifier(
+        net,
+        people,
+        _change(config),
+        config.head,
+        config.pull,
+        tuple((name, value) for name, value in margins.items() if value),
+        smoothing=config.smoothing,
+        mirrored=config.mirrored,
     )
 
 

@@ -3,7 +3,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from jaxdet import configs
+from jaxdet import configs, flags, options
 from jaxdet.configs import base
 from jaxdet.configs.digits import Config
 from jaxdet.errors import InputError
@@ -13,6 +13,17 @@ from jaxdet.errors import InputError
 def test_a_configuration_survives_json(name):
     config = replace(configs.config(name)(), epochs=7, lr=0.25)
     assert base.from_json(type(config), json.loads(json.dumps(asdict(config)))) == config
+
+
+@pytest.mark.parametrize("name", configs.SYSTEMS)
+def test_the_words_of_a_configuration_make_it_again(name):
+    kind = configs.config(name)
+    changed = {"epochs": 7, "lr": 0.25, "bfloat16": True, "eval_first": False, "drops": (0.1, 0.2)}
+    config = replace(kind(), **changed, schedule="piecewise", root="a b")
+    words = flags.words(config)
+    _, found = flags.with_config(f"train {name}", words, (options.Train(), kind()))
+    assert found == config and words.count("--lr") == 1
+    assert flags.words(kind()) == []
 
 
 def test_fields_of_another_version_are_named():

@@ -339,3 +339,22 @@ def test_some_images_of_the_real_tar_file(tmp_path):
     images = [source.arrays["image"] for source in sources.values()]
     assert images[0].shape[0] > 30 and images[0].shape[1:] == (32, 32, 3)
     np.testing.assert_array_equal(*images)
+
+
+@pytest.mark.parametrize("write, ending", [(python2, ""), (binary, ".bin")])
+def test_a_survey_counts_the_labels_of_each_part(tmp_path, write, ending):
+    rows, bad = cifar.survey(trees.on_disk(tmp_path / "batches", files(write, ending)))
+    labels = {part: expected(part)[1] for part in cifar.FILES}
+    sides = {"height": "32 to 32", "width": "32 to 32"}
+    assert bad == [] and [row["label"] for row in rows] == list(cifar.CLASSES)
+    for i, row in enumerate(rows):
+        counts = {part: of.count(i) for part, of in labels.items()}
+        assert row == {"label": cifar.CLASSES[i], **counts, **sides}
+
+
+def test_a_survey_of_image_files_is_that_of_their_folders(tmp_path):
+    tree = {f"{part}/{name}/1.png": trees.A for part in cifar.FILES for name in "ab"}
+    place = trees.on_disk(tmp_path / "tree", tree | {"test/a/2.png": b"no image"})
+    assert cifar.survey(place) == trees.folders.survey(trees.folders.read(place))
+    with pytest.raises(InputError, match="CIFAR-10 is not in .*gone"):
+        cifar.survey(tmp_path / "gone")

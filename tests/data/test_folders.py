@@ -355,3 +355,19 @@ def test_the_faces_of_forty_people():
     source, notes = folders.load(found.parts["all"][:20], found.classes, 64)
     assert notes == [] and source.arrays["image"].shape == (20, 64, 64, 3)
     np.testing.assert_array_equal(source.arrays["label"], [0] * 10 + [1] * 10)
+
+
+def test_a_survey_counts_measures_and_says_what_is_wrong(put):
+    wide = drawn(size=(3, 40))
+    files = {"train/dog/1.png": A, "train/dog/2.png": wide, "test/cat/3.png": B}
+    place = put(files | {"test/cat/4.png": b"no image", "train/dog/inner/5.png": C})
+    rows, notes = folders.survey(folders.read(place))
+    cat = {"label": "cat", "train": 0, "test": 1, "unusable": 1}
+    dog = {"label": "dog", "train": 2, "test": 0, "unusable": 0}
+    assert rows == [
+        cat | {"height": "6 to 6", "width": "8 to 8"},
+        dog | {"height": "3 to 6", "width": "8 to 40"},
+    ]
+    inner, bad = notes
+    assert inner == f"{place}/train/dog/inner: {folders.NO_FILE}"
+    assert bad.startswith(f"{place}/test/cat/4.png: ") and "not a readable image" in bad

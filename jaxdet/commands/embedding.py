@@ -1,0 +1,144 @@
+"""Embeddings of image files by a run of faces, and thresholds that belong to them."""
+
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jaxdet import checkpoint, evaluate, runs
+from jaxdet import train as training
+from jaxdet.commands import common
+from jaxdet.configs import base, faces
+from jaxdet.data import images
+from jaxdet.data.arrays import Arrays
+from jaxdet.errors import InputError
+from jaxdet.ops import embeddings
+
+
+class Embedder(NamedTuple):
+    """A restored network."""
+
+    classes: Sequence[str]  # the people it has learnt
+    made: dict  # what tells it from others: run, step, manifest (sha256 of all its hashes)
+    embed: Callable  # N paths -> [N, D] float32 on the host
+
+
+class Threshold(NamedTuple):
+    """A likeness from which two images are taken for one person."""
+
+    value: float
+    path: Path | None = None  # where it was found
+    found: dict | None = None  # kind, join, embedder
+
+
+def restored(folder, which):
+    """The `Embedder` of checkpoint `which` of a run; the data it was trained on are not read."""
+    config = common.kept_config(folder, "faces")
+    classes = runs.read_about(folder)["classes"]
+    system = _without_data(config, classes)
+    like = jax.eval_shape(training.maker(system, config))
+    step, state = checkpoint.restore(folder, like, which, _warn)
+    manifest = Path(folder) / "checkpoints" / str(step) / checkpoint.MANIFEST
+    made = {
+        "run": Path(folder).absolute().name,
+        "step": step,
+        "manifest": hashlib.sha256(manifest.read_bytes()).hexdigest(),
+    }
+    answer = jax.jit(lambda variables, batch: system.task.predict(variables, batch)["embedding"])
+    answer = partial(answer, evaluate.variables(state))
+    return Embedder(classes, made, partial(_embed, answer, system.read, config.eval_batch))
+
+
+def _without_data(config, classes):
+    """The system of a configuration, with one blank image to learn from."""
+    net, (_, *shape) = faces.network(config, len(classes))
+    blank = {
+        "image": np.zeros((1, *shape), np.uint8),
+        "label": np.zeros(1, np.int32),
+        "id": np.zeros(1, np.int32),
+    }
+    return base.System(
+        task=faces.task_of(config, net, len(classes)).task(),
+        splits={"train": Arrays(blank)},
+        hyper=base.weights(config),
+        about={},
+        read=partial(images.levels, side=config.size),
+    )
+
+
+def _embed(answer, read, batch, paths):
+    """Embeddings [N, D] of image files, a batch after the other, the last one padded."""
+    made, size = [], min(batch, len(paths))
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(paths), size):
+            levels = [image for image, _ in pool.map(read, paths[start : start + size])]
+            padding = [np.zeros_like(levels[0])] * (size - len(levels))
+            made.append(answer(np.stack(levels + padding)))
+    made = np.concatenate(jax.device_get(made))[: len(paths)]
+    good = np.isfinite(made).all(1)
+    if not good.all():
+        raise InputError(f"{paths[good.argmin()]}: embedding not finite: the network has diverged")
+    return made
+
+
+def threshold(text, kind):
+    """The `Threshold` that a text is, or that a file by this name holds; seed 004's if empty."""
+    if not text and kind == "cosine":
+        return Threshold(embeddings.THRESHOLD)
+    if not text:
+        raise InputError(f"--threshold: a number, or a file by `verify dev`, for --kind {kind}")
+    try:
+        value = float(text)
+    except ValueError:
+        return _kept(Path(text))
+    if not math.isfinite(value):
+        raise InputError(f"--threshold {text}: a finite number, or a file by `verify dev`")
+    return Threshold(value)
+
+
+def _kept(path):
+    """What `keep` wrote."""
+    try:
+        kept = json.loads(path.read_text())
+        found = {name: kept[name] for name in ("kind", "join", "embedder")}
+        named = {name: found["embedder"][name] for name in ("run", "step", "manifest")}
+        return Threshold(float(kept["threshold"]), path, {**found, "embedder": named})
+    except OSError as error:
+        why = error.strerror
+        raise InputError(f"--threshold {path}: neither a number nor a file ({why})") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a file of `verify dev` ({error!r})") from None
+
+
+def keep(path, value, embedder, **how):
+    """Write a threshold, with what it belongs to, where `threshold` finds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    runs.write_json(path, {"threshold": value, **how, "embedder": embedder.made})
+
+
+def agreed(limit, embedder, **how):
+    """The value of a `Threshold`; InputError where it was found in another way than `how`."""
+    if limit.found is None:
+        return limit.value
+    for name, wanted in how.items():
+        if limit.found[name] != wanted:
+            raise InputError(f"{limit.path}: found with --{name} {limit.found[name]}, not {wanted}")
+    kept, made = limit.found["embedder"], embedder.made
+    if (kept["step"], kept["manifest"]) != (made["step"], made["manifest"]):
+        raise InputError(
+            f"{limit.path}: found with checkpoint {kept['step']} of run {kept['run']!r}, which is "
+            f"not checkpoint {made['step']} of {made['run']!r}; run `verify dev` with this one"
+        )
+    return limit.value
+
+
+def _warn(line):
+    print(f"jaxdet: warning: {line}", file=sys.stderr)

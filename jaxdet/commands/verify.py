@@ -1,0 +1,296 @@
+"""`jaxdet verify dev|test|pair|pairs RUN`: who is on unknown images, and who is on both (seed 004).
+
+`dev` finds a threshold where the truth is known, `test` decides with it, `pair` compares two
+images, and `pairs` is the protocol of Labeled Faces in the Wild.
+"""
+
+import json
+import sys
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxdet import runs, tables
+from jaxdet import verification as scoring
+from jaxdet.commands import common, embedding
+from jaxdet.data import identities, images
+from jaxdet.errors import InputError
+from jaxdet.ops import embeddings
+
+PAIRS = 10_000_000  # pairs of images, at most, of which AUC, ROC and histogram are made
+FOLDS = 10  # where a list of pairs says nothing
+SHOWN = 112  # pixels a side of images in pictures
+LINES = 20  # rows that do not match, at most, that are told
+
+
+class Probes(NamedTuple):
+    """N unknown images against M images of known identities."""
+
+    known: identities.Known
+    files: list  # [N]
+    true: Any  # [N]: place of the identity, -1 for nobody known; None where it is not told
+    similarity: Any  # [N, M]
+    found: Any  # [N]: the identity that each is most like
+    score: Any  # [N]: how like
+
+    def named(self, threshold):
+        """The label [N] of each image by a threshold."""
+        taken = zip(self.found, self.score >= threshold, strict=True)
+        return [self.known.names[who] if yes else identities.NOBODY for who, yes in taken]
+
+    def right(self, threshold):
+        """Whether each decision [N] by a threshold is right."""
+        return np.where(self.score >= threshold, self.found == self.true, self.true < 0)
+
+
+def run(command, options):
+    """Do `dev`, `test`, `pair` or `pairs`."""
+    return {"dev": dev, "test": test, "pair": pair, "pairs": pairs}[command](options)
+
+
+def dev(options):
+    """Find the best threshold on images whose truth is known; print the scores."""
+    common.check_picture(options.worst, options.count)
+    if not 0 < options.step <= 1:
+        raise InputError(f"--step {options.step}: more than 0 and at most 1 is wanted")
+    if not options.sweep and options.kind != "cosine":
+        raise InputError(f"--no-sweep: .4 is a cosine; --kind {options.kind} wants a sweep")
+    told = _told(options)
+    embedder = embedding.restored(options.run, options.checkpoint)
+    probes = _compared(options, embedder, *told)
+    chosen, scores = embeddings.THRESHOLD, _counts(probes, embedder)
+    if options.kind == "cosine":
+        scores |= _at(probes, chosen)
+    if options.sweep:
+        accept = probes.found == probes.true
+        chosen, _ = scoring.best_threshold(probes.score, accept, refuse=probes.true < 0)
+        scores |= {f"best_{name}": value for name, value in _at(probes, chosen).items()}
+    _tell(options, {**embedder.made, **scores, **_separation(probes)})
+    if options.plots:
+        _plot(options, probes, chosen)
+    if options.out:
+        how = {"kind": options.kind, "join": options.join}
+        embedding.keep(options.out, chosen, embedder, **how)
+        _say(options, f"wrote {options.out}")
+    _draw_probes(options, probes, chosen)
+    return 0
+
+
+def test(options):
+    """Decide who is on unknown images by a given threshold; a table, or a line an image."""
+    common.check_picture(options.worst, options.count)
+    if options.worst and not options.truth:
+        raise InputError("--worst: mistakes are known with --truth only")
+    limit = embedding.threshold(options.threshold, options.kind)
+    told = _told(options)
+    sample = _sample(options.sample, told[1]) if options.sample else None
+    embedder = embedding.restored(options.run, options.checkpoint)
+    value = embedding.agreed(limit, embedder, kind=options.kind, join=options.join)
+    probes = _compared(options, embedder, *told)
+    labels = probes.named(value)
+    if options.submit:
+        options.submit.parent.mkdir(parents=True, exist_ok=True)
+        runs.write_text(options.submit, identities.submission(labels, sample))
+        _say(options, f"wrote {options.submit}")
+    else:
+        for file, label, score in zip(probes.files, labels, probes.score, strict=True):
+            row = {"image": str(file), "label": label, "score": round(float(score), 4)}
+            print(json.dumps(row) if options.json else " ".join(map(str, row.values())))
+    if options.truth:
+        found = {**_counts(probes, embedder), **_at(probes, value), **_separation(probes)}
+        _tell(options, {**embedder.made, **found})
+        _draw_probes(options, probes, value)
+    return 0
+
+
+def pair(options):
+    """Print how alike two images are, and whether that is enough."""
+    limit = embedding.threshold(options.threshold, options.kind)
+    embedder = embedding.restored(options.run, options.checkpoint)
+    value = embedding.agreed(limit, embedder, kind=options.kind)
+    made = embedder.embed(options.images)
+    score = float(embeddings.similarity(made[:1], made[1:], kind=options.kind)[0, 0])
+    if options.json:
+        print(json.dumps({"score": score, "same": score >= value, "threshold": value}))
+    else:
+        print(f"{score:.4f} {'same' if score >= value else 'different'}")
+    return 0
+
+
+def pairs(options):
+    """Print the scores of a list of pairs, each fold judged by the threshold of the others."""
+    common.check_picture(options.worst, options.count)
+    listed = identities.pairs(options.pairs, options.root)
+    if listed.missing and options.on_missing == "error":
+        raise InputError(
+            f"{listed.missing[0]} ({len(listed.missing)} such); --on-missing skip leaves pairs out"
+        )
+    if not listed.pairs:
+        raise InputError(f"{options.pairs}: there is no pair whose images are there")
+    embedder = embedding.restored(options.run, options.checkpoint)
+    score, same = _likeness(options, embedder, listed.pairs)
+    folds = scoring.lfw_folds(score, same, options.folds or listed.folds or FOLDS)
+    skipped = {"rows_missing": len(listed.missing)} if listed.missing else {}
+    rates = zip(scoring.FARS, scoring.tar_at_far(score, same), strict=True)
+    scores = {
+        **{"pairs": len(same), "same": int(same.sum()), **skipped, "folds": len(folds.accuracies)},
+        **{"accuracy": folds.mean, "accuracy_error": folds.error},
+        **{"threshold": float(folds.thresholds.mean())},
+        **{"auc": scoring.auc(score, same), "eer": scoring.eer(score, same)},
+        **{f"tar_at_far_{far:g}": float(rate) for far, rate in rates},
+    }
+    _tell(options, {**embedder.made, **scores})
+    if options.worst:
+        parts = np.array_split(np.arange(len(score)), len(folds.thresholds))
+        limits = np.repeat(folds.thresholds, [len(part) for part in parts])
+        wrong = (score >= limits) != same
+        told = zip(np.where(same, "one person", "two"), score, strict=True)
+        titles = [f"{kind}, {value:.2f}" for kind, value in told]
+        _draw(options, [pair[:2] for pair in listed.pairs], titles, wrong, abs(score - limits))
+    return 0
+
+
+def _likeness(options, embedder, pairs):
+    """(score, whether of one person) [P] of pairs; each image is embedded once."""
+    paths = sorted({path for pair in pairs for path in pair[:2]})
+    made, place = embedder.embed(paths), {path: number for number, path in enumerate(paths)}
+    first, second = np.array([[place[path] for path in pair[:2]] for pair in pairs]).T
+    like = {"cosine": embeddings.cosine, "euclidean": lambda a, b: -embeddings.distance(a, b)}
+    score = jax.jit(like[options.kind])(made[first], made[second])
+    return np.asarray(score, np.float64), np.array([pair.same for pair in pairs])
+
+
+def _told(options):
+    """(known identities, unknown files, the truth or None) as the options name them."""
+    known, files = identities.known(options.known), identities.unknown(options.unknown)
+    true = identities.truth(options.truth, known.names, files) if options.truth else None
+    return known, files, true
+
+
+def _sample(path, files):
+    """The table of a sample submission; each row that does not match is told, then refused."""
+    table = identities.read(path)
+    wrong = identities.mismatches(table, files)
+    for line in wrong[:LINES]:
+        print(f"{path} {line}", file=sys.stderr)
+    if wrong:
+        raise InputError(f"{path}: {len(wrong)} rows do not match the images; first: {wrong[0]}")
+    return table
+
+
+def _compared(options, embedder, known, files, true):
+    """The `Probes` of unknown files against known identities."""
+    made = embedder.embed([*known.paths, *files])
+    count = len(known.paths)
+    similarity = embeddings.similarity(made[count:], made[:count], kind=options.kind)
+    found, score = embeddings.identify(
+        similarity, known.owner, len(known.names), join=options.join, threshold=-np.inf
+    )
+    similarity, found, score = jax.device_get((similarity, found, score))
+    return Probes(known, files, true, similarity, found, score.astype(np.float64))
+
+
+def _counts(probes, embedder):
+    """How many there are of each, and how many of the known were in the training."""
+    return {
+        "unknown_images": len(probes.files),
+        "known_images": len(probes.known.paths),
+        "known_identities": len(probes.known.names),
+        "strangers": int((probes.true < 0).sum()),
+        "known_identities_learnt": len({*probes.known.names} & {*embedder.classes}),
+    }
+
+
+def _at(probes, threshold):
+    """Both readings of the accuracy of verification, by a threshold."""
+    accepted = (probes.found == probes.true) & (probes.score >= threshold)
+    return {
+        "threshold": float(threshold),
+        "accuracy": float(probes.right(threshold).mean()),
+        "known_accuracy": int(accepted.sum()) / len(probes.known.names),
+    }
+
+
+def _pairs(probes):
+    """(similarity, whether of one person) of all pairs of an unknown and a known image."""
+    rows = slice(max(1, PAIRS // len(probes.known.paths)))
+    same = probes.known.owner[None] == probes.true[rows, None]
+    return probes.similarity[rows].ravel(), same.ravel()
+
+
+def _separation(probes):
+    """Scores of all thresholds together, where there is what they compare."""
+    found, (scores, same) = {}, _pairs(probes)
+    if same.any() and not same.all():
+        found["auc"] = scoring.auc(scores, same)
+    if (probes.true < 0).any() and not (probes.true < 0).all():
+        rates = scoring.dir_at_fpir(probes.score, probes.found, probes.true)
+        rates = zip(scoring.FARS, rates, strict=True)
+        found |= {f"dir_at_fpir_{fpir:g}": float(rate) for fpir, rate in rates}
+    return found
+
+
+def _grid(options, probes):
+    """Thresholds [T] of the curve."""
+    if options.kind == "cosine":
+        return np.linspace(-1, 1, round(2 / options.step) + 1)
+    return np.linspace(probes.score.min(), probes.score.max(), round(2 / options.step) + 1)
+
+
+def _plot(options, probes, chosen):
+    """Curve, ROC and histogram as pictures, the first as a table as well."""
+    from jaxdet.commands import curves
+
+    rows = [_at(probes, threshold) for threshold in _grid(options, probes)]
+    options.plots.mkdir(parents=True, exist_ok=True)
+    runs.write_text(options.plots / "sweep.csv", tables.separated(rows, list(rows[0])) + "\n")
+    curves.sweep(rows, chosen, options.plots / "sweep.png")
+    scores, same = _pairs(probes)
+    curves.histogram(scores, same, options.plots / "scores.png")
+    if same.any() and not same.all():
+        curves.roc(scoring.roc(scores, same), options.plots / "roc.png")
+    _say(options, f"wrote pictures to {options.plots}")
+
+
+def _draw_probes(options, probes, threshold):
+    """The worst mistakes, each beside the image that it is most like of the identity found."""
+    if not options.worst:
+        return
+    own = probes.known.owner[None] == probes.found[:, None]
+    best = np.where(own, probes.similarity, -np.inf).argmax(1)
+    sides = [(file, probes.known.paths[i]) for file, i in zip(probes.files, best, strict=True)]
+    true = [(*probes.known.names, identities.NOBODY)[who] for who in probes.true]
+    told = zip(true, probes.named(threshold), probes.score, strict=True)
+    titles = [f"{yes}, taken for {name}, {score:.2f}" for yes, name, score in told]
+    wrong = ~probes.right(threshold)
+    _draw(options, sides, titles, wrong, abs(probes.score - threshold))
+
+
+def _draw(options, sides, titles, wrong, amount):
+    """Pairs of images whose answer is wrong, those first that are wrong by most."""
+    order = [i for i in np.argsort(-amount, kind="stable") if wrong[i]][: options.count]
+    if not order:
+        _say(options, f"no mistakes: {options.worst} is not written")
+        return
+    pictures = [[images.levels(path, SHOWN)[0] for path in sides[i]] for i in order]
+    common.draw(
+        [np.concatenate(two, 1) for two in pictures],
+        options.worst,
+        titles=[titles[i] for i in order],
+        quiet=options.json,
+    )
+
+
+def _tell(options, scores):
+    """Scores, one `name value` a line, or as JSON, which has the hash of the network as well."""
+    if options.json:
+        print(json.dumps(scores))
+    else:
+        shown = (f"{name} {value}\n" for name, value in scores.items() if name != "manifest")
+        print("".join(shown), end="")
+
+
+def _say(options, line):
+    if not options.json:
+        print(line)

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Faces, from folders to a table of who is on unknown images (seed 004's main.py).
+#   scripts/faces.sh ROOT [options of jaxdet train faces]
+# ROOT has classification/PERSON/FILE, or its parts train, val and test; known/IDENTITY/FILE;
+# unknown_dev/ and unknown_test/ with images; verification_dev.csv with the labels of the former;
+# and, where they are there, verification_sample_submission.csv, and verification_test.csv for
+# scores.  RUN names the run folder.
+# Run it again: a training that was cut short goes on.
+[ $# -gt 0 ] && [ -d "$1" ] || { echo "usage: $0 ROOT [options of jaxdet train faces]" >&2; exit 2; }
+root=$(cd "$1" && pwd)
+shift
+. "$(dirname "${BASH_SOURCE[0]}")/setup.sh" ""
+run=${RUN:-runs/faces}
+more=()
+sample=$root/verification_sample_submission.csv
+truth=$root/verification_test.csv
+[ ! -f "$sample" ] || more+=(--sample "$sample")
+[ ! -f "$truth" ] || more+=(--truth "$truth")
+.venv/bin/jaxdet train faces --root "$root/classification" --out "$run" --resume "$@"
+echo "classification, and all pairs of images of the test split:"
+.venv/bin/jaxdet eval "$run" --split test
+echo "unknown_dev against known:"
+.venv/bin/jaxdet verify dev "$run" --known "$root/known" --unknown "$root/unknown_dev" \
+    --truth "$root/verification_dev.csv" --out "$run/threshold.json" --plots "$run/plots/verify" \
+    --worst "$run/plots/verify/worst.png"
+echo "unknown_test against known, by that threshold:"
+.venv/bin/jaxdet verify test "$run" --known "$root/known" --unknown "$root/unknown_test" \
+    --threshold "$run/threshold.json" --submit "$run/verification.csv" "${more[@]}"

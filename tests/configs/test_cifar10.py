@@ -1,0 +1,118 @@
+"""What the configuration of cifar10 makes of the data, and which networks it has."""
+
+from dataclasses import replace
+from typing import get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdet import budget, configs, evaluate
+from jaxdet.configs import cifar10
+from jaxdet.configs.cifar10 import Config
+from jaxdet.errors import InputError
+from tests import made
+
+MODELS = get_args(cifar10.Model)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    root = made.labelled(tmp_path_factory.mktemp("images") / "data")
+    return Config(root=str(root), cut_val=0.25)
+
+
+def ids(config):
+    """Numbers of the images of each part."""
+    splits = configs.build("cifar10", config).splits
+    return {part: source.arrays["id"].tolist() for part, source in splits.items()}
+
+
+def test_no_image_is_in_two_parts_and_none_is_lost(config):
+    parts = ids(config)
+    assert {part: len(of) for part, of in parts.items()} == {"train": 27, "val": 9, "test": 12}
+    assert sorted(sum(parts.values(), [])) == list(range(48))
+    assert sorted(parts["test"]) == list(range(36, 48)) != parts["test"]
+
+
+def test_the_split_is_that_of_its_seed(config):
+    once, again, other = (ids(replace(config, split_seed=seed, seed=9)) for seed in (0, 0, 1))
+    assert once == again == ids(config)
+    assert sorted(once["val"]) != sorted(other["val"])
+
+
+@pytest.mark.parametrize("share, count", [(1e-9, 1), (0.1, 3), (0.5, 14), (1.0, 27)])
+def test_a_part_of_a_system_is_what_its_own_configuration_builds(config, share, count):
+    less = replace(config, train_frac=share)
+    found, expected = configs.build("cifar10", config).part(less), configs.build("cifar10", less)
+    for part in ("train", "val", "test"):
+        ours, theirs = found.splits[part], expected.splits[part]
+        jax.tree.map(np.testing.assert_array_equal, ours.arrays, theirs.arrays)
+        assert ours.names == theirs.names
+    assert ids(less)["train"] == ids(config)["train"][:count]
+    assert ids(less)["val"] == ids(config)["val"]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_takes_an_image_and_has_no_more_parameters_than_it_may(model):
+    net, shape = configs.network("cifar10", Config(model=model))
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
+    logits, variables = jax.eval_shape(net.init_with_output, jax.random.key(0), images)
+    assert logits.shape == (1, 10)
+    counted = budget.parameters(variables)
+    assert (counted > Config().max_params) == (model == "resnet20")
+    if model == "resnet20":
+        with pytest.raises(InputError, match=f"has {counted} parameters"):
+            configs.build("cifar10", Config(model=model))
+
+
+def test_widths_and_dense_are_those_of_the_tutorial_unless_given():
+    def outputs(**sizes):
+        net, shape = configs.network("cifar10", Config(**sizes))
+        variables = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros(shape))
+        return {name: layer["bias"].shape[0] for name, layer in variables["params"].items()}
+
+    names = ("conv1", "conv2", "dense1", "dense2", "logits")
+    assert outputs() == dict(zip(names, (6, 16, 120, 84, 10), strict=True))
+    assert outputs(model="doubled") == dict(zip(names, (12, 32, 240, 168, 10), strict=True))
+    found = outputs(widths=(4, 5), dense=(7, 8))
+    assert found == dict(zip(names, (4, 5, 7, 8, 10), strict=True))
+
+
+@pytest.mark.parametrize("change", [{}, {"flip": True, "crop": 4, "cutout": 0.5, "light": 0.2}])
+def test_training_images_are_changed_as_asked_for(config, change):
+    system = configs.build("cifar10", replace(config, **change))
+    before, after = (evaluate.samples(system, "train", 9, train=train) for train in (False, True))
+    assert (before["image"] != after["image"]).any((1, 2, 3)).all() == bool(change)
+    assert after["image"].min() >= 0 and after["image"].max() <= 1
+    np.testing.assert_array_equal(before["wanted"], after["wanted"])
+
+
+REFUSED = {
+    "--cut-val 0:": {"cut_val": 0.0},
+    "--cut-val 1:": {"cut_val": 1.0},
+    "--cut-val 0.99 of 36 images": {"cut_val": 0.99},
+    "--train-frac 0:": {"train_frac": 0.0},
+    "--train-frac 1.5:": {"train_frac": 1.5},
+    "--dropout 1:": {"dropout": 1.0},
+    "--smoothing -0.1:": {"smoothing": -0.1},
+    "--cutout 1:": {"cutout": 1.0},
+    "--light 1:": {"light": 1.0},
+    "--crop -1:": {"crop": -1},
+    "--crop 33:": {"crop": 33},
+    "--mixup -1:": {"mixup": -1.0},
+    "--widths and --dense:": {"widths": (0, 3)},
+    "--widths, --dense and --norm are not for --model tiny": {"norm": True, "model": "tiny"},
+    "--activation is not for --model narrow": {"activation": "elu", "model": "narrow"},
+    "CIFAR-10 is not in gone": {"root": "gone"},
+    "CIFAR-10 is not anywhere": {"root": ""},
+    "--max-params -1:": {"max_params": -1},
+}
+
+
+@pytest.mark.parametrize("said, change", REFUSED.items(), ids=REFUSED)
+def test_what_cannot_be_is_refused_in_one_line_by_name(config, said, change):
+    with pytest.raises(InputError) as caught:
+        configs.build("cifar10", replace(config, **change))
+    assert str(caught.value).startswith(said) and "\n" not in str(caught.value)

@@ -1,0 +1,150 @@
+"""Budgets: too many parameters are refused, and a run has the epochs that fit its time."""
+
+import re
+from dataclasses import replace
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxdet import budget, checkpoint, configs, fit, progress, runs
+from jaxdet.configs.cifar10 import Config
+from jaxdet.errors import InputError
+from tests import made, tiny
+from tests.test_cli import main
+from tests.test_sweep import CONFIG, line_system
+
+STEPS = 5  # of an epoch of the line
+
+
+def sizes(config):
+    """{layer: parameters} of a network, and their sum."""
+    net, shape = configs.network("cifar10", config)
+    params = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros(shape))["params"]
+    found = {name: sum(leaf.size for leaf in jax.tree.leaves(of)) for name, of in params.items()}
+    return found, sum(found.values())
+
+
+@pytest.mark.parametrize("model", ["tutorial", "doubled"])
+def test_too_many_parameters_are_refused_with_a_table_that_sums_to_them(model):
+    of_layers, whole = sizes(Config(model=model))
+    net = configs.network("cifar10", Config(model=model))
+    with pytest.raises(InputError) as caught:
+        budget.check_parameters(*net, whole - 1)
+    first, heading, _, *rows = str(caught.value).splitlines()
+    assert f"has {whole} parameters that learn, {whole - 1} (--max-params)" in first
+    assert heading == "| layer | parameters |"
+    cells = [re.fullmatch(r"\| (\w+) \| ([\d,]+) \|", row).groups() for row in rows]
+    assert {name: int(count.replace(",", "")) for name, count in cells} == of_layers
+    for most in (whole, 0):
+        budget.check_parameters(*net, most)
+
+
+def test_running_statistics_are_no_parameters_that_learn():
+    net, shape = configs.network("cifar10", Config(norm=True))
+    variables = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros(shape))
+    assert variables["batch_stats"]
+    assert budget.parameters(variables) == sizes(Config(norm=True))[1]
+
+
+class Clock:
+    """A clock that moves when steps and evaluations are made."""
+
+    def __init__(self, monkeypatch, step=0.0, judge=0.0, start=0.0):
+        self.now, self.step, self.judge, self.start = 100.0, step, judge, start
+        self.tried = 0
+        monkeypatch.setattr(budget, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(budget.timing, "clock", self.clock)
+
+    def moved(self, seconds, result):
+        self.now += seconds
+        return result
+
+    def clock(self, call):
+        before = self.now
+        return call(), self.now - before
+
+    def programs(self, config):
+        """Programs whose first step is slow."""
+        made = fit.Programs(line_system(), config)
+
+        def step(state, data, row):
+            self.tried += 1
+            return self.moved(self.start if self.tried == 1 else self.step, state)
+
+        def judge(kept):
+            return self.moved(self.judge, {})
+
+        judge.prepare = lambda kept: self.moved(self.start, None)
+        made.steps, made.evaluator = [step], judge
+        return made
+
+    def planned(self, spent=0.0, **changes):
+        config = replace(CONFIG, devices=1, **changes)
+        return budget.planned(self.programs(config), line_system(), config, spent)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("step, judge", [(2.0, 1.0), (0.5, 4.0), (0.0, 3.0)])
+@pytest.mark.parametrize("spent", [0.0, 200.0])
+def test_the_planned_epochs_are_those_that_the_clock_allows(monkeypatch, first, step, judge, spent):
+    clock = Clock(monkeypatch, step, judge, start=7.0)
+    config = clock.planned(spent, time_budget=1000.0, eval_first=first)
+    gone = spent + clock.now - 100.0  # what planning itself took is gone as well
+    epochs = 0
+    gone += judge if first else 0.0
+    while gone + STEPS * step + judge <= 1000 * (1 - budget.SPARED):
+        gone += STEPS * step + judge
+        epochs += 1
+    assert config.epochs == epochs > 10
+    assert config == replace(CONFIG, devices=1, time_budget=1000.0, eval_first=first, epochs=epochs)
+
+
+def test_no_more_steps_are_tried_than_a_share_of_the_seconds_allows(monkeypatch):
+    clock = Clock(monkeypatch, step=20.0, judge=1.0)
+    clock.planned(time_budget=1000.0)
+    assert clock.tried == 4  # the first compiles; three are the least that have a mean
+
+
+@pytest.mark.parametrize("seconds, spent", [(1.0, 0.0), (30.0, 0.0), (1000.0, 990.0)])
+def test_a_budget_for_less_than_an_epoch_is_one_line(monkeypatch, seconds, spent):
+    clock = Clock(monkeypatch, step=5.0, judge=5.0)
+    with pytest.raises(InputError, match="one epoch and its evaluation take 30 s$") as caught:
+        clock.planned(spent, time_budget=seconds)
+    assert str(caught.value).startswith(f"--time-budget {seconds:g}: ")
+
+
+@pytest.fixture
+def data(tmp_path_factory):
+    return made.labelled(tmp_path_factory.mktemp("images") / "data")
+
+
+SMALL = ["--widths", "2", "2", "--dense", "4", "4", "--batch", "9", "--eval-batch", "9"]
+SMALL += ["--devices", "1"]
+
+
+def test_a_run_is_planned_stops_when_it_is_late_and_keeps_its_length(data, tmp_path, monkeypatch):
+    """A clock that stands still while the run is planned, and then jumps."""
+    words = ["train", "cifar10", "--root", data, *SMALL, "--out", tmp_path / "run"]
+    now = iter([0.0] * 6 + [1000.0] * 99)
+    monkeypatch.setattr(progress, "since_start", lambda: next(now))
+    monkeypatch.setattr(
+        budget, "planned", lambda programs, system, config, spent: replace(config, epochs=3)
+    )
+    assert main(*words, "--time-budget", "60") == 0
+    _, kept = runs.read_config(tmp_path / "run")
+    assert (kept["epochs"], kept["time_budget"]) == (3, 60.0)
+    before = runs.read_metrics(tmp_path / "run")
+    assert before[-1]["epoch"] < 3 and checkpoint.steps(tmp_path / "run")[-1] > before[-1]["step"]
+    monkeypatch.setattr(progress, "since_start", lambda: 1.0)
+    monkeypatch.setattr(budget, "planned", lambda *_: 1 / 0)
+    assert main(*words, "--time-budget", "60", "--epochs", "9", "--resume") == 0
+    after = runs.read_metrics(tmp_path / "run")
+    assert after[-1]["epoch"] == 3 and after[: len(before)] == before
+
+
+def test_every_system_may_have_a_budget_of_parameters():
+    configs.build("digits", replace(tiny.CONFIG, max_params=0))
+    with pytest.raises(InputError, match="--max-params"):
+        configs.build("digits", replace(tiny.CONFIG, max_params=100))

@@ -1,0 +1,353 @@
+"""The cifar10 system through its commands, on a small set of images made here."""
+
+import json
+import re
+import shlex
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxdet import budget, checkpoint, flags, plots, runs
+from jaxdet.commands import report
+from jaxdet.configs.cifar10 import Config
+from jaxdet.options import Sweep
+from tests import made
+from tests.test_cli import PNG, files, main
+from tests.test_compare import cells, printed
+
+CLASSES = ["cat", "dog", "owl"]
+SMALL = ["--widths", "3", "4", "--dense", "8", "--batch", "9", "--eval-batch", "6", "--lr", "0.02"]
+SMALL += ["--conv", "lax", "--devices", "1", "--cut-val", "0.25", "--epochs", "3", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return made.labelled(tmp_path_factory.mktemp("images") / "data")
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    run = tmp_path_factory.mktemp("trained") / "run"
+    assert main("train", "cifar10", "--root", data, *SMALL, "--out", run) == 0
+    return run
+
+
+@pytest.fixture
+def place(data, trained, tmp_path, monkeypatch):
+    """The working folder, with a run, and the images beside it."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained, "run")
+    (tmp_path / "data").symlink_to(data)
+    return tmp_path
+
+
+def answers(*words):
+    return printed(*words)[0]
+
+
+# train
+
+
+def test_training_logs_scores_before_the_first_epoch_and_after_each(trained):
+    metrics = runs.read_metrics(trained)
+    assert [line["epoch"] for line in metrics] == [0, 1, 2, 3]
+    assert {"loss", "accuracy", "labels", "confusion"} <= set(metrics[0]["val"])
+    assert metrics[-1]["val"]["accuracy"] > 0.6 > metrics[0]["val"]["accuracy"]
+    about = runs.read_about(trained)
+    assert (about["classes"], about["input"]) == (CLASSES, [32, 32, 3])
+
+
+def test_a_run_that_is_resumed_ends_in_the_same_scores(place, trained):
+    steps = checkpoint.steps("run")
+    shutil.rmtree(place / "run" / "checkpoints" / str(steps[-1]))
+    assert checkpoint.steps("run") == steps[:-1] != []
+    words = ["train", "cifar10", "--root", place / "data", *SMALL, "--out", "run"]
+    assert main(*words, "--resume") == 2  # another --root: a link
+    assert main("train", "cifar10", "--out", "run", "--resume", "--quiet") == 0
+    untimed = [
+        [{k: v for k, v in line.items() if k != "time"} for line in runs.read_metrics(run)]
+        for run in ("run", trained)
+    ]
+    assert untimed[0] == untimed[1]
+
+
+# eval
+
+
+def test_eval_gives_what_training_logged_and_the_confusion_of_each_label(place, capsys):
+    logged = runs.read_metrics("run")[-1]["val"]
+    (val,) = answers("eval", "run", "--checkpoint", "last", "--split", "val")
+    assert {name: val[name] for name in logged} == logged
+    assert main("eval", "run", "--plots", "pictures") == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^\*\*\* test set accuracy$", out, re.M)
+    rows = cells(out)
+    assert [row["label"] for row in rows] == CLASSES
+    counts = [[int(row[f"as {name}"]) for name in CLASSES] for row in rows]
+    (test,) = answers("eval", "run")
+    assert test["confusion"] == counts and np.sum(counts) == 12
+    assert np.trace(counts) == test["correct"] == round(12 * (1 - test["error_rate"]))
+    assert files(place / "pictures").keys() == {
+        str(place / "pictures" / name) for name in ("test", "test/confusion.png")
+    }
+
+
+# predict
+
+
+def test_image_files_and_samples_get_a_label_and_a_score(place, capsys):
+    samples = answers("predict", "run", "--count", "12")
+    paths = [Path("data/test") / sample["image"] for sample in samples]
+    found = answers("predict", "run", *paths)
+    assert all(sample.keys() == {"image", "label", "score"} for sample in samples)
+    assert [{**file, "image": 0} for file in found] == [{**one, "image": 0} for one in samples]
+    right = sum(sample["label"] == sample["image"].split("/")[0] for sample in samples)
+    assert right == answers("eval", "run")[0]["correct"]
+    assert main("predict", "run", paths[0]) == 0
+    line = capsys.readouterr().out
+    assert line == f"{paths[0]} {found[0]['label']} {found[0]['score']}\n"
+
+
+def test_titles_of_wrong_answers_are_red_and_nothing_else_is_drawn(place, monkeypatch):
+    drawn, gallery = [], plots.gallery
+    monkeypatch.setattr(plots, "gallery", lambda *a, **k: drawn.append((a, k)) or gallery(*a, **k))
+    every = answers("predict", "run", "--count", "12", "--figure", "out.png")
+    (((pictures, _), told),) = drawn
+    assert Path("out.png").read_bytes().startswith(PNG) and len(pictures) == 12
+    wrong = [one["label"] != one["image"].split("/")[0] for one in every]
+    assert told["wrong"] == wrong
+    assert told["true"] == told["predicted"] == [None] * 12
+    first = every[0]["image"].split("/")[0]
+    assert told["titles"][0] == f"true {first}, predicted {every[0]['label']}"
+    failed = answers("predict", "run", "--count", "12", "--no-show-all-images")
+    assert failed == [one for one, bad in zip(every, wrong, strict=True) if bad]
+
+
+def test_an_image_of_any_size_is_answered_for(place):
+    Image.open("data/test/owl/00.png").resize((90, 50)).save("large.png")
+    small, large = answers("predict", "run", "data/test/owl/00.png", "large.png")
+    assert small["label"] == large["label"]
+
+
+# describe, data
+
+
+def test_describe_has_the_classes_and_widths_of_the_run(place, capsys):
+    assert main("describe", "run", "--json") == 0
+    layers = json.loads(capsys.readouterr().out)["layers"]
+    outputs = {layer["layer"]: layer.get("X") for layer in layers}
+    assert (outputs["conv1"], outputs["logits"]) == ([1, 28, 28, 3], [1, 3])
+    assert layers[-1]["parameters"] == answers("compare", "run")[0]["parameters"]
+
+
+def test_preview_shows_images_before_and_after(place, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "gallery", lambda *args, **kwargs: drawn.append((args, kwargs)))
+    words = [
+        "--root",
+        "data",
+        "--count",
+        "4",
+        "--before",
+        "--flip",
+        "--crop",
+        "4",
+        "--cutout",
+        "0.5",
+    ]
+    assert main("data", "preview", "cifar10", *words, "--out", "out.png") == 0
+    (((pictures, _), told),) = drawn
+    assert len(pictures) == len(told["titles"]) == 8
+    assert told["titles"][::2] == told["titles"][1::2] and told["titles"][0].startswith("true ")
+    assert told["true"] == [None] * 8
+    assert all((a != b).any() for a, b in zip(pictures[::2], pictures[1::2], strict=True))
+
+
+def test_preview_says_what_mixed_images_are_taken_for(place, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "gallery", lambda *_, **kwargs: drawn.append(kwargs["titles"]))
+    words = ["--root", "data", "--count", "20", "--mixup", "1", "--smoothing", "0.1"]
+    assert main("data", "preview", "cifar10", *words) == 0
+    (titles,) = drawn
+    mixed = [title for title in titles if "," in title]
+    alone, both = (rf"true ({'|'.join(CLASSES)})", r"true (\w+) (0\.\d\d), (\w+) (0\.\d\d)")
+    assert all(re.fullmatch(both if title in mixed else alone, title) for title in titles)
+    assert len(mixed) > 3 and len(set(mixed)) > 3
+
+
+def test_inspect_counts_images_and_names_those_that_are_none(place, capsys):
+    shutil.copytree("data/", "copy", symlinks=False)
+    assert main("data", "inspect", "cifar10", "--root", "copy") == 0
+    rows = cells(capsys.readouterr().out)
+    sides = {"height": "32 to 32", "width": "32 to 32"}
+    counts = {"train": "12", "test": "4", "unusable": "0"}
+    assert rows == [{"label": name, **counts, **sides} for name in CLASSES]
+    Path("copy/train/cat/00.png").write_text("no image")
+    Image.new("RGB", (7, 50)).save("copy/test/dog/wide.png")
+    assert main("data", "inspect", "cifar10", "--root", "copy") == 2
+    out, err = capsys.readouterr()
+    cat, dog, _ = cells(out)
+    assert (cat["train"], cat["unusable"]) == ("11", "1")
+    assert (dog["height"], dog["width"], dog["test"]) == ("32 to 50", "7 to 32", "5")
+    assert re.search(r"^copy/train/cat/00.png: not a readable image", out, re.M)
+    assert re.fullmatch("jaxdet: error: 1 rows cannot be used; .*\n", err)
+    (told,) = answers("data", "inspect", "cifar10", "--root", "copy", "--on-bad-row", "skip")
+    assert len(told["bad"]) == 1
+
+
+# compare, sweep
+
+
+def test_failures_are_wrong_labels_by_their_scores_and_then_the_least_sure(place, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "gallery", lambda *args, **kwargs: drawn.append((args, kwargs)))
+    answers("compare", "run", "--failures", "worst.png")
+    (((pictures, _), told),) = drawn
+    every = {one["image"]: one for one in answers("predict", "run", "--count", "12")}
+    ranks = sorted(map(rank, every.values()))[:6]
+    assert told["wrong"] == tuple(not right for right, _ in ranks)
+    assert told["true"] == told["predicted"] == (None,) * 6 and len(pictures) == 6
+    for title, (right, score) in zip(told["titles"], ranks, strict=True):
+        photo = re.match(r"run: (\S+)\n", title)[1]
+        label = every[photo]["label"]
+        assert rank(every[photo]) == (right, pytest.approx(score, abs=2e-4))
+        assert title.endswith(f"\ntrue {photo[:3]}, predicted {label}, score {abs(score):.2f}")
+
+
+def rank(answer):
+    """How good an answer is: whether its label is right, and how sure."""
+    right = answer["label"] == answer["image"].split("/")[0]
+    return right, answer["score"] if right else -answer["score"]
+
+
+def test_a_report_is_that_of_the_seed(place, trained):
+    shutil.copytree("run", "other")
+    words = ["compare", "run", "other", "--report", "report.md"]
+    rows = answers(*words)
+    text = Path("report.md").read_text()
+    assert "at most 262,144 parameters that learn and 3,600 seconds" in text
+    assert Path("report_curves.png").exists() and Path("report_failures.png").exists()
+    table = cells(text.split("\n\n")[3])
+    assert {"run", "accuracy", "error rate", "parameters", "operations of an image"} <= set(
+        table[0]
+    )
+    assert {"best epoch", "s of an epoch", "s in all", "cat accuracy"} <= set(table[0])
+    assert not any("iou" in name for name in table[0])
+    assert (
+        f"`run`, chosen by its validation accuracy, has accuracy {rows[0]['accuracy']:.4f}" in text
+    )
+    (command,) = re.findall("^    jaxdet (.*)$", text, re.M)
+    assert "--widths 3 4 --dense 8" in command
+    retrained = ["--out", "again", "--quiet"]
+    assert main(*shlex.split(command), *retrained) == 0
+    assert runs.read_metrics("again")[-1]["val"] == runs.read_metrics("run")[-1]["val"]
+    for line in ("| conv1 | Conv, features 3", "Layers of an image, whose X is 1 x 32 x 32 x 3"):
+        assert line in text
+    assert re.search(r"^\| label \| accuracy \| as cat \| as dog \| as owl \|$", text, re.M)
+    assert len(re.findall(r"^\| [0-3] \| ", text, re.M)) == 4
+    assert text.count("| not reached |") == 2
+
+
+def test_runs_over_the_limits_are_not_the_best_within_them(place, monkeypatch):
+    shutil.copytree("run", "slow")
+    path = Path("slow/metrics.jsonl")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        line["time"]["train"] += 1000
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    asked, write = [], report.write
+    monkeypatch.setattr(report, "write", lambda *words: asked.append(words) or write(*words))
+    assert main("compare", "slow", "run", "--report", "out.md", "--json") == 0
+    assert "Within both limits: `run`" in Path("out.md").read_text()
+    ((options, found, *rest),) = asked
+    write(options, found[:1], *rest)
+    assert "no run is within both; the best of all: `slow`" in Path("out.md").read_text()
+
+
+def test_a_sweep_over_rates_has_the_costs_of_each(place, capsys):
+    words = ["--root", "data", *SMALL, "--epochs", "1", "--lr", "1e-3", "2e-2", "--out", "swept"]
+    assert main("sweep", "cifar10", *words, "--together", "yes") == 0
+    one, two = cells(capsys.readouterr().out)
+    assert (one["lr"], two["lr"]) == ("0.001", "0.02")
+    own = answers("compare", "run")[0]
+    for row in (one, two):
+        assert int(row["operations of an image"].replace(",", "")) == own["operations"]
+        assert int(row["parameters"].replace(",", "")) == own["parameters"]
+        assert float(row["s of an epoch"]) > 0 and 0 <= float(row["accuracy"]) <= 1
+    again = ["sweep", "cifar10", *words, "--together", "no", "--batch", "12", "--overwrite"]
+    assert main(*again) == 0
+    assert runs.read_config("swept/lr=0.02")[1]["batch"] == 12
+
+
+def test_seeds_of_a_training_are_a_sweep_that_is_planned_once(place, capsys, monkeypatch):
+    """The words of seed 003's last exercise."""
+    asked = []
+
+    def planned(programs, system, config, spent):
+        asked.append((config.time_budget, spent))
+        return replace(config, epochs=2)
+
+    monkeypatch.setattr(budget, "planned", planned)
+    words = ["train", "cifar10", "--root", "data", *SMALL, "--seeds", "2", "--time-budget", "60"]
+    words += ["--together", "no", "--out", "seeds"]
+    assert main(*words) == 0
+    (row,) = cells(capsys.readouterr().out)
+    assert row["runs"] == "2" and float(row["accuracy +-"]) >= 0
+    assert asked == [(60.0, 0.0)]
+    for seed in (0, 1):
+        _, kept = runs.read_config(f"seeds/seed={seed}")
+        assert (kept["seed"], kept["epochs"], kept["time_budget"]) == (seed, 2, 60.0)
+    monkeypatch.setattr(budget, "planned", lambda *_: 1 / 0)
+    before = files(place / "seeds")
+    assert main(*words, "--resume") == 0
+    assert files(place / "seeds").keys() == before.keys()
+
+
+REFUSED = {
+    "no data": (["train", "cifar10", "--root", "gone", "--out", "x"], "CIFAR-10 is not in .*gone"),
+    "too large": (
+        ["train", "cifar10", "--model", "resnet20"],
+        "272474 parameters that learn, 262144",
+    ),
+    "grid": (
+        ["sweep", "cifar10", "--grid", "archs"],
+        "--grid archs: .*arch, batch, aug, loss, opt",
+    ),
+    "no grids": (["sweep", "digits", "--grid", "arch"], "--grid arch: digits has no grids"),
+    "two grids": (["sweep", "cifar10", "--grid", "arch", "aug"], "--grid arch aug: one value"),
+    "no seeds": (["train", "cifar10", "--seeds", "0"], "several values, .* --seeds 3"),
+    "table": (
+        ["predict", "run", "table.csv"],
+        "table.csv: a run of this system answers for images",
+    ),
+    "no image": (["predict", "run", "gone.png"], "gone.png: no such image"),
+    "inspect nothing": (["data", "inspect", "cifar10"], "CIFAR-10 is not anywhere"),
+    "preview nothing": (["data", "preview", "cifar10"], "CIFAR-10 is not anywhere"),
+    "no split": (["data", "split", "cifar10"], "cifar10 comes with its split"),
+    "canvas": (["predict", "run", "--canvas", "40"], "--canvas: cifar10 has no such option"),
+    "cells": (["data", "assign", "run"], "run: answers of this system are not of cells"),
+}
+
+
+@pytest.mark.parametrize("words, said", REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_is_refused(place, capsys, words, said):
+    before = files(place)
+    assert main(*words) == 2
+    out, err = capsys.readouterr()
+    assert re.match(f"jaxdet: error: .*{said}", err), err
+    assert out == "" and files(place) == before
+    assert err.count("\n") == 1 or words[-1] == "resnet20"
+
+
+@pytest.mark.parametrize("grid", ["arch", "batch", "aug", "loss", "opt", "act"])
+def test_every_grid_is_made_of_options_that_exist(grid):
+    rest, axes = flags.several(Config.GRIDS[grid].split(), Config)
+    assert not rest and axes
+    for axis, values in axes.items():
+        for value in values:
+            _, config = flags.with_config("sweep cifar10", [axis, value], (Sweep(), Config()))
+            assert str(getattr(config, axis[2:])).lower().startswith(value)
