@@ -108,7 +108,7 @@ def network(config, classes=10):
         "classes": classes,
         "conv_general_dilated": partial(conv.conv, impl=config.conv),
         "dtype": jnp.bfloat16 if config.bfloat16 else None,
-        "rate": 1.0 if config.dropout else 0.0,  # times `dropout`, which a sweep may vary
+        "rate": 1.0,  # times `dropout`, a number of the state
     }
     own = config.activation == "own"
     bent = part if own else {**part, "activation": getattr(nn, config.activation)}

@@ -122,7 +122,7 @@ def network(config, classes=40):
         classes=classes,
         dim=config.dim,
         hidden=config.hidden,
-        rates=(1.0, *(1.0 for _ in config.hidden)) if config.dropout else (),
+        rates=(1.0,) * (1 + len(config.hidden)),  # times `dropout`, a number of the state
         dtype=dtype,
     )
     return net, (1, config.size, config.size, 3)

@@ -116,3 +116,11 @@ def test_what_cannot_be_is_refused_in_one_line_by_name(config, said, change):
     with pytest.raises(InputError) as caught:
         configs.build("cifar10", replace(config, **change))
     assert str(caught.value).startswith(said) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_networks_take_their_dropout_from_the_state(dropout):
+    """One program then serves runs that differ in it."""
+    for model in MODELS:
+        net, _ = configs.network("cifar10", Config(model=model, dropout=dropout))
+        assert net.rate == 1.0

@@ -120,3 +120,9 @@ def test_a_file_that_is_no_image_is_left_out_or_stops(root, tmp_path):
     assert "s1/3.pgm" in note
     with pytest.raises(InputError, match="s1/3.pgm"):
         configs.build("faces", replace(config, on_bad_row="error"))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_networks_take_their_dropout_from_the_state(dropout):
+    """One program then serves runs that differ in it."""
+    assert network(Config(dropout=dropout, hidden=(8, 8)))[0].rates == (1.0, 1.0, 1.0)
