@@ -20,7 +20,7 @@ is why `benchmarks.all` does not start them; it only puts what they found on its
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -146,8 +146,13 @@ def report(options):
         harness.show(tables.markdown(rows, list(rows[0])), place and place.with_suffix(".md"))
         if place:
             chosen = {"system": experiment.system, "question": name}
-            kept = place.with_suffix(".json")
-            harness.write("experiments", rows, kept, jax.devices(), options=options, **chosen)
+            kept, told = place.with_suffix(".json"), _anywhere(options, name)
+            harness.write("experiments", rows, kept, jax.devices(), options=told, **chosen)
+
+
+def _anywhere(options, name):
+    """The options of one experiment, without the places of this machine."""
+    return replace(options, names=(name,), root="DIR", out=Options.out, results=None)
 
 
 def trained(experiment, run, options):

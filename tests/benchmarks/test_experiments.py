@@ -93,7 +93,7 @@ def test_the_page_of_all_results_has_what_experiments_found(asked, tmp_path, mon
     assert experiments.main([*words, "--results", str(results)]) == 0
     page = everything.page(results)
     assert "## experiment_epochs" in page and "| 200_epochs |" in page
-    assert "python -m benchmarks.experiments --names epochs --root data" in page
+    assert "python -m benchmarks.experiments --names epochs --root DIR\n" in page
 
 
 @pytest.mark.parametrize(
