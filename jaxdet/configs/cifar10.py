@@ -3,13 +3,17 @@
     jaxdet train cifar10 --root DIR                                  # PyTorch's tutorial, 2 epochs
     jaxdet describe runs/cifar10                                     # every layer, every operation
     jaxdet train cifar10 --root DIR --model tiny --time-budget 3600 --batch 128 --optimizer adamw \\
-        --lr 5e-3 --schedule cosine --warmup 200 --weight-decay .05 --ema .999 --smoothing .1 \\
+        --lr 4e-3 --schedule cosine --warmup 200 --weight-decay .05 --ema .998 --smoothing .1 \\
         --flip --crop 4 --seeds 5                    # mean and spread; each has the hour
     jaxdet sweep cifar10 --root DIR --grid arch      # the table of the variants; other grids: GRIDS
     jaxdet compare runs/a runs/b --report out.md     # the report of the seed
 
 DIR has CIFAR-10 in any of its forms: `jaxdet.data.cifar` lists them.  Nothing is downloaded.  The
 validation part is cut from the training images; the test images choose nothing.
+
+On JPEG copies of the set (accuracy is lower on them), `tiny` has 227,866 parameters; on 2 CPU cores
+with nothing beside it, one run of one seed, these options and `--time-budget 1560`: 19 epochs of 70
++ 2 s, test accuracy 0.853, validation 0.859, training 0.919.
 """
 
 from dataclasses import dataclass
