@@ -20,8 +20,7 @@ Deeper is `--model deeper --size 112 --epochs 40 --lr 1e-3 --clip 1 --box-weight
 takes 130 to 140 s alone.  With dense layers for the box it had a validation IoU of .58 after the
 first epoch and .70 after four; with the mean of a box a cell .69 after the first, .82 after two.
 
-The experiments of seed 000 (epochs, shares of the data, without dropout and batch norm, pretrained
-features) are `python -m benchmarks.experiments`, with their tables in `benchmarks/RESULTS.md`.
+The experiments of seed 000 are `python -m benchmarks.experiments`.
 
 Alone on the machine an epoch of Simple takes 35 to 40 s; validation IoU passes .80 in the second
 or third.  The figures are of one run of one seed.
@@ -143,9 +142,8 @@ def _boxer(config, part):
     """The branch of the box that `--box-head` names; None is the dense layers."""
     from jaxdet.models import localizer
 
-    if config.box_head == "dense":
-        return None
-    return partial(localizer.Cells, **{k: v for k, v in part.items() if k != "frozen"})
+    part = {name: value for name, value in part.items() if name != "frozen"}
+    return partial(localizer.Cells, **part) if config.box_head == "cells" else None
 
 
 def build(config):
