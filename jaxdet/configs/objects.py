@@ -21,7 +21,6 @@ takes 130 to 140 s alone.  With dense layers for the box it had a validation IoU
 first epoch and .70 after four; with the mean of a box a cell .69 after the first, .82 after two.
 
 The experiments of seed 000 are `python -m benchmarks.experiments`.
-
 Alone on the machine an epoch of Simple takes 35 to 40 s; validation IoU passes .80 in the second
 or third.  The figures are of one run of one seed.
 
