@@ -59,14 +59,7 @@ class Part(layers.Part):
         if pool > 1:
             x = layers.max_pool(x, f"{name}_pool", kernel=pool, stride=pool)
         if self.norm:
-            x = nn.BatchNorm(
-                use_running_average=not train,
-                momentum=0.9,
-                epsilon=self.epsilon,
-                axis_name=self.axis_name,
-                dtype=self.dtype,
-                name=f"{name}_norm",
-            )(x)
+            x = self.batch_norm(x, f"{name}_norm", train)
         return self.activate(x, name)
 
 

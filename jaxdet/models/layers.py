@@ -51,15 +51,18 @@ class Part(nn.Module):
             conv_general_dilated=self.conv_general_dilated,
             name=name,
         )(x)
-        if not self.norm:
-            return x
+        return self.batch_norm(x, f"{name}_norm", train) if self.norm else x
+
+    @nn.nowrap
+    def batch_norm(self, x, name, train):
+        """x [B, H, W, C], normalised by the batch in training, else by the running statistics."""
         return nn.BatchNorm(
             use_running_average=not train,
             momentum=0.9,
             epsilon=self.epsilon,
             axis_name=self.axis_name,
             dtype=self.dtype,
-            name=f"{name}_norm",
+            name=name,
         )(x)
 
 
