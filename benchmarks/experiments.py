@@ -14,7 +14,7 @@ is why `benchmarks.all` does not start them; it only puts what they found on its
 | plain | objects, Simple: without dropout, without batch norm |
 | long | objects, Simple without either, 200 epochs, .5% for validation: best against last |
 | modes | objects, Lite0, 6 epochs: from scratch; ImageNet's weights frozen, in part, all learning |
-| assigners | detect from scratch: task-aligned assignment against the baseline, three seeds each |
+| assigners | detect, ImageNet's backbone as it is: task-aligned assignment against the baseline |
 """
 
 import json
@@ -36,7 +36,9 @@ MODES = (
     "--box-weight 5"
 )
 WEIGHTS = "--weights package:lite0"
-DETECT = "--size 256 320 --epochs {epochs} --flip-down"
+DETECT = (
+    "--size 256 320 --epochs {epochs} --flip-down --weights package:lite0 --freeze 8 --fixed-norm"
+)
 SCORES = {
     "objects": ("accuracy", "iou", "iou50", "iou70", "loss"),
     "detect": ("map", "map50", "map75", "loss"),
@@ -119,7 +121,7 @@ class Options:
     """folder of the data"""
     size: int = 224
     """objects: side of the input in pixels"""
-    epochs: int = 18
+    epochs: int = 12
     """detect: passes over the training set"""
     out: Path = Path("runs/experiments")
     """folder of the runs"""

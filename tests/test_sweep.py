@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet import checkpoint, cli, fit, flags, runs, sweep, train
+from jaxdet import checkpoint, cli, configs, fit, flags, runs, sweep, train
 from jaxdet.commands import sweep as command
 from jaxdet.configs import base
 from jaxdet.configs.base import System
 from jaxdet.configs.digits import Config
 from jaxdet.data.arrays import Arrays
+from jaxdet.options import Sweep
 from jaxdet.progress import Progress
 from jaxdet.types import Task
 from tests import tiny
@@ -247,3 +248,17 @@ def test_options_of_one_value_make_no_sweep(tmp_path, capsys):
     assert cli.main(["sweep", "digits", "--lr", "1", "--out", str(tmp_path / "x")]) == 2
     assert "several values" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    "name, grid", [(name, grid) for name in configs.SYSTEMS for grid in configs.config(name).GRIDS]
+)
+def test_every_grid_is_made_of_options_that_exist(name, grid):
+    kind = configs.config(name)
+    rest, axes = flags.several(kind.GRIDS[grid].split(), kind)
+    assert not rest and axes
+    for axis, values in axes.items():
+        for value in values:
+            _, config = flags.with_config(f"sweep {name}", [axis, value], (Sweep(), kind()))
+            told = getattr(config, axis.removeprefix("--").replace("-", "_"))
+            assert str(told).lower().startswith(value)

@@ -6,6 +6,7 @@
     jaxdet eval runs/detect
     jaxdet eval runs/detect --score .1 --nms .5        # as seed 002 judges
     jaxdet data assign runs/detect                     # which cells learn which box
+    jaxdet sweep detect --root DIR --grid ablation --one-at-a-time true    # what each part gives
 
 DIR is a COCO, Pascal VOC, YOLO or parquet folder; the format is found by what is in it.
 The Halo set of seed 002 is parquet: put its files `train*.parquet`, `validation*.parquet` and
@@ -44,6 +45,11 @@ class Config(Changing):
     WEIGHTS: ClassVar = tuple(
         f"{term}_weight" for term in ("classification", "objectness", "box", "distance")
     )
+    GRIDS: ClassVar = {
+        "ablation": "--assigner tal iou --box-loss ciou diou giou iou --neck fpn pan "
+        "--block conv c3 c2f --head noobj-zero noobj-bg yolox --bins 1 16 --light 0.2 0 "
+        "--rotate 0 30 --mosaic 0 0.5"
+    }
 
     root: str = ""
     """folder of data: COCO, Pascal VOC, YOLO or parquet; or tfds:NAME, a set prepared before"""
