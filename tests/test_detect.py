@@ -229,6 +229,7 @@ def test_inspect_and_preview(place, capsys):
     assert main("data", "inspect", "detect", "--root", "data") == 0
     said = capsys.readouterr().out
     assert "| train | dot | 2 | 2 |" in said and "every row can be used" in said
+    assert "| photos without objects | 1 | 2.png |" in said
     assert main("data", "preview", "detect", "--root", "data", *WORDS, "--out", "new.png") == 0
     assert Path("new.png").read_bytes().startswith(PNG)
 
@@ -296,7 +297,7 @@ def test_bad_rows_stop_a_run_that_asks_for_it(place, capsys):
     labels.write_text(labels.read_text() + "7 .5 .5 .1 .1\n")
     words = ["train", "detect", "--root", "data", *WORDS, "--out", "other"]
     assert main(*words, "--on-bad-row", "error") == 2
-    assert "0.txt row 3: class 7 is none of 2 (1 such)" in capsys.readouterr().err
+    assert "0.txt row 3: unknown class 7; 0 to 1 are known (1 such)" in capsys.readouterr().err
 
 
 CHOICES = {

@@ -12,11 +12,13 @@ def run(name, options):
     system = import_module(f"jaxdet.configs.{name}")
     if not hasattr(system, "inspect"):
         raise InputError(f"{name} has no folder of data to inspect")
-    rows, bad = system.inspect(options.root)
+    rows, bad, *more = system.inspect(options.root)
     if options.json:
-        print(json.dumps({"labels": rows, "bad": bad}))
+        oddities = {"oddities": more[0]} if more else {}
+        print(json.dumps({"labels": rows, "bad": bad, **oddities}))
     else:
-        print(tables.markdown(rows, list(rows[0])))
+        for table in (rows, *more):
+            print(tables.markdown(table, list(table[0])))
         print("\n".join(bad) or "every row can be used")
     if bad and options.on_bad_row == "error":
         raise InputError(f"{len(bad)} rows cannot be used; --on-bad-row skip makes no error of it")

@@ -211,14 +211,15 @@ def task_of(config, net, classes):
 
 
 def inspect(root):
-    """({column: value} a part and class, what is wrong with photos and boxes) of a folder."""
-    from jaxdet.data import formats, scenes
+    """(a row a part and class, what is wrong with photos and boxes, a row an oddity) of a folder.
+
+    Rows are {column: value}; boxes are judged by the input that `Config` has.
+    """
+    from jaxdet.data import formats, scenes, unusual
 
     found = formats.read(root)
-    bad = list(found.notes)
-    for of_part in found.parts.values():
-        bad += scenes.load(of_part, 32, 32, scenes.most(found.parts))[1] if of_part else []
-    return scenes.survey(found), bad
+    oddities, bad = unusual.table(found, *Config.size)
+    return scenes.survey(found), bad, oddities
 
 
 def _data(config):

@@ -1,8 +1,8 @@
 """COCO: one JSON file a part, boxes as left, top, width, height in pixels.
 
-`annotations/instances_PART.json` with the photos in `PART/`, `images/PART/` or `images/`; or
-`PART/_annotations.coco.json` with the photos beside it.  Category numbers may have gaps; classes
-are in the order of their numbers.
+`annotations/instances_PART.json` (where there is none, every `annotations/PART.json`) with the
+photos in `PART/`, `images/PART/` or `images/`; or `PART/_annotations.coco.json` with the photos
+beside it.  Category numbers may have gaps; classes are in the order of their numbers.
 """
 
 import json
@@ -12,14 +12,17 @@ from jaxdet.data import scenes
 from jaxdet.errors import InputError
 
 BESIDE = "_annotations.coco.json"
+BOXES = "instances_"  # how the name of a file with boxes begins
+LISTS = ("images", "annotations", "categories")
 
 
 def files(root):
     """{part: JSON file} of a folder; {} when it has none."""
     root = Path(root)
     found = {path.parent.name: path for path in sorted(root.glob(f"*/{BESIDE}"))}
-    for path in sorted((root / "annotations").glob("*.json")):
-        found[path.stem.removeprefix("instances_")] = path
+    every = sorted((root / "annotations").glob("*.json"))  # captions and keypoints beside them
+    for path in [path for path in every if path.stem.startswith(BOXES)] or every:
+        found[path.stem.removeprefix(BOXES)] = path
     return {scenes.part(name): path for name, path in found.items()}
 
 
@@ -43,9 +46,12 @@ def _json(path):
         told = json.loads(path.read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{path}: not readable JSON ({error})") from None
-    missing = {"images", "annotations", "categories"} - set(told if isinstance(told, dict) else ())
+    missing = sorted(set(LISTS) - set(told if isinstance(told, dict) else ()))
     if missing:
-        raise InputError(f"{path}: no {', '.join(sorted(missing))} in it")
+        raise InputError(f"{path}: no {', '.join(missing)} in it")
+    for name in LISTS:
+        if not isinstance(told[name], list) or not all(isinstance(x, dict) for x in told[name]):
+            raise InputError(f"{path}: {name}: a list of objects is wanted")
     return told
 
 
@@ -80,10 +86,10 @@ def _part(root, path, told, numbers):
 def _object(one, numbers, known):
     """(box, label, crowd) of an annotation, or what is wrong with it."""
     box = one.get("bbox")
-    if not isinstance(box, list) or len(box) != 4:
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
         return f"bbox {box!r}; left, top, width, height are wanted"
     if one.get("category_id") not in numbers:
-        return f"category {one.get('category_id')!r} is not in categories"
+        return f"{scenes.UNKNOWN} {one.get('category_id')!r}, not in categories"
     if one.get("image_id") not in known:
         return f"image {one.get('image_id')!r} is not in images"
     x, y, width, height = map(float, box)
@@ -91,9 +97,13 @@ def _object(one, numbers, known):
     return (x, y, x + width, y + height), label, bool(one.get("iscrowd", 0))
 
 
+def _is_number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _file(root, path, name):
     """Where a photo is: the first of the usual places that has it."""
-    title = path.stem.removeprefix("instances_")
+    title = path.stem.removeprefix(BOXES)
     homes = (path.parent, root / title, root / "images" / title, root / "images", root)
     places = [scenes.within(root, home.relative_to(root), name) for home in homes]
     return next((place for place in places if place.is_file()), places[0])

@@ -12,6 +12,7 @@ GREY = 114  # of what is beyond the edge of a photo, as YOLO's programs have it
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # no programs
 Image.preinit()  # the usual formats first: else each JPEG is tried as several others
 SUFFIXES = tuple(sorted(end for end, of in Image.registered_extensions().items() if of in FORMATS))
+FAULTS = MISSING, BROKEN = "no such image", "not a readable image"  # what messages say of files
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises
 
 
@@ -76,14 +77,29 @@ def letterboxed(file, height, width):
     return image / np.float32(255), size
 
 
+ORIENTATION, SWAPPED = 0x0112, 5  # EXIF's tag, and its first value that swaps the sides
+
+
 def size(path):
     """Height and width of an image file, from its header, upright as its EXIF data say."""
     try:
         with Image.open(path, formats=FORMATS) as image:
-            turned = image.getexif().get(0x0112, 1) >= 5  # orientations that swap the sides
+            turned = image.getexif().get(ORIENTATION, 1) >= SWAPPED
             return image.size if turned else image.size[::-1]
     except UNREADABLE as error:
-        raise InputError(f"{path}: not a readable image ({error})") from None
+        raise InputError(f"{path}: {BROKEN} ({error})") from None
+
+
+def looks(packed):
+    """(whether grey, whether its EXIF data turn it) of the bytes of an image, from its header."""
+    with Image.open(io.BytesIO(packed), formats=FORMATS) as image:
+        return image.mode[0] in "1LIF", image.getexif().get(ORIENTATION, 1) > 1
+
+
+def packed(file):
+    """The bytes of an image file: a path, the bytes themselves, or a function that gives them."""
+    file = file() if callable(file) else file
+    return file if isinstance(file, bytes) else Path(file).read_bytes()
 
 
 def whole(path):
@@ -108,8 +124,8 @@ def _opened(path, mode):
         with Image.open(io.BytesIO(path) if packed else path, formats=FORMATS) as image:
             return ImageOps.exif_transpose(image).convert(mode)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such image") from None
+        raise InputError(f"{path}: {MISSING}") from None
     except UNREADABLE as error:
         name = f"{len(path)} bytes" if packed else path
         why = "no format that is known" if isinstance(error, UnidentifiedImageError) else error
-        raise InputError(f"{name}: not a readable image ({why})") from None
+        raise InputError(f"{name}: {BROKEN} ({why})") from None

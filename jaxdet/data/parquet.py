@@ -1,9 +1,13 @@
 """Parquet files as data hubs keep detection sets: one row a photo, the layout of the Halo set.
 
-Columns `image {bytes, path}`, `image_id`, `objects {bbox [n][4], category [n]}`; boxes are left,
-top, width, height in pixels, categories count from 1.  A part is a file `PART*.parquet`, here or
-in a folder `data/`.  Names of the classes come from the schema's metadata where it has them
-(`datasets` writes it), or from a file `classes.txt`, one a line; else they are numbers.
+Columns `image {bytes, path}`, `image_id`, `objects {bbox [n][4], category [n]}`, or a list of such
+objects; boxes are left, top, width, height in pixels.  A part is a file `PART*.parquet`, here or in
+a folder `data/`.
+
+Categories count from 1, as those of the Halo set, unless one of them is 0.  Their names are in a
+file `classes.txt`, one a line, or in the schema's metadata, which `datasets` writes and counts from
+0: the first of these, where nothing is of it, is the name of the whole set and is left out.  Where
+there are none, classes are numbers.
 """
 
 import json
@@ -27,11 +31,11 @@ def read(root):
     for name, paths in files(root).items():
         tables[name] = [(path, _table(path)) for path in paths]
     every = [table for of_part in tables.values() for _, table in of_part]
-    classes = _classes(root, every)
+    classes, first = _classes(root, every)
     for name, of_part in tables.items():
         parts[name] = []
         for path, table in of_part:
-            made, bad = _scenes(path, table, len(classes))
+            made, bad = _scenes(path, table, len(classes), first)
             parts[name] += made
             notes += bad
     return scenes.Scenes(classes, parts, tuple(notes))
@@ -54,19 +58,19 @@ def _table(path):
 
 
 def _classes(root, tables):
-    """Names, from the schema or from classes.txt, or as many numbers as there are categories."""
-    told = Path(root) / "classes.txt"
-    if told.is_file():
-        return tuple(line.strip() for line in told.read_text().splitlines() if line.strip())
-    for table in tables:
-        named = _named((table.schema.metadata or {}).get(b"huggingface"))
-        if named:
-            return named
-    largest = 0
-    for table in tables:
-        for objects in table["objects"].to_pylist():
-            largest = max([largest, *_listed(objects["category"])])
-    return tuple(f"class {i + 1}" for i in range(largest))
+    """(names, number of the first): see above."""
+    told = [objects for table in tables for objects in table["objects"].to_pylist()]
+    used = {number for one in told for number in _told(one)[1] if isinstance(number, int)}
+    low, high = min(used, default=1), max(used, default=0)
+    written = Path(root) / "classes.txt"
+    if written.is_file():
+        names = [line.strip() for line in written.read_text().splitlines() if line.strip()]
+    else:
+        metadata = ((table.schema.metadata or {}).get(b"huggingface") for table in tables)
+        names = next(filter(None, map(_named, metadata)), ())
+        names = names[1:] if low > 0 and high < len(names) else names
+    first = 0 if low == 0 and high < (len(names) or high + 1) else 1
+    return tuple(names) or tuple(f"class {i}" for i in range(first, high + 1)), first
 
 
 def _named(metadata):
@@ -87,35 +91,45 @@ def _named(metadata):
     return ()
 
 
-def _scenes(path, table, classes):
+def _scenes(path, table, classes, first):
     """([Scene], [what is wrong])."""
     made, notes = [], []
     for row, record in enumerate(table.to_pylist(), 1):
         where = f"{path.name} row {row}"
-        data = (record["image"] or {}).get("bytes")
-        if not data:
+        image = record["image"]
+        data = image.get("bytes") if isinstance(image, dict) else image
+        if not isinstance(data, bytes) or not data:
             notes.append(f"{where}: no bytes of an image")
             continue
-        objects = []
-        told = record["objects"] or {"bbox": [], "category": []}
-        boxes, categories = told["bbox"] or [], _listed(told["category"])
+        boxes, categories = _told(record["objects"])
         if len(categories) == 1 < len(boxes):
             categories = categories * len(boxes)  # one for all
         if len(boxes) != len(categories):
             notes.append(f"{where}: {len(boxes)} boxes, {len(categories)} categories")
             continue
-        for box, category in zip(boxes, categories, strict=True):
-            if not 1 <= category <= classes or len(box) != 4:
-                notes.append(f"{where}: box {box}, category {category}; 1 to {classes} is wanted")
-                continue
-            x, y, width, height = box
-            objects.append(((x, y, x + width, y + height), category - 1, False))
+        found = [_object(*pair, classes, first) for pair in zip(boxes, categories, strict=True)]
+        notes += [f"{where}: {one}" for one in found if isinstance(one, str)]
+        objects = [one for one in found if not isinstance(one, str)]
         made.append(scenes.scene(data, objects, where))
     return made, notes
 
 
-def _listed(category):
-    """Categories as a list, also where a photo with one object has a plain number."""
-    if category is None:
-        return []
-    return [category] if isinstance(category, int) else list(category)
+def _object(box, category, classes, first):
+    """(box, label, False), or what is wrong."""
+    if not isinstance(category, int) or not first <= category < first + classes:
+        return f"{scenes.UNKNOWN} {category}; {first} to {first + classes - 1} are known"
+    if not isinstance(box, list) or len(box) != 4 or None in box:
+        return f"bbox {box}; left, top, width, height are wanted"
+    x, y, width, height = box
+    return (x, y, x + width, y + height), category - first, False
+
+
+def _told(objects):
+    """(boxes, categories) of a row, however its objects are kept; a plain category is one."""
+    if isinstance(objects, list):
+        return [one.get("bbox") for one in objects], [one.get("category") for one in objects]
+    told = objects or {}
+    boxes, categories = told.get("bbox") or [], told.get("category")
+    if categories is None:
+        return boxes, []
+    return boxes, categories if isinstance(categories, list) else [categories]

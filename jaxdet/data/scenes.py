@@ -18,6 +18,8 @@ from jaxdet.data import arrays, images, stream
 from jaxdet.errors import InputError
 
 PARTS = {"training": "train", "valid": "val", "validation": "val", "dev": "val"}
+UNKNOWN = "unknown class"  # of a note: an object of a class that the data do not name
+REPEATED, EMPTY, OUTSIDE, TINY = ("already", "has no area", "is outside", "is less than a pixel")
 SMALLEST = 1.0  # pixels of the network's input that a side of a box must have to be learnt
 
 
@@ -73,7 +75,7 @@ def without_repeats(parts):
         kept[name] = []
         for one in of_part:
             if isinstance(one.image, Path) and one.image in seen:
-                notes.append(f"{one.where}: {one.image.name} is in {seen[one.image]} already")
+                notes.append(f"{one.where}: {one.image.name} is in {seen[one.image]} {REPEATED}")
             else:
                 seen[one.image if isinstance(one.image, Path) else id(one)] = name
                 kept[name].append(one)
@@ -111,7 +113,7 @@ def load(scenes, height, width, slots, *, first_id=0):
     """
     kept, notes = [], []
     with ThreadPoolExecutor() as pool:
-        made = pool.map(partial(_fitted, height=height, width=width, slots=slots), scenes)
+        made = pool.map(partial(fitted, height=height, width=width, slots=slots), scenes)
         for number, (row, said) in enumerate(made):
             notes += said
             if row is not None:
@@ -128,7 +130,7 @@ def streamed(scenes, height, width, slots, *, first_id=0):
     """What `load` makes, read when it is needed; a photo that cannot be read is grey and empty."""
 
     def read(number):
-        row, _ = _fitted(scenes[number], height, width, slots)
+        row, _ = fitted(scenes[number], height, width, slots)
         row = _blank(height, width, slots) if row is None else row
         return {**row, "id": np.int32(first_id + number)}
 
@@ -174,8 +176,8 @@ def _range(values):
     return f"{low:.0f} to {high:.0f}, median {middle:.0f}"
 
 
-def _fitted(one, height, width, slots):
-    """(arrays of one scene or None, [note])."""
+def fitted(one, height, width, slots):
+    """(arrays of one scene as `load` makes them, or None, [what is wrong])."""
     try:
         image, size = images.fitted(one.image, height, width)
     except InputError as error:
@@ -214,11 +216,13 @@ def _padded(column, slots):
 
 def _fault(box, limits):
     x0, y0, x1, y1 = box
+    if not np.isfinite(box).all():
+        return "is not of numbers"
     if x1 <= x0 or y1 <= y0:
-        return "has no area"
+        return EMPTY
     if (np.clip(box, 0, limits)[2:] <= np.clip(box, 0, limits)[:2]).any():
-        return f"is outside of the {limits[0]:.0f} x {limits[1]:.0f} pixels"
-    return "is less than a pixel of the network's input"
+        return f"{OUTSIDE} of the {limits[0]:.0f} x {limits[1]:.0f} pixels"
+    return f"{TINY} of the network's input"
 
 
 def _numbers(box):

@@ -1,7 +1,8 @@
 """YOLO: `data.yaml` with names and places; a text file a photo, `class x y width height` a line.
 
-Centre and sides are shares of the photo.  The labels of `images/a.jpg` are in `labels/a.txt`; a
-photo without that file has no objects.
+Centre and sides are shares of the photo; a score may follow.  A line of a class and three points or
+more, x y each, is a polygon, and its box the smallest around them.  The labels of `images/a.jpg`
+are in `labels/a.txt`; a photo without that file has no objects.
 """
 
 from pathlib import Path
@@ -40,10 +41,11 @@ def _yaml(path):
 
 def _names(told, root):
     names = told.get("names")
-    if isinstance(names, dict):
-        names = [names[key] for key in sorted(names)]
+    if isinstance(names, dict) and set(names) == set(range(len(names))):
+        names = [names[number] for number in range(len(names))]
     if not isinstance(names, list) or not names:
-        raise InputError(f"{root / 'data.yaml'}: names: a list of classes is wanted")
+        wanted = "a list of classes, or all by number from 0, is wanted"
+        raise InputError(f"{root / 'data.yaml'}: names: {wanted}")
     return tuple(map(str, names))
 
 
@@ -51,7 +53,7 @@ def _part(root, base, places, classes):
     """Scenes of the folders, or lists of files, of one part, and what was wrong."""
     found, notes = [], []
     for place in [places] if isinstance(places, str) else places:
-        path = scenes.within(root, base, place)
+        path = _place(root, base, place)
         if path.suffix == ".txt":
             files = [scenes.within(root, base, line) for line in _lines(path)]
         elif path.is_dir():
@@ -63,6 +65,14 @@ def _part(root, base, places, classes):
             notes += bad
             found.append(scenes.scene(file, objects, file.name))
     return found, notes
+
+
+def _place(root, base, place):
+    """A place that data.yaml names; Roboflow writes `../train/images` for one that is beside it."""
+    plain = place.removeprefix("../")
+    if plain != place and (base / plain).exists():
+        return scenes.within(root, base, plain)
+    return scenes.within(root, base, place)
 
 
 def _labels(image, classes):
@@ -93,13 +103,21 @@ def _labels(image, classes):
 def _object(words, classes, width, height):
     """(box in pixels, label, False), or what is wrong."""
     try:
-        label, x, y, across, down = (float(word) for word in words[:5])
+        label, *numbers = map(float, words)
     except ValueError:
+        numbers = []
+    polygon = len(numbers) >= 6 and len(numbers) % 2 == 0
+    if not (len(numbers) in (4, 5) or polygon):
         return f"{' '.join(words)!r}; class x y width height are wanted"
-    if label != int(label) or not 0 <= label < classes:
-        return f"class {words[0]} is none of {classes}"
-    box = ((x - across / 2) * width, (y - down / 2) * height)
-    return (*box, (x + across / 2) * width, (y + down / 2) * height), int(label), False
+    if not label.is_integer() or not 0 <= label < classes:
+        return f"{scenes.UNKNOWN} {words[0]}; 0 to {classes - 1} are known"
+    if polygon:
+        across, down = numbers[::2], numbers[1::2]
+        x0, y0, x1, y1 = min(across), min(down), max(across), max(down)
+    else:
+        x, y, across, down, *_ = numbers
+        x0, y0, x1, y1 = x - across / 2, y - down / 2, x + across / 2, y + down / 2
+    return (x0 * width, y0 * height, x1 * width, y1 * height), int(label), False
 
 
 def _lines(path):

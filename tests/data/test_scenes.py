@@ -130,6 +130,14 @@ BROKEN = {
     "yolo place": (made.yolo, "data.yaml", "names: [a]\ntrain: gone", yolo, "gone: no such folder"),
     "yolo out": (made.yolo, "data.yaml", "names: [a]\ntrain: ../..", yolo, "leads out of"),
     "coco json": (made.coco, "annotations/instances_val2017.json", "{", coco, "not readable JSON"),
+    "yolo gaps": (made.yolo, "data.yaml", "names: {0: a, 2: b}\n", yolo, "all by number from 0"),
+    "coco row": (
+        made.coco,
+        "annotations/instances_val2017.json",
+        '{"images": [3], "annotations": [], "categories": []}',
+        coco,
+        "images: a list of objects",
+    ),
     "coco keys": (made.coco, "annotations/instances_val2017.json", "{}", coco, "no annotations,"),
     "voc none": (made.voc, "ImageSets/Main/val.txt", "../../x", voc, "leads out of"),
 }
@@ -153,7 +161,7 @@ def test_wrong_rows_are_named_and_left_out(tmp_path):
     labels.write_text("5 .5 .5 .1 .1\n0 .5 .5 .1\n0 .5 .5 .1 .1\n")
     found = yolo.read(tmp_path / "yolo")
     assert [note.split("/")[-1] for note in found.notes] == [
-        "0.txt row 1: class 5 is none of 2",
+        "0.txt row 1: unknown class 5; 0 to 1 are known",
         "0.txt row 2: '0 .5 .5 .1'; class x y width height are wanted",
     ]
     assert len(found.parts["train"][0].boxes) == 1
@@ -165,7 +173,7 @@ def test_wrong_rows_are_named_and_left_out(tmp_path):
     told["annotations"][2]["image_id"] = 99
     path.write_text(json.dumps(told))
     notes = coco.read(tmp_path / "coco").notes
-    assert [note.split(": ", 1)[1].split(" ")[0] for note in notes] == ["category", "bbox", "image"]
+    assert [note.split(": ", 1)[1].split(" ")[0] for note in notes] == ["unknown", "bbox", "image"]
     made.voc(tmp_path / "voc")
     annotation = tmp_path / "voc" / "Annotations" / "0.xml"
     annotation.write_text(annotation.read_text().replace("<xmin>5<", "<xmin>five<"))
@@ -189,6 +197,107 @@ def test_one_category_may_stand_for_all_and_numbers_name_classes(tmp_path):
     assert notes == [
         "train.parquet row 1: 8 bytes: not a readable image (" + notes[0].split("(")[1]
     ]
+
+
+def _table(folder, objects, names=(), part="train"):
+    """A parquet file of a row for each of `objects`, with names in its metadata."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet as files
+
+    rows = [
+        {"image": {"bytes": b"x", "path": ""}, "image_id": i, "objects": one}
+        for i, one in enumerate(objects)
+    ]
+    table, label = pyarrow.Table.from_pylist(rows), {"_type": "ClassLabel", "names": list(names)}
+    if names:
+        told = {"info": {"features": {"objects": {"feature": {"category": label}}}}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps(told)})
+    files.write_table(table, folder / f"{part}.parquet")
+
+
+NAMED = {  # categories, names -> classes, labels
+    "Halo": ([1, 3], ("set", "enemy", "head", "friend"), ("enemy", "head", "friend"), [0, 2]),
+    "from 0": ([0, 2], ("a", "b", "c"), ("a", "b", "c"), [0, 2]),
+    "from 1": ([1, 3], ("a", "b", "c"), ("a", "b", "c"), [0, 2]),
+    "numbers": ([1, 2], (), ("class 1", "class 2"), [0, 1]),
+    "numbers from 0": ([0, 2], (), ("class 0", "class 1", "class 2"), [0, 2]),
+}
+
+
+@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize("case", NAMED)
+def test_categories_have_the_names_that_the_schema_gives_them(tmp_path, case, listed):
+    categories, names, classes, labels = NAMED[case]
+    box = [1.0, 1.0, 5.0, 5.0]
+    if listed:
+        objects = [[{"bbox": box, "category": c} for c in categories]]
+    else:
+        objects = [{"bbox": [box, box], "category": categories}]
+    _table(tmp_path, objects, names)
+    _table(tmp_path, objects, names, "validation")
+    found = parquet.read(tmp_path)
+    assert found.classes == classes and not found.notes
+    for part in ("train", "val"):
+        np.testing.assert_array_equal(found.parts[part][0].labels, labels)
+
+
+def test_rows_of_parquet_that_are_wrong_are_named(tmp_path):
+    _table(tmp_path, [{"bbox": [[1.0, 1.0, 5.0, 5.0], [1.0, 2.0]], "category": [1, 9]}])
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    found = parquet.read(tmp_path)
+    assert found.notes == ("train.parquet row 1: unknown class 9; 1 to 2 are known",)
+    _table(tmp_path, [{"bbox": [[1.0, 2.0], [1.0, 2.0, 3.0, 4.0]], "category": [1, 2]}])
+    (note,) = parquet.read(tmp_path).notes
+    assert note == "train.parquet row 1: bbox [1.0, 2.0]; left, top, width, height are wanted"
+
+
+def test_a_corrupt_parquet_file_is_named(tmp_path):
+    pytest.importorskip("pyarrow")
+    (tmp_path / "train.parquet").write_bytes(b"PAR1 and then nothing")
+    with pytest.raises(InputError, match="train.parquet: not a readable parquet file"):
+        formats.read(tmp_path)
+
+
+def test_the_other_files_of_cocos_own_folder_are_left_alone(tmp_path):
+    made.coco(tmp_path / "set")
+    for name in ("captions_train2017", "person_keypoints_train2017"):
+        (tmp_path / "set" / "annotations" / f"{name}.json").write_text("{}")
+    assert coco.read(tmp_path / "set").parts.keys() == {"train", "val"}
+
+
+@pytest.mark.parametrize("box", [["a", 1, 2, 3], [None, 1, 2, 3], "1 2 3 4"])
+def test_a_box_of_coco_without_numbers_is_named(tmp_path, box):
+    made.coco(tmp_path / "set")
+    path = tmp_path / "set" / "annotations" / "instances_val2017.json"
+    told = json.loads(path.read_text())
+    told["annotations"][0]["bbox"] = box
+    path.write_text(json.dumps(told))
+    (note,) = coco.read(tmp_path / "set").notes
+    assert "annotation 1: bbox" in note
+
+
+def test_places_as_roboflow_writes_them(tmp_path):
+    made.yolo(tmp_path / "set")
+    path = tmp_path / "set" / "data.yaml"
+    before = yolo.read(tmp_path / "set")
+    path.write_text(path.read_text().replace(": images/", ": ../images/"))
+    after = yolo.read(tmp_path / "set")
+    assert {part: len(of) for part, of in after.parts.items()} == {"train": 3, "val": 1}
+    assert after.parts["train"][0].image == before.parts["train"][0].image
+
+
+def test_polygons_have_the_box_around_them_and_scores_are_left_out(tmp_path):
+    made.yolo(tmp_path / "set")
+    labels = tmp_path / "set" / "labels" / "train" / "0.txt"  # of 60 x 40 pixels
+    labels.write_text("1 .5 .25 .75 .5 .25 .5\n0 .5 .5 .5 .5 .9\n0 nan .5 .5 .5\nnan 0 0 0 0\n")
+    found = yolo.read(tmp_path / "set")
+    np.testing.assert_allclose(found.parts["train"][0].boxes[0], [15, 10, 45, 20])
+    np.testing.assert_allclose(found.parts["train"][0].boxes[1], [15, 10, 45, 30])
+    assert [note.split("/")[-1] for note in found.notes] == [
+        "0.txt row 4: unknown class nan; 0 to 1 are known"
+    ]
+    _, notes = scenes.load(found.parts["train"][:1], 64, 96, 4)
+    assert notes == ["0.png: box nan 10 nan 30 is not of numbers"]
 
 
 def _readable(folder):
