@@ -437,7 +437,7 @@ REFUSED = {
     "shift": ([*TRAIN, "--shift", "-0.1"], "--shift -0.1: a share"),
     "smoothing": ([*TRAIN, "--smoothing", "nan"], "--smoothing nan: a share"),
     "no norm": ([*TRAIN, "--model", "lite0", "--no-norm"], "--no-norm: lite0 has no form"),
-    "bad row": ([*TRAIN, "--on-bad-row", "error"], r"row 9: .*\(3 such rows\); --on-bad-row skip"),
+    "bad row": ([*TRAIN, "--on-bad-row", "error"], r"row 9: .*\(3 such\); --on-bad-row skip"),
     "cut": ([*TRAIN, "--cut-val", "0"], "--cut-val 0 .*26 photos leave none for val"),
     "cut beyond": ([*TRAIN, "--cut-test", "1.5"], "--cut-test 1.5: a share"),
     "eval batch": ([*TRAIN, "--devices", "4", "--eval-batch", "9"], "--eval-batch 9.*4 device"),

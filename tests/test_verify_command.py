@@ -154,6 +154,16 @@ def test_images_are_embedded_alike_in_any_batch(place, monkeypatch):
         np.testing.assert_allclose(made[i : i + 1], alone, rtol=1e-4, atol=1e-5)
 
 
+def test_a_run_of_an_earlier_version_embeds_alike(place):
+    """Such a run does not say what a record of its data is like."""
+    before = embedding.restored(RUN, "best").embed(identities_of())
+    path = RUN / "config.json"
+    kept = json.loads(path.read_text())
+    assert kept["about"].pop("record") == embedding._record(32)
+    path.write_text(json.dumps(kept))
+    np.testing.assert_array_equal(embedding.restored(RUN, "best").embed(identities_of()), before)
+
+
 # dev
 
 

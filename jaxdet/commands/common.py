@@ -11,6 +11,7 @@ import jax
 from jaxdet import checkpoint, configs, runs, tables
 from jaxdet import train as training
 from jaxdet.configs import base
+from jaxdet.data import arrays
 from jaxdet.errors import InputError
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -120,7 +121,8 @@ def begin(folder, name, config, system):
     runs.start(folder)
     for path, text in system.files:
         runs.keep(folder, path, text)
-    runs.write_config(folder, name, asdict(config), system.about)
+    record = arrays.record(system.splits["train"])
+    runs.write_config(folder, name, asdict(config), system.about | {"record": record})
 
 
 def tell_skipped(notes, line, most=5):

@@ -13,12 +13,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxdet import checkpoint, evaluate, runs
+from jaxdet import checkpoint, configs, evaluate, runs
 from jaxdet import train as training
 from jaxdet.commands import common
-from jaxdet.configs import base, faces
-from jaxdet.data import images
-from jaxdet.data.arrays import Arrays
 from jaxdet.errors import InputError
 from jaxdet.ops import embeddings
 
@@ -42,8 +39,8 @@ class Threshold(NamedTuple):
 def restored(folder, which):
     """The `Embedder` of checkpoint `which` of a run; the data it was trained on are not read."""
     config = common.kept_config(folder, "faces")
-    classes = runs.read_about(folder)["classes"]
-    system = _without_data(config, classes)
+    about = {"record": _record(config.size)} | runs.read_about(folder)
+    system = configs.without_data("faces", config, about)
     like = jax.eval_shape(training.maker(system, config))
     step, state = checkpoint.restore(folder, like, which, _warn)
     manifest = Path(folder) / "checkpoints" / str(step) / checkpoint.MANIFEST
@@ -54,24 +51,13 @@ def restored(folder, which):
     }
     answer = jax.jit(lambda variables, batch: system.task.predict(variables, batch)["embedding"])
     answer = partial(answer, evaluate.variables(state))
-    return Embedder(classes, made, partial(_embed, answer, system.read, config.eval_batch))
+    embed = partial(_embed, answer, system.read, config.eval_batch)
+    return Embedder(about["classes"], made, embed)
 
 
-def _without_data(config, classes):
-    """The system of a configuration, with one blank image to learn from."""
-    net, (_, *shape) = faces.network(config, len(classes))
-    blank = {
-        "image": np.zeros((1, *shape), np.uint8),
-        "label": np.zeros(1, np.int32),
-        "id": np.zeros(1, np.int32),
-    }
-    return base.System(
-        task=faces.task_of(config, net, len(classes)).task(),
-        splits={"train": Arrays(blank)},
-        hyper=base.weights(config),
-        about={},
-        read=partial(images.levels, side=config.size),
-    )
+def _record(side):
+    """What a record of faces is like, for runs of earlier versions, which do not say it."""
+    return {"image": ["uint8", [side, side, 3]], "label": ["int32", []], "id": ["int32", []]}
 
 
 def _embed(answer, read, batch, paths):

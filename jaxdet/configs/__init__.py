@@ -1,6 +1,8 @@
 """One file a system: a frozen dataclass `Config` (fields = flags = help = kept JSON) and `build`.
 
-Nothing here imports jax before `build` is called, so that `--help` is quick.
+`build` reads the data of a configuration and gives them to `system`, which needs no more of them
+than their classes and what a record of them is like.  Nothing here imports jax before one of the
+functions is called, so that `--help` is quick.
 """
 
 from importlib import import_module
@@ -19,10 +21,21 @@ def build(name, chosen):
     """The system that a configuration describes, with its data: a `base.System`."""
     from jaxdet import budget
 
+    module = _checked(name, chosen)
     if chosen.max_params:
-        budget.check_parameters(*network(name, chosen), chosen.max_params)
-    base.check(chosen)
-    return import_module(f"jaxdet.configs.{name}").build(chosen)
+        budget.check_parameters(*module.network(chosen), chosen.max_params)
+    return module.build(chosen)
+
+
+def without_data(name, chosen, about):
+    """The system of a run with one blank record in place of its data.
+
+    `about` is what the run says of them: `classes`, and `record` as `data.arrays.record` has it.
+    """
+    from jaxdet.data import arrays
+
+    splits = {"train": arrays.blank(about["record"])}
+    return _checked(name, chosen).system(chosen, tuple(about["classes"]), splits)
 
 
 def network(name, chosen, *classes):
@@ -32,3 +45,11 @@ def network(name, chosen, *classes):
     """
     base.check(chosen)
     return import_module(f"jaxdet.configs.{name}").network(chosen, *classes)
+
+
+def _checked(name, chosen):
+    """The module of a system, once it has nothing against a configuration."""
+    module = import_module(f"jaxdet.configs.{name}")
+    base.check(chosen)
+    module.check(chosen)
+    return module

@@ -137,6 +137,14 @@ def check_shares(config, *names):
             raise InputError(f"{share}: a share of at least 0, under 1 is wanted")
 
 
+def check_notes(config, notes):
+    """Refuse data of which `notes` say that something cannot be used, if `config` wants all."""
+    from jaxdet.errors import InputError
+
+    if notes and config.on_bad_row == "error":
+        raise InputError(f"{notes[0]} ({len(notes)} such); --on-bad-row skip leaves them out")
+
+
 def check_scale(config):
     """Refuse a range of factors, `scale`, that is none."""
     from jaxdet.errors import InputError

@@ -107,7 +107,7 @@ def network(config, classes=10):
     from jaxdet.models import cifar, lenet, tiniest, tiny
     from jaxdet.ops import conv
 
-    _check(config)
+    check(config)
     part = {
         "classes": classes,
         "conv_general_dilated": partial(conv.conv, impl=config.conv),
@@ -135,13 +135,20 @@ def network(config, classes=10):
 
 
 def build(config):
-    """The system of a `Config`."""
-    from jaxdet.data import cifar, images
-    from jaxdet.tasks import classify
+    """The system of a `Config`, with its data."""
+    from jaxdet.data import cifar
 
-    _check(config)
     found, classes = cifar.read(config.root)
     splits = _splits(config, found)
+    made = system(config, classes, splits)
+    return made._replace(part=partial(_part, made, len(found["train"]) - len(splits["val"])))
+
+
+def system(config, classes, splits):
+    """The system of a `Config` for data of these classes."""
+    from jaxdet.data import images
+    from jaxdet.tasks import classify
+
     net, (_, *shape) = network(config, len(classes))
     task = classify.Classifier(
         net,
@@ -151,7 +158,7 @@ def build(config):
         loss_kind=config.loss,
         smoothing=config.smoothing,
     ).task()
-    system = System(
+    return System(
         task=task,
         splits=splits,
         hyper=base.weights(config),
@@ -162,7 +169,6 @@ def build(config):
         },
         read=partial(images.levels, side=shape[0]),
     )
-    return system._replace(part=partial(_part, system, len(found["train"]) - len(splits["val"])))
 
 
 def inspect(root):
@@ -192,10 +198,10 @@ def _used(config, count):
     return max(round(config.train_frac * count), 1)
 
 
-def _part(system, count, config):
-    """The system with the share of `count` training images that `config` uses, the first ones."""
-    train = system.splits["train"].first(_used(config, count))
-    return system._replace(splits=system.splits | {"train": train})
+def _part(whole, count, config):
+    """A system with the share of `count` training images that `config` uses, the first ones."""
+    train = whole.splits["train"].first(_used(config, count))
+    return whole._replace(splits=whole.splits | {"train": train})
 
 
 def _change(config):
@@ -234,7 +240,7 @@ def _mix(config):
     return partial(augment.mixup, alpha=config.mixup) if config.mixup else None
 
 
-def _check(config):
+def check(config):
     """Refuse what no training can use, before any image is read."""
     base.check_shares(config, "cut_val", "dropout", "smoothing", "cutout", "light")
     if not config.cut_val:

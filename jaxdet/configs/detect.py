@@ -162,25 +162,27 @@ def network(config, classes=3):
 
 
 def build(config):
-    """The system of a `Config`."""
+    """The system of a `Config`, with its data."""
+    found, splits, notes = _data(config)
+    base.check_notes(config, notes)
+    return system(config, found.classes, splits)._replace(notes=notes)
+
+
+def system(config, classes, splits):
+    """The system of a `Config` for data of these classes."""
     from jaxdet.data import images
 
-    _check(config)
-    found, splits, notes = _data(config)
-    if notes and config.on_bad_row == "error":
-        raise InputError(f"{notes[0]} ({len(notes)} such); --on-bad-row skip leaves them out")
-    net, (_, *shape) = network(config, len(found.classes))
-    detection = task_of(config, net, found.classes)
+    net, (_, *shape) = network(config, len(classes))
+    detection = task_of(config, net, classes)
     return System(
         task=detection.task(),
         splits=splits,
         hyper=base.weights(config),
         about={
-            "classes": list(found.classes),
+            "classes": list(classes),
             "input": shape,
             "normalisation": "(level / 255 - {}) / {}".format(*detection.levels),
         },
-        notes=notes,
         many=True,
         scales=config.sizes,
         assigned=detection.assigned,
@@ -273,7 +275,7 @@ def learns(config, path):
     return config.backbone_lr if backbones.learns(stay, path) else 0.0
 
 
-def _check(config):
+def check(config):
     """Refuse what no training can use, before any photo is read."""
     from jaxdet.tasks.detect import STRIDE
 

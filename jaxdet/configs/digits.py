@@ -30,6 +30,9 @@ from typing import ClassVar, Literal
 
 from jaxdet.configs import base
 from jaxdet.configs.base import System, Training
+from jaxdet.errors import InputError
+
+CLASSES = tuple(map(str, range(10)))
 
 
 @dataclass(frozen=True)
@@ -106,15 +109,22 @@ def network(config, classes=10):
 
 
 def build(config):
-    """The system of a `Config`."""
-    from jaxdet.data import digits, images
+    """The system of a `Config`, with its data."""
+    from jaxdet.data import digits
+
+    splits = digits.splits(config.source, config.root or None, config.split_seed)
+    return system(config, CLASSES, splits)
+
+
+def system(config, classes, splits):
+    """The system of a `Config` for digits that are read already."""
+    from jaxdet.data import images
     from jaxdet.ops import augment
     from jaxdet.tasks import windows as locate
 
-    splits = digits.splits(config.source, config.root or None, config.split_seed)
-    net, (_, *shape) = network(config)
+    net, (_, *shape) = network(config, len(classes))
     place = partial(augment.place, canvas=config.canvas, rotate=config.rotate, scale=config.scale)
-    _check(config, net, place, splits["train"])
+    _check_sizes(config, net, place, splits["train"])
     return System(
         task=locate.Locator(
             net,
@@ -127,7 +137,7 @@ def build(config):
         splits=splits,
         hyper=base.weights(config),
         about={
-            "classes": [str(digit) for digit in range(10)],
+            "classes": list(classes),
             "input": shape,
             "normalisation": "grey level / 255",
         },
@@ -135,18 +145,21 @@ def build(config):
     )
 
 
-def _check(config, net, place, source):
-    """Refuse, before anything is made, a canvas that is too small and sizes that cannot be."""
-    import jax
-    import jax.numpy as jnp
-
-    from jaxdet.errors import InputError
-    from jaxdet.ops import windows
-
+def check(config):
+    """Refuse what no training can use, before any digit is read."""
     if min(*config.widths, *config.dense, config.window) < 1:
         raise InputError("--widths, --dense and --window: every width must be at least 1")
     if config.box_weight <= 0 or config.box_start < 0 or config.class_weight < 0:
         raise InputError("--box-weight must be above 0, --box-start and --class-weight at least 0")
+
+
+def _check_sizes(config, net, place, source):
+    """Refuse, before anything is made, a canvas that is too small for window or digits."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxdet.ops import windows
+
     windows.grid(net.chain(), config.canvas, config.canvas)
     digit = jnp.zeros(source.arrays["image"].shape[1:])
     jax.eval_shape(place, jax.random.key(0), digit)

@@ -129,17 +129,20 @@ def network(config, classes=40):
 
 
 def build(config):
-    """The system of a `Config`."""
+    """The system of a `Config`, with its data."""
+    classes, splits, notes = _data(config)
+    base.check_notes(config, notes)
+    return system(config, classes, splits)._replace(notes=notes)
+
+
+def system(config, classes, splits):
+    """The system of a `Config` for data of these people."""
     from jaxdet.data import batches, images
 
-    _check(config)
-    classes, splits, notes = _data(config)
-    if notes and config.on_bad_row == "error":
-        raise InputError(f"{notes[0]} ({len(notes)} such); --on-bad-row skip leaves them out")
     net, (_, *shape) = network(config, len(classes))
     labels = splits["train"].arrays["label"]
     return System(
-        task=task_of(config, net, len(classes)).task(),
+        task=_verifier(config, net, len(classes)).task(),
         splits=splits,
         hyper=base.weights(config),
         about={
@@ -148,12 +151,11 @@ def build(config):
             "normalisation": "(level / 255 - .5) / .5",
         },
         read=partial(images.levels, side=config.size),
-        notes=notes,
         order=batches.grouped(labels, config.group) if config.group else None,
     )
 
 
-def task_of(config, net, people):
+def _verifier(config, net, people):
     """The `tasks.verify.Verifier` of a `Config` for so many people."""
     from jaxdet.tasks import verify
 
@@ -174,6 +176,8 @@ def _data(config):
     """(people that are learnt, {split: source}, what is wrong with files)."""
     from jaxdet.data import folders
 
+    if not config.root:
+        raise InputError("--root: the folder with a folder of images a person is wanted")
     found = folders.read(config.root)
     classes, others = _people(config, found.classes)
     parts = _parts(config, found.parts)
@@ -240,10 +244,8 @@ def _change(config):
     return change
 
 
-def _check(config):
+def check(config):
     """Refuse what no training can use, before any image is read."""
-    if not config.root:
-        raise InputError("--root: the folder with a folder of images a person is wanted")
     if config.size < SMALLEST:
         raise InputError(f"--size {config.size}: at least {SMALLEST} pixels are wanted")
     base.check_shares(

@@ -32,17 +32,17 @@ neither anchors nor suppression are needed; a photo with two faces is answered w
 or around them.
 """
 
-from collections import Counter
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import ClassVar, Literal
 
-from jaxdet.configs import backbones, base
+from jaxdet.configs import backbones, base, cutting
 from jaxdet.configs.base import System, Training
 from jaxdet.errors import InputError
 
 SMALLEST = 64  # pixels a side that every network's pools leave something of
+
+inspect, cut = cutting.inspect, cutting.cut  # of `jaxdet data`
 
 Model = Literal["simple", "deeper", "vgg", "resnet18", "resnet34", "resnet50", "lite0"]
 
@@ -146,17 +146,30 @@ def _boxer(config, part):
 
 
 def build(config):
-    """The system of a `Config`."""
+    """The system of a `Config`, with its data."""
+    rows, bad = cutting.rows(config)
+    classes = tuple(sorted({row.label for part in rows.values() for row in part}))
+    splits, unused = cutting.load(config, rows, classes)
+    notes = (*bad, *unused)
+    base.check_notes(config, notes)
+    made = system(config, classes, splits)._replace(files=cutting.tables(rows), notes=notes)
+    return made._replace(part=partial(_part, made))
+
+
+def _part(whole, config):
+    """A system with the training photos of `config`, which are the first of those it has."""
+    rows, _ = cutting.rows(config)
+    train = whole.splits["train"]
+    count = train.arrays["id"].searchsorted(len(rows["train"]))
+    splits = whole.splits | {"train": train.first(count)}
+    return whole._replace(splits=splits, files=cutting.tables(rows))
+
+
+def system(config, classes, splits):
+    """The system of a `Config` for data of these classes."""
     from jaxdet.data import images
     from jaxdet.tasks import localize
 
-    _check(config)
-    rows, bad = _rows(config)
-    classes = tuple(sorted({row.label for part in rows.values() for row in part}))
-    splits, unused = _load(config, rows, classes)
-    notes = (*bad, *unused)
-    if notes and config.on_bad_row == "error":
-        raise InputError(f"{notes[0]} ({len(notes)} such rows); --on-bad-row skip leaves them out")
     net, (_, *shape) = network(config, len(classes))
     stay = backbones.frozen(config)
     levels = localize.LITE if config.model == "lite0" else localize.IMAGENET
@@ -168,7 +181,7 @@ def build(config):
         smoothing=config.smoothing,
         levels=levels,
     ).task()
-    system = System(
+    return System(
         task=task,
         splits=splits,
         hyper=base.weights(config),
@@ -177,58 +190,15 @@ def build(config):
             "input": shape,
             "normalisation": f"(level / 255 - {levels.mean}) / {levels.deviation}",
         },
-        table=partial(_table, config, classes),
-        files=_tables(rows),
-        notes=notes,
+        table=partial(cutting.table, config, classes),
         weights=None if config.backbone == "scratch" else partial(_pretrained, config),
         learns=partial(backbones.learns, stay) if stay else None,
         read=partial(images.levels, side=config.size),
     )
-    return system._replace(part=partial(_part, system))
-
-
-def _part(system, config):
-    """The system with the training photos of `config`, which are the first of those it has."""
-    rows, _ = _rows(config)
-    train = system.splits["train"]
-    count = train.arrays["id"].searchsorted(len(rows["train"]))
-    splits = system.splits | {"train": train.first(count)}
-    return system._replace(splits=splits, files=_tables(rows))
 
 
 def _pretrained(config, variables):
     return backbones.pretrained(config.model, config.weights, variables, config.norm)
-
-
-def inspect(root):
-    """({column: value} a label, what is wrong with rows) of the folder `root`."""
-    from jaxdet.data import photos
-
-    _rooted(root)
-    return photos.survey(root)
-
-
-def cut(config):
-    """({column: value} a part, its files, what is wrong with rows) of the cuts of `config`."""
-    rows, bad = _rows(config)
-    labels = sorted({row.label for of_part in rows.values() for row in of_part})
-    counts = []
-    for part, of_part in rows.items():
-        found = Counter(row.label for row in of_part)
-        counts.append({"part": part, "photos": len(of_part), **{k: found[k] for k in labels}})
-    return counts, _tables(rows), bad
-
-
-def _table(config, classes, path):
-    """What a table says of photos: (path, index of the label, box in the photo's pixels)."""
-    from jaxdet.data import photos
-
-    rows, bad = photos.read_table(path, config.root)
-    unknown = [row.where for row in rows if row.label not in classes]
-    if bad or unknown:
-        raise InputError(f"{bad[0] if bad else unknown[0] + ': a label that the run has not'}")
-    folder = Path(config.root) / "images"
-    return [(folder / row.label / row.file, classes.index(row.label), row.box) for row in rows]
 
 
 def _change(config):
@@ -239,50 +209,8 @@ def _change(config):
     return partial(augment.photo, **{name: getattr(config, name) for name in names})
 
 
-def _rows(config):
-    """Rows of each part, and what was wrong with others."""
-    from jaxdet.data import photos
-
-    _rooted(config.root)
-    if getattr(config, "split_files", ""):
-        return photos.read_split(config.split_files, config.root)
-    rows, bad = photos.read(config.root)
-    shares = {name: getattr(config, name) for name in ("cut_val", "cut_test", "train_frac")}
-    return photos.split(rows, **shares, seed=config.split_seed), bad
-
-
-def _load(config, rows, classes):
-    """Sources of the rows that can be used, and what is wrong with the others."""
-    from jaxdet.data import photos
-
-    splits, unused, first = {}, [], 0
-    for part, of_part in rows.items():
-        splits[part], bad = photos.load(of_part, config.root, config.size, classes, first_id=first)
-        first += len(of_part)
-        unused += bad
-    return splits, unused
-
-
-def _tables(rows):
-    """Files that keep the split with the run."""
-    from jaxdet.data import photos
-
-    return tuple(
-        (f"splits/{photos.PARTS[part]}", photos.table(of_part)) for part, of_part in rows.items()
-    )
-
-
-def _rooted(root):
-    """Refuse a folder that is not there."""
-    if not root:
-        raise InputError("--root: the folder with images/ and annotations/ is wanted")
-    if not Path(root).is_dir():
-        raise InputError(f"--root {root}: no such folder")
-
-
-def _check(config):
+def check(config):
     """Refuse what no training can use, before any photo is read."""
-    _rooted(config.root)
     if config.size < SMALLEST:
         raise InputError(f"--size {config.size}: at least {SMALLEST} pixels are wanted")
     if config.backbone != "scratch" and not config.weights:

@@ -41,6 +41,17 @@ class Arrays:
         return Arrays(self[indices], self.names and [self.names[i] for i in indices])
 
 
+def record(source):
+    """What a record of a source is like, as JSON has it: {name: [type, shape]}."""
+    arrays = source.first(1).arrays
+    return {name: [str(array.dtype), [*array.shape[1:]]] for name, array in arrays.items()}
+
+
+def blank(like):
+    """The source of one record of zeros that is `like` what `record` says."""
+    return Arrays({name: np.zeros((1, *shape), kind) for name, (kind, shape) in like.items()})
+
+
 def labelled(image, label, *, where, first_id=0):
     """The source of digits: `image [N, H, W]` uint8, `label [N]` int32 in 0..9, `id [N]` int32.
 

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 
@@ -27,6 +29,15 @@ def test_take_keeps_the_order_asked_for_and_nests():
 def test_arrays_of_one_source_have_one_length(columns):
     with pytest.raises(InputError, match="one length"):
         Arrays(columns)
+
+
+def test_a_blank_record_is_like_those_of_its_source():
+    ids = np.arange(4, dtype=np.int32)
+    source = Arrays({"image": IMAGES, "boxes": np.ones((4, 0, 4), np.float32), "id": ids})
+    blank = arrays.blank(json.loads(json.dumps(arrays.record(source))))
+    assert len(blank) == 1 and blank.arrays.keys() == source.arrays.keys()
+    for name, column in source.arrays.items():
+        np.testing.assert_array_equal(blank.arrays[name], 0 * column[:1], strict=True)
 
 
 def test_labelled_numbers_the_rows_on_from_the_first_id():
