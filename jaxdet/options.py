@@ -95,7 +95,7 @@ class Predict(Restored):
 
     images: tyro.conf.Positional[tuple[Path, ...]] = ()
     """image files, folders of them, or tables of photos with labels and boxes (.csv); without any,
-    samples of --split"""
+    samples of --split, for which alone the data are read"""
     filename: tuple[Path, ...] = ()
     """more of them; where there is a display and no --save-dir, each is shown in a window"""
     show_all_images: bool = True

@@ -275,6 +275,16 @@ def test_predict_finds_the_photos_of_a_folder_and_of_a_table(place):
     ]
 
 
+def test_the_photos_of_a_table_are_those_of_the_data(place, capsys):
+    Path("table.csv").write_text("3.jpg,1,2,3,4,cup\n0.jpg,1,2,3,4,pen\n")
+    before = answers("predict", "run", "table.csv")
+    shutil.move("data", "moved")
+    assert main("predict", "run", "table.csv") == 2
+    assert re.fullmatch("jaxdet: error: .*data: no such folder\n", capsys.readouterr().err)
+    found = answers("predict", "run", "table.csv", "--root", "moved")
+    assert [row["box"] for row in found] == [row["box"] for row in before]
+
+
 def test_predict_prints_a_line_an_image(place, capsys):
     paths = ["data/images/cup/0.jpg", "data/images/pen/1.jpg"]
     found = answers("predict", "run", *paths)
@@ -479,8 +489,8 @@ def test_what_cannot_be_is_refused_in_one_line_and_nothing_is_changed(place, cap
 
 
 def test_a_system_without_tables_answers_for_images_only(place, monkeypatch, capfd):
-    build = configs.build
-    monkeypatch.setattr(configs, "build", lambda *args: build(*args)._replace(table=None))
+    build = configs.without_data
+    monkeypatch.setattr(configs, "without_data", lambda *args: build(*args)._replace(table=None))
     assert main("predict", "run", "data/annotations/key.csv") == 2
     says = "jaxdet: error: data/annotations/key.csv: a run of this system answers for images.*\n"
     assert re.fullmatch(says, capfd.readouterr().err)

@@ -43,10 +43,11 @@ def kept_config(folder, name=None):
         ) from None
 
 
-def restored(options, also=(), **changes):
+def restored(options, also=(), *, data=True, **changes):
     """(configuration, system, step, state) of a run; `changes` replace fields of the former.
 
-    `also` are words besides the names of splits that `--split` may be.
+    `also` are words besides the names of splits that `--split` may be.  Without `data` the system
+    is that of `without_data`, and no split is looked for.
     """
     name, _ = runs.read_config(options.run)
     config = kept_config(options.run)
@@ -60,14 +61,25 @@ def restored(options, also=(), **changes):
     if strange:
         raise InputError(f"--{strange[0].replace('_', '-')}: {name} has no such option")
     config = replace(config, **changes)
-    system = configs.build(name, config)
+    system = configs.build(name, config) if data else without_data(options.run, name, config)
     _same_classes(options.run, system)
     known = (*system.splits, *also)
-    if options.split not in known:
+    if data and options.split not in known:
         raise InputError(f"--split {options.split}: {name} has {', '.join(known)}")
     like = jax.eval_shape(training.maker(system, config))
     step, state = checkpoint.restore(options.run, like, options.checkpoint, _warn)
     return config, system, step, state
+
+
+def without_data(folder, name, config):
+    """The system of a run with a blank record in place of its data.
+
+    Runs of earlier versions do not say what a record is like: theirs is read with the data.
+    """
+    about = runs.read_about(folder)
+    if "record" not in about:
+        return configs.build(name, config)
+    return configs.without_data(name, config, about)
 
 
 def judged(options):

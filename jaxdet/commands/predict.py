@@ -38,8 +38,7 @@ def run(options):
     changes = {"canvas": options.canvas} if options.canvas else {}
     paths = [*options.images, *options.filename]
     changes |= common.judged(options)
-    also = [options.split] if paths else ()  # no split is read
-    config, system, _, state = common.restored(options, also, **changes)
+    _, system, _, state = common.restored(options, data=not paths, **changes)
     if system.many:
         return detections.run(options, system, state)
     names, answer = system.about["classes"], jax.jit(system.task.predict)
