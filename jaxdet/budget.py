@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdet import describe, evaluate, parallel, tables, timing, train
+from jaxdet import describe, evaluate, parallel, progress, runs, tables, timing, train
 from jaxdet.data import batches
 from jaxdet.errors import InputError
 from jaxdet.ops import host
 
 TRIED = 0.03  # share of the seconds, at most, that steps are tried for
 SPARED = 0.04  # share that no epoch is planned for
+KEPT = 30  # seconds after which the seconds that are used are kept again
 
 
 def check_parameters(net, shape, most):
@@ -76,3 +77,34 @@ def _step_seconds(programs, system, config):
         if len(times) > 2 and time.monotonic() - begun > TRIED * config.time_budget:
             break
     return (float(np.mean(times)) if times else 0.0), state
+
+
+class Clock:
+    """The seconds that a run has used, in all of its processes, against its budget.
+
+    The run folder keeps them, and again while the run goes on: a process that is killed loses few.
+    A run without a budget keeps nothing.
+    """
+
+    def __init__(self, folder, config):
+        self.folder, self.most = folder, config.time_budget
+        self.before = self.kept = runs.read_seconds(folder) if self.most else 0.0
+
+    def used(self):
+        """Seconds of the processes before this one, and of this one from its very start."""
+        return self.before + (progress.since_start() or 0.0)
+
+    def late(self):
+        """Whether the seconds are over."""
+        if not self.most:
+            return False
+        used = self.used()
+        if used - self.kept >= KEPT:
+            self.keep()
+        return used > self.most
+
+    def keep(self):
+        """Write the seconds down, for the next process of the run."""
+        if self.most:
+            self.kept = self.used()
+            runs.write_seconds(self.folder, self.kept)

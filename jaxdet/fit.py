@@ -34,7 +34,7 @@ def fit(system, config, folder, *, show, stop=lambda: False, programs=None):
             loop.epoch()
     except StopRequested:
         loop.save(None)
-        show.line(f"stopped at step {loop.at} of {loop.plan.steps}; continue with --resume")
+        show.line(f"stopped at step {loop.at} of {loop.plan.steps}")
         return False
     finally:
         show.close()

@@ -1,5 +1,6 @@
 """A run is a folder: `config.json`, `environment.json`, `metrics.jsonl`, `checkpoints/`, `plots/`.
 
+One with a budget of time has `seconds.json` as well.
 Every file is written beside its final name and then moved there, so that a run killed at any
 moment leaves whole files only.
 """
@@ -160,6 +161,24 @@ def epoch_seconds(metrics):
     """
     taken = [line["time"]["train"] for line in metrics if line["train"]]
     return statistics.median_low(taken) if taken else None
+
+
+def total_seconds(metrics):
+    """Seconds of all training and evaluation that the lines of `metrics.jsonl` tell of."""
+    return sum(sum(line["time"].values()) for line in metrics)
+
+
+def write_seconds(folder, seconds):
+    """Keep how many seconds the processes of a run have used, all together."""
+    write_json(Path(folder) / "seconds.json", {"used": seconds})
+
+
+def read_seconds(folder):
+    """What `write_seconds` kept; where there is nothing, the `total_seconds` of the metrics."""
+    path = Path(folder) / "seconds.json"
+    if path.is_file():
+        return json.loads(path.read_text())["used"]
+    return total_seconds(read_metrics(folder))
 
 
 def drop_metrics(folder, after):

@@ -1,6 +1,8 @@
 """Budgets: too many parameters are refused, and a run has the epochs that fit its time."""
 
+import itertools
 import re
+import signal
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -124,24 +126,85 @@ SMALL = ["--widths", "2", "2", "--dense", "4", "4", "--batch", "9", "--eval-batc
 SMALL += ["--devices", "1"]
 
 
-def test_a_run_is_planned_stops_when_it_is_late_and_keeps_its_length(data, tmp_path, monkeypatch):
-    """A clock that stands still while the run is planned, and then jumps."""
-    words = ["train", "cifar10", "--root", data, *SMALL, "--out", tmp_path / "run"]
-    now = iter([0.0] * 6 + [1000.0] * 99)
-    monkeypatch.setattr(progress, "since_start", lambda: next(now))
+def process(monkeypatch, tick, preempted=0):
+    """A process that is `tick` s older at every look at its age; SIGTERM comes at one of them."""
+    looks = itertools.count(1)
+
+    def since_start():
+        number = next(looks)
+        if number == preempted:
+            signal.raise_signal(signal.SIGTERM)
+        return float(number * tick)
+
+    monkeypatch.setattr(progress, "since_start", since_start)
+
+
+@pytest.fixture
+def words(data, tmp_path, monkeypatch):
+    """Those of a training for which three epochs, 12 steps, are planned, in the folder `run`."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
         budget, "planned", lambda programs, system, config, spent: replace(config, epochs=3)
     )
-    assert main(*words, "--time-budget", "60") == 0
-    _, kept = runs.read_config(tmp_path / "run")
+    return ["train", "cifar10", "--root", data, *SMALL, "--out", "run", "--time-budget", "60"]
+
+
+def test_a_run_is_planned_goes_on_and_keeps_its_length(words, monkeypatch):
+    process(monkeypatch, 1, preempted=9)
+    assert main(*words) == 0
+    _, kept = runs.read_config("run")
     assert (kept["epochs"], kept["time_budget"]) == (3, 60.0)
-    before = runs.read_metrics(tmp_path / "run")
-    assert before[-1]["epoch"] < 3 and checkpoint.steps(tmp_path / "run")[-1] > before[-1]["step"]
-    monkeypatch.setattr(progress, "since_start", lambda: 1.0)
+    before = runs.read_metrics("run")
+    assert before[-1]["epoch"] < 3 and checkpoint.steps("run")[-1] > before[-1]["step"]
+    process(monkeypatch, 1)
     monkeypatch.setattr(budget, "planned", lambda *_: 1 / 0)
-    assert main(*words, "--time-budget", "60", "--epochs", "9", "--resume") == 0
-    after = runs.read_metrics(tmp_path / "run")
+    assert main(*words, "--epochs", "9", "--resume") == 0
+    after = runs.read_metrics("run")
     assert after[-1]["epoch"] == 3 and after[: len(before)] == before
+
+
+def test_a_run_has_the_seconds_of_all_its_processes(words, monkeypatch, capsys):
+    """Two processes of nine looks at 4 s each, and one that finds nothing left."""
+    ended = []
+    for preempted in (9, 0, 0):
+        process(monkeypatch, 4, preempted)
+        assert main(*words, "--resume") == 0
+        last = capsys.readouterr().out.splitlines()[-1]
+        ended.append((checkpoint.steps("run")[-1], runs.read_seconds("run"), last))
+    (first, used, said), *late = ended
+    assert 0 < first < 8 and 36 <= used <= 44 and "continue with --resume" in said
+    assert first < late[0][0] <= first + 5 and late[1][0] == late[0][0]
+    for _, used, said in late:
+        assert used > 60 and said == "run has used its --time-budget of 60 s; see jaxdet eval run"
+    assert late[0][1] <= 60 + 3 * 4  # the look that found it late, and two more
+
+
+def clock(folder, age, monkeypatch, most=60.0):
+    """The clock of a run, in a process of this age."""
+    monkeypatch.setattr(progress, "since_start", lambda: age)
+    return budget.Clock(folder, Config(time_budget=most))
+
+
+def test_a_process_that_is_killed_loses_few_of_its_seconds(tmp_path, monkeypatch):
+    first = clock(tmp_path, 0.0, monkeypatch, most=500.0)
+    for age in range(100):
+        monkeypatch.setattr(progress, "since_start", lambda age=age: float(age))
+        assert not first.late()
+        assert 0 <= age - runs.read_seconds(tmp_path) < budget.KEPT
+
+
+def test_a_run_of_an_earlier_version_counts_what_its_metrics_tell(tmp_path, monkeypatch):
+    for step in (0, 5):
+        runs.append_metrics(tmp_path, {"step": step, "time": {"train": 4.0 * step, "eval": 15.0}})
+    assert not clock(tmp_path, 9.0, monkeypatch).late()
+    assert clock(tmp_path, 11.0, monkeypatch).late()
+
+
+def test_a_run_without_a_budget_keeps_no_seconds_and_is_never_late(tmp_path, monkeypatch):
+    free = clock(tmp_path, 1e9, monkeypatch, most=0.0)
+    assert not free.late()
+    free.keep()
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_system_may_have_a_budget_of_parameters():

@@ -149,7 +149,7 @@ def _history(folder, metrics):
         "epochs": max(epochs.values(), default=None),
         "best_epoch": epochs.get(checkpoint.best(folder, warn=lambda line: None)),
         "epoch_seconds": runs.epoch_seconds(metrics),
-        "total_seconds": sum(sum(line["time"].values()) for line in metrics),
+        "total_seconds": runs.total_seconds(metrics),
     }
 
 

@@ -30,20 +30,28 @@ def run(name, options, config, words):
             show.line(f"{config.epochs} epochs fit into {config.time_budget:g} s")
         common.begin(folder, name, config, system)
     runs.write_environment(folder, among)
+    clock = budget.Clock(folder, config)
     with common.caught_signals() as caught:
 
         def stop():
-            return bool(caught) or _late(config)
+            return bool(caught) or clock.late()
 
-        complete = fit.fit(system, config, folder, show=show, stop=stop, programs=programs)
-    if complete:
-        show.line(f"{folder} is complete; see jaxdet eval {folder}, jaxdet predict {folder}")
+        try:
+            complete = fit.fit(system, config, folder, show=show, stop=stop, programs=programs)
+        finally:
+            clock.keep()
+    show.line(_end(folder, config, complete, clock))
     return 130 if signal.SIGINT in caught else 0
 
 
-def _late(config):
-    """Whether the seconds of this process are over."""
-    return bool(config.time_budget) and (progress.since_start() or 0.0) > config.time_budget
+def _end(folder, config, complete, clock):
+    """How a run stands, in a line."""
+    if complete:
+        return f"{folder} is complete; see jaxdet eval {folder}, jaxdet predict {folder}"
+    if clock.late():
+        used = f"has used its --time-budget of {config.time_budget:g} s"
+        return f"{folder} {used}; see jaxdet eval {folder}"
+    return f"{folder} is not complete; continue with --resume"
 
 
 def _same_config(folder, name, options, words):

@@ -88,7 +88,8 @@ class Training:
     save_minutes: float = 10.0
     """longest time between two checkpoints"""
     time_budget: float = 0.0
-    """seconds for the whole run, evaluations included: --epochs is then what they allow; 0: none"""
+    """seconds for the whole run, evaluations included: --epochs is then what they allow, and a run
+    that is resumed counts those of its earlier processes; 0: none"""
     max_params: int = 0
     """refuse a network with more parameters that learn, and say where they are; 0 takes any"""
 
