@@ -34,6 +34,8 @@ QUICK = {
     "layers": "--layers dense conv3 depthwise3 norm max_pool --batch 2 --seconds 0.02",
     "flops": "--models digits andrew lenet resnet18",
     "train_step": "--models digits --batch 2 --compiled false --seconds 0.1",
+    "tutorial": "--steps 4 --rounds 1 --images 400",
+    "rates": "--count 2 --seconds 0.05",
     "input": "--batch 16 --seconds 0.05",
     "startup": "--small true --repeats 1",
     "suppression": "--boxes 50 --size 10 --seconds 0.05",

@@ -6,6 +6,8 @@ Prints a Markdown table.  `read` is a whole set from its files into memory, as t
 `records` is one batch of records, one by one, on the host; `files` decodes image files, 480 x 640
 pixels in colour, as `jaxdet predict` does.  `gather` takes the rows of a batch from a set that lies
 on the device, and `place` turns, scales and places the digits of a batch, as every step does.
+`gather, flip, crop, cutout` is what a step of `cifar10` does before its network: it takes its rows
+of bytes, mirrors, pads and crops, and hides a rectangle; each of these beside `gather` alone.
 MNIST is read from $JAXDET_DATA/mnist, the set of tensorflow-datasets is noise that is prepared for
 the purpose.  What is not there is a row that says so.
 """
@@ -19,13 +21,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import harness, prepared
 from jaxdet import tables, timing
+from jaxdet.configs import cifar10
 from jaxdet.data import batches, digits, idx, images, named
 from jaxdet.errors import InputError
 from jaxdet.ops import augment, keys
+from jaxdet.types import At
 
 NAME = "input"
 COLUMNS = {
@@ -39,6 +44,8 @@ COLUMNS = {
     "note": "note",
 }
 FILES, SHAPE = 4, (480, 640, 3)
+CHANGES = {"flip": {"flip": True}, "crop": {"crop": 4}, "cutout": {"cutout": 0.5}}
+NOISE = 10_000  # images of the size of CIFAR-10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +75,7 @@ def report(options):
         raise InputError("--batch starts at 1")
     with tempfile.TemporaryDirectory() as folder:
         rows = [*sources(options, Path(folder)), *files(options, Path(folder))]
-    rows += on_device(options)
+    rows += [*on_device(options), *changed(options)]
     harness.show(tables.markdown(rows, COLUMNS), options.markdown)
     if options.json:
         harness.write(NAME, rows, options.json, jax.devices(), options=options)
@@ -115,6 +122,24 @@ def on_device(options):
     drawn = keys.per_row(jax.random.key(0), np.arange(options.batch))
     image = jax.device_put(gather(data, rows)["image"] / 255.0)
     yield timed("embedded", "place", options.batch, partial(place, drawn, image), options)
+
+
+def changed(options):
+    """Rows of what a step of `cifar10` does with the images of its batch, before its network."""
+    rows = batches.order(0, 0, NOISE, options.batch)[0]
+    for names in ((), *((name,) for name in CHANGES), tuple(CHANGES)):
+        changes = {field: value for name in names for field, value in CHANGES[name].items()}
+        system = prepared.classified(cifar10.Config(**changes), train=NOISE, val=1)
+        data = jax.device_put(system.splits["train"].arrays)
+        call = partial(jax.jit(partial(as_in_training, system.task)), data, rows)
+        yield timed("CIFAR-10's size", ", ".join(["gather", *names]), options.batch, call, options)
+
+
+def as_in_training(task, data, rows):
+    """Images of a batch, as the first step gives them to the network."""
+    at = At(True, jnp.int32(0), jnp.int32(0), {})
+    drawn = keys.per_row(jax.random.key(0), jnp.arange(len(rows)))
+    return task.augment(drawn, batches.gather(data, rows), at)["image"]
 
 
 def records(source, count):

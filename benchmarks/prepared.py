@@ -1,4 +1,4 @@
-"""A small set of random digits as tensorflow-datasets prepares it, made without TensorFlow."""
+"""Noise: digits as tensorflow-datasets prepares them, and images of the size of CIFAR-10."""
 
 import io
 import sys
@@ -6,6 +6,10 @@ from contextlib import redirect_stdout
 
 import numpy as np
 from PIL import Image
+
+from jaxdet import configs
+from jaxdet.configs import base, cifar10
+from jaxdet.data.arrays import Arrays
 
 TRAIN, TEST, SIDE = 400, 100, 28
 
@@ -26,6 +30,25 @@ def png(pixels):
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def classified(config, *, train, val):
+    """The system of a configuration of cifar10, with so many random images and labels."""
+    net, (_, *shape) = configs.network("cifar10", config)
+    draw, classes = np.random.default_rng(0), tuple(map(str, range(10)))
+
+    def drawn(count):
+        return Arrays(
+            {
+                "image": draw.integers(0, 256, (count, *shape), np.uint8),
+                "label": draw.integers(0, len(classes), count).astype(np.int32),
+                "id": np.arange(count, dtype=np.int32),
+            }
+        )
+
+    splits = {"train": drawn(train), "val": drawn(val)}
+    task = cifar10.task_of(config, net, classes)
+    return base.System(task=task, splits=splits, hyper=base.weights(config), about={})
 
 
 def _builder(tfds, set_name):

@@ -68,17 +68,27 @@ class Lanes:
             return False
         return all(x.at < x.plan.steps and x.at % x.plan.epoch_steps == 0 for x in self.loops)
 
-    def times(self, repeats=3):
-        """The `Times` of a step, the median of several; both programs are compiled by it."""
+    def times(self, *, seconds=0.0, repeats=3):
+        """The `Times` of a step, the median of several; both programs are compiled by it.
+
+        seconds: for more repeats of each.  The states of the runs stay what they are.
+        """
         rows = np.stack([loop.rows()[0] for loop in self.loops])
-        one, all_of_them = self.loops[0].state, stack([loop.state for loop in self.loops])
-        alone, together = timing.paired(
-            lambda: self.programs.steps[0](_copy(one), self.programs.data, rows[0]),
-            lambda: self._stepped(_copy(all_of_them), rows),
-            seconds=0.0,
-            repeats=repeats,
-        )
-        return Times(together.median, alone.median * len(rows))
+        data, step = self.programs.data, self.programs.steps[0]
+        one, every = _copy(self.loops[0].state), stack([loop.state for loop in self.loops])
+
+        def alone():
+            nonlocal one
+            one = step(one, data, rows[0])
+            return one.step
+
+        def abreast():
+            nonlocal every
+            every = self._stepped(every, rows)
+            return every.step
+
+        found = timing.paired(alone, abreast, seconds=seconds, repeats=repeats)
+        return Times(together=found[1].median, in_turn=found[0].median * len(rows))
 
     def cost(self):
         """What an image and the network of any of the runs take: operations and parameters."""

@@ -162,6 +162,18 @@ def test_a_sweep_that_is_stopped_goes_on_to_the_same_end(alone, tmp_path):
         close(found.params, alone[1][i].params, rtol=1e-5, atol=1e-5)
 
 
+def test_timing_a_step_leaves_the_runs_where_they_are(alone, tmp_path):
+    system, chosen, runner = lanes(tmp_path)
+    before = jax.device_get([loop.state.params for loop in runner.loops])
+    times = runner.times(repeats=2)
+    assert min(times) > 0 and [loop.at for loop in runner.loops] == [0, 0, 0]
+    for params, loop in zip(before, runner.loops, strict=True):
+        close(params, loop.state.params, rtol=0)
+    assert runner.run(together=True)
+    found = last(tmp_path / "0", sweep.numbered(system, chosen[0]), chosen[0])
+    close(found.params, alone[1][0].params, rtol=1e-5, atol=1e-5)
+
+
 def test_runs_behind_the_others_catch_up(tmp_path):
     _, _, runner = lanes(tmp_path)
     QUIET.begin(0, 1)

@@ -147,19 +147,10 @@ def build(config):
 def system(config, classes, splits):
     """The system of a `Config` for data of these classes."""
     from jaxdet.data import images
-    from jaxdet.tasks import classify
 
     net, (_, *shape) = network(config, len(classes))
-    task = classify.Classifier(
-        net,
-        classes,
-        _change(config),
-        _mix(config),
-        loss_kind=config.loss,
-        smoothing=config.smoothing,
-    ).task()
     return System(
-        task=task,
+        task=task_of(config, net, classes),
         splits=splits,
         hyper=base.weights(config),
         about={
@@ -169,6 +160,14 @@ def system(config, classes, splits):
         },
         read=partial(images.levels, side=shape[0]),
     )
+
+
+def task_of(config, net, classes):
+    """The task of a `Config`, for a network and the names of its classes."""
+    from jaxdet.tasks import classify
+
+    kinds = {"loss_kind": config.loss, "smoothing": config.smoothing}
+    return classify.Classifier(net, classes, _change(config), _mix(config), **kinds).task()
 
 
 def inspect(root):

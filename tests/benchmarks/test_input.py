@@ -5,10 +5,12 @@ import pytest
 
 from benchmarks import input as feeding
 from benchmarks import prepared
+from jaxdet.configs import cifar10
 from jaxdet.data import named
 from tests.test_cli import mnist
 
 WORK = ["read", "records", "read", "read", "files", "gather", "place"]
+WORK += ["gather", "gather, flip", "gather, crop", "gather, cutout", "gather, flip, crop, cutout"]
 
 
 def rows(tmp_path):
@@ -25,7 +27,7 @@ def test_every_source_is_read_and_every_step_timed(tmp_path, monkeypatch, capsys
     monkeypatch.setenv("JAXDET_DATA", str(tmp_path))
     found = rows(tmp_path)
     assert [row["work"] for row in found] == WORK
-    assert [row["images"] for row in found] == [1797, 4, 120, 500, feeding.FILES, 4, 4]
+    assert [row["images"] for row in found] == [1797, 4, 120, 500, feeding.FILES, *[4] * 7]
     for row in found:
         assert row["images_per_s"] == row["images"] / row["median"] > 0
         assert row["repeats"] == 3
@@ -52,6 +54,15 @@ def test_the_prepared_set_can_be_read(tmp_path):
     assert (len(train), len(test)) == (prepared.TRAIN, prepared.TEST)
     assert train.arrays["image"].shape[1:] == (prepared.SIDE, prepared.SIDE)
     np.testing.assert_array_equal(np.bincount(train.arrays["label"]), [prepared.TRAIN // 10] * 10)
+
+
+@pytest.mark.parametrize("changes", [{}, *feeding.CHANGES.values()])
+def test_images_are_changed_as_asked(changes):
+    system = prepared.classified(cifar10.Config(**changes), train=40, val=1)
+    data, rows = system.splits["train"].arrays, np.arange(2, 40)
+    found = np.asarray(feeding.as_in_training(system.task, data, rows))
+    apart = (abs(found - data["image"][2:] / np.float32(255)) > 1e-6).any((1, 2, 3))
+    assert apart.any() == bool(changes)
 
 
 def test_an_empty_batch_is_refused(capsys):
