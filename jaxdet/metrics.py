@@ -113,9 +113,21 @@ CONFIDENCE, IOU = 0.25, 0.5  # score of a box that counts, IoU from which it fin
 
 
 def precision_recall(rows, classes):
-    """{class: precision at each of `RECALLS`} at IoU .5; [101] each, -1 where nothing is known."""
-    precision = _judged(*_as_coco(rows, classes)).eval["precision"]
-    return {name: precision[0, :, i, 0, -1] for i, name in enumerate(classes)}
+    """{class: (precision, least score)} at each of `RECALLS` and IoU .5, [101] each.
+
+    -1 where nothing is known; both are 0 at a recall that is not reached.
+    """
+    judged = _judged(*_as_coco(rows, classes)).eval
+    both = [judged[name][0, :, :, 0, -1] for name in ("precision", "scores")]  # [recall, class]
+    return {name: tuple(of_all[:, i] for of_all in both) for i, name in enumerate(classes)}
+
+
+THRESHOLDS = (0.05, 0.1, 0.2)  # of mAP: what seed 002 gives points for
+
+
+def passed(value):
+    """{name: whether it is reached} of each of `THRESHOLDS` by a mAP."""
+    return {f"map_at_least_{least:g}": value >= least for least in THRESHOLDS}
 
 
 def confusion(rows, classes):

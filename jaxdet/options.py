@@ -40,9 +40,10 @@ class Sweep(Process):
     out: Path = Path("sweep")
     """folder of the runs, one folder each, and of sweep.md"""
     one_at_a_time: bool = False
-    """not every combination: the first values of all options, and then each other value of one"""
+    """not every combination: the first values of all options, and then each other value of one,
+    with what it gains"""
     grid: str = ""
-    """options and values by name; cifar10: arch, batch, aug, loss, opt, act"""
+    """options and values by name; cifar10: arch, batch, aug, loss, opt, act; detect: ablation"""
     resume: bool = False
     """continue the runs in --out"""
     overwrite: bool = False
@@ -86,7 +87,7 @@ class Eval(Restored):
     """Scores of a checkpoint: exactly those that training logged for it."""
 
     plots: Path | None = None
-    """folder for pictures: what was taken for what; detect: precision against recall"""
+    """folder for pictures: what was taken for what; detect: precision against recall, mAP"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +95,8 @@ class Predict(Restored):
     """Answers for image files, one a line; or samples of the data, true and predicted boxes."""
 
     images: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """image files, folders of them, or tables of photos with labels and boxes (.csv); without any,
-    samples of --split, for which alone the data are read"""
+    """image files, folders of them, patterns such as 'a/**/*.jpg', or tables of photos with labels
+    and boxes (.csv); without any, samples of --split, for which alone the data are read"""
     filename: tuple[Path, ...] = ()
     """more of them; where there is a display and no --save-dir, each is shown in a window"""
     show_all_images: bool = True
@@ -111,9 +112,10 @@ class Predict(Restored):
     classes: tuple[str, ...] = ()
     """detect: only these"""
     save_txt: Path | None = None
-    """detect: folder for one text file an image, YOLO's `class x y width height score`"""
+    """detect: folder for a text file an image, YOLO's `class x y width height score`"""
     save_json: Path | None = None
-    """detect: file for all boxes, as COCO's results"""
+    """detect: file for all boxes, as COCO's results; an image is the number that it is called, or,
+    where one is not called a number, its place from 0"""
     save_crop: Path | None = None
     """detect: folder for what is inside of each box"""
 

@@ -7,7 +7,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
 
+from jaxdet.metrics import THRESHOLDS
+
 TRUE, PREDICTED = "lime", "red"
+NAMED = 10  # classes at most that have a colour and a name of their own
+LEAST = 320  # pixels of the shorter side of a picture with texts in it
 SUFFIXES = (".png", ".jpg", ".pdf", ".svg")
 SCORES = ("iou", "map", "map50")  # of validation alone
 CURVES = ("loss", "accuracy", "iou")  # of several runs
@@ -34,6 +38,8 @@ def convergence(metrics, path):
             for s in ("train", "val")
         }
         _curve(axes, term, {s: p for s, p in points.items() if p or term in both})
+        for least in THRESHOLDS if term == "map" else ():
+            axes.axhline(least, color="red", ls="--", lw=1)
     _write(figure, path)
 
 
@@ -61,39 +67,75 @@ def curves(metrics_by_name, path):
     _write(figure, path)
 
 
-def gallery(images, path, *, titles, true=None, predicted=None, texts=None, wrong=None, columns=5):
+def gallery(
+    images,
+    path,
+    *,
+    titles,
+    true=None,
+    predicted=None,
+    texts=None,
+    kinds=None,
+    wrong=None,
+    columns=5,
+    cell=(4, 16 / 6),
+):
     """N images [H, W, C] in [0, 1] in a grid, true boxes green and predicted boxes red.
 
     An image has one box [4], any number [n, 4], or None.  `titles` has one text an image, red
-    where `wrong`, `texts` one a predicted box of each image.  Thirty images make the figure of
-    seed 001: 6 x 5 of them on 20 x 16 inches.
+    where `wrong`, `texts` one a box of each image, predicted ones if there are any, on a colour by
+    its number in `kinds`.  `cell` is the size of one image in inches: thirty images make the
+    figure of seed 001, 6 x 5 of them on 20 x 16.
     """
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(4 * columns, 16 / 6 * rows), layout="constrained")
+    figure = Figure(figsize=(cell[0] * columns, cell[1] * rows), layout="constrained")
     for axes in figure.subplots(rows, columns, squeeze=False).flat:
         axes.axis("off")
     for i, (axes, image) in enumerate(zip(figure.axes, images, strict=False)):
         _image(axes, image)
         axes.set_title(titles[i], color=PREDICTED if wrong is not None and wrong[i] else "black")
-        for boxes, colour in ((true, TRUE), (predicted, PREDICTED)):
-            for corners in () if boxes is None or boxes[i] is None else _rows(boxes[i]):
-                box(axes, corners, colour)
-        if texts is not None:
-            _name(axes, predicted[i], texts[i])
+        of_image = (None if part is None else part[i] for part in (true, predicted, texts, kinds))
+        _boxes(axes, *of_image)
     _write(figure, path)
+
+
+def annotated(image, path, true=None, predicted=None, texts=None, kinds=None):
+    """One image [H, W, C] as large as it is, or so many times as large, with boxes as in `gallery`.
+
+    The shorter side of the picture has at least `LEAST` pixels.
+    """
+    height, width = np.multiply(image.shape[:2], -(-LEAST // min(image.shape[:2])))
+    figure = Figure(figsize=(width / 100, height / 100), dpi=100)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.axis("off")
+    _image(axes, image)
+    grown = max((height + width) / 1000, 1)  # large photos are looked at from further away
+    _boxes(axes, true, predicted, texts, kinds, width=1.5 * grown, size=8 * grown)
+    _write(figure, path)
+
+
+def _boxes(axes, true, predicted, texts, kinds, width=None, size=7):
+    """Boxes of one image, and a text above each predicted one, or each true one."""
+    every = [_rows([] if boxes is None else boxes) for boxes in (true, predicted)]
+    width = width or (1.2 if max(map(len, every)) > 1 else 2)
+    for boxes, colour in zip(every, (TRUE, PREDICTED), strict=True):
+        for corners in boxes:
+            box(axes, corners, colour, width)
+    if texts is None:
+        return
+    named = every[0] if predicted is None else every[1]
+    kinds = np.zeros(len(texts), int) if kinds is None else kinds
+    for (x0, y0, *_), text, kind in zip(named, texts, kinds, strict=True):
+        shade = {"pad": 1, "facecolor": f"C{kind % 10}", "edgecolor": "none", "alpha": 0.8}
+        inside = y0 < axes.get_ylim()[0] / 20  # there is no room above it
+        place = {"va": "top" if inside else "bottom", "clip_on": True}
+        axes.text(max(x0, 0), max(y0, 0), text, color="white", fontsize=size, bbox=shade, **place)
 
 
 def _rows(boxes):
     """One box [4] or several [n, 4] as several."""
     return np.reshape(np.asarray(boxes), (-1, 4))
-
-
-def _name(axes, boxes, texts):
-    """A small text above each box."""
-    for (x0, y0, *_), text in zip(_rows(boxes), texts, strict=True):
-        shade = {"pad": 1, "facecolor": (1, 0, 0, 0.5), "edgecolor": "none"}
-        axes.text(x0, y0 - 2, text, color="white", fontsize=5, bbox=shade, clip_on=True)
 
 
 def assigned(images, true, marks, path, columns=3):
@@ -108,10 +150,11 @@ def assigned(images, true, marks, path, columns=3):
     every = figure.subplots(rows, columns, squeeze=False).flat
     for axes in every:
         axes.axis("off")
-    for axes, image, boxes, (points, strides, index, much) in zip(
-        figure.axes, images, true, marks, strict=False
+    for number, (axes, image, boxes, (points, strides, index, much)) in enumerate(
+        zip(figure.axes, images, true, marks, strict=False)
     ):
         _image(axes, image)
+        axes.set_title(f"photo {number}: {len(boxes)} boxes, {len(points)} cells")
         for i, corners in enumerate(boxes):
             box(axes, corners, f"C{i % 10}")
         for point, stride, i, score in zip(points, strides, index, much, strict=True):
@@ -144,7 +187,7 @@ def roofline(rows, ceilings, path, named=10):
     _write(figure, path)
 
 
-def confusion(counts, names, path):
+def confusion(counts, names, path, title=""):
     """Counts [K, K] by what was true (rows) and what it was taken for (columns), as shares."""
     counts = np.asarray(counts)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -157,21 +200,51 @@ def confusion(counts, names, path):
         axes.text(column, row, str(count), ha="center", va="center", color=ink, fontsize=8)
     axes.set_xticks(range(len(names)), names, rotation=90)
     axes.set_yticks(range(len(names)), names)
-    axes.set(xlabel="taken for", ylabel="true")
+    axes.set(xlabel="taken for", ylabel="true", title=title)
     _write(figure, path)
 
 
-def precision_recall(curves, recalls, path):
-    """Precision against recall, a line a class: {class: precision at `recalls`}; -1 is unknown."""
+def precision_recall(curves, recalls, path, marked=()):
+    """Precision against recall, a line a class, and their mean; (precision, least score) of each.
+
+    Both are at `recalls`, -1 where nothing is known.  Points beyond which boxes are of less than
+    the `marked` scores are marked.  More than `NAMED` classes are thin grey lines.
+    """
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()
-    for name, precision in curves.items():
-        known = precision > -1
-        mean = f"{precision[known].mean():.3f}" if known.any() else "none"
-        axes.plot(recalls[known], precision[known], label=f"{name} {mean}")
+    known = {name: (p, s) for name, (p, s) in curves.items() if (p > -1).all()}
+    for name, (precision, scores) in known.items():
+        many = {"color": "lightgray", "lw": 0.8} if len(known) > NAMED else {}
+        label = f"{name} {precision.mean():.3f}"
+        (line,) = axes.plot(recalls, precision, label=None if many else label, **many)
+        for sign, least in zip("os^D", () if many else marked, strict=False):
+            last = np.flatnonzero(scores >= least)[-1:]
+            axes.plot(recalls[last], precision[last], sign, color=line.get_color(), ms=6)
+    if len(known) > 1:
+        mean = np.mean([precision for precision, _ in known.values()], 0)
+        axes.plot(recalls, mean, color="black", lw=2.5, label=f"mean {mean.mean():.3f}")
+    if known and len(known) <= NAMED:
+        for sign, least in zip("os^D", marked, strict=False):
+            axes.plot([], [], sign, color="gray", label=f"score {least:g}")
     axes.set(xlabel="recall", ylabel="precision, IoU .5", xlim=(0, 1), ylim=(0, 1.02))
     axes.grid(alpha=0.3)
-    axes.legend()
+    if known:
+        axes.legend(loc="lower left")
+    _write(figure, path)
+
+
+def bars(values, path, *, label, marked=()):
+    """A bar a value of {name: value in [0, 1]}, and a line at each of the `marked` values."""
+    figure = Figure(figsize=(7, max(2.5, 0.32 * len(values) + 1)), layout="constrained")
+    axes = figure.subplots()
+    for place, value in enumerate(values.values()):
+        axes.barh(place, value, color="C0" if place else "black", height=0.7)
+        axes.text(value + 0.01, place, f"{value:.3f}", va="center", fontsize=9)
+    for value in marked:
+        axes.axvline(value, color="red", ls="--", lw=1)
+        axes.text(value, -0.75, f"{value:g}", color="red", ha="center", fontsize=8)
+    axes.set_yticks(range(len(values)), list(values))
+    axes.set(xlabel=label, xlim=(0, 1.08), ylim=(len(values) - 0.4, -1.1))
     _write(figure, path)
 
 
@@ -185,10 +258,10 @@ def window(path):
     plt.close()
 
 
-def box(axes, corners, colour):
-    """One half-open box [4] in image pixels, drawn on the pixels' edges."""
+def box(axes, corners, colour, width=2):
+    """One half-open box [4] in image pixels, drawn on the pixels' edges, `width` points wide."""
     x0, y0, x1, y1 = np.asarray(corners) - 0.5  # imshow puts pixel centres on whole numbers
-    axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, lw=2))
+    axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, lw=width))
 
 
 def _curve(axes, term, points, against="epoch"):

@@ -5,6 +5,7 @@ the first rows of the largest.  Each run is what it would be alone, up to roundi
 is that of any other run.
 """
 
+import shutil
 import time
 from contextlib import nullcontext
 from functools import partial
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdet import budget, evaluate, fit, progress, timing
+from jaxdet import budget, checkpoint, evaluate, fit, progress, runs, timing, train
 from jaxdet.ops import conv
 
 
@@ -40,6 +41,33 @@ def stack(trees):
 def unstack(tree, count):
     """Undoes `stack`: a list of `count` trees."""
     return [jax.tree.map(itemgetter(i), tree) for i in range(count)]
+
+
+def judge(system, config, folder, trained, show):
+    """A run that differs from a trained one only in its judgement; returns its cost.
+
+    The checkpoints of the run in `trained` become those of `folder`, and the best of them is
+    evaluated once, unless that was done before.
+    """
+    if not (folder / "checkpoints").is_dir():
+        draft = folder / "checkpoints.partial"
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.copytree(trained / "checkpoints", draft)
+        draft.rename(folder / "checkpoints")
+    like = jax.eval_shape(train.maker(system, config))
+    step, state = checkpoint.restore(folder, like, "best", show.line)
+    evaluator = evaluate.Evaluator(system, "val", config.eval_batch, train.devices(config))
+    kept = evaluate.variables(state)
+    if not runs.read_metrics(folder):
+        (line,) = (line for line in runs.read_metrics(trained) if line["step"] == step)
+        runs.append_metrics(folder, {**line, "val": evaluator(kept)})
+    return _cost(evaluator, kept)
+
+
+def _cost(evaluator, kept):
+    """What an image and the network take: operations and parameters."""
+    each = evaluator.operations(kept) // evaluator.count
+    return {"operations": each, "parameters": budget.parameters(kept)}
 
 
 class Lanes:
@@ -92,9 +120,7 @@ class Lanes:
 
     def cost(self):
         """What an image and the network of any of the runs take: operations and parameters."""
-        kept, evaluator = evaluate.variables(self.loops[0].state), self.programs.evaluator
-        each = evaluator.operations(kept) // evaluator.count
-        return {"operations": each, "parameters": budget.parameters(kept)}
+        return _cost(self.programs.evaluator, evaluate.variables(self.loops[0].state))
 
     def run(self, *, together):
         """Train all to their ends; returns whether they are complete, False when asked to stop."""

@@ -15,9 +15,9 @@ import pytest
 from flax import linen as nn
 from PIL import Image
 
-from jaxdet import configs, plots, runs
+from jaxdet import configs, fit, plots, runs
 from jaxdet.configs import backbones, detect
-from jaxdet.data import batches
+from jaxdet.data import batches, formats
 from jaxdet.models import efficientnet, heads, necks
 from jaxdet.models.layers import Part
 from jaxdet.models.resnet import Basic, ResNet
@@ -123,7 +123,10 @@ def test_eval_draws_what_was_taken_for_what_and_looks_from_six_sides(place, caps
     (found,) = answers(*words)
     (plain,) = answers(*words[:-4], "--split", "val")
     assert found["loss"] == plain["loss"] and found["operations"] > 5 * plain["operations"]
-    for name in ("confusion.png", "precision_recall.png"):
+    assert [found[f"map_at_least_{least}"] for least in (0.05, 0.1, 0.2)] == [
+        found["map"] >= least for least in (0.05, 0.1, 0.2)
+    ]
+    for name in ("confusion.png", "precision_recall.png", "map.png"):
         assert (Path("new/val") / name).read_bytes().startswith(PNG)
 
 
@@ -177,7 +180,7 @@ def test_samples_folders_and_patterns_get_the_same_answers(place):
     samples = answers("predict", "run", "--split", "train", "--count", "3", *LOW)
     folder = answers("predict", "run", "data/images/train", *LOW)
     pattern = answers("predict", "run", "data/images/train/*.png", *LOW)
-    assert pattern == folder
+    assert pattern == folder == answers("predict", "run", "data/**/train/?.png", *LOW)
     for sample, file in zip(samples, folder, strict=True):
         assert Path(file["image"]).name == sample["image"]
         assert [one["label"] for one in sample["objects"]] == [
@@ -197,9 +200,10 @@ def test_files_of_every_kind_agree_with_what_is_printed(place, capsys):
     assert len(lines) == len(found["objects"]) + 1 and lines[-1].startswith(
         "wrote all.png, 1 photos"
     )
-    assert Path("drawn/0000_0.png").read_bytes().startswith(PNG)
     height, width = made.SIZES[0]
-    rows = [line.split() for line in Path("txt/0000_0.txt").read_text().splitlines()]
+    with Image.open("drawn/0.png") as drawn:
+        assert drawn.size == (8 * width, 8 * height)  # 320 pixels at least
+    rows = [line.split() for line in Path("txt/0.txt").read_text().splitlines()]
     told = json.loads(Path("new/boxes.json").read_text())
     assert len(rows) == len(told) == len(found["objects"])
     for row, one, other in zip(rows, told, found["objects"], strict=True):
@@ -211,6 +215,37 @@ def test_files_of_every_kind_agree_with_what_is_printed(place, capsys):
         assert made.CLASSES[int(row[0])] == one["category"] == other["label"]
         assert one["category_id"] == int(row[0]) + 1
     assert all(Image.open(path).size[0] <= width for path in Path("crops").iterdir())
+
+
+def test_files_of_photos_that_are_called_alike_have_numbers(place, capsys):
+    shutil.copy("data/images/train/0.png", "3.png")
+    words = ["predict", "run", "3.png", "data/images/val/3.png", *LOW]
+    assert main(*words, "--save-txt", "txt", "--save-json", "all.json") == 0
+    assert sorted(path.name for path in Path("txt").iterdir()) == ["0000_3.txt", "0001_3.txt"]
+    assert {one["image_id"] for one in json.loads(Path("all.json").read_text())} == {0, 1}
+    words = ["predict", "run", "data/images/val/3.png", *LOW, "--save-json", "all.json"]
+    assert main(*words) == 0
+    assert {one["image_id"] for one in json.loads(Path("all.json").read_text())} == {3}
+
+
+def test_text_of_predictions_is_read_as_a_yolo_set(place):
+    words = ["predict", "run", "data/images/train", *LOW]
+    found = answers(*words, "--save-txt", "data/labels/train")
+    read = formats.read("data").parts["train"]
+    for row, one in zip(found, read, strict=True):
+        assert row["image"].endswith(one.where)
+        boxes = np.reshape([each["box"] for each in row["objects"]], (-1, 4))
+        np.testing.assert_allclose(one.boxes, boxes, atol=0.02)
+        assert [made.CLASSES[i] for i in one.labels] == [each["label"] for each in row["objects"]]
+
+
+def test_photos_are_opened_one_after_the_other(place, monkeypatch, capsys):
+    Path("photos").mkdir()
+    shutil.copy("data/images/val/3.png", "photos/a.png")
+    Path("photos/b.png").write_text("no photo")
+    assert main("predict", "run", "photos", *LOW) == 2
+    said = capsys.readouterr()
+    assert "photos/a.png" in said.out and "photos/b.png: not a readable image" in said.err
 
 
 def test_pictures_have_true_boxes_where_they_are_known(place, monkeypatch):
@@ -241,8 +276,32 @@ def test_preview_shows_inputs_beside_what_they_were(place, monkeypatch):
     assert main("data", "preview", "detect", *words, "--out", "new.png", "--before", "true") == 0
     (((pictures, _), told),) = drawn
     assert len(pictures) == len(told["titles"]) == len(told["true"]) == 4
-    assert told["titles"][0] == f"{len(made.BOXES[0])} boxes"
+    assert told["titles"][0] == f"before: {len(made.BOXES[0])} boxes"
+    assert told["titles"][1].startswith("after: ") and told["columns"] % 2 == 0
+    assert told["texts"][0] == [made.CLASSES[label] for _, label in made.BOXES[0]]
     assert not np.array_equal(pictures[0], pictures[1])
+
+
+def test_an_ablation_trains_once_for_two_ways_to_suppress(place, monkeypatch, capsys):
+    epochs = []
+    monkeypatch.setattr(fit.Loop, "_train", _noted(epochs, fit.Loop._train))
+    words = ["--root", "data", *WORDS, *LOW, "--nms-kind", "hard", "wbf", "--one-at-a-time"]
+    assert main("sweep", "detect", *words, "--out", "swept") == 0
+    assert len(epochs) == 1
+    first, second = json.loads(Path("swept/sweep.json").read_text())
+    assert (first["changed"], second["changed"]) == ("nothing", "nms-kind wbf")
+    assert second["gain"] == second["map"] - first["map"] and second["loss"] == first["loss"]
+    (found,) = answers("eval", "swept/nms-kind=wbf", "--split", "val")
+    assert found["map"] == second["map"] and found["recall100"] == second["recall100"]
+    assert found["operations"] == second["operations"] and first["parameters"] > 0
+    assert "| changed | gain | runs |" in capsys.readouterr().out
+    before = Path("swept/nms-kind=wbf/metrics.jsonl").read_text()
+    assert main("sweep", "detect", *words, "--out", "swept", "--resume") == 0
+    assert Path("swept/nms-kind=wbf/metrics.jsonl").read_text() == before and len(epochs) == 1
+
+
+def _noted(calls, call):
+    return lambda *given: calls.append(given) or call(*given)
 
 
 def test_assigned_cells_are_counted_and_drawn(place, capsys):
@@ -281,6 +340,13 @@ REFUSED = {
     "pattern": (["predict", "run", "data/*.gif"], "no file is called so"),
     "image": (["predict", "run", "gone.png"], "gone.png: no such image"),
     "score": (["eval", "run", "--score", "2"], "--score 2: a share"),
+    "score of boxes": (["predict", "run", "data/images/val/3.png", "--score", "2"], "--score 2"),
+    "no mosaic": (
+        ["train", "detect", "--root", "data", "--mosaic", "1", "--epochs", "5"],
+        "--plain-last 5 of 5 epochs: none is left",
+    ),
+    "no run": (["predict", "data", "data/images/val/3.png"], "data.*no run"),
+    "folder": (["predict", "run", "empty"], "empty: no such image"),
     "split": (["eval", "run", "--split", "test"], "--split test: detect has train, val"),
 }
 

@@ -164,12 +164,25 @@ def test_precision_of_boxes_that_are_right_is_one_and_its_mean_is_map50():
     right = {"boxes": rows["true_boxes"], "labels": rows["true_labels"]}
     right |= {"scores": rows["scores"][:, :6], "valid": rows["true_valid"]}
     curves = metrics.precision_recall(rows | right, "abc")
-    assert all((precision == 1).all() for precision in curves.values())
+    for i, (precision, scores) in enumerate(curves.values()):
+        own = np.sort(right["scores"][rows["true_labels"] == i])[::-1]
+        assert (precision == 1).all()
+        places = np.ceil(metrics.RECALLS * len(own) - 1e-9).astype(int)
+        np.testing.assert_allclose(scores, own[np.maximum(places - 1, 0)], rtol=1e-6)
     curves = metrics.precision_recall(rows, "abc")
     labels = metrics.detections(rows, "abc")["labels"]
-    for name, precision in curves.items():
-        assert len(precision) == len(metrics.RECALLS)
+    for name, (precision, scores) in curves.items():
+        assert len(precision) == len(metrics.RECALLS) == len(scores)
         assert precision.mean() == pytest.approx(labels[name]["map50"])
+        assert (np.diff(scores) <= 0).all()
+
+
+def test_thresholds_of_the_seed_are_reached_from_their_value_on():
+    assert metrics.passed(0.1) == {
+        "map_at_least_0.05": True,
+        "map_at_least_0.1": True,
+        "map_at_least_0.2": False,
+    }
 
 
 def labels(count, known=3):

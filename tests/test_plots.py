@@ -64,3 +64,72 @@ def test_only_what_is_given_is_drawn(tmp_path):
     plots.gallery(np.zeros((3, 8, 8, 3)), path, titles="abc", true=np.tile([1, 1, 4, 4], (3, 1)))
     assert LIME in colours(path)
     assert RED not in colours(path)
+
+
+def pixels(path):
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB")).astype(int)
+
+
+def test_a_photo_is_drawn_as_large_as_it_is_with_boxes_in_their_places(tmp_path):
+    path, boxes = tmp_path / "a.png", np.float32([[100, 50, 300, 200]])
+    plots.annotated(np.zeros((400, 600, 3)), path, true=boxes + 90, predicted=boxes)
+    drawn = pixels(path)
+    assert drawn.shape == (400, 600, 3)
+    for colour, moved in ((RED, 0), (LIME, 90)):
+        rows, columns = np.nonzero((abs(drawn - colour) < 40).all(-1))
+        found = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+        np.testing.assert_allclose(found, boxes[0] + moved, atol=2)
+
+
+def test_texts_are_in_the_picture_also_of_boxes_at_its_edge(tmp_path):
+    for y0 in (0, 100):
+        boxes = np.float32([[50, y0, 200, 200]])
+        plots.annotated(np.zeros((400, 400, 3)), tmp_path / "a.png", predicted=boxes)
+        bare = pixels(tmp_path / "a.png")
+        plots.annotated(np.zeros((400, 400, 3)), tmp_path / "a.png", None, boxes, ["cell 0.9"], [2])
+        assert (pixels(tmp_path / "a.png") != bare).any(-1).sum() > 300
+
+
+def test_small_photos_are_enlarged(tmp_path):
+    plots.annotated(np.zeros((30, 50, 1)), tmp_path / "a.png")
+    assert pixels(tmp_path / "a.png").shape == (330, 550, 3)
+
+
+CURVE = np.linspace(1, 0, 11), np.linspace(0.9, 0, 11)
+
+
+@pytest.mark.parametrize("classes", [0, 1, 3, 10, 11, 80])
+def test_curves_of_any_number_of_classes_fit_their_picture(tmp_path, classes, monkeypatch):
+    legends = []
+    write = plots._write
+    monkeypatch.setattr(plots, "_write", lambda *a: legends.append(a[0]) or write(*a))
+    curves = {f"class {i}": CURVE for i in range(classes)}
+    curves["unknown"] = (-np.ones(11), -np.ones(11))
+    plots.precision_recall(curves, np.linspace(0, 1, 11), tmp_path / "a.png", (0.1, 0.5))
+    (axes,) = legends[0].axes
+    named = [text.get_text() for text in axes.get_legend().get_texts()] if classes else []
+    assert ("mean 0.500" in named) == (classes > 1)
+    assert len(named) == (classes + 2 if 0 < classes <= 10 else bool(classes)) + (1 < classes <= 10)
+    points = [line.get_xydata() for line in axes.lines if line.get_marker() == "s"]
+    if classes == 1:  # the last recall whose score is .5 and more
+        np.testing.assert_allclose(points[0], [[0.4, 0.6]])
+
+
+def test_bars_have_their_values_and_lines_where_they_are_wanted(tmp_path, monkeypatch):
+    figures, write = [], plots._write
+    monkeypatch.setattr(plots, "_write", lambda *a: figures.append(a[0]) or write(*a))
+    plots.bars({"all": 0.5, "a": 0.25}, tmp_path / "a.png", label="mAP", marked=(0.2, 0.1))
+    (axes,) = figures[0].axes
+    assert [bar.get_width() for bar in axes.patches] == [0.5, 0.25]
+    assert [line.get_xdata()[0] for line in axes.lines] == [0.2, 0.1]
+    assert pixels(tmp_path / "a.png").any()
+
+
+def test_thresholds_of_the_seed_are_lines_in_the_picture_of_a_training(tmp_path, monkeypatch):
+    figures, write = [], plots._write
+    monkeypatch.setattr(plots, "_write", lambda *a: figures.append(a[0]) or write(*a))
+    metrics = [{**line, "val": {**line["val"], "map": 0.1}} for line in lines(2)]
+    plots.convergence(metrics, tmp_path / "a.png")
+    (axes,) = (axes for axes in figures[0].axes if axes.get_ylabel() == "map")
+    assert [line.get_ydata()[0] for line in axes.lines[-3:]] == [0.05, 0.1, 0.2]

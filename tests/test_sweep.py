@@ -221,6 +221,31 @@ def test_one_at_a_time_leaves_the_first_values_beside_each_other_one():
     assert len(list(command._combined(axes, False))) == 2 * 3 * 2
 
 
+def test_what_is_only_judged_otherwise_is_trained_once():
+    kind = type("Judged", (Shared,), {"JUDGED": ("best",)})
+    chosen = [kind(lr=lr, best=best) for lr in (1.0, 2.0) for best in ("accuracy", "loss")]
+    found = command._trained(kind, chosen)
+    assert [chosen.index(found[config]) for config in chosen] == [0, 0, 2, 2]
+    found = command._trained(Shared, chosen)
+    assert [chosen.index(found[config]) for config in chosen] == [0, 1, 2, 3]
+
+
+def test_gains_are_told_beside_what_was_changed():
+    rows = [
+        {"box-loss": "ciou", "neck": "fpn", "runs": 1, "map": 0.5},
+        {"box-loss": "iou", "neck": "fpn", "runs": 1, "map": 0.25},
+        {"box-loss": "iou", "neck": "pan", "runs": 0},
+    ]
+    found = command._gains(rows, ("--box-loss", "--neck", "--seed"), "map")
+    assert [row["changed"] for row in found] == [
+        "nothing",
+        "box-loss iou",
+        "box-loss iou, neck pan",
+    ]
+    assert [row.get("gain") for row in found] == [0, -0.25, None]
+    assert [{k: row[k] for k in one} for row, one in zip(found, rows, strict=True)] == rows
+
+
 def test_the_command_trains_all_and_prints_a_table(tmp_path, capsys):
     words = [*tiny.WORDS, "--lr", "1e-3", "2e-3", "--together", "no", "--quiet"]
     out = tmp_path / "swept"

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from jaxdet import checkpoint, configs, runs, tables
 from jaxdet import train as training
@@ -116,6 +117,15 @@ def draw(pictures, path, *, quiet=False, **told):
     plots.gallery(pictures, path, **told)
     if not quiet:
         print(f"wrote {path}")
+
+
+COLUMNS, HIGH = 4, 4.0  # of a figure of photos with many boxes; inches that one is high
+
+
+def sheet(pictures):
+    """Options of `draw` for photos [H, W, C] with many boxes: as large as these want to be seen."""
+    height, width = np.mean([picture.shape[:2] for picture in pictures], 0)
+    return {"columns": COLUMNS, "cell": (HIGH * width / height, HIGH + 0.3)}  # and a title
 
 
 def by_label(scores):

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from jaxdet import evaluate
+from jaxdet import evaluate, runs
 from jaxdet.commands import common
 from jaxdet.data import images
 from jaxdet.errors import InputError
@@ -36,16 +36,32 @@ class Found(NamedTuple):
     labels: np.ndarray  # [n]
 
 
-def run(options, system, state):
-    """Print a line a box, and write what was asked for."""
+def check(options):
+    """Refuse classes that the run has not learnt, before its network is made."""
+    if options.classes:
+        _wanted(options.classes, runs.read_about(options.run)["classes"])
+
+
+def run(options, system, state, paths):
+    """Print a line a box, and write what was asked for, one photo after the other.
+
+    paths: image files, or none for samples of a split.  Only --figure holds all photos.
+    """
     names = system.about["classes"]
     wanted = _wanted(options.classes, names)
     answer = jax.jit(partial(system.task.predict, evaluate.variables(state)))
-    photos = _files(system, options) or _samples(system, options)
-    pairs = [(photo, _found(answer, photo, wanted)) for photo in photos]
-    for photo, found in pairs:
+    photos = (_file(system, path) for path in paths)
+    if not paths:
+        photos = _samples(system, options)
+        paths = [photo.title for photo in photos]
+    kept, told = [], []
+    for photo, stem, number in zip(photos, _stems(paths), _numbers(paths), strict=True):
+        found = _found(answer, photo, wanted)
         _tell(options.json, names, photo, found)
-    _write(options, names, pairs)
+        _write(options, names, stem, photo, found)
+        kept += [(photo, found)] if options.figure else []
+        told += _coco(names, number, photo, found) if options.save_json else []
+    _finish(options, names, kept, told, len(paths))
     return 0
 
 
@@ -57,20 +73,20 @@ def _wanted(classes, names):
     return [i for i, name in enumerate(names) if not classes or name in classes]
 
 
-def _files(system, options):
-    """Image files, those of folders, and those that patterns name."""
-    paths = []
-    for path in [*options.images, *options.filename]:
-        if path.is_dir():
-            paths += images.within(path)
-        elif any(sign in path.name for sign in "*?["):
-            matches = sorted(path.parent.glob(path.name))
-            if not matches:
-                raise InputError(f"{path}: no file is called so")
-            paths += matches
-        else:
-            paths.append(path)
-    return [_file(system, path) for path in paths]
+def _stems(paths):
+    """What the files of each photo are called: as it is, or with its place where two are alike."""
+    stems = [Path(path).stem for path in paths]
+    if len(set(stems)) == len(stems):
+        return stems
+    return [f"{i:04d}_{stem}" for i, stem in enumerate(stems)]
+
+
+def _numbers(paths):
+    """Numbers of photos for COCO: what they are called where that is numbers, as COCO's own are."""
+    stems = [Path(path).stem for path in paths]
+    if all(stem.isdecimal() for stem in stems) and len(set(map(int, stems))) == len(stems):
+        return [int(stem) for stem in stems]
+    return list(range(len(stems)))
 
 
 def _file(system, path):
@@ -131,12 +147,8 @@ def _rounded(box):
     return [round(float(value), 2) for value in box]
 
 
-def _write(options, names, pairs):
-    """Pictures, and files of boxes."""
-    wrote = []
-    if options.figure:
-        _draw(names, pairs, options.figure)
-        wrote.append(str(options.figure))
+def _write(options, names, stem, photo, found):
+    """The files of one photo: a picture, and files of boxes."""
     for folder, write in (
         (options.save_dir, _picture),
         (options.save_txt, _text),
@@ -144,28 +156,45 @@ def _write(options, names, pairs):
     ):
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
-            for i, (photo, found) in enumerate(pairs):
-                write(folder, f"{i:04d}_{Path(photo.title).stem}", names, photo, found)
-            wrote.append(f"{len(pairs)} photos to {folder}")
+            write(folder, stem, names, photo, found)
+
+
+def _finish(options, names, kept, told, count):
+    """The files of all photos, and a line that says what was written."""
+    wrote = []
+    if options.figure:
+        _draw(names, kept, options.figure)
+        wrote.append(str(options.figure))
+    folders = (options.save_dir, options.save_txt, options.save_crop)
+    wrote += [f"{count} photos to {folder}" for folder in folders if folder]
     if options.save_json:
         options.save_json.parent.mkdir(parents=True, exist_ok=True)
-        options.save_json.write_text(json.dumps(_coco(names, pairs)))
+        options.save_json.write_text(json.dumps(told))
         wrote.append(str(options.save_json))
     if wrote and not options.json:
         print("wrote", ", ".join(wrote))
 
 
 def _draw(names, pairs, path):
-    titles = [f"{photo.title}: {len(found.labels)} found" for photo, found in pairs]
+    pictures = [photo.picture for photo, _ in pairs]
     common.draw(
-        [photo.picture for photo, _ in pairs],
+        pictures,
         path,
-        titles=titles,
+        titles=[_title(photo, found) for photo, found in pairs],
         true=[photo.true for photo, _ in pairs],
         predicted=[found.boxes for _, found in pairs],
         texts=[_texts(names, found) for _, found in pairs],
+        kinds=[found.labels for _, found in pairs],
+        **common.sheet(pictures),
         quiet=True,
     )
+
+
+def _title(photo, found, longest=40):
+    """The name of a photo, cut where it is long, and how many boxes were found."""
+    name = Path(photo.title).name
+    name = name if len(name) <= longest else f"...{name[3 - longest :]}"
+    return f"{name}: {len(found.labels)} found"
 
 
 def _texts(names, found):
@@ -173,7 +202,11 @@ def _texts(names, found):
 
 
 def _picture(folder, stem, names, photo, found):
-    _draw(names, [(photo, found)], folder / f"{stem}.png")
+    from jaxdet import plots
+
+    texts = _texts(names, found)
+    path = folder / f"{stem}.png"
+    plots.annotated(photo.picture, path, photo.true, found.boxes, texts, found.labels)
 
 
 def _text(folder, stem, names, photo, found):
@@ -196,12 +229,11 @@ def _crops(folder, stem, names, photo, found):
             Image.fromarray(levels[y0:y1, x0:x1]).save(folder / name)
 
 
-def _coco(names, pairs):
-    """COCO's list of results; photos are numbered as they came, categories from 1."""
+def _coco(names, number, photo, found):
+    """COCO's results of photo `number`; categories count from 1."""
     out = []
-    for i, (photo, found) in enumerate(pairs):
-        for (x0, y0, x1, y1), score, label in zip(*found, strict=True):
-            box = _rounded((x0, y0, x1 - x0, y1 - y0))
-            one = {"image_id": i, "file_name": photo.title, "category_id": int(label) + 1}
-            out.append(one | {"category": names[label], "bbox": box, "score": float(score)})
+    for (x0, y0, x1, y1), score, label in zip(*found, strict=True):
+        box = _rounded((x0, y0, x1 - x0, y1 - y0))
+        one = {"image_id": number, "file_name": photo.title, "category_id": int(label) + 1}
+        out.append(one | {"category": names[label], "bbox": box, "score": float(score)})
     return out

@@ -18,6 +18,7 @@ def run(options):
         if options.plots:
             _draw(system, rows, scores, options.plots / split)
         scores |= evaluate.summary(scores, scorer.operations(kept), seconds)
+        scores |= metrics.passed(scores["map"]) if system.many else {}
         if options.json:
             print(json.dumps({"step": step, "split": split, **scores}))
         else:
@@ -31,12 +32,24 @@ def _draw(system, rows, scores, folder):
 
     names = system.about["classes"]
     if system.many:
+        least = f"scores from {metrics.CONFIDENCE:g}, IoU over {metrics.IOU:g}"
         counts = metrics.confusion(rows, names)
-        plots.confusion(counts, [*names, "background"], folder / "confusion.png")
+        plots.confusion(counts, [*names, "background"], folder / "confusion.png", least)
         curves = metrics.precision_recall(rows, names)
-        plots.precision_recall(curves, metrics.RECALLS, folder / "precision_recall.png")
+        path, marked = folder / "precision_recall.png", (0.1, metrics.CONFIDENCE, 0.5)
+        plots.precision_recall(curves, metrics.RECALLS, path, marked)
+        label = "mAP, IoU .5 to .95; red: thresholds of seed 002"
+        plots.bars(_maps(scores), folder / "map.png", label=label, marked=metrics.THRESHOLDS)
     elif "confusion" in scores:
         plots.confusion(scores["confusion"], names, folder / "confusion.png")
+
+
+def _maps(scores):
+    """mAP of all, of sizes and of classes, where there is something to find."""
+    sizes = {size: scores[f"map_{size}"] for size in ("small", "medium", "large")}
+    classes = {name: of_label["map"] for name, of_label in scores["labels"].items()}
+    every = {"all": scores["map"], **sizes, **classes}
+    return {name: value for name, value in every.items() if value >= 0}
 
 
 ALL = ("train", "val", "test")

@@ -35,12 +35,13 @@ class Shown(NamedTuple):
 def run(options):
     """Print an answer an image, and draw what was asked for."""
     common.check_picture(options.figure, options.count)
+    detections.check(options)
     changes = {"canvas": options.canvas} if options.canvas else {}
-    paths = [*options.images, *options.filename]
+    paths = images.named([*options.images, *options.filename])
     changes |= common.judged(options)
     _, system, _, state = common.restored(options, data=not paths, **changes)
     if system.many:
-        return detections.run(options, system, state)
+        return detections.run(options, system, state, paths)
     names, answer = system.about["classes"], jax.jit(system.task.predict)
     answer = partial(answer, evaluate.variables(state))
     shown = _files(system, paths) if paths else _samples(system, options)
@@ -68,13 +69,11 @@ def _samples(system, options):
 
 
 def _files(system, paths):
-    """Image files, those of folders, and those that tables name."""
+    """Image files, and those that tables name."""
     out = []
     for path in paths:
         if path.suffix.lower() == ".csv":
             out += [_file(system, *row) for row in _table(system, path)]
-        elif path.is_dir():
-            out += [_file(system, one) for one in images.within(path)]
         else:
             out.append(_file(system, path))
     return out

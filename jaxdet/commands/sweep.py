@@ -7,7 +7,7 @@ from itertools import groupby, product
 
 import numpy as np
 
-from jaxdet import budget, configs, fit, flags, runs, sweep, tables
+from jaxdet import budget, checkpoint, configs, fit, flags, runs, sweep, tables
 from jaxdet import train as training
 from jaxdet.commands import common
 from jaxdet.configs import base
@@ -29,7 +29,9 @@ def run(name, options, words, axes):
     combined = _combined(axes, options.one_at_a_time)
     chosen = [_config(name, options, words, axes, values) for values in combined]
     show, shape, costs = Progress(quiet=options.quiet), _shape(kind), {}
-    groups = [list(alike) for _, alike in groupby(sorted(chosen, key=shape), shape)]
+    trained = _trained(kind, chosen)
+    first = sorted(dict.fromkeys(trained.values()), key=shape)
+    groups = [list(alike) for _, alike in groupby(first, shape)]
     with common.caught_signals() as caught:
         for number, group in enumerate(groups, 1):
             show.line(f"program {number} of {len(groups)}: {len(group)} runs")
@@ -38,8 +40,17 @@ def run(name, options, words, axes):
                 show.line("stopped; the same words with --resume go on")
                 return 130 if signal.SIGINT in caught else 0
             costs[shape(group[0])] = lanes.cost()
+        for config, by in trained.items():
+            own, other = (options.out / _title(one, axes) for one in (config, by))
+            if config != by and checkpoint.steps(other):
+                costs[shape(config)] = _judged(name, config, own, other, options, show)
+            costs.setdefault(shape(config), costs[shape(by)])
     rows = _rows(chosen, axes, options.out, lambda config: costs[shape(config)])
-    text = tables.markdown(rows, {key: HEADINGS.get(key, key) for key in rows[0]})
+    left_out = ()
+    if options.one_at_a_time:
+        rows, left_out = _gains(rows, axes, chosen[0].best), [axis.strip("-") for axis in axes]
+    names = [key for key in rows[0] if key not in left_out]
+    text = tables.markdown(rows, {key: HEADINGS.get(key, key) for key in names})
     runs.write_text(options.out / "sweep.md", f"{text}\n")
     runs.write_json(options.out / "sweep.json", rows)
     print(json.dumps(rows) if options.json else text)
@@ -98,6 +109,26 @@ def _shape(kind):
         return json.dumps({k: v for k, v in asdict(config).items() if k not in numbers})
 
     return shape
+
+
+def _trained(kind, chosen):
+    """{configuration: the first whose training is the same}: they differ in `kind.JUDGED` alone."""
+    judged, first = {name: getattr(chosen[0], name) for name in kind.JUDGED}, {}
+    return {config: first.setdefault(replace(config, **judged), config) for config in chosen}
+
+
+def _judged(name, config, folder, trained, options, show):
+    """The cost of a run that another has trained, in a folder of its own."""
+    config = replace(config, epochs=common.kept_config(trained, name).epochs)
+    system = configs.build(name, config)
+    if runs.is_run(folder) and not options.overwrite:
+        _same(folder, name, config)
+    else:
+        runs.vacant(folder, overwrite=options.overwrite)
+        common.begin(folder, name, config, sweep.numbered(system, config))
+        runs.write_environment(folder, training.devices(config))
+    show.line(f"{folder.name}: as {trained.name}, judged anew")
+    return sweep.judge(system, config, folder, trained, show)
 
 
 def _lanes(name, group, axes, options, show, stop):
@@ -183,6 +214,17 @@ def _rows(chosen, axes, out, cost):
         found.setdefault(values, []).append(_best(config, out / _title(config, axes)))
         costs[values] = cost(config)
     return [_row(dict(values), scores) | costs[values] for values, scores in found.items()]
+
+
+def _gains(rows, axes, best):
+    """Rows with what was changed of the first, and by how much `best` is higher for it."""
+    names = [axis.strip("-") for axis in axes if axis != "--seed"]
+    out = []
+    for row in rows:
+        changed = [f"{name} {row[name]}" for name in names if row[name] != rows[0][name]]
+        gain = {"gain": row[best] - rows[0][best]} if best in row and best in rows[0] else {}
+        out.append({"changed": ", ".join(changed) or "nothing", **gain, **row})
+    return out
 
 
 def _best(config, folder):

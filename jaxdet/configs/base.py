@@ -31,6 +31,7 @@ class Training:
 
     WEIGHTS: fields that are numbers of the task, in every state under their names.
     SHARES: fields that say how much of the training set is used; `System.part` knows how.
+    JUDGED: fields that only say how answers are judged: a sweep over these trains once.
     GRIDS: options with several values by the names that `sweep --grid` takes.
     LIMITS: the most that runs may have, by the keys of rows of `compare`, whose report then has
     the best network within them.
@@ -38,6 +39,7 @@ class Training:
 
     WEIGHTS: ClassVar[tuple[str, ...]] = ()
     SHARES: ClassVar[tuple[str, ...]] = ()
+    JUDGED: ClassVar[tuple[str, ...]] = ()
     GRIDS: ClassVar[dict[str, str]] = {}
     LIMITS: ClassVar[dict[str, float]] = {}
 

@@ -122,5 +122,8 @@ def check(config):
         value = getattr(config, name)
         if not 0 <= value <= most:
             raise InputError(f"--{name} {value:g}: a number from 0 to {most} is wanted")
+    if (config.mosaic or config.mixup) and config.plain_last >= config.epochs:
+        epochs = f"{config.epochs} epochs: none is left for mosaic and mixup"
+        raise InputError(f"--plain-last {config.plain_last} of {epochs}")
     if config.plain_last < 0:
         raise InputError(f"--plain-last {config.plain_last}: at least 0 is wanted")

@@ -45,10 +45,11 @@ class Config(Changing):
     WEIGHTS: ClassVar = tuple(
         f"{term}_weight" for term in ("classification", "objectness", "box", "distance")
     )
+    JUDGED: ClassVar = ("score", "nms", "nms_kind", "most", "tta")
     GRIDS: ClassVar = {
-        "ablation": "--assigner tal iou --box-loss ciou diou giou iou --neck fpn pan "
-        "--block conv c3 c2f --head noobj-zero noobj-bg yolox --bins 1 16 --light 0.2 0 "
-        "--rotate 0 30 --mosaic 0 0.5"
+        "ablation": "--assigner tal iou --box-loss ciou diou giou iou --neck fpn pan"
+        " --block conv c3 c2f --head noobj-zero noobj-bg yolox --bins 1 16 --light .2 0"
+        " --nms-kind hard linear gaussian nmw wbf --mosaic 0 .5 --rotate 0 30",
     }
 
     root: str = ""
@@ -72,7 +73,7 @@ class Config(Changing):
     weights: str = ""
     """file of weights for it (.safetensors, .pth), hf:OWNER/NAME, or package:lite0"""
     freeze: int = 0
-    """how many parts of it, from the first layer on, do not learn"""
+    """how many parts of it, from the first on, do not learn; -2: all but the last two"""
     fixed_norm: bool = False
     """batch norms of the backbone use their running statistics in training too"""
     backbone_lr: float = 1.0
@@ -145,7 +146,7 @@ def network(config, classes=3):
     neck = {"fpn": necks.FPN, "pan": necks.PAN}[config.neck]
     reading = _reading(config)
     features = backbones.features(config.model)
-    how = {"frozen": config.freeze, "fixed_norm": config.fixed_norm}
+    how = {"frozen": len(_frozen(config)), "fixed_norm": config.fixed_norm}
     shape = {"width": config.width, **part}
     net = Detector(
         backbone=partial(features, **how, **part),
@@ -271,8 +272,12 @@ def learns(config, path):
     first, *_ = path.split("/")
     if first != "features":
         return 1.0
-    stay = backbones.parts(config.model)[: config.freeze]
-    return config.backbone_lr if backbones.learns(stay, path) else 0.0
+    return config.backbone_lr if backbones.learns(_frozen(config), path) else 0.0
+
+
+def _frozen(config):
+    """Names of the parts of the backbone that do not learn."""
+    return backbones.parts(config.model)[: config.freeze]
 
 
 def check(config):
@@ -283,7 +288,7 @@ def check(config):
     if height % STRIDE or width % STRIDE or not height * width:
         raise InputError(f"--size {height} {width}: multiples of {STRIDE} are wanted")
     parts = len(backbones.parts(config.model))
-    if not 0 <= config.freeze <= parts:
+    if not abs(config.freeze) <= parts:
         raise InputError(f"--freeze {config.freeze}: {config.model} has {parts} parts")
     if config.freeze and not config.weights:
         raise InputError(f"--freeze {config.freeze} wants --weights: random numbers would stay so")

@@ -1,6 +1,7 @@
 """Image files as arrays, the way the networks take them."""
 
 import io
+from glob import glob
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,28 @@ def within(folder):
     found = sorted(path for path in every if path.is_file())
     if not found:
         raise InputError(f"{folder}: no image files in it")
+    return found
+
+
+def named(paths):
+    """The files among paths, the image files of the folders, and those that patterns name.
+
+    Tables (.csv) stay as they are.  InputError for a path that is none, a folder without images, a
+    pattern that nothing matches.
+    """
+    found = []
+    for path in paths:
+        if path.is_dir():
+            found += within(path)
+        elif path.exists() or path.suffix.lower() == ".csv":
+            found.append(path)
+        elif any(sign in str(path) for sign in "*?["):
+            matches = sorted(map(Path, glob(str(path), recursive=True)))
+            if not any(match.is_file() for match in matches):
+                raise InputError(f"{path}: no file is called so")
+            found += [match for match in matches if match.is_file()]
+        else:
+            raise InputError(f"{path}: {MISSING}")
     return found
 
 

@@ -16,10 +16,11 @@ def params():
     return paths(outputs(net, shaped(1, 64, 64, channels))[1]["params"])
 
 
-@pytest.mark.parametrize("freeze", [0, 1, 3, 8])
-def test_parts_of_the_backbone_stay_from_the_first_on(params, freeze):
+@pytest.mark.parametrize("freeze, count", [(0, 0), (1, 1), (3, 3), (8, 8), (-2, 6), (-8, 0)])
+def test_parts_of_the_backbone_stay_from_the_first_on(params, freeze, count):
     config = Config(freeze=freeze, backbone_lr=0.25)
-    stay = ("stem", *(f"stage{i}" for i in range(1, 8)))[:freeze]
+    stay = ("stem", *(f"stage{i}" for i in range(1, 8)))[:count]
+    assert network(config)[0].backbone.keywords["frozen"] == count
     for path in params:
         place, layer, *_ = path.split("/")
         expected = 1.0
