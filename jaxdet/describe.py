@@ -24,6 +24,7 @@ from jaxdet.ops import conv, flops
 from jaxdet.ops.arithmetic import Count
 
 COLUMNS = {
+    "n": "n",
     "layer": "layer",
     "F": "F: type, hyper-parameters",
     "X": "X: output",

@@ -71,13 +71,14 @@ class Evaluator:
     """Scores of one split, compiled once: `evaluator(variables) -> {name: value}`.
 
     `loss` and its terms are means over the split; the other names are those of `task.report`.
+    `data` are the arrays of the split, where they are on the devices `among` already.
     """
 
-    def __init__(self, system, split, batch, among):
+    def __init__(self, system, split, batch, among, data=None):
         parallel.check(batch, among, "--eval-batch")
         self.source = source = system.splits[split]
         self.task, self.among = system.task, among
-        self.data = parallel.put(source.arrays, among)
+        self.data = parallel.put(source.arrays, among) if data is None else data
         self.hyper = parallel.put(system.hyper, among)
         self.rows = batches.padded(len(source), batch)
         self.count = len(source)

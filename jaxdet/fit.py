@@ -50,14 +50,19 @@ def draw(folder):
 
 
 class Programs:
-    """What runs share that differ in `train.numbers` and seeds only: data, step, evaluator."""
+    """What runs share that differ in `train.numbers` and seeds only: data, step, evaluator.
 
-    def __init__(self, system, config):
+    `before` are other programs: data that they have on the same devices are not put there again.
+    """
+
+    def __init__(self, system, config, before=None):
         self.among = train.devices(config)
-        source = system.splits["train"]
-        self.plan = train.plan(config, len(source))
-        self.data = parallel.put(source.arrays, self.among)
-        self.evaluator = evaluate.Evaluator(system, "val", config.eval_batch, self.among)
+        self.plan = train.plan(config, len(system.splits["train"]))
+        sources = [system.splits[part].arrays for part in ("train", "val")]
+        self.placed = [(arrays, self._put(arrays, before)) for arrays in sources]
+        (_, self.data), (_, held_out) = self.placed
+        batch = config.eval_batch
+        self.evaluator = evaluate.Evaluator(system, "val", batch, self.among, held_out)
         self.pure = partial(
             train.train_step,
             task=system.task,
@@ -68,6 +73,12 @@ class Programs:
             parallel.compiled(partial(self.pure, scale=scale), self.among, whole=2, donate=(0,))
             for scale in system.scales
         ]
+
+    def _put(self, arrays, before):
+        """The arrays of a source on the devices."""
+        known = before.placed if before and before.among == self.among else ()
+        found = [placed for same, placed in known if same is arrays]
+        return found[0] if found else parallel.put(arrays, self.among)
 
 
 class Loop:
@@ -105,15 +116,15 @@ class Loop:
 
     def epoch(self):
         """Evaluate what is due, then train to the end of the epoch and evaluate again."""
-        if self.at % self.plan.epoch_steps == 0 and self.due():
+        if self.due():
             self.evaluate()
         elif self.at < self.plan.steps:
             self._train()
 
     def due(self):
-        """Whether the state is to be evaluated before the next step."""
-        first = self.config.eval_first or self.at > 0
-        return first and int(self.state.book["evaluated"]) != self.at
+        """Whether the state is to be evaluated before the next step: between epochs, once."""
+        between = self.at % self.plan.epoch_steps == 0 and (self.config.eval_first or self.at > 0)
+        return between and int(self.state.book["evaluated"]) != self.at
 
     def _train(self):
         """Steps to the end of the epoch, from wherever in it the run stands."""

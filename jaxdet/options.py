@@ -77,7 +77,8 @@ class Restored(Process):
     nms_kind: Literal["hard", "linear", "gaussian", "nmw", "wbf"] | None = None
     """detect: drop what overlaps, lower its score, or merge it"""
     tta: bool | None = None
-    """detect: answer by six views of a photo, three sizes, each mirrored as well"""
+    """detect: answer by six views of a photo, three sizes, each mirrored as well; cifar10: by the
+    image and its mirror image"""
     json: bool = False
     """print JSON"""
 

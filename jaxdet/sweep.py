@@ -2,7 +2,8 @@
 
 What may differ is what `train.numbers` has, the seed, and how much of the training set is used:
 the first rows of the largest.  Each run is what it would be alone, up to rounding, and its folder
-is that of any other run.
+is that of any other run.  Where there is a budget of time, each has it for itself: a run that is
+late is saved and left behind, and the others go on.
 """
 
 import shutil
@@ -70,6 +71,10 @@ def _cost(evaluator, kept):
     return {"operations": each, "parameters": budget.parameters(kept)}
 
 
+class LateError(Exception):
+    """The seconds that runs have, those that train now, are over."""
+
+
 class Lanes:
     """Several runs on their way, on one device; `system` has all the data that any of them uses.
 
@@ -82,13 +87,14 @@ class Lanes:
         self.loops = [
             fit.Loop(
                 *(self.programs, numbered(system, config), config, folder),
-                *(progress.Named(show, folder.name), stop),
+                *(progress.Named(show, folder.name), self._asked),
             )
             for config, folder in zip(configs, folders, strict=True)
         ]
+        self.budget, self.over = configs[0].time_budget, float("inf")  # seconds; when it is over
         pure = partial(self.programs.pure, axis=None)
         self.step = jax.jit(jax.vmap(pure, in_axes=(0, None, 0)), donate_argnums=0)
-        self.failed = {}  # folder of a run that diverged -> why
+        self.failed = {}  # folder of a run that diverged, or is late -> why
 
     def begun(self):
         """Whether all have a next step to take, none of them in the middle of an epoch."""
@@ -130,14 +136,16 @@ class Lanes:
         try:
             if together:
                 for alike in self._of_one_length():
+                    self._begin(alike)
                     self._abreast(alike)
                     while self._live(alike):
                         self._epoch(alike)
-            for loop in self.loops:
+            for loop in self._live(self.loops):
+                self._begin([loop])
                 self._alone(loop)
         except fit.StopRequested:
             for loop in self._live(self.loops):
-                loop.save(None)
+                self._guarded(loop, partial(loop.save, None))
             return False
         finally:
             self.show.close()
@@ -151,6 +159,20 @@ class Lanes:
         for loop in self.loops:
             found.setdefault(loop.plan.epoch_steps, []).append(loop)
         return list(found.values())
+
+    def _begin(self, loops):
+        """The seconds of these runs begin, as many as all of them have, less those they had."""
+        spent = max(runs.total_seconds(runs.read_metrics(loop.folder)) for loop in loops)
+        left = len(loops) * self.budget - spent
+        self.over = time.monotonic() + left if self.budget else float("inf")
+
+    def _asked(self):
+        """What a run asks between two batches: whether all are to stop; LateError where it is."""
+        if self.stop():
+            return True
+        if time.monotonic() > self.over:
+            raise LateError
+        return False
 
     def _live(self, among):
         return [x for x in among if x.folder not in self.failed and not x.complete()]
@@ -167,12 +189,23 @@ class Lanes:
             self._guarded(loop, loop.epoch)
 
     def _guarded(self, loop, call):
-        """A run that diverges is left behind; the others go on."""
+        """A run that diverges, or is late, is left behind; the others go on."""
         try:
             call()
         except fit.DivergedError as error:
-            self.failed[loop.folder] = str(error)
-            loop.show.line(str(error))
+            self._left(loop, str(error))
+        except LateError:
+            self._late(loop)
+
+    def _late(self, loop):
+        self._guarded(loop, partial(loop.save, None))
+        if loop.folder not in self.failed:
+            end = f"step {loop.at} of {loop.plan.steps}"
+            self._left(loop, f"its {self.budget:g} s (--time-budget) are over at {end}")
+
+    def _left(self, loop, why):
+        self.failed[loop.folder] = why
+        loop.show.line(why)
 
     def _epoch(self, alike):
         """All of them that live, to the end of their epoch, and their evaluation."""
@@ -183,19 +216,32 @@ class Lanes:
         live = [loop for loop in self._live(alike) if loop.at < loop.plan.steps]
         if not live:
             return
-        states, rows = stack([loop.state for loop in live]), [loop.rows() for loop in live]
         begun = time.monotonic()
-        for taken, row in enumerate(np.stack(rows, 1)):
-            if self.stop():
-                self._moved(live, states, taken)
-                raise fit.StopRequested
-            states = self._stepped(states, row)
-            self.show.advance(row.size)
-        self._moved(live, jax.block_until_ready(states), len(rows[0]))
+        try:
+            self._steps(live)
+        except LateError:
+            for loop in live:
+                self._late(loop)
+            return
         seconds = time.monotonic() - begun
         for loop in live:
             loop.began = time.monotonic() - seconds  # without the evaluations of the others
             self._guarded(loop, loop.evaluate)
+
+    def _steps(self, live):
+        """All of them to the end of their epoch."""
+        states, rows = stack([loop.state for loop in live]), [loop.rows() for loop in live]
+        taken = 0
+        try:
+            for row in np.stack(rows, 1):
+                if self._asked():
+                    raise fit.StopRequested
+                states, taken = self._stepped(states, row), taken + 1
+                self.show.advance(row.size)
+        except (fit.StopRequested, LateError):
+            self._moved(live, states, taken)
+            raise
+        self._moved(live, jax.block_until_ready(states), taken)
 
     def _moved(self, live, states, steps):
         """The runs after some steps together."""

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdet import budget, checkpoint, plots, runs
+from jaxdet import budget, checkpoint, fit, plots, runs, sweep
 from jaxdet.commands import report
+from jaxdet.data import cifar
 from tests import made
 from tests.test_cli import PNG, files, main
 from tests.test_compare import cells, printed
@@ -92,6 +93,16 @@ def test_eval_gives_what_training_logged_and_the_confusion_of_each_label(place, 
     assert files(place / "pictures").keys() == {
         str(place / "pictures" / name) for name in ("test", "test/confusion.png")
     }
+
+
+def test_answers_by_mirror_images_as_well_cost_twice_and_have_the_same_loss(place):
+    (one,), (both,) = answers("eval", "run"), answers("eval", "run", "--tta", "true")
+    assert both["loss"] == pytest.approx(one["loss"]) and both["accuracy"] <= 1
+    assert 2 * one["operations"] < both["operations"] < 2.1 * one["operations"]
+    alone = answers("predict", "run", "--count", "12")
+    mirrored = answers("predict", "run", "--count", "12", "--tta", "true")
+    assert [x["image"] for x in alone] == [x["image"] for x in mirrored]
+    assert any(abs(x["score"] - y["score"]) > 1e-4 for x, y in zip(alone, mirrored, strict=True))
 
 
 # predict
@@ -243,11 +254,39 @@ def test_a_report_is_that_of_the_seed(place, trained):
     retrained = ["--out", "again", "--quiet"]
     assert main(*shlex.split(command), *retrained) == 0
     assert runs.read_metrics("again")[-1]["val"] == runs.read_metrics("run")[-1]["val"]
-    for line in ("| conv1 | Conv, features 3", "Layers of an image, whose X is 1 x 32 x 32 x 3"):
+    for line in ("| 0 | input |  | 1 x 32 x 32 x 3 |", "| 1 | conv1 | Conv, features 3"):
         assert line in text
+    assert re.search(r"^Found best: \w+, [.\d]+; worst: \w+, [.\d]+\..*\.$", text, re.M)
+    assert "What the runs differ in" not in text and "of its 3 epochs" not in text
     assert re.search(r"^\| label \| accuracy \| as cat \| as dog \| as owl \|$", text, re.M)
-    assert len(re.findall(r"^\| [0-3] \| ", text, re.M)) == 4
+    assert len(re.findall(r"^\| [0-3] \| [\d.]+ \| [\d.]+ \|$", text, re.M)) == 4
     assert text.count("| not reached |") == 2
+
+
+def test_a_report_says_how_runs_differ_and_which_have_no_end(place, data):
+    words = ["--root", data, *SMALL, "--flip", "--lr", "inf", "--out", "bad"]
+    assert main("train", "cifar10", *words) == 1
+    assert main("compare", "run", "bad", "--report", "out.md", "--json") == 0
+    text = Path("out.md").read_text()
+    (table,) = [part for part in text.split("\n\n") if part.startswith("| run | lr | flip |")]
+    assert cells(table) == [
+        {"run": "run", "lr": "0.02", "flip": "no"},
+        {"run": "bad", "lr": "inf", "flip": "yes"},
+    ]
+    said = "`bad` has 0 of its 3 epochs: it was stopped, or its loss was no longer a number."
+    assert said in text and "`run` has" not in text
+    assert "Within both limits: `run`" in text
+
+
+def test_mistakes_are_told_in_words():
+    labels = {"cat": {"count": 2, "accuracy": 0.5}, "dog": {"count": 0}, "owl": {"count": 3}}
+    labels["owl"]["accuracy"] = 1.0
+    row = {"labels": labels, "confusion": [[1, 1, 0], [0, 0, 0], [0, 0, 3]]}
+    said = report._telling(row)
+    assert said.startswith("Found best: owl, 1.000; worst: cat, 0.500.  Most often taken wrongly: ")
+    assert said.endswith(" cat for dog, 1 of 1 mistakes.")
+    row["confusion"][0] = [2, 0, 0]
+    assert report._telling(row) == "Found best: owl, 1.000; worst: cat, 0.500."
 
 
 def test_runs_over_the_limits_are_not_the_best_within_them(place, monkeypatch):
@@ -279,6 +318,48 @@ def test_a_sweep_over_rates_has_the_costs_of_each(place, capsys):
     again = ["sweep", "cifar10", *words, "--together", "no", "--batch", "12", "--overwrite"]
     assert main(*again) == 0
     assert runs.read_config("swept/lr=0.02")[1]["batch"] == 12
+
+
+def test_a_sweep_that_is_killed_goes_on_where_it_was(place, monkeypatch):
+    """Its data are read once in each process, and put on the devices once for both programs."""
+    asked, programs, evaluate, read = [], [], fit.Loop.evaluate, cifar.read
+
+    def killed(loop):
+        asked.append(loop.at)
+        if len(asked) == 4:  # after the epoch of the second run
+            raise KeyboardInterrupt
+        evaluate(loop)
+
+    class Lanes(sweep.Lanes):
+        """Those of the sweep."""
+
+        def __init__(self, *args):
+            super().__init__(*args)
+            programs.append(self.programs)
+
+    monkeypatch.setattr(sweep, "Lanes", Lanes)
+    monkeypatch.setattr(cifar, "read", lambda *args: asked.append(args) or read(*args))
+    swept = ["sweep", "cifar10", "--root", "data", *SMALL, "--epochs", "1"]
+    swept += ["--batch", "12", "9", "--out", "swept"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(fit.Loop, "evaluate", killed)
+        main(*swept)
+    first, second = programs
+    assert [one for one in asked if not isinstance(one, int)] == [(str(place / "data"),)]
+    assert first.data is second.data and first.evaluator.data is second.evaluator.data
+    assert [line["step"] for line in runs.read_metrics("swept/batch=9")] == [0]
+    assert main(*swept, "--resume") == 0
+    ours, theirs = (runs.read_metrics(folder) for folder in ("swept/batch=9", "run"))
+    assert [line["val"] for line in ours] == [line["val"] for line in theirs[:2]]
+
+
+def test_a_run_without_an_end_is_counted_in_the_table(place, capsys):
+    words = ["--root", "data", *SMALL, "--epochs", "1", "--lr", "0.02", "inf", "--out", "swept"]
+    assert main("sweep", "cifar10", *words, "--together", "no") == 0
+    good, bad = cells(capsys.readouterr().out)
+    assert (good["unfinished"], bad["unfinished"]) == ("0", "1")
+    assert bad["accuracy"] and not bad["s of an epoch"] and good["s of an epoch"]
+    assert float(good["error rate"]) == pytest.approx(1 - float(good["accuracy"]), abs=1e-4)
 
 
 def test_seeds_of_a_training_are_a_sweep_that_is_planned_once(place, capsys, monkeypatch):

@@ -1,7 +1,9 @@
 """Runs trained together are the runs they would be alone."""
 
+import itertools
 import json
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import ClassVar
 
 import jax
@@ -160,6 +162,48 @@ def test_a_sweep_that_is_stopped_goes_on_to_the_same_end(alone, tmp_path):
     for i, config in enumerate(chosen):
         found = last(tmp_path / str(i), sweep.numbered(system, config), config)
         close(found.params, alone[1][i].params, rtol=1e-5, atol=1e-5)
+        ours, theirs = (runs.read_metrics(place / str(i)) for place in (tmp_path, alone[0]))
+        assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+
+
+@pytest.fixture
+def ticking(monkeypatch):
+    """A clock that is a second later whenever a sweep looks at it."""
+    ticks = itertools.count()
+    monkeypatch.setattr(sweep, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+
+
+@pytest.mark.parametrize("together, at", [(True, [2, 2, 0]), (False, [1, 1, 1])])
+def test_a_late_run_is_left_behind_and_goes_on_when_it_may(alone, tmp_path, ticking, together, at):
+    """An evaluation takes 5 seconds, a step 1; together, two runs have 13 and one has 6.5."""
+    late = [numbers | {"time_budget": 6.5} for numbers in VARIED]
+    _, _, runner = lanes(tmp_path, varied=late)
+    assert runner.run(together=together)
+    assert [loop.at for loop in runner.loops] == at
+    for loop, (folder, why) in zip(runner.loops, runner.failed.items(), strict=True):
+        assert folder == loop.folder and checkpoint.steps(folder)[-1] == loop.at
+        end = f"step {loop.at} of {loop.plan.steps}"
+        assert why == f"its 6.5 s (--time-budget) are over at {end}"
+    system, chosen, runner = lanes(tmp_path)
+    assert runner.run(together=False)
+    for i, config in enumerate(chosen):
+        found = last(tmp_path / str(i), sweep.numbered(system, config), config)
+        close(found.params, alone[1][i].params, rtol=1e-5, atol=1e-5)
+
+
+def test_a_run_that_goes_on_has_what_is_left_of_its_seconds(tmp_path):
+    _, _, runner = lanes(tmp_path, varied=VARIED[:1])
+    QUIET.begin(0, 1)
+    for _ in range(3):  # before the first epoch, the epoch, after it
+        runner.loops[0].epoch()
+    metrics = tmp_path / "0" / "metrics.jsonl"
+    line, other = map(json.loads, metrics.read_text().splitlines())
+    line["time"]["train"] = 99.0
+    metrics.write_text(f"{json.dumps(line)}\n{json.dumps(other)}\n")
+    for budget, ends in ((90.0, 5), (900.0, 15)):
+        _, _, runner = lanes(tmp_path, varied=[{**VARIED[0], "time_budget": budget}])
+        assert runner.run(together=False)
+        assert runner.loops[0].at == ends and bool(runner.failed) == (ends == 5)
 
 
 def test_timing_a_step_leaves_the_runs_where_they_are(alone, tmp_path):
@@ -255,7 +299,11 @@ def test_the_command_trains_all_and_prints_a_table(tmp_path, capsys):
     assert [(row["lr"], row["runs"]) for row in rows] == [(1e-3, 1), (2e-3, 1)]
     ends = [runs.read_metrics(out / name)[-1]["val"]["loss"] for name in ("lr=0.001", "lr=0.002")]
     assert ends[0] != ends[1]
-    assert printed == (out / "sweep.md").read_text()
+    assert (out / "sweep.md").read_text() == f"{printed}\n![{command.PICTURE}](sweep.png)\n"
+    assert (out / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert rows[0]["error_rate"] == 1 - rows[0]["accuracy"] and "| error rate |" in printed
+    ours = runs.read_metrics(out / "lr=0.001")
+    assert rows[0]["total_seconds"] == pytest.approx(sum(sum(x["time"].values()) for x in ours))
 
     before = (out / "lr=0.002" / "metrics.jsonl").read_bytes()
     assert cli.main(["sweep", "digits", *words, "--out", str(out)]) == 2
@@ -271,6 +319,14 @@ def test_seeds_are_told_as_mean_and_spread():
     scores = [{"loss": 1.0, "labels": {}}, {"loss": 3.0, "labels": {}}]
     row = command._row({"--lr": 0.1}, scores)
     assert row == {"lr": 0.1, "runs": 2, "loss": 2.0, "loss +-": pytest.approx(2**0.5)}
+
+
+def test_seeds_that_diverged_leave_the_scores_of_the_others():
+    scores = [{}, {"loss": 3.0, "epoch_seconds": 2.0}, {"loss": 5.0, "epoch_seconds": None}]
+    row = command._row({"--lr": 0.1}, scores)
+    assert (row["runs"], row["loss"], row["epoch_seconds"]) == (3, 4.0, 2.0)
+    assert "epoch_seconds +-" not in row
+    assert [*command._columns([{"lr": 1}, row])] == [*row]
 
 
 def test_the_options_of_a_sweep_have_one_value(tmp_path, capsys):

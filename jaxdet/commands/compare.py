@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from jaxdet import budget, checkpoint, classic, evaluate, parallel, plots, runs, tables, timing
 from jaxdet.commands import common, failures, report
+from jaxdet.configs import base
 from jaxdet.configs.base import Training
 from jaxdet.errors import InputError
 from jaxdet.options import Restored
@@ -53,12 +54,13 @@ def run(options):
     figure, worst = _pictures(options)
     _check(options, figure, worst)
     found, rows = [], []
-    for name, folder in _named(options.runs).items():
-        asked = Restored(run=folder, checkpoint=options.checkpoint, split=options.split)
-        restored = common.restored(asked)
-        found.append(_judged(name, asked, bool(worst), *restored))
-        if options.classic and not rows:
-            rows = _classic(options.split, *restored[:2])
+    with base.reading_once():
+        for name, folder in _named(options.runs).items():
+            asked = Restored(run=folder, checkpoint=options.checkpoint, split=options.split)
+            restored = common.restored(asked)
+            found.append(_judged(name, asked, bool(worst), *restored))
+            if options.classic and not rows:
+                rows = _classic(options.split, *restored[:2])
     notes = _notes(found, rows)
     rows = [one.row for one in found] + rows
     for note in notes:

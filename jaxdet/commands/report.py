@@ -8,6 +8,7 @@ import shlex
 from urllib.parse import quote
 
 import jax
+import numpy as np
 
 from jaxdet import configs, describe, flags, metrics, runs, tables
 from jaxdet.commands import common
@@ -34,6 +35,7 @@ def write(options, found, table, notes, pictures):
         f"Scores of checkpoint `{options.checkpoint}` on split `{options.split}`.",
         table,
         *notes,
+        *(_variants(found) if len({one.row["system"] for one in found}) == 1 else []),
         *(_best(found, limits) if limits else []),
     ]
     for title, picture in zip(PICTURES, pictures, strict=False):
@@ -53,6 +55,28 @@ def _goal(limits):
     return f"Goal: as few wrong labels as can be, with at most {most}."
 
 
+def _variants(found):
+    """Parts about what the runs are: the options in which they differ, and which did not end."""
+    names = [field for field in vars(found[0].config) if len(_values(found, field)) > 1]
+    rows = [
+        {"run": one.row["run"], **{name: getattr(one.config, name, None) for name in names}}
+        for one in found
+    ]
+    if names:
+        yield "What the runs differ in, as options of `jaxdet train`:"
+        yield tables.markdown(rows, ["run", *names])
+    for one in found:
+        done, wanted = one.row["epochs"], one.config.epochs
+        if done is not None and done < wanted and not one.config.patience:
+            why = "it was stopped, or its loss was no longer a number"
+            yield f"`{one.row['run']}` has {done} of its {wanted} epochs: {why}."
+
+
+def _values(found, field):
+    """All values of an option of the runs."""
+    return {getattr(one.config, field, None) for one in found}
+
+
 def _best(found, limits):
     """Parts about the best of the runs: those within the limits, or all where none is."""
     within = [one for one in found if all(one.row[k] <= most for k, most in limits.items())]
@@ -68,6 +92,7 @@ def _best(found, limits):
         *_layers(best),
         "## Accuracy of each label, and what it was taken for",
         common.by_label(row),
+        _telling(row),
         "## Validation accuracy after each epoch, from before the first",
         _epochs(found),
         f"Where less than {RISE} more came in the {OVER} epochs after:",
@@ -80,11 +105,27 @@ def _layers(best):
     named = networks.of_run(best.folder, best.config)
     images = jax.ShapeDtypeStruct(named.input, "float32")
     network = describe.network(named.net, images)
-    size = " x ".join(map(str, named.input))
+    *layers, whole = describe.rows(network)
+    rows = [{"layer": "input", "X": named.input}, *layers]
+    rows = [{"n": n, **row} for n, row in enumerate(rows)] + [whole]
     return [
-        f"Layers of an image, whose X is {size}; W is empty where nothing is learnt:",
-        describe.text(describe.rows(network), describe.remarks(network.counted)),
+        "From the image to its answer: X n is the output of the function F n, which learns the "
+        "weights W n; where W is empty, nothing is learnt:",
+        describe.text(rows, describe.remarks(network.counted)),
     ]
+
+
+def _telling(row):
+    """In words, the labels that are found best and worst, and the most frequent mistake."""
+    shares = {name: of["accuracy"] for name, of in row["labels"].items() if of["count"]}
+    best, worst = max(shares, key=shares.get), min(shares, key=shares.get)
+    said = f"Found best: {best}, {shares[best]:.3f}; worst: {worst}, {shares[worst]:.3f}."
+    wrong = np.array(row["confusion"])
+    np.fill_diagonal(wrong, 0)
+    true, taken = np.unravel_index(wrong.argmax(), wrong.shape)
+    names = list(row["labels"])
+    mistake = f"{names[true]} for {names[taken]}, {wrong.max()} of {wrong.sum()} mistakes"
+    return f"{said}  Most often taken wrongly: {mistake}." if wrong.any() else said
 
 
 def _accuracies(one):

@@ -3,7 +3,7 @@
 import json
 import signal
 from dataclasses import asdict, fields, replace
-from itertools import groupby, product
+from itertools import chain, groupby, product
 
 import numpy as np
 
@@ -15,10 +15,15 @@ from jaxdet.errors import InputError
 from jaxdet.progress import Progress
 
 HEADINGS = {
+    "error_rate": "error rate",
+    "error_rate +-": "error rate +-",
     "epoch_seconds": "s of an epoch",
     "epoch_seconds +-": "s of an epoch +-",
+    "total_seconds": "s in all",
+    "total_seconds +-": "s in all +-",
     "operations": "operations of an image",
 }
+CURVES, PICTURE = "sweep.png", "Validation scores against the epoch and against seconds"
 
 
 def run(name, options, words, axes):
@@ -32,29 +37,44 @@ def run(name, options, words, axes):
     trained = _trained(kind, chosen)
     first = sorted(dict.fromkeys(trained.values()), key=shape)
     groups = [list(alike) for _, alike in groupby(first, shape)]
-    with common.caught_signals() as caught:
+    programs, failed = None, {}
+    with common.caught_signals() as caught, base.reading_once():
         for number, group in enumerate(groups, 1):
             show.line(f"program {number} of {len(groups)}: {len(group)} runs")
-            lanes = _lanes(name, group, axes, options, show, lambda: bool(caught))
+            lanes = _lanes(name, group, axes, options, show, lambda: bool(caught), programs)
             if not lanes.run(together=_together(lanes, options, show)):
                 show.line("stopped; the same words with --resume go on")
                 return 130 if signal.SIGINT in caught else 0
-            costs[shape(group[0])] = lanes.cost()
+            costs[shape(group[0])], programs = lanes.cost(), lanes.programs
+            failed |= lanes.failed
         for config, by in trained.items():
             own, other = (options.out / _title(one, axes) for one in (config, by))
             if config != by and checkpoint.steps(other):
                 costs[shape(config)] = _judged(name, config, own, other, options, show)
             costs.setdefault(shape(config), costs[shape(by)])
-    rows = _rows(chosen, axes, options.out, lambda config: costs[shape(config)])
+    rows = _rows(chosen, axes, options.out, lambda config: costs[shape(config)], failed)
     left_out = ()
     if options.one_at_a_time:
         rows, left_out = _gains(rows, axes, chosen[0].best), [axis.strip("-") for axis in axes]
-    names = [key for key in rows[0] if key not in left_out]
+    names = [key for key in _columns(rows) if key not in left_out]
     text = tables.markdown(rows, {key: HEADINGS.get(key, key) for key in names})
-    runs.write_text(options.out / "sweep.md", f"{text}\n")
-    runs.write_json(options.out / "sweep.json", rows)
+    _keep(rows, text, [_title(config, axes) for config in chosen], options.out)
     print(json.dumps(rows) if options.json else text)
     return 0
+
+
+def _columns(rows):
+    """What any row has, in the order of the row that has most."""
+    return dict.fromkeys(chain(max(rows, key=len), *rows))
+
+
+def _keep(rows, text, titles, out):
+    """The table in two forms, and the curves of all runs beside it."""
+    from jaxdet import plots  # half a second of matplotlib that the first step need not wait for
+
+    plots.curves({title: runs.read_metrics(out / title) for title in titles}, out / CURVES)
+    runs.write_text(out / "sweep.md", f"{text}\n\n![{PICTURE}]({CURVES})\n")
+    runs.write_json(out / "sweep.json", rows)
 
 
 def _with_grid(name, kind, options, words, axes):
@@ -131,8 +151,11 @@ def _judged(name, config, folder, trained, options, show):
     return sweep.judge(system, config, folder, trained, show)
 
 
-def _lanes(name, group, axes, options, show, stop):
-    """Configurations that differ in numbers only, on their way in a folder each."""
+def _lanes(name, group, axes, options, show, stop, before):
+    """Configurations that differ in numbers only, on their way in a folder each.
+
+    before: the `fit.Programs` of those whose turn it was before, or None.
+    """
     among = training.devices(group[0])
     if options.together == "yes" and len(among) > 1:
         raise InputError(f"--together yes wants one device, not {len(among)}: --devices 1")
@@ -144,7 +167,7 @@ def _lanes(name, group, axes, options, show, stop):
     common.tell_skipped(system.notes, show.line)
     folders = [options.out / _title(config, axes) for config in group]
     going_on = [folder for folder in folders if runs.is_run(folder) and not options.overwrite]
-    programs = fit.Programs(system, group[0])
+    programs = fit.Programs(system, group[0], before)
     group = _planned(name, group, going_on, programs, system, show)
     for folder, config in zip(folders, group, strict=True):
         if folder in going_on:
@@ -206,14 +229,22 @@ def _value(config, axis):
     return getattr(config, axis.removeprefix("--").replace("-", "_"))
 
 
-def _rows(chosen, axes, out, cost):
-    """A row a combination: its options; mean and spread over seeds of the best evaluation; cost."""
-    found, costs = {}, {}
+def _rows(chosen, axes, out, cost, failed):
+    """A row a combination: its options; mean and spread over seeds of the best evaluation; cost.
+
+    failed: folders of runs that did not come to their ends; where there are, rows count them.
+    """
+    found = {}
     for config in chosen:
         values = tuple((axis, _value(config, axis)) for axis in axes if axis != "--seed")
-        found.setdefault(values, []).append(_best(config, out / _title(config, axes)))
-        costs[values] = cost(config)
-    return [_row(dict(values), scores) | costs[values] for values, scores in found.items()]
+        found.setdefault(values, []).append((config, out / _title(config, axes)))
+    rows = []
+    for values, alike in found.items():
+        row = _row(dict(values), [_best(*one) for one in alike])
+        if failed:
+            row["unfinished"] = sum(folder in failed for _, folder in alike)
+        rows.append(row | cost(alike[0][0]))
+    return rows
 
 
 def _gains(rows, axes, best):
@@ -232,13 +263,23 @@ def _best(config, folder):
     metrics = runs.read_metrics(folder)
     scores = [line["val"] for line in metrics]
     best = max(scores, key=lambda one: (one[config.best], -one["loss"]), default={})
-    return best | ({"epoch_seconds": runs.epoch_seconds(metrics)} if best else {})
+    if not best:
+        return {}
+    wrong = {"error_rate": 1 - best["accuracy"]} if "accuracy" in best else {}
+    spent = {
+        "epoch_seconds": runs.epoch_seconds(metrics),
+        "total_seconds": runs.total_seconds(metrics),
+    }
+    return {**best, **wrong, **spent}
 
 
 def _row(values, scores):
+    """The options of a row and their scores."""
     row = {**{axis.strip("-"): value for axis, value in values.items()}, "runs": len(scores)}
-    for name in (name for name, value in scores[0].items() if isinstance(value, float)):
-        of_all = [score[name] for score in scores if score]
+    for name in dict.fromkeys(chain(*scores)):
+        of_all = [score[name] for score in scores if isinstance(score.get(name), float)]
+        if not of_all:
+            continue
         row[name] = float(np.mean(of_all))
         if len(of_all) > 1:
             row[f"{name} +-"] = float(np.std(of_all, ddof=1))

@@ -1,7 +1,11 @@
 """What every system's configuration has: the length of a run, its optimiser, its judgement."""
 
 from collections.abc import Callable
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, fields
+from functools import wraps
+from types import SimpleNamespace
 from typing import Any, ClassVar, Literal, NamedTuple
 
 
@@ -94,6 +98,41 @@ class Training:
     that is resumed counts those of its earlier processes; 0: none"""
     max_params: int = 0
     """refuse a network with more parameters that learn, and say where they are; 0 takes any"""
+
+
+_read_last = ContextVar("read_last", default=None)  # reader -> (its fields' values, what it gave)
+
+
+@contextmanager
+def reading_once():
+    """Inside, each reader made by `reads` keeps what it read last, for configurations like that."""
+    token = _read_last.set({})
+    try:
+        yield
+    finally:
+        _read_last.reset(token)
+
+
+def reads(*names):
+    """Makes a reader of data a function of these fields of a configuration: it is given no others.
+
+    What it gives must not be changed: see `reading_once`.
+    """
+
+    def made(read):
+        @wraps(read)
+        def found(config):
+            chosen, kept = {name: getattr(config, name) for name in names}, _read_last.get()
+            if kept is None:
+                return read(SimpleNamespace(**chosen))
+            if read not in kept or kept[read][0] != chosen:
+                kept.pop(read, None)  # its memory is needed
+                kept[read] = chosen, read(SimpleNamespace(**chosen))
+            return kept[read][1]
+
+        return found
+
+    return made
 
 
 def weights(config):

@@ -1,6 +1,7 @@
 """CIFAR-10: small images in ten classes, within a budget of parameters and of time (seed 003).
 
     jaxdet train cifar10 --root DIR                                  # PyTorch's tutorial, 2 epochs
+    jaxdet eval runs/cifar10 --tta true                              # asks mirror images as well
     jaxdet describe runs/cifar10                                     # every layer, every operation
     jaxdet train cifar10 --root DIR --model tiny --time-budget 3600 --batch 128 --optimizer adamw \\
         --lr 4e-3 --schedule cosine --warmup 200 --weight-decay .05 --ema .998 --smoothing .1 \\
@@ -91,6 +92,8 @@ class Config(Training):
     """brightness and contrast of training images change by up to this share"""
     mixup: float = 0.0
     """training images are mixed by shares from Beta(mixup, mixup)"""
+    tta: bool = False
+    """answer by an image and its mirror image; the loss of validation stays that of the image"""
     max_params: int = LIMITS["parameters"]
     epochs: int = 2
     batch: int = 4
@@ -136,12 +139,9 @@ def network(config, classes=10):
 
 def build(config):
     """The system of a `Config`, with its data."""
-    from jaxdet.data import cifar
-
-    found, classes = cifar.read(config.root)
-    splits = _splits(config, found)
-    made = system(config, classes, splits)
-    return made._replace(part=partial(_part, made, len(found["train"]) - len(splits["val"])))
+    splits, classes = _data(config)
+    whole = system(config, classes, splits)
+    return _part(whole, config)._replace(part=partial(_part, whole))
 
 
 def system(config, classes, splits):
@@ -166,8 +166,8 @@ def task_of(config, net, classes):
     """The task of a `Config`, for a network and the names of its classes."""
     from jaxdet.tasks import classify
 
-    kinds = {"loss_kind": config.loss, "smoothing": config.smoothing}
-    return classify.Classifier(net, classes, _change(config), _mix(config), **kinds).task()
+    how = {"loss_kind": config.loss, "smoothing": config.smoothing, "mirrored": config.tta}
+    return classify.Classifier(net, classes, _change(config), _mix(config), **how).task()
 
 
 def inspect(root):
@@ -177,30 +177,29 @@ def inspect(root):
     return cifar.survey(root)
 
 
-def _splits(config, found):
-    """{part: source}, shuffled: the validation images are some of those for training."""
+@base.reads("root", "cut_val", "split_seed")
+def _data(config):
+    """({part: source}, classes), shuffled: validation images are some of those for training."""
     import numpy as np
 
+    from jaxdet.data import cifar
+
+    found, classes = cifar.read(config.root)
     random, images = np.random.default_rng(config.split_seed), found["train"]
     order = random.permutation(len(images))
     held = max(round(config.cut_val * len(images)), 1)
     if held == len(images):
         raise InputError(f"--cut-val {config.cut_val:g} of {held} images leaves none for training")
-    kept = _used(config, len(images) - held)
     test = found["test"].take(random.permutation(len(found["test"])))
-    train, val = (images.take(order[rows]) for rows in (slice(held, held + kept), slice(held)))
-    return {"train": train, "val": val, "test": test}
+    train, val = (images.take(order[rows]) for rows in (slice(held, None), slice(held)))
+    return {"train": train, "val": val, "test": test}, classes
 
 
-def _used(config, count):
-    """How many of `count` images for training are used."""
-    return max(round(config.train_frac * count), 1)
-
-
-def _part(whole, count, config):
-    """A system with the share of `count` training images that `config` uses, the first ones."""
-    train = whole.splits["train"].first(_used(config, count))
-    return whole._replace(splits=whole.splits | {"train": train})
+def _part(whole, config):
+    """A system of all training images with the share that `config` uses, the first ones."""
+    train = whole.splits["train"]
+    used = max(round(config.train_frac * len(train)), 1)
+    return whole._replace(splits=whole.splits | {"train": train.first(used)})
 
 
 def _change(config):

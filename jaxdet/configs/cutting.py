@@ -6,6 +6,7 @@ Functions take the configuration of the system, or the options of `jaxdet data s
 from collections import Counter
 from pathlib import Path
 
+from jaxdet.configs import base
 from jaxdet.errors import InputError
 
 
@@ -40,16 +41,19 @@ def rows(config):
     return photos.split(every, **shares, seed=config.split_seed), bad
 
 
-def load(config, parts, classes):
-    """Sources of the rows that can be used, and what is wrong with the others."""
+@base.reads("root", "split_files", "cut_val", "cut_test", "train_frac", "split_seed", "size")
+def read(config):
+    """({part: rows}, classes, {part: source} of those that can be used, what is wrong)."""
     from jaxdet.data import photos
 
-    splits, unused, first = {}, [], 0
+    parts, bad = rows(config)
+    classes = tuple(sorted({row.label for of_part in parts.values() for row in of_part}))
+    splits, notes, first = {}, [*bad], 0
     for part, of_part in parts.items():
         splits[part], bad = photos.load(of_part, config.root, config.size, classes, first_id=first)
         first += len(of_part)
-        unused += bad
-    return splits, unused
+        notes += bad
+    return parts, classes, splits, tuple(notes)
 
 
 def tables(parts):

@@ -48,8 +48,8 @@ class Config(Changing):
     JUDGED: ClassVar = ("score", "nms", "nms_kind", "most", "tta")
     GRIDS: ClassVar = {
         "ablation": "--assigner tal iou --box-loss ciou diou giou iou --neck fpn pan"
-        " --block conv c3 c2f --head noobj-zero noobj-bg yolox --bins 1 16 --light .2 0"
-        " --nms-kind hard linear gaussian nmw wbf --mosaic 0 .5 --rotate 0 30",
+        " --block conv c3 c2f --head noobj-zero noobj-bg yolox --bins 1 16 --light 0.2 0"
+        " --nms-kind hard linear gaussian nmw wbf --mosaic 0 0.5 --rotate 0 30",
     }
 
     root: str = ""
@@ -225,6 +225,7 @@ def inspect(root):
     return scenes.survey(found), bad, oddities
 
 
+@base.reads("root", "format", "cut_val", "seed", "slots", "size", "stream")
 def _data(config):
     """(Scenes, {part: source}, what is wrong)."""
     from jaxdet.data import formats, scenes

@@ -110,10 +110,7 @@ def network(config, classes=10):
 
 def build(config):
     """The system of a `Config`, with its data."""
-    from jaxdet.data import digits
-
-    splits = digits.splits(config.source, config.root or None, config.split_seed)
-    return system(config, CLASSES, splits)
+    return system(config, CLASSES, _data(config))
 
 
 def system(config, classes, splits):
@@ -151,6 +148,14 @@ def check(config):
         raise InputError("--widths, --dense and --window: every width must be at least 1")
     if config.box_weight <= 0 or config.box_start < 0 or config.class_weight < 0:
         raise InputError("--box-weight must be above 0, --box-start and --class-weight at least 0")
+
+
+@base.reads("source", "root", "split_seed")
+def _data(config):
+    """{part: source}."""
+    from jaxdet.data import digits
+
+    return digits.splits(config.source, config.root or None, config.split_seed)
 
 
 def _check_sizes(config, net, place, source):

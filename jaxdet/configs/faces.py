@@ -172,6 +172,7 @@ def _verifier(config, net, people):
     )
 
 
+@base.reads("root", "size", "people", "cut_val", "cut_test", "split_seed")
 def _data(config):
     """(people that are learnt, {split: source}, what is wrong with files)."""
     from jaxdet.data import folders

@@ -147,10 +147,7 @@ def _boxer(config, part):
 
 def build(config):
     """The system of a `Config`, with its data."""
-    rows, bad = cutting.rows(config)
-    classes = tuple(sorted({row.label for part in rows.values() for row in part}))
-    splits, unused = cutting.load(config, rows, classes)
-    notes = (*bad, *unused)
+    rows, classes, splits, notes = cutting.read(config)
     base.check_notes(config, notes)
     made = system(config, classes, splits)._replace(files=cutting.tables(rows), notes=notes)
     return made._replace(part=partial(_part, made))

@@ -29,6 +29,8 @@ class Arrays:
 
     def first(self, count):
         """The source of the first `count` rows, which share the memory of all."""
+        if count >= len(self):
+            return self
         return Arrays(self[:count], self.names and self.names[:count])
 
     def batches(self, index):

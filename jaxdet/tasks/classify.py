@@ -22,7 +22,8 @@ class Classifier(NamedTuple):
 
     `net` gives logits [B, K].  `change(key, image)` alters one training image [H, W, C] of levels
     in [0, 255], `mix(keys [B], images, wanted [B, K])` a batch of levels in [0, 1] and what it is
-    to be taken for.  `at.hyper` has `dropout`, which multiplies the network's rates.
+    to be taken for.  `at.hyper` has `dropout`, which multiplies the network's rates.  Answers of
+    `mirrored` are by the mean logits of an image and its mirror image; the loss is not.
     """
 
     net: Any
@@ -31,6 +32,7 @@ class Classifier(NamedTuple):
     mix: Callable | None = None
     loss_kind: Loss = "cross_entropy"
     smoothing: float = 0.0
+    mirrored: bool = False
     levels: Levels = HALF
 
     def task(self):
@@ -68,13 +70,19 @@ class Classifier(NamedTuple):
 
     def predict(self, variables, images):
         """`label [B]` and `score [B]` of images [B, H, W, C]; scores are a softmax's."""
-        logits = self.net.apply(variables, self._normal(images), train=False)
-        chances = jax.nn.softmax(logits.astype(jnp.float32))
+        logits = self._logits(variables, images)
+        if self.mirrored:
+            logits = (logits + self._logits(variables, images[:, :, ::-1])) / 2
+        chances = jax.nn.softmax(logits)
         return {"label": chances.argmax(-1), "score": chances.max(-1)}
 
     def measure(self, predictions, batch):
         """Labels, true and predicted, [B]."""
         return {"label": batch["label"], "predicted": predictions["label"]}
+
+    def _logits(self, variables, images):
+        logits = self.net.apply(variables, self._normal(images), train=False)
+        return logits.astype(jnp.float32)
 
     def _normal(self, images):
         mean, deviation = (np.float32(v)[None, None, None] for v in self.levels)

@@ -1,5 +1,6 @@
 import json
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -40,3 +41,60 @@ def test_a_system_says_what_its_runs_must_keep():
     system = configs.build("digits", Config())
     assert {"classes", "input", "normalisation"} <= set(system.about)
     assert {"train", "val", "test"} <= set(system.splits)
+
+
+def a_reader():
+    """A reader of two fields, and the list of what it was asked for."""
+    asked = []
+
+    @base.reads("root", "size")
+    def read(config):
+        """What is there."""
+        asked.append((config.root, config.size))
+        return object()
+
+    return read, asked
+
+
+def asking(root, size, lr=1.0):
+    return SimpleNamespace(root=root, size=size, lr=lr)
+
+
+def test_what_is_read_last_is_kept_inside():
+    read, asked = a_reader()
+    with base.reading_once():
+        first = read(asking("a", (2, 3)))
+        assert read(asking("a", (2, 3), lr=2.0)) is first
+        assert read(asking("a", (3, 3))) is not first
+        assert read(asking("a", (2, 3))) is not first
+    assert asked == [("a", (2, 3)), ("a", (3, 3)), ("a", (2, 3))]
+    assert read.__doc__ == "What is there."
+
+
+def test_outside_and_another_time_it_is_read_again():
+    read, asked = a_reader()
+    for _ in range(2):
+        with base.reading_once():
+            read(asking("a", 1))
+        read(asking("a", 1))
+    assert len(asked) == 4
+
+
+def test_what_fails_is_not_kept():
+    @base.reads("root")
+    def read(config):
+        raise OSError(config.root)
+
+    with base.reading_once():
+        for _ in range(2):
+            with pytest.raises(OSError, match="gone"):
+                read(asking("gone", 1))
+
+
+def test_a_reader_has_no_other_fields():
+    @base.reads("root")
+    def read(config):
+        return config.size
+
+    with pytest.raises(AttributeError):
+        read(asking("a", 1))

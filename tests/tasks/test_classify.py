@@ -245,3 +245,18 @@ def test_measures_are_labels_and_their_report_counts_them():
     assert (report["count"], report["correct"]) == (6, 5)
     assert list(report["labels"]) == list(CLASSES)
     assert np.sum(report["confusion"]) == 6
+
+
+def test_mirrored_answers_are_of_the_mean_logits_of_an_image_and_its_mirror_image():
+    net, batch = Tiny(), drawn(4)
+    views = [batch["image"] / np.float32(255)]
+    views.append(views[0][:, :, ::-1])
+    variables = jax.jit(net.init)(jax.random.key(0), views[0])
+    plain, both = (jax.jit(classifier(net, mirrored=on).predict) for on in (False, True))
+    logits = [net.apply(variables, 2 * view - 1).astype(np.float64) for view in views]
+    chances = special.softmax(np.mean(logits, 0), -1)
+    found = both(variables, views[0])
+    np.testing.assert_array_equal(found["label"], chances.argmax(-1))
+    np.testing.assert_allclose(found["score"], chances.max(-1), rtol=1e-5)
+    np.testing.assert_allclose(both(variables, views[1])["score"], found["score"], rtol=1e-5)
+    assert not np.allclose(plain(variables, views[0])["score"], found["score"], rtol=1e-4)
