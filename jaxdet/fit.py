@@ -193,21 +193,31 @@ class Loop:
         scores = self.programs.evaluator(kept, self._pause, self.hyper)
         seconds = {"train": trained, "eval": time.monotonic() - begun}
         score = (float(np.float32(scores[self.config.best])), float(np.float32(scores["loss"])))
+        means = _means(book) if book["count"] else None
+        book = self._dropped(_scored(book, self.at, score), score)
         line = {
             "step": self.at,
             "epoch": self.at // self.plan.epoch_steps,
-            "lr": float(self.rate(self.at // self.plan.accumulate)),
-            "train": _means(book) if book["count"] else None,
+            "lr": float(self.rate(self.at // self.plan.accumulate) * train.scale_of(book)),
+            "train": means,
             "val": scores,
             "time": seconds,
         }
         runs.append_metrics(self.folder, line)
-        book = _scored(book, self.at, score)
         self.state = self.state.replace(book=parallel.put(book, self.among))
         self.save(score)
         summary = evaluate.summary(scores, self.operations, seconds["eval"])
         self.show.line(_sentence(line, self.config, book, summary))
         self._draw()
+
+    def _dropped(self, book, score):
+        """The book after an evaluation, with the learning rate that a plateau leaves."""
+        if "plateau" not in book:
+            return book
+        value = {"loss": score[1], "score": 1 - score[0]}[self.config.drop_on]
+        rule = train.plateau(self.config)
+        _, after = rule.update(train.ZERO, book["plateau"], value=np.float32(value))
+        return book | {"plateau": jax.device_get(after)}
 
     def _draw(self):
         """Redraw the curves, at most twice a minute, and not before the first step."""

@@ -1,6 +1,7 @@
 """Options as frozen dataclasses: fields are flags, read by tyro.
 
-A boolean is `--x true`, `--x false`, `--x` or `--no-x`; a list is separated by spaces.
+A boolean is `--x true`, `--x false`, `--x` or `--no-x`; a list is separated by spaces, one of
+numbers by commas as well.
 """
 
 from dataclasses import fields, is_dataclass, make_dataclass
@@ -20,28 +21,47 @@ def with_config(command, words, defaults):
 
 
 def parse(prog, words, kind, **kwargs):
-    """What tyro makes of the words; a boolean is `--x true`, `--x false`, `--x` or `--no-x`.
+    """What tyro makes of the words, booleans and lists of numbers as above.
 
     Wrong words end the process with exit code 2 and the nearest option.
     """
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(_boolean)
     settings = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
+    args = apart(spelled_out(words, booleans(kind)), number_lists(kind))
     with registry:
-        return tyro.cli(
-            kind, prog=prog, args=spelled_out(words, booleans(kind)), config=settings, **kwargs
-        )
+        return tyro.cli(kind, prog=prog, args=args, config=settings, **kwargs)
 
 
 def booleans(kind):
     """Option names of the boolean fields of a dataclass, nested ones included."""
+    return _named(kind, lambda of: of in (bool, "bool"))
+
+
+def number_lists(kind):
+    """Option names of the fields of a dataclass that are lists of numbers, nested ones included."""
+    return _named(kind, lambda of: str(of).startswith(("tuple[int", "tuple[float")))
+
+
+def _named(kind, wanted):
+    """Option names of the fields of a dataclass whose type is wanted."""
     names = set()
     for field in fields(kind):
         if is_dataclass(field.type):
-            names |= booleans(field.type)
-        elif field.type in (bool, "bool"):
+            names |= _named(field.type, wanted)
+        elif wanted(field.type):
             names.add(field.name.replace("_", "-"))
     return names
+
+
+def apart(words, names):
+    """The words; of options with these names each number is one: `1,2` is `1 2`."""
+    out, splits = [], False
+    for word in words:
+        option = word.startswith("--")
+        splits = word.removeprefix("--").replace("_", "-") in names if option else splits
+        out += filter(None, word.split(",")) if splits and not option else [word]
+    return out
 
 
 def spelled_out(words, names):
@@ -76,9 +96,11 @@ def _word(value):
 def several(words, kind):
     """(words, {"--option": [value]}): those options of dataclass `kind` that have several values.
 
-    `--seeds N` is N seeds from 0.  Options that take several values by themselves stay.
+    `--seeds N` is N seeds from 0.  Options that take several values by themselves stay, but for
+    several lists of numbers: `--x 1,2 3,4` is two of them.
     """
     lists = {f.name for f in fields(kind) if "tuple" in str(f.type)}
+    numbers = number_lists(kind)
     rest, axes, at = [], {}, 0
     while at < len(words):
         end = next((i for i in range(at + 1, len(words)) if words[i].startswith("--")), len(words))
@@ -86,12 +108,18 @@ def several(words, kind):
         name = option.removeprefix("--").replace("-", "_")
         if name == "seeds" and len(values) == 1 and values[0].isdecimal():
             axes["--seed"] = [str(seed) for seed in range(int(values[0]))]
-        elif len(values) > 1 and name not in lists:
+        elif len(values) > 1 and (name not in lists or _are_lists(option, values, numbers)):
             axes[option] = values
         else:
             rest += words[at:end]
         at = end
     return rest, axes
+
+
+def _are_lists(option, values, names):
+    """Whether the values of an option are lists of numbers each."""
+    known = option.removeprefix("--").replace("_", "-") in names
+    return known and any("," in value for value in values)
 
 
 def _boolean(info):

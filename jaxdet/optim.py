@@ -5,12 +5,15 @@ import jax.numpy as jnp
 import optax
 
 
-def schedule(kind, *, rate, steps, warmup=0, drops=(), drop=0.1):
+def schedule(kind, *, rate, steps, warmup=0, drops=(), drop=0.1, cycle=1, grow=1):
     """Learning rate as a function of the update number: a linear warm-up, then `kind`.
 
-    `cosine` falls to 0 at `steps`; `piecewise` multiplies by `drop` at each fraction of `steps`
-    named in `drops` (seed 003: .5 and .75); `constant` stays.  `warmup` counts updates.  `rate`
-    and `steps` may be traced: runs of several lengths share one program.
+    `cosine` falls to 0 at `steps`; `restarts` does so after `cycle` updates and begins again, in
+    cycles each `grow` times as long as the one before (a whole number), counted from the first
+    update (warm restarts, Loshchilov and Hutter 2016, arXiv:1608.03983); `piecewise` multiplies by
+    `drop` at each fraction of `steps` named in `drops` (seed 003: .5 and .75); `constant` stays,
+    and so does `plateau`, which the function of that name lets drop.  `warmup` counts updates.
+    `rate`, `steps` and `cycle` may be traced: runs of several lengths share one program.
     """
     after = jnp.maximum(steps - warmup, 1)
     fall = optax.cosine_decay_schedule(rate, 1.0)
@@ -20,13 +23,37 @@ def schedule(kind, *, rate, steps, warmup=0, drops=(), drop=0.1):
         match kind:
             case "cosine":
                 return fall(count / after)
+            case "restarts":
+                return fall(_phase((count + warmup) / cycle, grow))
             case "piecewise":
                 return rate * drop ** (count >= edges).sum()
-            case "constant":
+            case "constant" | "plateau":
                 return rate
 
     ramp = optax.linear_schedule(rate / max(warmup, 1), rate, max(warmup - 1, 1))
     return optax.join_schedules([ramp, main], [warmup]) if warmup else main
+
+
+def _phase(place, grow):
+    """How much of its cycle is over, in [0, 1), at a place that counts lengths of the first."""
+    if grow == 1:
+        return place % 1
+    starts = [0]
+    while starts[-1] < 2**31:  # places are updates at most, an int32
+        starts.append(grow * starts[-1] + 1)
+    number = (place >= jnp.float32(starts)).sum() - 1
+    lengths = jnp.float32([grow**n for n in range(len(starts))])
+    return (place - jnp.float32(starts)[number]) / lengths[number]
+
+
+def plateau(drop, patience):
+    """A rule of when the rate drops, as an optax transformation of values, less is better.
+
+    Its state begins as `init(zero)`.  `update(zero, state, value=)` multiplies `scale` of the state
+    by `drop` after `patience` values in a row that are not better than the best by a ten-thousandth
+    of it (as in PyTorch, which waits for one more).
+    """
+    return optax.contrib.reduce_on_plateau(drop, patience, rtol=1e-4)
 
 
 def optimizer(

@@ -43,7 +43,8 @@ class Sweep(Process):
     """not every combination: the first values of all options, and then each other value of one,
     with what it gains"""
     grid: str = ""
-    """options and values by name; cifar10: arch, batch, aug, loss, opt, act; detect: ablation"""
+    """options and values by name; cifar10: arch, batch, aug, loss, opt, act; detect: ablation;
+    faces: arch, loss, head, opt, schedule, dropout, squeeze, act, and seed, the rows of seed 004"""
     resume: bool = False
     """continue the runs in --out"""
     overwrite: bool = False
@@ -119,6 +120,11 @@ class Predict(Restored):
     where one is not called a number, its place from 0"""
     save_crop: Path | None = None
     """detect: folder for what is inside of each box"""
+    submit: Path | None = None
+    """table to write instead of a line an image: the files of one folder of images, in the order
+    of their names, and the number of the label of each, counted from 0 (.csv)"""
+    sample: Path | None = None
+    """table whose heading and first column --submit takes over, when its rows match (.csv)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +143,8 @@ class Assign(Restored):
 class Compare(Process):
     """Several runs side by side: one table, their validation curves, their worst failures.
 
-    For cifar10 the report is that of seed 003: limits, best network, accuracy of every epoch.
+    For cifar10 the report is that of seed 003: limits, best network, accuracy of every epoch; for
+    faces that of seed 004: its table of what the runs are, its cut-offs.
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
@@ -156,6 +163,9 @@ class Compare(Process):
     classic: bool = False
     """rows for HOG features with a linear SVM and for a Haar cascade, on the data of the first run
     (objects only; pip install jaxdet[data])"""
+    verified: tuple[Path, ...] = ()
+    """faces: files that `verify dev` and `verify test` wrote with --out, of these runs: the report
+    says which cut-offs of seed 004 they reach"""
     overwrite: bool = False
     """replace --report and its pictures"""
     json: bool = False
@@ -179,7 +189,8 @@ class Inspect(Process):
     """What a folder of data holds: counts, sizes, boxes, rows or files that cannot be used."""
 
     root: str = ""
-    """folder of the data: objects: images/ and annotations/; cifar10: any of its forms"""
+    """folder of the data: objects: images/ and annotations/; faces: a folder a person; cifar10: any
+    of its forms"""
     on_bad_row: Literal["error", "skip"] = "error"
     """what a row or file that cannot be used makes of the exit code: 2, or 0"""
     json: bool = False

@@ -56,7 +56,8 @@ class Dev(Identify):
     step: float = 0.01
     """step between the thresholds of the curve, which go from -1 to 1 for cosines"""
     out: Path | None = None
-    """file for the threshold and what it was found with, for `verify test` and `pair` (.json)"""
+    """file for the threshold, what it was found with, for `verify test` and `pair`, and its
+    scores, for `compare --verified` (.json)"""
     plots: Path | None = None
     """folder for pictures: accuracy against the threshold, ROC curve, histogram of the scores; and
     the first as a table"""
@@ -74,6 +75,8 @@ class Test(Identify):
     """table to write, index and label of each unknown image, instead of a line an image (.csv)"""
     sample: Path | None = None
     """table whose heading and first column --submit takes over, when its rows match (.csv)"""
+    out: Path | None = None
+    """with --truth: file for the scores, for `compare --verified` (.json)"""
 
 
 @dataclass(frozen=True, kw_only=True)

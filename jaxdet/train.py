@@ -13,6 +13,7 @@ from jaxdet.data import batches
 from jaxdet.ops import keys
 from jaxdet.types import At, TrainState
 
+ZERO = np.float32(0)
 LENGTH = ("epoch_steps", "steps")  # of a plan: numbers that a step reads from the state
 
 
@@ -51,7 +52,16 @@ def learning_rate(config, plan, peak=None):
         warmup=config.warmup,
         drops=config.drops,
         drop=config.drop,
+        cycle=config.cycle * plan.epoch_steps / plan.accumulate,
+        grow=config.cycle_factor,
     )
+
+
+def plateau(config):
+    """When the learning rate of `config` drops: `optim.plateau`, or None where it never does so."""
+    if config.schedule == "plateau":
+        return optim.plateau(config.drop, config.drop_patience)
+    return None
 
 
 def numbers(system, config):
@@ -97,10 +107,11 @@ def maker(system, config):
         optimizer=chosen,
         seed=config.seed,
         ema=config.ema,
+        plateau=plateau(config),
     )
 
 
-def create(data, hyper, *, task, optimizer, seed, ema):
+def create(data, hyper, *, task, optimizer, seed, ema, plateau=None):
     """The state before the first step; `data` gives the shapes of a batch.
 
     Traceable: `jit` it to make the state, `eval_shape` it to know what a checkpoint holds.
@@ -119,7 +130,7 @@ def create(data, hyper, *, task, optimizer, seed, ema):
         ema=jax.tree.map(jnp.copy, {"params": params, "stats": stats}) if ema else {},
         hyper=hyper,
         key=root,
-        book=_fresh_book(terms),
+        book=_fresh_book(terms) | ({"plateau": plateau.init(ZERO)} if plateau else {}),
     )
 
 
@@ -181,7 +192,7 @@ def train_step(state, data, rows, *, task, optimizer, plan, axis, scale=1.0):
     (_, (stats, terms)), grads = jax.value_and_grad(share, has_aux=True)(state.params)
     terms, grads = parallel.total((terms, grads), axis)
     bad = _not_finite(terms, grads)
-    chosen = optimizer(state.hyper)
+    chosen = optimizer(_numbers_now(state))
     updates, opt_state = chosen.update(grads, state.opt_state, state.params)
     moved = state.replace(
         params=optax.apply_updates(state.params, updates), stats=stats, opt_state=opt_state
@@ -189,6 +200,18 @@ def train_step(state, data, rows, *, task, optimizer, plan, axis, scale=1.0):
     moved = moved.replace(ema=_averaged(moved, plan))
     kept = jax.tree.map(partial(jnp.where, bad.any()), state, moved)
     return kept.replace(step=state.step + 1, book=_noted(state, terms, bad))
+
+
+def _numbers_now(state):
+    """The numbers of a state, with what plateaus have left of the learning rate."""
+    if "plateau" not in state.book:
+        return state.hyper
+    return {**state.hyper, "lr": state.hyper["lr"] * scale_of(state.book)}
+
+
+def scale_of(book):
+    """What plateaus have left of the learning rate, as a share of it."""
+    return book["plateau"].scale if "plateau" in book else 1.0
 
 
 def _batch(state, data, rows, task, at):

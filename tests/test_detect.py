@@ -111,6 +111,12 @@ def test_eval_says_what_training_logged(place, trained):
     assert found["labels"] == logged["labels"]
 
 
+def test_compare_says_what_eval_says(place):
+    (row,) = answers("compare", "run", "--split", "val")
+    (found,) = answers("eval", "run", "--split", "val")
+    assert (row["map"], row["loss"]) == (found["map"], found["loss"])
+
+
 def test_eval_prints_a_line_a_score_and_a_row_a_class(place, capsys):
     assert main("eval", "run", "--split", "val", "--score", ".001", "--nms-kind", "wbf") == 0
     said = capsys.readouterr().out

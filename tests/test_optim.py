@@ -5,6 +5,7 @@ import optax
 import pytest
 
 from jaxdet import optim
+from tests import slow
 
 
 def test_warm_up_is_a_line_then_cosine_falls_to_zero():
@@ -27,6 +28,49 @@ def test_piecewise_drops_where_it_says_after_a_warm_up():
 
 def test_constant_stays():
     rate = optim.schedule("constant", rate=0.3, steps=5)
+    assert {round(float(rate(i)), 6) for i in (0, 3, 1000)} == {0.3}
+
+
+@pytest.mark.parametrize("cycle, grow", [(5, 1), (7, 1), (3, 2), (2, 3), (1, 4)])
+def test_restarts_are_the_loop(cycle, grow):
+    rate = jax.jit(optim.schedule("restarts", rate=0.4, steps=60, cycle=cycle, grow=grow))
+    expected = slow.restarts(0.4, cycle, grow, 60)
+    np.testing.assert_allclose([rate(i) for i in range(60)], expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("epochs", [5, 20, 50, 60, 100, 150, 200])
+def test_restarts_are_where_the_epochs_of_the_seed_begin(epochs):
+    """Of 547 updates each, as 70,010 images in batches of 128; also after a warm-up."""
+    for warmup in (0, 300):
+        how = {"rate": 1.0, "steps": 1, "warmup": warmup, "cycle": jnp.int32(547 * epochs)}
+        rate = jax.jit(optim.schedule("restarts", **how))
+        for number in (1, 2, 9):
+            start = 547 * epochs * number
+            assert float(rate(start)) == 1 and float(rate(start - 1)) < 1e-6
+
+
+def test_a_restart_comes_after_the_warm_up_of_the_first_cycle_only():
+    rate = optim.schedule("restarts", rate=1.0, steps=20, warmup=2, cycle=5)
+    found = [float(rate(i)) for i in range(10)]
+    np.testing.assert_allclose(found[:2], [0.5, 1])
+    np.testing.assert_allclose(found[2:], slow.restarts(1.0, 5, 1, 10)[2:], rtol=1e-5)
+
+
+@pytest.mark.parametrize("patience", [1, 3])
+def test_plateaus_are_the_loop(patience):
+    random = np.random.default_rng(patience)
+    values = np.float32(1 / (1 + np.arange(40) // 6) + 0.1 * random.integers(0, 3, 40))
+    rule, zero = optim.plateau(0.5, patience), jnp.float32(0)
+    state, found = rule.init(zero), []
+    for value in [*values, np.nan]:
+        _, state = rule.update(zero, state, value=np.float32(value))
+        found.append(float(state.scale))
+    assert found == slow.plateau([*values, np.nan], 0.5, patience)
+    assert found[-1] < 0.5
+
+
+def test_a_plateau_leaves_the_rate_to_its_rule():
+    rate = optim.schedule("plateau", rate=0.3, steps=5)
     assert {round(float(rate(i)), 6) for i in (0, 3, 1000)} == {0.3}
 
 

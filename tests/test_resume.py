@@ -104,17 +104,22 @@ def programs():
 @pytest.fixture
 def fit(monkeypatch, programs):
     """`fit.fit` without compiling anew for every run, and without pictures."""
-    compiled, maker = parallel.compiled, train.maker
+    compiled, maker, chosen = parallel.compiled, train.maker, {}
 
     def shared(step, among, **kwargs):
-        return programs.setdefault((step.func, len(among)), compiled(step, among, **kwargs))
+        name = (step.func, len(among), chosen["schedule"])
+        return programs.setdefault(name, compiled(step, among, **kwargs))
+
+    def made(system, config):
+        return programs.setdefault(("maker", config.schedule), maker(system, config))
 
     def fit(folder, config, system, stop=lambda: False):
         folder.mkdir(exist_ok=True)
+        chosen["schedule"] = config.schedule
         return loop.fit(system, config, folder, show=Progress(quiet=True), stop=stop)
 
     monkeypatch.setattr(parallel, "compiled", shared)
-    monkeypatch.setattr(train, "maker", lambda *given: programs.setdefault("maker", maker(*given)))
+    monkeypatch.setattr(train, "maker", made)
     monkeypatch.setattr(plots, "convergence", lambda *_: None)
     return fit
 
@@ -145,6 +150,19 @@ def test_a_run_stopped_anywhere_and_continued_ends_with_the_same_bits(tmp_path, 
         assert not fit(folder, *given, stop=after(place))
         assert fit(folder, *given)
         assert outcome(folder, *given) == expected, f"stopped at {place} of {places}"
+
+
+def test_a_rate_that_dropped_is_as_low_after_a_stop_anywhere(tmp_path, fit):
+    """At so low a rate the first epoch makes nothing better by a ten-thousandth."""
+    given = line(schedule="plateau", lr=1e-6, drop=0.5, drop_patience=1)
+    assert fit(tmp_path / "whole", *given)
+    expected = outcome(tmp_path / "whole", *given)
+    np.testing.assert_allclose([line["lr"] for line in expected[3]], [1e-6, 5e-7, 5e-7])
+    for place in range(12):
+        folder = tmp_path / str(place)
+        assert not fit(folder, *given, stop=after(place))
+        assert fit(folder, *given)
+        assert outcome(folder, *given) == expected, f"stopped at {place}"
 
 
 @pytest.mark.parametrize("eval_first", [True, False])

@@ -7,11 +7,17 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from jaxdet import checkpoint, runs
+from jaxdet import checkpoint, cli, runs
+from jaxdet.data import identities
 from tests.test_resume import WORDS  # 84 steps, as processes there: compiled once
 
+NAMED = ["0.png", "1.png", "2.png"]
+FACES = ["--model", "bottleneck", "--channels", "4", "--strides", "1", "--dim", "4", "--size", "32"]
+FACES += ["--batch", "4", "--eval-batch", "4", "--devices", "1"]
 ROOT = Path(__file__).parents[1]
 PNG = b"\x89PNG"
 
@@ -110,6 +116,50 @@ def test_the_first_command_trains_judges_and_draws(checkout, start):
     for path in re.findall(r": (/.+\.png)", out):
         assert Path(path).read_bytes().startswith(PNG)
     assert {path.name for path in (run / "plots").iterdir()} == {"convergence.png", "test.png"}
+
+
+@pytest.fixture
+def people(tmp_path):
+    """Folders of faces as seed 004 has them, the images of its test flat: people are colours."""
+    random = np.random.default_rng(0)
+    for who in range(7):
+        (tmp_path / "people" / f"n{who}").mkdir(parents=True)
+        for i in range(5):
+            pixels = random.normal(random.permutation(3) * 9 + 30 * who, 9, (20, 16, 3)).clip(
+                0, 255
+            )
+            Image.fromarray(np.uint8(pixels)).save(tmp_path / "people" / f"n{who}" / f"{i}.png")
+    root, words = tmp_path / "data", ["--known", "2", "--strangers", "2"]
+    words = ["data", "verification", "--root", tmp_path / "people", *words, "--out", root]
+    assert cli.main([str(word) for word in words]) == 0
+    (root / "classification").rename(root / "train")
+    (root / "classification" / "test").mkdir(parents=True)
+    (root / "train").rename(root / "classification" / "train")
+    for i, person in enumerate(sorted((root / "classification" / "train").iterdir())):
+        (person / "0.png").rename(root / "classification" / "test" / f"{i}.png")
+    text = "id,label\n0.png,0\n1.png,0\n2.png,0\n"
+    (root / "classification_sample_submission.csv").write_text(text)
+    return root
+
+
+def test_faces_go_from_folders_to_tables_and_a_report(checkout, start, people, tmp_path):
+    run = tmp_path / "run"
+    words = [*FACES, "--epochs", "1", "--cut-val", "0", "--quiet"]
+    out = ended(start("bash", checkout / "scripts" / "faces.sh", people, *words, RUN=str(run)))
+    assert [line["epoch"] for line in runs.read_metrics(run)] == [0, 1]
+    for said in ("test split", "classification/test", "unknown_dev", "unknown_test", "cut-offs"):
+        assert re.search(f"{said}.*:\n", out), said
+    heading, *rows = (run / "classification.csv").read_text().splitlines()
+    assert heading == "id,label" and [row.split(",")[0] for row in rows] == NAMED
+    assert all(row.split(",")[1] in "012" for row in rows)
+    known = {path.name for path in (people / "known").iterdir()} | {identities.NOBODY}
+    table = identities.read(run / "verification.csv")
+    assert not identities.mismatches(table, identities.unknown(people / "unknown_test"))
+    assert {row.label for row in table.rows} <= known
+    report = (run / "report.md").read_text()
+    assert "## Cut-offs" in report and "verification, test reaches" in report
+    for name in ("sweep.png", "roc.png"):
+        assert (run / "plots" / "verify" / name).read_bytes().startswith(PNG)
 
 
 def untimed(scores):

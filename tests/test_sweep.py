@@ -13,11 +13,12 @@ import pytest
 
 from jaxdet import checkpoint, cli, configs, fit, flags, runs, sweep, train
 from jaxdet.commands import sweep as command
+from jaxdet.commands import swept
 from jaxdet.configs import base
 from jaxdet.configs.base import System
 from jaxdet.configs.digits import Config
 from jaxdet.data.arrays import Arrays
-from jaxdet.options import Sweep
+from jaxdet.options import Sweep, Train
 from jaxdet.progress import Progress
 from jaxdet.types import Task
 from tests import tiny
@@ -249,12 +250,55 @@ def test_stacked_trees_go_round():
     [
         ("--lr 1 2 --batch 8", "--batch 8", {"--lr": ["1", "2"]}),
         ("--widths 8 16 --lr 1", "--widths 8 16 --lr 1", {}),
+        ("--widths 8,16 --lr 1", "--widths 8,16 --lr 1", {}),
+        ("--widths 8,16 4,4 --lr 1", "--lr 1", {"--widths": ["8,16", "4,4"]}),
+        ("--stages c6,p2 c6", "", {"--stages": ["c6,p2", "c6"]}),
         ("--seeds 3", "", {"--seed": ["0", "1", "2"]}),
         ("--conv lax auto --ema 0", "--ema 0", {"--conv": ["lax", "auto"]}),
     ],
 )
 def test_options_with_several_values_are_told_from_lists(words, rest, axes):
     assert flags.several(words.split(), Config) == (rest.split(), axes)
+
+
+@pytest.mark.parametrize("words", ["--widths 8 16", "--widths 8,16", "--widths 8, 16"])
+def test_numbers_of_a_list_are_apart_by_spaces_or_commas(words):
+    words = [*words.split(), "--stages", "c6,p2"]
+    _, found = flags.with_config("train digits", words, (Train(), Config()))
+    assert (found.widths, found.stages) == ((8, 16), "c6,p2")
+
+
+def test_a_grid_of_rows_trains_each(tmp_path, capsys, monkeypatch):
+    rows = ("--lr 1e-3 --comment low", "--lr 2e-3 --comment high --weight-decay .1")
+    monkeypatch.setattr(Config, "GRIDS", {"two": rows})
+    words = [*tiny.WORDS, "--epochs", "1", "--grid", "two", "--together", "no"]
+    out = tmp_path / "swept"
+    assert cli.main(["sweep", "digits", *words, "--seeds", "2", "--out", str(out)]) == 0
+    assert "program 1 of 1: 4 runs" in capsys.readouterr().out
+    found = json.loads((out / "sweep.json").read_text())
+    named = [{name: row[name] for name in ("lr", "weight-decay", "comment")} for row in found]
+    usual = Config().weight_decay
+    assert named == [
+        {"lr": 1e-3, "weight-decay": usual, "comment": "low"},
+        {"lr": 2e-3, "weight-decay": 0.1, "comment": "high"},
+    ]
+    assert [row["runs"] for row in found] == [2, 2]
+    log = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
+    assert [line["run"] for line in log] == [
+        f"two{row},seed={seed}" for row in ("01", "02") for seed in (0, 1)
+    ]
+    for line in log:
+        metrics = runs.read_metrics(out / line["run"])
+        best = max(metrics, key=lambda one: (one["val"]["right_iou"], -one["val"]["loss"]))
+        assert (line["epochs"], line["best_epoch"]) == (1, best["epoch"])
+        assert line["val"]["loss"] == best["val"]["loss"] and line["train"] == best["train"]
+        assert line["comment"] in line["options"]
+
+
+def test_a_grid_that_a_system_has_not_is_refused(tmp_path, capsys):
+    words = ["sweep", "digits", "--grid", "two", "--out", str(tmp_path / "x")]
+    assert cli.main(words) == 2
+    assert "--grid two: digits has no grids" in capsys.readouterr().err
 
 
 def test_one_at_a_time_leaves_the_first_values_beside_each_other_one():
@@ -280,7 +324,7 @@ def test_gains_are_told_beside_what_was_changed():
         {"box-loss": "iou", "neck": "fpn", "runs": 1, "map": 0.25},
         {"box-loss": "iou", "neck": "pan", "runs": 0},
     ]
-    found = command._gains(rows, ("--box-loss", "--neck", "--seed"), "map")
+    found = swept._gains(rows, ("--box-loss", "--neck"), "map")
     assert [row["changed"] for row in found] == [
         "nothing",
         "box-loss iou",
@@ -299,7 +343,7 @@ def test_the_command_trains_all_and_prints_a_table(tmp_path, capsys):
     assert [(row["lr"], row["runs"]) for row in rows] == [(1e-3, 1), (2e-3, 1)]
     ends = [runs.read_metrics(out / name)[-1]["val"]["loss"] for name in ("lr=0.001", "lr=0.002")]
     assert ends[0] != ends[1]
-    assert (out / "sweep.md").read_text() == f"{printed}\n![{command.PICTURE}](sweep.png)\n"
+    assert (out / "sweep.md").read_text() == f"{printed}\n![{swept.PICTURE}](sweep.png)\n"
     assert (out / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert rows[0]["error_rate"] == 1 - rows[0]["accuracy"] and "| error rate |" in printed
     ours = runs.read_metrics(out / "lr=0.001")
@@ -317,16 +361,16 @@ def test_the_command_trains_all_and_prints_a_table(tmp_path, capsys):
 
 def test_seeds_are_told_as_mean_and_spread():
     scores = [{"loss": 1.0, "labels": {}}, {"loss": 3.0, "labels": {}}]
-    row = command._row({"--lr": 0.1}, scores)
+    row = swept._row({"--lr": 0.1}, scores)
     assert row == {"lr": 0.1, "runs": 2, "loss": 2.0, "loss +-": pytest.approx(2**0.5)}
 
 
 def test_seeds_that_diverged_leave_the_scores_of_the_others():
     scores = [{}, {"loss": 3.0, "epoch_seconds": 2.0}, {"loss": 5.0, "epoch_seconds": None}]
-    row = command._row({"--lr": 0.1}, scores)
+    row = swept._row({"--lr": 0.1}, scores)
     assert (row["runs"], row["loss"], row["epoch_seconds"]) == (3, 4.0, 2.0)
     assert "epoch_seconds +-" not in row
-    assert [*command._columns([{"lr": 1}, row])] == [*row]
+    assert [*swept._columns([{"lr": 1}, row])] == [*row]
 
 
 def test_the_options_of_a_sweep_have_one_value(tmp_path, capsys):
@@ -348,10 +392,19 @@ def test_options_of_one_value_make_no_sweep(tmp_path, capsys):
 )
 def test_every_grid_is_made_of_options_that_exist(name, grid):
     kind = configs.config(name)
-    rest, axes = flags.several(kind.GRIDS[grid].split(), kind)
-    assert not rest and axes
+    words = kind.GRIDS[grid]
+    if isinstance(words, tuple):
+        for row in words:
+            flags.with_config(f"sweep {name}", row.split(), (Sweep(), kind()))
+        return
+    rest, axes = flags.several(words.split(), kind)
+    assert axes
+    flags.with_config(f"sweep {name}", rest, (Sweep(), kind()))
     for axis, values in axes.items():
         for value in values:
             _, config = flags.with_config(f"sweep {name}", [axis, value], (Sweep(), kind()))
             told = getattr(config, axis.removeprefix("--").replace("-", "_"))
-            assert str(told).lower().startswith(value)
+            if "," in value:
+                assert told == tuple(map(float, value.split(",")))
+            else:
+                assert str(told).lower().startswith(value)

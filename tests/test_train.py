@@ -13,7 +13,7 @@ from jaxdet.data.arrays import Arrays
 from jaxdet.ops import host
 from jaxdet.progress import Progress
 from jaxdet.types import At, Task
-from tests import tiny
+from tests import slow, tiny
 
 # A task of one number: the loss is the mean of (w - x)^2 over real rows, known in closed form.
 
@@ -139,6 +139,32 @@ def test_training_ends_when_patience_does(tmp_path):
     fitted(tmp_path, [1.0] * 4, line_config(epochs=50, lr=0.5, patience=2))
     assert [line["step"] for line in runs.read_metrics(tmp_path)] == [0, 1, 2, 3]  # exact at 1
     assert checkpoint.best(tmp_path) == 1
+
+
+def rates(folder):
+    return [line["lr"] for line in runs.read_metrics(folder)]
+
+
+def test_the_rate_drops_where_the_loss_stays_and_steps_are_by_it(tmp_path):
+    """At a rate of 1 w jumps from 0 to 2 and back, at .5 it is 1 at once."""
+    config = line_config(epochs=5, lr=1.0, schedule="plateau", drop=0.5, drop_patience=1)
+    fitted(tmp_path, [1.0] * 4, config)
+    losses = [line["val"]["loss"] for line in runs.read_metrics(tmp_path)]
+    assert losses == [1, 1, 0, 0, 0, 0]
+    assert rates(tmp_path) == [1, 0.5, 0.5, 0.25, 0.125, 0.0625]
+
+
+def test_the_rate_drops_by_the_score_if_that_is_watched(tmp_path):
+    how = {"schedule": "plateau", "drop": 0.5, "drop_patience": 2, "drop_on": "score"}
+    fitted(tmp_path, [1.0] * 4, line_config(epochs=5, lr=0.5, **how))  # exact at 1
+    assert rates(tmp_path) == [0.5, 0.5, 0.5, 0.25, 0.25, 0.125]
+
+
+def test_cycles_are_counted_in_epochs():
+    config = line_config(schedule="restarts", cycle=2, cycle_factor=2, accumulate=2, epochs=6)
+    rate = train.learning_rate(config, train.plan(config, 16))  # two updates an epoch
+    found = [float(rate(i)) for i in range(13)]
+    np.testing.assert_allclose(found, slow.restarts(0.1, 4, 2, 13), rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize(

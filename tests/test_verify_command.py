@@ -13,7 +13,7 @@ import pytest
 from flax import linen as nn
 from PIL import Image
 
-from jaxdet import evaluate, flags, verification
+from jaxdet import evaluate, flags, runs, verification
 from jaxdet import options_verify as options
 from jaxdet.commands import common, embedding, verify
 from jaxdet.data import identities, images
@@ -22,6 +22,7 @@ from jaxdet.models import resnet
 from jaxdet.models.layers import Part
 from jaxdet.options import Eval
 from tests.test_cli import PNG, main
+from tests.test_compare import cells, printed
 
 WORDS = [
     *("--size", "32", "--width", "0.1", "--dim", "8", "--epochs", "1", "--batch", "4"),
@@ -164,6 +165,16 @@ def test_a_run_of_an_earlier_version_embeds_alike(place):
     np.testing.assert_array_equal(embedding.restored(RUN, "best").embed(identities_of()), before)
 
 
+def test_a_stream_of_images_trains_to_the_same_scores(place, trained):
+    pytest.importorskip("grain")
+    words = ["--root", trained / "train", *WORDS, "--stream", "--out", "streamed"]
+    assert main("train", "faces", *words) == 0
+    one, other = ([line["val"] for line in runs.read_metrics(run)] for run in ("run", "streamed"))
+    assert len(one) == 2
+    for a, b in zip(one, other, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+
+
 # dev
 
 
@@ -260,6 +271,51 @@ def test_a_submission_has_the_rows_of_its_sample(place, capsys):
     assert not Path("table.csv").exists()
 
 
+# cut-offs
+
+
+def test_the_report_of_a_run_says_which_cut_offs_it_reaches(said, capsys):
+    dev = said(verify.dev, DEV, out=Path("dev.json"))
+    truth = {"truth": Path("truth.csv"), "threshold": "2"}
+    test = said(verify.test, TEST, **truth, out=Path("new/test.json"))
+    words = ["compare", "run", "--report", "out.md", "--verified", "dev.json", "new/test.json"]
+    assert main(*words) == 0
+    ((run,), _) = printed("compare", "run")
+    text = Path("out.md").read_text().split("## Cut-offs\n")[1]
+    assert "accuracy: high from 0.9, medium from 0.84, low from 0.82; verif" in text
+    first, second = text.split("## What the runs are")
+    (row,), (what,) = cells(first), cells(second)
+    both = (run["accuracy"], dev["best_accuracy"], test["accuracy"])
+    names = ("accuracy", "verification, dev", "verification, test")
+    for name, value in zip(names, both, strict=True):
+        assert float(row[name]) == pytest.approx(value, abs=1e-4)
+        cuts = (0.9, 0.84, 0.82) if name == "accuracy" else (0.55, 0.49, 0.3)
+        reached = sum(value >= cut for cut in cuts)
+        assert row[f"{name} reaches"] == ("none", "low", "medium", "high")[reached]
+    assert (what["run"], what["epochs"], what["optimizer"]) == ("run", "1", "adamw")
+    assert what["validation accuracy"] and what["scheduler"] == "cosine"
+
+
+def test_scores_of_another_network_or_of_nothing_are_refused(said, capsys):
+    said(verify.dev, DEV, out=Path("dev.json"))
+    kept = json.loads(Path("dev.json").read_text())
+    kept["embedder"]["manifest"] = "0"
+    Path("other.json").write_text(json.dumps(kept))
+    Path("none.json").write_text(json.dumps({**kept, "scores": {}}))
+    for name, words in {
+        "other.json": "other.json: found with checkpoint",
+        "none.json": "none.json: no scores in it",
+        "gone.json": "gone.json: cannot be read",
+    }.items():
+        assert main("compare", "run", "--report", "out.md", "--verified", name) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1
+        assert not Path("out.md").exists()
+    assert main("compare", "run", "--verified", "dev.json") == 2
+    assert "--verified: its scores are for --report" in capsys.readouterr().err
+    refused("--out: what is right is known with", verify.test, TEST, out=Path("a.json"))
+
+
 # pair
 
 
@@ -325,6 +381,20 @@ def test_the_words_of_the_command_line_are_understood(place, capsys):
     assert "score" in json.loads(capsys.readouterr().out)
 
 
+# predict --submit
+
+
+def test_a_table_of_classes_has_what_predict_says_of_each_image(place, capsys):
+    assert main("predict", "run", "unknown", "--submit", "new/table.csv") == 0
+    assert capsys.readouterr().out == "wrote new/table.csv\n"
+    assert main("predict", "run", "unknown", "--json") == 0
+    told = [json.loads(line)["label"] for line in capsys.readouterr().out.splitlines()]
+    wanted = [f"{i}.png,{list(LEARNT).index(name)}" for i, name in enumerate(told)]
+    assert Path("new/table.csv").read_text().splitlines() == ["id,label", *wanted]
+    assert main("predict", "run", "unknown", "--sample", "truth.csv") == 2
+    assert "--sample: its rows are for --submit" in capsys.readouterr().err
+
+
 # what is wrong
 
 
@@ -348,7 +418,7 @@ def test_images_and_folders_that_cannot_be_used_are_named(place):
         (verify.dev, DEV, {"step": 0.0}, "--step 0.0: more than 0"),
         (verify.dev, DEV, {"kind": "euclidean", "sweep": False}, "--no-sweep"),
         (verify.dev, DEV, {"worst": Path("worst.doc")}, "worst.doc: a picture is one of"),
-        (verify.test, TEST, {"worst": Path("worst.png")}, "--worst: mistakes are known with"),
+        (verify.test, TEST, {"worst": Path("worst.png")}, "--worst: what is right is known with"),
         (verify.test, TEST, {"threshold": "nan"}, "--threshold nan: a finite number"),
         (verify.test, TEST, {"threshold": "none.json"}, "none.json: neither a number nor a file"),
         (verify.test, TEST, {"threshold": "truth.csv"}, "truth.csv: not a file of `verify dev`"),

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -81,6 +82,20 @@ def without_data(folder, name, config):
     if "record" not in about:
         return configs.build(name, config)
     return configs.without_data(name, config, about)
+
+
+def answered(answer, read, batch, paths):
+    """Answers [N, ...] to image files, a batch after the other, the last one padded.
+
+    answer: of images [B, H, W, C], an array [B, ...].  read: path -> (image, size).
+    """
+    made, size = [], min(batch, len(paths))
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(paths), size):
+            images = [image for image, _ in pool.map(read, paths[start : start + size])]
+            padding = [np.zeros_like(images[0])] * (size - len(images))
+            made.append(answer(np.stack(images + padding)))
+    return np.concatenate(jax.device_get(made))[: len(paths)]
 
 
 def judged(options):

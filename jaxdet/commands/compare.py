@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxdet import budget, checkpoint, classic, evaluate, parallel, plots, runs, tables, timing
-from jaxdet.commands import common, failures, report
+from jaxdet.commands import common, cutoffs, failures, report
 from jaxdet.configs import base
 from jaxdet.configs.base import Training
 from jaxdet.errors import InputError
@@ -53,6 +53,7 @@ def run(options):
     """Print a row a run, and draw and write what was asked for."""
     figure, worst = _pictures(options)
     _check(options, figure, worst)
+    verified = cutoffs.verified(options)
     found, rows = [], []
     with base.reading_once():
         for name, folder in _named(options.runs).items():
@@ -61,6 +62,7 @@ def run(options):
             found.append(_judged(name, asked, bool(worst), *restored))
             if options.classic and not rows:
                 rows = _classic(options.split, *restored[:2])
+    verified = cutoffs.matched(verified, found)
     notes = _notes(found, rows)
     rows = [one.row for one in found] + rows
     for note in notes:
@@ -69,7 +71,7 @@ def run(options):
     written = list(_drawn(found, figure, worst))
     if options.report:
         said = [*notes, *([CLASSIC] if options.classic else [])]
-        report.write(options, found, _table(rows), said, written)
+        report.write(options, found, _table(rows), said, written, verified)
         written.append(options.report)
     if written and not options.json:
         print(f"wrote {', '.join(map(str, written))}")
@@ -159,8 +161,14 @@ def _data(system):
     """What tells the samples of each part: the rows of the kept tables, or ids and labels."""
     if system.files:
         return {path: frozenset(text.splitlines()) for path, text in system.files}
-    parts = {part: source.arrays for part, source in system.splits.items()}
-    return {part: (of["id"].tobytes(), of["label"].tobytes()) for part, of in parts.items()}
+    return {part: _samples(source) for part, source in system.splits.items()}
+
+
+def _samples(source):
+    """What tells the samples of a source: where they come from, or ids and labels."""
+    if source.names:
+        return frozenset(source.names)
+    return tuple(source.arrays[name].tobytes() for name in ("id", "label"))
 
 
 def _classic(split, config, system):

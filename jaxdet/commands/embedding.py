@@ -5,7 +5,6 @@ import json
 import math
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -43,16 +42,20 @@ def restored(folder, which):
     system = configs.without_data("faces", config, about)
     like = jax.eval_shape(training.maker(system, config))
     step, state = checkpoint.restore(folder, like, which, _warn)
+    answer = jax.jit(lambda variables, batch: system.task.predict(variables, batch)["embedding"])
+    answer = partial(answer, evaluate.variables(state))
+    embed = partial(_embed, answer, system.read, config.eval_batch)
+    return Embedder(about["classes"], made(folder, step), embed)
+
+
+def made(folder, step):
+    """What tells the network of a checkpoint from others."""
     manifest = Path(folder) / "checkpoints" / str(step) / checkpoint.MANIFEST
-    made = {
+    return {
         "run": Path(folder).absolute().name,
         "step": step,
         "manifest": hashlib.sha256(manifest.read_bytes()).hexdigest(),
     }
-    answer = jax.jit(lambda variables, batch: system.task.predict(variables, batch)["embedding"])
-    answer = partial(answer, evaluate.variables(state))
-    embed = partial(_embed, answer, system.read, config.eval_batch)
-    return Embedder(about["classes"], made, embed)
 
 
 def _record(side):
@@ -61,18 +64,12 @@ def _record(side):
 
 
 def _embed(answer, read, batch, paths):
-    """Embeddings [N, D] of image files, a batch after the other, the last one padded."""
-    made, size = [], min(batch, len(paths))
-    with ThreadPoolExecutor() as pool:
-        for start in range(0, len(paths), size):
-            levels = [image for image, _ in pool.map(read, paths[start : start + size])]
-            padding = [np.zeros_like(levels[0])] * (size - len(levels))
-            made.append(answer(np.stack(levels + padding)))
-    made = np.concatenate(jax.device_get(made))[: len(paths)]
-    good = np.isfinite(made).all(1)
+    """Embeddings [N, D] of image files."""
+    found = common.answered(answer, read, batch, paths)
+    good = np.isfinite(found).all(1)
     if not good.all():
         raise InputError(f"{paths[good.argmin()]}: embedding not finite: the network has diverged")
-    return made
+    return found
 
 
 def threshold(text, kind):
@@ -91,23 +88,42 @@ def threshold(text, kind):
 
 
 def _kept(path):
-    """What `keep` wrote."""
+    """The `Threshold` that `keep` wrote."""
     try:
-        kept = json.loads(path.read_text())
-        found = {name: kept[name] for name in ("kind", "join", "embedder")}
-        named = {name: found["embedder"][name] for name in ("run", "step", "manifest")}
-        return Threshold(float(kept["threshold"]), path, {**found, "embedder": named})
+        kept = _read(path, "kind", "join")
     except OSError as error:
         why = error.strerror
         raise InputError(f"--threshold {path}: neither a number nor a file ({why})") from None
+    return Threshold(kept.pop("threshold"), path, kept)
+
+
+def scored(path):
+    """`embedder` and `scores` of a file that `keep` wrote."""
+    try:
+        kept = _read(path, "scores")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    if not isinstance(kept["scores"], dict) or not {"part", "accuracy"} <= kept["scores"].keys():
+        raise InputError(f"{path}: no scores in it; run `verify dev` again")
+    return kept
+
+
+def _read(path, *names):
+    """Threshold, embedder and what else is named of a file that `keep` wrote."""
+    try:
+        kept = json.loads(path.read_text())
+        named = {name: kept["embedder"][name] for name in ("run", "step", "manifest")}
+        found = {name: kept[name] for name in names}
+        return {**found, "threshold": float(kept["threshold"]), "embedder": named}
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a file of `verify dev` ({error!r})") from None
 
 
-def keep(path, value, embedder, **how):
-    """Write a threshold, with what it belongs to, where `threshold` finds it."""
+def keep(path, value, embedder, scores, **how):
+    """Write a threshold, with what it belongs to, where `threshold` finds it, and its scores."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    runs.write_json(path, {"threshold": value, **how, "embedder": embedder.made})
+    kept = {"threshold": value, **how, "embedder": embedder.made, "scores": scores}
+    runs.write_json(path, kept)
 
 
 def agreed(limit, embedder, **how):

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxdet import evaluate
-from jaxdet.commands import common, detections
+from jaxdet.commands import common, detections, submission
 from jaxdet.data import images
 from jaxdet.errors import InputError
 from jaxdet.ops import boxes
@@ -39,7 +39,12 @@ def run(options):
     changes = {"canvas": options.canvas} if options.canvas else {}
     paths = images.named([*options.images, *options.filename])
     changes |= common.judged(options)
-    _, system, _, state = common.restored(options, data=not paths, **changes)
+    if options.sample and not options.submit:
+        raise InputError("--sample: its rows are for --submit")
+    to_submit = submission.listed(options) if options.submit else ()
+    config, system, _, state = common.restored(options, data=not paths, **changes)
+    if to_submit:
+        return submission.classified(options, config, system, state, *to_submit)
     if system.many:
         return detections.run(options, system, state, paths)
     names, answer = system.about["classes"], jax.jit(system.task.predict)

@@ -1,6 +1,7 @@
 """What `jaxdet compare --report` writes: tables, pictures and, within limits, the best network.
 
-A system whose configuration has `LIMITS`, of seed 003, gets the report that the seed asks for.
+A system whose configuration has `LIMITS`, of seed 003, or `CUTOFFS`, of seed 004, gets the report
+that the seed asks for.
 """
 
 import os
@@ -11,8 +12,9 @@ import jax
 import numpy as np
 
 from jaxdet import configs, describe, flags, metrics, runs, tables
-from jaxdet.commands import common
+from jaxdet.commands import common, cutoffs, log
 from jaxdet.configs import networks
+from jaxdet.configs.base import Training
 
 PICTURES = (
     "Validation scores against the epoch",
@@ -22,13 +24,14 @@ UNITS = {"parameters": "parameters that learn", "total_seconds": "seconds, evalu
 RISE, OVER = 0.002, 5  # a plateau: the accuracy rises by less over so many epochs
 
 
-def write(options, found, table, notes, pictures):
+def write(options, found, table, notes, pictures, verified):
     """One Markdown file: the table of the runs, what to mind, and links to the pictures.
 
-    found: `compare.Judged` of every run.
+    found: `compare.Judged` of every run.  verified: of `cutoffs.matched`.
     """
     path, many = options.report, len(found)
-    limits = _limits(found)
+    system, kind = _alike(found)
+    limits = kind.LIMITS
     parts = [
         f"# {many} run{'s' * (many > 1)} compared",
         *([_goal(limits)] if limits else []),
@@ -37,6 +40,8 @@ def write(options, found, table, notes, pictures):
         *notes,
         *(_variants(found) if len({one.row["system"] for one in found}) == 1 else []),
         *(_best(found, limits) if limits else []),
+        *cutoffs.parts(kind.CUTOFFS, found, verified),
+        *(_what(system, found) if system else []),
     ]
     for title, picture in zip(PICTURES, pictures, strict=False):
         link = quote(os.path.relpath(picture, path.parent).replace(os.sep, "/"))
@@ -44,10 +49,17 @@ def write(options, found, table, notes, pictures):
     runs.keep(path.parent, path.name, "\n\n".join(parts) + "\n")
 
 
-def _limits(found):
-    """What runs of one system may have at most, {column: number}; {} without limits."""
-    systems = {one.row["system"] for one in found}
-    return configs.config(systems.pop()).LIMITS if len(systems) == 1 else {}
+def _alike(found):
+    """(the system of all runs, or None, the class of its configurations, or of all)."""
+    first, *others = {one.row["system"] for one in found}
+    return (None, Training) if others else (first, configs.config(first))
+
+
+def _what(system, found):
+    """Parts about what the runs are, where their system tells."""
+    lines = [log.of_run(one.row["run"], one.config, one.folder) for one in found]
+    table = log.table(system, lines)
+    return ["## What the runs are", *table] if table else []
 
 
 def _goal(limits):

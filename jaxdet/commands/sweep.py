@@ -3,96 +3,90 @@
 import json
 import signal
 from dataclasses import asdict, fields, replace
-from itertools import chain, groupby, product
+from itertools import groupby, product
 
-import numpy as np
-
-from jaxdet import budget, checkpoint, configs, fit, flags, runs, sweep, tables
+from jaxdet import budget, checkpoint, configs, fit, flags, runs, sweep
 from jaxdet import train as training
-from jaxdet.commands import common
+from jaxdet.commands import common, swept
 from jaxdet.configs import base
 from jaxdet.errors import InputError
 from jaxdet.progress import Progress
-
-HEADINGS = {
-    "error_rate": "error rate",
-    "error_rate +-": "error rate +-",
-    "epoch_seconds": "s of an epoch",
-    "epoch_seconds +-": "s of an epoch +-",
-    "total_seconds": "s in all",
-    "total_seconds +-": "s in all +-",
-    "operations": "operations of an image",
-}
-CURVES, PICTURE = "sweep.png", "Validation scores against the epoch and against seconds"
 
 
 def run(name, options, words, axes):
     """Train every combination of the values of `axes` {option: [word]}, and print one table."""
     kind = configs.config(name)
-    words, axes = _with_grid(name, kind, options, words, axes)
-    _check(options, axes)
-    combined = _combined(axes, options.one_at_a_time)
-    chosen = [_config(name, options, words, axes, values) for values in combined]
+    words, axes, listed = _with_grid(name, kind, options, words, axes)
+    _check(options, axes, listed)
+    titles = _titles(name, options, words, axes, listed)
     show, shape, costs = Progress(quiet=options.quiet), _shape(kind), {}
-    trained = _trained(kind, chosen)
+    trained = _trained(kind, list(titles))
     first = sorted(dict.fromkeys(trained.values()), key=shape)
     groups = [list(alike) for _, alike in groupby(first, shape)]
     programs, failed = None, {}
     with common.caught_signals() as caught, base.reading_once():
         for number, group in enumerate(groups, 1):
             show.line(f"program {number} of {len(groups)}: {len(group)} runs")
-            lanes = _lanes(name, group, axes, options, show, lambda: bool(caught), programs)
+            lanes = _lanes(name, group, titles, options, show, lambda: bool(caught), programs)
             if not lanes.run(together=_together(lanes, options, show)):
                 show.line("stopped; the same words with --resume go on")
                 return 130 if signal.SIGINT in caught else 0
             costs[shape(group[0])], programs = lanes.cost(), lanes.programs
             failed |= lanes.failed
         for config, by in trained.items():
-            own, other = (options.out / _title(one, axes) for one in (config, by))
+            own, other = (options.out / titles[one] for one in (config, by))
             if config != by and checkpoint.steps(other):
                 costs[shape(config)] = _judged(name, config, own, other, options, show)
             costs.setdefault(shape(config), costs[shape(by)])
-    rows = _rows(chosen, axes, options.out, lambda config: costs[shape(config)], failed)
-    left_out = ()
-    if options.one_at_a_time:
-        rows, left_out = _gains(rows, axes, chosen[0].best), [axis.strip("-") for axis in axes]
-    names = [key for key in _columns(rows) if key not in left_out]
-    text = tables.markdown(rows, {key: HEADINGS.get(key, key) for key in names})
-    _keep(rows, text, [_title(config, axes) for config in chosen], options.out)
-    print(json.dumps(rows) if options.json else text)
+    told = list(dict.fromkeys(option for own in (*listed, axes) for option in _options(own)))
+    costs = {config: costs[shape(config)] for config in titles}
+    swept.tell(name, options, titles, told, costs, failed)
     return 0
 
 
-def _columns(rows):
-    """What any row has, in the order of the row that has most."""
-    return dict.fromkeys(chain(max(rows, key=len), *rows))
-
-
-def _keep(rows, text, titles, out):
-    """The table in two forms, and the curves of all runs beside it."""
-    from jaxdet import plots  # half a second of matplotlib that the first step need not wait for
-
-    plots.curves({title: runs.read_metrics(out / title) for title in titles}, out / CURVES)
-    runs.write_text(out / "sweep.md", f"{text}\n\n![{PICTURE}]({CURVES})\n")
-    runs.write_json(out / "sweep.json", rows)
-
-
 def _with_grid(name, kind, options, words, axes):
-    """The words and axes, with those of the grid that the options name; its own come second."""
+    """(words, axes, lists of words of a run each), with those of the grid that the options name.
+
+    The user's come last, and so win.
+    """
     if not options.grid:
-        return words, axes
+        return words, axes, [[]]
     if options.grid not in kind.GRIDS:
         raise InputError(f"--grid {options.grid}: {name} has {', '.join(kind.GRIDS) or 'no grids'}")
-    more, of_grid = flags.several(kind.GRIDS[options.grid].split(), kind)
-    return [*more, *words], of_grid | axes
+    grid = kind.GRIDS[options.grid]
+    if isinstance(grid, tuple):
+        return words, axes, [one.split() for one in grid]
+    more, of_grid = flags.several(grid.split(), kind)
+    return [*more, *words], of_grid | axes, [[]]
 
 
-def _check(options, axes):
+def _titles(name, options, words, axes, listed):
+    """{configuration of a run: the name of its folder}, which is what is its own."""
+    found = {}
+    for number, own in enumerate(listed, 1):
+        for values in _combined(axes, options.one_at_a_time):
+            config = _config(name, options, [*own, *words], axes, values)
+            parts = [f"{axis.strip('-')}={_text(swept.value(config, axis))}" for axis in axes]
+            parts = [f"{options.grid}{number:02d}", *parts] if own else parts
+            found[config] = ",".join(parts).replace("/", "_")
+    return found
+
+
+def _options(words):
+    return [word for word in words if word.startswith("--") and word != "--seed"]
+
+
+def _text(value):
+    """A value as part of the name of a folder."""
+    return "-".join(f"{each:g}" for each in value) if isinstance(value, tuple) else value
+
+
+def _check(options, axes, listed):
     """Refuse words that make no sweep, and a folder that may not be replaced."""
     single = [axis for axis in axes if hasattr(options, axis.strip("-").replace("-", "_"))]
     if single:
         raise InputError(f"{single[0]} {' '.join(axes[single[0]])}: one value is wanted")
-    if not axes or not all(axes.values()):
+    if not (axes or listed[0]) or not all(axes.values()):
         raise InputError("give an option several values, such as --lr 1e-3 3e-3, or --seeds 3")
     if runs.holds_something(options.out) and not (options.resume or options.overwrite):
         raise InputError(
@@ -151,7 +145,7 @@ def _judged(name, config, folder, trained, options, show):
     return sweep.judge(system, config, folder, trained, show)
 
 
-def _lanes(name, group, axes, options, show, stop, before):
+def _lanes(name, group, titles, options, show, stop, before):
     """Configurations that differ in numbers only, on their way in a folder each.
 
     before: the `fit.Programs` of those whose turn it was before, or None.
@@ -165,7 +159,7 @@ def _lanes(name, group, axes, options, show, stop, before):
         raise InputError("--together yes wants data in memory, of one size: no --stream, --sizes")
     training.try_weights(system, group[0])
     common.tell_skipped(system.notes, show.line)
-    folders = [options.out / _title(config, axes) for config in group]
+    folders = [options.out / titles[config] for config in group]
     going_on = [folder for folder in folders if runs.is_run(folder) and not options.overwrite]
     programs = fit.Programs(system, group[0], before)
     group = _planned(name, group, going_on, programs, system, show)
@@ -217,70 +211,3 @@ def _same(folder, name, config):
 
 def _differs(field, one, other):
     return getattr(one, field) != getattr(other, field)
-
-
-def _title(config, axes):
-    """The name of a run's folder: what is its own."""
-    words = (f"{axis.strip('-')}={_value(config, axis)}" for axis in axes)
-    return ",".join(words).replace("/", "_")
-
-
-def _value(config, axis):
-    return getattr(config, axis.removeprefix("--").replace("-", "_"))
-
-
-def _rows(chosen, axes, out, cost, failed):
-    """A row a combination: its options; mean and spread over seeds of the best evaluation; cost.
-
-    failed: folders of runs that did not come to their ends; where there are, rows count them.
-    """
-    found = {}
-    for config in chosen:
-        values = tuple((axis, _value(config, axis)) for axis in axes if axis != "--seed")
-        found.setdefault(values, []).append((config, out / _title(config, axes)))
-    rows = []
-    for values, alike in found.items():
-        row = _row(dict(values), [_best(*one) for one in alike])
-        if failed:
-            row["unfinished"] = sum(folder in failed for _, folder in alike)
-        rows.append(row | cost(alike[0][0]))
-    return rows
-
-
-def _gains(rows, axes, best):
-    """Rows with what was changed of the first, and by how much `best` is higher for it."""
-    names = [axis.strip("-") for axis in axes if axis != "--seed"]
-    out = []
-    for row in rows:
-        changed = [f"{name} {row[name]}" for name in names if row[name] != rows[0][name]]
-        gain = {"gain": row[best] - rows[0][best]} if best in row and best in rows[0] else {}
-        out.append({"changed": ", ".join(changed) or "nothing", **gain, **row})
-    return out
-
-
-def _best(config, folder):
-    """Scores of the evaluation that the best checkpoint has, and seconds; {} where was none."""
-    metrics = runs.read_metrics(folder)
-    scores = [line["val"] for line in metrics]
-    best = max(scores, key=lambda one: (one[config.best], -one["loss"]), default={})
-    if not best:
-        return {}
-    wrong = {"error_rate": 1 - best["accuracy"]} if "accuracy" in best else {}
-    spent = {
-        "epoch_seconds": runs.epoch_seconds(metrics),
-        "total_seconds": runs.total_seconds(metrics),
-    }
-    return {**best, **wrong, **spent}
-
-
-def _row(values, scores):
-    """The options of a row and their scores."""
-    row = {**{axis.strip("-"): value for axis, value in values.items()}, "runs": len(scores)}
-    for name in dict.fromkeys(chain(*scores)):
-        of_all = [score[name] for score in scores if isinstance(score.get(name), float)]
-        if not of_all:
-            continue
-        row[name] = float(np.mean(of_all))
-        if len(of_all) > 1:
-            row[f"{name} +-"] = float(np.std(of_all, ddof=1))
-    return row

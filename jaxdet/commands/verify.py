@@ -5,7 +5,6 @@ images, and `pairs` is the protocol of Labeled Faces in the Wild.
 """
 
 import json
-import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +12,7 @@ import numpy as np
 
 from jaxdet import runs, tables
 from jaxdet import verification as scoring
-from jaxdet.commands import common, embedding
+from jaxdet.commands import common, embedding, submission
 from jaxdet.data import identities, images
 from jaxdet.errors import InputError
 from jaxdet.ops import embeddings
@@ -21,7 +20,6 @@ from jaxdet.ops import embeddings
 PAIRS = 10_000_000  # pairs of images, at most, of which AUC, ROC and histogram are made
 FOLDS = 10  # where a list of pairs says nothing
 SHOWN = 112  # pixels a side of images in pictures
-LINES = 20  # rows that do not match, at most, that are told
 
 
 class Probes(NamedTuple):
@@ -69,10 +67,7 @@ def dev(options):
     _tell(options, {**embedder.made, **scores, **_separation(probes)})
     if options.plots:
         _plot(options, probes, chosen)
-    if options.out:
-        how = {"kind": options.kind, "join": options.join}
-        embedding.keep(options.out, chosen, embedder, **how)
-        _say(options, f"wrote {options.out}")
+    _keep(options, "dev", chosen, embedder, probes)
     _draw_probes(options, probes, chosen)
     return 0
 
@@ -80,18 +75,18 @@ def dev(options):
 def test(options):
     """Decide who is on unknown images by a given threshold; a table, or a line an image."""
     common.check_picture(options.worst, options.count)
-    if options.worst and not options.truth:
-        raise InputError("--worst: mistakes are known with --truth only")
+    for name in ("worst", "out"):
+        if getattr(options, name) and not options.truth:
+            raise InputError(f"--{name}: what is right is known with --truth only")
     limit = embedding.threshold(options.threshold, options.kind)
     told = _told(options)
-    sample = _sample(options.sample, told[1]) if options.sample else None
+    sample = submission.sample(options.sample, told[1]) if options.sample else None
     embedder = embedding.restored(options.run, options.checkpoint)
     value = embedding.agreed(limit, embedder, kind=options.kind, join=options.join)
     probes = _compared(options, embedder, *told)
     labels = probes.named(value)
     if options.submit:
-        options.submit.parent.mkdir(parents=True, exist_ok=True)
-        runs.write_text(options.submit, identities.submission(labels, sample))
+        submission.write(options.submit, labels, sample)
         _say(options, f"wrote {options.submit}")
     else:
         for file, label, score in zip(probes.files, labels, probes.score, strict=True):
@@ -100,6 +95,7 @@ def test(options):
     if options.truth:
         found = {**_counts(probes, embedder), **_at(probes, value), **_separation(probes)}
         _tell(options, {**embedder.made, **found})
+        _keep(options, "test", value, embedder, probes)
         _draw_probes(options, probes, value)
     return 0
 
@@ -161,22 +157,20 @@ def _likeness(options, embedder, pairs):
     return np.asarray(score, np.float64), np.array([pair.same for pair in pairs])
 
 
+def _keep(options, part, threshold, embedder, probes):
+    """Write a threshold and the scores that it has, where that is asked for."""
+    if options.out:
+        scores = {"part": part, **_counts(probes, embedder), **_at(probes, threshold)}
+        how = {"kind": options.kind, "join": options.join}
+        embedding.keep(options.out, float(threshold), embedder, scores, **how)
+        _say(options, f"wrote {options.out}")
+
+
 def _told(options):
     """(known identities, unknown files, the truth or None) as the options name them."""
     known, files = identities.known(options.known), identities.unknown(options.unknown)
     true = identities.truth(options.truth, known.names, files) if options.truth else None
     return known, files, true
-
-
-def _sample(path, files):
-    """The table of a sample submission; each row that does not match is told, then refused."""
-    table = identities.read(path)
-    wrong = identities.mismatches(table, files)
-    for line in wrong[:LINES]:
-        print(f"{path} {line}", file=sys.stderr)
-    if wrong:
-        raise InputError(f"{path}: {len(wrong)} rows do not match the images; first: {wrong[0]}")
-    return table
 
 
 def _compared(options, embedder, known, files, true):

@@ -8,6 +8,8 @@ from functools import wraps
 from types import SimpleNamespace
 from typing import Any, ClassVar, Literal, NamedTuple
 
+Schedule = Literal["cosine", "restarts", "piecewise", "constant", "plateau"]
+
 
 class System(NamedTuple):
     """A task with its data: all that the loop, `eval` and `predict` work on."""
@@ -36,16 +38,19 @@ class Training:
     WEIGHTS: fields that are numbers of the task, in every state under their names.
     SHARES: fields that say how much of the training set is used; `System.part` knows how.
     JUDGED: fields that only say how answers are judged: a sweep over these trains once.
-    GRIDS: options with several values by the names that `sweep --grid` takes.
+    GRIDS: options with several values by the names that `sweep --grid` takes; a tuple has the
+    options of one run after the other.
     LIMITS: the most that runs may have, by the keys of rows of `compare`, whose report then has
     the best network within them.
+    CUTOFFS: the least that is high, medium and low, by the names of scores: see `cutoffs`.
     """
 
     WEIGHTS: ClassVar[tuple[str, ...]] = ()
     SHARES: ClassVar[tuple[str, ...]] = ()
     JUDGED: ClassVar[tuple[str, ...]] = ()
-    GRIDS: ClassVar[dict[str, str]] = {}
+    GRIDS: ClassVar[dict[str, str | tuple[str, ...]]] = {}
     LIMITS: ClassVar[dict[str, float]] = {}
+    CUTOFFS: ClassVar[dict[str, tuple[float, float, float]]] = {}
 
     epochs: int = 10
     """passes over the training set"""
@@ -59,14 +64,23 @@ class Training:
     """AdamW, or SGD with Nesterov momentum"""
     lr: float = 1e-3
     """peak learning rate"""
-    schedule: Literal["cosine", "piecewise", "constant"] = "cosine"
-    """learning rate after the warm-up"""
+    schedule: Schedule = "cosine"
+    """learning rate after the warm-up; restarts: cosines one after the other; plateau: drops when
+    validation is no longer better"""
     warmup: int = 0
     """updates of linear warm-up"""
     drops: tuple[float, ...] = (0.5, 0.75)
     """piecewise: fractions of the run at which the rate drops"""
     drop: float = 0.1
-    """piecewise: factor of each drop"""
+    """piecewise, plateau: factor of each drop"""
+    drop_patience: int = 10
+    """plateau: evaluations without a better value after which the rate drops"""
+    drop_on: Literal["loss", "score"] = "loss"
+    """plateau: value that is watched: validation loss, or 1 less the score of --best"""
+    cycle: int = 20
+    """restarts: epochs of the first cosine"""
+    cycle_factor: int = 1
+    """restarts: each cosine is so many times as long as the one before"""
     momentum: float = 0.9
     """SGD momentum, or Adam's beta 1"""
     beta2: float = 0.999
@@ -98,6 +112,8 @@ class Training:
     that is resumed counts those of its earlier processes; 0: none"""
     max_params: int = 0
     """refuse a network with more parameters that learn, and say where they are; 0 takes any"""
+    comment: str = ""
+    """what is to be remembered of the run: a column of the tables of sweep and compare"""
 
 
 _read_last = ContextVar("read_last", default=None)  # reader -> (its fields' values, what it gave)
@@ -142,7 +158,7 @@ def weights(config):
 
 def numbers(kind):
     """Fields of a class of configurations that may differ within one compiled program."""
-    return {*kind.WEIGHTS, *kind.SHARES, "lr", "weight_decay", "seed"}
+    return {*kind.WEIGHTS, *kind.SHARES, "lr", "weight_decay", "seed", "comment"}
 
 
 def widest(chosen):
@@ -152,6 +168,7 @@ def widest(chosen):
 
 LEAST = {
     **dict.fromkeys(("epochs", "batch", "eval_batch", "accumulate"), 1),
+    **dict.fromkeys(("cycle", "cycle_factor", "drop_patience"), 1),
     **dict.fromkeys(("devices", "lr", "warmup", "momentum", "weight_decay", "clip", "ema"), 0),
     **dict.fromkeys(("seed", "patience", "save_minutes", "drop", "time_budget", "max_params"), 0),
 }
@@ -167,6 +184,8 @@ def check(config):
             raise InputError(f"{option} {value}: a number of at least {least} is wanted")
     if config.ema >= 1:
         raise InputError(f"--ema {config.ema}: a decay under 1 is wanted, such as 0.999")
+    if config.schedule == "plateau" and not 0 < config.drop < 1:
+        raise InputError(f"--drop {config.drop:g}: a factor between 0 and 1 is wanted")
 
 
 def check_shares(config, *names):

@@ -99,7 +99,7 @@ class Config(Training):
     batch: int = 4
     eval_batch: int = 400
     optimizer: Literal["adamw", "sgd"] = "sgd"
-    schedule: Literal["cosine", "piecewise", "constant"] = "constant"
+    schedule: base.Schedule = "constant"
 
 
 def network(config, classes=10):

@@ -148,15 +148,11 @@ def network(config, classes=3):
     features = backbones.features(config.model)
     how = {"frozen": len(_frozen(config)), "fixed_norm": config.fixed_norm}
     shape = {"width": config.width, **part}
+    outputs = {"classes": reading.logits(classes), "objectness": reading.objectness}
     net = Detector(
         backbone=partial(features, **how, **part),
         neck=partial(neck, block=block, **shape),
-        head=partial(
-            Decoupled,
-            classes=reading.logits(classes),
-            objectness=reading.objectness,
-            **shape,
-        ),
+        head=partial(Decoupled, **outputs, **shape),
         bins=config.bins,
     )
     return net, (1, *config.size, 3)
@@ -175,6 +171,7 @@ def system(config, classes, splits):
 
     net, (_, *shape) = network(config, len(classes))
     detection = task_of(config, net, classes)
+    trained = partial(backbones.pretrained, config.model, config.weights)
     return System(
         task=detection.task(),
         splits=splits,
@@ -188,9 +185,7 @@ def system(config, classes, splits):
         scales=config.sizes,
         assigned=detection.assigned,
         read=partial(images.letterboxed, height=config.size[0], width=config.size[1]),
-        weights=partial(backbones.pretrained, config.model, config.weights)
-        if config.weights
-        else None,
+        weights=trained if config.weights else None,
         learns=partial(learns, config) if config.freeze or config.backbone_lr != 1 else None,
     )
 

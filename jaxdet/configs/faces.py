@@ -1,9 +1,11 @@
 """Faces: who it is, and whether two images show one person (seed 004).
 
+    jaxdet data inspect faces --root DIR        # images a person, sizes, files that are no images
     jaxdet train faces --root DIR
     jaxdet eval runs/faces                      # accuracy; AUC and equal error rate of all pairs
     jaxdet train faces --root DIR --people 20   # the others, whom it never sees, are for `eval
     jaxdet eval runs/faces --split others       # --split others`
+    jaxdet predict runs/faces TEST --submit classification.csv --sample SAMPLE.csv
 
 ORL's 40 people, 64 pixels, 60 epochs, 5 minutes on 2 CPU cores beside other work: with
 `--size 64 --cut-val 0 --cut-test .3`, 7 images each for training, the last checkpoint names 0.992
@@ -27,23 +29,28 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
-from jaxdet.configs import base
-from jaxdet.configs.base import System, Training
+from jaxdet.configs import base, stages
+from jaxdet.configs.base import System
+from jaxdet.configs.stages import Stages
 from jaxdet.errors import InputError
 
 SMALLEST = 32  # pixels a side that stem and stages leave something of
 
 
 @dataclass(frozen=True)
-class Config(Training):
+class Config(Stages):
     """Embeddings of faces, and the people of the training set."""
 
     WEIGHTS: ClassVar = ("dropout", "pull_weight")
+    GRIDS: ClassVar = stages.GRIDS
+    CUTOFFS: ClassVar = {"accuracy": (0.9, 0.84, 0.82), "verification": (0.55, 0.49, 0.3)}
 
     root: str = ""
     """folder or tar file with a folder of images a person"""
     size: int = 112
     """side of the network's input in pixels"""
+    stream: bool = False
+    """read images when they are needed instead of holding them in memory (jaxdet[data])"""
     people: int = 0
     """people to learn, in the order of their names; the others are the split `others`; 0: all"""
     cut_val: float = 0.1
@@ -100,6 +107,9 @@ class Config(Training):
     ema: float = 0.99
 
 
+told = stages.told
+
+
 def network(config, classes=40):
     """The network of a `Config`, and the shape [B, H, W, C] of its input."""
     import jax.numpy as jnp
@@ -108,6 +118,7 @@ def network(config, classes=40):
     from jaxdet.models.embedder import Embedder
     from jaxdet.ops import conv
 
+    stages.check(config)
     dtype = jnp.bfloat16 if config.bfloat16 else None
     part = {"conv_general_dilated": partial(conv.conv, impl=config.conv), "dtype": dtype}
     makers = {
@@ -118,7 +129,7 @@ def network(config, classes=40):
         "convnext": convnext.Tiny,
     }
     net = Embedder(
-        features=partial(makers[config.model], classes=0, **part),
+        features=partial(makers[config.model], classes=0, **stages.fields(config), **part),
         classes=classes,
         dim=config.dim,
         hidden=config.hidden,
@@ -140,7 +151,8 @@ def system(config, classes, splits):
     from jaxdet.data import batches, images
 
     net, (_, *shape) = network(config, len(classes))
-    labels = splits["train"].arrays["label"]
+    train = splits["train"]
+    labels = train.arrays["label"] if train.arrays else train.labels
     return System(
         task=_verifier(config, net, len(classes)).task(),
         splits=splits,
@@ -153,6 +165,14 @@ def system(config, classes, splits):
         read=partial(images.levels, side=config.size),
         order=batches.grouped(labels, config.group) if config.group else None,
     )
+
+
+def inspect(root):
+    """({column: value} a person, what is wrong with files and folders) of the data at `root`."""
+    from jaxdet.data import folders
+
+    _check_root(root)
+    return folders.survey(folders.read(root))
 
 
 def _verifier(config, net, people):
@@ -172,13 +192,12 @@ def _verifier(config, net, people):
     )
 
 
-@base.reads("root", "size", "people", "cut_val", "cut_test", "split_seed")
+@base.reads("root", "size", "people", "cut_val", "cut_test", "split_seed", "stream")
 def _data(config):
     """(people that are learnt, {split: source}, what is wrong with files)."""
     from jaxdet.data import folders
 
-    if not config.root:
-        raise InputError("--root: the folder with a folder of images a person is wanted")
+    _check_root(config.root)
     found = folders.read(config.root)
     classes, others = _people(config, found.classes)
     parts = _parts(config, found.parts)
@@ -189,7 +208,8 @@ def _data(config):
     splits, notes, first = {}, list(found.notes), 0
     for part, rows in chosen.items():
         names = (*classes, *others) if part == "others" else classes
-        splits[part], bad = folders.load(rows, names, config.size, first_id=first)
+        read = folders.streamed if config.stream else folders.load
+        splits[part], bad = read(rows, names, config.size, first_id=first)
         first += len(rows)
         notes += bad
     return classes, splits, tuple(notes)
@@ -245,8 +265,14 @@ def _change(config):
     return change
 
 
+def _check_root(root):
+    if not root:
+        raise InputError("--root: the folder with a folder of images a person is wanted")
+
+
 def check(config):
     """Refuse what no training can use, before any image is read."""
+    stages.check(config)
     if config.size < SMALLEST:
         raise InputError(f"--size {config.size}: at least {SMALLEST} pixels are wanted")
     base.check_shares(

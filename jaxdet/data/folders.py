@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxdet import weights
-from jaxdet.data import arrays, images, scenes
+from jaxdet.data import arrays, images, scenes, stream
 from jaxdet.errors import InputError
 
 PARTS = ("train", "val", "test")
@@ -83,25 +83,59 @@ def load(rows, classes, side, *, first_id=0):
     `classes`; id [N] int32, which counts rows from `first_id`.  InputError when no image can be
     used, or a row is of another class.
     """
+    labels = _labels(rows, classes)
+    image = np.empty((len(rows), side, side, 3), np.uint8)
+    good, notes = _usable(rows, partial(_fill, image, rows))
+    columns = {
+        "image": image[good] if notes else image,
+        "label": labels[good],
+        "id": first_id + good,
+    }
+    return arrays.Arrays(columns, names=[rows[number].name for number in good]), notes
+
+
+def streamed(rows, classes, side, *, first_id=0):
+    """What `load` makes, read when it is needed; of its files only the headers are looked at now.
+
+    A file that turns out damaged is an InputError when it is read.
+    """
+    labels = _labels(rows, classes)
+    good, notes = _usable(rows, partial(_faults, rows))
+
+    def read(place):
+        number = good[place]
+        made, fault = _tried(rows[number], partial(images.colour, side=side))
+        if fault:
+            raise InputError(f"{fault}; a stream cannot leave it out: take it away")
+        return {"image": made[0], "label": labels[number], "id": first_id + number}
+
+    names = [rows[number].name for number in good]
+    return stream.Stream(read, len(good), names, labels[good]), notes
+
+
+def _labels(rows, classes):
+    """The place of the class of each row, [N] int32."""
     label = {name: number for number, name in enumerate(classes)}
     for row in rows:
         if row.label not in label:
             raise InputError(f"{row.where}: class {row.label!r}; known: {', '.join(classes)}")
-    image = np.empty((len(rows), side, side, 3), np.uint8)
+    return np.array([label[row.label] for row in rows], np.int32)
+
+
+def _usable(rows, faults):
+    """(numbers [M] int32 of the rows that can be used, what is wrong with the others).
+
+    faults: of numbers of rows, a text or None each; called in threads.
+    """
     with ThreadPoolExecutor() as pool:
         spans = np.array_split(np.arange(len(rows)), SPANS)
-        faults = [fault for some in pool.map(partial(_fill, image, rows), spans) for fault in some]
-    notes = [fault for fault in faults if fault]
+        found = [fault for some in pool.map(faults, spans) for fault in some]
+    notes = [fault for fault in found if fault]
     if len(notes) == len(rows):
         first = f"; first: {notes[0]}" if notes else ""
         raise InputError(f"none of {len(rows)} images can be used{first}")
-    good = np.array([number for number, fault in enumerate(faults) if not fault], np.int32)
-    columns = {
-        "image": image[good] if notes else image,
-        "label": np.array([label[rows[number].label] for number in good], np.int32),
-        "id": first_id + good,
-    }
-    return arrays.Arrays(columns, names=[rows[number].name for number in good]), notes
+    good = [number for number, fault in enumerate(found) if not fault]
+    return np.array(good, np.int32), notes
 
 
 def survey(found):
@@ -187,25 +221,30 @@ def _fill(out, rows, numbers):
     """Put the images of some rows into their places; what is wrong with each, None for nothing."""
     faults = []
     for number in numbers:
-        found = _colour(rows[number], len(out[number]))
-        faults.append(found if isinstance(found, str) else None)
-        if not isinstance(found, str):
-            out[number], _ = found
+        made, fault = _tried(rows[number], partial(images.colour, side=len(out[number])))
+        faults.append(fault)
+        if not fault:
+            out[number], _ = made
     return faults
+
+
+def _faults(rows, numbers):
+    """What the headers of the images of some rows say is wrong with them, None for nothing."""
+    return [_tried(rows[number], images.size)[1] for number in numbers]
 
 
 def _sizes(rows, numbers):
     """Height and width of the images of some rows (part, row), or what is wrong with them."""
-    found = [_colour(rows[number][1], 1) for number in numbers]
-    return [each if isinstance(each, str) else each[1] for each in found]
+    found = [_tried(rows[number][1], partial(images.colour, side=1)) for number in numbers]
+    return [fault or made[1] for made, fault in found]
 
 
-def _colour(row, side):
-    """What `images.colour` makes of the image of a row, or what is wrong with it."""
+def _tried(row, function):
+    """(what a function makes of the image of a row, None), or (None, what is wrong with it)."""
     try:
-        return images.colour(row.image, side)
+        return function(row.image), None
     except InputError as error:
-        return f"{row.where}: {str(error).removeprefix(f'{row.image}: ')}"
+        return None, f"{row.where}: {str(error).removeprefix(f'{row.image}: ')}"
 
 
 def _listed(path):

@@ -18,7 +18,7 @@ from jaxdet.errors import InputError
 
 NOBODY = "n000000"  # the label of who is no known identity, in seed 004
 LABEL = "label"  # what a heading calls the labels
-HEADING = ("index", LABEL)
+HEADING, FILED = ("index", LABEL), ("id", LABEL)
 COLUMNS = "a label, or a number or file and a label"
 NAMED = re.compile(r"(.+)_(\d{4,})")  # files of Labeled Faces in the Wild: NAME_0001
 
@@ -156,12 +156,18 @@ def mismatches(table, files):
     return found
 
 
-def submission(labels, sample=None):
-    """The text of a table of labels [N]: index and label, or with what else `sample` has."""
+def submission(labels, sample=None, files=None):
+    """The text of a table of labels [N]: index and label, or with what else `sample` has.
+
+    With `files` [N] their names stand for the index, as in seed 004's table of classes.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    heading = sample.heading if sample else HEADING
-    places = [row.place for row in sample.rows] if sample else map(str, range(len(labels)))
+    heading, places = HEADING, range(len(labels))
+    if files:
+        heading, places = FILED, [file.name for file in files]
+    if sample:
+        heading, places = sample.heading, [row.place for row in sample.rows]
     if heading:
         writer.writerow(heading)
     turned = heading is not None and len(heading) == 2 and heading[0].lower() == LABEL

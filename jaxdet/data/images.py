@@ -1,6 +1,7 @@
 """Image files as arrays, the way the networks take them."""
 
 import io
+from contextlib import contextmanager
 from glob import glob
 from pathlib import Path
 
@@ -81,14 +82,15 @@ def letterboxed(file, height, width):
 ORIENTATION, SWAPPED = 0x0112, 5  # EXIF's tag, and its first value that swaps the sides
 
 
-def size(path):
-    """Height and width of an image file, from its header, upright as its EXIF data say."""
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            turned = image.getexif().get(ORIENTATION, 1) >= SWAPPED
-            return image.size if turned else image.size[::-1]
-    except UNREADABLE as error:
-        raise InputError(f"{path}: {BROKEN} ({error})") from None
+def size(file):
+    """Height and width of an image file, from its header, upright as its EXIF data say.
+
+    file: a path, the bytes of one, or what gives them.  InputError for a file that is missing or
+    does not begin as an image.
+    """
+    with _open(file) as image:
+        turned = image.getexif().get(ORIENTATION, 1) >= SWAPPED
+        return image.size if turned else image.size[::-1]
 
 
 def looks(packed):
@@ -139,13 +141,20 @@ def named(paths):
     return found
 
 
-def _opened(path, mode):
+def _opened(file, mode):
     """A path, or the bytes of an image file, or what gives them, as an upright image."""
+    with _open(file) as image:
+        return ImageOps.exif_transpose(image).convert(mode)
+
+
+@contextmanager
+def _open(path):
+    """Pillow's image of a file; what goes wrong with it, or inside, is an InputError."""
     path = path() if callable(path) else path
     packed = isinstance(path, bytes)
     try:
         with Image.open(io.BytesIO(path) if packed else path, formats=FORMATS) as image:
-            return ImageOps.exif_transpose(image).convert(mode)
+            yield image
     except FileNotFoundError:
         raise InputError(f"{path}: {MISSING}") from None
     except UNREADABLE as error:

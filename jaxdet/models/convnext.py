@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxdet.models import layers
+from jaxdet.models import bottleneck, layers
 
 INITIAL = nn.initializers.truncated_normal(0.02)  # the paper's
 PARTS = ("stem", "stage1", "stage2", "stage3", "stage4")  # what `frozen` counts
@@ -56,13 +56,14 @@ class Part(layers.Part):
         return {**super().shared(), "initial": self.initial}
 
     @nn.nowrap
-    def plain(self, x, width, kernel, name, *, stride=1, groups=1):
+    def plain(self, x, width, kernel, name, *, stride=1, groups=1, dilation=1):
         """A convolution of x [B, H, W, C]: with stride 1 to a map of its size, else unpadded."""
         return nn.Conv(
             width,
             kernel_size=(kernel, kernel),
             strides=stride,
-            padding=(kernel // 2 if stride == 1 else 0,) * 2,
+            padding=(dilation * (kernel // 2) if stride == 1 else 0,) * 2,
+            kernel_dilation=dilation,
             feature_group_count=groups,
             kernel_init=self.initial,
             dtype=self.dtype,
@@ -82,13 +83,17 @@ class Block(Part):
     depthwise: whether channels are convolved one by one.  activation: between the two linear
     layers.  scale: initial factor of each channel of the branch (layer scale, Touvron et al. 2021,
     arXiv:2103.17239); 0 leaves it out.  rate: share of images whose branch is left out in training
-    (stochastic depth, Huang et al. 2016, arXiv:1603.09382).
+    (stochastic depth, Huang et al. 2016, arXiv:1603.09382).  dilation: pixels between the taps of
+    the 7x7.  squeeze: after the activation channels are weighed by what the whole image shows, by
+    way of this share of x's channels; 0, as in the paper, leaves it out.
     """
 
     depthwise: bool = True
     activation: Callable = partial(nn.gelu, approximate=False)
     scale: float = 1e-6
     rate: float = 0.0
+    dilation: int = 1
+    squeeze: float = 0.0
 
     @nn.compact
     def __call__(self, x, train=False, drop=1.0):
@@ -96,10 +101,13 @@ class Block(Part):
         width = x.shape[-1]
         how = {"kernel_init": self.initial, "dtype": self.dtype}
         name, groups = ("depthwise", width) if self.depthwise else ("conv", 1)
-        y = self.normalise(self.plain(x, width, 7, name, groups=groups), "norm")
+        y = self.plain(x, width, 7, name, groups=groups, dilation=self.dilation)
+        y = self.normalise(y, "norm")
         y = nn.Dense(4 * width, name="expand", **how)(y)
         with jax.named_scope("activation"):
             y = self.activation(y)
+        if self.squeeze:
+            y = bottleneck.squeezed(self, y, self.squeeze * width)
         y = nn.Dense(width, name="project", **how)(y)
         if self.scale:
             gamma = self.param("gamma", nn.initializers.constant(self.scale), (width,))
@@ -113,33 +121,38 @@ class Block(Part):
 
 
 class ConvNeXt(Part, layers.Freezable):
-    """A stem of 4x4 patches, four stages of blocks, 2x2 patches between them, and a linear layer.
+    """A stem of 4x4 patches, stages of blocks, 2x2 patches between them, and a linear layer.
 
-    widths, blocks: channels, and blocks, of each stage.  block: makes a block.
-    rate: of stochastic depth, of the last block; it rises from 0 in even steps.
+    widths, blocks, strides: channels and blocks of each stage, sides of the patches before it;
+    squeezes, dilations: of its blocks, see `Block`; () is none.  block: makes a block.
+    rate: of stochastic depth, of the last block; it rises from 0 in even steps.  rates: instead,
+    that of all blocks of each stage.
     classes: outputs; 0 returns the stages' maps [B, H/4 .. H/32, ...] instead of logits.
     frozen: how many of `PARTS` are.
     """
 
     widths: tuple[int, ...] = (96, 192, 384, 768)
     blocks: tuple[int, ...] = (3, 3, 9, 3)
+    strides: tuple[int, ...] = (1, 2, 2, 2)
+    squeezes: tuple[float, ...] = ()
+    dilations: tuple[int, ...] = ()
     block: Callable[..., nn.Module] = Block
     rate: float = 0.0
+    rates: tuple[float, ...] = ()
     classes: int = 1000
 
     @nn.compact
     def __call__(self, x, train=False, drop=1.0):
         """Logits [B, classes] of images [B, H, W, C], or the stages' maps, fine to coarse."""
         x = self.normalise(self.plain(x, self.widths[0], 4, "stem", stride=4), "stem_norm")
-        x, maps, done = self.border(x, 0), [], 0
-        for i, (width, count) in enumerate(zip(self.widths, self.blocks, strict=True), 1):
-            if i > 1:
+        x, maps = self.border(x, 0), []
+        for i, (width, stride, rates, extra) in enumerate(self._stages(), 1):
+            if i > 1 or stride > 1:
                 x = self.normalise(x, f"stage{i}_reduce_norm")
-                x = self.plain(x, width, 2, f"stage{i}_reduce", stride=2)
-            for j in range(1, count + 1):
-                rate = self.rate * done / max(1, sum(self.blocks) - 1)
-                block = self.block(**self.shared(), rate=rate, name=f"stage{i}_block{j}")
-                x, done = block(x, train and i >= self.frozen, drop), done + 1
+                x = self.plain(x, width, stride, f"stage{i}_reduce", stride=stride)
+            for j, rate in enumerate(rates, 1):
+                how = {**self.shared(), **extra, "rate": rate, "name": f"stage{i}_block{j}"}
+                x = self.block(**how)(x, train and i >= self.frozen, drop)
             x = self.border(x, i)
             maps.append(x)
         if not self.classes:
@@ -148,6 +161,17 @@ class ConvNeXt(Part, layers.Freezable):
             x = x.mean((1, 2))  # [B, C]
         x = self.normalise(x, "norm")
         return nn.Dense(self.classes, kernel_init=self.initial, dtype=self.dtype, name="logits")(x)
+
+    @nn.nowrap
+    def _stages(self):
+        """(channels, stride, rates of the blocks, their other fields) of each stage."""
+        none = (0,) * len(self.widths)
+        extras = bottleneck.extra_fields(self.squeezes or none, self.dilations or none)
+        each = iter(self.rate * i / max(1, sum(self.blocks) - 1) for i in range(sum(self.blocks)))
+        rates = [[next(each) for _ in range(count)] for count in self.blocks]
+        if self.rates:
+            rates = [[r] * count for r, count in zip(self.rates, self.blocks, strict=True)]
+        return zip(self.widths, self.strides, rates, extras, strict=True)
 
 
 Tiny = partial(ConvNeXt, rate=0.1)

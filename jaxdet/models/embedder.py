@@ -6,7 +6,6 @@ embedding = net.apply(variables, images, method="embed")
 logits = net.apply(variables, embedding, method="classify")
 """
 
-import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -23,10 +22,11 @@ class Embedder(nn.Module):
     """A backbone's last map, averaged; an embedding of `dim` numbers; a classifier upon it.
 
     features: makes the module of the maps, given `axis_name` and `name`; of several the last is
-    used, and `drop` goes on to a module that takes it.  dim: 0 takes the average as it is.
+    used.  dim: 0 takes the average as it is.
     hidden: widths of the classifier's hidden layers, with ReLUs; () is a linear layer alone, whose
     kernel [D, classes], turned over, holds the weights of `jaxdet.embedding_losses`.
     rates: dropout of the embedding and of each hidden layer, on the way to the classes; () is none.
+    What the backbone drops is its own.
     """
 
     features: Callable[..., nn.Module]
@@ -51,16 +51,15 @@ class Embedder(nn.Module):
     def __call__(self, x, train=False, drop=1.0):
         """(embedding [B, D], logits [B, classes]) of images [B, H, W, C], float32 both.
 
-        `drop`, traced or not, multiplies the dropout rates.
+        `drop`, traced or not, multiplies `rates`.
         """
-        embedding = self.embed(x, train, drop)
+        embedding = self.embed(x, train)
         return embedding, self.classify(embedding, train, drop)
 
     @nn.nowrap  # its name is no layer of the operation table
-    def embed(self, x, train=False, drop=1.0):
+    def embed(self, x, train=False):
         """Embeddings [B, D] of images [B, H, W, C], of any length, float32."""
-        takes_drop = "drop" in inspect.signature(type(self.backbone).__call__).parameters
-        maps = self.backbone(x, train, *([drop] if takes_drop else []))
+        maps = self.backbone(x, train)
         x = maps[-1] if isinstance(maps, tuple) else maps
         with jax.named_scope("pool"):
             x = x.mean((1, 2))  # [B, C]

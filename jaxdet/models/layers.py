@@ -37,13 +37,16 @@ class Part(nn.Module):
         }
 
     @nn.nowrap
-    def convolve(self, x, width, kernel, name, *, stride=1, groups=1, bias=False, train=False):
+    def convolve(
+        self, x, width, kernel, name, *, stride=1, groups=1, dilation=1, bias=False, train=False
+    ):
         """A convolution of x [B, H, W, C] and its batch norm: `name` and `name_norm`."""
         x = nn.Conv(
             width,
             kernel_size=(kernel, kernel),
             strides=stride,
-            padding=(kernel // 2,) * 2,  # as PyTorch pads
+            padding=(dilation * (kernel // 2),) * 2,  # as PyTorch pads
+            kernel_dilation=dilation,
             feature_group_count=groups,
             use_bias=bias or not self.norm,
             kernel_init=INITIAL,

@@ -1,5 +1,7 @@
 """What the configuration of faces makes of the data, and which networks it has."""
 
+import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from typing import get_args, get_type_hints
@@ -8,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdet import configs
+from jaxdet import configs, evaluate
 from jaxdet.configs.faces import Config, network
 from jaxdet.errors import InputError
 from tests.models.test_resnet import outputs, shaped
+from tests.test_cli import main
 
 PEOPLE, EACH = 5, 10
 
@@ -82,6 +85,20 @@ def test_groups_stand_together_in_a_batch(root):
     assert configs.build("faces", Config(root=str(root), size=32)).order is None
 
 
+def test_a_stream_gives_the_same_samples_in_the_same_order(root):
+    pytest.importorskip("grain")
+    config = Config(root=str(root), size=32, people=3, group=4, batch=8)
+    held, streamed = (configs.build("faces", replace(config, stream=on)) for on in (False, True))
+    assert not streamed.splits["train"].arrays
+    for part, source in held.splits.items():
+        assert streamed.splits[part].names == source.names
+        seen = [evaluate.samples(system, part, 3, train=True) for system in (held, streamed)]
+        for name, column in seen[0].items():
+            np.testing.assert_array_equal(column, seen[1][name])
+    count = len(held.splits["train"])
+    np.testing.assert_array_equal(held.order(0, 1, count, 8), streamed.order(0, 1, count, 8))
+
+
 @pytest.mark.parametrize("model", get_args(get_type_hints(Config)["model"]))
 def test_every_model_gives_embeddings_and_logits(model):
     config = Config(model=model, width=0.25, dim=24)
@@ -111,8 +128,6 @@ def test_what_cannot_be_is_refused_in_one_line(root, changes, said):
 
 
 def test_a_file_that_is_no_image_is_left_out_or_stops(root, tmp_path):
-    import shutil
-
     shutil.copytree(root, tmp_path / "faces")
     (tmp_path / "faces" / "s1" / "3.pgm").write_bytes(b"no image")
     config = Config(root=str(tmp_path / "faces"), size=32)
@@ -120,6 +135,36 @@ def test_a_file_that_is_no_image_is_left_out_or_stops(root, tmp_path):
     assert "s1/3.pgm" in note
     with pytest.raises(InputError, match="s1/3.pgm"):
         configs.build("faces", replace(config, on_bad_row="error"))
+
+
+def test_inspect_counts_images_and_names_what_cannot_be_used(root, tmp_path, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(root, data)
+    shutil.rmtree(data / "s0")
+    for place in ("s0", "s1"):
+        (data / place).mkdir(exist_ok=True)
+        (data / place / "3.pgm").write_bytes(b"no image")
+    (data / "s9").mkdir()
+    words = ["data", "inspect", "faces", "--root", data]
+    assert main(*words) == 2
+    told, error = capsys.readouterr()
+    heads, _, nobody, half, *whole = [line for line in told.splitlines() if line.startswith("|")]
+    assert heads == "| label | all | unusable | height | width |"
+    assert (nobody, half) == ("| s0 | 0 | 1 |  |  |", "| s1 | 9 | 1 | 12 to 12 | 10 to 10 |")
+    assert len(whole) == PEOPLE - 2
+    for place in ("s0/3.pgm: not a readable image", "s1/3.pgm: not a", "s9: no files in it"):
+        assert told.count(f"{data}/{place}") == 1
+    assert error.startswith("jaxdet: error: 3 rows cannot be used")
+    assert main(*words, "--on-bad-row", "skip", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["bad"]) == 3 and found["labels"][1]["all"] == 9
+
+
+def test_inspect_wants_a_folder_with_images_of_people(tmp_path, capsys):
+    for words, said in ((["--root", tmp_path], "no folder of a class"), ([], "--root: the folder")):
+        assert main("data", "inspect", "faces", *words) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])

@@ -371,3 +371,43 @@ def test_a_survey_counts_measures_and_says_what_is_wrong(put):
     inner, bad = notes
     assert inner == f"{place}/train/dog/inner: {folders.NO_FILE}"
     assert bad.startswith(f"{place}/test/cat/4.png: ") and "not a readable image" in bad
+
+
+# streams
+
+
+def same(one, other):
+    assert one.keys() == other.keys()
+    for name, column in one.items():
+        np.testing.assert_array_equal(column, other[name])
+        assert column.dtype == other[name].dtype
+
+
+def test_a_stream_has_what_memory_would_hold(put):
+    pytest.importorskip("grain")
+    place = put(TREE | {"cat/c.png": b"no image"})
+    found = folders.read(place)
+    held, notes = folders.load(found.parts["all"], found.classes, 5, first_id=7)
+    streamed, told = folders.streamed(found.parts["all"], found.classes, 5, first_id=7)
+    assert told == notes and "cat/c.png" in told[0]
+    assert (len(streamed), streamed.names, streamed.arrays) == (3, held.names, {})
+    same(streamed.first(99).arrays, held.arrays)
+    same(streamed.take([2, 0]).arrays, held.take([2, 0]).arrays)
+    np.testing.assert_array_equal(streamed.labels, held.arrays["label"])
+    index = np.array([[2, 0], [1, 2]])
+    batches = list(streamed.batches(index))
+    assert len(batches) == 2
+    for row, batch in zip(index, batches, strict=True):
+        same(batch, held[row])
+
+
+def test_a_damaged_file_ends_a_stream_by_its_name(put):
+    pytest.importorskip("grain")
+    found = folders.read(put(TREE | {"cat/c.png": A[: len(A) // 2]}))
+    streamed, notes = folders.streamed(found.parts["all"], found.classes, 5)
+    assert not notes and len(streamed) == 4
+    with pytest.raises(InputError, match=r"cat/c\.png: not a readable image .* take it away") as e:
+        list(streamed.batches(np.arange(4)[None]))
+    assert "\n" not in str(e.value)
+    with pytest.raises(InputError, match="none of 1 images can be used"):
+        folders.streamed([found.parts["all"][0]._replace(image=Path("gone"))], found.classes, 5)

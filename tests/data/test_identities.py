@@ -129,6 +129,8 @@ def test_each_row_that_does_not_match_is_a_line(tmp_path):
 
 def test_a_submission_is_as_its_sample(tmp_path):
     assert identities.submission(["a", "b"]) == "index,label\n0,a\n1,b\n"
+    files = [tmp_path / "x.jpg", tmp_path / "y.jpg"]
+    assert identities.submission([7, 0], files=files) == "id,label\nx.jpg,7\ny.jpg,0\n"
     for heading in ("Id,Label\n", "", "label,id\n"):
         rows = "x,7\ny,8\n" if heading.startswith("label") else "7,x\n8,y\n"
         sample = identities.read(written(tmp_path, heading + rows))

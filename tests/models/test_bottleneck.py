@@ -17,7 +17,7 @@ Mini = partial(Bottlenecks, widths=WIDTHS, strides=STRIDES, classes=3)
 
 def block_size(width, depthwise, squeeze, expand=4):
     """Parameters of a block by arithmetic: convolutions, and two numbers a channel of each norm."""
-    wide, middle = expand * width, max(1, width // 4)
+    wide, middle = expand * width, max(1, int(squeeze * width))
     squeezing = (wide + 1) * middle + (middle + 1) * wide if squeeze else 0
     taps = 9 * wide if depthwise else 9 * wide**2
     return 2 * width * wide + taps + 2 * (2 * wide + width) + squeezing
@@ -26,15 +26,16 @@ def block_size(width, depthwise, squeeze, expand=4):
 def net_size(widths, classes, depthwise, squeezes, blocks):
     """Parameters of a network by arithmetic."""
     total, before = 49 * 3 * widths[0] + 2 * widths[0], widths[0]
-    for width, squeeze in zip(widths, squeezes, strict=True):
-        total += 9 * before * width + 2 * width + blocks * block_size(width, depthwise, squeeze)
+    counts = (blocks,) * len(widths) if isinstance(blocks, int) else blocks
+    for width, squeeze, count in zip(widths, squeezes, counts, strict=True):
+        total += 9 * before * width + 2 * width + count * block_size(width, depthwise, squeeze)
         before = width
     return total + before * classes + classes
 
 
 @pytest.mark.parametrize("depthwise", [True, False])
-@pytest.mark.parametrize("squeezes", [(False,) * 3, (False, True, True)])
-@pytest.mark.parametrize("blocks", [1, 2])
+@pytest.mark.parametrize("squeezes", [(0, 0, 0), (0, 0.25, 0.5)])
+@pytest.mark.parametrize("blocks", [1, (2, 1, 3)])
 def test_parameters_by_arithmetic(depthwise, squeezes, blocks):
     block = partial(Inverted, depthwise=depthwise)
     net = Mini(squeezes=squeezes, blocks=blocks, block=block)
@@ -44,13 +45,13 @@ def test_parameters_by_arithmetic(depthwise, squeezes, blocks):
 
 def test_the_rows_of_the_seed_s_table():
     widths = (32, 64, 128, 256, 512)
-    final = Bottlenecks(squeezes=(True,) * 5, rates=(0.2, 0, 0.2, 0, 0.2), classes=7001)
+    final = Bottlenecks(squeezes=(0.25,) * 5, rates=(0.2, 0, 0.2, 0, 0.2), classes=7001)
     maps, variables = outputs(final.clone(classes=0), shaped(1, 224, 224, 3))
     assert [m.shape for m in maps] == [
         (1, side, side, width) for side, width in zip((56, 56, 28, 14, 7), widths, strict=True)
     ]
     _, variables = outputs(final, shaped(1, 224, 224, 3))
-    assert size(variables["params"]) == net_size(widths, 7001, True, (True,) * 5, 1)
+    assert size(variables["params"]) == net_size(widths, 7001, True, (0.25,) * 5, 1)
     convnexts = Bottlenecks(
         widths=(32, 32, 64, 64, 128, 128, 128, 128),
         strides=(1, 1, 2, 1, 2, 1, 1, 1),
@@ -64,7 +65,7 @@ def test_the_rows_of_the_seed_s_table():
 
 
 def test_kernels_begin_with_kaiming_s_normal_numbers():
-    net = Mini(widths=(32, 64), strides=(1, 1), squeezes=(True, True), classes=300)
+    net = Mini(widths=(32, 64), strides=(1, 1), squeezes=(0.25, 0.25), classes=300)
     images = np.zeros((1, 16, 16, 3), np.float32)
     params = jax.jit(net.init)(jax.random.key(0), images)["params"]
     for where, leaf in jax.tree.leaves_with_path(params):
@@ -79,7 +80,7 @@ def test_kernels_begin_with_kaiming_s_normal_numbers():
 def made():
     """A small network with random variables, and images."""
     images = np.random.default_rng(0).normal(size=(2, 33, 40, 3)).astype(np.float32)
-    net = Mini(squeezes=(False, True, True), rates=(0.2, 0, 0.2))
+    net = Mini(squeezes=(0, 0.25, 0.25), rates=(0.2, 0, 0.2))
     return net, fill(outputs(net, images)[1]), images
 
 
@@ -120,12 +121,13 @@ def test_frozen_parts_have_no_gradients_and_keep_their_statistics(made):
         assert all(jax.tree.leaves(same)) == module.startswith(frozen), module
 
 
-@pytest.mark.parametrize("depthwise", [True, False])
+@pytest.mark.parametrize("depthwise, dilation", [(True, 1), (False, 1), (True, 2)])
 @pytest.mark.parametrize("activation", [nn.relu, nn.relu6])
-def test_a_block_is_that_of_torch(depthwise, activation):
+def test_a_block_is_that_of_torch(depthwise, dilation, activation):
     torch = pytest.importorskip("torch")
     x = 3 * np.random.default_rng(1).normal(size=(2, 5, 7, 8)).astype(np.float32)
-    block = Inverted(depthwise=depthwise, squeeze=True, activation=activation)
+    how = {"depthwise": depthwise, "dilation": dilation, "squeeze": 0.25}
+    block = Inverted(**how, activation=activation)
     variables = fill(outputs(block, x)[1])
     params, stats = variables["params"], variables["batch_stats"]
     act = getattr(torch.nn.functional, activation.__name__)
@@ -133,8 +135,9 @@ def test_a_block_is_that_of_torch(depthwise, activation):
     def conv(y, module, groups=1):
         kernel = torch.tensor(module["kernel"].transpose(3, 2, 0, 1))
         bias = torch.tensor(module["bias"]) if "bias" in module else None
-        pad = kernel.shape[-1] // 2
-        return torch.nn.functional.conv2d(y, kernel, bias, padding=pad, groups=groups)
+        wide = dilation if kernel.shape[-1] > 1 else 1
+        how = {"padding": wide * (kernel.shape[-1] // 2), "dilation": wide}
+        return torch.nn.functional.conv2d(y, kernel, bias, **how, groups=groups)
 
     def active(y, name, groups=1):
         norm, moved = params[f"{name}_norm"], stats[f"{name}_norm"]

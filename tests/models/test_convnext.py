@@ -103,6 +103,34 @@ def test_rates_rise_from_0_to_that_of_the_network_and_bfloat16_stays(made):
     assert low.dtype == jnp.bfloat16
 
 
+def test_stages_have_their_own_rates_squeezes_and_strides():
+    seen = []
+
+    def block(**fields):
+        seen.append({name: fields.get(name) for name in ("rate", "squeeze", "dilation")})
+        return Block(**fields)
+
+    own = {"strides": (2, 1), "rates": (0.0, 0.5), "squeezes": (0, 0.5), "dilations": (1, 2)}
+    net = ConvNeXt(widths=(4, 6), blocks=(1, 2), classes=0, block=block, **own)
+    maps, variables = outputs(net, shaped(1, 64, 32, 3))
+    assert [m.shape for m in maps] == [(1, 8, 4, 4), (1, 8, 4, 6)]
+    one, *others = seen
+    assert one == {"rate": 0.0, "squeeze": None, "dilation": None}
+    assert others == [{"rate": 0.5, "squeeze": 0.5, "dilation": 2}] * 2
+    squeeze = variables["params"]["stage2_block1"]["squeeze"]
+    assert size(squeeze) == (24 + 1) * 3 + (3 + 1) * 24
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_a_block_sees_pixels_that_its_dilation_is_apart(dilation):
+    x = np.random.default_rng(2).normal(size=(1, 15, 15, 4)).astype(np.float32)
+    block = Block(dilation=dilation, scale=1.0)
+    variables = {"params": fill(outputs(block, x)[1])["params"]}
+    seen = jax.jit(jax.grad(lambda x: block.apply(variables, x)[0, 7, 7].sum()))(x)
+    down, across = np.nonzero(np.asarray(seen).any((0, 3)))
+    assert set(down) == set(across) == set(range(7 - 3 * dilation, 8 + 3 * dilation, dilation))
+
+
 # A reference in torch, with the names of the paper's code.
 
 

@@ -1,0 +1,52 @@
+"""Tables of labels of images that nobody has told the labels of, in the rows of a sample."""
+
+import sys
+from functools import partial
+
+import jax
+
+from jaxdet import evaluate, runs
+from jaxdet.commands import common
+from jaxdet.data import identities
+from jaxdet.errors import InputError
+
+LINES = 20  # rows that do not match, at most, that are told
+
+
+def sample(path, files):
+    """The table of a sample submission; each row that does not match is told, then refused."""
+    table = identities.read(path)
+    wrong = identities.mismatches(table, files)
+    for line in wrong[:LINES]:
+        print(f"{path} {line}", file=sys.stderr)
+    if wrong:
+        raise InputError(f"{path}: {len(wrong)} rows do not match the images; first: {wrong[0]}")
+    return table
+
+
+def write(path, labels, table=None, files=None):
+    """A file of labels [N]: `identities.submission`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    runs.write_text(path, identities.submission(labels, table, files))
+
+
+def listed(options):
+    """(image files of the one folder that the options name, sample or None)."""
+    paths = [*options.images, *options.filename]
+    if len(paths) != 1 or not paths[0].is_dir():
+        raise InputError("--submit: one folder of images is wanted: jaxdet predict RUN FOLDER")
+    files = identities.unknown(paths[0])
+    return files, sample(options.sample, files) if options.sample else None
+
+
+def classified(options, config, system, state, files, table):
+    """Write the number of the label of each image, its place among the classes of the run."""
+    if system.many:
+        raise InputError("--submit is for runs that give an image one label")
+    answer = jax.jit(lambda kept, images: system.task.predict(kept, images)["label"])
+    answer = partial(answer, evaluate.variables(state))
+    labels = common.answered(answer, system.read, config.eval_batch, files)
+    write(options.submit, labels.tolist(), table, files)
+    if not options.json:
+        print(f"wrote {options.submit}")
+    return 0
