@@ -126,11 +126,19 @@ def _boxes(axes, true, predicted, texts, kinds, width=None, size=7):
         return
     named = every[0] if predicted is None else every[1]
     kinds = np.zeros(len(texts), int) if kinds is None else kinds
-    for (x0, y0, *_), text, kind in zip(named, texts, kinds, strict=True):
-        shade = {"pad": 1, "facecolor": f"C{kind % 10}", "edgecolor": "none", "alpha": 0.8}
-        inside = y0 < axes.get_ylim()[0] / 20  # there is no room above it
-        place = {"va": "top" if inside else "bottom", "clip_on": True}
-        axes.text(max(x0, 0), max(y0, 0), text, color="white", fontsize=size, bbox=shade, **place)
+    for corners, text, kind in zip(named, texts, kinds, strict=True):
+        _name(axes, corners, text, f"C{kind % 10}", size)
+
+
+def _name(axes, corners, text, colour, size):
+    """A small text above a box, or in it, so that it is in the picture."""
+    x0, y0, x1, _ = corners
+    width, height = axes.get_xlim()[1], axes.get_ylim()[0]
+    top, right = y0 < 0.05 * height, x0 > 0.85 * width
+    place = {"va": "top" if top else "bottom", "ha": "right" if right else "left"}
+    shade = {"pad": 1, "facecolor": colour, "edgecolor": "none", "alpha": 0.8}
+    x, y = min(x1, width) if right else max(x0, 0), max(y0, 0)
+    axes.text(x, y, text, color="white", fontsize=size, bbox=shade, clip_on=True, **place)
 
 
 def _rows(boxes):
@@ -219,7 +227,7 @@ def precision_recall(curves, recalls, path, marked=()):
         (line,) = axes.plot(recalls, precision, label=None if many else label, **many)
         for sign, least in zip("os^D", () if many else marked, strict=False):
             last = np.flatnonzero(scores >= least)[-1:]
-            axes.plot(recalls[last], precision[last], sign, color=line.get_color(), ms=6)
+            axes.plot(recalls[last], precision[last], sign, color=line.get_color(), clip_on=False)
     if len(known) > 1:
         mean = np.mean([precision for precision, _ in known.values()], 0)
         axes.plot(recalls, mean, color="black", lw=2.5, label=f"mean {mean.mean():.3f}")
@@ -242,7 +250,8 @@ def bars(values, path, *, label, marked=()):
         axes.text(value + 0.01, place, f"{value:.3f}", va="center", fontsize=9)
     for value in marked:
         axes.axvline(value, color="red", ls="--", lw=1)
-        axes.text(value, -0.75, f"{value:g}", color="red", ha="center", fontsize=8)
+        clear = {"pad": 1, "facecolor": "white", "edgecolor": "none"}
+        axes.text(value, -0.75, f"{value:g}", color="red", ha="center", fontsize=8, bbox=clear)
     axes.set_yticks(range(len(values)), list(values))
     axes.set(xlabel=label, xlim=(0, 1.08), ylim=(len(values) - 0.4, -1.1))
     _write(figure, path)

@@ -351,7 +351,7 @@ REFUSED = {
         ["train", "detect", "--root", "data", "--mosaic", "1", "--epochs", "5"],
         "--plain-last 5 of 5 epochs: none is left",
     ),
-    "no run": (["predict", "data", "data/images/val/3.png"], "data.*no run"),
+    "no run": (["predict", "data", "data/images/val/3.png"], "data is not a run"),
     "folder": (["predict", "run", "empty"], "empty: no such image"),
     "split": (["eval", "run", "--split", "test"], "--split test: detect has train, val"),
 }

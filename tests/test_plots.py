@@ -82,13 +82,14 @@ def test_a_photo_is_drawn_as_large_as_it_is_with_boxes_in_their_places(tmp_path)
         np.testing.assert_allclose(found, boxes[0] + moved, atol=2)
 
 
-def test_texts_are_in_the_picture_also_of_boxes_at_its_edge(tmp_path):
-    for y0 in (0, 100):
-        boxes = np.float32([[50, y0, 200, 200]])
-        plots.annotated(np.zeros((400, 400, 3)), tmp_path / "a.png", predicted=boxes)
-        bare = pixels(tmp_path / "a.png")
-        plots.annotated(np.zeros((400, 400, 3)), tmp_path / "a.png", None, boxes, ["cell 0.9"], [2])
-        assert (pixels(tmp_path / "a.png") != bare).any(-1).sum() > 300
+@pytest.mark.parametrize("x0, y0", [(50, 0), (50, 100), (390, 100), (390, 0)])
+def test_texts_are_in_the_picture_also_of_boxes_at_its_edge(tmp_path, x0, y0):
+    boxes = np.float32([[x0, y0, x0 + 150, 200]])
+    pictures = []
+    for texts in (None, ["cell 0.9"]):
+        plots.annotated(np.zeros((400, 400, 3)), tmp_path / "a.png", None, boxes, texts, [2])
+        pictures.append(pixels(tmp_path / "a.png"))
+    assert (pictures[0] != pictures[1]).any(-1).sum() > 500
 
 
 def test_small_photos_are_enlarged(tmp_path):

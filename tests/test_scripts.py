@@ -73,9 +73,9 @@ def start(checkout, tmp_path):
         process.communicate()
 
 
-def ended(process, code=0):
+def ended(process, code=0, timeout=200):
     """What a process printed, once it has ended as it should."""
-    out, err = process.communicate(timeout=200)
+    out, err = process.communicate(timeout=timeout)
     assert process.returncode == code, err
     return out
 
@@ -145,7 +145,8 @@ def people(tmp_path):
 def test_faces_go_from_folders_to_tables_and_a_report(checkout, start, people, tmp_path):
     run = tmp_path / "run"
     words = [*FACES, "--epochs", "1", "--cut-val", "0", "--quiet"]
-    out = ended(start("bash", checkout / "scripts" / "faces.sh", people, *words, RUN=str(run)))
+    script = checkout / "scripts" / "faces.sh"
+    out = ended(start("bash", script, people, *words, RUN=str(run)), timeout=280)
     assert [line["epoch"] for line in runs.read_metrics(run)] == [0, 1]
     for said in ("test split", "classification/test", "unknown_dev", "unknown_test", "cut-offs"):
         assert re.search(f"{said}.*:\n", out), said

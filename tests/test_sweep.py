@@ -318,6 +318,23 @@ def test_what_is_only_judged_otherwise_is_trained_once():
     assert [chosen.index(found[config]) for config in chosen] == [0, 1, 2, 3]
 
 
+def test_one_at_a_time_without_values_is_the_grid_for_it():
+    kind, none = configs.config("detect"), Sweep()
+    words, axes = command._with_grid(
+        "detect", kind, Sweep(one_at_a_time=True), ["--batch", "4"], {}
+    )
+    assert words == ["--batch", "4"]
+    assert {"--assigner", "--box-loss", "--neck", "--block", "--head", "--nms-kind"} <= {*axes}
+    for axis, values in axes.items():
+        known = getattr(kind(), axis.strip("-").replace("-", "_"))
+        assert str(known) == values[0] or float(values[0]) == known, axis
+    assert command._with_grid("detect", kind, none, [], {}) == ([], {})
+    given = {"--neck": ["pan", "fpn"]}
+    assert command._with_grid("detect", kind, Sweep(one_at_a_time=True), [], given) == ([], given)
+    named = command._with_grid("detect", kind, Sweep(grid="ablation"), [], given)[1]
+    assert named == {**axes, **given}
+
+
 def test_gains_are_told_beside_what_was_changed():
     rows = [
         {"box-loss": "ciou", "neck": "fpn", "runs": 1, "map": 0.5},

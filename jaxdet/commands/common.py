@@ -108,7 +108,13 @@ def _same_classes(folder, system):
     """Refuse data of other classes than those that the run has learnt."""
     kept, found = runs.read_about(folder)["classes"], system.about["classes"]
     if list(kept) != list(found):
-        raise InputError(f"the data have the classes {found}, {folder} has learnt {kept}")
+        raise InputError(f"the data have {_listed(found)}, {folder} has learnt {_listed(kept)}")
+
+
+def _listed(classes, most=5):
+    """How many classes there are, and the first of them."""
+    more = ", ..." if len(classes) > most else ""
+    return f"{len(classes)} classes ({', '.join(classes[:most])}{more})"
 
 
 def _warn(line):

@@ -12,6 +12,8 @@ from jaxdet.configs import base
 from jaxdet.errors import InputError
 from jaxdet.progress import Progress
 
+ABLATION = "ablation"  # the grid that --one-at-a-time is made for
+
 
 def run(name, options, words, axes):
     """Train every combination of the values of `axes` {option: [word]}, and print one table."""
@@ -47,13 +49,16 @@ def run(name, options, words, axes):
 def _with_grid(name, kind, options, words, axes):
     """(words, axes, lists of words of a run each), with those of the grid that the options name.
 
-    The user's come last, and so win.
+    The user's come last, and so win.  Without several values of anything, one at a time is the grid
+    `ablation`.
     """
-    if not options.grid:
+    ablation = options.one_at_a_time and not axes and ABLATION in kind.GRIDS
+    chosen = options.grid or (ABLATION if ablation else "")
+    if not chosen:
         return words, axes, [[]]
-    if options.grid not in kind.GRIDS:
-        raise InputError(f"--grid {options.grid}: {name} has {', '.join(kind.GRIDS) or 'no grids'}")
-    grid = kind.GRIDS[options.grid]
+    if chosen not in kind.GRIDS:
+        raise InputError(f"--grid {chosen}: {name} has {', '.join(kind.GRIDS) or 'no grids'}")
+    grid = kind.GRIDS[chosen]
     if isinstance(grid, tuple):
         return words, axes, [one.split() for one in grid]
     more, of_grid = flags.several(grid.split(), kind)

@@ -6,7 +6,7 @@
     jaxdet eval runs/detect
     jaxdet eval runs/detect --score .1 --nms .5        # as seed 002 judges
     jaxdet data assign runs/detect                     # which cells learn which box
-    jaxdet sweep detect --root DIR --grid ablation --one-at-a-time true    # what each part gives
+    jaxdet sweep detect --root DIR --one-at-a-time     # ablation: what each part is worth
 
 DIR is a COCO, Pascal VOC, YOLO or parquet folder; the format is found by what is in it.
 The Halo set of seed 002 is parquet: put its files `train*.parquet`, `validation*.parquet` and

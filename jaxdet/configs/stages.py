@@ -19,7 +19,7 @@ EACH = {  # option with a number a stage -> field of the networks
 }
 SHAPES = ("channels", "blocks", "strides", "dilations")  # those that tell a network's shape
 OTHERS = ("block", "depthwise", "activation")
-NEEDED = {"bottleneck": ("strides",), "convnext": ("strides", "blocks")}  # with other channels
+NEEDED = {"bottleneck": "strides", "convnext": "blocks"}  # beside another number of channels
 STEM = 4  # pixels a side of which a stem makes one
 PLAIN = "--model bottleneck --batch 128 --depthwise false --activation relu"
 DEEP = (
@@ -155,7 +155,7 @@ def check(config):
     count = _count(config)
     for name in given:
         _check_numbers(name, getattr(config, name), count)
-    strides = config.strides or _own(config.model).strides
+    strides = config.strides or (1, *(2,) * (count - 1))  # of convnext, whose patches end at edges
     if config.model == "convnext" and config.size < STEM * prod(strides):
         raise InputError(
             f"--size {config.size}: a stem of {STEM} and --strides {_words(strides)} want at least "
@@ -167,10 +167,10 @@ def _count(config):
     """How many stages there are; refuses a number of channels that leaves other options open."""
     own = len(_own(config.model).widths)
     count = len(config.channels) or own
-    missing = [name for name in NEEDED[config.model] if not getattr(config, name)]
-    if count != own and missing:
+    needed = NEEDED[config.model]
+    if count != own and not getattr(config, needed):
         raise InputError(
-            f"{_option(missing[0])}: {count} numbers are wanted, one for each of --channels "
+            f"{_option(needed)}: {count} numbers are wanted, one for each of --channels "
             f"{_words(config.channels)}"
         )
     return count

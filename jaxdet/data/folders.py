@@ -230,7 +230,7 @@ def _fill(out, rows, numbers):
 
 def _faults(rows, numbers):
     """What the headers of the images of some rows say is wrong with them, None for nothing."""
-    return [_tried(rows[number], images.size)[1] for number in numbers]
+    return [_tried(rows[number], images.check)[1] for number in numbers]
 
 
 def _sizes(rows, numbers):

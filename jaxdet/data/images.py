@@ -79,6 +79,12 @@ def letterboxed(file, height, width):
     return image / np.float32(255), size
 
 
+def check(file):
+    """Refuse, with an InputError, a file that is missing or does not begin as an image."""
+    with _open(file):
+        return
+
+
 ORIENTATION, SWAPPED = 0x0112, 5  # EXIF's tag, and its first value that swaps the sides
 
 

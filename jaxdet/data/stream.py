@@ -41,6 +41,7 @@ class Stream:
         """Batches of the records at `index [S, B]`, one after the other, read ahead in threads."""
         import grain
 
-        options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=2 * index.shape[1])
+        ahead = max(2 * index.shape[1], THREADS)
+        options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=ahead)
         source = grain.MapDataset.source(index.reshape(-1).tolist()).map(self.read)
         yield from source.batch(index.shape[1]).to_iter_dataset(options)

@@ -123,8 +123,8 @@ class Block(Part):
 class ConvNeXt(Part, layers.Freezable):
     """A stem of 4x4 patches, stages of blocks, 2x2 patches between them, and a linear layer.
 
-    widths, blocks, strides: channels and blocks of each stage, sides of the patches before it;
-    squeezes, dilations: of its blocks, see `Block`; () is none.  block: makes a block.
+    widths, blocks, strides: channels and blocks of each stage, sides of the patches before it, ()
+    is 1 and then 2; squeezes, dilations: of its blocks, see `Block`, () is none.  block: makes one.
     rate: of stochastic depth, of the last block; it rises from 0 in even steps.  rates: instead,
     that of all blocks of each stage.
     classes: outputs; 0 returns the stages' maps [B, H/4 .. H/32, ...] instead of logits.
@@ -133,7 +133,7 @@ class ConvNeXt(Part, layers.Freezable):
 
     widths: tuple[int, ...] = (96, 192, 384, 768)
     blocks: tuple[int, ...] = (3, 3, 9, 3)
-    strides: tuple[int, ...] = (1, 2, 2, 2)
+    strides: tuple[int, ...] = ()
     squeezes: tuple[float, ...] = ()
     dilations: tuple[int, ...] = ()
     block: Callable[..., nn.Module] = Block
@@ -171,7 +171,8 @@ class ConvNeXt(Part, layers.Freezable):
         rates = [[next(each) for _ in range(count)] for count in self.blocks]
         if self.rates:
             rates = [[r] * count for r, count in zip(self.rates, self.blocks, strict=True)]
-        return zip(self.widths, self.strides, rates, extras, strict=True)
+        strides = self.strides or (1, *(2,) * (len(none) - 1))
+        return zip(self.widths, strides, rates, extras, strict=True)
 
 
 Tiny = partial(ConvNeXt, rate=0.1)

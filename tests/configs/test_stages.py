@@ -81,7 +81,7 @@ REFUSED = {
         "--strides: 2 numbers are wanted, one for each of --channels 8 16",
     ),
     "no blocks": (
-        {"model": "convnext", "channels": (8, 16), "strides": (1, 2)},
+        {"model": "convnext", "channels": (8, 16)},
         "--blocks: 2 numbers are wanted",
     ),
     "too few": ({"model": "bottleneck", "squeezes": (0, 0.25)}, "--squeezes 0 0.25: 5 numbers"),
@@ -127,7 +127,7 @@ def chosen(grid, *words):
     """{configuration: folder} of the runs of a grid."""
     options, kind = Sweep(grid=grid), Config
     words, axes, listed = sweep._with_grid("faces", kind, options, list(words), {})
-    return sweep._chosen("faces", options, words, axes, listed)
+    return sweep._titles("faces", options, words, axes, listed)
 
 
 @pytest.mark.parametrize("name", Config.GRIDS)

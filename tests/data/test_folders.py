@@ -406,7 +406,7 @@ def test_a_damaged_file_ends_a_stream_by_its_name(put):
     found = folders.read(put(TREE | {"cat/c.png": A[: len(A) // 2]}))
     streamed, notes = folders.streamed(found.parts["all"], found.classes, 5)
     assert not notes and len(streamed) == 4
-    with pytest.raises(InputError, match=r"cat/c\.png: not a readable image .* take it away") as e:
+    with pytest.raises(InputError, match=r"cat/c\.png: .*not a readable image.*take it away") as e:
         list(streamed.batches(np.arange(4)[None]))
     assert "\n" not in str(e.value)
     with pytest.raises(InputError, match="none of 1 images can be used"):

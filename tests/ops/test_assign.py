@@ -61,6 +61,16 @@ def test_task_aligned_is_the_golden_one(case):
     np.testing.assert_array_equal(np.asarray(found.boxes)[on], true[on])
 
 
+def test_seed_002_has_alpha_and_beta_of_toods_paper_the_other_way_round():
+    given, seeds = drawn(11), {"alpha": 6.0, "beta": 1.0}
+    papers = {"topk": 5, "alpha": seeds["beta"], "beta": seeds["alpha"]}
+    found, paper = aligned(*given, topk=5, **seeds), aligned(*given, **papers)
+    expected = slow.task_aligned(*given, topk=5, **seeds)
+    np.testing.assert_array_equal(found.positive, expected[0])
+    np.testing.assert_allclose(found.scores, expected[2], rtol=2e-4, atol=1e-6)
+    assert (found.positive != paper.positive).any()
+
+
 @pytest.mark.parametrize("overlap", ["iou", "ciou"])
 @laws
 @given(seed=st.integers(0, 10**6), topk=st.sampled_from([1, 4, 60]))

@@ -253,7 +253,7 @@ def test_mirrored_answers_are_of_the_mean_logits_of_an_image_and_its_mirror_imag
     views.append(views[0][:, :, ::-1])
     variables = jax.jit(net.init)(jax.random.key(0), views[0])
     plain, both = (jax.jit(classifier(net, mirrored=on).predict) for on in (False, True))
-    logits = [net.apply(variables, 2 * view - 1).astype(np.float64) for view in views]
+    logits = [np.float64(net.apply(variables, 2 * view - 1)) for view in views]
     chances = special.softmax(np.mean(logits, 0), -1)
     found = both(variables, views[0])
     np.testing.assert_array_equal(found["label"], chances.argmax(-1))
