@@ -320,17 +320,18 @@ def test_what_is_only_judged_otherwise_is_trained_once():
 
 def test_one_at_a_time_without_values_is_the_grid_for_it():
     kind, none = configs.config("detect"), Sweep()
-    words, axes = command._with_grid(
+    words, axes, listed = command._with_grid(
         "detect", kind, Sweep(one_at_a_time=True), ["--batch", "4"], {}
     )
-    assert words == ["--batch", "4"]
+    assert words == ["--batch", "4"] and listed == [[]]
     assert {"--assigner", "--box-loss", "--neck", "--block", "--head", "--nms-kind"} <= {*axes}
     for axis, values in axes.items():
         known = getattr(kind(), axis.strip("-").replace("-", "_"))
         assert str(known) == values[0] or float(values[0]) == known, axis
-    assert command._with_grid("detect", kind, none, [], {}) == ([], {})
+    assert command._with_grid("detect", kind, none, [], {}) == ([], {}, [[]])
     given = {"--neck": ["pan", "fpn"]}
-    assert command._with_grid("detect", kind, Sweep(one_at_a_time=True), [], given) == ([], given)
+    found = command._with_grid("detect", kind, Sweep(one_at_a_time=True), [], given)
+    assert found == ([], given, [[]])
     named = command._with_grid("detect", kind, Sweep(grid="ablation"), [], given)[1]
     assert named == {**axes, **given}
 
