@@ -146,13 +146,15 @@ def _planned(geometry, plan, x, kernel):
 @partial(_planned.defjvp, symbolic_zeros=True)
 def _planned_jvp(geometry, plan, primals, tangents):
     (x, kernel), (by_image, by_kernel) = primals, tangents
-    out = _planned(geometry, plan, x, kernel)
-    parts = []
+    out, parts = _planned(geometry, plan, x, kernel), []
     if not isinstance(by_image, SymbolicZero):
         parts.append(ways.WAYS[plan.by_image](geometry, by_image, kernel))
     if not isinstance(by_kernel, SymbolicZero):
         parts.append(ways.WAYS[plan.by_kernel](geometry, x, by_kernel))
-    return out, sum(parts[1:], parts[0]) if parts else jnp.zeros_like(out)
+    if not parts:
+        return out, jnp.zeros_like(out)
+    tangent = sum(parts[1:], parts[0])
+    return (ways.once(out), ways.once(tangent)) if ways.SUMS & {*plan} else (out, tangent)
 
 
 def _pads(image, kernel, strides, padding, dilation):

@@ -14,6 +14,7 @@ Way = Literal["lax", "dot", "im2col", "shift", "pairs", "mirror", "blocks"]
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 NONE = ((0, 0), (0, 0))  # no padding
+SUMS = frozenset(("shift", "pairs", "mirror"))  # sums of slices, whose results want `once`
 
 
 class Geometry(NamedTuple):
@@ -210,6 +211,17 @@ def _padded(geometry, x, sizes=None):
         return x
     low = ((0, 0, 0), (top, bottom, 0), (left, right, 0), (0, 0, 0))
     return lax.pad(x, jnp.zeros((), x.dtype), low)
+
+
+def once(x):
+    """x, computed once; under differentiation its gradient too.
+
+    XLA's CPU writes a sum of slices into everything that reads it, and computes all of it in each:
+    with batch norm after it a depthwise 5x5 was computed 25 times in its own gradient.  What comes
+    out of a conditional is not written so; the barrier hides that there is nothing to decide.
+    """
+    true = lax.optimization_barrier(jnp.array(True))
+    return lax.cond(true, lambda x: x, jnp.zeros_like, x)
 
 
 def outputs(image, kernel, geometry):

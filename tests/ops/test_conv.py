@@ -200,3 +200,27 @@ def test_no_gradient_by_the_image_is_made_where_none_is_asked_for():
     by_kernel = jax.grad(lambda k: conv.conv(x, k, **options).sum())
     steps = [s.eqn.primitive.name for s in flops.walk(jax.make_jaxpr(by_kernel)(kernel))]
     assert steps.count("dot_general") == 1  # the outputs are not needed, their number is not
+
+
+def test_what_follows_a_sum_of_slices_does_not_compute_it_again():
+    """XLA's own count is 1.65 times that on paper, and 2.6 times without `ways.once`."""
+
+    class Normed(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            hook = partial(conv.conv, impl="auto")
+            shape = {"kernel_size": (5, 5), "feature_group_count": x.shape[-1]}
+            x = nn.Conv(x.shape[-1], **shape, conv_general_dilated=hook)(x)
+            return nn.relu6(nn.BatchNorm(use_running_average=False)(x))
+
+    x = jnp.ones((8, 16, 20, 16))
+    net = Normed()
+    variables = jax.jit(net.init)(jax.random.key(0), x)
+
+    def loss(variables, x):
+        return jnp.square(net.apply(variables, x, mutable=["batch_stats"])[0]).sum()
+
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
+    counted = gradient.lower(variables, x).compile().cost_analysis()["flops"]
+    on_paper = 3 * 2 * 25 * x.size  # outputs and two gradients, by multiply-adds of each tap
+    assert counted < 2 * on_paper
