@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from jaxdet import configs, optim, parallel, tasks, train
-from jaxdet.configs import base, detect
+from jaxdet.configs import backbones, base, detect
 from jaxdet.configs.digits import Config
 from jaxdet.models import deeper, simple
 from jaxdet.models.resnet import ResNet18
@@ -213,7 +213,7 @@ def detector(batch, hook, dtype, *, boxes_each=14, classes=3, freeze=3):
     task = task._replace(change=lambda keys, batch, at: batch).task()
     hyper = base.weights(config)
     peer = partial(peer_of_detector, classes) if freeze == 3 else None
-    return Work(batch, height, task, data, hyper, peer, partial(detect.learns, config))
+    return Work(batch, height, task, data, hyper, peer, partial(backbones.factor, config))
 
 
 PARTS = ("backbone", "neck", "head")

@@ -1,8 +1,10 @@
 """Backbones by name: the modules, their parts that may be frozen, and their trained weights."""
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+from jaxdet.configs.base import Training
 from jaxdet.errors import InputError
 
 Backbone = Literal[
@@ -11,8 +13,33 @@ Backbone = Literal[
 ]
 
 
-def features(name):
-    """Makes the feature maps of a backbone, given the fields that all have."""
+@dataclass(frozen=True)
+class Trained(Training):
+    """Options of systems whose backbone, `model`, may begin with trained weights."""
+
+    weights: str = ""
+    """file of weights for the backbone (.safetensors, .pth), hf:OWNER/NAME, or package:lite0"""
+    freeze: int = 0
+    """how many parts of it, from the first on, do not learn; -2: all but the last two"""
+    fixed_norm: bool = False
+    """batch norms of the backbone use their running statistics in training too"""
+    backbone_lr: float = 1.0
+    """factor of the learning rate in the backbone"""
+
+
+def features(name, built=0):
+    """Makes the feature maps of a backbone, given the fields that all have.
+
+    built: of its parts, from the first on; 0: all.
+    """
+    whole = _features(name)
+    if not built:
+        return whole
+    rows = "rows" if name.startswith("mobilenet") else "stages"
+    return partial(whole, **{rows: getattr(whole(), rows)[: built - 1]})  # but for the stem
+
+
+def _features(name):
     from jaxdet.models import efficientnet, mobilenet, resnet
 
     match name:
@@ -59,6 +86,33 @@ def frozen(config):
     return names[: len(names) - config.learn_last]
 
 
+def kept(config):
+    """Names of the parts that do not learn of the backbone of a `Trained`."""
+    return parts(config.model)[: config.freeze]
+
+
+def factor(config, path):
+    """The factor of the learning rate of a parameter; 0 where it stays."""
+    first, *_ = path.split("/")
+    if first != "features":
+        return 1.0
+    return config.backbone_lr if learns(kept(config), path) else 0.0
+
+
+def factors(config):
+    """`factor` of a `Trained`, or None where all learns alike."""
+    return partial(factor, config) if config.freeze or config.backbone_lr != 1 else None
+
+
+def check(config):
+    """Refuse options of a `Trained` that do not fit its backbone or each other."""
+    count = len(parts(config.model))
+    if not abs(config.freeze) <= count:
+        raise InputError(f"--freeze {config.freeze}: {config.model} has {count} parts")
+    if config.freeze and not config.weights:
+        raise InputError(f"--freeze {config.freeze} wants --weights: random numbers would stay so")
+
+
 def without(config):
     """Fields that leave batch norm out of a backbone."""
     if not config.norm and config.model == "lite0":
@@ -66,10 +120,10 @@ def without(config):
     return {} if config.norm else {"norm": False}
 
 
-def pretrained(name, file, variables, norm=True):
+def pretrained(name, file, variables, norm=True, built=0):
     """The variables of a network, those of its `features`, called `name`, from a file of weights.
 
-    file: as `jaxdet.pretrained.fetch` takes it.
+    file: as `jaxdet.pretrained.fetch` takes it.  built: parts that the network has; 0: all.
     """
     from jaxdet import pretrained, weights
     from jaxdet.models import efficientnet
@@ -88,8 +142,24 @@ def pretrained(name, file, variables, norm=True):
             raise InputError(f"--weights: nobody has trained {name}; choose another --model")
     arrays = weights.read(pretrained.fetch(file))
     last = [f"features.{len(parts(name))}."] if name.startswith("mobilenet") else []
-    spare = (*pretrained.HEADS, *efficientnet.HEADS, *last)
+    spare = (*pretrained.HEADS, *efficientnet.HEADS, *last, *_unbuilt(name, names, built))
     return pretrained.overlay(variables, arrays, partial(_of_features, names), spare=spare)
+
+
+def _unbuilt(name, names, built):
+    """Names in a file of weights of what follows the first parts of a backbone."""
+    import jax
+
+    if not built:
+        return ()
+    shapes = jax.ShapeDtypeStruct((1, 64, 64, 3), "float32")
+    whole = jax.eval_shape(features(name)().init, jax.random.key(0), shapes)
+    paths = [
+        jax.tree_util.keystr(where, simple=True, separator="/")
+        for where, _ in jax.tree.leaves_with_path(whole)
+    ]
+    left = parts(name)[built:]
+    return tuple(names(path) for path in paths if _within(left, path.split("/")[1]))
 
 
 def _of_features(names, path):
@@ -101,4 +171,9 @@ def _of_features(names, path):
 def learns(stay, path):
     """Whether a parameter is outside of the parts that stay."""
     first, layer, *_ = path.split("/")
-    return first != "features" or not any(layer == p or layer.startswith(f"{p}_") for p in stay)
+    return first != "features" or not _within(stay, layer)
+
+
+def _within(names, layer):
+    """Whether a layer belongs to one of the parts with these names."""
+    return any(layer == part or layer.startswith(f"{part}_") for part in names)

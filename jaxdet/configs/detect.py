@@ -39,7 +39,7 @@ from jaxdet.errors import InputError
 
 
 @dataclass(frozen=True)
-class Config(Changing):
+class Config(Changing, backbones.Trained):
     """Boxes and classes of all objects in a photo."""
 
     WEIGHTS: ClassVar = tuple(
@@ -70,14 +70,6 @@ class Config(Changing):
     """what to do with a photo or box that cannot be used: leave it out and say so, or stop"""
     model: backbones.Backbone = "lite0"
     """backbone"""
-    weights: str = ""
-    """file of weights for it (.safetensors, .pth), hf:OWNER/NAME, or package:lite0"""
-    freeze: int = 0
-    """how many parts of it, from the first on, do not learn; -2: all but the last two"""
-    fixed_norm: bool = False
-    """batch norms of the backbone use their running statistics in training too"""
-    backbone_lr: float = 1.0
-    """factor of the learning rate in the backbone"""
     neck: Literal["fpn", "pan"] = "fpn"
     """how the levels of the backbone are joined"""
     block: Literal["conv", "c3", "c2f"] = "conv"
@@ -146,7 +138,7 @@ def network(config, classes=3):
     neck = {"fpn": necks.FPN, "pan": necks.PAN}[config.neck]
     reading = _reading(config)
     features = backbones.features(config.model)
-    how = {"frozen": len(_frozen(config)), "fixed_norm": config.fixed_norm}
+    how = {"frozen": len(backbones.kept(config)), "fixed_norm": config.fixed_norm}
     shape = {"width": config.width, **part}
     outputs = {"classes": reading.logits(classes), "objectness": reading.objectness}
     net = Detector(
@@ -186,7 +178,7 @@ def system(config, classes, splits):
         assigned=detection.assigned,
         read=partial(images.letterboxed, height=config.size[0], width=config.size[1]),
         weights=trained if config.weights else None,
-        learns=partial(learns, config) if config.freeze or config.backbone_lr != 1 else None,
+        learns=backbones.factors(config),
     )
 
 
@@ -263,19 +255,6 @@ def _suppress(config):
     return partial(ways[config.nms_kind], **shared)
 
 
-def learns(config, path):
-    """The factor of the learning rate of a parameter; 0 where it stays."""
-    first, *_ = path.split("/")
-    if first != "features":
-        return 1.0
-    return config.backbone_lr if backbones.learns(_frozen(config), path) else 0.0
-
-
-def _frozen(config):
-    """Names of the parts of the backbone that do not learn."""
-    return backbones.parts(config.model)[: config.freeze]
-
-
 def check(config):
     """Refuse what no training can use, before any photo is read."""
     from jaxdet.tasks.detect import STRIDE
@@ -283,11 +262,7 @@ def check(config):
     height, width = config.size
     if height % STRIDE or width % STRIDE or not height * width:
         raise InputError(f"--size {height} {width}: multiples of {STRIDE} are wanted")
-    parts = len(backbones.parts(config.model))
-    if not abs(config.freeze) <= parts:
-        raise InputError(f"--freeze {config.freeze}: {config.model} has {parts} parts")
-    if config.freeze and not config.weights:
-        raise InputError(f"--freeze {config.freeze} wants --weights: random numbers would stay so")
+    backbones.check(config)
     changing.check(config)
     base.check_shares(config, "score", "nms", "positive")
     if not config.sizes or not all(0.1 <= size <= 10 for size in config.sizes):

@@ -22,7 +22,8 @@ class Embedder(nn.Module):
     """A backbone's last map, averaged; an embedding of `dim` numbers; a classifier upon it.
 
     features: makes the module of the maps, given `axis_name` and `name`; of several the last is
-    used.  dim: 0 takes the average as it is.
+    used.  dim: 0 takes the average as it is.  bnneck: batch norm of the embedding, with scales and
+    without shifts (Luo et al. 2019, arXiv:1903.07071), so that no number has the same sign for all.
     hidden: widths of the classifier's hidden layers, with ReLUs; () is a linear layer alone, whose
     kernel [D, classes], turned over, holds the weights of `jaxdet.embedding_losses`.
     rates: dropout of the embedding and of each hidden layer, on the way to the classes; () is none.
@@ -32,6 +33,7 @@ class Embedder(nn.Module):
     features: Callable[..., nn.Module]
     classes: int
     dim: int = 512
+    bnneck: bool = False
     hidden: tuple[int, ...] = ()
     rates: tuple[float, ...] = ()
     axis_name: str | None = None
@@ -43,6 +45,9 @@ class Embedder(nn.Module):
         self.backbone = self.features(axis_name=self.axis_name, name="features")
         if self.dim:
             self.embedding = linear(self.dim)
+        if self.bnneck:
+            how = {"axis_name": self.axis_name, "dtype": self.dtype}
+            self.embedding_norm = nn.BatchNorm(momentum=0.9, use_bias=False, **how)
         rates = self.rates or (0.0,) * (len(self.hidden) + 1)
         self.drops = [layers.Dropout(rate) for rate in rates]
         self.dense = [linear(width) for width in self.hidden]
@@ -63,7 +68,10 @@ class Embedder(nn.Module):
         x = maps[-1] if isinstance(maps, tuple) else maps
         with jax.named_scope("pool"):
             x = x.mean((1, 2))  # [B, C]
-        return (self.embedding(x) if self.dim else x).astype(jnp.float32)
+        x = self.embedding(x) if self.dim else x
+        if self.bnneck:
+            x = self.embedding_norm(x, use_running_average=not train)
+        return x.astype(jnp.float32)
 
     @nn.nowrap
     def classify(self, embedding, train=False, drop=1.0):
