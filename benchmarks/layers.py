@@ -37,8 +37,8 @@ run:
   pairs, doubling as often as there are images, columns and channels as one axis, 8 (what `auto`
   does).  XLA sums slowly over all pixels of several images, and adds two halves quickly.
 - depthwise 5x5, 8 x 64 x 80 x 144, between 1x1 convolutions with batch norm in training, its
-  gradients: 1,700 to 1,900, since XLA wrote the sum of slices into all that reads it; with barriers,
-  or divided by a one that XLA cannot know, the same; out of a conditional (`ops.ways.once`) 194 to
+  gradients: 1,700 to 1,900, as XLA wrote the sum of slices into all that reads it; with barriers or
+  divided by a one that XLA cannot know, the same; out of a conditional (`ops.ways.once`) 194 to
   235.  A step of the detector with Lite0 at 256 x 320, batch 8, nothing frozen: 5.6 s, then 1.55.
 - 1x1, 16 x 56 x 56 x 64 to 256, outputs and gradients: lax 88; a product of four axes 118, of two
   81 (what `auto` does); PyTorch 59 to 62.  At 6 x 6 x 192 to 192, batch 64: 10, 7.5, 6.9; 5.3 to 9.
