@@ -88,7 +88,8 @@ def frozen(config):
 
 def kept(config):
     """Names of the parts that do not learn of the backbone of a `Trained`."""
-    return parts(config.model)[: config.freeze]
+    built = getattr(config, "parts", 0) or None  # of those who have that option
+    return parts(config.model)[:built][: config.freeze]
 
 
 def factor(config, path):

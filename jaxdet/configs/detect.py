@@ -22,8 +22,10 @@ Blood cells (BCCD: 205 photos for training, 87 for validation, 72 for the test),
 | soft, linear / Gaussian | .605 / .605 | .910 / .909 | |
 | weighted / fused | .601 / .584 | .912 / .888 | |
 
-Platelets .483, red cells .601, white cells .704.  It took 31 minutes on 2 CPU cores beside other
-work, 52 + 5 s an epoch alone; seed 002's thresholds, .05, .1 and .2, are passed in the second.
+From scratch, `--size 256 320 --epochs 34 --flip-down`, 26 minutes for all: .444, .738, .511.
+Platelets .483, red cells .601, white cells .704 in the first row, which took 31 minutes on 2 CPU
+cores beside other work, 52 + 5 s an epoch alone; seed 002's thresholds, .05, .1 and .2, are passed
+in the second.
 A step takes 2.6 s with nothing frozen, 2.0 with three parts of the backbone, 0.8 with all of them
 (`python -m benchmarks.train_step --models detect_unfrozen detect detect_frozen`).
 """

@@ -120,6 +120,9 @@ def told(config):
         network += [f"{name} {_words(numbers)}" for name, numbers in given.items() if numbers]
     elif config.model.startswith("resnet"):
         network.append(f"width {config.width:g}")
+    if config.weights:
+        frozen = f", {config.freeze} parts frozen" if config.freeze else ""
+        network.append(f"weights of {config.weights}{frozen}")
     dropped = f"{_words(config.stage_dropout)}, " if config.stage_dropout else ""
     return {
         "architecture": ", ".join(network),

@@ -3,7 +3,8 @@
 import jax
 import pytest
 
-from jaxdet.configs.detect import Config, learns, network
+from jaxdet.configs.backbones import factor
+from jaxdet.configs.detect import Config, network
 from jaxdet.ops import flops
 from tests.models.test_efficientnet import paths
 from tests.models.test_resnet import outputs, shaped
@@ -26,12 +27,12 @@ def test_parts_of_the_backbone_stay_from_the_first_on(params, freeze, count):
         expected = 1.0
         if place == "features":
             expected = 0.0 if layer.split("_")[0] in stay else 0.25
-        assert learns(config, path) == expected, path
+        assert factor(config, path) == expected, path
 
 
 def test_freezing_counts_fewer_parameters_until_only_neck_and_head_learn(params):
     def size(freeze):
-        on = [leaf for path, leaf in params.items() if learns(Config(freeze=freeze), path)]
+        on = [leaf for path, leaf in params.items() if factor(Config(freeze=freeze), path)]
         return sum(leaf.size for leaf in on)
 
     sizes = [size(freeze) for freeze in range(9)]

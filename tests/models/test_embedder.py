@@ -138,3 +138,34 @@ def test_every_layer_is_a_row_of_the_operation_table():
     rows = flops.count(net.apply, variables, images).rows
     names = {path.removeprefix("Embedder/") for path, _ in rows}
     assert names >= {"features/stem", "features/stage2_block1/conv2", "pool", "embedding", "logits"}
+
+
+def test_bnneck_is_the_batch_norm_of_the_embedding_without_shifts():
+    net, variables, images = made("resnet", bnneck=True)
+    bare, _, _ = made("resnet")
+    norm = variables["params"]["embedding_norm"]
+    assert set(norm) == {"scale"}
+    scale = np.linspace(0.5, 2, 5, dtype=np.float32)
+    variables["params"]["embedding_norm"] = {"scale": scale}
+    rest = {
+        kind: {name: tree for name, tree in trees.items() if name != "embedding_norm"}
+        for kind, trees in variables.items()
+    }
+
+    @jax.jit
+    def run(variables, rest):
+        learnt, moved = net.apply(variables, images, train=True, mutable="batch_stats")
+        plain, _ = bare.apply(rest, images, train=True, mutable="batch_stats")
+        return learnt[0], plain[0], moved["batch_stats"], net.apply(variables, images)[0]
+
+    learnt, plain, moved, judged = jax.device_get(run(variables, rest))
+    deviation = np.sqrt(plain.var(0) + 1e-5)
+    expected = scale * (plain - plain.mean(0)) / deviation
+    np.testing.assert_allclose(learnt, expected, rtol=0.02)  # a variance of two squared means
+    before = variables["batch_stats"]["embedding_norm"]["mean"]
+    expected = 0.9 * before + 0.1 * plain.mean(0)
+    np.testing.assert_allclose(moved["embedding_norm"]["mean"], expected, rtol=1e-4, atol=1e-6)
+    stats = variables["batch_stats"]["embedding_norm"]
+    plain = np.asarray(jax.jit(partial(bare.apply, method="embed"))(rest, images))
+    expected = scale * (plain - stats["mean"]) / np.sqrt(stats["var"] + 1e-5)
+    np.testing.assert_allclose(judged, expected, rtol=1e-4, atol=1e-5)
