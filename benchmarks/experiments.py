@@ -4,8 +4,9 @@
     python -m benchmarks.experiments shares plain long --root DIR --size 112
 
 Every run is `jaxdet train` into a folder of its own under `--out`, continued if it was stopped and
-left alone once it is complete, and is judged on the test split.  Runs take minutes to hours, which
-is why `benchmarks.all` does not start them; it only puts what they found on its page.
+left alone once it is complete, and is judged on the test split; `ablation` is one `jaxdet sweep`.
+Runs take minutes to hours, which is why `benchmarks.all` does not start them; it only puts what
+they found on its page.
 
 | name | question |
 |---|---|
@@ -15,6 +16,7 @@ is why `benchmarks.all` does not start them; it only puts what they found on its
 | long | objects, Simple without either, 200 epochs, .5% for validation: best against last |
 | modes | objects, Lite0, 6 epochs: from scratch; ImageNet's weights frozen, in part, all learning |
 | assigners | detect, ImageNet's backbone as it is: task-aligned assignment against the baseline |
+| ablation | detect, likewise, half the pixels: what each part is worth, one changed at a time |
 """
 
 import json
@@ -36,9 +38,7 @@ MODES = (
     "--box-weight 5"
 )
 WEIGHTS = "--weights package:lite0"
-DETECT = (
-    "--size 256 320 --epochs {epochs} --flip-down --weights package:lite0 --freeze 8 --fixed-norm"
-)
+DETECT = "--epochs {epochs} --flip-down --weights package:lite0 --freeze 8 --fixed-norm"
 SCORES = {
     "objects": ("accuracy", "iou", "iou50", "iou70", "loss"),
     "detect": ("map", "map50", "map75", "loss"),
@@ -54,10 +54,11 @@ class Run(NamedTuple):
 
 
 class Experiment(NamedTuple):
-    """A question."""
+    """A question, answered by runs or by a sweep."""
 
     system: str
-    trained: tuple[Run, ...]
+    trained: tuple[Run, ...] = ()
+    swept: str = ""  # options of `jaxdet sweep`
 
 
 EXPERIMENTS = {
@@ -103,11 +104,15 @@ EXPERIMENTS = {
     "assigners": Experiment(
         "detect",
         tuple(
-            Run(f"{assigner}_{seed}", f"{DETECT} --assigner {assigner} --seed {seed}")
+            Run(
+                f"{assigner}_{seed}",
+                f"--size 256 320 {DETECT} --assigner {assigner} --seed {seed}",
+            )
             for assigner in ("tal", "iou")
             for seed in range(3)
         ),
     ),
+    "ablation": Experiment("detect", swept=f"--one-at-a-time true --size 192 256 {DETECT}"),
 }
 
 
@@ -144,6 +149,7 @@ def report(options):
     for name in options.names:
         experiment = EXPERIMENTS[name]
         rows = [row for run in experiment.trained for row in trained(experiment, run, options)]
+        rows += swept(name, experiment, options)
         place = options.results and options.results / f"experiment_{name}"
         harness.show(tables.markdown(rows, list(rows[0])), place and place.with_suffix(".md"))
         if place:
@@ -177,6 +183,16 @@ def trained(experiment, run, options):
             "median s of an epoch": seconds[len(seconds) // 2],
             "options": " ".join(words),
         }
+
+
+def swept(name, experiment, options):
+    """Rows of the table of a sweep; none where the experiment has no sweep."""
+    if not experiment.swept:
+        return []
+    words, folder = experiment.swept.format(epochs=options.epochs).split(), options.out / name
+    places = ["--root", options.root, "--out", str(folder), "--resume"]
+    jaxdet("sweep", experiment.system, *words, *places)
+    return json.loads((folder / "sweep.json").read_text())
 
 
 def jaxdet(*words):

@@ -74,6 +74,30 @@ def test_every_experiment_has_options_that_its_system_knows(tmp_path):
             words = run.words.format(size=96, epochs=3).split()
             _, config = flags.with_config("train", words, (options.Train(), kind()))
             assert config != kind()
+        if experiment.swept:
+            words, axes = flags.several(experiment.swept.format(epochs=3).split(), kind)
+            assert not axes
+            _, config = flags.with_config("sweep", words, (options.Sweep(), kind()))
+            assert config != kind()
+        assert bool(experiment.trained) != bool(experiment.swept)
+
+
+def test_a_sweep_is_continued_and_its_rows_are_the_table(monkeypatch, tmp_path, capsys):
+    said, rows = [], [{"run": "one", "map": 0.5}, {"run": "two", "map": 0.25}]
+
+    def jaxdet(*words):
+        said.append(words)
+        runs.write_json(tmp_path / "runs" / "ablation" / "sweep.json", rows)
+
+    (tmp_path / "runs" / "ablation").mkdir(parents=True)
+    monkeypatch.setattr(experiments, "jaxdet", jaxdet)
+    words = ["--names", "ablation", "--root", "data", "--out", str(tmp_path / "runs")]
+    assert experiments.main([*words, "--results", str(tmp_path / "results")]) == 0
+    (sweep,) = said
+    assert sweep[:2] == ("sweep", "detect") and sweep[-1] == "--resume"
+    assert sweep[sweep.index("--out") + 1] == str(tmp_path / "runs" / "ablation")
+    assert table(tmp_path / "results" / "experiment_ablation.json") == rows
+    assert "| two | 0.25 |" in capsys.readouterr().out
 
 
 def test_one_name_is_one_training():
