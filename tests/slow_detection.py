@@ -163,3 +163,25 @@ def _between(image, row, column):
             near = (1 - abs(row - r)) * (1 - abs(column - c))
             value += near * (image[r, c] if inside else 0.5)
     return value
+
+
+def offsets(box, anchor):
+    """Centre in sides of the anchor from its own, and logarithms of how much larger the box is."""
+    places, sizes = [], []
+    for axis in (0, 1):
+        side, own = anchor[axis + 2] - anchor[axis], box[axis + 2] - box[axis]
+        middle, from_middle = (b[axis] + b[axis + 2] for b in (box, anchor))
+        places.append((middle - from_middle) / 2 / side)
+        sizes.append(np.log(own / side))
+    return np.array(places + sizes)
+
+
+def of_offsets(offsets, anchor):
+    """The box whose `offsets` these are."""
+    low, high = [], []
+    for axis in (0, 1):
+        side, middle = anchor[axis + 2] - anchor[axis], (anchor[axis] + anchor[axis + 2]) / 2
+        middle, half = middle + offsets[axis] * side, np.exp(offsets[axis + 2]) * side / 2
+        low.append(middle - half)
+        high.append(middle + half)
+    return np.array(low + high)

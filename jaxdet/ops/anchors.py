@@ -5,10 +5,12 @@ level covers `stride` pixels a side, and its centre is ((j + .5) stride, (i + .5
 All lengths are in pixels of the network's input.
 """
 
-import chex
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdet.ops.boxes import wide
+
+LEAST = 1e-3  # pixels a side that `encode` takes a box to have
 LARGEST = np.log(1000 / 16)  # of a logarithm that `decode` takes: Detectron's guard on exp
 
 
@@ -40,12 +42,12 @@ def around(points, strides, *, scales=(4.0,), ratios=(1.0,)):
 def encode(boxes, anchors):
     """Boxes [..., 4] as offsets of anchors [..., 4]: x, y in sides, width, height in logarithms.
 
-    Both must have an area.  Girshick et al. 2014, arXiv:1311.2524.
+    Anchors must have an area; the sides of a box are `LEAST` pixels at least.
+    Girshick et al. 2014, arXiv:1311.2524.
     """
-    chex.assert_shape([boxes, anchors], (..., 4))
     (middle, sides), (from_middle, from_sides) = _middle(boxes), _middle(anchors)
-    moved, grown = (middle - from_middle) / from_sides, jnp.log(sides / from_sides)
-    return jnp.concatenate([moved, grown], -1)
+    grown = jnp.log(jnp.maximum(sides, LEAST) / from_sides)
+    return jnp.concatenate([(middle - from_middle) / from_sides, grown], -1)
 
 
 def decode(offsets, anchors):
@@ -53,8 +55,7 @@ def decode(offsets, anchors):
 
     A side grows at most by 1000 / 16, so that early predictions stay finite.
     """
-    chex.assert_shape([offsets, anchors], (..., 4))
-    from_middle, from_sides = _middle(anchors)
+    offsets, (from_middle, from_sides) = wide(offsets), _middle(anchors)
     middle = from_middle + offsets[..., :2] * from_sides
     half = from_sides * jnp.exp(jnp.minimum(offsets[..., 2:], LARGEST)) / 2
     return jnp.concatenate([middle - half, middle + half], -1)
@@ -65,17 +66,18 @@ def distances(boxes, points):
 
     All four are positive where the point is strictly inside.  Tian et al. 2019, arXiv:1904.01355.
     """
-    chex.assert_shape([boxes], (..., 4))
+    boxes = wide(boxes)
     return jnp.concatenate([points - boxes[..., :2], boxes[..., 2:] - points], -1)
 
 
 def from_distances(distances, points):
     """Boxes [..., 4] whose sides are so far from points [..., 2]; undoes `distances`."""
-    chex.assert_shape([distances], (..., 4))
+    distances = wide(distances)
     return jnp.concatenate([points - distances[..., :2], points + distances[..., 2:]], -1)
 
 
 def _middle(boxes):
     """Centre and sides, [..., 2] each, of boxes [..., 4]."""
+    boxes = wide(boxes)
     low, high = boxes[..., :2], boxes[..., 2:]
     return (low + high) / 2, high - low

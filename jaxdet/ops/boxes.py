@@ -88,20 +88,20 @@ def ciou(a, b, *, eps=0.0):
 
 def clip(boxes, height, width):
     """Boxes [..., 4] cut to an image of height x width pixels; one wholly outside becomes empty."""
-    chex.assert_shape(boxes, (..., 4))
+    boxes = wide(boxes)
     limits = jnp.stack([width, height, width, height]).astype(boxes.dtype)
     return jnp.clip(boxes, 0, jnp.broadcast_to(limits, boxes.shape))
 
 
 def from_xywh(boxes):
     """Corner boxes from [..., 4] of top-left corner, width and height, as in COCO files."""
-    chex.assert_shape(boxes, (..., 4))
+    boxes = wide(boxes)
     return jnp.concatenate([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], axis=-1)
 
 
 def to_xywh(boxes):
     """Top-left corner, width and height of corner boxes [..., 4]; undoes `from_xywh`."""
-    chex.assert_shape(boxes, (..., 4))
+    boxes = wide(boxes)
     return jnp.concatenate([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], axis=-1)
 
 
@@ -123,10 +123,15 @@ def ratio(part, whole, eps=0.0):
     return jnp.where(positive, part / (jnp.where(positive, whole, 1) + eps), 0)
 
 
+def wide(boxes):
+    """Boxes [..., 4] in float32 or wider: bfloat16 has no odd pixel above 256."""
+    chex.assert_shape(boxes, (..., 4))
+    return jnp.asarray(boxes, jnp.promote_types(jnp.result_type(boxes), jnp.float32))
+
+
 def _corners(boxes):
     """Low and high corners [..., 2] of boxes [..., 4], in float32 or wider."""
-    chex.assert_shape(boxes, (..., 4))
-    boxes = jnp.asarray(boxes, jnp.promote_types(jnp.result_type(boxes), jnp.float32))
+    boxes = wide(boxes)
     return boxes[..., :2], boxes[..., 2:]
 
 

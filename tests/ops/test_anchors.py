@@ -3,10 +3,12 @@ import hypothesis.extra.numpy as hnp
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxdet.ops import anchors, boxes
+from tests import slow_detection as slow
 
 laws = settings(deadline=None, max_examples=30)
 COUNT = 5
@@ -35,6 +37,45 @@ def test_anchor_boxes_have_the_areas_and_shapes_asked_for():
     np.testing.assert_allclose(width * height, ([256] * 3 + [1024] * 3) * 2, rtol=1e-6)
     np.testing.assert_allclose(height / width, [0.5, 1, 2] * 4, rtol=1e-6)
     np.testing.assert_allclose((made[:, :2] + made[:, 2:]) / 2, np.repeat(points, 6, 0), atol=1e-5)
+
+
+@laws
+@given(proper(), proper())
+def test_offsets_are_those_of_one_box_after_the_other(true, from_boxes):
+    found = anchors.encode(true, from_boxes)
+    expected = [slow.offsets(*pair) for pair in zip(true, from_boxes, strict=True)]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    boxes = [slow.of_offsets(*pair) for pair in zip(found, from_boxes, strict=True)]
+    np.testing.assert_allclose(anchors.decode(found, from_boxes), boxes, rtol=1e-4, atol=1e-3)
+
+
+CONVERSIONS = {
+    "encode": (anchors.encode, 4),
+    "decode": (lambda offsets, anchor: anchors.decode(offsets / 64, anchor), 4),
+    "distances": (anchors.distances, 2),
+    "from_distances": (anchors.from_distances, 2),
+}
+
+
+@pytest.mark.parametrize("convert, width", CONVERSIONS.values(), ids=CONVERSIONS)
+def test_jit_vmap_and_plain_agree_and_bfloat16_is_computed_in_float32(convert, width):
+    low = np.random.default_rng(0).uniform(0, 400, (2, COUNT, 2)).astype(np.float32)
+    one, other = np.concatenate([low, low + 33], -1)
+    other = other[:, :width]
+    plain = convert(one, other)
+    chex.assert_trees_all_close(jax.jit(convert)(one, other), plain, rtol=1e-5)
+    chex.assert_trees_all_close(jax.vmap(convert)(one, other), plain, rtol=1e-5)
+    narrow = jnp.asarray(one, jnp.bfloat16), jnp.asarray(other, jnp.bfloat16)
+    found = convert(*narrow)
+    assert found.dtype == jnp.float32
+    chex.assert_trees_all_equal(found, convert(*(x.astype(jnp.float32) for x in narrow)))
+
+
+def test_boxes_without_an_area_have_finite_offsets_and_gradients():
+    point, anchor = jnp.array([3.0, 4, 3, 4]), jnp.array([0.0, 0, 8, 8])
+    offsets, pull = jax.vjp(anchors.encode, point, anchor)
+    assert np.isfinite(offsets).all()
+    chex.assert_tree_all_finite(pull(jnp.ones(4)))
 
 
 @laws

@@ -227,3 +227,10 @@ def test_tight_under_jit_and_vmap():
 def test_a_box_has_four_numbers():
     with pytest.raises(AssertionError, match="shape"):
         boxes.area(jnp.zeros((3, 5)))
+
+
+def test_boxes_in_bfloat16_are_cut_and_converted_in_float32():
+    narrow = jnp.array([100, 2, 900, 300], jnp.bfloat16)
+    np.testing.assert_array_equal(boxes.clip(narrow, 251, 833), [100, 2, 833, 251])
+    np.testing.assert_array_equal(boxes.from_xywh(narrow)[2:], [float(narrow[2]) + 100, 302])
+    assert boxes.to_xywh(narrow).dtype == jnp.float32
