@@ -129,10 +129,12 @@ def pretrained(name, file, variables, norm=True, built=0):
     from jaxdet import pretrained, weights
     from jaxdet.models import efficientnet
 
+    arrays = weights.read(pretrained.fetch(file))
     match name:
         case "lite0" | "b0" | "b1" | "b2" | "b3":
-            stages = features(name)().scaled()
-            names = partial(efficientnet.torch_name, stages=stages)
+            timm = "conv_stem.weight" in arrays
+            named = efficientnet.timm_name if timm else efficientnet.torch_name
+            names = partial(named, stages=features(name)().scaled())
         case "vgg":
             names = partial(pretrained.vgg, norm=norm)
         case "mobilenet_v2" | "mobilenet_v3" | "mobilenet_v3_small":
@@ -141,7 +143,6 @@ def pretrained(name, file, variables, norm=True, built=0):
             names = pretrained.resnet
         case _:
             raise InputError(f"--weights: nobody has trained {name}; choose another --model")
-    arrays = weights.read(pretrained.fetch(file))
     last = [f"features.{len(parts(name))}."] if name.startswith("mobilenet") else []
     spare = (*pretrained.HEADS, *efficientnet.HEADS, *last, *_unbuilt(name, names, built))
     return pretrained.overlay(variables, arrays, partial(_of_features, names), spare=spare)

@@ -41,7 +41,14 @@ STAGES = (  # table 1 of the paper
 )
 PARTS = ("stem", *(f"stage{i + 1}" for i in range(len(STAGES))), "head")  # what `frozen` counts
 STEM, HEAD = 32, 1280  # channels
-HEADS = ("_conv_head.", "_bn1.", "_fc.")  # what follows the stages, in files of weights
+HEADS = ("_conv_head.", "_bn1.", "_fc.", "conv_head.", "bn2.")  # what follows, in files of weights
+LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
 IN_TORCH = {
     "stem": "_conv_stem",
     "stem_norm": "_bn0",
@@ -56,11 +63,26 @@ IN_TORCH = {
     "block/squeeze/expand": "_se_expand",
     "block/project": "_project_conv",
     "block/project_norm": "_bn2",
-    "kernel": "weight",
-    "scale": "weight",
-    "bias": "bias",
-    "mean": "running_mean",
-    "var": "running_var",
+}
+IN_TIMM = {
+    "stem": "conv_stem",
+    "stem_norm": "bn1",
+    "head": "conv_head",
+    "head_norm": "bn2",
+    "logits": "classifier",
+    "block/expand": "conv_pw",
+    "block/expand_norm": "bn1",
+    "block/depthwise": "conv_dw",
+    "block/depthwise_norm": "bn2",
+    "block/squeeze/reduce": "se.conv_reduce",
+    "block/squeeze/expand": "se.conv_expand",
+    "block/project": "conv_pwl",
+    "block/project_norm": "bn3",
+}
+FIRST_IN_TIMM = {  # in blocks that expand nothing
+    "block/depthwise_norm": "bn1",
+    "block/project": "conv_pw",
+    "block/project_norm": "bn2",
 }
 
 
@@ -252,9 +274,27 @@ def torch_name(path, stages=STAGES):
     A convolution's kernel [h, w, C, D] is [D, C, h, w] there, a linear layer's [C, D] is [D, C].
     KeyError where the network has no such module.
     """
+    place, (number, _, _), module, leaf = _placed(path, stages)
+    return f"{place and f'_blocks.{number}.'}{IN_TORCH[module]}.{LEAVES[leaf]}"
+
+
+def timm_name(path, stages=STAGES):
+    """Name of a variable in timm's weights, as `torch_name` has it.
+
+    Those called tf_ pad and normalise as here; the others do so symmetrically, with an epsilon of
+    1e-5, and are a beginning only.
+    """
+    place, (_, i, j), module, leaf = _placed(path, stages)
+    plain = place and stages[i].expand == 1
+    name = (FIRST_IN_TIMM if plain else {}).get(module, IN_TIMM[module])
+    return f"{place and f'blocks.{i}.{j}.'}{name}.{LEAVES[leaf]}"
+
+
+def _placed(path, stages):
+    """(name of its block or "", (number of all, stage, number in it), module, leaf) of a path."""
     _, first, *rest, leaf = path.split("/")
-    place = ""
-    blocks = [_block_name(i, j) for i, stage in enumerate(stages, 1) for j in range(stage.blocks)]
-    if first in blocks:
-        first, place = "block", f"_blocks.{blocks.index(first)}."
-    return f"{place}{IN_TORCH['/'.join((first, *rest))]}.{IN_TORCH[leaf]}"
+    each = [(i, j) for i, stage in enumerate(stages) for j in range(stage.blocks)]
+    blocks = {_block_name(i + 1, j): (n, i, j) for n, (i, j) in enumerate(each)}
+    inner = "block" if first in blocks else first
+    place = first if first in blocks else ""
+    return place, blocks.get(first, (0, 0, 0)), "/".join((inner, *rest)), leaf

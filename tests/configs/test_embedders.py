@@ -43,9 +43,10 @@ def test_mobilenets_are_cut_after_a_block():
     assert "block13" in variables["params"] and "block14" not in variables["params"]
 
 
-def test_part_of_a_backbone_takes_its_weights_from_a_file_of_the_whole(tmp_path):
+@pytest.mark.parametrize("names", [efficientnet.torch_name, efficientnet.timm_name])
+def test_part_of_a_backbone_takes_its_weights_from_a_file_of_the_whole(names, tmp_path):
     whole = fill(shapes(backbones.features("lite0")()))
-    arrays = filed(whole, efficientnet.torch_name)
+    arrays = filed(whole, names)
     save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, tmp_path / "w")
     (tmp_path / "w").rename(tmp_path / "w.safetensors")
     config = Embedding(model="lite0", parts=3, dim=4, weights=str(tmp_path / "w.safetensors"))

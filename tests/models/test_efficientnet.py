@@ -17,6 +17,7 @@ from jaxdet.models.efficientnet import (
     EfficientNet,
     Lite0,
     Stage,
+    timm_name,
     torch_name,
 )
 from jaxdet.ops import flops, host
@@ -204,6 +205,35 @@ def test_every_convolution_goes_through_the_given_function():
 )
 def test_names_in_torch(path, name):
     assert torch_name(path) == name
+
+
+@pytest.mark.parametrize(
+    "path, name",
+    [
+        ("params/stem/kernel", "conv_stem.weight"),
+        ("params/stem_norm/scale", "bn1.weight"),
+        ("batch_stats/head_norm/var", "bn2.running_var"),
+        ("params/stage1_block1/depthwise/kernel", "blocks.0.0.conv_dw.weight"),
+        ("params/stage1_block1/depthwise_norm/bias", "blocks.0.0.bn1.bias"),
+        ("params/stage1_block1/project/kernel", "blocks.0.0.conv_pw.weight"),
+        ("batch_stats/stage1_block1/project_norm/mean", "blocks.0.0.bn2.running_mean"),
+        ("batch_stats/stage2_block2/expand_norm/mean", "blocks.1.1.bn1.running_mean"),
+        ("params/stage2_block2/depthwise_norm/scale", "blocks.1.1.bn2.weight"),
+        ("params/stage7_block1/squeeze/reduce/bias", "blocks.6.0.se.conv_reduce.bias"),
+        ("params/stage7_block1/project/kernel", "blocks.6.0.conv_pwl.weight"),
+        ("params/stage7_block1/project_norm/scale", "blocks.6.0.bn3.weight"),
+        ("params/logits/bias", "classifier.bias"),
+    ],
+)
+def test_names_in_timm(path, name):
+    assert timm_name(path) == name
+
+
+@pytest.mark.parametrize("names", [torch_name, timm_name])
+def test_no_two_variables_have_one_name(names):
+    _, variables = outputs(B0(), np.zeros((1, 32, 32, 3), np.float32))
+    given = [names(path) for path in paths(variables)]
+    assert len(set(given)) == len(given)
 
 
 def test_deeper_networks_have_later_names_in_torch():
