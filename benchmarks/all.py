@@ -38,7 +38,7 @@ QUICK = {
     "rates": "--count 2 --seconds 0.05",
     "input": "--batch 16 --seconds 0.05",
     "startup": "--small true --repeats 1",
-    "suppression": "--boxes 50 --size 10 --seconds 0.05",
+    "suppression": "--boxes 50 --size 10 --batch 2 --seconds 0.05",
     "similarity": "--unknown 50 --known 20 --numbers 8 --seconds 0.05",
     "assignment": "--batch 2 --slots 5 --classes 4 --side 64 --seconds 0.05",
 }

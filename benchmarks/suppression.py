@@ -4,9 +4,10 @@
 
 Prints a Markdown table: seconds an image of greedy NMS as it is usually written in NumPy (the best
 box, one vector of overlaps, repeat), of torchvision's C++ operation, and of `nms.hard` compiled,
-without classes and with 80; then of the soft and of the merging ways.  The first three take turns,
-and must keep the same boxes.  torchvision is a row "not installed" also where its operations do not
-load.  On 2 CPU cores NumPy took 1.4 times as long as jaxdet (`results/suppression.md`).
+without classes and with 80; then of the soft and of the merging ways, and of a batch of images in
+one call, as seconds an image.  The first three must keep the same boxes; all take turns.
+torchvision is a row "not installed" also where its operations do not load.  On 2 CPU cores NumPy
+took 1.4 times as long as jaxdet (`results/suppression.md`).
 """
 
 import sys
@@ -44,6 +45,8 @@ class Options:
     """boxes of the image"""
     size: int = 300
     """boxes to keep at most"""
+    batch: int = 16
+    """images of the batch"""
     seconds: float = 3.0
     """time for the repeats of each way; three repeats are always made"""
     json: Path | None = None
@@ -59,8 +62,8 @@ def main(argv=None):
 
 def report(options):
     """Compare, time, print, write."""
-    if options.boxes < 1 or options.size < 1:
-        raise InputError("--boxes and --size start at 1")
+    if min(options.boxes, options.size, options.batch) < 1:
+        raise InputError("--boxes, --size and --batch start at 1")
     rows = compare(options)
     harness.show(tables.markdown(rows, COLUMNS), options.markdown)
     if options.json:
@@ -88,11 +91,15 @@ def compare(options):
     calls["jaxdet, soft"] = ours(nms.soft, *given)
     calls["jaxdet, weighted"] = ours(nms.weighted, *given)
     calls["jaxdet, fused"] = ours(nms.fused, *given)
+    images = {f"jaxdet, {options.batch} images in one call": options.batch}
+    many = jax.device_put([np.stack([column] * options.batch) for column in (boxes, scores)])
+    together = jax.jit(jax.vmap(partial(nms.hard, size=size)))
+    calls[next(iter(images))] = lambda: jax.block_until_ready(together(*many))
     for call in calls.values():
         call()
     taken = timing.rounds(list(calls.values()), seconds=options.seconds)
     rows = [
-        {"way": way, **timing.summary(0.0, times)._asdict()}
+        {"way": way, **timing.summary(0.0, [t / images.get(way, 1) for t in times])._asdict()}
         for way, times in zip(calls, taken, strict=True)
     ]
     if not theirs:

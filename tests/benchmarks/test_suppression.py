@@ -6,7 +6,7 @@ import pytest
 from benchmarks import suppression
 from tests import slow_detection
 
-SMALL = ["--boxes", "60", "--size", "20", "--seconds", "0"]
+SMALL = ["--boxes", "60", "--size", "20", "--batch", "3", "--seconds", "0"]
 
 
 def test_the_command_compares_all_ways(tmp_path, capsys):
@@ -16,6 +16,7 @@ def test_the_command_compares_all_ways(tmp_path, capsys):
     assert rows["jaxdet"]["ratio"] == 1 and "median" in rows["jaxdet, fused"]
     assert rows["NumPy"]["ratio"] == rows["NumPy"]["median"] / rows["jaxdet"]["median"]
     assert ("median" in rows["torchvision"]) != (rows["torchvision"].get("note") is not None)
+    assert "median" in rows["jaxdet, 3 images in one call"]
     assert "| NumPy | 60 | 20 |" in capsys.readouterr().out
 
 
