@@ -17,6 +17,9 @@ SHAPES = ((2, 8, 12, 8), (2, 4, 6, 12), (2, 2, 3, 16))
 TINY = partial(ResNet, stages=(1, 1, 1, 1), block=Basic, width=4, classes=0)
 
 
+PARTS = ("backbone", "neck", "head")
+
+
 def maps():
     return tuple(normal(*shape, seed=i) for i, shape in enumerate(SHAPES))
 
@@ -178,3 +181,16 @@ def test_a_fresh_detector_has_boxes_of_two_strides():
     answers, _ = applied(detector(), np.zeros((1, 64, 64, 3), np.float32))
     sides = (answers.boxes[..., 2:] - answers.boxes[..., :2])[0] / answers.strides[:, None]
     np.testing.assert_allclose(sides, 2.0, rtol=0.05)
+
+
+def test_answers_and_parameters_are_float32_whatever_is_computed_in():
+    part = {"dtype": jnp.bfloat16}
+    parts = {name: partial(getattr(detector(), name), **part) for name in PARTS}
+    image = normal(1, 64, 64, 3)
+    (answers, variables) = jax.eval_shape(
+        lambda image: detector(bins=4).clone(**parts).init_with_output(jax.random.key(1), image),
+        image,
+    )
+    assert {leaf.dtype for leaf in jax.tree.leaves((answers, variables))} == {jnp.dtype("float32")}
+    inner = jax.make_jaxpr(detector().clone(**parts).init)(jax.random.key(1), image)
+    assert "bf16[" in str(inner)
