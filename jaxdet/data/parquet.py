@@ -8,13 +8,31 @@ Categories count from 1, as those of the Halo set, unless one of them is 0.  The
 file `classes.txt`, one a line, or in the schema's metadata, which `datasets` writes and counts from
 0: the first of these, where nothing is of it, is the name of the whole set and is left out.  Where
 there are none, classes are numbers.
+
+Photos are read when they are needed, with those of their row group, of which memory holds `HELD`
+and those that threads are at.
 """
 
 import json
+from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
+from threading import Lock
+from typing import NamedTuple
 
 from jaxdet.data import scenes
 from jaxdet.errors import InputError
+
+HELD = 2  # threads that go through a file in order are at the end of one group and in the next
+
+
+class _Table(NamedTuple):
+    """A file, but for its photos."""
+
+    path: Path
+    objects: list  # of each row, however they are kept
+    photos: list[Callable]  # of each row: what reads it
+    metadata: dict  # of the schema
 
 
 def files(root):
@@ -27,46 +45,88 @@ def files(root):
 
 def read(root):
     """The `Scenes` of a folder."""
+    column = lru_cache(HELD)(_column)
     tables, notes, parts = {}, [], {}
     for name, paths in files(root).items():
-        tables[name] = [(path, _table(path)) for path in paths]
-    every = [table for of_part in tables.values() for _, table in of_part]
-    classes, first = _classes(root, every)
+        tables[name] = [_table(path, column) for path in paths]
+    classes, first = _classes(root, [table for of_part in tables.values() for table in of_part])
     for name, of_part in tables.items():
         parts[name] = []
-        for path, table in of_part:
-            made, bad = _scenes(path, table, len(classes), first)
+        for table in of_part:
+            made, bad = _scenes(table, len(classes), first)
             parts[name] += made
             notes += bad
     return scenes.Scenes(classes, parts, tuple(notes))
 
 
-def _table(path):
+def _table(path, column):
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
         raise InputError("parquet files want pyarrow: pip install 'jaxdet[data]'") from None
     try:
-        table = parquet.read_table(path)
+        with parquet.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            missing = {"image", "objects"} - set(schema.names)
+            if missing:
+                raise InputError(f"{path}: no column {' and '.join(sorted(missing))}")
+            objects = file.read(columns=["objects"])["objects"].to_pylist()
+            rows = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
     except (OSError, pyarrow.ArrowException) as error:
-        raise InputError(f"{path}: not a readable parquet file ({error})") from None
-    missing = {"image", "objects"} - set(table.column_names)
-    if missing:
-        raise InputError(f"{path}: no column {' and '.join(sorted(missing))}")
-    return table
+        raise InputError(_unreadable(path, error)) from None
+    groups = [_Group(path, number, column) for number in range(len(rows))]
+    photos = [
+        partial(group.photo, row)
+        for group, count in zip(groups, rows, strict=True)
+        for row in range(count)
+    ]
+    return _Table(path, objects, photos, schema.metadata or {})
+
+
+class _Group:
+    """A row group, whose photos are read by `column(group)`: by one thread, the others wait."""
+
+    def __init__(self, path, number, column):
+        self.path, self.number, self.column, self.lock = path, number, column, Lock()
+
+    def photo(self, row):
+        """The bytes of one; InputError where there are none."""
+        with self.lock:
+            image = self.column(self)[row]
+        image = image.as_py()
+        data = image.get("bytes") if isinstance(image, dict) else image
+        if not isinstance(data, bytes) or not data:
+            raise InputError("no bytes of an image")
+        return data
+
+
+def _column(group):
+    """The photos of a row group; OSError where the file, not a photo, cannot be read."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(group.path) as file:
+            return file.read_row_group(group.number, columns=["image"])["image"]
+    except (OSError, pyarrow.ArrowException) as error:
+        raise OSError(_unreadable(group.path, error)) from None
+
+
+def _unreadable(path, error):
+    return f"{path}: not a readable parquet file ({' '.join(str(error).split())})"
 
 
 def _classes(root, tables):
     """(names, number of the first): see above."""
-    told = [objects for table in tables for objects in table["objects"].to_pylist()]
+    told = [objects for table in tables for objects in table.objects]
     used = {number for one in told for number in _told(one)[1] if isinstance(number, int)}
     low, high = min(used, default=1), max(used, default=0)
     written = Path(root) / "classes.txt"
     if written.is_file():
         names = [line.strip() for line in written.read_text().splitlines() if line.strip()]
     else:
-        metadata = ((table.schema.metadata or {}).get(b"huggingface") for table in tables)
+        metadata = (table.metadata.get(b"huggingface") for table in tables)
         names = next(filter(None, map(_named, metadata)), ())
         names = names[1:] if low > 0 and high < len(names) else names
     first = 0 if low == 0 and high < (len(names) or high + 1) else 1
@@ -91,17 +151,12 @@ def _named(metadata):
     return ()
 
 
-def _scenes(path, table, classes, first):
+def _scenes(table, classes, first):
     """([Scene], [what is wrong])."""
     made, notes = [], []
-    for row, record in enumerate(table.to_pylist(), 1):
-        where = f"{path.name} row {row}"
-        image = record["image"]
-        data = image.get("bytes") if isinstance(image, dict) else image
-        if not isinstance(data, bytes) or not data:
-            notes.append(f"{where}: no bytes of an image")
-            continue
-        boxes, categories = _told(record["objects"])
+    for row, (photo, told) in enumerate(zip(table.photos, table.objects, strict=True), 1):
+        where = f"{table.path.name} row {row}"
+        boxes, categories = _told(told)
         if len(categories) == 1 < len(boxes):
             categories = categories * len(boxes)  # one for all
         if len(boxes) != len(categories):
@@ -110,7 +165,7 @@ def _scenes(path, table, classes, first):
         found = [_object(*pair, classes, first) for pair in zip(boxes, categories, strict=True)]
         notes += [f"{where}: {one}" for one in found if isinstance(one, str)]
         objects = [one for one in found if not isinstance(one, str)]
-        made.append(scenes.scene(data, objects, where))
+        made.append(scenes.scene(photo, objects, where))
     return made, notes
 
 

@@ -1,0 +1,95 @@
+"""Photos of parquet files are read when they are needed, a few row groups at a time."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from jaxdet.data import images, parquet, scenes
+from jaxdet.errors import InputError
+from tests import made
+
+pyarrow = pytest.importorskip("pyarrow")
+files = pytest.importorskip("pyarrow.parquet")
+ROWS, GROUP, SIZE = 80, 4, 100_000
+OBJECTS = {"bbox": [[1.0, 2.0, 3.0, 4.0]], "category": [1]}
+
+
+def noise(row):
+    return np.random.default_rng(row).bytes(SIZE)
+
+
+def write(folder, photos, group=GROUP, name="train.parquet"):
+    rows = [{"image": photo, "image_id": i, "objects": OBJECTS} for i, photo in enumerate(photos)]
+    files.write_table(pyarrow.Table.from_pylist(rows), folder / name, row_group_size=group)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A file of twenty row groups, 8 MB of photos."""
+    write(tmp_path, [{"bytes": noise(row), "path": ""} for row in range(ROWS)])
+    return tmp_path
+
+
+def test_memory_holds_the_photos_of_a_few_row_groups(root):
+    before = pyarrow.total_allocated_bytes()
+    train = parquet.read(root).parts["train"]
+    assert pyarrow.total_allocated_bytes() - before < SIZE
+    for row in (*range(ROWS), 17, 3, 39):
+        assert images.packed(train[row].image) == noise(row)
+        held = pyarrow.total_allocated_bytes() - before
+        assert held < 3 * parquet.HELD * GROUP * SIZE  # buffers grow by doubling
+
+
+def test_threads_read_a_row_group_once(root, monkeypatch):
+    plain, seen = parquet._column, []
+
+    def slow(group):
+        seen.append(group.number)
+        time.sleep(0.01)
+        return plain(group)
+
+    monkeypatch.setattr(parquet, "_column", slow)
+    train = parquet.read(root).parts["train"]
+    with ThreadPoolExecutor(GROUP) as pool:
+        read = list(pool.map(images.packed, [one.image for one in train]))
+    assert read == [noise(row) for row in range(ROWS)]
+    assert sorted(seen) == list(range(ROWS // GROUP))
+
+
+def test_what_there_is_is_listed_without_the_photos_and_a_damaged_file_is_named(root):
+    path = root / "train.parquet"
+    group = files.ParquetFile(path).metadata.row_group(1)
+    column = group.column(0)
+    assert column.path_in_schema == "image.bytes"
+    data = bytearray(path.read_bytes())
+    first = column.dictionary_page_offset or column.data_page_offset
+    data[first : first + column.total_compressed_size] = b"\xff" * column.total_compressed_size
+    path.write_bytes(data)
+    train = parquet.read(root).parts["train"]
+    assert [one.where for one in train] == [f"train.parquet row {i + 1}" for i in range(ROWS)]
+    np.testing.assert_array_equal(train[-1].boxes, [[1, 2, 4, 6]])
+    assert images.packed(train[0].image) == noise(0)
+    with pytest.raises(OSError, match=r"train\.parquet: not a readable parquet file") as error:
+        scenes.load(train[GROUP : GROUP + 1], 32, 32, 1)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("nothing", [None, {"path": "a.png"}, {"bytes": None}, {"bytes": b""}])
+def test_a_row_without_bytes_is_named_and_the_others_are_read(tmp_path, nothing):
+    made.photo(1).save(tmp_path / "1.png")
+    good = {"bytes": (tmp_path / "1.png").read_bytes()}
+    write(tmp_path, [nothing, good, good], group=2)
+    source, notes = scenes.load(parquet.read(tmp_path).parts["train"], 32, 32, 1)
+    assert notes == ["train.parquet row 1: no bytes of an image"]
+    assert source.names == ["train.parquet row 2", "train.parquet row 3"]
+
+
+def test_an_image_may_be_plain_bytes_and_a_column_may_be_missing(tmp_path):
+    write(tmp_path, [noise(0)])
+    (one,) = parquet.read(tmp_path).parts["train"]
+    assert images.packed(one.image) == noise(0)
+    files.write_table(pyarrow.table({"image": [noise(0)]}), tmp_path / "train.parquet")
+    with pytest.raises(InputError, match=r"train\.parquet: no column objects"):
+        parquet.read(tmp_path)
