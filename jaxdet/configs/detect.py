@@ -227,12 +227,10 @@ def _data(config):
     found = formats.read(config.root, config.format)
     parts = scenes.with_val(found.parts, config.cut_val, config.seed)
     slots, notes, splits, first = config.slots or scenes.most(parts), [*found.notes], {}, 0
+    read = scenes.streamed if config.stream else scenes.load
     for name, of_part in parts.items():
-        if config.stream:
-            splits[name] = scenes.streamed(of_part, *config.size, slots, first_id=first)
-        else:
-            splits[name], bad = scenes.load(of_part, *config.size, slots, first_id=first)
-            notes += bad
+        splits[name], bad = read(of_part, *config.size, slots, first_id=first)
+        notes += bad
         first += len(of_part)
     return found, splits, tuple(notes)
 

@@ -106,7 +106,7 @@ def streamed(rows, classes, side, *, first_id=0):
         number = good[place]
         made, fault = _tried(rows[number], partial(images.colour, side=side))
         if fault:
-            raise InputError(f"{fault}; a stream cannot leave it out: take it away")
+            raise InputError(f"{fault}; {stream.STAYS}")
         return {"image": made[0], "label": labels[number], "id": first_id + number}
 
     names = [rows[number].name for number in good]

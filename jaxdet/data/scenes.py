@@ -111,43 +111,52 @@ def load(scenes, height, width, slots, *, first_id=0):
     pixels of the original.  Boxes are cut to their photo; what is then less than `SMALLEST` of
     the network's pixels wide or high is left out, and so is a photo that cannot be read.
     """
-    kept, notes = [], []
-    with ThreadPoolExecutor() as pool:
-        made = pool.map(partial(fitted, height=height, width=width, slots=slots), scenes)
-        for number, (row, said) in enumerate(made):
-            notes += said
-            if row is not None:
-                kept.append({**row, "id": np.int32(first_id + number)})
-    if not kept:
-        first = f"; first: {notes[0]}" if notes else ""
-        raise InputError(f"none of {len(scenes)} photos can be used{first}")
-    names = [scenes[int(row["id"]) - first_id].where for row in kept]
-    columns = {name: np.stack([row[name] for row in kept]) for name in kept[0]}
+    kept, notes = _usable(scenes, partial(fitted, height=height, width=width, slots=slots))
+    names = [scenes[number].where for number, _ in kept]
+    rows = [{**row, "id": np.int32(first_id + number)} for number, row in kept]
+    columns = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     return arrays.Arrays(columns, names=names), notes
 
 
 def streamed(scenes, height, width, slots, *, first_id=0):
-    """What `load` makes, read when it is needed; a photo that cannot be read is grey and empty."""
+    """What `load` makes and says, read when it is needed; of photos only the headers are read now.
 
-    def read(number):
-        row, _ = fitted(scenes[number], height, width, slots)
-        row = _blank(height, width, slots) if row is None else row
-        return {**row, "id": np.int32(first_id + number)}
+    A photo that turns out damaged is an InputError when it is read.
+    """
+    kept, notes = _usable(scenes, partial(_measured, height=height, width=width, slots=slots))
+    good = [number for number, _ in kept]
 
-    return stream.Stream(read, len(scenes), [one.where for one in scenes])
+    def read(place):
+        row, said = fitted(scenes[good[place]], height, width, slots)
+        if row is None:
+            raise InputError(f"{said[0]}; {stream.STAYS}")
+        return {**row, "id": np.int32(first_id + good[place])}
+
+    return stream.Stream(read, len(good), [scenes[number].where for number in good]), notes
 
 
-def _blank(height, width, slots):
-    """The arrays of a photo that shows nothing."""
-    empty = {
-        "boxes": np.zeros((slots, 4), np.float32),
-        "labels": np.zeros(slots, np.int32),
-        **{name: np.zeros(slots, bool) for name in ("valid", "crowd")},
-        "area": np.zeros(slots, np.float32),
-    }
-    image = np.full((height, width, 3), 128, np.uint8)
-    size, back = np.array([height, width], np.int32), np.float32([1, 1, 0, 0])
-    return {"image": image, **empty, "size": size, "to_original": back}
+def _usable(scenes, look):
+    """([(number, what `look` gives)] of the scenes that can be used, [what is wrong]).
+
+    look: of a scene, (anything, or None where it cannot be used, [what is wrong]); in threads.
+    """
+    with ThreadPoolExecutor() as pool:
+        made, said = zip(*pool.map(look, scenes), strict=True) if scenes else ((), ())
+    notes = [note for of_scene in said for note in of_scene]
+    kept = [(number, one) for number, one in enumerate(made) if one is not None]
+    if not kept:
+        first = f"; first: {notes[0]}" if notes else ""
+        raise InputError(f"none of {len(scenes)} photos can be used{first}")
+    return kept, notes
+
+
+def _measured(one, height, width, slots):
+    """(True, or None where the header cannot be read, [what is wrong]) of a scene."""
+    try:
+        size = images.size(one.image)
+    except InputError as error:
+        return None, [f"{one.where}: {error}"]
+    return True, _boxes(one, size, height, width, slots)[1]
 
 
 def survey(found):
@@ -182,6 +191,12 @@ def fitted(one, height, width, slots):
         image, size = images.fitted(one.image, height, width)
     except InputError as error:
         return None, [f"{one.where}: {error}"]
+    row, notes = _boxes(one, size, height, width, slots)
+    return {"image": image, **row}, notes
+
+
+def _boxes(one, size, height, width, slots):
+    """(arrays of one scene but its image, [what is wrong]); size: that of its photo."""
     scale, offset = images.fit(size, height, width)
     limits = np.float32([size[1], size[0]] * 2)
     cut = np.clip(one.boxes, 0, limits[None])
@@ -196,7 +211,6 @@ def fitted(one, height, width, slots):
     order = np.flatnonzero(usable)[:slots]
     area = np.prod(cut[:, 2:] - cut[:, :2], axis=1)
     row = {
-        "image": image,
         "boxes": _padded(moved[order], slots),
         "labels": _padded(one.labels[order], slots),
         "valid": _padded(np.ones(len(order), bool), slots),

@@ -7,6 +7,7 @@ import numpy as np
 from jaxdet.data import arrays
 from jaxdet.errors import InputError
 
+STAYS = "a stream cannot leave it out: take it away"  # of a file that turns out damaged
 THREADS = 16  # that read; a record is a file, and reading waits for the disk
 
 

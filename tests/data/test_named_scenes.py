@@ -68,7 +68,9 @@ def test_every_record_is_a_scene_with_boxes_in_pixels(root):
 def test_photos_are_read_when_they_are_needed(root):
     one = named_scenes.read("boxed", root).parts["train"][2]
     assert callable(one.image) and one.image().startswith(b"\x89PNG")
-    row = scenes.streamed([one], 8, 12, 2).read(0)
+    streamed, notes = scenes.streamed([one], 8, 12, 2)
+    row = streamed.read(0)
+    assert not notes
     assert row["valid"].sum() == len(one.boxes) and (row["image"] == len(one.boxes)).all()
 
 

@@ -23,7 +23,9 @@ def both(tmp_path_factory):
     made.yolo(root)
     found = formats.read(str(root)).parts["train"]
     held, _ = scenes.load(found, *SIZE, 5, first_id=3)
-    return held, scenes.streamed(found, *SIZE, 5, first_id=3), root
+    streamed, notes = scenes.streamed(found, *SIZE, 5, first_id=3)
+    assert not notes
+    return held, streamed, root
 
 
 def same(one, other):
@@ -50,15 +52,73 @@ def test_the_first_records_are_arrays(both):
     assert streamed.first(99).names == held.names
 
 
-def test_a_photo_that_cannot_be_read_shows_nothing(both, tmp_path):
-    _, _, root = both
-    found = formats.read(str(root)).parts["train"]
-    broken = found[1]._replace(image=tmp_path / "gone.jpg")
-    row = scenes.streamed([found[0], broken], *SIZE, 5).read(1)
-    assert not row["valid"].any() and len(np.unique(row["image"])) == 1
-    whole = scenes.streamed(found, *SIZE, 5).read(0)
-    for name, column in whole.items():
-        assert (row[name].shape, row[name].dtype) == (column.shape, column.dtype), name
+def odd(folder):
+    """Four scenes of which two can be used; two of the boxes of these, and slots, cannot."""
+    made.photo(0).save(folder / "a.png")  # 60 x 40
+    made.photo(1).save(folder / "b.jpg")
+    (folder / "text.png").write_text("no photo")
+    boxes = {
+        "gone.png": [(1, 1, 9, 9)],
+        "a.png": [(2, 2, 20, 20), (20, 20, 20, 30), (70, 0, 80, 5), (1, 1, 9, 9), (3, 3, 8, 8)],
+        "text.png": [],
+        "b.jpg": [(1, 1, 9, 9)],
+    }
+    return [
+        scenes.scene(folder / name, [(box, 0, False) for box in of_photo], name)
+        for name, of_photo in boxes.items()
+    ]
+
+
+def test_what_cannot_be_used_is_told_and_left_out_as_in_memory(tmp_path):
+    found = odd(tmp_path)
+    held, notes = scenes.load(found, *SIZE, 2, first_id=3)
+    streamed, told = scenes.streamed(found, *SIZE, 2, first_id=3)
+    assert told == notes and len(notes) == 5
+    assert len(streamed) == 2 and streamed.names == held.names == ["a.png", "b.jpg"]
+    same(streamed.first(9).arrays, held.arrays)
+    np.testing.assert_array_equal(streamed.take([1, 0]).arrays["id"], [6, 4])
+    with pytest.raises(
+        InputError, match="none of 1 photos can be used; first: gone.png: .*no such"
+    ):
+        scenes.streamed(found[:1], *SIZE, 2)
+    with pytest.raises(InputError, match="none of 0 photos can be used"):
+        scenes.streamed([], *SIZE, 2)
+
+
+def test_a_damaged_photo_ends_a_stream_by_its_name(tmp_path):
+    found = odd(tmp_path)
+    whole = found[3].image.read_bytes()
+    found[3].image.write_bytes(whole[:-200])
+    streamed, _ = scenes.streamed(found, *SIZE, 2)
+    assert streamed.names == ["a.png", "b.jpg"]
+    with pytest.raises(InputError, match=r"^b\.jpg: .*not a readable image.*take it away") as error:
+        list(streamed.batches(np.arange(2)[None]))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_a_box_that_cannot_be_used_stops_a_streamed_run_that_wants_all(tmp_path, part):
+    made.yolo(tmp_path / "set")
+    number = made.PARTS[part][0]
+    with open(tmp_path / "set" / "labels" / part / f"{number}.txt", "a") as file:
+        file.write("0 .5 .5 0 .2\n")
+    config = Config(root=str(tmp_path / "set"), size=SIZE, stream=True)
+    (note,) = configs.build("detect", config).notes
+    assert note.startswith(f"{number}.png: box ") and note.endswith("has no area")
+    with pytest.raises(InputError, match=rf"{number}\.png: box .* has no area \(1 such\)"):
+        configs.build("detect", replace(config, on_bad_row="error"))
+
+
+@pytest.mark.parametrize("name", made.FORMATS)
+def test_every_format_streams_what_memory_would_hold(tmp_path, name):
+    if name == "parquet":
+        pytest.importorskip("pyarrow")
+    made.FORMATS[name](tmp_path / "set")
+    for of_part in formats.read(tmp_path / "set").parts.values():
+        held, notes = scenes.load(of_part, *SIZE, 5)
+        streamed, told = scenes.streamed(of_part, *SIZE, 5)
+        assert told == notes and streamed.names == held.names
+        same(streamed.first(9).arrays, held.arrays)
 
 
 def test_a_state_and_samples_are_those_of_data_in_memory(both):
