@@ -135,13 +135,17 @@ def confusion(rows, classes):
 
     Boxes of a score of at least `CONFIDENCE` find the object that they overlap most, if by more
     than `IOU` and no better one has it; an object that nothing finds was taken for background, a
-    box that finds none is one that background was taken for.  Crowds are left out.
+    box that finds none is one that background was taken for.  Crowds are left out, and so are boxes
+    that find none and lie in a crowd: by more than `IOU` of their own area, as COCO has it.
     """
     counts = np.zeros((len(classes) + 1,) * 2, int)
-    overlaps = jax.jit(boxes.iou)  # one photo after the other: all at once are gigabytes for COCO
+    overlaps = jax.jit(_overlaps)  # one photo after the other: all at once are gigabytes for COCO
     for i, (truth, found) in enumerate(zip(rows["true_boxes"], rows["boxes"], strict=True)):
-        shared = np.asarray(overlaps(truth[:, None], found[None]))  # [G, P]
-        true = np.flatnonzero(rows["true_valid"][i] & ~rows["true_crowd"][i])
+        shared, inside = map(np.asarray, overlaps(truth[:, None], found[None]))  # [G, P] each
+        true, crowds = (
+            np.flatnonzero(rows["true_valid"][i] & (rows["true_crowd"][i] == crowd))
+            for crowd in (False, True)
+        )
         sure = np.flatnonzero(rows["valid"][i] & (rows["scores"][i] >= CONFIDENCE))
         pairs = [(g, p) for g in true for p in sure if shared[g, p] > IOU]
         mine = {}
@@ -152,8 +156,13 @@ def confusion(rows, classes):
             as_class = rows["labels"][i, mine[g]] if g in mine else len(classes)
             counts[rows["true_labels"][i, g], as_class] += 1
         for p in set(sure) - set(mine.values()):
-            counts[-1, rows["labels"][i, p]] += 1
+            counts[-1, rows["labels"][i, p]] += not (inside[crowds, p] > IOU).any()
     return counts
+
+
+def _overlaps(true, found):
+    """IoU of boxes [..., 4], broadcasting, and the share of the found ones that is in the true."""
+    return boxes.iou(true, found), boxes.ratio(boxes.intersection(true, found), boxes.area(found))
 
 
 def _mean(precision):

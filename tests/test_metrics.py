@@ -46,6 +46,7 @@ def rows(photos, slots=4, most=5):
 
 
 BOX, FAR = (10, 10, 30, 30), (50, 50, 90, 90)
+SURE = [0.9] * 5
 
 
 def test_detections_that_are_right_wrong_and_missing():
@@ -134,10 +135,13 @@ def test_confusion_counts_every_object_and_every_sure_box():
     on = rows["true_valid"] & ~rows["true_crowd"]
     expected = np.bincount(rows["true_labels"][on], minlength=3)
     np.testing.assert_array_equal(counts[:3].sum(1), expected)
+    alone = metrics.confusion(rows | {"true_valid": on}, names)  # as if no crowd were known
     sure = rows["valid"] & (rows["scores"] >= metrics.CONFIDENCE)
     expected = np.bincount(rows["labels"][sure], minlength=3)
-    np.testing.assert_array_equal(counts[:, :3].sum(0), expected)
-    assert counts[:3, :3].sum() > 10 and counts[3].sum() > 10 and counts[:, 3].sum() > 10
+    np.testing.assert_array_equal(alone[:, :3].sum(0), expected)
+    np.testing.assert_array_equal(counts[:3], alone[:3])
+    assert (counts[3] <= alone[3]).all() and 5 < counts[3].sum() < alone[3].sum() - 5
+    assert counts[:3, :3].sum() > 10 and counts[:, 3].sum() > 10
 
 
 def test_confusion_of_a_photo_told_by_hand():
@@ -156,6 +160,18 @@ def test_confusion_of_a_photo_told_by_hand():
     }
     found = metrics.confusion(rows, ("a", "b"))
     np.testing.assert_array_equal(found, [[1, 0, 0], [1, 0, 1], [0, 2, 0]])
+
+
+def test_confusion_leaves_out_boxes_in_a_crowd_that_find_nothing():
+    crowd, one = (0, 0, 100, 10), (40, 0, 50, 10)
+    right, within = (41, 0, 51, 10), (60, 0, 70, 10)
+    half, more, apart = (95, 0, 105, 10), (94, 0, 104, 10), (0, 20, 10, 30)
+    made = rows([([crowd, one], [0, 1], [within, half, more, apart, right], [1, 0, 0, 0, 1], SURE)])
+    made["true_crowd"][0, 0] = True
+    found = metrics.confusion(made, CLASSES)
+    np.testing.assert_array_equal(found, [[0, 0, 0], [0, 1, 0], [2, 0, 0]])  # half and apart
+    made["true_crowd"][0, 0] = made["true_valid"][0, 0] = False
+    np.testing.assert_array_equal(metrics.confusion(made, CLASSES)[2], [3, 1, 0])
 
 
 def test_precision_of_boxes_that_are_right_is_one_and_its_mean_is_map50():
