@@ -49,7 +49,7 @@ def planned(programs, system, config, spent):
     step, state = _step_seconds(programs, system, config)
     kept = evaluate.variables(state)
     programs.evaluator.prepare(kept)
-    _, judging = timing.clock(lambda: programs.evaluator(kept))
+    _, judging = timing.clock(lambda: programs.evaluator(kept, 0))
     first = judging if config.eval_first else 0.0
     left = config.time_budget * (1 - SPARED) - spent - (time.monotonic() - begun) - first
     each = step * epoch_steps + judging

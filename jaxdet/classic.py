@@ -76,7 +76,8 @@ def judged(answers, source, task, hyper):
     """
     step = jax.jit(partial(evaluate.eval_step, task=task, axis=None))
     rows = {"index": np.arange(len(source)), "real": np.ones(len(source), np.float32)}
-    terms, measures = jax.device_get(step(answers._asdict(), source.arrays, hyper, rows))
+    found = step(answers._asdict(), source.arrays, hyper, np.int32(0), rows)
+    terms, measures = jax.device_get(found)
     return {**{name: float(value) for name, value in terms.items()}, **task.report(measures)}
 
 

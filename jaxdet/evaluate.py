@@ -22,6 +22,11 @@ def variables(state):
     return join(kept["params"], kept["stats"])
 
 
+def epoch(state):
+    """Whole passes that a state has been trained for, as its training counts them."""
+    return state.step // state.hyper["epoch_steps"]
+
+
 def join(params, stats):
     """Flax variables of parameters and batch statistics; the latter may be empty."""
     return {"params": params, **({"batch_stats": stats} if stats else {})}
@@ -51,9 +56,12 @@ def samples(system, split, count, *, train=False, seed=0):
     return jax.device_get(drawn(batch))
 
 
-def eval_step(kept, data, hyper, rows, *, task, axis):
-    """One batch: loss terms (means over the real rows of all devices) and the task's rows [B]."""
-    at = At(False, jnp.int32(0), jnp.int32(0), hyper, axis)
+def eval_step(kept, data, hyper, epoch, rows, *, task, axis):
+    """One batch: loss terms (means over the real rows of all devices) and the task's rows [B].
+
+    The loss is that of training in `epoch`.
+    """
+    at = At(False, jnp.int32(0), epoch, hyper, axis)
     batch = prepared(task, data, rows, at)
     _, (_, terms) = task.loss(kept, batch, jax.random.key(0), at)
     measures = task.measure(task.predict(kept, batch["image"]), batch)
@@ -68,9 +76,10 @@ def summary(scores, operations, seconds):
 
 
 class Evaluator:
-    """Scores of one split, compiled once: `evaluator(variables) -> {name: value}`.
+    """Scores of one split, compiled once: `evaluator(variables, epoch) -> {name: value}`.
 
     `loss` and its terms are means over the split; the other names are those of `task.report`.
+    `epoch` is the one whose loss it is, see `epoch` of a state.
     `data` are the arrays of the split, where they are on the devices `among` already.
     """
 
@@ -83,7 +92,7 @@ class Evaluator:
         self.rows = batches.padded(len(source), batch)
         self.count = len(source)
         step = partial(eval_step, task=self.task)
-        self.step = parallel.compiled(step, among, whole=3, out_axes=(None, 0))
+        self.step = parallel.compiled(step, among, whole=4, out_axes=(None, 0))
 
     def operations(self, kept):
         """Additions, multiplications and all else of the network's answers for the split."""
@@ -102,25 +111,25 @@ class Evaluator:
         """Compile, so that a pass that is timed does not."""
         index, real = next(self._batches())
         kept = parallel.put(kept, self.among)
-        jax.block_until_ready(
-            self.step(kept, self.data, self.hyper, {"index": index, "real": real})
-        )
+        rows = {"index": index, "real": real}
+        jax.block_until_ready(self.step(kept, self.data, self.hyper, np.int32(0), rows))
 
-    def __call__(self, kept, pause=lambda: None, hyper=None):
+    def __call__(self, kept, epoch, pause=lambda: None, hyper=None):
         """Scores under the variables `kept`, and under other numbers than the system's if given.
 
         `pause` is called between batches (it may raise).
         """
-        losses, rows = self.measured(kept, pause, hyper)
+        losses, rows = self.measured(kept, epoch, pause, hyper)
         return {**losses, **self.task.report(rows)}
 
-    def measured(self, kept, pause=lambda: None, hyper=None):
+    def measured(self, kept, epoch, pause=lambda: None, hyper=None):
         """The means of the terms of the loss, and all rows that the task measures, on the host."""
         kept, hyper = parallel.put(kept, self.among), hyper or self.hyper
-        found = []
+        found, epoch = [], np.int32(epoch)  # one program for all epochs
         for index, real in self._batches():
             pause()
-            found.append(self.step(kept, self.data, hyper, {"index": index, "real": real}))
+            rows = {"index": index, "real": real}
+            found.append(self.step(kept, self.data, hyper, epoch, rows))
         terms, measures = zip(*jax.device_get(found), strict=True)
         weights = self.rows[1].sum(1) / self.count
         losses = {

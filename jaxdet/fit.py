@@ -190,7 +190,8 @@ class Loop:
         if self.operations is None:
             self.operations = self.programs.evaluator.operations(kept)
         begun = time.monotonic()
-        scores = self.programs.evaluator(kept, self._pause, self.hyper)
+        epoch = evaluate.epoch(self.state)
+        scores = self.programs.evaluator(kept, epoch, self._pause, self.hyper)
         seconds = {"train": trained, "eval": time.monotonic() - begun}
         score = (float(np.float32(scores[self.config.best])), float(np.float32(scores["loss"])))
         means = _means(book) if book["count"] else None

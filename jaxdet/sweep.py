@@ -61,7 +61,7 @@ def judge(system, config, folder, trained, show):
     kept = evaluate.variables(state)
     if not runs.read_metrics(folder):
         (line,) = (line for line in runs.read_metrics(trained) if line["step"] == step)
-        runs.append_metrics(folder, {**line, "val": evaluator(kept)})
+        runs.append_metrics(folder, {**line, "val": evaluator(kept, evaluate.epoch(state))})
     return _cost(evaluator, kept)
 
 

@@ -181,7 +181,7 @@ def train_step(state, data, rows, *, task, optimizer, plan, axis, scale=1.0):
     is the batch itself.  Pure; `axis` names the device axis under pmap, `scale` is `At.scale`.  A
     step whose loss or gradient is not finite changes nothing but `book`.
     """
-    epoch = state.step // state.hyper["epoch_steps"]
+    epoch = evaluate.epoch(state)
     at = At(True, state.step // plan.accumulate, epoch, state.hyper, axis, scale)
     batch = _batch(state, data, rows, task, at)
     dropout = keys.chain(state.key, keys.DROPOUT, state.step, parallel.rank(axis))

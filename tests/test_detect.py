@@ -15,12 +15,13 @@ import pytest
 from flax import linen as nn
 from PIL import Image
 
-from jaxdet import configs, fit, plots, runs
+from jaxdet import configs, evaluate, fit, parallel, plots, runs, train
 from jaxdet.configs import backbones, detect
 from jaxdet.data import batches, formats
 from jaxdet.models import efficientnet, heads, necks
 from jaxdet.models.layers import Part
 from jaxdet.models.resnet import Basic, ResNet
+from jaxdet.ops import host
 from tests import made
 from tests.test_cli import PNG, main
 from tests.test_objects import answers
@@ -109,6 +110,29 @@ def test_eval_says_what_training_logged(place, trained):
     for name in ("map", "map50", "loss"):
         assert found[name] == logged[name]
     assert found["labels"] == logged["labels"]
+
+
+def test_one_program_judges_by_the_assigners_of_all_epochs(data):
+    config = detect.Config(root=str(data), size=(64, 96), width=8, model="resnet18", tal_from=1)
+    with small():
+        system = configs.build("detect", config)
+        kept = evaluate.variables(host.evaluate(train.maker(system, config)))
+        scorer = evaluate.Evaluator(system, "val", 1, parallel.devices(1))
+        zero, one, two = (scorer(kept, epoch)["loss"] for epoch in range(3))
+    assert zero != one == two and scorer.step._cache_size() == 1
+
+
+def test_a_run_is_judged_by_the_assigner_of_its_last_epoch(place):
+    last = runs.read_metrics("run")[-1]
+    kept = json.loads(Path("run/config.json").read_text())
+    for tal_from in (1, 2):
+        kept["config"]["tal_from"] = tal_from
+        Path("run/config.json").write_text(json.dumps(kept))
+        (found,) = answers("eval", "run", "--split", "val", "--checkpoint", str(last["step"]))
+        same = found["loss"] == pytest.approx(last["val"]["loss"], rel=1e-6)
+        assert same == (tal_from == 1)
+    (row,) = answers("compare", "run", "--split", "val", "--checkpoint", str(last["step"]))
+    assert row["loss"] == found["loss"]
 
 
 def test_compare_says_what_eval_says(place):
@@ -292,13 +316,15 @@ def test_an_ablation_trains_once_for_two_ways_to_suppress(place, monkeypatch, ca
     epochs = []
     monkeypatch.setattr(fit.Loop, "_train", _noted(epochs, fit.Loop._train))
     words = ["--root", "data", *WORDS, *LOW, "--nms-kind", "hard", "wbf", "--one-at-a-time"]
+    words += ["--tal-from", "1", "--eval-first", "false"]
     assert main("sweep", "detect", *words, "--out", "swept") == 0
     assert len(epochs) == 1
     first, second = json.loads(Path("swept/sweep.json").read_text())
     assert (first["changed"], second["changed"]) == ("nothing", "nms-kind wbf")
     assert second["gain"] == second["map"] - first["map"] and second["loss"] == first["loss"]
     (found,) = answers("eval", "swept/nms-kind=wbf", "--split", "val")
-    assert found["map"] == second["map"] and found["recall100"] == second["recall100"]
+    for name in ("map", "recall100", "loss"):
+        assert found[name] == second[name]
     assert found["operations"] == second["operations"] and first["parameters"] > 0
     assert "| changed | gain | runs |" in capsys.readouterr().out
     before = Path("swept/nms-kind=wbf/metrics.jsonl").read_text()

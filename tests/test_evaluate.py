@@ -14,7 +14,7 @@ def made():
 
 
 def scores(system, kept, batch, split="val"):
-    return evaluate.Evaluator(system, split, batch, parallel.devices(1))(kept)
+    return evaluate.Evaluator(system, split, batch, parallel.devices(1))(kept, 0)
 
 
 def test_padding_and_batch_size_change_no_score(made):

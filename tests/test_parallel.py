@@ -66,7 +66,7 @@ def test_the_loss_is_counted_once_over_all_devices(histories):
 def test_evaluation_on_four_devices_gives_the_scores_of_one():
     config, system = tiny.system(rows=21, dense=())
     kept = evaluate.variables(host.evaluate(train.maker(system, config)))
-    one, four = (evaluate.Evaluator(system, "val", 8, parallel.devices(n))(kept) for n in (1, 4))
+    one, four = (evaluate.Evaluator(system, "val", 8, parallel.devices(n))(kept, 0) for n in (1, 4))
     assert one.keys() == four.keys()
     for name in one:
         assert one[name] == pytest.approx(four[name], rel=1e-5)

@@ -119,7 +119,7 @@ def _judged(name, asked, draws, config, system, step, state):
     among = parallel.devices(config.devices)
     scorer = evaluate.Evaluator(telling, asked.split, config.eval_batch, among)
     scorer.prepare(kept)
-    scores, seconds = timing.clock(lambda: scorer(kept))
+    scores, seconds = timing.clock(lambda: scorer(kept, evaluate.epoch(state)))
     seen = scores.pop("seen")
     operations = scorer.operations(kept) // scorer.count
     kind, _ = runs.read_config(asked.run)

@@ -9,11 +9,12 @@ from jaxdet.commands import common
 def run(options):
     """Print the scores of one part of the data, or of all."""
     config, system, step, state = common.restored(options, also=["all"], **common.judged(options))
-    kept, among = evaluate.variables(state), parallel.devices(config.devices)
+    kept, epoch = evaluate.variables(state), evaluate.epoch(state)
+    among = parallel.devices(config.devices)
     for split in ALL if options.split == "all" else (options.split,):
         scorer = evaluate.Evaluator(system, split, config.eval_batch, among)
         scorer.prepare(kept)
-        (losses, rows), seconds = timing.clock(lambda scorer=scorer: scorer.measured(kept))
+        (losses, rows), seconds = timing.clock(lambda of=scorer: of.measured(kept, epoch))
         scores = {**losses, **system.task.report(rows)}
         if options.plots:
             _draw(system, rows, scores, options.plots / split)
