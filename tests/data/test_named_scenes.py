@@ -1,3 +1,7 @@
+import runpy
+from functools import partial
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -72,6 +76,19 @@ def test_photos_are_read_when_they_are_needed(root):
     row = streamed.read(0)
     assert not notes
     assert row["valid"].sum() == len(one.boxes) and (row["image"] == len(one.boxes)).all()
+
+
+def test_the_script_writes_parquet_of_a_set(root, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("pyarrow")
+    from tests.data.test_parquet import same
+
+    before = named_scenes.read("boxed", root)
+    monkeypatch.setattr(named_scenes, "read", partial(named_scenes.read, root=root))
+    script = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "to_parquet.py"))
+    assert script["main"](["tfds:boxed", str(tmp_path / "out")]) == 0
+    flags = "boxes of crowds or difficult objects, now as all others: 2"
+    assert capsys.readouterr() == (f"{{'train': 3, 'val': 2}}\n{flags}\n", "")
+    same(before, formats.read(tmp_path / "out"))
 
 
 def test_a_set_without_boxes_or_unknown_is_refused_in_one_line(root, monkeypatch):

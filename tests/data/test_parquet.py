@@ -1,12 +1,14 @@
 """Photos of parquet files are read when they are needed, a few row groups at a time."""
 
+import runpy
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from jaxdet.data import images, parquet, scenes
+from jaxdet.data import formats, images, parquet, scenes
 from jaxdet.errors import InputError
 from tests import made
 
@@ -93,3 +95,58 @@ def test_an_image_may_be_plain_bytes_and_a_column_may_be_missing(tmp_path):
     files.write_table(pyarrow.table({"image": [noise(0)]}), tmp_path / "train.parquet")
     with pytest.raises(InputError, match=r"train\.parquet: no column objects"):
         parquet.read(tmp_path)
+
+
+# scripts/to_parquet.py
+
+
+@pytest.fixture(scope="module")
+def script():
+    return runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "to_parquet.py"))
+
+
+def same(before, after):
+    assert after.classes == before.classes and after.parts.keys() == before.parts.keys()
+    for part, photos in before.parts.items():
+        for one, other in zip(photos, after.parts[part], strict=True):
+            np.testing.assert_array_equal(one.boxes, other.boxes)
+            np.testing.assert_array_equal(one.labels, other.labels)
+            assert images.packed(other.image) == images.packed(one.image)
+
+
+@pytest.mark.parametrize("name", made.FORMATS)
+def test_the_script_writes_what_reads_as_the_original_and_counts_flags(
+    tmp_path, capsys, script, name
+):
+    made.FORMATS[name](tmp_path / "set")
+    assert script["main"]([str(tmp_path / "set"), str(tmp_path / "out")]) == 0
+    before, after = (formats.read(tmp_path / name) for name in ("set", "out"))
+    same(before, after)
+    crowds = sum(one.crowd.sum() for of_part in before.parts.values() for one in of_part)
+    assert crowds == (name in ("coco", "voc"))
+    flags = "boxes of crowds or difficult objects, now as all others: 1\n" * crowds
+    assert capsys.readouterr() == (f"{{'train': 3, 'val': 1}}\n{flags}", "")
+
+
+def test_the_script_writes_small_row_groups_and_names_what_it_leaves_out(tmp_path, capsys, script):
+    count, out = script["GROUP"] + 6, tmp_path / "out"
+    photos = [{"bytes": b"", "path": ""}, *({"bytes": b"x", "path": ""} for _ in range(count))]
+    write(tmp_path, photos)
+    assert script["main"]([str(tmp_path), str(out)]) == 0
+    said = "left out: train.parquet row 1: no bytes of an image\n"
+    assert capsys.readouterr() == (f"{{'train': {count}}}\n", said)
+    assert files.ParquetFile(out / "train.parquet").num_row_groups == 2
+    train = parquet.read(out).parts["train"]
+    assert [images.packed(one.image) for one in train] == [b"x"] * count
+
+
+def test_the_script_leaves_no_half_of_a_file_and_ends_in_one_line(tmp_path, capsys, script):
+    out = tmp_path / "out"
+    assert script["main"](["gone", str(out)]) == 2
+    assert "gone: a folder of data is wanted" in capsys.readouterr().err
+    made.coco(tmp_path / "set")
+    (tmp_path / "set" / "val2017" / "3.png").unlink()
+    assert script["main"]([str(tmp_path / "set"), str(out)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("to_parquet: error: ") and err.endswith("3.png'\n")
+    assert sorted(path.name for path in out.glob("*.parquet")) == ["train.parquet"]

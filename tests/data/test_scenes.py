@@ -1,7 +1,6 @@
 import json
 import os
 import re
-import runpy
 from pathlib import Path
 
 import numpy as np
@@ -324,19 +323,3 @@ def test_coco128_has_its_photos():
     assert {part: len(of) for part, of in found.parts.items()} == {"train": 128, "val": 128}
     _, notes = scenes.load(found.parts["train"][:16], 64, 64, 40)
     assert all("less than a pixel" in note for note in notes)
-
-
-def test_the_script_writes_parquet_that_reads_as_the_original(tmp_path, capsys):
-    pytest.importorskip("pyarrow")
-    made.voc(tmp_path / "set")
-    script = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "to_parquet.py"))
-    assert script["main"]([str(tmp_path / "set"), str(tmp_path / "out")]) == 0
-    before, after = (formats.read(tmp_path / name) for name in ("set", "out"))
-    assert after.classes == before.classes and after.parts.keys() == before.parts.keys()
-    for part, photos in before.parts.items():
-        for one, other in zip(photos, after.parts[part], strict=True):
-            np.testing.assert_array_equal(one.boxes, other.boxes)
-            np.testing.assert_array_equal(one.labels, other.labels)
-            assert images.packed(other.image) == one.image.read_bytes()
-    assert script["main"](["gone", str(tmp_path / "out")]) == 2
-    assert "gone: a folder of data is wanted" in capsys.readouterr().err
