@@ -95,6 +95,13 @@ def place(data, trained, tmp_path, monkeypatch):
         yield tmp_path
 
 
+def rewritten(run, **changes):
+    """The run with another configuration."""
+    path = Path(run) / "config.json"
+    kept = json.loads(path.read_text())
+    path.write_text(json.dumps({**kept, "config": kept["config"] | changes}))
+
+
 def test_training_logs_every_term_and_chooses_by_map(trained):
     run, said = trained
     last = runs.read_metrics(run)[-1]
@@ -124,10 +131,8 @@ def test_one_program_judges_by_the_assigners_of_all_epochs(data):
 
 def test_a_run_is_judged_by_the_assigner_of_its_last_epoch(place):
     last = runs.read_metrics("run")[-1]
-    kept = json.loads(Path("run/config.json").read_text())
     for tal_from in (1, 2):
-        kept["config"]["tal_from"] = tal_from
-        Path("run/config.json").write_text(json.dumps(kept))
+        rewritten("run", tal_from=tal_from)
         (found,) = answers("eval", "run", "--split", "val", "--checkpoint", str(last["step"]))
         same = found["loss"] == pytest.approx(last["val"]["loss"], rel=1e-6)
         assert same == (tal_from == 1)
@@ -204,6 +209,19 @@ def test_predicted_boxes_are_in_the_photo_and_of_the_classes_asked_for(place):
         assert scores == sorted(scores, reverse=True)
     (one,) = answers("predict", "run", paths[0], *LOW, "--classes", "dot")
     assert {row["label"] for row in one["objects"]} == {"dot"}
+
+
+def test_predictions_of_six_views_are_others_and_soft_suppression_keeps_all_of_them(place):
+    rewritten("run", most=300)
+    words = ["predict", "run", "data/images/val/3.png", *LOW, "--nms", ".1", "--tta"]
+    plain, hard = (answers(*words, tta)[0]["objects"] for tta in ("false", "true"))
+    assert plain[0] != hard[0]
+    linear, gaussian = (  # boxes of several views overlap
+        answers(*words, "true", "--nms-kind", kind)[0]["objects"] for kind in ("linear", "gaussian")
+    )
+    assert linear[0] == gaussian[0] == hard[0]  # nothing lowers the score of the best one
+    assert len(linear) > len(hard) and len(gaussian) > len(hard)
+    assert linear != gaussian
 
 
 def test_samples_folders_and_patterns_get_the_same_answers(place):
