@@ -116,8 +116,10 @@ class Predict(Restored):
     save_txt: Path | None = None
     """detect: folder for a text file an image, YOLO's `class x y width height score`"""
     save_json: Path | None = None
-    """detect: file for all boxes, as COCO's results; an image is the number that it is called, or,
-    where one is not called a number, its place from 0"""
+    """detect: file for all boxes, as COCO's results.  category_id is that of the data (COCO,
+    parquet) of the run, or else counts classes from 1.  image_id of samples of --split is that of
+    the data; of image files, which are not looked for in the data, it is the number that each is
+    called, or, where one is not called a number, its place from 0"""
     save_crop: Path | None = None
     """detect: folder for what is inside of each box"""
     submit: Path | None = None

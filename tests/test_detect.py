@@ -16,6 +16,7 @@ from flax import linen as nn
 from PIL import Image
 
 from jaxdet import configs, evaluate, fit, parallel, plots, runs, train
+from jaxdet.commands import common
 from jaxdet.configs import backbones, detect
 from jaxdet.data import batches, formats
 from jaxdet.models import efficientnet, heads, necks
@@ -274,6 +275,55 @@ def test_files_of_photos_that_are_called_alike_have_numbers(place, capsys):
     words = ["predict", "run", "data/images/val/3.png", *LOW, "--save-json", "all.json"]
     assert main(*words) == 0
     assert {one["image_id"] for one in json.loads(Path("all.json").read_text())} == {3}
+
+
+def renumbered(root, categories, first):
+    """The COCO set with other ids, in place: of categories in their order, and of images."""
+    for path in (root / "annotations").iterdir():
+        told = json.loads(path.read_text())
+        old = [one["id"] for one in told["categories"]]
+        for one in told["categories"]:
+            one["id"] = categories[old.index(one["id"])]
+        for one in told["annotations"]:
+            one["category_id"] = categories[old.index(one["category_id"])]
+            one["image_id"] += first
+        for one in told["images"]:
+            one["id"] += first
+        path.write_text(json.dumps(told))
+
+
+@pytest.mark.parametrize("categories, first", [((3, 90), 500), ((0, 1), 0)], ids=["gaps", "zero"])
+def test_ids_of_coco_are_those_of_the_data(place, categories, first):
+    made.coco(Path("coco"))
+    renumbered(Path("coco"), categories, first)
+    config = common.kept_config(Path("run"))
+    config = replace(config, root=str(Path("coco").absolute()))
+    common.begin(Path("new"), "detect", config, configs.build("detect", config))
+    shutil.copytree("run/checkpoints", "new/checkpoints")
+    ids = dict(zip(made.CLASSES, categories, strict=True))
+    of_photo = {
+        one["file_name"]: one["id"]
+        for path in Path("coco/annotations").iterdir()
+        for one in json.loads(path.read_text())["images"]
+    }
+    words = ["predict", "new", *LOW, "--save-json", "all.json"]
+    assert main(*words, "--split", "train") == 0
+    told = json.loads(Path("all.json").read_text())
+    assert {ids[one["category"]] for one in told} == {one["category_id"] for one in told}
+    assert {one["file_name"]: one["image_id"] for one in told} == {
+        name: number for name, number in of_photo.items() if name != "3.png"
+    }
+    shutil.rmtree("coco/annotations")  # image files want no data
+    assert main(*words, "coco/val2017/3.png") == 0
+    told = json.loads(Path("all.json").read_text())
+    assert {ids[one["category"]] for one in told} == {one["category_id"] for one in told}
+    assert {one["image_id"] for one in told} == {3}
+    kept = json.loads(Path("new/config.json").read_text())
+    assert kept["about"].pop("numbers") == list(categories)
+    Path("new/config.json").write_text(json.dumps(kept))  # as earlier versions wrote it
+    assert main(*words, "coco/val2017/3.png") == 0
+    for one in json.loads(Path("all.json").read_text()):
+        assert one["category_id"] == made.CLASSES.index(one["category"]) + 1
 
 
 def test_text_of_predictions_is_read_as_a_yolo_set(place):

@@ -47,20 +47,21 @@ def run(options, system, state, paths):
 
     paths: image files, or none for samples of a split.  Only --figure holds all photos.
     """
+    known = {} if paths else (system.numbers or {}).get(options.split, {})
     names = system.about["classes"]
-    wanted = _wanted(options.classes, names)
+    wanted, categories = _wanted(options.classes, names), _categories(options.run, system)
     answer = jax.jit(partial(system.task.predict, evaluate.variables(state)))
     photos = (_file(system, path) for path in paths)
     if not paths:
         photos = _samples(system, options)
         paths = [photo.title for photo in photos]
     kept, told = [], []
-    for photo, stem, number in zip(photos, _stems(paths), _numbers(paths), strict=True):
+    for photo, stem, number in zip(photos, _stems(paths), _numbers(paths, known), strict=True):
         found = _found(answer, photo, wanted)
         _tell(options.json, names, photo, found)
         _write(options, names, stem, photo, found)
         kept += [(photo, found)] if options.figure else []
-        told += _coco(names, number, photo, found) if options.save_json else []
+        told += _coco(categories, number, photo, found) if options.save_json else []
     _finish(options, names, kept, told, len(paths))
     return 0
 
@@ -81,8 +82,20 @@ def _stems(paths):
     return [f"{i:04d}_{stem}" for i, stem in enumerate(stems)]
 
 
-def _numbers(paths):
-    """Numbers of photos for COCO: what they are called where that is numbers, as COCO's own are."""
+def _categories(folder, system):
+    """[(id, name)] of the classes for COCO: ids of the data, or of those of the run, or from 1."""
+    names = system.about["classes"]
+    numbers = system.about.get("numbers") or runs.read_about(folder).get("numbers")
+    return list(zip(numbers or range(1, len(names) + 1), names, strict=True))
+
+
+def _numbers(paths, known):
+    """Ids of photos for COCO: those `known` by their names, if they are of all.
+
+    Or else what they are called where that is numbers, as COCO's own are, or their places.
+    """
+    if len({known.get(path) for path in paths} - {None}) == len(paths):
+        return [known[path] for path in paths]
     stems = [Path(path).stem for path in paths]
     if all(stem.isdecimal() for stem in stems) and len(set(map(int, stems))) == len(stems):
         return [int(stem) for stem in stems]
@@ -229,11 +242,11 @@ def _crops(folder, stem, names, photo, found):
             Image.fromarray(levels[y0:y1, x0:x1]).save(folder / name)
 
 
-def _coco(names, number, photo, found):
-    """COCO's results of photo `number`; categories count from 1."""
+def _coco(categories, number, photo, found):
+    """COCO's results of photo `number`; categories [(id, name)] by label."""
     out = []
     for (x0, y0, x1, y1), score, label in zip(*found, strict=True):
-        box = _rounded((x0, y0, x1 - x0, y1 - y0))
-        one = {"image_id": number, "file_name": photo.title, "category_id": int(label) + 1}
-        out.append(one | {"category": names[label], "bbox": box, "score": float(score)})
+        box, (category, name) = _rounded((x0, y0, x1 - x0, y1 - y0)), categories[label]
+        one = {"image_id": number, "file_name": photo.title, "category_id": category}
+        out.append(one | {"category": name, "bbox": box, "score": float(score)})
     return out

@@ -28,6 +28,7 @@ class System(NamedTuple):
     learns: Callable | None = None  # path of a parameter -> factor of its rate; None: all learn
     order: Callable | None = None  # seed, epoch, count, batch -> rows [steps, B]; None: shuffled
     scales: tuple[float, ...] = (1.0,)  # sides of training images, a program each
+    numbers: dict | None = None  # part -> {name of a photo: its id in the files of the data}
     part: Callable | None = None  # configuration with less of the same data -> its system
 
 

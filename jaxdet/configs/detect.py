@@ -159,9 +159,11 @@ def network(config, classes=3):
 
 def build(config):
     """The system of a `Config`, with its data."""
-    found, splits, notes = _data(config)
+    found, numbers, splits, notes = _data(config)
     base.check_notes(config, notes)
-    return system(config, found.classes, splits)._replace(notes=notes)
+    made = system(config, found.classes, splits)
+    about = {**made.about, "numbers": list(found.numbers)} if found.numbers else made.about
+    return made._replace(notes=notes, about=about, numbers=numbers)
 
 
 def system(config, classes, splits):
@@ -221,7 +223,7 @@ def inspect(root):
 
 @base.reads("root", "format", "cut_val", "seed", "slots", "size", "stream")
 def _data(config):
-    """(Scenes, {part: source}, what is wrong)."""
+    """(Scenes, {part: {name of a photo: its id}}, {part: source}, what is wrong)."""
     from jaxdet.data import formats, scenes
 
     found = formats.read(config.root, config.format)
@@ -232,7 +234,11 @@ def _data(config):
         splits[name], bad = read(of_part, *config.size, slots, first_id=first)
         notes += bad
         first += len(of_part)
-    return found, splits, tuple(notes)
+    numbers = {
+        name: {one.where: one.number for one in of_part if one.number is not None}
+        for name, of_part in parts.items()
+    }
+    return found, numbers, splits, tuple(notes)
 
 
 def _reading(config):

@@ -38,7 +38,7 @@ def read(root):
         parts[name], bad = _part(Path(root), path, told, list(categories))
         notes += bad
     kept, repeats = scenes.without_repeats(parts)
-    return scenes.Scenes(tuple(first.values()), kept, (*notes, *repeats))
+    return scenes.Scenes(tuple(first.values()), kept, (*notes, *repeats), tuple(first))
 
 
 def _json(path):
@@ -78,8 +78,9 @@ def _part(root, path, told, numbers):
         if "id" not in image or not image.get("file_name"):
             notes.append(f"{path} image {row}: an id and a file_name are wanted")
             continue
-        file = _file(root, path, str(image["file_name"]))
-        made.append(scenes.scene(file, objects.get(image["id"], []), image["file_name"]))
+        number, name = image["id"], image["file_name"]
+        file = _file(root, path, str(name))
+        made.append(scenes.scene(file, objects.get(number, []), name, number))
     return made, notes
 
 

@@ -31,6 +31,7 @@ class _Table(NamedTuple):
 
     path: Path
     objects: list  # of each row, however they are kept
+    numbers: list  # image_id of each row
     photos: list[Callable]  # of each row: what reads it
     metadata: dict  # of the schema
 
@@ -56,7 +57,8 @@ def read(root):
             made, bad = _scenes(table, len(classes), first)
             parts[name] += made
             notes += bad
-    return scenes.Scenes(classes, parts, tuple(notes))
+    numbers = tuple(range(first, first + len(classes)))
+    return scenes.Scenes(classes, parts, tuple(notes), numbers)
 
 
 def _table(path, column):
@@ -71,7 +73,11 @@ def _table(path, column):
             missing = {"image", "objects"} - set(schema.names)
             if missing:
                 raise InputError(f"{path}: no column {' and '.join(sorted(missing))}")
-            objects = file.read(columns=["objects"])["objects"].to_pylist()
+            table = file.read(columns=["objects", *({"image_id"} & set(schema.names))])
+            objects = table["objects"].to_pylist()
+            numbers = (
+                table["image_id"].to_pylist() if table.num_columns > 1 else [None] * len(table)
+            )
             rows = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
     except (OSError, pyarrow.ArrowException) as error:
         raise InputError(_unreadable(path, error)) from None
@@ -81,7 +87,7 @@ def _table(path, column):
         for group, count in zip(groups, rows, strict=True)
         for row in range(count)
     ]
-    return _Table(path, objects, photos, schema.metadata or {})
+    return _Table(path, objects, numbers, photos, schema.metadata or {})
 
 
 class _Group:
@@ -154,7 +160,8 @@ def _named(metadata):
 def _scenes(table, classes, first):
     """([Scene], [what is wrong])."""
     made, notes = [], []
-    for row, (photo, told) in enumerate(zip(table.photos, table.objects, strict=True), 1):
+    columns = zip(table.photos, table.objects, table.numbers, strict=True)
+    for row, (photo, told, number) in enumerate(columns, 1):
         where = f"{table.path.name} row {row}"
         boxes, categories = _told(told)
         if len(categories) == 1 < len(boxes):
@@ -165,8 +172,13 @@ def _scenes(table, classes, first):
         found = [_object(*pair, classes, first) for pair in zip(boxes, categories, strict=True)]
         notes += [f"{where}: {one}" for one in found if isinstance(one, str)]
         objects = [one for one in found if not isinstance(one, str)]
-        made.append(scenes.scene(photo, objects, where))
+        made.append(scenes.scene(photo, objects, where, _number(number)))
     return made, notes
+
+
+def _number(told):
+    """An id that a photo can be told by, or None."""
+    return told if isinstance(told, int | str) else None
 
 
 def _object(box, category, classes, first):

@@ -31,6 +31,7 @@ class Scene(NamedTuple):
     labels: np.ndarray  # [n] int32
     crowd: np.ndarray  # [n] bool: many objects in one box, or one too difficult to be asked for
     where: str  # file, and row if it has any: what messages and pictures call it
+    number: int | str | None = None  # id of the photo, where the file has one
 
 
 class Scenes(NamedTuple):
@@ -39,9 +40,10 @@ class Scenes(NamedTuple):
     classes: tuple[str, ...]
     parts: dict[str, list[Scene]]
     notes: tuple[str, ...]  # what was wrong, a line each
+    numbers: tuple[int, ...] = ()  # ids of the classes, where the files have them
 
 
-def scene(image, objects, where):
+def scene(image, objects, where, number=None):
     """A `Scene` of objects [(box [4], label, crowd)]."""
     boxes, labels, crowd = zip(*objects, strict=True) if objects else ((), (), ())
     return Scene(
@@ -50,6 +52,7 @@ def scene(image, objects, where):
         np.array(labels, np.int32),
         np.array(crowd, bool),
         where,
+        number,
     )
 
 

@@ -36,6 +36,10 @@ def test_every_format_gives_what_was_written(root, name):
             np.testing.assert_array_equal(one.labels, [label for _, label in made.BOXES[i]])
             assert one.boxes.dtype == np.float32 and one.labels.dtype == np.int32
             assert images.fitted(one.image, 32, 32)[1] == made.SIZES[i]
+    ids = {"coco": (3, 7), "parquet": (1, 2)}
+    assert found.numbers == ids.get(name, ())
+    known = [one.number for part in found.parts.values() for one in part]
+    assert known == ([0, 1, 2, 3] if name in ids else [None] * 4)
     crowds = found.parts["val"][0].crowd.tolist()
     assert crowds == [False, False, name in ("coco", "voc")]
 
