@@ -104,10 +104,12 @@ def l_softmax(features, weights, labels, *, margin=4, easing=0.0):
     """Large-margin logits [B, K]: |w| |x| cos(angle), that of the own class made harder.
 
     There psi(angle) = (-1)^k cos(margin x angle) - 2k stands for the cosine, with k the number of
-    whole pi / margin in the angle; margin is 1 (plain linear logits), 2, 3 or 4.  easing: the
-    paper's lambda, the weight of the plain cosine, which falls as training goes on.
+    whole pi / margin in the angle; margin is 1 (plain linear logits), 2, 3 or 4, a float of that
+    value as well.  easing: the paper's lambda, the weight of the plain cosine, which falls as
+    training goes on.
     Liu et al. 2016, arXiv:1612.02295; a label outside of 0 to K - 1 leaves its row plain.
     """
+    margin = int(margin)
     borders = jnp.cos(jnp.arange(1, margin) * jnp.pi / margin)
 
     def psi(cosine):

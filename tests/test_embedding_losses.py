@@ -101,6 +101,13 @@ def test_a_margin_only_lowers_the_own_class_and_falls_with_the_angle(name):
     assert (own <= plain + 1e-5).all() and (np.diff(own) < 1e-3).all()
 
 
+def test_l_softmax_takes_a_whole_number_as_a_float():
+    """Options hand on 3.0."""
+    given = drawn(1)
+    found = jax.jit(partial(losses.l_softmax, margin=3.0))(*given)
+    np.testing.assert_array_equal(found, logits("l_softmax", *given, 3))
+
+
 def test_easing_mixes_l_softmax_with_plain_logits():
     given = drawn(1)
     plain, hard = (logits("l_softmax", *given, m) for m in (1, 4))

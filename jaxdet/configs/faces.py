@@ -72,7 +72,7 @@ class Config(Embedding):
     scale: float = 0.0
     """arcface, cosface: factor of the cosines; 0 is the paper's 64, which is for many people"""
     margin: float = 0.0
-    """margin of --head; 0 is that of its paper"""
+    """margin of --head, of l_softmax 1, 2, 3 or 4; 0 is that of its paper"""
     pull: Literal["none", "center", "contrastive", "triplet_hard", "triplet_semihard"] = "none"
     """loss of the embeddings beside the cross entropy"""
     pull_weight: float = 0.003
@@ -258,3 +258,5 @@ def check(config):
         raise InputError(f"--hidden is not for --head {config.head}, whose layer is linear")
     if config.scale and config.head not in ("arcface", "cosface"):
         raise InputError(f"--scale is not for --head {config.head}")
+    if config.head == "l_softmax" and config.margin not in (0, 1, 2, 3, 4):
+        raise InputError(f"--margin {config.margin:g}: --head l_softmax wants 1, 2, 3 or 4")

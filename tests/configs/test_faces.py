@@ -121,6 +121,8 @@ def test_every_model_gives_embeddings_and_logits(model):
         ({"zoom": (1.2, 0.9)}, "--zoom"),
         ({"hidden": (4,), "head": "arcface"}, "--hidden is not for --head arcface"),
         ({"scale": 8.0}, "--scale is not for --head softmax"),
+        ({"head": "l_softmax", "margin": 2.5}, "--margin 2.5: --head l_softmax wants 1, 2, 3 or 4"),
+        ({"head": "l_softmax", "margin": 5.0}, "--margin 5: --head l_softmax wants 1, 2, 3 or 4"),
     ],
     ids=str,
 )
