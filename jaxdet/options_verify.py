@@ -103,7 +103,8 @@ class Pairs(Verify):
     folds: int = 0
     """number of folds; 0 is what the list says, 10 where it says none"""
     on_missing: Literal["error", "skip"] = "error"
-    """what to do with a pair whose image is not there: stop, or leave it out and count it"""
+    """what to do with a pair whose image is not there: stop, or leave it out and count it; the
+    others stay in their folds"""
     worst: Path | None = None
     """picture to write: the worst mistakes"""
     count: int = 20

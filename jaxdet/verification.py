@@ -29,7 +29,7 @@ class Folds(NamedTuple):
 
     mean: float  # accuracy, in [0, 1]
     error: float  # standard error of this mean
-    accuracies: Array  # [folds]
+    accuracies: Array  # [folds], by the numbers of the folds
     thresholds: Array  # [folds]
 
 
@@ -120,22 +120,32 @@ def best_threshold(scores, accept, thresholds=None, *, refuse=None):
 def lfw_folds(scores, same, folds=10, thresholds=None):
     """Accuracy by cross validation: each fold is judged at the best threshold of all others.
 
-    Folds are of consecutive pairs, as near to equal as can be.  thresholds: as in
+    folds: how many, which are `consecutive`, or the fold [N] of each pair.  thresholds: as in
     `best_threshold`.  InputError for fewer pairs than folds, or than two folds.
     Huang et al. 2007 (Labeled Faces in the Wild), whose standard error is that of the folds.
     """
     scores, same = _pairs(scores, same)
-    if not 2 <= folds <= len(scores):
-        raise InputError(f"verification: {len(scores)} pairs cannot make {folds} folds; take fewer")
-    found = []
-    for fold in np.array_split(np.arange(len(scores)), folds):
-        others = np.delete(np.arange(len(scores)), fold)
-        threshold, _ = best_threshold(scores[others], same[others], thresholds)
-        (accuracy,) = accuracy_by_threshold(scores[fold], same[fold], [threshold])
+    fold = np.asarray(folds) if np.ndim(folds) else consecutive(len(scores), folds)
+    names, found = np.unique(fold), []
+    if len(names) < 2:
+        raise InputError(f"verification: all {len(scores)} pairs are of one fold; want two or more")
+    for name in names:
+        here = fold == name
+        threshold, _ = best_threshold(scores[~here], same[~here], thresholds)
+        (accuracy,) = accuracy_by_threshold(scores[here], same[here], [threshold])
         found.append((accuracy, threshold))
     accuracies, chosen = np.array(found).T
-    error = accuracies.std(ddof=1) / folds**0.5
+    error = accuracies.std(ddof=1) / len(names) ** 0.5
     return Folds(float(accuracies.mean()), float(error), accuracies, chosen)
+
+
+def consecutive(count, folds):
+    """The fold [count] of each of so many pairs in a row: folds as near to equal as can be."""
+    if not 2 <= folds <= count:
+        raise InputError(
+            f"verification: {count} pairs cannot make {folds} folds; take 2 to {count}"
+        )
+    return np.repeat(np.arange(folds), [len(f) for f in np.array_split(np.arange(count), folds)])
 
 
 def _pairs(scores, same, both=False):

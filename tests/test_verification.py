@@ -127,6 +127,20 @@ def test_each_fold_is_judged_at_the_best_threshold_of_the_others():
     assert found.error == pytest.approx((spread / 10) ** 0.5)
 
 
+def test_folds_may_be_given_pair_by_pair_and_are_consecutive_by_number():
+    scores, same = drawn(1, 23)
+    fold = verification.consecutive(23, 4)
+    assert fold.tolist() == [0] * 6 + [1] * 6 + [2] * 6 + [3] * 5
+    for one, other in zip(
+        verification.lfw_folds(scores, same, 4),
+        verification.lfw_folds(scores[::-1], same[::-1], 7 * fold[::-1]),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, other)
+    with pytest.raises(InputError, match="all 23 pairs are of one fold"):
+        verification.lfw_folds(scores, same, np.zeros(23))
+
+
 def test_folds_of_pairs_that_one_threshold_tells_apart_are_all_right():
     same = np.arange(40) % 2 == 0
     found = verification.lfw_folds(same + np.linspace(0, 0.4, 40), same, thresholds=[0.2, 0.7])

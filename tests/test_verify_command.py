@@ -15,11 +15,11 @@ from PIL import Image
 
 from jaxdet import evaluate, flags, runs, verification
 from jaxdet import options_verify as options
-from jaxdet.commands import common, embedding, verify
+from jaxdet.commands import common, embedding, verify, verify_pairs
 from jaxdet.data import identities, images
 from jaxdet.errors import InputError
 from jaxdet.models import resnet
-from jaxdet.models.layers import Part
+from jaxdet.models.layers import Freezable
 from jaxdet.options import Eval
 from tests.test_cli import PNG, main
 from tests.test_compare import cells, printed
@@ -36,7 +36,7 @@ STRANGER = (10, 10, 10)
 RUN = Path("run")
 
 
-class Features(Part):
+class Features(Freezable):
     """One convolution: a backbone that compiles in no time."""
 
     classes: int = 0
@@ -339,7 +339,7 @@ def test_a_pair_is_the_same_person_from_a_threshold_on(said, capsys):
 
 def test_pairs_are_judged_by_folds(said):
     Path("pairs.txt").write_text(LIST)
-    found = said(verify.pairs, PAIRS, worst=Path("worst.png"))
+    found = said(verify_pairs.pairs, PAIRS, worst=Path("worst.png"))
     assert (found["pairs"], found["same"], found["folds"]) == (4, 2, 2)
     known = [f"known/{a}/{a}_000{i}.png" for a, i in (("n1", 1), ("n1", 2), ("n3", 1), ("n3", 2))]
     made = embedding.restored(RUN, "best").embed(
@@ -351,16 +351,42 @@ def test_pairs_are_judged_by_folds(said):
     assert found["accuracy"] == pytest.approx(verification.lfw_folds(scores, same, 2).mean)
     assert found["auc"] == verification.auc(scores, same)
     assert found["tar_at_far_0.1"] == verification.tar_at_far(scores, same)[0]
-    assert said(verify.pairs, PAIRS, kind="euclidean", folds=4)["folds"] == 4
+    assert said(verify_pairs.pairs, PAIRS, kind="euclidean", folds=4)["folds"] == 4
 
 
 def test_pairs_without_images_stop_or_are_counted(said):
     Path("pairs.txt").write_text(LIST.replace("n3 1 2", "n3 1 9"))
-    refused("row 4: no image n3/n3_0009 below known", verify.pairs, PAIRS)
-    found = said(verify.pairs, PAIRS, on_missing="skip")
+    refused("row 4: no image n3/n3_0009 below known", verify_pairs.pairs, PAIRS)
+    found = said(verify_pairs.pairs, PAIRS, on_missing="skip")
     assert (found["pairs"], found["rows_missing"]) == (3, 1)
     Path("pairs.txt").write_text("1 1\neve 1 2\neve 1 ann 1\n")
-    refused("no pair whose images are there", verify.pairs, PAIRS, on_missing="skip")
+    refused("no pair whose images are there", verify_pairs.pairs, PAIRS, on_missing="skip")
+
+
+def test_pairs_that_are_left_out_do_not_move_others_to_another_fold(said):
+    """The first fold keeps a pair, the second two; three in a row would be cut after two."""
+    Path("pairs.txt").write_text(LIST.replace("n1 1 2", "n1 1 9"))
+    found = said(verify_pairs.pairs, PAIRS, on_missing="skip")
+    listed = identities.pairs("pairs.txt", "known").pairs
+    embedder = embedding.restored(RUN, "best")
+    score, same = verify_pairs._likeness(PAIRS, embedder, listed)
+    wanted, moved = (verification.lfw_folds(score, same, f) for f in ([0, 1, 1], [0, 0, 1]))
+    assert found["threshold"] == wanted.thresholds.mean() != moved.thresholds.mean()
+    assert (found["accuracy"], found["folds"]) == (wanted.mean, 2)
+
+
+def test_pairs_of_one_kind_have_counts_and_a_line_says_what_they_lack(place, capsys):
+    chosen = replace(PAIRS, on_missing="skip", json=False, worst=Path("worst.png"))
+    Path("pairs.txt").write_text(LIST.replace("n1 1 n3", "n1 9 n3").replace("n4 1", "n4 9"))
+    assert verify_pairs.pairs(chosen) == 0
+    out, error = capsys.readouterr()
+    assert "\npairs 2\nsame 2\nrows_missing 2\nfolds 2\n" in out and "accuracy" not in out
+    assert "all 2 pairs that are there are of one person: accuracy, auc" in error
+    Path("pairs.txt").write_text(LIST.replace("n3 1 2", "n3 1 9").replace("n4 1", "n4 9"))
+    assert verify_pairs.pairs(chosen) == 0
+    out, error = capsys.readouterr()
+    assert "\nfolds 1\nauc " in out and "accuracy" not in out
+    assert error.count("\n") == 1 and "in one fold: accuracy wants others" in error
 
 
 # words
@@ -423,7 +449,7 @@ def test_images_and_folders_that_cannot_be_used_are_named(place):
         (verify.test, TEST, {"threshold": "none.json"}, "none.json: neither a number nor a file"),
         (verify.test, TEST, {"threshold": "truth.csv"}, "truth.csv: not a file of `verify dev`"),
         (verify.pair, PAIR, {"kind": "euclidean"}, "--threshold: a number, or a file"),
-        (verify.pairs, PAIRS, {}, "pairs.txt: cannot be read"),
+        (verify_pairs.pairs, PAIRS, {}, "pairs.txt: cannot be read"),
     ],
 )
 def test_options_that_cannot_be_are_refused(place, command, chosen, changes, words):

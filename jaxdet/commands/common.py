@@ -69,7 +69,7 @@ def restored(options, also=(), *, data=True, **changes):
     if data and options.split not in known:
         raise InputError(f"--split {options.split}: {name} has {', '.join(known)}")
     like = jax.eval_shape(training.maker(system, config))
-    step, state = checkpoint.restore(options.run, like, options.checkpoint, _warn)
+    step, state = checkpoint.restore(options.run, like, options.checkpoint, warn)
     return config, system, step, state
 
 
@@ -117,7 +117,8 @@ def _listed(classes, most=5):
     return f"{len(classes)} classes ({', '.join(classes[:most])}{more})"
 
 
-def _warn(line):
+def warn(line):
+    """Print a line that is no answer."""
     print(f"jaxdet: warning: {line}", file=sys.stderr)
 
 

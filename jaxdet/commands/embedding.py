@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -41,7 +40,7 @@ def restored(folder, which):
     about = {"record": _record(config.size)} | runs.read_about(folder)
     system = configs.without_data("faces", config, about)
     like = jax.eval_shape(training.maker(system, config))
-    step, state = checkpoint.restore(folder, like, which, _warn)
+    step, state = checkpoint.restore(folder, like, which, common.warn)
     answer = jax.jit(lambda variables, batch: system.task.predict(variables, batch)["embedding"])
     answer = partial(answer, evaluate.variables(state))
     embed = partial(_embed, answer, system.read, config.eval_batch)
@@ -140,7 +139,3 @@ def agreed(limit, embedder, **how):
             f"not checkpoint {made['step']} of {made['run']!r}; run `verify dev` with this one"
         )
     return limit.value
-
-
-def _warn(line):
-    print(f"jaxdet: warning: {line}", file=sys.stderr)

@@ -12,14 +12,12 @@ import numpy as np
 
 from jaxdet import runs, tables
 from jaxdet import verification as scoring
-from jaxdet.commands import common, embedding, submission
-from jaxdet.data import identities, images
+from jaxdet.commands import common, embedding, judged, submission, verify_pairs
+from jaxdet.data import identities
 from jaxdet.errors import InputError
 from jaxdet.ops import embeddings
 
 PAIRS = 10_000_000  # pairs of images, at most, of which AUC, ROC and histogram are made
-FOLDS = 10  # where a list of pairs says nothing
-SHOWN = 112  # pixels a side of images in pictures
 
 
 class Probes(NamedTuple):
@@ -44,7 +42,7 @@ class Probes(NamedTuple):
 
 def run(command, options):
     """Do `dev`, `test`, `pair` or `pairs`."""
-    return {"dev": dev, "test": test, "pair": pair, "pairs": pairs}[command](options)
+    return {"dev": dev, "test": test, "pair": pair, "pairs": verify_pairs.pairs}[command](options)
 
 
 def dev(options):
@@ -64,7 +62,7 @@ def dev(options):
         accept = probes.found == probes.true
         chosen, _ = scoring.best_threshold(probes.score, accept, refuse=probes.true < 0)
         scores |= {f"best_{name}": value for name, value in _at(probes, chosen).items()}
-    _tell(options, {**embedder.made, **scores, **_separation(probes)})
+    judged.tell(options, {**embedder.made, **scores, **_separation(probes)})
     if options.plots:
         _plot(options, probes, chosen)
     _keep(options, "dev", chosen, embedder, probes)
@@ -87,14 +85,14 @@ def test(options):
     labels = probes.named(value)
     if options.submit:
         submission.write(options.submit, labels, sample)
-        _say(options, f"wrote {options.submit}")
+        judged.say(options, f"wrote {options.submit}")
     else:
         for file, label, score in zip(probes.files, labels, probes.score, strict=True):
             row = {"image": str(file), "label": label, "score": round(float(score), 4)}
             print(json.dumps(row) if options.json else " ".join(map(str, row.values())))
     if options.truth:
         found = {**_counts(probes, embedder), **_at(probes, value), **_separation(probes)}
-        _tell(options, {**embedder.made, **found})
+        judged.tell(options, {**embedder.made, **found})
         _keep(options, "test", value, embedder, probes)
         _draw_probes(options, probes, value)
     return 0
@@ -114,56 +112,13 @@ def pair(options):
     return 0
 
 
-def pairs(options):
-    """Print the scores of a list of pairs, each fold judged by the threshold of the others."""
-    common.check_picture(options.worst, options.count)
-    listed = identities.pairs(options.pairs, options.root)
-    if listed.missing and options.on_missing == "error":
-        raise InputError(
-            f"{listed.missing[0]} ({len(listed.missing)} such); --on-missing skip leaves pairs out"
-        )
-    if not listed.pairs:
-        raise InputError(f"{options.pairs}: there is no pair whose images are there")
-    embedder = embedding.restored(options.run, options.checkpoint)
-    score, same = _likeness(options, embedder, listed.pairs)
-    folds = scoring.lfw_folds(score, same, options.folds or listed.folds or FOLDS)
-    skipped = {"rows_missing": len(listed.missing)} if listed.missing else {}
-    rates = zip(scoring.FARS, scoring.tar_at_far(score, same), strict=True)
-    scores = {
-        **{"pairs": len(same), "same": int(same.sum()), **skipped, "folds": len(folds.accuracies)},
-        **{"accuracy": folds.mean, "accuracy_error": folds.error},
-        **{"threshold": float(folds.thresholds.mean())},
-        **{"auc": scoring.auc(score, same), "eer": scoring.eer(score, same)},
-        **{f"tar_at_far_{far:g}": float(rate) for far, rate in rates},
-    }
-    _tell(options, {**embedder.made, **scores})
-    if options.worst:
-        parts = np.array_split(np.arange(len(score)), len(folds.thresholds))
-        limits = np.repeat(folds.thresholds, [len(part) for part in parts])
-        wrong = (score >= limits) != same
-        told = zip(np.where(same, "one person", "two"), score, strict=True)
-        titles = [f"{kind}, {value:.2f}" for kind, value in told]
-        _draw(options, [pair[:2] for pair in listed.pairs], titles, wrong, abs(score - limits))
-    return 0
-
-
-def _likeness(options, embedder, pairs):
-    """(score, whether of one person) [P] of pairs; each image is embedded once."""
-    paths = sorted({path for pair in pairs for path in pair[:2]})
-    made, place = embedder.embed(paths), {path: number for number, path in enumerate(paths)}
-    first, second = np.array([[place[path] for path in pair[:2]] for pair in pairs]).T
-    like = {"cosine": embeddings.cosine, "euclidean": lambda a, b: -embeddings.distance(a, b)}
-    score = jax.jit(like[options.kind])(made[first], made[second])
-    return np.asarray(score, np.float64), np.array([pair.same for pair in pairs])
-
-
 def _keep(options, part, threshold, embedder, probes):
     """Write a threshold and the scores that it has, where that is asked for."""
     if options.out:
         scores = {"part": part, **_counts(probes, embedder), **_at(probes, threshold)}
         how = {"kind": options.kind, "join": options.join}
         embedding.keep(options.out, float(threshold), embedder, scores, **how)
-        _say(options, f"wrote {options.out}")
+        judged.say(options, f"wrote {options.out}")
 
 
 def _told(options):
@@ -244,7 +199,7 @@ def _plot(options, probes, chosen):
     curves.histogram(scores, same, options.plots / "scores.png")
     if same.any() and not same.all():
         curves.roc(scoring.roc(scores, same), options.plots / "roc.png")
-    _say(options, f"wrote pictures to {options.plots}")
+    judged.say(options, f"wrote pictures to {options.plots}")
 
 
 def _draw_probes(options, probes, threshold):
@@ -258,33 +213,4 @@ def _draw_probes(options, probes, threshold):
     told = zip(true, probes.named(threshold), probes.score, strict=True)
     titles = [f"{yes}, taken for {name}, {score:.2f}" for yes, name, score in told]
     wrong = ~probes.right(threshold)
-    _draw(options, sides, titles, wrong, abs(probes.score - threshold))
-
-
-def _draw(options, sides, titles, wrong, amount):
-    """Pairs of images whose answer is wrong, those first that are wrong by most."""
-    order = [i for i in np.argsort(-amount, kind="stable") if wrong[i]][: options.count]
-    if not order:
-        _say(options, f"no mistakes: {options.worst} is not written")
-        return
-    pictures = [[images.levels(path, SHOWN)[0] for path in sides[i]] for i in order]
-    common.draw(
-        [np.concatenate(two, 1) for two in pictures],
-        options.worst,
-        titles=[titles[i] for i in order],
-        quiet=options.json,
-    )
-
-
-def _tell(options, scores):
-    """Scores, one `name value` a line, or as JSON, which has the hash of the network as well."""
-    if options.json:
-        print(json.dumps(scores))
-    else:
-        shown = (f"{name} {value}\n" for name, value in scores.items() if name != "manifest")
-        print("".join(shown), end="")
-
-
-def _say(options, line):
-    if not options.json:
-        print(line)
+    judged.draw(options, sides, titles, wrong, abs(probes.score - threshold))

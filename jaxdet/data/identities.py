@@ -52,6 +52,7 @@ class Pair(NamedTuple):
     first: Path
     second: Path
     same: bool
+    place: int  # among all pairs of the file, from 0
 
 
 class Pairs(NamedTuple):
@@ -193,7 +194,7 @@ def pairs(path, root):
     if len(lines) - 1 != wanted:
         raise InputError(f"{path}: {len(lines) - 1} pairs; its first line says {wanted}")
     at, found, missing = _numbered(root), [], []
-    for number, words in lines[1:]:
+    for place, (number, words) in enumerate(lines[1:]):
         where = f"{path} row {number}"
         two = _two(words, where)
         files = [at.get(one, []) for one in two]
@@ -201,7 +202,7 @@ def pairs(path, root):
             if len(places) > 1:
                 raise InputError(f"{where}: {places[0]} or {places[1]}; one of them is wanted")
         if all(files):
-            found.append(Pair(files[0][0], files[1][0], len(words) == 3))
+            found.append(Pair(files[0][0], files[1][0], len(words) == 3, place))
         else:
             name, i = next(one for one in two if one not in at)
             missing.append(f"{where}: no image {name}/{name}_{i:04d} below {root}")

@@ -168,13 +168,13 @@ def test_pairs_are_of_one_person_or_of_two(faces):
         faces / name
         for name in ("x/ann/ann_0001.png", "x/ann/ann_0002.jpg", "y/bob_b/bob_b_0012.png")
     )
-    assert found == (1, [(first, second, True), (second, other, False)], ())
+    assert found == (1, [(first, second, True, 0), (second, other, False, 1)], ())
     assert listed(faces, "1\nann 1 2\nann 2 bob_b 12\n").folds is None
 
 
 def test_images_that_are_missing_are_named(faces):
     found = listed(faces, "2 1\nann 1 2\nann 3 eve 12\nann 1 2\nann 1 eve 7\n")
-    assert [pair.same for pair in found.pairs] == [True, True]
+    assert [(pair.same, pair.place) for pair in found.pairs] == [(True, 0), (True, 2)]
     assert found.missing == (
         f"{faces.parent / 'pairs.txt'} row 3: no image ann/ann_0003 below {faces}",
         f"{faces.parent / 'pairs.txt'} row 5: no image eve/eve_0007 below {faces}",
