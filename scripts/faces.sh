@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Faces, from folders to a table of who is on unknown images (seed 004's main.py).
 #   scripts/faces.sh ROOT [options of jaxdet train faces]
-# ROOT has classification/PERSON/FILE, or its parts train, val and test; known/IDENTITY/FILE;
+# ROOT has classification/PERSON/FILE, or its parts train, dev and test; known/IDENTITY/FILE;
 # unknown_dev/ and unknown_test/ with images; verification_dev.csv with the labels of the former;
 # and, where they are there, verification_sample_submission.csv, and verification_test.csv for
 # scores.  Images right in classification/test are of people nobody told: they get a table, in the
-# rows of classification_sample_submission.csv if that is there.  RUN names the run folder.
+# rows of classification_sample_submission.csv if that is there, and what is scored as the test is
+# dev.  RUN names the run folder.
 # Run it again: a training that was cut short goes on.
 [ $# -gt 0 ] && [ -d "$1" ] || { echo "usage: $0 ROOT [options of jaxdet train faces]" >&2; exit 2; }
 root=$(cd "$1" && pwd)

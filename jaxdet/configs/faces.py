@@ -28,8 +28,9 @@ The map of stride 16, averaged and normalised, is what tells strangers apart: wi
 cosines of Lite0's maps of strides 4, 8, 16 and 32 have, less their mean, an AUC of .945, .967, .989
 and .970.  From scratch 20 people are too few: pixels, whitened within a person, have .959.
 
-DIR has a folder a person, PERSON/FILE, or PART/PERSON/FILE with the parts train, val and test; or
-is a tar file of that.  Without parts, images of every person are cut for validation and test.
+DIR has a folder a person, PERSON/FILE, or PART/PERSON/FILE with the parts train, val (or dev) and
+test; or is a tar file of that.  Without parts, images of every person are cut for validation and
+test; nothing is cut where there are train and val.  Files right in test/ are for `predict`.
 """
 
 from dataclasses import dataclass
@@ -62,7 +63,8 @@ class Config(Embedding):
     """share of the images of a person for validation, where the data have no part for it; 0 judges
     on the training images, which choose nothing: take the last checkpoint then"""
     cut_test: float = 0.2
-    """share of the images of a person for the test, where the data have no part for it"""
+    """share of the images of a person for the test, where the data have no part for it and not both
+    train and val; 0 tests on those for validation"""
     split_seed: int = 0
     """draws these images"""
     on_bad_row: Literal["skip", "error"] = "skip"
@@ -193,11 +195,20 @@ def _people(config, names):
 
 
 def _parts(config, found):
-    """{split: rows}: the parts of the data, or cuts of the images of every person."""
+    """{split: rows}: the parts of the data, or cuts of the images of every person.
+
+    Without images for them validation has those of the training, the test those of validation.
+    """
+    whole = {"train", "val"} <= {*found}
+    made = {"test": [], **found} if whole else _cut(config, found)
+    val = made["val"] or made["train"]
+    return made | {"val": val, "test": made["test"] or val}
+
+
+def _cut(config, found):
+    """{split: rows}: cuts of the images of every person, beside the parts that the data have."""
     import numpy as np
 
-    if "train" in found and "val" in found and "test" in found:
-        return found
     whole = [row for part in ("all", "train") for row in found.get(part, [])]
     held = {part: found[part] for part in ("val", "test") if part in found}
     shares = {"test": config.cut_test, "val": config.cut_val}
@@ -211,8 +222,7 @@ def _parts(config, found):
             made[part] += [own[i] for i in order[start : start + count]]
             start += count
         made["train"] += [own[i] for i in order[start:]]
-    made |= held
-    return made | {"val": made["val"] or made["train"], "test": made["test"] or made["train"]}
+    return made | held
 
 
 def _change(config):

@@ -2,7 +2,8 @@
 
 Such folders are on disk or in a tar file, plain or gzipped, which is read once, in memory: none of
 its names is ever a name on disk.  They may all be below one more folder.  What lies beside folders
-of classes, like a README, is passed over, and so is what is hidden: names that begin with a dot.
+of classes, like a README, is passed over, and so is what is hidden: names that begin with a dot,
+and the files right in a part `test`, of which nobody told the classes: see `jaxdet predict`.
 """
 
 import gzip
@@ -109,8 +110,7 @@ def streamed(rows, classes, side, *, first_id=0):
             raise InputError(f"{fault}; {stream.STAYS}")
         return {"image": made[0], "label": labels[number], "id": first_id + number}
 
-    names = [rows[number].name for number in good]
-    return stream.Stream(read, len(good), names, labels[good]), notes
+    return stream.Stream(read, len(good), [rows[i].name for i in good], labels[good]), notes
 
 
 def _labels(rows, classes):
@@ -182,7 +182,8 @@ def classified(tree):
             inner[folder[:-1]].append(folder)
     home = _home(inner)
     named = [folder for folder in inner[home] if _is_part(folder) and inner[folder]]
-    beside = [folder for folder in inner[home] if named and folder not in named]
+    untold = {each for each in inner[home] if scenes.part(each[-1]) == "test" and tree.files[each]}
+    beside = [each for each in inner[home] if named and each not in (*named, *untold)]
     places = {folder: scenes.part(folder[-1]) for folder in named} or {home: WHOLE}
     parts, notes = {}, [f"{tree.where(*folder)}: {NO_PART}" for folder in beside]
     for place, part in places.items():

@@ -77,6 +77,19 @@ def test_parts_of_the_data_are_taken_as_they_are(root, tmp_path):
     assert {len(names) for names in found.values()} == {PEOPLE * EACH}
 
 
+def test_of_data_with_train_and_dev_nothing_is_cut(root, tmp_path):
+    """Seed 004's layout: the images of its test are in no folders."""
+    for part in ("train", "dev"):
+        (tmp_path / part).symlink_to(root)
+    shutil.copytree(root / "s0", tmp_path / "test")
+    found = splits(Config(root=str(tmp_path), size=32, on_bad_row="error"))
+    assert {part: len(names) for part, names in found.items()} == {
+        "train": PEOPLE * EACH,
+        "val": PEOPLE * EACH,
+        "test": PEOPLE * EACH,
+    }
+
+
 def test_groups_stand_together_in_a_batch(root):
     system = configs.build("faces", Config(root=str(root), size=32, group=4, batch=8))
     labels = system.splits["train"].arrays["label"]

@@ -112,6 +112,12 @@ def test_parts_by_their_folders(put, around):
     assert found.classes == ("cat", "dog") and found.notes == ()
 
 
+def test_images_right_in_a_test_folder_are_of_no_class_and_nothing_is_wrong(put):
+    files = below("train", TREE) | below("dev", TREE) | {"test/1.png": A, "test/2.png": b"no image"}
+    found = folders.read(put(files))
+    assert sorted(found.parts) == ["train", "val"] and found.notes == ()
+
+
 def test_one_part_alone_is_no_folder_around_all(put):
     assert names(folders.read(put(below("test", {"cat/a.png": A})))) == {"test": ["cat/a.png"]}
 
@@ -134,10 +140,10 @@ def test_what_is_hidden_or_beside_classes_is_passed_over(put):
         ({**TREE, "fox": None}, ["data/fox: no files in it"]),
         ({**TREE, "cat/old/a.png": A}, ["data/cat/old: left out: a folder in that of a class"]),
         (
-            below("train", TREE) | {"docs/a.png": A, "test/b.png": B},
+            below("train", TREE) | {"docs/a.png": A, "val/b.png": B, "test": None},
             [
                 f"data/{name}: left out: no folders of classes in it, or"
-                for name in ("docs", "test")
+                for name in ("docs", "test", "val")
             ],
         ),
     ],
