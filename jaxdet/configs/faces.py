@@ -80,7 +80,8 @@ class Config(Embedding):
     pull_weight: float = 0.003
     """weight of --pull; center loss has 0.003 in its paper, pairs and triplets want about 1"""
     group: int = 0
-    """so many images of a person stand together in a batch; 0: shuffled; pairs want 4"""
+    """so many images of a person stand together in a batch, beside groups of others; 0: shuffled;
+    pairs want 4"""
     smoothing: float = 0.0
     """label smoothing"""
     mirrored: bool = True

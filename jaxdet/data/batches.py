@@ -20,17 +20,35 @@ def grouped(labels, each):
     """An `order` whose batches have `each` images in a row of one class, as pair losses want them.
 
     labels: [N].  The images of every class are cut into groups of `each`, the last of them filled
-    from its first, and the groups are shuffled: all by seed and epoch.
+    from its first.  Where they are more than the steps of an epoch take, some drawn ones are left
+    out, where fewer, some come twice.  A class with n groups has at most ceil(n / steps) in a
+    batch: all groups of a batch are of different classes where no class has more groups than there
+    are steps.  All by seed and epoch; batch is a multiple of `each`.
     """
     places = [np.flatnonzero(labels == label) for label in np.unique(labels)]
 
     def made(seed, epoch, count, batch):
-        random = np.random.default_rng((seed, epoch))
+        random, steps = np.random.default_rng((seed, epoch)), -(-count // batch)
         cut = [np.resize(random.permutation(own), (-(-len(own) // each), each)) for own in places]
-        groups = np.concatenate(cut)[random.permutation(sum(map(len, cut)))]
-        return np.resize(groups, (-(-count // batch), batch)).astype(np.int32)
+        owner = np.repeat(np.arange(len(cut)), [*map(len, cut)])
+        kept = np.resize(random.permutation(len(owner)), steps * (batch // each))
+        wanted = np.concatenate([*_spread(np.bincount(owner[kept]), steps, random)])
+        order = np.empty_like(kept)  # the groups kept, a class after the other, to where it is
+        order[np.argsort(wanted, kind="stable")] = kept[np.argsort(owner[kept], kind="stable")]
+        return np.concatenate(cut)[order].reshape(steps, batch).astype(np.int32)
 
     return made
+
+
+def _spread(left, steps, random):
+    """Classes [left.sum() / steps] of each step: every class `left` times, spread evenly."""
+    each = left.sum() // steps
+    for remaining in range(steps, 0, -1):
+        now = left // remaining
+        more = random.permutation(np.flatnonzero(left % remaining))
+        now[more[: each - now.sum()]] += 1
+        left = left - now
+        yield random.permutation(np.repeat(np.arange(len(now)), now))
 
 
 def size(seed, step, count):

@@ -74,3 +74,29 @@ def test_grouped_batches_show_every_row_where_the_groups_fit():
     first = order(0, 0, 24, 8)
     assert sorted(first.ravel()) == list(range(24))
     assert (first != order(0, 1, 24, 8)).any() and (first != order(1, 0, 24, 8)).any()
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=40), st.integers(1, 4), st.integers(1, 5))
+def test_groups_of_a_batch_are_of_different_classes_where_there_are_enough(labels, each, groups):
+    labels, batch = np.array(labels), each * groups
+    order = batches.grouped(labels, each)
+    for epoch in range(4):
+        rows = order(5, epoch, len(labels), batch)
+        owners = labels[rows[:, ::each]]  # [steps, groups]
+        for label in set(labels):
+            a_batch = (owners == label).sum(1)
+            assert a_batch.max() - a_batch.min() <= 1
+            assert a_batch.max() <= -(-(owners == label).sum() // len(rows))
+
+
+def test_a_batch_has_as_many_people_as_groups():
+    """Eight people of ORL's ten images each; a shuffle alone gives one of them two groups."""
+    labels = np.repeat(np.arange(8), 10)
+    order = batches.grouped(labels, 2)
+    seen = []
+    for epoch in range(5):
+        rows = order(0, epoch, 80, 8)
+        assert sorted(rows.ravel()) == list(range(80))
+        seen += [frozenset(owners) for owners in labels[rows[:, ::2]]]
+    assert {len(people) for people in seen} == {4}
+    assert len({*seen}) > 20  # who is beside whom changes
