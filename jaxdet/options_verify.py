@@ -37,6 +37,11 @@ class Identify(Verify):
     """picture to write: the worst mistakes, each beside the image it was taken for"""
     count: int = 20
     """how many mistakes"""
+    plots: Path | None = None
+    """folder for pictures: accuracy against the threshold, ROC curve, histogram of the scores; and
+    the first as a table"""
+    step: float = 0.01
+    """step between the thresholds of the curve, which go from -1 to 1 for cosines"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +58,9 @@ class Dev(Identify):
     """table with the label of each unknown image, n000000 for nobody known (.csv)"""
     sweep: bool = True
     """look for the best threshold; false keeps .4"""
-    step: float = 0.01
-    """step between the thresholds of the curve, which go from -1 to 1 for cosines"""
     out: Path | None = None
     """file for the threshold, what it was found with, for `verify test` and `pair`, and its
     scores, for `compare --verified` (.json)"""
-    plots: Path | None = None
-    """folder for pictures: accuracy against the threshold, ROC curve, histogram of the scores; and
-    the first as a table"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class Test(Identify):
     threshold: str = ""
     """number, or file that `verify dev` wrote; .4 by default for cosines"""
     truth: Path | None = None
-    """table with the label of each unknown image: print scores (.csv)"""
+    """table with the label of each unknown image: print scores, and make --plots (.csv)"""
     submit: Path | None = None
     """table to write, index and label of each unknown image, instead of a line an image (.csv)"""
     sample: Path | None = None
@@ -109,6 +109,8 @@ class Pairs(Verify):
     """picture to write: the worst mistakes"""
     count: int = 20
     """how many mistakes"""
+    plots: Path | None = None
+    """folder for pictures: ROC curve, histogram of the scores"""
 
 
 @dataclass(frozen=True, kw_only=True)

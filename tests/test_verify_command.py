@@ -198,6 +198,9 @@ def test_dev_separates_pairs(said):
     table, owners = similarities()
     same = np.array([[owner == name for owner in owners] for name in UNKNOWN])
     assert found["auc"] == pytest.approx(verification.auc(table.ravel(), same.ravel()), abs=0.01)
+    assert found["eer"] == pytest.approx(verification.eer(table.ravel(), same.ravel()), abs=0.01)
+    tars = verification.tar_at_far(table.ravel(), same.ravel())
+    assert [found[f"tar_at_far_{far:g}"] for far in verification.FARS] == pytest.approx(tars)
     assert 0 <= found["dir_at_fpir_0.1"] <= 1
 
 
@@ -213,6 +216,26 @@ def test_dev_writes_pictures_and_prints_lines(place, capsys):
     assert [float(row["threshold"]) for row in rows] == [-1, -0.5, 0, 0.5, 1]
     assert float(rows[0]["accuracy"]) >= 0
     assert "no mistakes" in out or Path("worst.png").read_bytes().startswith(PNG)
+
+
+def test_test_and_pairs_make_the_pictures_of_dev(place, capsys):
+    chosen = replace(TEST, plots=Path("new/test"), truth=Path("truth.csv"), step=0.5)
+    assert verify.test(chosen) == 0
+    names = {"sweep.csv", "sweep.png", "scores.png", "roc.png"}
+    assert {path.name for path in Path("new/test").iterdir()} == names
+    Path("pairs.txt").write_text(LIST)
+    assert verify_pairs.pairs(replace(PAIRS, plots=Path("pairs"))) == 0
+    assert {path.name for path in Path("pairs").iterdir()} == {"scores.png", "roc.png"}
+    assert all(path.read_bytes().startswith(PNG) for path in Path("pairs").iterdir())
+
+
+def test_a_line_names_the_first_identity_that_training_had(place, capsys):
+    """Of n1, n3 and n4 it had n1."""
+    assert verify.dev(DEV) == 0
+    assert "1 of 3 known identities were learnt in training, first: n1;" in capsys.readouterr().err
+    shutil.rmtree("known/n1")
+    assert verify.test(TEST) == 0
+    assert not capsys.readouterr().err
 
 
 def test_euclidean_thresholds_are_distances(said):
@@ -445,6 +468,7 @@ def test_images_and_folders_that_cannot_be_used_are_named(place):
         (verify.dev, DEV, {"kind": "euclidean", "sweep": False}, "--no-sweep"),
         (verify.dev, DEV, {"worst": Path("worst.doc")}, "worst.doc: a picture is one of"),
         (verify.test, TEST, {"worst": Path("worst.png")}, "--worst: what is right is known with"),
+        (verify.test, TEST, {"plots": Path("plots")}, "--plots: what is right is known with"),
         (verify.test, TEST, {"threshold": "nan"}, "--threshold nan: a finite number"),
         (verify.test, TEST, {"threshold": "none.json"}, "none.json: neither a number nor a file"),
         (verify.test, TEST, {"threshold": "truth.csv"}, "truth.csv: not a file of `verify dev`"),

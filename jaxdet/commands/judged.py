@@ -21,6 +21,17 @@ def rates(scores, same):
     }
 
 
+def plot(options, scores, same):
+    """Pictures of pairs: the histogram of their scores, and the ROC curve where there are both."""
+    from jaxdet.commands import curves
+
+    options.plots.mkdir(parents=True, exist_ok=True)
+    curves.histogram(scores, same, options.plots / "scores.png")
+    if same.any() and not same.all():
+        curves.roc(scoring.roc(scores, same), options.plots / "roc.png")
+    say(options, f"wrote pictures to {options.plots}")
+
+
 def draw(options, sides, titles, wrong, amount):
     """Pairs of images whose answer is wrong, those first that are wrong by most."""
     order = [i for i in np.argsort(-amount, kind="stable") if wrong[i]][: options.count]

@@ -48,8 +48,7 @@ def run(command, options):
 def dev(options):
     """Find the best threshold on images whose truth is known; print the scores."""
     common.check_picture(options.worst, options.count)
-    if not 0 < options.step <= 1:
-        raise InputError(f"--step {options.step}: more than 0 and at most 1 is wanted")
+    _check_step(options.step)
     if not options.sweep and options.kind != "cosine":
         raise InputError(f"--no-sweep: .4 is a cosine; --kind {options.kind} wants a sweep")
     told = _told(options)
@@ -63,8 +62,7 @@ def dev(options):
         chosen, _ = scoring.best_threshold(probes.score, accept, refuse=probes.true < 0)
         scores |= {f"best_{name}": value for name, value in _at(probes, chosen).items()}
     judged.tell(options, {**embedder.made, **scores, **_separation(probes)})
-    if options.plots:
-        _plot(options, probes, chosen)
+    _plot(options, probes, chosen)
     _keep(options, "dev", chosen, embedder, probes)
     _draw_probes(options, probes, chosen)
     return 0
@@ -73,9 +71,10 @@ def dev(options):
 def test(options):
     """Decide who is on unknown images by a given threshold; a table, or a line an image."""
     common.check_picture(options.worst, options.count)
-    for name in ("worst", "out"):
+    for name in ("worst", "out", "plots"):
         if getattr(options, name) and not options.truth:
             raise InputError(f"--{name}: what is right is known with --truth only")
+    _check_step(options.step)
     limit = embedding.threshold(options.threshold, options.kind)
     told = _told(options)
     sample = submission.sample(options.sample, told[1]) if options.sample else None
@@ -93,6 +92,7 @@ def test(options):
     if options.truth:
         found = {**_counts(probes, embedder), **_at(probes, value), **_separation(probes)}
         judged.tell(options, {**embedder.made, **found})
+        _plot(options, probes, value)
         _keep(options, "test", value, embedder, probes)
         _draw_probes(options, probes, value)
     return 0
@@ -110,6 +110,11 @@ def pair(options):
     else:
         print(f"{score:.4f} {'same' if score >= value else 'different'}")
     return 0
+
+
+def _check_step(step):
+    if not 0 < step <= 1:
+        raise InputError(f"--step {step}: more than 0 and at most 1 is wanted")
 
 
 def _keep(options, part, threshold, embedder, probes):
@@ -130,6 +135,12 @@ def _told(options):
 
 def _compared(options, embedder, known, files, true):
     """The `Probes` of unknown files against known identities."""
+    learnt = _learnt(known, embedder)
+    if learnt:
+        common.warn(
+            f"{len(learnt)} of {len(known.names)} known identities were learnt in training, first: "
+            f"{learnt[0]}; scores are to be of people whom the network never saw"
+        )
     made = embedder.embed([*known.paths, *files])
     count = len(known.paths)
     similarity = embeddings.similarity(made[count:], made[:count], kind=options.kind)
@@ -140,6 +151,11 @@ def _compared(options, embedder, known, files, true):
     return Probes(known, files, true, similarity, found, score.astype(np.float64))
 
 
+def _learnt(known, embedder):
+    """The known identities that the network was trained to tell apart."""
+    return sorted({*known.names} & {*embedder.classes})
+
+
 def _counts(probes, embedder):
     """How many there are of each, and how many of the known were in the training."""
     return {
@@ -147,7 +163,7 @@ def _counts(probes, embedder):
         "known_images": len(probes.known.paths),
         "known_identities": len(probes.known.names),
         "strangers": int((probes.true < 0).sum()),
-        "known_identities_learnt": len({*probes.known.names} & {*embedder.classes}),
+        "known_identities_learnt": len(_learnt(probes.known, embedder)),
     }
 
 
@@ -172,7 +188,7 @@ def _separation(probes):
     """Scores of all thresholds together, where there is what they compare."""
     found, (scores, same) = {}, _pairs(probes)
     if same.any() and not same.all():
-        found["auc"] = scoring.auc(scores, same)
+        found |= judged.rates(scores, same)
     if (probes.true < 0).any() and not (probes.true < 0).all():
         rates = scoring.dir_at_fpir(probes.score, probes.found, probes.true)
         rates = zip(scoring.FARS, rates, strict=True)
@@ -188,18 +204,15 @@ def _grid(options, probes):
 
 
 def _plot(options, probes, chosen):
-    """Curve, ROC and histogram as pictures, the first as a table as well."""
+    """Curve, ROC and histogram as pictures, the first as a table as well, where they are wanted."""
+    if not options.plots:
+        return
     from jaxdet.commands import curves
 
+    judged.plot(options, *_pairs(probes))
     rows = [_at(probes, threshold) for threshold in _grid(options, probes)]
-    options.plots.mkdir(parents=True, exist_ok=True)
     runs.write_text(options.plots / "sweep.csv", tables.separated(rows, list(rows[0])) + "\n")
     curves.sweep(rows, chosen, options.plots / "sweep.png")
-    scores, same = _pairs(probes)
-    curves.histogram(scores, same, options.plots / "scores.png")
-    if same.any() and not same.all():
-        curves.roc(scoring.roc(scores, same), options.plots / "roc.png")
-    judged.say(options, f"wrote pictures to {options.plots}")
 
 
 def _draw_probes(options, probes, threshold):

@@ -32,6 +32,8 @@ def pairs(options):
     limits, scores = _judged(score, same, fold)
     folds = {"folds": len(np.unique(fold))}
     judged.tell(options, {**embedder.made, **counts, **folds, **scores})
+    if options.plots:
+        judged.plot(options, score, same)
     if options.worst and limits is not None:
         wrong = (score >= limits) != same
         told = zip(np.where(same, "one person", "two"), score, strict=True)
