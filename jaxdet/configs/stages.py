@@ -102,7 +102,8 @@ def fields(config):
     bent = {} if config.activation == "own" else {"activation": getattr(nn, config.activation)}
     how = {"depthwise": config.depthwise}
     if config.model == "convnext":
-        return {**chosen, "block": partial(convnext.Block, **how, **bent)}
+        block = partial(convnext.Block, **how, **bent)
+        return {**chosen, "block": block, "initial": layers.INITIAL}
     block = partial(bottleneck.Inverted, **how)
     if config.block == "convnext":
         block = partial(convnext.Block, **how, initial=layers.INITIAL)

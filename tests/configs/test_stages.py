@@ -49,6 +49,7 @@ def test_the_networks_of_the_seed():
     block = first.block()
     assert isinstance(block, convnext.Block) and not block.depthwise
     assert block.initial is layers.INITIAL
+    assert made(model="convnext").initial is layers.INITIAL is not convnext.INITIAL
 
 
 def test_each_option_reaches_its_network():
