@@ -37,7 +37,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
-from jaxdet.configs import backbones, base, embedders, stages
+from jaxdet.configs import backbones, base, embedders, people, stages
 from jaxdet.configs.base import System
 from jaxdet.configs.embedders import Embedding
 from jaxdet.errors import InputError
@@ -65,6 +65,8 @@ class Config(Embedding):
     cut_test: float = 0.2
     """share of the images of a person for the test, where the data have no part for it and not both
     train and val; 0 tests on those for validation"""
+    train_frac: float = 1.0
+    """share of the training images of each person that is used, one image at least"""
     split_seed: int = 0
     """draws these images"""
     on_bad_row: Literal["skip", "error"] = "skip"
@@ -105,12 +107,12 @@ class Config(Embedding):
     ema: float = 0.99
 
 
-told, network = stages.told, embedders.network
+told, network, inspect = stages.told, embedders.network, people.inspect
 
 
 def build(config):
     """The system of a `Config`, with its data."""
-    classes, splits, notes = _data(config)
+    classes, splits, notes = people.read(config)
     base.check_notes(config, notes)
     return system(config, classes, splits)._replace(notes=notes)
 
@@ -120,8 +122,7 @@ def system(config, classes, splits):
     from jaxdet.data import batches, images
 
     net, (_, *shape) = network(config, len(classes))
-    train = splits["train"]
-    labels = train.arrays["label"] if train.arrays else train.labels
+    labels = people.labels(splits["train"])
     return System(
         task=_verifier(config, net, len(classes)).task(),
         splits=splits,
@@ -138,22 +139,14 @@ def system(config, classes, splits):
     )
 
 
-def inspect(root):
-    """({column: value} a person, what is wrong with files and folders) of the data at `root`."""
-    from jaxdet.data import folders
-
-    _check_root(root)
-    return folders.survey(folders.read(root))
-
-
-def _verifier(config, net, people):
+def _verifier(config, net, count):
     """The `tasks.verify.Verifier` of a `Config` for so many people."""
     from jaxdet.tasks import verify
 
     margins = {"scale": config.scale, "margin": config.margin}
     return verify.Verifier(
         net,
-        people,
+        count,
         _change(config),
         config.head,
         config.pull,
@@ -162,68 +155,6 @@ def _verifier(config, net, people):
         mirrored=config.mirrored,
         levels=embedders.levels(config),
     )
-
-
-@base.reads("root", "size", "people", "cut_val", "cut_test", "split_seed", "stream")
-def _data(config):
-    """(people that are learnt, {split: source}, what is wrong with files)."""
-    from jaxdet.data import folders
-
-    _check_root(config.root)
-    found = folders.read(config.root)
-    classes, others = _people(config, found.classes)
-    parts = _parts(config, found.parts)
-    chosen = {part: [row for row in rows if row.label in classes] for part, rows in parts.items()}
-    if others:
-        every = (row for rows in found.parts.values() for row in rows)
-        chosen["others"] = [row for row in every if row.label in others]
-    splits, notes, first = {}, list(found.notes), 0
-    for part, rows in chosen.items():
-        names = (*classes, *others) if part == "others" else classes
-        read = folders.streamed if config.stream else folders.load
-        splits[part], bad = read(rows, names, config.size, first_id=first)
-        first += len(rows)
-        notes += bad
-    return classes, splits, tuple(notes)
-
-
-def _people(config, names):
-    """(people to learn, the others) of all names."""
-    if config.people > len(names):
-        raise InputError(f"--people {config.people}: {config.root} has {len(names)}")
-    count = config.people or len(names)
-    return names[:count], names[count:]
-
-
-def _parts(config, found):
-    """{split: rows}: the parts of the data, or cuts of the images of every person.
-
-    Without images for them validation has those of the training, the test those of validation.
-    """
-    whole = {"train", "val"} <= {*found}
-    made = {"test": [], **found} if whole else _cut(config, found)
-    val = made["val"] or made["train"]
-    return made | {"val": val, "test": made["test"] or val}
-
-
-def _cut(config, found):
-    """{split: rows}: cuts of the images of every person, beside the parts that the data have."""
-    import numpy as np
-
-    whole = [row for part in ("all", "train") for row in found.get(part, [])]
-    held = {part: found[part] for part in ("val", "test") if part in found}
-    shares = {"test": config.cut_test, "val": config.cut_val}
-    made = {"train": [], "val": [], "test": []}
-    random = np.random.default_rng(config.split_seed)
-    for label in dict.fromkeys(row.label for row in whole):
-        own = [row for row in whole if row.label == label]
-        order, start = random.permutation(len(own)), 0
-        for part, share in shares.items():
-            count = 0 if part in held else round(share * len(own))
-            made[part] += [own[i] for i in order[start : start + count]]
-            start += count
-        made["train"] += [own[i] for i in order[start:]]
-    return made | held
 
 
 def _change(config):
@@ -245,11 +176,6 @@ def _change(config):
     return change
 
 
-def _check_root(root):
-    if not root:
-        raise InputError("--root: the folder with a folder of images a person is wanted")
-
-
 def check(config):
     """Refuse what no training can use, before any image is read."""
     embedders.check(config)
@@ -258,6 +184,8 @@ def check(config):
     base.check_shares(
         config, "cut_val", "cut_test", "dropout", "smoothing", "shift", "light", "cutout"
     )
+    if not 0 < config.train_frac <= 1:
+        raise InputError(f"--train-frac {config.train_frac:g}: above 0 and at most 1 is wanted")
     if not 0 < config.zoom[0] <= config.zoom[1]:
         raise InputError(f"--zoom {config.zoom}: two factors above 0, the smaller first")
     if config.people < 0 or config.group < 0 or config.batch % max(config.group, 1):

@@ -4,6 +4,7 @@ Such folders are on disk or in a tar file, plain or gzipped, which is read once,
 its names is ever a name on disk.  They may all be below one more folder.  What lies beside folders
 of classes, like a README, is passed over, and so is what is hidden: names that begin with a dot,
 and the files right in a part `test`, of which nobody told the classes: see `jaxdet predict`.
+A folder without files is noted and no class; `configs.people` refuses classes without images.
 """
 
 import gzip

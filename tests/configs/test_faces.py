@@ -131,6 +131,7 @@ def test_every_model_gives_embeddings_and_logits(model):
         ({"people": 9}, "--people 9"),
         ({"group": 3}, "--group 3: a divisor of --batch 32"),
         ({"cut_test": 1.0}, "--cut-test 1"),
+        ({"train_frac": 0.0}, "--train-frac 0: above 0 and at most 1"),
         ({"zoom": (1.2, 0.9)}, "--zoom"),
         ({"hidden": (4,), "head": "arcface"}, "--hidden is not for --head arcface"),
         ({"scale": 8.0}, "--scale is not for --head softmax"),
@@ -153,6 +154,33 @@ def test_a_file_that_is_no_image_is_left_out_or_stops(root, tmp_path):
     assert "s1/3.pgm" in note
     with pytest.raises(InputError, match="s1/3.pgm"):
         configs.build("faces", replace(config, on_bad_row="error"))
+
+
+def test_people_without_an_image_to_learn_are_named(root, tmp_path):
+    """A folder without files is noted and no class; one whose files are no images stops."""
+    shutil.copytree(root, tmp_path / "data")
+    for path in (tmp_path / "data" / "s1").iterdir():
+        path.unlink()
+    config = Config(root=str(tmp_path / "data"), size=32)
+    system = configs.build("faces", config)
+    assert system.about["classes"] == ["s0", "s2", "s3", "s4"]
+    assert system.notes == (f"{config.root}/s1: no files in it",)
+    with pytest.raises(InputError, match="s1: no files in it"):
+        configs.build("faces", replace(config, on_bad_row="error"))
+    for path in (tmp_path / "data" / "s3").iterdir():
+        path.write_bytes(b"no image")
+    with pytest.raises(InputError, match="data: no image for training of s3 can be used; add one"):
+        configs.build("faces", config)
+
+
+@pytest.mark.parametrize("share, count", [(0.01, 1), (0.5, 4), (0.7, 5)])
+def test_a_share_of_the_training_images_of_every_person_is_used(root, share, count):
+    config = Config(root=str(root), size=32)
+    whole, found = splits(config), splits(replace(config, train_frac=share))
+    assert counts(found["train"]) == {count}
+    assert {*found["train"]} < {*whole["train"]}
+    assert {*found["train"]} < {*splits(replace(config, train_frac=0.9))["train"]}
+    assert (found["val"], found["test"]) == (whole["val"], whole["test"])
 
 
 def test_inspect_counts_images_and_names_what_cannot_be_used(root, tmp_path, capsys):
