@@ -145,6 +145,8 @@ class Assign(Restored):
 class Compare(Process):
     """Several runs side by side: one table, their validation curves, their worst failures.
 
+    Runs that differ in their seed only get a row of mean and spread as well: after `train --seeds 5
+    --out DIR`, `compare DIR/*/` has test scores, which have chosen nothing.
     For cifar10 the report is that of seed 003: limits, best network, accuracy of every epoch; for
     faces that of seed 004: its table of what the runs are, its cut-offs.
     """

@@ -381,6 +381,15 @@ def test_seeds_of_a_training_are_a_sweep_that_is_planned_once(place, capsys, mon
     for seed in (0, 1):
         _, kept = runs.read_config(f"seeds/seed={seed}")
         assert (kept["seed"], kept["epochs"], kept["time_budget"]) == (seed, 2, 60.0)
+    one, two, both = answers("compare", "seeds/seed=0", "seeds/seed=1", "seeds/seed=1")
+    assert (both["run"], both["runs"], both["split"]) == ("seed=0, seed=1", 2, "test")
+    for name in ("loss", "accuracy", "error_rate"):
+        assert both[name] == pytest.approx((one[name] + two[name]) / 2)
+        assert both[f"{name} +-"] == pytest.approx(abs(one[name] - two[name]) / 2**0.5)
+    assert main("compare", "seeds/seed=0", "seeds/seed=1") == 0
+    table = capsys.readouterr().out.split("over seeds:\n\n")[1]
+    assert float(cells(table)[0]["accuracy +-"]) == pytest.approx(both["accuracy +-"], rel=1e-3)
+    assert len(answers("compare", "seeds/seed=0", "run")) == 2
     monkeypatch.setattr(budget, "planned", lambda *_: 1 / 0)
     before = files(place / "seeds")
     assert main(*words, "--resume") == 0

@@ -379,13 +379,13 @@ def test_the_command_trains_all_and_prints_a_table(tmp_path, capsys):
 
 def test_seeds_are_told_as_mean_and_spread():
     scores = [{"loss": 1.0, "labels": {}}, {"loss": 3.0, "labels": {}}]
-    row = swept._row({"--lr": 0.1}, scores)
+    row = swept.averaged({"--lr": 0.1}, scores)
     assert row == {"lr": 0.1, "runs": 2, "loss": 2.0, "loss +-": pytest.approx(2**0.5)}
 
 
 def test_seeds_that_diverged_leave_the_scores_of_the_others():
     scores = [{}, {"loss": 3.0, "epoch_seconds": 2.0}, {"loss": 5.0, "epoch_seconds": None}]
-    row = swept._row({"--lr": 0.1}, scores)
+    row = swept.averaged({"--lr": 0.1}, scores)
     assert (row["runs"], row["loss"], row["epoch_seconds"]) == (3, 4.0, 2.0)
     assert "epoch_seconds +-" not in row
     assert [*swept._columns([{"lr": 1}, row])] == [*row]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxdet import budget, checkpoint, classic, evaluate, parallel, plots, runs, tables, timing
-from jaxdet.commands import common, cutoffs, failures, report
+from jaxdet.commands import common, cutoffs, failures, report, spread
 from jaxdet.configs import base
 from jaxdet.configs.base import Training
 from jaxdet.errors import InputError
@@ -67,11 +67,13 @@ def run(options):
     rows = [one.row for one in found] + rows
     for note in notes:
         print(f"jaxdet: warning: {note}", file=sys.stderr)
-    print("\n".join(map(json.dumps, rows)) if options.json else _table(rows))
+    text = "\n\n".join([_table(rows), *spread.table(found, COLUMNS)])
+    lines = map(json.dumps, rows + spread.rows(found))
+    print("\n".join(lines) if options.json else text)
     written = list(_drawn(found, figure, worst))
     if options.report:
         said = [*notes, *([CLASSIC] if options.classic else [])]
-        report.write(options, found, _table(rows), said, written, verified)
+        report.write(options, found, text, said, written, verified)
         written.append(options.report)
     if written and not options.json:
         print(f"wrote {', '.join(map(str, written))}")

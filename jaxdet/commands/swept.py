@@ -71,7 +71,7 @@ def _rows(titles, told, out, costs, failed):
         found.setdefault(values, []).append((config, out / title))
     rows = []
     for values, alike in found.items():
-        row = _row(dict(values), [_best(*one) for one in alike])
+        row = averaged(dict(values), [_best(*one) for one in alike])
         if failed:
             row["unfinished"] = sum(folder in failed for _, folder in alike)
         rows.append(row | costs[alike[0][0]])
@@ -103,8 +103,8 @@ def _best(config, folder):
     return {**best, **wrong, **spent}
 
 
-def _row(values, scores):
-    """The options of a row and their scores."""
+def averaged(values, scores):
+    """A row of these values: the means of several scores, and their spread as `NAME +-`."""
     row = {**{axis.strip("-"): value for axis, value in values.items()}, "runs": len(scores)}
     for name in dict.fromkeys(chain(*scores)):
         of_all = [score[name] for score in scores if isinstance(score.get(name), float)]

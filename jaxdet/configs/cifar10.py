@@ -5,7 +5,8 @@
     jaxdet describe runs/cifar10                                     # every layer, every operation
     jaxdet train cifar10 --root DIR --model tiny --time-budget 3600 --batch 128 --optimizer adamw \\
         --lr 4e-3 --schedule cosine --warmup 200 --weight-decay .05 --ema .998 --smoothing .1 \\
-        --flip --crop 4 --seeds 5                    # mean and spread; each has the hour
+        --flip --crop 4 --seeds 5 --out runs/five    # of validation; each has the hour
+    jaxdet compare runs/five/*/                      # test scores, their mean and spread
     jaxdet sweep cifar10 --root DIR --grid arch      # the table of the variants; other grids: GRIDS
     jaxdet compare runs/a runs/b --report out.md     # the report of the seed
 
