@@ -43,10 +43,11 @@ def fit(system, config, folder, *, show, stop=lambda: False, programs=None):
 
 
 def draw(folder):
-    """The curves of a run, from its metrics, in `plots/convergence.png`."""
+    """The curves of a run, from its metrics if it has any, in `plots/convergence.png`."""
     from jaxdet import plots  # half a second of matplotlib that the first step need not wait for
 
-    plots.convergence(runs.read_metrics(folder), Path(folder) / "plots" / "convergence.png")
+    if metrics := runs.read_metrics(folder):
+        plots.convergence(metrics, Path(folder) / "plots" / "convergence.png")
 
 
 class Programs:
@@ -93,6 +94,7 @@ class Loop:
         self.rate = train.learning_rate(config, self.plan)
         self._start(train.maker(system, config), system.weights)
         self.stepped, self.operations = False, None
+        self.together = 1  # runs in the program that trained it, whose seconds they share
         self.saved = self.began = self.drawn = time.monotonic()
 
     def _start(self, make, weights):
@@ -203,6 +205,7 @@ class Loop:
             "train": means,
             "val": scores,
             "time": seconds,
+            **({"together": self.together} if self.together > 1 else {}),
         }
         runs.append_metrics(self.folder, line)
         self.state = self.state.replace(book=parallel.put(book, self.among))

@@ -51,8 +51,8 @@ class Sweep(Process):
     """replace the runs in --out"""
     together: Literal["auto", "yes", "no"] = "auto"
     """runs that differ in learning rate, weight decay, weights of the loss, dropout or seed: train
-    them in one program, or one after the other; auto measures both; seconds of an epoch are those
-    of all the runs of a program together"""
+    them in one program, or one after the other; auto measures both; seconds of a run are its share
+    of those of the program, and less than it needs alone where together is quicker"""
     quiet: bool = False
     """print nothing but errors and the table"""
     json: bool = False

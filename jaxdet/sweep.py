@@ -4,6 +4,10 @@ What may differ is what `train.numbers` has, the seed, and how much of the train
 the first rows of the largest.  Each run is what it would be alone, up to rounding, and its folder
 is that of any other run.  Where there is a budget of time, each has it for itself: a run that is
 late is saved and left behind, and the others go on.
+
+The seconds of a run are its share of those of the program that trains it beside others, and all of
+its evaluations: over all runs they add up to what passed.  With a budget the start of the process
+is counted in every run, as in a training of one.
 """
 
 import shutil
@@ -78,10 +82,11 @@ class LateError(Exception):
 class Lanes:
     """Several runs on their way, on one device; `system` has all the data that any of them uses.
 
-    `programs` are the `fit.Programs` of the first configuration, if they are made already.
+    `programs` are the `fit.Programs` of the first configuration, if they are made already; `spent`
+    are seconds before, which each run counts among its own.
     """
 
-    def __init__(self, system, configs, folders, show, stop, programs=None):
+    def __init__(self, system, configs, folders, show, stop, programs=None, spent=0.0):
         self.programs = programs or fit.Programs(system, configs[0])
         self.show, self.stop = show, stop
         self.loops = [
@@ -95,6 +100,7 @@ class Lanes:
         pure = partial(self.programs.pure, axis=None)
         self.step = jax.jit(jax.vmap(pure, in_axes=(0, None, 0)), donate_argnums=0)
         self.failed = {}  # folder of a run that diverged, or is late -> why
+        self.before = {loop.folder: _untold(loop, spent) for loop in self.loops}
 
     def begun(self):
         """Whether all have a next step to take, none of them in the middle of an epoch."""
@@ -162,9 +168,15 @@ class Lanes:
 
     def _begin(self, loops):
         """The seconds of these runs begin, as many as all of them have, less those they had."""
-        spent = max(runs.total_seconds(runs.read_metrics(loop.folder)) for loop in loops)
-        left = len(loops) * self.budget - spent
+        left = sum(self.budget - self._used(loop) for loop in loops)
         self.over = time.monotonic() + left if self.budget else float("inf")
+
+    def _used(self, loop):
+        """Seconds of all processes of a run; where there is a budget its folder keeps them."""
+        used = self.before[loop.folder] + _told(loop.folder)
+        if self.budget:
+            runs.write_seconds(loop.folder, used)
+        return used
 
     def _asked(self):
         """What a run asks between two batches: whether all are to stop; LateError where it is."""
@@ -185,6 +197,7 @@ class Lanes:
                 self._guarded(loop, loop.epoch)
 
     def _alone(self, loop):
+        loop.together = 1
         while self._live([loop]):
             self._guarded(loop, loop.epoch)
 
@@ -196,6 +209,7 @@ class Lanes:
             self._left(loop, str(error))
         except LateError:
             self._late(loop)
+        self._used(loop)
 
     def _late(self, loop):
         self._guarded(loop, partial(loop.save, None))
@@ -223,9 +237,10 @@ class Lanes:
             for loop in live:
                 self._late(loop)
             return
-        seconds = time.monotonic() - begun
+        share = (time.monotonic() - begun) / len(live)
         for loop in live:
-            loop.began = time.monotonic() - seconds  # without the evaluations of the others
+            loop.together = len(live)
+            loop.began = time.monotonic() - share  # without the evaluations of the others
             self._guarded(loop, loop.evaluate)
 
     def _steps(self, live):
@@ -253,6 +268,17 @@ class Lanes:
         cpu = jax.default_backend() == "cpu"
         with conv.using("im2col") if cpu else nullcontext():
             return self.step(states, self.programs.data, rows)
+
+
+def _told(folder):
+    """Seconds that the metrics of a run tell of."""
+    return runs.total_seconds(runs.read_metrics(folder))
+
+
+def _untold(loop, spent):
+    """Seconds that they do not tell of: of earlier processes, and those `spent` in this one."""
+    earlier = runs.read_seconds(loop.folder) - _told(loop.folder)
+    return earlier if loop.complete() else earlier + spent
 
 
 def _copy(tree):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdet import budget, checkpoint, fit, plots, runs, sweep
+from jaxdet import budget, checkpoint, fit, plots, progress, runs, sweep
 from jaxdet.commands import report
 from jaxdet.data import cifar
 from tests import made
@@ -372,15 +372,19 @@ def test_seeds_of_a_training_are_a_sweep_that_is_planned_once(place, capsys, mon
         return replace(config, epochs=2)
 
     monkeypatch.setattr(budget, "planned", planned)
-    words = ["train", "cifar10", "--root", "data", *SMALL, "--seeds", "2", "--time-budget", "60"]
+    monkeypatch.setattr(progress, "since_start", lambda: 40.0)
+    words = ["train", "cifar10", "--root", "data", *SMALL, "--seeds", "2", "--time-budget", "999"]
     words += ["--together", "no", "--out", "seeds"]
     assert main(*words) == 0
     (row,) = cells(capsys.readouterr().out)
     assert row["runs"] == "2" and float(row["accuracy +-"]) >= 0
-    assert asked == [(60.0, 0.0)]
+    ((seconds, spent),) = asked
+    assert seconds == 999 and 40 <= spent < 999
     for seed in (0, 1):
         _, kept = runs.read_config(f"seeds/seed={seed}")
-        assert (kept["seed"], kept["epochs"], kept["time_budget"]) == (seed, 2, 60.0)
+        assert (kept["seed"], kept["epochs"], kept["time_budget"]) == (seed, 2, 999.0)
+        told = runs.total_seconds(runs.read_metrics(f"seeds/seed={seed}"))
+        assert runs.read_seconds(f"seeds/seed={seed}") >= told + spent
     one, two, both = answers("compare", "seeds/seed=0", "seeds/seed=1", "seeds/seed=1")
     assert (both["run"], both["runs"], both["split"]) == ("seed=0, seed=1", 2, "test")
     for name in ("loss", "accuracy", "error_rate"):

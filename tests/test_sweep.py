@@ -83,12 +83,12 @@ def line_system():
     return system._replace(part=part)
 
 
-def lanes(folder, stop=lambda: False, varied=VARIED):
+def lanes(folder, stop=lambda: False, varied=VARIED, spent=0.0):
     system, chosen = line_system(), [replace(CONFIG, **numbers) for numbers in varied]
     folders = [folder / str(i) for i in range(len(chosen))]
     for place in folders:
         place.mkdir(parents=True, exist_ok=True)
-    return system, chosen, sweep.Lanes(system, chosen, folders, QUIET, stop)
+    return system, chosen, sweep.Lanes(system, chosen, folders, QUIET, stop, spent=spent)
 
 
 def last(folder, system, config):
@@ -145,6 +145,39 @@ def test_runs_do_not_count_the_seconds_of_the_others(tmp_path, monkeypatch, toge
         first, *others = runs.read_metrics(loop.folder)
         assert first["time"]["train"] == 0
         assert all(0 < line["time"]["train"] < 50 for line in others)
+
+
+def test_seconds_of_runs_trained_together_add_up_to_what_passed(tmp_path, monkeypatch):
+    """The steps of an epoch of both take ten seconds, and all else next to nothing."""
+    now, steps = [100.0], sweep.Lanes._steps
+
+    def slow(runner, live):
+        now[0] += 10.0
+        steps(runner, live)
+
+    def look():
+        now[0] += 1e-6
+        return now[0]
+
+    for module in (sweep, fit):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=look))
+    monkeypatch.setattr(sweep.Lanes, "_steps", slow)
+    two = [{"lr": lr, "time_budget": 1e3} for lr in (1e-2, 4e-2)]
+    for _ in range(2):  # the second finds all complete, and counts nothing
+        _, _, runner = lanes(tmp_path, varied=two, spent=7.0)
+        assert runner.run(together=True)
+    for loop in runner.loops:
+        lines = runs.read_metrics(loop.folder)
+        assert [round(line["time"]["train"], 2) for line in lines] == [0, 5, 5, 5]
+        assert [line.get("together") for line in lines] == [None, 2, 2, 2]
+        assert runs.read_seconds(loop.folder) == pytest.approx(7 + 15, abs=0.1)
+
+
+def test_what_was_spent_before_is_of_the_budget_of_each(tmp_path, ticking):
+    late = [numbers | {"time_budget": 6.5} for numbers in VARIED]
+    _, _, runner = lanes(tmp_path, varied=late, spent=6.5)
+    assert runner.run(together=False)
+    assert [loop.at for loop in runner.loops] == [0, 0, 0] and len(runner.failed) == 3
 
 
 def test_runs_differ_by_their_numbers(alone):

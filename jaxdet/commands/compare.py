@@ -155,7 +155,7 @@ def _history(folder, metrics):
         "epochs": max(epochs.values(), default=None),
         "best_epoch": epochs.get(checkpoint.best(folder, warn=lambda line: None)),
         "epoch_seconds": runs.epoch_seconds(metrics),
-        "total_seconds": runs.total_seconds(metrics),
+        "total_seconds": runs.read_seconds(folder),
     }
 
 

@@ -18,7 +18,7 @@ def of_run(title, config, folder):
         "best_epoch": found.get("epoch"),
         "train": found.get("train"),
         "val": {k: v for k, v in found.get("val", {}).items() if isinstance(v, float)},
-        "seconds": runs.total_seconds(metrics),
+        "seconds": runs.read_seconds(folder),
         "comment": config.comment,
     }
 

@@ -21,6 +21,10 @@ PICTURES = (
     "The worst answers of each run: true boxes green, predicted boxes red, wrong labels in red",
 )
 UNITS = {"parameters": "parameters that learn", "total_seconds": "seconds, evaluations included"}
+SHARED = (
+    "Seconds of `{run}` are a share: up to {most} runs were trained in one program, and what "
+    "passed is divided among them; alone it may need more."
+)
 RISE, OVER = 0.002, 5  # a plateau: the accuracy rises by less over so many epochs
 
 
@@ -82,6 +86,9 @@ def _variants(found):
         if done is not None and done < wanted and not one.config.patience:
             why = "it was stopped, or its loss was no longer a number"
             yield f"`{one.row['run']}` has {done} of its {wanted} epochs: {why}."
+        most = max((line.get("together", 1) for line in one.metrics), default=1)
+        if most > 1:
+            yield SHARED.format(run=one.row["run"], most=most)
 
 
 def _values(found, field):

@@ -2,15 +2,15 @@
 
 import json
 import signal
+import time
 from dataclasses import asdict, fields, replace
 from itertools import groupby, product
 
-from jaxdet import budget, checkpoint, configs, fit, flags, runs, sweep
+from jaxdet import budget, checkpoint, configs, fit, flags, progress, runs, sweep
 from jaxdet import train as training
 from jaxdet.commands import common, swept
 from jaxdet.configs import base
 from jaxdet.errors import InputError
-from jaxdet.progress import Progress
 
 ABLATION = "ablation"  # the grid that --one-at-a-time is made for
 
@@ -21,15 +21,17 @@ def run(name, options, words, axes):
     words, axes, listed = _with_grid(name, kind, options, words, axes)
     _check(options, axes, listed)
     titles = _titles(name, options, words, axes, listed)
-    show, shape, costs = Progress(quiet=options.quiet), _shape(kind), {}
+    show, shape, costs = progress.Progress(quiet=options.quiet), _shape(kind), {}
     trained = _trained(kind, list(titles))
     first = sorted(dict.fromkeys(trained.values()), key=shape)
     groups = [list(alike) for _, alike in groupby(first, shape)]
-    programs, failed = None, {}
+    programs, failed, start = None, {}, progress.since_start() or 0.0
     with common.caught_signals() as caught, base.reading_once():
         for number, group in enumerate(groups, 1):
             show.line(f"program {number} of {len(groups)}: {len(group)} runs")
-            lanes = _lanes(name, group, titles, options, show, lambda: bool(caught), programs)
+            began = time.monotonic() - start  # as if these were the first
+            how = (options, show, lambda: bool(caught), programs, began)
+            lanes = _lanes(name, group, titles, *how)
             if not lanes.run(together=_together(lanes, options, show)):
                 show.line("stopped; the same words with --resume go on")
                 return 130 if signal.SIGINT in caught else 0
@@ -152,10 +154,11 @@ def _judged(name, config, folder, trained, options, show):
     return sweep.judge(system, config, folder, trained, show)
 
 
-def _lanes(name, group, titles, options, show, stop, before):
+def _lanes(name, group, titles, options, show, stop, before, began):
     """Configurations that differ in numbers only, on their way in a folder each.
 
-    before: the `fit.Programs` of those whose turn it was before, or None.
+    before: the `fit.Programs` of those whose turn it was before, or None.  began: the moment from
+    which their seconds count, by `time.monotonic`.
     """
     among = training.devices(group[0])
     if options.together == "yes" and len(among) > 1:
@@ -169,7 +172,7 @@ def _lanes(name, group, titles, options, show, stop, before):
     folders = [options.out / titles[config] for config in group]
     going_on = [folder for folder in folders if runs.is_run(folder) and not options.overwrite]
     programs = fit.Programs(system, group[0], before)
-    group = _planned(name, group, going_on, programs, system, show)
+    group = _planned(name, group, going_on, programs, system, show, began)
     for folder, config in zip(folders, group, strict=True):
         if folder in going_on:
             _same(folder, name, config)
@@ -177,17 +180,18 @@ def _lanes(name, group, titles, options, show, stop, before):
             runs.vacant(folder, overwrite=options.overwrite)
             common.begin(folder, name, config, sweep.numbered(system, config))
             runs.write_environment(folder, among)
-    return sweep.Lanes(system, group, folders, show, stop, programs)
+    spent = time.monotonic() - began
+    return sweep.Lanes(system, group, folders, show, stop, programs, spent)
 
 
-def _planned(name, group, going_on, programs, system, show):
+def _planned(name, group, going_on, programs, system, show, began):
     """The configurations with the epochs that the time of one run allows, planned once for all."""
     if not group[0].time_budget:
         return group
     if going_on:
         epochs = common.kept_config(going_on[0], name).epochs
     else:
-        epochs = budget.planned(programs, system, group[0], 0.0).epochs
+        epochs = budget.planned(programs, system, group[0], time.monotonic() - began).epochs
         show.line(f"{epochs} epochs fit into {group[0].time_budget:g} s of a run")
     return [replace(config, epochs=epochs) for config in group]
 

@@ -98,7 +98,7 @@ def _best(config, folder):
     wrong = {"error_rate": 1 - best["accuracy"]} if "accuracy" in best else {}
     spent = {
         "epoch_seconds": runs.epoch_seconds(metrics),
-        "total_seconds": runs.total_seconds(metrics),
+        "total_seconds": runs.read_seconds(folder),
     }
     return {**best, **wrong, **spent}
 
