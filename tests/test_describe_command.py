@@ -46,6 +46,12 @@ def test_lenet_in_markdown(capsys):
     assert capsys.readouterr().out == plain
 
 
+@pytest.mark.parametrize("name, parameters", [("tutorial", 62_006), ("doubled", 244_962)])
+def test_variants_of_the_tutorial_have_names(capsys, name, parameters):
+    (*_, last), _ = told(capsys, name)
+    assert last["parameters"] == parameters
+
+
 def test_the_three_forms_say_the_same(capsys):
     layers, notes = told(capsys, "lenet", "--backward")
     assert notes == []

@@ -2,12 +2,13 @@
 
 import difflib
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from jaxdet import configs, runs
+from jaxdet.configs.cifar10 import Model
 
 LOCALIZERS = ("simple", "deeper", "vgg")  # of seed 000
-SMALL = ("resnet20", "narrow", "tiny", "deep", "tiniest")  # of seed 003
+SMALL = get_args(Model)  # of seed 003
 NAMES = (
     *(*configs.SYSTEMS, *LOCALIZERS, "andrew", "andrew_windows", "lenet"),
     *SMALL,
