@@ -6,6 +6,7 @@ import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 
 from jaxdet import budget, checkpoint, fit, plots, progress, runs, sweep
 from jaxdet.commands import report
+from jaxdet.configs.cifar10 import Config
 from jaxdet.data import cifar
 from tests import made
 from tests.test_cli import PNG, files, main
@@ -303,6 +305,12 @@ def test_runs_over_the_limits_are_not_the_best_within_them(place, monkeypatch):
     ((options, found, *rest),) = asked
     write(options, found[:1], *rest)
     assert "no run is within both; the best of all: `slow`" in Path("out.md").read_text()
+
+
+def test_the_limit_of_a_report_is_the_one_that_was_asked_for():
+    runs_of = [SimpleNamespace(config=Config(max_params=most)) for most in (0, 250_000, 262_144)]
+    limits = [report._limits(Config, runs_of[:count])["parameters"] for count in (1, 2, 3)]
+    assert limits == [262_144, 250_000, 250_000]
 
 
 def test_a_sweep_over_rates_has_the_costs_of_each(place, capsys):

@@ -35,7 +35,7 @@ def write(options, found, table, notes, pictures, verified):
     """
     path, many = options.report, len(found)
     system, kind = _alike(found)
-    limits = kind.LIMITS
+    limits = _limits(kind, found)
     parts = [
         f"# {many} run{'s' * (many > 1)} compared",
         *([_goal(limits)] if limits else []),
@@ -57,6 +57,13 @@ def _alike(found):
     """(the system of all runs, or None, the class of its configurations, or of all)."""
     first, *others = {one.row["system"] for one in found}
     return (None, Training) if others else (first, configs.config(first))
+
+
+def _limits(kind, found):
+    """`kind.LIMITS`, with the fewest parameters that any run was allowed (`--max-params`)."""
+    asked = [one.config.max_params for one in found if one.config.max_params]
+    limits = kind.LIMITS
+    return limits | {"parameters": min(asked)} if asked and "parameters" in limits else limits
 
 
 def _what(system, found):
