@@ -163,6 +163,22 @@ def test_faces_go_from_folders_to_tables_and_a_report(checkout, start, people, t
         assert (run / "plots" / "verify" / name).read_bytes().startswith(PNG)
 
 
+@pytest.mark.parametrize("kind", ["run", "sweep"])
+def test_a_job_ends_with_the_scores_of_its_run_or_of_all_runs_of_its_sweep(tmp_path, kind):
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    program(tmp_path / ".venv" / "bin" / "jaxdet", 'echo "$@"')
+    for seed in (0, 1):
+        (tmp_path / "out" / f"seed={seed}").mkdir(parents=True)
+    (tmp_path / "out" / ("config.json" if kind == "run" else "sweep.md")).touch()
+    words = ["bash", ROOT / "scripts" / "train.sbatch", "digits", "--seeds", "2", "--out", "out"]
+    variables = {**os.environ, "SLURM_SUBMIT_DIR": str(tmp_path)}
+    done = subprocess.run(words, env=variables, check=True, capture_output=True, text=True)
+    first, last = done.stdout.splitlines()
+    assert first == "train digits --out out --resume --seeds 2 --out out"
+    ends = {"run": "eval out --checkpoint best --split test"}
+    assert last == ends.get(kind, "compare out/seed=0/ out/seed=1/")
+
+
 def untimed(scores):
     """Lines of scores that do not depend on the machine's speed."""
     return [line for line in scores.splitlines() if "second" not in line]
