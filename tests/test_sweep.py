@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet import checkpoint, cli, configs, fit, flags, runs, sweep, train
+from jaxdet import budget, checkpoint, cli, configs, fit, flags, runs, sweep, train
 from jaxdet.commands import sweep as command
 from jaxdet.commands import swept
 from jaxdet.configs import base
@@ -234,8 +234,8 @@ def test_a_run_that_goes_on_has_what_is_left_of_its_seconds(tmp_path):
     line, other = map(json.loads, metrics.read_text().splitlines())
     line["time"]["train"] = 99.0
     metrics.write_text(f"{json.dumps(line)}\n{json.dumps(other)}\n")
-    for budget, ends in ((90.0, 5), (900.0, 15)):
-        _, _, runner = lanes(tmp_path, varied=[{**VARIED[0], "time_budget": budget}])
+    for seconds, ends in ((90.0, 5), (900.0, 15)):
+        _, _, runner = lanes(tmp_path, varied=[{**VARIED[0], "time_budget": seconds}])
         assert runner.run(together=False)
         assert runner.loops[0].at == ends and bool(runner.failed) == (ends == 5)
 
@@ -436,6 +436,18 @@ def test_options_of_one_value_make_no_sweep(tmp_path, capsys):
     assert cli.main(["sweep", "digits", "--lr", "1", "--out", str(tmp_path / "x")]) == 2
     assert "several values" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+def test_the_architectures_of_a_sweep_are_all_below_the_limit():
+    kind = configs.config("cifar10")
+    chosen = [
+        flags.with_config("sweep cifar10", row.split(), (Sweep(), kind()))[1]
+        for row in kind.GRIDS["arch"]
+    ]
+    assert {config.model for config in chosen} >= {"tutorial", "inception", "narrow", "tiny"}
+    assert any(config.norm for config in chosen) and any(config.dropout for config in chosen)
+    for config in chosen:
+        budget.check_parameters(*configs.network("cifar10", config), config.max_params)
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,11 @@ class Config(Training):
     SHARES: ClassVar = ("train_frac",)
     LIMITS: ClassVar = {"parameters": 262_144, "total_seconds": 3600}  # of seed 003
     GRIDS: ClassVar = {
-        "arch": f"--model {' '.join(TUTORIALS)}",
+        "arch": (
+            *(f"--model {name}" for name in TUTORIALS),
+            *("--model tutorial --norm", "--model doubled --dropout .5"),
+            *("--model narrow", "--model tiny"),
+        ),
         "batch": "--batch 4 16 20 128",
         "aug": "--flip false true --crop 0 4",
         "loss": "--loss cross_entropy binary squared hinge",
