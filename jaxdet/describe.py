@@ -2,7 +2,7 @@
 
 The seed's columns: F, the type of a layer and its hyper-parameters; X, the shape of its output; W,
 the shapes of its parameters; and operations by kind.  Modules, and what runs under a
-`jax.named_scope` (pools, activations), are layers.
+`jax.named_scope` (pools, activations, flatten, join), are layers; a sum names what it adds.
 """
 
 import json
@@ -20,6 +20,7 @@ from flax import linen as nn
 
 from jaxdet import tables
 from jaxdet.errors import InputError
+from jaxdet.models import layers
 from jaxdet.ops import conv, flops
 from jaxdet.ops.arithmetic import Count
 
@@ -28,6 +29,7 @@ COLUMNS = {
     "layer": "layer",
     "F": "F: type, hyper-parameters",
     "X": "X: output",
+    "of": "of the X of",
     "W": "W: weights",
     "parameters": "parameters",
     "additions": "additions",
@@ -44,6 +46,7 @@ COLUMNS = {
     "operations_per_s": "operations / s",
 }
 UNSAID = ("name", "parent", "use_running_average")  # of a module: where, when, not what
+WORDS = ("layer", "F", "X", "of", "W")  # columns that do not add up
 ITSELF = "(network)"  # what no layer below it does
 OTHER = ("minima", "comparisons", "divisions", "transcendentals")
 POOLS = {"reduce_window_max": "max pool", "reduce_window_sum": "sum pool"}
@@ -59,6 +62,7 @@ class Layer(NamedTuple):
     parameters: int
     forward: Count
     backward: Count
+    sources: tuple[str, ...] = ()  # layers whose outputs it takes; the images are `input`
 
 
 class Network(NamedTuple):
@@ -68,6 +72,7 @@ class Network(NamedTuple):
     closed: Any  # the jaxpr that was counted: convolutions as `lax` computes them
     counted: flops.Counted
     trace: Callable  # () -> the jaxpr that is run: convolutions as the network computes them
+    statistics: int  # numbers that are kept beside the parameters and do not learn: batch norm's
 
 
 def network(net, images, variables=None, *, backward=False, convention="flop", padding="full"):
@@ -89,7 +94,9 @@ def network(net, images, variables=None, *, backward=False, convention="flop", p
     with conv.using("lax"):
         closed = jax.make_jaxpr(partial(made, net))(variables, images)
     counted = flops.tally(closed, convention=convention, padding=padding)
-    return Network(tuple(_layers(closed, counted, spy, variables)), closed, counted, trace)
+    found = tuple(_layers(closed, counted, spy, variables))
+    kept = sum(leaf.size for leaf in jax.tree.leaves(variables.get("batch_stats", {})))
+    return Network(found, closed, counted, trace, kept)
 
 
 def rows(found, *, backward=False):
@@ -97,7 +104,7 @@ def rows(found, *, backward=False):
     convention = found.counted.convention
     whole = sum((layer.forward + layer.backward for layer in found.layers), Count())
     lines = [_row(layer, convention, whole.total(convention)) for layer in found.layers]
-    sums = {key: sum(line[key] for line in lines) for key in lines[0] if _adds_up(key)}
+    sums = {key: sum(line[key] for line in lines) for key in lines[0] if key not in WORDS}
     lines.append({"layer": "sum", **sums})
     return lines if backward else [_without_backward(line) for line in lines]
 
@@ -109,6 +116,12 @@ def remarks(counted):
         f"while loop in {path or 'the network'}: its length is not known, its body is counted once"
         for path in counted.unbounded
     ]
+
+
+def statistics(found):
+    """A line about the running statistics of a `Network`, in a list; [] where it has none."""
+    said = f"running statistics: {found.statistics:,} numbers, not counted: they do not learn"
+    return [said] if found.statistics else []
 
 
 def text(rows, notes, form="markdown"):
@@ -153,10 +166,26 @@ def _layers(closed, counted, spy, variables):
     for step in flops.walk(closed):
         steps[inner(step.path)].append(step)
     weights = _weights(variables["params"])
-    for path in [*steps, *(path for path in weights if path not in steps)]:
-        layer = _layer(path, steps[path], counted, spy, weights.get(path, {}))
-        if layer.parameters or (layer.forward + layer.backward).total():
-            yield layer
+    found = {}
+    for path in [*_with_dropout(steps, spy), *(path for path in weights if path not in steps)]:
+        layer = _layer(path, steps.get(path, []), counted, spy, weights.get(path, {}))
+        told = path in spy.dropped or (path and path not in spy.kinds)  # join only moves numbers
+        if told or layer.parameters or (layer.forward + layer.backward).total():
+            found[path] = layer
+    feeds = flops.feeds(closed, lambda path: inner(path) in found)
+    sources = {inner(path): tuple(map(inner, of)) for path, of in feeds.items()}
+    for path, layer in found.items():
+        yield layer._replace(sources=sources.get(path, ()))
+
+
+def _with_dropout(steps, spy):
+    """Paths of `steps` in order, and before that which follows it each dropout that has none."""
+    order, follows = list(steps), None
+    for path in reversed(spy.kinds):
+        if path in spy.dropped and path not in steps:
+            order.insert(order.index(follows) if follows else len(order), path)
+        follows = path if path in order else follows
+    return order
 
 
 def _layer(path, steps, counted, spy, weights):
@@ -217,6 +246,7 @@ class _Spy:
 
     def __init__(self):
         self.kinds, self.outputs = {}, {}
+        self.dropped = set()  # dropouts; a rate of 1 stands for one that is a number of the run
 
     def __call__(self, call, args, kwargs, context):
         module = context.module
@@ -224,6 +254,8 @@ class _Spy:
             return call(*args, **kwargs)
         path = "/".join(module.path)
         self.kinds.setdefault(path, _module_kind(module))
+        if isinstance(module, layers.Dropout) and 0 < module.rate < 1:
+            self.dropped.add(path)
         given = " ".join(_sides(arg.shape) for arg in args if hasattr(arg, "shape"))
         name = path or type(module).__name__
         if any(0 in arg.shape for arg in args if hasattr(arg, "shape")):
@@ -249,6 +281,7 @@ def _row(layer, convention, whole):
         "layer": layer.path or ITSELF,
         "F": layer.kind,
         "X": list(layer.output),
+        **({"of": ", ".join(layer.sources)} if len(layer.sources) > 1 else {}),
         "W": {name: list(shape) for name, shape in layer.weights.items()},
         "parameters": layer.parameters,
         "additions": both.additions,
@@ -261,10 +294,6 @@ def _row(layer, convention, whole):
         "total": both.total(convention),
     }
     return line | {"share": 100 * line["total"] / max(whole, 1)}
-
-
-def _adds_up(key):
-    return key not in ("layer", "F", "X", "W")
 
 
 def _without_backward(line):

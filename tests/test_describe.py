@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 
-from jaxdet import describe
+from jaxdet import configs, describe
 from jaxdet.configs import networks
 from jaxdet.errors import InputError
 from jaxdet.models.lenet import LeNet
@@ -41,6 +41,7 @@ def test_lenet_is_the_table_of_the_seed():
         ("conv2", [1, 10, 10, 16], 2_416, 240_000, 0),
         ("conv2_relu", [1, 10, 10, 16], 0, 0, 1_600),
         ("conv2_pool", [1, 5, 5, 16], 0, 0, 1_200),
+        ("flatten", [1, 400], 0, 0, 0),
         ("dense1", [1, 120], 48_120, 48_000, 0),
         ("dense1_relu", [1, 120], 0, 0, 120),
         ("dense2", [1, 84], 10_164, 10_080, 0),
@@ -84,6 +85,35 @@ def test_layers_go_from_input_to_output():
     assert outputs["stem_pool"] == (1, 8, 8, 8)
     assert outputs["stage2_block1/relu"] == (1, 4, 4, 16)
     assert outputs["pool"] == (1, 16)
+
+
+def test_joins_sums_and_dropout_are_layers_and_say_what_they_take():
+    config = configs.config("cifar10")(model="inception", dropout=0.5, norm=True)
+    found = describe.network(networks.of_config("cifar10", config).net, shaped(1, 32, 32, 3))
+    rows = {row["layer"]: row for row in describe.rows(found)}
+    parts = [f"conv2/{name}_relu" for name in ("conv1x1", "conv3x3", "conv5x5", "project")]
+    assert (rows["conv2/join"]["of"], rows["conv2/join"]["X"]) == (
+        ", ".join(parts),
+        [1, 16, 16, 16],
+    )
+    order = [*rows]
+    assert order[order.index("dense1_relu") :] == [
+        *("dense1_relu", "dense1_drop", "dense2", "dense2_relu", "dense2_drop", "logits", "sum")
+    ]
+    drop = rows["dense2_drop"]
+    assert (drop["F"], drop["X"], drop["W"]) == ("Dropout, rate 0.5", [1, 84], {})
+    assert drop["total"] == drop["parameters"] == 0
+    assert describe.statistics(found) == [
+        f"running statistics: {2 * (6 + 16)} numbers, not counted: they do not learn"
+    ]
+    assert describe.statistics(describe.network(LeNet(), shaped(1, 32, 32, 3))) == []
+    (first, *_, second) = [row for row in describe.rows(_tiny()) if row.get("of")]
+    assert first["of"] == "stem_pool, stage1_block1/conv2_norm"
+    assert second["of"] == "stage2_block1/around_norm, stage2_block1/conv2_norm"
+
+
+def _tiny():
+    return describe.network(Tiny, shaped(1, 32, 32, 3))
 
 
 @each_network

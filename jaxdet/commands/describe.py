@@ -30,7 +30,7 @@ def run(options):
     rows, notes = describe.rows(found, backward=options.backward), []
     if options.time:
         notes += roofline.add(rows, found, options.figure)
-    notes += describe.remarks(found.counted)
+    notes += describe.statistics(found) + describe.remarks(found.counted)
     form = next((name for name in ("json", "csv") if getattr(options, name)), "markdown")
     print(describe.text(rows, notes, form))
     if form == "csv" and notes:

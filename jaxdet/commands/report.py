@@ -137,7 +137,7 @@ def _layers(best):
     return [
         "From the image to its answer: X n is the output of the function F n, which learns the "
         "weights W n; where W is empty, nothing is learnt:",
-        describe.text(rows, describe.remarks(network.counted)),
+        describe.text(rows, describe.statistics(network) + describe.remarks(network.counted)),
     ]
 
 

@@ -55,8 +55,14 @@ def named(name):
 
 
 def of_config(system, config, *classes):
-    """The network of a system's configuration, for so many classes, or as many as is usual."""
-    return Named(*configs.network(system, config, *classes))
+    """The network of a system's configuration, for so many classes, or as many as is usual.
+
+    Its rate of dropout is the configuration's; in training that is a number of the state.
+    """
+    net, shape = configs.network(system, config, *classes)
+    if system == "cifar10":
+        net = net.clone(rate=config.dropout)
+    return Named(net, shape)
 
 
 def of_run(folder, config):

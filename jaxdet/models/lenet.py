@@ -10,6 +10,7 @@ and three channels it has 62,006 parameters and, on 32 x 32 pixels, 651,720 mult
 from functools import partial
 from typing import Literal
 
+import jax
 from flax import linen as nn
 
 from jaxdet.errors import InputError
@@ -70,7 +71,8 @@ class LeNet(Part):
             x = layers.max_pool(x, f"conv{i}_pool", kernel=2, stride=2)
         for i, width in enumerate(self.extra, len(self.widths) + 1):
             x = self.active(x, width, 3, f"conv{i}", train=train)
-        x = x.reshape(len(x), -1)  # [B, rows * columns * channels]
+        with jax.named_scope("flatten"):
+            x = x.reshape(len(x), -1)  # [B, rows * columns * channels]
         check(x, "dense1" if self.dense else "logits")
         for i, width in enumerate(self.dense, 1):
             x = nn.Dense(width, dtype=self.dtype, name=f"dense{i}")(x)

@@ -103,6 +103,27 @@ def live(jaxpr):
     return kept[::-1]
 
 
+def feeds(closed, wanted, given="input"):
+    """{path: paths whose results its equations read} of a closed jaxpr, without what is in calls.
+
+    wanted: path -> whether it is one; through the others a result passes on.  What comes of the
+    last argument is called `given`, and parameters have no path.
+    """
+    comes = {closed.jaxpr.invars[-1]: {f"/{given}": True}}  # variable -> paths
+    found = defaultdict(dict)
+    for eqn in live(closed.jaxpr):
+        path, direction = place(eqn)
+        if direction != DIRECTIONS[0]:
+            continue
+        read = [var for var in eqn.invars if not isinstance(var, core.Literal)]
+        sources = {source: True for var in read for source in comes.get(var, ())}
+        if wanted(path):
+            found[path] |= {source: True for source in sources if source != path}
+            sources = {path: True}
+        comes |= dict.fromkeys(eqn.outvars, sources)
+    return found
+
+
 def place(eqn, outer="", direction=DIRECTIONS[0]):
     """(path, direction) of an equation; the stack of a body is relative to that of its call."""
     stack = str(eqn.source_info.name_stack)
