@@ -8,12 +8,13 @@ import optax
 def schedule(kind, *, rate, steps, warmup=0, drops=(), drop=0.1, cycle=1, grow=1):
     """Learning rate as a function of the update number: a linear warm-up, then `kind`.
 
-    `cosine` falls to 0 at `steps`; `restarts` does so after `cycle` updates and begins again, in
-    cycles each `grow` times as long as the one before (a whole number), counted from the first
-    update (warm restarts, Loshchilov and Hutter 2016, arXiv:1608.03983); `piecewise` multiplies by
-    `drop` at each fraction of `steps` named in `drops` (seed 003: .5 and .75); `constant` stays,
-    and so does `plateau`, which the function of that name lets drop.  `warmup` counts updates.
-    `rate`, `steps` and `cycle` may be traced: runs of several lengths share one program.
+    `cosine` falls to 0 at `steps`, and with a warm-up is one cycle up and down (Smith and Topin
+    2017, arXiv:1708.07120, but for the momentum); `restarts` does so after `cycle` updates and
+    begins again, in cycles each `grow` times as long as the one before (a whole number), counted
+    from the first update (warm restarts, Loshchilov and Hutter 2016, arXiv:1608.03983); `piecewise`
+    multiplies by `drop` at each fraction of `steps` named in `drops` (seed 003: .5 and .75);
+    `constant` stays, and so does `plateau`, which the function of that name lets drop.  `warmup`
+    counts updates.  `rate`, `steps` and `cycle` may be traced: runs of several lengths share one program.
     """
     after = jnp.maximum(steps - warmup, 1)
     fall = optax.cosine_decay_schedule(rate, 1.0)

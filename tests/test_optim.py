@@ -4,7 +4,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdet import optim
+from jaxdet import optim, train
+from jaxdet.configs.cifar10 import Config
 from tests import slow
 
 
@@ -19,6 +20,18 @@ def test_piecewise_drops_at_the_fractions_of_seed_003():
     rate = optim.schedule("piecewise", rate=0.01, steps=8, drops=(0.5, 0.75), drop=0.1)
     values = [float(rate(i)) for i in range(8)]
     np.testing.assert_allclose(values, [0.01] * 4 + [0.001] * 2 + [0.0001] * 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("epochs", [4, 12, 40])
+def test_the_drops_of_the_seed_move_with_the_epochs_that_a_budget_allows(epochs):
+    """Those of `--schedule piecewise --lr .01`: half, a quarter and a quarter of the updates."""
+    config = Config(schedule="piecewise", lr=0.01, batch=10, epochs=epochs)
+    plan = train.plan(config, 50)
+    rate = train.learning_rate(config, plan)
+    found = np.array([rate(i) for i in range(plan.steps)])
+    assert plan.steps == 5 * epochs
+    shares = [np.isclose(found, value).mean() for value in (0.01, 0.001, 0.0001)]
+    assert shares == [0.5, 0.25, 0.25] and (np.diff(found) <= 0).all()
 
 
 def test_piecewise_drops_where_it_says_after_a_warm_up():

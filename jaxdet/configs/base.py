@@ -66,8 +66,8 @@ class Training:
     lr: float = 1e-3
     """peak learning rate"""
     schedule: Schedule = "cosine"
-    """learning rate after the warm-up; restarts: cosines one after the other; plateau: drops when
-    validation is no longer better"""
+    """learning rate after the warm-up; cosine: with a warm-up it is one cycle; restarts: cosines
+    one after the other; plateau: drops when validation is no longer better"""
     warmup: int = 0
     """updates of linear warm-up"""
     drops: tuple[float, ...] = (0.5, 0.75)
