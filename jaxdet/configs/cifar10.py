@@ -7,6 +7,8 @@
         --lr 4e-3 --schedule cosine --warmup 200 --weight-decay .05 --ema .998 --smoothing .1 \\
         --flip --crop 4 --seeds 5 --out runs/five    # of validation; each has the hour
     jaxdet compare runs/five/*/                      # test scores, their mean and spread
+    jaxdet train cifar10 --root DIR --time-budget 3600 --schedule piecewise --lr .01 --batch 20
+                                 # .01, .001, .0001 for 50, 25, 25% of the epochs of an hour
     jaxdet sweep cifar10 --root DIR --grid arch      # the table of the variants; other grids: GRIDS
     jaxdet compare runs/a runs/b --report out.md     # the report of the seed
 
@@ -95,6 +97,8 @@ class Config(Training):
     """hide a rectangle of up to this share of a training image's sides"""
     light: float = 0.0
     """brightness and contrast of training images change by up to this share"""
+    colour: float = 0.0
+    """saturation of training images changes by up to this share, hue by up to a tenth of it"""
     mixup: float = 0.0
     """training images are mixed by shares from Beta(mixup, mixup)"""
     tta: bool = False
@@ -220,11 +224,15 @@ def _change(config):
     def lit(key, image):
         return 255 * augment.lighting(key, image / jnp.float32(255), light=config.light)
 
+    def coloured(key, image):
+        return 255 * augment.colouring(key, image / jnp.float32(255), colour=config.colour)
+
     parts = [
         (flipped, config.flip),
         (partial(augment.shifted, pad=config.crop), config.crop),
         (partial(augment.cutout, grey=128, side=config.cutout), config.cutout),
         (lit, config.light),
+        (coloured, config.colour),
     ]
     parts = [part for part, wanted in parts if wanted]
 
@@ -245,7 +253,7 @@ def _mix(config):
 
 def check(config):
     """Refuse what no training can use, before any image is read."""
-    base.check_shares(config, "cut_val", "dropout", "smoothing", "cutout", "light")
+    base.check_shares(config, "cut_val", "dropout", "smoothing", "cutout", "light", "colour")
     if not config.cut_val:
         raise InputError("--cut-val 0: a share above 0 is wanted; it chooses the best checkpoint")
     if not 0 < config.train_frac <= 1:

@@ -80,7 +80,9 @@ def test_widths_and_dense_are_those_of_the_tutorial_unless_given():
     assert found == dict(zip(names, (4, 5, 7, 8, 10), strict=True))
 
 
-@pytest.mark.parametrize("change", [{}, {"flip": True, "crop": 4, "cutout": 0.5, "light": 0.2}])
+@pytest.mark.parametrize(
+    "change", [{}, {"flip": True, "crop": 4, "cutout": 0.5, "light": 0.2}, {"colour": 0.5}]
+)
 def test_training_images_are_changed_as_asked_for(config, change):
     system = configs.build("cifar10", replace(config, **change))
     before, after = (evaluate.samples(system, "train", 9, train=train) for train in (False, True))
@@ -99,6 +101,7 @@ REFUSED = {
     "--smoothing -0.1:": {"smoothing": -0.1},
     "--cutout 1:": {"cutout": 1.0},
     "--light 1:": {"light": 1.0},
+    "--colour 1:": {"colour": 1.0},
     "--crop -1:": {"crop": -1},
     "--crop 33:": {"crop": 33},
     "--mixup -1:": {"mixup": -1.0},
