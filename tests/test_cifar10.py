@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from jaxdet import budget, checkpoint, fit, plots, progress, runs, sweep
-from jaxdet.commands import report
+from jaxdet.commands import common, log, report
 from jaxdet.configs.cifar10 import Config
 from jaxdet.data import cifar
 from tests import made
@@ -60,6 +60,17 @@ def test_training_logs_scores_before_the_first_epoch_and_after_each(trained):
     assert metrics[-1]["val"]["accuracy"] > 0.6 > metrics[0]["val"]["accuracy"]
     about = runs.read_about(trained)
     assert (about["classes"], about["input"]) == (CLASSES, [32, 32, 3])
+
+
+def test_training_warns_of_an_uneven_batch_and_ends_with_each_label(data, tmp_path, capsys):
+    words = ["--root", data, *SMALL[:-1], "--epochs", "1", "--batch", "10", "--out", tmp_path / "x"]
+    assert main("train", "cifar10", *words) == 0
+    out = capsys.readouterr().out
+    (warned,) = re.findall("^warning: (.*)$", out, re.M)
+    assert warned.startswith("--batch 10 does not divide the 27 images of train: ")
+    best = log.best(runs.read_metrics(tmp_path / "x"), "accuracy")["val"]
+    assert out.count(common.by_label(best)) == 1
+    assert [row["label"] for row in cells(out)] == CLASSES
 
 
 def test_a_run_that_is_resumed_ends_in_the_same_scores(place, trained):

@@ -177,6 +177,21 @@ def tell_skipped(notes, line, most=5):
         line(f"  {note}")
 
 
+def tell_uneven(system, config, line):
+    """One line where a batch does not divide its images, as seed 003 wants: see `data.batches`."""
+    if not config.LIMITS:
+        return
+    of = {"train": ("--batch", config.batch), "test": ("--eval-batch", config.eval_batch)}
+    told = [
+        f"{option} {batch} does not divide the {len(system.splits[part])} images of {part}"
+        for part, (option, batch) in of.items()
+        if len(system.splits[part]) % batch
+    ]
+    if told:
+        fill = "the last batch of an epoch takes its first images again, that of a test is padded"
+        line(f"warning: {', '.join(told)}: {fill}")
+
+
 @contextmanager
 def caught_signals():
     """A list that collects the signals that ask for an end; a second SIGINT ends at once."""

@@ -169,6 +169,7 @@ def _lanes(name, group, titles, options, show, stop, before, began):
         raise InputError("--together yes wants data in memory, of one size: no --stream, --sizes")
     training.try_weights(system, group[0])
     common.tell_skipped(system.notes, show.line)
+    common.tell_uneven(system, group[0], show.line)
     folders = [options.out / titles[config] for config in group]
     going_on = [folder for folder in folders if runs.is_run(folder) and not options.overwrite]
     programs = fit.Programs(system, group[0], before)

@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 
 from jaxdet import budget, configs, fit, flags, progress, runs
 from jaxdet import train as training
-from jaxdet.commands import common
+from jaxdet.commands import common, log
 from jaxdet.errors import InputError
 
 
@@ -24,6 +24,7 @@ def run(name, options, config, words):
     if not going_on:
         training.try_weights(system, config)
         common.tell_skipped(system.notes, show.line)
+        common.tell_uneven(system, config, show.line)
         if config.time_budget:
             programs = fit.Programs(system, config)
             config = budget.planned(programs, system, config, progress.since_start() or 0.0)
@@ -40,8 +41,18 @@ def run(name, options, config, words):
             complete = fit.fit(system, config, folder, show=show, stop=stop, programs=programs)
         finally:
             clock.keep()
+    if complete or clock.late():
+        _by_label(folder, config, show)
     show.line(_end(folder, config, complete, clock))
     return 130 if signal.SIGINT in caught else 0
+
+
+def _by_label(folder, config, show):
+    """The scores of each label in the best evaluation, where its metrics have them."""
+    best = log.best(runs.read_metrics(folder), config.best)
+    if best.get("val", {}).get("confusion"):
+        show.line(f"validation of the best checkpoint, step {best['step']}:")
+        show.line(common.by_label(best["val"]))
 
 
 def _end(folder, config, complete, clock):
