@@ -14,7 +14,8 @@ def schedule(kind, *, rate, steps, warmup=0, drops=(), drop=0.1, cycle=1, grow=1
     from the first update (warm restarts, Loshchilov and Hutter 2016, arXiv:1608.03983); `piecewise`
     multiplies by `drop` at each fraction of `steps` named in `drops` (seed 003: .5 and .75);
     `constant` stays, and so does `plateau`, which the function of that name lets drop.  `warmup`
-    counts updates.  `rate`, `steps` and `cycle` may be traced: runs of several lengths share one program.
+    counts updates.  `rate`, `steps` and `cycle` may be traced: runs of several lengths share one
+    program.
     """
     after = jnp.maximum(steps - warmup, 1)
     fall = optax.cosine_decay_schedule(rate, 1.0)
