@@ -318,6 +318,13 @@ def test_runs_over_the_limits_are_not_the_best_within_them(place, monkeypatch):
     assert "no run is within both; the best of all: `slow`" in Path("out.md").read_text()
 
 
+def test_a_report_says_where_seconds_are_a_share():
+    told = {"row": {"run": "a", "epochs": 2}, "config": Config()}
+    for lines, parts in (([{}, {"together": 3}], 1), ([{}, {}], 0)):
+        found = list(report._variants([SimpleNamespace(**told, metrics=lines)]))
+        assert len(found) == parts and all("up to 3 runs" in part for part in found)
+
+
 def test_the_limit_of_a_report_is_the_one_that_was_asked_for():
     runs_of = [SimpleNamespace(config=Config(max_params=most)) for most in (0, 250_000, 262_144)]
     limits = [report._limits(Config, runs_of[:count])["parameters"] for count in (1, 2, 3)]
