@@ -75,7 +75,7 @@ class Clock:
             self.tried += 1
             return self.moved(self.start if self.tried == 1 else self.step, state)
 
-        def judge(kept):
+        def judge(kept, epoch):
             return self.moved(self.judge, {})
 
         judge.prepare = lambda kept: self.moved(self.start, None)

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from jaxdet import runs
-from jaxdet.configs import SYSTEMS
-from jaxdet.models import resnet, simple
+from jaxdet.configs import SYSTEMS, embedders
+from jaxdet.models import simple
 from tests import made, test_cifar10, test_cli, test_detect, test_objects, test_verify_command, tiny
 from tests.test_cli import main
 from tests.test_objects import answers
@@ -54,7 +54,7 @@ def small():
     """Networks that compile in no time."""
     with test_detect.small(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(simple, "simple", test_objects.one_convolution)
-        patch.setattr(resnet, "ResNet18", test_verify_command.Features)
+        patch.setattr(embedders, "_features", lambda config: test_verify_command.Features)
         yield
 
 

@@ -253,7 +253,8 @@ def test_multiply_adds_of_andrew(form, size, expected):
 )
 def test_xla_counts_nearly_the_same(net, shape, backward):
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
-    _, closed, found, _ = describe.network(net, images, backward=backward, padding="valid")
+    network = describe.network(net, images, backward=backward, padding="valid")
+    closed, found = network.closed, network.counted
     shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in closed.in_avals]
     xla = jax.jit(core.jaxpr_as_fun(closed)).lower(*shapes).cost_analysis()
     assert (found.unknown, found.unbounded) == ({}, ())
