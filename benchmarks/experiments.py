@@ -45,6 +45,12 @@ SCORES = {
 }
 
 
+SWEPT = (  # of the columns of a sweep
+    *("changed", "gain", "map", "map50", "map75", "map_small", "map_medium", "map_large"),
+    *("epoch_seconds", "parameters"),
+)
+
+
 class Run(NamedTuple):
     """One training."""
 
@@ -192,7 +198,8 @@ def swept(name, experiment, options):
     words, folder = experiment.swept.format(epochs=options.epochs).split(), options.out / name
     places = ["--root", options.root, "--out", str(folder), "--resume"]
     jaxdet("sweep", experiment.system, *words, *places)
-    return json.loads((folder / "sweep.json").read_text())
+    rows = json.loads((folder / "sweep.json").read_text())
+    return [{column: row[column] for column in SWEPT if column in row} for row in rows]
 
 
 def jaxdet(*words):

@@ -83,11 +83,13 @@ def test_every_experiment_has_options_that_its_system_knows(tmp_path):
 
 
 def test_a_sweep_is_continued_and_its_rows_are_the_table(monkeypatch, tmp_path, capsys):
-    said, rows = [], [{"run": "one", "map": 0.5}, {"run": "two", "map": 0.25}]
+    said, rows = [], [{"changed": "one", "map": 0.5}, {"changed": "two", "map": 0.25}]
 
     def jaxdet(*words):
         said.append(words)
-        runs.write_json(tmp_path / "runs" / "ablation" / "sweep.json", rows)
+        runs.write_json(
+            tmp_path / "runs" / "ablation" / "sweep.json", [{**row, "loss": 1.0} for row in rows]
+        )
 
     (tmp_path / "runs" / "ablation").mkdir(parents=True)
     monkeypatch.setattr(experiments, "jaxdet", jaxdet)
