@@ -30,7 +30,7 @@ Assignment, three seeds of 12 epochs with all of the backbone frozen (`python -m
 benchmarks.experiments --names assigners`): task-aligned mAP .494 (standard deviation .009), AP50
 .892, AP75 .481; by overlap .500 (.007), .884, .534: neither is better on round cells that hardly
 overlap, where the anchor of a box is plain.  The three questions of seed 002, by the ablation
-(`benchmarks/RESULTS.md`; 192 x 256 pixels, validation, one seed, so that gains below .02 are noise):
+(`benchmarks/RESULTS.md`; 192 x 256 pixels, validation, one seed: gains below .02 are noise):
 the best assignment is by overlap (+.029), with boxes that fit closer; the largest gains after it
 are PAN (+.023), a background class (+.021) and mosaic (+.020), more than any loss, block or
 suppression; 16 bins (-.055) and fusion (-.023) cost most, since 12 epochs are short for the first
