@@ -9,8 +9,7 @@ import traceback
 from importlib import import_module, metadata
 from pathlib import Path
 
-from jaxdet import configs, flags, options, options_verify, pages
-from jaxdet.configs import networks
+from jaxdet import configs, flags, options, pages
 
 USAGE = """usage: jaxdet COMMAND ...
 
@@ -55,8 +54,7 @@ def main(argv=None):
     words = list(sys.argv[1:] if argv is None else argv)
     match words:
         case [] | ["-h" | "--help"]:
-            print(USAGE.format(systems=" ".join(configs.SYSTEMS), models=" ".join(networks.NAMES)))
-            return 0
+            return _help()
         case ["--version"]:
             print(f"jaxdet {metadata.version('jaxdet')}")
             return 0
@@ -75,12 +73,13 @@ def main(argv=None):
         case ["sweep", name, *rest] if name in configs.SYSTEMS:
             return _run("sweep", name, *_swept(name, rest))
         case ["verify", "dev" | "test" | "pair" | "pairs" as command, *rest]:
-            kind = getattr(options_verify, command.capitalize())
+            kind = getattr(import_module("jaxdet.options_verify"), command.capitalize())
             return _run("verify", command, flags.parse(f"jaxdet verify {command}", rest, kind))
         case ["verify", *_]:
             return _wrong("usage: jaxdet verify dev|test|pair|pairs RUN ...")
         case ["data", "verification", *rest]:
-            chosen = flags.parse("jaxdet data verification", rest, options_verify.Make)
+            kind = import_module("jaxdet.options_verify").Make
+            chosen = flags.parse("jaxdet data verification", rest, kind)
             return _run("make_verification", chosen)
         case ["data", "assign", *rest]:
             return _run("assign", flags.parse("jaxdet data assign", rest, options.Assign))
@@ -91,6 +90,14 @@ def main(argv=None):
             kind = options.Inspect if command == "inspect" else options.Split
             return _run(command, name, flags.parse(f"jaxdet data {command} {name}", rest, kind))
     return _lost(words)
+
+
+def _help():
+    """What `jaxdet --help` prints."""
+    from jaxdet.configs import networks
+
+    print(USAGE.format(systems=" ".join(configs.SYSTEMS), models=" ".join(networks.NAMES)))
+    return 0
 
 
 def _swept(name, words):
