@@ -14,7 +14,6 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -43,7 +42,7 @@ HOW = {"topk": 13, "alpha": 1.0, "beta": 6.0}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(harness.Kept):
     """Task-aligned assignment in loops, in PyTorch and in jaxdet."""
 
     batch: int = 16
@@ -58,10 +57,6 @@ class Options:
     """images that the loops are timed on"""
     seconds: float = 5.0
     """time for the repeats of each compiled way; three repeats are always made"""
-    json: Path | None = None
-    """file for the rows and what they depend on"""
-    markdown: Path | None = None
-    """file for what is printed"""
 
 
 def main(argv=None):

@@ -11,7 +11,6 @@ statistics, and gradients by the parameters.  Taps on padding count.
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 
@@ -33,15 +32,11 @@ SUMMARY = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(harness.Kept):
     """Operations of networks, layer by layer."""
 
     models: tuple[str, ...] = ()
     """names of networks; all by default"""
-    json: Path | None = None
-    """file for the rows and what they depend on"""
-    markdown: Path | None = None
-    """file for what is printed"""
 
 
 def main(argv=None):

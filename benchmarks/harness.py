@@ -8,6 +8,7 @@ import datetime
 import gc
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,16 @@ from jaxdet.timing import clock
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 FREE, LIMIT = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
 EXHAUSTED = ("RESOURCE_EXHAUSTED", "can't allocate memory", "out of memory", "Out of memory")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """Options of a benchmark that say where its figures are kept."""
+
+    json: Path | None = None
+    """file for the rows and what they depend on"""
+    markdown: Path | None = None
+    """file for what is printed"""
 
 
 class First(NamedTuple):

@@ -49,7 +49,7 @@ NOISE = 10_000  # images of the size of CIFAR-10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(harness.Kept):
     """Images a second of sources, augmentation and batches."""
 
     batch: int = 64
@@ -58,10 +58,6 @@ class Options:
     """side of the canvas of `place` in pixels"""
     seconds: float = 1.0
     """time for the repeats of each row; three repeats are always made"""
-    json: Path | None = None
-    """file for the rows and what they depend on"""
-    markdown: Path | None = None
-    """file for what is printed"""
 
 
 def main(argv=None):

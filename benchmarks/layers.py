@@ -64,7 +64,6 @@ run:
 import sys
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -98,7 +97,7 @@ COLUMNS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(harness.Kept):
     """Single layers, forward and backward, in jaxdet and in PyTorch."""
 
     layers: tuple[str, ...] = ()
@@ -111,10 +110,6 @@ class Options:
     """time for the repeats of each library, layer and direction; three repeats are always made"""
     peers: bool = True
     """time PyTorch too, where it is installed"""
-    json: Path | None = None
-    """file for the rows and what they depend on"""
-    markdown: Path | None = None
-    """file for what is printed"""
 
 
 def main(argv=None):

@@ -33,7 +33,7 @@ COLUMNS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(harness.Kept):
     """Several learning rates in one program, against one after the other."""
 
     models: tuple[str, ...] = ("tutorial",)
@@ -44,10 +44,6 @@ class Options:
     """images of a step of one rate"""
     seconds: float = 5.0
     """time for the steps of each way; three steps are always made"""
-    json: Path | None = None
-    """file for the rows and what they depend on"""
-    markdown: Path | None = None
-    """file for what is printed"""
 
 
 def main(argv=None):

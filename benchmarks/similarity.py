@@ -12,7 +12,6 @@ held before it (VmHWM and VmRSS in /proc/self/status; on a GPU the device's own 
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -38,7 +37,7 @@ SAMPLE = 1000  # unknown embeddings, at most, whose likeness is compared
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(harness.Kept):
     """Cosines of all pairs of embeddings in NumPy and in jaxdet."""
 
     unknown: int = 100_000
@@ -51,10 +50,6 @@ class Options:
     """unknown embeddings that jaxdet works on at a time"""
     seconds: float = 5.0
     """time for the repeats of each way; three repeats are always made"""
-    json: Path | None = None
-    """file for the rows and what they depend on"""
-    markdown: Path | None = None
-    """file for what is printed"""
 
 
 def main(argv=None):

@@ -94,7 +94,7 @@ AGREEMENT = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(harness.Kept):
     """Sliding windows one by one, in batches, and as one convolution: time, memory, agreement."""
 
     batch: int = 5
@@ -111,12 +111,8 @@ class Options:
     """time for the repeats of a form at a size; three repeats are always made"""
     peers: bool = True
     """time PyTorch too, where it is installed"""
-    json: Path | None = None
-    """file for all rows and what they depend on"""
     plot: Path | None = None
     """picture of time against size"""
-    markdown: Path | None = None
-    """file for what is printed"""
     summary: bool = False
     """print the layers of both networks instead"""
     check: bool = False

@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 
@@ -41,17 +40,13 @@ START, WHOLE = "start Python", "from start to first step"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(harness.Kept):
     """Seconds until there is help, and until the first step."""
 
     repeats: int = 5
     """processes of each kind"""
     small: bool = False
     """train a network of one narrow convolution in place of that of `digits`"""
-    json: Path | None = None
-    """file for the rows and what they depend on"""
-    markdown: Path | None = None
-    """file for what is printed"""
 
 
 def main(argv=None):

@@ -13,7 +13,6 @@ took 1.4 times as long as jaxdet (`results/suppression.md`).
 import sys
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -38,7 +37,7 @@ CLASSES = 80
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(harness.Kept):
     """Suppression in NumPy, in torchvision and in jaxdet."""
 
     boxes: int = 10_000
@@ -49,10 +48,6 @@ class Options:
     """images of the batch"""
     seconds: float = 3.0
     """time for the repeats of each way; three repeats are always made"""
-    json: Path | None = None
-    """file for the rows and what they depend on"""
-    markdown: Path | None = None
-    """file for what is printed"""
 
 
 def main(argv=None):
@@ -91,13 +86,14 @@ def compare(options):
     calls["jaxdet, soft"] = ours(nms.soft, *given)
     calls["jaxdet, weighted"] = ours(nms.weighted, *given)
     calls["jaxdet, fused"] = ours(nms.fused, *given)
-    images = {f"jaxdet, {options.batch} images in one call": options.batch}
+    several = f"jaxdet, {options.batch} images in one call"
     many = jax.device_put([np.stack([column] * options.batch) for column in (boxes, scores)])
     together = jax.jit(jax.vmap(partial(nms.hard, size=size)))
-    calls[next(iter(images))] = lambda: jax.block_until_ready(together(*many))
+    calls[several] = lambda: jax.block_until_ready(together(*many))
     for call in calls.values():
         call()
     taken = timing.rounds(list(calls.values()), seconds=options.seconds)
+    images = {several: options.batch}  # a row has the seconds of one image
     rows = [
         {"way": way, **timing.summary(0.0, [t / images.get(way, 1) for t in times])._asdict()}
         for way, times in zip(calls, taken, strict=True)

@@ -12,7 +12,6 @@ was 201.81 times faster (`results/target_encoding.md`).
 import sys
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -38,17 +37,13 @@ COLUMNS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(harness.Kept):
     """Encoding targets in loops and vectorised."""
 
     batch: int = 64
     """images"""
     seconds: float = 2.0
     """time for the repeats of each way; three repeats are always made"""
-    json: Path | None = None
-    """file for the rows and what they depend on"""
-    markdown: Path | None = None
-    """file for what is printed"""
 
 
 def main(argv=None):

@@ -37,7 +37,6 @@ Set OMP_WAIT_POLICY=passive: its spinning threads else slow the turn of jaxdet.
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Literal
 
 import jax
@@ -64,7 +63,7 @@ COLUMNS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(harness.Kept):
     """One training step of every model, jaxdet against PyTorch."""
 
     models: tuple[str, ...] = tuple(steps.MODELS)
@@ -79,10 +78,6 @@ class Options:
     """compute in bfloat16, jaxdet only"""
     seconds: float = 3.0
     """time for the repeats of each way; three repeats are always made"""
-    json: Path | None = None
-    """file for the rows and what they depend on"""
-    markdown: Path | None = None
-    """file for what is printed"""
 
 
 def main(argv=None):

@@ -44,7 +44,7 @@ COLUMNS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(harness.Kept):
     """The tutorial's training, jaxdet against PyTorch."""
 
     steps: int = 1500
@@ -53,10 +53,6 @@ class Options:
     """turns of each"""
     images: int = 10_000
     """images of an evaluation"""
-    json: Path | None = None
-    """file for the rows and what they depend on"""
-    markdown: Path | None = None
-    """file for what is printed"""
 
 
 def main(argv=None):

@@ -3,6 +3,8 @@
 from itertools import accumulate
 
 import numpy as np
+from cycler import cycler
+from matplotlib import rcParams
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
@@ -11,6 +13,7 @@ from jaxdet.metrics import THRESHOLDS
 
 TRUE, PREDICTED = "lime", "red"
 NAMED = 10  # classes at most that have a colour and a name of their own
+STYLES = cycler(ls=["-", "--", ":"]) * rcParams["axes.prop_cycle"]  # of several runs
 LEAST = 320  # pixels of the shorter side of a picture with texts in it
 SUFFIXES = (".png", ".jpg", ".pdf", ".svg")
 SCORES = ("iou", "map", "map50")  # of validation alone
@@ -38,6 +41,7 @@ def convergence(metrics, path):
             for s in ("train", "val")
         }
         _curve(axes, term, {s: p for s, p in points.items() if p or term in both})
+        axes.legend()
         for least in THRESHOLDS if term == "map" else ():
             axes.axhline(least, color="red", ls="--", lw=1)
     _write(figure, path)
@@ -54,7 +58,8 @@ def curves(metrics_by_name, path):
     places = [(term, "epoch") for term in terms]
     if lines and "accuracy" in terms and all("time" in line for line in lines):
         places.append(("accuracy", "seconds"))
-    figure = Figure(figsize=(5.5 * len(places), 4), layout="constrained")
+    size = (5.5 * len(places), 4 + 0.2 * len(metrics_by_name))
+    figure = Figure(figsize=size, layout="constrained")
     every = figure.subplots(1, len(places), squeeze=False).flat
     for axes, (term, against) in zip(every, places, strict=True):
         points = {}
@@ -62,8 +67,12 @@ def curves(metrics_by_name, path):
             seconds = accumulate(sum(line["time"].values()) for line in of_run)
             at = seconds if against == "seconds" else (line["epoch"] for line in of_run)
             points[name] = [(x, line["val"][term]) for x, line in zip(at, of_run, strict=True)]
+        axes.set_prop_cycle(STYLES)
         _curve(axes, term, points, against)
         axes.set_title("validation")
+    if places:
+        named = figure.axes[0].get_legend_handles_labels()
+        figure.legend(*named, loc="outside lower left", fontsize=8)  # as long as names may be
     _write(figure, path)
 
 
@@ -117,7 +126,8 @@ def annotated(image, path, true=None, predicted=None, texts=None, kinds=None):
 
 def _boxes(axes, true, predicted, texts, kinds, width=None, size=7):
     """Boxes of one image, and a text above each predicted one, or each true one."""
-    every = [_rows([] if boxes is None else boxes) for boxes in (true, predicted)]
+    given = ([] if boxes is None else boxes for boxes in (true, predicted))
+    every = [np.reshape(np.asarray(boxes), (-1, 4)) for boxes in given]
     width = width or (1.2 if max(map(len, every)) > 1 else 2)
     for boxes, colour in zip(every, (TRUE, PREDICTED), strict=True):
         for corners in boxes:
@@ -141,11 +151,6 @@ def _name(axes, corners, text, colour, size):
     axes.text(x, y, text, color="white", fontsize=size, bbox=shade, clip_on=True, **place)
 
 
-def _rows(boxes):
-    """One box [4] or several [n, 4] as several."""
-    return np.reshape(np.asarray(boxes), (-1, 4))
-
-
 def assigned(images, true, marks, path, columns=3):
     """Images [H, W, C], each box of true [n, 4] in a colour, and so the cells that learn it.
 
@@ -155,12 +160,10 @@ def assigned(images, true, marks, path, columns=3):
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(6 * columns, 5 * rows), layout="constrained")
-    every = figure.subplots(rows, columns, squeeze=False).flat
-    for axes in every:
+    for axes in figure.subplots(rows, columns, squeeze=False).flat:
         axes.axis("off")
-    for number, (axes, image, boxes, (points, strides, index, much)) in enumerate(
-        zip(figure.axes, images, true, marks, strict=False)
-    ):
+    given = zip(figure.axes, images, true, marks, strict=False)
+    for number, (axes, image, boxes, (points, strides, index, much)) in enumerate(given):
         _image(axes, image)
         axes.set_title(f"photo {number}: {len(boxes)} boxes, {len(points)} cells")
         for i, corners in enumerate(boxes):
@@ -279,7 +282,6 @@ def _curve(axes, term, points, against="epoch"):
         axes.plot(*np.array(of_label).reshape(-1, 2).T, marker=".", label=label)
     axes.set(xlabel=against, ylabel=term)
     axes.grid(alpha=0.3)
-    axes.legend()
     low = min((value for of_label in points.values() for _, value in of_label), default=0)
     if term == "loss" and low > 0:
         axes.set_yscale("log")

@@ -440,6 +440,7 @@ REFUSED = {
         [*TRAIN, *FROZEN, "--learn-last", "99"],
         r"--learn-last 99: simple has",
     ),
+    "untrained": ([*TRAIN, *FROZEN], "--weights: nobody has trained simple"),
     "learn none": ([*TRAIN, *FROZEN, "--learn-last", "-1"], "--learn-last -1"),
     "scale": ([*TRAIN, "--scale", "1.2", "0.8"], "--scale .*smaller first"),
     "dropout": ([*TRAIN, "--dropout", "2"], "--dropout 2: a factor"),

@@ -342,6 +342,17 @@ def test_one_at_a_time_leaves_the_first_values_beside_each_other_one():
     assert len(list(command._combined(axes, False))) == 2 * 3 * 2
 
 
+def test_runs_that_differ_in_one_option_are_called_by_it():
+    axes = {"--lr": ["1", "2"], "--batch": ["4", "8"], "--seed": ["0", "1"]}
+    options = Sweep(one_at_a_time=True)
+    found = command._titles("cifar10", options, ["--root", "."], axes, [[]])
+    names = ["", "lr=2.0,", "batch=8,"]
+    assert sorted(found.values()) == sorted(f"{own}seed={i}" for own in names for i in (0, 1))
+    del axes["--seed"]
+    found = command._titles("cifar10", options, ["--root", "."], axes, [[]])
+    assert set(found.values()) == {"nothing", "lr=2.0", "batch=8"}
+
+
 def test_what_is_only_judged_otherwise_is_trained_once():
     kind = type("Judged", (Shared,), {"JUDGED": ("best",)})
     chosen = [kind(lr=lr, best=best) for lr in (1.0, 2.0) for best in ("accuracy", "loss")]

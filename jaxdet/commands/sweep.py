@@ -12,6 +12,7 @@ from jaxdet.commands import common, swept
 from jaxdet.configs import base
 from jaxdet.errors import InputError
 
+SEED = "--seed"
 ABLATION = "ablation"  # the grid that --one-at-a-time is made for
 
 
@@ -45,7 +46,7 @@ def run(name, options, words, axes):
     told = list(dict.fromkeys(option for own in (*listed, axes) for option in _options(own)))
     costs = {config: costs[shape(config)] for config in titles}
     swept.tell(name, options, titles, told, costs, failed)
-    if "--seed" in axes:
+    if SEED in axes:
         show.line(f"test scores with mean and spread: jaxdet compare {options.out}/*/")
     return 0
 
@@ -70,19 +71,25 @@ def _with_grid(name, kind, options, words, axes):
 
 
 def _titles(name, options, words, axes, listed):
-    """{configuration of a run: the name of its folder}, which is what is its own."""
+    """{configuration of a run: the name of its folder}, which is what is its own.
+
+    One at a time, that is what differs from the first values, or `nothing`.
+    """
     found = {}
     for number, own in enumerate(listed, 1):
         for values in _combined(axes, options.one_at_a_time):
             config = _config(name, options, [*own, *words], axes, values)
-            parts = [f"{axis.strip('-')}={_text(swept.value(config, axis))}" for axis in axes]
+            shown = axes
+            if options.one_at_a_time:
+                shown = _changed(axes, values) + [axis for axis in axes if axis == SEED]
+            parts = [f"{axis.strip('-')}={_text(swept.value(config, axis))}" for axis in shown]
             parts = [f"{options.grid}{number:02d}", *parts] if own else parts
-            found[config] = ",".join(parts).replace("/", "_")
+            found[config] = ",".join(parts or ["nothing"]).replace("/", "_")
     return found
 
 
 def _options(words):
-    return [word for word in words if word.startswith("--") and word != "--seed"]
+    return [word for word in words if word.startswith("--") and word != SEED]
 
 
 def _text(value):
@@ -107,13 +114,14 @@ def _check(options, axes, listed):
 def _combined(axes, one_at_a_time):
     """Values of all axes, every combination; or those in which one at most is not its first."""
     for values in product(*axes.values()):
-        others = [
-            axis
-            for (axis, known), value in zip(axes.items(), values, strict=True)
-            if value != known[0] and axis != "--seed"
-        ]
-        if not one_at_a_time or len(others) < 2:
+        if not one_at_a_time or len(_changed(axes, values)) < 2:
             yield values
+
+
+def _changed(axes, values):
+    """The axes, but for the seed, in which values are not the first."""
+    pairs = zip(axes.items(), values, strict=True)
+    return [axis for (axis, known), value in pairs if value != known[0] and axis != SEED]
 
 
 def _config(name, options, words, axes, values):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 from jaxdet.configs.base import Training
 from jaxdet.errors import InputError
@@ -129,6 +129,8 @@ def pretrained(name, file, variables, norm=True, built=0):
     from jaxdet import pretrained, weights
     from jaxdet.models import efficientnet
 
+    if name not in (*get_args(Backbone), "vgg"):
+        raise InputError(f"--weights: nobody has trained {name}; choose another --model")
     arrays = weights.read(pretrained.fetch(file))
     match name:
         case "lite0" | "b0" | "b1" | "b2" | "b3":
@@ -139,10 +141,8 @@ def pretrained(name, file, variables, norm=True, built=0):
             names = partial(pretrained.vgg, norm=norm)
         case "mobilenet_v2" | "mobilenet_v3" | "mobilenet_v3_small":
             names = partial(pretrained.mobilenet, features(name)())
-        case "resnet18" | "resnet34" | "resnet50":
-            names = pretrained.resnet
         case _:
-            raise InputError(f"--weights: nobody has trained {name}; choose another --model")
+            names = pretrained.resnet
     last = [f"features.{len(parts(name))}."] if name.startswith("mobilenet") else []
     spare = (*pretrained.HEADS, *efficientnet.HEADS, *last, *_unbuilt(name, names, built))
     return pretrained.overlay(variables, arrays, partial(_of_features, names), spare=spare)

@@ -9,9 +9,9 @@ from jaxdet.configs.digits import Config
 
 def test_the_command_compares_both_ways(tmp_path, capsys):
     file = tmp_path / "a.json"
-    assert target_encoding.main(["--batch", "8", "--seconds", "0", "--json", str(file)]) == 0
+    assert target_encoding.main(["--batch", "256", "--seconds", "0", "--json", str(file)]) == 0
     loops, encode = json.loads(file.read_text())["rows"]
-    assert encode["ratio"] == loops["median"] / encode["median"]
+    assert encode["ratio"] == loops["median"] / encode["median"] > 1
     assert "times faster" in capsys.readouterr().out
 
 

@@ -191,42 +191,29 @@ def test_every_convolution_goes_through_the_given_function():
     assert sorted(calls) == sorted(kernels)
 
 
-@pytest.mark.parametrize(
-    "path, name",
-    [
-        ("params/stem/kernel", "_conv_stem.weight"),
-        ("params/stem_norm/scale", "_bn0.weight"),
-        ("batch_stats/head_norm/var", "_bn1.running_var"),
-        ("params/stage1_block1/depthwise/kernel", "_blocks.0._depthwise_conv.weight"),
-        ("batch_stats/stage2_block2/expand_norm/mean", "_blocks.2._bn0.running_mean"),
-        ("params/stage7_block1/squeeze/reduce/bias", "_blocks.15._se_reduce.bias"),
-        ("params/logits/kernel", "_fc.weight"),
-    ],
-)
-def test_names_in_torch(path, name):
-    assert torch_name(path) == name
+# Of a variable here, in EfficientNet-PyTorch, and in timm.
+NAMES = """
+stem/kernel                         _conv_stem.weight                 conv_stem.weight
+stem_norm/scale                     _bn0.weight                       bn1.weight
+head_norm/var                       _bn1.running_var                  bn2.running_var
+stage1_block1/depthwise/kernel      _blocks.0._depthwise_conv.weight  blocks.0.0.conv_dw.weight
+stage1_block1/depthwise_norm/bias   _blocks.0._bn1.bias               blocks.0.0.bn1.bias
+stage1_block1/project/kernel        _blocks.0._project_conv.weight    blocks.0.0.conv_pw.weight
+stage1_block1/project_norm/mean     _blocks.0._bn2.running_mean       blocks.0.0.bn2.running_mean
+stage2_block2/expand_norm/mean      _blocks.2._bn0.running_mean       blocks.1.1.bn1.running_mean
+stage2_block2/depthwise_norm/scale  _blocks.2._bn1.weight             blocks.1.1.bn2.weight
+stage7_block1/squeeze/reduce/bias   _blocks.15._se_reduce.bias        blocks.6.0.se.conv_reduce.bias
+stage7_block1/project/kernel        _blocks.15._project_conv.weight   blocks.6.0.conv_pwl.weight
+stage7_block1/project_norm/scale    _blocks.15._bn2.weight            blocks.6.0.bn3.weight
+logits/bias                         _fc.bias                          classifier.bias
+"""
 
 
-@pytest.mark.parametrize(
-    "path, name",
-    [
-        ("params/stem/kernel", "conv_stem.weight"),
-        ("params/stem_norm/scale", "bn1.weight"),
-        ("batch_stats/head_norm/var", "bn2.running_var"),
-        ("params/stage1_block1/depthwise/kernel", "blocks.0.0.conv_dw.weight"),
-        ("params/stage1_block1/depthwise_norm/bias", "blocks.0.0.bn1.bias"),
-        ("params/stage1_block1/project/kernel", "blocks.0.0.conv_pw.weight"),
-        ("batch_stats/stage1_block1/project_norm/mean", "blocks.0.0.bn2.running_mean"),
-        ("batch_stats/stage2_block2/expand_norm/mean", "blocks.1.1.bn1.running_mean"),
-        ("params/stage2_block2/depthwise_norm/scale", "blocks.1.1.bn2.weight"),
-        ("params/stage7_block1/squeeze/reduce/bias", "blocks.6.0.se.conv_reduce.bias"),
-        ("params/stage7_block1/project/kernel", "blocks.6.0.conv_pwl.weight"),
-        ("params/stage7_block1/project_norm/scale", "blocks.6.0.bn3.weight"),
-        ("params/logits/bias", "classifier.bias"),
-    ],
-)
-def test_names_in_timm(path, name):
-    assert timm_name(path) == name
+@pytest.mark.parametrize("path, torch, timm", [row.split() for row in NAMES.strip().splitlines()])
+def test_names_in_files_of_weights(path, torch, timm):
+    kind = "batch_stats" if path.endswith(("mean", "var")) else "params"
+    assert torch_name(f"{kind}/{path}") == torch
+    assert timm_name(f"{kind}/{path}") == timm
 
 
 @pytest.mark.parametrize("names", [torch_name, timm_name])
