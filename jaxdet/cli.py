@@ -28,6 +28,7 @@ commands:
   data verification     folders of known and unknown people, made of a folder a person
   verify dev|test RUN   who of known people is on unknown images: the threshold, and by it the rest
   verify pair|pairs RUN whether two images show one person; the protocol of LFW's pairs.txt
+  verify probe RUN      whether a plane tells the embeddings of people apart
   describe MODEL|RUN    every layer with its shapes, parameters and operations, counted and timed
 
 systems: {systems}
@@ -72,11 +73,11 @@ def main(argv=None):
             return _run("train", name, *flags.with_config(f"train {name}", rest, defaults), rest)
         case ["sweep", name, *rest] if name in configs.SYSTEMS:
             return _run("sweep", name, *_swept(name, rest))
-        case ["verify", "dev" | "test" | "pair" | "pairs" as command, *rest]:
+        case ["verify", "dev" | "test" | "pair" | "pairs" | "probe" as command, *rest]:
             kind = getattr(import_module("jaxdet.options_verify"), command.capitalize())
             return _run("verify", command, flags.parse(f"jaxdet verify {command}", rest, kind))
         case ["verify", *_]:
-            return _wrong("usage: jaxdet verify dev|test|pair|pairs RUN ...")
+            return _wrong("usage: jaxdet verify dev|test|pair|pairs|probe RUN ...")
         case ["data", "verification", *rest]:
             kind = import_module("jaxdet.options_verify").Make
             chosen = flags.parse("jaxdet data verification", rest, kind)

@@ -10,17 +10,23 @@ from jaxdet.options import Process
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verify(Process):
-    """A run of faces, and how its embeddings are compared."""
+class Restored(Process):
+    """A run of faces."""
 
     run: tyro.conf.Positional[Path]
     """run folder"""
     checkpoint: str = "best"
     """best, last, or a step"""
-    kind: Literal["cosine", "euclidean"] = "cosine"
-    """likeness of two embeddings: the cosine of their angle, or their distance with a minus"""
     json: bool = False
     """print JSON"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify(Restored):
+    """A run of faces, and how its embeddings are compared."""
+
+    kind: Literal["cosine", "euclidean"] = "cosine"
+    """likeness of two embeddings: the cosine of their angle, or their distance with a minus"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +117,18 @@ class Pairs(Verify):
     """how many mistakes"""
     plots: Path | None = None
     """folder for pictures: ROC curve, histogram of the scores"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe(Restored):
+    """Whether a plane tells the embeddings of people apart, learnt or not.
+
+    A linear classifier is fitted to every second image of each person, in the order of their
+    names, from the first on; `accuracy` is that of the other images, `fitted` of these.
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """folder with a folder of images a person"""
 
 
 @dataclass(frozen=True, kw_only=True)

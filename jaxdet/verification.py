@@ -139,6 +139,21 @@ def lfw_folds(scores, same, folds=10, thresholds=None):
     return Folds(float(accuracies.mean()), float(error), accuracies, chosen)
 
 
+def linear_probe(embeddings, labels, others):
+    """The label [M] that a linear classifier, fitted to embeddings [N, D], gives `others` [M, D].
+
+    Multinomial logistic regression, for numbers brought to mean 0 and deviation 1, with
+    scikit-learn's regularisation.  labels: [N], of two classes at least.
+    Alain and Bengio 2016, arXiv:1610.01644.
+    """
+    _sklearn()
+    from sklearn import linear_model, pipeline, preprocessing
+
+    scaled = preprocessing.StandardScaler()
+    fitted = pipeline.make_pipeline(scaled, linear_model.LogisticRegression(max_iter=1000))
+    return fitted.fit(embeddings, labels).predict(others)
+
+
 def consecutive(count, folds):
     """The fold [count] of each of so many pairs in a row: folds as near to equal as can be."""
     if not 2 <= folds <= count:

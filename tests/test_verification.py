@@ -175,3 +175,14 @@ def test_too_few_pairs_probes_of_one_kind_and_a_missing_package_are_refused(monk
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(InputError, match="pip install scikit-learn"):
         verification.auc([0.1, 0.2], [0, 1])
+
+
+def test_a_plane_tells_apart_what_one_can_and_not_the_corners_of_a_square():
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    apart = np.array([[0, 0], [4, 0], [0, 4]])[labels] + rng.normal(0, 0.3, (60, 2))
+    np.testing.assert_array_equal(verification.linear_probe(apart[:30], labels[:30], apart), labels)
+    corners = np.array([[0, 0], [1, 1], [0, 1], [1, 0]] * 15) + rng.normal(0, 0.05, (60, 2))
+    crossed = np.array([0, 0, 1, 1] * 15)
+    found = verification.linear_probe(corners[:40], crossed[:40], corners[40:])
+    assert (found == crossed[40:]).mean() <= 0.75

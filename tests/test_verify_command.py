@@ -15,7 +15,7 @@ from PIL import Image
 
 from jaxdet import evaluate, flags, runs, verification
 from jaxdet import options_verify as options
-from jaxdet.commands import common, embedding, verify, verify_pairs
+from jaxdet.commands import common, embedding, verify, verify_pairs, verify_probe
 from jaxdet.data import identities, images
 from jaxdet.errors import InputError
 from jaxdet.models import resnet
@@ -87,6 +87,7 @@ DEV = options.Dev(**FOLDERS, truth=Path("truth.csv"), json=True)
 TEST = options.Test(**FOLDERS, json=True)
 PAIR = options.Pair(run=RUN, images=(Path("unknown/0.png"), Path("unknown/6.png")), json=True)
 PAIRS = options.Pairs(run=RUN, pairs=Path("pairs.txt"), root=Path("known"), json=True)
+PROBE = options.Probe(run=RUN, folder=Path("known"), json=True)
 LIST = "2 1\nn1 1 2\nn1 1 n3 1\nn3 1 2\nn4 1 n3 2\n"
 
 
@@ -492,6 +493,37 @@ def test_a_threshold_of_another_embedder_or_measure_is_refused(place):
     said = "thr.json: found with checkpoint .* of run 'other', which is not checkpoint .* of 'run'"
     refused(said, verify.test, TEST, threshold="thr.json")
     refused(said, verify.pair, PAIR, threshold="thr.json")
+
+
+def test_a_probe_judges_every_second_image_by_the_others(said, capsys):
+    face(Path("known/n5/n5_0001.png"), STRANGER, 7)
+    assert verify_probe.probe(replace(PROBE, json=False)) == 0
+    assert "people with one image, left out: 1" in capsys.readouterr().err
+    found = said(verify_probe.probe, PROBE)
+    assert {name: found[name] for name in ("people", "images", "accuracy", "fitted")} == {
+        **{"people": 3, "images": 3},
+        **{"accuracy": 1.0, "fitted": 1.0},
+    }
+    names = [f"{name}/{name}_0002.png" for name in KNOWN]
+    kept = [Path("known", name).read_bytes() for name in names]
+    for name, content in zip(names, kept[1:] + kept[:1], strict=True):
+        Path("known", name).write_bytes(content)
+    assert said(verify_probe.probe, PROBE)["accuracy"] == 0
+    for name in ("n3", "n4"):
+        Path(f"known/{name}/{name}_0002.png").unlink()
+    refused("known: two people with two images each", verify_probe.probe, PROBE)
+
+
+def test_a_sweep_has_the_columns_of_the_seed_and_a_row_a_run(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(resnet, "ResNet18", Features)
+    words = ["--root", trained / "train", *WORDS, "--head", "softmax", "lgm", "--lr", "0.01"]
+    assert main("sweep", "faces", *words, "--out", tmp_path / "swept") == 0
+    first, second = json.loads((tmp_path / "swept" / "sweep.json").read_text())
+    assert (first["head"], second["head"]) == ("softmax", "lgm")
+    assert second["parameters"] - first["parameters"] == len(LEARNT) * 8  # variances
+    table = (tmp_path / "swept" / "sweep.md").read_text()
+    for column in ("architecture", "epochs", "dropout", "scheduler", "optimizer", "SE"):
+        assert f"| {column} " in table
 
 
 def test_a_network_that_has_diverged_is_refused(place, monkeypatch):

@@ -1,7 +1,7 @@
-"""`jaxdet verify dev|test|pair|pairs RUN`: who is on unknown images, and who is on both (seed 004).
+"""`jaxdet verify COMMAND RUN`: who is on unknown images, and who is on both (seed 004).
 
 `dev` finds a threshold where the truth is known, `test` decides with it, `pair` compares two
-images, and `pairs` is the protocol of Labeled Faces in the Wild.
+images, `pairs` is the protocol of Labeled Faces in the Wild, and `probe` asks for planes.
 """
 
 import json
@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxdet import runs, tables
 from jaxdet import verification as scoring
-from jaxdet.commands import common, embedding, judged, submission, verify_pairs
+from jaxdet.commands import common, embedding, judged, submission, verify_pairs, verify_probe
 from jaxdet.data import identities
 from jaxdet.errors import InputError
 from jaxdet.ops import embeddings
@@ -41,8 +41,9 @@ class Probes(NamedTuple):
 
 
 def run(command, options):
-    """Do `dev`, `test`, `pair` or `pairs`."""
-    return {"dev": dev, "test": test, "pair": pair, "pairs": verify_pairs.pairs}[command](options)
+    """Do one of these commands."""
+    doors = {"pairs": verify_pairs.pairs, "probe": verify_probe.probe}
+    return ({"dev": dev, "test": test, "pair": pair} | doors)[command](options)
 
 
 def dev(options):

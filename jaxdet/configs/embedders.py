@@ -32,6 +32,8 @@ class Embedding(stages.Stages, backbones.Trained):
     """widths of the classifier's hidden layers"""
     dropout: float = 0.0
     """share of an embedding's numbers that are dropped before the classifier"""
+    head: Literal["softmax", "arcface", "cosface", "l_softmax", "lgm"] = "softmax"
+    """margin of the logits in training"""
 
 
 def network(config, classes=40):
@@ -50,6 +52,7 @@ def network(config, classes=40):
         dim=config.dim,
         bnneck=config.bnneck,
         hidden=config.hidden,
+        variances=config.head == "lgm",
         rates=(1.0,) * (1 + len(config.hidden)),  # times `dropout`, a number of the state
         dtype=dtype,
     )

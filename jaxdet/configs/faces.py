@@ -6,6 +6,7 @@
     jaxdet train faces --root DIR --people 20   # the others, whom it never sees, are for `eval
     jaxdet eval runs/faces --split others       # --split others`
     jaxdet predict runs/faces TEST --submit classification.csv --sample SAMPLE.csv
+    jaxdet verify probe runs/faces FOLDER       # whether a plane tells FOLDER's people apart
 
 ORL's 40 people, 64 pixels, 60 epochs, 5 minutes on 2 CPU cores beside other work: with
 `--size 64 --cut-val 0 --cut-test .3`, 7 images each for training, the last checkpoint names 0.992
@@ -72,8 +73,6 @@ class Config(Embedding):
     """draws these images"""
     on_bad_row: Literal["skip", "error"] = "skip"
     """what to do with a file that is no image: leave it out and say so, or stop"""
-    head: Literal["softmax", "arcface", "cosface", "l_softmax", "lgm"] = "softmax"
-    """margin of the logits in training"""
     scale: float = 0.0
     """arcface, cosface: factor of the cosines; 0 is the paper's 64, which is for many people"""
     margin: float = 0.0
@@ -95,6 +94,8 @@ class Config(Embedding):
     """training images are scaled by a factor in this range"""
     shift: float = 0.06
     """training images are moved by up to this share of a side"""
+    rotate: float = 0.0
+    """training images are turned by up to so many degrees either way"""
     light: float = 0.2
     """brightness and contrast of training images change by up to this share"""
     cutout: float = 0.0
@@ -167,9 +168,13 @@ def _change(config):
 
     how = {"flip": config.flip, "scale": config.zoom, "shift": config.shift, "light": config.light}
 
+    most = config.rotate * jnp.pi / 180
+
     def change(key, image):
-        place, hide = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
+        place, hide, turn = (jax.random.fold_in(key, number) for number in range(3))
         image, _ = augment.photo(place, image / jnp.float32(255), jnp.zeros(4), **how)
+        if most:
+            image = augment.turned(image, jax.random.uniform(turn, minval=-most, maxval=most))
         if config.cutout:
             image = augment.cutout(hide, image, 0.5, side=config.cutout)
         return 255 * image
@@ -187,6 +192,8 @@ def check(config):
     )
     if not 0 < config.train_frac <= 1:
         raise InputError(f"--train-frac {config.train_frac:g}: above 0 and at most 1 is wanted")
+    if not 0 <= config.rotate <= 180:
+        raise InputError(f"--rotate {config.rotate:g}: 0 to 180 degrees are wanted")
     if not 0 < config.zoom[0] <= config.zoom[1]:
         raise InputError(f"--zoom {config.zoom}: two factors above 0, the smaller first")
     if config.people < 0 or config.group < 0 or config.batch % max(config.group, 1):

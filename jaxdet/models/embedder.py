@@ -18,6 +18,20 @@ from jaxdet.models import layers
 from jaxdet.models.bottleneck import LINEAR
 
 
+class Variances(nn.Module):
+    """Logarithms of the variances of each number of the embeddings of each class, 0 to begin with.
+
+    classes: how many.
+    """
+
+    classes: int
+
+    @nn.compact
+    def __call__(self, embedding):
+        """[classes, D] for embeddings [B, D]."""
+        return self.param("log", nn.initializers.zeros, (self.classes, embedding.shape[1]))
+
+
 class Embedder(nn.Module):
     """A backbone's last map, averaged; an embedding of `dim` numbers; a classifier upon it.
 
@@ -27,7 +41,8 @@ class Embedder(nn.Module):
     hidden: widths of the classifier's hidden layers, with ReLUs; () is a linear layer alone, whose
     kernel [D, classes], turned over, holds the weights of `jaxdet.embedding_losses`.
     rates: dropout of the embedding and of each hidden layer, on the way to the classes; () is none.
-    What the backbone drops is its own.
+    What the backbone drops is its own.  variances: each class has its own, which learn, for
+    `embedding_losses.lgm`; logits here are without them.
     """
 
     features: Callable[..., nn.Module]
@@ -36,6 +51,7 @@ class Embedder(nn.Module):
     bnneck: bool = False
     hidden: tuple[int, ...] = ()
     rates: tuple[float, ...] = ()
+    variances: bool = False
     axis_name: str | None = None
     dtype: Any = None
 
@@ -52,6 +68,8 @@ class Embedder(nn.Module):
         self.drops = [layers.Dropout(rate) for rate in rates]
         self.dense = [linear(width) for width in self.hidden]
         self.logits = linear(self.classes)
+        if self.variances:
+            self.gaussians = Variances(self.classes)
 
     def __call__(self, x, train=False, drop=1.0):
         """(embedding [B, D], logits [B, classes]) of images [B, H, W, C], float32 both.
@@ -59,6 +77,8 @@ class Embedder(nn.Module):
         `drop`, traced or not, multiplies `rates`.
         """
         embedding = self.embed(x, train)
+        if self.variances:
+            self.gaussians(embedding)
         return embedding, self.classify(embedding, train, drop)
 
     @nn.nowrap  # its name is no layer of the operation table

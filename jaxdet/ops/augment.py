@@ -118,6 +118,35 @@ def _resampled(image, axis, factor, moved):
     return jnp.where(inside, low * (1 - after) + high * after, grey)
 
 
+def turned(image, angle):
+    """Image [H, W, C] turned counter-clockwise about its middle by `angle` radians; beyond is grey.
+
+    Bilinear.
+    """
+    height, width = image.shape[:2]
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    x, y = jnp.arange(width) + 0.5 - width / 2, jnp.arange(height) + 0.5 - height / 2
+    column = cos * x[None] - sin * y[:, None] + width / 2 - 0.5  # [H, W]: where a pixel was
+    row = sin * x[None] + cos * y[:, None] + height / 2 - 0.5
+    return _sampled(image, row, column)
+
+
+def _sampled(image, row, column):
+    """Values [H, W, C] of an image at `row, column [H, W]`, between pixels; grey outside."""
+    height, width = image.shape[:2]
+    row, column = jnp.clip(row, -1, height), jnp.clip(column, -1, width)
+    top, left = jnp.floor(row).astype(int), jnp.floor(column).astype(int)
+    down, right = (row - top)[..., None], (column - left)[..., None]
+    edged = jnp.pad(image, ((1, 2), (1, 2), (0, 0)), constant_values=0.5)
+
+    def at(below, beside):
+        return edged.at[top + 1 + below, left + 1 + beside].get(mode="promise_in_bounds")
+
+    upper = at(0, 0) * (1 - right) + at(0, 1) * right
+    lower = at(1, 0) * (1 - right) + at(1, 1) * right
+    return upper * (1 - down) + lower * down
+
+
 def lighting(key, image, *, light=0.3):
     """Image with brightness and contrast changed by up to `light`, kept within [0, 1]."""
     brighter, contrast = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)

@@ -126,36 +126,16 @@ def random_resized_crop(key, scene, *, area=(0.3, 1.0), aspect=4 / 3):
 def rotate(key, scene, *, degrees=30.0):
     """Turned about the middle by an angle within +-`degrees`; boxes hold their turned corners."""
     angle = jnp.deg2rad(jax.random.uniform(key, minval=-degrees, maxval=degrees))
-    height, width = scene.image.shape[:2]
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-    x, y = jnp.arange(width) + 0.5 - width / 2, jnp.arange(height) + 0.5 - height / 2
-    column = cos * x[None] - sin * y[:, None] + width / 2 - 0.5  # [H, W]: where a pixel was
-    row = sin * x[None] + cos * y[:, None] + height / 2 - 0.5
-    return _kept(scene, _sampled(scene.image, row, column), _rotated(scene, cos, sin))
+    return _kept(scene, augment.turned(scene.image, angle), _rotated(scene, angle))
 
 
-def _rotated(scene, cos, sin):
+def _rotated(scene, angle):
     """Boxes [G, 4] around the corners of those of a scene, turned counter-clockwise."""
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
     height, width = scene.image.shape[:2]
     x, y = scene.boxes[:, [0, 0, 2, 2]] - width / 2, scene.boxes[:, [1, 3, 1, 3]] - height / 2
     x, y = cos * x + sin * y + width / 2, cos * y - sin * x + height / 2  # [G, 4 corners]
     return jnp.stack([x.min(1), y.min(1), x.max(1), y.max(1)], -1)
-
-
-def _sampled(image, row, column):
-    """Values [H, W, C] of an image at `row, column [H, W]`, between pixels; grey outside."""
-    height, width = image.shape[:2]
-    row, column = jnp.clip(row, -1, height), jnp.clip(column, -1, width)
-    top, left = jnp.floor(row).astype(int), jnp.floor(column).astype(int)
-    down, right = (row - top)[..., None], (column - left)[..., None]
-    edged = jnp.pad(image, ((1, 2), (1, 2), (0, 0)), constant_values=GREY)
-
-    def at(below, beside):
-        return edged.at[top + 1 + below, left + 1 + beside].get(mode="promise_in_bounds")
-
-    upper = at(0, 0) * (1 - right) + at(0, 1) * right
-    lower = at(1, 0) * (1 - right) + at(1, 1) * right
-    return upper * (1 - down) + lower * down
 
 
 def _mapped(scene, factor, moved):

@@ -24,10 +24,11 @@ CENTRES = "centres"  # their name among the batch statistics
 class Verifier(NamedTuple):
     """The functions of the task, and what they share.
 
-    `net` is a `models.embedder.Embedder`.  `change(key, image)` alters one training image of levels
-    in [0, 255].  `head` makes logits of embeddings, with the margins of its paper; `pull` is a loss
-    of embeddings beside their cross entropy.  `at.hyper` has `dropout`, a factor of the network's
-    rates, and `pull_weight`.
+    `net` is a `models.embedder.Embedder`, with `variances` for the head lgm.  `change(key, image)`
+    alters one training image of levels in [0, 255].  `head` makes logits of embeddings, with the
+    margins of its paper; `pull` is a loss of embeddings beside their cross entropy.  `smoothing` is
+    that of labels in training (Szegedy et al. 2015, arXiv:1512.00567).  `at.hyper` has `dropout`, a
+    factor of the network's rates, and `pull_weight`.
     """
 
     net: Any
@@ -97,8 +98,12 @@ class Verifier(NamedTuple):
     def _headed(self, variables, embedding, labels):
         """(logits [B, K] with the head's margin at the labels [B], likelihood loss [B] or 0)."""
         weights = variables["params"]["logits"]["kernel"].T  # [K, D]
-        made = getattr(pulls, self.head)(embedding, weights, labels, **dict(self.margins))
-        return (made[0], LIKELIHOOD * made[1]) if self.head == "lgm" else (made, 0.0)
+        given = embedding, weights, labels
+        if self.head == "lgm":
+            spread = variables["params"]["gaussians"]["log"]
+            logits, likelihood = pulls.lgm(*given, spread, **dict(self.margins))
+            return logits, LIKELIHOOD * likelihood
+        return getattr(pulls, self.head)(*given, **dict(self.margins)), 0.0
 
     def _pulled(self, embedding, centres, batch, at):
         """This device's share of the mean of the loss of embeddings, over what of it is valid."""

@@ -6,11 +6,13 @@ from collections import Counter
 from dataclasses import replace
 from typing import get_args, get_type_hints
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from jaxdet import configs, evaluate
+from jaxdet.configs import faces
 from jaxdet.configs.faces import Config, network
 from jaxdet.errors import InputError
 from tests.models.test_resnet import outputs, shaped
@@ -133,6 +135,7 @@ def test_every_model_gives_embeddings_and_logits(model):
         ({"cut_test": 1.0}, "--cut-test 1"),
         ({"train_frac": 0.0}, "--train-frac 0: above 0 and at most 1"),
         ({"zoom": (1.2, 0.9)}, "--zoom"),
+        ({"rotate": 181.0}, "--rotate 181"),
         ({"hidden": (4,), "head": "arcface"}, "--hidden is not for --head arcface"),
         ({"scale": 8.0}, "--scale is not for --head softmax"),
         ({"head": "l_softmax", "margin": 2.5}, "--margin 2.5: --head l_softmax wants 1, 2, 3 or 4"),
@@ -217,3 +220,17 @@ def test_inspect_wants_a_folder_with_images_of_people(tmp_path, capsys):
 def test_networks_take_their_dropout_from_the_state(dropout):
     """One program then serves runs that differ in it."""
     assert network(Config(dropout=dropout, hidden=(8, 8)))[0].rates == (1.0, 1.0, 1.0)
+
+
+def test_images_are_turned_about_their_middle_where_that_is_asked_for():
+    still = {"flip": False, "zoom": (1.0, 1.0), "shift": 0.0, "light": 0.0}
+    y, x = np.mgrid[-15.5:16, -15.5:16]
+    ring = 127.5 + 127.5 * np.exp(-((np.hypot(x, y) - 8) ** 2) / 8)
+    bar = np.where(abs(x) < 3, 255.0, 0.0)
+    keys = jax.random.split(jax.random.key(0), 16)
+    for image, differ in ((ring, False), (bar, True)):
+        image = np.repeat(image[..., None], 3, -1).astype(np.float32)
+        for rotate in (0.0, 90.0):
+            change = jax.jit(jax.vmap(faces._change(Config(**still, rotate=rotate)), (0, None)))
+            apart = np.abs(change(keys, image) - image[None]).max((1, 2, 3))
+            assert (apart > 60).any() == (differ and rotate > 0)

@@ -169,3 +169,15 @@ def test_bnneck_is_the_batch_norm_of_the_embedding_without_shifts():
     plain = np.asarray(jax.jit(partial(bare.apply, method="embed"))(rest, images))
     expected = scale * (plain - stats["mean"]) / np.sqrt(stats["var"] + 1e-5)
     np.testing.assert_allclose(judged, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_variances_of_classes_are_parameters_that_leave_the_logits_alone():
+    net, variables, images = made("resnet", variances=True)
+    spread = variables["params"]["gaussians"]["log"]
+    assert spread.shape == (3, 5)
+    plain = jax.tree.map(lambda leaf: leaf, variables)
+    del plain["params"]["gaussians"]
+    expected = made("resnet")[0].apply(plain, images)
+    chex.assert_trees_all_equal(net.apply(variables, images), expected)
+    fresh = net.init(jax.random.key(0), images)["params"]["gaussians"]["log"]
+    np.testing.assert_array_equal(fresh, 0)

@@ -92,6 +92,16 @@ def test_the_cross_entropy_is_the_loop():
     chex.assert_tree_all_finite(slopes)
 
 
+def test_labels_are_smoothed_in_training_only():
+    params, batch = told(), drawn()
+    logits = params["embedding"] @ params["logits"]["kernel"]
+    found = {at.train: judged(params, batch, at, smoothing=0.2)[0] for at in (TRAIN, EVALUATE)}
+    every = [np.mean(entropy(logits, np.full(8, who))) for who in range(PEOPLE)]
+    plain = np.mean(entropy(logits, batch["label"]))
+    assert found[True] == pytest.approx(0.8 * plain + 0.2 * np.mean(every), 1e-5)
+    assert found[False] == pytest.approx(plain, 1e-5)
+
+
 @pytest.mark.parametrize("head", HEADS)
 def test_heads_have_their_margin_in_training_and_not_in_evaluation(head):
     params, batch, how = told(), drawn(), HEADS[head]
@@ -116,12 +126,15 @@ def test_heads_have_their_margin_in_training_and_not_in_evaluation(head):
 
 def test_the_mixture_of_gaussians_adds_its_likelihood():
     params, batch = told(), drawn()
-    means = params["logits"]["kernel"].T
+    means, spread = params["logits"]["kernel"].T, np.linspace(-1, 1, PEOPLE * DIM, dtype="float32")
+    params["gaussians"] = {"log": spread.reshape(PEOPLE, DIM)}
     logits, likelihood = slow.lgm(
-        params["embedding"], means, batch["label"], np.zeros((PEOPLE, DIM)), 0.1
+        params["embedding"], means, batch["label"], params["gaussians"]["log"], 0.1
     )
     expected = np.mean(entropy(logits, batch["label"])) + verify.LIKELIHOOD * np.mean(likelihood)
-    assert judged(params, batch, head="lgm")[0] == pytest.approx(expected, 1e-4)
+    share, _, _, slopes = judged(params, batch, head="lgm")
+    assert share == pytest.approx(expected, 1e-4)
+    assert np.abs(slopes["gaussians"]["log"]).min() > 0  # they learn
 
 
 def unit(params):
