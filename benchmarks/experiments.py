@@ -4,7 +4,8 @@
     python -m benchmarks.experiments shares plain long --root DIR --size 112
 
 Every run is `jaxdet train` into a folder of its own under `--out`, continued if it was stopped and
-left alone once it is complete, and is judged on the test split; `ablation` is one `jaxdet sweep`.
+left alone once it is complete, and is judged on the test split.  `ablation` and those of cifar10
+are one `jaxdet sweep` each, whose runs are judged on the validation split.
 Runs take minutes to hours, which is why `benchmarks.all` does not start them; it only puts what
 they found on its page.
 
@@ -17,6 +18,7 @@ they found on its page.
 | modes | objects, Lite0, 6 epochs: from scratch; ImageNet's weights frozen, in part, all learning |
 | assigners | detect, ImageNet's backbone as it is: task-aligned assignment against the baseline |
 | ablation | detect, likewise, half the pixels: what each part is worth, one changed at a time |
+| cifar10_GRID | cifar10, 4 epochs: networks, batch, augmentation, loss, optimiser, activation |
 """
 
 import json
@@ -39,16 +41,23 @@ MODES = (
 )
 WEIGHTS = "--weights package:lite0"
 DETECT = "--epochs {epochs} --flip-down --weights package:lite0 --freeze 8 --fixed-norm"
+CIFAR10 = "--epochs 4 --batch 20 --schedule cosine --lr .005"
 SCORES = {
     "objects": ("accuracy", "iou", "iou50", "iou70", "loss"),
     "detect": ("map", "map50", "map75", "loss"),
 }
 
 
-SWEPT = (  # of the columns of a sweep
-    *("changed", "gain", "map", "map50", "map75", "map_small", "map_medium", "map_large"),
-    *("epoch_seconds", "parameters"),
-)
+SWEPT = {  # of the columns of a sweep; those of cifar10 begin with the options that differ
+    "detect": (
+        *("changed", "gain", "map", "map50", "map75", "map_small", "map_medium", "map_large"),
+        *("epoch_seconds", "parameters"),
+    ),
+    "cifar10": (
+        *("model", "norm", "dropout", "batch", "flip", "crop", "loss", "optimizer", "momentum"),
+        *("activation", "accuracy", "epoch_seconds", "operations", "parameters"),
+    ),
+}
 
 
 class Run(NamedTuple):
@@ -119,6 +128,10 @@ EXPERIMENTS = {
         ),
     ),
     "ablation": Experiment("detect", swept=f"--one-at-a-time true --size 192 256 {DETECT}"),
+    **{
+        f"cifar10_{grid}": Experiment("cifar10", swept=f"--grid {grid} {CIFAR10}")
+        for grid in ("arch", "batch", "aug", "loss", "opt", "act")
+    },
 }
 
 
@@ -199,7 +212,8 @@ def swept(name, experiment, options):
     places = ["--root", options.root, "--out", str(folder), "--resume"]
     jaxdet("sweep", experiment.system, *words, *places)
     rows = json.loads((folder / "sweep.json").read_text())
-    return [{column: row[column] for column in SWEPT if column in row} for row in rows]
+    columns = SWEPT[experiment.system]
+    return [{column: row[column] for column in columns if column in row} for row in rows]
 
 
 def jaxdet(*words):

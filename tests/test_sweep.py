@@ -427,6 +427,12 @@ def test_seeds_are_told_as_mean_and_spread():
     assert row == {"lr": 0.1, "runs": 2, "loss": 2.0, "loss +-": pytest.approx(2**0.5)}
 
 
+def test_a_score_that_is_called_as_an_option_does_not_hide_it():
+    row = swept.averaged({"--loss": "hinge"}, [{"loss": 1.0}, {"loss": 3.0}])
+    assert (row["loss"], row["val loss"]) == ("hinge", 2.0)
+    assert "val loss +-" in row and "loss +-" not in row
+
+
 def test_seeds_that_diverged_leave_the_scores_of_the_others():
     scores = [{}, {"loss": 3.0, "epoch_seconds": 2.0}, {"loss": 5.0, "epoch_seconds": None}]
     row = swept.averaged({"--lr": 0.1}, scores)

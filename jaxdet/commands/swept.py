@@ -104,13 +104,18 @@ def _best(config, folder):
 
 
 def averaged(values, scores):
-    """A row of these values: the means of several scores, and their spread as `NAME +-`."""
-    row = {**{axis.strip("-"): value for axis, value in values.items()}, "runs": len(scores)}
+    """A row of these values: the means of several scores, and their spread as `NAME +-`.
+
+    A score that is called as an option, such as `loss`, is `val NAME`.
+    """
+    chosen = {axis.strip("-"): value for axis, value in values.items()}
+    row = {**chosen, "runs": len(scores)}
     for name in dict.fromkeys(chain(*scores)):
         of_all = [score[name] for score in scores if isinstance(score.get(name), float)]
         if not of_all:
             continue
-        row[name] = float(np.mean(of_all))
+        column = f"val {name}" if name in chosen else name
+        row[column] = float(np.mean(of_all))
         if len(of_all) > 1:
-            row[f"{name} +-"] = float(np.std(of_all, ddof=1))
+            row[f"{column} +-"] = float(np.std(of_all, ddof=1))
     return row
