@@ -5,7 +5,7 @@
 
 Every run is `jaxdet train` into a folder of its own under `--out`, continued if it was stopped and
 left alone once it is complete, and is judged on the test split.  `ablation` and those of cifar10
-are one `jaxdet sweep` each, whose runs are judged on the validation split.
+and faces are one `jaxdet sweep` each, whose runs are judged on the validation split.
 Runs take minutes to hours, which is why `benchmarks.all` does not start them; it only puts what
 they found on its page.
 
@@ -19,6 +19,7 @@ they found on its page.
 | assigners | detect, ImageNet's backbone as it is: task-aligned assignment against the baseline |
 | ablation | detect, likewise, half the pixels: what each part is worth, one changed at a time |
 | cifar10_GRID | cifar10, 4 epochs: networks, batch, augmentation, loss, optimiser, activation |
+| faces_seed | faces, 40 epochs: the rows of seed 004's table |
 """
 
 import json
@@ -42,6 +43,7 @@ MODES = (
 WEIGHTS = "--weights package:lite0"
 DETECT = "--epochs {epochs} --flip-down --weights package:lite0 --freeze 8 --fixed-norm"
 CIFAR10 = "--epochs 4 --batch 20 --schedule cosine --lr .005"
+FACES = "--epochs 40 --batch 32 --size 64 --cut-val .2 --cut-test 0"
 SCORES = {
     "objects": ("accuracy", "iou", "iou50", "iou70", "loss"),
     "detect": ("map", "map50", "map75", "loss"),
@@ -56,6 +58,10 @@ SWEPT = {  # of the columns of a sweep; those of cifar10 begin with the options 
     "cifar10": (
         *("model", "norm", "dropout", "batch", "flip", "crop", "loss", "optimizer", "momentum"),
         *("activation", "accuracy", "epoch_seconds", "operations", "parameters"),
+    ),
+    "faces": (
+        *("block", "channels", "stage-dropout", "schedule", "cycle", "optimizer", "lr", "squeezes"),
+        *("activation", "accuracy", "auc", "eer", "epoch_seconds", "parameters"),
     ),
 }
 
@@ -132,6 +138,7 @@ EXPERIMENTS = {
         f"cifar10_{grid}": Experiment("cifar10", swept=f"--grid {grid} {CIFAR10}")
         for grid in ("arch", "batch", "aug", "loss", "opt", "act")
     },
+    "faces_seed": Experiment("faces", swept=f"--grid seed {FACES}"),
 }
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from jaxdet import evaluate, optim, parallel
+from jaxdet.configs import base
 from jaxdet.data import batches
 from jaxdet.ops import keys
 from jaxdet.types import At, TrainState
@@ -66,7 +67,7 @@ def plateau(config):
 
 def numbers(system, config):
     """What of a run is a number and no more, and may be another in the same program."""
-    found = {**system.hyper, "lr": config.lr, "weight_decay": config.weight_decay}
+    found = system.hyper | {name: getattr(config, name) for name in base.OF_OPTIMIZER}
     length = plan(config, len(system.splits["train"]))._asdict()
     return {name: np.float32(value) for name, value in found.items()} | {
         name: np.int32(length[name]) for name in LENGTH
@@ -83,9 +84,7 @@ def _optimizer(config, plan, learns, hyper):
     return optim.optimizer(
         config.optimizer,
         learning_rate(config, plan._replace(**length), hyper["lr"]),
-        momentum=config.momentum,
-        beta2=config.beta2,
-        weight_decay=hyper["weight_decay"],
+        **{name: hyper[name] for name in ("momentum", "beta2", "weight_decay")},
         clip=config.clip,
         accumulate=plan.accumulate,
         learns=learns,

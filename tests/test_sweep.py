@@ -25,7 +25,7 @@ from tests import tiny
 
 VARIED = (
     {"lr": 1e-2},
-    {"lr": 4e-2, "weight_decay": 0.1},
+    {"lr": 4e-2, "weight_decay": 0.1, "momentum": 0.5},
     {"seed": 3, "box_weight": 5.0, "share": 0.5},
 )
 QUIET = Progress(quiet=True)
