@@ -277,7 +277,7 @@ def test_test_prints_an_answer_an_image(place, capsys):
     np.testing.assert_allclose(scores, [score for _, score in wanted], atol=2e-4)
 
 
-def test_a_submission_has_the_rows_of_its_sample(place, capsys):
+def test_a_submission_has_the_rows_of_its_sample(place):
     rows = [f"{i}.png,n000000\n" for i in range(7)]
     Path("sample.csv").write_text("Id,Label\n" + "".join(rows))
     changes = {"submit": Path("table.csv"), "sample": Path("sample.csv")}
@@ -286,12 +286,10 @@ def test_a_submission_has_the_rows_of_its_sample(place, capsys):
     Path("table.csv").unlink()
     rows[1:3] = rows[2:0:-1]
     Path("sample.csv").write_text("Id,Label\n" + "".join(rows))
-    capsys.readouterr()
-    refused("sample.csv: 2 rows do not match", verify.test, TEST, **changes)
-    assert capsys.readouterr().err.splitlines() == [
-        "sample.csv row 3: found 2.png, wanted 1 or 1.png",
-        "sample.csv row 4: found 1.png, wanted 2 or 2.png",
-    ]
+    said = (
+        "sample.csv: 2 rows do not match the images; first: row 3: found 2.png, wanted 1 or 1.png"
+    )
+    refused(said, verify.test, TEST, **changes)
     assert not Path("table.csv").exists()
 
 
