@@ -64,7 +64,8 @@ class Config(Training):
     }
 
     root: str = ""
-    """folder or file of CIFAR-10, or tfds:NAME, a set prepared before"""
+    """folder or file of CIFAR-10, or tfds:NAME, a set prepared before in ~/tensorflow_datasets or
+    the folder that the variable TFDS_DATA_DIR names"""
     cut_val: float = 0.1
     """share of the training images for validation"""
     train_frac: float = 1.0

@@ -66,7 +66,8 @@ class Config(Changing, backbones.Trained):
     }
 
     root: str = ""
-    """folder of data: COCO, Pascal VOC, YOLO or parquet; or tfds:NAME, a set prepared before"""
+    """folder of data: COCO, Pascal VOC, YOLO or parquet; or tfds:NAME, a set prepared before in
+    ~/tensorflow_datasets or the folder that the variable TFDS_DATA_DIR names"""
     format: Literal["auto", "coco", "voc", "yolo", "parquet"] = "auto"
     """how the data are kept; auto looks"""
     size: tuple[int, int] = (320, 416)

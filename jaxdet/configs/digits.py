@@ -42,7 +42,8 @@ class Config(Training):
     WEIGHTS: ClassVar = ("class_weight", "box_weight")
 
     source: str = "embedded"
-    """embedded (scikit-learn's 1,797 scans), mnist (idx files in --root), or tfds:NAME"""
+    """embedded (scikit-learn's 1,797 scans), mnist (idx files in --root), or tfds:NAME, prepared in
+    ~/tensorflow_datasets or the folder that the variable TFDS_DATA_DIR names"""
     root: str = ""
     """folder of the data"""
     split_seed: int = 0

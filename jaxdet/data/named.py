@@ -14,9 +14,10 @@ def load(name, root=None):
     """The set's `train` and `test` parts as sources (train, test) of digits, held in memory.
 
     `name` is what tensorflow-datasets calls it (`mnist`, `emnist/digits`); `root` is the folder
-    where sets are prepared, None for `~/tensorflow_datasets`.  Nothing is downloaded.  Training
-    ids count from 0, test ids go on from there.  InputError for a set that is unknown or not
-    prepared, without greyscale `image`s of one size and a `label`, or with labels beyond 0..9.
+    where sets are prepared, None for that of the variable TFDS_DATA_DIR, or else
+    `~/tensorflow_datasets`.  Nothing is downloaded.  Training ids count from 0, test ids go on from
+    there.  InputError for a set that is unknown or not prepared, without greyscale `image`s of one
+    size and a `label`, or with labels beyond 0..9.
     """
     parts = opened(name, root, split=["train", "test"])
     _check_features(parts[0].dataset_info.features, name)
