@@ -73,18 +73,19 @@ def test_one_that_fails_is_visible_and_the_others_stay(made, monkeypatch, capsys
 def test_success_takes_the_failure_away(tmp_path, monkeypatch):
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "flops.failed").write_text("python\nno\n")
-    monkeypatch.setattr(everything, "run", lambda words: "")
+    monkeypatch.setattr(everything, "run", lambda words, more: "")
     assert run(tmp_path, "--names", "flops")[0] == 0
     assert not (tmp_path / "results" / "flops.failed").exists()
 
 
 def test_what_is_run_by_default_is_everything(tmp_path, monkeypatch, capsys):
     seen = []
-    monkeypatch.setattr(everything, "run", lambda words: seen.append(words) or "no")
+    monkeypatch.setattr(everything, "run", lambda words, more: seen.append((words, more)) or "no")
     code, page = run(tmp_path)
     assert code == 1
-    assert [words[1] for words in seen] == [f"benchmarks.{name}" for name in everything.NAMES]
-    assert all("--json" in words and "--markdown" in words for words in seen)
+    assert [words[1] for words, _ in seen] == [f"benchmarks.{name}" for name in everything.NAMES]
+    assert all("--json" in words and "--markdown" in words for words, _ in seen)
+    assert [words[1] for words, more in seen if not more] == ["benchmarks.tutorial"]
     count = len(everything.NAMES)
     assert [page.count(f"\n## {name}\n") for name in everything.NAMES] == [1] * count
     assert page.count("**Failed**: `no`") == count
