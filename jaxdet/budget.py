@@ -14,6 +14,7 @@ from jaxdet.ops import host
 
 TRIED = 0.03  # share of the seconds, at most, that steps are tried for
 SPARED = 0.04  # share that no epoch is planned for
+CLOSING = 0.005  # share that is left for the last checkpoint and the end of the process
 KEPT = 30  # seconds after which the seconds that are used are kept again
 
 
@@ -95,13 +96,13 @@ class Clock:
         return self.before + (progress.since_start() or 0.0)
 
     def late(self):
-        """Whether the seconds are over."""
+        """Whether the seconds are over, but for those of the closing."""
         if not self.most:
             return False
         used = self.used()
         if used - self.kept >= KEPT:
             self.keep()
-        return used > self.most
+        return used > self.most * (1 - CLOSING)
 
     def keep(self):
         """Write the seconds down, for the next process of the run."""

@@ -193,6 +193,12 @@ def test_a_process_that_is_killed_loses_few_of_its_seconds(tmp_path, monkeypatch
         assert 0 <= age - runs.read_seconds(tmp_path) < budget.KEPT
 
 
+def test_the_last_seconds_are_left_for_the_closing(tmp_path, monkeypatch):
+    share = 1 - budget.CLOSING
+    assert not clock(tmp_path, 500 * share - 0.1, monkeypatch, most=500.0).late()
+    assert clock(tmp_path, 500 * share + 0.1, monkeypatch, most=500.0).late()
+
+
 def test_a_run_of_an_earlier_version_counts_what_its_metrics_tell(tmp_path, monkeypatch):
     for step in (0, 5):
         runs.append_metrics(tmp_path, {"step": step, "time": {"train": 4.0 * step, "eval": 15.0}})
