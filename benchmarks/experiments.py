@@ -220,7 +220,7 @@ def swept(name, experiment, options):
     jaxdet("sweep", experiment.system, *words, *places)
     rows = json.loads((folder / "sweep.json").read_text())
     columns = SWEPT[experiment.system]
-    return [{column: row[column] for column in columns if column in row} for row in rows]
+    return [{column: row[column] for column in row if column in columns} for row in rows]
 
 
 def jaxdet(*words):

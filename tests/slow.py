@@ -270,7 +270,8 @@ def label_loss(kind, logits, wanted):
     whole, loss = sum(np.exp(logit) for logit in logits), 0.0
     if kind == "hinge":
         pairs = list(zip(logits, wanted, strict=True))
-        return max(out + 1 - share for out, share in pairs) - sum(a * b for a, b in pairs)
+        own = sum(out * share for out, share in pairs)
+        return sum(max(out + 1 - share - own, 0) for out, share in pairs) / len(pairs)
     for logit, share in zip(logits, wanted, strict=True):
         chance, alone = np.exp(logit) / whole, 1 / (1 + np.exp(-logit))
         loss += {

@@ -93,7 +93,9 @@ def label_losses(kind, logits, wanted):
     """The loss `kind` of logits [B, K] for shares `wanted [B, K]` of the classes: [B].
 
     `binary` is the cross entropy of K yes-or-no answers, `squared` the squared distance of the
-    softmax from what is wanted (Brier's score), `hinge` that of Crammer and Singer (2001).
+    softmax from what is wanted (Brier's score), `hinge` that of Weston and Watkins (1999), a
+    mean over classes as PyTorch's MultiMarginLoss.  (That of Crammer and Singer, 2001, a maximum
+    over them, left the tutorial's network at equal logits: accuracy .157 after 4 epochs.)
     """
     match kind:
         case "binary":
@@ -101,6 +103,6 @@ def label_losses(kind, logits, wanted):
         case "squared":
             return jnp.square(jax.nn.softmax(logits) - wanted).sum(-1)
         case "hinge":
-            best = (logits + 1 - wanted).max(-1)
-            return best - (logits * wanted).sum(-1)
+            own = (logits * wanted).sum(-1, keepdims=True)
+            return jax.nn.relu(logits + 1 - wanted - own).mean(-1)
     return optax.softmax_cross_entropy(logits, wanted)

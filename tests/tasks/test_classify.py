@@ -129,11 +129,23 @@ def test_losses_are_least_at_what_is_wanted_and_their_gradients_finite_far_from_
     assert losses(-sure)[0] > losses(0 * sure)[0] > 0
 
 
-def test_the_hinge_is_what_the_label_lacks_of_a_lead_of_one():
-    """Crammer and Singer 2001: max(0, 1 + the best other - the label's)."""
+def test_the_hinge_is_what_the_label_lacks_of_a_lead_of_one_over_each_other():
+    """Weston and Watkins 1999: the mean of max(0, 1 + an other - the label's)."""
     logits = np.float32([[3, 0, 1], [1.5, 1, 0], [0, 0, 2]])
     found = classify.label_losses("hinge", logits, np.eye(3)[[0, 0, 1]])
-    np.testing.assert_allclose(found, [0, 0.5, 3], rtol=1e-6)
+    np.testing.assert_allclose(found, [0, 0.5 / 3, 4 / 3], rtol=1e-6)
+
+
+def test_the_hinge_is_that_of_pytorch():
+    torch = pytest.importorskip("torch")
+    logits, labels = (
+        np.random.default_rng(0).normal(size=(8, 5)).astype("float32"),
+        np.arange(8) % 5,
+    )
+    found = classify.label_losses("hinge", logits, np.eye(5, dtype="float32")[labels])
+    theirs = torch.nn.MultiMarginLoss(reduction="none")
+    expected = theirs(torch.from_numpy(logits), torch.from_numpy(labels))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
