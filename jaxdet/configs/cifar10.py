@@ -18,14 +18,14 @@ validation part is cut from the training images; the test images choose nothing.
 On JPEG copies of the set (accuracy is lower on them), `tiny` has 227,866 parameters.  On 2 CPU
 cores, one run of one seed each, test accuracy by the image and with `eval --tta true`:
 
-| options above and | seconds | epochs | test | with --tta |
+| options above and | minutes | epochs | test | with --tta |
 |---|---|---|---|---|
-| `--time-budget 3600` | 3602 | 94 of 97 | 0.868 | 0.882 |
-| `--time-budget 1700 --cutout .5 --tta true` | 1700 | 32 of 37 | 0.867 | 0.878 |
-| `--time-budget 1560`, a slower machine | 1430 | 19 | 0.853 | |
+| `--time-budget 3600` | 60 | 94 of 97 | 0.868 | 0.882 |
+| `--time-budget 1700 --cutout .5 --tta true` | 28 | 32 of 37 | 0.867 | 0.878 |
+| `--time-budget 1560`, a slower machine | 24 | 19 | 0.853 | |
 
-Of the first, validation is highest at epoch 46 (0.884), and training goes on to 0.983: it learns its
-images by heart.  Test scores are those of the checkpoint that validation chose.
+Validation of the first is highest at epoch 46 (0.884), while training goes on to 0.983.  Test
+scores are those of the checkpoint that validation chose.
 """
 
 from dataclasses import dataclass
