@@ -23,7 +23,7 @@ import shlex
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
 
@@ -163,7 +163,8 @@ def command(name, module, options):
     """The command line of a record: its options that are not the default ones."""
     defaults = json.loads(json.dumps(vars(module.Options()), default=str))
     chosen = ["python", "-m", f"benchmarks.{name}"]
-    for option, value in options.items():
+    last = {field.name for field in fields(harness.Kept)}
+    for option, value in sorted(options.items(), key=lambda item: item[0] in last):
         if value != defaults.get(option):
             values = value if isinstance(value, list) else [value]
             chosen += [f"--{option.replace('_', '-')}", *map(_word, values)]

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+NUMBERS = ("lr", "momentum", "beta2", "weight_decay")  # what runs of one program may differ in
+
 
 def schedule(kind, *, rate, steps, warmup=0, drops=(), drop=0.1, cycle=1, grow=1):
     """Learning rate as a function of the update number: a linear warm-up, then `kind`.

@@ -9,7 +9,6 @@ import numpy as np
 import optax
 
 from jaxdet import evaluate, optim, parallel
-from jaxdet.configs import base
 from jaxdet.data import batches
 from jaxdet.ops import keys
 from jaxdet.types import At, TrainState
@@ -67,7 +66,7 @@ def plateau(config):
 
 def numbers(system, config):
     """What of a run is a number and no more, and may be another in the same program."""
-    found = system.hyper | {name: getattr(config, name) for name in base.OF_OPTIMIZER}
+    found = system.hyper | {name: getattr(config, name) for name in optim.NUMBERS}
     length = plan(config, len(system.splits["train"]))._asdict()
     return {name: np.float32(value) for name, value in found.items()} | {
         name: np.int32(length[name]) for name in LENGTH

@@ -117,7 +117,6 @@ class Training:
     """what is to be remembered of the run: a column of the tables of sweep and compare"""
 
 
-OF_OPTIMIZER = ("lr", "momentum", "beta2", "weight_decay")  # numbers of every state
 _read_last = ContextVar("read_last", default=None)  # reader -> (its fields' values, what it gave)
 
 
@@ -160,7 +159,9 @@ def weights(config):
 
 def numbers(kind):
     """Fields of a class of configurations that may differ within one compiled program."""
-    return {*kind.WEIGHTS, *kind.SHARES, *OF_OPTIMIZER, "seed", "comment"}
+    from jaxdet import optim
+
+    return {*kind.WEIGHTS, *kind.SHARES, *optim.NUMBERS, "seed", "comment"}
 
 
 def widest(chosen):
