@@ -46,7 +46,7 @@ QUICK = {
     "assignment": "--batch 2 --slots 5 --classes 4 --side 64 --seconds 0.05",
 }
 NAMES = tuple(QUICK)
-SPINNING = ("tutorial",)
+SPINNING = ("tutorial",)  # benchmarks in which PyTorch's threads may
 SLEEPING = {"OMP_WAIT_POLICY": "passive"}
 SURROUNDINGS = {
     "JAX_TRACEBACK_FILTERING": "off",  # the last line of a traceback is then the error

@@ -50,7 +50,7 @@ SCORES = {
 }
 
 
-SWEPT = {  # of the columns of a sweep; those of cifar10 begin with the options that differ
+SWEPT = {  # of the columns of a sweep; `loss` is an option where it differs, else a score
     "detect": (
         *("changed", "gain", "map", "map50", "map75", "map_small", "map_medium", "map_large"),
         *("epoch_seconds", "parameters"),

@@ -77,6 +77,7 @@ def optimizer(
     `clip = 0` does not clip.  With `accumulate > 1` the mean gradient of that many calls makes
     one update.  `learns(path)`, of a parameter's path "a/b/kernel", is a factor of its learning
     rate: at 0 or False it stays as it is and takes no memory, at 1 or True it learns as all do.
+    `rate`, `momentum`, `beta2` and `weight_decay` may be traced.
     """
     match kind:
         case "adamw":

@@ -42,8 +42,8 @@ class Probes(NamedTuple):
 
 def run(command, options):
     """Do one of these commands."""
-    doors = {"pairs": verify_pairs.pairs, "probe": verify_probe.probe}
-    return ({"dev": dev, "test": test, "pair": pair} | doors)[command](options)
+    others = {"pairs": verify_pairs.pairs, "probe": verify_probe.probe}
+    return {"dev": dev, "test": test, "pair": pair, **others}[command](options)
 
 
 def dev(options):

@@ -176,7 +176,7 @@ def _change(config):
         if most:
             image = augment.turned(image, jax.random.uniform(turn, minval=-most, maxval=most))
         if config.cutout:
-            image = augment.cutout(hide, image, 0.5, side=config.cutout)
+            image = augment.cutout(hide, image, augment.GREY, side=config.cutout)
         return 255 * image
 
     return change

@@ -21,7 +21,7 @@ from jaxdet.models.bottleneck import LINEAR
 class Variances(nn.Module):
     """Logarithms of the variances of each number of the embeddings of each class, 0 to begin with.
 
-    classes: how many.
+    classes: how many.  Weight decay draws them to 0, the identity.
     """
 
     classes: int

@@ -18,7 +18,6 @@ import numpy as np
 from jaxdet.ops import augment, boxes
 
 KEEP = 0.2  # share of a box that must still be in the image for its object to be asked for
-GREY = 0.5
 
 
 class Scene(NamedTuple):
@@ -178,7 +177,9 @@ def cutout(key, scene, *, count=4, side=0.2):
 
     DeVries and Taylor 2017 (cutout), arXiv:1708.04552.
     """
-    return scene._replace(image=augment.cutout(key, scene.image, GREY, count=count, side=side))
+    return scene._replace(
+        image=augment.cutout(key, scene.image, augment.GREY, count=count, side=side)
+    )
 
 
 # New scenes of several: of a batch of B, with slots for the boxes of all that are joined.

@@ -160,7 +160,7 @@ def test_noise_is_as_strong_as_drawn_and_holes_are_as_large_as_allowed():
     spreads = [s.image.std() for s in rows(many(partial(changes.noise, strength=0.1), 40, grey))]
     assert 0 <= min(spreads) < 0.02 < 0.08 < max(spreads) < 0.105
     for scene in rows(many(partial(changes.cutout, count=1, side=0.5), 40, grey)):
-        y, x = np.nonzero(scene.image[..., 0] == changes.GREY)
+        y, x = np.nonzero(scene.image[..., 0] == augment.GREY)
         assert not len(y) or (np.ptp(y) <= HEIGHT / 2 and np.ptp(x) <= WIDTH / 2)
 
 
