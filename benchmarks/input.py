@@ -25,11 +25,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import harness, prepared
-from jaxdet import tables, timing
+from jaxdet import rng, tables, timing
 from jaxdet.configs import cifar10
 from jaxdet.data import batches, digits, idx, images, named
 from jaxdet.errors import InputError
-from jaxdet.ops import augment, keys
+from jaxdet.ops import augment
 from jaxdet.types import At
 
 NAME = "input"
@@ -115,7 +115,7 @@ def on_device(options):
     gather = jax.jit(batches.gather)
     yield timed("embedded", "gather", options.batch, partial(gather, data, rows), options)
     place = jax.jit(jax.vmap(partial(augment.place, canvas=options.canvas)))
-    drawn = keys.per_row(jax.random.key(0), np.arange(options.batch))
+    drawn = rng.per_row(jax.random.key(0), np.arange(options.batch))
     image = jax.device_put(gather(data, rows)["image"] / 255.0)
     yield timed("embedded", "place", options.batch, partial(place, drawn, image), options)
 
@@ -134,7 +134,7 @@ def changed(options):
 def as_in_training(task, data, rows):
     """Images of a batch, as the first step gives them to the network."""
     at = At(True, jnp.int32(0), jnp.int32(0), {})
-    drawn = keys.per_row(jax.random.key(0), jnp.arange(len(rows)))
+    drawn = rng.per_row(jax.random.key(0), jnp.arange(len(rows)))
     return task.augment(drawn, batches.gather(data, rows), at)["image"]
 
 

@@ -71,9 +71,9 @@ import numpy as np
 
 from benchmarks import harness, ways
 from benchmarks.single import DIRECTIONS, LAYERS, Single, numbers, passes
-from jaxdet import roofline, tables, timing
+from jaxdet import flops, roofline, tables, timing
 from jaxdet.errors import InputError
-from jaxdet.ops import conv, flops
+from jaxdet.kernels import conv
 
 NAME = "layers"
 COLUMNS = {

@@ -52,8 +52,9 @@ from matplotlib.figure import Figure
 from benchmarks import agreement, answers, harness, slide, ways
 from jaxdet import tables
 from jaxdet.errors import InputError
+from jaxdet.kernels import conv
 from jaxdet.models.sliding import Andrew
-from jaxdet.ops import conv, windows
+from jaxdet.ops import windows
 
 NAME = "sliding_windows"
 SIZES, CHECKED = (16, 28, 64, 256, 720, 1080), (16, 28, 64)

@@ -13,11 +13,13 @@ import optax
 from jaxdet import configs, optim, parallel, tasks, train
 from jaxdet.configs import backbones, base, detect
 from jaxdet.configs.digits import Config
+from jaxdet.kernels import conv
 from jaxdet.models import deeper, simple
 from jaxdet.models.resnet import ResNet18
-from jaxdet.ops import augment, boxes, conv, host, windows
+from jaxdet.ops import augment, boxes, windows
 from jaxdet.tasks import localize
 from jaxdet.tasks.windows import Locator
+from jaxdet.training import host_init
 from jaxdet.types import Task
 
 CLASSES = 1000
@@ -53,7 +55,7 @@ def in_jax(work, among=None):
     hyper |= dict.fromkeys(train.LENGTH, np.int32(1))
     given = {"task": work.task, "optimizer": lambda _: chosen}
     make = partial(train.create, shown, hyper, **given, seed=0, ema=0)
-    state = parallel.put(host.evaluate(make), among)
+    state = parallel.put(host_init.evaluate(make), among)
     data, rows = parallel.put(work.data, among), np.arange(work.batch)
     step = partial(train.train_step, **given, plan=plan)
     run = parallel.compiled(step, among, whole=2, donate=(0,))

@@ -10,7 +10,7 @@ import numpy as np
 from jaxdet import describe, evaluate, parallel, progress, runs, tables, timing, train
 from jaxdet.data import batches
 from jaxdet.errors import InputError
-from jaxdet.ops import host
+from jaxdet.training import host_init
 
 TRIED = 0.03  # share of the seconds, at most, that steps are tried for
 SPARED = 0.04  # share that no epoch is planned for
@@ -64,7 +64,7 @@ def planned(programs, system, config, spent):
 
 def _step_seconds(programs, system, config):
     """(mean seconds of a step, a state after some steps)."""
-    state = parallel.put(host.evaluate(train.maker(system, config)), programs.among)
+    state = parallel.put(host_init.evaluate(train.maker(system, config)), programs.among)
     source = system.splits["train"]
     index = (system.order or batches.order)(config.seed, 0, len(source), config.batch)
     times, begun = [], None

@@ -18,11 +18,11 @@ import jax.numpy as jnp
 from flax import errors, traverse_util
 from flax import linen as nn
 
-from jaxdet import tables
+from jaxdet import flops, tables
 from jaxdet.errors import InputError
+from jaxdet.flops.rules import Count
+from jaxdet.kernels import conv
 from jaxdet.models import layers
-from jaxdet.ops import conv, flops
-from jaxdet.ops.arithmetic import Count
 
 COLUMNS = {
     "n": "n",

@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdet import parallel
+from jaxdet import flops, parallel, rng
 from jaxdet.data import batches
-from jaxdet.ops import flops, keys
 from jaxdet.types import At
 
 
@@ -35,8 +34,8 @@ def join(params, stats):
 def prepared(task, data, rows, at):
     """The evaluation batch of `rows {index [B], real [B]}`, drawn by the samples' ids."""
     batch = {**batches.gather(data, rows["index"]), "real": rows["real"]}
-    root = keys.chain(jax.random.key(0), keys.EVALUATE)
-    return task.augment(keys.per_row(root, batch["id"]), batch, at)
+    root = rng.chain(jax.random.key(0), rng.EVALUATE)
+    return task.augment(rng.per_row(root, batch["id"]), batch, at)
 
 
 def samples(system, split, count, *, train=False, seed=0):
@@ -45,13 +44,13 @@ def samples(system, split, count, *, train=False, seed=0):
     `train` draws them as training does, random by `seed`; otherwise as every evaluation does.
     """
     batch = system.splits[split].first(count).arrays
-    root = keys.chain(jax.random.key(seed), keys.AUGMENT if train else keys.EVALUATE)
+    root = rng.chain(jax.random.key(seed), rng.AUGMENT if train else rng.EVALUATE)
     at = At(train, jnp.int32(0), jnp.int32(0), system.hyper)
 
     @jax.jit
     def drawn(batch):
         batch = batch | {"real": jnp.ones(len(batch["id"]))}
-        return system.task.augment(keys.per_row(root, batch["id"]), batch, at)
+        return system.task.augment(rng.per_row(root, batch["id"]), batch, at)
 
     return jax.device_get(drawn(batch))
 

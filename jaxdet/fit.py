@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxdet import checkpoint, evaluate, parallel, progress, runs, train
 from jaxdet.data import batches
-from jaxdet.ops import host
+from jaxdet.training import host_init
 
 
 class DivergedError(RuntimeError):
@@ -102,7 +102,7 @@ class Loop:
         if checkpoint.steps(self.folder):
             _, state = checkpoint.restore(self.folder, jax.eval_shape(make), warn=self.show.line)
         else:
-            state = host.evaluate(make)
+            state = host_init.evaluate(make)
             state = train.begun_from(state, weights) if weights else state
         runs.drop_metrics(self.folder, int(state.book["evaluated"]))
         self.at = int(state.step)

@@ -14,8 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from jaxdet import describe, plots, timing
-from jaxdet.ops import flops
+from jaxdet import describe, flops, plots, timing
 
 SECONDS = 0.2  # for the repeats of each layer
 SIDE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}  # of the square matrices that are multiplied

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdet import budget, checkpoint, evaluate, fit, progress, runs, timing, train
-from jaxdet.ops import conv
+from jaxdet.kernels import conv
 
 
 class Times(NamedTuple):

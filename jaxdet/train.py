@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdet import evaluate, optim, parallel
+from jaxdet import evaluate, optim, parallel, rng
 from jaxdet.data import batches
-from jaxdet.ops import keys
 from jaxdet.types import At, TrainState
 
 ZERO = np.float32(0)
@@ -117,7 +116,7 @@ def create(data, hyper, *, task, optimizer, seed, ema, plateau=None):
     root = jax.random.key(seed)
     at = At(True, jnp.int32(0), jnp.int32(0), hyper)
     batch = _blank_batch(data, task, at)
-    made = task.init(keys.chain(root, keys.INIT), batch)
+    made = task.init(rng.chain(root, rng.INIT), batch)
     params, stats = made["params"], made.get("batch_stats", {})
     _, (_, terms) = jax.eval_shape(lambda v, b: task.loss(v, b, root, at), made, batch)
     return TrainState(
@@ -152,7 +151,7 @@ def _blank_batch(data, task, at):
 
     def draw(data):
         rows = jnp.zeros(1, jnp.int32)
-        drawn = keys.per_row(jax.random.key(0), rows)
+        drawn = rng.per_row(jax.random.key(0), rows)
         return task.augment(drawn, {**batches.gather(data, rows), "real": jnp.ones(1)}, at)
 
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(draw, data))
@@ -182,7 +181,7 @@ def train_step(state, data, rows, *, task, optimizer, plan, axis, scale=1.0):
     epoch = evaluate.epoch(state)
     at = At(True, state.step // plan.accumulate, epoch, state.hyper, axis, scale)
     batch = _batch(state, data, rows, task, at)
-    dropout = keys.chain(state.key, keys.DROPOUT, state.step, parallel.rank(axis))
+    dropout = rng.chain(state.key, rng.DROPOUT, state.step, parallel.rank(axis))
 
     def share(params):
         return task.loss(evaluate.join(params, state.stats), batch, dropout, at)
@@ -216,7 +215,7 @@ def _batch(state, data, rows, task, at):
     batch = batches.gather(data, rows)
     count = len(jax.tree.leaves(rows)[0])
     places = parallel.places(count, at.axis)
-    drawn = keys.per_row(keys.chain(state.key, keys.AUGMENT, state.step), places)
+    drawn = rng.per_row(rng.chain(state.key, rng.AUGMENT, state.step), places)
     return task.augment(drawn, {"real": jnp.ones(count), **batch}, at)
 
 

@@ -16,7 +16,7 @@ from jaxdet import checkpoint, plots, runs
 from jaxdet.ops import boxes
 from tests import tiny
 from tests.test_cli import PNG, files, main
-from tests.test_objects import small  # noqa: F401, the small network in place of `simple`
+from tests.test_objects import small  # noqa: F401
 
 LABELS = ("face", "tall", "wide")
 OBJECTS = ["--size", "64", "--epochs", "1", "--batch", "16", "--eval-batch", "6", "--devices", "1"]

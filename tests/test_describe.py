@@ -10,9 +10,9 @@ from flax import linen as nn
 from jaxdet import configs, describe
 from jaxdet.configs import networks
 from jaxdet.errors import InputError
+from jaxdet.flops.rules import Count
 from jaxdet.models.lenet import LeNet
 from jaxdet.models.resnet import ResNet
-from jaxdet.ops.arithmetic import Count
 from tests import tiny
 
 Tiny = ResNet(stages=(1, 1), width=8, classes=3)

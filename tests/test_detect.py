@@ -22,7 +22,7 @@ from jaxdet.data import batches, formats
 from jaxdet.models import efficientnet, heads, necks
 from jaxdet.models.layers import Part
 from jaxdet.models.resnet import Basic, ResNet
-from jaxdet.ops import host
+from jaxdet.training import host_init
 from tests import made
 from tests.test_cli import PNG, main
 from tests.test_objects import answers
@@ -124,7 +124,7 @@ def test_one_program_judges_by_the_assigners_of_all_epochs(data):
     config = detect.Config(root=str(data), size=(64, 96), width=8, model="resnet18", tal_from=1)
     with small():
         system = configs.build("detect", config)
-        kept = evaluate.variables(host.evaluate(train.maker(system, config)))
+        kept = evaluate.variables(host_init.evaluate(train.maker(system, config)))
         scorer = evaluate.Evaluator(system, "val", 1, parallel.devices(1))
         zero, one, two = (scorer(kept, epoch)["loss"] for epoch in range(3))
     assert zero != one == two and scorer.step._cache_size() == 1

@@ -6,7 +6,7 @@ import pytest
 
 from jaxdet import evaluate, parallel, train
 from jaxdet.errors import InputError
-from jaxdet.ops import host
+from jaxdet.training import host_init
 from tests import tiny
 
 
@@ -22,7 +22,7 @@ def history(devices, **changes):
     )
     among = parallel.devices(devices)
     step = compiled(config, system, among)
-    states = [parallel.put(host.evaluate(train.maker(system, config)), among)]
+    states = [parallel.put(host_init.evaluate(train.maker(system, config)), among)]
     data = parallel.put(system.splits["train"].arrays, among)
     for i in range(3):
         given = states[-1]
@@ -65,7 +65,7 @@ def test_the_loss_is_counted_once_over_all_devices(histories):
 
 def test_evaluation_on_four_devices_gives_the_scores_of_one():
     config, system = tiny.system(rows=21, dense=())
-    kept = evaluate.variables(host.evaluate(train.maker(system, config)))
+    kept = evaluate.variables(host_init.evaluate(train.maker(system, config)))
     one, four = (evaluate.Evaluator(system, "val", 8, parallel.devices(n))(kept, 0) for n in (1, 4))
     assert one.keys() == four.keys()
     for name in one:

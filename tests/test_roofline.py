@@ -9,9 +9,8 @@ from flax import linen as nn
 from jax.extend import core
 from PIL import Image
 
-from jaxdet import describe, roofline, timing
+from jaxdet import describe, flops, roofline, timing
 from jaxdet.models.lenet import LeNet
-from jaxdet.ops import flops
 
 IMAGES = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
 Small = partial(LeNet, widths=(2,), dense=(4,), classes=3)

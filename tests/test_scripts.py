@@ -13,7 +13,7 @@ from PIL import Image
 
 from jaxdet import checkpoint, cli, runs
 from jaxdet.data import identities
-from tests.test_resume import WORDS  # 84 steps, as processes there: compiled once
+from tests.test_resume import WORDS
 
 NAMED = ["0.png", "1.png", "2.png"]
 FACES = ["--model", "bottleneck", "--channels", "4", "--strides", "1", "--dim", "4", "--size", "32"]

@@ -10,8 +10,8 @@ import pytest
 from jaxdet import checkpoint, fit, runs, train
 from jaxdet.configs.base import System
 from jaxdet.data.arrays import Arrays
-from jaxdet.ops import host
 from jaxdet.progress import Progress
+from jaxdet.training import host_init
 from jaxdet.types import At, Task
 from tests import slow, tiny
 
@@ -52,7 +52,7 @@ def stepped(config, values, rows):
     """States before and after each batch of row indices in `rows`."""
     system = line_system(values)
     plan = train.plan(config, len(values))
-    states = [host.evaluate(train.maker(system, config))]
+    states = [host_init.evaluate(train.maker(system, config))]
     step = jax.jit(
         lambda s, r: train.train_step(
             s,
@@ -217,7 +217,7 @@ def test_at_tells_updates_and_epochs():
     )
     config, system = line_config(accumulate=2, batch=2), line_system([1.0] * 8)
     plan = train.plan(config, 8)
-    state = host.evaluate(train.maker(system, config))
+    state = host_init.evaluate(train.maker(system, config))
     optimizer = train.optimizer(config, plan)
     fixed = {"task": task, "optimizer": optimizer, "plan": plan, "axis": None}
     step = jax.jit(partial(train.train_step, **fixed))

@@ -47,7 +47,8 @@ def change(config):
     """The function (keys [B], batch, at) -> batch of a `Changing`."""
     import jax
 
-    from jaxdet.ops import changes, keys
+    from jaxdet import rng
+    from jaxdet.ops import changes
 
     one = changes.compose(*_geometric(config), *_photometric(config))
 
@@ -57,8 +58,8 @@ def change(config):
         epochs = at.hyper["steps"] // at.hyper["epoch_steps"] if known else config.epochs
         chance = jax.numpy.where(at.epoch < epochs - config.plain_last, 1.0, 0.0)
         for number, part in enumerate(_joins(config)):
-            scenes = part(keys.each(each, number), scenes, chance)
-        scenes = jax.vmap(one)(keys.each(each, len(_joins(config))), scenes)
+            scenes = part(rng.each(each, number), scenes, chance)
+        scenes = jax.vmap(one)(rng.each(each, len(_joins(config))), scenes)
         return batch | scenes._asdict()
 
     return changed

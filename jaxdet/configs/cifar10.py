@@ -125,8 +125,8 @@ def network(config, classes=10):
     import jax.numpy as jnp
     from flax import linen as nn
 
+    from jaxdet.kernels import conv
     from jaxdet.models import cifar, lenet, tiniest, tiny
-    from jaxdet.ops import conv
 
     check(config)
     part = {

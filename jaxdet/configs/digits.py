@@ -92,8 +92,9 @@ def network(config, classes=10):
     """The network of a `Config`, and the shape [B, H, W, C] of its input."""
     import jax.numpy as jnp
 
+    from jaxdet.kernels import conv
     from jaxdet.models.sliding import SlidingNet
-    from jaxdet.ops import conv, windows
+    from jaxdet.ops import windows
 
     net = SlidingNet(
         stages=windows.parse(config.stages),

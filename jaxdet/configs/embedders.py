@@ -40,8 +40,8 @@ def network(config, classes=40):
     """The network of an `Embedding`, and the shape [B, H, W, C] of its input."""
     import jax.numpy as jnp
 
+    from jaxdet.kernels import conv
     from jaxdet.models.embedder import Embedder
-    from jaxdet.ops import conv
 
     stages.check(config)
     dtype = jnp.bfloat16 if config.bfloat16 else None

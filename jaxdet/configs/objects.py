@@ -121,9 +121,9 @@ def network(config, classes=3):
     """The network of a `Config`, and the shape [B, H, W, C] of its input."""
     import jax.numpy as jnp
 
+    from jaxdet.kernels import conv
     from jaxdet.models import deeper, simple, vgg
     from jaxdet.models.localizer import Localizer
-    from jaxdet.ops import conv
 
     dtype = jnp.bfloat16 if config.bfloat16 else None
     part = {"conv_general_dilated": partial(conv.conv, impl=config.conv), "dtype": dtype}

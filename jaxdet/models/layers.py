@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jaxdet.ops import pool
+from jaxdet.kernels import pool
 
 INITIAL = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # arXiv:1502.01852
 

@@ -13,8 +13,8 @@ from benchmarks import steps, train_step
 from jaxdet import configs
 from jaxdet.configs.digits import Config
 from jaxdet.models.resnet import ResNet18
-from jaxdet.ops import host
 from jaxdet.tasks import windows as locate
+from jaxdet.training import host_init
 from jaxdet.types import At
 from tests import tiny
 
@@ -50,7 +50,7 @@ def test_the_peer_of_the_locator_is_the_same_network_and_loss(small):
     work = steps.workload("digits", 3, "lax")
     net, loss, images, target = work.peer(work.data)
     ours = configs.network("digits", replace(Config(), **small))[0]
-    variables = host.evaluate(ours.init, jax.random.key(0), work.data["image"][:1])
+    variables = host_init.evaluate(ours.init, jax.random.key(0), work.data["image"][:1])
     wide = [part.name for part in ours.plan() if part.width]
     names = [n for name in wide for n in (name, f"{name}_norm")][:-1]
     copy_into(leaves(net), [variables["params"][name] for name in names])
@@ -74,7 +74,7 @@ def test_the_peer_of_resnet18_is_the_same_network():
 
     peer, ours = networks.resnet18(10).eval(), ResNet18(classes=10)
     images = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype(np.float32)
-    variables = host.evaluate(ours.init, jax.random.key(0), images)
+    variables = host_init.evaluate(ours.init, jax.random.key(0), images)
     params, names = variables["params"], ("conv1", "conv1_norm", "conv2", "conv2_norm", "around")
     arrays = [params["stem"], params["stem_norm"]]
     for block in (f"stage{i}_block{j}" for i in range(1, 5) for j in (1, 2)):
@@ -144,7 +144,9 @@ def test_the_peer_of_photos_is_the_same_network_and_loss():
     work = steps.photos(2, None, None, model="simple", side=64)
     net, loss, images, target = work.peer(work.data)
     ours = configs.network("objects", configs.config("objects")(size=64))[0]
-    variables = host.evaluate(ours.init, jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32))
+    variables = host_init.evaluate(
+        ours.init, jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32)
+    )
     params = variables["params"]
     arrays = [a for i in (1, 2, 3) for a in norms(params["features"], f"conv{i}")]
     for branch in ("classifier", "boxer"):
@@ -164,7 +166,9 @@ def test_the_peer_of_the_detector_is_the_same_network_and_loss():
     net, loss, images, target = work.peer(work.data)
     system = configs.config("detect")(weights="-", freeze=3, fixed_norm=True)
     ours = configs.network("detect", system)[0]
-    variables = host.evaluate(ours.init, jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32))
+    variables = host_init.evaluate(
+        ours.init, jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32)
+    )
     copy_into(leaves(net), detector_arrays(variables["params"]))
     small = images[:, :, :64, :96], (target[0] / 4, *target[1:])
     with torch.no_grad():

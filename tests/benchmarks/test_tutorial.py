@@ -10,7 +10,7 @@ from benchmarks import prepared, tutorial
 from jaxdet import fit, parallel, train
 from jaxdet.configs.cifar10 import Config
 from jaxdet.data import batches
-from jaxdet.ops import host
+from jaxdet.training import host_init
 
 
 def test_pytorch_learns_the_same_from_the_same_batches():
@@ -20,7 +20,7 @@ def test_pytorch_learns_the_same_from_the_same_batches():
     config = Config(batch=4, devices=1, lr=0.05, conv="lax")
     system = prepared.classified(config, train=12, val=4)
     programs = fit.Programs(system, config)
-    state = parallel.put(host.evaluate(train.maker(system, config)), programs.among)
+    state = parallel.put(host_init.evaluate(train.maker(system, config)), programs.among)
     data = system.splits["train"].arrays
     theirs = peer.Training(data["image"], data["label"], lr=config.lr, momentum=config.momentum)
     for name, array in in_pytorch(state.params).items():

@@ -3,9 +3,9 @@
 import jax
 import pytest
 
+from jaxdet import flops
 from jaxdet.configs.backbones import factor
 from jaxdet.configs.detect import Config, network
-from jaxdet.ops import flops
 from tests.models.test_efficientnet import paths
 from tests.models.test_resnet import outputs, shaped
 

@@ -6,13 +6,12 @@ from dataclasses import asdict, replace
 import pytest
 from flax import linen as nn
 
-from jaxdet import configs, flags
+from jaxdet import configs, flags, flops
 from jaxdet.commands import sweep
 from jaxdet.configs import base, stages
 from jaxdet.configs.faces import Config, network
 from jaxdet.errors import InputError
 from jaxdet.models import convnext, layers
-from jaxdet.ops import flops
 from jaxdet.options import Sweep, Train
 from tests.models.test_resnet import outputs, shaped, size
 from tests.test_cli import main

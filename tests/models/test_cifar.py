@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from jaxdet import describe
+from jaxdet import describe, flops
 from jaxdet.errors import InputError
 from jaxdet.models.cifar import Narrow, Part, ResNet, ResNet20
 from jaxdet.models.lenet import LeNet
 from jaxdet.models.tiniest import Tiniest
 from jaxdet.models.tiny import Deep, Tiny
-from jaxdet.ops import flops
 from tests.models.test_efficientnet import paths
 from tests.models.test_resnet import outputs, shaped, size
 from tests.models.test_sliding import fill

@@ -6,10 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet import pretrained
+from jaxdet import flops, pretrained
 from jaxdet.models import convnext
 from jaxdet.models.convnext import Block, ConvNeXt, Small, Tiny
-from jaxdet.ops import flops
 from tests.models.test_resnet import outputs, shaped, size
 from tests.models.test_sliding import fill
 

@@ -11,7 +11,8 @@ from jaxdet.models import blocks, heads, necks
 from jaxdet.models.detector import Detector
 from jaxdet.models.heads import Decoupled
 from jaxdet.models.resnet import Basic, ResNet
-from jaxdet.ops import anchors, host
+from jaxdet.ops import anchors
+from jaxdet.training import host_init
 
 SHAPES = ((2, 8, 12, 8), (2, 4, 6, 12), (2, 2, 3, 16))
 TINY = partial(ResNet, stages=(1, 1, 1, 1), block=Basic, width=4, classes=0)
@@ -35,7 +36,7 @@ def shaped(module, *args):
 
 def applied(module, *args):
     """Outputs of a module with fresh variables, and those, on the host."""
-    variables = host.evaluate(module.init, jax.random.key(1), *args)
+    variables = host_init.evaluate(module.init, jax.random.key(1), *args)
     return jax.device_get(run(module, variables, *args)), variables
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdet import flops
 from jaxdet.models.efficientnet import (
     B0,
     B1,
@@ -20,7 +21,7 @@ from jaxdet.models.efficientnet import (
     timm_name,
     torch_name,
 )
-from jaxdet.ops import flops, host
+from jaxdet.training import host_init
 from tests.models.test_resnet import outputs, shaped, size
 from tests.models.test_sliding import fill
 
@@ -99,7 +100,7 @@ def test_activations_and_sums_are_rows_of_the_operation_table():
 def test_initial_kernels_keep_the_variance_of_what_flows_back():
     block = Block(width=96, squeeze=0)
     x = np.ones((1, 1, 1, 32), np.float32)
-    params = host.evaluate(block.init, jax.random.key(0), x)["params"]
+    params = host_init.evaluate(block.init, jax.random.key(0), x)["params"]
     for part, fan in {"expand": 6 * 32, "depthwise": 9, "project": 96}.items():
         np.testing.assert_allclose(params[part]["kernel"].std(), (2 / fan) ** 0.5, rtol=0.05)
 

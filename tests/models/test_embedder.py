@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdet import flops
 from jaxdet.models import mobilenet
 from jaxdet.models.bottleneck import Bottlenecks
 from jaxdet.models.convnext import ConvNeXt
 from jaxdet.models.embedder import Embedder
 from jaxdet.models.resnet import ResNet, ResNet18
-from jaxdet.ops import flops
 from tests.models.test_mobilenet import TinyV3
 from tests.models.test_resnet import outputs, shaped, size
 from tests.models.test_sliding import fill

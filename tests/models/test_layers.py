@@ -9,9 +9,10 @@ from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxdet import flops
 from jaxdet.models import layers
 from jaxdet.models.layers import Dropout, Part
-from jaxdet.ops import flops, host
+from jaxdet.training import host_init
 from tests import slow
 
 BOUND = 5  # standard deviations that a share may be off
@@ -179,7 +180,7 @@ def test_a_convolution_pads_as_in_torch(kernel, stride):
 def normal():
     """A convolution with a norm, its variables, and a batch."""
     x = drawn(8, 6, 6, 3) + 1
-    return One(), host.evaluate(One().init, jax.random.key(0), x), x
+    return One(), host_init.evaluate(One().init, jax.random.key(0), x), x
 
 
 def bare(variables, x):
@@ -228,6 +229,6 @@ def test_a_part_hands_on_what_all_parts_share():
 
 
 def test_initial_kernels_keep_the_variance_of_what_flows_back():
-    made = host.evaluate(One().init, jax.random.key(0), np.ones((1, 1, 1, 300), np.float32))
+    made = host_init.evaluate(One().init, jax.random.key(0), np.ones((1, 1, 1, 300), np.float32))
     kernel = made["params"]["conv"]["kernel"]
     np.testing.assert_allclose(kernel.std(), (2 / (9 * 4)) ** 0.5, rtol=0.05)

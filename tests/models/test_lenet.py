@@ -4,17 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdet import flops
 from jaxdet.errors import InputError
-from jaxdet.models.lenet import (
-    Doubled,
-    ExtraBoth,
-    ExtraConv,
-    ExtraDense,
-    LeNet,
-    Parallel,
-    Smaller,
-)
-from jaxdet.ops import flops
+from jaxdet.models.lenet import Doubled, ExtraBoth, ExtraConv, ExtraDense, LeNet, Parallel, Smaller
 from tests.models.test_resnet import size
 from tests.models.test_sliding import fill
 

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdet import optim
+from jaxdet import flops, optim
 from jaxdet.configs import backbones
 from jaxdet.configs.objects import Config, network
 from jaxdet.models.deeper import deeper
@@ -17,7 +17,7 @@ from jaxdet.models.plain import Plain, parts
 from jaxdet.models.resnet import PARTS, ResNet, ResNet18
 from jaxdet.models.simple import simple
 from jaxdet.models.vgg import vgg
-from jaxdet.ops import flops, host
+from jaxdet.training import host_init
 from tests.models.test_efficientnet import paths
 from tests.models.test_resnet import outputs, shaped, size
 from tests.models.test_sliding import fill
@@ -188,7 +188,7 @@ def test_boxes_are_shares_of_the_photo(made):
 def test_boxes_begin_over_the_middle():
     net = Tiny(features=partial(Plain, layout="M8"), hidden=(4,), rates=(0.5,))
     images = np.zeros((1, 16, 16, 3), np.float32)
-    fresh = host.evaluate(net.init, jax.random.key(0), images)
+    fresh = host_init.evaluate(net.init, jax.random.key(0), images)
     np.testing.assert_array_equal(fresh["params"]["boxer"]["out"]["bias"], np.float32(START))
     np.testing.assert_array_equal(fresh["params"]["classifier"]["out"]["bias"], 0)
     _, box = evaluated(net, fresh, images)  # all that comes in is 0
@@ -253,7 +253,7 @@ def test_a_box_of_cells_is_the_mean_of_theirs_by_weight(train):
 
 def test_a_box_of_cells_begins_over_the_middle():
     branch, _, maps = celled()
-    fresh = host.evaluate(branch.init, jax.random.key(0), maps)
+    fresh = host_init.evaluate(branch.init, jax.random.key(0), maps)
     box, _ = said(branch, fresh, tuple(0 * m for m in maps))
     np.testing.assert_allclose(box, [[0.25, 0.25, 0.75, 0.75]] * 3, atol=1e-6)
 

@@ -5,10 +5,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdet import pretrained
+from jaxdet import flops, pretrained
 from jaxdet.models import layers, mobilenet
 from jaxdet.models.mobilenet import V2, Row, V3Large, V3Small
-from jaxdet.ops import flops
 from tests.models.test_resnet import outputs, shaped, size
 from tests.models.test_sliding import fill
 

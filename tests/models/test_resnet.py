@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdet import flops
 from jaxdet.models.resnet import Bottleneck, ResNet, ResNet18, ResNet34, ResNet50
-from jaxdet.ops import flops
 from tests.models.test_sliding import fill
 
 Tiny = partial(ResNet, stages=(1, 1), width=8, classes=3)

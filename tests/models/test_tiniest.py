@@ -2,8 +2,9 @@ import jax
 import numpy as np
 import pytest
 
+from jaxdet import flops
+from jaxdet.kernels import conv
 from jaxdet.models.tiniest import Block, Tiniest
-from jaxdet.ops import conv, flops
 from tests.models.test_resnet import outputs, shaped, size
 from tests.models.test_sliding import fill
 

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdet import flops
 from jaxdet.models.tiny import Deep, Tiny
-from jaxdet.ops import flops
 from tests.models.test_efficientnet import paths
 from tests.models.test_resnet import outputs, shaped, size
 from tests.models.test_sliding import fill

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxdet import rng
 from jaxdet.data import digits
 from jaxdet.errors import InputError
-from jaxdet.ops import augment, boxes, keys
+from jaxdet.ops import augment, boxes
 from tests import slow
 
 LEVEL = 1.01 / 255  # rounding may fall either way between two programs
@@ -24,7 +25,7 @@ turn = jax.jit(augment._turn, static_argnames="side")
 
 @partial(jax.jit, static_argnames=("scale", "canvas"))
 def placed(images, seed, **options):
-    each = keys.per_row(jax.random.key(seed), jnp.arange(len(images)))
+    each = rng.per_row(jax.random.key(seed), jnp.arange(len(images)))
     return jax.vmap(partial(augment.place, **options))(each, images)
 
 
@@ -206,7 +207,7 @@ PLACES = {
 
 
 def swept(function, image, box, first, **options):
-    each = keys.per_row(jax.random.key(0), first + jnp.arange(200))
+    each = rng.per_row(jax.random.key(0), first + jnp.arange(200))
     return jax.vmap(partial(function, **options), in_axes=(0, None, None))(each, image, box)
 
 
@@ -389,7 +390,7 @@ def test_colours_change_and_grey_stays_grey():
 
 def alone(function, image, times=8, **options):
     """So many keys, and what each makes of one image without a box, on the host."""
-    each = keys.per_row(jax.random.key(0), jnp.arange(times))
+    each = rng.per_row(jax.random.key(0), jnp.arange(times))
     run = jax.jit(jax.vmap(partial(function, **options), in_axes=(0, None)))
     return each, jax.device_get(run(each, image))
 
@@ -434,7 +435,7 @@ def test_every_shift_is_drawn_and_none_without_padding():
 def test_mixed_images_are_those_of_the_loop_and_what_they_are_taken_for_as_well():
     images = np.stack([noise(seed) for seed in range(5)])
     wanted = np.eye(3, dtype=np.float32)[[0, 1, 2, 2, 0]]
-    each = keys.per_row(jax.random.key(0), jnp.arange(5))
+    each = rng.per_row(jax.random.key(0), jnp.arange(5))
     found = jax.device_get(jax.jit(partial(augment.mixup, alpha=0.7))(each, images, wanted))
     shares = [float(jax.random.beta(key, 0.7, 0.7)) for key in each]
     assert len(set(shares)) == 5 and all(0 <= share <= 1 for share in shares)

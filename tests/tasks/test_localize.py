@@ -9,10 +9,10 @@ import pytest
 from flax import linen as nn
 from scipy import special
 
-from jaxdet import metrics, parallel
+from jaxdet import metrics, parallel, rng
 from jaxdet.models.localizer import Localizer
 from jaxdet.models.plain import Plain
-from jaxdet.ops import augment, keys
+from jaxdet.ops import augment
 from jaxdet.tasks import localize
 from jaxdet.types import At
 from tests import slow
@@ -331,7 +331,7 @@ def test_evaluation_sees_the_photos_as_levels():
 def test_training_changes_each_photo_and_its_box_by_its_own_key():
     batch = drawn()
     photos = {**batch, "image": np.uint8(255 * batch["image"])}
-    each = keys.per_row(jax.random.key(0), jnp.arange(6))
+    each = rng.per_row(jax.random.key(0), jnp.arange(6))
     found = jax.jit(partial(labeller(change=augment.photo).task().augment, at=TRAIN))(each, photos)
     chex.assert_shape([found["image"], found["boxes"]], [(6, HEIGHT, WIDTH, 3), (6, 1, 4)])
     change = jax.jit(augment.photo)

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.ops import host, keys, windows
+from jaxdet import rng
+from jaxdet.ops import windows
 from jaxdet.tasks import windows as locate
+from jaxdet.training import host_init
 from jaxdet.types import At
 from tests import slow, tiny
 
@@ -109,10 +111,10 @@ def placed():
 
     @jax.jit
     def place(batch):
-        return system.task.augment(keys.per_row(jax.random.key(0), batch["id"]), batch, AT)
+        return system.task.augment(rng.per_row(jax.random.key(0), batch["id"]), batch, AT)
 
     batch = place(system.splits["train"].arrays)
-    return host.evaluate(system.task.init, jax.random.key(1), batch), batch
+    return host_init.evaluate(system.task.init, jax.random.key(1), batch), batch
 
 
 @cache

@@ -7,13 +7,13 @@ from jax import lax
 from jax.extend import core
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxdet import describe
+from jaxdet import describe, flops
 from jaxdet.configs import networks
+from jaxdet.flops.rules import Count
 from jaxdet.models.lenet import LeNet
 from jaxdet.models.resnet import Bottleneck, ResNet
 from jaxdet.models.sliding import Andrew, multiply_adds
-from jaxdet.ops import flops, windows
-from jaxdet.ops.arithmetic import Count
+from jaxdet.ops import windows
 from tests import tiny
 
 MATRIX = jax.ShapeDtypeStruct((3, 3), jnp.float32)

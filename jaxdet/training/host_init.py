@@ -15,7 +15,7 @@ import numpy as np
 from jax.extend import core
 from scipy import special
 
-from jaxdet.ops import flops
+from jaxdet import flops
 
 
 def evaluate(fn, *args):

@@ -8,8 +8,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from jaxdet.ops import flops
-from jaxdet.ops.arithmetic import Count
+from jaxdet import flops
+from jaxdet.flops.rules import Count
 from tests import slow
 
 laws = settings(deadline=None, max_examples=60)

@@ -30,9 +30,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from jaxdet.ops import ways
+from jaxdet.kernels import conv_algorithms
 
-Impl = Literal["auto", ways.Way]
+Impl = Literal["auto", conv_algorithms.Way]
 
 SMALL = 4  # pixels a side: XLA's CPU is slow at maps up to this size
 FEW = 4  # channels: XLA's CPU is slow at strided kernels over so few
@@ -43,9 +43,9 @@ _forced = ContextVar("forced", default=None)
 class Plan(NamedTuple):
     """The way of the outputs, and those whose transposes are the gradients."""
 
-    forward: ways.Way
-    by_image: ways.Way
-    by_kernel: ways.Way
+    forward: conv_algorithms.Way
+    by_image: conv_algorithms.Way
+    by_kernel: conv_algorithms.Way
 
 
 @contextmanager
@@ -99,7 +99,9 @@ def conv(
         return native()
     dilation = tuple(rhs_dilation or (1, 1))
     pads = _pads(x.shape, kernel.shape, window_strides, padding, dilation)
-    geometry = ways.Geometry(tuple(window_strides), pads, dilation, feature_group_count, precision)
+    geometry = conv_algorithms.Geometry(
+        tuple(window_strides), pads, dilation, feature_group_count, precision
+    )
     plan = choose(x.shape, kernel.shape, geometry, impl, x.dtype)
     return native() if set(plan) == {"lax"} else _planned(geometry, plan, x, kernel)
 
@@ -114,7 +116,7 @@ def choose(image, kernel, geometry, impl="auto", dtype=jnp.float32):
     impl = _forced.get() or impl if impl == "auto" else impl
     if impl == "auto":
         return _fastest(image, kernel, geometry) if quick(dtype) else Plan(*["lax"] * 3)
-    fits = partial(ways.able, image=image, kernel=kernel, geometry=geometry)
+    fits = partial(conv_algorithms.able, image=image, kernel=kernel, geometry=geometry)
     other = "shift" if impl == "im2col" and fits("shift") else "lax"  # the patches of depthwise
     return Plan(*[impl if fits(impl) else other] * 3)
 
@@ -122,14 +124,14 @@ def choose(image, kernel, geometry, impl="auto", dtype=jnp.float32):
 def _fastest(image, kernel, geometry):
     """What was measured to be fastest on a CPU."""
     _, *sides, channels = image
-    fits = partial(ways.able, image=image, kernel=kernel, geometry=geometry)
+    fits = partial(conv_algorithms.able, image=image, kernel=kernel, geometry=geometry)
     if fits("dot"):
         return Plan("dot", "dot", "dot")
     if fits("shift"):
         return Plan("shift", "mirror", "pairs")
     if fits("im2col") and max(sides) <= SMALL:
         return Plan("im2col", "im2col", "lax")
-    if fits("im2col") and max(ways.outputs(image, kernel, geometry)) == 1:
+    if fits("im2col") and max(conv_algorithms.outputs(image, kernel, geometry)) == 1:
         return Plan("im2col", "im2col", "im2col")
     if fits("blocks") and channels <= FEW:
         return Plan("blocks", "blocks", "lax")
@@ -140,7 +142,7 @@ def _fastest(image, kernel, geometry):
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _planned(geometry, plan, x, kernel):
-    return ways.WAYS[plan.forward](geometry, x, kernel)
+    return conv_algorithms.WAYS[plan.forward](geometry, x, kernel)
 
 
 @partial(_planned.defjvp, symbolic_zeros=True)
@@ -148,13 +150,17 @@ def _planned_jvp(geometry, plan, primals, tangents):
     (x, kernel), (by_image, by_kernel) = primals, tangents
     out, parts = _planned(geometry, plan, x, kernel), []
     if not isinstance(by_image, SymbolicZero):
-        parts.append(ways.WAYS[plan.by_image](geometry, by_image, kernel))
+        parts.append(conv_algorithms.WAYS[plan.by_image](geometry, by_image, kernel))
     if not isinstance(by_kernel, SymbolicZero):
-        parts.append(ways.WAYS[plan.by_kernel](geometry, x, by_kernel))
+        parts.append(conv_algorithms.WAYS[plan.by_kernel](geometry, x, by_kernel))
     if not parts:
         return out, jnp.zeros_like(out)
     tangent = sum(parts[1:], parts[0])
-    return (ways.once(out), ways.once(tangent)) if ways.SUMS & {*plan} else (out, tangent)
+    return (
+        (conv_algorithms.once(out), conv_algorithms.once(tangent))
+        if conv_algorithms.SUMS & {*plan}
+        else (out, tangent)
+    )
 
 
 def _pads(image, kernel, strides, padding, dilation):
@@ -174,4 +180,4 @@ def _is_nhwc(x, kernel, numbers):
     if x.ndim != 4 or 0 in (*x.shape, *kernel.shape):
         return False
     found = lax.conv_dimension_numbers(x.shape, kernel.shape, numbers)
-    return found == lax.conv_dimension_numbers(x.shape, kernel.shape, ways.LAYOUT)
+    return found == lax.conv_dimension_numbers(x.shape, kernel.shape, conv_algorithms.LAYOUT)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxdet.ops import conv
+from jaxdet.kernels import conv
 
 
 def max_pool(x, *, kernel, stride, padding=0):

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from jaxdet.ops import conv, flops, ways
+from jaxdet import flops
+from jaxdet.kernels import conv, conv_algorithms
 
 WAYS = ("auto", "lax", "dot", "im2col", "shift", "pairs", "mirror", "blocks")
 CASES = {  # batch, rows, columns, channels, out, kernel, stride, padding, dilation, groups
@@ -40,7 +41,7 @@ def inputs(case):
         "window_strides": (stride, stride),
         "padding": padding,
         "rhs_dilation": (dilation, dilation),
-        "dimension_numbers": ways.LAYOUT,
+        "dimension_numbers": conv_algorithms.LAYOUT,
         "feature_group_count": groups,
     }
     return x, weights, options

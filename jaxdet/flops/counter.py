@@ -19,8 +19,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 from jax.extend import core
 
-from jaxdet.ops import conv
-from jaxdet.ops.arithmetic import RULES, Count
+from jaxdet.flops.rules import RULES, Count
+from jaxdet.kernels import conv
 
 Convention = Literal["flop", "mac"]
 Padding = Literal["full", "valid"]

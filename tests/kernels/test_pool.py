@@ -10,7 +10,7 @@ from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdet.ops import conv, pool
+from jaxdet.kernels import conv, pool
 from tests import slow
 
 
