@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
 
-from jaxdet.metrics import THRESHOLDS
+from jaxdet.metrics.detection import THRESHOLDS
 
 TRUE, PREDICTED = "lime", "red"
 NAMED = 10  # classes at most that have a colour and a name of their own

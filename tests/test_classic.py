@@ -3,9 +3,11 @@ import sys
 import numpy as np
 import pytest
 
-from jaxdet import classic, configs, metrics
+from jaxdet import classic, configs
 from jaxdet.configs.objects import Config
 from jaxdet.errors import InputError
+from jaxdet.losses import boxes as box_losses
+from jaxdet.metrics import classification as classification_metrics
 from jaxdet.tasks import localize
 from tests.test_compare import made_up
 
@@ -82,15 +84,15 @@ def test_answers_are_judged_as_those_of_networks(system, kind):
 
     chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     missed = -np.log(chances[np.arange(count), source.arrays["label"]]).mean()
-    apart = float(localize.box_losses(kind, box, true / side).mean())
+    apart = float(box_losses.box_loss(kind, box, true / side).mean())
     assert found["loss"] == pytest.approx(0.5 * missed + 2 * apart, rel=1e-5)
     rows = {
         "label": source.arrays["label"],
         "predicted": logits.argmax(1),
-        "iou": np.array(1 - localize.box_losses("ciou", box, true / side)),
+        "iou": np.array(1 - box_losses.box_loss("ciou", box, true / side)),
         "distance": np.linalg.norm(box - true / side, axis=1),
     }
-    wanted = metrics.labelled_boxes(rows, classes)
+    wanted = classification_metrics.labelled_boxes(rows, classes)
     for name in ("count", "correct", "accuracy", "confusion"):
         assert found[name] == wanted[name]
     assert found["distance"] == pytest.approx(wanted["distance"], rel=1e-5)

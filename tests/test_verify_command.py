@@ -13,11 +13,12 @@ import pytest
 from flax import linen as nn
 from PIL import Image
 
-from jaxdet import evaluate, flags, runs, verification
+from jaxdet import evaluate, flags, runs
 from jaxdet import options_verify as options
 from jaxdet.commands import common, embedding, verify, verify_pairs, verify_probe
 from jaxdet.data import identities, images
 from jaxdet.errors import InputError
+from jaxdet.metrics import verification as verification_metrics
 from jaxdet.models import resnet
 from jaxdet.models.layers import Freezable
 from jaxdet.options import Eval
@@ -198,10 +199,16 @@ def test_dev_separates_pairs(said):
     found = said(verify.dev, DEV)
     table, owners = similarities()
     same = np.array([[owner == name for owner in owners] for name in UNKNOWN])
-    assert found["auc"] == pytest.approx(verification.auc(table.ravel(), same.ravel()), abs=0.01)
-    assert found["eer"] == pytest.approx(verification.eer(table.ravel(), same.ravel()), abs=0.01)
-    tars = verification.tar_at_far(table.ravel(), same.ravel())
-    assert [found[f"tar_at_far_{far:g}"] for far in verification.FARS] == pytest.approx(tars)
+    assert found["auc"] == pytest.approx(
+        verification_metrics.auc(table.ravel(), same.ravel()), abs=0.01
+    )
+    assert found["eer"] == pytest.approx(
+        verification_metrics.eer(table.ravel(), same.ravel()), abs=0.01
+    )
+    tars = verification_metrics.tar_at_far(table.ravel(), same.ravel())
+    assert [found[f"tar_at_far_{far:g}"] for far in verification_metrics.FARS] == pytest.approx(
+        tars
+    )
     assert 0 <= found["dir_at_fpir_0.1"] <= 1
 
 
@@ -370,9 +377,9 @@ def test_pairs_are_judged_by_folds(said):
     made /= np.linalg.norm(made, axis=1, keepdims=True)
     scores = [float(made[i] @ made[j]) for i, j in ((0, 1), (0, 2), (2, 3), (4, 3))]
     same = [True, False, True, False]
-    assert found["accuracy"] == pytest.approx(verification.lfw_folds(scores, same, 2).mean)
-    assert found["auc"] == verification.auc(scores, same)
-    assert found["tar_at_far_0.1"] == verification.tar_at_far(scores, same)[0]
+    assert found["accuracy"] == pytest.approx(verification_metrics.lfw_folds(scores, same, 2).mean)
+    assert found["auc"] == verification_metrics.auc(scores, same)
+    assert found["tar_at_far_0.1"] == verification_metrics.tar_at_far(scores, same)[0]
     assert said(verify_pairs.pairs, PAIRS, kind="euclidean", folds=4)["folds"] == 4
 
 
@@ -392,7 +399,7 @@ def test_pairs_that_are_left_out_do_not_move_others_to_another_fold(said):
     listed = identities.pairs("pairs.txt", "known").pairs
     embedder = embedding.restored(RUN, "best")
     score, same = verify_pairs._likeness(PAIRS, embedder, listed)
-    wanted, moved = (verification.lfw_folds(score, same, f) for f in ([0, 1, 1], [0, 0, 1]))
+    wanted, moved = (verification_metrics.lfw_folds(score, same, f) for f in ([0, 1, 1], [0, 0, 1]))
     assert found["threshold"] == wanted.thresholds.mean() != moved.thresholds.mean()
     assert (found["accuracy"], found["folds"]) == (wanted.mean, 2)
 

@@ -2,8 +2,9 @@
 
 import json
 
-from jaxdet import evaluate, metrics, parallel, tables, timing
+from jaxdet import evaluate, parallel, tables, timing
 from jaxdet.commands import common
+from jaxdet.metrics import detection as detection_metrics
 
 
 def run(options):
@@ -19,7 +20,7 @@ def run(options):
         if options.plots:
             _draw(system, rows, scores, options.plots / split)
         scores |= evaluate.summary(scores, scorer.operations(kept), seconds)
-        scores |= metrics.passed(scores["map"]) if system.many else {}
+        scores |= detection_metrics.passed(scores["map"]) if system.many else {}
         if options.json:
             print(json.dumps({"step": step, "split": split, **scores}))
         else:
@@ -33,14 +34,16 @@ def _draw(system, rows, scores, folder):
 
     names = system.about["classes"]
     if system.many:
-        least = f"scores from {metrics.CONFIDENCE:g}, IoU over {metrics.IOU:g}"
-        counts = metrics.confusion(rows, names)
+        least = f"scores from {detection_metrics.CONFIDENCE:g}, IoU over {detection_metrics.IOU:g}"
+        counts = detection_metrics.confusion(rows, names)
         plots.confusion(counts, [*names, "background"], folder / "confusion.png", least)
-        curves = metrics.precision_recall(rows, names)
-        path, marked = folder / "precision_recall.png", (0.1, metrics.CONFIDENCE, 0.5)
-        plots.precision_recall(curves, metrics.RECALLS, path, marked)
+        curves = detection_metrics.precision_recall(rows, names)
+        path, marked = folder / "precision_recall.png", (0.1, detection_metrics.CONFIDENCE, 0.5)
+        plots.precision_recall(curves, detection_metrics.RECALLS, path, marked)
         label = "mAP, IoU .5 to .95; red: thresholds of seed 002"
-        plots.bars(_maps(scores), folder / "map.png", label=label, marked=metrics.THRESHOLDS)
+        plots.bars(
+            _maps(scores), folder / "map.png", label=label, marked=detection_metrics.THRESHOLDS
+        )
     elif "confusion" in scores:
         plots.confusion(scores["confusion"], names, folder / "confusion.png")
 

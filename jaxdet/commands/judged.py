@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 
-from jaxdet import verification as scoring
 from jaxdet.commands import common
 from jaxdet.data import images
+from jaxdet.metrics import verification as scoring
 
 SHOWN = 112  # pixels a side of images in pictures
 

@@ -11,10 +11,11 @@ from urllib.parse import quote
 import jax
 import numpy as np
 
-from jaxdet import configs, describe, flags, metrics, runs, tables
+from jaxdet import configs, describe, flags, runs, tables
 from jaxdet.commands import common, cutoffs, log
 from jaxdet.configs import networks
 from jaxdet.configs.base import Training
+from jaxdet.metrics import classification as classification_metrics
 
 PICTURES = (
     "Validation scores against the epoch",
@@ -171,6 +172,6 @@ def _epochs(found):
 
 
 def _plateau(one):
-    place = metrics.plateau(_accuracies(one), rise=RISE, over=OVER)
+    place = classification_metrics.plateau(_accuracies(one), rise=RISE, over=OVER)
     epoch = "not reached" if place is None else one.metrics[place]["epoch"]
     return {"run": one.row["run"], "plateau from epoch": epoch}

@@ -11,10 +11,10 @@ import jax
 import numpy as np
 
 from jaxdet import runs, tables
-from jaxdet import verification as scoring
 from jaxdet.commands import common, embedding, judged, submission, verify_pairs, verify_probe
 from jaxdet.data import identities
 from jaxdet.errors import InputError
+from jaxdet.metrics import verification as scoring
 from jaxdet.ops import embeddings
 
 PAIRS = 10_000_000  # pairs of images, at most, of which AUC, ROC and histogram are made

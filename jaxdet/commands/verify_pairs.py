@@ -3,10 +3,10 @@
 import jax
 import numpy as np
 
-from jaxdet import verification as scoring
 from jaxdet.commands import common, embedding, judged
 from jaxdet.data import identities
 from jaxdet.errors import InputError
+from jaxdet.metrics import verification as scoring
 from jaxdet.ops import embeddings
 
 FOLDS = 10  # where a list of pairs says nothing

@@ -200,7 +200,7 @@ def system(config, classes, splits):
 
 def task_of(config, net, classes):
     """The `tasks.detect.Detection` of a `Config`."""
-    from jaxdet import losses
+    from jaxdet.losses import boxes as box_losses
     from jaxdet.tasks import detect, localize
 
     return detect.Detection(
@@ -209,7 +209,7 @@ def task_of(config, net, classes):
         changing.change(config),
         _assigner(config),
         _suppress(config),
-        box_loss=getattr(losses, config.box_loss),
+        box_loss=getattr(box_losses, config.box_loss),
         reading=_reading(config),
         levels=localize.LITE if config.model == "lite0" else localize.IMAGENET,
         views=detect.TTA if config.tta else detect.PLAIN,

@@ -39,7 +39,7 @@ class Embedder(nn.Module):
     used.  dim: 0 takes the average as it is.  bnneck: batch norm of the embedding, with scales and
     without shifts (Luo et al. 2019, arXiv:1903.07071), so that no number has the same sign for all.
     hidden: widths of the classifier's hidden layers, with ReLUs; () is a linear layer alone, whose
-    kernel [D, classes], turned over, holds the weights of `jaxdet.embedding_losses`.
+    kernel [D, classes], turned over, holds the weights of `jaxdet.losses.metric_learning`.
     rates: dropout of the embedding and of each hidden layer, on the way to the classes; () is none.
     What the backbone drops is its own.  variances: each class has its own, which learn, for
     `embedding_losses.lgm`; logits here are without them.

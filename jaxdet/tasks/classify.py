@@ -2,18 +2,19 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdet import metrics, tasks
+from jaxdet import tasks
+from jaxdet.losses import classification as classification_losses
+from jaxdet.metrics import classification as classification_metrics
 from jaxdet.tasks.localize import Levels
 from jaxdet.types import Task
 
-Loss = Literal["cross_entropy", "binary", "squared", "hinge"]
 HALF = Levels((0.5,) * 3, (0.5,) * 3)  # levels of -1 to 1, as in PyTorch's tutorial
 
 
@@ -30,14 +31,14 @@ class Classifier(NamedTuple):
     classes: tuple[str, ...]
     change: Callable | None = None
     mix: Callable | None = None
-    loss_kind: Loss = "cross_entropy"
+    loss_kind: classification_losses.LabelLoss = "cross_entropy"
     smoothing: float = 0.0
     mirrored: bool = False
     levels: Levels = HALF
 
     def task(self):
         """These functions as a `types.Task`."""
-        report = partial(metrics.labelled, classes=self.classes)
+        report = partial(classification_metrics.labelled, classes=self.classes)
         return Task(self.init, self.augment, self.loss, self.predict, self.measure, report)
 
     def init(self, key, batch):
@@ -62,7 +63,7 @@ class Classifier(NamedTuple):
         logits = logits.astype(jnp.float32)
         terms = {
             "accuracy": (logits.argmax(-1) == batch["label"]).astype(jnp.float32),
-            "loss": label_losses(self.loss_kind, logits, batch["wanted"]),
+            "loss": classification_losses.label_loss(self.loss_kind, logits, batch["wanted"]),
         }
         rows = tasks.real_rows(batch, at)
         terms = {name: values @ batch["real"] / rows for name, values in terms.items()}
@@ -87,22 +88,3 @@ class Classifier(NamedTuple):
     def _normal(self, images):
         mean, deviation = (np.float32(v)[None, None, None] for v in self.levels)
         return (images - mean) / deviation
-
-
-def label_losses(kind, logits, wanted):
-    """The loss `kind` of logits [B, K] for shares `wanted [B, K]` of the classes: [B].
-
-    `binary` is the cross entropy of K yes-or-no answers, `squared` the squared distance of the
-    softmax from what is wanted (Brier's score), `hinge` that of Weston and Watkins (1999), a
-    mean over classes as PyTorch's MultiMarginLoss.  (That of Crammer and Singer, 2001, a maximum
-    over them, left the tutorial's network at equal logits: accuracy .157 after 4 epochs.)
-    """
-    match kind:
-        case "binary":
-            return optax.sigmoid_binary_cross_entropy(logits, wanted).sum(-1)
-        case "squared":
-            return jnp.square(jax.nn.softmax(logits) - wanted).sum(-1)
-        case "hinge":
-            own = (logits * wanted).sum(-1, keepdims=True)
-            return jax.nn.relu(logits + 1 - wanted - own).mean(-1)
-    return optax.softmax_cross_entropy(logits, wanted)

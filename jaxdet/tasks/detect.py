@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdet import losses, metrics, parallel, tasks
+from jaxdet import parallel, tasks
+from jaxdet.losses import boxes as box_losses
+from jaxdet.metrics import detection as detection_metrics
 from jaxdet.ops import anchors, assign, boxes
 from jaxdet.tasks.localize import IMAGENET, Levels
 from jaxdet.tasks.readings import ZEROS, Reading
@@ -44,14 +46,14 @@ class Detection(NamedTuple):
     change: Callable
     assigner: Callable
     suppress: Callable
-    box_loss: Callable = losses.ciou
+    box_loss: Callable = box_losses.ciou
     reading: Reading = ZEROS
     levels: Levels = IMAGENET
     views: tuple[View, ...] = PLAIN
 
     def task(self):
         """These functions as a `types.Task`."""
-        report = partial(metrics.detections, classes=self.classes)
+        report = partial(detection_metrics.detections, classes=self.classes)
         return Task(self.init, self.augment, self.loss, self.predict, self.measure, report)
 
     def init(self, key, batch):

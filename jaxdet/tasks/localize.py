@@ -2,18 +2,18 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdet import losses, metrics, tasks
+from jaxdet import tasks
+from jaxdet.losses import boxes as box_losses
+from jaxdet.metrics import classification as classification_metrics
 from jaxdet.ops import boxes
 from jaxdet.types import Task
-
-BoxLoss = Literal["mse", "smooth_l1", "giou", "diou", "ciou"]
 
 
 class Levels(NamedTuple):
@@ -38,13 +38,13 @@ class Labeller(NamedTuple):
     net: Any
     classes: tuple[str, ...]
     change: Callable
-    box_loss: BoxLoss = "mse"
+    box_loss: box_losses.BoxLoss = "mse"
     smoothing: float = 0.0
     levels: Levels = IMAGENET
 
     def task(self):
         """These functions as a `types.Task`."""
-        report = partial(metrics.labelled_boxes, classes=self.classes)
+        report = partial(classification_metrics.labelled_boxes, classes=self.classes)
         return Task(self.init, self.augment, self.loss, self.predict, self.measure, report)
 
     def init(self, key, batch):
@@ -72,7 +72,7 @@ class Labeller(NamedTuple):
             "classification": optax.softmax_cross_entropy(logits, wanted),
             "regression": jnp.where(
                 boxes.area(true) > 0,  # an object that left the photo says nothing of its box
-                box_losses(self.box_loss, box.astype(jnp.float32), true),
+                box_losses.box_loss(self.box_loss, box.astype(jnp.float32), true),
                 0.0,
             ),
         }
@@ -105,20 +105,6 @@ class Labeller(NamedTuple):
     def _normal(self, images):
         mean, deviation = (np.float32(v)[None, None, None] for v in self.levels)
         return (images - mean) / deviation
-
-
-def box_losses(kind, predicted, true):
-    """The loss `kind` of boxes [B, 4] in shares of the image, a number a box: [B].
-
-    Shares differ by less than 1, so that `smooth_l1`, which is linear from there on (Girshick 2015,
-    arXiv:1504.08083), is half of `mse`.
-    """
-    match kind:
-        case "mse":
-            return jnp.square(predicted - true).mean(-1)
-        case "smooth_l1":
-            return optax.huber_loss(predicted, true).mean(-1)
-    return getattr(losses, kind)(predicted, true)
 
 
 def _sides(images):

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdet import embedding_losses as pulls
-from jaxdet import parallel, tasks, verification
+from jaxdet import parallel, tasks
+from jaxdet.losses import metric_learning as pulls
+from jaxdet.metrics import verification as verification_metrics
 from jaxdet.ops import embeddings
 from jaxdet.tasks.localize import Levels
 from jaxdet.types import Task
@@ -161,7 +162,10 @@ def report(rows):
     scores, same = pairs(rows["embedding"][:PAIRED], rows["label"][:PAIRED])
     if not same.size or same.all() or not same.any():
         return found
-    return found | {"auc": verification.auc(scores, same), "eer": verification.eer(scores, same)}
+    return found | {
+        "auc": verification_metrics.auc(scores, same),
+        "eer": verification_metrics.eer(scores, same),
+    }
 
 
 def pairs(embedding, label):

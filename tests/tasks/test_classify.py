@@ -9,6 +9,7 @@ from flax import linen as nn
 from scipy import special
 
 from jaxdet import parallel, rng
+from jaxdet.losses import classification as classification_losses
 from jaxdet.models.lenet import LeNet
 from jaxdet.ops import augment
 from jaxdet.tasks import classify
@@ -121,7 +122,9 @@ def test_images_that_are_mixed_lose_by_what_they_are_mixed_of(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_losses_are_least_at_what_is_wanted_and_their_gradients_finite_far_from_it(kind):
     wanted, sure = np.eye(3, dtype=np.float32), 100 * np.eye(3, dtype=np.float32)
-    losses = jax.jit(jax.value_and_grad(lambda x: classify.label_losses(kind, x, wanted).sum()))
+    losses = jax.jit(
+        jax.value_and_grad(lambda x: classification_losses.label_loss(kind, x, wanted).sum())
+    )
     for logits in (sure, -sure, np.zeros((3, 3), np.float32)):
         chex.assert_tree_all_finite(losses(logits))
     least, slope = losses(2 * sure - 100)
@@ -132,7 +135,7 @@ def test_losses_are_least_at_what_is_wanted_and_their_gradients_finite_far_from_
 def test_the_hinge_is_what_the_label_lacks_of_a_lead_of_one_over_each_other():
     """Weston and Watkins 1999: the mean of max(0, 1 + an other - the label's)."""
     logits = np.float32([[3, 0, 1], [1.5, 1, 0], [0, 0, 2]])
-    found = classify.label_losses("hinge", logits, np.eye(3)[[0, 0, 1]])
+    found = classification_losses.label_loss("hinge", logits, np.eye(3)[[0, 0, 1]])
     np.testing.assert_allclose(found, [0, 0.5 / 3, 4 / 3], rtol=1e-6)
 
 
@@ -142,7 +145,7 @@ def test_the_hinge_is_that_of_pytorch():
         np.random.default_rng(0).normal(size=(8, 5)).astype("float32"),
         np.arange(8) % 5,
     )
-    found = classify.label_losses("hinge", logits, np.eye(5, dtype="float32")[labels])
+    found = classification_losses.label_loss("hinge", logits, np.eye(5, dtype="float32")[labels])
     theirs = torch.nn.MultiMarginLoss(reduction="none")
     expected = theirs(torch.from_numpy(logits), torch.from_numpy(labels))
     np.testing.assert_allclose(found, expected, rtol=1e-5)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from jaxdet import losses
+from jaxdet.losses import boxes as box_losses
 from jaxdet.models.detector import Answers
 from jaxdet.ops import anchors, nms
 from jaxdet.tasks import detect, readings
@@ -82,7 +82,7 @@ def task(reading, found, assigner=None, **changes):
     )
 
 
-def loss(found, rows, reading=readings.ZEROS, box_loss=losses.ciou):
+def loss(found, rows, reading=readings.ZEROS, box_loss=box_losses.ciou):
     """(share, terms) of the loss, compiled."""
     return judged(found, rows, reading, box_loss)
 
@@ -263,7 +263,9 @@ def test_box_losses_by_name():
 
     @jax.jit
     def all_of(rows):  # what they share is compiled once
-        return {name: loss(found, rows, box_loss=getattr(losses, name))[1]["box"] for name in names}
+        return {
+            name: loss(found, rows, box_loss=getattr(box_losses, name))[1]["box"] for name in names
+        }
 
     told = jax.device_get(all_of(rows))
     assert told["iou"] <= told["diou"] <= told["ciou"] and told["iou"] <= told["giou"]

@@ -9,7 +9,9 @@ import pytest
 from flax import linen as nn
 from scipy import special
 
-from jaxdet import metrics, parallel, rng
+from jaxdet import parallel, rng
+from jaxdet.losses import boxes as box_losses
+from jaxdet.metrics import classification as classification_metrics
 from jaxdet.models.localizer import Localizer
 from jaxdet.models.plain import Plain
 from jaxdet.ops import augment
@@ -119,7 +121,7 @@ def test_the_loss_is_that_of_the_scalar_loop(kind, smoothing):
 @pytest.mark.parametrize("kind", KINDS)
 def test_equal_boxes_lose_nothing(kind):
     boxes = answers()["params"]["box"]
-    losses = jax.jit(localize.box_losses, static_argnums=0)(kind, boxes, boxes)
+    losses = jax.jit(box_losses.box_loss, static_argnums=0)(kind, boxes, boxes)
     np.testing.assert_allclose(losses, 0, atol=1e-4)
 
 
@@ -130,7 +132,7 @@ def test_gradients_at_empty_boxes_are_finite(kind):
     @jax.jit
     @jax.value_and_grad
     def total(predicted, true):
-        return localize.box_losses(kind, predicted, true).sum()
+        return box_losses.box_loss(kind, predicted, true).sum()
 
     for true in (empty, jnp.zeros((4, 4)), jnp.asarray(answers(4)["params"]["box"])):
         chex.assert_tree_all_finite(total(empty, true))
@@ -358,7 +360,7 @@ def measured(count, seed=0, labels=3):
 def test_scores_are_those_of_the_loop(count, labels):
     rows = measured(count, labels=labels)
     photos = [{name: rows[name][i] for name in rows} for i in range(count)]
-    found = metrics.labelled_boxes(rows, CLASSES)
+    found = classification_metrics.labelled_boxes(rows, CLASSES)
     of_labels, confusion = found.pop("labels"), found.pop("confusion")
     assert found == pytest.approx(slow.labelled_box_scores(photos), rel=1e-6)
     assert list(of_labels) == list(CLASSES)
@@ -372,7 +374,7 @@ def test_scores_are_those_of_the_loop(count, labels):
 
 def test_a_label_without_photos_has_no_scores_but_may_be_predicted():
     rows = {**measured(4, labels=2), "predicted": np.full(4, 2)}
-    report = metrics.labelled_boxes(rows, CLASSES)
+    report = classification_metrics.labelled_boxes(rows, CLASSES)
     assert report["labels"]["owl"] == {"count": 0, "correct": 0}
     assert report["confusion"][2] == [0, 0, 0]
     assert sum(row[2] for row in report["confusion"]) == 4
@@ -381,11 +383,11 @@ def test_a_label_without_photos_has_no_scores_but_may_be_predicted():
 
 def test_shares_are_of_photos_above_the_bounds():
     rows = {**measured(4), "iou": np.float32([0.5, 0.51, 0.75, 0.2])}
-    report = metrics.labelled_boxes(rows, CLASSES)
+    report = classification_metrics.labelled_boxes(rows, CLASSES)
     assert (report["iou50"], report["iou70"]) == (0.5, 0.25)
     assert report["iou_median"] == pytest.approx(0.505)
 
 
 def test_scores_can_be_written_as_json():
-    report = metrics.labelled_boxes(measured(9), CLASSES)
+    report = classification_metrics.labelled_boxes(measured(9), CLASSES)
     assert json.loads(json.dumps(report)) == report

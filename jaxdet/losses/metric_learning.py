@@ -1,4 +1,4 @@
-"""Losses of metric learning: element-wise, or logits for a cross entropy; see `jaxdet.losses`.
+"""Metric-learning losses: element-wise, or logits for a cross entropy.
 
 A number for each element, which the caller masks and averages; where an element may not count, a
 mask comes with it: `(loss * valid).sum() / jnp.maximum(valid.sum(), 1)`.

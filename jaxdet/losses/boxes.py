@@ -6,6 +6,11 @@ Box losses are one minus an overlap of `jaxdet.ops.boxes`, which states its edge
 their gradients are those of torchvision's box losses, for boxes that have an area.
 """
 
+from typing import Literal
+
+import jax.numpy as jnp
+import optax
+
 from jaxdet.ops import boxes
 
 EPS = 1e-7  # torchvision's default, in square pixels: boxes in units of the image would feel it
@@ -45,3 +50,20 @@ def ciou(predicted, true):
     the aspect ratio of a point.  Zheng et al. 2020, arXiv:1911.08287.
     """
     return 1 - boxes.ciou(predicted, true, eps=EPS)
+
+
+BoxLoss = Literal["mse", "smooth_l1", "giou", "diou", "ciou"]
+
+
+def box_loss(kind, predicted, true):
+    """The loss `kind` of boxes [B, 4] in shares of the image, a number a box: [B].
+
+    Shares differ by less than 1, so that `smooth_l1`, which is linear from there on (Girshick 2015,
+    arXiv:1504.08083), is half of `mse`.
+    """
+    match kind:
+        case "mse":
+            return jnp.square(predicted - true).mean(-1)
+        case "smooth_l1":
+            return optax.huber_loss(predicted, true).mean(-1)
+    return {"giou": giou, "diou": diou, "ciou": ciou}[kind](predicted, true)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdet import embedding_losses as losses
+from jaxdet.losses import metric_learning as losses
 from jaxdet.ops import embeddings
 from tests import slow_embeddings as slow
 
