@@ -27,7 +27,8 @@ import numpy as np
 from benchmarks import harness, prepared
 from jaxdet import rng, tables, timing
 from jaxdet.configs import cifar10
-from jaxdet.data import batches, digits, idx, images, named
+from jaxdet.data import digits, images, sampler
+from jaxdet.data import tfds as tfds_data
 from jaxdet.errors import InputError
 from jaxdet.ops import augment
 from jaxdet.types import At
@@ -83,9 +84,9 @@ def sources(options, folder):
     yield timed("embedded", "read", len(source), digits.embedded, options)
     one_by_one = partial(records, source, options.batch)
     yield timed("embedded", "records", options.batch, one_by_one, options)
-    mnist = Path(os.environ.get("JAXDET_DATA", "")) / "mnist"
-    if "JAXDET_DATA" in os.environ and mnist.is_dir():
-        yield timed("MNIST, idx", "read", None, partial(idx.mnist, mnist), options)
+    folder = Path(os.environ.get("JAXDET_DATA", "")) / "mnist"
+    if "JAXDET_DATA" in os.environ and folder.is_dir():
+        yield timed("MNIST, idx", "read", None, partial(mnist.mnist, folder), options)
     else:
         yield {"source": "MNIST, idx", "work": "read", "note": "no data in $JAXDET_DATA/mnist"}
     about = {"source": "tensorflow-datasets, array_record", "work": "read"}
@@ -93,7 +94,7 @@ def sources(options, folder):
         yield about | {"note": "not installed"}
     else:
         prepared.prepare(folder, "noise")
-        yield timed(*about.values(), None, partial(named.load, "noise", folder), options)
+        yield timed(*about.values(), None, partial(tfds_data.load, "noise", folder), options)
 
 
 def files(options, folder):
@@ -111,8 +112,8 @@ def files(options, folder):
 def on_device(options):
     """Rows of what runs compiled: `gather` and `place`."""
     arrays = digits.embedded().arrays
-    data, rows = jax.device_put(arrays), batches.order(0, 0, len(arrays["id"]), options.batch)[0]
-    gather = jax.jit(batches.gather)
+    data, rows = jax.device_put(arrays), sampler.order(0, 0, len(arrays["id"]), options.batch)[0]
+    gather = jax.jit(sampler.gather)
     yield timed("embedded", "gather", options.batch, partial(gather, data, rows), options)
     place = jax.jit(jax.vmap(partial(augment.place, canvas=options.canvas)))
     drawn = rng.per_row(jax.random.key(0), np.arange(options.batch))
@@ -122,7 +123,7 @@ def on_device(options):
 
 def changed(options):
     """Rows of what a step of `cifar10` does with the images of its batch, before its network."""
-    rows = batches.order(0, 0, NOISE, options.batch)[0]
+    rows = sampler.order(0, 0, NOISE, options.batch)[0]
     for names in ((), *((name,) for name in CHANGES), tuple(CHANGES)):
         changes = {field: value for name in names for field, value in CHANGES[name].items()}
         system = prepared.classified(cifar10.Config(**changes), train=NOISE, val=1)
@@ -135,7 +136,7 @@ def as_in_training(task, data, rows):
     """Images of a batch, as the first step gives them to the network."""
     at = At(True, jnp.int32(0), jnp.int32(0), {})
     drawn = rng.per_row(jax.random.key(0), jnp.arange(len(rows)))
-    return task.augment(drawn, batches.gather(data, rows), at)["image"]
+    return task.augment(drawn, sampler.gather(data, rows), at)["image"]
 
 
 def records(source, count):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from jaxdet import configs
 from jaxdet.configs import base, cifar10
-from jaxdet.data.arrays import Arrays
+from jaxdet.data.sources import Arrays
 
 TRAIN, TEST, SIDE = 400, 100, 28
 

@@ -23,7 +23,7 @@ import jax
 from benchmarks import harness, prepared
 from jaxdet import fit, tables, timing
 from jaxdet.configs.cifar10 import Config
-from jaxdet.data import batches
+from jaxdet.data import sampler
 from jaxdet.errors import InputError
 from jaxdet.progress import Progress
 
@@ -124,7 +124,7 @@ def in_torch(system, config):
     train, val = (system.splits[part].arrays for part in ("train", "val"))
     of = {"lr": config.lr, "momentum": config.momentum}
     training = tutorial.Training(train["image"], train["label"], **of)
-    rows = batches.order(0, 0, len(train["label"]), config.batch)
+    rows = sampler.order(0, 0, len(train["label"]), config.batch)
     return (
         lambda: training.steps(rows),
         lambda: training.accuracy(val["image"], val["label"], config.eval_batch),

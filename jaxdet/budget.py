@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdet import describe, evaluate, parallel, progress, runs, tables, timing, train
-from jaxdet.data import batches
+from jaxdet.data import sampler
 from jaxdet.errors import InputError
 from jaxdet.training import host_init
 
@@ -66,7 +66,7 @@ def _step_seconds(programs, system, config):
     """(mean seconds of a step, a state after some steps)."""
     state = parallel.put(host_init.evaluate(train.maker(system, config)), programs.among)
     source = system.splits["train"]
-    index = (system.order or batches.order)(config.seed, 0, len(source), config.batch)
+    index = (system.order or sampler.order)(config.seed, 0, len(source), config.batch)
     times, begun = [], None
     for row in source.batches(index):
         before = time.monotonic()

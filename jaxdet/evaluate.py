@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdet import flops, parallel, rng
-from jaxdet.data import batches
+from jaxdet.data import sampler
 from jaxdet.types import At
 
 
@@ -33,7 +33,7 @@ def join(params, stats):
 
 def prepared(task, data, rows, at):
     """The evaluation batch of `rows {index [B], real [B]}`, drawn by the samples' ids."""
-    batch = {**batches.gather(data, rows["index"]), "real": rows["real"]}
+    batch = {**sampler.gather(data, rows["index"]), "real": rows["real"]}
     root = rng.chain(jax.random.key(0), rng.EVALUATE)
     return task.augment(rng.per_row(root, batch["id"]), batch, at)
 
@@ -88,7 +88,7 @@ class Evaluator:
         self.task, self.among = system.task, among
         self.data = parallel.put(source.arrays, among) if data is None else data
         self.hyper = parallel.put(system.hyper, among)
-        self.rows = batches.padded(len(source), batch)
+        self.rows = sampler.padded(len(source), batch)
         self.count = len(source)
         step = partial(eval_step, task=self.task)
         self.step = parallel.compiled(step, among, whole=4, out_axes=(None, 0))

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxdet import checkpoint, evaluate, parallel, progress, runs, train
-from jaxdet.data import batches
+from jaxdet.data import sampler
 from jaxdet.training import host_init
 
 
@@ -88,7 +88,7 @@ class Loop:
     def __init__(self, programs, system, config, folder, show, stop):
         self.config, self.folder, self.show, self.stop = config, folder, show, stop
         self.programs, self.among = programs, programs.among
-        self.source, self.order = system.splits["train"], system.order or batches.order
+        self.source, self.order = system.splits["train"], system.order or sampler.order
         self.plan = train.plan(config, len(self.source))
         self.hyper = parallel.put(system.hyper, self.among)
         self.rate = train.learning_rate(config, self.plan)
@@ -152,7 +152,7 @@ class Loop:
 
     def _size(self):
         """Which of the sizes of training images the next step has."""
-        return batches.size(self.config.seed, self.at, len(self.programs.steps))
+        return sampler.size(self.config.seed, self.at, len(self.programs.steps))
 
     def _first_step(self):
         """Say how long the start took: imports, data, compilation."""

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from jaxdet import evaluate, optim, parallel, rng
-from jaxdet.data import batches
+from jaxdet.data import sampler
 from jaxdet.types import At, TrainState
 
 ZERO = np.float32(0)
@@ -152,7 +152,7 @@ def _blank_batch(data, task, at):
     def draw(data):
         rows = jnp.zeros(1, jnp.int32)
         drawn = rng.per_row(jax.random.key(0), rows)
-        return task.augment(drawn, {**batches.gather(data, rows), "real": jnp.ones(1)}, at)
+        return task.augment(drawn, {**sampler.gather(data, rows), "real": jnp.ones(1)}, at)
 
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(draw, data))
 
@@ -212,7 +212,7 @@ def scale_of(book):
 
 
 def _batch(state, data, rows, task, at):
-    batch = batches.gather(data, rows)
+    batch = sampler.gather(data, rows)
     count = len(jax.tree.leaves(rows)[0])
     places = parallel.places(count, at.axis)
     drawn = rng.per_row(rng.chain(state.key, rng.AUGMENT, state.step), places)

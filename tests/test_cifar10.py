@@ -15,7 +15,7 @@ from PIL import Image
 from jaxdet import budget, checkpoint, fit, plots, progress, runs, sweep
 from jaxdet.commands import common, log, report
 from jaxdet.configs.cifar10 import Config
-from jaxdet.data import cifar
+from jaxdet.data import cifar10
 from tests import made
 from tests.test_cli import PNG, files, main
 from tests.test_compare import cells, printed
@@ -349,7 +349,7 @@ def test_a_sweep_over_rates_has_the_costs_of_each(place, capsys):
 def test_a_sweep_that_is_killed_goes_on_where_it_was(place, monkeypatch):
     """Its data are read once in each process, and put on the devices once for both programs."""
     judged, asked, programs = [], [], []
-    evaluate, read = fit.Loop.evaluate, cifar.read
+    evaluate, read = fit.Loop.evaluate, cifar10.read
 
     def killed(loop):
         judged.append(loop.at)
@@ -365,7 +365,7 @@ def test_a_sweep_that_is_killed_goes_on_where_it_was(place, monkeypatch):
             programs.append(self.programs)
 
     monkeypatch.setattr(sweep, "Lanes", Lanes)
-    monkeypatch.setattr(cifar, "read", lambda *args: asked.append(args) or read(*args))
+    monkeypatch.setattr(cifar10, "read", lambda *args: asked.append(args) or read(*args))
     swept = ["sweep", "cifar10", "--root", "data", *SMALL, "--epochs", "1"]
     swept += ["--batch", "12", "9", "--out", "swept"]
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

@@ -18,7 +18,7 @@ from PIL import Image
 from jaxdet import configs, evaluate, fit, parallel, plots, runs, train
 from jaxdet.commands import common
 from jaxdet.configs import backbones, detect
-from jaxdet.data import batches, formats
+from jaxdet.data import formats, sampler
 from jaxdet.models import efficientnet, heads, necks
 from jaxdet.models.layers import Part
 from jaxdet.models.resnet import Basic, ResNet
@@ -168,7 +168,7 @@ def test_eval_draws_what_was_taken_for_what_and_looks_from_six_sides(place, caps
 
 def test_a_training_at_several_sizes_has_a_program_for_each(data, tmp_path, monkeypatch):
     sizes = []
-    monkeypatch.setattr(batches, "size", lambda *given: sizes.append(given) or len(sizes) % 2)
+    monkeypatch.setattr(sampler, "size", lambda *given: sizes.append(given) or len(sizes) % 2)
     with small():
         words = [*WORDS, "--sizes", "0.5", "1", "--out", tmp_path / "run"]
         assert main("train", "detect", "--root", data, *words) == 0

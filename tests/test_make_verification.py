@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from jaxdet.commands import make_verification
-from jaxdet.data import identities
+from jaxdet.data import verification_protocol
 from jaxdet.errors import InputError
 from jaxdet.options_verify import Make
 from tests.data.test_folders import drawn, on_disk
@@ -37,20 +37,22 @@ def test_every_image_is_somewhere_and_people_are_apart(chosen, tmp_path, capsys)
     assert not known & learnt and (len(known), len(learnt)) == (4, 3)
     seen = {}
     for part in ("dev", "test"):
-        files = identities.unknown(chosen.out / f"unknown_{part}")
+        files = verification_protocol.unknown(chosen.out / f"unknown_{part}")
         rows = list(csv.DictReader((chosen.out / f"verification_{part}.csv").open()))
-        true = identities.truth(
+        true = verification_protocol.truth(
             chosen.out / f"verification_{part}.csv", tuple(sorted(known)), files
         )
         assert set(true) >= {-1} and max(true) >= 0
         who = [source[file.read_bytes()] for file in files]
         for name, row in zip(who, rows, strict=True):
-            assert row["label"] == (name if name in known else identities.NOBODY)
+            assert row["label"] == (name if name in known else verification_protocol.NOBODY)
         seen[part] = set(who)
         assert not seen[part] & learnt
     assert not seen["dev"] & seen["test"]
-    sample = identities.read(chosen.out / "verification_sample_submission.csv")
-    assert not identities.mismatches(sample, identities.unknown(chosen.out / "unknown_test"))
+    sample = verification_protocol.read(chosen.out / "verification_sample_submission.csv")
+    assert not verification_protocol.mismatches(
+        sample, verification_protocol.unknown(chosen.out / "unknown_test")
+    )
 
 
 def test_a_seed_gives_the_same_folders(chosen, tmp_path):

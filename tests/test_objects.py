@@ -17,7 +17,7 @@ from PIL import Image
 from jaxdet import configs, plots, runs
 from jaxdet.commands import common
 from jaxdet.configs import objects
-from jaxdet.data import images, photos
+from jaxdet.data import images, localization
 from jaxdet.models import plain, simple
 from jaxdet.models.localizer import Localizer
 from jaxdet.ops import boxes
@@ -109,7 +109,7 @@ def judged(trained):
 
 def part(folder, name):
     """The rows of one table of a split, as lists of words."""
-    return list(csv.reader((folder / photos.PARTS[name]).open()))
+    return list(csv.reader((folder / localization.PARTS[name]).open()))
 
 
 def answers(*words):
@@ -134,10 +134,10 @@ def scores(*words, split="all"):
 
 def test_training_keeps_its_split(trained, data):
     run, _ = trained
-    rows, _ = photos.read(data)
-    parts = photos.split(rows, cut_val=0.25, cut_test=0.25)
+    rows, _ = localization.read(data)
+    parts = localization.split(rows, cut_val=0.25, cut_test=0.25)
     kept = {path.name: path.read_text() for path in (run / "splits").iterdir()}
-    assert kept == {photos.PARTS[name]: photos.table(of) for name, of in parts.items()}
+    assert kept == {localization.PARTS[name]: localization.table(of) for name, of in parts.items()}
     assert sum(len(of) for of in parts.values()) == 3 * EACH + 2
     about = json.loads((run / "config.json").read_text())["about"]
     assert about["classes"] == ["cup", "key", "pen"]
@@ -162,9 +162,11 @@ def test_training_logs_scores_of_labels_and_boxes(trained):
 
 def test_a_split_made_elsewhere_is_taken_photo_by_photo(place):
     chosen = {"train": ["cup/0.jpg", "key/1.jpg"], "val": ["pen/2.jpg"], "test": ["cup/7.jpg"]}
-    rows = {row.name: row for row in photos.read("data")[0]}
+    rows = {row.name: row for row in localization.read("data")[0]}
     for name, of_part in chosen.items():
-        runs.keep("mine", photos.PARTS[name], photos.table(rows[photo] for photo in of_part))
+        runs.keep(
+            "mine", localization.PARTS[name], localization.table(rows[photo] for photo in of_part)
+        )
     system = configs.build("objects", objects.Config(root="data", size=64, split_files="mine"))
     assert {name: source.names for name, source in system.splits.items()} == chosen
     assert not system.notes
@@ -190,7 +192,7 @@ def test_eval_prints_the_words_of_seed_000(place, judged, capsys):
 
 
 def test_eval_counts_every_photo_once(trained, judged):
-    assert [found["split"] for found in judged] == list(photos.PARTS)
+    assert [found["split"] for found in judged] == list(localization.PARTS)
     for found in judged:
         rows = part(trained[0] / "splits", found["split"])
         labels = [row[-1] for row in rows if row[0] not in ("flat.jpg", "gone.jpg")]
@@ -409,7 +411,7 @@ def test_split_writes_the_tables_that_training_kept(place, capsys):
     out = capsys.readouterr().out
     kept = {path.name: path.read_text() for path in Path("run/splits").iterdir()}
     assert {path.name: path.read_text() for path in Path("new").iterdir()} == kept
-    for name in photos.PARTS:
+    for name in localization.PARTS:
         assert re.search(rf"^\| {name} +\| +{len(part(Path('new'), name))} \|", out, re.M)
     assert main(*words, "--overwrite", "--split-seed", "5") == 0
     assert {path.name: path.read_text() for path in Path("new").iterdir()} != kept

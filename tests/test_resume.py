@@ -23,7 +23,7 @@ from jaxdet import fit as loop
 from jaxdet.configs import base
 from jaxdet.configs.base import System
 from jaxdet.configs.digits import Config
-from jaxdet.data.arrays import Arrays
+from jaxdet.data.sources import Arrays
 from jaxdet.progress import Progress
 from jaxdet.types import Task
 from tests import tiny

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from jaxdet import checkpoint, cli, runs
-from jaxdet.data import identities
+from jaxdet.data import verification_protocol
 from tests.test_resume import WORDS
 
 NAMED = ["0.png", "1.png", "2.png"]
@@ -153,9 +153,11 @@ def test_faces_go_from_folders_to_tables_and_a_report(checkout, start, people, t
     heading, *rows = (run / "classification.csv").read_text().splitlines()
     assert heading == "id,label" and [row.split(",")[0] for row in rows] == NAMED
     assert all(row.split(",")[1] in "012" for row in rows)
-    known = {path.name for path in (people / "known").iterdir()} | {identities.NOBODY}
-    table = identities.read(run / "verification.csv")
-    assert not identities.mismatches(table, identities.unknown(people / "unknown_test"))
+    known = {path.name for path in (people / "known").iterdir()} | {verification_protocol.NOBODY}
+    table = verification_protocol.read(run / "verification.csv")
+    assert not verification_protocol.mismatches(
+        table, verification_protocol.unknown(people / "unknown_test")
+    )
     assert {row.label for row in table.rows} <= known
     report = (run / "report.md").read_text()
     assert "## Cut-offs" in report and "verification, test reaches" in report

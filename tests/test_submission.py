@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from jaxdet.commands import submission
-from jaxdet.data import identities, images
+from jaxdet.data import images, verification_protocol
 from jaxdet.errors import InputError
 from jaxdet.options import Predict
 
@@ -67,7 +67,7 @@ def test_rows_are_those_of_the_sample(folder, heading):
 
 
 def test_rows_in_another_order_or_number_are_refused(folder):
-    names = [path.name for path in identities.unknown(folder)]
+    names = [path.name for path in verification_protocol.unknown(folder)]
     for wrong, count in ((names[::-1], 6), (names[:-1], 1), ([*names, "07.png"], 1)):
         text = "".join(f"{name},0\n" for name in wrong)
         Path("sample.csv").write_text(f"id,label\n{text}")

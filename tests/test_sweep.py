@@ -17,7 +17,7 @@ from jaxdet.commands import swept
 from jaxdet.configs import base
 from jaxdet.configs.base import System
 from jaxdet.configs.digits import Config
-from jaxdet.data.arrays import Arrays
+from jaxdet.data.sources import Arrays
 from jaxdet.options import Sweep, Train
 from jaxdet.progress import Progress
 from jaxdet.types import Task

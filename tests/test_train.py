@@ -9,7 +9,7 @@ import pytest
 
 from jaxdet import checkpoint, fit, runs, train
 from jaxdet.configs.base import System
-from jaxdet.data.arrays import Arrays
+from jaxdet.data.sources import Arrays
 from jaxdet.progress import Progress
 from jaxdet.training import host_init
 from jaxdet.types import At, Task

@@ -16,7 +16,7 @@ from PIL import Image
 from jaxdet import evaluate, flags, runs
 from jaxdet import options_verify as options
 from jaxdet.commands import common, embedding, verify, verify_pairs, verify_probe
-from jaxdet.data import identities, images
+from jaxdet.data import images, verification_protocol
 from jaxdet.errors import InputError
 from jaxdet.metrics import verification as verification_metrics
 from jaxdet.models import resnet
@@ -120,7 +120,7 @@ def similarities():
 
 
 def identities_of():
-    return identities.unknown("unknown")
+    return verification_protocol.unknown("unknown")
 
 
 def judged(join, threshold):
@@ -396,7 +396,7 @@ def test_pairs_that_are_left_out_do_not_move_others_to_another_fold(said):
     """The first fold keeps a pair, the second two; three in a row would be cut after two."""
     Path("pairs.txt").write_text(LIST.replace("n1 1 2", "n1 1 9"))
     found = said(verify_pairs.pairs, PAIRS, on_missing="skip")
-    listed = identities.pairs("pairs.txt", "known").pairs
+    listed = verification_protocol.pairs("pairs.txt", "known").pairs
     embedder = embedding.restored(RUN, "best")
     score, same = verify_pairs._likeness(PAIRS, embedder, listed)
     wanted, moved = (verification_metrics.lfw_folds(score, same, f) for f in ([0, 1, 1], [0, 0, 1]))

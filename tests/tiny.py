@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from jaxdet import configs
 from jaxdet.configs.digits import Config
-from jaxdet.data.arrays import Arrays
+from jaxdet.data.sources import Arrays
 
 CONFIG = Config(
     stages="c6s4,p2",

@@ -13,7 +13,7 @@ import numpy as np
 from jaxdet import checkpoint, configs, runs, tables
 from jaxdet import train as training
 from jaxdet.configs import base
-from jaxdet.data import arrays
+from jaxdet.data import sources
 from jaxdet.errors import InputError
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -165,7 +165,7 @@ def begin(folder, name, config, system):
     runs.start(folder)
     for path, text in system.files:
         runs.keep(folder, path, text)
-    record = arrays.record(system.splits["train"])
+    record = sources.record(system.splits["train"])
     runs.write_config(folder, name, asdict(config), system.about | {"record": record})
 
 

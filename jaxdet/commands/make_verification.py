@@ -3,7 +3,7 @@
 import numpy as np
 
 from jaxdet import runs
-from jaxdet.data import folders, identities
+from jaxdet.data import image_folder, verification_protocol
 from jaxdet.errors import InputError
 
 PARTS = ("dev", "test")
@@ -20,7 +20,10 @@ def run(options):
         for row in people[name]:
             _copy(row, options.out / "classification" / name / row.file)
     probes = {part: [] for part in PARTS}
-    for group, label, each in ((known, None, options.each), (strangers, identities.NOBODY, 0)):
+    for group, label, each in (
+        (known, None, options.each),
+        (strangers, verification_protocol.NOBODY, 0),
+    ):
         first = max(1, round(options.dev * len(group))) if len(group) > 1 else 0
         for number, name in enumerate(group):
             rows = [people[name][i] for i in random.permutation(len(people[name]))]
@@ -47,7 +50,7 @@ def _people(options):
             f"--known {options.known} --strangers {options.strangers} --each {options.each} --dev "
             f"{options.dev}: at least 2, 2 and 1 are wanted, and a share between 0 and 1"
         )
-    found = folders.read(options.root)
+    found = image_folder.read(options.root)
     people = {name: [] for name in found.classes}
     for rows in found.parts.values():
         for row in rows:
@@ -59,8 +62,8 @@ def _people(options):
             f"{options.strangers} want {wanted}, two of them to learn"
         )
     few = [name for name, rows in people.items() if len(rows) <= options.each]
-    if few or identities.NOBODY in people:
-        name = few[0] if few else identities.NOBODY
+    if few or verification_protocol.NOBODY in people:
+        name = few[0] if few else verification_protocol.NOBODY
         why = f"{len(people[name])} images, more than {options.each} are wanted"
         why = why if few else "this name is for strangers"
         raise InputError(f"{options.root}: {name}: {why}")
@@ -72,12 +75,12 @@ def _write(out, part, probes):
     for i, (row, _) in enumerate(probes):
         _copy(row, out / f"unknown_{part}" / f"{i:05d}.{row.file.rpartition('.')[2]}")
     labels = [label for _, label in probes]
-    runs.keep(out, f"verification_{part}.csv", identities.submission(labels))
+    runs.keep(out, f"verification_{part}.csv", verification_protocol.submission(labels))
     if part == "test":
-        blank = identities.submission([identities.NOBODY] * len(probes))
+        blank = verification_protocol.submission([verification_protocol.NOBODY] * len(probes))
         runs.keep(out, "verification_sample_submission.csv", blank)
 
 
 def _copy(row, path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(folders.content(row.image))
+    path.write_bytes(image_folder.content(row.image))

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxdet import runs, tables
 from jaxdet.commands import common, embedding, judged, submission, verify_pairs, verify_probe
-from jaxdet.data import identities
+from jaxdet.data import verification_protocol
 from jaxdet.errors import InputError
 from jaxdet.metrics import verification as scoring
 from jaxdet.ops import embeddings
@@ -23,7 +23,7 @@ PAIRS = 10_000_000  # pairs of images, at most, of which AUC, ROC and histogram 
 class Probes(NamedTuple):
     """N unknown images against M images of known identities."""
 
-    known: identities.Known
+    known: verification_protocol.Known
     files: list  # [N]
     true: Any  # [N]: place of the identity, -1 for nobody known; None where it is not told
     similarity: Any  # [N, M]
@@ -33,7 +33,9 @@ class Probes(NamedTuple):
     def named(self, threshold):
         """The label [N] of each image by a threshold."""
         taken = zip(self.found, self.score >= threshold, strict=True)
-        return [self.known.names[who] if yes else identities.NOBODY for who, yes in taken]
+        return [
+            self.known.names[who] if yes else verification_protocol.NOBODY for who, yes in taken
+        ]
 
     def right(self, threshold):
         """Whether each decision [N] by a threshold is right."""
@@ -129,8 +131,11 @@ def _keep(options, part, threshold, embedder, probes):
 
 def _told(options):
     """(known identities, unknown files, the truth or None) as the options name them."""
-    known, files = identities.known(options.known), identities.unknown(options.unknown)
-    true = identities.truth(options.truth, known.names, files) if options.truth else None
+    known, files = (
+        verification_protocol.known(options.known),
+        verification_protocol.unknown(options.unknown),
+    )
+    true = verification_protocol.truth(options.truth, known.names, files) if options.truth else None
     return known, files, true
 
 
@@ -223,7 +228,7 @@ def _draw_probes(options, probes, threshold):
     own = probes.known.owner[None] == probes.found[:, None]
     best = np.where(own, probes.similarity, -np.inf).argmax(1)
     sides = [(file, probes.known.paths[i]) for file, i in zip(probes.files, best, strict=True)]
-    true = [(*probes.known.names, identities.NOBODY)[who] for who in probes.true]
+    true = [(*probes.known.names, verification_protocol.NOBODY)[who] for who in probes.true]
     told = zip(true, probes.named(threshold), probes.score, strict=True)
     titles = [f"{yes}, taken for {name}, {score:.2f}" for yes, name, score in told]
     wrong = ~probes.right(threshold)

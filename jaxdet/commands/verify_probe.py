@@ -3,7 +3,7 @@
 import numpy as np
 
 from jaxdet.commands import common, embedding, judged
-from jaxdet.data import identities
+from jaxdet.data import verification_protocol
 from jaxdet.errors import InputError
 from jaxdet.metrics import verification as scoring
 from jaxdet.ops import embeddings
@@ -11,7 +11,7 @@ from jaxdet.ops import embeddings
 
 def probe(options):
     """Fit a linear classifier to every second image of each person, and judge it on the others."""
-    known = identities.known(options.folder)
+    known = verification_protocol.known(options.folder)
     counts = np.bincount(known.owner, minlength=len(known.names))
     if (counts > 1).sum() < 2:
         raise InputError(f"{options.folder}: two people with two images each are the least")

@@ -32,9 +32,9 @@ def without_data(name, chosen, about):
 
     `about` is what the run says of them: `classes`, and `record` as `data.arrays.record` has it.
     """
-    from jaxdet.data import arrays
+    from jaxdet.data import sources
 
-    splits = {"train": arrays.blank(about["record"])}
+    splits = {"train": sources.blank(about["record"])}
     return _checked(name, chosen).system(chosen, tuple(about["classes"]), splits)
 
 

@@ -12,7 +12,7 @@
     jaxdet sweep cifar10 --root DIR --grid arch      # the table of the variants; other grids: GRIDS
     jaxdet compare runs/a runs/b --report out.md     # the report of the seed
 
-DIR has CIFAR-10 in any of its forms: `jaxdet.data.cifar` lists them.  Nothing is downloaded.  The
+DIR has CIFAR-10 in any of its forms: `jaxdet.data.cifar10` lists them.  Nothing is downloaded.  The
 validation part is cut from the training images; the test images choose nothing.
 
 On JPEG copies of the set (accuracy is lower on them), `tiny` has 227,866 parameters.  On 2 CPU
@@ -190,9 +190,9 @@ def task_of(config, net, classes):
 
 def inspect(root):
     """({column: value} a class, what is wrong with files) of the folder or file `root`."""
-    from jaxdet.data import cifar
+    from jaxdet.data import cifar10
 
-    return cifar.survey(root)
+    return cifar10.survey(root)
 
 
 @base.reads("root", "cut_val", "split_seed")
@@ -200,9 +200,9 @@ def _data(config):
     """({part: source}, classes), shuffled: validation images are some of those for training."""
     import numpy as np
 
-    from jaxdet.data import cifar
+    from jaxdet.data import cifar10
 
-    found, classes = cifar.read(config.root)
+    found, classes = cifar10.read(config.root)
     random, images = np.random.default_rng(config.split_seed), found["train"]
     order = random.permutation(len(images))
     held = max(round(config.cut_val * len(images)), 1)

@@ -12,10 +12,10 @@ from jaxdet.errors import InputError
 
 def inspect(root):
     """({column: value} a label, what is wrong with rows) of the folder `root`."""
-    from jaxdet.data import photos
+    from jaxdet.data import localization
 
     _check_root(root)
-    return photos.survey(root)
+    return localization.survey(root)
 
 
 def cut(config):
@@ -31,26 +31,28 @@ def cut(config):
 
 def rows(config):
     """Rows of each part, and what is wrong with others."""
-    from jaxdet.data import photos
+    from jaxdet.data import localization
 
     _check_root(config.root)
     if getattr(config, "split_files", ""):
-        return photos.read_split(config.split_files, config.root)
-    every, bad = photos.read(config.root)
+        return localization.read_split(config.split_files, config.root)
+    every, bad = localization.read(config.root)
     shares = {name: getattr(config, name) for name in ("cut_val", "cut_test", "train_frac")}
-    return photos.split(every, **shares, seed=config.split_seed), bad
+    return localization.split(every, **shares, seed=config.split_seed), bad
 
 
 @base.reads("root", "split_files", "cut_val", "cut_test", "train_frac", "split_seed", "size")
 def read(config):
     """({part: rows}, classes, {part: source} of those that can be used, what is wrong)."""
-    from jaxdet.data import photos
+    from jaxdet.data import localization
 
     parts, bad = rows(config)
     classes = tuple(sorted({row.label for of_part in parts.values() for row in of_part}))
     splits, notes, first = {}, [*bad], 0
     for part, of_part in parts.items():
-        splits[part], bad = photos.load(of_part, config.root, config.size, classes, first_id=first)
+        splits[part], bad = localization.load(
+            of_part, config.root, config.size, classes, first_id=first
+        )
         first += len(of_part)
         notes += bad
     return parts, classes, splits, tuple(notes)
@@ -58,19 +60,20 @@ def read(config):
 
 def tables(parts):
     """Files that keep the split with the run."""
-    from jaxdet.data import photos
+    from jaxdet.data import localization
 
     return tuple(
-        (f"splits/{photos.PARTS[part]}", photos.table(of_part)) for part, of_part in parts.items()
+        (f"splits/{localization.PARTS[part]}", localization.table(of_part))
+        for part, of_part in parts.items()
     )
 
 
 def table(config, classes, path):
     """What a table says of photos: (path, index of the label, box in the photo's pixels)."""
-    from jaxdet.data import photos
+    from jaxdet.data import localization
 
     _check_root(config.root)
-    found, bad = photos.read_table(path, config.root)
+    found, bad = localization.read_table(path, config.root)
     unknown = [row.where for row in found if row.label not in classes]
     if bad or unknown:
         raise InputError(f"{bad[0] if bad else unknown[0] + ': a label that the run has not'}")

@@ -221,22 +221,22 @@ def inspect(root):
 
     Rows are {column: value}; boxes are judged by the input that `Config` has.
     """
-    from jaxdet.data import formats, scenes, unusual
+    from jaxdet.data import detection, formats, quality_checks
 
     found = formats.read(root)
-    oddities, bad = unusual.table(found, *Config.size)
-    return scenes.survey(found), bad, oddities
+    oddities, bad = quality_checks.table(found, *Config.size)
+    return detection.survey(found), bad, oddities
 
 
 @base.reads("root", "format", "cut_val", "seed", "slots", "size", "stream")
 def _data(config):
     """(Scenes, {part: {name of a photo: its id}}, {part: source}, what is wrong)."""
-    from jaxdet.data import formats, scenes
+    from jaxdet.data import detection, formats
 
     found = formats.read(config.root, config.format)
-    parts = scenes.with_val(found.parts, config.cut_val, config.seed)
-    slots, notes, splits, first = config.slots or scenes.most(parts), [*found.notes], {}, 0
-    read = scenes.streamed if config.stream else scenes.load
+    parts = detection.with_val(found.parts, config.cut_val, config.seed)
+    slots, notes, splits, first = config.slots or detection.most(parts), [*found.notes], {}, 0
+    read = detection.streamed if config.stream else detection.load
     for name, of_part in parts.items():
         splits[name], bad = read(of_part, *config.size, slots, first_id=first)
         notes += bad

@@ -39,9 +39,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
-from jaxdet.configs import backbones, base, embedders, people, stages
+from jaxdet.configs import backbones, base, embedders, stages
 from jaxdet.configs.base import System
 from jaxdet.configs.embedders import Embedding
+from jaxdet.data import faces
 from jaxdet.errors import InputError
 
 SMALLEST = 32  # pixels a side that stem and stages leave something of
@@ -109,22 +110,22 @@ class Config(Embedding):
     ema: float = 0.99
 
 
-told, network, inspect = stages.told, embedders.network, people.inspect
+told, network, inspect = stages.told, embedders.network, faces.inspect
 
 
 def build(config):
     """The system of a `Config`, with its data."""
-    classes, splits, notes = people.read(config)
+    classes, splits, notes = faces.read(config)
     base.check_notes(config, notes)
     return system(config, classes, splits)._replace(notes=notes)
 
 
 def system(config, classes, splits):
     """The system of a `Config` for data of these people."""
-    from jaxdet.data import batches, images
+    from jaxdet.data import images, sampler
 
     net, (_, *shape) = network(config, len(classes))
-    labels = people.labels(splits["train"])
+    labels = faces.labels(splits["train"])
     return System(
         task=_verifier(config, net, len(classes)).task(),
         splits=splits,
@@ -137,7 +138,7 @@ def system(config, classes, splits):
         weights=partial(embedders.pretrained, config) if config.weights else None,
         learns=backbones.factors(config),
         read=partial(images.levels, side=config.size),
-        order=batches.grouped(labels, config.group) if config.group else None,
+        order=sampler.grouped(labels, config.group) if config.group else None,
     )
 
 

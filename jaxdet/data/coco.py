@@ -8,7 +8,7 @@ beside it.  Category numbers may have gaps; classes are in the order of their nu
 import json
 from pathlib import Path
 
-from jaxdet.data import scenes
+from jaxdet.data import detection
 from jaxdet.errors import InputError
 
 BESIDE = "_annotations.coco.json"
@@ -23,7 +23,7 @@ def files(root):
     every = sorted((root / "annotations").glob("*.json"))  # captions and keypoints beside them
     for path in [path for path in every if path.stem.startswith(BOXES)] or every:
         found[path.stem.removeprefix(BOXES)] = path
-    return {scenes.part(name): path for name, path in found.items()}
+    return {detection.part(name): path for name, path in found.items()}
 
 
 def read(root):
@@ -37,8 +37,8 @@ def read(root):
             raise InputError(f"{path}: other categories than the parts before it")
         parts[name], bad = _part(Path(root), path, told, list(categories))
         notes += bad
-    kept, repeats = scenes.without_repeats(parts)
-    return scenes.Scenes(tuple(first.values()), kept, (*notes, *repeats), tuple(first))
+    kept, repeats = detection.without_repeats(parts)
+    return detection.Scenes(tuple(first.values()), kept, (*notes, *repeats), tuple(first))
 
 
 def _json(path):
@@ -80,7 +80,7 @@ def _part(root, path, told, numbers):
             continue
         number, name = image["id"], image["file_name"]
         file = _file(root, path, str(name))
-        made.append(scenes.scene(file, objects.get(number, []), name, number))
+        made.append(detection.scene(file, objects.get(number, []), name, number))
     return made, notes
 
 
@@ -90,7 +90,7 @@ def _object(one, numbers, known):
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
         return f"bbox {box!r}; left, top, width, height are wanted"
     if one.get("category_id") not in numbers:
-        return f"{scenes.UNKNOWN} {one.get('category_id')!r}, not in categories"
+        return f"{detection.UNKNOWN} {one.get('category_id')!r}, not in categories"
     if one.get("image_id") not in known:
         return f"image {one.get('image_id')!r} is not in images"
     x, y, width, height = map(float, box)
@@ -106,5 +106,5 @@ def _file(root, path, name):
     """Where a photo is: the first of the usual places that has it."""
     title = path.stem.removeprefix(BOXES)
     homes = (path.parent, root / title, root / "images" / title, root / "images", root)
-    places = [scenes.within(root, home.relative_to(root), name) for home in homes]
+    places = [detection.within(root, home.relative_to(root), name) for home in homes]
     return next((place for place in places if place.is_file()), places[0])

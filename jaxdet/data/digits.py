@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jaxdet.data import arrays, idx, named
+from jaxdet.data import mnist, sources
+from jaxdet.data import tfds as tfds_data
 from jaxdet.errors import InputError
 
 SOURCES = "embedded, mnist, tfds:NAME"
@@ -47,7 +48,7 @@ def embedded():
     scans, label = _scans()
     image = np.stack([_enlarge(scan) for scan in scans])
     order = np.random.default_rng(0).permutation(len(image))
-    return arrays.labelled(image[order], label[order], where="embedded digits")
+    return sources.labelled(image[order], label[order], where="embedded digits")
 
 
 def _read(source_name, root):
@@ -57,9 +58,9 @@ def _read(source_name, root):
             rows = np.arange(len(whole))
             return whole.take(rows[:EMBEDDED_TRAIN]), whole.take(rows[EMBEDDED_TRAIN:])
         case ("mnist", "", "") if root is not None:
-            return idx.mnist(root)
+            return mnist.mnist(root)
         case ("tfds", ":", name) if name:
-            return named.load(name, root)
+            return tfds_data.load(name, root)
     found = f"digits from {source_name!r} with root {root}"
     raise InputError(f"{found}; one of {SOURCES} is wanted, and for mnist a root")
 

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from jaxdet.data import coco, named_scenes, parquet, voc, yolo
+from jaxdet.data import coco, parquet, voc, yolo
+from jaxdet.data import tfds as tfds_data
 from jaxdet.errors import InputError
 
 READERS = {"yolo": yolo, "coco": coco, "voc": voc, "parquet": parquet}
@@ -13,8 +14,8 @@ def read(root, kind="auto"):
 
     InputError where it is none, or has nothing of that kind.
     """
-    if str(root).startswith(named_scenes.PREFIX):
-        return named_scenes.read(str(root).removeprefix(named_scenes.PREFIX))
+    if str(root).startswith(tfds_data.PREFIX):
+        return tfds_data.read_detection(str(root).removeprefix(tfds_data.PREFIX))
     if not root or not Path(root).is_dir():
         raise InputError(f"--root {root or '(none)'}: a folder of data is wanted")
     root = Path(root)

@@ -20,7 +20,7 @@ from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
 
-from jaxdet.data import scenes
+from jaxdet.data import detection
 from jaxdet.errors import InputError
 
 HELD = 2  # threads that go through a file in order are at the end of one group and in the next
@@ -40,7 +40,7 @@ def files(root):
     """{part: [files]}; {} when there are none."""
     found = {}
     for path in sorted([*Path(root).glob("*.parquet"), *Path(root).glob("data/*.parquet")]):
-        found.setdefault(scenes.part(path.stem.split("-")[0]), []).append(path)
+        found.setdefault(detection.part(path.stem.split("-")[0]), []).append(path)
     return found
 
 
@@ -58,7 +58,7 @@ def read(root):
             parts[name] += made
             notes += bad
     numbers = tuple(range(first, first + len(classes)))
-    return scenes.Scenes(classes, parts, tuple(notes), numbers)
+    return detection.Scenes(classes, parts, tuple(notes), numbers)
 
 
 def _table(path, column):
@@ -172,7 +172,7 @@ def _scenes(table, classes, first):
         found = [_object(*pair, classes, first) for pair in zip(boxes, categories, strict=True)]
         notes += [f"{where}: {one}" for one in found if isinstance(one, str)]
         objects = [one for one in found if not isinstance(one, str)]
-        made.append(scenes.scene(photo, objects, where, _number(number)))
+        made.append(detection.scene(photo, objects, where, _number(number)))
     return made, notes
 
 
@@ -184,7 +184,7 @@ def _number(told):
 def _object(box, category, classes, first):
     """(box, label, False), or what is wrong."""
     if not isinstance(category, int) or not first <= category < first + classes:
-        return f"{scenes.UNKNOWN} {category}; {first} to {first + classes - 1} are known"
+        return f"{detection.UNKNOWN} {category}; {first} to {first + classes - 1} are known"
     if not isinstance(box, list) or len(box) != 4 or None in box:
         return f"bbox {box}; left, top, width, height are wanted"
     x, y, width, height = box

@@ -7,7 +7,7 @@ marked difficult are not asked for (`crowd`).
 from pathlib import Path
 from xml.etree import ElementTree
 
-from jaxdet.data import images, scenes
+from jaxdet.data import detection, images
 from jaxdet.errors import InputError
 
 SETS = ("train", "val", "test")
@@ -37,13 +37,15 @@ def read(root):
     classes = tuple(sorted(found))
     made = {
         name: [
-            scenes.scene(image, [(box, classes.index(c), crowd) for box, c, crowd in objects], stem)
+            detection.scene(
+                image, [(box, classes.index(c), crowd) for box, c, crowd in objects], stem
+            )
             for image, objects, stem in of_part
         ]
         for name, of_part in parts.items()
     }
-    kept, repeats = scenes.without_repeats(made)
-    return scenes.Scenes(classes, kept, (*bad, *repeats))
+    kept, repeats = detection.without_repeats(made)
+    return detection.Scenes(classes, kept, (*bad, *repeats))
 
 
 def _sets(root):
@@ -60,7 +62,7 @@ def _sets(root):
 
 def _annotation(root, stem):
     """(image path, [(box, class, difficult)]) of one file."""
-    path = scenes.within(root, "Annotations", f"{stem}.xml")
+    path = detection.within(root, "Annotations", f"{stem}.xml")
     try:
         text = path.read_text()
         if "<!DOCTYPE" in text or "<!ENTITY" in text:
@@ -80,7 +82,7 @@ def _image(root, stem, named):
     for suffix in (".jpg", ".jpeg", ".png"):
         if (folder / f"{stem}{suffix}").is_file():
             return folder / f"{stem}{suffix}"
-    path = scenes.within(folder, named or f"{stem}.jpg")
+    path = detection.within(folder, named or f"{stem}.jpg")
     return path if path.suffix.lower() in images.SUFFIXES else folder / f"{stem}.jpg"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from jaxdet.data import images, scenes
+from jaxdet.data import detection, images
 from jaxdet.errors import InputError
 
 KEYS = ("train", "val", "test")
@@ -19,14 +19,14 @@ def read(root):
     """The `Scenes` of a folder with a data.yaml."""
     root, told = Path(root), _yaml(Path(root) / "data.yaml")
     classes = _names(told, root)
-    base = scenes.within(root, str(told.get("path") or "."))
+    base = detection.within(root, str(told.get("path") or "."))
     parts, notes = {}, []
     for key in KEYS:
         if told.get(key):
             parts[key], bad = _part(root, base, told[key], len(classes))
             notes += bad
-    kept, repeats = scenes.without_repeats(parts)
-    return scenes.Scenes(classes, kept, (*notes, *repeats))
+    kept, repeats = detection.without_repeats(parts)
+    return detection.Scenes(classes, kept, (*notes, *repeats))
 
 
 def _yaml(path):
@@ -55,7 +55,7 @@ def _part(root, base, places, classes):
     for place in [places] if isinstance(places, str) else places:
         path = _place(root, base, place)
         if path.suffix == ".txt":
-            files = [scenes.within(root, base, line) for line in _lines(path)]
+            files = [detection.within(root, base, line) for line in _lines(path)]
         elif path.is_dir():
             files = images.within(path)
         else:
@@ -63,7 +63,7 @@ def _part(root, base, places, classes):
         for file in files:
             objects, bad = _labels(file, classes)
             notes += bad
-            found.append(scenes.scene(file, objects, file.name))
+            found.append(detection.scene(file, objects, file.name))
     return found, notes
 
 
@@ -71,8 +71,8 @@ def _place(root, base, place):
     """A place that data.yaml names; Roboflow writes `../train/images` for one that is beside it."""
     plain = place.removeprefix("../")
     if plain != place and (base / plain).exists():
-        return scenes.within(root, base, plain)
-    return scenes.within(root, base, place)
+        return detection.within(root, base, plain)
+    return detection.within(root, base, place)
 
 
 def _labels(image, classes):
@@ -110,7 +110,7 @@ def _object(words, classes, width, height):
     if not (len(numbers) in (4, 5) or polygon):
         return f"{' '.join(words)!r}; class x y width height are wanted"
     if not label.is_integer() or not 0 <= label < classes:
-        return f"{scenes.UNKNOWN} {words[0]}; 0 to {classes - 1} are known"
+        return f"{detection.UNKNOWN} {words[0]}; 0 to {classes - 1} are known"
     if polygon:
         across, down = numbers[::2], numbers[1::2]
         x0, y0, x1, y1 = min(across), min(down), max(across), max(down)

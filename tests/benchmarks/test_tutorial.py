@@ -9,7 +9,7 @@ import pytest
 from benchmarks import prepared, tutorial
 from jaxdet import fit, parallel, train
 from jaxdet.configs.cifar10 import Config
-from jaxdet.data import batches
+from jaxdet.data import sampler
 from jaxdet.training import host_init
 
 
@@ -27,7 +27,7 @@ def test_pytorch_learns_the_same_from_the_same_batches():
         getattr(theirs.net, name).load_state_dict(
             {key: torch.from_numpy(value.copy()) for key, value in array.items()}
         )
-    rows = batches.order(0, 0, 12, 4)
+    rows = sampler.order(0, 0, 12, 4)
     for row in rows:
         state = programs.steps[0](state, programs.data, row)
     theirs.steps(rows)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxdet.data import formats, images, parquet, scenes
+from jaxdet.data import detection, formats, images, parquet
 from jaxdet.errors import InputError
 from tests import made
 
@@ -74,7 +74,7 @@ def test_what_there_is_is_listed_without_the_photos_and_a_damaged_file_is_named(
     np.testing.assert_array_equal(train[-1].boxes, [[1, 2, 4, 6]])
     assert images.packed(train[0].image) == noise(0)
     with pytest.raises(OSError, match=r"train\.parquet: not a readable parquet file") as error:
-        scenes.load(train[GROUP : GROUP + 1], 32, 32, 1)
+        detection.load(train[GROUP : GROUP + 1], 32, 32, 1)
     assert "\n" not in str(error.value)
 
 
@@ -83,7 +83,7 @@ def test_a_row_without_bytes_is_named_and_the_others_are_read(tmp_path, nothing)
     made.photo(1).save(tmp_path / "1.png")
     good = {"bytes": (tmp_path / "1.png").read_bytes()}
     write(tmp_path, [nothing, good, good], group=2)
-    source, notes = scenes.load(parquet.read(tmp_path).parts["train"], 32, 32, 1)
+    source, notes = detection.load(parquet.read(tmp_path).parts["train"], 32, 32, 1)
     assert notes == ["train.parquet row 1: no bytes of an image"]
     assert source.names == ["train.parquet row 2", "train.parquet row 3"]
 

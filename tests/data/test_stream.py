@@ -8,7 +8,7 @@ import pytest
 
 from jaxdet import configs, evaluate, train
 from jaxdet.configs.detect import Config
-from jaxdet.data import batches, formats, scenes, stream
+from jaxdet.data import detection, formats, sampler, sources, stream
 from jaxdet.errors import InputError
 from tests import made
 
@@ -22,8 +22,8 @@ def both(tmp_path_factory):
     root = tmp_path_factory.mktemp("data") / "yolo"
     made.yolo(root)
     found = formats.read(str(root)).parts["train"]
-    held, _ = scenes.load(found, *SIZE, 5, first_id=3)
-    streamed, notes = scenes.streamed(found, *SIZE, 5, first_id=3)
+    held, _ = detection.load(found, *SIZE, 5, first_id=3)
+    streamed, notes = detection.streamed(found, *SIZE, 5, first_id=3)
     assert not notes
     return held, streamed, root
 
@@ -37,7 +37,7 @@ def same(one, other):
 
 def test_batches_are_those_of_the_arrays_in_the_order_asked_for(both, caplog):
     held, streamed, _ = both
-    index = batches.order(0, 1, len(held), 2)
+    index = sampler.order(0, 1, len(held), 2)
     found = list(streamed.batches(index))
     assert len(found) == len(index) > 1
     for row, batch in zip(held.batches(index), found, strict=True):
@@ -64,15 +64,15 @@ def odd(folder):
         "b.jpg": [(1, 1, 9, 9)],
     }
     return [
-        scenes.scene(folder / name, [(box, 0, False) for box in of_photo], name)
+        detection.scene(folder / name, [(box, 0, False) for box in of_photo], name)
         for name, of_photo in boxes.items()
     ]
 
 
 def test_what_cannot_be_used_is_told_and_left_out_as_in_memory(tmp_path):
     found = odd(tmp_path)
-    held, notes = scenes.load(found, *SIZE, 2, first_id=3)
-    streamed, told = scenes.streamed(found, *SIZE, 2, first_id=3)
+    held, notes = detection.load(found, *SIZE, 2, first_id=3)
+    streamed, told = detection.streamed(found, *SIZE, 2, first_id=3)
     assert told == notes and len(notes) == 5
     assert len(streamed) == 2 and streamed.names == held.names == ["a.png", "b.jpg"]
     same(streamed.first(9).arrays, held.arrays)
@@ -80,16 +80,16 @@ def test_what_cannot_be_used_is_told_and_left_out_as_in_memory(tmp_path):
     with pytest.raises(
         InputError, match="none of 1 photos can be used; first: gone.png: .*no such"
     ):
-        scenes.streamed(found[:1], *SIZE, 2)
+        detection.streamed(found[:1], *SIZE, 2)
     with pytest.raises(InputError, match="none of 0 photos can be used"):
-        scenes.streamed([], *SIZE, 2)
+        detection.streamed([], *SIZE, 2)
 
 
 def test_a_damaged_photo_ends_a_stream_by_its_name(tmp_path):
     found = odd(tmp_path)
     whole = found[3].image.read_bytes()
     found[3].image.write_bytes(whole[:-200])
-    streamed, _ = scenes.streamed(found, *SIZE, 2)
+    streamed, _ = detection.streamed(found, *SIZE, 2)
     assert streamed.names == ["a.png", "b.jpg"]
     with pytest.raises(InputError, match=r"^b\.jpg: .*not a readable image.*take it away") as error:
         list(streamed.batches(np.arange(2)[None]))
@@ -115,8 +115,8 @@ def test_every_format_streams_what_memory_would_hold(tmp_path, name):
         pytest.importorskip("pyarrow")
     made.FORMATS[name](tmp_path / "set")
     for of_part in formats.read(tmp_path / "set").parts.values():
-        held, notes = scenes.load(of_part, *SIZE, 5)
-        streamed, told = scenes.streamed(of_part, *SIZE, 5)
+        held, notes = detection.load(of_part, *SIZE, 5)
+        streamed, told = detection.streamed(of_part, *SIZE, 5)
         assert told == notes and streamed.names == held.names
         same(streamed.first(9).arrays, held.arrays)
 
@@ -134,4 +134,4 @@ def test_a_state_and_samples_are_those_of_data_in_memory(both):
 def test_without_the_package_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setattr(stream, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"jaxdet\[data\]"):
-        stream.Stream(None, 1)
+        sources.Stream(None, 1)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.Image import Transpose
 
-from jaxdet.data import images, photos
+from jaxdet.data import images, localization
 from jaxdet.errors import InputError
 
 CLASSES = ["cat", "face"]
@@ -80,7 +80,7 @@ HEADER = "file,x0,y0,x1,y1,label"
     ],
 )
 def test_tables_are_read_with_all_that_csv_allows(root, table, lines):
-    (row,), bad = photos.read_table(write(table, *lines), root)
+    (row,), bad = localization.read_table(write(table, *lines), root)
     assert bad == []
     assert row[:3] == ("face", "a.jpg", (1, 2, 13, 14))
     assert row.name == "face/a.jpg"
@@ -88,7 +88,7 @@ def test_tables_are_read_with_all_that_csv_allows(root, table, lines):
 
 
 def test_a_header_is_looked_for_in_the_first_row_only(root, table):
-    good, bad = photos.read_table(write(table, HEADER, FIRST, HEADER), root)
+    good, bad = localization.read_table(write(table, HEADER, FIRST, HEADER), root)
     assert len(good) == 1
     assert bad == [f"{table} row 3: box x0 y0 x1 y1; four numbers of pixels are wanted"]
 
@@ -125,8 +125,8 @@ WRONG = {
 
 @pytest.mark.parametrize(("line", "says"), WRONG.values(), ids=WRONG)
 def test_one_bad_row_among_good_is_named_and_left_out(root, table, line, says):
-    rows, unread = photos.read_table(write(table, FIRST, line, "b.jpg,0,0,20,30,face"), root)
-    found, unused = photos.load(rows, root, 16, CLASSES)
+    rows, unread = localization.read_table(write(table, FIRST, line, "b.jpg,0,0,20,30,face"), root)
+    found, unused = localization.load(rows, root, 16, CLASSES)
     (message,) = unread + unused
     assert message.startswith(f"{table} row 2: ")
     assert re.search(says, message), message
@@ -140,13 +140,13 @@ def test_one_bad_row_among_good_is_named_and_left_out(root, table, line, says):
 def test_a_file_that_is_no_table_is_refused(root, table, content, says):
     write(table).write_bytes(content)
     with pytest.raises(InputError, match=f"face.csv: not a readable table .*{says}.*wanted"):
-        photos.read_table(table, root)
+        localization.read_table(table, root)
 
 
 @pytest.mark.parametrize("name", ["gone.csv", "images"])
 def test_a_table_that_cannot_be_opened_is_refused(root, name):
     with pytest.raises(InputError, match=f"{name}: not a readable table .*{HEADER} is wanted"):
-        photos.read_table(root / name, root)
+        localization.read_table(root / name, root)
 
 
 def test_read_takes_labels_in_the_order_of_seed_000_and_then_by_name(tmp_path):
@@ -155,7 +155,7 @@ def test_read_takes_labels_in_the_order_of_seed_000_and_then_by_name(tmp_path):
         (tmp_path / "images" / label).mkdir(parents=True)
         lines = [f"{name}.jpg,0,0,1,1,{label}" for name in "ba"]
         write(tmp_path / "annotations" / f"{label}.csv", *lines, f"{label}.jpg")
-    rows, bad = photos.read(tmp_path)
+    rows, bad = localization.read(tmp_path)
     order = ["motorcycle", "airplane", "face", "bird", "zebra"]
     assert [row.name for row in rows] == [f"{label}/{name}.jpg" for label in order for name in "ba"]
     tables = [f"{tmp_path}/annotations/{label}.csv" for label in order]
@@ -165,7 +165,7 @@ def test_read_takes_labels_in_the_order_of_seed_000_and_then_by_name(tmp_path):
 def test_a_photo_has_one_row_and_its_name_may_stand_under_two_labels(root, table):
     write(table, FIRST, "b.jpg,1,2,3,4,face", "a.jpg,3,4,5,6,face")
     other = write(table.with_name("cat.csv"), "a.jpg,1,2,3,4,cat", FIRST)
-    rows, bad = photos.read(root)
+    rows, bad = localization.read(root)
     assert [row.name for row in rows] == ["face/a.jpg", "face/b.jpg", "cat/a.jpg"]
     assert rows[0].box == (1, 2, 13, 14)
     assert bad == [
@@ -176,7 +176,7 @@ def test_a_photo_has_one_row_and_its_name_may_stand_under_two_labels(root, table
 
 def test_a_folder_without_tables_is_refused(root):
     with pytest.raises(InputError, match="annotations: no tables; one LABEL.csv a label"):
-        photos.read(root)
+        localization.read(root)
 
 
 # Images
@@ -293,9 +293,9 @@ def placed(draw):
 @given(st.lists(placed(), min_size=1, max_size=5), st.integers(1, 512))
 def test_boxes_go_to_the_network_and_back(found, side):
     size, box = (np.array(column) for column in zip(*found, strict=True))
-    there = photos.to_network(box, size, side)
+    there = localization.to_network(box, size, side)
     assert there.min() >= 0 and there.max() <= side * (1 + 1e-6)
-    np.testing.assert_allclose(photos.to_original(there, size, side), box, rtol=1e-5)
+    np.testing.assert_allclose(localization.to_original(there, size, side), box, rtol=1e-5)
 
 
 def lit(image):
@@ -313,8 +313,8 @@ def test_boxes_are_scaled_by_the_original_size(root, orientation, found):
     levels = np.zeros((height, width), np.uint8)
     levels[y0:y1, x0:x1] = 255
     store(root / "images" / "face" / "drawn.png", Image.fromarray(levels), orientation)
-    row = photos.Row("face", "drawn.png", tuple(map(float, found[1])), "here")
-    source, bad = photos.load([row], root, 128, CLASSES)
+    row = localization.Row("face", "drawn.png", tuple(map(float, found[1])), "here")
+    source, bad = localization.load([row], root, 128, CLASSES)
     assert bad == []
     np.testing.assert_array_equal(source.arrays["size"], [found[0]])
     box = source.arrays["boxes"][0, 0]
@@ -337,7 +337,7 @@ def by_the_author(rows, seed):
 @given(st.integers(10, 3000), st.integers(0, 9))
 def test_the_default_split_is_that_of_seed_000(count, seed):
     before = random.getstate()
-    found = photos.split(range(count), seed=seed)
+    found = localization.split(range(count), seed=seed)
     assert random.getstate() == before
     assert found == by_the_author(range(count), seed)
 
@@ -349,7 +349,7 @@ shares = st.floats(0, 1)
 def test_parts_are_disjoint_and_as_large_as_asked_for(count, val, test, train, seed):
     asked = {"cut_val": val, "cut_test": test, "train_frac": train, "seed": seed}
     try:
-        parts = photos.split(range(count), **asked)
+        parts = localization.split(range(count), **asked)
     except InputError as error:
         left = min(train, 1 - val - test)
         assert min(left, val, test) * count < 1 + 1e-6
@@ -362,13 +362,13 @@ def test_parts_are_disjoint_and_as_large_as_asked_for(count, val, test, train, s
     assert abs(len(parts["test"]) - test * count) < 1 + 1e-6
     most = count - len(parts["val"]) - len(parts["test"])
     assert len(parts["train"]) == min(int(train * count + 1e-9), most)
-    assert parts == photos.split(range(count), **asked)
+    assert parts == localization.split(range(count), **asked)
 
 
 def test_the_seed_decides_and_training_may_be_less():
-    whole, other = (photos.split(range(100), seed=seed) for seed in (1, 2))
+    whole, other = (localization.split(range(100), seed=seed) for seed in (1, 2))
     assert whole != other
-    less = photos.split(range(100), seed=1, train_frac=0.29)
+    less = localization.split(range(100), seed=1, train_frac=0.29)
     assert less == whole | {"train": whole["train"][:29]}
 
 
@@ -390,7 +390,7 @@ def test_the_seed_decides_and_training_may_be_less():
 )
 def test_a_split_that_leaves_a_part_empty_is_refused(count, asked, says):
     with pytest.raises(InputError, match=says):
-        photos.split(range(count), **asked)
+        localization.split(range(count), **asked)
 
 
 words = st.text(st.sampled_from("ab.é ,\"'"), min_size=1, max_size=8).filter(
@@ -403,35 +403,35 @@ numbers = st.integers(0, 10**7).map(float) | st.floats(0, 1e9) | st.floats(-10, 
 @given(st.lists(st.tuples(words, st.tuples(*[numbers] * 4)), max_size=4), words)
 def test_a_table_is_read_as_it_was_written(tmp_path, found, label):
     (tmp_path / "images" / label).mkdir(parents=True, exist_ok=True)
-    rows = [photos.Row(label, file, box, "") for file, box in found]
+    rows = [localization.Row(label, file, box, "") for file, box in found]
     path = tmp_path / "table.csv"
-    path.write_text(photos.table(rows), encoding="utf-8")
-    good, bad = photos.read_table(path, tmp_path)
+    path.write_text(localization.table(rows), encoding="utf-8")
+    good, bad = localization.read_table(path, tmp_path)
     assert bad == []
     assert [row[:3] for row in good] == [row[:3] for row in rows]
 
 
 def test_whole_numbers_are_written_as_such():
-    rows = [photos.Row("face", "a.jpg", (1.0, 2.5, 300000.0, 1234567.0), "")]
-    assert photos.table(rows) == "a.jpg,1,2.5,300000,1234567,face\n"
+    rows = [localization.Row("face", "a.jpg", (1.0, 2.5, 300000.0, 1234567.0), "")]
+    assert localization.table(rows) == "a.jpg,1,2.5,300000,1234567,face\n"
 
 
 @pytest.fixture
 def folder(root):
     """A split of the four good photos."""
     rows = [
-        photos.Row(label, f"{name}.jpg", (1.0, 2.0, 13.0, 14.0), "")
+        localization.Row(label, f"{name}.jpg", (1.0, 2.0, 13.0, 14.0), "")
         for label in CLASSES
         for name in "ab"
     ]
     parts = {"train": rows[:2], "val": rows[2:3], "test": rows[3:]}
     for part, of_part in parts.items():
-        (root / photos.PARTS[part]).write_text(photos.table(of_part))
+        (root / localization.PARTS[part]).write_text(localization.table(of_part))
     return root
 
 
 def test_a_kept_split_is_read_part_by_part(folder):
-    parts, bad = photos.read_split(folder, folder)
+    parts, bad = localization.read_split(folder, folder)
     assert bad == []
     names = {part: [row.name for row in rows] for part, rows in parts.items()}
     expected = {"train": ["cat/a.jpg", "cat/b.jpg"], "val": ["face/a.jpg"], "test": ["face/b.jpg"]}
@@ -442,21 +442,21 @@ def test_a_kept_split_with_a_photo_in_two_parts_is_refused(folder):
     path = folder / "test_data.csv"
     path.write_text(path.read_text() + "b.jpg,3,4,5,6,cat\n")
     with pytest.raises(InputError, match="test_data.csv row 2: cat/b.jpg is in train as well"):
-        photos.read_split(folder, folder)
+        localization.read_split(folder, folder)
 
 
 def test_a_kept_split_names_its_bad_rows_and_its_missing_table(folder):
     for name in ("training_data.csv", "test_data.csv"):
         path = folder / name
         path.write_text(path.read_text() + "c.jpg,1,2,3,4\n")
-    _, bad = photos.read_split(folder, folder)
+    _, bad = localization.read_split(folder, folder)
     assert [line.partition(":")[0] for line in bad] == [
         f"{folder}/training_data.csv row 3",
         f"{folder}/test_data.csv row 2",
     ]
     (folder / "val_data.csv").unlink()
     with pytest.raises(InputError, match="val_data.csv: not a readable table"):
-        photos.read_split(folder, folder)
+        localization.read_split(folder, folder)
 
 
 # Sources
@@ -465,10 +465,10 @@ def test_a_kept_split_names_its_bad_rows_and_its_missing_table(folder):
 def test_load_keeps_order_and_counts_ids_over_what_it_leaves_out(root):
     named = ["face/b", "cat/a", "face/gone", "face/a", "cat/b"]
     rows = [
-        photos.Row(*f"{name}.jpg".split("/"), (0.0, 3.0, 10.0 + i, 30.0), f"row {i}")
+        localization.Row(*f"{name}.jpg".split("/"), (0.0, 3.0, 10.0 + i, 30.0), f"row {i}")
         for i, name in enumerate(named)
     ]
-    source, bad = photos.load(rows, root, 16, CLASSES, first_id=7)
+    source, bad = localization.load(rows, root, 16, CLASSES, first_id=7)
     assert bad == [f"row 2: {root}/images/face/gone.jpg: no such image"]
     assert source.names == [f"{name}.jpg" for name in ("face/b", "cat/a", "face/a", "cat/b")]
     arrays = source.arrays
@@ -489,11 +489,14 @@ def test_load_keeps_order_and_counts_ids_over_what_it_leaves_out(root):
 
 
 def test_load_of_nothing_that_can_be_used_is_refused(root):
-    rows = [photos.Row("face", f"{name}.jpg", (0.0, 0.0, 1.0, 1.0), f"row {name}") for name in "xy"]
+    rows = [
+        localization.Row("face", f"{name}.jpg", (0.0, 0.0, 1.0, 1.0), f"row {name}")
+        for name in "xy"
+    ]
     with pytest.raises(InputError, match="none of 2 photos can be used; first: row x: .*no such"):
-        photos.load(rows, root, 16, CLASSES)
+        localization.load(rows, root, 16, CLASSES)
     with pytest.raises(InputError, match="none of 0 photos can be used$"):
-        photos.load([], root, 16, CLASSES)
+        localization.load([], root, 16, CLASSES)
 
 
 def test_survey_tells_sizes_and_boxes_by_label(root, table):
@@ -501,7 +504,7 @@ def test_survey_tells_sizes_and_boxes_by_label(root, table):
     lines = ["large.jpg,10,10,40,50,face", "gone.jpg,1,2,3,4,face", "b.jpg,1,2,3,face"]
     write(table, FIRST, *lines)
     write(table.with_name("cat.csv"), "gone.jpg,1,2,3,4,cat")
-    labels, bad = photos.survey(root)
+    labels, bad = localization.survey(root)
     cat, face = labels
     assert face == {
         "label": "face",
@@ -521,10 +524,10 @@ def test_survey_tells_sizes_and_boxes_by_label(root, table):
 def test_survey_of_tables_without_a_row_is_refused(root, table):
     write(table, HEADER)
     with pytest.raises(InputError, match="no row can be used$"):
-        photos.survey(root)
+        localization.survey(root)
     write(table, "a.jpg,1,2,3,face")
     with pytest.raises(InputError, match="no row can be used; first: .*row 1: 5 columns"):
-        photos.survey(root)
+        localization.survey(root)
 
 
 # The set that seed 000 was measured on
@@ -540,26 +543,26 @@ needs_data = pytest.mark.skipif("JAXDET_DATA" not in os.environ, reason="JAXDET_
 
 @needs_data
 def test_the_set_of_seed_000_has_its_counts(real):
-    rows, bad = photos.read(real)
+    rows, bad = localization.read(real)
     assert bad == []
     labels = [row.label for row in rows]
     assert labels == ["motorcycle"] * 798 + ["airplane"] * 800 + ["face"] * 435
 
 
 @needs_data
-@pytest.mark.parametrize("part", photos.PARTS)
+@pytest.mark.parametrize("part", localization.PARTS)
 def test_the_split_is_that_of_seed_000_row_for_row(real, part):
-    rows, _ = photos.read(real)
-    reference = (real / "reference" / photos.PARTS[part]).read_text()
-    assert photos.table(photos.split(rows)[part]) == reference + "\n"
+    rows, _ = localization.read(real)
+    reference = (real / "reference" / localization.PARTS[part]).read_text()
+    assert localization.table(localization.split(rows)[part]) == reference + "\n"
 
 
 @needs_data
 def test_one_training_row_of_seed_000_cannot_be_used(real):
-    parts, unread = photos.read_split(real / "reference", real)
+    parts, unread = localization.read_split(real / "reference", real)
     assert unread == []
     assert [len(rows) for rows in parts.values()] == [1626, 203, 204]
-    train, bad = photos.load(parts["train"], real, 16, ["airplane", "face", "motorcycle"])
+    train, bad = localization.load(parts["train"], real, 16, ["airplane", "face", "motorcycle"])
     assert len(train) == 1625
     (line,) = bad
     assert "training_data.csv row " in line and "box 104 38 126 38 holds no pixel" in line

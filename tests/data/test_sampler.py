@@ -2,34 +2,34 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxdet.data import batches
+from jaxdet.data import sampler
 
 sizes = {"count": st.integers(1, 60), "batch": st.integers(1, 25)}
 
 
 @given(**sizes)
 def test_an_epoch_shows_every_row_and_only_full_batches(count, batch):
-    rows = batches.order(0, 0, count, batch)
+    rows = sampler.order(0, 0, count, batch)
     assert rows.shape == (-(-count // batch), batch)
     assert set(rows.ravel()) == set(range(count))
     np.testing.assert_array_equal(np.sort(rows.ravel()[:count]), np.arange(count))
 
 
 def test_the_tail_wraps_round_to_the_first_rows():
-    rows = batches.order(0, 0, 5, 4).ravel()
+    rows = sampler.order(0, 0, 5, 4).ravel()
     np.testing.assert_array_equal(rows[5:], rows[:3])
 
 
 def test_order_depends_on_seed_and_epoch_alone():
-    first = batches.order(1, 2, 50, 10)
-    np.testing.assert_array_equal(first, batches.order(1, 2, 50, 10))
-    assert (first != batches.order(1, 3, 50, 10)).any()
-    assert (first != batches.order(2, 2, 50, 10)).any()
+    first = sampler.order(1, 2, 50, 10)
+    np.testing.assert_array_equal(first, sampler.order(1, 2, 50, 10))
+    assert (first != sampler.order(1, 3, 50, 10)).any()
+    assert (first != sampler.order(2, 2, 50, 10)).any()
 
 
 @given(**sizes)
 def test_evaluation_takes_every_row_once_and_marks_the_padding(count, batch):
-    rows, real = batches.padded(count, batch)
+    rows, real = sampler.padded(count, batch)
     assert rows.shape == real.shape == (-(-count // batch), batch)
     np.testing.assert_array_equal(rows[real == 1], np.arange(count))
     assert real.sum() == count
@@ -37,28 +37,28 @@ def test_evaluation_takes_every_row_once_and_marks_the_padding(count, batch):
 
 def test_rows_are_gathered_from_every_column():
     data = {"a": np.arange(5) * 10, "b": np.arange(10).reshape(5, 2)}
-    batch = batches.gather(data, np.array([3, 0]))
+    batch = sampler.gather(data, np.array([3, 0]))
     np.testing.assert_array_equal(batch["a"], [30, 0])
     np.testing.assert_array_equal(batch["b"], [[6, 7], [0, 1]])
 
 
 def test_without_data_the_rows_are_the_batch():
     rows = {"a": np.ones(3)}
-    assert batches.gather({}, rows) is rows
+    assert sampler.gather({}, rows) is rows
 
 
 def test_sizes_are_drawn_by_seed_and_step_alone_and_all_as_often():
-    drawn = [batches.size(0, step, 3) for step in range(300)]
-    assert drawn == [batches.size(0, step, 3) for step in range(300)]
-    assert drawn != [batches.size(1, step, 3) for step in range(300)]
+    drawn = [sampler.size(0, step, 3) for step in range(300)]
+    assert drawn == [sampler.size(0, step, 3) for step in range(300)]
+    assert drawn != [sampler.size(1, step, 3) for step in range(300)]
     assert np.bincount(drawn).min() > 70 and len(np.bincount(drawn)) == 3
-    assert {batches.size(0, step, 1) for step in range(9)} == {0}
+    assert {sampler.size(0, step, 1) for step in range(9)} == {0}
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=40), st.integers(1, 5), st.integers(1, 4))
 def test_grouped_batches_have_images_of_one_class_side_by_side(labels, each, groups):
     labels, batch = np.array(labels), each * groups
-    order = batches.grouped(labels, each)
+    order = sampler.grouped(labels, each)
     rows = order(3, 1, len(labels), batch)
     assert rows.shape == (-(-len(labels) // batch), batch)
     for group in rows.reshape(-1, each):
@@ -70,7 +70,7 @@ def test_grouped_batches_have_images_of_one_class_side_by_side(labels, each, gro
 
 def test_grouped_batches_show_every_row_where_the_groups_fit():
     labels = np.repeat(np.arange(6), 4)
-    order = batches.grouped(labels, 2)
+    order = sampler.grouped(labels, 2)
     first = order(0, 0, 24, 8)
     assert sorted(first.ravel()) == list(range(24))
     assert (first != order(0, 1, 24, 8)).any() and (first != order(1, 0, 24, 8)).any()
@@ -79,7 +79,7 @@ def test_grouped_batches_show_every_row_where_the_groups_fit():
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=40), st.integers(1, 4), st.integers(1, 5))
 def test_groups_of_a_batch_are_of_different_classes_where_there_are_enough(labels, each, groups):
     labels, batch = np.array(labels), each * groups
-    order = batches.grouped(labels, each)
+    order = sampler.grouped(labels, each)
     for epoch in range(4):
         rows = order(5, epoch, len(labels), batch)
         owners = labels[rows[:, ::each]]  # [steps, groups]
@@ -92,7 +92,7 @@ def test_groups_of_a_batch_are_of_different_classes_where_there_are_enough(label
 def test_a_batch_has_as_many_people_as_groups():
     """Eight people of ORL's ten images each; a shuffle alone gives one of them two groups."""
     labels = np.repeat(np.arange(8), 10)
-    order = batches.grouped(labels, 2)
+    order = sampler.grouped(labels, 2)
     seen = []
     for epoch in range(5):
         rows = order(0, epoch, 80, 8)

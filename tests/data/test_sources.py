@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from jaxdet.data import arrays
-from jaxdet.data.arrays import Arrays
+from jaxdet.data import sources
+from jaxdet.data.sources import Arrays
 from jaxdet.errors import InputError
 
 IMAGES = np.arange(1, 5, dtype=np.uint8)[:, None, None] * np.ones((3, 2), np.uint8)
@@ -34,14 +34,14 @@ def test_arrays_of_one_source_have_one_length(columns):
 def test_a_blank_record_is_like_those_of_its_source():
     ids = np.arange(4, dtype=np.int32)
     source = Arrays({"image": IMAGES, "boxes": np.ones((4, 0, 4), np.float32), "id": ids})
-    blank = arrays.blank(json.loads(json.dumps(arrays.record(source))))
+    blank = sources.blank(json.loads(json.dumps(sources.record(source))))
     assert len(blank) == 1 and blank.arrays.keys() == source.arrays.keys()
     for name, column in source.arrays.items():
         np.testing.assert_array_equal(blank.arrays[name], 0 * column[:1], strict=True)
 
 
 def test_labelled_numbers_the_rows_on_from_the_first_id():
-    source = arrays.labelled(IMAGES, np.uint8([0, 9, 5, 5]), where="here", first_id=60)
+    source = sources.labelled(IMAGES, np.uint8([0, 9, 5, 5]), where="here", first_id=60)
     assert {name: array.dtype for name, array in source.arrays.items()} == {
         "image": np.uint8,
         "label": np.int32,
@@ -65,4 +65,4 @@ def test_labelled_numbers_the_rows_on_from_the_first_id():
 )
 def test_labelled_names_what_is_wrong(image, label, message):
     with pytest.raises(InputError, match="^here.*" + message):
-        arrays.labelled(image, label, where="here")
+        sources.labelled(image, label, where="here")

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxdet.data import arrays, images
+from jaxdet.data import images, sources
 from jaxdet.errors import InputError
 
 PARTS = {"train": "training_data.csv", "val": "val_data.csv", "test": "test_data.csv"}
@@ -215,7 +215,7 @@ def _source(kept, side, classes):
     numbers, rows, found = zip(*kept, strict=True)
     size = np.array([photo.size for photo in found], np.int32)
     corners = np.array([row.box for row in rows], np.float32)
-    return arrays.Arrays(
+    return sources.Arrays(
         {
             "image": np.stack([photo.image for photo in found]),
             "label": np.array([classes.index(row.label) for row in rows], np.int32),

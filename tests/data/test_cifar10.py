@@ -9,24 +9,24 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from jaxdet.data import cifar
+from jaxdet.data import cifar10
 from jaxdet.errors import InputError
 from tests.data import test_folders as trees
 from tests.data import test_named as sets
 
-ROWS = {name: 3 for names in cifar.FILES.values() for name in names} | {"test_batch": 2}
+ROWS = {name: 3 for names in cifar10.FILES.values() for name in names} | {"test_batch": 2}
 
 
 def batch(name):
     """Values [N, 3072] and labels of a batch: noise of its own."""
     draw = np.random.default_rng([*name.encode()])
-    values = draw.integers(0, 256, (ROWS[name], cifar.VALUES), np.uint8)
+    values = draw.integers(0, 256, (ROWS[name], cifar10.VALUES), np.uint8)
     return values, draw.integers(0, 10, ROWS[name]).tolist()
 
 
 def expected(part):
     """Images and labels of a part, pixel by pixel from the order red, green, blue."""
-    found = [batch(name) for name in cifar.FILES[part]]
+    found = [batch(name) for name in cifar10.FILES[part]]
     values = np.concatenate([values for values, _ in found]).reshape(-1, 3, 32, 32)
     image = np.stack([values[:, channel] for channel in range(3)], axis=-1)
     return image, [label for _, labels in found for label in labels]
@@ -102,18 +102,18 @@ def check(found):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_batches_is_read(tmp_path, form):
-    check(cifar.read(trees.on_disk(tmp_path / "batches", FORMS[form])))
+    check(cifar10.read(trees.on_disk(tmp_path / "batches", FORMS[form])))
 
 
 @pytest.mark.parametrize("form", ["Python 2", "binary"])
 def test_batches_are_found_packed_and_in_a_folder(tmp_path, form):
     packed = trees.below("cifar-10-batches", FORMS[form])
-    check(cifar.read(trees.on_disk(tmp_path / "around", packed)))
+    check(cifar10.read(trees.on_disk(tmp_path / "around", packed)))
     folder = trees.on_disk(tmp_path / "packed", {"notes.txt": b"", "more/a.png": trees.A})
-    check(cifar.read(trees.zipped(folder / "cifar-10.tar.gz", packed)))
-    check(cifar.read(str(folder)))
+    check(cifar10.read(trees.zipped(folder / "cifar-10.tar.gz", packed)))
+    check(cifar10.read(str(folder)))
     (folder / "cifar-10.tar.gz").rename(folder / "other.tgz")
-    check(cifar.read(folder))
+    check(cifar10.read(folder))
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def refused(tmp_path):
     def read(found):
         place = trees.on_disk(tmp_path / "batches", found)
         with pytest.raises(InputError) as raised:
-            cifar.read(place)
+            cifar10.read(place)
         message = str(raised.value)
         assert message.startswith(f"{place}") and "\n" not in message
         return message.removeprefix(str(place))
@@ -214,7 +214,7 @@ def test_setting_attributes_leaves_no_trace(refused, tmp_path):
         for key in (b"__defaults__", b"dtype", b"__setstate__"):
             evil = b"N}" + text(key) + b"Ns\x86b"
             refused(files(test_batch=b"\x80\x02" + name + evil + b"."))
-    check(cifar.read(trees.on_disk(tmp_path / "batches", files())))
+    check(cifar10.read(trees.on_disk(tmp_path / "batches", files())))
 
 
 def test_a_truncated_tar_is_named(tmp_path):
@@ -222,7 +222,7 @@ def test_a_truncated_tar_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-1000])
     for root in (path, tmp_path):
         with pytest.raises(InputError, match=f"^{path}: is cut short or damaged .*fetch it again"):
-            cifar.read(root)
+            cifar10.read(root)
 
 
 # Folders of images
@@ -243,7 +243,7 @@ def test_images_in_folders_of_classes(tmp_path, form, inside):
     form(place, trees.below("cifar-jpg", {**IMAGES, "README.md": b"text"}))
     if inside and form is trees.on_disk:
         place = place / "cifar-jpg"
-    sources, classes = cifar.read(tmp_path / "data" if form is not trees.on_disk else place)
+    sources, classes = cifar10.read(tmp_path / "data" if form is not trees.on_disk else place)
     assert classes == ("cat", "ship")
     arrays = sources["train"].arrays
     assert (arrays["image"].shape, arrays["image"].dtype) == ((3, 32, 32, 3), np.uint8)
@@ -272,7 +272,7 @@ def test_an_image_that_cannot_be_used_is_named(refused, more, says):
 def test_where_nothing_is_found_the_remedy_is_said(tmp_path, found):
     for root in (trees.on_disk(tmp_path / "data", found), tmp_path / "gone"):
         with pytest.raises(InputError, match=f"^CIFAR-10 is not in {root}: looked for") as raised:
-            cifar.read(root)
+            cifar10.read(root)
         message = str(raised.value)
         assert "cifar-10-python.tar.gz" in message and "\n" not in message
         assert "put one of these there, nothing is downloaded" in message
@@ -281,7 +281,7 @@ def test_where_nothing_is_found_the_remedy_is_said(tmp_path, found):
 @pytest.mark.parametrize("root", [None, ""])
 def test_without_a_root_nothing_is_looked_for(root):
     with pytest.raises(InputError, match="^CIFAR-10 is not anywhere, as no root is given: looked"):
-        cifar.read(root)
+        cifar10.read(root)
 
 
 # A set of tensorflow-datasets
@@ -299,7 +299,7 @@ def prepared(tmp_path_factory):
 
 
 def test_a_prepared_set(prepared):
-    sources, classes = cifar.read("tfds:tiny", prepared)
+    sources, classes = cifar10.read("tfds:tiny", prepared)
     assert classes == tuple("0123456789")
     for part, source in sources.items():
         arrays = source.arrays
@@ -318,7 +318,7 @@ def test_a_prepared_set(prepared):
 )
 def test_a_set_that_is_not_prepared_or_another_is_refused(prepared, name, says):
     with pytest.raises(InputError, match=f"^tfds set '{name}': .*{says}"):
-        cifar.read(f"tfds:{name}", prepared)
+        cifar10.read(f"tfds:{name}", prepared)
 
 
 # Real images
@@ -334,8 +334,8 @@ def test_some_images_of_the_real_tar_file(tmp_path):
             content = tar.extractfile(member).read() if member.isreg() else None
             found[member.name] = found[member.name.replace("/test", "/train")] = content
     trees.zipped(tmp_path / "some.tar.gz", found)
-    sources, classes = cifar.read(tmp_path)
-    assert classes[0] in cifar.CLASSES and "cifar-jpg/README.md" in found
+    sources, classes = cifar10.read(tmp_path)
+    assert classes[0] in cifar10.CLASSES and "cifar-jpg/README.md" in found
     images = [source.arrays["image"] for source in sources.values()]
     assert images[0].shape[0] > 30 and images[0].shape[1:] == (32, 32, 3)
     np.testing.assert_array_equal(*images)
@@ -343,18 +343,18 @@ def test_some_images_of_the_real_tar_file(tmp_path):
 
 @pytest.mark.parametrize("write, ending", [(python2, ""), (binary, ".bin")])
 def test_a_survey_counts_the_labels_of_each_part(tmp_path, write, ending):
-    rows, bad = cifar.survey(trees.on_disk(tmp_path / "batches", files(write, ending)))
-    labels = {part: expected(part)[1] for part in cifar.FILES}
+    rows, bad = cifar10.survey(trees.on_disk(tmp_path / "batches", files(write, ending)))
+    labels = {part: expected(part)[1] for part in cifar10.FILES}
     sides = {"height": "32 to 32", "width": "32 to 32"}
-    assert bad == [] and [row["label"] for row in rows] == list(cifar.CLASSES)
+    assert bad == [] and [row["label"] for row in rows] == list(cifar10.CLASSES)
     for i, row in enumerate(rows):
         counts = {part: of.count(i) for part, of in labels.items()}
-        assert row == {"label": cifar.CLASSES[i], **counts, **sides}
+        assert row == {"label": cifar10.CLASSES[i], **counts, **sides}
 
 
 def test_a_survey_of_image_files_is_that_of_their_folders(tmp_path):
-    tree = {f"{part}/{name}/1.png": trees.A for part in cifar.FILES for name in "ab"}
+    tree = {f"{part}/{name}/1.png": trees.A for part in cifar10.FILES for name in "ab"}
     place = trees.on_disk(tmp_path / "tree", tree | {"test/a/2.png": b"no image"})
-    assert cifar.survey(place) == trees.folders.survey(trees.folders.read(place))
+    assert cifar10.survey(place) == trees.folders.survey(trees.folders.read(place))
     with pytest.raises(InputError, match="CIFAR-10 is not in .*gone"):
-        cifar.survey(tmp_path / "gone")
+        cifar10.survey(tmp_path / "gone")

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxdet.data import arrays, images, stream
+from jaxdet.data import images, sources
 from jaxdet.errors import InputError
 
 PARTS = {"training": "train", "valid": "val", "validation": "val", "dev": "val"}
@@ -118,7 +118,7 @@ def load(scenes, height, width, slots, *, first_id=0):
     names = [scenes[number].where for number, _ in kept]
     rows = [{**row, "id": np.int32(first_id + number)} for number, row in kept]
     columns = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    return arrays.Arrays(columns, names=names), notes
+    return sources.Arrays(columns, names=names), notes
 
 
 def streamed(scenes, height, width, slots, *, first_id=0):
@@ -132,10 +132,10 @@ def streamed(scenes, height, width, slots, *, first_id=0):
     def read(place):
         row, said = fitted(scenes[good[place]], height, width, slots)
         if row is None:
-            raise InputError(f"{said[0]}; {stream.STAYS}")
+            raise InputError(f"{said[0]}; {sources.STAYS}")
         return {**row, "id": np.int32(first_id + good[place])}
 
-    return stream.Stream(read, len(good), [scenes[number].where for number in good]), notes
+    return sources.Stream(read, len(good), [scenes[number].where for number in good]), notes
 
 
 def _usable(scenes, look):

@@ -6,10 +6,10 @@ from jaxdet.errors import InputError
 
 def inspect(root):
     """({column: value} a person, what is wrong with files and folders) of the data at `root`."""
-    from jaxdet.data import folders
+    from jaxdet.data import image_folder
 
     _check_root(root)
-    return folders.survey(folders.read(root))
+    return image_folder.survey(image_folder.read(root))
 
 
 @base.reads(
@@ -20,10 +20,10 @@ def read(config):
 
     InputError for one of these people without an image for training that can be used.
     """
-    from jaxdet.data import folders
+    from jaxdet.data import image_folder
 
     _check_root(config.root)
-    found = folders.read(config.root)
+    found = image_folder.read(config.root)
     classes, others = _people(config, found.classes)
     parts = _parts(config, found.parts)
     chosen = {part: [row for row in rows if row.label in classes] for part, rows in parts.items()}
@@ -33,7 +33,7 @@ def read(config):
     splits, notes, first = {}, list(found.notes), 0
     for part, rows in chosen.items():
         names = (*classes, *others) if part == "others" else classes
-        load = folders.streamed if config.stream else folders.load
+        load = image_folder.streamed if config.stream else image_folder.load
         splits[part], bad = load(rows, names, config.size, first_id=first)
         first += len(rows)
         notes += bad

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdet.data import coco, formats, images, parquet, scenes, voc, yolo
+from jaxdet.data import coco, detection, formats, images, parquet, voc, yolo
 from jaxdet.errors import InputError
 from tests import made
 
@@ -53,7 +53,7 @@ def test_the_format_is_found(root, name):
 def test_load_fits_photos_and_boxes_and_pads(tmp_path):
     made.yolo(tmp_path / "set")
     found = yolo.read(tmp_path / "set")
-    source, notes = scenes.load(found.parts["train"], 64, 96, 4, first_id=5)
+    source, notes = detection.load(found.parts["train"], 64, 96, 4, first_id=5)
     assert not notes
     rows = source.arrays
     assert rows["image"].shape == (3, 64, 96, 3) and rows["image"].dtype == np.uint8
@@ -78,9 +78,9 @@ def test_load_fits_photos_and_boxes_and_pads(tmp_path):
 def test_load_cuts_boxes_and_names_those_it_leaves_out(tmp_path):
     made.photo(0).save(tmp_path / "a.png")  # 60 x 40
     boxes = [(-5, -5, 10, 10), (20, 20, 20, 30), (70, 0, 80, 5), (5, 5, 5.5, 30), (1, 1, 9, 9)]
-    one = scenes.scene(tmp_path / "a.png", [(box, 0, False) for box in boxes], "a.png")
-    gone = scenes.scene(tmp_path / "gone.png", [], "gone.png")
-    source, notes = scenes.load([one, gone], 32, 64, 2)
+    one = detection.scene(tmp_path / "a.png", [(box, 0, False) for box in boxes], "a.png")
+    gone = detection.scene(tmp_path / "gone.png", [], "gone.png")
+    source, notes = detection.load([one, gone], 32, 64, 2)
     np.testing.assert_array_equal(source.arrays["valid"], [[True, True]])
     np.testing.assert_allclose(source.arrays["boxes"][0, 0], [8, 0, 16, 8], atol=1e-5)
     assert source.arrays["area"][0, 0] == 100
@@ -91,13 +91,13 @@ def test_load_cuts_boxes_and_names_those_it_leaves_out(tmp_path):
         "gone.png: no such image",
     ]
     with pytest.raises(InputError, match="none of 1 photos can be used; first: gone.png"):
-        scenes.load([gone], 32, 64, 2)
+        detection.load([gone], 32, 64, 2)
 
 
 def test_more_boxes_than_slots_are_told(tmp_path):
     made.photo(3).save(tmp_path / "a.png")
-    one = scenes.scene(tmp_path / "a.png", [(b, c, False) for b, c in made.BOXES[3]], "a.png")
-    source, notes = scenes.load([one], 64, 64, 2)
+    one = detection.scene(tmp_path / "a.png", [(b, c, False) for b, c in made.BOXES[3]], "a.png")
+    source, notes = detection.load([one], 64, 64, 2)
     assert source.arrays["valid"].sum() == 2
     assert notes == ["a.png: 3 boxes, 2 slots; the others are left out"]
 
@@ -121,10 +121,10 @@ def test_repeats_and_parts_that_are_missing(tmp_path):
     found = yolo.read(tmp_path / "set")
     assert len(found.notes) == 3 and "0.png is in train already" in found.notes[0]
     assert not found.parts["val"]
-    cut = scenes.with_val(found.parts, 0.34, 0)
+    cut = detection.with_val(found.parts, 0.34, 0)
     assert len(cut["val"]) == 1 and len(cut["train"]) == 2
     with pytest.raises(InputError, match="--cut-val 0.01 of 3 photos"):
-        scenes.with_val(found.parts, 0.01, 0)
+        detection.with_val(found.parts, 0.01, 0)
 
 
 BROKEN = {
@@ -196,7 +196,7 @@ def test_one_category_may_stand_for_all_and_numbers_name_classes(tmp_path):
     found = parquet.read(tmp_path)
     assert found.classes == ("class 1", "class 2")
     np.testing.assert_array_equal(found.parts["train"][0].labels, [1, 1])
-    _, notes = scenes.load([*found.parts["train"], _readable(tmp_path)], 32, 32, 2)
+    _, notes = detection.load([*found.parts["train"], _readable(tmp_path)], 32, 32, 2)
     assert notes == [
         "train.parquet row 1: 8 bytes: not a readable image (" + notes[0].split("(")[1]
     ]
@@ -299,13 +299,13 @@ def test_polygons_have_the_box_around_them_and_scores_are_left_out(tmp_path):
     assert [note.split("/")[-1] for note in found.notes] == [
         "0.txt row 4: unknown class nan; 0 to 1 are known"
     ]
-    _, notes = scenes.load(found.parts["train"][:1], 64, 96, 4)
+    _, notes = detection.load(found.parts["train"][:1], 64, 96, 4)
     assert notes == ["0.png: box nan 10 nan 30 is not of numbers"]
 
 
 def _readable(folder):
     Image.new("RGB", (8, 8)).save(folder / "a.png")
-    return scenes.scene(folder / "a.png", [], "a.png")
+    return detection.scene(folder / "a.png", [], "a.png")
 
 
 @real
@@ -316,7 +316,7 @@ def test_blood_cells_are_all_there():
     assert found.classes == ("Platelets", "RBC", "WBC")
     every = [one for of_part in found.parts.values() for one in of_part]
     thin = [one for one in every if (one.boxes[:, 2:] - one.boxes[:, :2] < 1.5).any()]
-    _, notes = scenes.load(thin, 320, 416, 40)
+    _, notes = detection.load(thin, 320, 416, 40)
     assert len(notes) == 2 and all("less than a pixel" in note for note in notes)
 
 
@@ -325,5 +325,5 @@ def test_coco128_has_its_photos():
     found = yolo.read(Path(DATA) / "coco128")
     assert len(found.classes) == 80
     assert {part: len(of) for part, of in found.parts.items()} == {"train": 128, "val": 128}
-    _, notes = scenes.load(found.parts["train"][:16], 64, 64, 40)
+    _, notes = detection.load(found.parts["train"][:16], 64, 64, 40)
     assert all("less than a pixel" in note for note in notes)

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from jaxdet.data import folders
+from jaxdet.data import image_folder
 from jaxdet.errors import InputError
 
 once = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -81,10 +81,10 @@ def below(folder, files):
 
 @pytest.mark.parametrize("around", [".", "any", "cat"])
 def test_folders_are_classes_in_the_order_of_their_names(put, around):
-    found = folders.read(put(below(around, TREE)))
+    found = image_folder.read(put(below(around, TREE)))
     assert found.classes == ("cat", "dog") and found.notes == ()
     assert names(found) == {"all": ["cat/a.png", "cat/b.png", "dog/1.png"]}
-    source, notes = folders.load(found.parts["all"], found.classes, 8)
+    source, notes = image_folder.load(found.parts["all"], found.classes, 8)
     assert notes == [] and source.names == names(found)["all"]
     np.testing.assert_array_equal(source.arrays["label"], [0, 0, 1])
     np.testing.assert_array_equal(source.arrays["id"], [0, 1, 2])
@@ -97,16 +97,16 @@ def test_folders_are_classes_in_the_order_of_their_names(put, around):
 
 
 def test_classes_sort_as_text():
-    tree = folders.Tree(
+    tree = image_folder.Tree(
         Path("x"), {(): {}} | {(f"s{i}",): {"1.pgm": Path()} for i in range(12)}, ()
     )
-    assert folders.classified(tree).classes[:4] == ("s0", "s1", "s10", "s11")
+    assert image_folder.classified(tree).classes[:4] == ("s0", "s1", "s10", "s11")
 
 
 @pytest.mark.parametrize("around", [".", "any"])
 def test_parts_by_their_folders(put, around):
     files = below("test", {"cat/a.png": A}) | below("training", TREE) | below("valid2", TREE)
-    found = folders.read(put(below(around, files)))
+    found = image_folder.read(put(below(around, files)))
     whole = ["cat/a.png", "cat/b.png", "dog/1.png"]
     assert names(found) == {"test": ["cat/a.png"], "train": whole, "val": whole}
     assert found.classes == ("cat", "dog") and found.notes == ()
@@ -114,23 +114,23 @@ def test_parts_by_their_folders(put, around):
 
 def test_images_right_in_a_test_folder_are_of_no_class_and_nothing_is_wrong(put):
     files = below("train", TREE) | below("dev", TREE) | {"test/1.png": A, "test/2.png": b"no image"}
-    found = folders.read(put(files))
+    found = image_folder.read(put(files))
     assert sorted(found.parts) == ["train", "val"] and found.notes == ()
 
 
 def test_one_part_alone_is_no_folder_around_all(put):
-    assert names(folders.read(put(below("test", {"cat/a.png": A})))) == {"test": ["cat/a.png"]}
+    assert names(image_folder.read(put(below("test", {"cat/a.png": A})))) == {"test": ["cat/a.png"]}
 
 
 @pytest.mark.parametrize(("around", "part"), [(".", "all"), ("train", "train")])
 def test_classes_may_be_called_like_parts(put, around, part):
-    found = folders.read(put(below(around, {"train/a.png": A, "plane/a.png": B})))
+    found = image_folder.read(put(below(around, {"train/a.png": A, "plane/a.png": B})))
     assert found.classes == ("plane", "train") and list(found.parts) == [part]
 
 
 def test_what_is_hidden_or_beside_classes_is_passed_over(put):
     others = {".git/x/a.png": A, "cat/.a.png": A, "._cat/a.png": A, "README": b"text"}
-    found = folders.read(put({**TREE, **others}))
+    found = image_folder.read(put({**TREE, **others}))
     assert names(found) == {"all": ["cat/a.png", "cat/b.png", "dog/1.png"]} and found.notes == ()
 
 
@@ -149,7 +149,7 @@ def test_what_is_hidden_or_beside_classes_is_passed_over(put):
     ],
 )
 def test_folders_that_hold_no_images_are_noted(put, files, says):
-    found = folders.read(put(files))
+    found = image_folder.read(put(files))
     assert found.classes == ("cat", "dog")
     assert len(found.notes) == len(says)
     for note, said in zip(found.notes, says, strict=True):
@@ -159,7 +159,7 @@ def test_folders_that_hold_no_images_are_noted(put, files, says):
 @pytest.mark.parametrize("files", [{}, {"README": b""}, {"cat": None}, {"a/b/c/d/e/f.png": A}])
 def test_a_place_without_classes_is_refused(put, files):
     with pytest.raises(InputError, match="data: no folder of a class with files in it; CLASS/FILE"):
-        folders.read(put(files))
+        image_folder.read(put(files))
 
 
 # Images
@@ -182,8 +182,8 @@ FORMATS = {
 @pytest.mark.parametrize("name", FORMATS)
 def test_any_format_becomes_three_colours(put, name):
     content = drawn(200, (8, 8), **{"kind": name.split()[-1], **FORMATS[name]})
-    found = folders.read(put({"cat/a": content}))
-    source, notes = folders.load(found.parts["all"], ["cat"], 8)
+    found = image_folder.read(put({"cat/a": content}))
+    source, notes = image_folder.load(found.parts["all"], ["cat"], 8)
     expected = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
     assert notes == []
     np.testing.assert_array_equal(source.arrays["image"], expected[None])
@@ -194,8 +194,8 @@ def test_any_format_becomes_three_colours(put, name):
 def test_images_stand_upright_and_are_stretched_to_the_side(put):
     exif = Image.Exif()
     exif[0x0112] = 6  # stored turned by a quarter
-    found = folders.read(put({"cat/a.png": drawn(200, (6, 8), exif=exif)}))
-    source, _ = folders.load(found.parts["all"], ["cat"], 5)
+    found = image_folder.read(put({"cat/a.png": drawn(200, (6, 8), exif=exif)}))
+    source, _ = image_folder.load(found.parts["all"], ["cat"], 5)
     upright = Image.open(io.BytesIO(drawn(200, (6, 8)))).transpose(Image.Transpose.ROTATE_270)
     expected = upright.resize((5, 5), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(source.arrays["image"][0], np.asarray(expected))
@@ -204,28 +204,28 @@ def test_images_stand_upright_and_are_stretched_to_the_side(put):
 def test_a_file_that_is_no_image_is_named_and_left_out(put):
     bad = {"cat/b.png": B[:60], "dog/0.txt": b"no picture", "dog/2.jpg": b""}
     place = put({**TREE, **bad})
-    found = folders.read(place)
-    source, notes = folders.load(found.parts["all"], found.classes, 8, first_id=7)
+    found = image_folder.read(place)
+    source, notes = image_folder.load(found.parts["all"], found.classes, 8, first_id=7)
     for note, name in zip(notes, bad, strict=True):
         wanted = rf"{place}/{name}: (\d+ bytes: )?not a readable image \(.+\)"
         assert re.fullmatch(wanted, note), note
     assert source.names == ["cat/a.png", "dog/1.png"]
     np.testing.assert_array_equal(source.arrays["id"], [7, 10])
     np.testing.assert_array_equal(source.arrays["label"], [0, 1])
-    whole, _ = folders.load([found.parts["all"][i] for i in (0, 3)], found.classes, 8)
+    whole, _ = image_folder.load([found.parts["all"][i] for i in (0, 3)], found.classes, 8)
     np.testing.assert_array_equal(source.arrays["image"], whole.arrays["image"])
 
 
 def test_nothing_that_can_be_used_is_refused(put):
-    rows = folders.read(put({"cat/a.png": b"a", "cat/b.png": b"b"})).parts["all"]
+    rows = image_folder.read(put({"cat/a.png": b"a", "cat/b.png": b"b"})).parts["all"]
     with pytest.raises(
         InputError, match=r"none of 2 images can be used; first: .*data/cat/a.png: "
     ):
-        folders.load(rows, ["cat"], 8)
+        image_folder.load(rows, ["cat"], 8)
     with pytest.raises(InputError, match="none of 0 images can be used$"):
-        folders.load([], ["cat"], 8)
+        image_folder.load([], ["cat"], 8)
     with pytest.raises(InputError, match="data/cat/a.png: class 'cat'; known: dog, fox"):
-        folders.load(rows, ["dog", "fox"], 8)
+        image_folder.load(rows, ["dog", "fox"], 8)
 
 
 @settings(once, max_examples=20)
@@ -234,8 +234,8 @@ def test_every_form_gives_the_same(tmp_path_factory, drawn_files):
     files = {f"{name}/{level}.png": drawn(level) for name, level in drawn_files}
     every = []
     for form in (on_disk, packed, zipped):
-        found = folders.read(form(tmp_path_factory.mktemp("form") / "data", files))
-        source, _ = folders.load(found.parts["all"], found.classes, 8)
+        found = image_folder.read(form(tmp_path_factory.mktemp("form") / "data", files))
+        source, _ = image_folder.load(found.parts["all"], found.classes, 8)
         every.append((found.classes, source.names, source.arrays["image"].tobytes()))
     assert every[0] == every[1] == every[2]
     assert every[0][1] == sorted(files)
@@ -245,8 +245,8 @@ def test_every_form_gives_the_same(tmp_path_factory, drawn_files):
 
 
 def test_names_that_are_no_line_are_written_as_one(put):
-    found = folders.read(put({"cat/a\nb.png": b"", "cat/ok.png": A, "c\td": None}))
-    _, notes = folders.load(found.parts["all"], found.classes, 8)
+    found = image_folder.read(put({"cat/a\nb.png": b"", "cat/ok.png": A, "c\td": None}))
+    _, notes = image_folder.load(found.parts["all"], found.classes, 8)
     (note,), (empty,) = notes, found.notes
     assert r"data/cat/a\nb.png" in note and "\n" not in note
     assert r"data/c\td" in empty and "\t" not in empty
@@ -262,7 +262,7 @@ def member(name, kind=tarfile.REGTYPE, to=""):
 def test_a_name_that_leads_out_of_a_tar_file_is_noted_and_left_out(tmp_path, name):
     path = tmp_path / "data.tar"
     path.write_bytes(tarred(TREE, [member(name)]))
-    found = folders.read(path)
+    found = image_folder.read(path)
     assert found.notes == (f"{path}: {name!r} leads out of it",)
     assert names(found) == {"all": ["cat/a.png", "cat/b.png", "dog/1.png"]}
     assert os.listdir(tmp_path) == ["data.tar"]
@@ -279,7 +279,7 @@ def test_links_and_devices_in_a_tar_file_are_nothing(tmp_path):
         member("cat/null.png", tarfile.CHRTYPE),
     ]
     path.write_bytes(tarred(TREE, links))
-    found = folders.read(path)
+    found = image_folder.read(path)
     assert names(found) == {"all": ["cat/a.png", "cat/b.png", "dog/1.png"]} and found.notes == ()
 
 
@@ -287,8 +287,8 @@ def test_of_two_files_of_one_name_in_a_tar_file_the_last_counts(tmp_path):
     path = tmp_path / "data.tar"
     unended = tarred({"cat/a.png": A})[: 512 + -(-len(A) // 512) * 512]
     path.write_bytes(unended + tarred({"cat/a.png": C, "cat/a.png/b": B}))
-    (image,) = folders.walk(path).files["cat",].values()
-    assert folders.content(image) == C
+    (image,) = image_folder.walk(path).files["cat",].values()
+    assert image_folder.content(image) == C
 
 
 def test_links_and_pipes_on_disk(tmp_path):
@@ -297,9 +297,9 @@ def test_links_and_pipes_on_disk(tmp_path):
     (place / "cat" / "gone.png").symlink_to(place / "nothing")
     os.mkfifo(place / "cat" / "pipe.png")
     (place / "dog" / "round").symlink_to(place)
-    found = folders.read(place)
+    found = image_folder.read(place)
     assert names(found) == {"all": ["cat/a.png", "cat/b.png", "dog/1.png", "fox/1.png"]}
-    notes = [f"{place}/{name}/round: {folders.NO_FILE}" for name in ("dog", "fox")]
+    notes = [f"{place}/{name}/round: {image_folder.NO_FILE}" for name in ("dog", "fox")]
     assert list(found.notes) == notes
 
 
@@ -313,12 +313,12 @@ END = PLAIN.rindex(B[-8:]) // 512 * 512 + 512  # where the marks of the end begi
 def test_a_tar_file_cut_short_anywhere_is_refused(tmp_path, pack):
     path, whole = tmp_path / "data.tar", pack(PLAIN)
     path.write_bytes(whole)
-    assert names(folders.read(path)) == {"all": ["cat/a.png", "dog/b.png"]}
+    assert names(image_folder.read(path)) == {"all": ["cat/a.png", "dog/b.png"]}
     stop = END + 512 if pack is bytes else len(whole)
     for length in sorted({*range(0, stop, 37), *range(0, stop, 512), stop - 1}):
         path.write_bytes(whole[:length])
         with pytest.raises(InputError, match=r"is cut short or damaged|is no tar file") as raised:
-            folders.read(path)
+            image_folder.read(path)
         assert str(raised.value).startswith(f"{path}: ") and "\n" not in str(raised.value)
 
 
@@ -326,7 +326,7 @@ def test_a_tar_file_with_a_damaged_name_does_not_end_before_it(tmp_path):
     path = tmp_path / "data.tar"
     path.write_bytes(PLAIN.replace(b"dog/b.png", b"dog/c.png"))
     with pytest.raises(InputError, match="no mark of the end at byte"):
-        folders.read(path)
+        image_folder.read(path)
 
 
 @once
@@ -335,8 +335,8 @@ def test_damaged_bytes_give_images_or_an_input_error(tmp_path, at, new):
     path = tmp_path / "damaged.tar"
     path.write_bytes(PLAIN[:at] + new + PLAIN[at + len(new) :])
     with contextlib.suppress(InputError):
-        found = folders.read(path)
-        source, notes = folders.load(found.parts.popitem()[1], found.classes, 8)
+        found = image_folder.read(path)
+        source, notes = image_folder.load(found.parts.popitem()[1], found.classes, 8)
         assert len(source) + len(notes) >= 1
 
 
@@ -345,9 +345,9 @@ def test_what_is_no_tar_file_or_missing_is_refused(tmp_path):
     (tmp_path / "text.gz").write_bytes(gzip.compress(b"text"))
     for name in ("a.png", "text.gz"):
         with pytest.raises(InputError, match=f"{name}: is no tar file; a folder, or a .tar"):
-            folders.read(tmp_path / name)
+            image_folder.read(tmp_path / name)
     with pytest.raises(InputError, match=f"{tmp_path}/gone: cannot be read: No such file"):
-        folders.read(tmp_path / "gone")
+        image_folder.read(tmp_path / "gone")
 
 
 # Real images
@@ -355,10 +355,10 @@ def test_what_is_no_tar_file_or_missing_is_refused(tmp_path):
 
 @pytest.mark.skipif("JAXDET_DATA" not in os.environ, reason="JAXDET_DATA is not set")
 def test_the_faces_of_forty_people():
-    found = folders.read(Path(os.environ["JAXDET_DATA"]) / "orl-faces")
+    found = image_folder.read(Path(os.environ["JAXDET_DATA"]) / "orl-faces")
     assert found.classes[:3] == ("s1", "s10", "s11") and len(found.classes) == 40
     assert found.notes == () and len(found.parts["all"]) == 400
-    source, notes = folders.load(found.parts["all"][:20], found.classes, 64)
+    source, notes = image_folder.load(found.parts["all"][:20], found.classes, 64)
     assert notes == [] and source.arrays["image"].shape == (20, 64, 64, 3)
     np.testing.assert_array_equal(source.arrays["label"], [0] * 10 + [1] * 10)
 
@@ -367,7 +367,7 @@ def test_a_survey_counts_measures_and_says_what_is_wrong(put):
     wide = drawn(size=(3, 40))
     files = {"train/dog/1.png": A, "train/dog/2.png": wide, "test/cat/3.png": B}
     place = put(files | {"test/cat/4.png": b"no image", "train/dog/inner/5.png": C})
-    rows, notes = folders.survey(folders.read(place))
+    rows, notes = image_folder.survey(image_folder.read(place))
     cat = {"label": "cat", "train": 0, "test": 1, "unusable": 1}
     dog = {"label": "dog", "train": 2, "test": 0, "unusable": 0}
     assert rows == [
@@ -375,7 +375,7 @@ def test_a_survey_counts_measures_and_says_what_is_wrong(put):
         dog | {"height": "3 to 6", "width": "8 to 40"},
     ]
     inner, bad = notes
-    assert inner == f"{place}/train/dog/inner: {folders.NO_FILE}"
+    assert inner == f"{place}/train/dog/inner: {image_folder.NO_FILE}"
     assert bad.startswith(f"{place}/test/cat/4.png: ") and "not a readable image" in bad
 
 
@@ -392,9 +392,9 @@ def same(one, other):
 def test_a_stream_has_what_memory_would_hold(put):
     pytest.importorskip("grain")
     place = put(TREE | {"cat/c.png": b"no image"})
-    found = folders.read(place)
-    held, notes = folders.load(found.parts["all"], found.classes, 5, first_id=7)
-    streamed, told = folders.streamed(found.parts["all"], found.classes, 5, first_id=7)
+    found = image_folder.read(place)
+    held, notes = image_folder.load(found.parts["all"], found.classes, 5, first_id=7)
+    streamed, told = image_folder.streamed(found.parts["all"], found.classes, 5, first_id=7)
     assert told == notes and "cat/c.png" in told[0]
     assert (len(streamed), streamed.names, streamed.arrays) == (3, held.names, {})
     same(streamed.first(99).arrays, held.arrays)
@@ -409,11 +409,13 @@ def test_a_stream_has_what_memory_would_hold(put):
 
 def test_a_damaged_file_ends_a_stream_by_its_name(put):
     pytest.importorskip("grain")
-    found = folders.read(put(TREE | {"cat/c.png": A[: len(A) // 2]}))
-    streamed, notes = folders.streamed(found.parts["all"], found.classes, 5)
+    found = image_folder.read(put(TREE | {"cat/c.png": A[: len(A) // 2]}))
+    streamed, notes = image_folder.streamed(found.parts["all"], found.classes, 5)
     assert not notes and len(streamed) == 4
     with pytest.raises(InputError, match=r"cat/c\.png: .*not a readable image.*take it away") as e:
         list(streamed.batches(np.arange(4)[None]))
     assert "\n" not in str(e.value)
     with pytest.raises(InputError, match="none of 1 images can be used"):
-        folders.streamed([found.parts["all"][0]._replace(image=Path("gone"))], found.classes, 5)
+        image_folder.streamed(
+            [found.parts["all"][0]._replace(image=Path("gone"))], found.classes, 5
+        )

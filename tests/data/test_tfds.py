@@ -6,7 +6,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from jaxdet.data import digits, named
+from jaxdet.data import digits
+from jaxdet.data import tfds as tfds_data
 from jaxdet.errors import InputError
 
 ROWS = {"train": 12, "test": 65}
@@ -57,7 +58,7 @@ def root(tmp_path_factory):
 
 
 def test_load_reads_every_row_without_tensorflow(root):
-    train, test = named.load("tiny", root)
+    train, test = tfds_data.load("tiny", root)
     assert train.arrays["image"].shape == (12, 6, 4)
     assert test.arrays["image"].dtype == np.uint8
     for source, rows in ((train, 12), (test, 65)):
@@ -89,6 +90,6 @@ def test_splits_take_a_named_set(root):
 )
 def test_load_says_in_one_line_what_is_wrong(root, name, message):
     with pytest.raises(InputError, match=message) as raised:
-        named.load(name, root)
+        tfds_data.load(name, root)
     assert name in str(raised.value)
     assert "\n" not in str(raised.value)

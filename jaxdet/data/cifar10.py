@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from jaxdet import weights
-from jaxdet.data import arrays, folders, named, named_scenes
+from jaxdet.data import image_folder
+from jaxdet.data import tfds as tfds_data
 from jaxdet.errors import InputError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -34,10 +35,10 @@ def read(root, data_dir=None):
     `tfds:NAME`, a set that is prepared in `data_dir`, None for `~/tensorflow_datasets`.  Nothing
     is downloaded.  InputError where there is none, or it is incomplete or damaged.
     """
-    if str(root).startswith(named_scenes.PREFIX):
-        return _prepared(str(root).removeprefix(named_scenes.PREFIX), data_dir)
+    if str(root).startswith(tfds_data.PREFIX):
+        return _prepared(str(root).removeprefix(tfds_data.PREFIX), data_dir)
     for path in _candidates(root):
-        found = _read(folders.walk(path))
+        found = _read(image_folder.walk(path))
         if found:
             return found
     where = f"in {root}" if root else "anywhere, as no root is given"
@@ -51,9 +52,9 @@ def survey(root):
     See `folders.survey`, which says it of image files; other forms are wholly good or refused.
     """
     for path in _candidates(root):
-        found = folders.classified(folders.walk(path))
+        found = image_folder.classified(image_folder.walk(path))
         if set(FILES) <= set(found.parts):
-            return folders.survey(found)
+            return image_folder.survey(found)
     sources, classes = read(root)
     labels = {part: source.arrays["label"] for part, source in sources.items()}
     sides = dict.fromkeys(("height", "width"), f"{SIDE} to {SIDE}")
@@ -77,7 +78,7 @@ def _read(tree):
         for folder in sorted(tree.files):
             if wanted & set(tree.files[folder]):
                 return _batches(tree, folder, ending, decode), CLASSES
-    found = folders.classified(tree)
+    found = image_folder.classified(tree)
     return _images(found) if {"train", "test"} <= set(found.parts) else None
 
 
@@ -91,19 +92,19 @@ def _batches(tree, folder, ending, decode):
             if file not in tree.files[folder]:
                 raise InputError(f"{tree.where(*folder)}: has no {file}; fetch CIFAR-10 again")
             with weights.reading(tree.where(*folder, file)):
-                found.append(_checked(*decode(folders.content(tree.files[folder][file]))))
+                found.append(_checked(*decode(image_folder.content(tree.files[folder][file]))))
         columns[part] = [np.concatenate(column) for column in zip(*found, strict=True)]
     return _sources(columns)
 
 
 def _sources(columns):
     """The sources of {part: (images, labels)}."""
-    sources, first = {}, 0
+    made, first = {}, 0
     for part, (image, label) in columns.items():
         ids = np.arange(first, first + len(image), dtype=np.int32)
-        sources[part] = arrays.Arrays({"image": image, "label": label, "id": ids})
+        made[part] = sources.Arrays({"image": image, "label": label, "id": ids})
         first += len(image)
-    return sources
+    return made
 
 
 def _checked(values, label):
@@ -198,7 +199,9 @@ def _images(found):
     """What `read` gives of images in folders of classes, all of which must be good."""
     sources, notes, first = {}, list(found.notes), 0
     for part in FILES:
-        sources[part], said = folders.load(found.parts[part], found.classes, SIDE, first_id=first)
+        sources[part], said = image_folder.load(
+            found.parts[part], found.classes, SIDE, first_id=first
+        )
         first += len(found.parts[part])
         notes += said
     if notes:
@@ -209,7 +212,7 @@ def _images(found):
 
 def _prepared(name, data_dir):
     """What `read` gives of a set of tensorflow-datasets."""
-    train, test = named.opened(name, data_dir, split=["train", "test"])
+    train, test = tfds_data.opened(name, data_dir, split=["train", "test"])
     features = train.dataset_info.features
     shapes = {key: features[key].shape for key in features}
     classes = tuple(getattr(features["label"], "names", ())) if "label" in shapes else ()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxdet.data import arrays
+from jaxdet.data import sources
 from jaxdet.errors import InputError
 
 DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -61,7 +61,7 @@ def _part(folder, part, first_id=0):
     images = _find(folder, f"{part}-images", "idx3-ubyte")
     labels = _find(folder, f"{part}-labels", "idx1-ubyte")
     where = f"{images} with {labels.name}"
-    return arrays.labelled(read(images), read(labels), where=where, first_id=first_id)
+    return sources.labelled(read(images), read(labels), where=where, first_id=first_id)
 
 
 def _find(folder, stem, kind):

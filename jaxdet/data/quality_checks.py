@@ -6,15 +6,15 @@ from functools import partial
 
 import numpy as np
 
-from jaxdet.data import images, scenes
+from jaxdet.data import detection, images
 
 COPIES = "photos with the bytes of another"
 FAULTS = {  # kind -> words of which the notes on it have one
-    "boxes without an area": (scenes.EMPTY,),
-    "boxes outside of the photo": (scenes.OUTSIDE,),
-    "boxes of less than a pixel of the network's input": (scenes.TINY,),
-    "objects of an unknown class": (scenes.UNKNOWN,),
-    "photos named twice": (scenes.REPEATED,),
+    "boxes without an area": (detection.EMPTY,),
+    "boxes outside of the photo": (detection.OUTSIDE,),
+    "boxes of less than a pixel of the network's input": (detection.TINY,),
+    "objects of an unknown class": (detection.UNKNOWN,),
+    "photos named twice": (detection.REPEATED,),
     "photos that cannot be read": images.FAULTS,
 }
 OTHER = "other rows that cannot be used"
@@ -45,7 +45,7 @@ def table(found, height, width):
 
 def _looked(one, height, width):
     """({kind: count}, [what is wrong], digest of the bytes or None) of a scene."""
-    row, notes = scenes.fitted(one, height, width, max(len(one.boxes), 1))
+    row, notes = detection.fitted(one, height, width, max(len(one.boxes), 1))
     if row is None:
         return {}, notes, None
     packed = images.packed(one.image)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from jaxdet.data import formats, named_scenes, scenes
+from jaxdet.data import detection, formats
+from jaxdet.data import tfds as tfds_data
 from jaxdet.errors import InputError
 from tests.data.test_named import png
 
@@ -55,10 +56,10 @@ def root(tmp_path_factory):
 
 
 def test_every_record_is_a_scene_with_boxes_in_pixels(root):
-    found = named_scenes.read("boxed", root)
+    found = tfds_data.read_detection("boxed", root)
     assert found.classes == ("cat", "dog")
     assert {name: len(of_part) for name, of_part in found.parts.items()} == {"train": 3, "val": 2}
-    rows, notes = scenes.load(found.parts["train"], 8, 12, 3)
+    rows, notes = detection.load(found.parts["train"], 8, 12, 3)
     assert not notes
     levels = rows.arrays["image"][:, 0, 0, 0]
     for level, boxes, valid, crowd in zip(
@@ -70,9 +71,9 @@ def test_every_record_is_a_scene_with_boxes_in_pixels(root):
 
 
 def test_photos_are_read_when_they_are_needed(root):
-    one = named_scenes.read("boxed", root).parts["train"][2]
+    one = tfds_data.read_detection("boxed", root).parts["train"][2]
     assert callable(one.image) and one.image().startswith(b"\x89PNG")
-    streamed, notes = scenes.streamed([one], 8, 12, 2)
+    streamed, notes = detection.streamed([one], 8, 12, 2)
     row = streamed.read(0)
     assert not notes
     assert row["valid"].sum() == len(one.boxes) and (row["image"] == len(one.boxes)).all()
@@ -82,8 +83,8 @@ def test_the_script_writes_parquet_of_a_set(root, tmp_path, monkeypatch, capsys)
     pytest.importorskip("pyarrow")
     from tests.data.test_parquet import same
 
-    before = named_scenes.read("boxed", root)
-    monkeypatch.setattr(named_scenes, "read", partial(named_scenes.read, root=root))
+    before = tfds_data.read_detection("boxed", root)
+    monkeypatch.setattr(tfds_data, "read_detection", partial(tfds_data.read_detection, root=root))
     script = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "to_parquet.py"))
     assert script["main"](["tfds:boxed", str(tmp_path / "out")]) == 0
     flags = "boxes of crowds or difficult objects, now as all others: 2"
@@ -93,7 +94,7 @@ def test_the_script_writes_parquet_of_a_set(root, tmp_path, monkeypatch, capsys)
 
 def test_a_set_without_boxes_or_unknown_is_refused_in_one_line(root, monkeypatch):
     with pytest.raises(InputError, match="'bare': has image; image and objects with bbox"):
-        named_scenes.read("bare", root)
+        tfds_data.read_detection("bare", root)
     monkeypatch.setenv("TFDS_DATA_DIR", str(root))
     with pytest.raises(InputError, match="prepare it once"):
         formats.read("tfds:no_such_set")

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxdet import weights
-from jaxdet.data import arrays, images, scenes, stream
+from jaxdet.data import detection, images, sources
 from jaxdet.errors import InputError
 
 PARTS = ("train", "val", "test")
@@ -93,7 +93,7 @@ def load(rows, classes, side, *, first_id=0):
         "label": labels[good],
         "id": first_id + good,
     }
-    return arrays.Arrays(columns, names=[rows[number].name for number in good]), notes
+    return sources.Arrays(columns, names=[rows[number].name for number in good]), notes
 
 
 def streamed(rows, classes, side, *, first_id=0):
@@ -108,10 +108,10 @@ def streamed(rows, classes, side, *, first_id=0):
         number = good[place]
         made, fault = _tried(rows[number], partial(images.colour, side=side))
         if fault:
-            raise InputError(f"{fault}; {stream.STAYS}")
+            raise InputError(f"{fault}; {sources.STAYS}")
         return {"image": made[0], "label": labels[number], "id": first_id + number}
 
-    return stream.Stream(read, len(good), [rows[i].name for i in good], labels[good]), notes
+    return sources.Stream(read, len(good), [rows[i].name for i in good], labels[good]), notes
 
 
 def _labels(rows, classes):
@@ -183,9 +183,11 @@ def classified(tree):
             inner[folder[:-1]].append(folder)
     home = _home(inner)
     named = [folder for folder in inner[home] if _is_part(folder) and inner[folder]]
-    untold = {each for each in inner[home] if scenes.part(each[-1]) == "test" and tree.files[each]}
+    untold = {
+        each for each in inner[home] if detection.part(each[-1]) == "test" and tree.files[each]
+    }
     beside = [each for each in inner[home] if named and each not in (*named, *untold)]
-    places = {folder: scenes.part(folder[-1]) for folder in named} or {home: WHOLE}
+    places = {folder: detection.part(folder[-1]) for folder in named} or {home: WHOLE}
     parts, notes = {}, [f"{tree.where(*folder)}: {NO_PART}" for folder in beside]
     for place, part in places.items():
         for folder in inner[place]:
@@ -211,7 +213,7 @@ def _home(inner):
 
 
 def _is_part(folder):
-    return scenes.part(folder[-1]) in PARTS
+    return detection.part(folder[-1]) in PARTS
 
 
 def _rows(tree, folder):

@@ -4,9 +4,13 @@ Sets are read through `tfds.data_source`, which never imports TensorFlow but nee
 were prepared in the array_record format.
 """
 
-import numpy as np
+import io
+from functools import partial
 
-from jaxdet.data import arrays
+import numpy as np
+from PIL import Image
+
+from jaxdet.data import detection, sources
 from jaxdet.errors import InputError
 
 
@@ -21,8 +25,8 @@ def load(name, root=None):
     """
     parts = opened(name, root, split=["train", "test"])
     _check_features(parts[0].dataset_info.features, name)
-    train = arrays.labelled(*_columns(parts[0]), where=f"{name} train")
-    test = arrays.labelled(*_columns(parts[1]), where=f"{name} test", first_id=len(train))
+    train = sources.labelled(*_columns(parts[0]), where=f"{name} train")
+    test = sources.labelled(*_columns(parts[1]), where=f"{name} test", first_id=len(train))
     return train, test
 
 
@@ -61,3 +65,54 @@ def _columns(source):
     records = list(source)
     images = np.array([record["image"][..., 0] for record in records])
     return images, np.array([record["label"] for record in records])
+
+
+PREFIX = "tfds:"  # of a name where a folder could be
+CROWDS = ("is_crowd", "is_difficult")
+
+
+def read_detection(name, root=None):
+    """The `Scenes` of all parts of a set; photos are read when they are needed.
+
+    `root` is the folder where sets are prepared, None for `~/tensorflow_datasets`.  Nothing is
+    downloaded.  InputError for a set that is unknown, not prepared, or has no boxes.
+    """
+    import tensorflow_datasets as tfds
+
+    raw = {"image": tfds.decode.SkipDecoding()}
+    sources = opened(name, root, split=None, decoders=raw)
+    features = next(iter(sources.values())).dataset_info.features
+    objects = features["objects"].feature if "objects" in features else {}
+    if "image" not in features or not {"bbox", "label"} <= set(objects):
+        wanted = "image and objects with bbox and label are wanted"
+        raise InputError(f"tfds set {name!r}: has {', '.join(features)}; {wanted}")
+    classes = tuple(objects["label"].names)
+    parts = {
+        detection.part(part): [_scene(source, i, part) for i in range(len(source))]
+        for part, source in sources.items()
+    }
+    return detection.Scenes(classes, parts, ())
+
+
+def _scene(source, i, part):
+    """The scene of record i, whose photo is read again when it is needed."""
+    record = source[i]
+    with Image.open(io.BytesIO(record["image"])) as image:
+        width, height = image.size
+    told = record["objects"]
+    found = zip(told["bbox"], told["label"], _crowds(told), strict=True)
+    objects = [
+        ((x0 * width, y0 * height, x1 * width, y1 * height), int(label), crowd)
+        for (y0, x0, y1, x1), label, crowd in found
+    ]
+    return detection.scene(partial(_photo, source, i), objects, f"{part} record {i}")
+
+
+def _photo(source, i):
+    return source[i]["image"]
+
+
+def _crowds(told):
+    """Whether each object is a crowd, or too difficult to be asked for."""
+    known = [np.asarray(told[name], bool) for name in CROWDS if name in told]
+    return np.any([np.zeros(len(told["label"]), bool), *known], axis=0).tolist()

@@ -2,7 +2,7 @@ import shutil
 
 import pytest
 
-from jaxdet.data import formats, unusual, yolo
+from jaxdet.data import formats, quality_checks, yolo
 from tests import made
 
 
@@ -27,7 +27,7 @@ def root(tmp_path):
 
 
 COUNTS = {
-    unusual.COPIES: (1, "copy.png (val), as 0.png (train)"),
+    quality_checks.COPIES: (1, "copy.png (val), as 0.png (train)"),
     "photos without objects": (3, "2.png"),  # turned.jpg and copy.png as well
     "grey photos": (1, "grey.png"),
     "photos turned by their EXIF data": (1, "turned.jpg"),
@@ -38,12 +38,12 @@ COUNTS = {
     "objects of an unknown class": (1, "labels/train/grey.txt row 4: unknown class 5"),
     "photos named twice": (0, ""),
     "photos that cannot be read": (1, "images/train/text.png: not a readable image"),
-    unusual.OTHER: (1, "labels/train/grey.txt row 5: 'one .5 .5'; class x y width height"),
+    quality_checks.OTHER: (1, "labels/train/grey.txt row 5: 'one .5 .5'; class x y width height"),
 }
 
 
 def test_every_oddity_is_counted_and_has_its_first_place(root):
-    rows, notes = unusual.table(yolo.read(root), 64, 96)
+    rows, notes = quality_checks.table(yolo.read(root), 64, 96)
     assert {row["what"]: row["count"] for row in rows} == {k: c for k, (c, _) in COUNTS.items()}
     for row in rows:
         assert COUNTS[row["what"]][1] in row["first"], row
@@ -53,7 +53,7 @@ def test_every_oddity_is_counted_and_has_its_first_place(root):
 def test_photos_named_twice_are_counted(root):
     path = root / "data.yaml"
     path.write_text(path.read_text().replace("images/val", "images/train"))
-    rows, _ = unusual.table(yolo.read(root), 64, 96)
+    rows, _ = quality_checks.table(yolo.read(root), 64, 96)
     assert {row["what"]: row["count"] for row in rows}["photos named twice"] == 6
 
 
@@ -62,7 +62,7 @@ def test_a_set_without_oddities_has_none_but_its_empty_photo(tmp_path, name):
     if name == "parquet":
         pytest.importorskip("pyarrow")
     made.FORMATS[name](tmp_path / "set")
-    rows, notes = unusual.table(formats.read(tmp_path / "set"), 64, 96)
+    rows, notes = quality_checks.table(formats.read(tmp_path / "set"), 64, 96)
     assert not notes
     assert {row["what"]: row["count"] for row in rows if row["count"]} == {
         "photos without objects": 1
@@ -73,5 +73,5 @@ def test_a_set_without_oddities_has_none_but_its_empty_photo(tmp_path, name):
 def test_small_boxes_are_judged_by_the_input_that_is_named(tmp_path, side, count):
     made.yolo(tmp_path / "set")
     (tmp_path / "set" / "labels" / "train" / "0.txt").write_text("0 .5 .5 .015 .5\n")
-    rows, _ = unusual.table(yolo.read(tmp_path / "set"), side, side)
+    rows, _ = quality_checks.table(yolo.read(tmp_path / "set"), side, side)
     assert [row["count"] for row in rows if "less than a pixel" in row["what"]] == [count]
