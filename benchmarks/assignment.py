@@ -19,9 +19,10 @@ import jax
 import numpy as np
 
 from benchmarks import harness
-from jaxdet import tables, timing
+from jaxdet import tables
 from jaxdet.errors import InputError
 from jaxdet.ops import anchors, assign
+from jaxdet.profiling import timing
 from tests import slow_detection
 
 NAME = "assignment"

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import jax
 
 from benchmarks import harness
-from jaxdet import describe, tables, timing
+from jaxdet import tables
 from jaxdet.configs import networks
+from jaxdet.profiling import summary, timing
 
 NAME = "flops"
 SUMMARY = {
@@ -52,7 +53,7 @@ def report(options):
         (row, layers[name], notes), seconds = timing.clock(lambda named=named: count(named))
         rows.append({"model": name, **row, "seconds": seconds})
         size = " x ".join(map(str, named.input))
-        texts.append(f"### {name}, {size}\n\n{describe.text(layers[name], notes)}")
+        texts.append(f"### {name}, {size}\n\n{summary.text(layers[name], notes)}")
     harness.show("\n\n".join([tables.markdown(rows, SUMMARY), *texts]), options.markdown)
     if options.json:
         harness.write(NAME, rows, options.json, jax.devices(), options=options, layers=layers)
@@ -61,9 +62,9 @@ def report(options):
 def count(named):
     """(row of the summary, rows of the layers, remarks) of a `networks.Named`."""
     images = jax.ShapeDtypeStruct(named.input, "float32")
-    inference = describe.network(named.net, images).counted.sum()
-    training = describe.network(named.net, images, backward=True)
-    layers = describe.rows(training, backward=True)
+    inference = summary.network(named.net, images).counted.sum()
+    training = summary.network(named.net, images, backward=True)
+    layers = summary.rows(training, backward=True)
     row = {
         "input": list(named.input),
         "parameters": layers[-1]["parameters"],
@@ -72,7 +73,7 @@ def count(named):
         "training": layers[-1]["total"],
         "ratio": layers[-1]["total"] / inference.total(),
     }
-    return row, layers, describe.remarks(training.counted)
+    return row, layers, summary.remarks(training.counted)
 
 
 if __name__ == "__main__":

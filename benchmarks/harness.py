@@ -1,6 +1,6 @@
 """What all benchmarks share: peak memory, running out of it, records, flags, the door.
 
-`jaxdet.timing` has the clock, `jaxdet.tables` the tables.
+`jaxdet.profiling.timing` has the clock, `jaxdet.tables` the tables.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ import jax
 
 from jaxdet import cli, flags, pages, runs
 from jaxdet.errors import InputError
-from jaxdet.timing import clock
+from jaxdet.profiling.timing import clock
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 FREE, LIMIT = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")

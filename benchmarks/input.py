@@ -25,12 +25,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import harness, prepared
-from jaxdet import rng, tables, timing
+from jaxdet import rng, tables
 from jaxdet.configs import cifar10
 from jaxdet.data import digits, images, sampler
 from jaxdet.data import tfds as tfds_data
 from jaxdet.errors import InputError
 from jaxdet.ops import augment
+from jaxdet.profiling import timing
 from jaxdet.types import At
 
 NAME = "input"

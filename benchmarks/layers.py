@@ -71,9 +71,10 @@ import numpy as np
 
 from benchmarks import harness, ways
 from benchmarks.single import DIRECTIONS, LAYERS, Single, numbers, passes
-from jaxdet import flops, roofline, tables, timing
+from jaxdet import flops, tables
 from jaxdet.errors import InputError
 from jaxdet.kernels import conv
+from jaxdet.profiling import roofline, timing
 
 NAME = "layers"
 COLUMNS = {

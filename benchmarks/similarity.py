@@ -17,9 +17,10 @@ import jax
 import numpy as np
 
 from benchmarks import harness
-from jaxdet import tables, timing
+from jaxdet import tables
 from jaxdet.errors import InputError
 from jaxdet.ops import embeddings
+from jaxdet.profiling import timing
 
 NAME = "similarity"
 COLUMNS = {

@@ -21,8 +21,9 @@ from dataclasses import dataclass
 import jax
 
 from benchmarks import harness
-from jaxdet import tables, timing
+from jaxdet import tables
 from jaxdet.errors import InputError
+from jaxdet.profiling import timing
 
 NAME = "startup"
 CACHES = ("cold", "warm")

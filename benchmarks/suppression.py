@@ -18,9 +18,10 @@ import jax
 import numpy as np
 
 from benchmarks import harness
-from jaxdet import tables, timing
+from jaxdet import tables
 from jaxdet.errors import InputError
 from jaxdet.ops import nms
+from jaxdet.profiling import timing
 
 NAME = "suppression"
 COLUMNS = {

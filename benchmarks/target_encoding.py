@@ -17,10 +17,11 @@ import jax
 import numpy as np
 
 from benchmarks import harness
-from jaxdet import tables, timing
+from jaxdet import tables
 from jaxdet.configs.digits import Config
 from jaxdet.errors import InputError
 from jaxdet.ops import windows
+from jaxdet.profiling import timing
 from tests import slow
 
 NAME = "target_encoding"

@@ -42,8 +42,9 @@ from typing import Literal
 import jax
 
 from benchmarks import harness, steps
-from jaxdet import tables, timing
+from jaxdet import tables
 from jaxdet.errors import InputError
+from jaxdet.profiling import timing
 
 NAME = "train_step"
 WAYS = ("jit", "pmap", "torch", "torch_compiled")

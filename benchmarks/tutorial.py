@@ -21,10 +21,11 @@ from pathlib import Path
 import jax
 
 from benchmarks import harness, prepared
-from jaxdet import fit, tables, timing
+from jaxdet import fit, tables
 from jaxdet.configs.cifar10 import Config
 from jaxdet.data import sampler
 from jaxdet.errors import InputError
+from jaxdet.profiling import timing
 from jaxdet.progress import Progress
 
 NAME = "tutorial"

@@ -14,9 +14,9 @@ import jax
 import numpy as np
 
 from benchmarks import harness, slide
-from jaxdet import timing
 from jaxdet.models.sliding import multiply_adds
 from jaxdet.ops import windows
+from jaxdet.profiling import timing
 
 FORMS = ("loop", "chunks", "convolutional")
 LIBRARIES = ("jax", "torch")

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdet import describe, evaluate, parallel, progress, runs, tables, timing, train
+from jaxdet import evaluate, parallel, progress, runs, tables, train
 from jaxdet.data import sampler
 from jaxdet.errors import InputError
+from jaxdet.profiling import summary, timing
 from jaxdet.training import host_init
 
 TRIED = 0.03  # share of the seconds, at most, that steps are tried for
@@ -27,7 +28,7 @@ def check_parameters(net, shape, most):
     count = parameters(jax.eval_shape(net.init, jax.random.key(0), images))
     if not most or count <= most:
         return
-    layers = [layer for layer in describe.network(net, images).layers if layer.parameters]
+    layers = [layer for layer in summary.network(net, images).layers if layer.parameters]
     rows = [{"layer": layer.path, "parameters": layer.parameters} for layer in layers]
     raise InputError(
         f"the network has {count} parameters that learn, {most} (--max-params) are wanted at most;"

@@ -13,9 +13,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxdet import evaluate, timing
+from jaxdet import evaluate
 from jaxdet.data import images
 from jaxdet.errors import InputError
+from jaxdet.profiling import timing
 from jaxdet.tasks import localize
 from jaxdet.types import Array
 

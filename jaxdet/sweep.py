@@ -21,8 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdet import budget, checkpoint, evaluate, fit, progress, runs, timing, train
+from jaxdet import budget, checkpoint, evaluate, fit, progress, runs, train
 from jaxdet.kernels import conv
+from jaxdet.profiling import timing
 
 
 class Times(NamedTuple):

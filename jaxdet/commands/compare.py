@@ -7,12 +7,13 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxdet import budget, checkpoint, classic, evaluate, parallel, plots, runs, tables, timing
+from jaxdet import budget, checkpoint, classic, evaluate, parallel, plots, runs, tables
 from jaxdet.commands import common, cutoffs, failures, report, spread
 from jaxdet.configs import base
 from jaxdet.configs.base import Training
 from jaxdet.errors import InputError
 from jaxdet.options import Restored
+from jaxdet.profiling import timing
 
 COLUMNS = {
     "run": "run",

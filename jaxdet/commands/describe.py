@@ -4,10 +4,11 @@ import sys
 
 import jax
 
-from jaxdet import describe, roofline, runs
+from jaxdet import runs
 from jaxdet.commands import common
 from jaxdet.configs import networks
 from jaxdet.errors import InputError
+from jaxdet.profiling import roofline, summary
 
 
 def run(options):
@@ -19,7 +20,7 @@ def run(options):
         if options.convention != "flop":
             raise InputError("--time takes all operations together: leave out --convention mac")
     net, images, variables = _network(options)
-    found = describe.network(
+    found = summary.network(
         net,
         images,
         variables,
@@ -27,12 +28,12 @@ def run(options):
         convention=options.convention,
         padding=options.padding,
     )
-    rows, notes = describe.rows(found, backward=options.backward), []
+    rows, notes = summary.rows(found, backward=options.backward), []
     if options.time:
         notes += roofline.add(rows, found, options.figure)
-    notes += describe.statistics(found) + describe.remarks(found.counted)
+    notes += summary.statistics(found) + summary.remarks(found.counted)
     form = next((name for name in ("json", "csv") if getattr(options, name)), "markdown")
-    print(describe.text(rows, notes, form))
+    print(summary.text(rows, notes, form))
     if form == "csv" and notes:
         print("\n".join(notes), file=sys.stderr)
     return 0

@@ -2,9 +2,10 @@
 
 import json
 
-from jaxdet import evaluate, parallel, tables, timing
+from jaxdet import evaluate, parallel, tables
 from jaxdet.commands import common
 from jaxdet.metrics import detection as detection_metrics
+from jaxdet.profiling import timing
 
 
 def run(options):

@@ -11,11 +11,12 @@ from urllib.parse import quote
 import jax
 import numpy as np
 
-from jaxdet import configs, describe, flags, runs, tables
+from jaxdet import configs, flags, runs, tables
 from jaxdet.commands import common, cutoffs, log
 from jaxdet.configs import networks
 from jaxdet.configs.base import Training
 from jaxdet.metrics import classification as classification_metrics
+from jaxdet.profiling import summary
 
 PICTURES = (
     "Validation scores against the epoch",
@@ -131,14 +132,14 @@ def _layers(best):
     """Functions F, variables X and parameters W of a network, from its input to its output."""
     named = networks.of_run(best.folder, best.config)
     images = jax.ShapeDtypeStruct(named.input, "float32")
-    network = describe.network(named.net, images)
-    *layers, whole = describe.rows(network)
+    network = summary.network(named.net, images)
+    *layers, whole = summary.rows(network)
     rows = [{"layer": "input", "X": named.input}, *layers]
     rows = [{"n": n, **row} for n, row in enumerate(rows)] + [whole]
     return [
         "From the image to its answer: X n is the output of the function F n, which learns the "
         "weights W n; where W is empty, nothing is learnt:",
-        describe.text(rows, describe.statistics(network) + describe.remarks(network.counted)),
+        summary.text(rows, summary.statistics(network) + summary.remarks(network.counted)),
     ]
 
 

@@ -4,8 +4,8 @@ import jax
 import pytest
 
 from benchmarks import flops
-from jaxdet import describe
 from jaxdet.configs import networks
+from jaxdet.profiling import summary
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_the_summary_has_the_figures_of_the_seeds(kept):
 def test_the_layers_are_those_of_describe(kept):
     named = networks.named("lenet")
     images = jax.ShapeDtypeStruct(named.input, "float32")
-    found = describe.rows(describe.network(named.net, images, backward=True), backward=True)
+    found = summary.rows(summary.network(named.net, images, backward=True), backward=True)
     assert kept[0]["layers"]["lenet"] == json.loads(json.dumps(found))
     for row in kept[0]["rows"]:
         *rows, whole = kept[0]["layers"][row["model"]]

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import layers, ways
 from benchmarks.single import DIRECTIONS, LAYERS, numbers
-from jaxdet import roofline
+from jaxdet.profiling import roofline
 
 QUICK = ["--batch", "2", "--seconds", "0"]
 

@@ -7,13 +7,14 @@ from jax import lax
 from jax.extend import core
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxdet import describe, flops
+from jaxdet import flops
 from jaxdet.configs import networks
 from jaxdet.flops.rules import Count
 from jaxdet.models.lenet import LeNet
 from jaxdet.models.resnet import Bottleneck, ResNet
 from jaxdet.models.sliding import Andrew, multiply_adds
 from jaxdet.ops import windows
+from jaxdet.profiling import summary
 from tests import tiny
 
 MATRIX = jax.ShapeDtypeStruct((3, 3), jnp.float32)
@@ -253,7 +254,7 @@ def test_multiply_adds_of_andrew(form, size, expected):
 )
 def test_xla_counts_nearly_the_same(net, shape, backward):
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
-    network = describe.network(net, images, backward=backward, padding="valid")
+    network = summary.network(net, images, backward=backward, padding="valid")
     closed, found = network.closed, network.counted
     shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in closed.in_avals]
     xla = jax.jit(core.jaxpr_as_fun(closed)).lower(*shapes).cost_analysis()

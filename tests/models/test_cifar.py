@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from jaxdet import describe, flops
+from jaxdet import flops
 from jaxdet.errors import InputError
 from jaxdet.models.cifar import Narrow, Part, ResNet, ResNet20
 from jaxdet.models.lenet import LeNet
 from jaxdet.models.tiniest import Tiniest
 from jaxdet.models.tiny import Deep, Tiny
+from jaxdet.profiling import summary
 from tests.models.test_efficientnet import paths
 from tests.models.test_resnet import outputs, shaped, size
 from tests.models.test_sliding import fill
@@ -147,7 +148,7 @@ def test_statistics_are_those_of_all_devices(made):
 
 @each_net
 def test_every_operation_belongs_to_a_layer_with_a_name(make):
-    found = describe.network(make(rate=0.0), shaped(1, 16, 16, 3), backward=True)
+    found = summary.network(make(rate=0.0), shaped(1, 16, 16, 3), backward=True)
     assert not found.counted.unknown
     assert all(layer.path for layer in found.layers)
 

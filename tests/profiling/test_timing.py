@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxdet import timing
+from jaxdet.profiling import timing
 
 
 @pytest.fixture

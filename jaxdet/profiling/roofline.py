@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from jaxdet import describe, flops, plots, timing
+from jaxdet import flops, plots
+from jaxdet.profiling import summary, timing
 
 SECONDS = 0.2  # for the repeats of each layer
 SIDE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}  # of the square matrices that are multiplied
@@ -40,7 +41,7 @@ def add(rows, found, picture):
     """Measure a `Network`, add what was found to its rows, draw the plot; returns notes on both."""
     measured, top, seconds = times(found), ceilings(), whole(found)
     for row in rows[:-1]:
-        row |= measured.get(row["layer"].replace(describe.ITSELF, ""), {})
+        row |= measured.get(row["layer"].replace(summary.ITSELF, ""), {})
     for key in ("forward_s", "backward_s", "bytes"):
         rows[-1][key] = sum(row.get(key, 0) for row in rows[:-1])
     for row in rows:
@@ -85,7 +86,7 @@ def times(found, *, seconds=SECONDS):
     """Measured numbers a layer: {path: {"forward_s", "backward_s", "bytes"}} of a `Network`."""
     measured = {}
     for piece in pieces(found.trace()):
-        row = measured.setdefault(describe.inner(piece.path), {"bytes": 0})
+        row = measured.setdefault(summary.inner(piece.path), {"bytes": 0})
         key = f"{piece.direction}_s"
         row[key] = row.get(key, 0.0) + _seconds(core.ClosedJaxpr(piece.jaxpr, ()), seconds)
         row["bytes"] += sum(map(_bytes, [*piece.jaxpr.invars, *piece.jaxpr.outvars]))

@@ -9,8 +9,9 @@ from flax import linen as nn
 from jax.extend import core
 from PIL import Image
 
-from jaxdet import describe, flops, roofline, timing
+from jaxdet import flops
 from jaxdet.models.lenet import LeNet
+from jaxdet.profiling import roofline, summary, timing
 
 IMAGES = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
 Small = partial(LeNet, widths=(2,), dense=(4,), classes=3)
@@ -37,7 +38,7 @@ def seconds(monkeypatch):
 
 
 def taken_apart(backward=False):
-    return describe.network(Small(), IMAGES, backward=backward)
+    return summary.network(Small(), IMAGES, backward=backward)
 
 
 def test_pieces_in_order_are_the_network():
@@ -89,7 +90,7 @@ def test_ceilings_are_operations_and_bytes_a_second(seconds):
 
 def test_add_fills_the_rows(seconds, tmp_path):
     found = taken_apart(backward=True)
-    rows = describe.rows(found, backward=True)
+    rows = summary.rows(found, backward=True)
     notes = roofline.add(rows, found, tmp_path / "roofline.png")
     assert all(row["forward_s"] == seconds for row in rows[:-1])
     slow = {row["layer"] for row in rows[:-1] if row.get("backward_s")}
@@ -109,7 +110,7 @@ def test_without_a_backward_pass_there_is_nothing_to_measure_of_one(seconds):
 def test_layers_are_measured_and_drawn(monkeypatch, tmp_path):
     hurry(monkeypatch)
     found, path = taken_apart(backward=True), tmp_path / "new" / "roofline.png"
-    rows = describe.rows(found, backward=True)
+    rows = summary.rows(found, backward=True)
     roofline.add(rows, found, path)
     assert all(row["forward_s"] > 0 for row in rows)
     assert rows[-1]["backward_s"] > 0
@@ -133,7 +134,7 @@ class Mixed(nn.Module):
 
 def test_numbers_of_any_type_go_between_layers(monkeypatch):
     hurry(monkeypatch)
-    found = describe.network(Mixed(), jax.ShapeDtypeStruct((2, 5), jnp.float32), backward=True)
+    found = summary.network(Mixed(), jax.ShapeDtypeStruct((2, 5), jnp.float32), backward=True)
     measured = roofline.times(found)
     assert {"dense", "choose", "take", "loop"} <= set(measured)
     assert all(row["bytes"] > 0 for path, row in measured.items() if path)
