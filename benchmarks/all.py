@@ -28,7 +28,7 @@ from importlib import import_module
 from pathlib import Path
 
 from benchmarks import harness
-from jaxdet import runs
+from jaxdet import files
 from jaxdet.errors import InputError
 
 QUICK = {
@@ -94,7 +94,7 @@ def report(options):
         said = f"failed: {error}" if error else "done"
         print(f"{time.perf_counter() - start:.0f} s, {said}", file=sys.stderr, flush=True)
     path = options.out.parent / "RESULTS.md"
-    runs.write_text(path, page(options.out))
+    files.write_text(path, page(options.out))
     print(f"wrote {path}")
     return 1 if failed else 0
 
@@ -124,7 +124,7 @@ def run(words, more):
 def note(path, words, error):
     """Keep a command and its error in a file, which is not there where there is none."""
     if error:
-        runs.write_text(path, f"{shlex.join(['python', *words])}\n{error}\n")
+        files.write_text(path, f"{shlex.join(['python', *words])}\n{error}\n")
     else:
         path.unlink(missing_ok=True)
 

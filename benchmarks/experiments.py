@@ -32,8 +32,9 @@ from typing import NamedTuple
 import jax
 
 from benchmarks import harness
-from jaxdet import runs, tables
+from jaxdet import tables
 from jaxdet.errors import InputError
+from jaxdet.training import run_dir
 
 OBJECTS = "--model simple --lr 2e-3 --size {size}"
 MODES = (
@@ -193,9 +194,9 @@ def trained(experiment, run, options):
     """Rows of a run, one a checkpoint: scores on the test split, and how long an epoch took."""
     words = run.words.format(size=options.size, epochs=options.epochs).split()
     folder = options.out / run.name
-    begun = [] if runs.holds_something(folder) else [*words, "--root", options.root]
+    begun = [] if run_dir.holds_something(folder) else [*words, "--root", options.root]
     jaxdet("train", experiment.system, "--out", str(folder), "--resume", *begun)
-    lines = runs.read_metrics(folder)
+    lines = run_dir.read_metrics(folder)
     seconds = sorted(sum(line["time"].values()) for line in lines[1:])
     for checkpoint in run.checkpoints:
         said = jaxdet("eval", str(folder), "--checkpoint", checkpoint, "--json")

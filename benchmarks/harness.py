@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxdet import cli, flags, pages, runs
+from jaxdet import cli, files, flags, pages
 from jaxdet.errors import InputError
 from jaxdet.profiling.timing import clock
+from jaxdet.training import run_dir
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 FREE, LIMIT = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
@@ -98,7 +99,7 @@ def show(text, out=None):
     print(text)
     if out:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
-        runs.write_text(out, f"{text}\n")
+        files.write_text(out, f"{text}\n")
 
 
 def write(name, rows, out, devices, *, options=None, **more):
@@ -110,7 +111,7 @@ def write(name, rows, out, devices, *, options=None, **more):
     record = {
         "benchmark": name,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "environment": runs.environment(devices),
+        "environment": run_dir.environment(devices),
         "compilation_cache": jax.config.jax_compilation_cache_dir,
         "load": os.getloadavg(),
         "options": chosen,
@@ -118,7 +119,7 @@ def write(name, rows, out, devices, *, options=None, **more):
         "rows": rows,
     }
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    runs.write_json(out, record)
+    files.write_json(out, record)
 
 
 def door(name, kind, argv, run):

@@ -27,7 +27,7 @@ import numpy as np
 from benchmarks import harness, prepared
 from jaxdet import rng, tables
 from jaxdet.configs import cifar10
-from jaxdet.data import digits, images, sampler
+from jaxdet.data import digits, images, mnist, sampler
 from jaxdet.data import tfds as tfds_data
 from jaxdet.errors import InputError
 from jaxdet.ops import augment

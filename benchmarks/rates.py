@@ -16,10 +16,11 @@ import jax
 import numpy as np
 
 from benchmarks import harness, prepared
-from jaxdet import sweep, tables
+from jaxdet import tables
 from jaxdet.configs.cifar10 import TUTORIALS, Config
 from jaxdet.errors import InputError
-from jaxdet.progress import Progress
+from jaxdet.training import sweep
+from jaxdet.training.progress import Progress
 
 NAME = "rates"
 COLUMNS = {

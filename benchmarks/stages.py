@@ -15,7 +15,12 @@ from contextlib import contextmanager
 from importlib import import_module
 
 BEGUN = time.time()
-PARTS = ("jaxdet.configs", "jaxdet.configs.base", "jaxdet.fit", "jaxdet.progress")
+PARTS = (
+    "jaxdet.configs",
+    "jaxdet.configs.base",
+    "jaxdet.training.loop",
+    "jaxdet.training.progress",
+)
 
 
 class Stages:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdet import configs, optim, parallel, tasks, train
+from jaxdet import configs, tasks
 from jaxdet.configs import backbones, base, detect
 from jaxdet.configs.digits import Config
 from jaxdet.kernels import conv
@@ -19,7 +19,9 @@ from jaxdet.models.resnet import ResNet18
 from jaxdet.ops import augment, boxes, windows
 from jaxdet.tasks import localize
 from jaxdet.tasks.windows import Locator
-from jaxdet.training import host_init
+from jaxdet.training import host_init, optim, parallel
+from jaxdet.training import state as training_state
+from jaxdet.training.step import train_step
 from jaxdet.types import Task
 
 CLASSES = 1000
@@ -49,15 +51,15 @@ def in_jax(work, among=None):
     among = among or parallel.devices(1)
     parallel.check(work.batch, among)
     chosen = optim.optimizer("adamw", 1e-3, beta2=0.999, weight_decay=0.02, learns=work.learns)
-    plan = train.Plan(1, 1, 1, 0.0)
+    plan = training_state.Plan(1, 1, 1, 0.0)
     shown = {name: column[:1] for name, column in work.data.items()}
     hyper = {name: np.float32(value) for name, value in work.hyper.items()}
-    hyper |= dict.fromkeys(train.LENGTH, np.int32(1))
+    hyper |= dict.fromkeys(training_state.LENGTH, np.int32(1))
     given = {"task": work.task, "optimizer": lambda _: chosen}
-    make = partial(train.create, shown, hyper, **given, seed=0, ema=0)
+    make = partial(training_state.create, shown, hyper, **given, seed=0, ema=0)
     state = parallel.put(host_init.evaluate(make), among)
     data, rows = parallel.put(work.data, among), np.arange(work.batch)
-    step = partial(train.train_step, **given, plan=plan)
+    step = partial(train_step, **given, plan=plan)
     run = parallel.compiled(step, among, whole=2, donate=(0,))
 
     def call():

@@ -3,7 +3,7 @@
     python -m benchmarks.train_step --models digits resnet18_64 resnet18_224 --json FILE
 
 A step is the forward pass, the loss, the gradient and AdamW, batch norm in training, on a batch
-that is in memory: `jaxdet.train.train_step` compiled for one device, the same with `pmap` on all
+that is in memory: `train_step` compiled for one device, the same with `pmap` on all
 devices where there are several, PyTorch as it is and compiled.  `digits` is the default locator
 (batch 32) without its drawing of canvases, `digits_drawn` with it (jaxdet only), `digits_wide` the
 network of the MNIST figure (batch 64); `resnet18_64` and `resnet18_224` have batch 16 and the side

@@ -21,12 +21,13 @@ from pathlib import Path
 import jax
 
 from benchmarks import harness, prepared
-from jaxdet import fit, tables
+from jaxdet import tables
 from jaxdet.configs.cifar10 import Config
 from jaxdet.data import sampler
 from jaxdet.errors import InputError
 from jaxdet.profiling import timing
-from jaxdet.progress import Progress
+from jaxdet.training import loop as training_loop
+from jaxdet.training.progress import Progress
 
 NAME = "tutorial"
 IMAGES, EPOCHS = 50_000, 2  # of the training that is asked about
@@ -112,8 +113,8 @@ def row(way, first, turns, options):
 def in_jaxdet(system, config, folder):
     """Calls that make the steps of an epoch, and that evaluate: the loop has them in turns."""
     show = Progress(quiet=True)
-    programs = fit.Programs(system, config)
-    loop = fit.Loop(programs, system, config, folder, show, lambda: False)
+    programs = training_loop.Programs(system, config)
+    loop = training_loop.Loop(programs, system, config, folder, show, lambda: False)
     show.begin(0, loop.plan.steps * config.batch)
     return loop.epoch, loop.epoch
 

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxdet import evaluate
 from jaxdet.data import images
 from jaxdet.errors import InputError
 from jaxdet.profiling import timing
 from jaxdet.tasks import localize
+from jaxdet.training import evaluator
 from jaxdet.types import Array
 
 HOG, HAAR = "HOG + linear SVM", "Haar cascade"
@@ -75,7 +75,7 @@ def judged(answers, source, task, hyper):
 
     `task` is one of `localize.Labeller` with `Known` for its network.
     """
-    step = jax.jit(partial(evaluate.eval_step, task=task, axis=None))
+    step = jax.jit(partial(evaluator.eval_step, task=task, axis=None))
     rows = {"index": np.arange(len(source)), "real": np.ones(len(source), np.float32)}
     found = step(answers._asdict(), source.arrays, hyper, np.int32(0), rows)
     terms, measures = jax.device_get(found)

@@ -133,7 +133,7 @@ def _run(command, *args):
     process = next(arg for arg in args if isinstance(arg, options.Process))
     prepare(process)
     from jaxdet.errors import InputError
-    from jaxdet.fit import DivergedError
+    from jaxdet.training.loop import DivergedError
 
     try:
         return import_module(f"jaxdet.commands.{command}").run(*args)

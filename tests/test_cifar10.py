@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdet import budget, checkpoint, fit, plots, progress, runs, sweep
+from jaxdet import plots
 from jaxdet.commands import common, log, report
 from jaxdet.configs.cifar10 import Config
 from jaxdet.data import cifar10
+from jaxdet.training import checkpoint, progress, run_dir, sweep, time_budget
+from jaxdet.training import loop as training_loop
 from tests import made
 from tests.test_cli import PNG, files, main
 from tests.test_compare import cells, printed
@@ -54,11 +56,11 @@ def answers(*words):
 
 
 def test_training_logs_scores_before_the_first_epoch_and_after_each(trained):
-    metrics = runs.read_metrics(trained)
+    metrics = run_dir.read_metrics(trained)
     assert [line["epoch"] for line in metrics] == [0, 1, 2, 3]
     assert {"loss", "accuracy", "labels", "confusion"} <= set(metrics[0]["val"])
     assert metrics[-1]["val"]["accuracy"] > 0.6 > metrics[0]["val"]["accuracy"]
-    about = runs.read_about(trained)
+    about = run_dir.read_about(trained)
     assert (about["classes"], about["input"]) == (CLASSES, [32, 32, 3])
 
 
@@ -68,7 +70,7 @@ def test_training_warns_of_an_uneven_batch_and_ends_with_each_label(data, tmp_pa
     out = capsys.readouterr().out
     (warned,) = re.findall("^warning: (.*)$", out, re.M)
     assert warned.startswith("--batch 10 does not divide the 27 images of train: ")
-    best = log.best(runs.read_metrics(tmp_path / "x"), "accuracy")["val"]
+    best = log.best(run_dir.read_metrics(tmp_path / "x"), "accuracy")["val"]
     assert out.count(common.by_label(best)) == 1
     assert [row["label"] for row in cells(out)] == CLASSES
 
@@ -81,7 +83,7 @@ def test_a_run_that_is_resumed_ends_in_the_same_scores(place, trained):
     assert main(*words, "--resume") == 2  # another --root: a link
     assert main("train", "cifar10", "--out", "run", "--resume", "--quiet") == 0
     untimed = [
-        [{k: v for k, v in line.items() if k != "time"} for line in runs.read_metrics(run)]
+        [{k: v for k, v in line.items() if k != "time"} for line in run_dir.read_metrics(run)]
         for run in ("run", trained)
     ]
     assert untimed[0] == untimed[1]
@@ -91,7 +93,7 @@ def test_a_run_that_is_resumed_ends_in_the_same_scores(place, trained):
 
 
 def test_eval_gives_what_training_logged_and_the_confusion_of_each_label(place, capsys):
-    logged = runs.read_metrics("run")[-1]["val"]
+    logged = run_dir.read_metrics("run")[-1]["val"]
     (val,) = answers("eval", "run", "--checkpoint", "last", "--split", "val")
     assert {name: val[name] for name in logged} == logged
     assert main("eval", "run", "--plots", "pictures") == 0
@@ -266,7 +268,7 @@ def test_a_report_is_that_of_the_seed(place, trained):
     assert "--widths 3 4 --dense 8" in command
     retrained = ["--out", "again", "--quiet"]
     assert main(*shlex.split(command), *retrained) == 0
-    assert runs.read_metrics("again")[-1]["val"] == runs.read_metrics("run")[-1]["val"]
+    assert run_dir.read_metrics("again")[-1]["val"] == run_dir.read_metrics("run")[-1]["val"]
     for line in ("| 0 | input |  | 1 x 32 x 32 x 3 |", "| 1 | conv1 | Conv, features 3"):
         assert line in text
     assert re.search(r"^Found best: \w+, [.\d]+; worst: \w+, [.\d]+\..*\.$", text, re.M)
@@ -343,13 +345,13 @@ def test_a_sweep_over_rates_has_the_costs_of_each(place, capsys):
         assert float(row["s of an epoch"]) > 0 and 0 <= float(row["accuracy"]) <= 1
     again = ["sweep", "cifar10", *words, "--together", "no", "--batch", "12", "--overwrite"]
     assert main(*again) == 0
-    assert runs.read_config("swept/lr=0.02")[1]["batch"] == 12
+    assert run_dir.read_config("swept/lr=0.02")[1]["batch"] == 12
 
 
 def test_a_sweep_that_is_killed_goes_on_where_it_was(place, monkeypatch):
     """Its data are read once in each process, and put on the devices once for both programs."""
     judged, asked, programs = [], [], []
-    evaluate, read = fit.Loop.evaluate, cifar10.read
+    evaluate, read = training_loop.Loop.evaluate, cifar10.read
 
     def killed(loop):
         judged.append(loop.at)
@@ -369,14 +371,14 @@ def test_a_sweep_that_is_killed_goes_on_where_it_was(place, monkeypatch):
     swept = ["sweep", "cifar10", "--root", "data", *SMALL, "--epochs", "1"]
     swept += ["--batch", "12", "9", "--out", "swept"]
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(fit.Loop, "evaluate", killed)
+        patch.setattr(training_loop.Loop, "evaluate", killed)
         main(*swept)
     first, second = programs
     assert asked == [(str(place / "data"),)]
     assert first.data is second.data and first.evaluator.data is second.evaluator.data
-    assert [line["step"] for line in runs.read_metrics("swept/batch=9")] == [0]
+    assert [line["step"] for line in run_dir.read_metrics("swept/batch=9")] == [0]
     assert main(*swept, "--resume") == 0
-    ours, theirs = (runs.read_metrics(folder) for folder in ("swept/batch=9", "run"))
+    ours, theirs = (run_dir.read_metrics(folder) for folder in ("swept/batch=9", "run"))
     assert [line["val"] for line in ours] == [line["val"] for line in theirs[:2]]
 
 
@@ -397,7 +399,7 @@ def test_seeds_of_a_training_are_a_sweep_that_is_planned_once(place, capsys, mon
         asked.append((config.time_budget, spent))
         return replace(config, epochs=2)
 
-    monkeypatch.setattr(budget, "planned", planned)
+    monkeypatch.setattr(time_budget, "planned", planned)
     monkeypatch.setattr(progress, "since_start", lambda: 40.0)
     words = ["train", "cifar10", "--root", "data", *SMALL, "--seeds", "2", "--time-budget", "999"]
     words += ["--together", "no", "--out", "seeds"]
@@ -407,10 +409,10 @@ def test_seeds_of_a_training_are_a_sweep_that_is_planned_once(place, capsys, mon
     ((seconds, spent),) = asked
     assert seconds == 999 and 40 <= spent < 999
     for seed in (0, 1):
-        _, kept = runs.read_config(f"seeds/seed={seed}")
+        _, kept = run_dir.read_config(f"seeds/seed={seed}")
         assert (kept["seed"], kept["epochs"], kept["time_budget"]) == (seed, 2, 999.0)
-        told = runs.total_seconds(runs.read_metrics(f"seeds/seed={seed}"))
-        assert runs.read_seconds(f"seeds/seed={seed}") >= told + spent
+        told = run_dir.total_seconds(run_dir.read_metrics(f"seeds/seed={seed}"))
+        assert run_dir.read_seconds(f"seeds/seed={seed}") >= told + spent
     one, two, both = answers("compare", "seeds/seed=0", "seeds/seed=1", "seeds/seed=1")
     assert (both["run"], both["runs"], both["split"]) == ("seed=0, seed=1", 2, "test")
     for name in ("loss", "accuracy", "error_rate"):
@@ -420,7 +422,7 @@ def test_seeds_of_a_training_are_a_sweep_that_is_planned_once(place, capsys, mon
     table = capsys.readouterr().out.split("over seeds:\n\n")[1]
     assert float(cells(table)[0]["accuracy +-"]) == pytest.approx(both["accuracy +-"], rel=1e-3)
     assert len(answers("compare", "seeds/seed=0", "run")) == 2
-    monkeypatch.setattr(budget, "planned", lambda *_: 1 / 0)
+    monkeypatch.setattr(time_budget, "planned", lambda *_: 1 / 0)
     before = files(place / "seeds")
     assert main(*words, "--resume") == 0
     assert files(place / "seeds").keys() == before.keys()

@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from jaxdet import checkpoint, cli, configs, evaluate, flags, options, runs
+from jaxdet import cli, configs, flags, options
+from jaxdet.training import checkpoint, evaluator, run_dir
 from tests import tiny
 
 TRAIN = ["train", "digits", *tiny.WORDS]
@@ -311,7 +312,9 @@ def test_version(capsys):
 @pytest.mark.parametrize("which", ["best", "last", "21"])
 def test_eval_prints_exactly_the_figures_that_training_logged(trained, capsys, which):
     steps = {"best": checkpoint.best(trained), "last": checkpoint.steps(trained)[-1], "21": 21}
-    (logged,) = (line["val"] for line in runs.read_metrics(trained) if line["step"] == steps[which])
+    (logged,) = (
+        line["val"] for line in run_dir.read_metrics(trained) if line["step"] == steps[which]
+    )
     assert {"accuracy", "iou", "loss"} <= set(logged)
     assert main("eval", trained, "--checkpoint", which, "--split", "val") == 0
     lines = capsys.readouterr().out.splitlines()
@@ -324,7 +327,7 @@ def test_eval_prints_exactly_the_figures_that_training_logged(trained, capsys, w
 
 def test_eval_prints_json(trained, capsys):
     assert main("eval", trained, "--checkpoint", "last", "--split", "val", "--json") == 0
-    last = runs.read_metrics(trained)[-1]
+    last = run_dir.read_metrics(trained)[-1]
     expected = {"step": last["step"], "split": "val", **last["val"]}
     found = json.loads(capsys.readouterr().out)
     took = {"error_rate", "operations", "seconds", "operations_per_second"}
@@ -373,7 +376,7 @@ def answers(capsys, *words):
 
 def test_an_image_file_gets_the_answer_of_the_same_sample(place, capsys):
     _, system = tiny.system()
-    batch = evaluate.samples(system, "test", 2)
+    batch = evaluator.samples(system, "test", 2)
     names = [f"{i}.png" for i in range(2)]
     for name, image in zip(names, batch["image"], strict=True):
         Image.fromarray(np.rint(255 * image[..., 0]).astype(np.uint8)).save(name)
@@ -408,7 +411,7 @@ def test_overwrite_replaces_a_run(place):
     (place / "run" / "checkpoints" / "99").mkdir()
     assert main(*TRAIN, "--out", "run", "--overwrite", "--quiet") == 0
     assert checkpoint.steps("run")[-1] == 42
-    assert [line["step"] for line in runs.read_metrics("run")] == [0, 21, 42]
+    assert [line["step"] for line in run_dir.read_metrics("run")] == [0, 21, 42]
 
 
 def test_an_interrupted_training_saves_and_says_130(place, monkeypatch, capsys):

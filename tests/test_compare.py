@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from jaxdet import checkpoint, plots, runs
+from jaxdet import plots
 from jaxdet.ops import boxes
+from jaxdet.training import checkpoint, run_dir
 from tests import tiny
 from tests.test_cli import PNG, files, main
 from tests.test_objects import small  # noqa: F401
@@ -144,7 +145,7 @@ def test_a_row_has_what_eval_says_and_tells_the_run(here):
         assert row["operations"] * COUNTS[row["run"]] == judged["operations"]
         scores = {name: value for name, value in judged.items() if name not in TIMED}
         assert {name: row[name] for name in scores} == scores
-        metrics = runs.read_metrics(row["run"])
+        metrics = run_dir.read_metrics(row["run"])
         (best,) = (m for m in metrics if m["step"] == checkpoint.best(row["run"]))
         assert (row["epochs"], row["best_epoch"]) == (EPOCHS[row["run"]], best["epoch"])
         assert row["epoch_seconds"] == median_low(m["time"]["train"] for m in metrics if m["train"])

@@ -7,9 +7,9 @@ from dataclasses import asdict
 import jax
 import pytest
 
-from jaxdet import runs
 from jaxdet.configs import networks
 from jaxdet.profiling import summary
+from jaxdet.training import run_dir
 from tests import tiny
 from tests.test_cli import PNG, main
 from tests.test_roofline import hurry
@@ -19,8 +19,8 @@ from tests.test_roofline import hurry
 def run(tmp_path, monkeypatch):
     """The folder of a run with nothing but its configuration, in the working folder."""
     monkeypatch.chdir(tmp_path)
-    runs.start("run")
-    runs.write_config("run", "digits", asdict(tiny.CONFIG), {"classes": list("0123456789")})
+    run_dir.start("run")
+    run_dir.write_config("run", "digits", asdict(tiny.CONFIG), {"classes": list("0123456789")})
     return tmp_path / "run"
 
 

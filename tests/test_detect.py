@@ -15,14 +15,16 @@ import pytest
 from flax import linen as nn
 from PIL import Image
 
-from jaxdet import configs, evaluate, fit, parallel, plots, runs, train
+from jaxdet import configs, plots
 from jaxdet.commands import common
 from jaxdet.configs import backbones, detect
 from jaxdet.data import formats, sampler
 from jaxdet.models import efficientnet, heads, necks
 from jaxdet.models.layers import Part
 from jaxdet.models.resnet import Basic, ResNet
-from jaxdet.training import host_init
+from jaxdet.training import evaluator, host_init, parallel, run_dir
+from jaxdet.training import loop as training_loop
+from jaxdet.training import state as training_state
 from tests import made
 from tests.test_cli import PNG, main
 from tests.test_objects import answers
@@ -105,7 +107,7 @@ def rewritten(run, **changes):
 
 def test_training_logs_every_term_and_chooses_by_map(trained):
     run, said = trained
-    last = runs.read_metrics(run)[-1]
+    last = run_dir.read_metrics(run)[-1]
     assert {"classification", "box", "positives", "loss"} <= set(last["train"])
     assert {"map", "map50", "labels"} <= set(last["val"])
     assert "epoch 1/1" in said
@@ -114,7 +116,7 @@ def test_training_logs_every_term_and_chooses_by_map(trained):
 
 def test_eval_says_what_training_logged(place, trained):
     (found,) = answers("eval", "run", "--split", "val")
-    logged = next(m for m in runs.read_metrics("run") if m["step"] == found["step"])["val"]
+    logged = next(m for m in run_dir.read_metrics("run") if m["step"] == found["step"])["val"]
     for name in ("map", "map50", "loss"):
         assert found[name] == logged[name]
     assert found["labels"] == logged["labels"]
@@ -124,14 +126,14 @@ def test_one_program_judges_by_the_assigners_of_all_epochs(data):
     config = detect.Config(root=str(data), size=(64, 96), width=8, model="resnet18", tal_from=1)
     with small():
         system = configs.build("detect", config)
-        kept = evaluate.variables(host_init.evaluate(train.maker(system, config)))
-        scorer = evaluate.Evaluator(system, "val", 1, parallel.devices(1))
+        kept = evaluator.variables(host_init.evaluate(training_state.maker(system, config)))
+        scorer = evaluator.Evaluator(system, "val", 1, parallel.devices(1))
         zero, one, two = (scorer(kept, epoch)["loss"] for epoch in range(3))
     assert zero != one == two and scorer.step._cache_size() == 1
 
 
 def test_a_run_is_judged_by_the_assigner_of_its_last_epoch(place):
-    last = runs.read_metrics("run")[-1]
+    last = run_dir.read_metrics("run")[-1]
     for tal_from in (1, 2):
         rewritten("run", tal_from=tal_from)
         (found,) = answers("eval", "run", "--split", "val", "--checkpoint", str(last["step"]))
@@ -173,7 +175,7 @@ def test_a_training_at_several_sizes_has_a_program_for_each(data, tmp_path, monk
         words = [*WORDS, "--sizes", "0.5", "1", "--out", tmp_path / "run"]
         assert main("train", "detect", "--root", data, *words) == 0
     assert sizes == [(0, 0, 2), (0, 1, 2)]
-    assert all(np.isfinite(line["val"]["loss"]) for line in runs.read_metrics(tmp_path / "run"))
+    assert all(np.isfinite(line["val"]["loss"]) for line in run_dir.read_metrics(tmp_path / "run"))
 
 
 def test_a_streamed_training_logs_the_same_numbers(data, trained, tmp_path):
@@ -181,7 +183,7 @@ def test_a_streamed_training_logs_the_same_numbers(data, trained, tmp_path):
     with small():
         words = [*WORDS, "--stream", "true", "--out", tmp_path / "run"]
         assert main("train", "detect", "--root", data, *words) == 0
-    for one, other in zip(*map(runs.read_metrics, (trained[0], tmp_path / "run")), strict=True):
+    for one, other in zip(*map(run_dir.read_metrics, (trained[0], tmp_path / "run")), strict=True):
         for part in ("train", "val"):
             for name, value in (one[part] or {}).items():
                 if isinstance(value, float):
@@ -382,7 +384,7 @@ def test_preview_shows_inputs_beside_what_they_were(place, monkeypatch):
 
 def test_an_ablation_trains_once_for_two_ways_to_suppress(place, monkeypatch, capsys):
     epochs = []
-    monkeypatch.setattr(fit.Loop, "_train", _noted(epochs, fit.Loop._train))
+    monkeypatch.setattr(training_loop.Loop, "_train", _noted(epochs, training_loop.Loop._train))
     words = ["--root", "data", *WORDS, *LOW, "--nms-kind", "hard", "wbf", "--one-at-a-time"]
     words += ["--tal-from", "1", "--eval-first", "false"]
     assert main("sweep", "detect", *words, "--out", "swept") == 0

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdet import configs, plots, runs
+from jaxdet import configs, plots
 from jaxdet.commands import common
 from jaxdet.configs import objects
 from jaxdet.data import images, localization
@@ -22,6 +22,7 @@ from jaxdet.models import plain, simple
 from jaxdet.models.localizer import Localizer
 from jaxdet.ops import boxes
 from jaxdet.options import Eval
+from jaxdet.training import run_dir
 from tests.test_cli import PNG, files, main
 
 COLOURS = {"cup": (220, 40, 40), "key": (40, 200, 60), "pen": (50, 60, 230)}
@@ -154,7 +155,7 @@ def test_training_says_what_it_leaves_out(trained, data):
 
 
 def test_training_logs_scores_of_labels_and_boxes(trained):
-    last = runs.read_metrics(trained[0])[-1]
+    last = run_dir.read_metrics(trained[0])[-1]
     assert {"loss", "classification", "regression"} <= set(last["train"])
     assert {"accuracy", "iou", "iou50", "iou70", "labels", "confusion"} <= set(last["val"])
     assert last["epoch"] == 1
@@ -164,7 +165,7 @@ def test_a_split_made_elsewhere_is_taken_photo_by_photo(place):
     chosen = {"train": ["cup/0.jpg", "key/1.jpg"], "val": ["pen/2.jpg"], "test": ["cup/7.jpg"]}
     rows = {row.name: row for row in localization.read("data")[0]}
     for name, of_part in chosen.items():
-        runs.keep(
+        run_dir.keep(
             "mine", localization.PARTS[name], localization.table(rows[photo] for photo in of_part)
         )
     system = configs.build("objects", objects.Config(root="data", size=64, split_files="mine"))
@@ -204,7 +205,7 @@ def test_eval_counts_every_photo_once(trained, judged):
 
 
 def test_eval_gives_what_training_logged(trained):
-    logged = runs.read_metrics(trained[0])[-1]["val"]
+    logged = run_dir.read_metrics(trained[0])[-1]["val"]
     (val,) = scores(trained[0], "--checkpoint", "last", split="val")
     assert {name: val[name] for name in logged} == logged
 

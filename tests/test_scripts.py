@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdet import checkpoint, cli, runs
+from jaxdet import cli
 from jaxdet.data import verification_protocol
+from jaxdet.training import checkpoint, run_dir
 from tests.test_resume import WORDS
 
 NAMED = ["0.png", "1.png", "2.png"]
@@ -110,7 +111,7 @@ SCORES = r"(?:\w+ \d\S*\n)+"
 def test_the_first_command_trains_judges_and_draws(checkout, start):
     run = checkout / "runs" / "digits"
     out = ended(start("bash", checkout / "scripts" / "run.sh", *WORDS, "--epochs", "1"))
-    assert [line["step"] for line in runs.read_metrics(run)] == [0, 21]
+    assert [line["step"] for line in run_dir.read_metrics(run)] == [0, 21]
     (scores,) = re.findall(f"test split:\n({SCORES})", out)
     assert {"accuracy", "iou", "loss"} <= {line.split()[0] for line in scores.splitlines()}
     for path in re.findall(r": (/.+\.png)", out):
@@ -147,7 +148,7 @@ def test_faces_go_from_folders_to_tables_and_a_report(checkout, start, people, t
     words = [*FACES, "--epochs", "1", "--cut-val", "0", "--quiet"]
     script = checkout / "scripts" / "faces.sh"
     out = ended(start("bash", script, people, *words, RUN=str(run)), timeout=280)
-    assert [line["epoch"] for line in runs.read_metrics(run)] == [0, 1]
+    assert [line["epoch"] for line in run_dir.read_metrics(run)] == [0, 1]
     for said in ("test split", "classification/test", "unknown_dev", "unknown_test", "cut-offs"):
         assert re.search(f"{said}.*:\n", out), said
     heading, *rows = (run / "classification.csv").read_text().splitlines()
@@ -214,7 +215,7 @@ def stopped(job, checkout, tmp_path):
     run = checkout / "runs" / "digits"
     shutil.rmtree(run, ignore_errors=True)  # what another test trained
     process = job(run)
-    while len(runs.read_metrics(run)) < 2:
+    while len(run_dir.read_metrics(run)) < 2:
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     process.send_signal(signal.SIGUSR1)
@@ -230,7 +231,7 @@ def test_a_signalled_job_is_requeued_goes_on_to_its_scores_and_then_nothing_is_t
     job, checkout, start, tmp_path, stopped
 ):
     out = ended(job(stopped))
-    assert [line["step"] for line in runs.read_metrics(stopped)] == list(range(0, 85, 21))
+    assert [line["step"] for line in run_dir.read_metrics(stopped)] == list(range(0, 85, 21))
     (scores,) = re.findall(rf"complete.*\n({SCORES})\Z", out)
     assert {"accuracy", "iou", "loss"} <= {line.split()[0] for line in scores.splitlines()}
     assert asked(tmp_path) == ["requeue 77"]

@@ -13,7 +13,7 @@ import pytest
 from flax import linen as nn
 from PIL import Image
 
-from jaxdet import evaluate, flags, runs
+from jaxdet import flags
 from jaxdet import options_verify as options
 from jaxdet.commands import common, embedding, verify, verify_pairs, verify_probe
 from jaxdet.data import images, verification_protocol
@@ -22,6 +22,7 @@ from jaxdet.metrics import verification as verification_metrics
 from jaxdet.models import resnet
 from jaxdet.models.layers import Freezable
 from jaxdet.options import Eval
+from jaxdet.training import evaluator, run_dir
 from tests.test_cli import PNG, main
 from tests.test_compare import cells, printed
 
@@ -143,7 +144,7 @@ def test_embeddings_are_those_of_the_run_with_its_data(trained, place):
     with_data = Eval(run=RUN, root=str(trained / "train"), checkpoint="last")
     _, system, step, state = common.restored(with_data)
     assert embedder.made["step"] == step and list(embedder.classes) == list(LEARNT)
-    answer = partial(jax.jit(system.task.predict), evaluate.variables(state))
+    answer = partial(jax.jit(system.task.predict), evaluator.variables(state))
     wanted = [answer(system.read(path)[0][None])["embedding"][0] for path in paths]
     np.testing.assert_allclose(embedder.embed(paths), wanted, rtol=1e-4, atol=1e-5)
 
@@ -171,7 +172,9 @@ def test_a_stream_of_images_trains_to_the_same_scores(place, trained):
     pytest.importorskip("grain")
     words = ["--root", trained / "train", *WORDS, "--stream", "--out", "streamed"]
     assert main("train", "faces", *words) == 0
-    one, other = ([line["val"] for line in runs.read_metrics(run)] for run in ("run", "streamed"))
+    one, other = (
+        [line["val"] for line in run_dir.read_metrics(run)] for run in ("run", "streamed")
+    )
     assert len(one) == 2
     for a, b in zip(one, other, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdet import runs
 from jaxdet.configs import SYSTEMS, embedders
 from jaxdet.models import simple
+from jaxdet.training import run_dir
 from tests import made, test_cifar10, test_cli, test_detect, test_objects, test_verify_command, tiny
 from tests.test_cli import main
 from tests.test_objects import answers
@@ -124,7 +124,7 @@ def test_numbers_that_cannot_be_are_refused_nevertheless(place, capfd):
 
 
 def test_a_run_keeps_what_a_record_is_like(place):
-    record = runs.read_about("run")["record"]
+    record = run_dir.read_about("run")["record"]
     assert record["image"][0] == "uint8" and record["id"] == ["int32", []]
     side = {"digits": [28, 28], "objects": [64, 64, 3], "detect": [64, 96, 3]}
     assert record["image"][1] == side.get(place.system, [32, 32, 3])

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdet import evaluate, tables
+from jaxdet import tables
 from jaxdet.commands import common
 from jaxdet.errors import InputError
+from jaxdet.training import evaluator
 from jaxdet.types import At
 
 
@@ -19,9 +20,9 @@ def run(options):
     _, system, _, state = common.restored(options, **common.judged(options))
     if system.assigned is None:
         raise InputError(f"{options.run}: answers of this system are not of cells")
-    batch = evaluate.samples(system, options.split, options.count)
+    batch = evaluator.samples(system, options.split, options.count)
     at = At(False, jnp.int32(0), jnp.int32(options.epoch), system.hyper)
-    kept = evaluate.variables(state)
+    kept = evaluator.variables(state)
     found = jax.jit(partial(_assigned, system, at))(kept, batch)
     targets, points, strides = jax.device_get(found)
     rows = _counts(batch, targets, strides)

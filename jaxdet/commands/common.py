@@ -10,11 +10,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxdet import checkpoint, configs, runs, tables
-from jaxdet import train as training
+from jaxdet import configs, tables
 from jaxdet.configs import base
 from jaxdet.data import sources
 from jaxdet.errors import InputError
+from jaxdet.training import checkpoint, run_dir
+from jaxdet.training import state as training
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 PLACES = ("root", "split_files", "weights")  # fields that name a file or folder
@@ -33,7 +34,7 @@ def _is_path(place):
 
 def kept_config(folder, name=None):
     """The configuration that a run was made with, of system `name` if that is given."""
-    system, kept = runs.read_config(folder)
+    system, kept = run_dir.read_config(folder)
     if system not in configs.SYSTEMS or (name and system != name):
         raise InputError(f"{folder} is a run of {system!r}, wanted: {name or configs.SYSTEMS}")
     try:
@@ -51,7 +52,7 @@ def restored(options, also=(), *, data=True, **changes):
     `also` are words besides the names of splits that `--split` may be.  Without `data` the system
     is that of `without_data`, and no split is looked for.
     """
-    name, _ = runs.read_config(options.run)
+    name, _ = run_dir.read_config(options.run)
     config = kept_config(options.run)
     kept = options.run / "splits"
     if options.root:
@@ -78,7 +79,7 @@ def without_data(folder, name, config):
 
     Runs of earlier versions do not say what a record is like: theirs is read with the data.
     """
-    about = runs.read_about(folder)
+    about = run_dir.read_about(folder)
     if "record" not in about:
         return configs.build(name, config)
     return configs.without_data(name, config, about)
@@ -106,7 +107,7 @@ def judged(options):
 
 def _same_classes(folder, system):
     """Refuse data of other classes than those that the run has learnt."""
-    kept, found = runs.read_about(folder)["classes"], system.about["classes"]
+    kept, found = run_dir.read_about(folder)["classes"], system.about["classes"]
     if list(kept) != list(found):
         raise InputError(f"the data have {_listed(found)}, {folder} has learnt {_listed(kept)}")
 
@@ -162,11 +163,11 @@ def by_label(scores):
 
 def begin(folder, name, config, system):
     """An empty run folder with what `eval` and `predict` need later."""
-    runs.start(folder)
+    run_dir.start(folder)
     for path, text in system.files:
-        runs.keep(folder, path, text)
+        run_dir.keep(folder, path, text)
     record = sources.record(system.splits["train"])
-    runs.write_config(folder, name, asdict(config), system.about | {"record": record})
+    run_dir.write_config(folder, name, asdict(config), system.about | {"record": record})
 
 
 def tell_skipped(notes, line, most=5):

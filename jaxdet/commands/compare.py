@@ -7,13 +7,14 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxdet import budget, checkpoint, classic, evaluate, parallel, plots, runs, tables
+from jaxdet import classic, plots, tables
 from jaxdet.commands import common, cutoffs, failures, report, spread
 from jaxdet.configs import base
 from jaxdet.configs.base import Training
 from jaxdet.errors import InputError
 from jaxdet.options import Restored
 from jaxdet.profiling import timing
+from jaxdet.training import checkpoint, evaluator, parallel, run_dir, time_budget
 
 COLUMNS = {
     "run": "run",
@@ -98,7 +99,7 @@ def _check(options, *pictures):
     if options.report and taken and not options.overwrite:
         raise InputError(f"{taken[0]} exists; give another name, or --overwrite")
     for folder in options.runs:
-        system, _ = runs.read_config(folder)
+        system, _ = run_dir.read_config(folder)
         if not checkpoint.steps(folder):
             raise InputError(f"{folder} has no checkpoints; train it, or leave it out")
         if options.classic and system != "objects":
@@ -117,26 +118,26 @@ def _named(folders):
 
 def _judged(name, asked, draws, config, system, step, state):
     """Scores and history of a restored run, and its failures if they will be drawn."""
-    kept, metrics = evaluate.variables(state), runs.read_metrics(asked.run)
+    kept, metrics = evaluator.variables(state), run_dir.read_metrics(asked.run)
     telling = system._replace(task=failures.telling(system.task))
     among = parallel.devices(config.devices)
-    scorer = evaluate.Evaluator(telling, asked.split, config.eval_batch, among)
+    scorer = evaluator.Evaluator(telling, asked.split, config.eval_batch, among)
     scorer.prepare(kept)
-    scores, seconds = timing.clock(lambda: scorer(kept, evaluate.epoch(state)))
+    scores, seconds = timing.clock(lambda: scorer(kept, evaluator.epoch(state)))
     seen = scores.pop("seen")
     operations = scorer.operations(kept) // scorer.count
-    kind, _ = runs.read_config(asked.run)
+    kind, _ = run_dir.read_config(asked.run)
     row = {
         "run": name,
         "system": kind,
         "model": getattr(config, "model", kind),
         "size": system.about["input"][:2],
-        "parameters": budget.parameters(kept),
+        "parameters": time_budget.parameters(kept),
         **_history(asked.run, metrics),
         "split": asked.split,
         "step": step,
         **scores,
-        **evaluate.summary(scores, operations, seconds / scorer.count),
+        **evaluator.summary(scores, operations, seconds / scorer.count),
     }
     return Judged(
         row=row,
@@ -155,8 +156,8 @@ def _history(folder, metrics):
     return {
         "epochs": max(epochs.values(), default=None),
         "best_epoch": epochs.get(checkpoint.best(folder, warn=lambda line: None)),
-        "epoch_seconds": runs.epoch_seconds(metrics),
-        "total_seconds": runs.read_seconds(folder),
+        "epoch_seconds": run_dir.epoch_seconds(metrics),
+        "total_seconds": run_dir.read_seconds(folder),
     }
 
 

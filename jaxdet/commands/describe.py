@@ -4,11 +4,11 @@ import sys
 
 import jax
 
-from jaxdet import runs
 from jaxdet.commands import common
 from jaxdet.configs import networks
 from jaxdet.errors import InputError
 from jaxdet.profiling import roofline, summary
+from jaxdet.training import run_dir
 
 
 def run(options):
@@ -41,7 +41,7 @@ def run(options):
 
 def _network(options):
     """(network, input, shapes of its variables if it has been trained) of `jaxdet describe`."""
-    if runs.is_run(options.model):
+    if run_dir.is_run(options.model):
         named = networks.of_run(options.model, common.kept_config(options.model))
         made_for = jax.ShapeDtypeStruct(named.input, "float32")
         variables = jax.eval_shape(named.net.init, jax.random.key(0), made_for)

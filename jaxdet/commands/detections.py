@@ -12,10 +12,10 @@ import jax
 import numpy as np
 from PIL import Image
 
-from jaxdet import evaluate, runs
 from jaxdet.commands import common
 from jaxdet.data import images
 from jaxdet.errors import InputError
+from jaxdet.training import evaluator, run_dir
 
 
 class Photo(NamedTuple):
@@ -39,7 +39,7 @@ class Found(NamedTuple):
 def check(options):
     """Refuse classes that the run has not learnt, before its network is made."""
     if options.classes:
-        _wanted(options.classes, runs.read_about(options.run)["classes"])
+        _wanted(options.classes, run_dir.read_about(options.run)["classes"])
 
 
 def run(options, system, state, paths):
@@ -50,7 +50,7 @@ def run(options, system, state, paths):
     known = {} if paths else (system.numbers or {}).get(options.split, {})
     names = system.about["classes"]
     wanted, categories = _wanted(options.classes, names), _categories(options.run, system)
-    answer = jax.jit(partial(system.task.predict, evaluate.variables(state)))
+    answer = jax.jit(partial(system.task.predict, evaluator.variables(state)))
     photos = (_file(system, path) for path in paths)
     if not paths:
         photos = _samples(system, options)
@@ -85,7 +85,7 @@ def _stems(paths):
 def _categories(folder, system):
     """[(id, name)] of the classes for COCO: ids of the data, or of those of the run, or from 1."""
     names = system.about["classes"]
-    numbers = system.about.get("numbers") or runs.read_about(folder).get("numbers")
+    numbers = system.about.get("numbers") or run_dir.read_about(folder).get("numbers")
     return list(zip(numbers or range(1, len(names) + 1), names, strict=True))
 
 
@@ -112,7 +112,7 @@ def _file(system, path):
 def _samples(system, options):
     """The first photos of a split, with what is true of them."""
     source = system.splits[options.split]
-    rows = evaluate.samples(system, options.split, options.count)
+    rows = evaluator.samples(system, options.split, options.count)
     out = []
     for i, image in enumerate(rows["image"]):
         back = rows["to_original"][i]

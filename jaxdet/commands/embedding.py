@@ -11,11 +11,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxdet import checkpoint, configs, evaluate, runs
-from jaxdet import train as training
+from jaxdet import configs, files
 from jaxdet.commands import common
 from jaxdet.errors import InputError
 from jaxdet.ops import embeddings
+from jaxdet.training import checkpoint, evaluator, run_dir
+from jaxdet.training import state as training
 
 
 class Embedder(NamedTuple):
@@ -37,12 +38,12 @@ class Threshold(NamedTuple):
 def restored(folder, which):
     """The `Embedder` of checkpoint `which` of a run; the data it was trained on are not read."""
     config = common.kept_config(folder, "faces")
-    about = {"record": _record(config.size)} | runs.read_about(folder)
+    about = {"record": _record(config.size)} | run_dir.read_about(folder)
     system = configs.without_data("faces", config, about)
     like = jax.eval_shape(training.maker(system, config))
     step, state = checkpoint.restore(folder, like, which, common.warn)
     answer = jax.jit(lambda variables, batch: system.task.predict(variables, batch)["embedding"])
-    answer = partial(answer, evaluate.variables(state))
+    answer = partial(answer, evaluator.variables(state))
     embed = partial(_embed, answer, system.read, config.eval_batch)
     return Embedder(about["classes"], made(folder, step), embed)
 
@@ -122,7 +123,7 @@ def keep(path, value, embedder, scores, **how):
     """Write a threshold, with what it belongs to, where `threshold` finds it, and its scores."""
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = {"threshold": value, **how, "embedder": embedder.made, "scores": scores}
-    runs.write_json(path, kept)
+    files.write_json(path, kept)
 
 
 def agreed(limit, embedder, **how):

@@ -2,25 +2,26 @@
 
 import json
 
-from jaxdet import evaluate, parallel, tables
+from jaxdet import tables
 from jaxdet.commands import common
 from jaxdet.metrics import detection as detection_metrics
 from jaxdet.profiling import timing
+from jaxdet.training import evaluator, parallel
 
 
 def run(options):
     """Print the scores of one part of the data, or of all."""
     config, system, step, state = common.restored(options, also=["all"], **common.judged(options))
-    kept, epoch = evaluate.variables(state), evaluate.epoch(state)
+    kept, epoch = evaluator.variables(state), evaluator.epoch(state)
     among = parallel.devices(config.devices)
     for split in ALL if options.split == "all" else (options.split,):
-        scorer = evaluate.Evaluator(system, split, config.eval_batch, among)
+        scorer = evaluator.Evaluator(system, split, config.eval_batch, among)
         scorer.prepare(kept)
         (losses, rows), seconds = timing.clock(lambda of=scorer: of.measured(kept, epoch))
         scores = {**losses, **system.task.report(rows)}
         if options.plots:
             _draw(system, rows, scores, options.plots / split)
-        scores |= evaluate.summary(scores, scorer.operations(kept), seconds)
+        scores |= evaluator.summary(scores, scorer.operations(kept), seconds)
         scores |= detection_metrics.passed(scores["map"]) if system.many else {}
         if options.json:
             print(json.dumps({"step": step, "split": split, **scores}))

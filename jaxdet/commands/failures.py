@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdet import evaluate
 from jaxdet.ops import boxes
+from jaxdet.training import evaluator
 
 MOST = 6  # failures of a run
 
@@ -43,7 +43,7 @@ def worst(name, system, split, seen):
     measure, much = ("IoU", seen["iou"]) if "iou" in seen else ("score", seen["score"])
     chosen = np.lexsort((much if "iou" in seen else np.where(right, much, -much), right))[:MOST]
     source = system.splits[split].take(chosen)
-    rows = evaluate.samples(system._replace(splits={split: source}), split, MOST)
+    rows = evaluator.samples(system._replace(splits={split: source}), split, MOST)
     names = source.names or [f"{split}:{number}" for number in rows["id"]]
     found = []
     for i, photo, picture in zip(chosen, names, rows["image"], strict=True):

@@ -3,12 +3,13 @@
 import json
 from importlib import import_module
 
-from jaxdet import flags, runs, tables
+from jaxdet import files, flags, tables
+from jaxdet.training import run_dir
 
 
 def of_run(title, config, folder):
     """What is told of a run in `folder`: its options that are not the usual ones, and its best."""
-    metrics = runs.read_metrics(folder)
+    metrics = run_dir.read_metrics(folder)
     found = best(metrics, config.best)
     return {
         "run": title,
@@ -18,7 +19,7 @@ def of_run(title, config, folder):
         "best_epoch": found.get("epoch"),
         "train": found.get("train"),
         "val": {k: v for k, v in found.get("val", {}).items() if isinstance(v, float)},
-        "seconds": runs.read_seconds(folder),
+        "seconds": run_dir.read_seconds(folder),
         "comment": config.comment,
     }
 
@@ -34,7 +35,7 @@ def best(metrics, score):
 def write(path, found):
     """A file with a line of JSON a run, of `of_run`."""
     lines = ({k: v for k, v in one.items() if k != "config"} for one in found)
-    runs.write_text(path, "".join(f"{json.dumps(line)}\n" for line in lines))
+    files.write_text(path, "".join(f"{json.dumps(line)}\n" for line in lines))
 
 
 def table(system, found):

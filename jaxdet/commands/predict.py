@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxdet import evaluate
 from jaxdet.commands import common, detections, submission
 from jaxdet.data import images
 from jaxdet.errors import InputError
 from jaxdet.ops import boxes
+from jaxdet.training import evaluator
 
 ENOUGH = 0.5  # IoU from which a box counts as found
 
@@ -48,7 +48,7 @@ def run(options):
     if system.many:
         return detections.run(options, system, state, paths)
     names, answer = system.about["classes"], jax.jit(system.task.predict)
-    answer = partial(answer, evaluate.variables(state))
+    answer = partial(answer, evaluator.variables(state))
     shown = _files(system, paths) if paths else _samples(system, options)
     found = [_alone(answer(one.image[None])) for one in shown]
     pairs = list(zip(shown, found, strict=True))
@@ -63,7 +63,7 @@ def run(options):
 def _samples(system, options):
     """The first samples of a split, as every evaluation draws them."""
     source = system.splits[options.split]
-    rows = evaluate.samples(system, options.split, options.count)
+    rows = evaluator.samples(system, options.split, options.count)
     out = []
     for i, image in enumerate(rows["image"]):
         title = source.names[i] if source.names else f"{options.split}:{rows['id'][i]}"

@@ -4,8 +4,9 @@ from itertools import chain
 
 import numpy as np
 
-from jaxdet import configs, evaluate
+from jaxdet import configs
 from jaxdet.commands import common
+from jaxdet.training import evaluator
 
 
 def run(name, options, config):
@@ -31,7 +32,7 @@ def _in_turn(*columns):
 
 def _drawn(system, count, **how):
     """Pictures of the first inputs, and what `common.draw` takes of each."""
-    shown, classes = evaluate.samples(system, "train", count, **how), system.about["classes"]
+    shown, classes = evaluator.samples(system, "train", count, **how), system.about["classes"]
     if system.many:
         return {"pictures": shown["image"], **_many(shown, classes)}
     true = shown["boxes"][:, 0] if "boxes" in shown else [None] * len(shown["label"])

@@ -11,12 +11,13 @@ from urllib.parse import quote
 import jax
 import numpy as np
 
-from jaxdet import configs, flags, runs, tables
+from jaxdet import configs, flags, tables
 from jaxdet.commands import common, cutoffs, log
 from jaxdet.configs import networks
 from jaxdet.configs.base import Training
 from jaxdet.metrics import classification as classification_metrics
 from jaxdet.profiling import summary
+from jaxdet.training import run_dir
 
 PICTURES = (
     "Validation scores against the epoch",
@@ -52,7 +53,7 @@ def write(options, found, table, notes, pictures, verified):
     for title, picture in zip(PICTURES, pictures, strict=False):
         link = quote(os.path.relpath(picture, path.parent).replace(os.sep, "/"))
         parts += [f"![{title}]({link})"]
-    runs.keep(path.parent, path.name, "\n\n".join(parts) + "\n")
+    run_dir.keep(path.parent, path.name, "\n\n".join(parts) + "\n")
 
 
 def _alike(found):
@@ -109,7 +110,7 @@ def _best(found, limits):
     """Parts about the best of the runs: those within the limits, or all where none is."""
     within = [one for one in found if all(one.row[k] <= most for k, most in limits.items())]
     best = max(within or found, key=lambda one: max(_accuracies(one), default=0.0))
-    row, where = best.row, runs.read_environment(best.folder).get("devices", ["?"])
+    row, where = best.row, run_dir.read_environment(best.folder).get("devices", ["?"])
     kind = "both limits" if within else "no limit: no run is within both; the best of all"
     return [
         "## The best network",

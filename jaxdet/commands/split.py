@@ -3,9 +3,10 @@
 from importlib import import_module
 from pathlib import Path
 
-from jaxdet import runs, tables
+from jaxdet import tables
 from jaxdet.commands import common
 from jaxdet.errors import InputError
+from jaxdet.training import run_dir
 
 
 def run(name, options):
@@ -18,7 +19,7 @@ def run(name, options):
     if taken and not options.overwrite:
         raise InputError(f"{options.out} has a split; give another --out, or --overwrite")
     for path, text in files:
-        runs.keep(options.out, Path(path).name, text)
+        run_dir.keep(options.out, Path(path).name, text)
     common.tell_skipped(bad, print)
     print(tables.markdown(counts, list(counts[0])))
     print(f"wrote {', '.join(Path(path).name for path, _ in files)} to {options.out}")

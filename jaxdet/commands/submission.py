@@ -4,10 +4,10 @@ from functools import partial
 
 import jax
 
-from jaxdet import evaluate, runs
 from jaxdet.commands import common
 from jaxdet.data import verification_protocol
 from jaxdet.errors import InputError
+from jaxdet.training import evaluator
 
 
 def sample(path, files):
@@ -22,7 +22,7 @@ def sample(path, files):
 def write(path, labels, table=None, files=None):
     """A file of labels [N]: `identities.submission`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    runs.write_text(path, verification_protocol.submission(labels, table, files))
+    files.write_text(path, verification_protocol.submission(labels, table, files))
 
 
 def listed(options):
@@ -39,7 +39,7 @@ def classified(options, config, system, state, files, table):
     if system.many:
         raise InputError("--submit is for runs that give an image one label")
     answer = jax.jit(lambda kept, images: system.task.predict(kept, images)["label"])
-    answer = partial(answer, evaluate.variables(state))
+    answer = partial(answer, evaluator.variables(state))
     labels = common.answered(answer, system.read, config.eval_batch, files)
     write(options.submit, labels.tolist(), table, files)
     if not options.json:

@@ -6,11 +6,13 @@ import time
 from dataclasses import asdict, fields, replace
 from itertools import groupby, product
 
-from jaxdet import budget, checkpoint, configs, fit, flags, progress, runs, sweep
-from jaxdet import train as training
+from jaxdet import configs, flags
 from jaxdet.commands import common, swept
 from jaxdet.configs import base
 from jaxdet.errors import InputError
+from jaxdet.training import checkpoint, progress, run_dir, sweep, time_budget
+from jaxdet.training import loop as training_loop
+from jaxdet.training import state as training
 
 SEED = "--seed"
 ABLATION = "ablation"  # the grid that --one-at-a-time is made for
@@ -104,7 +106,7 @@ def _check(options, axes, listed):
         raise InputError(f"{single[0]} {' '.join(axes[single[0]])}: one value is wanted")
     if not (axes or listed[0]) or not all(axes.values()):
         raise InputError("give an option several values, such as --lr 1e-3 3e-3, or --seeds 3")
-    if runs.holds_something(options.out) and not (options.resume or options.overwrite):
+    if run_dir.holds_something(options.out) and not (options.resume or options.overwrite):
         raise InputError(
             f"{options.out} exists; continue it with --resume, replace its runs with --overwrite, "
             f"or give another --out"
@@ -152,12 +154,12 @@ def _judged(name, config, folder, trained, options, show):
     """The cost of a run that another has trained, in a folder of its own."""
     config = replace(config, epochs=common.kept_config(trained, name).epochs)
     system = configs.build(name, config)
-    if runs.is_run(folder) and not options.overwrite:
+    if run_dir.is_run(folder) and not options.overwrite:
         _same(folder, name, config)
     else:
-        runs.vacant(folder, overwrite=options.overwrite)
+        run_dir.vacant(folder, overwrite=options.overwrite)
         common.begin(folder, name, config, sweep.numbered(system, config))
-        runs.write_environment(folder, training.devices(config))
+        run_dir.write_environment(folder, training.devices(config))
     show.line(f"{folder.name}: as {trained.name}, judged anew")
     return sweep.judge(system, config, folder, trained, show)
 
@@ -179,16 +181,16 @@ def _lanes(name, group, titles, options, show, stop, before, began):
     common.tell_skipped(system.notes, show.line)
     common.tell_uneven(system, group[0], show.line)
     folders = [options.out / titles[config] for config in group]
-    going_on = [folder for folder in folders if runs.is_run(folder) and not options.overwrite]
-    programs = fit.Programs(system, group[0], before)
+    going_on = [folder for folder in folders if run_dir.is_run(folder) and not options.overwrite]
+    programs = training_loop.Programs(system, group[0], before)
     group = _planned(name, group, going_on, programs, system, show, began)
     for folder, config in zip(folders, group, strict=True):
         if folder in going_on:
             _same(folder, name, config)
         else:
-            runs.vacant(folder, overwrite=options.overwrite)
+            run_dir.vacant(folder, overwrite=options.overwrite)
             common.begin(folder, name, config, sweep.numbered(system, config))
-            runs.write_environment(folder, among)
+            run_dir.write_environment(folder, among)
     spent = time.monotonic() - began
     return sweep.Lanes(system, group, folders, show, stop, programs, spent)
 
@@ -200,7 +202,7 @@ def _planned(name, group, going_on, programs, system, show, began):
     if going_on:
         epochs = common.kept_config(going_on[0], name).epochs
     else:
-        epochs = budget.planned(programs, system, group[0], time.monotonic() - began).epochs
+        epochs = time_budget.planned(programs, system, group[0], time.monotonic() - began).epochs
         show.line(f"{epochs} epochs fit into {group[0].time_budget:g} s of a run")
     return [replace(config, epochs=epochs) for config in group]
 

@@ -5,8 +5,9 @@ from itertools import chain
 
 import numpy as np
 
-from jaxdet import runs, tables
+from jaxdet import files, tables
 from jaxdet.commands import log
+from jaxdet.training import run_dir
 
 HEADINGS = {
     "error_rate": "error rate",
@@ -53,10 +54,12 @@ def _keep(rows, parts, found, out):
     """The tables in two forms, a line a run, and the curves of all runs."""
     from jaxdet import plots  # half a second of matplotlib that the first step need not wait for
 
-    plots.curves({one["run"]: runs.read_metrics(out / one["run"]) for one in found}, out / CURVES)
+    plots.curves(
+        {one["run"]: run_dir.read_metrics(out / one["run"]) for one in found}, out / CURVES
+    )
     text = "\n\n".join([*parts, f"![{PICTURE}]({CURVES})"])
-    runs.write_text(out / "sweep.md", f"{text}\n")
-    runs.write_json(out / "sweep.json", rows)
+    files.write_text(out / "sweep.md", f"{text}\n")
+    files.write_json(out / "sweep.json", rows)
     log.write(out / "runs.jsonl", found)
 
 
@@ -91,14 +94,14 @@ def _gains(rows, told, best):
 
 def _best(config, folder):
     """Scores of the evaluation that the best checkpoint has, and seconds; {} where was none."""
-    metrics = runs.read_metrics(folder)
+    metrics = run_dir.read_metrics(folder)
     best = log.best(metrics, config.best).get("val")
     if not best:
         return {}
     wrong = {"error_rate": 1 - best["accuracy"]} if "accuracy" in best else {}
     spent = {
-        "epoch_seconds": runs.epoch_seconds(metrics),
-        "total_seconds": runs.read_seconds(folder),
+        "epoch_seconds": run_dir.epoch_seconds(metrics),
+        "total_seconds": run_dir.read_seconds(folder),
     }
     return {**best, **wrong, **spent}
 

@@ -3,21 +3,23 @@
 import signal
 from dataclasses import fields, replace
 
-from jaxdet import budget, configs, fit, flags, progress, runs
-from jaxdet import train as training
+from jaxdet import configs, flags
 from jaxdet.commands import common, log
 from jaxdet.errors import InputError
+from jaxdet.training import loop as training_loop
+from jaxdet.training import progress, run_dir, time_budget
+from jaxdet.training import state as training
 
 
 def run(name, options, config, words):
     """`jaxdet train SYSTEM`: a new run, or the rest of one."""
     folder, show = options.out, progress.Progress(quiet=options.quiet)
-    going_on = options.resume and runs.holds_something(folder)
+    going_on = options.resume and run_dir.holds_something(folder)
     config = common.absolute(config)
     if going_on:
         config = _same_config(folder, name, options, words)
     else:
-        runs.vacant(folder, overwrite=options.overwrite)
+        run_dir.vacant(folder, overwrite=options.overwrite)
     among = training.devices(config)
     system = configs.build(name, config)
     programs = None
@@ -26,19 +28,21 @@ def run(name, options, config, words):
         common.tell_skipped(system.notes, show.line)
         common.tell_uneven(system, config, show.line)
         if config.time_budget:
-            programs = fit.Programs(system, config)
-            config = budget.planned(programs, system, config, progress.since_start() or 0.0)
+            programs = training_loop.Programs(system, config)
+            config = time_budget.planned(programs, system, config, progress.since_start() or 0.0)
             show.line(f"{config.epochs} epochs fit into {config.time_budget:g} s")
         common.begin(folder, name, config, system)
-    runs.write_environment(folder, among)
-    clock = budget.Clock(folder, config)
+    run_dir.write_environment(folder, among)
+    clock = time_budget.Clock(folder, config)
     with common.caught_signals() as caught:
 
         def stop():
             return bool(caught) or clock.late()
 
         try:
-            complete = fit.fit(system, config, folder, show=show, stop=stop, programs=programs)
+            complete = training_loop.fit(
+                system, config, folder, show=show, stop=stop, programs=programs
+            )
         finally:
             clock.keep()
     if complete or clock.late():
@@ -49,7 +53,7 @@ def run(name, options, config, words):
 
 def _by_label(folder, config, show):
     """The scores of each label in the best evaluation, where its metrics have them."""
-    best = log.best(runs.read_metrics(folder), config.best)
+    best = log.best(run_dir.read_metrics(folder), config.best)
     if best.get("val", {}).get("confusion"):
         show.line(f"validation of the best checkpoint, step {best['step']}:")
         show.line(common.by_label(best["val"]))

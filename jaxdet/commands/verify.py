@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxdet import runs, tables
+from jaxdet import files, tables
 from jaxdet.commands import common, embedding, judged, submission, verify_pairs, verify_probe
 from jaxdet.data import verification_protocol
 from jaxdet.errors import InputError
@@ -217,7 +217,7 @@ def _plot(options, probes, chosen):
 
     judged.plot(options, *_pairs(probes))
     rows = [_at(probes, threshold) for threshold in _grid(options, probes)]
-    runs.write_text(options.plots / "sweep.csv", tables.separated(rows, list(rows[0])) + "\n")
+    files.write_text(options.plots / "sweep.csv", tables.separated(rows, list(rows[0])) + "\n")
     curves.sweep(rows, chosen, options.plots / "sweep.png")
 
 

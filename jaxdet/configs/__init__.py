@@ -19,11 +19,11 @@ def config(name):
 
 def build(name, chosen):
     """The system that a configuration describes, with its data: a `base.System`."""
-    from jaxdet import budget
+    from jaxdet.training import time_budget
 
     module = _checked(name, chosen)
     if chosen.max_params:
-        budget.check_parameters(*module.network(chosen), chosen.max_params)
+        time_budget.check_parameters(*module.network(chosen), chosen.max_params)
     return module.build(chosen)
 
 

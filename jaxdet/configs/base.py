@@ -159,7 +159,7 @@ def weights(config):
 
 def numbers(kind):
     """Fields of a class of configurations that may differ within one compiled program."""
-    from jaxdet import optim
+    from jaxdet.training import optim
 
     return {*kind.WEIGHTS, *kind.SHARES, *optim.NUMBERS, "seed", "comment"}
 

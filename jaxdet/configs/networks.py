@@ -4,8 +4,9 @@ import difflib
 from functools import partial
 from typing import Any, NamedTuple, get_args
 
-from jaxdet import configs, runs
+from jaxdet import configs
 from jaxdet.configs.cifar10 import Model
+from jaxdet.training import run_dir
 
 LOCALIZERS = ("simple", "deeper", "vgg")  # of seed 000
 SMALL = get_args(Model)  # of seed 003
@@ -67,5 +68,5 @@ def of_config(system, config, *classes):
 
 def of_run(folder, config):
     """The network of a run with the configuration `config`, for the classes that it has learnt."""
-    system, _ = runs.read_config(folder)
-    return of_config(system, config, len(runs.read_about(folder)["classes"]))
+    system, _ = run_dir.read_config(folder)
+    return of_config(system, config, len(run_dir.read_about(folder)["classes"]))

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxdet import weights
-from jaxdet.data import image_folder
+from jaxdet.data import image_folder, sources
 from jaxdet.data import tfds as tfds_data
 from jaxdet.errors import InputError
 

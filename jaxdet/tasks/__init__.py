@@ -4,7 +4,7 @@ from functools import partial
 
 import jax.numpy as jnp
 
-from jaxdet import parallel
+from jaxdet.training import parallel
 
 
 def forward(key, net, variables, images, at, **extra):

@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdet import parallel, tasks
+from jaxdet import tasks
 from jaxdet.losses import boxes as box_losses
 from jaxdet.metrics import detection as detection_metrics
 from jaxdet.ops import anchors, assign, boxes
 from jaxdet.tasks.localize import IMAGENET, Levels
 from jaxdet.tasks.readings import ZEROS, Reading
+from jaxdet.training import parallel
 from jaxdet.types import Task
 
 CANDIDATES = 1000  # best pairs of cell and class that suppression gets, as in TOOD

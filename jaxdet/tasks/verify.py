@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdet import parallel, tasks
+from jaxdet import tasks
 from jaxdet.losses import metric_learning as pulls
 from jaxdet.metrics import verification as verification_metrics
 from jaxdet.ops import embeddings
 from jaxdet.tasks.localize import Levels
+from jaxdet.training import parallel
 from jaxdet.types import Task
 
 Head = Literal["softmax", "arcface", "cosface", "l_softmax", "lgm"]

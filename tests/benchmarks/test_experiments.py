@@ -4,7 +4,8 @@ import pytest
 
 from benchmarks import all as everything
 from benchmarks import experiments
-from jaxdet import runs
+from jaxdet import files
+from jaxdet.training import run_dir
 
 SCORES = {"accuracy": 0.9, "iou": 0.8, "iou50": 1.0, "iou70": 0.7, "loss": 1.5}
 
@@ -18,17 +19,17 @@ def asked(monkeypatch):
         said.append(words)
         if words[0] == "train":
             folder = words[words.index("--out") + 1]
-            runs.write_text(f"{folder}/metrics.jsonl", "")
+            files.write_text(f"{folder}/metrics.jsonl", "")
             for epoch, seconds in enumerate((9.0, 3.0, 2.0, 4.0)):
                 time = {"train": seconds, "eval": 0.5}
-                runs.append_metrics(folder, {"step": 10 * epoch, "epoch": epoch, "time": time})
+                run_dir.append_metrics(folder, {"step": 10 * epoch, "epoch": epoch, "time": time})
             return "trained"
         step = 30 if "last" in words else 20
         return "a warning\n" + json.dumps({"step": step, "split": "test", **SCORES})
 
     def prepared(*words):
         (folder,) = (words[words.index("--out") + 1],) if "--out" in words else (words[1],)
-        runs.Path(folder).mkdir(parents=True, exist_ok=True)
+        run_dir.Path(folder).mkdir(parents=True, exist_ok=True)
         return jaxdet(*words)
 
     monkeypatch.setattr(experiments, "jaxdet", prepared)
@@ -87,7 +88,7 @@ def test_a_sweep_is_continued_and_its_rows_are_the_table(monkeypatch, tmp_path, 
 
     def jaxdet(*words):
         said.append(words)
-        runs.write_json(
+        files.write_json(
             tmp_path / "runs" / "ablation" / "sweep.json", [{**row, "loss": 1.0} for row in rows]
         )
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from benchmarks import prepared, tutorial
-from jaxdet import fit, parallel, train
 from jaxdet.configs.cifar10 import Config
 from jaxdet.data import sampler
-from jaxdet.training import host_init
+from jaxdet.training import host_init, parallel
+from jaxdet.training import loop as training_loop
+from jaxdet.training import state as training_state
 
 
 def test_pytorch_learns_the_same_from_the_same_batches():
@@ -19,8 +20,8 @@ def test_pytorch_learns_the_same_from_the_same_batches():
 
     config = Config(batch=4, devices=1, lr=0.05, conv="lax")
     system = prepared.classified(config, train=12, val=4)
-    programs = fit.Programs(system, config)
-    state = parallel.put(host_init.evaluate(train.maker(system, config)), programs.among)
+    programs = training_loop.Programs(system, config)
+    state = parallel.put(host_init.evaluate(training_state.maker(system, config)), programs.among)
     data = system.splits["train"].arrays
     theirs = peer.Training(data["image"], data["label"], lr=config.lr, momentum=config.momentum)
     for name, array in in_pytorch(state.params).items():

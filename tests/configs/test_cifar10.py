@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet import budget, configs, evaluate
+from jaxdet import configs
 from jaxdet.configs import cifar10
 from jaxdet.configs.cifar10 import Config
 from jaxdet.errors import InputError
+from jaxdet.training import evaluator, time_budget
 from tests import made
 
 MODELS = get_args(cifar10.Model)
@@ -60,7 +61,7 @@ def test_every_model_takes_an_image_and_has_no_more_parameters_than_it_may(model
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
     logits, variables = jax.eval_shape(net.init_with_output, jax.random.key(0), images)
     assert logits.shape == (1, 10)
-    counted = budget.parameters(variables)
+    counted = time_budget.parameters(variables)
     assert (counted > Config().max_params) == (model == "resnet20")
     if model == "resnet20":
         with pytest.raises(InputError, match=f"has {counted} parameters"):
@@ -85,7 +86,7 @@ def test_widths_and_dense_are_those_of_the_tutorial_unless_given():
 )
 def test_training_images_are_changed_as_asked_for(config, change):
     system = configs.build("cifar10", replace(config, **change))
-    before, after = (evaluate.samples(system, "train", 9, train=train) for train in (False, True))
+    before, after = (evaluator.samples(system, "train", 9, train=train) for train in (False, True))
     assert (before["image"] != after["image"]).any((1, 2, 3)).all() == bool(change)
     assert after["image"].min() >= 0 and after["image"].max() <= 1
     np.testing.assert_array_equal(before["wanted"], after["wanted"])

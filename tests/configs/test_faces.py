@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdet import configs, evaluate
+from jaxdet import configs
 from jaxdet.configs import faces
 from jaxdet.configs.faces import Config, network
 from jaxdet.errors import InputError
+from jaxdet.training import evaluator
 from tests.models.test_resnet import outputs, shaped
 from tests.test_cli import main
 
@@ -107,7 +108,7 @@ def test_a_stream_gives_the_same_samples_in_the_same_order(root):
     assert not streamed.splits["train"].arrays
     for part, source in held.splits.items():
         assert streamed.splits[part].names == source.names
-        seen = [evaluate.samples(system, part, 3, train=True) for system in (held, streamed)]
+        seen = [evaluator.samples(system, part, 3, train=True) for system in (held, streamed)]
         for name, column in seen[0].items():
             np.testing.assert_array_equal(column, seen[1][name])
     count = len(held.splits["train"])

@@ -6,10 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdet import configs, evaluate, train
+from jaxdet import configs
 from jaxdet.configs.detect import Config
 from jaxdet.data import detection, formats, sampler, sources, stream
 from jaxdet.errors import InputError
+from jaxdet.training import evaluator
+from jaxdet.training import state as training_state
 from tests import made
 
 pytest.importorskip("grain")
@@ -125,9 +127,9 @@ def test_a_state_and_samples_are_those_of_data_in_memory(both):
     *_, root = both
     config = Config(root=str(root), size=SIZE, batch=2, devices=1, shift=0.3, light=0, colour=0)
     held, streamed = (configs.build("detect", replace(config, stream=on)) for on in (False, True))
-    made_of = [jax.eval_shape(train.maker(system, config)) for system in (held, streamed)]
+    made_of = [jax.eval_shape(training_state.maker(system, config)) for system in (held, streamed)]
     assert jax.tree.structure(made_of[0]) == jax.tree.structure(made_of[1])
-    one, other = (evaluate.samples(system, "train", 2, train=True) for system in (held, streamed))
+    one, other = (evaluator.samples(system, "train", 2, train=True) for system in (held, streamed))
     same(one, other)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdet import flops, optim
+from jaxdet import flops
 from jaxdet.configs import backbones
 from jaxdet.configs.objects import Config, network
 from jaxdet.models.deeper import deeper
@@ -17,7 +17,7 @@ from jaxdet.models.plain import Plain, parts
 from jaxdet.models.resnet import PARTS, ResNet, ResNet18
 from jaxdet.models.simple import simple
 from jaxdet.models.vgg import vgg
-from jaxdet.training import host_init
+from jaxdet.training import host_init, optim
 from tests.models.test_efficientnet import paths
 from tests.models.test_resnet import outputs, shaped, size
 from tests.models.test_sliding import fill

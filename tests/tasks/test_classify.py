@@ -8,11 +8,12 @@ import pytest
 from flax import linen as nn
 from scipy import special
 
-from jaxdet import parallel, rng
+from jaxdet import rng
 from jaxdet.losses import classification as classification_losses
 from jaxdet.models.lenet import LeNet
 from jaxdet.ops import augment
 from jaxdet.tasks import classify
+from jaxdet.training import parallel
 from jaxdet.types import At
 from tests import slow
 from tests.models.test_resnet import outputs

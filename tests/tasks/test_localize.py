@@ -9,13 +9,14 @@ import pytest
 from flax import linen as nn
 from scipy import special
 
-from jaxdet import parallel, rng
+from jaxdet import rng
 from jaxdet.losses import boxes as box_losses
 from jaxdet.metrics import classification as classification_metrics
 from jaxdet.models.localizer import Localizer
 from jaxdet.models.plain import Plain
 from jaxdet.ops import augment
 from jaxdet.tasks import localize
+from jaxdet.training import parallel
 from jaxdet.types import At
 from tests import slow
 from tests.models.test_resnet import outputs

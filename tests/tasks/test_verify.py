@@ -7,10 +7,10 @@ import pytest
 from flax import linen as nn
 from scipy import special
 
-from jaxdet import parallel
 from jaxdet.models.embedder import Embedder
 from jaxdet.models.plain import Plain
 from jaxdet.tasks import verify
+from jaxdet.training import parallel
 from jaxdet.types import At
 from tests import slow_embeddings as slow
 from tests.models.test_resnet import outputs

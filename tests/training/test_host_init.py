@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet import train
 from jaxdet.models.resnet import ResNet18
 from jaxdet.training import host_init
+from jaxdet.training import state as training_state
 from tests import tiny
 
 DRAWS = {
@@ -49,7 +49,7 @@ def test_what_is_not_random_is_what_jax_makes():
 
 def test_a_run_begins_with_the_state_that_is_traced():
     config, system = tiny.system(ema=0.9)
-    make = train.maker(system, config)
+    make = training_state.maker(system, config)
     found, expected = host_init.evaluate(make), jax.eval_shape(make)
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):

@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdet import evaluate, parallel, train
 from jaxdet.errors import InputError
-from jaxdet.training import host_init
+from jaxdet.training import evaluator, host_init, parallel
+from jaxdet.training import state as training_state
+from jaxdet.training.step import train_step
 from tests import tiny
 
 
@@ -22,7 +23,7 @@ def history(devices, **changes):
     )
     among = parallel.devices(devices)
     step = compiled(config, system, among)
-    states = [parallel.put(host_init.evaluate(train.maker(system, config)), among)]
+    states = [parallel.put(host_init.evaluate(training_state.maker(system, config)), among)]
     data = parallel.put(system.splits["train"].arrays, among)
     for i in range(3):
         given = states[-1]
@@ -33,9 +34,9 @@ def history(devices, **changes):
 
 
 def compiled(config, system, among):
-    plan = train.plan(config, 48)
+    plan = training_state.plan(config, 48)
     step = partial(
-        train.train_step, task=system.task, optimizer=train.optimizer(config, plan), plan=plan
+        train_step, task=system.task, optimizer=training_state.optimizer(config, plan), plan=plan
     )
     return parallel.compiled(step, among, whole=2, donate=(0,))
 
@@ -65,8 +66,10 @@ def test_the_loss_is_counted_once_over_all_devices(histories):
 
 def test_evaluation_on_four_devices_gives_the_scores_of_one():
     config, system = tiny.system(rows=21, dense=())
-    kept = evaluate.variables(host_init.evaluate(train.maker(system, config)))
-    one, four = (evaluate.Evaluator(system, "val", 8, parallel.devices(n))(kept, 0) for n in (1, 4))
+    kept = evaluator.variables(host_init.evaluate(training_state.maker(system, config)))
+    one, four = (
+        evaluator.Evaluator(system, "val", 8, parallel.devices(n))(kept, 0) for n in (1, 4)
+    )
     assert one.keys() == four.keys()
     for name in one:
         assert one[name] == pytest.approx(four[name], rel=1e-5)

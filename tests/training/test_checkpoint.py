@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdet import checkpoint, parallel
 from jaxdet.errors import InputError
+from jaxdet.training import checkpoint, parallel
 from jaxdet.types import TrainState
 
 

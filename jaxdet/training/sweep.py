@@ -21,9 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdet import budget, checkpoint, evaluate, fit, progress, runs, train
 from jaxdet.kernels import conv
 from jaxdet.profiling import timing
+from jaxdet.training import checkpoint, evaluator, progress, run_dir, time_budget
+from jaxdet.training import loop as training_loop
+from jaxdet.training import state as training_state
 
 
 class Times(NamedTuple):
@@ -60,20 +62,20 @@ def judge(system, config, folder, trained, show):
         shutil.rmtree(draft, ignore_errors=True)
         shutil.copytree(trained / "checkpoints", draft)
         draft.rename(folder / "checkpoints")
-    like = jax.eval_shape(train.maker(system, config))
+    like = jax.eval_shape(training_state.maker(system, config))
     step, state = checkpoint.restore(folder, like, "best", show.line)
-    evaluator = evaluate.Evaluator(system, "val", config.eval_batch, train.devices(config))
-    kept = evaluate.variables(state)
-    if not runs.read_metrics(folder):
-        (line,) = (line for line in runs.read_metrics(trained) if line["step"] == step)
-        runs.append_metrics(folder, {**line, "val": evaluator(kept, evaluate.epoch(state))})
-    return _cost(evaluator, kept)
+    scorer = evaluator.Evaluator(system, "val", config.eval_batch, training_state.devices(config))
+    kept = evaluator.variables(state)
+    if not run_dir.read_metrics(folder):
+        (line,) = (line for line in run_dir.read_metrics(trained) if line["step"] == step)
+        run_dir.append_metrics(folder, {**line, "val": scorer(kept, evaluator.epoch(state))})
+    return _cost(scorer, kept)
 
 
-def _cost(evaluator, kept):
+def _cost(scorer, kept):
     """What an image and the network take: operations and parameters."""
-    each = evaluator.operations(kept) // evaluator.count
-    return {"operations": each, "parameters": budget.parameters(kept)}
+    each = scorer.operations(kept) // scorer.count
+    return {"operations": each, "parameters": time_budget.parameters(kept)}
 
 
 class LateError(Exception):
@@ -88,10 +90,10 @@ class Lanes:
     """
 
     def __init__(self, system, configs, folders, show, stop, programs=None, spent=0.0):
-        self.programs = programs or fit.Programs(system, configs[0])
+        self.programs = programs or training_loop.Programs(system, configs[0])
         self.show, self.stop = show, stop
         self.loops = [
-            fit.Loop(
+            training_loop.Loop(
                 *(self.programs, numbered(system, config), config, folder),
                 *(progress.Named(show, folder.name), self._asked),
             )
@@ -133,7 +135,7 @@ class Lanes:
 
     def cost(self):
         """What an image and the network of any of the runs take: operations and parameters."""
-        return _cost(self.programs.evaluator, evaluate.variables(self.loops[0].state))
+        return _cost(self.programs.evaluator, evaluator.variables(self.loops[0].state))
 
     def run(self, *, together):
         """Train all to their ends; returns whether they are complete, False when asked to stop."""
@@ -150,14 +152,14 @@ class Lanes:
             for loop in self._live(self.loops):
                 self._begin([loop])
                 self._alone(loop)
-        except fit.StopRequested:
+        except training_loop.StopRequested:
             for loop in self._live(self.loops):
                 self._guarded(loop, partial(loop.save, None))
             return False
         finally:
             self.show.close()
         for loop in self.loops:
-            fit.draw(loop.folder)
+            training_loop.draw(loop.folder)
         return True
 
     def _of_one_length(self):
@@ -176,7 +178,7 @@ class Lanes:
         """Seconds of all processes of a run; where there is a budget its folder keeps them."""
         used = self.before[loop.folder] + _told(loop.folder)
         if self.budget:
-            runs.write_seconds(loop.folder, used)
+            run_dir.write_seconds(loop.folder, used)
         return used
 
     def _asked(self):
@@ -206,7 +208,7 @@ class Lanes:
         """A run that diverges, or is late, is left behind; the others go on."""
         try:
             call()
-        except fit.DivergedError as error:
+        except training_loop.DivergedError as error:
             self._left(loop, str(error))
         except LateError:
             self._late(loop)
@@ -251,10 +253,10 @@ class Lanes:
         try:
             for row in np.stack(rows, 1):
                 if self._asked():
-                    raise fit.StopRequested
+                    raise training_loop.StopRequested
                 states, taken = self._stepped(states, row), taken + 1
                 self.show.advance(row.size)
-        except (fit.StopRequested, LateError):
+        except (training_loop.StopRequested, LateError):
             self._moved(live, states, taken)
             raise
         self._moved(live, jax.block_until_ready(states), taken)
@@ -273,12 +275,12 @@ class Lanes:
 
 def _told(folder):
     """Seconds that the metrics of a run tell of."""
-    return runs.total_seconds(runs.read_metrics(folder))
+    return run_dir.total_seconds(run_dir.read_metrics(folder))
 
 
 def _untold(loop, spent):
     """Seconds that they do not tell of: of earlier processes, and those `spent` in this one."""
-    earlier = runs.read_seconds(loop.folder) - _told(loop.folder)
+    earlier = run_dir.read_seconds(loop.folder) - _told(loop.folder)
     return earlier if loop.complete() else earlier + spent
 
 

@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxdet import budget, checkpoint, configs, fit, progress, runs
+from jaxdet import configs
 from jaxdet.configs.cifar10 import Config
 from jaxdet.errors import InputError
+from jaxdet.training import checkpoint, progress, run_dir, time_budget
+from jaxdet.training import loop as training_loop
 from tests import made, tiny
 from tests.test_cli import main
 from tests.test_sweep import CONFIG, line_system
@@ -33,21 +35,21 @@ def test_too_many_parameters_are_refused_with_a_table_that_sums_to_them(model):
     of_layers, whole = sizes(Config(model=model))
     net = configs.network("cifar10", Config(model=model))
     with pytest.raises(InputError) as caught:
-        budget.check_parameters(*net, whole - 1)
+        time_budget.check_parameters(*net, whole - 1)
     first, heading, _, *rows = str(caught.value).splitlines()
     assert f"has {whole} parameters that learn, {whole - 1} (--max-params)" in first
     assert heading == "| layer | parameters |"
     cells = [re.fullmatch(r"\| (\w+) \| ([\d,]+) \|", row).groups() for row in rows]
     assert {name: int(count.replace(",", "")) for name, count in cells} == of_layers
     for most in (whole, 0):
-        budget.check_parameters(*net, most)
+        time_budget.check_parameters(*net, most)
 
 
 def test_running_statistics_are_no_parameters_that_learn():
     net, shape = configs.network("cifar10", Config(norm=True))
     variables = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros(shape))
     assert variables["batch_stats"]
-    assert budget.parameters(variables) == sizes(Config(norm=True))[1]
+    assert time_budget.parameters(variables) == sizes(Config(norm=True))[1]
 
 
 class Clock:
@@ -56,8 +58,8 @@ class Clock:
     def __init__(self, monkeypatch, step=0.0, judge=0.0, start=0.0):
         self.now, self.step, self.judge, self.start = 100.0, step, judge, start
         self.tried = 0
-        monkeypatch.setattr(budget, "time", SimpleNamespace(monotonic=lambda: self.now))
-        monkeypatch.setattr(budget.timing, "clock", self.clock)
+        monkeypatch.setattr(time_budget, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(time_budget.timing, "clock", self.clock)
 
     def moved(self, seconds, result):
         self.now += seconds
@@ -69,7 +71,7 @@ class Clock:
 
     def programs(self, config):
         """Programs whose first step is slow."""
-        made = fit.Programs(line_system(), config)
+        made = training_loop.Programs(line_system(), config)
 
         def step(state, data, row):
             self.tried += 1
@@ -84,7 +86,7 @@ class Clock:
 
     def planned(self, spent=0.0, **changes):
         config = replace(CONFIG, devices=1, **changes)
-        return budget.planned(self.programs(config), line_system(), config, spent)
+        return time_budget.planned(self.programs(config), line_system(), config, spent)
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -96,7 +98,7 @@ def test_the_planned_epochs_are_those_that_the_clock_allows(monkeypatch, first, 
     gone = spent + clock.now - 100.0  # what planning itself took is gone as well
     epochs = 0
     gone += judge if first else 0.0
-    while gone + STEPS * step + judge <= 1000 * (1 - budget.SPARED):
+    while gone + STEPS * step + judge <= 1000 * (1 - time_budget.SPARED):
         gone += STEPS * step + judge
         epochs += 1
     assert config.epochs == epochs > 10
@@ -144,7 +146,7 @@ def words(data, tmp_path, monkeypatch):
     """Those of a training for which three epochs, 12 steps, are planned, in the folder `run`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        budget, "planned", lambda programs, system, config, spent: replace(config, epochs=3)
+        time_budget, "planned", lambda programs, system, config, spent: replace(config, epochs=3)
     )
     return ["train", "cifar10", "--root", data, *SMALL, "--out", "run", "--time-budget", "60"]
 
@@ -152,14 +154,14 @@ def words(data, tmp_path, monkeypatch):
 def test_a_run_is_planned_goes_on_and_keeps_its_length(words, monkeypatch):
     process(monkeypatch, 1, preempted=9)
     assert main(*words) == 0
-    _, kept = runs.read_config("run")
+    _, kept = run_dir.read_config("run")
     assert (kept["epochs"], kept["time_budget"]) == (3, 60.0)
-    before = runs.read_metrics("run")
+    before = run_dir.read_metrics("run")
     assert before[-1]["epoch"] < 3 and checkpoint.steps("run")[-1] > before[-1]["step"]
     process(monkeypatch, 1)
-    monkeypatch.setattr(budget, "planned", lambda *_: 1 / 0)
+    monkeypatch.setattr(time_budget, "planned", lambda *_: 1 / 0)
     assert main(*words, "--epochs", "9", "--resume") == 0
-    after = runs.read_metrics("run")
+    after = run_dir.read_metrics("run")
     assert after[-1]["epoch"] == 3 and after[: len(before)] == before
 
 
@@ -170,7 +172,7 @@ def test_a_run_has_the_seconds_of_all_its_processes(words, monkeypatch, capsys):
         process(monkeypatch, 4, preempted)
         assert main(*words, "--resume") == 0
         last = capsys.readouterr().out.splitlines()[-1]
-        ended.append((checkpoint.steps("run")[-1], runs.read_seconds("run"), last))
+        ended.append((checkpoint.steps("run")[-1], run_dir.read_seconds("run"), last))
     (first, used, said), *late = ended
     assert 0 < first < 8 and 36 <= used <= 44 and "continue with --resume" in said
     assert first < late[0][0] <= first + 5 and late[1][0] == late[0][0]
@@ -182,7 +184,7 @@ def test_a_run_has_the_seconds_of_all_its_processes(words, monkeypatch, capsys):
 def clock(folder, age, monkeypatch, most=60.0):
     """The clock of a run, in a process of this age."""
     monkeypatch.setattr(progress, "since_start", lambda: age)
-    return budget.Clock(folder, Config(time_budget=most))
+    return time_budget.Clock(folder, Config(time_budget=most))
 
 
 def test_a_process_that_is_killed_loses_few_of_its_seconds(tmp_path, monkeypatch):
@@ -190,18 +192,20 @@ def test_a_process_that_is_killed_loses_few_of_its_seconds(tmp_path, monkeypatch
     for age in range(100):
         monkeypatch.setattr(progress, "since_start", lambda age=age: float(age))
         assert not first.late()
-        assert 0 <= age - runs.read_seconds(tmp_path) < budget.KEPT
+        assert 0 <= age - run_dir.read_seconds(tmp_path) < time_budget.KEPT
 
 
 def test_the_last_seconds_are_left_for_the_closing(tmp_path, monkeypatch):
-    share = 1 - budget.CLOSING
+    share = 1 - time_budget.CLOSING
     assert not clock(tmp_path, 500 * share - 0.1, monkeypatch, most=500.0).late()
     assert clock(tmp_path, 500 * share + 0.1, monkeypatch, most=500.0).late()
 
 
 def test_a_run_of_an_earlier_version_counts_what_its_metrics_tell(tmp_path, monkeypatch):
     for step in (0, 5):
-        runs.append_metrics(tmp_path, {"step": step, "time": {"train": 4.0 * step, "eval": 15.0}})
+        run_dir.append_metrics(
+            tmp_path, {"step": step, "time": {"train": 4.0 * step, "eval": 15.0}}
+        )
     assert not clock(tmp_path, 9.0, monkeypatch).late()
     assert clock(tmp_path, 11.0, monkeypatch).late()
 

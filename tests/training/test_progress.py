@@ -1,6 +1,6 @@
 import time
 
-from jaxdet import progress
+from jaxdet.training import progress
 
 
 def test_lines_go_to_stdout_and_no_bar_to_a_file(capsys):

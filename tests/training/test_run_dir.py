@@ -5,8 +5,9 @@ from contextlib import contextmanager
 import jax
 import pytest
 
-from jaxdet import runs
+from jaxdet import files
 from jaxdet.errors import InputError
+from jaxdet.training import run_dir
 
 LINES = [{"step": step, "val": {"loss": 1 / (step + 3)}} for step in (0, 5, 10, 15)]
 
@@ -19,8 +20,8 @@ def content(folder):
 @pytest.fixture
 def run(tmp_path):
     folder = tmp_path / "runs" / "one"
-    runs.start(folder)
-    runs.write_config(folder, "digits", {"epochs": 3, "widths": [8, 16]}, {"classes": ["0"]})
+    run_dir.start(folder)
+    run_dir.write_config(folder, "digits", {"epochs": 3, "widths": [8, 16]}, {"classes": ["0"]})
     return folder
 
 
@@ -37,21 +38,21 @@ def full_disk():
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_folder_that_is_missing_or_empty_is_vacant(tmp_path, overwrite):
-    runs.vacant(tmp_path / "missing", overwrite=overwrite)
-    runs.vacant(tmp_path, overwrite=overwrite)
+    run_dir.vacant(tmp_path / "missing", overwrite=overwrite)
+    run_dir.vacant(tmp_path, overwrite=overwrite)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_is_vacant_where_a_run_was_killed_before_it_had_its_configuration(tmp_path):
     (tmp_path / "config.json.partial").write_text("{")
-    runs.vacant(tmp_path)
+    run_dir.vacant(tmp_path)
 
 
 def test_a_run_is_vacant_only_to_be_overwritten(run):
     before = content(run)
     with pytest.raises(InputError, match="--resume.*--overwrite.*--out"):
-        runs.vacant(run)
-    runs.vacant(run, overwrite=True)
+        run_dir.vacant(run)
+    run_dir.vacant(run, overwrite=True)
     assert content(run) == before
 
 
@@ -60,68 +61,68 @@ def test_what_is_no_run_is_never_vacant(tmp_path, overwrite):
     (tmp_path / "thesis.txt").write_text("all of it")
     for place in (tmp_path, tmp_path / "thesis.txt"):
         with pytest.raises(InputError, match=str(place)):
-            runs.vacant(place, overwrite=overwrite)
+            run_dir.vacant(place, overwrite=overwrite)
     assert content(tmp_path) == {"thesis.txt": b"all of it"}
 
 
 def test_start_leaves_an_empty_folder_whatever_stood_there(run):
     (run / "checkpoints" / "7").mkdir(parents=True)
     for _ in range(2):
-        runs.start(run)
+        run_dir.start(run)
         assert list(run.iterdir()) == []
 
 
 def test_a_text_is_written_whole_in_place_of_the_old_one(tmp_path):
     path = tmp_path / "file"
     for text in ("a long text\n" * 99, "short\n", ""):
-        runs.write_text(path, text)
+        files.write_text(path, text)
         assert content(tmp_path) == {"file": text.encode()}
 
 
 def test_a_kill_while_writing_leaves_the_old_text(tmp_path, monkeypatch):
     path = tmp_path / "file"
-    runs.write_text(path, "old")
+    files.write_text(path, "old")
 
     def die(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs.os, "replace", die)
+        patch.setattr(run_dir.os, "replace", die)
         with pytest.raises(KeyboardInterrupt):
-            runs.write_text(path, "new")
+            files.write_text(path, "new")
     assert path.read_text() == "old"
-    runs.write_text(path, "newer")
+    files.write_text(path, "newer")
     assert content(tmp_path) == {"file": b"newer"}
 
 
 def test_a_full_disk_is_an_error_that_names_the_file_and_keeps_the_old_text(tmp_path):
     path = tmp_path / "file"
-    runs.write_text(path, "old")
+    files.write_text(path, "old")
     with pytest.raises(OSError, match=str(path)), full_disk():
-        runs.write_text(path, "new" * 99)
+        files.write_text(path, "new" * 99)
     assert path.read_text() == "old"
 
 
 def test_metrics_on_a_full_disk_are_an_error_that_names_the_file(run):
     with pytest.raises(OSError, match=str(run / "metrics.jsonl")), full_disk():
         for line in LINES:
-            runs.append_metrics(run, line)
+            run_dir.append_metrics(run, line)
 
 
 def test_a_configuration_comes_back(run):
-    assert runs.read_config(run) == ("digits", {"epochs": 3, "widths": [8, 16]})
+    assert run_dir.read_config(run) == ("digits", {"epochs": 3, "widths": [8, 16]})
 
 
 def test_the_configuration_file_says_what_others_need(run):
     kept = json.loads((run / "config.json").read_text())
-    assert kept["schema"] == runs.SCHEMA
+    assert kept["schema"] == run_dir.SCHEMA
     assert kept["about"] == {"classes": ["0"]}
 
 
 def test_another_schema_is_refused_with_both_numbers(run, monkeypatch):
-    monkeypatch.setattr(runs, "SCHEMA", runs.SCHEMA + 1)
-    with pytest.raises(InputError, match=f"schema {runs.SCHEMA - 1}.* reads {runs.SCHEMA}"):
-        runs.read_config(run)
+    monkeypatch.setattr(run_dir, "SCHEMA", run_dir.SCHEMA + 1)
+    with pytest.raises(InputError, match=f"schema {run_dir.SCHEMA - 1}.* reads {run_dir.SCHEMA}"):
+        run_dir.read_config(run)
 
 
 @pytest.mark.parametrize(
@@ -139,20 +140,20 @@ def test_another_schema_is_refused_with_both_numbers(run, monkeypatch):
 def test_a_damaged_configuration_is_refused_in_one_line(run, text):
     (run / "config.json").write_text(text)
     with pytest.raises(InputError, match=str(run / "config.json")) as caught:
-        runs.read_config(run)
+        run_dir.read_config(run)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", [".", "missing"])
 def test_a_folder_without_configuration_is_no_run(tmp_path, name):
     with pytest.raises(InputError, match="is not a run"):
-        runs.read_config(tmp_path / name)
+        run_dir.read_config(tmp_path / name)
 
 
 def test_the_environment_names_versions_devices_and_flags(run, monkeypatch):
     devices = jax.local_devices()
     monkeypatch.setenv("XLA_FLAGS", "--some_flag")
-    runs.write_environment(run, devices)
+    run_dir.write_environment(run, devices)
     kept = json.loads((run / "environment.json").read_text())
     assert kept["packages"]["jax"] == jax.__version__
     assert len(kept["devices"]) == len(devices)
@@ -160,31 +161,31 @@ def test_the_environment_names_versions_devices_and_flags(run, monkeypatch):
 
 
 def test_metrics_come_back_line_by_line(run):
-    assert runs.read_metrics(run) == []
+    assert run_dir.read_metrics(run) == []
     for count, line in enumerate(LINES, 1):
-        runs.append_metrics(run, line)
-        assert runs.read_metrics(run) == LINES[:count]
+        run_dir.append_metrics(run, line)
+        assert run_dir.read_metrics(run) == LINES[:count]
 
 
 def test_a_metrics_line_cut_short_is_left_out_and_training_goes_on_after_it(run):
     for line in LINES[:2]:
-        runs.append_metrics(run, line)
+        run_dir.append_metrics(run, line)
     path = run / "metrics.jsonl"
     path.write_text(path.read_text() + json.dumps(LINES[2])[:-9])
-    assert runs.read_metrics(run) == LINES[:2]
-    runs.drop_metrics(run, 5)
-    runs.append_metrics(run, LINES[2])
-    assert runs.read_metrics(run) == LINES[:3]
+    assert run_dir.read_metrics(run) == LINES[:2]
+    run_dir.drop_metrics(run, 5)
+    run_dir.append_metrics(run, LINES[2])
+    assert run_dir.read_metrics(run) == LINES[:3]
 
 
 @pytest.mark.parametrize("after, left", [(-1, 0), (0, 1), (4, 1), (5, 2), (99, 4)])
 def test_metrics_of_later_steps_are_dropped(run, after, left):
     for line in LINES:
-        runs.append_metrics(run, line)
-    runs.drop_metrics(run, after)
-    assert runs.read_metrics(run) == LINES[:left]
+        run_dir.append_metrics(run, line)
+    run_dir.drop_metrics(run, after)
+    assert run_dir.read_metrics(run) == LINES[:left]
 
 
 def test_dropping_from_no_metrics_leaves_none(run):
-    runs.drop_metrics(run, -1)
-    assert runs.read_metrics(run) == []
+    run_dir.drop_metrics(run, -1)
+    assert run_dir.read_metrics(run) == []

@@ -7,11 +7,13 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdet import checkpoint, fit, runs, train
 from jaxdet.configs.base import System
 from jaxdet.data.sources import Arrays
-from jaxdet.progress import Progress
-from jaxdet.training import host_init
+from jaxdet.training import checkpoint, host_init, run_dir
+from jaxdet.training import loop as training_loop
+from jaxdet.training import state as training_state
+from jaxdet.training.progress import Progress
+from jaxdet.training.step import train_step
 from jaxdet.types import At, Task
 from tests import slow, tiny
 
@@ -51,15 +53,15 @@ def line_config(**changes):
 def stepped(config, values, rows):
     """States before and after each batch of row indices in `rows`."""
     system = line_system(values)
-    plan = train.plan(config, len(values))
-    states = [host_init.evaluate(train.maker(system, config))]
+    plan = training_state.plan(config, len(values))
+    states = [host_init.evaluate(training_state.maker(system, config))]
     step = jax.jit(
-        lambda s, r: train.train_step(
+        lambda s, r: train_step(
             s,
             data,
             r,
             task=system.task,
-            optimizer=train.optimizer(config, plan),
+            optimizer=training_state.optimizer(config, plan),
             plan=plan,
             axis=None,
         )
@@ -72,7 +74,7 @@ def stepped(config, values, rows):
 
 def fitted(tmp_path, values, config, **changes):
     system = line_system(values, **changes)
-    return fit.fit(system, config, tmp_path, show=Progress(quiet=True))
+    return training_loop.fit(system, config, tmp_path, show=Progress(quiet=True))
 
 
 def test_a_step_is_gradient_descent():
@@ -115,14 +117,14 @@ def test_a_bad_step_changes_nothing_and_is_remembered():
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_term_and_checkpoint(tmp_path):
     config = line_config(epochs=3)
-    with pytest.raises(fit.DivergedError, match=r"step 3: accuracy .* checkpoint 2 of"):
+    with pytest.raises(training_loop.DivergedError, match=r"step 3: accuracy .* checkpoint 2 of"):
         fitted(tmp_path, [1.0] * 8, config, fail_at=3)
     assert checkpoint.steps(tmp_path)[-1] == 2
 
 
 def test_every_epoch_is_logged_and_the_one_before_training(tmp_path):
     assert fitted(tmp_path, [1.0, 2.0, 3.0], line_config(epochs=3, batch=2, eval_batch=2))
-    lines = runs.read_metrics(tmp_path)
+    lines = run_dir.read_metrics(tmp_path)
     assert [(line["step"], line["epoch"]) for line in lines] == [(0, 0), (2, 1), (4, 2), (6, 3)]
     assert lines[0]["train"] is None
     assert lines[0]["val"]["loss"] == pytest.approx((1 + 4 + 9) / 3)
@@ -132,24 +134,24 @@ def test_every_epoch_is_logged_and_the_one_before_training(tmp_path):
 
 def test_no_evaluation_before_training_when_not_wanted(tmp_path):
     fitted(tmp_path, [1.0] * 4, line_config(epochs=1, eval_first=False))
-    assert [line["epoch"] for line in runs.read_metrics(tmp_path)] == [1]
+    assert [line["epoch"] for line in run_dir.read_metrics(tmp_path)] == [1]
 
 
 def test_training_ends_when_patience_does(tmp_path):
     fitted(tmp_path, [1.0] * 4, line_config(epochs=50, lr=0.5, patience=2))
-    assert [line["step"] for line in runs.read_metrics(tmp_path)] == [0, 1, 2, 3]  # exact at 1
+    assert [line["step"] for line in run_dir.read_metrics(tmp_path)] == [0, 1, 2, 3]  # exact at 1
     assert checkpoint.best(tmp_path) == 1
 
 
 def rates(folder):
-    return [line["lr"] for line in runs.read_metrics(folder)]
+    return [line["lr"] for line in run_dir.read_metrics(folder)]
 
 
 def test_the_rate_drops_where_the_loss_stays_and_steps_are_by_it(tmp_path):
     """At a rate of 1 w jumps from 0 to 2 and back, at .5 it is 1 at once."""
     config = line_config(epochs=5, lr=1.0, schedule="plateau", drop=0.5, drop_patience=1)
     fitted(tmp_path, [1.0] * 4, config)
-    losses = [line["val"]["loss"] for line in runs.read_metrics(tmp_path)]
+    losses = [line["val"]["loss"] for line in run_dir.read_metrics(tmp_path)]
     assert losses == [1, 1, 0, 0, 0, 0]
     assert rates(tmp_path) == [1, 0.5, 0.5, 0.25, 0.125, 0.0625]
 
@@ -162,7 +164,9 @@ def test_the_rate_drops_by_the_score_if_that_is_watched(tmp_path):
 
 def test_cycles_are_counted_in_epochs():
     config = line_config(schedule="restarts", cycle=2, cycle_factor=2, accumulate=2, epochs=6)
-    rate = train.learning_rate(config, train.plan(config, 16))  # two updates an epoch
+    rate = training_state.learning_rate(
+        config, training_state.plan(config, 16)
+    )  # two updates an epoch
     found = [float(rate(i)) for i in range(13)]
     np.testing.assert_allclose(found, slow.restarts(0.1, 4, 2, 13), rtol=1e-5, atol=1e-8)
 
@@ -179,32 +183,32 @@ def test_cycles_are_counted_in_epochs():
 def test_the_best_is_the_highest_score_then_the_lowest_loss(history, best):
     book = {
         name: np.asarray(value)
-        for name, value in train._fresh_book(["loss"]).items()
+        for name, value in training_state._fresh_book(["loss"]).items()
         if name != "sums"
     } | {"sums": {"loss": np.float32(0)}}
     for step, (score, loss) in enumerate(history):
-        book = fit._scored(book, step, (np.float32(score), np.float32(loss)))
+        book = training_loop._scored(book, step, (np.float32(score), np.float32(loss)))
     assert int(book["best_step"]) == best
     assert int(book["waited"]) == len(history) - 1 - best
 
 
 def test_real_data_loses_loss(tmp_path):
     config, system = tiny.system(epochs=3, lr=3e-3)
-    fit.fit(system, config, tmp_path, show=Progress(quiet=True))
-    losses = [line["val"]["loss"] for line in runs.read_metrics(tmp_path)]
-    first = runs.read_metrics(tmp_path)[1]["train"]["loss"]
-    assert runs.read_metrics(tmp_path)[-1]["train"]["loss"] < first
+    training_loop.fit(system, config, tmp_path, show=Progress(quiet=True))
+    losses = [line["val"]["loss"] for line in run_dir.read_metrics(tmp_path)]
+    first = run_dir.read_metrics(tmp_path)[1]["train"]["loss"]
+    assert run_dir.read_metrics(tmp_path)[-1]["train"]["loss"] < first
     assert all(map(math.isfinite, losses))
 
 
 def test_learning_rate_counts_updates_not_steps():
     config = line_config(schedule="cosine", accumulate=2, epochs=4)
-    plan = train.plan(config, 16)
-    rate = train.learning_rate(config, plan)
+    plan = training_state.plan(config, 16)
+    rate = training_state.learning_rate(config, plan)
     assert plan.steps == 16
     assert float(rate(8)) == pytest.approx(0.0, abs=1e-7)
-    hyper = train.numbers(line_system([0.0]), config)
-    assert isinstance(train.optimizer(config, plan)(hyper), optax.GradientTransformation)
+    hyper = training_state.numbers(line_system([0.0]), config)
+    assert isinstance(training_state.optimizer(config, plan)(hyper), optax.GradientTransformation)
 
 
 def test_at_tells_updates_and_epochs():
@@ -216,11 +220,11 @@ def test_at_tells_updates_and_epochs():
         )[1]
     )
     config, system = line_config(accumulate=2, batch=2), line_system([1.0] * 8)
-    plan = train.plan(config, 8)
-    state = host_init.evaluate(train.maker(system, config))
-    optimizer = train.optimizer(config, plan)
+    plan = training_state.plan(config, 8)
+    state = host_init.evaluate(training_state.maker(system, config))
+    optimizer = training_state.optimizer(config, plan)
     fixed = {"task": task, "optimizer": optimizer, "plan": plan, "axis": None}
-    step = jax.jit(partial(train.train_step, **fixed))
+    step = jax.jit(partial(train_step, **fixed))
     for _ in range(6):
         state = step(state, system.splits["train"].arrays, np.arange(2))
     jax.effects_barrier()

@@ -20,7 +20,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxdet import runs
+from jaxdet import files
 from jaxdet.errors import InputError
 
 MANIFEST = "manifest.json"
@@ -46,7 +46,7 @@ def save(folder, step, state, *, score=None, keep=2):
         _check_space(place.parent, state)
         _write(draft / "state", jax.tree.map(_to_host, state))
         manifest = {"score": score, "arrays": _arrays(state), "sha256": _hashes(draft)}
-        runs.write_json(draft / MANIFEST, manifest)
+        files.write_json(draft / MANIFEST, manifest)
         _remove(place)
         draft.rename(place)
     except Exception as error:  # orbax and tensorstore raise errors of no common class

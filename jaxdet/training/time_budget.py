@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdet import evaluate, parallel, progress, runs, tables, train
+from jaxdet import tables
 from jaxdet.data import sampler
 from jaxdet.errors import InputError
 from jaxdet.profiling import summary, timing
-from jaxdet.training import host_init
+from jaxdet.training import evaluator, host_init, parallel, progress, run_dir
+from jaxdet.training import state as training_state
 
 TRIED = 0.03  # share of the seconds, at most, that steps are tried for
 SPARED = 0.04  # share that no epoch is planned for
@@ -49,7 +50,7 @@ def planned(programs, system, config, spent):
     """
     begun, epoch_steps = time.monotonic(), programs.plan.epoch_steps
     step, state = _step_seconds(programs, system, config)
-    kept = evaluate.variables(state)
+    kept = evaluator.variables(state)
     programs.evaluator.prepare(kept)
     _, judging = timing.clock(lambda: programs.evaluator(kept, 0))
     first = judging if config.eval_first else 0.0
@@ -65,7 +66,7 @@ def planned(programs, system, config, spent):
 
 def _step_seconds(programs, system, config):
     """(mean seconds of a step, a state after some steps)."""
-    state = parallel.put(host_init.evaluate(train.maker(system, config)), programs.among)
+    state = parallel.put(host_init.evaluate(training_state.maker(system, config)), programs.among)
     source = system.splits["train"]
     index = (system.order or sampler.order)(config.seed, 0, len(source), config.batch)
     times, begun = [], None
@@ -90,7 +91,7 @@ class Clock:
 
     def __init__(self, folder, config):
         self.folder, self.most = folder, config.time_budget
-        self.before = self.kept = runs.read_seconds(folder) if self.most else 0.0
+        self.before = self.kept = run_dir.read_seconds(folder) if self.most else 0.0
 
     def used(self):
         """Seconds of the processes before this one, and of this one from its very start."""
@@ -109,4 +110,4 @@ class Clock:
         """Write the seconds down, for the next process of the run."""
         if self.most:
             self.kept = self.used()
-            runs.write_seconds(self.folder, self.kept)
+            run_dir.write_seconds(self.folder, self.kept)

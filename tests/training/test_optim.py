@@ -4,8 +4,9 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdet import optim, train
 from jaxdet.configs.cifar10 import Config
+from jaxdet.training import optim
+from jaxdet.training import state as training_state
 from tests import slow
 
 
@@ -26,8 +27,8 @@ def test_piecewise_drops_at_the_fractions_of_seed_003():
 def test_the_drops_of_the_seed_move_with_the_epochs_that_a_budget_allows(epochs):
     """Those of `--schedule piecewise --lr .01`: half, a quarter and a quarter of the updates."""
     config = Config(schedule="piecewise", lr=0.01, batch=10, epochs=epochs)
-    plan = train.plan(config, 50)
-    rate = train.learning_rate(config, plan)
+    plan = training_state.plan(config, 50)
+    rate = training_state.learning_rate(config, plan)
     found = np.array([rate(i) for i in range(plan.steps)])
     assert plan.steps == 5 * epochs
     shares = [np.isclose(found, value).mean() for value in (0.01, 0.001, 0.0001)]

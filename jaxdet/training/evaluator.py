@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdet import flops, parallel, rng
+from jaxdet import flops, rng
 from jaxdet.data import sampler
+from jaxdet.training import parallel
 from jaxdet.types import At
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxdet import checkpoint, evaluate, parallel, progress, runs, train
 from jaxdet.data import sampler
-from jaxdet.training import host_init
+from jaxdet.training import checkpoint, evaluator, host_init, parallel, progress, run_dir
+from jaxdet.training import state as training_state
+from jaxdet.training.step import train_step
 
 
 class DivergedError(RuntimeError):
@@ -46,7 +47,7 @@ def draw(folder):
     """The curves of a run, from its metrics if it has any, in `plots/convergence.png`."""
     from jaxdet import plots  # half a second of matplotlib that the first step need not wait for
 
-    if metrics := runs.read_metrics(folder):
+    if metrics := run_dir.read_metrics(folder):
         plots.convergence(metrics, Path(folder) / "plots" / "convergence.png")
 
 
@@ -57,17 +58,17 @@ class Programs:
     """
 
     def __init__(self, system, config, before=None):
-        self.among = train.devices(config)
-        self.plan = train.plan(config, len(system.splits["train"]))
+        self.among = training_state.devices(config)
+        self.plan = training_state.plan(config, len(system.splits["train"]))
         sources = [system.splits[part].arrays for part in ("train", "val")]
         self.placed = [(arrays, self._put(arrays, before)) for arrays in sources]
         (_, self.data), (_, held_out) = self.placed
         batch = config.eval_batch
-        self.evaluator = evaluate.Evaluator(system, "val", batch, self.among, held_out)
+        self.evaluator = evaluator.Evaluator(system, "val", batch, self.among, held_out)
         self.pure = partial(
-            train.train_step,
+            train_step,
             task=system.task,
-            optimizer=train.optimizer(config, self.plan, system.learns),
+            optimizer=training_state.optimizer(config, self.plan, system.learns),
             plan=self.plan,
         )
         self.steps = [
@@ -89,10 +90,10 @@ class Loop:
         self.config, self.folder, self.show, self.stop = config, folder, show, stop
         self.programs, self.among = programs, programs.among
         self.source, self.order = system.splits["train"], system.order or sampler.order
-        self.plan = train.plan(config, len(self.source))
+        self.plan = training_state.plan(config, len(self.source))
         self.hyper = parallel.put(system.hyper, self.among)
-        self.rate = train.learning_rate(config, self.plan)
-        self._start(train.maker(system, config), system.weights)
+        self.rate = training_state.learning_rate(config, self.plan)
+        self._start(training_state.maker(system, config), system.weights)
         self.stepped, self.operations = False, None
         self.together = 1  # runs in the program that trained it, whose seconds they share
         self.saved = self.began = self.drawn = time.monotonic()
@@ -103,8 +104,8 @@ class Loop:
             _, state = checkpoint.restore(self.folder, jax.eval_shape(make), warn=self.show.line)
         else:
             state = host_init.evaluate(make)
-            state = train.begun_from(state, weights) if weights else state
-        runs.drop_metrics(self.folder, int(state.book["evaluated"]))
+            state = training_state.begun_from(state, weights) if weights else state
+        run_dir.drop_metrics(self.folder, int(state.book["evaluated"]))
         self.at = int(state.step)
         self.state = parallel.put(state, self.among)
 
@@ -188,11 +189,11 @@ class Loop:
         """Score the state, note it in the book and in `metrics.jsonl`, and save it."""
         book = self._book()
         trained = time.monotonic() - self.began if book["count"] else 0.0
-        kept = evaluate.variables(self.state)
+        kept = evaluator.variables(self.state)
         if self.operations is None:
             self.operations = self.programs.evaluator.operations(kept)
         begun = time.monotonic()
-        epoch = evaluate.epoch(self.state)
+        epoch = evaluator.epoch(self.state)
         scores = self.programs.evaluator(kept, epoch, self._pause, self.hyper)
         seconds = {"train": trained, "eval": time.monotonic() - begun}
         score = (float(np.float32(scores[self.config.best])), float(np.float32(scores["loss"])))
@@ -201,16 +202,16 @@ class Loop:
         line = {
             "step": self.at,
             "epoch": self.at // self.plan.epoch_steps,
-            "lr": float(self.rate(self.at // self.plan.accumulate) * train.scale_of(book)),
+            "lr": float(self.rate(self.at // self.plan.accumulate) * training_state.scale_of(book)),
             "train": means,
             "val": scores,
             "time": seconds,
             **({"together": self.together} if self.together > 1 else {}),
         }
-        runs.append_metrics(self.folder, line)
+        run_dir.append_metrics(self.folder, line)
         self.state = self.state.replace(book=parallel.put(book, self.among))
         self.save(score)
-        summary = evaluate.summary(scores, self.operations, seconds["eval"])
+        summary = evaluator.summary(scores, self.operations, seconds["eval"])
         self.show.line(_sentence(line, self.config, book, summary))
         self._draw()
 
@@ -219,8 +220,8 @@ class Loop:
         if "plateau" not in book:
             return book
         value = {"loss": score[1], "score": 1 - score[0]}[self.config.drop_on]
-        rule = train.plateau(self.config)
-        _, after = rule.update(train.ZERO, book["plateau"], value=np.float32(value))
+        rule = training_state.plateau(self.config)
+        _, after = rule.update(training_state.ZERO, book["plateau"], value=np.float32(value))
         return book | {"plateau": jax.device_get(after)}
 
     def _draw(self):

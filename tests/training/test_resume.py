@@ -18,13 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet import checkpoint, cli, configs, parallel, plots, runs, tasks, train
-from jaxdet import fit as loop
+from jaxdet import cli, configs, files, plots, tasks
 from jaxdet.configs import base
 from jaxdet.configs.base import System
 from jaxdet.configs.digits import Config
 from jaxdet.data.sources import Arrays
-from jaxdet.progress import Progress
+from jaxdet.training import checkpoint, loop, parallel, run_dir
+from jaxdet.training import state as training_state
+from jaxdet.training.progress import Progress
 from jaxdet.types import Task
 from tests import tiny
 
@@ -82,7 +83,7 @@ class Killed(BaseException):
 
 def metrics(run):
     """Lines of metrics.jsonl but for the times."""
-    return [{k: v for k, v in line.items() if k != "time"} for line in runs.read_metrics(run)]
+    return [{k: v for k, v in line.items() if k != "time"} for line in run_dir.read_metrics(run)]
 
 
 def prints(state):
@@ -104,7 +105,7 @@ def programs():
 @pytest.fixture
 def fit(monkeypatch, programs):
     """`fit.fit` without compiling anew for every run, and without pictures."""
-    compiled, maker, chosen = parallel.compiled, train.maker, {}
+    compiled, maker, chosen = parallel.compiled, training_state.maker, {}
 
     def shared(step, among, **kwargs):
         name = (step.func, len(among), chosen["schedule"])
@@ -119,14 +120,14 @@ def fit(monkeypatch, programs):
         return loop.fit(system, config, folder, show=Progress(quiet=True), stop=stop)
 
     monkeypatch.setattr(parallel, "compiled", shared)
-    monkeypatch.setattr(train, "maker", made)
+    monkeypatch.setattr(training_state, "maker", made)
     monkeypatch.setattr(plots, "convergence", lambda *_: None)
     return fit
 
 
 def outcome(folder, config, system):
     """What a finished run leaves: its last state, which checkpoint is best, and its metrics."""
-    like = jax.eval_shape(train.maker(system, config))
+    like = jax.eval_shape(training_state.maker(system, config))
     step, state = checkpoint.restore(folder, like, warn=pytest.fail)
     return step, prints(state), checkpoint.best(folder), metrics(folder)
 
@@ -187,11 +188,11 @@ def dying_at(number):
         if next(count) == number:
             raise Killed
 
-    def write(path, text, write=runs.write_text):
+    def write(path, text, write=files.write_text):
         alive()
         write(path, text)
 
-    def append(folder, line, append=runs.append_metrics):
+    def append(folder, line, append=run_dir.append_metrics):
         append(folder, line)
         alive()
 
@@ -203,8 +204,8 @@ def dying_at(number):
         alive()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "append_metrics", append)
-        patch.setattr(runs, "write_text", write)
+        patch.setattr(run_dir, "append_metrics", append)
+        patch.setattr(files, "write_text", write)
         patch.setattr(
             checkpoint, "shutil", SimpleNamespace(rmtree=remove, disk_usage=shutil.disk_usage)
         )
@@ -270,7 +271,7 @@ def finish(process):
 def send(process, run, number, *, evaluations):
     """Send a signal to a training some time after its metrics have so many lines."""
     deadline = time.monotonic() + 200
-    while len(runs.read_metrics(run)) < evaluations:
+    while len(run_dir.read_metrics(run)) < evaluations:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -280,7 +281,7 @@ def send(process, run, number, *, evaluations):
 
 def left(run):
     """The outcome of a run, by its own configuration."""
-    config = base.from_json(Config, runs.read_config(run)[1])
+    config = base.from_json(Config, run_dir.read_config(run)[1])
     return outcome(run, config, configs.build("digits", config))
 
 
@@ -314,7 +315,7 @@ def call(monkeypatch):
     return lambda *words: cli.main(["train", "digits", *map(str, words)])
 
 
-def files(run):
+def run_files(run):
     """Bytes of all that counts of a run."""
     paths = [run / "config.json", run / "metrics.jsonl", *(run / "checkpoints").rglob("*")]
     return {str(path): path.read_bytes() for path in paths if path.is_file()}
@@ -322,9 +323,9 @@ def files(run):
 
 @pytest.mark.parametrize("words", [[], WORDS, ["--epochs", "4"]], ids=["none", "all", "one"])
 def test_a_finished_run_is_resumed_by_doing_nothing(whole, call, words, capsys):
-    before = files(whole)
+    before = run_files(whole)
     assert call("--out", whole, "--resume", *words) == 0
-    assert files(whole) == before
+    assert run_files(whole) == before
     assert "complete" in capsys.readouterr().out
 
 
@@ -340,8 +341,8 @@ def test_a_finished_run_is_resumed_by_doing_nothing(whole, call, words, capsys):
     ids=lambda words: words[0],
 )
 def test_another_flag_than_the_run_was_made_with_is_refused_by_name(whole, call, words, capsys):
-    before = files(whole)
+    before = run_files(whole)
     assert call("--out", whole, "--resume", *words) == 2
     flag = words[0].replace("--no-", "--")
     assert capsys.readouterr().err.startswith(f"jaxdet: error: {flag} ")
-    assert files(whole) == before
+    assert run_files(whole) == before

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet import budget, checkpoint, cli, configs, fit, flags, runs, sweep, train
+from jaxdet import cli, configs, flags
 from jaxdet.commands import sweep as command
 from jaxdet.commands import swept
 from jaxdet.configs import base
@@ -19,7 +19,10 @@ from jaxdet.configs.base import System
 from jaxdet.configs.digits import Config
 from jaxdet.data.sources import Arrays
 from jaxdet.options import Sweep, Train
-from jaxdet.progress import Progress
+from jaxdet.training import checkpoint, run_dir, sweep, time_budget
+from jaxdet.training import loop as training_loop
+from jaxdet.training import state as training_state
+from jaxdet.training.progress import Progress
 from jaxdet.types import Task
 from tests import tiny
 
@@ -92,7 +95,7 @@ def lanes(folder, stop=lambda: False, varied=VARIED, spent=0.0):
 
 
 def last(folder, system, config):
-    like = jax.eval_shape(train.maker(system, config))
+    like = jax.eval_shape(training_state.maker(system, config))
     return checkpoint.restore(folder, like, "last")[1]
 
 
@@ -110,7 +113,7 @@ def alone(tmp_path_factory):
         (folder / str(i)).mkdir()
         chosen = replace(CONFIG, **numbers)
         own = sweep.numbered(line_system(), chosen)
-        fit.fit(own, chosen, folder / str(i), show=QUIET)
+        training_loop.fit(own, chosen, folder / str(i), show=QUIET)
         states.append(last(folder / str(i), own, chosen))
     return folder, states
 
@@ -122,7 +125,7 @@ def test_each_run_is_what_it_is_alone(alone, tmp_path, together, tolerance):
     for i, config in enumerate(chosen):
         found = last(tmp_path / str(i), sweep.numbered(system, config), config)
         close(found.params, alone[1][i].params, rtol=tolerance, atol=tolerance)
-        ours, theirs = (runs.read_metrics(place / str(i)) for place in (tmp_path, alone[0]))
+        ours, theirs = (run_dir.read_metrics(place / str(i)) for place in (tmp_path, alone[0]))
         assert [line["step"] for line in ours] == [line["step"] for line in theirs]
         for a, b in zip(ours, theirs, strict=True):
             assert a["val"]["loss"] == pytest.approx(b["val"]["loss"], rel=1e-4)
@@ -132,17 +135,17 @@ def test_each_run_is_what_it_is_alone(alone, tmp_path, together, tolerance):
 def test_runs_do_not_count_the_seconds_of_the_others(tmp_path, monkeypatch, together):
     """Each evaluation takes the others a minute."""
     _, _, runner = lanes(tmp_path)
-    waited = fit.Loop.evaluate
+    waited = training_loop.Loop.evaluate
 
     def slow(loop):
         for other in runner.loops:
             other.began -= 60.0 * (other is not loop)
         waited(loop)
 
-    monkeypatch.setattr(fit.Loop, "evaluate", slow)
+    monkeypatch.setattr(training_loop.Loop, "evaluate", slow)
     assert runner.run(together=together)
     for loop in runner.loops:
-        first, *others = runs.read_metrics(loop.folder)
+        first, *others = run_dir.read_metrics(loop.folder)
         assert first["time"]["train"] == 0
         assert all(0 < line["time"]["train"] < 50 for line in others)
 
@@ -159,7 +162,7 @@ def test_seconds_of_runs_trained_together_add_up_to_what_passed(tmp_path, monkey
         now[0] += 1e-6
         return now[0]
 
-    for module in (sweep, fit):
+    for module in (sweep, training_loop):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=look))
     monkeypatch.setattr(sweep.Lanes, "_steps", slow)
     two = [{"lr": lr, "time_budget": 1e3} for lr in (1e-2, 4e-2)]
@@ -167,10 +170,10 @@ def test_seconds_of_runs_trained_together_add_up_to_what_passed(tmp_path, monkey
         _, _, runner = lanes(tmp_path, varied=two, spent=7.0)
         assert runner.run(together=True)
     for loop in runner.loops:
-        lines = runs.read_metrics(loop.folder)
+        lines = run_dir.read_metrics(loop.folder)
         assert [round(line["time"]["train"], 2) for line in lines] == [0, 5, 5, 5]
         assert [line.get("together") for line in lines] == [None, 2, 2, 2]
-        assert runs.read_seconds(loop.folder) == pytest.approx(7 + 15, abs=0.1)
+        assert run_dir.read_seconds(loop.folder) == pytest.approx(7 + 15, abs=0.1)
 
 
 def test_what_was_spent_before_is_of_the_budget_of_each(tmp_path, ticking):
@@ -196,7 +199,7 @@ def test_a_sweep_that_is_stopped_goes_on_to_the_same_end(alone, tmp_path):
     for i, config in enumerate(chosen):
         found = last(tmp_path / str(i), sweep.numbered(system, config), config)
         close(found.params, alone[1][i].params, rtol=1e-5, atol=1e-5)
-        ours, theirs = (runs.read_metrics(place / str(i)) for place in (tmp_path, alone[0]))
+        ours, theirs = (run_dir.read_metrics(place / str(i)) for place in (tmp_path, alone[0]))
         assert [line["step"] for line in ours] == [line["step"] for line in theirs]
 
 
@@ -321,7 +324,7 @@ def test_a_grid_of_rows_trains_each(tmp_path, capsys, monkeypatch):
         f"two{row},seed={seed}" for row in ("01", "02") for seed in (0, 1)
     ]
     for line in log:
-        metrics = runs.read_metrics(out / line["run"])
+        metrics = run_dir.read_metrics(out / line["run"])
         best = max(metrics, key=lambda one: (one["val"]["right_iou"], -one["val"]["loss"]))
         assert (line["epochs"], line["best_epoch"]) == (1, best["epoch"])
         assert line["val"]["loss"] == best["val"]["loss"] and line["train"] == best["train"]
@@ -403,12 +406,14 @@ def test_the_command_trains_all_and_prints_a_table(tmp_path, capsys):
     printed = capsys.readouterr().out
     rows = json.loads((out / "sweep.json").read_text())
     assert [(row["lr"], row["runs"]) for row in rows] == [(1e-3, 1), (2e-3, 1)]
-    ends = [runs.read_metrics(out / name)[-1]["val"]["loss"] for name in ("lr=0.001", "lr=0.002")]
+    ends = [
+        run_dir.read_metrics(out / name)[-1]["val"]["loss"] for name in ("lr=0.001", "lr=0.002")
+    ]
     assert ends[0] != ends[1]
     assert (out / "sweep.md").read_text() == f"{printed}\n![{swept.PICTURE}](sweep.png)\n"
     assert (out / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert rows[0]["error_rate"] == 1 - rows[0]["accuracy"] and "| error rate |" in printed
-    ours = runs.read_metrics(out / "lr=0.001")
+    ours = run_dir.read_metrics(out / "lr=0.001")
     assert rows[0]["total_seconds"] == pytest.approx(sum(sum(x["time"].values()) for x in ours))
 
     before = (out / "lr=0.002" / "metrics.jsonl").read_bytes()
@@ -464,7 +469,7 @@ def test_the_architectures_of_a_sweep_are_all_below_the_limit():
     assert {config.model for config in chosen} >= {"tutorial", "inception", "narrow", "tiny"}
     assert any(config.norm for config in chosen) and any(config.dropout for config in chosen)
     for config in chosen:
-        budget.check_parameters(*configs.network("cifar10", config), config.max_params)
+        time_budget.check_parameters(*configs.network("cifar10", config), config.max_params)
 
 
 @pytest.mark.parametrize(

@@ -13,33 +13,11 @@ import statistics
 from importlib import metadata
 from pathlib import Path
 
+from jaxdet import files
 from jaxdet.errors import InputError
 
 SCHEMA = 1  # of config.json; raised when a field changes its meaning
 PACKAGES = ("jaxdet", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-
-
-def write_text(path, text):
-    """Write a file whole or not at all: to a temporary name, synced, then renamed."""
-    draft = Path(f"{path}.partial")
-    _written(draft, "w", text)
-    os.replace(draft, path)
-
-
-def _written(path, mode, text):
-    """Text on disk when this returns; an error (disk full) names the file."""
-    try:
-        with open(path, mode) as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
-
-
-def write_json(path, value):
-    """`write_text` of indented JSON."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def holds_something(folder):
@@ -76,14 +54,14 @@ def start(folder):
 def write_config(folder, system, fields, about):
     """Keep what `eval` and `predict` need: system, configuration, classes and input."""
     kept = {"schema": SCHEMA, "system": system, "config": fields, "about": about}
-    write_json(Path(folder) / "config.json", kept)
+    files.write_json(Path(folder) / "config.json", kept)
 
 
 def keep(folder, path, text):
     """Keep a text in a run folder, at a path in it."""
     path = Path(folder) / path
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, text)
+    files.write_text(path, text)
 
 
 def is_run(folder):
@@ -120,7 +98,7 @@ def _read(folder, part):
 
 def write_environment(folder, devices):
     """Versions, devices and flags that the figures of this run depend on."""
-    write_json(Path(folder) / "environment.json", environment(devices))
+    files.write_json(Path(folder) / "environment.json", environment(devices))
 
 
 def read_environment(folder):
@@ -144,7 +122,7 @@ def environment(devices):
 
 def append_metrics(folder, line):
     """Add one JSON object to `metrics.jsonl`, on disk when this returns."""
-    _written(Path(folder) / "metrics.jsonl", "a", json.dumps(line) + "\n")
+    files.write_synced(Path(folder) / "metrics.jsonl", "a", json.dumps(line) + "\n")
 
 
 def read_metrics(folder):
@@ -170,7 +148,7 @@ def total_seconds(metrics):
 
 def write_seconds(folder, seconds):
     """Keep how many seconds the processes of a run have used, all together."""
-    write_json(Path(folder) / "seconds.json", {"used": seconds})
+    files.write_json(Path(folder) / "seconds.json", {"used": seconds})
 
 
 def read_seconds(folder):
@@ -184,4 +162,4 @@ def read_seconds(folder):
 def drop_metrics(folder, after):
     """Forget the lines of steps beyond `after`: training goes on from there."""
     kept = [line for line in read_metrics(folder) if line["step"] <= after]
-    write_text(Path(folder) / "metrics.jsonl", "".join(json.dumps(k) + "\n" for k in kept))
+    files.write_text(Path(folder) / "metrics.jsonl", "".join(json.dumps(k) + "\n" for k in kept))
