@@ -227,7 +227,7 @@ def swept(name, experiment, options):
 def jaxdet(*words):
     """What a command of jaxdet prints; InputError with its last line where it fails."""
     done = subprocess.run(
-        [sys.executable, "-m", "jaxdet.cli", *words],
+        [sys.executable, "-m", "jaxdet", *words],
         capture_output=True,
         text=True,
     )

@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxdet import cli, files, flags, pages
+from jaxdet import files
+from jaxdet.cli import flags, process
+from jaxdet.cli import main as cli
 from jaxdet.errors import InputError
 from jaxdet.profiling.timing import clock
 from jaxdet.training import run_dir
@@ -130,7 +132,7 @@ def door(name, kind, argv, run):
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
-        pages.begin_again()
+        process.begin_again()
         quicken()
     options = flags.parse(f"python -m benchmarks.{name}", words, kind) if words else kind()
     try:

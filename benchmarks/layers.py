@@ -18,8 +18,8 @@ type that was seen (in float32 both may use TF32); PyTorch is compared on the CP
 PyTorch's threads spin while they wait: unless OMP_WAIT_POLICY=passive is set, that takes about 0.1
 ms from the call whose turn is next.
 
-On 2 CPU cores with the flag and large pages (`jaxdet.pages`), time / PyTorch, outputs and then with
-gradients, in two to four quiet runs: 3x3 1.24 to 1.30 and 1.21 to 1.57, its 2 x 2 map 0.64 and
+On 2 CPU cores with the flag and large pages (`jaxdet.cli.process`), time / PyTorch, outputs and
+then with gradients, in two to four quiet runs: 3x3 1.24 to 1.30 and 1.21 to 1.57, its 2 x 2 map 0.64 and
 0.43, 1x1 1.02 to 1.06 and 1.14 to 1.26, depthwise 1.58 to 2.24 and 2.16 to 2.59, 7x7 with stride 2
 1.34 to 1.54 and 1.66 to 1.73, batch norm 0.71 and 0.98, max pool 0.64 and 1.03.  Their limits, by
 multiply-adds over the 150 Gop/s of a large matrix product: 1x1 with gradients takes 51 ms where

@@ -41,12 +41,12 @@ def run(fields, folder):
     """The `Stages` of a training on one device; `folder` is an empty one for the run."""
     found = Stages()
     with found.stage("import the command line"):
-        cli = import_module("jaxdet.cli")
+        cli = import_module("jaxdet.cli.main")
     cli.prepare(cli.options.Train())
     with found.stage("import jax"):
         jax = import_module("jax")
     with found.stage("import jaxdet's parts"):
-        import_module("jaxdet.commands.train")
+        import_module("jaxdet.cli.train")
         configs, base, fit, progress = map(import_module, PARTS)
     with found.stage("find the devices"):
         jax.devices()

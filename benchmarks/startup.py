@@ -82,7 +82,7 @@ def row(stage, taken):
 
 def seconds_of_help():
     """Seconds of a whole process that prints help."""
-    return timing.clock(lambda: process("jaxdet.cli", "--help"))[1]
+    return timing.clock(lambda: process("jaxdet", "--help"))[1]
 
 
 def trainings(repeats, fields):

@@ -25,8 +25,8 @@ photos where PyTorch takes 28 and 45.  `detect_unfrozen` and `detect_frozen` hav
 of the backbone frozen: a step takes 2.63 s with none, 1.99 with three, 0.81 with all of them, so
 that freezing saves a quarter and two thirds of it.
 
-The columns of the table are `jaxdet.kernels.conv`, `jaxdet.kernels.pool` and `jaxdet.pages`, one on
-top of the other.
+The columns of the table are `jaxdet.kernels.conv`, `jaxdet.kernels.pool` and `jaxdet.cli.process`,
+one on top of the other.
 What is missing where it is above 1 are kernel gradients of 3x3 convolutions over many pixels, 7 to
 50 ms where PyTorch takes 3 to 21: see `benchmarks.layers` for what was tried.  At 224 a step has
 175 Gop, 1.2 s at the 150 Gop/s of a large matrix product: jaxdet takes 1.62 to 1.66 (the longest

@@ -2,6 +2,6 @@
 
 import sys
 
-from jaxdet.cli import enter
+from jaxdet.cli.main import enter
 
 sys.exit(enter(["predict", *sys.argv[1:]]))

@@ -9,7 +9,7 @@ from jaxdet.errors import InputError
 from jaxdet.losses import boxes as box_losses
 from jaxdet.metrics import classification as classification_metrics
 from jaxdet.tasks import localize
-from tests.test_compare import made_up
+from tests.cli.test_compare import made_up
 
 cv2 = pytest.importorskip("cv2")
 if not hasattr(cv2, "CascadeClassifier"):

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdet import cli
+from jaxdet.cli import main as cli
 from jaxdet.data import verification_protocol
 from jaxdet.training import checkpoint, run_dir
-from tests.test_resume import WORDS
+from tests.training.test_resume import WORDS
 
 NAMED = ["0.png", "1.png", "2.png"]
 FACES = ["--model", "bottleneck", "--channels", "4", "--strides", "1", "--dim", "4", "--size", "32"]
@@ -42,7 +42,7 @@ def checkout(tmp_path_factory):
     venv = copy / ".venv"
     (venv / "bin").mkdir(parents=True)
     program(venv / "bin" / "python", f'[ "$2" != pip ] && exec "{sys.executable}" "$@"')
-    program(venv / "bin" / "jaxdet", f'exec "{sys.executable}" -m jaxdet.cli "$@"')
+    program(venv / "bin" / "jaxdet", f'exec "{sys.executable}" -m jaxdet "$@"')
     for stamp in ("installed", "installed-test"):
         shutil.copy(copy / "setup.cfg", venv / stamp)
     return copy

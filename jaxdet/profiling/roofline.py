@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from jaxdet import flops, plots
+from jaxdet import flops
+from jaxdet.plots import training as training_plots
 from jaxdet.profiling import summary, timing
 
 SECONDS = 0.2  # for the repeats of each layer
@@ -48,7 +49,7 @@ def add(rows, found, picture):
         taken = row.get("forward_s", 0) + row.get("backward_s", 0)
         if taken:
             row["operations_per_s"] = row["total"] / taken
-    plots.roofline(rows[:-1], top, picture)
+    training_plots.roofline(rows[:-1], top, picture)
     device = jax.devices()[0].device_kind
     return [
         f"whole pass, compiled as one: {seconds:.4g} s, {rows[-1]['total'] / seconds:.4g} op/s",

@@ -45,10 +45,11 @@ def fit(system, config, folder, *, show, stop=lambda: False, programs=None):
 
 def draw(folder):
     """The curves of a run, from its metrics if it has any, in `plots/convergence.png`."""
-    from jaxdet import plots  # half a second of matplotlib that the first step need not wait for
+    # Imported here: the first step need not wait half a second for matplotlib.
+    from jaxdet.plots import training as training_plots
 
     if metrics := run_dir.read_metrics(folder):
-        plots.convergence(metrics, Path(folder) / "plots" / "convergence.png")
+        training_plots.convergence(metrics, Path(folder) / "plots" / "convergence.png")
 
 
 class Programs:

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import all as everything
 from benchmarks import harness
-from jaxdet import cli
+from jaxdet.cli import main as cli
 
 ROOT = Path(everything.__file__).parents[1]
 

@@ -65,7 +65,8 @@ def test_a_run_is_trained_once_and_judged_at_its_checkpoints(asked, tmp_path, ca
 
 
 def test_every_experiment_has_options_that_its_system_knows(tmp_path):
-    from jaxdet import configs, flags, options
+    from jaxdet import configs
+    from jaxdet.cli import flags, options
 
     for experiment in experiments.EXPERIMENTS.values():
         kind = configs.config(experiment.system)

@@ -7,7 +7,7 @@ from benchmarks import input as feeding
 from benchmarks import prepared
 from jaxdet.configs import cifar10
 from jaxdet.data import tfds as tfds_data
-from tests.test_cli import mnist
+from tests.cli.test_main import mnist
 
 WORK = ["read", "records", "read", "read", "files", "gather", "place"]
 WORK += ["gather", "gather, flip", "gather, crop", "gather, cutout", "gather, flip, crop, cutout"]

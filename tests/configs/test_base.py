@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from jaxdet import configs, flags, options
+from jaxdet import configs
+from jaxdet.cli import flags, options
 from jaxdet.configs import base
 from jaxdet.configs.digits import Config
 from jaxdet.errors import InputError

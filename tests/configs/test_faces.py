@@ -16,8 +16,8 @@ from jaxdet.configs import faces
 from jaxdet.configs.faces import Config, network
 from jaxdet.errors import InputError
 from jaxdet.training import evaluator
+from tests.cli.test_main import main
 from tests.models.test_resnet import outputs, shaped
-from tests.test_cli import main
 
 PEOPLE, EACH = 5, 10
 

@@ -7,7 +7,7 @@ import pytest
 
 from jaxdet import configs
 from jaxdet.configs.objects import Config
-from tests.test_objects import set_of_photos
+from tests.cli.test_objects import set_of_photos
 
 
 @pytest.fixture(scope="module")

@@ -6,15 +6,15 @@ from dataclasses import asdict, replace
 import pytest
 from flax import linen as nn
 
-from jaxdet import configs, flags, flops
-from jaxdet.commands import sweep
+from jaxdet import configs, flops
+from jaxdet.cli import flags, sweep
+from jaxdet.cli.options import Sweep, Train
 from jaxdet.configs import base, stages
 from jaxdet.configs.faces import Config, network
 from jaxdet.errors import InputError
 from jaxdet.models import convnext, layers
-from jaxdet.options import Sweep, Train
+from tests.cli.test_main import main
 from tests.models.test_resnet import outputs, shaped, size
-from tests.test_cli import main
 
 SEED = {  # the last rows of seed 004's table
     "model": "bottleneck",

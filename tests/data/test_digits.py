@@ -4,7 +4,7 @@ from sklearn.datasets import load_digits
 
 from jaxdet.data import digits
 from jaxdet.errors import InputError
-from tests.data.test_idx import encoded, write
+from tests.data.test_mnist import encoded, write
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from jaxdet.data import detection, formats
 from jaxdet.data import tfds as tfds_data
 from jaxdet.errors import InputError
-from tests.data.test_named import png
+from tests.data.test_tfds import png
 
 PHOTOS = {"train": 3, "validation": 2}
 BOX = (0.25, 0.5, 0.75, 1.0)  # y0 x0 y1 x1

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from jaxdet.data import verification_protocol
 from jaxdet.errors import InputError
-from tests.data.test_folders import drawn, on_disk
+from tests.data.test_image_folder import drawn, on_disk
 
 IMAGE = drawn()
 FILES = [Path("u") / f"{i:02d}.png" for i in range(3)]

@@ -18,11 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet import cli, configs, files, plots, tasks
+from jaxdet import configs, files, tasks
+from jaxdet.cli import main as cli
 from jaxdet.configs import base
 from jaxdet.configs.base import System
 from jaxdet.configs.digits import Config
 from jaxdet.data.sources import Arrays
+from jaxdet.plots import training as training_plots
 from jaxdet.training import checkpoint, loop, parallel, run_dir
 from jaxdet.training import state as training_state
 from jaxdet.training.progress import Progress
@@ -121,7 +123,7 @@ def fit(monkeypatch, programs):
 
     monkeypatch.setattr(parallel, "compiled", shared)
     monkeypatch.setattr(training_state, "maker", made)
-    monkeypatch.setattr(plots, "convergence", lambda *_: None)
+    monkeypatch.setattr(training_plots, "convergence", lambda *_: None)
     return fit
 
 
@@ -257,7 +259,16 @@ WORDS[WORDS.index("--epochs") + 1] = "4"
 
 def launch(out, *words):
     """A training as a process of its own."""
-    command = [sys.executable, "-m", "jaxdet.cli", "train", "digits", "--out", str(out), *words]
+    command = [
+        sys.executable,
+        "-m",
+        "jaxdet",
+        "train",
+        "digits",
+        "--out",
+        str(out),
+        *words,
+    ]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -11,14 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet import cli, configs, flags
-from jaxdet.commands import sweep as command
-from jaxdet.commands import swept
+from jaxdet import configs
+from jaxdet.cli import flags, swept
+from jaxdet.cli import main as cli
+from jaxdet.cli import sweep as command
+from jaxdet.cli.options import Sweep, Train
 from jaxdet.configs import base
 from jaxdet.configs.base import System
 from jaxdet.configs.digits import Config
 from jaxdet.data.sources import Arrays
-from jaxdet.options import Sweep, Train
 from jaxdet.training import checkpoint, run_dir, sweep, time_budget
 from jaxdet.training import loop as training_loop
 from jaxdet.training import state as training_state

@@ -16,8 +16,8 @@ from jaxdet.errors import InputError
 from jaxdet.training import checkpoint, progress, run_dir, time_budget
 from jaxdet.training import loop as training_loop
 from tests import made, tiny
-from tests.test_cli import main
-from tests.test_sweep import CONFIG, line_system
+from tests.cli.test_main import main
+from tests.training.test_sweep import CONFIG, line_system
 
 STEPS = 5  # of an epoch of the line
 

@@ -1,0 +1,59 @@
+"""`jaxdet describe MODEL|RUN`: the layers of a network, their operations and times."""
+
+import sys
+
+import jax
+
+from jaxdet.cli import common
+from jaxdet.configs import networks
+from jaxdet.errors import InputError
+from jaxdet.profiling import roofline, summary
+from jaxdet.training import run_dir
+
+
+def run(options):
+    """`jaxdet describe MODEL|RUN`: the layers of a network, their operations and times."""
+    if options.markdown + options.json + options.csv > 1:
+        raise InputError("--markdown, --json, --csv: one at a time")
+    if options.time:
+        common.check_picture(options.figure)
+        if options.convention != "flop":
+            raise InputError("--time takes all operations together: leave out --convention mac")
+    net, images, variables = _network(options)
+    found = summary.network(
+        net,
+        images,
+        variables,
+        backward=options.backward,
+        convention=options.convention,
+        padding=options.padding,
+    )
+    rows, notes = summary.rows(found, backward=options.backward), []
+    if options.time:
+        notes += roofline.add(rows, found, options.figure)
+    notes += summary.statistics(found) + summary.remarks(found.counted)
+    form = next((name for name in ("json", "csv") if getattr(options, name)), "markdown")
+    print(summary.text(rows, notes, form))
+    if form == "csv" and notes:
+        print("\n".join(notes), file=sys.stderr)
+    return 0
+
+
+def _network(options):
+    """(network, input, shapes of its variables if it has been trained) of `jaxdet describe`."""
+    if run_dir.is_run(options.model):
+        named = networks.of_run(options.model, common.kept_config(options.model))
+        made_for = jax.ShapeDtypeStruct(named.input, "float32")
+        variables = jax.eval_shape(named.net.init, jax.random.key(0), made_for)
+    else:
+        named, variables = networks.named(options.model), None
+    shape = _shape(options.input) if options.input else named.input
+    return named.net, jax.ShapeDtypeStruct(shape, "float32"), variables
+
+
+def _shape(text):
+    """The four numbers of 1x32x32x3."""
+    words = text.split("x")
+    if len(words) != 4 or not all(word.isdecimal() and int(word) for word in words):
+        raise InputError(f"--input {text}: images x height x width x channels, such as 1x32x32x3")
+    return tuple(map(int, words))

@@ -1,0 +1,285 @@
+import csv
+import io
+import json
+import re
+import shutil
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from statistics import median_low
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from jaxdet.ops import boxes
+from jaxdet.plots import detection as detection_plots
+from jaxdet.plots import training as training_plots
+from jaxdet.training import checkpoint, run_dir
+from tests import tiny
+from tests.cli.test_main import PNG, files, main
+from tests.cli.test_objects import small  # noqa: F401
+
+LABELS = ("face", "tall", "wide")
+OBJECTS = ["--size", "64", "--epochs", "1", "--batch", "16", "--eval-batch", "6", "--devices", "1"]
+OBJECTS += ["--warmup", "0", "--ema", "0.5", "--cut-val", "0.2", "--cut-test", "0.3", "--quiet"]
+
+
+def rectangle(draw, dice, width, height):
+    """A coloured rectangle somewhere in a photo of 200 x 160 pixels; its box."""
+    x, y = (int(dice.integers(0, most)) for most in (200 - width, 160 - height))
+    colour = tuple(int(level) for level in dice.integers(120, 256, 3))
+    draw.rectangle((x, y, x + width - 1, y + height - 1), fill=colour)
+    return x, y, x + width, y + height
+
+
+def face(draw, dice):
+    """A face as coarse as a cascade sees it; its box, from the brows to the chin."""
+    x, y = int(dice.integers(50, 150)), int(dice.integers(70, 90))
+    ovals = {
+        **{(0, 0, 50, 68): 200, (0, -45, 52, 35): 50},  # head, hair
+        **{(-22, -8, 14, 7): 70, (22, -8, 14, 7): 70, (0, 40, 20, 6): 100},  # eyes, mouth
+    }
+    for (dx, dy, a, b), level in ovals.items():
+        draw.ellipse((x + dx - a, y + dy - b, x + dx + a, y + dy + b), fill=(level,) * 3)
+    draw.line((x, y - 12, x, y + 15), fill=(230, 230, 230), width=9)
+    return max(x - 62, 0), max(y - 60, 0), min(x + 62, 200), min(y + 70, 160)
+
+
+def made_up(root, count=30):
+    """A folder of photos that are easily told apart, `count` a label, with their tables."""
+    dice, sides = np.random.default_rng(0), {"tall": (30, 110), "wide": (120, 30)}
+    (root / "annotations").mkdir(parents=True)
+    for label in LABELS:
+        (root / "images" / label).mkdir(parents=True)
+        with open(root / "annotations" / f"{label}.csv", "w", newline="") as file:
+            for number in range(count):
+                photo = Image.new("RGB", (200, 160), (90, 90, 90))
+                draw = ImageDraw.Draw(photo)
+                drawn = face(draw, dice) if label == "face" else None
+                box = drawn or rectangle(draw, dice, *sides[label])
+                photo.save(root / "images" / label / f"{number}.png")
+                csv.writer(file).writerow([f"{number}.png", *box, label])
+    return root
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a run of digits and one of objects."""
+    place = tmp_path_factory.mktemp("compare")
+    root = made_up(place / "data")
+    assert main("train", "digits", *tiny.WORDS, "--quiet", "--out", place / "d") == 0
+    assert main("train", "objects", "--root", root, *OBJECTS, "--out", place / "o") == 0
+    return place
+
+
+@pytest.fixture
+def here(place, monkeypatch):
+    """The working folder: that of the runs, which must not change."""
+    monkeypatch.chdir(place)
+    before = files(place)
+    yield place
+    kept = files(place)
+    assert {name: kept.get(name) for name in before} == before
+
+
+class Told(NamedTuple):
+    """What a comparison of both runs printed, wrote and drew."""
+
+    words: list
+    out: str
+    err: str
+    report: Path
+    drawn: list  # arguments of `plots.gallery`
+
+
+@pytest.fixture(scope="module")
+def told(place, tmp_path_factory):
+    """Both runs compared, with a report."""
+    drawn, gallery = [], detection_plots.gallery
+    folder = tmp_path_factory.mktemp("told")
+    report = folder / "a b" / "report.md"
+    words = ["compare", place / "d", place / "o", "--report", report]
+    words += ["--failures", folder / "c" / "worst.png"]
+
+    def spy(*args, **named):
+        drawn.append((args, named))
+        gallery(*args, **named)
+
+    with pytest.MonkeyPatch.context() as patch, said() as (out, err):
+        patch.setattr(detection_plots, "gallery", spy)
+        assert main(*words) == 0
+    return Told(words, out.getvalue(), err.getvalue(), report, drawn)
+
+
+@contextmanager
+def said():
+    """What is printed to the two streams, for fixtures that outlive a test."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        yield out, err
+
+
+def printed(*words):
+    """The lines of JSON that a command prints, and its warnings."""
+    with said() as (out, err):
+        assert main(*words, "--json") == 0
+    return [json.loads(line) for line in out.getvalue().splitlines()], err.getvalue()
+
+
+def cells(text):
+    """The rows of a Markdown table: {heading: cell}."""
+    lines = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    heads, _, *lines = [[cell.strip() for cell in line] for line in lines]
+    return [dict(zip(heads, line, strict=True)) for line in lines]
+
+
+COUNTS = {"d": 300, "o": 27}  # photos for the test
+EPOCHS = {"d": 2, "o": 1}
+TIMED = ("operations", "seconds", "operations_per_second")  # of an image, not of all
+
+
+def test_a_row_has_what_eval_says_and_tells_the_run(here):
+    rows, _ = printed("compare", "d", "o")
+    for row in rows:
+        ((judged,), _) = printed("eval", row["run"])
+        assert row["operations"] * COUNTS[row["run"]] == judged["operations"]
+        scores = {name: value for name, value in judged.items() if name not in TIMED}
+        assert {name: row[name] for name in scores} == scores
+        metrics = run_dir.read_metrics(row["run"])
+        (best,) = (m for m in metrics if m["step"] == checkpoint.best(row["run"]))
+        assert (row["epochs"], row["best_epoch"]) == (EPOCHS[row["run"]], best["epoch"])
+        assert row["epoch_seconds"] == median_low(m["time"]["train"] for m in metrics if m["train"])
+        assert row["parameters"] > 1000
+        assert row["seconds"] > 0
+
+
+def test_columns_that_a_run_does_not_have_are_empty(told):
+    digits, objects = cells(told.out)
+    assert (digits["run"], digits["model"], digits["size"]) == ("d", "digits", "56 x 56")
+    assert (objects["run"], objects["model"], objects["size"]) == ("o", "simple", "64 x 64")
+    of_labels = (f"{name} {score}" for name in LABELS for score in ("accuracy", "iou"))
+    assert {name for name, cell in digits.items() if not cell} == {"iou70", *of_labels}
+    assert all(objects.values())
+    assert re.fullmatch("jaxdet: warning: the runs are of different systems.*\n", told.err)
+
+
+@pytest.fixture
+def cousins(here, tmp_path):
+    """Copies of the run of objects: the same twice, with another test split, with another loss."""
+    for name in ("same", "b/o", "split", "loss"):
+        shutil.copytree(here / "o", tmp_path / name)
+    table = tmp_path / "split" / "splits" / "test_data.csv"
+    table.write_text("".join(table.read_text().splitlines(keepends=True)[1:]))
+    path = tmp_path / "loss" / "config.json"
+    kept = json.loads(path.read_text())
+    kept["config"]["box_loss"] = "mse"
+    path.write_text(json.dumps(kept))
+    return tmp_path
+
+
+def test_a_line_each_warns_of_other_data_and_of_another_loss(cousins):
+    _, warned = printed("compare", "o", cousins / "split", cousins / "loss")
+    data, loss = warned.splitlines()
+    assert re.fullmatch("jaxdet: warning: .* the same data: splits/test_data.csv", data)
+    assert re.fullmatch("jaxdet: warning: .* the same loss, .*: box_loss", loss)
+
+
+def test_runs_of_one_name_are_told_apart_and_a_run_is_judged_once(cousins):
+    rows, warned = printed("compare", "o", cousins / "b" / "o", cousins / "same", "o")
+    assert [row["run"] for row in rows] == ["o", str(cousins / "b" / "o"), "same"]
+    assert warned == ""
+
+
+def test_a_report_has_the_table_and_links_to_the_pictures(told):
+    text = told.report.read_text()
+    assert cells(text) == cells(told.out)
+    links = re.findall(r"!\[.+\]\((.+)\)", text)
+    assert links == ["report_curves.png", "../c/worst.png"]
+    assert all((told.report.parent / link).read_bytes().startswith(PNG) for link in links)
+    assert "the runs are of different systems" in text
+    assert told.out.splitlines()[-1].startswith("wrote ")
+
+
+def test_a_report_is_replaced_only_if_asked(told, here, capsys):
+    folder = told.report.parent.parent
+    before = files(folder)
+    assert main(*told.words) == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"jaxdet: error: .*report.md exists; .*--overwrite\n", error)
+    assert files(folder) == before
+    told.report.write_text("old")
+    assert main("compare", "o", *told.words[3:], "--overwrite") == 0
+    assert "1 run compared" in told.report.read_text()
+    assert files(folder).keys() == before.keys()
+
+
+def test_failures_are_the_worst_answers_of_each_run(told):
+    (((images, _), named),) = told.drawn
+    assert (len(images), named["columns"]) == (12, 6)
+    assert {image.shape for image in images} == {(56, 56, 1), (64, 64, 3)}
+    ranks = []
+    for title, true, found in zip(named["titles"], named["true"], named["predicted"], strict=True):
+        pattern = r"(\w): (\S+)\ntrue (\w+), predicted (\w+), IoU (\d\.\d\d)"
+        run, photo, wanted, given, iou = re.fullmatch(pattern, title).groups()
+        assert float(iou) == pytest.approx(float(boxes.iou(true, found)), abs=0.006)
+        assert run == "d" or photo.startswith(f"{wanted}/")
+        ranks.append((run, wanted == given, float(iou)))
+    assert ranks == sorted(ranks)
+
+
+def test_curves_are_of_the_terms_that_all_runs_have(tmp_path):
+    def lines(*terms, **more):
+        return [{"epoch": epoch, "val": dict.fromkeys(terms, 0.5), **more} for epoch in range(3)]
+
+    every, some = lines("loss", "accuracy", "iou"), lines("loss", "iou", "map")
+    timed = lines("loss", "accuracy", time={"train": 3.0, "eval": 1.0})
+    widths = (({"a": every}, 3), ({"a": every, "b": some}, 2), ({"a": []}, 3))
+    for of_runs, width in (*widths, ({"a": timed}, 3), ({"a": timed, "b": every}, 2)):
+        training_plots.curves(of_runs, tmp_path / "c" / "curves.png")
+        with Image.open(tmp_path / "c" / "curves.png") as picture:
+            assert picture.size == (550 * width, 400 + 20 * len(of_runs))
+
+
+REFUSED = {
+    "no run": ([], "no run is given"),
+    "not a run": (["o", "data"], "data is not a run"),
+    "no such folder": (["gone"], "gone is not a run"),
+    "no checkpoint": (["o", "bare"], "bare has no checkpoints"),
+    "no such checkpoint": (["o", "--checkpoint", "7"], "--checkpoint 7"),
+    "split": (["o", "--split", "all"], "--split all: objects has train, val, test"),
+    "figure": (["o", "--figure", "curves.txt"], "curves.txt: a picture is one of"),
+    "failures": (["o", "--failures", "worst"], "worst: a picture is one of"),
+    "classic digits": (["o", "d", "--classic"], "--classic is for runs of objects; d is .* digits"),
+}
+
+
+@pytest.mark.parametrize("words, said", REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_is_one_line(here, capsys, words, said):
+    shutil.copytree("o", "bare", ignore=lambda *_: ["checkpoints"], dirs_exist_ok=True)
+    before = files(here)
+    assert main("compare", *words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch(f"jaxdet: error: .*{said}.*\n", err), err
+    assert files(here) == before
+
+
+def test_classic_approaches_get_rows_with_the_same_scores(here, tmp_path, capsys):
+    pytest.importorskip("cv2")
+    path = tmp_path / "report.md"
+    assert main("compare", "o", "--classic", "--report", path) == 0
+    own, hog, haar = cells(path.read_text())
+    assert [row["run"] for row in (own, hog, haar)] == ["o", "HOG + linear SVM", "Haar cascade"]
+    scored = {"loss", "accuracy", "iou", "error rate", "s of an image", "face iou"}
+    assert all(hog[name] and haar[name] for name in scored)
+    assert not hog["operations of an image"] + haar["epochs"]
+    assert float(hog["accuracy"]) > 0.9
+    assert "softmax of its decision values" in path.read_text()
+
+
+def test_help_names_every_option(capsys):
+    assert main("compare", "--help") == 0
+    text = capsys.readouterr().out
+    for name in ("checkpoint", "split", "report", "figure", "failures", "classic", "overwrite"):
+        assert f"--{name} " in text

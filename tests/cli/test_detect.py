@@ -1,0 +1,522 @@
+"""The detect system through its commands, on small sets of photos made here."""
+
+import io
+import json
+import re
+import shutil
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+from PIL import Image
+
+from jaxdet import configs
+from jaxdet.cli import common
+from jaxdet.configs import backbones, detect
+from jaxdet.data import formats, sampler
+from jaxdet.models import efficientnet, heads, necks
+from jaxdet.models.layers import Part
+from jaxdet.models.resnet import Basic, ResNet
+from jaxdet.plots import detection as detection_plots
+from jaxdet.training import evaluator, host_init, parallel, run_dir
+from jaxdet.training import loop as training_loop
+from jaxdet.training import state as training_state
+from tests import made
+from tests.cli.test_main import PNG, main
+from tests.cli.test_objects import answers
+
+WORDS = [
+    *("--size", "64", "96", "--epochs", "1", "--batch", "2", "--eval-batch", "1"),
+    *("--most", "10"),
+    *("--devices", "1", "--width", "8", "--model", "resnet18", "--warmup", "0"),
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("scenes") / "data"
+    made.yolo(root)
+    return root
+
+
+class Features(Part):
+    """One convolution, and three maps of it: a backbone that compiles in no time."""
+
+    frozen: int = 0
+    fixed_norm: bool = False
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.relu(self.convolve(x, 4, 7, "stem", stride=8, train=train))
+        return x, x[:, ::2, ::2], x[:, ::4, ::4]
+
+
+class Neck(necks.FPN):
+    """The finest map as it is."""
+
+    def __call__(self, maps, train=False):
+        return maps[:1]
+
+
+class Head(heads.Decoupled):
+    """The last convolutions alone."""
+
+    def active(self, x, *_, **__):
+        return x
+
+
+@contextmanager
+def small():
+    """A network of three convolutions where one is made: commands are tested here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backbones, "features", lambda name: Features)
+        patch.setattr(necks, "FPN", Neck)
+        patch.setattr(heads, "Decoupled", Head)
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """A run folder, and what its training said."""
+    run, said = tmp_path_factory.mktemp("trained") / "run", io.StringIO()
+    with small(), redirect_stdout(said):
+        assert main("train", "detect", "--root", data, *WORDS, "--out", run) == 0
+    return run, said.getvalue()
+
+
+@pytest.fixture
+def place(data, trained, tmp_path, monkeypatch):
+    """The working folder, with the run and the photos."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(data, "data")
+    shutil.copytree(trained[0], "run")
+    with small():
+        yield tmp_path
+
+
+def rewritten(run, **changes):
+    """The run with another configuration."""
+    path = Path(run) / "config.json"
+    kept = json.loads(path.read_text())
+    path.write_text(json.dumps({**kept, "config": kept["config"] | changes}))
+
+
+def test_training_logs_every_term_and_chooses_by_map(trained):
+    run, said = trained
+    last = run_dir.read_metrics(run)[-1]
+    assert {"classification", "box", "positives", "loss"} <= set(last["train"])
+    assert {"map", "map50", "labels"} <= set(last["val"])
+    assert "epoch 1/1" in said
+    assert (run / "plots" / "convergence.png").read_bytes().startswith(PNG)
+
+
+def test_eval_says_what_training_logged(place, trained):
+    (found,) = answers("eval", "run", "--split", "val")
+    logged = next(m for m in run_dir.read_metrics("run") if m["step"] == found["step"])["val"]
+    for name in ("map", "map50", "loss"):
+        assert found[name] == logged[name]
+    assert found["labels"] == logged["labels"]
+
+
+def test_one_program_judges_by_the_assigners_of_all_epochs(data):
+    config = detect.Config(root=str(data), size=(64, 96), width=8, model="resnet18", tal_from=1)
+    with small():
+        system = configs.build("detect", config)
+        kept = evaluator.variables(host_init.evaluate(training_state.maker(system, config)))
+        scorer = evaluator.Evaluator(system, "val", 1, parallel.devices(1))
+        zero, one, two = (scorer(kept, epoch)["loss"] for epoch in range(3))
+    assert zero != one == two and scorer.step._cache_size() == 1
+
+
+def test_a_run_is_judged_by_the_assigner_of_its_last_epoch(place):
+    last = run_dir.read_metrics("run")[-1]
+    for tal_from in (1, 2):
+        rewritten("run", tal_from=tal_from)
+        (found,) = answers("eval", "run", "--split", "val", "--checkpoint", str(last["step"]))
+        same = found["loss"] == pytest.approx(last["val"]["loss"], rel=1e-6)
+        assert same == (tal_from == 1)
+    (row,) = answers("compare", "run", "--split", "val", "--checkpoint", str(last["step"]))
+    assert row["loss"] == found["loss"]
+
+
+def test_compare_says_what_eval_says(place):
+    (row,) = answers("compare", "run", "--split", "val")
+    (found,) = answers("eval", "run", "--split", "val")
+    assert (row["map"], row["loss"]) == (found["map"], found["loss"])
+
+
+def test_eval_prints_a_line_a_score_and_a_row_a_class(place, capsys):
+    assert main("eval", "run", "--split", "val", "--score", ".001", "--nms-kind", "wbf") == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^map -?[\d.]+$", said, re.M)
+    assert "| class | count | map | map50 |" in said and "| dot | 1 |" in said
+
+
+def test_eval_draws_what_was_taken_for_what_and_looks_from_six_sides(place, capsys):
+    words = ["eval", "run", "--split", "val", *LOW, "--tta", "true", "--plots", "new"]
+    (found,) = answers(*words)
+    (plain,) = answers(*words[:-4], "--split", "val")
+    assert found["loss"] == plain["loss"] and found["operations"] > 5 * plain["operations"]
+    assert [found[f"map_at_least_{least}"] for least in (0.05, 0.1, 0.2)] == [
+        found["map"] >= least for least in (0.05, 0.1, 0.2)
+    ]
+    for name in ("confusion.png", "precision_recall.png", "map.png"):
+        assert (Path("new/val") / name).read_bytes().startswith(PNG)
+
+
+def test_a_training_at_several_sizes_has_a_program_for_each(data, tmp_path, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(sampler, "size", lambda *given: sizes.append(given) or len(sizes) % 2)
+    with small():
+        words = [*WORDS, "--sizes", "0.5", "1", "--out", tmp_path / "run"]
+        assert main("train", "detect", "--root", data, *words) == 0
+    assert sizes == [(0, 0, 2), (0, 1, 2)]
+    assert all(np.isfinite(line["val"]["loss"]) for line in run_dir.read_metrics(tmp_path / "run"))
+
+
+def test_a_streamed_training_logs_the_same_numbers(data, trained, tmp_path):
+    pytest.importorskip("grain")
+    with small():
+        words = [*WORDS, "--stream", "true", "--out", tmp_path / "run"]
+        assert main("train", "detect", "--root", data, *words) == 0
+    for one, other in zip(*map(run_dir.read_metrics, (trained[0], tmp_path / "run")), strict=True):
+        for part in ("train", "val"):
+            for name, value in (one[part] or {}).items():
+                if isinstance(value, float):
+                    assert other[part][name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+
+
+LOW = ["--score", "0.0001"]
+
+
+def test_no_box_passes_a_score_that_is_too_high(place):
+    (found,) = answers("predict", "run", "data/images/val/3.png", "--score", "0.999")
+    assert found == {"image": "data/images/val/3.png", "objects": []}
+    assert main("predict", "run", "data/images/val/3.png", "--score", "0.999") == 0
+
+
+def test_predicted_boxes_are_in_the_photo_and_of_the_classes_asked_for(place):
+    paths = ["data/images/train/1.png", "data/images/val/3.png"]
+    found = answers("predict", "run", *paths, *LOW)
+    assert [row["image"] for row in found] == paths
+    for row, i in zip(found, (1, 3), strict=True):
+        height, width = made.SIZES[i]
+        boxes = np.array([one["box"] for one in row["objects"]])
+        assert len(boxes) > 3 and (boxes >= 0).all()
+        assert (boxes <= [width, height, width, height]).all()
+        scores = [one["score"] for one in row["objects"]]
+        assert scores == sorted(scores, reverse=True)
+    (one,) = answers("predict", "run", paths[0], *LOW, "--classes", "dot")
+    assert {row["label"] for row in one["objects"]} == {"dot"}
+
+
+def test_predictions_of_six_views_are_others_and_soft_suppression_keeps_all_of_them(place):
+    rewritten("run", most=300)
+    words = ["predict", "run", "data/images/val/3.png", *LOW, "--nms", ".1", "--tta"]
+    plain, hard = (answers(*words, tta)[0]["objects"] for tta in ("false", "true"))
+    assert plain[0] != hard[0]
+    linear, gaussian = (  # boxes of several views overlap
+        answers(*words, "true", "--nms-kind", kind)[0]["objects"] for kind in ("linear", "gaussian")
+    )
+    assert linear[0] == gaussian[0] == hard[0]  # nothing lowers the score of the best one
+    assert len(linear) > len(hard) and len(gaussian) > len(hard)
+    assert linear != gaussian
+
+
+def test_samples_folders_and_patterns_get_the_same_answers(place):
+    samples = answers("predict", "run", "--split", "train", "--count", "3", *LOW)
+    folder = answers("predict", "run", "data/images/train", *LOW)
+    pattern = answers("predict", "run", "data/images/train/*.png", *LOW)
+    assert pattern == folder == answers("predict", "run", "data/**/train/?.png", *LOW)
+    for sample, file in zip(samples, folder, strict=True):
+        assert Path(file["image"]).name == sample["image"]
+        assert [one["label"] for one in sample["objects"]] == [
+            one["label"] for one in file["objects"]
+        ]
+        boxes = [[one["box"] for one in row["objects"]] for row in (sample, file)]
+        np.testing.assert_allclose(*boxes, atol=0.02)
+
+
+def test_files_of_every_kind_agree_with_what_is_printed(place, capsys):
+    photo = "data/images/train/0.png"
+    words = ["predict", "run", photo, *LOW]
+    (found,) = answers(*words)
+    kinds = ["--save-dir", "drawn", "--save-txt", "txt", "--save-crop", "crops"]
+    assert main(*words, *kinds, "--save-json", "new/boxes.json", "--figure", "all.png") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(found["objects"]) + 1 and lines[-1].startswith(
+        "wrote all.png, 1 photos"
+    )
+    height, width = made.SIZES[0]
+    with Image.open("drawn/0.png") as drawn:
+        assert drawn.size == (8 * width, 8 * height)  # 320 pixels at least
+    rows = [line.split() for line in Path("txt/0.txt").read_text().splitlines()]
+    told = json.loads(Path("new/boxes.json").read_text())
+    assert len(rows) == len(told) == len(found["objects"])
+    for row, one, other in zip(rows, told, found["objects"], strict=True):
+        x, y, across, down = np.array(row[1:5], float) * [width, height, width, height]
+        corners = [x - across / 2, y - down / 2, x + across / 2, y + down / 2]
+        np.testing.assert_allclose(corners, other["box"], atol=0.02)
+        x, y, across, down = one["bbox"]
+        np.testing.assert_allclose([x, y, x + across, y + down], other["box"], atol=0.02)
+        assert made.CLASSES[int(row[0])] == one["category"] == other["label"]
+        assert one["category_id"] == int(row[0]) + 1
+    assert all(Image.open(path).size[0] <= width for path in Path("crops").iterdir())
+
+
+def test_files_of_photos_that_are_called_alike_have_numbers(place, capsys):
+    shutil.copy("data/images/train/0.png", "3.png")
+    words = ["predict", "run", "3.png", "data/images/val/3.png", *LOW]
+    assert main(*words, "--save-txt", "txt", "--save-json", "all.json") == 0
+    assert sorted(path.name for path in Path("txt").iterdir()) == ["0000_3.txt", "0001_3.txt"]
+    assert {one["image_id"] for one in json.loads(Path("all.json").read_text())} == {0, 1}
+    words = ["predict", "run", "data/images/val/3.png", *LOW, "--save-json", "all.json"]
+    assert main(*words) == 0
+    assert {one["image_id"] for one in json.loads(Path("all.json").read_text())} == {3}
+
+
+def renumbered(root, categories, first):
+    """The COCO set with other ids, in place: of categories in their order, and of images."""
+    for path in (root / "annotations").iterdir():
+        told = json.loads(path.read_text())
+        old = [one["id"] for one in told["categories"]]
+        for one in told["categories"]:
+            one["id"] = categories[old.index(one["id"])]
+        for one in told["annotations"]:
+            one["category_id"] = categories[old.index(one["category_id"])]
+            one["image_id"] += first
+        for one in told["images"]:
+            one["id"] += first
+        path.write_text(json.dumps(told))
+
+
+@pytest.mark.parametrize("categories, first", [((3, 90), 500), ((0, 1), 0)], ids=["gaps", "zero"])
+def test_ids_of_coco_are_those_of_the_data(place, categories, first):
+    made.coco(Path("coco"))
+    renumbered(Path("coco"), categories, first)
+    config = common.kept_config(Path("run"))
+    config = replace(config, root=str(Path("coco").absolute()))
+    common.begin(Path("new"), "detect", config, configs.build("detect", config))
+    shutil.copytree("run/checkpoints", "new/checkpoints")
+    ids = dict(zip(made.CLASSES, categories, strict=True))
+    of_photo = {
+        one["file_name"]: one["id"]
+        for path in Path("coco/annotations").iterdir()
+        for one in json.loads(path.read_text())["images"]
+    }
+    words = ["predict", "new", *LOW, "--save-json", "all.json"]
+    assert main(*words, "--split", "train") == 0
+    told = json.loads(Path("all.json").read_text())
+    assert {ids[one["category"]] for one in told} == {one["category_id"] for one in told}
+    assert {one["file_name"]: one["image_id"] for one in told} == {
+        name: number for name, number in of_photo.items() if name != "3.png"
+    }
+    shutil.rmtree("coco/annotations")  # image files want no data
+    assert main(*words, "coco/val2017/3.png") == 0
+    told = json.loads(Path("all.json").read_text())
+    assert {ids[one["category"]] for one in told} == {one["category_id"] for one in told}
+    assert {one["image_id"] for one in told} == {3}
+    kept = json.loads(Path("new/config.json").read_text())
+    assert kept["about"].pop("numbers") == list(categories)
+    Path("new/config.json").write_text(json.dumps(kept))  # as earlier versions wrote it
+    assert main(*words, "coco/val2017/3.png") == 0
+    for one in json.loads(Path("all.json").read_text()):
+        assert one["category_id"] == made.CLASSES.index(one["category"]) + 1
+
+
+def test_text_of_predictions_is_read_as_a_yolo_set(place):
+    words = ["predict", "run", "data/images/train", *LOW]
+    found = answers(*words, "--save-txt", "data/labels/train")
+    read = formats.read("data").parts["train"]
+    for row, one in zip(found, read, strict=True):
+        assert row["image"].endswith(one.where)
+        boxes = np.reshape([each["box"] for each in row["objects"]], (-1, 4))
+        np.testing.assert_allclose(one.boxes, boxes, atol=0.02)
+        assert [made.CLASSES[i] for i in one.labels] == [each["label"] for each in row["objects"]]
+
+
+def test_photos_are_opened_one_after_the_other(place, monkeypatch, capsys):
+    Path("photos").mkdir()
+    shutil.copy("data/images/val/3.png", "photos/a.png")
+    Path("photos/b.png").write_text("no photo")
+    assert main("predict", "run", "photos", *LOW) == 2
+    said = capsys.readouterr()
+    assert "photos/a.png" in said.out and "photos/b.png: not a readable image" in said.err
+
+
+def test_pictures_have_true_boxes_where_they_are_known(place, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        detection_plots, "gallery", lambda *args, **named: drawn.append((args, named))
+    )
+    assert main("predict", "run", "--split", "train", "--figure", "new.png", *LOW) == 0
+    (((pictures, _), told),) = drawn
+    for i, true in enumerate(told["true"]):
+        assert pictures[i].shape == (*made.SIZES[i], 3)
+        boxes = np.reshape([box for box, _ in made.BOXES[i]], (-1, 4))
+        np.testing.assert_allclose(true, boxes, atol=1e-3)
+        assert len(told["texts"][i]) == len(told["predicted"][i])
+
+
+def test_inspect_and_preview(place, capsys):
+    assert main("data", "inspect", "detect", "--root", "data") == 0
+    said = capsys.readouterr().out
+    assert "| train | dot | 2 | 2 |" in said and "every row can be used" in said
+    assert "| photos without objects | 1 | 2.png |" in said
+    assert main("data", "preview", "detect", "--root", "data", *WORDS, "--out", "new.png") == 0
+    assert Path("new.png").read_bytes().startswith(PNG)
+
+
+def test_preview_shows_inputs_beside_what_they_were(place, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        detection_plots, "gallery", lambda *args, **named: drawn.append((args, named))
+    )
+    words = ["--root", "data", *WORDS, "--mosaic", "1", "--plain-last", "0", "--count", "2"]
+    assert main("data", "preview", "detect", *words, "--out", "new.png", "--before", "true") == 0
+    (((pictures, _), told),) = drawn
+    assert len(pictures) == len(told["titles"]) == len(told["true"]) == 4
+    assert told["titles"][0] == f"before: {len(made.BOXES[0])} boxes"
+    assert told["titles"][1].startswith("after: ") and told["columns"] % 2 == 0
+    assert told["texts"][0] == [made.CLASSES[label] for _, label in made.BOXES[0]]
+    assert not np.array_equal(pictures[0], pictures[1])
+
+
+def test_an_ablation_trains_once_for_two_ways_to_suppress(place, monkeypatch, capsys):
+    epochs = []
+    monkeypatch.setattr(training_loop.Loop, "_train", _noted(epochs, training_loop.Loop._train))
+    words = ["--root", "data", *WORDS, *LOW, "--nms-kind", "hard", "wbf", "--one-at-a-time"]
+    words += ["--tal-from", "1", "--eval-first", "false"]
+    assert main("sweep", "detect", *words, "--out", "swept") == 0
+    assert len(epochs) == 1
+    first, second = json.loads(Path("swept/sweep.json").read_text())
+    assert (first["changed"], second["changed"]) == ("nothing", "nms-kind wbf")
+    assert second["gain"] == second["map"] - first["map"] and second["loss"] == first["loss"]
+    (found,) = answers("eval", "swept/nms-kind=wbf", "--split", "val")
+    for name in ("map", "recall100", "loss"):
+        assert found[name] == second[name]
+    assert found["operations"] == second["operations"] and first["parameters"] > 0
+    assert "| changed | gain | runs |" in capsys.readouterr().out
+    before = Path("swept/nms-kind=wbf/metrics.jsonl").read_text()
+    assert main("sweep", "detect", *words, "--out", "swept", "--resume") == 0
+    assert Path("swept/nms-kind=wbf/metrics.jsonl").read_text() == before and len(epochs) == 1
+
+
+def _noted(calls, call):
+    return lambda *given: calls.append(given) or call(*given)
+
+
+def test_assigned_cells_are_counted_and_drawn(place, capsys):
+    words = ["data", "assign", "run", "--split", "train", "--count", "3", "--out", "new/a.png"]
+    (rows,) = answers(*words)
+    assert [row["boxes"] for row in rows] == [len(made.BOXES[i]) for i in range(3)]
+    for row in rows:
+        cells = sum(count for name, count in row.items() if name.startswith("cells"))
+        assert (cells > 0) == (row["boxes"] > row["without a cell"])
+    assert main(*words) == 0
+    assert "| photo | boxes | without a cell | cells of 8 |" in capsys.readouterr().out
+    assert Path("new/a.png").read_bytes().startswith(PNG)
+
+
+REFUSED = {
+    "no root": (["train", "detect", *WORDS], "--root .*a folder of data is wanted"),
+    "no data": (["train", "detect", *WORDS, "--root", "run"], "no known data; data.yaml"),
+    "format": (["train", "detect", "--root", "data", "--format", "voc"], "no voc data"),
+    "size": (
+        ["train", "detect", "--root", "data", "--size", "65", "96"],
+        "--size 65 96: multiples",
+    ),
+    "freeze": (["train", "detect", "--root", "data", "--freeze", "9"], "--freeze 9: lite0 has 8"),
+    "frozen noise": (
+        ["train", "detect", "--root", "data", "--freeze", "2"],
+        "--freeze 2 wants --weights",
+    ),
+    "nms": (["train", "detect", "--root", "data", "--nms", "1.5"], "--nms 1.5: a share"),
+    "sizes": (["train", "detect", "--root", "data", "--sizes", "0"], "--sizes .*factors from .1"),
+    "mosaic": (["train", "detect", "--root", "data", "--mosaic", "2"], "--mosaic 2: a number"),
+    "topk": (["train", "detect", "--root", "data", "--topk", "0"], "--topk 0: at least 1"),
+    "class": (
+        ["predict", "run", "--split", "train", "--classes", "cat"],
+        "--classes cat: the run has cell, dot",
+    ),
+    "pattern": (["predict", "run", "data/*.gif"], "no file is called so"),
+    "image": (["predict", "run", "gone.png"], "gone.png: no such image"),
+    "score": (["eval", "run", "--score", "2"], "--score 2: a share"),
+    "score of boxes": (["predict", "run", "data/images/val/3.png", "--score", "2"], "--score 2"),
+    "no mosaic": (
+        ["train", "detect", "--root", "data", "--mosaic", "1", "--epochs", "5"],
+        "--plain-last 5 of 5 epochs: none is left",
+    ),
+    "no run": (["predict", "data", "data/images/val/3.png"], "data is not a run"),
+    "folder": (["predict", "run", "empty"], "empty: no such image"),
+    "split": (["eval", "run", "--split", "test"], "--split test: detect has train, val"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_is_refused_in_one_line(place, capsys, case):
+    words, says = REFUSED[case]
+    assert main(*words) == 2
+    assert re.fullmatch(f"jaxdet: error: .*{says}.*\n", capsys.readouterr().err)
+
+
+def test_bad_rows_stop_a_run_that_asks_for_it(place, capsys):
+    labels = Path("data/labels/train/0.txt")
+    labels.write_text(labels.read_text() + "7 .5 .5 .1 .1\n")
+    words = ["train", "detect", "--root", "data", *WORDS, "--out", "other"]
+    assert main(*words, "--on-bad-row", "error") == 2
+    assert "0.txt row 3: unknown class 7; 0 to 1 are known (1 such)" in capsys.readouterr().err
+
+
+CHOICES = {
+    "yolox": {
+        "model": "resnet18",
+        "head": "yolox",
+        "neck": "pan",
+        "block": "c3",
+        "assigner": "iou",
+    },
+    "background": {
+        "model": "resnet18",
+        "head": "noobj-bg",
+        "block": "c2f",
+        "bins": 8,
+        "tal_from": 1,
+    },
+    "b0": {"model": "b0", "fixed_norm": True, "nms_kind": "gaussian"},
+}
+
+
+SHALLOW = {  # with a block a stage
+    "resnet18": partial(ResNet, stages=(1, 1, 1, 1), block=Basic, width=4, classes=0),
+    "b0": partial(efficientnet.B0, depth=0.1, classes=0),
+}
+
+
+@pytest.mark.parametrize("case", CHOICES)
+def test_every_choice_makes_a_network_that_has_a_loss_and_answers(data, monkeypatch, case):
+    monkeypatch.setattr(backbones, "features", SHALLOW.get)
+    config = detect.Config(root=str(data), size=(64, 64), width=8)
+    config = replace(config, **CHOICES[case])
+    system = configs.build("detect", config)
+    batch = {k: v[:2] for k, v in system.splits["train"].arrays.items()}
+    batch |= {"real": np.ones(2, np.float32)}
+
+    def whole(key):
+        from jaxdet.types import At
+
+        at = At(True, np.int32(0), np.int32(1), system.hyper)
+        drawn = system.task.augment(jax.random.split(key, 2), batch, at)
+        variables = system.task.init(key, drawn)
+        share, (_, terms) = system.task.loss(variables, drawn, key, at)
+        return share, terms, system.task.predict(variables, drawn["image"])
+
+    share, terms, found = jax.eval_shape(whole, jax.random.key(0))
+    assert share.shape == () and found["boxes"].shape == (2, config.most, 4)
+    assert ("objectness" in terms) == (case == "yolox")
+    assert ("distance" in terms) == (case == "background")

@@ -1,0 +1,462 @@
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import fields
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from jaxdet import configs
+from jaxdet.cli import flags, options
+from jaxdet.cli import main as cli
+from jaxdet.training import checkpoint, evaluator, run_dir
+from tests import tiny
+
+TRAIN = ["train", "digits", *tiny.WORDS]
+PNG = b"\x89PNG"
+
+
+@contextmanager
+def own_environment():
+    """Commands may set flags for their process: not for the tests that follow."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "environ", os.environ.copy())
+        yield
+
+
+def main(*words):
+    """Exit code of a command, run in this process."""
+    with own_environment():
+        try:
+            return cli.main([str(word) for word in words])
+        except SystemExit as end:
+            return end.code
+        except SystemError as error:  # CPython 3.11 where two threads parse, gh-106905: once more
+            if "AST constructor" not in str(error):
+                raise
+            return cli.main([str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    run = tmp_path_factory.mktemp("trained") / "run"
+    assert main(*TRAIN, "--out", run, "--quiet") == 0
+    return run
+
+
+def idx(path, array):
+    """Write an array of bytes as an idx file."""
+    header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+    path.write_bytes(header + array.tobytes())
+
+
+def mnist(folder, rows=60):
+    """MNIST's four files, of blank digits."""
+    folder.mkdir()
+    for part in ("train", "t10k"):
+        idx(folder / f"{part}-images-idx3-ubyte", np.full((rows, 28, 28), 9, np.uint8))
+        idx(folder / f"{part}-labels-idx1-ubyte", np.zeros(rows, np.uint8))
+
+
+@pytest.fixture
+def place(trained, tmp_path, monkeypatch):
+    """The working folder, with a good run and with all that can be wrong."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("run", "bare", "newer", "cut"):
+        shutil.copytree(trained, name)
+    shutil.rmtree("bare/checkpoints")
+    kept = json.loads((tmp_path / "newer" / "config.json").read_text())
+    kept["config"]["colour"] = "blue"
+    (tmp_path / "newer" / "config.json").write_text(json.dumps(kept))
+    (tmp_path / "cut" / "config.json").write_text("{")
+    for name in ("empty", "notes"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "notes" / "thesis.txt").write_text("all of it")
+    (tmp_path / "text.png").write_text("no picture")
+    Image.new("L", (20, 60)).save("small.png")
+    for name in ("truncated", "magic", "counts"):
+        mnist(tmp_path / name)
+    images = tmp_path / "truncated" / "train-images-idx3-ubyte"
+    images.write_bytes(images.read_bytes()[:-1])
+    (tmp_path / "magic" / "train-images-idx3-ubyte").write_bytes(b"GIF89a" * 9)
+    idx(tmp_path / "counts" / "train-labels-idx1-ubyte", np.zeros(59, np.uint8))
+    return tmp_path
+
+
+def files(folder):
+    """Every path below a folder, and the bytes of the files."""
+    return {str(p): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+REFUSED = {
+    "no command": (["foo"], "no command 'foo'"),
+    "no system": (["train", "digit"], "'digit'.*digits"),
+    "no system to preview": (["data", "preview", "digit"], "'digit'.*digits"),
+    "data folder missing": (
+        [*TRAIN, "--source", "mnist", "--root", "gone"],
+        "gone: no such folder",
+    ),
+    "data folder not given": ([*TRAIN, "--source", "mnist"], "root"),
+    "data folder empty": ([*TRAIN, "--source", "mnist", "--root", "empty"], "empty: is empty"),
+    "data unknown": ([*TRAIN, "--source", "svhn"], "'svhn'.*embedded.*mnist.*tfds"),
+    "idx truncated": ([*TRAIN, "--source", "mnist", "--root", "truncated"], "images.*cut short"),
+    "idx magic": ([*TRAIN, "--source", "mnist", "--root", "magic"], "begins with 47 49 46"),
+    "idx counts": ([*TRAIN, "--source", "mnist", "--root", "counts"], "60 images but labels .59"),
+    "canvas": ([*TRAIN, "--canvas", "30"], "30 x 30 pixels is smaller than the 34 x 34 window"),
+    "canvas for a digit": ([*TRAIN, "--canvas", "40"], "canvas 40 is smaller than .*52"),
+    "window": ([*TRAIN, "--window", "5"], "window of 5 pixels is too small"),
+    "stages": ([*TRAIN, "--stages", "c6s4,q2"], "'q2'"),
+    "widths": ([*TRAIN, "--widths", "8", "8"], "1 convolutions.*widths"),
+    "no width": ([*TRAIN, "--widths", "0"], "width"),
+    "batch": ([*TRAIN, "--devices", "4", "--batch", "63"], "--batch 63.*4 device"),
+    "eval batch": ([*TRAIN, "--devices", "4", "--eval-batch", "99"], "--eval-batch 99.*4 device"),
+    "many devices": ([*TRAIN, "--devices", "64"], "--devices 64.*has 4"),
+    "epochs": ([*TRAIN, "--epochs", "0"], "--epochs 0"),
+    "epochs unevaluated": ([*TRAIN, "--epochs", "0", "--no-eval-first"], "--epochs 0"),
+    "accumulate": ([*TRAIN, "--accumulate", "0"], "--accumulate 0"),
+    "ema": ([*TRAIN, "--ema", "1"], "--ema 1"),
+    **{
+        f"negative {name}": ([*TRAIN, f"--{name}", "-1"], f"--{name} -1")
+        for name in (
+            *("epochs", "batch", "eval-batch", "devices", "lr", "warmup", "drop", "momentum"),
+            *("weight-decay", "clip", "accumulate", "ema", "seed", "patience", "save-minutes"),
+        )
+    },
+    "run exists": ([*TRAIN, "--out", "run"], "run exists; .*--resume.*--overwrite"),
+    "no run to overwrite": ([*TRAIN, "--out", "notes", "--overwrite"], "notes is not a run"),
+    "no run to resume": ([*TRAIN, "--out", "notes", "--resume"], "notes is not a run"),
+    "overwrite with a bad batch": (
+        [*TRAIN, "--out", "run", "--overwrite", "--devices", "4", "--batch", "63"],
+        "--batch 63",
+    ),
+    "overwrite with a bad canvas": (
+        [*TRAIN, "--out", "run", "--overwrite", "--canvas", "40"],
+        "canvas 40",
+    ),
+    "resume with another flag": (
+        ["train", "digits", "--out", "run", "--resume", "--lr", "9"],
+        "--lr",
+    ),
+    "resume of another version": (["train", "digits", "--out", "newer", "--resume"], "colour"),
+    "eval without checkpoints": (["eval", "bare"], "bare has no checkpoints; train it"),
+    "predict without checkpoints": (["predict", "bare"], "bare has no checkpoints; train it"),
+    "eval of no run": (["eval", "notes"], "notes is not a run"),
+    "eval of nothing": (["eval", "gone"], "gone is not a run"),
+    "predict of no run": (["predict", "notes"], "notes is not a run"),
+    "eval of another version": (["eval", "newer"], "newer/config.json.*colour.*version"),
+    "predict of another version": (["predict", "newer"], "newer/config.json.*colour.*version"),
+    "eval of a cut configuration": (["eval", "cut"], "cut/config.json"),
+    "step": (["eval", "run", "--checkpoint", "7"], r"--checkpoint 7.*\d"),
+    "step of predict": (["predict", "run", "--checkpoint", "first"], r"--checkpoint first.*\d"),
+    "split": (["eval", "run", "--split", "tset"], "tset.*train.*val.*test"),
+    "no image": (["predict", "run", "gone.png"], "gone.png: no such image"),
+    "unreadable image": (["predict", "run", "text.png"], "text.png: not a readable image"),
+    "small image": (["predict", "run", "small.png"], "60 x 20"),
+    "small canvas": (["predict", "run", "--canvas", "30"], "30 x 30"),
+    "negative canvas": (["predict", "run", "--canvas", "-5"], "-5"),
+    "no samples": (["predict", "run", "--count", "0", "--figure", "new.png"], "--count 0"),
+    "picture": (["predict", "run", "--count", "1", "--figure", "new.xyz"], "new.xyz"),
+    "data of an embedded source": (["eval", "run", "--root", "empty"], "empty"),
+    "no preview": (["data", "preview", "digits", "--count", "-1"], "--count -1"),
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("words, says", REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_is_refused_in_one_line_and_nothing_is_changed(place, capfd, words, says):
+    before = files(place)
+    assert main(*words) == 2
+    out, err = capfd.readouterr()
+    assert re.fullmatch(f"jaxdet: error: .*{says}.*\n", err), err
+    assert out == ""
+    assert files(place) == before
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        ([*TRAIN, "--epochz", "3"], "--epochs"),
+        ([*TRAIN, "--best", "nope"], "accuracy"),
+        ([*TRAIN, "--epochs", "many"], "--epochs"),
+        ([*TRAIN, "--quiet", "False"], "False"),
+        (["eval", "run", "--chekpoint", "last"], "--checkpoint"),
+        (["eval"], "run"),
+        (["predict"], "run"),
+    ],
+    ids=lambda words: " ".join(words[-2:]) if isinstance(words, list) else "",
+)
+def test_words_that_cannot_be_read_are_refused_with_what_could_be(place, capsys, words, says):
+    before = files(place)
+    assert main(*words) == 2
+    assert says in capsys.readouterr().err
+    assert files(place) == before
+
+
+names = st.sampled_from(["--on", "--no-on", "--two-words", "--no-two-words", "--two_words"])
+values = st.sampled_from(["true", "false", "3", "-1", "on", "", "--other", "--no-other"])
+BOOLEANS = {"on", "two-words"}
+
+
+@given(st.lists(names | values))
+def test_spelling_out_twice_is_spelling_out_once(words):
+    once = flags.spelled_out(words, BOOLEANS)
+    assert flags.spelled_out(once, BOOLEANS) == once
+
+
+@given(st.lists(values))
+def test_words_without_a_boolean_are_left_alone(words):
+    assert flags.spelled_out(words, BOOLEANS) == words
+
+
+@given(st.lists(names | values), names, st.lists(names | values))
+def test_a_boolean_stands_for_itself_wherever_it_is(before, name, after):
+    whole = flags.spelled_out([*before, name, "--other", *after], BOOLEANS)
+    expected = flags.spelled_out([name], BOOLEANS)
+    at = len(flags.spelled_out([*before, "--other"], BOOLEANS)) - 1
+    assert whole[at : at + 2] == expected
+
+
+@pytest.mark.parametrize(
+    "words, meant",
+    [
+        ([], []),
+        (["--on"], ["--on", "true"]),
+        (["--no-on"], ["--on", "false"]),
+        (["--on", "false"], ["--on", "false"]),
+        (["--on", "--two-words"], ["--on", "true", "--two-words", "true"]),
+        (["--no-two-words", "a"], ["--two-words", "false", "a"]),
+        (["a", "--on", "b"], ["a", "--on", "true", "b"]),
+    ],
+)
+def test_booleans_spelled_out(words, meant):
+    assert flags.spelled_out(words, BOOLEANS) == meant
+
+
+@pytest.mark.parametrize(
+    "words, value",
+    [
+        ([], False),
+        (["--bfloat16"], True),
+        (["--bfloat16", "true"], True),
+        (["--bfloat16=true"], True),
+        (["--bfloat16", "false"], False),
+        (["--no-bfloat16"], False),
+        (["--bfloat16", "--no-bfloat16"], False),
+    ],
+    ids=str,
+)
+def test_a_boolean_is_true_false_or_a_flag(words, value):
+    defaults = (options.Train(), configs.config("digits")())
+    assert flags.with_config("train digits", words, defaults)[1].bfloat16 is value
+
+
+def test_lists_are_separated_by_spaces():
+    defaults = (options.Train(), configs.config("digits")())
+    _, config = flags.with_config("train digits", ["--widths", "4", "5", "--lr", "1"], defaults)
+    assert (config.widths, config.lr) == ((4, 5), 1.0)
+
+
+HELP = [
+    *([], ["--help"], ["eval", "--help"], ["predict", "--help"], ["verify", "dev", "--help"]),
+    *(["train", system, "--help"] for system in configs.SYSTEMS),  # jax reads its flags once
+]
+
+
+@pytest.mark.parametrize("words", HELP, ids=" ".join)
+def test_help_does_not_import_jax(words):
+    code = (
+        "import sys\n"
+        "from jaxdet import cli\n"
+        "try: cli.main(sys.argv[1:])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "assert not {'jax', 'jaxlib', 'numpy', 'matplotlib'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "jaxdet" in done.stdout
+
+
+def seconds(words):
+    """Processor time of a command."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-m", "jaxdet", *words], check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "digits", "--help"]], ids=" ".join)
+def test_help_takes_less_than_half_a_second(words):
+    assert min(seconds(words) for _ in range(3)) < 0.5
+
+
+def test_help_names_every_option_of_a_system(capsys):
+    assert main("train", "digits", "--help") == 0
+    told = capsys.readouterr().out
+    for field in fields(configs.config("digits")):
+        assert f"--{field.name.replace('_', '-')} " in told
+
+
+def test_version(capsys):
+    assert main("--version") == 0
+    assert re.fullmatch(r"jaxdet \d\S+\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("which", ["best", "last", "21"])
+def test_eval_prints_exactly_the_figures_that_training_logged(trained, capsys, which):
+    steps = {"best": checkpoint.best(trained), "last": checkpoint.steps(trained)[-1], "21": 21}
+    (logged,) = (
+        line["val"] for line in run_dir.read_metrics(trained) if line["step"] == steps[which]
+    )
+    assert {"accuracy", "iou", "loss"} <= set(logged)
+    assert main("eval", trained, "--checkpoint", which, "--split", "val") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[: len(logged)] == [f"{name} {value!r}" for name, value in logged.items()]
+    took = {name: float(value) for name, value in map(str.split, lines[len(logged) :])}
+    assert took["error_rate"] == 1 - logged["accuracy"]
+    assert took["operations"] > 0 and took["seconds"] > 0
+    assert took["operations_per_second"] == took["operations"] / took["seconds"]
+
+
+def test_eval_prints_json(trained, capsys):
+    assert main("eval", trained, "--checkpoint", "last", "--split", "val", "--json") == 0
+    last = run_dir.read_metrics(trained)[-1]
+    expected = {"step": last["step"], "split": "val", **last["val"]}
+    found = json.loads(capsys.readouterr().out)
+    took = {"error_rate", "operations", "seconds", "operations_per_second"}
+    assert {name: value for name, value in found.items() if name not in took} == expected
+    assert took <= set(found)
+
+
+def test_eval_reads_the_data_of_root_in_place_of_the_run_s_own(place, capsys):
+    path = place / "run" / "config.json"
+    kept = json.loads(path.read_text())
+    kept["config"] |= {"source": "mnist", "root": "gone"}
+    path.write_text(json.dumps(kept))
+    mnist(place / "good")
+    assert main("eval", "run") == 2
+    assert main("eval", "run", "--root", "good") == 0
+    assert "accuracy" in capsys.readouterr().out
+
+
+def test_eval_and_predict_leave_the_run_as_it_was(place, capsys):
+    before = files(place)
+    assert main("eval", "run", "--split", "val") == 0
+    assert main("predict", "run", "--count", "2") == 0
+    assert files(place) == before
+
+
+def test_eval_warns_of_a_damaged_checkpoint_in_one_line(place, capfd):
+    last = checkpoint.steps(place / "run")[-1]
+    (place / "run" / "checkpoints" / str(last) / "manifest.json").unlink()
+    assert main("eval", "run", "--checkpoint", "last", "--split", "val") == 0
+    err = capfd.readouterr().err
+    assert re.fullmatch(f"jaxdet: warning: .*run/checkpoints/{last} is damaged.*\n", err)
+
+
+def test_predict_draws_samples_of_a_larger_canvas(place, capsys):
+    assert main("predict", "run", "--count", "4", "--canvas", "70", "--figure", "a/new.png") == 0
+    assert (place / "a" / "new.png").read_bytes().startswith(PNG)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["test"] * 4 + ["wrote a/new.png"]
+
+
+def answers(capsys, *words):
+    """What `predict --json` says."""
+    assert main("predict", "run", *words, "--json") == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_an_image_file_gets_the_answer_of_the_same_sample(place, capsys):
+    _, system = tiny.system()
+    batch = evaluator.samples(system, "test", 2)
+    names = [f"{i}.png" for i in range(2)]
+    for name, image in zip(names, batch["image"], strict=True):
+        Image.fromarray(np.rint(255 * image[..., 0]).astype(np.uint8)).save(name)
+    samples = answers(capsys, "--count", "2", "--split", "test")
+    found = answers(capsys, *names)
+    assert [answer["image"] for answer in found] == names
+    for file, sample in zip(found, samples, strict=True):
+        assert file["label"] == sample["label"]
+        np.testing.assert_allclose(file["box"], sample["box"], atol=0.02)
+        np.testing.assert_allclose(file["score"], sample["score"], atol=2e-4)
+
+
+def test_a_figure_of_image_files_is_written(place, capsys):
+    Image.new("L", (60, 60)).save("blank.png")
+    assert main("predict", "run", "blank.png", "--figure", "new.png") == 0
+    assert (place / "new.png").read_bytes().startswith(PNG)
+
+
+def test_a_figure_does_not_disturb_the_json(place, capsys):
+    found = answers(capsys, "--count", "2", "--figure", "new.png")
+    assert [set(answer) for answer in found] == [{"image", "label", "score", "box"}] * 2
+
+
+def test_preview_draws_training_inputs(place, capsys):
+    words = [*tiny.WORDS[-8:], "--count", "6", "--out", "new.png"]
+    assert main("data", "preview", "digits", *words) == 0
+    assert (place / "new.png").read_bytes().startswith(PNG)
+    assert capsys.readouterr().out == "wrote new.png\n"
+
+
+def test_overwrite_replaces_a_run(place):
+    (place / "run" / "checkpoints" / "99").mkdir()
+    assert main(*TRAIN, "--out", "run", "--overwrite", "--quiet") == 0
+    assert checkpoint.steps("run")[-1] == 42
+    assert [line["step"] for line in run_dir.read_metrics("run")] == [0, 21, 42]
+
+
+def test_an_interrupted_training_saves_and_says_130(place, monkeypatch, capsys):
+    save = checkpoint.save
+
+    def save_and_interrupt(*args, **kwargs):
+        save(*args, **kwargs)
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(checkpoint, "save", save_and_interrupt)
+    assert main(*TRAIN, "--out", "new") == 130
+    ended = "stopped at step 0 of 42\nnew is not complete; continue with --resume\n"
+    assert capsys.readouterr().out.endswith(ended)
+    assert checkpoint.steps("new") == [0]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@contextmanager
+def disk_filling_up(monkeypatch):
+    """From the second checkpoint on no file can grow."""
+    limit, save, saved = resource.getrlimit(resource.RLIMIT_FSIZE), checkpoint.save, []
+
+    def filling(*args, **kwargs):
+        if saved:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limit[1]))
+        try:
+            return saved.append(save(*args, **kwargs))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", filling)
+        yield
+
+
+def test_a_disk_that_fills_up_is_one_line_and_the_last_good_checkpoint_stays(
+    place, monkeypatch, capfd
+):
+    with disk_filling_up(monkeypatch):
+        assert main(*TRAIN, "--out", "new", "--quiet") == 2
+    err = capfd.readouterr().err
+    assert re.fullmatch("jaxdet: error: .*new/checkpoints/21.*File too large.*\n", err), err
+    assert checkpoint.steps("new") == [0]
+    assert main("train", "digits", "--out", "new", "--resume", "--quiet") == 0
+    assert checkpoint.steps("new")[-1] == 42

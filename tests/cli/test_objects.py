@@ -1,0 +1,508 @@
+"""The objects system through its commands, on a small set of photos made here."""
+
+import csv
+import io
+import json
+import re
+import shutil
+from contextlib import redirect_stdout
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxdet import configs
+from jaxdet.cli import common
+from jaxdet.cli.options import Eval
+from jaxdet.configs import objects
+from jaxdet.data import images, localization
+from jaxdet.models import plain, simple
+from jaxdet.models.localizer import Localizer
+from jaxdet.ops import boxes
+from jaxdet.plots import detection as detection_plots
+from jaxdet.training import run_dir
+from tests.cli.test_main import PNG, files, main
+
+COLOURS = {"cup": (220, 40, 40), "key": (40, 200, 60), "pen": (50, 60, 230)}
+EACH = 8  # photos a label
+WRONG = ("0.jpg,1,2", "flat.jpg,9,9,9,9", "gone.jpg,1,2,3,4")  # and one such row
+WORDS = [
+    *("--size", "64", "--epochs", "1", "--batch", "8", "--eval-batch", "8", "--devices", "1"),
+    *("--cut-val", "0.25", "--cut-test", "0.25"),
+]
+
+
+def photo(rng, colour):
+    """A coloured rectangle on noise: (image [H, W, 3], box)."""
+    height, width = rng.integers(50, 120, 2)
+    image = rng.integers(0, 256, (height, width, 3), np.uint8)
+    x0, y0 = rng.integers(2, (width // 3, height // 3))
+    x1, y1 = rng.integers((width // 2, height // 2), (width - 2, height - 2))
+    image[y0:y1, x0:x1] = colour
+    return image, (x0, y0, x1, y1)
+
+
+def set_of_photos(root):
+    """Eight photos a label, and one row each that is no row, has no box, and has no photo."""
+    rng = np.random.default_rng(0)
+    (root / "annotations").mkdir(parents=True)
+    for label, colour in COLOURS.items():
+        (root / "images" / label).mkdir(parents=True)
+        with open(root / "annotations" / f"{label}.csv", "w") as table:
+            for i in range(EACH):
+                image, box = photo(rng, colour)
+                Image.fromarray(image).save(root / "images" / label / f"{i}.jpg", quality=95)
+                print(f"{i}.jpg", *box, label, sep=",", file=table)
+    for label, line in zip(COLOURS, WRONG, strict=True):
+        with open(root / "annotations" / f"{label}.csv", "a") as table:
+            print(f"{line},{label}", file=table)
+    return root
+
+
+def one_convolution(classes, *, dtype=None, **part):
+    """A network that compiles in no time, with all that `simple` has: norm, pool, dropout."""
+    features = partial(plain.Plain, layout="8 M8", dtype=dtype, **part)
+    return Localizer(features, classes, hidden=(8,), rates=(0.5,), side=3, dtype=dtype)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """The small network by the name of `simple`: commands are tested here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(simple, "simple", one_convolution)
+        yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return set_of_photos(tmp_path_factory.mktemp("photos") / "data")
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """A run folder, and what its training said."""
+    run, said = tmp_path_factory.mktemp("trained") / "run", io.StringIO()
+    with redirect_stdout(said):
+        assert main("train", "objects", "--root", data, *WORDS, "--out", run) == 0
+    return run, said.getvalue()
+
+
+@pytest.fixture
+def place(data, trained, tmp_path, monkeypatch):
+    """The working folder, with the run and the photos, both free to be changed."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(data, "data")
+    shutil.copytree(trained[0], "run")
+    path = tmp_path / "run" / "config.json"
+    kept = json.loads(path.read_text())
+    kept["config"]["root"] = str(tmp_path / "data")
+    path.write_text(json.dumps(kept))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def judged(trained):
+    """What `eval --split all --json` says of the run."""
+    return scores(trained[0])
+
+
+def part(folder, name):
+    """The rows of one table of a split, as lists of words."""
+    return list(csv.reader((folder / localization.PARTS[name]).open()))
+
+
+def answers(*words):
+    """The JSON lines of a command."""
+    said = io.StringIO()
+    with redirect_stdout(said):
+        assert main(*words, "--json") == 0
+    return [json.loads(line) for line in said.getvalue().splitlines()]
+
+
+TIMES = ("seconds", "operations_per_second")
+
+
+def scores(*words, split="all"):
+    """What `eval --json` says of all parts, but for what differs between two runs."""
+    found = answers("eval", *words, "--split", split)
+    return [{name: v for name, v in line.items() if name not in TIMES} for line in found]
+
+
+# train
+
+
+def test_training_keeps_its_split(trained, data):
+    run, _ = trained
+    rows, _ = localization.read(data)
+    parts = localization.split(rows, cut_val=0.25, cut_test=0.25)
+    kept = {path.name: path.read_text() for path in (run / "splits").iterdir()}
+    assert kept == {localization.PARTS[name]: localization.table(of) for name, of in parts.items()}
+    assert sum(len(of) for of in parts.values()) == 3 * EACH + 2
+    about = json.loads((run / "config.json").read_text())["about"]
+    assert about["classes"] == ["cup", "key", "pen"]
+    assert about["input"] == [64, 64, 3]
+
+
+def test_training_says_what_it_leaves_out(trained, data):
+    head, *lines = trained[1].splitlines()[:4]
+    assert head == "3 photos or rows cannot be used and are left out:"
+    tables = [data / "annotations" / f"{label}.csv row {EACH + 1}: " for label in COLOURS]
+    says = ["4 columns; .*", "box 9 9 9 9 holds no pixel.*", ".*gone.jpg: no such image"]
+    for line, table, words in zip(sorted(lines), tables, says, strict=True):
+        assert re.fullmatch(f"  {table}{words}", line)
+
+
+def test_training_logs_scores_of_labels_and_boxes(trained):
+    last = run_dir.read_metrics(trained[0])[-1]
+    assert {"loss", "classification", "regression"} <= set(last["train"])
+    assert {"accuracy", "iou", "iou50", "iou70", "labels", "confusion"} <= set(last["val"])
+    assert last["epoch"] == 1
+
+
+def test_a_split_made_elsewhere_is_taken_photo_by_photo(place):
+    chosen = {"train": ["cup/0.jpg", "key/1.jpg"], "val": ["pen/2.jpg"], "test": ["cup/7.jpg"]}
+    rows = {row.name: row for row in localization.read("data")[0]}
+    for name, of_part in chosen.items():
+        run_dir.keep(
+            "mine", localization.PARTS[name], localization.table(rows[photo] for photo in of_part)
+        )
+    system = configs.build("objects", objects.Config(root="data", size=64, split_files="mine"))
+    assert {name: source.names for name, source in system.splits.items()} == chosen
+    assert not system.notes
+
+
+# eval
+
+
+def test_eval_prints_the_words_of_seed_000(place, judged, capsys):
+    assert main("eval", "run", "--split", "all") == 0
+    out = capsys.readouterr().out
+    heads = re.findall(r"^\*\*\* (.*)$", out, re.M)
+    assert heads == ["train set accuracy", "validation set accuracy", "test set accuracy"]
+    texts = re.split(r"^\*\*\* .*\n", out, flags=re.M)[1:]
+    for text, found in zip(texts, judged, strict=True):
+        lines = text.splitlines()
+        assert lines[0] == f"Mean accuracy for all labels: {found['accuracy']!r}"
+        for i, (label, of_label) in enumerate(found["labels"].items()):
+            right, count = of_label["correct"], of_label["count"]
+            assert lines[1 + 2 * i] == f"    Mean accuracy for label {label}: {right / count!r}"
+            assert lines[2 + 2 * i].strip() == f"{right} over {count} samples"
+        assert f"iou {found['iou']!r}" in lines
+
+
+def test_eval_counts_every_photo_once(trained, judged):
+    assert [found["split"] for found in judged] == list(localization.PARTS)
+    for found in judged:
+        rows = part(trained[0] / "splits", found["split"])
+        labels = [row[-1] for row in rows if row[0] not in ("flat.jpg", "gone.jpg")]
+        counts = [labels.count(label) for label in COLOURS]
+        assert [found["labels"][label]["count"] for label in COLOURS] == counts
+        assert found["count"] == len(labels)
+        np.testing.assert_array_equal(np.sum(found["confusion"], axis=1), counts)
+        assert np.trace(found["confusion"]) == found["correct"]
+
+
+def test_eval_gives_what_training_logged(trained):
+    logged = run_dir.read_metrics(trained[0])[-1]["val"]
+    (val,) = scores(trained[0], "--checkpoint", "last", split="val")
+    assert {name: val[name] for name in logged} == logged
+
+
+def test_eval_judges_the_split_of_the_run_whatever_becomes_of_the_tables(place, judged):
+    for table in (place / "data" / "annotations").iterdir():
+        lines = table.read_text().splitlines()
+        table.write_text("\n".join(reversed(lines[:4])))
+    assert scores("run", split="test") == judged[2:]
+    shutil.rmtree("data/annotations")
+    assert scores("run", split="val") == judged[1:2]
+
+
+def test_eval_of_other_photos_splits_them_by_the_shares_of_the_run(place, judged, capsys):
+    shutil.move("data", "moved")
+    assert main("eval", "run") == 2
+    assert re.fullmatch("jaxdet: error: .*data: no such folder\n", capsys.readouterr().err)
+    assert scores("run", "--root", "moved", split="test") == judged[2:]
+
+
+# predict
+
+
+def test_samples_and_image_files_get_the_same_answer(place):
+    samples = answers("predict", "run")
+    paths = [Path("data/images") / sample["image"] for sample in samples]
+    found = answers("predict", "run", *paths)
+    assert [row["image"] for row in found] == list(map(str, paths))
+    for file, sample in zip(found, samples, strict=True):
+        assert file["label"] == sample["label"]
+        np.testing.assert_allclose(file["box"], sample["box"], atol=0.02)
+        np.testing.assert_allclose(file["score"], sample["score"], atol=2e-4)
+
+
+def test_predicted_boxes_are_in_pixels_of_the_file(place):
+    """The network's box, in shares of its input, times the size of the photo."""
+    _, system, _, state = common.restored(Eval(run=Path("run")))
+    variables = {"params": state.ema["params"], "batch_stats": state.ema["stats"]}
+    predict = jax.jit(system.task.predict)
+    paths = images.within("data/images/key")[:3]
+    for path, found in zip(paths, answers("predict", "run", *paths), strict=True):
+        width, height = Image.open(path).size
+        assert width != height
+        network = predict(variables, images.levels(path, 64)[0][None])
+        share = np.asarray(network["box"][0]) / 64
+        np.testing.assert_allclose(found["box"], share * [width, height, width, height], atol=0.01)
+
+
+def test_a_stretched_photo_has_a_stretched_box(place):
+    image = Image.open("data/images/pen/0.jpg")
+    image.save("same.png")
+    wide = image.resize((4 * image.width, image.height), Image.Resampling.NEAREST)
+    wide.save("wide.png")
+    same, wide = answers("predict", "run", "same.png", "wide.png")
+    np.testing.assert_allclose(
+        wide["box"], np.multiply(same["box"], [4, 1, 4, 1]), atol=0.05 * image.width
+    )
+
+
+def test_predict_finds_the_photos_of_a_folder_and_of_a_table(place):
+    names = [f"{i}.jpg" for i in range(EACH)]
+    of_folder = answers("predict", "run", "data/images/cup")
+    assert [row["image"] for row in of_folder] == [f"data/images/cup/{name}" for name in names]
+    Path("data/cup.CSV").write_text("file,a,b,c,d,label\n3.jpg,1,2,3,4,cup\n0.jpg,1,2,3,4,pen\n")
+    of_table = answers("predict", "run", "data/cup.CSV")
+    folder = place / "data" / "images"
+    assert [row["image"] for row in of_table] == [f"{folder}/cup/3.jpg", f"{folder}/pen/0.jpg"]
+    assert [of_table[0][k] for k in ("label", "score", "box")] == [
+        of_folder[3][k] for k in ("label", "score", "box")
+    ]
+
+
+def test_the_photos_of_a_table_are_those_of_the_data(place, capsys):
+    Path("table.csv").write_text("3.jpg,1,2,3,4,cup\n0.jpg,1,2,3,4,pen\n")
+    before = answers("predict", "run", "table.csv")
+    shutil.move("data", "moved")
+    assert main("predict", "run", "table.csv") == 2
+    assert re.fullmatch("jaxdet: error: .*data: no such folder\n", capsys.readouterr().err)
+    found = answers("predict", "run", "table.csv", "--root", "moved")
+    assert [row["box"] for row in found] == [row["box"] for row in before]
+
+
+def test_predict_prints_a_line_an_image(place, capsys):
+    paths = ["data/images/cup/0.jpg", "data/images/pen/1.jpg"]
+    found = answers("predict", "run", *paths)
+    assert main("predict", "run", paths[0], "--filename", paths[1]) == 0
+    lines = [" ".join(map(str, [r["image"], r["label"], r["score"], *r["box"]])) for r in found]
+    assert capsys.readouterr().out.splitlines() == lines
+
+
+def test_only_failures_are_left_without_show_all_images(place):
+    """Tables say of four photos what was answered, another label, half a box, and a bit more."""
+    other = "data/images/pen/0.jpg"  # of which no table says anything
+    rows = []
+    for i, found in enumerate(answers("predict", "run", *images.within("data/images/cup")[:4])):
+        (x0, y0, x1, y1), label = found["box"], found["label"]
+        x1 = x0 + {2: 0.45, 3: 0.55}.get(i, 1) * (x1 - x0)
+        label = {"pen": "cup"}.get(label, "pen") if i == 1 else label
+        shutil.copy(found["image"], f"data/images/{label}/{i}_known.jpg")
+        rows.append(f"{i}_known.jpg,{x0},{y0},{x1},{y1},{label}\n")
+    Path("table.csv").write_text("".join(rows))
+    every = answers("predict", "run", "table.csv", other)
+    assert len(every) == 5
+    words = ["predict", "run", "table.csv", other]
+    assert answers(*words, "--show-all-images", "false") == every[1:3]
+    assert answers(*words, "--no-show-all-images") == every[1:3]
+
+
+def test_samples_that_failed_are_those_whose_box_or_label_is_wrong(place):
+    every = answers("predict", "run", "--split", "train")
+    truth = {f"{row[-1]}/{row[0]}": row for row in part(Path("run/splits"), "train")}
+    wrong = []
+    for row in every:
+        *_, x0, y0, x1, y1, label = truth[row["image"]]
+        box = np.array([x0, y0, x1, y1], float)
+        if row["label"] != label or boxes.iou(np.array(row["box"]), box) < 0.5:
+            wrong.append(row)
+    words = ["predict", "run", "--split", "train", "--show-all-images", "false"]
+    assert answers(*words) == wrong
+
+
+def test_pictures_are_kept_one_an_image(place, capsys):
+    words = ["data/images/cup/1.jpg", "data/images/pen/1.jpg"]
+    assert main("predict", "run", *words, "--save-dir", "new/pictures") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "wrote 2 pictures to new/pictures"
+    found = sorted(Path("new/pictures").iterdir())
+    assert [path.name for path in found] == ["0000_1.png", "0001_1.png"]
+    assert all(path.read_bytes().startswith(PNG) for path in found)
+
+
+def test_pictures_have_the_true_and_the_predicted_box_in_pixels_of_the_photo(place, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        detection_plots, "gallery", lambda *args, **kwargs: drawn.append((args, kwargs))
+    )
+    Path("table.csv").write_text("0.jpg,5,6,40,45,cup\n")
+    photo = "data/images/key/0.jpg"
+    found = answers("predict", "run", "table.csv", photo, "--figure", "new.png")
+    (((pictures, path), told),) = drawn
+    assert path == Path("new.png")
+    np.testing.assert_allclose(told["true"][0], [5, 6, 40, 45], rtol=1e-5)
+    assert told["true"][1] is None
+    for i, name in enumerate(("data/images/cup/0.jpg", photo)):
+        np.testing.assert_array_equal(np.rint(pictures[i] * 255), np.asarray(Image.open(name)))
+        np.testing.assert_allclose(told["predicted"][i], found[i]["box"], atol=0.01)
+    labels = [row["label"] for row in found]
+    assert told["titles"] == [f"true cup, predicted {labels[0]}", f"predicted {labels[1]}"]
+
+
+@pytest.mark.parametrize(
+    ("display", "words", "shown"),
+    [
+        (":0", ["--filename", "data/images/cup/0.jpg"], 1),
+        ("", ["--filename", "data/images/cup/0.jpg"], 0),
+        (":0", ["--filename", "data/images/cup/0.jpg", "--save-dir", "new"], 0),
+        (":0", ["--filename", "data/images/cup/0.jpg", "--figure", "new.png"], 0),
+        (":0", ["data/images/cup/0.jpg"], 0),
+    ],
+    ids=["window", "no display", "folder", "figure", "words"],
+)
+def test_windows_open_for_filename_where_there_is_a_display(
+    place, monkeypatch, display, words, shown
+):
+    seen = []
+    monkeypatch.setenv("DISPLAY", display)
+    monkeypatch.setattr(detection_plots, "window", lambda path: seen.append(path.read_bytes()[:4]))
+    assert main("predict", "run", *words) == 0
+    assert seen == [PNG] * shown
+
+
+# data
+
+
+def test_inspect_tells_labels_and_bad_rows(place, capfd):
+    words = ["data", "inspect", "objects", "--root", "data"]
+    assert main(*words) == 2
+    out, err = capfd.readouterr()
+    assert err == ("jaxdet: error: 3 rows cannot be used; --on-bad-row skip makes no error of it\n")
+    assert main(*words, "--on-bad-row", "skip") == 0
+    assert capfd.readouterr() == (out, "")
+    for i, label in enumerate(COLOURS):
+        assert re.search(rf"^\| {label} +\| +{EACH + (i > 0)} +\| +{EACH} \|", out, re.M)
+        assert f"data/annotations/{label}.csv row {EACH + 1}: " in out
+
+
+def test_inspect_prints_json(place, capfd):
+    words = ["data", "inspect", "objects", "--root", "data", "--json"]
+    assert main(*words) == 2
+    found = json.loads(capfd.readouterr().out)
+    assert [row["label"] for row in found["labels"]] == list(COLOURS)
+    assert [row["usable"] for row in found["labels"]] == [EACH] * 3
+    assert len(found["bad"]) == 3
+
+
+def test_inspect_is_content_with_a_good_set(place, capfd):
+    for table in (place / "data" / "annotations").iterdir():
+        table.write_text("".join(table.read_text().splitlines(keepends=True)[:-1]))
+    assert main("data", "inspect", "objects", "--root", "data") == 0
+    out, err = capfd.readouterr()
+    assert out.endswith("every row can be used\n") and err == ""
+
+
+def test_split_writes_the_tables_that_training_kept(place, capsys):
+    words = ["data", "split", "objects", "--root", "data", *WORDS[-4:], "--out", "new"]
+    assert main(*words) == 0
+    out = capsys.readouterr().out
+    kept = {path.name: path.read_text() for path in Path("run/splits").iterdir()}
+    assert {path.name: path.read_text() for path in Path("new").iterdir()} == kept
+    for name in localization.PARTS:
+        assert re.search(rf"^\| {name} +\| +{len(part(Path('new'), name))} \|", out, re.M)
+    assert main(*words, "--overwrite", "--split-seed", "5") == 0
+    assert {path.name: path.read_text() for path in Path("new").iterdir()} != kept
+
+
+def test_preview_draws_training_photos(place, capsys):
+    words = ["data", "preview", "objects", "--root", "data", *WORDS, "--count", "4"]
+    assert main(*words, "--out", "new.png") == 0
+    assert Path("new.png").read_bytes().startswith(PNG)
+    assert capsys.readouterr().out == "wrote new.png\n"
+
+
+# What cannot be
+
+TRAIN = ["train", "objects", "--root", "data", *WORDS]
+FROZEN = ["--backbone", "frozen", "--weights", "gone.pth"]
+SPLIT = ["data", "split", "objects", "--root", "data"]
+
+REFUSED = {
+    "no root": (["train", "objects"], "--root: the folder with images/ and annotations/"),
+    "root missing": (["train", "objects", "--root", "gone"], "--root .*gone: no such folder"),
+    "root without tables": (["train", "objects", "--root", "run"], "run/annotations: no tables"),
+    "size": ([*TRAIN, "--size", "63"], "--size 63: at least 64 pixels"),
+    "frozen": ([*TRAIN, "--backbone", "frozen"], "--backbone frozen wants --weights FILE"),
+    "finetune": ([*TRAIN, "--backbone", "finetune"], "--backbone finetune wants --weights FILE"),
+    "scratch": ([*TRAIN, "--weights", "a.pth"], "--weights is not used with --backbone scratch"),
+    "learn last": (
+        [*TRAIN, *FROZEN, "--learn-last", "99"],
+        r"--learn-last 99: simple has",
+    ),
+    "untrained": ([*TRAIN, *FROZEN], "--weights: nobody has trained simple"),
+    "learn none": ([*TRAIN, *FROZEN, "--learn-last", "-1"], "--learn-last -1"),
+    "scale": ([*TRAIN, "--scale", "1.2", "0.8"], "--scale .*smaller first"),
+    "dropout": ([*TRAIN, "--dropout", "2"], "--dropout 2: a factor"),
+    "light": ([*TRAIN, "--light", "1"], "--light 1: a share"),
+    "shift": ([*TRAIN, "--shift", "-0.1"], "--shift -0.1: a share"),
+    "smoothing": ([*TRAIN, "--smoothing", "nan"], "--smoothing nan: a share"),
+    "no norm": ([*TRAIN, "--model", "lite0", "--no-norm"], "--no-norm: lite0 has no form"),
+    "bad row": ([*TRAIN, "--on-bad-row", "error"], r"row 9: .*\(3 such\); --on-bad-row skip"),
+    "cut": ([*TRAIN, "--cut-val", "0"], "--cut-val 0 .*26 photos leave none for val"),
+    "cut beyond": ([*TRAIN, "--cut-test", "1.5"], "--cut-test 1.5: a share"),
+    "eval batch": ([*TRAIN, "--devices", "4", "--eval-batch", "9"], "--eval-batch 9.*4 device"),
+    "split files": ([*TRAIN, "--split-files", "gone"], "gone/training_data.csv: not a readable"),
+    "run exists": ([*TRAIN, "--out", "run"], "run exists; .*--overwrite"),
+    "unknown split": (
+        ["eval", "run", "--split", "tset"],
+        "tset: .* train, val, test, all",
+    ),
+    "all samples": (["predict", "run", "--split", "all"], "all: objects has train, val, test"),
+    "root of eval": (["eval", "run", "--root", "gone"], "gone: no such folder"),
+    "no image": (["predict", "run", "gone.jpg"], "gone.jpg: no such image"),
+    "no table": (["predict", "run", "gone.csv"], "gone.csv: not a readable table"),
+    "bad table": (["predict", "run", "data/annotations/cup.csv"], "cup.csv row 9: 4 columns"),
+    "label of no class": (["predict", "run", "dog.csv"], "dog.csv row 1: a label that the run"),
+    "folder without images": (["predict", "run", "run/splits"], "run/splits: no image files"),
+    "no inspection": (["data", "inspect", "digits"], "digits has no folder of data"),
+    "no cut": (["data", "split", "digits"], "digits comes with its split"),
+    "inspect no root": (["data", "inspect", "objects"], "--root: the folder"),
+    "inspect root missing": (["data", "inspect", "objects", "--root", "gone"], "gone: no such"),
+    "split no root": (["data", "split", "objects"], "--root: the folder"),
+    "split taken": ([*SPLIT, "--out", "run/splits"], "run/splits has a split; .*--overwrite"),
+    "split empty": ([*SPLIT, "--out", "new", "--train-frac", "0"], "none for train"),
+    "preview no root": (["data", "preview", "objects"], "--root: the folder"),
+    "system to inspect": (["data", "inspect", "objcts"], "'objcts'.*objects"),
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(("words", "says"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_is_refused_in_one_line_and_nothing_is_changed(place, capfd, words, says):
+    shutil.copytree("data/images/cup", "data/images/dog")
+    Path("dog.csv").write_text("0.jpg,1,2,3,4,dog\n")
+    before = files(place)
+    assert main(*words) == 2
+    out, err = capfd.readouterr()
+    assert re.fullmatch(f"jaxdet: error: .*{says}.*\n", err), err
+    assert out == "" and files(place) == before
+
+
+def test_a_system_without_tables_answers_for_images_only(place, monkeypatch, capfd):
+    build = configs.without_data
+    monkeypatch.setattr(configs, "without_data", lambda *args: build(*args)._replace(table=None))
+    assert main("predict", "run", "data/annotations/key.csv") == 2
+    says = "jaxdet: error: data/annotations/key.csv: a run of this system answers for images.*\n"
+    assert re.fullmatch(says, capfd.readouterr().err)
+
+
+def test_a_run_of_objects_is_not_resumed_as_digits(place, capfd):
+    assert main("train", "digits", "--out", "run", "--resume") == 2
+    assert "run is a run of 'objects', wanted: digits" in capfd.readouterr().err

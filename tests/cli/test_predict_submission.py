@@ -1,0 +1,102 @@
+"""Tables of classes for the images of a folder."""
+
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxdet.cli import predict_submission
+from jaxdet.cli.options import Predict
+from jaxdet.data import images, verification_protocol
+from jaxdet.errors import InputError
+
+COLOURS = (2, 0, 1, 1, 2, 0, 0)  # the strongest colour of each image, and its class
+STATE = SimpleNamespace(ema={}, params={}, stats={})
+CONFIG = SimpleNamespace(eval_batch=3)
+
+
+def strongest(_, batch):
+    return {"label": batch.mean((1, 2)).argmax(-1), "score": batch.max((1, 2, 3))}
+
+
+SYSTEM = SimpleNamespace(
+    many=False, read=partial(images.levels, side=4), task=SimpleNamespace(predict=strongest)
+)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Images `test/00.png` to `test/06.png`, in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    Path("test").mkdir()
+    for number, colour in enumerate(COLOURS):
+        pixels = np.full((6, 5, 3), 20, np.uint8)
+        pixels[..., colour] = 200
+        Image.fromarray(pixels).save(f"test/{number:02d}.png")
+    return Path("test")
+
+
+def submitted(folder, **more):
+    """The text of the table for a folder."""
+    options = Predict(run=Path("run"), images=(folder,), submit=Path("new/table.csv"), **more)
+    files, table = predict_submission.listed(options)
+    assert predict_submission.classified(options, CONFIG, SYSTEM, STATE, files, table) == 0
+    return options.submit.read_text()
+
+
+def rows(names):
+    return "".join(f"{name},{colour}\n" for name, colour in zip(names, COLOURS, strict=True))
+
+
+def test_a_row_has_a_file_and_the_number_of_its_class(folder, capsys):
+    names = [f"{number:02d}.png" for number in range(len(COLOURS))]
+    assert submitted(folder) == "id,label\n" + rows(names)
+    assert capsys.readouterr().out == "wrote new/table.csv\n"
+    assert submitted(folder, json=True) and not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("heading", ["Image,Label\n", ""])
+def test_rows_are_those_of_the_sample(folder, heading):
+    numbers = range(5, 5 + len(COLOURS))
+    blank = "".join(f"{number},0\n" for number in numbers)
+    Path("sample.csv").write_text(heading + blank)
+    assert submitted(folder, sample=Path("sample.csv")) == heading + rows(numbers)
+
+
+def test_rows_in_another_order_or_number_are_refused(folder):
+    names = [path.name for path in verification_protocol.unknown(folder)]
+    for wrong, count in ((names[::-1], 6), (names[:-1], 1), ([*names, "07.png"], 1)):
+        text = "".join(f"{name},0\n" for name in wrong)
+        Path("sample.csv").write_text(f"id,label\n{text}")
+        with pytest.raises(InputError, match=f"sample.csv: {count} rows do not match.*row") as told:
+            submitted(folder, sample=Path("sample.csv"))
+        assert "\n" not in str(told.value)
+    assert not Path("new").exists()
+
+
+def test_an_image_that_cannot_be_read_is_named(folder):
+    (folder / "03.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match="test/03.png: not a readable image"):
+        submitted(folder)
+    assert not Path("new").exists()
+
+
+@pytest.mark.parametrize("given", [(), ("test", "test"), ("test/00.png",), ("none",)])
+def test_one_folder_is_wanted(folder, given):
+    options = Predict(run=Path("run"), images=tuple(map(Path, given)), submit=Path("table.csv"))
+    with pytest.raises(InputError, match="--submit: one folder of images"):
+        predict_submission.listed(options)
+
+
+def test_images_in_folders_of_classes_are_refused(folder):
+    with pytest.raises(InputError, match="images right in"):
+        predict_submission.listed(Predict(run=Path("r"), images=(Path("."),), submit=Path("t.csv")))
+
+
+def test_runs_that_find_many_boxes_are_refused(folder):
+    with pytest.raises(InputError, match="--submit is for runs that give an image one label"):
+        many = SimpleNamespace(many=True)
+        predict_submission.classified(Predict(run=Path("r")), CONFIG, many, STATE, [], None)

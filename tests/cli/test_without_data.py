@@ -1,0 +1,133 @@
+"""A run is all that answers for image files need: its data may be gone."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxdet.configs import SYSTEMS, embedders
+from jaxdet.models import simple
+from jaxdet.training import run_dir
+from tests import made, tiny
+from tests.cli import test_cifar10, test_detect, test_objects
+from tests.cli import test_main as test_cli
+from tests.cli import test_verify as test_verify_command
+from tests.cli.test_main import main
+from tests.cli.test_objects import answers
+
+
+def people(root):
+    """A folder a person, of images in the colour of that person."""
+    for name, colour in test_verify_command.LEARNT.items():
+        for i in range(6):
+            test_verify_command.face(root / name / f"{i}.png", colour, i)
+
+
+MAKERS = {
+    "digits": test_cli.mnist,
+    "objects": test_objects.set_of_photos,
+    "detect": made.yolo,
+    "cifar10": made.labelled,
+    "faces": people,
+}
+WORDS = {
+    "digits": [*tiny.WORDS, "--source", "mnist", "--epochs", "1"],
+    "objects": test_objects.WORDS,
+    "detect": [*test_detect.WORDS, "--freeze", "0"],
+    "cifar10": [*test_cifar10.SMALL, "--epochs", "1"],
+    "faces": test_verify_command.WORDS,
+}
+
+
+class Trained(NamedTuple):
+    """A run whose data are gone."""
+
+    system: str
+    folder: Path  # of the run, of a photo, and of the data as `moved`
+    answer: list  # for the photo, while the data were there
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """Networks that compile in no time."""
+    with test_detect.small(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(simple, "simple", test_objects.one_convolution)
+        patch.setattr(embedders, "_features", lambda config: test_verify_command.Features)
+        yield
+
+
+@pytest.fixture(scope="module", params=SYSTEMS)
+def trained(request, tmp_path_factory):
+    name, folder = request.param, tmp_path_factory.mktemp("gone")
+    MAKERS[name](folder / "data")
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / "photo.png")
+    words = ["--root", folder / "data", *WORDS[name], "--quiet", "--out", folder / "run"]
+    assert main("train", name, *words) == 0
+    older(folder / "run", folder / "older")  # which reads its data
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        answer = answers("predict", "older", "photo.png")
+    shutil.move(folder / "data", folder / "moved")
+    return Trained(name, folder, answer)
+
+
+def older(run, folder):
+    """The run as earlier versions wrote it."""
+    shutil.copytree(run, folder)
+    kept = json.loads((folder / "config.json").read_text())
+    del kept["about"]["record"]
+    (folder / "config.json").write_text(json.dumps(kept))
+
+
+@pytest.fixture
+def place(trained, monkeypatch):
+    """The working folder."""
+    monkeypatch.chdir(trained.folder)
+    return trained
+
+
+def test_an_image_file_gets_the_answer_that_it_had_with_the_data(place):
+    assert answers("predict", "run", "photo.png") == place.answer
+    assert len(place.answer) == 1
+
+
+@pytest.mark.parametrize("words", [["run"], ["older", "photo.png"]], ids=" ".join)
+def test_what_wants_the_data_names_their_folder_in_one_line(place, capfd, words):
+    assert main("predict", *words, "--split", "val") == 2
+    out, err = capfd.readouterr()
+    data = re.escape(str(place.folder / "data"))
+    assert re.fullmatch(f"jaxdet: error: .*{data}.*\n", err), err
+    assert out == ""
+
+
+def test_the_data_may_be_elsewhere(place):
+    found = answers("predict", "run", "--root", "moved", "--split", "val", "--count", "1")
+    assert len(found) == 1
+
+
+def test_the_network_is_described(place, capsys):
+    assert main("describe", "run") == 0
+    assert "| parameters |" in capsys.readouterr().out
+
+
+def test_numbers_that_cannot_be_are_refused_nevertheless(place, capfd):
+    kept = json.loads(Path("run/config.json").read_text())
+    shutil.copytree("run", "wrong")
+    kept["config"]["batch"] = 0
+    Path("wrong/config.json").write_text(json.dumps(kept))
+    assert main("predict", "wrong", "photo.png") == 2
+    shutil.rmtree("wrong")
+    assert capfd.readouterr().err.startswith("jaxdet: error: --batch 0: ")
+
+
+def test_a_run_keeps_what_a_record_is_like(place):
+    record = run_dir.read_about("run")["record"]
+    assert record["image"][0] == "uint8" and record["id"] == ["int32", []]
+    side = {"digits": [28, 28], "objects": [64, 64, 3], "detect": [64, 96, 3]}
+    assert record["image"][1] == side.get(place.system, [32, 32, 3])
