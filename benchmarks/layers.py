@@ -22,7 +22,8 @@ On 2 CPU cores with the flag and large pages (`jaxdet.cli.process`), time / PyTo
 then with gradients, in two to four quiet runs: 3x3 1.24 to 1.30 and 1.21 to 1.57, its 2 x 2 map
 0.64 and 0.43, 1x1 1.02 to 1.06 and 1.14 to 1.26, depthwise 1.58 to 2.24 and 2.16 to 2.59, 7x7
 with stride 2 1.34 to 1.54 and 1.66 to 1.73, batch norm 0.71 and 0.98, max pool 0.64 and 1.03.
-Their limits, by multiply-adds over the 150 Gop/s of a large matrix product: 1x1 with gradients takes 51 ms where
+Their limits, by
+multiply-adds over the 150 Gop/s of a large matrix product: 1x1 with gradients takes 51 ms where
 4.9 Gop could take 33 and PyTorch takes 40 to 46; depthwise is bound by memory, 13 MB read and
 written once, 4 ms of copies at 6 GB/s where it takes 3.6 to 4.3 and PyTorch 1.9 to 2.3.
 
