@@ -11,8 +11,10 @@ import numpy as np
 import optax
 
 from jaxdet import configs, tasks
-from jaxdet.configs import backbones, base, detect
+from jaxdet.config import loss_hparams
+from jaxdet.configs import backbones, detect
 from jaxdet.configs.digits import Config
+from jaxdet.data.normalize import IMAGENET
 from jaxdet.kernels import conv
 from jaxdet.models import deeper, simple
 from jaxdet.models.resnet import ResNet18
@@ -175,7 +177,7 @@ def photos(count, hook, dtype, *, model, side):
     hooked = partial(net.features, conv_general_dilated=hook, dtype=dtype)
     net = net.clone(features=hooked, dtype=dtype)
     task = localize.Labeller(net, ("a", "b", "c"), _same_photo, box_loss=config.box_loss).task()
-    return Work(batch, side, task, data, base.weights(config), partial(peer_of_photos, model, net))
+    return Work(batch, side, task, data, loss_hparams(config), partial(peer_of_photos, model, net))
 
 
 def _same_photo(key, image, box):
@@ -190,7 +192,7 @@ def peer_of_photos(model, net, data):
 
     layout = {"simple": simple.LAYOUT, "deeper": deeper.LAYOUT}[model]
     peer = networks.Localizer(layout, net.side, net.hidden, net.rates)
-    mean, deviation = map(np.float32, localize.IMAGENET)
+    mean, deviation = map(np.float32, IMAGENET)
     images = (data["image"] / np.float32(255) - mean) / deviation
     shown = torch.from_numpy(images).permute(0, 3, 1, 2)
     true = torch.from_numpy(data["boxes"][:, 0] / images.shape[1])
@@ -215,7 +217,7 @@ def detector(batch, hook, dtype, *, boxes_each=14, classes=3, freeze=3):
     }
     task = detect.task_of(config, net, tuple(range(classes)))
     task = task._replace(change=lambda keys, batch, at: batch).task()
-    hyper = base.weights(config)
+    hyper = loss_hparams(config)
     peer = partial(peer_of_detector, classes) if freeze == 3 else None
     return Work(batch, height, task, data, hyper, peer, partial(backbones.factor, config))
 

@@ -45,14 +45,23 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
-from jaxdet.configs import backbones, base, changing
-from jaxdet.configs.base import System
-from jaxdet.configs.changing import Changing
+from jaxdet.config import (
+    AugmentOptions,
+    BackboneOptions,
+    cached_reader,
+    check_augment,
+    check_fractions,
+    check_notes,
+    loss_hparams,
+)
+from jaxdet.configs import backbones
 from jaxdet.errors import InputError
+from jaxdet.tasks import augmentation
+from jaxdet.training.experiment import Experiment
 
 
 @dataclass(frozen=True)
-class Config(Changing, backbones.Trained):
+class Config(AugmentOptions, BackboneOptions):
     """Boxes and classes of all objects in a photo."""
 
     WEIGHTS: ClassVar = tuple(
@@ -167,7 +176,7 @@ def network(config, classes=3):
 def build(config):
     """The system of a `Config`, with its data."""
     found, numbers, splits, notes = _data(config)
-    base.check_notes(config, notes)
+    check_notes(config, notes)
     made = system(config, found.classes, splits)
     about = {**made.about, "numbers": list(found.numbers)} if found.numbers else made.about
     return made._replace(notes=notes, about=about, numbers=numbers)
@@ -180,10 +189,10 @@ def system(config, classes, splits):
     net, (_, *shape) = network(config, len(classes))
     detection = task_of(config, net, classes)
     trained = partial(backbones.pretrained, config.model, config.weights)
-    return System(
+    return Experiment(
         task=detection.task(),
         splits=splits,
-        hyper=base.weights(config),
+        hyper=loss_hparams(config),
         about={
             "classes": list(classes),
             "input": shape,
@@ -200,18 +209,19 @@ def system(config, classes, splits):
 
 def task_of(config, net, classes):
     """The `tasks.detect.Detection` of a `Config`."""
+    from jaxdet.data.normalize import EFFICIENTNET_LITE, IMAGENET
     from jaxdet.losses import boxes as box_losses
-    from jaxdet.tasks import detect, localize
+    from jaxdet.tasks import detect
 
     return detect.Detection(
         net,
         classes,
-        changing.change(config),
+        augmentation.pipeline(config),
         _assigner(config),
         _suppress(config),
         box_loss=getattr(box_losses, config.box_loss),
         reading=_reading(config),
-        levels=localize.LITE if config.model == "lite0" else localize.IMAGENET,
+        levels=EFFICIENTNET_LITE if config.model == "lite0" else IMAGENET,
         views=detect.TTA if config.tta else detect.PLAIN,
     )
 
@@ -228,7 +238,7 @@ def inspect(root):
     return detection.survey(found), bad, oddities
 
 
-@base.reads("root", "format", "cut_val", "seed", "slots", "size", "stream")
+@cached_reader("root", "format", "cut_val", "seed", "slots", "size", "stream")
 def _data(config):
     """(Scenes, {part: {name of a photo: its id}}, {part: source}, what is wrong)."""
     from jaxdet.data import detection, formats
@@ -281,8 +291,8 @@ def check(config):
     if height % STRIDE or width % STRIDE or not height * width:
         raise InputError(f"--size {height} {width}: multiples of {STRIDE} are wanted")
     backbones.check(config)
-    changing.check(config)
-    base.check_shares(config, "score", "nms", "positive")
+    check_augment(config)
+    check_fractions(config, "score", "nms", "positive")
     if not config.sizes or not all(0.1 <= size <= 10 for size in config.sizes):
         raise InputError(f"--sizes {config.sizes}: factors from .1 to 10 are wanted")
     for name in ("bins", "most", "topk", "width"):

@@ -4,16 +4,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal, get_args
 
+from jaxdet.config import BackboneOptions
 from jaxdet.configs import backbones, stages
 from jaxdet.errors import InputError
-
-PLAIN = ((0.5,) * 3, (0.5,) * 3)  # mean and deviation of levels, where weights want no others
 
 Model = Literal[*get_args(backbones.Backbone), *stages.STAGED]
 
 
 @dataclass(frozen=True)
-class Embedding(stages.Stages, backbones.Trained):
+class Embedding(stages.Stages, BackboneOptions):
     """The network of the feature maps, and what makes embeddings of the last one."""
 
     size: int = 112
@@ -76,12 +75,12 @@ def pretrained(config, variables):
 
 
 def levels(config):
-    """Mean and deviation of the levels that the network of an `Embedding` wants."""
-    from jaxdet.tasks import localize
+    """The normalisation that the network of an `Embedding` expects."""
+    from jaxdet.data.normalize import CENTERED, EFFICIENTNET_LITE, IMAGENET
 
     if not config.weights:
-        return localize.Levels(*PLAIN)
-    return localize.LITE if config.model == "lite0" else localize.IMAGENET
+        return CENTERED
+    return EFFICIENTNET_LITE if config.model == "lite0" else IMAGENET
 
 
 def check(config):

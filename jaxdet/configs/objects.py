@@ -42,9 +42,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
-from jaxdet.configs import backbones, base, cutting
-from jaxdet.configs.base import System, Training
+from jaxdet.config import TrainConfig, check_fractions, check_notes, check_scale, loss_hparams
+from jaxdet.configs import backbones, cutting
 from jaxdet.errors import InputError
+from jaxdet.training.experiment import Experiment
 
 SMALLEST = 64  # pixels a side that every network's pools leave something of
 
@@ -54,7 +55,7 @@ Model = Literal["simple", "deeper", "vgg", "resnet18", "resnet34", "resnet50", "
 
 
 @dataclass(frozen=True)
-class Config(Training):
+class Config(TrainConfig):
     """Label and box of the one object in a photo."""
 
     WEIGHTS: ClassVar = ("class_weight", "box_weight", "dropout")
@@ -154,7 +155,7 @@ def _boxer(config, part):
 def build(config):
     """The system of a `Config`, with its data."""
     rows, classes, splits, notes = cutting.read(config)
-    base.check_notes(config, notes)
+    check_notes(config, notes)
     made = system(config, classes, splits)._replace(files=cutting.tables(rows), notes=notes)
     return made._replace(part=partial(_part, made))
 
@@ -171,11 +172,12 @@ def _part(whole, config):
 def system(config, classes, splits):
     """The system of a `Config` for data of these classes."""
     from jaxdet.data import images
+    from jaxdet.data.normalize import EFFICIENTNET_LITE, IMAGENET
     from jaxdet.tasks import localize
 
     net, (_, *shape) = network(config, len(classes))
     stay = backbones.frozen(config)
-    levels = localize.LITE if config.model == "lite0" else localize.IMAGENET
+    levels = EFFICIENTNET_LITE if config.model == "lite0" else IMAGENET
     task = localize.Labeller(
         net,
         classes,
@@ -184,14 +186,14 @@ def system(config, classes, splits):
         smoothing=config.smoothing,
         levels=levels,
     ).task()
-    return System(
+    return Experiment(
         task=task,
         splits=splits,
-        hyper=base.weights(config),
+        hyper=loss_hparams(config),
         about={
             "classes": list(classes),
             "input": shape,
-            "normalisation": f"(level / 255 - {levels.mean}) / {levels.deviation}",
+            "normalisation": f"(level / 255 - {levels.mean}) / {levels.std}",
         },
         table=partial(cutting.table, config, classes),
         weights=None if config.backbone == "scratch" else partial(_pretrained, config),
@@ -225,7 +227,7 @@ def check(config):
         raise InputError(f"--learn-last {config.learn_last}: {config.model} has {parts} parts")
     if config.box_head == "cells" and config.model in ("simple", "deeper", "vgg"):
         raise InputError(f"--box-head cells: {config.model} has one map; choose another --model")
-    base.check_scale(config)
-    base.check_shares(config, "shift", "light", "smoothing")
+    check_scale(config)
+    check_fractions(config, "shift", "light", "smoothing")
     if not 0 <= config.dropout < 2:
         raise InputError(f"--dropout {config.dropout:g}: a factor of at least 0, under 2 is wanted")

@@ -6,16 +6,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxdet import tasks
+from jaxdet.data.normalize import CENTERED, Normalization, normalize
 from jaxdet.losses import classification as classification_losses
 from jaxdet.metrics import classification as classification_metrics
-from jaxdet.tasks.localize import Levels
 from jaxdet.types import Task
-
-HALF = Levels((0.5,) * 3, (0.5,) * 3)  # levels of -1 to 1, as in PyTorch's tutorial
 
 
 class Classifier(NamedTuple):
@@ -34,7 +31,7 @@ class Classifier(NamedTuple):
     loss_kind: classification_losses.LabelLoss = "cross_entropy"
     smoothing: float = 0.0
     mirrored: bool = False
-    levels: Levels = HALF
+    levels: Normalization = CENTERED
 
     def task(self):
         """These functions as a `types.Task`."""
@@ -58,7 +55,7 @@ class Classifier(NamedTuple):
 
     def loss(self, variables, batch, key, at):
         """The share of the loss, and its terms as means over images."""
-        images, extra = self._normal(batch["image"]), {"drop": at.hyper["dropout"]}
+        images, extra = normalize(batch["image"], self.levels), {"drop": at.hyper["dropout"]}
         logits, stats = tasks.forward(key, self.net, variables, images, at, **extra)
         logits = logits.astype(jnp.float32)
         terms = {
@@ -82,9 +79,5 @@ class Classifier(NamedTuple):
         return {"label": batch["label"], "predicted": predictions["label"]}
 
     def _logits(self, variables, images):
-        logits = self.net.apply(variables, self._normal(images), train=False)
+        logits = self.net.apply(variables, normalize(images, self.levels), train=False)
         return logits.astype(jnp.float32)
-
-    def _normal(self, images):
-        mean, deviation = (np.float32(v)[None, None, None] for v in self.levels)
-        return (images - mean) / deviation

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdet import tasks
+from jaxdet.data.normalize import IMAGENET, Normalization, normalize
 from jaxdet.losses import boxes as box_losses
 from jaxdet.metrics import detection as detection_metrics
 from jaxdet.ops import anchors, assign, boxes
-from jaxdet.tasks.localize import IMAGENET, Levels
 from jaxdet.tasks.readings import ZEROS, Reading
 from jaxdet.training import parallel
 from jaxdet.types import Task
@@ -49,7 +49,7 @@ class Detection(NamedTuple):
     suppress: Callable
     box_loss: Callable = box_losses.ciou
     reading: Reading = ZEROS
-    levels: Levels = IMAGENET
+    levels: Normalization = IMAGENET
     views: tuple[View, ...] = PLAIN
 
     def task(self):
@@ -68,7 +68,7 @@ class Detection(NamedTuple):
 
     def loss(self, variables, batch, key, at):
         """The share of the loss, and its terms: sums over cells by the sum of wanted scores."""
-        images = self._normal(batch["image"])
+        images = normalize(batch["image"], self.levels)
         answers, stats = tasks.forward(key, self.net, variables, images, at)
         targets = self.targets(answers, batch, at)
         real = batch["real"]
@@ -98,7 +98,7 @@ class Detection(NamedTuple):
 
     def assigned(self, variables, batch, at):
         """(`Targets` of every image of an augmented batch, points [A, 2], strides [A])."""
-        answers = self.net.apply(variables, self._normal(batch["image"]), train=False)
+        answers = self.net.apply(variables, normalize(batch["image"], self.levels), train=False)
         return self.targets(answers, batch, at), answers.points, answers.strides
 
     def predict(self, variables, images):
@@ -113,7 +113,7 @@ class Detection(NamedTuple):
         images = _resized(images, view.scale)
         height, width = images.shape[1:3]
         images = images[:, :, ::-1] if view.mirrored else images
-        answers = self.net.apply(variables, self._normal(images), train=False)
+        answers = self.net.apply(variables, normalize(images, self.levels), train=False)
         found = answers.boxes
         if view.mirrored:
             x0, y0, x1, y1 = jnp.moveaxis(found, -1, 0)
@@ -140,10 +140,6 @@ class Detection(NamedTuple):
             **{f"true_{name}": batch[name] for name in names},
             "size": batch["size"],
         }
-
-    def _normal(self, images):
-        mean, deviation = (np.float32(v)[None, None, None] for v in self.levels)
-        return (images - mean) / deviation
 
 
 def _resized(images, scale):

@@ -10,21 +10,11 @@ import numpy as np
 import optax
 
 from jaxdet import tasks
+from jaxdet.data.normalize import IMAGENET, Normalization, normalize
 from jaxdet.losses import boxes as box_losses
 from jaxdet.metrics import classification as classification_metrics
 from jaxdet.ops import boxes
 from jaxdet.types import Task
-
-
-class Levels(NamedTuple):
-    """What is taken from the levels [0, 1] of red, green and blue, and what they are divided by."""
-
-    mean: tuple[float, float, float]
-    deviation: tuple[float, float, float]
-
-
-IMAGENET = Levels((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-LITE = Levels((127 / 255,) * 3, (128 / 255,) * 3)  # of EfficientNet-Lite's weights
 
 
 class Labeller(NamedTuple):
@@ -40,7 +30,7 @@ class Labeller(NamedTuple):
     change: Callable
     box_loss: box_losses.BoxLoss = "mse"
     smoothing: float = 0.0
-    levels: Levels = IMAGENET
+    levels: Normalization = IMAGENET
 
     def task(self):
         """These functions as a `types.Task`."""
@@ -61,7 +51,7 @@ class Labeller(NamedTuple):
 
     def loss(self, variables, batch, key, at):
         """The share of the loss, and its terms as means over images."""
-        images = self._normal(batch["image"])
+        images = normalize(batch["image"], self.levels)
         extra = {"drop": at.hyper["dropout"]}
         (logits, box), stats = tasks.forward(key, self.net, variables, images, at, **extra)
         logits, true = logits.astype(jnp.float32), batch["boxes"][:, 0] / _sides(batch["image"])
@@ -86,7 +76,7 @@ class Labeller(NamedTuple):
 
     def predict(self, variables, images):
         """`label [B]`, `score [B]` and `box [B, 4]`, in pixels, of images [B, H, W, C]."""
-        logits, box = self.net.apply(variables, self._normal(images), train=False)
+        logits, box = self.net.apply(variables, normalize(images, self.levels), train=False)
         chances = jax.nn.softmax(logits.astype(jnp.float32))
         pixels = box.astype(jnp.float32) * _sides(images)
         return {"label": chances.argmax(-1), "score": chances.max(-1), "box": pixels}
@@ -101,10 +91,6 @@ class Labeller(NamedTuple):
             "iou": boxes.iou(predictions["box"], true),
             "distance": jnp.linalg.norm(apart, axis=-1),
         }
-
-    def _normal(self, images):
-        mean, deviation = (np.float32(v)[None, None, None] for v in self.levels)
-        return (images - mean) / deviation
 
 
 def _sides(images):

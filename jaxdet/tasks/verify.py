@@ -9,10 +9,10 @@ import numpy as np
 import optax
 
 from jaxdet import tasks
+from jaxdet.data.normalize import CENTERED, Normalization, normalize
 from jaxdet.losses import metric_learning as pulls
 from jaxdet.metrics import verification as verification_metrics
 from jaxdet.ops import embeddings
-from jaxdet.tasks.localize import Levels
 from jaxdet.training import parallel
 from jaxdet.types import Task
 
@@ -41,7 +41,7 @@ class Verifier(NamedTuple):
     margins: tuple = ()  # (name, value) of the head's, where they are not those of its paper
     smoothing: float = 0.0
     mirrored: bool = False
-    levels: Levels = Levels((0.5,) * 3, (0.5,) * 3)
+    levels: Normalization = CENTERED
 
     def task(self):
         """These functions as a `types.Task`."""
@@ -66,7 +66,7 @@ class Verifier(NamedTuple):
 
     def loss(self, variables, batch, key, at):
         """The share of the loss, and its terms as means over images."""
-        images, extra = self._normal(batch["image"]), {"drop": at.hyper["dropout"]}
+        images, extra = normalize(batch["image"], self.levels), {"drop": at.hyper["dropout"]}
         variables, centres = _without_centres(variables)
         made, stats = tasks.forward(key, self.net, variables, images, at, **extra)
         embedding, logits = made[0], self._fair(variables, *made)
@@ -133,10 +133,12 @@ class Verifier(NamedTuple):
         With `mirrored` the embedding is the sum of those of an image and of its mirror image.
         """
         variables, _ = _without_centres(variables)
-        embedding, logits = self.net.apply(variables, self._normal(images), train=False)
+        embedding, logits = self.net.apply(variables, normalize(images, self.levels), train=False)
         chances = jax.nn.softmax(self._fair(variables, embedding, logits))
         if self.mirrored:
-            other, _ = self.net.apply(variables, self._normal(images[:, :, ::-1]), train=False)
+            other, _ = self.net.apply(
+                variables, normalize(images[:, :, ::-1], self.levels), train=False
+            )
             embedding += other
         return {"label": chances.argmax(-1), "score": chances.max(-1), "embedding": embedding}
 
@@ -147,10 +149,6 @@ class Verifier(NamedTuple):
             "predicted": predictions["label"],
             "embedding": embeddings.unit(predictions["embedding"]),
         }
-
-    def _normal(self, images):
-        mean, deviation = (np.float32(v)[None, None, None] for v in self.levels)
-        return (images - mean) / deviation
 
 
 def report(rows):

@@ -9,9 +9,9 @@ from safetensors.numpy import save_file
 
 from jaxdet.configs import backbones, embedders
 from jaxdet.configs.embedders import Embedding
+from jaxdet.data.normalize import EFFICIENTNET_LITE, IMAGENET
 from jaxdet.errors import InputError
 from jaxdet.models import efficientnet
-from jaxdet.tasks import localize
 from tests.models.test_resnet import outputs, shaped
 from tests.models.test_sliding import apply, fill
 from tests.test_pretrained import filed, paths, shapes
@@ -72,8 +72,8 @@ def test_frozen_parts_count_among_those_that_are_built():
 
 def test_levels_are_those_that_the_weights_were_made_with():
     assert embedders.levels(Embedding()).mean == (0.5,) * 3
-    assert embedders.levels(Embedding(model="lite0", weights="x")) == localize.LITE
-    assert embedders.levels(Embedding(weights="x")) == localize.IMAGENET
+    assert embedders.levels(Embedding(model="lite0", weights="x")) == EFFICIENTNET_LITE
+    assert embedders.levels(Embedding(weights="x")) == IMAGENET
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from flax import linen as nn
 from scipy import special
 
 from jaxdet import rng
+from jaxdet.data.normalize import Normalization
 from jaxdet.losses import boxes as box_losses
 from jaxdet.metrics import classification as classification_metrics
 from jaxdet.models.localizer import Localizer
@@ -270,24 +271,13 @@ def test_predictions_are_labels_scores_and_boxes_in_pixels():
 def test_predictions_are_those_of_the_network_for_normal_levels(net):
     tiny, variables = net
     images = drawn()["image"]
-    levels = localize.Levels((0.1, 0.2, 0.3), (0.5, 0.25, 2.0))
+    levels = Normalization((0.1, 0.2, 0.3), (0.5, 0.25, 2.0))
     found = jax.jit(labeller(tiny, levels=levels).task().predict)(variables, images)
     normal = (images - np.float32([0.1, 0.2, 0.3])) / np.float32([0.5, 0.25, 2.0])
     logits, box = jax.device_get(jax.jit(tiny.apply)(variables, normal))
     np.testing.assert_allclose(found["box"], box * SIDES[None], rtol=1e-4)
     np.testing.assert_allclose(found["score"], special.softmax(logits, -1).max(-1), rtol=1e-4)
     np.testing.assert_array_equal(found["label"], logits.argmax(-1))
-
-
-@pytest.mark.parametrize("levels", [localize.IMAGENET, localize.LITE])
-def test_normal_levels_are_those_the_weights_were_trained_with(levels):
-    """torchvision's for ImageNet; (level - 127) / 128 of 8 bits for EfficientNet-Lite."""
-    pixel = labeller(levels=levels)._normal(jnp.full((1, 1, 1, 3), 51 / 255))[0, 0, 0]
-    expected = {
-        localize.IMAGENET: [(0.2 - 0.485) / 0.229, (0.2 - 0.456) / 0.224, (0.2 - 0.406) / 0.225],
-        localize.LITE: [(51 - 127) / 128] * 3,
-    }
-    np.testing.assert_allclose(pixel, expected[levels], rtol=1e-5)
 
 
 @jax.jit

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdet.data.normalize import Normalization
 from jaxdet.models.detector import Answers
 from jaxdet.ops import boxes, nms
-from jaxdet.tasks import detect, localize, readings
+from jaxdet.tasks import detect, readings
 from jaxdet.types import At
 
 BOX = (40, 20, 72, 60)
-STILL = localize.Levels((0.0,) * 3, (1.0,) * 3)
+STILL = Normalization((0.0,) * 3, (1.0,) * 3)
 
 
 def tight(variables, images, train):
