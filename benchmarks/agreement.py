@@ -131,9 +131,9 @@ def text(rows):
     """Markdown of the rows of `check`, and how often formulas and numbers agree."""
     agreed = sum(row["predicted"] == row["measured"] for row in rows)
     note = f"Formulas and numbers agree in {agreed} of {len(rows)} rows."
-    return f"{tables.markdown(rows, COLUMNS)}\n\n{note}"
+    return f"{tables.to_markdown(rows, COLUMNS)}\n\n{note}"
 
 
 def _stride(net):
     """The stride at which sliding is what the convolutional form does."""
-    return windows.receptive(net.chain()).stride
+    return windows.receptive_field(net.chain()).stride

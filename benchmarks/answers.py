@@ -23,7 +23,7 @@ def text():
 
 def two():
     """What to change in the network."""
-    kernel = windows.head(ANDREW.stages, WINDOW).kernel
+    kernel = windows.head_layer(ANDREW.stages, WINDOW).kernel
     channels, width = ANDREW.widths[-1], ANDREW.dense[0]
     inputs = kernel * kernel * channels
     return page(
@@ -86,7 +86,7 @@ def five():
 def six():
     """One convolution more."""
     features, strided = windows.parse("c5,p2,c3"), windows.parse("c5,p2,c3s2")
-    kernel = windows.head(features, WINDOW).kernel
+    kernel = windows.head_layer(features, WINDOW).kernel
     return page(
         "6. One more convolution",
         f"""With a 3 x 3 convolution after the pool both procedures
@@ -144,17 +144,17 @@ def page(title, *paragraphs):
 
 def chain(features, window):
     """Features and the head that a first dense layer becomes."""
-    return (*features, windows.head(features, window))
+    return (*features, windows.head_layer(features, window))
 
 
 def seen(features, window):
     """Window, stride and offset of what the convolutional form looks at."""
-    return windows.receptive(chain(features, window))
+    return windows.receptive_field(chain(features, window))
 
 
 def stride(features):
     """Product of the strides of the layers."""
-    return windows.receptive(features).stride
+    return windows.receptive_field(features).stride
 
 
 def counts(features, window, size):
@@ -181,7 +181,7 @@ def limit(net, channels=3):
 
 def dense_cost(net):
     """Multiply-adds of the dense layers for one window."""
-    kernel = windows.head(net.stages, net.window).kernel
+    kernel = windows.head_layer(net.stages, net.window).kernel
     inputs = (kernel * kernel * net.widths[-1], *net.dense)
     return sum(a * b for a, b in zip(inputs, (*net.dense, net.outputs), strict=True))
 

@@ -71,7 +71,7 @@ def report(options):
         if getattr(options, name) < 1:
             raise InputError(f"--{name} starts at 1")
     rows = compare(options)
-    harness.show(tables.markdown(rows, COLUMNS), options.markdown)
+    harness.show(tables.to_markdown(rows, COLUMNS), options.markdown)
     if options.json:
         harness.write(NAME, rows, options.json, jax.devices(), options=options)
 
@@ -105,7 +105,7 @@ def drawn(options):
     """scores, boxes, points, true boxes, labels and valid of a batch, float32."""
     draw = np.random.default_rng(0)
     shapes = [(options.side // s,) * 2 for s in STRIDES]
-    points, strides = anchors.points(shapes, STRIDES)
+    points, strides = anchors.grid_centers(shapes, STRIDES)
     batch, slots = options.batch, options.slots
     side = draw.uniform(16, options.side / 3, (batch, slots, 2))
     low = draw.uniform(0, options.side - side)

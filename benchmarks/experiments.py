@@ -178,7 +178,7 @@ def report(options):
         rows = [row for run in experiment.trained for row in trained(experiment, run, options)]
         rows += swept(name, experiment, options)
         place = options.results and options.results / f"experiment_{name}"
-        harness.show(tables.markdown(rows, list(rows[0])), place and place.with_suffix(".md"))
+        harness.show(tables.to_markdown(rows, list(rows[0])), place and place.with_suffix(".md"))
         if place:
             chosen = {"system": experiment.system, "question": name}
             kept, told = place.with_suffix(".json"), _anywhere(options, name)

@@ -54,7 +54,7 @@ def report(options):
         rows.append({"model": name, **row, "seconds": seconds})
         size = " x ".join(map(str, named.input))
         texts.append(f"### {name}, {size}\n\n{summary.text(layers[name], notes)}")
-    harness.show("\n\n".join([tables.markdown(rows, SUMMARY), *texts]), options.markdown)
+    harness.show("\n\n".join([tables.to_markdown(rows, SUMMARY), *texts]), options.markdown)
     if options.json:
         harness.write(NAME, rows, options.json, jax.devices(), options=options, layers=layers)
 

@@ -74,7 +74,7 @@ def report(options):
     with tempfile.TemporaryDirectory() as folder:
         rows = [*sources(options, Path(folder)), *files(options, Path(folder))]
     rows += [*on_device(options), *changed(options)]
-    harness.show(tables.markdown(rows, COLUMNS), options.markdown)
+    harness.show(tables.to_markdown(rows, COLUMNS), options.markdown)
     if options.json:
         harness.write(NAME, rows, options.json, jax.devices(), options=options)
 
@@ -117,7 +117,7 @@ def on_device(options):
     gather = jax.jit(sampler.gather)
     yield timed("embedded", "gather", options.batch, partial(gather, data, rows), options)
     place = jax.jit(jax.vmap(partial(augment.place, canvas=options.canvas)))
-    drawn = rng.per_row(jax.random.key(0), np.arange(options.batch))
+    drawn = rng.row_keys(jax.random.key(0), np.arange(options.batch))
     image = jax.device_put(gather(data, rows)["image"] / 255.0)
     yield timed("embedded", "place", options.batch, partial(place, drawn, image), options)
 
@@ -136,7 +136,7 @@ def changed(options):
 def as_in_training(task, data, rows):
     """Images of a batch, as the first step gives them to the network."""
     at = At(True, jnp.int32(0), jnp.int32(0), {})
-    drawn = rng.per_row(jax.random.key(0), jnp.arange(len(rows)))
+    drawn = rng.row_keys(jax.random.key(0), jnp.arange(len(rows)))
     return task.augment(drawn, sampler.gather(data, rows), at)["image"]
 
 

@@ -139,7 +139,7 @@ def report(options):
     if jax.default_backend() == "gpu":
         add_shares(rows)
     told = {key: name for key, name in COLUMNS.items() if any(key in row for row in rows)}
-    harness.show(tables.markdown(rows, told), options.markdown)
+    harness.show(tables.to_markdown(rows, told), options.markdown)
     if options.json:
         harness.write(NAME, rows, options.json, jax.devices(), options=options, **more)
 
@@ -174,7 +174,7 @@ def in_jax(case, direction, dtype, impl):
     at = DIRECTIONS.index(direction)
     params = jax.device_put(case.variables.get("params", {}))
     args = params, *(jnp.asarray(a, dtype) for a in (case.x, case.cotangent)[: 1 + at])
-    net = Single(case.layer, partial(conv.conv, impl=impl), jnp.dtype(dtype))
+    net = Single(case.layer, partial(conv.conv_general_dilated, impl=impl), jnp.dtype(dtype))
     nets = net, net.clone(convolve=None)
     run, counted = (passes(each, case.variables, case.layer.first)[at] for each in nets)
     return (partial(jax.jit(run), *args), values), flops.count(counted, *args).sum().total()

@@ -59,7 +59,7 @@ def report(options):
         known = ", ".join(TUTORIALS)
         raise InputError(f"--models {unknown}: known are {known}; --count, --batch >= 1")
     rows = [compare(name, options) for name in options.models]
-    harness.show(tables.markdown(rows, COLUMNS), options.markdown)
+    harness.show(tables.to_markdown(rows, COLUMNS), options.markdown)
     if options.json:
         harness.write(NAME, rows, options.json, jax.devices(), options=options)
 

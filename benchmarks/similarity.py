@@ -64,7 +64,7 @@ def report(options):
         if getattr(options, name) < 1:
             raise InputError(f"--{name} starts at 1")
     rows, source = compare(options)
-    harness.show(tables.markdown(rows, COLUMNS), options.markdown)
+    harness.show(tables.to_markdown(rows, COLUMNS), options.markdown)
     if options.json:
         harness.write(NAME, rows, options.json, jax.devices(), options=options, memory=source)
 

@@ -156,6 +156,6 @@ def _outputs(net, stride, size, variables, images, start):
     """Outputs of one piece: cut it out, cut its windows, hand them to the network as a batch."""
     part = jax.lax.dynamic_slice(images, tuple(start), size)  # [n, h, W, C]
     seen = grid(net, size, stride)
-    cut = jax.vmap(windows.cut, (0, None))(part, seen)  # [n, rows, columns, window, window, C]
+    cut = jax.vmap(windows.extract, (0, None))(part, seen)  # [n, rows, columns, window, window, C]
     out = net.apply(variables, cut.reshape(-1, *cut.shape[3:]))
     return out.reshape(*cut.shape[:3], -1)

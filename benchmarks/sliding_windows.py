@@ -148,7 +148,7 @@ def report(options):
 
 def timings(options):
     """Times, ratios and agreement at every size; the plot."""
-    hook = partial(conv.conv, impl=options.impl)
+    hook = partial(conv.conv_general_dilated, impl=options.impl)
     sizes, forms = options.sizes or SIZES, slide.pair(Andrew(conv_general_dilated=hook))
     for size in sizes:
         windows.grid(forms.dense.chain(), size, size)  # refuses a size under the window
@@ -169,7 +169,7 @@ def timings(options):
     if options.plot:
         plot(found["rows"], options.plot)
     columns = zip(found.values(), (TIMES, RATIOS, AGREEMENT), strict=True)
-    return "\n\n".join(tables.markdown(*each) for each in columns), found
+    return "\n\n".join(tables.to_markdown(*each) for each in columns), found
 
 
 def agreed(net, size):
@@ -209,7 +209,7 @@ def summary(options):
         "convolutional": layers(forms.dense, forms.converted, size),
     }
     columns = ("layer", "output", "parameters")
-    text = [f"{name}\n\n{tables.markdown(rows, columns)}" for name, rows in found.items()]
+    text = [f"{name}\n\n{tables.to_markdown(rows, columns)}" for name, rows in found.items()]
     return "\n\n".join(text), found
 
 

@@ -66,7 +66,7 @@ def report(options):
         row(stage, {cache: [each[stage] for each in found[cache]] for cache in CACHES})
         for stage in found["cold"][0]
     ]
-    harness.show(tables.markdown(rows, COLUMNS), options.markdown)
+    harness.show(tables.to_markdown(rows, COLUMNS), options.markdown)
     if options.json:
         harness.write(NAME, rows, options.json, jax.devices(), options=options)
 

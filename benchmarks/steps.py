@@ -45,7 +45,7 @@ class Work(NamedTuple):
 def workload(name, batch, impl, bfloat16=False):
     """The `Work` of a model's name; batch 0 is its own."""
     dtype = jnp.bfloat16 if bfloat16 else None
-    return MODELS[name](batch, partial(conv.conv, impl=impl), dtype)
+    return MODELS[name](batch, partial(conv.conv_general_dilated, impl=impl), dtype)
 
 
 def in_jax(work, among=None):
@@ -115,7 +115,7 @@ def _canvases(task, data, hyper):
 
 def _as_it_is(key, image):
     """A canvas that needs no drawing, with its box."""
-    return image, boxes.tight(image[..., 0])
+    return image, boxes.mask_to_box(image[..., 0])
 
 
 def peer_of_locator(net, data):
@@ -130,7 +130,7 @@ def peer_of_locator(net, data):
     @jax.jit
     @jax.vmap
     def encoded(image, label):
-        return windows.encode(boxes.tight(image[..., 0]), label, grid=grid)
+        return windows.encode_targets(boxes.mask_to_box(image[..., 0]), label, grid=grid)
 
     target = encoded(images, data["label"])
     shown = torch.from_numpy(images).permute(0, 3, 1, 2)

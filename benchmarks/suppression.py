@@ -61,7 +61,7 @@ def report(options):
     if min(options.boxes, options.size, options.batch) < 1:
         raise InputError("--boxes, --size and --batch start at 1")
     rows = compare(options)
-    harness.show(tables.markdown(rows, COLUMNS), options.markdown)
+    harness.show(tables.to_markdown(rows, COLUMNS), options.markdown)
     if options.json:
         harness.write(NAME, rows, options.json, jax.devices(), options=options)
 
@@ -75,7 +75,7 @@ def compare(options):
         program = jax.jit(partial(way, size=size, **how))
         return lambda: jax.block_until_ready(program(*args))
 
-    hard = ours(nms.hard, *given[:2])
+    hard = ours(nms.nms, *given[:2])
     calls = {"NumPy": partial(greedy, boxes, scores, size), "jaxdet": hard}
     theirs = _torchvision(boxes, scores, size)
     if theirs:
@@ -83,13 +83,13 @@ def compare(options):
     kept = hard()
     for call in (calls["NumPy"], theirs or calls["NumPy"]):
         np.testing.assert_array_equal(kept.index[np.asarray(kept.valid)], call())
-    calls["jaxdet, 80 classes"] = ours(nms.hard, *given)
-    calls["jaxdet, soft"] = ours(nms.soft, *given)
-    calls["jaxdet, weighted"] = ours(nms.weighted, *given)
-    calls["jaxdet, fused"] = ours(nms.fused, *given)
+    calls["jaxdet, 80 classes"] = ours(nms.nms, *given)
+    calls["jaxdet, soft"] = ours(nms.soft_nms, *given)
+    calls["jaxdet, weighted"] = ours(nms.weighted_nms, *given)
+    calls["jaxdet, fused"] = ours(nms.weighted_boxes_fusion, *given)
     several = f"jaxdet, {options.batch} images in one call"
     many = jax.device_put([np.stack([column] * options.batch) for column in (boxes, scores)])
-    together = jax.jit(jax.vmap(partial(nms.hard, size=size)))
+    together = jax.jit(jax.vmap(partial(nms.nms, size=size)))
     calls[several] = lambda: jax.block_until_ready(together(*many))
     for call in calls.values():
         call()

@@ -57,7 +57,7 @@ def report(options):
     if options.batch < 1:
         raise InputError("--batch starts at 1")
     rows = compare(options.batch, options.seconds)
-    harness.show(tables.markdown(rows, COLUMNS), options.markdown)
+    harness.show(tables.to_markdown(rows, COLUMNS), options.markdown)
     if options.json:
         harness.write(NAME, rows, options.json, jax.devices(), options=options)
 
@@ -68,7 +68,7 @@ def compare(batch, seconds):
     grid = grid_of(config)
     boxes, labels = objects(batch, config.canvas)
     looped = partial(slow.encode_targets, boxes, labels, *grid[:4])
-    encode = jax.jit(jax.vmap(partial(windows.encode, grid=grid)))
+    encode = jax.jit(jax.vmap(partial(windows.encode_targets, grid=grid)))
     vectorised = partial(encode, jax.device_put(boxes), jax.device_put(labels))
     times = timing.paired(looped, vectorised, seconds=seconds)
     np.testing.assert_allclose(vectorised(), looped(), rtol=1e-5, atol=1e-5)
@@ -84,7 +84,7 @@ def compare(batch, seconds):
 def grid_of(config):
     """The windows of a digits configuration on its canvas."""
     stages = windows.parse(config.stages)
-    chain = (*stages, windows.head(stages, config.window))
+    chain = (*stages, windows.head_layer(stages, config.window))
     return windows.grid(chain, config.canvas, config.canvas)
 
 

@@ -92,7 +92,7 @@ def report(options):
     if unknown or options.batch < 0:
         raise InputError(f"--models {unknown}: known are {', '.join(steps.MODELS)}; --batch >= 0")
     rows = [row for name in options.models for row in compare(name, options)]
-    harness.show(tables.markdown(rows, COLUMNS), options.markdown)
+    harness.show(tables.to_markdown(rows, COLUMNS), options.markdown)
     if options.json:
         harness.write(NAME, rows, options.json, jax.devices(), options=options)
 

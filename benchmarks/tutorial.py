@@ -67,7 +67,7 @@ def report(options):
     if min(options.steps, options.rounds, options.images) < 1:
         raise InputError("--steps, --rounds and --images start at 1")
     rows = compare(options)
-    harness.show(tables.markdown(rows, COLUMNS), options.markdown)
+    harness.show(tables.to_markdown(rows, COLUMNS), options.markdown)
     if options.json:
         harness.write(NAME, rows, options.json, jax.devices(), options=options)
 

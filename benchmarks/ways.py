@@ -42,7 +42,7 @@ class Way(NamedTuple):
 
 def scene(forms, images, chunk, sample):
     """Images with the pieces that they are slid in: see `slide.pieces` and `slide.singles`."""
-    stride = windows.receptive(forms.net.chain()).stride
+    stride = windows.receptive_field(forms.net.chain()).stride
     seen = slide.grid(forms.net, images.shape, stride)
     parts = {
         "loop": slide.singles(forms.net, images.shape, stride, sample),

@@ -4,7 +4,7 @@ import csv
 import io
 
 
-def markdown(rows, columns):
+def to_markdown(rows, columns):
     """Markdown of rows (dictionaries), one line each; columns: {key: heading}, or just the keys."""
     headings = columns if isinstance(columns, dict) else {key: key for key in columns}
     lines = [headings.values(), ["---"] * len(headings)]
@@ -12,7 +12,7 @@ def markdown(rows, columns):
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def separated(rows, columns):
+def to_csv(rows, columns):
     """Comma-separated values of rows (dictionaries), headings first, numbers in full."""
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")

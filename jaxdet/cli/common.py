@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from jaxdet import configs, tables
-from jaxdet.configs import base
+from jaxdet.config import from_json
 from jaxdet.data import sources
 from jaxdet.errors import InputError
 from jaxdet.training import checkpoint, run_dir
@@ -38,7 +38,7 @@ def kept_config(folder, name=None):
     if system not in configs.SYSTEMS or (name and system != name):
         raise InputError(f"{folder} is a run of {system!r}, wanted: {name or configs.SYSTEMS}")
     try:
-        return base.from_json(configs.config(system), kept)
+        return from_json(configs.config(system), kept)
     except ValueError as error:
         raise InputError(
             f"{folder}/config.json: {error}; it was written by another version of jaxdet: "
@@ -158,7 +158,7 @@ def by_label(scores):
     for row, counts in zip(rows, scores["confusion"], strict=True):
         row |= {f"as {name}": count for name, count in zip(scores["labels"], counts, strict=True)}
     names = [name for name in {**known, **rows[0]} if name not in ("count", "correct")]
-    return tables.markdown(rows, names)
+    return tables.to_markdown(rows, names)
 
 
 def begin(folder, name, config, system):

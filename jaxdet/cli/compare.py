@@ -10,8 +10,7 @@ from typing import NamedTuple
 from jaxdet import classic, tables
 from jaxdet.cli import common, cutoffs, failures, report, spread
 from jaxdet.cli.options import Restored
-from jaxdet.configs import base
-from jaxdet.configs.base import Training
+from jaxdet.config import TrainConfig, read_once
 from jaxdet.errors import InputError
 from jaxdet.plots import detection as detection_plots
 from jaxdet.plots import training as training_plots
@@ -50,7 +49,7 @@ class Judged(NamedTuple):
     data: dict  # part -> what tells its samples from others
     loss: dict  # the fields of `LOSS` that the run has
     folder: Path
-    config: Training
+    config: TrainConfig
 
 
 def run(options):
@@ -59,7 +58,7 @@ def run(options):
     _check(options, figure, worst)
     verified = cutoffs.verified(options)
     found, rows = [], []
-    with base.reading_once():
+    with read_once():
         for name, folder in _named(options.runs).items():
             asked = Restored(run=folder, checkpoint=options.checkpoint, split=options.split)
             restored = common.restored(asked)
@@ -218,7 +217,7 @@ def _table(rows):
     columns = COLUMNS | {f"{name} {key}": f"{name} {key}" for name in labels for key in OF_LABEL}
     rows = [row | _of_labels(row) for row in rows]
     known = {key for row in rows for key, value in row.items() if value is not None}
-    return tables.markdown(rows, {key: name for key, name in columns.items() if key in known})
+    return tables.to_markdown(rows, {key: name for key, name in columns.items() if key in known})
 
 
 def _of_labels(row):

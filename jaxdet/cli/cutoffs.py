@@ -41,7 +41,7 @@ def parts(cuts, found, scores):
     rows = [_row(cuts, one.row, scores.get(one.row["run"], ())) for one in found]
     goals = [f"{name}: {', '.join(_least(least))}" for name, least in cuts.items()]
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    return ["## Cut-offs", f"{'; '.join(goals)}.", tables.markdown(rows, columns)]
+    return ["## Cut-offs", f"{'; '.join(goals)}.", tables.to_markdown(rows, columns)]
 
 
 def level(value, least):

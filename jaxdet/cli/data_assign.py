@@ -29,7 +29,7 @@ def run(options):
     if options.json:
         print(json.dumps(rows))
     else:
-        print(tables.markdown(rows, list(rows[0])))
+        print(tables.to_markdown(rows, list(rows[0])))
     _draw(batch, targets, points, strides, options)
     return 0
 

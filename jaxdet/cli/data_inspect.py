@@ -18,7 +18,9 @@ def run(name, options):
         print(json.dumps({"labels": rows, "bad": bad, **oddities}))
     else:
         for table in (rows, *more):
-            print(tables.markdown(table, list(dict.fromkeys(key for row in table for key in row))))
+            print(
+                tables.to_markdown(table, list(dict.fromkeys(key for row in table for key in row)))
+            )
         print("\n".join(bad) or "every row can be used")
     if bad and options.on_bad_row == "error":
         raise InputError(f"{len(bad)} rows cannot be used; --on-bad-row skip makes no error of it")

@@ -21,6 +21,6 @@ def run(name, options):
     for path, text in files:
         run_dir.keep(options.out, Path(path).name, text)
     common.tell_skipped(bad, print)
-    print(tables.markdown(counts, list(counts[0])))
+    print(tables.to_markdown(counts, list(counts[0])))
     print(f"wrote {', '.join(Path(path).name for path, _ in files)} to {options.out}")
     return 0

@@ -71,7 +71,7 @@ def _text(split, scores):
         return "".join(lines)
     if "confusion" not in scores:
         rows = [{"class": name, **of_label} for name, of_label in labels.items()]
-        return "".join([*lines, tables.markdown(rows, list(rows[0])), "\n"])
+        return "".join([*lines, tables.to_markdown(rows, list(rows[0])), "\n"])
     head = [
         f"*** {SETS.get(split, split)} set accuracy\n",
         f"Mean accuracy for all labels: {scores['accuracy']!r}\n",

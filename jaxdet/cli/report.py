@@ -13,8 +13,8 @@ import numpy as np
 
 from jaxdet import configs, tables
 from jaxdet.cli import common, cutoffs, flags, run_table
+from jaxdet.config import TrainConfig
 from jaxdet.configs import networks
-from jaxdet.configs.base import Training
 from jaxdet.metrics import classification as classification_metrics
 from jaxdet.profiling import summary
 from jaxdet.training import run_dir
@@ -59,7 +59,7 @@ def write(options, found, table, notes, pictures, verified):
 def _alike(found):
     """(the system of all runs, or None, the class of its configurations, or of all)."""
     first, *others = {one.row["system"] for one in found}
-    return (None, Training) if others else (first, configs.config(first))
+    return (None, TrainConfig) if others else (first, configs.config(first))
 
 
 def _limits(kind, found):
@@ -90,7 +90,7 @@ def _variants(found):
     ]
     if names:
         yield "What the runs differ in, as options of `jaxdet train`:"
-        yield tables.markdown(rows, ["run", *names])
+        yield tables.to_markdown(rows, ["run", *names])
     for one in found:
         done, wanted = one.row["epochs"], one.config.epochs
         if done is not None and done < wanted and not one.config.patience:
@@ -125,7 +125,7 @@ def _best(found, limits):
         "## Validation accuracy after each epoch, from before the first",
         _epochs(found),
         f"Where less than {RISE} more came in the {OVER} epochs after:",
-        tables.markdown([_plateau(one) for one in found], ["run", "plateau from epoch"]),
+        tables.to_markdown([_plateau(one) for one in found], ["run", "plateau from epoch"]),
     ]
 
 
@@ -170,7 +170,7 @@ def _epochs(found):
             row = rows.setdefault(line["epoch"], {"epoch": line["epoch"]})
             row[one.row["run"]] = line["val"]["accuracy"]
     ordered = [rows[epoch] for epoch in sorted(rows)]
-    return tables.markdown(ordered, ["epoch", *(one.row["run"] for one in found)])
+    return tables.to_markdown(ordered, ["epoch", *(one.row["run"] for one in found)])
 
 
 def _plateau(one):

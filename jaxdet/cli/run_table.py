@@ -59,4 +59,4 @@ def table(system, found):
         }
         for one in found
     ]
-    return [tables.markdown(rows, list(rows[0]))]
+    return [tables.to_markdown(rows, list(rows[0]))]

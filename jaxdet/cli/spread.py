@@ -35,4 +35,4 @@ def table(found, columns):
     both = {f"{key}{more}": f"{name}{more}" for key, name in known.items() for more in ("", " +-")}
     if not told:
         return []
-    return ["Mean and spread (+-) over seeds:", tables.markdown(told, NAMED | both)]
+    return ["Mean and spread (+-) over seeds:", tables.to_markdown(told, NAMED | both)]

@@ -33,7 +33,7 @@ def tell(name, options, titles, told, costs, failed):
         best = next(iter(titles)).best
         rows, left_out = _gains(rows, told, best), [option.strip("-") for option in told]
     names = [key for key in _columns(rows) if key not in left_out]
-    text = tables.markdown(rows, {key: HEADINGS.get(key, key) for key in names})
+    text = tables.to_markdown(rows, {key: HEADINGS.get(key, key) for key in names})
     found = [
         run_table.of_run(title, config, options.out / title) for config, title in titles.items()
     ]

@@ -224,7 +224,7 @@ def _plot(options, probes, chosen):
 
     verify_output.plot(options, *_pairs(probes))
     rows = [_at(probes, threshold) for threshold in _grid(options, probes)]
-    files.write_text(options.plots / "sweep.csv", tables.separated(rows, list(rows[0])) + "\n")
+    files.write_text(options.plots / "sweep.csv", tables.to_csv(rows, list(rows[0])) + "\n")
     verification_plots.sweep(rows, chosen, options.plots / "sweep.png")
 
 

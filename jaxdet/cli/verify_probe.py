@@ -21,7 +21,7 @@ def probe(options):
     several = counts[known.owner] > 1
     fitted, others = ((order % 2 == part) & several for part in (0, 1))
     embedder = embedding.restored(options.run, options.checkpoint)
-    found = np.asarray(embeddings.unit(embedder.embed(known.paths)))
+    found = np.asarray(embeddings.l2_normalize(embedder.embed(known.paths)))
     answers = scoring.linear_probe(found[fitted], known.owner[fitted], found)
     right = answers == known.owner
     counted = {"people": int((counts > 1).sum()), "images": int(others.sum())}

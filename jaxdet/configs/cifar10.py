@@ -32,9 +32,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
-from jaxdet.configs import base
-from jaxdet.configs.base import System, Training
+from jaxdet.config import Schedule, TrainConfig, cached_reader, check_fractions, loss_hparams
 from jaxdet.errors import InputError
+from jaxdet.training.experiment import Experiment
 
 Model = Literal[
     *("tutorial", "doubled", "extra_conv", "extra_dense", "extra_both", "two_3x3", "inception"),
@@ -52,7 +52,7 @@ TUTORIALS = {
 
 
 @dataclass(frozen=True)
-class Config(Training):
+class Config(TrainConfig):
     """One label for images of 32 x 32 pixels."""
 
     WEIGHTS: ClassVar = ("dropout",)
@@ -117,7 +117,7 @@ class Config(Training):
     batch: int = 4
     eval_batch: int = 400
     optimizer: Literal["adamw", "sgd"] = "sgd"
-    schedule: base.Schedule = "constant"
+    schedule: Schedule = "constant"
 
 
 def network(config, classes=10):
@@ -131,7 +131,7 @@ def network(config, classes=10):
     check(config)
     part = {
         "classes": classes,
-        "conv_general_dilated": partial(conv.conv, impl=config.conv),
+        "conv_general_dilated": partial(conv.conv_general_dilated, impl=config.conv),
         "dtype": jnp.bfloat16 if config.bfloat16 else None,
         "rate": 1.0,  # times `dropout`, a number of the state
     }
@@ -167,10 +167,10 @@ def system(config, classes, splits):
     from jaxdet.data import images
 
     net, (_, *shape) = network(config, len(classes))
-    return System(
+    return Experiment(
         task=task_of(config, net, classes),
         splits=splits,
-        hyper=base.weights(config),
+        hyper=loss_hparams(config),
         about={
             "classes": list(classes),
             "input": shape,
@@ -195,7 +195,7 @@ def inspect(root):
     return cifar10.survey(root)
 
 
-@base.reads("root", "cut_val", "split_seed")
+@cached_reader("root", "cut_val", "split_seed")
 def _data(config):
     """({part: source}, classes), shuffled: validation images are some of those for training."""
     import numpy as np
@@ -262,7 +262,7 @@ def _mix(config):
 
 def check(config):
     """Refuse what no training can use, before any image is read."""
-    base.check_shares(config, "cut_val", "dropout", "smoothing", "cutout", "light", "colour")
+    check_fractions(config, "cut_val", "dropout", "smoothing", "cutout", "light", "colour")
     if not config.cut_val:
         raise InputError("--cut-val 0: a share above 0 is wanted; it chooses the best checkpoint")
     if not 0 < config.train_frac <= 1:

@@ -156,7 +156,10 @@ def network(config, classes=3):
     from jaxdet.models.heads import Decoupled
 
     dtype = jnp.bfloat16 if config.bfloat16 else None
-    part = {"conv_general_dilated": partial(conv.conv, impl=config.conv), "dtype": dtype}
+    part = {
+        "conv_general_dilated": partial(conv.conv_general_dilated, impl=config.conv),
+        "dtype": dtype,
+    }
     block = {"conv": blocks.Conv, "c3": blocks.C3, "c2f": blocks.C2f}[config.block]
     neck = {"fpn": necks.FPN, "pan": necks.PAN}[config.neck]
     reading = _reading(config)
@@ -278,8 +281,8 @@ def _suppress(config):
     from jaxdet.ops import nms
 
     shared = {"threshold": config.nms, "size": config.most, "least": config.score}
-    soft = {"linear": partial(nms.soft, kind="linear"), "gaussian": nms.soft}
-    ways = {"hard": nms.hard, "nmw": nms.weighted, "wbf": nms.fused, **soft}
+    soft = {"linear": partial(nms.soft_nms, kind="linear"), "gaussian": nms.soft_nms}
+    ways = {"hard": nms.nms, "nmw": nms.weighted_nms, "wbf": nms.weighted_boxes_fusion, **soft}
     return partial(ways[config.nms_kind], **shared)
 
 

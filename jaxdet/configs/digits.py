@@ -28,15 +28,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
-from jaxdet.configs import base
-from jaxdet.configs.base import System, Training
+from jaxdet.config import TrainConfig, cached_reader, loss_hparams
 from jaxdet.errors import InputError
+from jaxdet.training.experiment import Experiment
 
 CLASSES = tuple(map(str, range(10)))
 
 
 @dataclass(frozen=True)
-class Config(Training):
+class Config(TrainConfig):
     """Locate one digit on a larger canvas by convolutional sliding windows."""
 
     WEIGHTS: ClassVar = ("class_weight", "box_weight")
@@ -105,7 +105,7 @@ def network(config, classes=10):
         norm=True,
         ink=True,
         dtype=jnp.bfloat16 if config.bfloat16 else None,
-        conv_general_dilated=partial(conv.conv, impl=config.conv),
+        conv_general_dilated=partial(conv.conv_general_dilated, impl=config.conv),
     )
     return net, (1, config.canvas, config.canvas, 1)
 
@@ -124,7 +124,7 @@ def system(config, classes, splits):
     net, (_, *shape) = network(config, len(classes))
     place = partial(augment.place, canvas=config.canvas, rotate=config.rotate, scale=config.scale)
     _check_sizes(config, net, place, splits["train"])
-    return System(
+    return Experiment(
         task=locate.Locator(
             net,
             place,
@@ -134,7 +134,7 @@ def system(config, classes, splits):
             ramp=partial(_ramp, config),
         ).task(),
         splits=splits,
-        hyper=base.weights(config),
+        hyper=loss_hparams(config),
         about={
             "classes": list(classes),
             "input": shape,
@@ -152,7 +152,7 @@ def check(config):
         raise InputError("--box-weight must be above 0, --box-start and --class-weight at least 0")
 
 
-@base.reads("source", "root", "split_seed")
+@cached_reader("source", "root", "split_seed")
 def _data(config):
     """{part: source}."""
     from jaxdet.data import digits

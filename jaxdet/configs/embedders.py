@@ -44,7 +44,10 @@ def network(config, classes=40):
 
     stages.check(config)
     dtype = jnp.bfloat16 if config.bfloat16 else None
-    part = {"conv_general_dilated": partial(conv.conv, impl=config.conv), "dtype": dtype}
+    part = {
+        "conv_general_dilated": partial(conv.conv_general_dilated, impl=config.conv),
+        "dtype": dtype,
+    }
     net = Embedder(
         features=partial(_features(config), **part),
         classes=classes,

@@ -127,7 +127,10 @@ def network(config, classes=3):
     from jaxdet.models.localizer import Localizer
 
     dtype = jnp.bfloat16 if config.bfloat16 else None
-    part = {"conv_general_dilated": partial(conv.conv, impl=config.conv), "dtype": dtype}
+    part = {
+        "conv_general_dilated": partial(conv.conv_general_dilated, impl=config.conv),
+        "dtype": dtype,
+    }
     part["frozen"] = len(backbones.frozen(config))
     match config.model:
         case "simple":

@@ -68,7 +68,7 @@ def count(fn, *args, convention: Convention = "flop", padding: Padding = "full")
     A `cond` counts as its larger branch, a `scan` as often as it runs, bodies of `pmap` and
     `shard_map` once a device, convolutions as `lax` computes them whatever `ops.conv` chose.
     """
-    with conv.using("lax"):
+    with conv.default_impl("lax"):
         closed = jax.make_jaxpr(fn)(*args)
     return tally(closed, convention=convention, padding=padding)
 

@@ -32,7 +32,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from jaxdet.kernels import conv_algorithms
 
-Impl = Literal["auto", conv_algorithms.Way]
+Impl = Literal["auto", conv_algorithms.Algorithm]
 
 SMALL = 4  # pixels a side: XLA's CPU is slow at maps up to this size
 FEW = 4  # channels: XLA's CPU is slow at strided kernels over so few
@@ -43,13 +43,13 @@ _forced = ContextVar("forced", default=None)
 class Plan(NamedTuple):
     """The way of the outputs, and those whose transposes are the gradients."""
 
-    forward: conv_algorithms.Way
-    by_image: conv_algorithms.Way
-    by_kernel: conv_algorithms.Way
+    forward: conv_algorithms.Algorithm
+    by_image: conv_algorithms.Algorithm
+    by_kernel: conv_algorithms.Algorithm
 
 
 @contextmanager
-def using(impl):
+def default_impl(impl):
     """What `auto` means for what is traced inside: `lax` to count, `im2col` under a sweep's vmap.
 
     Functions that were jitted and traced before keep what they have.
@@ -61,7 +61,7 @@ def using(impl):
         _forced.reset(token)
 
 
-def conv(
+def conv_general_dilated(
     x,
     kernel,
     window_strides,
@@ -102,21 +102,21 @@ def conv(
     geometry = conv_algorithms.Geometry(
         tuple(window_strides), pads, dilation, feature_group_count, precision
     )
-    plan = choose(x.shape, kernel.shape, geometry, impl, x.dtype)
+    plan = choose_plan(x.shape, kernel.shape, geometry, impl, x.dtype)
     return native() if set(plan) == {"lax"} else _planned(geometry, plan, x, kernel)
 
 
-def quick(dtype=jnp.float32):
+def auto_enabled(dtype=jnp.float32):
     """Whether `auto` may leave `lax`: on a CPU, in float32, and not within `using("lax")`."""
     return jax.default_backend() == "cpu" and dtype == jnp.float32 and _forced.get() != "lax"
 
 
-def choose(image, kernel, geometry, impl="auto", dtype=jnp.float32):
+def choose_plan(image, kernel, geometry, impl="auto", dtype=jnp.float32):
     """The `Plan` for shapes [B, H, W, C] and [h, w, C / groups, D]."""
     impl = _forced.get() or impl if impl == "auto" else impl
     if impl == "auto":
-        return _fastest(image, kernel, geometry) if quick(dtype) else Plan(*["lax"] * 3)
-    fits = partial(conv_algorithms.able, image=image, kernel=kernel, geometry=geometry)
+        return _fastest(image, kernel, geometry) if auto_enabled(dtype) else Plan(*["lax"] * 3)
+    fits = partial(conv_algorithms.supports, image=image, kernel=kernel, geometry=geometry)
     other = "shift" if impl == "im2col" and fits("shift") else "lax"  # the patches of depthwise
     return Plan(*[impl if fits(impl) else other] * 3)
 
@@ -124,14 +124,14 @@ def choose(image, kernel, geometry, impl="auto", dtype=jnp.float32):
 def _fastest(image, kernel, geometry):
     """What was measured to be fastest on a CPU."""
     _, *sides, channels = image
-    fits = partial(conv_algorithms.able, image=image, kernel=kernel, geometry=geometry)
+    fits = partial(conv_algorithms.supports, image=image, kernel=kernel, geometry=geometry)
     if fits("dot"):
         return Plan("dot", "dot", "dot")
     if fits("shift"):
         return Plan("shift", "mirror", "pairs")
     if fits("im2col") and max(sides) <= SMALL:
         return Plan("im2col", "im2col", "lax")
-    if fits("im2col") and max(conv_algorithms.outputs(image, kernel, geometry)) == 1:
+    if fits("im2col") and max(conv_algorithms.output_shape(image, kernel, geometry)) == 1:
         return Plan("im2col", "im2col", "im2col")
     if fits("blocks") and channels <= FEW:
         return Plan("blocks", "blocks", "lax")
@@ -142,7 +142,7 @@ def _fastest(image, kernel, geometry):
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _planned(geometry, plan, x, kernel):
-    return conv_algorithms.WAYS[plan.forward](geometry, x, kernel)
+    return conv_algorithms.ALGORITHMS[plan.forward](geometry, x, kernel)
 
 
 @partial(_planned.defjvp, symbolic_zeros=True)
@@ -150,15 +150,15 @@ def _planned_jvp(geometry, plan, primals, tangents):
     (x, kernel), (by_image, by_kernel) = primals, tangents
     out, parts = _planned(geometry, plan, x, kernel), []
     if not isinstance(by_image, SymbolicZero):
-        parts.append(conv_algorithms.WAYS[plan.by_image](geometry, by_image, kernel))
+        parts.append(conv_algorithms.ALGORITHMS[plan.by_image](geometry, by_image, kernel))
     if not isinstance(by_kernel, SymbolicZero):
-        parts.append(conv_algorithms.WAYS[plan.by_kernel](geometry, x, by_kernel))
+        parts.append(conv_algorithms.ALGORITHMS[plan.by_kernel](geometry, x, by_kernel))
     if not parts:
         return out, jnp.zeros_like(out)
     tangent = sum(parts[1:], parts[0])
     return (
-        (conv_algorithms.once(out), conv_algorithms.once(tangent))
-        if conv_algorithms.SUMS & {*plan}
+        (conv_algorithms.compute_once(out), conv_algorithms.compute_once(tangent))
+        if conv_algorithms.SLICE_SUMS & {*plan}
         else (out, tangent)
     )
 

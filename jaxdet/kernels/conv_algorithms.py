@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-Way = Literal["lax", "dot", "im2col", "shift", "pairs", "mirror", "blocks"]
+Algorithm = Literal["lax", "dot", "im2col", "shift", "pairs", "mirror", "blocks"]
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 NONE = ((0, 0), (0, 0))  # no padding
-SUMS = frozenset(("shift", "pairs", "mirror"))  # sums of slices, whose results want `once`
+SLICE_SUMS = frozenset(("shift", "pairs", "mirror"))  # sums of slices, whose results want `once`
 
 
 class Geometry(NamedTuple):
@@ -27,7 +27,7 @@ class Geometry(NamedTuple):
     precision: lax.Precision | None
 
 
-def able(impl, image, kernel, geometry):
+def supports(impl, image, kernel, geometry):
     """Whether a way can take images [B, H, W, C] and kernels [h, w, C / groups, D]."""
     alone = geometry.groups == 1
     match impl:
@@ -81,7 +81,7 @@ def _pairs(geometry, x, kernel):
 
 def _sum_of_taps(geometry, x, kernel, spread):
     """Each tap's view of x times its weights [columns D], which `spread` gives [B, rows] of."""
-    rows, columns = outputs(x.shape, kernel.shape, geometry)
+    rows, columns = output_shape(x.shape, kernel.shape, geometry)
     weights = jnp.tile(kernel.reshape(-1, kernel.shape[-1]), (1, columns))  # [taps, columns D]
     x = lax.optimization_barrier(_padded(geometry, x))  # padded once
     several = kernel.shape[-1] // x.shape[-1]  # outputs of each channel, side by side
@@ -113,7 +113,7 @@ def _mirror(geometry, x, kernel):
     Each phase of the strides is a convolution without strides: its taps, weighed, are laid on one
     canvas, larger by the kernel, which is then cut.
     """
-    rows, columns = outputs(x.shape, kernel.shape, geometry)
+    rows, columns = output_shape(x.shape, kernel.shape, geometry)
     x = jnp.repeat(_padded(geometry, x), kernel.shape[-1] // x.shape[-1], axis=-1)
     phases = {}
     for i, j in np.ndindex(kernel.shape[:2]):
@@ -159,7 +159,7 @@ def _doubled(weight, shape):
 
 def _blocks(geometry, x, kernel):
     rows, columns = geometry.strides
-    made = outputs(x.shape, kernel.shape, geometry)
+    made = output_shape(x.shape, kernel.shape, geometry)
     kernel = jnp.pad(kernel, ((0, -len(kernel) % rows), (0, -kernel.shape[1] % columns), *NONE))
     sides = zip(made, kernel.shape, (rows, columns), strict=False)
     x = _padded(geometry, x, [(n - 1) * stride + k for n, k, stride in sides])
@@ -171,7 +171,7 @@ def _blocks(geometry, x, kernel):
     return (_dot if kernel.shape[:2] == (1, 1) else _lax)(whole, x, kernel)
 
 
-WAYS = {
+ALGORITHMS = {
     "lax": _lax,
     "dot": _dot,
     "im2col": _im2col,
@@ -192,7 +192,7 @@ def _to_channels(x, rows, columns):
 
 def _taps(geometry, x, kernel):
     """What each tap of the kernel sees, [B, rows, columns, C] each, in the kernel's order."""
-    made = outputs(x.shape, kernel.shape, geometry)
+    made = output_shape(x.shape, kernel.shape, geometry)
     x = _padded(geometry, x)
     reach = [(n - 1) * stride + 1 for n, stride in zip(made, geometry.strides, strict=True)]
     rows, columns = geometry.strides
@@ -213,7 +213,7 @@ def _padded(geometry, x, sizes=None):
     return lax.pad(x, jnp.zeros((), x.dtype), low)
 
 
-def once(x):
+def compute_once(x):
     """x, computed once; under differentiation its gradient too.
 
     XLA's CPU writes a sum of slices into everything that reads it, and computes all of it in each:
@@ -224,7 +224,7 @@ def once(x):
     return lax.cond(true, lambda x: x, jnp.zeros_like, x)
 
 
-def outputs(image, kernel, geometry):
+def output_shape(image, kernel, geometry):
     """Rows and columns of the output."""
     sides = zip(
         image[1:3],

@@ -20,7 +20,7 @@ def max_pool(x, *, kernel, stride, padding=0):
     Where several pixels of a window are its largest, on a CPU each has an equal share of the
     gradient; on a GPU or TPU, and under `conv.using("lax")`, the first one has it all.
     """
-    if not conv.quick(x.dtype):
+    if not conv.auto_enabled(x.dtype):
         return _lax(x, kernel, stride, padding)
     return _pooled(kernel, stride, padding, x)
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdet.ops import embeddings
+from jaxdet.ops.numerics import as_float32
 
 
 def center(features, centres, labels):
@@ -31,8 +32,8 @@ def center_sums(features, centres, labels, on=None):
     on [B]: which rows count; all if None.  Of several devices, these are to be added.
     """
     chex.assert_equal_shape_prefix([features, labels], 1)
-    on = jnp.ones(len(labels)) if on is None else embeddings.wide(on)
-    apart = embeddings.wide(centres)[labels] - embeddings.wide(features)
+    on = jnp.ones(len(labels)) if on is None else as_float32(on)
+    apart = as_float32(centres)[labels] - as_float32(features)
     apart, on = jax.lax.stop_gradient((apart, on))
     zeros = jnp.zeros(centres.shape, apart.dtype)
     return zeros.at[labels].add(on[:, None] * apart), zeros[:, 0].at[labels].add(on)
@@ -117,8 +118,8 @@ def l_softmax(features, weights, labels, *, margin=4, easing=0.0):
         hard = jnp.where(k % 2, -1, 1) * _chebyshev(cosine, margin) - 2 * k
         return (easing * cosine + hard) / (1 + easing)
 
-    lengths = embeddings.length(features)[:, None] * embeddings.length(weights)[None]
-    return lengths * _own(embeddings.cosines(features, weights), labels, psi)
+    lengths = embeddings.norm(features)[:, None] * embeddings.norm(weights)[None]
+    return lengths * _own(embeddings.pairwise_cosine(features, weights), labels, psi)
 
 
 def arcface(features, weights, labels, *, scale=64.0, margin=0.5):
@@ -138,7 +139,7 @@ def arcface(features, weights, labels, *, scale=64.0, margin=0.5):
             cosine > jnp.cos(jnp.pi - margin), angular, cosine - margin * jnp.sin(margin)
         )
 
-    return scale * _own(embeddings.cosines(features, weights), labels, further)
+    return scale * _own(embeddings.pairwise_cosine(features, weights), labels, further)
 
 
 def cosface(features, weights, labels, *, scale=64.0, margin=0.35):
@@ -148,7 +149,7 @@ def cosface(features, weights, labels, *, scale=64.0, margin=0.35):
     defaults are theirs.
     """
     return scale * _own(
-        embeddings.cosines(features, weights), labels, lambda cosine: cosine - margin
+        embeddings.pairwise_cosine(features, weights), labels, lambda cosine: cosine - margin
     )
 
 
@@ -162,10 +163,12 @@ def lgm(features, means, labels, log_variances=0.0, *, margin=0.1):
     Wan et al. 2018, arXiv:1803.02988; margin: their alpha, as in public copies, which weigh the
     likelihood by 0.01 beside the cross entropy.
     """
-    x, means = embeddings.wide(features), embeddings.wide(means)
-    log_variances = jnp.broadcast_to(embeddings.wide(log_variances), means.shape)
+    x, means = as_float32(features), as_float32(means)
+    log_variances = jnp.broadcast_to(as_float32(log_variances), means.shape)
     precision = jnp.exp(-log_variances)
-    squared = embeddings.products(x**2, precision) - 2 * embeddings.products(x, means * precision)
+    squared = embeddings.pairwise_dot(x**2, precision) - 2 * embeddings.pairwise_dot(
+        x, means * precision
+    )
     squared = jax.nn.relu(squared + (means**2 * precision).sum(1)[None])  # [B, K]
     own = ((x - means[labels]) ** 2 * precision[labels]).sum(1)  # exact where they all but meet
     volume = log_variances.sum(1)

@@ -6,7 +6,7 @@ import io
 import jax
 import numpy as np
 
-from jaxdet.ops import boxes
+from jaxdet.ops import boxes, numerics
 
 STATS = (  # the twelve numbers of COCO, in its order
     *("map", "map50", "map75", "map_small", "map_medium", "map_large"),
@@ -100,7 +100,9 @@ def confusion(rows, classes):
 
 def _overlaps(true, found):
     """IoU of boxes [..., 4], broadcasting, and the share of the found ones that is in the true."""
-    return boxes.iou(true, found), boxes.ratio(boxes.intersection(true, found), boxes.area(found))
+    return boxes.iou(true, found), numerics.safe_divide(
+        boxes.intersection(true, found), boxes.area(found)
+    )
 
 
 def _mean(precision):

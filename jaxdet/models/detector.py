@@ -55,10 +55,12 @@ class Detector(nn.Module):
         head = self.head(axis_name=self.axis_name, outputs=self.bins, name="head")
         raw = head(maps, train)
         shapes = [m.shape[1:3] for m in maps]
-        points, strides = anchors.points(shapes, [_stride((height, width), s) for s in shapes])
+        points, strides = anchors.grid_centers(
+            shapes, [_stride((height, width), s) for s in shapes]
+        )
         with jax.named_scope("boxes"):
             distances, reach = self._reach(raw.sides)
-            boxes = anchors.from_distances(reach * strides[None, :, None], points[None])
+            boxes = anchors.ltrb_to_boxes(reach * strides[None, :, None], points[None])
         return Answers(raw.classes, boxes, raw.objectness, distances, points, strides)
 
     @nn.nowrap

@@ -67,11 +67,11 @@ class Cells(blocks.Part):
             conv_general_dilated=self.conv_general_dilated,
             name="out",
         )(x).astype(jnp.float32)
-        points, _ = anchors.points([x.shape[1:3]], [1])
+        points, _ = anchors.grid_centers([x.shape[1:3]], [1])
         with jax.named_scope("mean"):
             said = said.reshape(len(x), -1, 5)
             points = (points / x.shape[2:0:-1])[None]  # [1, A, 2]
-            corners = anchors.from_distances(said[..., :4], points)
+            corners = anchors.ltrb_to_boxes(said[..., :4], points)
             box = (nn.softmax(said[..., 4:], 1) * corners).sum(1)
             return box if train else box.clip(0, 1)  # outside there is no way back for a gradient
 

@@ -95,7 +95,10 @@ class SlidingNet(nn.Module):
     def _dense_parts(self):
         """Parts dense1, dense2, ...: the head over the features of a window, then 1x1 layers."""
         widths = (*self.dense, self.outputs)
-        layers = (windows.head(self.stages, self.window), *[windows.conv(1)] * len(self.dense))
+        layers = (
+            windows.head_layer(self.stages, self.window),
+            *[windows.conv(1)] * len(self.dense),
+        )
         return (part._replace(dense=True) for part in _number(layers, widths, "dense"))
 
     @nn.nowrap
@@ -179,7 +182,7 @@ def multiply_adds(net, height, width, channels=3):
     """
     if net.form == "convolutional":
         return _convolution_cost(net, height, width, channels)
-    sliding = windows.conv(net.window, windows.receptive(net.chain()).stride)
+    sliding = windows.conv(net.window, windows.receptive_field(net.chain()).stride)
     seen = windows.grid((sliding,), height, width)
     return seen.rows * seen.columns * _convolution_cost(net, net.window, net.window, channels)
 

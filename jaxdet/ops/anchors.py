@@ -8,13 +8,13 @@ All lengths are in pixels of the network's input.
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdet.ops.boxes import wide
+from jaxdet.ops.numerics import as_float32
 
-LEAST = 1e-3  # pixels a side that `encode` takes a box to have
-LARGEST = np.log(1000 / 16)  # of a logarithm that `decode` takes: Detectron's guard on exp
+MIN_SIDE = 1e-3  # pixels a side that `encode` takes a box to have
+MAX_LOG_SCALE = np.log(1000 / 16)  # of a logarithm that `decode` takes: Detectron's guard on exp
 
 
-def points(shapes, strides):
+def grid_centers(shapes, strides):
     """Centres [A, 2] (x, y) of the cells of all levels, and the stride of each cell [A].
 
     shapes: (rows, columns) of each level.  Arrays are NumPy's: shapes and strides are static.
@@ -27,7 +27,7 @@ def points(shapes, strides):
     return np.concatenate(centres).astype(np.float32), np.concatenate(of_cell).astype(np.float32)
 
 
-def around(points, strides, *, scales=(4.0,), ratios=(1.0,)):
+def anchor_boxes(points, strides, *, scales=(4.0,), ratios=(1.0,)):
     """Anchor boxes [A R, 4] about the points [A, 2], R = scales times ratios of them at each.
 
     An anchor covers (stride x scale)^2 pixels, and its height is `ratio` times its width.
@@ -45,8 +45,8 @@ def encode(boxes, anchors):
     Anchors must have an area; the sides of a box are `LEAST` pixels at least.
     Girshick et al. 2014, arXiv:1311.2524.
     """
-    (middle, sides), (from_middle, from_sides) = _middle(boxes), _middle(anchors)
-    grown = jnp.log(jnp.maximum(sides, LEAST) / from_sides)
+    (middle, sides), (from_middle, from_sides) = _center_and_size(boxes), _center_and_size(anchors)
+    grown = jnp.log(jnp.maximum(sides, MIN_SIDE) / from_sides)
     return jnp.concatenate([(middle - from_middle) / from_sides, grown], -1)
 
 
@@ -55,29 +55,29 @@ def decode(offsets, anchors):
 
     A side grows at most by 1000 / 16, so that early predictions stay finite.
     """
-    offsets, (from_middle, from_sides) = wide(offsets), _middle(anchors)
+    offsets, (from_middle, from_sides) = as_float32(offsets), _center_and_size(anchors)
     middle = from_middle + offsets[..., :2] * from_sides
-    half = from_sides * jnp.exp(jnp.minimum(offsets[..., 2:], LARGEST)) / 2
+    half = from_sides * jnp.exp(jnp.minimum(offsets[..., 2:], MAX_LOG_SCALE)) / 2
     return jnp.concatenate([middle - half, middle + half], -1)
 
 
-def distances(boxes, points):
+def boxes_to_ltrb(boxes, points):
     """How far the sides of boxes [..., 4] are from points [..., 2]: left, top, right, bottom.
 
     All four are positive where the point is strictly inside.  Tian et al. 2019, arXiv:1904.01355.
     """
-    boxes = wide(boxes)
+    boxes = as_float32(boxes)
     return jnp.concatenate([points - boxes[..., :2], boxes[..., 2:] - points], -1)
 
 
-def from_distances(distances, points):
+def ltrb_to_boxes(distances, points):
     """Boxes [..., 4] whose sides are so far from points [..., 2]; undoes `distances`."""
-    distances = wide(distances)
+    distances = as_float32(distances)
     return jnp.concatenate([points - distances[..., :2], points + distances[..., 2:]], -1)
 
 
-def _middle(boxes):
+def _center_and_size(boxes):
     """Centre and sides, [..., 2] each, of boxes [..., 4]."""
-    boxes = wide(boxes)
+    boxes = as_float32(boxes)
     low, high = boxes[..., :2], boxes[..., 2:]
     return (low + high) / 2, high - low

@@ -56,11 +56,11 @@ def task_aligned(
     scores, predicted, true_boxes = (
         jax.lax.stop_gradient(x.astype(jnp.float32)) for x in (scores, predicted, true_boxes)
     )
-    candidates = inside(points, true_boxes) & valid[:, None]  # [G, A]
+    candidates = points_in_boxes(points, true_boxes) & valid[:, None]  # [G, A]
     shared = jnp.where(candidates, _overlap(overlap, true_boxes[:, None], predicted[None]), 0.0)
     metric = scores[:, true_labels].T ** alpha * shared**beta  # [G, A]
     metric = jnp.where(candidates, metric, 0.0)
-    chosen = largest(metric, topk)
+    chosen = topk_mask(metric, topk)
     owner, positive = _owner(chosen, shared)
     mine = chosen & (owner[None] == jnp.arange(len(valid))[:, None])
     metric, shared = jnp.where(mine, metric, 0.0), jnp.where(mine, shared, 0.0)
@@ -70,7 +70,7 @@ def task_aligned(
     return Targets(positive, owner, classes * wanted[:, None], true_boxes[owner])
 
 
-def largest_overlap(
+def max_iou(
     anchor_boxes, true_boxes, true_labels, valid, *, classes, positive=0.5, at_least_one=True
 ):
     """Assignment by overlap: an anchor [A, 4] learns the true box that it shares most with.
@@ -95,12 +95,12 @@ def largest_overlap(
     return Targets(on, owner, wanted, true_boxes[owner])
 
 
-def inside(points, true_boxes):
+def points_in_boxes(points, true_boxes):
     """Whether points [A, 2] are strictly inside boxes [G, 4]: [G, A]."""
-    return anchors.distances(true_boxes[:, None], points[None]).min(-1) > INSIDE
+    return anchors.boxes_to_ltrb(true_boxes[:, None], points[None]).min(-1) > INSIDE
 
 
-def largest(metric, count):
+def topk_mask(metric, count):
     """The `count` largest positive entries of each row of metric [G, A]: [G, A] bool.
 
     Of equal ones the first are taken.

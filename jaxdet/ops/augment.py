@@ -38,7 +38,7 @@ def place(key, digit, *, canvas=64, rotate=30.0, scale=(0.75, 1.25)):
     zoom = jax.random.uniform(jax.random.fold_in(key, ZOOM), minval=scale[0], maxval=scale[1])
     patch = _eight_bits(_turn(digit, jnp.deg2rad(angle), zoom, side))
     image = _put(jax.random.fold_in(key, PLACE), patch, canvas)
-    return image[..., None], boxes.tight(image)
+    return image[..., None], boxes.mask_to_box(image)
 
 
 def photo(key, image, box, *, flip=True, scale=(0.8, 1.25), shift=0.1, light=0.3):
@@ -192,7 +192,7 @@ def _turn(digit, angle, zoom, side):
     [side, side] with that centre in the middle; it keeps its fraction of a pixel, so that angle 0
     and zoom 1 copy the pixels exactly.
     """
-    corners = boxes.tight(digit)
+    corners = boxes.mask_to_box(digit)
     middle = (corners[:2] + corners[2:]) / 2
     pixels = jnp.arange(side) + 0.5
     x, y = pixels[None] - (side // 2 + middle % 1)[:, None]  # from the centre, each [side]
@@ -227,7 +227,7 @@ def _eight_bits(values):
 
 def _put(key, patch, canvas):
     """The canvas [canvas, canvas] with the ink of a patch at a random place wholly inside."""
-    corners = boxes.tight(patch).astype(int)
+    corners = boxes.mask_to_box(patch).astype(int)
     room = canvas - (corners[2:] - corners[:2])
     corner = jax.random.randint(key, (2,), 0, room + 1)  # x, y where the ink begins
     x, y = canvas + corners[:2] - corner

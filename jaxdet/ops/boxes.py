@@ -12,6 +12,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxdet.ops import numerics
+
 
 def area(boxes):
     """Area of boxes [..., 4] in square pixels, [...]; an empty or turned-over box gives 0."""
@@ -36,7 +38,7 @@ def union(a, b):
     return area(a) + area(b) - intersection(a, b)
 
 
-def hull(a, b):
+def enclosing_box(a, b):
     """Smallest box [..., 4] around boxes a and b [..., 4], broadcasting, in pixels.
 
     It is in order, and holds all corners of both, even where they are empty or turned over.
@@ -51,7 +53,7 @@ def iou(a, b, *, eps=0.0):
     Equal boxes give 1; two empty ones give 0, with a finite gradient.  Denominators of this and
     of the next three are `eps` square pixels larger.  Everingham et al. 2010 (PASCAL VOC).
     """
-    return ratio(intersection(a, b), union(a, b), eps)
+    return numerics.safe_divide(intersection(a, b), union(a, b), eps)
 
 
 def giou(a, b, *, eps=0.0):
@@ -60,8 +62,8 @@ def giou(a, b, *, eps=0.0):
     IoU less the share of the hull that neither covers.  Equal boxes give 1; where the hull is
     empty too, 0, with a finite gradient.  Rezatofighi et al. 2019, arXiv:1902.09630.
     """
-    around = area(hull(a, b))
-    return iou(a, b, eps=eps) - ratio(around - union(a, b), around, eps)
+    around = area(enclosing_box(a, b))
+    return iou(a, b, eps=eps) - numerics.safe_divide(around - union(a, b), around, eps)
 
 
 def diou(a, b, *, eps=0.0):
@@ -71,8 +73,8 @@ def diou(a, b, *, eps=0.0):
     1; two points in one place 0, with a finite gradient.  Zheng et al. 2020, arXiv:1911.08287.
     """
     between = _centre(a) - _centre(b)
-    across = _sides(*_corners(hull(a, b)))
-    return iou(a, b, eps=eps) - ratio(_squared(between), _squared(across), eps)
+    across = _sides(*_corners(enclosing_box(a, b)))
+    return iou(a, b, eps=eps) - numerics.safe_divide(_squared(between), _squared(across), eps)
 
 
 def ciou(a, b, *, eps=0.0):
@@ -82,30 +84,30 @@ def ciou(a, b, *, eps=0.0):
     1; a point has aspect ratio 0, with a finite gradient.  Zheng et al. 2020, arXiv:1911.08287.
     """
     unlike = ((_slant(a) - _slant(b)) * 2 / jnp.pi) ** 2  # v of the paper, in [0, 1]
-    weight = ratio(unlike, 1 - iou(a, b, eps=eps) + unlike, eps)  # its alpha
+    weight = numerics.safe_divide(unlike, 1 - iou(a, b, eps=eps) + unlike, eps)  # its alpha
     return diou(a, b, eps=eps) - jax.lax.stop_gradient(weight) * unlike
 
 
 def clip(boxes, height, width):
     """Boxes [..., 4] cut to an image of height x width pixels; one wholly outside becomes empty."""
-    boxes = wide(boxes)
+    boxes = numerics.as_float32(boxes)
     limits = jnp.stack([width, height, width, height]).astype(boxes.dtype)
     return jnp.clip(boxes, 0, jnp.broadcast_to(limits, boxes.shape))
 
 
 def from_xywh(boxes):
     """Corner boxes from [..., 4] of top-left corner, width and height, as in COCO files."""
-    boxes = wide(boxes)
+    boxes = numerics.as_float32(boxes)
     return jnp.concatenate([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], axis=-1)
 
 
 def to_xywh(boxes):
     """Top-left corner, width and height of corner boxes [..., 4]; undoes `from_xywh`."""
-    boxes = wide(boxes)
+    boxes = numerics.as_float32(boxes)
     return jnp.concatenate([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], axis=-1)
 
 
-def tight(image):
+def mask_to_box(image):
     """Smallest box [4], float32, around the lit pixels (`> 0`) of one image [H, W].
 
     A single lit pixel gives area 1; an image with none gives four zeros.
@@ -117,21 +119,9 @@ def tight(image):
     return jnp.stack([x0, y0, x1, y1]).astype(jnp.float32)
 
 
-def ratio(part, whole, eps=0.0):
-    """Part over `whole + eps` of arrays [...]; 0, with finite gradients, unless `whole` is > 0."""
-    positive = whole > 0
-    return jnp.where(positive, part / (jnp.where(positive, whole, 1) + eps), 0)
-
-
-def wide(boxes):
-    """Boxes [..., 4] in float32 or wider: bfloat16 has no odd pixel above 256."""
-    chex.assert_shape(boxes, (..., 4))
-    return jnp.asarray(boxes, jnp.promote_types(jnp.result_type(boxes), jnp.float32))
-
-
 def _corners(boxes):
     """Low and high corners [..., 2] of boxes [..., 4], in float32 or wider."""
-    boxes = wide(boxes)
+    boxes = numerics.as_float32(boxes)
     return boxes[..., :2], boxes[..., 2:]
 
 

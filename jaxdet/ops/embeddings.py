@@ -12,26 +12,28 @@ import chex
 import jax
 import jax.numpy as jnp
 
-Kind = Literal["cosine", "euclidean"]
+from jaxdet.ops.numerics import as_float32
+
+Metric = Literal["cosine", "euclidean"]
 THRESHOLD = 0.4  # cosine from which seed 004 takes an unknown for a known identity
 CHUNK = 1024  # images that are worked on at a time: on a CPU faster than 4096, .33 to .39 s
 
 
-def unit(x):
+def l2_normalize(x):
     """Vectors [..., D] at length 1; one of zeros stays so, with gradient 0.
 
     Neither large nor small numbers overflow: the largest of a vector is divided out first.
     """
-    x = wide(x)
+    x = as_float32(x)
     largest = jax.lax.stop_gradient(jnp.abs(x).max(-1, keepdims=True))
     x = x / jnp.where(largest > 0, largest, 1)
-    lengths = length(x)[..., None]
+    lengths = norm(x)[..., None]
     return x / jnp.where(lengths > 0, lengths, 1)
 
 
-def length(x):
+def norm(x):
     """Euclidean length of vectors [..., D]: [...]; of zeros it is 0, with gradient 0."""
-    squared = (wide(x) ** 2).sum(-1)
+    squared = (as_float32(x) ** 2).sum(-1)
     positive = squared > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), 0)
 
@@ -41,7 +43,7 @@ def cosine(a, b):
 
     A vector of zeros gives 0 with any other.
     """
-    return (unit(a) * unit(b)).sum(-1)
+    return (l2_normalize(a) * l2_normalize(b)).sum(-1)
 
 
 def distance(a, b):
@@ -49,24 +51,24 @@ def distance(a, b):
 
     Between vectors of length 1 it is in [0, 2]: the square root of 2 - 2 `cosine`.
     """
-    return length(wide(a) - wide(b))
+    return norm(as_float32(a) - as_float32(b))
 
 
-def cosines(a, b):
+def pairwise_cosine(a, b):
     """`cosine` of all pairs of vectors a [N, D] and b [M, D], [N, M]: a product of matrices."""
-    return products(unit(a), unit(b))
+    return pairwise_dot(l2_normalize(a), l2_normalize(b))
 
 
-def products(a, b):
+def pairwise_dot(a, b):
     """Scalar products of all pairs of vectors a [N, D] and b [M, D]: [N, M].
 
     In full float32, which GPUs keep only where told to.
     """
-    return jnp.matmul(wide(a), wide(b).T, precision="highest")
+    return jnp.matmul(as_float32(a), as_float32(b).T, precision="highest")
 
 
 @partial(jax.jit, static_argnames=("kind", "chunk"))
-def similarity(unknown, known, *, kind: Kind = "cosine", chunk=CHUNK):
+def similarity(unknown, known, *, kind: Metric = "cosine", chunk=CHUNK):
     """How alike each of `unknown` [N, D] and each of `known` [M, D] are: [N, M], more is likelier.
 
     kind: `cosine`, or `euclidean` for the distance with a minus, in the units of the vectors; it
@@ -77,7 +79,7 @@ def similarity(unknown, known, *, kind: Kind = "cosine", chunk=CHUNK):
     chex.assert_rank([unknown, known], 2)
     chex.assert_equal_shape([unknown, known], dims=1)
     count, size = len(unknown), min(chunk, len(unknown))
-    like = {"cosine": cosines, "euclidean": _nearness}[kind]
+    like = {"cosine": pairwise_cosine, "euclidean": _nearness}[kind]
 
     def fill(i, table):
         start = jnp.minimum(i * size, count - size)  # the last chunk overlaps the one before it
@@ -105,7 +107,7 @@ def identify(
     ways = {"max": jax.ops.segment_max, "mean": jax.ops.segment_sum}
 
     def one(row):
-        joined = ways[join](wide(row), owner, identities)  # [identities]
+        joined = ways[join](as_float32(row), owner, identities)  # [identities]
         joined = joined / jnp.maximum(images, 1) if join == "mean" else joined
         joined = jnp.append(jnp.where(images > 0, joined, -jnp.inf), -jnp.inf)  # and nobody
         best, score = joined.argmax(), joined.max()
@@ -114,13 +116,8 @@ def identify(
     return jax.lax.map(one, similarities, batch_size=min(CHUNK, len(similarities)) or None)
 
 
-def wide(x):
-    """An array of any shape in float32 or wider."""
-    return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
-
-
 def _nearness(a, b):
     """Distances [N, M] of vectors a [N, D] and b [M, D], with a minus."""
-    a, b = wide(a), wide(b)
-    squared = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * products(a, b)
+    a, b = as_float32(a), as_float32(b)
+    squared = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * pairwise_dot(a, b)
     return -jnp.sqrt(jax.nn.relu(squared))

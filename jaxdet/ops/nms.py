@@ -16,10 +16,12 @@ import jax.numpy as jnp
 from jaxdet.ops import boxes as shapes
 from jaxdet.types import Array
 
-SOFT_LEAST = 0.001  # score under which soft suppression drops a box, as its authors' code has it
+SOFT_SCORE_THRESHOLD = (
+    0.001  # score under which soft suppression drops a box, as its authors' code has it
+)
 
 
-class Kept(NamedTuple):
+class Detections(NamedTuple):
     """What is left; rows that are not `valid` are zeros, and their index is 0."""
 
     boxes: Array  # [P, 4]
@@ -28,7 +30,7 @@ class Kept(NamedTuple):
     valid: Array  # [P] bool
 
 
-def hard(boxes, scores, labels=None, *, threshold=0.5, size=100, least=0.0):
+def nms(boxes, scores, labels=None, *, threshold=0.5, size=100, least=0.0):
     """Greedy suppression: the best box stays, those that overlap it more than `threshold` go.
 
     boxes [N, 4], scores [N], labels [N] or None.  Of equal scores the first box is the best.
@@ -40,7 +42,7 @@ def hard(boxes, scores, labels=None, *, threshold=0.5, size=100, least=0.0):
     return _greedy(boxes, scores, labels, decay, size, least)
 
 
-def soft(
+def soft_nms(
     boxes,
     scores,
     labels=None,
@@ -49,7 +51,7 @@ def soft(
     threshold=0.5,
     sigma=0.5,
     size=100,
-    least=SOFT_LEAST,
+    least=SOFT_SCORE_THRESHOLD,
     original=False,
 ):
     """Soft suppression: what overlaps a better box loses score instead of being dropped.
@@ -71,14 +73,14 @@ def soft(
     return kept._replace(scores=jnp.where(kept.valid, scores[kept.index], 0)) if original else kept
 
 
-def weighted(boxes, scores, labels=None, *, threshold=0.55, size=100, least=0.0):
+def weighted_nms(boxes, scores, labels=None, *, threshold=0.55, size=100, least=0.0):
     """Non-maximum weighted: each box that `hard` keeps is the mean of those that it stands for.
 
     A box goes to the kept one that it overlaps most, and counts there by score times that IoU; the
     score is that of the best.  Zhou et al. 2017 (CAD), ICCV workshops.
     """
     boxes, scores, labels = _arrays(boxes, scores, labels)
-    kept = hard(boxes, scores, labels, threshold=threshold, size=size, least=least)
+    kept = nms(boxes, scores, labels, threshold=threshold, size=size, least=least)
     overlap = shapes.iou(boxes[kept.index][:, None], boxes[None])  # [P, N]
     if labels is not None:
         overlap = jnp.where(labels[kept.index][:, None] == labels[None], overlap, 0.0)
@@ -103,7 +105,7 @@ class _Clusters(NamedTuple):
     index: Array  # [P] the box it began with
 
 
-def fused(
+def weighted_boxes_fusion(
     boxes,
     scores,
     labels=None,
@@ -132,7 +134,7 @@ def fused(
     safe = jnp.where(valid, done.weight, 1.0)
     value = done.top if score == "max" else done.weight / jnp.maximum(done.count, 1)
     value = value * jnp.minimum(done.count, models) / models
-    kept = Kept(done.boxes / safe[:, None], value, done.index, valid)
+    kept = Detections(done.boxes / safe[:, None], value, done.index, valid)
     return jax.tree.map(lambda leaf: leaf[jnp.argsort(-value, stable=True)], kept)
 
 
@@ -172,7 +174,7 @@ def _greedy(boxes, scores, labels, decay, size, least):
     _, (index, value) = jax.lax.scan(step, jnp.where(scores > least, scores, 0.0), length=size)
     valid = value > 0
     index = jnp.where(valid, index, 0)
-    return Kept(jnp.where(valid[:, None], boxes[index], 0), value, index, valid)
+    return Detections(jnp.where(valid[:, None], boxes[index], 0), value, index, valid)
 
 
 def _arrays(boxes, scores, labels):

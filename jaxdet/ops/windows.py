@@ -33,7 +33,7 @@ class Layer(NamedTuple):
     padding: int = 0
 
 
-class Receptive(NamedTuple):
+class ReceptiveField(NamedTuple):
     """What the outputs of a chain look at, in pixels of the image; padding counts as pixels."""
 
     window: int
@@ -73,7 +73,7 @@ def parse(text):
     return tuple(_parse_word(word.strip()) for word in text.split(","))
 
 
-def head(features, window):
+def head_layer(features, window):
     """The convolution that a first dense layer turns into: as wide as the features of one window.
 
     Raises InputError if the chain `features` leaves nothing of a window of this many pixels.
@@ -84,14 +84,14 @@ def head(features, window):
     return conv(kernel)
 
 
-def receptive(chain):
+def receptive_field(chain):
     """Window, stride and offset of a chain, by the formulas on top of this page."""
     window, stride, offset = 1, 1, 0
     for layer in chain:
         window += (layer.kernel - 1) * stride
         offset -= layer.padding * stride
         stride *= layer.stride
-    return Receptive(window, stride, offset)
+    return ReceptiveField(window, stride, offset)
 
 
 def output_size(chain, size):
@@ -111,7 +111,7 @@ def grid(chain, height, width):
     Sliding a window at a stride is the chain of one layer `(conv(window, stride),)`.
     Raises InputError if the image is smaller than the window.
     """
-    window, stride, offset = receptive(chain)
+    window, stride, offset = receptive_field(chain)
     if output_size(chain, min(height, width)) == 0:
         raise InputError(
             f"an image of {height} x {width} pixels is smaller than the {window} x {window} window"
@@ -131,8 +131,8 @@ def differences(features, window, size, stride=None):
     break the agreement too, and no chain shows them.  Raises InputError as `head` does.
     Dense passes: Sermanet et al. 2013 (OverFeat), arXiv:1312.6229.
     """
-    chain = (*features, head(features, window))
-    seen = receptive(chain)
+    chain = (*features, head_layer(features, window))
+    seen = receptive_field(chain)
     stride = stride or seen.stride
     dense, slid = output_size(chain, size), output_size((conv(window, stride),), size)
     padded = window - 2 * seen.offset
@@ -159,13 +159,13 @@ def differences(features, window, size, stride=None):
     return tuple(reason for differs, reason in checks if differs)
 
 
-def corners(grid):
+def window_boxes(grid):
     """Corner boxes [rows, columns, 4], float32, of a grid of windows, in pixels of the image."""
     y, x = jnp.meshgrid(*_starts(grid), indexing="ij")  # [rows, columns]
     return jnp.stack([x, y, x + grid.window, y + grid.window], axis=-1).astype(jnp.float32)
 
 
-def cut(image, grid):
+def extract(image, grid):
     """The windows of one image [H, W, C], [rows, columns, window, window, C].
 
     Where a padded chain looks past the border there are zeros.  The copy holds
@@ -195,7 +195,7 @@ def from_window(box, window):
     return box * size + origin
 
 
-def encode(box, label, grid):
+def encode_targets(box, label, grid):
     """What a window network should answer for one object: targets [rows, columns, 6], float32.
 
     A window that meets the box [4] (in pixels of the image) gets 1, the label [] and the box in
@@ -204,7 +204,7 @@ def encode(box, label, grid):
     """
     chex.assert_shape(box, (4,))
     chex.assert_rank(label, 0)
-    windows, box = corners(grid), box[None, None]
+    windows, box = window_boxes(grid), box[None, None]
     met = boxes.intersection(box, windows) > 0  # [rows, columns]
     what = jnp.broadcast_to(jnp.stack([1, label]), (*met.shape, 2))
     target = jnp.concatenate([what, to_window(box, windows)], axis=-1)

@@ -91,7 +91,7 @@ def network(net, images, variables=None, *, backward=False, convention="flop", p
             jax.eval_shape(partial(net.apply, train=False), variables, images)
     made = _backward if backward else _forward
     trace = partial(jax.make_jaxpr(partial(made, net)), variables, images)
-    with conv.using("lax"):
+    with conv.default_impl("lax"):
         closed = jax.make_jaxpr(partial(made, net))(variables, images)
     counted = flops.tally(closed, convention=convention, padding=padding)
     found = tuple(_layers(closed, counted, spy, variables))
@@ -130,8 +130,8 @@ def text(rows, notes, form="markdown"):
         return json.dumps({"layers": rows, "notes": notes}, indent=2)
     columns = {key: name for key, name in COLUMNS.items() if any(key in row for row in rows)}
     if form == "csv":
-        return tables.separated(rows, [*columns, *OTHER])
-    return "\n".join([tables.markdown(rows, columns), *([""] if notes else []), *notes])
+        return tables.to_csv(rows, [*columns, *OTHER])
+    return "\n".join([tables.to_markdown(rows, columns), *([""] if notes else []), *notes])
 
 
 def inner(path):

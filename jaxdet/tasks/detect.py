@@ -172,8 +172,8 @@ def assigner(*, tal_from=0, positive=0.5, scale=4.0, **how):
     """
 
     def by_overlap(points, strides, classes, *true):
-        fixed = anchors.around(points, strides, scales=(scale,))
-        return assign.largest_overlap(fixed, *true, classes=classes, positive=positive)
+        fixed = anchors.anchor_boxes(points, strides, scales=(scale,))
+        return assign.max_iou(fixed, *true, classes=classes, positive=positive)
 
     def assigned(epoch, points, strides, scores, found, *true):
         aligned = partial(assign.task_aligned, scores, found, points, *true, **how)
@@ -193,7 +193,7 @@ def _of_distances(answers, true):
 
     A mean over the four sides.  Li et al. 2020 (distribution focal loss), arXiv:2006.04388.
     """
-    apart = anchors.distances(true, answers.points[None]) / answers.strides[None, :, None]
+    apart = anchors.boxes_to_ltrb(true, answers.points[None]) / answers.strides[None, :, None]
     last = answers.distances.shape[-1] - 1
     apart = jnp.clip(apart, 0, last - 0.01)
     chances = jax.nn.log_softmax(answers.distances)  # [B, A, 4, R]

@@ -114,11 +114,11 @@ class Verifier(NamedTuple):
             case "center":
                 values, valid = pulls.center(embedding, centres, label), on
             case "contrastive":
-                x = embeddings.unit(embedding)
+                x = embeddings.l2_normalize(embedding)
                 same, valid = pulls.pairs(label, on)
                 values = pulls.contrastive(x[:, None], x[None], same)
             case name:
-                values, valid = getattr(pulls, name)(embeddings.unit(embedding), label, on)
+                values, valid = getattr(pulls, name)(embeddings.l2_normalize(embedding), label, on)
         count = jax.lax.stop_gradient(parallel.total(valid.sum(), at.axis))
         return (values * valid).sum() / jnp.maximum(count, 1)
 
@@ -147,7 +147,7 @@ class Verifier(NamedTuple):
         return {
             "label": batch["label"],
             "predicted": predictions["label"],
-            "embedding": embeddings.unit(predictions["embedding"]),
+            "embedding": embeddings.l2_normalize(predictions["embedding"]),
         }
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxdet import tasks
-from jaxdet.ops import boxes, windows
+from jaxdet.ops import boxes, numerics, windows
 from jaxdet.types import Array, Task
 
 Gate = Literal["both", "truth"]
@@ -80,7 +80,7 @@ SURENESS, SIGHT = 4.0, 2.0  # powers by which windows outweigh others when merge
 def _merged(out, corners, sure):
     """The weighted mean over windows [R, C] of log-probabilities and of boxes in image pixels."""
     weight = jax.nn.softmax(SURENESS * sure.ravel()) * in_sight(out.box).ravel() ** SIGHT
-    weight = boxes.ratio(weight, weight.sum()[None])
+    weight = numerics.safe_divide(weight, weight.sum()[None])
     mean = weight @ out.classes.reshape(-1, out.classes.shape[-1])
     box = weight @ corners.reshape(-1, 4)
     return {"label": jnp.argmax(mean), "score": jnp.exp(mean.max()), "box": box}
@@ -88,7 +88,7 @@ def _merged(out, corners, sure):
 
 def in_sight(box):
     """Share of boxes [..., 4], in window units, that lies inside the window: [...] in [0, 1]."""
-    return boxes.ratio(boxes.area(boxes.clip(box, 1, 1)), boxes.area(box))
+    return numerics.safe_divide(boxes.area(boxes.clip(box, 1, 1)), boxes.area(box))
 
 
 def one(at):
@@ -154,12 +154,12 @@ class Locator(NamedTuple):
 
     def _parts(self, raw, batch):
         """The terms of the loss of every window, (name, [B, R, C]) each."""
-        encode = partial(windows.encode, grid=self._grid(batch["image"]))
+        encode = partial(windows.encode_targets, grid=self._grid(batch["image"]))
         target = jax.vmap(encode)(batch["boxes"][:, 0], batch["label"])
         return loss_terms(outputs(raw), target, gate=self.gate).items()
 
     def _answers(self, raw, images):
-        sight = windows.corners(self._grid(images))
+        sight = windows.window_boxes(self._grid(images))
         return jax.vmap(lambda one: choose(outputs(one), sight, score=self.score))(raw)
 
 

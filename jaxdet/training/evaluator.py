@@ -35,8 +35,8 @@ def join(params, stats):
 def prepared(task, data, rows, at):
     """The evaluation batch of `rows {index [B], real [B]}`, drawn by the samples' ids."""
     batch = {**sampler.gather(data, rows["index"]), "real": rows["real"]}
-    root = rng.chain(jax.random.key(0), rng.EVALUATE)
-    return task.augment(rng.per_row(root, batch["id"]), batch, at)
+    root = rng.fold_in(jax.random.key(0), rng.EVALUATE)
+    return task.augment(rng.row_keys(root, batch["id"]), batch, at)
 
 
 def samples(system, split, count, *, train=False, seed=0):
@@ -45,13 +45,13 @@ def samples(system, split, count, *, train=False, seed=0):
     `train` draws them as training does, random by `seed`; otherwise as every evaluation does.
     """
     batch = system.splits[split].first(count).arrays
-    root = rng.chain(jax.random.key(seed), rng.AUGMENT if train else rng.EVALUATE)
+    root = rng.fold_in(jax.random.key(seed), rng.AUGMENT if train else rng.EVALUATE)
     at = At(train, jnp.int32(0), jnp.int32(0), system.hyper)
 
     @jax.jit
     def drawn(batch):
         batch = batch | {"real": jnp.ones(len(batch["id"]))}
-        return system.task.augment(rng.per_row(root, batch["id"]), batch, at)
+        return system.task.augment(rng.row_keys(root, batch["id"]), batch, at)
 
     return jax.device_get(drawn(batch))
 

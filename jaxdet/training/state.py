@@ -116,7 +116,7 @@ def create(data, hyper, *, task, optimizer, seed, ema, plateau=None):
     root = jax.random.key(seed)
     at = At(True, jnp.int32(0), jnp.int32(0), hyper)
     batch = _blank_batch(data, task, at)
-    made = task.init(rng.chain(root, rng.INIT), batch)
+    made = task.init(rng.fold_in(root, rng.INIT), batch)
     params, stats = made["params"], made.get("batch_stats", {})
     _, (_, terms) = jax.eval_shape(lambda v, b: task.loss(v, b, root, at), made, batch)
     return TrainState(
@@ -151,7 +151,7 @@ def _blank_batch(data, task, at):
 
     def draw(data):
         rows = jnp.zeros(1, jnp.int32)
-        drawn = rng.per_row(jax.random.key(0), rows)
+        drawn = rng.row_keys(jax.random.key(0), rows)
         return task.augment(drawn, {**sampler.gather(data, rows), "real": jnp.ones(1)}, at)
 
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(draw, data))

@@ -23,7 +23,7 @@ def train_step(state, data, rows, *, task, optimizer, plan, axis, scale=1.0):
     epoch = evaluator.epoch(state)
     at = At(True, state.step // plan.accumulate, epoch, state.hyper, axis, scale)
     batch = _batch(state, data, rows, task, at)
-    dropout = rng.chain(state.key, rng.DROPOUT, state.step, parallel.rank(axis))
+    dropout = rng.fold_in(state.key, rng.DROPOUT, state.step, parallel.rank(axis))
 
     def share(params):
         return task.loss(evaluator.join(params, state.stats), batch, dropout, at)
@@ -52,7 +52,7 @@ def _batch(state, data, rows, task, at):
     batch = sampler.gather(data, rows)
     count = len(jax.tree.leaves(rows)[0])
     places = parallel.places(count, at.axis)
-    drawn = rng.per_row(rng.chain(state.key, rng.AUGMENT, state.step), places)
+    drawn = rng.row_keys(rng.fold_in(state.key, rng.AUGMENT, state.step), places)
     return task.augment(drawn, {"real": jnp.ones(count), **batch}, at)
 
 

@@ -269,7 +269,7 @@ class Lanes:
     def _stepped(self, states, rows):
         """One step of all; on a CPU a convolution by several kernels is quickest as a product."""
         cpu = jax.default_backend() == "cpu"
-        with conv.using("im2col") if cpu else nullcontext():
+        with conv.default_impl("im2col") if cpu else nullcontext():
             return self.step(states, self.programs.data, rows)
 
 

@@ -33,7 +33,7 @@ def check_parameters(net, shape, most):
     rows = [{"layer": layer.path, "parameters": layer.parameters} for layer in layers]
     raise InputError(
         f"the network has {count} parameters that learn, {most} (--max-params) are wanted at most;"
-        f" take another --model or smaller sizes\n{tables.markdown(rows, ['layer', 'parameters'])}"
+        f" take another --model or smaller sizes\n{tables.to_markdown(rows, ['layer', 'parameters'])}"
     )
 
 

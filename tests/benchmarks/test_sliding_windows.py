@@ -114,7 +114,7 @@ def test_slid_outputs_are_those_of_the_windows_in_order(andrew, size, stride, ch
     images = agreement.image(size, batch=3)
     slid, _ = slide.both(andrew, images, stride, chunk)
     seen = slide.grid(andrew.net, images.shape, stride)
-    cut = jax.jit(jax.vmap(lambda image: windows.cut(image, seen)))(images)
+    cut = jax.jit(jax.vmap(lambda image: windows.extract(image, seen)))(images)
     expected = applied(andrew.net, andrew.variables, cut.reshape(-1, 14, 14, 3))
     np.testing.assert_allclose(slid, expected.reshape(slid.shape), atol=1e-5)
 

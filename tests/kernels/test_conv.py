@@ -56,7 +56,7 @@ def derived(way, x, kernel):
 
 def assert_equal(x, kernel, options, impls):
     """Outputs, both gradients and the directional derivative are those of `lax`, to 1e-5."""
-    named = [partial(conv.conv, impl=impl, **options) for impl in impls]
+    named = [partial(conv.conv_general_dilated, impl=impl, **options) for impl in impls]
 
     @jax.jit
     def made(x, kernel):
@@ -109,17 +109,17 @@ def planned(case, impl="auto"):
     """The plan of a case."""
     x, kernel, options = inputs(case)
     seen = {}
-    choose = conv.choose
+    choose = conv.choose_plan
 
     def spy(*args):
         seen["plan"] = choose(*args)
         return seen["plan"]
 
-    conv.choose = spy
+    conv.choose_plan = spy
     try:
-        jax.eval_shape(partial(conv.conv, impl=impl, **options), x, kernel)
+        jax.eval_shape(partial(conv.conv_general_dilated, impl=impl, **options), x, kernel)
     finally:
-        conv.choose = choose
+        conv.choose_plan = choose
     return seen["plan"]
 
 
@@ -147,20 +147,22 @@ def test_auto_is_lax_where_it_is_not_a_cpu(monkeypatch):
 
 def test_auto_is_lax_in_other_formats_and_layouts():
     x, kernel, options = inputs(CASES["pixel"])
-    halved = jax.make_jaxpr(partial(conv.conv, **options))(
+    halved = jax.make_jaxpr(partial(conv.conv_general_dilated, **options))(
         x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
     )
     assert [eqn.primitive.name for eqn in halved.eqns] == ["conv_general_dilated"]
     options |= {"dimension_numbers": ("NCHW", "OIHW", "NCHW")}
     x, kernel = x.transpose(0, 3, 1, 2), kernel.transpose(3, 2, 0, 1)
     np.testing.assert_allclose(
-        conv.conv(x, kernel, **options), lax.conv_general_dilated(x, kernel, **options), rtol=1e-5
+        conv.conv_general_dilated(x, kernel, **options),
+        lax.conv_general_dilated(x, kernel, **options),
+        rtol=1e-5,
     )
 
 
 def test_auto_can_be_forced():
     x, kernel, options = inputs(CASES["pixel"])
-    with conv.using("lax"):
+    with conv.default_impl("lax"):
         assert set(planned(CASES["depthwise"])) == {"lax"}
         assert set(planned(CASES["pixel"], "dot")) == {"dot"}
     assert planned(CASES["depthwise"]).forward == "shift"
@@ -169,8 +171,8 @@ def test_auto_can_be_forced():
 def test_under_vmap_over_kernels_patches_are_a_batched_product():
     x, kernel, options = inputs(CASES["same"])
     kernels = jnp.stack([kernel, 2 * kernel])
-    with conv.using("im2col"):
-        run = jax.vmap(partial(conv.conv, **options), in_axes=(None, 0))
+    with conv.default_impl("im2col"):
+        run = jax.vmap(partial(conv.conv_general_dilated, **options), in_axes=(None, 0))
         names = {s.eqn.primitive.name for s in flops.walk(jax.make_jaxpr(run)(x, kernels))}
         found = run(x, kernels)
     assert "dot_general" in names and "conv_general_dilated" not in names
@@ -181,7 +183,7 @@ def test_under_vmap_over_kernels_patches_are_a_batched_product():
 def test_counts_are_those_of_lax():
     x, kernel, options = inputs(CASES["depthwise"])
     assert (
-        flops.count(partial(conv.conv, **options), x, kernel).rows
+        flops.count(partial(conv.conv_general_dilated, **options), x, kernel).rows
         == flops.count(partial(lax.conv_general_dilated, **options), x, kernel).rows
     )
 
@@ -189,7 +191,7 @@ def test_counts_are_those_of_lax():
 def test_linen_keeps_parameters_and_names():
     x = jnp.ones((2, 9, 9, 3))
     plain = nn.Conv(4, (3, 3), strides=2)
-    hooked = nn.Conv(4, (3, 3), strides=2, conv_general_dilated=conv.conv)
+    hooked = nn.Conv(4, (3, 3), strides=2, conv_general_dilated=conv.conv_general_dilated)
     variables = plain.init(jax.random.key(0), x)
     np.testing.assert_allclose(plain.apply(variables, x), hooked.apply(variables, x), rtol=1e-5)
     transposed = nn.ConvTranspose(4, (3, 3), strides=(2, 2))
@@ -198,7 +200,7 @@ def test_linen_keeps_parameters_and_names():
 
 def test_no_gradient_by_the_image_is_made_where_none_is_asked_for():
     x, kernel, options = inputs(CASES["pixel"])
-    by_kernel = jax.grad(lambda k: conv.conv(x, k, **options).sum())
+    by_kernel = jax.grad(lambda k: conv.conv_general_dilated(x, k, **options).sum())
     steps = [s.eqn.primitive.name for s in flops.walk(jax.make_jaxpr(by_kernel)(kernel))]
     assert steps.count("dot_general") == 1  # the outputs are not needed, their number is not
 
@@ -209,7 +211,7 @@ def test_what_follows_a_sum_of_slices_does_not_compute_it_again():
     class Normed(nn.Module):
         @nn.compact
         def __call__(self, x):
-            hook = partial(conv.conv, impl="auto")
+            hook = partial(conv.conv_general_dilated, impl="auto")
             shape = {"kernel_size": (5, 5), "feature_group_count": x.shape[-1]}
             x = nn.Conv(x.shape[-1], **shape, conv_general_dilated=hook)(x)
             return nn.relu6(nn.BatchNorm(use_running_average=False)(x))

@@ -82,7 +82,7 @@ def test_logits_are_those_of_angles_one_by_one(name, margin, seed):
 def test_without_a_margin_logits_are_plain_and_without_a_label_too(name):
     x, weights, labels = drawn(0)
     none = {"l_softmax": 1}.get(name, 0)
-    cosines = jax.jit(embeddings.cosines)
+    cosines = jax.jit(embeddings.pairwise_cosine)
     plain = x @ weights.T if name == "l_softmax" else 64 * cosines(x, weights)
     np.testing.assert_allclose(logits(name, x, weights, labels, none), plain, rtol=1e-4, atol=1e-4)
     for label in (-1, K):

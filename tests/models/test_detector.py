@@ -166,11 +166,11 @@ def test_a_detector_answers_for_every_cell(levels):
         return
     answers, _ = applied(detector(bins, levels), image)
     shapes = [(64 // s, 96 // s) for s in (8, 16, 32)]
-    points, of_cell = anchors.points(shapes, (8, 16, 32))
+    points, of_cell = anchors.grid_centers(shapes, (8, 16, 32))
     np.testing.assert_array_equal(answers.points, points)
     np.testing.assert_array_equal(answers.strides, of_cell)
     chex.assert_shape(answers.boxes, (2, len(points), 4))
-    inside = anchors.distances(answers.boxes, points[None])
+    inside = anchors.boxes_to_ltrb(answers.boxes, points[None])
     assert (inside > 0).all()  # a cell is in its own box
     chex.assert_shape(answers.distances, (2, len(points), 4, bins))
     reach = special.softmax(answers.distances, -1) @ np.arange(bins, dtype=np.float32)

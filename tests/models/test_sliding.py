@@ -43,7 +43,7 @@ def apply(net, variables, x):
 
 def slide(net, variables, images, stride=None):
     """Outputs [B, rows, columns, outputs] of a sequential network, window by window."""
-    stride = stride or windows.receptive(net.stages).stride
+    stride = stride or windows.receptive_field(net.stages).stride
     cut = np.stack([slow.cut(np.asarray(image), net.window, stride) for image in images])
     out = apply(net, variables, cut.reshape(-1, *cut.shape[3:]))
     return out.reshape(*cut.shape[:3], net.outputs)

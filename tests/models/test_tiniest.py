@@ -53,7 +53,7 @@ def test_names_of_the_layers_of_a_block():
     ]
 
 
-@pytest.mark.parametrize("way", [None, conv.conv], ids=["lax", "auto"])
+@pytest.mark.parametrize("way", [None, conv.conv_general_dilated], ids=["lax", "auto"])
 def test_a_block_is_that_of_torch(way):
     torch = pytest.importorskip("torch")
     f = torch.nn.functional

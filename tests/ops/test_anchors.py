@@ -22,7 +22,7 @@ def proper():
 
 
 def test_points_are_centres_of_cells_level_after_level():
-    points, strides = anchors.points([(2, 3), (1, 1)], [8, 32])
+    points, strides = anchors.grid_centers([(2, 3), (1, 1)], [8, 32])
     expected = [[(j + 0.5) * 8, (i + 0.5) * 8] for i in range(2) for j in range(3)] + [[16, 16]]
     np.testing.assert_array_equal(points, expected)
     np.testing.assert_array_equal(strides, [8] * 6 + [32])
@@ -30,8 +30,8 @@ def test_points_are_centres_of_cells_level_after_level():
 
 
 def test_anchor_boxes_have_the_areas_and_shapes_asked_for():
-    points, strides = anchors.points([(1, 2)], [8])
-    made = anchors.around(points, strides, scales=(2, 4), ratios=(0.5, 1, 2))
+    points, strides = anchors.grid_centers([(1, 2)], [8])
+    made = anchors.anchor_boxes(points, strides, scales=(2, 4), ratios=(0.5, 1, 2))
     chex.assert_shape(made, (12, 4))
     width, height = (made[:, 2:] - made[:, :2]).T
     np.testing.assert_allclose(width * height, ([256] * 3 + [1024] * 3) * 2, rtol=1e-6)
@@ -52,8 +52,8 @@ def test_offsets_are_those_of_one_box_after_the_other(true, from_boxes):
 CONVERSIONS = {
     "encode": (anchors.encode, 4),
     "decode": (lambda offsets, anchor: anchors.decode(offsets / 64, anchor), 4),
-    "distances": (anchors.distances, 2),
-    "from_distances": (anchors.from_distances, 2),
+    "distances": (anchors.boxes_to_ltrb, 2),
+    "from_distances": (anchors.ltrb_to_boxes, 2),
 }
 
 
@@ -99,8 +99,8 @@ def test_decode_stays_finite_and_has_a_gradient_for_wild_offsets():
 @laws
 @given(proper(), hnp.arrays(np.float32, (COUNT, 2), elements=st.integers(-20, 20)))
 def test_distances_and_back_and_their_sign(true, points):
-    apart = anchors.distances(true, points)
-    np.testing.assert_array_equal(anchors.from_distances(apart, points), true)
+    apart = anchors.boxes_to_ltrb(true, points)
+    np.testing.assert_array_equal(anchors.ltrb_to_boxes(apart, points), true)
     dots = np.concatenate([points, points], -1)
     within = boxes.intersection(true, dots + np.float32([-0.25, -0.25, 0.25, 0.25])) == 0.25
     np.testing.assert_array_equal((apart > 0).all(-1), within)

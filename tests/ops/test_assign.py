@@ -18,10 +18,8 @@ CASES = json.loads(str(GOLDENS["tal_cases"]))
 INPUTS = ("scores", "boxes", "points", "true_boxes", "true_labels", "true_valid")
 laws = settings(deadline=None, max_examples=15)
 task_aligned = jax.jit(assign.task_aligned, static_argnames=("topk", "overlap"))
-largest_overlap = jax.jit(
-    assign.largest_overlap, static_argnames=("classes", "positive", "at_least_one")
-)
-iou, inside = jax.jit(boxes.iou), jax.jit(assign.inside)
+largest_overlap = jax.jit(assign.max_iou, static_argnames=("classes", "positive", "at_least_one"))
+iou, inside = jax.jit(boxes.iou), jax.jit(assign.points_in_boxes)
 
 
 def aligned(*given, **how):
@@ -32,7 +30,7 @@ def aligned(*given, **how):
 def drawn(seed, classes=3, slots=6, used=4, shapes=((6, 6), (3, 3))):
     """Random inputs of an assignment, crowded so that boxes contend for cells."""
     rng = np.random.default_rng(seed)
-    points, strides = anchors.points(shapes, (8, 16))
+    points, strides = anchors.grid_centers(shapes, (8, 16))
     low = rng.uniform(-4, 36, (slots, 2))
     true = np.concatenate([low, low + rng.uniform(0, 30, (slots, 2))], -1).astype(np.float32)
     reach = rng.uniform(0.2, 2.5, (len(points), 4)) * strides[:, None]
@@ -150,7 +148,7 @@ def test_no_gradient_passes_through_targets_and_all_forms_agree():
 @given(seed=st.integers(0, 10**6))
 def test_largest_overlap_is_the_loop(at_least_one, seed):
     _, _, points, true, labels, valid = drawn(seed)
-    made = anchors.around(points, np.repeat([8, 16], [36, 9]), scales=(1.5,), ratios=(0.5, 1))
+    made = anchors.anchor_boxes(points, np.repeat([8, 16], [36, 9]), scales=(1.5,), ratios=(0.5, 1))
     how = {"positive": 0.4, "at_least_one": at_least_one}
     found = jax.device_get(largest_overlap(made, true, labels, valid, classes=3, **how))
     shared = np.asarray(iou(true[:, None], made[None]), np.float64)

@@ -25,7 +25,7 @@ turn = jax.jit(augment._turn, static_argnames="side")
 
 @partial(jax.jit, static_argnames=("scale", "canvas"))
 def placed(images, seed, **options):
-    each = rng.per_row(jax.random.key(seed), jnp.arange(len(images)))
+    each = rng.row_keys(jax.random.key(seed), jnp.arange(len(images)))
     return jax.vmap(partial(augment.place, **options))(each, images)
 
 
@@ -180,7 +180,7 @@ FUNCTIONS = {
         box,
     ),
 }
-tight = jax.jit(jax.vmap(boxes.tight))
+tight = jax.jit(jax.vmap(boxes.mask_to_box))
 mirror = jax.jit(augment.mirror)
 each_function = pytest.mark.parametrize("name", FUNCTIONS)
 
@@ -207,7 +207,7 @@ PLACES = {
 
 
 def swept(function, image, box, first, **options):
-    each = rng.per_row(jax.random.key(0), first + jnp.arange(200))
+    each = rng.row_keys(jax.random.key(0), first + jnp.arange(200))
     return jax.vmap(partial(function, **options), in_axes=(0, None, None))(each, image, box)
 
 
@@ -390,7 +390,7 @@ def test_colours_change_and_grey_stays_grey():
 
 def alone(function, image, times=8, **options):
     """So many keys, and what each makes of one image without a box, on the host."""
-    each = rng.per_row(jax.random.key(0), jnp.arange(times))
+    each = rng.row_keys(jax.random.key(0), jnp.arange(times))
     run = jax.jit(jax.vmap(partial(function, **options), in_axes=(0, None)))
     return each, jax.device_get(run(each, image))
 
@@ -435,7 +435,7 @@ def test_every_shift_is_drawn_and_none_without_padding():
 def test_mixed_images_are_those_of_the_loop_and_what_they_are_taken_for_as_well():
     images = np.stack([noise(seed) for seed in range(5)])
     wanted = np.eye(3, dtype=np.float32)[[0, 1, 2, 2, 0]]
-    each = rng.per_row(jax.random.key(0), jnp.arange(5))
+    each = rng.row_keys(jax.random.key(0), jnp.arange(5))
     found = jax.device_get(jax.jit(partial(augment.mixup, alpha=0.7))(each, images, wanted))
     shares = [float(jax.random.beta(key, 0.7, 0.7)) for key in each]
     assert len(set(shares)) == 5 and all(0 <= share <= 1 for share in shares)

@@ -36,7 +36,14 @@ GRADIENTS = {name: jax.jit(jax.grad(overlap, (0, 1))) for name, overlap in PLAIN
 from_xywh, to_xywh = jax.jit(boxes.from_xywh), jax.jit(boxes.to_xywh)
 area, intersection, union, hull, clip, tight = map(
     jax.jit,
-    (boxes.area, boxes.intersection, boxes.union, boxes.hull, boxes.clip, boxes.tight),
+    (
+        boxes.area,
+        boxes.intersection,
+        boxes.union,
+        boxes.enclosing_box,
+        boxes.clip,
+        boxes.mask_to_box,
+    ),
 )
 LOWEST = {"iou": 0, "giou": -1, "diou": -1, "ciou": -1.5}
 each_overlap = pytest.mark.parametrize("name", OVERLAPS)
@@ -171,7 +178,7 @@ def test_xywh_is_corner_width_height():
 
 def test_jit_vmap_and_plain_agree():
     a, b = np.random.default_rng(0).uniform(0, 10, (2, PAIRS, 4)).astype(np.float32)
-    for f in (*PLAIN.values(), boxes.intersection, boxes.union, boxes.hull):
+    for f in (*PLAIN.values(), boxes.intersection, boxes.union, boxes.enclosing_box):
         plain = f(a, b)
         chex.assert_trees_all_close(plain, jax.jit(f)(a, b), jax.vmap(f)(a, b), rtol=1e-5)
 
@@ -220,8 +227,8 @@ def test_tight_of_one_pixel_has_area_one_and_of_none_is_zeros():
 
 def test_tight_under_jit_and_vmap():
     images = np.random.default_rng(0).uniform(-0.95, 0.05, (4, 9, 8)).astype(np.float32)
-    plain = jnp.stack([boxes.tight(image) for image in images])
-    chex.assert_trees_all_equal(plain, jax.jit(jax.vmap(boxes.tight))(images))
+    plain = jnp.stack([boxes.mask_to_box(image) for image in images])
+    chex.assert_trees_all_equal(plain, jax.jit(jax.vmap(boxes.mask_to_box))(images))
 
 
 def test_a_box_has_four_numbers():

@@ -19,7 +19,7 @@ each_pair = pytest.mark.parametrize("name", PAIRS)
 each_kind = pytest.mark.parametrize("kind", ["cosine", "euclidean"])
 each_join = pytest.mark.parametrize("join", ["max", "mean"])
 COMPILED = {name: jax.jit(function) for name, function in PAIRS.items()}
-unit = jax.jit(embeddings.unit)
+unit = jax.jit(embeddings.l2_normalize)
 
 
 def drawn(seed):

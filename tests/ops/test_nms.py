@@ -15,11 +15,11 @@ from tests import slow_detection as slow
 
 GOLDENS = np.load(Path(__file__).parents[1] / "goldens" / "detection_ops.npz")
 WAYS = {
-    "hard": nms.hard,
-    "linear": partial(nms.soft, kind="linear"),
-    "gaussian": partial(nms.soft, kind="gaussian"),
-    "weighted": nms.weighted,
-    "fused": nms.fused,
+    "hard": nms.nms,
+    "linear": partial(nms.soft_nms, kind="linear"),
+    "gaussian": partial(nms.soft_nms, kind="gaussian"),
+    "weighted": nms.weighted_nms,
+    "fused": nms.weighted_boxes_fusion,
 }
 each_way = pytest.mark.parametrize("way", WAYS)
 laws = settings(deadline=None, max_examples=12)
@@ -56,11 +56,11 @@ def rows(kept, labels=None):
 
 
 GOLDEN_WAYS = {
-    "nms": partial(nms.hard, threshold=0.5),
-    "soft_linear": partial(nms.soft, kind="linear", threshold=0.5, original=True),
-    "soft_gaussian": partial(nms.soft, kind="gaussian", sigma=0.5, original=True),
-    "nmw": partial(nms.weighted, threshold=0.55),
-    "wbf": partial(nms.fused, threshold=0.55),
+    "nms": partial(nms.nms, threshold=0.5),
+    "soft_linear": partial(nms.soft_nms, kind="linear", threshold=0.5, original=True),
+    "soft_gaussian": partial(nms.soft_nms, kind="gaussian", sigma=0.5, original=True),
+    "nmw": partial(nms.weighted_nms, threshold=0.55),
+    "wbf": partial(nms.weighted_boxes_fusion, threshold=0.55),
 }
 
 

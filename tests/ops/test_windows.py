@@ -44,8 +44,8 @@ def test_output_size_is_the_number_of_indices(chain, size):
 @laws
 @given(valid_chains, valid_chains)
 def test_receptive_fields_compose(first, second):
-    inner, outer = windows.receptive(first), windows.receptive(second)
-    both = windows.receptive(first + second)
+    inner, outer = windows.receptive_field(first), windows.receptive_field(second)
+    both = windows.receptive_field(first + second)
     assert both.stride == inner.stride * outer.stride
     assert both.window == inner.window + (outer.window - 1) * inner.stride
 
@@ -64,7 +64,9 @@ def test_receptive_fields_compose(first, second):
 )
 def test_grids_known_by_hand(words, window, height, width, expected):
     features = parse(words)
-    assert windows.grid((*features, windows.head(features, window)), height, width) == expected
+    assert (
+        windows.grid((*features, windows.head_layer(features, window)), height, width) == expected
+    )
 
 
 def test_grid_refuses_an_image_smaller_than_its_window():
@@ -81,7 +83,7 @@ def test_padding_does_not_bring_back_what_an_earlier_layer_lost():
 
 def test_head_refuses_a_window_without_features():
     with pytest.raises(ValueError, match="window of 5 pixels is too small"):
-        windows.head(ANDREW, 5)
+        windows.head_layer(ANDREW, 5)
 
 
 def test_parse_reads_kernel_stride_padding():
@@ -100,7 +102,7 @@ def test_parse_names_the_word_it_cannot_read(word):
 def test_differences_are_empty_exactly_where_the_windows_coincide(features, window, more, stride):
     assume(windows.output_size(features, window))
     size = window + more
-    chain = (*features, windows.head(features, window))
+    chain = (*features, windows.head_layer(features, window))
     used = slow.windows_of_chain(chain, window)[0][1]
     slid = [(start, start + used) for start in range(0, more + 1, stride)]
     reasons = windows.differences(features, window, size, stride)
@@ -130,7 +132,7 @@ def test_differences_say_why(words, window, size, stride, reasons):
 
 def test_corners_are_the_windows():
     grid = Grid(window=14, stride=2, rows=2, columns=3, offset=-1)
-    corners = windows.corners(grid)
+    corners = windows.window_boxes(grid)
     chex.assert_shape(corners, (2, 3, 4))
     chex.assert_type(corners, jnp.float32)
     np.testing.assert_array_equal(corners[0, 0], [-1, -1, 13, 13])
@@ -146,21 +148,21 @@ def test_cut_is_the_loop():
     grid = windows.grid((conv(7, 3),), 19, 22)
     expected = slow.cut(image, 7, 3)
     assert expected.shape == (5, 6, 7, 7, 3)
-    np.testing.assert_array_equal(windows.cut(image, grid), expected)
+    np.testing.assert_array_equal(windows.extract(image, grid), expected)
 
 
 def test_cut_of_a_padded_chain_sees_zeros_around_the_image():
     image = random_image(9, 11, 2)
     grid = windows.grid(parse("c3p1,c3s2p1"), 9, 11)
     around = np.pad(image, ((2, 2), (2, 2), (0, 0)))
-    np.testing.assert_array_equal(windows.cut(image, grid), slow.cut(around, 5, 2))
+    np.testing.assert_array_equal(windows.extract(image, grid), slow.cut(around, 5, 2))
 
 
 def test_cut_under_jit_and_vmap():
     images = random_image(3, 20, 20, 1)
     grid = windows.grid(ANDREW, 20, 20)
-    plain = np.stack([windows.cut(image, grid) for image in images])
-    batched = jax.jit(jax.vmap(windows.cut, (0, None)), static_argnums=1)
+    plain = np.stack([windows.extract(image, grid) for image in images])
+    batched = jax.jit(jax.vmap(windows.extract, (0, None)), static_argnums=1)
     chex.assert_trees_all_equal(plain, batched(images, grid))
 
 
@@ -173,20 +175,20 @@ def random_boxes(count):
 
 def test_window_units_go_round():
     box = random_boxes(9)[:, None, None]
-    corners = windows.corners(Grid(14, 2, 10, 10))[None]
+    corners = windows.window_boxes(Grid(14, 2, 10, 10))[None]
     there = windows.to_window(box, corners)  # [9, 10, 10, 4]
     back = windows.from_window(there, corners)
     chex.assert_trees_all_close(back, jnp.broadcast_to(box, back.shape), atol=1e-5)
 
 
 def test_a_window_in_its_own_units_is_the_unit_square():
-    corners = windows.corners(Grid(14, 2, 3, 3))
+    corners = windows.window_boxes(Grid(14, 2, 3, 3))
     unit = jnp.broadcast_to(jnp.array([0.0, 0, 1, 1]), corners.shape)
     chex.assert_trees_all_equal(windows.to_window(corners, corners), unit)
     chex.assert_trees_all_equal(windows.from_window(unit, corners), corners)
 
 
-encode = jax.jit(jax.vmap(windows.encode, (0, 0, None)), static_argnums=2)
+encode = jax.jit(jax.vmap(windows.encode_targets, (0, 0, None)), static_argnums=2)
 
 
 @pytest.mark.parametrize("grid", [Grid(14, 2, 10, 10), Grid(9, 5, 5, 4)])
@@ -215,6 +217,8 @@ def test_encode_of_an_empty_box_is_zeros():
 def test_encode_jit_vmap_and_plain_agree():
     grid = Grid(14, 2, 10, 10)
     boxes, labels = random_boxes(4), np.arange(4)
-    plain = np.stack([windows.encode(*each, grid) for each in zip(boxes, labels, strict=True)])
-    batched = jax.vmap(windows.encode, (0, 0, None))(boxes, labels, grid)
+    plain = np.stack(
+        [windows.encode_targets(*each, grid) for each in zip(boxes, labels, strict=True)]
+    )
+    batched = jax.vmap(windows.encode_targets, (0, 0, None))(boxes, labels, grid)
     chex.assert_trees_all_close(plain, batched, encode(boxes, labels, grid), rtol=1e-6)

@@ -55,7 +55,7 @@ def drawn(count=6, seed=1, real=None):
 
 def seen(batch, at=TRAIN, seed=0, **fields):
     """The batch as the network sees it."""
-    each = rng.per_row(jax.random.key(seed), jnp.arange(len(batch["label"])))
+    each = rng.row_keys(jax.random.key(seed), jnp.arange(len(batch["label"])))
     return jax.device_get(jax.jit(partial(classifier(**fields).augment, at=at))(each, batch))
 
 
@@ -108,7 +108,7 @@ def slope_of(kind, logits, batch, smoothing, step=1e-4):
 def test_images_that_are_mixed_lose_by_what_they_are_mixed_of(kind):
     batch, alpha = drawn(), 0.7
     made = seen(batch, mix=partial(augment.mixup, alpha=alpha), smoothing=0.1)
-    each = rng.per_row(jax.random.key(0), jnp.arange(6))
+    each = rng.row_keys(jax.random.key(0), jnp.arange(6))
     shares = [float(jax.random.beta(key, alpha, alpha)) for key in each]
     wanted = [np.array(slow.wanted(label, 3, 0.1)) for label in batch["label"]]
     wanted = slow.mixed(wanted, shares)
@@ -235,7 +235,7 @@ def test_evaluation_sees_the_images_as_levels_and_their_labels_as_they_are():
 def test_training_changes_each_image_by_its_own_key():
     batch, change = drawn(), partial(augment.shifted, pad=3)
     found, other = (seen(batch, seed=seed, change=change)["image"] for seed in (0, 1))
-    each = rng.per_row(jax.random.key(0), jnp.arange(6))
+    each = rng.row_keys(jax.random.key(0), jnp.arange(6))
     for i in range(6):
         image = change(each[i], batch["image"][i])
         np.testing.assert_allclose(found[i] * 255, image, rtol=1e-5)

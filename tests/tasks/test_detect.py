@@ -32,12 +32,12 @@ LEVELS = [(4, 4), (2, 2)], (8, 16)
 def answers(reading, seed=0, batch=2, bins=1):
     """Random answers of a pyramid of two levels."""
     rng = np.random.default_rng(seed)
-    points, strides = anchors.points(*LEVELS)
+    points, strides = anchors.grid_centers(*LEVELS)
     cells = len(points)
     classes = rng.normal(-1, 1, (batch, cells, reading.logits(CLASSES))).astype(np.float32)
     logits = rng.normal(0, 1, (batch, cells, 4, bins)).astype(np.float32) if bins > 1 else None
     reach = rng.uniform(0.3, 2, (batch, cells, 4)) * strides[None, :, None]
-    boxes = np.asarray(anchors.from_distances(reach, points[None]), np.float32)
+    boxes = np.asarray(anchors.ltrb_to_boxes(reach, points[None]), np.float32)
     objectness = rng.normal(0, 1, (batch, cells)).astype(np.float32)
     return Answers(
         classes, boxes, objectness if reading.objectness else None, logits, points, strides
@@ -76,7 +76,7 @@ def task(reading, found, assigner=None, **changes):
         tuple("abc"),
         change=lambda keys, batch, at: batch,
         assigner=assigner or detect.assigner(**HOW),
-        suppress=partial(nms.hard, size=5, least=0.1),
+        suppress=partial(nms.nms, size=5, least=0.1),
         reading=reading,
         **changes,
     )
@@ -95,7 +95,7 @@ def judged(found, rows, reading, box_loss):
 
 @partial(jax.jit, static_argnums=3)
 def targets(found, rows, epoch, assigner=None):
-    points, strides = anchors.points(*LEVELS)  # of NumPy, as the detector has them
+    points, strides = anchors.grid_centers(*LEVELS)  # of NumPy, as the detector has them
     found = found._replace(points=points, strides=strides)
     return task(readings.ZEROS, found, assigner).targets(found, rows, at(epoch=epoch))
 

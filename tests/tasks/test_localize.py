@@ -324,7 +324,7 @@ def test_evaluation_sees_the_photos_as_levels():
 def test_training_changes_each_photo_and_its_box_by_its_own_key():
     batch = drawn()
     photos = {**batch, "image": np.uint8(255 * batch["image"])}
-    each = rng.per_row(jax.random.key(0), jnp.arange(6))
+    each = rng.row_keys(jax.random.key(0), jnp.arange(6))
     found = jax.jit(partial(labeller(change=augment.photo).task().augment, at=TRAIN))(each, photos)
     chex.assert_shape([found["image"], found["boxes"]], [(6, HEIGHT, WIDTH, 3), (6, 1, 4)])
     change = jax.jit(augment.photo)

@@ -20,7 +20,9 @@ STILL = Normalization((0.0,) * 3, (1.0,) * 3)
 
 def tight(variables, images, train):
     """The answers of a network of one cell, which finds what is bright."""
-    found = jnp.stack([boxes.tight(jnp.where(image[..., 0] > 0.5, 1.0, 0.0)) for image in images])
+    found = jnp.stack(
+        [boxes.mask_to_box(jnp.where(image[..., 0] > 0.5, 1.0, 0.0)) for image in images]
+    )
     count = len(images)
     logits = jnp.broadcast_to(jnp.float32([[[3.0, -3.0]]]), (count, 1, 2))
     return Answers(logits, found[:, None], None, None, jnp.zeros((1, 2)), jnp.ones(1))
@@ -33,7 +35,7 @@ def looking(views, threshold=2.0):
         ("a", "b"),
         change=None,
         assigner=None,
-        suppress=partial(nms.hard, size=8, least=0.1, threshold=threshold),
+        suppress=partial(nms.nms, size=8, least=0.1, threshold=threshold),
         reading=readings.ZEROS,
         levels=STILL,
         views=views,
@@ -70,7 +72,7 @@ def test_training_images_of_another_size_have_their_boxes_on_the_objects(images,
     found = task.augment(None, batch, at)
     assert found["image"].shape == (2, *shape, 3)
     for image, box in zip(found["image"], found["boxes"], strict=True):
-        np.testing.assert_allclose(boxes.tight((image[..., 0] > 0.5) * 1.0), box[0], atol=1)
+        np.testing.assert_allclose(boxes.mask_to_box((image[..., 0] > 0.5) * 1.0), box[0], atol=1)
     still = task.augment(None, batch, at._replace(train=False))
     assert still["image"].shape == images.shape
 

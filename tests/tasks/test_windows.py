@@ -22,12 +22,12 @@ def drawn(seed):
     low = random.uniform(0, 30, 2)
     box = np.float32([*low, *(low + random.uniform(5, 20, 2))])
     target = encode(box, np.int32(random.integers(10)))
-    return raw, np.asarray(target), np.asarray(windows.corners(GRID))
+    return raw, np.asarray(target), np.asarray(windows.window_boxes(GRID))
 
 
 @jax.jit
 def encode(box, label):
-    return windows.encode(box, label, GRID)
+    return windows.encode_targets(box, label, GRID)
 
 
 @partial(jax.jit, static_argnums=2)
@@ -37,7 +37,7 @@ def loss_terms(raw, target, gate):
 
 @partial(jax.jit, static_argnums=1)
 def choose(raw, score):
-    return locate.choose(locate.outputs(raw), windows.corners(GRID), score=score)
+    return locate.choose(locate.outputs(raw), windows.window_boxes(GRID), score=score)
 
 
 @pytest.mark.parametrize("gate", ["both", "truth"])
@@ -91,7 +91,7 @@ def test_an_untrained_window_can_win_by_class_but_not_by_product():
 
 
 def test_merged_windows_that_agree_give_what_each_says():
-    corners = windows.corners(GRID)
+    corners = windows.window_boxes(GRID)
     box = jnp.asarray([12.0, 20.0, 30.0, 44.0])
     raw = np.zeros((GRID.rows, GRID.columns, 15), np.float32)
     raw[..., 1 + 4] = 6.0
@@ -111,7 +111,7 @@ def placed():
 
     @jax.jit
     def place(batch):
-        return system.task.augment(rng.per_row(jax.random.key(0), batch["id"]), batch, AT)
+        return system.task.augment(rng.row_keys(jax.random.key(0), batch["id"]), batch, AT)
 
     batch = place(system.splits["train"].arrays)
     return host_init.evaluate(system.task.init, jax.random.key(1), batch), batch
