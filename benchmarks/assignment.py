@@ -84,7 +84,7 @@ def compare(options):
     ours = partial(program, *jax.device_put(given))
     theirs = _torch(given) if find_spec("torch") else None
     found = ours()
-    times = timing.paired(theirs or ours, ours, seconds=options.seconds)
+    times = timing.measure_interleaved(theirs or ours, ours, seconds=options.seconds)
     rows = [_loops(options, given, found)]
     if theirs:
         _same(theirs(), found)
@@ -121,7 +121,7 @@ def drawn(options):
 def _loops(options, given, found):
     """The row of the loops, once what they assign was compared."""
     count = min(options.sample, options.batch)
-    told, seconds = timing.clock(lambda: [_looped(given, i) for i in range(count)])
+    told, seconds = timing.timed(lambda: [_looped(given, i) for i in range(count)])
     for i, (positive, index, scores, _) in enumerate(told):
         np.testing.assert_array_equal(found.positive[i], positive)
         np.testing.assert_array_equal(np.asarray(found.index[i])[positive], index[positive])

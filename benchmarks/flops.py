@@ -50,7 +50,7 @@ def report(options):
     chosen = {name: networks.named(name) for name in options.models or networks.NAMES}
     rows, layers, texts = [], {}, []
     for name, named in chosen.items():
-        (row, layers[name], notes), seconds = timing.clock(lambda named=named: count(named))
+        (row, layers[name], notes), seconds = timing.timed(lambda named=named: count(named))
         rows.append({"model": name, **row, "seconds": seconds})
         size = " x ".join(map(str, named.input))
         texts.append(f"### {name}, {size}\n\n{summary.text(layers[name], notes)}")
@@ -62,9 +62,9 @@ def report(options):
 def count(named):
     """(row of the summary, rows of the layers, remarks) of a `networks.Named`."""
     images = jax.ShapeDtypeStruct(named.input, "float32")
-    inference = summary.network(named.net, images).counted.sum()
-    training = summary.network(named.net, images, backward=True)
-    layers = summary.rows(training, backward=True)
+    inference = summary.summarize(named.net, images).counted.sum()
+    training = summary.summarize(named.net, images, backward=True)
+    layers = summary.table_rows(training, backward=True)
     row = {
         "input": list(named.input),
         "parameters": layers[-1]["parameters"],

@@ -18,7 +18,7 @@ from jaxdet import files
 from jaxdet.cli import flags, process
 from jaxdet.cli import main as cli
 from jaxdet.errors import InputError
-from jaxdet.profiling.timing import clock
+from jaxdet.profiling.timing import timed
 from jaxdet.training import run_dir
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -47,14 +47,14 @@ class First(NamedTuple):
 
 def compiled(fn, *args):
     """(program, seconds it took to trace and compile) of `jax.jit(fn)` for arguments like these."""
-    return clock(lambda: jax.jit(fn).lower(*args).compile())
+    return timed(lambda: jax.jit(fn).lower(*args).compile())
 
 
 def first(call):
     """The first run of a call, with the memory it took beyond what was held before it."""
     gc.collect()
     before, source = _held()
-    value, seconds = clock(call)
+    value, seconds = timed(call)
     peak = None if before is None else max(0, _peak() - before)
     return First(value, seconds, peak, source)
 

@@ -159,7 +159,7 @@ def timed(case, direction, dtype, options, peers):
     """What is measured of one row."""
     call, operations = in_jax(case, direction, dtype, options.impl)
     calls = [call, in_torch(case, direction)] if peers else [call]
-    taken = timing.paired(*(run for run, _ in calls), seconds=options.seconds)
+    taken = timing.measure_interleaved(*(run for run, _ in calls), seconds=options.seconds)
     row = {"jaxdet_s": taken[0].median, "jaxdet_spread": taken[0].spread}
     if peers:
         row |= {"torch_s": taken[1].median, "torch_spread": taken[1].spread}
@@ -209,7 +209,7 @@ def difference(found, expected):
 
 def add_shares(rows):
     """The share of the peak of each type that the rows reached, in percent."""
-    top = {t: roofline.ceilings(dtype=t).operations_per_s for t in ("float32", "bfloat16")}
+    top = {t: roofline.measure_peaks(dtype=t).operations_per_s for t in ("float32", "bfloat16")}
     for row in rows:
         if "operations_per_s" in row:
             row |= {"share": 100 * row["operations_per_s"] / top[row["type"]]}

@@ -82,9 +82,9 @@ def compare(options):
     for call in calls.values():
         _same(ready, jax.block_until_ready(call()))
     memory = {way: harness.first(call) for way, call in calls.items()}
-    taken = timing.rounds(list(calls.values()), seconds=options.seconds)
+    taken = timing.sample_interleaved(list(calls.values()), seconds=options.seconds)
     rows = [
-        {"way": way, **timing.summary(0.0, times)._asdict()}
+        {"way": way, **timing.summarize(0.0, times)._asdict()}
         for way, times in zip(calls, taken, strict=True)
     ]
     about = {name: getattr(options, name) for name in ("unknown", "known", "numbers")}

@@ -75,14 +75,14 @@ def row(stage, taken):
     """The row of a stage from its seconds with each state of the cache."""
     made = {"stage": stage, "repeats": len(taken["cold"])}
     for cache, times in taken.items():
-        found = timing.summary(0.0, times)
+        found = timing.summarize(0.0, times)
         made |= {f"{cache}_s": found.median, f"{cache}_spread": found.spread}
     return made
 
 
 def seconds_of_help():
     """Seconds of a whole process that prints help."""
-    return timing.clock(lambda: process("jaxdet", "--help"))[1]
+    return timing.timed(lambda: process("jaxdet", "--help"))[1]
 
 
 def trainings(repeats, fields):

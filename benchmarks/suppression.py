@@ -93,10 +93,10 @@ def compare(options):
     calls[several] = lambda: jax.block_until_ready(together(*many))
     for call in calls.values():
         call()
-    taken = timing.rounds(list(calls.values()), seconds=options.seconds)
+    taken = timing.sample_interleaved(list(calls.values()), seconds=options.seconds)
     images = {several: options.batch}  # a row has the seconds of one image
     rows = [
-        {"way": way, **timing.summary(0.0, [t / images.get(way, 1) for t in times])._asdict()}
+        {"way": way, **timing.summarize(0.0, [t / images.get(way, 1) for t in times])._asdict()}
         for way, times in zip(calls, taken, strict=True)
     ]
     if not theirs:

@@ -70,7 +70,7 @@ def compare(batch, seconds):
     looped = partial(slow.encode_targets, boxes, labels, *grid[:4])
     encode = jax.jit(jax.vmap(partial(windows.encode_targets, grid=grid)))
     vectorised = partial(encode, jax.device_put(boxes), jax.device_put(labels))
-    times = timing.paired(looped, vectorised, seconds=seconds)
+    times = timing.measure_interleaved(looped, vectorised, seconds=seconds)
     np.testing.assert_allclose(vectorised(), looped(), rtol=1e-5, atol=1e-5)
     about = {"batch": batch, "grid": [grid.rows, grid.columns]}
     rows = [

@@ -108,12 +108,12 @@ def compare(name, options):
             rows.append({**about, "way": way, "note": reason})
             continue
         try:
-            ready[way] = (call := steps.BUILDERS[way](work)), timing.clock(call)[1]
+            ready[way] = (call := steps.BUILDERS[way](work)), timing.timed(call)[1]
         except Exception as error:  # PyTorch's compiler fails in many ways: each is a row
             rows.append({**about, "way": way, "note": f"failed: {str(error).splitlines()[0]}"})
-    taken = timing.rounds([call for call, _ in ready.values()], seconds=options.seconds)
+    taken = timing.sample_interleaved([call for call, _ in ready.values()], seconds=options.seconds)
     for (way, (_, begun)), times in zip(ready.items(), taken, strict=True):
-        found = timing.summary(begun, times)
+        found = timing.summarize(begun, times)
         speed = {"images_per_s": work.batch / found.median}
         rows.append({**about, "way": way, **found._asdict(), **speed})
     return with_ratios(sorted(rows, key=lambda row: WAYS.index(row["way"])))

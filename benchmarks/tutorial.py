@@ -82,7 +82,7 @@ def compare(options):
         if not reason:
             ways["PyTorch"] = in_torch(system, config)
         first, *taken = [
-            {way: [timing.clock(call)[1] for call in calls] for way, calls in ways.items()}
+            {way: [timing.timed(call)[1] for call in calls] for way, calls in ways.items()}
             for _ in range(1 + options.rounds)
         ]
     rows = [row(way, first[way], [turn[way] for turn in taken], options) for way in ways]
@@ -95,7 +95,7 @@ def compare(options):
 def row(way, first, turns, options):
     """What a way took, from the seconds of [steps, evaluation] of its turns."""
     steps, judged = (
-        timing.summary(apart, times)
+        timing.summarize(apart, times)
         for apart, times in zip(first, zip(*turns, strict=True), strict=True)
     )
     step = steps.median / options.steps

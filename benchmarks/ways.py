@@ -56,7 +56,7 @@ def compare(scene, libraries, seconds):
     plans = [plan(scene, library, form) for library in libraries for form in FORMS]
     ways = [harness.within_memory(prepare, scene, plan) for plan in plans]
     ready = [way for way in ways if way]
-    taken = timing.rounds([way.call for way in ready], seconds=seconds)
+    taken = timing.sample_interleaved([way.call for way in ready], seconds=seconds)
     for way, times in zip(ready, taken, strict=True):
         way.row.update(timed(way, times))
     return [
@@ -96,7 +96,7 @@ def prepare(scene, plan):
 
 def timed(way, times):
     """The part of a row that timing gives: seconds for all windows of the batch."""
-    found = timing.summary(0.0, times)
+    found = timing.summarize(0.0, times)
     return {
         "seconds": found.median / way.share,
         "spread_s": found.spread / way.share,

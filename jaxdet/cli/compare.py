@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxdet import classic, tables
+from jaxdet import baselines, tables
 from jaxdet.cli import common, cutoffs, failures, report, spread
 from jaxdet.cli.options import Restored
 from jaxdet.config import TrainConfig, read_once
@@ -106,7 +106,7 @@ def _check(options, *pictures):
         if options.classic and system != "objects":
             raise InputError(f"--classic is for runs of objects; {folder} is one of {system}")
     if options.classic:
-        classic.opencv()
+        baselines.require_opencv()
 
 
 def _named(folders):
@@ -124,7 +124,7 @@ def _judged(name, asked, draws, config, system, step, state):
     among = parallel.devices(config.devices)
     scorer = evaluator.Evaluator(telling, asked.split, config.eval_batch, among)
     scorer.prepare(kept)
-    scores, seconds = timing.clock(lambda: scorer(kept, evaluator.epoch(state)))
+    scores, seconds = timing.timed(lambda: scorer(kept, evaluator.epoch(state)))
     seen = scores.pop("seen")
     operations = scorer.operations(kept) // scorer.count
     kind, _ = run_dir.read_config(asked.run)
@@ -178,7 +178,7 @@ def _samples(source):
 
 def _classic(split, config, system):
     """Rows of classic approaches to the data of a run, with its loss."""
-    found = classic.scores(
+    found = baselines.evaluate(
         system.splits,
         split,
         system.about["classes"],
@@ -201,8 +201,8 @@ def _notes(found, classics):
         "the runs do not have the same data": data,
         "the runs do not have the same loss, only their other scores compare": loss,
     }
-    if classics and classic.HAAR not in [row["run"] for row in classics]:
-        notes[f"the {classic.HAAR} is left out, no label is"] = [classic.FACE]
+    if classics and baselines.HAAR not in [row["run"] for row in classics]:
+        notes[f"the {baselines.HAAR} is left out, no label is"] = [baselines.FACE]
     return [f"{note}: {', '.join(words)}" for note, words in notes.items() if words]
 
 
@@ -229,7 +229,7 @@ def _of_labels(row):
 def _drawn(found, figure, path):
     """Draw what is asked for and can be; the paths."""
     if figure:
-        training_plots.curves({one.row["run"]: one.metrics for one in found}, figure)
+        training_plots.compare_runs({one.row["run"]: one.metrics for one in found}, figure)
         yield figure
     worst = [failure for one in found for failure in one.worst]
     if path and worst:

@@ -58,6 +58,6 @@ def _draw(batch, targets, points, strides, options):
         much = targets.scores[i].max(-1)[on]
         marks.append((points[on], strides[on], targets.index[i][on], much))
     true = [boxes[on] for boxes, on in zip(batch["boxes"], batch["valid"], strict=True)]
-    detection_plots.assigned(batch["image"], true, marks, options.out)
+    detection_plots.assignments(batch["image"], true, marks, options.out)
     if not options.json:
         print(f"wrote {options.out}")

@@ -20,7 +20,7 @@ def run(options):
         if options.convention != "flop":
             raise InputError("--time takes all operations together: leave out --convention mac")
     net, images, variables = _network(options)
-    found = summary.network(
+    found = summary.summarize(
         net,
         images,
         variables,
@@ -28,7 +28,7 @@ def run(options):
         convention=options.convention,
         padding=options.padding,
     )
-    rows, notes = summary.rows(found, backward=options.backward), []
+    rows, notes = summary.table_rows(found, backward=options.backward), []
     if options.time:
         notes += roofline.add(rows, found, options.figure)
     notes += summary.statistics(found) + summary.remarks(found.counted)

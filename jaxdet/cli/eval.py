@@ -17,12 +17,12 @@ def run(options):
     for split in ALL if options.split == "all" else (options.split,):
         scorer = evaluator.Evaluator(system, split, config.eval_batch, among)
         scorer.prepare(kept)
-        (losses, rows), seconds = timing.clock(lambda of=scorer: of.measured(kept, epoch))
+        (losses, rows), seconds = timing.timed(lambda of=scorer: of.measured(kept, epoch))
         scores = {**losses, **system.task.report(rows)}
         if options.plots:
             _draw(system, rows, scores, options.plots / split)
         scores |= evaluator.summary(scores, scorer.operations(kept), seconds)
-        scores |= detection_metrics.passed(scores["map"]) if system.many else {}
+        scores |= detection_metrics.passed_thresholds(scores["map"]) if system.many else {}
         if options.json:
             print(json.dumps({"step": step, "split": split, **scores}))
         else:
@@ -36,18 +36,23 @@ def _draw(system, rows, scores, folder):
 
     names = system.about["classes"]
     if system.many:
-        least = f"scores from {detection_metrics.CONFIDENCE:g}, IoU over {detection_metrics.IOU:g}"
-        counts = detection_metrics.confusion(rows, names)
-        detection_plots.confusion(counts, [*names, "background"], folder / "confusion.png", least)
+        least = f"scores from {detection_metrics.SCORE_THRESHOLD:g}, IoU over {detection_metrics.IOU_THRESHOLD:g}"
+        counts = detection_metrics.confusion_matrix(rows, names)
+        detection_plots.confusion_matrix(
+            counts, [*names, "background"], folder / "confusion.png", least
+        )
         curves = detection_metrics.precision_recall(rows, names)
-        path, marked = folder / "precision_recall.png", (0.1, detection_metrics.CONFIDENCE, 0.5)
-        detection_plots.precision_recall(curves, detection_metrics.RECALLS, path, marked)
+        path, marked = (
+            folder / "precision_recall.png",
+            (0.1, detection_metrics.SCORE_THRESHOLD, 0.5),
+        )
+        detection_plots.precision_recall(curves, detection_metrics.RECALL_LEVELS, path, marked)
         label = "mAP, IoU .5 to .95; red: thresholds of seed 002"
-        detection_plots.bars(
+        detection_plots.bar_chart(
             _maps(scores), folder / "map.png", label=label, marked=detection_metrics.THRESHOLDS
         )
     elif "confusion" in scores:
-        detection_plots.confusion(scores["confusion"], names, folder / "confusion.png")
+        detection_plots.confusion_matrix(scores["confusion"], names, folder / "confusion.png")
 
 
 def _maps(scores):

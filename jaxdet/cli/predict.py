@@ -150,7 +150,7 @@ def _windows(draw, pairs):
         for pair in pairs:
             path = Path(folder) / "picture.png"
             draw([pair], path, quiet=True)
-            detection_plots.window(path)
+            detection_plots.show_file(path)
 
 
 def _draw(names, pairs, path, *, quiet):

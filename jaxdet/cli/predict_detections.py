@@ -219,7 +219,9 @@ def _picture(folder, stem, names, photo, found):
 
     texts = _texts(names, found)
     path = folder / f"{stem}.png"
-    detection_plots.annotated(photo.picture, path, photo.true, found.boxes, texts, found.labels)
+    detection_plots.annotated_image(
+        photo.picture, path, photo.true, found.boxes, texts, found.labels
+    )
 
 
 def _text(folder, stem, names, photo, found):

@@ -133,8 +133,8 @@ def _layers(best):
     """Functions F, variables X and parameters W of a network, from its input to its output."""
     named = networks.of_run(best.folder, best.config)
     images = jax.ShapeDtypeStruct(named.input, "float32")
-    network = summary.network(named.net, images)
-    *layers, whole = summary.rows(network)
+    network = summary.summarize(named.net, images)
+    *layers, whole = summary.table_rows(network)
     rows = [{"layer": "input", "X": named.input}, *layers]
     rows = [{"n": n, **row} for n, row in enumerate(rows)] + [whole]
     return [
@@ -174,6 +174,6 @@ def _epochs(found):
 
 
 def _plateau(one):
-    place = classification_metrics.plateau(_accuracies(one), rise=RISE, over=OVER)
+    place = classification_metrics.plateau_start(_accuracies(one), rise=RISE, over=OVER)
     epoch = "not reached" if place is None else one.metrics[place]["epoch"]
     return {"run": one.row["run"], "plateau from epoch": epoch}

@@ -57,7 +57,7 @@ def _keep(rows, parts, found, out):
     # Imported here: the first step need not wait half a second for matplotlib.
     from jaxdet.plots import training as training_plots
 
-    training_plots.curves(
+    training_plots.compare_runs(
         {one["run"]: run_dir.read_metrics(out / one["run"]) for one in found}, out / CURVES
     )
     text = "\n\n".join([*parts, f"![{PICTURE}]({CURVES})"])

@@ -204,7 +204,7 @@ def _separation(probes):
         found |= verify_output.rates(scores, same)
     if (probes.true < 0).any() and not (probes.true < 0).all():
         rates = scoring.dir_at_fpir(probes.score, probes.found, probes.true)
-        rates = zip(scoring.FARS, rates, strict=True)
+        rates = zip(scoring.FAR_LEVELS, rates, strict=True)
         found |= {f"dir_at_fpir_{fpir:g}": float(rate) for fpir, rate in rates}
     return found
 
@@ -225,7 +225,7 @@ def _plot(options, probes, chosen):
     verify_output.plot(options, *_pairs(probes))
     rows = [_at(probes, threshold) for threshold in _grid(options, probes)]
     files.write_text(options.plots / "sweep.csv", tables.to_csv(rows, list(rows[0])) + "\n")
-    verification_plots.sweep(rows, chosen, options.plots / "sweep.png")
+    verification_plots.threshold_sweep(rows, chosen, options.plots / "sweep.png")
 
 
 def _draw_probes(options, probes, threshold):

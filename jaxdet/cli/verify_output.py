@@ -13,7 +13,7 @@ SHOWN = 112  # pixels a side of images in pictures
 
 def rates(scores, same):
     """{name: value} of all thresholds together, of pairs of which both kinds are there."""
-    shares = zip(scoring.FARS, scoring.tar_at_far(scores, same), strict=True)
+    shares = zip(scoring.FAR_LEVELS, scoring.tar_at_far(scores, same), strict=True)
     return {
         "auc": scoring.auc(scores, same),
         "eer": scoring.eer(scores, same),
@@ -26,7 +26,7 @@ def plot(options, scores, same):
     from jaxdet.plots import verification as verification_plots
 
     options.plots.mkdir(parents=True, exist_ok=True)
-    verification_plots.histogram(scores, same, options.plots / "scores.png")
+    verification_plots.score_histogram(scores, same, options.plots / "scores.png")
     if same.any() and not same.all():
         verification_plots.roc(scoring.roc(scores, same), options.plots / "roc.png")
     say(options, f"wrote pictures to {options.plots}")

@@ -24,7 +24,7 @@ def pairs(options):
         raise InputError(f"{options.pairs}: there is no pair whose images are there")
     places = [pair.place for pair in listed.pairs]
     count = len(places) + len(listed.missing)
-    fold = scoring.consecutive(count, options.folds or listed.folds or FOLDS)[places]
+    fold = scoring.consecutive_folds(count, options.folds or listed.folds or FOLDS)[places]
     embedder = embedding.restored(options.run, options.checkpoint)
     score, same = _likeness(options, embedder, listed.pairs)
     skipped = {"rows_missing": len(listed.missing)} if listed.missing else {}
@@ -58,7 +58,7 @@ def _judged(score, same, fold):
     if len(names) == 1:
         common.warn(f"{every} in one fold: accuracy wants others to find its threshold, left out")
         return None, rates
-    found = scoring.lfw_folds(score, same, fold)
+    found = scoring.cross_validate(score, same, fold)
     accuracy = {"accuracy": found.mean, "accuracy_error": found.error}
     threshold = {"threshold": float(found.thresholds.mean())}
     return found.thresholds[own], {**accuracy, **threshold, **rates}

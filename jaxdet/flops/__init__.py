@@ -1,27 +1,27 @@
-"""Operations of any JAX function, counted from its jaxpr."""
+"""Operation counts of any JAX function, read from its jaxpr."""
 
 from jaxdet.flops.counter import (
-    DIRECTIONS,  # noqa: F401
-    Counted,  # noqa: F401
-    Step,  # noqa: F401
-    count,  # noqa: F401
-    feeds,  # noqa: F401
-    live,  # noqa: F401
-    place,  # noqa: F401
-    tally,  # noqa: F401
-    walk,  # noqa: F401
+    DIRECTIONS,
+    FlopReport,
+    ScopedEquation,
+    count,
+    count_jaxpr,
+    live_equations,
+    scope,
+    scope_inputs,
+    walk,
 )
-from jaxdet.flops.rules import Count  # noqa: F401
+from jaxdet.flops.rules import OpCounts
 
 __all__ = [
     "DIRECTIONS",
-    "Count",
-    "Counted",
-    "Step",
+    "FlopReport",
+    "OpCounts",
+    "ScopedEquation",
     "count",
-    "feeds",
-    "live",
-    "place",
-    "tally",
+    "count_jaxpr",
+    "live_equations",
+    "scope",
+    "scope_inputs",
     "walk",
 ]

@@ -19,21 +19,24 @@ from typing import Any, Literal, NamedTuple
 import jax
 from jax.extend import core
 
-from jaxdet.flops.rules import RULES, Count
+from jaxdet.flops.rules import RULES, OpCounts
 from jaxdet.kernels import conv
 
 Convention = Literal["flop", "mac"]
 Padding = Literal["full", "valid"]
 
 DIRECTIONS = ("forward", "backward")
-AGAIN = ("checkpoint", "rematted_computation")  # scopes that only say that something is recomputed
-CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # parameters that hold the body of a call
+REMAT_SCOPES = (
+    "checkpoint",
+    "rematted_computation",
+)  # scopes that only say that something is recomputed
+BODY_PARAMS = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # parameters that hold the body of a call
 
 
-class Counted(NamedTuple):
+class FlopReport(NamedTuple):
     """What a function does once."""
 
-    rows: dict[tuple[str, str], Count]  # (path, "forward" or "backward"), in order of appearance
+    rows: dict[tuple[str, str], OpCounts]  # (path, "forward" or "backward"), in order of appearance
     unknown: dict[str, int]  # primitives without a rule, and how often they run: not counted
     unbounded: tuple[str, ...]  # paths of `while` loops, whose bodies are counted once
     convention: str
@@ -41,14 +44,14 @@ class Counted(NamedTuple):
     def sum(self, direction=None):
         """The `Count` of everything, or of one direction."""
         chosen = [c for (_, way), c in self.rows.items() if direction in (None, way)]
-        return sum(chosen, Count())
+        return sum(chosen, OpCounts())
 
     def total(self, direction=None):
         """Number of operations under the convention that was asked for."""
         return self.sum(direction).total(self.convention)
 
 
-class Step(NamedTuple):
+class ScopedEquation(NamedTuple):
     """One equation on the way through a function."""
 
     eqn: Any
@@ -70,12 +73,12 @@ def count(fn, *args, convention: Convention = "flop", padding: Padding = "full")
     """
     with conv.default_impl("lax"):
         closed = jax.make_jaxpr(fn)(*args)
-    return tally(closed, convention=convention, padding=padding)
+    return count_jaxpr(closed, convention=convention, padding=padding)
 
 
-def tally(closed, *, convention: Convention = "flop", padding: Padding = "full"):
+def count_jaxpr(closed, *, convention: Convention = "flop", padding: Padding = "full"):
     """`count` of a closed jaxpr."""
-    rows, unknown, unbounded = defaultdict(Count), Counter(), {}
+    rows, unknown, unbounded = defaultdict(OpCounts), Counter(), {}
     for step in walk(closed, padding):
         name = step.eqn.primitive.name
         if not step.bounded:
@@ -84,15 +87,15 @@ def tally(closed, *, convention: Convention = "flop", padding: Padding = "full")
             rows[step.path, step.direction] += RULES[name](step.eqn, padding) * step.times
         else:
             unknown[name] += step.times
-    return Counted(dict(rows), dict(unknown), tuple(unbounded), convention)
+    return FlopReport(dict(rows), dict(unknown), tuple(unbounded), convention)
 
 
 def walk(closed, padding: Padding = "full"):
     """Every `Step` of a closed jaxpr, bodies of calls and loops included, in order."""
-    return _walk(closed, Step(None, "", DIRECTIONS[0], 1, True, ""), padding)
+    return _walk(closed, ScopedEquation(None, "", DIRECTIONS[0], 1, True, ""), padding)
 
 
-def live(jaxpr):
+def live_equations(jaxpr):
     """The equations of a jaxpr that its outputs or effects need, in order."""
     needed = {var for var in jaxpr.outvars if not isinstance(var, core.Literal)}
     kept = []
@@ -103,7 +106,7 @@ def live(jaxpr):
     return kept[::-1]
 
 
-def feeds(closed, wanted, given="input"):
+def scope_inputs(closed, wanted, given="input"):
     """{path: paths whose results its equations read} of a closed jaxpr, without what is in calls.
 
     wanted: path -> whether it is one; through the others a result passes on.  What comes of the
@@ -111,8 +114,8 @@ def feeds(closed, wanted, given="input"):
     """
     comes = {closed.jaxpr.invars[-1]: {f"/{given}": True}}  # variable -> paths
     found = defaultdict(dict)
-    for eqn in live(closed.jaxpr):
-        path, direction = place(eqn)
+    for eqn in live_equations(closed.jaxpr):
+        path, direction = scope(eqn)
         if direction != DIRECTIONS[0]:
             continue
         read = [var for var in eqn.invars if not isinstance(var, core.Literal)]
@@ -124,19 +127,19 @@ def feeds(closed, wanted, given="input"):
     return found
 
 
-def place(eqn, outer="", direction=DIRECTIONS[0]):
+def scope(eqn, outer="", direction=DIRECTIONS[0]):
     """(path, direction) of an equation; the stack of a body is relative to that of its call."""
     stack = str(eqn.source_info.name_stack)
     if "transpose(" in stack or "rematted_computation" in stack:
         direction = DIRECTIONS[1]
     names = re.sub(r"\w+\(|\)", "", stack).split("/")
-    inner = [name for name in names if name and name not in AGAIN]
+    inner = [name for name in names if name and name not in REMAT_SCOPES]
     return "/".join([outer] * bool(outer) + inner), direction
 
 
 def _walk(jaxpr, outer, padding):
-    for eqn in live(getattr(jaxpr, "jaxpr", jaxpr)):
-        path, direction = place(eqn, outer.path, outer.direction)
+    for eqn in live_equations(getattr(jaxpr, "jaxpr", jaxpr)):
+        path, direction = scope(eqn, outer.path, outer.direction)
         call = outer.call if path == outer.path else ""
         here = outer._replace(eqn=eqn, path=path, direction=direction, call=call)
         yield from _enter(here, padding)
@@ -148,14 +151,14 @@ def _enter(step, padding):
     if name in RULES:
         yield step
     elif name == "cond":
-        yield from _larger(step, padding)
+        yield from _largest_branch(step, padding)
     elif name == "while":
         once = step._replace(bounded=False)
         yield from _walk(params["cond_jaxpr"], once, padding)
         yield from _walk(params["body_jaxpr"], once, padding)
-    elif bodies := [params[key] for key in CALLS if _is_body(params.get(key))]:
+    elif bodies := [params[key] for key in BODY_PARAMS if _is_body(params.get(key))]:
         named = step.call or (str(params.get("name", "")) if name in ("jit", "pjit") else "")
-        inside = step._replace(times=step.times * _runs(step.eqn, padding), call=named)
+        inside = step._replace(times=step.times * _repeats(step.eqn, padding), call=named)
         yield from _walk(bodies[0], inside, padding)
     else:
         yield step
@@ -165,7 +168,7 @@ def _is_body(value):
     return isinstance(value, core.Jaxpr | core.ClosedJaxpr)
 
 
-def _runs(eqn, padding):
+def _repeats(eqn, padding):
     """How often the body of a call runs."""
     params = eqn.params
     match eqn.primitive.name:
@@ -181,7 +184,7 @@ def _runs(eqn, padding):
     return 1
 
 
-def _larger(step, padding):
+def _largest_branch(step, padding):
     """The steps of the branch with most operations."""
     branches = [list(_walk(body, step, padding)) for body in step.eqn.params["branches"]]
     return max(branches, key=lambda steps: sum(_cost(inner, padding) for inner in steps))

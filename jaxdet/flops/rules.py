@@ -15,7 +15,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Count:
+class OpCounts:
     """Numbers of operations; `multiply_adds` of the first two come in pairs, in products."""
 
     additions: int = 0
@@ -29,11 +29,11 @@ class Count:
 
     def __add__(self, other):
         """Operations of both, one after the other."""
-        return Count(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+        return OpCounts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     def __mul__(self, times):
         """Operations of so many repeats."""
-        return Count(*(number * times for number in astuple(self)))
+        return OpCounts(*(number * times for number in astuple(self)))
 
     def total(self, convention="flop"):
         """All operations under `flop`; only the multiply-adds, one for each pair, under `mac`."""
@@ -84,16 +84,16 @@ def _size(var):
 
 
 def _elementwise(kind, eqn, padding):
-    return Count(**{kind: sum(map(_size, eqn.outvars))})
+    return OpCounts(**{kind: sum(map(_size, eqn.outvars))})
 
 
 def _free(eqn, padding):
-    return Count()
+    return OpCounts()
 
 
 def _clamp(eqn, padding):
     size = _size(eqn.outvars[0])
-    return Count(maxima=size, minima=size)
+    return OpCounts(maxima=size, minima=size)
 
 
 def _integer_pow(eqn, padding):
@@ -101,7 +101,7 @@ def _integer_pow(eqn, padding):
     power, size = abs(eqn.params["y"]), _size(eqn.outvars[0])
     products = max(power.bit_length() - 1, 0) + max(power.bit_count() - 1, 0)
     inverse = size if eqn.params["y"] < 0 else 0
-    return Count(multiplications=products * size, divisions=inverse)
+    return OpCounts(multiplications=products * size, divisions=inverse)
 
 
 def _dot(eqn, padding):
@@ -112,7 +112,7 @@ def _dot(eqn, padding):
 
 def _products(taps, outputs):
     """Sums of products: so many taps in all, over so many outputs."""
-    return Count(additions=max(taps - outputs, 0), multiplications=taps, multiply_adds=taps)
+    return OpCounts(additions=max(taps - outputs, 0), multiplications=taps, multiply_adds=taps)
 
 
 def _conv(eqn, padding):
@@ -146,17 +146,17 @@ def _windows(outputs, sizes, windows, strides, pads, bases, dilations, padding):
 
 
 def _reduce(kind, eqn, padding):
-    return Count(**{kind: max(_size(eqn.invars[0]) - _size(eqn.outvars[0]), 0)})
+    return OpCounts(**{kind: max(_size(eqn.invars[0]) - _size(eqn.outvars[0]), 0)})
 
 
 def _cumulative(kind, eqn, padding):
     size, length = _size(eqn.outvars[0]), _shape(eqn.outvars[0])[eqn.params["axis"]]
-    return Count(**{kind: size - size // max(length, 1)})
+    return OpCounts(**{kind: size - size // max(length, 1)})
 
 
 def _sort(axis_name, eqn, padding):
     length = _shape(eqn.invars[0])[eqn.params[axis_name]]
-    return Count(comparisons=_size(eqn.invars[0]) * max(length - 1, 0).bit_length())
+    return OpCounts(comparisons=_size(eqn.invars[0]) * max(length - 1, 0).bit_length())
 
 
 def _reduce_window(kind, eqn, padding):
@@ -172,7 +172,7 @@ def _reduce_window(kind, eqn, padding):
         params.get("window_dilation", ones),
         padding,
     )
-    return Count(**{kind: pairs - seen})
+    return OpCounts(**{kind: pairs - seen})
 
 
 def _select_and_scatter_add(eqn, padding):
@@ -189,11 +189,11 @@ def _select_and_scatter_add(eqn, padding):
         ones,
         padding,
     )
-    return Count(additions=_size(source), comparisons=pairs - seen)
+    return OpCounts(additions=_size(source), comparisons=pairs - seen)
 
 
 def _scatter(kind, eqn, padding):
-    return Count(**{kind: _size(eqn.invars[2])})
+    return OpCounts(**{kind: _size(eqn.invars[2])})
 
 
 def _spread(rule, names):

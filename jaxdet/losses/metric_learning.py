@@ -48,7 +48,7 @@ def center_update(centres, sums, counts, *, rate=0.5):
     return (centres - rate * sums / (1 + counts[:, None])).astype(centres.dtype)
 
 
-def pairs(labels, on=None):
+def pair_masks(labels, on=None):
     """(same, valid) of all pairs [B, B] of rows of labels [B].
 
     valid: the two are not one row, and both are `on` [B]; all are if None.
@@ -179,7 +179,7 @@ def lgm(features, means, labels, log_variances=0.0, *, margin=0.1):
 def _all_pairs(features, labels, on):
     """Distances, and `pairs`, of the rows of features [B, D]: [B, B] each."""
     chex.assert_rank([features, labels], [2, 1])
-    return embeddings.distance(features[:, None], features[None]), *pairs(labels, on)
+    return embeddings.distance(features[:, None], features[None]), *pair_masks(labels, on)
 
 
 def _hinge(violation, valid, soft):

@@ -3,7 +3,7 @@
 import numpy as np
 
 
-def labelled_boxes(rows, classes):
+def localization_scores(rows, classes):
     """Scores of one label and one box a photo.
 
     `rows` have `label`, `predicted` (indices into `classes`), `iou` and `distance`, [N] each.
@@ -15,7 +15,7 @@ def labelled_boxes(rows, classes):
     return _by_label(rows, classes, _of_boxes)
 
 
-def labelled(rows, classes):
+def scores(rows, classes):
     """Scores of one label an image: `label` and `predicted` of `labelled_boxes` alone."""
     return _by_label(rows, classes, _of_labels)
 
@@ -53,7 +53,7 @@ def _of_boxes(rows):
     }
 
 
-def plateau(scores, *, rise, over):
+def plateau_start(scores, *, rise, over):
     """The first place from which the next `over` scores are all less than `rise` above its own.
 
     None where there is none with so many after it.

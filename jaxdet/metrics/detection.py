@@ -8,13 +8,13 @@ import numpy as np
 
 from jaxdet.ops import boxes, numerics
 
-STATS = (  # the twelve numbers of COCO, in its order
+COCO_STATS = (  # the twelve numbers of COCO, in its order
     *("map", "map50", "map75", "map_small", "map_medium", "map_large"),
     *("recall1", "recall10", "recall100", "recall_small", "recall_medium", "recall_large"),
 )
 
 
-def coco_map(truth, detections):
+def coco_scores(truth, detections):
     """COCO's twelve numbers, by the names `STATS`, of boxes told as COCO's JSON tells them.
 
     truth: {"images", "annotations", "categories"}; detections: [{"image_id", "category_id",
@@ -22,17 +22,17 @@ def coco_map(truth, detections):
     -1 where there is nothing to find.  Lin et al. 2014, arXiv:1405.0312, by faster-coco-eval.
     """
     judged = _judged(truth, detections)
-    return dict(zip(STATS, map(float, judged.stats[:12]), strict=True))
+    return dict(zip(COCO_STATS, map(float, judged.stats[:12]), strict=True))
 
 
-def detections(rows, classes):
+def scores(rows, classes):
     """Scores of many boxes a photo, from the rows that `tasks.detect` measures.
 
     The twelve of `coco_map`; `labels` has count, map and map50 of each class.
     """
     truth, found = _as_coco(rows, classes)
     judged = _judged(truth, found)
-    scores = dict(zip(STATS, map(float, judged.stats[:12]), strict=True))
+    scores = dict(zip(COCO_STATS, map(float, judged.stats[:12]), strict=True))
     precision = judged.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, class]
     labels = {}
     on = rows["true_valid"] & ~rows["true_crowd"]
@@ -46,8 +46,11 @@ def detections(rows, classes):
     return {**scores, "count": len(rows["size"]), "labels": labels}
 
 
-RECALLS = np.linspace(0, 1, 101)  # where COCO looks at precision
-CONFIDENCE, IOU = 0.25, 0.5  # score of a box that counts, IoU from which it finds an object
+RECALL_LEVELS = np.linspace(0, 1, 101)  # where COCO looks at precision
+SCORE_THRESHOLD, IOU_THRESHOLD = (
+    0.25,
+    0.5,
+)  # score of a box that counts, IoU from which it finds an object
 
 
 def precision_recall(rows, classes):
@@ -63,12 +66,12 @@ def precision_recall(rows, classes):
 THRESHOLDS = (0.05, 0.1, 0.2)  # of mAP: what seed 002 gives points for
 
 
-def passed(value):
+def passed_thresholds(value):
     """{name: whether it is reached} of each of `THRESHOLDS` by a mAP."""
     return {f"map_at_least_{least:g}": value >= least for least in THRESHOLDS}
 
 
-def confusion(rows, classes):
+def confusion_matrix(rows, classes):
     """Objects by true class (rows) and found class (columns), [K + 1, K + 1]; last is background.
 
     Boxes of a score of at least `CONFIDENCE` find the object that they overlap most, if by more
@@ -84,8 +87,8 @@ def confusion(rows, classes):
             np.flatnonzero(rows["true_valid"][i] & (rows["true_crowd"][i] == crowd))
             for crowd in (False, True)
         )
-        sure = np.flatnonzero(rows["valid"][i] & (rows["scores"][i] >= CONFIDENCE))
-        pairs = [(g, p) for g in true for p in sure if shared[g, p] > IOU]
+        sure = np.flatnonzero(rows["valid"][i] & (rows["scores"][i] >= SCORE_THRESHOLD))
+        pairs = [(g, p) for g in true for p in sure if shared[g, p] > IOU_THRESHOLD]
         mine = {}
         for g, p in sorted(pairs, key=lambda pair: -shared[pair]):
             if g not in mine and p not in mine.values():
@@ -94,7 +97,7 @@ def confusion(rows, classes):
             as_class = rows["labels"][i, mine[g]] if g in mine else len(classes)
             counts[rows["true_labels"][i, g], as_class] += 1
         for p in set(sure) - set(mine.values()):
-            counts[-1, rows["labels"][i, p]] += not (inside[crowds, p] > IOU).any()
+            counts[-1, rows["labels"][i, p]] += not (inside[crowds, p] > IOU_THRESHOLD).any()
     return counts
 
 

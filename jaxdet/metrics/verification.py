@@ -13,7 +13,7 @@ import numpy as np
 from jaxdet.errors import InputError
 from jaxdet.types import Array
 
-FARS = (1e-1, 1e-2, 1e-3, 1e-4)
+FAR_LEVELS = (1e-1, 1e-2, 1e-3, 1e-4)
 
 
 class Roc(NamedTuple):
@@ -24,7 +24,7 @@ class Roc(NamedTuple):
     thresholds: Array  # [T] falling from infinity to the lowest score
 
 
-class Folds(NamedTuple):
+class CrossValidation(NamedTuple):
     """What `lfw_folds` finds."""
 
     mean: float  # accuracy, in [0, 1]
@@ -54,7 +54,7 @@ def eer(scores, same):
     return float(far[after] - share * (far[after] - far[after - 1]))
 
 
-def tar_at_far(scores, same, fars=FARS):
+def tar_at_far(scores, same, fars=FAR_LEVELS):
     """Highest TAR [F] of the thresholds whose FAR is at most each of `fars` [F].
 
     Nothing between thresholds is made up: with fewer than 1 / far pairs of two persons, none of
@@ -64,7 +64,7 @@ def tar_at_far(scores, same, fars=FARS):
     return tar[np.searchsorted(far, fars, side="right") - 1]
 
 
-def dir_at_fpir(scores, found, true, fpirs=FARS):
+def dir_at_fpir(scores, found, true, fpirs=FAR_LEVELS):
     """Detection and identification rate [F] at false positive identification rates `fpirs` [F].
 
     Each of N probes has the identity `found` [N] as its best, with a score [N], and is `true` [N]:
@@ -85,7 +85,7 @@ def dir_at_fpir(scores, found, true, fpirs=FARS):
     return (right & (scores[known] >= least[:, None])).mean(1)
 
 
-def accuracy_by_threshold(scores, accept, thresholds, *, refuse=None):
+def accuracy_at_thresholds(scores, accept, thresholds, *, refuse=None):
     """Share [T] of N decisions that are right at each of `thresholds` [T].
 
     accept, refuse [N]: whether it is right to say yes, and no: the opposite of `accept` if None.
@@ -112,12 +112,12 @@ def best_threshold(scores, accept, thresholds=None, *, refuse=None):
         past = np.nextafter(np.float32(values[-1]), np.float32(np.inf))  # also for float32 scores
         thresholds = np.concatenate([values[:1], (values[1:] + values[:-1]) / 2, [past]])
     thresholds = np.sort(thresholds)
-    accuracies = accuracy_by_threshold(scores, accept, thresholds, refuse=refuse)
+    accuracies = accuracy_at_thresholds(scores, accept, thresholds, refuse=refuse)
     best = int(accuracies.argmax())
     return float(thresholds[best]), float(accuracies[best])
 
 
-def lfw_folds(scores, same, folds=10, thresholds=None):
+def cross_validate(scores, same, folds=10, thresholds=None):
     """Accuracy by cross validation: each fold is judged at the best threshold of all others.
 
     folds: how many, which are `consecutive`, or the fold [N] of each pair.  thresholds: as in
@@ -125,18 +125,18 @@ def lfw_folds(scores, same, folds=10, thresholds=None):
     Huang et al. 2007 (Labeled Faces in the Wild), whose standard error is that of the folds.
     """
     scores, same = _pairs(scores, same)
-    fold = np.asarray(folds) if np.ndim(folds) else consecutive(len(scores), folds)
+    fold = np.asarray(folds) if np.ndim(folds) else consecutive_folds(len(scores), folds)
     names, found = np.unique(fold), []
     if len(names) < 2:
         raise InputError(f"verification: all {len(scores)} pairs are of one fold; want two or more")
     for name in names:
         here = fold == name
         threshold, _ = best_threshold(scores[~here], same[~here], thresholds)
-        (accuracy,) = accuracy_by_threshold(scores[here], same[here], [threshold])
+        (accuracy,) = accuracy_at_thresholds(scores[here], same[here], [threshold])
         found.append((accuracy, threshold))
     accuracies, chosen = np.array(found).T
     error = accuracies.std(ddof=1) / len(names) ** 0.5
-    return Folds(float(accuracies.mean()), float(error), accuracies, chosen)
+    return CrossValidation(float(accuracies.mean()), float(error), accuracies, chosen)
 
 
 def linear_probe(embeddings, labels, others):
@@ -154,7 +154,7 @@ def linear_probe(embeddings, labels, others):
     return fitted.fit(embeddings, labels).predict(others)
 
 
-def consecutive(count, folds):
+def consecutive_folds(count, folds):
     """The fold [count] of each of so many pairs in a row: folds as near to equal as can be."""
     if not 2 <= folds <= count:
         raise InputError(

@@ -7,8 +7,8 @@ from matplotlib.patches import Circle, Rectangle
 from jaxdet.plots import figures
 
 TRUE, PREDICTED = "lime", "red"
-NAMED = 10  # classes at most that have a colour and a name of their own
-LEAST = 320  # pixels of the shorter side of a picture with texts in it
+MAX_COLORED_CLASSES = 10  # classes at most that have a colour and a name of their own
+MIN_SIDE = 320  # pixels of the shorter side of a picture with texts in it
 
 
 def gallery(
@@ -37,26 +37,26 @@ def gallery(
     for axes in figure.subplots(rows, columns, squeeze=False).flat:
         axes.axis("off")
     for i, (axes, image) in enumerate(zip(figure.axes, images, strict=False)):
-        figures.show_image(axes, image)
+        figures.draw_image(axes, image)
         axes.set_title(titles[i], color=PREDICTED if wrong is not None and wrong[i] else "black")
         of_image = (None if part is None else part[i] for part in (true, predicted, texts, kinds))
         _boxes(axes, *of_image)
-    figures.write(figure, path)
+    figures.save(figure, path)
 
 
-def annotated(image, path, true=None, predicted=None, texts=None, kinds=None):
+def annotated_image(image, path, true=None, predicted=None, texts=None, kinds=None):
     """One image [H, W, C] as large as it is, or so many times as large, with boxes as in `gallery`.
 
     The shorter side of the picture has at least `LEAST` pixels.
     """
-    height, width = np.multiply(image.shape[:2], -(-LEAST // min(image.shape[:2])))
+    height, width = np.multiply(image.shape[:2], -(-MIN_SIDE // min(image.shape[:2])))
     figure = Figure(figsize=(width / 100, height / 100), dpi=100)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.axis("off")
-    figures.show_image(axes, image)
+    figures.draw_image(axes, image)
     grown = max((height + width) / 1000, 1)  # large photos are looked at from further away
     _boxes(axes, true, predicted, texts, kinds, width=1.5 * grown, size=8 * grown)
-    figures.write(figure, path)
+    figures.save(figure, path)
 
 
 def _boxes(axes, true, predicted, texts, kinds, width=None, size=7):
@@ -66,7 +66,7 @@ def _boxes(axes, true, predicted, texts, kinds, width=None, size=7):
     width = width or (1.2 if max(map(len, every)) > 1 else 2)
     for boxes, colour in zip(every, (TRUE, PREDICTED), strict=True):
         for corners in boxes:
-            box(axes, corners, colour, width)
+            draw_box(axes, corners, colour, width)
     if texts is None:
         return
     named = every[0] if predicted is None else every[1]
@@ -86,7 +86,7 @@ def _name(axes, corners, text, colour, size):
     axes.text(x, y, text, color="white", fontsize=size, bbox=shade, clip_on=True, **place)
 
 
-def assigned(images, true, marks, path, columns=3):
+def assignments(images, true, marks, path, columns=3):
     """Images [H, W, C], each box of true [n, 4] in a colour, and so the cells that learn it.
 
     marks: for each image (points [m, 2], strides [m], box of each point [m], wanted score [m]);
@@ -99,17 +99,17 @@ def assigned(images, true, marks, path, columns=3):
         axes.axis("off")
     given = zip(figure.axes, images, true, marks, strict=False)
     for number, (axes, image, boxes, (points, strides, index, much)) in enumerate(given):
-        figures.show_image(axes, image)
+        figures.draw_image(axes, image)
         axes.set_title(f"photo {number}: {len(boxes)} boxes, {len(points)} cells")
         for i, corners in enumerate(boxes):
-            box(axes, corners, f"C{i % 10}")
+            draw_box(axes, corners, f"C{i % 10}")
         for point, stride, i, score in zip(points, strides, index, much, strict=True):
             alpha = 0.25 + 0.75 * float(score)
             axes.add_patch(Circle(point - 0.5, stride / 4, color=f"C{i % 10}", alpha=alpha))
-    figures.write(figure, path)
+    figures.save(figure, path)
 
 
-def confusion(counts, names, path, title=""):
+def confusion_matrix(counts, names, path, title=""):
     """Counts [K, K] by what was true (rows) and what it was taken for (columns), as shares."""
     counts = np.asarray(counts)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -123,7 +123,7 @@ def confusion(counts, names, path, title=""):
     axes.set_xticks(range(len(names)), names, rotation=90)
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="taken for", ylabel="true", title=title)
-    figures.write(figure, path)
+    figures.save(figure, path)
 
 
 def precision_recall(curves, recalls, path, marked=()):
@@ -136,7 +136,7 @@ def precision_recall(curves, recalls, path, marked=()):
     axes = figure.subplots()
     known = {name: (p, s) for name, (p, s) in curves.items() if (p > -1).all()}
     for name, (precision, scores) in known.items():
-        many = {"color": "lightgray", "lw": 0.8} if len(known) > NAMED else {}
+        many = {"color": "lightgray", "lw": 0.8} if len(known) > MAX_COLORED_CLASSES else {}
         label = f"{name} {precision.mean():.3f}"
         (line,) = axes.plot(recalls, precision, label=None if many else label, **many)
         for sign, least in zip("os^D", () if many else marked, strict=False):
@@ -145,17 +145,17 @@ def precision_recall(curves, recalls, path, marked=()):
     if len(known) > 1:
         mean = np.mean([precision for precision, _ in known.values()], 0)
         axes.plot(recalls, mean, color="black", lw=2.5, label=f"mean {mean.mean():.3f}")
-    if known and len(known) <= NAMED:
+    if known and len(known) <= MAX_COLORED_CLASSES:
         for sign, least in zip("os^D", marked, strict=False):
             axes.plot([], [], sign, color="gray", label=f"score {least:g}")
     axes.set(xlabel="recall", ylabel="precision, IoU .5", xlim=(0, 1), ylim=(0, 1.02))
     axes.grid(alpha=0.3)
     if known:
         axes.legend(loc="lower left")
-    figures.write(figure, path)
+    figures.save(figure, path)
 
 
-def bars(values, path, *, label, marked=()):
+def bar_chart(values, path, *, label, marked=()):
     """A bar a value of {name: value in [0, 1]}, and a line at each of the `marked` values."""
     figure = Figure(figsize=(7, max(2.5, 0.32 * len(values) + 1)), layout="constrained")
     axes = figure.subplots()
@@ -168,10 +168,10 @@ def bars(values, path, *, label, marked=()):
         axes.text(value, -0.75, f"{value:g}", color="red", ha="center", fontsize=8, bbox=clear)
     axes.set_yticks(range(len(values)), list(values))
     axes.set(xlabel=label, xlim=(0, 1.08), ylim=(len(values) - 0.4, -1.1))
-    figures.write(figure, path)
+    figures.save(figure, path)
 
 
-def window(path):
+def show_file(path):
     """Show a picture file in a window, until it is closed."""
     import matplotlib.pyplot as plt  # chooses a backend, which nothing else here needs
 
@@ -181,7 +181,7 @@ def window(path):
     plt.close()
 
 
-def box(axes, corners, colour, width=2):
+def draw_box(axes, corners, colour, width=2):
     """One half-open box [4] in image pixels, drawn on the pixels' edges, `width` points wide."""
     x0, y0, x1, y1 = np.asarray(corners) - 0.5  # imshow puts pixel centres on whole numbers
     axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, lw=width))

@@ -6,14 +6,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 SUFFIXES = (".png", ".jpg", ".pdf", ".svg")
 
 
-def show_image(axes, image):
+def draw_image(axes, image):
     image = np.asarray(image)
     grey = image.shape[-1] == 1
     axes.imshow(image[..., 0] if grey else image, cmap="gray" if grey else None, vmin=0, vmax=1)
     axes.set_autoscale_on(False)
 
 
-def write(figure, path):
+def save(figure, path):
     FigureCanvasAgg(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

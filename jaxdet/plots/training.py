@@ -15,7 +15,7 @@ SCORES = ("iou", "map", "map50")  # of validation alone
 CURVES = ("loss", "accuracy", "iou")  # of several runs
 
 
-def convergence(metrics, path):
+def learning_curves(metrics, path):
     """Each term of the loss and what else both splits have, and the scores of validation.
 
     Against the epoch, from `metrics.jsonl` lines.
@@ -39,10 +39,10 @@ def convergence(metrics, path):
         axes.legend()
         for least in THRESHOLDS if term == "map" else ():
             axes.axhline(least, color="red", ls="--", lw=1)
-    figures.write(figure, path)
+    figures.save(figure, path)
 
 
-def curves(metrics_by_name, path):
+def compare_runs(metrics_by_name, path):
     """Validation loss, accuracy and IoU of several runs against the epoch: terms that all have.
 
     `metrics_by_name` has the `metrics.jsonl` lines of each run.  Where all have their times and an
@@ -68,7 +68,7 @@ def curves(metrics_by_name, path):
     if places:
         named = figure.axes[0].get_legend_handles_labels()
         figure.legend(*named, loc="outside lower left", fontsize=8)  # as long as names may be
-    figures.write(figure, path)
+    figures.save(figure, path)
 
 
 def roofline(rows, ceilings, path, named=10):
@@ -92,7 +92,7 @@ def roofline(rows, ceilings, path, named=10):
     axes.set(xscale="log", yscale="log", xlabel="operations / byte", ylabel="operations / s")
     axes.grid(alpha=0.3)
     axes.legend()
-    figures.write(figure, path)
+    figures.save(figure, path)
 
 
 def _curve(axes, term, points, against="epoch"):

@@ -8,7 +8,7 @@ from jaxdet.plots import figures
 BINS = 60
 
 
-def sweep(rows, chosen, path):
+def threshold_sweep(rows, chosen, path):
     """Both accuracies of rows (threshold, accuracy, known_accuracy), and the chosen threshold."""
     figure, axes = _one("threshold", "share")
     at = [row["threshold"] for row in rows]
@@ -16,7 +16,7 @@ def sweep(rows, chosen, path):
         axes.plot(at, [row[name] for row in rows], label=name.replace("_", " "))
     axes.axvline(chosen, color="black", linestyle=":", label=f"chosen: {chosen:.3f}")
     axes.legend()
-    figures.write(figure, path)
+    figures.save(figure, path)
 
 
 def roc(points, path):
@@ -25,10 +25,10 @@ def roc(points, path):
     seen = points.far > 0
     axes.plot(points.far[seen], points.tar[seen])
     axes.set(xscale="log", ylim=(0, 1.02))
-    figures.write(figure, path)
+    figures.save(figure, path)
 
 
-def histogram(scores, same, path):
+def score_histogram(scores, same, path):
     """Scores of pairs of one person and of two, each as a density."""
     figure, axes = _one("score", "density")
     bins = np.histogram_bin_edges(scores, BINS)
@@ -36,7 +36,7 @@ def histogram(scores, same, path):
         if of_kind.size:
             axes.hist(of_kind, bins, density=True, alpha=0.6, label=name)
     axes.legend()
-    figures.write(figure, path)
+    figures.save(figure, path)
 
 
 def _one(across, up):

@@ -18,12 +18,12 @@ from jaxdet import flops
 from jaxdet.plots import training as training_plots
 from jaxdet.profiling import summary, timing
 
-SECONDS = 0.2  # for the repeats of each layer
-SIDE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}  # of the square matrices that are multiplied
-LENGTH = {"cpu": 2**26, "gpu": 2**28, "tpu": 2**28}  # numbers that are copied
+SECONDS_PER_LAYER = 0.2  # for the repeats of each layer
+MATRIX_SIZE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}  # of the square matrices that are multiplied
+COPY_LENGTH = {"cpu": 2**26, "gpu": 2**28, "tpu": 2**28}  # numbers that are copied
 
 
-class Piece(NamedTuple):
+class LayerJaxpr(NamedTuple):
     """The equations of one layer in one direction, as a jaxpr of their own."""
 
     path: str
@@ -31,7 +31,7 @@ class Piece(NamedTuple):
     jaxpr: core.Jaxpr
 
 
-class Ceilings(NamedTuple):
+class DevicePeaks(NamedTuple):
     """What a device was seen to do at most."""
 
     operations_per_s: float  # additions and multiplications of a large matrix product
@@ -40,9 +40,9 @@ class Ceilings(NamedTuple):
 
 def add(rows, found, picture):
     """Measure a `Network`, add what was found to its rows, draw the plot; returns notes on both."""
-    measured, top, seconds = times(found), ceilings(), whole(found)
+    measured, top, seconds = time_layers(found), measure_peaks(), time_network(found)
     for row in rows[:-1]:
-        row |= measured.get(row["layer"].replace(summary.ITSELF, ""), {})
+        row |= measured.get(row["layer"].replace(summary.ROOT, ""), {})
     for key in ("forward_s", "backward_s", "bytes"):
         rows[-1][key] = sum(row.get(key, 0) for row in rows[:-1])
     for row in rows:
@@ -59,12 +59,12 @@ def add(rows, found, picture):
     ]
 
 
-def pieces(closed):
+def split_by_layer(closed):
     """The layers of a closed jaxpr, each in each direction: a list of `Piece`, in order."""
     jaxpr = closed.jaxpr
     groups = {}
-    for eqn in flops.live(jaxpr):
-        groups.setdefault(flops.place(eqn), []).append(eqn)
+    for eqn in flops.live_equations(jaxpr):
+        groups.setdefault(flops.scope(eqn), []).append(eqn)
     readers = {}  # variable -> groups that read it; None for the function's own outputs
     for place, eqns in groups.items():
         for var in _variables(var for eqn in eqns for var in eqn.invars):
@@ -80,33 +80,33 @@ def pieces(closed):
             outvars=[var for var in made if readers.get(var, set()) - {(path, direction)}],
             eqns=eqns,
         )
-        yield Piece(path, direction, body)
+        yield LayerJaxpr(path, direction, body)
 
 
-def times(found, *, seconds=SECONDS):
+def time_layers(found, *, seconds=SECONDS_PER_LAYER):
     """Measured numbers a layer: {path: {"forward_s", "backward_s", "bytes"}} of a `Network`."""
     measured = {}
-    for piece in pieces(found.trace()):
-        row = measured.setdefault(summary.inner(piece.path), {"bytes": 0})
+    for piece in split_by_layer(found.trace()):
+        row = measured.setdefault(summary.relative_path(piece.path), {"bytes": 0})
         key = f"{piece.direction}_s"
         row[key] = row.get(key, 0.0) + _seconds(core.ClosedJaxpr(piece.jaxpr, ()), seconds)
         row["bytes"] += sum(map(_bytes, [*piece.jaxpr.invars, *piece.jaxpr.outvars]))
     return measured
 
 
-def whole(found, *, seconds=SECONDS):
+def time_network(found, *, seconds=SECONDS_PER_LAYER):
     """Seconds of the whole pass, compiled as one."""
     return _seconds(found.trace(), seconds)
 
 
-def ceilings(*, seconds=1.0, dtype=jnp.float32):
+def measure_peaks(*, seconds=1.0, dtype=jnp.float32):
     """The two ceilings of the first device; `dtype` is that of the matrix product."""
     kind = jax.default_backend()
-    side, length = SIDE.get(kind, 2048), LENGTH.get(kind, 2**26)
+    side, length = MATRIX_SIZE.get(kind, 2048), COPY_LENGTH.get(kind, 2**26)
     matrix = jnp.ones((side, side), dtype)
     product = timing.measure(jax.jit(jnp.matmul), matrix, matrix, seconds=seconds).median
     copied = timing.measure(jax.jit(lambda x: x + 1), jnp.ones(length), seconds=seconds).median
-    return Ceilings((2 * side - 1) * side**2 / product, 2 * 4 * length / copied)
+    return DevicePeaks((2 * side - 1) * side**2 / product, 2 * 4 * length / copied)
 
 
 def _seconds(closed, seconds):

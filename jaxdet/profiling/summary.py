@@ -20,7 +20,7 @@ from flax import linen as nn
 
 from jaxdet import flops, tables
 from jaxdet.errors import InputError
-from jaxdet.flops.rules import Count
+from jaxdet.flops.rules import OpCounts
 from jaxdet.kernels import conv
 from jaxdet.models import layers
 
@@ -45,14 +45,14 @@ COLUMNS = {
     "bytes": "bytes",
     "operations_per_s": "operations / s",
 }
-UNSAID = ("name", "parent", "use_running_average")  # of a module: where, when, not what
-WORDS = ("layer", "F", "X", "of", "W")  # columns that do not add up
-ITSELF = "(network)"  # what no layer below it does
-OTHER = ("minima", "comparisons", "divisions", "transcendentals")
+HIDDEN_FIELDS = ("name", "parent", "use_running_average")  # of a module: where, when, not what
+TEXT_COLUMNS = ("layer", "F", "X", "of", "W")  # columns that do not add up
+ROOT = "(network)"  # what no layer below it does
+OTHER_KINDS = ("minima", "comparisons", "divisions", "transcendentals")
 POOLS = {"reduce_window_max": "max pool", "reduce_window_sum": "sum pool"}
 
 
-class Layer(NamedTuple):
+class LayerSummary(NamedTuple):
     """One row."""
 
     path: str  # of the module or scope; "" is the network itself
@@ -60,22 +60,22 @@ class Layer(NamedTuple):
     output: tuple[int, ...]
     weights: dict[str, tuple[int, ...]]
     parameters: int
-    forward: Count
-    backward: Count
+    forward: OpCounts
+    backward: OpCounts
     sources: tuple[str, ...] = ()  # layers whose outputs it takes; the images are `input`
 
 
-class Network(NamedTuple):
+class NetworkSummary(NamedTuple):
     """A network on one input, taken apart."""
 
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerSummary, ...]
     closed: Any  # the jaxpr that was counted: convolutions as `lax` computes them
-    counted: flops.Counted
+    counted: flops.FlopReport
     trace: Callable  # () -> the jaxpr that is run: convolutions as the network computes them
     statistics: int  # numbers that are kept beside the parameters and do not learn: batch norm's
 
 
-def network(net, images, variables=None, *, backward=False, convention="flop", padding="full"):
+def summarize(net, images, variables=None, *, backward=False, convention="flop", padding="full"):
     """The layers of `net` on `images`, a `Network`; nothing is compiled or run.
 
     images: array or `jax.ShapeDtypeStruct` [B, H, W, C].  variables: arrays or shapes; those that
@@ -93,18 +93,18 @@ def network(net, images, variables=None, *, backward=False, convention="flop", p
     trace = partial(jax.make_jaxpr(partial(made, net)), variables, images)
     with conv.default_impl("lax"):
         closed = jax.make_jaxpr(partial(made, net))(variables, images)
-    counted = flops.tally(closed, convention=convention, padding=padding)
+    counted = flops.count_jaxpr(closed, convention=convention, padding=padding)
     found = tuple(_layers(closed, counted, spy, variables))
     kept = sum(leaf.size for leaf in jax.tree.leaves(variables.get("batch_stats", {})))
-    return Network(found, closed, counted, trace, kept)
+    return NetworkSummary(found, closed, counted, trace, kept)
 
 
-def rows(found, *, backward=False):
+def table_rows(found, *, backward=False):
     """Rows of the table as dictionaries, whole numbers and shapes; the last one is the sum."""
     convention = found.counted.convention
-    whole = sum((layer.forward + layer.backward for layer in found.layers), Count())
+    whole = sum((layer.forward + layer.backward for layer in found.layers), OpCounts())
     lines = [_row(layer, convention, whole.total(convention)) for layer in found.layers]
-    sums = {key: sum(line[key] for line in lines) for key in lines[0] if key not in WORDS}
+    sums = {key: sum(line[key] for line in lines) for key in lines[0] if key not in TEXT_COLUMNS}
     lines.append({"layer": "sum", **sums})
     return lines if backward else [_without_backward(line) for line in lines]
 
@@ -130,11 +130,11 @@ def text(rows, notes, form="markdown"):
         return json.dumps({"layers": rows, "notes": notes}, indent=2)
     columns = {key: name for key, name in COLUMNS.items() if any(key in row for row in rows)}
     if form == "csv":
-        return tables.to_csv(rows, [*columns, *OTHER])
+        return tables.to_csv(rows, [*columns, *OTHER_KINDS])
     return "\n".join([tables.to_markdown(rows, columns), *([""] if notes else []), *notes])
 
 
-def inner(path):
+def relative_path(path):
     """A path of the name stack below the network, whose own name comes first."""
     return path.partition("/")[2]
 
@@ -164,7 +164,7 @@ def _layers(closed, counted, spy, variables):
     """Layers in the order in which they first do something; then those that do nothing."""
     steps = defaultdict(list)
     for step in flops.walk(closed):
-        steps[inner(step.path)].append(step)
+        steps[relative_path(step.path)].append(step)
     weights = _weights(variables["params"])
     found = {}
     for path in [*_with_dropout(steps, spy), *(path for path in weights if path not in steps)]:
@@ -172,8 +172,8 @@ def _layers(closed, counted, spy, variables):
         told = path in spy.dropped or (path and path not in spy.kinds)  # join only moves numbers
         if told or layer.parameters or (layer.forward + layer.backward).total():
             found[path] = layer
-    feeds = flops.feeds(closed, lambda path: inner(path) in found)
-    sources = {inner(path): tuple(map(inner, of)) for path, of in feeds.items()}
+    feeds = flops.scope_inputs(closed, lambda path: relative_path(path) in found)
+    sources = {relative_path(path): tuple(map(relative_path, of)) for path, of in feeds.items()}
     for path, layer in found.items():
         yield layer._replace(sources=sources.get(path, ()))
 
@@ -189,15 +189,15 @@ def _with_dropout(steps, spy):
 
 
 def _layer(path, steps, counted, spy, weights):
-    counts = {way: Count() for way in flops.DIRECTIONS}
+    counts = {way: OpCounts() for way in flops.DIRECTIONS}
     for (full, way), count in counted.rows.items():
-        if inner(full) == path:
+        if relative_path(full) == path:
             counts[way] += count
     ahead = [step for step in steps if step.direction == flops.DIRECTIONS[0]]
     made = ahead[-1].eqn.outvars[0].aval.shape if ahead else ()
     kind = spy.kinds.get(path) or _scope_kind(ahead)
     size = sum(math.prod(shape) for shape in weights.values())
-    return Layer(path, kind, spy.outputs.get(path, made), weights, size, *counts.values())
+    return LayerSummary(path, kind, spy.outputs.get(path, made), weights, size, *counts.values())
 
 
 def _weights(params):
@@ -226,7 +226,7 @@ def _module_kind(module):
     for field in fields(module):
         value = getattr(module, field.name, None)
         known = field.default is not MISSING and value == field.default
-        if field.name not in UNSAID and not known and _is_plain(value):
+        if field.name not in HIDDEN_FIELDS and not known and _is_plain(value):
             said.append(f"{field.name} {_sides(value)}")
     return ", ".join(said)
 
@@ -278,7 +278,7 @@ class _Spy:
 def _row(layer, convention, whole):
     both = layer.forward + layer.backward
     line = {
-        "layer": layer.path or ITSELF,
+        "layer": layer.path or ROOT,
         "F": layer.kind,
         "X": list(layer.output),
         **({"of": ", ".join(layer.sources)} if len(layer.sources) > 1 else {}),
@@ -287,8 +287,8 @@ def _row(layer, convention, whole):
         "additions": both.additions,
         "multiplications": both.multiplications,
         "maxima": both.maxima,
-        **{name: getattr(both, name) for name in OTHER},
-        "other": sum(getattr(both, name) for name in OTHER),
+        **{name: getattr(both, name) for name in OTHER_KINDS},
+        "other": sum(getattr(both, name) for name in OTHER_KINDS),
         "forward": layer.forward.total(convention),
         "backward": layer.backward.total(convention),
         "total": both.total(convention),

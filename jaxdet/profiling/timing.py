@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-MOST = 1000  # repeats of a call
+MAX_REPEATS = 1000  # repeats of a call
 
 
 class Timing(NamedTuple):
@@ -27,34 +27,34 @@ class Timing(NamedTuple):
 
 def measure(fn, *args, seconds=1.0, repeats=3):
     """Timing of `fn(*args)`: at least `repeats` calls, and more while `seconds` last."""
-    return paired(partial(fn, *args), seconds=seconds, repeats=repeats)[0]
+    return measure_interleaved(partial(fn, *args), seconds=seconds, repeats=repeats)[0]
 
 
-def paired(*calls, seconds=1.0, repeats=3):
+def measure_interleaved(*calls, seconds=1.0, repeats=3):
     """Timings of calls without arguments that are made in turns; `seconds` is for each."""
-    begun = [clock(call)[1] for call in calls]
-    taken = rounds(calls, seconds=seconds, repeats=repeats)
-    return [summary(apart, times) for apart, times in zip(begun, taken, strict=True)]
+    begun = [timed(call)[1] for call in calls]
+    taken = sample_interleaved(calls, seconds=seconds, repeats=repeats)
+    return [summarize(apart, times) for apart, times in zip(begun, taken, strict=True)]
 
 
-def rounds(calls, *, seconds=1.0, repeats=3):
+def sample_interleaved(calls, *, seconds=1.0, repeats=3):
     """Seconds of each call, one list a call: made in turns, until each had its time and repeats."""
     taken = [[] for _ in calls]
     left = list(zip(calls, taken, strict=True))
     while left:
         for call, times in left:
-            times.append(clock(call)[1])
+            times.append(timed(call)[1])
         left = [(call, times) for call, times in left if not _enough(times, seconds, repeats)]
     return taken
 
 
-def summary(apart, times):
+def summarize(apart, times):
     """Timing from the seconds of the first call and those of the others."""
     low, median, high = (float(q) for q in np.percentile(times, (25, 50, 75)))
     return Timing(max(0.0, apart - median), median, high - low, len(times))
 
 
-def clock(call):
+def timed(call):
     """(result, seconds) of a call, waited for.  What is no array of jax is passed through."""
     start = time.perf_counter()
     value = jax.block_until_ready(call())
@@ -63,4 +63,4 @@ def clock(call):
 
 def _enough(times, seconds, repeats):
     """Whether a call was timed often enough."""
-    return len(times) >= repeats and (len(times) >= MOST or sum(times) >= seconds)
+    return len(times) >= repeats and (len(times) >= MAX_REPEATS or sum(times) >= seconds)

@@ -35,7 +35,7 @@ class Classifier(NamedTuple):
 
     def task(self):
         """These functions as a `types.Task`."""
-        report = partial(classification_metrics.labelled, classes=self.classes)
+        report = partial(classification_metrics.scores, classes=self.classes)
         return Task(self.init, self.augment, self.loss, self.predict, self.measure, report)
 
     def init(self, key, batch):

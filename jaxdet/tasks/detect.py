@@ -54,7 +54,7 @@ class Detection(NamedTuple):
 
     def task(self):
         """These functions as a `types.Task`."""
-        report = partial(detection_metrics.detections, classes=self.classes)
+        report = partial(detection_metrics.scores, classes=self.classes)
         return Task(self.init, self.augment, self.loss, self.predict, self.measure, report)
 
     def init(self, key, batch):

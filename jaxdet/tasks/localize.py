@@ -34,7 +34,7 @@ class Labeller(NamedTuple):
 
     def task(self):
         """These functions as a `types.Task`."""
-        report = partial(classification_metrics.labelled_boxes, classes=self.classes)
+        report = partial(classification_metrics.localization_scores, classes=self.classes)
         return Task(self.init, self.augment, self.loss, self.predict, self.measure, report)
 
     def init(self, key, batch):

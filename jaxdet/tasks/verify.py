@@ -115,7 +115,7 @@ class Verifier(NamedTuple):
                 values, valid = pulls.center(embedding, centres, label), on
             case "contrastive":
                 x = embeddings.l2_normalize(embedding)
-                same, valid = pulls.pairs(label, on)
+                same, valid = pulls.pair_masks(label, on)
                 values = pulls.contrastive(x[:, None], x[None], same)
             case name:
                 values, valid = getattr(pulls, name)(embeddings.l2_normalize(embedding), label, on)

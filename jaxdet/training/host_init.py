@@ -32,7 +32,7 @@ def _run(jaxpr, consts, args):
         literal = isinstance(atom, core.Literal)
         return np.asarray(atom.val, atom.aval.dtype) if literal else known[atom]
 
-    for eqn in flops.live(jaxpr):
+    for eqn in flops.live_equations(jaxpr):
         made = _apply(jaxpr, eqn, [value(atom) for atom in eqn.invars])
         known.update(zip(eqn.outvars, made, strict=True))
     return [value(atom) for atom in jaxpr.outvars]

@@ -49,7 +49,7 @@ def draw(folder):
     from jaxdet.plots import training as training_plots
 
     if metrics := run_dir.read_metrics(folder):
-        training_plots.convergence(metrics, Path(folder) / "plots" / "convergence.png")
+        training_plots.learning_curves(metrics, Path(folder) / "plots" / "convergence.png")
 
 
 class Programs:

@@ -130,7 +130,7 @@ class Lanes:
             every = self._stepped(every, rows)
             return every.step
 
-        found = timing.paired(alone, abreast, seconds=seconds, repeats=repeats)
+        found = timing.measure_interleaved(alone, abreast, seconds=seconds, repeats=repeats)
         return Times(together=found[1].median, in_turn=found[0].median * len(rows))
 
     def cost(self):

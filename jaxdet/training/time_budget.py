@@ -29,7 +29,7 @@ def check_parameters(net, shape, most):
     count = parameters(jax.eval_shape(net.init, jax.random.key(0), images))
     if not most or count <= most:
         return
-    layers = [layer for layer in summary.network(net, images).layers if layer.parameters]
+    layers = [layer for layer in summary.summarize(net, images).layers if layer.parameters]
     rows = [{"layer": layer.path, "parameters": layer.parameters} for layer in layers]
     raise InputError(
         f"the network has {count} parameters that learn, {most} (--max-params) are wanted at most;"
@@ -52,7 +52,7 @@ def planned(programs, system, config, spent):
     step, state = _step_seconds(programs, system, config)
     kept = evaluator.variables(state)
     programs.evaluator.prepare(kept)
-    _, judging = timing.clock(lambda: programs.evaluator(kept, 0))
+    _, judging = timing.timed(lambda: programs.evaluator(kept, 0))
     first = judging if config.eval_first else 0.0
     left = config.time_budget * (1 - SPARED) - spent - (time.monotonic() - begun) - first
     each = step * epoch_steps + judging

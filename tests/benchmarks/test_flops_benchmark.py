@@ -31,7 +31,7 @@ def test_the_summary_has_the_figures_of_the_seeds(kept):
 def test_the_layers_are_those_of_describe(kept):
     named = networks.named("lenet")
     images = jax.ShapeDtypeStruct(named.input, "float32")
-    found = summary.rows(summary.network(named.net, images, backward=True), backward=True)
+    found = summary.table_rows(summary.summarize(named.net, images, backward=True), backward=True)
     assert kept[0]["layers"]["lenet"] == json.loads(json.dumps(found))
     for row in kept[0]["rows"]:
         *rows, whole = kept[0]["layers"][row["model"]]

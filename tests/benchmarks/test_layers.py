@@ -110,7 +110,7 @@ def test_a_gpu_has_rows_in_bfloat16_and_shares_of_its_peak(monkeypatch, tmp_path
         return SimpleNamespace(operations_per_s={"float32": 1e12, "bfloat16": 4e12}[dtype])
 
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(roofline, "ceilings", ceilings)
+    monkeypatch.setattr(roofline, "measure_peaks", ceilings)
     words = [*QUICK, "--layers", "dense", "--json", str(tmp_path / "a.json")]
     assert layers.main(words) == 0
     *rows, last = json.loads((tmp_path / "a.json").read_text())["rows"]

@@ -236,7 +236,7 @@ def test_curves_are_of_the_terms_that_all_runs_have(tmp_path):
     timed = lines("loss", "accuracy", time={"train": 3.0, "eval": 1.0})
     widths = (({"a": every}, 3), ({"a": every, "b": some}, 2), ({"a": []}, 3))
     for of_runs, width in (*widths, ({"a": timed}, 3), ({"a": timed, "b": every}, 2)):
-        training_plots.curves(of_runs, tmp_path / "c" / "curves.png")
+        training_plots.compare_runs(of_runs, tmp_path / "c" / "curves.png")
         with Image.open(tmp_path / "c" / "curves.png") as picture:
             assert picture.size == (550 * width, 400 + 20 * len(of_runs))
 

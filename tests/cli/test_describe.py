@@ -83,7 +83,7 @@ def test_a_run_is_its_own_network(run, capsys):
     layers, _ = told(capsys, "run")
     net, shape = networks.of_config("digits", tiny.CONFIG)
     images = jax.ShapeDtypeStruct(shape, "float32")
-    assert layers == summary.rows(summary.network(net, images))
+    assert layers == summary.table_rows(summary.summarize(net, images))
     larger, _ = told(capsys, "run", "--input", "3x70x64x1")
     assert larger[-1]["parameters"] == layers[-1]["parameters"]
     assert larger[-1]["total"] > 3 * layers[-1]["total"]

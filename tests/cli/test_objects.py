@@ -372,7 +372,9 @@ def test_windows_open_for_filename_where_there_is_a_display(
 ):
     seen = []
     monkeypatch.setenv("DISPLAY", display)
-    monkeypatch.setattr(detection_plots, "window", lambda path: seen.append(path.read_bytes()[:4]))
+    monkeypatch.setattr(
+        detection_plots, "show_file", lambda path: seen.append(path.read_bytes()[:4])
+    )
     assert main("predict", "run", *words) == 0
     assert seen == [PNG] * shown
 

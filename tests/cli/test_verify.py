@@ -208,9 +208,9 @@ def test_dev_separates_pairs(said):
         verification_metrics.eer(table.ravel(), same.ravel()), abs=0.01
     )
     tars = verification_metrics.tar_at_far(table.ravel(), same.ravel())
-    assert [found[f"tar_at_far_{far:g}"] for far in verification_metrics.FARS] == pytest.approx(
-        tars
-    )
+    assert [
+        found[f"tar_at_far_{far:g}"] for far in verification_metrics.FAR_LEVELS
+    ] == pytest.approx(tars)
     assert 0 <= found["dir_at_fpir_0.1"] <= 1
 
 
@@ -379,7 +379,9 @@ def test_pairs_are_judged_by_folds(said):
     made /= np.linalg.norm(made, axis=1, keepdims=True)
     scores = [float(made[i] @ made[j]) for i, j in ((0, 1), (0, 2), (2, 3), (4, 3))]
     same = [True, False, True, False]
-    assert found["accuracy"] == pytest.approx(verification_metrics.lfw_folds(scores, same, 2).mean)
+    assert found["accuracy"] == pytest.approx(
+        verification_metrics.cross_validate(scores, same, 2).mean
+    )
     assert found["auc"] == verification_metrics.auc(scores, same)
     assert found["tar_at_far_0.1"] == verification_metrics.tar_at_far(scores, same)[0]
     assert said(verify_pairs.pairs, PAIRS, kind="euclidean", folds=4)["folds"] == 4
@@ -401,7 +403,9 @@ def test_pairs_that_are_left_out_do_not_move_others_to_another_fold(said):
     listed = verification_protocol.pairs("pairs.txt", "known").pairs
     embedder = embedding.restored(RUN, "best")
     score, same = verify_pairs._likeness(PAIRS, embedder, listed)
-    wanted, moved = (verification_metrics.lfw_folds(score, same, f) for f in ([0, 1, 1], [0, 0, 1]))
+    wanted, moved = (
+        verification_metrics.cross_validate(score, same, f) for f in ([0, 1, 1], [0, 0, 1])
+    )
     assert found["threshold"] == wanted.thresholds.mean() != moved.thresholds.mean()
     assert (found["accuracy"], found["folds"]) == (wanted.mean, 2)
 

@@ -9,7 +9,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from jaxdet import flops
 from jaxdet.configs import networks
-from jaxdet.flops.rules import Count
+from jaxdet.flops.rules import OpCounts
 from jaxdet.models.lenet import LeNet
 from jaxdet.models.resnet import Bottleneck, ResNet
 from jaxdet.models.sliding import Andrew, multiply_adds
@@ -18,7 +18,7 @@ from jaxdet.profiling import summary
 from tests import tiny
 
 MATRIX = jax.ShapeDtypeStruct((3, 3), jnp.float32)
-PRODUCT = Count(additions=18, multiplications=27, multiply_adds=27)  # of two matrices 3 x 3
+PRODUCT = OpCounts(additions=18, multiplications=27, multiply_adds=27)  # of two matrices 3 x 3
 
 
 def square(x, *_):
@@ -49,13 +49,13 @@ def test_a_scan_counts_as_often_as_it_runs():
     assert one_row(scan(square, 7)) == PRODUCT * 7
     assert one_row(scan(scan(square, 5), 7)) == PRODUCT * 35
     assert one_row(scan(scan(scan(square, 2), 5), 7)) == PRODUCT * 70
-    assert one_row(scan(square, 0)) == Count()
+    assert one_row(scan(square, 0)) == OpCounts()
 
 
 def test_a_map_and_a_loop_of_known_length_are_scans():
-    assert one_row(lambda x: lax.map(lambda row: row * 2, x)) == Count(multiplications=9)
+    assert one_row(lambda x: lax.map(lambda row: row * 2, x)) == OpCounts(multiplications=9)
     found = one_row(lambda x: lax.fori_loop(0, 6, lambda i, x: square(x), x))
-    assert found == PRODUCT * 6 + Count(additions=6)  # the counter
+    assert found == PRODUCT * 6 + OpCounts(additions=6)  # the counter
 
 
 def test_a_while_loop_counts_once_and_is_told():
@@ -64,7 +64,7 @@ def test_a_while_loop_counts_once_and_is_told():
             return lax.while_loop(lambda x: x[0, 0] < 9, square, x)
 
     found = counted(scan(loop, 5))
-    assert found.sum() == (PRODUCT + Count(comparisons=1)) * 5
+    assert found.sum() == (PRODUCT + OpCounts(comparisons=1)) * 5
     assert found.unbounded == ("search",)
     assert counted(square).unbounded == ()
 
@@ -79,7 +79,7 @@ def test_a_branch_counts_as_the_larger():
     for branches in ((square, twice), (twice, square)):
         assert one_row(lambda x, b=branches: lax.cond(True, *b, x)) == PRODUCT * 2
         found = one_row(lambda x, b=branches: lax.cond(x[0, 0] > 0, *b, x))
-        assert found == PRODUCT * 2 + Count(comparisons=1)
+        assert found == PRODUCT * 2 + OpCounts(comparisons=1)
     three = [lambda x: x + x, scan(square, 4), twice]
     found = one_row(lambda i, x: lax.switch(i, three, x), 1, MATRIX)
     assert found.multiply_adds == 4 * 27
@@ -98,7 +98,7 @@ def test_calls_count_as_their_bodies():
     assert one_row(jax.jit(jax.jit(square))) == PRODUCT
     assert one_row(jax.checkpoint(square)) == PRODUCT
     assert one_row(own) == PRODUCT
-    assert one_row(jax.nn.relu) == Count(maxima=9)  # a custom_jvp within a jit
+    assert one_row(jax.nn.relu) == OpCounts(maxima=9)  # a custom_jvp within a jit
     assert one_row(jax.vmap(square), jnp.ones((5, 3, 3))) == PRODUCT * 5
     assert one_row(jax.vmap(scan(square, 4)), jnp.ones((5, 3, 3))) == PRODUCT * 20
 
@@ -130,16 +130,16 @@ def test_a_body_runs_on_the_devices_that_do_the_same_too():
 def test_what_has_no_rule_is_told_and_not_counted():
     found = counted(scan(lambda x: jnp.fft.fft(x).real + x, 7))
     assert found.unknown == {"fft": 7}
-    assert found.sum() == Count(additions=63)
+    assert found.sum() == OpCounts(additions=63)
     draw = counted(lambda x: jax.random.bits(jax.random.key(0), (3,)))
     assert "random_bits" in draw.unknown
 
 
 def test_dead_code_is_not_counted():
-    assert counted(lambda x: (x @ x, x + x)[1]).sum() == Count(additions=9)
-    assert counted(scan(lambda x: (x @ x, x + x)[1], 7)).sum() == Count(additions=63)
+    assert counted(lambda x: (x @ x, x + x)[1]).sum() == OpCounts(additions=9)
+    assert counted(scan(lambda x: (x @ x, x + x)[1], 7)).sum() == OpCounts(additions=63)
     shouted = counted(lambda x: (jax.debug.print("{}", (x @ x).sum()), x)[1])
-    assert shouted.sum() == PRODUCT + Count(additions=8)
+    assert shouted.sum() == PRODUCT + OpCounts(additions=8)
 
 
 def named(x):
@@ -166,17 +166,17 @@ def test_paths_go_through_any_wrapping(wrap):
     found = counted(wrap(named), jnp.ones((2, 3, 3)))
     assert [path for path, _ in found.rows] == ["outer", "outer/inner"]
     assert found.rows["outer", "forward"] == PRODUCT * 2
-    assert found.rows["outer/inner", "forward"] == Count(transcendentals=18)
+    assert found.rows["outer/inner", "forward"] == OpCounts(transcendentals=18)
 
 
 @pytest.mark.parametrize("wrap", [lambda fn: fn, jax.jit, jax.vmap, lambda fn: scan(fn, 1)])
 def test_gradients_are_told_apart(wrap):
     found = counted(jax.value_and_grad(lambda x: wrap(named)(x).sum()), jnp.ones((2, 3, 3)))
     assert found.rows["outer", "forward"] == PRODUCT * 2
-    assert found.rows["outer/inner", "forward"] == Count(transcendentals=36)  # sine and cosine
+    assert found.rows["outer/inner", "forward"] == OpCounts(transcendentals=36)  # sine and cosine
     both = found.rows["outer", "backward"]
     assert both.multiply_adds == 2 * 2 * 27
-    assert found.rows["outer/inner", "backward"] == Count(multiplications=18)
+    assert found.rows["outer/inner", "backward"] == OpCounts(multiplications=18)
     assert found.sum() == found.sum("forward") + found.sum("backward")
 
 
@@ -192,7 +192,7 @@ def test_what_is_computed_again_books_as_backward():
 
 def test_the_gradient_of_a_custom_vjp_is_its_own():
     found = counted(jax.grad(lambda x: own(x).sum()))
-    assert found.sum("backward") == Count(additions=9)
+    assert found.sum("backward") == OpCounts(additions=9)
 
 
 def test_modules_are_paths_and_repeats_of_one_add_up():
@@ -254,7 +254,7 @@ def test_multiply_adds_of_andrew(form, size, expected):
 )
 def test_xla_counts_nearly_the_same(net, shape, backward):
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
-    network = summary.network(net, images, backward=backward, padding="valid")
+    network = summary.summarize(net, images, backward=backward, padding="valid")
     closed, found = network.closed, network.counted
     shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in closed.in_avals]
     xla = jax.jit(core.jaxpr_as_fun(closed)).lower(*shapes).cost_analysis()

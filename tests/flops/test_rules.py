@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 from jaxdet import flops
-from jaxdet.flops.rules import Count
+from jaxdet.flops.rules import OpCounts
 from tests import slow
 
 laws = settings(deadline=None, max_examples=60)
@@ -27,7 +27,7 @@ def counted(fn, *shapes, padding="full"):
 
 
 def products(taps, outputs):
-    return Count(additions=taps - outputs, multiplications=taps, multiply_adds=taps)
+    return OpCounts(additions=taps - outputs, multiplications=taps, multiply_adds=taps)
 
 
 def conv(x, kernel, stride=1, padding="VALID", **options):
@@ -38,7 +38,7 @@ def conv(x, kernel, stride=1, padding="VALID", **options):
 
 
 def test_counts_add_up_and_repeat():
-    one = Count(additions=1, multiplications=2, divisions=3, multiply_adds=2)
+    one = OpCounts(additions=1, multiplications=2, divisions=3, multiply_adds=2)
     assert one + one == one * 2
     assert (one * 3).total() == 18
     assert (one * 3).total("mac") == 6
@@ -88,7 +88,7 @@ def times(a, b):
     ],
 )
 def test_closed_forms(fn, expected):
-    assert counted(fn, (5, 7)) == Count(**expected)
+    assert counted(fn, (5, 7)) == OpCounts(**expected)
 
 
 @pytest.mark.parametrize("way", ["add", "subtract", "multiply", "max", "min"])
@@ -96,7 +96,7 @@ def test_scatters_do_one_operation_a_number(way):
     kind = {"max": "maxima", "min": "minima", "multiply": "multiplications"}.get(way, "additions")
     rows = jnp.array([0, 3], jnp.uint32)  # unsigned: no negative index to be wrapped around
     found = counted(lambda x, y: getattr(x.at[rows], way)(y), (5, 7), (2, 7))
-    assert found == Count(**{kind: 2 * 7})
+    assert found == OpCounts(**{kind: 2 * 7})
 
 
 def norm(module, train, size=(4, 6)):
@@ -109,18 +109,18 @@ def norm(module, train, size=(4, 6)):
 def test_norm_layers():
     n, rows, columns = 24, 4, 6
     evaluating = norm(nn.BatchNorm(use_running_average=True), train=False)
-    assert evaluating == Count(
+    assert evaluating == OpCounts(
         additions=2 * n + columns, multiplications=n + columns, transcendentals=columns
     )
     training = norm(nn.BatchNorm(use_running_average=False), train=True)
-    assert training == Count(
+    assert training == OpCounts(
         additions=2 * (n - columns) + columns + 2 * n + columns + 2 * columns,
         multiplications=n + columns + 4 * columns + columns + n,
         maxima=columns,
         divisions=2 * columns,
         transcendentals=columns,
     )
-    assert norm(nn.LayerNorm(), train=False) == Count(
+    assert norm(nn.LayerNorm(), train=False) == OpCounts(
         additions=2 * (n - rows) + rows + 2 * n + rows,
         multiplications=n + rows + 2 * n,
         maxima=rows,
@@ -135,7 +135,7 @@ def test_matrix_products():
     assert counted(jnp.dot, (5,), (5,)) == products(5, 1)
     assert counted(jnp.outer, (3,), (4,)).total() == 12
     assert counted(partial(jnp.einsum, "bij,bij->b"), (2, 3, 5), (2, 3, 5)) == products(30, 2)
-    assert counted(jnp.matmul, (3, 0), (0, 7)) == Count()
+    assert counted(jnp.matmul, (3, 0), (0, 7)) == OpCounts()
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_windows_one_tap_after_the_other(geometry, padding):
         def slide(x, first=first, fn=fn):
             return lax.reduce_window(x, first, fn, *window)
 
-        assert counted(slide, sizes, padding=padding) == Count(**{kind: taps - outputs})
+        assert counted(slide, sizes, padding=padding) == OpCounts(**{kind: taps - outputs})
 
 
 def pool(kind, window, stride, padding="VALID"):
@@ -281,20 +281,20 @@ def pool(kind, window, stride, padding="VALID"):
 def test_pools_and_their_gradients():
     shape, outputs = (2, 8, 8, 3), 2 * 4 * 4 * 3
     greatest, average = pool(nn.max_pool, 2, 2), pool(nn.avg_pool, 2, 2)
-    assert counted(greatest, shape) == Count(maxima=3 * outputs)
-    assert counted(average, shape) == Count(additions=3 * outputs, divisions=outputs)
+    assert counted(greatest, shape) == OpCounts(maxima=3 * outputs)
+    assert counted(average, shape) == OpCounts(additions=3 * outputs, divisions=outputs)
     found = gradient(greatest, 0, shape)
-    assert found == Count(additions=outputs, comparisons=3 * outputs)
+    assert found == OpCounts(additions=outputs, comparisons=3 * outputs)
     found = gradient(average, 0, shape)  # a sum over what was spread with zeros
-    assert found == Count(additions=3 * 2 * 8 * 8 * 3, divisions=outputs)
+    assert found == OpCounts(additions=3 * 2 * 8 * 8 * 3, divisions=outputs)
 
 
 def test_overlapping_pools_on_padding():
     shape, outputs = (2, 8, 8, 3), 2 * 4 * 4 * 3
     overlapping = pool(nn.max_pool, 3, 2, ((1, 1), (1, 1)))
     taps = 2 * 3 * (2 + 3 + 3 + 3) ** 2
-    assert counted(overlapping, shape) == Count(maxima=8 * outputs)
-    assert counted(overlapping, shape, padding="valid") == Count(maxima=taps - outputs)
-    assert gradient(overlapping, 0, shape, padding="valid") == Count(
+    assert counted(overlapping, shape) == OpCounts(maxima=8 * outputs)
+    assert counted(overlapping, shape, padding="valid") == OpCounts(maxima=taps - outputs)
+    assert gradient(overlapping, 0, shape, padding="valid") == OpCounts(
         additions=outputs, comparisons=taps - outputs
     )

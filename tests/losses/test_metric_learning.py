@@ -22,7 +22,7 @@ each_triplet = pytest.mark.parametrize("name", TRIPLETS)
 
 
 def all_pairs(x, weights, labels):
-    return losses.contrastive(x[:, None], x[None], losses.pairs(labels)[0])
+    return losses.contrastive(x[:, None], x[None], losses.pair_masks(labels)[0])
 
 
 EVERY = {  # (features [B, D], weights [K, D], labels [B]) -> loss or logits
@@ -159,7 +159,7 @@ def test_contrastive_of_all_pairs_is_the_loop_and_symmetric(seed):
 
 
 def test_pairs_are_of_two_rows_that_count():
-    same, valid = losses.pairs(np.array([0, 1, 0, 1]), np.array([1, 1, 1, 0]))
+    same, valid = losses.pair_masks(np.array([0, 1, 0, 1]), np.array([1, 1, 1, 0]))
     np.testing.assert_array_equal(same, np.tile(np.eye(2, dtype=bool), (2, 2)))
     expected = ~np.eye(4, dtype=bool)
     expected[3], expected[:, 3] = False, False

@@ -13,8 +13,8 @@ CLASSES = ("a", "b")
 
 
 def test_coco_map_is_the_golden_one():
-    found = detection_metrics.coco_map(GOLDEN["ground_truth"], GOLDEN["detections"])
-    assert list(found) == list(detection_metrics.STATS)
+    found = detection_metrics.coco_scores(GOLDEN["ground_truth"], GOLDEN["detections"])
+    assert list(found) == list(detection_metrics.COCO_STATS)
     np.testing.assert_allclose(list(found.values()), list(GOLDEN["stats"].values()), atol=1e-6)
     for theirs, ours in NAMES.items():
         assert abs(found[ours] - GOLDEN["stats"][theirs]) < 1e-6
@@ -52,27 +52,27 @@ SURE = [0.9] * 5
 
 def test_detections_that_are_right_wrong_and_missing():
     right = rows([([BOX, FAR], [0, 1], [BOX, FAR], [0, 1], [0.9, 0.8])])
-    assert detection_metrics.detections(right, CLASSES)["map"] == 1
+    assert detection_metrics.scores(right, CLASSES)["map"] == 1
     swapped = rows([([BOX, FAR], [0, 1], [BOX, FAR], [1, 0], [0.9, 0.8])])
-    assert detection_metrics.detections(swapped, CLASSES)["map"] == 0
-    half = detection_metrics.detections(rows([([BOX, FAR], [0, 1], [BOX], [0], [0.9])]), CLASSES)
+    assert detection_metrics.scores(swapped, CLASSES)["map"] == 0
+    half = detection_metrics.scores(rows([([BOX, FAR], [0, 1], [BOX], [0], [0.9])]), CLASSES)
     assert half["map"] == 0.5 and half["labels"]["a"] == {"count": 1, "map": 1.0, "map50": 1.0}
     assert half["labels"]["b"]["map"] == 0
-    nothing = detection_metrics.detections(rows([([BOX], [0], [], [], [])]), CLASSES)
+    nothing = detection_metrics.scores(rows([([BOX], [0], [], [], [])]), CLASSES)
     assert nothing["map"] == 0 and nothing["labels"]["b"] == {"count": 0, "map": -1, "map50": -1}
 
 
 def test_a_box_that_overlaps_by_two_thirds_counts_up_to_that():
     shifted = (14, 10, 34, 30)  # IoU 16 / 24
-    found = detection_metrics.detections(rows([([BOX], [0], [shifted], [0], [0.9])]), CLASSES)
+    found = detection_metrics.scores(rows([([BOX], [0], [shifted], [0], [0.9])]), CLASSES)
     assert abs(found["map"] - 0.4) < 1e-6 and found["map50"] == 1 and found["map75"] == 0
 
 
 def test_crowds_are_not_asked_for_and_do_not_count_against():
     made = rows([([BOX, FAR], [0, 0], [BOX, (55, 55, 80, 80)], [0, 0], [0.5, 0.9])])
     made["true_crowd"][0, 1] = True
-    assert detection_metrics.detections(made, CLASSES)["map"] == 1
-    assert detection_metrics.detections(made, CLASSES)["labels"]["a"]["count"] == 1
+    assert detection_metrics.scores(made, CLASSES)["map"] == 1
+    assert detection_metrics.scores(made, CLASSES)["labels"]["a"]["count"] == 1
 
 
 def test_detections_are_the_golden_numbers_by_way_of_rows():
@@ -97,9 +97,9 @@ def test_detections_are_the_golden_numbers_by_way_of_rows():
         true = [a for a in truth["annotations"] if a["image_id"] == image["id"]]
         for g, one in enumerate(true):
             made["true_crowd"][i, g], made["true_area"][i, g] = one["iscrowd"], one["area"]
-    scores = detection_metrics.detections(made, [c["name"] for c in truth["categories"]])
+    scores = detection_metrics.scores(made, [c["name"] for c in truth["categories"]])
     wanted = list(GOLDEN["stats"].values())
-    np.testing.assert_allclose([scores[n] for n in detection_metrics.STATS], wanted, atol=1e-4)
+    np.testing.assert_allclose([scores[n] for n in detection_metrics.COCO_STATS], wanted, atol=1e-4)
 
 
 def _corners(box):
@@ -131,15 +131,15 @@ def scene_rows(seed=0, photos=3, slots=6, found=9):
 
 def test_confusion_counts_every_object_and_every_sure_box():
     rows, names = scene_rows(photos=20), ("a", "b", "c")
-    counts = detection_metrics.confusion(rows, names)
+    counts = detection_metrics.confusion_matrix(rows, names)
     assert counts.shape == (4, 4) and counts[3, 3] == 0
     on = rows["true_valid"] & ~rows["true_crowd"]
     expected = np.bincount(rows["true_labels"][on], minlength=3)
     np.testing.assert_array_equal(counts[:3].sum(1), expected)
-    alone = detection_metrics.confusion(
+    alone = detection_metrics.confusion_matrix(
         rows | {"true_valid": on}, names
     )  # as if no crowd were known
-    sure = rows["valid"] & (rows["scores"] >= detection_metrics.CONFIDENCE)
+    sure = rows["valid"] & (rows["scores"] >= detection_metrics.SCORE_THRESHOLD)
     expected = np.bincount(rows["labels"][sure], minlength=3)
     np.testing.assert_array_equal(alone[:, :3].sum(0), expected)
     np.testing.assert_array_equal(counts[:3], alone[:3])
@@ -161,7 +161,7 @@ def test_confusion_of_a_photo_told_by_hand():
         "scores": np.float32([[0.9, 0.3, 0.8, 0.7, 0.1]]),  # the last is not sure enough
         "valid": np.ones((1, 5), bool),
     }
-    found = detection_metrics.confusion(rows, ("a", "b"))
+    found = detection_metrics.confusion_matrix(rows, ("a", "b"))
     np.testing.assert_array_equal(found, [[1, 0, 0], [1, 0, 1], [0, 2, 0]])
 
 
@@ -171,10 +171,10 @@ def test_confusion_leaves_out_boxes_in_a_crowd_that_find_nothing():
     half, more, apart = (95, 0, 105, 10), (94, 0, 104, 10), (0, 20, 10, 30)
     made = rows([([crowd, one], [0, 1], [within, half, more, apart, right], [1, 0, 0, 0, 1], SURE)])
     made["true_crowd"][0, 0] = True
-    found = detection_metrics.confusion(made, CLASSES)
+    found = detection_metrics.confusion_matrix(made, CLASSES)
     np.testing.assert_array_equal(found, [[0, 0, 0], [0, 1, 0], [2, 0, 0]])  # half and apart
     made["true_crowd"][0, 0] = made["true_valid"][0, 0] = False
-    np.testing.assert_array_equal(detection_metrics.confusion(made, CLASSES)[2], [3, 1, 0])
+    np.testing.assert_array_equal(detection_metrics.confusion_matrix(made, CLASSES)[2], [3, 1, 0])
 
 
 def test_precision_of_boxes_that_are_right_is_one_and_its_mean_is_map50():
@@ -186,18 +186,18 @@ def test_precision_of_boxes_that_are_right_is_one_and_its_mean_is_map50():
     for i, (precision, scores) in enumerate(curves.values()):
         own = np.sort(right["scores"][rows["true_labels"] == i])[::-1]
         assert (precision == 1).all()
-        places = np.ceil(detection_metrics.RECALLS * len(own) - 1e-9).astype(int)
+        places = np.ceil(detection_metrics.RECALL_LEVELS * len(own) - 1e-9).astype(int)
         np.testing.assert_allclose(scores, own[np.maximum(places - 1, 0)], rtol=1e-6)
     curves = detection_metrics.precision_recall(rows, "abc")
-    labels = detection_metrics.detections(rows, "abc")["labels"]
+    labels = detection_metrics.scores(rows, "abc")["labels"]
     for name, (precision, scores) in curves.items():
-        assert len(precision) == len(detection_metrics.RECALLS) == len(scores)
+        assert len(precision) == len(detection_metrics.RECALL_LEVELS) == len(scores)
         assert precision.mean() == pytest.approx(labels[name]["map50"])
         assert (np.diff(scores) <= 0).all()
 
 
 def test_thresholds_of_the_seed_are_reached_from_their_value_on():
-    assert detection_metrics.passed(0.1) == {
+    assert detection_metrics.passed_thresholds(0.1) == {
         "map_at_least_0.05": True,
         "map_at_least_0.1": True,
         "map_at_least_0.2": False,
@@ -217,7 +217,7 @@ def labels(count, known=3):
 def test_scores_of_labels_are_those_of_the_loop(count, known):
     rows = labels(count, known)
     pairs = list(zip(*rows.values(), strict=True))
-    found = classification_metrics.labelled(rows, ("a", "b", "c"))
+    found = classification_metrics.scores(rows, ("a", "b", "c"))
     assert found["correct"] == sum(true == said for true, said in pairs)
     assert found["accuracy"] == pytest.approx(found["correct"] / count)
     for i, (name, of_label) in enumerate(found["labels"].items()):
@@ -240,14 +240,14 @@ def test_scores_of_labels_are_those_of_the_loop(count, known):
     ],
 )
 def test_a_plateau_begins_where_the_next_scores_are_hardly_higher(scores, place):
-    assert classification_metrics.plateau(scores, rise=0.002, over=3) == place
+    assert classification_metrics.plateau_start(scores, rise=0.002, over=3) == place
 
 
 def test_labels_with_boxes_have_the_scores_of_labels_alone():
     rows, boxes = labels(30), {"iou": np.zeros(30, np.float32), "distance": np.zeros(30)}
     alone, both = (
-        classification_metrics.labelled(rows, "abc"),
-        classification_metrics.labelled_boxes(rows | boxes, "abc"),
+        classification_metrics.scores(rows, "abc"),
+        classification_metrics.localization_scores(rows | boxes, "abc"),
     )
     assert both["confusion"] == alone["confusion"]
     assert {name: both[name] for name in ("count", "correct", "accuracy")} == {

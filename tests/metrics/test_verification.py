@@ -100,7 +100,7 @@ def test_accuracies_are_the_loop_and_the_best_threshold_beats_all_others(seed):
     for no in (None, refuse):
         twin = partial(slow.accuracy, scores, accept, ~accept if no is None else no)
         grid = np.linspace(-0.5, 2, 61)
-        found = verification_metrics.accuracy_by_threshold(scores, accept, grid, refuse=no)
+        found = verification_metrics.accuracy_at_thresholds(scores, accept, grid, refuse=no)
         np.testing.assert_allclose(found, [twin(t) for t in grid])
         threshold, accuracy = verification_metrics.best_threshold(scores, accept, refuse=no)
         assert accuracy == pytest.approx(twin(threshold)) and accuracy >= found.max() - 1e-12
@@ -118,7 +118,7 @@ def test_of_one_kind_all_are_taken_or_none(accept, threshold):
 
 def test_each_fold_is_judged_at_the_best_threshold_of_the_others():
     scores, same = drawn(1, 47)
-    found = verification_metrics.lfw_folds(scores, same, 10)
+    found = verification_metrics.cross_validate(scores, same, 10)
     folds = [list(range(5 * i, 5 * i + 5)) for i in range(7)]
     folds += [list(range(35 + 4 * i, 39 + 4 * i)) for i in range(3)]
     for i, fold in enumerate(folds):
@@ -135,21 +135,21 @@ def test_each_fold_is_judged_at_the_best_threshold_of_the_others():
 
 def test_folds_may_be_given_pair_by_pair_and_are_consecutive_by_number():
     scores, same = drawn(1, 23)
-    fold = verification_metrics.consecutive(23, 4)
+    fold = verification_metrics.consecutive_folds(23, 4)
     assert fold.tolist() == [0] * 6 + [1] * 6 + [2] * 6 + [3] * 5
     for one, other in zip(
-        verification_metrics.lfw_folds(scores, same, 4),
-        verification_metrics.lfw_folds(scores[::-1], same[::-1], 7 * fold[::-1]),
+        verification_metrics.cross_validate(scores, same, 4),
+        verification_metrics.cross_validate(scores[::-1], same[::-1], 7 * fold[::-1]),
         strict=True,
     ):
         np.testing.assert_array_equal(one, other)
     with pytest.raises(InputError, match="all 23 pairs are of one fold"):
-        verification_metrics.lfw_folds(scores, same, np.zeros(23))
+        verification_metrics.cross_validate(scores, same, np.zeros(23))
 
 
 def test_folds_of_pairs_that_one_threshold_tells_apart_are_all_right():
     same = np.arange(40) % 2 == 0
-    found = verification_metrics.lfw_folds(
+    found = verification_metrics.cross_validate(
         same + np.linspace(0, 0.4, 40), same, thresholds=[0.2, 0.7]
     )
     assert (found.mean, found.error) == (1, 0) and (found.thresholds == 0.7).all()
@@ -166,7 +166,8 @@ def test_pairs_of_one_kind_are_refused(score):
 
 
 @pytest.mark.parametrize(
-    "score", [*SCORES.values(), verification_metrics.best_threshold, verification_metrics.lfw_folds]
+    "score",
+    [*SCORES.values(), verification_metrics.best_threshold, verification_metrics.cross_validate],
 )
 def test_no_pairs_odd_numbers_and_odd_shapes_are_refused(score):
     with pytest.raises(InputError, match="no pairs"):
@@ -179,7 +180,7 @@ def test_no_pairs_odd_numbers_and_odd_shapes_are_refused(score):
 
 def test_too_few_pairs_probes_of_one_kind_and_a_missing_package_are_refused(monkeypatch):
     with pytest.raises(InputError, match="2 pairs cannot make 10 folds"):
-        verification_metrics.lfw_folds([0.1, 0.2], [0, 1])
+        verification_metrics.cross_validate([0.1, 0.2], [0, 1])
     with pytest.raises(InputError, match="of 2 probes 2 are of known people"):
         verification_metrics.dir_at_fpir([0.1, 0.2], [0, 1], [0, 1])
     monkeypatch.setitem(sys.modules, "sklearn", None)

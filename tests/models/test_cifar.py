@@ -148,7 +148,7 @@ def test_statistics_are_those_of_all_devices(made):
 
 @each_net
 def test_every_operation_belongs_to_a_layer_with_a_name(make):
-    found = summary.network(make(rate=0.0), shaped(1, 16, 16, 3), backward=True)
+    found = summary.summarize(make(rate=0.0), shaped(1, 16, 16, 3), backward=True)
     assert not found.counted.unknown
     assert all(layer.path for layer in found.layers)
 

@@ -18,7 +18,7 @@ def lines(epochs):
 @pytest.mark.parametrize("epochs", [1, 2, 5])
 def test_curves_are_drawn_after_any_number_of_epochs(tmp_path, epochs):
     path = tmp_path / "plots" / "curves.png"
-    training_plots.convergence(lines(epochs), path)
+    training_plots.learning_curves(lines(epochs), path)
     with Image.open(path) as picture:
         assert picture.size == (1100, 400)
 
@@ -54,7 +54,7 @@ def test_accuracy_is_drawn_against_the_seconds_of_all_epochs_before(tmp_path, mo
     drawn = []
     monkeypatch.setattr(training_plots, "_curve", lambda axes, *what: drawn.append(what))
     timed = [{**line, "time": {"train": 2.0, "eval": 1.0}} for line in lines(3)]
-    training_plots.curves({"a": timed}, tmp_path / "curves.png")
+    training_plots.compare_runs({"a": timed}, tmp_path / "curves.png")
     assert [(term, against) for term, _, against in drawn] == [
         ("loss", "epoch"),
         ("accuracy", "epoch"),
@@ -79,7 +79,7 @@ def pixels(path):
 
 def test_a_photo_is_drawn_as_large_as_it_is_with_boxes_in_their_places(tmp_path):
     path, boxes = tmp_path / "a.png", np.float32([[100, 50, 300, 200]])
-    detection_plots.annotated(np.zeros((400, 600, 3)), path, true=boxes + 90, predicted=boxes)
+    detection_plots.annotated_image(np.zeros((400, 600, 3)), path, true=boxes + 90, predicted=boxes)
     drawn = pixels(path)
     assert drawn.shape == (400, 600, 3)
     for colour, moved in ((RED, 0), (LIME, 90)):
@@ -93,7 +93,7 @@ def test_texts_are_in_the_picture_also_of_boxes_at_its_edge(tmp_path, x0, y0):
     boxes = np.float32([[x0, y0, x0 + 150, 200]])
     pictures = []
     for texts in (None, ["cell 0.9"]):
-        detection_plots.annotated(
+        detection_plots.annotated_image(
             np.zeros((400, 400, 3)), tmp_path / "a.png", None, boxes, texts, [2]
         )
         pictures.append(pixels(tmp_path / "a.png"))
@@ -101,7 +101,7 @@ def test_texts_are_in_the_picture_also_of_boxes_at_its_edge(tmp_path, x0, y0):
 
 
 def test_small_photos_are_enlarged(tmp_path):
-    detection_plots.annotated(np.zeros((30, 50, 1)), tmp_path / "a.png")
+    detection_plots.annotated_image(np.zeros((30, 50, 1)), tmp_path / "a.png")
     assert pixels(tmp_path / "a.png").shape == (330, 550, 3)
 
 
@@ -111,8 +111,8 @@ CURVE = np.linspace(1, 0, 11), np.linspace(0.9, 0, 11)
 @pytest.mark.parametrize("classes", [0, 1, 3, 10, 11, 80])
 def test_curves_of_any_number_of_classes_fit_their_picture(tmp_path, classes, monkeypatch):
     legends = []
-    write = figures.write
-    monkeypatch.setattr(figures, "write", lambda *a: legends.append(a[0]) or write(*a))
+    write = figures.save
+    monkeypatch.setattr(figures, "save", lambda *a: legends.append(a[0]) or write(*a))
     curves = {f"class {i}": CURVE for i in range(classes)}
     curves["unknown"] = (-np.ones(11), -np.ones(11))
     detection_plots.precision_recall(curves, np.linspace(0, 1, 11), tmp_path / "a.png", (0.1, 0.5))
@@ -126,9 +126,9 @@ def test_curves_of_any_number_of_classes_fit_their_picture(tmp_path, classes, mo
 
 
 def test_bars_have_their_values_and_lines_where_they_are_wanted(tmp_path, monkeypatch):
-    drawn, write = [], figures.write
-    monkeypatch.setattr(figures, "write", lambda *a: drawn.append(a[0]) or write(*a))
-    detection_plots.bars(
+    drawn, write = [], figures.save
+    monkeypatch.setattr(figures, "save", lambda *a: drawn.append(a[0]) or write(*a))
+    detection_plots.bar_chart(
         {"all": 0.5, "a": 0.25}, tmp_path / "a.png", label="mAP", marked=(0.2, 0.1)
     )
     (axes,) = drawn[0].axes
@@ -138,9 +138,9 @@ def test_bars_have_their_values_and_lines_where_they_are_wanted(tmp_path, monkey
 
 
 def test_thresholds_of_the_seed_are_lines_in_the_picture_of_a_training(tmp_path, monkeypatch):
-    drawn, write = [], figures.write
-    monkeypatch.setattr(figures, "write", lambda *a: drawn.append(a[0]) or write(*a))
+    drawn, write = [], figures.save
+    monkeypatch.setattr(figures, "save", lambda *a: drawn.append(a[0]) or write(*a))
     metrics = [{**line, "val": {**line["val"], "map": 0.1}} for line in lines(2)]
-    training_plots.convergence(metrics, tmp_path / "a.png")
+    training_plots.learning_curves(metrics, tmp_path / "a.png")
     (axes,) = (axes for axes in figures[0].axes if axes.get_ylabel() == "map")
     assert [line.get_ydata()[0] for line in axes.lines[-3:]] == [0.05, 0.1, 0.2]

@@ -20,8 +20,8 @@ Small = partial(LeNet, widths=(2,), dense=(4,), classes=3)
 def hurry(monkeypatch):
     """One repeat of each layer, and small matrices and copies: a measurement for tests."""
     monkeypatch.setattr(timing, "measure", partial(_once, timing.measure))
-    monkeypatch.setattr(roofline, "SIDE", {jax.default_backend(): 32})
-    monkeypatch.setattr(roofline, "LENGTH", {jax.default_backend(): 1024})
+    monkeypatch.setattr(roofline, "MATRIX_SIZE", {jax.default_backend(): 32})
+    monkeypatch.setattr(roofline, "COPY_LENGTH", {jax.default_backend(): 1024})
 
 
 def _once(measure, fn, *args, seconds):
@@ -32,13 +32,13 @@ def _once(measure, fn, *args, seconds):
 def seconds(monkeypatch):
     """Every call takes the same half of a second, and is not made."""
     monkeypatch.setattr(timing, "measure", lambda *_, **__: SimpleNamespace(median=0.5))
-    monkeypatch.setattr(roofline, "SIDE", {jax.default_backend(): 10})
-    monkeypatch.setattr(roofline, "LENGTH", {jax.default_backend(): 7})
+    monkeypatch.setattr(roofline, "MATRIX_SIZE", {jax.default_backend(): 10})
+    monkeypatch.setattr(roofline, "COPY_LENGTH", {jax.default_backend(): 7})
     return 0.5
 
 
 def taken_apart(backward=False):
-    return summary.network(Small(), IMAGES, backward=backward)
+    return summary.summarize(Small(), IMAGES, backward=backward)
 
 
 def test_pieces_in_order_are_the_network():
@@ -46,7 +46,7 @@ def test_pieces_in_order_are_the_network():
     draw = np.random.default_rng(0)
     given = [np.float32(draw.normal(size=aval.shape)) for aval in closed.in_avals]
     known = dict(zip(closed.jaxpr.invars, given, strict=True))
-    for piece in roofline.pieces(closed):
+    for piece in roofline.split_by_layer(closed):
         run = core.jaxpr_as_fun(core.ClosedJaxpr(piece.jaxpr, ()))
         made = run(*(known[var] for var in piece.jaxpr.invars))
         known |= dict(zip(piece.jaxpr.outvars, made, strict=True))
@@ -57,14 +57,14 @@ def test_pieces_in_order_are_the_network():
 @pytest.mark.parametrize("backward", [False, True])
 def test_every_equation_is_in_one_piece(backward):
     closed = taken_apart(backward).closed
-    pieces = list(roofline.pieces(closed))
+    pieces = list(roofline.split_by_layer(closed))
     assert len({(piece.path, piece.direction) for piece in pieces}) == len(pieces)
     equations = [eqn for piece in pieces for eqn in piece.jaxpr.eqns]
-    assert sorted(map(id, equations)) == sorted(map(id, flops.live(closed.jaxpr)))
+    assert sorted(map(id, equations)) == sorted(map(id, flops.live_equations(closed.jaxpr)))
 
 
 def test_a_piece_makes_only_what_others_need():
-    pieces = {piece.path: piece.jaxpr for piece in roofline.pieces(taken_apart().closed)}
+    pieces = {piece.path: piece.jaxpr for piece in roofline.split_by_layer(taken_apart().closed)}
     sizes = {
         path: [[var.aval.shape for var in each] for each in (jaxpr.invars, jaxpr.outvars)]
         for path, jaxpr in pieces.items()
@@ -76,21 +76,21 @@ def test_a_piece_makes_only_what_others_need():
 
 
 def test_bytes_are_inputs_weights_and_outputs_once(seconds):
-    measured = roofline.times(taken_apart())
+    measured = roofline.time_layers(taken_apart())
     assert measured["conv1"]["bytes"] == 4 * (16 * 16 * 3 + 5 * 5 * 3 * 2 + 2 + 12 * 12 * 2)
     assert measured["conv1_pool"]["bytes"] == 4 * (12 * 12 * 2 + 6 * 6 * 2)
     assert measured["logits"]["bytes"] == 4 * (4 + 4 * 3 + 3 + 3)
 
 
 def test_ceilings_are_operations_and_bytes_a_second(seconds):
-    top = roofline.ceilings()
+    top = roofline.measure_peaks()
     assert top.operations_per_s == (10**3 + 9 * 10**2) / seconds
     assert top.bytes_per_s == 2 * 4 * 7 / seconds
 
 
 def test_add_fills_the_rows(seconds, tmp_path):
     found = taken_apart(backward=True)
-    rows = summary.rows(found, backward=True)
+    rows = summary.table_rows(found, backward=True)
     notes = roofline.add(rows, found, tmp_path / "roofline.png")
     assert all(row["forward_s"] == seconds for row in rows[:-1])
     slow = {row["layer"] for row in rows[:-1] if row.get("backward_s")}
@@ -104,13 +104,13 @@ def test_add_fills_the_rows(seconds, tmp_path):
 
 
 def test_without_a_backward_pass_there_is_nothing_to_measure_of_one(seconds):
-    assert not any("backward_s" in row for row in roofline.times(taken_apart()).values())
+    assert not any("backward_s" in row for row in roofline.time_layers(taken_apart()).values())
 
 
 def test_layers_are_measured_and_drawn(monkeypatch, tmp_path):
     hurry(monkeypatch)
     found, path = taken_apart(backward=True), tmp_path / "new" / "roofline.png"
-    rows = summary.rows(found, backward=True)
+    rows = summary.table_rows(found, backward=True)
     roofline.add(rows, found, path)
     assert all(row["forward_s"] > 0 for row in rows)
     assert rows[-1]["backward_s"] > 0
@@ -134,8 +134,8 @@ class Mixed(nn.Module):
 
 def test_numbers_of_any_type_go_between_layers(monkeypatch):
     hurry(monkeypatch)
-    found = summary.network(Mixed(), jax.ShapeDtypeStruct((2, 5), jnp.float32), backward=True)
-    measured = roofline.times(found)
+    found = summary.summarize(Mixed(), jax.ShapeDtypeStruct((2, 5), jnp.float32), backward=True)
+    measured = roofline.time_layers(found)
     assert {"dense", "choose", "take", "loop"} <= set(measured)
     assert all(row["bytes"] > 0 for path, row in measured.items() if path)
-    assert roofline.whole(found) > 0
+    assert roofline.time_network(found) > 0

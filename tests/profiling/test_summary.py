@@ -10,7 +10,7 @@ from flax import linen as nn
 from jaxdet import configs
 from jaxdet.configs import networks
 from jaxdet.errors import InputError
-from jaxdet.flops.rules import Count
+from jaxdet.flops.rules import OpCounts
 from jaxdet.models.lenet import LeNet
 from jaxdet.models.resnet import ResNet
 from jaxdet.profiling import summary
@@ -34,7 +34,7 @@ def columns(rows, *names):
 
 
 def test_lenet_is_the_table_of_the_seed():
-    rows = summary.rows(summary.network(LeNet(), shaped(1, 32, 32, 3)))
+    rows = summary.table_rows(summary.summarize(LeNet(), shaped(1, 32, 32, 3)))
     assert columns(rows[:-1], "layer", "X", "parameters", "multiplications", "maxima") == [
         ("conv1", [1, 28, 28, 6], 456, 352_800, 0),
         ("conv1_relu", [1, 28, 28, 6], 0, 0, 4_704),
@@ -61,7 +61,7 @@ def test_lenet_is_the_table_of_the_seed():
 
 
 def test_types_hyper_parameters_and_weights():
-    rows = summary.rows(summary.network(LeNet(), shaped(1, 32, 32, 3)))
+    rows = summary.table_rows(summary.summarize(LeNet(), shaped(1, 32, 32, 3)))
     told = {row["layer"]: (row["F"], row["W"]) for row in rows[:-1]}
     assert told["conv1"] == (
         "Conv, features 6, kernel_size 5x5, padding VALID",
@@ -73,7 +73,7 @@ def test_types_hyper_parameters_and_weights():
 
 
 def test_layers_go_from_input_to_output():
-    found = summary.network(Tiny, shaped(1, 32, 32, 3))
+    found = summary.summarize(Tiny, shaped(1, 32, 32, 3))
     block = "conv1", "conv1_norm", "conv1_relu", "conv2", "conv2_norm", "add", "relu"
     changed = *block[:5], "around", "around_norm", *block[5:]
     assert [layer.path for layer in found.layers] == [
@@ -90,8 +90,8 @@ def test_layers_go_from_input_to_output():
 
 def test_joins_sums_and_dropout_are_layers_and_say_what_they_take():
     config = configs.config("cifar10")(model="inception", dropout=0.5, norm=True)
-    found = summary.network(networks.of_config("cifar10", config).net, shaped(1, 32, 32, 3))
-    rows = {row["layer"]: row for row in summary.rows(found)}
+    found = summary.summarize(networks.of_config("cifar10", config).net, shaped(1, 32, 32, 3))
+    rows = {row["layer"]: row for row in summary.table_rows(found)}
     parts = [f"conv2/{name}_relu" for name in ("conv1x1", "conv3x3", "conv5x5", "project")]
     assert (rows["conv2/join"]["of"], rows["conv2/join"]["X"]) == (
         ", ".join(parts),
@@ -107,26 +107,26 @@ def test_joins_sums_and_dropout_are_layers_and_say_what_they_take():
     assert summary.statistics(found) == [
         f"running statistics: {2 * (6 + 16)} numbers, not counted: they do not learn"
     ]
-    assert summary.statistics(summary.network(LeNet(), shaped(1, 32, 32, 3))) == []
-    (first, *_, second) = [row for row in summary.rows(_tiny()) if row.get("of")]
+    assert summary.statistics(summary.summarize(LeNet(), shaped(1, 32, 32, 3))) == []
+    (first, *_, second) = [row for row in summary.table_rows(_tiny()) if row.get("of")]
     assert first["of"] == "stem_pool, stage1_block1/conv2_norm"
     assert second["of"] == "stage2_block1/around_norm, stage2_block1/conv2_norm"
 
 
 def _tiny():
-    return summary.network(Tiny, shaped(1, 32, 32, 3))
+    return summary.summarize(Tiny, shaped(1, 32, 32, 3))
 
 
 @each_network
 @pytest.mark.parametrize("options", [{}, {"padding": "valid"}, {"convention": "mac"}])
 @pytest.mark.parametrize("backward", [False, True])
 def test_sums_are_all_that_was_counted(net, shape, options, backward):
-    found = summary.network(net, shaped(*shape), backward=backward, **options)
+    found = summary.summarize(net, shaped(*shape), backward=backward, **options)
     for way in ("forward", "backward"):
-        whole = sum((getattr(layer, way) for layer in found.layers), Count())
+        whole = sum((getattr(layer, way) for layer in found.layers), OpCounts())
         assert whole == found.counted.sum(way)
         assert bool(whole.total()) == (backward or way == "forward")
-    rows = summary.rows(found, backward=True)
+    rows = summary.table_rows(found, backward=True)
     assert rows[-1]["total"] == found.counted.total() == sum(row["total"] for row in rows[:-1])
     assert all(row["total"] == row["forward"] + row["backward"] for row in rows)
     assert sum(row["share"] for row in rows[:-1]) == pytest.approx(100)
@@ -136,7 +136,7 @@ def test_sums_are_all_that_was_counted(net, shape, options, backward):
 @each_network
 def test_parameters_are_those_of_the_network(net, shape):
     params = jax.eval_shape(net.init, jax.random.key(0), shaped(*shape))["params"]
-    found = summary.network(net, shaped(*shape))
+    found = summary.summarize(net, shaped(*shape))
     assert sum(layer.parameters for layer in found.layers) == sum(
         leaf.size for leaf in jax.tree.leaves(params)
     )
@@ -146,16 +146,16 @@ def test_parameters_are_those_of_the_network(net, shape):
 
 @each_network
 def test_a_training_pass_has_the_same_layers(net, shape):
-    forward, both = (summary.network(net, shaped(*shape), backward=b) for b in (False, True))
+    forward, both = (summary.summarize(net, shaped(*shape), backward=b) for b in (False, True))
     told = [[(x.path, x.kind, x.output, x.weights) for x in f.layers] for f in (forward, both)]
     assert told[0] == told[1]
     assert all(x.backward.total() for x in both.layers if x.parameters)
-    assert "backward" not in summary.rows(forward)[0]
-    assert summary.rows(both, backward=True)[-1]["backward"] == both.counted.total("backward")
+    assert "backward" not in summary.table_rows(forward)[0]
+    assert summary.table_rows(both, backward=True)[-1]["backward"] == both.counted.total("backward")
 
 
 def test_products_cost_twice_again_in_a_gradient_but_for_the_first_layer():
-    found = summary.network(LeNet(), shaped(1, 32, 32, 3), backward=True, padding="valid")
+    found = summary.summarize(LeNet(), shaped(1, 32, 32, 3), backward=True, padding="valid")
     layers = {layer.path: layer for layer in found.layers if layer.parameters}
     ratio = {
         path: layer.backward.multiply_adds / layer.forward.multiply_adds
@@ -165,8 +165,8 @@ def test_products_cost_twice_again_in_a_gradient_but_for_the_first_layer():
 
 
 def test_multiply_adds_are_those_of_products_alone():
-    found = summary.network(Tiny, shaped(1, 32, 32, 3), convention="mac")
-    rows = {row["layer"]: row["total"] for row in summary.rows(found)[:-1]}
+    found = summary.summarize(Tiny, shaped(1, 32, 32, 3), convention="mac")
+    rows = {row["layer"]: row["total"] for row in summary.table_rows(found)[:-1]}
     assert rows["stem"] == 16 * 16 * 8 * 7 * 7 * 3
     assert rows["logits"] == 16 * 3
     assert {layer for layer, total in rows.items() if total} == {
@@ -188,11 +188,11 @@ class Odd(nn.Module):
 
 
 def test_what_is_no_layer_and_what_does_nothing_is_there_too():
-    found = summary.network(Odd(), shaped(2, 4))
-    rows = {row["layer"]: row for row in summary.rows(found)}
-    assert set(rows) == {"search", "used", "unused", summary.ITSELF, "sum"}
-    assert rows[summary.ITSELF]["W"] == {"scale": []}
-    assert rows[summary.ITSELF]["multiplications"] == 6
+    found = summary.summarize(Odd(), shaped(2, 4))
+    rows = {row["layer"]: row for row in summary.table_rows(found)}
+    assert set(rows) == {"search", "used", "unused", summary.ROOT, "sum"}
+    assert rows[summary.ROOT]["W"] == {"scale": []}
+    assert rows[summary.ROOT]["multiplications"] == 6
     assert (rows["unused"]["parameters"], rows["unused"]["total"]) == (10, 0)
     assert rows["sum"]["parameters"] == 10 + 15 + 1
     assert summary.remarks(found.counted) == [
@@ -216,7 +216,7 @@ def test_what_is_no_layer_and_what_does_nothing_is_there_too():
 )
 def test_too_small_an_input_names_layer_and_shapes(net, shape, said):
     with pytest.raises(InputError, match=said):
-        summary.network(net, shaped(*shape))
+        summary.summarize(net, shaped(*shape))
 
 
 @pytest.mark.parametrize(
@@ -230,13 +230,13 @@ def test_too_small_an_input_names_layer_and_shapes(net, shape, said):
 def test_an_input_that_trained_weights_do_not_fit_names_the_layer(net, shape, said):
     variables = jax.eval_shape(net.init, jax.random.key(0), shaped(1, 32, 32, 3))
     with pytest.raises(InputError, match=said) as caught:
-        summary.network(net, shaped(*shape), variables)
+        summary.summarize(net, shaped(*shape), variables)
     assert "\n" not in str(caught.value)
 
 
 def test_tables_parse_back():
-    found = summary.network(LeNet(), shaped(1, 32, 32, 3), backward=True)
-    rows = summary.rows(found, backward=True)
+    found = summary.summarize(LeNet(), shaped(1, 32, 32, 3), backward=True)
+    rows = summary.table_rows(found, backward=True)
     assert json.loads(summary.text(rows, ["a note"], "json")) == {
         "layers": rows,
         "notes": ["a note"],

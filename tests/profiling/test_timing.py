@@ -33,7 +33,7 @@ def test_measure_keeps_the_first_call_apart(clock):
 
 def test_measure_repeats_while_there_is_time(clock):
     assert timing.measure(spender(clock, 1), seconds=7.5).repeats == 8
-    assert timing.measure(spender(clock, 0), seconds=7.5).repeats == timing.MOST
+    assert timing.measure(spender(clock, 0), seconds=7.5).repeats == timing.MAX_REPEATS
 
 
 def test_a_first_call_quicker_than_the_others_compiled_nothing(clock):
@@ -43,11 +43,11 @@ def test_a_first_call_quicker_than_the_others_compiled_nothing(clock):
 def test_pairs_take_turns_and_the_slow_one_stops_first(clock):
     calls = []
     slow, fast = spender(clock, 5, calls=calls, name="A"), spender(clock, 1, calls=calls, name="b")
-    times = timing.paired(slow, fast, seconds=5.0)
+    times = timing.measure_interleaved(slow, fast, seconds=5.0)
     assert "".join(calls) == "Ab" + "AbAbAb" + "bb"
     assert [each.median for each in times] == [5, 1]
 
 
 def test_calls_are_waited_for_and_other_results_passed_through():
-    assert timing.clock(lambda: "text")[0] == "text"
+    assert timing.timed(lambda: "text")[0] == "text"
     assert timing.measure(jax.jit(jnp.sin), jnp.ones(3), seconds=0.0).median > 0

@@ -351,7 +351,7 @@ def measured(count, seed=0, labels=3):
 def test_scores_are_those_of_the_loop(count, labels):
     rows = measured(count, labels=labels)
     photos = [{name: rows[name][i] for name in rows} for i in range(count)]
-    found = classification_metrics.labelled_boxes(rows, CLASSES)
+    found = classification_metrics.localization_scores(rows, CLASSES)
     of_labels, confusion = found.pop("labels"), found.pop("confusion")
     assert found == pytest.approx(slow.labelled_box_scores(photos), rel=1e-6)
     assert list(of_labels) == list(CLASSES)
@@ -365,7 +365,7 @@ def test_scores_are_those_of_the_loop(count, labels):
 
 def test_a_label_without_photos_has_no_scores_but_may_be_predicted():
     rows = {**measured(4, labels=2), "predicted": np.full(4, 2)}
-    report = classification_metrics.labelled_boxes(rows, CLASSES)
+    report = classification_metrics.localization_scores(rows, CLASSES)
     assert report["labels"]["owl"] == {"count": 0, "correct": 0}
     assert report["confusion"][2] == [0, 0, 0]
     assert sum(row[2] for row in report["confusion"]) == 4
@@ -374,11 +374,11 @@ def test_a_label_without_photos_has_no_scores_but_may_be_predicted():
 
 def test_shares_are_of_photos_above_the_bounds():
     rows = {**measured(4), "iou": np.float32([0.5, 0.51, 0.75, 0.2])}
-    report = classification_metrics.labelled_boxes(rows, CLASSES)
+    report = classification_metrics.localization_scores(rows, CLASSES)
     assert (report["iou50"], report["iou70"]) == (0.5, 0.25)
     assert report["iou_median"] == pytest.approx(0.505)
 
 
 def test_scores_can_be_written_as_json():
-    report = classification_metrics.labelled_boxes(measured(9), CLASSES)
+    report = classification_metrics.localization_scores(measured(9), CLASSES)
     assert json.loads(json.dumps(report)) == report

@@ -20,13 +20,13 @@ import pytest
 
 from jaxdet import configs, files, tasks
 from jaxdet.cli import main as cli
-from jaxdet.configs import base
-from jaxdet.configs.base import System
+from jaxdet.config import from_json, loss_hparams
 from jaxdet.configs.digits import Config
 from jaxdet.data.sources import Arrays
 from jaxdet.plots import training as training_plots
 from jaxdet.training import checkpoint, loop, parallel, run_dir
 from jaxdet.training import state as training_state
+from jaxdet.training.experiment import Experiment
 from jaxdet.training.progress import Progress
 from jaxdet.types import Task
 from tests import tiny
@@ -76,7 +76,9 @@ def line(**changes):
     x = np.random.default_rng(0).normal(size=(ROWS, 3)).astype(np.float32)
     y = x @ np.float32([[1.0], [-2.0], [0.5]])
     source = Arrays({"x": x, "y": y, "id": np.arange(ROWS, dtype=np.int32)})
-    return config, System(noisy_line(), {"train": source, "val": source}, base.weights(config), {})
+    return config, Experiment(
+        noisy_line(), {"train": source, "val": source}, loss_hparams(config), {}
+    )
 
 
 class Killed(BaseException):
@@ -123,7 +125,7 @@ def fit(monkeypatch, programs):
 
     monkeypatch.setattr(parallel, "compiled", shared)
     monkeypatch.setattr(training_state, "maker", made)
-    monkeypatch.setattr(training_plots, "convergence", lambda *_: None)
+    monkeypatch.setattr(training_plots, "learning_curves", lambda *_: None)
     return fit
 
 
@@ -292,7 +294,7 @@ def send(process, run, number, *, evaluations):
 
 def left(run):
     """The outcome of a run, by its own configuration."""
-    config = base.from_json(Config, run_dir.read_config(run)[1])
+    config = from_json(Config, run_dir.read_config(run)[1])
     return outcome(run, config, configs.build("digits", config))
 
 

@@ -3,7 +3,7 @@ import sys
 import numpy as np
 import pytest
 
-from jaxdet import classic, configs
+from jaxdet import baselines, configs
 from jaxdet.configs.objects import Config
 from jaxdet.errors import InputError
 from jaxdet.losses import boxes as box_losses
@@ -31,12 +31,12 @@ def scores(system, **changes):
     config, made = system
     given = {"box_loss": "ciou", "hyper": HYPER, "root": config.root, "splits": made.splits}
     given |= {"split": "test", "classes": made.about["classes"], **changes}
-    return classic.scores(**given)
+    return baselines.evaluate(**given)
 
 
 def test_easy_photos_are_told_apart(system):
     found = scores(system)
-    assert list(found) == [classic.HOG, classic.HAAR]
+    assert list(found) == [baselines.HOG, baselines.HAAR]
     hog, haar = found.values()
     assert hog["accuracy"] > 0.9
     assert hog["iou"] > 0.6
@@ -49,7 +49,7 @@ def test_easy_photos_are_told_apart(system):
 def test_the_cascade_gives_all_else_the_most_frequent_other_label_and_its_mean_box(system):
     config, made = system
     train, test = made.splits["train"], made.splits["test"]
-    cascade = classic.haar(train, made.about["classes"], config.root)
+    cascade = baselines.fit_haar(train, made.about["classes"], config.root)
     logits, box = cascade.answer(cascade.photos(test))
     label = train.arrays["label"]
     other = max((1, 2), key=lambda i: (label == i).sum())
@@ -67,7 +67,7 @@ def test_the_largest_of_several_faces_answers():
         def detectMultiScale(self, photo, **_):
             return np.array([[1, 2, 4, 4], [10, 20, 30, 30], [5, 5, 6, 6]])
 
-    box = classic._largest(Cascade(), np.zeros((50, 100), np.uint8))
+    box = baselines._largest_face(Cascade(), np.zeros((50, 100), np.uint8))
     np.testing.assert_allclose(box, [0.1, 0.4, 0.4, 1.0])
 
 
@@ -79,8 +79,8 @@ def test_answers_are_judged_as_those_of_networks(system, kind):
     true = source.arrays["boxes"][:, 0]
     box = np.float32(true / side + dice.normal(0, 0.05, true.shape))
     logits = np.float32(dice.normal(size=(count, len(classes))))
-    task = localize.Labeller(classic.Known(), classes, None, kind).task()
-    found = classic.judged(classic.Answers(logits, box), source, task, HYPER)
+    task = localize.Labeller(baselines.FixedOutputs(), classes, None, kind).task()
+    found = baselines.evaluate_predictions(baselines.Predictions(logits, box), source, task, HYPER)
 
     chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     missed = -np.log(chances[np.arange(count), source.arrays["label"]]).mean()
@@ -92,21 +92,23 @@ def test_answers_are_judged_as_those_of_networks(system, kind):
         "iou": np.array(1 - box_losses.box_loss("ciou", box, true / side)),
         "distance": np.linalg.norm(box - true / side, axis=1),
     }
-    wanted = classification_metrics.labelled_boxes(rows, classes)
+    wanted = classification_metrics.localization_scores(rows, classes)
     for name in ("count", "correct", "accuracy", "confusion"):
         assert found[name] == wanted[name]
     assert found["distance"] == pytest.approx(wanted["distance"], rel=1e-5)
 
 
 def test_without_faces_there_is_no_cascade(system):
-    assert list(scores(system, classes=["mask", "tall", "wide"])) == [classic.HOG]
+    assert list(scores(system, classes=["mask", "tall", "wide"])) == [baselines.HOG]
 
 
 def test_a_label_without_training_photos_is_never_given(system):
     _, made = system
     train = made.splits["train"]
     seen = train.take(np.flatnonzero(train.arrays["label"] != 1))
-    logits, _ = classic.hog(seen, made.about["classes"]).answer(made.splits["val"].arrays["image"])
+    logits, _ = baselines.fit_hog(seen, made.about["classes"]).answer(
+        made.splits["val"].arrays["image"]
+    )
     assert logits.shape == (len(made.splits["val"]), 3)
     assert np.isfinite(logits).all()
     assert not (logits.argmax(1) == 1).any()
@@ -124,4 +126,4 @@ def test_one_label_cannot_be_learnt(system):
 def test_what_is_missing_is_named(monkeypatch, module):
     monkeypatch.setitem(sys.modules, "cv2", module)
     with pytest.raises(InputError, match=r"pip install jaxdet\[data\]"):
-        classic.opencv()
+        baselines.require_opencv()
