@@ -27,12 +27,11 @@ import numpy as np
 from benchmarks import harness, prepared
 from jaxdet import rng, tables
 from jaxdet.configs import cifar10
-from jaxdet.data import digits, images, mnist, sampler
-from jaxdet.data import tfds as tfds_data
+from jaxdet.data import digits, images, sampler
 from jaxdet.errors import InputError
 from jaxdet.ops import augment
 from jaxdet.profiling import timing
-from jaxdet.types import At
+from jaxdet.types import StepContext
 
 NAME = "input"
 COLUMNS = {
@@ -87,7 +86,7 @@ def sources(options, folder):
     yield timed("embedded", "records", options.batch, one_by_one, options)
     folder = Path(os.environ.get("JAXDET_DATA", "")) / "mnist"
     if "JAXDET_DATA" in os.environ and folder.is_dir():
-        yield timed("MNIST, idx", "read", None, partial(mnist.mnist, folder), options)
+        yield timed("MNIST, idx", "read", None, partial(digits.read_mnist, folder), options)
     else:
         yield {"source": "MNIST, idx", "work": "read", "note": "no data in $JAXDET_DATA/mnist"}
     about = {"source": "tensorflow-datasets, array_record", "work": "read"}
@@ -95,7 +94,7 @@ def sources(options, folder):
         yield about | {"note": "not installed"}
     else:
         prepared.prepare(folder, "noise")
-        yield timed(*about.values(), None, partial(tfds_data.load, "noise", folder), options)
+        yield timed(*about.values(), None, partial(digits.read_tfds, "noise", folder), options)
 
 
 def files(options, folder):
@@ -107,16 +106,19 @@ def files(options, folder):
         path.write_bytes(prepared.png(coarse.repeat(8, 0).repeat(8, 1)))
     height, width, _ = SHAPE
     name = f"PNG, {height} x {width}"
-    yield timed(name, "files", FILES, lambda: [images.grey(path) for path in paths], options)
+    yield timed(name, "files", FILES, lambda: [images.read_grey(path) for path in paths], options)
 
 
 def on_device(options):
     """Rows of what runs compiled: `gather` and `place`."""
     arrays = digits.embedded().arrays
-    data, rows = jax.device_put(arrays), sampler.order(0, 0, len(arrays["id"]), options.batch)[0]
+    data, rows = (
+        jax.device_put(arrays),
+        sampler.shuffled_batches(0, 0, len(arrays["id"]), options.batch)[0],
+    )
     gather = jax.jit(sampler.gather)
     yield timed("embedded", "gather", options.batch, partial(gather, data, rows), options)
-    place = jax.jit(jax.vmap(partial(augment.place, canvas=options.canvas)))
+    place = jax.jit(jax.vmap(partial(augment.place_on_canvas, canvas=options.canvas)))
     drawn = rng.row_keys(jax.random.key(0), np.arange(options.batch))
     image = jax.device_put(gather(data, rows)["image"] / 255.0)
     yield timed("embedded", "place", options.batch, partial(place, drawn, image), options)
@@ -124,7 +126,7 @@ def on_device(options):
 
 def changed(options):
     """Rows of what a step of `cifar10` does with the images of its batch, before its network."""
-    rows = sampler.order(0, 0, NOISE, options.batch)[0]
+    rows = sampler.shuffled_batches(0, 0, NOISE, options.batch)[0]
     for names in ((), *((name,) for name in CHANGES), tuple(CHANGES)):
         changes = {field: value for name in names for field, value in CHANGES[name].items()}
         system = prepared.classified(cifar10.Config(**changes), train=NOISE, val=1)
@@ -135,7 +137,7 @@ def changed(options):
 
 def as_in_training(task, data, rows):
     """Images of a batch, as the first step gives them to the network."""
-    at = At(True, jnp.int32(0), jnp.int32(0), {})
+    at = StepContext(True, jnp.int32(0), jnp.int32(0), {})
     drawn = rng.row_keys(jax.random.key(0), jnp.arange(len(rows)))
     return task.augment(drawn, sampler.gather(data, rows), at)["image"]
 

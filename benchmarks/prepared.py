@@ -8,8 +8,10 @@ import numpy as np
 from PIL import Image
 
 from jaxdet import configs
-from jaxdet.configs import base, cifar10
-from jaxdet.data.sources import Arrays
+from jaxdet.config import task_hparams
+from jaxdet.configs import cifar10
+from jaxdet.data.sources import ArraySource
+from jaxdet.training.experiment import Experiment
 
 TRAIN, TEST, SIDE = 400, 100, 28
 
@@ -38,7 +40,7 @@ def classified(config, *, train, val):
     draw, classes = np.random.default_rng(0), tuple(map(str, range(10)))
 
     def drawn(count):
-        return Arrays(
+        return ArraySource(
             {
                 "image": draw.integers(0, 256, (count, *shape), np.uint8),
                 "label": draw.integers(0, len(classes), count).astype(np.int32),
@@ -48,7 +50,7 @@ def classified(config, *, train, val):
 
     splits = {"train": drawn(train), "val": drawn(val)}
     task = cifar10.task_of(config, net, classes)
-    return base.System(task=task, splits=splits, hyper=base.weights(config), about={})
+    return Experiment(task=task, splits=splits, hparams=task_hparams(config), about={})
 
 
 def _builder(tfds, set_name):

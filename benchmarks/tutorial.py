@@ -126,7 +126,7 @@ def in_torch(system, config):
     train, val = (system.splits[part].arrays for part in ("train", "val"))
     of = {"lr": config.lr, "momentum": config.momentum}
     training = tutorial.Training(train["image"], train["label"], **of)
-    rows = sampler.order(0, 0, len(train["label"]), config.batch)
+    rows = sampler.shuffled_batches(0, 0, len(train["label"]), config.batch)
     return (
         lambda: training.steps(rows),
         lambda: training.accuracy(val["image"], val["label"], config.eval_batch),

@@ -38,7 +38,7 @@ def row(number, one):
     """One photo as a record of the table; InputError where there are no bytes of it."""
     boxes = [[x0, y0, x1 - x0, y1 - y0] for x0, y0, x1, y1 in one.boxes.tolist()]
     return {
-        "image": {"bytes": images.packed(one.image), "path": one.where},
+        "image": {"bytes": images.file_bytes(one.image), "path": one.where},
         "image_id": number,
         "objects": {"bbox": boxes, "category": [label + 1 for label in one.labels.tolist()]},
     }

@@ -17,7 +17,18 @@ from jaxdet.training import checkpoint, run_dir
 from tests.training.test_resume import WORDS
 
 NAMED = ["0.png", "1.png", "2.png"]
-FACES = ["--model", "bottleneck", "--channels", "4", "--strides", "1", "--dim", "4", "--size", "32"]
+FACES = [
+    "--model",
+    "bottleneck",
+    "--channels",
+    "4",
+    "--strides",
+    "1",
+    "--embedding-dim",
+    "4",
+    "--size",
+    "32",
+]
 FACES += ["--batch", "4", "--eval-batch", "4", "--devices", "1"]
 ROOT = Path(__file__).parents[1]
 PNG = b"\x89PNG"
@@ -145,7 +156,7 @@ def people(tmp_path):
 
 def test_faces_go_from_folders_to_tables_and_a_report(checkout, start, people, tmp_path):
     run = tmp_path / "run"
-    words = [*FACES, "--epochs", "1", "--cut-val", "0", "--quiet"]
+    words = [*FACES, "--epochs", "1", "--val-fraction", "0", "--quiet"]
     script = checkout / "scripts" / "faces.sh"
     out = ended(start("bash", script, people, *words, RUN=str(run)), timeout=280)
     assert [line["epoch"] for line in run_dir.read_metrics(run)] == [0, 1]
@@ -154,10 +165,12 @@ def test_faces_go_from_folders_to_tables_and_a_report(checkout, start, people, t
     heading, *rows = (run / "classification.csv").read_text().splitlines()
     assert heading == "id,label" and [row.split(",")[0] for row in rows] == NAMED
     assert all(row.split(",")[1] in "012" for row in rows)
-    known = {path.name for path in (people / "known").iterdir()} | {verification_protocol.NOBODY}
-    table = verification_protocol.read(run / "verification.csv")
+    known = {path.name for path in (people / "known").iterdir()} | {
+        verification_protocol.UNKNOWN_LABEL
+    }
+    table = verification_protocol.read_table(run / "verification.csv")
     assert not verification_protocol.mismatches(
-        table, verification_protocol.unknown(people / "unknown_test")
+        table, verification_protocol.list_probes(people / "unknown_test")
     )
     assert {row.label for row in table.rows} <= known
     report = (run / "report.md").read_text()

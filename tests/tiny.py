@@ -4,12 +4,12 @@ from dataclasses import replace
 
 from jaxdet import configs
 from jaxdet.configs.digits import Config
-from jaxdet.data.sources import Arrays
+from jaxdet.data.sources import ArraySource
 
 CONFIG = Config(
-    stages="c6s4,p2",
-    widths=(8,),
-    dense=(16,),
+    layout="c6s4,p2",
+    channels=(8,),
+    fc_widths=(16,),
     window=40,
     canvas=56,
     epochs=2,
@@ -22,7 +22,7 @@ CONFIG = Config(
     ema=0.0,
 )
 WORDS = [
-    *("--stages", "c6s4,p2", "--widths", "8", "--dense", "16", "--window", "40"),
+    *("--layout", "c6s4,p2", "--channels", "8", "--fc-widths", "16", "--window", "40"),
     *("--canvas", "56", "--epochs", "2", "--batch", "64", "--eval-batch", "100"),
     *("--devices", "1"),
 ]
@@ -33,7 +33,7 @@ def system(rows=48, **changes):
     config = replace(CONFIG, **changes)
     made = configs.build("digits", config)
     splits = {
-        name: Arrays({key: column[:rows] for key, column in source.arrays.items()})
+        name: ArraySource({key: column[:rows] for key, column in source.arrays.items()})
         for name, source in made.splits.items()
     }
     return config, made._replace(splits=splits)

@@ -166,7 +166,7 @@ def begin(folder, name, config, system):
     run_dir.start(folder)
     for path, text in system.files:
         run_dir.keep(folder, path, text)
-    record = sources.record(system.splits["train"])
+    record = sources.record_spec(system.splits["train"])
     run_dir.write_config(folder, name, asdict(config), system.about | {"record": record})
 
 

@@ -22,7 +22,7 @@ def run(options):
     probes = {part: [] for part in PARTS}
     for group, label, each in (
         (known, None, options.each),
-        (strangers, verification_protocol.NOBODY, 0),
+        (strangers, verification_protocol.UNKNOWN_LABEL, 0),
     ):
         first = max(1, round(options.dev * len(group))) if len(group) > 1 else 0
         for number, name in enumerate(group):
@@ -62,8 +62,8 @@ def _people(options):
             f"{options.strangers} want {wanted}, two of them to learn"
         )
     few = [name for name, rows in people.items() if len(rows) <= options.each]
-    if few or verification_protocol.NOBODY in people:
-        name = few[0] if few else verification_protocol.NOBODY
+    if few or verification_protocol.UNKNOWN_LABEL in people:
+        name = few[0] if few else verification_protocol.UNKNOWN_LABEL
         why = f"{len(people[name])} images, more than {options.each} are wanted"
         why = why if few else "this name is for strangers"
         raise InputError(f"{options.root}: {name}: {why}")
@@ -75,12 +75,14 @@ def _write(out, part, probes):
     for i, (row, _) in enumerate(probes):
         _copy(row, out / f"unknown_{part}" / f"{i:05d}.{row.file.rpartition('.')[2]}")
     labels = [label for _, label in probes]
-    run_dir.keep(out, f"verification_{part}.csv", verification_protocol.submission(labels))
+    run_dir.keep(out, f"verification_{part}.csv", verification_protocol.submission_csv(labels))
     if part == "test":
-        blank = verification_protocol.submission([verification_protocol.NOBODY] * len(probes))
+        blank = verification_protocol.submission_csv(
+            [verification_protocol.UNKNOWN_LABEL] * len(probes)
+        )
         run_dir.keep(out, "verification_sample_submission.csv", blank)
 
 
 def _copy(row, path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(image_folder.content(row.image))
+    path.write_bytes(image_folder.file_bytes(row.image))

@@ -37,7 +37,7 @@ def run(options):
     common.check_picture(options.figure, options.count)
     predict_detections.check(options)
     changes = {"canvas": options.canvas} if options.canvas else {}
-    paths = images.named([*options.images, *options.filename])
+    paths = images.expand_paths([*options.images, *options.filename])
     changes |= common.judged(options)
     if options.sample and not options.submit:
         raise InputError("--sample: its rows are for --submit")
@@ -95,7 +95,7 @@ def _file(system, path, label=None, box=None):
     image, size = system.read(path)
     told = _scale(size, image)
     true = None if box is None else np.asarray(box, np.float32) / told
-    return Shown(str(path), image, images.whole(path), told, told, label, true)
+    return Shown(str(path), image, images.read_float(path), told, told, label, true)
 
 
 def _scale(size, image):

@@ -104,9 +104,9 @@ def _numbers(paths, known):
 
 def _file(system, path):
     image, size = system.read(path)
-    scale, offset = images.fit(size, *image.shape[:2])
+    scale, offset = images.letterbox_transform(size, *image.shape[:2])
     back = np.concatenate([1 / scale, -offset / scale])
-    return Photo(str(path), image, images.whole(path), back)
+    return Photo(str(path), image, images.read_float(path), back)
 
 
 def _samples(system, options):
@@ -197,7 +197,7 @@ def _draw(names, pairs, path):
         true=[photo.true for photo, _ in pairs],
         predicted=[found.boxes for _, found in pairs],
         texts=[_texts(names, found) for _, found in pairs],
-        kinds=[found.labels for _, found in pairs],
+        labels=[found.labels for _, found in pairs],
         **common.sheet(pictures),
         quiet=True,
     )

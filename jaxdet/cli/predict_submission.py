@@ -12,7 +12,7 @@ from jaxdet.training import evaluator
 
 def sample(path, files):
     """The table of a sample submission; InputError, with the first, for rows that do not match."""
-    table = verification_protocol.read(path)
+    table = verification_protocol.read_table(path)
     wrong = verification_protocol.mismatches(table, files)
     if wrong:
         raise InputError(f"{path}: {len(wrong)} rows do not match the images; first: {wrong[0]}")
@@ -22,7 +22,7 @@ def sample(path, files):
 def write(path, labels, table=None, files=None):
     """A file of labels [N]: `identities.submission`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_text(path, verification_protocol.submission(labels, table, files))
+    files.write_text(path, verification_protocol.submission_csv(labels, table, files))
 
 
 def listed(options):
@@ -30,7 +30,7 @@ def listed(options):
     paths = [*options.images, *options.filename]
     if len(paths) != 1 or not paths[0].is_dir():
         raise InputError("--submit: one folder of images is wanted: jaxdet predict RUN FOLDER")
-    files = verification_protocol.unknown(paths[0])
+    files = verification_protocol.list_probes(paths[0])
     return files, sample(options.sample, files) if options.sample else None
 
 

@@ -30,7 +30,7 @@ PAIRS = 10_000_000  # pairs of images, at most, of which AUC, ROC and histogram 
 class Probes(NamedTuple):
     """N unknown images against M images of known identities."""
 
-    known: verification_protocol.Known
+    known: verification_protocol.Gallery
     files: list  # [N]
     true: Any  # [N]: place of the identity, -1 for nobody known; None where it is not told
     similarity: Any  # [N, M]
@@ -41,7 +41,8 @@ class Probes(NamedTuple):
         """The label [N] of each image by a threshold."""
         taken = zip(self.found, self.score >= threshold, strict=True)
         return [
-            self.known.names[who] if yes else verification_protocol.NOBODY for who, yes in taken
+            self.known.names[who] if yes else verification_protocol.UNKNOWN_LABEL
+            for who, yes in taken
         ]
 
     def right(self, threshold):
@@ -69,7 +70,7 @@ def dev(options):
         scores |= _at(probes, chosen)
     if options.sweep:
         accept = probes.found == probes.true
-        chosen, _ = scoring.best_threshold(probes.score, accept, refuse=probes.true < 0)
+        chosen, _ = scoring.best_threshold(probes.score, accept, reject=probes.true < 0)
         scores |= {f"best_{name}": value for name, value in _at(probes, chosen).items()}
     verify_output.tell(options, {**embedder.made, **scores, **_separation(probes)})
     _plot(options, probes, chosen)
@@ -139,10 +140,14 @@ def _keep(options, part, threshold, embedder, probes):
 def _told(options):
     """(known identities, unknown files, the truth or None) as the options name them."""
     known, files = (
-        verification_protocol.known(options.known),
-        verification_protocol.unknown(options.unknown),
+        verification_protocol.read_gallery(options.known),
+        verification_protocol.list_probes(options.unknown),
     )
-    true = verification_protocol.truth(options.truth, known.names, files) if options.truth else None
+    true = (
+        verification_protocol.read_truth(options.truth, known.names, files)
+        if options.truth
+        else None
+    )
     return known, files, true
 
 
@@ -235,7 +240,7 @@ def _draw_probes(options, probes, threshold):
     own = probes.known.owner[None] == probes.found[:, None]
     best = np.where(own, probes.similarity, -np.inf).argmax(1)
     sides = [(file, probes.known.paths[i]) for file, i in zip(probes.files, best, strict=True)]
-    true = [(*probes.known.names, verification_protocol.NOBODY)[who] for who in probes.true]
+    true = [(*probes.known.names, verification_protocol.UNKNOWN_LABEL)[who] for who in probes.true]
     told = zip(true, probes.named(threshold), probes.score, strict=True)
     titles = [f"{yes}, taken for {name}, {score:.2f}" for yes, name, score in told]
     wrong = ~probes.right(threshold)

@@ -38,7 +38,7 @@ def draw(options, sides, titles, wrong, amount):
     if not order:
         say(options, f"no mistakes: {options.worst} is not written")
         return
-    pictures = [[images.levels(path, SHOWN)[0] for path in sides[i]] for i in order]
+    pictures = [[images.read_resized_float(path, SHOWN)[0] for path in sides[i]] for i in order]
     common.draw(
         [np.concatenate(two, 1) for two in pictures],
         options.worst,

@@ -15,7 +15,7 @@ FOLDS = 10  # where a list of pairs says nothing
 def pairs(options):
     """Print the scores of a list of pairs, each fold judged by the threshold of the others."""
     common.check_picture(options.worst, options.count)
-    listed = verification_protocol.pairs(options.pairs, options.root)
+    listed = verification_protocol.read_pairs(options.pairs, options.root)
     if listed.missing and options.on_missing == "error":
         raise InputError(
             f"{listed.missing[0]} ({len(listed.missing)} such); --on-missing skip leaves pairs out"

@@ -11,7 +11,7 @@ from jaxdet.ops import embeddings
 
 def probe(options):
     """Fit a linear classifier to every second image of each person, and judge it on the others."""
-    known = verification_protocol.known(options.folder)
+    known = verification_protocol.read_gallery(options.folder)
     counts = np.bincount(known.owner, minlength=len(known.names))
     if (counts > 1).sum() < 2:
         raise InputError(f"{options.folder}: two people with two images each are the least")

@@ -7,7 +7,7 @@ functions is called, so that `--help` is quick.
 
 from importlib import import_module
 
-from jaxdet.configs import base
+from jaxdet.config import check
 
 SYSTEMS = ("digits", "objects", "detect", "cifar10", "faces")
 
@@ -34,7 +34,7 @@ def without_data(name, chosen, about):
     """
     from jaxdet.data import sources
 
-    splits = {"train": sources.blank(about["record"])}
+    splits = {"train": sources.blank_source(about["record"])}
     return _checked(name, chosen).system(chosen, tuple(about["classes"]), splits)
 
 
@@ -43,13 +43,13 @@ def network(name, chosen, *classes):
 
     `classes` is how many its data have; left out, it is as many as the system's usual data.
     """
-    base.check(chosen)
+    check(chosen)
     return import_module(f"jaxdet.configs.{name}").network(chosen, *classes)
 
 
 def _checked(name, chosen):
     """The module of a system, once it has nothing against a configuration."""
     module = import_module(f"jaxdet.configs.{name}")
-    base.check(chosen)
+    check(chosen)
     module.check(chosen)
     return module

@@ -4,8 +4,8 @@
     jaxdet eval runs/cifar10 --tta true                              # asks mirror images as well
     jaxdet describe runs/cifar10                                     # every layer, every operation
     jaxdet train cifar10 --root DIR --model tiny --time-budget 3600 --batch 128 --optimizer adamw \\
-        --lr 4e-3 --schedule cosine --warmup 200 --weight-decay .05 --ema .998 --smoothing .1 \\
-        --flip --crop 4 --seeds 5 --out runs/five    # of validation; each has the hour
+        --lr 4e-3 --schedule cosine --warmup 200 --weight-decay .05 --ema .998 --label-smoothing .1 \\
+        --flip --crop-padding 4 --seeds 5 --out runs/five    # of validation; each has the hour
     jaxdet compare runs/five/*/                      # test scores, their mean and spread
     jaxdet train cifar10 --root DIR --time-budget 3600 --schedule piecewise --lr .01 --batch 20
                                  # .01, .001, .0001 for 50, 25, 25% of the epochs of an hour
@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
-from jaxdet.config import Schedule, TrainConfig, cached_reader, check_fractions, loss_hparams
+from jaxdet.config import Schedule, TrainConfig, cached_reader, check_fractions, task_hparams
 from jaxdet.errors import InputError
 from jaxdet.training.experiment import Experiment
 
@@ -55,8 +55,8 @@ TUTORIALS = {
 class Config(TrainConfig):
     """One label for images of 32 x 32 pixels."""
 
-    WEIGHTS: ClassVar = ("dropout",)
-    SHARES: ClassVar = ("train_frac",)
+    HPARAMS: ClassVar = ("dropout",)
+    SUBSET_FIELDS: ClassVar = ("train_fraction",)
     LIMITS: ClassVar = {"parameters": 262_144, "total_seconds": 3600}  # of seed 003
     GRIDS: ClassVar = {
         "arch": (
@@ -65,7 +65,7 @@ class Config(TrainConfig):
             *("--model narrow", "--model tiny"),
         ),
         "batch": "--batch 4 16 20 128",
-        "aug": "--flip false true --crop 0 4",
+        "aug": "--flip false true --crop-padding 0 4",
         "loss": "--loss cross_entropy binary squared hinge",
         "opt": "--optimizer sgd adamw --momentum 0 0.9",
         "act": "--activation relu leaky_relu elu gelu swish tanh sigmoid",
@@ -74,17 +74,17 @@ class Config(TrainConfig):
     root: str = ""
     """folder or file of CIFAR-10, or tfds:NAME, a set prepared before in ~/tensorflow_datasets or
     the folder that the variable TFDS_DATA_DIR names"""
-    cut_val: float = 0.1
+    val_fraction: float = 0.1
     """share of the training images for validation"""
-    train_frac: float = 1.0
+    train_fraction: float = 1.0
     """share of the other training images that is used"""
     split_seed: int = 0
     """draws the images for validation"""
     model: Model = "tutorial"
     """network: PyTorch's tutorial and its variants, or a larger one"""
-    widths: tuple[int, ...] = ()
+    channels: tuple[int, ...] = ()
     """tutorial and its variants: channels of the convolutions, such as 6 16; () is the model's"""
-    dense: tuple[int, ...] = ()
+    fc_widths: tuple[int, ...] = ()
     """tutorial and its variants: outputs of the dense layers, such as 120 84; () is the model's"""
     activation: Literal["own", "relu", "leaky_relu", "elu", "gelu", "swish", "tanh", "sigmoid"] = (
         "own"
@@ -96,19 +96,19 @@ class Config(TrainConfig):
     """share of the numbers before a dense layer that is dropped"""
     loss: Literal["cross_entropy", "binary", "squared", "hinge"] = "cross_entropy"
     """loss of the label"""
-    smoothing: float = 0.0
+    label_smoothing: float = 0.0
     """label smoothing"""
     flip: bool = False
     """mirror half of the training images"""
-    crop: int = 0
+    crop_padding: int = 0
     """training images are padded by so many pixels and cropped anywhere; the usual is 4"""
     cutout: float = 0.0
     """hide a rectangle of up to this share of a training image's sides"""
-    light: float = 0.0
+    brightness_contrast: float = 0.0
     """brightness and contrast of training images change by up to this share"""
-    colour: float = 0.0
+    color_jitter: float = 0.0
     """saturation of training images changes by up to this share, hue by up to a tenth of it"""
-    mixup: float = 0.0
+    mixup_alpha: float = 0.0
     """training images are mixed by shares from Beta(mixup, mixup)"""
     tta: bool = False
     """answer by an image and its mirror image; the loss of validation stays that of the image"""
@@ -149,7 +149,7 @@ def network(config, classes=10):
         case "tiniest":
             net = tiniest.Tiniest(**part)
         case name:
-            sizes = {key: getattr(config, key) for key in ("widths", "dense")}
+            sizes = {key: getattr(config, key) for key in ("channels", "fc_widths")}
             sizes = {key: value for key, value in sizes.items() if value}
             net = getattr(lenet, TUTORIALS[name])(**bent, **sizes, norm=config.norm)
     return net, (1, 32, 32, 3)
@@ -170,13 +170,13 @@ def system(config, classes, splits):
     return Experiment(
         task=task_of(config, net, classes),
         splits=splits,
-        hyper=loss_hparams(config),
+        hparams=task_hparams(config),
         about={
             "classes": list(classes),
             "input": shape,
             "normalisation": "(level / 255 - .5) / .5",
         },
-        read=partial(images.levels, side=shape[0]),
+        read=partial(images.read_resized_float, side=shape[0]),
     )
 
 
@@ -184,7 +184,11 @@ def task_of(config, net, classes):
     """The task of a `Config`, for a network and the names of its classes."""
     from jaxdet.tasks import classify
 
-    how = {"loss_kind": config.loss, "smoothing": config.smoothing, "mirrored": config.tta}
+    how = {
+        "loss_kind": config.loss,
+        "label_smoothing": config.label_smoothing,
+        "mirrored": config.tta,
+    }
     return classify.Classifier(net, classes, _change(config), _mix(config), **how).task()
 
 
@@ -192,10 +196,10 @@ def inspect(root):
     """({column: value} a class, what is wrong with files) of the folder or file `root`."""
     from jaxdet.data import cifar10
 
-    return cifar10.survey(root)
+    return cifar10.summarize(root)
 
 
-@cached_reader("root", "cut_val", "split_seed")
+@cached_reader("root", "val_fraction", "split_seed")
 def _data(config):
     """({part: source}, classes), shuffled: validation images are some of those for training."""
     import numpy as np
@@ -205,9 +209,11 @@ def _data(config):
     found, classes = cifar10.read(config.root)
     random, images = np.random.default_rng(config.split_seed), found["train"]
     order = random.permutation(len(images))
-    held = max(round(config.cut_val * len(images)), 1)
+    held = max(round(config.val_fraction * len(images)), 1)
     if held == len(images):
-        raise InputError(f"--cut-val {config.cut_val:g} of {held} images leaves none for training")
+        raise InputError(
+            f"--val-fraction {config.val_fraction:g} of {held} images leaves none for training"
+        )
     test = found["test"].take(random.permutation(len(found["test"])))
     train, val = (images.take(order[rows]) for rows in (slice(held, None), slice(held)))
     return {"train": train, "val": val, "test": test}, classes
@@ -216,65 +222,72 @@ def _data(config):
 def _part(whole, config):
     """A system of all training images with the share that `config` uses, the first ones."""
     train = whole.splits["train"]
-    used = max(round(config.train_frac * len(train)), 1)
+    used = max(round(config.train_fraction * len(train)), 1)
     return whole._replace(splits=whole.splits | {"train": train.first(used)})
 
 
 def _change(config):
     """How a training image is changed, or None."""
-    import jax
     import jax.numpy as jnp
 
     from jaxdet.ops import augment
 
-    def flipped(key, image):
-        return augment.mirror(key, image, jnp.zeros(4))[0]
+    def scaled(transform):
+        """The transform of pixel values in [0, 1] for those in [0, 255]."""
 
-    def lit(key, image):
-        return 255 * augment.lighting(key, image / jnp.float32(255), light=config.light)
+        def rescaled(key, sample):
+            unit = sample._replace(image=sample.image / jnp.float32(255))
+            return sample._replace(image=255 * transform(key, unit).image)
 
-    def coloured(key, image):
-        return 255 * augment.colouring(key, image / jnp.float32(255), colour=config.colour)
+        return rescaled
 
-    parts = [
-        (flipped, config.flip),
-        (partial(augment.shifted, pad=config.crop), config.crop),
-        (partial(augment.cutout, grey=128, side=config.cutout), config.cutout),
-        (lit, config.light),
-        (coloured, config.colour),
-    ]
-    parts = [part for part, wanted in parts if wanted]
-
-    def change(key, image):
-        for number, part in enumerate(parts):
-            image = part(jax.random.fold_in(key, number), image)
-        return image
-
-    return change if parts else None
+    lighting = partial(augment.brightness_contrast, strength=config.brightness_contrast)
+    color = partial(augment.color_jitter, strength=config.color_jitter)
+    transforms = (
+        (augment.random_flip, config.flip),
+        (partial(augment.pad_and_crop, pad=config.crop_padding), config.crop_padding),
+        (partial(augment.cutout, fill=128, size=config.cutout), config.cutout),
+        (scaled(lighting), config.brightness_contrast),
+        (scaled(color), config.color_jitter),
+    )
+    transforms = [transform for transform, used in transforms if used]
+    return augment.on_image(augment.compose(*transforms)) if transforms else None
 
 
 def _mix(config):
     """How training images are mixed, or None."""
     from jaxdet.ops import augment
 
-    return partial(augment.mixup, alpha=config.mixup) if config.mixup else None
+    return partial(augment.mixup, alpha=config.mixup_alpha) if config.mixup_alpha else None
 
 
 def check(config):
     """Refuse what no training can use, before any image is read."""
-    check_fractions(config, "cut_val", "dropout", "smoothing", "cutout", "light", "colour")
-    if not config.cut_val:
-        raise InputError("--cut-val 0: a share above 0 is wanted; it chooses the best checkpoint")
-    if not 0 < config.train_frac <= 1:
-        raise InputError(f"--train-frac {config.train_frac:g}: above 0 and at most 1 is wanted")
-    if not 0 <= config.crop <= 32:
-        raise InputError(f"--crop {config.crop}: 0 to 32 pixels are wanted")
-    if config.mixup < 0:
-        raise InputError(f"--mixup {config.mixup:g}: at least 0 is wanted")
-    if min(config.widths + config.dense, default=1) < 1:
-        raise InputError("--widths and --dense: every width must be at least 1")
-    sized = config.widths or config.dense or config.norm
+    check_fractions(
+        config,
+        "val_fraction",
+        "dropout",
+        "label_smoothing",
+        "cutout",
+        "brightness_contrast",
+        "color_jitter",
+    )
+    if not config.val_fraction:
+        raise InputError(
+            "--val-fraction 0: a share above 0 is wanted; it chooses the best checkpoint"
+        )
+    if not 0 < config.train_fraction <= 1:
+        raise InputError(
+            f"--train-fraction {config.train_fraction:g}: above 0 and at most 1 is wanted"
+        )
+    if not 0 <= config.crop_padding <= 32:
+        raise InputError(f"--crop {config.crop_padding}: 0 to 32 pixels are wanted")
+    if config.mixup_alpha < 0:
+        raise InputError(f"--mixup {config.mixup_alpha:g}: at least 0 is wanted")
+    if min(config.channels + config.fc_widths, default=1) < 1:
+        raise InputError("--channels and --fc-widths: every width must be at least 1")
+    sized = config.channels or config.fc_widths or config.norm
     if sized and config.model not in TUTORIALS:
-        raise InputError(f"--widths, --dense and --norm are not for --model {config.model}")
+        raise InputError(f"--channels, --fc-widths and --norm are not for --model {config.model}")
     if config.activation != "own" and config.model in ("resnet20", "narrow", "tiniest"):
         raise InputError(f"--activation is not for --model {config.model}")

@@ -1,10 +1,10 @@
 """Detection: many boxes a photo, in the formats people have (seed 002).
 
     jaxdet data inspect detect --root DIR
-    jaxdet train detect --root DIR --weights package:lite0 --freeze 3 --fixed-norm \\
-        --backbone-lr .25 --flip-down
+    jaxdet train detect --root DIR --weights package:lite0 --freeze-stages 3 --freeze-bn \\
+        --backbone-lr .25 --vflip
     jaxdet eval runs/detect
-    jaxdet eval runs/detect --score .1 --nms .5        # as seed 002 judges
+    jaxdet eval runs/detect --score-threshold .1 --nms-iou .5        # as seed 002 judges
     jaxdet data assign runs/detect                     # which cells learn which box
     jaxdet sweep detect --root DIR --one-at-a-time     # ablation: what each part is worth
 
@@ -22,7 +22,7 @@ Blood cells (BCCD: 205 photos for training, 87 for validation, 72 for the test),
 | soft, linear / Gaussian | .605 / .605 | .910 / .909 | |
 | weighted / fused | .601 / .584 | .912 / .888 | |
 
-From scratch, `--size 256 320 --epochs 34 --flip-down`, 26 minutes for all: .444, .738, .511.
+From scratch, `--size 256 320 --epochs 34 --vflip`, 26 minutes for all: .444, .738, .511.
 Platelets .483, red cells .601, white cells .704 in the first row, which took 31 minutes on 2 CPU
 cores beside other work, 52 + 5 s an epoch alone; seed 002's thresholds, .05, .1 and .2, are passed
 in the second.
@@ -52,11 +52,10 @@ from jaxdet.config import (
     check_augment,
     check_fractions,
     check_notes,
-    loss_hparams,
+    task_hparams,
 )
 from jaxdet.configs import backbones
 from jaxdet.errors import InputError
-from jaxdet.tasks import augmentation
 from jaxdet.training.experiment import Experiment
 
 
@@ -64,14 +63,14 @@ from jaxdet.training.experiment import Experiment
 class Config(AugmentOptions, BackboneOptions):
     """Boxes and classes of all objects in a photo."""
 
-    WEIGHTS: ClassVar = tuple(
+    HPARAMS: ClassVar = tuple(
         f"{term}_weight" for term in ("classification", "objectness", "box", "distance")
     )
-    JUDGED: ClassVar = ("score", "nms", "nms_kind", "most", "tta")
+    EVAL_ONLY: ClassVar = ("score_threshold", "nms_iou", "nms_type", "max_detections", "tta")
     GRIDS: ClassVar = {
         "ablation": "--assigner tal iou --box-loss ciou diou giou iou --neck fpn pan"
-        " --block conv c3 c2f --head noobj-zero noobj-bg yolox --bins 1 16 --light 0.2 0"
-        " --nms-kind hard linear gaussian nmw wbf --mosaic 0 0.5 --rotate 0 30",
+        " --neck-block conv c3 c2f --background zeros noobj-bg yolox --reg-max 1 16 --brightness-contrast 0.2 0"
+        " --nms-type hard linear gaussian nmw wbf --mosaic 0 0.5 --rotate 0 30",
     }
 
     root: str = ""
@@ -81,27 +80,27 @@ class Config(AugmentOptions, BackboneOptions):
     """how the data are kept; auto looks"""
     size: tuple[int, int] = (320, 416)
     """height and width of the network's input in pixels, multiples of 32"""
-    sizes: tuple[float, ...] = (1.0,)
+    multiscale: tuple[float, ...] = (1.0,)
     """training draws one of these factors of --size a step; a program is compiled for each"""
-    slots: int = 0
+    max_boxes: int = 0
     """true boxes a photo has room for; 0 is as many as the fullest photo needs"""
     stream: bool = False
     """read photos when they are needed instead of holding them in memory (jaxdet[data])"""
-    cut_val: float = 0.1
+    val_fraction: float = 0.1
     """share of the training photos for validation, where the data have no part for it"""
-    on_bad_row: Literal["skip", "error"] = "skip"
+    on_invalid: Literal["skip", "error"] = "skip"
     """what to do with a photo or box that cannot be used: leave it out and say so, or stop"""
     model: backbones.Backbone = "lite0"
     """backbone"""
     neck: Literal["fpn", "pan"] = "fpn"
     """how the levels of the backbone are joined"""
-    block: Literal["conv", "c3", "c2f"] = "conv"
+    neck_block: Literal["conv", "c3", "c2f"] = "conv"
     """what the neck has where the papers have a 3x3 convolution"""
-    width: int = 96
+    neck_channels: int = 96
     """channels of neck and head"""
-    head: Literal["noobj-zero", "noobj-bg", "yolox"] = "noobj-zero"
+    background: Literal["noobj-zero", "noobj-bg", "yolox"] = "noobj-zero"
     """nothing is: zeros for all classes, a class for the background, or an objectness"""
-    bins: int = 1
+    reg_max: int = 1
     """numbers for each side of a box; 16 is a distribution over distances (DFL)"""
     assigner: Literal["tal", "iou"] = "tal"
     """cells learn a box by how well they answer (task-aligned), or by the overlap of an anchor"""
@@ -113,7 +112,7 @@ class Config(AugmentOptions, BackboneOptions):
     """tal: power of the score; seed 002 has the two powers the other way round"""
     beta: float = 6.0
     """tal: power of the overlap"""
-    positive: float = 0.5
+    positive_iou: float = 0.5
     """iou: overlap from which an anchor learns a box"""
     box_loss: Literal["ciou", "diou", "giou", "iou"] = "ciou"
     """loss of the box"""
@@ -125,13 +124,13 @@ class Config(AugmentOptions, BackboneOptions):
     """weight of the box term"""
     distance_weight: float = 1.5
     """weight of the term of distributions over distances"""
-    score: float = 0.01
+    score_threshold: float = 0.01
     """least score of a box; seed 002 has .1"""
-    nms: float = 0.6
+    nms_iou: float = 0.6
     """overlap from which boxes are one; seed 002 has .5"""
-    nms_kind: Literal["hard", "linear", "gaussian", "nmw", "wbf"] = "hard"
+    nms_type: Literal["hard", "linear", "gaussian", "nmw", "wbf"] = "hard"
     """drop what overlaps, lower its score (soft), or merge it (weighted, fusion)"""
-    most: int = 100
+    max_detections: int = 100
     """boxes a photo at most"""
     tta: bool = False
     """judge and answer by six views of a photo: three sizes, each mirrored as well"""
@@ -160,18 +159,18 @@ def network(config, classes=3):
         "conv_general_dilated": partial(conv.conv_general_dilated, impl=config.conv),
         "dtype": dtype,
     }
-    block = {"conv": blocks.Conv, "c3": blocks.C3, "c2f": blocks.C2f}[config.block]
+    block = {"conv": blocks.Conv, "c3": blocks.C3, "c2f": blocks.C2f}[config.neck_block]
     neck = {"fpn": necks.FPN, "pan": necks.PAN}[config.neck]
     reading = _reading(config)
     features = backbones.features(config.model)
-    how = {"frozen": len(backbones.kept(config)), "fixed_norm": config.fixed_norm}
-    shape = {"width": config.width, **part}
+    how = {"frozen": len(backbones.kept(config)), "freeze_bn": config.freeze_bn}
+    shape = {"neck_channels": config.neck_channels, **part}
     outputs = {"classes": reading.logits(classes), "objectness": reading.objectness}
     net = Detector(
         backbone=partial(features, **how, **part),
         neck=partial(neck, block=block, **shape),
         head=partial(Decoupled, **outputs, **shape),
-        bins=config.bins,
+        bins=config.reg_max,
     )
     return net, (1, *config.size, 3)
 
@@ -195,16 +194,16 @@ def system(config, classes, splits):
     return Experiment(
         task=detection.task(),
         splits=splits,
-        hyper=loss_hparams(config),
+        hparams=task_hparams(config),
         about={
             "classes": list(classes),
             "input": shape,
             "normalisation": "(level / 255 - {}) / {}".format(*detection.levels),
         },
         many=True,
-        scales=config.sizes,
+        scales=config.multiscale,
         assigned=detection.assigned,
-        read=partial(images.letterboxed, height=config.size[0], width=config.size[1]),
+        read=partial(images.read_letterboxed_float, height=config.size[0], width=config.size[1]),
         weights=trained if config.weights else None,
         learns=backbones.factors(config),
     )
@@ -214,7 +213,7 @@ def task_of(config, net, classes):
     """The `tasks.detect.Detection` of a `Config`."""
     from jaxdet.data.normalize import EFFICIENTNET_LITE, IMAGENET
     from jaxdet.losses import boxes as box_losses
-    from jaxdet.tasks import detect
+    from jaxdet.tasks import augmentation, detect
 
     return detect.Detection(
         net,
@@ -237,19 +236,24 @@ def inspect(root):
     from jaxdet.data import detection, formats, quality_checks
 
     found = formats.read(root)
-    oddities, bad = quality_checks.table(found, *Config.size)
-    return detection.survey(found), bad, oddities
+    oddities, bad = quality_checks.check_dataset(found, *Config.size)
+    return detection.summarize(found), bad, oddities
 
 
-@cached_reader("root", "format", "cut_val", "seed", "slots", "size", "stream")
+@cached_reader("root", "format", "val_fraction", "seed", "max_boxes", "size", "stream")
 def _data(config):
     """(Scenes, {part: {name of a photo: its id}}, {part: source}, what is wrong)."""
     from jaxdet.data import detection, formats
 
     found = formats.read(config.root, config.format)
-    parts = detection.with_val(found.parts, config.cut_val, config.seed)
-    slots, notes, splits, first = config.slots or detection.most(parts), [*found.notes], {}, 0
-    read = detection.streamed if config.stream else detection.load
+    parts = detection.with_validation(found.parts, config.val_fraction, config.seed)
+    slots, notes, splits, first = (
+        config.max_boxes or detection.max_boxes(parts),
+        [*found.notes],
+        {},
+        0,
+    )
+    read = detection.stream if config.stream else detection.load
     for name, of_part in parts.items():
         splits[name], bad = read(of_part, *config.size, slots, first_id=first)
         notes += bad
@@ -265,25 +269,29 @@ def _reading(config):
     from jaxdet.tasks import readings
 
     ways = {"yolox": readings.OBJECTNESS, "noobj-bg": readings.BACKGROUND}
-    return ways.get(config.head, readings.ZEROS)
+    return ways.get(config.background, readings.ZEROS)
 
 
 def _assigner(config):
     from jaxdet.tasks import detect
 
     if config.assigner == "iou":
-        return detect.assigner(positive=config.positive)
+        return detect.assigner(positive=config.positive_iou)
     how = {name: getattr(config, name) for name in ("topk", "alpha", "beta", "tal_from")}
-    return detect.assigner(positive=config.positive, **how)
+    return detect.assigner(positive=config.positive_iou, **how)
 
 
 def _suppress(config):
     from jaxdet.ops import nms
 
-    shared = {"threshold": config.nms, "size": config.most, "least": config.score}
+    shared = {
+        "threshold": config.nms_iou,
+        "size": config.max_detections,
+        "least": config.score_threshold,
+    }
     soft = {"linear": partial(nms.soft_nms, kind="linear"), "gaussian": nms.soft_nms}
     ways = {"hard": nms.nms, "nmw": nms.weighted_nms, "wbf": nms.weighted_boxes_fusion, **soft}
-    return partial(ways[config.nms_kind], **shared)
+    return partial(ways[config.nms_type], **shared)
 
 
 def check(config):
@@ -295,9 +303,9 @@ def check(config):
         raise InputError(f"--size {height} {width}: multiples of {STRIDE} are wanted")
     backbones.check(config)
     check_augment(config)
-    check_fractions(config, "score", "nms", "positive")
-    if not config.sizes or not all(0.1 <= size <= 10 for size in config.sizes):
-        raise InputError(f"--sizes {config.sizes}: factors from .1 to 10 are wanted")
-    for name in ("bins", "most", "topk", "width"):
+    check_fractions(config, "score_threshold", "nms_iou", "positive_iou")
+    if not config.multiscale or not all(0.1 <= size <= 10 for size in config.multiscale):
+        raise InputError(f"--multiscale {config.multiscale}: factors from .1 to 10 are wanted")
+    for name in ("reg_max", "max_detections", "topk", "neck_channels"):
         if getattr(config, name) < 1:
             raise InputError(f"--{name} {getattr(config, name)}: at least 1 is wanted")

@@ -6,8 +6,8 @@ trains on scikit-learn's 1,797 scans: label 0.990, mean IoU 0.810, both right 0.
 `--split test`, in 3 minutes on 2 CPU cores.  On MNIST (four idx or idx.gz files in DIR),
 
     jaxdet train digits --source mnist --root DIR --out runs/mnist --epochs 15 --batch 64
-        --eval-batch 500 --widths 24 48 64 64 64 --dense 192 192 --warmup 300 --ema 0.999
-        --box-weight 250 --ramp 0.03 0.6 --score merge
+        --eval-batch 500 --channels 24 48 64 64 64 --fc-widths 192 192 --warmup 300 --ema 0.999
+        --box-weight 250 --box-weight-ramp 0.03 0.6 --window-selection merge
     jaxdet eval runs/mnist --checkpoint last --split heldout
 
 gives label 0.9854, mean IoU 0.8921, IoU >= .5 on 1.0, both right 0.9854 on all 10,000 test digits,
@@ -20,7 +20,7 @@ What was tried, in prototypes on a busy machine, one seed each (label / mean IoU
 - A box weight of 50 to 100 from the first step keeps the classes from being learnt (0.18 to 0.20
   after 0.35 to 0.7 epochs of MNIST, four networks); 2 learns them (0.86), so the weight grows from
   2.  On the scans 50 / 120 / 300 in the end give 0.987 / 0.977 / 0.967 and 0.79 / 0.81 / 0.85.
-- Averaging the windows (`--score merge`) adds 0.03 to 0.05 of IoU and nothing to the labels.
+- Averaging the windows (`--window-selection merge`) adds 0.03 to 0.05 of IoU and nothing to the labels.
 - Weighting the box term by the share of the box in sight did not help (0.81 against 0.83 of IoU).
 """
 
@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
-from jaxdet.config import TrainConfig, cached_reader, loss_hparams
+from jaxdet.config import TrainConfig, cached_reader, task_hparams
 from jaxdet.errors import InputError
 from jaxdet.training.experiment import Experiment
 
@@ -39,7 +39,7 @@ CLASSES = tuple(map(str, range(10)))
 class Config(TrainConfig):
     """Locate one digit on a larger canvas by convolutional sliding windows."""
 
-    WEIGHTS: ClassVar = ("class_weight", "box_weight")
+    HPARAMS: ClassVar = ("class_weight", "box_weight")
 
     source: str = "embedded"
     """embedded (scikit-learn's 1,797 scans), mnist (idx files in --root), or tfds:NAME, prepared in
@@ -54,27 +54,27 @@ class Config(TrainConfig):
     """digits are turned by up to this many degrees either way"""
     scale: tuple[float, float] = (0.75, 1.25)
     """digits are scaled by a factor in this range"""
-    stages: str = "c6s2,c4s2,c3,c3,c3"
+    layout: str = "c6s2,c4s2,c3,c3,c3"
     """convolutions (c) and pools (p): kernel, then s stride"""
-    widths: tuple[int, ...] = (16, 32, 48, 48, 64)
+    channels: tuple[int, ...] = (16, 32, 48, 48, 64)
     """channels of each convolution"""
-    dense: tuple[int, ...] = (96, 96)
+    fc_widths: tuple[int, ...] = (96, 96)
     """channels of the dense layers, slid as convolutions"""
     window: int = 44
     """side of the window in pixels"""
-    gate: Literal["both", "truth"] = "both"
+    mask_loss_by: Literal["both", "truth"] = "both"
     """class and box count where the digit is in sight and the network says so; or where it is"""
     reduction: Literal["sum", "mean"] = "sum"
     """sum the loss over images and windows, or take the mean"""
     class_weight: float = 1.0
     """weight of the classification term"""
     box_weight: float = 150.0
-    """weight of the box term in the end; seed 001 has 1 here and in --box-start"""
-    box_start: float = 2.0
+    """weight of the box term in the end; seed 001 has 1 here and in --box-weight-start"""
+    box_weight_start: float = 2.0
     """weight of the box term at first: much of it then keeps the classes from being learnt"""
-    ramp: tuple[float, float] = (0.03, 0.8)
+    box_weight_ramp: tuple[float, float] = (0.03, 0.8)
     """fractions of the run between which the weight of the box term grows, geometrically"""
-    score: Literal["class", "product", "merge"] = "class"
+    window_selection: Literal["class", "product", "merge"] = "class"
     """which window answers: highest class score, times detection, or all windows merged"""
     best: Literal["right_iou", "joint", "accuracy", "iou", "iou50"] = "right_iou"
     """validation score that chooses the best checkpoint (right_iou: IoU, 0 beside a wrong label;
@@ -97,9 +97,9 @@ def network(config, classes=10):
     from jaxdet.ops import windows
 
     net = SlidingNet(
-        stages=windows.parse(config.stages),
-        widths=config.widths,
-        dense=config.dense,
+        stages=windows.parse(config.layout),
+        widths=config.channels,
+        dense=config.fc_widths,
         outputs=1 + classes + 4,
         window=config.window,
         norm=True,
@@ -122,34 +122,38 @@ def system(config, classes, splits):
     from jaxdet.tasks import windows as locate
 
     net, (_, *shape) = network(config, len(classes))
-    place = partial(augment.place, canvas=config.canvas, rotate=config.rotate, scale=config.scale)
+    place = partial(
+        augment.place_on_canvas, canvas=config.canvas, degrees=config.rotate, scale=config.scale
+    )
     _check_sizes(config, net, place, splits["train"])
     return Experiment(
         task=locate.Locator(
             net,
             place,
-            gate=config.gate,
+            gate=config.mask_loss_by,
             reduction=config.reduction,
-            score=config.score,
+            score=config.window_selection,
             ramp=partial(_ramp, config),
         ).task(),
         splits=splits,
-        hyper=loss_hparams(config),
+        hparams=task_hparams(config),
         about={
             "classes": list(classes),
             "input": shape,
             "normalisation": "grey level / 255",
         },
-        read=images.grey,
+        read=images.read_grey,
     )
 
 
 def check(config):
     """Refuse what no training can use, before any digit is read."""
-    if min(*config.widths, *config.dense, config.window) < 1:
-        raise InputError("--widths, --dense and --window: every width must be at least 1")
-    if config.box_weight <= 0 or config.box_start < 0 or config.class_weight < 0:
-        raise InputError("--box-weight must be above 0, --box-start and --class-weight at least 0")
+    if min(*config.channels, *config.fc_widths, config.window) < 1:
+        raise InputError("--channels, --fc-widths and --window: every width must be at least 1")
+    if config.box_weight <= 0 or config.box_weight_start < 0 or config.class_weight < 0:
+        raise InputError(
+            "--box-weight must be above 0, --box-weight-start and --class-weight at least 0"
+        )
 
 
 @cached_reader("source", "root", "split_seed")
@@ -157,7 +161,7 @@ def _data(config):
     """{part: source}."""
     from jaxdet.data import digits
 
-    return digits.splits(config.source, config.root or None, config.split_seed)
+    return digits.read_splits(config.source, config.root or None, config.split_seed)
 
 
 def _check_sizes(config, net, place, source):
@@ -176,7 +180,7 @@ def _ramp(config, at):
     """Share of the full box weight at an update: geometric from `box_start`, then 1."""
     import jax.numpy as jnp
 
-    first, last = config.ramp
-    gone = at.step * config.accumulate / at.hyper["steps"]
+    first, last = config.box_weight_ramp
+    gone = context.step * config.accumulate / context.hparams["steps"]
     left = 1 - jnp.clip((gone - first) / max(last - first, 1e-9), 0.0, 1.0)
-    return (config.box_start / at.hyper["box_weight"]) ** left
+    return (config.box_weight_start / context.hparams["box_weight"]) ** left

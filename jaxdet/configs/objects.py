@@ -15,7 +15,7 @@ On the 2,033 photos of Caltech-101's airplanes, faces and motorcycles, split as 
 | Lite0 at 160 pixels | 1.000 | .907 (.852, VGG) | 1.000 (1.00) | .995 (.971) | 37 min, not alone |
 
 Deeper is `--model deeper --size 112 --epochs 40 --lr 1e-3 --clip 1 --box-weight 5
---best accuracy`.  Lite0 is `--model lite0 --backbone frozen --weights package:lite0 --learn-last 4
+--best accuracy`.  Lite0 is `--model lite0 --transfer frozen --weights package:lite0 --unfreeze-last 4
 --box-head cells --size 160 --epochs 12 --lr 1e-3 --clip 1 --warmup 100 --box-weight 5`; an epoch
 takes 130 to 140 s alone.  With dense layers for the box it had a validation IoU of .58 after the
 first epoch and .70 after four; with the mean of a box a cell .69 after the first, .82 after two.
@@ -42,14 +42,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
-from jaxdet.config import TrainConfig, check_fractions, check_notes, check_scale, loss_hparams
-from jaxdet.configs import backbones, cutting
+from jaxdet.config import TrainConfig, check_fractions, check_notes, check_scale, task_hparams
+from jaxdet.configs import backbones
+from jaxdet.data import localization
 from jaxdet.errors import InputError
 from jaxdet.training.experiment import Experiment
 
 SMALLEST = 64  # pixels a side that every network's pools leave something of
 
-inspect, cut = cutting.inspect, cutting.cut  # of `jaxdet data`
+inspect, cut = localization.inspect, localization.split_tables  # of `jaxdet data`
 
 Model = Literal["simple", "deeper", "vgg", "resnet18", "resnet34", "resnet50", "lite0"]
 
@@ -58,30 +59,30 @@ Model = Literal["simple", "deeper", "vgg", "resnet18", "resnet34", "resnet50", "
 class Config(TrainConfig):
     """Label and box of the one object in a photo."""
 
-    WEIGHTS: ClassVar = ("class_weight", "box_weight", "dropout")
-    SHARES: ClassVar = ("train_frac",)
+    HPARAMS: ClassVar = ("class_weight", "box_weight", "dropout_scale")
+    SUBSET_FIELDS: ClassVar = ("train_fraction",)
 
     root: str = ""
     """folder with images/ and annotations/"""
     size: int = 224
     """side of the network's input in pixels"""
-    cut_val: float = 0.1
+    val_fraction: float = 0.1
     """share of all photos for validation"""
-    cut_test: float = 0.1
+    test_fraction: float = 0.1
     """share of all photos for the test"""
-    train_frac: float = 1.0
+    train_fraction: float = 1.0
     """share of all photos for training, or what the others leave of them"""
     split_seed: int = 0
     """seed of the shuffle before the cuts; 0 with the shares above is the split of seed 000"""
     split_files: str = ""
     """folder with training_data.csv, val_data.csv and test_data.csv: a split made elsewhere"""
-    on_bad_row: Literal["skip", "error"] = "skip"
+    on_invalid: Literal["skip", "error"] = "skip"
     """what to do with a photo or box that cannot be used: leave it out and say so, or stop"""
     model: Model = "simple"
     """network"""
-    backbone: Literal["scratch", "frozen", "finetune"] = "scratch"
+    transfer: Literal["scratch", "frozen", "finetune"] = "scratch"
     """features from random numbers, or from --weights, which then learn or do not"""
-    learn_last: int = 0
+    unfreeze_last: int = 0
     """with a frozen backbone: how many of its last stages learn nevertheless"""
     weights: str = ""
     """file of weights for the features (.safetensors, .pth), hf:OWNER/NAME, or package:lite0"""
@@ -89,7 +90,7 @@ class Config(TrainConfig):
     """branch of the box: dense layers, or the weighted mean of a box a cell of the maps"""
     norm: bool = True
     """batch norm in the features; --no-norm leaves it out"""
-    dropout: float = 1.0
+    dropout_scale: float = 1.0
     """factor of the network's dropout rates; 0 is none"""
     box_loss: Literal["mse", "smooth_l1", "giou", "diou", "ciou"] = "ciou"
     """loss of the box; seed 000 has mse"""
@@ -97,7 +98,7 @@ class Config(TrainConfig):
     """weight of the classification term"""
     box_weight: float = 2.0
     """weight of the box term"""
-    smoothing: float = 0.0
+    label_smoothing: float = 0.0
     """label smoothing"""
     flip: bool = True
     """mirror half of the training photos"""
@@ -105,7 +106,7 @@ class Config(TrainConfig):
     """training photos are scaled by a factor in this range"""
     shift: float = 0.1
     """training photos are moved by up to this share of a side"""
-    light: float = 0.3
+    brightness_contrast: float = 0.3
     """brightness and contrast of training photos change by up to this share"""
     epochs: int = 20
     batch: int = 32
@@ -157,19 +158,21 @@ def _boxer(config, part):
 
 def build(config):
     """The system of a `Config`, with its data."""
-    rows, classes, splits, notes = cutting.read(config)
+    rows, classes, splits, notes = localization.read_dataset(config)
     check_notes(config, notes)
-    made = system(config, classes, splits)._replace(files=cutting.tables(rows), notes=notes)
+    made = system(config, classes, splits)._replace(
+        files=localization.split_files(rows), notes=notes
+    )
     return made._replace(part=partial(_part, made))
 
 
 def _part(whole, config):
     """A system with the training photos of `config`, which are the first of those it has."""
-    rows, _ = cutting.rows(config)
+    rows, _ = localization.read_splits(config)
     train = whole.splits["train"]
     count = train.arrays["id"].searchsorted(len(rows["train"]))
     splits = whole.splits | {"train": train.first(count)}
-    return whole._replace(splits=splits, files=cutting.tables(rows))
+    return whole._replace(splits=splits, files=localization.split_files(rows))
 
 
 def system(config, classes, splits):
@@ -186,22 +189,22 @@ def system(config, classes, splits):
         classes,
         _change(config),
         box_loss=config.box_loss,
-        smoothing=config.smoothing,
+        smoothing=config.label_smoothing,
         levels=levels,
     ).task()
     return Experiment(
         task=task,
         splits=splits,
-        hyper=loss_hparams(config),
+        hparams=task_hparams(config),
         about={
             "classes": list(classes),
             "input": shape,
             "normalisation": f"(level / 255 - {levels.mean}) / {levels.std}",
         },
-        table=partial(cutting.table, config, classes),
-        weights=None if config.backbone == "scratch" else partial(_pretrained, config),
+        table=partial(localization.read_labeled_images, config, classes),
+        weights=None if config.transfer == "scratch" else partial(_pretrained, config),
         learns=partial(backbones.learns, stay) if stay else None,
-        read=partial(images.levels, side=config.size),
+        read=partial(images.read_resized_float, side=config.size),
     )
 
 
@@ -213,24 +216,39 @@ def _change(config):
     """How a training photo and its box are changed."""
     from jaxdet.ops import augment
 
-    names = ("flip", "scale", "shift", "light")
-    return partial(augment.photo, **{name: getattr(config, name) for name in names})
+    transform = partial(
+        augment.standard,
+        flip=config.flip,
+        scale=config.scale,
+        translate=config.shift,
+        lighting=config.brightness_contrast,
+    )
+
+    def change(key, image, box):
+        sample = transform(key, augment.Sample(image, box[None]))
+        return sample.image, sample.boxes[0]
+
+    return change
 
 
 def check(config):
     """Refuse what no training can use, before any photo is read."""
     if config.size < SMALLEST:
         raise InputError(f"--size {config.size}: at least {SMALLEST} pixels are wanted")
-    if config.backbone != "scratch" and not config.weights:
-        raise InputError(f"--backbone {config.backbone} wants --weights FILE")
-    if config.weights and config.backbone == "scratch":
-        raise InputError("--weights is not used with --backbone scratch: frozen or finetune")
+    if config.transfer != "scratch" and not config.weights:
+        raise InputError(f"--transfer {config.transfer} wants --weights FILE")
+    if config.weights and config.transfer == "scratch":
+        raise InputError("--weights is not used with --transfer scratch: frozen or finetune")
     parts = len(backbones.parts(config.model))
-    if not 0 <= config.learn_last <= parts:
-        raise InputError(f"--learn-last {config.learn_last}: {config.model} has {parts} parts")
+    if not 0 <= config.unfreeze_last <= parts:
+        raise InputError(
+            f"--unfreeze-last {config.unfreeze_last}: {config.model} has {parts} parts"
+        )
     if config.box_head == "cells" and config.model in ("simple", "deeper", "vgg"):
         raise InputError(f"--box-head cells: {config.model} has one map; choose another --model")
     check_scale(config)
-    check_fractions(config, "shift", "light", "smoothing")
-    if not 0 <= config.dropout < 2:
-        raise InputError(f"--dropout {config.dropout:g}: a factor of at least 0, under 2 is wanted")
+    check_fractions(config, "shift", "brightness_contrast", "label_smoothing")
+    if not 0 <= config.dropout_scale < 2:
+        raise InputError(
+            f"--dropout {config.dropout_scale:g}: a factor of at least 0, under 2 is wanted"
+        )

@@ -16,12 +16,14 @@ from jaxdet.data import tfds as tfds_data
 from jaxdet.errors import InputError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-SIDE = 32
-VALUES = 3 * SIDE * SIDE  # of an image: its red, its green, its blue, each row by row
-FILES = {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]}
-PACKED = ("*.tar", "*.tar.gz", "*.tgz")
-DTYPES = ("u1", "i4", "i8")  # of the arrays that a pickle of a batch may have
-KNOWN = (
+IMAGE_SIDE = 32
+VALUES_PER_IMAGE = (
+    3 * IMAGE_SIDE * IMAGE_SIDE
+)  # of an image: its red, its green, its blue, each row by row
+BATCH_FILES = {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]}
+ARCHIVES = ("*.tar", "*.tar.gz", "*.tgz")
+PICKLED_DTYPES = ("u1", "i4", "i8")  # of the arrays that a pickle of a batch may have
+LAYOUTS = (
     "cifar-10-batches-py or cifar-10-python.tar.gz, cifar-10-batches-bin or cifar-10-binary.tar.gz,"
     " train/CLASS/FILE and test/CLASS/FILE in a folder or in a tar file"
 )
@@ -38,26 +40,26 @@ def read(root, data_dir=None):
     if str(root).startswith(tfds_data.PREFIX):
         return _prepared(str(root).removeprefix(tfds_data.PREFIX), data_dir)
     for path in _candidates(root):
-        found = _read(image_folder.walk(path))
+        found = _read(image_folder.list_files(path))
         if found:
             return found
     where = f"in {root}" if root else "anywhere, as no root is given"
     remedy = "put one of these there, nothing is downloaded"
-    raise InputError(f"CIFAR-10 is not {where}: looked for {KNOWN}; {remedy}")
+    raise InputError(f"CIFAR-10 is not {where}: looked for {LAYOUTS}; {remedy}")
 
 
-def survey(root):
+def summarize(root):
     """({column: value} a class, [what is wrong with a file]) of what `read` finds in `root`.
 
     See `folders.survey`, which says it of image files; other forms are wholly good or refused.
     """
     for path in _candidates(root):
-        found = image_folder.classified(image_folder.walk(path))
-        if set(FILES) <= set(found.parts):
-            return image_folder.survey(found)
+        found = image_folder.find_classes(image_folder.list_files(path))
+        if set(BATCH_FILES) <= set(found.parts):
+            return image_folder.summarize(found)
     sources, classes = read(root)
     labels = {part: source.arrays["label"] for part, source in sources.items()}
-    sides = dict.fromkeys(("height", "width"), f"{SIDE} to {SIDE}")
+    sides = dict.fromkeys(("height", "width"), f"{IMAGE_SIDE} to {IMAGE_SIDE}")
     counts = {part: np.bincount(of, minlength=len(classes)) for part, of in labels.items()}
     rows = [{part: int(of[i]) for part, of in counts.items()} for i in range(len(classes))]
     return [{"label": n, **row, **sides} for n, row in zip(classes, rows, strict=True)], []
@@ -67,32 +69,32 @@ def _candidates(root):
     """A place, if there is such a one, then the tar files in it."""
     if root and Path(root).exists():
         yield Path(root)
-        for pattern in PACKED:
+        for pattern in ARCHIVES:
             yield from sorted(Path(root).glob(pattern))
 
 
 def _read(tree):
     """What `read` gives of the first form that is in a tree; None where there is none."""
     for ending, decode in {"": _pickled, ".bin": _records}.items():
-        wanted = {f"{name}{ending}" for names in FILES.values() for name in names}
+        wanted = {f"{name}{ending}" for names in BATCH_FILES.values() for name in names}
         for folder in sorted(tree.files):
             if wanted & set(tree.files[folder]):
                 return _batches(tree, folder, ending, decode), CLASSES
-    found = image_folder.classified(tree)
+    found = image_folder.find_classes(tree)
     return _images(found) if {"train", "test"} <= set(found.parts) else None
 
 
 def _batches(tree, folder, ending, decode):
     """The sources of batches of images in one folder of a tree."""
     columns = {}
-    for part, names in FILES.items():
+    for part, names in BATCH_FILES.items():
         found = []
         for name in names:
             file = f"{name}{ending}"
             if file not in tree.files[folder]:
                 raise InputError(f"{tree.where(*folder)}: has no {file}; fetch CIFAR-10 again")
             with weights.reading(tree.where(*folder, file)):
-                found.append(_checked(*decode(image_folder.content(tree.files[folder][file]))))
+                found.append(_checked(*decode(image_folder.file_bytes(tree.files[folder][file]))))
         columns[part] = [np.concatenate(column) for column in zip(*found, strict=True)]
     return _sources(columns)
 
@@ -102,7 +104,7 @@ def _sources(columns):
     made, first = {}, 0
     for part, (image, label) in columns.items():
         ids = np.arange(first, first + len(image), dtype=np.int32)
-        made[part] = sources.Arrays({"image": image, "label": label, "id": ids})
+        made[part] = sources.ArraySource({"image": image, "label": label, "id": ids})
         first += len(image)
     return made
 
@@ -110,10 +112,12 @@ def _sources(columns):
 def _checked(values, label):
     """Images [N, 32, 32, 3] and labels [N] int32 of values [N, 3072] and labels [N]."""
     values, label = np.asarray(values), np.asarray(label)
-    if values.dtype != np.uint8 or values.shape[1:] != (VALUES,) or not len(values):
+    if values.dtype != np.uint8 or values.shape[1:] != (VALUES_PER_IMAGE,) or not len(values):
         found = f"{values.dtype} {list(values.shape)}"
-        raise InputError(f"images are {found}; uint8 [N, {VALUES}] is wanted")
-    image = np.ascontiguousarray(values.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1))
+        raise InputError(f"images are {found}; uint8 [N, {VALUES_PER_IMAGE}] is wanted")
+    image = np.ascontiguousarray(
+        values.reshape(-1, 3, IMAGE_SIDE, IMAGE_SIDE).transpose(0, 2, 3, 1)
+    )
     return image, _labels(label, len(image), len(CLASSES))
 
 
@@ -131,11 +135,11 @@ def _labels(label, count, classes):
 
 def _records(content):
     """Values and labels of the binary form: of each image its label, a byte, and its values."""
-    if not content or len(content) % (VALUES + 1):
+    if not content or len(content) % (VALUES_PER_IMAGE + 1):
         raise InputError(
-            f"{len(content)} bytes; images of {VALUES + 1} bytes are wanted, fetch it again"
+            f"{len(content)} bytes; images of {VALUES_PER_IMAGE + 1} bytes are wanted, fetch it again"
         )
-    rows = np.frombuffer(content, np.uint8).reshape(-1, VALUES + 1)
+    rows = np.frombuffer(content, np.uint8).reshape(-1, VALUES_PER_IMAGE + 1)
     return rows[:, 1:], rows[:, 0]
 
 
@@ -177,8 +181,8 @@ class _DType:
     """A type of numbers, as it is pickled."""
 
     def __init__(self, name):
-        if name not in DTYPES:
-            raise InputError(f"holds an array of {name!r}; {', '.join(DTYPES)} are known")
+        if name not in PICKLED_DTYPES:
+            raise InputError(f"holds an array of {name!r}; {', '.join(PICKLED_DTYPES)} are known")
         self.dtype = np.dtype(name)
 
     def __setstate__(self, state):
@@ -198,9 +202,9 @@ class _Array:
 def _images(found):
     """What `read` gives of images in folders of classes, all of which must be good."""
     sources, notes, first = {}, list(found.notes), 0
-    for part in FILES:
+    for part in BATCH_FILES:
         sources[part], said = image_folder.load(
-            found.parts[part], found.classes, SIDE, first_id=first
+            found.parts[part], found.classes, IMAGE_SIDE, first_id=first
         )
         first += len(found.parts[part])
         notes += said
@@ -212,12 +216,14 @@ def _images(found):
 
 def _prepared(name, data_dir):
     """What `read` gives of a set of tensorflow-datasets."""
-    train, test = tfds_data.opened(name, data_dir, split=["train", "test"])
+    train, test = tfds_data.open_dataset(name, data_dir, split=["train", "test"])
     features = train.dataset_info.features
     shapes = {key: features[key].shape for key in features}
     classes = tuple(getattr(features["label"], "names", ())) if "label" in shapes else ()
-    if shapes.get("image") != (SIDE, SIDE, 3) or not classes:
-        wanted = f"image ({SIDE}, {SIDE}, 3) and label, one of named classes, are wanted"
+    if shapes.get("image") != (IMAGE_SIDE, IMAGE_SIDE, 3) or not classes:
+        wanted = (
+            f"image ({IMAGE_SIDE}, {IMAGE_SIDE}, 3) and label, one of named classes, are wanted"
+        )
         raise InputError(f"tfds set {name!r}: has features {shapes}; {wanted}")
     columns = {}
     for part, source in {"train": train, "test": test}.items():

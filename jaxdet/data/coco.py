@@ -11,25 +11,25 @@ from pathlib import Path
 from jaxdet.data import detection
 from jaxdet.errors import InputError
 
-BESIDE = "_annotations.coco.json"
-BOXES = "instances_"  # how the name of a file with boxes begins
-LISTS = ("images", "annotations", "categories")
+ROBOFLOW_FILE = "_annotations.coco.json"
+INSTANCES_PREFIX = "instances_"  # how the name of a file with boxes begins
+REQUIRED_KEYS = ("images", "annotations", "categories")
 
 
-def files(root):
+def annotation_files(root):
     """{part: JSON file} of a folder; {} when it has none."""
     root = Path(root)
-    found = {path.parent.name: path for path in sorted(root.glob(f"*/{BESIDE}"))}
+    found = {path.parent.name: path for path in sorted(root.glob(f"*/{ROBOFLOW_FILE}"))}
     every = sorted((root / "annotations").glob("*.json"))  # captions and keypoints beside them
-    for path in [path for path in every if path.stem.startswith(BOXES)] or every:
-        found[path.stem.removeprefix(BOXES)] = path
-    return {detection.part(name): path for name, path in found.items()}
+    for path in [path for path in every if path.stem.startswith(INSTANCES_PREFIX)] or every:
+        found[path.stem.removeprefix(INSTANCES_PREFIX)] = path
+    return {detection.split_name(name): path for name, path in found.items()}
 
 
 def read(root):
     """The `Scenes` of a folder; all parts must have the same categories."""
     parts, notes, first = {}, [], None
-    for name, path in files(root).items():
+    for name, path in annotation_files(root).items():
         told = _json(path)
         categories = _categories(told, path)
         first = first or categories
@@ -37,8 +37,8 @@ def read(root):
             raise InputError(f"{path}: other categories than the parts before it")
         parts[name], bad = _part(Path(root), path, told, list(categories))
         notes += bad
-    kept, repeats = detection.without_repeats(parts)
-    return detection.Scenes(tuple(first.values()), kept, (*notes, *repeats), tuple(first))
+    kept, repeats = detection.drop_repeated_images(parts)
+    return detection.DetectionDataset(tuple(first.values()), kept, (*notes, *repeats), tuple(first))
 
 
 def _json(path):
@@ -46,10 +46,10 @@ def _json(path):
         told = json.loads(path.read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{path}: not readable JSON ({error})") from None
-    missing = sorted(set(LISTS) - set(told if isinstance(told, dict) else ()))
+    missing = sorted(set(REQUIRED_KEYS) - set(told if isinstance(told, dict) else ()))
     if missing:
         raise InputError(f"{path}: no {', '.join(missing)} in it")
-    for name in LISTS:
+    for name in REQUIRED_KEYS:
         if not isinstance(told[name], list) or not all(isinstance(x, dict) for x in told[name]):
             raise InputError(f"{path}: {name}: a list of objects is wanted")
     return told
@@ -80,7 +80,7 @@ def _part(root, path, told, numbers):
             continue
         number, name = image["id"], image["file_name"]
         file = _file(root, path, str(name))
-        made.append(detection.scene(file, objects.get(number, []), name, number))
+        made.append(detection.annotated_image(file, objects.get(number, []), name, number))
     return made, notes
 
 
@@ -90,7 +90,7 @@ def _object(one, numbers, known):
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
         return f"bbox {box!r}; left, top, width, height are wanted"
     if one.get("category_id") not in numbers:
-        return f"{detection.UNKNOWN} {one.get('category_id')!r}, not in categories"
+        return f"{detection.UNKNOWN_CLASS} {one.get('category_id')!r}, not in categories"
     if one.get("image_id") not in known:
         return f"image {one.get('image_id')!r} is not in images"
     x, y, width, height = map(float, box)
@@ -104,7 +104,7 @@ def _is_number(value):
 
 def _file(root, path, name):
     """Where a photo is: the first of the usual places that has it."""
-    title = path.stem.removeprefix(BOXES)
+    title = path.stem.removeprefix(INSTANCES_PREFIX)
     homes = (path.parent, root / title, root / "images" / title, root / "images", root)
-    places = [detection.within(root, home.relative_to(root), name) for home in homes]
+    places = [detection.path_inside(root, home.relative_to(root), name) for home in homes]
     return next((place for place in places if place.is_file()), places[0])

@@ -17,13 +17,13 @@ import numpy as np
 from jaxdet.data import images, sources
 from jaxdet.errors import InputError
 
-PARTS = {"training": "train", "valid": "val", "validation": "val", "dev": "val"}
-UNKNOWN = "unknown class"  # of a note: an object of a class that the data do not name
+SPLIT_ALIASES = {"training": "train", "valid": "val", "validation": "val", "dev": "val"}
+UNKNOWN_CLASS = "unknown class"  # of a note: an object of a class that the data do not name
 REPEATED, EMPTY, OUTSIDE, TINY = ("already", "has no area", "is outside", "is less than a pixel")
-SMALLEST = 1.0  # pixels of the network's input that a side of a box must have to be learnt
+MIN_BOX_SIDE = 1.0  # pixels of the network's input that a side of a box must have to be learnt
 
 
-class Scene(NamedTuple):
+class AnnotatedImage(NamedTuple):
     """One photo and what is in it."""
 
     image: Path | bytes | Callable  # a file, what is in it, or a function that gives that
@@ -34,19 +34,19 @@ class Scene(NamedTuple):
     number: int | str | None = None  # id of the photo, where the file has one
 
 
-class Scenes(NamedTuple):
+class DetectionDataset(NamedTuple):
     """All photos of a data set."""
 
     classes: tuple[str, ...]
-    parts: dict[str, list[Scene]]
+    parts: dict[str, list[AnnotatedImage]]
     notes: tuple[str, ...]  # what was wrong, a line each
     numbers: tuple[int, ...] = ()  # ids of the classes, where the files have them
 
 
-def scene(image, objects, where, number=None):
+def annotated_image(image, objects, where, number=None):
     """A `Scene` of objects [(box [4], label, crowd)]."""
     boxes, labels, crowd = zip(*objects, strict=True) if objects else ((), (), ())
-    return Scene(
+    return AnnotatedImage(
         image,
         np.array(boxes, np.float32).reshape(-1, 4),
         np.array(labels, np.int32),
@@ -56,13 +56,13 @@ def scene(image, objects, where, number=None):
     )
 
 
-def part(name):
+def split_name(name):
     """Name of a part as we have it, from that of a folder or file: `valid2017` is `val`."""
     plain = name.lower().rstrip("0123456789_-")
-    return PARTS.get(plain, plain)
+    return SPLIT_ALIASES.get(plain, plain)
 
 
-def within(root, *names):
+def path_inside(root, *names):
     """The path of names from a data file below `root`; InputError where it leads out of it."""
     home = Path(root).resolve()
     path = home.joinpath(*names).resolve()
@@ -71,7 +71,7 @@ def within(root, *names):
     return path
 
 
-def without_repeats(parts):
+def drop_repeated_images(parts):
     """The same parts without photos that were there before, and a note for each of those."""
     seen, notes, kept = {}, [], {}
     for name, of_part in parts.items():
@@ -85,7 +85,7 @@ def without_repeats(parts):
     return kept, notes
 
 
-def with_val(parts, share, seed):
+def with_validation(parts, share, seed):
     """The same parts; where there is no `val`, that share of `train`, drawn by `seed`, is it."""
     if "train" not in parts:
         raise InputError(f"no photos for training; the data have {', '.join(parts) or 'nothing'}")
@@ -95,11 +95,13 @@ def with_val(parts, share, seed):
     random.Random(seed).shuffle(order)
     count = round(share * len(order))
     if not 0 < count < len(order):
-        raise InputError(f"--cut-val {share:g} of {len(order)} photos leaves none for val or train")
+        raise InputError(
+            f"--val-fraction {share:g} of {len(order)} photos leaves none for val or train"
+        )
     return {**parts, "train": order[count:], "val": order[:count]}
 
 
-def most(parts):
+def max_boxes(parts):
     """The largest number of boxes in a scene, at least 1."""
     return max([1, *(len(one.boxes) for of_part in parts.values() for one in of_part)])
 
@@ -114,14 +116,14 @@ def load(scenes, height, width, slots, *, first_id=0):
     pixels of the original.  Boxes are cut to their photo; what is then less than `SMALLEST` of
     the network's pixels wide or high is left out, and so is a photo that cannot be read.
     """
-    kept, notes = _usable(scenes, partial(fitted, height=height, width=width, slots=slots))
+    kept, notes = _usable(scenes, partial(prepare, height=height, width=width, slots=slots))
     names = [scenes[number].where for number, _ in kept]
     rows = [{**row, "id": np.int32(first_id + number)} for number, row in kept]
     columns = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    return sources.Arrays(columns, names=names), notes
+    return sources.ArraySource(columns, names=names), notes
 
 
-def streamed(scenes, height, width, slots, *, first_id=0):
+def stream(scenes, height, width, slots, *, first_id=0):
     """What `load` makes and says, read when it is needed; of photos only the headers are read now.
 
     A photo that turns out damaged is an InputError when it is read.
@@ -130,12 +132,12 @@ def streamed(scenes, height, width, slots, *, first_id=0):
     good = [number for number, _ in kept]
 
     def read(place):
-        row, said = fitted(scenes[good[place]], height, width, slots)
+        row, said = prepare(scenes[good[place]], height, width, slots)
         if row is None:
-            raise InputError(f"{said[0]}; {sources.STAYS}")
+            raise InputError(f"{said[0]}; {sources.DAMAGED_WHILE_STREAMING}")
         return {**row, "id": np.int32(first_id + good[place])}
 
-    return sources.Stream(read, len(good), [scenes[number].where for number in good]), notes
+    return sources.StreamSource(read, len(good), [scenes[number].where for number in good]), notes
 
 
 def _usable(scenes, look):
@@ -156,13 +158,13 @@ def _usable(scenes, look):
 def _measured(one, height, width, slots):
     """(True, or None where the header cannot be read, [what is wrong]) of a scene."""
     try:
-        size = images.size(one.image)
+        size = images.read_size(one.image)
     except InputError as error:
         return None, [f"{one.where}: {error}"]
     return True, _boxes(one, size, height, width, slots)[1]
 
 
-def survey(found):
+def summarize(found):
     """({column: value} a class and part) of `Scenes`: photos, boxes, sides in original pixels."""
     rows = []
     for name, of_part in found.parts.items():
@@ -188,10 +190,10 @@ def _range(values):
     return f"{low:.0f} to {high:.0f}, median {middle:.0f}"
 
 
-def fitted(one, height, width, slots):
+def prepare(one, height, width, slots):
     """(arrays of one scene as `load` makes them, or None, [what is wrong])."""
     try:
-        image, size = images.fitted(one.image, height, width)
+        image, size = images.read_letterboxed(one.image, height, width)
     except InputError as error:
         return None, [f"{one.where}: {error}"]
     row, notes = _boxes(one, size, height, width, slots)
@@ -200,12 +202,12 @@ def fitted(one, height, width, slots):
 
 def _boxes(one, size, height, width, slots):
     """(arrays of one scene but its image, [what is wrong]); size: that of its photo."""
-    scale, offset = images.fit(size, height, width)
+    scale, offset = images.letterbox_transform(size, height, width)
     limits = np.float32([size[1], size[0]] * 2)
     cut = np.clip(one.boxes, 0, limits[None])
     moved = cut * np.tile(scale, 2)[None] + np.tile(offset, 2)[None]
     sides = moved[:, 2:] - moved[:, :2]
-    usable = (sides >= SMALLEST).all(1)
+    usable = (sides >= MIN_BOX_SIDE).all(1)
     notes = [
         f"{one.where}: box {_numbers(box)} {_fault(box, limits)}" for box in one.boxes[~usable]
     ]

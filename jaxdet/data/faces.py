@@ -1,21 +1,30 @@
 """The people of `faces`: whom it learns, and which of their images are for what."""
 
-from jaxdet.configs import base
+from jaxdet.config import cached_reader
 from jaxdet.errors import InputError
 
 
-def inspect(root):
+def summarize(root):
     """({column: value} a person, what is wrong with files and folders) of the data at `root`."""
     from jaxdet.data import image_folder
 
     _check_root(root)
-    return image_folder.survey(image_folder.read(root))
+    return image_folder.summarize(image_folder.read(root))
 
 
-@base.reads(
-    *("root", "size", "people", "cut_val", "cut_test", "train_frac", "split_seed", "stream")
+@cached_reader(
+    *(
+        "root",
+        "size",
+        "identities",
+        "val_fraction",
+        "test_fraction",
+        "train_fraction",
+        "split_seed",
+        "stream",
+    )
 )
-def read(config):
+def read_splits(config):
     """(people that are learnt, {split: source}, what is wrong with files).
 
     InputError for one of these people without an image for training that can be used.
@@ -33,7 +42,7 @@ def read(config):
     splits, notes, first = {}, list(found.notes), 0
     for part, rows in chosen.items():
         names = (*classes, *others) if part == "others" else classes
-        load = image_folder.streamed if config.stream else image_folder.load
+        load = image_folder.stream if config.stream else image_folder.load
         splits[part], bad = load(rows, names, config.size, first_id=first)
         first += len(rows)
         notes += bad
@@ -48,9 +57,9 @@ def labels(source):
 
 def _people(config, names):
     """(people to learn, the others) of all names."""
-    if config.people > len(names):
-        raise InputError(f"--people {config.people}: {config.root} has {len(names)}")
-    count = config.people or len(names)
+    if config.identities > len(names):
+        raise InputError(f"--identities {config.identities}: {config.root} has {len(names)}")
+    count = config.identities or len(names)
     return names[:count], names[count:]
 
 
@@ -72,7 +81,7 @@ def _cut(config, found):
 
     whole = [row for part in ("all", "train") for row in found.get(part, [])]
     held = {part: found[part] for part in ("val", "test") if part in found}
-    shares = {"test": config.cut_test, "val": config.cut_val}
+    shares = {"test": config.test_fraction, "val": config.val_fraction}
     made = {"train": [], "val": [], "test": []}
     random = np.random.default_rng(config.split_seed)
     for own in _by_person(whole):
@@ -87,13 +96,13 @@ def _cut(config, found):
 
 def _used(config, rows):
     """The share of the rows of each person for training that is used; less is a part of more."""
-    if config.train_frac == 1:
+    if config.train_fraction == 1:
         return rows
     import numpy as np
 
     random, used = np.random.default_rng(config.split_seed), []
     for own in _by_person(rows):
-        count = max(round(config.train_frac * len(own)), 1)
+        count = max(round(config.train_fraction * len(own)), 1)
         used += [own[i] for i in sorted(random.permutation(len(own))[:count])]
     return used
 

@@ -21,9 +21,9 @@ def read(root, kind="auto"):
     root = Path(root)
     looks = {
         "yolo": (root / "data.yaml").is_file(),
-        "coco": bool(coco.files(root)),
-        "voc": voc.home(root) is not None,
-        "parquet": bool(parquet.files(root)),
+        "coco": bool(coco.annotation_files(root)),
+        "voc": voc.find_root(root) is not None,
+        "parquet": bool(parquet.parquet_files(root)),
     }
     kinds = [name for name, there in looks.items() if there]
     found = (kinds[0] if kinds else "") if kind == "auto" else kind

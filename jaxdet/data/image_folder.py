@@ -23,18 +23,20 @@ from jaxdet import weights
 from jaxdet.data import detection, images, sources
 from jaxdet.errors import InputError
 
-PARTS = ("train", "val", "test")
-WHOLE = "all"  # the part that a set without parts has
-DEPTH = 4  # folders: one around all, a part, a class, and one that is there by mistake
-SPANS = 64  # pieces of work for threads: to hand over a tiny image costs more than to decode it
+SPLITS = ("train", "val", "test")
+UNSPLIT = "all"  # the part that a set without parts has
+MAX_DEPTH = 4  # folders: one around all, a part, a class, and one that is there by mistake
+THREAD_CHUNKS = (
+    64  # pieces of work for threads: to hand over a tiny image costs more than to decode it
+)
 GZIP = b"\x1f\x8b"  # how every gzip file begins
-WANTED = "a folder, or a .tar or .tar.gz file of one, is wanted"
-LAYOUT = "CLASS/FILE or PART/CLASS/FILE is wanted, PART one of " + ", ".join(PARTS)
-NO_FILE = "left out: a folder in that of a class"
-NO_PART = "left out: no folders of classes in it, or none of " + ", ".join(PARTS)
+EXPECTED = "a folder, or a .tar or .tar.gz file of one, is wanted"
+LAYOUT = "CLASS/FILE or PART/CLASS/FILE is wanted, PART one of " + ", ".join(SPLITS)
+NESTED_FOLDER = "left out: a folder in that of a class"
+NOT_A_SPLIT = "left out: no folders of classes in it, or none of " + ", ".join(SPLITS)
 
 
-class Row(NamedTuple):
+class LabeledImage(NamedTuple):
     """One file in the folder of a class; whether it is an image, `load` finds out."""
 
     label: str
@@ -48,7 +50,7 @@ class Row(NamedTuple):
         return f"{self.label}/{self.file}"
 
 
-class Tree(NamedTuple):
+class FileTree(NamedTuple):
     """All files of a folder or a tar file."""
 
     path: Path
@@ -61,17 +63,17 @@ class Tree(NamedTuple):
         return text if text.isprintable() else ascii(text)
 
 
-class Folders(NamedTuple):
+class ImageFolderDataset(NamedTuple):
     """All images of a data set."""
 
     classes: tuple[str, ...]  # sorted; a label is a place in it
-    parts: dict[str, list[Row]]
+    parts: dict[str, list[LabeledImage]]
     notes: tuple[str, ...]  # what was wrong, a line each
 
 
 def read(path):
     """The `Folders` of a folder or a tar file; InputError when no class has a file."""
-    found = classified(walk(path))
+    found = find_classes(list_files(path))
     if not found.classes:
         first = f"; first: {found.notes[0]}" if found.notes else ""
         raise InputError(f"{path}: no folder of a class with files in it; {LAYOUT}{first}")
@@ -93,10 +95,10 @@ def load(rows, classes, side, *, first_id=0):
         "label": labels[good],
         "id": first_id + good,
     }
-    return sources.Arrays(columns, names=[rows[number].name for number in good]), notes
+    return sources.ArraySource(columns, names=[rows[number].name for number in good]), notes
 
 
-def streamed(rows, classes, side, *, first_id=0):
+def stream(rows, classes, side, *, first_id=0):
     """What `load` makes, read when it is needed; of its files only the headers are looked at now.
 
     A file that turns out damaged is an InputError when it is read.
@@ -106,12 +108,12 @@ def streamed(rows, classes, side, *, first_id=0):
 
     def read(place):
         number = good[place]
-        made, fault = _tried(rows[number], partial(images.colour, side=side))
+        made, fault = _tried(rows[number], partial(images.read_resized, side=side))
         if fault:
-            raise InputError(f"{fault}; {sources.STAYS}")
+            raise InputError(f"{fault}; {sources.DAMAGED_WHILE_STREAMING}")
         return {"image": made[0], "label": labels[number], "id": first_id + number}
 
-    return sources.Stream(read, len(good), [rows[i].name for i in good], labels[good]), notes
+    return sources.StreamSource(read, len(good), [rows[i].name for i in good], labels[good]), notes
 
 
 def _labels(rows, classes):
@@ -129,7 +131,7 @@ def _usable(rows, faults):
     faults: of numbers of rows, a text or None each; called in threads.
     """
     with ThreadPoolExecutor() as pool:
-        spans = np.array_split(np.arange(len(rows)), SPANS)
+        spans = np.array_split(np.arange(len(rows)), THREAD_CHUNKS)
         found = [fault for some in pool.map(faults, spans) for fault in some]
     notes = [fault for fault in found if fault]
     if len(notes) == len(rows):
@@ -139,7 +141,7 @@ def _usable(rows, faults):
     return np.array(good, np.int32), notes
 
 
-def survey(found):
+def summarize(found):
     """({column: value} a class, [what is wrong with a file or a folder]) of a `Folders`.
 
     Columns are the images of each part that can be used, how many cannot, and their heights and
@@ -147,7 +149,7 @@ def survey(found):
     """
     rows = [(part, row) for part, of_part in found.parts.items() for row in of_part]
     with ThreadPoolExecutor() as pool:
-        spans = np.array_split(np.arange(len(rows)), SPANS)
+        spans = np.array_split(np.arange(len(rows)), THREAD_CHUNKS)
         sizes = [size for some in pool.map(partial(_sizes, rows), spans) for size in some]
     table = {name: dict.fromkeys((*found.parts, "unusable"), 0) for name in found.classes}
     known = {name: [] for name in found.classes}
@@ -161,7 +163,7 @@ def survey(found):
     return [{"label": name, **line} for name, line in table.items()], notes
 
 
-def walk(path):
+def list_files(path):
     """The `Tree` of a folder, or of a tar file, told by its content.
 
     Of a tar file the last of files of one name counts, links and devices do not, and a name that
@@ -170,12 +172,12 @@ def walk(path):
     """
     path = Path(path)
     if not path.is_file():
-        return Tree(path, _listed(path), ())
+        return FileTree(path, _listed(path), ())
     with weights.reading(path):
-        return Tree(path, *_unpacked(path))
+        return FileTree(path, *_unpacked(path))
 
 
-def classified(tree):
+def find_classes(tree):
     """The `Folders` that a `Tree` holds; without a class where it has none."""
     inner = {folder: [] for folder in tree.files}
     for folder in sorted(tree.files):
@@ -184,22 +186,24 @@ def classified(tree):
     home = _home(inner)
     named = [folder for folder in inner[home] if _is_part(folder) and inner[folder]]
     untold = {
-        each for each in inner[home] if detection.part(each[-1]) == "test" and tree.files[each]
+        each
+        for each in inner[home]
+        if detection.split_name(each[-1]) == "test" and tree.files[each]
     }
     beside = [each for each in inner[home] if named and each not in (*named, *untold)]
-    places = {folder: detection.part(folder[-1]) for folder in named} or {home: WHOLE}
-    parts, notes = {}, [f"{tree.where(*folder)}: {NO_PART}" for folder in beside]
+    places = {folder: detection.split_name(folder[-1]) for folder in named} or {home: UNSPLIT}
+    parts, notes = {}, [f"{tree.where(*folder)}: {NOT_A_SPLIT}" for folder in beside]
     for place, part in places.items():
         for folder in inner[place]:
             parts.setdefault(part, []).extend(_rows(tree, folder))
-            notes += [f"{tree.where(*each)}: {NO_FILE}" for each in inner[folder]]
+            notes += [f"{tree.where(*each)}: {NESTED_FOLDER}" for each in inner[folder]]
             if not tree.files[folder]:
                 notes.append(f"{tree.where(*folder)}: no files in it")
     classes = {row.label for rows in parts.values() for row in rows}
-    return Folders(tuple(sorted(classes)), parts, (*tree.notes, *notes))
+    return ImageFolderDataset(tuple(sorted(classes)), parts, (*tree.notes, *notes))
 
 
-def content(file):
+def file_bytes(file):
     """The bytes of a file of a `Tree`."""
     return file() if callable(file) else file.read_bytes()
 
@@ -213,19 +217,21 @@ def _home(inner):
 
 
 def _is_part(folder):
-    return detection.part(folder[-1]) in PARTS
+    return detection.split_name(folder[-1]) in SPLITS
 
 
 def _rows(tree, folder):
     files = tree.files[folder].items()
-    return [Row(folder[-1], file, image, tree.where(*folder, file)) for file, image in files]
+    return [
+        LabeledImage(folder[-1], file, image, tree.where(*folder, file)) for file, image in files
+    ]
 
 
 def _fill(out, rows, numbers):
     """Put the images of some rows into their places; what is wrong with each, None for nothing."""
     faults = []
     for number in numbers:
-        made, fault = _tried(rows[number], partial(images.colour, side=len(out[number])))
+        made, fault = _tried(rows[number], partial(images.read_resized, side=len(out[number])))
         faults.append(fault)
         if not fault:
             out[number], _ = made
@@ -234,12 +240,12 @@ def _fill(out, rows, numbers):
 
 def _faults(rows, numbers):
     """What the headers of the images of some rows say is wrong with them, None for nothing."""
-    return [_tried(rows[number], images.check)[1] for number in numbers]
+    return [_tried(rows[number], images.check_header)[1] for number in numbers]
 
 
 def _sizes(rows, numbers):
     """Height and width of the images of some rows (part, row), or what is wrong with them."""
-    found = [_tried(rows[number][1], partial(images.colour, side=1)) for number in numbers]
+    found = [_tried(rows[number][1], partial(images.read_resized, side=1)) for number in numbers]
     return [fault or made[1] for made, fault in found]
 
 
@@ -258,7 +264,7 @@ def _listed(path):
         folder = Path(place).relative_to(path).parts
         found = ((name, Path(place, name)) for name in sorted(names) if _is_shown(name))
         files[folder] = {name: file for name, file in found if file.is_file()}
-        inner[:] = [name for name in inner if _is_shown(name) and len(folder) < DEPTH]
+        inner[:] = [name for name in inner if _is_shown(name) and len(folder) < MAX_DEPTH]
     return files
 
 
@@ -271,7 +277,7 @@ def _unpacked(path):
     packed = path.read_bytes()
     packed = gzip.decompress(packed) if packed.startswith(GZIP) else packed
     if not tarfile.is_tarfile(io.BytesIO(packed)):
-        raise InputError(f"is no tar file; {WANTED}")
+        raise InputError(f"is no tar file; {EXPECTED}")
     files, notes = {(): {}}, []
     with tarfile.open(fileobj=io.BytesIO(packed), mode="r:") as tar:
         for member in tar:

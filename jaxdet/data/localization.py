@@ -7,6 +7,7 @@ File names repeat across labels: a photo is known by its label and its file.
 import csv
 import io
 import random
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -14,15 +15,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxdet.config import cached_reader
 from jaxdet.data import images, sources
 from jaxdet.errors import InputError
 
-PARTS = {"train": "training_data.csv", "val": "val_data.csv", "test": "test_data.csv"}
+SPLIT_FILES = {"train": "training_data.csv", "val": "val_data.csv", "test": "test_data.csv"}
 COLUMNS = "file,x0,y0,x1,y1,label"
-FIRST = ("motorcycle", "airplane", "face")  # the order in which seed 000 has its tables
+LABEL_ORDER = ("motorcycle", "airplane", "face")  # the order in which seed 000 has its tables
 
 
-class Row(NamedTuple):
+class Annotation(NamedTuple):
     """One line of a table; whether its box and its photo can be used, `load` finds out."""
 
     label: str
@@ -36,14 +38,14 @@ class Row(NamedTuple):
         return f"{self.label}/{self.file}"
 
 
-class Photo(NamedTuple):
+class ResizedImage(NamedTuple):
     """A photo as the network takes it."""
 
     image: np.ndarray  # [S, S, 3] uint8
     size: tuple[int, int]  # original height and width
 
 
-def read(root):
+def read_annotations(root):
     """All rows of `root/annotations/*.csv` and what is wrong with others: ([Row], [message]).
 
     Rows come label after label, those of `FIRST` first, and as they stand in their table.  A photo
@@ -53,8 +55,8 @@ def read(root):
     tables = {path.stem: path for path in sorted(folder.glob("*.csv"))}
     if not tables:
         raise InputError(f"{folder}: no tables; one LABEL.csv a label is wanted, {COLUMNS}")
-    order = [name for name in FIRST if name in tables]
-    order += [name for name in tables if name not in FIRST]
+    order = [name for name in LABEL_ORDER if name in tables]
+    order += [name for name in tables if name not in LABEL_ORDER]
     good, bad = _joined(read_table(tables[name], root) for name in order)
     first = {}
     again = [row for row in good if first.setdefault(row.name, row) is not row]
@@ -78,11 +80,11 @@ def read_table(path, root):
         if not line or (number == 1 and _is_header(line)):
             continue
         found = _row(line, f"{path} row {number}", labels)
-        (good if isinstance(found, Row) else bad).append(found)
+        (good if isinstance(found, Annotation) else bad).append(found)
     return good, bad
 
 
-def split(rows, *, cut_val=0.1, cut_test=0.1, train_frac=1.0, seed=0):
+def random_split(rows, *, cut_val=0.1, cut_test=0.1, train_frac=1.0, seed=0):
     """Rows shuffled by `seed` and cut into {"train", "val", "test"}, in that order.
 
     `cut_val` and `cut_test` are shares of all rows; training keeps `train_frac` of all rows, or
@@ -102,15 +104,15 @@ def split(rows, *, cut_val=0.1, cut_test=0.1, train_frac=1.0, seed=0):
     empty = [name for name, part in parts.items() if not part]
     if empty:
         raise InputError(
-            f"--cut-val {cut_val:g} --cut-test {cut_test:g} --train-frac {train_frac:g} of "
+            f"--val-fraction {cut_val:g} --test-fraction {cut_test:g} --train-fraction {train_frac:g} of "
             f"{len(rows)} photos leave none for {' and '.join(empty)}"
         )
     return parts
 
 
-def read_split(folder, root):
+def read_split_files(folder, root):
     """The parts that `folder` has tables of, as `table` writes them, and what is wrong."""
-    found = {part: read_table(Path(folder) / file, root) for part, file in PARTS.items()}
+    found = {part: read_table(Path(folder) / file, root) for part, file in SPLIT_FILES.items()}
     parts = {part: rows for part, (rows, _) in found.items()}
     homes = {}
     for part, rows in parts.items():
@@ -120,7 +122,7 @@ def read_split(folder, root):
     return parts, [message for _, wrong in found.values() for message in wrong]
 
 
-def table(rows):
+def to_csv(rows):
     """Rows as the text of a table without a header."""
     text = io.StringIO()
     lines = [[row.file, *map(_written, row.box), row.label] for row in rows]
@@ -138,9 +140,9 @@ def load(rows, root, size, classes, *, first_id=0):
     kept, bad = [], []
     with ThreadPoolExecutor() as pool:
         for number, (row, found) in enumerate(
-            zip(rows, pool.map(partial(photo, root=root, side=size), rows), strict=True)
+            zip(rows, pool.map(partial(_read_image, root=root, side=size), rows), strict=True)
         ):
-            if isinstance(found, Photo):
+            if isinstance(found, ResizedImage):
                 kept.append((first_id + number, row, found))
             else:
                 bad.append(found)
@@ -150,18 +152,18 @@ def load(rows, root, size, classes, *, first_id=0):
     return _source(kept, size, classes), bad
 
 
-def survey(root):
+def summarize(root):
     """What `root` holds: ({column: value} a label, [what is wrong with a row]).
 
     Sizes and boxes are told as least to most, in pixels of the photos.
     """
-    rows, bad = read(root)
+    rows, bad = read_annotations(root)
     if not rows:
         raise InputError(f"{root}: no row can be used{'; first: ' + bad[0] if bad else ''}")
     classes = sorted({row.label for row in rows})
-    found, useless = load(rows, root, LOOK, classes)
+    found, useless = load(rows, root, THUMBNAIL_SIDE, classes)
     size, label = found.arrays["size"], found.arrays["label"]
-    corners = to_original(found.arrays["boxes"][:, 0], size, LOOK)
+    corners = to_original(found.arrays["boxes"][:, 0], size, THUMBNAIL_SIDE)
     sides = (corners[:, 2:] - corners[:, :2])[:, ::-1]  # height, width
     share = sides.prod(1) / size.prod(1)
     table = []
@@ -174,27 +176,27 @@ def survey(root):
     return table, bad + useless
 
 
-LOOK = 32  # pixels a side that photos are shrunk to where only their size is wanted
+THUMBNAIL_SIDE = 32  # pixels a side that photos are shrunk to where only their size is wanted
 
 
 def _range(values):
     return f"{values.min():.0f} to {values.max():.0f}" if len(values) else "none"
 
 
-def photo(row, root, side):
+def _read_image(row, root, side):
     """The `Photo` of a row, or what is wrong with it."""
     x0, y0, x1, y1 = row.box
     if x1 <= x0 or y1 <= y0:
         return f"{row.where}: box {_numbers(row.box)} holds no pixel; x0 < x1, y0 < y1 are wanted"
     path = Path(root) / "images" / row.label / row.file
     try:
-        image, size = images.colour(path, side)
+        image, size = images.read_resized(path, side)
     except InputError as error:
         return f"{row.where}: {error}"
     height, width = size
     if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
         return f"{row.where}: box {_numbers(row.box)} leaves the {width} x {height} pixels"
-    return Photo(image, size)
+    return ResizedImage(image, size)
 
 
 def to_network(box, size, side):
@@ -215,7 +217,7 @@ def _source(kept, side, classes):
     numbers, rows, found = zip(*kept, strict=True)
     size = np.array([photo.size for photo in found], np.int32)
     corners = np.array([row.box for row in rows], np.float32)
-    return sources.Arrays(
+    return sources.ArraySource(
         {
             "image": np.stack([photo.image for photo in found]),
             "label": np.array([classes.index(row.label) for row in rows], np.int32),
@@ -254,7 +256,7 @@ def _row(line, where, labels):
         )
     if Path(file).name != file:
         return f"{where}: file {file!r} is not a plain name"
-    return Row(label, file, box, where)
+    return Annotation(label, file, box, where)
 
 
 def _numbers(box):
@@ -270,3 +272,78 @@ def _joined(found):
     """Several ([good], [bad]) as one."""
     good, bad = zip(*found, strict=True)
     return [row for rows in good for row in rows], [text for texts in bad for text in texts]
+
+
+def inspect(root):
+    """({column: value} a label, what is wrong with rows) of the folder `root`."""
+
+    _check_root(root)
+    return summarize(root)
+
+
+def split_tables(config):
+    """({column: value} a part, its files, what is wrong with rows) of the cuts of `config`."""
+    parts, bad = read_splits(config)
+    labels = sorted({row.label for of_part in parts.values() for row in of_part})
+    counts = []
+    for part, of_part in parts.items():
+        found = Counter(row.label for row in of_part)
+        counts.append({"part": part, "photos": len(of_part), **{k: found[k] for k in labels}})
+    return counts, split_files(parts), bad
+
+
+def read_splits(config):
+    """Rows of each part, and what is wrong with others."""
+
+    _check_root(config.root)
+    if getattr(config, "split_files", ""):
+        return read_split_files(config.split_files, config.root)
+    every, bad = read_annotations(config.root)
+    shares = {
+        name: getattr(config, name) for name in ("val_fraction", "test_fraction", "train_fraction")
+    }
+    return random_split(every, **shares, seed=config.split_seed), bad
+
+
+@cached_reader(
+    "root", "split_files", "val_fraction", "test_fraction", "train_fraction", "split_seed", "size"
+)
+def read_dataset(config):
+    """({part: rows}, classes, {part: source} of those that can be used, what is wrong)."""
+
+    parts, bad = read_splits(config)
+    classes = tuple(sorted({row.label for of_part in parts.values() for row in of_part}))
+    splits, notes, first = {}, [*bad], 0
+    for part, of_part in parts.items():
+        splits[part], bad = load(of_part, config.root, config.size, classes, first_id=first)
+        first += len(of_part)
+        notes += bad
+    return parts, classes, splits, tuple(notes)
+
+
+def split_files(parts):
+    """Files that keep the split with the run."""
+
+    return tuple(
+        (f"splits/{SPLIT_FILES[part]}", to_csv(of_part)) for part, of_part in parts.items()
+    )
+
+
+def read_labeled_images(config, classes, path):
+    """What a table says of photos: (path, index of the label, box in the photo's pixels)."""
+
+    _check_root(config.root)
+    found, bad = read_table(path, config.root)
+    unknown = [row.where for row in found if row.label not in classes]
+    if bad or unknown:
+        raise InputError(f"{bad[0] if bad else unknown[0] + ': a label that the run has not'}")
+    folder = Path(config.root) / "images"
+    return [(folder / row.label / row.file, classes.index(row.label), row.box) for row in found]
+
+
+def _check_root(root):
+    """Refuse a folder that is not there."""
+    if not root:
+        raise InputError("--root: the folder with images/ and annotations/ is wanted")
+    if not Path(root).is_dir():
+        raise InputError(f"--root {root}: no such folder")

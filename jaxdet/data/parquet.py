@@ -23,7 +23,9 @@ from typing import NamedTuple
 from jaxdet.data import detection
 from jaxdet.errors import InputError
 
-HELD = 2  # threads that go through a file in order are at the end of one group and in the next
+CACHED_GROUPS = (
+    2  # threads that go through a file in order are at the end of one group and in the next
+)
 
 
 class _Table(NamedTuple):
@@ -36,19 +38,19 @@ class _Table(NamedTuple):
     metadata: dict  # of the schema
 
 
-def files(root):
+def parquet_files(root):
     """{part: [files]}; {} when there are none."""
     found = {}
     for path in sorted([*Path(root).glob("*.parquet"), *Path(root).glob("data/*.parquet")]):
-        found.setdefault(detection.part(path.stem.split("-")[0]), []).append(path)
+        found.setdefault(detection.split_name(path.stem.split("-")[0]), []).append(path)
     return found
 
 
 def read(root):
     """The `Scenes` of a folder."""
-    column = lru_cache(HELD)(_column)
+    column = lru_cache(CACHED_GROUPS)(_read_group)
     tables, notes, parts = {}, [], {}
-    for name, paths in files(root).items():
+    for name, paths in parquet_files(root).items():
         tables[name] = [_table(path, column) for path in paths]
     classes, first = _classes(root, [table for of_part in tables.values() for table in of_part])
     for name, of_part in tables.items():
@@ -58,7 +60,7 @@ def read(root):
             parts[name] += made
             notes += bad
     numbers = tuple(range(first, first + len(classes)))
-    return detection.Scenes(classes, parts, tuple(notes), numbers)
+    return detection.DetectionDataset(classes, parts, tuple(notes), numbers)
 
 
 def _table(path, column):
@@ -107,7 +109,7 @@ class _Group:
         return data
 
 
-def _column(group):
+def _read_group(group):
     """The photos of a row group; OSError where the file, not a photo, cannot be read."""
     import pyarrow
     from pyarrow import parquet
@@ -172,7 +174,7 @@ def _scenes(table, classes, first):
         found = [_object(*pair, classes, first) for pair in zip(boxes, categories, strict=True)]
         notes += [f"{where}: {one}" for one in found if isinstance(one, str)]
         objects = [one for one in found if not isinstance(one, str)]
-        made.append(detection.scene(photo, objects, where, _number(number)))
+        made.append(detection.annotated_image(photo, objects, where, _number(number)))
     return made, notes
 
 
@@ -184,7 +186,7 @@ def _number(told):
 def _object(box, category, classes, first):
     """(box, label, False), or what is wrong."""
     if not isinstance(category, int) or not first <= category < first + classes:
-        return f"{detection.UNKNOWN} {category}; {first} to {first + classes - 1} are known"
+        return f"{detection.UNKNOWN_CLASS} {category}; {first} to {first + classes - 1} are known"
     if not isinstance(box, list) or len(box) != 4 or None in box:
         return f"bbox {box}; left, top, width, height are wanted"
     x, y, width, height = box

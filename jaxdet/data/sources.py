@@ -6,10 +6,8 @@ import numpy as np
 
 from jaxdet.errors import InputError
 
-CLASSES = 10  # the digits, 0..9
 
-
-class Arrays:
+class ArraySource:
     """A source over a dict of arrays of equal length N: record `i` is row `i` of each of them.
 
     `arrays` is the dict itself, ready to be put on a device whole; `names`, a text a record, says
@@ -33,7 +31,7 @@ class Arrays:
         """The source of the first `count` rows, which share the memory of all."""
         if count >= len(self):
             return self
-        return Arrays(self[:count], self.names and self.names[:count])
+        return ArraySource(self[:count], self.names and self.names[:count])
 
     def batches(self, index):
         """Rows [B] of the batches at `index [S, B]`, one after the other: they are held already."""
@@ -42,55 +40,27 @@ class Arrays:
     def take(self, indices):
         """The source of the rows at `indices [M]`, in that order; they keep their ids."""
         indices = np.asarray(indices, np.int64)
-        return Arrays(self[indices], self.names and [self.names[i] for i in indices])
+        return ArraySource(self[indices], self.names and [self.names[i] for i in indices])
 
 
-def record(source):
+def record_spec(source):
     """What a record of a source is like, as JSON has it: {name: [type, shape]}."""
     arrays = source.first(1).arrays
     return {name: [str(array.dtype), [*array.shape[1:]]] for name, array in arrays.items()}
 
 
-def blank(like):
+def blank_source(like):
     """The source of one record of zeros that is `like` what `record` says."""
-    return Arrays({name: np.zeros((1, *shape), kind) for name, (kind, shape) in like.items()})
+    return ArraySource({name: np.zeros((1, *shape), kind) for name, (kind, shape) in like.items()})
 
 
-def labelled(image, label, *, where, first_id=0):
-    """The source of digits: `image [N, H, W]` uint8, `label [N]` int32 in 0..9, `id [N]` int32.
-
-    Ids count from `first_id`: the number of a sample within its whole set.  `where` says in errors
-    where the values came from.  InputError for images that are not greyscale bytes or hold no
-    pixel, counts that differ, and a label that is no digit.
-    """
-    image, label = np.asarray(image), np.asarray(label)
-    _check_images(image, where)
-    _check_labels(label, len(image), where)
-    ids = np.arange(first_id, first_id + len(image), dtype=np.int32)
-    return Arrays({"image": image, "label": label.astype(np.int32), "id": ids})
-
-
-def _check_images(image, where):
-    if image.ndim != 3 or image.dtype != np.uint8 or not image.size:
-        found = f"{image.dtype} {list(image.shape)}"
-        raise InputError(f"{where}: images are {found}; uint8 [N, H, W], greyscale, is wanted")
-
-
-def _check_labels(label, count, where):
-    if label.shape != (count,):
-        found = f"{count} images but labels {list(label.shape)}"
-        raise InputError(f"{where}: {found}; one label an image is wanted")
-    (wrong,) = np.nonzero(~np.isin(label, range(CLASSES)))
-    if wrong.size:
-        row = wrong[0]
-        raise InputError(f"{where} row {row}: label {label[row]}; 0..{CLASSES - 1} is wanted")
-
-
-STAYS = "a stream cannot leave it out: take it away"  # of a file that turns out damaged
+DAMAGED_WHILE_STREAMING = (
+    "a stream cannot leave it out: take it away"  # of a file that turns out damaged
+)
 THREADS = 16  # that read; a record is a file, and reading waits for the disk
 
 
-class Stream:
+class StreamSource:
     """A source of `count` records, of which `read(index)` reads one: a dict of arrays.
 
     What `Arrays` of the same records gives, a batch at a time; `arrays` is empty, for nothing is
@@ -115,7 +85,7 @@ class Stream:
         """`Arrays` of the records at `indices`, in that order, read now."""
         rows = [self.read(int(i)) for i in indices]
         columns = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-        return Arrays(columns, self.names and [self.names[i] for i in indices])
+        return ArraySource(columns, self.names and [self.names[i] for i in indices])
 
     def batches(self, index):
         """Batches of the records at `index [S, B]`, one after the other, read ahead in threads."""

@@ -10,27 +10,11 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
-from jaxdet.data import detection, sources
+from jaxdet.data import detection
 from jaxdet.errors import InputError
 
 
-def load(name, root=None):
-    """The set's `train` and `test` parts as sources (train, test) of digits, held in memory.
-
-    `name` is what tensorflow-datasets calls it (`mnist`, `emnist/digits`); `root` is the folder
-    where sets are prepared, None for that of the variable TFDS_DATA_DIR, or else
-    `~/tensorflow_datasets`.  Nothing is downloaded.  Training ids count from 0, test ids go on from
-    there.  InputError for a set that is unknown or not prepared, without greyscale `image`s of one
-    size and a `label`, or with labels beyond 0..9.
-    """
-    parts = opened(name, root, split=["train", "test"])
-    _check_features(parts[0].dataset_info.features, name)
-    train = sources.labelled(*_columns(parts[0]), where=f"{name} train")
-    test = sources.labelled(*_columns(parts[1]), where=f"{name} test", first_id=len(train))
-    return train, test
-
-
-def opened(name, root, **how):
+def open_dataset(name, root, **how):
     """What `tfds.data_source` gives for a prepared set; InputError where it is none."""
     import tensorflow_datasets as tfds
 
@@ -52,23 +36,8 @@ def _remedy(name, root):
     return f"prepare it once: {builder}.download_and_prepare(file_format='array_record')"
 
 
-def _check_features(features, name):
-    shapes = {key: features[key].shape for key in features}
-    image = shapes.get("image", ())
-    if len(image) != 3 or None in image or image[-1] != 1 or shapes.get("label") != ():
-        wanted = "image (H, W, 1) and label () are wanted"
-        raise InputError(f"tfds set {name!r}: has features {shapes}; {wanted}")
-
-
-def _columns(source):
-    """Images [N, H, W] and labels [N] of all records."""
-    records = list(source)
-    images = np.array([record["image"][..., 0] for record in records])
-    return images, np.array([record["label"] for record in records])
-
-
 PREFIX = "tfds:"  # of a name where a folder could be
-CROWDS = ("is_crowd", "is_difficult")
+CROWD_FLAGS = ("is_crowd", "is_difficult")
 
 
 def read_detection(name, root=None):
@@ -80,7 +49,7 @@ def read_detection(name, root=None):
     import tensorflow_datasets as tfds
 
     raw = {"image": tfds.decode.SkipDecoding()}
-    sources = opened(name, root, split=None, decoders=raw)
+    sources = open_dataset(name, root, split=None, decoders=raw)
     features = next(iter(sources.values())).dataset_info.features
     objects = features["objects"].feature if "objects" in features else {}
     if "image" not in features or not {"bbox", "label"} <= set(objects):
@@ -88,10 +57,10 @@ def read_detection(name, root=None):
         raise InputError(f"tfds set {name!r}: has {', '.join(features)}; {wanted}")
     classes = tuple(objects["label"].names)
     parts = {
-        detection.part(part): [_scene(source, i, part) for i in range(len(source))]
+        detection.split_name(part): [_scene(source, i, part) for i in range(len(source))]
         for part, source in sources.items()
     }
-    return detection.Scenes(classes, parts, ())
+    return detection.DetectionDataset(classes, parts, ())
 
 
 def _scene(source, i, part):
@@ -105,7 +74,7 @@ def _scene(source, i, part):
         ((x0 * width, y0 * height, x1 * width, y1 * height), int(label), crowd)
         for (y0, x0, y1, x1), label, crowd in found
     ]
-    return detection.scene(partial(_photo, source, i), objects, f"{part} record {i}")
+    return detection.annotated_image(partial(_photo, source, i), objects, f"{part} record {i}")
 
 
 def _photo(source, i):
@@ -114,5 +83,5 @@ def _photo(source, i):
 
 def _crowds(told):
     """Whether each object is a crowd, or too difficult to be asked for."""
-    known = [np.asarray(told[name], bool) for name in CROWDS if name in told]
+    known = [np.asarray(told[name], bool) for name in CROWD_FLAGS if name in told]
     return np.any([np.zeros(len(told["label"]), bool), *known], axis=0).tolist()

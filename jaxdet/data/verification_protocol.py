@@ -16,14 +16,14 @@ import numpy as np
 from jaxdet.data import images
 from jaxdet.errors import InputError
 
-NOBODY = "n000000"  # the label of who is no known identity, in seed 004
-LABEL = "label"  # what a heading calls the labels
-HEADING, FILED = ("index", LABEL), ("id", LABEL)
-COLUMNS = "a label, or a number or file and a label"
-NAMED = re.compile(r"(.+)_(\d{4,})")  # files of Labeled Faces in the Wild: NAME_0001
+UNKNOWN_LABEL = "n000000"  # the label of who is no known identity, in seed 004
+LABEL_COLUMN = "label"  # what a heading calls the labels
+INDEX_HEADING, FILE_HEADING = ("index", LABEL_COLUMN), ("id", LABEL_COLUMN)
+EXPECTED_COLUMNS = "a label, or a number or file and a label"
+LFW_NAME = re.compile(r"(.+)_(\d{4,})")  # files of Labeled Faces in the Wild: NAME_0001
 
 
-class Known(NamedTuple):
+class Gallery(NamedTuple):
     """M images of known people."""
 
     names: tuple[str, ...]  # identities, sorted
@@ -31,7 +31,7 @@ class Known(NamedTuple):
     owner: np.ndarray  # [M] int32: the place of each image's identity among the names
 
 
-class Row(NamedTuple):
+class LabelRow(NamedTuple):
     """A row of a table."""
 
     number: int  # the line of the file
@@ -39,14 +39,14 @@ class Row(NamedTuple):
     label: str
 
 
-class Table(NamedTuple):
+class LabelTable(NamedTuple):
     """The rows of a table, and its heading where it has one."""
 
     heading: tuple[str, ...] | None
-    rows: list[Row]
+    rows: list[LabelRow]
 
 
-class Pair(NamedTuple):
+class ImagePair(NamedTuple):
     """Two images, and whether they are said to show one person."""
 
     first: Path
@@ -55,15 +55,15 @@ class Pair(NamedTuple):
     place: int  # among all pairs of the file, from 0
 
 
-class Pairs(NamedTuple):
+class PairList(NamedTuple):
     """What a file of pairs holds."""
 
     folds: int | None  # as its first line says
-    pairs: list[Pair]
+    pairs: list[ImagePair]
     missing: tuple[str, ...]  # a line each: rows whose images are not there
 
 
-def known(folder):
+def read_gallery(folder):
     """The `Known` of KNOWN/IDENTITY/FILE; InputError for an identity without images.
 
     Images beside the folders of identities, named by their identity, are not such a layout and are
@@ -77,42 +77,42 @@ def known(folder):
     names = tuple(path.name for path in shown if path.is_dir())
     if not names:
         raise InputError(f"{folder}: no folders of identities in it; IDENTITY/FILE is wanted")
-    if NOBODY in names:
-        raise InputError(f"{folder / NOBODY}: this name is for who is no known identity")
-    found = [images.within(folder / name) for name in names]
+    if UNKNOWN_LABEL in names:
+        raise InputError(f"{folder / UNKNOWN_LABEL}: this name is for who is no known identity")
+    found = [images.list_images(folder / name) for name in names]
     owner = np.repeat(np.arange(len(names), dtype=np.int32), [len(paths) for paths in found])
-    return Known(names, [path for paths in found for path in paths], owner)
+    return Gallery(names, [path for paths in found for path in paths], owner)
 
 
-def unknown(folder):
+def list_probes(folder):
     """The images of a folder, by their names; InputError for one in a folder of its own."""
-    found = images.within(_folder(folder))
+    found = images.list_images(_folder(folder))
     for path in found:
         if path.parent != Path(folder):
             raise InputError(f"{path}: images right in {folder} are wanted, not in folders")
     return found
 
 
-def truth(path, names, files):
+def read_truth(path, names, files):
     """Who is on each of N files: [N] int32, a place among `names`, or -1 for nobody known.
 
     InputError for an unknown label, and for rows that are not those of the files.
     """
-    table = read(path)
+    table = read_table(path)
     wrong = mismatches(table, files)
     if wrong:
         raise InputError(f"{path} {wrong[0]} ({len(wrong)} such)")
-    place = {name: number for number, name in enumerate(names)} | {NOBODY: -1}
+    place = {name: number for number, name in enumerate(names)} | {UNKNOWN_LABEL: -1}
     for row in table.rows:
         if row.label not in place:
             raise InputError(
                 f"{path} row {row.number}: label {row.label!r} is neither a known identity "
-                f"nor {NOBODY}"
+                f"nor {UNKNOWN_LABEL}"
             )
     return np.array([place[row.label] for row in table.rows], np.int32)
 
 
-def read(path):
+def read_table(path):
     """The `Table` of a CSV file, with a heading where a word of its first row is `label`."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -123,15 +123,17 @@ def read(path):
     except (UnicodeError, csv.Error) as error:
         raise InputError(f"{path}: no table of comma-separated values ({error})") from None
     heading, column = None, -1
-    if lines and LABEL in (first := [word.lower() for word in lines[0][1]]):
-        heading, column = lines.pop(0)[1], first.index(LABEL)
+    if lines and LABEL_COLUMN in (first := [word.lower() for word in lines[0][1]]):
+        heading, column = lines.pop(0)[1], first.index(LABEL_COLUMN)
     rows = []
     for number, words in lines:
         if len(words) > 2 or (heading and len(words) != len(heading)):
-            raise InputError(f"{path} row {number}: {len(words)} columns; {COLUMNS} is wanted")
+            raise InputError(
+                f"{path} row {number}: {len(words)} columns; {EXPECTED_COLUMNS} is wanted"
+            )
         place = words[column - 1] if len(words) == 2 else None
-        rows.append(Row(number, place, words[column]))
-    return Table(heading, rows)
+        rows.append(LabelRow(number, place, words[column]))
+    return LabelTable(heading, rows)
 
 
 def mismatches(table, files):
@@ -157,28 +159,28 @@ def mismatches(table, files):
     return found
 
 
-def submission(labels, sample=None, files=None):
+def submission_csv(labels, sample=None, files=None):
     """The text of a table of labels [N]: index and label, or with what else `sample` has.
 
     With `files` [N] their names stand for the index, as in seed 004's table of classes.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    heading, places = HEADING, range(len(labels))
+    heading, places = INDEX_HEADING, range(len(labels))
     if files:
-        heading, places = FILED, [file.name for file in files]
+        heading, places = FILE_HEADING, [file.name for file in files]
     if sample:
         heading, places = sample.heading, [row.place for row in sample.rows]
     if heading:
         writer.writerow(heading)
-    turned = heading is not None and len(heading) == 2 and heading[0].lower() == LABEL
+    turned = heading is not None and len(heading) == 2 and heading[0].lower() == LABEL_COLUMN
     for place, label in zip(places, labels, strict=True):
         row = [label] if place is None else [place, label]
         writer.writerow(row[::-1] if turned else row)
     return text.getvalue()
 
 
-def pairs(path, root):
+def read_pairs(path, root):
     """The `Pairs` of a file like `pairs.txt` of Labeled Faces in the Wild, of images below `root`.
 
     Its first line has the number of folds and that of pairs of each kind in a fold, or the latter
@@ -202,11 +204,11 @@ def pairs(path, root):
             if len(places) > 1:
                 raise InputError(f"{where}: {places[0]} or {places[1]}; one of them is wanted")
         if all(files):
-            found.append(Pair(files[0][0], files[1][0], len(words) == 3, place))
+            found.append(ImagePair(files[0][0], files[1][0], len(words) == 3, place))
         else:
             name, i = next(one for one in two if one not in at)
             missing.append(f"{where}: no image {name}/{name}_{i:04d} below {root}")
-    return Pairs(folds[0] if folds else None, found, tuple(missing))
+    return PairList(folds[0] if folds else None, found, tuple(missing))
 
 
 def _words(path):
@@ -233,8 +235,8 @@ def _two(words, where):
 def _numbered(root):
     """{(name, number): paths} of the images NAME/NAME_0001.* below a folder."""
     found = {}
-    for path in images.within(_folder(root)):
-        named = NAMED.fullmatch(path.stem)
+    for path in images.list_images(_folder(root)):
+        named = LFW_NAME.fullmatch(path.stem)
         if named and named[1] == path.parent.name:
             found.setdefault((named[1], int(named[2])), []).append(path)
     return found

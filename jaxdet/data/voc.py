@@ -14,7 +14,7 @@ SETS = ("train", "val", "test")
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
-def home(root):
+def find_root(root):
     """The folder at or just below `root` that has Annotations, or None."""
     folders = [Path(root), *sorted(path for path in Path(root).glob("*/"))]
     return next((path for path in folders if (path / "Annotations").is_dir()), None)
@@ -22,7 +22,7 @@ def home(root):
 
 def read(root):
     """The `Scenes` of a folder.  Classes are sorted by name; without ImageSets all is `train`."""
-    root = home(root)
+    root = find_root(root)
     parts, bad, found = {}, [], set()
     for name, stems in _sets(root).items():
         parts[name] = []
@@ -37,15 +37,15 @@ def read(root):
     classes = tuple(sorted(found))
     made = {
         name: [
-            detection.scene(
+            detection.annotated_image(
                 image, [(box, classes.index(c), crowd) for box, c, crowd in objects], stem
             )
             for image, objects, stem in of_part
         ]
         for name, of_part in parts.items()
     }
-    kept, repeats = detection.without_repeats(made)
-    return detection.Scenes(classes, kept, (*bad, *repeats))
+    kept, repeats = detection.drop_repeated_images(made)
+    return detection.DetectionDataset(classes, kept, (*bad, *repeats))
 
 
 def _sets(root):
@@ -62,7 +62,7 @@ def _sets(root):
 
 def _annotation(root, stem):
     """(image path, [(box, class, difficult)]) of one file."""
-    path = detection.within(root, "Annotations", f"{stem}.xml")
+    path = detection.path_inside(root, "Annotations", f"{stem}.xml")
     try:
         text = path.read_text()
         if "<!DOCTYPE" in text or "<!ENTITY" in text:
@@ -82,7 +82,7 @@ def _image(root, stem, named):
     for suffix in (".jpg", ".jpeg", ".png"):
         if (folder / f"{stem}{suffix}").is_file():
             return folder / f"{stem}{suffix}"
-    path = detection.within(folder, named or f"{stem}.jpg")
+    path = detection.path_inside(folder, named or f"{stem}.jpg")
     return path if path.suffix.lower() in images.SUFFIXES else folder / f"{stem}.jpg"
 
 

@@ -19,14 +19,14 @@ def read(root):
     """The `Scenes` of a folder with a data.yaml."""
     root, told = Path(root), _yaml(Path(root) / "data.yaml")
     classes = _names(told, root)
-    base = detection.within(root, str(told.get("path") or "."))
+    base = detection.path_inside(root, str(told.get("path") or "."))
     parts, notes = {}, []
     for key in KEYS:
         if told.get(key):
             parts[key], bad = _part(root, base, told[key], len(classes))
             notes += bad
-    kept, repeats = detection.without_repeats(parts)
-    return detection.Scenes(classes, kept, (*notes, *repeats))
+    kept, repeats = detection.drop_repeated_images(parts)
+    return detection.DetectionDataset(classes, kept, (*notes, *repeats))
 
 
 def _yaml(path):
@@ -55,15 +55,15 @@ def _part(root, base, places, classes):
     for place in [places] if isinstance(places, str) else places:
         path = _place(root, base, place)
         if path.suffix == ".txt":
-            files = [detection.within(root, base, line) for line in _lines(path)]
+            files = [detection.path_inside(root, base, line) for line in _lines(path)]
         elif path.is_dir():
-            files = images.within(path)
+            files = images.list_images(path)
         else:
             raise InputError(f"{path}: no such folder, named in {root / 'data.yaml'}")
         for file in files:
             objects, bad = _labels(file, classes)
             notes += bad
-            found.append(detection.scene(file, objects, file.name))
+            found.append(detection.annotated_image(file, objects, file.name))
     return found, notes
 
 
@@ -71,8 +71,8 @@ def _place(root, base, place):
     """A place that data.yaml names; Roboflow writes `../train/images` for one that is beside it."""
     plain = place.removeprefix("../")
     if plain != place and (base / plain).exists():
-        return detection.within(root, base, plain)
-    return detection.within(root, base, place)
+        return detection.path_inside(root, base, plain)
+    return detection.path_inside(root, base, place)
 
 
 def _labels(image, classes):
@@ -87,7 +87,7 @@ def _labels(image, classes):
     if not path.is_file():
         return [], []
     try:
-        height, width = images.size(image)
+        height, width = images.read_size(image)
     except InputError:
         return [], []  # `load` says what is wrong with it
     objects, bad = [], []
@@ -110,7 +110,7 @@ def _object(words, classes, width, height):
     if not (len(numbers) in (4, 5) or polygon):
         return f"{' '.join(words)!r}; class x y width height are wanted"
     if not label.is_integer() or not 0 <= label < classes:
-        return f"{detection.UNKNOWN} {words[0]}; 0 to {classes - 1} are known"
+        return f"{detection.UNKNOWN_CLASS} {words[0]}; 0 to {classes - 1} are known"
     if polygon:
         across, down = numbers[::2], numbers[1::2]
         x0, y0, x1, y1 = min(across), min(down), max(across), max(down)

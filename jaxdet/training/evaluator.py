@@ -13,7 +13,7 @@ import numpy as np
 from jaxdet import flops, rng
 from jaxdet.data import sampler
 from jaxdet.training import parallel
-from jaxdet.types import At
+from jaxdet.types import StepContext
 
 
 def variables(state):
@@ -24,7 +24,7 @@ def variables(state):
 
 def epoch(state):
     """Whole passes that a state has been trained for, as its training counts them."""
-    return state.step // state.hyper["epoch_steps"]
+    return state.step // state.hparams["epoch_steps"]
 
 
 def join(params, stats):
@@ -46,7 +46,7 @@ def samples(system, split, count, *, train=False, seed=0):
     """
     batch = system.splits[split].first(count).arrays
     root = rng.fold_in(jax.random.key(seed), rng.AUGMENT if train else rng.EVALUATE)
-    at = At(train, jnp.int32(0), jnp.int32(0), system.hyper)
+    at = StepContext(train, jnp.int32(0), jnp.int32(0), system.hparams)
 
     @jax.jit
     def drawn(batch):
@@ -56,12 +56,12 @@ def samples(system, split, count, *, train=False, seed=0):
     return jax.device_get(drawn(batch))
 
 
-def eval_step(kept, data, hyper, epoch, rows, *, task, axis):
+def eval_step(kept, data, hparams, epoch, rows, *, task, axis):
     """One batch: loss terms (means over the real rows of all devices) and the task's rows [B].
 
     The loss is that of training in `epoch`.
     """
-    at = At(False, jnp.int32(0), epoch, hyper, axis)
+    at = StepContext(False, jnp.int32(0), epoch, hparams, axis)
     batch = prepared(task, data, rows, at)
     _, (_, terms) = task.loss(kept, batch, jax.random.key(0), at)
     measures = task.measure(task.predict(kept, batch["image"]), batch)
@@ -88,8 +88,8 @@ class Evaluator:
         self.source = source = system.splits[split]
         self.task, self.among = system.task, among
         self.data = parallel.put(source.arrays, among) if data is None else data
-        self.hyper = parallel.put(system.hyper, among)
-        self.rows = sampler.padded(len(source), batch)
+        self.hparams = parallel.put(system.hparams, among)
+        self.rows = sampler.eval_batches(len(source), batch)
         self.count = len(source)
         step = partial(eval_step, task=self.task)
         self.step = parallel.compiled(step, among, whole=4, out_axes=(None, 0))
@@ -97,7 +97,7 @@ class Evaluator:
     def operations(self, kept):
         """Additions, multiplications and all else of the network's answers for the split."""
         rows = {"index": np.zeros(1, np.int32), "real": np.ones(1, np.float32)}
-        at = At(False, jnp.int32(0), jnp.int32(0), self.hyper)
+        at = StepContext(False, jnp.int32(0), jnp.int32(0), self.hparams)
         data = self.source.first(1).arrays
         batch = jax.eval_shape(lambda data: prepared(self.task, data, rows, at), data)
         return flops.count(self.task.predict, kept, batch["image"]).total() * self.count
@@ -112,24 +112,24 @@ class Evaluator:
         index, real = next(self._batches())
         kept = parallel.put(kept, self.among)
         rows = {"index": index, "real": real}
-        jax.block_until_ready(self.step(kept, self.data, self.hyper, np.int32(0), rows))
+        jax.block_until_ready(self.step(kept, self.data, self.hparams, np.int32(0), rows))
 
-    def __call__(self, kept, epoch, pause=lambda: None, hyper=None):
+    def __call__(self, kept, epoch, pause=lambda: None, hparams=None):
         """Scores under the variables `kept`, and under other numbers than the system's if given.
 
         `pause` is called between batches (it may raise).
         """
-        losses, rows = self.measured(kept, epoch, pause, hyper)
+        losses, rows = self.measured(kept, epoch, pause, hparams)
         return {**losses, **self.task.report(rows)}
 
-    def measured(self, kept, epoch, pause=lambda: None, hyper=None):
+    def measured(self, kept, epoch, pause=lambda: None, hparams=None):
         """The means of the terms of the loss, and all rows that the task measures, on the host."""
-        kept, hyper = parallel.put(kept, self.among), hyper or self.hyper
+        kept, hparams = parallel.put(kept, self.among), hyper or self.hparams
         found, epoch = [], np.int32(epoch)  # one program for all epochs
         for index, real in self._batches():
             pause()
             rows = {"index": index, "real": real}
-            found.append(self.step(kept, self.data, hyper, epoch, rows))
+            found.append(self.step(kept, self.data, hparams, epoch, rows))
         terms, measures = zip(*jax.device_get(found), strict=True)
         weights = self.rows[1].sum(1) / self.count
         losses = {

@@ -90,9 +90,9 @@ class Loop:
     def __init__(self, programs, system, config, folder, show, stop):
         self.config, self.folder, self.show, self.stop = config, folder, show, stop
         self.programs, self.among = programs, programs.among
-        self.source, self.order = system.splits["train"], system.order or sampler.order
+        self.source, self.order = system.splits["train"], system.order or sampler.shuffled_batches
         self.plan = training_state.plan(config, len(self.source))
-        self.hyper = parallel.put(system.hyper, self.among)
+        self.hparams = parallel.put(system.hparams, self.among)
         self.rate = training_state.learning_rate(config, self.plan)
         self._start(training_state.maker(system, config), system.weights)
         self.stepped, self.operations = False, None
@@ -106,13 +106,13 @@ class Loop:
         else:
             state = host_init.evaluate(make)
             state = training_state.begun_from(state, weights) if weights else state
-        run_dir.drop_metrics(self.folder, int(state.book["evaluated"]))
+        run_dir.drop_metrics(self.folder, int(state.bookkeeping["evaluated"]))
         self.at = int(state.step)
         self.state = parallel.put(state, self.among)
 
     def complete(self):
         """Whether the last step, or patience, is at its end and evaluated."""
-        book = jax.device_get(self.state.book)
+        book = jax.device_get(self.state.bookkeeping)
         if book["evaluated"] != self.at:
             return False
         patience = self.config.patience
@@ -128,7 +128,7 @@ class Loop:
     def due(self):
         """Whether the state is to be evaluated before the next step: between epochs, once."""
         between = self.at % self.plan.epoch_steps == 0 and (self.config.eval_first or self.at > 0)
-        return between and int(self.state.book["evaluated"]) != self.at
+        return between and int(self.state.bookkeeping["evaluated"]) != self.at
 
     def _train(self):
         """Steps to the end of the epoch, from wherever in it the run stands."""
@@ -154,7 +154,7 @@ class Loop:
 
     def _size(self):
         """Which of the sizes of training images the next step has."""
-        return sampler.size(self.config.seed, self.at, len(self.programs.steps))
+        return sampler.draw_size(self.config.seed, self.at, len(self.programs.steps))
 
     def _first_step(self):
         """Say how long the start took: imports, data, compilation."""
@@ -175,7 +175,7 @@ class Loop:
 
     def _book(self):
         """The book on the host; `DivergedError` when the loss is no longer a number."""
-        book = jax.device_get(self.state.book)
+        book = jax.device_get(self.state.bookkeeping)
         if book["bad_step"] < 0:
             return book
         names = [*sorted(book["sums"]), "gradient"]
@@ -195,7 +195,7 @@ class Loop:
             self.operations = self.programs.evaluator.operations(kept)
         begun = time.monotonic()
         epoch = evaluator.epoch(self.state)
-        scores = self.programs.evaluator(kept, epoch, self._pause, self.hyper)
+        scores = self.programs.evaluator(kept, epoch, self._pause, self.hparams)
         seconds = {"train": trained, "eval": time.monotonic() - begun}
         score = (float(np.float32(scores[self.config.best])), float(np.float32(scores["loss"])))
         means = _means(book) if book["count"] else None
@@ -210,7 +210,7 @@ class Loop:
             **({"together": self.together} if self.together > 1 else {}),
         }
         run_dir.append_metrics(self.folder, line)
-        self.state = self.state.replace(book=parallel.put(book, self.among))
+        self.state = self.state.replace(bookkeeping=parallel.put(book, self.among))
         self.save(score)
         summary = evaluator.summary(scores, self.operations, seconds["eval"])
         self.show.line(_sentence(line, self.config, book, summary))
@@ -220,7 +220,7 @@ class Loop:
         """The book after an evaluation, with the learning rate that a plateau leaves."""
         if "plateau" not in book:
             return book
-        value = {"loss": score[1], "score": 1 - score[0]}[self.config.drop_on]
+        value = {"loss": score[1], "score": 1 - score[0]}[self.config.plateau_metric]
         rule = training_state.plateau(self.config)
         _, after = rule.update(training_state.ZERO, book["plateau"], value=np.float32(value))
         return book | {"plateau": jax.device_get(after)}

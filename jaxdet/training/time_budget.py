@@ -68,7 +68,7 @@ def _step_seconds(programs, system, config):
     """(mean seconds of a step, a state after some steps)."""
     state = parallel.put(host_init.evaluate(training_state.maker(system, config)), programs.among)
     source = system.splits["train"]
-    index = (system.order or sampler.order)(config.seed, 0, len(source), config.batch)
+    index = (system.order or sampler.shuffled_batches)(config.seed, 0, len(source), config.batch)
     times, begun = [], None
     for row in source.batches(index):
         before = time.monotonic()

@@ -6,7 +6,7 @@ import pytest
 from benchmarks import input as feeding
 from benchmarks import prepared
 from jaxdet.configs import cifar10
-from jaxdet.data import tfds as tfds_data
+from jaxdet.data import digits
 from tests.cli.test_main import mnist
 
 WORK = ["read", "records", "read", "read", "files", "gather", "place"]
@@ -50,7 +50,7 @@ def test_what_is_not_there_is_a_row(tmp_path, monkeypatch, capsys):
 def test_the_prepared_set_can_be_read(tmp_path):
     pytest.importorskip("tensorflow_datasets")
     prepared.prepare(tmp_path, "noise")
-    train, test = tfds_data.load("noise", tmp_path)
+    train, test = digits.read_tfds("noise", tmp_path)
     assert (len(train), len(test)) == (prepared.TRAIN, prepared.TEST)
     assert train.arrays["image"].shape[1:] == (prepared.SIDE, prepared.SIDE)
     np.testing.assert_array_equal(np.bincount(train.arrays["label"]), [prepared.TRAIN // 10] * 10)

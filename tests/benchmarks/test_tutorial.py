@@ -28,7 +28,7 @@ def test_pytorch_learns_the_same_from_the_same_batches():
         getattr(theirs.net, name).load_state_dict(
             {key: torch.from_numpy(value.copy()) for key, value in array.items()}
         )
-    rows = sampler.order(0, 0, 12, 4)
+    rows = sampler.shuffled_batches(0, 0, 12, 4)
     for row in rows:
         state = programs.steps[0](state, programs.data, row)
     theirs.steps(rows)

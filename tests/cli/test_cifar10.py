@@ -18,18 +18,30 @@ from jaxdet.data import cifar10
 from jaxdet.plots import detection as detection_plots
 from jaxdet.training import checkpoint, progress, run_dir, sweep, time_budget
 from jaxdet.training import loop as training_loop
-from tests import made
+from tests import datasets
 from tests.cli.test_compare import cells, printed
 from tests.cli.test_main import PNG, files, main
 
 CLASSES = ["cat", "dog", "owl"]
-SMALL = ["--widths", "3", "4", "--dense", "8", "--batch", "9", "--eval-batch", "6", "--lr", "0.02"]
-SMALL += ["--conv", "lax", "--devices", "1", "--cut-val", "0.25", "--epochs", "3", "--quiet"]
+SMALL = [
+    "--channels",
+    "3",
+    "4",
+    "--fc-widths",
+    "8",
+    "--batch",
+    "9",
+    "--eval-batch",
+    "6",
+    "--lr",
+    "0.02",
+]
+SMALL += ["--conv", "lax", "--devices", "1", "--val-fraction", "0.25", "--epochs", "3", "--quiet"]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return made.labelled(tmp_path_factory.mktemp("images") / "data")
+    return datasets.labelled(tmp_path_factory.mktemp("images") / "data")
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +177,7 @@ def test_an_image_of_any_size_is_answered_for(place):
 def test_describe_has_the_classes_and_widths_of_the_run(place, capsys):
     assert main("describe", "run", "--json") == 0
     layers = json.loads(capsys.readouterr().out)["layers"]
-    outputs = {layer["layer"]: layer.get("X") for layer in layers}
+    outputs = {layer["layer"]: layer.get("output") for layer in layers}
     assert (outputs["conv1"], outputs["logits"]) == ([1, 28, 28, 3], [1, 3])
     assert layers[-1]["parameters"] == answers("compare", "run")[0]["parameters"]
 
@@ -200,7 +212,7 @@ def test_preview_says_what_mixed_images_are_taken_for(place, monkeypatch):
     monkeypatch.setattr(
         detection_plots, "gallery", lambda *_, **kwargs: drawn.append(kwargs["titles"])
     )
-    words = ["--root", "data", "--count", "20", "--mixup", "1", "--smoothing", "0.1"]
+    words = ["--root", "data", "--count", "20", "--mixup", "1", "--label-smoothing", "0.1"]
     assert main("data", "preview", "cifar10", *words) == 0
     (titles,) = drawn
     mixed = [title for title in titles if "," in title]
@@ -225,7 +237,7 @@ def test_inspect_counts_images_and_names_those_that_are_none(place, capsys):
     assert (dog["height"], dog["width"], dog["test"]) == ("32 to 50", "7 to 32", "5")
     assert re.search(r"^copy/train/cat/00.png: not a readable image", out, re.M)
     assert re.fullmatch("jaxdet: error: 1 rows cannot be used; .*\n", err)
-    (told,) = answers("data", "inspect", "cifar10", "--root", "copy", "--on-bad-row", "skip")
+    (told,) = answers("data", "inspect", "cifar10", "--root", "copy", "--on-invalid", "skip")
     assert len(told["bad"]) == 1
 
 
@@ -273,7 +285,7 @@ def test_a_report_is_that_of_the_seed(place, trained):
         f"`run`, chosen by its validation accuracy, has accuracy {rows[0]['accuracy']:.4f}" in text
     )
     (command,) = re.findall("^    jaxdet (.*)$", text, re.M)
-    assert "--widths 3 4 --dense 8" in command
+    assert "--channels 3 4 --fc-widths 8" in command
     retrained = ["--out", "again", "--quiet"]
     assert main(*shlex.split(command), *retrained) == 0
     assert run_dir.read_metrics("again")[-1]["val"] == run_dir.read_metrics("run")[-1]["val"]

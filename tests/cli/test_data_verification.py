@@ -37,21 +37,21 @@ def test_every_image_is_somewhere_and_people_are_apart(chosen, tmp_path, capsys)
     assert not known & learnt and (len(known), len(learnt)) == (4, 3)
     seen = {}
     for part in ("dev", "test"):
-        files = verification_protocol.unknown(chosen.out / f"unknown_{part}")
+        files = verification_protocol.list_probes(chosen.out / f"unknown_{part}")
         rows = list(csv.DictReader((chosen.out / f"verification_{part}.csv").open()))
-        true = verification_protocol.truth(
+        true = verification_protocol.read_truth(
             chosen.out / f"verification_{part}.csv", tuple(sorted(known)), files
         )
         assert set(true) >= {-1} and max(true) >= 0
         who = [source[file.read_bytes()] for file in files]
         for name, row in zip(who, rows, strict=True):
-            assert row["label"] == (name if name in known else verification_protocol.NOBODY)
+            assert row["label"] == (name if name in known else verification_protocol.UNKNOWN_LABEL)
         seen[part] = set(who)
         assert not seen[part] & learnt
     assert not seen["dev"] & seen["test"]
-    sample = verification_protocol.read(chosen.out / "verification_sample_submission.csv")
+    sample = verification_protocol.read_table(chosen.out / "verification_sample_submission.csv")
     assert not verification_protocol.mismatches(
-        sample, verification_protocol.unknown(chosen.out / "unknown_test")
+        sample, verification_protocol.list_probes(chosen.out / "unknown_test")
     )
 
 

@@ -31,7 +31,7 @@ EACH = 8  # photos a label
 WRONG = ("0.jpg,1,2", "flat.jpg,9,9,9,9", "gone.jpg,1,2,3,4")  # and one such row
 WORDS = [
     *("--size", "64", "--epochs", "1", "--batch", "8", "--eval-batch", "8", "--devices", "1"),
-    *("--cut-val", "0.25", "--cut-test", "0.25"),
+    *("--val-fraction", "0.25", "--test-fraction", "0.25"),
 ]
 
 
@@ -111,7 +111,7 @@ def judged(trained):
 
 def part(folder, name):
     """The rows of one table of a split, as lists of words."""
-    return list(csv.reader((folder / localization.PARTS[name]).open()))
+    return list(csv.reader((folder / localization.SPLIT_FILES[name]).open()))
 
 
 def answers(*words):
@@ -136,10 +136,12 @@ def scores(*words, split="all"):
 
 def test_training_keeps_its_split(trained, data):
     run, _ = trained
-    rows, _ = localization.read(data)
-    parts = localization.split(rows, cut_val=0.25, cut_test=0.25)
+    rows, _ = localization.read_annotations(data)
+    parts = localization.random_split(rows, cut_val=0.25, cut_test=0.25)
     kept = {path.name: path.read_text() for path in (run / "splits").iterdir()}
-    assert kept == {localization.PARTS[name]: localization.table(of) for name, of in parts.items()}
+    assert kept == {
+        localization.SPLIT_FILES[name]: localization.to_csv(of) for name, of in parts.items()
+    }
     assert sum(len(of) for of in parts.values()) == 3 * EACH + 2
     about = json.loads((run / "config.json").read_text())["about"]
     assert about["classes"] == ["cup", "key", "pen"]
@@ -164,10 +166,12 @@ def test_training_logs_scores_of_labels_and_boxes(trained):
 
 def test_a_split_made_elsewhere_is_taken_photo_by_photo(place):
     chosen = {"train": ["cup/0.jpg", "key/1.jpg"], "val": ["pen/2.jpg"], "test": ["cup/7.jpg"]}
-    rows = {row.name: row for row in localization.read("data")[0]}
+    rows = {row.name: row for row in localization.read_annotations("data")[0]}
     for name, of_part in chosen.items():
         run_dir.keep(
-            "mine", localization.PARTS[name], localization.table(rows[photo] for photo in of_part)
+            "mine",
+            localization.SPLIT_FILES[name],
+            localization.to_csv(rows[photo] for photo in of_part),
         )
     system = configs.build("objects", objects.Config(root="data", size=64, split_files="mine"))
     assert {name: source.names for name, source in system.splits.items()} == chosen
@@ -194,7 +198,7 @@ def test_eval_prints_the_words_of_seed_000(place, judged, capsys):
 
 
 def test_eval_counts_every_photo_once(trained, judged):
-    assert [found["split"] for found in judged] == list(localization.PARTS)
+    assert [found["split"] for found in judged] == list(localization.SPLIT_FILES)
     for found in judged:
         rows = part(trained[0] / "splits", found["split"])
         labels = [row[-1] for row in rows if row[0] not in ("flat.jpg", "gone.jpg")]
@@ -246,11 +250,11 @@ def test_predicted_boxes_are_in_pixels_of_the_file(place):
     _, system, _, state = common.restored(Eval(run=Path("run")))
     variables = {"params": state.ema["params"], "batch_stats": state.ema["stats"]}
     predict = jax.jit(system.task.predict)
-    paths = images.within("data/images/key")[:3]
+    paths = images.list_images("data/images/key")[:3]
     for path, found in zip(paths, answers("predict", "run", *paths), strict=True):
         width, height = Image.open(path).size
         assert width != height
-        network = predict(variables, images.levels(path, 64)[0][None])
+        network = predict(variables, images.read_resized_float(path, 64)[0][None])
         share = np.asarray(network["box"][0]) / 64
         np.testing.assert_allclose(found["box"], share * [width, height, width, height], atol=0.01)
 
@@ -301,7 +305,9 @@ def test_only_failures_are_left_without_show_all_images(place):
     """Tables say of four photos what was answered, another label, half a box, and a bit more."""
     other = "data/images/pen/0.jpg"  # of which no table says anything
     rows = []
-    for i, found in enumerate(answers("predict", "run", *images.within("data/images/cup")[:4])):
+    for i, found in enumerate(
+        answers("predict", "run", *images.list_images("data/images/cup")[:4])
+    ):
         (x0, y0, x1, y1), label = found["box"], found["label"]
         x1 = x0 + {2: 0.45, 3: 0.55}.get(i, 1) * (x1 - x0)
         label = {"pen": "cup"}.get(label, "pen") if i == 1 else label
@@ -386,8 +392,8 @@ def test_inspect_tells_labels_and_bad_rows(place, capfd):
     words = ["data", "inspect", "objects", "--root", "data"]
     assert main(*words) == 2
     out, err = capfd.readouterr()
-    assert err == ("jaxdet: error: 3 rows cannot be used; --on-bad-row skip makes no error of it\n")
-    assert main(*words, "--on-bad-row", "skip") == 0
+    assert err == ("jaxdet: error: 3 rows cannot be used; --on-invalid skip makes no error of it\n")
+    assert main(*words, "--on-invalid", "skip") == 0
     assert capfd.readouterr() == (out, "")
     for i, label in enumerate(COLOURS):
         assert re.search(rf"^\| {label} +\| +{EACH + (i > 0)} +\| +{EACH} \|", out, re.M)
@@ -417,7 +423,7 @@ def test_split_writes_the_tables_that_training_kept(place, capsys):
     out = capsys.readouterr().out
     kept = {path.name: path.read_text() for path in Path("run/splits").iterdir()}
     assert {path.name: path.read_text() for path in Path("new").iterdir()} == kept
-    for name in localization.PARTS:
+    for name in localization.SPLIT_FILES:
         assert re.search(rf"^\| {name} +\| +{len(part(Path('new'), name))} \|", out, re.M)
     assert main(*words, "--overwrite", "--split-seed", "5") == 0
     assert {path.name: path.read_text() for path in Path("new").iterdir()} != kept
@@ -433,7 +439,7 @@ def test_preview_draws_training_photos(place, capsys):
 # What cannot be
 
 TRAIN = ["train", "objects", "--root", "data", *WORDS]
-FROZEN = ["--backbone", "frozen", "--weights", "gone.pth"]
+FROZEN = ["--transfer", "frozen", "--weights", "gone.pth"]
 SPLIT = ["data", "split", "objects", "--root", "data"]
 
 REFUSED = {
@@ -441,24 +447,24 @@ REFUSED = {
     "root missing": (["train", "objects", "--root", "gone"], "--root .*gone: no such folder"),
     "root without tables": (["train", "objects", "--root", "run"], "run/annotations: no tables"),
     "size": ([*TRAIN, "--size", "63"], "--size 63: at least 64 pixels"),
-    "frozen": ([*TRAIN, "--backbone", "frozen"], "--backbone frozen wants --weights FILE"),
-    "finetune": ([*TRAIN, "--backbone", "finetune"], "--backbone finetune wants --weights FILE"),
-    "scratch": ([*TRAIN, "--weights", "a.pth"], "--weights is not used with --backbone scratch"),
+    "frozen": ([*TRAIN, "--transfer", "frozen"], "--transfer frozen wants --weights FILE"),
+    "finetune": ([*TRAIN, "--transfer", "finetune"], "--transfer finetune wants --weights FILE"),
+    "scratch": ([*TRAIN, "--weights", "a.pth"], "--weights is not used with --transfer scratch"),
     "learn last": (
-        [*TRAIN, *FROZEN, "--learn-last", "99"],
-        r"--learn-last 99: simple has",
+        [*TRAIN, *FROZEN, "--unfreeze-last", "99"],
+        r"--unfreeze-last 99: simple has",
     ),
     "untrained": ([*TRAIN, *FROZEN], "--weights: nobody has trained simple"),
-    "learn none": ([*TRAIN, *FROZEN, "--learn-last", "-1"], "--learn-last -1"),
+    "learn none": ([*TRAIN, *FROZEN, "--unfreeze-last", "-1"], "--unfreeze-last -1"),
     "scale": ([*TRAIN, "--scale", "1.2", "0.8"], "--scale .*smaller first"),
     "dropout": ([*TRAIN, "--dropout", "2"], "--dropout 2: a factor"),
-    "light": ([*TRAIN, "--light", "1"], "--light 1: a share"),
+    "light": ([*TRAIN, "--brightness-contrast", "1"], "--brightness-contrast 1: a share"),
     "shift": ([*TRAIN, "--shift", "-0.1"], "--shift -0.1: a share"),
-    "smoothing": ([*TRAIN, "--smoothing", "nan"], "--smoothing nan: a share"),
+    "smoothing": ([*TRAIN, "--label-smoothing", "nan"], "--label-smoothing nan: a share"),
     "no norm": ([*TRAIN, "--model", "lite0", "--no-norm"], "--no-norm: lite0 has no form"),
-    "bad row": ([*TRAIN, "--on-bad-row", "error"], r"row 9: .*\(3 such\); --on-bad-row skip"),
-    "cut": ([*TRAIN, "--cut-val", "0"], "--cut-val 0 .*26 photos leave none for val"),
-    "cut beyond": ([*TRAIN, "--cut-test", "1.5"], "--cut-test 1.5: a share"),
+    "bad row": ([*TRAIN, "--on-invalid", "error"], r"row 9: .*\(3 such\); --on-invalid skip"),
+    "cut": ([*TRAIN, "--val-fraction", "0"], "--val-fraction 0 .*26 photos leave none for val"),
+    "cut beyond": ([*TRAIN, "--test-fraction", "1.5"], "--test-fraction 1.5: a share"),
     "eval batch": ([*TRAIN, "--devices", "4", "--eval-batch", "9"], "--eval-batch 9.*4 device"),
     "split files": ([*TRAIN, "--split-files", "gone"], "gone/training_data.csv: not a readable"),
     "run exists": ([*TRAIN, "--out", "run"], "run exists; .*--overwrite"),
@@ -479,7 +485,7 @@ REFUSED = {
     "inspect root missing": (["data", "inspect", "objects", "--root", "gone"], "gone: no such"),
     "split no root": (["data", "split", "objects"], "--root: the folder"),
     "split taken": ([*SPLIT, "--out", "run/splits"], "run/splits has a split; .*--overwrite"),
-    "split empty": ([*SPLIT, "--out", "new", "--train-frac", "0"], "none for train"),
+    "split empty": ([*SPLIT, "--out", "new", "--train-fraction", "0"], "none for train"),
     "preview no root": (["data", "preview", "objects"], "--root: the folder"),
     "system to inspect": (["data", "inspect", "objcts"], "'objcts'.*objects"),
 }

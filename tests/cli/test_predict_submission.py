@@ -23,7 +23,9 @@ def strongest(_, batch):
 
 
 SYSTEM = SimpleNamespace(
-    many=False, read=partial(images.levels, side=4), task=SimpleNamespace(predict=strongest)
+    many=False,
+    read=partial(images.read_resized_float, side=4),
+    task=SimpleNamespace(predict=strongest),
 )
 
 
@@ -67,7 +69,7 @@ def test_rows_are_those_of_the_sample(folder, heading):
 
 
 def test_rows_in_another_order_or_number_are_refused(folder):
-    names = [path.name for path in verification_protocol.unknown(folder)]
+    names = [path.name for path in verification_protocol.list_probes(folder)]
     for wrong, count in ((names[::-1], 6), (names[:-1], 1), ([*names, "07.png"], 1)):
         text = "".join(f"{name},0\n" for name in wrong)
         Path("sample.csv").write_text(f"id,label\n{text}")

@@ -26,9 +26,9 @@ from tests.cli.test_compare import cells, printed
 from tests.cli.test_main import PNG, main
 
 WORDS = [
-    *("--size", "32", "--width", "0.1", "--dim", "8", "--epochs", "1", "--batch", "4"),
-    *("--eval-batch", "4", "--devices", "1", "--warmup", "0", "--cut-test", "0", "--quiet"),
-    *("--pull", "center"),
+    *("--size", "32", "--width", "0.1", "--embedding-dim", "8", "--epochs", "1", "--batch", "4"),
+    *("--eval-batch", "4", "--devices", "1", "--warmup", "0", "--test-fraction", "0", "--quiet"),
+    *("--embedding-loss", "center"),
 ]
 LEARNT = {"n1": (220, 40, 40), "n2": (40, 200, 60)}
 KNOWN = {"n1": (220, 40, 40), "n3": (50, 60, 230), "n4": (230, 220, 40)}
@@ -113,14 +113,14 @@ def refused(said, command, chosen, **changes):
 def similarities():
     """Cosines [N, M] of the unknown and the known, image by image, in NumPy."""
     embedder = embedding.restored(RUN, "best")
-    known = images.within("known")
+    known = images.list_images("known")
     made = [np.asarray(embedder.embed([p])[0], np.float64) for p in (*identities_of(), *known)]
     made = np.array([x / np.linalg.norm(x) for x in made])
     return made[: len(UNKNOWN)] @ made[len(UNKNOWN) :].T, [path.parent.name for path in known]
 
 
 def identities_of():
-    return verification_protocol.unknown("unknown")
+    return verification_protocol.list_probes("unknown")
 
 
 def judged(join, threshold):
@@ -400,7 +400,7 @@ def test_pairs_that_are_left_out_do_not_move_others_to_another_fold(said):
     """The first fold keeps a pair, the second two; three in a row would be cut after two."""
     Path("pairs.txt").write_text(LIST.replace("n1 1 2", "n1 1 9"))
     found = said(verify_pairs.pairs, PAIRS, on_missing="skip")
-    listed = verification_protocol.pairs("pairs.txt", "known").pairs
+    listed = verification_protocol.read_pairs("pairs.txt", "known").pairs
     embedder = embedding.restored(RUN, "best")
     score, same = verify_pairs._likeness(PAIRS, embedder, listed)
     wanted, moved = (
@@ -538,7 +538,9 @@ def test_a_sweep_has_the_columns_of_the_seed_and_a_row_a_run(trained, tmp_path, 
 
 
 def test_a_network_that_has_diverged_is_refused(place, monkeypatch):
-    monkeypatch.setattr(images, "levels", lambda path, side: (np.full((32, 32, 3), np.nan), (1, 1)))
+    monkeypatch.setattr(
+        images, "read_resized_float", lambda path, side: (np.full((32, 32, 3), np.nan), (1, 1))
+    )
     refused("unknown/0.png: embedding not finite", verify.pair, PAIR)
 
 

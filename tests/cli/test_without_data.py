@@ -13,7 +13,7 @@ from PIL import Image
 from jaxdet.configs import SYSTEMS, embedders
 from jaxdet.models import simple
 from jaxdet.training import run_dir
-from tests import made, tiny
+from tests import datasets, tiny
 from tests.cli import test_cifar10, test_detect, test_objects
 from tests.cli import test_main as test_cli
 from tests.cli import test_verify as test_verify_command
@@ -31,14 +31,14 @@ def people(root):
 MAKERS = {
     "digits": test_cli.mnist,
     "objects": test_objects.set_of_photos,
-    "detect": made.yolo,
-    "cifar10": made.labelled,
+    "detect": datasets.yolo,
+    "cifar10": datasets.labelled,
     "faces": people,
 }
 WORDS = {
     "digits": [*tiny.WORDS, "--source", "mnist", "--epochs", "1"],
     "objects": test_objects.WORDS,
-    "detect": [*test_detect.WORDS, "--freeze", "0"],
+    "detect": [*test_detect.WORDS, "--freeze-stages", "0"],
     "cifar10": [*test_cifar10.SMALL, "--epochs", "1"],
     "faces": test_verify_command.WORDS,
 }

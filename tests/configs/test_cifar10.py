@@ -13,15 +13,15 @@ from jaxdet.configs import cifar10
 from jaxdet.configs.cifar10 import Config
 from jaxdet.errors import InputError
 from jaxdet.training import evaluator, time_budget
-from tests import made
+from tests import datasets
 
 MODELS = get_args(cifar10.Model)
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    root = made.labelled(tmp_path_factory.mktemp("images") / "data")
-    return Config(root=str(root), cut_val=0.25)
+    root = datasets.labelled(tmp_path_factory.mktemp("images") / "data")
+    return Config(root=str(root), val_fraction=0.25)
 
 
 def ids(config):
@@ -45,7 +45,7 @@ def test_the_split_is_that_of_its_seed(config):
 
 @pytest.mark.parametrize("share, count", [(1e-9, 1), (0.1, 3), (0.5, 14), (1.0, 27)])
 def test_a_part_of_a_system_is_what_its_own_configuration_builds(config, share, count):
-    less = replace(config, train_frac=share)
+    less = replace(config, train_fraction=share)
     found, expected = configs.build("cifar10", config).part(less), configs.build("cifar10", less)
     for part in ("train", "val", "test"):
         ours, theirs = found.splits[part], expected.splits[part]
@@ -82,7 +82,12 @@ def test_widths_and_dense_are_those_of_the_tutorial_unless_given():
 
 
 @pytest.mark.parametrize(
-    "change", [{}, {"flip": True, "crop": 4, "cutout": 0.5, "light": 0.2}, {"colour": 0.5}]
+    "change",
+    [
+        {},
+        {"flip": True, "crop_padding": 4, "cutout": 0.5, "brightness_contrast": 0.2},
+        {"color_jitter": 0.5},
+    ],
 )
 def test_training_images_are_changed_as_asked_for(config, change):
     system = configs.build("cifar10", replace(config, **change))
@@ -93,21 +98,21 @@ def test_training_images_are_changed_as_asked_for(config, change):
 
 
 REFUSED = {
-    "--cut-val 0:": {"cut_val": 0.0},
-    "--cut-val 1:": {"cut_val": 1.0},
-    "--cut-val 0.99 of 36 images": {"cut_val": 0.99},
-    "--train-frac 0:": {"train_frac": 0.0},
-    "--train-frac 1.5:": {"train_frac": 1.5},
+    "--val-fraction 0:": {"val_fraction": 0.0},
+    "--val-fraction 1:": {"val_fraction": 1.0},
+    "--val-fraction 0.99 of 36 images": {"val_fraction": 0.99},
+    "--train-fraction 0:": {"train_fraction": 0.0},
+    "--train-fraction 1.5:": {"train_fraction": 1.5},
     "--dropout 1:": {"dropout": 1.0},
-    "--smoothing -0.1:": {"smoothing": -0.1},
+    "--label-smoothing -0.1:": {"label_smoothing": -0.1},
     "--cutout 1:": {"cutout": 1.0},
-    "--light 1:": {"light": 1.0},
-    "--colour 1:": {"colour": 1.0},
-    "--crop -1:": {"crop": -1},
-    "--crop 33:": {"crop": 33},
-    "--mixup -1:": {"mixup": -1.0},
-    "--widths and --dense:": {"widths": (0, 3)},
-    "--widths, --dense and --norm are not for --model tiny": {"norm": True, "model": "tiny"},
+    "--brightness-contrast 1:": {"brightness_contrast": 1.0},
+    "--color-jitter 1:": {"color_jitter": 1.0},
+    "--crop -1:": {"crop_padding": -1},
+    "--crop-padding 33:": {"crop_padding": 33},
+    "--mixup -1:": {"mixup_alpha": -1.0},
+    "--channels and --fc-widths:": {"channels": (0, 3)},
+    "--channels, --fc-widths and --norm are not for --model tiny": {"norm": True, "model": "tiny"},
     "--activation is not for --model narrow": {"activation": "elu", "model": "narrow"},
     "CIFAR-10 is not in gone": {"root": "gone"},
     "CIFAR-10 is not anywhere": {"root": ""},

@@ -14,19 +14,19 @@ from jaxdet.errors import InputError
 from tests.data import test_folders as trees
 from tests.data import test_named as sets
 
-ROWS = {name: 3 for names in cifar10.FILES.values() for name in names} | {"test_batch": 2}
+ROWS = {name: 3 for names in cifar10.BATCH_FILES.values() for name in names} | {"test_batch": 2}
 
 
 def batch(name):
     """Values [N, 3072] and labels of a batch: noise of its own."""
     draw = np.random.default_rng([*name.encode()])
-    values = draw.integers(0, 256, (ROWS[name], cifar10.VALUES), np.uint8)
+    values = draw.integers(0, 256, (ROWS[name], cifar10.VALUES_PER_IMAGE), np.uint8)
     return values, draw.integers(0, 10, ROWS[name]).tolist()
 
 
 def expected(part):
     """Images and labels of a part, pixel by pixel from the order red, green, blue."""
-    found = [batch(name) for name in cifar10.FILES[part]]
+    found = [batch(name) for name in cifar10.BATCH_FILES[part]]
     values = np.concatenate([values for values, _ in found]).reshape(-1, 3, 32, 32)
     image = np.stack([values[:, channel] for channel in range(3)], axis=-1)
     return image, [label for _, labels in found for label in labels]
@@ -343,8 +343,8 @@ def test_some_images_of_the_real_tar_file(tmp_path):
 
 @pytest.mark.parametrize("write, ending", [(python2, ""), (binary, ".bin")])
 def test_a_survey_counts_the_labels_of_each_part(tmp_path, write, ending):
-    rows, bad = cifar10.survey(trees.on_disk(tmp_path / "batches", files(write, ending)))
-    labels = {part: expected(part)[1] for part in cifar10.FILES}
+    rows, bad = cifar10.summarize(trees.on_disk(tmp_path / "batches", files(write, ending)))
+    labels = {part: expected(part)[1] for part in cifar10.BATCH_FILES}
     sides = {"height": "32 to 32", "width": "32 to 32"}
     assert bad == [] and [row["label"] for row in rows] == list(cifar10.CLASSES)
     for i, row in enumerate(rows):
@@ -353,8 +353,8 @@ def test_a_survey_counts_the_labels_of_each_part(tmp_path, write, ending):
 
 
 def test_a_survey_of_image_files_is_that_of_their_folders(tmp_path):
-    tree = {f"{part}/{name}/1.png": trees.A for part in cifar10.FILES for name in "ab"}
+    tree = {f"{part}/{name}/1.png": trees.A for part in cifar10.BATCH_FILES for name in "ab"}
     place = trees.on_disk(tmp_path / "tree", tree | {"test/a/2.png": b"no image"})
-    assert cifar10.survey(place) == trees.folders.survey(trees.folders.read(place))
+    assert cifar10.summarize(place) == trees.folders.survey(trees.folders.read(place))
     with pytest.raises(InputError, match="CIFAR-10 is not in .*gone"):
-        cifar10.survey(tmp_path / "gone")
+        cifar10.summarize(tmp_path / "gone")

@@ -9,9 +9,9 @@ from PIL import Image
 
 from jaxdet.data import coco, detection, formats, images, parquet, voc, yolo
 from jaxdet.errors import InputError
-from tests import made
+from tests import datasets
 
-each_format = pytest.mark.parametrize("name", made.FORMATS)
+each_format = pytest.mark.parametrize("name", datasets.FORMATS)
 DATA = os.environ.get("JAXDET_DATA")
 real = pytest.mark.skipif(not DATA, reason="JAXDET_DATA is not set")
 
@@ -20,22 +20,22 @@ real = pytest.mark.skipif(not DATA, reason="JAXDET_DATA is not set")
 def root(tmp_path, name):
     if name == "parquet":
         pytest.importorskip("pyarrow")
-    made.FORMATS[name](tmp_path / "set")
+    datasets.FORMATS[name](tmp_path / "set")
     return tmp_path / "set"
 
 
 @each_format
 def test_every_format_gives_what_was_written(root, name):
     found = formats.READERS[name].read(root)
-    assert found.classes == made.CLASSES and not found.notes
+    assert found.classes == datasets.CLASSES and not found.notes
     assert {part: len(of) for part, of in found.parts.items()} == {"train": 3, "val": 1}
-    for part, photos in made.PARTS.items():
+    for part, photos in datasets.PARTS.items():
         for one, i in zip(found.parts[part], photos, strict=True):
-            boxes = [box for box, _ in made.BOXES[i]]
+            boxes = [box for box, _ in datasets.BOXES[i]]
             np.testing.assert_allclose(one.boxes, np.reshape(boxes, (-1, 4)), atol=1e-4)
-            np.testing.assert_array_equal(one.labels, [label for _, label in made.BOXES[i]])
+            np.testing.assert_array_equal(one.labels, [label for _, label in datasets.BOXES[i]])
             assert one.boxes.dtype == np.float32 and one.labels.dtype == np.int32
-            assert images.fitted(one.image, 32, 32)[1] == made.SIZES[i]
+            assert images.read_letterboxed(one.image, 32, 32)[1] == datasets.SIZES[i]
     ids = {"coco": (3, 7), "parquet": (1, 2)}
     assert found.numbers == ids.get(name, ())
     known = [one.number for part in found.parts.values() for one in part]
@@ -47,11 +47,11 @@ def test_every_format_gives_what_was_written(root, name):
 @each_format
 def test_the_format_is_found(root, name):
     found = formats.read(root)
-    assert found.classes == made.CLASSES and found.parts.keys() == made.PARTS.keys()
+    assert found.classes == datasets.CLASSES and found.parts.keys() == datasets.PARTS.keys()
 
 
 def test_load_fits_photos_and_boxes_and_pads(tmp_path):
-    made.yolo(tmp_path / "set")
+    datasets.yolo(tmp_path / "set")
     found = yolo.read(tmp_path / "set")
     source, notes = detection.load(found.parts["train"], 64, 96, 4, first_id=5)
     assert not notes
@@ -59,11 +59,11 @@ def test_load_fits_photos_and_boxes_and_pads(tmp_path):
     assert rows["image"].shape == (3, 64, 96, 3) and rows["image"].dtype == np.uint8
     np.testing.assert_array_equal(rows["id"], [5, 6, 7])
     np.testing.assert_array_equal(rows["valid"].sum(1), [2, 1, 0])
-    np.testing.assert_array_equal(rows["size"], made.SIZES[:3])
+    np.testing.assert_array_equal(rows["size"], datasets.SIZES[:3])
     scale, offset = rows["to_original"][:, None, :2], rows["to_original"][:, None, 2:]
     back = rows["boxes"] * np.tile(scale, 2) + np.tile(offset, 2)
     for i in range(3):
-        boxes = np.reshape([box for box, _ in made.BOXES[i]], (-1, 4))
+        boxes = np.reshape([box for box, _ in datasets.BOXES[i]], (-1, 4))
         np.testing.assert_allclose(back[i][rows["valid"][i]], boxes, atol=1e-3)
         sides = boxes[:, 2:] - boxes[:, :2]
         np.testing.assert_allclose(rows["area"][i][rows["valid"][i]], sides.prod(1), rtol=1e-4)
@@ -72,14 +72,16 @@ def test_load_fits_photos_and_boxes_and_pads(tmp_path):
         ):
             middle = rows["image"][i][int((y0 + y1) / 2), int((x0 + x1) / 2)]
             assert middle.argmax() == (0 if label == 0 else 2)  # red cells, blue dots
-    assert (rows["image"][1][:, 0] == images.GREY).all()  # a narrow photo has grey beside it
+    assert (
+        rows["image"][1][:, 0] == images.LETTERBOX_FILL
+    ).all()  # a narrow photo has grey beside it
 
 
 def test_load_cuts_boxes_and_names_those_it_leaves_out(tmp_path):
-    made.photo(0).save(tmp_path / "a.png")  # 60 x 40
+    datasets.photo(0).save(tmp_path / "a.png")  # 60 x 40
     boxes = [(-5, -5, 10, 10), (20, 20, 20, 30), (70, 0, 80, 5), (5, 5, 5.5, 30), (1, 1, 9, 9)]
-    one = detection.scene(tmp_path / "a.png", [(box, 0, False) for box in boxes], "a.png")
-    gone = detection.scene(tmp_path / "gone.png", [], "gone.png")
+    one = detection.annotated_image(tmp_path / "a.png", [(box, 0, False) for box in boxes], "a.png")
+    gone = detection.annotated_image(tmp_path / "gone.png", [], "gone.png")
     source, notes = detection.load([one, gone], 32, 64, 2)
     np.testing.assert_array_equal(source.arrays["valid"], [[True, True]])
     np.testing.assert_allclose(source.arrays["boxes"][0, 0], [8, 0, 16, 8], atol=1e-5)
@@ -95,54 +97,80 @@ def test_load_cuts_boxes_and_names_those_it_leaves_out(tmp_path):
 
 
 def test_more_boxes_than_slots_are_told(tmp_path):
-    made.photo(3).save(tmp_path / "a.png")
-    one = detection.scene(tmp_path / "a.png", [(b, c, False) for b, c in made.BOXES[3]], "a.png")
+    datasets.photo(3).save(tmp_path / "a.png")
+    one = detection.annotated_image(
+        tmp_path / "a.png", [(b, c, False) for b, c in datasets.BOXES[3]], "a.png"
+    )
     source, notes = detection.load([one], 64, 64, 2)
     assert source.arrays["valid"].sum() == 2
     assert notes == ["a.png: 3 boxes, 2 slots; the others are left out"]
 
 
 def test_grey_and_turned_photos(tmp_path):
-    made.photo(0).convert("L").save(tmp_path / "grey.png")
-    turned = made.photo(0)
+    datasets.photo(0).convert("L").save(tmp_path / "grey.png")
+    turned = datasets.photo(0)
     exif = turned.getexif()
     exif[0x0112] = 6  # to be turned by 90 degrees
     turned.save(tmp_path / "turned.jpg", exif=exif)
-    grey, size = images.fitted(tmp_path / "grey.png", 32, 48)
+    grey, size = images.read_letterboxed(tmp_path / "grey.png", 32, 48)
     assert (grey[..., 0] == grey[..., 1]).all() and size == (40, 60)
-    _, size = images.fitted(tmp_path / "turned.jpg", 64, 64)
-    assert size == images.size(tmp_path / "turned.jpg") == (60, 40)
+    _, size = images.read_letterboxed(tmp_path / "turned.jpg", 64, 64)
+    assert size == images.read_size(tmp_path / "turned.jpg") == (60, 40)
 
 
 def test_repeats_and_parts_that_are_missing(tmp_path):
-    made.yolo(tmp_path / "set")
+    datasets.yolo(tmp_path / "set")
     text = (tmp_path / "set" / "data.yaml").read_text()
     (tmp_path / "set" / "data.yaml").write_text(text.replace("images/val", "images/train"))
     found = yolo.read(tmp_path / "set")
     assert len(found.notes) == 3 and "0.png is in train already" in found.notes[0]
     assert not found.parts["val"]
-    cut = detection.with_val(found.parts, 0.34, 0)
+    cut = detection.with_validation(found.parts, 0.34, 0)
     assert len(cut["val"]) == 1 and len(cut["train"]) == 2
-    with pytest.raises(InputError, match="--cut-val 0.01 of 3 photos"):
-        detection.with_val(found.parts, 0.01, 0)
+    with pytest.raises(InputError, match="--val-fraction 0.01 of 3 photos"):
+        detection.with_validation(found.parts, 0.01, 0)
 
 
 BROKEN = {
-    "yolo no yaml": (made.yolo, "data.yaml", "a: [", yolo, "data.yaml: not readable YAML"),
-    "yolo no names": (made.yolo, "data.yaml", "train: images/train", yolo, "names: a list"),
-    "yolo place": (made.yolo, "data.yaml", "names: [a]\ntrain: gone", yolo, "gone: no such folder"),
-    "yolo out": (made.yolo, "data.yaml", "names: [a]\ntrain: ../..", yolo, "leads out of"),
-    "coco json": (made.coco, "annotations/instances_val2017.json", "{", coco, "not readable JSON"),
-    "yolo gaps": (made.yolo, "data.yaml", "names: {0: a, 2: b}\n", yolo, "all by number from 0"),
+    "yolo no yaml": (datasets.yolo, "data.yaml", "a: [", yolo, "data.yaml: not readable YAML"),
+    "yolo no names": (datasets.yolo, "data.yaml", "train: images/train", yolo, "names: a list"),
+    "yolo place": (
+        datasets.yolo,
+        "data.yaml",
+        "names: [a]\ntrain: gone",
+        yolo,
+        "gone: no such folder",
+    ),
+    "yolo out": (datasets.yolo, "data.yaml", "names: [a]\ntrain: ../..", yolo, "leads out of"),
+    "coco json": (
+        datasets.coco,
+        "annotations/instances_val2017.json",
+        "{",
+        coco,
+        "not readable JSON",
+    ),
+    "yolo gaps": (
+        datasets.yolo,
+        "data.yaml",
+        "names: {0: a, 2: b}\n",
+        yolo,
+        "all by number from 0",
+    ),
     "coco row": (
-        made.coco,
+        datasets.coco,
         "annotations/instances_val2017.json",
         '{"images": [3], "annotations": [], "categories": []}',
         coco,
         "images: a list of objects",
     ),
-    "coco keys": (made.coco, "annotations/instances_val2017.json", "{}", coco, "no annotations,"),
-    "voc none": (made.voc, "ImageSets/Main/val.txt", "../../x", voc, "leads out of"),
+    "coco keys": (
+        datasets.coco,
+        "annotations/instances_val2017.json",
+        "{}",
+        coco,
+        "no annotations,",
+    ),
+    "voc none": (datasets.voc, "ImageSets/Main/val.txt", "../../x", voc, "leads out of"),
 }
 
 
@@ -159,7 +187,7 @@ def test_what_cannot_be_read_is_named(tmp_path, case):
 
 
 def test_wrong_rows_are_named_and_left_out(tmp_path):
-    made.yolo(tmp_path / "yolo")
+    datasets.yolo(tmp_path / "yolo")
     labels = tmp_path / "yolo" / "labels" / "train" / "0.txt"
     labels.write_text("5 .5 .5 .1 .1\n0 .5 .5 .1\n0 .5 .5 .1 .1\n")
     found = yolo.read(tmp_path / "yolo")
@@ -168,7 +196,7 @@ def test_wrong_rows_are_named_and_left_out(tmp_path):
         "0.txt row 2: '0 .5 .5 .1'; class x y width height are wanted",
     ]
     assert len(found.parts["train"][0].boxes) == 1
-    made.coco(tmp_path / "coco")
+    datasets.coco(tmp_path / "coco")
     path = tmp_path / "coco" / "annotations" / "instances_train2017.json"
     told = json.loads(path.read_text())
     told["annotations"][0]["category_id"] = 4
@@ -177,7 +205,7 @@ def test_wrong_rows_are_named_and_left_out(tmp_path):
     path.write_text(json.dumps(told))
     notes = coco.read(tmp_path / "coco").notes
     assert [note.split(": ", 1)[1].split(" ")[0] for note in notes] == ["unknown", "bbox", "image"]
-    made.voc(tmp_path / "voc")
+    datasets.voc(tmp_path / "voc")
     annotation = tmp_path / "voc" / "Annotations" / "0.xml"
     annotation.write_text(annotation.read_text().replace("<xmin>5<", "<xmin>five<"))
     (tmp_path / "voc" / "Annotations" / "1.xml").write_text("<!DOCTYPE a><a/>")
@@ -262,7 +290,7 @@ def test_a_corrupt_parquet_file_is_named(tmp_path):
 
 
 def test_the_other_files_of_cocos_own_folder_are_left_alone(tmp_path):
-    made.coco(tmp_path / "set")
+    datasets.coco(tmp_path / "set")
     for name in ("captions_train2017", "person_keypoints_train2017"):
         (tmp_path / "set" / "annotations" / f"{name}.json").write_text("{}")
     assert coco.read(tmp_path / "set").parts.keys() == {"train", "val"}
@@ -270,7 +298,7 @@ def test_the_other_files_of_cocos_own_folder_are_left_alone(tmp_path):
 
 @pytest.mark.parametrize("box", [["a", 1, 2, 3], [None, 1, 2, 3], "1 2 3 4"])
 def test_a_box_of_coco_without_numbers_is_named(tmp_path, box):
-    made.coco(tmp_path / "set")
+    datasets.coco(tmp_path / "set")
     path = tmp_path / "set" / "annotations" / "instances_val2017.json"
     told = json.loads(path.read_text())
     told["annotations"][0]["bbox"] = box
@@ -280,7 +308,7 @@ def test_a_box_of_coco_without_numbers_is_named(tmp_path, box):
 
 
 def test_places_as_roboflow_writes_them(tmp_path):
-    made.yolo(tmp_path / "set")
+    datasets.yolo(tmp_path / "set")
     path = tmp_path / "set" / "data.yaml"
     before = yolo.read(tmp_path / "set")
     path.write_text(path.read_text().replace(": images/", ": ../images/"))
@@ -290,7 +318,7 @@ def test_places_as_roboflow_writes_them(tmp_path):
 
 
 def test_polygons_have_the_box_around_them_and_scores_are_left_out(tmp_path):
-    made.yolo(tmp_path / "set")
+    datasets.yolo(tmp_path / "set")
     labels = tmp_path / "set" / "labels" / "train" / "0.txt"  # of 60 x 40 pixels
     labels.write_text("1 .5 .25 .75 .5 .25 .5\n0 .5 .5 .5 .5 .9\n0 nan .5 .5 .5\nnan 0 0 0 0\n")
     found = yolo.read(tmp_path / "set")
@@ -305,7 +333,7 @@ def test_polygons_have_the_box_around_them_and_scores_are_left_out(tmp_path):
 
 def _readable(folder):
     Image.new("RGB", (8, 8)).save(folder / "a.png")
-    return detection.scene(folder / "a.png", [], "a.png")
+    return detection.annotated_image(folder / "a.png", [], "a.png")
 
 
 @real

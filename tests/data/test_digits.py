@@ -48,7 +48,7 @@ def whole(request, tmp_path_factory):
 
 def test_splits_part_the_set_and_ids_tell_every_row(whole):
     name, root, counts = whole
-    parts = digits.splits(name, root)
+    parts = digits.read_splits(name, root)
     assert {part: len(source) for part, source in parts.items()} == counts
     np.testing.assert_array_equal(ids(parts["train"]), np.arange(counts["train"]))
     every = np.concatenate([ids(parts["train"]), ids(parts["heldout"])])
@@ -59,7 +59,7 @@ def test_splits_part_the_set_and_ids_tell_every_row(whole):
 
 def test_a_row_keeps_its_id_in_every_part(whole):
     name, root, _ = whole
-    parts = digits.splits(name, root)
+    parts = digits.read_splits(name, root)
     for record in parts["test"]:
         same = parts["heldout"][record["id"] - len(parts["train"])]
         np.testing.assert_array_equal(record["image"], same["image"])
@@ -68,7 +68,7 @@ def test_a_row_keeps_its_id_in_every_part(whole):
 
 def test_the_seed_draws_the_test_digits_and_nothing_else(whole):
     name, root, _ = whole
-    first, again, other = (digits.splits(name, root, seed) for seed in (3, 3, 4))
+    first, again, other = (digits.read_splits(name, root, seed) for seed in (3, 3, 4))
     np.testing.assert_array_equal(ids(first["test"]), ids(again["test"]))
     assert set(ids(first["test"])) != set(ids(other["test"]))
     for part in ("train", "heldout"):
@@ -76,23 +76,23 @@ def test_the_seed_draws_the_test_digits_and_nothing_else(whole):
 
 
 def test_all_classes_are_in_every_part_of_the_embedded_set():
-    for source in digits.splits("embedded").values():
+    for source in digits.read_splits("embedded").values():
         assert set(source.arrays["label"]) == set(range(10))
 
 
 def test_too_few_digits_to_hold_out(tmp_path):
     with pytest.raises(InputError, match="mnist: 3 test digits; 60 or more"):
-        digits.splits("mnist", write(tmp_path))
+        digits.read_splits("mnist", write(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["cifar", "mnist", "tfds:", "tfds", "embedded:x", ""])
 def test_a_source_not_known_or_without_its_root(name):
     with pytest.raises(InputError, match="one of embedded, mnist, tfds:NAME"):
-        digits.splits(name)
+        digits.read_splits(name)
 
 
 def test_the_scans_are_those_of_scikit_learn():
     expected = load_digits()
-    scans, label = digits._scans()
+    scans, label = digits._load_scans()
     np.testing.assert_array_equal(scans, expected.images)
     np.testing.assert_array_equal(label, expected.target)

@@ -97,10 +97,10 @@ def test_folders_are_classes_in_the_order_of_their_names(put, around):
 
 
 def test_classes_sort_as_text():
-    tree = image_folder.Tree(
+    tree = image_folder.FileTree(
         Path("x"), {(): {}} | {(f"s{i}",): {"1.pgm": Path()} for i in range(12)}, ()
     )
-    assert image_folder.classified(tree).classes[:4] == ("s0", "s1", "s10", "s11")
+    assert image_folder.find_classes(tree).classes[:4] == ("s0", "s1", "s10", "s11")
 
 
 @pytest.mark.parametrize("around", [".", "any"])
@@ -287,8 +287,8 @@ def test_of_two_files_of_one_name_in_a_tar_file_the_last_counts(tmp_path):
     path = tmp_path / "data.tar"
     unended = tarred({"cat/a.png": A})[: 512 + -(-len(A) // 512) * 512]
     path.write_bytes(unended + tarred({"cat/a.png": C, "cat/a.png/b": B}))
-    (image,) = image_folder.walk(path).files["cat",].values()
-    assert image_folder.content(image) == C
+    (image,) = image_folder.list_files(path).files["cat",].values()
+    assert image_folder.file_bytes(image) == C
 
 
 def test_links_and_pipes_on_disk(tmp_path):
@@ -299,7 +299,7 @@ def test_links_and_pipes_on_disk(tmp_path):
     (place / "dog" / "round").symlink_to(place)
     found = image_folder.read(place)
     assert names(found) == {"all": ["cat/a.png", "cat/b.png", "dog/1.png", "fox/1.png"]}
-    notes = [f"{place}/{name}/round: {image_folder.NO_FILE}" for name in ("dog", "fox")]
+    notes = [f"{place}/{name}/round: {image_folder.NESTED_FOLDER}" for name in ("dog", "fox")]
     assert list(found.notes) == notes
 
 
@@ -367,7 +367,7 @@ def test_a_survey_counts_measures_and_says_what_is_wrong(put):
     wide = drawn(size=(3, 40))
     files = {"train/dog/1.png": A, "train/dog/2.png": wide, "test/cat/3.png": B}
     place = put(files | {"test/cat/4.png": b"no image", "train/dog/inner/5.png": C})
-    rows, notes = image_folder.survey(image_folder.read(place))
+    rows, notes = image_folder.summarize(image_folder.read(place))
     cat = {"label": "cat", "train": 0, "test": 1, "unusable": 1}
     dog = {"label": "dog", "train": 2, "test": 0, "unusable": 0}
     assert rows == [
@@ -375,7 +375,7 @@ def test_a_survey_counts_measures_and_says_what_is_wrong(put):
         dog | {"height": "3 to 6", "width": "8 to 40"},
     ]
     inner, bad = notes
-    assert inner == f"{place}/train/dog/inner: {image_folder.NO_FILE}"
+    assert inner == f"{place}/train/dog/inner: {image_folder.NESTED_FOLDER}"
     assert bad.startswith(f"{place}/test/cat/4.png: ") and "not a readable image" in bad
 
 
@@ -394,7 +394,7 @@ def test_a_stream_has_what_memory_would_hold(put):
     place = put(TREE | {"cat/c.png": b"no image"})
     found = image_folder.read(place)
     held, notes = image_folder.load(found.parts["all"], found.classes, 5, first_id=7)
-    streamed, told = image_folder.streamed(found.parts["all"], found.classes, 5, first_id=7)
+    streamed, told = image_folder.stream(found.parts["all"], found.classes, 5, first_id=7)
     assert told == notes and "cat/c.png" in told[0]
     assert (len(streamed), streamed.names, streamed.arrays) == (3, held.names, {})
     same(streamed.first(99).arrays, held.arrays)
@@ -410,12 +410,10 @@ def test_a_stream_has_what_memory_would_hold(put):
 def test_a_damaged_file_ends_a_stream_by_its_name(put):
     pytest.importorskip("grain")
     found = image_folder.read(put(TREE | {"cat/c.png": A[: len(A) // 2]}))
-    streamed, notes = image_folder.streamed(found.parts["all"], found.classes, 5)
+    streamed, notes = image_folder.stream(found.parts["all"], found.classes, 5)
     assert not notes and len(streamed) == 4
     with pytest.raises(InputError, match=r"cat/c\.png: .*not a readable image.*take it away") as e:
         list(streamed.batches(np.arange(4)[None]))
     assert "\n" not in str(e.value)
     with pytest.raises(InputError, match="none of 1 images can be used"):
-        image_folder.streamed(
-            [found.parts["all"][0]._replace(image=Path("gone"))], found.classes, 5
-        )
+        image_folder.stream([found.parts["all"][0]._replace(image=Path("gone"))], found.classes, 5)

@@ -155,7 +155,7 @@ def test_read_takes_labels_in_the_order_of_seed_000_and_then_by_name(tmp_path):
         (tmp_path / "images" / label).mkdir(parents=True)
         lines = [f"{name}.jpg,0,0,1,1,{label}" for name in "ba"]
         write(tmp_path / "annotations" / f"{label}.csv", *lines, f"{label}.jpg")
-    rows, bad = localization.read(tmp_path)
+    rows, bad = localization.read_annotations(tmp_path)
     order = ["motorcycle", "airplane", "face", "bird", "zebra"]
     assert [row.name for row in rows] == [f"{label}/{name}.jpg" for label in order for name in "ba"]
     tables = [f"{tmp_path}/annotations/{label}.csv" for label in order]
@@ -165,7 +165,7 @@ def test_read_takes_labels_in_the_order_of_seed_000_and_then_by_name(tmp_path):
 def test_a_photo_has_one_row_and_its_name_may_stand_under_two_labels(root, table):
     write(table, FIRST, "b.jpg,1,2,3,4,face", "a.jpg,3,4,5,6,face")
     other = write(table.with_name("cat.csv"), "a.jpg,1,2,3,4,cat", FIRST)
-    rows, bad = localization.read(root)
+    rows, bad = localization.read_annotations(root)
     assert [row.name for row in rows] == ["face/a.jpg", "face/b.jpg", "cat/a.jpg"]
     assert rows[0].box == (1, 2, 13, 14)
     assert bad == [
@@ -176,7 +176,7 @@ def test_a_photo_has_one_row_and_its_name_may_stand_under_two_labels(root, table
 
 def test_a_folder_without_tables_is_refused(root):
     with pytest.raises(InputError, match="annotations: no tables; one LABEL.csv a label"):
-        localization.read(root)
+        localization.read_annotations(root)
 
 
 # Images
@@ -186,7 +186,7 @@ def test_a_folder_without_tables_is_refused(root):
 def test_every_kind_of_image_has_three_colours(tmp_path, mode):
     path = tmp_path / f"a.{'tif' if mode == 'CMYK' else 'png'}"
     image = picture(path, mode=mode)
-    found, size = images.colour(path, 16)
+    found, size = images.read_resized(path, 16)
     assert (found.shape, found.dtype, size) == ((16, 16, 3), np.uint8, (30, 20))
     expected = image.convert("RGB").resize((16, 16), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(found, expected)
@@ -196,10 +196,10 @@ def test_every_kind_of_image_has_three_colours(tmp_path, mode):
 def test_levels_are_bytes_over_255_and_whole_keeps_the_size(tmp_path):
     path = tmp_path / "a.png"
     image = picture(path)
-    found, size = images.levels(path, 16)
+    found, size = images.read_resized_float(path, 16)
     assert (found.dtype, size) == (np.float32, (30, 20))
-    np.testing.assert_array_equal(np.rint(found * 255), images.colour(path, 16)[0])
-    np.testing.assert_array_equal(np.rint(images.whole(path) * 255), np.asarray(image))
+    np.testing.assert_array_equal(np.rint(found * 255), images.read_resized(path, 16)[0])
+    np.testing.assert_array_equal(np.rint(images.read_float(path) * 255), np.asarray(image))
 
 
 # how an upright image is stored under each EXIF orientation (JEITA CP-3451, tag 0x0112)
@@ -228,12 +228,12 @@ def test_photos_stand_upright_whichever_way_they_are_stored(tmp_path, orientatio
     upright = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 20, 3), np.uint8))
     upright.save(tmp_path / "upright.png")
     store(tmp_path / "stored.png", upright, orientation)
-    expected = images.colour(tmp_path / "upright.png", 16)
-    found = images.colour(tmp_path / "stored.png", 16)
+    expected = images.read_resized(tmp_path / "upright.png", 16)
+    found = images.read_resized(tmp_path / "stored.png", 16)
     np.testing.assert_array_equal(found[0], expected[0])
     assert found[1] == expected[1] == (30, 20)
     np.testing.assert_array_equal(
-        images.whole(tmp_path / "stored.png"), images.whole(tmp_path / "upright.png")
+        images.read_float(tmp_path / "stored.png"), images.read_float(tmp_path / "upright.png")
     )
 
 
@@ -241,7 +241,7 @@ def test_an_image_too_large_to_be_meant_is_refused(tmp_path, monkeypatch):
     picture(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
     with pytest.raises(InputError, match="a.png: not a readable image .*600 pixels"):
-        images.colour(tmp_path / "a.png", 16)
+        images.read_resized(tmp_path / "a.png", 16)
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +264,7 @@ def test_damaged_bytes_give_an_image_or_an_input_error(tmp_path, encoded, kind, 
     path = tmp_path / "damaged"
     path.write_bytes(content[:at] + new + content[at + gone :])
     with contextlib.suppress(InputError):
-        assert images.colour(path, 8)[0].shape == (8, 8, 3)
+        assert images.read_resized(path, 8)[0].shape == (8, 8, 3)
 
 
 def test_within_finds_images_of_all_folders_below(root):
@@ -273,9 +273,9 @@ def test_within_finds_images_of_all_folders_below(root):
     picture(root / "images" / "cat" / "more" / "C.JPG")
     names = ["cat/a.jpg", "cat/b.jpg", "cat/more/C.JPG"]
     names += [f"face/{name}.jpg" for name in ("a", "b", "cut", "empty", "text")]
-    assert images.within(root / "images") == [root / "images" / name for name in names]
+    assert images.list_images(root / "images") == [root / "images" / name for name in names]
     with pytest.raises(InputError, match="album.jpg: no image files in it"):
-        images.within(root / "images" / "album.jpg")
+        images.list_images(root / "images" / "album.jpg")
 
 
 # Boxes
@@ -313,7 +313,7 @@ def test_boxes_are_scaled_by_the_original_size(root, orientation, found):
     levels = np.zeros((height, width), np.uint8)
     levels[y0:y1, x0:x1] = 255
     store(root / "images" / "face" / "drawn.png", Image.fromarray(levels), orientation)
-    row = localization.Row("face", "drawn.png", tuple(map(float, found[1])), "here")
+    row = localization.Annotation("face", "drawn.png", tuple(map(float, found[1])), "here")
     source, bad = localization.load([row], root, 128, CLASSES)
     assert bad == []
     np.testing.assert_array_equal(source.arrays["size"], [found[0]])
@@ -337,7 +337,7 @@ def by_the_author(rows, seed):
 @given(st.integers(10, 3000), st.integers(0, 9))
 def test_the_default_split_is_that_of_seed_000(count, seed):
     before = random.getstate()
-    found = localization.split(range(count), seed=seed)
+    found = localization.random_split(range(count), seed=seed)
     assert random.getstate() == before
     assert found == by_the_author(range(count), seed)
 
@@ -347,9 +347,9 @@ shares = st.floats(0, 1)
 
 @given(st.integers(1, 400), shares, shares, shares, st.integers(0, 9))
 def test_parts_are_disjoint_and_as_large_as_asked_for(count, val, test, train, seed):
-    asked = {"cut_val": val, "cut_test": test, "train_frac": train, "seed": seed}
+    asked = {"val_fraction": val, "test_fraction": test, "train_fraction": train, "seed": seed}
     try:
-        parts = localization.split(range(count), **asked)
+        parts = localization.random_split(range(count), **asked)
     except InputError as error:
         left = min(train, 1 - val - test)
         assert min(left, val, test) * count < 1 + 1e-6
@@ -362,13 +362,13 @@ def test_parts_are_disjoint_and_as_large_as_asked_for(count, val, test, train, s
     assert abs(len(parts["test"]) - test * count) < 1 + 1e-6
     most = count - len(parts["val"]) - len(parts["test"])
     assert len(parts["train"]) == min(int(train * count + 1e-9), most)
-    assert parts == localization.split(range(count), **asked)
+    assert parts == localization.random_split(range(count), **asked)
 
 
 def test_the_seed_decides_and_training_may_be_less():
-    whole, other = (localization.split(range(100), seed=seed) for seed in (1, 2))
+    whole, other = (localization.random_split(range(100), seed=seed) for seed in (1, 2))
     assert whole != other
-    less = localization.split(range(100), seed=1, train_frac=0.29)
+    less = localization.random_split(range(100), seed=1, train_frac=0.29)
     assert less == whole | {"train": whole["train"][:29]}
 
 
@@ -376,21 +376,25 @@ def test_the_seed_decides_and_training_may_be_less():
     ("count", "asked", "says"),
     [
         (0, {}, "of 0 photos leave none for train and val and test"),
-        (5, {}, "--cut-val 0.1 --cut-test 0.1 --train-frac 1 of 5 photos leave none for val"),
-        (100, {"cut_val": 0}, "none for val$"),
-        (100, {"cut_test": 0}, "none for test"),
-        (100, {"train_frac": 0}, "none for train"),
-        (100, {"cut_val": 0.5, "cut_test": 0.5}, "none for train"),
-        (100, {"cut_val": -0.1}, "--cut-val -0.1: a share"),
-        (100, {"cut_test": 1.5}, "--cut-test 1.5: a share"),
-        (100, {"cut_val": float("nan")}, "--cut-val nan: a share"),
-        (100, {"train_frac": -0.5}, "--train-frac -0.5: a share"),
-        (100, {"train_frac": float("inf")}, "--train-frac inf: a share"),
+        (
+            5,
+            {},
+            "--val-fraction 0.1 --test-fraction 0.1 --train-fraction 1 of 5 photos leave none for val",
+        ),
+        (100, {"val_fraction": 0}, "none for val$"),
+        (100, {"test_fraction": 0}, "none for test"),
+        (100, {"train_fraction": 0}, "none for train"),
+        (100, {"val_fraction": 0.5, "test_fraction": 0.5}, "none for train"),
+        (100, {"val_fraction": -0.1}, "--val-fraction -0.1: a share"),
+        (100, {"test_fraction": 1.5}, "--test-fraction 1.5: a share"),
+        (100, {"val_fraction": float("nan")}, "--val-fraction nan: a share"),
+        (100, {"train_fraction": -0.5}, "--train-fraction -0.5: a share"),
+        (100, {"train_fraction": float("inf")}, "--train-fraction inf: a share"),
     ],
 )
 def test_a_split_that_leaves_a_part_empty_is_refused(count, asked, says):
     with pytest.raises(InputError, match=says):
-        localization.split(range(count), **asked)
+        localization.random_split(range(count), **asked)
 
 
 words = st.text(st.sampled_from("ab.é ,\"'"), min_size=1, max_size=8).filter(
@@ -403,35 +407,35 @@ numbers = st.integers(0, 10**7).map(float) | st.floats(0, 1e9) | st.floats(-10, 
 @given(st.lists(st.tuples(words, st.tuples(*[numbers] * 4)), max_size=4), words)
 def test_a_table_is_read_as_it_was_written(tmp_path, found, label):
     (tmp_path / "images" / label).mkdir(parents=True, exist_ok=True)
-    rows = [localization.Row(label, file, box, "") for file, box in found]
+    rows = [localization.Annotation(label, file, box, "") for file, box in found]
     path = tmp_path / "table.csv"
-    path.write_text(localization.table(rows), encoding="utf-8")
+    path.write_text(localization.to_csv(rows), encoding="utf-8")
     good, bad = localization.read_table(path, tmp_path)
     assert bad == []
     assert [row[:3] for row in good] == [row[:3] for row in rows]
 
 
 def test_whole_numbers_are_written_as_such():
-    rows = [localization.Row("face", "a.jpg", (1.0, 2.5, 300000.0, 1234567.0), "")]
-    assert localization.table(rows) == "a.jpg,1,2.5,300000,1234567,face\n"
+    rows = [localization.Annotation("face", "a.jpg", (1.0, 2.5, 300000.0, 1234567.0), "")]
+    assert localization.to_csv(rows) == "a.jpg,1,2.5,300000,1234567,face\n"
 
 
 @pytest.fixture
 def folder(root):
     """A split of the four good photos."""
     rows = [
-        localization.Row(label, f"{name}.jpg", (1.0, 2.0, 13.0, 14.0), "")
+        localization.Annotation(label, f"{name}.jpg", (1.0, 2.0, 13.0, 14.0), "")
         for label in CLASSES
         for name in "ab"
     ]
     parts = {"train": rows[:2], "val": rows[2:3], "test": rows[3:]}
     for part, of_part in parts.items():
-        (root / localization.PARTS[part]).write_text(localization.table(of_part))
+        (root / localization.SPLIT_FILES[part]).write_text(localization.to_csv(of_part))
     return root
 
 
 def test_a_kept_split_is_read_part_by_part(folder):
-    parts, bad = localization.read_split(folder, folder)
+    parts, bad = localization.read_split_files(folder, folder)
     assert bad == []
     names = {part: [row.name for row in rows] for part, rows in parts.items()}
     expected = {"train": ["cat/a.jpg", "cat/b.jpg"], "val": ["face/a.jpg"], "test": ["face/b.jpg"]}
@@ -442,21 +446,21 @@ def test_a_kept_split_with_a_photo_in_two_parts_is_refused(folder):
     path = folder / "test_data.csv"
     path.write_text(path.read_text() + "b.jpg,3,4,5,6,cat\n")
     with pytest.raises(InputError, match="test_data.csv row 2: cat/b.jpg is in train as well"):
-        localization.read_split(folder, folder)
+        localization.read_split_files(folder, folder)
 
 
 def test_a_kept_split_names_its_bad_rows_and_its_missing_table(folder):
     for name in ("training_data.csv", "test_data.csv"):
         path = folder / name
         path.write_text(path.read_text() + "c.jpg,1,2,3,4\n")
-    _, bad = localization.read_split(folder, folder)
+    _, bad = localization.read_split_files(folder, folder)
     assert [line.partition(":")[0] for line in bad] == [
         f"{folder}/training_data.csv row 3",
         f"{folder}/test_data.csv row 2",
     ]
     (folder / "val_data.csv").unlink()
     with pytest.raises(InputError, match="val_data.csv: not a readable table"):
-        localization.read_split(folder, folder)
+        localization.read_split_files(folder, folder)
 
 
 # Sources
@@ -465,7 +469,7 @@ def test_a_kept_split_names_its_bad_rows_and_its_missing_table(folder):
 def test_load_keeps_order_and_counts_ids_over_what_it_leaves_out(root):
     named = ["face/b", "cat/a", "face/gone", "face/a", "cat/b"]
     rows = [
-        localization.Row(*f"{name}.jpg".split("/"), (0.0, 3.0, 10.0 + i, 30.0), f"row {i}")
+        localization.Annotation(*f"{name}.jpg".split("/"), (0.0, 3.0, 10.0 + i, 30.0), f"row {i}")
         for i, name in enumerate(named)
     ]
     source, bad = localization.load(rows, root, 16, CLASSES, first_id=7)
@@ -490,7 +494,7 @@ def test_load_keeps_order_and_counts_ids_over_what_it_leaves_out(root):
 
 def test_load_of_nothing_that_can_be_used_is_refused(root):
     rows = [
-        localization.Row("face", f"{name}.jpg", (0.0, 0.0, 1.0, 1.0), f"row {name}")
+        localization.Annotation("face", f"{name}.jpg", (0.0, 0.0, 1.0, 1.0), f"row {name}")
         for name in "xy"
     ]
     with pytest.raises(InputError, match="none of 2 photos can be used; first: row x: .*no such"):
@@ -504,7 +508,7 @@ def test_survey_tells_sizes_and_boxes_by_label(root, table):
     lines = ["large.jpg,10,10,40,50,face", "gone.jpg,1,2,3,4,face", "b.jpg,1,2,3,face"]
     write(table, FIRST, *lines)
     write(table.with_name("cat.csv"), "gone.jpg,1,2,3,4,cat")
-    labels, bad = localization.survey(root)
+    labels, bad = localization.summarize(root)
     cat, face = labels
     assert face == {
         "label": "face",
@@ -524,10 +528,10 @@ def test_survey_tells_sizes_and_boxes_by_label(root, table):
 def test_survey_of_tables_without_a_row_is_refused(root, table):
     write(table, HEADER)
     with pytest.raises(InputError, match="no row can be used$"):
-        localization.survey(root)
+        localization.summarize(root)
     write(table, "a.jpg,1,2,3,face")
     with pytest.raises(InputError, match="no row can be used; first: .*row 1: 5 columns"):
-        localization.survey(root)
+        localization.summarize(root)
 
 
 # The set that seed 000 was measured on
@@ -543,23 +547,23 @@ needs_data = pytest.mark.skipif("JAXDET_DATA" not in os.environ, reason="JAXDET_
 
 @needs_data
 def test_the_set_of_seed_000_has_its_counts(real):
-    rows, bad = localization.read(real)
+    rows, bad = localization.read_annotations(real)
     assert bad == []
     labels = [row.label for row in rows]
     assert labels == ["motorcycle"] * 798 + ["airplane"] * 800 + ["face"] * 435
 
 
 @needs_data
-@pytest.mark.parametrize("part", localization.PARTS)
+@pytest.mark.parametrize("part", localization.SPLIT_FILES)
 def test_the_split_is_that_of_seed_000_row_for_row(real, part):
-    rows, _ = localization.read(real)
-    reference = (real / "reference" / localization.PARTS[part]).read_text()
-    assert localization.table(localization.split(rows)[part]) == reference + "\n"
+    rows, _ = localization.read_annotations(real)
+    reference = (real / "reference" / localization.SPLIT_FILES[part]).read_text()
+    assert localization.to_csv(localization.random_split(rows)[part]) == reference + "\n"
 
 
 @needs_data
 def test_one_training_row_of_seed_000_cannot_be_used(real):
-    parts, unread = localization.read_split(real / "reference", real)
+    parts, unread = localization.read_split_files(real / "reference", real)
     assert unread == []
     assert [len(rows) for rows in parts.values()] == [1626, 203, 204]
     train, bad = localization.load(parts["train"], real, 16, ["airplane", "face", "motorcycle"])

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jaxdet.data import mnist
+from jaxdet.data import digits
 from jaxdet.errors import InputError
 
-CODES = {np.dtype(name): code for code, name in mnist.DTYPES.items()}
+CODES = {np.dtype(name): code for code, name in digits.IDX_DTYPES.items()}
 NAMES = [f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images", "labels")]
 
 
@@ -41,11 +41,11 @@ def path(tmp_path):
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
-@pytest.mark.parametrize("name", mnist.DTYPES.values())
+@pytest.mark.parametrize("name", digits.IDX_DTYPES.values())
 def test_read_undoes_writing_for_every_type(path, name, pack):
     array = np.arange(24).reshape(2, 3, 4).astype(name)
     path.write_bytes(pack(encoded(array)))
-    values = mnist.read(path)
+    values = digits.read_idx(path)
     np.testing.assert_array_equal(values, array)
     assert values.dtype == np.dtype(name).newbyteorder("=")
 
@@ -76,7 +76,7 @@ ZIPPED = gzip.compress(VECTOR, mtime=0)  # no clock: the bytes name tests
 def test_read_says_in_one_line_what_is_wrong(path, content, message):
     path.write_bytes(content)
     with pytest.raises(InputError, match=message) as raised:
-        mnist.read(path)
+        digits.read_idx(path)
     assert str(raised.value).startswith(f"{path}: ")
     assert "\n" not in str(raised.value)
 
@@ -87,13 +87,13 @@ def test_read_of_damaged_bytes_gives_an_array_or_an_input_error(path, content, a
     past = data.draw(st.integers(at, at + 6))
     path.write_bytes(content[:at] + bytes_ + content[past:])
     with contextlib.suppress(InputError):
-        assert mnist.read(path).size > 0
+        assert digits.read_idx(path).size > 0
 
 
 def test_read_of_what_is_no_file(tmp_path):
     for path in (tmp_path / "missing", tmp_path):
         with pytest.raises(InputError, match=f"{path}: cannot be read"):
-            mnist.read(path)
+            digits.read_idx(path)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_read_of_what_is_no_file(tmp_path):
     ],
 )
 def test_mnist_knows_the_spellings_and_numbers_all_digits(tmp_path, spelling, pack):
-    train, test = mnist.mnist(write(tmp_path, spelling, pack))
+    train, test = digits.read_mnist(write(tmp_path, spelling, pack))
     np.testing.assert_array_equal(train.arrays["id"], [0, 1, 2, 3, 4])
     np.testing.assert_array_equal(test.arrays["id"], [5, 6, 7])
     np.testing.assert_array_equal(test.arrays["label"], [0, 1, 2])
@@ -117,9 +117,9 @@ def test_mnist_knows_the_spellings_and_numbers_all_digits(tmp_path, spelling, pa
 
 def test_mnist_of_a_folder_that_is_missing_or_empty(tmp_path):
     with pytest.raises(InputError, match="no such folder"):
-        mnist.mnist(tmp_path / "missing")
+        digits.read_mnist(tmp_path / "missing")
     with pytest.raises(InputError, match="is empty, without train-images-idx3-ubyte"):
-        mnist.mnist(tmp_path)
+        digits.read_mnist(tmp_path)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -127,7 +127,7 @@ def test_mnist_names_the_file_that_is_missing(tmp_path, name):
     (missing,) = write(tmp_path).glob(f"{name}*")
     missing.unlink()
     with pytest.raises(InputError, match=f"has no {missing.name}"):
-        mnist.mnist(tmp_path)
+        digits.read_mnist(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -144,12 +144,12 @@ def test_mnist_names_the_files_whose_values_are_wrong(tmp_path, name, array, mes
     with pytest.raises(
         InputError, match=f"{name.split('_')[0]}-images-idx3-ubyte with .*{message}"
     ):
-        mnist.mnist(tmp_path)
+        digits.read_mnist(tmp_path)
 
 
 @pytest.mark.skipif("JAXDET_DATA" not in os.environ, reason="JAXDET_DATA is not set")
 def test_mnist_itself():
-    train, test = mnist.mnist(Path(os.environ["JAXDET_DATA"]) / "mnist")
+    train, test = digits.read_mnist(Path(os.environ["JAXDET_DATA"]) / "mnist")
     assert train.arrays["image"].shape == (60000, 28, 28)
     assert test.arrays["image"].shape == (10000, 28, 28)
     np.testing.assert_array_equal(train.arrays["label"][:8], [5, 0, 4, 1, 9, 2, 1, 3])

@@ -10,7 +10,7 @@ import pytest
 
 from jaxdet.data import detection, formats, images, parquet
 from jaxdet.errors import InputError
-from tests import made
+from tests import datasets
 
 pyarrow = pytest.importorskip("pyarrow")
 files = pytest.importorskip("pyarrow.parquet")
@@ -39,23 +39,23 @@ def test_memory_holds_the_photos_of_a_few_row_groups(root):
     train = parquet.read(root).parts["train"]
     assert pyarrow.total_allocated_bytes() - before < SIZE
     for row in (*range(ROWS), 17, 3, 39):
-        assert images.packed(train[row].image) == noise(row)
+        assert images.file_bytes(train[row].image) == noise(row)
         held = pyarrow.total_allocated_bytes() - before
-        assert held < 3 * parquet.HELD * GROUP * SIZE  # buffers grow by doubling
+        assert held < 3 * parquet.CACHED_GROUPS * GROUP * SIZE  # buffers grow by doubling
 
 
 def test_threads_read_a_row_group_once(root, monkeypatch):
-    plain, seen = parquet._column, []
+    plain, seen = parquet._read_group, []
 
     def slow(group):
         seen.append(group.number)
         time.sleep(0.01)
         return plain(group)
 
-    monkeypatch.setattr(parquet, "_column", slow)
+    monkeypatch.setattr(parquet, "_read_group", slow)
     train = parquet.read(root).parts["train"]
     with ThreadPoolExecutor(GROUP) as pool:
-        read = list(pool.map(images.packed, [one.image for one in train]))
+        read = list(pool.map(images.file_bytes, [one.image for one in train]))
     assert read == [noise(row) for row in range(ROWS)]
     assert sorted(seen) == list(range(ROWS // GROUP))
 
@@ -72,7 +72,7 @@ def test_what_there_is_is_listed_without_the_photos_and_a_damaged_file_is_named(
     train = parquet.read(root).parts["train"]
     assert [one.where for one in train] == [f"train.parquet row {i + 1}" for i in range(ROWS)]
     np.testing.assert_array_equal(train[-1].boxes, [[1, 2, 4, 6]])
-    assert images.packed(train[0].image) == noise(0)
+    assert images.file_bytes(train[0].image) == noise(0)
     with pytest.raises(OSError, match=r"train\.parquet: not a readable parquet file") as error:
         detection.load(train[GROUP : GROUP + 1], 32, 32, 1)
     assert "\n" not in str(error.value)
@@ -80,7 +80,7 @@ def test_what_there_is_is_listed_without_the_photos_and_a_damaged_file_is_named(
 
 @pytest.mark.parametrize("nothing", [None, {"path": "a.png"}, {"bytes": None}, {"bytes": b""}])
 def test_a_row_without_bytes_is_named_and_the_others_are_read(tmp_path, nothing):
-    made.photo(1).save(tmp_path / "1.png")
+    datasets.photo(1).save(tmp_path / "1.png")
     good = {"bytes": (tmp_path / "1.png").read_bytes()}
     write(tmp_path, [nothing, good, good], group=2)
     source, notes = detection.load(parquet.read(tmp_path).parts["train"], 32, 32, 1)
@@ -91,7 +91,7 @@ def test_a_row_without_bytes_is_named_and_the_others_are_read(tmp_path, nothing)
 def test_an_image_may_be_plain_bytes_and_a_column_may_be_missing(tmp_path):
     write(tmp_path, [noise(0)])
     (one,) = parquet.read(tmp_path).parts["train"]
-    assert images.packed(one.image) == noise(0)
+    assert images.file_bytes(one.image) == noise(0)
     files.write_table(pyarrow.table({"image": [noise(0)]}), tmp_path / "train.parquet")
     with pytest.raises(InputError, match=r"train\.parquet: no column objects"):
         parquet.read(tmp_path)
@@ -111,14 +111,14 @@ def same(before, after):
         for one, other in zip(photos, after.parts[part], strict=True):
             np.testing.assert_array_equal(one.boxes, other.boxes)
             np.testing.assert_array_equal(one.labels, other.labels)
-            assert images.packed(other.image) == images.packed(one.image)
+            assert images.file_bytes(other.image) == images.file_bytes(one.image)
 
 
-@pytest.mark.parametrize("name", made.FORMATS)
+@pytest.mark.parametrize("name", datasets.FORMATS)
 def test_the_script_writes_what_reads_as_the_original_and_counts_flags(
     tmp_path, capsys, script, name
 ):
-    made.FORMATS[name](tmp_path / "set")
+    datasets.FORMATS[name](tmp_path / "set")
     assert script["main"]([str(tmp_path / "set"), str(tmp_path / "out")]) == 0
     before, after = (formats.read(tmp_path / name) for name in ("set", "out"))
     same(before, after)
@@ -137,14 +137,14 @@ def test_the_script_writes_small_row_groups_and_names_what_it_leaves_out(tmp_pat
     assert capsys.readouterr() == (f"{{'train': {count}}}\n", said)
     assert files.ParquetFile(out / "train.parquet").num_row_groups == 2
     train = parquet.read(out).parts["train"]
-    assert [images.packed(one.image) for one in train] == [b"x"] * count
+    assert [images.file_bytes(one.image) for one in train] == [b"x"] * count
 
 
 def test_the_script_leaves_no_half_of_a_file_and_ends_in_one_line(tmp_path, capsys, script):
     out = tmp_path / "out"
     assert script["main"](["gone", str(out)]) == 2
     assert "gone: a folder of data is wanted" in capsys.readouterr().err
-    made.coco(tmp_path / "set")
+    datasets.coco(tmp_path / "set")
     (tmp_path / "set" / "val2017" / "3.png").unlink()
     assert script["main"]([str(tmp_path / "set"), str(out)]) == 2
     err = capsys.readouterr().err

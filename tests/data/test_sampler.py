@@ -9,27 +9,27 @@ sizes = {"count": st.integers(1, 60), "batch": st.integers(1, 25)}
 
 @given(**sizes)
 def test_an_epoch_shows_every_row_and_only_full_batches(count, batch):
-    rows = sampler.order(0, 0, count, batch)
+    rows = sampler.shuffled_batches(0, 0, count, batch)
     assert rows.shape == (-(-count // batch), batch)
     assert set(rows.ravel()) == set(range(count))
     np.testing.assert_array_equal(np.sort(rows.ravel()[:count]), np.arange(count))
 
 
 def test_the_tail_wraps_round_to_the_first_rows():
-    rows = sampler.order(0, 0, 5, 4).ravel()
+    rows = sampler.shuffled_batches(0, 0, 5, 4).ravel()
     np.testing.assert_array_equal(rows[5:], rows[:3])
 
 
 def test_order_depends_on_seed_and_epoch_alone():
-    first = sampler.order(1, 2, 50, 10)
-    np.testing.assert_array_equal(first, sampler.order(1, 2, 50, 10))
-    assert (first != sampler.order(1, 3, 50, 10)).any()
-    assert (first != sampler.order(2, 2, 50, 10)).any()
+    first = sampler.shuffled_batches(1, 2, 50, 10)
+    np.testing.assert_array_equal(first, sampler.shuffled_batches(1, 2, 50, 10))
+    assert (first != sampler.shuffled_batches(1, 3, 50, 10)).any()
+    assert (first != sampler.shuffled_batches(2, 2, 50, 10)).any()
 
 
 @given(**sizes)
 def test_evaluation_takes_every_row_once_and_marks_the_padding(count, batch):
-    rows, real = sampler.padded(count, batch)
+    rows, real = sampler.eval_batches(count, batch)
     assert rows.shape == real.shape == (-(-count // batch), batch)
     np.testing.assert_array_equal(rows[real == 1], np.arange(count))
     assert real.sum() == count
@@ -48,17 +48,17 @@ def test_without_data_the_rows_are_the_batch():
 
 
 def test_sizes_are_drawn_by_seed_and_step_alone_and_all_as_often():
-    drawn = [sampler.size(0, step, 3) for step in range(300)]
-    assert drawn == [sampler.size(0, step, 3) for step in range(300)]
-    assert drawn != [sampler.size(1, step, 3) for step in range(300)]
+    drawn = [sampler.draw_size(0, step, 3) for step in range(300)]
+    assert drawn == [sampler.draw_size(0, step, 3) for step in range(300)]
+    assert drawn != [sampler.draw_size(1, step, 3) for step in range(300)]
     assert np.bincount(drawn).min() > 70 and len(np.bincount(drawn)) == 3
-    assert {sampler.size(0, step, 1) for step in range(9)} == {0}
+    assert {sampler.draw_size(0, step, 1) for step in range(9)} == {0}
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=40), st.integers(1, 5), st.integers(1, 4))
 def test_grouped_batches_have_images_of_one_class_side_by_side(labels, each, groups):
     labels, batch = np.array(labels), each * groups
-    order = sampler.grouped(labels, each)
+    order = sampler.pk_sampler(labels, each)
     rows = order(3, 1, len(labels), batch)
     assert rows.shape == (-(-len(labels) // batch), batch)
     for group in rows.reshape(-1, each):
@@ -70,7 +70,7 @@ def test_grouped_batches_have_images_of_one_class_side_by_side(labels, each, gro
 
 def test_grouped_batches_show_every_row_where_the_groups_fit():
     labels = np.repeat(np.arange(6), 4)
-    order = sampler.grouped(labels, 2)
+    order = sampler.pk_sampler(labels, 2)
     first = order(0, 0, 24, 8)
     assert sorted(first.ravel()) == list(range(24))
     assert (first != order(0, 1, 24, 8)).any() and (first != order(1, 0, 24, 8)).any()
@@ -79,7 +79,7 @@ def test_grouped_batches_show_every_row_where_the_groups_fit():
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=40), st.integers(1, 4), st.integers(1, 5))
 def test_groups_of_a_batch_are_of_different_classes_where_there_are_enough(labels, each, groups):
     labels, batch = np.array(labels), each * groups
-    order = sampler.grouped(labels, each)
+    order = sampler.pk_sampler(labels, each)
     for epoch in range(4):
         rows = order(5, epoch, len(labels), batch)
         owners = labels[rows[:, ::each]]  # [steps, groups]
@@ -92,7 +92,7 @@ def test_groups_of_a_batch_are_of_different_classes_where_there_are_enough(label
 def test_a_batch_has_as_many_people_as_groups():
     """Eight people of ORL's ten images each; a shuffle alone gives one of them two groups."""
     labels = np.repeat(np.arange(8), 10)
-    order = sampler.grouped(labels, 2)
+    order = sampler.pk_sampler(labels, 2)
     seen = []
     for epoch in range(5):
         rows = order(0, epoch, 80, 8)

@@ -3,15 +3,15 @@ import json
 import numpy as np
 import pytest
 
-from jaxdet.data import sources
-from jaxdet.data.sources import Arrays
+from jaxdet.data import digits, sources
+from jaxdet.data.sources import ArraySource
 from jaxdet.errors import InputError
 
 IMAGES = np.arange(1, 5, dtype=np.uint8)[:, None, None] * np.ones((3, 2), np.uint8)
 
 
 def test_a_record_is_one_row_of_every_array():
-    source = Arrays({"image": IMAGES, "label": np.array([3, 1, 4, 1])})
+    source = ArraySource({"image": IMAGES, "label": np.array([3, 1, 4, 1])})
     assert len(source) == 4
     assert source[2].keys() == {"image", "label"}
     np.testing.assert_array_equal(source[2]["image"], np.full((3, 2), 3))
@@ -19,7 +19,7 @@ def test_a_record_is_one_row_of_every_array():
 
 
 def test_take_keeps_the_order_asked_for_and_nests():
-    source = Arrays({"id": np.arange(10)}).take([7, 2, 5])
+    source = ArraySource({"id": np.arange(10)}).take([7, 2, 5])
     np.testing.assert_array_equal(source.arrays["id"], [7, 2, 5])
     np.testing.assert_array_equal(source.take(np.array([2, 0])).arrays["id"], [5, 7])
     assert len(source.take([])) == 0
@@ -28,20 +28,20 @@ def test_take_keeps_the_order_asked_for_and_nests():
 @pytest.mark.parametrize("columns", [{}, {"image": np.zeros(3), "label": np.zeros(2)}])
 def test_arrays_of_one_source_have_one_length(columns):
     with pytest.raises(InputError, match="one length"):
-        Arrays(columns)
+        ArraySource(columns)
 
 
 def test_a_blank_record_is_like_those_of_its_source():
     ids = np.arange(4, dtype=np.int32)
-    source = Arrays({"image": IMAGES, "boxes": np.ones((4, 0, 4), np.float32), "id": ids})
-    blank = sources.blank(json.loads(json.dumps(sources.record(source))))
+    source = ArraySource({"image": IMAGES, "boxes": np.ones((4, 0, 4), np.float32), "id": ids})
+    blank = sources.blank_source(json.loads(json.dumps(sources.record_spec(source))))
     assert len(blank) == 1 and blank.arrays.keys() == source.arrays.keys()
     for name, column in source.arrays.items():
         np.testing.assert_array_equal(blank.arrays[name], 0 * column[:1], strict=True)
 
 
 def test_labelled_numbers_the_rows_on_from_the_first_id():
-    source = sources.labelled(IMAGES, np.uint8([0, 9, 5, 5]), where="here", first_id=60)
+    source = digits.digit_source(IMAGES, np.uint8([0, 9, 5, 5]), where="here", first_id=60)
     assert {name: array.dtype for name, array in source.arrays.items()} == {
         "image": np.uint8,
         "label": np.int32,
@@ -65,4 +65,4 @@ def test_labelled_numbers_the_rows_on_from_the_first_id():
 )
 def test_labelled_names_what_is_wrong(image, label, message):
     with pytest.raises(InputError, match="^here.*" + message):
-        sources.labelled(image, label, where="here")
+        digits.digit_source(image, label, where="here")

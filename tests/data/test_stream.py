@@ -12,7 +12,7 @@ from jaxdet.data import detection, formats, sampler, sources, stream
 from jaxdet.errors import InputError
 from jaxdet.training import evaluator
 from jaxdet.training import state as training_state
-from tests import made
+from tests import datasets
 
 pytest.importorskip("grain")
 SIZE = (64, 96)
@@ -22,10 +22,10 @@ SIZE = (64, 96)
 def both(tmp_path_factory):
     """The same photos in memory and streamed, and the folder."""
     root = tmp_path_factory.mktemp("data") / "yolo"
-    made.yolo(root)
+    datasets.yolo(root)
     found = formats.read(str(root)).parts["train"]
     held, _ = detection.load(found, *SIZE, 5, first_id=3)
-    streamed, notes = detection.streamed(found, *SIZE, 5, first_id=3)
+    streamed, notes = detection.stream(found, *SIZE, 5, first_id=3)
     assert not notes
     return held, streamed, root
 
@@ -39,7 +39,7 @@ def same(one, other):
 
 def test_batches_are_those_of_the_arrays_in_the_order_asked_for(both, caplog):
     held, streamed, _ = both
-    index = sampler.order(0, 1, len(held), 2)
+    index = sampler.shuffled_batches(0, 1, len(held), 2)
     found = list(streamed.batches(index))
     assert len(found) == len(index) > 1
     for row, batch in zip(held.batches(index), found, strict=True):
@@ -56,8 +56,8 @@ def test_the_first_records_are_arrays(both):
 
 def odd(folder):
     """Four scenes of which two can be used; two of the boxes of these, and slots, cannot."""
-    made.photo(0).save(folder / "a.png")  # 60 x 40
-    made.photo(1).save(folder / "b.jpg")
+    datasets.photo(0).save(folder / "a.png")  # 60 x 40
+    datasets.photo(1).save(folder / "b.jpg")
     (folder / "text.png").write_text("no photo")
     boxes = {
         "gone.png": [(1, 1, 9, 9)],
@@ -66,7 +66,7 @@ def odd(folder):
         "b.jpg": [(1, 1, 9, 9)],
     }
     return [
-        detection.scene(folder / name, [(box, 0, False) for box in of_photo], name)
+        detection.annotated_image(folder / name, [(box, 0, False) for box in of_photo], name)
         for name, of_photo in boxes.items()
     ]
 
@@ -74,7 +74,7 @@ def odd(folder):
 def test_what_cannot_be_used_is_told_and_left_out_as_in_memory(tmp_path):
     found = odd(tmp_path)
     held, notes = detection.load(found, *SIZE, 2, first_id=3)
-    streamed, told = detection.streamed(found, *SIZE, 2, first_id=3)
+    streamed, told = detection.stream(found, *SIZE, 2, first_id=3)
     assert told == notes and len(notes) == 5
     assert len(streamed) == 2 and streamed.names == held.names == ["a.png", "b.jpg"]
     same(streamed.first(9).arrays, held.arrays)
@@ -82,16 +82,16 @@ def test_what_cannot_be_used_is_told_and_left_out_as_in_memory(tmp_path):
     with pytest.raises(
         InputError, match="none of 1 photos can be used; first: gone.png: .*no such"
     ):
-        detection.streamed(found[:1], *SIZE, 2)
+        detection.stream(found[:1], *SIZE, 2)
     with pytest.raises(InputError, match="none of 0 photos can be used"):
-        detection.streamed([], *SIZE, 2)
+        detection.stream([], *SIZE, 2)
 
 
 def test_a_damaged_photo_ends_a_stream_by_its_name(tmp_path):
     found = odd(tmp_path)
     whole = found[3].image.read_bytes()
     found[3].image.write_bytes(whole[:-200])
-    streamed, _ = detection.streamed(found, *SIZE, 2)
+    streamed, _ = detection.stream(found, *SIZE, 2)
     assert streamed.names == ["a.png", "b.jpg"]
     with pytest.raises(InputError, match=r"^b\.jpg: .*not a readable image.*take it away") as error:
         list(streamed.batches(np.arange(2)[None]))
@@ -100,8 +100,8 @@ def test_a_damaged_photo_ends_a_stream_by_its_name(tmp_path):
 
 @pytest.mark.parametrize("part", ["train", "val"])
 def test_a_box_that_cannot_be_used_stops_a_streamed_run_that_wants_all(tmp_path, part):
-    made.yolo(tmp_path / "set")
-    number = made.PARTS[part][0]
+    datasets.yolo(tmp_path / "set")
+    number = datasets.PARTS[part][0]
     with open(tmp_path / "set" / "labels" / part / f"{number}.txt", "a") as file:
         file.write("0 .5 .5 0 .2\n")
     config = Config(root=str(tmp_path / "set"), size=SIZE, stream=True)
@@ -111,14 +111,14 @@ def test_a_box_that_cannot_be_used_stops_a_streamed_run_that_wants_all(tmp_path,
         configs.build("detect", replace(config, on_bad_row="error"))
 
 
-@pytest.mark.parametrize("name", made.FORMATS)
+@pytest.mark.parametrize("name", datasets.FORMATS)
 def test_every_format_streams_what_memory_would_hold(tmp_path, name):
     if name == "parquet":
         pytest.importorskip("pyarrow")
-    made.FORMATS[name](tmp_path / "set")
+    datasets.FORMATS[name](tmp_path / "set")
     for of_part in formats.read(tmp_path / "set").parts.values():
         held, notes = detection.load(of_part, *SIZE, 5)
-        streamed, told = detection.streamed(of_part, *SIZE, 5)
+        streamed, told = detection.stream(of_part, *SIZE, 5)
         assert told == notes and streamed.names == held.names
         same(streamed.first(9).arrays, held.arrays)
 
@@ -136,4 +136,4 @@ def test_a_state_and_samples_are_those_of_data_in_memory(both):
 def test_without_the_package_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setattr(stream, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"jaxdet\[data\]"):
-        sources.Stream(None, 1)
+        sources.StreamSource(None, 1)

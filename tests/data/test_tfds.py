@@ -7,7 +7,6 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from jaxdet.data import digits
-from jaxdet.data import tfds as tfds_data
 from jaxdet.errors import InputError
 
 ROWS = {"train": 12, "test": 65}
@@ -58,7 +57,7 @@ def root(tmp_path_factory):
 
 
 def test_load_reads_every_row_without_tensorflow(root):
-    train, test = tfds_data.load("tiny", root)
+    train, test = digits.read_tfds("tiny", root)
     assert train.arrays["image"].shape == (12, 6, 4)
     assert test.arrays["image"].dtype == np.uint8
     for source, rows in ((train, 12), (test, 65)):
@@ -71,7 +70,7 @@ def test_load_reads_every_row_without_tensorflow(root):
 
 
 def test_splits_take_a_named_set(root):
-    parts = digits.splits("tfds:tiny", root)
+    parts = digits.read_splits("tfds:tiny", root)
     counts = {"train": 12, "val": 35, "test": 30, "heldout": 65}
     assert {part: len(source) for part, source in parts.items()} == counts
 
@@ -90,6 +89,6 @@ def test_splits_take_a_named_set(root):
 )
 def test_load_says_in_one_line_what_is_wrong(root, name, message):
     with pytest.raises(InputError, match=message) as raised:
-        tfds_data.load(name, root)
+        digits.read_tfds(name, root)
     assert name in str(raised.value)
     assert "\n" not in str(raised.value)

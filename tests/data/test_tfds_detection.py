@@ -73,7 +73,7 @@ def test_every_record_is_a_scene_with_boxes_in_pixels(root):
 def test_photos_are_read_when_they_are_needed(root):
     one = tfds_data.read_detection("boxed", root).parts["train"][2]
     assert callable(one.image) and one.image().startswith(b"\x89PNG")
-    streamed, notes = detection.streamed([one], 8, 12, 2)
+    streamed, notes = detection.stream([one], 8, 12, 2)
     row = streamed.read(0)
     assert not notes
     assert row["valid"].sum() == len(one.boxes) and (row["image"] == len(one.boxes)).all()

@@ -34,7 +34,7 @@ def written(folder, text):
 def test_known_identities_are_folders_by_their_names(tmp_path):
     on_disk(tmp_path / "known", {"bob/1.png": IMAGE, "ann/2.png": IMAGE, "ann/1.png": IMAGE})
     on_disk(tmp_path / "known", {"README.md": b"text", ".hidden/1.png": IMAGE})
-    found = verification_protocol.known(tmp_path / "known")
+    found = verification_protocol.read_gallery(tmp_path / "known")
     assert found.names == NAMES
     assert [f"{path.parent.name}/{path.name}" for path in found.paths] == [
         *("ann/1.png", "ann/2.png", "bob/1.png")
@@ -53,19 +53,19 @@ def test_known_identities_are_folders_by_their_names(tmp_path):
 )
 def test_other_layouts_of_known_identities_are_refused(tmp_path, files, said):
     on_disk(tmp_path / "known", files)
-    refused(said, verification_protocol.known, tmp_path / "known")
+    refused(said, verification_protocol.read_gallery, tmp_path / "known")
 
 
 def test_unknown_images_are_in_the_order_of_their_names(tmp_path):
     on_disk(tmp_path / "u", {"b.png": IMAGE, "a.png": IMAGE, "10.jpg": IMAGE, "x.txt": b""})
-    assert [path.name for path in verification_protocol.unknown(tmp_path / "u")] == [
+    assert [path.name for path in verification_protocol.list_probes(tmp_path / "u")] == [
         "10.jpg",
         "a.png",
         "b.png",
     ]
     on_disk(tmp_path / "u", {"deep/c.png": IMAGE})
-    refused("deep/c.png: images right in", verification_protocol.unknown, tmp_path / "u")
-    refused("no such folder", verification_protocol.unknown, tmp_path / "none")
+    refused("deep/c.png: images right in", verification_protocol.list_probes, tmp_path / "u")
+    refused("no such folder", verification_protocol.list_probes, tmp_path / "none")
 
 
 # tables
@@ -85,7 +85,7 @@ def test_unknown_images_are_in_the_order_of_their_names(tmp_path):
     ],
 )
 def test_the_truth_is_a_label_an_image(tmp_path, text):
-    found = verification_protocol.truth(written(tmp_path, text), NAMES, FILES)
+    found = verification_protocol.read_truth(written(tmp_path, text), NAMES, FILES)
     np.testing.assert_array_equal(found, [1, -1, 0])
 
 
@@ -103,25 +103,27 @@ def test_the_truth_is_a_label_an_image(tmp_path, text):
     ],
 )
 def test_truth_that_is_not_that_of_the_images_is_refused(tmp_path, text, said):
-    refused(said, verification_protocol.truth, written(tmp_path, text), NAMES, FILES)
+    refused(said, verification_protocol.read_truth, written(tmp_path, text), NAMES, FILES)
 
 
 def test_what_is_no_table_is_refused(tmp_path):
     (tmp_path / "t.csv").write_bytes(b"\xff\xfe\x00\x01")
-    refused("t.csv: no table", verification_protocol.read, tmp_path / "t.csv")
+    refused("t.csv: no table", verification_protocol.read_table, tmp_path / "t.csv")
     refused(
-        "none.csv: cannot be read: No such file", verification_protocol.read, tmp_path / "none.csv"
+        "none.csv: cannot be read: No such file",
+        verification_protocol.read_table,
+        tmp_path / "none.csv",
     )
 
 
 def test_numbers_may_be_those_of_the_names(tmp_path):
     files = [Path(name) for name in ("0.png", "1.png", "10.png", "2.png")]
-    table = verification_protocol.read(written(tmp_path, "0,ann\n1,ann\n10,ann\n2,bob\n"))
+    table = verification_protocol.read_table(written(tmp_path, "0,ann\n1,ann\n10,ann\n2,bob\n"))
     assert not verification_protocol.mismatches(table, files)
 
 
 def test_each_row_that_does_not_match_is_a_line(tmp_path):
-    table = verification_protocol.read(written(tmp_path, "index,label\n0,a\n2,a\n1,a\n3,a\n"))
+    table = verification_protocol.read_table(written(tmp_path, "index,label\n0,a\n2,a\n1,a\n3,a\n"))
     assert verification_protocol.mismatches(table, FILES) == [
         "row 3: found 2, wanted 1 or 01.png",
         "row 4: found 1, wanted 2 or 02.png",
@@ -130,22 +132,26 @@ def test_each_row_that_does_not_match_is_a_line(tmp_path):
 
 
 def test_a_submission_is_as_its_sample(tmp_path):
-    assert verification_protocol.submission(["a", "b"]) == "index,label\n0,a\n1,b\n"
+    assert verification_protocol.submission_csv(["a", "b"]) == "index,label\n0,a\n1,b\n"
     files = [tmp_path / "x.jpg", tmp_path / "y.jpg"]
-    assert verification_protocol.submission([7, 0], files=files) == "id,label\nx.jpg,7\ny.jpg,0\n"
+    assert (
+        verification_protocol.submission_csv([7, 0], files=files) == "id,label\nx.jpg,7\ny.jpg,0\n"
+    )
     for heading in ("Id,Label\n", "", "label,id\n"):
         rows = "x,7\ny,8\n" if heading.startswith("label") else "7,x\n8,y\n"
-        sample = verification_protocol.read(written(tmp_path, heading + rows))
+        sample = verification_protocol.read_table(written(tmp_path, heading + rows))
         wanted = heading + rows.replace("x", "a").replace("y", "b")
-        assert verification_protocol.submission(["a", "b"], sample) == wanted
+        assert verification_protocol.submission_csv(["a", "b"], sample) == wanted
 
 
-@given(st.lists(st.sampled_from([*NAMES, verification_protocol.NOBODY]), min_size=1, max_size=9))
+@given(
+    st.lists(st.sampled_from([*NAMES, verification_protocol.UNKNOWN_LABEL]), min_size=1, max_size=9)
+)
 def test_a_submission_is_read_back(tmp_path_factory, labels):
-    path = written(tmp_path_factory.mktemp("t"), verification_protocol.submission(labels))
+    path = written(tmp_path_factory.mktemp("t"), verification_protocol.submission_csv(labels))
     files = [Path(f"{i}.png") for i in range(len(labels))]
-    found = verification_protocol.truth(path, NAMES, files)
-    assert [(*NAMES, verification_protocol.NOBODY)[i] for i in found] == labels
+    found = verification_protocol.read_truth(path, NAMES, files)
+    assert [(*NAMES, verification_protocol.UNKNOWN_LABEL)[i] for i in found] == labels
 
 
 # pairs
@@ -161,7 +167,7 @@ def faces(tmp_path):
 def listed(faces, text):
     path = faces.parent / "pairs.txt"
     path.write_text(text)
-    return verification_protocol.pairs(path, faces)
+    return verification_protocol.read_pairs(path, faces)
 
 
 def test_pairs_are_of_one_person_or_of_two(faces):

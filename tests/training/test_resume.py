@@ -20,9 +20,9 @@ import pytest
 
 from jaxdet import configs, files, tasks
 from jaxdet.cli import main as cli
-from jaxdet.config import from_json, loss_hparams
+from jaxdet.config import from_json, task_hparams
 from jaxdet.configs.digits import Config
-from jaxdet.data.sources import Arrays
+from jaxdet.data.sources import ArraySource
 from jaxdet.plots import training as training_plots
 from jaxdet.training import checkpoint, loop, parallel, run_dir
 from jaxdet.training import state as training_state
@@ -54,9 +54,9 @@ def noisy_line():
     def loss(variables, batch, key, at):
         real, x = batch["real"][:, None], batch["image"]
         rows = tasks.real_rows(batch, at)
-        kept = jax.random.bernoulli(key, 0.8, x.shape) | (not at.train)
+        kept = jax.random.bernoulli(key, 0.8, x.shape) | (not context.train)
         error = jnp.square(predict(variables, x * kept) - batch["y"]) * real
-        seen = parallel.total((x * real).sum(0, keepdims=True), at.axis) / rows
+        seen = parallel.total((x * real).sum(0, keepdims=True), context.axis) / rows
         mean = 0.9 * variables["batch_stats"]["mean"] + 0.1 * seen
         return error.sum() / rows, ({"mean": mean}, {"loss": error.sum() / rows})
 
@@ -75,9 +75,9 @@ def line(**changes):
     config = replace(CONFIG, **changes)
     x = np.random.default_rng(0).normal(size=(ROWS, 3)).astype(np.float32)
     y = x @ np.float32([[1.0], [-2.0], [0.5]])
-    source = Arrays({"x": x, "y": y, "id": np.arange(ROWS, dtype=np.int32)})
+    source = ArraySource({"x": x, "y": y, "id": np.arange(ROWS, dtype=np.int32)})
     return config, Experiment(
-        noisy_line(), {"train": source, "val": source}, loss_hparams(config), {}
+        noisy_line(), {"train": source, "val": source}, task_hparams(config), {}
     )
 
 
@@ -347,7 +347,7 @@ def test_a_finished_run_is_resumed_by_doing_nothing(whole, call, words, capsys):
     [
         ["--lr", "0.5"],
         ["--eval-batch", "50"],
-        ["--widths", "9"],
+        ["--channels", "9"],
         ["--no-eval-first"],
         ["--epochs", "7"],
     ],

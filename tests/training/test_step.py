@@ -7,14 +7,14 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdet.configs.base import System
-from jaxdet.data.sources import Arrays
+from jaxdet.data.sources import ArraySource
 from jaxdet.training import checkpoint, host_init, run_dir
 from jaxdet.training import loop as training_loop
 from jaxdet.training import state as training_state
+from jaxdet.training.experiment import Experiment
 from jaxdet.training.progress import Progress
 from jaxdet.training.step import train_step
-from jaxdet.types import At, Task
+from jaxdet.types import StepContext, Task
 from tests import slow, tiny
 
 # A task of one number: the loss is the mean of (w - x)^2 over real rows, known in closed form.
@@ -24,7 +24,7 @@ def line_task(fail_at=None):
     def loss(variables, batch, key, at):
         error = jnp.square(variables["params"]["w"] - batch["x"]) * batch["real"]
         if fail_at is not None:
-            error = jnp.where((at.step == fail_at) & at.train, jnp.nan, error)
+            error = jnp.where((context.step == fail_at) & context.train, jnp.nan, error)
         share = error.sum() / jnp.maximum(batch["real"].sum(), 1)
         return share, ({}, {"loss": share, "accuracy": -share})
 
@@ -40,8 +40,8 @@ def line_task(fail_at=None):
 
 def line_system(values, **changes):
     values = np.asarray(values, np.float32)
-    source = Arrays({"x": values, "id": np.arange(len(values), dtype=np.int32)})
-    return System(line_task(**changes), {"train": source, "val": source}, {}, {})
+    source = ArraySource({"x": values, "id": np.arange(len(values), dtype=np.int32)})
+    return Experiment(line_task(**changes), {"train": source, "val": source}, {}, {})
 
 
 def line_config(**changes):
@@ -110,9 +110,9 @@ def test_a_bad_step_changes_nothing_and_is_remembered():
     config = line_config(ema=0.9)
     good, bad, later = stepped(config, [1.0, 1.0, 1.0, 1.0, math.nan], [[4, 1, 2, 3], [0, 1, 2, 3]])
     assert float(bad.params["w"]) == float(good.params["w"])
-    assert int(bad.book["bad_step"]) == 0
+    assert int(bad.bookkeeping["bad_step"]) == 0
     assert float(later.params["w"]) > 0
-    assert int(later.book["bad_step"]) == 0
+    assert int(later.bookkeeping["bad_step"]) == 0
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_term_and_checkpoint(tmp_path):
@@ -207,15 +207,15 @@ def test_learning_rate_counts_updates_not_steps():
     rate = training_state.learning_rate(config, plan)
     assert plan.steps == 16
     assert float(rate(8)) == pytest.approx(0.0, abs=1e-7)
-    hyper = training_state.numbers(line_system([0.0]), config)
-    assert isinstance(training_state.optimizer(config, plan)(hyper), optax.GradientTransformation)
+    hparams = training_state.numbers(line_system([0.0]), config)
+    assert isinstance(training_state.optimizer(config, plan)(hparams), optax.GradientTransformation)
 
 
 def test_at_tells_updates_and_epochs():
     seen = []
     task = line_task()._replace(
         augment=lambda keys, batch, at: (
-            jax.debug.callback(lambda s, e: seen.append((int(s), int(e))), at.step, at.epoch),
+            jax.debug.callback(lambda s, e: seen.append((int(s), int(e))), context.step, context.epoch),
             batch,
         )[1]
     )
@@ -232,4 +232,4 @@ def test_at_tells_updates_and_epochs():
 
 
 def test_at_is_static_where_it_must_be():
-    assert At(True, 0, 0, {}).axis is None
+    assert StepContext(True, 0, 0, {}).axis is None

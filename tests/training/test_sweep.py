@@ -16,13 +16,13 @@ from jaxdet.cli import flags, swept
 from jaxdet.cli import main as cli
 from jaxdet.cli import sweep as command
 from jaxdet.cli.options import Sweep, Train
-from jaxdet.configs import base
-from jaxdet.configs.base import System
+from jaxdet.config import task_hparams
 from jaxdet.configs.digits import Config
-from jaxdet.data.sources import Arrays
+from jaxdet.data.sources import ArraySource
 from jaxdet.training import checkpoint, run_dir, sweep, time_budget
 from jaxdet.training import loop as training_loop
 from jaxdet.training import state as training_state
+from jaxdet.training.experiment import Experiment
 from jaxdet.training.progress import Progress
 from jaxdet.types import Task
 from tests import tiny
@@ -39,7 +39,7 @@ QUIET = Progress(quiet=True)
 class Shared(Config):
     """A configuration that says how much of the training set is used."""
 
-    SHARES: ClassVar = ("share",)
+    SUBSET_FIELDS: ClassVar = ("share",)
 
     share: float = 1.0
 
@@ -54,7 +54,7 @@ def line_task():
     def loss(variables, batch, key, at):
         error = jnp.square(said(variables, batch["image"]) - batch["y"]) * batch["real"][:, None]
         rows = jnp.maximum(batch["real"].sum(), 1)
-        share = at.hyper["box_weight"] * error.sum() / rows
+        share = context.hparams["box_weight"] * error.sum() / rows
         return share, ({}, {"loss": share, "accuracy": -share})
 
     def said(variables, x):
@@ -76,8 +76,8 @@ def line_task():
 def line_system():
     x = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
     y = x @ np.float32([[1.0], [-2.0], [0.5]]) + 0.1 * x[:, :1] ** 2
-    source = Arrays({"x": x, "y": y, "id": np.arange(20, dtype=np.int32)})
-    system = System(line_task(), {"train": source, "val": source}, base.weights(CONFIG), {})
+    source = ArraySource({"x": x, "y": y, "id": np.arange(20, dtype=np.int32)})
+    system = Experiment(line_task(), {"train": source, "val": source}, task_hparams(CONFIG), {})
 
     def part(config):
         return system._replace(
@@ -286,10 +286,10 @@ def test_stacked_trees_go_round():
     "words, rest, axes",
     [
         ("--lr 1 2 --batch 8", "--batch 8", {"--lr": ["1", "2"]}),
-        ("--widths 8 16 --lr 1", "--widths 8 16 --lr 1", {}),
-        ("--widths 8,16 --lr 1", "--widths 8,16 --lr 1", {}),
-        ("--widths 8,16 4,4 --lr 1", "--lr 1", {"--widths": ["8,16", "4,4"]}),
-        ("--stages c6,p2 c6", "", {"--stages": ["c6,p2", "c6"]}),
+        ("--channels 8 16 --lr 1", "--channels 8 16 --lr 1", {}),
+        ("--channels 8,16 --lr 1", "--channels 8,16 --lr 1", {}),
+        ("--channels 8,16 4,4 --lr 1", "--lr 1", {"--channels": ["8,16", "4,4"]}),
+        ("--layout c6,p2 c6", "", {"--stages": ["c6,p2", "c6"]}),
         ("--seeds 3", "", {"--seed": ["0", "1", "2"]}),
         ("--conv lax auto --ema 0", "--ema 0", {"--conv": ["lax", "auto"]}),
     ],
@@ -298,9 +298,9 @@ def test_options_with_several_values_are_told_from_lists(words, rest, axes):
     assert flags.several(words.split(), Config) == (rest.split(), axes)
 
 
-@pytest.mark.parametrize("words", ["--widths 8 16", "--widths 8,16", "--widths 8, 16"])
+@pytest.mark.parametrize("words", ["--channels 8 16", "--channels 8,16", "--channels 8, 16"])
 def test_numbers_of_a_list_are_apart_by_spaces_or_commas(words):
-    words = [*words.split(), "--stages", "c6,p2"]
+    words = [*words.split(), "--layout", "c6,p2"]
     _, found = flags.with_config("train digits", words, (Train(), Config()))
     assert (found.widths, found.stages) == ((8, 16), "c6,p2")
 
@@ -372,7 +372,7 @@ def test_one_at_a_time_without_values_is_the_grid_for_it():
         "detect", kind, Sweep(one_at_a_time=True), ["--batch", "4"], {}
     )
     assert words == ["--batch", "4"] and listed == [[]]
-    assert {"--assigner", "--box-loss", "--neck", "--block", "--head", "--nms-kind"} <= {*axes}
+    assert {"--assigner", "--box-loss", "--neck", "--block", "--head", "--nms-type"} <= {*axes}
     for axis, values in axes.items():
         known = getattr(kind(), axis.strip("-").replace("-", "_"))
         assert str(known) == values[0] or float(values[0]) == known, axis

@@ -15,7 +15,7 @@ from jaxdet.configs.cifar10 import Config
 from jaxdet.errors import InputError
 from jaxdet.training import checkpoint, progress, run_dir, time_budget
 from jaxdet.training import loop as training_loop
-from tests import made, tiny
+from tests import datasets, tiny
 from tests.cli.test_main import main
 from tests.training.test_sweep import CONFIG, line_system
 
@@ -121,10 +121,10 @@ def test_a_budget_for_less_than_an_epoch_is_one_line(monkeypatch, seconds, spent
 
 @pytest.fixture
 def data(tmp_path_factory):
-    return made.labelled(tmp_path_factory.mktemp("images") / "data")
+    return datasets.labelled(tmp_path_factory.mktemp("images") / "data")
 
 
-SMALL = ["--widths", "2", "2", "--dense", "4", "4", "--batch", "9", "--eval-batch", "9"]
+SMALL = ["--channels", "2", "2", "--fc-widths", "4", "4", "--batch", "9", "--eval-batch", "9"]
 SMALL += ["--devices", "1"]
 
 
