@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def order(seed, epoch, count, batch):
+def shuffled_batches(seed, epoch, count, batch):
     """Row indices of one training epoch, [steps, batch] int32, shuffled by seed and epoch.
 
     Every batch is full: the tail wraps round to the epoch's first rows, and a set smaller than
@@ -16,7 +16,7 @@ def order(seed, epoch, count, batch):
     return np.resize(rows, (steps, batch))
 
 
-def grouped(labels, each):
+def pk_sampler(labels, each):
     """An `order` whose batches have `each` images in a row of one class, as pair losses want them.
 
     labels: [N].  The images of every class are cut into groups of `each`, the last of them filled
@@ -51,12 +51,12 @@ def _spread(left, steps, random):
         yield random.permutation(np.repeat(np.arange(len(now)), now))
 
 
-def size(seed, step, count):
+def draw_size(seed, step, count):
     """Which of `count` sizes of images a step has, from 0; all are as likely."""
     return int(np.random.default_rng((seed, step)).integers(count)) if count > 1 else 0
 
 
-def padded(count, batch):
+def eval_batches(count, batch):
     """All rows in turn with a mask: indices [steps, batch] int32, real [steps, batch] float32.
 
     The last batch is filled with row 0, marked `real = 0`.
