@@ -7,12 +7,15 @@ Areas and overlaps are computed in float32 at least, whatever the boxes are stor
 """
 
 from functools import reduce
+from types import ModuleType
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxdet.ops import numerics
+from jaxdet.types import Array
 
 
 def area(boxes):
@@ -95,16 +98,33 @@ def clip(boxes, height, width):
     return jnp.clip(boxes, 0, jnp.broadcast_to(limits, boxes.shape))
 
 
-def from_xywh(boxes):
-    """Corner boxes from [..., 4] of top-left corner, width and height, as in COCO files."""
-    boxes = numerics.as_float32(boxes)
-    return jnp.concatenate([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], axis=-1)
+def from_xywh(boxes: Array) -> Array:
+    """Corner boxes [..., 4] from left, top, width and height, as in COCO files.
+
+    This and the other conversions keep NumPy arrays in NumPy, in their own precision: readers of
+    files convert on the host.
+    """
+    xp, boxes = _host_or_device(boxes)
+    return xp.concatenate([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], axis=-1)
 
 
-def to_xywh(boxes):
-    """Top-left corner, width and height of corner boxes [..., 4]; undoes `from_xywh`."""
-    boxes = numerics.as_float32(boxes)
-    return jnp.concatenate([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], axis=-1)
+def to_xywh(boxes: Array) -> Array:
+    """Left, top, width and height of corner boxes [..., 4]; undoes `from_xywh`."""
+    xp, boxes = _host_or_device(boxes)
+    return xp.concatenate([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], axis=-1)
+
+
+def from_cxcywh(boxes: Array) -> Array:
+    """Corner boxes [..., 4] from centre x, centre y, width and height, as in YOLO files."""
+    xp, boxes = _host_or_device(boxes)
+    center, half = boxes[..., :2], boxes[..., 2:] / 2
+    return xp.concatenate([center - half, center + half], axis=-1)
+
+
+def from_yxyx(boxes: Array) -> Array:
+    """Corner boxes [..., 4] from y0, x0, y1 and x1, as in tensorflow-datasets."""
+    _, boxes = _host_or_device(boxes)
+    return boxes[..., np.array([1, 0, 3, 2])]
 
 
 def mask_to_box(image):
@@ -117,6 +137,13 @@ def mask_to_box(image):
     x0, x1 = _extent(lit.any(axis=0))
     y0, y1 = _extent(lit.any(axis=1))
     return jnp.stack([x0, y0, x1, y1]).astype(jnp.float32)
+
+
+def _host_or_device(boxes: Array) -> tuple[ModuleType, Array]:
+    """(numpy, boxes as they are) of a NumPy array; (jax.numpy, boxes in float32 or wider) else."""
+    if isinstance(boxes, np.ndarray):
+        return np, boxes
+    return jnp, numerics.as_float32(boxes)
 
 
 def _corners(boxes):
