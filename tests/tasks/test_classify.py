@@ -14,13 +14,13 @@ from jaxdet.models.lenet import LeNet
 from jaxdet.ops import augment
 from jaxdet.tasks import classify
 from jaxdet.training import parallel
-from jaxdet.types import At
+from jaxdet.types import StepContext
 from tests import slow
 from tests.models.test_resnet import outputs
 from tests.models.test_sliding import fill
 
 CLASSES = ("cup", "hat", "owl")
-TRAIN, EVALUATE = (At(train, 0, 0, {"dropout": 0.0}) for train in (True, False))
+TRAIN, EVALUATE = (StepContext(train, 0, 0, {"dropout": 0.0}) for train in (True, False))
 KINDS = ("cross_entropy", "binary", "squared", "hinge")
 Tiny = partial(LeNet, widths=(4,), dense=(8,), classes=3, norm=True, rate=0.5)
 
@@ -177,7 +177,7 @@ def test_the_dropout_factor_and_the_key_reach_the_network(net):
 
     @partial(jax.jit, static_argnums=0)
     def entropy(train, factor, seed):
-        at = At(train, 0, 0, {"dropout": factor})
+        at = StepContext(train, 0, 0, {"dropout": factor})
         return classifier(tiny).loss(variables, batch, jax.random.key(seed), at)[0]
 
     still, one, other = entropy(True, 0.0, 1), entropy(True, 1.0, 1), entropy(True, 1.0, 2)
@@ -233,7 +233,7 @@ def test_evaluation_sees_the_images_as_levels_and_their_labels_as_they_are():
 
 
 def test_training_changes_each_image_by_its_own_key():
-    batch, change = drawn(), partial(augment.shifted, pad=3)
+    batch, change = drawn(), augment.on_image(partial(augment.pad_and_crop, pad=3))
     found, other = (seen(batch, seed=seed, change=change)["image"] for seed in (0, 1))
     each = rng.row_keys(jax.random.key(0), jnp.arange(6))
     for i in range(6):

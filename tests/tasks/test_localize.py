@@ -18,7 +18,7 @@ from jaxdet.models.plain import Plain
 from jaxdet.ops import augment
 from jaxdet.tasks import localize
 from jaxdet.training import parallel
-from jaxdet.types import At
+from jaxdet.types import StepContext
 from tests import slow
 from tests.models.test_resnet import outputs
 from tests.models.test_sliding import fill
@@ -27,7 +27,7 @@ CLASSES = ("cup", "hat", "owl")
 HEIGHT, WIDTH = 16, 24
 SIDES = np.float32([WIDTH, HEIGHT, WIDTH, HEIGHT])
 HYPER = {"class_weight": 0.7, "box_weight": 2.5, "dropout": 0.0}
-TRAIN, EVALUATE = (At(train, 0, 0, HYPER) for train in (True, False))
+TRAIN, EVALUATE = (StepContext(train, 0, 0, HYPER) for train in (True, False))
 KINDS = ("mse", "smooth_l1", "giou", "diou", "ciou")
 
 
@@ -78,15 +78,15 @@ def drawn(count=6, seed=1, real=None):
 
 def judged(variables, batch, at=TRAIN, box_loss="mse", smoothing=0.0):
     """((share, terms), gradient of the share by the parameters), compiled."""
-    return judging(variables["params"], batch, at.hyper, at.train, box_loss, smoothing)
+    return judging(variables["params"], batch, context.hparams, context.train, box_loss, smoothing)
 
 
 @partial(jax.jit, static_argnums=(3, 4, 5))
-def judging(params, batch, hyper, train, box_loss, smoothing):
+def judging(params, batch, hparams, train, box_loss, smoothing):
     task = labeller(box_loss=box_loss, smoothing=smoothing).task()
 
     def share(params):
-        at = At(train, 0, 0, hyper)
+        at = StepContext(train, 0, 0, hparams)
         loss, (_, terms) = task.loss({"params": params}, batch, jax.random.key(0), at)
         return loss, terms
 
@@ -178,19 +178,19 @@ def test_terms_are_means():
 
 
 def test_weights_act_on_their_terms_and_on_nothing_else():
-    def under(**hyper):
-        at = TRAIN._replace(hyper={**HYPER, **hyper})
+    def under(**hparams):
+        at = TRAIN._replace(hparams={**HYPER, **hyper})
         (share, terms), slopes = judged(answers(), drawn(), at)
         assert float(share) == pytest.approx(float(terms.pop("loss")))
         return float(share), terms, slopes
 
     neither, terms, slopes = under(class_weight=0.0, box_weight=0.0)
     assert neither == 0 and not any(leaf.any() for leaf in jax.tree.leaves(slopes))
-    for hyper, name, learns in (
+    for hparams, name, learns in (
         ({"class_weight": 3.0, "box_weight": 0.0}, "classification", "logits"),
         ({"class_weight": 0.0, "box_weight": 3.0}, "regression", "box"),
     ):
-        share, same, slopes = under(**hyper)
+        share, same, slopes = under(**hparams)
         chex.assert_trees_all_equal(terms, same)
         assert share == pytest.approx(3 * float(terms[name]))
         assert {leaf for leaf, slope in slopes.items() if slope.any()} == {learns}
@@ -208,7 +208,7 @@ def test_the_dropout_factor_and_the_key_reach_the_network(net):
 
     @partial(jax.jit, static_argnums=0)
     def entropy(train, factor, seed):
-        at = At(train, 0, 0, {**HYPER, "dropout": factor})
+        at = StepContext(train, 0, 0, {**HYPER, "dropout": factor})
         _, (_, terms) = task.loss(variables, batch, jax.random.key(seed), at)
         return terms["classification"], terms["regression"]
 
@@ -321,13 +321,18 @@ def test_evaluation_sees_the_photos_as_levels():
     chex.assert_trees_all_equal({**found, "image": 0}, {**batch, "image": 0})
 
 
+def augmented(key, image, box):
+    sample = augment.standard(key, augment.Sample(image, box[None]))
+    return sample.image, sample.boxes[0]
+
+
 def test_training_changes_each_photo_and_its_box_by_its_own_key():
     batch = drawn()
     photos = {**batch, "image": np.uint8(255 * batch["image"])}
     each = rng.row_keys(jax.random.key(0), jnp.arange(6))
-    found = jax.jit(partial(labeller(change=augment.photo).task().augment, at=TRAIN))(each, photos)
+    found = jax.jit(partial(labeller(change=augmented).task().augment, at=TRAIN))(each, photos)
     chex.assert_shape([found["image"], found["boxes"]], [(6, HEIGHT, WIDTH, 3), (6, 1, 4)])
-    change = jax.jit(augment.photo)
+    change = jax.jit(augmented)
     for i in range(6):
         image, box = change(each[i], photos["image"][i] / np.float32(255), batch["boxes"][i, 0])
         np.testing.assert_allclose(found["image"][i], image, atol=1e-5)

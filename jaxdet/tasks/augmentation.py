@@ -1,0 +1,71 @@
+"""Training-time augmentation of detection batches, as `AugmentOptions` describe it."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from jaxdet import rng
+from jaxdet.ops import augment
+
+
+def pipeline(config) -> Callable:
+    """The function `(keys [B], batch, context) -> batch` that `AugmentOptions` describe.
+
+    Mosaic and mixup come first and are off in the last `close_mosaic_epochs` epochs.
+    """
+    combine = [
+        (transform, probability)
+        for transform, probability in (
+            (augment.mosaic, config.mosaic),
+            (augment.detection_mixup, config.mixup),
+        )
+        if probability
+    ]
+    transform = augment.compose(*_geometric(config), *_photometric(config))
+
+    def augmented(keys, batch, context):
+        samples = augment.Sample(*(batch[name] for name in augment.Sample._fields))
+        hparams = context.hparams
+        epochs = config.epochs
+        if "steps" in hparams:
+            epochs = hparams["steps"] // hparams["epoch_steps"]
+        on = jnp.where(context.epoch < epochs - config.close_mosaic_epochs, 1.0, 0.0)
+        for i, (several, probability) in enumerate(combine):
+            samples = several(rng.fold_in_each(keys, i), samples, probability=probability * on)
+        samples = jax.vmap(transform)(rng.fold_in_each(keys, len(combine)), samples)
+        return batch | samples._asdict()
+
+    return augmented
+
+
+def _geometric(config) -> list[augment.Transform]:
+    crop = partial(augment.random_resized_crop, area=config.crop_area)
+    rotate = partial(augment.random_rotate, degrees=config.rotate)
+    scale = partial(augment.random_scale_translate, scale=config.scale, translate=config.shift)
+    transforms = (
+        (augment.random_flip, config.flip),
+        (augment.random_vertical_flip, config.vflip),
+        (augment.random_apply(0.5, crop), config.crop_area != (1.0, 1.0)),
+        (augment.random_apply(0.5, rotate), config.rotate),
+        (scale, config.scale != (1.0, 1.0) or config.shift),
+    )
+    return [transform for transform, used in transforms if used]
+
+
+def _photometric(config) -> list[augment.Transform]:
+    transforms = (
+        (augment.brightness_contrast, config.brightness_contrast),
+        (augment.color_jitter, config.color_jitter),
+        (augment.gaussian_noise, config.noise),
+    )
+    transforms = [partial(each, strength=strength) for each, strength in transforms if strength]
+    if config.cutout_holes:
+        transforms.append(partial(augment.cutout, count=config.cutout_holes, size=0.2))
+    match config.photometric:
+        case "one" if transforms:
+            return [augment.one_of(*transforms)]
+        case "some" if transforms:
+            return [augment.some_of(-(-len(transforms) // 2), *transforms)]
+    return transforms
