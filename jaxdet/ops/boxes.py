@@ -1,191 +1,163 @@
-"""Corner boxes: size, overlap, clipping, formats.
+"""Corner boxes: area, overlap, clipping and format conversion.
 
-A box is `x0 y0 x1 y1`, float, in pixels: x to the right, y down, half-open, so that a single lit
-pixel has area 1.  A box without width or without height is empty and has area 0.
-Functions broadcast over `[..., 4]`: all pairs are `a[:, None], b[None]`, one pair a row is `a, b`.
-Areas and overlaps are computed in float32 at least, whatever the boxes are stored in.
+A box is `x0 y0 x1 y1`, float, in pixels: x to the right, y down, half-open, so that one pixel has
+area 1.  A box of no width or no height is empty and has area 0; so has one whose corners are
+swapped.  Functions broadcast over `[..., 4]`: `iou(a, b)` compares row by row, and
+`iou(a[:, None], b[None])` all pairs.  Results are float32, or float64 for float64 boxes.
 """
 
 from functools import reduce
-from types import ModuleType
 
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxdet.ops import numerics
+from jaxdet.ops.numerics import as_float32, safe_divide
 from jaxdet.types import Array
 
 
-def area(boxes):
-    """Area of boxes [..., 4] in square pixels, [...]; an empty or turned-over box gives 0."""
-    return _area(*_corners(boxes))
+def area(boxes: Array) -> jax.Array:
+    """Area [...] of boxes [..., 4] in square pixels; 0 for empty boxes."""
+    return _area(*_halves(boxes))
 
 
-def intersection(a, b):
-    """Area that boxes a and b [..., 4] share, broadcasting, in square pixels.
+def intersection(a: Array, b: Array) -> jax.Array:
+    """Area of the intersection of boxes [..., 4], broadcasting, in square pixels.
 
-    Boxes that only touch share 0, and so does an empty box with any other: `intersection > 0` asks
-    whether two half-open boxes meet.
+    It is 0 for boxes that only touch and where either is empty, so `intersection(a, b) > 0` tests
+    whether two half-open boxes overlap.
     """
-    (a_low, a_high), (b_low, b_high) = _corners(a), _corners(b)
+    (a_low, a_high), (b_low, b_high) = _halves(a), _halves(b)
     return _area(jnp.maximum(a_low, b_low), jnp.minimum(a_high, b_high))
 
 
-def union(a, b):
-    """Area that boxes a and b [..., 4] cover together, broadcasting, in square pixels.
-
-    Where either is empty, it is the area of the other.
-    """
+def union(a: Array, b: Array) -> jax.Array:
+    """Area of the union of boxes [..., 4], broadcasting, in square pixels."""
     return area(a) + area(b) - intersection(a, b)
 
 
-def enclosing_box(a, b):
-    """Smallest box [..., 4] around boxes a and b [..., 4], broadcasting, in pixels.
+def enclosing_box(a: Array, b: Array) -> jax.Array:
+    """Smallest box [..., 4] that contains boxes a and b [..., 4], broadcasting.
 
-    It is in order, and holds all corners of both, even where they are empty or turned over.
+    It contains all corners, even of empty boxes, and its own corners are in order.
     """
-    corners = *_corners(a), *_corners(b)
+    corners = *_halves(a), *_halves(b)
     return jnp.concatenate([reduce(jnp.minimum, corners), reduce(jnp.maximum, corners)], axis=-1)
 
 
-def iou(a, b, *, eps=0.0):
-    """Intersection over union of boxes a and b [..., 4], broadcasting, in [0, 1].
+def iou(a: Array, b: Array, *, eps: float = 0.0) -> jax.Array:
+    """Intersection over union of boxes [..., 4], broadcasting, in [0, 1].
 
-    Equal boxes give 1; two empty ones give 0, with a finite gradient.  Denominators of this and
-    of the next three are `eps` square pixels larger.  Everingham et al. 2010 (PASCAL VOC).
+    Equal boxes give 1; two empty boxes give 0 with a finite gradient.  `eps`, here and in the next
+    three functions, is added to denominators.  Everingham et al. 2010 (PASCAL VOC).
     """
-    return numerics.safe_divide(intersection(a, b), union(a, b), eps)
+    return safe_divide(intersection(a, b), union(a, b), eps)
 
 
-def giou(a, b, *, eps=0.0):
-    """Generalised IoU of boxes a and b [..., 4], broadcasting, in [-1, 1]: at most their IoU.
+def giou(a: Array, b: Array, *, eps: float = 0.0) -> jax.Array:
+    """Generalized IoU of boxes [..., 4], broadcasting, in [-1, 1].
 
-    IoU less the share of the hull that neither covers.  Equal boxes give 1; where the hull is
-    empty too, 0, with a finite gradient.  Rezatofighi et al. 2019, arXiv:1902.09630.
+    IoU minus the fraction of the enclosing box that neither box covers.  Equal boxes give 1; two
+    empty boxes give at most 0, with a finite gradient.  Rezatofighi et al. 2019, arXiv:1902.09630.
     """
-    around = area(enclosing_box(a, b))
-    return iou(a, b, eps=eps) - numerics.safe_divide(around - union(a, b), around, eps)
+    enclosing = area(enclosing_box(a, b))
+    return iou(a, b, eps=eps) - safe_divide(enclosing - union(a, b), enclosing, eps)
 
 
-def diou(a, b, *, eps=0.0):
-    """Distance-IoU of boxes a and b [..., 4], broadcasting, in [-1, 1]: at most their IoU.
+def diou(a: Array, b: Array, *, eps: float = 0.0) -> jax.Array:
+    """Distance-IoU of boxes [..., 4], broadcasting, in [-1, 1].
 
-    IoU less the squared distance of the centres over that of the hull's corners.  Equal boxes give
-    1; two points in one place 0, with a finite gradient.  Zheng et al. 2020, arXiv:1911.08287.
+    IoU minus the squared distance of the centres over the squared diagonal of the enclosing box.
+    Equal boxes give 1; equal points give 0 with a finite gradient.
+    Zheng et al. 2020, arXiv:1911.08287.
     """
-    between = _centre(a) - _centre(b)
-    across = _sides(*_corners(enclosing_box(a, b)))
-    return iou(a, b, eps=eps) - numerics.safe_divide(_squared(between), _squared(across), eps)
+    between = _center(a) - _center(b)
+    diagonal = _sides(*_halves(enclosing_box(a, b)))
+    penalty = safe_divide(_squared_norm(between), _squared_norm(diagonal), eps)
+    return iou(a, b, eps=eps) - penalty
 
 
-def ciou(a, b, *, eps=0.0):
-    """Complete IoU of boxes a and b [..., 4], broadcasting, in [-1.5, 1]: at most their DIoU.
+def ciou(a: Array, b: Array, *, eps: float = 0.0) -> jax.Array:
+    """Complete IoU of boxes [..., 4], broadcasting, in [-1.5, 1].
 
-    DIoU less a penalty on unlike aspect ratios, whose weight passes no gradient.  Equal boxes give
-    1; a point has aspect ratio 0, with a finite gradient.  Zheng et al. 2020, arXiv:1911.08287.
+    DIoU minus a penalty for different aspect ratios, whose weight passes no gradient.  Equal boxes
+    give 1; a point has aspect ratio 0, with a finite gradient.  Zheng et al. 2020, arXiv:1911.08287.
     """
-    unlike = ((_slant(a) - _slant(b)) * 2 / jnp.pi) ** 2  # v of the paper, in [0, 1]
-    weight = numerics.safe_divide(unlike, 1 - iou(a, b, eps=eps) + unlike, eps)  # its alpha
-    return diou(a, b, eps=eps) - jax.lax.stop_gradient(weight) * unlike
+    v = ((_aspect_angle(a) - _aspect_angle(b)) * 2 / jnp.pi) ** 2  # in [0, 1]
+    alpha = safe_divide(v, 1 - iou(a, b, eps=eps) + v, eps)
+    return diou(a, b, eps=eps) - jax.lax.stop_gradient(alpha) * v
 
 
-def clip(boxes, height, width):
-    """Boxes [..., 4] cut to an image of height x width pixels; one wholly outside becomes empty."""
-    boxes = numerics.as_float32(boxes)
+def clip(boxes: Array, height: float | Array, width: float | Array) -> jax.Array:
+    """Boxes [..., 4] clipped to an image of height x width pixels; those outside become empty."""
+    chex.assert_shape(boxes, (..., 4))
+    boxes = as_float32(boxes)
     limits = jnp.stack([width, height, width, height]).astype(boxes.dtype)
     return jnp.clip(boxes, 0, jnp.broadcast_to(limits, boxes.shape))
 
 
-def from_xywh(boxes: Array) -> Array:
-    """Corner boxes [..., 4] from left, top, width and height, as in COCO files.
+def from_xywh(boxes: Array) -> jax.Array:
+    """Corner boxes of boxes [..., 4] given as top-left corner, width and height (COCO)."""
+    corner, sides = _halves(boxes)
+    return jnp.concatenate([corner, corner + sides], axis=-1)
 
-    This and the other conversions keep NumPy arrays in NumPy, in their own precision: readers of
-    files convert on the host.
+
+def to_xywh(boxes: Array) -> jax.Array:
+    """Top-left corner, width and height [..., 4] of corner boxes; the inverse of `from_xywh`."""
+    low, high = _halves(boxes)
+    return jnp.concatenate([low, high - low], axis=-1)
+
+
+def mask_to_box(mask: Array) -> jax.Array:
+    """Tight box [4], float32, around the foreground (`> 0`) of a mask [H, W].
+
+    A single pixel gives area 1, an empty mask four zeros.
     """
-    xp, boxes = _host_or_device(boxes)
-    return xp.concatenate([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], axis=-1)
-
-
-def to_xywh(boxes: Array) -> Array:
-    """Left, top, width and height of corner boxes [..., 4]; undoes `from_xywh`."""
-    xp, boxes = _host_or_device(boxes)
-    return xp.concatenate([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], axis=-1)
-
-
-def from_cxcywh(boxes: Array) -> Array:
-    """Corner boxes [..., 4] from centre x, centre y, width and height, as in YOLO files."""
-    xp, boxes = _host_or_device(boxes)
-    center, half = boxes[..., :2], boxes[..., 2:] / 2
-    return xp.concatenate([center - half, center + half], axis=-1)
-
-
-def from_yxyx(boxes: Array) -> Array:
-    """Corner boxes [..., 4] from y0, x0, y1 and x1, as in tensorflow-datasets."""
-    _, boxes = _host_or_device(boxes)
-    return boxes[..., np.array([1, 0, 3, 2])]
-
-
-def mask_to_box(image):
-    """Smallest box [4], float32, around the lit pixels (`> 0`) of one image [H, W].
-
-    A single lit pixel gives area 1; an image with none gives four zeros.
-    """
-    chex.assert_rank(image, 2)
-    lit = image > 0
-    x0, x1 = _extent(lit.any(axis=0))
-    y0, y1 = _extent(lit.any(axis=1))
+    chex.assert_rank(mask, 2)
+    foreground = mask > 0
+    x0, x1 = _extent(foreground.any(axis=0))
+    y0, y1 = _extent(foreground.any(axis=1))
     return jnp.stack([x0, y0, x1, y1]).astype(jnp.float32)
 
 
-def _host_or_device(boxes: Array) -> tuple[ModuleType, Array]:
-    """(numpy, boxes as they are) of a NumPy array; (jax.numpy, boxes in float32 or wider) else."""
-    if isinstance(boxes, np.ndarray):
-        return np, boxes
-    return jnp, numerics.as_float32(boxes)
-
-
-def _corners(boxes):
-    """Low and high corners [..., 2] of boxes [..., 4], in float32 or wider."""
-    boxes = numerics.as_float32(boxes)
+def _halves(boxes):
+    """First and last two numbers [..., 2] of boxes [..., 4]; of corner boxes, low and high corner."""
+    chex.assert_shape(boxes, (..., 4))
+    boxes = as_float32(boxes)
     return boxes[..., :2], boxes[..., 2:]
 
 
 def _area(low, high):
-    """Area between corners low and high [..., 2]; 0 where high is not beyond low on both axes."""
     sides = _sides(low, high)
     return sides[..., 0] * sides[..., 1]
 
 
 def _sides(low, high):
-    """Width and height [..., 2] from corners low to high [..., 2]; 0 where they are turned over.
+    """Width and height [..., 2] between corners [..., 2]; 0 where they are swapped.
 
-    Zero sides have no gradient, so that boxes that touch have none of their intersection.
+    Sides of 0 have gradient 0, and so has the intersection of boxes that touch.
     """
     return jax.nn.relu(high - low)
 
 
-def _centre(boxes):
-    """Middle [..., 2] of boxes [..., 4]."""
-    low, high = _corners(boxes)
+def _center(boxes):
+    low, high = _halves(boxes)
     return (low + high) / 2
 
 
-def _squared(vectors):
-    """Squared length of vectors [..., 2]."""
+def _squared_norm(vectors):
     return vectors[..., 0] ** 2 + vectors[..., 1] ** 2
 
 
-def _slant(boxes):
-    """Angle whose tangent is width over height of boxes [..., 4], in [0, pi / 2]; of a point, 0."""
-    sides = _sides(*_corners(boxes))
-    extended = _squared(sides) > 0  # the gradient of arctan2 divides by this
+def _aspect_angle(boxes):
+    """arctan(width / height) [...] of boxes [..., 4], in [0, pi / 2]; 0 for points."""
+    sides = _sides(*_halves(boxes))
+    extended = _squared_norm(sides) > 0  # arctan2's gradient divides by this
     angle = jnp.arctan2(sides[..., 0], jnp.where(extended, sides[..., 1], 1))
     return jnp.where(extended, angle, 0)
 
 
-def _extent(lit):
-    """First true index of lit [N] and one past the last; 0 and 0 where none is true."""
-    first, past = jnp.argmax(lit), lit.size - jnp.argmax(lit[::-1])
-    return jnp.where(lit.any(), first, 0), jnp.where(lit.any(), past, 0)
+def _extent(occupied):
+    """Index of the first true entry of occupied [N] and one past the last; (0, 0) if none is."""
+    first, past = jnp.argmax(occupied), occupied.size - jnp.argmax(occupied[::-1])
+    return jnp.where(occupied.any(), first, 0), jnp.where(occupied.any(), past, 0)

@@ -176,6 +176,23 @@ def test_xywh_is_corner_width_height():
     np.testing.assert_array_equal(boxes.from_xywh(jnp.array([2.0, 3, 4, 5])), [2, 3, 6, 8])
 
 
+def test_cxcywh_is_center_width_height():
+    np.testing.assert_array_equal(boxes.from_cxcywh(jnp.array([4.0, 6, 4, 2])), [2, 5, 6, 7])
+
+
+def test_yxyx_is_corners_with_y_first():
+    np.testing.assert_array_equal(boxes.from_yxyx(jnp.array([[1.0, 2, 3, 4]])), [[2, 1, 4, 3]])
+
+
+@pytest.mark.parametrize(
+    "convert", [boxes.from_xywh, boxes.to_xywh, boxes.from_cxcywh, boxes.from_yxyx]
+)
+def test_conversions_keep_numpy_arrays_and_their_precision(convert):
+    found = convert(np.array([[0.1, 0.2, 0.3, 0.4]]))
+    assert isinstance(found, np.ndarray) and found.dtype == np.float64
+    np.testing.assert_allclose(found, convert(jnp.array([[0.1, 0.2, 0.3, 0.4]])), rtol=1e-6)
+
+
 def test_jit_vmap_and_plain_agree():
     a, b = np.random.default_rng(0).uniform(0, 10, (2, PAIRS, 4)).astype(np.float32)
     for f in (*PLAIN.values(), boxes.intersection, boxes.union, boxes.enclosing_box):
