@@ -53,16 +53,16 @@ def report(options):
         (row, layers[name], notes), seconds = timing.timed(lambda named=named: count(named))
         rows.append({"model": name, **row, "seconds": seconds})
         size = " x ".join(map(str, named.input))
-        texts.append(f"### {name}, {size}\n\n{summary.text(layers[name], notes)}")
+        texts.append(f"### {name}, {size}\n\n{summary.to_markdown(layers[name], notes)}")
     harness.show("\n\n".join([tables.to_markdown(rows, SUMMARY), *texts]), options.markdown)
     if options.json:
         harness.write(NAME, rows, options.json, jax.devices(), options=options, layers=layers)
 
 
 def count(named):
-    """(row of the summary, rows of the layers, remarks) of a `networks.Named`."""
+    """(row of the summary, rows of the layers, notes) of a `networks.Named`."""
     images = jax.ShapeDtypeStruct(named.input, "float32")
-    inference = summary.summarize(named.net, images).counted.sum()
+    inference = summary.summarize(named.net, images).report.sum()
     training = summary.summarize(named.net, images, backward=True)
     layers = summary.table_rows(training, backward=True)
     row = {
@@ -73,7 +73,7 @@ def count(named):
         "training": layers[-1]["total"],
         "ratio": layers[-1]["total"] / inference.total(),
     }
-    return row, layers, summary.remarks(training.counted)
+    return row, layers, summary.notes(training)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from jaxdet import baselines, tables
 from jaxdet.cli import common, cutoffs, failures, report, spread
 from jaxdet.cli.options import Restored
-from jaxdet.config import TrainConfig, read_once
+from jaxdet.config import TrainConfig, reuse_data
 from jaxdet.errors import InputError
 from jaxdet.plots import detection as detection_plots
 from jaxdet.plots import training as training_plots
@@ -58,7 +58,7 @@ def run(options):
     _check(options, figure, worst)
     verified = cutoffs.verified(options)
     found, rows = [], []
-    with read_once():
+    with reuse_data():
         for name, folder in _named(options.runs).items():
             asked = Restored(run=folder, checkpoint=options.checkpoint, split=options.split)
             restored = common.restored(asked)
@@ -184,7 +184,7 @@ def _classic(split, config, system):
         system.about["classes"],
         config.root,
         box_loss=config.box_loss,
-        hyper=system.hyper,
+        hparams=system.hparams,
     )
     return [
         {"run": name, "split": split, **scores, "error_rate": 1 - scores["accuracy"]}

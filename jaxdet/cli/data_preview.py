@@ -49,7 +49,7 @@ def _many(shown, classes):
         "titles": [f"{len(boxes)} boxes" for boxes in true],
         "true": true,
         "texts": [[classes[i] for i in of_photo] for of_photo in kinds],
-        "kinds": kinds,
+        "labels": kinds,
     }
 
 

@@ -20,7 +20,7 @@ def run(options):
         if options.convention != "flop":
             raise InputError("--time takes all operations together: leave out --convention mac")
     net, images, variables = _network(options)
-    found = summary.summarize(
+    network = summary.summarize(
         net,
         images,
         variables,
@@ -28,15 +28,30 @@ def run(options):
         convention=options.convention,
         padding=options.padding,
     )
-    rows, notes = summary.table_rows(found, backward=options.backward), []
+    rows, notes = summary.table_rows(network, backward=options.backward), []
     if options.time:
-        notes += roofline.add(rows, found, options.figure)
-    notes += summary.statistics(found) + summary.remarks(found.counted)
-    form = next((name for name in ("json", "csv") if getattr(options, name)), "markdown")
-    print(summary.text(rows, notes, form))
-    if form == "csv" and notes:
-        print("\n".join(notes), file=sys.stderr)
+        notes += _time(network, rows, options.figure)
+    notes += summary.notes(network)
+    if options.csv:
+        print(summary.to_csv(rows))
+        print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr)
+    elif options.json:
+        print(summary.to_json(rows, notes))
+    elif options.markdown:
+        print(summary.to_markdown(rows, notes))
+    else:
+        print(summary.to_text(rows, notes))
     return 0
+
+
+def _time(network, rows, figure):
+    """Measure the network, add its times to the rows and draw the roofline; returns notes."""
+    # Imported here: without --time, matplotlib is not needed.
+    from jaxdet.plots import profiling as profiling_plots
+
+    measured = roofline.measure(network, rows)
+    profiling_plots.roofline(rows[:-1], figure, **measured.peaks._asdict())
+    return [*roofline.notes(measured, rows), f"wrote {figure}"]
 
 
 def _network(options):

@@ -22,7 +22,6 @@ def run(options):
         if options.plots:
             _draw(system, rows, scores, options.plots / split)
         scores |= evaluator.summary(scores, scorer.operations(kept), seconds)
-        scores |= detection_metrics.passed_thresholds(scores["map"]) if system.many else {}
         if options.json:
             print(json.dumps({"step": step, "split": split, **scores}))
         else:
@@ -47,10 +46,7 @@ def _draw(system, rows, scores, folder):
             (0.1, detection_metrics.SCORE_THRESHOLD, 0.5),
         )
         detection_plots.precision_recall(curves, detection_metrics.RECALL_LEVELS, path, marked)
-        label = "mAP, IoU .5 to .95; red: thresholds of seed 002"
-        detection_plots.bar_chart(
-            _maps(scores), folder / "map.png", label=label, marked=detection_metrics.THRESHOLDS
-        )
+        detection_plots.bar_chart(_maps(scores), folder / "map.png", label="mAP, IoU .5 to .95")
     elif "confusion" in scores:
         detection_plots.confusion_matrix(scores["confusion"], names, folder / "confusion.png")
 

@@ -243,7 +243,7 @@ class Describe(Process):
     figure: Path = Path("roofline.png")
     """roofline plot to write"""
     markdown: bool = False
-    """print a Markdown table, as without any of these three"""
+    """print a Markdown table instead of aligned text"""
     json: bool = False
     """print JSON"""
     csv: bool = False

@@ -28,6 +28,12 @@ SHARED = (
     "Seconds of `{run}` are a share: up to {most} runs were trained in one program, and what "
     "passed is divided among them; alone it may need more."
 )
+LAYER_HEADINGS = summary.HEADINGS | {
+    "type": "F: type, hyper-parameters",
+    "output": "X: output",
+    "inputs": "of the X of",
+    "weights": "W: weights",
+}
 RISE, OVER = 0.002, 5  # a plateau: the accuracy rises by less over so many epochs
 
 
@@ -135,12 +141,12 @@ def _layers(best):
     images = jax.ShapeDtypeStruct(named.input, "float32")
     network = summary.summarize(named.net, images)
     *layers, whole = summary.table_rows(network)
-    rows = [{"layer": "input", "X": named.input}, *layers]
+    rows = [{"layer": "input", "output": named.input}, *layers]
     rows = [{"n": n, **row} for n, row in enumerate(rows)] + [whole]
     return [
         "From the image to its answer: X n is the output of the function F n, which learns the "
         "weights W n; where W is empty, nothing is learnt:",
-        summary.text(rows, summary.statistics(network) + summary.remarks(network.counted)),
+        summary.to_markdown(rows, summary.notes(network), LAYER_HEADINGS),
     ]
 
 

@@ -1,134 +1,143 @@
-"""Operations of any JAX function, per layer, read off its jaxpr (seed 003).
+"""Operation counts of any JAX function, per layer, read from its jaxpr.
 
-    counted = flops.count(net.apply, variables, images)
-    counted.rows["LeNet/conv1", "forward"].multiplications
-    counted.sum().total()
+    report = flops.count(net.apply, variables, images)
+    report.by_layer["LeNet/conv1", "forward"].multiplications
+    report.total()
 
-A layer is a path of the name stack: flax writes its modules there, `jax.named_scope` anything
-else.  What `grad` adds to a path is told apart as `backward`, what `remat` computes again as well.
-Nothing is compiled or run: arguments may be `jax.ShapeDtypeStruct`.  XLA's own count sees the body
-of a loop once, splits nothing by kind, and moves work between layers; this one does not.
-`ops.arithmetic` says what each primitive costs.
+A layer is a path of the name stack, which holds Flax module names and `jax.named_scope`s.
+Operations that `grad` adds to a layer, or that `remat` repeats, are counted as `backward`.
+Nothing is compiled or run, so arguments may be `jax.ShapeDtypeStruct`s.  XLA's own cost analysis
+counts a loop body once, does not separate kinds of operations, and moves work between layers.
+`jaxdet.flops.rules` holds the cost of each primitive.
 """
 
 import math
 import re
 from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import jax
 from jax.extend import core
 
-from jaxdet.flops.rules import RULES, OpCounts
+from jaxdet.flops.rules import RULES, OpCounts, Padding
 from jaxdet.kernels import conv
 
 Convention = Literal["flop", "mac"]
-Padding = Literal["full", "valid"]
 
 DIRECTIONS = ("forward", "backward")
-REMAT_SCOPES = (
-    "checkpoint",
-    "rematted_computation",
-)  # scopes that only say that something is recomputed
+REMAT_SCOPES = ("checkpoint", "rematted_computation")  # name-stack entries that `remat` adds
 BODY_PARAMS = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # parameters that hold the body of a call
 
 
 class FlopReport(NamedTuple):
-    """What a function does once."""
+    """Operations of one call of a function."""
 
-    rows: dict[tuple[str, str], OpCounts]  # (path, "forward" or "backward"), in order of appearance
-    unknown: dict[str, int]  # primitives without a rule, and how often they run: not counted
+    by_layer: dict[tuple[str, str], OpCounts]  # (path, direction), in order of first appearance
+    unknown: dict[str, int]  # uncounted primitives without a rule: how often each runs
     unbounded: tuple[str, ...]  # paths of `while` loops, whose bodies are counted once
-    convention: str
+    convention: Convention
 
-    def sum(self, direction=None):
-        """The `Count` of everything, or of one direction."""
-        chosen = [c for (_, way), c in self.rows.items() if direction in (None, way)]
+    def sum(self, direction: str | None = None) -> OpCounts:
+        """Counts by kind over all layers, of one direction or of both."""
+        chosen = [c for (_, way), c in self.by_layer.items() if direction in (None, way)]
         return sum(chosen, OpCounts())
 
-    def total(self, direction=None):
-        """Number of operations under the convention that was asked for."""
+    def total(self, direction: str | None = None) -> int:
+        """Number of operations under this report's convention."""
         return self.sum(direction).total(self.convention)
 
 
 class ScopedEquation(NamedTuple):
-    """One equation on the way through a function."""
+    """An equation of a jaxpr or of one of its bodies."""
 
-    eqn: Any
+    eqn: Any  # a core.JaxprEqn
     path: str
     direction: str
-    times: int  # how often it runs
-    bounded: bool  # whether `times` is known
-    call: str  # name of the outermost named function within the path: relu, log_softmax; or ""
+    repeats: int  # how often it runs
+    bounded: bool  # False within a `while` loop, of which `repeats` assumes one iteration
+    function: str  # outermost named function below `path`, such as relu; "" if none
 
 
-def count(fn, *args, convention: Convention = "flop", padding: Padding = "full"):
-    """Operations of `fn(*args)`, a `Counted`.
+def count(
+    fn: Callable, *args: Any, convention: Convention = "flop", padding: Padding = "full"
+) -> FlopReport:
+    """Operations of `fn(*args)`.
 
-    convention: `flop` counts every operation; `mac` the multiply-adds of products alone.
-    padding: whether the taps of a convolution or pool that fall on padding count (`full`, as on
-      paper) or not (`valid`, as XLA counts).  Dead code is not counted.
-    A `cond` counts as its larger branch, a `scan` as often as it runs, bodies of `pmap` and
-    `shard_map` once a device, convolutions as `lax` computes them whatever `ops.conv` chose.
+    convention: `flop` counts every operation, `mac` only the multiply-adds of products.
+    padding: whether taps of convolutions and pools that fall on padding count (`full`, as in
+      papers) or not (`valid`, as in XLA).
+    Dead code is not counted.  A `cond` costs as much as its most expensive branch, a `scan` as many
+    bodies as its length, the bodies of `pmap` and `shard_map` once per device.  Convolutions count
+    as `lax` computes them, whichever implementation `kernels.conv` chose.
     """
     with conv.default_impl("lax"):
         closed = jax.make_jaxpr(fn)(*args)
     return count_jaxpr(closed, convention=convention, padding=padding)
 
 
-def count_jaxpr(closed, *, convention: Convention = "flop", padding: Padding = "full"):
-    """`count` of a closed jaxpr."""
-    rows, unknown, unbounded = defaultdict(OpCounts), Counter(), {}
-    for step in walk(closed, padding):
-        name = step.eqn.primitive.name
-        if not step.bounded:
-            unbounded[step.path] = True
+def count_jaxpr(
+    closed: core.ClosedJaxpr, *, convention: Convention = "flop", padding: Padding = "full"
+) -> FlopReport:
+    """Operations of a closed jaxpr; options as in `count`."""
+    by_layer, unknown, unbounded = defaultdict(OpCounts), Counter(), {}
+    for scoped in walk(closed, padding):
+        name = scoped.eqn.primitive.name
+        if not scoped.bounded:
+            unbounded[scoped.path] = True
         if name in RULES:
-            rows[step.path, step.direction] += RULES[name](step.eqn, padding) * step.times
+            counts = RULES[name](scoped.eqn, padding) * scoped.repeats
+            by_layer[scoped.path, scoped.direction] += counts
         else:
-            unknown[name] += step.times
-    return FlopReport(dict(rows), dict(unknown), tuple(unbounded), convention)
+            unknown[name] += scoped.repeats
+    return FlopReport(dict(by_layer), dict(unknown), tuple(unbounded), convention)
 
 
-def walk(closed, padding: Padding = "full"):
-    """Every `Step` of a closed jaxpr, bodies of calls and loops included, in order."""
+def walk(closed: core.ClosedJaxpr, padding: Padding = "full") -> Iterator[ScopedEquation]:
+    """Every equation of a closed jaxpr in order, bodies of calls and loops included."""
     return _walk(closed, ScopedEquation(None, "", DIRECTIONS[0], 1, True, ""), padding)
 
 
-def live_equations(jaxpr):
-    """The equations of a jaxpr that its outputs or effects need, in order."""
+def live_equations(jaxpr: core.Jaxpr) -> list[core.JaxprEqn]:
+    """The equations that the outputs or the effects of a jaxpr depend on, in order."""
     needed = {var for var in jaxpr.outvars if not isinstance(var, core.Literal)}
-    kept = []
+    live = []
     for eqn in reversed(jaxpr.eqns):
         if eqn.effects or needed.intersection(eqn.outvars):
-            kept.append(eqn)
+            live.append(eqn)
             needed.update(var for var in eqn.invars if not isinstance(var, core.Literal))
-    return kept[::-1]
+    return live[::-1]
 
 
-def scope_inputs(closed, wanted, given="input"):
-    """{path: paths whose results its equations read} of a closed jaxpr, without what is in calls.
+def scope_inputs(
+    closed: core.ClosedJaxpr, is_layer: Callable[[str], bool], input_name: str = "input"
+) -> dict[str, dict[str, bool]]:
+    """{path: paths of the layers whose outputs it reads}, for the forward pass of a closed jaxpr.
 
-    wanted: path -> whether it is one; through the others a result passes on.  What comes of the
-    last argument is called `given`, and parameters have no path.
+    is_layer: whether a path is a layer; results pass through all other paths.  The last argument of
+    the jaxpr is called `input_name`; parameters have no path.  Bodies of calls are not entered.
+    The inner dictionaries serve as ordered sets.
     """
-    comes = {closed.jaxpr.invars[-1]: {f"/{given}": True}}  # variable -> paths
-    found = defaultdict(dict)
+    origins = {closed.jaxpr.invars[-1]: {f"/{input_name}": True}}  # variable -> paths
+    inputs = defaultdict(dict)
     for eqn in live_equations(closed.jaxpr):
         path, direction = scope(eqn)
         if direction != DIRECTIONS[0]:
             continue
         read = [var for var in eqn.invars if not isinstance(var, core.Literal)]
-        sources = {source: True for var in read for source in comes.get(var, ())}
-        if wanted(path):
-            found[path] |= {source: True for source in sources if source != path}
+        sources = {source: True for var in read for source in origins.get(var, ())}
+        if is_layer(path):
+            inputs[path] |= {source: True for source in sources if source != path}
             sources = {path: True}
-        comes |= dict.fromkeys(eqn.outvars, sources)
-    return found
+        origins |= dict.fromkeys(eqn.outvars, sources)
+    return inputs
 
 
-def scope(eqn, outer="", direction=DIRECTIONS[0]):
-    """(path, direction) of an equation; the stack of a body is relative to that of its call."""
+def scope(eqn: core.JaxprEqn, outer: str = "", direction: str = DIRECTIONS[0]) -> tuple[str, str]:
+    """(path, direction) of an equation.
+
+    outer, direction: those of the enclosing call, to which the name stack of a body is relative.
+    """
     stack = str(eqn.source_info.name_stack)
     if "transpose(" in stack or "rematted_computation" in stack:
         direction = DIRECTIONS[1]
@@ -137,38 +146,42 @@ def scope(eqn, outer="", direction=DIRECTIONS[0]):
     return "/".join([outer] * bool(outer) + inner), direction
 
 
-def _walk(jaxpr, outer, padding):
+def _walk(jaxpr, outer: ScopedEquation, padding: Padding) -> Iterator[ScopedEquation]:
     for eqn in live_equations(getattr(jaxpr, "jaxpr", jaxpr)):
         path, direction = scope(eqn, outer.path, outer.direction)
-        call = outer.call if path == outer.path else ""
-        here = outer._replace(eqn=eqn, path=path, direction=direction, call=call)
-        yield from _enter(here, padding)
+        function = outer.function if path == outer.path else ""
+        here = outer._replace(eqn=eqn, path=path, direction=direction, function=function)
+        yield from _expand(here, padding)
 
 
-def _enter(step, padding):
-    """The steps of one equation: itself, or those of its body as often as it runs."""
-    name, params = step.eqn.primitive.name, step.eqn.params
+def _expand(scoped: ScopedEquation, padding: Padding) -> Iterator[ScopedEquation]:
+    """The equation itself, or those of its body with the number of times that the body runs."""
+    name, params = scoped.eqn.primitive.name, scoped.eqn.params
     if name in RULES:
-        yield step
+        yield scoped
     elif name == "cond":
-        yield from _largest_branch(step, padding)
+        branches = [list(_walk(body, scoped, padding)) for body in params["branches"]]
+        yield from max(branches, key=lambda branch: _cost(branch, padding))
     elif name == "while":
-        once = step._replace(bounded=False)
+        once = scoped._replace(bounded=False)
         yield from _walk(params["cond_jaxpr"], once, padding)
         yield from _walk(params["body_jaxpr"], once, padding)
-    elif bodies := [params[key] for key in BODY_PARAMS if _is_body(params.get(key))]:
-        named = step.call or (str(params.get("name", "")) if name in ("jit", "pjit") else "")
-        inside = step._replace(times=step.times * _repeats(step.eqn, padding), call=named)
+    elif bodies := [params[key] for key in BODY_PARAMS if _is_jaxpr(params.get(key))]:
+        called = str(params.get("name", "")) if name in ("jit", "pjit") else ""
+        inside = scoped._replace(
+            repeats=scoped.repeats * _body_repeats(scoped.eqn, padding),
+            function=scoped.function or called,
+        )
         yield from _walk(bodies[0], inside, padding)
     else:
-        yield step
+        yield scoped
 
 
-def _is_body(value):
+def _is_jaxpr(value) -> bool:
     return isinstance(value, core.Jaxpr | core.ClosedJaxpr)
 
 
-def _repeats(eqn, padding):
+def _body_repeats(eqn, padding: Padding) -> int:
     """How often the body of a call runs."""
     params = eqn.params
     match eqn.primitive.name:
@@ -177,19 +190,15 @@ def _repeats(eqn, padding):
         case "xla_pmap":
             return params["axis_size"]
         case "shard_map":
-            mesh = params["mesh"].shape  # an axis left to the compiler does not cut the arrays
+            mesh = params["mesh"].shape  # axes left to the compiler do not split the arrays
             return math.prod(mesh[axis] for axis in params.get("newly_manual_axes", mesh))
-        case "reduce" | "reduce_window" as name:  # with a function of one's own
+        case "reduce" | "reduce_window" as name:  # with a custom reduction function
             return RULES[f"{name}_sum"](eqn, padding).additions
     return 1
 
 
-def _largest_branch(step, padding):
-    """The steps of the branch with most operations."""
-    branches = [list(_walk(body, step, padding)) for body in step.eqn.params["branches"]]
-    return max(branches, key=lambda steps: sum(_cost(inner, padding) for inner in steps))
-
-
-def _cost(step, padding):
-    rule = RULES.get(step.eqn.primitive.name)
-    return rule(step.eqn, padding).total() * step.times if rule else 0
+def _cost(branch: list[ScopedEquation], padding: Padding) -> int:
+    """Operations of the equations of one branch of a `cond`."""
+    known = [scoped for scoped in branch if scoped.eqn.primitive.name in RULES]
+    counts = (RULES[s.eqn.primitive.name](s.eqn, padding).total() * s.repeats for s in known)
+    return sum(counts)

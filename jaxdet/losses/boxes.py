@@ -1,69 +1,71 @@
-"""Element-wise losses: a number for each element, which the caller masks and averages.
+"""Box regression losses: one value per box, which the caller masks and averages.
 
-`(losses.ciou(predicted, true) * on).sum() / jnp.maximum(on.sum(), 1)` is the mean where `on`.
+`(losses.boxes.ciou(predicted, target) * mask).sum() / jnp.maximum(mask.sum(), 1)` is a masked mean.
 
-Box losses are one minus an overlap of `jaxdet.ops.boxes`, which states its edge cases.  They and
-their gradients are those of torchvision's box losses, for boxes that have an area.
+The IoU losses are one minus an overlap of `jaxdet.ops.boxes`, which documents the edge cases.  For
+boxes with positive area, values and gradients are those of torchvision's box losses.
 """
 
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import optax
 
 from jaxdet.ops import boxes
+from jaxdet.types import Array
 
-EPS = 1e-7  # torchvision's default, in square pixels: boxes in units of the image would feel it
-
-
-def iou(predicted, true):
-    """One minus IoU of corner boxes [..., 4], broadcasting: [...] in [0, 1].
-
-    Boxes apart give 1 and no gradient; so do two empty ones.  Yu et al. 2016, arXiv:1608.01471,
-    in the linear form.
-    """
-    return 1 - boxes.iou(predicted, true, eps=EPS)
-
-
-def giou(predicted, true):
-    """One minus generalised IoU of corner boxes [..., 4], broadcasting: [...] in [0, 2].
-
-    Boxes apart are pulled together; where even their hull is empty, the loss is 1 without
-    gradient.  Rezatofighi et al. 2019, arXiv:1902.09630.
-    """
-    return 1 - boxes.giou(predicted, true, eps=EPS)
-
-
-def diou(predicted, true):
-    """One minus distance-IoU of corner boxes [..., 4], broadcasting: [...] in [0, 2].
-
-    Centres are pulled together even where one box holds the other; two points in one place give 1
-    without gradient.  Zheng et al. 2020, arXiv:1911.08287.
-    """
-    return 1 - boxes.diou(predicted, true, eps=EPS)
-
-
-def ciou(predicted, true):
-    """One minus complete IoU of corner boxes [..., 4], broadcasting: [...] in [0, 2.5].
-
-    As `diou`, and aspect ratios are made alike; their weight, alpha, passes no gradient, nor does
-    the aspect ratio of a point.  Zheng et al. 2020, arXiv:1911.08287.
-    """
-    return 1 - boxes.ciou(predicted, true, eps=EPS)
-
+EPS = 1e-7  # torchvision's default, in square pixels; not negligible for normalized boxes
 
 BoxLoss = Literal["mse", "smooth_l1", "giou", "diou", "ciou"]
 
 
-def box_loss(kind, predicted, true):
-    """The loss `kind` of boxes [B, 4] in shares of the image, a number a box: [B].
+def iou(predicted: Array, target: Array) -> jax.Array:
+    """One minus IoU of corner boxes [..., 4], broadcasting; [...] in [0, 1].
 
-    Shares differ by less than 1, so that `smooth_l1`, which is linear from there on (Girshick 2015,
-    arXiv:1504.08083), is half of `mse`.
+    Disjoint boxes and empty boxes give 1 without a gradient.  Yu et al. 2016, arXiv:1608.01471, in
+    its linear form.
     """
-    match kind:
+    return 1 - boxes.iou(predicted, target, eps=EPS)
+
+
+def giou(predicted: Array, target: Array) -> jax.Array:
+    """One minus generalized IoU of corner boxes [..., 4], broadcasting; [...] in [0, 2].
+
+    Disjoint boxes are pulled together.  If even the enclosing box is empty, the loss is 1 without
+    a gradient.  Rezatofighi et al. 2019, arXiv:1902.09630.
+    """
+    return 1 - boxes.giou(predicted, target, eps=EPS)
+
+
+def diou(predicted: Array, target: Array) -> jax.Array:
+    """One minus distance-IoU of corner boxes [..., 4], broadcasting; [...] in [0, 2].
+
+    Centers are pulled together even if one box contains the other.  Two empty boxes at the same
+    point give 1 without a gradient.  Zheng et al. 2020, arXiv:1911.08287.
+    """
+    return 1 - boxes.diou(predicted, target, eps=EPS)
+
+
+def ciou(predicted: Array, target: Array) -> jax.Array:
+    """One minus complete IoU of corner boxes [..., 4], broadcasting; [...] in [0, 2.5].
+
+    `diou` with a penalty on the difference of aspect ratios.  No gradient flows through the weight
+    alpha of the penalty, nor through the aspect ratio of a point.
+    Zheng et al. 2020, arXiv:1911.08287.
+    """
+    return 1 - boxes.ciou(predicted, target, eps=EPS)
+
+
+def box_loss(name: BoxLoss, predicted: Array, target: Array) -> jax.Array:
+    """The named loss of boxes [B, 4] in fractions of the image; [B].
+
+    `mse` is the mean squared error of the corners, `smooth_l1` that of Girshick 2015,
+    arXiv:1504.08083.  Coordinates differ by less than 1, where `smooth_l1` is half of `mse`.
+    """
+    match name:
         case "mse":
-            return jnp.square(predicted - true).mean(-1)
+            return jnp.square(predicted - target).mean(-1)
         case "smooth_l1":
-            return optax.huber_loss(predicted, true).mean(-1)
-    return {"giou": giou, "diou": diou, "ciou": ciou}[kind](predicted, true)
+            return optax.huber_loss(predicted, target).mean(-1)
+    return {"giou": giou, "diou": diou, "ciou": ciou}[name](predicted, target)

@@ -1,4 +1,7 @@
-"""Losses of labels."""
+"""Classification losses: one value per image, which the caller masks and averages.
+
+Targets [B, K] are probabilities of the classes: one-hot rows, possibly smoothed or mixed.
+"""
 
 from typing import Literal
 
@@ -6,23 +9,41 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxdet.types import Array
+
 LabelLoss = Literal["cross_entropy", "binary", "squared", "hinge"]
 
 
-def label_loss(kind, logits, wanted):
-    """The loss `kind` of logits [B, K] for shares `wanted [B, K]` of the classes: [B].
+def label_loss(name: LabelLoss, logits: Array, targets: Array) -> jax.Array:
+    """The named loss of logits [B, K] for target probabilities [B, K]; [B].
 
-    `binary` is the cross entropy of K yes-or-no answers, `squared` the squared distance of the
-    softmax from what is wanted (Brier's score), `hinge` that of Weston and Watkins (1999), a
-    mean over classes as PyTorch's MultiMarginLoss.  (That of Crammer and Singer, 2001, a maximum
-    over them, left the tutorial's network at equal logits: accuracy .157 after 4 epochs.)
+    `cross_entropy` is softmax cross-entropy, `binary` the sum of K sigmoid cross-entropies,
+    `squared` is `brier`, and `hinge` is `multiclass_hinge`.
     """
-    match kind:
+    match name:
         case "binary":
-            return optax.sigmoid_binary_cross_entropy(logits, wanted).sum(-1)
+            return optax.sigmoid_binary_cross_entropy(logits, targets).sum(-1)
         case "squared":
-            return jnp.square(jax.nn.softmax(logits) - wanted).sum(-1)
+            return brier(logits, targets)
         case "hinge":
-            own = (logits * wanted).sum(-1, keepdims=True)
-            return jax.nn.relu(logits + 1 - wanted - own).mean(-1)
-    return optax.softmax_cross_entropy(logits, wanted)
+            return multiclass_hinge(logits, targets)
+    return optax.softmax_cross_entropy(logits, targets)
+
+
+def brier(logits: Array, targets: Array) -> jax.Array:
+    """Squared distance of softmax probabilities from target probabilities, both [B, K]; [B].
+
+    In [0, 2].  Brier 1950.
+    """
+    return jnp.square(jax.nn.softmax(logits) - targets).sum(-1)
+
+
+def multiclass_hinge(logits: Array, targets: Array) -> jax.Array:
+    """Hinge loss with margin 1, mean over all K classes, of logits and targets [B, K]; [B].
+
+    PyTorch's MultiMarginLoss.  Weston and Watkins 1999.
+    """
+    # Crammer and Singer (2001) take the maximum over classes.  With it, the network of the CIFAR-10
+    # tutorial remained at equal logits: accuracy .157 after 4 epochs.
+    own = (logits * targets).sum(-1, keepdims=True)
+    return jax.nn.relu(logits + 1 - targets - own).mean(-1)

@@ -1,13 +1,15 @@
-"""Metric-learning losses: element-wise, or logits for a cross entropy.
+"""Metric-learning losses: element-wise losses of embeddings, or logits for a cross-entropy.
 
-A number for each element, which the caller masks and averages; where an element may not count, a
-mask comes with it: `(loss * valid).sum() / jnp.maximum(valid.sum(), 1)`.
+Losses have one value per element, which the caller masks and averages; where elements can be
+invalid, a mask is returned with them: `(loss * valid).sum() / jnp.maximum(valid.sum(), 1)`.
 
-Features are embeddings [B, D] of a batch, weights and centres [K, D] have a row a class: `weights`
-are a linear layer's kernel turned over.  Rows labelled -1 have logits without a margin, which are
-those to evaluate: a head's are not those of the linear layer.  Computed in float32 at least;
-gradients are finite, also of zeros, equal vectors and angles of 0 and pi.
+Features are the embeddings [B, D] of a batch.  Weights and centers [K, D] have a row per class:
+`weights` is the transposed kernel of a linear layer.  Rows with label -1 get logits without a
+margin, which are those to evaluate.  Everything is computed in float32 or wider.  Gradients are
+finite, also for zero vectors, equal vectors and angles of 0 and pi.
 """
+
+from collections.abc import Callable
 
 import chex
 import jax
@@ -15,100 +17,124 @@ import jax.numpy as jnp
 
 from jaxdet.ops import embeddings
 from jaxdet.ops.numerics import as_float32
+from jaxdet.types import Array
 
 
-def center(features, centres, labels):
-    """Half the squared distance of features [B, D] to the centre [K, D] of their class: [B].
+def center(features: Array, centers: Array, labels: Array) -> jax.Array:
+    """Center loss: half the squared distance of features [B, D] to the center of their class; [B].
 
-    No gradient goes to the centres, which `center_sums` and `center_update` move.
-    Wen et al. 2016 (ECCV), who weigh it by 0.003 beside the cross entropy.
+    No gradient flows to the centers [K, D]; `center_sums` and `center_update` move them.
+    Wen et al. 2016 (ECCV), who weight it by 0.003 beside the cross-entropy.
     """
-    return embeddings.distance(features, jax.lax.stop_gradient(centres)[labels]) ** 2 / 2
+    return embeddings.distance(features, jax.lax.stop_gradient(centers)[labels]) ** 2 / 2
 
 
-def center_sums(features, centres, labels, on=None):
-    """What a batch says of the centres [K, D]: sums of centre less feature [K, D], counts [K].
+def center_sums(
+    features: Array, centers: Array, labels: Array, mask: Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """(sums [K, D] of center minus feature, counts [K]) of a batch, by class.
 
-    on [B]: which rows count; all if None.  Of several devices, these are to be added.
+    mask [B]: the rows that count; all by default.  Sum both over devices before `center_update`.
     """
     chex.assert_equal_shape_prefix([features, labels], 1)
-    on = jnp.ones(len(labels)) if on is None else as_float32(on)
-    apart = as_float32(centres)[labels] - as_float32(features)
-    apart, on = jax.lax.stop_gradient((apart, on))
-    zeros = jnp.zeros(centres.shape, apart.dtype)
-    return zeros.at[labels].add(on[:, None] * apart), zeros[:, 0].at[labels].add(on)
+    mask = jnp.ones(len(labels)) if mask is None else as_float32(mask)
+    difference = as_float32(centers)[labels] - as_float32(features)
+    difference, mask = jax.lax.stop_gradient((difference, mask))
+    zeros = jnp.zeros(centers.shape, difference.dtype)
+    sums = zeros.at[labels].add(mask[:, None] * difference)
+    return sums, zeros[:, 0].at[labels].add(mask)
 
 
-def center_update(centres, sums, counts, *, rate=0.5):
-    """Centres [K, D] moved towards the features of their class; one that has none stays.
+def center_update(centers: Array, sums: Array, counts: Array, *, rate: float = 0.5) -> jax.Array:
+    """Centers [K, D] moved towards the features of their class; classes without features stay.
 
-    A class of n rows moves by rate x n / (n + 1) of the way to their mean.  Wen et al. 2016
-    (ECCV), equation 4; rate: their alpha.
+    The center of a class with n rows moves by rate * n / (n + 1) of the way to their mean.
+    Wen et al. 2016 (ECCV), equation 4, where `rate` is alpha.
     """
-    return (centres - rate * sums / (1 + counts[:, None])).astype(centres.dtype)
+    return (centers - rate * sums / (1 + counts[:, None])).astype(centers.dtype)
 
 
-def pair_masks(labels, on=None):
-    """(same, valid) of all pairs [B, B] of rows of labels [B].
+def pair_masks(labels: Array, mask: Array | None = None) -> tuple[jax.Array, jax.Array]:
+    """(same, valid) [B, B] of all pairs of rows of labels [B].
 
-    valid: the two are not one row, and both are `on` [B]; all are if None.
+    same: both rows have the same label.  valid: the rows differ and both are in `mask` [B], which
+    has all rows by default.
     """
-    on = jnp.ones(len(labels), bool) if on is None else on.astype(bool)
-    other = ~jnp.eye(len(labels), dtype=bool)
-    return labels[:, None] == labels[None], on[:, None] & on[None] & other
+    mask = jnp.ones(len(labels), bool) if mask is None else mask.astype(bool)
+    different_rows = ~jnp.eye(len(labels), dtype=bool)
+    return labels[:, None] == labels[None], mask[:, None] & mask[None] & different_rows
 
 
-def contrastive(a, b, same, *, margin=1.0):
-    """Loss of pairs a and b [..., D] of one person (`same` [...]) or of two, broadcasting: [...].
+def contrastive(a: Array, b: Array, same: Array, *, margin: float = 1.0) -> jax.Array:
+    """Contrastive loss of pairs a and b [..., D], broadcasting; [...].
 
-    d^2 / 2 of one person, max(0, margin - d)^2 / 2 of two at a distance of d.  All pairs of a batch
-    are `contrastive(x[:, None], x[None], same)`, each twice, with the masks of `pairs`.
-    Hadsell et al. 2006 (CVPR); margin: of pytorch-metric-learning, for vectors of length 1.
+    d^2 / 2 for pairs of the same class (`same` [...]), max(0, margin - d)^2 / 2 for others, with d
+    the Euclidean distance.  For all pairs of a batch, each of them twice, call
+    `contrastive(x[:, None], x[None], same)` with the masks of `pair_masks`.
+    Hadsell et al. 2006 (CVPR); the margin of pytorch-metric-learning, for unit vectors.
     """
-    apart = embeddings.distance(a, b)
-    return jnp.where(same, apart, jax.nn.relu(margin - apart)) ** 2 / 2
+    distance = embeddings.distance(a, b)
+    return jnp.where(same, distance, jax.nn.relu(margin - distance)) ** 2 / 2
 
 
-def triplet_hard(features, labels, on=None, *, margin=0.2, soft=False):
-    """Batch-hard triplet loss of each row as anchor: (loss [B], valid [B]), 0 where not valid.
+def triplet_hard(
+    features: Array,
+    labels: Array,
+    mask: Array | None = None,
+    *,
+    margin: float = 0.2,
+    soft: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """Batch-hard triplet loss of each row as the anchor: (loss [B], valid [B]).
 
-    Its farthest positive is to be nearer than its nearest negative by `margin`, in units of
-    distance.  valid: the row is on and has a positive and a negative.  soft: softplus in place of
-    the hinge, best with margin 0.  Hermans et al. 2017, arXiv:1703.07737.
+    max(0, d_p - d_n + margin) with the distances to the farthest positive and to the nearest
+    negative; 0 for invalid anchors.  valid: the anchor is in `mask` [B], which has all rows by
+    default, and has a positive and a negative.  soft: softplus instead of the hinge, best with
+    margin 0.  Hermans et al. 2017, arXiv:1703.07737.
     """
-    apart, same, valid = _all_pairs(features, labels, on)
+    distance, same, valid = _pairwise(features, labels, mask)
     positive, negative = same & valid, ~same & valid
-    farthest = apart.max(1, where=positive, initial=0)
-    nearest = apart.min(1, where=negative, initial=jnp.inf)
+    farthest = distance.max(1, where=positive, initial=0)
+    nearest = distance.min(1, where=negative, initial=jnp.inf)
     return _hinge(farthest - nearest + margin, positive.any(1) & negative.any(1), soft)
 
 
-def triplet_semihard(features, labels, on=None, *, margin=0.2, soft=False):
-    """Semi-hard triplet loss of each (anchor, positive): (loss, valid) [B, B], 0 where not valid.
+def triplet_semihard(
+    features: Array,
+    labels: Array,
+    mask: Array | None = None,
+    *,
+    margin: float = 0.2,
+    soft: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """Semi-hard triplet loss of each (anchor, positive): (loss [B, B], valid [B, B]).
 
-    Squared distances; of the negatives farther than the positive the nearest counts, and where
-    there is none the farthest of all, as in TensorFlow Addons.  valid: a pair of one person whose
-    anchor has a negative.  soft: as in `triplet_hard`.
-    Schroff et al. 2015, arXiv:1503.03832, whose features have length 1; margin: theirs.
+    max(0, d_p^2 - d_n^2 + margin) with the nearest negative that is farther than the positive or,
+    if there is none, the farthest negative, as in TensorFlow Addons; 0 for invalid pairs.
+    valid: both rows are in `mask` [B] and of the same class, and the anchor has a negative.
+    soft: as in `triplet_hard`.  Schroff et al. 2015, arXiv:1503.03832, whose features have length
+    1 and whose margin is the default.
     """
-    apart, same, valid = _all_pairs(features, labels, on)
-    apart = apart**2
+    distance, same, valid = _pairwise(features, labels, mask)
+    squared = distance**2
     positive, negative = same & valid, ~same & valid
-    beyond = negative[:, None] & (apart[:, None] > apart[:, :, None])  # [anchor, positive, B]
-    outside = jnp.broadcast_to(apart[:, None], beyond.shape).min(2, where=beyond, initial=jnp.inf)
-    inside = apart.max(1, where=negative, initial=0)[:, None]
-    chosen = jnp.where(beyond.any(2), outside, inside)
-    return _hinge(apart - chosen + margin, positive & negative.any(1)[:, None], soft)
+    farther = negative[:, None] & (squared[:, None] > squared[:, :, None])  # [anchor, positive, B]
+    candidates = jnp.broadcast_to(squared[:, None], farther.shape)
+    nearest = candidates.min(2, where=farther, initial=jnp.inf)
+    farthest = squared.max(1, where=negative, initial=0)[:, None]
+    chosen = jnp.where(farther.any(2), nearest, farthest)
+    return _hinge(squared - chosen + margin, positive & negative.any(1)[:, None], soft)
 
 
-def l_softmax(features, weights, labels, *, margin=4, easing=0.0):
-    """Large-margin logits [B, K]: |w| |x| cos(angle), that of the own class made harder.
+def l_softmax(
+    features: Array, weights: Array, labels: Array, *, margin: float = 4, annealing: float = 0.0
+) -> jax.Array:
+    """Large-margin softmax logits [B, K]: |w| |x| cos(angle), made harder for the true class.
 
-    There psi(angle) = (-1)^k cos(margin x angle) - 2k stands for the cosine, with k the number of
-    whole pi / margin in the angle; margin is 1 (plain linear logits), 2, 3 or 4, a float of that
-    value as well.  easing: the paper's lambda, the weight of the plain cosine, which falls as
-    training goes on.
-    Liu et al. 2016, arXiv:1612.02295; a label outside of 0 to K - 1 leaves its row plain.
+    For the true class psi(angle) = (-1)^k cos(margin * angle) - 2k replaces the cosine, with k the
+    number of whole pi / margin in the angle.  margin: 1 (linear logits), 2, 3 or 4.
+    annealing: lambda of the paper, the weight of the cosine beside psi, which decreases during
+    training.  Liu et al. 2016, arXiv:1612.02295.
     """
     margin = int(margin)
     borders = jnp.cos(jnp.arange(1, margin) * jnp.pi / margin)
@@ -116,93 +142,104 @@ def l_softmax(features, weights, labels, *, margin=4, easing=0.0):
     def psi(cosine):
         k = (cosine[..., None] < borders.reshape(1, 1, -1)).sum(-1)
         hard = jnp.where(k % 2, -1, 1) * _chebyshev(cosine, margin) - 2 * k
-        return (easing * cosine + hard) / (1 + easing)
+        return (annealing * cosine + hard) / (1 + annealing)
 
-    lengths = embeddings.norm(features)[:, None] * embeddings.norm(weights)[None]
-    return lengths * _own(embeddings.pairwise_cosine(features, weights), labels, psi)
+    norms = embeddings.norm(features)[:, None] * embeddings.norm(weights)[None]
+    return norms * _at_label(embeddings.pairwise_cosine(features, weights), labels, psi)
 
 
-def arcface(features, weights, labels, *, scale=64.0, margin=0.5):
-    """Additive angular margin logits [B, K]: scale x cosine, of the own class cos(angle + margin).
+def arcface(
+    features: Array, weights: Array, labels: Array, *, scale: float = 64.0, margin: float = 0.5
+) -> jax.Array:
+    """Additive angular margin logits [B, K]: scale * cos(angle), plus a margin in the true class.
 
-    margin: in radians, at most pi; beyond an angle of pi - margin, where that would rise again, it
-    is cosine - margin x sin(margin), as in insightface.  A label outside of 0 to K - 1 leaves its
-    row plain.  Deng et al. 2018, arXiv:1801.07698; the defaults are theirs.
+    The true class has scale * cos(angle + margin).  margin: radians, at most pi.  Beyond an angle
+    of pi - margin, where this would rise again, it is scale * (cosine - margin * sin(margin)), as
+    in insightface.
+    Deng et al. 2018, arXiv:1801.07698, with its defaults.
     """
 
-    def further(cosine):
+    def with_margin(cosine):
         squared = 1 - cosine**2
-        turned = squared > 0  # the slope of the root is infinite at 0
-        sine = jnp.where(turned, jnp.sqrt(jnp.where(turned, squared, 1)), 0)
+        inside = squared > 0  # the square root has an infinite slope at 0
+        sine = jnp.where(inside, jnp.sqrt(jnp.where(inside, squared, 1)), 0)
         angular = cosine * jnp.cos(margin) - sine * jnp.sin(margin)
         return jnp.where(
             cosine > jnp.cos(jnp.pi - margin), angular, cosine - margin * jnp.sin(margin)
         )
 
-    return scale * _own(embeddings.pairwise_cosine(features, weights), labels, further)
+    return scale * _at_label(embeddings.pairwise_cosine(features, weights), labels, with_margin)
 
 
-def cosface(features, weights, labels, *, scale=64.0, margin=0.35):
-    """Additive margin logits [B, K]: scale x cosine, of the own class scale x (cosine - margin).
+def cosface(
+    features: Array, weights: Array, labels: Array, *, scale: float = 64.0, margin: float = 0.35
+) -> jax.Array:
+    """Additive cosine margin logits [B, K]: scale * cosine, for the true class less the margin.
 
-    A label outside of 0 to K - 1 leaves its row plain.  Wang et al. 2018, arXiv:1801.09414; the
-    defaults are theirs.
+    Wang et al. 2018, arXiv:1801.09414, with its defaults.
     """
-    return scale * _own(
-        embeddings.pairwise_cosine(features, weights), labels, lambda cosine: cosine - margin
-    )
+    cosines = embeddings.pairwise_cosine(features, weights)
+    return scale * _at_label(cosines, labels, lambda cosine: cosine - margin)
 
 
-def lgm(features, means, labels, log_variances=0.0, *, margin=0.1):
+def lgm(
+    features: Array,
+    means: Array,
+    labels: Array,
+    log_variances: Array | float = 0.0,
+    *,
+    margin: float = 0.1,
+) -> tuple[jax.Array, jax.Array]:
     """Large-margin Gaussian mixture: (logits [B, K], likelihood loss [B]).
 
-    Each class is a Gaussian of `means` [K, D] and the exponentials of `log_variances`, [K, D] or
-    less (0: the identity).  Logits are -(squared Mahalanobis distance + log determinant) / 2, with
-    the distance to the own class times 1 + margin; the loss is minus that of the own class without
-    the margin.  A label outside of 0 to K - 1 leaves its row of logits plain.
-    Wan et al. 2018, arXiv:1803.02988; margin: their alpha, as in public copies, which weigh the
-    likelihood by 0.01 beside the cross entropy.
+    Each class is a Gaussian with `means` [K, D] and diagonal `log_variances`, which broadcast to
+    [K, D].  Logits are -(squared Mahalanobis distance + log determinant) / 2, where the distance to
+    the true class is multiplied by 1 + margin.  The likelihood loss is minus the logit of the true
+    class without the margin.
+    Wan et al. 2018, arXiv:1803.02988.  The margin, their alpha, is that of public implementations,
+    which weight the likelihood loss by 0.01 beside the cross-entropy.
     """
     x, means = as_float32(features), as_float32(means)
     log_variances = jnp.broadcast_to(as_float32(log_variances), means.shape)
     precision = jnp.exp(-log_variances)
-    squared = embeddings.pairwise_dot(x**2, precision) - 2 * embeddings.pairwise_dot(
-        x, means * precision
-    )
+    squared = embeddings.pairwise_dot(x**2, precision)
+    squared -= 2 * embeddings.pairwise_dot(x, means * precision)
     squared = jax.nn.relu(squared + (means**2 * precision).sum(1)[None])  # [B, K]
-    own = ((x - means[labels]) ** 2 * precision[labels]).sum(1)  # exact where they all but meet
-    volume = log_variances.sum(1)
-    squared = jnp.where(_is_own(labels, squared), (1 + margin) * own[:, None], squared)
-    return -(volume[None] + squared) / 2, (own + volume[labels]) / 2
+    own = ((x - means[labels]) ** 2 * precision[labels]).sum(1)  # no cancellation near the mean
+    log_det = log_variances.sum(1)
+    squared = jnp.where(_is_label(labels, squared), (1 + margin) * own[:, None], squared)
+    return -(log_det[None] + squared) / 2, (own + log_det[labels]) / 2
 
 
-def _all_pairs(features, labels, on):
-    """Distances, and `pairs`, of the rows of features [B, D]: [B, B] each."""
+def _pairwise(features, labels, mask) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(distance, same, valid) [B, B] of all pairs of rows."""
     chex.assert_rank([features, labels], [2, 1])
-    return embeddings.distance(features[:, None], features[None]), *pair_masks(labels, on)
+    return embeddings.distance(features[:, None], features[None]), *pair_masks(labels, mask)
 
 
-def _hinge(violation, valid, soft):
-    """(loss, valid): what of a violation is above 0, or its softplus; 0 where not valid."""
+def _hinge(violation, valid, soft) -> tuple[jax.Array, jax.Array]:
     loss = jax.nn.softplus(violation) if soft else jax.nn.relu(violation)
     return jnp.where(valid, loss, 0), valid
 
 
-def _own(cosines, labels, change):
-    """Cosines [B, K] with change(cosine) at the label [B] of each row."""
+def _at_label(cosines: Array, labels: Array, change: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """Cosines [B, K] with `change` applied to that of the true class.
+
+    Labels outside of 0 to K - 1 leave their rows unchanged.
+    """
     chex.assert_shape(labels, (len(cosines),))
     own = jnp.take_along_axis(cosines, labels[:, None], 1, mode="clip")  # [B, 1]
-    return jnp.where(_is_own(labels, cosines), change(own), cosines)
+    return jnp.where(_is_label(labels, cosines), change(own), cosines)
 
 
-def _is_own(labels, logits):
-    """Whether a class is that of the row, [B, K]."""
+def _is_label(labels, logits) -> jax.Array:
+    """Whether a class is the label of the row, [B, K]."""
     return labels[:, None] == jnp.arange(logits.shape[1])[None]
 
 
-def _chebyshev(cosine, times):
-    """cos(times x angle) of the cosine of an angle, of any shape (Chebyshev's polynomials)."""
+def _chebyshev(cosine, degree) -> jax.Array:
+    """cos(degree * angle) from cos(angle): the Chebyshev polynomial of the first kind."""
     before, now = jnp.ones_like(cosine), cosine
-    for _ in range(times - 1):
+    for _ in range(degree - 1):
         before, now = now, 2 * cosine * now - before
     return now

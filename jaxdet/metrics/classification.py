@@ -1,64 +1,77 @@
-"""Scores of a whole split, on the host, from the rows that tasks measure."""
+"""Scores of classification and of localization, on the host, from the measurements of tasks."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from jaxdet.types import Array
 
-def localization_scores(rows, classes):
-    """Scores of one label and one box a photo.
+Rows = Mapping[str, Array]
 
-    `rows` have `label`, `predicted` (indices into `classes`), `iou` and `distance`, [N] each.
-    Shares and means are in [0, 1]; `right_iou` takes the IoU beside a wrong label for 0; `iou50`
-    and `iou70` are shares of photos above .5 and .7.
-    `labels` has the same for the photos of each label, with their counts, and `confusion [K, K]`
-    counts photos by true label (rows) and predicted label (columns).
+
+def scores(rows: Rows, classes: Sequence[str]) -> dict[str, Any]:
+    """Scores of one label per image.
+
+    rows: `label` and `predicted`, indices into `classes`, [N] each.
+    Returns `count`, `correct` and `accuracy`; the same per class, by name, under `labels`; and
+    `confusion`, counts [K, K] by true class (rows) and predicted class (columns).
     """
-    return _by_label(rows, classes, _of_boxes)
+    return _with_classes(rows, classes, _label_scores)
 
 
-def scores(rows, classes):
-    """Scores of one label an image: `label` and `predicted` of `labelled_boxes` alone."""
-    return _by_label(rows, classes, _of_labels)
+def localization_scores(rows: Rows, classes: Sequence[str]) -> dict[str, Any]:
+    """Scores of one label and one box per image.
+
+    rows: as in `scores`, with `iou` and `distance` [N] of the boxes.
+    Returns all of `scores` and, over all images and per class: mean `iou`, `iou_median`,
+    `right_iou`, the mean with IoU 0 for wrong labels, `iou50` and `iou70`, the fractions of images
+    with an IoU above .5 and .7, and mean `distance`.
+    """
+    return _with_classes(rows, classes, _box_scores)
 
 
-def _by_label(rows, classes, scores):
-    """`scores(rows)` of all rows and, under `labels`, of those of each label; and `confusion`."""
+def plateau_start(scores: Sequence[float], *, rise: float, over: int) -> int | None:
+    """First index from which the next `over` scores exceed its score by less than `rise`.
+
+    None if there is none, or none with so many scores after it.
+    """
+    for start in range(len(scores) - over):
+        if max(scores[start + 1 : start + 1 + over]) - scores[start] < rise:
+            return start
+    return None
+
+
+def _with_classes(
+    rows: Rows, classes: Sequence[str], score: Callable[[Rows], dict[str, Any]]
+) -> dict[str, Any]:
+    """`score(rows)` of all rows and of those of each class, and the confusion matrix."""
     count = len(classes)
     pairs = np.asarray(rows["label"]) * count + np.asarray(rows["predicted"])
     confusion = np.bincount(pairs, minlength=count * count).reshape(count, count)
     labels = {}
     for i, name in enumerate(classes):
-        of_label = {key: column[rows["label"] == i] for key, column in rows.items()}
-        labels[name] = scores(of_label) if confusion[i].any() else {"count": 0, "correct": 0}
-    return {**scores(rows), "labels": labels, "confusion": confusion.tolist()}
+        of_class = {key: column[rows["label"] == i] for key, column in rows.items()}
+        labels[name] = score(of_class) if confusion[i].any() else {"count": 0, "correct": 0}
+    return {**score(rows), "labels": labels, "confusion": confusion.tolist()}
 
 
-def _of_labels(rows):
-    right = rows["label"] == rows["predicted"]
+def _label_scores(rows: Rows) -> dict[str, Any]:
+    correct = rows["label"] == rows["predicted"]
     return {
-        "count": len(right),
-        "correct": int(right.sum()),
-        "accuracy": float(right.mean()),
+        "count": len(correct),
+        "correct": int(correct.sum()),
+        "accuracy": float(correct.mean()),
     }
 
 
-def _of_boxes(rows):
-    right, iou = rows["label"] == rows["predicted"], rows["iou"].astype(np.float64)
-    return _of_labels(rows) | {
+def _box_scores(rows: Rows) -> dict[str, Any]:
+    correct, iou = rows["label"] == rows["predicted"], rows["iou"].astype(np.float64)
+    return _label_scores(rows) | {
         "iou": float(iou.mean()),
         "iou_median": float(np.median(iou)),
-        "right_iou": float((right * iou).mean()),
+        "right_iou": float((correct * iou).mean()),
         "iou50": float((iou > 0.5).mean()),
         "iou70": float((iou > 0.7).mean()),
         "distance": float(rows["distance"].mean(dtype=np.float64)),
     }
-
-
-def plateau_start(scores, *, rise, over):
-    """The first place from which the next `over` scores are all less than `rise` above its own.
-
-    None where there is none with so many after it.
-    """
-    for place in range(len(scores) - over):
-        if max(scores[place + 1 : place + 1 + over]) - scores[place] < rise:
-            return place
-    return None

@@ -1,163 +1,163 @@
-"""Scores of detections: COCO's mAP, precision against recall, and confusion."""
+"""Scores of detections: COCO's mAP, precision-recall curves and the confusion matrix.
+
+`rows` are the measurements of `jaxdet.tasks.detect` for N images: predicted `boxes [N, P, 4]`,
+`labels`, `scores` and `valid [N, P]`; true `true_boxes [N, G, 4]`, `true_labels`, `true_valid`,
+`true_crowd` and `true_area [N, G]`; and `size [N, 2]`, height and width.
+"""
 
 import contextlib
 import io
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
-from jaxdet.ops import boxes, numerics
+from jaxdet.ops import boxes
+from jaxdet.ops.numerics import safe_divide
+from jaxdet.types import Array
 
-COCO_STATS = (  # the twelve numbers of COCO, in its order
+COCO_STATS = (  # in COCO's order
     *("map", "map50", "map75", "map_small", "map_medium", "map_large"),
     *("recall1", "recall10", "recall100", "recall_small", "recall_medium", "recall_large"),
 )
+RECALL_LEVELS = np.linspace(0, 1, 101)  # at which COCO samples precision
+SCORE_THRESHOLD = 0.25  # of the boxes in the confusion matrix
+IOU_THRESHOLD = 0.5  # above which a box matches an object
+
+Rows = Mapping[str, Array]
 
 
-def coco_scores(truth, detections):
-    """COCO's twelve numbers, by the names `STATS`, of boxes told as COCO's JSON tells them.
+def coco_scores(truth: dict[str, Any], detections: list[dict[str, Any]]) -> dict[str, float]:
+    """COCO's twelve scores, with the names `COCO_STATS`, from data in COCO's JSON format.
 
     truth: {"images", "annotations", "categories"}; detections: [{"image_id", "category_id",
-    "bbox", "score"}].  mAP is the mean over IoU .5 to .95 and classes, at most 100 boxes a photo;
-    -1 where there is nothing to find.  Lin et al. 2014, arXiv:1405.0312, by faster-coco-eval.
+    "bbox", "score"}].  mAP is the mean over IoU thresholds .5 to .95 and over classes, with at most
+    100 boxes per image.  Scores without any object to find are -1.
+    Lin et al. 2014, arXiv:1405.0312; computed by faster-coco-eval.
     """
-    judged = _judged(truth, detections)
-    return dict(zip(COCO_STATS, map(float, judged.stats[:12]), strict=True))
+    return _stats(_evaluate(truth, detections))
 
 
-def scores(rows, classes):
-    """Scores of many boxes a photo, from the rows that `tasks.detect` measures.
+def scores(rows: Rows, classes: Sequence[str]) -> dict[str, Any]:
+    """The twelve scores of `coco_scores`, and under `labels` those of each class by name.
 
-    The twelve of `coco_map`; `labels` has count, map and map50 of each class.
+    Classes have `count`, the number of objects that are not crowds, `map` and `map50`.
     """
-    truth, found = _as_coco(rows, classes)
-    judged = _judged(truth, found)
-    scores = dict(zip(COCO_STATS, map(float, judged.stats[:12]), strict=True))
-    precision = judged.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, class]
-    labels = {}
-    on = rows["true_valid"] & ~rows["true_crowd"]
-    for i, name in enumerate(classes):
-        count = int((rows["true_labels"][on] == i).sum())
-        labels[name] = {
-            "count": count,
+    evaluation = _evaluate(*_to_coco(rows, classes))
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, class]
+    objects = rows["true_labels"][rows["true_valid"] & ~rows["true_crowd"]]
+    labels = {
+        name: {
+            "count": int((objects == i).sum()),
             "map": _mean(precision[:, :, i]),
             "map50": _mean(precision[0, :, i]),
         }
-    return {**scores, "count": len(rows["size"]), "labels": labels}
+        for i, name in enumerate(classes)
+    }
+    return {**_stats(evaluation), "count": len(rows["size"]), "labels": labels}
 
 
-RECALL_LEVELS = np.linspace(0, 1, 101)  # where COCO looks at precision
-SCORE_THRESHOLD, IOU_THRESHOLD = (
-    0.25,
-    0.5,
-)  # score of a box that counts, IoU from which it finds an object
+def precision_recall(rows: Rows, classes: Sequence[str]) -> dict[str, tuple[Array, Array]]:
+    """{class: (precision, score threshold)} at IoU .5 and each of `RECALL_LEVELS`, [101] each.
 
-
-def precision_recall(rows, classes):
-    """{class: (precision, least score)} at each of `RECALLS` and IoU .5, [101] each.
-
-    -1 where nothing is known; both are 0 at a recall that is not reached.
+    Both are -1 for classes without objects, and 0 at recalls that are not reached.
     """
-    judged = _judged(*_as_coco(rows, classes)).eval
-    both = [judged[name][0, :, :, 0, -1] for name in ("precision", "scores")]  # [recall, class]
-    return {name: tuple(of_all[:, i] for of_all in both) for i, name in enumerate(classes)}
+    curves = _evaluate(*_to_coco(rows, classes)).eval
+    precision, scores = (curves[name][0, :, :, 0, -1] for name in ("precision", "scores"))
+    return {name: (precision[:, i], scores[:, i]) for i, name in enumerate(classes)}
 
 
-THRESHOLDS = (0.05, 0.1, 0.2)  # of mAP: what seed 002 gives points for
+def passed_thresholds(value: float, thresholds: Sequence[float]) -> dict[str, bool]:
+    """{"map_at_least_<threshold>": whether the mAP `value` reaches it} for each threshold."""
+    return {f"map_at_least_{threshold:g}": value >= threshold for threshold in thresholds}
 
 
-def passed_thresholds(value):
-    """{name: whether it is reached} of each of `THRESHOLDS` by a mAP."""
-    return {f"map_at_least_{least:g}": value >= least for least in THRESHOLDS}
+def confusion_matrix(rows: Rows, classes: Sequence[str]) -> np.ndarray:
+    """Counts [K + 1, K + 1] by true class (rows) and predicted class (columns); last is background.
 
-
-def confusion_matrix(rows, classes):
-    """Objects by true class (rows) and found class (columns), [K + 1, K + 1]; last is background.
-
-    Boxes of a score of at least `CONFIDENCE` find the object that they overlap most, if by more
-    than `IOU` and no better one has it; an object that nothing finds was taken for background, a
-    box that finds none is one that background was taken for.  Crowds are left out, and so are boxes
-    that find none and lie in a crowd: by more than `IOU` of their own area, as COCO has it.
+    Boxes with a score of at least `SCORE_THRESHOLD` are matched to objects, in the order of their
+    IoU, if it exceeds `IOU_THRESHOLD`.  Objects without a box count as predicted background,
+    boxes without an object as true background.  Crowds are ignored, and so are boxes without an
+    object that lie in a crowd with more than `IOU_THRESHOLD` of their area, as in COCO.
     """
     counts = np.zeros((len(classes) + 1,) * 2, int)
-    overlaps = jax.jit(_overlaps)  # one photo after the other: all at once are gigabytes for COCO
-    for i, (truth, found) in enumerate(zip(rows["true_boxes"], rows["boxes"], strict=True)):
-        shared, inside = map(np.asarray, overlaps(truth[:, None], found[None]))  # [G, P] each
-        true, crowds = (
-            np.flatnonzero(rows["true_valid"][i] & (rows["true_crowd"][i] == crowd))
-            for crowd in (False, True)
-        )
-        sure = np.flatnonzero(rows["valid"][i] & (rows["scores"][i] >= SCORE_THRESHOLD))
-        pairs = [(g, p) for g in true for p in sure if shared[g, p] > IOU_THRESHOLD]
-        mine = {}
-        for g, p in sorted(pairs, key=lambda pair: -shared[pair]):
-            if g not in mine and p not in mine.values():
-                mine[g] = p
-        for g in true:
-            as_class = rows["labels"][i, mine[g]] if g in mine else len(classes)
-            counts[rows["true_labels"][i, g], as_class] += 1
-        for p in set(sure) - set(mine.values()):
+    overlaps = jax.jit(_overlaps)  # per image: all images of COCO at once would take gigabytes
+    for i, (true, predicted) in enumerate(zip(rows["true_boxes"], rows["boxes"], strict=True)):
+        iou, inside = map(np.asarray, overlaps(true[:, None], predicted[None]))  # [G, P] each
+        valid, crowd = rows["true_valid"][i], rows["true_crowd"][i]
+        objects, crowds = np.flatnonzero(valid & ~crowd), np.flatnonzero(valid & crowd)
+        kept = np.flatnonzero(rows["valid"][i] & (rows["scores"][i] >= SCORE_THRESHOLD))
+        pairs = [(g, p) for g in objects for p in kept if iou[g, p] > IOU_THRESHOLD]
+        matches = {}  # object -> box
+        for g, p in sorted(pairs, key=lambda pair: -iou[pair]):
+            if g not in matches and p not in matches.values():
+                matches[g] = p
+        for g in objects:
+            label = rows["labels"][i, matches[g]] if g in matches else len(classes)
+            counts[rows["true_labels"][i, g], label] += 1
+        for p in set(kept) - set(matches.values()):
             counts[-1, rows["labels"][i, p]] += not (inside[crowds, p] > IOU_THRESHOLD).any()
     return counts
 
 
-def _overlaps(true, found):
-    """IoU of boxes [..., 4], broadcasting, and the share of the found ones that is in the true."""
-    return boxes.iou(true, found), numerics.safe_divide(
-        boxes.intersection(true, found), boxes.area(found)
-    )
+def _overlaps(true, predicted):
+    """(IoU, fraction of the predicted box inside the true one) of boxes [..., 4], broadcasting."""
+    inside = safe_divide(boxes.intersection(true, predicted), boxes.area(predicted))
+    return boxes.iou(true, predicted), inside
 
 
-def _mean(precision):
-    """Mean of what is known; -1 where nothing is."""
+def _stats(evaluation) -> dict[str, float]:
+    return dict(zip(COCO_STATS, map(float, evaluation.stats[:12]), strict=True))
+
+
+def _mean(precision: np.ndarray) -> float:
+    """Mean over known values; -1 if there are none."""
     known = precision[precision > -1]
     return float(known.mean()) if known.size else -1.0
 
 
-def _judged(truth, detections):
-    """A finished evaluation of faster-coco-eval, which prints as it goes."""
+def _evaluate(truth, detections):
+    """A completed faster-coco-eval evaluation; what the library prints is discarded."""
     from faster_coco_eval import COCO, COCOeval_faster
 
-    whole = {"info": {}, "images": [], "annotations": [], "categories": [], **truth}
+    complete = {"info": {}, "images": [], "annotations": [], "categories": [], **truth}
     with contextlib.redirect_stdout(io.StringIO()):
-        true = COCO(whole)
-        judged = COCOeval_faster(true, _loaded(true, detections), "bbox")
-        judged.evaluate()
-        judged.accumulate()
-        judged.summarize()
-    return judged
+        true = COCO(complete)
+        if detections:
+            predicted = true.loadRes(detections)
+        else:  # which loadRes does not accept
+            predicted = COCO({**true.dataset, "annotations": []})
+        evaluation = COCOeval_faster(true, predicted, "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation
 
 
-def _loaded(true, detections):
-    """Detections beside their truth; the library takes no empty list."""
-    from faster_coco_eval import COCO
-
-    if detections:
-        return true.loadRes(detections)
-    return COCO({**true.dataset, "annotations": []})
-
-
-def _as_coco(rows, classes):
-    """(truth, detections) of rows [N, ...], as COCO's JSON tells them."""
+def _to_coco(rows: Rows, classes: Sequence[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(truth, detections) in COCO's JSON format."""
     height, width = rows["size"].T.tolist()
     images = [
         {"id": i, "height": h, "width": w}
         for i, (h, w) in enumerate(zip(height, width, strict=True))
     ]
-    annotations = []
-    for number, (i, g) in enumerate(zip(*np.nonzero(rows["true_valid"]), strict=True), 1):
-        one = _box(i, rows["true_boxes"][i, g], rows["true_labels"][i, g])
-        more = {"id": number, "area": float(rows["true_area"][i, g])}
-        annotations.append(one | more | {"iscrowd": int(rows["true_crowd"][i, g])})
-    found = [
-        _box(i, rows["boxes"][i, p], rows["labels"][i, p]) | {"score": float(rows["scores"][i, p])}
+    annotations = [
+        _annotation(i, rows["true_boxes"][i, g], rows["true_labels"][i, g])
+        | {"id": number, "area": float(rows["true_area"][i, g])}
+        | {"iscrowd": int(rows["true_crowd"][i, g])}
+        for number, (i, g) in enumerate(zip(*np.nonzero(rows["true_valid"]), strict=True), 1)
+    ]
+    detections = [
+        _annotation(i, rows["boxes"][i, p], rows["labels"][i, p])
+        | {"score": float(rows["scores"][i, p])}
         for i, p in zip(*np.nonzero(rows["valid"]), strict=True)
     ]
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(classes)]
-    return {"images": images, "annotations": annotations, "categories": categories}, found
+    return {"images": images, "annotations": annotations, "categories": categories}, detections
 
 
-def _box(image, corners, label):
+def _annotation(image, corners, label) -> dict[str, Any]:
     x0, y0, x1, y1 = map(float, corners)
     return {
         "image_id": int(image),

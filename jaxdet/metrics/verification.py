@@ -1,11 +1,13 @@
-"""Scores of verification (the same person or not) and of identification, on the host, in NumPy.
+"""Scores of verification (same identity or not) and of identification, on the host, in NumPy.
 
-A pair has a score, more if it is likelier of one person, and is taken for one person if the score
-is at least a threshold.  FAR is the share of pairs of two persons that are, TAR that of pairs of
-one.  Pairs of equal score are taken together.  InputError for no pairs, for scores that are not
-finite, and, where shares of both kinds are wanted, for pairs of one kind only.
+A pair has a score, higher if its images are more likely of the same identity, and is accepted if
+the score is at least a threshold.  FAR, the false accept rate, is the fraction of accepted pairs
+among pairs of different identities; TAR, the true accept rate, that among pairs of the same one.
+Functions raise InputError for empty input, for scores that are not finite and, if they need both
+kinds of pairs, for pairs of one kind only.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +19,7 @@ FAR_LEVELS = (1e-1, 1e-2, 1e-3, 1e-4)
 
 
 class Roc(NamedTuple):
-    """What T thresholds lead to, from the highest, which takes no pair, to the lowest."""
+    """ROC curve at T thresholds, from the highest, which accepts no pair, to the lowest."""
 
     far: Array  # [T] rising from 0 to 1
     tar: Array  # [T] rising from 0 to 1
@@ -25,165 +27,186 @@ class Roc(NamedTuple):
 
 
 class CrossValidation(NamedTuple):
-    """What `lfw_folds` finds."""
+    """Accuracies of the folds of a cross-validation."""
 
-    mean: float  # accuracy, in [0, 1]
-    error: float  # standard error of this mean
-    accuracies: Array  # [folds], by the numbers of the folds
+    mean: float
+    error: float  # standard error of the mean
+    accuracies: Array  # [folds], sorted by the number of the fold
     thresholds: Array  # [folds]
 
 
-def roc(scores, same):
-    """The receiver operating characteristic of scores [N] of pairs of one person (`same` [N])."""
-    scores, same = _pairs(scores, same, both=True)
-    return Roc(*_sklearn().roc_curve(same, scores, drop_intermediate=False))
+def roc(scores: Array, same: Array) -> Roc:
+    """ROC curve of the scores [N] of pairs, where `same` [N] marks those of the same identity."""
+    scores, same = _check_pairs(scores, same, both=True)
+    return Roc(*_sklearn_metrics().roc_curve(same, scores, drop_intermediate=False))
 
 
-def auc(scores, same):
-    """Area under the curve: how often a pair of one person beats one of two; ties are half."""
-    scores, same = _pairs(scores, same, both=True)
-    return float(_sklearn().roc_auc_score(same, scores))
+def auc(scores: Array, same: Array) -> float:
+    """Area under the ROC curve; arguments as in `roc`.
+
+    The probability that a pair of the same identity scores higher than a pair of different ones,
+    where ties count half.
+    """
+    scores, same = _check_pairs(scores, same, both=True)
+    return float(_sklearn_metrics().roc_auc_score(same, scores))
 
 
-def eer(scores, same):
-    """Equal error rate in [0, 1]: FAR where it is 1 - TAR, on straight lines between thresholds."""
+def eer(scores: Array, same: Array) -> float:
+    """Equal error rate: FAR where it equals 1 - TAR, in [0, 1]; arguments as in `roc`.
+
+    The ROC curve is interpolated linearly between thresholds.
+    """
     far, tar, _ = roc(scores, same)
-    excess = far + tar - 1  # of false acceptances over false rejections, from -1 to 1
+    excess = far + tar - 1  # FAR minus the false reject rate, from -1 to 1
     after = int((excess >= 0).argmax())
-    share = excess[after] / (excess[after] - excess[after - 1])
-    return float(far[after] - share * (far[after] - far[after - 1]))
+    fraction = excess[after] / (excess[after] - excess[after - 1])
+    return float(far[after] - fraction * (far[after] - far[after - 1]))
 
 
-def tar_at_far(scores, same, fars=FAR_LEVELS):
+def tar_at_far(scores: Array, same: Array, fars: Sequence[float] = FAR_LEVELS) -> np.ndarray:
     """Highest TAR [F] of the thresholds whose FAR is at most each of `fars` [F].
 
-    Nothing between thresholds is made up: with fewer than 1 / far pairs of two persons, none of
-    them is taken.
+    There is no interpolation: with fewer than 1 / far pairs of different identities, none of them
+    is accepted.
     """
     far, tar, _ = roc(scores, same)
     return tar[np.searchsorted(far, fars, side="right") - 1]
 
 
-def dir_at_fpir(scores, found, true, fpirs=FAR_LEVELS):
+def dir_at_fpir(
+    scores: Array, predicted: Array, identity: Array, fpirs: Sequence[float] = FAR_LEVELS
+) -> np.ndarray:
     """Detection and identification rate [F] at false positive identification rates `fpirs` [F].
 
-    Each of N probes has the identity `found` [N] as its best, with a score [N], and is `true` [N]:
-    below 0 for those of nobody known.  FPIR is the share of these whose score reaches the
-    threshold, DIR the share of the others whose score does and whose identity is found.
-    Open-set identification, Guenther et al. 2017, arXiv:1705.01567, at rank 1.
+    scores, predicted [N]: the best identity of each probe and its score.  identity [N]: the true
+    one, below 0 for probes whose identity is not in the gallery.  FPIR is the fraction of the
+    latter whose score reaches the threshold; DIR is the fraction of the other probes whose score
+    does and whose identity is right.
+    Open-set identification at rank 1, Guenther et al. 2017, arXiv:1705.01567.
     """
-    scores, found, true = map(np.asarray, (scores, found, true))
-    known = true >= 0
+    scores, predicted, identity = map(np.asarray, (scores, predicted, identity))
+    known = identity >= 0
     if known.all() == known.any():
         raise InputError(
-            f"identification: of {len(known)} probes {known.sum()} are of known people; "
-            "give both kinds"
+            f"identification: {known.sum()} of {len(known)} probes have an identity in the "
+            "gallery; probes with and without one are required"
         )
     fpir, _, thresholds = roc(scores, known)
-    least = thresholds[np.searchsorted(fpir, fpirs, side="right") - 1]
-    right = (found == true)[known]
-    return (right & (scores[known] >= least[:, None])).mean(1)
+    chosen = thresholds[np.searchsorted(fpir, fpirs, side="right") - 1]
+    correct = (predicted == identity)[known]
+    return (correct & (scores[known] >= chosen[:, None])).mean(1)
 
 
-def accuracy_at_thresholds(scores, accept, thresholds, *, refuse=None):
-    """Share [T] of N decisions that are right at each of `thresholds` [T].
+def accuracy_at_thresholds(
+    scores: Array, accept: Array, thresholds: Array, *, reject: Array | None = None
+) -> np.ndarray:
+    """Fraction [T] of N correct decisions at each of `thresholds` [T].
 
-    accept, refuse [N]: whether it is right to say yes, and no: the opposite of `accept` if None.
-    Of pairs `accept` is that they are of one person.  Of unknown images, `accept` is that the best
-    identity is theirs, `refuse` that they are nobody's: a known person taken for another is wrong
-    at any threshold.
+    accept, reject [N]: whether accepting, and rejecting, is correct; `reject` is by default the
+    opposite of `accept`.  For pairs, accepting is correct if they are of the same identity.  For
+    probes, accepting is correct if the best identity is theirs, rejecting if they have none in the
+    gallery: a known probe with the wrong identity is an error at any threshold.
     """
-    scores, accept = _pairs(scores, accept)
-    refuse = ~accept if refuse is None else _pairs(scores, refuse)[1]
+    scores, accept = _check_pairs(scores, accept)
+    reject = ~accept if reject is None else _check_pairs(scores, reject)[1]
     order = np.argsort(scores)
-    below = np.searchsorted(scores[order], thresholds)  # how many are refused
-    no, yes = (np.append(0, np.cumsum(right[order])) for right in (refuse, accept))
-    return (no[below] + yes[-1] - yes[below]) / len(scores)
+    rejected = np.searchsorted(scores[order], thresholds)  # how many
+    no, yes = (np.append(0, np.cumsum(correct[order])) for correct in (reject, accept))
+    return (no[rejected] + yes[-1] - yes[rejected]) / len(scores)
 
 
-def best_threshold(scores, accept, thresholds=None, *, refuse=None):
-    """(threshold, accuracy) where `accuracy_by_threshold` is highest; the lowest of equals.
+def best_threshold(
+    scores: Array, accept: Array, thresholds: Array | None = None, *, reject: Array | None = None
+) -> tuple[float, float]:
+    """(threshold, accuracy) that maximize `accuracy_at_thresholds`; the lowest threshold of ties.
 
-    thresholds [T]: among which; if None, all that tell scores apart: midway between two neighbours,
-    at the lowest, and past the highest.
+    thresholds [T]: the candidates; by default all that separate scores: the midpoints of
+    neighbouring scores, the lowest score, and a threshold above the highest.
     """
     if thresholds is None:
-        values = np.unique(_pairs(scores, accept)[0])
-        past = np.nextafter(np.float32(values[-1]), np.float32(np.inf))  # also for float32 scores
-        thresholds = np.concatenate([values[:1], (values[1:] + values[:-1]) / 2, [past]])
+        values = np.unique(_check_pairs(scores, accept)[0])
+        above = np.nextafter(np.float32(values[-1]), np.float32(np.inf))  # also for float32 scores
+        thresholds = np.concatenate([values[:1], (values[1:] + values[:-1]) / 2, [above]])
     thresholds = np.sort(thresholds)
-    accuracies = accuracy_at_thresholds(scores, accept, thresholds, refuse=refuse)
+    accuracies = accuracy_at_thresholds(scores, accept, thresholds, reject=reject)
     best = int(accuracies.argmax())
     return float(thresholds[best]), float(accuracies[best])
 
 
-def cross_validate(scores, same, folds=10, thresholds=None):
-    """Accuracy by cross validation: each fold is judged at the best threshold of all others.
+def cross_validate(
+    scores: Array, same: Array, folds: int | Array = 10, thresholds: Array | None = None
+) -> CrossValidation:
+    """Accuracy of verification, each fold evaluated at the best threshold of all other folds.
 
-    folds: how many, which are `consecutive`, or the fold [N] of each pair.  thresholds: as in
-    `best_threshold`.  InputError for fewer pairs than folds, or than two folds.
-    Huang et al. 2007 (Labeled Faces in the Wild), whose standard error is that of the folds.
+    folds: their number, for consecutive folds, or the fold [N] of each pair.
+    thresholds: as in `best_threshold`.
+    Raises InputError for fewer than two folds, or fewer pairs than folds.
+    Huang et al. 2007, Labeled Faces in the Wild, who report the standard error over folds.
     """
-    scores, same = _pairs(scores, same)
+    scores, same = _check_pairs(scores, same)
     fold = np.asarray(folds) if np.ndim(folds) else consecutive_folds(len(scores), folds)
-    names, found = np.unique(fold), []
+    names, results = np.unique(fold), []
     if len(names) < 2:
-        raise InputError(f"verification: all {len(scores)} pairs are of one fold; want two or more")
+        raise InputError(
+            f"verification: all {len(scores)} pairs are in one fold; at least 2 are required"
+        )
     for name in names:
-        here = fold == name
-        threshold, _ = best_threshold(scores[~here], same[~here], thresholds)
-        (accuracy,) = accuracy_at_thresholds(scores[here], same[here], [threshold])
-        found.append((accuracy, threshold))
-    accuracies, chosen = np.array(found).T
+        inside = fold == name
+        threshold, _ = best_threshold(scores[~inside], same[~inside], thresholds)
+        (accuracy,) = accuracy_at_thresholds(scores[inside], same[inside], [threshold])
+        results.append((accuracy, threshold))
+    accuracies, chosen = np.array(results).T
     error = accuracies.std(ddof=1) / len(names) ** 0.5
     return CrossValidation(float(accuracies.mean()), float(error), accuracies, chosen)
 
 
-def linear_probe(embeddings, labels, others):
-    """The label [M] that a linear classifier, fitted to embeddings [N, D], gives `others` [M, D].
-
-    Multinomial logistic regression, for numbers brought to mean 0 and deviation 1, with
-    scikit-learn's regularisation.  labels: [N], of two classes at least.
-    Alain and Bengio 2016, arXiv:1610.01644.
-    """
-    _sklearn()
-    from sklearn import linear_model, pipeline, preprocessing
-
-    scaled = preprocessing.StandardScaler()
-    fitted = pipeline.make_pipeline(scaled, linear_model.LogisticRegression(max_iter=1000))
-    return fitted.fit(embeddings, labels).predict(others)
-
-
-def consecutive_folds(count, folds):
-    """The fold [count] of each of so many pairs in a row: folds as near to equal as can be."""
+def consecutive_folds(count: int, folds: int) -> np.ndarray:
+    """The fold [count] of each pair: consecutive folds whose sizes differ by at most 1."""
     if not 2 <= folds <= count:
         raise InputError(
-            f"verification: {count} pairs cannot make {folds} folds; take 2 to {count}"
+            f"verification: {count} pairs cannot be split into {folds} folds; use 2 to {count}"
         )
     return np.repeat(np.arange(folds), [len(f) for f in np.array_split(np.arange(count), folds)])
 
 
-def _pairs(scores, same, both=False):
-    """Scores [N] float64 and whether pairs are of one person [N] bool, or InputError."""
+def linear_probe(embeddings: Array, labels: Array, others: Array) -> np.ndarray:
+    """Labels [M] that a linear classifier, fitted to `embeddings` [N, D], gives `others` [M, D].
+
+    Multinomial logistic regression on standardized features, with scikit-learn's default
+    regularization.  labels [N]: of at least two classes.  Alain and Bengio 2016, arXiv:1610.01644.
+    """
+    _sklearn_metrics()
+    from sklearn import linear_model, pipeline, preprocessing
+
+    scaler = preprocessing.StandardScaler()
+    probe = pipeline.make_pipeline(scaler, linear_model.LogisticRegression(max_iter=1000))
+    return probe.fit(embeddings, labels).predict(others)
+
+
+def _check_pairs(scores, same, both=False) -> tuple[np.ndarray, np.ndarray]:
+    """Scores [N] as float64 and `same` [N] as bool, or InputError."""
     scores, same = np.asarray(scores, np.float64), np.asarray(same, bool)
     if scores.shape != same.shape or scores.ndim != 1:
         raise InputError(
-            f"verification: {scores.shape} scores of {same.shape} pairs; want one each"
+            f"verification: scores must have one value per pair, got shape {scores.shape} for "
+            f"pairs of shape {same.shape}"
         )
     if not scores.size:
-        raise InputError("verification: there are no pairs to judge")
+        raise InputError("verification: there are no pairs to evaluate")
     if not np.isfinite(scores).all():
         raise InputError(f"verification: score {(~np.isfinite(scores)).argmax()} is not finite")
     if both and same.all() == same.any():
-        kind = "one person" if same.any() else "two"
-        raise InputError(f"verification: all {len(same)} pairs are of {kind}; give both kinds")
+        kind = "the same identity" if same.any() else "different identities"
+        raise InputError(
+            f"verification: all {len(same)} pairs are of {kind}; pairs of both kinds are required"
+        )
     return scores, same
 
 
-def _sklearn():
-    """scikit-learn's scores, without which nothing else here is missing."""
+def _sklearn_metrics():
+    """`sklearn.metrics`; InputError if scikit-learn is not installed."""
     try:
         from sklearn import metrics
     except ImportError as error:
-        raise InputError("verification wants a package: pip install scikit-learn") from error
+        raise InputError("verification needs scikit-learn: pip install scikit-learn") from error
     return metrics

@@ -1,106 +1,93 @@
-"""Curves of runs, and the roofline of a network."""
+"""Learning curves."""
 
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from cycler import cycler
 from matplotlib import rcParams
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxdet.metrics.detection import THRESHOLDS
 from jaxdet.plots import figures
 
-STYLES = cycler(ls=["-", "--", ":"]) * rcParams["axes.prop_cycle"]  # of several runs
-SCORES = ("iou", "map", "map50")  # of validation alone
-CURVES = ("loss", "accuracy", "iou")  # of several runs
+PANEL = (5.5, 4.0)  # inches
+LINE_STYLES = cycler(ls=["-", "--", ":"]) * rcParams["axes.prop_cycle"]
+VALIDATION_SCORES = ("iou", "map", "map50")  # which training does not have
+COMPARED = ("loss", "accuracy", "iou")
+
+Metrics = Sequence[dict[str, Any]]  # the lines of a `metrics.jsonl`
 
 
-def learning_curves(metrics, path):
-    """Each term of the loss and what else both splits have, and the scores of validation.
+def learning_curves(
+    metrics: Metrics, path: Path, *, marked: Mapping[str, Sequence[float]] | None = None
+) -> None:
+    """Loss terms and scores of a run against the epoch, in one panel each.
 
-    Against the epoch, from `metrics.jsonl` lines.
+    Panels have the values of training and of validation, or of validation alone.  marked: values
+    that horizontal lines mark in the panel of a term.
     """
-    trained = [name for line in metrics if line["train"] for name in line["train"]]
-    both = {*trained} or {"loss", "accuracy"} & {*metrics[0]["val"]}
-    scores = [name for name in SCORES if name in metrics[-1]["val"] and name not in both]
-    terms = sorted(both, key=lambda name: (name != "loss", name)) + scores
-    columns = min(3, len(terms))
-    rows = -(-len(terms) // columns)
-    figure = Figure(figsize=(5.5 * columns, 4 * rows), layout="constrained")
-    every = figure.subplots(rows, columns, squeeze=False).flat
-    for axes in every[len(terms) :]:
-        axes.axis("off")
-    for axes, term in zip(every, terms, strict=False):
-        points = {
-            s: [(m["epoch"], m[s][term]) for m in metrics if term in (m[s] or ())]
-            for s in ("train", "val")
+    trained = {name for line in metrics for name in line["train"] or ()}
+    shared = trained or {"loss", "accuracy"} & {*metrics[0]["val"]}
+    scores = [
+        name for name in VALIDATION_SCORES if name in metrics[-1]["val"] and name not in shared
+    ]
+    terms = sorted(shared, key=lambda name: (name != "loss", name)) + scores
+    figure, panels = figures.grid(len(terms), 3, cell=PANEL)
+    for axes, term in zip(panels, terms, strict=True):
+        curves = {
+            split: [(m["epoch"], m[split][term]) for m in metrics if term in (m[split] or ())]
+            for split in ("train", "val")
         }
-        _curve(axes, term, {s: p for s, p in points.items() if p or term in both})
+        axes.axis("on")
+        _draw_curves(axes, term, {s: c for s, c in curves.items() if c or term in shared})
         axes.legend()
-        for least in THRESHOLDS if term == "map" else ():
-            axes.axhline(least, color="red", ls="--", lw=1)
+        for value in (marked or {}).get(term, ()):
+            axes.axhline(value, color="red", ls="--", lw=1)
     figures.save(figure, path)
 
 
-def compare_runs(metrics_by_name, path):
-    """Validation loss, accuracy and IoU of several runs against the epoch: terms that all have.
+def compare_runs(metrics_by_run: Mapping[str, Metrics], path: Path) -> None:
+    """Validation loss, accuracy and IoU of several runs against the epoch, in one panel each.
 
-    `metrics_by_name` has the `metrics.jsonl` lines of each run.  Where all have their times and an
-    accuracy, that is drawn against the seconds of the run as well.
+    Terms that a run lacks are left out.  If all runs have logged their times, a further panel has
+    the accuracy against the seconds of training and evaluation.
     """
-    lines = [line for of_run in metrics_by_name.values() for line in of_run]
-    terms = [name for name in CURVES if all(name in line["val"] for line in lines)]
-    places = [(term, "epoch") for term in terms]
-    if lines and "accuracy" in terms and all("time" in line for line in lines):
-        places.append(("accuracy", "seconds"))
-    size = (5.5 * len(places), 4 + 0.2 * len(metrics_by_name))
-    figure = Figure(figsize=size, layout="constrained")
-    every = figure.subplots(1, len(places), squeeze=False).flat
-    for axes, (term, against) in zip(every, places, strict=True):
-        points = {}
-        for name, of_run in metrics_by_name.items():
-            seconds = accumulate(sum(line["time"].values()) for line in of_run)
-            at = seconds if against == "seconds" else (line["epoch"] for line in of_run)
-            points[name] = [(x, line["val"][term]) for x, line in zip(at, of_run, strict=True)]
-        axes.set_prop_cycle(STYLES)
-        _curve(axes, term, points, against)
+    lines = [line for metrics in metrics_by_run.values() for line in metrics]
+    panels = [(term, "epoch") for term in COMPARED if all(term in line["val"] for line in lines)]
+    if lines and ("accuracy", "epoch") in panels and all("time" in line for line in lines):
+        panels.append(("accuracy", "seconds"))
+    longest = max(map(len, metrics_by_run), default=0)
+    legend = 0.6 + 0.07 * longest  # inches
+    height = max(PANEL[1], 0.6 + 0.2 * len(metrics_by_run))
+    count = max(len(panels), 1)
+    figure = Figure(figsize=(PANEL[0] * count + legend, height), layout="constrained")
+    every = figure.subplots(1, count, squeeze=False).flat
+    for axes, (term, against) in zip(every, panels, strict=False):
+        curves = {}
+        for name, metrics in metrics_by_run.items():
+            seconds = accumulate(sum(line["time"].values()) for line in metrics)
+            x = seconds if against == "seconds" else (line["epoch"] for line in metrics)
+            curves[name] = [(at, line["val"][term]) for at, line in zip(x, metrics, strict=True)]
+        axes.set_prop_cycle(LINE_STYLES)
+        _draw_curves(axes, term, curves, against)
         axes.set_title("validation")
-    if places:
-        named = figure.axes[0].get_legend_handles_labels()
-        figure.legend(*named, loc="outside lower left", fontsize=8)  # as long as names may be
+    if panels:
+        handles = figure.axes[0].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside right upper", fontsize=8)
     figures.save(figure, path)
 
 
-def roofline(rows, ceilings, path, named=10):
-    """Operations a second of layers against their operations a byte, under the device's ceilings.
-
-    `rows` have `layer`, `total`, `bytes` and `operations_per_s`; the `named` slowest are named.
-    """
-    shown = [row for row in rows if row.get("operations_per_s") and row["total"]]
-    shown.sort(key=lambda row: row["total"] / row["operations_per_s"], reverse=True)
-    dense = np.array([row["total"] / row["bytes"] for row in shown])
-    rate = np.array([row["operations_per_s"] for row in shown])
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    axes = figure.subplots()
-    ridge = ceilings.operations_per_s / ceilings.bytes_per_s
-    reach = np.geomspace(min(dense.min(), ridge) / 3, max(dense.max(), ridge) * 3, 100)
-    roof = np.minimum(ceilings.operations_per_s, ceilings.bytes_per_s * reach)
-    axes.plot(reach, roof, color="black", label="measured: matrix product, copy")
-    axes.scatter(dense, rate, s=20, label="layers")
-    for row, x, y in zip(shown[:named], dense, rate, strict=False):
-        axes.annotate(row["layer"], (x, y), fontsize=8, xytext=(4, 2), textcoords="offset points")
-    axes.set(xscale="log", yscale="log", xlabel="operations / byte", ylabel="operations / s")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figures.save(figure, path)
-
-
-def _curve(axes, term, points, against="epoch"):
-    """Lines through points [(x, value)], one a label; a loss that allows it on a log scale."""
-    for label, of_label in points.items():
-        axes.plot(*np.array(of_label).reshape(-1, 2).T, marker=".", label=label)
+def _draw_curves(
+    axes: Axes, term: str, curves: Mapping[str, Sequence[tuple]], against: str = "epoch"
+) -> None:
+    """A line per {label: points [(x, value)]}; a loss above 0 is drawn on a logarithmic scale."""
+    for label, points in curves.items():
+        axes.plot(*np.array(points).reshape(-1, 2).T, marker=".", label=label)
     axes.set(xlabel=against, ylabel=term)
     axes.grid(alpha=0.3)
-    low = min((value for of_label in points.values() for _, value in of_label), default=0)
-    if term == "loss" and low > 0:
+    lowest = min((value for points in curves.values() for _, value in points), default=0)
+    if term == "loss" and lowest > 0:
         axes.set_yscale("log")

@@ -1,48 +1,47 @@
-"""Pictures of verification: accuracy against the threshold, ROC curve, histogram of scores."""
+"""Plots of verification: accuracy against the threshold, ROC curve, score histogram."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
+from jaxdet.metrics.verification import Roc
 from jaxdet.plots import figures
+from jaxdet.types import Array
 
+SIZE = (6, 4.5)  # inches
 BINS = 60
 
 
-def threshold_sweep(rows, chosen, path):
-    """Both accuracies of rows (threshold, accuracy, known_accuracy), and the chosen threshold."""
-    figure, axes = _one("threshold", "share")
-    at = [row["threshold"] for row in rows]
+def threshold_sweep(rows: Sequence[Mapping[str, float]], chosen: float, path: Path) -> None:
+    """Accuracy against the threshold, and the chosen threshold.
+
+    rows: `threshold`, `accuracy` and `known_accuracy` of each point.
+    """
+    figure, axes = figures.single("threshold", "accuracy", size=SIZE)
+    thresholds = [row["threshold"] for row in rows]
     for name in ("accuracy", "known_accuracy"):
-        axes.plot(at, [row[name] for row in rows], label=name.replace("_", " "))
+        axes.plot(thresholds, [row[name] for row in rows], label=name.replace("_", " "))
     axes.axvline(chosen, color="black", linestyle=":", label=f"chosen: {chosen:.3f}")
     axes.legend()
     figures.save(figure, path)
 
 
-def roc(points, path):
-    """True against false acceptances of a `verification.Roc`, the latter on a log scale."""
-    figure, axes = _one("FAR", "TAR")
-    seen = points.far > 0
-    axes.plot(points.far[seen], points.tar[seen])
+def roc(curve: Roc, path: Path) -> None:
+    """True against false accept rate, the latter on a logarithmic scale."""
+    figure, axes = figures.single("false accept rate", "true accept rate", size=SIZE)
+    positive = curve.far > 0
+    axes.plot(curve.far[positive], curve.tar[positive])
     axes.set(xscale="log", ylim=(0, 1.02))
     figures.save(figure, path)
 
 
-def score_histogram(scores, same, path):
-    """Scores of pairs of one person and of two, each as a density."""
-    figure, axes = _one("score", "density")
+def score_histogram(scores: Array, same: Array, path: Path) -> None:
+    """Densities of the scores [N] of pairs of the same identity (`same` [N]) and of others."""
+    figure, axes = figures.single("score", "density", size=SIZE)
     bins = np.histogram_bin_edges(scores, BINS)
-    for name, of_kind in (("one person", scores[same]), ("two", scores[~same])):
-        if of_kind.size:
-            axes.hist(of_kind, bins, density=True, alpha=0.6, label=name)
+    for name, values in (("same identity", scores[same]), ("different", scores[~same])):
+        if values.size:
+            axes.hist(values, bins, density=True, alpha=0.6, label=name)
     axes.legend()
     figures.save(figure, path)
-
-
-def _one(across, up):
-    """A figure with one plot."""
-    figure = Figure(figsize=(6, 4.5), layout="constrained")
-    axes = figure.subplots()
-    axes.set(xlabel=across, ylabel=up)
-    axes.grid(alpha=0.3)
-    return figure, axes

@@ -1,26 +1,27 @@
-"""Measured time of each layer of a network, and what the device could do at most.
+"""Measured time of each layer of a network, and the peak performance of the device.
 
-Each layer is compiled and timed by itself, on random numbers.  Within a whole network the compiler
-joins neighbours, so that the whole takes less than the sum of its layers; both are measured.
-Bytes are what a layer reads and writes at least: its inputs, weights and outputs, once each.  A
-layer that fits into a cache can be above the roof, which is that of main memory.
-The roofline model is that of Williams, Waterman and Patterson 2009.
+Layers are compiled and timed one by one, on random inputs.  In the whole network the compiler fuses
+neighbouring layers, so that the whole takes less time than the sum; both are measured.  The bytes
+of a layer are the least that it has to move: its inputs, weights and outputs, once each.  A layer
+whose data fit into a cache can exceed the roofline, which is set by main memory.
+Williams, Waterman and Patterson 2009, the roofline model.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
+from jax.typing import DTypeLike
 
 from jaxdet import flops
-from jaxdet.plots import training as training_plots
 from jaxdet.profiling import summary, timing
 
-SECONDS_PER_LAYER = 0.2  # for the repeats of each layer
-MATRIX_SIZE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}  # of the square matrices that are multiplied
-COPY_LENGTH = {"cpu": 2**26, "gpu": 2**28, "tpu": 2**28}  # numbers that are copied
+SECONDS_PER_LAYER = 0.2
+MATRIX_SIZE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}  # side of the square matrices multiplied
+COPY_LENGTH = {"cpu": 2**26, "gpu": 2**28, "tpu": 2**28}  # float32 numbers copied
 
 
 class LayerJaxpr(NamedTuple):
@@ -32,110 +33,123 @@ class LayerJaxpr(NamedTuple):
 
 
 class DevicePeaks(NamedTuple):
-    """What a device was seen to do at most."""
+    """Peak performance that was measured on a device."""
 
     operations_per_s: float  # additions and multiplications of a large matrix product
     bytes_per_s: float  # read and written by a large copy
 
 
-def add(rows, found, picture):
-    """Measure a `Network`, add what was found to its rows, draw the plot; returns notes on both."""
-    measured, top, seconds = time_layers(found), measure_peaks(), time_network(found)
+class Roofline(NamedTuple):
+    """Time of a whole network and peaks of the device."""
+
+    seconds: float  # one pass, compiled as a whole
+    peaks: DevicePeaks
+
+
+def measure(network: summary.NetworkSummary, rows: list[dict[str, Any]]) -> Roofline:
+    """Time the network and its layers; adds the times to `rows`, from `summary.table_rows`.
+
+    Rows get `forward_s`, `backward_s`, `bytes` and `operations_per_s`, the last row their sums.
+    """
+    layers, seconds = time_layers(network), time_network(network)
     for row in rows[:-1]:
-        row |= measured.get(row["layer"].replace(summary.ROOT, ""), {})
+        row |= layers.get(row["layer"].replace(summary.ROOT, ""), {})
     for key in ("forward_s", "backward_s", "bytes"):
         rows[-1][key] = sum(row.get(key, 0) for row in rows[:-1])
     for row in rows:
         taken = row.get("forward_s", 0) + row.get("backward_s", 0)
         if taken:
             row["operations_per_s"] = row["total"] / taken
-    training_plots.roofline(rows[:-1], top, picture)
-    device = jax.devices()[0].device_kind
+    return Roofline(seconds, measure_peaks())
+
+
+def notes(measured: Roofline, rows: list[dict[str, Any]]) -> list[str]:
+    """Sentences on the whole network and the device, to print below the table."""
+    operations, peaks = rows[-1]["total"], measured.peaks
     return [
-        f"whole pass, compiled as one: {seconds:.4g} s, {rows[-1]['total'] / seconds:.4g} op/s",
-        f"ceilings on {device}: {top.operations_per_s:.4g} op/s in a matrix product, "
-        f"{top.bytes_per_s:.4g} byte/s in a copy",
-        f"wrote {picture}",
+        f"whole pass, compiled as one program: {measured.seconds:.4g} s, "
+        f"{operations / measured.seconds:.4g} op/s",
+        f"measured peaks of {jax.devices()[0].device_kind}: {peaks.operations_per_s:.4g} op/s in a "
+        f"matrix product, {peaks.bytes_per_s:.4g} byte/s in a copy",
     ]
 
 
-def split_by_layer(closed):
-    """The layers of a closed jaxpr, each in each direction: a list of `Piece`, in order."""
+def split_by_layer(closed: core.ClosedJaxpr) -> Iterator[LayerJaxpr]:
+    """The layers of a closed jaxpr, each in each direction, in order of first appearance."""
     jaxpr = closed.jaxpr
     groups = {}
     for eqn in flops.live_equations(jaxpr):
         groups.setdefault(flops.scope(eqn), []).append(eqn)
-    readers = {}  # variable -> groups that read it; None for the function's own outputs
-    for place, eqns in groups.items():
+    readers = {}  # variable -> groups that read it; None stands for the outputs of the jaxpr
+    for group, eqns in groups.items():
         for var in _variables(var for eqn in eqns for var in eqn.invars):
-            readers.setdefault(var, set()).add(place)
+            readers.setdefault(var, set()).add(group)
     for var in _variables(jaxpr.outvars):
         readers.setdefault(var, set()).add(None)
     for (path, direction), eqns in groups.items():
-        made = dict.fromkeys(var for eqn in eqns for var in eqn.outvars)
+        written = dict.fromkeys(var for eqn in eqns for var in eqn.outvars)
         read = dict.fromkeys(_variables(var for eqn in eqns for var in eqn.invars))
         body = jaxpr.replace(
             constvars=[],
-            invars=[var for var in read if var not in made],
-            outvars=[var for var in made if readers.get(var, set()) - {(path, direction)}],
+            invars=[var for var in read if var not in written],
+            outvars=[var for var in written if readers.get(var, set()) - {(path, direction)}],
             eqns=eqns,
         )
         yield LayerJaxpr(path, direction, body)
 
 
-def time_layers(found, *, seconds=SECONDS_PER_LAYER):
-    """Measured numbers a layer: {path: {"forward_s", "backward_s", "bytes"}} of a `Network`."""
+def time_layers(
+    network: summary.NetworkSummary, *, seconds: float = SECONDS_PER_LAYER
+) -> dict[str, dict[str, float]]:
+    """{path: {"forward_s", "backward_s", "bytes"}} of each layer, measured `seconds` long."""
     measured = {}
-    for piece in split_by_layer(found.trace()):
-        row = measured.setdefault(summary.relative_path(piece.path), {"bytes": 0})
-        key = f"{piece.direction}_s"
-        row[key] = row.get(key, 0.0) + _seconds(core.ClosedJaxpr(piece.jaxpr, ()), seconds)
-        row["bytes"] += sum(map(_bytes, [*piece.jaxpr.invars, *piece.jaxpr.outvars]))
+    for layer in split_by_layer(network.trace()):
+        row = measured.setdefault(summary.relative_path(layer.path), {"bytes": 0})
+        key = f"{layer.direction}_s"
+        row[key] = row.get(key, 0.0) + _time(core.ClosedJaxpr(layer.jaxpr, ()), seconds)
+        row["bytes"] += sum(map(_bytes, [*layer.jaxpr.invars, *layer.jaxpr.outvars]))
     return measured
 
 
-def time_network(found, *, seconds=SECONDS_PER_LAYER):
-    """Seconds of the whole pass, compiled as one."""
-    return _seconds(found.trace(), seconds)
+def time_network(network: summary.NetworkSummary, *, seconds: float = SECONDS_PER_LAYER) -> float:
+    """Seconds of one pass of the network, compiled as a whole."""
+    return _time(network.trace(), seconds)
 
 
-def measure_peaks(*, seconds=1.0, dtype=jnp.float32):
-    """The two ceilings of the first device; `dtype` is that of the matrix product."""
-    kind = jax.default_backend()
-    side, length = MATRIX_SIZE.get(kind, 2048), COPY_LENGTH.get(kind, 2**26)
+def measure_peaks(*, seconds: float = 1.0, dtype: DTypeLike = jnp.float32) -> DevicePeaks:
+    """Peaks of the first device; `dtype` is that of the matrix product."""
+    backend = jax.default_backend()
+    side, length = MATRIX_SIZE.get(backend, 2048), COPY_LENGTH.get(backend, 2**26)
     matrix = jnp.ones((side, side), dtype)
     product = timing.measure(jax.jit(jnp.matmul), matrix, matrix, seconds=seconds).median
-    copied = timing.measure(jax.jit(lambda x: x + 1), jnp.ones(length), seconds=seconds).median
-    return DevicePeaks((2 * side - 1) * side**2 / product, 2 * 4 * length / copied)
+    copy = timing.measure(jax.jit(lambda x: x + 1), jnp.ones(length), seconds=seconds).median
+    return DevicePeaks((2 * side - 1) * side**2 / product, 2 * 4 * length / copy)
 
 
-def _seconds(closed, seconds):
-    """Seconds of a closed jaxpr on random numbers; nothing where it makes nothing."""
+def _time(closed, seconds) -> float:
+    """Seconds of a closed jaxpr on random inputs; 0 if it has no outputs."""
     if not closed.jaxpr.outvars:
         return 0.0
     run = jax.jit(core.jaxpr_as_fun(closed))
-    return timing.measure(run, *_random(closed.jaxpr.invars), seconds=seconds).median
+    rng = np.random.default_rng(0)
+    inputs = [jax.device_put(_random_input(rng, var.aval)) for var in closed.jaxpr.invars]
+    return timing.measure(run, *inputs, seconds=seconds).median
 
 
-def _random(variables):
-    """An array on the device for each variable: small random numbers, zeros where whole."""
-    draw = np.random.default_rng(0)
-    return [jax.device_put(_array(draw, var.aval)) for var in variables]
-
-
-def _array(draw, aval):
+def _random_input(rng, aval):
+    """Random numbers in [0.1, 1], zeros of integer types, or keys."""
     if jnp.issubdtype(aval.dtype, jax.dtypes.prng_key):
         return jax.random.split(jax.random.key(0), aval.shape or ())
     if not jnp.issubdtype(aval.dtype, jnp.inexact):
         return np.zeros(aval.shape, aval.dtype)
-    return draw.uniform(0.1, 1, aval.shape).astype(aval.dtype)
+    return rng.uniform(0.1, 1, aval.shape).astype(aval.dtype)
 
 
-def _bytes(var):
+def _bytes(var) -> int:
     aval = var.aval
     known = not jnp.issubdtype(aval.dtype, jax.dtypes.extended)
     return aval.size * (aval.dtype.itemsize if known else 0)
 
 
-def _variables(atoms):
+def _variables(atoms: Iterable) -> Iterator:
     return (atom for atom in atoms if not isinstance(atom, core.Literal))

@@ -1,14 +1,16 @@
-"""What a network is made of: one row a layer, from input to output, with all its operations.
+"""Layer-by-layer summary of a network: shapes, parameters and operations, from input to output.
 
-The seed's columns: F, the type of a layer and its hyper-parameters; X, the shape of its output; W,
-the shapes of its parameters; and operations by kind.  Modules, and what runs under a
-`jax.named_scope` (pools, activations, flatten, join), are layers; a sum names what it adds.
+    network = summary.summarize(net, jax.ShapeDtypeStruct((1, 32, 32, 3), "float32"))
+    print(summary.to_text(summary.table_rows(network), summary.notes(network)))
+
+Layers are modules and `jax.named_scope`s (pools, activations, flatten, concatenation).  Layers with
+several inputs, such as the sum of a residual block, list the layers that they read.
 """
 
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,20 +19,23 @@ import jax
 import jax.numpy as jnp
 from flax import errors, traverse_util
 from flax import linen as nn
+from jax.extend import core
 
 from jaxdet import flops, tables
 from jaxdet.errors import InputError
-from jaxdet.flops.rules import OpCounts
+from jaxdet.flops.counter import Convention
+from jaxdet.flops.rules import OpCounts, Padding
 from jaxdet.kernels import conv
-from jaxdet.models import layers
+from jaxdet.models import layers as model_layers
+from jaxdet.types import Array
 
-COLUMNS = {
+HEADINGS = {
     "n": "n",
     "layer": "layer",
-    "F": "F: type, hyper-parameters",
-    "X": "X: output",
-    "of": "of the X of",
-    "W": "W: weights",
+    "type": "type, hyper-parameters",
+    "output": "output",
+    "inputs": "inputs",
+    "weights": "weights",
     "parameters": "parameters",
     "additions": "additions",
     "multiplications": "multiplications",
@@ -39,112 +44,145 @@ COLUMNS = {
     "forward": "forward",
     "backward": "backward",
     "total": "total",
-    "share": "share %",
+    "percent": "% of total",
     "forward_s": "forward s",
     "backward_s": "backward s",
     "bytes": "bytes",
     "operations_per_s": "operations / s",
 }
-HIDDEN_FIELDS = ("name", "parent", "use_running_average")  # of a module: where, when, not what
-TEXT_COLUMNS = ("layer", "F", "X", "of", "W")  # columns that do not add up
-ROOT = "(network)"  # what no layer below it does
+TEXT_COLUMNS = ("layer", "type", "output", "inputs", "weights")  # which have no sum
 OTHER_KINDS = ("minima", "comparisons", "divisions", "transcendentals")
+ROOT = "(network)"  # what the network does outside its layers
+HIDDEN_FIELDS = ("name", "parent", "use_running_average")  # of modules: not hyper-parameters
 POOLS = {"reduce_window_max": "max pool", "reduce_window_sum": "sum pool"}
 
 
 class LayerSummary(NamedTuple):
-    """One row."""
+    """One layer of a network."""
 
     path: str  # of the module or scope; "" is the network itself
-    kind: str  # type and hyper-parameters
-    output: tuple[int, ...]
-    weights: dict[str, tuple[int, ...]]
-    parameters: int
+    type: str  # with hyper-parameters
+    output: tuple[int, ...]  # shape
+    weights: dict[str, tuple[int, ...]]  # shapes of its own parameters
+    parameters: int  # how many numbers these are
     forward: OpCounts
     backward: OpCounts
-    sources: tuple[str, ...] = ()  # layers whose outputs it takes; the images are `input`
+    inputs: tuple[str, ...] = ()  # layers whose outputs it reads; the images are `input`
 
 
 class NetworkSummary(NamedTuple):
-    """A network on one input, taken apart."""
+    """A network applied to inputs of one shape."""
 
     layers: tuple[LayerSummary, ...]
-    closed: Any  # the jaxpr that was counted: convolutions as `lax` computes them
-    counted: flops.FlopReport
-    trace: Callable  # () -> the jaxpr that is run: convolutions as the network computes them
-    statistics: int  # numbers that are kept beside the parameters and do not learn: batch norm's
+    jaxpr: core.ClosedJaxpr  # what was counted: convolutions as `lax` computes them
+    report: flops.FlopReport
+    trace: Callable[[], core.ClosedJaxpr]  # convolutions as the network really computes them
+    statistics: int  # numbers in the batch-norm running statistics
 
 
-def summarize(net, images, variables=None, *, backward=False, convention="flop", padding="full"):
-    """The layers of `net` on `images`, a `Network`; nothing is compiled or run.
+def summarize(
+    net: nn.Module,
+    images: Array | jax.ShapeDtypeStruct,
+    variables: Any = None,
+    *,
+    backward: bool = False,
+    convention: Convention = "flop",
+    padding: Padding = "full",
+) -> NetworkSummary:
+    """Summary of `net` applied to images [B, H, W, C]; nothing is compiled or run.
 
-    images: array or `jax.ShapeDtypeStruct` [B, H, W, C].  variables: arrays or shapes; those that
-    `net.init` would make for the images by default.  With `backward`, the pass is one of training:
-    batch statistics, and gradients by the parameters but not by the images.
-    Raises InputError that names the layer and the shapes where the network cannot take the images.
+    variables: arrays or shapes; by default those that `net.init` would create.
+    backward: summarise a training pass, with batch statistics and with gradients for the parameters
+      but not for the images.
+    convention, padding: as in `flops.count`.
+    Raises InputError, with the layer and the shapes, if the network cannot process the images.
     """
-    spy = _Spy()
-    with nn.intercept_methods(spy):
+    recorder = _Recorder()
+    with nn.intercept_methods(recorder):
         if variables is None:
             variables = jax.eval_shape(net.init, jax.random.key(0), images)
         else:
             jax.eval_shape(partial(net.apply, train=False), variables, images)
-    made = _backward if backward else _forward
-    trace = partial(jax.make_jaxpr(partial(made, net)), variables, images)
+    apply = partial(_train_pass if backward else _inference_pass, net)
+    trace = partial(jax.make_jaxpr(apply), variables, images)
     with conv.default_impl("lax"):
-        closed = jax.make_jaxpr(partial(made, net))(variables, images)
-    counted = flops.count_jaxpr(closed, convention=convention, padding=padding)
-    found = tuple(_layers(closed, counted, spy, variables))
-    kept = sum(leaf.size for leaf in jax.tree.leaves(variables.get("batch_stats", {})))
-    return NetworkSummary(found, closed, counted, trace, kept)
+        closed = jax.make_jaxpr(apply)(variables, images)
+    report = flops.count_jaxpr(closed, convention=convention, padding=padding)
+    found = tuple(_summarize_layers(closed, report, recorder, variables))
+    statistics = sum(leaf.size for leaf in jax.tree.leaves(variables.get("batch_stats", {})))
+    return NetworkSummary(found, closed, report, trace, statistics)
 
 
-def table_rows(found, *, backward=False):
-    """Rows of the table as dictionaries, whole numbers and shapes; the last one is the sum."""
-    convention = found.counted.convention
-    whole = sum((layer.forward + layer.backward for layer in found.layers), OpCounts())
-    lines = [_row(layer, convention, whole.total(convention)) for layer in found.layers]
-    sums = {key: sum(line[key] for line in lines) for key in lines[0] if key not in TEXT_COLUMNS}
-    lines.append({"layer": "sum", **sums})
-    return lines if backward else [_without_backward(line) for line in lines]
+def table_rows(network: NetworkSummary, *, backward: bool = False) -> list[dict[str, Any]]:
+    """Rows of the table, one per layer and last their sum, with the keys of `HEADINGS`.
+
+    backward: include the columns `forward` and `backward` beside `total`.
+    """
+    convention = network.report.convention
+    whole = sum((layer.forward + layer.backward for layer in network.layers), OpCounts())
+    rows = [_row(layer, convention, whole.total(convention)) for layer in network.layers]
+    sums = {key: sum(row[key] for row in rows) for key in rows[0] if key not in TEXT_COLUMNS}
+    rows.append({"layer": "sum", **sums})
+    hidden = () if backward else ("forward", "backward")
+    return [{key: value for key, value in row.items() if key not in hidden} for row in rows]
 
 
-def remarks(counted):
-    """One line for each thing that the sums leave out."""
-    lines = [f"not counted: {name}, {times} times" for name, times in counted.unknown.items()]
-    return lines + [
-        f"while loop in {path or 'the network'}: its length is not known, its body is counted once"
-        for path in counted.unbounded
-    ]
+def notes(network: NetworkSummary) -> list[str]:
+    """Sentences on what the sums of the table leave out."""
+    lines = []
+    if network.statistics:
+        lines.append(f"running statistics: {network.statistics:,} numbers, not in the parameters")
+    for name, repeats in network.report.unknown.items():
+        lines.append(f"not counted: {name}, {repeats} times")
+    for path in network.report.unbounded:
+        lines.append(f"while loop in {path or 'the network'}: counted as one iteration")
+    return lines
 
 
-def statistics(found):
-    """A line about the running statistics of a `Network`, in a list; [] where it has none."""
-    said = f"running statistics: {found.statistics:,} numbers, not counted: they do not learn"
-    return [said] if found.statistics else []
+def to_text(rows: Sequence[dict[str, Any]], notes: Sequence[str] = ()) -> str:
+    """The table and the notes below it, for a terminal."""
+    return _with_notes(tables.aligned(rows, _headings(rows, HEADINGS)), notes)
 
 
-def text(rows, notes, form="markdown"):
-    """The table and what is to be said of it: `markdown`, `json` or `csv` (without the notes)."""
-    if form == "json":
-        return json.dumps({"layers": rows, "notes": notes}, indent=2)
-    columns = {key: name for key, name in COLUMNS.items() if any(key in row for row in rows)}
-    if form == "csv":
-        return tables.to_csv(rows, [*columns, *OTHER_KINDS])
-    return "\n".join([tables.to_markdown(rows, columns), *([""] if notes else []), *notes])
+def to_markdown(
+    rows: Sequence[dict[str, Any]],
+    notes: Sequence[str] = (),
+    headings: Mapping[str, str] = HEADINGS,
+) -> str:
+    """The table and the notes below it, in Markdown."""
+    return _with_notes(tables.to_markdown(rows, _headings(rows, headings)), notes)
 
 
-def relative_path(path):
-    """A path of the name stack below the network, whose own name comes first."""
+def to_json(rows: Sequence[dict[str, Any]], notes: Sequence[str] = ()) -> str:
+    """JSON of `{"layers": rows, "notes": notes}`."""
+    return json.dumps({"layers": rows, "notes": list(notes)}, indent=2)
+
+
+def to_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """The table with comma-separated values, `other` operations also by kind."""
+    return tables.to_csv(rows, [*_headings(rows, HEADINGS), *OTHER_KINDS])
+
+
+def relative_path(path: str) -> str:
+    """A path of the name stack without its first part, the name of the network."""
     return path.partition("/")[2]
 
 
-def _forward(net, variables, images):
+def _headings(rows, headings) -> dict[str, str]:
+    """The headings of those columns that any row has."""
+    return {key: name for key, name in headings.items() if any(key in row for row in rows)}
+
+
+def _with_notes(table, notes) -> str:
+    return "\n".join([table, *([""] if notes else []), *notes])
+
+
+def _inference_pass(net, variables, images):
     return net.apply(variables, images, train=False)
 
 
-def _backward(net, variables, images):
-    """Outputs and new statistics of a training pass, and the gradient for ones at the outputs."""
+def _train_pass(net, variables, images):
+    """Outputs and new statistics of a training step, and the gradient of the sum of outputs."""
     rest = {name: tree for name, tree in variables.items() if name != "params"}
 
     def run(params):
@@ -156,48 +194,58 @@ def _backward(net, variables, images):
             rngs={"dropout": jax.random.key(0)},
         )
 
-    outputs, pull, stats = jax.vjp(run, variables["params"], has_aux=True)
-    return outputs, stats, pull(jax.tree.map(jnp.ones_like, outputs))
+    outputs, pullback, stats = jax.vjp(run, variables["params"], has_aux=True)
+    return outputs, stats, pullback(jax.tree.map(jnp.ones_like, outputs))
 
 
-def _layers(closed, counted, spy, variables):
-    """Layers in the order in which they first do something; then those that do nothing."""
-    steps = defaultdict(list)
-    for step in flops.walk(closed):
-        steps[relative_path(step.path)].append(step)
+def _summarize_layers(closed, report, recorder, variables):
+    """Layers in the order in which they first run, then those that never run."""
+    equations = defaultdict(list)
+    for scoped in flops.walk(closed):
+        equations[relative_path(scoped.path)].append(scoped)
     weights = _weights(variables["params"])
     found = {}
-    for path in [*_with_dropout(steps, spy), *(path for path in weights if path not in steps)]:
-        layer = _layer(path, steps.get(path, []), counted, spy, weights.get(path, {}))
-        told = path in spy.dropped or (path and path not in spy.kinds)  # join only moves numbers
-        if told or layer.parameters or (layer.forward + layer.backward).total():
+    idle = [path for path in weights if path not in equations]
+    for path in [*_with_dropout(equations, recorder), *idle]:
+        layer = _summarize_layer(
+            path, equations.get(path, []), report, recorder, weights.get(path, {})
+        )
+        is_scope = path and path not in recorder.types  # a concatenation only moves numbers
+        costs = layer.parameters or (layer.forward + layer.backward).total()
+        if is_scope or costs or path in recorder.dropouts:
             found[path] = layer
-    feeds = flops.scope_inputs(closed, lambda path: relative_path(path) in found)
-    sources = {relative_path(path): tuple(map(relative_path, of)) for path, of in feeds.items()}
+    sources = flops.scope_inputs(closed, lambda path: relative_path(path) in found)
+    inputs = {relative_path(path): tuple(map(relative_path, of)) for path, of in sources.items()}
     for path, layer in found.items():
-        yield layer._replace(sources=sources.get(path, ()))
+        yield layer._replace(inputs=inputs.get(path, ()))
 
 
-def _with_dropout(steps, spy):
-    """Paths of `steps` in order, and before that which follows it each dropout that has none."""
-    order, follows = list(steps), None
-    for path in reversed(spy.kinds):
-        if path in spy.dropped and path not in steps:
-            order.insert(order.index(follows) if follows else len(order), path)
-        follows = path if path in order else follows
+def _with_dropout(equations, recorder):
+    """Paths of `equations` in order, with idle dropouts before the layer that follows them."""
+    order, following = list(equations), None
+    for path in reversed(recorder.types):
+        if path in recorder.dropouts and path not in equations:
+            order.insert(order.index(following) if following else len(order), path)
+        following = path if path in order else following
     return order
 
 
-def _layer(path, steps, counted, spy, weights):
-    counts = {way: OpCounts() for way in flops.DIRECTIONS}
-    for (full, way), count in counted.rows.items():
-        if relative_path(full) == path:
-            counts[way] += count
-    ahead = [step for step in steps if step.direction == flops.DIRECTIONS[0]]
-    made = ahead[-1].eqn.outvars[0].aval.shape if ahead else ()
-    kind = spy.kinds.get(path) or _scope_kind(ahead)
-    size = sum(math.prod(shape) for shape in weights.values())
-    return LayerSummary(path, kind, spy.outputs.get(path, made), weights, size, *counts.values())
+def _summarize_layer(path, equations, report, recorder, weights):
+    counts = {direction: OpCounts() for direction in flops.DIRECTIONS}
+    for (full_path, direction), count in report.by_layer.items():
+        if relative_path(full_path) == path:
+            counts[direction] += count
+    forward = [scoped for scoped in equations if scoped.direction == flops.DIRECTIONS[0]]
+    output = forward[-1].eqn.outvars[0].aval.shape if forward else ()
+    return LayerSummary(
+        path=path,
+        type=recorder.types.get(path) or _scope_type(forward),
+        output=recorder.outputs.get(path, output),
+        weights=weights,
+        parameters=sum(math.prod(shape) for shape in weights.values()),
+        forward=counts["forward"],
+        backward=counts["backward"],
+    )
 
 
 def _weights(params):
@@ -208,58 +256,59 @@ def _weights(params):
     return found
 
 
-def _scope_kind(steps):
-    """What a scope without a module does: its function's name, its pool, or its operations."""
-    for step in steps:
-        if step.call:
-            return step.call
-        if step.eqn.primitive.name in POOLS:
-            params = step.eqn.params
+def _scope_type(equations) -> str:
+    """What a scope without a module does: its function's name, its pool, or its primitives."""
+    for scoped in equations:
+        if scoped.function:
+            return scoped.function
+        if scoped.eqn.primitive.name in POOLS:
+            params = scoped.eqn.params
             kernel, strides = params["window_dimensions"][1:-1], params["window_strides"][1:-1]
-            return f"{POOLS[step.eqn.primitive.name]} {_sides(kernel)}, strides {_sides(strides)}"
-    return " ".join(dict.fromkeys(step.eqn.primitive.name for step in steps))
+            return f"{POOLS[scoped.eqn.primitive.name]} {_sides(kernel)}, strides {_sides(strides)}"
+    return " ".join(dict.fromkeys(scoped.eqn.primitive.name for scoped in equations))
 
 
-def _module_kind(module):
-    """Class of a module and the plain fields that are not their defaults."""
-    said = [type(module).__name__]
+def _module_type(module) -> str:
+    """Class of a module and those simple fields that differ from their defaults."""
+    words = [type(module).__name__]
     for field in fields(module):
         value = getattr(module, field.name, None)
-        known = field.default is not MISSING and value == field.default
-        if field.name not in HIDDEN_FIELDS and not known and _is_plain(value):
-            said.append(f"{field.name} {_sides(value)}")
-    return ", ".join(said)
+        is_default = field.default is not MISSING and value == field.default
+        if field.name not in HIDDEN_FIELDS and not is_default and _is_simple(value):
+            words.append(f"{field.name} {_sides(value)}")
+    return ", ".join(words)
 
 
-def _is_plain(value):
+def _is_simple(value) -> bool:
     if isinstance(value, tuple):
         return bool(value) and all(isinstance(each, int) for each in value)
     return isinstance(value, bool | int | float | str)
 
 
-def _sides(value):
+def _sides(value) -> str:
     return "x".join(map(_sides, value)) if isinstance(value, tuple) else str(value)
 
 
-class _Spy:
-    """Notes what each module is and makes, and says where a shape does not fit."""
+class _Recorder:
+    """Interceptor that records the type and output of each module, and reports unfit shapes."""
 
     def __init__(self):
-        self.kinds, self.outputs = {}, {}
-        self.dropped = set()  # dropouts; a rate of 1 stands for one that is a number of the run
+        self.types, self.outputs = {}, {}
+        self.dropouts = set()  # rate 1 stands for a rate that comes with the call: not listed
 
     def __call__(self, call, args, kwargs, context):
         module = context.module
         if context.method_name != "__call__":
             return call(*args, **kwargs)
         path = "/".join(module.path)
-        self.kinds.setdefault(path, _module_kind(module))
-        if isinstance(module, layers.Dropout) and 0 < module.rate < 1:
-            self.dropped.add(path)
-        given = " ".join(_sides(arg.shape) for arg in args if hasattr(arg, "shape"))
+        self.types.setdefault(path, _module_type(module))
+        if isinstance(module, model_layers.Dropout) and 0 < module.rate < 1:
+            self.dropouts.add(path)
+        inputs = [arg.shape for arg in args if hasattr(arg, "shape")]
+        given = " ".join(map(_sides, inputs))
         name = path or type(module).__name__
-        if any(0 in arg.shape for arg in args if hasattr(arg, "shape")):
-            raise InputError(f"layer {name} is given {given}: take a larger --input")
+        if any(0 in shape for shape in inputs):
+            raise InputError(f"layer {name} is given {given}: use a larger --input")
         try:
             outputs = call(*args, **kwargs)
         except InputError:
@@ -270,19 +319,19 @@ class _Spy:
         for leaf in jax.tree.leaves(outputs):
             self.outputs[path] = leaf.shape
             if 0 in leaf.shape:
-                made = _sides(leaf.shape)
-                raise InputError(f"layer {name} makes {made} of {given}: take a larger --input")
+                output = _sides(leaf.shape)
+                raise InputError(f"layer {name} turns {given} into {output}: use a larger --input")
         return outputs
 
 
 def _row(layer, convention, whole):
     both = layer.forward + layer.backward
-    line = {
+    row = {
         "layer": layer.path or ROOT,
-        "F": layer.kind,
-        "X": list(layer.output),
-        **({"of": ", ".join(layer.sources)} if len(layer.sources) > 1 else {}),
-        "W": {name: list(shape) for name, shape in layer.weights.items()},
+        "type": layer.type,
+        "output": list(layer.output),
+        **({"inputs": ", ".join(layer.inputs)} if len(layer.inputs) > 1 else {}),
+        "weights": {name: list(shape) for name, shape in layer.weights.items()},
         "parameters": layer.parameters,
         "additions": both.additions,
         "multiplications": both.multiplications,
@@ -293,8 +342,4 @@ def _row(layer, convention, whole):
         "backward": layer.backward.total(convention),
         "total": both.total(convention),
     }
-    return line | {"share": 100 * line["total"] / max(whole, 1)}
-
-
-def _without_backward(line):
-    return {key: value for key, value in line.items() if key not in ("forward", "backward")}
+    return row | {"percent": 100 * row["total"] / max(whole, 1)}

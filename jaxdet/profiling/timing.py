@@ -1,66 +1,70 @@
-"""How long calls take, and what a machine can do at most.
+"""Wall-clock time of calls.
 
-A call is timed from its start until its result is there, on whatever device it is made.  The first
-call is apart: it compiles and warms up.  Of the others the median counts, with the interquartile
-range beside it.  Calls to be compared are timed in turns, A B A B, because the speed of a machine
-drifts: the ratio of their medians then means something even where the medians do not.
+A call is timed until its result is ready on its device.  The first call, which compiles and warms
+up, is reported separately; of the others the median counts, with the interquartile range.  Calls
+to be compared are interleaved (A B A B): the speed of a machine drifts, and interleaving keeps the
+ratio of the medians meaningful.
 """
 
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-MAX_REPEATS = 1000  # repeats of a call
+MAX_REPEATS = 1000
 
 
 class Timing(NamedTuple):
-    """Seconds of a call."""
+    """Seconds per call."""
 
-    compile_s: float  # first call less the median: tracing, compiling
+    compile_s: float  # first call less the median: tracing and compiling
     median: float
     spread: float  # interquartile range
     repeats: int
 
 
-def measure(fn, *args, seconds=1.0, repeats=3):
-    """Timing of `fn(*args)`: at least `repeats` calls, and more while `seconds` last."""
+def measure(fn: Callable, *args: Any, seconds: float = 1.0, repeats: int = 3) -> Timing:
+    """Time `fn(*args)`: at least `repeats` calls, and further ones until `seconds` are used."""
     return measure_interleaved(partial(fn, *args), seconds=seconds, repeats=repeats)[0]
 
 
-def measure_interleaved(*calls, seconds=1.0, repeats=3):
-    """Timings of calls without arguments that are made in turns; `seconds` is for each."""
-    begun = [timed(call)[1] for call in calls]
-    taken = sample_interleaved(calls, seconds=seconds, repeats=repeats)
-    return [summarize(apart, times) for apart, times in zip(begun, taken, strict=True)]
+def measure_interleaved(
+    *calls: Callable[[], Any], seconds: float = 1.0, repeats: int = 3
+) -> list[Timing]:
+    """Time calls without arguments, interleaved; `seconds` and `repeats` hold for each."""
+    first = [timed(call)[1] for call in calls]
+    rest = sample_interleaved(calls, seconds=seconds, repeats=repeats)
+    return [summarize(once, samples) for once, samples in zip(first, rest, strict=True)]
 
 
-def sample_interleaved(calls, *, seconds=1.0, repeats=3):
-    """Seconds of each call, one list a call: made in turns, until each had its time and repeats."""
-    taken = [[] for _ in calls]
-    left = list(zip(calls, taken, strict=True))
-    while left:
-        for call, times in left:
-            times.append(timed(call)[1])
-        left = [(call, times) for call, times in left if not _enough(times, seconds, repeats)]
-    return taken
+def sample_interleaved(
+    calls: Sequence[Callable[[], Any]], *, seconds: float = 1.0, repeats: int = 3
+) -> list[list[float]]:
+    """Seconds of every single call, one list per function; calls as in `measure_interleaved`."""
+    samples = [[] for _ in calls]
+    active = list(zip(calls, samples, strict=True))
+    while active:
+        for call, taken in active:
+            taken.append(timed(call)[1])
+        active = [(call, taken) for call, taken in active if not _done(taken, seconds, repeats)]
+    return samples
 
 
-def summarize(apart, times):
-    """Timing from the seconds of the first call and those of the others."""
-    low, median, high = (float(q) for q in np.percentile(times, (25, 50, 75)))
-    return Timing(max(0.0, apart - median), median, high - low, len(times))
+def summarize(first: float, samples: Sequence[float]) -> Timing:
+    """Timing from the seconds of the first call and of the calls after it."""
+    low, median, high = (float(q) for q in np.percentile(samples, (25, 50, 75)))
+    return Timing(max(0.0, first - median), median, high - low, len(samples))
 
 
-def timed(call):
-    """(result, seconds) of a call, waited for.  What is no array of jax is passed through."""
+def timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    """(result, seconds) of a call; waits for the JAX arrays in the result."""
     start = time.perf_counter()
     value = jax.block_until_ready(call())
     return value, time.perf_counter() - start
 
 
-def _enough(times, seconds, repeats):
-    """Whether a call was timed often enough."""
-    return len(times) >= repeats and (len(times) >= MAX_REPEATS or sum(times) >= seconds)
+def _done(samples: Sequence[float], seconds: float, repeats: int) -> bool:
+    return len(samples) >= repeats and (len(samples) >= MAX_REPEATS or sum(samples) >= seconds)

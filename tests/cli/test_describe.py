@@ -31,11 +31,26 @@ def told(capsys, *words):
     return found["layers"], found["notes"]
 
 
-def test_lenet_in_markdown(capsys):
+def test_lenet_as_text_is_aligned(capsys):
     assert main("describe", "lenet") == 0
-    plain = capsys.readouterr().out
-    heading, line, *lines = plain.rstrip("\n").split("\n")
-    assert heading.startswith("| layer | F: type, hyper-parameters | X: output | W: weights |")
+    heading, line, *lines = capsys.readouterr().out.rstrip("\n").split("\n")
+    assert re.split("  +", heading)[:4] == ["layer", "type, hyper-parameters", "output", "weights"]
+    assert set(line) == {"-", " "}
+    starts = [match.start() for match in re.finditer("-+", line)]
+    texts, numbers = starts[:4], starts[4:]
+    assert all(each[: numbers[0]][start - 1] == " " for each in lines for start in texts[1:])
+    assert lines[0][texts[1] :].startswith("Conv, features 6, kernel_size 5x5, padding VALID  ")
+    assert lines[-1].split() == [
+        *("sum", "62,006", "651,720", "651,720", "11,236", "0", "1,314,676", "100")
+    ]
+    parameters = [each[numbers[0] : numbers[1]].rstrip() for each in (line, lines[0], lines[-1])]
+    assert parameters == ["----------", "       456", "    62,006"]
+
+
+def test_lenet_in_markdown(capsys):
+    assert main("describe", "lenet", "--markdown") == 0
+    heading, line, *lines = capsys.readouterr().out.rstrip("\n").split("\n")
+    assert heading.startswith("| layer | type, hyper-parameters | output | weights |")
     assert all(each.count(" | ") == heading.count(" | ") for each in (line, *lines))
     assert lines[0].startswith(
         "| conv1 | Conv, features 6, kernel_size 5x5, padding VALID | 1 x 28"
@@ -43,8 +58,6 @@ def test_lenet_in_markdown(capsys):
     assert lines[-1].startswith(
         "| sum |  |  |  | 62,006 | 651,720 | 651,720 | 11,236 | 0 | 1,314,676"
     )
-    assert main("describe", "lenet", "--markdown") == 0
-    assert capsys.readouterr().out == plain
 
 
 @pytest.mark.parametrize("name, parameters", [("tutorial", 62_006), ("doubled", 244_962)])
@@ -100,7 +113,7 @@ def test_time_measures_and_draws(monkeypatch, tmp_path, capsys, form):
     out, err = capsys.readouterr()
     notes = out if form == "--markdown" else err  # a table for a spreadsheet stays one
     assert f"wrote {path}" in notes
-    assert "ceilings on" in notes
+    assert "measured peaks of" in notes
     assert ("forward s" if form == "--markdown" else "forward_s") in out
 
 
@@ -109,7 +122,7 @@ REFUSED = {
     "folder without a run": (["."], "no model and no run '.'"),
     "too small": (
         ["lenet", "--input", "1x8x8x3"],
-        "layer conv2 makes 1x0x0x16 of 1x2x2x6: .*--input",
+        "layer conv2 turns 1x2x2x6 into 1x0x0x16: .*--input",
     ),
     "too small for dense": (
         ["lenet", "--input", "1x15x15x3"],
@@ -138,7 +151,9 @@ def test_what_cannot_be_is_one_line(run, capsys, words, said):
     assert re.search(said, err), err
 
 
-@pytest.mark.parametrize("words", [[], ["lenet", "--convention", "ops"], ["lenet", "--colour"]])
+@pytest.mark.parametrize(
+    "words", [[], ["lenet", "--convention", "ops"], ["lenet", "--color-jitter"]]
+)
 def test_words_that_are_not_understood(capsys, words):
     assert main("describe", *words) == 2
     assert capsys.readouterr().out == ""

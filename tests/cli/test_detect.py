@@ -333,9 +333,9 @@ def test_ids_of_coco_are_those_of_the_data(place, categories, first):
 def test_text_of_predictions_is_read_as_a_yolo_set(place):
     words = ["predict", "run", "data/images/train", *LOW]
     found = answers(*words, "--save-txt", "data/labels/train")
-    read = formats.read("data").parts["train"]
+    read = formats.read("data").splits["train"]
     for row, one in zip(found, read, strict=True):
-        assert row["image"].endswith(one.where)
+        assert row["image"].endswith(one.name)
         boxes = np.reshape([each["box"] for each in row["objects"]], (-1, 4))
         np.testing.assert_allclose(one.boxes, boxes, atol=0.02)
         assert [datasets.CLASSES[i] for i in one.labels] == [

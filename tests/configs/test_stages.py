@@ -9,7 +9,8 @@ from flax import linen as nn
 from jaxdet import configs, flops
 from jaxdet.cli import flags, sweep
 from jaxdet.cli.options import Sweep, Train
-from jaxdet.configs import base, stages
+from jaxdet.config import check, from_json
+from jaxdet.configs import stages
 from jaxdet.configs.faces import Config, network
 from jaxdet.errors import InputError
 from jaxdet.models import convnext, layers
@@ -20,7 +21,7 @@ SEED = {  # the last rows of seed 004's table
     "model": "bottleneck",
     "channels": (32, 64, 128, 256, 512),
     "strides": (1, 1, 2, 2, 2),
-    "squeezes": (0.25,) * 5,
+    "se_ratios": (0.25,) * 5,
     "stage_dropout": (0.2, 0, 0.2, 0, 0.2),
 }
 FIRST = {  # and its first
@@ -42,7 +43,7 @@ def made(**options):
 def test_the_networks_of_the_seed():
     last, first = made(**SEED), made(**FIRST)
     assert (last.widths, last.strides) == (SEED["channels"], SEED["strides"])
-    assert (last.squeezes, last.rates) == (SEED["squeezes"], SEED["stage_dropout"])
+    assert (last.squeezes, last.rates) == (SEED["se_ratios"], SEED["stage_dropout"])
     assert last.activation is nn.relu6 and last.block().depthwise
     assert first.activation is nn.relu and len(first.widths) == 8
     block = first.block()
@@ -52,7 +53,7 @@ def test_the_networks_of_the_seed():
 
 
 def test_each_option_reaches_its_network():
-    both = {"dilations": (1, 2, 1, 1), "squeezes": (0, 0, 0, 0.5), "strides": (1, 2, 2, 1)}
+    both = {"dilations": (1, 2, 1, 1), "se_ratios": (0, 0, 0, 0.5), "strides": (1, 2, 2, 1)}
     both |= {"channels": (8, 16, 24, 32), "blocks": (1, 1, 2, 1), "depthwise": False}
     for model in stages.STAGED:
         more = {"stage_dropout": (0, 0, 0, 0.1), "activation": "gelu", "size": 64}
@@ -60,7 +61,7 @@ def test_each_option_reaches_its_network():
         for option, field in stages.EACH.items():
             assert getattr(net, field) == (both | more)[option], (model, option)
         _, variables = outputs(net, shaped(1, 64, 64, 3))
-        names = flops.count(net.apply, variables, shaped(1, 64, 64, 3)).rows
+        names = flops.count(net.apply, variables, shaped(1, 64, 64, 3)).by_layer
         assert any("gelu" in path or "activation" in path for path, _ in names)
         kernels = variables["params"]["stage3_block2"]["conv"]["kernel"]
         assert kernels.ndim == 4 and kernels.shape[2] == kernels.shape[3]
@@ -84,14 +85,14 @@ REFUSED = {
         {"model": "convnext", "channels": (8, 16)},
         "--blocks: 2 numbers are wanted",
     ),
-    "too few": ({"model": "bottleneck", "squeezes": (0, 0.25)}, "--squeezes 0 0.25: 5 numbers"),
+    "too few": ({"model": "bottleneck", "se_ratios": (0, 0.25)}, "--se-ratios 0 0.25: 5 numbers"),
     "no share": (
         {"model": "bottleneck", "stage_dropout": (0, 0, 0, 0, 1)},
         "--stage-dropout 0 0 0 0 1: shares of at least 0, under 1",
     ),
     "too large": (
-        {"model": "bottleneck", "squeezes": (0, 0, 0, 0, 2)},
-        "--squeezes 0 0 0 0 2: shares from 0 to 1",
+        {"model": "bottleneck", "se_ratios": (0, 0, 0, 0, 2)},
+        "--se-ratios 0 0 0 0 2: shares from 0 to 1",
     ),
     "no stride": ({"model": "bottleneck", "strides": (0, 1, 1, 1, 1)}, "numbers of at least 1"),
     "too small": (
@@ -115,7 +116,7 @@ def test_options_of_stages_are_words_and_survive_json(capsys):
     for name in (*stages.EACH, *stages.OTHERS):
         assert f"--{name.replace('_', '-')} " in told
     config = Config(**SEED)
-    assert base.from_json(Config, json.loads(json.dumps(asdict(config)))) == config
+    assert from_json(Config, json.loads(json.dumps(asdict(config)))) == config
     found = flags.with_config("train faces", flags.words(config), (Train(), Config()))
     assert found[1] == config
 
@@ -135,7 +136,7 @@ def test_every_run_of_a_grid_is_a_network(name):
     found = chosen(name)
     assert len(set(found.values())) == len(found) > 1
     for config in found:
-        base.check(config)
+        check(config)
         configs.network("faces", config)
 
 
@@ -146,7 +147,7 @@ def test_the_table_of_the_seed():
     last = Config(epochs=3, batch=128, **SEED, activation="relu6", optimizer="sgd")
     cycles = ((20, 0.01), (20, 0.1), (50, 0.01), (60, 0.01), (100, 0.01), (150, 0.01))
     for row, (cycle, rate) in enumerate((*cycles, (200, 0.01), (20, 0.001)), 5):
-        how = {"schedule": "restarts", "cycle": cycle, "lr": rate}
+        how = {"schedule": "restarts", "restart_period": cycle, "lr": rate}
         assert found[f"seed{row:02d}"] == replace(last, **how)
     first = found["seed01"]
     assert all(getattr(first, name) == value for name, value in FIRST.items())

@@ -20,7 +20,7 @@ def shaped(*shape):
 
 
 def counted(fn, *shapes, padding="full"):
-    """`Count` of a function of arrays of these shapes, all of whose primitives have a rule."""
+    """`OpCounts` of a function of arrays of these shapes, which uses only known primitives."""
     found = flops.count(fn, *(shaped(*shape) for shape in shapes), padding=padding)
     assert not found.unknown
     return found.sum()
@@ -37,7 +37,7 @@ def conv(x, kernel, stride=1, padding="VALID", **options):
     )
 
 
-def test_counts_add_up_and_repeat():
+def test_counts_add_and_multiply():
     one = OpCounts(additions=1, multiplications=2, divisions=3, multiply_adds=2)
     assert one + one == one * 2
     assert (one * 3).total() == 18
@@ -54,7 +54,7 @@ def times(a, b):
 
 @pytest.mark.parametrize(
     "fn, expected",
-    [  # of a matrix of 5 rows and 7 columns
+    [  # for a 5 x 7 matrix
         (lambda x: x + x - (-x), {"additions": 3 * 35}),
         (lambda x: x * x, {"multiplications": 35}),
         (lambda x: x / x, {"divisions": 35}),
@@ -87,26 +87,28 @@ def times(a, b):
         (lambda x: jnp.pad(x.astype(jnp.bfloat16).T, 1)[None], {}),
     ],
 )
-def test_closed_forms(fn, expected):
+def test_counts_match_closed_forms(fn, expected):
     assert counted(fn, (5, 7)) == OpCounts(**expected)
 
 
-@pytest.mark.parametrize("way", ["add", "subtract", "multiply", "max", "min"])
-def test_scatters_do_one_operation_a_number(way):
-    kind = {"max": "maxima", "min": "minima", "multiply": "multiplications"}.get(way, "additions")
-    rows = jnp.array([0, 3], jnp.uint32)  # unsigned: no negative index to be wrapped around
-    found = counted(lambda x, y: getattr(x.at[rows], way)(y), (5, 7), (2, 7))
+@pytest.mark.parametrize("method", ["add", "subtract", "multiply", "max", "min"])
+def test_scatters_cost_one_operation_per_update(method):
+    kind = {"max": "maxima", "min": "minima", "multiply": "multiplications"}.get(
+        method, "additions"
+    )
+    rows = jnp.array([0, 3], jnp.uint32)  # unsigned: no negative indices to wrap
+    found = counted(lambda x, y: getattr(x.at[rows], method)(y), (5, 7), (2, 7))
     assert found == OpCounts(**{kind: 2 * 7})
 
 
 def norm(module, train, size=(4, 6)):
-    """Count of a norm layer, and of its new statistics, on 4 rows of 6 features."""
+    """`OpCounts` of a normalization layer and its new statistics on inputs [4, 6]."""
     variables = jax.eval_shape(module.init, jax.random.key(0), shaped(*size))
     apply = partial(module.apply, mutable=["batch_stats"] if train else False)
     return flops.count(apply, variables, shaped(*size)).sum()
 
 
-def test_norm_layers():
+def test_normalization_layers():
     n, rows, columns = 24, 4, 6
     evaluating = norm(nn.BatchNorm(use_running_average=True), train=False)
     assert evaluating == OpCounts(
@@ -139,8 +141,8 @@ def test_matrix_products():
 
 
 @pytest.mark.parametrize(
-    "size, kernel, options, pairs, outputs",
-    [  # pairs of an output pixel and a tap, and output pixels, of a side; taps on padding count
+    "size, kernel, options, taps, outputs",
+    [  # taps and output pixels along one side; taps on padding count
         (9, 3, {}, 7 * 3, 7),
         (9, 3, {"stride": 2}, 4 * 3, 4),
         (9, 3, {"padding": "SAME"}, 9 * 3, 9),
@@ -152,27 +154,27 @@ def test_matrix_products():
             {"padding": [(0, 0)] * 2, "lhs_dilation": (2, 2)},
             4 * 2 + 3 * 1,
             7,
-        ),  # a pixel, a hole, a pixel, ...
+        ),  # pixels alternate with holes
     ],
 )
-def test_convolutions(size, kernel, options, pairs, outputs):
+def test_convolutions(size, kernel, options, taps, outputs):
     found = counted(partial(conv, **options), (2, size, size, 3), (kernel, kernel, 3, 5))
-    assert found == products(2 * 3 * 5 * pairs**2, 2 * 5 * outputs**2)
+    assert found == products(2 * 3 * 5 * taps**2, 2 * 5 * outputs**2)
 
 
-def test_taps_on_padding_count_if_asked():
+def test_taps_on_padding_count_only_if_padding_is_full():
     same = partial(conv, padding="SAME")
     shapes = (1, 9, 12, 3), (3, 3, 3, 5)
     assert counted(same, *shapes).multiplications == 3 * 5 * (3 * 9) * (3 * 12)
-    off = counted(same, *shapes, padding="valid")
-    assert off.multiplications == 3 * 5 * (3 * 9 - 2) * (3 * 12 - 2)
+    valid = counted(same, *shapes, padding="valid")
+    assert valid.multiplications == 3 * 5 * (3 * 9 - 2) * (3 * 12 - 2)
     lone = partial(conv, padding=[(2, 2), (2, 2)])
     found = counted(lone, (1, 1, 1, 3), (2, 2, 3, 5), padding="valid")
-    assert found == products(3 * 5 * 4, 5 * 4)  # the other 12 outputs see no pixel at all
+    assert found == products(3 * 5 * 4, 5 * 4)  # the other 12 outputs see only padding
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4, 8])
-def test_groups_divide_the_products(groups):
+def test_feature_groups_divide_the_products(groups):
     found = counted(
         partial(conv, feature_group_count=groups), (2, 9, 9, 8), (3, 3, 8 // groups, 16)
     )
@@ -185,16 +187,16 @@ def test_batch_groups_divide_the_images():
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])
-def test_a_transposed_convolution_uses_each_pixel_with_each_tap(stride):
+def test_transposed_convolutions_multiply_every_pixel_by_every_tap(stride):
     net = nn.ConvTranspose(4, (3, 3), strides=(stride,) * 2, padding="VALID", use_bias=False)
     params = {"params": {"kernel": shaped(3, 3, 2, 4)}}
     found = flops.count(net.apply, params, shaped(1, 6, 5, 2), padding="valid").sum()
     assert found.multiplications == 6 * 5 * 3 * 3 * 2 * 4
 
 
-def gradient(fn, which, *shapes, padding="full"):
-    """Count of the gradient of a sum alone; what the function itself needs not is dead code."""
-    return counted(jax.grad(lambda *args: fn(*args).sum(), which), *shapes, padding=padding)
+def gradient(fn, argnum, *shapes, padding="full"):
+    """`OpCounts` of the gradient of a sum; what only the value needs is dead code."""
+    return counted(jax.grad(lambda *args: fn(*args).sum(), argnum), *shapes, padding=padding)
 
 
 def test_gradients_of_a_convolution_without_padding():
@@ -218,12 +220,12 @@ convolutions = st.fixed_dictionaries(
 
 @laws
 @given(st.integers(5, 9), st.integers(5, 9), st.integers(1, 3), convolutions)
-def test_on_pixels_both_gradients_multiply_as_often_as_the_convolution(rows, columns, side, given):
+def test_both_gradients_multiply_as_often_as_the_convolution(rows, columns, side, given):
     fn = partial(conv, **given)
     shapes = (2, rows, columns, 4), (side, side, 4 // given["feature_group_count"], 6)
     forward = counted(fn, *shapes, padding="valid").multiplications
-    for which in (0, 1):
-        assert gradient(fn, which, *shapes, padding="valid").multiplications == forward
+    for argnum in (0, 1):
+        assert gradient(fn, argnum, *shapes, padding="valid").multiplications == forward
 
 
 def pairs_of(low, high):
@@ -240,19 +242,19 @@ geometries = st.tuples(
 )
 
 
-def one_by_one(geometry, padding):
-    """(taps, outputs with a tap) by the slow twin."""
+def reference_taps(geometry, padding):
+    """(taps, outputs with at least one tap) by the slow reference."""
     taps = slow.taps(*geometry)
     assume(taps)
-    seen = [on + off * (padding == "full") for on, off in taps]
-    return sum(seen), sum(count > 0 for count in seen)
+    counts = [on + off * (padding == "full") for on, off in taps]
+    return sum(counts), sum(count > 0 for count in counts)
 
 
 @laws
 @given(geometries, st.sampled_from(["full", "valid"]))
-def test_convolutions_one_tap_after_the_other(geometry, padding):
+def test_convolutions_match_the_reference(geometry, padding):
     sizes, windows, strides, pads, bases, dilations = geometry
-    taps, outputs = one_by_one(geometry, padding)
+    taps, outputs = reference_taps(geometry, padding)
 
     def fn(x, kernel):  # images [B, C, H, W], kernel [outputs, inputs, rows, columns]
         return lax.conv_general_dilated(x, kernel, strides, pads, bases, dilations)
@@ -263,13 +265,13 @@ def test_convolutions_one_tap_after_the_other(geometry, padding):
 
 @laws
 @given(geometries, st.sampled_from(["full", "valid"]))
-def test_windows_one_tap_after_the_other(geometry, padding):
+def test_reduce_windows_match_the_reference(geometry, padding):
     sizes, *window = geometry
-    taps, outputs = one_by_one(geometry, padding)
-    for kind, first, fn in (("maxima", -jnp.inf, lax.max), ("additions", 0.0, lax.add)):
+    taps, outputs = reference_taps(geometry, padding)
+    for kind, init, fn in (("maxima", -jnp.inf, lax.max), ("additions", 0.0, lax.add)):
 
-        def slide(x, first=first, fn=fn):
-            return lax.reduce_window(x, first, fn, *window)
+        def slide(x, init=init, fn=fn):
+            return lax.reduce_window(x, init, fn, *window)
 
         assert counted(slide, sizes, padding=padding) == OpCounts(**{kind: taps - outputs})
 
@@ -280,12 +282,12 @@ def pool(kind, window, stride, padding="VALID"):
 
 def test_pools_and_their_gradients():
     shape, outputs = (2, 8, 8, 3), 2 * 4 * 4 * 3
-    greatest, average = pool(nn.max_pool, 2, 2), pool(nn.avg_pool, 2, 2)
-    assert counted(greatest, shape) == OpCounts(maxima=3 * outputs)
+    maximum, average = pool(nn.max_pool, 2, 2), pool(nn.avg_pool, 2, 2)
+    assert counted(maximum, shape) == OpCounts(maxima=3 * outputs)
     assert counted(average, shape) == OpCounts(additions=3 * outputs, divisions=outputs)
-    found = gradient(greatest, 0, shape)
+    found = gradient(maximum, 0, shape)
     assert found == OpCounts(additions=outputs, comparisons=3 * outputs)
-    found = gradient(average, 0, shape)  # a sum over what was spread with zeros
+    found = gradient(average, 0, shape)  # a sum of windows over the zero-dilated gradient
     assert found == OpCounts(additions=3 * 2 * 8 * 8 * 3, divisions=outputs)
 
 

@@ -183,8 +183,8 @@ def test_under_vmap_over_kernels_patches_are_a_batched_product():
 def test_counts_are_those_of_lax():
     x, kernel, options = inputs(CASES["depthwise"])
     assert (
-        flops.count(partial(conv.conv_general_dilated, **options), x, kernel).rows
-        == flops.count(partial(lax.conv_general_dilated, **options), x, kernel).rows
+        flops.count(partial(conv.conv_general_dilated, **options), x, kernel).by_layer
+        == flops.count(partial(lax.conv_general_dilated, **options), x, kernel).by_layer
     )
 
 

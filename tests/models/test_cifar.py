@@ -149,7 +149,7 @@ def test_statistics_are_those_of_all_devices(made):
 @each_net
 def test_every_operation_belongs_to_a_layer_with_a_name(make):
     found = summary.summarize(make(rate=0.0), shaped(1, 16, 16, 3), backward=True)
-    assert not found.counted.unknown
+    assert not found.report.unknown
     assert all(layer.path for layer in found.layers)
 
 
@@ -193,14 +193,14 @@ def test_an_activation_is_called_by_its_name(name):
 
 def rows_of(act, x):
     """Names of the layers of an activation."""
-    rows = flops.count(partial(Part(activation=act).activate, name="conv1"), x).rows
+    rows = flops.count(partial(Part(activation=act).activate, name="conv1"), x).by_layer
     return {path for path, _ in rows}
 
 
 @pytest.mark.parametrize("name", ["lenet", "tiny", "tiniest"])
 def test_networks_hand_their_activation_to_all_parts(name):
     net, images = NETS[name](activation=nn.elu), shaped(1, 16, 16, 3)
-    rows = flops.count(net.apply, outputs(net, images)[1], images).rows
+    rows = flops.count(net.apply, outputs(net, images)[1], images).by_layer
     last = {path.rpartition("_")[2] for path, _ in rows}
     assert "elu" in last and not {"relu", "gelu"} & last
 

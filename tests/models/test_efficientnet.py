@@ -89,7 +89,7 @@ def test_names_of_the_parts():
 
 def test_activations_and_sums_are_rows_of_the_operation_table():
     images = shaped(1, 32, 32, 3)
-    rows = flops.count(Tiny().apply, outputs(Tiny(), images)[1], images).rows
+    rows = flops.count(Tiny().apply, outputs(Tiny(), images)[1], images).by_layer
     names = {path.removeprefix("EfficientNet/") for path, _ in rows}
     assert names >= {"stem_activation", "head_activation", "pool", "stage1_block1/add"}
     inner = ("expand_activation", "depthwise_activation", "squeeze/reduce_activation")

@@ -135,7 +135,7 @@ def test_gradients_reach_every_layer_and_are_finite(name):
 
 def test_every_layer_is_a_row_of_the_operation_table():
     net, variables, images = made("resnet")
-    rows = flops.count(net.apply, variables, images).rows
+    rows = flops.count(net.apply, variables, images).by_layer
     names = {path.removeprefix("Embedder/") for path, _ in rows}
     assert names >= {"features/stem", "features/stage2_block1/conv2", "pool", "embedding", "logits"}
 

@@ -64,7 +64,7 @@ def test_layers_without_parameters_are_rows_of_the_operation_table():
         x = layers.max_pool(layers.relu(x, "bend"), "halve", kernel=2, stride=2)
         return layers.adaptive_mean_pool(x, "thirds", side=3)
 
-    rows = flops.count(net, jax.ShapeDtypeStruct((1, 10, 10, 2), jnp.float32)).rows
+    rows = flops.count(net, jax.ShapeDtypeStruct((1, 10, 10, 2), jnp.float32)).by_layer
     assert {path for path, _ in rows} == {"bend", "halve", "thirds"}
 
 

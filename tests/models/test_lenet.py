@@ -32,7 +32,7 @@ def test_parameters():
 def test_operations_worked_out_by_hand():
     found = flops.count(LeNet().apply, shapes(), IMAGES)
     multiplications = {
-        path.removeprefix("LeNet/"): c.multiplications for (path, _), c in found.rows.items()
+        path.removeprefix("LeNet/"): c.multiplications for (path, _), c in found.by_layer.items()
     }
     assert {name: number for name, number in multiplications.items() if number} == {
         "conv1": 28 * 28 * 6 * 75,
@@ -133,7 +133,7 @@ def test_sizes_of_the_variants_worked_out_by_hand(net, convolutions, dense, para
 
 
 def test_the_pool_is_not_doubled_with_the_convolution_and_its_activation():
-    rows = flops.count(Smaller().apply, shapes(Smaller()), IMAGES).rows
+    rows = flops.count(Smaller().apply, shapes(Smaller()), IMAGES).by_layer
     names = [path.removeprefix("LeNet/") for path, _ in rows]
     first = ["conv1a", "conv1a_relu", "conv1b", "conv1b_relu", "conv1_pool"]
     assert names[:10] == first + [name.replace("1", "2") for name in first]

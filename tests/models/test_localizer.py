@@ -289,7 +289,7 @@ def test_the_configuration_names_the_branch_of_the_box():
 
 def test_every_layer_is_a_row_of_the_operation_table():
     images = shaped(1, 64, 64, 3)
-    rows = flops.count(simple(3).apply, outputs(simple(3), images)[1], images).rows
+    rows = flops.count(simple(3).apply, outputs(simple(3), images)[1], images).by_layer
     names = {path.removeprefix("Localizer/") for path, _ in rows}
     assert names >= {f"features/{kind}{i}" for kind in ("conv", "pool") for i in (1, 2, 3)}
     assert names >= {f"features/conv{i}_{after}" for after in ("norm", "relu") for i in (1, 2, 3)}
@@ -496,11 +496,11 @@ def test_what_is_frozen_costs_no_backward_pass(kind):
     ],
 )
 def test_all_but_the_last_k_stages_are_frozen(model, last, stay):
-    config = Config(model=model, backbone="frozen", learn_last=last)
+    config = Config(model=model, transfer="frozen", unfreeze_last=last)
     assert backbones.frozen(config) == stay
     assert network(config)[0].features().frozen == len(stay)
     for backbone in ("scratch", "finetune"):
-        free = Config(model=model, backbone=backbone, learn_last=last)
+        free = Config(model=model, transfer=backbone, unfreeze_last=last)
         assert backbones.frozen(free) == ()
         assert network(free)[0].features().frozen == 0
 
@@ -509,7 +509,7 @@ def test_all_but_the_last_k_stages_are_frozen(model, last, stay):
     "model, last, accumulate", [("resnet18", 2, 1), ("simple", 1, 2), ("simple", 0, 1)]
 )
 def test_only_what_learns_moves_in_an_update_with_weight_decay(model, last, accumulate):
-    stay = backbones.frozen(Config(model=model, backbone="frozen", learn_last=last))
+    stay = backbones.frozen(Config(model=model, transfer="frozen", unfreeze_last=last))
     features = TinyResNet if model == "resnet18" else partial(Plain, layout="4 M2 6 M2 4")
     before = located(features, len(stay))[1]["params"]
     still = {path for path in paths(before) if within(path, stay)}

@@ -38,7 +38,7 @@ def test_sizes_worked_out_by_hand(net, kernels, parameters, multiply_adds):
 
 
 def test_names_of_the_layers():
-    rows = flops.count(SMALL.apply, outputs(SMALL, IMAGES)[1], IMAGES).rows
+    rows = flops.count(SMALL.apply, outputs(SMALL, IMAGES)[1], IMAGES).by_layer
     inner = ("conv1", "conv1_norm", "conv1_gelu", "conv2", "conv2_norm", "conv2_gelu", "add")
     assert [path.removeprefix("Tiny/") for path, _ in rows] == [
         *("stem", "stem_norm", "stem_gelu"),
