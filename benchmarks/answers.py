@@ -3,10 +3,10 @@
 import textwrap
 
 from jaxdet.configs.digits import Config
-from jaxdet.models.sliding import Andrew, SlidingNet, multiply_adds
+from jaxdet.models.sliding import NgSlidingNet, SlidingNet, multiply_adds
 from jaxdet.ops import windows
 
-ANDREW = Andrew()
+ANDREW = NgSlidingNet()
 WINDOW = ANDREW.window
 FORMULAS = """\
     window    w = 1 + (k_1 - 1) S_0 + (k_2 - 1) S_1 + ...        where S_0 = 1

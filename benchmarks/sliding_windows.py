@@ -1,6 +1,6 @@
 """Sliding a network window by window against convolving it with the whole image (seed 001).
 
-    python -m benchmarks.sliding_windows --batch 5 --sizes 16 28 64 256 720 1080 \\
+    python -m benchmarks.sliding_windows --batch 5 --multiscale 16 28 64 256 720 1080 \\
         --json FILE --plot FILE --markdown FILE
     python -m benchmarks.sliding_windows --summary
     python -m benchmarks.sliding_windows --check
@@ -49,11 +49,12 @@ from typing import Literal
 import jax
 from matplotlib.figure import Figure
 
-from benchmarks import agreement, answers, harness, slide, ways
+from benchmarks import answers
+from benchmarks.lib import agreement, harness, sliding
 from jaxdet import tables
 from jaxdet.errors import InputError
 from jaxdet.kernels import conv
-from jaxdet.models.sliding import Andrew
+from jaxdet.models.sliding import NgSlidingNet
 from jaxdet.ops import windows
 
 NAME = "sliding_windows"
@@ -136,7 +137,7 @@ def main(argv=None):
 def report(options):
     """Make what is asked for, print it and write the files."""
     if min(options.batch, options.chunk, options.sample, *options.sizes, options.stride + 1) < 1:
-        raise InputError("--batch, --sizes, --chunk and --sample start at 1, --stride at 0")
+        raise InputError("--batch, --multiscale, --chunk and --sample start at 1, --stride at 0")
     pages = {"summary": summary, "check": check, "explain": explain}
     chosen = [page for name, page in pages.items() if getattr(options, name)] or [timings]
     texts, found = zip(*(page(options) for page in chosen), strict=True)
@@ -149,20 +150,20 @@ def report(options):
 def timings(options):
     """Times, ratios and agreement at every size; the plot."""
     hook = partial(conv.conv_general_dilated, impl=options.impl)
-    sizes, forms = options.sizes or SIZES, slide.pair(Andrew(conv_general_dilated=hook))
+    sizes, forms = options.sizes or SIZES, sliding.pair(NgSlidingNet(conv_general_dilated=hook))
     for size in sizes:
         windows.grid(forms.dense.chain(), size, size)  # refuses a size under the window
-    missing = ways.torch_missing(options.peers)
-    libraries = ways.LIBRARIES[:1] if missing else ways.LIBRARIES
+    missing = harness.torch_unavailable(options.peers)
+    libraries = sliding.LIBRARIES[:1] if missing else sliding.LIBRARIES
     found = {"rows": [], "ratios": [], "agreement": []}
     for size in sizes:
         print(f"size {size}", file=sys.stderr, flush=True)
-        scene = ways.scene(
+        scene = sliding.workload(
             forms, agreement.image(size, options.batch), options.chunk, options.sample
         )
-        rows = ways.compare(scene, libraries, options.seconds)
+        rows = sliding.compare(scene, libraries, options.seconds)
         found["rows"] += rows
-        found["ratios"].append(ways.ratios(forms, size, rows))
+        found["ratios"].append(sliding.cost_ratios(forms, size, rows))
         found["agreement"].append(agreed(forms.net, size))
     if missing:
         found["rows"].append({"library": "torch", "note": missing})
@@ -182,8 +183,8 @@ def plot(rows, path):
     """Seconds a batch against the side of its images, both logarithmic; one line a way."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    for library, style in zip(ways.LIBRARIES, ("o-", "x--"), strict=True):
-        for form, colour in zip(ways.FORMS, ("tab:red", "tab:orange", "tab:blue"), strict=True):
+    for library, style in zip(sliding.LIBRARIES, ("o-", "x--"), strict=True):
+        for form, colour in zip(sliding.FORMS, ("tab:red", "tab:orange", "tab:blue"), strict=True):
             chosen = [row for row in rows if (row["library"], row.get("form")) == (library, form)]
             points = [(row["size"], row["seconds"]) for row in chosen if "seconds" in row]
             if points:
@@ -202,7 +203,7 @@ def plot(rows, path):
 def summary(options):
     """The layers of both networks: on a window, and on an image of the first size."""
     size = (options.sizes or SIZES)[0]
-    forms = slide.pair(Andrew())
+    forms = sliding.pair(NgSlidingNet())
     windows.grid(forms.dense.chain(), size, size)  # refuses a size under the window
     found = {
         "sequential": layers(forms.net, forms.variables, forms.net.window),
@@ -227,7 +228,7 @@ def layers(net, variables, size, channels=3):
 
 
 def check(options):
-    """Where both forms agree: the seed's cases, or --arch at --sizes."""
+    """Where both forms agree: the seed's cases, or --arch at --multiscale."""
     cases = [
         agreement.Case(arch, options.window, options.stride, size)
         for arch in options.arch
@@ -246,7 +247,7 @@ def keep(options, parts):
     """Write the JSON record."""
     rows = parts.pop("rows", [])
     if any(row.get("library") == "torch" and "form" in row for row in rows):
-        from benchmarks.peers import sliding as peer
+        from benchmarks.torch_refs import sliding as peer
 
         parts["torch"] = peer.about()
     harness.write(NAME, rows, options.json, jax.devices(), options=options, **parts)

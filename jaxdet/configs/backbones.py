@@ -1,30 +1,14 @@
 """Backbones by name: the modules, their parts that may be frozen, and their trained weights."""
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Literal, get_args
 
-from jaxdet.configs.base import Training
 from jaxdet.errors import InputError
 
 Backbone = Literal[
     *("lite0", "b0", "b1", "b2", "b3", "resnet18", "resnet34", "resnet50"),
     *("mobilenet_v2", "mobilenet_v3", "mobilenet_v3_small"),
 ]
-
-
-@dataclass(frozen=True)
-class Trained(Training):
-    """Options of systems whose backbone, `model`, may begin with trained weights."""
-
-    weights: str = ""
-    """file of weights for the backbone (.safetensors, .pth), hf:OWNER/NAME, or package:lite0"""
-    freeze: int = 0
-    """how many parts of it, from the first on, do not learn; -2: all but the last two"""
-    fixed_norm: bool = False
-    """batch norms of the backbone use their running statistics in training too"""
-    backbone_lr: float = 1.0
-    """factor of the learning rate in the backbone"""
 
 
 def features(name, built=0):
@@ -62,34 +46,34 @@ def _features(name):
 
 def parts(name):
     """How the names of its layers begin, from the first on: what `frozen` counts."""
-    from jaxdet.models import deeper, efficientnet, mobilenet, plain, resnet, simple, vgg
+    from jaxdet.models import efficientnet, mobilenet, plain, resnet
 
     match name:
         case "mobilenet_v2" | "mobilenet_v3" | "mobilenet_v3_small":
-            return mobilenet.parts(features(name)().rows)
+            return mobilenet.stage_names(features(name)().rows)
         case "simple":
-            return plain.parts(simple.LAYOUT)
+            return plain.stage_names(plain.SIMPLE)
         case "deeper":
-            return plain.parts(deeper.LAYOUT)
+            return plain.stage_names(plain.DEEPER)
         case "vgg":
-            return plain.parts(vgg.LAYOUT)
+            return plain.stage_names(plain.VGG)
         case "lite0" | "b0" | "b1" | "b2" | "b3":
-            return efficientnet.PARTS[:-1]  # without the head of the classifier
-    return resnet.PARTS
+            return efficientnet.STAGE_NAMES[:-1]  # without the head of the classifier
+    return resnet.STAGE_NAMES
 
 
 def frozen(config):
     """Names of the parts of the features that do not learn, from the first layer on."""
-    if config.backbone != "frozen":
+    if config.transfer != "frozen":
         return ()
     names = parts(config.model)
-    return names[: len(names) - config.learn_last]
+    return names[: len(names) - config.unfreeze_last]
 
 
 def kept(config):
     """Names of the parts that do not learn of the backbone of a `Trained`."""
     built = getattr(config, "parts", 0) or None  # of those who have that option
-    return parts(config.model)[:built][: config.freeze]
+    return parts(config.model)[:built][: config.freeze_stages]
 
 
 def factor(config, path):
@@ -102,16 +86,20 @@ def factor(config, path):
 
 def factors(config):
     """`factor` of a `Trained`, or None where all learns alike."""
-    return partial(factor, config) if config.freeze or config.backbone_lr != 1 else None
+    return partial(factor, config) if config.freeze_stages or config.backbone_lr != 1 else None
 
 
 def check(config):
     """Refuse options of a `Trained` that do not fit its backbone or each other."""
     count = len(parts(config.model))
-    if not abs(config.freeze) <= count:
-        raise InputError(f"--freeze {config.freeze}: {config.model} has {count} parts")
-    if config.freeze and not config.weights:
-        raise InputError(f"--freeze {config.freeze} wants --weights: random numbers would stay so")
+    if not abs(config.freeze_stages) <= count:
+        raise InputError(
+            f"--freeze-stages {config.freeze_stages}: {config.model} has {count} parts"
+        )
+    if config.freeze_stages and not config.weights:
+        raise InputError(
+            f"--freeze-stages {config.freeze_stages} wants --weights: random numbers would stay so"
+        )
 
 
 def without(config):
@@ -124,28 +112,28 @@ def without(config):
 def pretrained(name, file, variables, norm=True, built=0):
     """The variables of a network, those of its `features`, called `name`, from a file of weights.
 
-    file: as `jaxdet.pretrained.fetch` takes it.  built: parts that the network has; 0: all.
+    file: as `jaxdet.models.pretrained.fetch` takes it.  built: parts that the network has; 0: all.
     """
-    from jaxdet import pretrained, weights
-    from jaxdet.models import efficientnet
+    from jaxdet import pickles
+    from jaxdet.models import efficientnet, pretrained
 
     if name not in (*get_args(Backbone), "vgg"):
         raise InputError(f"--weights: nobody has trained {name}; choose another --model")
-    arrays = weights.read(pretrained.fetch(file))
+    arrays = pickles.read_arrays(pretrained.fetch(file))
     match name:
         case "lite0" | "b0" | "b1" | "b2" | "b3":
             timm = "conv_stem.weight" in arrays
             named = efficientnet.timm_name if timm else efficientnet.torch_name
             names = partial(named, stages=features(name)().scaled())
         case "vgg":
-            names = partial(pretrained.vgg, norm=norm)
+            names = partial(pretrained.vgg_name, norm=norm)
         case "mobilenet_v2" | "mobilenet_v3" | "mobilenet_v3_small":
-            names = partial(pretrained.mobilenet, features(name)())
+            names = partial(pretrained.mobilenet_name, features(name)())
         case _:
-            names = pretrained.resnet
+            names = pretrained.resnet_name
     last = [f"features.{len(parts(name))}."] if name.startswith("mobilenet") else []
     spare = (*pretrained.HEADS, *efficientnet.HEADS, *last, *_unbuilt(name, names, built))
-    return pretrained.overlay(variables, arrays, partial(_of_features, names), spare=spare)
+    return pretrained.assign_arrays(variables, arrays, partial(_of_features, names), spare=spare)
 
 
 def _unbuilt(name, names, built):

@@ -126,7 +126,7 @@ def network(config, classes=10):
     from flax import linen as nn
 
     from jaxdet.kernels import conv
-    from jaxdet.models import cifar, lenet, tiniest, tiny
+    from jaxdet.models import cifar, lenet
 
     check(config)
     part = {
@@ -143,11 +143,11 @@ def network(config, classes=10):
         case "narrow":
             net = cifar.Narrow(**part)
         case "tiny":
-            net = tiny.Tiny(**bent)
+            net = cifar.Tiny(**bent)
         case "deep":
-            net = tiny.Deep(**bent)
+            net = cifar.Deep(**bent)
         case "tiniest":
-            net = tiniest.Tiniest(**part)
+            net = cifar.Tiniest(**part)
         case name:
             sizes = {key: getattr(config, key) for key in ("channels", "fc_widths")}
             sizes = {key: value for key, value in sizes.items() if value}

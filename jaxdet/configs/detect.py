@@ -150,16 +150,16 @@ def network(config, classes=3):
     import jax.numpy as jnp
 
     from jaxdet.kernels import conv
-    from jaxdet.models import blocks, necks
+    from jaxdet.models import necks
     from jaxdet.models.detector import Detector
-    from jaxdet.models.heads import Decoupled
+    from jaxdet.models.heads import DecoupledHead
 
     dtype = jnp.bfloat16 if config.bfloat16 else None
     part = {
         "conv_general_dilated": partial(conv.conv_general_dilated, impl=config.conv),
         "dtype": dtype,
     }
-    block = {"conv": blocks.Conv, "c3": blocks.C3, "c2f": blocks.C2f}[config.neck_block]
+    block = {"conv": necks.ConvBlock, "c3": necks.C3, "c2f": necks.C2f}[config.neck_block]
     neck = {"fpn": necks.FPN, "pan": necks.PAN}[config.neck]
     reading = _reading(config)
     features = backbones.features(config.model)
@@ -169,7 +169,7 @@ def network(config, classes=3):
     net = Detector(
         backbone=partial(features, **how, **part),
         neck=partial(neck, block=block, **shape),
-        head=partial(Decoupled, **outputs, **shape),
+        head=partial(DecoupledHead, **outputs, **shape),
         bins=config.reg_max,
     )
     return net, (1, *config.size, 3)
@@ -180,7 +180,7 @@ def build(config):
     found, numbers, splits, notes = _data(config)
     check_notes(config, notes)
     made = system(config, found.classes, splits)
-    about = {**made.about, "numbers": list(found.numbers)} if found.numbers else made.about
+    about = {**made.about, "numbers": list(found.class_ids)} if found.class_ids else made.about
     return made._replace(notes=notes, about=about, numbers=numbers)
 
 
@@ -242,27 +242,23 @@ def inspect(root):
 
 @cached_reader("root", "format", "val_fraction", "seed", "max_boxes", "size", "stream")
 def _data(config):
-    """(Scenes, {part: {name of a photo: its id}}, {part: source}, what is wrong)."""
+    """(DetectionDataset, {split: {name of an image: its id}}, {split: source}, notes)."""
     from jaxdet.data import detection, formats
 
-    found = formats.read(config.root, config.format)
-    parts = detection.with_validation(found.parts, config.val_fraction, config.seed)
-    slots, notes, splits, first = (
-        config.max_boxes or detection.max_boxes(parts),
-        [*found.notes],
-        {},
-        0,
-    )
-    read = detection.stream if config.stream else detection.load
-    for name, of_part in parts.items():
-        splits[name], bad = read(of_part, *config.size, slots, first_id=first)
-        notes += bad
-        first += len(of_part)
-    numbers = {
-        name: {one.where: one.number for one in of_part if one.number is not None}
-        for name, of_part in parts.items()
+    dataset = formats.read(config.root, config.format)
+    samples = detection.with_validation(dataset.splits, config.val_fraction, config.seed)
+    max_boxes = config.max_boxes or detection.largest_box_count(samples)
+    load = detection.stream if config.stream else detection.load
+    splits, notes, first = {}, [*dataset.notes], 0
+    for name, own in samples.items():
+        splits[name], faults = load(own, *config.size, max_boxes, first_id=first)
+        notes += faults
+        first += len(own)
+    image_ids = {
+        name: {sample.name: sample.id for sample in own if sample.id is not None}
+        for name, own in samples.items()
     }
-    return found, numbers, splits, tuple(notes)
+    return dataset, image_ids, splits, tuple(notes)
 
 
 def _reading(config):
@@ -285,11 +281,11 @@ def _suppress(config):
     from jaxdet.ops import nms
 
     shared = {
-        "threshold": config.nms_iou,
-        "size": config.max_detections,
-        "least": config.score_threshold,
+        "iou_threshold": config.nms_iou,
+        "max_detections": config.max_detections,
+        "score_threshold": config.score_threshold,
     }
-    soft = {"linear": partial(nms.soft_nms, kind="linear"), "gaussian": nms.soft_nms}
+    soft = {"linear": partial(nms.soft_nms, method="linear"), "gaussian": nms.soft_nms}
     ways = {"hard": nms.nms, "nmw": nms.weighted_nms, "wbf": nms.weighted_boxes_fusion, **soft}
     return partial(ways[config.nms_type], **shared)
 

@@ -19,15 +19,15 @@ class Embedding(stages.Stages, BackboneOptions):
     """side of the network's input in pixels"""
     model: Model = "resnet18"
     """network of the feature maps"""
-    width: float = 0.5
+    width_multiplier: float = 0.5
     """resnets: channels as a share of the usual ones; trained weights want 1"""
-    parts: int = 0
+    backbone_stages: int = 0
     """how many parts of a backbone there are, from the first on; 0: all"""
-    dim: int = 256
+    embedding_dim: int = 256
     """numbers of an embedding; 0: channels of the last map"""
     bnneck: bool = False
     """batch norm of the embedding (arXiv:1903.07071)"""
-    hidden: tuple[int, ...] = ()
+    fc_widths: tuple[int, ...] = ()
     """widths of the classifier's hidden layers"""
     dropout: float = 0.0
     """share of an embedding's numbers that are dropped before the classifier"""
@@ -51,30 +51,38 @@ def network(config, classes=40):
     net = Embedder(
         features=partial(_features(config), **part),
         classes=classes,
-        dim=config.dim,
+        dim=config.embedding_dim,
         bnneck=config.bnneck,
-        hidden=config.hidden,
+        hidden=config.fc_widths,
         variances=config.head == "lgm",
-        rates=(1.0,) * (1 + len(config.hidden)),  # times `dropout`, a number of the state
+        rates=(1.0,) * (1 + len(config.fc_widths)),  # times `dropout`, a number of the state
         dtype=dtype,
     )
     return net, (1, config.size, config.size, 3)
 
 
 def _features(config):
-    from jaxdet.models import bottleneck, convnext
+    from jaxdet.models import convnext, inverted_residual
 
     if config.model in stages.STAGED:
-        make = {"bottleneck": bottleneck.Bottlenecks, "convnext": convnext.Tiny}[config.model]
+        make = {"bottleneck": inverted_residual.InvertedResidualNet, "convnext": convnext.Tiny}[
+            config.model
+        ]
         return partial(make, classes=0, **stages.fields(config))
-    thin = {"width": round(64 * config.width)} if config.model.startswith("resnet") else {}
-    frozen = {"frozen": len(backbones.kept(config)), "fixed_norm": config.fixed_norm}
-    return partial(backbones.features(config.model, config.parts), **thin, **frozen)
+    thin = (
+        {"width_multiplier": round(64 * config.width_multiplier)}
+        if config.model.startswith("resnet")
+        else {}
+    )
+    frozen = {"frozen": len(backbones.kept(config)), "freeze_bn": config.freeze_bn}
+    return partial(backbones.features(config.model, config.backbone_stages), **thin, **frozen)
 
 
 def pretrained(config, variables):
     """The variables of the network of an `Embedding`, its backbone's from `config.weights`."""
-    return backbones.pretrained(config.model, config.weights, variables, built=config.parts)
+    return backbones.pretrained(
+        config.model, config.weights, variables, built=config.backbone_stages
+    )
 
 
 def levels(config):
@@ -90,14 +98,16 @@ def check(config):
     """Refuse options that do not fit the network or each other."""
     stages.check(config)
     if config.model in stages.STAGED:
-        for name in ("weights", "freeze", "fixed_norm", "parts"):
+        for name in ("weights", "freeze_stages", "freeze_bn", "backbone_stages"):
             if getattr(config, name):
                 option = f"--{name.replace('_', '-')}"
                 raise InputError(f"{option} is for a backbone, and {config.model} is none")
         return
     backbones.check(config)
     count = len(backbones.parts(config.model))
-    if config.parts and not 2 <= config.parts <= count:
-        raise InputError(f"--parts {config.parts}: {config.model} has {count}; at least 2")
-    if config.weights and config.model.startswith("resnet") and config.width != 1:
-        raise InputError(f"--width {config.width:g}: --weights are for a width of 1")
+    if config.backbone_stages and not 2 <= config.backbone_stages <= count:
+        raise InputError(
+            f"--backbone-stages {config.backbone_stages}: {config.model} has {count}; at least 2"
+        )
+    if config.weights and config.model.startswith("resnet") and config.width_multiplier != 1:
+        raise InputError(f"--width {config.width_multiplier:g}: --weights are for a width of 1")

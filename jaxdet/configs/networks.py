@@ -31,8 +31,8 @@ def named(name):
     from jaxdet.models import efficientnet, lenet, mobilenet, resnet, sliding
 
     table = {
-        "andrew": (sliding.Andrew, 28),
-        "andrew_windows": (partial(sliding.Andrew, form="sequential"), 14),
+        "andrew": (sliding.NgSlidingNet, 28),
+        "andrew_windows": (partial(sliding.NgSlidingNet, form="sequential"), 14),
         "lenet": (lenet.LeNet, 32),
         "resnet18": (resnet.ResNet18, 224),
         "resnet34": (resnet.ResNet34, 224),

@@ -44,13 +44,10 @@ from typing import ClassVar, Literal
 
 from jaxdet.config import TrainConfig, check_fractions, check_notes, check_scale, task_hparams
 from jaxdet.configs import backbones
-from jaxdet.data import localization
 from jaxdet.errors import InputError
 from jaxdet.training.experiment import Experiment
 
 SMALLEST = 64  # pixels a side that every network's pools leave something of
-
-inspect, cut = localization.inspect, localization.split_tables  # of `jaxdet data`
 
 Model = Literal["simple", "deeper", "vgg", "resnet18", "resnet34", "resnet50", "lite0"]
 
@@ -124,7 +121,7 @@ def network(config, classes=3):
     import jax.numpy as jnp
 
     from jaxdet.kernels import conv
-    from jaxdet.models import deeper, simple, vgg
+    from jaxdet.models import plain
     from jaxdet.models.localizer import Localizer
 
     dtype = jnp.bfloat16 if config.bfloat16 else None
@@ -135,11 +132,11 @@ def network(config, classes=3):
     part["frozen"] = len(backbones.frozen(config))
     match config.model:
         case "simple":
-            net = simple.simple(classes, norm=config.norm, **part)
+            net = plain.simple(classes, norm=config.norm, **part)
         case "deeper":
-            net = deeper.deeper(classes, norm=config.norm, **part)
+            net = plain.deeper(classes, norm=config.norm, **part)
         case "vgg":
-            net = vgg.vgg(classes, norm=config.norm, **part)
+            net = plain.vgg(classes, norm=config.norm, **part)
         case name:
             features = partial(backbones.features(name), **part, **backbones.without(config))
             side = 7 if name == "lite0" else 1  # pooled, as seed 000 has it, or where things are
@@ -153,31 +150,49 @@ def _boxer(config, part):
     from jaxdet.models import localizer
 
     part = {name: value for name, value in part.items() if name != "frozen"}
-    return partial(localizer.Cells, **part) if config.box_head == "cells" else None
+    return partial(localizer.DenseBoxHead, **part) if config.box_head == "cells" else None
+
+
+def inspect(root):
+    """`data.localization.summarize` of a folder, for `jaxdet data inspect`."""
+    from jaxdet.data import localization
+
+    return localization.summarize(root)
+
+
+def cut(options):
+    """`data.localization.split_tables` of the options of `jaxdet data split`."""
+    from jaxdet.data import localization
+
+    return localization.split_tables(options)
 
 
 def build(config):
     """The system of a `Config`, with its data."""
-    rows, classes, splits, notes = localization.read_dataset(config)
+    from jaxdet.data import localization
+
+    annotations, classes, splits, notes = localization.read_dataset(config)
     check_notes(config, notes)
     made = system(config, classes, splits)._replace(
-        files=localization.split_files(rows), notes=notes
+        files=localization.format_splits(annotations), notes=notes
     )
     return made._replace(part=partial(_part, made))
 
 
 def _part(whole, config):
     """A system with the training photos of `config`, which are the first of those it has."""
-    rows, _ = localization.read_splits(config)
+    from jaxdet.data import localization
+
+    annotations, _ = localization.read_splits(config)
     train = whole.splits["train"]
-    count = train.arrays["id"].searchsorted(len(rows["train"]))
+    count = train.arrays["id"].searchsorted(len(annotations["train"]))
     splits = whole.splits | {"train": train.first(count)}
-    return whole._replace(splits=splits, files=localization.split_files(rows))
+    return whole._replace(splits=splits, files=localization.format_splits(annotations))
 
 
 def system(config, classes, splits):
     """The system of a `Config` for data of these classes."""
-    from jaxdet.data import images
+    from jaxdet.data import images, localization
     from jaxdet.data.normalize import EFFICIENTNET_LITE, IMAGENET
     from jaxdet.tasks import localize
 
@@ -201,7 +216,7 @@ def system(config, classes, splits):
             "input": shape,
             "normalisation": f"(level / 255 - {levels.mean}) / {levels.std}",
         },
-        table=partial(localization.read_labeled_images, config, classes),
+        table=partial(localization.read_labeled_images, config.root, classes),
         weights=None if config.transfer == "scratch" else partial(_pretrained, config),
         learns=partial(backbones.learns, stay) if stay else None,
         read=partial(images.read_resized_float, side=config.size),

@@ -5,7 +5,7 @@ from functools import partial
 from math import prod
 from typing import Literal
 
-from jaxdet.configs.base import Training
+from jaxdet.config import TrainConfig
 from jaxdet.errors import InputError
 
 STAGED = ("bottleneck", "convnext")
@@ -14,7 +14,7 @@ EACH = {  # option with a number a stage -> field of the networks
     "blocks": "blocks",
     "strides": "strides",
     "dilations": "dilations",
-    "squeezes": "squeezes",
+    "se_ratios": "se_ratios",
     "stage_dropout": "rates",
 }
 SHAPES = ("channels", "blocks", "strides", "dilations")  # those that tell a network's shape
@@ -26,18 +26,18 @@ DEEP = (
     "--model bottleneck --batch 128 --channels 32 64 128 256 512 --stage-dropout .2 0 .2 0 .2 "
     "--activation relu6"
 )
-LAST = f"{DEEP} --strides 1 1 2 2 2 --squeezes .25 .25 .25 .25 .25 --optimizer sgd"
+LAST = f"{DEEP} --strides 1 1 2 2 2 --se-ratios .25 .25 .25 .25 .25 --optimizer sgd"
 SEED = (  # the rows of its table; strides that it does not tell halve maps where channels double
     f"{PLAIN} --block convnext --channels 32 32 64 64 128 128 128 128 --strides 1 1 2 1 2 1 1 1 "
-    "--epochs 500 --schedule restarts --cycle 20 --optimizer sgd --lr .01",
+    "--epochs 500 --schedule restarts --restart-period 20 --optimizer sgd --lr .01",
     f"{PLAIN} --channels 32 64 64 128 128 256 --strides 1 2 1 2 1 2 "
-    "--epochs 500 --schedule restarts --cycle 20 --optimizer sgd --lr .01",
+    "--epochs 500 --schedule restarts --restart-period 20 --optimizer sgd --lr .01",
     f"{PLAIN} --channels 32 64 128 256 --strides 1 2 2 2 --stage-dropout .1 .1 .1 .1 "
     "--epochs 500 --schedule plateau --optimizer adamw --lr .01",
-    f"{DEEP} --strides 1 2 2 2 2 --squeezes 0 0 .25 .25 .25 "
-    "--epochs 500 --schedule restarts --cycle 5 --optimizer adamw --lr .01",
+    f"{DEEP} --strides 1 2 2 2 2 --se-ratios 0 0 .25 .25 .25 "
+    "--epochs 500 --schedule restarts --restart-period 5 --optimizer adamw --lr .01",
     *(
-        f"{LAST} --epochs {epochs} --schedule restarts --cycle {cycle} --lr {rate}"
+        f"{LAST} --epochs {epochs} --schedule restarts --restart-period {cycle} --lr {rate}"
         for epochs, cycle, rate in (
             *((500, 20, 0.01), (150, 20, 0.1), (150, 50, 0.01), (150, 60, 0.01)),
             *((95, 100, 0.01), (145, 150, 0.01), (195, 200, 0.01), (478, 20, 0.001)),
@@ -47,25 +47,25 @@ SEED = (  # the rows of its table; strides that it does not tell halve maps wher
 GRIDS = {
     "arch": "--model resnet18 mobilenet_v2 bottleneck convnext",
     "loss": (
-        "--pull none",
-        "--pull center --pull-weight .003",
+        "--embedding-loss none",
+        "--embedding-loss center --embedding-loss-weight .003",
         *(
-            f"--pull {kind} --pull-weight 1 --group 4"
+            f"--embedding-loss {kind} --embedding-loss-weight 1 --samples-per-class 4"
             for kind in ("contrastive", "triplet_hard", "triplet_semihard")
         ),
     ),
     "head": "--head softmax arcface cosface l_softmax lgm",
     "opt": "--optimizer sgd adamw --lr 0.1 0.01 0.001",
-    "schedule": "--schedule restarts --cycle 5 20 50 60 100 150 200",
+    "schedule": "--schedule restarts --restart-period 5 20 50 60 100 150 200",
     "dropout": "--model bottleneck --stage-dropout 0,0,0,0,0 .1,.1,.1,.1,.1 .2,0,.2,0,.2",
-    "squeeze": "--model bottleneck --squeezes 0,0,0,0,0 0,0,.25,.25,.25 .25,.25,.25,.25,.25",
+    "squeeze": "--model bottleneck --se-ratios 0,0,0,0,0 0,0,.25,.25,.25 .25,.25,.25,.25,.25",
     "act": "--model bottleneck --activation relu relu6 gelu",
     "seed": SEED,
 }
 
 
 @dataclass(frozen=True)
-class Stages(Training):
+class Stages(TrainConfig):
     """Settings of each stage of a network: as many numbers as it has stages, () is its own."""
 
     channels: tuple[int, ...] = ()
@@ -76,7 +76,7 @@ class Stages(Training):
     """bottleneck, convnext: stride with which each stage begins"""
     dilations: tuple[int, ...] = ()
     """bottleneck, convnext: pixels between the taps of the spatial convolutions of each stage"""
-    squeezes: tuple[float, ...] = ()
+    se_ratios: tuple[float, ...] = ()
     """bottleneck, convnext: squeeze-excite of each stage, by way of this share of its channels,
     usually .25; 0 is none"""
     stage_dropout: tuple[float, ...] = ()
@@ -94,7 +94,7 @@ def fields(config):
     """The fields of the network that `config` names which its options change."""
     from flax import linen as nn
 
-    from jaxdet.models import bottleneck, convnext, layers
+    from jaxdet.models import convnext, inverted_residual, layers
 
     if config.model not in STAGED:
         return {}
@@ -103,10 +103,10 @@ def fields(config):
     how = {"depthwise": config.depthwise}
     if config.model == "convnext":
         block = partial(convnext.Block, **how, **bent)
-        return {**chosen, "block": block, "initial": layers.INITIAL}
-    block = partial(bottleneck.Inverted, **how)
+        return {**chosen, "block": block, "initial": layers.KAIMING_FAN_OUT}
+    block = partial(inverted_residual.InvertedResidual, **how)
     if config.block == "convnext":
-        block = partial(convnext.Block, **how, initial=layers.INITIAL)
+        block = partial(convnext.Block, **how, initial=layers.KAIMING_FAN_OUT)
     return {**chosen, **bent, "block": block}
 
 
@@ -120,9 +120,9 @@ def told(config):
         given = {name: getattr(config, name) for name in SHAPES}
         network += [f"{name} {_words(numbers)}" for name, numbers in given.items() if numbers]
     elif config.model.startswith("resnet"):
-        network.append(f"width {config.width:g}")
+        network.append(f"width {config.width_multiplier:g}")
     if config.weights:
-        frozen = f", {config.freeze} parts frozen" if config.freeze else ""
+        frozen = f", {config.freeze_stages} parts frozen" if config.freeze_stages else ""
         network.append(f"weights of {config.weights}{frozen}")
     dropped = f"{_words(config.stage_dropout)}, " if config.stage_dropout else ""
     return {
@@ -131,7 +131,7 @@ def told(config):
         "scheduler": _scheduler(config),
         "optimizer": config.optimizer,
         "lr": config.lr,
-        "SE": _words(config.squeezes) or "none" if staged else "its own",
+        "SE": _words(config.se_ratios) or "none" if staged else "its own",
         "activation": config.activation,
     }
 
@@ -140,9 +140,9 @@ def _scheduler(config):
     """The schedule, with the numbers that it has."""
     match config.schedule:
         case "restarts":
-            return f"restarts, {config.cycle} epochs, times {config.cycle_factor}"
+            return f"restarts, {config.restart_period} epochs, times {config.restart_factor}"
         case "plateau":
-            return f"plateau, {config.drop:g} after {config.drop_patience}, {config.drop_on}"
+            return f"plateau, {config.lr_decay:g} after {config.plateau_patience}, {config.plateau_metric}"
     return config.schedule
 
 
@@ -182,9 +182,11 @@ def _count(config):
 
 def _own(model):
     """The network as it is without options."""
-    from jaxdet.models import bottleneck, convnext
+    from jaxdet.models import convnext, inverted_residual
 
-    return {"bottleneck": bottleneck.Bottlenecks, "convnext": convnext.ConvNeXt}[model]()
+    return {"bottleneck": inverted_residual.InvertedResidualNet, "convnext": convnext.ConvNeXt}[
+        model
+    ]()
 
 
 def _check_numbers(name, values, count):
@@ -192,11 +194,11 @@ def _check_numbers(name, values, count):
     told = f"{_option(name)} {_words(values)}"
     if len(values) != count:
         raise InputError(f"{told}: {count} numbers are wanted, one a stage")
-    if name == "squeezes" and not all(0 <= value <= 1 for value in values):
+    if name == "se_ratios" and not all(0 <= value <= 1 for value in values):
         raise InputError(f"{told}: shares from 0 to 1 are wanted")
     if name == "stage_dropout" and not all(0 <= value < 1 for value in values):
         raise InputError(f"{told}: shares of at least 0, under 1 are wanted")
-    if name not in ("squeezes", "stage_dropout") and min(values) < 1:
+    if name not in ("se_ratios", "stage_dropout") and min(values) < 1:
         raise InputError(f"{told}: numbers of at least 1 are wanted")
 
 

@@ -1,78 +1,81 @@
-"""Images in a folder a class: `CLASS/FILE`, or `PART/CLASS/FILE` for the parts train, val and test.
+"""Image classification data in one folder per class, on disk or in a tar file.
 
-Such folders are on disk or in a tar file, plain or gzipped, which is read once, in memory: none of
-its names is ever a name on disk.  They may all be below one more folder.  What lies beside folders
-of classes, like a README, is passed over, and so is what is hidden: names that begin with a dot,
-and the files right in a part `test`, of which nobody told the classes: see `jaxdet predict`.
-A folder without files is noted and no class; `configs.people` refuses classes without images.
+The layout is `CLASS/FILE`, or `SPLIT/CLASS/FILE` with the splits train, val and test, possibly
+below one more folder.  A tar file, plain or gzipped, is read once, into memory; none of its names
+becomes a name on disk.
+
+Ignored are files beside the folders of classes, hidden files and folders, and files directly in a
+split `test`, which are unlabelled images for `jaxdet predict`.  A folder without files is noted and
+makes no class.
 """
 
 import gzip
 import io
 import os
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from jaxdet import weights
+from jaxdet import pickles
 from jaxdet.data import detection, images, sources
 from jaxdet.errors import InputError
 
 SPLITS = ("train", "val", "test")
-UNSPLIT = "all"  # the part that a set without parts has
-MAX_DEPTH = 4  # folders: one around all, a part, a class, and one that is there by mistake
-THREAD_CHUNKS = (
-    64  # pieces of work for threads: to hand over a tiny image costs more than to decode it
-)
-GZIP = b"\x1f\x8b"  # how every gzip file begins
-EXPECTED = "a folder, or a .tar or .tar.gz file of one, is wanted"
-LAYOUT = "CLASS/FILE or PART/CLASS/FILE is wanted, PART one of " + ", ".join(SPLITS)
-NESTED_FOLDER = "left out: a folder in that of a class"
-NOT_A_SPLIT = "left out: no folders of classes in it, or none of " + ", ".join(SPLITS)
+UNSPLIT = "all"  # the split of data without splits
+MAX_DEPTH = 4  # folders: one around all, a split, a class, and one that does not belong there
+THREAD_CHUNKS = 64  # handing a tiny image to a thread costs more than decoding it
+GZIP_MAGIC = b"\x1f\x8b"
+EXPECTED = "expected a folder, or a .tar or .tar.gz file of one"
+LAYOUT = f"expected CLASS/FILE or SPLIT/CLASS/FILE, SPLIT one of {', '.join(SPLITS)}"
+NESTED_FOLDER = "left out: a folder inside that of a class"
+NOT_A_SPLIT = f"left out: has no folders of classes, or is not one of {', '.join(SPLITS)}"
+
+Folder = tuple[str, ...]  # names below the root
+File = Path | Callable[[], bytes]
 
 
 class LabeledImage(NamedTuple):
-    """One file in the folder of a class; whether it is an image, `load` finds out."""
+    """A file in the folder of a class; not known to be an image before `load`."""
 
     label: str
     file: str
-    image: Path | Callable  # a file, or what gives the bytes of one
-    where: str  # for messages
+    image: File
+    location: str  # for messages
 
     @property
-    def name(self):
-        """What the image is known by in its part."""
+    def name(self) -> str:
+        """LABEL/FILE, unique in its split."""
         return f"{self.label}/{self.file}"
 
 
 class FileTree(NamedTuple):
-    """All files of a folder or a tar file."""
+    """All files of a folder or tar file."""
 
     path: Path
-    files: dict[tuple[str, ...], dict[str, Path | Callable]]  # by folder, empty ones as well
-    notes: tuple[str, ...]  # what was wrong, a line each
+    files: dict[Folder, dict[str, File]]  # by folder, including empty ones
+    notes: tuple[str, ...]  # one line for each problem
 
-    def where(self, *names):
-        """A place in it, in one line whatever the names are."""
+    def location(self, *names: str) -> str:
+        """The path of a file or folder as one printable line."""
         text = "/".join((str(self.path), *names))
         return text if text.isprintable() else ascii(text)
 
 
 class ImageFolderDataset(NamedTuple):
-    """All images of a data set."""
+    """The labelled images of all splits."""
 
-    classes: tuple[str, ...]  # sorted; a label is a place in it
-    parts: dict[str, list[LabeledImage]]
-    notes: tuple[str, ...]  # what was wrong, a line each
+    classes: tuple[str, ...]  # sorted; a label is an index of them
+    splits: dict[str, list[LabeledImage]]
+    notes: tuple[str, ...]  # one line for each problem
 
 
-def read(path):
-    """The `Folders` of a folder or a tar file; InputError when no class has a file."""
+def read(path: str | Path) -> ImageFolderDataset:
+    """The data set in a folder or tar file; InputError where no class has a file."""
     found = find_classes(list_files(path))
     if not found.classes:
         first = f"; first: {found.notes[0]}" if found.notes else ""
@@ -80,220 +83,231 @@ def read(path):
     return found
 
 
-def load(rows, classes, side, *, first_id=0):
-    """The source of the rows whose images can be used, and what is wrong with the others.
+def load(
+    samples: Sequence[LabeledImage], classes: Sequence[str], side: int, *, first_id: int = 0
+) -> tuple[sources.ArraySource, list[str]]:
+    """(source of the images that can be read, notes on the others).
 
-    image [N, side, side, 3] uint8, as `images.colour` makes it; label [N] int32, the place in
-    `classes`; id [N] int32, which counts rows from `first_id`.  InputError when no image can be
-    used, or a row is of another class.
+    The arrays are image [N, side, side, 3] uint8 by `images.read_resized`; label [N] int32, an
+    index of `classes`; and id [N] int32, counting `samples` from `first_id`.  InputError where no
+    image can be read, or for a sample of another class.
     """
-    labels = _labels(rows, classes)
-    image = np.empty((len(rows), side, side, 3), np.uint8)
-    good, notes = _usable(rows, partial(_fill, image, rows))
+    labels = _label_indices(samples, classes)
+    image = np.empty((len(samples), side, side, 3), np.uint8)
+
+    def fill(numbers: np.ndarray) -> list[str | None]:
+        faults = []
+        for number in numbers:
+            result, fault = _attempt(samples[number], partial(images.read_resized, side=side))
+            faults.append(fault)
+            if not fault:
+                image[number], _ = result
+        return faults
+
+    usable, notes = _find_usable(samples, fill)
     columns = {
-        "image": image[good] if notes else image,
-        "label": labels[good],
-        "id": first_id + good,
+        "image": image[usable] if notes else image,
+        "label": labels[usable],
+        "id": first_id + usable,
     }
-    return sources.ArraySource(columns, names=[rows[number].name for number in good]), notes
+    return sources.ArraySource(columns, names=[samples[i].name for i in usable]), notes
 
 
-def stream(rows, classes, side, *, first_id=0):
-    """What `load` makes, read when it is needed; of its files only the headers are looked at now.
+def stream(
+    samples: Sequence[LabeledImage], classes: Sequence[str], side: int, *, first_id: int = 0
+) -> tuple[sources.StreamSource, list[str]]:
+    """`load` as a `StreamSource`: only the headers of images are read now.
 
-    A file that turns out damaged is an InputError when it is read.
+    Reading an image that turns out to be damaged raises InputError.
     """
-    labels = _labels(rows, classes)
-    good, notes = _usable(rows, partial(_faults, rows))
+    labels = _label_indices(samples, classes)
 
-    def read(place):
-        number = good[place]
-        made, fault = _tried(rows[number], partial(images.read_resized, side=side))
+    def check(numbers: np.ndarray) -> list[str | None]:
+        return [_attempt(samples[number], images.check_header)[1] for number in numbers]
+
+    usable, notes = _find_usable(samples, check)
+
+    def read_record(index: int) -> dict[str, Any]:
+        number = usable[index]
+        result, fault = _attempt(samples[number], partial(images.read_resized, side=side))
         if fault:
             raise InputError(f"{fault}; {sources.DAMAGED_WHILE_STREAMING}")
-        return {"image": made[0], "label": labels[number], "id": first_id + number}
+        return {"image": result[0], "label": labels[number], "id": first_id + number}
 
-    return sources.StreamSource(read, len(good), [rows[i].name for i in good], labels[good]), notes
-
-
-def _labels(rows, classes):
-    """The place of the class of each row, [N] int32."""
-    label = {name: number for number, name in enumerate(classes)}
-    for row in rows:
-        if row.label not in label:
-            raise InputError(f"{row.where}: class {row.label!r}; known: {', '.join(classes)}")
-    return np.array([label[row.label] for row in rows], np.int32)
+    names = [samples[i].name for i in usable]
+    return sources.StreamSource(read_record, len(usable), names, labels[usable]), notes
 
 
-def _usable(rows, faults):
-    """(numbers [M] int32 of the rows that can be used, what is wrong with the others).
+def summarize(dataset: ImageFolderDataset) -> tuple[list[dict[str, Any]], list[str]]:
+    """(a table row per class, notes on files and folders that cannot be used).
 
-    faults: of numbers of rows, a text or None each; called in threads.
+    The columns are the number of usable images in each split, the number of unusable ones, and the
+    ranges of height and width in pixels.
     """
-    with ThreadPoolExecutor() as pool:
-        spans = np.array_split(np.arange(len(rows)), THREAD_CHUNKS)
-        found = [fault for some in pool.map(faults, spans) for fault in some]
-    notes = [fault for fault in found if fault]
-    if len(notes) == len(rows):
-        first = f"; first: {notes[0]}" if notes else ""
-        raise InputError(f"none of {len(rows)} images can be used{first}")
-    good = [number for number, fault in enumerate(found) if not fault]
-    return np.array(good, np.int32), notes
+    every = [(split, sample) for split, samples in dataset.splits.items() for sample in samples]
 
+    def measure(numbers: np.ndarray) -> list[tuple[int, int] | str]:
+        function = partial(images.read_resized, side=1)
+        found = [_attempt(every[number][1], function) for number in numbers]
+        return [fault or result[1] for result, fault in found]
 
-def summarize(found):
-    """({column: value} a class, [what is wrong with a file or a folder]) of a `Folders`.
-
-    Columns are the images of each part that can be used, how many cannot, and their heights and
-    widths from least to most, in pixels.
-    """
-    rows = [(part, row) for part, of_part in found.parts.items() for row in of_part]
-    with ThreadPoolExecutor() as pool:
-        spans = np.array_split(np.arange(len(rows)), THREAD_CHUNKS)
-        sizes = [size for some in pool.map(partial(_sizes, rows), spans) for size in some]
-    table = {name: dict.fromkeys((*found.parts, "unusable"), 0) for name in found.classes}
-    known = {name: [] for name in found.classes}
-    for (part, row), size in zip(rows, sizes, strict=True):
-        table[row.label]["unusable" if isinstance(size, str) else part] += 1
-        known[row.label] += [] if isinstance(size, str) else [size]
-    for name, line in table.items():
+    sizes = _map_chunks(measure, len(every))
+    rows = {name: dict.fromkeys((*dataset.splits, "unusable"), 0) for name in dataset.classes}
+    known = {name: [] for name in dataset.classes}
+    for (split, sample), size in zip(every, sizes, strict=True):
+        rows[sample.label]["unusable" if isinstance(size, str) else split] += 1
+        known[sample.label] += [] if isinstance(size, str) else [size]
+    for name, row in rows.items():
         for side, lengths in zip(("height", "width"), zip(*known[name], strict=True), strict=False):
-            line[side] = f"{min(lengths)} to {max(lengths)}"
-    notes = [*found.notes, *(size for size in sizes if isinstance(size, str))]
-    return [{"label": name, **line} for name, line in table.items()], notes
+            row[side] = f"{min(lengths)} to {max(lengths)}"
+    notes = [*dataset.notes, *(size for size in sizes if isinstance(size, str))]
+    return [{"label": name, **row} for name, row in rows.items()], notes
 
 
-def list_files(path):
-    """The `Tree` of a folder, or of a tar file, told by its content.
+def list_files(path: str | Path) -> FileTree:
+    """The files of a folder, or of a tar file, recognised by its content.
 
-    Of a tar file the last of files of one name counts, links and devices do not, and a name that
-    leads out of it is noted and left out.  InputError for what cannot be read, is damaged or cut
-    short.
+    In a tar file the last of several files with one name counts, links and devices are ignored,
+    and a name that leads out of it is noted and left out.  InputError for a path that cannot be
+    read, and for a file that is truncated or damaged.
     """
     path = Path(path)
     if not path.is_file():
-        return FileTree(path, _listed(path), ())
-    with weights.reading(path):
-        return FileTree(path, *_unpacked(path))
+        return FileTree(path, _walk(path), ())
+    with pickles.as_input_error(path):
+        return FileTree(path, *_read_tar(path))
 
 
-def find_classes(tree):
-    """The `Folders` that a `Tree` holds; without a class where it has none."""
-    inner = {folder: [] for folder in tree.files}
+def find_classes(tree: FileTree) -> ImageFolderDataset:
+    """The data set in a tree of files; without classes where it has none."""
+    children = {folder: [] for folder in tree.files}
     for folder in sorted(tree.files):
         if folder:
-            inner[folder[:-1]].append(folder)
-    home = _home(inner)
-    named = [folder for folder in inner[home] if _is_part(folder) and inner[folder]]
-    untold = {
+            children[folder[:-1]].append(folder)
+    home = _find_home(children)
+    split_folders = [each for each in children[home] if _is_split(each) and children[each]]
+    unlabelled = {
         each
-        for each in inner[home]
+        for each in children[home]
         if detection.split_name(each[-1]) == "test" and tree.files[each]
     }
-    beside = [each for each in inner[home] if named and each not in (*named, *untold)]
-    places = {folder: detection.split_name(folder[-1]) for folder in named} or {home: UNSPLIT}
-    parts, notes = {}, [f"{tree.where(*folder)}: {NOT_A_SPLIT}" for folder in beside]
-    for place, part in places.items():
-        for folder in inner[place]:
-            parts.setdefault(part, []).extend(_rows(tree, folder))
-            notes += [f"{tree.where(*each)}: {NESTED_FOLDER}" for each in inner[folder]]
+    beside = [
+        each
+        for each in children[home]
+        if split_folders and each not in (*split_folders, *unlabelled)
+    ]
+    homes = {folder: detection.split_name(folder[-1]) for folder in split_folders}
+    splits, notes = {}, [f"{tree.location(*folder)}: {NOT_A_SPLIT}" for folder in beside]
+    for place, split in (homes or {home: UNSPLIT}).items():
+        for folder in children[place]:
+            splits.setdefault(split, []).extend(
+                LabeledImage(folder[-1], file, image, tree.location(*folder, file))
+                for file, image in tree.files[folder].items()
+            )
+            notes += [f"{tree.location(*each)}: {NESTED_FOLDER}" for each in children[folder]]
             if not tree.files[folder]:
-                notes.append(f"{tree.where(*folder)}: no files in it")
-    classes = {row.label for rows in parts.values() for row in rows}
-    return ImageFolderDataset(tuple(sorted(classes)), parts, (*tree.notes, *notes))
+                notes.append(f"{tree.location(*folder)}: no files in it")
+    classes = {sample.label for samples in splits.values() for sample in samples}
+    return ImageFolderDataset(tuple(sorted(classes)), splits, (*tree.notes, *notes))
 
 
-def file_bytes(file):
-    """The bytes of a file of a `Tree`."""
+def file_bytes(file: File) -> bytes:
+    """The content of a file of a `FileTree`."""
     return file() if callable(file) else file.read_bytes()
 
 
-def _home(inner):
-    """The folder that those of classes or parts are in: the one around all, or the tree itself."""
-    match inner[()]:
-        case [alone] if inner[alone] and not _is_part(alone):
+def _label_indices(samples: Sequence[LabeledImage], classes: Sequence[str]) -> np.ndarray:
+    """The index of the class of each sample, [N] int32."""
+    label = {name: number for number, name in enumerate(classes)}
+    for sample in samples:
+        if sample.label not in label:
+            raise InputError(
+                f"{sample.location}: class {sample.label!r} must be one of {', '.join(classes)}"
+            )
+    return np.array([label[sample.label] for sample in samples], np.int32)
+
+
+def _find_usable(
+    samples: Sequence[LabeledImage], faults: Callable[[np.ndarray], list[str | None]]
+) -> tuple[np.ndarray, list[str]]:
+    """(indices [M] int32 of the usable samples, notes on the others).
+
+    `faults` gives, for indices of samples, what is wrong with each or None; it runs in threads.
+    """
+    found = _map_chunks(faults, len(samples))
+    notes = [fault for fault in found if fault]
+    if len(notes) == len(samples):
+        first = f"; first: {notes[0]}" if notes else ""
+        raise InputError(f"none of {len(samples)} images can be used{first}")
+    return np.array([i for i, fault in enumerate(found) if not fault], np.int32), notes
+
+
+def _map_chunks(function: Callable[[np.ndarray], list], count: int) -> list:
+    """The results of a function of indices over 0..count - 1, computed in threads."""
+    with ThreadPoolExecutor() as pool:
+        chunks = np.array_split(np.arange(count), THREAD_CHUNKS)
+        return [result for results in pool.map(function, chunks) for result in results]
+
+
+def _attempt(sample: LabeledImage, function: Callable) -> tuple[Any, str | None]:
+    """(result of a function of the image, None), or (None, what is wrong with the image)."""
+    try:
+        return function(sample.image), None
+    except InputError as error:
+        return None, f"{sample.location}: {str(error).removeprefix(f'{sample.image}: ')}"
+
+
+def _find_home(children: dict[Folder, list[Folder]]) -> Folder:
+    """The folder holding those of classes or splits: the only one in the root, or the root."""
+    match children[()]:
+        case [alone] if children[alone] and not _is_split(alone):
             return alone
     return ()
 
 
-def _is_part(folder):
+def _is_split(folder: Folder) -> bool:
     return detection.split_name(folder[-1]) in SPLITS
 
 
-def _rows(tree, folder):
-    files = tree.files[folder].items()
-    return [
-        LabeledImage(folder[-1], file, image, tree.where(*folder, file)) for file, image in files
-    ]
+def _walk(path: Path) -> dict[Folder, dict[str, File]]:
+    """Files by folder below a folder on disk; links are followed."""
 
+    def refuse(error: OSError) -> NoReturn:
+        raise InputError(f"{error.filename}: cannot be read: {error.strerror}") from error
 
-def _fill(out, rows, numbers):
-    """Put the images of some rows into their places; what is wrong with each, None for nothing."""
-    faults = []
-    for number in numbers:
-        made, fault = _tried(rows[number], partial(images.read_resized, side=len(out[number])))
-        faults.append(fault)
-        if not fault:
-            out[number], _ = made
-    return faults
-
-
-def _faults(rows, numbers):
-    """What the headers of the images of some rows say is wrong with them, None for nothing."""
-    return [_tried(rows[number], images.check_header)[1] for number in numbers]
-
-
-def _sizes(rows, numbers):
-    """Height and width of the images of some rows (part, row), or what is wrong with them."""
-    found = [_tried(rows[number][1], partial(images.read_resized, side=1)) for number in numbers]
-    return [fault or made[1] for made, fault in found]
-
-
-def _tried(row, function):
-    """(what a function makes of the image of a row, None), or (None, what is wrong with it)."""
-    try:
-        return function(row.image), None
-    except InputError as error:
-        return None, f"{row.where}: {str(error).removeprefix(f'{row.image}: ')}"
-
-
-def _listed(path):
-    """Files by folder, below one on disk; a link is what it leads to."""
     files = {}
-    for place, inner, names in os.walk(path, onerror=_raise, followlinks=True):
+    for place, inner, names in os.walk(path, onerror=refuse, followlinks=True):
         folder = Path(place).relative_to(path).parts
-        found = ((name, Path(place, name)) for name in sorted(names) if _is_shown(name))
-        files[folder] = {name: file for name, file in found if file.is_file()}
-        inner[:] = [name for name in inner if _is_shown(name) and len(folder) < MAX_DEPTH]
+        shown = ((name, Path(place, name)) for name in sorted(names) if not _is_hidden(name))
+        files[folder] = {name: file for name, file in shown if file.is_file()}
+        inner[:] = [name for name in inner if not _is_hidden(name) and len(folder) < MAX_DEPTH]
     return files
 
 
-def _raise(error):
-    raise InputError(f"{error.filename}: cannot be read: {error.strerror}") from error
-
-
-def _unpacked(path):
-    """Files by folder in a tar file, and what is wrong."""
-    packed = path.read_bytes()
-    packed = gzip.decompress(packed) if packed.startswith(GZIP) else packed
-    if not tarfile.is_tarfile(io.BytesIO(packed)):
-        raise InputError(f"is no tar file; {EXPECTED}")
+def _read_tar(path: Path) -> tuple[dict[Folder, dict[str, File]], tuple[str, ...]]:
+    """(files by folder in a tar file, notes)."""
+    content = path.read_bytes()
+    content = gzip.decompress(content) if content.startswith(GZIP_MAGIC) else content
+    if not tarfile.is_tarfile(io.BytesIO(content)):
+        raise InputError(f"not a tar file; {EXPECTED}")
     files, notes = {(): {}}, []
-    with tarfile.open(fileobj=io.BytesIO(packed), mode="r:") as tar:
+    with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
         for member in tar:
             names = tuple(name for name in member.name.split("/") if name not in ("", "."))
             if ".." in names or member.name.startswith("/"):
                 notes.append(f"{path}: {member.name!r} leads out of it")
-            elif all(map(_is_shown, names)):
-                _add(files, names, member, packed)
+            elif not any(map(_is_hidden, names)):
+                _add_member(files, names, member, content)
         end = slice(tar.offset, tar.offset + tarfile.BLOCKSIZE)
-    if packed[end] != bytes(tarfile.BLOCKSIZE):  # tarfile takes whatever it is for the end
-        raise EOFError(f"no mark of the end at byte {tar.offset}")
+    if content[end] != bytes(tarfile.BLOCKSIZE):  # tarfile takes any invalid block for the end
+        raise EOFError(f"no end-of-archive mark at byte {tar.offset}")
     return {folder: dict(sorted(files[folder].items())) for folder in files}, tuple(notes)
 
 
-def _add(files, names, member, packed):
-    """Put a folder or a file of a tar file, not a link or a device, where its names say."""
+def _add_member(
+    files: dict[Folder, dict[str, File]], names: Folder, member: tarfile.TarInfo, content: bytes
+) -> None:
+    """Add a file or folder of a tar file; links and devices are ignored."""
     is_file = member.isreg() and not member.issparse()
     if is_file or member.isdir():
         folder = names[:-1] if is_file else names
@@ -301,8 +315,8 @@ def _add(files, names, member, packed):
             files.setdefault(folder[:depth], {})
     if is_file:
         place = slice(member.offset_data, member.offset_data + member.size)
-        files[folder][names[-1]] = partial(packed.__getitem__, place)
+        files[folder][names[-1]] = partial(content.__getitem__, place)
 
 
-def _is_shown(name):
-    return not name.startswith(".")
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".")

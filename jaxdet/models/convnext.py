@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxdet.models import bottleneck, layers
+from jaxdet.models import inverted_residual, layers
 
-INITIAL = nn.initializers.truncated_normal(0.02)  # the paper's
-PARTS = ("stem", "stage1", "stage2", "stage3", "stage4")  # what `frozen` counts
+KERNEL_INIT = nn.initializers.truncated_normal(0.02)  # the paper's
+STAGE_NAMES = ("stem", "stage1", "stage2", "stage3", "stage4")  # what `frozen` counts
 PAPER = {  # names in files of github.com/facebookresearch/ConvNeXt
     "stem": "downsample_layers.0.0",
     "stem_norm": "downsample_layers.0.1",
@@ -44,11 +44,11 @@ TIMM = {  # and of timm, such as hf:timm/convnext_tiny.fb_in1k
 }
 
 
-class Part(layers.Part):
+class ConvNeXtModule(layers.ConvModule):
     """What the modules of a ConvNeXt share: convolutions with a bias, and layer norm."""
 
     epsilon: float = 1e-6
-    initial: Callable = INITIAL  # of kernels
+    initial: Callable = KERNEL_INIT  # of kernels
 
     @nn.nowrap
     def shared(self):
@@ -77,7 +77,7 @@ class Part(layers.Part):
         return nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name=name)(x)
 
 
-class Block(Part):
+class Block(ConvNeXtModule):
     """7x7 convolution of each channel, layer norm, to four times the channels and back; the sum.
 
     depthwise: whether channels are convolved one by one.  activation: between the two linear
@@ -107,7 +107,7 @@ class Block(Part):
         with jax.named_scope("activation"):
             y = self.activation(y)
         if self.squeeze:
-            y = bottleneck.squeezed(self, y, self.squeeze * width)
+            y = inverted_residual.squeeze_excite(self, y, self.squeeze * width)
         y = nn.Dense(width, name="project", **how)(y)
         if self.scale:
             gamma = self.param("gamma", nn.initializers.constant(self.scale), (width,))
@@ -120,7 +120,7 @@ class Block(Part):
             return x + y
 
 
-class ConvNeXt(Part, layers.Freezable):
+class ConvNeXt(ConvNeXtModule, layers.Freezable):
     """A stem of 4x4 patches, stages of blocks, 2x2 patches between them, and a linear layer.
 
     widths, blocks, strides: channels and blocks of each stage, sides of the patches before it, ()
@@ -166,7 +166,7 @@ class ConvNeXt(Part, layers.Freezable):
     def _stages(self):
         """(channels, stride, rates of the blocks, their other fields) of each stage."""
         none = (0,) * len(self.widths)
-        extras = bottleneck.extra_fields(self.squeezes or none, self.dilations or none)
+        extras = inverted_residual.block_fields(self.squeezes or none, self.dilations or none)
         each = iter(self.rate * i / max(1, sum(self.blocks) - 1) for i in range(sum(self.blocks)))
         rates = [[next(each) for _ in range(count)] for count in self.blocks]
         if self.rates:

@@ -16,10 +16,10 @@ from flax import linen as nn
 from jaxdet.ops import anchors
 from jaxdet.types import Array
 
-LONGEST = 8.0  # logarithm of a side in strides at which boxes stop growing: exp(8) = 2,981
+MAX_LOG_DISTANCE = 8.0  # logarithm of a side in strides at which boxes stop growing: exp(8) = 2,981
 
 
-class Answers(NamedTuple):
+class DetectorOutput(NamedTuple):
     """What every cell of an image says, [B, A, ...]."""
 
     classes: Array  # [B, A, K] logits
@@ -61,13 +61,13 @@ class Detector(nn.Module):
         with jax.named_scope("boxes"):
             distances, reach = self._reach(raw.sides)
             boxes = anchors.ltrb_to_boxes(reach * strides[None, :, None], points[None])
-        return Answers(raw.classes, boxes, raw.objectness, distances, points, strides)
+        return DetectorOutput(raw.classes, boxes, raw.objectness, distances, points, strides)
 
     @nn.nowrap
     def _reach(self, sides):
         """(logits over distances or None, distances [B, A, 4] in strides)."""
         if self.bins == 1:
-            return None, jnp.exp(jnp.minimum(sides, LONGEST))
+            return None, jnp.exp(jnp.minimum(sides, MAX_LOG_DISTANCE))
         logits = sides.reshape(*sides.shape[:-1], 4, self.bins)
         steps = jnp.arange(self.bins, dtype=jnp.float32)
         return logits, jax.nn.softmax(logits) @ steps

@@ -39,7 +39,11 @@ STAGES = (  # table 1 of the paper
     Stage(4, 192, kernel=5, stride=2),
     Stage(1, 320),
 )
-PARTS = ("stem", *(f"stage{i + 1}" for i in range(len(STAGES))), "head")  # what `frozen` counts
+STAGE_NAMES = (
+    "stem",
+    *(f"stage{i + 1}" for i in range(len(STAGES))),
+    "head",
+)  # what `frozen` counts
 STEM, HEAD = 32, 1280  # channels
 HEADS = ("_conv_head.", "_bn1.", "_fc.", "conv_head.", "bn2.")  # what follows, in files of weights
 LEAVES = {
@@ -86,7 +90,7 @@ FIRST_IN_TIMM = {  # in blocks that expand nothing
 }
 
 
-class Part(layers.Part):
+class EfficientNetModule(layers.ConvModule):
     """What the modules of an EfficientNet share: how they convolve, normalise and activate."""
 
     activation: Callable = nn.swish
@@ -135,7 +139,7 @@ class Part(layers.Part):
             return self.activation(x)
 
 
-class Squeeze(Part):
+class SqueezeExcite(EfficientNetModule):
     """Channels weighed by what the whole image shows (Hu et al. 2017, arXiv:1709.01507)."""
 
     width: int = 4
@@ -151,7 +155,7 @@ class Squeeze(Part):
             return x * nn.sigmoid(y)
 
 
-class Block(Part):
+class MBConv(EfficientNetModule):
     """An inverted residual: 1x1 to more channels, depthwise, squeeze-excite, 1x1 to fewer.
 
     expand: times as many channels within; at 1 without the first convolution.  squeeze: numbers in
@@ -175,7 +179,7 @@ class Block(Part):
         y = self.activate(self.convolve(y, wide, self.kernel, "depthwise", **how), "depthwise")
         if self.squeeze:
             width = max(1, int(self.squeeze * channels))
-            y = Squeeze(**self.shared(), width=width, name="squeeze")(y)
+            y = SqueezeExcite(**self.shared(), width=width, name="squeeze")(y)
         y = self.convolve(y, self.width, 1, "project", train=train)
         if self.stride > 1 or self.width != channels:
             return y
@@ -183,7 +187,7 @@ class Block(Part):
             return x + y
 
 
-class EfficientNet(Part, layers.Freezable):
+class EfficientNet(EfficientNetModule, layers.Freezable):
     """A stem, stages of inverted residuals, a 1x1 convolution (the head) and a linear layer.
 
     stages: at multipliers of 1.  width, depth: multipliers of their channels and of their blocks.
@@ -242,7 +246,7 @@ class EfficientNet(Part, layers.Freezable):
     @nn.nowrap
     def _block(self, stage, i, j):
         """Block j, from 0, of stage i, from 1."""
-        return Block(
+        return MBConv(
             **self.shared(),
             width=stage.width,
             kernel=stage.kernel,

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxdet.models import layers
-from jaxdet.models.bottleneck import LINEAR
+from jaxdet.models.layers import KAIMING_FAN_IN
 
 
-class Variances(nn.Module):
+class ClassVariances(nn.Module):
     """Logarithms of the variances of each number of the embeddings of each class, 0 to begin with.
 
     classes: how many.  Weight decay draws them to 0, the identity.
@@ -57,7 +57,7 @@ class Embedder(nn.Module):
 
     def setup(self):
         """Layers by name; linear ones begin with Kaiming's normal numbers."""
-        linear = partial(nn.Dense, kernel_init=LINEAR, dtype=self.dtype)
+        linear = partial(nn.Dense, kernel_init=KAIMING_FAN_IN, dtype=self.dtype)
         self.backbone = self.features(axis_name=self.axis_name, name="features")
         if self.dim:
             self.embedding = linear(self.dim)
@@ -69,7 +69,7 @@ class Embedder(nn.Module):
         self.dense = [linear(width) for width in self.hidden]
         self.logits = linear(self.classes)
         if self.variances:
-            self.gaussians = Variances(self.classes)
+            self.gaussians = ClassVariances(self.classes)
 
     def __call__(self, x, train=False, drop=1.0):
         """(embedding [B, D], logits [B, classes]) of images [B, H, W, C], float32 both.

@@ -11,13 +11,13 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxdet.models import blocks
+from jaxdet.models import necks
 from jaxdet.types import Array
 
 PRIOR = 0.01  # the share of cells that a fresh head takes for objects (RetinaNet, 1708.02002)
 
 
-class Raw(NamedTuple):
+class HeadOutput(NamedTuple):
     """What the cells of all levels say, fine to coarse, row after row."""
 
     classes: Array  # [B, A, K] logits
@@ -25,7 +25,7 @@ class Raw(NamedTuple):
     objectness: Array | None  # [B, A] logits
 
 
-class Decoupled(blocks.Part):
+class DecoupledHead(necks.PyramidModule):
     """The head of YOLOX (Ge et al. 2021, arXiv:2107.08430), one a level, nothing shared.
 
     A 1x1 stem; two branches of two 3x3 convolutions; 1x1 convolutions to the `classes`, and to
@@ -45,7 +45,7 @@ class Decoupled(blocks.Part):
         """Maps [B, h, w, C], fine to coarse, to a `Raw`."""
         levels = [self._level(x, f"level{i + 1}", train) for i, x in enumerate(maps)]
         columns = zip(*levels, strict=True)
-        return Raw(*(None if c[0] is None else jnp.concatenate(c, 1) for c in columns))
+        return HeadOutput(*(None if c[0] is None else jnp.concatenate(c, 1) for c in columns))
 
     @nn.nowrap
     def _level(self, x, name, train):

@@ -13,10 +13,10 @@ from flax import linen as nn
 
 from jaxdet.kernels import pool
 
-INITIAL = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # arXiv:1502.01852
+KAIMING_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # arXiv:1502.01852
 
 
-class Part(nn.Module):
+class ConvModule(nn.Module):
     """What convolutional modules share: how they convolve and normalise."""
 
     axis_name: str | None = None  # of the devices over which batch norm goes in training
@@ -49,7 +49,7 @@ class Part(nn.Module):
             kernel_dilation=dilation,
             feature_group_count=groups,
             use_bias=bias or not self.norm,
-            kernel_init=INITIAL,
+            kernel_init=KAIMING_FAN_OUT,
             dtype=self.dtype,
             conv_general_dilated=self.conv_general_dilated,
             name=name,
@@ -69,7 +69,7 @@ class Part(nn.Module):
         )(x)
 
 
-class Freezable(Part):
+class Freezable(ConvModule):
     """A network in parts, some of which may be frozen.
 
     frozen: how many parts, from the first, do not learn: they normalise by their running statistics
@@ -109,7 +109,7 @@ def max_pool(x, name, *, kernel, stride, padding=0):
         return pool.max_pool(x, kernel=kernel, stride=stride, padding=padding)
 
 
-def adaptive_mean_pool(x, name, *, side):
+def adaptive_avg_pool(x, name, *, side):
     """Means of x [B, H, W, C] over side x side parts of the map, which overlap where they must.
 
     Part i of n goes from pixel floor(i H / n) to ceil((i + 1) H / n), as in PyTorch.
@@ -151,3 +151,14 @@ class Dropout(nn.Module):
         keep = 1 - self.rate * factor
         kept = jax.random.bernoulli(self.make_rng("dropout"), keep, x.shape)
         return jnp.where(kept, x / keep, 0).astype(x.dtype)
+
+
+def concatenate(*maps):
+    """Maps [B, H, W, ...] side by side in channels."""
+    with jax.named_scope("join"):
+        return jnp.concatenate(maps, -1)
+
+
+KAIMING_FAN_IN = nn.initializers.variance_scaling(
+    2.0, "fan_in", "normal"
+)  # Kaiming's, of a linear layer

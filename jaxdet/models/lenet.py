@@ -14,11 +14,11 @@ import jax
 from flax import linen as nn
 
 from jaxdet.errors import InputError
-from jaxdet.models import blocks, layers
-from jaxdet.models.cifar import Part, check
+from jaxdet.models import layers
+from jaxdet.models.cifar import CifarModule, check_not_empty
 
 
-class Inception(Part):
+class Inception(CifarModule):
     """Convolutions of 1x1, 3x3 and 5x5 and a projected max pool side by side, without reductions.
 
     Szegedy et al. 2014, arXiv:1409.4842, figure 2.  width: channels of all four, shared evenly.
@@ -38,10 +38,10 @@ class Inception(Part):
             self.active(x, five, 5, "conv5x5", train=train),
         ]
         x = layers.max_pool(x, "pool", kernel=3, stride=1, padding=1)
-        return blocks.joined(*branches, self.active(x, pooled, 1, "project", train=train))
+        return layers.concatenate(*branches, self.active(x, pooled, 1, "project", train=train))
 
 
-class LeNet(Part):
+class LeNet(CifarModule):
     """Two 5x5 convolutions without padding, each pooled, then three dense layers.
 
     widths, dense: channels of the convolutions, and of the hidden dense layers.
@@ -73,7 +73,7 @@ class LeNet(Part):
             x = self.active(x, width, 3, f"conv{i}", train=train)
         with jax.named_scope("flatten"):
             x = x.reshape(len(x), -1)  # [B, rows * columns * channels]
-        check(x, "dense1" if self.dense else "logits")
+        check_not_empty(x, "dense1" if self.dense else "logits")
         for i, width in enumerate(self.dense, 1):
             x = nn.Dense(width, dtype=self.dtype, name=f"dense{i}")(x)
             x = self.activate(x, f"dense{i}")

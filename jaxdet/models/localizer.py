@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxdet.models import blocks, layers, necks
+from jaxdet.models import layers, necks
 from jaxdet.ops import anchors
 
 
-class Branch(nn.Module):
+class MLP(nn.Module):
     """Dense layers with ReLU between them, and dropout after each ReLU.
 
     widths: outputs of the hidden layers.  outputs: of the last one.
@@ -39,7 +39,7 @@ class Branch(nn.Module):
         return jnp.asarray(self.start, dtype)
 
 
-class Cells(blocks.Part):
+class DenseBoxHead(necks.PyramidModule):
     """One box a photo from all cells of a map: the mean of their boxes, weighted by a softmax.
 
     An FPN of `width` over the last `levels` maps, two 3x3 convolutions on its finest, and five
@@ -76,7 +76,7 @@ class Cells(blocks.Part):
             return box if train else box.clip(0, 1)  # outside there is no way back for a gradient
 
 
-START = (-1.4, -1.4, 1.4, 1.4)  # a box over the middle 60%, through the sigmoid
+BOX_BIAS = (-1.4, -1.4, 1.4, 1.4)  # a box over the middle 60%, through the sigmoid
 
 
 class Localizer(nn.Module):
@@ -105,12 +105,12 @@ class Localizer(nn.Module):
         """
         maps = self.features(axis_name=self.axis_name, name="features")(x, train)
         maps = maps if isinstance(maps, tuple) else (maps,)
-        x = layers.adaptive_mean_pool(maps[-1], "pool", side=self.side)
+        x = layers.adaptive_avg_pool(maps[-1], "pool", side=self.side)
         x = x.reshape(len(x), -1)  # [B, side * side * channels]
-        classifier = Branch(self.hidden, self.classes, self.rates, self.dtype, name="classifier")
+        classifier = MLP(self.hidden, self.classes, self.rates, self.dtype, name="classifier")
         logits = classifier(x, train, drop)
         if self.boxer:
             return logits, self.boxer(axis_name=self.axis_name, name="boxer")(maps, train)
-        boxer = Branch(self.hidden, 4, (), self.dtype, START, name="boxer")
+        boxer = MLP(self.hidden, 4, (), self.dtype, BOX_BIAS, name="boxer")
         corners = boxer(x, train).astype(jnp.float32)  # bfloat16 has steps of nearly a pixel of 224
         return logits, nn.sigmoid(corners)

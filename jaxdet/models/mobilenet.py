@@ -17,7 +17,7 @@ from flax import linen as nn
 from jaxdet.models import layers
 
 
-class Row(NamedTuple):
+class BlockConfig(NamedTuple):
     """A block: a row of tables 1 and 2 of V3's paper."""
 
     kernel: int
@@ -28,52 +28,54 @@ class Row(NamedTuple):
     stride: int
 
 
-def _v2_rows():
+def _v2_blocks():
     """Table 2 of V2's paper: factor of the channels within, channels, blocks, first stride."""
     stages = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2))
     stages += ((6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
     channels, rows = 32, []
     for times, width, blocks, stride in stages:
         for i in range(blocks):
-            rows.append(Row(3, times * channels, width, False, nn.relu6, 1 if i else stride))
+            rows.append(
+                BlockConfig(3, times * channels, width, False, nn.relu6, 1 if i else stride)
+            )
             channels = width
     return tuple(rows)
 
 
-V2_ROWS = _v2_rows()
-LARGE_ROWS = (
-    Row(3, 16, 16, False, nn.relu, 1),
-    Row(3, 64, 24, False, nn.relu, 2),
-    Row(3, 72, 24, False, nn.relu, 1),
-    Row(5, 72, 40, True, nn.relu, 2),
-    Row(5, 120, 40, True, nn.relu, 1),
-    Row(5, 120, 40, True, nn.relu, 1),
-    Row(3, 240, 80, False, nn.hard_swish, 2),
-    Row(3, 200, 80, False, nn.hard_swish, 1),
-    Row(3, 184, 80, False, nn.hard_swish, 1),
-    Row(3, 184, 80, False, nn.hard_swish, 1),
-    Row(3, 480, 112, True, nn.hard_swish, 1),
-    Row(3, 672, 112, True, nn.hard_swish, 1),
-    Row(5, 672, 160, True, nn.hard_swish, 2),
-    Row(5, 960, 160, True, nn.hard_swish, 1),
-    Row(5, 960, 160, True, nn.hard_swish, 1),
+V2_BLOCKS = _v2_blocks()
+V3_LARGE_BLOCKS = (
+    BlockConfig(3, 16, 16, False, nn.relu, 1),
+    BlockConfig(3, 64, 24, False, nn.relu, 2),
+    BlockConfig(3, 72, 24, False, nn.relu, 1),
+    BlockConfig(5, 72, 40, True, nn.relu, 2),
+    BlockConfig(5, 120, 40, True, nn.relu, 1),
+    BlockConfig(5, 120, 40, True, nn.relu, 1),
+    BlockConfig(3, 240, 80, False, nn.hard_swish, 2),
+    BlockConfig(3, 200, 80, False, nn.hard_swish, 1),
+    BlockConfig(3, 184, 80, False, nn.hard_swish, 1),
+    BlockConfig(3, 184, 80, False, nn.hard_swish, 1),
+    BlockConfig(3, 480, 112, True, nn.hard_swish, 1),
+    BlockConfig(3, 672, 112, True, nn.hard_swish, 1),
+    BlockConfig(5, 672, 160, True, nn.hard_swish, 2),
+    BlockConfig(5, 960, 160, True, nn.hard_swish, 1),
+    BlockConfig(5, 960, 160, True, nn.hard_swish, 1),
 )
-SMALL_ROWS = (
-    Row(3, 16, 16, True, nn.relu, 2),
-    Row(3, 72, 24, False, nn.relu, 2),
-    Row(3, 88, 24, False, nn.relu, 1),
-    Row(5, 96, 40, True, nn.hard_swish, 2),
-    Row(5, 240, 40, True, nn.hard_swish, 1),
-    Row(5, 240, 40, True, nn.hard_swish, 1),
-    Row(5, 120, 48, True, nn.hard_swish, 1),
-    Row(5, 144, 48, True, nn.hard_swish, 1),
-    Row(5, 288, 96, True, nn.hard_swish, 2),
-    Row(5, 576, 96, True, nn.hard_swish, 1),
-    Row(5, 576, 96, True, nn.hard_swish, 1),
+V3_SMALL_BLOCKS = (
+    BlockConfig(3, 16, 16, True, nn.relu, 2),
+    BlockConfig(3, 72, 24, False, nn.relu, 2),
+    BlockConfig(3, 88, 24, False, nn.relu, 1),
+    BlockConfig(5, 96, 40, True, nn.hard_swish, 2),
+    BlockConfig(5, 240, 40, True, nn.hard_swish, 1),
+    BlockConfig(5, 240, 40, True, nn.hard_swish, 1),
+    BlockConfig(5, 120, 48, True, nn.hard_swish, 1),
+    BlockConfig(5, 144, 48, True, nn.hard_swish, 1),
+    BlockConfig(5, 288, 96, True, nn.hard_swish, 2),
+    BlockConfig(5, 576, 96, True, nn.hard_swish, 1),
+    BlockConfig(5, 576, 96, True, nn.hard_swish, 1),
 )
 
 
-class Squeeze(layers.Part):
+class SqueezeExcite(layers.ConvModule):
     """Channels weighed by what the whole image shows (Hu et al. 2017, arXiv:1709.01507)."""
 
     @nn.compact
@@ -91,13 +93,15 @@ class Squeeze(layers.Part):
     def _plain(self, width, name):
         """A 1x1 convolution with a bias."""
         how = {"dtype": self.dtype, "conv_general_dilated": self.conv_general_dilated}
-        return nn.Conv(width, kernel_size=(1, 1), kernel_init=layers.INITIAL, name=name, **how)
+        return nn.Conv(
+            width, kernel_size=(1, 1), kernel_init=layers.KAIMING_FAN_OUT, name=name, **how
+        )
 
 
-class Block(layers.Part):
+class InvertedResidual(layers.ConvModule):
     """An inverted residual: 1x1 to more channels, depthwise, squeeze-excite, 1x1 to fewer."""
 
-    row: Row = V2_ROWS[0]
+    row: BlockConfig = V2_BLOCKS[0]
 
     @nn.compact
     def __call__(self, x, train=False):
@@ -110,7 +114,7 @@ class Block(layers.Part):
         y = self.convolve(y, row.expand, row.kernel, "depthwise", **how)
         y = _activated(row.activation, y, "depthwise")
         if row.squeeze:
-            y = Squeeze(**self.shared(), name="squeeze")(y)
+            y = SqueezeExcite(**self.shared(), name="squeeze")(y)
         y = self.convolve(y, row.width, 1, "project", train=train)
         if row.stride > 1 or row.width != x.shape[-1]:
             return y
@@ -131,7 +135,7 @@ class MobileNet(layers.Freezable):
     8, 16 and 32, the coarsest of the blocks', instead of logits.  frozen: how many of `parts` are.
     """
 
-    rows: tuple[Row, ...] = V2_ROWS
+    rows: tuple[BlockConfig, ...] = V2_BLOCKS
     stem: int = 32
     last: int = 1280
     hidden: int = 0
@@ -148,7 +152,7 @@ class MobileNet(layers.Freezable):
         for i, row in enumerate(self.rows, 1):
             if row.stride > 1:
                 maps.append(x)  # the last of its resolution
-            x = Block(**self.shared(), row=row, name=f"block{i}")(x, moves[i])
+            x = InvertedResidual(**self.shared(), row=row, name=f"block{i}")(x, moves[i])
             x = self.border(x, i)
         if not self.classes:
             return (*maps[1:], x)  # without that of stride 2
@@ -164,10 +168,10 @@ class MobileNet(layers.Freezable):
 
 V2 = MobileNet
 V3 = partial(MobileNet, stem=16, activation=nn.hard_swish, epsilon=1e-3)
-V3Large = partial(V3, rows=LARGE_ROWS, last=960, hidden=1280)
-V3Small = partial(V3, rows=SMALL_ROWS, last=576, hidden=1024)
+V3Large = partial(V3, rows=V3_LARGE_BLOCKS, last=960, hidden=1280)
+V3Small = partial(V3, rows=V3_SMALL_BLOCKS, last=576, hidden=1024)
 
 
-def parts(rows):
+def stage_names(rows):
     """How the names of a network's layers begin, from the first on: what `frozen` counts."""
     return ("stem", *(f"block{i + 1}" for i in range(len(rows))))

@@ -14,12 +14,18 @@ import jax
 from flax import linen as nn
 
 from jaxdet.models import layers
-from jaxdet.models.layers import Part
+from jaxdet.models.layers import ConvModule
 
-PARTS = ("stem", "stage1", "stage2", "stage3", "stage4")  # how the names of their layers begin
+STAGE_NAMES = (
+    "stem",
+    "stage1",
+    "stage2",
+    "stage3",
+    "stage4",
+)  # how the names of their layers begin
 
 
-class Basic(Part):
+class BasicBlock(ConvModule):
     """Two 3x3 convolutions beside the identity, or beside a 1x1 convolution where shapes change."""
 
     width: int = 64
@@ -32,10 +38,10 @@ class Basic(Part):
         y = self.convolve(x, self.width, 3, "conv1", stride=self.stride, train=train)
         y = layers.relu(y, "conv1_relu")
         y = self.convolve(y, self.width, 3, "conv2", train=train)
-        return join(self, x, y, train)
+        return add_shortcut(self, x, y, train)
 
 
-class Bottleneck(Part):
+class Bottleneck(ConvModule):
     """1x1, 3x3 and 1x1 convolutions; the last is four times as wide."""
 
     width: int = 64
@@ -48,7 +54,7 @@ class Bottleneck(Part):
         y = layers.relu(self.convolve(x, self.width, 1, "conv1", train=train), "conv1_relu")
         y = self.convolve(y, self.width, 3, "conv2", stride=self.stride, train=train)
         y = self.convolve(layers.relu(y, "conv2_relu"), 4 * self.width, 1, "conv3", train=train)
-        return join(self, x, y, train)
+        return add_shortcut(self, x, y, train)
 
 
 class ResNet(layers.Freezable):
@@ -60,7 +66,7 @@ class ResNet(layers.Freezable):
     """
 
     stages: tuple[int, ...] = (2, 2, 2, 2)
-    block: type = Basic
+    block: type = BasicBlock
     width: int = 64
     classes: int = 1000
 
@@ -86,7 +92,7 @@ class ResNet(layers.Freezable):
         return nn.Dense(self.classes, dtype=self.dtype, name="logits")(x)
 
 
-def join(block, x, y, train):
+def add_shortcut(block, x, y, train):
     """The block's sum with what went around it, and its activation."""
     if x.shape != y.shape:
         x = block.convolve(x, y.shape[-1], 1, "around", stride=block.stride, train=train)
@@ -95,6 +101,6 @@ def join(block, x, y, train):
     return layers.relu(y, "relu")
 
 
-ResNet18 = partial(ResNet, stages=(2, 2, 2, 2), block=Basic)
-ResNet34 = partial(ResNet, stages=(3, 4, 6, 3), block=Basic)
+ResNet18 = partial(ResNet, stages=(2, 2, 2, 2), block=BasicBlock)
+ResNet34 = partial(ResNet, stages=(3, 4, 6, 3), block=BasicBlock)
 ResNet50 = partial(ResNet, stages=(3, 4, 6, 3), block=Bottleneck)

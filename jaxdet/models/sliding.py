@@ -27,7 +27,7 @@ from jaxdet.models import layers
 from jaxdet.ops import windows
 
 
-class Part(NamedTuple):
+class LayerSpec(NamedTuple):
     """One layer of a window network; a dense layer is described as its convolution."""
 
     name: str
@@ -148,7 +148,7 @@ class SlidingNet(nn.Module):
 
 # The network of Andrew Ng's lecture on convolutional sliding windows (deeplearning.ai C4W3L04):
 # a linear map of windows of 14 pixels to 4 numbers, 441,600 multiply-adds for 3 channels.
-Andrew = partial(
+NgSlidingNet = partial(
     SlidingNet,
     stages=windows.parse("c5,p2"),
     widths=(16,),
@@ -207,7 +207,7 @@ def _number(layers, widths, name=None):
     for layer in layers:
         count[layer.kind] += 1
         width = next(widths) if layer.kind == "conv" else 0
-        yield Part(f"{name or layer.kind}{count[layer.kind]}", layer, width)
+        yield LayerSpec(f"{name or layer.kind}{count[layer.kind]}", layer, width)
 
 
 def _pool(x, part):

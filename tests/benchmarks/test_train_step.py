@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import steps, train_step
+from benchmarks import train_step
+from benchmarks.lib import train_steps
 from jaxdet import configs
 from jaxdet.configs.digits import Config
 from jaxdet.models.resnet import ResNet18
 from jaxdet.tasks import windows as locate
 from jaxdet.training import host_init
-from jaxdet.types import At
+from jaxdet.types import StepContext
 from tests import tiny
 
 QUICK = ["--batch", "2", "--seconds", "0", "--compiled", "false"]
@@ -25,7 +26,7 @@ QUICK = ["--batch", "2", "--seconds", "0", "--compiled", "false"]
 def small(monkeypatch):
     """The locator of the tests in place of the default one."""
     sizes = {name: getattr(tiny.CONFIG, name) for name in ("stages", "widths", "dense", "window")}
-    monkeypatch.setitem(steps.MODELS, "digits", partial(steps.locator, **sizes))
+    monkeypatch.setitem(train_steps.MODELS, "digits", partial(train_steps.locator, **sizes))
     return sizes
 
 
@@ -47,7 +48,7 @@ def leaves(net):
 
 def test_the_peer_of_the_locator_is_the_same_network_and_loss(small):
     torch = pytest.importorskip("torch")
-    work = steps.workload("digits", 3, "lax")
+    work = train_steps.workload("digits", 3, "lax")
     net, loss, images, target = work.peer(work.data)
     ours = configs.network("digits", replace(Config(), **small))[0]
     variables = host_init.evaluate(ours.init, jax.random.key(0), work.data["image"][:1])
@@ -70,7 +71,7 @@ def test_the_peer_of_the_locator_is_the_same_network_and_loss(small):
 
 def test_the_peer_of_resnet18_is_the_same_network():
     torch = pytest.importorskip("torch")
-    from benchmarks.peers import networks
+    from benchmarks.torch_refs import networks
 
     peer, ours = networks.resnet18(10).eval(), ResNet18(classes=10)
     images = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype(np.float32)
@@ -118,7 +119,7 @@ def test_a_peer_that_fails_is_a_row(small, monkeypatch):
     def fail(work):
         raise RuntimeError("no compiler\nat all")
 
-    monkeypatch.setitem(steps.BUILDERS, "torch", fail)
+    monkeypatch.setitem(train_steps.BUILDERS, "torch", fail)
     monkeypatch.setattr(train_step, "find_spec", lambda name: name)
     options = train_step.Options(batch=2, seconds=0.0, compiled=False)
     rows = {row["way"]: row for row in train_step.compare("digits", options)}
@@ -141,7 +142,7 @@ def norms(params, *path):
 
 def test_the_peer_of_photos_is_the_same_network_and_loss():
     torch = pytest.importorskip("torch")
-    work = steps.photos(2, None, None, model="simple", side=64)
+    work = train_steps.photos(2, None, None, model="simple", side=64)
     net, loss, images, target = work.peer(work.data)
     ours = configs.network("objects", configs.config("objects")(size=64))[0]
     variables = host_init.evaluate(
@@ -154,7 +155,7 @@ def test_the_peer_of_photos_is_the_same_network_and_loss():
     copy_into(leaves(net), arrays)
     with torch.no_grad():
         value = float(loss(net.eval()(images), target))
-    at = At(False, jnp.int32(0), jnp.int32(0), work.hyper)
+    at = StepContext(False, jnp.int32(0), jnp.int32(0), work.hparams)
     batch = work.task.augment(None, work.data | {"real": np.ones(2, np.float32)}, at)
     share, _ = jax.jit(lambda v, b: work.task.loss(v, b, None, at))(variables, batch)
     assert value == pytest.approx(float(share), rel=1e-4)
@@ -162,7 +163,7 @@ def test_the_peer_of_photos_is_the_same_network_and_loss():
 
 def test_the_peer_of_the_detector_is_the_same_network_and_loss():
     torch = pytest.importorskip("torch")
-    work = steps.detector(1, None, None)
+    work = train_steps.detector(1, None, None)
     net, loss, images, target = work.peer(work.data)
     system = configs.config("detect")(weights="-", freeze=3, fixed_norm=True)
     ours = configs.network("detect", system)[0]
@@ -174,7 +175,7 @@ def test_the_peer_of_the_detector_is_the_same_network_and_loss():
     with torch.no_grad():
         found = net.eval()(small[0].contiguous(memory_format=torch.channels_last))
         value = float(loss(found, small[1]))
-    at = At(False, jnp.int32(0), jnp.int32(0), work.hyper)
+    at = StepContext(False, jnp.int32(0), jnp.int32(0), work.hparams)
     data = work.data | {"image": work.data["image"][:, :64, :96], "real": np.ones(1, np.float32)}
     batch = work.task.augment(None, data | {"boxes": data["boxes"] / 4}, at)
     share, _ = jax.jit(lambda v, b: work.task.loss(v, b, None, at))(variables, batch)

@@ -20,8 +20,8 @@ from jaxdet.cli import common
 from jaxdet.configs import backbones, detect
 from jaxdet.data import formats, sampler
 from jaxdet.models import efficientnet, heads, necks
-from jaxdet.models.layers import Part
-from jaxdet.models.resnet import Basic, ResNet
+from jaxdet.models.layers import ConvModule
+from jaxdet.models.resnet import BasicBlock, ResNet
 from jaxdet.plots import detection as detection_plots
 from jaxdet.training import evaluator, host_init, parallel, run_dir
 from jaxdet.training import loop as training_loop
@@ -44,7 +44,7 @@ def data(tmp_path_factory):
     return root
 
 
-class Features(Part):
+class Features(ConvModule):
     """One convolution, and three maps of it: a backbone that compiles in no time."""
 
     frozen: int = 0
@@ -63,7 +63,7 @@ class Neck(necks.FPN):
         return maps[:1]
 
 
-class Head(heads.Decoupled):
+class Head(heads.DecoupledHead):
     """The last convolutions alone."""
 
     def active(self, x, *_, **__):
@@ -76,7 +76,7 @@ def small():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backbones, "features", lambda name: Features)
         patch.setattr(necks, "FPN", Neck)
-        patch.setattr(heads, "Decoupled", Head)
+        patch.setattr(heads, "DecoupledHead", Head)
         yield
 
 
@@ -512,7 +512,7 @@ CHOICES = {
 
 
 SHALLOW = {  # with a block a stage
-    "resnet18": partial(ResNet, stages=(1, 1, 1, 1), block=Basic, width=4, classes=0),
+    "resnet18": partial(ResNet, stages=(1, 1, 1, 1), block=BasicBlock, width=4, classes=0),
     "b0": partial(efficientnet.B0, depth=0.1, classes=0),
 }
 

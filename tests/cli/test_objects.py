@@ -19,7 +19,7 @@ from jaxdet.cli import common
 from jaxdet.cli.options import Eval
 from jaxdet.configs import objects
 from jaxdet.data import images, localization
-from jaxdet.models import plain, simple
+from jaxdet.models import plain
 from jaxdet.models.localizer import Localizer
 from jaxdet.ops import boxes
 from jaxdet.plots import detection as detection_plots
@@ -64,7 +64,7 @@ def set_of_photos(root):
 
 def one_convolution(classes, *, dtype=None, **part):
     """A network that compiles in no time, with all that `simple` has: norm, pool, dropout."""
-    features = partial(plain.Plain, layout="8 M8", dtype=dtype, **part)
+    features = partial(plain.ConvStack, layout="8 M8", dtype=dtype, **part)
     return Localizer(features, classes, hidden=(8,), rates=(0.5,), side=3, dtype=dtype)
 
 
@@ -72,7 +72,7 @@ def one_convolution(classes, *, dtype=None, **part):
 def small():
     """The small network by the name of `simple`: commands are tested here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(simple, "simple", one_convolution)
+        patch.setattr(plain, "simple", one_convolution)
         yield
 
 

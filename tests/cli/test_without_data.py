@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from jaxdet.configs import SYSTEMS, embedders
-from jaxdet.models import simple
+from jaxdet.models import plain
 from jaxdet.training import run_dir
 from tests import datasets, tiny
 from tests.cli import test_cifar10, test_detect, test_objects
@@ -56,7 +56,7 @@ class Trained(NamedTuple):
 def small():
     """Networks that compile in no time."""
     with test_detect.small(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(simple, "simple", test_objects.one_convolution)
+        patch.setattr(plain, "simple", test_objects.one_convolution)
         patch.setattr(embedders, "_features", lambda config: test_verify_command.Features)
         yield
 

@@ -14,7 +14,7 @@ from jaxdet.errors import InputError
 from jaxdet.models import efficientnet
 from tests.models.test_resnet import outputs, shaped
 from tests.models.test_sliding import apply, fill
-from tests.test_pretrained import filed, paths, shapes
+from tests.models.test_pretrained import filed, paths, shapes
 
 IMAGES = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype(np.float32)
 
@@ -49,23 +49,25 @@ def test_part_of_a_backbone_takes_its_weights_from_a_file_of_the_whole(names, tm
     arrays = filed(whole, names)
     save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, tmp_path / "w")
     (tmp_path / "w").rename(tmp_path / "w.safetensors")
-    config = Embedding(model="lite0", parts=3, dim=4, weights=str(tmp_path / "w.safetensors"))
+    config = Embedding(
+        model="lite0", backbone_stages=3, embedding_dim=4, weights=str(tmp_path / "w.safetensors")
+    )
     net, (_, *shape) = embedders.network(config, 3)
     found = embedders.pretrained(config, shapes(net))
     given = paths(whole)
     for path, leaf in paths({c: found[c]["features"] for c in found}).items():
         np.testing.assert_array_equal(leaf, given[path])
     with pytest.raises(InputError, match="arrays in the file that no variable takes"):
-        embedders.pretrained(replace(config, parts=0), shapes(net))
+        embedders.pretrained(replace(config, backbone_stages=0), shapes(net))
 
 
 def test_frozen_parts_count_among_those_that_are_built():
     for freeze, kept in [(2, 2), (-1, 5), (0, 0), (8, 6)]:
-        config = Embedding(model="lite0", parts=6, freeze=freeze, weights="x")
+        config = Embedding(model="lite0", backbone_stages=6, freeze_stages=freeze, weights="x")
         assert len(backbones.kept(config)) == kept
         assert embedders.network(config, 3)[0].features().frozen == kept
     assert backbones.factors(Embedding()) is None
-    factor = backbones.factors(Embedding(model="lite0", freeze=2, backbone_lr=0.5))
+    factor = backbones.factors(Embedding(model="lite0", freeze_stages=2, backbone_lr=0.5))
     factors = [factor(path) for path in ("features/stem/kernel", "features/stage2_block1/x")]
     assert (*factors, factor("embedding/kernel")) == (0.0, 0.5, 1.0)
 
@@ -80,11 +82,11 @@ def test_levels_are_those_that_the_weights_were_made_with():
     "changes, said",
     [
         ({"model": "convnext", "weights": "x"}, "--weights is for a backbone, and convnext is"),
-        ({"model": "bottleneck", "freeze": 1}, "--freeze is for a backbone"),
-        ({"model": "bottleneck", "parts": 3}, "--parts is for a backbone"),
-        ({"model": "lite0", "parts": 9}, "--parts 9: lite0 has 8; at least 2"),
-        ({"model": "lite0", "parts": 1}, "--parts 1: lite0 has 8"),
-        ({"model": "lite0", "freeze": 2}, "--freeze 2 wants --weights"),
+        ({"model": "bottleneck", "freeze_stages": 1}, "--freeze-stages is for a backbone"),
+        ({"model": "bottleneck", "backbone_stages": 3}, "--backbone-stages is for a backbone"),
+        ({"model": "lite0", "backbone_stages": 9}, "--backbone-stages 9: lite0 has 8; at least 2"),
+        ({"model": "lite0", "backbone_stages": 1}, "--backbone-stages 1: lite0 has 8"),
+        ({"model": "lite0", "freeze_stages": 2}, "--freeze-stages 2 wants --weights"),
         ({"model": "resnet18", "weights": "x"}, "--width 0.5: --weights are for a width of 1"),
     ],
     ids=str,

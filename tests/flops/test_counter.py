@@ -12,7 +12,7 @@ from jaxdet.configs import networks
 from jaxdet.flops.rules import OpCounts
 from jaxdet.models.lenet import LeNet
 from jaxdet.models.resnet import Bottleneck, ResNet
-from jaxdet.models.sliding import Andrew, multiply_adds
+from jaxdet.models.sliding import NgSlidingNet, multiply_adds
 from jaxdet.ops import windows
 from jaxdet.profiling import summary
 from tests import tiny
@@ -229,7 +229,7 @@ def test_mac_counts_only_the_multiply_adds_of_products():
     ],
 )
 def test_multiply_adds_of_sliding_windows_match_the_closed_form(form, size, expected):
-    net = Andrew(form=form)
+    net = NgSlidingNet(form=form)
     grid = windows.grid(net.chain(), size, size)
     shapes = {
         "sequential": (grid.rows * grid.columns, 14, 14, 3),

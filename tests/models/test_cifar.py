@@ -11,10 +11,8 @@ from flax import linen as nn
 
 from jaxdet import flops
 from jaxdet.errors import InputError
-from jaxdet.models.cifar import Narrow, Part, ResNet, ResNet20
+from jaxdet.models.cifar import CifarModule, CifarResNet, Deep, Narrow, ResNet20, Tiniest, Tiny
 from jaxdet.models.lenet import LeNet
-from jaxdet.models.tiniest import Tiniest
-from jaxdet.models.tiny import Deep, Tiny
 from jaxdet.profiling import summary
 from tests.models.test_efficientnet import paths
 from tests.models.test_resnet import outputs, shaped, size
@@ -24,7 +22,7 @@ IMAGES = shaped(1, 32, 32, 3)
 PADDED = partial(LeNet, form="inception", norm=True)
 NETS = {
     "lenet": partial(PADDED, widths=(5,), dense=(6,), extra=(4,)),
-    "resnet": partial(ResNet, blocks=1, widths=(4, 6)),
+    "resnet": partial(CifarResNet, blocks=1, widths=(4, 6)),
     "tiny": partial(Tiny, stem=4, widths=(4, 6), depth=(0, 1), middle=0.5),
     "tiniest": partial(Tiniest, widths=(4, 8), depth=(0, 1)),
 }
@@ -186,14 +184,14 @@ def test_without_norm_there_are_biases_and_no_statistics(make):
 def test_an_activation_is_called_by_its_name(name):
     act = getattr(nn, name)
     x = jnp.linspace(-3, 3, 7)
-    chex.assert_trees_all_equal(Part(activation=act).activate(x, "conv1"), act(x))
+    chex.assert_trees_all_equal(CifarModule(activation=act).activate(x, "conv1"), act(x))
     assert rows_of(act, x) == {f"conv1_{act.__name__}"}
     assert rows_of(partial(act), x) == {"conv1_activation"}
 
 
 def rows_of(act, x):
     """Names of the layers of an activation."""
-    rows = flops.count(partial(Part(activation=act).activate, name="conv1"), x).by_layer
+    rows = flops.count(partial(CifarModule(activation=act).activate, name="conv1"), x).by_layer
     return {path for path, _ in rows}
 
 

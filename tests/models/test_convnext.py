@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet import flops, pretrained
-from jaxdet.models import convnext
+from jaxdet import flops
+from jaxdet.models import convnext, pretrained
 from jaxdet.models.convnext import Block, ConvNeXt, Small, Tiny
 from tests.models.test_resnet import outputs, shaped, size
 from tests.models.test_sliding import fill
@@ -185,7 +185,7 @@ def test_logits_are_those_of_torch_with_the_same_weights_by_name(made):
     }
     theirs.load_state_dict({k: torch.tensor(v) for k, v in arrays.items()})
     names = partial(convnext.torch_name, convnext.PAPER)
-    ours = pretrained.overlay({"params": variables["params"]}, arrays, names)
+    ours = pretrained.assign_arrays({"params": variables["params"]}, arrays, names)
     with torch.no_grad():
         expected = theirs(torch.tensor(images.transpose(0, 3, 1, 2))).numpy()
     found = np.asarray(jax.jit(net.apply)(ours, images))

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from scipy import special
 
-from jaxdet.models import blocks, heads, necks
+from jaxdet.models import heads, necks
 from jaxdet.models.detector import Detector
-from jaxdet.models.heads import Decoupled
-from jaxdet.models.resnet import Basic, ResNet
+from jaxdet.models.heads import DecoupledHead
+from jaxdet.models.resnet import BasicBlock, ResNet
 from jaxdet.ops import anchors
 from jaxdet.training import host_init
 
 SHAPES = ((2, 8, 12, 8), (2, 4, 6, 12), (2, 2, 3, 16))
-TINY = partial(ResNet, stages=(1, 1, 1, 1), block=Basic, width=4, classes=0)
+TINY = partial(ResNet, stages=(1, 1, 1, 1), block=BasicBlock, width=4, classes=0)
 
 
 PARTS = ("backbone", "neck", "head")
@@ -46,7 +46,7 @@ def run(module, variables, *args):
 
 
 @pytest.mark.parametrize(
-    "block", [blocks.Conv, blocks.C3, blocks.C2f, partial(blocks.C2f, blocks=2)]
+    "block", [necks.ConvBlock, necks.C3, necks.C2f, partial(necks.C2f, blocks=2)]
 )
 def test_blocks_keep_the_map_and_set_the_width(block):
     assert shaped(block(width=6), maps()[0]).shape == (2, 8, 12, 6)
@@ -55,14 +55,14 @@ def test_blocks_keep_the_map_and_set_the_width(block):
 def test_c3_and_c2f_have_the_convolutions_of_their_figures():
     x = jnp.zeros((1, 4, 4, 10))
     for block, wanted in (
-        (blocks.C3(width=8, blocks=2), {"deep", "around", "block1", "block2", "out"}),
-        (blocks.C2f(width=8, blocks=2), {"in", "block1", "block2", "out"}),
+        (necks.C3(width=8, blocks=2), {"deep", "around", "block1", "block2", "out"}),
+        (necks.C2f(width=8, blocks=2), {"in", "block1", "block2", "out"}),
     ):
         params = jax.eval_shape(block.init, jax.random.key(0), x)["params"]
         assert {name.removesuffix("_norm") for name in params} == wanted
     width = {"C3": 2 * 4, "C2f": 4 * 4}  # what the last convolution sees
     for name, channels in width.items():
-        block = getattr(blocks, name)(width=8, blocks=2)
+        block = getattr(necks, name)(width=8, blocks=2)
         params = jax.eval_shape(block.init, jax.random.key(0), x)["params"]
         assert params["out"]["kernel"].shape == (1, 1, channels, 8)
 
@@ -95,7 +95,7 @@ def test_what_reaches_what(neck, back):
 @pytest.mark.parametrize("sides", [(4, 6), (3, 5), (4, 5)])
 def test_enlarging_is_every_pixel_by_its_nearest(sides):
     x = maps()[2]  # 2 x 3
-    out = np.asarray(necks.enlarged(x, sides, "name"))
+    out = np.asarray(necks.upsample_nearest(x, sides, "name"))
     for i in range(sides[0]):
         for j in range(sides[1]):
             np.testing.assert_array_equal(out[:, i, j], x[:, i // 2, j // 2])
@@ -114,13 +114,13 @@ def test_fpn_is_its_figure():
         return (given[i - 1] @ kernel - mean) / np.sqrt(var + 1e-5)
 
     fine = lateral(1) + np.repeat(np.repeat(lateral(2), 2, 1), 2, 2)
-    block = blocks.Conv(width=8)
+    block = necks.ConvBlock(width=8)
     own = {"params": params["out1"], "batch_stats": stats["out1"]}
     np.testing.assert_allclose(out[0], run(block, own, fine), atol=1e-4)
 
 
 def test_the_head_starts_from_its_prior_and_has_a_row_a_cell():
-    head = Decoupled(classes=5, width=8)
+    head = DecoupledHead(classes=5, width=8)
     raw, variables = applied(head, maps())
     cells = sum(s[1] * s[2] for s in SHAPES)
     chex.assert_shape(raw.classes, (2, cells, 5))
@@ -134,7 +134,7 @@ def test_the_head_starts_from_its_prior_and_has_a_row_a_cell():
 
 
 def test_classes_and_boxes_come_from_branches_of_their_own():
-    head = Decoupled(classes=5, width=8, objectness=True)
+    head = DecoupledHead(classes=5, width=8, objectness=True)
     raw, variables = applied(head, maps())
     params = jax.tree.map(lambda x: x, variables["params"])
     params["level1_class2"] = jax.tree.map(lambda x: x + 1, params["level1_class2"])
@@ -150,7 +150,7 @@ def detector(bins=1, levels=3, **head):
     return Detector(
         backbone=TINY,
         neck=partial(necks.FPN, width=8),
-        head=partial(Decoupled, classes=2, width=8, objectness=False, **head),
+        head=partial(DecoupledHead, classes=2, width=8, objectness=False, **head),
         bins=bins,
         levels=levels,
     )

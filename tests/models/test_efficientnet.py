@@ -14,9 +14,9 @@ from jaxdet.models.efficientnet import (
     B2,
     B3,
     STAGES,
-    Block,
     EfficientNet,
     Lite0,
+    MBConv,
     Stage,
     timm_name,
     torch_name,
@@ -98,7 +98,7 @@ def test_activations_and_sums_are_rows_of_the_operation_table():
 
 
 def test_initial_kernels_keep_the_variance_of_what_flows_back():
-    block = Block(width=96, squeeze=0)
+    block = MBConv(width=96, squeeze=0)
     x = np.ones((1, 1, 1, 32), np.float32)
     params = host_init.evaluate(block.init, jax.random.key(0), x)["params"]
     for part, fan in {"expand": 6 * 32, "depthwise": 9, "project": 96}.items():

@@ -8,9 +8,9 @@ import pytest
 
 from jaxdet import flops
 from jaxdet.models import mobilenet
-from jaxdet.models.bottleneck import Bottlenecks
 from jaxdet.models.convnext import ConvNeXt
 from jaxdet.models.embedder import Embedder
+from jaxdet.models.inverted_residual import InvertedResidualNet
 from jaxdet.models.resnet import ResNet, ResNet18
 from tests.models.test_mobilenet import TinyV3
 from tests.models.test_resnet import outputs, shaped, size
@@ -20,7 +20,7 @@ BACKBONES = {
     "resnet": partial(ResNet, stages=(1, 1), width=4, classes=0),
     "mobilenet": partial(TinyV3, classes=0),
     "convnext": partial(ConvNeXt, widths=(4, 6), blocks=(1, 1), classes=0),
-    "bottlenecks": partial(Bottlenecks, widths=(4, 6), strides=(1, 2), classes=0),
+    "bottlenecks": partial(InvertedResidualNet, widths=(4, 6), strides=(1, 2), classes=0),
 }
 LAST = {"resnet": 8, "mobilenet": 8, "convnext": 6, "bottlenecks": 6}
 each_backbone = pytest.mark.parametrize("name", BACKBONES)

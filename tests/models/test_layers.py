@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from jaxdet import flops
 from jaxdet.models import layers
-from jaxdet.models.layers import Dropout, Part
+from jaxdet.models.layers import ConvModule, Dropout
 from jaxdet.training import host_init
-from tests import slow
+from tests.reference import layers as reference
 
 BOUND = 5  # standard deviations that a share may be off
 
 
-pool = jax.jit(layers.adaptive_mean_pool, static_argnames=("name", "side"))
+pool = jax.jit(layers.adaptive_avg_pool, static_argnames=("name", "side"))
 convolve = jax.jit(lambda net, *args: net.apply(*args), static_argnums=0)
 
 
@@ -32,7 +32,7 @@ def test_adaptive_mean_pool_is_that_of_torch(side):
     expected = torch.nn.AdaptiveAvgPool2d(side)
     sizes = [(1, 1), (2, 9), (3, 4), (5, 13), (6, 3), (7, 7), (8, 14)]
     maps = [drawn(2, *size, 3) for size in sizes]
-    pools = jax.jit(lambda maps: [layers.adaptive_mean_pool(x, "pool", side=side) for x in maps])
+    pools = jax.jit(lambda maps: [layers.adaptive_avg_pool(x, "pool", side=side) for x in maps])
     for x, found in zip(maps, pools(maps), strict=True):
         wanted = expected(torch.from_numpy(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         np.testing.assert_allclose(found, wanted, atol=1e-6, err_msg=str(x.shape))
@@ -43,7 +43,7 @@ def test_adaptive_mean_pool_is_that_of_torch(side):
 def test_adaptive_mean_pool_is_the_loop(height, width, side):
     x = drawn(2, height, width, 2)
     found = pool(x, "pool", side=side)
-    np.testing.assert_allclose(found, slow.adaptive_mean_pool(x, side), atol=1e-6)
+    np.testing.assert_allclose(found, reference.adaptive_average_pool(x, side), atol=1e-6)
 
 
 def test_adaptive_mean_pool_of_its_own_size_is_the_map():
@@ -62,7 +62,7 @@ def test_adaptive_mean_pool_keeps_constants_and_the_number_format(side):
 def test_layers_without_parameters_are_rows_of_the_operation_table():
     def net(x):
         x = layers.max_pool(layers.relu(x, "bend"), "halve", kernel=2, stride=2)
-        return layers.adaptive_mean_pool(x, "thirds", side=3)
+        return layers.adaptive_avg_pool(x, "thirds", side=3)
 
     rows = flops.count(net, jax.ShapeDtypeStruct((1, 10, 10, 2), jnp.float32)).by_layer
     assert {path for path, _ in rows} == {"bend", "halve", "thirds"}
@@ -132,7 +132,7 @@ def test_dropout_keeps_the_number_format():
     assert drop(0.5, x, 1.0).dtype == jnp.bfloat16
 
 
-class One(Part):
+class One(ConvModule):
     """One convolution."""
 
     kernel: int = 3

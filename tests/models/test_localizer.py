@@ -11,12 +11,9 @@ import pytest
 from jaxdet import flops
 from jaxdet.configs import backbones
 from jaxdet.configs.objects import Config, network
-from jaxdet.models.deeper import deeper
-from jaxdet.models.localizer import START, Branch, Cells, Localizer
-from jaxdet.models.plain import Plain, parts
-from jaxdet.models.resnet import PARTS, ResNet, ResNet18
-from jaxdet.models.simple import simple
-from jaxdet.models.vgg import vgg
+from jaxdet.models.localizer import BOX_BIAS, MLP, DenseBoxHead, Localizer
+from jaxdet.models.plain import ConvStack, deeper, simple, stage_names, vgg
+from jaxdet.models.resnet import STAGE_NAMES, ResNet, ResNet18
 from jaxdet.training import host_init, optim
 from tests.models.test_efficientnet import paths
 from tests.models.test_resnet import outputs, shaped, size
@@ -68,7 +65,7 @@ NETS = {"simple": simple, "deeper": deeper, "vgg": vgg, "resnet18": resnet18}
 each_net = pytest.mark.parametrize("make", NETS.values(), ids=NETS)
 Tiny = partial(
     Localizer,
-    features=partial(Plain, layout="8 M2 12 M2 8/1"),
+    features=partial(ConvStack, layout="8 M2 12 M2 8/1"),
     classes=3,
     hidden=(10, 6),
     rates=(0.5, 0.3),
@@ -186,10 +183,10 @@ def test_boxes_are_shares_of_the_photo(made):
 
 
 def test_boxes_begin_over_the_middle():
-    net = Tiny(features=partial(Plain, layout="M8"), hidden=(4,), rates=(0.5,))
+    net = Tiny(features=partial(ConvStack, layout="M8"), hidden=(4,), rates=(0.5,))
     images = np.zeros((1, 16, 16, 3), np.float32)
     fresh = host_init.evaluate(net.init, jax.random.key(0), images)
-    np.testing.assert_array_equal(fresh["params"]["boxer"]["out"]["bias"], np.float32(START))
+    np.testing.assert_array_equal(fresh["params"]["boxer"]["out"]["bias"], np.float32(BOX_BIAS))
     np.testing.assert_array_equal(fresh["params"]["classifier"]["out"]["bias"], 0)
     _, box = evaluated(net, fresh, images)  # all that comes in is 0
     np.testing.assert_allclose(box, [[0.2, 0.2, 0.8, 0.8]], atol=0.01)
@@ -208,7 +205,7 @@ def test_branches_share_nothing_but_the_features(made):
 
 
 def test_branches_are_dense_layers_with_relu_between():
-    branch = Branch((5, 4), 3)
+    branch = MLP((5, 4), 3)
     variables = fill(outputs(branch, shaped(2, 6))[1])
     x = np.random.default_rng(2).normal(size=(2, 6)).astype(np.float32)
     dense = [variables["params"][name] for name in ("dense1", "dense2", "out")]
@@ -221,7 +218,7 @@ def test_branches_are_dense_layers_with_relu_between():
 
 def celled():
     """A branch of cells, random variables of it, and two maps of a pyramid."""
-    branch, random = Cells(width=6, levels=2), np.random.default_rng(3)
+    branch, random = DenseBoxHead(width=6, levels=2), np.random.default_rng(3)
     maps = tuple(random.normal(size=(3, *of)).astype(np.float32) for of in ((4, 6, 5), (2, 3, 7)))
     variables = fill(outputs(branch, maps)[1])
     return branch, variables, maps
@@ -274,7 +271,7 @@ def test_every_number_of_a_branch_of_cells_learns():
 def test_a_network_whose_box_is_found_by_cells_keeps_its_classifier():
     dense, cells = (
         outputs(Tiny(features=TinyResNet, boxer=boxer), shaped(2, 32, 48, 3))
-        for boxer in (None, partial(Cells, width=6, levels=2))
+        for boxer in (None, partial(DenseBoxHead, width=6, levels=2))
     )
     assert [out.shape for out in cells[0]] == [(2, 3), (2, 4)]
     for part in ("features", "classifier"):
@@ -284,7 +281,7 @@ def test_a_network_whose_box_is_found_by_cells_keeps_its_classifier():
 
 def test_the_configuration_names_the_branch_of_the_box():
     assert network(Config(model="lite0"))[0].boxer is None
-    assert network(Config(model="lite0", box_head="cells"))[0].boxer.func is Cells
+    assert network(Config(model="lite0", box_head="cells"))[0].boxer.func is DenseBoxHead
 
 
 def test_every_layer_is_a_row_of_the_operation_table():
@@ -340,7 +337,7 @@ def test_evaluation_looks_at_each_photo_alone(made):
 
 def test_without_norm_there_are_no_statistics_in_training(made):
     _, images = made
-    net = Tiny(features=partial(Plain, layout="8 M2 8", norm=False), rates=(0.0, 0.0))
+    net = Tiny(features=partial(ConvStack, layout="8 M2 8", norm=False), rates=(0.0, 0.0))
     variables = fill(outputs(net, images)[1])
     (logits, box), stats = trained(net, {"params": variables["params"]}, images, 0.0)
     assert not stats
@@ -389,18 +386,18 @@ def test_bfloat16_is_near_float32(made):
 
 
 def test_a_convolution_in_the_list_may_have_another_size():
-    _, variables = outputs(Plain(layout="4 M2 6/1 5/7"), shaped(1, 8, 8, 3))
+    _, variables = outputs(ConvStack(layout="4 M2 6/1 5/7"), shaped(1, 8, 8, 3))
     kernels = {p: s for p, s in shapes(variables["params"]).items() if p.endswith("kernel")}
     assert kernels == {
         "conv1/kernel": (3, 3, 3, 4),
         "conv2/kernel": (1, 1, 4, 6),
         "conv3/kernel": (7, 7, 6, 5),
     }
-    assert parts("4 M2 6/1 5/7") == ("conv1", "conv2", "conv3")
+    assert stage_names("4 M2 6/1 5/7") == ("conv1", "conv2", "conv3")
 
 
 def test_plain_features_are_convolution_norm_relu_and_pool():
-    net, images = Plain(layout="4 M2"), np.random.default_rng(0).normal(size=(2, 6, 6, 3))
+    net, images = ConvStack(layout="4 M2"), np.random.default_rng(0).normal(size=(2, 6, 6, 3))
     images = images.astype(np.float32)
     variables = fill(outputs(net, images)[1])
     params, stats = (variables[of] for of in ("params", "batch_stats"))
@@ -415,9 +412,9 @@ def test_plain_features_are_convolution_norm_relu_and_pool():
 
 
 WORDS = "4 M2 6 5/1 M2 4"  # four convolutions
-TinyPlain = partial(Plain, layout=WORDS)
+TinyPlain = partial(ConvStack, layout=WORDS)
 TinyResNet = partial(ResNet, stages=(1, 1, 1), width=4, classes=0)
-FROZEN = {"plain": (TinyPlain, parts(WORDS)), "resnet": (TinyResNet, PARTS[:4])}
+FROZEN = {"plain": (TinyPlain, stage_names(WORDS)), "resnet": (TinyResNet, STAGE_NAMES[:4])}
 
 
 def located(features, frozen):
@@ -510,7 +507,7 @@ def test_all_but_the_last_k_stages_are_frozen(model, last, stay):
 )
 def test_only_what_learns_moves_in_an_update_with_weight_decay(model, last, accumulate):
     stay = backbones.frozen(Config(model=model, transfer="frozen", unfreeze_last=last))
-    features = TinyResNet if model == "resnet18" else partial(Plain, layout="4 M2 6 M2 4")
+    features = TinyResNet if model == "resnet18" else partial(ConvStack, layout="4 M2 6 M2 4")
     before = located(features, len(stay))[1]["params"]
     still = {path for path in paths(before) if within(path, stay)}
 

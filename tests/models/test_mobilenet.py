@@ -5,16 +5,16 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdet import flops, pretrained
-from jaxdet.models import layers, mobilenet
-from jaxdet.models.mobilenet import V2, Row, V3Large, V3Small
+from jaxdet import flops
+from jaxdet.models import layers, mobilenet, pretrained
+from jaxdet.models.mobilenet import V2, BlockConfig, V3Large, V3Small
 from tests.models.test_resnet import outputs, shaped, size
 from tests.models.test_sliding import fill
 
 MINI = (  # a block of each kind
-    Row(3, 8, 8, False, jax.nn.relu6, 1),
-    Row(5, 24, 8, True, jax.nn.hard_swish, 2),
-    Row(3, 24, 8, False, jax.nn.relu, 1),
+    BlockConfig(3, 8, 8, False, jax.nn.relu6, 1),
+    BlockConfig(5, 24, 8, True, jax.nn.hard_swish, 2),
+    BlockConfig(3, 24, 8, False, jax.nn.relu, 1),
 )
 TinyV2 = partial(V2, rows=MINI[::2], stem=8, last=16, classes=3)
 TinyV3 = partial(mobilenet.V3, rows=MINI, stem=8, last=16, hidden=12, classes=3)
@@ -166,7 +166,7 @@ def test_logits_are_those_of_torch_with_the_same_weights_by_name(made):
         low = 0.5 if name.endswith("running_var") else -0.5
         arrays[name] = np.float32(rng.uniform(low, 1, tuple(value.shape)))
     theirs.load_state_dict({k: torch.tensor(v) for k, v in arrays.items()})
-    ours = pretrained.overlay(variables, arrays, partial(pretrained.mobilenet, net))
+    ours = pretrained.assign_arrays(variables, arrays, partial(pretrained.mobilenet_name, net))
     with torch.no_grad():
         expected = theirs(torch.tensor(images.transpose(0, 3, 1, 2))).numpy()
     found = np.asarray(jax.jit(net.apply)(ours, images))
@@ -184,4 +184,4 @@ def test_every_variable_of_the_whole_networks_has_a_name_in_torch(net):
         jax.tree_util.keystr(p, simple=True, separator="/")
         for p, _ in jax.tree.leaves_with_path(variables)
     )
-    assert sorted(pretrained.mobilenet(net, path) for path in paths) == sorted(names)
+    assert sorted(pretrained.mobilenet_name(net, path) for path in paths) == sorted(names)

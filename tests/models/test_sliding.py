@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from jaxdet.models.sliding import Andrew, SlidingNet, multiply_adds, to_convolutional
+from jaxdet.models.sliding import NgSlidingNet, SlidingNet, multiply_adds, to_convolutional
 from jaxdet.ops import windows
-from tests import slow
+from tests.reference import windows as reference
 
 Small = partial(SlidingNet, widths=(4,), dense=(8, 6), outputs=3, window=14)
 Deep = partial(SlidingNet, widths=(4, 5), dense=(8,), outputs=3)
@@ -44,7 +44,9 @@ def apply(net, variables, x):
 def slide(net, variables, images, stride=None):
     """Outputs [B, rows, columns, outputs] of a sequential network, window by window."""
     stride = stride or windows.receptive_field(net.stages).stride
-    cut = np.stack([slow.cut(np.asarray(image), net.window, stride) for image in images])
+    cut = np.stack(
+        [reference.cut_windows(np.asarray(image), net.window, stride) for image in images]
+    )
     out = apply(net, variables, cut.reshape(-1, *cut.shape[3:]))
     return out.reshape(*cut.shape[:3], net.outputs)
 
@@ -61,7 +63,7 @@ def both(net, size, channels=3, stride=None):
     [(None, (14, 14)), (None, (15, 15)), (None, (16, 16)), (nn.relu, (17, 22)), (None, (28, 28))],
 )
 def test_andrew_agrees_in_both_forms(activation, size):
-    net = Andrew(activation=activation)
+    net = NgSlidingNet(activation=activation)
     grid = windows.grid(net.chain(), *size)
     slid, dense = both(net, size)
     assert dense.shape == (2, grid.rows, grid.columns, 4)
@@ -168,7 +170,7 @@ def test_convolutions_go_through_the_given_function():
         calls.append(args[1].shape)
         return jax.lax.conv_general_dilated(*args, **kwargs)
 
-    net = Andrew(conv_general_dilated=spy)
+    net = NgSlidingNet(conv_general_dilated=spy)
     jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
     assert calls == [(5, 5, 3, 16), (5, 5, 16, 400), (1, 1, 400, 400), (1, 1, 400, 4)]
 
@@ -187,7 +189,9 @@ def test_gradients_of_the_two_forms_are_one():
 @pytest.mark.parametrize("form, size", [("sequential", 16), ("convolutional", 13)])
 def test_an_image_of_the_wrong_size_is_refused(form, size):
     with pytest.raises(ValueError, match=f"{form} form .* cannot take {size} x {size}"):
-        jax.eval_shape(Andrew(form=form).init, jax.random.key(0), jnp.zeros((1, size, size, 3)))
+        jax.eval_shape(
+            NgSlidingNet(form=form).init, jax.random.key(0), jnp.zeros((1, size, size, 3))
+        )
 
 
 def test_each_convolution_needs_a_width():
@@ -207,12 +211,12 @@ def test_each_convolution_needs_a_width():
     ],
 )
 def test_multiply_adds_of_andrew(size, sequential, convolutional):
-    assert multiply_adds(Andrew(form="sequential"), size, size) == sequential
-    assert multiply_adds(Andrew(), size, size) == convolutional
+    assert multiply_adds(NgSlidingNet(form="sequential"), size, size) == sequential
+    assert multiply_adds(NgSlidingNet(), size, size) == convolutional
 
 
 def test_multiply_adds_are_half_the_operations_xla_counts():
-    net, (height, width) = Andrew(ink=True), (20, 17)
+    net, (height, width) = NgSlidingNet(ink=True), (20, 17)
     x = jnp.zeros((1, height, width, 1))
     variables = jax.eval_shape(net.init, jax.random.key(0), x)
     flops = jax.jit(net.apply).lower(variables, x).cost_analysis()["flops"]

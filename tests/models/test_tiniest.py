@@ -4,7 +4,7 @@ import pytest
 
 from jaxdet import flops
 from jaxdet.kernels import conv
-from jaxdet.models.tiniest import Block, Tiniest
+from jaxdet.models.cifar import Tiniest, TiniestBlock
 from tests.models.test_resnet import outputs, shaped, size
 from tests.models.test_sliding import fill
 
@@ -46,7 +46,7 @@ def test_sizes_are_fields():
 
 def test_names_of_the_layers_of_a_block():
     x = shaped(1, 8, 8, 8)
-    rows = flops.count(Block().apply, outputs(Block(), x)[1], x).by_layer
+    rows = flops.count(TiniestBlock().apply, outputs(TiniestBlock(), x)[1], x).by_layer
     assert [path.removeprefix("Block/") for (path, _), count in rows.items() if count.total()] == [
         *("depthwise3", "depthwise7", "dilated7", "norm"),
         *("expand", "gate_relu", "gate", "project", "add"),
@@ -58,7 +58,7 @@ def test_a_block_is_that_of_torch(way):
     torch = pytest.importorskip("torch")
     f = torch.nn.functional
     x = np.random.default_rng(0).normal(size=(2, 15, 13, 8)).astype(np.float32)
-    net = Block(activation=jax.nn.gelu, conv_general_dilated=way)
+    net = TiniestBlock(activation=jax.nn.gelu, conv_general_dilated=way)
     variables = fill(outputs(net, x)[1])
     weights = jax.tree.map(torch.tensor, variables["params"])
 
@@ -86,4 +86,4 @@ def test_a_block_is_that_of_torch(way):
 
 def test_channels_that_four_does_not_divide_are_refused():
     with pytest.raises(ValueError, match="equal division"):
-        outputs(Block(), shaped(1, 8, 8, 10))
+        outputs(TiniestBlock(), shaped(1, 8, 8, 10))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxdet import flops
-from jaxdet.models.tiny import Deep, Tiny
+from jaxdet.models.cifar import Deep, Tiny
 from tests.models.test_efficientnet import paths
 from tests.models.test_resnet import outputs, shaped, size
 from tests.models.test_sliding import fill

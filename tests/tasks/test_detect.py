@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from scipy import special
 
+from benchmarks.lib import reference
 from jaxdet.losses import boxes as box_losses
-from jaxdet.models.detector import Answers
+from jaxdet.models.detector import DetectorOutput
 from jaxdet.ops import anchors, nms
 from jaxdet.tasks import detect, readings
-from jaxdet.types import At
-from tests import slow, slow_detection
+from jaxdet.types import StepContext
+from tests.reference import boxes as reference_boxes
+from tests.reference import detection as reference_detection
 
 READINGS = {
     "zeros": readings.ZEROS,
@@ -39,7 +41,7 @@ def answers(reading, seed=0, batch=2, bins=1):
     reach = rng.uniform(0.3, 2, (batch, cells, 4)) * strides[None, :, None]
     boxes = np.asarray(anchors.ltrb_to_boxes(reach, points[None]), np.float32)
     objectness = rng.normal(0, 1, (batch, cells)).astype(np.float32)
-    return Answers(
+    return DetectorOutput(
         classes, boxes, objectness if reading.objectness else None, logits, points, strides
     )
 
@@ -76,7 +78,7 @@ def task(reading, found, assigner=None, **changes):
         tuple("abc"),
         change=lambda keys, batch, at: batch,
         assigner=assigner or detect.assigner(**HOW),
-        suppress=partial(nms.nms, size=5, least=0.1),
+        suppress=partial(nms.nms, max_detections=5, score_threshold=0.1),
         reading=reading,
         **changes,
     )
@@ -106,7 +108,7 @@ def predicted(found, images):
 
 
 def at(train=False, epoch=0):
-    return At(train, jnp.int32(0), jnp.int32(epoch), WEIGHTS)
+    return StepContext(train, jnp.int32(0), jnp.int32(epoch), WEIGHTS)
 
 
 @each_reading
@@ -119,7 +121,7 @@ def test_the_loss_is_the_loop(name):
     for i in range(2):
         valid = rows["valid"][i] & ~rows["crowd"][i]
         given = scores[i], found.boxes[i], found.points, rows["boxes"][i], rows["labels"][i], valid
-        on, index, wanted, _ = slow_detection.task_aligned(*given, **HOW)
+        on, index, wanted, _ = reference.task_aligned(*given, **HOW)
         whole += wanted.sum()
         for a in range(len(on)):
             told = _cell_losses(name, found, i, a, wanted[a])
@@ -127,7 +129,9 @@ def test_the_loss_is_the_loop(name):
                 kept[term] += value
             if on[a]:
                 true = rows["boxes"][i][index[a]]
-                kept["box"] += wanted[a].sum() * (1 - slow.ciou(found.boxes[i, a], true, eps=1e-7))
+                kept["box"] += wanted[a].sum() * (
+                    1 - reference_boxes.ciou(found.boxes[i, a], true, eps=1e-7)
+                )
     assert whole > 1  # or the smallest divisor hides it
     for term in kept:
         if term in terms:
@@ -241,7 +245,7 @@ def test_predictions_are_the_best_of_each_class_inside_the_image():
         boxes = np.repeat(np.clip(found.boxes[i], 0, SIDE), CLASSES, 0)
         labels = np.tile(np.arange(CLASSES), len(found.points))
         flat = scores[i].reshape(-1)
-        kept = [k for k in slow_detection.hard_nms(boxes, flat, labels, 0.5) if flat[k] > 0.1][:5]
+        kept = [k for k in reference_detection.nms(boxes, flat, labels, 0.5) if flat[k] > 0.1][:5]
         np.testing.assert_allclose(out["scores"][i], flat[kept], rtol=1e-5)
         np.testing.assert_array_equal(out["labels"][i], labels[kept])
         np.testing.assert_allclose(out["boxes"][i], boxes[kept], rtol=1e-5)

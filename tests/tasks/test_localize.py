@@ -9,19 +9,20 @@ import pytest
 from flax import linen as nn
 from scipy import special
 
+from benchmarks.lib import reference
 from jaxdet import rng
 from jaxdet.data.normalize import Normalization
 from jaxdet.losses import boxes as box_losses
 from jaxdet.metrics import classification as classification_metrics
 from jaxdet.models.localizer import Localizer
-from jaxdet.models.plain import Plain
+from jaxdet.models.plain import ConvStack
 from jaxdet.ops import augment
 from jaxdet.tasks import localize
 from jaxdet.training import parallel
 from jaxdet.types import StepContext
-from tests import slow
 from tests.models.test_resnet import outputs
 from tests.models.test_sliding import fill
+from tests.reference import localization as reference_localization
 
 CLASSES = ("cup", "hat", "owl")
 HEIGHT, WIDTH = 16, 24
@@ -44,7 +45,7 @@ class Told(nn.Module):
 
 Tiny = partial(
     Localizer,
-    features=partial(Plain, layout="6 M4 8"),
+    features=partial(ConvStack, layout="6 M4 8"),
     classes=3,
     hidden=(8,),
     rates=(0.5,),
@@ -102,7 +103,7 @@ def test_the_loss_is_that_of_the_scalar_loop(kind, smoothing):
     rows = zip(
         *(told["logits"], batch["label"], told["box"], batch["boxes"][:, 0] / SIDES), strict=True
     )
-    each = [slow.labelled_box_losses(*row, kind, smoothing) for row in rows]
+    each = [reference_localization.localization_losses(*row, kind, smoothing) for row in rows]
     classification, regression = np.mean(each, axis=0)
     right = np.mean(
         [max(range(3), key=row.__getitem__) for row in told["logits"]] == batch["label"]
@@ -294,7 +295,9 @@ def test_measures_are_those_of_each_photo():
     np.testing.assert_array_equal(found["label"], batch["label"])
     np.testing.assert_array_equal(found["predicted"], predictions["label"])
     for i, (box, true) in enumerate(zip(predictions["box"], batch["boxes"][:, 0], strict=True)):
-        assert float(found["iou"][i]) == pytest.approx(slow.iou(np.asarray(box), true), rel=1e-5)
+        assert float(found["iou"][i]) == pytest.approx(
+            reference.iou(np.asarray(box), true), rel=1e-5
+        )
         corners = (answers()["params"]["box"][i] - true / SIDES) ** 2
         assert float(found["distance"][i]) == pytest.approx(corners.sum() ** 0.5, rel=1e-4)
 
@@ -358,11 +361,13 @@ def test_scores_are_those_of_the_loop(count, labels):
     photos = [{name: rows[name][i] for name in rows} for i in range(count)]
     found = classification_metrics.localization_scores(rows, CLASSES)
     of_labels, confusion = found.pop("labels"), found.pop("confusion")
-    assert found == pytest.approx(slow.labelled_box_scores(photos), rel=1e-6)
+    assert found == pytest.approx(reference_localization.localization_metrics(photos), rel=1e-6)
     assert list(of_labels) == list(CLASSES)
     for i, name in enumerate(CLASSES):
         own = [photo for photo in photos if photo["label"] == i]
-        expected = slow.labelled_box_scores(own) if own else {"count": 0, "correct": 0}
+        expected = (
+            reference_localization.localization_metrics(own) if own else {"count": 0, "correct": 0}
+        )
         assert of_labels[name] == pytest.approx(expected, rel=1e-6)
         counts = [sum(photo["predicted"] == j for photo in own) for j in range(3)]
         assert confusion[i] == counts

@@ -8,24 +8,25 @@ from flax import linen as nn
 from scipy import special
 
 from jaxdet.models.embedder import Embedder
-from jaxdet.models.plain import Plain
+from jaxdet.models.plain import ConvStack
 from jaxdet.tasks import verify
 from jaxdet.training import parallel
-from jaxdet.types import At
-from tests import slow_embeddings as slow
+from jaxdet.types import StepContext
 from tests.models.test_resnet import outputs
 from tests.models.test_sliding import fill
+from tests.reference import embeddings as reference_embeddings
+from tests.reference import verification as reference_verification
 
 PEOPLE, DIM = 4, 6
 HYPER = {"dropout": 0.0, "pull_weight": 0.7}
-TRAIN, EVALUATE = (At(train, 0, 0, HYPER) for train in (True, False))
+TRAIN, EVALUATE = (StepContext(train, 0, 0, HYPER) for train in (True, False))
 HEADS = {
     "arcface": {"scale": 8.0, "margin": 0.3},
     "cosface": {"scale": 8.0, "margin": 0.2},
     "l_softmax": {"margin": 3},
 }
 Tiny = partial(
-    Embedder, features=partial(Plain, layout="6 M4", norm=False), classes=PEOPLE, dim=DIM
+    Embedder, features=partial(ConvStack, layout="6 M4", norm=False), classes=PEOPLE, dim=DIM
 )
 
 
@@ -95,7 +96,7 @@ def test_the_cross_entropy_is_the_loop():
 def test_labels_are_smoothed_in_training_only():
     params, batch = told(), drawn()
     logits = params["embedding"] @ params["logits"]["kernel"]
-    found = {at.train: judged(params, batch, at, smoothing=0.2)[0] for at in (TRAIN, EVALUATE)}
+    found = {context.train: judged(params, batch, at, smoothing=0.2)[0] for at in (TRAIN, EVALUATE)}
     every = [np.mean(entropy(logits, np.full(8, who))) for who in range(PEOPLE)]
     plain = np.mean(entropy(logits, batch["label"]))
     assert found[True] == pytest.approx(0.8 * plain + 0.2 * np.mean(every), 1e-5)
@@ -106,13 +107,13 @@ def test_labels_are_smoothed_in_training_only():
 def test_heads_have_their_margin_in_training_and_not_in_evaluation(head):
     params, batch, how = told(), drawn(), HEADS[head]
     fields = {"head": head, "margins": tuple(how.items())}
-    hard = slow.margin_logits(
+    hard = reference_embeddings.margin_logits(
         head, params["embedding"], params["logits"]["kernel"].T, batch["label"], **how
     )
     share, terms, _, slopes = judged(params, batch, **fields)
     assert share == pytest.approx(np.mean(entropy(hard, batch["label"])), 1e-4)
     chex.assert_tree_all_finite(slopes)
-    fair = slow.margin_logits(
+    fair = reference_embeddings.margin_logits(
         head, params["embedding"], params["logits"]["kernel"].T, np.full(8, -1), **how
     )
     judgement = judged(params, batch, EVALUATE, **fields)[1]
@@ -128,7 +129,7 @@ def test_the_mixture_of_gaussians_adds_its_likelihood():
     params, batch = told(), drawn()
     means, spread = params["logits"]["kernel"].T, np.linspace(-1, 1, PEOPLE * DIM, dtype="float32")
     params["gaussians"] = {"log": spread.reshape(PEOPLE, DIM)}
-    logits, likelihood = slow.lgm(
+    logits, likelihood = reference_embeddings.lgm(
         params["embedding"], means, batch["label"], params["gaussians"]["log"], 0.1
     )
     expected = np.mean(entropy(logits, batch["label"])) + verify.LIKELIHOOD * np.mean(likelihood)
@@ -148,14 +149,14 @@ def test_losses_of_embeddings_are_the_loops_over_real_rows(pull):
     x, label, on = unit(params), batch["label"], batch["real"] > 0
     if pull == "contrastive":
         found = [
-            slow.contrastive(x[i], x[j], label[i] == label[j], 1.0)
+            reference_embeddings.contrastive(x[i], x[j], label[i] == label[j], 1.0)
             for i in range(8)
             for j in range(8)
             if i != j and on[i] and on[j]
         ]
         expected = np.mean(found)
     else:
-        found = np.ravel(getattr(slow, pull)(x, label, on, 0.2, False))
+        found = np.ravel(getattr(reference_embeddings, pull)(x, label, on, 0.2, False))
         expected = np.mean([loss for loss in found if loss is not None])
     share, terms, _, slopes = judged(params, batch, pull=pull)
     assert terms["pull"] == pytest.approx(expected, 1e-4)
@@ -168,7 +169,9 @@ def test_centres_move_in_training_by_the_rule_of_the_paper_and_stay_in_evaluatio
     centres = np.random.default_rng(5).normal(size=(PEOPLE, DIM)).astype(np.float32)
     _, terms, stats, _ = judged(params, batch, centres=centres, pull="center")
     on = batch["real"] > 0
-    expected = slow.center_update(params["embedding"], centres, batch["label"], on, 0.5)
+    expected = reference_embeddings.center_update(
+        params["embedding"], centres, batch["label"], on, 0.5
+    )
     np.testing.assert_allclose(stats[verify.CENTRES], expected, rtol=1e-5, atol=1e-6)
     apart = params["embedding"] - centres[batch["label"]]
     assert terms["pull"] == pytest.approx((0.5 * (apart**2).sum(1))[on].mean(), 1e-5)
@@ -250,14 +253,16 @@ def test_the_report_judges_all_pairs():
     x, label = unit(told(12)), np.arange(12) % PEOPLE
     scores, same = verify.pairs(x, label)
     expected = [
-        (slow.cosine(x[i], x[j]), label[i] == label[j]) for i in range(12) for j in range(i + 1, 12)
+        (reference_embeddings.cosine(x[i], x[j]), label[i] == label[j])
+        for i in range(12)
+        for j in range(i + 1, 12)
     ]
     np.testing.assert_allclose(scores, [score for score, _ in expected], atol=1e-6)
     np.testing.assert_array_equal(same, [one for _, one in expected])
     rows = {"label": label, "predicted": (label + (np.arange(12) < 3)) % PEOPLE, "embedding": x}
     found = verify.report(rows)
     assert found["accuracy"] == 0.75 and found["correct"] == 9 and found["count"] == 12
-    assert found["auc"] == pytest.approx(slow.auc(scores, same), abs=1e-6)
+    assert found["auc"] == pytest.approx(reference_verification.auc(scores, same), abs=1e-6)
     assert 0 <= found["eer"] <= 1
 
 

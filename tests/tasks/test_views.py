@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from jaxdet.data.normalize import Normalization
-from jaxdet.models.detector import Answers
+from jaxdet.models.detector import DetectorOutput
 from jaxdet.ops import boxes, nms
 from jaxdet.tasks import detect, readings
-from jaxdet.types import At
+from jaxdet.types import StepContext
 
 BOX = (40, 20, 72, 60)
 STILL = Normalization((0.0,) * 3, (1.0,) * 3)
@@ -25,7 +25,7 @@ def tight(variables, images, train):
     )
     count = len(images)
     logits = jnp.broadcast_to(jnp.float32([[[3.0, -3.0]]]), (count, 1, 2))
-    return Answers(logits, found[:, None], None, None, jnp.zeros((1, 2)), jnp.ones(1))
+    return DetectorOutput(logits, found[:, None], None, None, jnp.zeros((1, 2)), jnp.ones(1))
 
 
 def looking(views, threshold=2.0):
@@ -35,7 +35,7 @@ def looking(views, threshold=2.0):
         ("a", "b"),
         change=None,
         assigner=None,
-        suppress=partial(nms.nms, size=8, least=0.1, threshold=threshold),
+        suppress=partial(nms.nms, max_detections=8, score_threshold=0.1, iou_threshold=threshold),
         reading=readings.ZEROS,
         levels=STILL,
         views=views,
@@ -67,7 +67,7 @@ def test_boxes_of_all_views_are_suppressed_together(images):
 @pytest.mark.parametrize("scale, shape", [(1.0, (96, 128)), (0.5, (64, 64)), (1.3, (128, 160))])
 def test_training_images_of_another_size_have_their_boxes_on_the_objects(images, scale, shape):
     task = looking(detect.PLAIN)._replace(change=lambda keys, batch, at: batch)
-    at = At(True, jnp.int32(0), jnp.int32(0), {}, scale=scale)
+    at = StepContext(True, jnp.int32(0), jnp.int32(0), {}, scale=scale)
     batch = {"image": images * 255, "boxes": np.float32([[BOX], [(56, 20, 88, 60)]])}
     found = task.augment(None, batch, at)
     assert found["image"].shape == (2, *shape, 3)

@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from jaxdet import weights
+from jaxdet import pickles
 from jaxdet.errors import InputError
 
 
@@ -70,9 +70,9 @@ def zipped(tree=PLAIN, storages=STORAGES, packing=zipfile.ZIP_STORED, **entries)
     return stream.getvalue()
 
 
-def rowed(tree=PLAIN, storages=STORAGES, version=weights.PROTOCOL, little=1, size=4):
+def rowed(tree=PLAIN, storages=STORAGES, version=pickles.PROTOCOL, little=1, size=4):
     """A file as torch.save wrote it before 1.6."""
-    start = b"\x80\x02\x8a\x0a" + weights.MAGIC.to_bytes(10, "little") + b"."
+    start = b"\x80\x02\x8a\x0a" + pickles.MAGIC.to_bytes(10, "little") + b"."
     parts = map(pickled, (version, {"little_endian": little}, tree, list(storages)))
     raw = (struct.pack("<q", len(each) // size) + each for each in storages.values())
     return start + b"".join((*parts, *raw))
@@ -88,7 +88,7 @@ def given(tmp_path):
     def read(content):
         path = tmp_path / "net.pth"
         path.write_bytes(content)
-        return weights.read(path)
+        return pickles.read_arrays(path)
 
     return read
 
@@ -107,7 +107,7 @@ def test_arrays_come_by_name_and_nothing_else(given, form):
 
 
 @BOTH
-@pytest.mark.parametrize("wrapper", weights.WRAPPERS)
+@pytest.mark.parametrize("wrapper", pickles.WRAPPERS)
 def test_what_a_training_script_wrapped_is_unwrapped(given, form, wrapper):
     assert list(given(form({"epoch": 3, wrapper: PLAIN}))) == ["a"]
 
@@ -197,7 +197,7 @@ def test_setting_attributes_leaves_no_trace(given, form):
     function = b"ctorch._utils\n_rebuild_parameter\n"
     evil = b"N}" + opcodes("__defaults__") + opcodes((tensor(),)) + b"s\x86b"
     given(form(b"\x80\x02}" + opcodes("a") + opcodes(PLAIN["a"]) + b"s" + function + evil + b"0."))
-    read = weights._Unpickler(io.BytesIO()).find_class("torch._utils", "_rebuild_parameter")
+    read = pickles._TensorUnpickler(io.BytesIO()).find_class("torch._utils", "_rebuild_parameter")
     assert read.__defaults__ is None
     for name in ("collections\nOrderedDict", "torch\nFloatStorage", "torch\nSize"):
         refused(given, form(b"\x80\x02c" + name.encode() + b"\n" + evil + b"."), "damaged")
@@ -245,7 +245,7 @@ def test_what_is_no_file_of_weights_is_refused(given, tmp_path):
         refused(given, content, match)
     for path, match in [(tmp_path, "Is a directory"), (tmp_path / "none", "No such file")]:
         with pytest.raises(InputError, match=f"^{path}: cannot be read: {match}"):
-            weights.read(path)
+            pickles.read_arrays(path)
 
 
 def test_entries_of_a_zip_file_that_share_their_bytes_are_refused(given):

@@ -52,7 +52,7 @@ WANTED = "wanted is a safetensors file, or one that torch.save(model.state_dict(
 INSTALL = "reading safetensors wants a package: pip install jaxdet[weights]"
 
 
-def read(path):
+def read_arrays(path):
     """{name: array} of a file of weights; its kind is told by its first bytes.
 
     Arrays may share memory, be strided as in the file and be read-only; bfloat16 comes as float32.
@@ -60,13 +60,13 @@ def read(path):
     such as the number of epochs, is left out.  InputError, in one line, when the file cannot be
     read, is of no known kind, is cut short or damaged, asks for anything but arrays, or holds none.
     """
-    with reading(path):
+    with as_input_error(path):
         content = Path(path).read_bytes()
         return _reader(content)(content)
 
 
 @contextmanager
-def reading(path):
+def as_input_error(path):
     """A context in which whatever fails is an InputError, in one line that names `path`.
 
     A damaged file may fail anywhere in pickle, zipfile, tarfile or NumPy.
@@ -82,7 +82,7 @@ def reading(path):
         raise InputError(f"{path}: is cut short or damaged ({reason}); fetch it again") from error
 
 
-class Unpickler(pickle.Unpickler):
+class RestrictedUnpickler(pickle.Unpickler):
     """Builds plain values and, of all that has a name, only what `known` has.
 
     A pickle can set attributes of whatever it is given: `known` makes functions anew each time, and
@@ -103,7 +103,7 @@ class Unpickler(pickle.Unpickler):
         return known[whole]
 
 
-def unpickler(stream, kind, **options):
+def next_unpickler(stream, kind, **options):
     """An `Unpickler` of class `kind` of the next pickle of a stream, which is left behind its end.
 
     stream: a BytesIO.  InputError for a pickle that could get at a global in another way, or that
@@ -204,7 +204,7 @@ class _Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
-class _Unpickler(Unpickler):
+class _TensorUnpickler(RestrictedUnpickler):
     """Builds the two records above; `kinds` are those of the storages it met."""
 
     wanted = WANTED
@@ -240,7 +240,7 @@ class _Unpickler(Unpickler):
 
 def _unpickle(stream):
     """(value, kinds of storages) of the next pickle of a stream."""
-    records = unpickler(stream, _Unpickler)
+    records = next_unpickler(stream, _TensorUnpickler)
     return records.load(), records.kinds
 
 

@@ -1,0 +1,315 @@
+import sys
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from jaxdet import pickles
+from jaxdet.errors import InputError
+from jaxdet.models import pretrained
+from jaxdet.models.resnet import BasicBlock, Bottleneck, ResNet, ResNet18, ResNet50
+from tests.models.test_sliding import apply, fill
+
+Tiny = partial(ResNet, stages=(1, 2), width=8, classes=3)
+COUNTER = "bn1.num_batches_tracked"
+IMAGES = np.random.default_rng(1).normal(size=(2, 64, 48, 3)).astype(np.float32)
+
+
+def shapes(net):
+    """Shapes of a network's variables."""
+    return jax.eval_shape(net.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 64, 64, 3), "f4"))
+
+
+def paths(variables):
+    found = jax.tree.leaves_with_path(variables)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in found}
+
+
+def filed(variables, names):
+    """The arrays {name: array} of a file with these values; the axes of its kernels are theirs."""
+    return {
+        names(path): np.moveaxis(leaf, (-1, -2), (0, 1)) if path.endswith("kernel") else leaf
+        for path, leaf in paths(variables).items()
+    }
+
+
+@pytest.fixture
+def tiny():
+    """(variables, arrays) of a small ResNet."""
+    variables = fill(shapes(Tiny()))
+    return variables, filed(variables, pretrained.resnet_name)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("params/stem/kernel", "conv1.weight"),
+        ("params/stem_norm/scale", "bn1.weight"),
+        ("batch_stats/stem_norm/mean", "bn1.running_mean"),
+        ("params/stage1_block1/conv1/kernel", "layer1.0.conv1.weight"),
+        ("params/stage4_block12/conv3_norm/bias", "layer4.11.bn3.bias"),
+        ("params/stage2_block1/around/kernel", "layer2.0.downsample.0.weight"),
+        ("batch_stats/stage2_block1/around_norm/var", "layer2.0.downsample.1.running_var"),
+        ("params/logits/bias", "fc.bias"),
+    ],
+)
+def test_names_of_resnets(path, name):
+    assert pretrained.resnet_name(path) == name
+
+
+@pytest.mark.parametrize("net", [ResNet18, ResNet50])
+def test_the_map_of_resnets_gives_no_name_twice(net):
+    names = [pretrained.resnet_name(path) for path in paths(shapes(net()))]
+    assert len(set(names)) == len(names)
+
+
+# The places of convolutions in torchvision's configurations A and D.
+@pytest.mark.parametrize(
+    ("options", "places"),
+    [
+        ({}, [0, 3, 6, 8, 11, 13, 16, 18]),
+        ({"norm": True}, [0, 4, 8, 11, 15, 18, 22, 25]),
+        ({"stages": (2, 2, 3, 3, 3)}, [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]),
+    ],
+)
+def test_names_of_vggs(options, places):
+    names = partial(pretrained.vgg_name, **options)
+    for i, place in enumerate(places, 1):
+        assert names(f"params/conv{i}/kernel") == f"features.{place}.weight"
+        assert names(f"params/features/conv{i}/bias") == f"features.{place}.bias"
+        if "norm" in options:
+            path = f"batch_stats/conv{i}_norm/mean"
+            assert names(path) == f"features.{place + 1}.running_mean"
+    assert names("params/hidden1/kernel") == "hidden1.weight"
+
+
+def test_variables_become_those_of_the_file(tiny):
+    variables, arrays = tiny
+    arrays = {**arrays, COUNTER: np.array(7)}
+    found = pretrained.assign_arrays(shapes(Tiny()), arrays, pretrained.resnet_name)
+    jax.tree.map(partial(np.testing.assert_array_equal, strict=True), found, variables)
+
+
+def test_types_are_those_of_the_variables(tiny):
+    variables, arrays = tiny
+    halves = {name: array.astype(np.float16) for name, array in arrays.items()}
+    found = pretrained.assign_arrays(variables, halves, pretrained.resnet_name)
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype(np.float32)}
+
+
+def test_a_kernel_of_a_depthwise_convolution_turns_like_any():
+    net = nn.Conv(6, (3, 5), feature_group_count=6, use_bias=False)
+    variables = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 8, 8, 6)))
+    kernel = np.random.default_rng(0).normal(size=(6, 1, 3, 5)).astype(np.float32)
+    found = pretrained.assign_arrays(variables, {"weight": kernel}, lambda path: "weight")
+    np.testing.assert_array_equal(found["params"]["kernel"][1, 2, 0, 4], kernel[4, 0, 1, 2])
+
+
+def test_what_the_map_gives_no_name_stays_as_it_is(tiny):
+    variables, arrays = tiny
+
+    def names(path):
+        return None if "logits" in path else pretrained.resnet_name(path)
+
+    zeros = jax.tree.map(jnp.zeros_like, variables)
+    found = pretrained.assign_arrays({**zeros, "other": {}}, arrays, names)
+    assert found["other"] == {} and not found["params"]["logits"]["kernel"].any()
+    np.testing.assert_array_equal(
+        found["params"]["stem"]["kernel"], variables["params"]["stem"]["kernel"]
+    )
+
+
+def test_a_head_may_be_left_over_where_the_network_has_none(tiny):
+    variables, arrays = tiny
+    found = pretrained.assign_arrays(shapes(Tiny(classes=0)), arrays, pretrained.resnet_name)
+    assert "logits" not in found["params"]
+    with pytest.raises(InputError, match=r"no variable takes \(2\): fc.bias, fc.weight$"):
+        pretrained.assign_arrays(shapes(Tiny(classes=0)), arrays, pretrained.resnet_name, spare=())
+    with pytest.raises(InputError, match=r"no variable takes \(1\): fc.scale$"):
+        pretrained.assign_arrays(
+            variables, {**arrays, "fc.scale": arrays["fc.bias"]}, pretrained.resnet_name
+        )
+
+
+@pytest.mark.parametrize(
+    ("net", "match"),
+    [
+        (
+            Tiny(stages=(1, 3)),
+            r"weights: variables without an array in the file \(10\): batch_stats/stage2_block3/"
+            r"conv1_norm/mean \(layer2.2.bn1.running_mean\), .*, .*, \.\.\.$",
+        ),
+        (Tiny(stages=(1, 1)), r"arrays in the file that no variable takes \(10\): .*, \.\.\.$"),
+        (
+            Tiny(classes=4),
+            r"variables with another shape than their array \(2\): params/logits/bias \(4,\) from "
+            r"\(3,\), params/logits/kernel \(16, 4\) from \(16, 3\)$",
+        ),
+    ],
+)
+def test_overlay_says_in_one_line_what_does_not_fit(tiny, net, match):
+    with pytest.raises(InputError, match=match):
+        pretrained.assign_arrays(shapes(net), tiny[1], pretrained.resnet_name)
+
+
+def test_an_array_of_too_few_axes_is_a_shape_that_differs(tiny):
+    variables, arrays = tiny
+    with pytest.raises(InputError, match=r"params/stem/kernel \(7, 7, 3, 8\) from \(\)$"):
+        pretrained.assign_arrays(
+            variables, {**arrays, "conv1.weight": np.float32(1)}, pretrained.resnet_name
+        )
+
+
+def torch_resnet(torch, stages, expansion, width, classes):
+    """A residual network in PyTorch, in evaluation, with torchvision's names."""
+    from torch.nn import functional
+
+    class Block(torch.nn.Module):
+        def __init__(self, channels, width, stride):
+            super().__init__()
+            wide = expansion * width
+            plan = [(width, 3, stride), (width, 3, 1)]
+            if expansion > 1:
+                plan = [(width, 1, 1), (width, 3, stride), (wide, 1, 1)]
+            inner = channels
+            for i, (outer, kernel, step) in enumerate(plan, 1):
+                conv = torch.nn.Conv2d(inner, outer, kernel, step, kernel // 2, bias=False)
+                self.add_module(f"conv{i}", conv)
+                self.add_module(f"bn{i}", torch.nn.BatchNorm2d(outer))
+                inner = outer
+            self.count, self.downsample = len(plan), torch.nn.Sequential()
+            if stride > 1 or channels != wide:
+                conv = torch.nn.Conv2d(channels, wide, 1, stride, bias=False)
+                self.downsample = torch.nn.Sequential(conv, torch.nn.BatchNorm2d(wide))
+
+        def forward(self, x):
+            y = x
+            for i in range(1, self.count + 1):
+                y = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(y))
+                y = functional.relu(y) if i < self.count else y
+            return functional.relu(y + self.downsample(x))
+
+    parts = {
+        "conv1": torch.nn.Conv2d(3, width, 7, 2, 3, bias=False),
+        "bn1": torch.nn.BatchNorm2d(width),
+        "relu": torch.nn.ReLU(),
+        "maxpool": torch.nn.MaxPool2d(3, 2, 1),
+    }
+    channels = width
+    for i, count in enumerate(stages):
+        blocks = []
+        for j in range(count):
+            blocks.append(Block(channels, width * 2**i, 2 if i and not j else 1))
+            channels = expansion * width * 2**i
+        parts[f"layer{i + 1}"] = torch.nn.Sequential(*blocks)
+    parts |= {"avgpool": torch.nn.AdaptiveAvgPool2d(1), "flatten": torch.nn.Flatten()}
+    net = torch.nn.Sequential()
+    for name, part in {**parts, "fc": torch.nn.Linear(channels, classes)}.items():
+        net.add_module(name, part)
+    return scrambled(torch, net)
+
+
+def scrambled(torch, net):
+    """A network in evaluation, with random statistics and affine parameters of its norms."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for part in net.modules():
+            if isinstance(part, torch.nn.BatchNorm2d):
+                for values in (part.weight, part.running_var):
+                    values.uniform_(0.5, 1.5)
+                for values in (part.bias, part.running_mean):
+                    values.normal_(0, 0.1)
+    return net.eval()
+
+
+def agree(torch, theirs, net, names, path, **options):
+    """Both networks give one output once ours has the weights that theirs saved in a file."""
+    with torch.no_grad():
+        expected = theirs(torch.tensor(IMAGES).permute(0, 3, 1, 2)).numpy()
+    torch.save(theirs.state_dict(), path, **options)
+    variables = pretrained.assign_arrays(shapes(net), pickles.read_arrays(path), names)
+    found = np.asarray(apply(net, variables, IMAGES))
+    if found.ndim == 4:
+        found = found.transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("new", [True, False])
+@pytest.mark.parametrize(
+    ("stages", "block", "width", "classes"),
+    [((2, 2, 2, 2), BasicBlock, 64, 1000), ((2, 1, 2), Bottleneck, 8, 5)],
+)
+def test_residual_networks_agree_with_torch(tmp_path, stages, block, width, classes, new):
+    torch = pytest.importorskip("torch")
+    theirs = torch_resnet(torch, stages, block.expansion, width, classes)
+    net = ResNet(stages=stages, block=block, width=width, classes=classes)
+    path, options = tmp_path / "net.pth", {"_use_new_zipfile_serialization": new}
+    agree(torch, theirs, net, pretrained.resnet_name, path, **options)
+
+
+class Convolutions(nn.Module):
+    """The features of a narrow VGG11."""
+
+    norm: bool
+
+    @nn.compact
+    def __call__(self, x):
+        for i in range(1, 9):
+            x = nn.Conv(8, (3, 3), name=f"conv{i}")(x)
+            if self.norm:
+                x = nn.BatchNorm(use_running_average=True, name=f"conv{i}_norm")(x)
+            x = nn.relu(x)
+            if i in (1, 2, 4, 6, 8):
+                x = nn.max_pool(x, (2, 2), (2, 2))
+        return x
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_a_vgg_agrees_with_torch(tmp_path, norm):
+    torch = pytest.importorskip("torch")
+    layers, channels = [], 3
+    for i in range(1, 9):
+        layers += [torch.nn.Conv2d(channels, 8, 3, padding=1)]
+        layers += [torch.nn.BatchNorm2d(8)] * norm + [torch.nn.ReLU()]
+        layers += [torch.nn.MaxPool2d(2)] * (i in (1, 2, 4, 6, 8))
+        channels = 8
+    theirs = torch.nn.Sequential()
+    theirs.add_module("features", torch.nn.Sequential(*layers))
+    names = partial(pretrained.vgg_name, norm=norm)
+    agree(torch, scrambled(torch, theirs), Convolutions(norm), names, tmp_path / "net.pth")
+
+
+def test_a_local_path_is_itself(tmp_path):
+    assert pretrained.fetch("a/net.pth") == Path("a/net.pth")
+    assert pretrained.fetch(tmp_path) == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("hf:timm/resnet18.a1_in1k", ("timm/resnet18.a1_in1k", "model.safetensors")),
+        ("hf:one/two:a/net.bin", ("one/two", "a/net.bin")),
+    ],
+)
+def test_a_file_of_a_hub_is_asked_for_by_its_name(monkeypatch, name, asked):
+    hub = SimpleNamespace(hf_hub_download=lambda *given: "/".join(("stored", *given)))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    assert pretrained.fetch(name) == Path("stored", *asked)
+
+
+def test_without_hub_or_network_a_local_file_is_asked_for(monkeypatch):
+    def refuse(*_):
+        raise OSError("no route\nto the host")
+
+    for hub, match in [
+        (None, r"^hf:a/b: .*pip install jaxdet\[weights\].*give a local file$"),
+        (SimpleNamespace(hf_hub_download=refuse), r"^hf:a/b: .*\(no route\); give a local file$"),
+    ]:
+        monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+        with pytest.raises(InputError, match=match):
+            pretrained.fetch("hf:a/b")
