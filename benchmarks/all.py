@@ -27,12 +27,12 @@ from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
 
-from benchmarks import harness
+from benchmarks.lib import harness
 from jaxdet import files
 from jaxdet.errors import InputError
 
 QUICK = {
-    "sliding_windows": "--batch 2 --sizes 16 28 --sample 8 --seconds 0.1",
+    "sliding_windows": "--batch 2 --multiscale 16 28 --sample 8 --seconds 0.1",
     "target_encoding": "--batch 16 --seconds 0.1",
     "layers": "--layers dense conv3 depthwise3 norm max_pool --batch 2 --seconds 0.02",
     "flops": "--models digits andrew lenet resnet18",
@@ -43,7 +43,7 @@ QUICK = {
     "startup": "--small true --repeats 1",
     "suppression": "--boxes 50 --size 10 --batch 2 --seconds 0.05",
     "similarity": "--unknown 50 --known 20 --numbers 8 --seconds 0.05",
-    "assignment": "--batch 2 --slots 5 --classes 4 --side 64 --seconds 0.05",
+    "assignment": "--batch 2 --max-boxes 5 --classes 4 --side 64 --seconds 0.05",
 }
 NAMES = tuple(QUICK)
 SPINNING = ("tutorial",)  # benchmarks in which PyTorch's threads may

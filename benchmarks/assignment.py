@@ -4,7 +4,7 @@
 
 Prints a Markdown table: seconds a batch of images with 8,400 cells (640 x 640 pixels at strides 8,
 16 and 32), 50 true boxes and 80 classes: loops over boxes and cells in Python and NumPy
-(`tests.slow_detection.task_aligned`), timed on `--sample` images and multiplied; PyTorch with dense
+(`benchmarks.lib.reference.task_aligned`), timed on `--sample` images and multiplied; PyTorch with dense
 tensors over the batch, the usual way; and `assign.task_aligned` under `vmap`, compiled.  The last
 two take turns.  What they assign is compared: a difference ends the run.  On 2 CPU cores the loops
 took 159 times as long as jaxdet, PyTorch 2.8 times (`results/assignment.md`).
@@ -18,12 +18,11 @@ from importlib.util import find_spec
 import jax
 import numpy as np
 
-from benchmarks import harness
+from benchmarks.lib import harness, reference
 from jaxdet import tables
 from jaxdet.errors import InputError
 from jaxdet.ops import anchors, assign
 from jaxdet.profiling import timing
-from tests import slow_detection
 
 NAME = "assignment"
 COLUMNS = {
@@ -133,13 +132,13 @@ def _loops(options, given, found):
 def _looped(given, i):
     scores, boxes, points, true, labels, valid = given
     one = scores[i], boxes[i], points, true[i], labels[i], valid[i]
-    return slow_detection.task_aligned(*one, **HOW)
+    return reference.task_aligned(*one, **HOW)
 
 
 def _torch(given):
     import torch
 
-    from benchmarks.peers import assign as peer
+    from benchmarks.torch_refs import assign as peer
 
     tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in given]
     tensors[4] = tensors[4].long()

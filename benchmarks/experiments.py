@@ -31,7 +31,7 @@ from typing import NamedTuple
 
 import jax
 
-from benchmarks import harness
+from benchmarks.lib import harness
 from jaxdet import tables
 from jaxdet.errors import InputError
 from jaxdet.training import run_dir
@@ -42,9 +42,9 @@ MODES = (
     "--box-weight 5"
 )
 WEIGHTS = "--weights package:lite0"
-DETECT = "--epochs {epochs} --flip-down --weights package:lite0 --freeze 8 --fixed-norm"
+DETECT = "--epochs {epochs} --vflip --weights package:lite0 --freeze-stages 8 --freeze-bn"
 CIFAR10 = "--epochs 4 --batch 20 --schedule cosine --lr .005"
-FACES = "--epochs 15 --batch 32 --size 64 --cut-val .2 --cut-test 0"
+FACES = "--epochs 15 --batch 32 --size 64 --val-fraction .2 --test-fraction 0"
 SCORES = {
     "objects": ("accuracy", "iou", "iou50", "iou70", "loss"),
     "detect": ("map", "map50", "map75", "loss"),
@@ -91,7 +91,10 @@ EXPERIMENTS = {
     "shares": Experiment(
         "objects",
         tuple(
-            Run(f"{n}_percent", f"{OBJECTS} --epochs 20 --cut-val .2 --train-frac {n / 100}")
+            Run(
+                f"{n}_percent",
+                f"{OBJECTS} --epochs 20 --val-fraction .2 --train-fraction {n / 100}",
+            )
             for n in (1, 5, 10, 20)
         ),
     ),
@@ -109,7 +112,7 @@ EXPERIMENTS = {
         (
             Run(
                 "neither_200_epochs",
-                f"{OBJECTS} --epochs 200 --dropout 0 --no-norm --cut-val .005 --cut-test .1",
+                f"{OBJECTS} --epochs 200 --dropout 0 --no-norm --val-fraction .005 --test-fraction .1",
                 ("best", "last"),
             ),
         ),
@@ -118,9 +121,9 @@ EXPERIMENTS = {
         "objects",
         (
             Run("scratch", MODES),
-            Run("frozen", f"{MODES} {WEIGHTS} --backbone frozen"),
-            Run("last_4_stages", f"{MODES} {WEIGHTS} --backbone frozen --learn-last 4"),
-            Run("fine_tuned", f"{MODES} {WEIGHTS} --backbone finetune"),
+            Run("frozen", f"{MODES} {WEIGHTS} --transfer frozen"),
+            Run("last_4_stages", f"{MODES} {WEIGHTS} --transfer frozen --unfreeze-last 4"),
+            Run("fine_tuned", f"{MODES} {WEIGHTS} --transfer finetune"),
         ),
     ),
     "assigners": Experiment(

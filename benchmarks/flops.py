@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import jax
 
-from benchmarks import harness
+from benchmarks.lib import harness
 from jaxdet import tables
 from jaxdet.configs import networks
 from jaxdet.profiling import summary, timing

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import harness, prepared
+from benchmarks.lib import harness, synthetic
 from jaxdet import rng, tables
 from jaxdet.configs import cifar10
 from jaxdet.data import digits, images, sampler
@@ -93,7 +93,7 @@ def sources(options, folder):
     if find_spec("tensorflow_datasets") is None:
         yield about | {"note": "not installed"}
     else:
-        prepared.prepare(folder, "noise")
+        synthetic.prepare(folder, "noise")
         yield timed(*about.values(), None, partial(digits.read_tfds, "noise", folder), options)
 
 
@@ -103,7 +103,7 @@ def files(options, folder):
     paths = [folder / f"{i}.png" for i in range(FILES)]
     for path in paths:
         coarse = draw.integers(0, 256, (SHAPE[0] // 8, SHAPE[1] // 8, 3), np.uint8)
-        path.write_bytes(prepared.png(coarse.repeat(8, 0).repeat(8, 1)))
+        path.write_bytes(synthetic.png(coarse.repeat(8, 0).repeat(8, 1)))
     height, width, _ = SHAPE
     name = f"PNG, {height} x {width}"
     yield timed(name, "files", FILES, lambda: [images.read_grey(path) for path in paths], options)
@@ -129,7 +129,7 @@ def changed(options):
     rows = sampler.shuffled_batches(0, 0, NOISE, options.batch)[0]
     for names in ((), *((name,) for name in CHANGES), tuple(CHANGES)):
         changes = {field: value for name in names for field, value in CHANGES[name].items()}
-        system = prepared.classified(cifar10.Config(**changes), train=NOISE, val=1)
+        system = synthetic.classified(cifar10.Config(**changes), train=NOISE, val=1)
         data = jax.device_put(system.splits["train"].arrays)
         call = partial(jax.jit(partial(as_in_training, system.task)), data, rows)
         yield timed("CIFAR-10's size", ", ".join(["gather", *names]), options.batch, call, options)

@@ -70,8 +70,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import harness, ways
-from benchmarks.single import DIRECTIONS, LAYERS, Single, numbers, passes
+from benchmarks.lib import harness
+from benchmarks.lib.single_layers import DIRECTIONS, LAYERS, Single, numbers, passes
 from jaxdet import flops, tables
 from jaxdet.errors import InputError
 from jaxdet.kernels import conv
@@ -124,7 +124,7 @@ def report(options):
     unknown = [name for name in options.layers if name not in LAYERS]
     if unknown or options.batch < 1:
         raise InputError(f"--layers are of {', '.join(LAYERS)}; --batch starts at 1")
-    missing = ways.torch_missing(options.peers)
+    missing = harness.torch_unavailable(options.peers)
     rows = []
     for name in options.layers or LAYERS:
         print(f"layer {name}", file=sys.stderr, flush=True)
@@ -133,7 +133,7 @@ def report(options):
     if missing:
         rows.append({"layer": "torch", "note": missing})
     else:
-        from benchmarks.peers import sliding as peer
+        from benchmarks.torch_refs import sliding as peer
 
         more["torch"] = peer.about()
     if jax.default_backend() == "gpu":
@@ -182,7 +182,7 @@ def in_jax(case, direction, dtype, impl):
 
 def in_torch(case, direction):
     """(call, what it found by name) of a direction in PyTorch."""
-    from benchmarks.peers import layers as peer
+    from benchmarks.torch_refs import layers as peer
 
     net = peer.module(case.layer, case.variables.get("params", {}).get("part", {}))
     if direction == DIRECTIONS[0]:

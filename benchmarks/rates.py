@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from benchmarks import harness, prepared
+from benchmarks.lib import harness, synthetic
 from jaxdet import tables
 from jaxdet.configs.cifar10 import TUTORIALS, Config
 from jaxdet.errors import InputError
@@ -67,7 +67,7 @@ def report(options):
 def compare(name, options):
     """The row of a network: seconds of a step of all rates, either way."""
     config = Config(model=name, batch=options.batch, devices=1)
-    system = prepared.classified(config, train=8 * config.batch, val=config.eval_batch)
+    system = synthetic.classified(config, train=8 * config.batch, val=config.eval_batch)
     chosen = [replace(config, lr=float(lr)) for lr in np.geomspace(1e-4, 1e-2, options.count)]
     with tempfile.TemporaryDirectory() as folder:
         places = [Path(folder) / str(number) for number in range(options.count)]

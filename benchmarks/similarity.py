@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from benchmarks import harness
+from benchmarks.lib import harness
 from jaxdet import tables
 from jaxdet.errors import InputError
 from jaxdet.ops import embeddings

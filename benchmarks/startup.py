@@ -4,7 +4,7 @@
 
 Prints a Markdown table: median seconds, each time in a fresh process, of `jaxdet --help` from
 start to end, and of every stage of `jaxdet train digits` on one device until its second step (see
-`benchmarks.stages`).  `cold` begins with an empty folder for compiled programs, `warm` with one
+`benchmarks.lib.startup_stages`).  `cold` begins with an empty folder for compiled programs, `warm` with one
 that an earlier process of the same kind has filled; programs that compile within half a second are
 not kept, see `cli.prepare`.  The files themselves have been read before, in either case.
 `--small` takes a network of one narrow convolution: quick, and of no other use.
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import jax
 
-from benchmarks import harness
+from benchmarks.lib import harness
 from jaxdet import tables
 from jaxdet.errors import InputError
 from jaxdet.profiling import timing
@@ -100,7 +100,7 @@ def trainings(repeats, fields):
 def training(fields, cache):
     """{stage: seconds} of one training process that keeps its programs in the folder `cache`."""
     started = time.time()
-    told = json.loads(process("benchmarks.stages", json.dumps(fields), cache=cache))
+    told = json.loads(process("benchmarks.lib.startup_stages", json.dumps(fields), cache=cache))
     seconds = {START: told["begun"] - started, **told["seconds"]}
     return {**seconds, WHOLE: told["first"] - started}
 

@@ -3,7 +3,7 @@
     python -m benchmarks.suppression --json FILE
 
 Prints a Markdown table: seconds an image of greedy NMS as it is usually written in NumPy (the best
-box, one vector of overlaps, repeat), of torchvision's C++ operation, and of `nms.hard` compiled,
+box, one vector of overlaps, repeat), of torchvision's C++ operation, and of `nms.nms` compiled,
 without classes and with 80; then of the soft and of the merging ways, and of a batch of images in
 one call, as seconds an image.  The first three must keep the same boxes; all take turns.
 torchvision is a row "not installed" also where its operations do not load.  On 2 CPU cores NumPy
@@ -17,7 +17,7 @@ from functools import partial
 import jax
 import numpy as np
 
-from benchmarks import harness
+from benchmarks.lib import harness
 from jaxdet import tables
 from jaxdet.errors import InputError
 from jaxdet.ops import nms
@@ -72,7 +72,7 @@ def compare(options):
     given, size = jax.device_put((boxes, scores, labels)), options.size
 
     def ours(way, *args, **how):
-        program = jax.jit(partial(way, size=size, **how))
+        program = jax.jit(partial(way, max_detections=size, **how))
         return lambda: jax.block_until_ready(program(*args))
 
     hard = ours(nms.nms, *given[:2])
@@ -89,7 +89,7 @@ def compare(options):
     calls["jaxdet, fused"] = ours(nms.weighted_boxes_fusion, *given)
     several = f"jaxdet, {options.batch} images in one call"
     many = jax.device_put([np.stack([column] * options.batch) for column in (boxes, scores)])
-    together = jax.jit(jax.vmap(partial(nms.nms, size=size)))
+    together = jax.jit(jax.vmap(partial(nms.nms, max_detections=size)))
     calls[several] = lambda: jax.block_until_ready(together(*many))
     for call in calls.values():
         call()

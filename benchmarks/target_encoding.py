@@ -3,7 +3,7 @@
     python -m benchmarks.target_encoding --batch 64 --json FILE
 
 Prints a Markdown table: seconds a batch of the three loops over images, rows and columns in Python
-and NumPy (`tests.slow.encode_targets`) and of `encode`, vectorised over windows and images and
+and NumPy (`benchmarks.lib.reference.encode_targets`) and of `encode`, vectorised over windows and images and
 compiled, on the windows of the `digits` configuration; and the ratio of the medians.  Both take
 turns, and their values are compared: a difference ends the run.  On 2 CPU cores, batch 64, `encode`
 was 201.81 times faster (`results/target_encoding.md`).
@@ -16,13 +16,12 @@ from functools import partial
 import jax
 import numpy as np
 
-from benchmarks import harness
+from benchmarks.lib import harness, reference
 from jaxdet import tables
 from jaxdet.configs.digits import Config
 from jaxdet.errors import InputError
 from jaxdet.ops import windows
 from jaxdet.profiling import timing
-from tests import slow
 
 NAME = "target_encoding"
 COLUMNS = {
@@ -67,7 +66,7 @@ def compare(batch, seconds):
     config = Config()
     grid = grid_of(config)
     boxes, labels = objects(batch, config.canvas)
-    looped = partial(slow.encode_targets, boxes, labels, *grid[:4])
+    looped = partial(reference.encode_targets, boxes, labels, *grid[:4])
     encode = jax.jit(jax.vmap(partial(windows.encode_targets, grid=grid)))
     vectorised = partial(encode, jax.device_put(boxes), jax.device_put(labels))
     times = timing.measure_interleaved(looped, vectorised, seconds=seconds)

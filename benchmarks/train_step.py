@@ -41,7 +41,7 @@ from typing import Literal
 
 import jax
 
-from benchmarks import harness, steps
+from benchmarks.lib import harness, train_steps
 from jaxdet import tables
 from jaxdet.errors import InputError
 from jaxdet.profiling import timing
@@ -67,7 +67,7 @@ COLUMNS = {
 class Options(harness.Kept):
     """One training step of every model, jaxdet against PyTorch."""
 
-    models: tuple[str, ...] = tuple(steps.MODELS)
+    models: tuple[str, ...] = tuple(train_steps.MODELS)
     """models to time"""
     batch: int = 0
     """images a step; 0 is each model's own"""
@@ -88,9 +88,11 @@ def main(argv=None):
 
 def report(options):
     """Time, print, write."""
-    unknown = [name for name in options.models if name not in steps.MODELS]
+    unknown = [name for name in options.models if name not in train_steps.MODELS]
     if unknown or options.batch < 0:
-        raise InputError(f"--models {unknown}: known are {', '.join(steps.MODELS)}; --batch >= 0")
+        raise InputError(
+            f"--models {unknown}: known are {', '.join(train_steps.MODELS)}; --batch >= 0"
+        )
     rows = [row for name in options.models for row in compare(name, options)]
     harness.show(tables.to_markdown(rows, COLUMNS), options.markdown)
     if options.json:
@@ -99,7 +101,7 @@ def report(options):
 
 def compare(name, options):
     """Rows of all ways of one model."""
-    work = steps.workload(name, options.batch, options.impl, options.bfloat16)
+    work = train_steps.workload(name, options.batch, options.impl, options.bfloat16)
     about = {"model": name, "batch": work.batch, "side": work.side}
     ready, rows = {}, []
     for way in WAYS:
@@ -108,7 +110,7 @@ def compare(name, options):
             rows.append({**about, "way": way, "note": reason})
             continue
         try:
-            ready[way] = (call := steps.BUILDERS[way](work)), timing.timed(call)[1]
+            ready[way] = (call := train_steps.BUILDERS[way](work)), timing.timed(call)[1]
         except Exception as error:  # PyTorch's compiler fails in many ways: each is a row
             rows.append({**about, "way": way, "note": f"failed: {str(error).splitlines()[0]}"})
     taken = timing.sample_interleaved([call for call, _ in ready.values()], seconds=options.seconds)

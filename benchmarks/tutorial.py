@@ -20,7 +20,7 @@ from pathlib import Path
 
 import jax
 
-from benchmarks import harness, prepared
+from benchmarks.lib import harness, synthetic
 from jaxdet import tables
 from jaxdet.configs.cifar10 import Config
 from jaxdet.data import sampler
@@ -75,7 +75,7 @@ def report(options):
 def compare(options):
     """A row a way."""
     config = Config(epochs=MANY, eval_first=False, devices=1)
-    system = prepared.classified(config, train=options.steps * config.batch, val=options.images)
+    system = synthetic.classified(config, train=options.steps * config.batch, val=options.images)
     with tempfile.TemporaryDirectory() as folder:
         ways = {"jaxdet": in_jaxdet(system, config, Path(folder))}
         reason = missing()
@@ -121,7 +121,7 @@ def in_jaxdet(system, config, folder):
 
 def in_torch(system, config):
     """The same in PyTorch."""
-    from benchmarks.peers import tutorial
+    from benchmarks.torch_refs import tutorial
 
     train, val = (system.splits[part].arrays for part in ("train", "val"))
     of = {"lr": config.lr, "momentum": config.momentum}

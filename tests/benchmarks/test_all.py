@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import all as everything
-from benchmarks import harness
+from benchmarks.lib import harness
 from jaxdet.cli import main as cli
 
 ROOT = Path(everything.__file__).parents[1]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import harness
+from benchmarks.lib import harness
 from jaxdet.errors import InputError
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks import input as feeding
-from benchmarks import prepared
+from benchmarks.lib import synthetic
 from jaxdet.configs import cifar10
 from jaxdet.data import digits
 from tests.cli.test_main import mnist
@@ -49,16 +49,16 @@ def test_what_is_not_there_is_a_row(tmp_path, monkeypatch, capsys):
 
 def test_the_prepared_set_can_be_read(tmp_path):
     pytest.importorskip("tensorflow_datasets")
-    prepared.prepare(tmp_path, "noise")
+    synthetic.prepare(tmp_path, "noise")
     train, test = digits.read_tfds("noise", tmp_path)
-    assert (len(train), len(test)) == (prepared.TRAIN, prepared.TEST)
-    assert train.arrays["image"].shape[1:] == (prepared.SIDE, prepared.SIDE)
-    np.testing.assert_array_equal(np.bincount(train.arrays["label"]), [prepared.TRAIN // 10] * 10)
+    assert (len(train), len(test)) == (synthetic.TRAIN, synthetic.TEST)
+    assert train.arrays["image"].shape[1:] == (synthetic.SIDE, synthetic.SIDE)
+    np.testing.assert_array_equal(np.bincount(train.arrays["label"]), [synthetic.TRAIN // 10] * 10)
 
 
 @pytest.mark.parametrize("changes", [{}, *feeding.CHANGES.values()])
 def test_images_are_changed_as_asked(changes):
-    system = prepared.classified(cifar10.Config(**changes), train=40, val=1)
+    system = synthetic.classified(cifar10.Config(**changes), train=40, val=1)
     data, rows = system.splits["train"].arrays, np.arange(2, 40)
     found = np.asarray(feeding.as_in_training(system.task, data, rows))
     apart = (abs(found - data["image"][2:] / np.float32(255)) > 1e-6).any((1, 2, 3))

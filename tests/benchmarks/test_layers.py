@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import layers, ways
-from benchmarks.single import DIRECTIONS, LAYERS, numbers
+from benchmarks.lib.single_layers import DIRECTIONS, LAYERS, numbers
 from jaxdet.profiling import roofline
 
 QUICK = ["--batch", "2", "--seconds", "0"]

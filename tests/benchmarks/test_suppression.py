@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks import suppression
-from tests import slow_detection
+from tests.reference import detection as reference
 
 SMALL = ["--boxes", "60", "--size", "20", "--batch", "3", "--seconds", "0"]
 
@@ -22,7 +22,7 @@ def test_the_command_compares_all_ways(tmp_path, capsys):
 
 def test_numpy_keeps_what_the_loop_keeps():
     boxes, scores, _ = suppression.drawn(80)
-    wanted = slow_detection.hard_nms(boxes, scores, np.zeros(80), 0.5)
+    wanted = reference.nms(boxes, scores, np.zeros(80), 0.5)
     np.testing.assert_array_equal(suppression.greedy(boxes, scores, 80), wanted)
 
 

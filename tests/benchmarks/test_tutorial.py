@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import prepared, tutorial
+from benchmarks import tutorial
+from benchmarks.lib import synthetic
 from jaxdet.configs.cifar10 import Config
 from jaxdet.data import sampler
 from jaxdet.training import host_init, parallel
@@ -16,10 +17,10 @@ from jaxdet.training import state as training_state
 
 def test_pytorch_learns_the_same_from_the_same_batches():
     torch = pytest.importorskip("torch")
-    from benchmarks.peers import tutorial as peer
+    from benchmarks.torch_refs import tutorial as peer
 
     config = Config(batch=4, devices=1, lr=0.05, conv="lax")
-    system = prepared.classified(config, train=12, val=4)
+    system = synthetic.classified(config, train=12, val=4)
     programs = training_loop.Programs(system, config)
     state = parallel.put(host_init.evaluate(training_state.maker(system, config)), programs.among)
     data = system.splits["train"].arrays
@@ -52,7 +53,7 @@ def in_pytorch(params):
 
 def test_pytorch_is_judged_by_all_images():
     torch = pytest.importorskip("torch")
-    from benchmarks.peers import tutorial as peer
+    from benchmarks.torch_refs import tutorial as peer
 
     draw = np.random.default_rng(0)
     images = draw.integers(0, 256, (7, 32, 32, 3), np.uint8)
@@ -78,7 +79,7 @@ def test_the_whole_is_computed_from_steps_and_evaluations(tmp_path, capsys):
 
 def test_steps_and_evaluations_take_turns(tmp_path):
     config = Config(epochs=tutorial.MANY, eval_first=False, devices=1, eval_batch=4)
-    system = prepared.classified(replace(config, batch=4), train=8, val=4)
+    system = synthetic.classified(replace(config, batch=4), train=8, val=4)
     train_them, judge = tutorial.in_jaxdet(system, config, tmp_path)
     lines = []
     for call in (train_them, judge, train_them, judge):

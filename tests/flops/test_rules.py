@@ -10,7 +10,7 @@ from jax import lax
 
 from jaxdet import flops
 from jaxdet.flops.rules import OpCounts
-from tests import slow
+from tests.reference import layers as reference
 
 laws = settings(deadline=None, max_examples=60)
 
@@ -244,7 +244,7 @@ geometries = st.tuples(
 
 def reference_taps(geometry, padding):
     """(taps, outputs with at least one tap) by the slow reference."""
-    taps = slow.taps(*geometry)
+    taps = reference.count_taps(*geometry)
     assume(taps)
     counts = [on + off * (padding == "full") for on, off in taps]
     return sum(counts), sum(count > 0 for count in counts)

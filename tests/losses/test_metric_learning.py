@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from jaxdet.losses import metric_learning as losses
 from jaxdet.ops import embeddings
-from tests import slow_embeddings as slow
+from tests.reference import embeddings as reference
 
 laws = settings(deadline=None, max_examples=12)
 seeds = given(seed=st.integers(0, 2**32 - 1))
@@ -74,7 +74,7 @@ def gradients(name, x, weights, labels):
 def test_logits_match_the_scalar_reference(name, margin, seed):
     given, margin = random_inputs(seed), margin if name == "l_softmax" else margin / 4
     scale = {"l_softmax": 1}.get(name, 64)
-    expected = slow.margin_logits(name, *given, margin, scale)
+    expected = reference.margin_logits(name, *given, margin, scale)
     found = logits(name, *given, margin)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=scale * 2e-5)
 
@@ -121,11 +121,11 @@ def test_center_loss_and_update_match_the_reference(seed):
     x, centers, labels = random_inputs(seed)
     mask = np.random.default_rng(seed).integers(0, 2, B)
     found = COMPILED["center"](x, centers, labels)
-    expected = [slow.distance(v, centers[k]) ** 2 / 2 for v, k in zip(x, labels, strict=True)]
+    expected = [reference.euclidean(v, centers[k]) ** 2 / 2 for v, k in zip(x, labels, strict=True)]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     sums = jax.jit(losses.center_sums)
     moved = losses.center_update(centers, *sums(x, centers, labels, mask), rate=0.3)
-    expected = slow.center_update(x, centers, labels, mask, 0.3)
+    expected = reference.center_update(x, centers, labels, mask, 0.3)
     np.testing.assert_allclose(moved, expected, rtol=1e-5, atol=1e-6)
     parts = (sums(x[i::2], centers, labels[i::2], mask[i::2]) for i in (0, 1))
     together = jax.tree.map(lambda a, b: a + b, *parts)
@@ -153,7 +153,7 @@ def test_contrastive_loss_of_all_pairs_matches_the_reference_and_is_symmetric(se
     found = COMPILED["contrastive"](x, None, labels)
     margin = 1.0
     for i, j in np.ndindex(B, B):
-        expected = slow.contrastive(x[i], x[j], labels[i] == labels[j], margin)
+        expected = reference.contrastive(x[i], x[j], labels[i] == labels[j], margin)
         np.testing.assert_allclose(found[i, j], expected, rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(found, found.T)
 
@@ -174,7 +174,7 @@ def test_triplet_losses_match_the_reference(name, soft, seed):
     x, _, labels = random_inputs(seed)
     mask = np.random.default_rng(seed).integers(0, 4, B) > 0
     loss, valid = triplets(name, x, labels, mask, 0.3, soft)
-    expected = np.array(getattr(slow, name)(x, labels, mask, 0.3, soft), float)
+    expected = np.array(getattr(reference, name)(x, labels, mask, 0.3, soft), float)
     np.testing.assert_array_equal(valid, ~np.isnan(expected))
     np.testing.assert_allclose(loss, np.nan_to_num(expected), rtol=1e-4, atol=1e-5)
 
@@ -200,7 +200,7 @@ def test_gaussian_mixture_matches_the_reference(seed):
     spread = np.random.default_rng(seed).normal(size=(K, D)).astype(np.float32)
     for log_variances in (spread, np.zeros((K, D), np.float32)):
         found = jax.jit(losses.lgm)(x, means, labels, log_variances)
-        expected = slow.lgm(x, means, labels, log_variances, 0.1)
+        expected = reference.lgm(x, means, labels, log_variances, 0.1)
         chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -208,7 +208,7 @@ def test_gaussian_mixture_with_equal_variances_is_a_softmax_of_distances():
     x, means, labels = random_inputs(3)
     run = jax.jit(losses.lgm)
     found, _ = run(x, means, labels, margin=0.0)
-    apart = slow.similarity(x, means, "euclidean")
+    apart = reference.similarity(x, means, "euclidean")
     chex.assert_trees_all_close(jax.nn.softmax(found), jax.nn.softmax(-(apart**2) / 2), atol=1e-5)
     assert not run(means[labels], means, labels, margin=0.0)[1].any()
     chex.assert_trees_all_close(run(x, means, np.full(B, -1))[0], found, atol=1e-4)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxdet.ops import anchors, boxes
-from tests import slow_detection as slow
+from tests.reference import detection as reference
 
 laws = settings(deadline=None, max_examples=30)
 COUNT = 5
@@ -43,9 +43,9 @@ def test_anchor_boxes_have_the_areas_and_shapes_asked_for():
 @given(proper(), proper())
 def test_offsets_are_those_of_one_box_after_the_other(true, from_boxes):
     found = anchors.encode(true, from_boxes)
-    expected = [slow.offsets(*pair) for pair in zip(true, from_boxes, strict=True)]
+    expected = [reference.encode_offsets(*pair) for pair in zip(true, from_boxes, strict=True)]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-    boxes = [slow.of_offsets(*pair) for pair in zip(found, from_boxes, strict=True)]
+    boxes = [reference.decode_offsets(*pair) for pair in zip(found, from_boxes, strict=True)]
     np.testing.assert_allclose(anchors.decode(found, from_boxes), boxes, rtol=1e-4, atol=1e-3)
 
 

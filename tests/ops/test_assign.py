@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.lib import reference
 from jaxdet.ops import anchors, assign, boxes
-from tests import slow_detection as slow
+from tests.reference import boxes as reference_boxes
+from tests.reference import detection as reference_detection
 
 GOLDENS = np.load(Path(__file__).parents[1] / "goldens" / "detection_ops.npz")
 CASES = json.loads(str(GOLDENS["tal_cases"]))
@@ -63,7 +65,7 @@ def test_seed_002_has_alpha_and_beta_of_toods_paper_the_other_way_round():
     given, seeds = drawn(11), {"alpha": 6.0, "beta": 1.0}
     papers = {"topk": 5, "alpha": seeds["beta"], "beta": seeds["alpha"]}
     found, paper = aligned(*given, topk=5, **seeds), aligned(*given, **papers)
-    expected = slow.task_aligned(*given, topk=5, **seeds)
+    expected = reference.task_aligned(*given, topk=5, **seeds)
     np.testing.assert_array_equal(found.positive, expected[0])
     np.testing.assert_allclose(found.scores, expected[2], rtol=2e-4, atol=1e-6)
     assert (found.positive != paper.positive).any()
@@ -74,8 +76,9 @@ def test_seed_002_has_alpha_and_beta_of_toods_paper_the_other_way_round():
 @given(seed=st.integers(0, 10**6), topk=st.sampled_from([1, 4, 60]))
 def test_task_aligned_is_the_loop(overlap, seed, topk):
     given = drawn(seed)
-    how = {"topk": topk, "alpha": 0.5, "beta": 2.0, "overlap": overlap}
-    found, expected = aligned(*given, **how), slow.task_aligned(*given, **how)
+    how = {"topk": topk, "alpha": 0.5, "beta": 2.0}
+    found = aligned(*given, overlap=overlap, **how)
+    expected = reference.task_aligned(*given, iou_fn=getattr(reference_boxes, overlap), **how)
     np.testing.assert_array_equal(found.positive, expected[0])
     np.testing.assert_array_equal(found.index, expected[1])
     np.testing.assert_allclose(found.scores, expected[2], rtol=2e-4, atol=1e-6)
@@ -152,7 +155,7 @@ def test_largest_overlap_is_the_loop(at_least_one, seed):
     how = {"positive": 0.4, "at_least_one": at_least_one}
     found = jax.device_get(largest_overlap(made, true, labels, valid, classes=3, **how))
     shared = np.asarray(iou(true[:, None], made[None]), np.float64)
-    on, index = slow.largest_overlap(made, true, valid, **how)
+    on, index = reference_detection.max_iou(made, true, valid, **how)
     near = (abs(shared[valid] - 0.4) < 1e-5).any() or _tied(shared[valid])
     if not near:  # where rounding decides, the two may differ
         np.testing.assert_array_equal(found.positive, on)

@@ -12,7 +12,8 @@ from jaxdet import rng
 from jaxdet.data import digits
 from jaxdet.errors import InputError
 from jaxdet.ops import augment, boxes
-from tests import slow
+from tests.reference import augment as reference_augment
+from tests.reference import boxes as reference_boxes
 
 LEVEL = 1.01 / 255  # rounding may fall either way between two programs
 TURNED = {"scale": (1.0, 1.0), "canvas": 42}
@@ -65,7 +66,7 @@ def test_a_canvas_holds_one_digit_in_its_tight_box(options):
     assert (images >= 0).all() and (images <= 1).all()
     np.testing.assert_allclose(images * 255, np.round(images * 255), rtol=1e-6)
     for image, box in zip(images[..., 0], corners, strict=True):
-        np.testing.assert_array_equal(box, slow.tight_box(image))
+        np.testing.assert_array_equal(box, reference_boxes.mask_to_box(image))
         assert image.max() > 0.5
 
 
@@ -85,7 +86,7 @@ def test_the_canvas_changes_where_the_digit_lies_and_nothing_else():
 
 def test_without_turn_or_scale_the_pixels_are_copied():
     for digit, image, box in zip(DIGITS, *batch(**STILL), strict=True):
-        ink = inside(digit, slow.tight_box(digit))
+        ink = inside(digit, reference_boxes.mask_to_box(digit))
         np.testing.assert_allclose(inside(image[..., 0], box), ink, rtol=1e-6)
 
 
@@ -95,14 +96,14 @@ def test_quarter_turns_go_counter_clockwise(quarters, sides):
     ink = np.random.default_rng(0).uniform(0.1, 1, sides).astype(np.float32)
     digit = np.pad(ink, ((2, 26 - sides[0]), (5, 23 - sides[1])))
     patch = np.asarray(turn(digit, quarters * np.pi / 2, 1.0, side=40))
-    found = inside(patch, slow.tight_box(patch > 0.01))
+    found = inside(patch, reference_boxes.mask_to_box(patch > 0.01))
     np.testing.assert_allclose(found, np.rot90(ink, quarters), atol=1e-4)
 
 
 @settings(deadline=None, max_examples=10)
 @given(st.integers(0, 47), st.floats(-np.pi, np.pi), st.floats(0.5, 1.5))
 def test_turning_is_the_loop(index, angle, zoom):
-    expected = slow.turned(DIGITS[index], angle, zoom, 40)
+    expected = reference_augment.rotate_and_scale_digit(DIGITS[index], angle, zoom, 40)
     found = turn(DIGITS[index], angle, zoom, side=40)
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
@@ -402,7 +403,7 @@ def test_holes_are_those_of_the_loop(levels):
     assert found.dtype == levels
     for key, made in zip(each, found, strict=True):
         draw = np.asarray(jax.random.uniform(key, (2, 4)))
-        np.testing.assert_array_equal(made, slow.covered(image, draw, 128, 0.4))
+        np.testing.assert_array_equal(made, reference_augment.cutout(image, draw, 128, 0.4))
 
 
 def test_no_hole_is_larger_than_asked_for_and_most_are_seen():
@@ -420,12 +421,12 @@ def test_a_shifted_image_is_that_of_the_loop():
     each, found = alone(augment.shifted, image, pad=3)
     places = [np.asarray(jax.random.randint(key, (2,), 0, 7)) - 3 for key in each]
     for (down, across), made in zip(places, found, strict=True):
-        np.testing.assert_array_equal(made, slow.moved(image, down, across))
+        np.testing.assert_array_equal(made, reference_augment.shift(image, down, across))
 
 
 def test_every_shift_is_drawn_and_none_without_padding():
     image = noise()[:4, :5]
-    places = {(i, j): slow.moved(image, i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)}
+    places = {(i, j): reference_augment.shift(image, i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)}
     _, found = alone(augment.shifted, image, 200, pad=1)
     drawn = [next(p for p, made in places.items() if (made == each).all()) for each in found]
     assert set(drawn) == set(places)
@@ -440,5 +441,5 @@ def test_mixed_images_are_those_of_the_loop_and_what_they_are_taken_for_as_well(
     shares = [float(jax.random.beta(key, 0.7, 0.7)) for key in each]
     assert len(set(shares)) == 5 and all(0 <= share <= 1 for share in shares)
     for made, rows in zip(found, (images, wanted), strict=True):
-        np.testing.assert_allclose(made, slow.mixed(rows, shares), atol=1e-5)
+        np.testing.assert_allclose(made, reference_augment.mixup(rows, shares), atol=1e-5)
     np.testing.assert_allclose(found[1].sum(-1), 1, rtol=1e-5)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxdet.ops import augment, changes
-from tests import slow_detection as slow
+from tests.reference import augment as reference
 
 HEIGHT, WIDTH = 48, 64
 BOX = (16, 14, 40, 30)
@@ -100,7 +100,7 @@ def test_turning_is_the_loop_and_boxes_hold_the_corners(monkeypatch):
     for angle in (-0.5, 0.3, np.pi / 2):
         monkeypatch.setattr(jax.random, "uniform", lambda *_, a=angle, **__: jnp.rad2deg(a))
         found = changes.rotate(jax.random.key(0), scene)
-        np.testing.assert_allclose(found.image, slow.turned_photo(image, angle), atol=1e-5)
+        np.testing.assert_allclose(found.image, reference.rotate(image, angle), atol=1e-5)
         x, y = np.array([(x, y) for x in (5, 12) for y in (3, 8)]).T - [[8.5], [5.5]]
         x, y = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
         corners = [x.min() + 8.5, y.min() + 5.5, x.max() + 8.5, y.max() + 5.5]
@@ -113,7 +113,7 @@ def test_turning_is_the_loop_and_boxes_hold_the_corners(monkeypatch):
 def test_scaling_and_moving_is_the_loop(factor, moved):
     image = np.random.default_rng(0).random((11, 17, 3), np.float32)
     found = jax.jit(augment.mapped)(image, jnp.float32(factor), jnp.float32(moved))
-    np.testing.assert_allclose(found, slow.mapped_photo(image, factor, moved), atol=1e-5)
+    np.testing.assert_allclose(found, reference.scale_translate(image, factor, moved), atol=1e-5)
 
 
 def test_a_crop_has_the_share_and_the_shape_that_are_asked_for():

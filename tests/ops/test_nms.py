@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jaxdet.ops import boxes as shapes
 from jaxdet.ops import nms
-from tests import slow_detection as slow
+from tests.reference import detection as reference
 
 GOLDENS = np.load(Path(__file__).parents[1] / "goldens" / "detection_ops.npz")
 WAYS = {
@@ -93,7 +93,7 @@ def _ordered(told):
 def test_hard_is_the_loop(seed, threshold):
     given = drawn(seed)
     kept = rows(run("hard", *given, threshold=threshold))
-    np.testing.assert_array_equal(kept["index"], slow.hard_nms(*given, threshold))
+    np.testing.assert_array_equal(kept["index"], reference.nms(*given, threshold))
     np.testing.assert_array_equal(kept["boxes"], given[0][kept["index"]])
 
 
@@ -103,7 +103,7 @@ def test_hard_is_the_loop(seed, threshold):
 def test_soft_is_the_loop(kind, seed):
     given = drawn(seed)
     how = {"threshold": 0.3, "sigma": 0.4, "least": 0.01}
-    kept, (order, values) = rows(run(kind, *given, **how)), slow.soft_nms(*given, kind, **how)
+    kept, (order, values) = rows(run(kind, *given, **how)), reference.soft_nms(*given, kind, **how)
     np.testing.assert_array_equal(kept["index"], order)
     np.testing.assert_allclose(kept["scores"], values, rtol=1e-4)
 
@@ -113,7 +113,7 @@ def test_soft_is_the_loop(kind, seed):
 @given(seed=st.integers(0, 10**6))
 def test_merging_is_the_loop(way, seed):
     given = drawn(seed)
-    twin = {"weighted": slow.weighted_nms, "fused": slow.fused_boxes}[way]
+    twin = {"weighted": reference.weighted_nms, "fused": reference.weighted_boxes_fusion}[way]
     kept, expected = rows(run(way, *given, threshold=0.4)), twin(*given, 0.4)
     assert len(expected) == len(kept["scores"])
     np.testing.assert_allclose(kept["scores"], [score for _, score in expected], rtol=1e-5)
@@ -124,7 +124,7 @@ def test_merging_is_the_loop(way, seed):
 def test_fused_scores_of_several_models(score):
     given = drawn(4, classes=1)
     kept = rows(run("fused", *given, threshold=0.3, score=score, models=3))
-    expected = slow.fused_boxes(*given, 0.3, models=3, score=score)
+    expected = reference.weighted_boxes_fusion(*given, 0.3, models=3, score=score)
     np.testing.assert_allclose(kept["scores"], [value for _, value in expected], rtol=1e-5)
 
 

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.lib import reference
 from jaxdet.ops import windows
 from jaxdet.ops.windows import Grid, conv, parse, pool
-from tests import slow
+from tests.reference import windows as reference_windows
 
 ANDREW = parse("c5,p2")
 laws = settings(deadline=None, max_examples=100)
@@ -28,7 +29,7 @@ padded_chains = st.lists(
 @laws
 @given(valid_chains | padded_chains, st.integers(1, 70), st.integers(1, 70))
 def test_grid_is_what_following_the_indices_gives(chain, height, width):
-    down, across = (slow.windows_of_chain(chain, size) for size in (height, width))
+    down, across = (reference_windows.receptive_fields(chain, size) for size in (height, width))
     assume(down and across)
     window, stride, rows, columns, offset = windows.grid(chain, height, width)
     starts = [[offset + i * stride for i in range(n)] for n in (rows, columns)]
@@ -38,7 +39,7 @@ def test_grid_is_what_following_the_indices_gives(chain, height, width):
 @laws
 @given(valid_chains | padded_chains, st.integers(1, 70))
 def test_output_size_is_the_number_of_indices(chain, size):
-    assert windows.output_size(chain, size) == len(slow.windows_of_chain(chain, size))
+    assert windows.output_size(chain, size) == len(reference_windows.receptive_fields(chain, size))
 
 
 @laws
@@ -103,10 +104,10 @@ def test_differences_are_empty_exactly_where_the_windows_coincide(features, wind
     assume(windows.output_size(features, window))
     size = window + more
     chain = (*features, windows.head_layer(features, window))
-    used = slow.windows_of_chain(chain, window)[0][1]
+    used = reference_windows.receptive_fields(chain, window)[0][1]
     slid = [(start, start + used) for start in range(0, more + 1, stride)]
     reasons = windows.differences(features, window, size, stride)
-    assert (reasons == ()) == (slow.windows_of_chain(chain, size) == slid)
+    assert (reasons == ()) == (reference_windows.receptive_fields(chain, size) == slid)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,7 @@ def random_image(*shape):
 def test_cut_is_the_loop():
     image = random_image(19, 22, 3)
     grid = windows.grid((conv(7, 3),), 19, 22)
-    expected = slow.cut(image, 7, 3)
+    expected = reference_windows.cut_windows(image, 7, 3)
     assert expected.shape == (5, 6, 7, 7, 3)
     np.testing.assert_array_equal(windows.extract(image, grid), expected)
 
@@ -155,7 +156,9 @@ def test_cut_of_a_padded_chain_sees_zeros_around_the_image():
     image = random_image(9, 11, 2)
     grid = windows.grid(parse("c3p1,c3s2p1"), 9, 11)
     around = np.pad(image, ((2, 2), (2, 2), (0, 0)))
-    np.testing.assert_array_equal(windows.extract(image, grid), slow.cut(around, 5, 2))
+    np.testing.assert_array_equal(
+        windows.extract(image, grid), reference_windows.cut_windows(around, 5, 2)
+    )
 
 
 def test_cut_under_jit_and_vmap():
@@ -195,7 +198,7 @@ encode = jax.jit(jax.vmap(windows.encode_targets, (0, 0, None)), static_argnums=
 def test_encode_is_the_three_loops(grid):
     boxes = random_boxes(40)
     labels = np.arange(40) % 10
-    expected = slow.encode_targets(boxes, labels, *grid[:4])
+    expected = reference.encode_targets(boxes, labels, *grid[:4])
     targets = encode(boxes, labels, grid)
     assert 0 < expected[..., 0].mean() < 1
     chex.assert_type(targets, jnp.float32)

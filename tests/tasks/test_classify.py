@@ -15,9 +15,10 @@ from jaxdet.ops import augment
 from jaxdet.tasks import classify
 from jaxdet.training import parallel
 from jaxdet.types import StepContext
-from tests import slow
 from tests.models.test_resnet import outputs
 from tests.models.test_sliding import fill
+from tests.reference import augment as reference_augment
+from tests.reference import classification as reference_classification
 
 CLASSES = ("cup", "hat", "owl")
 TRAIN, EVALUATE = (StepContext(train, 0, 0, {"dropout": 0.0}) for train in (True, False))
@@ -80,7 +81,9 @@ def test_the_loss_is_that_of_the_scalar_loop(kind, smoothing):
     logits, batch = answers(), drawn()
     (share, terms), slopes = judged(logits, seen(batch, smoothing=smoothing), kind)
     each = [
-        slow.label_loss(kind, row, slow.wanted(label, 3, smoothing))
+        reference_classification.classification_loss(
+            kind, row, reference_classification.smoothed_label(label, 3, smoothing)
+        )
         for row, label in zip(logits, batch["label"], strict=True)
     ]
     right = [
@@ -97,9 +100,9 @@ def slope_of(kind, logits, batch, smoothing, step=1e-4):
     """The gradient of the mean loss by differences of the loop."""
     out = np.zeros(logits.shape)
     for i, k in np.ndindex(logits.shape):
-        wanted = slow.wanted(batch["label"][i], 3, smoothing)
+        wanted = reference_classification.smoothed_label(batch["label"][i], 3, smoothing)
         ends = [logits[i] + sign * step * np.eye(3)[k] for sign in (1, -1)]
-        up, down = (slow.label_loss(kind, end, wanted) for end in ends)
+        up, down = (reference_classification.classification_loss(kind, end, wanted) for end in ends)
         out[i, k] = (up - down) / (2 * step) / len(logits)
     return out
 
@@ -110,11 +113,18 @@ def test_images_that_are_mixed_lose_by_what_they_are_mixed_of(kind):
     made = seen(batch, mix=partial(augment.mixup, alpha=alpha), smoothing=0.1)
     each = rng.row_keys(jax.random.key(0), jnp.arange(6))
     shares = [float(jax.random.beta(key, alpha, alpha)) for key in each]
-    wanted = [np.array(slow.wanted(label, 3, 0.1)) for label in batch["label"]]
-    wanted = slow.mixed(wanted, shares)
+    wanted = [
+        np.array(reference_classification.smoothed_label(label, 3, 0.1)) for label in batch["label"]
+    ]
+    wanted = reference_augment.mixup(wanted, shares)
     np.testing.assert_allclose(made["wanted"], wanted, atol=1e-5)
-    np.testing.assert_allclose(made["image"], slow.mixed(batch["image"] / 255, shares), atol=1e-5)
-    losses = [slow.label_loss(kind, *row) for row in zip(answers(), wanted, strict=True)]
+    np.testing.assert_allclose(
+        made["image"], reference_augment.mixup(batch["image"] / 255, shares), atol=1e-5
+    )
+    losses = [
+        reference_classification.classification_loss(kind, *row)
+        for row in zip(answers(), wanted, strict=True)
+    ]
     (share, _), slopes = judged(answers(), made, kind)
     assert share == pytest.approx(np.mean(losses), 1e-4)
     chex.assert_tree_all_finite(slopes)

@@ -9,8 +9,9 @@ from jaxdet import rng
 from jaxdet.ops import windows
 from jaxdet.tasks import windows as locate
 from jaxdet.training import host_init
-from jaxdet.types import At
-from tests import slow, tiny
+from jaxdet.types import StepContext
+from tests import tiny
+from tests.reference import windows as reference
 
 GRID = windows.grid(windows.parse("c40s4"), 64, 52)  # 7 rows, 4 columns
 
@@ -45,7 +46,7 @@ def choose(raw, score):
 def test_the_loss_is_that_of_the_scalar_loop(seed, gate):
     raw, target, _ = drawn(seed)
     terms = loss_terms(raw, target, gate)
-    for name, expected in slow.localisation_loss(raw, target, gate).items():
+    for name, expected in reference.sliding_window_loss(raw, target, gate).items():
         assert float(terms[name].sum()) == pytest.approx(expected, rel=1e-5), name
 
 
@@ -76,7 +77,7 @@ def test_windows_without_the_object_teach_only_detection():
 def test_the_surest_window_answers(seed, score):
     raw, _, corners = drawn(seed)
     found = choose(raw, score)
-    label, box = slow.best_window(raw, corners, product=score == "product")
+    label, box = reference.best_window(raw, corners, product=score == "product")
     assert int(found["label"]) == label
     np.testing.assert_allclose(found["box"], box, rtol=1e-4, atol=1e-4)
 
@@ -101,7 +102,7 @@ def test_merged_windows_that_agree_give_what_each_says():
     np.testing.assert_allclose(found["box"], box, atol=1e-3)
 
 
-AT = At(False, 0, 0, {"class_weight": 0.5, "box_weight": 3.0})
+AT = StepContext(False, 0, 0, {"class_weight": 0.5, "box_weight": 3.0})
 
 
 @cache

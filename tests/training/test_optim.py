@@ -7,7 +7,7 @@ import pytest
 from jaxdet.configs.cifar10 import Config
 from jaxdet.training import optim
 from jaxdet.training import state as training_state
-from tests import slow
+from tests.reference import schedules as reference
 
 
 def test_warm_up_is_a_line_then_cosine_falls_to_zero():
@@ -48,7 +48,7 @@ def test_constant_stays():
 @pytest.mark.parametrize("cycle, grow", [(5, 1), (7, 1), (3, 2), (2, 3), (1, 4)])
 def test_restarts_are_the_loop(cycle, grow):
     rate = jax.jit(optim.schedule("restarts", rate=0.4, steps=60, cycle=cycle, grow=grow))
-    expected = slow.restarts(0.4, cycle, grow, 60)
+    expected = reference.cosine_restarts(0.4, cycle, grow, 60)
     np.testing.assert_allclose([rate(i) for i in range(60)], expected, rtol=1e-5, atol=1e-7)
 
 
@@ -67,7 +67,7 @@ def test_a_restart_comes_after_the_warm_up_of_the_first_cycle_only():
     rate = optim.schedule("restarts", rate=1.0, steps=20, warmup=2, cycle=5)
     found = [float(rate(i)) for i in range(10)]
     np.testing.assert_allclose(found[:2], [0.5, 1])
-    np.testing.assert_allclose(found[2:], slow.restarts(1.0, 5, 1, 10)[2:], rtol=1e-5)
+    np.testing.assert_allclose(found[2:], reference.cosine_restarts(1.0, 5, 1, 10)[2:], rtol=1e-5)
 
 
 @pytest.mark.parametrize("patience", [1, 3])
@@ -79,7 +79,7 @@ def test_plateaus_are_the_loop(patience):
     for value in [*values, np.nan]:
         _, state = rule.update(zero, state, value=np.float32(value))
         found.append(float(state.scale))
-    assert found == slow.plateau([*values, np.nan], 0.5, patience)
+    assert found == reference.reduce_on_plateau([*values, np.nan], 0.5, patience)
     assert found[-1] < 0.5
 
 

@@ -15,7 +15,8 @@ from jaxdet.training.experiment import Experiment
 from jaxdet.training.progress import Progress
 from jaxdet.training.step import train_step
 from jaxdet.types import StepContext, Task
-from tests import slow, tiny
+from tests import tiny
+from tests.reference import schedules as reference
 
 # A task of one number: the loss is the mean of (w - x)^2 over real rows, known in closed form.
 
@@ -168,7 +169,9 @@ def test_cycles_are_counted_in_epochs():
         config, training_state.plan(config, 16)
     )  # two updates an epoch
     found = [float(rate(i)) for i in range(13)]
-    np.testing.assert_allclose(found, slow.restarts(0.1, 4, 2, 13), rtol=1e-5, atol=1e-8)
+    np.testing.assert_allclose(
+        found, reference.cosine_restarts(0.1, 4, 2, 13), rtol=1e-5, atol=1e-8
+    )
 
 
 @pytest.mark.parametrize(
@@ -215,7 +218,9 @@ def test_at_tells_updates_and_epochs():
     seen = []
     task = line_task()._replace(
         augment=lambda keys, batch, at: (
-            jax.debug.callback(lambda s, e: seen.append((int(s), int(e))), context.step, context.epoch),
+            jax.debug.callback(
+                lambda s, e: seen.append((int(s), int(e))), context.step, context.epoch
+            ),
             batch,
         )[1]
     )

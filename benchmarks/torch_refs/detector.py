@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from benchmarks.peers import assign
+from benchmarks.torch_refs import assign
 
 STAGES = (  # blocks, width, kernel, stride, expansion
     *((1, 16, 3, 1, 1), (2, 24, 3, 2, 6), (2, 40, 5, 2, 6), (3, 80, 3, 2, 6)),

@@ -11,12 +11,12 @@ import numpy as np
 import optax
 
 from jaxdet import configs, tasks
-from jaxdet.config import loss_hparams
+from jaxdet.config import task_hparams
 from jaxdet.configs import backbones, detect
 from jaxdet.configs.digits import Config
 from jaxdet.data.normalize import IMAGENET
 from jaxdet.kernels import conv
-from jaxdet.models import deeper, simple
+from jaxdet.models import plain
 from jaxdet.models.resnet import ResNet18
 from jaxdet.ops import augment, boxes, windows
 from jaxdet.tasks import localize
@@ -37,7 +37,7 @@ class Work(NamedTuple):
     side: int
     task: Task
     data: dict[str, np.ndarray]
-    hyper: dict[str, float]
+    hparams: dict[str, float]
     peer: Callable | None  # data -> network, loss, images and target of PyTorch
     learns: Callable | None = None  # of `train.optimizer`
 
@@ -55,10 +55,10 @@ def in_jax(work, among=None):
     chosen = optim.optimizer("adamw", 1e-3, beta2=0.999, weight_decay=0.02, learns=work.learns)
     plan = training_state.Plan(1, 1, 1, 0.0)
     shown = {name: column[:1] for name, column in work.data.items()}
-    hyper = {name: np.float32(value) for name, value in work.hyper.items()}
-    hyper |= dict.fromkeys(training_state.LENGTH, np.int32(1))
+    hparams = {name: np.float32(value) for name, value in work.hparams.items()}
+    hparams |= dict.fromkeys(training_state.LENGTH, np.int32(1))
     given = {"task": work.task, "optimizer": lambda _: chosen}
-    make = partial(training_state.create, shown, hyper, **given, seed=0, ema=0)
+    make = partial(training_state.create, shown, hparams, **given, seed=0, ema=0)
     state = parallel.put(host_init.evaluate(make), among)
     data, rows = parallel.put(work.data, among), np.arange(work.batch)
     step = partial(train_step, **given, plan=plan)
@@ -74,7 +74,7 @@ def in_jax(work, among=None):
 
 def in_torch(work, compiled=False):
     """A call of PyTorch's step."""
-    from benchmarks.peers import networks
+    from benchmarks.torch_refs import networks
 
     net, loss, images, target = work.peer(work.data)
     return networks.stepper(net, loss, images, target, compiled=compiled)
@@ -96,17 +96,19 @@ def locator(count, hook, dtype, *, drawn=False, **changes):
     batch = count or config.batch
     source = system.splits["train"].arrays
     data = {name: column[:batch] for name, column in source.items()}
-    draw = partial(augment.place, canvas=config.canvas, rotate=config.rotate, scale=config.scale)
+    draw = partial(
+        augment.place_on_canvas, canvas=config.canvas, degrees=config.rotate, scale=config.scale
+    )
     task = Locator(net, draw).task()
-    hyper = system.hyper
+    hparams = system.hparams
     if not drawn:
-        data["image"] = _canvases(task, data, hyper)
+        data["image"] = _canvases(task, data, hparams)
         task = Locator(net, _as_it_is).task()
     peer = None if drawn else partial(peer_of_locator, net)
-    return Work(batch, config.canvas, task, data, hyper, peer)
+    return Work(batch, config.canvas, task, data, hparams, peer)
 
 
-def _canvases(task, data, hyper):
+def _canvases(task, data, hparams):
     """Canvases [B, side, side, 1] in 0..255."""
     keys = jax.random.split(jax.random.key(0), len(data["label"]))
     drawn = jax.jit(lambda keys, data: task.augment(keys, data, None)["image"])(keys, data)
@@ -122,7 +124,7 @@ def peer_of_locator(net, data):
     """Network, loss, images and targets [B, rows, columns, 6] of PyTorch."""
     import torch
 
-    from benchmarks.peers import networks
+    from benchmarks.torch_refs import networks
 
     images = data["image"] / 255
     grid = windows.grid(net.chain(), *images.shape[1:3])
@@ -155,7 +157,7 @@ def peer_of_resnet(data):
     """Network, loss, images and labels of PyTorch."""
     import torch
 
-    from benchmarks.peers import networks
+    from benchmarks.torch_refs import networks
 
     images = torch.from_numpy(data["image"]).permute(0, 3, 1, 2)
     label = torch.from_numpy(data["label"]).long()
@@ -177,7 +179,7 @@ def photos(count, hook, dtype, *, model, side):
     hooked = partial(net.features, conv_general_dilated=hook, dtype=dtype)
     net = net.clone(features=hooked, dtype=dtype)
     task = localize.Labeller(net, ("a", "b", "c"), _same_photo, box_loss=config.box_loss).task()
-    return Work(batch, side, task, data, loss_hparams(config), partial(peer_of_photos, model, net))
+    return Work(batch, side, task, data, task_hparams(config), partial(peer_of_photos, model, net))
 
 
 def _same_photo(key, image, box):
@@ -188,9 +190,9 @@ def peer_of_photos(model, net, data):
     """Network, loss, images and targets of PyTorch."""
     import torch
 
-    from benchmarks.peers import networks
+    from benchmarks.torch_refs import networks
 
-    layout = {"simple": simple.LAYOUT, "deeper": deeper.LAYOUT}[model]
+    layout = {"simple": plain.SIMPLE, "deeper": plain.DEEPER}[model]
     peer = networks.Localizer(layout, net.side, net.hidden, net.rates)
     mean, deviation = map(np.float32, IMAGENET)
     images = (data["image"] / np.float32(255) - mean) / deviation
@@ -217,9 +219,9 @@ def detector(batch, hook, dtype, *, boxes_each=14, classes=3, freeze=3):
     }
     task = detect.task_of(config, net, tuple(range(classes)))
     task = task._replace(change=lambda keys, batch, at: batch).task()
-    hyper = loss_hparams(config)
+    hparams = task_hparams(config)
     peer = partial(peer_of_detector, classes) if freeze == 3 else None
-    return Work(batch, height, task, data, hyper, peer, partial(backbones.factor, config))
+    return Work(batch, height, task, data, hparams, peer, partial(backbones.factor, config))
 
 
 PARTS = ("backbone", "neck", "head")
@@ -233,7 +235,7 @@ def peer_of_detector(classes, data):
     """Network, loss, images and targets of PyTorch."""
     import torch
 
-    from benchmarks.peers import detector
+    from benchmarks.torch_refs import detector
 
     images = torch.from_numpy((data["image"] - np.float32(127)) / 128).permute(0, 3, 1, 2)
     labels = torch.from_numpy(data["labels"]).long()

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks import slide
+from benchmarks.lib import sliding
 from jaxdet import tables
 from jaxdet.models.sliding import SlidingNet
 from jaxdet.ops import windows
@@ -67,9 +67,9 @@ def norms(net, size):
     Once with bell-shaped weights, once with small whole numbers, where float32 rounds nothing off
     and the order of a sum does not matter.
     """
-    slid, dense = slide.both(slide.pair(net), image(size), _stride(net))
-    forms = slide.pair(net, sample=signs)
-    whole = np.subtract(*slide.both(forms, np.round(image(size)), _stride(net)))
+    slid, dense = sliding.both(sliding.pair(net), image(size), _stride(net))
+    forms = sliding.pair(net, sample=signs)
+    whole = np.subtract(*sliding.both(forms, np.round(image(size)), _stride(net)))
     return {
         "size": size,
         "output": list(slid.shape),
@@ -104,7 +104,7 @@ def row(case):
     """Row of one case."""
     net = network(case)
     stride = case.stride or _stride(net)
-    slid, dense = slide.both(slide.pair(net), image(case.size), stride)
+    slid, dense = sliding.both(sliding.pair(net), image(case.size), stride)
     reasons = windows.differences(net.stages, case.window, case.size, stride)
     difference = float(abs(slid - dense).max()) if slid.shape == dense.shape else None
     same = difference is not None and difference < TOLERANCE

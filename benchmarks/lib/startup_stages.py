@@ -1,6 +1,6 @@
 """What `benchmarks.startup` runs in a process of its own: a training until its second step.
 
-    python -m benchmarks.stages '{"epochs": 2}'
+    python -m benchmarks.lib.startup_stages '{"epochs": 2}'
 
 takes the fields in which the configuration of `digits` differs, as JSON, and prints one line of
 JSON: seconds of each stage, and the times of day at the first line of this file and after the first

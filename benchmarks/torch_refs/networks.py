@@ -109,7 +109,7 @@ def branch(channels, hidden, rates, outputs):
 
 def labelled_box_loss(outputs, target):
     """Cross entropy and twice 1 - CIoU, means over photos."""
-    from benchmarks.peers.detector import ciou
+    from benchmarks.torch_refs.detector import ciou
 
     logits, boxes = outputs
     label, true = target

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.peers.sliding import images
+from benchmarks.torch_refs.sliding import images
 
 
 def module(layer, params):

@@ -9,6 +9,7 @@ import gc
 import os
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -187,3 +188,12 @@ def _field(path, name):
     """A size in kB from a file of /proc, in bytes."""
     lines = (line.split() for line in path.read_text().splitlines())
     return next(int(words[1]) * 1024 for words in lines if words[0] == f"{name}:")
+
+
+def torch_unavailable(wanted):
+    """Why PyTorch is not compared, or None if it is."""
+    if not wanted:
+        return "not asked for"
+    if find_spec("torch") is None:
+        return "not installed"
+    return None if jax.default_backend() == "cpu" else "compared on the CPU only"

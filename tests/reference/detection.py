@@ -1,0 +1,114 @@
+"""Assignment, suppression and box offsets in plain loops."""
+
+import numpy as np
+
+from benchmarks.lib.reference import iou
+
+
+def max_iou(anchors, true_boxes, valid, positive, at_least_one):
+    """(positive [A], index [A]) of anchors by their IoU with true boxes."""
+    on, index = np.zeros(len(anchors), bool), np.zeros(len(anchors), int)
+    slots = [g for g in range(len(valid)) if valid[g]]
+    shared = {(g, a): iou(true_boxes[g], anchors[a]) for g in slots for a in range(len(on))}
+    for a in range(len(on)):
+        if slots:
+            g = max(slots, key=lambda g: shared[g, a])
+            if shared[g, a] >= positive:
+                on[a], index[a] = True, g
+    for g in slots if at_least_one else ():
+        best = max(shared[g, a] for a in range(len(on)))
+        for a in range(len(on)):
+            if shared[g, a] == best > 0:
+                on[a], index[a] = True, g
+    return on, index
+
+
+def nms(boxes, scores, labels, threshold):
+    """Indices of the boxes that stay, best first."""
+    kept = []
+    for i in sorted(range(len(boxes)), key=lambda i: -scores[i]):
+        if all(labels[i] != labels[j] or iou(boxes[i], boxes[j]) <= threshold for j in kept):
+            kept.append(i)
+    return kept
+
+
+def soft_nms(boxes, scores, labels, kind, threshold, sigma, least):
+    """(indices, decayed scores) of the boxes that stay, in the order in which they were chosen."""
+    left = {i: float(score) for i, score in enumerate(scores) if score > least}
+    order, values = [], []
+    while left:
+        best = max(left, key=left.get)
+        order.append(best)
+        values.append(left.pop(best))
+        for i in list(left):
+            if labels[i] == labels[best]:
+                overlap = iou(boxes[i], boxes[best])
+                if kind == "gaussian":
+                    left[i] *= np.exp(-(overlap**2) / sigma)
+                elif overlap > threshold:
+                    left[i] *= 1 - overlap
+            if left[i] <= least:
+                del left[i]
+    return order, values
+
+
+def weighted_nms(boxes, scores, labels, threshold):
+    """[(box, score)], best first: clusters about the best boxes, weighed by score and overlap."""
+    clusters = []
+    for i in sorted(range(len(boxes)), key=lambda i: -scores[i]):
+        found = _best_match([(boxes[c[0]], labels[c[0]]) for c in clusters], boxes[i], labels[i])
+        if found and found[1] > threshold:
+            clusters[found[0]].append(i)
+        else:
+            clusters.append([i])
+    merged = []
+    for cluster in clusters:
+        weights = [scores[i] * iou(boxes[i], boxes[cluster[0]]) for i in cluster]
+        merged.append((np.average(boxes[cluster], 0, weights), scores[cluster[0]]))
+    return merged
+
+
+def weighted_boxes_fusion(boxes, scores, labels, threshold, models=1, score="mean"):
+    """[(box, score)], best first: clusters about their own running mean, weighed by score."""
+    clusters = []
+    for i in sorted(range(len(boxes)), key=lambda i: -scores[i]):
+        means = [(np.average(boxes[c], 0, scores[c]), labels[c[0]]) for c in clusters]
+        found = _best_match(means, boxes[i], labels[i])
+        if found and found[1] > threshold:
+            clusters[found[0]].append(i)
+        else:
+            clusters.append([i])
+    merged = []
+    for c in clusters:
+        value = scores[c].max() if score == "max" else scores[c].mean()
+        value *= min(len(c), models) / models
+        merged.append((np.average(boxes[c], 0, scores[c]), value))
+    return sorted(merged, key=lambda pair: -pair[1])
+
+
+def _best_match(others, box, label):
+    """(index, IoU) of the one of [(box, label)] of this label that overlaps most, if any."""
+    alike = [(k, iou(b, box)) for k, (b, other) in enumerate(others) if other == label]
+    return max(alike, key=lambda pair: pair[1]) if alike else None
+
+
+def encode_offsets(box, anchor):
+    """Centre in sides of the anchor from its own, and logarithms of how much larger the box is."""
+    places, sizes = [], []
+    for axis in (0, 1):
+        side, own = anchor[axis + 2] - anchor[axis], box[axis + 2] - box[axis]
+        middle, from_middle = (b[axis] + b[axis + 2] for b in (box, anchor))
+        places.append((middle - from_middle) / 2 / side)
+        sizes.append(np.log(own / side))
+    return np.array(places + sizes)
+
+
+def decode_offsets(offsets, anchor):
+    """The box whose `offsets` these are."""
+    low, high = [], []
+    for axis in (0, 1):
+        side, middle = anchor[axis + 2] - anchor[axis], (anchor[axis] + anchor[axis + 2]) / 2
+        middle, half = middle + offsets[axis] * side, np.exp(offsets[axis + 2]) * side / 2
+        low.append(middle - half)
+        high.append(middle + half)
+    return np.array(low + high)
