@@ -1,5 +1,5 @@
-"""What goes wrong; light, so that options are read without jax, which would miss their flags."""
+"""Errors raised for bad input; imports nothing, so that options can be read before jax loads."""
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used: one line that says what, where, and what to do."""
+    """Bad input from the user: a one-line message with the cause, the place and the remedy."""

@@ -1,25 +1,27 @@
-"""Random keys as a `fold_in` chain: purpose, step, and the row's place in the global batch.
+"""Random keys by `fold_in` chains: purpose, step, and the row's index in the global batch.
 
-A key is never both split and folded: `split(key, n)[i]` is `fold_in(key, i)`, bit for bit.
+A key is folded or split, never both: `split(key, n)[i]` equals `fold_in(key, i)` bit for bit.
 """
 
 import jax
 
-INIT, AUGMENT, DROPOUT, EVALUATE = range(4)  # purposes: the first link of every chain
+from jaxdet.types import Array
+
+INIT, AUGMENT, DROPOUT, EVALUATE = range(4)  # purposes: the first number of every chain
 
 
-def fold_in(key, *links):
-    """Fold integers (traced or not) into `key`, one after the other."""
-    for link in links:
-        key = jax.random.fold_in(key, link)
+def fold_in(key: jax.Array, *data: int | Array) -> jax.Array:
+    """Fold integers, traced or not, into a key, one after the other."""
+    for number in data:
+        key = jax.random.fold_in(key, number)
     return key
 
 
-def row_keys(key, places):
-    """One key for each integer of `places [B]`; the same place gives the same key. Returns [B]."""
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, places)
+def row_keys(key: jax.Array, rows: Array) -> jax.Array:
+    """One key per integer of rows [B]; equal integers give equal keys.  Returns keys [B]."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows)
 
 
-def fold_in_each(keys, link):
-    """Keys [B] with the integer `link` folded into each."""
-    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, link)
+def fold_in_each(keys: jax.Array, data: int | Array) -> jax.Array:
+    """Fold the same integer into each of keys [B]."""
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, data)

@@ -1,26 +1,32 @@
-"""Tables as text: Markdown to read, comma-separated values for a spreadsheet."""
+"""Tables as text: Markdown, aligned columns for a terminal, comma-separated values.
+
+Rows are dictionaries; columns are their keys, or a dictionary {key: heading}.  Missing values leave
+their cell empty.
+"""
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+Columns = Mapping[str, str] | Iterable[str]
 
 
-def to_markdown(rows, columns):
-    """Markdown of rows (dictionaries), one line each; columns: {key: heading}, or just the keys."""
-    headings = columns if isinstance(columns, dict) else {key: key for key in columns}
+def to_markdown(rows: Iterable[Mapping[str, Any]], columns: Columns) -> str:
+    """Markdown table; integers have thousands separators, floats five significant digits."""
+    headings = _headings(columns)
     lines = [headings.values(), ["---"] * len(headings)]
     lines += [[_cell(row.get(key)) for key in headings] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def aligned(rows: Sequence[Mapping], columns: Mapping[str, str] | Sequence[str]) -> str:
-    """Plain text for a terminal, in columns of equal width; arguments as in `to_markdown`.
+def aligned(rows: Sequence[Mapping[str, Any]], columns: Columns) -> str:
+    """Plain text in columns of equal width; floats have four significant digits.
 
-    Columns that hold nothing but numbers are right-aligned, floats have 4 significant digits.
+    Columns of numbers are right-aligned.
     """
-    headings = columns if isinstance(columns, Mapping) else {key: key for key in columns}
     parts = []
-    for key, heading in headings.items():
+    for key, heading in _headings(columns).items():
         values = [row.get(key) for row in rows]
         cells = [heading, *(_rounded(v) if isinstance(v, float) else _cell(v) for v in values)]
         width = max(map(len, cells))
@@ -30,15 +36,19 @@ def aligned(rows: Sequence[Mapping], columns: Mapping[str, str] | Sequence[str])
     return "\n".join("  ".join(line).rstrip() for line in zip(*parts, strict=True))
 
 
-def to_csv(rows, columns):
-    """Comma-separated values of rows (dictionaries), headings first, numbers in full."""
+def to_csv(rows: Iterable[Mapping[str, Any]], columns: Collection[str]) -> str:
+    """Comma-separated values with a header line of the keys; numbers in full precision."""
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerow(columns)
     for row in rows:
-        found = (row.get(key) for key in columns)
-        writer.writerow(_cell(v) if isinstance(v, dict | list) else v for v in found)
+        values = (row.get(key) for key in columns)
+        writer.writerow(_cell(v) if isinstance(v, dict | list) else v for v in values)
     return lines.getvalue().rstrip("\n")
+
+
+def _headings(columns: Columns) -> dict[str, str]:
+    return dict(columns) if isinstance(columns, Mapping) else {key: key for key in columns}
 
 
 def _is_number(value) -> bool:
@@ -46,12 +56,11 @@ def _is_number(value) -> bool:
 
 
 def _rounded(value: float) -> str:
-    """Four significant digits; no exponent below a million."""
+    """Four significant digits, without an exponent below a million."""
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.4g}"
 
 
-def _cell(value):
-    """Text of a value in a table: whole numbers in thousands, others to five digits."""
+def _cell(value) -> str:
     if value is None:
         return ""
     if isinstance(value, bool):

@@ -1,83 +1,103 @@
-"""Where a pyramid of feature maps looks, and boxes as seen from there.
+"""Grid centres and anchor boxes of a feature pyramid, and box encodings relative to them.
 
-Cells come level after level, fine to coarse, and row after row within a level; cell (i, j) of a
-level covers `stride` pixels a side, and its centre is ((j + .5) stride, (i + .5) stride).
+Cells are ordered level by level, fine to coarse, and row by row within a level.  Cell (i, j) of a
+level covers `stride` x `stride` pixels around its centre ((j + 0.5) stride, (i + 0.5) stride).
 All lengths are in pixels of the network's input.
 """
 
+from collections.abc import Sequence
+
+import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxdet.ops.numerics import as_float32
+from jaxdet.types import Array
 
-MIN_SIDE = 1e-3  # pixels a side that `encode` takes a box to have
-MAX_LOG_SCALE = np.log(1000 / 16)  # of a logarithm that `decode` takes: Detectron's guard on exp
+MIN_SIDE = 1e-3  # pixels: smaller sides are encoded as this
+MAX_LOG_SCALE = np.log(1000 / 16)  # decoded log-scales are clamped to this, as in Detectron
 
 
-def grid_centers(shapes, strides):
-    """Centres [A, 2] (x, y) of the cells of all levels, and the stride of each cell [A].
+def grid_centers(
+    shapes: Sequence[tuple[int, int]], strides: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Centres [A, 2] (x, y) of the cells of all levels, and the stride [A] of each cell.
 
-    shapes: (rows, columns) of each level.  Arrays are NumPy's: shapes and strides are static.
+    shapes: (rows, columns) of each level.  Shapes and strides are static, so results are NumPy
+    arrays, float32.
     """
-    centres, of_cell = [], []
+    centers, cell_strides = [], []
     for (rows, columns), stride in zip(shapes, strides, strict=True):
         y, x = np.mgrid[:rows, :columns].reshape(2, -1) + 0.5
-        centres.append(np.stack([x, y], -1) * stride)
-        of_cell.append(np.full(rows * columns, stride))
-    return np.concatenate(centres).astype(np.float32), np.concatenate(of_cell).astype(np.float32)
+        centers.append(np.stack([x, y], -1) * stride)
+        cell_strides.append(np.full(rows * columns, stride))
+    return (
+        np.concatenate(centers).astype(np.float32),
+        np.concatenate(cell_strides).astype(np.float32),
+    )
 
 
-def anchor_boxes(points, strides, *, scales=(4.0,), ratios=(1.0,)):
-    """Anchor boxes [A R, 4] about the points [A, 2], R = scales times ratios of them at each.
+def anchor_boxes(
+    points: np.ndarray,
+    strides: np.ndarray,
+    *,
+    scales: Sequence[float] = (4.0,),
+    ratios: Sequence[float] = (1.0,),
+) -> np.ndarray:
+    """Anchors [A * R, 4] centred at points [A, 2], one for each of the R (scale, ratio) pairs.
 
-    An anchor covers (stride x scale)^2 pixels, and its height is `ratio` times its width.
-    Those of a cell stand together.  Ren et al. 2015, arXiv:1506.01497.
+    An anchor covers (stride * scale)^2 pixels, and its height is `ratio` times its width.  The
+    anchors of a point are adjacent.  Ren et al. 2015, arXiv:1506.01497.
     """
     sides = np.array([(s / r**0.5, s * r**0.5) for s in scales for r in ratios], np.float32)
     half = np.asarray(strides)[:, None, None] * sides[None] / 2  # [A, R, 2]
-    centre = np.asarray(points)[:, None]
-    return np.concatenate([centre - half, centre + half], -1).reshape(-1, 4).astype(np.float32)
+    center = np.asarray(points)[:, None]
+    return np.concatenate([center - half, center + half], -1).reshape(-1, 4).astype(np.float32)
 
 
-def encode(boxes, anchors):
-    """Boxes [..., 4] as offsets of anchors [..., 4]: x, y in sides, width, height in logarithms.
+def encode(boxes: Array, anchors: Array) -> jax.Array:
+    """Offsets [..., 4] of boxes [..., 4] from anchors [..., 4]: dx, dy, log dw, log dh.
 
-    Anchors must have an area; the sides of a box are `LEAST` pixels at least.
-    Girshick et al. 2014, arXiv:1311.2524.
+    dx and dy are in sides of the anchor, which must not be empty; box sides below `MIN_SIDE` are
+    raised to it.  Girshick et al. 2014, arXiv:1311.2524.
     """
-    (middle, sides), (from_middle, from_sides) = _center_and_size(boxes), _center_and_size(anchors)
-    grown = jnp.log(jnp.maximum(sides, MIN_SIDE) / from_sides)
-    return jnp.concatenate([(middle - from_middle) / from_sides, grown], -1)
+    (center, sides), (anchor_center, anchor_sides) = _center_and_sides(boxes, anchors)
+    log_scale = jnp.log(jnp.maximum(sides, MIN_SIDE) / anchor_sides)
+    return jnp.concatenate([(center - anchor_center) / anchor_sides, log_scale], -1)
 
 
-def decode(offsets, anchors):
-    """Boxes [..., 4] of offsets [..., 4] from anchors [..., 4]; undoes `encode`.
+def decode(offsets: Array, anchors: Array) -> jax.Array:
+    """Boxes [..., 4] at offsets [..., 4] from anchors [..., 4]; the inverse of `encode`.
 
-    A side grows at most by 1000 / 16, so that early predictions stay finite.
+    A side is at most 1000 / 16 times that of its anchor, which keeps early predictions finite.
     """
-    offsets, (from_middle, from_sides) = as_float32(offsets), _center_and_size(anchors)
-    middle = from_middle + offsets[..., :2] * from_sides
-    half = from_sides * jnp.exp(jnp.minimum(offsets[..., 2:], MAX_LOG_SCALE)) / 2
-    return jnp.concatenate([middle - half, middle + half], -1)
+    chex.assert_shape(offsets, (..., 4))
+    offsets, ((anchor_center, anchor_sides),) = as_float32(offsets), _center_and_sides(anchors)
+    center = anchor_center + offsets[..., :2] * anchor_sides
+    half = anchor_sides * jnp.exp(jnp.minimum(offsets[..., 2:], MAX_LOG_SCALE)) / 2
+    return jnp.concatenate([center - half, center + half], -1)
 
 
-def boxes_to_ltrb(boxes, points):
-    """How far the sides of boxes [..., 4] are from points [..., 2]: left, top, right, bottom.
+def boxes_to_ltrb(boxes: Array, points: Array) -> jax.Array:
+    """Distances [..., 4] (left, top, right, bottom) from points [..., 2] to the sides of boxes.
 
-    All four are positive where the point is strictly inside.  Tian et al. 2019, arXiv:1904.01355.
+    All four are positive where the point lies strictly inside.  Tian et al. 2019, arXiv:1904.01355.
     """
+    chex.assert_shape(boxes, (..., 4))
     boxes = as_float32(boxes)
     return jnp.concatenate([points - boxes[..., :2], boxes[..., 2:] - points], -1)
 
 
-def ltrb_to_boxes(distances, points):
-    """Boxes [..., 4] whose sides are so far from points [..., 2]; undoes `distances`."""
+def ltrb_to_boxes(distances: Array, points: Array) -> jax.Array:
+    """Boxes [..., 4] at distances [..., 4] from points [..., 2]; the inverse of `boxes_to_ltrb`."""
+    chex.assert_shape(distances, (..., 4))
     distances = as_float32(distances)
     return jnp.concatenate([points - distances[..., :2], points + distances[..., 2:]], -1)
 
 
-def _center_and_size(boxes):
-    """Centre and sides, [..., 2] each, of boxes [..., 4]."""
-    boxes = as_float32(boxes)
-    low, high = boxes[..., :2], boxes[..., 2:]
-    return (low + high) / 2, high - low
+def _center_and_sides(*arrays):
+    """(centre [..., 2], sides [..., 2]) of each array of boxes [..., 4]."""
+    chex.assert_shape(arrays, (..., 4))
+    corners = [(x[..., :2], x[..., 2:]) for x in map(as_float32, arrays)]
+    return [((low + high) / 2, high - low) for low, high in corners]

@@ -1,7 +1,7 @@
-"""Which cells learn which true box: targets of a dense detector, for one image.
+"""Assignment of true boxes to cells: the targets of a dense detector, for one image.
 
-A: cells or anchors, G: slots for true boxes, of which `valid` marks those in use, K: classes.
-Padding the slots changes nothing, and no gradient passes through a target.
+A: cells or anchors; G: true-box slots, of which `valid` marks those in use; K: classes.  Padded
+slots do not change the result, and targets pass no gradient.
 """
 
 from typing import Literal, NamedTuple
@@ -13,110 +13,108 @@ import jax.numpy as jnp
 from jaxdet.ops import anchors, boxes
 from jaxdet.types import Array
 
-INSIDE = 1e-9  # pixels by which a centre is inside a box at least
-EPS = 1e-9  # of the denominator of normalised scores
+INSIDE_MARGIN = 1e-9  # pixels between a point and the sides of a box that it is inside of
+EPS = 1e-9  # added to the denominator of normalised scores
 
 
 class Targets(NamedTuple):
-    """What each cell is to answer."""
+    """What each cell should predict."""
 
-    positive: Array  # [A] bool: the cell has a true box
-    index: Array  # [A] which one; 0 where none
-    scores: Array  # [A, K] wanted scores in [0, 1]; zeros where the cell is not positive
-    boxes: Array  # [A, 4] the true box; where none, that of slot 0
+    positive: Array  # [A] bool: assigned to a true box
+    index: Array  # [A] slot of that box; 0 where not positive
+    scores: Array  # [A, K] class scores in [0, 1]; zeros where not positive
+    boxes: Array  # [A, 4] box of that slot
 
 
 def task_aligned(
-    scores,
-    predicted,
-    points,
-    true_boxes,
-    true_labels,
-    valid,
+    scores: Array,
+    pred_boxes: Array,
+    points: Array,
+    true_boxes: Array,
+    true_labels: Array,
+    valid: Array,
     *,
-    topk=13,
-    alpha=1.0,
-    beta=6.0,
+    topk: int = 13,
+    alpha: float = 1.0,
+    beta: float = 6.0,
     overlap: Literal["iou", "ciou"] = "iou",
-):
-    """Task-aligned assignment: cells whose own answer is good in class and in box learn the box.
+) -> Targets:
+    """Task-aligned assignment (TAL): objects go to cells that predict both class and box well.
 
-    scores [A, K]: predicted probabilities.  predicted [A, 4], points [A, 2]: boxes and centres.
-    true_boxes [G, 4], true_labels [G], valid [G].  With s the score of a true box's class and u
-    the overlap, each box takes the `topk` cells of largest s^alpha u^beta among those whose centre
-    is strictly inside it; a cell of metric 0 is never taken, and one that several boxes took goes
-    to that of the largest overlap among them.  Wanted scores are the metric, scaled so that the
-    largest of a box is its largest overlap.
+    scores [A, K]: predicted probabilities; pred_boxes [A, 4]; points [A, 2]: cell centres;
+    true_boxes [G, 4]; true_labels [G]; valid [G].
 
-    alpha 1 and beta 6 are those of Feng et al. 2021 (TOOD), arXiv:2108.07755; seed 002 has the two
-    the other way round, which is `alpha=6, beta=1`.  Metrics are computed in float32.
+    With s the score of a true box's class and u its overlap with the predicted box, each true box
+    takes the `topk` cells of largest s^alpha u^beta among those whose centre is strictly inside it
+    and whose metric is positive.  A cell taken by several boxes goes to the one it overlaps most.
+    Target scores are the metric, rescaled so that the maximum over a box's cells is its largest
+    overlap with them.  Computed in float32; a negative CIoU counts as 0.  Defaults are those of
+    Feng et al. 2021 (TOOD), arXiv:2108.07755.
     """
-    chex.assert_shape([predicted, true_boxes], (None, 4))
-    chex.assert_equal_shape_prefix([scores, predicted, points], 1)
-    scores, predicted, true_boxes = (
-        jax.lax.stop_gradient(x.astype(jnp.float32)) for x in (scores, predicted, true_boxes)
+    chex.assert_shape([pred_boxes, true_boxes], (None, 4))
+    chex.assert_equal_shape_prefix([scores, pred_boxes, points], 1)
+    scores, pred_boxes, true_boxes = (
+        jax.lax.stop_gradient(x.astype(jnp.float32)) for x in (scores, pred_boxes, true_boxes)
     )
     candidates = points_in_boxes(points, true_boxes) & valid[:, None]  # [G, A]
-    shared = jnp.where(candidates, _overlap(overlap, true_boxes[:, None], predicted[None]), 0.0)
-    metric = scores[:, true_labels].T ** alpha * shared**beta  # [G, A]
+    pairwise = {"iou": boxes.iou, "ciou": boxes.ciou}[overlap]
+    overlaps = jnp.maximum(pairwise(true_boxes[:, None], pred_boxes[None]), 0.0)
+    overlaps = jnp.where(candidates, overlaps, 0.0)  # [G, A]
+    metric = scores[:, true_labels].T ** alpha * overlaps**beta
     metric = jnp.where(candidates, metric, 0.0)
     chosen = topk_mask(metric, topk)
-    owner, positive = _owner(chosen, shared)
-    mine = chosen & (owner[None] == jnp.arange(len(valid))[:, None])
-    metric, shared = jnp.where(mine, metric, 0.0), jnp.where(mine, shared, 0.0)
-    best, top = shared.max(1, keepdims=True), metric.max(1, keepdims=True)
-    wanted = (metric * best / (top + EPS)).max(0)  # [A]
-    classes = jax.nn.one_hot(true_labels[owner], scores.shape[-1])
-    return Targets(positive, owner, classes * wanted[:, None], true_boxes[owner])
+    index, positive = jnp.where(chosen, overlaps, -1.0).argmax(0), chosen.any(0)
+    assigned = chosen & (index[None] == jnp.arange(len(valid))[:, None])
+    metric, overlaps = jnp.where(assigned, metric, 0.0), jnp.where(assigned, overlaps, 0.0)
+    max_overlap, max_metric = overlaps.max(1, keepdims=True), metric.max(1, keepdims=True)
+    target = (metric * max_overlap / (max_metric + EPS)).max(0)  # [A]
+    classes = jax.nn.one_hot(true_labels[index], scores.shape[-1])
+    return Targets(positive, index, classes * target[:, None], true_boxes[index])
 
 
 def max_iou(
-    anchor_boxes, true_boxes, true_labels, valid, *, classes, positive=0.5, at_least_one=True
-):
-    """Assignment by overlap: an anchor [A, 4] learns the true box that it shares most with.
+    anchor_boxes: Array,
+    true_boxes: Array,
+    true_labels: Array,
+    valid: Array,
+    *,
+    num_classes: int,
+    positive_iou: float = 0.5,
+    allow_low_quality: bool = True,
+) -> Targets:
+    """Max-IoU assignment: each anchor [A, 4] goes to the true box of largest IoU.
 
-    It does where their IoU is at least `positive`; with `at_least_one` the best anchors of each
-    box (all that reach its largest IoU, if any touches it) learn it in any case, and the later of
-    two such boxes has the anchor.  Wanted scores are 1.  Ren et al. 2015, arXiv:1506.01497, without
-    a zone that is ignored.
+    That IoU must be at least `positive_iou`.  With `allow_low_quality`, each box also takes its
+    best anchors (all that tie for its largest IoU, if that is above 0); of two boxes with the same
+    best anchor the later takes it.  Target scores are 1, and no anchor is ignored.
+    Ren et al. 2015, arXiv:1506.01497.
     """
     chex.assert_shape([anchor_boxes, true_boxes], (None, 4))
     true_boxes = jax.lax.stop_gradient(true_boxes.astype(jnp.float32))
-    shared = boxes.iou(true_boxes[:, None], anchor_boxes[None])  # [G, A]
-    shared = jnp.where(valid[:, None], shared, 0.0)
-    owner, on = shared.argmax(0), shared.max(0) >= positive
-    if at_least_one:
-        best = shared.max(1, keepdims=True)
-        kept = (shared == best) & (best > 0)  # [G, A]
-        last = len(valid) - 1 - kept[::-1].argmax(0)
-        owner, on = jnp.where(kept.any(0), last, owner), on | kept.any(0)
-    owner = jnp.where(on, owner, 0)
-    wanted = jax.nn.one_hot(true_labels[owner], classes) * on[:, None]
-    return Targets(on, owner, wanted, true_boxes[owner])
+    overlaps = boxes.iou(true_boxes[:, None], anchor_boxes[None])  # [G, A]
+    overlaps = jnp.where(valid[:, None], overlaps, 0.0)
+    index, positive = overlaps.argmax(0), overlaps.max(0) >= positive_iou
+    if allow_low_quality:
+        best = overlaps.max(1, keepdims=True)
+        is_best = (overlaps == best) & (best > 0)  # [G, A]
+        last = len(valid) - 1 - is_best[::-1].argmax(0)
+        index = jnp.where(is_best.any(0), last, index)
+        positive = positive | is_best.any(0)
+    index = jnp.where(positive, index, 0)
+    scores = jax.nn.one_hot(true_labels[index], num_classes) * positive[:, None]
+    return Targets(positive, index, scores, true_boxes[index])
 
 
-def points_in_boxes(points, true_boxes):
-    """Whether points [A, 2] are strictly inside boxes [G, 4]: [G, A]."""
-    return anchors.boxes_to_ltrb(true_boxes[:, None], points[None]).min(-1) > INSIDE
+def points_in_boxes(points: Array, boxes: Array) -> jax.Array:
+    """Whether points [A, 2] lie strictly inside boxes [G, 4]: [G, A] bool."""
+    return anchors.boxes_to_ltrb(boxes[:, None], points[None]).min(-1) > INSIDE_MARGIN
 
 
-def topk_mask(metric, count):
-    """The `count` largest positive entries of each row of metric [G, A]: [G, A] bool.
+def topk_mask(metric: Array, k: int) -> jax.Array:
+    """Mask [G, A] of the k largest positive entries in each row of metric [G, A].
 
-    Of equal ones the first are taken.
+    Ties go to the first.
     """
-    count = min(count, metric.shape[1])
-    values, places = jax.lax.top_k(metric, count)  # [G, count]
+    values, columns = jax.lax.top_k(metric, min(k, metric.shape[1]))  # [G, k]
     rows = jnp.arange(len(metric))[:, None]
-    return jnp.zeros(metric.shape, bool).at[rows, places].set(values > 0)
-
-
-def _owner(chosen, shared):
-    """The box [A] that each cell goes to, 0 where none, and whether there is one, [A] bool."""
-    owner = jnp.where(chosen, shared, -1.0).argmax(0)
-    return owner, chosen.any(0)
-
-
-def _overlap(kind, a, b):
-    """Overlap of boxes in [0, 1]; a negative CIoU is 0, or an even power would make it large."""
-    return jnp.maximum(getattr(boxes, kind)(a, b), 0.0)
+    return jnp.zeros(metric.shape, bool).at[rows, columns].set(values > 0)

@@ -7,10 +7,12 @@ swapped.  Functions broadcast over `[..., 4]`: `iou(a, b)` compares row by row, 
 """
 
 from functools import reduce
+from types import ModuleType
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxdet.ops.numerics import as_float32, safe_divide
 from jaxdet.types import Array
@@ -18,7 +20,7 @@ from jaxdet.types import Array
 
 def area(boxes: Array) -> jax.Array:
     """Area [...] of boxes [..., 4] in square pixels; 0 for empty boxes."""
-    return _area(*_halves(boxes))
+    return _area(*_corners(boxes))
 
 
 def intersection(a: Array, b: Array) -> jax.Array:
@@ -27,7 +29,7 @@ def intersection(a: Array, b: Array) -> jax.Array:
     It is 0 for boxes that only touch and where either is empty, so `intersection(a, b) > 0` tests
     whether two half-open boxes overlap.
     """
-    (a_low, a_high), (b_low, b_high) = _halves(a), _halves(b)
+    (a_low, a_high), (b_low, b_high) = _corners(a), _corners(b)
     return _area(jnp.maximum(a_low, b_low), jnp.minimum(a_high, b_high))
 
 
@@ -41,7 +43,7 @@ def enclosing_box(a: Array, b: Array) -> jax.Array:
 
     It contains all corners, even of empty boxes, and its own corners are in order.
     """
-    corners = *_halves(a), *_halves(b)
+    corners = *_corners(a), *_corners(b)
     return jnp.concatenate([reduce(jnp.minimum, corners), reduce(jnp.maximum, corners)], axis=-1)
 
 
@@ -72,7 +74,7 @@ def diou(a: Array, b: Array, *, eps: float = 0.0) -> jax.Array:
     Zheng et al. 2020, arXiv:1911.08287.
     """
     between = _center(a) - _center(b)
-    diagonal = _sides(*_halves(enclosing_box(a, b)))
+    diagonal = _sides(*_corners(enclosing_box(a, b)))
     penalty = safe_divide(_squared_norm(between), _squared_norm(diagonal), eps)
     return iou(a, b, eps=eps) - penalty
 
@@ -81,7 +83,8 @@ def ciou(a: Array, b: Array, *, eps: float = 0.0) -> jax.Array:
     """Complete IoU of boxes [..., 4], broadcasting, in [-1.5, 1].
 
     DIoU minus a penalty for different aspect ratios, whose weight passes no gradient.  Equal boxes
-    give 1; a point has aspect ratio 0, with a finite gradient.  Zheng et al. 2020, arXiv:1911.08287.
+    give 1; a point has aspect ratio 0, with a finite gradient.
+    Zheng et al. 2020, arXiv:1911.08287.
     """
     v = ((_aspect_angle(a) - _aspect_angle(b)) * 2 / jnp.pi) ** 2  # in [0, 1]
     alpha = safe_divide(v, 1 - iou(a, b, eps=eps) + v, eps)
@@ -96,16 +99,35 @@ def clip(boxes: Array, height: float | Array, width: float | Array) -> jax.Array
     return jnp.clip(boxes, 0, jnp.broadcast_to(limits, boxes.shape))
 
 
-def from_xywh(boxes: Array) -> jax.Array:
-    """Corner boxes of boxes [..., 4] given as top-left corner, width and height (COCO)."""
-    corner, sides = _halves(boxes)
-    return jnp.concatenate([corner, corner + sides], axis=-1)
+def from_xywh(boxes: Array) -> Array:
+    """Corner boxes [..., 4] from left, top, width and height, as in COCO files.
+
+    This and the following conversions keep NumPy arrays in NumPy and in their own precision, for
+    readers of files on the host.
+    """
+    xp, boxes = _namespace(boxes)
+    corner, sides = boxes[..., :2], boxes[..., 2:]
+    return xp.concatenate([corner, corner + sides], axis=-1)
 
 
-def to_xywh(boxes: Array) -> jax.Array:
-    """Top-left corner, width and height [..., 4] of corner boxes; the inverse of `from_xywh`."""
-    low, high = _halves(boxes)
-    return jnp.concatenate([low, high - low], axis=-1)
+def to_xywh(boxes: Array) -> Array:
+    """Left, top, width and height [..., 4] of corner boxes; the inverse of `from_xywh`."""
+    xp, boxes = _namespace(boxes)
+    low, high = boxes[..., :2], boxes[..., 2:]
+    return xp.concatenate([low, high - low], axis=-1)
+
+
+def from_cxcywh(boxes: Array) -> Array:
+    """Corner boxes [..., 4] from centre x, centre y, width and height, as in YOLO files."""
+    xp, boxes = _namespace(boxes)
+    center, half = boxes[..., :2], boxes[..., 2:] / 2
+    return xp.concatenate([center - half, center + half], axis=-1)
+
+
+def from_yxyx(boxes: Array) -> Array:
+    """Corner boxes [..., 4] from y0, x0, y1 and x1, as in tensorflow-datasets."""
+    _, boxes = _namespace(boxes)
+    return boxes[..., np.array([1, 0, 3, 2])]
 
 
 def mask_to_box(mask: Array) -> jax.Array:
@@ -120,8 +142,14 @@ def mask_to_box(mask: Array) -> jax.Array:
     return jnp.stack([x0, y0, x1, y1]).astype(jnp.float32)
 
 
-def _halves(boxes):
-    """First and last two numbers [..., 2] of boxes [..., 4]; of corner boxes, low and high corner."""
+def _namespace(boxes) -> tuple[ModuleType, Array]:
+    """(numpy, boxes unchanged) for NumPy boxes [..., 4]; else (jax.numpy, boxes as float32)."""
+    chex.assert_shape(boxes, (..., 4))
+    return (np, boxes) if isinstance(boxes, np.ndarray) else (jnp, as_float32(boxes))
+
+
+def _corners(boxes):
+    """Low and high corners [..., 2] of boxes [..., 4]."""
     chex.assert_shape(boxes, (..., 4))
     boxes = as_float32(boxes)
     return boxes[..., :2], boxes[..., 2:]
@@ -141,7 +169,7 @@ def _sides(low, high):
 
 
 def _center(boxes):
-    low, high = _halves(boxes)
+    low, high = _corners(boxes)
     return (low + high) / 2
 
 
@@ -151,7 +179,7 @@ def _squared_norm(vectors):
 
 def _aspect_angle(boxes):
     """arctan(width / height) [...] of boxes [..., 4], in [0, pi / 2]; 0 for points."""
-    sides = _sides(*_halves(boxes))
+    sides = _sides(*_corners(boxes))
     extended = _squared_norm(sides) > 0  # arctan2's gradient divides by this
     angle = jnp.arctan2(sides[..., 0], jnp.where(extended, sides[..., 1], 1))
     return jnp.where(extended, angle, 0)

@@ -1,8 +1,8 @@
-"""Embeddings: unit length, likeness, and whom of known people an unknown image shows.
+"""Embeddings: normalisation, similarity, and identification of probes against a gallery.
 
-An embedding is a vector [D]; functions of one broadcast over `[..., D]`: all pairs are `a[:, None],
-b[None]`, one pair a row is `a, b`.  Computed in float32 at least, whatever the vectors are stored
-in; vectors of zeros have finite gradients.
+An embedding is a vector [D].  Functions of `[..., D]` broadcast: `cosine(a, b)` compares row by
+row, `cosine(a[:, None], b[None])` all pairs.  Results are float32, or float64 for float64 vectors;
+gradients are finite at zero vectors.
 """
 
 from functools import partial
@@ -13,111 +13,119 @@ import jax
 import jax.numpy as jnp
 
 from jaxdet.ops.numerics import as_float32
+from jaxdet.types import Array
 
 Metric = Literal["cosine", "euclidean"]
-THRESHOLD = 0.4  # cosine from which seed 004 takes an unknown for a known identity
-CHUNK = 1024  # images that are worked on at a time: on a CPU faster than 4096, .33 to .39 s
+THRESHOLD = 0.4  # cosine similarity from which a probe is accepted, in assignment 4
+CHUNK = 1024  # probes per step; on a CPU faster than 4096 (.33 s against .39 s)
 
 
-def l2_normalize(x):
-    """Vectors [..., D] at length 1; one of zeros stays so, with gradient 0.
+def l2_normalize(x: Array) -> jax.Array:
+    """Vectors [..., D] scaled to norm 1; zero vectors stay zero, with gradient 0.
 
-    Neither large nor small numbers overflow: the largest of a vector is divided out first.
+    Each vector is divided by its largest entry first, so that none overflows or underflows.
     """
     x = as_float32(x)
     largest = jax.lax.stop_gradient(jnp.abs(x).max(-1, keepdims=True))
     x = x / jnp.where(largest > 0, largest, 1)
-    lengths = norm(x)[..., None]
-    return x / jnp.where(lengths > 0, lengths, 1)
+    norms = norm(x)[..., None]
+    return x / jnp.where(norms > 0, norms, 1)
 
 
-def norm(x):
-    """Euclidean length of vectors [..., D]: [...]; of zeros it is 0, with gradient 0."""
+def norm(x: Array) -> jax.Array:
+    """Euclidean norm [...] of vectors [..., D]; 0 for zero vectors, with gradient 0."""
     squared = (as_float32(x) ** 2).sum(-1)
     positive = squared > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), 0)
 
 
-def cosine(a, b):
-    """Cosine of the angle between vectors a and b [..., D], broadcasting, in [-1, 1] to rounding.
+def cosine(a: Array, b: Array) -> jax.Array:
+    """Cosine similarity [...] of vectors [..., D], broadcasting, in [-1, 1] up to rounding.
 
-    A vector of zeros gives 0 with any other.
+    It is 0 where either vector is zero.
     """
     return (l2_normalize(a) * l2_normalize(b)).sum(-1)
 
 
-def distance(a, b):
-    """Euclidean distance of vectors a and b [..., D], broadcasting; equal ones give 0, gradient 0.
+def distance(a: Array, b: Array) -> jax.Array:
+    """Euclidean distance [...] of vectors [..., D], broadcasting; gradient 0 where they are equal.
 
-    Between vectors of length 1 it is in [0, 2]: the square root of 2 - 2 `cosine`.
+    For unit vectors it is sqrt(2 - 2 `cosine(a, b)`), in [0, 2].
     """
     return norm(as_float32(a) - as_float32(b))
 
 
-def pairwise_cosine(a, b):
-    """`cosine` of all pairs of vectors a [N, D] and b [M, D], [N, M]: a product of matrices."""
+def pairwise_cosine(a: Array, b: Array) -> jax.Array:
+    """`cosine` of all pairs of vectors a [N, D] and b [M, D] by a matrix product: [N, M]."""
     return pairwise_dot(l2_normalize(a), l2_normalize(b))
 
 
-def pairwise_dot(a, b):
-    """Scalar products of all pairs of vectors a [N, D] and b [M, D]: [N, M].
-
-    In full float32, which GPUs keep only where told to.
-    """
+def pairwise_dot(a: Array, b: Array) -> jax.Array:
+    """Dot products [N, M] of vectors a [N, D] and b [M, D], in full float32 also on GPUs."""
     return jnp.matmul(as_float32(a), as_float32(b).T, precision="highest")
 
 
-@partial(jax.jit, static_argnames=("kind", "chunk"))
-def similarity(unknown, known, *, kind: Metric = "cosine", chunk=CHUNK):
-    """How alike each of `unknown` [N, D] and each of `known` [M, D] are: [N, M], more is likelier.
+@partial(jax.jit, static_argnames=("metric", "chunk"))
+def similarity(
+    probes: Array, gallery: Array, *, metric: Metric = "cosine", chunk: int = CHUNK
+) -> jax.Array:
+    """Similarity [N, M] of each probe [N, D] and each gallery embedding [M, D].
 
-    kind: `cosine`, or `euclidean` for the distance with a minus, in the units of the vectors; it
-    comes of squared lengths, and is off by up to 0.001 of a length where vectors all but meet.
-    chunk: how many of `unknown` are worked on at a time, so that hardly more memory is wanted than
-    arguments and result have: 0.41 GB for 100,000 x 1,000 of 512 numbers.
+    metric: `cosine`, or `euclidean` for the negative distance, which is computed from squared norms
+    and off by up to 0.001 of a norm where vectors nearly coincide.
+    chunk: probes per step, which bounds the memory beyond arguments and result: 0.41 GB in all for
+    100,000 x 1,000 embeddings of 512 numbers.
     """
-    chex.assert_rank([unknown, known], 2)
-    chex.assert_equal_shape([unknown, known], dims=1)
-    count, size = len(unknown), min(chunk, len(unknown))
-    like = {"cosine": pairwise_cosine, "euclidean": _nearness}[kind]
+    chex.assert_rank([probes, gallery], 2)
+    chex.assert_equal_shape([probes, gallery], dims=1)
+    count, size = len(probes), min(chunk, len(probes))
+    pairwise = {"cosine": pairwise_cosine, "euclidean": _negative_distance}[metric]
 
     def fill(i, table):
         start = jnp.minimum(i * size, count - size)  # the last chunk overlaps the one before it
-        rows = jax.lax.dynamic_slice_in_dim(unknown, start, size)
-        return jax.lax.dynamic_update_slice_in_dim(table, like(rows, known), start, 0)
+        rows = jax.lax.dynamic_slice_in_dim(probes, start, size)
+        return jax.lax.dynamic_update_slice_in_dim(table, pairwise(rows, gallery), start, 0)
 
-    table = jnp.zeros((count, len(known)), jnp.promote_types(unknown.dtype, jnp.float32))
+    table = jnp.zeros((count, len(gallery)), jnp.promote_types(probes.dtype, jnp.float32))
     return jax.lax.fori_loop(0, -(-count // size) if count else 0, fill, table)
 
 
-@partial(jax.jit, static_argnames=("identities", "join"))
+@partial(jax.jit, static_argnames=("num_identities", "reduce"))
 def identify(
-    similarities, owner, identities, *, join: Literal["max", "mean"] = "max", threshold=THRESHOLD
-):
-    """The identity that each unknown image is most like, or -1 for none, and how like: [N], [N].
+    similarities: Array,
+    gallery_ids: Array,
+    num_identities: int,
+    *,
+    reduce: Literal["max", "mean"] = "max",
+    threshold: float | Array = THRESHOLD,
+) -> tuple[jax.Array, jax.Array]:
+    """Most similar identity [N] of each probe, -1 for none, and its score [N].
 
-    similarities: [N, M] to M known images, whose identities, below `identities`, are `owner` [M];
-    any other number, such as -1, marks a column that only pads.  join: what counts of several
-    images of one identity.  threshold: similarity from which an unknown is taken for the best.
-    Of equally good identities it is the first; where nobody is known, -1 and minus infinity.
+    similarities [N, M]: of N probes and M gallery images.
+    gallery_ids [M]: identities below `num_identities`; other numbers, such as -1, mark padding.
+    reduce: how an identity's score is made of the similarities of its images.
+    threshold: lowest score at which a probe is accepted.
+    The first of equally good identities wins; an empty gallery gives -1 and minus infinity.
     """
-    chex.assert_shape(similarities, (None, *owner.shape))
-    owner = jnp.where(owner < 0, identities, owner)  # out of bounds: left out by segments
-    images = jax.ops.segment_sum(jnp.ones(len(owner)), owner, identities)
-    ways = {"max": jax.ops.segment_max, "mean": jax.ops.segment_sum}
+    chex.assert_shape(similarities, (None, *gallery_ids.shape))
+    segments = jnp.where(gallery_ids < 0, num_identities, gallery_ids)  # out of bounds is dropped
+    images = jax.ops.segment_sum(jnp.ones(len(segments)), segments, num_identities)
+    segment_reduce = {"max": jax.ops.segment_max, "mean": jax.ops.segment_sum}[reduce]
 
-    def one(row):
-        joined = ways[join](as_float32(row), owner, identities)  # [identities]
-        joined = joined / jnp.maximum(images, 1) if join == "mean" else joined
-        joined = jnp.append(jnp.where(images > 0, joined, -jnp.inf), -jnp.inf)  # and nobody
-        best, score = joined.argmax(), joined.max()
+    def best_identity(row):
+        scores = segment_reduce(as_float32(row), segments, num_identities)
+        scores = scores / jnp.maximum(images, 1) if reduce == "mean" else scores
+        scores = jnp.where(images > 0, scores, -jnp.inf)
+        scores = jnp.append(scores, -jnp.inf)  # never empty
+        best, score = scores.argmax(), scores.max()
         return jnp.where((score >= threshold) & (score > -jnp.inf), best, -1), score
 
-    return jax.lax.map(one, similarities, batch_size=min(CHUNK, len(similarities)) or None)
+    batch_size = min(CHUNK, len(similarities)) or None
+    return jax.lax.map(best_identity, similarities, batch_size=batch_size)
 
 
-def _nearness(a, b):
-    """Distances [N, M] of vectors a [N, D] and b [M, D], with a minus."""
+def _negative_distance(a, b):
+    """Negative distances [N, M] of vectors a [N, D] and b [M, D]."""
     a, b = as_float32(a), as_float32(b)
     squared = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * pairwise_dot(a, b)
     return -jnp.sqrt(jax.nn.relu(squared))
