@@ -1,93 +1,98 @@
 #!/usr/bin/env python
-"""A detection set of any format as parquet files in the layout of the Halo set (seed 002).
+"""Convert a detection data set of any format to parquet files as `jaxdet.data.parquet` reads them.
 
     python scripts/to_parquet.py ROOT OUT
 
-ROOT is a folder, or tfds:NAME, as `jaxdet train detect --root` takes it.  Writes OUT/train.parquet,
-OUT/validation.parquet, ... and OUT/classes.txt: a row a photo with `image {bytes, path}`,
-`image_id` and `objects {bbox, category}`; boxes are left, top, width, height in pixels, categories
-count from 1.  The layout has no place for flags: boxes of crowds and of difficult objects become
-boxes as all others, and are counted in what is printed.  Rows that cannot be used are named and
-left out.  Needs pyarrow.
+ROOT is a folder, or tfds:NAME, as for `jaxdet train detect --root`.  Writes OUT/train.parquet,
+OUT/validation.parquet, ... and OUT/classes.txt, with a row per image: `image {bytes, path}`,
+`image_id` and `objects {bbox, category}`.  Boxes are left, top, width and height in pixels;
+categories count from 1.  The layout has no flags: boxes of crowds and difficult objects become like
+all others, and their number is printed.  Rows that cannot be used are named and left out.  Needs
+pyarrow.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxdet.data import formats, images
+from jaxdet.data.detection import AnnotatedImage
 from jaxdet.errors import InputError
+from jaxdet.ops import boxes
 
-TITLES = {"val": "validation"}
-GROUP = 64  # photos in a row group: what is in memory, here and where photos are streamed
-
-
-def write(root, out):
-    """Write the files; returns ({part: number of photos}, [what is left out], boxes with flags)."""
-    found = formats.read(root)
-    out.mkdir(parents=True, exist_ok=True)
-    counts, notes, flags = {}, [*found.notes], 0
-    for part, photos in found.parts.items():
-        counts[part], bad = _file(out / f"{TITLES.get(part, part)}.parquet", photos)
-        notes += bad
-        flags += sum(int(one.crowd.sum()) for one in photos)
-    (out / "classes.txt").write_text("".join(f"{name}\n" for name in found.classes))
-    return counts, notes, flags
+FILE_NAMES = {"val": "validation"}
+GROUP_SIZE = 64  # images per row group: a reader holds a whole row group in memory
 
 
-def row(number, one):
-    """One photo as a record of the table; InputError where there are no bytes of it."""
-    boxes = [[x0, y0, x1 - x0, y1 - y0] for x0, y0, x1, y1 in one.boxes.tolist()]
-    return {
-        "image": {"bytes": images.file_bytes(one.image), "path": one.where},
-        "image_id": number,
-        "objects": {"bbox": boxes, "category": [label + 1 for label in one.labels.tolist()]},
-    }
-
-
-def _file(path, photos):
-    """Write a file of photos, whole or not at all; returns (their number, [what is left out])."""
-    from pyarrow import Table, parquet
-
-    count, notes, half = 0, [], path.with_name(f"{path.name}.part")
-    with parquet.ParquetWriter(half, _schema()) as file:
-        for start in range(0, len(photos), GROUP):
-            rows = []
-            for number, one in enumerate(photos[start : start + GROUP], start):
-                try:
-                    rows.append(row(number, one))
-                except InputError as error:
-                    notes.append(f"{one.where}: {error}")
-            file.write_table(Table.from_pylist(rows, schema=_schema()))
-            count += len(rows)
-    half.replace(path)
-    return count, notes
-
-
-def _schema():
-    import pyarrow as pa
-
-    image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-    boxes, numbers = pa.list_(pa.list_(pa.float64())), pa.list_(pa.int64())
-    objects = pa.struct({"bbox": boxes, "category": numbers})
-    return pa.schema({"image": image, "image_id": pa.int64(), "objects": objects})
-
-
-def main(words):
-    """Run with two words; returns the exit code."""
-    if len(words) != 2:
+def main(arguments: Sequence[str]) -> int:
+    """Run with the arguments of the command line; returns the exit code."""
+    if len(arguments) != 2:
         print("usage: python scripts/to_parquet.py ROOT OUT", file=sys.stderr)
         return 2
     try:
-        counts, notes, flags = write(words[0], Path(words[1]))
+        counts, notes, flagged = convert(arguments[0], Path(arguments[1]))
     except (InputError, OSError) as error:
         print(f"to_parquet: error: {error}", file=sys.stderr)
         return 2
     for note in notes:
         print(f"left out: {note}", file=sys.stderr)
     print(counts)
-    if flags:
-        print(f"boxes of crowds or difficult objects, now as all others: {flags}")
+    if flagged:
+        print(f"boxes of crowds or difficult objects, now like all others: {flagged}")
     return 0
+
+
+def convert(root: str, out: Path) -> tuple[dict[str, int], list[str], int]:
+    """Write the files; returns (images per split, notes on what is left out, flagged boxes)."""
+    dataset = formats.read(root)
+    out.mkdir(parents=True, exist_ok=True)
+    counts, notes, flagged = {}, [*dataset.notes], 0
+    for split, samples in dataset.splits.items():
+        path = out / f"{FILE_NAMES.get(split, split)}.parquet"
+        counts[split], faults = _write_file(path, samples)
+        notes += faults
+        flagged += sum(int(sample.crowd.sum()) for sample in samples)
+    (out / "classes.txt").write_text("".join(f"{name}\n" for name in dataset.classes))
+    return counts, notes, flagged
+
+
+def _write_file(path: Path, samples: list[AnnotatedImage]) -> tuple[int, list[str]]:
+    """Write a file completely or not at all; returns (number of images, notes)."""
+    from pyarrow import Table, parquet
+
+    count, notes, draft = 0, [], path.with_name(f"{path.name}.part")
+    with parquet.ParquetWriter(draft, _schema()) as file:
+        for start in range(0, len(samples), GROUP_SIZE):
+            rows = []
+            for image_id, sample in enumerate(samples[start : start + GROUP_SIZE], start):
+                try:
+                    rows.append(_to_row(image_id, sample))
+                except InputError as error:
+                    notes.append(f"{sample.name}: {error}")
+            file.write_table(Table.from_pylist(rows, schema=_schema()))
+            count += len(rows)
+    draft.replace(path)
+    return count, notes
+
+
+def _to_row(image_id: int, sample: AnnotatedImage) -> dict[str, Any]:
+    """A row of the table; InputError where the image has no bytes."""
+    bbox = boxes.to_xywh(sample.boxes.astype(float)).tolist()
+    return {
+        "image": {"bytes": images.file_bytes(sample.image), "path": sample.name},
+        "image_id": image_id,
+        "objects": {"bbox": bbox, "category": [label + 1 for label in sample.labels.tolist()]},
+    }
+
+
+def _schema() -> Any:
+    import pyarrow as pa
+
+    image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    bbox, category = pa.list_(pa.list_(pa.float64())), pa.list_(pa.int64())
+    objects = pa.struct({"bbox": bbox, "category": category})
+    return pa.schema({"image": image, "image_id": pa.int64(), "objects": objects})
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def _people(options):
         )
     found = image_folder.read(options.root)
     people = {name: [] for name in found.classes}
-    for rows in found.parts.values():
+    for rows in found.splits.values():
         for row in rows:
             people[row.label].append(row)
     wanted = options.known + options.strangers + 2

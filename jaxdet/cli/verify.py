@@ -41,7 +41,7 @@ class Probes(NamedTuple):
         """The label [N] of each image by a threshold."""
         taken = zip(self.found, self.score >= threshold, strict=True)
         return [
-            self.known.names[who] if yes else verification_protocol.UNKNOWN_LABEL
+            self.known.identities[who] if yes else verification_protocol.UNKNOWN_LABEL
             for who, yes in taken
         ]
 
@@ -115,7 +115,7 @@ def pair(options):
     embedder = embedding.restored(options.run, options.checkpoint)
     value = embedding.agreed(limit, embedder, kind=options.kind)
     made = embedder.embed(options.images)
-    score = float(embeddings.similarity(made[:1], made[1:], kind=options.kind)[0, 0])
+    score = float(embeddings.similarity(made[:1], made[1:], metric=options.kind)[0, 0])
     if options.json:
         print(json.dumps({"score": score, "same": score >= value, "threshold": value}))
     else:
@@ -144,7 +144,7 @@ def _told(options):
         verification_protocol.list_probes(options.unknown),
     )
     true = (
-        verification_protocol.read_truth(options.truth, known.names, files)
+        verification_protocol.read_truth(options.truth, known.identities, files)
         if options.truth
         else None
     )
@@ -156,14 +156,14 @@ def _compared(options, embedder, known, files, true):
     learnt = _learnt(known, embedder)
     if learnt:
         common.warn(
-            f"{len(learnt)} of {len(known.names)} known identities were learnt in training, first: "
+            f"{len(learnt)} of {len(known.identities)} known identities were learnt in training, first: "
             f"{learnt[0]}; scores are to be of people whom the network never saw"
         )
     made = embedder.embed([*known.paths, *files])
     count = len(known.paths)
-    similarity = embeddings.similarity(made[count:], made[:count], kind=options.kind)
+    similarity = embeddings.similarity(made[count:], made[:count], metric=options.kind)
     found, score = embeddings.identify(
-        similarity, known.owner, len(known.names), join=options.join, threshold=-np.inf
+        similarity, known.labels, len(known.identities), reduce=options.join, threshold=-np.inf
     )
     similarity, found, score = jax.device_get((similarity, found, score))
     return Probes(known, files, true, similarity, found, score.astype(np.float64))
@@ -171,7 +171,7 @@ def _compared(options, embedder, known, files, true):
 
 def _learnt(known, embedder):
     """The known identities that the network was trained to tell apart."""
-    return sorted({*known.names} & {*embedder.classes})
+    return sorted({*known.identities} & {*embedder.classes})
 
 
 def _counts(probes, embedder):
@@ -179,7 +179,7 @@ def _counts(probes, embedder):
     return {
         "unknown_images": len(probes.files),
         "known_images": len(probes.known.paths),
-        "known_identities": len(probes.known.names),
+        "known_identities": len(probes.known.identities),
         "strangers": int((probes.true < 0).sum()),
         "known_identities_learnt": len(_learnt(probes.known, embedder)),
     }
@@ -191,14 +191,14 @@ def _at(probes, threshold):
     return {
         "threshold": float(threshold),
         "accuracy": float(probes.right(threshold).mean()),
-        "known_accuracy": int(accepted.sum()) / len(probes.known.names),
+        "known_accuracy": int(accepted.sum()) / len(probes.known.identities),
     }
 
 
 def _pairs(probes):
     """(similarity, whether of one person) of all pairs of an unknown and a known image."""
     rows = slice(max(1, PAIRS // len(probes.known.paths)))
-    same = probes.known.owner[None] == probes.true[rows, None]
+    same = probes.known.labels[None] == probes.true[rows, None]
     return probes.similarity[rows].ravel(), same.ravel()
 
 
@@ -237,10 +237,10 @@ def _draw_probes(options, probes, threshold):
     """The worst mistakes, each beside the image that it is most like of the identity found."""
     if not options.worst:
         return
-    own = probes.known.owner[None] == probes.found[:, None]
+    own = probes.known.labels[None] == probes.found[:, None]
     best = np.where(own, probes.similarity, -np.inf).argmax(1)
     sides = [(file, probes.known.paths[i]) for file, i in zip(probes.files, best, strict=True)]
-    true = [(*probes.known.names, verification_protocol.UNKNOWN_LABEL)[who] for who in probes.true]
+    true = [(*probes.known.identities, verification_protocol.UNKNOWN_LABEL)[who] for who in probes.true]
     told = zip(true, probes.named(threshold), probes.score, strict=True)
     titles = [f"{yes}, taken for {name}, {score:.2f}" for yes, name, score in told]
     wrong = ~probes.right(threshold)

@@ -22,7 +22,7 @@ def pairs(options):
         )
     if not listed.pairs:
         raise InputError(f"{options.pairs}: there is no pair whose images are there")
-    places = [pair.place for pair in listed.pairs]
+    places = [pair.index for pair in listed.pairs]
     count = len(places) + len(listed.missing)
     fold = scoring.consecutive_folds(count, options.folds or listed.folds or FOLDS)[places]
     embedder = embedding.restored(options.run, options.checkpoint)

@@ -42,7 +42,6 @@ from typing import ClassVar, Literal
 from jaxdet.config import check_fractions, check_notes, task_hparams
 from jaxdet.configs import backbones, embedders, stages
 from jaxdet.configs.embedders import Embedding
-from jaxdet.data import faces
 from jaxdet.errors import InputError
 from jaxdet.training.experiment import Experiment
 
@@ -113,12 +112,21 @@ class Config(Embedding):
     ema: float = 0.99
 
 
-told, network, inspect = stages.told, embedders.network, faces.summarize
+told, network = stages.told, embedders.network
+
+
+def inspect(root):
+    """`data.faces.summarize` of a folder, for `jaxdet data inspect`."""
+    from jaxdet.data import faces
+
+    return faces.summarize(root)
 
 
 def build(config):
     """The system of a `Config`, with its data."""
-    classes, splits, notes = faces.read_splits(config)
+    from jaxdet.data import faces
+
+    classes, splits, notes = faces.read_dataset(config)
     check_notes(config, notes)
     return system(config, classes, splits)._replace(notes=notes)
 
@@ -128,7 +136,7 @@ def system(config, classes, splits):
     from jaxdet.data import images, sampler
 
     net, (_, *shape) = network(config, len(classes))
-    labels = faces.labels(splits["train"])
+    labels = splits["train"].labels
     return Experiment(
         task=_verifier(config, net, len(classes)).task(),
         splits=splits,

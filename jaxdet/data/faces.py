@@ -1,132 +1,130 @@
-"""The people of `faces`: whom it learns, and which of their images are for what."""
+"""Identities of faces: which are trained, and which of their images are in which split."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from jaxdet.config import cached_reader
+from jaxdet.data import image_folder, sources
+from jaxdet.data.image_folder import LabeledImage
 from jaxdet.errors import InputError
 
+Splits = dict[str, list[LabeledImage]]
 
-def summarize(root):
-    """({column: value} a person, what is wrong with files and folders) of the data at `root`."""
-    from jaxdet.data import image_folder
 
+class FaceDataset(NamedTuple):
+    """The trained identities and the sources of all splits."""
+
+    classes: tuple[str, ...]
+    splits: dict[str, sources.Source]  # train, val, test; others: identities that are not trained
+    notes: tuple[str, ...]  # one line for each file that cannot be used
+
+
+@cached_reader(
+    *("root", "size", "identities", "val_fraction", "test_fraction", "train_fraction"),
+    *("split_seed", "stream"),
+)
+def read_dataset(config: Any) -> FaceDataset:
+    """The data set of a configuration of `faces`.
+
+    The first `config.identities` by name are trained (0: all), the others make the split `others`.
+    InputError where a trained identity has no usable training image.
+    """
+    _check_root(config.root)
+    dataset = image_folder.read(config.root)
+    if config.identities > len(dataset.classes):
+        raise InputError(
+            f"--identities must be at most {len(dataset.classes)} for {config.root}, got "
+            f"{config.identities}"
+        )
+    count = config.identities or len(dataset.classes)
+    classes, others = dataset.classes[:count], dataset.classes[count:]
+    samples = {
+        name: [sample for sample in own if sample.label in classes]
+        for name, own in _split(config, dataset.splits).items()
+    }
+    if others:
+        every = (sample for own in dataset.splits.values() for sample in own)
+        samples["others"] = [sample for sample in every if sample.label in others]
+    load = image_folder.stream if config.stream else image_folder.load
+    splits, notes, first = {}, list(dataset.notes), 0
+    for name, own in samples.items():
+        names = dataset.classes if name == "others" else classes
+        splits[name], faults = load(own, names, config.size, first_id=first)
+        first += len(own)
+        notes += faults
+    _check_trained(config.root, classes, splits["train"].labels)
+    return FaceDataset(classes, splits, tuple(notes))
+
+
+def summarize(root: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """(a table row per identity, notes) of the data in a folder: `image_folder.summarize`."""
     _check_root(root)
     return image_folder.summarize(image_folder.read(root))
 
 
-@cached_reader(
-    *(
-        "root",
-        "size",
-        "identities",
-        "val_fraction",
-        "test_fraction",
-        "train_fraction",
-        "split_seed",
-        "stream",
-    )
-)
-def read_splits(config):
-    """(people that are learnt, {split: source}, what is wrong with files).
+def _split(config: Any, splits: Splits) -> Splits:
+    """The splits of the data; without `train` and `val`, fractions of each identity's images.
 
-    InputError for one of these people without an image for training that can be used.
+    An empty `val` becomes `train`, and an empty `test` becomes `val`.
     """
-    from jaxdet.data import image_folder
-
-    _check_root(config.root)
-    found = image_folder.read(config.root)
-    classes, others = _people(config, found.classes)
-    parts = _parts(config, found.parts)
-    chosen = {part: [row for row in rows if row.label in classes] for part, rows in parts.items()}
-    if others:
-        every = (row for rows in found.parts.values() for row in rows)
-        chosen["others"] = [row for row in every if row.label in others]
-    splits, notes, first = {}, list(found.notes), 0
-    for part, rows in chosen.items():
-        names = (*classes, *others) if part == "others" else classes
-        load = image_folder.stream if config.stream else image_folder.load
-        splits[part], bad = load(rows, names, config.size, first_id=first)
-        first += len(rows)
-        notes += bad
-    _check_learnt(config.root, classes, labels(splits["train"]))
-    return classes, splits, tuple(notes)
-
-
-def labels(source):
-    """The label [N] of each image of a source, held or streamed."""
-    return source.arrays["label"] if source.arrays else source.labels
-
-
-def _people(config, names):
-    """(people to learn, the others) of all names."""
-    if config.identities > len(names):
-        raise InputError(f"--identities {config.identities}: {config.root} has {len(names)}")
-    count = config.identities or len(names)
-    return names[:count], names[count:]
-
-
-def _parts(config, found):
-    """{split: rows}: the parts of the data, or cuts of the images of every person.
-
-    Without images for them validation has those of the training, the test those of validation.
-    """
-    whole = {"train", "val"} <= {*found}
-    made = {"test": [], **found} if whole else _cut(config, found)
-    made["train"] = _used(config, made["train"])
+    given = {"train", "val"} <= {*splits}
+    made = {"test": [], **splits} if given else _random_split(config, splits)
+    made["train"] = _training_fraction(config, made["train"])
     val = made["val"] or made["train"]
     return made | {"val": val, "test": made["test"] or val}
 
 
-def _cut(config, found):
-    """{split: rows}: cuts of the images of every person, beside the parts that the data have."""
-    import numpy as np
-
-    whole = [row for part in ("all", "train") for row in found.get(part, [])]
-    held = {part: found[part] for part in ("val", "test") if part in found}
-    shares = {"test": config.test_fraction, "val": config.val_fraction}
+def _random_split(config: Any, splits: Splits) -> Splits:
+    """`train`, `val` and `test` drawn from each identity's images, except those the data have."""
+    whole = [sample for name in ("all", "train") for sample in splits.get(name, [])]
+    given = {name: splits[name] for name in ("val", "test") if name in splits}
+    fractions = {"test": config.test_fraction, "val": config.val_fraction}
     made = {"train": [], "val": [], "test": []}
     random = np.random.default_rng(config.split_seed)
-    for own in _by_person(whole):
+    for own in _by_identity(whole):
         order, start = random.permutation(len(own)), 0
-        for part, share in shares.items():
-            count = 0 if part in held else round(share * len(own))
-            made[part] += [own[i] for i in order[start : start + count]]
+        for name, fraction in fractions.items():
+            count = 0 if name in given else round(fraction * len(own))
+            made[name] += [own[i] for i in order[start : start + count]]
             start += count
         made["train"] += [own[i] for i in order[start:]]
-    return made | held
+    return made | given
 
 
-def _used(config, rows):
-    """The share of the rows of each person for training that is used; less is a part of more."""
+def _training_fraction(config: Any, samples: list[LabeledImage]) -> list[LabeledImage]:
+    """A fraction of each identity's training images; a smaller one is contained in a larger one."""
     if config.train_fraction == 1:
-        return rows
-    import numpy as np
-
-    random, used = np.random.default_rng(config.split_seed), []
-    for own in _by_person(rows):
+        return samples
+    random, kept = np.random.default_rng(config.split_seed), []
+    for own in _by_identity(samples):
         count = max(round(config.train_fraction * len(own)), 1)
-        used += [own[i] for i in sorted(random.permutation(len(own))[:count])]
-    return used
+        kept += [own[i] for i in sorted(random.permutation(len(own))[:count])]
+    return kept
 
 
-def _by_person(rows):
-    """The rows of each person, in the order in which people first come."""
+def _by_identity(samples: Sequence[LabeledImage]) -> list[list[LabeledImage]]:
+    """The images of each identity, in the order in which identities first occur."""
     found = {}
-    for row in rows:
-        found.setdefault(row.label, []).append(row)
-    return found.values()
+    for sample in samples:
+        found.setdefault(sample.label, []).append(sample)
+    return list(found.values())
 
 
-def _check_learnt(root, classes, learnt):
-    """Refuse people whom no image for training shows."""
-    seen = {*learnt.tolist()}
+def _check_trained(root: str, classes: Sequence[str], labels: np.ndarray) -> None:
+    """Refuse identities without a usable training image."""
+    seen = {*labels.tolist()}
     unseen = [name for number, name in enumerate(classes) if number not in seen]
     if unseen:
-        more = f" ({len(unseen)} such people)" if unseen[1:] else ""
+        more = f" ({len(unseen)} such identities)" if unseen[1:] else ""
         raise InputError(
-            f"{root}: no image for training of {unseen[0]} can be used{more}; add one, or take "
-            "the folder away"
+            f"{root}: no training image of {unseen[0]} can be used{more}; add one, or remove the "
+            "folder"
         )
 
 
-def _check_root(root):
+def _check_root(root: str | Path) -> None:
     if not root:
-        raise InputError("--root: the folder with a folder of images a person is wanted")
+        raise InputError("--root must be a folder with a folder of images per identity, got none")

@@ -1,35 +1,38 @@
-"""Detection sets by what is in their folder: the reader of its format, found or named."""
+"""Detection data sets of any format; the reader is chosen by name or by the files in the folder."""
 
 from pathlib import Path
 
 from jaxdet.data import coco, parquet, voc, yolo
 from jaxdet.data import tfds as tfds_data
+from jaxdet.data.detection import DetectionDataset
 from jaxdet.errors import InputError
 
 READERS = {"yolo": yolo, "coco": coco, "voc": voc, "parquet": parquet}
 
 
-def read(root, kind="auto"):
-    """The `scenes.Scenes` of a folder, or of a set of tensorflow-datasets, `tfds:NAME`.
+def read(root: str | Path, format: str = "auto") -> DetectionDataset:
+    """The data set in a folder, or `tfds:NAME`, a prepared set of tensorflow-datasets.
 
-    InputError where it is none, or has nothing of that kind.
+    `format` is a key of `READERS`, or "auto".  InputError where `root` is not a folder or does not
+    hold data of that format.
     """
     if str(root).startswith(tfds_data.PREFIX):
         return tfds_data.read_detection(str(root).removeprefix(tfds_data.PREFIX))
     if not root or not Path(root).is_dir():
-        raise InputError(f"--root {root or '(none)'}: a folder of data is wanted")
+        raise InputError(f"--root must be a folder of data, got {root or 'none'}")
     root = Path(root)
-    looks = {
+    present = {
         "yolo": (root / "data.yaml").is_file(),
         "coco": bool(coco.annotation_files(root)),
         "voc": voc.find_root(root) is not None,
         "parquet": bool(parquet.parquet_files(root)),
     }
-    kinds = [name for name, there in looks.items() if there]
-    found = (kinds[0] if kinds else "") if kind == "auto" else kind
-    if not looks.get(found):
+    if format == "auto":
+        format = next((name for name, found in present.items() if found), "")
+    if not present.get(format):
         raise InputError(
-            f"--root {root}: no {found or 'known'} data; data.yaml (YOLO), annotations/*.json or "
-            "PART/_annotations.coco.json (COCO), Annotations/*.xml (VOC) or *.parquet is wanted"
+            f"--root {root}: no {format or 'known'} data; expected data.yaml (YOLO), "
+            "annotations/*.json or SPLIT/_annotations.coco.json (COCO), Annotations/*.xml (VOC) or "
+            "*.parquet"
         )
-    return READERS[found].read(root)
+    return READERS[format].read(root)

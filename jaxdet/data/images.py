@@ -1,6 +1,12 @@
-"""Image files as arrays, the way the networks take them."""
+"""Image files as arrays: decoded upright, resized or letterboxed to the network's input.
+
+An image is given by its path, by the bytes of a file, or by a function that returns one of these.
+Images that are missing or cannot be decoded raise InputError.  Sizes are (height, width); EXIF
+orientation is applied, and greyscale images become three equal channels.
+"""
 
 import io
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from glob import glob
 from pathlib import Path
@@ -10,62 +16,51 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from jaxdet.errors import InputError
 
-LETTERBOX_FILL = 114  # of what is beyond the edge of a photo, as YOLO's programs have it
-FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # no programs
-Image.preinit()  # the usual formats first: else each JPEG is tried as several others
+ImageFile = str | Path | bytes | Callable[[], str | Path | bytes]
+Size = tuple[int, int]  # height, width
+
+LETTERBOX_FILL = 114  # pixel value of the padding, as in YOLO
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # none runs a program
+Image.preinit()  # the common formats first: otherwise every JPEG is tried as several others
 SUFFIXES = tuple(sorted(end for end, of in Image.registered_extensions().items() if of in FORMATS))
-READ_ERRORS = MISSING, BROKEN = (
-    "no such image",
-    "not a readable image",
-)  # what messages say of files
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises
+READ_ERRORS = MISSING, BROKEN = "no such image", "not a readable image"
+PILLOW_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+ORIENTATION, FIRST_SWAPPED = 0x0112, 5  # EXIF tag; its first value that swaps height and width
 
 
-def read_grey(path):
-    """An image file as grey levels [H, W, 1] float32 in [0, 1], and its (height, width).
+def read_float(file: ImageFile) -> np.ndarray:
+    """An image in its own size, [H, W, 3] float32 in [0, 1]."""
+    return np.asarray(_decode(file, "RGB"), np.float32) / 255
 
-    Colours are weighed (ITU-R 601).  InputError for a file that is missing or no image.
-    """
-    image = np.asarray(_opened(path, "L"), np.float32)[..., None] / 255
+
+def read_grey(file: ImageFile) -> tuple[np.ndarray, Size]:
+    """A greyscale image [H, W, 1] float32 in [0, 1], and its size; colours by ITU-R 601 weights."""
+    image = np.asarray(_decode(file, "L"), np.float32)[..., None] / 255
     return image, image.shape[:2]
 
 
-def read_resized_float(path, side):
-    """What `colour` gives, as levels [side, side, 3] float32 in [0, 1]."""
-    image, size = read_resized(path, side)
-    return image / np.float32(255), size
+def read_resized(file: ImageFile, side: int) -> tuple[np.ndarray, Size]:
+    """An image stretched to [side, side, 3] uint8, and its original size.
 
-
-def read_resized(path, side):
-    """An image file as [side, side, 3] uint8, and its own (height, width).
-
-    Upright as its EXIF data say, grey levels as three equal colours, stretched to a square by area
-    averages and bilinear interpolation.  InputError for a file that is missing or no image.
+    Resampling is bilinear, with area averaging when shrinking.
     """
-    image = _opened(path, "RGB")
+    image = _decode(file, "RGB")
     small = image.resize((side, side), Image.Resampling.BILINEAR)
     return np.asarray(small), (image.height, image.width)
 
 
-def letterbox_transform(size, height, width):
-    """(scale [2], offset [2]) that put a photo of `size` (height, width) into height x width.
+def read_resized_float(file: ImageFile, side: int) -> tuple[np.ndarray, Size]:
+    """`read_resized` as float32 in [0, 1]."""
+    image, size = read_resized(file, side)
+    return image / np.float32(255), size
 
-    Its shape is kept up to a pixel's rounding, and it is in the middle: network pixel = original x
-    scale + offset, of x and of y.
+
+def read_letterboxed(file: ImageFile, height: int, width: int) -> tuple[np.ndarray, Size]:
+    """An image letterboxed to [height, width, 3] uint8, and its original size.
+
+    It is resized by `letterbox_transform`; the padding is `LETTERBOX_FILL`.
     """
-    factor = min(height / size[0], width / size[1])
-    inner = np.maximum(np.round(np.array([size[1], size[0]]) * factor), 1)
-    offset = (np.array([width, height]) - inner) // 2
-    return (inner / [size[1], size[0]]).astype(np.float32), offset.astype(np.float32)
-
-
-def read_letterboxed(file, height, width):
-    """An image as [height, width, 3] uint8 put there by `fit`, the rest `GREY`, and its own size.
-
-    file: a path, or the bytes of one.  Upright as its EXIF data say.  InputError for a file that
-    is missing or no image.
-    """
-    image = _opened(file, "RGB")
+    image = _decode(file, "RGB")
     size = image.height, image.width
     scale, offset = letterbox_transform(size, height, width)
     columns, rows = np.rint(scale * [image.width, image.height]).astype(int)
@@ -76,51 +71,51 @@ def read_letterboxed(file, height, width):
     return out, size
 
 
-def read_letterboxed_float(file, height, width):
-    """What `fitted` gives, as levels [height, width, 3] float32 in [0, 1]."""
+def read_letterboxed_float(file: ImageFile, height: int, width: int) -> tuple[np.ndarray, Size]:
+    """`read_letterboxed` as float32 in [0, 1]."""
     image, size = read_letterboxed(file, height, width)
     return image / np.float32(255), size
 
 
-def check_header(file):
-    """Refuse, with an InputError, a file that is missing or does not begin as an image."""
+def letterbox_transform(size: Size, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scale [2] and offset [2], for x and y, that letterbox an image of `size` into height x width.
+
+    Network pixel = original pixel x scale + offset.  The aspect ratio is kept up to rounding to
+    whole pixels, and the image is centred.
+    """
+    factor = min(height / size[0], width / size[1])
+    inner = np.maximum(np.round(np.array([size[1], size[0]]) * factor), 1)
+    offset = (np.array([width, height]) - inner) // 2
+    return (inner / [size[1], size[0]]).astype(np.float32), offset.astype(np.float32)
+
+
+def check_header(file: ImageFile) -> None:
+    """Refuse an image that is missing or whose header cannot be read."""
     with _open(file):
         return
 
 
-ORIENTATION, FIRST_SWAPPED = 0x0112, 5  # EXIF's tag, and its first value that swaps the sides
-
-
-def read_size(file):
-    """Height and width of an image file, from its header, upright as its EXIF data say.
-
-    file: a path, the bytes of one, or what gives them.  InputError for a file that is missing or
-    does not begin as an image.
-    """
+def read_size(file: ImageFile) -> Size:
+    """Size of an upright image, from its header."""
     with _open(file) as image:
-        turned = image.getexif().get(ORIENTATION, 1) >= FIRST_SWAPPED
-        return image.size if turned else image.size[::-1]
+        swapped = image.getexif().get(ORIENTATION, 1) >= FIRST_SWAPPED
+        return image.size if swapped else image.size[::-1]
 
 
-def read_header(packed):
-    """(whether grey, whether its EXIF data turn it) of the bytes of an image, from its header."""
-    with Image.open(io.BytesIO(packed), formats=FORMATS) as image:
+def read_header(content: bytes) -> tuple[bool, bool]:
+    """(is greyscale, is rotated or flipped by EXIF) of the bytes of an image."""
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         return image.mode[0] in "1LIF", image.getexif().get(ORIENTATION, 1) > 1
 
 
-def file_bytes(file):
-    """The bytes of an image file: a path, the bytes themselves, or a function that gives them."""
+def file_bytes(file: ImageFile) -> bytes:
+    """The bytes of an image file."""
     file = file() if callable(file) else file
     return file if isinstance(file, bytes) else Path(file).read_bytes()
 
 
-def read_float(path):
-    """An image file as levels [H, W, 3] float32 in [0, 1], as large as it is."""
-    return np.asarray(_opened(path, "RGB"), np.float32) / 255
-
-
-def list_images(folder):
-    """The image files of a folder and those below it, sorted; InputError when there are none."""
+def list_images(folder: str | Path) -> list[Path]:
+    """Image files in a folder and its subfolders, sorted; InputError where there are none."""
     every = (path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES)
     found = sorted(path for path in every if path.is_file())
     if not found:
@@ -128,11 +123,11 @@ def list_images(folder):
     return found
 
 
-def expand_paths(paths):
-    """The files among paths, the image files of the folders, and those that patterns name.
+def expand_paths(paths: Iterable[Path]) -> list[Path]:
+    """Files given by paths: the files themselves, images of folders, and matches of patterns.
 
-    Tables (.csv) stay as they are.  InputError for a path that is none, a folder without images, a
-    pattern that nothing matches.
+    Tables (.csv) stay as they are.  InputError for a path that does not exist, a folder without
+    images, and a pattern without matches.
     """
     found = []
     for path in paths:
@@ -143,30 +138,30 @@ def expand_paths(paths):
         elif any(sign in str(path) for sign in "*?["):
             matches = sorted(map(Path, glob(str(path), recursive=True)))
             if not any(match.is_file() for match in matches):
-                raise InputError(f"{path}: no file is called so")
+                raise InputError(f"{path}: pattern matches no files")
             found += [match for match in matches if match.is_file()]
         else:
             raise InputError(f"{path}: {MISSING}")
     return found
 
 
-def _opened(file, mode):
-    """A path, or the bytes of an image file, or what gives them, as an upright image."""
+def _decode(file: ImageFile, mode: str) -> Image.Image:
+    """An upright image in a mode of Pillow."""
     with _open(file) as image:
         return ImageOps.exif_transpose(image).convert(mode)
 
 
 @contextmanager
-def _open(path):
-    """Pillow's image of a file; what goes wrong with it, or inside, is an InputError."""
-    path = path() if callable(path) else path
-    packed = isinstance(path, bytes)
+def _open(file: ImageFile) -> Iterator[Image.Image]:
+    """Pillow's image of a file; errors of Pillow, also inside the context, become InputError."""
+    file = file() if callable(file) else file
+    content = isinstance(file, bytes)
     try:
-        with Image.open(io.BytesIO(path) if packed else path, formats=FORMATS) as image:
+        with Image.open(io.BytesIO(file) if content else file, formats=FORMATS) as image:
             yield image
     except FileNotFoundError:
-        raise InputError(f"{path}: {MISSING}") from None
-    except UNREADABLE as error:
-        name = f"{len(path)} bytes" if packed else path
-        why = "no format that is known" if isinstance(error, UnidentifiedImageError) else error
+        raise InputError(f"{file}: {MISSING}") from None
+    except PILLOW_ERRORS as error:
+        name = f"{len(file)} bytes" if content else file
+        why = "unknown format" if isinstance(error, UnidentifiedImageError) else error
         raise InputError(f"{name}: {BROKEN} ({why})") from None

@@ -1,239 +1,357 @@
-"""Photos with one label and one box each: `images/<label>/FILE` and one table a label (seed 000).
+"""Localisation data sets: images with one label and one box each.
 
-A table is CSV, `file,x0,y0,x1,y1,label` in pixels of the original image, with or without a header.
-File names repeat across labels: a photo is known by its label and its file.
+`images/LABEL/FILE` are the images, and `annotations/LABEL.csv` has a row per image:
+`file,x0,y0,x1,y1,label`, in pixels of the original image, with or without a header.  File names may
+repeat across labels: an image is identified by its label and its file.
 """
 
 import csv
 import io
 import random
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from jaxdet.config import cached_reader
 from jaxdet.data import images, sources
+from jaxdet.data.images import Size
 from jaxdet.errors import InputError
 
 SPLIT_FILES = {"train": "training_data.csv", "val": "val_data.csv", "test": "test_data.csv"}
 COLUMNS = "file,x0,y0,x1,y1,label"
-LABEL_ORDER = ("motorcycle", "airplane", "face")  # the order in which seed 000 has its tables
+LABEL_ORDER = ("motorcycle", "airplane", "face")  # of assignment 0: its random split depends on it
+THUMBNAIL_SIDE = 32  # pixels; enough where only the sizes of images matter
+
+Box = tuple[float, float, float, float]
+Item = TypeVar("Item")
 
 
 class Annotation(NamedTuple):
-    """One line of a table; whether its box and its photo can be used, `load` finds out."""
+    """A row of a table; its image and whether the box is inside it are checked by `load`."""
 
     label: str
     file: str
-    box: tuple[float, float, float, float]  # x0 y0 x1 y1 in pixels of the original image
-    where: str  # file and row, for messages
+    box: Box  # x0 y0 x1 y1 in pixels of the original image
+    location: str  # file and row, for messages
 
     @property
-    def name(self):
-        """What the photo is known by."""
+    def name(self) -> str:
+        """LABEL/FILE, which identifies the image."""
         return f"{self.label}/{self.file}"
 
 
-class ResizedImage(NamedTuple):
-    """A photo as the network takes it."""
+class LocalizationDataset(NamedTuple):
+    """The annotations and sources of all splits."""
 
-    image: np.ndarray  # [S, S, 3] uint8
-    size: tuple[int, int]  # original height and width
+    annotations: dict[str, list[Annotation]]
+    classes: tuple[str, ...]
+    splits: dict[str, sources.ArraySource]  # of the usable annotations
+    notes: tuple[str, ...]  # one line for each row that cannot be used
 
 
-def read_annotations(root):
-    """All rows of `root/annotations/*.csv` and what is wrong with others: ([Row], [message]).
+@cached_reader(
+    "root", "split_files", "val_fraction", "test_fraction", "train_fraction", "split_seed", "size"
+)
+def read_dataset(config: Any) -> LocalizationDataset:
+    """The data set of a configuration of `objects`."""
+    annotations, notes = read_splits(config)
+    classes = tuple(sorted({row.label for rows in annotations.values() for row in rows}))
+    splits, first = {}, 0
+    for name, rows in annotations.items():
+        splits[name], faults = load(rows, config.root, config.size, classes, first_id=first)
+        first += len(rows)
+        notes = [*notes, *faults]
+    return LocalizationDataset(annotations, classes, splits, tuple(notes))
 
-    Rows come label after label, those of `FIRST` first, and as they stand in their table.  A photo
-    has one row: any further one is wrong.  InputError when the folder has no tables.
+
+def read_splits(config: Any) -> tuple[dict[str, list[Annotation]], list[str]]:
+    """(annotations of each split, notes on invalid rows) of a configuration of `objects`.
+
+    The split is read from the folder `config.split_files`, or drawn by `random_split`.
+    """
+    _check_root(config.root)
+    if getattr(config, "split_files", ""):
+        return read_split_files(config.split_files, config.root)
+    annotations, notes = read_annotations(config.root)
+    splits = random_split(
+        annotations,
+        val_fraction=config.val_fraction,
+        test_fraction=config.test_fraction,
+        train_fraction=config.train_fraction,
+        seed=config.split_seed,
+    )
+    return splits, notes
+
+
+def split_tables(
+    config: Any,
+) -> tuple[list[dict[str, Any]], tuple[tuple[str, str], ...], list[str]]:
+    """(a table row per split, files of `format_splits`, notes) of the split of a configuration.
+
+    The columns are the number of images, in total and of each label.
+    """
+    splits, notes = read_splits(config)
+    labels = sorted({row.label for rows in splits.values() for row in rows})
+    counts = []
+    for name, rows in splits.items():
+        count = Counter(row.label for row in rows)
+        counts.append({"split": name, "images": len(rows), **{k: count[k] for k in labels}})
+    return counts, format_splits(splits), notes
+
+
+def summarize(root: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """(a table row per label, notes on rows that cannot be used) of the data in a folder.
+
+    The columns are the number of rows and of usable ones, and ranges of the sizes of images and
+    boxes in pixels of the original image.
+    """
+    _check_root(root)
+    rows, notes = read_annotations(root)
+    if not rows:
+        raise InputError(f"{root}: no valid rows{'; first: ' + notes[0] if notes else ''}")
+    classes = sorted({row.label for row in rows})
+    source, faults = load(rows, root, THUMBNAIL_SIDE, classes)
+    size, label = source.arrays["size"], source.arrays["label"]
+    corners = to_original(source.arrays["boxes"][:, 0], size, THUMBNAIL_SIDE)
+    sides = (corners[:, 2:] - corners[:, :2])[:, ::-1]  # height, width
+    area = sides.prod(1) / size.prod(1)
+    table = []
+    for i, name in enumerate(classes):
+        own = label == i
+        row = {"label": name, "rows": sum(r.label == name for r in rows), "usable": int(own.sum())}
+        row["image height"], row["image width"] = map(_describe_range, size[own].T)
+        row["box height"], row["box width"] = map(_describe_range, sides[own].T)
+        table.append(row | {"box area %": _describe_range(100 * area[own])})
+    return table, notes + faults
+
+
+def load(
+    annotations: Sequence[Annotation],
+    root: str | Path,
+    side: int,
+    classes: Sequence[str],
+    *,
+    first_id: int = 0,
+) -> tuple[sources.ArraySource, list[str]]:
+    """(source of the usable annotations, notes on the others).
+
+    The arrays are image [N, side, side, 3] uint8; label [N], an index of `classes`; boxes [N, 1, 4]
+    in pixels of the resized image; size [N, 2], original height and width; and id [N], counting
+    `annotations` from `first_id`.  InputError where no annotation can be used.
+    """
+    kept, notes = [], []
+    with ThreadPoolExecutor() as pool:
+        results = pool.map(partial(_read_image, root=root, side=side), annotations)
+        for number, (row, result) in enumerate(zip(annotations, results, strict=True)):
+            if isinstance(result, str):
+                notes.append(result)
+            else:
+                kept.append((first_id + number, row, *result))
+    if not kept:
+        first = f"; first: {notes[0]}" if notes else ""
+        raise InputError(f"{root}: none of {len(annotations)} images can be used{first}")
+    ids, rows, image, size = zip(*kept, strict=True)
+    size = np.array(size, np.int32)
+    corners = np.array([row.box for row in rows], np.float32)
+    arrays = {
+        "image": np.stack(image),
+        "label": np.array([classes.index(row.label) for row in rows], np.int32),
+        "boxes": to_network(corners, size, side).astype(np.float32)[:, None],
+        "size": size,
+        "id": np.array(ids, np.int32),
+    }
+    return sources.ArraySource(arrays, names=[row.name for row in rows]), notes
+
+
+def read_annotations(root: str | Path) -> tuple[list[Annotation], list[str]]:
+    """(annotations, notes on invalid rows) of `root/annotations/*.csv`.
+
+    Labels are in the order of `LABEL_ORDER`, then by name; rows are in the order of their table.
+    Of several rows for one image only the first is valid.  InputError without tables.
     """
     folder = Path(root) / "annotations"
     tables = {path.stem: path for path in sorted(folder.glob("*.csv"))}
     if not tables:
-        raise InputError(f"{folder}: no tables; one LABEL.csv a label is wanted, {COLUMNS}")
+        raise InputError(f"{folder}: no tables; expected LABEL.csv for each label, {COLUMNS}")
     order = [name for name in LABEL_ORDER if name in tables]
     order += [name for name in tables if name not in LABEL_ORDER]
-    good, bad = _joined(read_table(tables[name], root) for name in order)
-    first = {}
-    again = [row for row in good if first.setdefault(row.name, row) is not row]
-    bad += [f"{row.where}: {row.name} is in {first[row.name].where} already" for row in again]
-    return list(first.values()), bad
+    rows, notes, first = [], [], {}
+    for name in order:
+        own, faults = read_table(tables[name], root)
+        rows += own
+        notes += faults
+    repeats = [row for row in rows if first.setdefault(row.name, row) is not row]
+    notes += [f"{r.location}: {r.name} is in {first[r.name].location} already" for r in repeats]
+    return list(first.values()), notes
 
 
-def read_table(path, root):
-    """The rows of one table, and what is wrong with others: ([Row], [message]).
+def read_table(path: str | Path, root: str | Path) -> tuple[list[Annotation], list[str]]:
+    """(annotations, notes on invalid rows) of one table of images below `root`.
 
-    A first row without a number is a header.  `root` has the photos of every label.
+    A first row without numbers is a header.
     """
-    path, good, bad = Path(path), [], []
+    path, rows, notes = Path(path), [], []
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             lines = list(csv.reader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: not a readable table ({error}); {COLUMNS} is wanted") from None
+        raise InputError(f"{path}: not a readable table ({error}); expected {COLUMNS}") from None
     labels = {folder.name for folder in (Path(root) / "images").glob("*/")}
     for number, line in enumerate(lines, 1):
-        if not line or (number == 1 and _is_header(line)):
+        is_header = number == 1 and all(_parse_number(word) is None for word in line)
+        if not line or is_header:
             continue
-        found = _row(line, f"{path} row {number}", labels)
-        (good if isinstance(found, Annotation) else bad).append(found)
-    return good, bad
+        result = _parse_row(line, f"{path} row {number}", labels)
+        (rows if isinstance(result, Annotation) else notes).append(result)
+    return rows, notes
 
 
-def random_split(rows, *, cut_val=0.1, cut_test=0.1, train_frac=1.0, seed=0):
-    """Rows shuffled by `seed` and cut into {"train", "val", "test"}, in that order.
+def read_labeled_images(
+    root: str | Path, classes: Sequence[str], path: str | Path
+) -> list[tuple[Path, int, Box]]:
+    """(path, label, box in original pixels) of the images that a table lists.
 
-    `cut_val` and `cut_test` are shares of all rows; training keeps `train_frac` of all rows, or
-    what the others leave of them.  Seed 0 and the default shares give the split that seed 000 was
-    measured on, row for row.  InputError when a part would be empty, or a share is none.
+    InputError for an invalid row or an unknown label.
     """
-    shares = {"cut-val": cut_val, "cut-test": cut_test, "train-frac": train_frac}
-    for option, share in shares.items():
-        if not 0 <= share <= 1:
-            raise InputError(f"--{option} {share:g}: a share of all photos, 0 to 1, is wanted")
-    rows = list(rows)
-    random.Random(seed).shuffle(rows)
-    first = int((1 - cut_val - cut_test) * len(rows) + 1e-9)
-    second = int((1 - cut_test) * len(rows) + 1e-9)
-    most = int(train_frac * len(rows) + 1e-9)
-    parts = {"train": rows[:first][:most], "val": rows[first:second], "test": rows[second:]}
-    empty = [name for name, part in parts.items() if not part]
+    _check_root(root)
+    rows, notes = read_table(path, root)
+    unknown = [row for row in rows if row.label not in classes]
+    if notes:
+        raise InputError(notes[0])
+    if unknown:
+        raise InputError(
+            f"{unknown[0].location}: unknown label {unknown[0].label!r}, must be one of "
+            f"{', '.join(classes)}"
+        )
+    folder = Path(root) / "images"
+    return [(folder / row.label / row.file, classes.index(row.label), row.box) for row in rows]
+
+
+def random_split(
+    items: Sequence[Item],
+    *,
+    val_fraction: float = 0.1,
+    test_fraction: float = 0.1,
+    train_fraction: float = 1.0,
+    seed: int = 0,
+) -> dict[str, list[Item]]:
+    """Items shuffled by `seed` and split into {"train", "val", "test"}.
+
+    Fractions are of all items; `train` is limited to what `val` and `test` leave.  InputError for a
+    fraction outside [0, 1] and for an empty split.  The defaults give the split of assignment 0.
+    """
+    fractions = {"val": val_fraction, "test": test_fraction, "train": train_fraction}
+    for name, fraction in fractions.items():
+        if not 0 <= fraction <= 1:
+            raise InputError(f"--{name}-fraction must be from 0 to 1, got {fraction:g}")
+    items = list(items)
+    random.Random(seed).shuffle(items)
+    first = int((1 - val_fraction - test_fraction) * len(items) + 1e-9)
+    second = int((1 - test_fraction) * len(items) + 1e-9)
+    count = int(train_fraction * len(items) + 1e-9)
+    splits = {"train": items[:first][:count], "val": items[first:second], "test": items[second:]}
+    empty = [name for name, split in splits.items() if not split]
     if empty:
         raise InputError(
-            f"--val-fraction {cut_val:g} --test-fraction {cut_test:g} --train-fraction {train_frac:g} of "
-            f"{len(rows)} photos leave none for {' and '.join(empty)}"
+            f"--val-fraction {val_fraction:g} --test-fraction {test_fraction:g} --train-fraction "
+            f"{train_fraction:g} of {len(items)} images leave {' and '.join(empty)} empty"
         )
-    return parts
+    return splits
 
 
-def read_split_files(folder, root):
-    """The parts that `folder` has tables of, as `table` writes them, and what is wrong."""
-    found = {part: read_table(Path(folder) / file, root) for part, file in SPLIT_FILES.items()}
-    parts = {part: rows for part, (rows, _) in found.items()}
+def read_split_files(
+    folder: str | Path, root: str | Path
+) -> tuple[dict[str, list[Annotation]], list[str]]:
+    """(annotations of each split, notes on invalid rows) of a folder with `SPLIT_FILES`.
+
+    InputError for an image in two splits.
+    """
+    found = {name: read_table(Path(folder) / file, root) for name, file in SPLIT_FILES.items()}
+    splits = {name: rows for name, (rows, _) in found.items()}
     homes = {}
-    for part, rows in parts.items():
+    for name, rows in splits.items():
         for row in rows:
-            if homes.setdefault(row.name, part) != part:
-                raise InputError(f"{row.where}: {row.name} is in {homes[row.name]} as well")
-    return parts, [message for _, wrong in found.values() for message in wrong]
+            if homes.setdefault(row.name, name) != name:
+                raise InputError(f"{row.location}: {row.name} is in {homes[row.name]} as well")
+    return splits, [note for _, notes in found.values() for note in notes]
 
 
-def to_csv(rows):
-    """Rows as the text of a table without a header."""
+def format_splits(splits: dict[str, list[Annotation]]) -> tuple[tuple[str, str], ...]:
+    """(path in the run folder, text) of the tables that keep a split."""
+    return tuple((f"splits/{SPLIT_FILES[name]}", to_csv(rows)) for name, rows in splits.items())
+
+
+def to_csv(annotations: Sequence[Annotation]) -> str:
+    """The text of a table without a header."""
     text = io.StringIO()
-    lines = [[row.file, *map(_written, row.box), row.label] for row in rows]
+    lines = [[row.file, *map(_format_number, row.box), row.label] for row in annotations]
     csv.writer(text, lineterminator="\n").writerows(lines)
     return text.getvalue()
 
 
-def load(rows, root, size, classes, *, first_id=0):
-    """The source of the rows whose photos can be used, and what is wrong with the others.
-
-    image [N, size, size, 3] uint8, label [N], boxes [N, 1, 4] in pixels of that image, size [N, 2]
-    (original height and width), id [N], which counts rows from `first_id`.  InputError when no
-    photo can be used.
-    """
-    kept, bad = [], []
-    with ThreadPoolExecutor() as pool:
-        for number, (row, found) in enumerate(
-            zip(rows, pool.map(partial(_read_image, root=root, side=size), rows), strict=True)
-        ):
-            if isinstance(found, ResizedImage):
-                kept.append((first_id + number, row, found))
-            else:
-                bad.append(found)
-    if not kept:
-        first = f"; first: {bad[0]}" if bad else ""
-        raise InputError(f"{root}: none of {len(rows)} photos can be used{first}")
-    return _source(kept, size, classes), bad
+def to_network(boxes: np.ndarray, size: np.ndarray, side: int) -> np.ndarray:
+    """Boxes [..., 4] of images of `size` [..., 2] (height, width), in pixels of side x side."""
+    return boxes * side / _width_height_twice(size)
 
 
-def summarize(root):
-    """What `root` holds: ({column: value} a label, [what is wrong with a row]).
-
-    Sizes and boxes are told as least to most, in pixels of the photos.
-    """
-    rows, bad = read_annotations(root)
-    if not rows:
-        raise InputError(f"{root}: no row can be used{'; first: ' + bad[0] if bad else ''}")
-    classes = sorted({row.label for row in rows})
-    found, useless = load(rows, root, THUMBNAIL_SIDE, classes)
-    size, label = found.arrays["size"], found.arrays["label"]
-    corners = to_original(found.arrays["boxes"][:, 0], size, THUMBNAIL_SIDE)
-    sides = (corners[:, 2:] - corners[:, :2])[:, ::-1]  # height, width
-    share = sides.prod(1) / size.prod(1)
-    table = []
-    for i, name in enumerate(classes):
-        of = label == i
-        line = {"label": name, "rows": sum(r.label == name for r in rows), "usable": int(of.sum())}
-        line["photo height"], line["photo width"] = map(_range, size[of].T)
-        line["box height"], line["box width"] = map(_range, sides[of].T)
-        table.append(line | {"box share %": _range(100 * share[of])})
-    return table, bad + useless
+def to_original(boxes: np.ndarray, size: np.ndarray, side: int) -> np.ndarray:
+    """Undoes `to_network`."""
+    return boxes * _width_height_twice(size) / side
 
 
-THUMBNAIL_SIDE = 32  # pixels a side that photos are shrunk to where only their size is wanted
+def _width_height_twice(size: np.ndarray) -> np.ndarray:
+    return np.asarray(size, np.float32)[..., [1, 0, 1, 0]]
 
 
-def _range(values):
-    return f"{values.min():.0f} to {values.max():.0f}" if len(values) else "none"
+def _check_root(root: str | Path) -> None:
+    if not root:
+        raise InputError("--root must be a folder with images/ and annotations/, got none")
+    if not Path(root).is_dir():
+        raise InputError(f"--root {root}: no such folder")
 
 
-def _read_image(row, root, side):
-    """The `Photo` of a row, or what is wrong with it."""
+def _read_image(row: Annotation, root: str | Path, side: int) -> tuple[np.ndarray, Size] | str:
+    """(resized image, original size) of a row, or what is wrong with it."""
     x0, y0, x1, y1 = row.box
+    box = " ".join(map(_format_number, row.box))
     if x1 <= x0 or y1 <= y0:
-        return f"{row.where}: box {_numbers(row.box)} holds no pixel; x0 < x1, y0 < y1 are wanted"
+        return f"{row.location}: box {box} is empty; must have x0 < x1 and y0 < y1"
     path = Path(root) / "images" / row.label / row.file
     try:
         image, size = images.read_resized(path, side)
     except InputError as error:
-        return f"{row.where}: {error}"
+        return f"{row.location}: {error}"
     height, width = size
     if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
-        return f"{row.where}: box {_numbers(row.box)} leaves the {width} x {height} pixels"
-    return ResizedImage(image, size)
+        return f"{row.location}: box {box} leaves the {width} x {height} image"
+    return image, size
 
 
-def to_network(box, size, side):
-    """Boxes [..., 4] of photos of size [..., 2] (height, width) in pixels of side x side."""
-    return box * side / _scale(size)
+def _parse_row(line: list[str], location: str, labels: set[str]) -> Annotation | str:
+    """The annotation of a line, or what is wrong with it."""
+    words = [word.strip() for word in line]
+    if len(words) != 6:
+        return f"{location}: {len(words)} columns; expected {COLUMNS}"
+    file, *corners, label = words
+    box = tuple(map(_parse_number, corners))
+    if None in box:
+        return f"{location}: box must be four numbers, got {' '.join(corners)!r}"
+    if label not in labels:
+        return (
+            f"{location}: label {label!r} has no folder of images, must be one of "
+            f"{', '.join(sorted(labels))}"
+        )
+    if Path(file).name != file:
+        return f"{location}: file {file!r} must be a plain file name"
+    return Annotation(label, file, box, location)
 
 
-def to_original(box, size, side):
-    """Undoes `to_network`."""
-    return box * _scale(size) / side
-
-
-def _scale(size):
-    return np.asarray(size, np.float32)[..., [1, 0, 1, 0]]
-
-
-def _source(kept, side, classes):
-    numbers, rows, found = zip(*kept, strict=True)
-    size = np.array([photo.size for photo in found], np.int32)
-    corners = np.array([row.box for row in rows], np.float32)
-    return sources.ArraySource(
-        {
-            "image": np.stack([photo.image for photo in found]),
-            "label": np.array([classes.index(row.label) for row in rows], np.int32),
-            "boxes": to_network(corners, size, side).astype(np.float32)[:, None],
-            "size": size,
-            "id": np.array(numbers, np.int32),
-        },
-        names=[row.name for row in rows],
-    )
-
-
-def _is_header(line):
-    return not any(_number(word) is not None for word in line)
-
-
-def _number(word):
+def _parse_number(word: str) -> float | None:
     try:
         value = float(word)
     except ValueError:
@@ -241,109 +359,10 @@ def _number(word):
     return value if np.isfinite(value) else None
 
 
-def _row(line, where, labels):
-    """A `Row`, or what is wrong with the line."""
-    words = [word.strip() for word in line]
-    if len(words) != 6:
-        return f"{where}: {len(words)} columns; {COLUMNS} is wanted"
-    file, *corners, label = words
-    box = tuple(map(_number, corners))
-    if None in box:
-        return f"{where}: box {' '.join(corners)}; four numbers of pixels are wanted"
-    if label not in labels:
-        return (
-            f"{where}: label {label!r} has no folder of images; known: {', '.join(sorted(labels))}"
-        )
-    if Path(file).name != file:
-        return f"{where}: file {file!r} is not a plain name"
-    return Annotation(label, file, box, where)
-
-
-def _numbers(box):
-    return " ".join(map(_written, box))
-
-
-def _written(value):
-    """A number as short as it can be without loss."""
+def _format_number(value: float) -> str:
+    """The shortest text that gives the same number."""
     return repr(float(value)).removesuffix(".0")
 
 
-def _joined(found):
-    """Several ([good], [bad]) as one."""
-    good, bad = zip(*found, strict=True)
-    return [row for rows in good for row in rows], [text for texts in bad for text in texts]
-
-
-def inspect(root):
-    """({column: value} a label, what is wrong with rows) of the folder `root`."""
-
-    _check_root(root)
-    return summarize(root)
-
-
-def split_tables(config):
-    """({column: value} a part, its files, what is wrong with rows) of the cuts of `config`."""
-    parts, bad = read_splits(config)
-    labels = sorted({row.label for of_part in parts.values() for row in of_part})
-    counts = []
-    for part, of_part in parts.items():
-        found = Counter(row.label for row in of_part)
-        counts.append({"part": part, "photos": len(of_part), **{k: found[k] for k in labels}})
-    return counts, split_files(parts), bad
-
-
-def read_splits(config):
-    """Rows of each part, and what is wrong with others."""
-
-    _check_root(config.root)
-    if getattr(config, "split_files", ""):
-        return read_split_files(config.split_files, config.root)
-    every, bad = read_annotations(config.root)
-    shares = {
-        name: getattr(config, name) for name in ("val_fraction", "test_fraction", "train_fraction")
-    }
-    return random_split(every, **shares, seed=config.split_seed), bad
-
-
-@cached_reader(
-    "root", "split_files", "val_fraction", "test_fraction", "train_fraction", "split_seed", "size"
-)
-def read_dataset(config):
-    """({part: rows}, classes, {part: source} of those that can be used, what is wrong)."""
-
-    parts, bad = read_splits(config)
-    classes = tuple(sorted({row.label for of_part in parts.values() for row in of_part}))
-    splits, notes, first = {}, [*bad], 0
-    for part, of_part in parts.items():
-        splits[part], bad = load(of_part, config.root, config.size, classes, first_id=first)
-        first += len(of_part)
-        notes += bad
-    return parts, classes, splits, tuple(notes)
-
-
-def split_files(parts):
-    """Files that keep the split with the run."""
-
-    return tuple(
-        (f"splits/{SPLIT_FILES[part]}", to_csv(of_part)) for part, of_part in parts.items()
-    )
-
-
-def read_labeled_images(config, classes, path):
-    """What a table says of photos: (path, index of the label, box in the photo's pixels)."""
-
-    _check_root(config.root)
-    found, bad = read_table(path, config.root)
-    unknown = [row.where for row in found if row.label not in classes]
-    if bad or unknown:
-        raise InputError(f"{bad[0] if bad else unknown[0] + ': a label that the run has not'}")
-    folder = Path(config.root) / "images"
-    return [(folder / row.label / row.file, classes.index(row.label), row.box) for row in found]
-
-
-def _check_root(root):
-    """Refuse a folder that is not there."""
-    if not root:
-        raise InputError("--root: the folder with images/ and annotations/ is wanted")
-    if not Path(root).is_dir():
-        raise InputError(f"--root {root}: no such folder")
+def _describe_range(values: np.ndarray) -> str:
+    return f"{values.min():.0f} to {values.max():.0f}" if len(values) else "none"

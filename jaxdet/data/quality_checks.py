@@ -1,82 +1,80 @@
-"""What a detection engineer wants to know of a set before training: its oddities, counted."""
+"""Checks of a detection data set before training: its peculiarities, counted."""
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from jaxdet.data import detection, images
+from jaxdet.data.detection import AnnotatedImage, DetectionDataset
 
-DUPLICATES = "photos with the bytes of another"
-NOTE_KINDS = {  # kind -> words of which the notes on it have one
-    "boxes without an area": (detection.EMPTY,),
-    "boxes outside of the photo": (detection.OUTSIDE,),
-    "boxes of less than a pixel of the network's input": (detection.TINY,),
+DUPLICATES = "duplicate images (same bytes)"
+NOTE_KINDS = {  # kind of note -> phrases, one of which its notes contain
+    "boxes without area": (detection.EMPTY,),
+    "boxes outside the image": (detection.OUTSIDE,),
+    "boxes smaller than one pixel of the network's input": (detection.TINY,),
     "objects of an unknown class": (detection.UNKNOWN_CLASS,),
-    "photos named twice": (detection.REPEATED,),
-    "photos that cannot be read": images.READ_ERRORS,
+    "images listed twice": (detection.REPEATED,),
+    "images that cannot be read": images.READ_ERRORS,
 }
 OTHER_NOTES = "other rows that cannot be used"
-OUTSIDE_TOLERANCE = 0.5  # pixels by which a box may leave its photo: files round
+OUTSIDE_TOLERANCE = 0.5  # pixels that a box may leave its image by: files contain rounded numbers
 
 
-def check_dataset(found, height, width):
-    """({column: value} a kind of oddity, [what cannot be used]) of `Scenes`.
+def check_dataset(
+    dataset: DetectionDataset, height: int, width: int
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """({"check", "count", "first"} per check, notes) of a data set.
 
-    Every photo is read, and fitted into height x width pixels to see which boxes are too small;
-    none is kept.  A kind has its count and where it is first.
+    Every image is read, and letterboxed to height x width to find boxes that become too small.
     """
-    named = [(part, one) for part, of_part in found.parts.items() for one in of_part]
-    notes, kinds, seen = list(found.notes), {DUPLICATES: []}, {}
+    named = [(split, sample) for split, samples in dataset.splits.items() for sample in samples]
+    notes, found, seen = list(dataset.notes), {DUPLICATES: []}, {}
     with ThreadPoolExecutor() as pool:
-        looked = pool.map(partial(_looked, height=height, width=width), [one for _, one in named])
-        for (part, one), (odd, said, digest) in zip(named, looked, strict=True):
-            notes += said
-            for kind, count in odd.items():
-                kinds.setdefault(kind, []).extend([one.where] * count)
+        function = partial(_check_image, height=height, width=width)
+        results = pool.map(function, [sample for _, sample in named])
+        for (split, sample), (counts, faults, digest) in zip(named, results, strict=True):
+            notes += faults
+            for check, count in counts.items():
+                found.setdefault(check, []).extend([sample.name] * count)
             if digest in seen:
-                place = f"{one.where} ({part}), as {seen[digest]}"
-                kinds[DUPLICATES].append(place)
+                found[DUPLICATES].append(f"{sample.name} ({split}), same as {seen[digest]}")
             elif digest:
-                seen[digest] = f"{one.where} ({part})"
-    return _rows(kinds, notes), notes
+                seen[digest] = f"{sample.name} ({split})"
+    found |= {kind: [] for kind in (*NOTE_KINDS, OTHER_NOTES)}
+    for note in notes:
+        found[_note_kind(note)].append(note)
+    rows = [
+        {"check": check, "count": len(places), "first": places[0] if places else ""}
+        for check, places in found.items()
+    ]
+    return rows, notes
 
 
-def _looked(one, height, width):
-    """({kind: count}, [what is wrong], digest of the bytes or None) of a scene."""
-    row, notes = detection.prepare(one, height, width, max(len(one.boxes), 1))
+def _check_image(
+    sample: AnnotatedImage, height: int, width: int
+) -> tuple[dict[str, int], list[str], bytes | None]:
+    """({check: count}, notes, digest of the file or None) of an image."""
+    row, notes = detection.prepare(sample, height, width, max(len(sample.boxes), 1))
     if row is None:
         return {}, notes, None
-    packed = images.file_bytes(one.image)
-    grey, turned = images.read_header(packed)
-    inside = np.clip(one.boxes, 0, np.tile(row["size"][::-1], 2)[None])
-    cut = (np.abs(inside - one.boxes) > OUTSIDE_TOLERANCE).any(1) & (
-        inside[:, 2:] > inside[:, :2]
-    ).all(1)
-    odd = {
-        "photos without objects": int(not len(one.boxes)),
-        "grey photos": int(grey),
-        "photos turned by their EXIF data": int(turned),
-        "boxes that leave their photo, cut": int(cut.sum()),
+    content = images.file_bytes(sample.image)
+    grey, rotated = images.read_header(content)
+    clipped = np.clip(sample.boxes, 0, np.tile(row["size"][::-1], 2)[None])
+    moved = (np.abs(clipped - sample.boxes) > OUTSIDE_TOLERANCE).any(1)
+    counts = {
+        "images without objects": int(not len(sample.boxes)),
+        "greyscale images": int(grey),
+        "images rotated by EXIF": int(rotated),
+        "boxes clipped to their image": int(
+            (moved & (clipped[:, 2:] > clipped[:, :2]).all(1)).sum()
+        ),
     }
-    return odd, notes, hashlib.sha256(packed).digest()
+    return counts, notes, hashlib.sha256(content).digest()
 
 
-def _rows(kinds, notes):
-    """A row a kind; what is of no kind comes last."""
-    rows = [_row(kind, of_kind) for kind, of_kind in kinds.items()]
-    of_kind = {kind: [] for kind in (*NOTE_KINDS, OTHER_NOTES)}
-    for note in notes:
-        of_kind[_kind(note)].append(note)
-    return rows + [_row(*pair) for pair in of_kind.items()]
-
-
-def _kind(note):
-    """The kind that a note is of."""
+def _note_kind(note: str) -> str:
     matches = (kind for kind, words in NOTE_KINDS.items() if any(word in note for word in words))
     return next(matches, OTHER_NOTES)
-
-
-def _row(kind, of_kind):
-    return {"what": kind, "count": len(of_kind), "first": of_kind[0] if of_kind else ""}

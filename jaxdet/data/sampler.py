@@ -1,65 +1,80 @@
-"""Which rows make up a batch: a function of seed and epoch, and nothing else."""
+"""Which records make up a batch: a function of seed and epoch alone."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdet.types import Array
 
-def shuffled_batches(seed, epoch, count, batch):
-    """Row indices of one training epoch, [steps, batch] int32, shuffled by seed and epoch.
+BatchOrder = Callable[[int, int, int, int], np.ndarray]  # seed, epoch, count, batch -> [steps, B]
 
-    Every batch is full: the tail wraps round to the epoch's first rows, and a set smaller than
-    the batch repeats itself.  `steps` is `ceil(count / batch)`.
+
+def shuffled_batches(seed: int, epoch: int, count: int, batch: int) -> np.ndarray:
+    """Record indices of one training epoch, [steps, batch] int32, with `ceil(count / batch)` steps.
+
+    Every batch is full: the last one is filled with the first records of the epoch, and a set
+    smaller than the batch is repeated.
     """
     rows = np.random.default_rng((seed, epoch)).permutation(count).astype(np.int32)
     steps = -(-count // batch)
     return np.resize(rows, (steps, batch))
 
 
-def pk_sampler(labels, each):
-    """An `order` whose batches have `each` images in a row of one class, as pair losses want them.
+def pk_sampler(labels: np.ndarray, samples_per_class: int) -> BatchOrder:
+    """PK sampling: an order whose batches hold `samples_per_class` adjacent images of each class.
 
-    labels: [N].  The images of every class are cut into groups of `each`, the last of them filled
-    from its first.  Where they are more than the steps of an epoch take, some drawn ones are left
-    out, where fewer, some come twice.  A class with n groups has at most ceil(n / steps) in a
-    batch: all groups of a batch are of different classes where no class has more groups than there
-    are steps.  All by seed and epoch; batch is a multiple of `each`.
+    The images of each class, `labels [N]`, are cut into groups, the last one filled with the first
+    images of the class.  Where there are more groups than an epoch holds some are left out at
+    random; where there are fewer some occur twice.  A class with n groups has at most
+    ceil(n / steps) of them in a batch, so the groups of a batch are of different classes unless a
+    class has more groups than the epoch has steps.  The batch size must be a multiple of
+    `samples_per_class`.  Hermans et al. 2017, arXiv:1703.07737.
     """
-    places = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
 
-    def made(seed, epoch, count, batch):
+    def order(seed: int, epoch: int, count: int, batch: int) -> np.ndarray:
         random, steps = np.random.default_rng((seed, epoch)), -(-count // batch)
-        cut = [np.resize(random.permutation(own), (-(-len(own) // each), each)) for own in places]
-        owner = np.repeat(np.arange(len(cut)), [*map(len, cut)])
-        kept = np.resize(random.permutation(len(owner)), steps * (batch // each))
-        wanted = np.concatenate([*_spread(np.bincount(owner[kept]), steps, random)])
-        order = np.empty_like(kept)  # the groups kept, a class after the other, to where it is
-        order[np.argsort(wanted, kind="stable")] = kept[np.argsort(owner[kept], kind="stable")]
-        return np.concatenate(cut)[order].reshape(steps, batch).astype(np.int32)
+        groups = [
+            np.resize(
+                random.permutation(own), (-(-len(own) // samples_per_class), samples_per_class)
+            )
+            for own in members
+        ]
+        owner = np.repeat(np.arange(len(groups)), [*map(len, groups)])
+        kept = np.resize(random.permutation(len(owner)), steps * (batch // samples_per_class))
+        classes = np.concatenate([*_spread_classes(np.bincount(owner[kept]), steps, random)])
+        placed = np.empty_like(kept)  # the kept groups of each class in turn, to the class's slots
+        placed[np.argsort(classes, kind="stable")] = kept[np.argsort(owner[kept], kind="stable")]
+        return np.concatenate(groups)[placed].reshape(steps, batch).astype(np.int32)
 
-    return made
+    return order
 
 
-def _spread(left, steps, random):
-    """Classes [left.sum() / steps] of each step: every class `left` times, spread evenly."""
-    each = left.sum() // steps
+def _spread_classes(
+    counts: np.ndarray, steps: int, random: np.random.Generator
+) -> Iterator[np.ndarray]:
+    """The classes [counts.sum() / steps] of each step, each class spread evenly over the steps."""
+    each = counts.sum() // steps
     for remaining in range(steps, 0, -1):
-        now = left // remaining
-        more = random.permutation(np.flatnonzero(left % remaining))
+        now = counts // remaining
+        more = random.permutation(np.flatnonzero(counts % remaining))
         now[more[: each - now.sum()]] += 1
-        left = left - now
+        counts = counts - now
         yield random.permutation(np.repeat(np.arange(len(now)), now))
 
 
-def draw_size(seed, step, count):
-    """Which of `count` sizes of images a step has, from 0; all are as likely."""
+def draw_size(seed: int, step: int, count: int) -> int:
+    """The index, uniform in 0..count - 1, of the image size used at a step."""
     return int(np.random.default_rng((seed, step)).integers(count)) if count > 1 else 0
 
 
-def eval_batches(count, batch):
-    """All rows in turn with a mask: indices [steps, batch] int32, real [steps, batch] float32.
+def eval_batches(count: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """All records in order: indices [steps, batch] int32, and a mask [steps, batch] float32.
 
-    The last batch is filled with row 0, marked `real = 0`.
+    The last batch is filled with record 0, with mask 0.
     """
     steps = -(-count // batch)
     places = np.arange(steps * batch).reshape(steps, batch)
@@ -67,8 +82,8 @@ def eval_batches(count, batch):
     return np.where(real, places, 0).astype(np.int32), real.astype(np.float32)
 
 
-def gather(data, rows):
-    """The batch at `rows [B]` of arrays on the device; without those `rows` is the batch."""
+def gather(data: dict[str, Array], rows: Any) -> Any:
+    """The batch at indices `rows [B]` of arrays on the device; without arrays, `rows` itself."""
     if not data:
         return rows
     return jax.tree.map(lambda column: jnp.take(column, rows, axis=0), data)

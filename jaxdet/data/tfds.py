@@ -1,87 +1,84 @@
-"""Any prepared tensorflow-datasets set of greyscale digits, by name and without TensorFlow.
+"""Prepared data sets of tensorflow-datasets, read without TensorFlow.
 
-Sets are read through `tfds.data_source`, which never imports TensorFlow but needs records that
-were prepared in the array_record format.
+Sets are read through `tfds.data_source`, which does not import TensorFlow but needs records in the
+array_record format.  Nothing is downloaded.  A set is named as in tensorflow-datasets (`mnist`,
+`emnist/digits`); its folder is `data_dir`, or else the variable TFDS_DATA_DIR, or else
+`~/tensorflow_datasets`.
 """
 
 import io
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from jaxdet.data import detection
+from jaxdet.data.detection import AnnotatedImage, DetectionDataset
 from jaxdet.errors import InputError
+from jaxdet.ops import boxes
 
-
-def open_dataset(name, root, **how):
-    """What `tfds.data_source` gives for a prepared set; InputError where it is none."""
-    import tensorflow_datasets as tfds
-
-    try:
-        return tfds.data_source(name, data_dir=root, download=False, **how)
-    except (ImportError, NotImplementedError, OSError, ValueError) as error:
-        raise InputError(f"tfds set {name!r}: {_reason(error)}; {_remedy(name, root)}") from error
-
-
-def _reason(error):
-    """What went wrong, in one line."""
-    if isinstance(error, NotImplementedError):  # said of a folder that is not there, too
-        return "not prepared in the array_record format"
-    return str(error).strip().partition("\n")[0].rstrip(".")
-
-
-def _remedy(name, root):
-    builder = f"tensorflow_datasets.builder({name!r}, data_dir={root!r})"
-    return f"prepare it once: {builder}.download_and_prepare(file_format='array_record')"
-
-
-PREFIX = "tfds:"  # of a name where a folder could be
+PREFIX = "tfds:"  # of a name in place of a folder
 CROWD_FLAGS = ("is_crowd", "is_difficult")
 
 
-def read_detection(name, root=None):
-    """The `Scenes` of all parts of a set; photos are read when they are needed.
+def open_dataset(name: str, data_dir: str | Path | None, **options: Any) -> Any:
+    """`tfds.data_source` of a prepared set; InputError, with the remedy, where there is none."""
+    import tensorflow_datasets as tfds
 
-    `root` is the folder where sets are prepared, None for `~/tensorflow_datasets`.  Nothing is
-    downloaded.  InputError for a set that is unknown, not prepared, or has no boxes.
+    try:
+        return tfds.data_source(name, data_dir=data_dir, download=False, **options)
+    except (ImportError, NotImplementedError, OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        if isinstance(error, NotImplementedError):  # also raised for a missing folder
+            reason = "not prepared in the array_record format"
+        builder = f"tensorflow_datasets.builder({name!r}, data_dir={data_dir!r})"
+        raise InputError(
+            f"tfds set {name!r}: {reason}; prepare it once: "
+            f"{builder}.download_and_prepare(file_format='array_record')"
+        ) from error
+
+
+def read_detection(name: str, data_dir: str | Path | None = None) -> DetectionDataset:
+    """The detection data set of a prepared set; an image is read when it is needed.
+
+    InputError for a set that is unknown, not prepared, or has no boxes.
     """
     import tensorflow_datasets as tfds
 
-    raw = {"image": tfds.decode.SkipDecoding()}
-    sources = open_dataset(name, root, split=None, decoders=raw)
+    undecoded = {"image": tfds.decode.SkipDecoding()}
+    sources = open_dataset(name, data_dir, split=None, decoders=undecoded)
     features = next(iter(sources.values())).dataset_info.features
     objects = features["objects"].feature if "objects" in features else {}
     if "image" not in features or not {"bbox", "label"} <= set(objects):
-        wanted = "image and objects with bbox and label are wanted"
-        raise InputError(f"tfds set {name!r}: has {', '.join(features)}; {wanted}")
+        raise InputError(
+            f"tfds set {name!r}: must have image, and objects with bbox and label, got "
+            f"{', '.join(features)}"
+        )
     classes = tuple(objects["label"].names)
-    parts = {
-        detection.split_name(part): [_scene(source, i, part) for i in range(len(source))]
-        for part, source in sources.items()
+    splits = {
+        detection.split_name(split): [_annotate(source, i, split) for i in range(len(source))]
+        for split, source in sources.items()
     }
-    return detection.DetectionDataset(classes, parts, ())
+    return DetectionDataset(classes, splits, ())
 
 
-def _scene(source, i, part):
-    """The scene of record i, whose photo is read again when it is needed."""
-    record = source[i]
+def _annotate(source: Any, index: int, split: str) -> AnnotatedImage:
+    """The annotated image of a record."""
+    record = source[index]
     with Image.open(io.BytesIO(record["image"])) as image:
         width, height = image.size
-    told = record["objects"]
-    found = zip(told["bbox"], told["label"], _crowds(told), strict=True)
-    objects = [
-        ((x0 * width, y0 * height, x1 * width, y1 * height), int(label), crowd)
-        for (y0, x0, y1, x1), label, crowd in found
-    ]
-    return detection.annotated_image(partial(_photo, source, i), objects, f"{part} record {i}")
+    objects = record["objects"]
+    count = len(objects["label"])
+    sides = np.float32([[width, height, width, height]])
+    corners = boxes.from_yxyx(np.reshape(objects["bbox"], (count, 4))) * sides
+    flags = [np.asarray(objects[flag], bool) for flag in CROWD_FLAGS if flag in objects]
+    crowd = np.any([np.zeros(count, bool), *flags], axis=0).tolist()
+    found = list(zip(corners, map(int, objects["label"]), crowd, strict=True))
+    file = partial(_image_bytes, source, index)
+    return detection.annotated_image(file, found, f"{split} record {index}")
 
 
-def _photo(source, i):
-    return source[i]["image"]
-
-
-def _crowds(told):
-    """Whether each object is a crowd, or too difficult to be asked for."""
-    known = [np.asarray(told[name], bool) for name in CROWD_FLAGS if name in told]
-    return np.any([np.zeros(len(told["label"]), bool), *known], axis=0).tolist()
+def _image_bytes(source: Any, index: int) -> bytes:
+    return source[index]["image"]

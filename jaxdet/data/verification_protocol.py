@@ -1,119 +1,122 @@
-"""Who is on images that are compared: folders of known people, tables of truth, pairs (seed 004).
+"""Files of face verification: galleries and probes, tables of labels, and lists of image pairs.
 
-KNOWN/IDENTITY/FILE are images of known identities, a folder of files those of unknown ones, in the
-order of their names.  A table has a row an unknown image, in that order: its label alone, or its
-place (number or file) and its label; a label is a known identity, or `NOBODY`.
+GALLERY/IDENTITY/FILE are images of known identities; probes are the files of a folder, in the order
+of their names.  A table of labels has a row per probe in that order: a label alone, or a key (the
+number or name of the file) and a label; a label is an identity of the gallery or `UNKNOWN_LABEL`.
 """
 
 import csv
 import io
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxdet.data import images
 from jaxdet.errors import InputError
 
-UNKNOWN_LABEL = "n000000"  # the label of who is no known identity, in seed 004
-LABEL_COLUMN = "label"  # what a heading calls the labels
-INDEX_HEADING, FILE_HEADING = ("index", LABEL_COLUMN), ("id", LABEL_COLUMN)
+UNKNOWN_LABEL = "n000000"  # of a probe that shows no identity of the gallery
+LABEL_COLUMN = "label"
+INDEX_HEADER, FILE_HEADER = ("index", LABEL_COLUMN), ("id", LABEL_COLUMN)
 EXPECTED_COLUMNS = "a label, or a number or file and a label"
-LFW_NAME = re.compile(r"(.+)_(\d{4,})")  # files of Labeled Faces in the Wild: NAME_0001
+LFW_NAME = re.compile(r"(.+)_(\d{4,})")  # file names of Labeled Faces in the Wild: NAME_0001
 
 
 class Gallery(NamedTuple):
-    """M images of known people."""
+    """M images of known identities."""
 
-    names: tuple[str, ...]  # identities, sorted
+    identities: tuple[str, ...]  # sorted
     paths: list[Path]  # [M]
-    owner: np.ndarray  # [M] int32: the place of each image's identity among the names
+    labels: np.ndarray  # [M] int32: index of each image's identity
 
 
 class LabelRow(NamedTuple):
-    """A row of a table."""
+    """A row of a table of labels."""
 
-    number: int  # the line of the file
-    place: str | None  # the first of two columns
+    line: int  # in the file, from 1
+    key: str | None  # the other column: number or name of the image
     label: str
 
 
 class LabelTable(NamedTuple):
-    """The rows of a table, and its heading where it has one."""
+    """The header, where there is one, and rows of a table of labels."""
 
-    heading: tuple[str, ...] | None
+    header: tuple[str, ...] | None
     rows: list[LabelRow]
 
 
 class ImagePair(NamedTuple):
-    """Two images, and whether they are said to show one person."""
+    """Two images, and whether they show the same identity."""
 
     first: Path
     second: Path
     same: bool
-    place: int  # among all pairs of the file, from 0
+    index: int  # among all pairs of the file, from 0
 
 
 class PairList(NamedTuple):
-    """What a file of pairs holds."""
+    """The content of a file of pairs."""
 
-    folds: int | None  # as its first line says
+    folds: int | None  # given in its first line
     pairs: list[ImagePair]
-    missing: tuple[str, ...]  # a line each: rows whose images are not there
+    missing: tuple[str, ...]  # one line for each pair with a missing image
 
 
-def read_gallery(folder):
-    """The `Known` of KNOWN/IDENTITY/FILE; InputError for an identity without images.
+def read_gallery(folder: str | Path) -> Gallery:
+    """The gallery in a folder; InputError for an identity without images.
 
-    Images beside the folders of identities, named by their identity, are not such a layout and are
-    refused.
+    Images beside the folders of identities are refused: they may be a layout of another kind.
     """
-    folder = _folder(folder)
+    folder = _check_folder(folder)
     shown = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     beside = [path for path in shown if path.suffix.lower() in images.SUFFIXES and path.is_file()]
     if beside:
-        raise InputError(f"{beside[0]}: no folder of an identity; {folder.name}/IDENTITY/FILE")
-    names = tuple(path.name for path in shown if path.is_dir())
-    if not names:
-        raise InputError(f"{folder}: no folders of identities in it; IDENTITY/FILE is wanted")
-    if UNKNOWN_LABEL in names:
-        raise InputError(f"{folder / UNKNOWN_LABEL}: this name is for who is no known identity")
-    found = [images.list_images(folder / name) for name in names]
-    owner = np.repeat(np.arange(len(names), dtype=np.int32), [len(paths) for paths in found])
-    return Gallery(names, [path for paths in found for path in paths], owner)
+        raise InputError(
+            f"{beside[0]}: must be in the folder of an identity, {folder.name}/IDENTITY/FILE"
+        )
+    identities = tuple(path.name for path in shown if path.is_dir())
+    if not identities:
+        raise InputError(f"{folder}: no folders of identities in it; expected IDENTITY/FILE")
+    if UNKNOWN_LABEL in identities:
+        raise InputError(f"{folder / UNKNOWN_LABEL}: this name is reserved for unknown identities")
+    files = [images.list_images(folder / name) for name in identities]
+    indices = np.arange(len(identities), dtype=np.int32)
+    labels = np.repeat(indices, [len(paths) for paths in files])
+    return Gallery(identities, [path for paths in files for path in paths], labels)
 
 
-def list_probes(folder):
-    """The images of a folder, by their names; InputError for one in a folder of its own."""
-    found = images.list_images(_folder(folder))
+def list_probes(folder: str | Path) -> list[Path]:
+    """The images of a folder in the order of their names; InputError for one in a subfolder."""
+    found = images.list_images(_check_folder(folder))
     for path in found:
         if path.parent != Path(folder):
-            raise InputError(f"{path}: images right in {folder} are wanted, not in folders")
+            raise InputError(f"{path}: probes must be directly in {folder}, not in subfolders")
     return found
 
 
-def read_truth(path, names, files):
-    """Who is on each of N files: [N] int32, a place among `names`, or -1 for nobody known.
+def read_truth(path: str | Path, identities: Sequence[str], files: Sequence[Path]) -> np.ndarray:
+    """The true identity of N probes: [N] int32, an index of `identities`, or -1 for unknown ones.
 
-    InputError for an unknown label, and for rows that are not those of the files.
+    InputError for an unknown label, and for rows that do not match the files.
     """
     table = read_table(path)
     wrong = mismatches(table, files)
     if wrong:
         raise InputError(f"{path} {wrong[0]} ({len(wrong)} such)")
-    place = {name: number for number, name in enumerate(names)} | {UNKNOWN_LABEL: -1}
+    index = {name: number for number, name in enumerate(identities)} | {UNKNOWN_LABEL: -1}
     for row in table.rows:
-        if row.label not in place:
+        if row.label not in index:
             raise InputError(
-                f"{path} row {row.number}: label {row.label!r} is neither a known identity "
-                f"nor {UNKNOWN_LABEL}"
+                f"{path} row {row.line}: label must be an identity of the gallery or "
+                f"{UNKNOWN_LABEL}, got {row.label!r}"
             )
-    return np.array([place[row.label] for row in table.rows], np.int32)
+    return np.array([index[row.label] for row in table.rows], np.int32)
 
 
-def read_table(path):
-    """The `Table` of a CSV file, with a heading where a word of its first row is `label`."""
+def read_table(path: str | Path) -> LabelTable:
+    """The table of labels in a CSV file; a first row with the word `label` is its header."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
@@ -121,132 +124,142 @@ def read_table(path):
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except (UnicodeError, csv.Error) as error:
-        raise InputError(f"{path}: no table of comma-separated values ({error})") from None
-    heading, column = None, -1
+        raise InputError(f"{path}: not a table of comma-separated values ({error})") from None
+    header, column = None, -1
     if lines and LABEL_COLUMN in (first := [word.lower() for word in lines[0][1]]):
-        heading, column = lines.pop(0)[1], first.index(LABEL_COLUMN)
+        header, column = lines.pop(0)[1], first.index(LABEL_COLUMN)
     rows = []
     for number, words in lines:
-        if len(words) > 2 or (heading and len(words) != len(heading)):
+        if len(words) > 2 or (header and len(words) != len(header)):
             raise InputError(
-                f"{path} row {number}: {len(words)} columns; {EXPECTED_COLUMNS} is wanted"
+                f"{path} row {number}: {len(words)} columns; expected {EXPECTED_COLUMNS}"
             )
-        place = words[column - 1] if len(words) == 2 else None
-        rows.append(LabelRow(number, place, words[column]))
-    return LabelTable(heading, rows)
+        key = words[column - 1] if len(words) == 2 else None
+        rows.append(LabelRow(number, key, words[column]))
+    return LabelTable(header, rows)
 
 
-def mismatches(table, files):
-    """What of a table's rows are not those of the files, a line each: row, found, wanted.
+def mismatches(table: LabelTable, files: Sequence[Path]) -> list[str]:
+    """One line for each row of a table that is not the row of its file.
 
-    A place is the number of a file, counted from that of the first, or its name; what is neither
-    a number nor a name of an image says nothing.
+    A key is the number of a file, counting from that of the first row, or its name; any other key
+    matches every file.
     """
-    first = table.rows[0].place if table.rows else None
-    start = int(first) if _is_number(first) else 0
+    first = table.rows[0].key if table.rows else None
+    start = int(first) if first is not None and _is_number(first) else 0
     found = []
     for i, (row, file) in enumerate(zip(table.rows, files, strict=False)):
-        if _is_number(row.place):
-            fits = int(row.place) == start + i or row.place == file.stem
+        if row.key is None:
+            matches = True
+        elif _is_number(row.key):
+            matches = int(row.key) == start + i or row.key == file.stem
         else:
-            named = row.place and Path(row.place).suffix.lower() in images.SUFFIXES
-            fits = not named or Path(row.place).name == file.name
-        if not fits:
-            found.append(f"row {row.number}: found {row.place}, wanted {start + i} or {file.name}")
+            is_name = Path(row.key).suffix.lower() in images.SUFFIXES
+            matches = not is_name or Path(row.key).name == file.name
+        if not matches:
+            found.append(f"row {row.line}: must be {start + i} or {file.name}, got {row.key}")
     if len(table.rows) != len(files):
-        last = table.rows[-1].number if table.rows else 0
-        found.append(f"row {last}: found {len(table.rows)} rows, wanted {len(files)}, one an image")
+        last = table.rows[-1].line if table.rows else 0
+        found.append(
+            f"row {last}: must have {len(files)} rows, one per image, got {len(table.rows)}"
+        )
     return found
 
 
-def submission_csv(labels, sample=None, files=None):
-    """The text of a table of labels [N]: index and label, or with what else `sample` has.
+def submission_csv(
+    labels: Sequence[Any], sample: LabelTable | None = None, files: Sequence[Path] | None = None
+) -> str:
+    """The text of a table of labels [N].
 
-    With `files` [N] their names stand for the index, as in seed 004's table of classes.
+    The keys are numbers from 0, or the names of `files` [N], or those of the table `sample`, whose
+    header and order of columns are kept.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    heading, places = INDEX_HEADING, range(len(labels))
+    header, keys = INDEX_HEADER, range(len(labels))
     if files:
-        heading, places = FILE_HEADING, [file.name for file in files]
+        header, keys = FILE_HEADER, [file.name for file in files]
     if sample:
-        heading, places = sample.heading, [row.place for row in sample.rows]
-    if heading:
-        writer.writerow(heading)
-    turned = heading is not None and len(heading) == 2 and heading[0].lower() == LABEL_COLUMN
-    for place, label in zip(places, labels, strict=True):
-        row = [label] if place is None else [place, label]
-        writer.writerow(row[::-1] if turned else row)
+        header, keys = sample.header, [row.key for row in sample.rows]
+    if header:
+        writer.writerow(header)
+    label_first = header is not None and len(header) == 2 and header[0].lower() == LABEL_COLUMN
+    for key, label in zip(keys, labels, strict=True):
+        row = [label] if key is None else [key, label]
+        writer.writerow(row[::-1] if label_first else row)
     return text.getvalue()
 
 
-def read_pairs(path, root):
-    """The `Pairs` of a file like `pairs.txt` of Labeled Faces in the Wild, of images below `root`.
+def read_pairs(path: str | Path, root: str | Path) -> PairList:
+    """The pairs of a file like `pairs.txt` of Labeled Faces in the Wild, with images below `root`.
 
-    Its first line has the number of folds and that of pairs of each kind in a fold, or the latter
-    alone; then `NAME 1 2` is one person, `NAME 1 OTHER 2` are two.  Image 1 of NAME is the file
-    NAME/NAME_0001 with any ending, anywhere below `root`.
+    The first line is the number of folds and of pairs of each kind in a fold, or the latter alone.
+    `NAME 1 2` is a pair of one identity, `NAME 1 OTHER 2` of two.  Image 1 of NAME is the file
+    NAME/NAME_0001 with any suffix, anywhere below `root`.
     """
-    lines = _words(path)
+    lines = _read_words(path)
     number, head = lines[0] if lines else (1, [])
     if not 1 <= len(head) <= 2 or not all(map(_is_number, head)):
-        raise InputError(f"{path} row {number}: numbers of folds and of pairs in each are wanted")
+        raise InputError(
+            f"{path} row {number}: must be the number of folds and of pairs in each fold"
+        )
     *folds, each = map(int, head)
-    wanted = 2 * each * (folds[0] if folds else 1)
-    if len(lines) - 1 != wanted:
-        raise InputError(f"{path}: {len(lines) - 1} pairs; its first line says {wanted}")
-    at, found, missing = _numbered(root), [], []
-    for place, (number, words) in enumerate(lines[1:]):
-        where = f"{path} row {number}"
-        two = _two(words, where)
-        files = [at.get(one, []) for one in two]
-        for places in files:
-            if len(places) > 1:
-                raise InputError(f"{where}: {places[0]} or {places[1]}; one of them is wanted")
-        if all(files):
-            found.append(ImagePair(files[0][0], files[1][0], len(words) == 3, place))
+    expected = 2 * each * (folds[0] if folds else 1)
+    if len(lines) - 1 != expected:
+        raise InputError(f"{path}: {len(lines) - 1} pairs, {expected} by its first line")
+    files, found, missing = _index_images(root), [], []
+    for index, (number, words) in enumerate(lines[1:]):
+        location = f"{path} row {number}"
+        keys = _parse_pair(words, location)
+        candidates = [files.get(key, []) for key in keys]
+        for paths in candidates:
+            if len(paths) > 1:
+                raise InputError(f"{location}: ambiguous, {paths[0]} or {paths[1]}; remove one")
+        if all(candidates):
+            (first, *_), (second, *_) = candidates
+            found.append(ImagePair(first, second, len(words) == 3, index))
         else:
-            name, i = next(one for one in two if one not in at)
-            missing.append(f"{where}: no image {name}/{name}_{i:04d} below {root}")
+            name, i = next(key for key in keys if key not in files)
+            missing.append(f"{location}: no image {name}/{name}_{i:04d} below {root}")
     return PairList(folds[0] if folds else None, found, tuple(missing))
 
 
-def _words(path):
-    """(number, words) of the lines of a text file that are not empty."""
+def _read_words(path: str | Path) -> list[tuple[int, list[str]]]:
+    """(number, words) of the lines of a text file that are not blank."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeError as error:
-        raise InputError(f"{path}: no text ({error})") from None
+        raise InputError(f"{path}: not a text file ({error})") from None
     return [(number, line.split()) for number, line in enumerate(lines, 1) if line.strip()]
 
 
-def _two(words, where):
-    """The two (name, number) of a row."""
+def _parse_pair(words: list[str], location: str) -> tuple[tuple[str, int], tuple[str, int]]:
+    """The (name, number) of both images of a row."""
     match words:
         case [name, i, j] if _is_number(i) and _is_number(j):
             return (name, int(i)), (name, int(j))
         case [name, i, other, j] if _is_number(i) and _is_number(j):
             return (name, int(i)), (other, int(j))
-    raise InputError(f"{where}: {' '.join(words)!r}; NAME 1 2 or NAME 1 OTHER 2 is wanted")
+    raise InputError(f"{location}: must be NAME 1 2 or NAME 1 OTHER 2, got {' '.join(words)!r}")
 
 
-def _numbered(root):
+def _index_images(root: str | Path) -> dict[tuple[str, int], list[Path]]:
     """{(name, number): paths} of the images NAME/NAME_0001.* below a folder."""
     found = {}
-    for path in images.list_images(_folder(root)):
-        named = LFW_NAME.fullmatch(path.stem)
-        if named and named[1] == path.parent.name:
-            found.setdefault((named[1], int(named[2])), []).append(path)
+    for path in images.list_images(_check_folder(root)):
+        match = LFW_NAME.fullmatch(path.stem)
+        if match and match[1] == path.parent.name:
+            found.setdefault((match[1], int(match[2])), []).append(path)
     return found
 
 
-def _folder(path):
+def _check_folder(path: str | Path) -> Path:
     if not Path(path).is_dir():
         raise InputError(f"{path}: no such folder")
     return Path(path)
 
 
-def _is_number(word):
-    return word is not None and word.isascii() and word.isdigit()
+def _is_number(word: str) -> bool:
+    return word.isascii() and word.isdigit()

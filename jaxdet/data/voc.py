@@ -1,55 +1,66 @@
-"""Pascal VOC: `Annotations/*.xml`, `JPEGImages/`, `ImageSets/Main/{train,val,test}.txt`.
+"""Pascal VOC: `Annotations/*.xml`, `JPEGImages/` and `ImageSets/Main/{train,val,test}.txt`.
 
-Corners in the files count pixels from 1 and include both: 1 1 1 1 is the first pixel.  Objects
-marked difficult are not asked for (`crowd`).
+Corners count pixels from 1 and are inclusive: 1 1 1 1 is the first pixel.  Objects marked difficult
+become `crowd`.  Everingham et al. 2010.
 """
 
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
+
 from jaxdet.data import detection, images
+from jaxdet.data.detection import DetectionDataset
 from jaxdet.errors import InputError
 
 SETS = ("train", "val", "test")
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
+ONE_BASED_INCLUSIVE = np.array([1, 1, 0, 0])  # less this, corners are zero-based and half-open
+
+ClassObject = tuple[np.ndarray, str, bool]  # box [4], class, difficult
 
 
-def find_root(root):
-    """The folder at or just below `root` that has Annotations, or None."""
+def find_root(root: str | Path) -> Path | None:
+    """The folder with Annotations/: `root`, or one directly below it; None where there is none."""
     folders = [Path(root), *sorted(path for path in Path(root).glob("*/"))]
     return next((path for path in folders if (path / "Annotations").is_dir()), None)
 
 
-def read(root):
-    """The `Scenes` of a folder.  Classes are sorted by name; without ImageSets all is `train`."""
-    root = find_root(root)
-    parts, bad, found = {}, [], set()
-    for name, stems in _sets(root).items():
-        parts[name] = []
+def read(root: str | Path) -> DetectionDataset:
+    """The data set in a folder.
+
+    Classes are sorted by name; without ImageSets every image is in `train`.
+    """
+    folder = find_root(root)
+    if folder is None:
+        raise InputError(f"{root}: no folder Annotations")
+    splits, notes, names = {}, [], set()
+    for split, stems in _read_image_sets(folder).items():
+        splits[split] = []
         for stem in stems:
             try:
-                image, objects = _annotation(root, stem)
+                image, objects = _read_annotation(folder, stem)
             except InputError as error:
-                bad.append(str(error))
+                notes.append(str(error))
                 continue
-            found |= {label for _, label, _ in objects}
-            parts[name].append((image, objects, stem))
-    classes = tuple(sorted(found))
-    made = {
-        name: [
+            names |= {name for _, name, _ in objects}
+            splits[split].append((image, objects, stem))
+    classes = tuple(sorted(names))
+    samples = {
+        split: [
             detection.annotated_image(
-                image, [(box, classes.index(c), crowd) for box, c, crowd in objects], stem
+                image, [(box, classes.index(name), crowd) for box, name, crowd in objects], stem
             )
-            for image, objects, stem in of_part
+            for image, objects, stem in entries
         ]
-        for name, of_part in parts.items()
+        for split, entries in splits.items()
     }
-    kept, repeats = detection.drop_repeated_images(made)
-    return detection.DetectionDataset(classes, kept, (*bad, *repeats))
+    kept, repeats = detection.drop_repeated_images(samples)
+    return DetectionDataset(classes, kept, (*notes, *repeats))
 
 
-def _sets(root):
-    """Stems of the photos of each part."""
+def _read_image_sets(root: Path) -> dict[str, list[str]]:
+    """{split: stems of its images}."""
     folder = root / "ImageSets" / "Main"
     found = {name: folder / f"{name}.txt" for name in SETS if (folder / f"{name}.txt").is_file()}
     if not found:
@@ -60,39 +71,40 @@ def _sets(root):
     }
 
 
-def _annotation(root, stem):
-    """(image path, [(box, class, difficult)]) of one file."""
+def _read_annotation(root: Path, stem: str) -> tuple[Path, list[ClassObject]]:
+    """(path of the image, objects) of one file."""
     path = detection.path_inside(root, "Annotations", f"{stem}.xml")
     try:
         text = path.read_text()
         if "<!DOCTYPE" in text or "<!ENTITY" in text:
-            raise InputError(f"{path}: entities are not read")
+            raise InputError(f"{path}: XML entities are not supported")
         tree = ElementTree.fromstring(text)
-        objects = [_object(node, path, i) for i, node in enumerate(tree.findall("object"), 1)]
+        objects = [_parse_object(node, path, i) for i, node in enumerate(tree.findall("object"), 1)]
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file, named in ImageSets") from None
+        raise InputError(f"{path}: no such file, listed in ImageSets") from None
     except (ElementTree.ParseError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not readable XML ({error})") from None
-    return _image(root, stem, tree.findtext("filename") or ""), objects
+    return _find_image(root, stem, tree.findtext("filename") or ""), objects
 
 
-def _image(root, stem, named):
-    """The image of an annotation: by its own name, or by the one that the file gives."""
+def _find_image(root: Path, stem: str, file_name: str) -> Path:
+    """The image named like its annotation, or else by the annotation's `filename`."""
     folder = root / "JPEGImages"
     for suffix in (".jpg", ".jpeg", ".png"):
         if (folder / f"{stem}{suffix}").is_file():
             return folder / f"{stem}{suffix}"
-    path = detection.path_inside(folder, named or f"{stem}.jpg")
+    path = detection.path_inside(folder, file_name or f"{stem}.jpg")
     return path if path.suffix.lower() in images.SUFFIXES else folder / f"{stem}.jpg"
 
 
-def _object(node, path, number):
-    where = f"{path} object {number}"
+def _parse_object(node: ElementTree.Element, path: Path, number: int) -> ClassObject:
+    place = f"{path} object {number}"
     name, box = node.findtext("name"), node.find("bndbox")
     if not name or box is None:
-        raise InputError(f"{where}: a name and a bndbox are wanted")
+        raise InputError(f"{place}: must have a name and a bndbox")
     try:
-        x0, y0, x1, y1 = (float(box.findtext(corner)) for corner in CORNERS)
+        corners = np.array([float(box.findtext(corner, "")) for corner in CORNERS])
     except (TypeError, ValueError):
-        raise InputError(f"{where}: bndbox wants numbers {', '.join(CORNERS)}") from None
-    return (x0 - 1, y0 - 1, x1, y1), name.strip(), node.findtext("difficult", "0").strip() == "1"
+        raise InputError(f"{place}: bndbox must have numbers {', '.join(CORNERS)}") from None
+    difficult = node.findtext("difficult", "0").strip() == "1"
+    return corners - ONE_BASED_INCLUSIVE, name.strip(), difficult

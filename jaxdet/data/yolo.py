@@ -1,85 +1,92 @@
-"""YOLO: `data.yaml` with names and places; a text file a photo, `class x y width height` a line.
+"""YOLO: `data.yaml` with class names and folders, and a text file per image.
 
-Centre and sides are shares of the photo; a score may follow.  A line of a class and three points or
-more, x y each, is a polygon, and its box the smallest around them.  The labels of `images/a.jpg`
-are in `labels/a.txt`; a photo without that file has no objects.
+A line is `class x y width height`, the centre and sides as fractions of the image, optionally
+followed by a score; or a class and the x y of three or more points, a polygon, which gives its
+bounding box.  The labels of `images/a.jpg` are in `labels/a.txt`; without that file an image has no
+objects.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import yaml
 
 from jaxdet.data import detection, images
+from jaxdet.data.detection import AnnotatedImage, BoxObject, DetectionDataset
 from jaxdet.errors import InputError
+from jaxdet.ops import boxes
 
 KEYS = ("train", "val", "test")
 
 
-def read(root):
-    """The `Scenes` of a folder with a data.yaml."""
-    root, told = Path(root), _yaml(Path(root) / "data.yaml")
-    classes = _names(told, root)
-    base = detection.path_inside(root, str(told.get("path") or "."))
-    parts, notes = {}, []
+def read(root: str | Path) -> DetectionDataset:
+    """The data set in a folder with a data.yaml."""
+    root, content = Path(root), _load_yaml(Path(root) / "data.yaml")
+    classes = _read_names(content, root)
+    base = detection.path_inside(root, str(content.get("path") or "."))
+    splits, notes = {}, []
     for key in KEYS:
-        if told.get(key):
-            parts[key], bad = _part(root, base, told[key], len(classes))
-            notes += bad
-    kept, repeats = detection.drop_repeated_images(parts)
-    return detection.DetectionDataset(classes, kept, (*notes, *repeats))
+        if content.get(key):
+            splits[key], faults = _read_split(root, base, content[key], len(classes))
+            notes += faults
+    kept, repeats = detection.drop_repeated_images(splits)
+    return DetectionDataset(classes, kept, (*notes, *repeats))
 
 
-def _yaml(path):
+def _load_yaml(path: Path) -> dict[str, Any]:
     try:
-        told = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path}: not readable YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(told, dict):
-        raise InputError(f"{path}: keys names, train and val are wanted")
-    return told
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: must have the keys names, train and val")
+    return content
 
 
-def _names(told, root):
-    names = told.get("names")
+def _read_names(content: dict[str, Any], root: Path) -> tuple[str, ...]:
+    names = content.get("names")
     if isinstance(names, dict) and set(names) == set(range(len(names))):
         names = [names[number] for number in range(len(names))]
     if not isinstance(names, list) or not names:
-        wanted = "a list of classes, or all by number from 0, is wanted"
-        raise InputError(f"{root / 'data.yaml'}: names: {wanted}")
+        raise InputError(
+            f"{root / 'data.yaml'}: names must be a list of classes, or a mapping from all "
+            "numbers from 0"
+        )
     return tuple(map(str, names))
 
 
-def _part(root, base, places, classes):
-    """Scenes of the folders, or lists of files, of one part, and what was wrong."""
-    found, notes = [], []
+def _read_split(
+    root: Path, base: Path, places: str | Sequence[str], class_count: int
+) -> tuple[list[AnnotatedImage], list[str]]:
+    """(images, notes) of the folders, or lists of files, of one split."""
+    samples, notes = [], []
     for place in [places] if isinstance(places, str) else places:
-        path = _place(root, base, place)
+        path = _resolve_place(root, base, place)
         if path.suffix == ".txt":
-            files = [detection.path_inside(root, base, line) for line in _lines(path)]
+            files = [detection.path_inside(root, base, line) for line in _read_lines(path)]
         elif path.is_dir():
             files = images.list_images(path)
         else:
             raise InputError(f"{path}: no such folder, named in {root / 'data.yaml'}")
         for file in files:
-            objects, bad = _labels(file, classes)
-            notes += bad
-            found.append(detection.annotated_image(file, objects, file.name))
-    return found, notes
+            objects, faults = _read_labels(file, class_count)
+            notes += faults
+            samples.append(detection.annotated_image(file, objects, file.name))
+    return samples, notes
 
 
-def _place(root, base, place):
-    """A place that data.yaml names; Roboflow writes `../train/images` for one that is beside it."""
+def _resolve_place(root: Path, base: Path, place: str) -> Path:
+    """The path of a folder or list; Roboflow writes `../train/images` for `train/images`."""
     plain = place.removeprefix("../")
     if plain != place and (base / plain).exists():
         return detection.path_inside(root, base, plain)
     return detection.path_inside(root, base, place)
 
 
-def _labels(image, classes):
-    """([(box in shares, label, False)], [what is wrong]) of the file beside an image.
-
-    Boxes become pixels by the size in the image's header.
-    """
+def _read_labels(image: Path, class_count: int) -> tuple[list[BoxObject], list[str]]:
+    """(objects, notes) of the label file of an image, whose header gives the size in pixels."""
     parts = list(image.parts)
     if "images" in parts:
         parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
@@ -89,38 +96,38 @@ def _labels(image, classes):
     try:
         height, width = images.read_size(image)
     except InputError:
-        return [], []  # `load` says what is wrong with it
-    objects, bad = [], []
-    for number, line in enumerate(_lines(path), 1):
-        found = _object(line.split(), classes, width, height)
+        return [], []  # `detection.load` notes it
+    objects, notes = [], []
+    for number, line in enumerate(_read_lines(path), 1):
+        found = _parse_line(line.split(), class_count, width, height)
         if isinstance(found, str):
-            bad.append(f"{path} row {number}: {found}")
+            notes.append(f"{path} row {number}: {found}")
         else:
             objects.append(found)
-    return objects, bad
+    return objects, notes
 
 
-def _object(words, classes, width, height):
-    """(box in pixels, label, False), or what is wrong."""
+def _parse_line(words: list[str], class_count: int, width: int, height: int) -> BoxObject | str:
+    """The object of a line, or what is wrong with it."""
     try:
         label, *numbers = map(float, words)
     except ValueError:
-        numbers = []
+        label, numbers = np.nan, []
     polygon = len(numbers) >= 6 and len(numbers) % 2 == 0
     if not (len(numbers) in (4, 5) or polygon):
-        return f"{' '.join(words)!r}; class x y width height are wanted"
-    if not label.is_integer() or not 0 <= label < classes:
-        return f"{detection.UNKNOWN_CLASS} {words[0]}; 0 to {classes - 1} are known"
+        return f"must be class x y width height, got {' '.join(words)!r}"
+    if not label.is_integer() or not 0 <= label < class_count:
+        return f"{detection.UNKNOWN_CLASS} {words[0]}, must be 0 to {class_count - 1}"
     if polygon:
-        across, down = numbers[::2], numbers[1::2]
-        x0, y0, x1, y1 = min(across), min(down), max(across), max(down)
+        x, y = numbers[::2], numbers[1::2]
+        corners = np.array([min(x), min(y), max(x), max(y)])
     else:
-        x, y, across, down, *_ = numbers
-        x0, y0, x1, y1 = x - across / 2, y - down / 2, x + across / 2, y + down / 2
-    return (x0 * width, y0 * height, x1 * width, y1 * height), int(label), False
+        corners = boxes.from_cxcywh(np.array(numbers[:4]))
+    return corners * [width, height, width, height], int(label), False
 
 
-def _lines(path):
+def _read_lines(path: Path) -> list[str]:
+    """The lines of a text file that are not blank, stripped."""
     try:
         return [line.strip() for line in path.read_text().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
