@@ -156,7 +156,7 @@ def differences(
     checks = (
         (
             size > window and field.offset < 0,
-            f"padding: its {-field.offset} pixels surround the image in the dense pass, but every "
+            f"padding: {-field.offset} pixels of it surround the image in the dense pass, but every "
             "window in sliding",
         ),
         (

@@ -20,17 +20,19 @@ CASES = json.loads(str(GOLDENS["tal_cases"]))
 INPUTS = ("scores", "boxes", "points", "true_boxes", "true_labels", "true_valid")
 laws = settings(deadline=None, max_examples=15)
 task_aligned = jax.jit(assign.task_aligned, static_argnames=("topk", "overlap"))
-largest_overlap = jax.jit(assign.max_iou, static_argnames=("classes", "positive", "at_least_one"))
+max_iou = jax.jit(
+    assign.max_iou, static_argnames=("num_classes", "positive_iou", "allow_low_quality")
+)
 iou, inside = jax.jit(boxes.iou), jax.jit(assign.points_in_boxes)
 
 
-def aligned(*given, **how):
-    """Targets as NumPy arrays."""
-    return jax.device_get(task_aligned(*given, **how))
+def aligned(*inputs, **options):
+    """Targets of `task_aligned` as NumPy arrays."""
+    return jax.device_get(task_aligned(*inputs, **options))
 
 
-def drawn(seed, classes=3, slots=6, used=4, shapes=((6, 6), (3, 3))):
-    """Random inputs of an assignment, crowded so that boxes contend for cells."""
+def random_inputs(seed, classes=3, slots=6, used=4, shapes=((6, 6), (3, 3))):
+    """Random inputs of an assignment, crowded so that boxes compete for cells."""
     rng = np.random.default_rng(seed)
     points, strides = anchors.grid_centers(shapes, (8, 16))
     low = rng.uniform(-4, 36, (slots, 2))
@@ -44,16 +46,16 @@ def drawn(seed, classes=3, slots=6, used=4, shapes=((6, 6), (3, 3))):
 
 
 @pytest.mark.parametrize("case", range(len(CASES)))
-def test_task_aligned_is_the_golden_one(case):
-    how = {name: CASES[case][name] for name in ("topk", "alpha", "beta", "overlap")}
-    given = [GOLDENS[f"tal{case}_{name}"] for name in INPUTS]
+def test_task_aligned_matches_golden_values(case):
+    options = {name: CASES[case][name] for name in ("topk", "alpha", "beta", "overlap")}
+    inputs = [GOLDENS[f"tal{case}_{name}"] for name in INPUTS]
     axes = (0, 0, None, 0, 0, 0)
-    found = jax.jit(jax.vmap(partial(assign.task_aligned, **how), axes))(*given)
-    wanted = {n: GOLDENS[f"tal{case}_{n}"] for n in ("assigned", "assigned_index")}
-    np.testing.assert_array_equal(found.positive, wanted["assigned"])
-    on = wanted["assigned"]
+    found = jax.jit(jax.vmap(partial(assign.task_aligned, **options), axes))(*inputs)
+    expected = {n: GOLDENS[f"tal{case}_{n}"] for n in ("assigned", "assigned_index")}
+    np.testing.assert_array_equal(found.positive, expected["assigned"])
+    on = expected["assigned"]
     assert on[1:].any() and not on[0].any()
-    np.testing.assert_array_equal(np.asarray(found.index)[on], wanted["assigned_index"][on])
+    np.testing.assert_array_equal(np.asarray(found.index)[on], expected["assigned_index"][on])
     np.testing.assert_allclose(
         found.scores, GOLDENS[f"tal{case}_target_scores"], rtol=1e-5, atol=1e-6
     )
@@ -61,11 +63,11 @@ def test_task_aligned_is_the_golden_one(case):
     np.testing.assert_array_equal(np.asarray(found.boxes)[on], true[on])
 
 
-def test_seed_002_has_alpha_and_beta_of_toods_paper_the_other_way_round():
-    given, seeds = drawn(11), {"alpha": 6.0, "beta": 1.0}
-    papers = {"topk": 5, "alpha": seeds["beta"], "beta": seeds["alpha"]}
-    found, paper = aligned(*given, topk=5, **seeds), aligned(*given, **papers)
-    expected = reference.task_aligned(*given, topk=5, **seeds)
+def test_assignment_2_swaps_alpha_and_beta_of_the_tood_paper():
+    inputs, swapped = random_inputs(11), {"alpha": 6.0, "beta": 1.0}
+    original = {"topk": 5, "alpha": swapped["beta"], "beta": swapped["alpha"]}
+    found, paper = aligned(*inputs, topk=5, **swapped), aligned(*inputs, **original)
+    expected = reference.task_aligned(*inputs, topk=5, **swapped)
     np.testing.assert_array_equal(found.positive, expected[0])
     np.testing.assert_allclose(found.scores, expected[2], rtol=2e-4, atol=1e-6)
     assert (found.positive != paper.positive).any()
@@ -74,11 +76,11 @@ def test_seed_002_has_alpha_and_beta_of_toods_paper_the_other_way_round():
 @pytest.mark.parametrize("overlap", ["iou", "ciou"])
 @laws
 @given(seed=st.integers(0, 10**6), topk=st.sampled_from([1, 4, 60]))
-def test_task_aligned_is_the_loop(overlap, seed, topk):
-    given = drawn(seed)
-    how = {"topk": topk, "alpha": 0.5, "beta": 2.0}
-    found = aligned(*given, overlap=overlap, **how)
-    expected = reference.task_aligned(*given, iou_fn=getattr(reference_boxes, overlap), **how)
+def test_task_aligned_matches_the_reference(overlap, seed, topk):
+    inputs = random_inputs(seed)
+    options = {"topk": topk, "alpha": 0.5, "beta": 2.0}
+    found = aligned(*inputs, overlap=overlap, **options)
+    expected = reference.task_aligned(*inputs, iou_fn=getattr(reference_boxes, overlap), **options)
     np.testing.assert_array_equal(found.positive, expected[0])
     np.testing.assert_array_equal(found.index, expected[1])
     np.testing.assert_allclose(found.scores, expected[2], rtol=2e-4, atol=1e-6)
@@ -88,47 +90,47 @@ def test_task_aligned_is_the_loop(overlap, seed, topk):
 
 @laws
 @given(st.integers(0, 10**6))
-def test_laws_of_task_aligned(seed):
-    scores, predicted, points, true, labels, valid = drawn(seed)
-    how = {"topk": 4, "alpha": 1.0, "beta": 6.0, "overlap": "iou"}
-    found = aligned(scores, predicted, points, true, labels, valid, **how)
+def test_invariants_of_task_aligned(seed):
+    scores, predicted, points, true, labels, valid = random_inputs(seed)
+    options = {"topk": 4, "alpha": 1.0, "beta": 6.0, "overlap": "iou"}
+    found = aligned(scores, predicted, points, true, labels, valid, **options)
     on, index = found.positive, found.index
-    within = np.asarray(inside(points, true))  # [G, A]
-    shared = np.asarray(iou(true[:, None], predicted[None]))  # [G, A]
-    assert valid[index[on]].all() and within[index[on], np.flatnonzero(on)].all()
+    inside_box = np.asarray(inside(points, true))  # [G, A]
+    overlaps = np.asarray(iou(true[:, None], predicted[None]))  # [G, A]
+    assert valid[index[on]].all() and inside_box[index[on], np.flatnonzero(on)].all()
     for g in range(len(valid)):
-        mine = on & (index == g)
-        assert mine.sum() <= 4
-        if mine.any():
-            best = shared[g, mine].max()
-            metric = scores[mine, labels[g]] * shared[g, mine] ** 6
-            if metric.max() > 1e-3:  # below, the divisor's guard is felt
-                np.testing.assert_allclose(found.scores[mine].max(), best, rtol=1e-4)
+        assigned = on & (index == g)
+        assert assigned.sum() <= 4
+        if assigned.any():
+            best = overlaps[g, assigned].max()
+            metric = scores[assigned, labels[g]] * overlaps[g, assigned] ** 6
+            if metric.max() > 1e-3:  # below, EPS in the denominator matters
+                np.testing.assert_allclose(found.scores[assigned].max(), best, rtol=1e-4)
     assert not found.scores[~on].any()
 
 
-def test_order_and_padding_of_slots_change_nothing():
-    scores, predicted, points, true, labels, valid = drawn(7)
+def test_order_and_padding_of_slots_do_not_matter():
+    scores, predicted, points, true, labels, valid = random_inputs(7)
     plain = aligned(scores, predicted, points, true, labels, valid)
-    turned = aligned(scores, predicted, points, true[::-1], labels[::-1], valid[::-1], topk=13)
+    reversed_ = aligned(scores, predicted, points, true[::-1], labels[::-1], valid[::-1], topk=13)
     more = [np.concatenate([x, np.zeros((94, *x.shape[1:]), x.dtype)]) for x in (true, labels)]
     padded = aligned(scores, predicted, points, *more, np.concatenate([valid, np.zeros(94, bool)]))
     chex.assert_trees_all_equal(plain, padded)
-    chex.assert_trees_all_equal(plain.scores, turned.scores)
+    chex.assert_trees_all_equal(plain.scores, reversed_.scores)
     on = plain.positive
-    np.testing.assert_array_equal(turned.index[on], len(valid) - 1 - plain.index[on])
+    np.testing.assert_array_equal(reversed_.index[on], len(valid) - 1 - plain.index[on])
 
 
-def test_no_object_and_fewer_cells_than_topk():
-    scores, predicted, points, true, labels, valid = drawn(3)
+def test_images_without_objects_and_with_fewer_cells_than_topk():
+    scores, predicted, points, true, labels, valid = random_inputs(3)
     none = aligned(scores, predicted, points, true, labels, valid & False)
     assert not none.positive.any() and not none.scores.any()
-    few = [x[:2] for x in (scores, predicted, points)]
-    assert aligned(*few, true, labels, valid, topk=13).positive.sum() <= 2
+    subset = [x[:2] for x in (scores, predicted, points)]
+    assert aligned(*subset, true, labels, valid, topk=13).positive.sum() <= 2
 
 
-def test_no_gradient_passes_through_targets_and_all_forms_agree():
-    scores, predicted, points, true, labels, valid = drawn(5)
+def test_targets_pass_no_gradient_and_eager_jit_and_bfloat16_agree():
+    scores, predicted, points, true, labels, valid = random_inputs(5)
 
     def total(scores, predicted):
         found = task_aligned(scores, predicted, points, true, labels, valid)
@@ -140,24 +142,26 @@ def test_no_gradient_passes_through_targets_and_all_forms_agree():
     jitted = task_aligned(scores, predicted, points, true, labels, valid)
     chex.assert_trees_all_close(plain, jitted, rtol=1e-6)
     narrow = scores.astype(jnp.bfloat16), predicted.astype(jnp.bfloat16)
-    wide = [x.astype(np.float32) for x in narrow]
+    widened = [x.astype(np.float32) for x in narrow]
     chex.assert_trees_all_equal(
-        *(aligned(*given, points, true, labels, valid) for given in (narrow, wide))
+        *(aligned(*inputs, points, true, labels, valid) for inputs in (narrow, widened))
     )
 
 
-@pytest.mark.parametrize("at_least_one", [True, False])
+@pytest.mark.parametrize("allow_low_quality", [True, False])
 @laws
 @given(seed=st.integers(0, 10**6))
-def test_largest_overlap_is_the_loop(at_least_one, seed):
-    _, _, points, true, labels, valid = drawn(seed)
-    made = anchors.anchor_boxes(points, np.repeat([8, 16], [36, 9]), scales=(1.5,), ratios=(0.5, 1))
-    how = {"positive": 0.4, "at_least_one": at_least_one}
-    found = jax.device_get(largest_overlap(made, true, labels, valid, classes=3, **how))
-    shared = np.asarray(iou(true[:, None], made[None]), np.float64)
-    on, index = reference_detection.max_iou(made, true, valid, **how)
-    near = (abs(shared[valid] - 0.4) < 1e-5).any() or _tied(shared[valid])
-    if not near:  # where rounding decides, the two may differ
+def test_max_iou_matches_the_reference(allow_low_quality, seed):
+    _, _, points, true, labels, valid = random_inputs(seed)
+    anchor_boxes = anchors.anchor_boxes(
+        points, np.repeat([8, 16], [36, 9]), scales=(1.5,), ratios=(0.5, 1)
+    )
+    options = {"positive_iou": 0.4, "allow_low_quality": allow_low_quality}
+    found = jax.device_get(max_iou(anchor_boxes, true, labels, valid, num_classes=3, **options))
+    overlaps = np.asarray(iou(true[:, None], anchor_boxes[None]), np.float64)
+    on, index = reference_detection.max_iou(anchor_boxes, true, valid, **options)
+    near = (abs(overlaps[valid] - 0.4) < 1e-5).any() or _tied(overlaps[valid])
+    if not near:  # rounding decides near the threshold and between ties
         np.testing.assert_array_equal(found.positive, on)
         np.testing.assert_array_equal(found.index, index)
     np.testing.assert_array_equal(found.scores.sum(1), found.positive)
@@ -165,9 +169,9 @@ def test_largest_overlap_is_the_loop(at_least_one, seed):
     np.testing.assert_array_equal(found.scores.argmax(1)[chosen], labels[found.index[chosen]])
 
 
-def _tied(shared):
-    """Whether an anchor's two best boxes, or a box's two best anchors, are nearly the same."""
-    for table in (shared, shared.T):
+def _tied(overlaps):
+    """Whether the two best boxes of an anchor, or two best anchors of a box, nearly tie."""
+    for table in (overlaps, overlaps.T):
         best = np.sort(table, -1)[:, -2:]
         if ((best[:, 1] > 0) & (best[:, 1] - best[:, 0] < 1e-6)).any():
             return True

@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 from jaxdet.ops import boxes
 from tests.reference import boxes as reference
 
-PAIRS = 6  # boxes of a draw, so that a test compiles once
+PAIRS = 6  # boxes per example; fixed, so that a test compiles once
 
 
 def corner_boxes(low=-20, high=20):
-    """Boxes [PAIRS, 4], some empty or turned over; corners are halves, so that sums are exact."""
+    """Boxes [PAIRS, 4], some empty or swapped; multiples of 1/2, so that sums are exact."""
     halves = st.integers(2 * low, 2 * high).map(lambda n: n / 2)
     return hnp.arrays(np.float32, (PAIRS, 4), elements=halves)
 
 
 def proper(corners):
-    """The same corners in order: low before high."""
+    """The same boxes with their corners in order."""
     x, y = np.sort(corners[:, ::2]), np.sort(corners[:, 1::2])
     return np.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], axis=-1)
 
@@ -34,7 +34,7 @@ PLAIN = {"iou": boxes.iou, "giou": boxes.giou, "diou": boxes.diou, "ciou": boxes
 OVERLAPS = {name: jax.jit(overlap) for name, overlap in PLAIN.items()}
 GRADIENTS = {name: jax.jit(jax.grad(overlap, (0, 1))) for name, overlap in PLAIN.items()}
 from_xywh, to_xywh = jax.jit(boxes.from_xywh), jax.jit(boxes.to_xywh)
-area, intersection, union, hull, clip, tight = map(
+area, intersection, union, enclosing_box, clip, mask_to_box = map(
     jax.jit,
     (
         boxes.area,
@@ -53,7 +53,7 @@ close = partial(np.testing.assert_allclose, rtol=1e-5, atol=2e-6)  # sums of a f
 @each_overlap
 @laws
 @given(a=corner_boxes(), b=corner_boxes())
-def test_overlap_of_all_pairs_is_the_loop(name, a, b):
+def test_overlap_of_all_pairs_matches_the_reference(name, a, b):
     loop = getattr(reference, name)
     expected = [[loop(one, other) for other in b.tolist()] for one in a.tolist()]
     close(OVERLAPS[name](a[:, None], b[None]), expected)
@@ -83,31 +83,34 @@ def test_overlap_of_a_box_with_itself_is_one_unless_it_is_empty(name, a):
     shift=st.integers(-50, 50),
     scale=st.sampled_from([0.25, 2.0, 8.0, 3.3]),
 )
-def test_overlap_ignores_translation_and_scale(name, a, b, shift, scale):
+def test_overlap_is_invariant_under_translation_and_scale(name, a, b, shift, scale):
     moved = [np.float32(scale) * (corners + np.float32(shift)) for corners in (a, b)]
-    rounding = 1e-4 if scale == 3.3 else 0  # powers of two change no digit
+    rounding = 1e-4 if scale == 3.3 else 0  # scaling by powers of two is exact
     close(OVERLAPS[name](a, b), OVERLAPS[name](*moved), rtol=0, atol=rounding)
 
 
 @laws
 @given(corner_boxes(), corner_boxes())
-def test_penalties_only_lower_the_overlap(a, b):
+def test_penalties_never_raise_the_overlap(a, b):
     iou, giou, diou, ciou = (np.asarray(overlap(a, b)) for overlap in OVERLAPS.values())
     assert (giou <= iou).all() and (ciou <= diou).all() and (diou <= iou).all()
 
 
-def test_overlaps_of_two_boxes_worked_out_by_hand():
-    a, b = np.float32([0, 0, 2, 2]), np.float32([1, 1, 5, 3])  # share 1 of 11 within 15
+def test_overlaps_computed_by_hand():
+    a, b = (
+        np.float32([0, 0, 2, 2]),
+        np.float32([1, 1, 5, 3]),
+    )  # intersection 1, union 11, enclosing 15
     np.testing.assert_array_equal(union(a, b), 11)
-    np.testing.assert_array_equal(hull(a, b), [0, 0, 5, 3])
+    np.testing.assert_array_equal(enclosing_box(a, b), [0, 0, 5, 3])
     v = 4 / np.pi**2 * (np.arctan(1) - np.arctan(2)) ** 2
     diou = 1 / 11 - (2**2 + 1**2) / (5**2 + 3**2)
     expected = [1 / 11, 1 / 11 - 4 / 15, diou, diou - v**2 / (1 - 1 / 11 + v)]
     close([overlap(a, b) for overlap in OVERLAPS.values()], expected)
 
 
-def test_apart_nested_and_empty_boxes():
-    near, far = np.float32([[2, 0, 4, 2], [6, 0, 8, 2]])  # touching the box, and beyond
+def test_overlap_of_disjoint_nested_and_empty_boxes():
+    near, far = np.float32([[2, 0, 4, 2], [6, 0, 8, 2]])  # touching, and further away
     a, dot = np.float32([0, 0, 2, 2]), np.float32([1, 1, 1, 1])
     for name in ("giou", "diou", "ciou"):  # where IoU is 0 for both
         assert OVERLAPS[name](a, far) < OVERLAPS[name](a, near) <= 0
@@ -119,16 +122,16 @@ def test_apart_nested_and_empty_boxes():
 
 
 @each_overlap
-def test_overlap_of_boxes_in_bfloat16_is_computed_in_float32(name):
-    drawn = np.random.default_rng(1).uniform(0, 300, (2, PAIRS, 4))
-    a, b = drawn.astype(jnp.bfloat16)
+def test_overlap_of_bfloat16_boxes_is_computed_in_float32(name):
+    random = np.random.default_rng(1).uniform(0, 300, (2, PAIRS, 4))
+    a, b = random.astype(jnp.bfloat16)
     overlap = OVERLAPS[name](a, b)
     assert overlap.dtype == area(a).dtype == jnp.float32
-    wide = OVERLAPS[name](a.astype(np.float32), b.astype(np.float32))
-    chex.assert_trees_all_equal(overlap, wide)
+    expected = OVERLAPS[name](a.astype(np.float32), b.astype(np.float32))
+    chex.assert_trees_all_equal(overlap, expected)
 
 
-def test_eps_widens_the_denominators():
+def test_eps_is_added_to_denominators():
     a, b = np.float32([0, 0, 2, 2]), np.float32([1, 1, 5, 3])
     for name, overlap in OVERLAPS.items():
         close(overlap(a, b, eps=0.5), getattr(reference, name)(a.tolist(), b.tolist(), 0.5))
@@ -136,14 +139,14 @@ def test_eps_widens_the_denominators():
 
 @laws
 @given(corner_boxes(), corner_boxes())
-def test_hull_is_the_loop_and_union_is_between_the_larger_box_and_the_hull(a, b):
-    around = np.asarray(hull(a, b))
+def test_enclosing_box_matches_the_reference_and_bounds_the_union(a, b):
+    enclosing = np.asarray(enclosing_box(a, b))
     np.testing.assert_array_equal(
-        around, [reference.enclosing_box(*pair) for pair in zip(a, b, strict=True)]
+        enclosing, [reference.enclosing_box(*pair) for pair in zip(a, b, strict=True)]
     )
-    covered = np.asarray(union(a, b))
-    assert (covered >= np.maximum(area(a), area(b))).all()
-    assert (covered <= area(around)).all()
+    unions = np.asarray(union(a, b))
+    assert (unions >= np.maximum(area(a), area(b))).all()
+    assert (unions <= area(enclosing)).all()
 
 
 @laws
@@ -156,7 +159,7 @@ def test_intersection_is_no_larger_than_either_box(a, b):
 
 @laws
 @given(corner_boxes())
-def test_formats_go_round(a):
+def test_xywh_round_trip(a):
     chex.assert_trees_all_equal(a, np.asarray(from_xywh(to_xywh(a))))
 
 
@@ -169,12 +172,12 @@ def test_clip_is_the_intersection_with_the_image(a):
     chex.assert_trees_all_equal(clipped, clip(clipped, 7, 9))
 
 
-def test_boxes_that_touch_share_nothing():
+def test_boxes_that_touch_do_not_intersect():
     left, right = np.float32([0, 0, 2, 2]), np.float32([2, 0, 4, 2])
     assert intersection(left, right) == OVERLAPS["iou"](left, right) == 0
 
 
-def test_xywh_is_corner_width_height():
+def test_xywh_is_top_left_corner_width_and_height():
     np.testing.assert_array_equal(boxes.from_xywh(jnp.array([2.0, 3, 4, 5])), [2, 3, 6, 8])
 
 
@@ -195,7 +198,7 @@ def test_conversions_keep_numpy_arrays_and_their_precision(convert):
     np.testing.assert_allclose(found, convert(jnp.array([[0.1, 0.2, 0.3, 0.4]])), rtol=1e-6)
 
 
-def test_jit_vmap_and_plain_agree():
+def test_eager_jit_and_vmap_agree():
     a, b = np.random.default_rng(0).uniform(0, 10, (2, PAIRS, 4)).astype(np.float32)
     for f in (*PLAIN.values(), boxes.intersection, boxes.union, boxes.enclosing_box):
         plain = f(a, b)
@@ -206,56 +209,56 @@ def test_jit_vmap_and_plain_agree():
 @pytest.mark.parametrize(
     "a, b",
     [
-        ([0, 0, 0, 0], [0, 0, 0, 0]),  # two empty boxes in one place
+        ([0, 0, 0, 0], [0, 0, 0, 0]),  # equal points
         ([1, 1, 1, 1], [0, 0, 2, 2]),  # a point in a box
-        ([0, 0, 0, 0], [3, 0, 3, 0]),  # two points, whose hull is a line
+        ([0, 0, 0, 0], [3, 0, 3, 0]),  # two points on a line
         ([0, 0, 2, 0], [0, 0, 2, 2]),  # a line along an edge
         ([0, 0, 2, 0], [0, 0, 2, 0]),  # one line twice
-        ([3, 3, 1, 1], [3, 3, 1, 1]),  # turned over
-        ([3, 3, 1, 1], [1, 1, 0, 0]),  # turned over on each other's corner
+        ([3, 3, 1, 1], [3, 3, 1, 1]),  # swapped corners
+        ([3, 3, 1, 1], [1, 1, 0, 0]),  # swapped, touching corners
         ([0, 0, 2, 2], [2, 2, 4, 4]),  # touching corners
         ([0, 0, 2, 2], [0, 0, 2, 2]),  # equal
     ],
 )
-def test_gradient_of_overlap_is_finite_at_degenerate_boxes(name, a, b):
+def test_overlap_gradients_are_finite_for_degenerate_boxes(name, a, b):
     for eps in (0.0, 1e-7):
         gradients = jax.device_get(GRADIENTS[name](np.float32(a), np.float32(b), eps=eps))
         chex.assert_tree_all_finite(gradients)
         assert np.abs(gradients).max() < 10
 
 
-def test_gradient_of_iou_pulls_a_box_onto_its_target():
+def test_iou_gradient_moves_a_box_towards_its_target():
     gradient, _ = GRADIENTS["iou"](np.float32([0, 0, 2, 2]), np.float32([1, 0, 3, 2]), eps=0.0)
-    assert gradient[0] > 0 and gradient[2] > 0  # both sides to the right raise the overlap
+    assert gradient[0] > 0 and gradient[2] > 0  # moving both sides to the right raises the IoU
 
 
 @laws
 @given(hnp.arrays(np.float32, (5, 7), elements=st.sampled_from([-1.0, 0.0, 0.0, 0.0, 0.5])))
-def test_tight_is_the_loop(image):
-    np.testing.assert_array_equal(tight(image), reference.mask_to_box(image))
+def test_mask_to_box_matches_the_reference(image):
+    np.testing.assert_array_equal(mask_to_box(image), reference.mask_to_box(image))
 
 
-def test_tight_of_one_pixel_has_area_one_and_of_none_is_zeros():
+def test_mask_to_box_of_one_pixel_has_area_one_and_of_no_pixel_is_zeros():
     image = np.zeros((5, 7), np.float32)
-    np.testing.assert_array_equal(tight(image), [0, 0, 0, 0])
+    np.testing.assert_array_equal(mask_to_box(image), [0, 0, 0, 0])
     image[4, 6] = 0.1
-    one = tight(image)
+    one = mask_to_box(image)
     np.testing.assert_array_equal(one, [6, 4, 7, 5])
     assert area(one) == 1
 
 
-def test_tight_under_jit_and_vmap():
+def test_mask_to_box_under_jit_and_vmap():
     images = np.random.default_rng(0).uniform(-0.95, 0.05, (4, 9, 8)).astype(np.float32)
     plain = jnp.stack([boxes.mask_to_box(image) for image in images])
     chex.assert_trees_all_equal(plain, jax.jit(jax.vmap(boxes.mask_to_box))(images))
 
 
-def test_a_box_has_four_numbers():
+def test_boxes_must_have_four_numbers():
     with pytest.raises(AssertionError, match="shape"):
         boxes.area(jnp.zeros((3, 5)))
 
 
-def test_boxes_in_bfloat16_are_cut_and_converted_in_float32():
+def test_bfloat16_boxes_are_clipped_and_converted_in_float32():
     narrow = jnp.array([100, 2, 900, 300], jnp.bfloat16)
     np.testing.assert_array_equal(boxes.clip(narrow, 251, 833), [100, 2, 833, 251])
     np.testing.assert_array_equal(boxes.from_xywh(narrow)[2:], [float(narrow[2]) + 100, 302])

@@ -5,7 +5,7 @@ import numpy as np
 from benchmarks.lib.reference import iou
 
 
-def max_iou(anchors, true_boxes, valid, positive, at_least_one):
+def max_iou(anchors, true_boxes, valid, positive_iou, allow_low_quality):
     """(positive [A], index [A]) of anchors by their IoU with true boxes."""
     on, index = np.zeros(len(anchors), bool), np.zeros(len(anchors), int)
     slots = [g for g in range(len(valid)) if valid[g]]
@@ -13,9 +13,9 @@ def max_iou(anchors, true_boxes, valid, positive, at_least_one):
     for a in range(len(on)):
         if slots:
             g = max(slots, key=lambda g: shared[g, a])
-            if shared[g, a] >= positive:
+            if shared[g, a] >= positive_iou:
                 on[a], index[a] = True, g
-    for g in slots if at_least_one else ():
+    for g in slots if allow_low_quality else ():
         best = max(shared[g, a] for a in range(len(on)))
         for a in range(len(on)):
             if shared[g, a] == best > 0:
@@ -23,18 +23,18 @@ def max_iou(anchors, true_boxes, valid, positive, at_least_one):
     return on, index
 
 
-def nms(boxes, scores, labels, threshold):
-    """Indices of the boxes that stay, best first."""
+def nms(boxes, scores, labels, iou_threshold):
+    """Indices of the boxes that are kept, best first."""
     kept = []
     for i in sorted(range(len(boxes)), key=lambda i: -scores[i]):
-        if all(labels[i] != labels[j] or iou(boxes[i], boxes[j]) <= threshold for j in kept):
+        if all(labels[i] != labels[j] or iou(boxes[i], boxes[j]) <= iou_threshold for j in kept):
             kept.append(i)
     return kept
 
 
-def soft_nms(boxes, scores, labels, kind, threshold, sigma, least):
-    """(indices, decayed scores) of the boxes that stay, in the order in which they were chosen."""
-    left = {i: float(score) for i, score in enumerate(scores) if score > least}
+def soft_nms(boxes, scores, labels, method, iou_threshold, sigma, score_threshold):
+    """(indices, decayed scores) of the boxes that are kept, in the order of selection."""
+    left = {i: float(score) for i, score in enumerate(scores) if score > score_threshold}
     order, values = [], []
     while left:
         best = max(left, key=left.get)
@@ -43,21 +43,21 @@ def soft_nms(boxes, scores, labels, kind, threshold, sigma, least):
         for i in list(left):
             if labels[i] == labels[best]:
                 overlap = iou(boxes[i], boxes[best])
-                if kind == "gaussian":
+                if method == "gaussian":
                     left[i] *= np.exp(-(overlap**2) / sigma)
-                elif overlap > threshold:
+                elif overlap > iou_threshold:
                     left[i] *= 1 - overlap
-            if left[i] <= least:
+            if left[i] <= score_threshold:
                 del left[i]
     return order, values
 
 
-def weighted_nms(boxes, scores, labels, threshold):
-    """[(box, score)], best first: clusters about the best boxes, weighed by score and overlap."""
+def weighted_nms(boxes, scores, labels, iou_threshold):
+    """[(box, score)], best first: clusters around the best boxes, weighted by score and IoU."""
     clusters = []
     for i in sorted(range(len(boxes)), key=lambda i: -scores[i]):
         found = _best_match([(boxes[c[0]], labels[c[0]]) for c in clusters], boxes[i], labels[i])
-        if found and found[1] > threshold:
+        if found and found[1] > iou_threshold:
             clusters[found[0]].append(i)
         else:
             clusters.append([i])
@@ -68,32 +68,34 @@ def weighted_nms(boxes, scores, labels, threshold):
     return merged
 
 
-def weighted_boxes_fusion(boxes, scores, labels, threshold, models=1, score="mean"):
-    """[(box, score)], best first: clusters about their own running mean, weighed by score."""
+def weighted_boxes_fusion(
+    boxes, scores, labels, iou_threshold, num_models=1, score_reduction="mean"
+):
+    """[(box, score)], best first: clusters around their own running mean, weighted by score."""
     clusters = []
     for i in sorted(range(len(boxes)), key=lambda i: -scores[i]):
         means = [(np.average(boxes[c], 0, scores[c]), labels[c[0]]) for c in clusters]
         found = _best_match(means, boxes[i], labels[i])
-        if found and found[1] > threshold:
+        if found and found[1] > iou_threshold:
             clusters[found[0]].append(i)
         else:
             clusters.append([i])
     merged = []
     for c in clusters:
-        value = scores[c].max() if score == "max" else scores[c].mean()
-        value *= min(len(c), models) / models
+        value = scores[c].max() if score_reduction == "max" else scores[c].mean()
+        value *= min(len(c), num_models) / num_models
         merged.append((np.average(boxes[c], 0, scores[c]), value))
     return sorted(merged, key=lambda pair: -pair[1])
 
 
 def _best_match(others, box, label):
-    """(index, IoU) of the one of [(box, label)] of this label that overlaps most, if any."""
+    """(index, IoU) of the box of this label in [(box, label)] that overlaps most, or None."""
     alike = [(k, iou(b, box)) for k, (b, other) in enumerate(others) if other == label]
     return max(alike, key=lambda pair: pair[1]) if alike else None
 
 
 def encode_offsets(box, anchor):
-    """Centre in sides of the anchor from its own, and logarithms of how much larger the box is."""
+    """Centre offsets in sides of the anchor, and logarithms of the ratios of the sides."""
     places, sizes = [], []
     for axis in (0, 1):
         side, own = anchor[axis + 2] - anchor[axis], box[axis + 2] - box[axis]
@@ -104,7 +106,7 @@ def encode_offsets(box, anchor):
 
 
 def decode_offsets(offsets, anchor):
-    """The box whose `offsets` these are."""
+    """The box at these offsets from an anchor; the inverse of `encode_offsets`."""
     low, high = [], []
     for axis in (0, 1):
         side, middle = anchor[axis + 2] - anchor[axis], (anchor[axis] + anchor[axis + 2]) / 2

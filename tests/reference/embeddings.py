@@ -4,30 +4,30 @@ import numpy as np
 
 
 def norm(x):
-    """Euclidean length of one vector."""
+    """Euclidean norm of one vector."""
     return sum(float(v) ** 2 for v in x) ** 0.5
 
 
 def cosine(a, b):
-    """Cosine between two vectors; 0 where one has no length."""
+    """Cosine similarity of two vectors; 0 where either is zero."""
     product = sum(float(p) * float(q) for p, q in zip(a, b, strict=True))
     return product / (norm(a) * norm(b)) if norm(a) * norm(b) else 0.0
 
 
-def euclidean(a, b):
+def distance(a, b):
     """Euclidean distance of two vectors."""
     return norm(np.subtract(a, b, dtype=float))
 
 
-def similarity(unknown, known, kind):
-    """Likeness [N, M] of each unknown vector and each known one."""
-    like = {"cosine": cosine, "euclidean": lambda a, b: -euclidean(a, b)}[kind]
-    return np.array([[like(a, b) for b in known] for a in unknown])
+def similarity(probes, gallery, metric):
+    """Similarity [N, M] of each probe and each gallery embedding."""
+    similar = {"cosine": cosine, "euclidean": lambda a, b: -distance(a, b)}[metric]
+    return np.array([[similar(a, b) for b in gallery] for a in probes])
 
 
 def contrastive(a, b, same, margin):
     """Loss of one pair of vectors: half the square of what its distance should not be."""
-    apart = euclidean(a, b)
+    apart = distance(a, b)
     return (apart if same else max(0.0, margin - apart)) ** 2 / 2
 
 
@@ -48,8 +48,8 @@ def triplet_hard(features, labels, on, margin, soft):
     found = []
     for a in range(len(labels)):
         others = [i for i in range(len(labels)) if i != a and on[i] and on[a]]
-        near = [euclidean(features[a], features[i]) for i in others if labels[i] != labels[a]]
-        far = [euclidean(features[a], features[i]) for i in others if labels[i] == labels[a]]
+        near = [distance(features[a], features[i]) for i in others if labels[i] != labels[a]]
+        far = [distance(features[a], features[i]) for i in others if labels[i] == labels[a]]
         found.append(_hinge(max(far) - min(near) + margin, soft) if near and far else None)
     return found
 
@@ -61,9 +61,9 @@ def triplet_semihard(features, labels, on, margin, soft):
     for a, p in np.ndindex(count, count):
         if a == p or labels[a] != labels[p] or not on[a] or not on[p]:
             continue
-        apart = euclidean(features[a], features[p]) ** 2
+        apart = distance(features[a], features[p]) ** 2
         others = [n for n in range(count) if on[n] and labels[n] != labels[a]]
-        squares = [euclidean(features[a], features[n]) ** 2 for n in others]
+        squares = [distance(features[a], features[n]) ** 2 for n in others]
         beyond = [square for square in squares if square > apart]
         if squares:
             chosen = min(beyond) if beyond else max(squares)

@@ -3,13 +3,13 @@
 import numpy as np
 
 
-def identify(row, owner, identities, join, threshold):
-    """(identity or -1, score) of one unknown image whose similarity to known ones is `row`."""
+def identify(row, gallery_ids, num_identities, reduce, threshold):
+    """(identity or -1, score) of one probe with the similarities `row` to the gallery."""
     best = -1, -np.inf
-    for identity in range(identities):
-        mine = [s for s, o in zip(row, owner, strict=True) if o == identity]
-        if mine:
-            score = max(mine) if join == "max" else sum(mine) / len(mine)
+    for identity in range(num_identities):
+        own = [s for s, i in zip(row, gallery_ids, strict=True) if i == identity]
+        if own:
+            score = max(own) if reduce == "max" else sum(own) / len(own)
             best = (identity, score) if score > best[1] else best
     return best if best[1] >= threshold else (-1, best[1])
 
