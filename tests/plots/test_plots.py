@@ -16,7 +16,7 @@ def lines(epochs):
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 5])
-def test_curves_are_drawn_after_any_number_of_epochs(tmp_path, epochs):
+def test_learning_curves_of_any_number_of_epochs(tmp_path, epochs):
     path = tmp_path / "plots" / "curves.png"
     training_plots.learning_curves(lines(epochs), path)
     with Image.open(path) as picture:
@@ -33,7 +33,7 @@ def colours(path):
 LIME, RED = (0, 255, 0), (255, 0, 0)
 
 
-def test_thirty_images_make_the_figure_of_the_seed(tmp_path):
+def test_thirty_images_fill_a_20_by_16_inch_figure(tmp_path):
     images, boxes = np.zeros((30, 16, 16, 1)), np.tile([2.0, 3.0, 9.0, 8.0], (30, 1))
     path = tmp_path / "figure.png"
     detection_plots.gallery(images, path, titles=["3"] * 30, true=boxes, predicted=boxes + 4)
@@ -42,7 +42,7 @@ def test_thirty_images_make_the_figure_of_the_seed(tmp_path):
     assert {LIME, RED} <= colours(path)
 
 
-def test_titles_of_what_is_wrong_are_red(tmp_path):
+def test_titles_of_wrong_predictions_are_red(tmp_path):
     for wrong in ((False, False), (False, True)):
         detection_plots.gallery(
             np.zeros((2, 8, 8, 3)), tmp_path / "a.png", titles="ab", wrong=wrong
@@ -50,9 +50,9 @@ def test_titles_of_what_is_wrong_are_red(tmp_path):
         assert (RED in colours(tmp_path / "a.png")) == any(wrong)
 
 
-def test_accuracy_is_drawn_against_the_seconds_of_all_epochs_before(tmp_path, monkeypatch):
+def test_accuracy_is_also_drawn_against_the_cumulative_seconds(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(training_plots, "_curve", lambda axes, *what: drawn.append(what))
+    monkeypatch.setattr(training_plots, "_draw_curves", lambda axes, *args: drawn.append(args))
     timed = [{**line, "time": {"train": 2.0, "eval": 1.0}} for line in lines(3)]
     training_plots.compare_runs({"a": timed}, tmp_path / "curves.png")
     assert [(term, against) for term, _, against in drawn] == [
@@ -63,7 +63,7 @@ def test_accuracy_is_drawn_against_the_seconds_of_all_epochs_before(tmp_path, mo
     assert drawn[-1][1] == {"a": [(3.0, 0.5), (6.0, 0.5), (9.0, 0.5)]}
 
 
-def test_only_what_is_given_is_drawn(tmp_path):
+def test_only_the_given_boxes_are_drawn(tmp_path):
     path = tmp_path / "figure.png"
     detection_plots.gallery(
         np.zeros((3, 8, 8, 3)), path, titles="abc", true=np.tile([1, 1, 4, 4], (3, 1))
@@ -77,7 +77,7 @@ def pixels(path):
         return np.asarray(picture.convert("RGB")).astype(int)
 
 
-def test_a_photo_is_drawn_as_large_as_it_is_with_boxes_in_their_places(tmp_path):
+def test_annotated_images_keep_their_size_and_boxes_their_place(tmp_path):
     path, boxes = tmp_path / "a.png", np.float32([[100, 50, 300, 200]])
     detection_plots.annotated_image(np.zeros((400, 600, 3)), path, true=boxes + 90, predicted=boxes)
     drawn = pixels(path)
@@ -89,7 +89,7 @@ def test_a_photo_is_drawn_as_large_as_it_is_with_boxes_in_their_places(tmp_path)
 
 
 @pytest.mark.parametrize("x0, y0", [(50, 0), (50, 100), (390, 100), (390, 0)])
-def test_texts_are_in_the_picture_also_of_boxes_at_its_edge(tmp_path, x0, y0):
+def test_texts_stay_inside_the_image_for_boxes_at_its_edges(tmp_path, x0, y0):
     boxes = np.float32([[x0, y0, x0 + 150, 200]])
     pictures = []
     for texts in (None, ["cell 0.9"]):
@@ -100,7 +100,7 @@ def test_texts_are_in_the_picture_also_of_boxes_at_its_edge(tmp_path, x0, y0):
     assert (pictures[0] != pictures[1]).any(-1).sum() > 500
 
 
-def test_small_photos_are_enlarged(tmp_path):
+def test_small_images_are_enlarged(tmp_path):
     detection_plots.annotated_image(np.zeros((30, 50, 1)), tmp_path / "a.png")
     assert pixels(tmp_path / "a.png").shape == (330, 550, 3)
 
@@ -109,25 +109,24 @@ CURVE = np.linspace(1, 0, 11), np.linspace(0.9, 0, 11)
 
 
 @pytest.mark.parametrize("classes", [0, 1, 3, 10, 11, 80])
-def test_curves_of_any_number_of_classes_fit_their_picture(tmp_path, classes, monkeypatch):
-    legends = []
-    write = figures.save
-    monkeypatch.setattr(figures, "save", lambda *a: legends.append(a[0]) or write(*a))
+def test_precision_recall_of_any_number_of_classes(tmp_path, classes, monkeypatch):
+    drawn, save = [], figures.save
+    monkeypatch.setattr(figures, "save", lambda *a: drawn.append(a[0]) or save(*a))
     curves = {f"class {i}": CURVE for i in range(classes)}
     curves["unknown"] = (-np.ones(11), -np.ones(11))
     detection_plots.precision_recall(curves, np.linspace(0, 1, 11), tmp_path / "a.png", (0.1, 0.5))
-    (axes,) = legends[0].axes
+    (axes,) = drawn[0].axes
     named = [text.get_text() for text in axes.get_legend().get_texts()] if classes else []
     assert ("mean 0.500" in named) == (classes > 1)
     assert len(named) == (classes + 2 if 0 < classes <= 10 else bool(classes)) + (1 < classes <= 10)
     points = [line.get_xydata() for line in axes.lines if line.get_marker() == "s"]
-    if classes == 1:  # the last recall whose score is .5 and more
+    if classes == 1:  # the last recall with a score of at least .5
         np.testing.assert_allclose(points[0], [[0.4, 0.6]])
 
 
-def test_bars_have_their_values_and_lines_where_they_are_wanted(tmp_path, monkeypatch):
-    drawn, write = [], figures.save
-    monkeypatch.setattr(figures, "save", lambda *a: drawn.append(a[0]) or write(*a))
+def test_bars_have_their_values_and_marked_lines(tmp_path, monkeypatch):
+    drawn, save = [], figures.save
+    monkeypatch.setattr(figures, "save", lambda *a: drawn.append(a[0]) or save(*a))
     detection_plots.bar_chart(
         {"all": 0.5, "a": 0.25}, tmp_path / "a.png", label="mAP", marked=(0.2, 0.1)
     )
@@ -137,10 +136,12 @@ def test_bars_have_their_values_and_lines_where_they_are_wanted(tmp_path, monkey
     assert pixels(tmp_path / "a.png").any()
 
 
-def test_thresholds_of_the_seed_are_lines_in_the_picture_of_a_training(tmp_path, monkeypatch):
-    drawn, write = [], figures.save
-    monkeypatch.setattr(figures, "save", lambda *a: drawn.append(a[0]) or write(*a))
+def test_learning_curves_have_lines_only_at_marked_values(tmp_path, monkeypatch):
+    drawn, save = [], figures.save
+    monkeypatch.setattr(figures, "save", lambda *a: drawn.append(a[0]) or save(*a))
     metrics = [{**line, "val": {**line["val"], "map": 0.1}} for line in lines(2)]
     training_plots.learning_curves(metrics, tmp_path / "a.png")
-    (axes,) = (axes for axes in figures[0].axes if axes.get_ylabel() == "map")
-    assert [line.get_ydata()[0] for line in axes.lines[-3:]] == [0.05, 0.1, 0.2]
+    training_plots.learning_curves(metrics, tmp_path / "a.png", marked={"map": (0.05, 0.1, 0.2)})
+    plain, marked = (a for figure in drawn for a in figure.axes if a.get_ylabel() == "map")
+    assert [line.get_ydata()[0] for line in marked.lines[-3:]] == [0.05, 0.1, 0.2]
+    assert len(marked.lines) == len(plain.lines) + 3
