@@ -10,11 +10,13 @@ from cycler import cycler
 from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from jaxdet.plots import figures
 
 PANEL = (5.5, 4.0)  # inches
 LINE_STYLES = cycler(ls=["-", "--", ":"]) * rcParams["axes.prop_cycle"]
+SPLIT_COLORS = {"train": "C0", "val": "C1"}
 VALIDATION_SCORES = ("iou", "map", "map50")  # which training does not have
 COMPARED = ("loss", "accuracy", "iou")
 
@@ -41,8 +43,9 @@ def learning_curves(
             split: [(m["epoch"], m[split][term]) for m in metrics if term in (m[split] or ())]
             for split in ("train", "val")
         }
+        curves = {split: points for split, points in curves.items() if points or term in shared}
         axes.axis("on")
-        _draw_curves(axes, term, {s: c for s, c in curves.items() if c or term in shared})
+        _draw_curves(axes, term, curves, colors=SPLIT_COLORS)
         axes.legend()
         for value in (marked or {}).get(term, ()):
             axes.axhline(value, color="red", ls="--", lw=1)
@@ -81,13 +84,20 @@ def compare_runs(metrics_by_run: Mapping[str, Metrics], path: Path) -> None:
 
 
 def _draw_curves(
-    axes: Axes, term: str, curves: Mapping[str, Sequence[tuple]], against: str = "epoch"
+    axes: Axes,
+    term: str,
+    curves: Mapping[str, Sequence[tuple]],
+    against: str = "epoch",
+    colors: Mapping[str, str] | None = None,
 ) -> None:
     """A line per {label: points [(x, value)]}; a loss above 0 is drawn on a logarithmic scale."""
     for label, points in curves.items():
-        axes.plot(*np.array(points).reshape(-1, 2).T, marker=".", label=label)
+        x, values = np.array(points).reshape(-1, 2).T
+        axes.plot(x, values, marker=".", label=label, color=(colors or {}).get(label))
     axes.set(xlabel=against, ylabel=term)
     axes.grid(alpha=0.3)
+    if against == "epoch":
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     lowest = min((value for points in curves.values() for _, value in points), default=0)
     if term == "loss" and lowest > 0:
         axes.set_yscale("log")
