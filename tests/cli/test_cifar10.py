@@ -41,7 +41,7 @@ SMALL += ["--conv", "lax", "--devices", "1", "--val-fraction", "0.25", "--epochs
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return datasets.labelled(tmp_path_factory.mktemp("images") / "data")
+    return datasets.write_image_folder(tmp_path_factory.mktemp("images") / "data")
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_training_logs_scores_before_the_first_epoch_and_after_each(trained):
     assert [line["epoch"] for line in metrics] == [0, 1, 2, 3]
     assert {"loss", "accuracy", "labels", "confusion"} <= set(metrics[0]["val"])
     assert metrics[-1]["val"]["accuracy"] > 0.6 > metrics[0]["val"]["accuracy"]
-    about = run_dir.read_about(trained)
+    about = run_dir.read_metadata(trained)
     assert (about["classes"], about["input"]) == (CLASSES, [32, 32, 3])
 
 
@@ -379,14 +379,14 @@ def test_a_sweep_that_is_killed_goes_on_where_it_was(place, monkeypatch):
             raise KeyboardInterrupt
         evaluate(loop)
 
-    class Lanes(sweep.Lanes):
+    class Lanes(sweep.VmappedRuns):
         """Those of the sweep."""
 
         def __init__(self, *args):
             super().__init__(*args)
             programs.append(self.programs)
 
-    monkeypatch.setattr(sweep, "Lanes", Lanes)
+    monkeypatch.setattr(sweep, "VmappedRuns", Lanes)
     monkeypatch.setattr(cifar10, "read", lambda *args: asked.append(args) or read(*args))
     swept = ["sweep", "cifar10", "--root", "data", *SMALL, "--epochs", "1"]
     swept += ["--batch", "12", "9", "--out", "swept"]
@@ -419,7 +419,7 @@ def test_seeds_of_a_training_are_a_sweep_that_is_planned_once(place, capsys, mon
         asked.append((config.time_budget, spent))
         return replace(config, epochs=2)
 
-    monkeypatch.setattr(time_budget, "planned", planned)
+    monkeypatch.setattr(time_budget, "plan_epochs", planned)
     monkeypatch.setattr(progress, "since_start", lambda: 40.0)
     words = ["train", "cifar10", "--root", "data", *SMALL, "--seeds", "2", "--time-budget", "999"]
     words += ["--together", "no", "--out", "seeds"]
@@ -442,7 +442,7 @@ def test_seeds_of_a_training_are_a_sweep_that_is_planned_once(place, capsys, mon
     table = capsys.readouterr().out.split("over seeds:\n\n")[1]
     assert float(cells(table)[0]["accuracy +-"]) == pytest.approx(both["accuracy +-"], rel=1e-3)
     assert len(answers("compare", "seeds/seed=0", "run")) == 2
-    monkeypatch.setattr(time_budget, "planned", lambda *_: 1 / 0)
+    monkeypatch.setattr(time_budget, "plan_epochs", lambda *_: 1 / 0)
     before = files(place / "seeds")
     assert main(*words, "--resume") == 0
     assert files(place / "seeds").keys() == before.keys()

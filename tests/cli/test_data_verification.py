@@ -10,7 +10,7 @@ from jaxdet.cli import data_verification
 from jaxdet.cli.verify_options import Make
 from jaxdet.data import verification_protocol
 from jaxdet.errors import InputError
-from tests.data.test_image_folder import drawn, on_disk
+from tests.datasets import encode_image, write_tree
 
 PEOPLE, EACH = 10, 4
 
@@ -19,7 +19,7 @@ PEOPLE, EACH = 10, 4
 def chosen(tmp_path):
     """Ten people with four images each, all different."""
     names = [f"n{p}/{i}.png" for p in range(PEOPLE) for i in range(EACH)]
-    on_disk(tmp_path / "faces", {name: drawn(i + 1) for i, name in enumerate(names)})
+    write_tree(tmp_path / "faces", {name: encode_image(i + 1) for i, name in enumerate(names)})
     return Make(root=str(tmp_path / "faces"), out=tmp_path / "made", known=4, strangers=3)
 
 
@@ -80,6 +80,6 @@ def test_what_cannot_be_made_is_refused(chosen, changes, said):
 
 
 def test_a_folder_that_holds_something_is_not_written_to(chosen):
-    on_disk(chosen.out, {"mine.txt": b""})
+    write_tree(chosen.out, {"mine.txt": b""})
     with pytest.raises(InputError, match="is not empty"):
         data_verification.run(chosen)

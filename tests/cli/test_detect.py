@@ -40,7 +40,7 @@ WORDS = [
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("scenes") / "data"
-    datasets.yolo(root)
+    datasets.write_yolo(root)
     return root
 
 
@@ -129,7 +129,9 @@ def test_one_program_judges_by_the_assigners_of_all_epochs(data):
     )
     with small():
         system = configs.build("detect", config)
-        kept = evaluator.variables(host_init.evaluate(training_state.maker(system, config)))
+        kept = evaluator.eval_variables(
+            host_init.initialize(training_state.init_fn(system, config))
+        )
         scorer = evaluator.Evaluator(system, "val", 1, parallel.devices(1))
         zero, one, two = (scorer(kept, epoch)["loss"] for epoch in range(3))
     assert zero != one == two and scorer.step._cache_size() == 1
@@ -298,7 +300,7 @@ def renumbered(root, categories, first):
 
 @pytest.mark.parametrize("categories, first", [((3, 90), 500), ((0, 1), 0)], ids=["gaps", "zero"])
 def test_ids_of_coco_are_those_of_the_data(place, categories, first):
-    datasets.coco(Path("coco"))
+    datasets.write_coco(Path("coco"))
     renumbered(Path("coco"), categories, first)
     config = common.kept_config(Path("run"))
     config = replace(config, root=str(Path("coco").absolute()))
@@ -529,10 +531,10 @@ def test_every_choice_makes_a_network_that_has_a_loss_and_answers(data, monkeypa
     def whole(key):
         from jaxdet.types import StepContext
 
-        at = StepContext(True, np.int32(0), np.int32(1), system.hparams)
-        drawn = system.task.augment(jax.random.split(key, 2), batch, at)
+        context = StepContext(True, np.int32(0), np.int32(1), system.hparams)
+        drawn = system.task.augment(jax.random.split(key, 2), batch, context)
         variables = system.task.init(key, drawn)
-        share, (_, terms) = system.task.loss(variables, drawn, key, at)
+        share, (_, terms) = system.task.loss(variables, drawn, key, context)
         return share, terms, system.task.predict(variables, drawn["image"])
 
     share, terms, found = jax.eval_shape(whole, jax.random.key(0))

@@ -31,8 +31,8 @@ def people(root):
 MAKERS = {
     "digits": test_cli.mnist,
     "objects": test_objects.set_of_photos,
-    "detect": datasets.yolo,
-    "cifar10": datasets.labelled,
+    "detect": datasets.write_yolo,
+    "cifar10": datasets.write_image_folder,
     "faces": people,
 }
 WORDS = {
@@ -127,7 +127,7 @@ def test_numbers_that_cannot_be_are_refused_nevertheless(place, capfd):
 
 
 def test_a_run_keeps_what_a_record_is_like(place):
-    record = run_dir.read_about("run")["record"]
+    record = run_dir.read_metadata("run")["record"]
     assert record["image"][0] == "uint8" and record["id"] == ["int32", []]
     side = {"digits": [28, 28], "objects": [64, 64, 3], "detect": [64, 96, 3]}
     assert record["image"][1] == side.get(place.system, [32, 32, 3])

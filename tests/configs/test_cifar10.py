@@ -20,7 +20,7 @@ MODELS = get_args(cifar10.Model)
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    root = datasets.labelled(tmp_path_factory.mktemp("images") / "data")
+    root = datasets.write_image_folder(tmp_path_factory.mktemp("images") / "data")
     return Config(root=str(root), val_fraction=0.25)
 
 
@@ -61,7 +61,7 @@ def test_every_model_takes_an_image_and_has_no_more_parameters_than_it_may(model
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
     logits, variables = jax.eval_shape(net.init_with_output, jax.random.key(0), images)
     assert logits.shape == (1, 10)
-    counted = time_budget.parameters(variables)
+    counted = time_budget.count_parameters(variables)
     assert (counted > Config().max_params) == (model == "resnet20")
     if model == "resnet20":
         with pytest.raises(InputError, match=f"has {counted} parameters"):

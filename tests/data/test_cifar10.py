@@ -7,26 +7,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 
-from jaxdet.data import cifar10
+from jaxdet.data import cifar10, image_folder
 from jaxdet.errors import InputError
-from tests.data import test_folders as trees
-from tests.data import test_named as sets
+from tests import datasets
 
+IMAGE = datasets.encode_image()
 ROWS = {name: 3 for names in cifar10.BATCH_FILES.values() for name in names} | {"test_batch": 2}
 
 
 def batch(name):
-    """Values [N, 3072] and labels of a batch: noise of its own."""
+    """Values [N, 3072] and labels of a batch: random, different for each name."""
     draw = np.random.default_rng([*name.encode()])
     values = draw.integers(0, 256, (ROWS[name], cifar10.VALUES_PER_IMAGE), np.uint8)
     return values, draw.integers(0, 10, ROWS[name]).tolist()
 
 
-def expected(part):
-    """Images and labels of a part, pixel by pixel from the order red, green, blue."""
-    found = [batch(name) for name in cifar10.BATCH_FILES[part]]
+def expected(split):
+    """Images and labels of a split."""
+    found = [batch(name) for name in cifar10.BATCH_FILES[split]]
     values = np.concatenate([values for values, _ in found]).reshape(-1, 3, 32, 32)
     image = np.stack([values[:, channel] for channel in range(3)], axis=-1)
     return image, [label for _, labels in found for label in labels]
@@ -55,7 +54,7 @@ def numbers(labels):
 
 
 def python2(values, labels):
-    """A batch as its author wrote it; bytes are opcodes already."""
+    """A batch as CIFAR-10's author pickled it; bytes are opcodes already."""
     values = values if isinstance(values, bytes) else array(values)
     labels = labels if isinstance(labels, bytes) else numbers(labels)
     items = text(b"batch_label") + text(b"training batch 1 of 5")
@@ -72,7 +71,7 @@ def binary(values, labels):
 
 
 def files(write=python2, ending="", **changed):
-    """The files of CIFAR-10 in one of its author's forms; `changed` are contents by name."""
+    """The files of CIFAR-10 in a form of its author; `changed` are contents by name."""
     found = {f"{name}{ending}": write(*batch(name)) for name in ROWS}
     return {**found, "batches.meta": b"names", "readme.html": b""} | changed
 
@@ -91,8 +90,8 @@ def check(found):
     sources, classes = found
     assert classes[:3] == ("airplane", "automobile", "bird") and len(classes) == 10
     assert list(sources) == ["train", "test"]
-    for part, source in sources.items():
-        image, label = expected(part)
+    for split, source in sources.items():
+        image, label = expected(split)
         np.testing.assert_array_equal(source.arrays["image"], image, strict=True)
         np.testing.assert_array_equal(source.arrays["label"], np.int32(label), strict=True)
         assert source.arrays["image"].flags.c_contiguous
@@ -101,16 +100,16 @@ def check(found):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_of_batches_is_read(tmp_path, form):
-    check(cifar10.read(trees.on_disk(tmp_path / "batches", FORMS[form])))
+def test_batches_of_every_form_are_read(tmp_path, form):
+    check(cifar10.read(datasets.write_tree(tmp_path / "batches", FORMS[form])))
 
 
 @pytest.mark.parametrize("form", ["Python 2", "binary"])
-def test_batches_are_found_packed_and_in_a_folder(tmp_path, form):
-    packed = trees.below("cifar-10-batches", FORMS[form])
-    check(cifar10.read(trees.on_disk(tmp_path / "around", packed)))
-    folder = trees.on_disk(tmp_path / "packed", {"notes.txt": b"", "more/a.png": trees.A})
-    check(cifar10.read(trees.zipped(folder / "cifar-10.tar.gz", packed)))
+def test_batches_are_found_in_folders_and_tar_files(tmp_path, form):
+    packed = datasets.below("cifar-10-batches", FORMS[form])
+    check(cifar10.read(datasets.write_tree(tmp_path / "around", packed)))
+    folder = datasets.write_tree(tmp_path / "packed", {"notes.txt": b"", "more/a.png": IMAGE})
+    check(cifar10.read(datasets.write_tar_gz(folder / "cifar-10.tar.gz", packed)))
     check(cifar10.read(str(folder)))
     (folder / "cifar-10.tar.gz").rename(folder / "other.tgz")
     check(cifar10.read(folder))
@@ -118,15 +117,15 @@ def test_batches_are_found_packed_and_in_a_folder(tmp_path, form):
 
 @pytest.fixture
 def refused(tmp_path):
-    """A function that reads batches and gives what is said of them after their place."""
+    """A function that reads batches and returns the error message after their path."""
 
     def read(found):
-        place = trees.on_disk(tmp_path / "batches", found)
+        place = datasets.write_tree(tmp_path / "batches", found)
         with pytest.raises(InputError) as raised:
             cifar10.read(place)
-        message = str(raised.value)
-        assert message.startswith(f"{place}") and "\n" not in message
-        return message.removeprefix(str(place))
+        text = str(raised.value)
+        assert text.startswith(f"{place}") and "\n" not in text
+        return text.removeprefix(str(place))
 
     return read
 
@@ -136,40 +135,49 @@ HUGE = array(VALUES, shape=(2**30, 2**30))
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         (b"", "is cut short or damaged"),
         (python2(VALUES, LABELS)[:-100], "is cut short or damaged"),
-        (python2(VALUES, [1, 10]), "row 1: label 10; 0..9 is wanted"),
-        (python2(VALUES, [-1, 1]), "row 0: label -1; 0..9"),
-        (python2(VALUES, [1]), r"labels are int64 \[1\]; whole numbers \[2\], one an image"),
+        (python2(VALUES, [1, 10]), "row 1: label must be 0 to 9, got 10"),
+        (python2(VALUES, [-1, 1]), "row 0: label must be 0 to 9, got -1"),
+        (python2(VALUES, [1]), r"labels must be integers \[2\], one per image, got int64 \[1\]"),
         (python2(VALUES, b"](](e"), "cut short or damaged"),
-        (python2(VALUES, array(VALUES)), r"labels are uint8 \[2, 3072\]"),
-        (python2(VALUES[:, :-1], LABELS), r"images are uint8 \[2, 3071\]; uint8 \[N, 3072\]"),
-        (python2(VALUES[:0], []), r"images are uint8 \[0, 3072\]"),
-        (python2(array(VALUES.astype("i4"), b"i4", order=b"<"), LABELS), "images are int32"),
-        (python2(array(VALUES, b"O8"), LABELS), "holds an array of 'O8'; u1, i4, i8 are known"),
+        (python2(VALUES, array(VALUES)), r"labels must be .* got uint8 \[2, 3072\]"),
+        (
+            python2(VALUES[:, :-1], LABELS),
+            r"images must be uint8 \[N, 3072\], got uint8 \[2, 3071\]",
+        ),
+        (python2(VALUES[:0], []), r"images must be .* got uint8 \[0, 3072\]"),
+        (
+            python2(array(VALUES.astype("i4"), b"i4", order=b"<"), LABELS),
+            "images must be .* got int32",
+        ),
+        (python2(array(VALUES, b"O8"), LABELS), "array type must be one of u1, i4, i8, got 'O8'"),
         (python2(HUGE, LABELS), "is cut short or damaged"),
-        (pickle.dumps([1, 2], 2), "holds a list; a dict with data and labels is wanted"),
-        (pickle.dumps({b"fine_labels": [1]}, 2), r"holds \['fine_labels'\]; data and labels"),
+        (pickle.dumps([1, 2], 2), "must hold a dict with data and labels, got a list"),
+        (
+            pickle.dumps({b"fine_labels": [1]}, 2),
+            r"must hold data and labels, got \['fine_labels'\]",
+        ),
         (b"\x80\x02}r\xff\xff\xff\x7f.", "more memory than its length explains"),
     ],
 )
-def test_a_damaged_pickle_is_named(refused, content, says):
-    assert re.match(rf"/test_batch: .*{says}", refused(files(test_batch=content)))
+def test_an_invalid_pickle_is_named(refused, content, message):
+    assert re.match(rf"/test_batch: .*{message}", refused(files(test_batch=content)))
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
-        (b"", "0 bytes; images of 3073 bytes are wanted, fetch it again"),
-        (binary(VALUES, LABELS)[:-1], "6145 bytes; images of 3073 bytes"),
-        (binary(VALUES, [9, 10]), "row 1: label 10; 0..9 is wanted"),
+        (b"", "size must be a multiple of 3073 bytes, got 0; download it again"),
+        (binary(VALUES, LABELS)[:-1], "size must be a multiple of 3073 bytes, got 6145"),
+        (binary(VALUES, [9, 10]), "row 1: label must be 0 to 9, got 10"),
     ],
 )
-def test_damaged_records_are_named(refused, content, says):
+def test_invalid_records_are_named(refused, content, message):
     changed = files(binary, ".bin", **{"data_batch_4.bin": content})
-    assert refused(changed).startswith(f"/data_batch_4.bin: {says}")
+    assert refused(changed).startswith(f"/data_batch_4.bin: {message}")
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -177,11 +185,11 @@ def test_damaged_records_are_named(refused, content, says):
 def test_a_missing_batch_is_named(refused, form, name):
     ending = ".bin" if form == "binary" else ""
     found = {file: each for file, each in FORMS[form].items() if file != name + ending}
-    assert refused(found).startswith(f": has no {name}{ending}; fetch")
+    assert refused(found).startswith(f": has no {name}{ending}; download")
 
 
 @pytest.mark.parametrize("module", ["os", "posix", "subprocess", "builtins", "numpy"])
-def test_a_pickle_that_runs_a_program_is_refused_and_does_not_run(refused, tmp_path, module):
+def test_a_pickle_that_calls_a_program_is_refused_without_running_it(refused, tmp_path, module):
     proof = tmp_path / "proof"
     call = f"c{module}\nsystem\nX".encode() + struct.pack("<i", len(f"touch {proof}"))
     call += f"touch {proof}".encode() + b"\x85R"
@@ -203,22 +211,22 @@ def test_a_pickle_that_runs_a_program_is_refused_and_does_not_run(refused, tmp_p
         b"\x82\x01",
     ],
 )
-def test_no_opcode_gets_another_global(refused, code):
+def test_no_opcode_accesses_another_global(refused, code):
     assert "asks for" in refused(files(test_batch=b"\x80\x04" + code + b"."))
 
 
-def test_setting_attributes_leaves_no_trace(refused, tmp_path):
+def test_pickles_cannot_set_attributes(refused, tmp_path):
     reconstruct = b"cnumpy.core.multiarray\n_reconstruct\n"
     dtype = b"cnumpy\ndtype\n"
     for name in (reconstruct, dtype, dtype + text(b"u1") + b"\x85R", b"cnumpy\nndarray\n"):
         for key in (b"__defaults__", b"dtype", b"__setstate__"):
             evil = b"N}" + text(key) + b"Ns\x86b"
             refused(files(test_batch=b"\x80\x02" + name + evil + b"."))
-    check(cifar10.read(trees.on_disk(tmp_path / "batches", files())))
+    check(cifar10.read(datasets.write_tree(tmp_path / "batches", files())))
 
 
 def test_a_truncated_tar_is_named(tmp_path):
-    path = trees.zipped(tmp_path / "cifar-10-python.tar.gz", FORMS["Python 2"])
+    path = datasets.write_tar_gz(tmp_path / "cifar-10-python.tar.gz", FORMS["Python 2"])
     path.write_bytes(path.read_bytes()[:-1000])
     for root in (path, tmp_path):
         with pytest.raises(InputError, match=f"^{path}: is cut short or damaged .*fetch it again"):
@@ -228,22 +236,22 @@ def test_a_truncated_tar_is_named(tmp_path):
 # Folders of images
 
 IMAGES = {
-    "train/cat/0.png": trees.drawn(40, (32, 32)),
-    "train/cat/1.png": trees.drawn(80, (32, 32)),
-    "train/ship/0.png": trees.drawn(120, (32, 32)),
-    "test/cat/0.png": trees.drawn(160, (32, 32)),
+    "train/cat/0.png": datasets.encode_image(40, (32, 32)),
+    "train/cat/1.png": datasets.encode_image(80, (32, 32)),
+    "train/ship/0.png": datasets.encode_image(120, (32, 32)),
+    "test/cat/0.png": datasets.encode_image(160, (32, 32)),
 }
 
 
-@pytest.mark.parametrize("form", [trees.on_disk, trees.packed, trees.zipped])
+@pytest.mark.parametrize("form", [datasets.write_tree, datasets.write_tar, datasets.write_tar_gz])
 @pytest.mark.parametrize("inside", [False, True])
 def test_images_in_folders_of_classes(tmp_path, form, inside):
     place = tmp_path / "data" / "some.tar.gz" if inside else tmp_path / "data"
     place.parent.mkdir(exist_ok=True)
-    form(place, trees.below("cifar-jpg", {**IMAGES, "README.md": b"text"}))
-    if inside and form is trees.on_disk:
+    form(place, datasets.below("cifar-jpg", {**IMAGES, "README.md": b"text"}))
+    if inside and form is datasets.write_tree:
         place = place / "cifar-jpg"
-    sources, classes = cifar10.read(tmp_path / "data" if form is not trees.on_disk else place)
+    sources, classes = cifar10.read(tmp_path / "data" if form is not datasets.write_tree else place)
     assert classes == ("cat", "ship")
     arrays = sources["train"].arrays
     assert (arrays["image"].shape, arrays["image"].dtype) == ((3, 32, 32, 3), np.uint8)
@@ -254,70 +262,76 @@ def test_images_in_folders_of_classes(tmp_path, form, inside):
 
 
 @pytest.mark.parametrize(
-    ("more", "says"),
+    ("more", "message"),
     [
-        ({"train/cat/2.png": b"x"}, "/train/cat/2.png: not a readable image .*; every file"),
-        ({"test/fox": None}, "/test/fox: no files in it; every file of CIFAR-10 is wanted"),
-        ({"test/a/0.png": b"", "test/b": None}, r"/test/b: no files in it \(and 1 more\); every"),
+        (
+            {"train/cat/2.png": b"x"},
+            "/train/cat/2.png: not a readable image .*; CIFAR-10 must be complete",
+        ),
+        ({"test/fox": None}, "/test/fox: no files in it; CIFAR-10 must be complete"),
+        (
+            {"test/a/0.png": b"", "test/b": None},
+            r"/test/b: no files in it \(and 1 more\); CIFAR-10 must",
+        ),
     ],
 )
-def test_an_image_that_cannot_be_used_is_named(refused, more, says):
-    assert re.match(says, refused({**IMAGES, **more}))
+def test_every_image_must_be_usable(refused, more, message):
+    assert re.match(message, refused({**IMAGES, **more}))
 
 
-# Nothing there
+# No data
 
 
-@pytest.mark.parametrize("found", [{}, {"train/cat/0.png": trees.A}, {"a.tar": trees.tarred({})}])
-def test_where_nothing_is_found_the_remedy_is_said(tmp_path, found):
-    for root in (trees.on_disk(tmp_path / "data", found), tmp_path / "gone"):
-        with pytest.raises(InputError, match=f"^CIFAR-10 is not in {root}: looked for") as raised:
+@pytest.mark.parametrize(
+    "found", [{}, {"train/cat/0.png": IMAGE}, {"a.tar": datasets.encode_tar({})}]
+)
+def test_without_data_the_expected_layouts_are_named(tmp_path, found):
+    for root in (datasets.write_tree(tmp_path / "data", found), tmp_path / "gone"):
+        with pytest.raises(InputError, match=f"^no CIFAR-10 in {root}; expected") as raised:
             cifar10.read(root)
         message = str(raised.value)
         assert "cifar-10-python.tar.gz" in message and "\n" not in message
-        assert "put one of these there, nothing is downloaded" in message
+        assert "nothing is downloaded" in message
 
 
 @pytest.mark.parametrize("root", [None, ""])
-def test_without_a_root_nothing_is_looked_for(root):
-    with pytest.raises(InputError, match="^CIFAR-10 is not anywhere, as no root is given: looked"):
+def test_a_missing_root_is_refused(root):
+    with pytest.raises(InputError, match="^no CIFAR-10 without --root; expected"):
         cifar10.read(root)
 
 
-# A set of tensorflow-datasets
+# tensorflow-datasets
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tfds")
-    tfds.disable_progress_bar()
-    with tfds.core.registered.skip_registration():
-        sets.prepare(folder, "tiny", shape=(32, 32, 3))
-        sets.prepare(folder, "grey", shape=(32, 32, 1))
-        sets.prepare(folder, "unlabelled", shape=(32, 32, 3), label="name")
+    datasets.prepare_tfds_images(folder, "tiny", shape=(32, 32, 3))
+    datasets.prepare_tfds_images(folder, "grey", shape=(32, 32, 1))
+    datasets.prepare_tfds_images(folder, "unlabelled", shape=(32, 32, 3), label="name")
     return folder
 
 
 def test_a_prepared_set(prepared):
     sources, classes = cifar10.read("tfds:tiny", prepared)
     assert classes == tuple("0123456789")
-    for part, source in sources.items():
+    for split, source in sources.items():
         arrays = source.arrays
-        assert arrays["image"].shape == (sets.ROWS[part], 32, 32, 3)
+        assert arrays["image"].shape == (datasets.TFDS_ROWS[split], 32, 32, 3)
         np.testing.assert_array_equal(arrays["label"], arrays["image"][:, 0, 0, 0] % 10)
     np.testing.assert_array_equal(sources["test"].arrays["id"], np.arange(12, 77))
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "message"),
     [
         ("nowhere", "not found; prepare it once"),
-        ("grey", r"\(32, 32, 1\).*image \(32, 32, 3\)"),
-        ("unlabelled", "'name'.*label, one of named classes, are wanted"),
+        ("grey", r"image \(32, 32, 3\).*\(32, 32, 1\)"),
+        ("unlabelled", "label, one of named classes, got .*'name'"),
     ],
 )
-def test_a_set_that_is_not_prepared_or_another_is_refused(prepared, name, says):
-    with pytest.raises(InputError, match=f"^tfds set '{name}': .*{says}"):
+def test_an_unprepared_or_unsuitable_set_is_refused(prepared, name, message):
+    with pytest.raises(InputError, match=f"^tfds set '{name}': .*{message}"):
         cifar10.read(f"tfds:{name}", prepared)
 
 
@@ -325,7 +339,7 @@ def test_a_set_that_is_not_prepared_or_another_is_refused(prepared, name, says):
 
 
 @pytest.mark.skipif("JAXDET_DATA" not in os.environ, reason="JAXDET_DATA is not set")
-def test_some_images_of_the_real_tar_file(tmp_path):
+def test_images_of_the_real_tar_file(tmp_path):
     found = {}
     with tarfile.open(
         Path(os.environ["JAXDET_DATA"]) / "cifar10" / "cifar10_jpg_tree.tar.gz"
@@ -333,7 +347,7 @@ def test_some_images_of_the_real_tar_file(tmp_path):
         for member, _ in zip(tar, range(40), strict=False):
             content = tar.extractfile(member).read() if member.isreg() else None
             found[member.name] = found[member.name.replace("/test", "/train")] = content
-    trees.zipped(tmp_path / "some.tar.gz", found)
+    datasets.write_tar_gz(tmp_path / "some.tar.gz", found)
     sources, classes = cifar10.read(tmp_path)
     assert classes[0] in cifar10.CLASSES and "cifar-jpg/README.md" in found
     images = [source.arrays["image"] for source in sources.values()]
@@ -342,19 +356,19 @@ def test_some_images_of_the_real_tar_file(tmp_path):
 
 
 @pytest.mark.parametrize("write, ending", [(python2, ""), (binary, ".bin")])
-def test_a_survey_counts_the_labels_of_each_part(tmp_path, write, ending):
-    rows, bad = cifar10.summarize(trees.on_disk(tmp_path / "batches", files(write, ending)))
-    labels = {part: expected(part)[1] for part in cifar10.BATCH_FILES}
+def test_the_summary_counts_the_labels_of_each_split(tmp_path, write, ending):
+    rows, bad = cifar10.summarize(datasets.write_tree(tmp_path / "batches", files(write, ending)))
+    labels = {split: expected(split)[1] for split in cifar10.BATCH_FILES}
     sides = {"height": "32 to 32", "width": "32 to 32"}
     assert bad == [] and [row["label"] for row in rows] == list(cifar10.CLASSES)
     for i, row in enumerate(rows):
-        counts = {part: of.count(i) for part, of in labels.items()}
+        counts = {split: own.count(i) for split, own in labels.items()}
         assert row == {"label": cifar10.CLASSES[i], **counts, **sides}
 
 
-def test_a_survey_of_image_files_is_that_of_their_folders(tmp_path):
-    tree = {f"{part}/{name}/1.png": trees.A for part in cifar10.BATCH_FILES for name in "ab"}
-    place = trees.on_disk(tmp_path / "tree", tree | {"test/a/2.png": b"no image"})
-    assert cifar10.summarize(place) == trees.folders.survey(trees.folders.read(place))
-    with pytest.raises(InputError, match="CIFAR-10 is not in .*gone"):
+def test_the_summary_of_image_files_is_that_of_their_folders(tmp_path):
+    tree = {f"{split}/{name}/1.png": IMAGE for split in cifar10.BATCH_FILES for name in "ab"}
+    place = datasets.write_tree(tmp_path / "tree", tree | {"test/a/2.png": b"not an image"})
+    assert cifar10.summarize(place) == image_folder.summarize(image_folder.read(place))
+    with pytest.raises(InputError, match="no CIFAR-10 in .*gone"):
         cifar10.summarize(tmp_path / "gone")

@@ -1,4 +1,4 @@
-"""Photos of parquet files are read when they are needed, a few row groups at a time."""
+"""Images of parquet files are read when needed, a few row groups at a time."""
 
 import runpy
 import time
@@ -14,37 +14,39 @@ from tests import datasets
 
 pyarrow = pytest.importorskip("pyarrow")
 files = pytest.importorskip("pyarrow.parquet")
-ROWS, GROUP, SIZE = 80, 4, 100_000
+ROWS, GROUP_SIZE, IMAGE_BYTES = 80, 4, 100_000
 OBJECTS = {"bbox": [[1.0, 2.0, 3.0, 4.0]], "category": [1]}
 
 
-def noise(row):
-    return np.random.default_rng(row).bytes(SIZE)
+def noise_bytes(row):
+    return np.random.default_rng(row).bytes(IMAGE_BYTES)
 
 
-def write(folder, photos, group=GROUP, name="train.parquet"):
-    rows = [{"image": photo, "image_id": i, "objects": OBJECTS} for i, photo in enumerate(photos)]
-    files.write_table(pyarrow.Table.from_pylist(rows), folder / name, row_group_size=group)
+def write(folder, images, group_size=GROUP_SIZE, name="train.parquet"):
+    rows = [{"image": image, "image_id": i, "objects": OBJECTS} for i, image in enumerate(images)]
+    files.write_table(pyarrow.Table.from_pylist(rows), folder / name, row_group_size=group_size)
 
 
 @pytest.fixture
 def root(tmp_path):
-    """A file of twenty row groups, 8 MB of photos."""
-    write(tmp_path, [{"bytes": noise(row), "path": ""} for row in range(ROWS)])
+    """A file of twenty row groups, 8 MB of images."""
+    write(tmp_path, [{"bytes": noise_bytes(row), "path": ""} for row in range(ROWS)])
     return tmp_path
 
 
-def test_memory_holds_the_photos_of_a_few_row_groups(root):
+def test_memory_holds_the_images_of_a_few_row_groups(root):
     before = pyarrow.total_allocated_bytes()
-    train = parquet.read(root).parts["train"]
-    assert pyarrow.total_allocated_bytes() - before < SIZE
+    train = parquet.read(root).splits["train"]
+    assert pyarrow.total_allocated_bytes() - before < IMAGE_BYTES
     for row in (*range(ROWS), 17, 3, 39):
-        assert images.file_bytes(train[row].image) == noise(row)
+        assert images.file_bytes(train[row].image) == noise_bytes(row)
         held = pyarrow.total_allocated_bytes() - before
-        assert held < 3 * parquet.CACHED_GROUPS * GROUP * SIZE  # buffers grow by doubling
+        assert (
+            held < 3 * parquet.CACHED_GROUPS * GROUP_SIZE * IMAGE_BYTES
+        )  # buffers grow by doubling
 
 
-def test_threads_read_a_row_group_once(root, monkeypatch):
+def test_threads_read_each_row_group_once(root, monkeypatch):
     plain, seen = parquet._read_group, []
 
     def slow(group):
@@ -53,14 +55,14 @@ def test_threads_read_a_row_group_once(root, monkeypatch):
         return plain(group)
 
     monkeypatch.setattr(parquet, "_read_group", slow)
-    train = parquet.read(root).parts["train"]
-    with ThreadPoolExecutor(GROUP) as pool:
+    train = parquet.read(root).splits["train"]
+    with ThreadPoolExecutor(GROUP_SIZE) as pool:
         read = list(pool.map(images.file_bytes, [one.image for one in train]))
-    assert read == [noise(row) for row in range(ROWS)]
-    assert sorted(seen) == list(range(ROWS // GROUP))
+    assert read == [noise_bytes(row) for row in range(ROWS)]
+    assert sorted(seen) == list(range(ROWS // GROUP_SIZE))
 
 
-def test_what_there_is_is_listed_without_the_photos_and_a_damaged_file_is_named(root):
+def test_listing_reads_no_images_and_a_damaged_file_is_named(root):
     path = root / "train.parquet"
     group = files.ParquetFile(path).metadata.row_group(1)
     column = group.column(0)
@@ -69,30 +71,30 @@ def test_what_there_is_is_listed_without_the_photos_and_a_damaged_file_is_named(
     first = column.dictionary_page_offset or column.data_page_offset
     data[first : first + column.total_compressed_size] = b"\xff" * column.total_compressed_size
     path.write_bytes(data)
-    train = parquet.read(root).parts["train"]
-    assert [one.where for one in train] == [f"train.parquet row {i + 1}" for i in range(ROWS)]
+    train = parquet.read(root).splits["train"]
+    assert [one.name for one in train] == [f"train.parquet row {i + 1}" for i in range(ROWS)]
     np.testing.assert_array_equal(train[-1].boxes, [[1, 2, 4, 6]])
-    assert images.file_bytes(train[0].image) == noise(0)
+    assert images.file_bytes(train[0].image) == noise_bytes(0)
     with pytest.raises(OSError, match=r"train\.parquet: not a readable parquet file") as error:
-        detection.load(train[GROUP : GROUP + 1], 32, 32, 1)
+        detection.load(train[GROUP_SIZE : GROUP_SIZE + 1], 32, 32, 1)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("nothing", [None, {"path": "a.png"}, {"bytes": None}, {"bytes": b""}])
-def test_a_row_without_bytes_is_named_and_the_others_are_read(tmp_path, nothing):
-    datasets.photo(1).save(tmp_path / "1.png")
+def test_a_row_without_bytes_is_noted_and_the_others_are_read(tmp_path, nothing):
+    datasets.draw_image(1).save(tmp_path / "1.png")
     good = {"bytes": (tmp_path / "1.png").read_bytes()}
-    write(tmp_path, [nothing, good, good], group=2)
-    source, notes = detection.load(parquet.read(tmp_path).parts["train"], 32, 32, 1)
+    write(tmp_path, [nothing, good, good], group_size=2)
+    source, notes = detection.load(parquet.read(tmp_path).splits["train"], 32, 32, 1)
     assert notes == ["train.parquet row 1: no bytes of an image"]
     assert source.names == ["train.parquet row 2", "train.parquet row 3"]
 
 
-def test_an_image_may_be_plain_bytes_and_a_column_may_be_missing(tmp_path):
-    write(tmp_path, [noise(0)])
-    (one,) = parquet.read(tmp_path).parts["train"]
-    assert images.file_bytes(one.image) == noise(0)
-    files.write_table(pyarrow.table({"image": [noise(0)]}), tmp_path / "train.parquet")
+def test_an_image_may_be_plain_bytes_and_a_missing_column_is_refused(tmp_path):
+    write(tmp_path, [noise_bytes(0)])
+    (one,) = parquet.read(tmp_path).splits["train"]
+    assert images.file_bytes(one.image) == noise_bytes(0)
+    files.write_table(pyarrow.table({"image": [noise_bytes(0)]}), tmp_path / "train.parquet")
     with pytest.raises(InputError, match=r"train\.parquet: no column objects"):
         parquet.read(tmp_path)
 
@@ -105,46 +107,46 @@ def script():
     return runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "to_parquet.py"))
 
 
-def same(before, after):
-    assert after.classes == before.classes and after.parts.keys() == before.parts.keys()
-    for part, photos in before.parts.items():
-        for one, other in zip(photos, after.parts[part], strict=True):
+def assert_same(before, after):
+    assert after.classes == before.classes and after.splits.keys() == before.splits.keys()
+    for split, samples in before.splits.items():
+        for one, other in zip(samples, after.splits[split], strict=True):
             np.testing.assert_array_equal(one.boxes, other.boxes)
             np.testing.assert_array_equal(one.labels, other.labels)
             assert images.file_bytes(other.image) == images.file_bytes(one.image)
 
 
 @pytest.mark.parametrize("name", datasets.FORMATS)
-def test_the_script_writes_what_reads_as_the_original_and_counts_flags(
+def test_converted_sets_read_as_the_original_and_flagged_boxes_are_counted(
     tmp_path, capsys, script, name
 ):
     datasets.FORMATS[name](tmp_path / "set")
     assert script["main"]([str(tmp_path / "set"), str(tmp_path / "out")]) == 0
     before, after = (formats.read(tmp_path / name) for name in ("set", "out"))
-    same(before, after)
-    crowds = sum(one.crowd.sum() for of_part in before.parts.values() for one in of_part)
+    assert_same(before, after)
+    crowds = sum(one.crowd.sum() for samples in before.splits.values() for one in samples)
     assert crowds == (name in ("coco", "voc"))
-    flags = "boxes of crowds or difficult objects, now as all others: 1\n" * crowds
-    assert capsys.readouterr() == (f"{{'train': 3, 'val': 1}}\n{flags}", "")
+    flagged = "boxes of crowds or difficult objects, now like all others: 1\n" * crowds
+    assert capsys.readouterr() == (f"{{'train': 3, 'val': 1}}\n{flagged}", "")
 
 
-def test_the_script_writes_small_row_groups_and_names_what_it_leaves_out(tmp_path, capsys, script):
-    count, out = script["GROUP"] + 6, tmp_path / "out"
-    photos = [{"bytes": b"", "path": ""}, *({"bytes": b"x", "path": ""} for _ in range(count))]
-    write(tmp_path, photos)
+def test_the_script_writes_small_row_groups_and_names_rows_left_out(tmp_path, capsys, script):
+    count, out = script["GROUP_SIZE"] + 6, tmp_path / "out"
+    rows = [{"bytes": b"", "path": ""}, *({"bytes": b"x", "path": ""} for _ in range(count))]
+    write(tmp_path, rows)
     assert script["main"]([str(tmp_path), str(out)]) == 0
     said = "left out: train.parquet row 1: no bytes of an image\n"
     assert capsys.readouterr() == (f"{{'train': {count}}}\n", said)
     assert files.ParquetFile(out / "train.parquet").num_row_groups == 2
-    train = parquet.read(out).parts["train"]
+    train = parquet.read(out).splits["train"]
     assert [images.file_bytes(one.image) for one in train] == [b"x"] * count
 
 
-def test_the_script_leaves_no_half_of_a_file_and_ends_in_one_line(tmp_path, capsys, script):
+def test_the_script_leaves_no_partial_file_and_fails_with_one_line(tmp_path, capsys, script):
     out = tmp_path / "out"
     assert script["main"](["gone", str(out)]) == 2
-    assert "gone: a folder of data is wanted" in capsys.readouterr().err
-    datasets.coco(tmp_path / "set")
+    assert "--root must be a folder of data, got gone" in capsys.readouterr().err
+    datasets.write_coco(tmp_path / "set")
     (tmp_path / "set" / "val2017" / "3.png").unlink()
     assert script["main"]([str(tmp_path / "set"), str(out)]) == 2
     err = capsys.readouterr().err

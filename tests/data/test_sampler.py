@@ -8,19 +8,19 @@ sizes = {"count": st.integers(1, 60), "batch": st.integers(1, 25)}
 
 
 @given(**sizes)
-def test_an_epoch_shows_every_row_and_only_full_batches(count, batch):
+def test_an_epoch_has_every_record_and_only_full_batches(count, batch):
     rows = sampler.shuffled_batches(0, 0, count, batch)
     assert rows.shape == (-(-count // batch), batch)
     assert set(rows.ravel()) == set(range(count))
     np.testing.assert_array_equal(np.sort(rows.ravel()[:count]), np.arange(count))
 
 
-def test_the_tail_wraps_round_to_the_first_rows():
+def test_the_last_batch_is_filled_with_the_first_records():
     rows = sampler.shuffled_batches(0, 0, 5, 4).ravel()
     np.testing.assert_array_equal(rows[5:], rows[:3])
 
 
-def test_order_depends_on_seed_and_epoch_alone():
+def test_the_order_depends_on_seed_and_epoch_alone():
     first = sampler.shuffled_batches(1, 2, 50, 10)
     np.testing.assert_array_equal(first, sampler.shuffled_batches(1, 2, 50, 10))
     assert (first != sampler.shuffled_batches(1, 3, 50, 10)).any()
@@ -28,26 +28,26 @@ def test_order_depends_on_seed_and_epoch_alone():
 
 
 @given(**sizes)
-def test_evaluation_takes_every_row_once_and_marks_the_padding(count, batch):
+def test_evaluation_batches_have_every_record_once_and_mask_the_padding(count, batch):
     rows, real = sampler.eval_batches(count, batch)
     assert rows.shape == real.shape == (-(-count // batch), batch)
     np.testing.assert_array_equal(rows[real == 1], np.arange(count))
     assert real.sum() == count
 
 
-def test_rows_are_gathered_from_every_column():
+def test_gather_takes_rows_of_every_array():
     data = {"a": np.arange(5) * 10, "b": np.arange(10).reshape(5, 2)}
     batch = sampler.gather(data, np.array([3, 0]))
     np.testing.assert_array_equal(batch["a"], [30, 0])
     np.testing.assert_array_equal(batch["b"], [[6, 7], [0, 1]])
 
 
-def test_without_data_the_rows_are_the_batch():
+def test_gather_without_arrays_returns_the_batch():
     rows = {"a": np.ones(3)}
     assert sampler.gather({}, rows) is rows
 
 
-def test_sizes_are_drawn_by_seed_and_step_alone_and_all_as_often():
+def test_sizes_are_uniform_and_depend_on_seed_and_step_alone():
     drawn = [sampler.draw_size(0, step, 3) for step in range(300)]
     assert drawn == [sampler.draw_size(0, step, 3) for step in range(300)]
     assert drawn != [sampler.draw_size(1, step, 3) for step in range(300)]
@@ -56,7 +56,7 @@ def test_sizes_are_drawn_by_seed_and_step_alone_and_all_as_often():
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=40), st.integers(1, 5), st.integers(1, 4))
-def test_grouped_batches_have_images_of_one_class_side_by_side(labels, each, groups):
+def test_pk_batches_hold_adjacent_images_of_one_class(labels, each, groups):
     labels, batch = np.array(labels), each * groups
     order = sampler.pk_sampler(labels, each)
     rows = order(3, 1, len(labels), batch)
@@ -68,7 +68,7 @@ def test_grouped_batches_have_images_of_one_class_side_by_side(labels, each, gro
     np.testing.assert_array_equal(rows, order(3, 1, len(labels), batch))
 
 
-def test_grouped_batches_show_every_row_where_the_groups_fit():
+def test_pk_batches_hold_every_record_where_the_groups_fit():
     labels = np.repeat(np.arange(6), 4)
     order = sampler.pk_sampler(labels, 2)
     first = order(0, 0, 24, 8)
@@ -77,20 +77,20 @@ def test_grouped_batches_show_every_row_where_the_groups_fit():
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=40), st.integers(1, 4), st.integers(1, 5))
-def test_groups_of_a_batch_are_of_different_classes_where_there_are_enough(labels, each, groups):
+def test_groups_of_each_class_are_spread_evenly_over_batches(labels, each, groups):
     labels, batch = np.array(labels), each * groups
     order = sampler.pk_sampler(labels, each)
     for epoch in range(4):
         rows = order(5, epoch, len(labels), batch)
         owners = labels[rows[:, ::each]]  # [steps, groups]
         for label in set(labels):
-            a_batch = (owners == label).sum(1)
-            assert a_batch.max() - a_batch.min() <= 1
-            assert a_batch.max() <= -(-(owners == label).sum() // len(rows))
+            counts = (owners == label).sum(1)
+            assert counts.max() - counts.min() <= 1
+            assert counts.max() <= -(-(owners == label).sum() // len(rows))
 
 
-def test_a_batch_has_as_many_people_as_groups():
-    """Eight people of ORL's ten images each; a shuffle alone gives one of them two groups."""
+def test_a_batch_has_as_many_identities_as_groups():
+    """Eight identities with ten images each, where a shuffle alone gives one of them two groups."""
     labels = np.repeat(np.arange(8), 10)
     order = sampler.pk_sampler(labels, 2)
     seen = []
@@ -98,5 +98,5 @@ def test_a_batch_has_as_many_people_as_groups():
         rows = order(0, epoch, 80, 8)
         assert sorted(rows.ravel()) == list(range(80))
         seen += [frozenset(owners) for owners in labels[rows[:, ::2]]]
-    assert {len(people) for people in seen} == {4}
-    assert len({*seen}) > 20  # who is beside whom changes
+    assert {len(labels) for labels in seen} == {4}
+    assert len({*seen}) > 20  # their combination changes

@@ -3,14 +3,14 @@ import json
 import numpy as np
 import pytest
 
-from jaxdet.data import digits, sources
+from jaxdet.data import sources
 from jaxdet.data.sources import ArraySource
 from jaxdet.errors import InputError
 
 IMAGES = np.arange(1, 5, dtype=np.uint8)[:, None, None] * np.ones((3, 2), np.uint8)
 
 
-def test_a_record_is_one_row_of_every_array():
+def test_a_record_is_a_row_of_every_array():
     source = ArraySource({"image": IMAGES, "label": np.array([3, 1, 4, 1])})
     assert len(source) == 4
     assert source[2].keys() == {"image", "label"}
@@ -18,7 +18,7 @@ def test_a_record_is_one_row_of_every_array():
     assert [record["label"] for record in source] == [3, 1, 4, 1]
 
 
-def test_take_keeps_the_order_asked_for_and_nests():
+def test_take_keeps_the_given_order_and_nests():
     source = ArraySource({"id": np.arange(10)}).take([7, 2, 5])
     np.testing.assert_array_equal(source.arrays["id"], [7, 2, 5])
     np.testing.assert_array_equal(source.take(np.array([2, 0])).arrays["id"], [5, 7])
@@ -26,12 +26,12 @@ def test_take_keeps_the_order_asked_for_and_nests():
 
 
 @pytest.mark.parametrize("columns", [{}, {"image": np.zeros(3), "label": np.zeros(2)}])
-def test_arrays_of_one_source_have_one_length(columns):
-    with pytest.raises(InputError, match="one length"):
+def test_arrays_of_different_lengths_are_refused(columns):
+    with pytest.raises(InputError, match="must have one length"):
         ArraySource(columns)
 
 
-def test_a_blank_record_is_like_those_of_its_source():
+def test_a_blank_source_has_the_types_and_shapes_of_its_spec():
     ids = np.arange(4, dtype=np.int32)
     source = ArraySource({"image": IMAGES, "boxes": np.ones((4, 0, 4), np.float32), "id": ids})
     blank = sources.blank_source(json.loads(json.dumps(sources.record_spec(source))))
@@ -40,29 +40,6 @@ def test_a_blank_record_is_like_those_of_its_source():
         np.testing.assert_array_equal(blank.arrays[name], 0 * column[:1], strict=True)
 
 
-def test_labelled_numbers_the_rows_on_from_the_first_id():
-    source = digits.digit_source(IMAGES, np.uint8([0, 9, 5, 5]), where="here", first_id=60)
-    assert {name: array.dtype for name, array in source.arrays.items()} == {
-        "image": np.uint8,
-        "label": np.int32,
-        "id": np.int32,
-    }
-    np.testing.assert_array_equal(source.arrays["id"], [60, 61, 62, 63])
-
-
-@pytest.mark.parametrize(
-    ("image", "label", "message"),
-    [
-        (IMAGES[0], [1, 1, 1], r"uint8 \[3, 2\]"),
-        (IMAGES[..., None], [1] * 4, r"uint8 \[4, 3, 2, 1\]"),
-        (IMAGES.astype(float), [1] * 4, "float64"),
-        (IMAGES[:0], [], r"\[0, 3, 2\]"),
-        (IMAGES, [1] * 5, r"4 images but labels \[5\]"),
-        (IMAGES, [1, 2, 10, 11], "row 2: label 10; 0..9"),
-        (IMAGES, [1, 2, 3, -1], "row 3: label -1"),
-        (IMAGES, [1, 2.5, 3, 4], "row 1: label 2.5"),
-    ],
-)
-def test_labelled_names_what_is_wrong(image, label, message):
-    with pytest.raises(InputError, match="^here.*" + message):
-        digits.digit_source(image, label, where="here")
+def test_labels_are_those_of_the_arrays_or_none():
+    assert ArraySource({"image": IMAGES}).labels is None
+    np.testing.assert_array_equal(ArraySource({"label": np.array([3, 1])}).labels, [3, 1])

@@ -1,94 +1,88 @@
-import io
-import sys
+"""Detection sets of tensorflow-datasets."""
+
+import runpy
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from PIL import Image
 
-from jaxdet.data import digits
+from jaxdet.data import detection, formats
+from jaxdet.data import tfds as tfds_data
 from jaxdet.errors import InputError
+from tests import datasets
 
-ROWS = {"train": 12, "test": 65}
-
-
-def png(value, shape):
-    buffer = io.BytesIO()
-    Image.fromarray(np.full(shape, value, np.uint8).squeeze()).save(buffer, "PNG")
-    return buffer.getvalue()
+COUNTS = {"train": 3, "validation": 2}
+BOX = tfds.features.BBox(0.25, 0.5, 0.75, 1.0)  # y0 x0 y1 x1
 
 
-def prepare(folder, set_name, shape=(6, 4, 1), classes=10, label="label"):
-    """A set whose row i shows the value i everywhere; its class is i modulo `classes`."""
-
-    class Tiny(tfds.core.GeneratorBasedBuilder):
-        __module__ = "__main__"  # found in a package, it would need importlib_resources
-        VERSION = tfds.core.Version("1.0.0")
-        name = set_name
-
-        def _info(self):
-            kind = tfds.features.ClassLabel(num_classes=classes)
-            features = {"image": tfds.features.Image(shape=shape), label: kind}
-            features = tfds.features.FeaturesDict(features)
-            return tfds.core.DatasetInfo(builder=self, features=features)
-
-        def _split_generators(self, dl_manager):
-            return {part: self._generate_examples(rows) for part, rows in ROWS.items()}
-
-        def _generate_examples(self, rows):
-            sides = [side or 5 for side in shape]
-            for i in range(rows):
-                yield i, {"image": png(i, sides), label: i % classes}
-
-    Tiny(data_dir=folder, file_format="array_record").download_and_prepare()
+def prepare(folder, name, *, boxes=True):
+    """A set whose image i, of 8 x 12 pixels, has the pixel value i and i equal boxes."""
+    features = {"image": tfds.features.Image(shape=(None, None, 3), encoding_format="png")}
+    if boxes:
+        label = tfds.features.ClassLabel(names=["cat", "dog"])
+        one = {"bbox": tfds.features.BBoxFeature(), "label": label, "is_crowd": np.bool_}
+        features["objects"] = tfds.features.Sequence(one)
+    images = [{"image": datasets.encode_constant(i, (8, 12, 3))} for i in range(3)]
+    objects = [[{"bbox": BOX, "label": i % 2, "is_crowd": i == 2}] * i for i in range(3)]
+    if boxes:
+        images = [image | {"objects": own} for image, own in zip(images, objects, strict=True)]
+    examples = {split: images[:count] for split, count in COUNTS.items()}
+    datasets.prepare_tfds(folder, name, features, examples)
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tfds")
-    tfds.disable_progress_bar()
-    with tfds.core.registered.skip_registration():  # sets are found by their files alone
-        prepare(folder, "tiny")
-        prepare(folder, "coloured", shape=(6, 4, 3))
-        prepare(folder, "ragged", shape=(None, None, 1))
-        prepare(folder, "unlabelled", label="name")
-        prepare(folder, "letters", classes=26)
+    prepare(folder, "boxed")
+    prepare(folder, "bare", boxes=False)
     return folder
 
 
-def test_load_reads_every_row_without_tensorflow(root):
-    train, test = digits.read_tfds("tiny", root)
-    assert train.arrays["image"].shape == (12, 6, 4)
-    assert test.arrays["image"].dtype == np.uint8
-    for source, rows in ((train, 12), (test, 65)):
-        values = source.arrays["image"][:, 0, 0]
-        assert set(values) == set(range(rows))
-        np.testing.assert_array_equal(source.arrays["label"], values % 10)
-    every = np.concatenate([train.arrays["id"], test.arrays["id"]])
-    np.testing.assert_array_equal(every, np.arange(77))
-    assert "tensorflow" not in sys.modules
+def test_every_record_is_read_with_boxes_in_pixels(root):
+    found = tfds_data.read_detection("boxed", root)
+    assert found.classes == ("cat", "dog")
+    assert {name: len(own) for name, own in found.splits.items()} == {"train": 3, "val": 2}
+    source, notes = detection.load(found.splits["train"], 8, 12, 3)
+    assert not notes
+    values = source.arrays["image"][:, 0, 0, 0]
+    for value, boxes, valid, crowd in zip(
+        values, *(source.arrays[name] for name in ("boxes", "valid", "crowd")), strict=True
+    ):
+        assert valid.sum() == value
+        np.testing.assert_allclose(boxes[valid], np.float32([[6, 2, 12, 6]] * value).reshape(-1, 4))
+        assert crowd[valid].all() == (value == 2) or value == 0
 
 
-def test_splits_take_a_named_set(root):
-    parts = digits.read_splits("tfds:tiny", root)
-    counts = {"train": 12, "val": 35, "test": 30, "heldout": 65}
-    assert {part: len(source) for part, source in parts.items()} == counts
+def test_images_are_read_when_needed(root):
+    pytest.importorskip("grain")
+    one = tfds_data.read_detection("boxed", root).splits["train"][2]
+    assert callable(one.image) and one.image().startswith(b"\x89PNG")
+    streamed, notes = detection.stream([one], 8, 12, 2)
+    record = streamed.read(0)
+    assert not notes
+    assert record["valid"].sum() == len(one.boxes) and (record["image"] == len(one.boxes)).all()
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("nowhere", "not found; prepare it once: .*array_record"),
-        ("mnist", "not prepared in the array_record format; prepare it once"),
-        ("two words", "two words"),
-        ("coloured", r"\(6, 4, 3\).*image \(H, W, 1\)"),
-        ("ragged", r"\(None, None, 1\).*image \(H, W, 1\)"),
-        ("unlabelled", r"'name'.*label \(\) are wanted"),
-        ("letters", r"letters train row \d+: label 1\d; 0..9 is wanted"),
-    ],
-)
-def test_load_says_in_one_line_what_is_wrong(root, name, message):
-    with pytest.raises(InputError, match=message) as raised:
-        digits.read_tfds(name, root)
-    assert name in str(raised.value)
-    assert "\n" not in str(raised.value)
+def test_the_script_converts_a_set_to_parquet(root, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("pyarrow")
+    from tests.data.test_parquet import assert_same
+
+    before = tfds_data.read_detection("boxed", root)
+    reader = partial(tfds_data.read_detection, data_dir=root)
+    monkeypatch.setattr(tfds_data, "read_detection", reader)
+    script = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "to_parquet.py"))
+    assert script["main"](["tfds:boxed", str(tmp_path / "out")]) == 0
+    flagged = "boxes of crowds or difficult objects, now like all others: 2"
+    assert capsys.readouterr() == (f"{{'train': 3, 'val': 2}}\n{flagged}\n", "")
+    assert_same(before, formats.read(tmp_path / "out"))
+
+
+def test_a_set_without_boxes_and_an_unknown_set_are_refused_in_one_line(root, monkeypatch):
+    with pytest.raises(InputError, match="'bare': must have image, and objects .*, got image$"):
+        tfds_data.read_detection("bare", root)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(root))
+    with pytest.raises(InputError, match="prepare it once") as error:
+        formats.read("tfds:no_such_set")
+    assert "\n" not in str(error.value)

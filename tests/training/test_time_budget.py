@@ -49,7 +49,7 @@ def test_running_statistics_are_no_parameters_that_learn():
     net, shape = configs.network("cifar10", Config(norm=True))
     variables = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros(shape))
     assert variables["batch_stats"]
-    assert time_budget.parameters(variables) == sizes(Config(norm=True))[1]
+    assert time_budget.count_parameters(variables) == sizes(Config(norm=True))[1]
 
 
 class Clock:
@@ -71,7 +71,7 @@ class Clock:
 
     def programs(self, config):
         """Programs whose first step is slow."""
-        made = training_loop.Programs(line_system(), config)
+        made = training_loop.CompiledSteps(line_system(), config)
 
         def step(state, data, row):
             self.tried += 1
@@ -86,7 +86,7 @@ class Clock:
 
     def planned(self, spent=0.0, **changes):
         config = replace(CONFIG, devices=1, **changes)
-        return time_budget.planned(self.programs(config), line_system(), config, spent)
+        return time_budget.plan_epochs(self.programs(config), line_system(), config, spent)
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -121,7 +121,7 @@ def test_a_budget_for_less_than_an_epoch_is_one_line(monkeypatch, seconds, spent
 
 @pytest.fixture
 def data(tmp_path_factory):
-    return datasets.labelled(tmp_path_factory.mktemp("images") / "data")
+    return datasets.write_image_folder(tmp_path_factory.mktemp("images") / "data")
 
 
 SMALL = ["--channels", "2", "2", "--fc-widths", "4", "4", "--batch", "9", "--eval-batch", "9"]
@@ -146,7 +146,9 @@ def words(data, tmp_path, monkeypatch):
     """Those of a training for which three epochs, 12 steps, are planned, in the folder `run`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        time_budget, "planned", lambda programs, system, config, spent: replace(config, epochs=3)
+        time_budget,
+        "plan_epochs",
+        lambda programs, system, config, spent: replace(config, epochs=3),
     )
     return ["train", "cifar10", "--root", data, *SMALL, "--out", "run", "--time-budget", "60"]
 
@@ -159,7 +161,7 @@ def test_a_run_is_planned_goes_on_and_keeps_its_length(words, monkeypatch):
     before = run_dir.read_metrics("run")
     assert before[-1]["epoch"] < 3 and checkpoint.steps("run")[-1] > before[-1]["step"]
     process(monkeypatch, 1)
-    monkeypatch.setattr(time_budget, "planned", lambda *_: 1 / 0)
+    monkeypatch.setattr(time_budget, "plan_epochs", lambda *_: 1 / 0)
     assert main(*words, "--epochs", "9", "--resume") == 0
     after = run_dir.read_metrics("run")
     assert after[-1]["epoch"] == 3 and after[: len(before)] == before
