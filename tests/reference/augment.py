@@ -5,17 +5,17 @@ import numpy as np
 from tests.reference import boxes as reference_boxes
 
 
-def rotate_and_scale_digit(digit, angle, zoom, side):
-    """Digit [h, w] turned counter-clockwise by `angle` radians about its ink's centre and scaled.
+def rotate_and_scale_digit(digit, angle, scale, side):
+    """Digit [h, w] rotated by `angle` radians about the centre of its foreground and scaled.
 
-    Pixel by pixel of [side, side]: where in the digit it comes from, and the blend found there.
+    Each pixel of the result [side, side] is interpolated where it comes from.
     """
     x0, y0, x1, y1 = reference_boxes.mask_to_box(digit)
     middle = np.array([x0 + x1, y0 + y1]) / 2
     patch = np.zeros((side, side))
     for row in range(side):
         for column in range(side):
-            x, y = (np.array([column, row]) + 0.5 - side // 2 - middle % 1) / zoom
+            x, y = (np.array([column, row]) + 0.5 - side // 2 - middle % 1) / scale
             from_x = middle[0] + np.cos(angle) * x - np.sin(angle) * y - 0.5
             from_y = middle[1] + np.sin(angle) * x + np.cos(angle) * y - 0.5
             patch[row, column] = _bilinear(digit, from_y, from_x)
@@ -23,7 +23,7 @@ def rotate_and_scale_digit(digit, angle, zoom, side):
 
 
 def _bilinear(image, row, column):
-    """Bilinear value between the four pixels around a place; those outside the image are 0."""
+    """Bilinear interpolation of the four pixels around a position; 0 outside the image."""
     height, width = image.shape
     top, left = int(np.floor(row)), int(np.floor(column))
     near = [(y, x) for y in (top, top + 1) for x in (left, left + 1)]
@@ -31,25 +31,25 @@ def _bilinear(image, row, column):
     return sum(image[y, x] * (1 - abs(row - y)) * (1 - abs(column - x)) for y, x in inside)
 
 
-def mixup(rows, shares):
-    """Rows [B, ...], each mixed with the next one, the last with the first, by shares [B]."""
+def mixup(rows, weights):
+    """Rows [B, ...] with weights [B], mixed with the next row, the last with the first."""
     count = len(rows)
-    return [shares[i] * rows[i] + (1 - shares[i]) * rows[(i + 1) % count] for i in range(count)]
+    return [weights[i] * rows[i] + (1 - weights[i]) * rows[(i + 1) % count] for i in range(count)]
 
 
-def cutout(image, draw, grey, side):
-    """Image [H, W, C] with rectangles in grey; draw [n, 4]: middles and sides, in [0, 1]."""
+def cutout(image, draw, fill, size):
+    """Image [H, W, C] with filled rectangles; draw [n, 4]: centres and sides, in [0, 1]."""
     image, (height, width, _) = np.array(image), image.shape
     for down, across, tall, wide in draw:
         for row, column in np.ndindex(height, width):
-            near = abs(row + 0.5 - down * height) < tall * height * side / 2
-            if near and abs(column + 0.5 - across * width) < wide * width * side / 2:
-                image[row, column] = grey
+            near = abs(row + 0.5 - down * height) < tall * height * size / 2
+            if near and abs(column + 0.5 - across * width) < wide * width * size / 2:
+                image[row, column] = fill
     return image
 
 
 def shift(image, down, across):
-    """Image [H, W, C] whose pixels came from so many rows further down and columns across."""
+    """Image [H, W, C] whose pixels come from `down` rows below and `across` columns to the right."""
     out, (height, width, _) = np.zeros_like(image), image.shape
     for row, column in np.ndindex(height, width):
         if 0 <= row + down < height and 0 <= column + across < width:
@@ -58,7 +58,7 @@ def shift(image, down, across):
 
 
 def rotate(image, angle):
-    """A photo [H, W, C] turned counter-clockwise by `angle` radians about its middle."""
+    """Image [H, W, C] rotated counter-clockwise by `angle` radians about its centre."""
     height, width = image.shape[:2]
     out = np.full_like(image, 0.5)
     for r in range(height):
@@ -70,14 +70,14 @@ def rotate(image, angle):
     return out
 
 
-def scale_translate(image, factor, moved):
-    """A photo [H, W, C] whose pixel (r, c) goes to (r, c) * factor + moved."""
+def scale_translate(image, scale, offset):
+    """Image [H, W, C] with pixel (r, c) moved to (r, c) * scale + offset."""
     height, width = image.shape[:2]
     out = np.full_like(image, 0.5)
     for r in range(height):
         for c in range(width):
-            row = (r + 0.5 - moved[0]) / factor[0]
-            column = (c + 0.5 - moved[1]) / factor[1]
+            row = (r + 0.5 - offset[0]) / scale[0]
+            column = (c + 0.5 - offset[1]) / scale[1]
             if 0 <= row <= height and 0 <= column <= width:
                 row, column = np.clip(row - 0.5, 0, height - 1), np.clip(column - 0.5, 0, width - 1)
                 out[r, c] = _bilinear_on_grey(image, row, column)
@@ -85,7 +85,7 @@ def scale_translate(image, factor, moved):
 
 
 def _bilinear_on_grey(image, row, column):
-    """The four pixels around a place, by nearness; those beyond the edge are grey."""
+    """Bilinear interpolation of the four pixels around a position; grey outside the image."""
     top, left = int(np.floor(row)), int(np.floor(column))
     value = np.zeros(image.shape[2])
     for r in (top, top + 1):
