@@ -449,7 +449,7 @@ def test_seeds_of_a_training_are_a_sweep_that_is_planned_once(place, capsys, mon
 
 
 REFUSED = {
-    "no data": (["train", "cifar10", "--root", "gone", "--out", "x"], "CIFAR-10 is not in .*gone"),
+    "no data": (["train", "cifar10", "--root", "gone", "--out", "x"], "no CIFAR-10 in gone"),
     "too large": (
         ["train", "cifar10", "--model", "resnet20"],
         "272474 parameters that learn, 262144",
@@ -466,8 +466,8 @@ REFUSED = {
         "table.csv: a run of this system answers for images",
     ),
     "no image": (["predict", "run", "gone.png"], "gone.png: no such image"),
-    "inspect nothing": (["data", "inspect", "cifar10"], "CIFAR-10 is not anywhere"),
-    "preview nothing": (["data", "preview", "cifar10"], "CIFAR-10 is not anywhere"),
+    "inspect nothing": (["data", "inspect", "cifar10"], "no CIFAR-10 without --root"),
+    "preview nothing": (["data", "preview", "cifar10"], "no CIFAR-10 without --root"),
     "no split": (["data", "split", "cifar10"], "cifar10 comes with its split"),
     "canvas": (["predict", "run", "--canvas", "40"], "--canvas: cifar10 has no such option"),
     "cells": (["data", "assign", "run"], "run: answers of this system are not of cells"),

@@ -372,7 +372,7 @@ def test_inspect_and_preview(place, capsys):
     assert main("data", "inspect", "detect", "--root", "data") == 0
     said = capsys.readouterr().out
     assert "| train | dot | 2 | 2 |" in said and "every row can be used" in said
-    assert "| photos without objects | 1 | 2.png |" in said
+    assert "| images without objects | 1 | 2.png |" in said
     assert main("data", "preview", "detect", "--root", "data", *WORDS, "--out", "new.png") == 0
     assert Path("new.png").read_bytes().startswith(PNG)
 
@@ -439,7 +439,7 @@ def test_assigned_cells_are_counted_and_drawn(place, capsys):
 
 
 REFUSED = {
-    "no root": (["train", "detect", *WORDS], "--root .*a folder of data is wanted"),
+    "no root": (["train", "detect", *WORDS], "--root must be a folder of data, got none"),
     "no data": (["train", "detect", *WORDS, "--root", "run"], "no known data; data.yaml"),
     "format": (["train", "detect", "--root", "data", "--format", "voc"], "no voc data"),
     "size": (
@@ -465,7 +465,7 @@ REFUSED = {
         ["predict", "run", "--split", "train", "--classes", "cat"],
         "--classes cat: the run has cell, dot",
     ),
-    "pattern": (["predict", "run", "data/*.gif"], "no file is called so"),
+    "pattern": (["predict", "run", "data/*.gif"], "pattern matches no files"),
     "image": (["predict", "run", "gone.png"], "gone.png: no such image"),
     "score": (["eval", "run", "--score", "2"], "--score 2: a share"),
     "score of boxes": (["predict", "run", "data/images/val/3.png", "--score", "2"], "--score 2"),

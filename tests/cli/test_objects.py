@@ -137,7 +137,7 @@ def scores(*words, split="all"):
 def test_training_keeps_its_split(trained, data):
     run, _ = trained
     rows, _ = localization.read_annotations(data)
-    parts = localization.random_split(rows, cut_val=0.25, cut_test=0.25)
+    parts = localization.random_split(rows, val_fraction=0.25, test_fraction=0.25)
     kept = {path.name: path.read_text() for path in (run / "splits").iterdir()}
     assert kept == {
         localization.SPLIT_FILES[name]: localization.to_csv(of) for name, of in parts.items()
@@ -152,7 +152,7 @@ def test_training_says_what_it_leaves_out(trained, data):
     head, *lines = trained[1].splitlines()[:4]
     assert head == "3 photos or rows cannot be used and are left out:"
     tables = [data / "annotations" / f"{label}.csv row {EACH + 1}: " for label in COLOURS]
-    says = ["4 columns; .*", "box 9 9 9 9 holds no pixel.*", ".*gone.jpg: no such image"]
+    says = ["4 columns; .*", "box 9 9 9 9 is empty.*", ".*gone.jpg: no such image"]
     for line, table, words in zip(sorted(lines), tables, says, strict=True):
         assert re.fullmatch(f"  {table}{words}", line)
 
@@ -168,10 +168,10 @@ def test_a_split_made_elsewhere_is_taken_photo_by_photo(place):
     chosen = {"train": ["cup/0.jpg", "key/1.jpg"], "val": ["pen/2.jpg"], "test": ["cup/7.jpg"]}
     rows = {row.name: row for row in localization.read_annotations("data")[0]}
     for name, of_part in chosen.items():
-        run_dir.keep(
+        run_dir.write_file(
             "mine",
             localization.SPLIT_FILES[name],
-            localization.to_csv(rows[photo] for photo in of_part),
+            localization.to_csv([rows[photo] for photo in of_part]),
         )
     system = configs.build("objects", objects.Config(root="data", size=64, split_files="mine"))
     assert {name: source.names for name, source in system.splits.items()} == chosen
@@ -443,7 +443,7 @@ FROZEN = ["--transfer", "frozen", "--weights", "gone.pth"]
 SPLIT = ["data", "split", "objects", "--root", "data"]
 
 REFUSED = {
-    "no root": (["train", "objects"], "--root: the folder with images/ and annotations/"),
+    "no root": (["train", "objects"], "--root must be a folder with images/ and annotations/"),
     "root missing": (["train", "objects", "--root", "gone"], "--root .*gone: no such folder"),
     "root without tables": (["train", "objects", "--root", "run"], "run/annotations: no tables"),
     "size": ([*TRAIN, "--size", "63"], "--size 63: at least 64 pixels"),
@@ -463,8 +463,8 @@ REFUSED = {
     "smoothing": ([*TRAIN, "--label-smoothing", "nan"], "--label-smoothing nan: a share"),
     "no norm": ([*TRAIN, "--model", "lite0", "--no-norm"], "--no-norm: lite0 has no form"),
     "bad row": ([*TRAIN, "--on-invalid", "error"], r"row 9: .*\(3 such\); --on-invalid skip"),
-    "cut": ([*TRAIN, "--val-fraction", "0"], "--val-fraction 0 .*26 photos leave none for val"),
-    "cut beyond": ([*TRAIN, "--test-fraction", "1.5"], "--test-fraction 1.5: a share"),
+    "cut": ([*TRAIN, "--val-fraction", "0"], "--val-fraction 0 .*26 images leave val empty"),
+    "cut beyond": ([*TRAIN, "--test-fraction", "1.5"], "--test-fraction must be from 0 to 1"),
     "eval batch": ([*TRAIN, "--devices", "4", "--eval-batch", "9"], "--eval-batch 9.*4 device"),
     "split files": ([*TRAIN, "--split-files", "gone"], "gone/training_data.csv: not a readable"),
     "run exists": ([*TRAIN, "--out", "run"], "run exists; .*--overwrite"),
@@ -477,16 +477,16 @@ REFUSED = {
     "no image": (["predict", "run", "gone.jpg"], "gone.jpg: no such image"),
     "no table": (["predict", "run", "gone.csv"], "gone.csv: not a readable table"),
     "bad table": (["predict", "run", "data/annotations/cup.csv"], "cup.csv row 9: 4 columns"),
-    "label of no class": (["predict", "run", "dog.csv"], "dog.csv row 1: a label that the run"),
+    "label of no class": (["predict", "run", "dog.csv"], "dog.csv row 1: unknown label .dog."),
     "folder without images": (["predict", "run", "run/splits"], "run/splits: no image files"),
     "no inspection": (["data", "inspect", "digits"], "digits has no folder of data"),
     "no cut": (["data", "split", "digits"], "digits comes with its split"),
-    "inspect no root": (["data", "inspect", "objects"], "--root: the folder"),
+    "inspect no root": (["data", "inspect", "objects"], "--root must be a folder"),
     "inspect root missing": (["data", "inspect", "objects", "--root", "gone"], "gone: no such"),
-    "split no root": (["data", "split", "objects"], "--root: the folder"),
+    "split no root": (["data", "split", "objects"], "--root must be a folder"),
     "split taken": ([*SPLIT, "--out", "run/splits"], "run/splits has a split; .*--overwrite"),
-    "split empty": ([*SPLIT, "--out", "new", "--train-fraction", "0"], "none for train"),
-    "preview no root": (["data", "preview", "objects"], "--root: the folder"),
+    "split empty": ([*SPLIT, "--out", "new", "--train-fraction", "0"], "leave train empty"),
+    "preview no root": (["data", "preview", "objects"], "--root must be a folder"),
     "system to inspect": (["data", "inspect", "objcts"], "'objcts'.*objects"),
 }
 

@@ -114,7 +114,7 @@ REFUSED = {
     "--channels and --fc-widths:": {"channels": (0, 3)},
     "--channels, --fc-widths and --norm are not for --model tiny": {"norm": True, "model": "tiny"},
     "--activation is not for --model narrow": {"activation": "elu", "model": "narrow"},
-    "CIFAR-10 is not in gone": {"root": "gone"},
+    "no CIFAR-10 in gone": {"root": "gone"},
     "CIFAR-10 is not anywhere": {"root": ""},
     "--max-params -1:": {"max_params": -1},
 }

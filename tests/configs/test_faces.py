@@ -58,7 +58,7 @@ def test_images_of_every_person_are_cut(root):
 
 
 def test_people_who_are_not_learnt_are_a_split_of_their_own(root):
-    config = Config(root=str(root), size=32, people=3)
+    config = Config(root=str(root), size=32, identities=3)
     found = splits(config)
     assert {name.split("/")[0] for name in found["train"]} == {"s0", "s1", "s2"}
     assert {name.split("/")[0] for name in found["others"]} == {"s3", "s4"}
@@ -69,7 +69,7 @@ def test_people_who_are_not_learnt_are_a_split_of_their_own(root):
 
 
 def test_without_validation_the_training_images_are_judged(root):
-    found = splits(Config(root=str(root), size=32, cut_val=0.0, cut_test=0.3))
+    found = splits(Config(root=str(root), size=32, val_fraction=0.0, test_fraction=0.3))
     assert found["val"] == found["train"] and counts(found["test"]) == {3}
 
 
@@ -85,7 +85,7 @@ def test_of_data_with_train_and_dev_nothing_is_cut(root, tmp_path):
     for part in ("train", "dev"):
         (tmp_path / part).symlink_to(root)
     shutil.copytree(root / "s0", tmp_path / "test")
-    found = splits(Config(root=str(tmp_path), size=32, on_bad_row="error"))
+    found = splits(Config(root=str(tmp_path), size=32, on_invalid="error"))
     assert {part: len(names) for part, names in found.items()} == {
         "train": PEOPLE * EACH,
         "val": PEOPLE * EACH,
@@ -94,7 +94,7 @@ def test_of_data_with_train_and_dev_nothing_is_cut(root, tmp_path):
 
 
 def test_groups_stand_together_in_a_batch(root):
-    system = configs.build("faces", Config(root=str(root), size=32, group=4, batch=8))
+    system = configs.build("faces", Config(root=str(root), size=32, samples_per_class=4, batch=8))
     labels = system.splits["train"].arrays["label"]
     rows = system.order(0, 0, len(labels), 8)
     assert (labels[rows].reshape(-1, 4) == labels[rows].reshape(-1, 4)[:, :1]).all()
@@ -103,7 +103,7 @@ def test_groups_stand_together_in_a_batch(root):
 
 def test_a_stream_gives_the_same_samples_in_the_same_order(root):
     pytest.importorskip("grain")
-    config = Config(root=str(root), size=32, people=3, group=4, batch=8)
+    config = Config(root=str(root), size=32, identities=3, samples_per_class=4, batch=8)
     held, streamed = (configs.build("faces", replace(config, stream=on)) for on in (False, True))
     assert not streamed.splits["train"].arrays
     for part, source in held.splits.items():
@@ -120,7 +120,7 @@ ALIKE = {"b1", "b2", "b3", "resnet34"}  # but for how many layers they have
 
 @pytest.mark.parametrize("model", sorted({*get_args(get_type_hints(Config)["model"])} - ALIKE))
 def test_every_model_gives_embeddings_and_logits(model):
-    config = Config(model=model, width=0.25, dim=24)
+    config = Config(model=model, width_multiplier=0.25, embedding_dim=24)
     net, _ = network(config, 7)
     (embedding, logits), _ = outputs(net, shaped(2, 64, 64, 3))
     assert (embedding.shape, logits.shape) == ((2, 24), (2, 7))
@@ -131,14 +131,14 @@ def test_every_model_gives_embeddings_and_logits(model):
     [
         ({"root": ""}, "--root"),
         ({"size": 16}, "--size 16: at least 32"),
-        ({"people": 9}, "--people 9"),
-        ({"group": 3}, "--group 3: a divisor of --batch 32"),
-        ({"cut_test": 1.0}, "--cut-test 1"),
-        ({"train_frac": 0.0}, "--train-frac 0: above 0 and at most 1"),
-        ({"zoom": (1.2, 0.9)}, "--zoom"),
+        ({"identities": 9}, "--identities must be at most 5"),
+        ({"samples_per_class": 3}, "--samples-per-class 3: a divisor of --batch 32"),
+        ({"test_fraction": 1.0}, "--test-fraction 1"),
+        ({"train_fraction": 0.0}, "--train-fraction 0: above 0 and at most 1"),
+        ({"scale": (1.2, 0.9)}, "--scale"),
         ({"rotate": 181.0}, "--rotate 181"),
-        ({"hidden": (4,), "head": "arcface"}, "--hidden is not for --head arcface"),
-        ({"scale": 8.0}, "--scale is not for --head softmax"),
+        ({"fc_widths": (4,), "head": "arcface"}, "--fc-widths is not for --head arcface"),
+        ({"logit_scale": 8.0}, "--scale is not for --head softmax"),
         ({"head": "l_softmax", "margin": 2.5}, "--margin 2.5: --head l_softmax wants 1, 2, 3 or 4"),
         ({"head": "l_softmax", "margin": 5.0}, "--margin 5: --head l_softmax wants 1, 2, 3 or 4"),
     ],
@@ -157,7 +157,7 @@ def test_a_file_that_is_no_image_is_left_out_or_stops(root, tmp_path):
     (note,) = configs.build("faces", config).notes
     assert "s1/3.pgm" in note
     with pytest.raises(InputError, match="s1/3.pgm"):
-        configs.build("faces", replace(config, on_bad_row="error"))
+        configs.build("faces", replace(config, on_invalid="error"))
 
 
 def test_people_without_an_image_to_learn_are_named(root, tmp_path):
@@ -170,20 +170,20 @@ def test_people_without_an_image_to_learn_are_named(root, tmp_path):
     assert system.about["classes"] == ["s0", "s2", "s3", "s4"]
     assert system.notes == (f"{config.root}/s1: no files in it",)
     with pytest.raises(InputError, match="s1: no files in it"):
-        configs.build("faces", replace(config, on_bad_row="error"))
+        configs.build("faces", replace(config, on_invalid="error"))
     for path in (tmp_path / "data" / "s3").iterdir():
         path.write_bytes(b"no image")
-    with pytest.raises(InputError, match="data: no image for training of s3 can be used; add one"):
+    with pytest.raises(InputError, match="data: no training image of s3 can be used; add one"):
         configs.build("faces", config)
 
 
 @pytest.mark.parametrize("share, count", [(0.01, 1), (0.5, 4), (0.7, 5)])
 def test_a_share_of_the_training_images_of_every_person_is_used(root, share, count):
     config = Config(root=str(root), size=32)
-    whole, found = splits(config), splits(replace(config, train_frac=share))
+    whole, found = splits(config), splits(replace(config, train_fraction=share))
     assert counts(found["train"]) == {count}
     assert {*found["train"]} < {*whole["train"]}
-    assert {*found["train"]} < {*splits(replace(config, train_frac=0.9))["train"]}
+    assert {*found["train"]} < {*splits(replace(config, train_fraction=0.9))["train"]}
     assert (found["val"], found["test"]) == (whole["val"], whole["test"])
 
 
@@ -205,13 +205,13 @@ def test_inspect_counts_images_and_names_what_cannot_be_used(root, tmp_path, cap
     for place in ("s0/3.pgm: not a readable image", "s1/3.pgm: not a", "s9: no files in it"):
         assert told.count(f"{data}/{place}") == 1
     assert error.startswith("jaxdet: error: 3 rows cannot be used")
-    assert main(*words, "--on-bad-row", "skip", "--json") == 0
+    assert main(*words, "--on-invalid", "skip", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert len(found["bad"]) == 3 and found["labels"][1]["all"] == 9
 
 
 def test_inspect_wants_a_folder_with_images_of_people(tmp_path, capsys):
-    for words, said in ((["--root", tmp_path], "no folder of a class"), ([], "--root: the folder")):
+    for words, said in ((["--root", tmp_path], "no folder of a class"), ([], "--root must be a folder")):
         assert main("data", "inspect", "faces", *words) == 2
         error = capsys.readouterr().err
         assert said in error and error.count("\n") == 1
@@ -220,11 +220,11 @@ def test_inspect_wants_a_folder_with_images_of_people(tmp_path, capsys):
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_networks_take_their_dropout_from_the_state(dropout):
     """One program then serves runs that differ in it."""
-    assert network(Config(dropout=dropout, hidden=(8, 8)))[0].rates == (1.0, 1.0, 1.0)
+    assert network(Config(dropout=dropout, fc_widths=(8, 8)))[0].rates == (1.0, 1.0, 1.0)
 
 
 def test_images_are_turned_about_their_middle_where_that_is_asked_for():
-    still = {"flip": False, "zoom": (1.0, 1.0), "shift": 0.0, "light": 0.0}
+    still = {"flip": False, "scale": (1.0, 1.0), "shift": 0.0, "brightness_contrast": 0.0}
     y, x = np.mgrid[-15.5:16, -15.5:16]
     ring = 127.5 + 127.5 * np.exp(-((np.hypot(x, y) - 8) ** 2) / 8)
     bar = np.where(abs(x) < 3, 255.0, 0.0)
