@@ -18,6 +18,7 @@ import numpy as np
 from jaxdet.data import images, sources
 from jaxdet.data.images import ImageFile, Size
 from jaxdet.errors import InputError
+from jaxdet.types import Array
 
 SPLIT_ALIASES = {"training": "train", "valid": "val", "validation": "val", "dev": "val"}
 MIN_BOX_SIDE = 1.0  # pixels of the network's input; smaller boxes are left out
@@ -30,7 +31,7 @@ REPEATED, EMPTY, OUTSIDE, TINY = (
     "is smaller than one pixel",
 )
 
-BoxObject = tuple[Sequence[float] | np.ndarray, int, bool]  # box [4], label, crowd
+BoxObject = tuple[Sequence[float] | Array, int, bool]  # box [4], label, crowd
 
 
 class AnnotatedImage(NamedTuple):
@@ -229,7 +230,7 @@ def _prepare_boxes(
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """(arrays of one image of `size`, except the image itself; notes)."""
     scale, offset = images.letterbox_transform(size, height, width)
-    limits = np.float32([size[1], size[0]] * 2)
+    limits = np.array([size[1], size[0]] * 2, np.float32)
     clipped = np.clip(sample.boxes, 0, limits[None])
     moved = clipped * np.tile(scale, 2)[None] + np.tile(offset, 2)[None]
     sides = moved[:, 2:] - moved[:, :2]

@@ -169,8 +169,11 @@ def _load_scans() -> tuple[np.ndarray, np.ndarray]:
 
     Read from the file that it reads: importing scikit-learn takes longer than all the rest.
     """
-    (folder,) = find_spec("sklearn").submodule_search_locations
-    table = np.loadtxt(Path(folder) / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    package = find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise InputError("--source embedded needs scikit-learn: pip install scikit-learn")
+    path = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    table = np.loadtxt(path, delimiter=",")
     return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(int)
 
 

@@ -152,7 +152,8 @@ def summarize(dataset: ImageFolderDataset) -> tuple[list[dict[str, Any]], list[s
         return [fault or result[1] for result, fault in found]
 
     sizes = _map_chunks(measure, len(every))
-    rows = {name: dict.fromkeys((*dataset.splits, "unusable"), 0) for name in dataset.classes}
+    columns = (*dataset.splits, "unusable")
+    rows: dict[str, dict[str, Any]] = {name: dict.fromkeys(columns, 0) for name in dataset.classes}
     known = {name: [] for name in dataset.classes}
     for (split, sample), size in zip(every, sizes, strict=True):
         rows[sample.label]["unusable" if isinstance(size, str) else split] += 1

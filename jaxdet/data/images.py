@@ -67,7 +67,7 @@ def read_letterboxed(file: ImageFile, height: int, width: int) -> tuple[np.ndarr
     left, top = offset.astype(int)
     out = np.full((height, width, 3), LETTERBOX_FILL, np.uint8)
     small = image.resize((int(columns), int(rows)), Image.Resampling.BILINEAR)
-    out[top : top + rows, left : left + columns] = small
+    out[top : top + rows, left : left + columns] = np.asarray(small)
     return out, size
 
 
@@ -99,7 +99,8 @@ def read_size(file: ImageFile) -> Size:
     """Size of an upright image, from its header."""
     with _open(file) as image:
         swapped = image.getexif().get(ORIENTATION, 1) >= FIRST_SWAPPED
-        return image.size if swapped else image.size[::-1]
+        width, height = image.size
+        return (width, height) if swapped else (height, width)
 
 
 def read_header(content: bytes) -> tuple[bool, bool]:

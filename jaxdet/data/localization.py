@@ -338,8 +338,8 @@ def _parse_row(line: list[str], location: str, labels: set[str]) -> Annotation |
     if len(words) != 6:
         return f"{location}: {len(words)} columns; expected {COLUMNS}"
     file, *corners, label = words
-    box = tuple(map(_parse_number, corners))
-    if None in box:
+    numbers = [number for number in map(_parse_number, corners) if number is not None]
+    if len(numbers) != 4:
         return f"{location}: box must be four numbers, got {' '.join(corners)!r}"
     if label not in labels:
         return (
@@ -348,7 +348,8 @@ def _parse_row(line: list[str], location: str, labels: set[str]) -> Annotation |
         )
     if Path(file).name != file:
         return f"{location}: file {file!r} must be a plain file name"
-    return Annotation(label, file, box, location)
+    x0, y0, x1, y1 = numbers
+    return Annotation(label, file, (x0, y0, x1, y1), location)
 
 
 def _parse_number(word: str) -> float | None:

@@ -26,7 +26,7 @@ class ArraySource:
     InputError without arrays or with arrays of different lengths.
     """
 
-    def __init__(self, arrays: dict[str, np.ndarray], names: Sequence[str] | None = None) -> None:
+    def __init__(self, arrays: dict[str, np.ndarray], names: list[str] | None = None) -> None:
         lengths = {name: len(array) for name, array in arrays.items()}
         if len(set(lengths.values())) != 1:
             raise InputError(f"arrays of a source must have one length, got {lengths}")
@@ -75,7 +75,7 @@ class StreamSource:
         self,
         read: Callable[[int], dict[str, Any]],
         count: int,
-        names: Sequence[str] | None = None,
+        names: list[str] | None = None,
         labels: np.ndarray | None = None,
     ) -> None:
         if find_spec("grain") is None:

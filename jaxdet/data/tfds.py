@@ -71,7 +71,7 @@ def _annotate(source: Any, index: int, split: str) -> AnnotatedImage:
         width, height = image.size
     objects = record["objects"]
     count = len(objects["label"])
-    sides = np.float32([[width, height, width, height]])
+    sides = np.array([[width, height, width, height]], np.float32)
     corners = boxes.from_yxyx(np.reshape(objects["bbox"], (count, 4))) * sides
     flags = [np.asarray(objects[flag], bool) for flag in CROWD_FLAGS if flag in objects]
     crowd = np.any([np.zeros(count, bool), *flags], axis=0).tolist()
