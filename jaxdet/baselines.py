@@ -73,7 +73,9 @@ def evaluate(
     fitted = {HOG: fit_hog(train, classes)}
     if FACE in classes:
         fitted[HAAR] = fit_haar(train, classes, root)
-    task, scores = localize.Labeller(FixedOutputs(), classes, None, box_loss).task(), {}
+    net: Any = FixedOutputs()
+    task = localize.LocalizationTask(net, tuple(classes), _no_transform, box_loss)
+    scores = {}
     for name, baseline in fitted.items():
         predictions, seconds = timing.timed(partial(baseline.predict, baseline.inputs(source)))
         scores[name] = evaluate_predictions(predictions, source, task, hparams)
@@ -86,7 +88,7 @@ def evaluate_predictions(
 ) -> dict[str, Any]:
     """Loss terms and scores of predictions for a source, as of a network.
 
-    task: that of a localization task whose network is `FixedOutputs`.
+    task: a `LocalizationTask` whose network is `FixedOutputs`.
     """
     step = jax.jit(partial(evaluator.eval_step, task=task, axis=None))
     rows = {"index": np.arange(len(source)), "real": np.ones(len(source), np.float32)}
@@ -111,7 +113,7 @@ def fit_hog(train: ArraySource, classes: Sequence[str]) -> Baseline:
     def predict(images):
         features = hog_features(images)
         logits = _decision_values(svm, features, len(classes))
-        return Predictions(logits, np.float32(ridge.predict(features)))
+        return Predictions(logits, ridge.predict(features).astype(np.float32))
 
     return Baseline(lambda source: source.arrays["image"], predict)
 
@@ -170,6 +172,10 @@ def require_opencv() -> Any:
     return cv2
 
 
+def _no_transform(key, image, box):
+    return image, box
+
+
 def _decision_values(svm, features, count) -> np.ndarray:
     """Decision values [N, count]; labels absent from training get the lowest of all values."""
     values = svm.decision_function(features)
@@ -186,7 +192,7 @@ def _read_grayscale(path: Path) -> np.ndarray:
     factor = min(1.0, HAAR_MAX_SIDE / max(size))
     cv2 = require_opencv()
     resized = cv2.resize(levels, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
-    return np.uint8(255 * resized)
+    return (255 * resized).astype(np.uint8)
 
 
 def _largest_face(cascade, image: np.ndarray) -> np.ndarray | None:
@@ -195,4 +201,5 @@ def _largest_face(cascade, image: np.ndarray) -> np.ndarray | None:
     if not len(found):
         return None
     x, y, width, height = max(found, key=lambda box: box[2] * box[3])
-    return np.float32([x, y, x + width, y + height]) / np.tile(image.shape[::-1], 2)
+    corners = np.array([x, y, x + width, y + height], np.float32)
+    return corners / np.tile(image.shape[::-1], 2)

@@ -15,7 +15,7 @@ cv2 = pytest.importorskip("cv2")
 if not hasattr(cv2, "CascadeClassifier"):
     pytest.skip("OpenCV 5 has no cascades", allow_module_level=True)
 
-HPARAMS = {"class_weight": 0.5, "box_weight": 2.0, "dropout": 1.0}
+HPARAMS = {"class_weight": 0.5, "box_weight": 2.0, "dropout_scale": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_predictions_are_evaluated_as_those_of_networks(system, kind):
     true = source.arrays["boxes"][:, 0]
     box = np.float32(true / side + rng.normal(0, 0.05, true.shape))
     logits = np.float32(rng.normal(size=(count, len(classes))))
-    task = localize.Labeller(baselines.FixedOutputs(), classes, None, kind).task()
+    task = localize.LocalizationTask(baselines.FixedOutputs(), classes, None, kind)
     found = baselines.evaluate_predictions(
         baselines.Predictions(logits, box), source, task, HPARAMS
     )

@@ -149,7 +149,7 @@ def _windows(
     """`window_taps` over all spatial axes, whose counts multiply."""
     lows = [low for low, _ in pads]
     axes = zip(outputs, sizes, windows, strides, lows, bases, dilations, strict=True)
-    taps, reached = zip(*(window_taps(*axis, padding) for axis in axes), strict=True)
+    taps, reached = zip(*(window_taps(*axis, padding=padding) for axis in axes), strict=True)
     return math.prod(taps), math.prod(reached)
 
 

@@ -45,7 +45,7 @@ def center_sums(
     return sums, zeros[:, 0].at[labels].add(mask)
 
 
-def center_update(centers: Array, sums: Array, counts: Array, *, rate: float = 0.5) -> jax.Array:
+def center_update(centers: Array, sums: Array, counts: Array, *, rate: float = 0.5) -> Array:
     """Centers [K, D] moved towards the features of their class; classes without features stay.
 
     The center of a class with n rows moves by rate * n / (n + 1) of the way to their mean.
@@ -60,7 +60,8 @@ def pair_masks(labels: Array, mask: Array | None = None) -> tuple[jax.Array, jax
     same: both rows have the same label.  valid: the rows differ and both are in `mask` [B], which
     has all rows by default.
     """
-    mask = jnp.ones(len(labels), bool) if mask is None else mask.astype(bool)
+    labels = jnp.asarray(labels)
+    mask = jnp.ones(len(labels), bool) if mask is None else jnp.asarray(mask, bool)
     different_rows = ~jnp.eye(len(labels), dtype=bool)
     return labels[:, None] == labels[None], mask[:, None] & mask[None] & different_rows
 
@@ -200,7 +201,7 @@ def lgm(
     which weight the likelihood loss by 0.01 beside the cross-entropy.
     """
     x, means = as_float32(features), as_float32(means)
-    log_variances = jnp.broadcast_to(as_float32(log_variances), means.shape)
+    log_variances = jnp.broadcast_to(as_float32(jnp.asarray(log_variances)), means.shape)
     precision = jnp.exp(-log_variances)
     squared = embeddings.pairwise_dot(x**2, precision)
     squared -= 2 * embeddings.pairwise_dot(x, means * precision)

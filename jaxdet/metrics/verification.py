@@ -21,9 +21,9 @@ FAR_LEVELS = (1e-1, 1e-2, 1e-3, 1e-4)
 class Roc(NamedTuple):
     """ROC curve at T thresholds, from the highest, which accepts no pair, to the lowest."""
 
-    far: Array  # [T] rising from 0 to 1
-    tar: Array  # [T] rising from 0 to 1
-    thresholds: Array  # [T] falling from infinity to the lowest score
+    far: np.ndarray  # [T] rising from 0 to 1
+    tar: np.ndarray  # [T] rising from 0 to 1
+    thresholds: np.ndarray  # [T] falling from infinity to the lowest score
 
 
 class CrossValidation(NamedTuple):
@@ -31,8 +31,8 @@ class CrossValidation(NamedTuple):
 
     mean: float
     error: float  # standard error of the mean
-    accuracies: Array  # [folds], sorted by the number of the fold
-    thresholds: Array  # [folds]
+    accuracies: np.ndarray  # [folds], sorted by the number of the fold
+    thresholds: np.ndarray  # [folds]
 
 
 def roc(scores: Array, same: Array) -> Roc:
@@ -98,7 +98,11 @@ def dir_at_fpir(
 
 
 def accuracy_at_thresholds(
-    scores: Array, accept: Array, thresholds: Array, *, reject: Array | None = None
+    scores: Array,
+    accept: Array,
+    thresholds: Array | Sequence[float],
+    *,
+    reject: Array | None = None,
 ) -> np.ndarray:
     """Fraction [T] of N correct decisions at each of `thresholds` [T].
 
@@ -144,7 +148,7 @@ def cross_validate(
     Huang et al. 2007, Labeled Faces in the Wild, who report the standard error over folds.
     """
     scores, same = _check_pairs(scores, same)
-    fold = np.asarray(folds) if np.ndim(folds) else consecutive_folds(len(scores), folds)
+    fold = np.asarray(folds) if np.ndim(folds) else consecutive_folds(len(scores), int(folds))
     names, results = np.unique(fold), []
     if len(names) < 2:
         raise InputError(

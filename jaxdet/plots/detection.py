@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -42,8 +43,7 @@ def gallery(
     for i, (axes, image) in enumerate(zip(every, images, strict=True)):
         figures.draw_image(axes, image)
         axes.set_title(titles[i], color=PREDICTED if wrong is not None and wrong[i] else "black")
-        per_image = [None if part is None else part[i] for part in (true, predicted, texts, labels)]
-        _draw_boxes(axes, *per_image)
+        _draw_boxes(axes, _item(true, i), _item(predicted, i), _item(texts, i), _item(labels, i))
     figures.save(figure, path)
 
 
@@ -127,9 +127,10 @@ def precision_recall(
     known = {name: (p, s) for name, (p, s) in curves.items() if (p > -1).all()}
     colored = len(known) <= MAX_COLORED_CLASSES
     for name, (precision, scores) in known.items():
-        style = {"label": f"{name} {precision.mean():.3f}"} if colored else {}
-        style |= {} if colored else {"color": "lightgray", "lw": 0.8}
-        (line,) = axes.plot(recalls, precision, **style)
+        label = f"{name} {precision.mean():.3f}" if colored else None
+        (line,) = axes.plot(recalls, precision, label=label, lw=1.5 if colored else 0.8)
+        if not colored:
+            line.set_color("lightgray")
         for marker, score in zip(MARKERS, marked if colored else (), strict=False):
             last = np.flatnonzero(scores >= score)[-1:]
             axes.plot(recalls[last], precision[last], marker, color=line.get_color(), clip_on=False)
@@ -180,6 +181,10 @@ def draw_box(axes: Axes, corners: Array, color: str, width: float = 2) -> None:
     """Draw a half-open box [4], in pixels, along the edges of the pixels; width: points."""
     x0, y0, x1, y1 = np.asarray(corners) - 0.5  # imshow centers pixels on whole numbers
     axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=color, lw=width))
+
+
+def _item(part: Sequence[Any] | None, i: int) -> Any:
+    return None if part is None else part[i]
 
 
 def _draw_boxes(axes, true, predicted, texts, labels, line_width=None, font_size=7) -> None:

@@ -39,7 +39,7 @@ def roc(curve: Roc, path: Path) -> None:
 def score_histogram(scores: Array, same: Array, path: Path) -> None:
     """Densities of the scores [N] of pairs of the same identity (`same` [N]) and of others."""
     figure, axes = figures.single("score", "density", size=SIZE)
-    bins = np.histogram_bin_edges(scores, BINS)
+    bins = np.histogram_bin_edges(scores, BINS).tolist()
     for name, values in (("same identity", scores[same]), ("different", scores[~same])):
         if values.size:
             axes.hist(values, bins, density=True, alpha=0.6, label=name)

@@ -251,7 +251,8 @@ def _summarize_layer(path, equations, report, recorder, weights):
 def _weights(params):
     """{path of a module: {name: shape}} of its own parameters."""
     found = defaultdict(dict)
-    for (*path, name), leaf in traverse_util.flatten_dict(params).items():
+    leaves: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(params)
+    for (*path, name), leaf in leaves.items():
         found["/".join(path)][name] = leaf.shape
     return found
 
