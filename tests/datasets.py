@@ -190,24 +190,25 @@ def prepare_tfds(folder, set_name, features, examples):
     """Prepare a set of tensorflow-datasets: features by name, {split: list of examples}."""
     import tensorflow_datasets as tfds
 
-    class Tiny(tfds.core.GeneratorBasedBuilder):
-        __module__ = "__main__"  # found in a package, it would need importlib_resources
-        VERSION = tfds.core.Version("1.0.0")
-        name = set_name
-
-        def _info(self):
-            return tfds.core.DatasetInfo(
-                builder=self, features=tfds.features.FeaturesDict(features)
-            )
-
-        def _split_generators(self, dl_manager):
-            return {split: self._generate_examples(rows) for split, rows in examples.items()}
-
-        def _generate_examples(self, rows):
-            yield from enumerate(rows)
-
     tfds.disable_progress_bar()
     with tfds.core.registered.skip_registration():  # sets are found by their files alone
+
+        class Tiny(tfds.core.GeneratorBasedBuilder):
+            __module__ = "__main__"  # found in a package, it would need importlib_resources
+            VERSION = tfds.core.Version("1.0.0")
+            name = set_name
+
+            def _info(self):
+                return tfds.core.DatasetInfo(
+                    builder=self, features=tfds.features.FeaturesDict(features)
+                )
+
+            def _split_generators(self, dl_manager):
+                return {split: self._generate_examples(rows) for split, rows in examples.items()}
+
+            def _generate_examples(self, rows):
+                yield from enumerate(rows)
+
         Tiny(data_dir=folder, file_format="array_record").download_and_prepare()
 
 
