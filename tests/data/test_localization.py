@@ -389,6 +389,19 @@ def test_load_keeps_the_order_and_ids_count_rows_left_out(root):
     }
 
 
+def test_labeled_images_are_those_of_a_table(root, table):
+    write(table, FIRST)
+    (found,) = localization.read_labeled_images(root, CLASSES, table)
+    assert found == (root / "images" / "face" / "a.jpg", 1, (1, 2, 13, 14))
+    with pytest.raises(
+        InputError, match="face.csv row 1: unknown label 'face', must be one of cat"
+    ):
+        localization.read_labeled_images(root, ["cat"], table)
+    write(table, "a.jpg,1,2,3,face")
+    with pytest.raises(InputError, match="face.csv row 1: 5 columns"):
+        localization.read_labeled_images(root, CLASSES, table)
+
+
 def test_load_without_a_usable_image_is_refused(root):
     rows = [Annotation("face", f"{name}.jpg", (0.0, 0.0, 1.0, 1.0), f"row {name}") for name in "xy"]
     with pytest.raises(InputError, match="none of 2 images can be used; first: row x: .*no such"):
