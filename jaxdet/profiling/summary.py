@@ -309,19 +309,22 @@ class _Recorder:
         given = " ".join(map(_sides, inputs))
         name = path or type(module).__name__
         if any(0 in shape for shape in inputs):
-            raise InputError(f"layer {name} is given {given}: use a larger --input")
+            raise InputError(f"layer {name}: its input is empty, {given}; use a larger --input")
         try:
             outputs = call(*args, **kwargs)
         except InputError:
             raise
         except (TypeError, ValueError, ZeroDivisionError, errors.FlaxError) as error:
             why = str(error).splitlines()[0]
-            raise InputError(f"layer {name} cannot take {given}: {why}") from error
+            raise InputError(f"layer {name} cannot process {given}: {why}") from error
         for leaf in jax.tree.leaves(outputs):
             self.outputs[path] = leaf.shape
             if 0 in leaf.shape:
                 output = _sides(leaf.shape)
-                raise InputError(f"layer {name} turns {given} into {output}: use a larger --input")
+                raise InputError(
+                    f"layer {name}: its output is empty, {output} from {given}; "
+                    "use a larger --input"
+                )
         return outputs
 
 

@@ -19,7 +19,7 @@ from tests.profiling.test_roofline import hurry
 def run(tmp_path, monkeypatch):
     """The folder of a run with nothing but its configuration, in the working folder."""
     monkeypatch.chdir(tmp_path)
-    run_dir.start("run")
+    run_dir.create("run")
     run_dir.write_config("run", "digits", asdict(tiny.CONFIG), {"classes": list("0123456789")})
     return tmp_path / "run"
 
@@ -122,14 +122,14 @@ REFUSED = {
     "folder without a run": (["."], "no model and no run '.'"),
     "too small": (
         ["lenet", "--input", "1x8x8x3"],
-        "layer conv2 turns 1x2x2x6 into 1x0x0x16: .*--input",
+        "layer conv2: its output is empty, 1x0x0x16 from 1x2x2x6; .*--input",
     ),
     "too small for dense": (
         ["lenet", "--input", "1x15x15x3"],
-        "layer dense1 is given 1x0: .*--input",
+        "layer dense1: its input is empty, 1x0; .*--input",
     ),
     "window": (["andrew", "--input", "1x13x28x3"], "windows of 14 x 14 pixels .* 13 x 28"),
-    "channels": (["run", "--input", "1x56x56x3"], "layer conv1 cannot take 1x56x56x6"),
+    "channels": (["run", "--input", "1x56x56x3"], "layer conv1 cannot process 1x56x56x6"),
     "three numbers": (["lenet", "--input", "1x32x32"], "--input 1x32x32: .*1x32x32x3"),
     "a word": (["lenet", "--input", "1x32x32xc"], "--input 1x32x32xc: "),
     "no pixels": (["lenet", "--input", "1x0x32x3"], "--input 1x0x32x3: "),

@@ -23,7 +23,7 @@ def test_learning_curves_of_any_number_of_epochs(tmp_path, epochs):
         assert picture.size == (1100, 400)
 
 
-def colours(path):
+def colors(path):
     with Image.open(path) as picture:
         pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
     packed = np.unique(pixels @ np.array([65536, 256, 1]))
@@ -39,7 +39,7 @@ def test_thirty_images_fill_a_20_by_16_inch_figure(tmp_path):
     detection_plots.gallery(images, path, titles=["3"] * 30, true=boxes, predicted=boxes + 4)
     with Image.open(path) as picture:
         assert picture.size == (2000, 1600)
-    assert {LIME, RED} <= colours(path)
+    assert {LIME, RED} <= colors(path)
 
 
 def test_titles_of_wrong_predictions_are_red(tmp_path):
@@ -47,7 +47,7 @@ def test_titles_of_wrong_predictions_are_red(tmp_path):
         detection_plots.gallery(
             np.zeros((2, 8, 8, 3)), tmp_path / "a.png", titles="ab", wrong=wrong
         )
-        assert (RED in colours(tmp_path / "a.png")) == any(wrong)
+        assert (RED in colors(tmp_path / "a.png")) == any(wrong)
 
 
 def test_accuracy_is_also_drawn_against_the_cumulative_seconds(tmp_path, monkeypatch):
@@ -68,8 +68,8 @@ def test_only_the_given_boxes_are_drawn(tmp_path):
     detection_plots.gallery(
         np.zeros((3, 8, 8, 3)), path, titles="abc", true=np.tile([1, 1, 4, 4], (3, 1))
     )
-    assert LIME in colours(path)
-    assert RED not in colours(path)
+    assert LIME in colors(path)
+    assert RED not in colors(path)
 
 
 def pixels(path):
@@ -82,8 +82,8 @@ def test_annotated_images_keep_their_size_and_boxes_their_place(tmp_path):
     detection_plots.annotated_image(np.zeros((400, 600, 3)), path, true=boxes + 90, predicted=boxes)
     drawn = pixels(path)
     assert drawn.shape == (400, 600, 3)
-    for colour, moved in ((RED, 0), (LIME, 90)):
-        rows, columns = np.nonzero((abs(drawn - colour) < 40).all(-1))
+    for color, moved in ((RED, 0), (LIME, 90)):
+        rows, columns = np.nonzero((abs(drawn - color) < 40).all(-1))
         found = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
         np.testing.assert_allclose(found, boxes[0] + moved, atol=2)
 

@@ -15,7 +15,7 @@ from jaxdet.plots import profiling as profiling_plots
 from jaxdet.profiling import roofline, summary, timing
 
 IMAGES = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
-Small = partial(LeNet, widths=(2,), dense=(4,), classes=3)
+Small = partial(LeNet, channels=(2,), fc_widths=(4,), classes=3)
 
 
 def hurry(monkeypatch):
