@@ -1,8 +1,7 @@
-"""What the configuration of faces makes of the data, and which networks it has."""
+"""Experiments and networks of the configuration of faces; its data: tests/data/test_faces.py."""
 
 import json
 import shutil
-from collections import Counter
 from dataclasses import replace
 from typing import get_args, get_type_hints
 
@@ -34,63 +33,6 @@ def root(tmp_path_factory):
             pixels = random.integers(256, size=(12, 10)).astype(np.uint8)
             Image.fromarray(pixels).save(folder / f"{number}.pgm")
     return root
-
-
-def splits(config):
-    """{split: names of its images}."""
-    return {part: list(s.names) for part, s in configs.build("faces", config).splits.items()}
-
-
-def counts(names):
-    return set(Counter(name.split("/")[0] for name in names).values())
-
-
-def test_images_of_every_person_are_cut(root):
-    found = splits(Config(root=str(root), size=32))
-    assert {part: counts(names) for part, names in found.items()} == {
-        "train": {7},
-        "val": {1},
-        "test": {2},
-    }
-    assert len(set(sum(found.values(), []))) == PEOPLE * EACH
-    assert found == splits(Config(root=str(root), size=32))
-    assert found != splits(Config(root=str(root), size=32, split_seed=1))
-
-
-def test_people_who_are_not_learnt_are_a_split_of_their_own(root):
-    config = Config(root=str(root), size=32, identities=3)
-    found = splits(config)
-    assert {name.split("/")[0] for name in found["train"]} == {"s0", "s1", "s2"}
-    assert {name.split("/")[0] for name in found["others"]} == {"s3", "s4"}
-    assert counts(found["others"]) == {EACH}
-    system = configs.build("faces", config)
-    assert system.about["classes"] == ["s0", "s1", "s2"]
-    assert set(system.splits["others"].arrays["label"]) == {3, 4}
-
-
-def test_without_validation_the_training_images_are_judged(root):
-    found = splits(Config(root=str(root), size=32, val_fraction=0.0, test_fraction=0.3))
-    assert found["val"] == found["train"] and counts(found["test"]) == {3}
-
-
-def test_parts_of_the_data_are_taken_as_they_are(root, tmp_path):
-    for part in ("train", "val", "test"):
-        (tmp_path / part).symlink_to(root)
-    found = splits(Config(root=str(tmp_path), size=32))
-    assert {len(names) for names in found.values()} == {PEOPLE * EACH}
-
-
-def test_of_data_with_train_and_dev_nothing_is_cut(root, tmp_path):
-    """Seed 004's layout: the images of its test are in no folders."""
-    for part in ("train", "dev"):
-        (tmp_path / part).symlink_to(root)
-    shutil.copytree(root / "s0", tmp_path / "test")
-    found = splits(Config(root=str(tmp_path), size=32, on_invalid="error"))
-    assert {part: len(names) for part, names in found.items()} == {
-        "train": PEOPLE * EACH,
-        "val": PEOPLE * EACH,
-        "test": PEOPLE * EACH,
-    }
 
 
 def test_groups_stand_together_in_a_batch(root):
@@ -177,16 +119,6 @@ def test_people_without_an_image_to_learn_are_named(root, tmp_path):
         configs.build("faces", config)
 
 
-@pytest.mark.parametrize("share, count", [(0.01, 1), (0.5, 4), (0.7, 5)])
-def test_a_share_of_the_training_images_of_every_person_is_used(root, share, count):
-    config = Config(root=str(root), size=32)
-    whole, found = splits(config), splits(replace(config, train_fraction=share))
-    assert counts(found["train"]) == {count}
-    assert {*found["train"]} < {*whole["train"]}
-    assert {*found["train"]} < {*splits(replace(config, train_fraction=0.9))["train"]}
-    assert (found["val"], found["test"]) == (whole["val"], whole["test"])
-
-
 def test_inspect_counts_images_and_names_what_cannot_be_used(root, tmp_path, capsys):
     data = tmp_path / "data"
     shutil.copytree(root, data)
@@ -211,7 +143,10 @@ def test_inspect_counts_images_and_names_what_cannot_be_used(root, tmp_path, cap
 
 
 def test_inspect_wants_a_folder_with_images_of_people(tmp_path, capsys):
-    for words, said in ((["--root", tmp_path], "no folder of a class"), ([], "--root must be a folder")):
+    for words, said in (
+        (["--root", tmp_path], "no folder of a class"),
+        ([], "--root must be a folder"),
+    ):
         assert main("data", "inspect", "faces", *words) == 2
         error = capsys.readouterr().err
         assert said in error and error.count("\n") == 1
