@@ -1,29 +1,31 @@
-"""How a convolution is computed: one map, several ways, for linen's `conv_general_dilated` hook.
+"""Convolutions that are fast on a CPU, for the `conv_general_dilated` hook of linen.
 
-    nn.Conv(64, (3, 3), conv_general_dilated=conv.conv)
+    nn.Conv(64, (3, 3), conv_general_dilated=conv.conv_general_dilated)
 
-Parameters, names and outputs are those of `lax.conv_general_dilated`.  XLA's CPU is up to 100 times
-slower than it need be at some shapes (depthwise, 1x1, maps of a few pixels, strides); `auto` takes
-another way there, and for each of the two gradients as well: a gradient is the transpose of a way,
-not always of the one that the outputs took.  On a GPU or TPU, in other number formats than float32
-and in other layouts than NHWC, `auto` is `lax`.
+Parameters, names and outputs are those of `lax.conv_general_dilated`.  For some shapes (depthwise,
+1x1, maps of a few pixels, strides) XLA's CPU is up to 100 times slower than necessary; `auto`
+chooses another algorithm there, separately for the output and for each of the two gradients: a
+gradient is the transpose of an algorithm, not always of the one that computed the output.  On GPUs
+and TPUs, for dtypes other than float32 and for layouts other than NHWC, `auto` is `lax`.
 
-ways, all of the same x [B, H, W, C] and kernel [h, w, C / groups, D]:
-- lax: XLA's own.
-- dot: kernels of one pixel: a matrix product over channels.
-- im2col: patches of all taps, then one matrix product.
-- shift: depthwise: a shifted copy of the image for each tap, times a number a channel.
-- pairs: `shift`, whose kernel gradient adds images in pairs before it sums pixels.
-- mirror: `shift`, whose image gradient is again a sum of shifted copies.
-- blocks: strides: squares of stride x stride pixels become channels, and the kernel, with zeros to
-  make it a multiple of the stride, a smaller one without stride.
-`benchmarks/layers.py` has the times.
+Algorithms, all of the same function of x [B, H, W, C] and kernel [h, w, C / groups, D]:
+- lax: XLA's own
+- dot: for 1x1 kernels, a matrix product over channels
+- im2col: patches of all taps, then one matrix product
+- shift: for depthwise kernels, the sum over taps of a shifted image times a weight per channel
+- pairs: `shift`, but the kernel gradient adds images in pairs before it sums over pixels
+- mirror: `shift`, but the image gradient is a sum of shifted images again
+- blocks: for strides, space-to-depth: blocks of stride x stride pixels become channels, and the
+  kernel, padded to a multiple of the stride, becomes a smaller one of stride 1
+
+`python -m benchmarks.layers` measures them.
 """
 
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,54 +33,57 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from jaxdet.kernels import conv_algorithms
+from jaxdet.kernels.conv_algorithms import Algorithm, Geometry
+from jaxdet.types import Array
 
-Impl = Literal["auto", conv_algorithms.Algorithm]
+Impl = Literal["auto", Algorithm]
 
-SMALL = 4  # pixels a side: XLA's CPU is slow at maps up to this size
-FEW = 4  # channels: XLA's CPU is slow at strided kernels over so few
+SMALL_MAP = 4  # pixels per side: XLA's CPU is slow for maps up to this size
+FEW_CHANNELS = 4  # XLA's CPU is slow for strided kernels over so few channels
 
-_forced = ContextVar("forced", default=None)
+_default_impl: ContextVar[Impl | None] = ContextVar("default_impl", default=None)
 
 
 class Plan(NamedTuple):
-    """The way of the outputs, and those whose transposes are the gradients."""
+    """Algorithm of the output, and those whose transposes compute the gradients."""
 
-    forward: conv_algorithms.Algorithm
-    by_image: conv_algorithms.Algorithm
-    by_kernel: conv_algorithms.Algorithm
+    output: Algorithm
+    image_grad: Algorithm
+    kernel_grad: Algorithm
 
 
 @contextmanager
-def default_impl(impl):
-    """What `auto` means for what is traced inside: `lax` to count, `im2col` under a sweep's vmap.
+def default_impl(impl: Impl) -> Iterator[None]:
+    """Set what `auto` means while tracing: `lax` to count, `im2col` under a sweep's vmap.
 
-    Functions that were jitted and traced before keep what they have.
+    Functions that were traced before are not affected.
     """
-    token = _forced.set(impl)
+    token = _default_impl.set(impl)
     try:
         yield
     finally:
-        _forced.reset(token)
+        _default_impl.reset(token)
 
 
 def conv_general_dilated(
-    x,
-    kernel,
-    window_strides,
-    padding,
-    lhs_dilation=None,
-    rhs_dilation=None,
-    dimension_numbers=None,
-    feature_group_count=1,
-    batch_group_count=1,
-    precision=None,
-    preferred_element_type=None,
+    x: Array,
+    kernel: Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+    precision: Any = None,
+    preferred_element_type: Any = None,
     *,
     impl: Impl = "auto",
-):
-    """`lax.conv_general_dilated`, computed as `impl` says; equal up to rounding.
+) -> jax.Array:
+    """`lax.conv_general_dilated` by the algorithm `impl`; equal up to rounding.
 
-    What a way cannot take is computed by `lax`, but depthwise convolutions under `im2col`: `shift`.
+    Falls back to `lax` where the algorithm does not apply, but `im2col` to `shift` for depthwise
+    kernels.
     """
     native = partial(
         lax.conv_general_dilated,
@@ -95,45 +100,53 @@ def conv_general_dilated(
         preferred_element_type=preferred_element_type,
     )
     plain = batch_group_count == 1 and not preferred_element_type and x.dtype == kernel.dtype
-    if not (plain and _undilated(lhs_dilation) and _is_nhwc(x, kernel, dimension_numbers)):
+    undilated = lhs_dilation is None or set(lhs_dilation) == {1}
+    if not (plain and undilated and _is_nhwc(x, kernel, dimension_numbers)):
         return native()
     dilation = tuple(rhs_dilation or (1, 1))
-    pads = _pads(x.shape, kernel.shape, window_strides, padding, dilation)
-    geometry = conv_algorithms.Geometry(
-        tuple(window_strides), pads, dilation, feature_group_count, precision
-    )
+    pads = _explicit_padding(x.shape, kernel.shape, window_strides, padding, dilation)
+    geometry = Geometry(tuple(window_strides), pads, dilation, feature_group_count, precision)
     plan = choose_plan(x.shape, kernel.shape, geometry, impl, x.dtype)
-    return native() if set(plan) == {"lax"} else _planned(geometry, plan, x, kernel)
+    return native() if set(plan) == {"lax"} else _convolve(geometry, plan, x, kernel)
 
 
-def auto_enabled(dtype=jnp.float32):
-    """Whether `auto` may leave `lax`: on a CPU, in float32, and not within `using("lax")`."""
-    return jax.default_backend() == "cpu" and dtype == jnp.float32 and _forced.get() != "lax"
+def auto_enabled(dtype: Any = jnp.float32) -> bool:
+    """Whether `auto` may choose: on a CPU, in float32, and outside `default_impl("lax")`."""
+    on_cpu = jax.default_backend() == "cpu"
+    return on_cpu and dtype == jnp.float32 and _default_impl.get() != "lax"
 
 
-def choose_plan(image, kernel, geometry, impl="auto", dtype=jnp.float32):
-    """The `Plan` for shapes [B, H, W, C] and [h, w, C / groups, D]."""
-    impl = _forced.get() or impl if impl == "auto" else impl
+def choose_plan(
+    image: Sequence[int],
+    kernel: Sequence[int],
+    geometry: Geometry,
+    impl: Impl = "auto",
+    dtype: Any = jnp.float32,
+) -> Plan:
+    """The `Plan` for shapes image [B, H, W, C] and kernel [h, w, C / groups, D]."""
+    impl = _default_impl.get() or impl if impl == "auto" else impl
     if impl == "auto":
-        return _fastest(image, kernel, geometry) if auto_enabled(dtype) else Plan(*["lax"] * 3)
+        fastest = auto_enabled(dtype)
+        return _fastest_on_cpu(image, kernel, geometry) if fastest else Plan("lax", "lax", "lax")
     fits = partial(conv_algorithms.supports, image=image, kernel=kernel, geometry=geometry)
-    other = "shift" if impl == "im2col" and fits("shift") else "lax"  # the patches of depthwise
-    return Plan(*[impl if fits(impl) else other] * 3)
+    fallback = "shift" if impl == "im2col" and fits("shift") else "lax"  # depthwise has no patches
+    algorithm = impl if fits(impl) else fallback
+    return Plan(algorithm, algorithm, algorithm)
 
 
-def _fastest(image, kernel, geometry):
-    """What was measured to be fastest on a CPU."""
+def _fastest_on_cpu(image, kernel, geometry) -> Plan:
+    """Rules from measurements."""
     _, *sides, channels = image
     fits = partial(conv_algorithms.supports, image=image, kernel=kernel, geometry=geometry)
     if fits("dot"):
         return Plan("dot", "dot", "dot")
     if fits("shift"):
         return Plan("shift", "mirror", "pairs")
-    if fits("im2col") and max(sides) <= SMALL:
+    if fits("im2col") and max(sides) <= SMALL_MAP:
         return Plan("im2col", "im2col", "lax")
     if fits("im2col") and max(conv_algorithms.output_shape(image, kernel, geometry)) == 1:
         return Plan("im2col", "im2col", "im2col")
-    if fits("blocks") and channels <= FEW:
+    if fits("blocks") and channels <= FEW_CHANNELS:
         return Plan("blocks", "blocks", "lax")
     if fits("blocks") and all(k % s == 0 for k, s in zip(kernel, geometry.strides, strict=False)):
         return Plan("lax", "blocks", "blocks")
@@ -141,43 +154,37 @@ def _fastest(image, kernel, geometry):
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _planned(geometry, plan, x, kernel):
-    return conv_algorithms.ALGORITHMS[plan.forward](geometry, x, kernel)
+def _convolve(geometry, plan, x, kernel):
+    return conv_algorithms.ALGORITHMS[plan.output](geometry, x, kernel)
 
 
-@partial(_planned.defjvp, symbolic_zeros=True)
-def _planned_jvp(geometry, plan, primals, tangents):
-    (x, kernel), (by_image, by_kernel) = primals, tangents
-    out, parts = _planned(geometry, plan, x, kernel), []
-    if not isinstance(by_image, SymbolicZero):
-        parts.append(conv_algorithms.ALGORITHMS[plan.by_image](geometry, by_image, kernel))
-    if not isinstance(by_kernel, SymbolicZero):
-        parts.append(conv_algorithms.ALGORITHMS[plan.by_kernel](geometry, x, by_kernel))
-    if not parts:
+@partial(_convolve.defjvp, symbolic_zeros=True)
+def _convolve_jvp(geometry, plan, primals, tangents):
+    (x, kernel), (dx, dkernel) = primals, tangents
+    out, terms = _convolve(geometry, plan, x, kernel), []
+    if not isinstance(dx, SymbolicZero):
+        terms.append(conv_algorithms.ALGORITHMS[plan.image_grad](geometry, dx, kernel))
+    if not isinstance(dkernel, SymbolicZero):
+        terms.append(conv_algorithms.ALGORITHMS[plan.kernel_grad](geometry, x, dkernel))
+    if not terms:
         return out, jnp.zeros_like(out)
-    tangent = sum(parts[1:], parts[0])
-    return (
-        (conv_algorithms.compute_once(out), conv_algorithms.compute_once(tangent))
-        if conv_algorithms.SLICE_SUMS & {*plan}
-        else (out, tangent)
-    )
+    tangent = sum(terms[1:], terms[0])
+    if conv_algorithms.SLICE_SUMS & {*plan}:
+        return conv_algorithms.compute_once(out), conv_algorithms.compute_once(tangent)
+    return out, tangent
 
 
-def _pads(image, kernel, strides, padding, dilation):
+def _explicit_padding(image, kernel, strides, padding, dilation):
     """Padding in pixels, also where it is given by name."""
     if not isinstance(padding, str):
         return tuple(tuple(map(int, pair)) for pair in padding)
-    reach = [(k - 1) * d + 1 for k, d in zip(kernel[:2], dilation, strict=True)]
-    return tuple(lax.padtype_to_pads(image[1:3], reach, strides, padding))
+    extent = [(k - 1) * d + 1 for k, d in zip(kernel[:2], dilation, strict=True)]
+    return tuple(lax.padtype_to_pads(image[1:3], extent, strides, padding))
 
 
-def _undilated(dilation):
-    return dilation is None or set(dilation) == {1}
-
-
-def _is_nhwc(x, kernel, numbers):
-    """Whether images are [B, H, W, C] and kernels [h, w, C, D]."""
+def _is_nhwc(x, kernel, dimension_numbers) -> bool:
+    """Whether images are [B, H, W, C] and kernels [h, w, C, D], none of them empty."""
     if x.ndim != 4 or 0 in (*x.shape, *kernel.shape):
         return False
-    found = lax.conv_dimension_numbers(x.shape, kernel.shape, numbers)
-    return found == lax.conv_dimension_numbers(x.shape, kernel.shape, conv_algorithms.LAYOUT)
+    numbers = partial(lax.conv_dimension_numbers, x.shape, kernel.shape)
+    return numbers(dimension_numbers) == numbers(conv_algorithms.LAYOUT)

@@ -1,8 +1,8 @@
-"""Max pools whose gradient is quick on a CPU.
+"""Max pooling with a fast gradient on a CPU.
 
-XLA's CPU scatters the gradient of a pool one pixel after the other: 300 ms for 3x3 pixels with
-stride 2 on 16 x 112 x 112 x 64, where the pool itself takes 19.  Here every pixel asks the windows
-that it lies in whether it is their largest: 45 ms.
+XLA's CPU scatters the gradient of a max pool one pixel after the other: 300 ms for 3x3 windows of
+stride 2 on 16 x 112 x 112 x 64, where the pool itself takes 19 ms.  Here each pixel gathers from
+the windows that contain it, if it is their maximum: 45 ms.
 """
 
 from functools import partial
@@ -12,91 +12,91 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxdet.kernels import conv
+from jaxdet.types import Array
 
 
-def max_pool(x, *, kernel, stride, padding=0):
-    """Maxima [B, h, w, C] of x [B, H, W, C] over squares of `kernel` pixels.
+def max_pool(x: Array, *, kernel: int, stride: int, padding: int = 0) -> jax.Array:
+    """Maxima [B, h, w, C] of x [B, H, W, C] over windows of kernel x kernel pixels.
 
-    Where several pixels of a window are its largest, on a CPU each has an equal share of the
-    gradient; on a GPU or TPU, and under `conv.using("lax")`, the first one has it all.
+    Pixels that tie for the maximum of a window share its gradient equally on a CPU; on GPUs and
+    TPUs, and within `conv.default_impl("lax")`, the first one gets all of it.
     """
     if not conv.auto_enabled(x.dtype):
-        return _lax(x, kernel, stride, padding)
-    return _pooled(kernel, stride, padding, x)
+        return _xla_max_pool(x, kernel, stride, padding)
+    return _max_pool(kernel, stride, padding, x)
 
 
-def _lax(x, kernel, stride, padding):
+def _xla_max_pool(x, kernel, stride, padding):
     return nn.max_pool(x, (kernel,) * 2, (stride,) * 2, ((padding,) * 2,) * 2)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _pooled(kernel, stride, padding, x):
-    return _lax(x, kernel, stride, padding)
+def _max_pool(kernel, stride, padding, x):
+    return _xla_max_pool(x, kernel, stride, padding)
 
 
 def _forward(kernel, stride, padding, x):
-    x = jax.lax.optimization_barrier(x)  # computed once: twice it may round in another way
-    largest = _lax(x, kernel, stride, padding)
-    return largest, (x, largest)
+    x = jax.lax.optimization_barrier(x)  # computed twice, it might round differently
+    maxima = _xla_max_pool(x, kernel, stride, padding)
+    return maxima, (x, maxima)
 
 
-def _backward(kernel, stride, padding, kept, g):
-    x, largest = kept
+def _backward(kernel, stride, padding, residuals, g):
+    x, maxima = residuals
     _, height, width, _ = x.shape
     rows, columns = -(-height // stride), -(-width // stride)
     edge = ((0, 0), (0, rows * stride - height), (0, columns * stride - width), (0, 0))
     x = jnp.pad(x, edge).reshape(len(x), rows, stride, columns, stride, -1)
-    largest, g = (
-        _Windows(v, kernel, stride, padding, (rows, columns), fill)
-        for v, fill in (
-            (largest, jnp.inf),
-            (g / jnp.maximum(_ties(kept, kernel, stride, padding), 1), 0),
-        )
+    shared = g / jnp.maximum(_ties(residuals, kernel, stride, padding), 1)
+    maxima, g = (
+        _Windows(values, kernel, stride, padding, (rows, columns), fill)
+        for values, fill in ((maxima, jnp.inf), (shared, 0))
     )
 
-    def pixels(i, j):
-        """The gradient of the pixels i, j of each square of stride x stride: [B, rows, ...]."""
-        here = x[:, :, i, :, j]
-        asked = [(largest.at(a, b), g.at(a, b)) for a in g.over(i) for b in g.over(j)]
-        return sum((jnp.where(here == top, part, 0) for top, part in asked), jnp.zeros_like(here))
+    def gradient(i, j):
+        """Gradient [B, rows, columns, C] of pixel (i, j) of each block of stride x stride."""
+        pixel = x[:, :, i, :, j]
+        windows = [(maxima.at(a, b), g.at(a, b)) for a in g.over(i) for b in g.over(j)]
+        terms = (jnp.where(pixel == maximum, part, 0) for maximum, part in windows)
+        return sum(terms, jnp.zeros_like(pixel))
 
-    squares = [jnp.stack([pixels(i, j) for j in range(stride)], 3) for i in range(stride)]
-    whole = jnp.stack(squares, 2).reshape(len(x), rows * stride, columns * stride, -1)
+    blocks = [jnp.stack([gradient(i, j) for j in range(stride)], 3) for i in range(stride)]
+    whole = jnp.stack(blocks, 2).reshape(len(x), rows * stride, columns * stride, -1)
     return (whole[:, :height, :width],)
 
 
-_pooled.defvjp(_forward, _backward)
+_max_pool.defvjp(_forward, _backward)
 
 
-def _ties(kept, kernel, stride, padding):
-    """How many pixels of each window are its largest, [B, h, w, C]."""
-    x, largest = kept
-    _, rows, columns, _ = largest.shape
+def _ties(residuals, kernel, stride, padding):
+    """Number of pixels that equal the maximum of their window, [B, h, w, C]."""
+    x, maxima = residuals
+    _, rows, columns, _ = maxima.shape
     around = ((0, 0), (padding,) * 2, (padding,) * 2, (0, 0))
     x = jnp.pad(x, around, constant_values=-jnp.inf)
     taps = [(i, j) for i in range(kernel) for j in range(kernel)]
     ends = (stride * (rows - 1) + 1, stride * (columns - 1) + 1)
-    seen = (x[:, i : i + ends[0] : stride, j : j + ends[1] : stride] for i, j in taps)
-    return sum((tap == largest).astype(x.dtype) for tap in seen)
+    pixels = (x[:, i : i + ends[0] : stride, j : j + ends[1] : stride] for i, j in taps)
+    return sum((pixel == maxima).astype(x.dtype) for pixel in pixels)
 
 
 class _Windows:
-    """Numbers of windows [B, h, w, C], asked for by the squares of pixels that they lie over."""
+    """Values of windows [B, h, w, C], looked up by the blocks of pixels that they cover."""
 
-    def __init__(self, values, kernel, stride, padding, squares, fill):
-        self.kernel, self.stride, self.padding, self.squares = kernel, stride, padding, squares
+    def __init__(self, values, kernel, stride, padding, blocks, fill):
+        self.kernel, self.stride, self.padding, self.blocks = kernel, stride, padding, blocks
         reach = [offset for i in range(stride) for offset in self.over(i)]
         self.low, high = max(0, -min(reach)), max(0, max(reach))
-        sides = zip(values.shape[1:3], squares, strict=True)
-        margins = [(self.low, max(0, high + n - made)) for made, n in sides]
+        sides = zip(values.shape[1:3], blocks, strict=True)
+        margins = [(self.low, max(0, high + n - side)) for side, n in sides]
         self.values = jnp.pad(values, ((0, 0), *margins, (0, 0)), constant_values=fill)
 
     def over(self, i):
-        """Which windows, counted from that of the same number, hold pixel i of a square."""
+        """Windows that contain pixel i of a block, as offsets from the block's own index."""
         last = (i + self.padding) // self.stride
         return range(-((self.kernel - 1 - i - self.padding) // self.stride), last + 1)
 
     def at(self, a, b):
-        """For each square, the window a rows below and b columns to the right of its own."""
-        rows, columns = self.squares
+        """For each block, the value of the window a rows below and b columns to the right."""
+        rows, columns = self.blocks
         return self.values[:, self.low + a :, self.low + b :][:, :rows, :columns]

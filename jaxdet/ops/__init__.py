@@ -1,1 +1,23 @@
-"""Array functions without state or parameters, each written for one image; `jax.vmap` batches."""
+"""Array functions for detection, sliding windows and embeddings, usable on their own.
+
+- `boxes`: corner boxes `x0 y0 x1 y1`: overlap, clipping, format conversion
+- `anchors`: grid centres, anchor boxes, box encodings
+- `assign`: assignment of true boxes to cells (`task_aligned`, `max_iou`)
+- `nms`: non-maximum suppression and box fusion
+- `windows`: receptive fields, extraction and targets of sliding windows
+- `embeddings`: normalisation, similarity, identification
+- `augment`: random image and box transforms
+- `numerics`: safe division and precision
+
+Functions are pure and can be jitted, vmapped and differentiated.  They are written for one image or
+broadcast; `jax.vmap` adds the batch:
+
+    from jaxdet import ops
+
+    ops.boxes.iou(a[:, None], b[None])  # all pairs of a [N, 4] and b [M, 4]
+    jax.vmap(ops.nms.nms)(boxes, scores, labels)  # [B, N, 4], [B, N], [B, N]
+"""
+
+from jaxdet.ops import anchors, assign, augment, boxes, embeddings, nms, numerics, windows
+
+__all__ = ["anchors", "assign", "augment", "boxes", "embeddings", "nms", "numerics", "windows"]

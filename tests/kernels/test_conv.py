@@ -12,7 +12,7 @@ from jax import lax
 from jaxdet import flops
 from jaxdet.kernels import conv, conv_algorithms
 
-WAYS = ("auto", "lax", "dot", "im2col", "shift", "pairs", "mirror", "blocks")
+IMPLS = ("auto", "lax", "dot", "im2col", "shift", "pairs", "mirror", "blocks")
 CASES = {  # batch, rows, columns, channels, out, kernel, stride, padding, dilation, groups
     "same": (2, 9, 9, 3, 5, (3, 3), 1, "SAME", 1, 1),
     "even strides": (2, 12, 10, 4, 6, (4, 4), 2, "VALID", 1, 1),
@@ -32,7 +32,7 @@ CASES = {  # batch, rows, columns, channels, out, kernel, stride, padding, dilat
 
 
 def inputs(case):
-    """(x, kernel, options of the convolution) of a case."""
+    """(x, kernel, options of the convolution) for a case."""
     count, rows, columns, channels, out, kernel, stride, padding, dilation, groups = case
     draw = np.random.default_rng(0)
     x = draw.normal(size=(count, rows, columns, channels)).astype(np.float32)
@@ -47,33 +47,33 @@ def inputs(case):
     return x, weights, options
 
 
-def derived(way, x, kernel):
-    """Outputs, gradients, and a directional derivative."""
-    out, pull = jax.vjp(way, x, kernel)
-    moved = (jnp.cos(x), jnp.sin(kernel))
-    return out, pull(jnp.cos(out)), jax.jvp(way, (x, kernel), moved)[1]
+def derivatives(convolve, x, kernel):
+    """Output, gradients, and a directional derivative."""
+    out, vjp = jax.vjp(convolve, x, kernel)
+    tangents = (jnp.cos(x), jnp.sin(kernel))
+    return out, vjp(jnp.cos(out)), jax.jvp(convolve, (x, kernel), tangents)[1]
 
 
 def assert_equal(x, kernel, options, impls):
-    """Outputs, both gradients and the directional derivative are those of `lax`, to 1e-5."""
+    """Check output, gradients and directional derivative against `lax`, to 1e-5."""
     named = [partial(conv.conv_general_dilated, impl=impl, **options) for impl in impls]
 
     @jax.jit
-    def made(x, kernel):
+    def run(x, kernel):
         each = [partial(lax.conv_general_dilated, **options), *named]
-        return [jax.tree.leaves(derived(way, x, kernel)) for way in each]
+        return [jax.tree.leaves(derivatives(convolve, x, kernel)) for convolve in each]
 
-    wanted, *others = jax.device_get(made(x, kernel))
-    for expected, *found in zip(wanted, *others, strict=True):
+    native, *others = jax.device_get(run(x, kernel))
+    for expected, *found in zip(native, *others, strict=True):
         largest = np.abs(expected).max() or 1.0
         for actual in found:
             np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * largest)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_every_way_is_the_same_map(case):
-    """Those that cannot take a case are `lax`, and so need no comparison."""
-    plans = {impl: planned(case, impl) for impl in WAYS}
+def test_every_algorithm_equals_lax(case):
+    """Algorithms that do not apply fall back to `lax` and need no comparison."""
+    plans = {impl: planned(case, impl) for impl in IMPLS}
     assert set(plans["lax"]) == {"lax"}
     other = [
         impl
@@ -89,8 +89,9 @@ def cases(draw):
     side = st.integers(1, 3)
     kernel = draw(st.tuples(side, side))
     dilation, stride = draw(side), draw(side)
-    least = (max(kernel) - 1) * dilation + 1
-    rows, columns = draw(st.integers(least, least + 4)), draw(st.integers(least, least + 4))
+    extent = (max(kernel) - 1) * dilation + 1
+    size = st.integers(extent, extent + 4)
+    rows, columns = draw(size), draw(size)
     groups = draw(st.integers(1, 3))
     channels, out = groups * draw(side), groups * draw(side)
     some = st.integers(0, 2)
@@ -100,13 +101,13 @@ def cases(draw):
 
 
 @settings(max_examples=5, deadline=None)
-@given(cases(), st.sampled_from(WAYS))
-def test_any_shape_is_the_same_map(case, impl):
+@given(cases(), st.sampled_from(IMPLS))
+def test_any_shape_equals_lax(case, impl):
     assert_equal(*inputs(case), [impl])
 
 
 def planned(case, impl="auto"):
-    """The plan of a case."""
+    """The plan for a case."""
     x, kernel, options = inputs(case)
     seen = {}
     choose = conv.choose_plan
@@ -124,7 +125,7 @@ def planned(case, impl="auto"):
 
 
 @pytest.mark.parametrize(
-    "name, forward",
+    "name, output",
     [
         ("pixel", "dot"),
         ("depthwise", "shift"),
@@ -135,17 +136,17 @@ def planned(case, impl="auto"):
         ("grouped", "lax"),
     ],
 )
-def test_auto_chooses_by_shape(name, forward):
-    assert planned(CASES[name]).forward == forward
+def test_auto_chooses_by_shape(name, output):
+    assert planned(CASES[name]).output == output
 
 
-def test_auto_is_lax_where_it_is_not_a_cpu(monkeypatch):
+def test_auto_is_lax_on_other_devices(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert set(planned(CASES["depthwise"])) == {"lax"}
-    assert set(planned(CASES["depthwise"], "shift")) == {"shift"}  # what is asked for is done
+    assert set(planned(CASES["depthwise"], "shift")) == {"shift"}  # an explicit choice stands
 
 
-def test_auto_is_lax_in_other_formats_and_layouts():
+def test_auto_is_lax_for_other_dtypes_and_layouts():
     x, kernel, options = inputs(CASES["pixel"])
     halved = jax.make_jaxpr(partial(conv.conv_general_dilated, **options))(
         x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
@@ -160,15 +161,15 @@ def test_auto_is_lax_in_other_formats_and_layouts():
     )
 
 
-def test_auto_can_be_forced():
+def test_default_impl_overrides_auto_alone():
     x, kernel, options = inputs(CASES["pixel"])
     with conv.default_impl("lax"):
         assert set(planned(CASES["depthwise"])) == {"lax"}
         assert set(planned(CASES["pixel"], "dot")) == {"dot"}
-    assert planned(CASES["depthwise"]).forward == "shift"
+    assert planned(CASES["depthwise"]).output == "shift"
 
 
-def test_under_vmap_over_kernels_patches_are_a_batched_product():
+def test_im2col_under_vmap_over_kernels_is_a_batched_matrix_product():
     x, kernel, options = inputs(CASES["same"])
     kernels = jnp.stack([kernel, 2 * kernel])
     with conv.default_impl("im2col"):
@@ -180,7 +181,7 @@ def test_under_vmap_over_kernels_patches_are_a_batched_product():
     np.testing.assert_allclose(found[1], 2 * expected, rtol=1e-4, atol=1e-5)
 
 
-def test_counts_are_those_of_lax():
+def test_operation_counts_equal_those_of_lax():
     x, kernel, options = inputs(CASES["depthwise"])
     assert (
         flops.count(partial(conv.conv_general_dilated, **options), x, kernel).by_layer
@@ -188,7 +189,7 @@ def test_counts_are_those_of_lax():
     )
 
 
-def test_linen_keeps_parameters_and_names():
+def test_the_linen_hook_keeps_parameters_and_names():
     x = jnp.ones((2, 9, 9, 3))
     plain = nn.Conv(4, (3, 3), strides=2)
     hooked = nn.Conv(4, (3, 3), strides=2, conv_general_dilated=conv.conv_general_dilated)
@@ -198,15 +199,15 @@ def test_linen_keeps_parameters_and_names():
     assert transposed.init(jax.random.key(0), x)
 
 
-def test_no_gradient_by_the_image_is_made_where_none_is_asked_for():
+def test_the_image_gradient_is_not_computed_unless_needed():
     x, kernel, options = inputs(CASES["pixel"])
     by_kernel = jax.grad(lambda k: conv.conv_general_dilated(x, k, **options).sum())
     steps = [s.eqn.primitive.name for s in flops.walk(jax.make_jaxpr(by_kernel)(kernel))]
-    assert steps.count("dot_general") == 1  # the outputs are not needed, their number is not
+    assert steps.count("dot_general") == 1  # the output is not needed for a linear function
 
 
-def test_what_follows_a_sum_of_slices_does_not_compute_it_again():
-    """XLA's own count is 1.65 times that on paper, and 2.6 times without `ways.once`."""
+def test_consumers_of_a_sum_of_slices_do_not_recompute_it():
+    """XLA counts 1.65 times the theoretical operations, and 2.6 times without `compute_once`."""
 
     class Normed(nn.Module):
         @nn.compact
@@ -225,5 +226,5 @@ def test_what_follows_a_sum_of_slices_does_not_compute_it_again():
 
     gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
     counted = gradient.lower(variables, x).compile().cost_analysis()["flops"]
-    on_paper = 3 * 2 * 25 * x.size  # outputs and two gradients, by multiply-adds of each tap
-    assert counted < 2 * on_paper
+    theoretical = 3 * 2 * 25 * x.size  # output and two gradients, a multiply-add per tap
+    assert counted < 2 * theoretical

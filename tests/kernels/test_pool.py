@@ -1,4 +1,4 @@
-"""The quick gradient of max pools against XLA's own, and against the obvious loop."""
+"""The gradient of max pooling against XLA's own, and against a plain loop."""
 
 from functools import partial
 
@@ -14,19 +14,19 @@ from jaxdet.kernels import conv, pool
 from tests.reference import layers as reference
 
 
-def passes(x, g, kernel, stride, padding):
-    """Maxima, and the gradient by the image of a pool whose outputs have the gradient g."""
+def pool_and_gradient(x, g, kernel, stride, padding):
+    """Maxima, and the gradient with respect to x for output gradients g(shape)."""
 
     @jax.jit
-    def both(x):
+    def run(x):
         pooled = partial(pool.max_pool, kernel=kernel, stride=stride, padding=padding)
-        out, back = jax.vjp(pooled, x)
-        return out, back(g(out.shape))[0]
+        out, vjp = jax.vjp(pooled, x)
+        return out, vjp(g(out.shape))[0]
 
-    return both(x)
+    return run(x)
 
 
-def drawn(seed):
+def normal(seed):
     return lambda shape: np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
@@ -34,29 +34,29 @@ def drawn(seed):
 @given(
     st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.integers(1, 4), st.integers(0, 2)
 )
-def test_any_pool_is_that_of_xla(height, width, kernel, stride, padding):
+def test_any_pool_equals_that_of_xla(height, width, kernel, stride, padding):
     padding = min(padding, kernel // 2)
     if min(height, width) + 2 * padding < kernel:
         return
-    different = np.random.default_rng(0).permutation(2 * height * width * 3)  # no ties
-    x = different.reshape(2, height, width, 3).astype(np.float32)
-    found = passes(x, drawn(1), kernel, stride, padding)
+    distinct = np.random.default_rng(0).permutation(2 * height * width * 3)  # no ties
+    x = distinct.reshape(2, height, width, 3).astype(np.float32)
+    found = pool_and_gradient(x, normal(1), kernel, stride, padding)
     with conv.default_impl("lax"):
-        wanted = passes(x, drawn(1), kernel, stride, padding)
-    for a, b in zip(found, wanted, strict=True):
+        expected = pool_and_gradient(x, normal(1), kernel, stride, padding)
+    for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("kernel, stride, padding", [(2, 2, 0), (3, 2, 1), (3, 1, 1), (2, 3, 0)])
-def test_ties_share_the_gradient_as_in_the_loop(kernel, stride, padding):
-    x = np.round(2 * drawn(0)((2, 7, 6, 2)))
-    out, found = passes(x, drawn(1), kernel, stride, padding)
-    wanted = reference.max_pool_gradient(x, drawn(1)(out.shape), kernel, stride, padding)
-    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+def test_ties_share_the_gradient_as_in_the_reference(kernel, stride, padding):
+    x = np.round(2 * normal(0)((2, 7, 6, 2)))
+    out, found = pool_and_gradient(x, normal(1), kernel, stride, padding)
+    expected = reference.max_pool_gradient(x, normal(1)(out.shape), kernel, stride, padding)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_plain_jit_and_vmap_agree():
-    x = drawn(0)((3, 2, 6, 6, 2))
+def test_eager_jit_and_vmap_agree():
+    x = normal(0)((3, 2, 6, 6, 2))
     pooled = lambda x: (pool.max_pool(x, kernel=3, stride=2, padding=1) ** 2).sum()  # noqa: E731
     plain = np.stack([jax.grad(pooled)(one) for one in x])
     compiled = jax.jit(jax.grad(pooled))
@@ -64,13 +64,13 @@ def test_plain_jit_and_vmap_agree():
     np.testing.assert_allclose(jax.jit(jax.vmap(jax.grad(pooled)))(x), plain, rtol=1e-6)
 
 
-def test_the_whole_gradient_arrives():
+def test_the_gradient_sums_to_that_of_the_outputs():
     x = np.zeros((1, 8, 8, 1), np.float32)
-    _, found = passes(x, jnp.ones, 3, 2, 1)
+    _, found = pool_and_gradient(x, jnp.ones, 3, 2, 1)
     assert found.sum() == pytest.approx(16)
 
 
-def test_other_number_formats_are_pooled_by_xla():
+def test_other_dtypes_are_pooled_by_xla():
     x = jnp.ones((1, 4, 4, 1), jnp.bfloat16)
     jaxpr = str(jax.make_jaxpr(jax.grad(lambda x: pool.max_pool(x, kernel=2, stride=2).sum()))(x))
     assert "select_and_scatter" in jaxpr
@@ -78,15 +78,15 @@ def test_other_number_formats_are_pooled_by_xla():
 
 
 def test_the_input_is_computed_once():
-    """Twice, in two fusions, XLA may round it in two ways: no pixel is then the largest one."""
+    """Computed in two fusions, XLA may round it differently, and no pixel equals the maximum."""
     step = jax.grad(lambda x: pool.max_pool(jnp.cos(x), kernel=2, stride=2).sum())
     program = str(jax.make_jaxpr(step)(jnp.ones((1, 4, 4, 1))))
     before, after = program.index("cos"), program.index("reduce_window_max")
     assert before < program.index("optimization_barrier") < after
 
 
-def test_a_window_in_which_no_pixel_is_the_largest_has_no_infinite_gradient():
+def test_a_window_whose_maximum_no_pixel_equals_has_a_finite_gradient():
     x = np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1)
-    kept = jnp.asarray(x), jnp.full((1, 2, 2, 1), 99.0)  # as rounding may have it
-    (found,) = pool._backward(2, 2, 0, kept, jnp.ones((1, 2, 2, 1)))
+    residuals = jnp.asarray(x), jnp.full((1, 2, 2, 1), 99.0)  # as rounding may produce
+    (found,) = pool._backward(2, 2, 0, residuals, jnp.ones((1, 2, 2, 1)))
     np.testing.assert_array_equal(found, 0)

@@ -49,7 +49,7 @@ def cutout(image, draw, fill, size):
 
 
 def shift(image, down, across):
-    """Image [H, W, C] whose pixels come from `down` rows below and `across` columns to the right."""
+    """Image [H, W, C] whose pixels come from `down` rows below, `across` columns to the right."""
     out, (height, width, _) = np.zeros_like(image), image.shape
     for row, column in np.ndindex(height, width):
         if 0 <= row + down < height and 0 <= column + across < width:
