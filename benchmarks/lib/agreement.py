@@ -1,15 +1,15 @@
-"""Where sliding a network window by window and convolving it with the image give the same.
+"""Where sliding a network window by window and convolving it with the image give the same result.
 
-`norms` compares the outputs of the two forms of a network.  `check` sets what
-`windows.differences` says of a chain beside what random weights show, window by window.
+`difference_norms` compares the outputs of both forms of a network. `check` compares the reasons of
+`windows.differences` with what random weights show.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.lib import sliding
-from jaxdet import tables
+from benchmarks.lib import sliding, units
 from jaxdet.models.sliding import SlidingNet
 from jaxdet.ops import windows
 
@@ -17,13 +17,13 @@ TOLERANCE = 1e-4  # of outputs near 1; float32 sums in another order differ by a
 
 
 class Case(NamedTuple):
-    """One row of the check."""
+    """A network, an image and a stride for which both forms are compared."""
 
-    arch: str  # the chain before the first dense layer, as of `windows.parse`
+    arch: str  # the layers before the first dense one, as read by `windows.parse`
     window: int
     stride: int  # of sliding; 0 is the product of the layers' strides
     size: int  # side of the image
-    question: str = ""  # of seed 001
+    question: str = ""  # of assignment 1, see docs/assignments.md
 
 
 CASES = (
@@ -47,64 +47,69 @@ CASES = (
     Case("c5,p2,c3,p2", 14, 4, 28, "6 and 7, window 14"),
 )
 COLUMNS = {
-    "arch": "features",
+    "arch": "layers",
     "window": "window",
     "stride": "stride",
     "size": "size",
     "convolutional": "convolutional",
     "sequential": "sequential",
-    "predicted": "formulas say",
-    "measured": "random weights show",
+    "predicted": "formulas",
+    "measured": "random weights",
     "difference": "largest difference",
     "why": "why",
     "question": "question",
 }
 
 
-def norms(net, size):
-    """Row of the norms of the difference between the two forms on one image of `size` pixels.
+def difference_norms(net: SlidingNet, size: int) -> dict[str, Any]:
+    """Row of the norms of the difference between both forms on one image of `size` pixels.
 
-    Once with bell-shaped weights, once with small whole numbers, where float32 rounds nothing off
-    and the order of a sum does not matter.
+    Once with normal weights, once with small integers, where float32 is exact and the order of a
+    sum does not matter.
     """
-    slid, dense = sliding.both(sliding.pair(net), image(size), _stride(net))
-    forms = sliding.pair(net, sample=signs)
-    whole = np.subtract(*sliding.both(forms, np.round(image(size)), _stride(net)))
+    image, stride = random_images(size), _dense_stride(net)
+    slid, dense = sliding.run_both(sliding.build_pair(net), image, stride)
+    pair = sliding.build_pair(net, sample=sparse_signs)
+    exact = np.subtract(*sliding.run_both(pair, np.round(image), stride))
     return {
         "size": size,
         "output": list(slid.shape),
-        "norm": norm(slid),
-        "difference": norm(slid - dense),
+        "norm": _norm(slid),
+        "difference": _norm(slid - dense),
         "largest": float(abs(slid - dense).max()),
-        "whole_numbers": norm(whole),
+        "integer_weights": _norm(exact),
     }
 
 
-def image(size, batch=1):
-    """Images [B, size, size, 3] of noise in [0, 1), float32."""
+def random_images(size: int, batch: int = 1) -> np.ndarray:
+    """Images [B, size, size, 3], float32, uniform in [0, 1)."""
     return np.random.default_rng(1).random((batch, size, size, 3), np.float32)
 
 
-def signs(draw, shape):
-    """Weights -1, 0 and 1, one in eight not 0: no partial sum of Andrew's network leaves 2^24."""
+def sparse_signs(draw: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Weights -1, 0 and 1, of which one in eight is not 0.
+
+    With them, no partial sum of `NgSlidingNet` exceeds 2^24.
+    """
     return np.float32(draw.integers(-1, 2, shape) * (draw.random(shape) < 3 / 16))
 
 
-def norm(x):
-    """Euclidean norm of all numbers of an array."""
-    return float(np.linalg.norm(np.asarray(x, np.float64)))
+def check(cases: Sequence[Case]) -> list[dict[str, Any]]:
+    """One row per case: windows of both forms, and whether formulas and numbers say they agree."""
+    return [_check_case(case) for case in cases]
 
 
-def check(cases):
-    """A row for each case: windows of both forms, verdict of the formulas and of the numbers."""
-    return [row(case) for case in cases]
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """Table of the rows of `check`, and how often formulas and numbers agree."""
+    right = sum(row["predicted"] == row["measured"] for row in rows)
+    note = f"Formulas and numbers agree in {right} of {len(rows)} rows."
+    return f"{units.markdown_table(rows, COLUMNS)}\n\n{note}"
 
 
-def row(case):
-    """Row of one case."""
-    net = network(case)
-    stride = case.stride or _stride(net)
-    slid, dense = sliding.both(sliding.pair(net), image(case.size), stride)
+def _check_case(case):
+    net = _build_net(case)
+    stride = case.stride or _dense_stride(net)
+    slid, dense = sliding.run_both(sliding.build_pair(net), random_images(case.size), stride)
     reasons = windows.differences(net.stages, case.window, case.size, stride)
     difference = float(abs(slid - dense).max()) if slid.shape == dense.shape else None
     same = difference is not None and difference < TOLERANCE
@@ -113,27 +118,27 @@ def row(case):
         "stride": stride,
         "convolutional": list(dense.shape[1:3]),
         "sequential": list(slid.shape[1:3]),
-        "predicted": "differ" if reasons else "coincide",
-        "measured": "coincide" if same else "differ",
+        "predicted": "differ" if reasons else "agree",
+        "measured": "agree" if same else "differ",
         "difference": difference,
         "why": "; ".join(reasons),
     }
 
 
-def network(case):
-    """A small network with the chain and window of a case."""
+def _build_net(case):
+    """A small network with the layers and the window of a case."""
     stages = windows.parse(case.arch)
-    widths = (6,) * sum(layer.kind == "conv" for layer in stages)
-    return SlidingNet(stages, widths, dense=(8,), outputs=4, window=case.window, activation=None)
+    channels = (6,) * sum(layer.kind == "conv" for layer in stages)
+    return SlidingNet(
+        stages, channels, fc_widths=(8,), outputs=4, window=case.window, activation=None
+    )
 
 
-def text(rows):
-    """Markdown of the rows of `check`, and how often formulas and numbers agree."""
-    agreed = sum(row["predicted"] == row["measured"] for row in rows)
-    note = f"Formulas and numbers agree in {agreed} of {len(rows)} rows."
-    return f"{tables.to_markdown(rows, COLUMNS)}\n\n{note}"
-
-
-def _stride(net):
-    """The stride at which sliding is what the convolutional form does."""
+def _dense_stride(net):
+    """The stride at which the convolutional form slides."""
     return windows.receptive_field(net.chain()).stride
+
+
+def _norm(x):
+    """Euclidean norm of all elements of an array."""
+    return float(np.linalg.norm(np.asarray(x, np.float64)))

@@ -34,21 +34,13 @@ from typing import ClassVar, Literal
 
 from jaxdet.config import Schedule, TrainConfig, cached_reader, check_fractions, task_hparams
 from jaxdet.errors import InputError
+from jaxdet.models import registry
 from jaxdet.training.experiment import Experiment
 
-Model = Literal[
+Model = Literal[*registry.names("cifar")]
+TUTORIALS = (
     *("tutorial", "doubled", "extra_conv", "extra_dense", "extra_both", "two_3x3", "inception"),
-    *("resnet20", "narrow", "tiny", "deep", "tiniest"),
-]
-TUTORIALS = {
-    "tutorial": "LeNet",
-    "doubled": "Doubled",
-    "extra_conv": "ExtraConv",
-    "extra_dense": "ExtraDense",
-    "extra_both": "ExtraBoth",
-    "two_3x3": "Smaller",
-    "inception": "Parallel",
-}
+)
 
 
 @dataclass(frozen=True)
@@ -126,32 +118,21 @@ def network(config, classes=10):
     from flax import linen as nn
 
     from jaxdet.kernels import conv
-    from jaxdet.models import cifar, lenet
 
     check(config)
-    part = {
+    fields = {
         "classes": classes,
         "conv_general_dilated": partial(conv.conv_general_dilated, impl=config.conv),
         "dtype": jnp.bfloat16 if config.bfloat16 else None,
         "rate": 1.0,  # times `dropout`, a number of the state
     }
-    own = config.activation == "own"
-    bent = part if own else {**part, "activation": getattr(nn, config.activation)}
-    match config.model:
-        case "resnet20":
-            net = cifar.ResNet20(**part)
-        case "narrow":
-            net = cifar.Narrow(**part)
-        case "tiny":
-            net = cifar.Tiny(**bent)
-        case "deep":
-            net = cifar.Deep(**bent)
-        case "tiniest":
-            net = cifar.Tiniest(**part)
-        case name:
-            sizes = {key: getattr(config, key) for key in ("channels", "fc_widths")}
-            sizes = {key: value for key, value in sizes.items() if value}
-            net = getattr(lenet, TUTORIALS[name])(**bent, **sizes, norm=config.norm)
+    if config.activation != "own":
+        fields["activation"] = getattr(nn, config.activation)
+    if config.model in TUTORIALS:
+        sizes = {"channels": config.channels, "fc_widths": config.fc_widths}
+        fields |= {name: value for name, value in sizes.items() if value}
+        fields["norm"] = config.norm
+    net = registry.get(config.model).build(**fields)
     return net, (1, 32, 32, 3)
 
 
@@ -189,7 +170,7 @@ def task_of(config, net, classes):
         "label_smoothing": config.label_smoothing,
         "mirrored": config.tta,
     }
-    return classify.Classifier(net, classes, _change(config), _mix(config), **how).task()
+    return classify.ClassificationTask(net, classes, _change(config), _mix(config), **how).task()
 
 
 def inspect(root):

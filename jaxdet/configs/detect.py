@@ -56,6 +56,7 @@ from jaxdet.config import (
 )
 from jaxdet.configs import backbones
 from jaxdet.errors import InputError
+from jaxdet.models import registry
 from jaxdet.training.experiment import Experiment
 
 
@@ -162,15 +163,15 @@ def network(config, classes=3):
     block = {"conv": necks.ConvBlock, "c3": necks.C3, "c2f": necks.C2f}[config.neck_block]
     neck = {"fpn": necks.FPN, "pan": necks.PAN}[config.neck]
     reading = _reading(config)
-    features = backbones.features(config.model)
-    how = {"frozen": len(backbones.kept(config)), "freeze_bn": config.freeze_bn}
-    shape = {"neck_channels": config.neck_channels, **part}
-    outputs = {"classes": reading.logits(classes), "objectness": reading.objectness}
+    features = registry.backbone(config.model)
+    how = {"frozen_stages": len(backbones.kept(config)), "freeze_bn": config.freeze_bn}
+    shape = {"channels": config.neck_channels, **part}
+    outputs = {"classes": reading.num_logits(classes), "objectness": reading.objectness}
     net = Detector(
         backbone=partial(features, **how, **part),
         neck=partial(neck, block=block, **shape),
         head=partial(DecoupledHead, **outputs, **shape),
-        bins=config.reg_max,
+        reg_max=config.reg_max,
     )
     return net, (1, *config.size, 3)
 
@@ -190,7 +191,7 @@ def system(config, classes, splits):
 
     net, (_, *shape) = network(config, len(classes))
     detection = task_of(config, net, classes)
-    trained = partial(backbones.pretrained, config.model, config.weights)
+    trained = partial(registry.load_pretrained, config.model, config.weights)
     return Experiment(
         task=detection.task(),
         splits=splits,
@@ -211,11 +212,10 @@ def system(config, classes, splits):
 
 def task_of(config, net, classes):
     """The `tasks.detect.Detection` of a `Config`."""
-    from jaxdet.data.normalize import EFFICIENTNET_LITE, IMAGENET
     from jaxdet.losses import boxes as box_losses
     from jaxdet.tasks import augmentation, detect
 
-    return detect.Detection(
+    return detect.DetectionTask(
         net,
         classes,
         augmentation.pipeline(config),
@@ -223,8 +223,8 @@ def task_of(config, net, classes):
         _suppress(config),
         box_loss=getattr(box_losses, config.box_loss),
         reading=_reading(config),
-        levels=EFFICIENTNET_LITE if config.model == "lite0" else IMAGENET,
-        views=detect.TTA if config.tta else detect.PLAIN,
+        levels=registry.normalization(config.model),
+        views=detect.TTA if config.tta else detect.SINGLE_VIEW,
     )
 
 
@@ -262,19 +262,19 @@ def _data(config):
 
 
 def _reading(config):
-    from jaxdet.tasks import readings
+    from jaxdet.tasks import class_encoding
 
-    ways = {"yolox": readings.OBJECTNESS, "noobj-bg": readings.BACKGROUND}
-    return ways.get(config.background, readings.ZEROS)
+    ways = {"yolox": class_encoding.OBJECTNESS, "noobj-bg": class_encoding.BACKGROUND_CLASS}
+    return ways.get(config.background, class_encoding.ZEROS)
 
 
 def _assigner(config):
     from jaxdet.tasks import detect
 
     if config.assigner == "iou":
-        return detect.assigner(positive=config.positive_iou)
+        return detect.make_assigner(positive=config.positive_iou)
     how = {name: getattr(config, name) for name in ("topk", "alpha", "beta", "tal_from")}
-    return detect.assigner(positive=config.positive_iou, **how)
+    return detect.make_assigner(positive=config.positive_iou, **how)
 
 
 def _suppress(config):

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal
 
 from jaxdet.config import BackboneOptions
 from jaxdet.configs import backbones, stages
 from jaxdet.errors import InputError
+from jaxdet.models import registry
 
-Model = Literal[*get_args(backbones.Backbone), *stages.STAGED]
+Model = Literal[*registry.names("backbone", "staged")]
 
 
 @dataclass(frozen=True)
@@ -62,36 +63,26 @@ def network(config, classes=40):
 
 
 def _features(config):
-    from jaxdet.models import convnext, inverted_residual
-
     if config.model in stages.STAGED:
-        make = {"bottleneck": inverted_residual.InvertedResidualNet, "convnext": convnext.Tiny}[
-            config.model
-        ]
-        return partial(make, classes=0, **stages.fields(config))
-    thin = (
-        {"width_multiplier": round(64 * config.width_multiplier)}
-        if config.model.startswith("resnet")
-        else {}
-    )
-    frozen = {"frozen": len(backbones.kept(config)), "freeze_bn": config.freeze_bn}
-    return partial(backbones.features(config.model, config.backbone_stages), **thin, **frozen)
+        return partial(registry.backbone(config.model), **stages.fields(config))
+    fields = {"frozen_stages": len(backbones.kept(config)), "freeze_bn": config.freeze_bn}
+    if config.model.startswith("resnet"):
+        fields["width"] = round(64 * config.width_multiplier)
+    return partial(registry.backbone(config.model, stages=config.backbone_stages), **fields)
 
 
 def pretrained(config, variables):
     """The variables of the network of an `Embedding`, its backbone's from `config.weights`."""
-    return backbones.pretrained(
-        config.model, config.weights, variables, built=config.backbone_stages
+    return registry.load_pretrained(
+        config.model, config.weights, variables, stages=config.backbone_stages
     )
 
 
 def levels(config):
     """The normalisation that the network of an `Embedding` expects."""
-    from jaxdet.data.normalize import CENTERED, EFFICIENTNET_LITE, IMAGENET
+    from jaxdet.data.normalize import CENTERED
 
-    if not config.weights:
-        return CENTERED
-    return EFFICIENTNET_LITE if config.model == "lite0" else IMAGENET
+    return registry.normalization(config.model) if config.weights else CENTERED
 
 
 def check(config):
@@ -104,7 +95,7 @@ def check(config):
                 raise InputError(f"{option} is for a backbone, and {config.model} is none")
         return
     backbones.check(config)
-    count = len(backbones.parts(config.model))
+    count = len(registry.stage_names(config.model))
     if config.backbone_stages and not 2 <= config.backbone_stages <= count:
         raise InputError(
             f"--backbone-stages {config.backbone_stages}: {config.model} has {count}; at least 2"

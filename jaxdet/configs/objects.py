@@ -1,60 +1,66 @@
-"""Objects: label and box of the one object in a photo, four networks and more (seed 000).
+"""Objects: label and box of the one object in an image.
 
     jaxdet data inspect objects --root DIR
     jaxdet train objects --root DIR --epochs 30 --lr 2e-3
     jaxdet eval runs/objects --split all
 
-DIR has `images/LABEL/...` and `annotations/LABEL.csv`, one line a photo: file,x0,y0,x1,y1,label.
-On the 2,033 photos of Caltech-101's airplanes, faces and motorcycles, split as seed 000 had it
-(--split-seed 0; 204 test photos), checkpoints chosen on val; the author's results in brackets:
+DIR has `images/LABEL/...` and `annotations/LABEL.csv`, one line per image: file,x0,y0,x1,y1,label.
+On the 2,033 images of Caltech-101's airplanes, faces and motorcycles (--split-seed 0; 204 test
+images), checkpoints selected on validation, one run of one seed; results of the author of the
+assignment in brackets:
 
-| network, command | label | mean IoU | IoU > .5 | IoU > .7 | time, 2 CPU cores |
+| network, command | accuracy | mean IoU | IoU > .5 | IoU > .7 | time, 2 CPU cores |
 |---|---|---|---|---|---|
 | Simple, as above | 1.000 | .822 (.803) | 1.000 (.971) | .926 (.775) | 53 min beside other work |
-| Deeper at 112 pixels | 1.000 | .863 (.833) | 1.000 (1.00) | .956 (.912) | 40 epochs of 43 to 55 s|
+| Deeper at 112 pixels | 1.000 | .863 (.833) | 1.000 (1.00) | .956 (.912) | 40 epochs, 43 to 55 s |
 | Lite0 at 160 pixels | 1.000 | .907 (.852, VGG) | 1.000 (1.00) | .995 (.971) | 37 min, not alone |
 
 Deeper is `--model deeper --size 112 --epochs 40 --lr 1e-3 --clip 1 --box-weight 5
---best accuracy`.  Lite0 is `--model lite0 --transfer frozen --weights package:lite0 --unfreeze-last 4
---box-head cells --size 160 --epochs 12 --lr 1e-3 --clip 1 --warmup 100 --box-weight 5`; an epoch
-takes 130 to 140 s alone.  With dense layers for the box it had a validation IoU of .58 after the
-first epoch and .70 after four; with the mean of a box a cell .69 after the first, .82 after two.
+--best accuracy`.  Lite0 is `--model lite0 --transfer frozen --weights package:lite0
+--unfreeze-last 4 --box-head cells --size 160 --epochs 12 --lr 1e-3 --clip 1 --warmup 100
+--box-weight 5`; an epoch takes 130 to 140 s alone.  With `--box-head dense` its validation IoU was
+.58 after the first epoch and .70 after four; with `cells` .69 after the first and .82 after two.
 
-The experiments of seed 000 are `python -m benchmarks.experiments` (`benchmarks/RESULTS.md`).  With
-Simple at 112 pixels 20, 50 and 200 epochs have a mean IoU of .818, .818 and .831, and .873, .917
-and .951 of the boxes pass .7; 1, 5, 10 and 20% of the photos name .387, .667, .912 and .975 of the
-test photos rightly.  Without dropout and batch norm, 200 epochs have .842, the best checkpoint as
-well as the last.  Lite0 in 6 epochs has .700 from scratch, .867 with ImageNet's weights frozen,
-batch statistics too, and .873 with all of them learning.
+Experiments (`python -m benchmarks.experiments`, `benchmarks/RESULTS.md`) with Simple at 112 pixels:
+20, 50 and 200 epochs give a mean IoU of .818, .818 and .831, and .873, .917 and .951 of the boxes
+exceed .7; trained on 1, 5, 10 and 20% of the images, accuracy is .387, .667, .912 and .975.
+Without dropout and batch norm, 200 epochs give .842, for the best checkpoint and the last.  Lite0
+in 6 epochs reaches .700 from scratch, .867 with frozen ImageNet features, and .873 fine-tuned.
 
-Alone on the machine an epoch of Simple takes 35 to 40 s; validation IoU passes .80 in the second
-or third.  The figures are of one run of one seed.
-
-Detectors that answer the same question in other ways: TinaFace (arXiv:2011.13183) is a RetinaNet
-of ResNet50, FPN, inception blocks and DIoU loss that treats faces as any small object, with many
-anchors a photo; YOLO (arXiv:1506.02640) divides the photo into 7 x 7 cells, each of which predicts
-boxes, their confidence and a class in one pass.  Here one box a photo is known to be there, so that
-neither anchors nor suppression are needed; a photo with two faces is answered with one box between
-or around them.
+Alone on the machine an epoch of Simple takes 35 to 40 s; validation IoU passes .80 in the second or
+third.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from jaxdet.config import TrainConfig, check_fractions, check_notes, check_scale, task_hparams
-from jaxdet.configs import backbones
+from jaxdet.config import (
+    TrainConfig,
+    check_fractions,
+    check_notes,
+    check_scale,
+    check_train_fraction,
+    task_hparams,
+)
 from jaxdet.errors import InputError
-from jaxdet.training.experiment import Experiment
+from jaxdet.models import registry
 
-SMALLEST = 64  # pixels a side that every network's pools leave something of
+if TYPE_CHECKING:
+    from flax import linen as nn
 
-Model = Literal["simple", "deeper", "vgg", "resnet18", "resnet34", "resnet50", "lite0"]
+    from jaxdet.data.sources import Source
+    from jaxdet.training.experiment import Experiment
+
+MIN_SIZE = 64  # pixels per side that remain for every network's pools
+
+Model = Literal[*registry.names("localizer"), "resnet18", "resnet34", "resnet50", "lite0"]
 
 
 @dataclass(frozen=True)
 class Config(TrainConfig):
-    """Label and box of the one object in a photo."""
+    """Label and box of the one object in an image."""
 
     HPARAMS: ClassVar = ("class_weight", "box_weight", "dropout_scale")
     SUBSET_FIELDS: ClassVar = ("train_fraction",)
@@ -64,47 +70,48 @@ class Config(TrainConfig):
     size: int = 224
     """side of the network's input in pixels"""
     val_fraction: float = 0.1
-    """share of all photos for validation"""
+    """fraction of all images for validation"""
     test_fraction: float = 0.1
-    """share of all photos for the test"""
+    """fraction of all images for the test"""
     train_fraction: float = 1.0
-    """share of all photos for training, or what the others leave of them"""
+    """fraction of all images for training, at most what the other splits leave"""
     split_seed: int = 0
-    """seed of the shuffle before the cuts; 0 with the shares above is the split of seed 000"""
+    """seed of the shuffle before splitting"""
     split_files: str = ""
-    """folder with training_data.csv, val_data.csv and test_data.csv: a split made elsewhere"""
+    """folder with training_data.csv, val_data.csv and test_data.csv: an existing split"""
     on_invalid: Literal["skip", "error"] = "skip"
-    """what to do with a photo or box that cannot be used: leave it out and say so, or stop"""
+    """images or boxes that cannot be used: report and leave out, or stop"""
     model: Model = "simple"
     """network"""
     transfer: Literal["scratch", "frozen", "finetune"] = "scratch"
-    """features from random numbers, or from --weights, which then learn or do not"""
+    """features: random initial values, or --weights, kept frozen or trained further"""
     unfreeze_last: int = 0
-    """with a frozen backbone: how many of its last stages learn nevertheless"""
+    """number of stages, from the last, that are trained under --transfer frozen"""
     weights: str = ""
-    """file of weights for the features (.safetensors, .pth), hf:OWNER/NAME, or package:lite0"""
+    """pretrained weights of the features: a .safetensors or .pth file, hf:OWNER/NAME, or
+    package:lite0"""
     box_head: Literal["dense", "cells"] = "dense"
-    """branch of the box: dense layers, or the weighted mean of a box a cell of the maps"""
+    """box branch: fully connected layers, or the weighted mean of one box per cell of the maps"""
     norm: bool = True
-    """batch norm in the features; --no-norm leaves it out"""
+    """batch norm in the features"""
     dropout_scale: float = 1.0
-    """factor of the network's dropout rates; 0 is none"""
+    """factor of the network's dropout rates; 0 turns dropout off"""
     box_loss: Literal["mse", "smooth_l1", "giou", "diou", "ciou"] = "ciou"
-    """loss of the box; seed 000 has mse"""
+    """box loss"""
     class_weight: float = 1.0
-    """weight of the classification term"""
+    """weight of the classification loss"""
     box_weight: float = 2.0
-    """weight of the box term"""
+    """weight of the box loss"""
     label_smoothing: float = 0.0
     """label smoothing"""
     flip: bool = True
-    """mirror half of the training photos"""
+    """flip half of the training images horizontally"""
     scale: tuple[float, float] = (0.8, 1.25)
-    """training photos are scaled by a factor in this range"""
+    """range of the random scale of training images"""
     shift: float = 0.1
-    """training photos are moved by up to this share of a side"""
+    """largest random translation, as a fraction of a side"""
     brightness_contrast: float = 0.3
-    """brightness and contrast of training photos change by up to this share"""
+    """largest random change of brightness and contrast, as a fraction"""
     epochs: int = 20
     batch: int = 32
     eval_batch: int = 68
@@ -113,122 +120,116 @@ class Config(TrainConfig):
     weight_decay: float = 0.02
     ema: float = 0.99
     best: str = "right_iou"
-    """validation score that chooses the best checkpoint (right_iou: IoU, 0 beside a wrong label)"""
+    """validation score that selects the best checkpoint (right_iou: IoU, 0 where the label is
+    wrong); ties go to the lower loss"""
 
 
-def network(config, classes=3):
+def network(config: Config, classes: int = 3) -> "tuple[nn.Module, tuple[int, ...]]":
     """The network of a `Config`, and the shape [B, H, W, C] of its input."""
-    import jax.numpy as jnp
+    from jaxdet.models.layers import layer_options
+    from jaxdet.models.localizer import DenseBoxHead, Localizer
 
-    from jaxdet.kernels import conv
-    from jaxdet.models import plain
-    from jaxdet.models.localizer import Localizer
-
-    dtype = jnp.bfloat16 if config.bfloat16 else None
-    part = {
-        "conv_general_dilated": partial(conv.conv_general_dilated, impl=config.conv),
-        "dtype": dtype,
-    }
-    part["frozen"] = len(backbones.frozen(config))
-    match config.model:
-        case "simple":
-            net = plain.simple(classes, norm=config.norm, **part)
-        case "deeper":
-            net = plain.deeper(classes, norm=config.norm, **part)
-        case "vgg":
-            net = plain.vgg(classes, norm=config.norm, **part)
-        case name:
-            features = partial(backbones.features(name), **part, **backbones.without(config))
-            side = 7 if name == "lite0" else 1  # pooled, as seed 000 has it, or where things are
-            shape = {"side": side, "boxer": _boxer(config, part), "dtype": dtype}
-            net = Localizer(features, classes, (512, 512), (0.5, 0.5), **shape)
+    options = layer_options(bfloat16=config.bfloat16, conv=config.conv)
+    fields = options | {"frozen_stages": len(_frozen_stages(config))}
+    fields |= {} if config.norm else {"norm": False}
+    spec = registry.get(config.model)
+    if spec.kind == "localizer":
+        net = spec.build(classes, **fields)
+    else:
+        net = Localizer(
+            features=partial(registry.backbone(config.model), **fields),
+            classes=classes,
+            hidden=(512, 512),
+            rates=(0.5, 0.5),
+            side=7 if config.model == "lite0" else 1,  # ResNets are pooled globally
+            box_head=partial(DenseBoxHead, **options) if config.box_head == "cells" else None,
+            dtype=options["dtype"],
+        )
     return net, (1, config.size, config.size, 3)
 
 
-def _boxer(config, part):
-    """The branch of the box that `--box-head` names; None is the dense layers."""
-    from jaxdet.models import localizer
-
-    part = {name: value for name, value in part.items() if name != "frozen"}
-    return partial(localizer.DenseBoxHead, **part) if config.box_head == "cells" else None
-
-
-def inspect(root):
+def summarize(root: str) -> tuple[list[dict[str, Any]], list[str]]:
     """`data.localization.summarize` of a folder, for `jaxdet data inspect`."""
     from jaxdet.data import localization
 
     return localization.summarize(root)
 
 
-def cut(options):
+def split_tables(options: Any) -> tuple:
     """`data.localization.split_tables` of the options of `jaxdet data split`."""
     from jaxdet.data import localization
 
     return localization.split_tables(options)
 
 
-def build(config):
-    """The system of a `Config`, with its data."""
+def build(config: Config) -> "Experiment":
+    """The experiment of a `Config`, with its data."""
     from jaxdet.data import localization
 
-    annotations, classes, splits, notes = localization.read_dataset(config)
-    check_notes(config, notes)
-    made = system(config, classes, splits)._replace(
-        files=localization.format_splits(annotations), notes=notes
+    data = localization.read_dataset(config)
+    check_notes(config, data.notes)
+    whole = replace(
+        from_splits(config, data.classes, data.splits),
+        files=localization.format_splits(data.annotations),
+        notes=data.notes,
     )
-    return made._replace(part=partial(_part, made))
+    return replace(whole, subset=partial(_subset, whole))
 
 
-def _part(whole, config):
-    """A system with the training photos of `config`, which are the first of those it has."""
+def _subset(whole: "Experiment", config: Config) -> "Experiment":
+    """An experiment on the training images of `config`, which are the first of those of `whole`."""
     from jaxdet.data import localization
 
     annotations, _ = localization.read_splits(config)
     train = whole.splits["train"]
     count = train.arrays["id"].searchsorted(len(annotations["train"]))
     splits = whole.splits | {"train": train.first(count)}
-    return whole._replace(splits=splits, files=localization.format_splits(annotations))
-
-
-def system(config, classes, splits):
-    """The system of a `Config` for data of these classes."""
-    from jaxdet.data import images, localization
-    from jaxdet.data.normalize import EFFICIENTNET_LITE, IMAGENET
-    from jaxdet.tasks import localize
-
-    net, (_, *shape) = network(config, len(classes))
-    stay = backbones.frozen(config)
-    levels = EFFICIENTNET_LITE if config.model == "lite0" else IMAGENET
-    task = localize.Labeller(
-        net,
-        classes,
-        _change(config),
-        box_loss=config.box_loss,
-        smoothing=config.label_smoothing,
-        levels=levels,
-    ).task()
-    return Experiment(
-        task=task,
-        splits=splits,
-        hparams=task_hparams(config),
-        about={
-            "classes": list(classes),
-            "input": shape,
-            "normalisation": f"(level / 255 - {levels.mean}) / {levels.std}",
-        },
-        table=partial(localization.read_labeled_images, config.root, classes),
-        weights=None if config.transfer == "scratch" else partial(_pretrained, config),
-        learns=partial(backbones.learns, stay) if stay else None,
-        read=partial(images.read_resized_float, side=config.size),
+    return replace(
+        whole, config=config, splits=splits, files=localization.format_splits(annotations)
     )
 
 
-def _pretrained(config, variables):
-    return backbones.pretrained(config.model, config.weights, variables, config.norm)
+def from_splits(
+    config: Config, classes: tuple[str, ...], splits: "dict[str, Source]"
+) -> "Experiment":
+    """The experiment of a `Config` for data that are read already."""
+    from jaxdet.data import images, localization
+    from jaxdet.tasks.localize import LocalizationTask
+    from jaxdet.training.experiment import Experiment
+
+    net, (_, *shape) = network(config, len(classes))
+    normalization = registry.normalization(config.model)
+    pretrained = None
+    if config.transfer != "scratch":
+        fields = {} if config.norm else {"norm": False}
+        pretrained = partial(registry.load_pretrained, config.model, config.weights, **fields)
+    return Experiment(
+        task=LocalizationTask(
+            net,
+            classes,
+            _transform(config),
+            box_loss=config.box_loss,
+            label_smoothing=config.label_smoothing,
+            normalization=normalization,
+        ),
+        splits=splits,
+        hparams=task_hparams(config),
+        metadata={
+            "classes": list(classes),
+            "input": shape,
+            "normalization": f"(pixel value / 255 - {normalization.mean}) / {normalization.std}",
+        },
+        config=config,
+        name="objects",
+        read_image=partial(images.read_resized_float, side=config.size),
+        read_table=partial(localization.read_labeled_images, config.root, classes),
+        load_pretrained=pretrained,
+        lr_multiplier=registry.lr_multiplier(_frozen_stages(config)),
+    )
 
 
-def _change(config):
-    """How a training photo and its box are changed."""
+def _transform(config: Config) -> Callable:
+    """Augmentation of one training image and its box."""
     from jaxdet.ops import augment
 
     transform = partial(
@@ -239,31 +240,47 @@ def _change(config):
         lighting=config.brightness_contrast,
     )
 
-    def change(key, image, box):
+    def transformed(key, image, box):
         sample = transform(key, augment.Sample(image, box[None]))
         return sample.image, sample.boxes[0]
 
-    return change
+    return transformed
 
 
-def check(config):
-    """Refuse what no training can use, before any photo is read."""
-    if config.size < SMALLEST:
-        raise InputError(f"--size {config.size}: at least {SMALLEST} pixels are wanted")
+def check(config: Config) -> None:
+    """Refuse values that no training can use, before any image is read."""
+    if config.size < MIN_SIZE:
+        raise InputError(f"--size must be at least {MIN_SIZE} pixels, got {config.size}")
     if config.transfer != "scratch" and not config.weights:
-        raise InputError(f"--transfer {config.transfer} wants --weights FILE")
+        raise InputError(f"--transfer {config.transfer} needs --weights FILE")
     if config.weights and config.transfer == "scratch":
-        raise InputError("--weights is not used with --transfer scratch: frozen or finetune")
-    parts = len(backbones.parts(config.model))
-    if not 0 <= config.unfreeze_last <= parts:
+        raise InputError("--weights needs --transfer frozen or finetune, got scratch")
+    stages = len(registry.stage_names(config.model))
+    if not 0 <= config.unfreeze_last <= stages:
         raise InputError(
-            f"--unfreeze-last {config.unfreeze_last}: {config.model} has {parts} parts"
+            f"--unfreeze-last must be from 0 to {stages} for --model {config.model}, got "
+            f"{config.unfreeze_last}"
         )
-    if config.box_head == "cells" and config.model in ("simple", "deeper", "vgg"):
-        raise InputError(f"--box-head cells: {config.model} has one map; choose another --model")
+    if config.box_head == "cells" and registry.get(config.model).kind == "localizer":
+        raise InputError(
+            f"--box-head cells needs several feature maps, --model {config.model} has one; choose "
+            f"a resnet or lite0"
+        )
+    if not config.norm and config.model == "lite0":
+        raise InputError("--no-norm is not for --model lite0; choose another --model")
     check_scale(config)
     check_fractions(config, "shift", "brightness_contrast", "label_smoothing")
+    check_fractions(config, "val_fraction", "test_fraction")
+    check_train_fraction(config)
     if not 0 <= config.dropout_scale < 2:
         raise InputError(
-            f"--dropout {config.dropout_scale:g}: a factor of at least 0, under 2 is wanted"
+            f"--dropout-scale must be at least 0 and below 2, got {config.dropout_scale:g}"
         )
+
+
+def _frozen_stages(config: Config) -> tuple[str, ...]:
+    """Names of the stages of the features that are not trained."""
+    if config.transfer != "frozen":
+        return ()
+    names = registry.stage_names(config.model)
+    return names[: len(names) - config.unfreeze_last]

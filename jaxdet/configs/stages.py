@@ -7,8 +7,9 @@ from typing import Literal
 
 from jaxdet.config import TrainConfig
 from jaxdet.errors import InputError
+from jaxdet.models import registry
 
-STAGED = ("bottleneck", "convnext")
+STAGED = registry.names("staged")
 EACH = {  # option with a number a stage -> field of the networks
     "channels": "widths",
     "blocks": "blocks",
@@ -102,11 +103,11 @@ def fields(config):
     bent = {} if config.activation == "own" else {"activation": getattr(nn, config.activation)}
     how = {"depthwise": config.depthwise}
     if config.model == "convnext":
-        block = partial(convnext.Block, **how, **bent)
-        return {**chosen, "block": block, "initial": layers.KAIMING_FAN_OUT}
+        block = partial(convnext.Block, **how)
+        return {**chosen, **bent, "block": block, "kernel_init": layers.KAIMING_FAN_OUT}
     block = partial(inverted_residual.InvertedResidual, **how)
     if config.block == "convnext":
-        block = partial(convnext.Block, **how, initial=layers.KAIMING_FAN_OUT)
+        block = partial(convnext.Block, **how)
     return {**chosen, **bent, "block": block}
 
 
@@ -169,7 +170,7 @@ def check(config):
 
 def _count(config):
     """How many stages there are; refuses a number of channels that leaves other options open."""
-    own = len(_own(config.model).widths)
+    own = len(registry.get(config.model).build().widths)
     count = len(config.channels) or own
     needed = NEEDED[config.model]
     if count != own and not getattr(config, needed):
@@ -178,15 +179,6 @@ def _count(config):
             f"{_words(config.channels)}"
         )
     return count
-
-
-def _own(model):
-    """The network as it is without options."""
-    from jaxdet.models import convnext, inverted_residual
-
-    return {"bottleneck": inverted_residual.InvertedResidualNet, "convnext": convnext.ConvNeXt}[
-        model
-    ]()
 
 
 def _check_numbers(name, values, count):

@@ -1,8 +1,8 @@
-"""A detector: backbone, neck and head, and boxes in pixels from what the head says.
+"""Detector: backbone, neck and head, and boxes in pixels decoded from the head's outputs.
 
-net = Detector(backbone=partial(Lite0, classes=0), neck=partial(FPN, width=96),
-               head=partial(Decoupled, classes=3))
-answers = net.apply(variables, images)
+net = Detector(backbone=partial(Lite0, classes=0), neck=partial(FPN, channels=96),
+               head=partial(DecoupledHead, classes=3))
+output = net.apply(variables, images)
 """
 
 from collections.abc import Callable
@@ -16,11 +16,11 @@ from flax import linen as nn
 from jaxdet.ops import anchors
 from jaxdet.types import Array
 
-MAX_LOG_DISTANCE = 8.0  # logarithm of a side in strides at which boxes stop growing: exp(8) = 2,981
+MAX_LOG_DISTANCE = 8.0  # caps a decoded distance at exp(8) = 2,981 strides
 
 
 class DetectorOutput(NamedTuple):
-    """What every cell of an image says, [B, A, ...]."""
+    """Predictions of the A cells of all levels, fine to coarse, row by row."""
 
     classes: Array  # [B, A, K] logits
     boxes: Array  # [B, A, 4] in pixels of the network's input
@@ -31,48 +31,47 @@ class DetectorOutput(NamedTuple):
 
 
 class Detector(nn.Module):
-    """Parts that make modules, given `axis_name` and `name`.
+    """A backbone, a neck and a head, given as constructors that take `axis_name` and `name`.
 
-    levels: how many maps of the backbone, the coarsest ones, the neck gets.
-    bins: numbers for each side of a box: 1 is the logarithm of a distance in strides, more are a
-    distribution over distances (Li et al. 2020, arXiv:2006.04388), of which a box is the mean.
+    levels: number of maps of the backbone that the neck takes, the coarsest ones.
+    reg_max: numbers per side of a box.  1 is the logarithm of a distance in strides; more are a
+      distribution over distances, whose mean is the distance (Li et al. 2020, arXiv:2006.04388).
     """
 
     backbone: Callable[..., nn.Module]
     neck: Callable[..., nn.Module]
     head: Callable[..., nn.Module]
     levels: int = 3
-    bins: int = 1
+    reg_max: int = 1
     axis_name: str | None = None
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x, train=False):
-        """`Answers` for images [B, H, W, C]."""
-        height, width = x.shape[1:3]
+    def __call__(self, x: Array, train: bool = False) -> DetectorOutput:
+        """Predictions for images [B, H, W, C]."""
+        height = x.shape[1]
         maps = self.backbone(axis_name=self.axis_name, name="features")(x, train)[-self.levels :]
         maps = self.neck(axis_name=self.axis_name, name="neck")(maps, train)
-        head = self.head(axis_name=self.axis_name, outputs=self.bins, name="head")
-        raw = head(maps, train)
+        head = self.head(axis_name=self.axis_name, outputs=self.reg_max, name="head")
+        output = head(maps, train)
         shapes = [m.shape[1:3] for m in maps]
-        points, strides = anchors.grid_centers(
-            shapes, [_stride((height, width), s) for s in shapes]
-        )
+        strides = [_stride(height, rows) for rows, _ in shapes]
+        points, strides = anchors.grid_centers(shapes, strides)
         with jax.named_scope("boxes"):
-            distances, reach = self._reach(raw.sides)
-            boxes = anchors.ltrb_to_boxes(reach * strides[None, :, None], points[None])
-        return DetectorOutput(raw.classes, boxes, raw.objectness, distances, points, strides)
+            logits, distances = self._distances(output.sides)
+            boxes = anchors.ltrb_to_boxes(distances * strides[None, :, None], points[None])
+        return DetectorOutput(output.classes, boxes, output.objectness, logits, points, strides)
 
     @nn.nowrap
-    def _reach(self, sides):
+    def _distances(self, sides: Array) -> tuple[Array | None, Array]:
         """(logits over distances or None, distances [B, A, 4] in strides)."""
-        if self.bins == 1:
+        if self.reg_max == 1:
             return None, jnp.exp(jnp.minimum(sides, MAX_LOG_DISTANCE))
-        logits = sides.reshape(*sides.shape[:-1], 4, self.bins)
-        steps = jnp.arange(self.bins, dtype=jnp.float32)
+        logits = sides.reshape(*sides.shape[:-1], 4, self.reg_max)
+        steps = jnp.arange(self.reg_max, dtype=jnp.float32)
         return logits, jax.nn.softmax(logits) @ steps
 
 
-def _stride(sides, of_map):
-    """Pixels of the image a cell of a map: a power of two, whatever was rounded up."""
-    return 2 ** round(float(np.log2(sides[0] / of_map[0])))
+def _stride(height: int, rows: int) -> int:
+    """Stride of a map with so many rows: the nearest power of two."""
+    return 2 ** round(float(np.log2(height / rows)))

@@ -1,4 +1,4 @@
-"""Embeddings of images, and the classes of who is on them, from one network (seed 004).
+"""Embeddings of images, and logits of their identities, from one network.
 
 net = Embedder(features=partial(ResNet18, classes=0), classes=7001)
 embedding, logits = net.apply(variables, images)
@@ -15,34 +15,35 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxdet.models import layers
-from jaxdet.models.layers import KAIMING_FAN_IN
+from jaxdet.types import Array
 
 
 class ClassVariances(nn.Module):
-    """Logarithms of the variances of each number of the embeddings of each class, 0 to begin with.
+    """Trainable log-variances of each class's embeddings, initially 0.
 
-    classes: how many.  Weight decay draws them to 0, the identity.
+    Weight decay draws them to 0, a variance of 1.
     """
 
     classes: int
 
     @nn.compact
-    def __call__(self, embedding):
+    def __call__(self, embedding: Array) -> Array:
         """[classes, D] for embeddings [B, D]."""
         return self.param("log", nn.initializers.zeros, (self.classes, embedding.shape[1]))
 
 
 class Embedder(nn.Module):
-    """A backbone's last map, averaged; an embedding of `dim` numbers; a classifier upon it.
+    """Global average of a backbone's last map, a linear embedding, and a classifier on it.
 
-    features: makes the module of the maps, given `axis_name` and `name`; of several the last is
-    used.  dim: 0 takes the average as it is.  bnneck: batch norm of the embedding, with scales and
-    without shifts (Luo et al. 2019, arXiv:1903.07071), so that no number has the same sign for all.
-    hidden: widths of the classifier's hidden layers, with ReLUs; () is a linear layer alone, whose
-    kernel [D, classes], turned over, holds the weights of `jaxdet.losses.metric_learning`.
-    rates: dropout of the embedding and of each hidden layer, on the way to the classes; () is none.
-    What the backbone drops is its own.  variances: each class has its own, which learn, for
-    `embedding_losses.lgm`; logits here are without them.
+    features: constructor of the backbone, given `axis_name` and `name`; the last map is used.
+    dim: of the embedding; 0 takes the average as it is.
+    bnneck: batch norm of the embedding, with scales and without shifts (Luo et al. 2019,
+      arXiv:1903.07071).
+    hidden: widths of the classifier's hidden layers, with ReLU; with () it is one linear layer,
+      whose kernel [D, classes] holds the class weights of `jaxdet.losses.metric_learning`.
+    rates: of dropout of the embedding and of each hidden layer, in the classifier only; () is none.
+    variances: whether each class has trainable variances, for `metric_learning.lgm`; logits here
+      are computed without them.
     """
 
     features: Callable[..., nn.Module]
@@ -55,15 +56,15 @@ class Embedder(nn.Module):
     axis_name: str | None = None
     dtype: Any = None
 
-    def setup(self):
-        """Layers by name; linear ones begin with Kaiming's normal numbers."""
-        linear = partial(nn.Dense, kernel_init=KAIMING_FAN_IN, dtype=self.dtype)
+    def setup(self) -> None:
+        """Create the submodules."""
+        linear = partial(nn.Dense, kernel_init=layers.KAIMING_FAN_IN, dtype=self.dtype)
         self.backbone = self.features(axis_name=self.axis_name, name="features")
         if self.dim:
             self.embedding = linear(self.dim)
         if self.bnneck:
-            how = {"axis_name": self.axis_name, "dtype": self.dtype}
-            self.embedding_norm = nn.BatchNorm(momentum=0.9, use_bias=False, **how)
+            fields = {"axis_name": self.axis_name, "dtype": self.dtype}
+            self.embedding_norm = nn.BatchNorm(momentum=0.9, use_bias=False, **fields)
         rates = self.rates or (0.0,) * (len(self.hidden) + 1)
         self.drops = [layers.Dropout(rate) for rate in rates]
         self.dense = [linear(width) for width in self.hidden]
@@ -71,10 +72,12 @@ class Embedder(nn.Module):
         if self.variances:
             self.gaussians = ClassVariances(self.classes)
 
-    def __call__(self, x, train=False, drop=1.0):
-        """(embedding [B, D], logits [B, classes]) of images [B, H, W, C], float32 both.
+    def __call__(
+        self, x: Array, train: bool = False, drop: float | Array = 1.0
+    ) -> tuple[Array, Array]:
+        """(embedding [B, D], logits [B, classes]) of images [B, H, W, C], both float32.
 
-        `drop`, traced or not, multiplies `rates`.
+        `drop` multiplies `rates`.
         """
         embedding = self.embed(x, train)
         if self.variances:
@@ -82,8 +85,8 @@ class Embedder(nn.Module):
         return embedding, self.classify(embedding, train, drop)
 
     @nn.nowrap  # its name is no layer of the operation table
-    def embed(self, x, train=False):
-        """Embeddings [B, D] of images [B, H, W, C], of any length, float32."""
+    def embed(self, x: Array, train: bool = False) -> Array:
+        """Embeddings [B, D] of images [B, H, W, C], not normalised, float32."""
         maps = self.backbone(x, train)
         x = maps[-1] if isinstance(maps, tuple) else maps
         with jax.named_scope("pool"):
@@ -94,7 +97,7 @@ class Embedder(nn.Module):
         return x.astype(jnp.float32)
 
     @nn.nowrap
-    def classify(self, embedding, train=False, drop=1.0):
+    def classify(self, embedding: Array, train: bool = False, drop: float | Array = 1.0) -> Array:
         """Logits [B, classes], float32, of embeddings [B, D]."""
         x = self.drops[0](embedding, drop, train)
         for i, dense in enumerate(self.dense):

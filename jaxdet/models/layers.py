@@ -1,9 +1,10 @@
-"""What several architectures are built of; layers without parameters have names too.
+"""Layers that several architectures share.
 
-Every name is a row of the operation table.
+Layers without parameters are named too: every name is a row of the operation table.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,140 +13,208 @@ import numpy as np
 from flax import linen as nn
 
 from jaxdet.kernels import pool
+from jaxdet.kernels.conv import conv_general_dilated
+from jaxdet.types import Array
 
-KAIMING_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # arXiv:1502.01852
+# He et al. 2015, arXiv:1502.01852: of convolutions, as in torchvision, and of linear layers.
+KAIMING_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+KAIMING_FAN_IN = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+
+Activation = Callable[[Array], Array]
+
+
+def layer_options(*, bfloat16: bool = False, conv: str = "auto") -> dict[str, Any]:
+    """The fields of a module that say how its layers are computed.
+
+    conv: "auto" computes convolutions on a CPU by the fastest algorithm for each shape, "lax" by
+    XLA's own; see `jaxdet.kernels.conv`.
+    """
+    return {
+        "conv_general_dilated": partial(conv_general_dilated, impl=conv),
+        "dtype": jnp.bfloat16 if bfloat16 else None,
+    }
 
 
 class ConvModule(nn.Module):
-    """What convolutional modules share: how they convolve and normalise."""
+    """Base of convolutional modules: their common fields, and layers built from them.
 
-    axis_name: str | None = None  # of the devices over which batch norm goes in training
-    dtype: Any = None  # of the computation; parameters stay float32
-    conv_general_dilated: Callable | None = None  # how a convolution is computed
-    norm: bool = True  # batch norm; without it convolutions have a bias
-    epsilon: float = 1e-5  # what batch norm adds to the variance
+    axis_name: device axis over which batch norm averages in training.
+    dtype: of the computation; parameters stay float32.
+    conv_general_dilated: replaces `jax.lax.conv_general_dilated`, see `jaxdet.kernels.conv`.
+    norm: whether convolutions are batch-normalised; without it they have a bias.
+    epsilon: added to the variance.  momentum: of the running statistics.
+    activation: of hidden layers.  kernel_init: of convolutions.
+    """
+
+    axis_name: str | None = None
+    dtype: Any = None
+    conv_general_dilated: Callable[..., Array] | None = None
+    norm: bool = True
+    epsilon: float = 1e-5
+    momentum: float = 0.9
+    activation: Activation = nn.relu
+    kernel_init: Callable[..., Array] = KAIMING_FAN_OUT
 
     @nn.nowrap
-    def shared(self):
-        """These fields, to hand on to a part."""
-        return {
-            "axis_name": self.axis_name,
-            "dtype": self.dtype,
-            "conv_general_dilated": self.conv_general_dilated,
-            "norm": self.norm,
-            "epsilon": self.epsilon,
-        }
+    def shared_fields(self) -> dict[str, Any]:
+        """The fields above, to pass on to submodules."""
+        return {name: getattr(self, name) for name in SHARED_FIELDS}
 
     @nn.nowrap
-    def convolve(
-        self, x, width, kernel, name, *, stride=1, groups=1, dilation=1, bias=False, train=False
-    ):
-        """A convolution of x [B, H, W, C] and its batch norm: `name` and `name_norm`."""
-        x = nn.Conv(
-            width,
+    def conv(
+        self,
+        x: Array,
+        channels: int,
+        kernel: int,
+        name: str,
+        *,
+        stride: int = 1,
+        padding: int | str | None = None,
+        groups: int = 1,
+        dilation: int = 1,
+        bias: bool = True,
+        kernel_init: Callable[..., Array] | None = None,
+    ) -> Array:
+        """Convolve x [B, H, W, C] with a square kernel to [B, h, w, channels].
+
+        padding: pixels on each side, or "SAME" or "VALID"; None is `dilation * (kernel // 2)`, as
+          PyTorch's models pad.  kernel_init: instead of the field.
+        """
+        if padding is None:
+            padding = dilation * (kernel // 2)
+        return nn.Conv(
+            channels,
             kernel_size=(kernel, kernel),
             strides=stride,
-            padding=(dilation * (kernel // 2),) * 2,  # as PyTorch pads
+            padding=padding if isinstance(padding, str) else (padding,) * 2,
             kernel_dilation=dilation,
             feature_group_count=groups,
-            use_bias=bias or not self.norm,
-            kernel_init=KAIMING_FAN_OUT,
+            use_bias=bias,
+            kernel_init=kernel_init or self.kernel_init,
             dtype=self.dtype,
             conv_general_dilated=self.conv_general_dilated,
             name=name,
         )(x)
+
+    @nn.nowrap
+    def conv_norm(
+        self,
+        x: Array,
+        channels: int,
+        kernel: int,
+        name: str,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        dilation: int = 1,
+        bias: bool = False,
+        train: bool = False,
+    ) -> Array:
+        """`conv` and its batch norm, named `name` and `name_norm`."""
+        bias = bias or not self.norm
+        options = {"stride": stride, "groups": groups, "dilation": dilation, "bias": bias}
+        x = self.conv(x, channels, kernel, name, **options)
         return self.batch_norm(x, f"{name}_norm", train) if self.norm else x
 
     @nn.nowrap
-    def batch_norm(self, x, name, train):
-        """x [B, H, W, C], normalised by the batch in training, else by the running statistics."""
+    def conv_norm_act(
+        self, x: Array, channels: int, kernel: int, name: str, **options: Any
+    ) -> Array:
+        """`conv_norm` with these options, and the activation."""
+        return self.activate(self.conv_norm(x, channels, kernel, name, **options), name)
+
+    @nn.nowrap
+    def batch_norm(self, x: Array, name: str, train: bool) -> Array:
+        """Normalise x [..., C] by the batch in training, else by the running statistics."""
         return nn.BatchNorm(
             use_running_average=not train,
-            momentum=0.9,
+            momentum=self.momentum,
             epsilon=self.epsilon,
             axis_name=self.axis_name,
             dtype=self.dtype,
             name=name,
         )(x)
 
+    @nn.nowrap
+    def layer_norm(self, x: Array, name: str) -> Array:
+        """Normalise x [..., C] over channels (Ba et al. 2016, arXiv:1607.06450)."""
+        return nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name=name)(x)
+
+    @nn.nowrap
+    def activate(self, x: Array, name: str) -> Array:
+        """Apply the activation; the row is named after both, such as `conv1_relu`."""
+        with jax.named_scope(f"{name}_{getattr(self.activation, '__name__', 'activation')}"):
+            return self.activation(x)
+
+
+SHARED_FIELDS = tuple(name for name in ConvModule.__annotations__ if name not in ("name", "parent"))
+
 
 class Freezable(ConvModule):
-    """A network in parts, some of which may be frozen.
+    """A network in stages, the first of which may be frozen.
 
-    frozen: how many parts, from the first, do not learn: they normalise by their running statistics
-      also in training, and no gradient is computed in them.
-    fixed_norm: all parts normalise so.
+    frozen_stages: how many stages, from the first on, stay as they are: no gradient is computed
+      inside them, and their batch norms use running statistics in training too.
+    freeze_bn: batch norms of all stages use running statistics in training.
     """
 
-    frozen: int = 0
-    fixed_norm: bool = False
+    frozen_stages: int = 0
+    freeze_bn: bool = False
 
     @nn.nowrap
-    def moves(self, train, part):
-        """Whether the statistics of a part, counted from 0, are those of the batch."""
-        return train and not self.fixed_norm and part >= self.frozen
+    def stage_names(self) -> tuple[str, ...]:
+        """Name of each stage; layer `stage1_block2` belongs to the stage `stage1`."""
+        return ()
 
     @nn.nowrap
-    def border(self, x, part):
-        """What leaves a part: no gradient goes back into one that is frozen."""
-        return jax.lax.stop_gradient(x) if part < self.frozen else x
+    def first_stages(self, count: int) -> dict[str, Any]:
+        """Fields with which the network ends after its first `count` stages."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be cut after a stage")
+
+    @nn.nowrap
+    def stage_train(self, train: bool, stage: int) -> bool:
+        """Whether batch norms of a stage, counted from 0, normalise by the batch."""
+        return train and not self.freeze_bn and stage >= self.frozen_stages
+
+    @nn.nowrap
+    def stop_frozen_gradient(self, x: Array, stage: int) -> Array:
+        """The output of a stage, counted from 0; no gradient flows back into a frozen one."""
+        return jax.lax.stop_gradient(x) if stage < self.frozen_stages else x
 
 
-def divisible(width):
-    """The multiple of 8 nearest to a number of channels, at least 8 and 9/10 of it."""
-    near = max(8, int(width + 4) // 8 * 8)
-    return near if near >= 0.9 * width else near + 8
+class SqueezeExcite(ConvModule):
+    """Weigh channels by what the whole image shows (Hu et al. 2017, arXiv:1709.01507).
 
-
-def relu(x, name):
-    """ReLU of x of any shape, called `name`."""
-    with jax.named_scope(name):
-        return nn.relu(x)
-
-
-def max_pool(x, name, *, kernel, stride, padding=0):
-    """Maxima of x [B, H, W, C] over squares of `kernel` pixels, called `name`."""
-    with jax.named_scope(name):
-        return pool.max_pool(x, kernel=kernel, stride=stride, padding=padding)
-
-
-def adaptive_avg_pool(x, name, *, side):
-    """Means of x [B, H, W, C] over side x side parts of the map, which overlap where they must.
-
-    Part i of n goes from pixel floor(i H / n) to ceil((i + 1) H / n), as in PyTorch.
+    width: hidden channels.  gate: activation of the weights.
     """
-    with jax.named_scope(name):
-        if x.shape[1] != side:
-            x = _mean(x, 1, side)
-        if x.shape[2] != side:
-            x = _mean(x, 2, side)
-        return x
 
+    width: int = 4
+    gate: Activation = nn.sigmoid
 
-def _mean(x, axis, count):
-    """Means of x over `count` parts of an axis; einsum would add rows to the table."""
-    parts = _parts(x.shape[axis], count, x.dtype)
-    return jnp.moveaxis(jnp.tensordot(parts, x, (1, axis)), 0, axis)
-
-
-def _parts(length, count, dtype):
-    """Weights [count, length] of the means over `count` parts of `length` pixels."""
-    i, at = np.arange(count)[:, None], np.arange(length)[None]
-    inside = (at >= i * length // count) & (at < -((i + 1) * -length // count))
-    return (inside / inside.sum(1, keepdims=True)).astype(dtype)
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[B, H, W, C] to the same shape."""
+        with jax.named_scope("pool"):
+            y = x.mean((1, 2), keepdims=True)  # [B, 1, 1, C]
+        y = self.conv(y, self.width, 1, "reduce")
+        with jax.named_scope("reduce_activation"):
+            y = self.activation(y)
+        y = self.conv(y, x.shape[-1], 1, "expand")
+        with jax.named_scope("gate"):
+            return x * self.gate(y)
 
 
 class Dropout(nn.Module):
-    """Zeroes a share `rate` of the numbers in training and scales the rest; a factor may be traced.
+    """Dropout whose rate may be scaled by a traced factor (Srivastava et al. 2014).
 
-    Srivastava et al. 2014.  linen's own takes no traced rate, which a sweep over rates needs.
+    Flax's own takes no traced rate, which a sweep over rates needs.
     """
 
     rate: float
 
     @nn.compact
-    def __call__(self, x, factor=1.0, train=False):
-        """x of any shape; `factor` multiplies the rate."""
+    def __call__(self, x: Array, factor: float | Array = 1.0, train: bool = False) -> Array:
+        """In training, zero x with probability `rate * factor` and scale the rest."""
         if not train or not self.rate:
             return x
         keep = 1 - self.rate * factor
@@ -153,12 +222,47 @@ class Dropout(nn.Module):
         return jnp.where(kept, x / keep, 0).astype(x.dtype)
 
 
-def concatenate(*maps):
-    """Maps [B, H, W, ...] side by side in channels."""
+def round_to_8(channels: float) -> int:
+    """The multiple of 8 nearest to a number of channels, at least 8 and 9/10 of it."""
+    nearest = max(8, int(channels + 4) // 8 * 8)
+    return nearest if nearest >= 0.9 * channels else nearest + 8
+
+
+def relu(x: Array, name: str) -> Array:
+    """ReLU as a row `name`."""
+    with jax.named_scope(name):
+        return nn.relu(x)
+
+
+def concatenate(*maps: Array) -> Array:
+    """Join maps [B, H, W, ...] along channels."""
     with jax.named_scope("join"):
         return jnp.concatenate(maps, -1)
 
 
-KAIMING_FAN_IN = nn.initializers.variance_scaling(
-    2.0, "fan_in", "normal"
-)  # Kaiming's, of a linear layer
+def max_pool(x: Array, name: str, *, kernel: int, stride: int, padding: int = 0) -> Array:
+    """Max pool of x [B, H, W, C] over kernel x kernel pixels, as a row `name`."""
+    with jax.named_scope(name):
+        return pool.max_pool(x, kernel=kernel, stride=stride, padding=padding)
+
+
+def adaptive_avg_pool(x: Array, name: str, *, side: int) -> Array:
+    """Average x [B, H, W, C] over side x side cells, as a row `name`: [B, side, side, C].
+
+    As in PyTorch, cell i of n is the pixels from floor(i H / n) to ceil((i + 1) H / n), so that
+    cells overlap where n does not divide H.
+    """
+    with jax.named_scope(name):
+        for axis in (1, 2):
+            if x.shape[axis] != side:
+                weights = _cell_weights(x.shape[axis], side, x.dtype)
+                # einsum would add rows to the operation table
+                x = jnp.moveaxis(jnp.tensordot(weights, x, (1, axis)), 0, axis)
+        return x
+
+
+def _cell_weights(length: int, count: int, dtype: Any) -> np.ndarray:
+    """Weights [count, length] that average `length` pixels over `count` cells."""
+    i, pixel = np.arange(count)[:, None], np.arange(length)[None]
+    inside = (pixel >= i * length // count) & (pixel < -((i + 1) * -length // count))
+    return (inside / inside.sum(1, keepdims=True)).astype(dtype)

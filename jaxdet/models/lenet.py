@@ -1,9 +1,9 @@
-"""The small network of PyTorch's CIFAR-10 tutorial, after LeNet-5, and its variants (seed 003).
+"""The network of PyTorch's CIFAR-10 tutorial, after LeNet-5, and its variants.
 
 LeCun et al., "Gradient-based learning applied to document recognition", 1998.  With ReLU, max pools
-and three channels it has 62,006 parameters and, on 32 x 32 pixels, 651,720 multiplications.
+and three channels it has 62,006 parameters and, at 32 x 32 pixels, 651,720 multiplications.
 
-    net = LeNet(widths=(12, 32), dense=(240, 168), rate=0.5, activation=nn.gelu)
+    net = LeNet(channels=(12, 32), fc_widths=(240, 168), rate=0.5, activation=nn.gelu)
     logits = net.apply(variables, images, train=True, drop=0.8, rngs={"dropout": key})
 """
 
@@ -16,44 +16,47 @@ from flax import linen as nn
 from jaxdet.errors import InputError
 from jaxdet.models import layers
 from jaxdet.models.cifar import CifarModule, check_not_empty
+from jaxdet.types import Array
 
 
 class Inception(CifarModule):
-    """Convolutions of 1x1, 3x3 and 5x5 and a projected max pool side by side, without reductions.
+    """Parallel 1x1, 3x3 and 5x5 convolutions and a projected max pool, concatenated.
 
-    Szegedy et al. 2014, arXiv:1409.4842, figure 2.  width: channels of all four, shared evenly.
+    Szegedy et al. 2014, arXiv:1409.4842, figure 2, without reductions.  width: output channels,
+    divided evenly among the four branches.
     """
 
     width: int = 16
 
     @nn.compact
-    def __call__(self, x, train=False):
+    def __call__(self, x: Array, train: bool = False) -> Array:
         """[B, H, W, C] to [B, H, W, width]."""
         if self.width < 4:
-            raise InputError(f"four parallel branches cannot have {self.width} channels in all")
+            raise InputError(f"inception needs at least 4 channels, got {self.width}")
         one, three, five, pooled = ((self.width + 3 - i) // 4 for i in range(4))
         branches = [
-            self.active(x, one, 1, "conv1x1", train=train),
-            self.active(x, three, 3, "conv3x3", train=train),
-            self.active(x, five, 5, "conv5x5", train=train),
+            self.conv_pool_norm_act(x, one, 1, "conv1x1", train=train),
+            self.conv_pool_norm_act(x, three, 3, "conv3x3", train=train),
+            self.conv_pool_norm_act(x, five, 5, "conv5x5", train=train),
         ]
         x = layers.max_pool(x, "pool", kernel=3, stride=1, padding=1)
-        return layers.concatenate(*branches, self.active(x, pooled, 1, "project", train=train))
+        projected = self.conv_pool_norm_act(x, pooled, 1, "project", train=train)
+        return layers.concatenate(*branches, projected)
 
 
 class LeNet(CifarModule):
-    """Two 5x5 convolutions without padding, each pooled, then three dense layers.
+    """Two 5x5 convolutions without padding, each max-pooled, then three dense layers.
 
-    widths, dense: channels of the convolutions, and of the hidden dense layers.
+    channels: of the convolutions.  fc_widths: of the hidden dense layers.
     extra: channels of further 3x3 convolutions, padded, after the last pool.
-    form: what is pooled: one 5x5 convolution, two of 3x3, or `Inception`, which is padded.
-    norm: batch norm after each convolution.  activation: of all hidden layers.
+    form: what comes before a pool: one 5x5 convolution, two of 3x3, or `Inception`, which is padded.
+    norm: batch norm after each convolution.
     rate: of dropout after each hidden dense layer.
     classes: outputs.
     """
 
-    widths: tuple[int, ...] = (6, 16)
-    dense: tuple[int, ...] = (120, 84)
+    channels: tuple[int, ...] = (6, 16)
+    fc_widths: tuple[int, ...] = (120, 84)
     extra: tuple[int, ...] = ()
     form: Literal["5x5", "3x3", "inception"] = "5x5"
     norm: bool = False
@@ -61,44 +64,42 @@ class LeNet(CifarModule):
     classes: int = 10
 
     @nn.compact
-    def __call__(self, x, train=False, drop=1.0):
-        """Logits [B, classes] of images [B, H, W, C]; 16 x 16 pixels are the least for two pools.
+    def __call__(self, x: Array, train: bool = False, drop: float | Array = 1.0) -> Array:
+        """Logits [B, classes] of images [B, H, W, C]; `drop` multiplies the dropout rate.
 
-        `drop`, traced or not, multiplies the dropout rate.  InputError for images too small.
+        Raises InputError for images that the pools shrink to nothing, below 16 x 16 pixels.
         """
-        for i, width in enumerate(self.widths, 1):
-            x = self._features(x, width, f"conv{i}", train)
+        for i, channels in enumerate(self.channels, 1):
+            x = self._before_pool(x, channels, f"conv{i}", train)
             x = layers.max_pool(x, f"conv{i}_pool", kernel=2, stride=2)
-        for i, width in enumerate(self.extra, len(self.widths) + 1):
-            x = self.active(x, width, 3, f"conv{i}", train=train)
+        for i, channels in enumerate(self.extra, len(self.channels) + 1):
+            x = self.conv_pool_norm_act(x, channels, 3, f"conv{i}", train=train)
         with jax.named_scope("flatten"):
-            x = x.reshape(len(x), -1)  # [B, rows * columns * channels]
-        check_not_empty(x, "dense1" if self.dense else "logits")
-        for i, width in enumerate(self.dense, 1):
+            x = x.reshape(len(x), -1)  # [B, h * w * C]
+        check_not_empty(x, "dense1" if self.fc_widths else "logits")
+        for i, width in enumerate(self.fc_widths, 1):
             x = nn.Dense(width, dtype=self.dtype, name=f"dense{i}")(x)
             x = self.activate(x, f"dense{i}")
             x = layers.Dropout(self.rate, name=f"dense{i}_drop")(x, drop, train)
         return nn.Dense(self.classes, dtype=self.dtype, name="logits")(x)
 
     @nn.nowrap
-    def _features(self, x, width, name, train):
-        """What comes before a pool."""
-        bare = {"padding": "VALID", "train": train}
+    def _before_pool(self, x: Array, channels: int, name: str, train: bool) -> Array:
+        valid = {"padding": "VALID", "train": train}
         match self.form:
             case "5x5":
-                return self.active(x, width, 5, name, **bare)
+                return self.conv_pool_norm_act(x, channels, 5, name, **valid)
             case "3x3":
-                x = self.active(x, width, 3, f"{name}a", **bare)
-                return self.active(x, width, 3, f"{name}b", **bare)
+                x = self.conv_pool_norm_act(x, channels, 3, f"{name}a", **valid)
+                return self.conv_pool_norm_act(x, channels, 3, f"{name}b", **valid)
             case "inception":
-                return Inception(**self.shared(), width=width, name=name)(x, train)
-        raise InputError(f"no form {self.form!r}: take 5x5, 3x3 or inception")
+                return Inception(**self.shared_fields(), width=channels, name=name)(x, train)
+        raise InputError(f"form must be 5x5, 3x3 or inception, got {self.form!r}")
 
 
-# The variants of seed 003: sizes doubled, a layer inserted, smaller kernels, parallel branches.
-Doubled = partial(LeNet, widths=(12, 32), dense=(240, 168))
+Doubled = partial(LeNet, channels=(12, 32), fc_widths=(240, 168))
 ExtraConv = partial(LeNet, extra=(16,))
-ExtraDense = partial(LeNet, dense=(120, 84, 84))
-ExtraBoth = partial(LeNet, extra=(16,), dense=(120, 84, 84))
+ExtraDense = partial(LeNet, fc_widths=(120, 84, 84))
+ExtraBoth = partial(LeNet, extra=(16,), fc_widths=(120, 84, 84))
 Smaller = partial(LeNet, form="3x3")
 Parallel = partial(LeNet, form="inception")

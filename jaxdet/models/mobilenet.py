@@ -1,45 +1,44 @@
-"""MobileNets: V2 (Sandler et al. 2018, arXiv:1801.04381), V3 (Howard et al. 2019, 1905.02244).
+"""MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381) and V3 (Howard et al. 2019, arXiv:1905.02244).
 
     logits = V3Large().apply(variables, images)  # [B, 1000]
     c2, c3, c4, c5 = V2(classes=0).apply(variables, images)  # strides 4, 8, 16 and 32
 
-As torchvision builds them, whose trained weights fit (`pretrained.mobilenet`).  V2 has 3,504,872
-parameters, V3 5,483,032 (large) and 2,542,856 (small).
+As torchvision builds them.  V2 has 3,504,872 parameters, V3 5,483,032 (large) and 2,542,856 (small).
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from flax import linen as nn
 
-from jaxdet.models import layers
+from jaxdet.models import layers, pretrained
+from jaxdet.types import Array
 
 
 class BlockConfig(NamedTuple):
-    """A block: a row of tables 1 and 2 of V3's paper."""
+    """A row of tables 1 and 2 of V3's paper."""
 
     kernel: int
-    expand: int  # channels within
-    width: int  # channels that come out
+    expand: int  # hidden channels
+    width: int  # output channels
     squeeze: bool
-    activation: Callable
+    activation: layers.Activation
     stride: int
 
 
-def _v2_blocks():
-    """Table 2 of V2's paper: factor of the channels within, channels, blocks, first stride."""
+def _v2_blocks() -> tuple[BlockConfig, ...]:
+    """Table 2 of V2's paper: factor of the hidden channels, channels, blocks, first stride."""
     stages = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2))
     stages += ((6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
-    channels, rows = 32, []
-    for times, width, blocks, stride in stages:
-        for i in range(blocks):
-            rows.append(
-                BlockConfig(3, times * channels, width, False, nn.relu6, 1 if i else stride)
-            )
+    channels, blocks = 32, []
+    for factor, width, count, stride in stages:
+        for i in range(count):
+            hidden, own_stride = factor * channels, 1 if i else stride
+            blocks.append(BlockConfig(3, hidden, width, False, nn.relu6, own_stride))
             channels = width
-    return tuple(rows)
+    return tuple(blocks)
 
 
 V2_BLOCKS = _v2_blocks()
@@ -75,103 +74,136 @@ V3_SMALL_BLOCKS = (
 )
 
 
-class SqueezeExcite(layers.ConvModule):
-    """Channels weighed by what the whole image shows (Hu et al. 2017, arXiv:1709.01507)."""
-
-    @nn.compact
-    def __call__(self, x):
-        """[B, H, W, C] to the same, by way of a quarter of the channels."""
-        channels = x.shape[-1]
-        with jax.named_scope("pool"):
-            y = x.mean((1, 2), keepdims=True)  # [B, 1, 1, C]
-        y = self._plain(layers.divisible(channels // 4), "reduce")(y)
-        y = self._plain(channels, "expand")(layers.relu(y, "reduce_activation"))
-        with jax.named_scope("gate"):
-            return x * nn.hard_sigmoid(y)
+class MobileNetModule(layers.ConvModule):
+    """Base of the modules: how activations are named."""
 
     @nn.nowrap
-    def _plain(self, width, name):
-        """A 1x1 convolution with a bias."""
-        how = {"dtype": self.dtype, "conv_general_dilated": self.conv_general_dilated}
-        return nn.Conv(
-            width, kernel_size=(1, 1), kernel_init=layers.KAIMING_FAN_OUT, name=name, **how
-        )
+    def activate(self, x: Array, name: str) -> Array:
+        """Apply the activation, as a row `name_activation`."""
+        with jax.named_scope(f"{name}_activation"):
+            return self.activation(x)
 
 
-class InvertedResidual(layers.ConvModule):
-    """An inverted residual: 1x1 to more channels, depthwise, squeeze-excite, 1x1 to fewer."""
+class InvertedResidual(MobileNetModule):
+    """1x1 to more channels, depthwise, squeeze-and-excitation, 1x1 to fewer, and the shortcut.
 
-    row: BlockConfig = V2_BLOCKS[0]
+    activation: of `config`.
+    """
+
+    config: BlockConfig = V2_BLOCKS[0]
 
     @nn.compact
-    def __call__(self, x, train=False):
-        """[B, H, W, C] to [B, H / stride, W / stride, width]; added to x where shapes agree."""
-        row, y = self.row, x
-        if row.expand != x.shape[-1]:
-            y = self.convolve(y, row.expand, 1, "expand", train=train)
-            y = _activated(row.activation, y, "expand")
-        how = {"stride": row.stride, "groups": row.expand, "train": train}
-        y = self.convolve(y, row.expand, row.kernel, "depthwise", **how)
-        y = _activated(row.activation, y, "depthwise")
-        if row.squeeze:
-            y = SqueezeExcite(**self.shared(), name="squeeze")(y)
-        y = self.convolve(y, row.width, 1, "project", train=train)
-        if row.stride > 1 or row.width != x.shape[-1]:
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        """[B, H, W, C] to [B, H / stride, W / stride, width]; x is added where shapes agree."""
+        config, y = self.config, x
+        if config.expand != x.shape[-1]:
+            y = self.conv_norm_act(y, config.expand, 1, "expand", train=train)
+        depthwise = {"stride": config.stride, "groups": config.expand, "train": train}
+        y = self.conv_norm_act(y, config.expand, config.kernel, "depthwise", **depthwise)
+        if config.squeeze:
+            width = layers.round_to_8(config.expand // 4)
+            own = {"activation": nn.relu, "gate": nn.hard_sigmoid, "name": "squeeze"}
+            y = layers.SqueezeExcite(**{**self.shared_fields(), **own}, width=width)(y)
+        y = self.conv_norm(y, config.width, 1, "project", train=train)
+        if config.stride > 1 or config.width != x.shape[-1]:
             return y
         with jax.named_scope("add"):
             return x + y
 
 
-def _activated(activation, x, name):
-    """The activation of x, called `name_activation`."""
-    with jax.named_scope(f"{name}_activation"):
-        return activation(x)
+class MobileNet(MobileNetModule, layers.Freezable):
+    """A stem, inverted residuals, a 1x1 convolution (`last`), and one or two linear layers.
 
-
-class MobileNet(layers.Freezable):
-    """A stem, blocks, a 1x1 convolution (`last`), and a classifier of one or two linear layers.
-
-    hidden: numbers between the two; 0 has one.  classes: outputs; 0 returns the maps of strides 4,
-    8, 16 and 32, the coarsest of the blocks', instead of logits.  frozen: how many of `parts` are.
+    stem, last: channels.  hidden: outputs of the first linear layer; 0 leaves it out.
+    activation: of stem, last and hidden.
+    classes: outputs; 0 returns the maps of strides 4, 8, 16 and 32 instead of logits, the coarsest
+      that of the last block.
     """
 
-    rows: tuple[BlockConfig, ...] = V2_BLOCKS
+    blocks: tuple[BlockConfig, ...] = V2_BLOCKS
     stem: int = 32
     last: int = 1280
     hidden: int = 0
-    activation: Callable = nn.relu6  # of stem, last and hidden
+    activation: layers.Activation = nn.relu6
     classes: int = 1000
 
+    @nn.nowrap
+    def stage_names(self) -> tuple[str, ...]:
+        """`stem`, `block1`, `block2`, ..., and `last` where there is one."""
+        last = ("last",) if self.classes else ()
+        return ("stem", *(f"block{i}" for i in range(1, len(self.blocks) + 1)), *last)
+
+    @nn.nowrap
+    def first_stages(self, count: int) -> dict[str, Any]:
+        """Fields with which the network ends after its first `count` stages."""
+        return {"blocks": self.blocks[: count - 1]}
+
     @nn.compact
-    def __call__(self, x, train=False):
+    def __call__(self, x: Array, train: bool = False) -> Array | tuple[Array, ...]:
         """Logits [B, classes] of images [B, H, W, C], or maps, fine to coarse."""
-        moves = [self.moves(train, part) for part in range(len(self.rows) + 2)]
-        x = self.convolve(x, self.stem, 3, "stem", stride=2, train=moves[0])
-        x = self.border(_activated(self.activation, x, "stem"), 0)
+        stem = {"stride": 2, "train": self.stage_train(train, 0)}
+        x = self.stop_frozen_gradient(self.conv_norm_act(x, self.stem, 3, "stem", **stem), 0)
         maps = []
-        for i, row in enumerate(self.rows, 1):
-            if row.stride > 1:
+        for i, config in enumerate(self.blocks, 1):
+            if config.stride > 1:
                 maps.append(x)  # the last of its resolution
-            x = InvertedResidual(**self.shared(), row=row, name=f"block{i}")(x, moves[i])
-            x = self.border(x, i)
+            fields = {**self.shared_fields(), "activation": config.activation, "config": config}
+            x = InvertedResidual(**fields, name=f"block{i}")(x, self.stage_train(train, i))
+            x = self.stop_frozen_gradient(x, i)
         if not self.classes:
-            return (*maps[1:], x)  # without that of stride 2
-        x = self.convolve(x, self.last, 1, "last", train=moves[-1])
-        x = self.border(_activated(self.activation, x, "last"), len(self.rows) + 1)
+            return (*maps[1:], x)  # without stride 2
+        last = len(self.blocks) + 1
+        x = self.conv_norm_act(x, self.last, 1, "last", train=self.stage_train(train, last))
+        x = self.stop_frozen_gradient(x, last)
         with jax.named_scope("pool"):
             x = x.mean((1, 2))  # [B, C]
         if self.hidden:
             x = nn.Dense(self.hidden, dtype=self.dtype, name="hidden")(x)
-            x = _activated(self.activation, x, "hidden")
+            x = self.activate(x, "hidden")
         return nn.Dense(self.classes, dtype=self.dtype, name="logits")(x)
 
 
 V2 = MobileNet
 V3 = partial(MobileNet, stem=16, activation=nn.hard_swish, epsilon=1e-3)
-V3Large = partial(V3, rows=V3_LARGE_BLOCKS, last=960, hidden=1280)
-V3Small = partial(V3, rows=V3_SMALL_BLOCKS, last=576, hidden=1024)
+V3Large = partial(V3, blocks=V3_LARGE_BLOCKS, last=960, hidden=1280)
+V3Small = partial(V3, blocks=V3_SMALL_BLOCKS, last=576, hidden=1024)
 
 
-def stage_names(rows):
-    """How the names of a network's layers begin, from the first on: what `frozen` counts."""
-    return ("stem", *(f"block{i + 1}" for i in range(len(rows))))
+def torch_name(path: str, net: MobileNet) -> str:
+    """Name of a variable of `net` in torchvision's weights.
+
+    `batch_stats/block1/depthwise_norm/mean` is `features.1.conv.0.1.running_mean` (V2) or
+    `features.1.block.0.1.running_mean` (V3).
+    """
+    _, first, *rest, leaf = path.split("/")
+    leaf = pretrained.TORCH_LEAVES[leaf]
+    if first in ("hidden", "logits"):
+        numbers = {"hidden": 0, "logits": 3} if net.hidden else {"logits": 1}
+        return f"classifier.{numbers[first]}.{leaf}"
+    norm = int(first.endswith("_norm"))
+    if first.removesuffix("_norm") in ("stem", "last"):
+        place = 0 if first.startswith("stem") else len(net.blocks) + 1
+        return f"features.{place}.{norm}.{leaf}"
+    number = int(first.removeprefix("block"))
+    sequence = "block" if net.hidden else "conv"
+    return f"features.{number}.{sequence}.{_torch_block_place(net, number, rest)}.{leaf}"
+
+
+def _torch_block_place(net: MobileNet, number: int, modules: list[str]) -> str:
+    """Place of a module in the sequence of torchvision's block `number`."""
+    config = net.blocks[number - 1]
+    channels = net.blocks[number - 2].width if number > 1 else net.stem
+    first, norm = modules[0].removesuffix("_norm"), int(modules[0].endswith("_norm"))
+    layer_names = ["expand"] * (config.expand != channels) + ["depthwise"]
+    place = [*layer_names, *["squeeze"] * config.squeeze, "project"].index(first)
+    if first == "squeeze":
+        return f"{place}.{ {'reduce': 'fc1', 'expand': 'fc2'}[modules[1]] }"
+    if first == "project" and not net.hidden:  # V2 does not nest its projection and norm
+        return f"{place + norm}"
+    return f"{place}.{norm}"
+
+
+def weight_map(net: MobileNet, arrays: Mapping[str, Array]) -> pretrained.WeightMap:
+    """Weight map of torchvision's files."""
+    head = f"features.{len(net.blocks) + 1}."
+    return pretrained.WeightMap(partial(torch_name, net=net), (head,))

@@ -1,52 +1,48 @@
-"""Necks: the maps of a backbone, fine to coarse, made to know of each other.
+"""Necks: feature pyramids that combine the maps of a backbone.
 
-    p3, p4, p5 = FPN(width=96).apply(variables, (c3, c4, c5))
+    p3, p4, p5 = FPN(channels=96).apply(variables, (c3, c4, c5))
 
-Any number of levels; each map of the answer is [B, h, w, width], as large as the one it is from.
-`block` makes what stands where the papers have a 3x3 convolution: `blocks.Conv`, `C3`, `C2f`.
+Maps go from fine to coarse, any number of them; each output [B, h, w, channels] has the size of its
+input.  `block` is what stands where the papers have a 3x3 convolution: `ConvBlock`, `C3` or `C2f`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxdet.models import layers
+from jaxdet.types import Array
 
 
 class PyramidModule(layers.ConvModule):
-    """What the modules of a neck and a head share."""
+    """Base of the modules of necks and heads: batch norm and SiLU after each convolution."""
 
-    width: int = 64
-
-    @nn.nowrap
-    def active(self, x, width, kernel, name, *, stride=1, train=False):
-        """A convolution of x [B, H, W, C], batch norm and SiLU, called `name`."""
-        x = self.convolve(x, width, kernel, name, stride=stride, train=train)
-        with jax.named_scope(f"{name}_silu"):
-            return nn.silu(x)
+    activation: layers.Activation = nn.silu
+    channels: int = 64
 
 
 class ConvBlock(PyramidModule):
     """One 3x3 convolution, batch norm and SiLU."""
 
     @nn.compact
-    def __call__(self, x, train=False):
-        """[B, H, W, C] to [B, H, W, width]."""
-        return self.active(x, self.width, 3, "conv", train=train)
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        """[B, H, W, C] to [B, H, W, channels]."""
+        return self.conv_norm_act(x, self.channels, 3, "conv", train=train)
 
 
 class Bottleneck(PyramidModule):
-    """A convolution of `kernel` pixels, one of 3x3, and the identity around both."""
+    """Two convolutions, of `kernel` and of 3x3 pixels, and a shortcut where shapes agree."""
 
     kernel: int = 1
 
     @nn.compact
-    def __call__(self, x, train=False):
-        """[B, H, W, C] to [B, H, W, width]; added to x where shapes agree."""
-        y = self.active(x, self.width, self.kernel, "conv1", train=train)
-        y = self.active(y, self.width, 3, "conv2", train=train)
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        """[B, H, W, C] to [B, H, W, channels]."""
+        y = self.conv_norm_act(x, self.channels, self.kernel, "conv1", train=train)
+        y = self.conv_norm_act(y, self.channels, 3, "conv2", train=train)
         if y.shape != x.shape:
             return y
         with jax.named_scope("add"):
@@ -54,97 +50,99 @@ class Bottleneck(PyramidModule):
 
 
 class C3(PyramidModule):
-    """Two 1x1 convolutions to half the width; bottlenecks on one; joined and 1x1 again."""
+    """Cross stage partial block of YOLOv5: bottlenecks on one of two halves (arXiv:1911.11929)."""
 
     blocks: int = 1
 
     @nn.compact
-    def __call__(self, x, train=False):
-        """[B, H, W, C] to [B, H, W, width]."""
-        half = self.width // 2
-        deep = self.active(x, half, 1, "deep", train=train)
-        around = self.active(x, half, 1, "around", train=train)
-        for i in range(self.blocks):
-            part = {**self.shared(), "width": half, "name": f"block{i + 1}"}
-            deep = Bottleneck(**part)(deep, train)
-        return self.active(layers.concatenate(deep, around), self.width, 1, "out", train=train)
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        """[B, H, W, C] to [B, H, W, channels]."""
+        half = self.channels // 2
+        deep = self.conv_norm_act(x, half, 1, "deep", train=train)
+        around = self.conv_norm_act(x, half, 1, "around", train=train)
+        for i in range(1, self.blocks + 1):
+            block = Bottleneck(**self.shared_fields(), channels=half, name=f"block{i}")
+            deep = block(deep, train)
+        both = layers.concatenate(deep, around)
+        return self.conv_norm_act(both, self.channels, 1, "out", train=train)
 
 
 class C2f(PyramidModule):
-    """A 1x1 convolution, split in two; bottlenecks of 3x3 in a chain; all joined and 1x1 again."""
+    """Cross stage partial block of YOLOv8: a chain of bottlenecks, of which all maps are joined."""
 
     blocks: int = 1
 
     @nn.compact
-    def __call__(self, x, train=False):
-        """[B, H, W, C] to [B, H, W, width]."""
-        half = self.width // 2
-        x = self.active(x, 2 * half, 1, "in", train=train)
-        parts = [x[..., :half], x[..., half:]]
-        for i in range(self.blocks):
-            part = {**self.shared(), "width": half, "name": f"block{i + 1}"}
-            parts.append(Bottleneck(**part, kernel=3)(parts[-1], train))
-        return self.active(layers.concatenate(*parts), self.width, 1, "out", train=train)
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        """[B, H, W, C] to [B, H, W, channels]."""
+        half = self.channels // 2
+        fields = {**self.shared_fields(), "channels": half, "kernel": 3}
+        x = self.conv_norm_act(x, 2 * half, 1, "in", train=train)
+        maps = [x[..., :half], x[..., half:]]
+        for i in range(1, self.blocks + 1):
+            maps.append(Bottleneck(**fields, name=f"block{i}")(maps[-1], train))
+        return self.conv_norm_act(layers.concatenate(*maps), self.channels, 1, "out", train=train)
 
 
 class FPN(PyramidModule):
-    """Feature pyramid: coarse maps are enlarged and added to finer ones (arXiv:1612.03144).
+    """Feature pyramid network: coarse maps are upsampled and added to finer ones.
 
-    1x1 convolutions to `width`, nearest neighbours, sums, and a block a level.
+    Lin et al. 2016, arXiv:1612.03144.
     """
 
-    width: int = 256
-    block: Callable = ConvBlock
+    channels: int = 256
+    block: Callable[..., nn.Module] = ConvBlock
 
     @nn.compact
-    def __call__(self, maps, train=False):
-        """Maps, fine to coarse, to as many."""
-        part = {**self.shared(), "width": self.width}
-        down = [
-            self.convolve(x, self.width, 1, f"lateral{i + 1}", train=train)
-            for i, x in enumerate(maps)
+    def __call__(self, maps: Sequence[Array], train: bool = False) -> tuple[Array, ...]:
+        """Maps [B, h, w, C], fine to coarse, to as many [B, h, w, channels]."""
+        fields: dict[str, Any] = {**self.shared_fields(), "channels": self.channels}
+        merged = [
+            self.conv_norm(x, self.channels, 1, f"lateral{i}", train=train)
+            for i, x in enumerate(maps, 1)
         ]
         for i in reversed(range(len(maps) - 1)):
-            coarse = upsample_nearest(down[i + 1], down[i].shape[1:3], f"enlarge{i + 1}")
+            coarse = upsample_nearest(merged[i + 1], merged[i].shape[1:3], f"enlarge{i + 1}")
             with jax.named_scope(f"add{i + 1}"):
-                down[i] = down[i] + coarse
+                merged[i] = merged[i] + coarse
         return tuple(
-            self.block(**part, name=f"out{i + 1}")(x, train=train) for i, x in enumerate(down)
+            self.block(**fields, name=f"out{i}")(x, train=train) for i, x in enumerate(merged, 1)
         )
 
 
 class PAN(PyramidModule):
-    """Path aggregation: an FPN, and the way back up, so that coarse maps see fine detail.
+    """Path aggregation network: an FPN, then fine maps are halved and joined to coarser ones.
 
-    Each map, halved by a 3x3 convolution, is joined to the next coarser one and goes through a
-    block.  Liu et al. 2018, arXiv:1803.01534, which adds; joined as in YOLOX, arXiv:2107.08430.
+    Liu et al. 2018, arXiv:1803.01534, which adds; concatenated as in YOLOX, arXiv:2107.08430.
     """
 
-    width: int = 256
-    block: Callable = ConvBlock
+    channels: int = 256
+    block: Callable[..., nn.Module] = ConvBlock
 
     @nn.compact
-    def __call__(self, maps, train=False):
-        """Maps, fine to coarse, to as many."""
-        part = {**self.shared(), "width": self.width}
-        made = list(FPN(**part, block=self.block, name="top_down")(maps, train))
-        for i in range(1, len(made)):
-            halved = self.active(made[i - 1], self.width, 3, f"halve{i}", stride=2, train=train)
-            both = layers.concatenate(halved, made[i])
-            made[i] = self.block(**part, name=f"up{i + 1}")(both, train=train)
-        return tuple(made)
+    def __call__(self, maps: Sequence[Array], train: bool = False) -> tuple[Array, ...]:
+        """Maps [B, h, w, C], fine to coarse, to as many [B, h, w, channels]."""
+        fields: dict[str, Any] = {**self.shared_fields(), "channels": self.channels}
+        merged = list(FPN(**fields, block=self.block, name="top_down")(maps, train))
+        for i in range(1, len(merged)):
+            options = {"stride": 2, "train": train}
+            halved = self.conv_norm_act(merged[i - 1], self.channels, 3, f"halve{i}", **options)
+            both = layers.concatenate(halved, merged[i])
+            merged[i] = self.block(**fields, name=f"up{i + 1}")(both, train=train)
+        return tuple(merged)
 
 
-def upsample_nearest(x, sides, name):
-    """Map x [B, h, w, C] by nearest neighbours as [B, *sides, C], called `name`.
+def upsample_nearest(x: Array, size: tuple[int, int], name: str) -> Array:
+    """Upsample x [B, h, w, C] to [B, *size, C] by nearest neighbours, as a row `name`.
 
-    Each pixel becomes a square of whole pixels; what does not fit at the end is cut off.
+    Each pixel is repeated a whole number of times; what exceeds `size` is cut off at the end.
     """
     with jax.named_scope(name):
-        down, across = (-(-side // has) for side, has in zip(sides, x.shape[1:3], strict=True))
+        rows, columns = (-(-side // own) for side, own in zip(size, x.shape[1:3], strict=True))
         batch, height, width, channels = x.shape
+        # broadcasting, whose gradient is a sum and not a scatter
         x = jnp.broadcast_to(
-            x[:, :, None, :, None], (batch, height, down, width, across, channels)
-        )  # repeated pixels, whose gradient is a sum and not a scatter
-        x = x.reshape(batch, height * down, width * across, channels)
-        return x[:, : sides[0], : sides[1]]
+            x[:, :, None, :, None], (batch, height, rows, width, columns, channels)
+        )
+        x = x.reshape(batch, height * rows, width * columns, channels)
+        return x[:, : size[0], : size[1]]

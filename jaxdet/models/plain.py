@@ -1,30 +1,44 @@
-"""Plain networks: convolutions and max pools one after the other, told as a list.
+"""Stacks of convolutions and max pools, and the localizers built on them.
 
-A list such as `32 32 M4 64 512/1` is convolutions of 3x3 pixels with that many outputs, batch norm
-and ReLU; max pools of 4x4 pixels with that stride; and a convolution of 1x1.
+A layout such as `32 32 M4 64 512/1` is 3x3 convolutions with these output channels, each with batch
+norm and ReLU; max pools of 4x4 pixels with stride 4; and a 1x1 convolution.
 """
 
+import re
+from collections.abc import Mapping
 from functools import partial
+from itertools import accumulate
+from typing import Any
 
 from flax import linen as nn
 
-from jaxdet.models import layers
-from jaxdet.models.layers import Freezable
+from jaxdet.models import layers, pretrained
 from jaxdet.models.localizer import Localizer
+from jaxdet.types import Array
+
+SIMPLE = "32 M4 64 M4 64 M4"
+DEEPER = "32 32 M4 64 64 M4 128 128 M2 256 256 512/1 512"
+VGG = "64 M2 128 M2 256 256 M2 512 512 M2 512 512 M2"
 
 
-class ConvStack(Freezable):
-    """The features of a list; its layers are conv1, conv2, ... and pool1, pool2, ...
+class ConvStack(layers.Freezable):
+    """Convolutions conv1, conv2, ... and pools pool1, pool2, ... of a layout.
 
-    bias: convolutions have one before batch norm too, as torchvision's VGG files do.
-    frozen: how many of its convolutions are.
+    bias: whether convolutions have one before batch norm too, as in torchvision's VGG files.
+    Each convolution is a stage that may be frozen.
     """
 
     layout: str = ""
     bias: bool = False
 
+    @nn.nowrap
+    def stage_names(self) -> tuple[str, ...]:
+        """`conv1`, `conv2`, ..."""
+        count = sum(not word.startswith("M") for word in self.layout.split())
+        return tuple(f"conv{i}" for i in range(1, count + 1))
+
     @nn.compact
-    def __call__(self, x, train=False):
+    def __call__(self, x: Array, train: bool = False) -> Array:
         """The last feature map [B, h, w, C] of images [B, H, W, C]."""
         convolutions = pools = 0
         for word in self.layout.split():
@@ -33,54 +47,69 @@ class ConvStack(Freezable):
                 side = int(word[1:])
                 x = layers.max_pool(x, f"pool{pools}", kernel=side, stride=side)
             else:
+                channels, _, kernel = word.partition("/")
+                batch_stats = self.stage_train(train, convolutions)
+                options = {"bias": self.bias, "train": batch_stats}
+                name = f"conv{convolutions + 1}"
+                x = self.conv_norm_act(x, int(channels), int(kernel or 3), name, **options)
+                x = self.stop_frozen_gradient(x, convolutions)
                 convolutions += 1
-                x = self._convolution(x, word, convolutions, train)
         return x
 
-    @nn.nowrap
-    def _convolution(self, x, word, number, train):
-        width, _, kernel = word.partition("/")
-        name, part = f"conv{number}", number - 1
-        options = {"bias": self.bias, "train": self.moves(train, part)}
-        x = self.convolve(x, int(width), int(kernel or 3), name, **options)
-        return self.border(layers.relu(x, f"{name}_relu"), part)
 
+def simple(classes: int, *, dtype: Any = None, **fields: Any) -> Localizer:
+    """Three convolutions, each pooled 4x4, and two small branches.
 
-def stage_names(layout):
-    """How the names of the layers begin that `frozen` counts."""
-    count = sum(not word.startswith("M") for word in layout.split())
-    return tuple(f"conv{i + 1}" for i in range(count))
-
-
-DEEPER = "32 32 M4 64 64 M4 128 128 M2 256 256 512/1 512"
-
-
-def deeper(classes, *, dtype=None, **part):
-    """A `Localizer`; `part` are fields of its features, such as `norm` and `frozen`."""
-    features = partial(ConvStack, layout=DEEPER, dtype=dtype, **part)
-    return Localizer(
-        features,
-        classes,
-        hidden=(1024, 512, 256, 128, 64),
-        rates=(0.5, 0.5, 0.3, 0.3, 0.2),
-        side=7,
-        dtype=dtype,
-    )
-
-
-SIMPLE = "32 M4 64 M4 64 M4"
-
-
-def simple(classes, *, dtype=None, **part):
-    """A `Localizer`; `part` are fields of its features, such as `norm` and `frozen`."""
-    features = partial(ConvStack, layout=SIMPLE, dtype=dtype, **part)
+    At 224 x 224 pixels the last map is 3 x 3 x 64; 94,583 parameters with three classes.
+    fields: of the `ConvStack`, such as `norm` and `frozen_stages`.
+    """
+    features = partial(ConvStack, layout=SIMPLE, dtype=dtype, **fields)
     return Localizer(features, classes, hidden=(32, 16), rates=(0.5, 0.5), side=3, dtype=dtype)
 
 
-VGG = "64 M2 128 M2 256 256 M2 512 512 M2 512 512 M2"
+def deeper(classes: int, *, dtype: Any = None, **fields: Any) -> Localizer:
+    """Ten convolutions, and two branches of five hidden layers.
+
+    At 224 x 224 pixels the last map is 7 x 7 x 512; 56,442,919 parameters with three classes.
+    fields: of the `ConvStack`.
+    """
+    features = partial(ConvStack, layout=DEEPER, dtype=dtype, **fields)
+    hidden, rates = (1024, 512, 256, 128, 64), (0.5, 0.5, 0.3, 0.3, 0.2)
+    return Localizer(features, classes, hidden=hidden, rates=rates, side=7, dtype=dtype)
 
 
-def vgg(classes, *, dtype=None, **part):
-    """A `Localizer`; `part` are fields of its features, such as `norm` and `frozen`."""
-    features = partial(ConvStack, layout=VGG, dtype=dtype, bias=True, **part)
+def vgg(classes: int, *, dtype: Any = None, **fields: Any) -> Localizer:
+    """VGG11 with batch norm, and 512 instead of 4096 in its dense layers.
+
+    Simonyan and Zisserman 2014, arXiv:1409.1556, configuration A.  At 224 x 224 pixels the last map
+    is 7 x 7 x 512; 35,446,023 parameters with three classes.
+    fields: of the `ConvStack`; convolutions have biases, as in torchvision's files.
+    """
+    features = partial(ConvStack, layout=VGG, dtype=dtype, bias=True, **fields)
     return Localizer(features, classes, hidden=(512, 512), rates=(0.5, 0.5), side=7, dtype=dtype)
+
+
+def vgg_name(
+    path: str, *, norm: bool = False, convolutions: tuple[int, ...] = (1, 1, 2, 2, 2)
+) -> str:
+    """Name of a variable of a `ConvStack` in the weights of torchvision's VGGs.
+
+    There, layers are numbered with their ReLUs and pools: `params/conv2/kernel` is
+    `features.3.weight`.
+    norm: whether the file is of a network with batch norm, such as vgg11_bn.
+    convolutions: between pools; the default is VGG11's.
+    """
+    *modules, leaf = path.split("/")
+    leaf = pretrained.TORCH_LEAVES[leaf]
+    layer = re.fullmatch(r"conv(\d+)(_norm)?", modules[-1])
+    if not layer:
+        return ".".join([*modules[1:], leaf])
+    before = int(layer[1]) - 1
+    pools = sum(before >= last for last in accumulate(convolutions))
+    number = before * (3 if norm else 2) + pools + bool(layer[2])
+    return f"features.{number}.{leaf}"
+
+
+def vgg_weight_map(net: ConvStack, arrays: Mapping[str, Array]) -> pretrained.WeightMap:
+    """Weight map of torchvision's VGG11, with or without batch norm as `net` is."""
+    return pretrained.WeightMap(partial(vgg_name, norm=net.norm))

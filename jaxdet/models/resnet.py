@@ -1,89 +1,101 @@
 """Residual networks (He et al. 2015, arXiv:1512.03385), as torchvision builds them.
 
-    net = ResNet18(classes=1000)
-    logits = net.apply(variables, images)  # [B, 1000]
-    stages = ResNet18(classes=0).apply(variables, images)  # four feature maps, fine to coarse
+    logits = ResNet18(classes=1000).apply(variables, images)  # [B, 1000]
+    c2, c3, c4, c5 = ResNet18(classes=0).apply(variables, images)  # strides 4, 8, 16 and 32
 
-The 3x3 convolution of a block carries its stride.  ResNet18 has 11,689,512 parameters and, on 224 x
+The 3x3 convolution of a block carries its stride.  ResNet18 has 11,689,512 parameters and, at 224 x
 224 pixels, 1.814 G multiply-adds.
 """
 
+import re
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import jax
 from flax import linen as nn
 
-from jaxdet.models import layers
-from jaxdet.models.layers import ConvModule
-
-STAGE_NAMES = (
-    "stem",
-    "stage1",
-    "stage2",
-    "stage3",
-    "stage4",
-)  # how the names of their layers begin
+from jaxdet.models import layers, pretrained
+from jaxdet.types import Array
 
 
-class BasicBlock(ConvModule):
-    """Two 3x3 convolutions beside the identity, or beside a 1x1 convolution where shapes change."""
+class BasicBlock(layers.ConvModule):
+    """Two 3x3 convolutions and a shortcut."""
 
     width: int = 64
     stride: int = 1
-    expansion = 1
 
     @nn.compact
-    def __call__(self, x, train=False):
+    def __call__(self, x: Array, train: bool = False) -> Array:
         """[B, H, W, C] to [B, H / stride, W / stride, width]."""
-        y = self.convolve(x, self.width, 3, "conv1", stride=self.stride, train=train)
-        y = layers.relu(y, "conv1_relu")
-        y = self.convolve(y, self.width, 3, "conv2", train=train)
+        y = self.conv_norm_act(x, self.width, 3, "conv1", stride=self.stride, train=train)
+        y = self.conv_norm(y, self.width, 3, "conv2", train=train)
         return add_shortcut(self, x, y, train)
 
 
-class Bottleneck(ConvModule):
-    """1x1, 3x3 and 1x1 convolutions; the last is four times as wide."""
+class Bottleneck(layers.ConvModule):
+    """1x1, 3x3 and 1x1 convolutions, the last four times as wide, and a shortcut."""
 
     width: int = 64
     stride: int = 1
-    expansion = 4
 
     @nn.compact
-    def __call__(self, x, train=False):
+    def __call__(self, x: Array, train: bool = False) -> Array:
         """[B, H, W, C] to [B, H / stride, W / stride, 4 width]."""
-        y = layers.relu(self.convolve(x, self.width, 1, "conv1", train=train), "conv1_relu")
-        y = self.convolve(y, self.width, 3, "conv2", stride=self.stride, train=train)
-        y = self.convolve(layers.relu(y, "conv2_relu"), 4 * self.width, 1, "conv3", train=train)
+        y = self.conv_norm_act(x, self.width, 1, "conv1", train=train)
+        y = self.conv_norm_act(y, self.width, 3, "conv2", stride=self.stride, train=train)
+        y = self.conv_norm(y, 4 * self.width, 1, "conv3", train=train)
         return add_shortcut(self, x, y, train)
+
+
+def add_shortcut(block: Any, x: Array, y: Array, train: bool) -> Array:
+    """Activation of x + y; x is projected by a 1x1 convolution where shapes differ."""
+    if x.shape != y.shape:
+        x = block.conv_norm(x, y.shape[-1], 1, "around", stride=block.stride, train=train)
+    with jax.named_scope("add"):
+        y = x + y
+    return layers.relu(y, "relu")
 
 
 class ResNet(layers.Freezable):
-    """A stem, four stages of blocks that halve the map and double the width, and a linear layer.
+    """A stem, stages of blocks that halve the map and double the width, and a linear layer.
 
-    stages: blocks in each stage.  block: `Basic` or `Bottleneck`.  width: channels of the stem.
-    classes: outputs; 0 returns the four stages' maps [B, H/4 .. H/32, ...] instead of logits.
-    frozen: how many of `PARTS` are.
+    stages: blocks per stage.  block: `BasicBlock` or `Bottleneck`.  width: channels of the stem.
+    classes: outputs; 0 returns the maps of the stages, strides 4, 8, 16 and 32, instead of logits.
     """
 
     stages: tuple[int, ...] = (2, 2, 2, 2)
-    block: type = BasicBlock
+    block: type[nn.Module] = BasicBlock
     width: int = 64
     classes: int = 1000
 
+    @nn.nowrap
+    def stage_names(self) -> tuple[str, ...]:
+        """`stem`, `stage1`, `stage2`, ..."""
+        return ("stem", *(f"stage{i}" for i in range(1, len(self.stages) + 1)))
+
+    @nn.nowrap
+    def first_stages(self, count: int) -> dict[str, Any]:
+        """Fields with which the network ends after its first `count` stages."""
+        return {"stages": self.stages[: count - 1]}
+
     @nn.compact
-    def __call__(self, x, train=False):
-        """Logits [B, classes] of images [B, H, W, C], or the stages' maps, fine to coarse."""
-        x = self.convolve(x, self.width, 7, "stem", stride=2, train=self.moves(train, 0))
-        x = layers.relu(x, "stem_relu")
+    def __call__(self, x: Array, train: bool = False) -> Array | tuple[Array, ...]:
+        """Logits [B, classes] of images [B, H, W, C], or maps, fine to coarse."""
+        stem = {"stride": 2, "train": self.stage_train(train, 0)}
+        x = self.conv_norm_act(x, self.width, 7, "stem", **stem)
         x = layers.max_pool(x, "stem_pool", kernel=3, stride=2, padding=1)
-        x, maps = self.border(x, 0), []
-        for i, count in enumerate(self.stages):
-            moves = self.moves(train, i + 1)
-            for j in range(count):
-                width, stride = self.width * 2**i, 2 if i and not j else 1
-                name = f"stage{i + 1}_block{j + 1}"
-                x = self.block(**self.shared(), width=width, stride=stride, name=name)(x, moves)
-            x = self.border(x, i + 1)
+        x, maps = self.stop_frozen_gradient(x, 0), []
+        for i, blocks in enumerate(self.stages, 1):
+            for j in range(1, blocks + 1):
+                block = self.block(
+                    **self.shared_fields(),
+                    width=self.width * 2 ** (i - 1),
+                    stride=2 if i > 1 and j == 1 else 1,
+                    name=f"stage{i}_block{j}",
+                )
+                x = block(x, self.stage_train(train, i))
+            x = self.stop_frozen_gradient(x, i)
             maps.append(x)
         if not self.classes:
             return tuple(maps)
@@ -92,15 +104,34 @@ class ResNet(layers.Freezable):
         return nn.Dense(self.classes, dtype=self.dtype, name="logits")(x)
 
 
-def add_shortcut(block, x, y, train):
-    """The block's sum with what went around it, and its activation."""
-    if x.shape != y.shape:
-        x = block.convolve(x, y.shape[-1], 1, "around", stride=block.stride, train=train)
-    with jax.named_scope("add"):
-        y = x + y
-    return layers.relu(y, "relu")
-
-
 ResNet18 = partial(ResNet, stages=(2, 2, 2, 2), block=BasicBlock)
 ResNet34 = partial(ResNet, stages=(3, 4, 6, 3), block=BasicBlock)
 ResNet50 = partial(ResNet, stages=(3, 4, 6, 3), block=Bottleneck)
+
+TORCH_MODULES = {
+    "stem": "conv1",
+    "stem_norm": "bn1",
+    "around": "downsample.0",
+    "around_norm": "downsample.1",
+    "logits": "fc",
+}
+
+
+def torch_name(path: str) -> str:
+    """Name of a variable in the weights of torchvision's and timm's ResNets.
+
+    `params/stage1_block1/conv1/kernel` is `layer1.0.conv1.weight`.
+    """
+    _, *modules, leaf = path.split("/")
+    return ".".join([*map(_torch_module, modules), pretrained.TORCH_LEAVES[leaf]])
+
+
+def _torch_module(module: str) -> str:
+    if block := re.fullmatch(r"stage(\d+)_block(\d+)", module):
+        return f"layer{block[1]}.{int(block[2]) - 1}"
+    return TORCH_MODULES.get(module) or re.sub(r"^conv(\d+)_norm$", r"bn\1", module)
+
+
+def weight_map(net: ResNet, arrays: Mapping[str, Array]) -> pretrained.WeightMap:
+    """Weight map of torchvision's and timm's ResNets."""
+    return pretrained.WeightMap(torch_name)

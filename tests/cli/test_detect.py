@@ -17,10 +17,10 @@ from PIL import Image
 
 from jaxdet import configs
 from jaxdet.cli import common
-from jaxdet.configs import backbones, detect
+from jaxdet.configs import detect
 from jaxdet.data import formats, sampler
-from jaxdet.models import efficientnet, heads, necks
-from jaxdet.models.layers import ConvModule
+from jaxdet.models import efficientnet, heads, necks, registry
+from jaxdet.models.layers import Freezable
 from jaxdet.models.resnet import BasicBlock, ResNet
 from jaxdet.plots import detection as detection_plots
 from jaxdet.training import evaluator, host_init, parallel, run_dir
@@ -44,15 +44,12 @@ def data(tmp_path_factory):
     return root
 
 
-class Features(ConvModule):
+class Features(Freezable):
     """One convolution, and three maps of it: a backbone that compiles in no time."""
-
-    frozen: int = 0
-    fixed_norm: bool = False
 
     @nn.compact
     def __call__(self, x, train=False):
-        x = nn.relu(self.convolve(x, 4, 7, "stem", stride=8, train=train))
+        x = self.conv_norm_act(x, 4, 7, "stem", stride=8, train=train)
         return x, x[:, ::2, ::2], x[:, ::4, ::4]
 
 
@@ -66,7 +63,7 @@ class Neck(necks.FPN):
 class Head(heads.DecoupledHead):
     """The last convolutions alone."""
 
-    def active(self, x, *_, **__):
+    def conv_norm_act(self, x, *_, **__):
         return x
 
 
@@ -74,7 +71,7 @@ class Head(heads.DecoupledHead):
 def small():
     """A network of three convolutions where one is made: commands are tested here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backbones, "features", lambda name: Features)
+        patch.setattr(registry, "backbone", lambda name: Features)
         patch.setattr(necks, "FPN", Neck)
         patch.setattr(heads, "DecoupledHead", Head)
         yield
@@ -521,7 +518,7 @@ SHALLOW = {  # with a block a stage
 
 @pytest.mark.parametrize("case", CHOICES)
 def test_every_choice_makes_a_network_that_has_a_loss_and_answers(data, monkeypatch, case):
-    monkeypatch.setattr(backbones, "features", SHALLOW.get)
+    monkeypatch.setattr(registry, "backbone", SHALLOW.get)
     config = detect.Config(root=str(data), size=(64, 64), neck_channels=8)
     config = replace(config, **CHOICES[case])
     system = configs.build("detect", config)

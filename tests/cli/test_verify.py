@@ -45,7 +45,7 @@ class Features(Freezable):
 
     @nn.compact
     def __call__(self, x, train=False):
-        return nn.relu(self.convolve(x, 8, 7, "stem", stride=8, train=train))
+        return self.conv_norm_act(x, 8, 7, "stem", stride=8, train=train)
 
 
 def face(path, colour, seed):
@@ -143,7 +143,7 @@ def test_embeddings_are_those_of_the_run_with_its_data(trained, place):
     with_data = Eval(run=RUN, root=str(trained / "train"), checkpoint="last")
     _, system, step, state = common.restored(with_data)
     assert embedder.made["step"] == step and list(embedder.classes) == list(LEARNT)
-    answer = partial(jax.jit(system.task.predict), evaluator.variables(state))
+    answer = partial(jax.jit(system.task.predict), evaluator.eval_variables(state))
     wanted = [answer(system.read(path)[0][None])["embedding"][0] for path in paths]
     np.testing.assert_allclose(embedder.embed(paths), wanted, rtol=1e-4, atol=1e-5)
 

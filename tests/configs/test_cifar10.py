@@ -77,7 +77,7 @@ def test_widths_and_dense_are_those_of_the_tutorial_unless_given():
     names = ("conv1", "conv2", "dense1", "dense2", "logits")
     assert outputs() == dict(zip(names, (6, 16, 120, 84, 10), strict=True))
     assert outputs(model="doubled") == dict(zip(names, (12, 32, 240, 168, 10), strict=True))
-    found = outputs(widths=(4, 5), dense=(7, 8))
+    found = outputs(channels=(4, 5), fc_widths=(7, 8))
     assert found == dict(zip(names, (4, 5, 7, 8, 10), strict=True))
 
 

@@ -19,9 +19,9 @@ def params():
 
 @pytest.mark.parametrize("freeze, count", [(0, 0), (1, 1), (3, 3), (8, 8), (-2, 6), (-8, 0)])
 def test_parts_of_the_backbone_stay_from_the_first_on(params, freeze, count):
-    config = Config(freeze=freeze, backbone_lr=0.25)
+    config = Config(freeze_stages=freeze, backbone_lr=0.25)
     stay = ("stem", *(f"stage{i}" for i in range(1, 8)))[:count]
-    assert network(config)[0].backbone.keywords["frozen"] == count
+    assert network(config)[0].backbone.keywords["frozen_stages"] == count
     for path in params:
         place, layer, *_ = path.split("/")
         expected = 1.0
@@ -32,7 +32,7 @@ def test_parts_of_the_backbone_stay_from_the_first_on(params, freeze, count):
 
 def test_freezing_counts_fewer_parameters_until_only_neck_and_head_learn(params):
     def size(freeze):
-        on = [leaf for path, leaf in params.items() if factor(Config(freeze=freeze), path)]
+        on = [leaf for path, leaf in params.items() if factor(Config(freeze_stages=freeze), path)]
         return sum(leaf.size for leaf in on)
 
     sizes = [size(freeze) for freeze in range(9)]
@@ -45,7 +45,9 @@ def test_frozen_parts_take_no_part_in_the_backward_pass():
     """Their operations are not there: those of a gradient that is masked away later would be."""
 
     def cost(freeze):
-        net, shape = network(Config(size=(64, 64), freeze=freeze, fixed_norm=True, conv="lax"))
+        net, shape = network(
+            Config(size=(64, 64), freeze_stages=freeze, freeze_bn=True, conv="lax")
+        )
         images = shaped(1, *shape[1:])
         variables = outputs(net, images)[1]
 

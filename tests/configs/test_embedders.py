@@ -11,20 +11,20 @@ from jaxdet.configs import backbones, embedders
 from jaxdet.configs.embedders import Embedding
 from jaxdet.data.normalize import EFFICIENTNET_LITE, IMAGENET
 from jaxdet.errors import InputError
-from jaxdet.models import efficientnet
+from jaxdet.models import efficientnet, registry
+from tests.models.test_pretrained import filed, paths, shapes
 from tests.models.test_resnet import outputs, shaped
 from tests.models.test_sliding import apply, fill
-from tests.models.test_pretrained import filed, paths, shapes
 
 IMAGES = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype(np.float32)
 
 
 def test_part_of_a_backbone_gives_the_map_that_the_whole_one_has_there():
-    whole, part = backbones.features("resnet18")(), backbones.features("resnet18", 3)()
+    whole, part = registry.backbone("resnet18")(), registry.backbone("resnet18", stages=3)()
     variables = fill(shapes(whole))
     wanted = paths(shapes(part))
     assert {path.split("/")[1].split("_")[0] for path in wanted} == {
-        *backbones.parts("resnet18")[:3]
+        *registry.stage_names("resnet18")[:3]
     }
     assert wanted.keys() < paths(variables).keys()
     first = jax.tree.map_with_path(
@@ -37,7 +37,7 @@ def test_part_of_a_backbone_gives_the_map_that_the_whole_one_has_there():
 
 
 def test_mobilenets_are_cut_after_a_block():
-    part = backbones.features("mobilenet_v2", 14)()
+    part = registry.backbone("mobilenet_v2", stages=14)()
     (*_, last), variables = outputs(part, shaped(1, 64, 64, 3))
     assert last.shape == (1, 4, 4, 96)
     assert "block13" in variables["params"] and "block14" not in variables["params"]
@@ -45,7 +45,7 @@ def test_mobilenets_are_cut_after_a_block():
 
 @pytest.mark.parametrize("names", [efficientnet.torch_name, efficientnet.timm_name])
 def test_part_of_a_backbone_takes_its_weights_from_a_file_of_the_whole(names, tmp_path):
-    whole = fill(shapes(backbones.features("lite0")()))
+    whole = fill(shapes(registry.backbone("lite0")()))
     arrays = filed(whole, names)
     save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, tmp_path / "w")
     (tmp_path / "w").rename(tmp_path / "w.safetensors")
@@ -65,7 +65,7 @@ def test_frozen_parts_count_among_those_that_are_built():
     for freeze, kept in [(2, 2), (-1, 5), (0, 0), (8, 6)]:
         config = Embedding(model="lite0", backbone_stages=6, freeze_stages=freeze, weights="x")
         assert len(backbones.kept(config)) == kept
-        assert embedders.network(config, 3)[0].features().frozen == kept
+        assert embedders.network(config, 3)[0].features().frozen_stages == kept
     assert backbones.factors(Embedding()) is None
     factor = backbones.factors(Embedding(model="lite0", freeze_stages=2, backbone_lr=0.5))
     factors = [factor(path) for path in ("features/stem/kernel", "features/stage2_block1/x")]

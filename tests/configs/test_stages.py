@@ -48,8 +48,8 @@ def test_the_networks_of_the_seed():
     assert first.activation is nn.relu and len(first.widths) == 8
     block = first.block()
     assert isinstance(block, convnext.Block) and not block.depthwise
-    assert block.initial is layers.KAIMING_FAN_OUT
-    assert made(model="convnext").initial is layers.KAIMING_FAN_OUT is not convnext.KERNEL_INIT
+    assert block.kernel_init is layers.KAIMING_FAN_OUT
+    assert made(model="convnext").kernel_init is layers.KAIMING_FAN_OUT is not convnext.KERNEL_INIT
 
 
 def test_each_option_reaches_its_network():

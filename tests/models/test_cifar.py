@@ -21,7 +21,7 @@ from tests.models.test_sliding import fill
 IMAGES = shaped(1, 32, 32, 3)
 PADDED = partial(LeNet, form="inception", norm=True)
 NETS = {
-    "lenet": partial(PADDED, widths=(5,), dense=(6,), extra=(4,)),
+    "lenet": partial(PADDED, channels=(5,), fc_widths=(6,), extra=(4,)),
     "resnet": partial(CifarResNet, blocks=1, widths=(4, 6)),
     "tiny": partial(Tiny, stem=4, widths=(4, 6), depth=(0, 1), middle=0.5),
     "tiniest": partial(Tiniest, widths=(4, 8), depth=(0, 1)),
@@ -205,6 +205,6 @@ def test_networks_hand_their_activation_to_all_parts(name):
 
 @pytest.mark.parametrize("make", [LeNet, Tiny, Tiniest])
 def test_an_image_of_which_pools_leave_nothing_is_refused(make):
-    with pytest.raises(InputError, match=r"layer \w+ is given [\dx]+: take a larger") as caught:
+    with pytest.raises(InputError, match=r"layer \w+: its input is empty, [\dx]+; use a larger") as caught:
         outputs(make(), shaped(2, 1, 1, 3))
     assert "\n" not in str(caught.value)

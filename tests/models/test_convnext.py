@@ -59,7 +59,7 @@ def test_frozen_parts_have_no_gradients(made):
     @jax.jit
     @jax.grad
     def slope(variables):
-        logits = net.clone(frozen=2, rate=0.5).apply(
+        logits = net.clone(frozen_stages=2, rate=0.5).apply(
             variables, images, train=True, rngs={"dropout": jax.random.key(0)}
         )
         return -jax.nn.log_softmax(logits)[:, 0].mean()
@@ -184,7 +184,7 @@ def test_logits_are_those_of_torch_with_the_same_weights_by_name(made):
         for name, value in theirs.state_dict().items()
     }
     theirs.load_state_dict({k: torch.tensor(v) for k, v in arrays.items()})
-    names = partial(convnext.torch_name, convnext.PAPER)
+    names = partial(convnext.torch_name, modules=convnext.PAPER_MODULES)
     ours = pretrained.assign_arrays({"params": variables["params"]}, arrays, names)
     with torch.no_grad():
         expected = theirs(torch.tensor(images.transpose(0, 3, 1, 2))).numpy()
@@ -217,5 +217,5 @@ def test_logits_are_those_of_torch_with_the_same_weights_by_name(made):
     ],
 )
 def test_names_in_files_of_weights(path, paper, timm):
-    assert convnext.torch_name(convnext.PAPER, f"params/{path}") == paper
-    assert convnext.torch_name(convnext.TIMM, f"params/{path}") == timm
+    assert convnext.torch_name(f"params/{path}", convnext.PAPER_MODULES) == paper
+    assert convnext.torch_name(f"params/{path}", convnext.TIMM_MODULES) == timm

@@ -36,7 +36,7 @@ def shaped(module, *args):
 
 def applied(module, *args):
     """Outputs of a module with fresh variables, and those, on the host."""
-    variables = host_init.evaluate(module.init, jax.random.key(1), *args)
+    variables = host_init.initialize(module.init, jax.random.key(1), *args)
     return jax.device_get(run(module, variables, *args)), variables
 
 
@@ -49,20 +49,20 @@ def run(module, variables, *args):
     "block", [necks.ConvBlock, necks.C3, necks.C2f, partial(necks.C2f, blocks=2)]
 )
 def test_blocks_keep_the_map_and_set_the_width(block):
-    assert shaped(block(width=6), maps()[0]).shape == (2, 8, 12, 6)
+    assert shaped(block(channels=6), maps()[0]).shape == (2, 8, 12, 6)
 
 
 def test_c3_and_c2f_have_the_convolutions_of_their_figures():
     x = jnp.zeros((1, 4, 4, 10))
     for block, wanted in (
-        (necks.C3(width=8, blocks=2), {"deep", "around", "block1", "block2", "out"}),
-        (necks.C2f(width=8, blocks=2), {"in", "block1", "block2", "out"}),
+        (necks.C3(channels=8, blocks=2), {"deep", "around", "block1", "block2", "out"}),
+        (necks.C2f(channels=8, blocks=2), {"in", "block1", "block2", "out"}),
     ):
         params = jax.eval_shape(block.init, jax.random.key(0), x)["params"]
         assert {name.removesuffix("_norm") for name in params} == wanted
     width = {"C3": 2 * 4, "C2f": 4 * 4}  # what the last convolution sees
     for name, channels in width.items():
-        block = getattr(necks, name)(width=8, blocks=2)
+        block = getattr(necks, name)(channels=8, blocks=2)
         params = jax.eval_shape(block.init, jax.random.key(0), x)["params"]
         assert params["out"]["kernel"].shape == (1, 1, channels, 8)
 
@@ -70,7 +70,7 @@ def test_c3_and_c2f_have_the_convolutions_of_their_figures():
 @pytest.mark.parametrize("neck", [necks.FPN, necks.PAN])
 @pytest.mark.parametrize("levels", [1, 2, 3])
 def test_necks_keep_every_map_and_set_the_width(neck, levels):
-    out = shaped(neck(width=8), maps()[:levels])
+    out = shaped(neck(channels=8), maps()[:levels])
     assert [x.shape for x in out] == [(*s[:3], 8) for s in SHAPES[:levels]]
 
 
@@ -80,7 +80,7 @@ def test_necks_keep_every_map_and_set_the_width(neck, levels):
 def test_what_reaches_what(neck, back):
     """Coarse maps reach finer ones; fine ones reach coarser ones only on the way back up."""
     given = maps()
-    module = neck(width=8)
+    module = neck(channels=8)
     before, variables = applied(module, given)
 
     def reaches(i, j):
@@ -104,7 +104,7 @@ def test_enlarging_is_every_pixel_by_its_nearest(sides):
 def test_fpn_is_its_figure():
     """Laterals, sums and outputs, one by one."""
     given = maps()[:2]
-    fpn = necks.FPN(width=8)
+    fpn = necks.FPN(channels=8)
     out, variables = applied(fpn, given)
     params, stats = variables["params"], variables["batch_stats"]
 
@@ -114,13 +114,13 @@ def test_fpn_is_its_figure():
         return (given[i - 1] @ kernel - mean) / np.sqrt(var + 1e-5)
 
     fine = lateral(1) + np.repeat(np.repeat(lateral(2), 2, 1), 2, 2)
-    block = necks.ConvBlock(width=8)
+    block = necks.ConvBlock(channels=8)
     own = {"params": params["out1"], "batch_stats": stats["out1"]}
     np.testing.assert_allclose(out[0], run(block, own, fine), atol=1e-4)
 
 
 def test_the_head_starts_from_its_prior_and_has_a_row_a_cell():
-    head = DecoupledHead(classes=5, width=8)
+    head = DecoupledHead(classes=5, channels=8)
     raw, variables = applied(head, maps())
     cells = sum(s[1] * s[2] for s in SHAPES)
     chex.assert_shape(raw.classes, (2, cells, 5))
@@ -134,7 +134,7 @@ def test_the_head_starts_from_its_prior_and_has_a_row_a_cell():
 
 
 def test_classes_and_boxes_come_from_branches_of_their_own():
-    head = DecoupledHead(classes=5, width=8, objectness=True)
+    head = DecoupledHead(classes=5, channels=8, objectness=True)
     raw, variables = applied(head, maps())
     params = jax.tree.map(lambda x: x, variables["params"])
     params["level1_class2"] = jax.tree.map(lambda x: x + 1, params["level1_class2"])
@@ -146,12 +146,12 @@ def test_classes_and_boxes_come_from_branches_of_their_own():
     np.testing.assert_allclose(raw.objectness, other.objectness, atol=1e-6)
 
 
-def detector(bins=1, levels=3, **head):
+def detector(reg_max=1, levels=3, **head):
     return Detector(
         backbone=TINY,
-        neck=partial(necks.FPN, width=8),
-        head=partial(DecoupledHead, classes=2, width=8, objectness=False, **head),
-        bins=bins,
+        neck=partial(necks.FPN, channels=8),
+        head=partial(DecoupledHead, classes=2, channels=8, objectness=False, **head),
+        reg_max=reg_max,
         levels=levels,
     )
 
@@ -189,7 +189,7 @@ def test_answers_and_parameters_are_float32_whatever_is_computed_in():
     parts = {name: partial(getattr(detector(), name), **part) for name in PARTS}
     image = normal(1, 64, 64, 3)
     (answers, variables) = jax.eval_shape(
-        lambda image: detector(bins=4).clone(**parts).init_with_output(jax.random.key(1), image),
+        lambda image: detector(reg_max=4).clone(**parts).init_with_output(jax.random.key(1), image),
         image,
     )
     assert {leaf.dtype for leaf in jax.tree.leaves((answers, variables))} == {jnp.dtype("float32")}

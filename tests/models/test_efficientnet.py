@@ -100,7 +100,7 @@ def test_activations_and_sums_are_rows_of_the_operation_table():
 def test_initial_kernels_keep_the_variance_of_what_flows_back():
     block = MBConv(width=96, squeeze=0)
     x = np.ones((1, 1, 1, 32), np.float32)
-    params = host_init.evaluate(block.init, jax.random.key(0), x)["params"]
+    params = host_init.initialize(block.init, jax.random.key(0), x)["params"]
     for part, fan in {"expand": 6 * 32, "depthwise": 9, "project": 96}.items():
         np.testing.assert_allclose(params[part]["kernel"].std(), (2 / fan) ** 0.5, rtol=0.05)
 
@@ -117,7 +117,7 @@ def test_frozen_parts_have_no_gradients_and_keep_their_statistics(made):
     variables, images, _ = made
 
     def loss(params):
-        step = partial(Tiny(frozen=2).apply, train=True, mutable="batch_stats")
+        step = partial(Tiny(frozen_stages=2).apply, train=True, mutable="batch_stats")
         logits, updates = step({**variables, "params": params}, images)
         return -jax.nn.log_softmax(logits)[:, 0].mean(), updates["batch_stats"]
 
@@ -136,7 +136,7 @@ def test_frozen_parts_cost_no_backward_pass_even_where_their_maps_are_used():
     variables = fill(outputs(net, images)[1])
 
     def total(params, frozen):
-        step = partial(net.clone(frozen=frozen).apply, train=True, mutable="batch_stats")
+        step = partial(net.clone(frozen_stages=frozen).apply, train=True, mutable="batch_stats")
         maps, _ = step({**variables, "params": params}, images)
         return sum(each.sum() for each in maps)
 
@@ -152,7 +152,7 @@ def test_frozen_parts_cost_no_backward_pass_even_where_their_maps_are_used():
 
 def test_evaluation_looks_at_each_image_alone_and_freezing_changes_nothing(made):
     variables, images, together = made
-    apply = jax.jit(Tiny(frozen=2).apply)
+    apply = jax.jit(Tiny(frozen_stages=2).apply)
     alone = jnp.concatenate([apply(variables, image[None]) for image in images])
     assert together.shape == (4, 3)
     assert together.std() > 0
@@ -226,7 +226,7 @@ def test_no_two_variables_have_one_name(names):
 
 def test_deeper_networks_have_later_names_in_torch():
     path = "params/stage7_block2/project_norm/bias"
-    assert torch_name(path, B1().scaled()) == "_blocks.22._bn2.bias"
+    assert torch_name(path, B1().scaled_stages()) == "_blocks.22._bn2.bias"
     for unknown in (path, "params/neck/kernel"):
         with pytest.raises(KeyError, match=unknown.split("/")[1]):
             torch_name(unknown)

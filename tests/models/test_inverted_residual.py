@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from jaxdet.models import convnext, inverted_residual, layers
+from jaxdet.models import convnext
 from jaxdet.models.inverted_residual import InvertedResidual, InvertedResidualNet
 from tests.models.test_resnet import outputs, shaped, size
 from tests.models.test_sliding import fill
@@ -55,7 +55,7 @@ def test_the_rows_of_the_seed_s_table():
     convnexts = InvertedResidualNet(
         widths=(32, 32, 64, 64, 128, 128, 128, 128),
         strides=(1, 1, 2, 1, 2, 1, 1, 1),
-        block=partial(convnext.Block, depthwise=False, initial=layers.KAIMING_FAN_OUT),
+        block=partial(convnext.Block, depthwise=False),
         activation=nn.relu,
         classes=7001,
     )
@@ -103,14 +103,14 @@ def test_frozen_parts_have_no_gradients_and_keep_their_statistics(made):
     net, variables, images = made
 
     def loss(params):
-        logits, updates = net.clone(frozen=2, rates=()).apply(
+        logits, updates = net.clone(frozen_stages=2, rates=()).apply(
             {**variables, "params": params}, images, train=True, mutable="batch_stats"
         )
         return -jax.nn.log_softmax(logits)[:, 0].mean(), updates["batch_stats"]
 
     gradient, stats = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
     chex.assert_tree_all_finite((gradient, stats))
-    frozen = inverted_residual.stage_names(WIDTHS)[:2]
+    frozen = net.stage_names()[:2]
     assert frozen == ("stem", "stage1")
     for module, leaves in gradient.items():
         stays = module.startswith(frozen)

@@ -142,7 +142,7 @@ class One(ConvModule):
     @nn.compact
     def __call__(self, x, train=False):
         options = {"stride": self.stride, "bias": self.bias, "train": train}
-        return self.convolve(x, 4, self.kernel, "conv", **options)
+        return self.conv_norm(x, 4, self.kernel, "conv", **options)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_a_convolution_pads_as_in_torch(kernel, stride):
 def normal():
     """A convolution with a norm, its variables, and a batch."""
     x = drawn(8, 6, 6, 3) + 1
-    return One(), host_init.evaluate(One().init, jax.random.key(0), x), x
+    return One(), host_init.initialize(One().init, jax.random.key(0), x), x
 
 
 def bare(variables, x):
@@ -219,8 +219,11 @@ def test_a_part_hands_on_what_all_parts_share():
         "conv_general_dilated": spy,
         "norm": False,
         "epsilon": 1e-3,
+        "momentum": 0.99,
+        "activation": nn.gelu,
+        "kernel_init": layers.KAIMING_FAN_IN,
     }
-    assert One(kernel=1, **given).shared() == given
+    assert One(kernel=1, **given).shared_fields() == given
     out, variables = jax.eval_shape(
         One(**given).init_with_output, jax.random.key(0), jnp.ones((1, 3, 3, 2))
     )
@@ -229,6 +232,6 @@ def test_a_part_hands_on_what_all_parts_share():
 
 
 def test_initial_kernels_keep_the_variance_of_what_flows_back():
-    made = host_init.evaluate(One().init, jax.random.key(0), np.ones((1, 1, 1, 300), np.float32))
+    made = host_init.initialize(One().init, jax.random.key(0), np.ones((1, 1, 1, 300), np.float32))
     kernel = made["params"]["conv"]["kernel"]
     np.testing.assert_allclose(kernel.std(), (2 / (9 * 4)) ** 0.5, rtol=0.05)

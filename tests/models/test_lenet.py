@@ -72,7 +72,7 @@ def test_any_size_from_16_pixels(size, features):
 
 
 def test_widths_classes_and_type():
-    net = LeNet(widths=(4, 5, 6), dense=(7,), classes=3, dtype=jnp.bfloat16)
+    net = LeNet(channels=(4, 5, 6), fc_widths=(7,), classes=3, dtype=jnp.bfloat16)
     images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
     out, variables = jax.eval_shape(net.init_with_output, jax.random.key(0), images)
     assert (out.shape, out.dtype) == ((2, 3), jnp.bfloat16)
@@ -149,11 +149,15 @@ def test_norm_follows_every_convolution_and_no_dense_layer():
 @pytest.mark.parametrize(
     "net, images, said",
     [
-        (LeNet(), (2, 15, 15, 3), "layer dense1 is given 2x0: take a larger --input"),
-        (LeNet(), (2, 3, 32, 3), "layer dense1 is given 2x0"),
-        (LeNet(dense=(), widths=(4,) * 3), (1, 32, 32, 3), "logits is given 1x0.* fewer pools"),
-        (LeNet(form="7x7"), (1, 32, 32, 3), "no form '7x7': take 5x5, 3x3 or inception"),
-        (Parallel(widths=(4, 3)), (1, 32, 32, 3), "four parallel branches .* 3 channels"),
+        (LeNet(), (2, 15, 15, 3), "layer dense1: its input is empty, 2x0; use a larger --input"),
+        (LeNet(), (2, 3, 32, 3), "layer dense1: its input is empty, 2x0"),
+        (
+            LeNet(fc_widths=(), channels=(4,) * 3),
+            (1, 32, 32, 3),
+            "layer logits: its input is empty, 1x0; .* fewer pools",
+        ),
+        (LeNet(form="7x7"), (1, 32, 32, 3), "form must be 5x5, 3x3 or inception, got '7x7'"),
+        (Parallel(channels=(4, 3)), (1, 32, 32, 3), "at least 4 channels, got 3"),
     ],
 )
 def test_sizes_that_leave_nothing_are_refused(net, images, said):

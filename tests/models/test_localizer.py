@@ -12,8 +12,8 @@ from jaxdet import flops
 from jaxdet.configs import backbones
 from jaxdet.configs.objects import Config, network
 from jaxdet.models.localizer import BOX_BIAS, MLP, DenseBoxHead, Localizer
-from jaxdet.models.plain import ConvStack, deeper, simple, stage_names, vgg
-from jaxdet.models.resnet import STAGE_NAMES, ResNet, ResNet18
+from jaxdet.models.plain import ConvStack, deeper, simple, vgg
+from jaxdet.models.resnet import ResNet, ResNet18
 from jaxdet.training import host_init, optim
 from tests.models.test_efficientnet import paths
 from tests.models.test_resnet import outputs, shaped, size
@@ -185,7 +185,7 @@ def test_boxes_are_shares_of_the_photo(made):
 def test_boxes_begin_over_the_middle():
     net = Tiny(features=partial(ConvStack, layout="M8"), hidden=(4,), rates=(0.5,))
     images = np.zeros((1, 16, 16, 3), np.float32)
-    fresh = host_init.evaluate(net.init, jax.random.key(0), images)
+    fresh = host_init.initialize(net.init, jax.random.key(0), images)
     np.testing.assert_array_equal(fresh["params"]["boxer"]["out"]["bias"], np.float32(BOX_BIAS))
     np.testing.assert_array_equal(fresh["params"]["classifier"]["out"]["bias"], 0)
     _, box = evaluated(net, fresh, images)  # all that comes in is 0
@@ -218,7 +218,7 @@ def test_branches_are_dense_layers_with_relu_between():
 
 def celled():
     """A branch of cells, random variables of it, and two maps of a pyramid."""
-    branch, random = DenseBoxHead(width=6, levels=2), np.random.default_rng(3)
+    branch, random = DenseBoxHead(channels=6, levels=2), np.random.default_rng(3)
     maps = tuple(random.normal(size=(3, *of)).astype(np.float32) for of in ((4, 6, 5), (2, 3, 7)))
     variables = fill(outputs(branch, maps)[1])
     return branch, variables, maps
@@ -250,7 +250,7 @@ def test_a_box_of_cells_is_the_mean_of_theirs_by_weight(train):
 
 def test_a_box_of_cells_begins_over_the_middle():
     branch, _, maps = celled()
-    fresh = host_init.evaluate(branch.init, jax.random.key(0), maps)
+    fresh = host_init.initialize(branch.init, jax.random.key(0), maps)
     box, _ = said(branch, fresh, tuple(0 * m for m in maps))
     np.testing.assert_allclose(box, [[0.25, 0.25, 0.75, 0.75]] * 3, atol=1e-6)
 
@@ -270,8 +270,8 @@ def test_every_number_of_a_branch_of_cells_learns():
 
 def test_a_network_whose_box_is_found_by_cells_keeps_its_classifier():
     dense, cells = (
-        outputs(Tiny(features=TinyResNet, boxer=boxer), shaped(2, 32, 48, 3))
-        for boxer in (None, partial(DenseBoxHead, width=6, levels=2))
+        outputs(Tiny(features=TinyResNet, box_head=box_head), shaped(2, 32, 48, 3))
+        for box_head in (None, partial(DenseBoxHead, channels=6, levels=2))
     )
     assert [out.shape for out in cells[0]] == [(2, 3), (2, 4)]
     for part in ("features", "classifier"):
@@ -280,8 +280,8 @@ def test_a_network_whose_box_is_found_by_cells_keeps_its_classifier():
 
 
 def test_the_configuration_names_the_branch_of_the_box():
-    assert network(Config(model="lite0"))[0].boxer is None
-    assert network(Config(model="lite0", box_head="cells"))[0].boxer.func is DenseBoxHead
+    assert network(Config(model="lite0"))[0].box_head is None
+    assert network(Config(model="lite0", box_head="cells"))[0].box_head.func is DenseBoxHead
 
 
 def test_every_layer_is_a_row_of_the_operation_table():
@@ -393,7 +393,7 @@ def test_a_convolution_in_the_list_may_have_another_size():
         "conv2/kernel": (1, 1, 4, 6),
         "conv3/kernel": (7, 7, 6, 5),
     }
-    assert stage_names("4 M2 6/1 5/7") == ("conv1", "conv2", "conv3")
+    assert ConvStack(layout="4 M2 6/1 5/7").stage_names() == ("conv1", "conv2", "conv3")
 
 
 def test_plain_features_are_convolution_norm_relu_and_pool():
@@ -414,12 +414,15 @@ def test_plain_features_are_convolution_norm_relu_and_pool():
 WORDS = "4 M2 6 5/1 M2 4"  # four convolutions
 TinyPlain = partial(ConvStack, layout=WORDS)
 TinyResNet = partial(ResNet, stages=(1, 1, 1), width=4, classes=0)
-FROZEN = {"plain": (TinyPlain, stage_names(WORDS)), "resnet": (TinyResNet, STAGE_NAMES[:4])}
+FROZEN = {
+    "plain": (TinyPlain, TinyPlain().stage_names()),
+    "resnet": (TinyResNet, TinyResNet().stage_names()),
+}
 
 
 def located(features, frozen):
     """A tiny localizer, its random variables, and photos [4, 16, 16, 3]."""
-    net = Tiny(features=partial(features, frozen=frozen), side=1, hidden=(6,), rates=(0.0,))
+    net = Tiny(features=partial(features, frozen_stages=frozen), side=1, hidden=(6,), rates=(0.0,))
     images = np.random.default_rng(0).normal(size=(4, 16, 16, 3)).astype(np.float32)
     return net, fill(outputs(net, images)[1]), images
 
@@ -495,11 +498,11 @@ def test_what_is_frozen_costs_no_backward_pass(kind):
 def test_all_but_the_last_k_stages_are_frozen(model, last, stay):
     config = Config(model=model, transfer="frozen", unfreeze_last=last)
     assert backbones.frozen(config) == stay
-    assert network(config)[0].features().frozen == len(stay)
+    assert network(config)[0].features().frozen_stages == len(stay)
     for backbone in ("scratch", "finetune"):
         free = Config(model=model, transfer=backbone, unfreeze_last=last)
         assert backbones.frozen(free) == ()
-        assert network(free)[0].features().frozen == 0
+        assert network(free)[0].features().frozen_stages == 0
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ MINI = (  # a block of each kind
     BlockConfig(5, 24, 8, True, jax.nn.hard_swish, 2),
     BlockConfig(3, 24, 8, False, jax.nn.relu, 1),
 )
-TinyV2 = partial(V2, rows=MINI[::2], stem=8, last=16, classes=3)
-TinyV3 = partial(mobilenet.V3, rows=MINI, stem=8, last=16, hidden=12, classes=3)
+TinyV2 = partial(V2, blocks=MINI[::2], stem=8, last=16, classes=3)
+TinyV3 = partial(mobilenet.V3, blocks=MINI, stem=8, last=16, hidden=12, classes=3)
 
 
 # As torchvision's documentation has them, in parameters and giga multiply-adds.
@@ -46,7 +46,7 @@ def test_without_classes_the_last_map_of_each_resolution_comes_out(net, widths):
 
 
 def test_widths_are_multiples_of_eight_and_never_much_less():
-    assert [layers.divisible(n) for n in (3, 11, 12, 18, 19, 24)] == [8, 16, 16, 24, 24, 24]
+    assert [layers.round_to_8(n) for n in (3, 11, 12, 18, 19, 24)] == [8, 16, 16, 24, 24, 24]
 
 
 @pytest.fixture(scope="module", params=[TinyV2, TinyV3], ids=["v2", "v3"])
@@ -60,7 +60,7 @@ def test_frozen_parts_have_no_gradients_and_keep_their_statistics(made):
     net, variables, images = made
 
     def loss(params):
-        step = partial(net.clone(frozen=2).apply, train=True, mutable="batch_stats")
+        step = partial(net.clone(frozen_stages=2).apply, train=True, mutable="batch_stats")
         logits, updates = step({**variables, "params": params}, images)
         return -jax.nn.log_softmax(logits)[:, 0].mean(), updates["batch_stats"]
 
@@ -94,7 +94,7 @@ def torch_squeeze(torch, channels):
     class Squeeze(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            middle = layers.divisible(channels // 4)
+            middle = layers.round_to_8(channels // 4)
             self.fc1 = torch.nn.Conv2d(channels, middle, 1)
             self.fc2 = torch.nn.Conv2d(middle, channels, 1)
 
@@ -135,7 +135,7 @@ def torch_net(torch, net):
             super().__init__()
             how = {"act": net.activation, "eps": net.epsilon}
             parts, channels = [torch_conv(torch, 3, net.stem, 3, 2, **how)], net.stem
-            for row in net.rows:
+            for row in net.blocks:
                 parts.append(torch_block(torch, net, row, channels))
                 channels = row.width
             parts.append(torch_conv(torch, channels, net.last, **how))
@@ -166,7 +166,7 @@ def test_logits_are_those_of_torch_with_the_same_weights_by_name(made):
         low = 0.5 if name.endswith("running_var") else -0.5
         arrays[name] = np.float32(rng.uniform(low, 1, tuple(value.shape)))
     theirs.load_state_dict({k: torch.tensor(v) for k, v in arrays.items()})
-    ours = pretrained.assign_arrays(variables, arrays, partial(pretrained.mobilenet_name, net))
+    ours = pretrained.assign_arrays(variables, arrays, partial(mobilenet.torch_name, net=net))
     with torch.no_grad():
         expected = theirs(torch.tensor(images.transpose(0, 3, 1, 2))).numpy()
     found = np.asarray(jax.jit(net.apply)(ours, images))
@@ -184,4 +184,4 @@ def test_every_variable_of_the_whole_networks_has_a_name_in_torch(net):
         jax.tree_util.keystr(p, simple=True, separator="/")
         for p, _ in jax.tree.leaves_with_path(variables)
     )
-    assert sorted(pretrained.mobilenet_name(net, path) for path in paths) == sorted(names)
+    assert sorted(mobilenet.torch_name(path, net) for path in paths) == sorted(names)

@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from jaxdet import pickles
 from jaxdet.errors import InputError
-from jaxdet.models import pretrained
+from jaxdet.models import plain, pretrained, resnet
 from jaxdet.models.resnet import BasicBlock, Bottleneck, ResNet, ResNet18, ResNet50
 from tests.models.test_sliding import apply, fill
 
@@ -42,7 +42,7 @@ def filed(variables, names):
 def tiny():
     """(variables, arrays) of a small ResNet."""
     variables = fill(shapes(Tiny()))
-    return variables, filed(variables, pretrained.resnet_name)
+    return variables, filed(variables, resnet.torch_name)
 
 
 @pytest.mark.parametrize(
@@ -59,12 +59,12 @@ def tiny():
     ],
 )
 def test_names_of_resnets(path, name):
-    assert pretrained.resnet_name(path) == name
+    assert resnet.torch_name(path) == name
 
 
 @pytest.mark.parametrize("net", [ResNet18, ResNet50])
 def test_the_map_of_resnets_gives_no_name_twice(net):
-    names = [pretrained.resnet_name(path) for path in paths(shapes(net()))]
+    names = [resnet.torch_name(path) for path in paths(shapes(net()))]
     assert len(set(names)) == len(names)
 
 
@@ -74,11 +74,11 @@ def test_the_map_of_resnets_gives_no_name_twice(net):
     [
         ({}, [0, 3, 6, 8, 11, 13, 16, 18]),
         ({"norm": True}, [0, 4, 8, 11, 15, 18, 22, 25]),
-        ({"stages": (2, 2, 3, 3, 3)}, [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]),
+        ({"convolutions": (2, 2, 3, 3, 3)}, [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]),
     ],
 )
 def test_names_of_vggs(options, places):
-    names = partial(pretrained.vgg_name, **options)
+    names = partial(plain.vgg_name, **options)
     for i, place in enumerate(places, 1):
         assert names(f"params/conv{i}/kernel") == f"features.{place}.weight"
         assert names(f"params/features/conv{i}/bias") == f"features.{place}.bias"
@@ -91,14 +91,14 @@ def test_names_of_vggs(options, places):
 def test_variables_become_those_of_the_file(tiny):
     variables, arrays = tiny
     arrays = {**arrays, COUNTER: np.array(7)}
-    found = pretrained.assign_arrays(shapes(Tiny()), arrays, pretrained.resnet_name)
+    found = pretrained.assign_arrays(shapes(Tiny()), arrays, resnet.torch_name)
     jax.tree.map(partial(np.testing.assert_array_equal, strict=True), found, variables)
 
 
 def test_types_are_those_of_the_variables(tiny):
     variables, arrays = tiny
     halves = {name: array.astype(np.float16) for name, array in arrays.items()}
-    found = pretrained.assign_arrays(variables, halves, pretrained.resnet_name)
+    found = pretrained.assign_arrays(variables, halves, resnet.torch_name)
     assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype(np.float32)}
 
 
@@ -114,7 +114,7 @@ def test_what_the_map_gives_no_name_stays_as_it_is(tiny):
     variables, arrays = tiny
 
     def names(path):
-        return None if "logits" in path else pretrained.resnet_name(path)
+        return None if "logits" in path else resnet.torch_name(path)
 
     zeros = jax.tree.map(jnp.zeros_like, variables)
     found = pretrained.assign_arrays({**zeros, "other": {}}, arrays, names)
@@ -126,13 +126,13 @@ def test_what_the_map_gives_no_name_stays_as_it_is(tiny):
 
 def test_a_head_may_be_left_over_where_the_network_has_none(tiny):
     variables, arrays = tiny
-    found = pretrained.assign_arrays(shapes(Tiny(classes=0)), arrays, pretrained.resnet_name)
+    found = pretrained.assign_arrays(shapes(Tiny(classes=0)), arrays, resnet.torch_name)
     assert "logits" not in found["params"]
     with pytest.raises(InputError, match=r"no variable takes \(2\): fc.bias, fc.weight$"):
-        pretrained.assign_arrays(shapes(Tiny(classes=0)), arrays, pretrained.resnet_name, spare=())
+        pretrained.assign_arrays(shapes(Tiny(classes=0)), arrays, resnet.torch_name, unused=())
     with pytest.raises(InputError, match=r"no variable takes \(1\): fc.scale$"):
         pretrained.assign_arrays(
-            variables, {**arrays, "fc.scale": arrays["fc.bias"]}, pretrained.resnet_name
+            variables, {**arrays, "fc.scale": arrays["fc.bias"]}, resnet.torch_name
         )
 
 
@@ -154,14 +154,14 @@ def test_a_head_may_be_left_over_where_the_network_has_none(tiny):
 )
 def test_overlay_says_in_one_line_what_does_not_fit(tiny, net, match):
     with pytest.raises(InputError, match=match):
-        pretrained.assign_arrays(shapes(net), tiny[1], pretrained.resnet_name)
+        pretrained.assign_arrays(shapes(net), tiny[1], resnet.torch_name)
 
 
 def test_an_array_of_too_few_axes_is_a_shape_that_differs(tiny):
     variables, arrays = tiny
     with pytest.raises(InputError, match=r"params/stem/kernel \(7, 7, 3, 8\) from \(\)$"):
         pretrained.assign_arrays(
-            variables, {**arrays, "conv1.weight": np.float32(1)}, pretrained.resnet_name
+            variables, {**arrays, "conv1.weight": np.float32(1)}, resnet.torch_name
         )
 
 
@@ -246,10 +246,10 @@ def agree(torch, theirs, net, names, path, **options):
 )
 def test_residual_networks_agree_with_torch(tmp_path, stages, block, width, classes, new):
     torch = pytest.importorskip("torch")
-    theirs = torch_resnet(torch, stages, block.expansion, width, classes)
+    theirs = torch_resnet(torch, stages, 4 if block is Bottleneck else 1, width, classes)
     net = ResNet(stages=stages, block=block, width=width, classes=classes)
     path, options = tmp_path / "net.pth", {"_use_new_zipfile_serialization": new}
-    agree(torch, theirs, net, pretrained.resnet_name, path, **options)
+    agree(torch, theirs, net, resnet.torch_name, path, **options)
 
 
 class Convolutions(nn.Module):
@@ -280,7 +280,7 @@ def test_a_vgg_agrees_with_torch(tmp_path, norm):
         channels = 8
     theirs = torch.nn.Sequential()
     theirs.add_module("features", torch.nn.Sequential(*layers))
-    names = partial(pretrained.vgg_name, norm=norm)
+    names = partial(plain.vgg_name, norm=norm)
     agree(torch, scrambled(torch, theirs), Convolutions(norm), names, tmp_path / "net.pth")
 
 

@@ -11,8 +11,8 @@ from jaxdet.models.sliding import NgSlidingNet, SlidingNet, multiply_adds, to_co
 from jaxdet.ops import windows
 from tests.reference import windows as reference
 
-Small = partial(SlidingNet, widths=(4,), dense=(8, 6), outputs=3, window=14)
-Deep = partial(SlidingNet, widths=(4, 5), dense=(8,), outputs=3)
+Small = partial(SlidingNet, channels=(4,), fc_widths=(8, 6), outputs=3, window=14)
+Deep = partial(SlidingNet, channels=(4, 5), fc_widths=(8,), outputs=3)
 
 
 def pair(net, channels=3):
@@ -99,7 +99,7 @@ def test_whole_numbers_agree_exactly():
 
 
 def test_batch_norm_and_ink_agree_in_evaluation():
-    net = Small(stages=windows.parse("c5,p2"), norm=True, ink=True)
+    net = Small(stages=windows.parse("c5,p2"), norm=True, mask_channel=True)
     chex.assert_trees_all_close(*both(net, (20, 17)), atol=1e-5)
 
 
@@ -195,7 +195,7 @@ def test_an_image_of_the_wrong_size_is_refused(form, size):
 
 
 def test_each_convolution_needs_a_width():
-    with pytest.raises(ValueError, match="2 convolutions need as many widths"):
+    with pytest.raises(ValueError, match="2 convolutions need as many channels"):
         Small(stages=windows.parse("c5,p2,c3")).plan()
 
 
@@ -216,7 +216,7 @@ def test_multiply_adds_of_andrew(size, sequential, convolutional):
 
 
 def test_multiply_adds_are_half_the_operations_xla_counts():
-    net, (height, width) = NgSlidingNet(ink=True), (20, 17)
+    net, (height, width) = NgSlidingNet(mask_channel=True), (20, 17)
     x = jnp.zeros((1, height, width, 1))
     variables = jax.eval_shape(net.init, jax.random.key(0), x)
     flops = jax.jit(net.apply).lower(variables, x).cost_analysis()["flops"]

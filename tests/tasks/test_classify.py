@@ -23,7 +23,7 @@ from tests.reference import classification as reference_classification
 CLASSES = ("cup", "hat", "owl")
 TRAIN, EVALUATE = (StepContext(train, 0, 0, {"dropout": 0.0}) for train in (True, False))
 KINDS = ("cross_entropy", "binary", "squared", "hinge")
-Tiny = partial(LeNet, widths=(4,), dense=(8,), classes=3, norm=True, rate=0.5)
+Tiny = partial(LeNet, channels=(4,), fc_widths=(8,), classes=3, norm=True, rate=0.5)
 
 
 class Told(nn.Module):
@@ -37,7 +37,7 @@ class Told(nn.Module):
 
 
 def classifier(net=None, **fields):
-    return classify.Classifier(net or Told(), CLASSES, **fields).task()
+    return classify.ClassificationTask(net or Told(), CLASSES, **fields).task()
 
 
 def answers(count=6, seed=0):
@@ -187,8 +187,8 @@ def test_the_dropout_factor_and_the_key_reach_the_network(net):
 
     @partial(jax.jit, static_argnums=0)
     def entropy(train, factor, seed):
-        at = StepContext(train, 0, 0, {"dropout": factor})
-        return classifier(tiny).loss(variables, batch, jax.random.key(seed), at)[0]
+        context = StepContext(train, 0, 0, {"dropout": factor})
+        return classifier(tiny).loss(variables, batch, jax.random.key(seed), context)[0]
 
     still, one, other = entropy(True, 0.0, 1), entropy(True, 1.0, 1), entropy(True, 1.0, 2)
     assert entropy(True, 0.0, 2) == still
@@ -200,8 +200,8 @@ def test_statistics_move_in_training_and_stay_in_evaluation(net):
     tiny, variables = net
     batch, task = seen(drawn()), classifier(tiny)
 
-    def after(at):
-        return jax.jit(lambda: task.loss(variables, batch, jax.random.key(0), at)[1][0])()
+    def after(context):
+        return jax.jit(lambda: task.loss(variables, batch, jax.random.key(0), context)[1][0])()
 
     chex.assert_trees_all_equal(after(EVALUATE), variables["batch_stats"])
     moved = jax.tree.map(lambda a, b: (a != b).any(), after(TRAIN), variables["batch_stats"])
@@ -216,15 +216,15 @@ def test_four_devices_give_the_loss_and_gradient_of_one(net):
     def step(variables, batch, axis):
         def share(params):
             given, at = {**variables, "params": params}, TRAIN._replace(axis=axis)
-            return task.loss(given, batch, jax.random.key(0), at)
+            return task.loss(given, batch, jax.random.key(0), context)
 
         (loss, (stats, terms)), slopes = jax.value_and_grad(share, has_aux=True)(
             variables["params"]
         )
-        return *parallel.total((loss, terms, slopes), axis), stats
+        return *parallel.psum((loss, terms, slopes), axis), stats
 
     one, four = (
-        parallel.compiled(step, parallel.devices(n), whole=1)(variables, batch) for n in (1, 4)
+        parallel.compile_step(step, parallel.devices(n), whole=1)(variables, batch) for n in (1, 4)
     )
     chex.assert_trees_all_close(one, jax.device_get(four), rtol=1e-4, atol=1e-6)
     assert float(one[0]) == pytest.approx(float(one[1]["loss"]))

@@ -1,0 +1,225 @@
+"""All models by name: how each is built, frozen and loaded from published weights.
+
+    net = registry.get("resnet18").build(classes=10)
+    features = registry.backbone("resnet18")(name="features")  # a Flax module that returns maps
+    variables = registry.load_pretrained("resnet18", "hf:timm/resnet18.a1_in1k", variables)
+
+Adding a model is one file in `jaxdet/models` and one line in `MODELS`.  Constructors are named and
+imported when they are used, so that listing the models imports neither jax nor flax.
+"""
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from jaxdet.errors import InputError
+
+if TYPE_CHECKING:
+    from flax import linen as nn
+
+    from jaxdet.data.normalize import Normalization
+    from jaxdet.types import Tree
+
+Kind = Literal["backbone", "staged", "localizer", "cifar", "classifier", "sliding"]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model of the table.
+
+    constructor: "module:name", or the constructor itself.
+    kind: "backbone", a `layers.Freezable` that returns maps, fine to coarse, for classes=0;
+      "staged", a backbone whose stages are options of the `faces` system; "localizer", from a
+      number of classes to label and box; "cifar", a choice of the `cifar10` system; "classifier",
+      any other; "sliding", a window network.
+    weight_map: "module:name" of a function (network, arrays) -> `pretrained.WeightMap`; "" where
+      there are no published weights.
+    image_size: height and width of the input that the model is described with.
+    normalization: "module:name" of the `Normalization` that its published weights expect.
+    """
+
+    name: str
+    constructor: str | Callable[..., Any]
+    kind: Kind
+    weight_map: str = ""
+    image_size: int = 224
+    normalization: str = "jaxdet.data.normalize:IMAGENET"
+
+    def build(self, *args: Any, **fields: Any) -> "nn.Module":
+        """The module with these fields."""
+        return _resolve(self.constructor)(*args, **fields)
+
+
+_RESNET = "jaxdet.models.resnet:weight_map"
+_EFFICIENTNET = "jaxdet.models.efficientnet:weight_map"
+_MOBILENET = "jaxdet.models.mobilenet:weight_map"
+_CONVNEXT = "jaxdet.models.convnext:weight_map"
+_LITE = "jaxdet.data.normalize:EFFICIENTNET_LITE"
+
+_SPECS = (
+    ModelSpec("lite0", "jaxdet.models.efficientnet:Lite0", "backbone", _EFFICIENTNET, 224, _LITE),
+    ModelSpec("b0", "jaxdet.models.efficientnet:B0", "backbone", _EFFICIENTNET),
+    ModelSpec("b1", "jaxdet.models.efficientnet:B1", "backbone", _EFFICIENTNET, 240),
+    ModelSpec("b2", "jaxdet.models.efficientnet:B2", "backbone", _EFFICIENTNET, 260),
+    ModelSpec("b3", "jaxdet.models.efficientnet:B3", "backbone", _EFFICIENTNET, 300),
+    ModelSpec("resnet18", "jaxdet.models.resnet:ResNet18", "backbone", _RESNET),
+    ModelSpec("resnet34", "jaxdet.models.resnet:ResNet34", "backbone", _RESNET),
+    ModelSpec("resnet50", "jaxdet.models.resnet:ResNet50", "backbone", _RESNET),
+    ModelSpec("mobilenet_v2", "jaxdet.models.mobilenet:V2", "backbone", _MOBILENET),
+    ModelSpec("mobilenet_v3", "jaxdet.models.mobilenet:V3Large", "backbone", _MOBILENET),
+    ModelSpec("mobilenet_v3_small", "jaxdet.models.mobilenet:V3Small", "backbone", _MOBILENET),
+    ModelSpec("convnext_tiny", "jaxdet.models.convnext:Tiny", "backbone", _CONVNEXT),
+    ModelSpec("convnext_small", "jaxdet.models.convnext:Small", "backbone", _CONVNEXT),
+    ModelSpec("bottleneck", "jaxdet.models.inverted_residual:InvertedResidualNet", "staged"),
+    ModelSpec("convnext", "jaxdet.models.convnext:Tiny", "staged"),
+    ModelSpec("simple", "jaxdet.models.plain:simple", "localizer"),
+    ModelSpec("deeper", "jaxdet.models.plain:deeper", "localizer"),
+    ModelSpec("vgg", "jaxdet.models.plain:vgg", "localizer", "jaxdet.models.plain:vgg_weight_map"),
+    ModelSpec("tutorial", "jaxdet.models.lenet:LeNet", "cifar", image_size=32),
+    ModelSpec("doubled", "jaxdet.models.lenet:Doubled", "cifar", image_size=32),
+    ModelSpec("extra_conv", "jaxdet.models.lenet:ExtraConv", "cifar", image_size=32),
+    ModelSpec("extra_dense", "jaxdet.models.lenet:ExtraDense", "cifar", image_size=32),
+    ModelSpec("extra_both", "jaxdet.models.lenet:ExtraBoth", "cifar", image_size=32),
+    ModelSpec("two_3x3", "jaxdet.models.lenet:Smaller", "cifar", image_size=32),
+    ModelSpec("inception", "jaxdet.models.lenet:Parallel", "cifar", image_size=32),
+    ModelSpec("resnet20", "jaxdet.models.cifar:ResNet20", "cifar", image_size=32),
+    ModelSpec("narrow", "jaxdet.models.cifar:Narrow", "cifar", image_size=32),
+    ModelSpec("tiny", "jaxdet.models.cifar:Tiny", "cifar", image_size=32),
+    ModelSpec("deep", "jaxdet.models.cifar:Deep", "cifar", image_size=32),
+    ModelSpec("tiniest", "jaxdet.models.cifar:Tiniest", "cifar", image_size=32),
+    ModelSpec("lenet", "jaxdet.models.lenet:LeNet", "classifier", image_size=32),
+    ModelSpec("andrew", "jaxdet.models.sliding:NgSlidingNet", "sliding", image_size=28),
+    ModelSpec("andrew_windows", "jaxdet.models.sliding:NgWindowNet", "sliding", image_size=14),
+)
+MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _SPECS}
+
+
+def get(name: str) -> ModelSpec:
+    """The model of a name; InputError lists all names, the nearest first."""
+    if name not in MODELS:
+        near = difflib.get_close_matches(name, MODELS, n=len(MODELS), cutoff=0.0)
+        raise InputError(f"unknown model {name!r}; models, nearest first: {', '.join(near)}")
+    return MODELS[name]
+
+
+def names(*kinds: Kind) -> tuple[str, ...]:
+    """Names of the models of these kinds, in the order of the table."""
+    return tuple(name for name, spec in MODELS.items() if spec.kind in kinds)
+
+
+def backbone(name: str, *, stages: int = 0) -> Callable[..., "nn.Module"]:
+    """Constructor of a module that returns the feature maps of a model, fine to coarse.
+
+    stages: how many of its stages are built, from the first on; 0 is all.
+    Of a localizer these are its features.  Raises InputError for a model that is no backbone.
+    """
+    spec = get(name)
+    if spec.kind == "localizer":
+        constructor = spec.build(1).features
+    elif spec.kind in ("backbone", "staged"):
+        constructor = partial(_resolve(spec.constructor), classes=0)
+    else:
+        raise InputError(f"{name} is not a backbone; backbones: {', '.join(names('backbone'))}")
+    return partial(constructor, **constructor().first_stages(stages)) if stages else constructor
+
+
+def stage_names(name: str) -> tuple[str, ...]:
+    """Stages of a backbone that may be frozen, from the first on: `stem`, `stage1`, ..."""
+    return backbone(name)().stage_names()
+
+
+def in_stages(layer: str, stages: Sequence[str]) -> bool:
+    """Whether a layer, such as `stage1_block2`, belongs to one of these stages."""
+    return any(layer == stage or layer.startswith(f"{stage}_") for stage in stages)
+
+
+def lr_multiplier(
+    frozen: Sequence[str], backbone_lr: float = 1.0, *, module: str = "features"
+) -> Callable[[str], float] | None:
+    """Factor of the learning rate by path of a parameter, or None where every factor is 1.
+
+    It is 0 in the `frozen` stages of the backbone `module`, `backbone_lr` in the other stages, and
+    1 elsewhere.
+    """
+    if not frozen and backbone_lr == 1:
+        return None
+
+    def factor(path: str) -> float:
+        first, layer, *_ = path.split("/")
+        if first != module:
+            return 1.0
+        return 0.0 if in_stages(layer, frozen) else backbone_lr
+
+    return factor
+
+
+def normalization(name: str) -> "Normalization":
+    """The normalisation that the published weights of a model expect."""
+    return _resolve(get(name).normalization)
+
+
+def load_pretrained(
+    name: str,
+    source: str | Path,
+    variables: "Tree",
+    *,
+    module: str = "features",
+    stages: int = 0,
+    **fields: Any,
+) -> "Tree":
+    """Variables of a network with those of its backbone `name` from a file of published weights.
+
+    source: see `pretrained.fetch`.  module: name of the backbone in the network; "" is the network
+    itself.  stages: how many stages the backbone has, from the first on; 0 is all.  fields: of the
+    backbone that change the names in the file, such as `norm`.
+
+    Raises InputError where there are no weights, or they do not fit.
+    """
+    from jaxdet import pickles
+    from jaxdet.models import pretrained
+
+    spec = get(name)
+    if not spec.weight_map:
+        raise InputError(f"no pretrained weights for {name}; choose another --model")
+    arrays = pickles.read_arrays(pretrained.fetch(source))
+    net = backbone(name)(**fields)
+    weight_map = _resolve(spec.weight_map)(net, arrays)
+    later = _array_names_after(stages, net, weight_map.names) if stages else ()
+
+    def array_name(path: str) -> str | None:
+        collection, *modules = path.split("/")
+        if module and modules.pop(0) != module:
+            return None
+        return weight_map.names("/".join([collection, *modules]))
+
+    unused = (*pretrained.HEADS, *weight_map.heads, *later)
+    return pretrained.assign_arrays(variables, arrays, array_name, unused=unused)
+
+
+def _array_names_after(
+    stages: int, net: Any, array_name: Callable[[str], str | None]
+) -> tuple[str, ...]:
+    """Names in a file of weights of the variables that follow the first stages of a backbone."""
+    import jax
+
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), "float32")
+    variables = jax.eval_shape(net.init, jax.random.key(0), images)
+    paths = [
+        jax.tree_util.keystr(key_path, simple=True, separator="/")
+        for key_path, _ in jax.tree.leaves_with_path(variables)
+    ]
+    left = net.stage_names()[stages:]
+    named = [array_name(path) for path in paths if in_stages(path.split("/")[1], left)]
+    return tuple(name for name in named if name is not None)
+
+
+def _resolve(reference: str | Callable[..., Any]) -> Any:
+    """What "module:name" refers to."""
+    if not isinstance(reference, str):
+        return reference
+    module, _, name = reference.partition(":")
+    return getattr(import_module(module), name)
