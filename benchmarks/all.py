@@ -1,20 +1,21 @@
-"""Every benchmark in a process of its own, one after the other, and one page of what they found.
+"""Run every benchmark in its own process, one after the other, and write one page of results.
 
     python -m benchmarks.all
     python -m benchmarks.all --names layers startup
-    python -m benchmarks.all --quick --out FOLDER/results
+    python -m benchmarks.all --quick --out runs/quick/results
+    python -m benchmarks.all --tables-only
 
-Each writes NAME.json and NAME.md into `--out`; RESULTS.md beside that folder is then made anew from
-all files in it, so that what was found earlier, by benchmarks that `--names` leaves out, stays.
-One that fails is a section that says so, and the exit code is 1; its error is kept in NAME.failed
-until it succeeds.  `--quick` takes sizes at which all is done in two minutes, to see that
-everything works: its figures say little, so give it a folder of its own.
+A benchmark writes NAME.json into `--out`. NAME.md and, beside that folder, RESULTS.md are then made
+from all records there, so that older results of benchmarks that `--names` leaves out are kept. A
+benchmark that fails becomes a section with its error, which is kept in NAME.failed until the
+benchmark succeeds, and the exit code is 1. `--quick` takes sizes at which everything runs in about
+two minutes; its figures say little, so give it its own folder. `--tables-only` runs nothing and
+only makes the pages from the records.
 
-Where the environment does not say otherwise, PyTorch's threads sleep while they wait: spinning,
-they would take the processor from whoever has the next turn.  To wake costs PyTorch time in small
-operations (a depthwise convolution of 16 x 56 x 56 x 64: 1.2 ms, spinning 0.6 ms), so that
-`tutorial`, whose turns are long and whose operations are all small, is run without (its whole
-training beside PyTorch: 0.75; were PyTorch to sleep, 0.19).
+Unless the environment says otherwise, PyTorch's threads sleep while they wait
+(OMP_WAIT_POLICY=passive): spinning, they would slow down the call that follows. Waking up costs
+small operations about 0.1 ms, so that `tutorial`, whose turns are long and whose operations are all
+small, runs without.
 """
 
 import json
@@ -23,16 +24,19 @@ import shlex
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from benchmarks.lib import harness
 from jaxdet import files
-from jaxdet.errors import InputError
 
-QUICK = {
-    "sliding_windows": "--batch 2 --multiscale 16 28 --sample 8 --seconds 0.1",
+QUICK_OPTIONS = {
+    "sliding_windows": "--batch 2 --sizes 16 28 --sample 8 --seconds 0.1",
     "target_encoding": "--batch 16 --seconds 0.1",
     "layers": "--layers dense conv3 depthwise3 norm max_pool --batch 2 --seconds 0.02",
     "flops": "--models digits andrew lenet resnet18",
@@ -41,21 +45,24 @@ QUICK = {
     "rates": "--count 2 --seconds 0.05",
     "input": "--batch 16 --seconds 0.05",
     "startup": "--small true --repeats 1",
-    "suppression": "--boxes 50 --size 10 --batch 2 --seconds 0.05",
-    "similarity": "--unknown 50 --known 20 --numbers 8 --seconds 0.05",
-    "assignment": "--batch 2 --max-boxes 5 --classes 4 --side 64 --seconds 0.05",
+    "suppression": "--boxes 50 --max-detections 10 --batch 2 --seconds 0.05",
+    "similarity": "--probes 50 --gallery 20 --dim 8 --seconds 0.05",
+    "assignment": "--batch 2 --boxes 5 --classes 4 --side 64 --seconds 0.05",
 }
-NAMES = tuple(QUICK)
-SPINNING = ("tutorial",)  # benchmarks in which PyTorch's threads may
-SLEEPING = {"OMP_WAIT_POLICY": "passive"}
-SURROUNDINGS = {
+NAMES = tuple(QUICK_OPTIONS)
+SPINNING = ("tutorial",)  # benchmarks in which PyTorch's threads may spin
+PASSIVE_WAIT = {"OMP_WAIT_POLICY": "passive"}
+ENVIRONMENT = {
     "JAX_TRACEBACK_FILTERING": "off",  # the last line of a traceback is then the error
 }
 HEADER = """# Results
 
-Written by `python -m benchmarks.all`, from the files in `{folder}/`: run it again rather than
-change it.  Every section has the command that made it and what its figures depend on; load is that
-of the machine over 1, 5 and 15 minutes when the figures were written.
+Written by `python -m benchmarks.all` from the records in `{folder}/`; do not edit. These are stored
+figures, from the days named below; `--tables-only` makes this page again without measuring.
+[docs/benchmarks.md](../docs/benchmarks.md) explains how they were measured. Load is that of the
+machine over 1, 5 and 15 minutes. Unless a section says otherwise:
+
+{conditions}
 """
 
 
@@ -67,128 +74,164 @@ class Options:
     """benchmarks to run; all by default"""
     quick: bool = False
     """small sizes"""
+    tables_only: bool = False
+    """run nothing; make the pages from the records in --out"""
     out: Path = Path("benchmarks/results")
-    """folder of the files; RESULTS.md is written beside it"""
+    """folder of the records; RESULTS.md is written beside it"""
 
 
-def main(argv=None):
-    """Run with the words of the command line; returns the exit code."""
-    return harness.door("all", Options, argv, report)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    return harness.run_command("all", Options, argv, run)
 
 
-def report(options):
-    """Run the benchmarks, write the page; 1 if one of them failed."""
-    unknown = [name for name in options.names if name not in NAMES]
-    if unknown:
-        raise InputError(f"--names {' '.join(unknown)}: known are {', '.join(NAMES)}")
+def run(options: Options) -> int:
+    """Run the benchmarks and write the pages; 1 if a benchmark failed."""
+    harness.require_known("--names", options.names, NAMES)
     options.out.mkdir(parents=True, exist_ok=True)
-    chosen = options.names or NAMES
+    chosen = () if options.tables_only else options.names or NAMES
     failed = 0
     for number, name in enumerate(chosen, 1):
         print(f"{number}/{len(chosen)} {name} ", end="", file=sys.stderr, flush=True)
         start = time.perf_counter()
-        words = ["-m", f"benchmarks.{name}", *chosen_words(name, options)]
-        error = run(words, {} if name in SPINNING else SLEEPING)
-        note(options.out / f"{name}.failed", words, error)
+        words = ["-m", f"benchmarks.{name}", *benchmark_options(name, options)]
+        error = run_python(words, {} if name in SPINNING else PASSIVE_WAIT)
+        note_failure(options.out / f"{name}.failed", words, error)
         failed += bool(error)
-        said = f"failed: {error}" if error else "done"
-        print(f"{time.perf_counter() - start:.0f} s, {said}", file=sys.stderr, flush=True)
+        outcome = f"failed: {error}" if error else "done"
+        print(f"{time.perf_counter() - start:.0f} s, {outcome}", file=sys.stderr, flush=True)
     path = options.out.parent / "RESULTS.md"
+    write_tables(options.out)
     files.write_text(path, page(options.out))
     print(f"wrote {path}")
     return 1 if failed else 0
 
 
-def chosen_words(name, options):
-    """The options that a benchmark is started with."""
-    small = shlex.split(QUICK[name]) if options.quick else []
-    more = ["--plot", f"{options.out / name}.png"] if name == "sliding_windows" else []
-    files = ["--json", f"{options.out / name}.json", "--markdown", f"{options.out / name}.md"]
-    return [*small, *more, *files]
+def benchmark_options(name: str, options: Options) -> list[str]:
+    """The words that a benchmark is started with."""
+    small = shlex.split(QUICK_OPTIONS[name]) if options.quick else []
+    plot = ["--plot", f"{options.out / name}.png"] if name == "sliding_windows" else []
+    return [*small, *plot, "--json", f"{options.out / name}.json"]
 
 
-def run(words, more):
-    """Run Python with these words, and `more` environment; the last line of its error, or ""."""
+def run_python(words: Sequence[str], environment: dict[str, str]) -> str:
+    """Run Python with these words; returns the last line of its error, or "" if it succeeds."""
     done = subprocess.run(
         [sys.executable, *words],
-        env={**SURROUNDINGS, **more, **os.environ},
+        env={**ENVIRONMENT, **environment, **os.environ},
         capture_output=True,
         text=True,
     )
     if not done.returncode:
         return ""
     lines = done.stderr.strip().splitlines()
-    return lines[-1] if lines else f"ended with code {done.returncode}"
+    return lines[-1] if lines else f"exit code {done.returncode}"
 
 
-def note(path, words, error):
-    """Keep a command and its error in a file, which is not there where there is none."""
+def note_failure(path: Path, words: Sequence[str], error: str) -> None:
+    """Write a command and its error to a file, or remove the file if there is no error."""
     if error:
         files.write_text(path, f"{shlex.join(['python', *words])}\n{error}\n")
     else:
         path.unlink(missing_ok=True)
 
 
-def page(out):
-    """RESULTS.md from the files in a folder."""
-    found = [section(name, out) for name in NAMES]
-    found += [
-        section("experiments", out, path.stem) for path in sorted(out.glob("experiment_*.json"))
+def write_tables(out: Path) -> None:
+    """Write NAME.md, the complete tables, for each record NAME.json in a folder."""
+    for path, record in _records(out).items():
+        text = _module(record).render(record)
+        files.write_text(path.with_suffix(".md"), f"{text}\n")
+
+
+def page(out: Path) -> str:
+    """RESULTS.md from the records in a folder."""
+    records = _records(out)
+    usual = _usual_conditions(records.values())
+    listed = "\n".join(f"- {name}: {value}" for name, value in usual.items())
+    sections = [HEADER.format(folder=out.name, conditions=listed)]
+    for name in NAMES:
+        failure = out / f"{name}.failed"
+        path = out / f"{name}.json"
+        if failure.is_file():
+            title = f"## {name}\n\n{_first_line(import_module(f'benchmarks.{name}'))}"
+            words, error = failure.read_text().splitlines()
+            sections.append(f"{title} `{words}`\n\n**Failed**: `{error}`\n")
+        elif path in records:
+            sections.append(section(path, records[path], usual))
+    experiments = [path for path in records if path.stem.startswith("experiment_")]
+    sections += [section(path, records[path], usual) for path in experiments]
+    return "\n".join(sections)
+
+
+def section(path: Path, record: dict[str, Any], usual: dict[str, str]) -> str:
+    """A record on the page: what it is, where it is from, and its short table."""
+    module, folder, name = _module(record), path.parent.name, path.stem
+    short = getattr(module, "summarize", module.render)
+    unusual = {k: v for k, v in conditions(record).items() if v != usual.get(k)}
+    origin = [
+        f"`{command(record['benchmark'], record['options'])}`",
+        f"{record['date'][:10]}, load {' '.join(f'{load:.2f}' for load in record['load'])}",
+        *(f"{name}: {value}" for name, value in unusual.items()),
+        f"[complete tables]({folder}/{name}.md), [record]({folder}/{name}.json)",
     ]
-    return "\n".join([HEADER.format(folder=out.name), *filter(None, found)])
+    picture = path.with_suffix(".png")
+    drawn = f"\n![{name}]({folder}/{picture.name})\n" if picture.is_file() else ""
+    return f"## {name}\n\n{_first_line(module)} {'; '.join(origin)}\n\n{short(record)}\n{drawn}"
 
 
-def section(name, out, kept_as=None):
-    """What a benchmark found, or how it failed; nothing where it never ran.
-
-    kept_as: how the names of its files begin, where that is not its own name.
-    """
-    kept_as = kept_as or name
-    failed, record, table = (out / f"{kept_as}.{kind}" for kind in ("failed", "json", "md"))
+def command(name: str, options: dict[str, Any]) -> str:
+    """The command line of a record: the options that differ from their defaults."""
     module = import_module(f"benchmarks.{name}")
-    head = f"## {kept_as}\n\n{module.__doc__.splitlines()[0]}\n"
-    if failed.is_file():
-        words, error = failed.read_text().splitlines()
-        return f"{head}\n```bash\n{words}\n```\n\n**Failed**: `{error}`\n"
-    if not (record.is_file() and table.is_file()):
-        return ""
-    kept = json.loads(record.read_text())
-    picture = out / f"{name}.png"
-    drawn = f"\n![{name}]({out.name}/{picture.name})\n" if picture.is_file() else ""
-    told = f"```bash\n{command(name, module, kept['options'])}\n```\n\n{surroundings(kept)}"
-    return f"{head}\n{told}\n\n{table.read_text()}{drawn}"
-
-
-def command(name, module, options):
-    """The command line of a record: its options that are not the default ones."""
     defaults = json.loads(json.dumps(vars(module.Options()), default=str))
-    chosen = ["python", "-m", f"benchmarks.{name}"]
-    last = {field.name for field in fields(harness.Kept)}
-    for option, value in sorted(options.items(), key=lambda item: item[0] in last):
-        if value != defaults.get(option):
+    paths = {field.name for field in fields(harness.OutputOptions)} | {"plot"}
+    words = ["python", "-m", f"benchmarks.{name}"]
+    for option, value in options.items():
+        if value != defaults.get(option) and option not in paths:
             values = value if isinstance(value, list) else [value]
-            chosen += [f"--{option.replace('_', '-')}", *map(_word, values)]
-    return shlex.join(chosen)
+            words += [f"--{option.replace('_', '-')}", *map(_word, values)]
+    return shlex.join(words)
 
 
-def surroundings(record):
-    """What the figures of a record depend on, as a list."""
+def conditions(record: dict[str, Any]) -> dict[str, str]:
+    """Device, versions and flags that the figures of a record depend on."""
     env = record["environment"]
     versions = {"python": env["python"], **env["packages"]}
-    if "torch" in record:
-        versions["torch"] = record["torch"]["version"]
-    kinds = dict.fromkeys(env["devices"])
-    devices = ", ".join(f"{env['devices'].count(kind)} x {kind}" for kind in kinds)
-    lines = {
-        "date": f"{record['date']}, load {' '.join(f'{load:.2f}' for load in record['load'])}",
+    count = Counter(env["devices"])
+    devices = ", ".join(f"{number} x {kind}" for kind, number in count.items())
+    found = {
         "device": f"{devices}; {env['processors']} processors",
         "versions": ", ".join(f"{package} {version}" for package, version in versions.items()),
         "XLA_FLAGS": f"`{env['flags']}`" if env["flags"] else "none",
     }
-    return "\n".join(f"- {key}: {value}" for key, value in lines.items())
+    if "torch" in record:
+        found["PyTorch"] = record["torch"]["version"]
+    return found
 
 
-def _word(value):
+def _records(out: Path) -> dict[Path, dict[str, Any]]:
+    """{path: record} of a folder, sorted by path."""
+    return {path: json.loads(path.read_text()) for path in sorted(out.glob("*.json"))}
+
+
+def _usual_conditions(records) -> dict[str, str]:
+    """The most frequent value of each condition."""
+    found = [conditions(record) for record in records]
+    names = dict.fromkeys(name for each in found for name in each)
+    return {
+        name: Counter(each[name] for each in found if name in each).most_common(1)[0][0]
+        for name in names
+    }
+
+
+def _module(record) -> ModuleType:
+    return import_module(f"benchmarks.{record['benchmark']}")
+
+
+def _first_line(module) -> str:
+    return module.__doc__.splitlines()[0]
+
+
+def _word(value) -> str:
     """A value of JSON as a word of the command line."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 

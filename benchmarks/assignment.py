@@ -1,155 +1,154 @@
-"""Task-aligned assignment: `ops.assign` against the loop it vectorises, and against PyTorch.
+"""Task-aligned assignment: `assign.task_aligned` against Python loops and PyTorch.
 
     python -m benchmarks.assignment --batch 16 --json FILE
 
-Prints a Markdown table: seconds a batch of images with 8,400 cells (640 x 640 pixels at strides 8,
-16 and 32), 50 true boxes and 80 classes: loops over boxes and cells in Python and NumPy
-(`benchmarks.lib.reference.task_aligned`), timed on `--sample` images and multiplied; PyTorch with dense
-tensors over the batch, the usual way; and `assign.task_aligned` under `vmap`, compiled.  The last
-two take turns.  What they assign is compared: a difference ends the run.  On 2 CPU cores the loops
-took 159 times as long as jaxdet, PyTorch 2.8 times (`results/assignment.md`).
+Prints seconds per batch of images with 8,400 cells (640 x 640 pixels at strides 8, 16 and 32), 50
+true boxes and 80 classes: of loops over boxes and cells in Python and NumPy
+(`benchmarks.lib.reference.task_aligned`), timed on `--sample` images and multiplied; of PyTorch
+with dense tensors over the batch, the usual way; and of the compiled `assign.task_aligned` under
+`vmap`. The last two are timed interleaved. A difference between the assignments ends the run.
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from operator import itemgetter
+from typing import Any
 
 import jax
 import numpy as np
 
-from benchmarks.lib import harness, reference
-from jaxdet import tables
-from jaxdet.errors import InputError
+from benchmarks.lib import harness, reference, units
 from jaxdet.ops import anchors, assign
 from jaxdet.profiling import timing
 
 NAME = "assignment"
 COLUMNS = {
-    "way": "way",
+    "implementation": "implementation",
     "batch": "batch",
     "cells": "cells",
-    "slots": "true boxes",
+    "boxes": "true boxes",
     "classes": "classes",
-    "median": "median s",
-    "spread": "spread s",
+    "median": ("median", "s"),
+    "spread": ("spread", "s"),
     "repeats": "repeats",
     "ratio": "time / jaxdet",
     "note": "note",
 }
 SIDE, STRIDES = 640, (8, 16, 32)
-HOW = {"topk": 13, "alpha": 1.0, "beta": 6.0}
+SETTINGS = {"topk": 13, "alpha": 1.0, "beta": 6.0}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(harness.Kept):
+class Options(harness.OutputOptions):
     """Task-aligned assignment in loops, in PyTorch and in jaxdet."""
 
     batch: int = 16
-    """images"""
-    slots: int = 50
-    """true boxes an image"""
+    """images per batch"""
+    boxes: int = 50
+    """true boxes per image"""
     classes: int = 80
     """classes"""
     side: int = SIDE
-    """pixels of an image's side"""
+    """side of an image in pixels"""
     sample: int = 1
-    """images that the loops are timed on"""
+    """images on which the loops are timed"""
     seconds: float = 5.0
-    """time for the repeats of each compiled way; three repeats are always made"""
+    """time for each compiled implementation; at least three calls"""
 
 
-def main(argv=None):
-    """Run with the words of the command line; returns the exit code."""
-    return harness.door(NAME, Options, argv, report)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    return harness.run_command(NAME, Options, argv, run)
 
 
-def report(options):
-    """Compare, time, print, write."""
-    for name in ("batch", "slots", "classes", "sample"):
-        if getattr(options, name) < 1:
-            raise InputError(f"--{name} starts at 1")
-    rows = compare(options)
-    harness.show(tables.to_markdown(rows, COLUMNS), options.markdown)
-    if options.json:
-        harness.write(NAME, rows, options.json, jax.devices(), options=options)
+def run(options: Options) -> None:
+    """Compare and time; print and write the results."""
+    harness.require_positive(options, "batch", "boxes", "classes", "sample")
+    harness.publish(NAME, options, render, compare(options))
 
 
-def compare(options):
+def render(record: dict[str, Any]) -> str:
+    """Markdown of a record: one row per implementation."""
+    return units.markdown_table(record["rows"], COLUMNS)
+
+
+def compare(options: Options) -> list[dict[str, Any]]:
     """Rows of the loops, of PyTorch and of jaxdet."""
-    given = drawn(options)
-    one = partial(assign.task_aligned, **HOW)
-    program = jax.jit(jax.vmap(one, (0, 0, None, 0, 0, 0)))
-    ours = partial(program, *jax.device_put(given))
-    theirs = _torch(given) if find_spec("torch") else None
-    found = ours()
-    times = timing.measure_interleaved(theirs or ours, ours, seconds=options.seconds)
-    rows = [_loops(options, given, found)]
-    if theirs:
-        _same(theirs(), found)
-        rows.append({"way": "PyTorch", **times[0]._asdict()})
+    inputs = random_inputs(options)
+    task_aligned = partial(assign.task_aligned, **SETTINGS)
+    program = jax.jit(jax.vmap(task_aligned, (0, 0, None, 0, 0, 0)))
+    jax_call = partial(program, *jax.device_put(inputs))
+    torch_call = _torch_call(inputs) if find_spec("torch") else None
+    found = jax_call()
+    times = timing.measure_interleaved(torch_call or jax_call, jax_call, seconds=options.seconds)
+    rows = [_time_loops(options, inputs, found)]
+    if torch_call:
+        expected = [tensor.numpy() for tensor in torch_call()]
+        _assert_equal(found, *expected[:3])
+        rows.append({"implementation": "PyTorch", **times[0]._asdict()})
     else:
-        rows.append({"way": "PyTorch", "note": "not installed"})
-    rows.append({"way": "jaxdet", **times[1]._asdict()})
-    about = {"batch": options.batch, "cells": len(given[2])}
-    about |= {"slots": options.slots, "classes": options.classes}
+        rows.append({"implementation": "PyTorch", "note": "not installed"})
+    rows.append({"implementation": "jaxdet", **times[1]._asdict()})
     for row in rows:
-        row |= about
+        row |= {"batch": options.batch, "cells": len(inputs[2])}
+        row |= {"boxes": options.boxes, "classes": options.classes}
         if "median" in row:
             row["ratio"] = row["median"] / rows[-1]["median"]
     return rows
 
 
-def drawn(options):
-    """scores, boxes, points, true boxes, labels and valid of a batch, float32."""
+def random_inputs(options: Options) -> tuple[np.ndarray, ...]:
+    """Scores, boxes, points, true boxes, true labels and valid of a batch."""
     draw = np.random.default_rng(0)
     shapes = [(options.side // s,) * 2 for s in STRIDES]
     points, strides = anchors.grid_centers(shapes, STRIDES)
-    batch, slots = options.batch, options.slots
-    side = draw.uniform(16, options.side / 3, (batch, slots, 2))
+    batch, count = options.batch, options.boxes
+    side = draw.uniform(16, options.side / 3, (batch, count, 2))
     low = draw.uniform(0, options.side - side)
     true = np.concatenate([low, low + side], -1).astype(np.float32)
-    reach = draw.uniform(0.3, 4, (batch, len(points), 4)) * strides[None, :, None]
-    boxes = np.concatenate([points - reach[..., :2], points + reach[..., 2:]], -1)
+    ltrb = draw.uniform(0.3, 4, (batch, len(points), 4)) * strides[None, :, None]
+    boxes = np.concatenate([points - ltrb[..., :2], points + ltrb[..., 2:]], -1)
     scores = draw.uniform(0, 1, (batch, len(points), options.classes)).astype(np.float32)
-    labels = draw.integers(0, options.classes, (batch, slots)).astype(np.int32)
-    valid = np.ones((batch, slots), bool)
+    labels = draw.integers(0, options.classes, (batch, count)).astype(np.int32)
+    valid = np.ones((batch, count), bool)
     return scores, boxes.astype(np.float32), points, true, labels, valid
 
 
-def _loops(options, given, found):
-    """The row of the loops, once what they assign was compared."""
+def _time_loops(options, inputs, found):
+    """The row of the loops, after a comparison with what jaxdet assigned."""
     count = min(options.sample, options.batch)
-    told, seconds = timing.timed(lambda: [_looped(given, i) for i in range(count)])
-    for i, (positive, index, scores, _) in enumerate(told):
-        np.testing.assert_array_equal(found.positive[i], positive)
-        np.testing.assert_array_equal(np.asarray(found.index[i])[positive], index[positive])
-        np.testing.assert_allclose(found.scores[i], scores, rtol=1e-3, atol=1e-5)
+    scores, boxes, points, *true = inputs
+
+    def loop(i):
+        image = scores[i], boxes[i], points, *(array[i] for array in true)
+        return reference.task_aligned(*image, **SETTINGS)
+
+    assigned, seconds = timing.timed(lambda: [loop(i) for i in range(count)])
+    for i, (positive, index, target_scores, _) in enumerate(assigned):
+        image = jax.tree.map(itemgetter(i), found)
+        _assert_equal(image, positive, index, target_scores)
     note = f"{count} of {options.batch} images, multiplied"
-    return {"way": "loops", "median": seconds * options.batch / count, "repeats": 1, "note": note}
+    median = seconds * options.batch / count
+    return {"implementation": "loops", "median": median, "repeats": 1, "note": note}
 
 
-def _looped(given, i):
-    scores, boxes, points, true, labels, valid = given
-    one = scores[i], boxes[i], points, true[i], labels[i], valid[i]
-    return reference.task_aligned(*one, **HOW)
-
-
-def _torch(given):
+def _torch_call(inputs):
     import torch
 
-    from benchmarks.torch_refs import assign as peer
+    from benchmarks.torch_refs import assign as torch_assign
 
-    tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in given]
+    tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in inputs]
     tensors[4] = tensors[4].long()
-    return partial(peer.task_aligned, *tensors, **HOW)
+    return partial(torch_assign.task_aligned, *tensors, **SETTINGS)
 
 
-def _same(theirs, ours):
-    positive, index, scores, _ = (tensor.numpy() for tensor in theirs)
-    np.testing.assert_array_equal(ours.positive, positive)
-    np.testing.assert_array_equal(np.asarray(ours.index)[positive], index[positive])
-    np.testing.assert_allclose(ours.scores, scores, rtol=1e-3, atol=1e-5)
+def _assert_equal(found, positive, index, scores):
+    np.testing.assert_array_equal(found.positive, positive)
+    np.testing.assert_array_equal(np.asarray(found.index)[positive], index[positive])
+    np.testing.assert_allclose(found.scores, scores, rtol=1e-3, atol=1e-5)
 
 
 if __name__ == "__main__":

@@ -1,47 +1,44 @@
-"""Trainings that answer a question: the experiments of the seeds, each a command and a table.
+"""Trainings that answer a question: each experiment is a command and a table.
 
-    python -m benchmarks.experiments epochs --root DIR
-    python -m benchmarks.experiments shares plain long --root DIR --size 112
+    python -m benchmarks.experiments --names epochs --root DIR
+    python -m benchmarks.experiments --names fractions plain long --root DIR --size 112
 
-Every run is `jaxdet train` into a folder of its own under `--out`, continued if it was stopped and
-left alone once it is complete, and is judged on the test split.  `ablation` and those of cifar10
-and faces are one `jaxdet sweep` each, whose runs are judged on the validation split.
-Runs take minutes to hours, which is why `benchmarks.all` does not start them; it only puts what
-they found on its page.
+A run is `jaxdet train` into its own folder under `--out`; it is resumed if it was interrupted, left
+alone if it is complete, and evaluated on the test split. `ablation` and those of `cifar10` and
+`faces` are one `jaxdet sweep` each, whose runs are evaluated on the validation split. Runs take
+minutes to hours, so `benchmarks.all` does not start them; it adds their results to its page.
 
 | name | question |
 |---|---|
 | epochs | objects, Simple: 20, 50 and 200 epochs |
-| shares | objects, Simple: 1, 5, 10 and 20% of all photos for training, 20% for validation |
+| fractions | objects, Simple: 1, 5, 10 and 20% of all images for training, 20% for validation |
 | plain | objects, Simple: without dropout, without batch norm |
-| long | objects, Simple without either, 200 epochs, .5% for validation: best against last |
-| modes | objects, Lite0, 6 epochs: from scratch; ImageNet's weights frozen, in part, all learning |
-| assigners | detect, ImageNet's backbone as it is: task-aligned assignment against the baseline |
-| ablation | detect, likewise, half the pixels: what each part is worth, one changed at a time |
+| long | objects, Simple without either, 200 epochs, 0.5% for validation: best against last |
+| transfer | objects, Lite0, 6 epochs: from scratch; ImageNet weights frozen, in part, fine-tuned |
+| assigners | detect, frozen ImageNet backbone: task-aligned assignment against maximum IoU |
+| ablation | detect, likewise, half the pixels: one part changed at a time |
 | cifar10_GRID | cifar10, 4 epochs: networks, batch, augmentation, loss, optimiser, activation |
-| faces_seed | faces, 15 epochs: the rows of seed 004's table |
+| faces_reference | faces, 15 epochs: the rows of the table of assignment 4 |
 """
 
 import json
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
-
-from benchmarks.lib import harness
-from jaxdet import tables
+from benchmarks.lib import harness, units
 from jaxdet.errors import InputError
 from jaxdet.training import run_dir
 
 OBJECTS = "--model simple --lr 2e-3 --size {size}"
-MODES = (
+TRANSFER = (
     "--model lite0 --box-head cells --size {size} --epochs 6 --lr 1e-3 --clip 1 --warmup 100 "
     "--box-weight 5"
 )
-WEIGHTS = "--weights package:lite0"
+PRETRAINED = "--weights package:lite0"
 DETECT = "--epochs {epochs} --vflip --weights package:lite0 --freeze-stages 8 --freeze-bn"
 CIFAR10 = "--epochs 4 --batch 20 --schedule cosine --lr .005"
 FACES = "--epochs 15 --batch 32 --size 64 --val-fraction .2 --test-fraction 0"
@@ -50,8 +47,7 @@ SCORES = {
     "detect": ("map", "map50", "map75", "loss"),
 }
 
-
-SWEPT = {  # of the columns of a sweep; `loss` is an option where it differs, else a score
+SWEEP_COLUMNS = {  # those that are kept; `loss` is an option if it varies, else a score
     "detect": (
         *("changed", "gain", "map", "map50", "map75", "map_small", "map_medium", "map_large"),
         *("epoch_seconds", "parameters"),
@@ -71,16 +67,16 @@ class Run(NamedTuple):
     """One training."""
 
     name: str
-    words: str  # options of `jaxdet train`; {size} and {epochs} are those of the benchmark
-    checkpoints: tuple[str, ...] = ("best",)  # to judge
+    words: str  # options of `jaxdet train`; {size} and {epochs} are options of the benchmark
+    checkpoints: tuple[str, ...] = ("best",)  # to evaluate
 
 
 class Experiment(NamedTuple):
-    """A question, answered by runs or by a sweep."""
+    """Runs of one system, or a sweep."""
 
     system: str
-    trained: tuple[Run, ...] = ()
-    swept: str = ""  # options of `jaxdet sweep`
+    runs: tuple[Run, ...] = ()
+    sweep: str = ""  # options of `jaxdet sweep`
 
 
 EXPERIMENTS = {
@@ -88,7 +84,7 @@ EXPERIMENTS = {
         "objects",
         tuple(Run(f"{n}_epochs", f"{OBJECTS} --epochs {n}") for n in (20, 50, 200)),
     ),
-    "shares": Experiment(
+    "fractions": Experiment(
         "objects",
         tuple(
             Run(
@@ -112,18 +108,19 @@ EXPERIMENTS = {
         (
             Run(
                 "neither_200_epochs",
-                f"{OBJECTS} --epochs 200 --dropout 0 --no-norm --val-fraction .005 --test-fraction .1",
+                f"{OBJECTS} --epochs 200 --dropout 0 --no-norm "
+                "--val-fraction .005 --test-fraction .1",
                 ("best", "last"),
             ),
         ),
     ),
-    "modes": Experiment(
+    "transfer": Experiment(
         "objects",
         (
-            Run("scratch", MODES),
-            Run("frozen", f"{MODES} {WEIGHTS} --transfer frozen"),
-            Run("last_4_stages", f"{MODES} {WEIGHTS} --transfer frozen --unfreeze-last 4"),
-            Run("fine_tuned", f"{MODES} {WEIGHTS} --transfer finetune"),
+            Run("scratch", TRANSFER),
+            Run("frozen", f"{TRANSFER} {PRETRAINED} --transfer frozen"),
+            Run("last_4_stages", f"{TRANSFER} {PRETRAINED} --transfer frozen --unfreeze-last 4"),
+            Run("fine_tuned", f"{TRANSFER} {PRETRAINED} --transfer finetune"),
         ),
     ),
     "assigners": Experiment(
@@ -137,12 +134,12 @@ EXPERIMENTS = {
             for seed in range(3)
         ),
     ),
-    "ablation": Experiment("detect", swept=f"--one-at-a-time true --size 192 256 {DETECT}"),
+    "ablation": Experiment("detect", sweep=f"--one-at-a-time true --size 192 256 {DETECT}"),
     **{
-        f"cifar10_{grid}": Experiment("cifar10", swept=f"--grid {grid} {CIFAR10}")
+        f"cifar10_{grid}": Experiment("cifar10", sweep=f"--grid {grid} {CIFAR10}")
         for grid in ("arch", "batch", "aug", "loss", "opt", "act")
     },
-    "faces_seed": Experiment("faces", swept=f"--grid seed {FACES}"),
+    "faces_reference": Experiment("faces", sweep=f"--grid seed {FACES}"),
 }
 
 
@@ -164,71 +161,81 @@ class Options:
     """folder for experiment_NAME.json and experiment_NAME.md"""
 
 
-def main(argv=None):
-    """Run with the words of the command line; returns the exit code."""
-    return harness.door("experiments", Options, argv, report)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    return harness.run_command("experiments", Options, argv, run)
 
 
-def report(options):
-    """Train what is not trained yet, judge, print and write a table an experiment."""
-    unknown = [name for name in options.names if name not in EXPERIMENTS]
-    if unknown:
-        raise InputError(f"--names {' '.join(unknown)}: known are {', '.join(EXPERIMENTS)}")
+def run(options: Options) -> None:
+    """Train what is not trained yet, evaluate, and print and write one table per experiment."""
+    harness.require_known("--names", options.names, tuple(EXPERIMENTS))
     if not options.root:
-        raise InputError("--root: the folder of the data is wanted")
+        raise InputError("--root must name the folder of the data")
     for name in options.names:
         experiment = EXPERIMENTS[name]
-        rows = [row for run in experiment.trained for row in trained(experiment, run, options)]
-        rows += swept(name, experiment, options)
-        place = options.results and options.results / f"experiment_{name}"
-        harness.show(tables.to_markdown(rows, list(rows[0])), place and place.with_suffix(".md"))
-        if place:
-            chosen = {"system": experiment.system, "question": name}
-            kept, told = place.with_suffix(".json"), _anywhere(options, name)
-            harness.write("experiments", rows, kept, jax.devices(), options=told, **chosen)
+        if experiment.sweep:
+            rows = sweep_rows(name, experiment, options)
+        else:
+            rows = [row for run in experiment.runs for row in run_rows(experiment, run, options)]
+        path = options.results and options.results / f"experiment_{name}"
+        harness.write_tables(render({"rows": rows}), path and path.with_suffix(".md"))
+        if path:
+            # the record is independent of the folders of this machine
+            same = replace(options, names=(name,), root="DIR", out=Options.out, results=None)
+            harness.write_record(
+                "experiments",
+                rows,
+                path.with_suffix(".json"),
+                options=same,
+                system=experiment.system,
+                question=name,
+            )
 
 
-def _anywhere(options, name):
-    """The options of one experiment, without the places of this machine."""
-    return replace(options, names=(name,), root="DIR", out=Options.out, results=None)
+def render(record: dict[str, Any]) -> str:
+    """Markdown of a record: one row per run."""
+    columns = {key: key.replace("_", " ") for row in record["rows"] for key in row}
+    if "epoch_seconds" in columns:
+        columns["epoch_seconds"] = ("time per epoch", "s")
+    return units.markdown_table(record["rows"], columns)
 
 
-def trained(experiment, run, options):
-    """Rows of a run, one a checkpoint: scores on the test split, and how long an epoch took."""
+def run_rows(experiment: Experiment, run: Run, options: Options) -> Iterator[dict[str, Any]]:
+    """Rows of a run, one per checkpoint: scores on the test split, median time per epoch."""
     words = run.words.format(size=options.size, epochs=options.epochs).split()
     folder = options.out / run.name
-    begun = [] if run_dir.holds_something(folder) else [*words, "--root", options.root]
-    jaxdet("train", experiment.system, "--out", str(folder), "--resume", *begun)
+    first = [] if run_dir.holds_something(folder) else [*words, "--root", options.root]
+    jaxdet("train", experiment.system, "--out", str(folder), "--resume", *first)
     lines = run_dir.read_metrics(folder)
     seconds = sorted(sum(line["time"].values()) for line in lines[1:])
     for checkpoint in run.checkpoints:
-        said = jaxdet("eval", str(folder), "--checkpoint", checkpoint, "--json")
-        scores = json.loads(said.splitlines()[-1])
+        out = jaxdet("eval", str(folder), "--checkpoint", checkpoint, "--json")
+        scores = json.loads(out.splitlines()[-1])
         (epoch,) = (line["epoch"] for line in lines if line["step"] == scores["step"])
         yield {
             "run": run.name,
             "checkpoint": checkpoint,
             "epoch": epoch,
             **{name: scores[name] for name in SCORES[experiment.system]},
-            "median s of an epoch": seconds[len(seconds) // 2],
+            "epoch_seconds": seconds[len(seconds) // 2],
             "options": " ".join(words),
         }
 
 
-def swept(name, experiment, options):
-    """Rows of the table of a sweep; none where the experiment has no sweep."""
-    if not experiment.swept:
-        return []
-    words, folder = experiment.swept.format(epochs=options.epochs).split(), options.out / name
-    places = ["--root", options.root, "--out", str(folder), "--resume"]
-    jaxdet("sweep", experiment.system, *words, *places)
+def sweep_rows(name: str, experiment: Experiment, options: Options) -> list[dict[str, Any]]:
+    """Rows of the table of a sweep."""
+    words, folder = experiment.sweep.format(epochs=options.epochs).split(), options.out / name
+    jaxdet(
+        *("sweep", experiment.system, *words),
+        *("--root", options.root, "--out", str(folder), "--resume"),
+    )
     rows = json.loads((folder / "sweep.json").read_text())
-    columns = SWEPT[experiment.system]
+    columns = SWEEP_COLUMNS[experiment.system]
     return [{column: row[column] for column in row if column in columns} for row in rows]
 
 
-def jaxdet(*words):
-    """What a command of jaxdet prints; InputError with its last line where it fails."""
+def jaxdet(*words: str) -> str:
+    """Output of a command of jaxdet; InputError with the last line of its error if it fails."""
     done = subprocess.run(
         [sys.executable, "-m", "jaxdet", *words],
         capture_output=True,

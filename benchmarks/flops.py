@@ -3,24 +3,25 @@
     python -m benchmarks.flops --json FILE --markdown FILE
     python -m benchmarks.flops --models lenet resnet50
 
-Prints a summary, one row a network of `configs.networks` on the input that it is made for, then a
-Markdown table for each, one row a layer, as `jaxdet describe MODEL --backward` has it.  `forward`
-and `multiply-adds` are those of inference; `forward + backward` is a pass of training: with batch
-statistics, and gradients by the parameters.  Taps on padding count.
+Prints one row per network of `configs.networks`, on one image of the size it is made for, then a
+table for each network with one row per layer, like `jaxdet describe MODEL --backward`. `forward`
+and `multiply-adds` are those of inference; `forward + backward` is a training pass, with batch
+statistics and gradients for the parameters. Products with padding count.
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 
-from benchmarks.lib import harness
-from jaxdet import tables
+from benchmarks.lib import harness, units
 from jaxdet.configs import networks
 from jaxdet.profiling import summary, timing
 
 NAME = "flops"
-SUMMARY = {
+NETWORKS = {
     "model": "model",
     "input": "input",
     "parameters": "parameters",
@@ -28,45 +29,61 @@ SUMMARY = {
     "forward": "operations, forward",
     "training": "operations, forward + backward",
     "ratio": "their ratio",
-    "seconds": "seconds to count",
+    "seconds": ("time to count", "s"),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(harness.Kept):
+class Options(harness.OutputOptions):
     """Operations of networks, layer by layer."""
 
     models: tuple[str, ...] = ()
-    """names of networks; all by default"""
+    """networks to count; all by default"""
 
 
-def main(argv=None):
-    """Run with the words of the command line; returns the exit code."""
-    return harness.door(NAME, Options, argv, report)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    return harness.run_command(NAME, Options, argv, run)
 
 
-def report(options):
-    """Count, print, write."""
+def run(options: Options) -> None:
+    """Count; print and write the results."""
     chosen = {name: networks.named(name) for name in options.models or networks.NAMES}
-    rows, layers, texts = [], {}, []
-    for name, named in chosen.items():
-        (row, layers[name], notes), seconds = timing.timed(lambda named=named: count(named))
+    rows, layers, notes = [], {}, {}
+    for name, network in chosen.items():
+        (row, layers[name], notes[name]), seconds = timing.timed(
+            lambda network=network: count(network)
+        )
         rows.append({"model": name, **row, "seconds": seconds})
-        size = " x ".join(map(str, named.input))
-        texts.append(f"### {name}, {size}\n\n{summary.to_markdown(layers[name], notes)}")
-    harness.show("\n\n".join([tables.to_markdown(rows, SUMMARY), *texts]), options.markdown)
-    if options.json:
-        harness.write(NAME, rows, options.json, jax.devices(), options=options, layers=layers)
+    harness.publish(NAME, options, render, rows, layers=layers, notes=notes)
 
 
-def count(named):
-    """(row of the summary, rows of the layers, notes) of a `networks.Named`."""
-    images = jax.ShapeDtypeStruct(named.input, "float32")
-    inference = summary.summarize(named.net, images).report.sum()
-    training = summary.summarize(named.net, images, backward=True)
+def render(record: dict[str, Any]) -> str:
+    """Markdown of a record: the networks, then a table of layers for each."""
+    parts = [summarize(record)]
+    for row in record["rows"]:
+        size, layers = " x ".join(map(str, row["input"])), record["layers"][row["model"]]
+        table = units.markdown_table(layers, summary.HEADINGS)
+        notes = record["notes"][row["model"]]
+        parts.append("\n\n".join([f"### {row['model']}, {size}", table, *notes]))
+    return "\n\n".join(parts)
+
+
+def summarize(record: dict[str, Any]) -> str:
+    """Markdown of a record: one row per network."""
+    return units.markdown_table(record["rows"], NETWORKS)
+
+
+def count(
+    network: networks.Named,
+) -> tuple[dict[str, Any], list[dict[str, Any]], list[str]]:
+    """(row of the network, rows of its layers, notes on what is not counted)."""
+    images = jax.ShapeDtypeStruct(network.input, "float32")
+    inference = summary.summarize(network.net, images).report.sum()
+    training = summary.summarize(network.net, images, backward=True)
     layers = summary.table_rows(training, backward=True)
     row = {
-        "input": list(named.input),
+        "input": list(network.input),
         "parameters": layers[-1]["parameters"],
         "multiply_adds": inference.total("mac"),
         "forward": inference.total(),

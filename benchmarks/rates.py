@@ -1,82 +1,88 @@
-"""Learning rates side by side in one program: a step of them all against one after the other.
+"""A step of several learning rates: all in one vmapped program against one after the other.
 
     python -m benchmarks.rates --count 8 --json FILE
 
-`jaxdet sweep --together auto` asks the same of every sweep, by a few steps, and does what is
-quicker; here there are as many steps of each as `--seconds` last, in turns.  Images are noise of
-the size of CIFAR-10, on one device.  Below 1 in the last column, one program is quicker.
+`jaxdet sweep` measures the same before a sweep, on a few steps, and takes the faster; here as many
+steps as `--seconds` allow are interleaved. Images are noise of the size of CIFAR-10, on one device.
+A ratio below 1 means that one program is faster.
 """
 
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import jax
 import numpy as np
 
-from benchmarks.lib import harness, synthetic
-from jaxdet import tables
+from benchmarks.lib import harness, synthetic, units
 from jaxdet.configs.cifar10 import TUTORIALS, Config
-from jaxdet.errors import InputError
 from jaxdet.training import sweep
 from jaxdet.training.progress import Progress
 
 NAME = "rates"
 COLUMNS = {
     "model": "model",
-    "rates": "rates",
+    "rates": "learning rates",
     "batch": "batch",
-    "together": "s in one program",
-    "in_turn": "s one after the other",
-    "ratio": "one program / in turn",
+    "vmapped_s": ("one program", "s"),
+    "sequential_s": ("one after the other", "s"),
+    "ratio": "one program / one after the other",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(harness.Kept):
+class Options(harness.OutputOptions):
     """Several learning rates in one program, against one after the other."""
 
     models: tuple[str, ...] = ("tutorial",)
-    """networks: PyTorch's tutorial and its variants"""
+    """PyTorch's tutorial network, or its variants"""
     count: int = 8
     """learning rates"""
     batch: int = Config.batch
-    """images of a step of one rate"""
+    """images per step of one rate"""
     seconds: float = 5.0
-    """time for the steps of each way; three steps are always made"""
+    """time for the steps of each; at least three"""
 
 
-def main(argv=None):
-    """Run with the words of the command line; returns the exit code."""
-    return harness.door(NAME, Options, argv, report)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    return harness.run_command(NAME, Options, argv, run)
 
 
-def report(options):
-    """Time, print, write."""
-    unknown = [name for name in options.models if name not in TUTORIALS]
-    if unknown or min(options.count, options.batch) < 1:
-        known = ", ".join(TUTORIALS)
-        raise InputError(f"--models {unknown}: known are {known}; --count, --batch >= 1")
-    rows = [compare(name, options) for name in options.models]
-    harness.show(tables.to_markdown(rows, COLUMNS), options.markdown)
-    if options.json:
-        harness.write(NAME, rows, options.json, jax.devices(), options=options)
+def run(options: Options) -> None:
+    """Time; print and write the results."""
+    harness.require_known("--models", options.models, TUTORIALS)
+    harness.require_positive(options, "count", "batch")
+    harness.publish(NAME, options, render, [compare(name, options) for name in options.models])
 
 
-def compare(name, options):
-    """The row of a network: seconds of a step of all rates, either way."""
+def render(record: dict[str, Any]) -> str:
+    """Markdown of a record: one row per network."""
+    return units.markdown_table(record["rows"], COLUMNS)
+
+
+def compare(name: str, options: Options) -> dict[str, Any]:
+    """The row of a network: seconds of one step of all rates."""
     config = Config(model=name, batch=options.batch, devices=1)
-    system = synthetic.classified(config, train=8 * config.batch, val=config.eval_batch)
-    chosen = [replace(config, lr=float(lr)) for lr in np.geomspace(1e-4, 1e-2, options.count)]
-    with tempfile.TemporaryDirectory() as folder:
-        places = [Path(folder) / str(number) for number in range(options.count)]
-        for place in places:
-            place.mkdir()
-        lanes = sweep.Lanes(system, chosen, places, Progress(quiet=True), lambda: False)
-        times = lanes.times(seconds=options.seconds)
-    about = {"model": name, "rates": options.count, "batch": options.batch}
-    return {**about, **times._asdict(), "ratio": times.together / times.in_turn}
+    system = synthetic.cifar10_experiment(config, train=8 * config.batch, val=config.eval_batch)
+    rates = np.geomspace(1e-4, 1e-2, options.count)
+    with tempfile.TemporaryDirectory() as parent:
+        folders = [Path(parent) / str(number) for number in range(options.count)]
+        for folder in folders:
+            folder.mkdir()
+        variants = [replace(config, lr=float(lr)) for lr in rates]
+        lanes = sweep.Lanes(system, variants, folders, Progress(quiet=True), lambda: False)
+        vmapped, sequential = lanes.times(seconds=options.seconds)
+    return {
+        "model": name,
+        "rates": options.count,
+        "batch": options.batch,
+        "vmapped_s": vmapped,
+        "sequential_s": sequential,
+        "ratio": vmapped / sequential,
+    }
 
 
 if __name__ == "__main__":

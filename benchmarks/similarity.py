@@ -1,114 +1,114 @@
-"""Likeness of 100,000 unknown and 1,000 known embeddings: `embeddings.similarity` against NumPy.
+"""Similarity of 100,000 and 1,000 embeddings: `embeddings.similarity` against NumPy.
 
     python -m benchmarks.similarity --json FILE
 
-Prints a Markdown table: seconds of NumPy's `a @ b.T` on rows that have length 1 already, of NumPy
-bringing them to that length as well, and of `similarity`, which `jaxdet verify` calls and which
-does both, `--chunk` rows at a time.  They take turns, and a sample of what they find is compared.
-Memory is the largest resident size of the process during a call that was compiled before, less that
-held before it (VmHWM and VmRSS in /proc/self/status; on a GPU the device's own count): the result,
-0.4 GB, is in it, arguments are not.
+Prints seconds of NumPy's `a @ b.T` on rows that are normalised already, of NumPy normalising them
+as well, and of `similarity`, which `jaxdet verify` calls and which does both, `--chunk` rows at a
+time. They are timed interleaved, and a sample of their results is compared.
+
+Memory is the largest resident size of the process during a call that was compiled before, less the
+size before the call (VmHWM and VmRSS in /proc/self/status; on a GPU the device's own count). It
+contains the result, 0.4 GB, but not the arguments.
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
 
-from benchmarks.lib import harness
-from jaxdet import tables
-from jaxdet.errors import InputError
+from benchmarks.lib import harness, units
 from jaxdet.ops import embeddings
 from jaxdet.profiling import timing
 
 NAME = "similarity"
 COLUMNS = {
-    "way": "way",
-    "unknown": "unknown",
-    "known": "known",
-    "numbers": "numbers",
-    "median": "median s",
-    "spread": "spread s",
+    "implementation": "implementation",
+    "probes": "probes",
+    "gallery": "gallery",
+    "dim": "dimensions",
+    "median": ("median", "s"),
+    "spread": ("spread", "s"),
     "repeats": "repeats",
     "ratio": "time / NumPy's product",
-    "memory": "memory GB",
+    "memory_bytes": ("memory", "B"),
 }
-SAMPLE = 1000  # unknown embeddings, at most, whose likeness is compared
+SAMPLE = 1000  # maximum number of probes whose similarities are compared
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(harness.Kept):
-    """Cosines of all pairs of embeddings in NumPy and in jaxdet."""
+class Options(harness.OutputOptions):
+    """Cosines of all pairs of embeddings, in NumPy and in jaxdet."""
 
-    unknown: int = 100_000
+    probes: int = 100_000
     """embeddings to compare"""
-    known: int = 1_000
-    """with each of these"""
-    numbers: int = 512
-    """numbers of an embedding"""
+    gallery: int = 1_000
+    """embeddings that each probe is compared with"""
+    dim: int = 512
+    """dimensions of an embedding"""
     chunk: int = embeddings.CHUNK
-    """unknown embeddings that jaxdet works on at a time"""
+    """probes that jaxdet processes at a time"""
     seconds: float = 5.0
-    """time for the repeats of each way; three repeats are always made"""
+    """time for each implementation; at least three calls"""
 
 
-def main(argv=None):
-    """Run with the words of the command line; returns the exit code."""
-    return harness.door(NAME, Options, argv, report)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    return harness.run_command(NAME, Options, argv, run)
 
 
-def report(options):
-    """Compare, time, print, write."""
-    for name in ("unknown", "known", "numbers", "chunk"):
-        if getattr(options, name) < 1:
-            raise InputError(f"--{name} starts at 1")
+def run(options: Options) -> None:
+    """Compare and time; print and write the results."""
+    harness.require_positive(options, "probes", "gallery", "dim", "chunk")
     rows, source = compare(options)
-    harness.show(tables.to_markdown(rows, COLUMNS), options.markdown)
-    if options.json:
-        harness.write(NAME, rows, options.json, jax.devices(), options=options, memory=source)
+    harness.publish(NAME, options, render, rows, memory_source=source)
 
 
-def compare(options):
-    """(rows of all ways, how their memory is known)."""
-    unknown, known = (drawn(n, options.numbers) for n in (options.unknown, options.known))
-    given = jax.device_put((unknown, known))
-    ready = unit(unknown), unit(known)
+def render(record: dict[str, Any]) -> str:
+    """Markdown of a record: one row per implementation."""
+    return units.markdown_table(record["rows"], COLUMNS)
+
+
+def compare(options: Options) -> tuple[list[dict[str, Any]], str]:
+    """(one row per implementation, how their memory is known)."""
+    probes, gallery = (random_embeddings(n, options.dim) for n in (options.probes, options.gallery))
+    arrays = jax.device_put((probes, gallery))
+    normalized = l2_normalize(probes), l2_normalize(gallery)
     calls = {
-        "NumPy, product": lambda: ready[0] @ ready[1].T,
-        "NumPy": lambda: unit(unknown) @ unit(known).T,
-        "jaxdet": lambda: embeddings.similarity(*given, chunk=options.chunk),
+        "NumPy, product": lambda: normalized[0] @ normalized[1].T,
+        "NumPy": lambda: l2_normalize(probes) @ l2_normalize(gallery).T,
+        "jaxdet": lambda: embeddings.similarity(*arrays, chunk=options.chunk),
     }
+    sample, others = np.float64(normalized[0][:SAMPLE]), np.float64(normalized[1])
     for call in calls.values():
-        _same(ready, jax.block_until_ready(call()))
-    memory = {way: harness.first(call) for way, call in calls.items()}
-    taken = timing.sample_interleaved(list(calls.values()), seconds=options.seconds)
+        found = jax.block_until_ready(call())
+        np.testing.assert_allclose(found[: len(sample)], sample @ others.T, atol=1e-5)
+    memory = {name: harness.first_call(call) for name, call in calls.items()}
+    samples = timing.sample_interleaved(list(calls.values()), seconds=options.seconds)
     rows = [
-        {"way": way, **timing.summarize(0.0, times)._asdict()}
-        for way, times in zip(calls, taken, strict=True)
+        {
+            "implementation": name,
+            **timing.summarize(0.0, times)._asdict(),
+            **{size: getattr(options, size) for size in ("probes", "gallery", "dim")},
+            "memory_bytes": memory[name].peak,
+        }
+        for name, times in zip(calls, samples, strict=True)
     ]
-    about = {name: getattr(options, name) for name in ("unknown", "known", "numbers")}
     for row in rows:
-        peak = memory[row["way"]].peak
-        row |= {**about, "ratio": row["median"] / rows[0]["median"]}
-        row["memory"] = None if peak is None else peak / 1e9
-    return rows, memory["jaxdet"].source
+        row["ratio"] = row["median"] / rows[0]["median"]
+    return rows, memory["jaxdet"].peak_source
 
 
-def drawn(count, numbers):
-    """Embeddings [count, numbers] float32 of any length."""
-    return np.random.default_rng(count).standard_normal((count, numbers), np.float32)
+def random_embeddings(count: int, dim: int) -> np.ndarray:
+    """Embeddings [count, dim], float32, of any norm."""
+    return np.random.default_rng(count).standard_normal((count, dim), np.float32)
 
 
-def unit(rows):
-    """Rows [N, D] at length 1, as NumPy code usually has them."""
+def l2_normalize(rows: np.ndarray) -> np.ndarray:
+    """Rows [N, D] with norm 1, as usually computed in NumPy."""
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
-def _same(ready, found):
-    """Compare the first rows of cosines with those in double precision."""
-    some, known = (np.float64(rows) for rows in (ready[0][:SAMPLE], ready[1]))
-    np.testing.assert_allclose(found[: len(some)], some @ known.T, atol=1e-5)
 
 
 if __name__ == "__main__":

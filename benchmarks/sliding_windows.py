@@ -1,73 +1,54 @@
-"""Sliding a network window by window against convolving it with the whole image (seed 001).
+"""Sliding a network window by window against one convolution of the whole image.
 
-    python -m benchmarks.sliding_windows --batch 5 --multiscale 16 28 64 256 720 1080 \\
-        --json FILE --plot FILE --markdown FILE
+    python -m benchmarks.sliding_windows --batch 5 --sizes 16 28 64 --json FILE --plot FILE
     python -m benchmarks.sliding_windows --summary
     python -m benchmarks.sliding_windows --check
     python -m benchmarks.sliding_windows --check --arch c5,p2,c3 c5,p2,p2 --window 16 --stride 4
-    python -m benchmarks.sliding_windows --explain
 
-The first prints, for Andrew Ng's network on square images, three tables:
-- times of a batch in three forms, in jax and in PyTorch where that is installed, with the time to
-  compile apart: `loop`, one window a call, timed on a sample of `--sample` windows where there are
-  more and extrapolated; `chunks`, all windows, `--chunk` a call; `convolutional`, one call.  All
-  start from the images: cutting windows is timed too.  The forms take turns.  Peak memory is what
-  one run took beyond what was held before it.
-- multiply-adds of both forms and their ratio, beside the measured ratios.
-- agreement on one image a size: the norm of the difference, at full float32 precision.
-A size whose feature maps have no room is a row `out of memory`, found before it is tried.
+`docs/sliding_windows.md` explains the results. The first command prints three tables for the
+network of Andrew Ng's lecture on square images:
 
-`--impl` says how jaxdet convolves (`ops.conv`); the record keeps XLA's flags (see
-`harness.quicken`).  A library that is slow at small convolutions, or at one as wide as the features
-of a window, moves the ratio of its times away from that of its multiply-adds: read both libraries.
-PyTorch's threads wait for each other by spinning; where the machine has other work to do, that
-makes its `loop` a hundred times slower unless OMP_WAIT_POLICY=passive is set.
+- times per batch in three forms, in jax and in PyTorch where it is installed: `loop`, one window
+  per call, timed on at most `--sample` windows and extrapolated; `chunks`, `--chunk` windows per
+  call; `convolutional`, one call. Cutting windows is timed as well; compilation is separate. Forms
+  are interleaved. Peak memory is what one call took beyond what was held before it.
+- multiply-adds of both forms and their ratio, beside the ratios of the times.
+- agreement on one image: norm of the difference, at full float32 precision.
 
-On 2 CPU cores, with XLA's flag and large pages (`results/sliding_windows.md`), at 16, 28, 64, 256,
-720 and 1080: multiply-adds 1.21, 1.33, 1.35, 1.35, 1.35 and 1.35 times those of one convolution;
-time in chunks, jax 1.34, 1.92, 2.14, 2.29, 2.00, 2.01 times, PyTorch 0.87, 1.55, 2.04, 2.49, 2.29,
-2.46 times; window by window, jax 2.5 to 13.6 times, PyTorch 4.6 to 103 times.  The convolution
-takes jax 0.42, 0.81, 1.34, 1.39, 1.68, 1.58 times as long as PyTorch.
-
-At 1080 a batch of 5 has 931 Gop: 5.2 s at the 180 Gop/s that the best convolution of its shape
-reaches here, where PyTorch takes 6.1 and jax 9.6.  Tried at 720, seconds (PyTorch 2.8): all as
-`lax` 4.3 to 4.5; 1x1 as a product, `auto`, 3.8 to 4.8; 1x1 over 400 channels as `lax` 4.1 to 5.1,
-though alone it takes 1.3 where the product takes 2.0; image after image by `map` 5.0, unrolled 4.6.
-Alone, the layers take 0.2, 1.3, 1.3 and 0.1 s: what is missing is memory, maps of 1 GB each that
-are new in every call.
-
-`--check` compares what the formulas say of a chain with what random weights show; `--explain`
-answers questions 2 and 4 to 8 of the seed.
+A size whose feature maps do not fit into memory becomes a row that says so. `--summary` prints the
+layers of both forms, `--check` compares the formulas of `windows.differences` with what random
+weights show. PyTorch's threads spin while they wait: on a busy machine they make its `loop` a
+hundred times slower, unless OMP_WAIT_POLICY=passive is set.
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 from matplotlib.figure import Figure
 
-from benchmarks import answers
-from benchmarks.lib import agreement, harness, sliding
+from benchmarks.lib import agreement, harness, sliding, units
 from jaxdet import tables
 from jaxdet.errors import InputError
 from jaxdet.kernels import conv
-from jaxdet.models.sliding import NgSlidingNet
+from jaxdet.models.sliding import NgSlidingNet, SlidingNet
 from jaxdet.ops import windows
 
 NAME = "sliding_windows"
-SIZES, CHECKED = (16, 28, 64, 256, 720, 1080), (16, 28, 64)
+SIZES, CHECK_SIZES = (16, 28, 64, 256, 720, 1080), (16, 28, 64)
 TIMES = {
     "size": "size",
     "library": "library",
     "form": "form",
-    "compile_s": "compile s",
-    "seconds": "median s",
-    "spread_s": "spread s",
+    "compile_s": ("compile", "s"),
+    "seconds": ("median", "s"),
+    "spread_s": ("spread", "s"),
     "repeats": "repeats",
-    "peak_mib": "peak MiB",
+    "peak_bytes": ("peak memory", "B"),
     "output": "output",
     "timed_windows": "timed windows",
     "windows": "windows",
@@ -80,9 +61,9 @@ RATIOS = {
     "multiply_adds": "their ratio",
     "jax_loop": "jax: loop / convolutional",
     "jax_chunks": "jax: chunks / convolutional",
-    "torch_loop": "torch: loop / convolutional",
-    "torch_chunks": "torch: chunks / convolutional",
-    "jax_torch": "convolutional: jax / torch",
+    "torch_loop": "PyTorch: loop / convolutional",
+    "torch_chunks": "PyTorch: chunks / convolutional",
+    "jax_torch": "convolutional: jax / PyTorch",
 }
 AGREEMENT = {
     "size": "size",
@@ -90,107 +71,150 @@ AGREEMENT = {
     "norm": "norm of the output",
     "difference": "norm of the difference",
     "largest": "largest difference",
-    "whole_numbers": "norm of the difference, whole numbers",
+    "integer_weights": "norm of the difference, integer weights",
     "note": "note",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(harness.Kept):
-    """Sliding windows one by one, in batches, and as one convolution: time, memory, agreement."""
+class Options(harness.OutputOptions):
+    """Sliding windows one by one, in chunks, and as one convolution: time, memory, agreement."""
 
     batch: int = 5
-    """images a call"""
+    """images per call"""
     sizes: tuple[int, ...] = ()
     """sides of the images in pixels; by default 16 28 64 256 720 1080, for --check 16 28 64"""
     chunk: int = 4096
-    """windows of a call in the form `chunks`"""
+    """windows per call in the form `chunks`"""
     sample: int = 2000
-    """most windows that the form `loop` is timed on"""
+    """maximum number of windows on which the form `loop` is timed"""
     impl: Literal["auto", "lax"] = "auto"
-    """how jaxdet computes convolutions: see ops.conv"""
+    """how jaxdet computes convolutions, see jaxdet.kernels.conv"""
     seconds: float = 2.0
-    """time for the repeats of a form at a size; three repeats are always made"""
-    peers: bool = True
-    """time PyTorch too, where it is installed"""
+    """time for each form and size; at least three calls"""
+    torch: bool = True
+    """time PyTorch as well, if it is installed"""
     plot: Path | None = None
     """picture of time against size"""
     summary: bool = False
-    """print the layers of both networks instead"""
+    """print the layers of both forms instead"""
     check: bool = False
     """print where both forms agree, and where and why they differ, instead"""
     arch: tuple[str, ...] = ()
-    """--check: layers before the first dense one, such as c5,p2,c3; by default the seed's cases"""
+    """--check: layers before the first dense one, such as c5,p2,c3; by default 18 cases"""
     window: int = 14
     """--check with --arch: side of the window in pixels"""
     stride: int = 0
-    """--check with --arch: of sliding, in pixels; 0 is the product of the layers' strides"""
-    explain: bool = False
-    """print the answers to questions 2 and 4 to 8 of the seed instead"""
+    """--check with --arch: stride of sliding in pixels; 0 is the product of the layers' strides"""
 
 
-def main(argv=None):
-    """Run with the words of the command line; returns the exit code."""
-    return harness.door(NAME, Options, argv, report)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    return harness.run_command(NAME, Options, argv, run)
 
 
-def report(options):
-    """Make what is asked for, print it and write the files."""
-    if min(options.batch, options.chunk, options.sample, *options.sizes, options.stride + 1) < 1:
-        raise InputError("--batch, --multiscale, --chunk and --sample start at 1, --stride at 0")
-    pages = {"summary": summary, "check": check, "explain": explain}
-    chosen = [page for name, page in pages.items() if getattr(options, name)] or [timings]
-    texts, found = zip(*(page(options) for page in chosen), strict=True)
-    harness.show("\n\n".join(texts), options.markdown)
-    if options.json:
-        parts = {name: rows for part in found for name, rows in part.items()}
-        keep(options, parts)
+def run(options: Options) -> None:
+    """Print the chosen tables, and write the files."""
+    harness.require_positive(options, "batch", "chunk", "sample")
+    if min(options.sizes, default=1) < 1:
+        raise InputError(f"--sizes must be at least 1, got {min(options.sizes)}")
+    if options.stride < 0:
+        raise InputError(f"--stride must be at least 0, got {options.stride}")
+    results: dict[str, Any] = {"rows": []}
+    if options.summary:
+        results["layers"] = summarize_layers((options.sizes or SIZES)[0])
+    if options.check:
+        results["check"] = check(options)
+    if not (options.summary or options.check):
+        results |= measure(options)
+        if options.plot:
+            plot(results["rows"], options.plot)
+    harness.publish(NAME, options, render, results.pop("rows"), **results)
 
 
-def timings(options):
-    """Times, ratios and agreement at every size; the plot."""
-    hook = partial(conv.conv_general_dilated, impl=options.impl)
-    sizes, forms = options.sizes or SIZES, sliding.pair(NgSlidingNet(conv_general_dilated=hook))
+def measure(options: Options) -> dict[str, Any]:
+    """Times, ratios and agreement for every size."""
+    convolve = partial(conv.conv_general_dilated, impl=options.impl)
+    sizes, pair = (
+        options.sizes or SIZES,
+        sliding.build_pair(NgSlidingNet(conv_general_dilated=convolve)),
+    )
     for size in sizes:
-        windows.grid(forms.dense.chain(), size, size)  # refuses a size under the window
-    missing = harness.torch_unavailable(options.peers)
+        windows.grid(pair.convolutional.chain(), size, size)  # InputError below the window
+    missing = harness.torch_unavailable(options.torch)
     libraries = sliding.LIBRARIES[:1] if missing else sliding.LIBRARIES
-    found = {"rows": [], "ratios": [], "agreement": []}
+    results: dict[str, Any] = {"rows": [], "ratios": [], "agreement": []}
     for size in sizes:
         print(f"size {size}", file=sys.stderr, flush=True)
-        scene = sliding.workload(
-            forms, agreement.image(size, options.batch), options.chunk, options.sample
-        )
-        rows = sliding.compare(scene, libraries, options.seconds)
-        found["rows"] += rows
-        found["ratios"].append(sliding.cost_ratios(forms, size, rows))
-        found["agreement"].append(agreed(forms.net, size))
+        images = agreement.random_images(size, options.batch)
+        work = sliding.make_workload(pair, images, options.chunk, options.sample)
+        rows = sliding.compare(work, libraries, options.seconds)
+        results["rows"] += rows
+        results["ratios"].append(sliding.cost_ratios(pair, size, rows))
+        norms = harness.within_memory(agreement.difference_norms, pair.sequential, size)
+        results["agreement"].append(norms or {"size": size, "note": "out of memory"})
     if missing:
-        found["rows"].append({"library": "torch", "note": missing})
-    if options.plot:
-        plot(found["rows"], options.plot)
-    columns = zip(found.values(), (TIMES, RATIOS, AGREEMENT), strict=True)
-    return "\n\n".join(tables.to_markdown(*each) for each in columns), found
+        results["rows"].append({"library": "torch", "note": missing})
+    else:
+        from benchmarks.torch_refs import sliding as torch_sliding
+
+        results["torch"] = torch_sliding.describe_torch()
+    return results
 
 
-def agreed(net, size):
-    """The agreement of both forms on one image."""
-    found = harness.within_memory(agreement.norms, net, size)
-    return found or {"size": size, "note": "out of memory"}
+def render(record: dict[str, Any]) -> str:
+    """Markdown of a record: times, ratios and agreement; layers; or the check."""
+    if "ratios" in record:
+        parts = (
+            (record["rows"], TIMES),
+            (record["ratios"], RATIOS),
+            (record["agreement"], AGREEMENT),
+        )
+        return "\n\n".join(units.markdown_table(*part) for part in parts)
+    layers = [
+        f"{form}\n\n{tables.to_markdown(rows, ('layer', 'output', 'parameters'))}"
+        for form, rows in record.get("layers", {}).items()
+    ]
+    checks = [agreement.markdown(record["check"])] if "check" in record else []
+    return "\n\n".join(layers + checks)
 
 
-def plot(rows, path):
-    """Seconds a batch against the side of its images, both logarithmic; one line a way."""
+def summarize(record: dict[str, Any]) -> str:
+    """Markdown of a record: one row of times per size; a star marks extrapolated ones."""
+    found: dict[int, dict] = {}
+    for row in record["rows"]:
+        if "size" in row:
+            cells = found.setdefault(row["size"], {"size": row["size"]})
+            text = units.format_quantity(row["seconds"], "s") if "seconds" in row else row["note"]
+            star = "*" if row["note"] == "extrapolated" else ""
+            cells[f"{row['library']}_{row['form']}"] = f"{text}{star}"
+    for ratios in record["ratios"]:
+        found[ratios["size"]]["multiply_adds"] = ratios["multiply_adds"]
+    titles = {"jax": "jax", "torch": "PyTorch"}
+    columns = {
+        "size": "size",
+        "multiply_adds": "multiply-adds, sequential / convolutional",
+        **{
+            f"{library}_{form}": f"{titles[library]}, {form}"
+            for library in sliding.LIBRARIES
+            for form in sliding.FORMS
+        },
+    }
+    return units.markdown_table(found.values(), columns)
+
+
+def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw seconds per batch against the side of the images, both logarithmic."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for library, style in zip(sliding.LIBRARIES, ("o-", "x--"), strict=True):
-        for form, colour in zip(sliding.FORMS, ("tab:red", "tab:orange", "tab:blue"), strict=True):
+        for form, color in zip(sliding.FORMS, ("tab:red", "tab:orange", "tab:blue"), strict=True):
             chosen = [row for row in rows if (row["library"], row.get("form")) == (library, form)]
             points = [(row["size"], row["seconds"]) for row in chosen if "seconds" in row]
             if points:
                 label = f"{library}, {form}"
-                axes.loglog(*zip(*points, strict=True), style, color=colour, label=label)
-    axes.set(xlabel="side of the image in pixels", ylabel="seconds a batch")
+                axes.loglog(*zip(*points, strict=True), style, color=color, label=label)
+    axes.set(xlabel="side of the image in pixels", ylabel="seconds per batch")
     sizes = sorted({row["size"] for row in rows if "size" in row})
     axes.set_xticks(sizes, map(str, sizes))
     axes.set_xticks([], minor=True)
@@ -200,57 +224,40 @@ def plot(rows, path):
     figure.savefig(path)
 
 
-def summary(options):
-    """The layers of both networks: on a window, and on an image of the first size."""
-    size = (options.sizes or SIZES)[0]
-    forms = sliding.pair(NgSlidingNet())
-    windows.grid(forms.dense.chain(), size, size)  # refuses a size under the window
-    found = {
-        "sequential": layers(forms.net, forms.variables, forms.net.window),
-        "convolutional": layers(forms.dense, forms.converted, size),
+def summarize_layers(size: int) -> dict[str, list[dict[str, Any]]]:
+    """{form: rows of its layers}: sequential on a window, convolutional on an image of `size`."""
+    pair = sliding.build_pair(NgSlidingNet())
+    windows.grid(pair.convolutional.chain(), size, size)  # InputError below the window
+    window = pair.sequential.window
+    return {
+        "sequential": layer_rows(pair.sequential, pair.variables, window),
+        "convolutional": layer_rows(pair.convolutional, pair.converted, size),
     }
-    columns = ("layer", "output", "parameters")
-    text = [f"{name}\n\n{tables.to_markdown(rows, columns)}" for name, rows in found.items()]
-    return "\n\n".join(text), found
 
 
-def layers(net, variables, size, channels=3):
-    """Rows of name, output shape and parameters of the layers of a network, and of their sum."""
+def layer_rows(
+    net: SlidingNet, variables: Any, size: int, channels: int = 3
+) -> list[dict[str, Any]]:
+    """Rows of name, output shape and parameters of the layers of a network, and their sum."""
     rows = [{"layer": "input", "output": [size, size, channels], "parameters": 0}]
-    for part in net.plan():
-        size, channels = windows.output_size((part.layer,), size), part.width or channels
-        flat = part.dense and net.form == "sequential"
+    for spec in net.plan():
+        size, channels = windows.output_size((spec.layer,), size), spec.channels or channels
+        flat = spec.dense and net.form == "sequential"
         output = [channels] if flat else [size, size, channels]
-        leaves = jax.tree.leaves(variables["params"].get(part.name, {}))
+        leaves = jax.tree.leaves(variables["params"].get(spec.name, {}))
         count = sum(leaf.size for leaf in leaves)
-        rows.append({"layer": part.name, "output": output, "parameters": count})
+        rows.append({"layer": spec.name, "output": output, "parameters": count})
     return [*rows, {"layer": "sum", "parameters": sum(row["parameters"] for row in rows)}]
 
 
-def check(options):
-    """Where both forms agree: the seed's cases, or --arch at --multiscale."""
+def check(options: Options) -> list[dict[str, Any]]:
+    """Rows of `agreement.check`: its own cases, or --arch at --sizes."""
     cases = [
         agreement.Case(arch, options.window, options.stride, size)
         for arch in options.arch
-        for size in options.sizes or CHECKED
+        for size in options.sizes or CHECK_SIZES
     ]
-    rows = agreement.check(cases or agreement.CASES)
-    return agreement.text(rows), {"rows": rows}
-
-
-def explain(options):
-    """The written answers."""
-    return answers.text(), {}
-
-
-def keep(options, parts):
-    """Write the JSON record."""
-    rows = parts.pop("rows", [])
-    if any(row.get("library") == "torch" and "form" in row for row in rows):
-        from benchmarks.torch_refs import sliding as peer
-
-        parts["torch"] = peer.about()
-    harness.write(NAME, rows, options.json, jax.devices(), options=options, **parts)
+    return agreement.check(cases or agreement.CASES)
 
 
 if __name__ == "__main__":

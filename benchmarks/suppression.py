@@ -1,35 +1,34 @@
-"""Suppression of 10,000 boxes to 300: `ops.nms` against NumPy and, where it loads, torchvision.
+"""Suppression of 10,000 boxes: `jaxdet.ops.nms` against NumPy and torchvision.
 
     python -m benchmarks.suppression --json FILE
 
-Prints a Markdown table: seconds an image of greedy NMS as it is usually written in NumPy (the best
-box, one vector of overlaps, repeat), of torchvision's C++ operation, and of `nms.nms` compiled,
-without classes and with 80; then of the soft and of the merging ways, and of a batch of images in
-one call, as seconds an image.  The first three must keep the same boxes; all take turns.
-torchvision is a row "not installed" also where its operations do not load.  On 2 CPU cores NumPy
-took 1.4 times as long as jaxdet (`results/suppression.md`).
+Prints seconds per image of greedy NMS as usually written in NumPy (best box, one vector of IoUs,
+repeat), of torchvision's C++ operator, and of the compiled `nms.nms`, without classes and with 80;
+then of soft NMS, weighted NMS and weighted boxes fusion, and of NMS of a batch in one call. NumPy,
+torchvision and `nms.nms` must keep the same boxes. All are timed interleaved. torchvision counts as
+not installed if its operators do not load.
 """
 
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
 
-from benchmarks.lib import harness
-from jaxdet import tables
-from jaxdet.errors import InputError
+from benchmarks.lib import harness, units
 from jaxdet.ops import nms
 from jaxdet.profiling import timing
 
 NAME = "suppression"
 COLUMNS = {
-    "way": "way",
+    "implementation": "implementation",
     "boxes": "boxes",
-    "size": "kept",
-    "median": "median s",
-    "spread": "spread s",
+    "max_detections": "kept",
+    "median": ("median per image", "s"),
+    "spread": ("spread", "s"),
     "repeats": "repeats",
     "ratio": "time / jaxdet",
     "note": "note",
@@ -38,79 +37,85 @@ CLASSES = 80
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(harness.Kept):
+class Options(harness.OutputOptions):
     """Suppression in NumPy, in torchvision and in jaxdet."""
 
     boxes: int = 10_000
-    """boxes of the image"""
-    size: int = 300
-    """boxes to keep at most"""
+    """boxes per image"""
+    max_detections: int = 300
+    """maximum number of boxes to keep"""
     batch: int = 16
-    """images of the batch"""
+    """images per batch"""
     seconds: float = 3.0
-    """time for the repeats of each way; three repeats are always made"""
+    """time for each implementation; at least three calls"""
 
 
-def main(argv=None):
-    """Run with the words of the command line; returns the exit code."""
-    return harness.door(NAME, Options, argv, report)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    return harness.run_command(NAME, Options, argv, run)
 
 
-def report(options):
-    """Compare, time, print, write."""
-    if min(options.boxes, options.size, options.batch) < 1:
-        raise InputError("--boxes, --size and --batch start at 1")
-    rows = compare(options)
-    harness.show(tables.to_markdown(rows, COLUMNS), options.markdown)
-    if options.json:
-        harness.write(NAME, rows, options.json, jax.devices(), options=options)
+def run(options: Options) -> None:
+    """Compare and time; print and write the results."""
+    harness.require_positive(options, "boxes", "max_detections", "batch")
+    harness.publish(NAME, options, render, compare(options))
 
 
-def compare(options):
-    """Rows of all ways."""
-    boxes, scores, labels = drawn(options.boxes)
-    given, size = jax.device_put((boxes, scores, labels)), options.size
+def render(record: dict[str, Any]) -> str:
+    """Markdown of a record: one row per implementation."""
+    return units.markdown_table(record["rows"], COLUMNS)
 
-    def ours(way, *args, **how):
-        program = jax.jit(partial(way, max_detections=size, **how))
+
+def compare(options: Options) -> list[dict[str, Any]]:
+    """One row per implementation."""
+    boxes, scores, labels = random_boxes(options.boxes)
+    count = options.max_detections
+    arrays = jax.device_put((boxes, scores, labels))
+
+    def compiled(fn, *args):
+        program = jax.jit(partial(fn, max_detections=count))
         return lambda: jax.block_until_ready(program(*args))
 
-    hard = ours(nms.nms, *given[:2])
-    calls = {"NumPy": partial(greedy, boxes, scores, size), "jaxdet": hard}
-    theirs = _torchvision(boxes, scores, size)
-    if theirs:
-        calls["torchvision"] = theirs
-    kept = hard()
-    for call in (calls["NumPy"], theirs or calls["NumPy"]):
-        np.testing.assert_array_equal(kept.index[np.asarray(kept.valid)], call())
-    calls["jaxdet, 80 classes"] = ours(nms.nms, *given)
-    calls["jaxdet, soft"] = ours(nms.soft_nms, *given)
-    calls["jaxdet, weighted"] = ours(nms.weighted_nms, *given)
-    calls["jaxdet, fused"] = ours(nms.weighted_boxes_fusion, *given)
-    several = f"jaxdet, {options.batch} images in one call"
-    many = jax.device_put([np.stack([column] * options.batch) for column in (boxes, scores)])
-    together = jax.jit(jax.vmap(partial(nms.nms, max_detections=size)))
-    calls[several] = lambda: jax.block_until_ready(together(*many))
+    plain = compiled(nms.nms, *arrays[:2])
+    torchvision = _torchvision_call(boxes, scores, count)
+    kept = plain()
+    expected = np.asarray(kept.index)[np.asarray(kept.valid)]
+    np.testing.assert_array_equal(expected, greedy_nms(boxes, scores, count))
+    if torchvision:
+        np.testing.assert_array_equal(expected, torchvision())
+
+    batched = f"jaxdet, {options.batch} images in one call"
+    stacked = jax.device_put([np.stack([column] * options.batch) for column in (boxes, scores)])
+    calls = {
+        "NumPy": partial(greedy_nms, boxes, scores, count),
+        "jaxdet": plain,
+        **({"torchvision": torchvision} if torchvision else {}),
+        "jaxdet, 80 classes": compiled(nms.nms, *arrays),
+        "jaxdet, soft NMS": compiled(nms.soft_nms, *arrays),
+        "jaxdet, weighted NMS": compiled(nms.weighted_nms, *arrays),
+        "jaxdet, weighted boxes fusion": compiled(nms.weighted_boxes_fusion, *arrays),
+        batched: compiled(_batched_nms, *stacked),
+    }
     for call in calls.values():
         call()
-    taken = timing.sample_interleaved(list(calls.values()), seconds=options.seconds)
-    images = {several: options.batch}  # a row has the seconds of one image
-    rows = [
-        {"way": way, **timing.summarize(0.0, [t / images.get(way, 1) for t in times])._asdict()}
-        for way, times in zip(calls, taken, strict=True)
-    ]
-    if not theirs:
-        rows.append({"way": "torchvision", "note": "not installed"})
-    (one,) = (row["median"] for row in rows if row["way"] == "jaxdet")
+    samples = timing.sample_interleaved(list(calls.values()), seconds=options.seconds)
+    rows = []
+    for name, times in zip(calls, samples, strict=True):
+        images = options.batch if name == batched else 1
+        found = timing.summarize(0.0, [seconds / images for seconds in times])
+        rows.append({"implementation": name, **found._asdict()})
+    if not torchvision:
+        rows.append({"implementation": "torchvision", "note": "not installed"})
+    (jaxdet_s,) = (row["median"] for row in rows if row["implementation"] == "jaxdet")
     for row in rows:
-        row |= {"boxes": options.boxes, "size": size}
+        row |= {"boxes": options.boxes, "max_detections": count}
         if "median" in row:
-            row["ratio"] = row["median"] / one
+            row["ratio"] = row["median"] / jaxdet_s
     return rows
 
 
-def drawn(count):
-    """Boxes [count, 4] of 10 to 100 pixels a side in 700, distinct scores, labels."""
+def random_boxes(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes [count, 4] with sides of 10 to 100 pixels in 700, distinct scores, and labels."""
     draw = np.random.default_rng(0)
     low = draw.uniform(0, 600, (count, 2))
     boxes = np.concatenate([low, low + draw.uniform(10, 100, (count, 2))], -1)
@@ -119,29 +124,36 @@ def drawn(count):
     return boxes.astype(np.float32), scores.astype(np.float32), labels.astype(np.int32)
 
 
-def greedy(boxes, scores, size, threshold=0.5):
-    """Indices of at most `size` boxes, best first, as NumPy code usually finds them."""
+def greedy_nms(
+    boxes: np.ndarray, scores: np.ndarray, max_detections: int, iou_threshold: float = 0.5
+) -> np.ndarray:
+    """Indices of the boxes that are kept, best first, as usually found in NumPy."""
     x0, y0, x1, y1 = boxes.T
     area, order, kept = (x1 - x0) * (y1 - y0), np.argsort(-scores, kind="stable"), []
-    while len(order) and len(kept) < size:
+    while len(order) and len(kept) < max_detections:
         best, order = order[0], order[1:]
         kept.append(best)
         width = np.minimum(x1[best], x1[order]) - np.maximum(x0[best], x0[order])
         height = np.minimum(y1[best], y1[order]) - np.maximum(y0[best], y0[order])
-        shared = np.maximum(width, 0) * np.maximum(height, 0)
-        order = order[shared <= threshold * (area[best] + area[order] - shared)]
+        intersection = np.maximum(width, 0) * np.maximum(height, 0)
+        union = area[best] + area[order] - intersection
+        order = order[intersection <= iou_threshold * union]
     return np.array(kept)
 
 
-def _torchvision(boxes, scores, size):
-    """A call of torchvision's operation, or None where there is none."""
+def _batched_nms(boxes, scores, *, max_detections):
+    return jax.vmap(partial(nms.nms, max_detections=max_detections))(boxes, scores)
+
+
+def _torchvision_call(boxes, scores, max_detections) -> Callable | None:
+    """A call of torchvision's operator, or None if it is not installed."""
     try:
         import torch
         from torchvision import ops
     except (ImportError, RuntimeError):
         return None
-    given = torch.from_numpy(boxes), torch.from_numpy(scores)
-    return lambda: ops.nms(*given, 0.5)[:size].numpy()
+    args = torch.from_numpy(boxes), torch.from_numpy(scores)
+    return lambda: ops.nms(*args, 0.5)[:max_detections].numpy()
 
 
 if __name__ == "__main__":

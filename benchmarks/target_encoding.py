@@ -1,94 +1,98 @@
-"""Targets of a window network for a batch of boxes: `ops.windows.encode` against the seed's loops.
+"""Targets of a sliding-window network: `windows.encode_targets` against Python loops.
 
     python -m benchmarks.target_encoding --batch 64 --json FILE
 
-Prints a Markdown table: seconds a batch of the three loops over images, rows and columns in Python
-and NumPy (`benchmarks.lib.reference.encode_targets`) and of `encode`, vectorised over windows and images and
-compiled, on the windows of the `digits` configuration; and the ratio of the medians.  Both take
-turns, and their values are compared: a difference ends the run.  On 2 CPU cores, batch 64, `encode`
-was 201.81 times faster (`results/target_encoding.md`).
+Prints seconds per batch of three loops over images, rows and columns in Python and NumPy
+(`benchmarks.lib.reference.encode_targets`) and of `encode_targets`, vectorised over windows and
+images and compiled, on the windows of the `digits` config; and the ratio of the medians. Both are
+timed interleaved. A difference between their values ends the run.
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
 
-from benchmarks.lib import harness, reference
-from jaxdet import tables
+from benchmarks.lib import harness, reference, units
 from jaxdet.configs.digits import Config
-from jaxdet.errors import InputError
 from jaxdet.ops import windows
 from jaxdet.profiling import timing
 
 NAME = "target_encoding"
 COLUMNS = {
-    "way": "way",
+    "implementation": "implementation",
     "batch": "batch",
     "grid": "windows",
-    "compile_s": "compile s",
-    "median": "median s",
-    "spread": "spread s",
+    "compile_s": ("compile", "s"),
+    "median": ("median", "s"),
+    "spread": ("spread", "s"),
     "repeats": "repeats",
     "ratio": "times faster",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(harness.Kept):
+class Options(harness.OutputOptions):
     """Encoding targets in loops and vectorised."""
 
     batch: int = 64
-    """images"""
+    """images per batch"""
     seconds: float = 2.0
-    """time for the repeats of each way; three repeats are always made"""
+    """time for each implementation; at least three calls"""
 
 
-def main(argv=None):
-    """Run with the words of the command line; returns the exit code."""
-    return harness.door(NAME, Options, argv, report)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    return harness.run_command(NAME, Options, argv, run)
 
 
-def report(options):
-    """Compare, time, print, write."""
-    if options.batch < 1:
-        raise InputError("--batch starts at 1")
-    rows = compare(options.batch, options.seconds)
-    harness.show(tables.to_markdown(rows, COLUMNS), options.markdown)
-    if options.json:
-        harness.write(NAME, rows, options.json, jax.devices(), options=options)
+def run(options: Options) -> None:
+    """Compare and time; print and write the results."""
+    harness.require_positive(options, "batch")
+    harness.publish(NAME, options, render, compare(options.batch, options.seconds))
 
 
-def compare(batch, seconds):
-    """Rows of both ways, the second with the ratio of the medians."""
+def render(record: dict[str, Any]) -> str:
+    """Markdown of a record: the loops and the vectorised function."""
+    return units.markdown_table(record["rows"], COLUMNS)
+
+
+def compare(batch: int, seconds: float) -> list[dict[str, Any]]:
+    """Rows of both implementations, the second with the ratio of the medians."""
     config = Config()
-    grid = grid_of(config)
-    boxes, labels = objects(batch, config.canvas)
-    looped = partial(reference.encode_targets, boxes, labels, *grid[:4])
-    encode = jax.jit(jax.vmap(partial(windows.encode_targets, grid=grid)))
-    vectorised = partial(encode, jax.device_put(boxes), jax.device_put(labels))
-    times = timing.measure_interleaved(looped, vectorised, seconds=seconds)
-    np.testing.assert_allclose(vectorised(), looped(), rtol=1e-5, atol=1e-5)
-    about = {"batch": batch, "grid": [grid.rows, grid.columns]}
+    grid = config_grid(config)
+    boxes, labels = random_objects(batch, config.canvas)
+    loops = partial(reference.encode_targets, boxes, labels, *grid[:4])
+    program = jax.jit(jax.vmap(partial(windows.encode_targets, grid=grid)))
+    vectorized = partial(program, jax.device_put(boxes), jax.device_put(labels))
+    times = timing.measure_interleaved(loops, vectorized, seconds=seconds)
+    np.testing.assert_allclose(vectorized(), loops(), rtol=1e-5, atol=1e-5)
     rows = [
-        {"way": way, **about, **found._asdict()}
-        for way, found in zip(("loops", "encode"), times, strict=True)
+        {
+            "implementation": name,
+            "batch": batch,
+            "grid": [grid.rows, grid.columns],
+            **found._asdict(),
+        }
+        for name, found in zip(("loops", "encode_targets"), times, strict=True)
     ]
     rows[1]["ratio"] = rows[0]["median"] / rows[1]["median"]
     return rows
 
 
-def grid_of(config):
-    """The windows of a digits configuration on its canvas."""
-    stages = windows.parse(config.stages)
+def config_grid(config: Config) -> windows.Grid:
+    """The windows of a `digits` config on its canvas."""
+    stages = windows.parse(config.layout)
     chain = (*stages, windows.head_layer(stages, config.window))
     return windows.grid(chain, config.canvas, config.canvas)
 
 
-def objects(batch, canvas):
-    """Boxes [batch, 4] of 8 to 36 pixels a side inside a canvas, and labels [batch]."""
+def random_objects(batch: int, canvas: int) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes [batch, 4] with sides of 8 to 36 pixels inside a canvas, and labels [batch]."""
     draw = np.random.default_rng(0)
     size = draw.uniform(8, 36, (batch, 2))
     start = draw.uniform(0, canvas - size)

@@ -1,143 +1,141 @@
-"""PyTorch's CIFAR-10 tutorial, two epochs in batches of 4: jaxdet against PyTorch, in one run.
+"""PyTorch's CIFAR-10 tutorial, two epochs in batches of 4: jaxdet against PyTorch.
 
     python -m benchmarks.tutorial --json FILE
 
-Steps so small are nearly all overhead.  The tutorial's network (channels 6 and 16, dense layers of
-120 and 84) learns by SGD from noise of the sizes of CIFAR-10.  jaxdet is `fit.Loop`, as `jaxdet
-train` runs it, with metrics and a checkpoint at every evaluation; PyTorch has its images in memory.
+Steps this small are nearly all overhead. The tutorial's network (6 and 16 channels, dense layers of
+120 and 84) is trained with SGD on noise of the size of CIFAR-10. jaxdet is its training loop as
+`jaxdet train` runs it, with metrics and a checkpoint at every evaluation; PyTorch has its images in
+memory.
 
-Both take turns at `--steps` steps and at an evaluation of `--images` images in batches of 400,
-`--rounds` times: about a minute.  The time of the whole training is computed from the medians:
-12,500 steps an epoch, and an evaluation before the first epoch and after each.  What the first turn
-took longer than the others, most of it to compile, stands apart and is not in it.
+`--steps` steps and an evaluation of `--images` images in batches of 400 are interleaved, `--rounds`
+times; this takes about a minute. The total is computed from the medians: 12,500 steps per epoch,
+and an evaluation before the first epoch and after each. The extra time of the first round, most of
+it compilation, is reported separately and not part of the total.
 """
 
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-import jax
-
-from benchmarks.lib import harness, synthetic
-from jaxdet import tables
+from benchmarks.lib import harness, synthetic, units
 from jaxdet.configs.cifar10 import Config
 from jaxdet.data import sampler
-from jaxdet.errors import InputError
 from jaxdet.profiling import timing
 from jaxdet.training import loop as training_loop
+from jaxdet.training.experiment import Experiment
 from jaxdet.training.progress import Progress
 
 NAME = "tutorial"
-IMAGES, EPOCHS = 50_000, 2  # of the training that is asked about
-MANY = 10_000  # epochs of the run that is timed: it never ends
+TRAIN_IMAGES, EPOCHS = 50_000, 2  # of the training whose total time is computed
+ENDLESS = 10_000  # epochs of the run that is timed
 COLUMNS = {
-    "way": "way",
-    "first_s": "first turn s",
-    "step_s": "s of a step",
-    "spread": "spread s",
-    "evaluation_s": "s of an evaluation",
-    "repeats": "turns",
-    "whole_s": "s of the whole",
+    "implementation": "implementation",
+    "first_s": ("extra time of the first round", "s"),
+    "step_s": ("step", "s"),
+    "spread": ("spread", "s"),
+    "evaluation_s": ("evaluation", "s"),
+    "repeats": "rounds",
+    "total_s": ("total", "s"),
     "ratio": "time / PyTorch",
     "note": "note",
 }
 
+Calls = tuple[Callable[[], Any], Callable[[], Any]]  # steps, evaluation
+
 
 @dataclass(frozen=True, kw_only=True)
-class Options(harness.Kept):
+class Options(harness.OutputOptions):
     """The tutorial's training, jaxdet against PyTorch."""
 
     steps: int = 1500
-    """steps in a turn"""
+    """steps per round"""
     rounds: int = 7
-    """turns of each"""
+    """rounds of steps and evaluation"""
     images: int = 10_000
-    """images of an evaluation"""
+    """images per evaluation"""
 
 
-def main(argv=None):
-    """Run with the words of the command line; returns the exit code."""
-    return harness.door(NAME, Options, argv, report)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    return harness.run_command(NAME, Options, argv, run)
 
 
-def report(options):
-    """Time, print, write."""
-    if min(options.steps, options.rounds, options.images) < 1:
-        raise InputError("--steps, --rounds and --images start at 1")
-    rows = compare(options)
-    harness.show(tables.to_markdown(rows, COLUMNS), options.markdown)
-    if options.json:
-        harness.write(NAME, rows, options.json, jax.devices(), options=options)
+def run(options: Options) -> None:
+    """Time; print and write the results."""
+    harness.require_positive(options, "steps", "rounds", "images")
+    harness.publish(NAME, options, render, compare(options))
 
 
-def compare(options):
-    """A row a way."""
-    config = Config(epochs=MANY, eval_first=False, devices=1)
-    system = synthetic.classified(config, train=options.steps * config.batch, val=options.images)
+def render(record: dict[str, Any]) -> str:
+    """Markdown of a record: jaxdet and PyTorch."""
+    return units.markdown_table(record["rows"], COLUMNS)
+
+
+def compare(options: Options) -> list[dict[str, Any]]:
+    """Rows of jaxdet and of PyTorch."""
+    config = Config(epochs=ENDLESS, eval_first=False, devices=1)
+    system = synthetic.cifar10_experiment(
+        config, train=options.steps * config.batch, val=options.images
+    )
     with tempfile.TemporaryDirectory() as folder:
-        ways = {"jaxdet": in_jaxdet(system, config, Path(folder))}
-        reason = missing()
-        if not reason:
-            ways["PyTorch"] = in_torch(system, config)
-        first, *taken = [
-            {way: [timing.timed(call)[1] for call in calls] for way, calls in ways.items()}
+        pairs = {"jaxdet": jax_calls(system, config, Path(folder))}
+        missing = harness.torch_unavailable()
+        if not missing:
+            pairs["PyTorch"] = torch_calls(system, config)
+        first, *rounds = [
+            {name: [timing.timed(call)[1] for call in calls] for name, calls in pairs.items()}
             for _ in range(1 + options.rounds)
         ]
-    rows = [row(way, first[way], [turn[way] for turn in taken], options) for way in ways]
-    peer = rows[-1]["whole_s"]
-    if reason:
-        return [*rows, {"way": "PyTorch", "note": reason}]
-    return [{**one, "ratio": one["whole_s"] / peer} for one in rows]
+    rows = [_row(name, first[name], [each[name] for each in rounds], options) for name in pairs]
+    if missing:
+        return [*rows, {"implementation": "PyTorch", "note": missing}]
+    return [{**row, "ratio": row["total_s"] / rows[-1]["total_s"]} for row in rows]
 
 
-def row(way, first, turns, options):
-    """What a way took, from the seconds of [steps, evaluation] of its turns."""
-    steps, judged = (
-        timing.summarize(apart, times)
-        for apart, times in zip(first, zip(*turns, strict=True), strict=True)
-    )
-    step = steps.median / options.steps
-    return {
-        "way": way,
-        "first_s": steps.compile_s + judged.compile_s,
-        "step_s": step,
-        "spread": steps.spread / options.steps,
-        "evaluation_s": judged.median,
-        "repeats": steps.repeats,
-        "whole_s": EPOCHS * IMAGES / Config.batch * step + (EPOCHS + 1) * judged.median,
-    }
-
-
-def in_jaxdet(system, config, folder):
-    """Calls that make the steps of an epoch, and that evaluate: the loop has them in turns."""
-    show = Progress(quiet=True)
+def jax_calls(system: Experiment, config: Config, folder: Path) -> Calls:
+    """Calls that make the steps of one epoch, and that evaluate: the loop alternates them."""
+    progress = Progress(quiet=True)
     programs = training_loop.Programs(system, config)
-    loop = training_loop.Loop(programs, system, config, folder, show, lambda: False)
-    show.begin(0, loop.plan.steps * config.batch)
+    loop = training_loop.Loop(programs, system, config, folder, progress, lambda: False)
+    progress.begin(0, loop.plan.steps * config.batch)
     return loop.epoch, loop.epoch
 
 
-def in_torch(system, config):
+def torch_calls(system: Experiment, config: Config) -> Calls:
     """The same in PyTorch."""
     from benchmarks.torch_refs import tutorial
 
     train, val = (system.splits[part].arrays for part in ("train", "val"))
-    of = {"lr": config.lr, "momentum": config.momentum}
-    training = tutorial.Training(train["image"], train["label"], **of)
+    trainer = tutorial.Trainer(
+        train["image"], train["label"], lr=config.lr, momentum=config.momentum
+    )
     rows = sampler.shuffled_batches(0, 0, len(train["label"]), config.batch)
     return (
-        lambda: training.steps(rows),
-        lambda: training.accuracy(val["image"], val["label"], config.eval_batch),
+        lambda: trainer.train_steps(rows),
+        lambda: trainer.accuracy(val["image"], val["label"], config.eval_batch),
     )
 
 
-def missing():
-    """Why PyTorch is not timed, or None."""
-    if find_spec("torch") is None:
-        return "not installed"
-    return None if jax.default_backend() == "cpu" else "compared on the CPU only"
+def _row(name, first, rounds, options):
+    """The row of an implementation from its seconds of [steps, evaluation] per round."""
+    steps, evaluation = (
+        timing.summarize(once, times)
+        for once, times in zip(first, zip(*rounds, strict=True), strict=True)
+    )
+    step_s = steps.median / options.steps
+    epoch_s = TRAIN_IMAGES / Config.batch * step_s
+    return {
+        "implementation": name,
+        "first_s": steps.compile_s + evaluation.compile_s,
+        "step_s": step_s,
+        "spread": steps.spread / options.steps,
+        "evaluation_s": evaluation.median,
+        "repeats": steps.repeats,
+        "total_s": EPOCHS * epoch_s + (EPOCHS + 1) * evaluation.median,
+    }
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The alphabet: axes, batch keys, and the records that the rooms hand to each other.
+"""Axes, batch keys, and the values that the packages pass to each other.
 
 Axes: B batch, H rows, W columns, C channels, K classes, A cells or anchors, G true-box slots,
 P predictions, D embedding.  A box is its corners `x0 y0 x1 y1`: float32, in pixels of the
@@ -10,50 +10,91 @@ Batch keys (a task uses the subset it needs):
 width), `to_original [B,4]` (scale and offset that take network pixels back).
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax
+import numpy as np
 from flax import struct
 
-Array = Any  # a jax.Array, traced or not; or a NumPy array on the host
+Array = jax.Array | np.ndarray  # traced or not; NumPy arrays on the host
 Batch = dict[str, Array]
 Tree = Any  # a pytree of arrays
 
 
-class At(NamedTuple):
-    """Where in the run a step stands; handed to whatever needs to know."""
+class StepContext(NamedTuple):
+    """Where in the run a step stands; passed to everything that depends on it."""
 
     train: bool  # static: augmentation, dropout and batch statistics on or off
     step: Array  # traced: parameter updates so far
-    epoch: Array  # traced: whole passes so far
-    hyper: dict[str, Array]  # traced numbers that a sweep may vary: rates, loss weights
+    epoch: Array  # traced: completed passes over the training set
+    hparams: dict[str, Array]  # traced numbers that a sweep may vary: dropout rates, loss weights
     axis: str | None = None  # name of the device axis under pmap, None under jit
-    scale: float = 1.0  # static: sides of training images, as a share of their own
+    scale: float = 1.0  # static: size of training images relative to the configured one
 
 
-class Task(NamedTuple):
-    """What one system adds to the shared loop: six pure functions.
+class Task(Protocol):
+    """What one system adds to the shared loop: pure functions of arrays.
 
-    The terms of `loss` are shares too: summed over devices they are means over the real rows.
+    A task is an immutable value that receives its module; the loop knows nothing else of a system.
     """
 
-    init: Callable  # key, batch -> variables
-    augment: Callable  # keys [B], batch, at -> batch
-    loss: Callable  # variables, batch, key, at -> share, (new_stats, {term: share})
-    predict: Callable  # variables, images -> predictions, leading axis B
-    measure: Callable  # predictions, batch -> {name: rows [B, ...]}
-    report: Callable  # {name: rows [N, ...]} on the host -> {name: value}
+    def init(self, key: jax.Array, batch: Batch) -> Tree:
+        """Variables of the network for a prepared batch."""
+        ...
+
+    def augment(self, keys: jax.Array, batch: Batch, context: StepContext) -> Batch:
+        """The batch as the network sees it, with one key per row: keys [B]."""
+        ...
+
+    def loss(
+        self, variables: Tree, batch: Batch, key: jax.Array, context: StepContext
+    ) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
+        """(loss, (batch statistics, terms)): this device's share of the global loss.
+
+        Summed over devices, loss and terms are means over the real rows of the global batch.
+        """
+        ...
+
+    def predict(self, variables: Tree, images: Array) -> dict[str, Array]:
+        """Predictions for images [B, H, W, C], each with leading axis B."""
+        ...
+
+    def measure(self, predictions: dict[str, Array], batch: Batch) -> dict[str, Array]:
+        """Per-image rows [B, ...] that `report` needs."""
+        ...
+
+    def report(self, rows: dict[str, Array]) -> dict[str, Any]:
+        """Scores of the rows [N, ...] of a whole split, on the host."""
+        ...
+
+
+@runtime_checkable
+class AssigningTask(Protocol):
+    """A task whose targets depend on the predictions, as those of a detector do."""
+
+    def assignments(self, variables: Tree, batch: Batch, context: StepContext) -> tuple:
+        """(targets per image, centers [A, 2], strides [A]) of a prepared batch."""
+        ...
+
+
+@runtime_checkable
+class EmbeddingTask(Protocol):
+    """A task whose predictions hold an `embedding [B, D]` by which images are compared."""
+
+    def embed(self, variables: Tree, images: Array) -> Array:
+        """Embeddings [B, D], of any length, of images [B, H, W, C]."""
+        ...
 
 
 @struct.dataclass
 class TrainState:
-    """All that a run carries from one step to the next, and all that a checkpoint holds."""
+    """Everything that a run carries from one step to the next, and that a checkpoint holds."""
 
     step: Array  # int32: steps done
     params: Tree
-    stats: Tree  # batch-norm running statistics; {} where there are none
+    stats: Tree  # running statistics of batch norm; {} without any
     opt_state: Tree
-    ema: Tree  # {"params", "stats"} moving averages; {} when off
-    hyper: dict[str, Array]
+    ema: Tree  # {"params", "stats"}: moving averages; {} when off
+    hparams: dict[str, Array]
     key: Array  # root of the fold_in chain
-    book: dict[str, Any]  # what resuming needs besides: sums, best score, patience, first bad step
+    bookkeeping: dict[str, Any]  # sums of loss terms, best score, patience, first non-finite step

@@ -1,6 +1,6 @@
-"""What all benchmarks share: peak memory, running out of it, records, flags, the door.
+"""What the benchmarks share: their command line, memory, and the record of their results.
 
-`jaxdet.profiling.timing` has the clock, `jaxdet.tables` the tables.
+Times come from `jaxdet.profiling.timing`, tables from `benchmarks.lib.units`.
 """
 
 import ctypes
@@ -8,6 +8,7 @@ import datetime
 import gc
 import os
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,178 +23,205 @@ from jaxdet.errors import InputError
 from jaxdet.profiling.timing import timed
 from jaxdet.training import run_dir
 
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-FREE, LIMIT = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
-EXHAUSTED = ("RESOURCE_EXHAUSTED", "can't allocate memory", "out of memory", "Out of memory")
+PROC_STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+MEMINFO, CGROUP_LIMIT = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "can't allocate memory", "out of memory", "Out of memory")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
-    """Options of a benchmark that say where its figures are kept."""
+class OutputOptions:
+    """Where a benchmark writes its results."""
 
     json: Path | None = None
-    """file for the rows and what they depend on"""
+    """file for the rows and everything they depend on"""
     markdown: Path | None = None
-    """file for what is printed"""
+    """file for the printed tables"""
 
 
-class First(NamedTuple):
-    """What the first run of a call gave and took."""
+class FirstCall(NamedTuple):
+    """The first call of a function."""
 
     value: Any
     seconds: float
-    peak: int | None  # bytes held at most, less those held before; None where nothing tells
-    source: str  # of `peak`
+    peak: int | None  # most bytes held, less those held before; None if unknown
+    peak_source: str
 
 
-def compiled(fn, *args):
-    """(program, seconds it took to trace and compile) of `jax.jit(fn)` for arguments like these."""
-    return timed(lambda: jax.jit(fn).lower(*args).compile())
+def run_command(
+    name: str, options: type, argv: Sequence[str] | None, run: Callable[[Any], int | None]
+) -> int:
+    """Parse the options of a benchmark and run it; returns the exit code, like `cli.main`.
 
-
-def first(call):
-    """The first run of a call, with the memory it took beyond what was held before it."""
-    gc.collect()
-    before, source = _held()
-    value, seconds = timed(call)
-    peak = None if before is None else max(0, _peak() - before)
-    return First(value, seconds, peak, source)
-
-
-def within_memory(fn, *args):
-    """`fn(*args)`, or None where the memory does not suffice."""
-    try:
-        return fn(*args)
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
-            raise
-        return None
-
-
-def out_of_memory(error):
-    """Whether an exception of Python, jax or PyTorch says that memory ran out."""
-    return isinstance(error, MemoryError) or any(words in str(error) for words in EXHAUSTED)
-
-
-def need(size, device):
-    """Raise MemoryError before `size` bytes are asked for that are not there.
-
-    Linux hands out more than it has and ends the process later, so asking does not tell.
-    """
-    free = available(device)
-    if free is not None and size > free:
-        raise MemoryError(f"{size:,} bytes are needed and {free:,} are free")
-
-
-def available(device):
-    """Bytes that can still be had on a device, or on the host for the CPU; None if unknown."""
-    stats = device.memory_stats()
-    if stats:
-        return stats["bytes_limit"] - stats["bytes_in_use"]
-    limit = LIMIT.read_text().strip() if LIMIT.is_file() else "max"
-    free = [_field(FREE, "MemAvailable")] if FREE.is_file() else []
-    if limit != "max":
-        free.append(int(limit) - _field(STATUS, "VmRSS"))
-    return min(free, default=None)
-
-
-def show(text, out=None):
-    """Print a text, and keep it where `out` is given."""
-    print(text)
-    if out:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        files.write_text(out, f"{text}\n")
-
-
-def write(name, rows, out, devices, *, options=None, **more):
-    """Keep rows as JSON, with the date, the machine's load and what else the figures depend on.
-
-    options: the dataclass that the benchmark ran with.
-    """
-    chosen = {name: _plain(value) for name, value in vars(options).items()} if options else {}
-    record = {
-        "benchmark": name,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "environment": run_dir.environment(devices),
-        "compilation_cache": jax.config.jax_compilation_cache_dir,
-        "load": os.getloadavg(),
-        "options": chosen,
-        **more,
-        "rows": rows,
-    }
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    files.write_json(out, record)
-
-
-def door(name, kind, argv, run):
-    """Read options of class `kind` from words and run; returns the exit code, as `cli.main` does.
-
-    `run(options)` gives an exit code, or None for 0; what the user can mend is one line and code 2.
-    Without `argv` the words are those of a command, which sets its process up: see `quicken`.
+    `run(options)` returns an exit code, or None for 0. An InputError is printed as one line and
+    gives exit code 2. Without `argv`, the words of the process are parsed, and the process is set
+    up first: large pages and `set_xla_flags`.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
         process.begin_again()
-        quicken()
-    options = flags.parse(f"python -m benchmarks.{name}", words, kind) if words else kind()
+        set_xla_flags()
+    chosen = flags.parse(f"python -m benchmarks.{name}", words, options) if words else options()
     try:
-        return run(options) or 0
+        return run(chosen) or 0
     except (InputError, OSError) as error:
         print(f"benchmarks.{name}: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
 
 
-def quicken():
-    """Set the flag of jaxdet's command line unless XLA_FLAGS is set, if only to nothing.
+def set_xla_flags() -> None:
+    """Set the XLA flag of jaxdet's command line, unless XLA_FLAGS is set, even if to nothing.
 
-    XLA reads its flags when the first device is asked for, not when jax is imported, so that this
-    is in time as long as nothing was computed.
+    XLA reads its flags with the first request for a device, not when jax is imported.
     """
     if "XLA_FLAGS" not in os.environ and (flag := cli.quicker("")):
         os.environ["XLA_FLAGS"] = flag
 
 
-def _plain(value):
-    """An option as JSON can keep it."""
-    return str(value) if isinstance(value, Path) else value
+def require_positive(options: Any, *names: str) -> None:
+    """Raise InputError if one of these options is less than 1."""
+    for name in names:
+        value = getattr(options, name)
+        if value < 1:
+            raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
 
 
-def _held():
-    """(bytes held now, how their peak will be known); from here on a new peak counts."""
-    stats = jax.devices()[0].memory_stats()
-    if stats:
-        return stats["bytes_in_use"], "device, largest so far in this process"
-    try:
-        _trim()
-        CLEAR.write_text("5")  # forgets the largest resident size, see man proc
-    except OSError:
-        return None, "unknown"
-    return _field(STATUS, "VmRSS"), "process, largest resident size"
+def require_known(option: str, names: Sequence[str], known: Sequence[str]) -> None:
+    """Raise InputError if one of `names`, given with `option`, is not known."""
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise InputError(f"{option} must be among {', '.join(known)}, got {', '.join(unknown)}")
 
 
-def _trim():
-    """Give freed memory back to the system, where the C library can: else reuse hides a peak."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim:
-        trim(0)
-
-
-def _peak():
-    """Bytes held at most since `_held`; on a GPU, whose peak cannot be reset, since the start."""
-    stats = jax.devices()[0].memory_stats()
-    return stats["peak_bytes_in_use"] if stats else _field(STATUS, "VmHWM")
-
-
-def _field(path, name):
-    """A size in kB from a file of /proc, in bytes."""
-    lines = (line.split() for line in path.read_text().splitlines())
-    return next(int(words[1]) * 1024 for words in lines if words[0] == f"{name}:")
-
-
-def torch_unavailable(wanted):
+def torch_unavailable(wanted: bool = True) -> str | None:
     """Why PyTorch is not compared, or None if it is."""
     if not wanted:
         return "not asked for"
     if find_spec("torch") is None:
         return "not installed"
     return None if jax.default_backend() == "cpu" else "compared on the CPU only"
+
+
+def compile_call(fn: Callable, *args: Any) -> tuple[Any, float]:
+    """(compiled `jax.jit(fn)` for arguments like these, seconds to trace and compile)."""
+    return timed(lambda: jax.jit(fn).lower(*args).compile())
+
+
+def first_call(call: Callable[[], Any]) -> FirstCall:
+    """Call a function once and measure the memory it takes beyond what was held before."""
+    gc.collect()
+    before, source = _start_peak()
+    value, seconds = timed(call)
+    peak = None if before is None else max(0, _peak() - before)
+    return FirstCall(value, seconds, peak, source)
+
+
+def within_memory(fn: Callable, *args: Any) -> Any:
+    """`fn(*args)`, or None if memory runs out."""
+    try:
+        return fn(*args)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        return None
+
+
+def require_memory(size: int, device: jax.Device) -> None:
+    """Raise MemoryError if fewer than `size` bytes are free.
+
+    To be called before a large allocation: Linux grants more memory than it has and ends the
+    process later.
+    """
+    free = available_memory(device)
+    if free is not None and size > free:
+        raise MemoryError(f"{size:,} bytes are needed and {free:,} are free")
+
+
+def available_memory(device: jax.Device) -> int | None:
+    """Free bytes of a device, or of the host for a CPU; None if unknown."""
+    stats = device.memory_stats()
+    if stats:
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    limit = CGROUP_LIMIT.read_text().strip() if CGROUP_LIMIT.is_file() else "max"
+    free = [_proc_field(MEMINFO, "MemAvailable")] if MEMINFO.is_file() else []
+    if limit != "max":
+        free.append(int(limit) - _proc_field(PROC_STATUS, "VmRSS"))
+    return min(free, default=None)
+
+
+def publish(
+    name: str,
+    options: OutputOptions,
+    render: Callable[[dict[str, Any]], str],
+    rows: Sequence[dict[str, Any]],
+    **extra: Any,
+) -> None:
+    """Print the tables of a benchmark, and write the files that its options ask for.
+
+    render: makes Markdown of a record, `{"rows": rows, **extra}`.
+    """
+    write_tables(render({"rows": rows, **extra}), options.markdown)
+    if options.json:
+        write_record(name, rows, options.json, options=options, **extra)
+
+
+def write_tables(text: str, path: Path | None = None) -> None:
+    """Print a text, and write it to a file if a path is given."""
+    print(text)
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_text(path, f"{text}\n")
+
+
+def write_record(
+    name: str, rows: Sequence[dict[str, Any]], path: Path, *, options: Any, **extra: Any
+) -> None:
+    """Write rows as JSON with date, load, versions, devices, flags and options."""
+    values = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in vars(options).items()
+    }
+    record = {
+        "benchmark": name,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "environment": run_dir.environment(jax.devices()),
+        "compilation_cache": jax.config.jax_compilation_cache_dir,
+        "load": os.getloadavg(),
+        "options": values,
+        **extra,
+        "rows": rows,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_json(path, record)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether an exception of Python, jax or PyTorch says that memory ran out."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
+
+
+def _start_peak() -> tuple[int | None, str]:
+    """(bytes held now, how their peak is known); a new peak counts from here."""
+    stats = jax.devices()[0].memory_stats()
+    if stats:
+        return stats["bytes_in_use"], "device, largest so far in this process"
+    try:
+        # Give freed memory back to the system where the C library can: its reuse would hide a peak.
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim:
+            trim(0)
+        CLEAR_REFS.write_text("5")  # resets the largest resident size, see man proc
+    except OSError:
+        return None, "unknown"
+    return _proc_field(PROC_STATUS, "VmRSS"), "process, largest resident size"
+
+
+def _peak() -> int:
+    """Most bytes held since `_start_peak`; on a GPU, whose peak cannot be reset, ever."""
+    stats = jax.devices()[0].memory_stats()
+    return stats["peak_bytes_in_use"] if stats else _proc_field(PROC_STATUS, "VmHWM")
+
+
+def _proc_field(path: Path, name: str) -> int:
+    """A size in kB from a file of /proc, in bytes."""
+    lines = (line.split() for line in path.read_text().splitlines())
+    return next(int(words[1]) * 1024 for words in lines if words[0] == f"{name}:")

@@ -13,52 +13,64 @@ from jaxdet.models import layers
 DIRECTIONS = ("forward", "forward + backward")
 
 
-class Layer(NamedTuple):
-    """A kind of layer at one size."""
+class LayerSpec(NamedTuple):
+    """A layer and the size of its input."""
 
-    kind: Literal["dense", "conv", "norm", "relu", "max", "mean"]
-    shape: tuple[int, ...]  # of an input: H, W, C, or N numbers
-    width: int = 0  # channels, or numbers, of the output
+    op: Literal["dense", "conv", "norm", "relu", "max", "mean"]
+    shape: tuple[int, ...]  # of one input: [H, W, C] or [D]
+    width: int = 0  # output channels or features
     kernel: int = 0
     stride: int = 1
     padding: int = 0
     groups: int = 1
-    first: bool = False  # has images for input, by which nobody wants a gradient
+    first: bool = False  # of its network: its input is images, which need no gradient
 
 
 MAPS = (56, 56, 64)
 LAYERS = {
-    "dense": Layer("dense", (1024,), 1024),
-    "conv3": Layer("conv", MAPS, 64, kernel=3, padding=1),
-    "conv3_deep": Layer("conv", (2, 2, 512), 512, kernel=3, padding=1),
-    "conv3_stride2": Layer("conv", MAPS, 128, kernel=3, stride=2, padding=1),
-    "conv1": Layer("conv", MAPS, 256, kernel=1),
-    "depthwise3": Layer("conv", MAPS, 64, kernel=3, padding=1, groups=64),
-    "conv7_stride2": Layer("conv", (224, 224, 3), 64, kernel=7, stride=2, padding=3, first=True),
-    "conv5_valid": Layer("conv", (32, 32, 16), 32, kernel=5),
-    "norm": Layer("norm", MAPS),
-    "relu": Layer("relu", MAPS),
-    "max_pool": Layer("max", MAPS, kernel=2, stride=2),
-    "average_pool": Layer("mean", MAPS, kernel=2, stride=2),
+    "dense": LayerSpec("dense", (1024,), 1024),
+    "conv3": LayerSpec("conv", MAPS, 64, kernel=3, padding=1),
+    "conv3_deep": LayerSpec("conv", (2, 2, 512), 512, kernel=3, padding=1),
+    "conv3_stride2": LayerSpec("conv", MAPS, 128, kernel=3, stride=2, padding=1),
+    "conv1": LayerSpec("conv", MAPS, 256, kernel=1),
+    "depthwise3": LayerSpec("conv", MAPS, 64, kernel=3, padding=1, groups=64),
+    "conv7_stride2": LayerSpec(
+        "conv", (224, 224, 3), 64, kernel=7, stride=2, padding=3, first=True
+    ),
+    "conv5_valid": LayerSpec("conv", (32, 32, 16), 32, kernel=5),
+    "norm": LayerSpec("norm", MAPS),
+    "relu": LayerSpec("relu", MAPS),
+    "max_pool": LayerSpec("max", MAPS, kernel=2, stride=2),
+    "average_pool": LayerSpec("mean", MAPS, kernel=2, stride=2),
 }
 
 
-class Single(nn.Module):
-    """One layer as a network; its parameters are those of `part`."""
+class SingleLayer(nn.Module):
+    """A network of one layer, named `part`."""
 
-    layer: Layer
-    convolve: Callable | None = None
+    layer: LayerSpec
+    conv_general_dilated: Callable | None = None
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x):
         """The layer's output for x [B, *shape]."""
-        layer, side = self.layer, (self.layer.kernel,) * 2
-        match layer.kind:
+        layer, kernel = self.layer, (self.layer.kernel,) * 2
+        match layer.op:
             case "dense":
                 return nn.Dense(layer.width, dtype=self.dtype, name="part")(x)
             case "conv":
-                return self._convolution(side)(x)
+                return nn.Conv(
+                    layer.width,
+                    kernel,
+                    strides=layer.stride,
+                    padding=layer.padding,
+                    feature_group_count=layer.groups,
+                    use_bias=False,
+                    dtype=self.dtype,
+                    conv_general_dilated=self.conv_general_dilated,
+                    name="part",
+                )(x)
             case "norm":
                 settings = {"use_running_average": False, "momentum": 0.9, "dtype": self.dtype}
                 return nn.BatchNorm(**settings, name="part")(x)
@@ -67,57 +79,45 @@ class Single(nn.Module):
             case "max":
                 return layers.max_pool(x, "max_pool", kernel=layer.kernel, stride=layer.stride)
             case "mean":
-                return nn.avg_pool(x, side, (layer.stride,) * 2)
-        raise AssertionError(layer.kind)
-
-    @nn.nowrap
-    def _convolution(self, side):
-        layer = self.layer
-        return nn.Conv(
-            layer.width,
-            side,
-            strides=layer.stride,
-            padding=layer.padding,
-            feature_group_count=layer.groups,
-            use_bias=False,
-            dtype=self.dtype,
-            conv_general_dilated=self.convolve,
-            name="part",
-        )
+                return nn.avg_pool(x, kernel, (layer.stride,) * 2)
+        raise AssertionError(layer.op)
 
 
-class Case(NamedTuple):
-    """A layer with its numbers, made once for both libraries."""
+class LayerCase(NamedTuple):
+    """A layer with the arrays that both libraries start from."""
 
-    layer: Layer
+    layer: LayerSpec
     variables: dict
     x: np.ndarray  # [B, *shape]
-    cotangent: np.ndarray  # as the output
+    cotangent: np.ndarray  # shaped like the output
 
 
-def numbers(layer, batch):
+def random_case(layer: LayerSpec, batch: int) -> LayerCase:
     """A layer with random input, parameters and cotangent."""
     draw = np.random.default_rng(0)
     x = draw.normal(size=(batch, *layer.shape)).astype(np.float32)
-    net = Single(layer)
+    net = SingleLayer(layer)
     variables = jax.jit(net.init)(jax.random.key(0), x)
-    out, _ = jax.eval_shape(passes(net, variables, layer.first)[0], variables.get("params", {}), x)
-    return Case(layer, variables, x, draw.normal(size=out.shape).astype(np.float32))
+    forward, _ = passes(net, variables)
+    out, _ = jax.eval_shape(forward, variables.get("params", {}), x)
+    return LayerCase(layer, variables, x, draw.normal(size=out.shape).astype(np.float32))
 
 
-def passes(net, variables, first):
-    """The two directions: functions (params, x) and (params, x, cotangent).
+def passes(net: SingleLayer, variables: dict) -> tuple[Callable, Callable]:
+    """The two `DIRECTIONS`: functions of (params, x) and of (params, x, cotangent).
 
-    They give (output, new statistics), and gradients besides: by the parameters, then by x.
+    Both return (output, new statistics), the second the gradients as well: for the parameters, and
+    for x unless the layer is the first of its network.
     """
     rest = {name: tree for name, tree in variables.items() if name != "params"}
 
     def forward(params, x):
         return net.apply({**rest, "params": params}, x, mutable=["batch_stats"])
 
-    def both(params, x, cotangent):
-        run, by = (partial(forward, x=x), (params,)) if first else (forward, (params, x))
-        out, pull, stats = jax.vjp(run, *by, has_aux=True)
-        return out, stats, pull(cotangent)
+    def forward_backward(params, x, cotangent):
+        first = net.layer.first
+        run, inputs = (partial(forward, x=x), (params,)) if first else (forward, (params, x))
+        out, pullback, stats = jax.vjp(run, *inputs, has_aux=True)
+        return out, stats, pullback(cotangent)
 
-    return forward, both
+    return forward, forward_backward

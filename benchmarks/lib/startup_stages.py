@@ -1,82 +1,85 @@
-"""What `benchmarks.startup` runs in a process of its own: a training until its second step.
+"""A training until its second step, stage by stage: run by `benchmarks.startup` as a process.
 
     python -m benchmarks.lib.startup_stages '{"epochs": 2}'
 
-takes the fields in which the configuration of `digits` differs, as JSON, and prints one line of
-JSON: seconds of each stage, and the times of day at the first line of this file and after the first
-step.  The stages are those of `jaxdet train digits`; nothing is imported before the clock runs.
+Takes the fields in which the config of `digits` differs, as JSON. Prints one line of JSON: the
+seconds of each stage, and the times of day at the first line of this file and after the first step.
+The stages are those of `jaxdet train digits`; nothing is imported before the clock starts.
 """
 
 import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
+from typing import Any
 
-BEGUN = time.time()
-PARTS = (
-    "jaxdet.configs",
-    "jaxdet.configs.base",
-    "jaxdet.training.loop",
-    "jaxdet.training.progress",
-)
+START_TIME = time.time()
 
 
-class Stages:
+class StageTimer:
     """Seconds of the stages of a process, by name, in order."""
 
-    def __init__(self):
-        self.seconds, self.first = {}, None
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.first_step_time = 0.0
 
     @contextmanager
-    def stage(self, name):
-        """Time what happens inside."""
+    def stage(self, name: str) -> Iterator[None]:
+        """Time the body of a `with` statement."""
         start = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - start
 
 
-def run(fields, folder):
-    """The `Stages` of a training on one device; `folder` is an empty one for the run."""
-    found = Stages()
-    with found.stage("import the command line"):
-        cli = import_module("jaxdet.cli.main")
-    cli.prepare(cli.options.Train())
-    with found.stage("import jax"):
-        jax = import_module("jax")
-    with found.stage("import jaxdet's parts"):
+def run_stages(fields: Mapping[str, Any], folder: str) -> StageTimer:
+    """Times of a training on one device; `folder` is an empty one for the run."""
+    timer = StageTimer()
+    with timer.stage("import the command line"):
+        from jaxdet.cli import main as cli
+        from jaxdet.cli import options
+    cli.prepare(options.Train())
+    with timer.stage("import jax"):
+        import jax
+    with timer.stage("import jaxdet"):
         import_module("jaxdet.cli.train")
-        configs, base, fit, progress = map(import_module, PARTS)
-    with found.stage("find the devices"):
+        from jaxdet import config as base
+        from jaxdet import configs
+        from jaxdet.training import loop as training_loop
+        from jaxdet.training.progress import Progress
+    with timer.stage("find the devices"):
         jax.devices()
-    with found.stage("build: data, network"):
+    with timer.stage("build: data, network"):
         config = base.from_json(configs.config("digits"), {**fields, "devices": 1})
         system = configs.build("digits", config)
-    with found.stage("init: state, data to the device"):
-        show = progress.Progress(quiet=True)
-        programs = fit.Programs(system, config)
-        loop = fit.Loop(programs, system, config, folder, show, stop=lambda: False)
+    with timer.stage("init: state, data to the device"):
+        progress = Progress(quiet=True)
+        programs = training_loop.Programs(system, config)
+        loop = training_loop.Loop(programs, system, config, folder, progress, stop=lambda: False)
         jax.block_until_ready((loop.state, programs.data))
-    steps(found, loop, jax.block_until_ready)
-    return found
+    _run_steps(timer, loop, jax.block_until_ready)
+    return timer
 
 
-def steps(found, loop, wait):
-    """Trace, compile and run the step of a `fit.Loop`; then once more."""
+def _run_steps(timer: StageTimer, loop: Any, wait: Callable) -> None:
+    """Trace, compile and run the step of a loop; then run it once more."""
     (rows, *_), data = loop.rows(), loop.programs.data
-    with found.stage("step: trace"):
+    with timer.stage("step: trace"):
         lowered = loop.programs.steps[0].lower(loop.state, data, rows)
-    with found.stage("step: compile"):
+    with timer.stage("step: compile"):
         step = lowered.compile()
-    with found.stage("first step"):
+    with timer.stage("first step"):
         state = wait(step(loop.state, data, rows))
-    found.first = time.time()
-    with found.stage("second step"):
+    timer.first_step_time = time.time()
+    with timer.stage("second step"):
         wait(step(state, data, rows))
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as place:
-        made = run(json.loads(sys.argv[1]) if sys.argv[1:] else {}, place)
-    print(json.dumps({"begun": BEGUN, "first": made.first, "seconds": made.seconds}))
+    with tempfile.TemporaryDirectory() as run_folder:
+        timed = run_stages(json.loads(sys.argv[1]) if sys.argv[1:] else {}, run_folder)
+    print(
+        json.dumps({"begun": START_TIME, "first": timed.first_step_time, "seconds": timed.seconds})
+    )

@@ -1,8 +1,9 @@
-"""Noise: digits as tensorflow-datasets prepares them, and images of the size of CIFAR-10."""
+"""Noise: a digit set as tensorflow-datasets prepares one, and a CIFAR-10 experiment."""
 
 import io
 import sys
 from contextlib import redirect_stdout
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -13,33 +14,33 @@ from jaxdet.configs import cifar10
 from jaxdet.data.sources import ArraySource
 from jaxdet.training.experiment import Experiment
 
-TRAIN, TEST, SIDE = 400, 100, 28
+TRAIN_IMAGES, TEST_IMAGES, SIDE = 400, 100, 28
 
 
-def prepare(folder, set_name):
-    """Prepare a set under `folder`: TRAIN and TEST noise images of SIDE x SIDE pixels."""
+def prepare_tfds(folder: Path, name: str) -> None:
+    """Prepare a tensorflow-datasets set under `folder`: noise of SIDE x SIDE pixels."""
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()
     found_by_files = tfds.core.registered.skip_registration()
     with found_by_files, redirect_stdout(sys.stderr):
-        builder = _builder(tfds, set_name)(data_dir=folder, file_format="array_record")
+        builder = _noise_builder(tfds, name)(data_dir=folder, file_format="array_record")
         builder.download_and_prepare()
 
 
-def png(pixels):
-    """Pixels [H, W] or [H, W, 3] uint8 as a PNG file in memory."""
+def encode_png(pixels: np.ndarray) -> bytes:
+    """PNG file of pixels [H, W] or [H, W, 3] uint8."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def classified(config, *, train, val):
-    """The system of a configuration of cifar10, with so many random images and labels."""
+def cifar10_experiment(config: cifar10.Config, *, train: int, val: int) -> Experiment:
+    """The experiment of a `cifar10` config, with `train` and `val` random images and labels."""
     net, (_, *shape) = configs.network("cifar10", config)
     draw, classes = np.random.default_rng(0), tuple(map(str, range(10)))
 
-    def drawn(count):
+    def random_source(count):
         return ArraySource(
             {
                 "image": draw.integers(0, 256, (count, *shape), np.uint8),
@@ -48,13 +49,13 @@ def classified(config, *, train, val):
             }
         )
 
-    splits = {"train": drawn(train), "val": drawn(val)}
+    splits = {"train": random_source(train), "val": random_source(val)}
     task = cifar10.task_of(config, net, classes)
     return Experiment(task=task, splits=splits, hparams=task_hparams(config), about={})
 
 
-def _builder(tfds, set_name):
-    """The class of the set."""
+def _noise_builder(tfds, set_name):
+    """The builder class of the set."""
 
     class Noise(tfds.core.GeneratorBasedBuilder):
         """Noise with labels 0 to 9 in turn."""
@@ -70,12 +71,15 @@ def _builder(tfds, set_name):
             return tfds.core.DatasetInfo(builder=self, features=features)
 
         def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples(TRAIN), "test": self._generate_examples(TEST)}
+            return {
+                "train": self._generate_examples(TRAIN_IMAGES),
+                "test": self._generate_examples(TEST_IMAGES),
+            }
 
         def _generate_examples(self, count):
             draw = np.random.default_rng(0)
             for i in range(count):
                 pixels = draw.integers(0, 256, (SIDE, SIDE), np.uint8)
-                yield i, {"image": png(pixels), "label": i % 10}
+                yield i, {"image": encode_png(pixels), "label": i % 10}
 
     return Noise

@@ -1,1 +1,1 @@
-"""The same models in other libraries, timed in the same run; imported only where installed."""
+"""The same work in PyTorch, which the benchmarks are compared with where it is installed."""

@@ -1,83 +1,89 @@
-"""Single layers in PyTorch, with the parameters of jaxdet's, for `benchmarks.layers`.
+"""Single layers in PyTorch, with jaxdet's parameters, for `benchmarks.layers`.
 
-Images are [B, C, H, W], channels-last in memory, and so are kernels; batch norm is that of
-training; threads are PyTorch's default.  What is handed back is in jaxdet's layout.
+Images are [B, C, H, W], channels-last in memory, and so are kernels. Batch norm is in training
+mode; the number of threads is PyTorch's default. Results are returned in jaxdet's layout.
 """
+
+from collections.abc import Mapping
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from benchmarks.torch_refs.sliding import images
+from benchmarks.lib.single_layers import LayerSpec
+from benchmarks.torch_refs.sliding import to_channels_last
 
 
-def module(layer, params):
-    """The layer as a module with the parameters {name: array} of jaxdet's."""
-    made = _empty(layer)
-    state = {_name(name): torch.from_numpy(_weight(np.array(v))) for name, v in params.items()}
+def build_module(layer: LayerSpec, params: Mapping[str, np.ndarray]) -> nn.Module:
+    """The layer as a module with jaxdet's parameters {name: array}."""
+    module = _empty_module(layer)
+    state = {
+        "bias" if name == "bias" else "weight": torch.from_numpy(_to_torch_axes(np.array(array)))
+        for name, array in params.items()
+    }
     with torch.no_grad():
-        for name, parameter in made.named_parameters():
+        for name, parameter in module.named_parameters():
             parameter.copy_(state[name])
-    return made.train().to(memory_format=torch.channels_last)
+    return module.train().to(memory_format=torch.channels_last)
 
 
-def tensor(array, *, gradient=False):
-    """A tensor of images [B, H, W, C], or of rows [B, N]."""
-    made = images(array) if array.ndim == 4 else torch.from_numpy(array)
-    return made.requires_grad_(gradient)
+def to_tensor(array: np.ndarray, *, requires_grad: bool = False) -> Tensor:
+    """A tensor of images [B, H, W, C], or of rows [B, D]."""
+    tensor = to_channels_last(array) if array.ndim == 4 else torch.from_numpy(array)
+    return tensor.requires_grad_(requires_grad)
 
 
 @torch.no_grad()
-def forward(net, x):
+def forward(module: nn.Module, x: Tensor) -> tuple[Tensor, tuple]:
     """(output, no gradients) of a forward pass."""
-    return net(x), ()
+    return module(x), ()
 
 
-def both(net, x, cotangent):
-    """(output, gradients by the parameters and by x, where it asks for one)."""
-    out = net(x)
-    wanted = [*net.parameters(), *([x] if x.requires_grad else [])]
-    return out, torch.autograd.grad(out, wanted, cotangent)
+def forward_backward(
+    module: nn.Module, x: Tensor, cotangent: Tensor
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """(output, gradients for the parameters and for x, if it requires one)."""
+    out = module(x)
+    inputs = [*module.parameters(), *([x] if x.requires_grad else [])]
+    return out, torch.autograd.grad(out, inputs, cotangent)
 
 
-def values(net, out, gradients):
-    """{name: array} of an output and its gradients, in jaxdet's names and layout."""
-    parameters = [name for name, _ in net.named_parameters()]
+def named_arrays(
+    module: nn.Module, out: Tensor, gradients: tuple[Tensor, ...]
+) -> dict[str, np.ndarray]:
+    """Output and gradients under jaxdet's names and in its layout."""
+    parameters = [name for name, _ in module.named_parameters()]
     names = ["output", *parameters, "input"][: 1 + len(gradients)]
-    arrays = [value.detach() for value in (out, *gradients)]
-    return dict(_back(name, array) for name, array in zip(names, arrays, strict=True))
+    tensors = [value.detach() for value in (out, *gradients)]
+    return dict(_to_jaxdet(name, value) for name, value in zip(names, tensors, strict=True))
 
 
-def _empty(layer):
+def _empty_module(layer):
     """A module of the layer's sizes."""
-    channels, side = layer.shape[-1], (layer.kernel, layer.stride, layer.padding)
-    match layer.kind:
+    channels, sizes = layer.shape[-1], (layer.kernel, layer.stride, layer.padding)
+    match layer.op:
         case "dense":
             return nn.Linear(channels, layer.width)
         case "conv":
-            return nn.Conv2d(channels, layer.width, *side, groups=layer.groups, bias=False)
+            return nn.Conv2d(channels, layer.width, *sizes, groups=layer.groups, bias=False)
         case "norm":
             return nn.BatchNorm2d(channels)
         case "relu":
             return nn.ReLU()
         case "max":
-            return nn.MaxPool2d(*side)
+            return nn.MaxPool2d(*sizes)
         case "mean":
-            return nn.AvgPool2d(*side)
-    raise AssertionError(layer.kind)
+            return nn.AvgPool2d(*sizes)
+    raise AssertionError(layer.op)
 
 
-def _name(name):
-    return "bias" if name == "bias" else "weight"
-
-
-def _weight(array):
+def _to_torch_axes(array):
     """A parameter of jaxdet in PyTorch's order of axes."""
     return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
 
 
-def _back(name, value):
-    """(name, array) of jaxdet for a result of PyTorch."""
+def _to_jaxdet(name, value):
+    """(name, array) in jaxdet for a result of PyTorch."""
     if name in ("output", "input"):
         return name, (value.permute(0, 2, 3, 1) if value.ndim == 4 else value).numpy()
     if name == "bias":

@@ -1,82 +1,102 @@
-"""ResNet18 and the digit locator in PyTorch, with one training step: what jaxdet is timed against.
+"""Classification, localisation and sliding-window networks in PyTorch, with one training step.
 
-Written from the papers and from seed 001.  Images are [B, C, H, W], channels-last in memory.
+Written from the papers. Images are [B, C, H, W], channels-last in memory.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.torch_refs.detector import ciou
+from jaxdet.models.sliding import LayerSpec
 
-def convolution(channels, width, kernel, stride=1, padding=0):
+
+def conv_norm(
+    channels: int, width: int, kernel: int, stride: int = 1, padding: int = 0
+) -> nn.Sequential:
     """A convolution without bias, and its batch norm."""
     conv = nn.Conv2d(channels, width, kernel, stride, padding, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(width))
 
 
-class Basic(nn.Module):
-    """Two 3x3 convolutions beside the identity, or beside a 1x1 convolution."""
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions; the shortcut is the identity or a 1x1 convolution."""
 
-    def __init__(self, channels, width, stride):
+    def __init__(self, channels: int, width: int, stride: int):
         super().__init__()
-        self.first = convolution(channels, width, 3, stride, 1)
-        self.second = convolution(width, width, 3, 1, 1)
+        self.conv1 = conv_norm(channels, width, 3, stride, 1)
+        self.conv2 = conv_norm(width, width, 3, 1, 1)
         same = channels == width and stride == 1
-        self.around = nn.Identity() if same else convolution(channels, width, 1, stride)
+        self.shortcut = nn.Identity() if same else conv_norm(channels, width, 1, stride)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to [B, width, H / stride, W / stride]."""
-        inner = self.second(functional.relu(self.first(x)))
-        return functional.relu(inner + self.around(x))
+        residual = self.conv2(functional.relu(self.conv1(x)))
+        return functional.relu(residual + self.shortcut(x))
 
 
-def resnet18(classes=1000):
-    """He et al. 2015, arXiv:1512.03385."""
-    layers = [convolution(3, 64, 7, 2, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+def resnet18(classes: int = 1000) -> nn.Sequential:
+    """ResNet18. He et al. 2015, arXiv:1512.03385."""
+    layers = [conv_norm(3, 64, 7, 2, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
     channels = 64
     for i, width in enumerate((64, 128, 256, 512)):
-        layers += [Basic(channels, width, 2 if i else 1), Basic(width, width, 1)]
+        layers += [BasicBlock(channels, width, 2 if i else 1), BasicBlock(width, width, 1)]
         channels = width
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, classes))
 
 
-class Locator(nn.Module):
-    """The window network of jaxdet's plan: convolutions with norm and ReLU, and pools."""
+class SlidingWindowNet(nn.Module):
+    """The convolutional form of a `SlidingNet`, from its plan."""
 
-    def __init__(self, plan, channels=2):
+    def __init__(self, plan: Sequence[LayerSpec], channels: int = 2):
         super().__init__()
         layers = []
         *hidden, last = plan
-        for part in hidden:
-            _, *sizes = part.layer  # kernel, stride, padding
-            if part.width:
-                layers += [convolution(channels, part.width, *sizes), nn.ReLU()]
-                channels = part.width
+        for spec in hidden:
+            _, *sizes = spec.layer  # kernel, stride, padding
+            if spec.channels:
+                layers += [conv_norm(channels, spec.channels, *sizes), nn.ReLU()]
+                channels = spec.channels
             else:
                 layers.append(nn.MaxPool2d(*sizes))
-        self.net = nn.Sequential(*layers, nn.Conv2d(channels, last.width, last.layer.kernel))
+        self.net = nn.Sequential(*layers, nn.Conv2d(channels, last.channels, last.layer.kernel))
 
-    def forward(self, x):
-        """Outputs [B, rows, columns, 15] of x [B, 1, H, W]; where there is ink is a channel too."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs [B, rows, columns, 15] of x [B, 1, H, W]; `x > 0` is a second channel."""
         x = torch.cat([x, (x > 0).float()], 1)
         return self.net(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
 
 
-def locator_loss(outputs, target, box_weight=150.0):
-    """The seed's gated sum over windows of target [B, rows, columns, 6]."""
-    here, label, box = target[..., 0], target[..., 1].long(), target[..., 2:]
-    on = here * (outputs[..., 0].detach() > 0)
-    known = functional.log_softmax(outputs[..., 1:-4], -1)
-    missed = -known.gather(-1, label[..., None])[..., 0]
-    placed = (outputs[..., -4:] - box).square().mean(-1)
-    detected = functional.binary_cross_entropy_with_logits(outputs[..., 0], here, reduction="sum")
-    return detected + (on * missed).sum() + box_weight * (on * placed).sum()
+def sliding_window_loss(outputs: Tensor, target: Tensor, box_weight: float = 150.0) -> Tensor:
+    """Loss of `SlidingWindowTask`, summed over windows; target [B, rows, columns, 6].
+
+    Label and box count where there is an object and the network detects one.
+    """
+    present, label, box = target[..., 0], target[..., 1].long(), target[..., 2:]
+    mask = present * (outputs[..., 0].detach() > 0)
+    log_probabilities = functional.log_softmax(outputs[..., 1:-4], -1)
+    cross_entropy = -log_probabilities.gather(-1, label[..., None])[..., 0]
+    box_error = (outputs[..., -4:] - box).square().mean(-1)
+    detection = functional.binary_cross_entropy_with_logits(
+        outputs[..., 0], present, reduction="sum"
+    )
+    return detection + (mask * cross_entropy).sum() + box_weight * (mask * box_error).sum()
 
 
 class Localizer(nn.Module):
-    """Label and box of seed 000: convolutions and pools told as `models.plain` tells them."""
+    """Label and box of an image; `layout` is written as in `jaxdet.models.plain`."""
 
-    def __init__(self, layout, side, hidden, rates, classes=3):
+    def __init__(
+        self,
+        layout: str,
+        side: int,
+        hidden: Sequence[int],
+        rates: Sequence[float],
+        classes: int = 3,
+    ):
         super().__init__()
         layers, channels = [], 3
         for word in layout.split():
@@ -85,39 +105,46 @@ class Localizer(nn.Module):
                 continue
             width, _, kernel = word.partition("/")
             size = int(kernel or 3)
-            layers += [convolution(channels, int(width), size, 1, size // 2), nn.ReLU()]
+            layers += [conv_norm(channels, int(width), size, 1, size // 2), nn.ReLU()]
             channels = int(width)
         self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(side))
-        wide = channels * side * side
-        self.classifier = branch(wide, hidden, rates, classes)
-        self.boxer = branch(wide, hidden, (0.0,) * len(hidden), 4)
+        features = channels * side * side
+        self.classifier = dense_layers(features, hidden, rates, classes)
+        self.box_head = dense_layers(features, hidden, (0.0,) * len(hidden), 4)
 
-    def forward(self, x):
-        """(logits [B, classes], boxes [B, 4] in shares) of x [B, 3, H, W]."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(logits [B, classes], boxes [B, 4] as fractions of the side) of x [B, 3, H, W]."""
         x = self.features(x).permute(0, 2, 3, 1).flatten(1)
-        return self.classifier(x), self.boxer(x).sigmoid()
+        return self.classifier(x), self.box_head(x).sigmoid()
 
 
-def branch(channels, hidden, rates, outputs):
-    """Dense layers with ReLU and dropout."""
+def dense_layers(
+    features: int, hidden: Sequence[int], rates: Sequence[float], outputs: int
+) -> nn.Sequential:
+    """Dense layers with ReLU and dropout, and a linear one."""
     layers = []
     for width, rate in zip(hidden, rates, strict=True):
-        layers += [nn.Linear(channels, width), nn.ReLU(), nn.Dropout(rate)]
-        channels = width
-    return nn.Sequential(*layers, nn.Linear(channels, outputs))
+        layers += [nn.Linear(features, width), nn.ReLU(), nn.Dropout(rate)]
+        features = width
+    return nn.Sequential(*layers, nn.Linear(features, outputs))
 
 
-def labelled_box_loss(outputs, target):
-    """Cross entropy and twice 1 - CIoU, means over photos."""
-    from benchmarks.torch_refs.detector import ciou
-
+def localization_loss(outputs: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor]) -> Tensor:
+    """Cross entropy and twice 1 - CIoU, both means over images."""
     logits, boxes = outputs
     label, true = target
     return functional.cross_entropy(logits, label) + 2 * (1 - ciou(boxes, true)).mean()
 
 
-def stepper(net, loss, images, target, *, compiled=False):
-    """A function without arguments that makes one AdamW step on a batch and waits for it."""
+def make_step(
+    net: nn.Module,
+    loss: Callable[[Any, Any], Tensor],
+    images: Tensor,
+    target: Any,
+    *,
+    compiled: bool = False,
+) -> Callable[[], float]:
+    """A function without arguments that makes one AdamW step and returns the loss."""
     net = net.train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.02)
     run = torch.compile(net) if compiled else net

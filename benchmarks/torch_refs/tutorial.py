@@ -1,24 +1,25 @@
 """PyTorch's CIFAR-10 tutorial: its network, trained and evaluated on images held in memory.
 
-After pytorch.org/tutorials/beginner/blitz/cifar10_tutorial.html.  Images are bytes [N, C, H, W];
-each batch is taken from them and normalised, which is quicker than the tutorial's loader.
+After pytorch.org/tutorials/beginner/blitz/cifar10_tutorial.html. Images are uint8 [N, C, H, W];
+each batch is taken from them and normalised, which is faster than the tutorial's loader.
 """
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 
 class Net(nn.Module):
     """Two 5x5 convolutions without padding, each pooled, and three dense layers."""
 
-    def __init__(self, classes=10):
+    def __init__(self, classes: int = 10):
         super().__init__()
         self.conv1, self.conv2 = nn.Conv2d(3, 6, 5), nn.Conv2d(6, 16, 5)
         self.dense1, self.dense2 = nn.Linear(400, 120), nn.Linear(120, 84)
         self.logits = nn.Linear(84, classes)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """Logits [B, classes] of x [B, 3, 32, 32]."""
         for conv in (self.conv1, self.conv2):
             x = functional.max_pool2d(functional.relu(conv(x)), 2)
@@ -28,37 +29,41 @@ class Net(nn.Module):
         return self.logits(x)
 
 
-class Training:
-    """The network on its way: SGD with Nesterov momentum on images [N, 32, 32, 3], labels [N]."""
+class Trainer:
+    """SGD with Nesterov momentum on images [N, 32, 32, 3] uint8 and labels [N]."""
 
-    def __init__(self, images, labels, *, lr, momentum):
-        self.net, self.images, self.labels = Net(), chosen(images), torch.from_numpy(labels).long()
-        learnt = self.net.parameters()
-        self.optimizer = torch.optim.SGD(learnt, lr=lr, momentum=momentum, nesterov=True)
+    def __init__(self, images: np.ndarray, labels: np.ndarray, *, lr: float, momentum: float):
+        self.net = Net()
+        self.images, self.labels = to_nchw(images), torch.from_numpy(labels).long()
+        self.optimizer = torch.optim.SGD(
+            self.net.parameters(), lr=lr, momentum=momentum, nesterov=True
+        )
 
-    def steps(self, rows):
-        """A step for each of rows [S, B]; returns the last loss, so that all are waited for."""
+    def train_steps(self, rows: np.ndarray) -> float:
+        """One step for each batch of rows [S, B]; returns the last loss, which waits for all."""
         for index in torch.from_numpy(rows).long():
             self.optimizer.zero_grad(set_to_none=True)
-            logits = self.net(normal(self.images[index]))
+            logits = self.net(normalize(self.images[index]))
             loss = functional.cross_entropy(logits, self.labels[index])
             loss.backward()
             self.optimizer.step()
         return loss.item()
 
     @torch.no_grad()
-    def accuracy(self, images, labels, batch):
-        """The share of right answers."""
-        parts = zip(chosen(images).split(batch), torch.from_numpy(labels).split(batch), strict=True)
-        right = sum((self.net(normal(x)).argmax(1) == y).sum().item() for x, y in parts)
-        return right / len(labels)
+    def accuracy(self, images: np.ndarray, labels: np.ndarray, batch: int) -> float:
+        """Fraction of correct answers."""
+        parts = zip(
+            to_nchw(images).split(batch), torch.from_numpy(labels).split(batch), strict=True
+        )
+        correct = sum((self.net(normalize(x)).argmax(1) == y).sum().item() for x, y in parts)
+        return correct / len(labels)
 
 
-def chosen(images):
-    """Bytes [N, H, W, C] as PyTorch lays out images."""
+def to_nchw(images: np.ndarray) -> Tensor:
+    """Images [N, H, W, C] as [N, C, H, W]."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
-def normal(x):
-    """Bytes as levels of -1 to 1."""
+def normalize(x: Tensor) -> Tensor:
+    """Pixel values 0..255 as -1..1."""
     return (x / 255 - 0.5) / 0.5

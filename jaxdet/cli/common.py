@@ -69,7 +69,7 @@ def restored(options, also=(), *, data=True, **changes):
     known = (*system.splits, *also)
     if data and options.split not in known:
         raise InputError(f"--split {options.split}: {name} has {', '.join(known)}")
-    like = jax.eval_shape(training.maker(system, config))
+    like = jax.eval_shape(training.init_fn(system, config))
     step, state = checkpoint.restore(options.run, like, options.checkpoint, warn)
     return config, system, step, state
 
@@ -79,7 +79,7 @@ def without_data(folder, name, config):
 
     Runs of earlier versions do not say what a record is like: theirs is read with the data.
     """
-    about = run_dir.read_about(folder)
+    about = run_dir.read_metadata(folder)
     if "record" not in about:
         return configs.build(name, config)
     return configs.without_data(name, config, about)
@@ -107,7 +107,7 @@ def judged(options):
 
 def _same_classes(folder, system):
     """Refuse data of other classes than those that the run has learnt."""
-    kept, found = run_dir.read_about(folder)["classes"], system.about["classes"]
+    kept, found = run_dir.read_metadata(folder)["classes"], system.about["classes"]
     if list(kept) != list(found):
         raise InputError(f"the data have {_listed(found)}, {folder} has learnt {_listed(kept)}")
 
@@ -163,9 +163,9 @@ def by_label(scores):
 
 def begin(folder, name, config, system):
     """An empty run folder with what `eval` and `predict` need later."""
-    run_dir.start(folder)
+    run_dir.create(folder)
     for path, text in system.files:
-        run_dir.keep(folder, path, text)
+        run_dir.write_file(folder, path, text)
     record = sources.record_spec(system.splits["train"])
     run_dir.write_config(folder, name, asdict(config), system.about | {"record": record})
 

@@ -119,12 +119,12 @@ def _named(folders):
 
 def _judged(name, asked, draws, config, system, step, state):
     """Scores and history of a restored run, and its failures if they will be drawn."""
-    kept, metrics = evaluator.variables(state), run_dir.read_metrics(asked.run)
+    kept, metrics = evaluator.eval_variables(state), run_dir.read_metrics(asked.run)
     telling = system._replace(task=failures.telling(system.task))
     among = parallel.devices(config.devices)
     scorer = evaluator.Evaluator(telling, asked.split, config.eval_batch, among)
     scorer.prepare(kept)
-    scores, seconds = timing.timed(lambda: scorer(kept, evaluator.epoch(state)))
+    scores, seconds = timing.timed(lambda: scorer(kept, evaluator.completed_epochs(state)))
     seen = scores.pop("seen")
     operations = scorer.operations(kept) // scorer.count
     kind, _ = run_dir.read_config(asked.run)
@@ -133,7 +133,7 @@ def _judged(name, asked, draws, config, system, step, state):
         "system": kind,
         "model": getattr(config, "model", kind),
         "size": system.about["input"][:2],
-        "parameters": time_budget.parameters(kept),
+        "parameters": time_budget.count_parameters(kept),
         **_history(asked.run, metrics),
         "split": asked.split,
         "step": step,

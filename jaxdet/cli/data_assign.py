@@ -11,7 +11,7 @@ from jaxdet import tables
 from jaxdet.cli import common
 from jaxdet.errors import InputError
 from jaxdet.training import evaluator
-from jaxdet.types import At
+from jaxdet.types import StepContext
 
 
 def run(options):
@@ -21,9 +21,9 @@ def run(options):
     if system.assigned is None:
         raise InputError(f"{options.run}: answers of this system are not of cells")
     batch = evaluator.samples(system, options.split, options.count)
-    at = At(False, jnp.int32(0), jnp.int32(options.epoch), system.hyper)
-    kept = evaluator.variables(state)
-    found = jax.jit(partial(_assigned, system, at))(kept, batch)
+    context = StepContext(False, jnp.int32(0), jnp.int32(options.epoch), system.hparams)
+    kept = evaluator.eval_variables(state)
+    found = jax.jit(partial(_assigned, system, context))(kept, batch)
     targets, points, strides = jax.device_get(found)
     rows = _counts(batch, targets, strides)
     if options.json:
@@ -34,8 +34,8 @@ def run(options):
     return 0
 
 
-def _assigned(system, at, variables, batch):
-    return system.assigned(variables, batch, at)
+def _assigned(system, context, variables, batch):
+    return system.assigned(variables, batch, context)
 
 
 def _counts(batch, targets, strides):

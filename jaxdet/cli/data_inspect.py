@@ -23,5 +23,5 @@ def run(name, options):
             )
         print("\n".join(bad) or "every row can be used")
     if bad and options.on_bad_row == "error":
-        raise InputError(f"{len(bad)} rows cannot be used; --on-bad-row skip makes no error of it")
+        raise InputError(f"{len(bad)} rows cannot be used; --on-invalid skip makes no error of it")
     return 0

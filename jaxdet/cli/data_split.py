@@ -19,7 +19,7 @@ def run(name, options):
     if taken and not options.overwrite:
         raise InputError(f"{options.out} has a split; give another --out, or --overwrite")
     for path, text in files:
-        run_dir.keep(options.out, Path(path).name, text)
+        run_dir.write_file(options.out, Path(path).name, text)
     common.tell_skipped(bad, print)
     print(tables.to_markdown(counts, list(counts[0])))
     print(f"wrote {', '.join(Path(path).name for path, _ in files)} to {options.out}")

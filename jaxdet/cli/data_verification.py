@@ -43,7 +43,7 @@ def _people(options):
     """{name: rows} of all people, when they are enough and have images enough."""
     if not options.root:
         raise InputError("--root: the folder with a folder of images a person is wanted")
-    if run_dir.holds_something(options.out):
+    if run_dir.is_occupied(options.out):
         raise InputError(f"{options.out} is not empty; choose another --out")
     if options.known < 2 or options.strangers < 2 or options.each < 1 or not 0 < options.dev < 1:
         raise InputError(
@@ -75,12 +75,14 @@ def _write(out, part, probes):
     for i, (row, _) in enumerate(probes):
         _copy(row, out / f"unknown_{part}" / f"{i:05d}.{row.file.rpartition('.')[2]}")
     labels = [label for _, label in probes]
-    run_dir.keep(out, f"verification_{part}.csv", verification_protocol.submission_csv(labels))
+    run_dir.write_file(
+        out, f"verification_{part}.csv", verification_protocol.submission_csv(labels)
+    )
     if part == "test":
         blank = verification_protocol.submission_csv(
             [verification_protocol.UNKNOWN_LABEL] * len(probes)
         )
-        run_dir.keep(out, "verification_sample_submission.csv", blank)
+        run_dir.write_file(out, "verification_sample_submission.csv", blank)
 
 
 def _copy(row, path):

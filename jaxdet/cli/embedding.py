@@ -38,12 +38,12 @@ class Threshold(NamedTuple):
 def restored(folder, which):
     """The `Embedder` of checkpoint `which` of a run; the data it was trained on are not read."""
     config = common.kept_config(folder, "faces")
-    about = {"record": _record(config.size)} | run_dir.read_about(folder)
+    about = {"record": _record(config.size)} | run_dir.read_metadata(folder)
     system = configs.without_data("faces", config, about)
-    like = jax.eval_shape(training.maker(system, config))
+    like = jax.eval_shape(training.init_fn(system, config))
     step, state = checkpoint.restore(folder, like, which, common.warn)
     answer = jax.jit(lambda variables, batch: system.task.predict(variables, batch)["embedding"])
-    answer = partial(answer, evaluator.variables(state))
+    answer = partial(answer, evaluator.eval_variables(state))
     embed = partial(_embed, answer, system.read, config.eval_batch)
     return Embedder(about["classes"], made(folder, step), embed)
 

@@ -12,7 +12,7 @@ from jaxdet.training import evaluator, parallel
 def run(options):
     """Print the scores of one part of the data, or of all."""
     config, system, step, state = common.restored(options, also=["all"], **common.judged(options))
-    kept, epoch = evaluator.variables(state), evaluator.epoch(state)
+    kept, epoch = evaluator.eval_variables(state), evaluator.completed_epochs(state)
     among = parallel.devices(config.devices)
     for split in ALL if options.split == "all" else (options.split,):
         scorer = evaluator.Evaluator(system, split, config.eval_batch, among)

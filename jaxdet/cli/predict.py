@@ -48,7 +48,7 @@ def run(options):
     if system.many:
         return predict_detections.run(options, system, state, paths)
     names, answer = system.about["classes"], jax.jit(system.task.predict)
-    answer = partial(answer, evaluator.variables(state))
+    answer = partial(answer, evaluator.eval_variables(state))
     shown = _files(system, paths) if paths else _samples(system, options)
     found = [_alone(answer(one.image[None])) for one in shown]
     pairs = list(zip(shown, found, strict=True))

@@ -39,7 +39,7 @@ class Found(NamedTuple):
 def check(options):
     """Refuse classes that the run has not learnt, before its network is made."""
     if options.classes:
-        _wanted(options.classes, run_dir.read_about(options.run)["classes"])
+        _wanted(options.classes, run_dir.read_metadata(options.run)["classes"])
 
 
 def run(options, system, state, paths):
@@ -50,7 +50,7 @@ def run(options, system, state, paths):
     known = {} if paths else (system.numbers or {}).get(options.split, {})
     names = system.about["classes"]
     wanted, categories = _wanted(options.classes, names), _categories(options.run, system)
-    answer = jax.jit(partial(system.task.predict, evaluator.variables(state)))
+    answer = jax.jit(partial(system.task.predict, evaluator.eval_variables(state)))
     photos = (_file(system, path) for path in paths)
     if not paths:
         photos = _samples(system, options)
@@ -85,7 +85,7 @@ def _stems(paths):
 def _categories(folder, system):
     """[(id, name)] of the classes for COCO: ids of the data, or of those of the run, or from 1."""
     names = system.about["classes"]
-    numbers = system.about.get("numbers") or run_dir.read_about(folder).get("numbers")
+    numbers = system.about.get("numbers") or run_dir.read_metadata(folder).get("numbers")
     return list(zip(numbers or range(1, len(names) + 1), names, strict=True))
 
 

@@ -39,7 +39,7 @@ def classified(options, config, system, state, files, table):
     if system.many:
         raise InputError("--submit is for runs that give an image one label")
     answer = jax.jit(lambda kept, images: system.task.predict(kept, images)["label"])
-    answer = partial(answer, evaluator.variables(state))
+    answer = partial(answer, evaluator.eval_variables(state))
     labels = common.answered(answer, system.read, config.eval_batch, files)
     write(options.submit, labels.tolist(), table, files)
     if not options.json:

@@ -59,7 +59,7 @@ def write(options, found, table, notes, pictures, verified):
     for title, picture in zip(PICTURES, pictures, strict=False):
         link = quote(os.path.relpath(picture, path.parent).replace(os.sep, "/"))
         parts += [f"![{title}]({link})"]
-    run_dir.keep(path.parent, path.name, "\n\n".join(parts) + "\n")
+    run_dir.write_file(path.parent, path.name, "\n\n".join(parts) + "\n")
 
 
 def _alike(found):

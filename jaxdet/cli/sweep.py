@@ -8,7 +8,7 @@ from itertools import groupby, product
 
 from jaxdet import configs
 from jaxdet.cli import common, flags, swept
-from jaxdet.configs import base
+from jaxdet.config import largest_subset, reuse_data, traceable_fields
 from jaxdet.errors import InputError
 from jaxdet.training import checkpoint, progress, run_dir, sweep, time_budget
 from jaxdet.training import loop as training_loop
@@ -29,7 +29,7 @@ def run(name, options, words, axes):
     first = sorted(dict.fromkeys(trained.values()), key=shape)
     groups = [list(alike) for _, alike in groupby(first, shape)]
     programs, failed, start = None, {}, progress.since_start() or 0.0
-    with common.caught_signals() as caught, base.reading_once():
+    with common.caught_signals() as caught, reuse_data():
         for number, group in enumerate(groups, 1):
             show.line(f"program {number} of {len(groups)}: {len(group)} runs")
             began = time.monotonic() - start  # as if these were the first
@@ -106,7 +106,7 @@ def _check(options, axes, listed):
         raise InputError(f"{single[0]} {' '.join(axes[single[0]])}: one value is wanted")
     if not (axes or listed[0]) or not all(axes.values()):
         raise InputError("give an option several values, such as --lr 1e-3 3e-3, or --seeds 3")
-    if run_dir.holds_something(options.out) and not (options.resume or options.overwrite):
+    if run_dir.is_occupied(options.out) and not (options.resume or options.overwrite):
         raise InputError(
             f"{options.out} exists; continue it with --resume, replace its runs with --overwrite, "
             f"or give another --out"
@@ -136,7 +136,7 @@ def _config(name, options, words, axes, values):
 
 def _shape(kind):
     """What of a configuration makes a program of its own, as a text."""
-    numbers = base.numbers(kind)
+    numbers = traceable_fields(kind)
 
     def shape(config):
         return json.dumps({k: v for k, v in asdict(config).items() if k not in numbers})
@@ -145,8 +145,8 @@ def _shape(kind):
 
 
 def _trained(kind, chosen):
-    """{configuration: the first whose training is the same}: they differ in `kind.JUDGED` alone."""
-    judged, first = {name: getattr(chosen[0], name) for name in kind.JUDGED}, {}
+    """{configuration: the first whose training is the same}: they differ in `kind.EVAL_ONLY` alone."""
+    judged, first = {name: getattr(chosen[0], name) for name in kind.EVAL_ONLY}, {}
     return {config: first.setdefault(replace(config, **judged), config) for config in chosen}
 
 
@@ -157,11 +157,11 @@ def _judged(name, config, folder, trained, options, show):
     if run_dir.is_run(folder) and not options.overwrite:
         _same(folder, name, config)
     else:
-        run_dir.vacant(folder, overwrite=options.overwrite)
-        common.begin(folder, name, config, sweep.numbered(system, config))
+        run_dir.check_vacant(folder, overwrite=options.overwrite)
+        common.begin(folder, name, config, sweep.with_hparams(system, config))
         run_dir.write_environment(folder, training.devices(config))
     show.line(f"{folder.name}: as {trained.name}, judged anew")
-    return sweep.judge(system, config, folder, trained, show)
+    return sweep.evaluate_trained(system, config, folder, trained, show)
 
 
 def _lanes(name, group, titles, options, show, stop, before, began):
@@ -173,26 +173,28 @@ def _lanes(name, group, titles, options, show, stop, before, began):
     among = training.devices(group[0])
     if options.together == "yes" and len(among) > 1:
         raise InputError(f"--together yes wants one device, not {len(among)}: --devices 1")
-    system = configs.build(name, base.widest(group))
+    system = configs.build(name, largest_subset(group))
     alike = system.splits["train"].arrays and len(system.scales) == 1
     if options.together == "yes" and not alike:
-        raise InputError("--together yes wants data in memory, of one size: no --stream, --sizes")
-    training.try_weights(system, group[0])
+        raise InputError(
+            "--together yes wants data in memory, of one size: no --stream, --multiscale"
+        )
+    training.validate_weights(system, group[0])
     common.tell_skipped(system.notes, show.line)
     common.tell_uneven(system, group[0], show.line)
     folders = [options.out / titles[config] for config in group]
     going_on = [folder for folder in folders if run_dir.is_run(folder) and not options.overwrite]
-    programs = training_loop.Programs(system, group[0], before)
+    programs = training_loop.CompiledSteps(system, group[0], before)
     group = _planned(name, group, going_on, programs, system, show, began)
     for folder, config in zip(folders, group, strict=True):
         if folder in going_on:
             _same(folder, name, config)
         else:
-            run_dir.vacant(folder, overwrite=options.overwrite)
-            common.begin(folder, name, config, sweep.numbered(system, config))
+            run_dir.check_vacant(folder, overwrite=options.overwrite)
+            common.begin(folder, name, config, sweep.with_hparams(system, config))
             run_dir.write_environment(folder, among)
     spent = time.monotonic() - began
-    return sweep.Lanes(system, group, folders, show, stop, programs, spent)
+    return sweep.VmappedRuns(system, group, folders, show, stop, programs, spent)
 
 
 def _planned(name, group, going_on, programs, system, show, began):
@@ -202,7 +204,9 @@ def _planned(name, group, going_on, programs, system, show, began):
     if going_on:
         epochs = common.kept_config(going_on[0], name).epochs
     else:
-        epochs = time_budget.planned(programs, system, group[0], time.monotonic() - began).epochs
+        epochs = time_budget.plan_epochs(
+            programs, system, group[0], time.monotonic() - began
+        ).epochs
         show.line(f"{epochs} epochs fit into {group[0].time_budget:g} s of a run")
     return [replace(config, epochs=epochs) for config in group]
 

@@ -14,22 +14,24 @@ from jaxdet.training import state as training
 def run(name, options, config, words):
     """`jaxdet train SYSTEM`: a new run, or the rest of one."""
     folder, show = options.out, progress.Progress(quiet=options.quiet)
-    going_on = options.resume and run_dir.holds_something(folder)
+    going_on = options.resume and run_dir.is_occupied(folder)
     config = common.absolute(config)
     if going_on:
         config = _same_config(folder, name, options, words)
     else:
-        run_dir.vacant(folder, overwrite=options.overwrite)
+        run_dir.check_vacant(folder, overwrite=options.overwrite)
     among = training.devices(config)
     system = configs.build(name, config)
     programs = None
     if not going_on:
-        training.try_weights(system, config)
+        training.validate_weights(system, config)
         common.tell_skipped(system.notes, show.line)
         common.tell_uneven(system, config, show.line)
         if config.time_budget:
-            programs = training_loop.Programs(system, config)
-            config = time_budget.planned(programs, system, config, progress.since_start() or 0.0)
+            programs = training_loop.CompiledSteps(system, config)
+            config = time_budget.plan_epochs(
+                programs, system, config, progress.since_start() or 0.0
+            )
             show.line(f"{config.epochs} epochs fit into {config.time_budget:g} s")
         common.begin(folder, name, config, system)
     run_dir.write_environment(folder, among)
@@ -40,7 +42,7 @@ def run(name, options, config, words):
             return bool(caught) or clock.late()
 
         try:
-            complete = training_loop.fit(
+            complete = training_loop.train(
                 system, config, folder, show=show, stop=stop, programs=programs
             )
         finally:

@@ -240,7 +240,9 @@ def _draw_probes(options, probes, threshold):
     own = probes.known.labels[None] == probes.found[:, None]
     best = np.where(own, probes.similarity, -np.inf).argmax(1)
     sides = [(file, probes.known.paths[i]) for file, i in zip(probes.files, best, strict=True)]
-    true = [(*probes.known.identities, verification_protocol.UNKNOWN_LABEL)[who] for who in probes.true]
+    true = [
+        (*probes.known.identities, verification_protocol.UNKNOWN_LABEL)[who] for who in probes.true
+    ]
     told = zip(true, probes.named(threshold), probes.score, strict=True)
     titles = [f"{yes}, taken for {name}, {score:.2f}" for yes, name, score in told]
     wrong = ~probes.right(threshold)

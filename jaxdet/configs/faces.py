@@ -160,7 +160,7 @@ def _verifier(config, net, count):
     from jaxdet.tasks import verify
 
     margins = {"logit_scale": config.logit_scale, "margin": config.margin}
-    return verify.Verifier(
+    return verify.VerificationTask(
         net,
         count,
         _change(config),

@@ -1,83 +1,93 @@
-"""One label an image (seeds 003 and 004)."""
+"""Classification: one label per image."""
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import linen as nn
 
-from jaxdet import tasks
 from jaxdet.data.normalize import CENTERED, Normalization, normalize
-from jaxdet.losses import classification as classification_losses
+from jaxdet.losses.classification import LabelLoss, label_loss
 from jaxdet.metrics import classification as classification_metrics
-from jaxdet.types import Task
+from jaxdet.tasks.base import forward, masked_means
+from jaxdet.types import Array, Batch, StepContext, Tree
 
 
-class Classifier(NamedTuple):
-    """The functions of the task, and what they share.
+@dataclass(frozen=True)
+class ClassificationTask:
+    """Classification with a softmax, or one of the other `LabelLoss`es.
 
-    `net` gives logits [B, K].  `change(key, image)` alters one training image [H, W, C] of levels
-    in [0, 255], `mix(keys [B], images, wanted [B, K])` a batch of levels in [0, 1] and what it is
-    to be taken for.  `at.hyper` has `dropout`, which multiplies the network's rates.  Answers of
-    `mirrored` are by the mean logits of an image and its mirror image; the loss is not.
+    net: images [B, H, W, C] to logits [B, K].
+    classes: names of the K classes.
+    transform: (key, image) -> image; augments one training image [H, W, C], values in [0, 255].
+    mix: (keys [B], images, targets [B, K]) -> (images, targets); mixes a batch, values in [0, 1].
+    tta: predict from the mean logits of an image and its mirror image; the loss is not affected.
+
+    `context.hparams["dropout"]` multiplies the dropout rates of the network.
     """
 
-    net: Any
+    net: nn.Module
     classes: tuple[str, ...]
-    change: Callable | None = None
+    transform: Callable | None = None
     mix: Callable | None = None
-    loss_kind: classification_losses.LabelLoss = "cross_entropy"
-    smoothing: float = 0.0
-    mirrored: bool = False
-    levels: Normalization = CENTERED
+    loss_name: LabelLoss = "cross_entropy"
+    label_smoothing: float = 0.0
+    tta: bool = False
+    normalization: Normalization = CENTERED
 
-    def task(self):
-        """These functions as a `types.Task`."""
-        report = partial(classification_metrics.scores, classes=self.classes)
-        return Task(self.init, self.augment, self.loss, self.predict, self.measure, report)
-
-    def init(self, key, batch):
+    def init(self, key: jax.Array, batch: Batch) -> Tree:
         """Variables of the network."""
         return self.net.init(key, batch["image"])
 
-    def augment(self, keys, batch, at):
-        """Images as levels in [0, 1], and `wanted [B, K]`; in training each is changed."""
-        image, wanted = batch["image"], jax.nn.one_hot(batch["label"], len(self.classes))
-        if at.train:
-            wanted = optax.smooth_labels(wanted, self.smoothing)
-            image = jax.vmap(self.change)(keys, image) if self.change else image
+    def augment(self, keys: jax.Array, batch: Batch, context: StepContext) -> Batch:
+        """Images with values in [0, 1], augmented in training, and target probabilities [B, K]."""
+        image, target = batch["image"], jax.nn.one_hot(batch["label"], len(self.classes))
+        if context.train:
+            target = optax.smooth_labels(target, self.label_smoothing)
+            image = jax.vmap(self.transform)(keys, image) if self.transform else image
         image = image / jnp.float32(255)
-        if at.train and self.mix:
-            image, wanted = self.mix(keys, image, wanted)
-        return batch | {"image": image, "wanted": wanted}
+        if context.train and self.mix:
+            image, target = self.mix(keys, image, target)
+        return batch | {"image": image, "target": target}
 
-    def loss(self, variables, batch, key, at):
-        """The share of the loss, and its terms as means over images."""
-        images, extra = normalize(batch["image"], self.levels), {"drop": at.hyper["dropout"]}
-        logits, stats = tasks.forward(key, self.net, variables, images, at, **extra)
+    def loss(
+        self, variables: Tree, batch: Batch, key: jax.Array, context: StepContext
+    ) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
+        """This device's share of the mean loss and accuracy over images."""
+        images = normalize(batch["image"], self.normalization)
+        drop = context.hparams["dropout"]
+        logits, stats = forward(key, self.net, variables, images, context, drop=drop)
         logits = logits.astype(jnp.float32)
         terms = {
             "accuracy": (logits.argmax(-1) == batch["label"]).astype(jnp.float32),
-            "loss": classification_losses.label_loss(self.loss_kind, logits, batch["wanted"]),
+            "loss": label_loss(self.loss_name, logits, batch["target"]),
         }
-        rows = tasks.real_rows(batch, at)
-        terms = {name: values @ batch["real"] / rows for name, values in terms.items()}
+        terms = masked_means(terms, batch, context)
         return terms["loss"], (stats, terms)
 
-    def predict(self, variables, images):
-        """`label [B]` and `score [B]` of images [B, H, W, C]; scores are a softmax's."""
+    def predict(self, variables: Tree, images: Array) -> dict[str, Array]:
+        """`label [B]`, its softmax probability `score [B]`, and `probabilities [B, K]`."""
         logits = self._logits(variables, images)
-        if self.mirrored:
+        if self.tta:
             logits = (logits + self._logits(variables, images[:, :, ::-1])) / 2
-        chances = jax.nn.softmax(logits)
-        return {"label": chances.argmax(-1), "score": chances.max(-1)}
+        probabilities = jax.nn.softmax(logits)
+        return {
+            "label": probabilities.argmax(-1),
+            "score": probabilities.max(-1),
+            "probabilities": probabilities,
+        }
 
-    def measure(self, predictions, batch):
-        """Labels, true and predicted, [B]."""
+    def measure(self, predictions: dict[str, Array], batch: Batch) -> dict[str, Array]:
+        """True and predicted labels [B]."""
         return {"label": batch["label"], "predicted": predictions["label"]}
 
-    def _logits(self, variables, images):
-        logits = self.net.apply(variables, normalize(images, self.levels), train=False)
-        return logits.astype(jnp.float32)
+    def report(self, rows: dict[str, Array]) -> dict[str, Any]:
+        """Accuracy, overall and per class, and the confusion matrix."""
+        return classification_metrics.scores(rows, classes=self.classes)
+
+    def _logits(self, variables: Tree, images: Array) -> Array:
+        images = normalize(images, self.normalization)
+        return self.net.apply(variables, images, train=False).astype(jnp.float32)

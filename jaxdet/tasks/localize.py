@@ -1,99 +1,108 @@
-"""One label and one box a photo (seed 000)."""
+"""Localization: one label and one box per image."""
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import linen as nn
 
-from jaxdet import tasks
 from jaxdet.data.normalize import IMAGENET, Normalization, normalize
-from jaxdet.losses import boxes as box_losses
+from jaxdet.losses.boxes import BoxLoss, box_loss
 from jaxdet.metrics import classification as classification_metrics
 from jaxdet.ops import boxes
-from jaxdet.types import Task
+from jaxdet.tasks.base import forward, masked_means
+from jaxdet.types import Array, Batch, StepContext, Tree
 
 
-class Labeller(NamedTuple):
-    """The functions of the task, and what they share.
+@dataclass(frozen=True)
+class LocalizationTask:
+    """Label and box of the one object in an image.
 
-    `net` gives logits [B, K] and boxes [B, 4] in shares of the image.  `change(key, image, box)`
-    alters one training image [H, W, C] and its box.  `at.hyper` has the weights of the terms,
-    `class_weight` and `box_weight`, and `dropout`, which multiplies the network's rates.
+    net: images [B, H, W, C] to logits [B, K] and boxes [B, 4] as fractions of the image.
+    transform: (key, image, box) -> (image, box); augments one training image [H, W, C] in [0, 1].
+
+    `context.hparams` holds the weights of the terms, `class_weight` and `box_weight`, and
+    `dropout_scale`, a factor of the dropout rates of the network.
     """
 
-    net: Any
+    net: nn.Module
     classes: tuple[str, ...]
-    change: Callable
-    box_loss: box_losses.BoxLoss = "mse"
-    smoothing: float = 0.0
-    levels: Normalization = IMAGENET
+    transform: Callable
+    box_loss: BoxLoss = "mse"
+    label_smoothing: float = 0.0
+    normalization: Normalization = IMAGENET
 
-    def task(self):
-        """These functions as a `types.Task`."""
-        report = partial(classification_metrics.localization_scores, classes=self.classes)
-        return Task(self.init, self.augment, self.loss, self.predict, self.measure, report)
-
-    def init(self, key, batch):
+    def init(self, key: jax.Array, batch: Batch) -> Tree:
         """Variables of the network."""
         return self.net.init(key, batch["image"])
 
-    def augment(self, keys, batch, at):
-        """Images as levels in [0, 1]; in training each is changed with its box."""
+    def augment(self, keys: jax.Array, batch: Batch, context: StepContext) -> Batch:
+        """Images with values in [0, 1]; in training each is augmented with its box."""
         image = batch["image"] / jnp.float32(255)
-        if not at.train:
+        if not context.train:
             return batch | {"image": image}
-        image, box = jax.vmap(self.change)(keys, image, batch["boxes"][:, 0])
+        image, box = jax.vmap(self.transform)(keys, image, batch["boxes"][:, 0])
         return batch | {"image": image, "boxes": box[:, None]}
 
-    def loss(self, variables, batch, key, at):
-        """The share of the loss, and its terms as means over images."""
-        images = normalize(batch["image"], self.levels)
-        extra = {"drop": at.hyper["dropout"]}
-        (logits, box), stats = tasks.forward(key, self.net, variables, images, at, **extra)
+    def loss(
+        self, variables: Tree, batch: Batch, key: jax.Array, context: StepContext
+    ) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
+        """This device's share of the mean loss and its terms over images."""
+        images = normalize(batch["image"], self.normalization)
+        drop = context.hparams["dropout_scale"]
+        (logits, box), stats = forward(key, self.net, variables, images, context, drop=drop)
         logits, true = logits.astype(jnp.float32), batch["boxes"][:, 0] / _sides(batch["image"])
-        wanted = jax.nn.one_hot(batch["label"], len(self.classes))
-        wanted = optax.smooth_labels(wanted, self.smoothing if at.train else 0.0)
+        target = jax.nn.one_hot(batch["label"], len(self.classes))
+        target = optax.smooth_labels(target, self.label_smoothing if context.train else 0.0)
         terms = {
             "accuracy": (logits.argmax(-1) == batch["label"]).astype(jnp.float32),
-            "classification": optax.softmax_cross_entropy(logits, wanted),
+            "classification": optax.softmax_cross_entropy(logits, target),
             "regression": jnp.where(
-                boxes.area(true) > 0,  # an object that left the photo says nothing of its box
-                box_losses.box_loss(self.box_loss, box.astype(jnp.float32), true),
+                boxes.area(true) > 0,  # an object outside the image has no box to learn
+                box_loss(self.box_loss, box.astype(jnp.float32), true),
                 0.0,
             ),
         }
-        rows = tasks.real_rows(batch, at)
-        terms = {name: values @ batch["real"] / rows for name, values in terms.items()}
+        terms = masked_means(terms, batch, context)
         terms["loss"] = (
-            at.hyper["class_weight"] * terms["classification"]
-            + at.hyper["box_weight"] * terms["regression"]
+            context.hparams["class_weight"] * terms["classification"]
+            + context.hparams["box_weight"] * terms["regression"]
         )
         return terms["loss"], (stats, terms)
 
-    def predict(self, variables, images):
-        """`label [B]`, `score [B]` and `box [B, 4]`, in pixels, of images [B, H, W, C]."""
-        logits, box = self.net.apply(variables, normalize(images, self.levels), train=False)
-        chances = jax.nn.softmax(logits.astype(jnp.float32))
-        pixels = box.astype(jnp.float32) * _sides(images)
-        return {"label": chances.argmax(-1), "score": chances.max(-1), "box": pixels}
+    def predict(self, variables: Tree, images: Array) -> dict[str, Array]:
+        """`label`, `score [B]`, `probabilities [B, K]` and `box [B, 4]` in pixels of the images."""
+        images_ = normalize(images, self.normalization)
+        logits, box = self.net.apply(variables, images_, train=False)
+        probabilities = jax.nn.softmax(logits.astype(jnp.float32))
+        return {
+            "label": probabilities.argmax(-1),
+            "score": probabilities.max(-1),
+            "probabilities": probabilities,
+            "box": box.astype(jnp.float32) * _sides(images),
+        }
 
-    def measure(self, predictions, batch):
-        """Labels, IoU of each box, and the distance of its corners in shares of the image, [B]."""
+    def measure(self, predictions: dict[str, Array], batch: Batch) -> dict[str, Array]:
+        """Labels, IoU of each box, and distance of its corners as a fraction of the image, [B]."""
         true = batch["boxes"][:, 0]
-        apart = (predictions["box"] - true) / _sides(batch["image"])
+        offset = (predictions["box"] - true) / _sides(batch["image"])
         return {
             "label": batch["label"],
             "predicted": predictions["label"],
             "iou": boxes.iou(predictions["box"], true),
-            "distance": jnp.linalg.norm(apart, axis=-1),
+            "distance": jnp.linalg.norm(offset, axis=-1),
         }
 
+    def report(self, rows: dict[str, Array]) -> dict[str, Any]:
+        """Accuracy and IoU, overall and per class, and the confusion matrix."""
+        return classification_metrics.localization_scores(rows, classes=self.classes)
 
-def _sides(images):
-    """[1, 4]: width and height of images [B, H, W, C], twice: what shares of a box are of."""
+
+def _sides(images: Array) -> np.ndarray:
+    """[1, 4]: width, height, width, height of images [B, H, W, C], the unit of box fractions."""
     height, width = images.shape[1:3]
     return np.float32([[width, height, width, height]])

@@ -1,174 +1,198 @@
-"""Who is on an image, and embeddings by which images of strangers are compared (seed 004)."""
+"""Face classification, and embeddings that compare identities unknown in training."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import linen as nn
 
-from jaxdet import tasks
 from jaxdet.data.normalize import CENTERED, Normalization, normalize
-from jaxdet.losses import metric_learning as pulls
+from jaxdet.losses import metric_learning
 from jaxdet.metrics import verification as verification_metrics
 from jaxdet.ops import embeddings
+from jaxdet.tasks.base import forward, masked_means
 from jaxdet.training import parallel
-from jaxdet.types import Task
+from jaxdet.types import Array, Batch, StepContext, Tree
 
 Head = Literal["softmax", "arcface", "cosface", "l_softmax", "lgm"]
-Pull = Literal["none", "center", "contrastive", "triplet_hard", "triplet_semihard"]
-LIKELIHOOD = 0.01  # weight of the likelihood beside L-GM's cross entropy, as in public copies
-PAIRED = 4096  # images of a split, at most, of which all pairs are judged
-CENTRES = "centres"  # their name among the batch statistics
+EmbeddingLoss = Literal["none", "center", "contrastive", "triplet_hard", "triplet_semihard"]
+LIKELIHOOD_WEIGHT = 0.01  # beside the cross-entropy of L-GM, as in published code
+MAX_PAIRED_IMAGES = 4096  # images of a split, at most, whose pairs are scored
+CENTERS = "centres"  # key of the class centers among the batch statistics of a checkpoint
 
 
-class Verifier(NamedTuple):
-    """The functions of the task, and what they share.
+@dataclass(frozen=True)
+class VerificationTask:
+    """Classification of known identities, with embeddings that also compare unknown ones.
 
-    `net` is a `models.embedder.Embedder`, with `variances` for the head lgm.  `change(key, image)`
-    alters one training image of levels in [0, 255].  `head` makes logits of embeddings, with the
-    margins of its paper; `pull` is a loss of embeddings beside their cross entropy.  `smoothing` is
-    that of labels in training (Szegedy et al. 2015, arXiv:1512.00567).  `at.hyper` has `dropout`, a
-    factor of the network's rates, and `pull_weight`.
+    net: a `models.embedder.Embedder`, with `variances` for the head "lgm".
+    num_classes: number of identities in training.
+    transform: (key, image) -> image; augments one training image with values in [0, 255].
+    head: how logits are made of embeddings, with the margin of its paper.
+    embedding_loss: loss of the embeddings, added to the cross-entropy.
+    margins: (name, value) of margins of the head that differ from its paper.
+    tta: embeddings are the sum of those of an image and its mirror image.
+
+    `context.hparams` holds `dropout`, a factor of the network's rates, and `embedding_loss_weight`.
     """
 
-    net: Any
-    classes: int
-    change: Callable | None = None
+    net: nn.Module
+    num_classes: int
+    transform: Callable | None = None
     head: Head = "softmax"
-    pull: Pull = "none"
-    margins: tuple = ()  # (name, value) of the head's, where they are not those of its paper
-    smoothing: float = 0.0
-    mirrored: bool = False
-    levels: Normalization = CENTERED
+    embedding_loss: EmbeddingLoss = "none"
+    margins: tuple[tuple[str, float], ...] = ()
+    label_smoothing: float = 0.0
+    tta: bool = False
+    normalization: Normalization = CENTERED
 
-    def task(self):
-        """These functions as a `types.Task`."""
-        return Task(self.init, self.augment, self.loss, self.predict, self.measure, report)
-
-    def init(self, key, batch):
-        """Variables of the network, and centres of the classes where they are asked for."""
+    def init(self, key: jax.Array, batch: Batch) -> Tree:
+        """Variables of the network, and class centers if the embedding loss needs them."""
         variables = self.net.init(key, batch["image"])
-        if self.pull == "center":
+        if self.embedding_loss == "center":
             (embedding, _) = jax.eval_shape(self.net.apply, variables, batch["image"])
-            centres = jnp.zeros((self.classes, embedding.shape[1]))
-            stats = {**variables.get("batch_stats", {}), CENTRES: centres}
+            centers = jnp.zeros((self.num_classes, embedding.shape[1]))
+            stats = {**variables.get("batch_stats", {}), CENTERS: centers}
             return {**variables, "batch_stats": stats}
         return variables
 
-    def augment(self, keys, batch, at):
-        """Images as levels in [0, 1]; in training each is changed."""
+    def augment(self, keys: jax.Array, batch: Batch, context: StepContext) -> Batch:
+        """Images with values in [0, 1]; in training each is augmented."""
         image = batch["image"]
-        if at.train and self.change:
-            image = jax.vmap(self.change)(keys, image)
+        if context.train and self.transform:
+            image = jax.vmap(self.transform)(keys, image)
         return batch | {"image": image / jnp.float32(255)}
 
-    def loss(self, variables, batch, key, at):
-        """The share of the loss, and its terms as means over images."""
-        images, extra = normalize(batch["image"], self.levels), {"drop": at.hyper["dropout"]}
-        variables, centres = _without_centres(variables)
-        made, stats = tasks.forward(key, self.net, variables, images, at, **extra)
-        embedding, logits = made[0], self._fair(variables, *made)
-        margin, likelihood = logits, 0.0
-        if at.train and self.head != "softmax":
-            margin, likelihood = self._headed(variables, embedding, batch["label"])
-        wanted = jax.nn.one_hot(batch["label"], self.classes)
-        wanted = optax.smooth_labels(wanted, self.smoothing if at.train else 0.0)
-        rows = tasks.real_rows(batch, at)
+    def loss(
+        self, variables: Tree, batch: Batch, key: jax.Array, context: StepContext
+    ) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
+        """This device's share of the mean loss and its terms over images."""
+        images = normalize(batch["image"], self.normalization)
+        drop = context.hparams["dropout"]
+        variables, centers = _split_centers(variables)
+        (embedding, raw), stats = forward(key, self.net, variables, images, context, drop=drop)
+        logits = self._plain_logits(variables, embedding, raw)
+        margin_logits, likelihood = logits, 0.0
+        if context.train and self.head != "softmax":
+            margin_logits, likelihood = self._margin_logits(variables, embedding, batch["label"])
+        target = jax.nn.one_hot(batch["label"], self.num_classes)
+        target = optax.smooth_labels(target, self.label_smoothing if context.train else 0.0)
         terms = {
             "accuracy": (logits.argmax(-1) == batch["label"]).astype(jnp.float32),
-            "classification": optax.softmax_cross_entropy(margin, wanted) + likelihood,
+            "classification": optax.softmax_cross_entropy(margin_logits, target) + likelihood,
         }
-        terms = {name: values @ batch["real"] / rows for name, values in terms.items()}
+        terms = masked_means(terms, batch, context)
         terms["loss"] = terms["classification"]
-        if self.pull != "none":
-            terms["pull"] = self._pulled(embedding, centres, batch, at)
-            terms["loss"] += at.hyper["pull_weight"] * terms["pull"]
-        if centres is not None:
-            moved = self._moved(embedding, centres, batch, at) if at.train else centres
-            stats = {**stats, CENTRES: moved}
+        if self.embedding_loss != "none":
+            terms["embedding"] = self._embedding_term(embedding, centers, batch, context)
+            terms["loss"] += context.hparams["embedding_loss_weight"] * terms["embedding"]
+        if centers is not None:
+            if context.train:
+                sums = metric_learning.center_sums(
+                    embedding, centers, batch["label"], batch["real"]
+                )
+                sums = parallel.psum(sums, context.axis)
+                centers = metric_learning.center_update(centers, *sums)
+            stats = {**stats, CENTERS: centers}
         return terms["loss"], (stats, terms)
 
-    def _fair(self, variables, embedding, logits):
-        """Logits [B, K] without a margin, as the head makes them of embeddings [B, D]."""
-        if self.head == "softmax":
-            return logits
-        nobody = jnp.full(len(embedding), -1)
-        return self._headed(variables, embedding, nobody)[0]
+    def predict(self, variables: Tree, images: Array) -> dict[str, Array]:
+        """`label`, `score [B]`, `probabilities [B, K]` and `embedding [B, D]`."""
+        variables, _ = _split_centers(variables)
+        inputs = normalize(images, self.normalization)
+        embedding, raw = self.net.apply(variables, inputs, train=False)
+        probabilities = jax.nn.softmax(self._plain_logits(variables, embedding, raw))
+        if self.tta:
+            embedding += self._mirrored_embedding(variables, images)
+        return {
+            "label": probabilities.argmax(-1),
+            "score": probabilities.max(-1),
+            "probabilities": probabilities,
+            "embedding": embedding,
+        }
 
-    def _headed(self, variables, embedding, labels):
-        """(logits [B, K] with the head's margin at the labels [B], likelihood loss [B] or 0)."""
-        weights = variables["params"]["logits"]["kernel"].T  # [K, D]
-        given = embedding, weights, labels
-        if self.head == "lgm":
-            spread = variables["params"]["gaussians"]["log"]
-            logits, likelihood = pulls.lgm(*given, spread, **dict(self.margins))
-            return logits, LIKELIHOOD * likelihood
-        return getattr(pulls, self.head)(*given, **dict(self.margins)), 0.0
+    def embed(self, variables: Tree, images: Array) -> Array:
+        """Embeddings [B, D], of any length, of images [B, H, W, C]."""
+        return self.predict(variables, images)["embedding"]
 
-    def _pulled(self, embedding, centres, batch, at):
-        """This device's share of the mean of the loss of embeddings, over what of it is valid."""
-        label, on = batch["label"], batch["real"] > 0
-        match self.pull:
-            case "center":
-                values, valid = pulls.center(embedding, centres, label), on
-            case "contrastive":
-                x = embeddings.l2_normalize(embedding)
-                same, valid = pulls.pair_masks(label, on)
-                values = pulls.contrastive(x[:, None], x[None], same)
-            case name:
-                values, valid = getattr(pulls, name)(embeddings.l2_normalize(embedding), label, on)
-        count = jax.lax.stop_gradient(parallel.total(valid.sum(), at.axis))
-        return (values * valid).sum() / jnp.maximum(count, 1)
-
-    def _moved(self, embedding, centres, batch, at):
-        """The centres after a batch, of all devices."""
-        sums = pulls.center_sums(embedding, centres, batch["label"], batch["real"])
-        return pulls.center_update(centres, *parallel.total(sums, at.axis))
-
-    def predict(self, variables, images):
-        """`label [B]`, `score [B]` (a softmax's) and `embedding [B, D]` of images [B, H, W, C].
-
-        With `mirrored` the embedding is the sum of those of an image and of its mirror image.
-        """
-        variables, _ = _without_centres(variables)
-        embedding, logits = self.net.apply(variables, normalize(images, self.levels), train=False)
-        chances = jax.nn.softmax(self._fair(variables, embedding, logits))
-        if self.mirrored:
-            other, _ = self.net.apply(
-                variables, normalize(images[:, :, ::-1], self.levels), train=False
-            )
-            embedding += other
-        return {"label": chances.argmax(-1), "score": chances.max(-1), "embedding": embedding}
-
-    def measure(self, predictions, batch):
-        """Labels, true and predicted, [B], and embeddings [B, D] of length 1."""
+    def measure(self, predictions: dict[str, Array], batch: Batch) -> dict[str, Array]:
+        """True and predicted labels [B], and embeddings [B, D] of length 1."""
         return {
             "label": batch["label"],
             "predicted": predictions["label"],
             "embedding": embeddings.l2_normalize(predictions["embedding"]),
         }
 
+    def report(self, rows: dict[str, Array]) -> dict[str, Any]:
+        """Accuracy of the labels; AUC and equal error rate of all pairs, by cosine similarity.
 
-def report(rows):
-    """Accuracy of the labels; AUC and equal error rate of all pairs of images, by their cosine.
+        Pairs are those of the first `MAX_PAIRED_IMAGES` images; AUC and EER are left out where all
+        pairs show one identity, or none does.
+        """
+        correct = rows["label"] == rows["predicted"]
+        scores = {
+            "count": len(correct),
+            "correct": int(correct.sum()),
+            "accuracy": float(correct.mean()),
+        }
+        first = slice(MAX_PAIRED_IMAGES)
+        cosines, same = all_pairs(rows["embedding"][first], rows["label"][first])
+        if not same.size or same.all() or not same.any():
+            return scores
+        return scores | {
+            "auc": verification_metrics.auc(cosines, same),
+            "eer": verification_metrics.eer(cosines, same),
+        }
 
-    Pairs are those of the first `PAIRED` images; without pairs of both kinds the two are left out.
-    """
-    right = rows["label"] == rows["predicted"]
-    found = {"count": len(right), "correct": int(right.sum()), "accuracy": float(right.mean())}
-    scores, same = pairs(rows["embedding"][:PAIRED], rows["label"][:PAIRED])
-    if not same.size or same.all() or not same.any():
-        return found
-    return found | {
-        "auc": verification_metrics.auc(scores, same),
-        "eer": verification_metrics.eer(scores, same),
-    }
+    def _plain_logits(self, variables: Tree, embedding: Array, raw: Array) -> Array:
+        """Logits [B, K] of the head without a margin."""
+        if self.head == "softmax":
+            return raw
+        no_label = jnp.full(len(embedding), -1)
+        return self._margin_logits(variables, embedding, no_label)[0]
+
+    def _margin_logits(self, variables: Tree, embedding: Array, labels: Array) -> tuple:
+        """(logits [B, K] with the margin at the labels [B], likelihood loss [B] or 0)."""
+        weights = variables["params"]["logits"]["kernel"].T  # [K, D]
+        margins: dict[str, Any] = dict(self.margins)
+        if self.head == "lgm":
+            log_variance = variables["params"]["gaussians"]["log"]
+            logits, likelihood = metric_learning.lgm(
+                embedding, weights, labels, log_variance, **margins
+            )
+            return logits, LIKELIHOOD_WEIGHT * likelihood
+        head = getattr(metric_learning, self.head)
+        return head(embedding, weights, labels, **margins), 0.0
+
+    def _embedding_term(
+        self, embedding: Array, centers: Array | None, batch: Batch, context: StepContext
+    ) -> Array:
+        """This device's share of the mean embedding loss over its valid elements."""
+        label, mask = batch["label"], batch["real"] > 0
+        match self.embedding_loss:
+            case "center":
+                values, valid = metric_learning.center(embedding, centers, label), mask
+            case "contrastive":
+                x = embeddings.l2_normalize(embedding)
+                same, valid = metric_learning.pair_masks(label, mask)
+                values = metric_learning.contrastive(x[:, None], x[None], same)
+            case name:
+                x = embeddings.l2_normalize(embedding)
+                values, valid = getattr(metric_learning, name)(x, label, mask)
+        count = jax.lax.stop_gradient(parallel.psum(valid.sum(), context.axis))
+        return (values * valid).sum() / jnp.maximum(count, 1)
+
+    def _mirrored_embedding(self, variables: Tree, images: Array) -> Array:
+        mirrored = normalize(images[:, :, ::-1], self.normalization)
+        return self.net.apply(variables, mirrored, train=False)[0]
 
 
-def pairs(embedding, label):
-    """(cosine, whether of one person) of all pairs of N images: [N (N - 1) / 2] each.
+def all_pairs(embedding: Array, label: Array) -> tuple[np.ndarray, np.ndarray]:
+    """(cosine similarity, whether of one identity) of all pairs of N images: [N (N - 1) / 2] each.
 
     embedding: [N, D] of length 1; label: [N].
     """
@@ -177,9 +201,9 @@ def pairs(embedding, label):
     return cosine[first, second], label[first] == label[second]
 
 
-def _without_centres(variables):
-    """(variables as the network has them, centres [K, D] or None)."""
+def _split_centers(variables: Tree) -> tuple[Tree, Array | None]:
+    """(variables of the network, class centers [K, D] or None)."""
     stats = dict(variables.get("batch_stats", {}))
-    centres = stats.pop(CENTRES, None)
+    centers = stats.pop(CENTERS, None)
     rest = {name: tree for name, tree in variables.items() if name != "batch_stats"}
-    return {**rest, **({"batch_stats": stats} if stats else {})}, centres
+    return {**rest, **({"batch_stats": stats} if stats else {})}, centers

@@ -27,7 +27,7 @@ MANIFEST = "manifest.json"
 LOG = logging.getLogger(__name__)
 
 
-class DamagedError(Exception):
+class CorruptCheckpointError(Exception):
     """A checkpoint whose bytes are not those that were written."""
 
 
@@ -85,7 +85,7 @@ def restore(folder, like, which="last", warn=LOG.warning):
         place = _root(folder) / str(step)
         try:
             return step, _read(place, like)
-        except DamagedError as error:
+        except CorruptCheckpointError as error:
             tell(_damaged(place, error))
     raise InputError(f"{folder} has no undamaged checkpoint; train it again with --overwrite")
 
@@ -177,14 +177,16 @@ def _read(place, like):
     written, found = manifest["sha256"], _hashes(place)
     for name in sorted(written | found):
         if written.get(name) != found.get(name):
-            raise DamagedError(f"{name} {'is missing' if name not in found else 'has changed'}")
+            raise CorruptCheckpointError(
+                f"{name} {'is missing' if name not in found else 'has changed'}"
+            )
     _check_fit(place, manifest["arrays"], _arrays(like))
     wanted = ocp.args.StandardRestore(jax.tree.map(_blank, like))
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
         try:
             state = checkpointer.restore(place / "state", args=wanted)
         except Exception as error:  # as above: no common class
-            raise DamagedError(_first_line(error)) from None
+            raise CorruptCheckpointError(_first_line(error)) from None
     return jax.tree.map(_from_host, like, state)
 
 
@@ -193,13 +195,13 @@ def _manifest(place):
         manifest = json.loads((place / MANIFEST).read_text())
         return {name: manifest[name] for name in ("score", "arrays", "sha256")}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"{MANIFEST}: {_first_line(error)}") from None
+        raise CorruptCheckpointError(f"{MANIFEST}: {_first_line(error)}") from None
 
 
 def _score(place, warn):
     try:
         return _manifest(place)["score"]
-    except DamagedError as error:
+    except CorruptCheckpointError as error:
         warn(_damaged(place, error))
         return None
 

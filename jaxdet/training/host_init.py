@@ -18,7 +18,7 @@ from scipy import special
 from jaxdet import flops
 
 
-def evaluate(fn, *args):
+def initialize(fn, *args):
     """`fn(*args)` as a tree of arrays on the host; keys stay keys of jax."""
     closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
     values = _run(closed.jaxpr, closed.consts, jax.tree.leaves(args))

@@ -1,8 +1,10 @@
 """The only training loop: a run folder, from its last checkpoint to its end."""
 
 import time
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -10,41 +12,56 @@ import numpy as np
 from jaxdet.data import sampler
 from jaxdet.training import checkpoint, evaluator, host_init, parallel, progress, run_dir
 from jaxdet.training import state as training_state
-from jaxdet.training.step import train_step
+from jaxdet.training.experiment import Experiment
+from jaxdet.training.progress import Callback, CheckpointEvent, EvaluationEvent, StepEvent
+from jaxdet.training.step import completed_epochs, train_step
+from jaxdet.types import Batch, TrainState
+
+DRAW_SECONDS = 30  # shortest time between two drawings of the curves
 
 
 class DivergedError(RuntimeError):
-    """The loss or its gradient is no longer a number; the last good checkpoint stands."""
+    """The loss or its gradient is not finite; the last good checkpoint stands."""
 
 
 class StopRequested(BaseException):
-    """A signal asked the run to save and end; raised between two batches."""
+    """A signal or a callback asked the run to save and end; raised between two batches."""
 
 
-def fit(system, config, folder, *, show, stop=lambda: False, programs=None):
-    """Train `system` as `config` says in the run `folder`, from its last checkpoint if it has one.
+def train(
+    experiment: Experiment,
+    folder: Path,
+    *,
+    show: progress.Progress,
+    stop: Callable[[], bool] = lambda: False,
+    callbacks: Sequence[Callback] = (),
+    compiled: "CompiledSteps | None" = None,
+) -> bool:
+    """Train in a run folder, from its last checkpoint if it has one; True if the run is complete.
 
-    `show` is a `progress.Progress`; `stop()` turning true saves and ends; `programs` are those of
-    the system if they are made already.  Returns True when the run is complete.  Raises
-    `DivergedError` when the loss stops being finite.
+    The run saves and ends when `stop()`, or a method of a callback, returns True.  `compiled` are
+    the compiled steps of the experiment where they exist already.  Raises `DivergedError` when the
+    loss is not finite.
     """
-    loop = Loop(programs or Programs(system, config), system, config, folder, show, stop)
-    show.begin(loop.at * config.batch, loop.plan.steps * config.batch)
+    compiled = compiled or CompiledSteps(experiment)
+    loop = Loop(compiled, experiment, folder, show, stop, callbacks)
+    batch = experiment.config.batch
+    show.begin(loop.step * batch, loop.plan.steps * batch)
     try:
-        while not loop.complete():
-            loop.epoch()
+        while not loop.is_complete():
+            loop.run_epoch()
     except StopRequested:
         loop.save(None)
-        show.line(f"stopped at step {loop.at} of {loop.plan.steps}")
+        show.line(f"stopped at step {loop.step} of {loop.plan.steps}")
         return False
     finally:
         show.close()
-    draw(folder)
+    draw_curves(folder)
     return True
 
 
-def draw(folder):
-    """The curves of a run, from its metrics if it has any, in `plots/convergence.png`."""
+def draw_curves(folder: Path) -> None:
+    """Draw the curves of a run, if it has metrics, into `plots/convergence.png`."""
     # Imported here: the first step need not wait half a second for matplotlib.
     from jaxdet.plots import training as training_plots
 
@@ -52,196 +69,251 @@ def draw(folder):
         training_plots.learning_curves(metrics, Path(folder) / "plots" / "convergence.png")
 
 
-class Programs:
-    """What runs share that differ in `train.numbers` and seeds only: data, step, evaluator.
+class CompiledSteps:
+    """What runs share that differ in traced numbers and seeds only: data, steps and evaluator.
 
-    `before` are other programs: data that they have on the same devices are not put there again.
+    Data that `before` has on the same devices are not copied again.
     """
 
-    def __init__(self, system, config, before=None):
-        self.among = training_state.devices(config)
-        self.plan = training_state.plan(config, len(system.splits["train"]))
-        sources = [system.splits[part].arrays for part in ("train", "val")]
-        self.placed = [(arrays, self._put(arrays, before)) for arrays in sources]
-        (_, self.data), (_, held_out) = self.placed
-        batch = config.eval_batch
-        self.evaluator = evaluator.Evaluator(system, "val", batch, self.among, held_out)
+    def __init__(self, experiment: Experiment, before: "CompiledSteps | None" = None):
+        self.devices, self.plan = experiment.devices, experiment.plan
+        sources = [experiment.splits[split].arrays for split in ("train", "val")]
+        self.placed = [(arrays, self._replicate(arrays, before)) for arrays in sources]
+        (_, self.data), (_, val_data) = self.placed
+        self.evaluator = evaluator.Evaluator(experiment, "val", val_data)
         self.pure = partial(
             train_step,
-            task=system.task,
-            optimizer=training_state.optimizer(config, self.plan, system.learns),
-            plan=self.plan,
+            task=experiment.task,
+            optimizer=experiment.optimizer,
+            plan=experiment.plan,
         )
         self.steps = [
-            parallel.compiled(partial(self.pure, scale=scale), self.among, whole=2, donate=(0,))
-            for scale in system.scales
+            parallel.compile_step(
+                partial(self.pure, scale=scale), self.devices, whole=2, donate=(0,)
+            )
+            for scale in experiment.scales
         ]
 
-    def _put(self, arrays, before):
-        """The arrays of a source on the devices."""
-        known = before.placed if before and before.among == self.among else ()
-        found = [placed for same, placed in known if same is arrays]
-        return found[0] if found else parallel.put(arrays, self.among)
+    def _replicate(self, arrays: Batch, before: "CompiledSteps | None") -> Batch:
+        known = before.placed if before and before.devices == self.devices else ()
+        placed = [there for same, there in known if same is arrays]
+        return placed[0] if placed else parallel.replicate(arrays, self.devices)
+
+
+class Stepper(Protocol):
+    """Takes steps of one run, or of several that share a program."""
+
+    def step(self, rows: Any) -> None:
+        """Take a step on the batch at these rows."""
+
+    def sync(self) -> None:
+        """Hand the states back to the runs."""
+
+
+def take_steps(
+    batches: Iterable[Any],
+    stepper: Stepper,
+    *,
+    pause: Callable[[], None],
+    after: Callable[[Any], None],
+) -> None:
+    """Step over batches; `pause()` before each may raise, `after(rows)` follows each."""
+    try:
+        for rows in batches:
+            pause()
+            stepper.step(rows)
+            after(rows)
+    finally:
+        stepper.sync()
 
 
 class Loop:
-    """A run on its way: its programs, and where it stands."""
+    """A run in progress: its compiled steps, its state and its folder."""
 
-    def __init__(self, programs, system, config, folder, show, stop):
-        self.config, self.folder, self.show, self.stop = config, folder, show, stop
-        self.programs, self.among = programs, programs.among
-        self.source, self.order = system.splits["train"], system.order or sampler.shuffled_batches
-        self.plan = training_state.plan(config, len(self.source))
-        self.hparams = parallel.put(system.hparams, self.among)
-        self.rate = training_state.learning_rate(config, self.plan)
-        self._start(training_state.maker(system, config), system.weights)
-        self.stepped, self.operations = False, None
-        self.together = 1  # runs in the program that trained it, whose seconds they share
+    def __init__(
+        self,
+        compiled: CompiledSteps,
+        experiment: Experiment,
+        folder: Path,
+        show: progress.Progress,
+        stop: Callable[[], bool] = lambda: False,
+        callbacks: Sequence[Callback] = (),
+    ):
+        self.compiled, self.experiment, self.folder = compiled, experiment, Path(folder)
+        self.show, self.stop, self.callbacks = show, stop, (show, *callbacks)
+        self.config, self.plan = experiment.config, experiment.plan
+        self.source = experiment.splits["train"]
+        self.hparams = parallel.replicate(experiment.hparams, compiled.devices)
+        self.learning_rate = experiment.learning_rate()
+        self.state = self._initial_state()
+        self.step = int(jax.device_get(self.state.step))
+        self.first_step_done, self.stopping = False, False
+        self.operations: int | None = None
+        self.together = 1  # runs that shared the program, and its seconds, in the last epoch
         self.saved = self.began = self.drawn = time.monotonic()
 
-    def _start(self, make, weights):
-        """The state to go on from, on the devices; metrics of later steps are forgotten."""
+    def _initial_state(self) -> TrainState:
+        """The state to continue from, on the devices; metrics of later steps are dropped."""
+        make = training_state.init_fn(self.experiment)
         if checkpoint.steps(self.folder):
             _, state = checkpoint.restore(self.folder, jax.eval_shape(make), warn=self.show.line)
         else:
-            state = host_init.evaluate(make)
-            state = training_state.begun_from(state, weights) if weights else state
+            state = host_init.initialize(make)
+            if self.experiment.load_pretrained:
+                state = training_state.load_pretrained(state, self.experiment.load_pretrained)
         run_dir.drop_metrics(self.folder, int(state.bookkeeping["evaluated"]))
-        self.at = int(state.step)
-        self.state = parallel.put(state, self.among)
+        return parallel.replicate(state, self.compiled.devices)
 
-    def complete(self):
-        """Whether the last step, or patience, is at its end and evaluated."""
+    def is_complete(self) -> bool:
+        """Whether the last step, or the end of the patience, is reached and evaluated."""
         book = jax.device_get(self.state.bookkeeping)
-        if book["evaluated"] != self.at:
+        if book["evaluated"] != self.step:
             return False
         patience = self.config.patience
-        return self.at >= self.plan.steps or bool(patience and book["waited"] >= patience)
+        return self.step >= self.plan.steps or bool(patience and book["waited"] >= patience)
 
-    def epoch(self):
-        """Evaluate what is due, then train to the end of the epoch and evaluate again."""
-        if self.due():
+    def run_epoch(self) -> None:
+        """Evaluate if that is due, else train to the end of the epoch."""
+        if self.evaluation_is_due():
             self.evaluate()
-        elif self.at < self.plan.steps:
-            self._train()
+        elif self.step < self.plan.steps:
+            self.began = time.monotonic()
+            batches = self.source.batches(self.batch_indices())
+            take_steps(batches, _SingleRun(self), pause=self._pause, after=self._after_step)
+            self.read_terms()
 
-    def due(self):
-        """Whether the state is to be evaluated before the next step: between epochs, once."""
-        between = self.at % self.plan.epoch_steps == 0 and (self.config.eval_first or self.at > 0)
-        return between and int(self.state.bookkeeping["evaluated"]) != self.at
+    def evaluation_is_due(self) -> bool:
+        """Whether the state must be evaluated before the next step: once between epochs."""
+        between = self.step % self.plan.epoch_steps == 0
+        wanted = self.config.eval_first or self.step > 0
+        return between and wanted and int(self.state.bookkeeping["evaluated"]) != self.step
 
-    def _train(self):
-        """Steps to the end of the epoch, from wherever in it the run stands."""
-        number = self.at // self.plan.epoch_steps
-        self.began = time.monotonic()
-        for row in self.source.batches(self.rows()):
-            self._pause()
-            step = self.programs.steps[self._size()]
-            self.state = step(self.state, self.programs.data, row)
-            self.at += 1
-            if not self.stepped:
-                self._first_step()
-            self.show.advance(self.config.batch)
-            if self.show.due():
-                self._look(number)
-        self._look(number)
+    def batch_indices(self) -> np.ndarray:
+        """Rows of the batches from here to the end of the epoch, [steps, B]."""
+        epoch, start = divmod(self.step, self.plan.epoch_steps)
+        order = self.experiment.batch_order
+        return order(self.config.seed, epoch, len(self.source), self.config.batch)[start:]
 
-    def rows(self):
-        """Indices of the batches from here to the end of the epoch, [steps, B]."""
-        number, start = divmod(self.at, self.plan.epoch_steps)
-        count, batch = len(self.source), self.config.batch
-        return self.order(self.config.seed, number, count, batch)[start:]
-
-    def _size(self):
-        """Which of the sizes of training images the next step has."""
-        return sampler.draw_size(self.config.seed, self.at, len(self.programs.steps))
-
-    def _first_step(self):
-        """Say how long the start took: imports, data, compilation."""
-        jax.block_until_ready(self.state.step)
-        self.stepped, seconds = True, progress.since_start()
-        if seconds is not None:
-            self.show.line(f"first step done {seconds:.1f} s after the start of the program")
-
-    def _pause(self):
-        if self.stop():
-            raise StopRequested
-        if time.monotonic() - self.saved > 60 * self.config.save_minutes:
-            self.save(None)
-
-    def _look(self, epoch):
-        """Show the running means of the loss terms."""
-        self.show.terms(epoch + 1, self.config.epochs, _means(self._book()))
-
-    def _book(self):
-        """The book on the host; `DivergedError` when the loss is no longer a number."""
-        book = jax.device_get(self.state.bookkeeping)
-        if book["bad_step"] < 0:
-            return book
-        names = [*sorted(book["sums"]), "gradient"]
-        last = checkpoint.steps(self.folder)
-        good = f"checkpoint {last[-1]}" if last else "none: no epoch was completed"
-        raise DivergedError(
-            f"step {book['bad_step']}: {names[int(book['bad_term'])]} is not finite; last good "
-            f"state: {good} of {self.folder}; try a lower --lr, or --clip 1"
-        )
-
-    def evaluate(self):
-        """Score the state, note it in the book and in `metrics.jsonl`, and save it."""
-        book = self._book()
+    def evaluate(self) -> None:
+        """Score the state, record the scores in `metrics.jsonl`, and save a checkpoint."""
+        book = self._checked_bookkeeping()
         trained = time.monotonic() - self.began if book["count"] else 0.0
-        kept = evaluator.variables(self.state)
+        variables = training_state.variables_of(self.state)
         if self.operations is None:
-            self.operations = self.programs.evaluator.operations(kept)
+            self.operations = self.compiled.evaluator.operations(variables)
         begun = time.monotonic()
-        epoch = evaluator.epoch(self.state)
-        scores = self.programs.evaluator(kept, epoch, self._pause, self.hparams)
+        epochs = completed_epochs(self.state)
+        scores = self.compiled.evaluator(variables, epochs, self._pause, self.hparams)
         seconds = {"train": trained, "eval": time.monotonic() - begun}
         score = (float(np.float32(scores[self.config.best])), float(np.float32(scores["loss"])))
         means = _means(book) if book["count"] else None
-        book = self._dropped(_scored(book, self.at, score), score)
-        line = {
-            "step": self.at,
-            "epoch": self.at // self.plan.epoch_steps,
-            "lr": float(self.rate(self.at // self.plan.accumulate) * training_state.scale_of(book)),
+        book = self._after_plateau(_after_evaluation(book, self.step, score), score)
+        scale = training_state.plateau_scale(book)
+        metrics = {
+            "step": self.step,
+            "epoch": self.step // self.plan.epoch_steps,
+            "lr": float(self.learning_rate(self.step // self.plan.accumulate) * scale),
             "train": means,
             "val": scores,
             "time": seconds,
             **({"together": self.together} if self.together > 1 else {}),
         }
-        run_dir.append_metrics(self.folder, line)
-        self.state = self.state.replace(bookkeeping=parallel.put(book, self.among))
+        run_dir.append_metrics(self.folder, metrics)
+        self.state = self.state.replace(bookkeeping=parallel.replicate(book, self.compiled.devices))
         self.save(score)
-        summary = evaluator.summary(scores, self.operations, seconds["eval"])
-        self.show.line(_sentence(line, self.config, book, summary))
+        best = int(book["best_step"]) == self.step
+        cost = evaluator.cost_summary(scores, self.operations, seconds["eval"])
+        text = _sentence(metrics, self.config, best, cost)
+        self._notify("on_evaluation", EvaluationEvent(metrics, best, text))
         self._draw()
 
-    def _dropped(self, book, score):
-        """The book after an evaluation, with the learning rate that a plateau leaves."""
+    def save(self, score: tuple[float, float] | None) -> None:
+        """Write a checkpoint; without a score, only if this step has none yet."""
+        self._checked_bookkeeping()
+        if score is not None or self.step not in checkpoint.steps(self.folder):
+            path = checkpoint.save(self.folder, self.step, self.state, score=score)
+            self._notify("on_checkpoint", CheckpointEvent(self.step, path))
+        self.saved = time.monotonic()
+
+    def _notify(self, method: str, event: Any) -> None:
+        """Call a method of every callback; a True answer stops the run before the next batch."""
+        for callback in self.callbacks:
+            self.stopping |= bool(getattr(callback, method)(event))
+
+    def _pause(self) -> None:
+        """Stop or save between two batches, where that is due."""
+        if self.stopping or self.stop():
+            raise StopRequested
+        if time.monotonic() - self.saved > 60 * self.config.save_minutes:
+            self.save(None)
+
+    def _after_step(self, rows: Any) -> None:
+        epoch = (self.step - 1) // self.plan.epoch_steps + 1
+        event = StepEvent(self.step, epoch, self.config.epochs, self.config.batch, self.read_terms)
+        self._notify("on_step", event)
+
+    def read_terms(self) -> dict[str, float]:
+        """Means of the loss terms since the last evaluation; raises where they are not finite."""
+        return _means(self._checked_bookkeeping())
+
+    def _checked_bookkeeping(self) -> dict[str, Any]:
+        """The bookkeeping on the host; `DivergedError` where the loss was not finite."""
+        book = jax.device_get(self.state.bookkeeping)
+        if book["bad_step"] < 0:
+            return book
+        names = [*sorted(book["sums"]), "gradient"]
+        saved = checkpoint.steps(self.folder)
+        good = f"checkpoint {saved[-1]}" if saved else "none: no epoch was completed"
+        raise DivergedError(
+            f"step {book['bad_step']}: {names[int(book['bad_term'])]} is not finite; last good "
+            f"state: {good} of {self.folder}; try a lower --lr, or --clip 1"
+        )
+
+    def _after_plateau(self, book: dict[str, Any], score: tuple[float, float]) -> dict[str, Any]:
+        """The bookkeeping with the learning rate that a plateau leaves."""
         if "plateau" not in book:
             return book
         value = {"loss": score[1], "score": 1 - score[0]}[self.config.plateau_metric]
-        rule = training_state.plateau(self.config)
-        _, after = rule.update(training_state.ZERO, book["plateau"], value=np.float32(value))
+        _, after = self.experiment.plateau.update(
+            training_state.ZERO, book["plateau"], value=np.float32(value)
+        )
         return book | {"plateau": jax.device_get(after)}
 
-    def _draw(self):
+    def _draw(self) -> None:
         """Redraw the curves, at most twice a minute, and not before the first step."""
-        if time.monotonic() - self.drawn > 30:
-            draw(self.folder)
+        if time.monotonic() - self.drawn > DRAW_SECONDS:
+            draw_curves(self.folder)
             self.drawn = time.monotonic()
         self.began = time.monotonic()
 
-    def save(self, score):
-        """Write a checkpoint of the state; without a score, only if this step has none yet."""
-        self._book()
-        if score is not None or self.at not in checkpoint.steps(self.folder):
-            checkpoint.save(self.folder, self.at, self.state, score=score)
-        self.saved = time.monotonic()
+
+class _SingleRun:
+    """The `Stepper` of one run."""
+
+    def __init__(self, loop: Loop):
+        self.loop = loop
+
+    def step(self, rows: Any) -> None:
+        """Dispatch a step; the first one is waited for, to report how long the start took."""
+        loop = self.loop
+        steps = loop.compiled.steps
+        size = sampler.draw_size(loop.config.seed, loop.step, len(steps))
+        loop.state = steps[size](loop.state, loop.compiled.data, rows)
+        loop.step += 1
+        if not loop.first_step_done:
+            jax.block_until_ready(loop.state.step)
+            loop.first_step_done, seconds = True, progress.since_start()
+            if seconds is not None:
+                loop.show.line(f"first step done {seconds:.1f} s after the start of the program")
+
+    def sync(self) -> None:
+        """Nothing to do: the state is the run's own."""
 
 
-def _scored(book, step, score):
-    """The book after an evaluation: sums begin again, the best is kept, patience counted."""
+def _after_evaluation(
+    book: dict[str, Any], step: int, score: tuple[float, float]
+) -> dict[str, Any]:
+    """The bookkeeping after an evaluation: sums restart, best score and patience are updated."""
     better = (score[0], -score[1]) > (float(book["best_score"]), -float(book["best_loss"]))
     book = book | {
         "sums": {name: np.float32(0) for name in book["sums"]},
@@ -255,22 +327,21 @@ def _scored(book, step, score):
     return book
 
 
-def _means(book):
+def _means(book: dict[str, Any]) -> dict[str, float]:
     """Means of the loss terms over the steps since the last evaluation."""
     return {name: float(total) / max(int(book["count"]), 1) for name, total in book["sums"].items()}
 
 
-def _sentence(line, config, book, summary):
-    """One evaluation in one line."""
-    parts = [f"epoch {line['epoch']}/{config.epochs}"]
-    for split in ("train", "val"):
-        if line[split]:
-            numbers = {k: v for k, v in line[split].items() if isinstance(v, float)}
-            parts.append(split + "".join(f" {k} {v:.4g}" for k, v in numbers.items()))
-    if int(book["best_step"]) == line["step"]:
-        parts.append(f"best {config.best}")
-    parts.append(f"{line['time']['train']:.1f} + {line['time']['eval']:.1f} s")
-    wrong = f"error {summary['error_rate']:.4g}, " if "error_rate" in summary else ""
-    speed = summary["operations_per_second"] / 1e9
-    parts.append(f"{wrong}{summary['operations'] / 1e9:.4g} Gop, {speed:.4g} Gop/s")
+def _sentence(metrics: dict[str, Any], config: Any, best: bool, cost: dict[str, Any]) -> str:
+    """One evaluation in one line, the score that selects the best checkpoint first."""
+    parts = [f"epoch {metrics['epoch']}/{config.epochs}"]
+    for split in ("val", "train"):
+        if metrics[split]:
+            numbers = {k: v for k, v in metrics[split].items() if isinstance(v, float)}
+            names = sorted(numbers, key=lambda name: (name != config.best, name != "loss"))[:4]
+            parts.append(split + "".join(f" {name} {numbers[name]:.4g}" for name in names))
+    if best:
+        parts.append("best")
+    parts.append(f"{metrics['time']['train']:.1f} + {metrics['time']['eval']:.1f} s")
+    parts.append(f"{cost['operations_per_second'] / 1e9:.3g} Gop/s")
     return " | ".join(parts)

@@ -1,118 +1,131 @@
-"""Optimisers and learning-rate schedules: a handful of optax parts, joined by name."""
+"""Learning-rate schedules and optimizers, as optax transformations whose numbers may be traced."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
-NUMBERS = ("lr", "momentum", "beta2", "weight_decay")  # what runs of one program may differ in
+from jaxdet.config import Schedule
+from jaxdet.types import Array, Tree
 
 
-def schedule(kind, *, rate, steps, warmup=0, drops=(), drop=0.1, cycle=1, grow=1):
-    """Learning rate as a function of the update number: a linear warm-up, then `kind`.
+def schedule(
+    name: Schedule,
+    *,
+    rate: Any,
+    steps: Any,
+    warmup: int = 0,
+    decay_at: Sequence[float] = (),
+    decay: float = 0.1,
+    period: Any = 1,
+    growth: int = 1,
+) -> Callable[[Any], Array]:
+    """Learning rate as a function of the update number: a linear warm-up, then the named schedule.
 
-    `cosine` falls to 0 at `steps`, and with a warm-up is one cycle up and down (Smith and Topin
-    2017, arXiv:1708.07120, but for the momentum); `restarts` does so after `cycle` updates and
-    begins again, in cycles each `grow` times as long as the one before (a whole number), counted
-    from the first update (warm restarts, Loshchilov and Hutter 2016, arXiv:1608.03983); `piecewise`
-    multiplies by `drop` at each fraction of `steps` named in `drops` (seed 003: .5 and .75);
-    `constant` stays, and so does `plateau`, which the function of that name lets drop.  `warmup`
-    counts updates.  `rate`, `steps` and `cycle` may be traced: runs of several lengths share one
-    program.
+    "cosine" falls to 0 at `steps`; with a warm-up it is one cycle (Smith and Topin 2017,
+    arXiv:1708.07120, without the momentum).  "restarts" falls to 0 after `period` updates and
+    starts again, each cosine `growth` times as long as the previous one, counted from the first
+    update (Loshchilov and Hutter 2016, arXiv:1608.03983).  "piecewise" multiplies by `decay` at
+    each fraction of `steps` in `decay_at`.  "constant" does not change, nor does "plateau", which
+    is lowered by the rule `plateau`.  `rate`, `steps` and `period` may be traced.
     """
     after = jnp.maximum(steps - warmup, 1)
-    fall = optax.cosine_decay_schedule(rate, 1.0)
-    edges = jnp.round(jnp.float32(drops) * steps) - warmup
+    cosine = optax.cosine_decay_schedule(rate, 1.0)
+    edges = jnp.round(jnp.float32(decay_at) * steps) - warmup
 
     def main(count):
-        match kind:
+        match name:
             case "cosine":
-                return fall(count / after)
+                return cosine(count / after)
             case "restarts":
-                return fall(_phase((count + warmup) / cycle, grow))
+                return cosine(_restart_phase((count + warmup) / period, growth))
             case "piecewise":
-                return rate * drop ** (count >= edges).sum()
-            case "constant" | "plateau":
+                return rate * decay ** (count >= edges).sum()
+            case _:
                 return rate
 
     ramp = optax.linear_schedule(rate / max(warmup, 1), rate, max(warmup - 1, 1))
     return optax.join_schedules([ramp, main], [warmup]) if warmup else main
 
 
-def _phase(place, grow):
-    """How much of its cycle is over, in [0, 1), at a place that counts lengths of the first."""
-    if grow == 1:
-        return place % 1
+def _restart_phase(time: Array, growth: int) -> Array:
+    """The completed fraction, in [0, 1), of the current cosine; time is in periods of the first."""
+    if growth == 1:
+        return time % 1
     starts = [0]
-    while starts[-1] < 2**31:  # places are updates at most, an int32
-        starts.append(grow * starts[-1] + 1)
-    number = (place >= jnp.float32(starts)).sum() - 1
-    lengths = jnp.float32([grow**n for n in range(len(starts))])
-    return (place - jnp.float32(starts)[number]) / lengths[number]
+    while starts[-1] < 2**31:  # update numbers are int32
+        starts.append(growth * starts[-1] + 1)
+    number = (time >= jnp.float32(starts)).sum() - 1
+    lengths = jnp.float32([growth**n for n in range(len(starts))])
+    return (time - jnp.float32(starts)[number]) / lengths[number]
 
 
-def plateau(drop, patience):
-    """A rule of when the rate drops, as an optax transformation of values, less is better.
+def plateau(decay: float, patience: int) -> optax.GradientTransformationExtraArgs:
+    """The rule by which a plateau lowers the learning rate, as an optax transformation of values.
 
-    Its state begins as `init(zero)`.  `update(zero, state, value=)` multiplies `scale` of the state
-    by `drop` after `patience` values in a row that are not better than the best by a ten-thousandth
-    of it (as in PyTorch, which waits for one more).
+    Its state starts as `init(zero)`; `update(zero, state, value=)` multiplies `scale` of the state
+    by `decay` after `patience` values in a row that are not lower than the best by a ten-thousandth
+    of it.  PyTorch's ReduceLROnPlateau waits for one more.
     """
-    return optax.contrib.reduce_on_plateau(drop, patience, rtol=1e-4)
+    return optax.contrib.reduce_on_plateau(decay, patience, rtol=1e-4)
 
 
 def optimizer(
-    kind,
-    rate,
+    name: Literal["adamw", "sgd"],
+    learning_rate: Any,
     *,
-    momentum=0.9,
-    beta2=0.999,
-    weight_decay=0.0,
-    clip=0.0,
-    accumulate=1,
-    learns=None,
-):
-    """An optax transformation: clip by global norm, then `adamw` or `sgd` (Nesterov).
+    momentum: Any = 0.9,
+    beta2: Any = 0.999,
+    weight_decay: Any = 0.0,
+    clip: float = 0.0,
+    accumulate: int = 1,
+    lr_multiplier: Callable[[str], float] | None = None,
+) -> optax.GradientTransformation:
+    """Clipping by global norm, then AdamW or SGD with Nesterov momentum.
 
-    Weight decay is decoupled and spares biases and normalisation scales (arrays of rank 1);
-    `clip = 0` does not clip.  With `accumulate > 1` the mean gradient of that many calls makes
-    one update.  `learns(path)`, of a parameter's path "a/b/kernel", is a factor of its learning
-    rate: at 0 or False it stays as it is and takes no memory, at 1 or True it learns as all do.
-    `rate`, `momentum`, `beta2` and `weight_decay` may be traced.
+    Weight decay is decoupled and applies to kernels only, not to biases and normalization scales
+    (arrays of rank 1).  `clip = 0` does not clip.  With `accumulate > 1` the mean gradient of that
+    many calls makes one update.  `lr_multiplier` maps the path "a/b/kernel" of a parameter to a
+    factor of its learning rate; at 0 the parameter is frozen and its gradient takes no memory.
+    The learning rate, `momentum`, `beta2` and `weight_decay` may be traced.
     """
-    match kind:
+    match name:
         case "adamw":
             scale = optax.scale_by_adam(momentum, beta2)
         case "sgd":
             scale = optax.trace(momentum, nesterov=True)
-    parts = [
+    whole = optax.chain(
         optax.clip_by_global_norm(clip) if clip else optax.identity(),
         scale,
-        optax.add_decayed_weights(weight_decay, kernels),
-        optax.scale_by_learning_rate(rate),
-    ]
-    whole = optax.chain(*parts)
+        optax.add_decayed_weights(weight_decay, is_kernel),
+        optax.scale_by_learning_rate(learning_rate),
+    )
     if accumulate > 1:
         whole = optax.MultiSteps(whole, accumulate).gradient_transformation()
-    return whole if learns is None else _partly(whole, learns)
+    return whole if lr_multiplier is None else _with_multiplier(whole, lr_multiplier)
 
 
-def _partly(whole, learns):
-    """`whole` on the parameters that learn, scaled, and nothing on the others."""
+def _with_multiplier(
+    whole: optax.GradientTransformation, lr_multiplier: Callable[[str], float]
+) -> optax.GradientTransformation:
+    """`whole` on the trainable parameters, times their factors; nothing on the frozen ones."""
 
     def factor(path):
-        return float(learns(jax.tree_util.keystr(path, simple=True, separator="/")))
+        return float(lr_multiplier(jax.tree_util.keystr(path, simple=True, separator="/")))
 
-    def kinds(params):
-        kind = {True: "learns", False: "stays"}
-        return jax.tree_util.tree_map_with_path(lambda path, _: kind[factor(path) > 0], params)
+    def labels(params):
+        names = {True: "trainable", False: "frozen"}
+        return jax.tree_util.tree_map_with_path(lambda path, _: names[factor(path) > 0], params)
 
-    def scaled(updates, _):
+    def scale(updates, _):
         return jax.tree_util.tree_map_with_path(lambda path, x: factor(path) * x, updates)
 
-    moving = optax.chain(whole, optax.stateless(scaled))
-    return optax.partition({"learns": moving, "stays": optax.set_to_zero()}, kinds)
+    trainable = optax.chain(whole, optax.stateless(scale))
+    return optax.partition({"trainable": trainable, "frozen": optax.set_to_zero()}, labels)
 
 
-def kernels(params):
-    """True for the leaves that are weights (rank 2 and more): those that decay."""
+def is_kernel(params: Tree) -> Tree:
+    """True for the leaves of rank 2 and more, which weight decay applies to."""
     return jax.tree.map(lambda p: p.ndim > 1, params)

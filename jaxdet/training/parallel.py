@@ -22,7 +22,7 @@ def devices(count=0):
     return found[: count or None]
 
 
-def check(batch, among, name="--batch"):
+def check_batch(batch, among, name="--batch"):
     """Refuse a batch that the devices cannot share equally."""
     if batch < 1 or batch % len(among):
         raise InputError(
@@ -31,13 +31,13 @@ def check(batch, among, name="--batch"):
         )
 
 
-def put(tree, among):
+def replicate(tree, among):
     """Arrays copied whole to every device of `among`, once, before the loop."""
     mesh = Mesh(np.array(among), (AXIS,))
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
-def compiled(step, among, *, whole, out_axes=None, donate=()):
+def compile_step(step, among, *, whole, out_axes=None, donate=()):
     """`step(..., axis=)` compiled for the devices of `among`.
 
     The first `whole` arguments are replicated, the others are rows `[B, ...]` that the devices
@@ -74,12 +74,12 @@ def unshard(rows, count):
     return rows if count == 1 else jax.tree.map(lambda r: r.reshape(-1, *r.shape[2:]), rows)
 
 
-def total(tree, axis):
+def psum(tree, axis):
     """The sum over devices of every leaf; the leaf itself when there is no device axis."""
     return tree if axis is None else jax.lax.psum(tree, axis)
 
 
-def places(count, axis):
+def row_indices(count, axis):
     """Where this device's `count` rows stand in the global batch, [count] int32."""
     return rank(axis) * count + jax.numpy.arange(count)
 

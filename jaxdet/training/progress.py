@@ -1,24 +1,68 @@
-"""What a person sees of a run: a bar on a terminal, one line per evaluation anywhere."""
+"""Callbacks of the training loop, and the progress display, which is one of them."""
 
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 
-class Progress:
-    """A bar over all images of the run (rate, time left, loss terms), and lines above it.
+class StepEvent(NamedTuple):
+    """A step that was dispatched to the devices; it may still be running."""
 
-    The bar goes to stderr and only to a terminal; lines go to stdout.  Made quiet, it shows
-    nothing and costs nothing.
+    step: int  # steps done
+    epoch: int  # number of the current epoch, from 1
+    epochs: int
+    images: int  # of this step
+    read_terms: Callable[
+        [], dict[str, float]
+    ]  # waits for the step; means since the last evaluation
+
+
+class EvaluationEvent(NamedTuple):
+    """An evaluation, which is in `metrics.jsonl` already."""
+
+    metrics: dict[str, Any]  # the line of `metrics.jsonl`
+    best: bool  # whether it is the best so far
+    text: str  # the same in one line for people
+
+
+class CheckpointEvent(NamedTuple):
+    """A checkpoint that is complete on disk."""
+
+    step: int
+    path: Path
+
+
+class Callback:
+    """Called by the training loop; each method may return True to save and stop the run.
+
+    An exception ends the run; what is on disk stays complete.  Subclass and override.
     """
 
-    def __init__(self, *, quiet=False):
-        self.quiet, self.bar, self.looked = quiet, None, 0.0
+    def on_step(self, event: StepEvent) -> bool | None:
+        """After each step was dispatched.  Reading the terms at every step slows training."""
 
-    def begin(self, done, total):
+    def on_evaluation(self, event: EvaluationEvent) -> bool | None:
+        """After each evaluation of the validation split."""
+
+    def on_checkpoint(self, event: CheckpointEvent) -> bool | None:
+        """After each checkpoint."""
+
+
+class Progress(Callback):
+    """A progress bar over all images of the run, and lines of text above it.
+
+    The bar goes to stderr, and only to a terminal; lines go to stdout.  `quiet` shows nothing.
+    """
+
+    def __init__(self, *, quiet: bool = False):
+        self.quiet, self.bar, self.last_read = quiet, None, 0.0
+
+    def begin(self, done: int, total: int) -> None:
         """Open the bar at `done` of `total` images."""
         self.bar = tqdm(
             total=total,
@@ -29,53 +73,64 @@ class Progress:
             disable=True if self.quiet else None,
         )
         self.bar.set_description("compiling")
-        self.looked = time.monotonic()
+        self.last_read = time.monotonic()
 
-    def advance(self, images):
-        """Move the bar on."""
-        self.bar.update(images)
+    def on_step(self, event: StepEvent) -> None:
+        """Move the bar; show the loss twice a second on a terminal, else every ten seconds."""
+        if self.bar is None:
+            return
+        self.bar.update(event.images)
+        if self.is_due():
+            self.show_terms(event)
 
-    def due(self):
-        """Whether it is time to read the loss: twice a second on a terminal, else every ten."""
+    def is_due(self) -> bool:
+        """Whether it is time to read the loss again."""
         now = time.monotonic()
-        if now - self.looked < (10.0 if self.bar.disable else 0.5):
+        if now - self.last_read < (10.0 if self.bar.disable else 0.5):
             return False
-        self.looked = now
+        self.last_read = now
         return True
 
-    def terms(self, epoch, epochs, values):
+    def show_terms(self, event: StepEvent) -> None:
         """Show the epoch and the running means of the loss terms on the bar."""
-        self.bar.set_description(f"epoch {epoch}/{epochs}", refresh=False)
-        self.bar.set_postfix_str(" ".join(f"{k} {v:.3g}" for k, v in values.items()))
+        terms = event.read_terms()
+        self.bar.set_description(f"epoch {event.epoch}/{event.epochs}", refresh=False)
+        self.bar.set_postfix_str(" ".join(f"{k} {v:.3g}" for k, v in terms.items()))
 
-    def line(self, text):
-        """A line of its own, above the bar."""
+    def on_evaluation(self, event: EvaluationEvent) -> None:
+        """Print the evaluation in one line."""
+        self.line(event.text)
+
+    def line(self, text: str) -> None:
+        """Print a line above the bar."""
         if not self.quiet:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
 
-    def close(self):
-        """Leave the bar."""
+    def close(self) -> None:
+        """Close the bar."""
         if self.bar is not None:
             self.bar.close()
 
 
-class Named:
-    """One of several runs that share a `Progress`: its lines begin with its name."""
+class Named(Progress):
+    """A `Progress` shared by several runs: lines start with the name of the run."""
 
-    def __init__(self, show, name):
+    def __init__(self, show: Progress, name: str):
+        super().__init__(quiet=show.quiet)
         self.show, self.name = show, name
 
-    def line(self, text):
-        """A line of the run."""
+    def on_step(self, event: StepEvent) -> None:
+        """Pass the step on to the shared bar."""
+        self.show.on_step(event)
+
+    def line(self, text: str) -> None:
+        """Print a line of this run."""
         self.show.line(f"{self.name}: {text}")
 
-    def __getattr__(self, name):
-        return getattr(self.show, name)
 
-
-def since_start():
-    """Seconds since this process began, imports and compilation included (Linux); else None."""
+def since_start() -> float | None:
+    """Seconds since this process started, imports included; None where Linux does not tell."""
     try:
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
         uptime = float(Path("/proc/uptime").read_text().split()[0])

@@ -20,7 +20,7 @@ SCHEMA = 1  # of config.json; raised when a field changes its meaning
 PACKAGES = ("jaxdet", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def holds_something(folder):
+def is_occupied(folder):
     """Whether a folder has anything in it, but for a configuration that was never finished."""
     folder = Path(folder)
     if not folder.is_dir():
@@ -28,10 +28,10 @@ def holds_something(folder):
     return any(path.name != "config.json.partial" for path in folder.iterdir())
 
 
-def vacant(folder, *, overwrite=False):
+def check_vacant(folder, *, overwrite=False):
     """Refuse a folder that holds something, unless it is a run and `overwrite` is given."""
     folder = Path(folder)
-    if not holds_something(folder):
+    if not is_occupied(folder):
         return
     if not is_run(folder):
         raise InputError(f"{folder} is not a run (no config.json) and will not be replaced")
@@ -42,7 +42,7 @@ def vacant(folder, *, overwrite=False):
         )
 
 
-def start(folder):
+def create(folder):
     """An empty run folder in place of whatever run stood there."""
     folder = Path(folder)
     for path in folder.glob("*/"):  # config.json goes last: until then it is a run to replace
@@ -57,7 +57,7 @@ def write_config(folder, system, fields, about):
     files.write_json(Path(folder) / "config.json", kept)
 
 
-def keep(folder, path, text):
+def write_file(folder, path, text):
     """Keep a text in a run folder, at a path in it."""
     path = Path(folder) / path
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def read_config(folder):
     return _read(folder, lambda kept: (kept["system"], dict(kept["config"])))
 
 
-def read_about(folder):
+def read_metadata(folder):
     """What a run folder says of its data: class names, input, normalisation."""
     return _read(folder, lambda kept: dict(kept["about"]))
 

@@ -1,6 +1,8 @@
-"""The one train step of all systems."""
+"""The one training step of all systems: pure, on one device or on several."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,74 +10,93 @@ import optax
 
 from jaxdet import rng
 from jaxdet.data import sampler
-from jaxdet.training import evaluator, parallel
-from jaxdet.training import state as training_state
-from jaxdet.types import At
+from jaxdet.training import parallel
+from jaxdet.training.experiment import Plan
+from jaxdet.training.state import join_variables, plateau_scale
+from jaxdet.types import Array, Batch, StepContext, Task, TrainState, Tree
 
 
-def train_step(state, data, rows, *, task, optimizer, plan, axis, scale=1.0):
+def completed_epochs(state: TrainState) -> Array:
+    """Passes over the training set that a state has completed."""
+    return state.step // state.hparams["epoch_steps"]
+
+
+def train_step(
+    state: TrainState,
+    data: Batch,
+    rows: Any,
+    *,
+    task: Task,
+    optimizer: Callable[[dict[str, Array]], optax.GradientTransformation],
+    plan: Plan,
+    axis: str | None,
+    scale: float = 1.0,
+) -> TrainState:
     """One step: gather, augment, share of the loss, summed gradient, update, averages.
 
-    `data` is the whole set on the device and `rows [B]` indices into it; without `data`, `rows`
-    is the batch itself.  Pure; `axis` names the device axis under pmap, `scale` is `At.scale`.  A
-    step whose loss or gradient is not finite changes nothing but `book`.
+    data: the whole set on the device, and rows [B] indices into it; without data, rows is the
+    batch itself.  axis names the device axis under pmap; scale is `StepContext.scale`.  A step
+    whose loss or gradient is not finite changes nothing but the bookkeeping.
     """
-    epoch = evaluator.epoch(state)
-    at = At(True, state.step // plan.accumulate, epoch, state.hyper, axis, scale)
-    batch = _batch(state, data, rows, task, at)
+    epoch = completed_epochs(state)
+    context = StepContext(True, state.step // plan.accumulate, epoch, state.hparams, axis, scale)
+    batch = _prepare_batch(state, data, rows, task, context)
     dropout = rng.fold_in(state.key, rng.DROPOUT, state.step, parallel.rank(axis))
 
     def share(params):
-        return task.loss(evaluator.join(params, state.stats), batch, dropout, at)
+        return task.loss(join_variables(params, state.stats), batch, dropout, context)
 
     (_, (stats, terms)), grads = jax.value_and_grad(share, has_aux=True)(state.params)
-    terms, grads = parallel.total((terms, grads), axis)
+    terms, grads = parallel.psum((terms, grads), axis)
     bad = _not_finite(terms, grads)
-    chosen = optimizer(_numbers_now(state))
-    updates, opt_state = chosen.update(grads, state.opt_state, state.params)
-    moved = state.replace(
+    updates, opt_state = optimizer(_current_hparams(state)).update(
+        grads, state.opt_state, state.params
+    )
+    updated = state.replace(
         params=optax.apply_updates(state.params, updates), stats=stats, opt_state=opt_state
     )
-    moved = moved.replace(ema=_averaged(moved, plan))
-    kept = jax.tree.map(partial(jnp.where, bad.any()), state, moved)
-    return kept.replace(step=state.step + 1, book=_noted(state, terms, bad))
+    updated = updated.replace(ema=_moving_averages(updated, plan))
+    kept = jax.tree.map(partial(jnp.where, bad.any()), state, updated)
+    return kept.replace(step=state.step + 1, bookkeeping=_record(state, terms, bad))
 
 
-def _numbers_now(state):
-    """The numbers of a state, with what plateaus have left of the learning rate."""
-    if "plateau" not in state.book:
-        return state.hyper
-    return {**state.hyper, "lr": state.hyper["lr"] * training_state.scale_of(state.book)}
+def _current_hparams(state: TrainState) -> dict[str, Array]:
+    """The hyper-parameters of a state, with the learning rate that plateaus have left."""
+    if "plateau" not in state.bookkeeping:
+        return state.hparams
+    return {**state.hparams, "lr": state.hparams["lr"] * plateau_scale(state.bookkeeping)}
 
 
-def _batch(state, data, rows, task, at):
+def _prepare_batch(
+    state: TrainState, data: Batch, rows: Any, task: Task, context: StepContext
+) -> Batch:
     batch = sampler.gather(data, rows)
     count = len(jax.tree.leaves(rows)[0])
-    places = parallel.places(count, at.axis)
-    drawn = rng.row_keys(rng.fold_in(state.key, rng.AUGMENT, state.step), places)
-    return task.augment(drawn, {"real": jnp.ones(count), **batch}, at)
+    root = rng.fold_in(state.key, rng.AUGMENT, state.step)
+    keys = rng.row_keys(root, parallel.row_indices(count, context.axis))
+    return task.augment(keys, {"real": jnp.ones(count), **batch}, context)
 
 
-def _not_finite(terms, grads):
-    """Whether each term (in sorted order), and at the end the gradient, is not a number."""
+def _not_finite(terms: dict[str, Array], grads: Tree) -> Array:
+    """Whether each term, in sorted order, and finally the gradient, is not finite."""
     values = [terms[name] for name in sorted(terms)] + [optax.tree.norm(grads)]
     return ~jnp.isfinite(jnp.stack(values))
 
 
-def _noted(state, terms, bad):
-    """The book after a step: sums of the terms, and the first bad step and term."""
-    book = state.book
-    first = bad.any() & (book["bad_step"] < 0)
-    return book | {
-        "sums": {name: book["sums"][name] + terms[name] for name in terms},
-        "count": book["count"] + 1,
-        "bad_step": jnp.where(first, state.step, book["bad_step"]),
-        "bad_term": jnp.where(first, jnp.argmax(bad), book["bad_term"]),
+def _record(state: TrainState, terms: dict[str, Array], bad: Array) -> dict[str, Any]:
+    """The bookkeeping after a step: sums of the terms, and the first bad step and term."""
+    before = state.bookkeeping
+    first = bad.any() & (before["bad_step"] < 0)
+    return before | {
+        "sums": {name: before["sums"][name] + terms[name] for name in terms},
+        "count": before["count"] + 1,
+        "bad_step": jnp.where(first, state.step, before["bad_step"]),
+        "bad_term": jnp.where(first, jnp.argmax(bad), before["bad_term"]),
     }
 
 
-def _averaged(state, plan):
-    """Moving averages of parameters and statistics; the decay grows from .1 to `plan.ema`."""
+def _moving_averages(state: TrainState, plan: Plan) -> Tree:
+    """Averages of parameters and statistics; the decay grows from .1 to `plan.ema`."""
     if not state.ema:
         return state.ema
     updates = (state.step + 1) // plan.accumulate

@@ -1,289 +1,317 @@
-"""Runs that differ in numbers only, trained together: one compiled program, and a folder each.
+"""Runs that differ in numbers only, trained together: one compiled program, a folder each.
 
-What may differ is what `train.numbers` has, the seed, and how much of the training set is used:
-the first rows of the largest.  Each run is what it would be alone, up to rounding, and its folder
-is that of any other run.  Where there is a budget of time, each has it for itself: a run that is
-late is saved and left behind, and the others go on.
+They may differ in the traced hyper-parameters, the seed, and how much of the training set they use:
+the first rows of the largest.  Each run is what it would be alone, up to rounding.  With a time
+budget, a run that uses it up is saved and left behind while the others go on.
 
-The seconds of a run are its share of those of the program that trains it beside others, and all of
-its evaluations: over all runs they add up to what passed.  With a budget the start of the process
-is counted in every run, as in a training of one.
+The seconds of a run are its share of those of the program that trains it with others, plus its own
+evaluations; over all runs they add up to the time that passed.
 """
 
 import shutil
 import time
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from operator import itemgetter
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdet.config import TrainConfig
 from jaxdet.kernels import conv
 from jaxdet.profiling import timing
 from jaxdet.training import checkpoint, evaluator, progress, run_dir, time_budget
 from jaxdet.training import loop as training_loop
 from jaxdet.training import state as training_state
+from jaxdet.training.experiment import Experiment
+from jaxdet.training.step import completed_epochs
+from jaxdet.types import Tree
 
 
-class Times(NamedTuple):
+class StepTimes(NamedTuple):
     """Seconds that one step of all runs takes."""
 
     together: float  # in one program
     in_turn: float  # one run after the other
 
 
-def numbered(system, config):
-    """The system of one of the runs: the same task and data, with the numbers of `config`."""
-    system = system.part(config) if system.part else system
-    return system._replace(hyper={name: getattr(config, name) for name in system.hyper})
+class TimeBudgetExceeded(Exception):
+    """The runs that train now have used up their seconds."""
 
 
-def stack(trees):
-    """Equal trees of arrays as one, with a leading axis of runs."""
+def with_config(experiment: Experiment, config: TrainConfig) -> Experiment:
+    """The experiment of one of the runs: same task and data, the numbers of `config`."""
+    part = experiment.subset(config) if experiment.subset else experiment
+    hparams = {name: getattr(config, name) for name in part.hparams}
+    return replace(part, hparams=hparams, config=config)
+
+
+def stack(trees: Sequence[Tree]) -> Tree:
+    """Trees of equal structure as one, with a leading axis of runs."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def unstack(tree, count):
-    """Undoes `stack`: a list of `count` trees."""
+def unstack(tree: Tree, count: int) -> list[Tree]:
+    """The `count` trees of a stacked one."""
     return [jax.tree.map(itemgetter(i), tree) for i in range(count)]
 
 
-def judge(system, config, folder, trained, show):
-    """A run that differs from a trained one only in its judgement; returns its cost.
+def evaluate_trained(
+    experiment: Experiment, folder: Path, trained: Path, show: progress.Progress
+) -> dict[str, int]:
+    """Evaluate a run that differs from the run in `trained` in `EVAL_ONLY` options; its cost.
 
-    The checkpoints of the run in `trained` become those of `folder`, and the best of them is
-    evaluated once, unless that was done before.
+    The checkpoints of `trained` are copied to `folder`, and the best of them is evaluated once.
     """
     if not (folder / "checkpoints").is_dir():
         draft = folder / "checkpoints.partial"
         shutil.rmtree(draft, ignore_errors=True)
         shutil.copytree(trained / "checkpoints", draft)
         draft.rename(folder / "checkpoints")
-    like = jax.eval_shape(training_state.maker(system, config))
+    like = jax.eval_shape(training_state.init_fn(experiment))
     step, state = checkpoint.restore(folder, like, "best", show.line)
-    scorer = evaluator.Evaluator(system, "val", config.eval_batch, training_state.devices(config))
-    kept = evaluator.variables(state)
+    scorer = evaluator.Evaluator(experiment, "val")
+    variables = training_state.variables_of(state)
     if not run_dir.read_metrics(folder):
         (line,) = (line for line in run_dir.read_metrics(trained) if line["step"] == step)
-        run_dir.append_metrics(folder, {**line, "val": scorer(kept, evaluator.epoch(state))})
-    return _cost(scorer, kept)
+        scores = scorer(variables, completed_epochs(state))
+        run_dir.append_metrics(folder, {**line, "val": scores})
+    return _cost(scorer, variables)
 
 
-def _cost(scorer, kept):
-    """What an image and the network take: operations and parameters."""
-    each = scorer.operations(kept) // scorer.count
-    return {"operations": each, "parameters": time_budget.parameters(kept)}
+def _cost(scorer: evaluator.Evaluator, variables: Tree) -> dict[str, int]:
+    """Operations per image, and parameters of the network."""
+    operations = scorer.operations(variables) // scorer.count
+    return {"operations": operations, "parameters": time_budget.count_parameters(variables)}
 
 
-class LateError(Exception):
-    """The seconds that runs have, those that train now, are over."""
+class VmappedRuns:
+    """Several runs in progress on one device.
 
-
-class Lanes:
-    """Several runs on their way, on one device; `system` has all the data that any of them uses.
-
-    `programs` are the `fit.Programs` of the first configuration, if they are made already; `spent`
-    are seconds before, which each run counts among its own.
+    experiment: has all the data that any of the runs uses.
+    compiled: the compiled steps of the first configuration, where they exist already.
+    spent: seconds before, which each run counts as its own.
     """
 
-    def __init__(self, system, configs, folders, show, stop, programs=None, spent=0.0):
-        self.programs = programs or training_loop.Programs(system, configs[0])
+    def __init__(
+        self,
+        experiment: Experiment,
+        configs: Sequence[TrainConfig],
+        folders: Sequence[Path],
+        show: progress.Progress,
+        stop: Callable[[], bool],
+        compiled: training_loop.CompiledSteps | None = None,
+        spent: float = 0.0,
+    ):
+        first = replace(experiment, config=configs[0])
+        self.compiled = compiled or training_loop.CompiledSteps(first)
         self.show, self.stop = show, stop
         self.loops = [
             training_loop.Loop(
-                *(self.programs, numbered(system, config), config, folder),
-                *(progress.Named(show, folder.name), self._asked),
+                self.compiled,
+                with_config(experiment, config),
+                folder,
+                progress.Named(show, Path(folder).name),
+                self._should_stop,
             )
             for config, folder in zip(configs, folders, strict=True)
         ]
-        self.budget, self.over = configs[0].time_budget, float("inf")  # seconds; when it is over
-        pure = partial(self.programs.pure, axis=None)
-        self.step = jax.jit(jax.vmap(pure, in_axes=(0, None, 0)), donate_argnums=0)
-        self.failed = {}  # folder of a run that diverged, or is late -> why
-        self.before = {loop.folder: _untold(loop, spent) for loop in self.loops}
+        self.budget, self.deadline = configs[0].time_budget, float("inf")
+        pure = partial(self.compiled.pure, axis=None)
+        self.vmapped = jax.jit(jax.vmap(pure, in_axes=(0, None, 0)), donate_argnums=0)
+        self.failed: dict[Path, str] = {}  # folder of a run that diverged or is over time -> why
+        self.before = {loop.folder: _unrecorded_seconds(loop, spent) for loop in self.loops}
 
-    def begun(self):
-        """Whether all have a next step to take, none of them in the middle of an epoch."""
-        if not self.programs.data or len(self.programs.steps) > 1:  # streamed, or of many sizes
+    def can_train_together(self) -> bool:
+        """Whether all runs stand at the start of an epoch, with data in memory and of one size."""
+        if not self.compiled.data or len(self.compiled.steps) > 1:
             return False
-        return all(x.at < x.plan.steps and x.at % x.plan.epoch_steps == 0 for x in self.loops)
+        return all(
+            loop.step < loop.plan.steps and loop.step % loop.plan.epoch_steps == 0
+            for loop in self.loops
+        )
 
-    def times(self, *, seconds=0.0, repeats=3):
-        """The `Times` of a step, the median of several; both programs are compiled by it.
+    def measure_steps(self, *, seconds: float = 0.0, repeats: int = 3) -> StepTimes:
+        """Median times of a step in one program and one after the other; compiles both.
 
-        seconds: for more repeats of each.  The states of the runs stay what they are.
+        seconds: time for more repeats of each.  The states of the runs are not changed.
         """
-        rows = np.stack([loop.rows()[0] for loop in self.loops])
-        data, step = self.programs.data, self.programs.steps[0]
-        one, every = _copy(self.loops[0].state), stack([loop.state for loop in self.loops])
+        rows = np.stack([loop.batch_indices()[0] for loop in self.loops])
+        data, step = self.compiled.data, self.compiled.steps[0]
+        single = jax.tree.map(jnp.copy, self.loops[0].state)
+        stacked = stack([loop.state for loop in self.loops])
 
-        def alone():
-            nonlocal one
-            one = step(one, data, rows[0])
-            return one.step
+        def in_turn():
+            nonlocal single
+            single = step(single, data, rows[0])
+            return single.step
 
-        def abreast():
-            nonlocal every
-            every = self._stepped(every, rows)
-            return every.step
+        def together():
+            nonlocal stacked
+            stacked = self.step_together(stacked, rows)
+            return stacked.step
 
-        found = timing.measure_interleaved(alone, abreast, seconds=seconds, repeats=repeats)
-        return Times(together=found[1].median, in_turn=found[0].median * len(rows))
+        one, every = timing.paired(in_turn, together, seconds=seconds, repeats=repeats)
+        return StepTimes(together=every.median, in_turn=one.median * len(rows))
 
-    def cost(self):
-        """What an image and the network of any of the runs take: operations and parameters."""
-        return _cost(self.programs.evaluator, evaluator.variables(self.loops[0].state))
+    def cost(self) -> dict[str, int]:
+        """Operations per image and parameters of the network of any of the runs."""
+        variables = training_state.variables_of(self.loops[0].state)
+        return _cost(self.compiled.evaluator, variables)
 
-    def run(self, *, together):
-        """Train all to their ends; returns whether they are complete, False when asked to stop."""
+    def run(self, *, together: bool) -> bool:
+        """Train all runs to their ends; False when asked to stop."""
         batch = self.loops[0].config.batch
-        done, steps = sum(x.at for x in self.loops), sum(x.plan.steps for x in self.loops)
-        self.show.begin(done * batch, steps * batch)
+        done = sum(loop.step for loop in self.loops)
+        self.show.begin(done * batch, sum(loop.plan.steps for loop in self.loops) * batch)
         try:
             if together:
-                for alike in self._of_one_length():
-                    self._begin(alike)
-                    self._abreast(alike)
-                    while self._live(alike):
-                        self._epoch(alike)
+                for loops in self._by_epoch_length():
+                    self._start_clock(loops)
+                    self._catch_up(loops)
+                    while self._live(loops):
+                        self._run_epoch(loops)
             for loop in self._live(self.loops):
-                self._begin([loop])
-                self._alone(loop)
+                self._start_clock([loop])
+                loop.together = 1
+                while self._live([loop]):
+                    self._guard(loop, loop.run_epoch)
         except training_loop.StopRequested:
             for loop in self._live(self.loops):
-                self._guarded(loop, partial(loop.save, None))
+                self._guard(loop, partial(loop.save, None))
             return False
         finally:
             self.show.close()
         for loop in self.loops:
-            training_loop.draw(loop.folder)
+            training_loop.draw_curves(loop.folder)
         return True
 
-    def _of_one_length(self):
-        """Lists of runs whose epochs have the same number of steps; all lists share one program."""
-        found = {}
+    def step_together(self, states: Tree, rows: np.ndarray) -> Tree:
+        """One step of all stacked states at rows [runs, B]."""
+        # On a CPU, a convolution with one kernel per run is fastest as a matrix product.
+        on_cpu = jax.default_backend() == "cpu"
+        with conv.using("im2col") if on_cpu else nullcontext():
+            return self.vmapped(states, self.compiled.data, rows)
+
+    def _by_epoch_length(self) -> list[list[training_loop.Loop]]:
+        """Runs grouped by their number of steps per epoch."""
+        groups: dict[int, list[training_loop.Loop]] = {}
         for loop in self.loops:
-            found.setdefault(loop.plan.epoch_steps, []).append(loop)
-        return list(found.values())
+            groups.setdefault(loop.plan.epoch_steps, []).append(loop)
+        return list(groups.values())
 
-    def _begin(self, loops):
-        """The seconds of these runs begin, as many as all of them have, less those they had."""
-        left = sum(self.budget - self._used(loop) for loop in loops)
-        self.over = time.monotonic() + left if self.budget else float("inf")
+    def _start_clock(self, loops: list[training_loop.Loop]) -> None:
+        """Set the deadline of these runs: the sum of the seconds that they have left."""
+        left = sum(self.budget - self._record_seconds(loop) for loop in loops)
+        self.deadline = time.monotonic() + left if self.budget else float("inf")
 
-    def _used(self, loop):
-        """Seconds of all processes of a run; where there is a budget its folder keeps them."""
-        used = self.before[loop.folder] + _told(loop.folder)
+    def _record_seconds(self, loop: training_loop.Loop) -> float:
+        """Seconds of all processes of a run; with a budget they are kept in its folder."""
+        used = self.before[loop.folder] + _recorded_seconds(loop.folder)
         if self.budget:
             run_dir.write_seconds(loop.folder, used)
         return used
 
-    def _asked(self):
-        """What a run asks between two batches: whether all are to stop; LateError where it is."""
+    def _should_stop(self) -> bool:
+        """Asked between two batches: whether all must stop; raises past the deadline."""
         if self.stop():
             return True
-        if time.monotonic() > self.over:
-            raise LateError
+        if time.monotonic() > self.deadline:
+            raise TimeBudgetExceeded
         return False
 
-    def _live(self, among):
-        return [x for x in among if x.folder not in self.failed and not x.complete()]
+    def _live(self, loops: Sequence[training_loop.Loop]) -> list[training_loop.Loop]:
+        return [x for x in loops if x.folder not in self.failed and not x.is_complete()]
 
-    def _abreast(self, alike):
-        """Runs that were killed behind the others catch up."""
-        furthest = max(loop.at for loop in alike)
-        for loop in alike:
-            while loop.at < furthest and loop.folder not in self.failed:
-                self._guarded(loop, loop.epoch)
+    def _catch_up(self, loops: list[training_loop.Loop]) -> None:
+        """Train runs that were killed behind the others to the step of the furthest."""
+        furthest = max(loop.step for loop in loops)
+        for loop in loops:
+            while loop.step < furthest and loop.folder not in self.failed:
+                self._guard(loop, loop.run_epoch)
 
-    def _alone(self, loop):
-        loop.together = 1
-        while self._live([loop]):
-            self._guarded(loop, loop.epoch)
-
-    def _guarded(self, loop, call):
-        """A run that diverges, or is late, is left behind; the others go on."""
-        try:
-            call()
-        except training_loop.DivergedError as error:
-            self._left(loop, str(error))
-        except LateError:
-            self._late(loop)
-        self._used(loop)
-
-    def _late(self, loop):
-        self._guarded(loop, partial(loop.save, None))
-        if loop.folder not in self.failed:
-            end = f"step {loop.at} of {loop.plan.steps}"
-            self._left(loop, f"its {self.budget:g} s (--time-budget) are over at {end}")
-
-    def _left(self, loop, why):
-        self.failed[loop.folder] = why
-        loop.show.line(why)
-
-    def _epoch(self, alike):
-        """All of them that live, to the end of their epoch, and their evaluation."""
-        live = self._live(alike)
-        for loop in live:
-            if loop.due():
-                self._guarded(loop, loop.evaluate)
-        live = [loop for loop in self._live(alike) if loop.at < loop.plan.steps]
+    def _run_epoch(self, loops: list[training_loop.Loop]) -> None:
+        """Train all live runs to the end of their epoch, and evaluate them."""
+        for loop in self._live(loops):
+            if loop.evaluation_is_due():
+                self._guard(loop, loop.evaluate)
+        live = [loop for loop in self._live(loops) if loop.step < loop.plan.steps]
         if not live:
             return
         begun = time.monotonic()
+        batches = np.stack([loop.batch_indices() for loop in live], 1)
         try:
-            self._steps(live)
-        except LateError:
+            training_loop.take_steps(
+                batches, _Stacked(self, live), pause=self._pause, after=self._after_step
+            )
+        except TimeBudgetExceeded:
             for loop in live:
-                self._late(loop)
+                self._leave_behind(loop)
             return
         share = (time.monotonic() - begun) / len(live)
         for loop in live:
             loop.together = len(live)
             loop.began = time.monotonic() - share  # without the evaluations of the others
-            self._guarded(loop, loop.evaluate)
+            self._guard(loop, loop.evaluate)
 
-    def _steps(self, live):
-        """All of them to the end of their epoch."""
-        states, rows = stack([loop.state for loop in live]), [loop.rows() for loop in live]
-        taken = 0
+    def _pause(self) -> None:
+        if self._should_stop():
+            raise training_loop.StopRequested
+
+    def _after_step(self, rows: np.ndarray) -> None:
+        if self.show.bar is not None:
+            self.show.bar.update(rows.size)
+
+    def _guard(self, loop: training_loop.Loop, call: Callable[[], Any]) -> None:
+        """Call; a run that diverges or exceeds its time is left behind while the others go on."""
         try:
-            for row in np.stack(rows, 1):
-                if self._asked():
-                    raise training_loop.StopRequested
-                states, taken = self._stepped(states, row), taken + 1
-                self.show.advance(row.size)
-        except (training_loop.StopRequested, LateError):
-            self._moved(live, states, taken)
-            raise
-        self._moved(live, jax.block_until_ready(states), taken)
+            call()
+        except training_loop.DivergedError as error:
+            self._fail(loop, str(error))
+        except TimeBudgetExceeded:
+            self._leave_behind(loop)
+        self._record_seconds(loop)
 
-    def _moved(self, live, states, steps):
-        """The runs after some steps together."""
-        for loop, state in zip(live, unstack(states, len(live)), strict=True):
-            loop.state, loop.at = state, loop.at + steps
+    def _leave_behind(self, loop: training_loop.Loop) -> None:
+        self._guard(loop, partial(loop.save, None))
+        if loop.folder not in self.failed:
+            end = f"step {loop.step} of {loop.plan.steps}"
+            self._fail(loop, f"its --time-budget of {self.budget:g} s is used up at {end}")
 
-    def _stepped(self, states, rows):
-        """One step of all; on a CPU a convolution by several kernels is quickest as a product."""
-        cpu = jax.default_backend() == "cpu"
-        with conv.default_impl("im2col") if cpu else nullcontext():
-            return self.step(states, self.programs.data, rows)
+    def _fail(self, loop: training_loop.Loop, why: str) -> None:
+        self.failed[loop.folder] = why
+        loop.show.line(why)
 
 
-def _told(folder):
-    """Seconds that the metrics of a run tell of."""
+class _Stacked:
+    """The `Stepper` of several runs in one program."""
+
+    def __init__(self, runs: VmappedRuns, live: list[training_loop.Loop]):
+        self.runs, self.live, self.taken = runs, live, 0
+        self.states = stack([loop.state for loop in live])
+
+    def step(self, rows: np.ndarray) -> None:
+        """Dispatch one step of all runs."""
+        self.states, self.taken = self.runs.step_together(self.states, rows), self.taken + 1
+
+    def sync(self) -> None:
+        """Wait for the steps, and hand each run its state."""
+        states = unstack(jax.block_until_ready(self.states), len(self.live))
+        for loop, state in zip(self.live, states, strict=True):
+            loop.state, loop.step = state, loop.step + self.taken
+
+
+def _recorded_seconds(folder: Path) -> float:
+    """Seconds that the metrics of a run account for."""
     return run_dir.total_seconds(run_dir.read_metrics(folder))
 
 
-def _untold(loop, spent):
-    """Seconds that they do not tell of: of earlier processes, and those `spent` in this one."""
-    earlier = run_dir.read_seconds(loop.folder) - _told(loop.folder)
-    return earlier if loop.complete() else earlier + spent
-
-
-def _copy(tree):
-    """The same numbers, for a program that takes its arguments' memory."""
-    return jax.tree.map(jnp.copy, tree)
+def _unrecorded_seconds(loop: training_loop.Loop, spent: float) -> float:
+    """Seconds that they do not: of earlier processes, and those `spent` in this one."""
+    earlier = run_dir.read_seconds(loop.folder) - _recorded_seconds(loop.folder)
+    return earlier if loop.is_complete() else earlier + spent

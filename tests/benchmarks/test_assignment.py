@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks import assignment
 
-SMALL = ["--batch", "2", "--slots", "5", "--classes", "4", "--side", "64", "--seconds", "0"]
+SMALL = ["--batch", "2", "--max-boxes", "5", "--classes", "4", "--side", "64", "--seconds", "0"]
 
 
 def test_the_command_compares_all_ways(tmp_path, capsys):

@@ -14,7 +14,7 @@ from benchmarks.lib import train_steps
 from jaxdet import configs
 from jaxdet.configs.digits import Config
 from jaxdet.models.resnet import ResNet18
-from jaxdet.tasks import windows as locate
+from jaxdet.tasks import sliding_window as locate
 from jaxdet.training import host_init
 from jaxdet.types import StepContext
 from tests import tiny
@@ -51,7 +51,7 @@ def test_the_peer_of_the_locator_is_the_same_network_and_loss(small):
     work = train_steps.workload("digits", 3, "lax")
     net, loss, images, target = work.peer(work.data)
     ours = configs.network("digits", replace(Config(), **small))[0]
-    variables = host_init.evaluate(ours.init, jax.random.key(0), work.data["image"][:1])
+    variables = host_init.initialize(ours.init, jax.random.key(0), work.data["image"][:1])
     wide = [part.name for part in ours.plan() if part.width]
     names = [n for name in wide for n in (name, f"{name}_norm")][:-1]
     copy_into(leaves(net), [variables["params"][name] for name in names])
@@ -61,7 +61,7 @@ def test_the_peer_of_the_locator_is_the_same_network_and_loss(small):
     run = jax.jit(partial(ours.apply, train=True, mutable=["batch_stats"]))
     expected, _ = run(variables, work.data["image"] / 255)
     np.testing.assert_allclose(found.numpy(), expected, atol=2e-4)
-    terms = jax.jit(lambda raw, *true: locate.loss_terms(locate.outputs(raw), *true))(
+    terms = jax.jit(lambda raw, *true: locate.loss_terms(locate.split_outputs(raw), *true))(
         expected, target.numpy()
     )
     sums = {name: float(term.sum()) for name, term in terms.items()}
@@ -75,7 +75,7 @@ def test_the_peer_of_resnet18_is_the_same_network():
 
     peer, ours = networks.resnet18(10).eval(), ResNet18(classes=10)
     images = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype(np.float32)
-    variables = host_init.evaluate(ours.init, jax.random.key(0), images)
+    variables = host_init.initialize(ours.init, jax.random.key(0), images)
     params, names = variables["params"], ("conv1", "conv1_norm", "conv2", "conv2_norm", "around")
     arrays = [params["stem"], params["stem_norm"]]
     for block in (f"stage{i}_block{j}" for i in range(1, 5) for j in (1, 2)):
@@ -145,7 +145,7 @@ def test_the_peer_of_photos_is_the_same_network_and_loss():
     work = train_steps.photos(2, None, None, model="simple", side=64)
     net, loss, images, target = work.peer(work.data)
     ours = configs.network("objects", configs.config("objects")(size=64))[0]
-    variables = host_init.evaluate(
+    variables = host_init.initialize(
         ours.init, jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32)
     )
     params = variables["params"]
@@ -155,9 +155,9 @@ def test_the_peer_of_photos_is_the_same_network_and_loss():
     copy_into(leaves(net), arrays)
     with torch.no_grad():
         value = float(loss(net.eval()(images), target))
-    at = StepContext(False, jnp.int32(0), jnp.int32(0), work.hparams)
-    batch = work.task.augment(None, work.data | {"real": np.ones(2, np.float32)}, at)
-    share, _ = jax.jit(lambda v, b: work.task.loss(v, b, None, at))(variables, batch)
+    context = StepContext(False, jnp.int32(0), jnp.int32(0), work.hparams)
+    batch = work.task.augment(None, work.data | {"real": np.ones(2, np.float32)}, context)
+    share, _ = jax.jit(lambda v, b: work.task.loss(v, b, None, context))(variables, batch)
     assert value == pytest.approx(float(share), rel=1e-4)
 
 
@@ -167,7 +167,7 @@ def test_the_peer_of_the_detector_is_the_same_network_and_loss():
     net, loss, images, target = work.peer(work.data)
     system = configs.config("detect")(weights="-", freeze=3, fixed_norm=True)
     ours = configs.network("detect", system)[0]
-    variables = host_init.evaluate(
+    variables = host_init.initialize(
         ours.init, jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32)
     )
     copy_into(leaves(net), detector_arrays(variables["params"]))
@@ -175,10 +175,10 @@ def test_the_peer_of_the_detector_is_the_same_network_and_loss():
     with torch.no_grad():
         found = net.eval()(small[0].contiguous(memory_format=torch.channels_last))
         value = float(loss(found, small[1]))
-    at = StepContext(False, jnp.int32(0), jnp.int32(0), work.hparams)
+    context = StepContext(False, jnp.int32(0), jnp.int32(0), work.hparams)
     data = work.data | {"image": work.data["image"][:, :64, :96], "real": np.ones(1, np.float32)}
-    batch = work.task.augment(None, data | {"boxes": data["boxes"] / 4}, at)
-    share, _ = jax.jit(lambda v, b: work.task.loss(v, b, None, at))(variables, batch)
+    batch = work.task.augment(None, data | {"boxes": data["boxes"] / 4}, context)
+    share, _ = jax.jit(lambda v, b: work.task.loss(v, b, None, context))(variables, batch)
     assert value == pytest.approx(float(share), rel=1e-3)
 
 

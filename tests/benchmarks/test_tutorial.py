@@ -21,8 +21,10 @@ def test_pytorch_learns_the_same_from_the_same_batches():
 
     config = Config(batch=4, devices=1, lr=0.05, conv="lax")
     system = synthetic.classified(config, train=12, val=4)
-    programs = training_loop.Programs(system, config)
-    state = parallel.put(host_init.evaluate(training_state.maker(system, config)), programs.among)
+    programs = training_loop.CompiledSteps(system, config)
+    state = parallel.replicate(
+        host_init.initialize(training_state.init_fn(system, config)), programs.among
+    )
     data = system.splits["train"].arrays
     theirs = peer.Training(data["image"], data["label"], lr=config.lr, momentum=config.momentum)
     for name, array in in_pytorch(state.params).items():

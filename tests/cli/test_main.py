@@ -115,9 +115,9 @@ REFUSED = {
     "canvas": ([*TRAIN, "--canvas", "30"], "30 x 30 pixels is smaller than the 34 x 34 window"),
     "canvas for a digit": ([*TRAIN, "--canvas", "40"], "canvas 40 is smaller than .*52"),
     "window": ([*TRAIN, "--window", "5"], "window of 5 pixels is too small"),
-    "stages": ([*TRAIN, "--stages", "c6s4,q2"], "'q2'"),
-    "widths": ([*TRAIN, "--widths", "8", "8"], "1 convolutions.*widths"),
-    "no width": ([*TRAIN, "--widths", "0"], "width"),
+    "stages": ([*TRAIN, "--layout", "c6s4,q2"], "'q2'"),
+    "widths": ([*TRAIN, "--channels", "8", "8"], "1 convolutions.*widths"),
+    "no width": ([*TRAIN, "--channels", "0"], "width"),
     "batch": ([*TRAIN, "--devices", "4", "--batch", "63"], "--batch 63.*4 device"),
     "eval batch": ([*TRAIN, "--devices", "4", "--eval-batch", "99"], "--eval-batch 99.*4 device"),
     "many devices": ([*TRAIN, "--devices", "64"], "--devices 64.*has 4"),
@@ -262,7 +262,7 @@ def test_a_boolean_is_true_false_or_a_flag(words, value):
 
 def test_lists_are_separated_by_spaces():
     defaults = (options.Train(), configs.config("digits")())
-    _, config = flags.with_config("train digits", ["--widths", "4", "5", "--lr", "1"], defaults)
+    _, config = flags.with_config("train digits", ["--channels", "4", "5", "--lr", "1"], defaults)
     assert (config.widths, config.lr) == ((4, 5), 1.0)
 
 

@@ -13,12 +13,12 @@ from tests.cli.test_objects import set_of_photos
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     root = set_of_photos(tmp_path_factory.mktemp("photos") / "data")
-    return Config(root=str(root), size=64, cut_val=0.25, cut_test=0.25, devices=1)
+    return Config(root=str(root), size=64, val_fraction=0.25, test_fraction=0.25, devices=1)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 1.0])
 def test_a_part_of_a_system_is_what_its_own_configuration_builds(config, share):
-    less = dataclasses.replace(config, train_frac=share)
+    less = dataclasses.replace(config, train_fraction=share)
     found, expected = configs.build("objects", config).part(less), configs.build("objects", less)
     assert found.files == expected.files
     for name in ("image", "label", "boxes"):

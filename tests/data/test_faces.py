@@ -131,9 +131,7 @@ def test_identities_without_a_training_image_are_refused(root, config, tmp_path)
         faces.read_dataset(config)
 
 
-@pytest.mark.parametrize(
-    "read", [lambda root: faces.summarize(root), lambda root: faces.read_dataset(Config(root=root))]
-)
-def test_a_missing_root_is_refused(read):
-    with pytest.raises(InputError, match="--root must be a folder with a folder of images per"):
-        read("")
+def test_a_missing_root_is_refused():
+    for read in (lambda: faces.summarize(""), lambda: faces.read_dataset(Config())):
+        with pytest.raises(InputError, match="--root must be a folder with a folder of images per"):
+            read()

@@ -12,15 +12,15 @@ from benchmarks.lib import reference
 from jaxdet.losses import boxes as box_losses
 from jaxdet.models.detector import DetectorOutput
 from jaxdet.ops import anchors, nms
-from jaxdet.tasks import detect, readings
+from jaxdet.tasks import class_encoding, detect
 from jaxdet.types import StepContext
 from tests.reference import boxes as reference_boxes
 from tests.reference import detection as reference_detection
 
 READINGS = {
-    "zeros": readings.ZEROS,
-    "objectness": readings.OBJECTNESS,
-    "background": readings.BACKGROUND,
+    "zeros": class_encoding.ZEROS,
+    "objectness": class_encoding.OBJECTNESS,
+    "background": class_encoding.BACKGROUND_CLASS,
 }
 each_reading = pytest.mark.parametrize("name", READINGS)
 CLASSES, SIDE = 3, 32
@@ -73,18 +73,18 @@ HOW = {"topk": 4, "alpha": 0.5, "beta": 2.0}
 def task(reading, found, assigner=None, **changes):
     """The task of a network whose answers are `found`, whatever it sees."""
     net = SimpleNamespace(apply=lambda variables, images, train: found)
-    return detect.Detection(
+    return detect.DetectionTask(
         net,
         tuple("abc"),
-        change=lambda keys, batch, at: batch,
-        assigner=assigner or detect.assigner(**HOW),
+        change=lambda keys, batch, context: batch,
+        assigner=assigner or detect.make_assigner(**HOW),
         suppress=partial(nms.nms, max_detections=5, score_threshold=0.1),
         reading=reading,
         **changes,
     )
 
 
-def loss(found, rows, reading=readings.ZEROS, box_loss=box_losses.ciou):
+def loss(found, rows, reading=class_encoding.ZEROS, box_loss=box_losses.ciou):
     """(share, terms) of the loss, compiled."""
     return judged(found, rows, reading, box_loss)
 
@@ -99,12 +99,12 @@ def judged(found, rows, reading, box_loss):
 def targets(found, rows, epoch, assigner=None):
     points, strides = anchors.grid_centers(*LEVELS)  # of NumPy, as the detector has them
     found = found._replace(points=points, strides=strides)
-    return task(readings.ZEROS, found, assigner).targets(found, rows, at(epoch=epoch))
+    return task(class_encoding.ZEROS, found, assigner).targets(found, rows, at(epoch=epoch))
 
 
 @jax.jit
 def predicted(found, images):
-    return task(readings.ZEROS, found).predict({}, images)
+    return task(class_encoding.ZEROS, found).predict({}, images)
 
 
 def at(train=False, epoch=0):
@@ -175,11 +175,11 @@ def test_scores_are_chances_and_fresh_logits_find_little(name):
 
 
 def test_a_photo_without_objects_has_a_finite_loss_and_no_gradient_of_boxes():
-    found, rows = answers(readings.ZEROS), batch()
+    found, rows = answers(class_encoding.ZEROS), batch()
     rows["valid"] = rows["valid"] & False
 
     def share(boxes, classes):
-        told = task(readings.ZEROS, found._replace(boxes=boxes, classes=classes))
+        told = task(class_encoding.ZEROS, found._replace(boxes=boxes, classes=classes))
         return told.loss({}, rows, None, at())[0]
 
     slopes = jax.jit(jax.value_and_grad(share, (0, 1)))
@@ -189,7 +189,7 @@ def test_a_photo_without_objects_has_a_finite_loss_and_no_gradient_of_boxes():
 
 
 def test_rows_that_only_pad_change_nothing():
-    found = answers(readings.ZEROS)
+    found = answers(class_encoding.ZEROS)
     rows = batch()
     whole, _ = loss(found, rows | {"real": np.float32([1, 0])})
     first = found._replace(classes=found.classes[:1], boxes=found.boxes[:1])
@@ -198,7 +198,7 @@ def test_rows_that_only_pad_change_nothing():
 
 
 def test_more_slots_change_no_number():
-    found, rows = answers(readings.ZEROS), batch()
+    found, rows = answers(class_encoding.ZEROS), batch()
     more = dict(rows)
     for name in ("boxes", "labels", "valid", "crowd", "area"):
         blank = np.zeros((2, 100 - SLOTS, *rows[name].shape[2:]), rows[name].dtype)
@@ -208,7 +208,7 @@ def test_more_slots_change_no_number():
 
 
 def test_the_distance_term_is_the_loop():
-    found, rows = answers(readings.ZEROS, bins=6), batch()
+    found, rows = answers(class_encoding.ZEROS, bins=6), batch()
     _, terms = loss(found, rows)
     wanted = jax.device_get(targets(found._replace(distances=None), rows, 0))
     total = 0.0
@@ -228,17 +228,17 @@ def test_the_distance_term_is_the_loop():
 
 
 def test_assigners_change_at_their_epoch():
-    found, rows = answers(readings.ZEROS), batch()
-    both = detect.assigner(tal_from=2, positive=0.3, **HOW)
+    found, rows = answers(class_encoding.ZEROS), batch()
+    both = detect.make_assigner(tal_from=2, positive=0.3, **HOW)
     early, late = (targets(found, rows, epoch, both) for epoch in (1, 2))
-    plain = detect.assigner(positive=0.3)
+    plain = detect.make_assigner(positive=0.3)
     chex.assert_trees_all_equal(early, targets(found, rows, 0, plain))
     chex.assert_trees_all_close(late, targets(found, rows, 0))
     assert not np.array_equal(early.positive, late.positive)
 
 
 def test_predictions_are_the_best_of_each_class_inside_the_image():
-    found = answers(readings.ZEROS)
+    found = answers(class_encoding.ZEROS)
     out = jax.device_get(predicted(found, batch()["image"]))
     scores = special.expit(found.classes)
     for i in range(2):
@@ -252,9 +252,9 @@ def test_predictions_are_the_best_of_each_class_inside_the_image():
 
 
 def test_measures_are_in_pixels_of_the_photos():
-    found, rows = answers(readings.ZEROS), batch()
+    found, rows = answers(class_encoding.ZEROS), batch()
     out = predicted(found, rows["image"])
-    told = jax.jit(task(readings.ZEROS, found).measure)(out, rows)
+    told = jax.jit(task(class_encoding.ZEROS, found).measure)(out, rows)
     scale = np.float32([[2, 2, 2, 2], [1, 3, 1, 3]])[:, None]
     offset = np.float32([[0, 0, 0, 0], [-5, 0, -5, 0]])[:, None]
     np.testing.assert_allclose(told["boxes"], out["boxes"] * scale + offset, rtol=1e-6)
@@ -262,7 +262,7 @@ def test_measures_are_in_pixels_of_the_photos():
 
 
 def test_box_losses_by_name():
-    found, rows = answers(readings.ZEROS), batch()
+    found, rows = answers(class_encoding.ZEROS), batch()
     names = ("iou", "giou", "diou", "ciou")
 
     @jax.jit

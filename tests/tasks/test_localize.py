@@ -54,7 +54,7 @@ Tiny = partial(
 
 
 def labeller(net=None, change=lambda key, image, box: (image, box), **fields):
-    return localize.Labeller(net or Told(), CLASSES, change, **fields)
+    return localize.LocalizationTask(net or Told(), CLASSES, change, **fields)
 
 
 def answers(count=6, seed=0):
@@ -87,8 +87,8 @@ def judging(params, batch, hparams, train, box_loss, smoothing):
     task = labeller(box_loss=box_loss, smoothing=smoothing).task()
 
     def share(params):
-        at = StepContext(train, 0, 0, hparams)
-        loss, (_, terms) = task.loss({"params": params}, batch, jax.random.key(0), at)
+        context = StepContext(train, 0, 0, hparams)
+        loss, (_, terms) = task.loss({"params": params}, batch, jax.random.key(0), context)
         return loss, terms
 
     return jax.value_and_grad(share, has_aux=True)(params)
@@ -180,8 +180,8 @@ def test_terms_are_means():
 
 def test_weights_act_on_their_terms_and_on_nothing_else():
     def under(**hparams):
-        at = TRAIN._replace(hparams={**HYPER, **hyper})
-        (share, terms), slopes = judged(answers(), drawn(), at)
+        context = TRAIN._replace(hparams={**HYPER, **hparams})
+        (share, terms), slopes = judged(answers(), drawn(), context)
         assert float(share) == pytest.approx(float(terms.pop("loss")))
         return float(share), terms, slopes
 
@@ -209,8 +209,8 @@ def test_the_dropout_factor_and_the_key_reach_the_network(net):
 
     @partial(jax.jit, static_argnums=0)
     def entropy(train, factor, seed):
-        at = StepContext(train, 0, 0, {**HYPER, "dropout": factor})
-        _, (_, terms) = task.loss(variables, batch, jax.random.key(seed), at)
+        context = StepContext(train, 0, 0, {**HYPER, "dropout": factor})
+        _, (_, terms) = task.loss(variables, batch, jax.random.key(seed), context)
         return terms["classification"], terms["regression"]
 
     still, one, other = entropy(True, 0.0, 1), entropy(True, 1.0, 1), entropy(True, 1.0, 2)
@@ -224,8 +224,8 @@ def test_statistics_move_in_training_and_stay_in_evaluation(net):
     tiny, variables = net
     task = labeller(tiny).task()
 
-    def after(at):
-        return jax.jit(lambda: task.loss(variables, drawn(), jax.random.key(0), at)[1][0])()
+    def after(context):
+        return jax.jit(lambda: task.loss(variables, drawn(), jax.random.key(0), context)[1][0])()
 
     chex.assert_trees_all_equal(after(EVALUATE), variables["batch_stats"])
     moved = jax.tree.map(lambda a, b: (a != b).any(), after(TRAIN), variables["batch_stats"])
@@ -239,17 +239,17 @@ def test_four_devices_give_the_loss_and_gradient_of_one(net):
 
     def step(variables, batch, axis):
         def share(params):
-            at = TRAIN._replace(axis=axis)
+            context = TRAIN._replace(axis=axis)
             given = {**variables, "params": params}
-            return task.loss(given, batch, jax.random.key(0), at)
+            return task.loss(given, batch, jax.random.key(0), context)
 
         (loss, (stats, terms)), slopes = jax.value_and_grad(share, has_aux=True)(
             variables["params"]
         )
-        return *parallel.total((loss, terms, slopes), axis), stats
+        return *parallel.psum((loss, terms, slopes), axis), stats
 
     one, four = (
-        parallel.compiled(step, parallel.devices(n), whole=1)(variables, batch) for n in (1, 4)
+        parallel.compile_step(step, parallel.devices(n), whole=1)(variables, batch) for n in (1, 4)
     )
     chex.assert_trees_all_close(one, jax.device_get(four), rtol=1e-4, atol=1e-6)
     assert float(one[0]) == pytest.approx(float(one[1]["loss"]))

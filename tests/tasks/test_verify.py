@@ -42,7 +42,7 @@ class Told(nn.Module):
 
 
 def verifier(net=None, **fields):
-    return verify.Verifier(net or Told(), PEOPLE, **fields)
+    return verify.VerificationTask(net or Told(), PEOPLE, **fields)
 
 
 def told(count=8, seed=0):
@@ -69,8 +69,8 @@ def judged(params, batch, at=TRAIN, centres=None, **fields):
     task = verifier(**fields).task()
 
     def judging(params, batch):
-        kept = {} if centres is None else {"batch_stats": {verify.CENTRES: centres}}
-        share, (stats, terms) = task.loss({"params": params, **kept}, batch, jax.random.key(0), at)
+        kept = {} if centres is None else {"batch_stats": {verify.CENTERS: centres}}
+        share, (stats, terms) = task.loss({"params": params, **kept}, batch, jax.random.key(0), context)
         return share, (terms, stats)
 
     (share, (terms, stats)), slopes = jax.device_get(
@@ -96,7 +96,7 @@ def test_the_cross_entropy_is_the_loop():
 def test_labels_are_smoothed_in_training_only():
     params, batch = told(), drawn()
     logits = params["embedding"] @ params["logits"]["kernel"]
-    found = {context.train: judged(params, batch, at, smoothing=0.2)[0] for at in (TRAIN, EVALUATE)}
+    found = {context.train: judged(params, batch, context, smoothing=0.2)[0] for at in (TRAIN, EVALUATE)}
     every = [np.mean(entropy(logits, np.full(8, who))) for who in range(PEOPLE)]
     plain = np.mean(entropy(logits, batch["label"]))
     assert found[True] == pytest.approx(0.8 * plain + 0.2 * np.mean(every), 1e-5)
@@ -132,7 +132,9 @@ def test_the_mixture_of_gaussians_adds_its_likelihood():
     logits, likelihood = reference_embeddings.lgm(
         params["embedding"], means, batch["label"], params["gaussians"]["log"], 0.1
     )
-    expected = np.mean(entropy(logits, batch["label"])) + verify.LIKELIHOOD * np.mean(likelihood)
+    expected = np.mean(entropy(logits, batch["label"])) + verify.LIKELIHOOD_WEIGHT * np.mean(
+        likelihood
+    )
     share, _, _, slopes = judged(params, batch, head="lgm")
     assert share == pytest.approx(expected, 1e-4)
     assert np.abs(slopes["gaussians"]["log"]).min() > 0  # they learn
@@ -172,11 +174,11 @@ def test_centres_move_in_training_by_the_rule_of_the_paper_and_stay_in_evaluatio
     expected = reference_embeddings.center_update(
         params["embedding"], centres, batch["label"], on, 0.5
     )
-    np.testing.assert_allclose(stats[verify.CENTRES], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(stats[verify.CENTERS], expected, rtol=1e-5, atol=1e-6)
     apart = params["embedding"] - centres[batch["label"]]
     assert terms["pull"] == pytest.approx((0.5 * (apart**2).sum(1))[on].mean(), 1e-5)
     still = judged(params, batch, EVALUATE, centres, pull="center")[2]
-    np.testing.assert_array_equal(still[verify.CENTRES], centres)
+    np.testing.assert_array_equal(still[verify.CENTERS], centres)
 
 
 @pytest.mark.parametrize("pull", ["none", "center"])
@@ -197,7 +199,7 @@ def test_four_devices_give_the_loss_and_centres_of_one(pull):
     task = verifier(net, pull=pull).task()
     variables = fill(outputs(net, batch["image"])[1])
     if pull == "center":
-        variables["batch_stats"] = {verify.CENTRES: np.ones((PEOPLE, DIM), np.float32)}
+        variables["batch_stats"] = {verify.CENTERS: np.ones((PEOPLE, DIM), np.float32)}
 
     def step(variables, batch, axis):
         def share(params):
@@ -208,7 +210,7 @@ def test_four_devices_give_the_loss_and_centres_of_one(pull):
             return loss, (terms, stats)
 
         (_, (terms, stats)), slopes = jax.value_and_grad(share, has_aux=True)(variables["params"])
-        return parallel.total((terms, slopes), axis), stats
+        return parallel.psum((terms, slopes), axis), stats
 
     (terms, slopes), stats = jax.jit(partial(step, axis=None))(variables, batch)
     spread = jax.pmap(partial(step, axis="d"), axis_name="d", in_axes=(None, 0))
@@ -220,7 +222,7 @@ def test_four_devices_give_the_loss_and_centres_of_one(pull):
 def test_centres_are_of_the_state_from_the_first_step_on():
     task = verifier(Tiny(), pull="center").task()
     shape = jax.eval_shape(task.init, jax.random.key(0), drawn())
-    assert shape["batch_stats"][verify.CENTRES].shape == (PEOPLE, DIM)
+    assert shape["batch_stats"][verify.CENTERS].shape == (PEOPLE, DIM)
     plain = jax.eval_shape(verifier(Tiny()).task().init, jax.random.key(0), drawn())
     assert "batch_stats" not in plain
 
@@ -277,7 +279,7 @@ def test_images_change_in_training_only():
     batch = {**drawn(), "image": np.uint8(200 * drawn()["image"])}
     keys = jax.random.split(jax.random.key(0), 8)
     task = verifier(change=lambda key, image: image * jax.random.uniform(key)).task()
-    trained, still = (task.augment(keys, batch, at)["image"] for at in (TRAIN, EVALUATE))
+    trained, still = (task.augment(keys, batch, context)["image"] for at in (TRAIN, EVALUATE))
     np.testing.assert_allclose(still, batch["image"] / 255, rtol=1e-6)
     for image, key, before in zip(trained, keys, batch["image"], strict=True):
         np.testing.assert_allclose(image, before * jax.random.uniform(key) / 255, rtol=1e-5)

@@ -24,9 +24,9 @@ def made(fill=1.0, width=3):
         stats={},
         opt_state=optimizer.init(params),
         ema={"params": params, "stats": {}},
-        hyper={"weight": jnp.float32(fill)},
+        hparams={"weight": jnp.float32(fill)},
         key=jax.random.key(5),
-        book={"sums": {"loss": jnp.float32(jnp.nan)}, "best": jnp.float32(-jnp.inf)},
+        bookkeeping={"sums": {"loss": jnp.float32(jnp.nan)}, "best": jnp.float32(-jnp.inf)},
     )
 
 
@@ -45,7 +45,7 @@ def bits(tree):
 
 
 def fill_of(state):
-    return float(state.hyper["weight"])
+    return float(state.hparams["weight"])
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_a_state_comes_back_bit_for_bit_from_its_abstract_shape(tmp_path):
 
 def test_the_number_of_devices_does_not_enter_the_checkpoint(tmp_path):
     state = made()
-    checkpoint.save(tmp_path, 7, parallel.put(state, parallel.devices(4)))
+    checkpoint.save(tmp_path, 7, parallel.replicate(state, parallel.devices(4)))
     assert bits(checkpoint.restore(tmp_path, state)[1]) == bits(state)
 
 

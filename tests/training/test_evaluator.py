@@ -11,7 +11,7 @@ from tests import tiny
 @pytest.fixture(scope="module")
 def made():
     config, system = tiny.system(rows=21)
-    return system, evaluator.variables(jax.jit(training_state.maker(system, config))())
+    return system, evaluator.eval_variables(jax.jit(training_state.init_fn(system, config))())
 
 
 def scores(system, kept, batch, split="val"):
@@ -43,10 +43,11 @@ def test_training_samples_differ_by_seed(made):
 
 def test_moving_averages_are_judged_where_they_are_kept():
     config, system = tiny.system(ema=0.9)
-    state = jax.jit(training_state.maker(system, config))()
+    state = jax.jit(training_state.init_fn(system, config))()
     moved = state.replace(params=jax.tree.map(lambda p: p + 1, state.params))
     for a, b in zip(
-        *map(jax.tree.leaves, (evaluator.variables(moved), evaluator.variables(state))), strict=True
+        *map(jax.tree.leaves, (evaluator.eval_variables(moved), evaluator.eval_variables(state))),
+        strict=True,
     ):
         np.testing.assert_array_equal(a, b)
 

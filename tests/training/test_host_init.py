@@ -20,7 +20,7 @@ DRAWS = {
 
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
 def test_draws_have_the_distribution_of_jax(draw):
-    found, expected = host_init.evaluate(draw, jax.random.key(0)), draw(jax.random.key(0))
+    found, expected = host_init.initialize(draw, jax.random.key(0)), draw(jax.random.key(0))
     assert found.dtype == expected.dtype and found.shape == expected.shape
     quantiles = np.linspace(0.02, 0.98, 25)
     ours, theirs = (np.quantile(np.asarray(v, np.float64), quantiles) for v in (found, expected))
@@ -29,7 +29,7 @@ def test_draws_have_the_distribution_of_jax(draw):
 
 def test_same_key_same_values_and_other_keys_others():
     draw = DRAWS["normal"]
-    first, again, other = (host_init.evaluate(draw, jax.random.key(seed)) for seed in (1, 1, 2))
+    first, again, other = (host_init.initialize(draw, jax.random.key(seed)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert np.abs(np.corrcoef(first, other)[0, 1]) < 0.05
 
@@ -41,7 +41,7 @@ def test_what_is_not_random_is_what_jax_makes():
 
     x = jnp.array([0.5, 1.5, 2.5])
     for found, expected in zip(
-        jax.tree.leaves(host_init.evaluate(fn, x)), jax.tree.leaves(fn(x)), strict=True
+        jax.tree.leaves(host_init.initialize(fn, x)), jax.tree.leaves(fn(x)), strict=True
     ):
         assert found.dtype == expected.dtype
         np.testing.assert_allclose(found, expected, rtol=1e-6)
@@ -49,8 +49,8 @@ def test_what_is_not_random_is_what_jax_makes():
 
 def test_a_run_begins_with_the_state_that_is_traced():
     config, system = tiny.system(ema=0.9)
-    make = training_state.maker(system, config)
-    found, expected = host_init.evaluate(make), jax.eval_shape(make)
+    make = training_state.init_fn(system, config)
+    found, expected = host_init.initialize(make), jax.eval_shape(make)
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
@@ -64,7 +64,7 @@ def test_a_large_network_is_not_compiled(monkeypatch):
     monkeypatch.setattr(jax, "jit", lambda *args, **kwargs: pytest.fail("compiled"))
     net = ResNet18()
     images = np.zeros((1, 64, 64, 3), np.float32)
-    params = host_init.evaluate(net.init, jax.random.key(0), images)["params"]
+    params = host_init.initialize(net.init, jax.random.key(0), images)["params"]
     kernel = params["stage4_block2"]["conv2"]["kernel"]
     assert np.std(kernel) == pytest.approx(np.sqrt(2 / (9 * 512)), rel=0.01)  # He et al. 2015
     assert abs(np.mean(kernel)) < 1e-4

@@ -23,8 +23,10 @@ def history(devices, **changes):
     )
     among = parallel.devices(devices)
     step = compiled(config, system, among)
-    states = [parallel.put(host_init.evaluate(training_state.maker(system, config)), among)]
-    data = parallel.put(system.splits["train"].arrays, among)
+    states = [
+        parallel.replicate(host_init.initialize(training_state.init_fn(system, config)), among)
+    ]
+    data = parallel.replicate(system.splits["train"].arrays, among)
     for i in range(3):
         given = states[-1]
         states[-1] = jax.tree.map(np.array, given.replace(key=0))  # a copy: a view hinders donation
@@ -38,7 +40,7 @@ def compiled(config, system, among):
     step = partial(
         train_step, task=system.task, optimizer=training_state.optimizer(config, plan), plan=plan
     )
-    return parallel.compiled(step, among, whole=2, donate=(0,))
+    return parallel.compile_step(step, among, whole=2, donate=(0,))
 
 
 def leaves(state):
@@ -61,12 +63,14 @@ def test_every_parameter_and_statistic_moves(histories):
 
 def test_the_loss_is_counted_once_over_all_devices(histories):
     (_, after, *_), (_, spread, *_) = histories
-    assert float(spread.book["sums"]["loss"]) == pytest.approx(float(after.book["sums"]["loss"]))
+    assert float(spread.bookkeeping["sums"]["loss"]) == pytest.approx(
+        float(after.bookkeeping["sums"]["loss"])
+    )
 
 
 def test_evaluation_on_four_devices_gives_the_scores_of_one():
     config, system = tiny.system(rows=21, dense=())
-    kept = evaluator.variables(host_init.evaluate(training_state.maker(system, config)))
+    kept = evaluator.eval_variables(host_init.initialize(training_state.init_fn(system, config)))
     one, four = (
         evaluator.Evaluator(system, "val", 8, parallel.devices(n))(kept, 0) for n in (1, 4)
     )
@@ -91,4 +95,4 @@ def test_devices_that_are_not_there_are_refused(count):
 @pytest.mark.parametrize("batch", [0, -4, 6])
 def test_a_batch_that_cannot_be_shared_is_refused(batch):
     with pytest.raises(InputError, match="multiple of 4"):
-        parallel.check(batch, parallel.devices(4))
+        parallel.check_batch(batch, parallel.devices(4))

@@ -43,7 +43,7 @@ def noisy_line():
         params = {"kernel": jax.random.normal(key, (3, 1)), "bias": jnp.zeros((1, 1))}
         return {"params": params, "batch_stats": {"mean": jnp.zeros((1, 3))}}
 
-    def augment(keys, batch, at):
+    def augment(keys, batch, context):
         noise = jax.vmap(lambda key: jax.random.normal(key, (3,)))(keys)
         return batch | {"image": batch["x"] + 0.1 * noise}
 
@@ -51,12 +51,12 @@ def noisy_line():
         x = x - variables["batch_stats"]["mean"]
         return x @ variables["params"]["kernel"] + variables["params"]["bias"]
 
-    def loss(variables, batch, key, at):
+    def loss(variables, batch, key, context):
         real, x = batch["real"][:, None], batch["image"]
-        rows = tasks.real_rows(batch, at)
+        rows = tasks.real_rows(batch, context)
         kept = jax.random.bernoulli(key, 0.8, x.shape) | (not context.train)
         error = jnp.square(predict(variables, x * kept) - batch["y"]) * real
-        seen = parallel.total((x * real).sum(0, keepdims=True), context.axis) / rows
+        seen = parallel.psum((x * real).sum(0, keepdims=True), context.axis) / rows
         mean = 0.9 * variables["batch_stats"]["mean"] + 0.1 * seen
         return error.sum() / rows, ({"mean": mean}, {"loss": error.sum() / rows})
 
@@ -109,7 +109,7 @@ def programs():
 @pytest.fixture
 def fit(monkeypatch, programs):
     """`fit.fit` without compiling anew for every run, and without pictures."""
-    compiled, maker, chosen = parallel.compiled, training_state.maker, {}
+    compiled, maker, chosen = parallel.compile_step, training_state.init_fn, {}
 
     def shared(step, among, **kwargs):
         name = (step.func, len(among), chosen["schedule"])
@@ -121,17 +121,17 @@ def fit(monkeypatch, programs):
     def fit(folder, config, system, stop=lambda: False):
         folder.mkdir(exist_ok=True)
         chosen["schedule"] = config.schedule
-        return loop.fit(system, config, folder, show=Progress(quiet=True), stop=stop)
+        return loop.train(system, config, folder, show=Progress(quiet=True), stop=stop)
 
-    monkeypatch.setattr(parallel, "compiled", shared)
-    monkeypatch.setattr(training_state, "maker", made)
+    monkeypatch.setattr(parallel, "compile_step", shared)
+    monkeypatch.setattr(training_state, "init_fn", made)
     monkeypatch.setattr(training_plots, "learning_curves", lambda *_: None)
     return fit
 
 
 def outcome(folder, config, system):
     """What a finished run leaves: its last state, which checkpoint is best, and its metrics."""
-    like = jax.eval_shape(training_state.maker(system, config))
+    like = jax.eval_shape(training_state.init_fn(system, config))
     step, state = checkpoint.restore(folder, like, warn=pytest.fail)
     return step, prints(state), checkpoint.best(folder), metrics(folder)
 

@@ -20,7 +20,7 @@ def content(folder):
 @pytest.fixture
 def run(tmp_path):
     folder = tmp_path / "runs" / "one"
-    run_dir.start(folder)
+    run_dir.create(folder)
     run_dir.write_config(folder, "digits", {"epochs": 3, "widths": [8, 16]}, {"classes": ["0"]})
     return folder
 
@@ -38,21 +38,21 @@ def full_disk():
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_folder_that_is_missing_or_empty_is_vacant(tmp_path, overwrite):
-    run_dir.vacant(tmp_path / "missing", overwrite=overwrite)
-    run_dir.vacant(tmp_path, overwrite=overwrite)
+    run_dir.check_vacant(tmp_path / "missing", overwrite=overwrite)
+    run_dir.check_vacant(tmp_path, overwrite=overwrite)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_is_vacant_where_a_run_was_killed_before_it_had_its_configuration(tmp_path):
     (tmp_path / "config.json.partial").write_text("{")
-    run_dir.vacant(tmp_path)
+    run_dir.check_vacant(tmp_path)
 
 
 def test_a_run_is_vacant_only_to_be_overwritten(run):
     before = content(run)
     with pytest.raises(InputError, match="--resume.*--overwrite.*--out"):
-        run_dir.vacant(run)
-    run_dir.vacant(run, overwrite=True)
+        run_dir.check_vacant(run)
+    run_dir.check_vacant(run, overwrite=True)
     assert content(run) == before
 
 
@@ -61,14 +61,14 @@ def test_what_is_no_run_is_never_vacant(tmp_path, overwrite):
     (tmp_path / "thesis.txt").write_text("all of it")
     for place in (tmp_path, tmp_path / "thesis.txt"):
         with pytest.raises(InputError, match=str(place)):
-            run_dir.vacant(place, overwrite=overwrite)
+            run_dir.check_vacant(place, overwrite=overwrite)
     assert content(tmp_path) == {"thesis.txt": b"all of it"}
 
 
 def test_start_leaves_an_empty_folder_whatever_stood_there(run):
     (run / "checkpoints" / "7").mkdir(parents=True)
     for _ in range(2):
-        run_dir.start(run)
+        run_dir.create(run)
         assert list(run.iterdir()) == []
 
 

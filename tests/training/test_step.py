@@ -22,7 +22,7 @@ from tests.reference import schedules as reference
 
 
 def line_task(fail_at=None):
-    def loss(variables, batch, key, at):
+    def loss(variables, batch, key, context):
         error = jnp.square(variables["params"]["w"] - batch["x"]) * batch["real"]
         if fail_at is not None:
             error = jnp.where((context.step == fail_at) & context.train, jnp.nan, error)
@@ -31,7 +31,7 @@ def line_task(fail_at=None):
 
     return Task(
         init=lambda key, batch: {"params": {"w": jnp.zeros(())}},
-        augment=lambda keys, batch, at: batch | {"image": batch["x"]},
+        augment=lambda keys, batch, context: batch | {"image": batch["x"]},
         loss=loss,
         predict=lambda variables, images: jnp.broadcast_to(variables["params"]["w"], images.shape),
         measure=lambda predictions, batch: {"error": jnp.abs(predictions - batch["x"])},
@@ -55,7 +55,7 @@ def stepped(config, values, rows):
     """States before and after each batch of row indices in `rows`."""
     system = line_system(values)
     plan = training_state.plan(config, len(values))
-    states = [host_init.evaluate(training_state.maker(system, config))]
+    states = [host_init.initialize(training_state.init_fn(system, config))]
     step = jax.jit(
         lambda s, r: train_step(
             s,
@@ -75,7 +75,7 @@ def stepped(config, values, rows):
 
 def fitted(tmp_path, values, config, **changes):
     system = line_system(values, **changes)
-    return training_loop.fit(system, config, tmp_path, show=Progress(quiet=True))
+    return training_loop.train(system, config, tmp_path, show=Progress(quiet=True))
 
 
 def test_a_step_is_gradient_descent():
@@ -197,7 +197,7 @@ def test_the_best_is_the_highest_score_then_the_lowest_loss(history, best):
 
 def test_real_data_loses_loss(tmp_path):
     config, system = tiny.system(epochs=3, lr=3e-3)
-    training_loop.fit(system, config, tmp_path, show=Progress(quiet=True))
+    training_loop.train(system, config, tmp_path, show=Progress(quiet=True))
     losses = [line["val"]["loss"] for line in run_dir.read_metrics(tmp_path)]
     first = run_dir.read_metrics(tmp_path)[1]["train"]["loss"]
     assert run_dir.read_metrics(tmp_path)[-1]["train"]["loss"] < first
@@ -210,14 +210,14 @@ def test_learning_rate_counts_updates_not_steps():
     rate = training_state.learning_rate(config, plan)
     assert plan.steps == 16
     assert float(rate(8)) == pytest.approx(0.0, abs=1e-7)
-    hparams = training_state.numbers(line_system([0.0]), config)
+    hparams = training_state.initial_hparams(line_system([0.0]), config)
     assert isinstance(training_state.optimizer(config, plan)(hparams), optax.GradientTransformation)
 
 
 def test_at_tells_updates_and_epochs():
     seen = []
     task = line_task()._replace(
-        augment=lambda keys, batch, at: (
+        augment=lambda keys, batch, context: (
             jax.debug.callback(
                 lambda s, e: seen.append((int(s), int(e))), context.step, context.epoch
             ),
@@ -226,7 +226,7 @@ def test_at_tells_updates_and_epochs():
     )
     config, system = line_config(accumulate=2, batch=2), line_system([1.0] * 8)
     plan = training_state.plan(config, 8)
-    state = host_init.evaluate(training_state.maker(system, config))
+    state = host_init.initialize(training_state.init_fn(system, config))
     optimizer = training_state.optimizer(config, plan)
     fixed = {"task": task, "optimizer": optimizer, "plan": plan, "axis": None}
     step = jax.jit(partial(train_step, **fixed))

@@ -51,7 +51,7 @@ CONFIG = Shared(**vars(tiny.CONFIG) | DIFFERENT)
 def line_task():
     """The task of one line w x + b through noisy points."""
 
-    def loss(variables, batch, key, at):
+    def loss(variables, batch, key, context):
         error = jnp.square(said(variables, batch["image"]) - batch["y"]) * batch["real"][:, None]
         rows = jnp.maximum(batch["real"].sum(), 1)
         share = context.hparams["box_weight"] * error.sum() / rows
@@ -65,7 +65,7 @@ def line_task():
 
     return Task(
         init=init,
-        augment=lambda keys, batch, at: batch | {"image": batch["x"]},
+        augment=lambda keys, batch, context: batch | {"image": batch["x"]},
         loss=loss,
         predict=said,
         measure=lambda found, batch: {"error": jnp.abs(found - batch["y"])},
@@ -92,11 +92,11 @@ def lanes(folder, stop=lambda: False, varied=VARIED, spent=0.0):
     folders = [folder / str(i) for i in range(len(chosen))]
     for place in folders:
         place.mkdir(parents=True, exist_ok=True)
-    return system, chosen, sweep.Lanes(system, chosen, folders, QUIET, stop, spent=spent)
+    return system, chosen, sweep.VmappedRuns(system, chosen, folders, QUIET, stop, spent=spent)
 
 
 def last(folder, system, config):
-    like = jax.eval_shape(training_state.maker(system, config))
+    like = jax.eval_shape(training_state.init_fn(system, config))
     return checkpoint.restore(folder, like, "last")[1]
 
 
@@ -113,8 +113,8 @@ def alone(tmp_path_factory):
     for i, numbers in enumerate(VARIED):
         (folder / str(i)).mkdir()
         chosen = replace(CONFIG, **numbers)
-        own = sweep.numbered(line_system(), chosen)
-        training_loop.fit(own, chosen, folder / str(i), show=QUIET)
+        own = sweep.with_hparams(line_system(), chosen)
+        training_loop.train(own, chosen, folder / str(i), show=QUIET)
         states.append(last(folder / str(i), own, chosen))
     return folder, states
 
@@ -124,7 +124,7 @@ def test_each_run_is_what_it_is_alone(alone, tmp_path, together, tolerance):
     system, chosen, runner = lanes(tmp_path)
     assert runner.run(together=together)
     for i, config in enumerate(chosen):
-        found = last(tmp_path / str(i), sweep.numbered(system, config), config)
+        found = last(tmp_path / str(i), sweep.with_hparams(system, config), config)
         close(found.params, alone[1][i].params, rtol=tolerance, atol=tolerance)
         ours, theirs = (run_dir.read_metrics(place / str(i)) for place in (tmp_path, alone[0]))
         assert [line["step"] for line in ours] == [line["step"] for line in theirs]
@@ -153,7 +153,7 @@ def test_runs_do_not_count_the_seconds_of_the_others(tmp_path, monkeypatch, toge
 
 def test_seconds_of_runs_trained_together_add_up_to_what_passed(tmp_path, monkeypatch):
     """The steps of an epoch of both take ten seconds, and all else next to nothing."""
-    now, steps = [100.0], sweep.Lanes._steps
+    now, steps = [100.0], sweep.VmappedRuns._steps
 
     def slow(runner, live):
         now[0] += 10.0
@@ -165,7 +165,7 @@ def test_seconds_of_runs_trained_together_add_up_to_what_passed(tmp_path, monkey
 
     for module in (sweep, training_loop):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=look))
-    monkeypatch.setattr(sweep.Lanes, "_steps", slow)
+    monkeypatch.setattr(sweep.VmappedRuns, "_steps", slow)
     two = [{"lr": lr, "time_budget": 1e3} for lr in (1e-2, 4e-2)]
     for _ in range(2):  # the second finds all complete, and counts nothing
         _, _, runner = lanes(tmp_path, varied=two, spent=7.0)
@@ -198,7 +198,7 @@ def test_a_sweep_that_is_stopped_goes_on_to_the_same_end(alone, tmp_path):
     assert 0 < runner.loops[0].at < runner.programs.plan.steps
     assert runner.run(together=True)
     for i, config in enumerate(chosen):
-        found = last(tmp_path / str(i), sweep.numbered(system, config), config)
+        found = last(tmp_path / str(i), sweep.with_hparams(system, config), config)
         close(found.params, alone[1][i].params, rtol=1e-5, atol=1e-5)
         ours, theirs = (run_dir.read_metrics(place / str(i)) for place in (tmp_path, alone[0]))
         assert [line["step"] for line in ours] == [line["step"] for line in theirs]
@@ -212,7 +212,7 @@ def ticking(monkeypatch):
 
 
 @pytest.mark.parametrize("together, at", [(True, [2, 2, 0]), (False, [1, 1, 1])])
-def test_a_late_run_is_left_behind_and_goes_on_when_it_may(alone, tmp_path, ticking, together, at):
+def test_a_late_run_is_left_behind_and_goes_on_when_it_may(alone, tmp_path, ticking, together, context):
     """An evaluation takes 5 seconds, a step 1; together, two runs have 13 and one has 6.5."""
     late = [numbers | {"time_budget": 6.5} for numbers in VARIED]
     _, _, runner = lanes(tmp_path, varied=late)
@@ -225,7 +225,7 @@ def test_a_late_run_is_left_behind_and_goes_on_when_it_may(alone, tmp_path, tick
     system, chosen, runner = lanes(tmp_path)
     assert runner.run(together=False)
     for i, config in enumerate(chosen):
-        found = last(tmp_path / str(i), sweep.numbered(system, config), config)
+        found = last(tmp_path / str(i), sweep.with_hparams(system, config), config)
         close(found.params, alone[1][i].params, rtol=1e-5, atol=1e-5)
 
 
@@ -252,7 +252,7 @@ def test_timing_a_step_leaves_the_runs_where_they_are(alone, tmp_path):
     for params, loop in zip(before, runner.loops, strict=True):
         close(params, loop.state.params, rtol=0)
     assert runner.run(together=True)
-    found = last(tmp_path / "0", sweep.numbered(system, chosen[0]), chosen[0])
+    found = last(tmp_path / "0", sweep.with_hparams(system, chosen[0]), chosen[0])
     close(found.params, alone[1][0].params, rtol=1e-5, atol=1e-5)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from jaxdet import rng
 from jaxdet.ops import windows
-from jaxdet.tasks import windows as locate
+from jaxdet.tasks import sliding_window as locate
 from jaxdet.training import host_init
 from jaxdet.types import StepContext
 from tests import tiny
@@ -33,12 +33,12 @@ def encode(box, label):
 
 @partial(jax.jit, static_argnums=2)
 def loss_terms(raw, target, gate):
-    return locate.loss_terms(locate.outputs(raw), target, gate=gate)
+    return locate.loss_terms(locate.split_outputs(raw), target, gate=gate)
 
 
 @partial(jax.jit, static_argnums=1)
 def choose(raw, score):
-    return locate.choose(locate.outputs(raw), windows.window_boxes(GRID), score=score)
+    return locate.select_window(locate.split_outputs(raw), windows.window_boxes(GRID), score=score)
 
 
 @pytest.mark.parametrize("gate", ["both", "truth"])
@@ -115,7 +115,7 @@ def placed():
         return system.task.augment(rng.row_keys(jax.random.key(0), batch["id"]), batch, AT)
 
     batch = place(system.splits["train"].arrays)
-    return host_init.evaluate(system.task.init, jax.random.key(1), batch), batch
+    return host_init.initialize(system.task.init, jax.random.key(1), batch), batch
 
 
 @cache

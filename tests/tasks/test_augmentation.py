@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.configs import changing
+from jaxdet.config import AugmentOptions, check_augment
 from jaxdet.errors import InputError
-from jaxdet.types import At
+from jaxdet.tasks import augmentation
+from jaxdet.types import StepContext
 
 REST = {"flip": False, "scale": (1.0, 1.0), "shift": 0.0, "light": 0.0, "colour": 0.0}
-STILL = replace(changing.Changing(epochs=10, plain_last=3), **REST)
+STILL = replace(AugmentOptions(epochs=10, plain_last=3), **REST)
 PLACES = {
     "flip": True,
     "flip_down": True,
@@ -29,8 +30,10 @@ JOINED = {"mosaic": 1.0, "mixup": 1.0}
 @cache
 def program(config):
     """The compiled change of a configuration."""
-    change = changing.change(config)
-    return jax.jit(lambda keys, batch, epoch: change(keys, batch, At(True, epoch, epoch, {})))
+    change = augmentation.pipeline(config)
+    return jax.jit(
+        lambda keys, batch, epoch: change(keys, batch, StepContext(True, epoch, epoch, {}))
+    )
 
 
 def changed(epoch=0, **options):
@@ -77,7 +80,7 @@ def test_one_of_the_photometric_changes_or_half_of_them_changes_a_photo():
         grey = (after["image"] == 0.5).all(-1).any(axis=(1, 2))
         noisy = (after["image"] != before["image"]).mean(axis=(1, 2, 3)) > 0.6
         assert (grey | noisy).all() and (grey & noisy).sum() == both
-    assert len(changing._photometric(replace(STILL, photometric="some", **PHOTOMETRIC))) == 1
+    assert len(augmentation._photometric(replace(STILL, photometric="some", **PHOTOMETRIC))) == 1
 
 
 @pytest.mark.parametrize(
@@ -96,7 +99,7 @@ def test_one_of_the_photometric_changes_or_half_of_them_changes_a_photo():
     ids=str,
 )
 def test_what_cannot_be_is_refused_by_name(wrong):
-    changing.check(STILL)
+    check_augment(STILL)
     (name,) = wrong
     with pytest.raises(InputError, match=f"^--{name.replace('_', '-')} "):
-        changing.check(replace(STILL, **wrong))
+        check_augment(replace(STILL, **wrong))

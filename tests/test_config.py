@@ -6,7 +6,7 @@ import pytest
 
 from jaxdet import configs
 from jaxdet.cli import flags, options
-from jaxdet.configs import base
+from jaxdet.config import cached_reader, from_json, reuse_data
 from jaxdet.configs.digits import Config
 from jaxdet.errors import InputError
 
@@ -14,7 +14,7 @@ from jaxdet.errors import InputError
 @pytest.mark.parametrize("name", configs.SYSTEMS)
 def test_a_configuration_survives_json(name):
     config = replace(configs.config(name)(), epochs=7, lr=0.25)
-    assert base.from_json(type(config), json.loads(json.dumps(asdict(config)))) == config
+    assert from_json(type(config), json.loads(json.dumps(asdict(config)))) == config
 
 
 @pytest.mark.parametrize("name", configs.SYSTEMS)
@@ -30,7 +30,7 @@ def test_the_words_of_a_configuration_make_it_again(name):
 
 def test_fields_of_another_version_are_named():
     with pytest.raises(ValueError, match="unknown fields colour, shape"):
-        base.from_json(Config, {"epochs": 3, "shape": 1, "colour": 2})
+        from_json(Config, {"epochs": 3, "shape": 1, "colour": 2})
 
 
 def test_a_canvas_under_the_window_is_refused():
@@ -48,7 +48,7 @@ def a_reader():
     """A reader of two fields, and the list of what it was asked for."""
     asked = []
 
-    @base.reads("root", "size")
+    @cached_reader("root", "size")
     def read(config):
         """What is there."""
         asked.append((config.root, config.size))
@@ -63,7 +63,7 @@ def asking(root, size, lr=1.0):
 
 def test_what_is_read_last_is_kept_inside():
     read, asked = a_reader()
-    with base.reading_once():
+    with reuse_data():
         first = read(asking("a", (2, 3)))
         assert read(asking("a", (2, 3), lr=2.0)) is first
         assert read(asking("a", (3, 3))) is not first
@@ -75,25 +75,25 @@ def test_what_is_read_last_is_kept_inside():
 def test_outside_and_another_time_it_is_read_again():
     read, asked = a_reader()
     for _ in range(2):
-        with base.reading_once():
+        with reuse_data():
             read(asking("a", 1))
         read(asking("a", 1))
     assert len(asked) == 4
 
 
 def test_what_fails_is_not_kept():
-    @base.reads("root")
+    @cached_reader("root")
     def read(config):
         raise OSError(config.root)
 
-    with base.reading_once():
+    with reuse_data():
         for _ in range(2):
             with pytest.raises(OSError, match="gone"):
                 read(asking("gone", 1))
 
 
 def test_a_reader_has_no_other_fields():
-    @base.reads("root")
+    @cached_reader("root")
     def read(config):
         return config.size
 

@@ -11,7 +11,7 @@ import pytest
 from jaxdet.data.normalize import Normalization
 from jaxdet.models.detector import DetectorOutput
 from jaxdet.ops import boxes, nms
-from jaxdet.tasks import detect, readings
+from jaxdet.tasks import class_encoding, detect
 from jaxdet.types import StepContext
 
 BOX = (40, 20, 72, 60)
@@ -30,13 +30,13 @@ def tight(variables, images, train):
 
 def looking(views, threshold=2.0):
     """The task of `tight`; a threshold that no overlap reaches suppresses nothing."""
-    return detect.Detection(
+    return detect.DetectionTask(
         SimpleNamespace(apply=tight),
         ("a", "b"),
         change=None,
         assigner=None,
         suppress=partial(nms.nms, max_detections=8, score_threshold=0.1, iou_threshold=threshold),
-        reading=readings.ZEROS,
+        reading=class_encoding.ZEROS,
         levels=STILL,
         views=views,
     )
@@ -66,10 +66,10 @@ def test_boxes_of_all_views_are_suppressed_together(images):
 
 @pytest.mark.parametrize("scale, shape", [(1.0, (96, 128)), (0.5, (64, 64)), (1.3, (128, 160))])
 def test_training_images_of_another_size_have_their_boxes_on_the_objects(images, scale, shape):
-    task = looking(detect.PLAIN)._replace(change=lambda keys, batch, at: batch)
-    at = StepContext(True, jnp.int32(0), jnp.int32(0), {}, scale=scale)
+    task = looking(detect.SINGLE_VIEW)._replace(change=lambda keys, batch, context: batch)
+    context = StepContext(True, jnp.int32(0), jnp.int32(0), {}, scale=scale)
     batch = {"image": images * 255, "boxes": np.float32([[BOX], [(56, 20, 88, 60)]])}
-    found = task.augment(None, batch, at)
+    found = task.augment(None, batch, context)
     assert found["image"].shape == (2, *shape, 3)
     for image, box in zip(found["image"], found["boxes"], strict=True):
         np.testing.assert_allclose(boxes.mask_to_box((image[..., 0] > 0.5) * 1.0), box[0], atol=1)
@@ -78,6 +78,6 @@ def test_training_images_of_another_size_have_their_boxes_on_the_objects(images,
 
 
 def test_a_view_as_it_is_and_a_mirrored_one_are_exact(images):
-    for views in (detect.PLAIN, (detect.View(1.0, True),)):
+    for views in (detect.SINGLE_VIEW, (detect.View(1.0, True),)):
         found = looking(views).predict({}, images)
         np.testing.assert_array_equal(found["boxes"][0, 0], BOX)

@@ -1,0 +1,39 @@
+"""What the tasks share: the forward pass, and the number of real rows."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxdet.training import parallel
+from jaxdet.types import Array, Batch, StepContext, Tree
+
+
+def forward(
+    key: jax.Array, net: nn.Module, variables: Tree, images: Array, context: StepContext, **extra
+) -> tuple[Any, Tree]:
+    """(outputs, batch statistics) of `net`; `extra` are further arguments of the network.
+
+    In training, dropout is on and batch norm uses the statistics of the whole batch, over all
+    devices; in evaluation the running statistics are used and returned unchanged.
+    """
+    before = variables.get("batch_stats", {})
+    if not context.train:
+        return net.apply(variables, images, train=False, **extra), before
+    synchronised = net.clone(axis_name=context.axis)
+    outputs, changed = synchronised.apply(
+        variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": key}, **extra
+    )
+    return outputs, changed.get("batch_stats", {})
+
+
+def real_rows(batch: Batch, context: StepContext) -> Array:
+    """Number of real rows of the global batch, at least 1: the divisor of means."""
+    return jnp.maximum(parallel.psum(batch["real"].sum(), context.axis), 1.0)
+
+
+def masked_means(terms: dict[str, Array], batch: Batch, context: StepContext) -> dict[str, Array]:
+    """This device's share of the means of per-image terms [B] over the real rows."""
+    rows = real_rows(batch, context)
+    return {name: values @ batch["real"] / rows for name, values in terms.items()}

@@ -1,0 +1,190 @@
+"""Localization of the one object of an image by convolutional sliding windows.
+
+The network evaluates every window of the image at once and predicts, per window, whether the object
+is inside, its class, and its box in units of the window (0 to 1).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxdet.ops import boxes, numerics, windows
+from jaxdet.tasks.base import forward, real_rows
+from jaxdet.types import Array, Batch, StepContext, Tree
+
+LossMask = Literal["both", "truth"]
+Selection = Literal["class", "product", "merge"]
+
+CONFIDENCE_POWER, VISIBLE_POWER = 4.0, 2.0  # weights of windows under "merge"
+
+
+class WindowOutputs(NamedTuple):
+    """Predictions of each window."""
+
+    detect: Array  # [...] logit that the object is inside
+    classes: Array  # [..., K] log-probabilities
+    box: Array  # [..., 4] corners in window units
+
+
+def constant_weight(context: StepContext) -> float:
+    """A schedule of the box weight that leaves it as it is."""
+    return 1.0
+
+
+@dataclass(frozen=True)
+class SlidingWindowTask:
+    """Label and box of the one object of an image, from the predictions of all windows.
+
+    net: a window network; images [B, H, W, C] to [B, R, C', 1 + K + 4].
+    place: (key, object) -> (image, box); draws an object at random on a canvas.
+    mask_loss_by: windows that learn class and box: those that hold the object ("truth"), or of those
+      the ones that the network detects ("both").
+    reduction: "sum" adds the loss over images and windows, "mean" averages it.
+    box_weight_schedule: context -> factor of the box weight during training.
+
+    `context.hparams` holds the weights of the terms, `class_weight` and `box_weight`.
+    """
+
+    net: Any
+    place: Callable
+    mask_loss_by: LossMask = "both"
+    reduction: Literal["sum", "mean"] = "sum"
+    selection: Selection = "class"
+    box_weight_schedule: Callable[[StepContext], Array | float] = constant_weight
+
+    def init(self, key: jax.Array, batch: Batch) -> Tree:
+        """Variables of the network."""
+        return self.net.init(key, batch["image"])
+
+    def augment(self, keys: jax.Array, batch: Batch, context: StepContext) -> Batch:
+        """Place every object on a canvas, at random; keys of evaluation never change."""
+        image, box = jax.vmap(self.place)(keys, batch["image"] / 255.0)
+        return batch | {"image": image, "boxes": box[:, None]}
+
+    def loss(
+        self, variables: Tree, batch: Batch, key: jax.Array, context: StepContext
+    ) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
+        """This device's share of the loss; its terms are means over images with full weights."""
+        raw, stats = forward(key, self.net, variables, batch["image"], context)
+        encode = partial(windows.encode_targets, grid=self._grid(batch["image"]))
+        targets = jax.vmap(encode)(batch["boxes"][:, 0], batch["label"])
+        terms = loss_terms(split_outputs(raw), targets, mask_by=self.mask_loss_by)
+        sums = {name: term.sum((1, 2)) @ batch["real"] for name, term in terms.items()}
+        classification = (
+            sums["detection"] + context.hparams["class_weight"] * sums["classification"]
+        )
+        regression = context.hparams["box_weight"] * sums["regression"]
+        correct = self._select(raw, batch["image"])["label"] == batch["label"]
+        sums["loss"] = classification + regression
+        sums["accuracy"] = correct.astype(jnp.float32) @ batch["real"]
+        rows = real_rows(batch, context)
+        factor = self.box_weight_schedule(context) if context.train else 1.0
+        divisor = 1.0 if self.reduction == "sum" else rows * raw.shape[1] * raw.shape[2]
+        share = (classification + factor * regression) / divisor
+        return share, (stats, {name: total / rows for name, total in sums.items()})
+
+    def predict(self, variables: Tree, images: Array) -> dict[str, Array]:
+        """`label [B]`, `score [B]` and `box [B, 4]` of images at least as large as the window."""
+        return self._select(self.net.apply(variables, images, train=False), images)
+
+    def measure(self, predictions: dict[str, Array], batch: Batch) -> dict[str, Array]:
+        """Whether each label is correct, and the IoU of each box, [B]."""
+        return {
+            "right": predictions["label"] == batch["label"],
+            "iou": boxes.iou(predictions["box"], batch["boxes"][:, 0]),
+        }
+
+    def report(self, rows: dict[str, Array]) -> dict[str, Any]:
+        """Accuracy, mean IoU, and fractions of images with IoU of at least .5 and both correct.
+
+        `right_iou` counts the IoU of an image with a wrong label as 0.
+        """
+        correct, iou = rows["right"], rows["iou"]
+        return {
+            "accuracy": float(correct.mean()),
+            "iou": float(iou.mean(dtype=np.float64)),
+            "iou50": float((iou >= 0.5).mean()),
+            "joint": float((correct & (iou >= 0.5)).mean()),
+            "right_iou": float((correct * iou).mean(dtype=np.float64)),
+        }
+
+    def _grid(self, images: Array) -> windows.Grid:
+        return windows.grid(self.net.chain(), *images.shape[1:3])
+
+    def _select(self, raw: Array, images: Array) -> dict[str, Array]:
+        corners = windows.window_boxes(self._grid(images))
+        return jax.vmap(
+            lambda one: select_window(split_outputs(one), corners, selection=self.selection)
+        )(raw)
+
+
+def split_outputs(raw: Array) -> WindowOutputs:
+    """`WindowOutputs` of raw outputs [..., 1 + K + 4], in float32."""
+    raw = raw.astype(jnp.float32)
+    return WindowOutputs(raw[..., 0], jax.nn.log_softmax(raw[..., 1:-4]), raw[..., -4:])
+
+
+def loss_terms(
+    outputs: WindowOutputs, targets: Array, *, mask_by: LossMask = "both"
+) -> dict[str, Array]:
+    """Detection, classification and regression loss per window, [...] each.
+
+    targets: [..., 6], see `windows.encode_targets`.  Classification (negative log-likelihood) and
+    regression (mean squared error) count in windows that hold the object; under `mask_by="both"`
+    only where the network detects it too.  The mask has no gradient.
+    """
+    inside = targets[..., 0]
+    detected = (outputs.detect > 0).astype(jnp.float32) if mask_by == "both" else 1.0
+    label, box = targets[..., 1].astype(jnp.int32), targets[..., 2:]
+    nll = -jnp.take_along_axis(outputs.classes, label[..., None], -1)[..., 0]
+    return {
+        "detection": optax.sigmoid_binary_cross_entropy(outputs.detect, inside),
+        "classification": inside * detected * nll,
+        "regression": inside * detected * jnp.square(outputs.box - box).mean(-1),
+    }
+
+
+def select_window(
+    outputs: WindowOutputs, corners: Array, *, selection: Selection = "class"
+) -> dict[str, Array]:
+    """`label`, `score` and `box [4]` of an image from the predictions of its windows.
+
+    outputs: [R, C, ...] each; corners: [R, C, 4] of the windows in pixels.  "class" takes the
+    window with the highest class log-probability; "product" adds the log-probability of detection, since
+    windows without an object were never taught a class; "merge" averages all windows, weighted by
+    both probabilities and by the visible fraction of the predicted box (after OverFeat, Sermanet et
+    al. 2013, arXiv:1312.6229).
+    """
+    log_detect = jax.nn.log_sigmoid(outputs.detect)
+    confidence = outputs.classes.max(-1) + (0.0 if selection == "class" else log_detect)  # [R, C]
+    image_boxes = windows.from_window(outputs.box, corners)
+    if selection == "merge":
+        return _merge(outputs, image_boxes, confidence)
+    best = jnp.argmax(confidence)  # of the windows in reading order
+    label = jnp.argmax(outputs.classes.reshape(-1, outputs.classes.shape[-1])[best])
+    return {
+        "label": label,
+        "score": jnp.exp(confidence.ravel()[best]),
+        "box": image_boxes.reshape(-1, 4)[best],
+    }
+
+
+def _merge(outputs: WindowOutputs, image_boxes: Array, confidence: Array) -> dict[str, Array]:
+    """Weighted means over windows [R, C] of log-probabilities and of boxes in image pixels."""
+    visible = visible_fraction(outputs.box).ravel()
+    weight = jax.nn.softmax(CONFIDENCE_POWER * confidence.ravel()) * visible**VISIBLE_POWER
+    weight = numerics.safe_divide(weight, weight.sum()[None])
+    mean = weight @ outputs.classes.reshape(-1, outputs.classes.shape[-1])
+    box = weight @ image_boxes.reshape(-1, 4)
+    return {"label": jnp.argmax(mean), "score": jnp.exp(mean.max()), "box": box}
+
+
+def visible_fraction(box: Array) -> Array:
+    """Fraction of boxes [..., 4], in window units, that lies inside the window: [...] in [0, 1]."""
+    return numerics.safe_divide(boxes.area(boxes.clip(box, 1, 1)), boxes.area(box))

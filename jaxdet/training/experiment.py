@@ -1,0 +1,125 @@
+"""A task with its data and options: everything that training and evaluation work on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxdet.config import OPTIMIZER_HPARAMS, TrainConfig
+from jaxdet.data import sampler
+from jaxdet.training import optim, parallel
+from jaxdet.types import Array, Task, Tree
+
+LENGTHS = ("epoch_steps", "steps")  # fields of a plan that a step reads from the state
+
+
+class Plan(NamedTuple):
+    """The length of a run, and what a step does besides the gradient."""
+
+    epoch_steps: int
+    steps: int
+    accumulate: int
+    ema: float
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What `configs.build` makes of a configuration and its data.
+
+    Training and evaluation take an experiment; nothing below `configs` reads options of one system.
+    """
+
+    task: Task
+    splits: dict[str, Any]  # name -> source of `jaxdet.data.sources`; "train" and "val" among them
+    hparams: dict[str, float]  # traced hyper-parameters of the task
+    metadata: dict[str, Any]  # class names, input shape, normalization: kept with the run
+    config: TrainConfig = field(default_factory=TrainConfig)  # checked options of the run
+    name: str = ""  # of the system
+    read_image: Callable | None = None  # path -> (image [H, W, C] for `predict`, (height, width))
+    read_table: Callable | None = None  # path -> [(image path, label, box in its own pixels)]
+    files: tuple[tuple[str, str], ...] = ()  # (path in the run folder, text) to keep with the run
+    notes: tuple[str, ...] = ()  # unusable files and rows of the data
+    load_pretrained: Callable[[Tree], Tree] | None = None  # variables -> pretrained variables
+    lr_multiplier: Callable[[str], float] | None = None  # parameter path -> factor of its rate
+    batch_order: Callable = sampler.shuffled_batches  # seed, epoch, count, batch -> rows [steps, B]
+    scales: tuple[float, ...] = (1.0,)  # relative sizes of training images, a program for each
+    image_ids: dict[str, dict] | None = None  # split -> {image name: its id in the data's files}
+    subset: Callable[[Any], "Experiment"] | None = None  # configuration -> experiment on less data
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The length of the run."""
+        config = self.config
+        epoch_steps = -(-len(self.splits["train"]) // config.batch)
+        return Plan(epoch_steps, config.epochs * epoch_steps, config.accumulate, config.ema)
+
+    @cached_property
+    def devices(self) -> list[jax.Device]:
+        """The devices of the run; InputError where they cannot share its batches."""
+        return select_devices(self.config)
+
+    @property
+    def initial_hparams(self) -> dict[str, np.generic]:
+        """All traced numbers of a run, the values before its first step."""
+        floats = self.hparams | {name: getattr(self.config, name) for name in OPTIMIZER_HPARAMS}
+        lengths = self.plan._asdict()
+        return {name: np.float32(value) for name, value in floats.items()} | {
+            name: np.int32(lengths[name]) for name in LENGTHS
+        }
+
+    @property
+    def plateau(self) -> optax.GradientTransformationExtraArgs | None:
+        """The rule that lowers the learning rate at a plateau, see `optim.plateau`; or None."""
+        if self.config.schedule != "plateau":
+            return None
+        return optim.plateau(self.config.lr_decay, self.config.plateau_patience)
+
+    def learning_rate(
+        self, *, peak: Any = None, steps: Any = None, epoch_steps: Any = None
+    ) -> Callable[[Any], Array]:
+        """The schedule: update number -> learning rate; traced values replace the planned ones."""
+        config, plan = self.config, self.plan
+        steps = plan.steps if steps is None else steps
+        epoch_steps = plan.epoch_steps if epoch_steps is None else epoch_steps
+        return optim.schedule(
+            config.schedule,
+            rate=config.lr if peak is None else peak,
+            steps=jnp.maximum(steps // plan.accumulate, 1),
+            warmup=config.warmup,
+            decay_at=config.decay_at,
+            decay=config.lr_decay,
+            period=config.restart_period * epoch_steps / plan.accumulate,
+            growth=config.restart_factor,
+        )
+
+    @property
+    def optimizer(self) -> Callable[[dict[str, Array]], optax.GradientTransformation]:
+        """The optax transformation as a function of traced hyper-parameters."""
+        return partial(_optimizer, self)
+
+
+def select_devices(config: TrainConfig) -> list[jax.Device]:
+    """The devices of a configuration; InputError where they cannot share its batches."""
+    devices = parallel.devices(config.devices)
+    parallel.check_batch(config.batch, devices)
+    parallel.check_batch(config.eval_batch, devices, "--eval-batch")
+    return devices
+
+
+def _optimizer(experiment: Experiment, hparams: dict[str, Array]) -> optax.GradientTransformation:
+    lengths = {name: hparams[name] for name in LENGTHS}
+    return optim.optimizer(
+        experiment.config.optimizer,
+        experiment.learning_rate(peak=hparams["lr"], **lengths),
+        momentum=hparams["momentum"],
+        beta2=hparams["beta2"],
+        weight_decay=hparams["weight_decay"],
+        clip=experiment.config.clip,
+        accumulate=experiment.plan.accumulate,
+        lr_multiplier=experiment.lr_multiplier,
+    )
