@@ -195,7 +195,7 @@ class VmappedRuns:
         """One step of all stacked states at rows [runs, B]."""
         # On a CPU, a convolution with one kernel per run is fastest as a matrix product.
         on_cpu = jax.default_backend() == "cpu"
-        with conv.using("im2col") if on_cpu else nullcontext():
+        with conv.default_impl("im2col") if on_cpu else nullcontext():
             return self.vmapped(states, self.compiled.data, rows)
 
     def _by_epoch_length(self) -> list[list[training_loop.Loop]]:

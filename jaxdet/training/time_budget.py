@@ -41,7 +41,7 @@ def check_parameters(net: nn.Module, shape: tuple[int, ...], limit: int) -> None
     rows = [{"layer": layer.path, "parameters": layer.parameters} for layer in layers]
     raise InputError(
         f"--max-params is {limit}, but the network has {count} trainable parameters; choose "
-        f"another --model or smaller sizes\n{tables.markdown(rows, ['layer', 'parameters'])}"
+        f"another --model or smaller sizes\n{tables.to_markdown(rows, ['layer', 'parameters'])}"
     )
 
 
