@@ -1,3 +1,69 @@
-"""jaxdet: detection, localisation, classification and face verification as pure JAX functions."""
+"""jaxdet: detection, localization, classification and face verification as pure JAX functions.
+
+    run = jaxdet.train(jaxdet.configs.detect.Config(root="bccd"), "runs/bccd")
+    run = jaxdet.load("runs/bccd")
+    run.predict(["image.jpg"])
+
+Everything is imported when it is first used: `import jaxdet` imports no jax.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxdet import configs, flops, losses, metrics, models, ops
+    from jaxdet.api import Classification, Detections, Localization, Run, load, train
+    from jaxdet.errors import InputError
+    from jaxdet.flops import count as count_flops
+    from jaxdet.training.experiment import Experiment
+    from jaxdet.training.progress import Callback, Progress
 
 __version__ = "0.1.0.dev0"
+
+__all__ = [
+    "Callback",
+    "Classification",
+    "Detections",
+    "Experiment",
+    "InputError",
+    "Localization",
+    "Progress",
+    "Run",
+    "configs",
+    "count_flops",
+    "flops",
+    "load",
+    "losses",
+    "metrics",
+    "models",
+    "ops",
+    "train",
+]
+
+_MODULES = ("configs", "flops", "losses", "metrics", "models", "ops")
+_NAMES = {
+    "Callback": "jaxdet.training.progress:Callback",
+    "Classification": "jaxdet.api:Classification",
+    "Detections": "jaxdet.api:Detections",
+    "Experiment": "jaxdet.training.experiment:Experiment",
+    "InputError": "jaxdet.errors:InputError",
+    "Localization": "jaxdet.api:Localization",
+    "Progress": "jaxdet.training.progress:Progress",
+    "Run": "jaxdet.api:Run",
+    "count_flops": "jaxdet.flops:count",
+    "load": "jaxdet.api:load",
+    "train": "jaxdet.api:train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"jaxdet.{name}")
+    if name in _NAMES:
+        module, _, attribute = _NAMES[name].partition(":")
+        return getattr(import_module(module), attribute)
+    raise AttributeError(f"module 'jaxdet' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,6 +1,7 @@
 """Image files as arrays: decoded upright, resized or letterboxed to the network's input.
 
-An image is given by its path, by the bytes of a file, or by a function that returns one of these.
+An image is given by its path, by the bytes of a file, by a function that returns one of these, or
+as a PIL image.
 Images that are missing or cannot be decoded raise InputError.  Sizes are (height, width); EXIF
 orientation is applied, and greyscale images become three equal channels.
 """
@@ -16,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from jaxdet.errors import InputError
 
-ImageFile = str | Path | bytes | Callable[[], str | Path | bytes]
+ImageFile = str | Path | bytes | Image.Image | Callable[[], str | Path | bytes]
 Size = tuple[int, int]  # height, width
 
 LETTERBOX_FILL = 114  # pixel value of the padding, as in YOLO
@@ -156,6 +157,9 @@ def _decode(file: ImageFile, mode: str) -> Image.Image:
 def _open(file: ImageFile) -> Iterator[Image.Image]:
     """Pillow's image of a file; errors of Pillow, also inside the context, become InputError."""
     file = file() if callable(file) else file
+    if isinstance(file, Image.Image):
+        yield file
+        return
     content = isinstance(file, bytes)
     try:
         with Image.open(io.BytesIO(file) if content else file, formats=FORMATS) as image:

@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ import numpy as np
 
 from jaxdet import files
 from jaxdet.errors import InputError
+from jaxdet.types import Tree
 
 MANIFEST = "manifest.json"
 LOG = logging.getLogger(__name__)
@@ -72,21 +74,39 @@ def best(folder, warn=LOG.warning):
 
 
 def restore(folder, like, which="last", warn=LOG.warning):
-    """(step, state) of `which`: `last`, `best` or a step number; `like` gives the structure.
+    """(step, state) of a checkpoint: "last", "best" or a step number.
 
-    A damaged checkpoint is reported in one line through `warn`, and the newest good one is used.
+    `like` is a state, concrete or abstract, that gives the structure.  A corrupt checkpoint is
+    reported in one line through `warn`, and the newest good one is used instead.
     """
+    return _first_good(folder, which, warn, lambda path: _read_state(path, like))
+
+
+def restore_variables(
+    folder: str | Path, like: Tree, which: str = "best", warn: Callable[[str], None] = LOG.warning
+) -> tuple[int, Tree, int]:
+    """(step, variables, completed epochs) of a checkpoint, whatever else it holds.
+
+    The variables are the moving averages where they were kept.  `like` are the variables of the
+    network, concrete or abstract; optimizer, hyper-parameters and bookkeeping are never looked at,
+    so that checkpoints of other versions can be evaluated.
+    """
+    return _first_good(folder, which, warn, lambda path: _read_variables(path, like))
+
+
+def _first_good(folder, which, warn, read):
+    """(step, *read(path)) of the chosen checkpoint, or else of the newest that is not corrupt."""
     known = steps(folder)
     if not known:
         raise InputError(f"{folder} has no checkpoints; train it first (jaxdet train ... --out)")
     tell = _once(warn)
     first = _chosen(folder, which, known, tell)
     for step in [first] + [step for step in reversed(known) if step != first]:
-        place = _root(folder) / str(step)
+        path = _root(folder) / str(step)
         try:
-            return step, _read(place, like)
+            return step, *read(path)
         except CorruptCheckpointError as error:
-            tell(_damaged(place, error))
+            tell(_damaged(path, error))
     raise InputError(f"{folder} has no undamaged checkpoint; train it again with --overwrite")
 
 
@@ -169,25 +189,51 @@ def _silent(name):
         logger.setLevel(level)
 
 
-def _read(place, like):
-    """The state at `place`, once every hash of its manifest agrees."""
+def _read_state(path, like):
+    """(the state at `path`,), once every hash of its manifest agrees."""
     import orbax.checkpoint as ocp
 
-    manifest = _manifest(place)
-    written, found = manifest["sha256"], _hashes(place)
+    manifest = _verified_manifest(path)
+    _check_fit(path, manifest["arrays"], _arrays(like))
+    state = _restore(path, ocp.args.StandardRestore(jax.tree.map(_blank, like)))
+    return (jax.tree.map(_from_host, like, state),)
+
+
+def _read_variables(path, like):
+    """(variables, completed epochs) at `path`, once every hash of its manifest agrees."""
+    import orbax.checkpoint as ocp
+
+    _verified_manifest(path)
+    state = _restore(path, ocp.args.StandardRestore())
+    kept = state["ema"] if state.get("ema") else state
+    variables = {"params": kept["params"]}
+    if kept.get("stats"):
+        variables["batch_stats"] = kept["stats"]
+    _check_fit(path, _arrays(variables), _arrays(like))
+    hparams = state.get("hparams", state.get("hyper", {}))  # "hyper" in schema 1
+    epoch_steps = int(hparams.get("epoch_steps", 0))
+    return variables, int(state["step"]) // epoch_steps if epoch_steps else 0
+
+
+def _verified_manifest(path):
+    """The manifest of a checkpoint whose files have the hashes that it lists."""
+    manifest = _manifest(path)
+    written, found = manifest["sha256"], _hashes(path)
     for name in sorted(written | found):
         if written.get(name) != found.get(name):
-            raise CorruptCheckpointError(
-                f"{name} {'is missing' if name not in found else 'has changed'}"
-            )
-    _check_fit(place, manifest["arrays"], _arrays(like))
-    wanted = ocp.args.StandardRestore(jax.tree.map(_blank, like))
+            state = "is missing" if name not in found else "has changed"
+            raise CorruptCheckpointError(f"{name} {state}")
+    return manifest
+
+
+def _restore(path, args):
+    import orbax.checkpoint as ocp
+
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
         try:
-            state = checkpointer.restore(place / "state", args=wanted)
+            return checkpointer.restore(path / "state", args=args)
         except Exception as error:  # as above: no common class
             raise CorruptCheckpointError(_first_line(error)) from None
-    return jax.tree.map(_from_host, like, state)
 
 
 def _manifest(place):

@@ -1,8 +1,7 @@
 """A run is a folder: `config.json`, `environment.json`, `metrics.jsonl`, `checkpoints/`, `plots/`.
 
-One with a budget of time has `seconds.json` as well.
-Every file is written beside its final name and then moved there, so that a run killed at any
-moment leaves whole files only.
+A run with a time budget has `seconds.json` as well.  Every file is written beside its final name
+and then moved there, so that a run killed at any moment leaves whole files only.
 """
 
 import json
@@ -10,25 +9,38 @@ import os
 import platform
 import shutil
 import statistics
-from importlib import metadata
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata as packages
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from jaxdet import files
+import jax
+
+import jaxdet
+from jaxdet import files, migrations
 from jaxdet.errors import InputError
 
-SCHEMA = 1  # of config.json; raised when a field changes its meaning
-PACKAGES = ("jaxdet", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+SCHEMA = 2  # of config.json; raised when a field changes its name or meaning
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def is_occupied(folder):
-    """Whether a folder has anything in it, but for a configuration that was never finished."""
+class RunConfig(NamedTuple):
+    """What `config.json` holds, by present names."""
+
+    system: str
+    config: dict[str, Any]  # fields of the configuration
+    metadata: dict[str, Any]  # classes, input shape, normalization, record of the data
+
+
+def is_occupied(folder: str | Path) -> bool:
+    """Whether a folder holds anything but a configuration that was never finished."""
     folder = Path(folder)
     if not folder.is_dir():
         return folder.exists()
     return any(path.name != "config.json.partial" for path in folder.iterdir())
 
 
-def check_vacant(folder, *, overwrite=False):
+def check_vacant(folder: str | Path, *, overwrite: bool = False) -> None:
     """Refuse a folder that holds something, unless it is a run and `overwrite` is given."""
     folder = Path(folder)
     if not is_occupied(folder):
@@ -42,8 +54,8 @@ def check_vacant(folder, *, overwrite=False):
         )
 
 
-def create(folder):
-    """An empty run folder in place of whatever run stood there."""
+def create(folder: str | Path) -> None:
+    """An empty run folder in place of any run that stood there."""
     folder = Path(folder)
     for path in folder.glob("*/"):  # config.json goes last: until then it is a run to replace
         shutil.rmtree(path)
@@ -51,67 +63,76 @@ def create(folder):
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def write_config(folder, system, fields, about):
-    """Keep what `eval` and `predict` need: system, configuration, classes and input."""
-    kept = {"schema": SCHEMA, "system": system, "config": fields, "about": about}
-    files.write_json(Path(folder) / "config.json", kept)
+def write_config(
+    folder: str | Path, system: str, config: Mapping[str, Any], metadata: Mapping[str, Any]
+) -> None:
+    """Write `config.json`: what resuming and evaluation need besides the checkpoints."""
+    content = {"schema": SCHEMA, "system": system, "config": config, "metadata": metadata}
+    files.write_json(Path(folder) / "config.json", content)
 
 
-def write_file(folder, path, text):
-    """Keep a text in a run folder, at a path in it."""
-    path = Path(folder) / path
+def write_text(folder: str | Path, name: str, text: str) -> None:
+    """Write a text file in a run folder, at a relative path."""
+    path = Path(folder) / name
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(path, text)
 
 
-def is_run(folder):
+def is_run(folder: str | Path) -> bool:
     """Whether a folder is a run: whether it has a configuration."""
     return (Path(folder) / "config.json").is_file()
 
 
-def read_config(folder):
-    """(system name, configuration fields) of a run folder."""
-    return _read(folder, lambda kept: (kept["system"], dict(kept["config"])))
+def read_config(folder: str | Path) -> RunConfig:
+    """What `config.json` holds; files of schema 1 are translated.
 
-
-def read_metadata(folder):
-    """What a run folder says of its data: class names, input, normalisation."""
-    return _read(folder, lambda kept: dict(kept["about"]))
-
-
-def _read(folder, part):
-    """`part` of what `config.json` holds; InputError where it is damaged or of another version."""
+    InputError where it is missing, damaged, or of a newer schema.
+    """
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise InputError(
             f"{folder} is not a run: it has no config.json; give the --out of a training"
         )
     try:
-        kept = json.loads(path.read_text())
-        schema, found = kept["schema"], part(kept)
+        content = json.loads(path.read_text())
+        schema, system = int(content["schema"]), str(content["system"])
+        config = dict(content["config"])
+        metadata = dict(content["about" if schema == 1 else "metadata"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read ({error}); restore it or train again") from None
-    if schema != SCHEMA:
-        raise InputError(f"{path} has schema {schema}, this version reads {SCHEMA}; train again")
-    return found
+    if schema > SCHEMA or schema < 1:
+        raise InputError(
+            f"{path} has schema {schema}; jaxdet {jaxdet.__version__} reads schemas 1 to {SCHEMA}: "
+            f"install the version that wrote it"
+        )
+    if schema == 1:
+        config = migrations.migrate_config(system, config)
+        metadata = migrations.migrate_metadata(metadata)
+    return RunConfig(system, config, metadata)
 
 
-def write_environment(folder, devices):
-    """Versions, devices and flags that the figures of this run depend on."""
+def read_metadata(folder: str | Path) -> dict[str, Any]:
+    """Classes, input shape and the like of a run folder."""
+    return read_config(folder).metadata
+
+
+def write_environment(folder: str | Path, devices: Sequence[jax.Device]) -> None:
+    """Write versions, devices and flags, on which the figures of a run depend."""
     files.write_json(Path(folder) / "environment.json", environment(devices))
 
 
-def read_environment(folder):
-    """What `write_environment` wrote; {} where there is nothing."""
+def read_environment(folder: str | Path) -> dict[str, Any]:
+    """What `write_environment` wrote; {} without a file."""
     path = Path(folder) / "environment.json"
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def environment(devices):
-    """What a figure depends on besides the code: versions, processor, devices, flags."""
+def environment(devices: Sequence[jax.Device]) -> dict[str, Any]:
+    """What figures depend on besides the code: versions, processor, devices, flags."""
+    versions = {name: packages.version(name) for name in PACKAGES}
     return {
         "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "packages": {"jaxdet": jaxdet.__version__, **versions},
         "platform": platform.platform(),
         "processors": os.cpu_count(),
         "devices": [device.device_kind for device in devices],
@@ -120,46 +141,47 @@ def environment(devices):
     }
 
 
-def append_metrics(folder, line):
-    """Add one JSON object to `metrics.jsonl`, on disk when this returns."""
+def append_metrics(folder: str | Path, line: Mapping[str, Any]) -> None:
+    """Append a JSON object to `metrics.jsonl`; it is on disk when this returns."""
     files.write_synced(Path(folder) / "metrics.jsonl", "a", json.dumps(line) + "\n")
 
 
-def read_metrics(folder):
-    """All whole lines of `metrics.jsonl`; a line cut short by a kill is left out."""
+def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
+    """All complete lines of `metrics.jsonl`; one cut short by a kill is left out."""
     path = Path(folder) / "metrics.jsonl"
     lines = path.read_text().split("\n")[:-1] if path.is_file() else []
     return [json.loads(line) for line in lines]
 
 
-def epoch_seconds(metrics):
-    """Median of the seconds of training an epoch, from the lines of `metrics.jsonl`, or None.
+def drop_metrics(folder: str | Path, after: int) -> None:
+    """Remove the lines of steps beyond `after`, where training continues."""
+    kept = [line for line in read_metrics(folder) if line["step"] <= after]
+    text = "".join(json.dumps(line) + "\n" for line in kept)
+    files.write_text(Path(folder) / "metrics.jsonl", text)
 
-    Of two in the middle it is the lower: the first epoch has the compilation in it.
+
+def epoch_seconds(metrics: Iterable[Mapping[str, Any]]) -> float | None:
+    """Median training seconds per epoch from the lines of `metrics.jsonl`; None without any.
+
+    Of an even number it is the lower one: the first epoch includes compilation.
     """
-    taken = [line["time"]["train"] for line in metrics if line["train"]]
-    return statistics.median_low(taken) if taken else None
+    seconds = [line["time"]["train"] for line in metrics if line["train"]]
+    return statistics.median_low(seconds) if seconds else None
 
 
-def total_seconds(metrics):
-    """Seconds of all training and evaluation that the lines of `metrics.jsonl` tell of."""
+def total_seconds(metrics: Iterable[Mapping[str, Any]]) -> float:
+    """Seconds of all training and evaluation in the lines of `metrics.jsonl`."""
     return sum(sum(line["time"].values()) for line in metrics)
 
 
-def write_seconds(folder, seconds):
-    """Keep how many seconds the processes of a run have used, all together."""
+def write_seconds(folder: str | Path, seconds: float) -> None:
+    """Write the seconds that all processes of a run have used."""
     files.write_json(Path(folder) / "seconds.json", {"used": seconds})
 
 
-def read_seconds(folder):
-    """What `write_seconds` kept; where there is nothing, the `total_seconds` of the metrics."""
+def read_seconds(folder: str | Path) -> float:
+    """What `write_seconds` wrote; without a file, the `total_seconds` of the metrics."""
     path = Path(folder) / "seconds.json"
     if path.is_file():
         return json.loads(path.read_text())["used"]
     return total_seconds(read_metrics(folder))
-
-
-def drop_metrics(folder, after):
-    """Forget the lines of steps beyond `after`: training goes on from there."""
-    kept = [line for line in read_metrics(folder) if line["step"] <= after]
-    files.write_text(Path(folder) / "metrics.jsonl", "".join(json.dumps(k) + "\n" for k in kept))

@@ -1,0 +1,402 @@
+"""Train, load and use models from Python; the command line is a client of this module.
+
+import jaxdet
+from jaxdet.configs import detect
+
+run = jaxdet.train(detect.Config(root="bccd", epochs=24), "runs/bccd")
+run = jaxdet.load("runs/bccd")
+for found in run.predict(["a.jpg", array]):
+    print(found.boxes, [run.classes[label] for label in found.labels])
+print(run.evaluate("test")["map"])
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxdet import configs, runs
+from jaxdet.config import TrainConfig, option
+from jaxdet.data import images as image_files
+from jaxdet.errors import InputError
+from jaxdet.tasks.detect import DetectionTask
+from jaxdet.training import checkpoint as checkpoints
+from jaxdet.training import loop, run_dir, time_budget
+from jaxdet.training import state as training_state
+from jaxdet.training.evaluator import Evaluator
+from jaxdet.training.experiment import Experiment
+from jaxdet.training.progress import Callback, Progress, since_start
+from jaxdet.types import Array, EmbeddingTask, Tree
+
+if TYPE_CHECKING:
+    from flax import linen as nn
+
+LOG = logging.getLogger(__name__)
+PREDICT_BATCH = 8  # images per step of `Run.predict`, the last batch padded; one image is alone
+
+
+class Detections(NamedTuple):
+    """The objects found in one image, best first."""
+
+    boxes: np.ndarray  # [N, 4] float32: corners in pixels of the original image
+    scores: np.ndarray  # [N] float32
+    labels: np.ndarray  # [N] int32: indices into `Run.classes`
+
+
+class Localization(NamedTuple):
+    """Label and box of the one object of an image."""
+
+    label: np.ndarray  # [] int32: index into `Run.classes`
+    score: np.ndarray  # [] float32
+    box: np.ndarray  # [4] float32: corners in pixels of the original image
+
+
+class Classification(NamedTuple):
+    """The label of one image."""
+
+    label: np.ndarray  # [] int32: index into `Run.classes`
+    score: np.ndarray  # [] float32: the probability of the label
+    probabilities: np.ndarray  # [K] float32
+
+
+Prediction = Detections | Localization | Classification
+
+
+class PreparedImage(NamedTuple):
+    """An image as the network takes it, and how to map its pixels back."""
+
+    image: np.ndarray  # [H, W, C] float32 in [0, 1]
+    size: tuple[int, int]  # height and width of the original
+    scale: np.ndarray  # [4]: original corner = network corner * scale + offset
+    offset: np.ndarray  # [4]
+
+
+def train(
+    config: TrainConfig | Experiment,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    show: Progress | None = None,
+    callbacks: Sequence[Callback] = (),
+    stop: Callable[[], bool] = lambda: False,
+) -> "Run":
+    """Train into a run folder, exactly as `jaxdet train` does; the best checkpoint as a `Run`.
+
+    Args:
+        config: options of a system, such as `jaxdet.configs.detect.Config`; or an `Experiment` with
+            a task, network or data of your own, which `load` then needs too.
+        folder: where the run is kept; it must be empty or absent, or a run to resume or overwrite.
+        resume: continue the run in the folder, if there is one, to the same bits.
+        overwrite: replace the run in the folder.
+        show: where progress is shown; None shows nothing.
+        callbacks: called after steps, evaluations and checkpoints.
+        stop: asked between batches; when it returns True, the run saves and ends.
+
+    Raises InputError for options or data that cannot be used, and `DivergedError` when the loss is
+    not finite.
+    """
+    folder, show = Path(folder), show or Progress(quiet=True)
+    own = config if isinstance(config, Experiment) else None
+    config = runs.absolute_paths(own.config if own else config)
+    continuing = resume and run_dir.is_occupied(folder)
+    if not continuing:
+        run_dir.check_vacant(folder, overwrite=overwrite)
+    elif not own:
+        kept = runs.read_config(folder, runs.system_of(config))
+        runs.check_same(folder, kept, config)
+        config = kept
+    experiment = own or configs.build(runs.system_of(config), config)
+    devices, compiled = experiment.devices, None
+    if not continuing:
+        training_state.validate_weights(experiment)
+        runs.report_notes(experiment.notes, show.line)
+        runs.report_uneven_batches(experiment, show.line)
+        if config.time_budget:
+            compiled = loop.CompiledSteps(experiment)
+            experiment = time_budget.plan_epochs(compiled, experiment, since_start() or 0.0)
+            epochs = experiment.config.epochs
+            show.line(f"{epochs} epochs fit into {config.time_budget:g} s")
+            compiled = None if compiled.plan != experiment.plan else compiled
+        runs.create(folder, experiment)
+    run_dir.write_environment(folder, devices)
+    clock = time_budget.Clock(folder, experiment.config)
+    try:
+        complete = loop.train(
+            experiment,
+            folder,
+            show=show,
+            stop=lambda: stop() or clock.is_over(),
+            callbacks=callbacks,
+            compiled=compiled,
+        )
+    finally:
+        clock.keep()
+    show.line(_end(folder, experiment.config, complete, clock))
+    return _restore(folder, "best", experiment, show.line)
+
+
+def load(
+    folder: str | Path,
+    checkpoint: str | int = "best",
+    *,
+    experiment: Experiment | None = None,
+    warn: Callable[[str], None] = LOG.warning,
+    **options: Any,
+) -> "Run":
+    """The run in a folder, without its data.
+
+    Args:
+        folder: a run folder, of this version or an earlier one.
+        checkpoint: "best", "last" or a step.
+        experiment: of a run whose task, network or data are your own.
+        warn: called with one line about each corrupt checkpoint that is passed over.
+        options: fields of the configuration to change, such as `score_threshold=0.5`.
+
+    Raises InputError where the folder is not a run, or has no such checkpoint or option.
+    """
+    if experiment is None:
+        config = change_options(runs.read_config(folder), options)
+        experiment = runs.without_data(folder, config)
+    return _restore(Path(folder), checkpoint, experiment, warn)
+
+
+def change_options(config: TrainConfig, options: dict[str, Any]) -> TrainConfig:
+    """A configuration with other values; InputError for an option that its system does not have."""
+    known = {field.name for field in fields(config)}
+    for name in options:
+        if name not in known:
+            system = runs.system_of(config)
+            raise InputError(f"{option(name)} is not an option of {system}")
+    return replace(config, **options)
+
+
+class Run:
+    """A trained model: configuration, network and variables, ready to predict and evaluate."""
+
+    def __init__(
+        self, folder: Path, experiment: Experiment, step: int, variables: Tree, epoch: int
+    ):
+        self.folder, self.experiment = folder, experiment
+        self.step, self.variables, self.epoch = step, variables, epoch
+
+    @property
+    def system(self) -> str:
+        """Name of the system: digits, objects, detect, cifar10 or faces."""
+        return self.experiment.name
+
+    @property
+    def config(self) -> TrainConfig:
+        """The options of the run."""
+        return self.experiment.config
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Classes, input shape and normalization, as the run folder has them."""
+        return self.experiment.metadata
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, by label."""
+        return tuple(self.metadata["classes"])
+
+    @property
+    def network(self) -> "nn.Module":
+        """The Flax module of the network."""
+        return self.experiment.task.net
+
+    def predict_fn(self) -> Callable[[Tree, Array], dict[str, Array]]:
+        """The pure function `(variables, images [B, H, W, C]) -> predictions` of the task.
+
+        Images have values in [0, 1] and the size of the network's input; boxes are in its pixels,
+        and the number of detections is fixed, with a mask `valid`.  It works under `jax.jit`,
+        `jax.vmap` and `jax.export`.
+        """
+        return self.experiment.task.predict
+
+    def predict(self, images: Any, *, batch_size: int = PREDICT_BATCH) -> Any:
+        """Predictions for one image, or a list of one for each of several.
+
+        Args:
+            images: a path, the bytes of a file, a PIL image, or an array [H, W], [H, W, 1],
+                [H, W, 3] or [H, W, 4], uint8 or float in [0, 1]; or a list of these, of any sizes.
+            batch_size: images per step of several; the last batch is padded.
+
+        Returns `Detections`, `Localization` or `Classification`, in pixels of the original images.
+        Raises InputError for an image that cannot be read.
+        """
+        one = isinstance(images, str | Path | bytes) or not isinstance(images, list | tuple)
+        if isinstance(images, np.ndarray) and images.ndim == 4:
+            one, images = False, list(images)
+        several = [images] if one else list(images)
+        predictions = []
+        for prepared, rows in self.predict_batches(several, batch_size=batch_size):
+            predictions += [self.to_original(*pair) for pair in zip(prepared, rows, strict=True)]
+        return predictions[0] if one else predictions
+
+    def embed(self, images: Any, *, batch_size: int = PREDICT_BATCH) -> np.ndarray:
+        """Embeddings [N, D] of N images, or [D] of one, of any length; see `ops.embeddings`.
+
+        InputError where the run has no embeddings, or one of them is not finite.
+        """
+        if not isinstance(self.experiment.task, EmbeddingTask):
+            raise InputError(f"{self.folder} is a run of {self.system}, which has no embeddings")
+        one = not isinstance(images, list | tuple)
+        several = [images] if one else list(images)
+        rows = [
+            row["embedding"]
+            for _, batch in self.predict_batches(several, batch_size=batch_size)
+            for row in batch
+        ]
+        found = np.stack(rows)
+        finite = np.isfinite(found).all(1)
+        if not finite.all():
+            bad = several[finite.argmin()]
+            name = bad if isinstance(bad, str | Path) else f"image {finite.argmin()}"
+            raise InputError(f"{name}: embedding is not finite: the network has diverged")
+        return found[0] if one else found
+
+    def evaluate(self, split: str = "test", *, root: str = "", **options: Any) -> dict[str, Any]:
+        """Scores of a split: those that training logged for the checkpoint, on its data.
+
+        Args:
+            split: "train", "val", "test", or another split of the system.
+            root: folder of other data with the same classes.
+            options: fields of the configuration to change, such as `score_threshold=0.1`.
+        """
+        experiment = self.with_data(root=root, **options)
+        losses, rows = self.measure(experiment, split)
+        return {**losses, **experiment.task.report(rows)}
+
+    def with_data(self, *, root: str = "", **options: Any) -> Experiment:
+        """The experiment of the run with its data, or those in another folder `root`."""
+        config = change_options(self.config, options)
+        splits = self.folder / "splits"
+        if root:
+            config = change_options(config, {"root": runs.absolute(root)})
+        elif splits.is_dir():
+            config = change_options(config, {"split_files": str(splits.absolute())})
+        experiment = configs.build(self.system, config)
+        runs.check_classes(self.folder, experiment)
+        return experiment
+
+    def measure(self, experiment: Experiment, split: str) -> tuple[dict[str, float], dict]:
+        """(means of the loss terms, rows that the task measures) of a split."""
+        return self.evaluator(experiment, split).measure(self.variables, self.epoch)
+
+    def evaluator(self, experiment: Experiment, split: str) -> Evaluator:
+        """The compiled evaluation of a split; InputError for a split that is not there."""
+        if split not in experiment.splits:
+            known = ", ".join(experiment.splits)
+            raise InputError(f"--split must be one of {known}, got {split}")
+        return Evaluator(experiment, split)
+
+    def prepare(self, image: Any) -> PreparedImage:
+        """An image of any kind that `predict` takes, as the network takes it."""
+        if self.experiment.read_image is None:
+            raise InputError(f"{self.folder} has no reader of images; set Experiment.read_image")
+        prepared, size = self.experiment.read_image(_readable(image))
+        height, width = prepared.shape[:2]
+        if isinstance(self.experiment.task, DetectionTask):
+            scale, offset = image_files.letterbox_transform(size, height, width)
+            return PreparedImage(prepared, size, np.tile(1 / scale, 2), np.tile(-offset / scale, 2))
+        scale = np.tile(np.asarray(size, np.float32) / (height, width), 2)[[1, 0, 3, 2]]
+        return PreparedImage(prepared, size, scale, np.zeros(4, np.float32))
+
+    def predict_batches(
+        self, images: Sequence[Any], *, batch_size: int = PREDICT_BATCH
+    ) -> Iterator[tuple[list[PreparedImage], list[dict[str, np.ndarray]]]]:
+        """(prepared images, predictions in the network's pixels) of one batch after the other.
+
+        Decoding runs in threads.  Images of one shape share a compiled program.
+        """
+        if batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, got {batch_size}")
+        with ThreadPoolExecutor() as pool:
+            for start in range(0, len(images), batch_size):
+                prepared = list(pool.map(self.prepare, images[start : start + batch_size]))
+                size = 1 if len(images) == 1 else batch_size
+                yield prepared, self.predict_arrays([one.image for one in prepared], size)
+
+    def predict_arrays(
+        self, images: Sequence[np.ndarray], batch_size: int
+    ) -> list[dict[str, np.ndarray]]:
+        """Predictions for prepared images, in batches of one shape, padded to `batch_size`."""
+        found: list[dict[str, np.ndarray]] = [{}] * len(images)
+        shapes: dict[tuple[int, ...], list[int]] = {}
+        for i, image in enumerate(images):
+            shapes.setdefault(image.shape, []).append(i)
+        for shape, indices in shapes.items():
+            for start in range(0, len(indices), batch_size):
+                own = indices[start : start + batch_size]
+                batch = np.zeros((batch_size, *shape), np.float32)
+                batch[: len(own)] = np.stack([images[i] for i in own])
+                rows = jax.device_get(self._compiled(self.variables, batch))
+                for place, i in enumerate(own):
+                    found[i] = {name: column[place] for name, column in rows.items()}
+        return found
+
+    @cached_property
+    def _compiled(self) -> Callable[[Tree, Array], dict[str, Array]]:
+        return jax.jit(self.predict_fn())
+
+    def to_original(self, image: PreparedImage, row: dict[str, np.ndarray]) -> Prediction:
+        """A prediction of `predict_batches` as a value, its boxes in pixels of the original."""
+        if isinstance(self.experiment.task, DetectionTask):
+            valid = row["valid"]
+            boxes = row["boxes"][valid] * image.scale[None] + image.offset[None]
+            height, width = image.size
+            boxes = np.clip(boxes, 0, np.float32([[width, height, width, height]]))
+            return Detections(boxes, row["scores"][valid], row["labels"][valid])
+        if "box" in row:
+            box = row["box"] * image.scale + image.offset
+            return Localization(row["label"], row["score"], box)
+        return Classification(row["label"], row["score"], row["probabilities"])
+
+
+def _restore(
+    folder: Path, checkpoint: str | int, experiment: Experiment, warn: Callable[[str], None]
+) -> Run:
+    """A run with the variables of a checkpoint."""
+    state = jax.eval_shape(training_state.init_fn(experiment))
+    like = training_state.join_variables(state.params, state.stats)
+    step, variables, epoch = checkpoints.restore_variables(folder, like, str(checkpoint), warn)
+    return Run(folder, experiment, step, variables, epoch)
+
+
+def _end(folder: Path, config: TrainConfig, complete: bool, clock: time_budget.Clock) -> str:
+    """How a run ended, in one line."""
+    if complete:
+        return f"{folder} is complete; see jaxdet eval {folder}, jaxdet predict {folder}"
+    if clock.is_over():
+        used = f"has used its --time-budget of {config.time_budget:g} s"
+        return f"{folder} {used}; see jaxdet eval {folder}"
+    return f"{folder} is not complete; continue with --resume"
+
+
+def _readable(image: Any) -> Any:
+    """An image as `data.images` reads it: arrays become PIL images."""
+    if not isinstance(image, np.ndarray | jax.Array):
+        return image
+    from PIL import Image
+
+    pixels = np.asarray(image)
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[..., 0]
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (3, 4)):
+        raise InputError(f"an image array must be [H, W] or [H, W, 1, 3 or 4], got {pixels.shape}")
+    if pixels.dtype.kind == "f":
+        if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1):
+            raise InputError(
+                "a float image array must have values in [0, 1]; pass uint8 for 0..255"
+            )
+        pixels = np.uint8(np.rint(pixels * 255))
+    if pixels.dtype != np.uint8:
+        raise InputError(f"an image array must be uint8 or float, got {pixels.dtype}")
+    return Image.fromarray(pixels)

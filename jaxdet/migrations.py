@@ -1,0 +1,133 @@
+"""Names of schema 1 and what they are called now; standard library only.
+
+Run folders of schema 1 are translated when they are read.  On the command line old names are
+refused with the new one.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+_SCHEDULE = {
+    "drops": "decay_at",
+    "drop": "lr_decay",
+    "drop_patience": "plateau_patience",
+    "drop_on": "plateau_metric",
+    "cycle": "restart_period",
+    "cycle_factor": "restart_factor",
+}
+_SPLITS = {
+    "cut_val": "val_fraction",
+    "cut_test": "test_fraction",
+    "train_frac": "train_fraction",
+    "on_bad_row": "on_invalid",
+}
+_BACKBONE = {"freeze": "freeze_stages", "fixed_norm": "freeze_bn"}
+_LIGHTING = {"light": "brightness_contrast"}
+
+OPTIONS: dict[str, dict[str, str]] = {
+    "digits": {
+        **_SCHEDULE,
+        "stages": "layout",
+        "widths": "channels",
+        "dense": "fc_widths",
+        "gate": "mask_loss_by",
+        "box_start": "box_weight_start",
+        "ramp": "box_weight_ramp",
+        "score": "window_selection",
+    },
+    "objects": {
+        **_SCHEDULE,
+        **_SPLITS,
+        **_LIGHTING,
+        "backbone": "transfer",
+        "learn_last": "unfreeze_last",
+        "smoothing": "label_smoothing",
+        "dropout": "dropout_scale",
+    },
+    "detect": {
+        **_SCHEDULE,
+        **_SPLITS,
+        **_BACKBONE,
+        **_LIGHTING,
+        "slots": "max_boxes",
+        "width": "neck_channels",
+        "head": "background",
+        "block": "neck_block",
+        "bins": "reg_max",
+        "positive": "positive_iou",
+        "score": "score_threshold",
+        "nms": "nms_iou",
+        "nms_kind": "nms_type",
+        "most": "max_detections",
+        "sizes": "multiscale",
+        "flip_down": "vflip",
+        "crop": "crop_area",
+        "colour": "color_jitter",
+        "cutout": "cutout_holes",
+        "plain_last": "close_mosaic_epochs",
+    },
+    "cifar10": {
+        **_SCHEDULE,
+        **_SPLITS,
+        **_LIGHTING,
+        "smoothing": "label_smoothing",
+        "crop": "crop_padding",
+        "colour": "color_jitter",
+        "mixup": "mixup_alpha",
+        "widths": "channels",
+        "dense": "fc_widths",
+    },
+    "faces": {
+        **_SCHEDULE,
+        **_SPLITS,
+        **_BACKBONE,
+        **_LIGHTING,
+        "people": "identities",
+        "scale": "logit_scale",
+        "zoom": "scale",
+        "pull": "embedding_loss",
+        "pull_weight": "embedding_loss_weight",
+        "group": "samples_per_class",
+        "smoothing": "label_smoothing",
+        "mirrored": "tta",
+        "parts": "backbone_stages",
+        "dim": "embedding_dim",
+        "hidden": "fc_widths",
+        "width": "width_multiplier",
+        "squeezes": "se_ratios",
+    },
+}
+
+VALUES: dict[tuple[str, str], dict[str, str]] = {  # (system, new option): old value -> new value
+    ("detect", "background"): {"noobj-zero": "zeros", "noobj-bg": "class", "yolox": "objectness"},
+}
+
+METADATA = {"normalisation": "normalization", "numbers": "category_ids"}
+
+
+def migrate_config(system: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a configuration of schema 1 by their present names and values."""
+    names = OPTIONS.get(system, {})
+    found = {names.get(name, name): value for name, value in fields.items()}
+    for (of, name), values in VALUES.items():
+        if of == system and name in found:
+            found[name] = values.get(found[name], found[name])
+    return found
+
+
+def migrate_metadata(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run folder of schema 1 says of its data, by the present names."""
+    return {METADATA.get(name, name): value for name, value in about.items()}
+
+
+def renamed_option(word: str, system: str = "") -> str | None:
+    """The present spelling of an option that has been renamed, such as `--cut-val`; else None.
+
+    Without a system, the new name where all systems agree on it.
+    """
+    if not word.startswith("--"):
+        return None
+    old = word.removeprefix("--").removeprefix("no-").partition("=")[0].replace("-", "_")
+    tables = [OPTIONS[system]] if system in OPTIONS else OPTIONS.values()
+    new = {table[old] for table in tables if old in table}
+    return f"--{new.pop().replace('_', '-')}" if len(new) == 1 else None

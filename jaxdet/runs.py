@@ -1,0 +1,134 @@
+"""Creating and reopening run folders: what the API and sweeps share."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+from jaxdet import configs
+from jaxdet.config import TrainConfig, from_json, option
+from jaxdet.data import sources
+from jaxdet.errors import InputError
+from jaxdet.training import run_dir
+from jaxdet.training.experiment import Experiment
+
+PATHS = ("root", "split_files", "weights")  # fields that name a file or folder
+MAX_NOTES = 5  # notes on unusable data that are printed in full
+
+
+def system_of(config: TrainConfig) -> str:
+    """The name of the system that a configuration belongs to."""
+    for name in configs.SYSTEMS:
+        if isinstance(config, configs.config(name)):
+            return name
+    raise InputError(
+        f"{type(config).__name__} is not a configuration of {', '.join(configs.SYSTEMS)}; give an "
+        f"Experiment to train a task of your own"
+    )
+
+
+def absolute_paths(config: TrainConfig) -> TrainConfig:
+    """A configuration that names the same files from any working directory."""
+    named = {name: getattr(config, name, "") for name in PATHS}
+    return replace(config, **{k: absolute(v) for k, v in named.items() if is_path(v)})
+
+
+def absolute(path: str | Path) -> str:
+    """A path from the root of the file system; `tfds:NAME` and the like stay."""
+    return str(Path(path).absolute()) if is_path(str(path)) else str(path)
+
+
+def is_path(text: str) -> bool:
+    """Whether a value names a file or folder, not `tfds:NAME`, `hf:NAME` or `package:NAME`."""
+    return bool(text) and ":" not in text
+
+
+def read_config(folder: str | Path, system: str = "") -> TrainConfig:
+    """The configuration of a run; InputError where it is of another system than `system`."""
+    kept = run_dir.read_config(folder)
+    if kept.system not in configs.SYSTEMS or (system and kept.system != system):
+        expected = system or f"one of {', '.join(configs.SYSTEMS)}"
+        raise InputError(f"{folder} must be a run of {expected}, got a run of {kept.system!r}")
+    try:
+        return from_json(configs.config(kept.system), kept.config)
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"{folder}/config.json: {error}; another version of jaxdet wrote it: install that one, "
+            f"or train again"
+        ) from None
+
+
+def check_same(folder: str | Path, kept: TrainConfig, config: TrainConfig) -> None:
+    """Refuse to resume a run with other options; planned epochs may differ."""
+    if kept.time_budget:
+        config = replace(config, epochs=kept.epochs)
+    for field in fields(kept):
+        before, now = getattr(kept, field.name), getattr(config, field.name)
+        if before != now:
+            raise InputError(
+                f"{option(field.name)} {now} differs from {before} of {folder}: leave it out to "
+                f"resume, or start anew with another --out"
+            )
+
+
+def create(folder: str | Path, experiment: Experiment) -> None:
+    """An empty run folder with everything that resuming and evaluation need later."""
+    run_dir.create(folder)
+    for name, text in experiment.files:
+        run_dir.write_text(folder, name, text)
+    record = sources.record_spec(experiment.splits["train"])
+    metadata = experiment.metadata | {"record": record}
+    run_dir.write_config(folder, experiment.name, asdict(experiment.config), metadata)
+
+
+def report_notes(notes: Sequence[str], line: Callable[[str], None]) -> None:
+    """Report what cannot be used of the data: the number, and the first few in full."""
+    if notes:
+        line(f"{len(notes)} images or rows cannot be used and are left out:")
+    for note in notes[:MAX_NOTES]:
+        line(f"  {note}")
+
+
+def report_uneven_batches(experiment: Experiment, line: Callable[[str], None]) -> None:
+    """Warn where a batch does not divide its split, for systems with limits on their runs."""
+    config = experiment.config
+    if not config.LIMITS:
+        return
+    batches = {"train": ("--batch", config.batch), "test": ("--eval-batch", config.eval_batch)}
+    uneven = [
+        f"{name} {batch} does not divide the {len(experiment.splits[split])} images of {split}"
+        for split, (name, batch) in batches.items()
+        if len(experiment.splits[split]) % batch
+    ]
+    if uneven:
+        line(
+            f"warning: {', '.join(uneven)}: the last training batch of an epoch is filled with its "
+            f"first images, that of an evaluation is padded"
+        )
+
+
+def without_data(folder: str | Path, config: TrainConfig) -> Experiment:
+    """The experiment of a run with a blank record in place of its data.
+
+    Runs that do not record what a record looks like need their data.
+    """
+    kept = run_dir.read_config(folder)
+    if "record" not in kept.metadata:
+        return configs.build(kept.system, config)
+    return configs.without_data(kept.system, config, kept.metadata)
+
+
+def check_classes(folder: str | Path, experiment: Experiment) -> None:
+    """Refuse data with other classes than those that a run was trained on."""
+    kept = list(run_dir.read_metadata(folder)["classes"])
+    found: list[Any] = list(experiment.metadata["classes"])
+    if kept != found:
+        raise InputError(
+            f"the data have {_list_classes(found)}, {folder} was trained on {_list_classes(kept)}"
+        )
+
+
+def _list_classes(classes: Sequence[str], most: int = 5) -> str:
+    """The number of classes, and the first of them."""
+    more = ", ..." if len(classes) > most else ""
+    return f"{len(classes)} classes ({', '.join(classes[:most])}{more})"
