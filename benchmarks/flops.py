@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 from benchmarks.lib import harness, units
-from jaxdet.configs import networks
+from jaxdet import configs
 from jaxdet.profiling import summary, timing
 
 NAME = "flops"
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: Options) -> None:
     """Count; print and write the results."""
-    chosen = {name: networks.named(name) for name in options.models or networks.NAMES}
+    chosen = {name: configs.named_network(name) for name in options.models or configs.NETWORK_NAMES}
     rows, layers, notes = [], {}, {}
     for name, network in chosen.items():
         (row, layers[name], notes[name]), seconds = timing.timed(
@@ -75,7 +75,7 @@ def summarize(record: dict[str, Any]) -> str:
 
 
 def count(
-    network: networks.Named,
+    network: configs.NamedNetwork,
 ) -> tuple[dict[str, Any], list[dict[str, Any]], list[str]]:
     """(row of the network, rows of its layers, notes on what is not counted)."""
     images = jax.ShapeDtypeStruct(network.input, "float32")

@@ -50,7 +50,7 @@ def cifar10_experiment(config: cifar10.Config, *, train: int, val: int) -> Exper
         )
 
     splits = {"train": random_source(train), "val": random_source(val)}
-    task = cifar10.task_of(config, net, classes)
+    task = cifar10.make_task(config, net, classes)
     return Experiment(task=task, splits=splits, hparams=task_hparams(config), about={})
 
 

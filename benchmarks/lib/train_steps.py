@@ -12,11 +12,11 @@ import optax
 
 from jaxdet import configs, tasks
 from jaxdet.config import task_hparams
-from jaxdet.configs import backbones, detect
+from jaxdet.configs import detect
 from jaxdet.configs.digits import Config
 from jaxdet.data.normalize import IMAGENET
 from jaxdet.kernels import conv
-from jaxdet.models import plain
+from jaxdet.models import plain, registry
 from jaxdet.models.resnet import ResNet18
 from jaxdet.ops import augment, boxes, windows
 from jaxdet.tasks import localize
@@ -250,10 +250,11 @@ def detector(
         "crowd": np.zeros((batch, boxes_per_image), bool),
         "id": np.arange(batch, dtype=np.int32),
     }
-    task = detect.task_of(config, net, tuple(range(classes)))
+    task = detect.make_task(config, net, tuple(range(classes)))
     task = task._replace(change=lambda keys, batch, context: batch).task()
     torch = partial(_torch_detector, classes) if freeze == 3 else None
-    factor = partial(backbones.factor, config)
+    frozen = registry.frozen_stages(config.model, freeze)
+    factor = registry.lr_multiplier(frozen, config.backbone_lr)
     return Workload(batch, height, task, data, task_hparams(config), torch, factor)
 
 

@@ -4,8 +4,8 @@ import sys
 
 import jax
 
+from jaxdet import configs
 from jaxdet.cli import common
-from jaxdet.configs import networks
 from jaxdet.errors import InputError
 from jaxdet.profiling import roofline, summary
 from jaxdet.training import run_dir
@@ -57,11 +57,11 @@ def _time(network, rows, figure):
 def _network(options):
     """(network, input, shapes of its variables if it has been trained) of `jaxdet describe`."""
     if run_dir.is_run(options.model):
-        named = networks.of_run(options.model, common.kept_config(options.model))
+        named = configs.network_of_run(options.model, common.kept_config(options.model))
         made_for = jax.ShapeDtypeStruct(named.input, "float32")
         variables = jax.eval_shape(named.net.init, jax.random.key(0), made_for)
     else:
-        named, variables = networks.named(options.model), None
+        named, variables = configs.named_network(options.model), None
     shape = _shape(options.input) if options.input else named.input
     return named.net, jax.ShapeDtypeStruct(shape, "float32"), variables
 

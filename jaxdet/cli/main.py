@@ -100,9 +100,7 @@ def main(argv=None):
 
 def _help():
     """What `jaxdet --help` prints."""
-    from jaxdet.configs import networks
-
-    print(USAGE.format(systems=" ".join(configs.SYSTEMS), models=" ".join(networks.NAMES)))
+    print(USAGE.format(systems=" ".join(configs.SYSTEMS), models=" ".join(configs.NETWORK_NAMES)))
     return 0
 
 

@@ -14,7 +14,6 @@ import numpy as np
 from jaxdet import configs, tables
 from jaxdet.cli import common, cutoffs, flags, run_table
 from jaxdet.config import TrainConfig
-from jaxdet.configs import networks
 from jaxdet.metrics import classification as classification_metrics
 from jaxdet.profiling import summary
 from jaxdet.training import run_dir
@@ -137,7 +136,7 @@ def _best(found, limits):
 
 def _layers(best):
     """Functions F, variables X and parameters W of a network, from its input to its output."""
-    named = networks.of_run(best.folder, best.config)
+    named = configs.network_of_run(best.folder, best.config)
     images = jax.ShapeDtypeStruct(named.input, "float32")
     network = summary.summarize(named.net, images)
     *layers, whole = summary.table_rows(network)

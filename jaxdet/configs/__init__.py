@@ -1,55 +1,126 @@
-"""One file a system: a frozen dataclass `Config` (fields = flags = help = kept JSON) and `build`.
+"""The five systems, one file each: the options `Config`, their checks, network and experiment.
 
-`build` reads the data of a configuration and gives them to `system`, which needs no more of them
-than their classes and what a record of them is like.  Nothing here imports jax before one of the
-functions is called, so that `--help` is quick.
+    config = configs.config("digits")(epochs=30)
+    experiment = configs.build("digits", config)  # reads the data
+
+The fields of a `Config` are the options of the command line; the text below a field is its help.
+A module has `network`, `build`, `from_splits` (the experiment for data that are read already) and
+`check`; it may have `summarize` for `jaxdet data inspect` and `table_row` for reports.  Importing a
+configuration imports neither jax nor flax, so that `--help` is fast.
 """
 
+import difflib
+from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jaxdet.config import check
+from jaxdet.config import TrainConfig, check
+from jaxdet.errors import InputError
+from jaxdet.models import registry
+
+if TYPE_CHECKING:
+    from flax import linen as nn
+
+    from jaxdet.training.experiment import Experiment
 
 SYSTEMS = ("digits", "objects", "detect", "cifar10", "faces")
+NETWORK_NAMES = (*SYSTEMS, *registry.MODELS)
+_SYSTEM_OF_KIND = {"localizer": "objects", "cifar": "cifar10"}  # their options complete the model
 
 
-def config(name):
+class NamedNetwork(NamedTuple):
+    """A network and the shape of the input that it is described with."""
+
+    net: "nn.Module"  # called as net(images, train)
+    input: tuple[int, ...]  # B, H, W, C
+
+
+def config(name: str) -> type[TrainConfig]:
     """The configuration class of a system."""
     return import_module(f"jaxdet.configs.{name}").Config
 
 
-def build(name, chosen):
-    """The system that a configuration describes, with its data: a `base.System`."""
+def build(name: str, config: Any) -> "Experiment":
+    """The experiment of a configuration of the system `name`, with its data.
+
+    InputError names the option or file that cannot be used.
+    """
     from jaxdet.training import time_budget
 
-    module = _checked(name, chosen)
-    if chosen.max_params:
-        time_budget.check_parameters(*module.network(chosen), chosen.max_params)
-    return module.build(chosen)
+    module = _checked_module(name, config)
+    if config.max_params:
+        time_budget.check_parameters(*module.network(config), config.max_params)
+    return module.build(config)
 
 
-def without_data(name, chosen, about):
-    """The system of a run with one blank record in place of its data.
+def without_data(name: str, config: Any, metadata: Mapping[str, Any]) -> "Experiment":
+    """The experiment of a run with one blank record in place of its data.
 
-    `about` is what the run says of them: `classes`, and `record` as `data.arrays.record` has it.
+    metadata: that of the run: `classes`, and `record` as `data.sources.record_spec` returns it.
     """
     from jaxdet.data import sources
 
-    splits = {"train": sources.blank_source(about["record"])}
-    return _checked(name, chosen).system(chosen, tuple(about["classes"]), splits)
+    splits = {"train": sources.blank_source(metadata["record"])}
+    module = _checked_module(name, config)
+    return module.from_splits(config, tuple(metadata["classes"]), splits)
 
 
-def network(name, chosen, *classes):
+def network(name: str, config: Any, *classes: int) -> "tuple[nn.Module, tuple[int, ...]]":
     """(network, input shape [B, H, W, C]) of a configuration, without its data.
 
-    `classes` is how many its data have; left out, it is as many as the system's usual data.
+    classes: their number; without it, that of the system's usual data.
     """
-    check(chosen)
-    return import_module(f"jaxdet.configs.{name}").network(chosen, *classes)
+    check(config)
+    return import_module(f"jaxdet.configs.{name}").network(config, *classes)
 
 
-def _checked(name, chosen):
-    """The module of a system, once it has nothing against a configuration."""
+def named_network(name: str) -> NamedNetwork:
+    """The network of a model or, with its default options, of a system.
+
+    InputError lists all `NETWORK_NAMES`, the nearest first.
+    """
+    if name in SYSTEMS:
+        return network_of_config(name, config(name)())
+    if name not in registry.MODELS:
+        near = difflib.get_close_matches(name, NETWORK_NAMES, n=len(NETWORK_NAMES), cutoff=0.0)
+        raise InputError(f"no model and no run {name!r}; models, nearest first: {', '.join(near)}")
+    spec = registry.get(name)
+    if spec.kind in _SYSTEM_OF_KIND:
+        system = _SYSTEM_OF_KIND[spec.kind]
+        return network_of_config(
+            system, import_module(f"jaxdet.configs.{system}").Config(model=name)
+        )
+    return NamedNetwork(spec.build(), (1, spec.image_size, spec.image_size, 3))
+
+
+def network_of_config(name: str, config: Any, *classes: int) -> NamedNetwork:
+    """`network` with the dropout rate of the configuration, which in training is traced."""
+    net, shape = network(name, config, *classes)
+    if name == "cifar10":
+        net = net.clone(rate=config.dropout)
+    return NamedNetwork(net, shape)
+
+
+def network_of_run(folder: Path, config: Any) -> NamedNetwork:
+    """The network of a run with the configuration `config`, for the classes of its data."""
+    from jaxdet.training import run_dir
+
+    system, _ = run_dir.read_config(folder)
+    return network_of_config(system, config, len(run_dir.read_metadata(folder)["classes"]))
+
+
+def _checked_module(name: str, config: Any) -> ModuleType:
+    """The module of a system, after its checks of a configuration."""
     module = import_module(f"jaxdet.configs.{name}")
-    check(chosen)
-    module.check(chosen)
+    check(config)
+    module.check(config)
     return module
+
+
+def __getattr__(name: str) -> ModuleType:
+    """`configs.detect` and the others, imported when they are first used."""
+    if name in SYSTEMS:
+        return import_module(f"jaxdet.configs.{name}")
+    raise AttributeError(f"module 'jaxdet.configs' has no attribute {name!r}")

@@ -1,55 +1,72 @@
-"""CIFAR-10: small images in ten classes, within a budget of parameters and of time (seed 003).
+"""CIFAR-10: small images of ten classes, within limits of parameters and training time.
 
     jaxdet train cifar10 --root DIR                                  # PyTorch's tutorial, 2 epochs
-    jaxdet eval runs/cifar10 --tta true                              # asks mirror images as well
+    jaxdet eval runs/cifar10 --tta true                              # mirror images as well
     jaxdet describe runs/cifar10                                     # every layer, every operation
     jaxdet train cifar10 --root DIR --model tiny --time-budget 3600 --batch 128 --optimizer adamw \\
-        --lr 4e-3 --schedule cosine --warmup 200 --weight-decay .05 --ema .998 --label-smoothing .1 \\
-        --flip --crop-padding 4 --seeds 5 --out runs/five    # of validation; each has the hour
+        --lr 4e-3 --schedule cosine --warmup 200 --weight-decay .05 --ema .998 \\
+        --label-smoothing .1 --flip --crop-padding 4 --seeds 5 --out runs/five  # an hour each
     jaxdet compare runs/five/*/                      # test scores, their mean and spread
     jaxdet train cifar10 --root DIR --time-budget 3600 --schedule piecewise --lr .01 --batch 20
-                                 # .01, .001, .0001 for 50, 25, 25% of the epochs of an hour
-    jaxdet sweep cifar10 --root DIR --grid arch      # the table of the variants; other grids: GRIDS
-    jaxdet compare runs/a runs/b --report out.md     # the report of the seed
+    jaxdet sweep cifar10 --root DIR --grid arch      # compares the networks; other grids: GRIDS
+    jaxdet compare runs/a runs/b --report out.md
 
-DIR has CIFAR-10 in any of its forms: `jaxdet.data.cifar10` lists them.  Nothing is downloaded.  The
-validation part is cut from the training images; the test images choose nothing.
+DIR holds CIFAR-10 in one of the forms of `jaxdet.data.cifar10`.  Nothing is downloaded.  Validation
+images are drawn from the training images; test images choose nothing.
 
-On JPEG copies of the set (accuracy is lower on them), `tiny` has 227,866 parameters.  On 2 CPU
-cores, one run of one seed each, test accuracy by the image and with `eval --tta true`:
+On JPEG copies of the images (accuracy is lower on them), 2 CPU cores, one run of one seed each,
+`tiny` (227,866 parameters) with the options above and these has the test accuracy, without and with
+`eval --tta true`:
 
-| options above and | minutes | epochs | test | with --tta |
+| options | minutes | epochs | test | with --tta |
 |---|---|---|---|---|
 | `--time-budget 3600` | 60 | 94 of 97 | 0.868 | 0.882 |
 | `--time-budget 1700 --cutout .5 --tta true` | 28 | 32 of 37 | 0.867 | 0.878 |
 | `--time-budget 1560`, a slower machine | 24 | 19 | 0.853 | |
 
-Validation of the first is highest at epoch 46 (0.884), while training goes on to 0.983.  Test
-scores are those of the checkpoint that validation chose.
+Test scores are those of the best checkpoint on validation.  In the first run that is epoch 46
+(0.884), while the training accuracy rises to 0.983.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from jaxdet.config import Schedule, TrainConfig, cached_reader, check_fractions, task_hparams
+from jaxdet.config import (
+    Schedule,
+    TrainConfig,
+    cached_reader,
+    check_fractions,
+    check_minima,
+    check_train_fraction,
+    task_hparams,
+)
 from jaxdet.errors import InputError
 from jaxdet.models import registry
-from jaxdet.training.experiment import Experiment
 
-Model = Literal[*registry.names("cifar")]
-TUTORIALS = (
+if TYPE_CHECKING:
+    from flax import linen as nn
+
+    from jaxdet.data.sources import ArraySource, Source
+    from jaxdet.tasks.classify import ClassificationTask
+    from jaxdet.training.experiment import Experiment
+
+TUTORIALS = (  # PyTorch's tutorial network and its variants
     *("tutorial", "doubled", "extra_conv", "extra_dense", "extra_both", "two_3x3", "inception"),
 )
+MAX_PADDING = 32  # pixels: a side of the image
+
+Model = Literal[*registry.names("cifar")]
 
 
 @dataclass(frozen=True)
 class Config(TrainConfig):
-    """One label for images of 32 x 32 pixels."""
+    """One label per image of 32 x 32 pixels."""
 
     HPARAMS: ClassVar = ("dropout",)
     SUBSET_FIELDS: ClassVar = ("train_fraction",)
-    LIMITS: ClassVar = {"parameters": 262_144, "total_seconds": 3600}  # of seed 003
+    LIMITS: ClassVar = {"parameters": 262_144, "total_seconds": 3600}
     GRIDS: ClassVar = {
         "arch": (
             *(f"--model {name}" for name in TUTORIALS),
@@ -64,46 +81,47 @@ class Config(TrainConfig):
     }
 
     root: str = ""
-    """folder or file of CIFAR-10, or tfds:NAME, a set prepared before in ~/tensorflow_datasets or
-    the folder that the variable TFDS_DATA_DIR names"""
+    """folder or file of CIFAR-10, or tfds:NAME, a prepared set in ~/tensorflow_datasets or the
+    folder that TFDS_DATA_DIR names"""
     val_fraction: float = 0.1
-    """share of the training images for validation"""
+    """fraction of the training images for validation"""
     train_fraction: float = 1.0
-    """share of the other training images that is used"""
+    """fraction of the other training images that is used"""
     split_seed: int = 0
-    """draws the images for validation"""
+    """seed that draws the validation images"""
     model: Model = "tutorial"
-    """network: PyTorch's tutorial and its variants, or a larger one"""
+    """network: that of PyTorch's tutorial, one of its variants, or a larger one"""
     channels: tuple[int, ...] = ()
     """tutorial and its variants: channels of the convolutions, such as 6 16; () is the model's"""
     fc_widths: tuple[int, ...] = ()
-    """tutorial and its variants: outputs of the dense layers, such as 120 84; () is the model's"""
+    """tutorial and its variants: widths of the hidden dense layers, such as 120 84; () is the
+    model's"""
     activation: Literal["own", "relu", "leaky_relu", "elu", "gelu", "swish", "tanh", "sigmoid"] = (
         "own"
     )
-    """of all hidden layers; own is the network's (relu; tiny and deep: gelu)"""
+    """activation of all hidden layers; own is the model's (relu; tiny and deep: gelu)"""
     norm: bool = False
     """tutorial and its variants: batch norm after each convolution; the others have it"""
     dropout: float = 0.0
-    """share of the numbers before a dense layer that is dropped"""
+    """dropout rate before dense layers"""
     loss: Literal["cross_entropy", "binary", "squared", "hinge"] = "cross_entropy"
-    """loss of the label"""
+    """classification loss"""
     label_smoothing: float = 0.0
     """label smoothing"""
     flip: bool = False
-    """mirror half of the training images"""
+    """flip half of the training images horizontally"""
     crop_padding: int = 0
-    """training images are padded by so many pixels and cropped anywhere; the usual is 4"""
+    """pixels by which training images are padded before a random crop; 4 is usual"""
     cutout: float = 0.0
-    """hide a rectangle of up to this share of a training image's sides"""
+    """largest side of a rectangle that hides part of a training image, as a fraction"""
     brightness_contrast: float = 0.0
-    """brightness and contrast of training images change by up to this share"""
+    """largest random change of brightness and contrast, as a fraction"""
     color_jitter: float = 0.0
-    """saturation of training images changes by up to this share, hue by up to a tenth of it"""
+    """largest random change of saturation, as a fraction; hue changes by a tenth of it"""
     mixup_alpha: float = 0.0
-    """training images are mixed by shares from Beta(mixup, mixup)"""
+    """mixup: training images are mixed by fractions from Beta(alpha, alpha)"""
     tta: bool = False
-    """answer by an image and its mirror image; the loss of validation stays that of the image"""
+    """predict from the mean of an image and its mirror image; the loss is not affected"""
     max_params: int = LIMITS["parameters"]
     epochs: int = 2
     batch: int = 4
@@ -112,115 +130,99 @@ class Config(TrainConfig):
     schedule: Schedule = "constant"
 
 
-def network(config, classes=10):
+def network(config: Config, classes: int = 10) -> "tuple[nn.Module, tuple[int, ...]]":
     """The network of a `Config`, and the shape [B, H, W, C] of its input."""
-    import jax.numpy as jnp
     from flax import linen as nn
 
-    from jaxdet.kernels import conv
+    from jaxdet.models.layers import layer_options
 
     check(config)
-    fields = {
-        "classes": classes,
-        "conv_general_dilated": partial(conv.conv_general_dilated, impl=config.conv),
-        "dtype": jnp.bfloat16 if config.bfloat16 else None,
-        "rate": 1.0,  # times `dropout`, a number of the state
-    }
+    fields = layer_options(bfloat16=config.bfloat16, conv=config.conv)
+    fields |= {"classes": classes, "rate": 1.0}  # rate: multiplied by `dropout`, which is traced
     if config.activation != "own":
         fields["activation"] = getattr(nn, config.activation)
     if config.model in TUTORIALS:
-        sizes = {"channels": config.channels, "fc_widths": config.fc_widths}
-        fields |= {name: value for name, value in sizes.items() if value}
+        widths = {"channels": config.channels, "fc_widths": config.fc_widths}
+        fields |= {name: values for name, values in widths.items() if values}
         fields["norm"] = config.norm
-    net = registry.get(config.model).build(**fields)
-    return net, (1, 32, 32, 3)
+    return registry.get(config.model).build(**fields), (1, 32, 32, 3)
 
 
-def build(config):
-    """The system of a `Config`, with its data."""
-    splits, classes = _data(config)
-    whole = system(config, classes, splits)
-    return _part(whole, config)._replace(part=partial(_part, whole))
-
-
-def system(config, classes, splits):
-    """The system of a `Config` for data of these classes."""
-    from jaxdet.data import images
-
-    net, (_, *shape) = network(config, len(classes))
-    return Experiment(
-        task=task_of(config, net, classes),
-        splits=splits,
-        hparams=task_hparams(config),
-        about={
-            "classes": list(classes),
-            "input": shape,
-            "normalisation": "(level / 255 - .5) / .5",
-        },
-        read=partial(images.read_resized_float, side=shape[0]),
-    )
-
-
-def task_of(config, net, classes):
-    """The task of a `Config`, for a network and the names of its classes."""
-    from jaxdet.tasks import classify
-
-    how = {
-        "loss_kind": config.loss,
-        "label_smoothing": config.label_smoothing,
-        "mirrored": config.tta,
-    }
-    return classify.ClassificationTask(net, classes, _change(config), _mix(config), **how).task()
-
-
-def inspect(root):
-    """({column: value} a class, what is wrong with files) of the folder or file `root`."""
+def summarize(root: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """`data.cifar10.summarize` of a folder or file, for `jaxdet data inspect`."""
     from jaxdet.data import cifar10
 
     return cifar10.summarize(root)
 
 
-@cached_reader("root", "val_fraction", "split_seed")
-def _data(config):
-    """({part: source}, classes), shuffled: validation images are some of those for training."""
-    import numpy as np
-
-    from jaxdet.data import cifar10
-
-    found, classes = cifar10.read(config.root)
-    random, images = np.random.default_rng(config.split_seed), found["train"]
-    order = random.permutation(len(images))
-    held = max(round(config.val_fraction * len(images)), 1)
-    if held == len(images):
-        raise InputError(
-            f"--val-fraction {config.val_fraction:g} of {held} images leaves none for training"
-        )
-    test = found["test"].take(random.permutation(len(found["test"])))
-    train, val = (images.take(order[rows]) for rows in (slice(held, None), slice(held)))
-    return {"train": train, "val": val, "test": test}, classes
+def build(config: Config) -> "Experiment":
+    """The experiment of a `Config`, with its data."""
+    splits, classes = _read_splits(config)
+    subset = partial(_subset, from_splits(config, classes, splits))
+    return replace(subset(config), subset=subset)
 
 
-def _part(whole, config):
-    """A system of all training images with the share that `config` uses, the first ones."""
+def _subset(whole: "Experiment", config: Config) -> "Experiment":
+    """An experiment on the training images of `config`, which are the first of those of `whole`."""
     train = whole.splits["train"]
-    used = max(round(config.train_fraction * len(train)), 1)
-    return whole._replace(splits=whole.splits | {"train": train.first(used)})
+    count = max(round(config.train_fraction * len(train)), 1)
+    return replace(whole, config=config, splits=whole.splits | {"train": train.first(count)})
 
 
-def _change(config):
-    """How a training image is changed, or None."""
+def from_splits(
+    config: Config, classes: tuple[str, ...], splits: "dict[str, Source]"
+) -> "Experiment":
+    """The experiment of a `Config` for data that are read already."""
+    from jaxdet.data import images
+    from jaxdet.training.experiment import Experiment
+
+    net, (_, *shape) = network(config, len(classes))
+    return Experiment(
+        task=make_task(config, net, classes),
+        splits=splits,
+        hparams=task_hparams(config),
+        metadata={
+            "classes": list(classes),
+            "input": shape,
+            "normalization": "(pixel value / 255 - .5) / .5",
+        },
+        config=config,
+        name="cifar10",
+        read_image=partial(images.read_resized_float, side=shape[0]),
+    )
+
+
+def make_task(config: Config, net: "nn.Module", classes: tuple[str, ...]) -> "ClassificationTask":
+    """The task of a `Config`, for a network and the names of its classes."""
+    from jaxdet.ops import augment
+    from jaxdet.tasks.classify import ClassificationTask
+
+    mix = partial(augment.mixup, alpha=config.mixup_alpha) if config.mixup_alpha else None
+    return ClassificationTask(
+        net,
+        classes,
+        transform=_transform(config),
+        mix=mix,
+        loss_name=config.loss,
+        label_smoothing=config.label_smoothing,
+        tta=config.tta,
+    )
+
+
+def _transform(config: Config) -> Callable | None:
+    """Augmentation of one training image with values in [0, 255], or None."""
     import jax.numpy as jnp
 
     from jaxdet.ops import augment
 
-    def scaled(transform):
-        """The transform of pixel values in [0, 1] for those in [0, 255]."""
+    def rescaled(transform: Callable) -> Callable:
+        """The transform of pixel values in [0, 1], for those in [0, 255]."""
 
-        def rescaled(key, sample):
+        def transformed(key, sample):
             unit = sample._replace(image=sample.image / jnp.float32(255))
             return sample._replace(image=255 * transform(key, unit).image)
 
-        return rescaled
+        return transformed
 
     lighting = partial(augment.brightness_contrast, strength=config.brightness_contrast)
     color = partial(augment.color_jitter, strength=config.color_jitter)
@@ -228,47 +230,50 @@ def _change(config):
         (augment.random_flip, config.flip),
         (partial(augment.pad_and_crop, pad=config.crop_padding), config.crop_padding),
         (partial(augment.cutout, fill=128, size=config.cutout), config.cutout),
-        (scaled(lighting), config.brightness_contrast),
-        (scaled(color), config.color_jitter),
+        (rescaled(lighting), config.brightness_contrast),
+        (rescaled(color), config.color_jitter),
     )
-    transforms = [transform for transform, used in transforms if used]
-    return augment.on_image(augment.compose(*transforms)) if transforms else None
+    used = [transform for transform, on in transforms if on]
+    return augment.on_image(augment.compose(*used)) if used else None
 
 
-def _mix(config):
-    """How training images are mixed, or None."""
-    from jaxdet.ops import augment
+@cached_reader("root", "val_fraction", "split_seed")
+def _read_splits(config: Any) -> "tuple[dict[str, ArraySource], tuple[str, ...]]":
+    """({split: source}, classes), shuffled; validation is drawn from the training images."""
+    import numpy as np
 
-    return partial(augment.mixup, alpha=config.mixup_alpha) if config.mixup_alpha else None
+    from jaxdet.data import cifar10
+
+    data, classes = cifar10.read(config.root)
+    random, images = np.random.default_rng(config.split_seed), data["train"]
+    order = random.permutation(len(images))
+    count = max(round(config.val_fraction * len(images)), 1)
+    if count == len(images):
+        raise InputError(
+            f"--val-fraction {config.val_fraction:g} of {count} images leaves none for training"
+        )
+    test = data["test"].take(random.permutation(len(data["test"])))
+    splits = {"train": images.take(order[count:]), "val": images.take(order[:count]), "test": test}
+    return splits, classes
 
 
-def check(config):
-    """Refuse what no training can use, before any image is read."""
-    check_fractions(
-        config,
-        "val_fraction",
-        "dropout",
-        "label_smoothing",
-        "cutout",
-        "brightness_contrast",
-        "color_jitter",
-    )
+def check(config: Config) -> None:
+    """Refuse values that no training can use, before any image is read."""
+    check_fractions(config, "val_fraction", "dropout", "label_smoothing", "cutout")
+    check_fractions(config, "brightness_contrast", "color_jitter")
     if not config.val_fraction:
         raise InputError(
-            "--val-fraction 0: a share above 0 is wanted; it chooses the best checkpoint"
+            "--val-fraction must be above 0, got 0: validation selects the best checkpoint"
         )
-    if not 0 < config.train_fraction <= 1:
+    check_train_fraction(config)
+    if not 0 <= config.crop_padding <= MAX_PADDING:
         raise InputError(
-            f"--train-fraction {config.train_fraction:g}: above 0 and at most 1 is wanted"
+            f"--crop-padding must be from 0 to {MAX_PADDING} pixels, got {config.crop_padding}"
         )
-    if not 0 <= config.crop_padding <= 32:
-        raise InputError(f"--crop {config.crop_padding}: 0 to 32 pixels are wanted")
-    if config.mixup_alpha < 0:
-        raise InputError(f"--mixup {config.mixup_alpha:g}: at least 0 is wanted")
+    check_minima(config, mixup_alpha=0)
     if min(config.channels + config.fc_widths, default=1) < 1:
-        raise InputError("--channels and --fc-widths: every width must be at least 1")
-    sized = config.channels or config.fc_widths or config.norm
-    if sized and config.model not in TUTORIALS:
+        raise InputError("--channels and --fc-widths must be at least 1 each")
+    if config.model not in TUTORIALS and (config.channels or config.fc_widths or config.norm):
         raise InputError(f"--channels, --fc-widths and --norm are not for --model {config.model}")
     if config.activation != "own" and config.model in ("resnet20", "narrow", "tiniest"):
         raise InputError(f"--activation is not for --model {config.model}")

@@ -1,140 +1,151 @@
-"""Detection: many boxes a photo, in the formats people have (seed 002).
+"""Detection: any number of boxes per image, from data in the usual formats.
 
     jaxdet data inspect detect --root DIR
     jaxdet train detect --root DIR --weights package:lite0 --freeze-stages 3 --freeze-bn \\
         --backbone-lr .25 --vflip
     jaxdet eval runs/detect
-    jaxdet eval runs/detect --score-threshold .1 --nms-iou .5        # as seed 002 judges
-    jaxdet data assign runs/detect                     # which cells learn which box
-    jaxdet sweep detect --root DIR --one-at-a-time     # ablation: what each part is worth
+    jaxdet eval runs/detect --score-threshold .1 --nms-iou .5
+    jaxdet data assign runs/detect                     # which cells are assigned to which box
+    jaxdet sweep detect --root DIR --one-at-a-time     # ablation
 
-DIR is a COCO, Pascal VOC, YOLO or parquet folder; the format is found by what is in it.
-The Halo set of seed 002 is parquet: put its files `train*.parquet`, `validation*.parquet` and
-`test*.parquet` into DIR and use the same words; `scripts/to_parquet.py` writes that layout.
+DIR is a COCO, Pascal VOC, YOLO or parquet folder; the format is recognised by its files.
+`scripts/to_parquet.py` writes the parquet layout.
 
-Blood cells (BCCD: 205 photos for training, 87 for validation, 72 for the test), 416 x 320 pixels,
-24 epochs, checkpoint chosen on val, test split, one run of one seed:
+Blood cells (BCCD: 205 images for training, 87 for validation, 72 for the test), 416 x 320 pixels,
+24 epochs, best checkpoint on validation, scores of the test split, one run of one seed:
 
 | suppression | mAP | AP50 | AP75 |
 |---|---|---|---|
-| hard, IoU .6, score .01, as above | .596 | .911 | .669 |
-| as seed 002 judges: IoU .5, score .1 | .592 | .904 | .665 |
-| soft, linear / Gaussian | .605 / .605 | .910 / .909 | |
-| weighted / fused | .601 / .584 | .912 / .888 | |
+| NMS IoU .6, score threshold .01, as above | .596 | .911 | .669 |
+| NMS IoU .5, score threshold .1 | .592 | .904 | .665 |
+| soft NMS, linear / Gaussian | .605 / .605 | .910 / .909 | |
+| weighted NMS / fusion | .601 / .584 | .912 / .888 | |
 
-From scratch, `--size 256 320 --epochs 34 --vflip`, 26 minutes for all: .444, .738, .511.
-Platelets .483, red cells .601, white cells .704 in the first row, which took 31 minutes on 2 CPU
-cores beside other work, 52 + 5 s an epoch alone; seed 002's thresholds, .05, .1 and .2, are passed
-in the second.
-Assignment, three seeds of 12 epochs with all of the backbone frozen (`python -m
-benchmarks.experiments --names assigners`): task-aligned mAP .494 (standard deviation .009), AP50
-.892, AP75 .481; by overlap .500 (.007), .884, .534: neither is better on round cells that hardly
-overlap, where the anchor of a box is plain.  The three questions of seed 002, by the ablation
-(`benchmarks/RESULTS.md`; 192 x 256 pixels, validation, one seed: gains below .02 are noise):
-the best assignment is by overlap (+.029), with boxes that fit closer; the largest gains after it
-are PAN (+.023), a background class (+.021) and mosaic (+.020), more than any loss, block or
-suppression; 16 bins (-.055) and fusion (-.023) cost most, since 12 epochs are short for the first
-and the second averages boxes that were right.  Rotation, GIoU and soft suppression change nothing:
-cells are round, and few overlap.
+In the first row platelets have .483, red cells .601, white cells .704.  Training took 31 minutes on
+2 CPU cores beside other work; alone, an epoch takes 52 s and its evaluation 5 s.  From scratch,
+`--size 256 320 --epochs 34 --vflip` gives .444, .738, .511 in 26 minutes.
 
-A step takes 2.6 s with nothing frozen, 2.0 with three parts of the backbone, 0.8 with all of them
+With the whole backbone frozen, 12 epochs of three seeds (`python -m benchmarks.experiments --names
+assigners`): task-aligned mAP .494 (standard deviation .009), AP50 .892, AP75 .481; assignment by
+IoU .500 (.007), .884, .534.  The largest gains of the ablation (`benchmarks/RESULTS.md`; 256 x 192
+pixels, validation, one seed; differences below .02 are noise) are those of assignment by IoU
+(+.029), PAN (+.023), a background class (+.021) and mosaic (+.020).
+
+A step takes 2.6 s with nothing frozen, 2.0 with three stages of the backbone, 0.8 with all of them
 (`python -m benchmarks.train_step --models detect_unfrozen detect detect_frozen`).
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from jaxdet.config import (
     AugmentOptions,
     BackboneOptions,
     cached_reader,
     check_augment,
+    check_backbone,
     check_fractions,
+    check_minima,
     check_notes,
     task_hparams,
 )
-from jaxdet.configs import backbones
 from jaxdet.errors import InputError
 from jaxdet.models import registry
-from jaxdet.training.experiment import Experiment
+
+if TYPE_CHECKING:
+    from flax import linen as nn
+
+    from jaxdet.data.detection import DetectionDataset
+    from jaxdet.data.sources import Source
+    from jaxdet.tasks.detect import Assigner, DetectionTask
+    from jaxdet.training.experiment import Experiment
+
+Backbone = Literal[*registry.names("backbone")]
 
 
 @dataclass(frozen=True)
 class Config(AugmentOptions, BackboneOptions):
-    """Boxes and classes of all objects in a photo."""
+    """Boxes and classes of all objects in an image."""
 
-    HPARAMS: ClassVar = tuple(
-        f"{term}_weight" for term in ("classification", "objectness", "box", "distance")
+    HPARAMS: ClassVar = (
+        "classification_weight",
+        "objectness_weight",
+        "box_weight",
+        "distance_weight",
     )
     EVAL_ONLY: ClassVar = ("score_threshold", "nms_iou", "nms_type", "max_detections", "tta")
     GRIDS: ClassVar = {
         "ablation": "--assigner tal iou --box-loss ciou diou giou iou --neck fpn pan"
-        " --neck-block conv c3 c2f --background zeros noobj-bg yolox --reg-max 1 16 --brightness-contrast 0.2 0"
-        " --nms-type hard linear gaussian nmw wbf --mosaic 0 0.5 --rotate 0 30",
+        " --neck-block conv c3 c2f --background zeros class objectness --reg-max 1 16"
+        " --brightness-contrast 0.2 0 --nms-type hard linear gaussian nmw wbf --mosaic 0 0.5"
+        " --rotate 0 30",
     }
 
     root: str = ""
-    """folder of data: COCO, Pascal VOC, YOLO or parquet; or tfds:NAME, a set prepared before in
-    ~/tensorflow_datasets or the folder that the variable TFDS_DATA_DIR names"""
+    """folder of the data: COCO, Pascal VOC, YOLO or parquet; or tfds:NAME, a prepared set in
+    ~/tensorflow_datasets or the folder that TFDS_DATA_DIR names"""
     format: Literal["auto", "coco", "voc", "yolo", "parquet"] = "auto"
-    """how the data are kept; auto looks"""
+    """format of the data; auto recognises it by its files"""
     size: tuple[int, int] = (320, 416)
     """height and width of the network's input in pixels, multiples of 32"""
-    multiscale: tuple[float, ...] = (1.0,)
-    """training draws one of these factors of --size a step; a program is compiled for each"""
     max_boxes: int = 0
-    """true boxes a photo has room for; 0 is as many as the fullest photo needs"""
+    """largest number of true boxes per image; 0 is that of the data"""
     stream: bool = False
-    """read photos when they are needed instead of holding them in memory (jaxdet[data])"""
+    """read images when they are needed instead of holding them in memory (jaxdet[data])"""
     val_fraction: float = 0.1
-    """share of the training photos for validation, where the data have no part for it"""
+    """fraction of the training images for validation, where the data have no validation split"""
     on_invalid: Literal["skip", "error"] = "skip"
-    """what to do with a photo or box that cannot be used: leave it out and say so, or stop"""
-    model: backbones.Backbone = "lite0"
+    """images or boxes that cannot be used: report and leave out, or stop"""
+    model: Backbone = "lite0"
     """backbone"""
     neck: Literal["fpn", "pan"] = "fpn"
-    """how the levels of the backbone are joined"""
+    """how feature maps of different scales are combined"""
     neck_block: Literal["conv", "c3", "c2f"] = "conv"
-    """what the neck has where the papers have a 3x3 convolution"""
+    """block of the neck: a 3x3 convolution, as in the papers, or that of YOLOv5 or YOLOv8"""
     neck_channels: int = 96
     """channels of neck and head"""
-    background: Literal["noobj-zero", "noobj-bg", "yolox"] = "noobj-zero"
-    """nothing is: zeros for all classes, a class for the background, or an objectness"""
+    background: Literal["zeros", "class", "objectness"] = "zeros"
+    """how background is encoded: all-zero targets, a background class, or an objectness score"""
     reg_max: int = 1
-    """numbers for each side of a box; 16 is a distribution over distances (DFL)"""
+    """outputs per side of a box; more than 1 are a distribution over distances (DFL, usually 16)"""
     assigner: Literal["tal", "iou"] = "tal"
-    """cells learn a box by how well they answer (task-aligned), or by the overlap of an anchor"""
+    """how cells are assigned to boxes: by their predictions (task-aligned), or by the IoU of an
+    anchor"""
     tal_from: int = 0
-    """epoch before which tal is iou"""
+    """first epoch of tal; epochs before it assign by IoU"""
     topk: int = 10
-    """tal: most cells that learn a box"""
+    """tal: largest number of cells per box"""
     alpha: float = 0.5
-    """tal: power of the score; seed 002 has the two powers the other way round"""
+    """tal: power of the score"""
     beta: float = 6.0
-    """tal: power of the overlap"""
+    """tal: power of the IoU"""
     positive_iou: float = 0.5
-    """iou: overlap from which an anchor learns a box"""
+    """iou: smallest IoU of an anchor that is assigned to a box"""
     box_loss: Literal["ciou", "diou", "giou", "iou"] = "ciou"
-    """loss of the box"""
+    """box loss"""
     classification_weight: float = 1.0
-    """weight of the classification term"""
+    """weight of the classification loss"""
     objectness_weight: float = 1.0
-    """weight of the objectness term"""
+    """weight of the objectness loss"""
     box_weight: float = 5.0
-    """weight of the box term"""
+    """weight of the box loss"""
     distance_weight: float = 1.5
-    """weight of the term of distributions over distances"""
+    """weight of the loss of distributions over distances"""
+    multiscale: tuple[float, ...] = (1.0,)
+    """factors of --size, one of which is drawn per training step; each compiles a program"""
     score_threshold: float = 0.01
-    """least score of a box; seed 002 has .1"""
+    """smallest score of a detection"""
     nms_iou: float = 0.6
-    """overlap from which boxes are one; seed 002 has .5"""
+    """NMS IoU threshold"""
     nms_type: Literal["hard", "linear", "gaussian", "nmw", "wbf"] = "hard"
-    """drop what overlaps, lower its score (soft), or merge it (weighted, fusion)"""
+    """overlapping boxes are removed, get lower scores (soft NMS: linear, gaussian), or are merged
+    (weighted NMS, weighted boxes fusion)"""
     max_detections: int = 100
-    """boxes a photo at most"""
+    """maximum detections per image"""
     tta: bool = False
-    """judge and answer by six views of a photo: three sizes, each mirrored as well"""
+    """predict from six views of an image: three sizes, each also mirrored"""
     epochs: int = 24
     batch: int = 8
     eval_batch: int = 8
@@ -146,103 +157,163 @@ class Config(AugmentOptions, BackboneOptions):
     best: str = "map"
 
 
-def network(config, classes=3):
+def network(config: Config, classes: int = 3) -> "tuple[nn.Module, tuple[int, ...]]":
     """The network of a `Config`, and the shape [B, H, W, C] of its input."""
-    import jax.numpy as jnp
-
-    from jaxdet.kernels import conv
     from jaxdet.models import necks
     from jaxdet.models.detector import Detector
     from jaxdet.models.heads import DecoupledHead
+    from jaxdet.models.layers import layer_options
+    from jaxdet.tasks.class_encoding import ENCODINGS
 
-    dtype = jnp.bfloat16 if config.bfloat16 else None
-    part = {
-        "conv_general_dilated": partial(conv.conv_general_dilated, impl=config.conv),
-        "dtype": dtype,
-    }
-    block = {"conv": necks.ConvBlock, "c3": necks.C3, "c2f": necks.C2f}[config.neck_block]
+    options = layer_options(bfloat16=config.bfloat16, conv=config.conv)
     neck = {"fpn": necks.FPN, "pan": necks.PAN}[config.neck]
-    reading = _reading(config)
-    features = registry.backbone(config.model)
-    how = {"frozen_stages": len(backbones.kept(config)), "freeze_bn": config.freeze_bn}
-    shape = {"channels": config.neck_channels, **part}
-    outputs = {"classes": reading.num_logits(classes), "objectness": reading.objectness}
+    block = {"conv": necks.ConvBlock, "c3": necks.C3, "c2f": necks.C2f}[config.neck_block]
+    encoding = ENCODINGS[config.background]
     net = Detector(
-        backbone=partial(features, **how, **part),
-        neck=partial(neck, block=block, **shape),
-        head=partial(DecoupledHead, **outputs, **shape),
+        backbone=partial(
+            registry.backbone(config.model),
+            frozen_stages=len(_frozen_stages(config)),
+            freeze_bn=config.freeze_bn,
+            **options,
+        ),
+        neck=partial(neck, block=block, channels=config.neck_channels, **options),
+        head=partial(
+            DecoupledHead,
+            classes=encoding.num_logits(classes),
+            objectness=encoding.objectness,
+            channels=config.neck_channels,
+            **options,
+        ),
         reg_max=config.reg_max,
     )
     return net, (1, *config.size, 3)
 
 
-def build(config):
-    """The system of a `Config`, with its data."""
-    found, numbers, splits, notes = _data(config)
-    check_notes(config, notes)
-    made = system(config, found.classes, splits)
-    about = {**made.about, "numbers": list(found.class_ids)} if found.class_ids else made.about
-    return made._replace(notes=notes, about=about, numbers=numbers)
+def summarize(
+    root: str,
+) -> tuple[list[dict[str, Any]], list[str], list[dict[str, Any]]]:
+    """(a table row per split and class, notes, a table row per quality check) of a folder.
+
+    Boxes are checked at the default size of the network's input.
+    """
+    from jaxdet.data import detection, formats, quality_checks
+
+    dataset = formats.read(root)
+    checks, notes = quality_checks.check_dataset(dataset, *Config.size)
+    return detection.summarize(dataset), notes, checks
 
 
-def system(config, classes, splits):
-    """The system of a `Config` for data of these classes."""
+def build(config: Config) -> "Experiment":
+    """The experiment of a `Config`, with its data."""
+    data = _read_dataset(config)
+    check_notes(config, data.notes)
+    experiment = from_splits(config, data.dataset.classes, data.splits)
+    metadata = experiment.metadata
+    if data.dataset.class_ids:
+        metadata = {**metadata, "category_ids": list(data.dataset.class_ids)}
+    return replace(experiment, notes=data.notes, metadata=metadata, image_ids=data.image_ids)
+
+
+def from_splits(
+    config: Config, classes: tuple[str, ...], splits: "dict[str, Source]"
+) -> "Experiment":
+    """The experiment of a `Config` for data that are read already."""
     from jaxdet.data import images
+    from jaxdet.training.experiment import Experiment
 
     net, (_, *shape) = network(config, len(classes))
-    detection = task_of(config, net, classes)
-    trained = partial(registry.load_pretrained, config.model, config.weights)
+    height, width = config.size
+    task = make_task(config, net, classes)
+    mean, std = task.normalization
+    pretrained = None
+    if config.weights:
+        pretrained = partial(registry.load_pretrained, config.model, config.weights)
     return Experiment(
-        task=detection.task(),
+        task=task,
         splits=splits,
         hparams=task_hparams(config),
-        about={
+        metadata={
             "classes": list(classes),
             "input": shape,
-            "normalisation": "(level / 255 - {}) / {}".format(*detection.levels),
+            "normalization": f"(pixel value / 255 - {mean}) / {std}",
         },
-        many=True,
+        config=config,
+        name="detect",
+        read_image=partial(images.read_letterboxed_float, height=height, width=width),
         scales=config.multiscale,
-        assigned=detection.assigned,
-        read=partial(images.read_letterboxed_float, height=config.size[0], width=config.size[1]),
-        weights=trained if config.weights else None,
-        learns=backbones.factors(config),
+        load_pretrained=pretrained,
+        lr_multiplier=registry.lr_multiplier(_frozen_stages(config), config.backbone_lr),
     )
 
 
-def task_of(config, net, classes):
-    """The `tasks.detect.Detection` of a `Config`."""
+def make_task(config: Config, net: "nn.Module", classes: tuple[str, ...]) -> "DetectionTask":
+    """The task of a `Config`, for a network and the names of its classes."""
     from jaxdet.losses import boxes as box_losses
     from jaxdet.tasks import augmentation, detect
+    from jaxdet.tasks.class_encoding import ENCODINGS
 
     return detect.DetectionTask(
         net,
         classes,
-        augmentation.pipeline(config),
-        _assigner(config),
-        _suppress(config),
+        transform=augmentation.pipeline(config),
+        assigner=_assigner(config),
+        suppress=_suppress(config),
         box_loss=getattr(box_losses, config.box_loss),
-        reading=_reading(config),
-        levels=registry.normalization(config.model),
+        encoding=ENCODINGS[config.background],
+        normalization=registry.normalization(config.model),
         views=detect.TTA if config.tta else detect.SINGLE_VIEW,
     )
 
 
-def inspect(root):
-    """(a row a part and class, what is wrong with photos and boxes, a row an oddity) of a folder.
+def _assigner(config: Config) -> "Assigner":
+    from jaxdet.tasks.detect import make_assigner
 
-    Rows are {column: value}; boxes are judged by the input that `Config` has.
-    """
-    from jaxdet.data import detection, formats, quality_checks
+    if config.assigner == "iou":
+        return make_assigner(positive_iou=config.positive_iou)
+    return make_assigner(
+        tal_from=config.tal_from,
+        positive_iou=config.positive_iou,
+        topk=config.topk,
+        alpha=config.alpha,
+        beta=config.beta,
+    )
 
-    found = formats.read(root)
-    oddities, bad = quality_checks.check_dataset(found, *Config.size)
-    return detection.summarize(found), bad, oddities
+
+def _suppress(config: Config) -> Callable:
+    """(boxes, scores, labels) -> `nms.Detections` of one image."""
+    from jaxdet.ops import nms
+
+    functions = {
+        "hard": nms.nms,
+        "linear": partial(nms.soft_nms, method="linear"),
+        "gaussian": nms.soft_nms,
+        "nmw": nms.weighted_nms,
+        "wbf": nms.weighted_boxes_fusion,
+    }
+    return partial(
+        functions[config.nms_type],
+        iou_threshold=config.nms_iou,
+        max_detections=config.max_detections,
+        score_threshold=config.score_threshold,
+    )
+
+
+def _frozen_stages(config: Config) -> tuple[str, ...]:
+    """Names of the stages of the backbone that are not trained."""
+    return registry.frozen_stages(config.model, config.freeze_stages)
+
+
+class _Data(NamedTuple):
+    """The data of a `Config`."""
+
+    dataset: "DetectionDataset"
+    image_ids: dict[str, dict[str, int | str]]  # split -> {image name: its id in the data's files}
+    splits: "dict[str, Source]"
+    notes: tuple[str, ...]
 
 
 @cached_reader("root", "format", "val_fraction", "seed", "max_boxes", "size", "stream")
-def _data(config):
-    """(DetectionDataset, {split: {name of an image: its id}}, {split: source}, notes)."""
+def _read_dataset(config: Any) -> _Data:
     from jaxdet.data import detection, formats
 
     dataset = formats.read(config.root, config.format)
@@ -258,50 +329,20 @@ def _data(config):
         name: {sample.name: sample.id for sample in own if sample.id is not None}
         for name, own in samples.items()
     }
-    return dataset, image_ids, splits, tuple(notes)
+    return _Data(dataset, image_ids, splits, tuple(notes))
 
 
-def _reading(config):
-    from jaxdet.tasks import class_encoding
-
-    ways = {"yolox": class_encoding.OBJECTNESS, "noobj-bg": class_encoding.BACKGROUND_CLASS}
-    return ways.get(config.background, class_encoding.ZEROS)
-
-
-def _assigner(config):
-    from jaxdet.tasks import detect
-
-    if config.assigner == "iou":
-        return detect.make_assigner(positive=config.positive_iou)
-    how = {name: getattr(config, name) for name in ("topk", "alpha", "beta", "tal_from")}
-    return detect.make_assigner(positive=config.positive_iou, **how)
-
-
-def _suppress(config):
-    from jaxdet.ops import nms
-
-    shared = {
-        "iou_threshold": config.nms_iou,
-        "max_detections": config.max_detections,
-        "score_threshold": config.score_threshold,
-    }
-    soft = {"linear": partial(nms.soft_nms, method="linear"), "gaussian": nms.soft_nms}
-    ways = {"hard": nms.nms, "nmw": nms.weighted_nms, "wbf": nms.weighted_boxes_fusion, **soft}
-    return partial(ways[config.nms_type], **shared)
-
-
-def check(config):
-    """Refuse what no training can use, before any photo is read."""
+def check(config: Config) -> None:
+    """Refuse values that no training can use, before any image is read."""
     from jaxdet.tasks.detect import STRIDE
 
     height, width = config.size
     if height % STRIDE or width % STRIDE or not height * width:
-        raise InputError(f"--size {height} {width}: multiples of {STRIDE} are wanted")
-    backbones.check(config)
+        raise InputError(f"--size must be two multiples of {STRIDE} pixels, got {height} {width}")
+    check_backbone(config, len(registry.stage_names(config.model)))
     check_augment(config)
     check_fractions(config, "score_threshold", "nms_iou", "positive_iou")
-    if not config.multiscale or not all(0.1 <= size <= 10 for size in config.multiscale):
-        raise InputError(f"--multiscale {config.multiscale}: factors from .1 to 10 are wanted")
-    for name in ("reg_max", "max_detections", "topk", "neck_channels"):
-        if getattr(config, name) < 1:
-            raise InputError(f"--{name} {getattr(config, name)}: at least 1 is wanted")
+    if not config.multiscale or not all(0.1 <= factor <= 10 for factor in config.multiscale):
+        factors = " ".join(f"{factor:g}" for factor in config.multiscale)
+        raise InputError(f"--multiscale must be factors from 0.1 to 10, got {factors or 'none'}")
+    check_minima(config, reg_max=1, max_detections=1, topk=1, neck_channels=1)

@@ -1,108 +1,228 @@
-"""Faces: who it is, and whether two images show one person (seed 004).
+"""Faces: the identity of a face, and whether two images show the same one.
 
-    jaxdet data inspect faces --root DIR        # images a person, sizes, files that are no images
+    jaxdet data inspect faces --root DIR           # images per identity, sizes, unreadable files
     jaxdet train faces --root DIR
-    jaxdet eval runs/faces                      # accuracy; AUC and equal error rate of all pairs
-    jaxdet train faces --root DIR --identities 20   # the others, whom it never sees, are for `eval
-    jaxdet eval runs/faces --split others       # --split others`
+    jaxdet eval runs/faces                         # accuracy; AUC and equal error rate of pairs
+    jaxdet train faces --root DIR --identities 20  # the other identities, unseen in training,
+    jaxdet eval runs/faces --split others          # are the split `others`
     jaxdet predict runs/faces TEST --submit classification.csv --sample SAMPLE.csv
-    jaxdet verify probe runs/faces FOLDER       # whether a plane tells FOLDER's people apart
+    jaxdet verify probe runs/faces FOLDER          # whether embeddings are linearly separable
 
-ORL's 40 people, 64 pixels, 60 epochs, 5 minutes on 2 CPU cores beside other work: with
-`--size 64 --val-fraction 0 --test-fraction .3`, 7 images each for training, the last checkpoint names 0.992
-of the other 120 images rightly.  Twelve people of LFW, its split: with `--size 64 --epochs 40
---cutout .3 --label-smoothing .1` 0.985 of the 65 test images, AUC .991 and equal error rate .026 of their
-pairs, in 12 minutes beside other work.  Strangers are harder: of ORL, 20 people learnt (`--identities
-20 --val-fraction 0 --test-fraction 0`), all pairs of images of the 20 others, the last checkpoint:
+DIR has a folder per identity, IDENTITY/FILE, or SPLIT/IDENTITY/FILE with the splits train, val (or
+dev) and test; or it is a tar file of that.  Without splits, images of each identity are drawn for
+validation and test; nothing is drawn where there are train and val.  Files directly in test/ are
+for `predict`.
 
-| options besides | AUC | equal error rate |
+The 40 identities of ORL, 64 pixels, 60 epochs, 5 minutes on 2 CPU cores beside other work: with
+`--size 64 --val-fraction 0 --test-fraction .3`, 7 images each for training, the last checkpoint has
+an accuracy of 0.992 on the other 120 images.  Twelve identities of LFW, its split: with `--size 64
+--epochs 40 --cutout .3 --label-smoothing .1` 0.985 on the 65 test images, AUC .991 and equal error
+rate .026 of their pairs, in 12 minutes beside other work.
+
+Unseen identities are harder.  Trained on 20 identities of ORL (`--identities 20 --val-fraction 0
+--test-fraction 0`), the last checkpoint has on all pairs of images of the 20 others:
+
+| further options | AUC | equal error rate |
 |---|---|---|
-| ImageNet's weights, of which nothing learns | .986 | .056 |
-| `--freeze-stages 5 --freeze-bn --backbone-lr .1 --label-smoothing .1 --epochs 30` instead | .989 | .049 |
+| ImageNet weights, all frozen | .986 | .056 |
+| ImageNet weights, the last stage trained | .989 | .049 |
 | from scratch (embeddings without the mirror image) | .938 | .129 |
-| `--embedding-loss triplet_hard --embedding-loss-weight 1 --samples-per-class 4` | .946 | .123 |
-| these, `--cutout .4 --brightness-contrast .4 --scale .8 1.25 --shift .1 --label-smoothing .1` | .945 | .100 |
-| these changes, `--head arcface --scale 16 --margin .3` | .952 | .126 |
+| the same, triplets: `--embedding-loss triplet_hard --samples-per-class 4` | .946 | .123 |
+| the same, more augmentation: `--cutout .4 --scale .8 1.25 --shift .1` | .945 | .100 |
+| this augmentation, `--head arcface --logit-scale 16 --margin .3` | .952 | .126 |
 
-ImageNet's weights are `--model lite0 --weights package:lite0 --backbone-stages 6 --freeze-stages 6 --embedding-dim 0 --bnneck
-true --size 96 --epochs 40`.  The map of stride 16, averaged and normalised, is what tells strangers
-apart: without any training cosines of Lite0's maps of strides 4, 8, 16 and 32 have, less their
-mean, an AUC of .945, .967, .989 and .970.  From scratch 20 people are too few: pixels, whitened
-within a person, have .959.
+ImageNet weights are `--model lite0 --weights package:lite0 --backbone-stages 6 --freeze-stages 6
+--embedding-dim 0 --bnneck true --size 96 --epochs 40`; in the second row `--freeze-stages 5
+--freeze-bn --backbone-lr .1 --label-smoothing .1 --epochs 30` instead.  Triplets have
+`--embedding-loss-weight 1`, more augmentation also `--brightness-contrast .4 --label-smoothing .1`.
 
-DIR has a folder a person, PERSON/FILE, or PART/PERSON/FILE with the parts train, val (or dev) and
-test; or is a tar file of that.  Without parts, images of every person are cut for validation and
-test; nothing is cut where there are train and val.  Files right in test/ are for `predict`.
+Features of stride 16 separate unseen identities best: without any training, cosines of the
+averaged, centered maps of Lite0 with strides 4, 8, 16 and 32 have an AUC of .945, .967, .989 and
+.970.  From scratch, 20 identities are too few: pixels, whitened within identities, have .959.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, Literal
+from math import prod
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from jaxdet.config import check_fractions, check_notes, task_hparams
-from jaxdet.configs import backbones, embedders, stages
-from jaxdet.configs.embedders import Embedding
+from jaxdet.config import (
+    BackboneOptions,
+    check_backbone,
+    check_fractions,
+    check_minima,
+    check_notes,
+    check_scale,
+    check_train_fraction,
+    option,
+    task_hparams,
+)
 from jaxdet.errors import InputError
-from jaxdet.training.experiment import Experiment
+from jaxdet.models import registry
 
-SMALLEST = 32  # pixels a side that stem and stages leave something of
+if TYPE_CHECKING:
+    from flax import linen as nn
+
+    from jaxdet.data.normalize import Normalization
+    from jaxdet.data.sources import Source
+    from jaxdet.training.experiment import Experiment
+
+MIN_SIZE = 32  # pixels per side that remain for stem and stages
+STEM_STRIDE = 4
+
+STAGED = registry.names("staged")
+PER_STAGE = {  # option with one value per stage -> field of the networks
+    "channels": "widths",
+    "blocks": "blocks",
+    "strides": "strides",
+    "dilations": "dilations",
+    "se_ratios": "squeezes",
+    "stage_dropout": "rates",
+}
+STAGE_OPTIONS = (*PER_STAGE, "block", "depthwise", "activation")
+_SHAPE_OPTIONS = ("channels", "blocks", "strides", "dilations")
+_NEEDED = {"bottleneck": "strides", "convnext": "blocks"}  # with another number of --channels
+
+_PLAIN = "--model bottleneck --batch 128 --depthwise false --activation relu"
+_DEEP = (
+    "--model bottleneck --batch 128 --channels 32 64 128 256 512 --stage-dropout .2 0 .2 0 .2 "
+    "--activation relu6"
+)
+_LAST = f"{_DEEP} --strides 1 1 2 2 2 --se-ratios .25 .25 .25 .25 .25 --optimizer sgd"
+_REFERENCE = (  # see docs/assignments.md; strides of 2 where channels double
+    f"{_PLAIN} --block convnext --channels 32 32 64 64 128 128 128 128 --strides 1 1 2 1 2 1 1 1 "
+    "--epochs 500 --schedule restarts --restart-period 20 --optimizer sgd --lr .01",
+    f"{_PLAIN} --channels 32 64 64 128 128 256 --strides 1 2 1 2 1 2 "
+    "--epochs 500 --schedule restarts --restart-period 20 --optimizer sgd --lr .01",
+    f"{_PLAIN} --channels 32 64 128 256 --strides 1 2 2 2 --stage-dropout .1 .1 .1 .1 "
+    "--epochs 500 --schedule plateau --optimizer adamw --lr .01",
+    f"{_DEEP} --strides 1 2 2 2 2 --se-ratios 0 0 .25 .25 .25 "
+    "--epochs 500 --schedule restarts --restart-period 5 --optimizer adamw --lr .01",
+    *(
+        f"{_LAST} --epochs {epochs} --schedule restarts --restart-period {period} --lr {lr}"
+        for epochs, period, lr in (
+            *((500, 20, 0.01), (150, 20, 0.1), (150, 50, 0.01), (150, 60, 0.01)),
+            *((95, 100, 0.01), (145, 150, 0.01), (195, 200, 0.01), (478, 20, 0.001)),
+        )
+    ),
+)
+
+Model = Literal[*registry.names("backbone", "staged")]
 
 
 @dataclass(frozen=True)
-class Config(Embedding):
-    """Embeddings of faces, and the people of the training set."""
+class Config(BackboneOptions):
+    """Classify faces by embeddings that also compare identities unseen in training."""
 
     HPARAMS: ClassVar = ("dropout", "embedding_loss_weight")
-    GRIDS: ClassVar = stages.GRIDS
     CUTOFFS: ClassVar = {"accuracy": (0.9, 0.84, 0.82), "verification": (0.55, 0.49, 0.3)}
+    GRIDS: ClassVar = {
+        "arch": "--model resnet18 mobilenet_v2 bottleneck convnext",
+        "loss": (
+            "--embedding-loss none",
+            "--embedding-loss center --embedding-loss-weight .003",
+            *(
+                f"--embedding-loss {name} --embedding-loss-weight 1 --samples-per-class 4"
+                for name in ("contrastive", "triplet_hard", "triplet_semihard")
+            ),
+        ),
+        "head": "--head softmax arcface cosface l_softmax lgm",
+        "opt": "--optimizer sgd adamw --lr 0.1 0.01 0.001",
+        "schedule": "--schedule restarts --restart-period 5 20 50 60 100 150 200",
+        "dropout": "--model bottleneck --stage-dropout 0,0,0,0,0 .1,.1,.1,.1,.1 .2,0,.2,0,.2",
+        "squeeze": "--model bottleneck --se-ratios 0,0,0,0,0 0,0,.25,.25,.25 .25,.25,.25,.25,.25",
+        "act": "--model bottleneck --activation relu relu6 gelu",
+        "reference": _REFERENCE,
+    }
 
     root: str = ""
-    """folder or tar file with a folder of images a person"""
+    """folder or tar file with a folder of images per identity"""
+    size: int = 112
+    """side of the network's input in pixels"""
     stream: bool = False
     """read images when they are needed instead of holding them in memory (jaxdet[data])"""
     identities: int = 0
-    """people to learn, in the order of their names; the others are the split `others`; 0: all"""
+    """number of identities to train on, the first ones by name; the others are the split `others`;
+    0: all"""
     val_fraction: float = 0.1
-    """share of the images of a person for validation, where the data have no part for it; 0 judges
-    on the training images, which choose nothing: take the last checkpoint then"""
+    """fraction of each identity's images for validation, where the data have no split for it; 0
+    evaluates on the training images, so take the last checkpoint then"""
     test_fraction: float = 0.2
-    """share of the images of a person for the test, where the data have no part for it and not both
-    train and val; 0 tests on those for validation"""
+    """fraction of each identity's images for the test, where the data have no split for it and not
+    both train and val; 0 tests on the validation images"""
     train_fraction: float = 1.0
-    """share of the training images of each person that is used, one image at least"""
+    """fraction of each identity's training images that is used, at least one image"""
     split_seed: int = 0
-    """draws these images"""
+    """seed that draws these images"""
     on_invalid: Literal["skip", "error"] = "skip"
-    """what to do with a file that is no image: leave it out and say so, or stop"""
+    """files that are not readable images: report and leave out, or stop"""
+    model: Model = "resnet18"
+    """backbone"""
+    width_multiplier: float = 0.5
+    """resnets: factor of the number of channels; pretrained weights need 1"""
+    backbone_stages: int = 0
+    """number of stages of the backbone that are built, from the first; 0: all"""
+    channels: tuple[int, ...] = ()
+    """bottleneck, convnext: channels of each stage; () is the model's, as in the next options"""
+    blocks: tuple[int, ...] = ()
+    """bottleneck, convnext: blocks of each stage"""
+    strides: tuple[int, ...] = ()
+    """bottleneck, convnext: stride of each stage"""
+    dilations: tuple[int, ...] = ()
+    """bottleneck, convnext: dilation of the spatial convolutions of each stage"""
+    se_ratios: tuple[float, ...] = ()
+    """bottleneck, convnext: hidden channels of squeeze-and-excitation as a fraction of each stage's
+    channels, usually .25; 0 is none"""
+    stage_dropout: tuple[float, ...] = ()
+    """bottleneck: dropout rate after each stage; convnext: probability of leaving an image's
+    branch out in the blocks of each stage (stochastic depth)"""
+    block: Literal["inverted", "convnext"] = "inverted"
+    """bottleneck: type of its blocks"""
+    depthwise: bool = True
+    """bottleneck, convnext: depthwise spatial convolutions"""
+    activation: Literal["own", "relu", "relu6", "gelu"] = "own"
+    """bottleneck, convnext: activation; own is relu6 and gelu"""
+    embedding_dim: int = 256
+    """dimension of embeddings; 0: the channels of the last map"""
+    bnneck: bool = False
+    """batch norm of the embedding (arXiv:1903.07071)"""
+    fc_widths: tuple[int, ...] = ()
+    """widths of the classifier's hidden layers"""
+    dropout: float = 0.0
+    """dropout rate of embeddings before the classifier"""
+    head: Literal["softmax", "arcface", "cosface", "l_softmax", "lgm"] = "softmax"
+    """logits in training: plain, or with the margin of a paper"""
     logit_scale: float = 0.0
-    """arcface, cosface: factor of the cosines; 0 is the paper's 64, which is for many people"""
+    """arcface, cosface: factor of the cosines; 0 is the paper's 64, meant for many identities"""
     margin: float = 0.0
-    """margin of --head, of l_softmax 1, 2, 3 or 4; 0 is that of its paper"""
+    """margin of --head, for l_softmax 1, 2, 3 or 4; 0 is that of its paper"""
     embedding_loss: Literal["none", "center", "contrastive", "triplet_hard", "triplet_semihard"] = (
         "none"
     )
-    """loss of the embeddings beside the cross entropy"""
+    """metric-learning loss of the embeddings, added to the cross-entropy"""
     embedding_loss_weight: float = 0.003
-    """weight of --embedding-loss; center loss has 0.003 in its paper, pairs and triplets want about 1"""
+    """weight of --embedding-loss: 0.003 for center, as in its paper; about 1 for pairs and
+    triplets"""
     samples_per_class: int = 0
-    """so many images of a person stand together in a batch, beside groups of others; 0: shuffled;
-    pairs want 4"""
+    """images per identity in a batch (PK sampling), 4 for pairs and triplets; 0: images are
+    shuffled"""
     label_smoothing: float = 0.0
     """label smoothing"""
     tta: bool = True
     """embeddings are the sum of those of an image and its mirror image"""
     flip: bool = True
-    """mirror half of the training images left to right"""
+    """flip half of the training images horizontally"""
     scale: tuple[float, float] = (0.9, 1.1)
-    """training images are scaled by a factor in this range"""
+    """range of the random scale of training images"""
     shift: float = 0.06
-    """training images are moved by up to this share of a side"""
+    """largest random translation, as a fraction of a side"""
     rotate: float = 0.0
-    """training images are turned by up to so many degrees either way"""
+    """largest random rotation in degrees"""
     brightness_contrast: float = 0.2
-    """brightness and contrast of training images change by up to this share"""
+    """largest random change of brightness and contrast, as a fraction"""
     cutout: float = 0.0
-    """hide a rectangle of up to this share of a training image's sides"""
+    """largest side of a rectangle that hides part of a training image, as a fraction"""
     epochs: int = 60
     batch: int = 32
     eval_batch: int = 64
@@ -112,69 +232,134 @@ class Config(Embedding):
     ema: float = 0.99
 
 
-told, network = stages.told, embedders.network
+def network(config: Config, classes: int = 40) -> "tuple[nn.Module, tuple[int, ...]]":
+    """The network of a `Config`, and the shape [B, H, W, C] of its input."""
+    from jaxdet.models.embedder import Embedder
+    from jaxdet.models.layers import layer_options
+
+    _check_stage_options(config)
+    options = layer_options(bfloat16=config.bfloat16, conv=config.conv)
+    net = Embedder(
+        features=partial(_features(config), **options),
+        classes=classes,
+        dim=config.embedding_dim,
+        bnneck=config.bnneck,
+        hidden=config.fc_widths,
+        variances=config.head == "lgm",
+        rates=(1.0,) * (1 + len(config.fc_widths)),  # multiplied by `dropout`, which is traced
+        dtype=options["dtype"],
+    )
+    return net, (1, config.size, config.size, 3)
 
 
-def inspect(root):
+def _features(config: Config) -> "Callable[..., nn.Module]":
+    """Constructor of the backbone."""
+    if config.model in STAGED:
+        return partial(registry.backbone(config.model), **_stage_fields(config))
+    fields: dict[str, Any] = {
+        "frozen_stages": len(_frozen_stages(config)),
+        "freeze_bn": config.freeze_bn,
+    }
+    if config.model.startswith("resnet"):
+        fields["width"] = round(64 * config.width_multiplier)
+    return partial(registry.backbone(config.model, stages=config.backbone_stages), **fields)
+
+
+def _stage_fields(config: Config) -> dict[str, Any]:
+    """Fields of a network in `STAGED` that the options change."""
+    from flax import linen as nn
+
+    from jaxdet.models import convnext, layers
+    from jaxdet.models.inverted_residual import InvertedResidual
+
+    fields: dict[str, Any] = {
+        field: getattr(config, name) for name, field in PER_STAGE.items() if getattr(config, name)
+    }
+    if config.activation != "own":
+        fields["activation"] = getattr(nn, config.activation)
+    if config.model == "convnext":
+        fields["kernel_init"] = layers.KAIMING_FAN_OUT
+    use_convnext = "convnext" in (config.model, config.block)
+    block = convnext.Block if use_convnext else InvertedResidual
+    return {**fields, "block": partial(block, depthwise=config.depthwise)}
+
+
+def _frozen_stages(config: Config) -> tuple[str, ...]:
+    """Names of the stages of the backbone that are not trained."""
+    return registry.frozen_stages(config.model, config.freeze_stages, built=config.backbone_stages)
+
+
+def _normalization(config: Config) -> "Normalization":
+    """That of the pretrained weights, or `CENTERED` without any."""
+    from jaxdet.data.normalize import CENTERED
+
+    return registry.normalization(config.model) if config.weights else CENTERED
+
+
+def summarize(root: str) -> tuple[list[dict[str, Any]], list[str]]:
     """`data.faces.summarize` of a folder, for `jaxdet data inspect`."""
     from jaxdet.data import faces
 
     return faces.summarize(root)
 
 
-def build(config):
-    """The system of a `Config`, with its data."""
+def build(config: Config) -> "Experiment":
+    """The experiment of a `Config`, with its data."""
     from jaxdet.data import faces
 
-    classes, splits, notes = faces.read_dataset(config)
-    check_notes(config, notes)
-    return system(config, classes, splits)._replace(notes=notes)
+    data = faces.read_dataset(config)
+    check_notes(config, data.notes)
+    return replace(from_splits(config, data.classes, data.splits), notes=data.notes)
 
 
-def system(config, classes, splits):
-    """The system of a `Config` for data of these people."""
+def from_splits(
+    config: Config, classes: tuple[str, ...], splits: "dict[str, Source]"
+) -> "Experiment":
+    """The experiment of a `Config` for data that are read already."""
     from jaxdet.data import images, sampler
+    from jaxdet.tasks.verify import VerificationTask
+    from jaxdet.training.experiment import Experiment
 
     net, (_, *shape) = network(config, len(classes))
-    labels = splits["train"].labels
+    normalization = _normalization(config)
+    margins = (("scale", config.logit_scale), ("margin", config.margin))
+    order = sampler.shuffled_batches
+    if config.samples_per_class:
+        order = sampler.pk_sampler(splits["train"].labels, config.samples_per_class)
+    pretrained = None
+    if config.weights:
+        stages = config.backbone_stages
+        pretrained = partial(registry.load_pretrained, config.model, config.weights, stages=stages)
     return Experiment(
-        task=_verifier(config, net, len(classes)).task(),
+        task=VerificationTask(
+            net,
+            len(classes),
+            transform=_transform(config),
+            head=config.head,
+            embedding_loss=config.embedding_loss,
+            margins=tuple((name, value) for name, value in margins if value),
+            label_smoothing=config.label_smoothing,
+            tta=config.tta,
+            normalization=normalization,
+        ),
         splits=splits,
         hparams=task_hparams(config),
-        about={
+        metadata={
             "classes": list(classes),
             "input": shape,
-            "normalisation": "(level / 255 - {}) / {}".format(*embedders.levels(config)),
+            "normalization": f"(pixel value / 255 - {normalization.mean}) / {normalization.std}",
         },
-        weights=partial(embedders.pretrained, config) if config.weights else None,
-        learns=backbones.factors(config),
-        read=partial(images.read_resized_float, side=config.size),
-        order=sampler.pk_sampler(labels, config.samples_per_class)
-        if config.samples_per_class
-        else None,
+        config=config,
+        name="faces",
+        read_image=partial(images.read_resized_float, side=config.size),
+        load_pretrained=pretrained,
+        lr_multiplier=registry.lr_multiplier(_frozen_stages(config), config.backbone_lr),
+        batch_order=order,
     )
 
 
-def _verifier(config, net, count):
-    """The `tasks.verify.Verifier` of a `Config` for so many people."""
-    from jaxdet.tasks import verify
-
-    margins = {"logit_scale": config.logit_scale, "margin": config.margin}
-    return verify.VerificationTask(
-        net,
-        count,
-        _change(config),
-        config.head,
-        config.embedding_loss,
-        tuple((name, value) for name, value in margins.items() if value),
-        smoothing=config.label_smoothing,
-        mirrored=config.tta,
-        levels=embedders.levels(config),
-    )
-
-
-def _change(config):
-    """How a training image of levels in [0, 255] is changed."""
+def _transform(config: Config) -> Callable:
+    """Augmentation of one training image with values in [0, 255]."""
     import jax
     import jax.numpy as jnp
 
@@ -187,55 +372,159 @@ def _change(config):
         translate=config.shift,
         lighting=config.brightness_contrast,
     )
-    most = config.rotate * jnp.pi / 180
+    limit = config.rotate * jnp.pi / 180
 
-    def change(key, image):
-        place, hide, turn = (jax.random.fold_in(key, number) for number in range(3))
-        image = augment.on_image(standard)(place, image / jnp.float32(255))
-        if most:
-            image = augment.rotate(image, jax.random.uniform(turn, minval=-most, maxval=most))
+    def transformed(key, image):
+        standard_key, cutout_key, angle_key = (jax.random.fold_in(key, i) for i in range(3))
+        image = augment.on_image(standard)(standard_key, image / jnp.float32(255))
+        if limit:
+            angle = jax.random.uniform(angle_key, minval=-limit, maxval=limit)
+            image = augment.rotate(image, angle)
         if config.cutout:
-            image = augment.on_image(partial(augment.cutout, size=config.cutout))(hide, image)
+            cutout = partial(augment.cutout, size=config.cutout)
+            image = augment.on_image(cutout)(cutout_key, image)
         return 255 * image
 
-    return change
+    return transformed
 
 
-def check(config):
-    """Refuse what no training can use, before any image is read."""
-    embedders.check(config)
-    if config.size < SMALLEST:
-        raise InputError(f"--size {config.size}: at least {SMALLEST} pixels are wanted")
-    check_fractions(
-        config,
-        "val_fraction",
-        "test_fraction",
-        "dropout",
-        "label_smoothing",
-        "shift",
-        "brightness_contrast",
-        "cutout",
-    )
-    if not 0 < config.train_fraction <= 1:
-        raise InputError(
-            f"--train-fraction {config.train_fraction:g}: above 0 and at most 1 is wanted"
-        )
+def table_row(config: Config) -> dict[str, Any]:
+    """Columns of a run in the table of a sweep: its network, schedule and optimizer."""
+    staged = config.model in STAGED
+    parts = [config.model]
+    if staged:
+        block = f"{config.block} blocks, " if config.model == "bottleneck" else ""
+        parts.append(f"{block}{'with' if config.depthwise else 'without'} depthwise")
+        for name in _SHAPE_OPTIONS:
+            values = getattr(config, name)
+            parts += [f"{name} {_format_values(values)}"] if values else []
+    elif config.model.startswith("resnet"):
+        parts.append(f"width {config.width_multiplier:g}")
+    if config.weights:
+        frozen = f", {config.freeze_stages} stages frozen" if config.freeze_stages else ""
+        parts.append(f"weights of {config.weights}{frozen}")
+    dropout = f"{_format_values(config.stage_dropout)}, " if config.stage_dropout else ""
+    return {
+        "architecture": ", ".join(parts),
+        "dropout": f"{dropout}{config.dropout:g} of the embedding",
+        "scheduler": _describe_schedule(config),
+        "optimizer": config.optimizer,
+        "lr": config.lr,
+        "SE": _format_values(config.se_ratios) or "none" if staged else "its own",
+        "activation": config.activation,
+    }
+
+
+def _describe_schedule(config: Config) -> str:
+    match config.schedule:
+        case "restarts":
+            return f"restarts, {config.restart_period} epochs, times {config.restart_factor}"
+        case "plateau":
+            when = f"after {config.plateau_patience}, {config.plateau_metric}"
+            return f"plateau, {config.lr_decay:g} {when}"
+    return config.schedule
+
+
+def check(config: Config) -> None:
+    """Refuse values that no training can use, before any image is read."""
+    _check_stage_options(config)
+    _check_backbone_options(config)
+    if config.size < MIN_SIZE:
+        raise InputError(f"--size must be at least {MIN_SIZE} pixels, got {config.size}")
+    check_fractions(config, "val_fraction", "test_fraction", "dropout", "label_smoothing")
+    check_fractions(config, "shift", "brightness_contrast", "cutout")
+    check_train_fraction(config)
     if not 0 <= config.rotate <= 180:
-        raise InputError(f"--rotate {config.rotate:g}: 0 to 180 degrees are wanted")
-    if not 0 < config.scale[0] <= config.scale[1]:
-        raise InputError(f"--scale {config.scale}: two factors above 0, the smaller first")
-    if (
-        config.identities < 0
-        or config.samples_per_class < 0
-        or config.batch % max(config.samples_per_class, 1)
-    ):
+        raise InputError(f"--rotate must be from 0 to 180 degrees, got {config.rotate:g}")
+    check_scale(config)
+    check_minima(config, identities=0, samples_per_class=0)
+    if config.batch % max(config.samples_per_class, 1):
         raise InputError(
-            f"--samples-per-class {config.samples_per_class}: a divisor of --batch {config.batch} is wanted, and "
-            f"--identities {config.identities} is at least 0"
+            f"--samples-per-class must divide --batch {config.batch}, got "
+            f"{config.samples_per_class}"
         )
     if config.fc_widths and config.head != "softmax":
-        raise InputError(f"--fc-widths is not for --head {config.head}, whose layer is linear")
+        raise InputError(f"--fc-widths is for --head softmax, got --head {config.head}")
     if config.logit_scale and config.head not in ("arcface", "cosface"):
-        raise InputError(f"--scale is not for --head {config.head}")
+        raise InputError(f"--logit-scale is for --head arcface or cosface, got {config.head}")
     if config.head == "l_softmax" and config.margin not in (0, 1, 2, 3, 4):
-        raise InputError(f"--margin {config.margin:g}: --head l_softmax wants 1, 2, 3 or 4")
+        raise InputError(
+            f"--margin must be 1, 2, 3 or 4 for --head l_softmax, got {config.margin:g}"
+        )
+
+
+def _check_backbone_options(config: Config) -> None:
+    """Refuse options that do not fit the backbone or each other."""
+    if config.model in STAGED:
+        for name in ("weights", "freeze_stages", "freeze_bn", "backbone_stages"):
+            if getattr(config, name):
+                raise InputError(f"{option(name)} is not for --model {config.model}")
+        return
+    count = len(registry.stage_names(config.model))
+    check_backbone(config, count)
+    if config.backbone_stages and not 2 <= config.backbone_stages <= count:
+        raise InputError(
+            f"--backbone-stages must be from 2 to {count} for --model {config.model}, got "
+            f"{config.backbone_stages}"
+        )
+    if config.weights and config.model.startswith("resnet") and config.width_multiplier != 1:
+        raise InputError(
+            f"--width-multiplier must be 1 with --weights, got {config.width_multiplier:g}"
+        )
+
+
+def _check_stage_options(config: Config) -> None:
+    """Refuse options of stages that do not fit the network or each other."""
+    changed = [name for name in STAGE_OPTIONS if getattr(config, name) != getattr(Config, name)]
+    if config.model not in STAGED:
+        if changed:
+            raise InputError(
+                f"{option(changed[0])} is for --model {' or '.join(STAGED)}, got {config.model}"
+            )
+        return
+    if config.model == "convnext" and config.block != "inverted":
+        raise InputError("--block is for --model bottleneck, got convnext")
+    count = _stage_count(config)
+    for name in PER_STAGE:
+        values = getattr(config, name)
+        if values:
+            _check_stage_values(name, values, count)
+    strides = config.strides or (1, *(2,) * (count - 1))  # convnext's, which do not pad
+    smallest = STEM_STRIDE * prod(strides)
+    if config.model == "convnext" and config.size < smallest:
+        raise InputError(
+            f"--size must be at least {smallest} pixels for a stem of stride {STEM_STRIDE} and "
+            f"--strides {_format_values(strides)}, got {config.size}"
+        )
+
+
+def _stage_count(config: Config) -> int:
+    """Number of stages; refuses a number of channels that leaves a needed option open."""
+    default = len(registry.get(config.model).build().widths)
+    count, needed = len(config.channels) or default, _NEEDED[config.model]
+    if count != default and not getattr(config, needed):
+        raise InputError(
+            f"{option(needed)} must be {count} values, one for each of --channels "
+            f"{_format_values(config.channels)}"
+        )
+    return count
+
+
+def _check_stage_values(name: str, values: tuple[float, ...], count: int) -> None:
+    """Refuse values that are not one per stage, and values out of range."""
+    got = f"got {_format_values(values)}"
+    if len(values) != count:
+        raise InputError(f"{option(name)} must be {count} values, one per stage, {got}")
+    match name:
+        case "se_ratios":
+            fit, values_range = all(0 <= value <= 1 for value in values), "from 0 to 1"
+        case "stage_dropout":
+            fit, values_range = all(0 <= value < 1 for value in values), "at least 0 and below 1"
+        case _:
+            fit, values_range = min(values) >= 1, "at least 1"
+    if not fit:
+        raise InputError(f"{option(name)} must be {values_range}, {got}")
+
+
+def _format_values(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:g}" for value in values)

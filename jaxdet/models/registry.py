@@ -132,6 +132,14 @@ def stage_names(name: str) -> tuple[str, ...]:
     return backbone(name)().stage_names()
 
 
+def frozen_stages(name: str, count: int, *, built: int = 0) -> tuple[str, ...]:
+    """Names of the first `count` stages of a backbone; -2: all but the last two.
+
+    built: how many stages the backbone has, from the first on; 0 is all.
+    """
+    return stage_names(name)[: built or None][:count]
+
+
 def in_stages(layer: str, stages: Sequence[str]) -> bool:
     """Whether a layer, such as `stage1_block2`, belongs to one of these stages."""
     return any(layer == stage or layer.startswith(f"{stage}_") for stage in stages)

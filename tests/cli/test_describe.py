@@ -7,7 +7,7 @@ from dataclasses import asdict
 import jax
 import pytest
 
-from jaxdet.configs import networks
+from jaxdet import configs
 from jaxdet.profiling import summary
 from jaxdet.training import run_dir
 from tests import tiny
@@ -94,7 +94,7 @@ def test_multiply_adds_of_named_networks(capsys, name, giga):
 
 def test_a_run_is_its_own_network(run, capsys):
     layers, _ = told(capsys, "run")
-    net, shape = networks.of_config("digits", tiny.CONFIG)
+    net, shape = configs.network_of_config("digits", tiny.CONFIG)
     images = jax.ShapeDtypeStruct(shape, "float32")
     assert layers == summary.table_rows(summary.summarize(net, images))
     larger, _ = told(capsys, "run", "--input", "3x70x64x1")

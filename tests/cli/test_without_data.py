@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdet.configs import SYSTEMS, embedders
+from jaxdet.configs import SYSTEMS, faces
 from jaxdet.models import plain
 from jaxdet.training import run_dir
 from tests import datasets, tiny
@@ -57,7 +57,7 @@ def small():
     """Networks that compile in no time."""
     with test_detect.small(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(plain, "simple", test_objects.one_convolution)
-        patch.setattr(embedders, "_features", lambda config: test_verify_command.Features)
+        patch.setattr(faces, "_features", lambda config: test_verify_command.Features)
         yield
 
 

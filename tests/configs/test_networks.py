@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import pytest
 
 from jaxdet import configs
-from jaxdet.configs import networks
 from jaxdet.errors import InputError
 from tests import tiny
 
@@ -29,18 +28,18 @@ def output(named):
     ],
 )
 def test_every_name_is_a_network_that_takes_its_input(name, expected):
-    assert name in networks.NAMES
-    assert output(networks.named(name)) == expected
+    assert name in configs.NETWORK_NAMES
+    assert output(configs.named_network(name)) == expected
 
 
 def test_every_system_is_a_name_and_every_name_is_known():
-    assert set(configs.SYSTEMS) < set(networks.NAMES)
-    assert all(networks.named(name).net for name in networks.NAMES)
+    assert set(configs.SYSTEMS) < set(configs.NETWORK_NAMES)
+    assert all(configs.named_network(name).net for name in configs.NETWORK_NAMES)
 
 
 def test_a_configuration_s_network_is_that_of_its_system():
     _, system = tiny.system()
-    named = networks.of_config("digits", tiny.CONFIG)
+    named = configs.network_of_config("digits", tiny.CONFIG)
     assert list(named.input) == [1, *system.about["input"]]
     batch = {"image": jnp.zeros(named.input)}
     images = jax.ShapeDtypeStruct(named.input, jnp.float32)
@@ -51,7 +50,7 @@ def test_a_configuration_s_network_is_that_of_its_system():
 
 def test_a_configuration_that_cannot_be_is_refused():
     with pytest.raises(InputError, match="--epochs"):
-        networks.of_config("digits", replace(tiny.CONFIG, epochs=-1))
+        configs.network_of_config("digits", replace(tiny.CONFIG, epochs=-1))
 
 
 @pytest.mark.parametrize(
@@ -59,5 +58,5 @@ def test_a_configuration_that_cannot_be_is_refused():
 )
 def test_an_unknown_name_lists_all_nearest_first(name, nearest):
     with pytest.raises(InputError, match=f"{name!r}; models, nearest first: {nearest}") as caught:
-        networks.named(name)
-    assert all(known in str(caught.value) for known in networks.NAMES)
+        configs.named_network(name)
+    assert all(known in str(caught.value) for known in configs.NETWORK_NAMES)

@@ -7,8 +7,7 @@ from jax import lax
 from jax.extend import core
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxdet import flops
-from jaxdet.configs import networks
+from jaxdet import configs, flops
 from jaxdet.flops.rules import OpCounts
 from jaxdet.models.lenet import LeNet
 from jaxdet.models.resnet import Bottleneck, ResNet
@@ -250,7 +249,7 @@ def test_multiply_adds_of_sliding_windows_match_the_closed_form(form, size, expe
         (LeNet(), (4, 32, 32, 3)),
         (ResNet(stages=(1, 1), width=8, classes=10), (2, 32, 32, 3)),
         (ResNet(stages=(1, 1), width=8, classes=10, block=Bottleneck), (2, 32, 32, 3)),
-        networks.of_config("digits", tiny.CONFIG),
+        configs.network_of_config("digits", tiny.CONFIG),
     ],
     ids=["lenet", "resnet", "bottlenecks", "digits"],
 )

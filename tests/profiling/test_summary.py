@@ -8,7 +8,6 @@ import pytest
 from flax import linen as nn
 
 from jaxdet import configs, flops
-from jaxdet.configs import networks
 from jaxdet.errors import InputError
 from jaxdet.flops.rules import OpCounts
 from jaxdet.models.lenet import LeNet
@@ -20,7 +19,7 @@ Tiny = ResNet(stages=(1, 1), width=8, classes=3)
 NETWORKS = {
     "lenet": (LeNet(), (2, 32, 32, 3)),
     "resnet": (Tiny, (2, 32, 32, 3)),
-    "digits": networks.of_config("digits", tiny.CONFIG),
+    "digits": configs.network_of_config("digits", tiny.CONFIG),
 }
 each_network = pytest.mark.parametrize("net, shape", NETWORKS.values(), ids=NETWORKS)
 
@@ -90,7 +89,9 @@ def test_layers_are_listed_from_input_to_output():
 
 def test_concatenations_sums_and_dropout_are_layers_with_their_inputs():
     config = configs.config("cifar10")(model="inception", dropout=0.5, norm=True)
-    found = summary.summarize(networks.of_config("cifar10", config).net, shaped(1, 32, 32, 3))
+    found = summary.summarize(
+        configs.network_of_config("cifar10", config).net, shaped(1, 32, 32, 3)
+    )
     rows = {row["layer"]: row for row in summary.table_rows(found)}
     parts = [f"conv2/{name}_relu" for name in ("conv1x1", "conv3x3", "conv5x5", "project")]
     assert (rows["conv2/join"]["inputs"], rows["conv2/join"]["output"]) == (
@@ -214,7 +215,7 @@ def test_root_operations_and_unused_layers_are_listed():
         (LeNet(), (1, 15, 15, 3), "layer dense1: its input is empty, 1x0; use a larger --input"),
         (LeNet(), (2, 3, 32, 3), "layer conv1: its output is empty, 2x0x28x6 from 2x3x32x3"),
         (
-            *networks.of_config("digits", tiny.CONFIG)[:1],
+            *configs.network_of_config("digits", tiny.CONFIG)[:1],
             (1, 20, 20, 1),
             "40 pixels .* take 20 x 20",
         ),
