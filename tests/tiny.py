@@ -1,12 +1,14 @@
-"""A digit locator small enough for tests: seconds to compile, a step in milliseconds."""
+"""Experiments small enough for tests: a digit locator, and tasks made of functions."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 from jaxdet import configs
 from jaxdet.configs.digits import Config
-from jaxdet.data.sources import ArraySource
+from jaxdet.training.experiment import Experiment
 
-CONFIG = Config(
+CONFIG = Config(  # seconds to compile, milliseconds per step
     layout="c6s4,p2",
     channels=(8,),
     fc_widths=(16,),
@@ -28,12 +30,20 @@ WORDS = [
 ]
 
 
-def system(rows=48, **changes):
-    """(configuration, system) of the tiny locator, with `rows` rows in every split."""
-    config = replace(CONFIG, **changes)
-    made = configs.build("digits", config)
-    splits = {
-        name: ArraySource({key: column[:rows] for key, column in source.arrays.items()})
-        for name, source in made.splits.items()
-    }
-    return config, made._replace(splits=splits)
+class FunctionTask(NamedTuple):
+    """A `Task` made of functions."""
+
+    init: Callable
+    augment: Callable
+    loss: Callable
+    predict: Callable
+    measure: Callable
+    report: Callable
+
+
+def experiment(rows: int = 48, **changes) -> Experiment:
+    """The tiny locator, with the first `rows` rows of every split and changed options."""
+    whole = configs.build("digits", replace(CONFIG, **changes))
+    return replace(
+        whole, splits={name: source.first(rows) for name, source in whole.splits.items()}
+    )

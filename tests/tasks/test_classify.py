@@ -22,12 +22,12 @@ from tests.reference import classification as reference_classification
 
 CLASSES = ("cup", "hat", "owl")
 TRAIN, EVALUATE = (StepContext(train, 0, 0, {"dropout": 0.0}) for train in (True, False))
-KINDS = ("cross_entropy", "binary", "squared", "hinge")
+LOSSES = ("cross_entropy", "binary", "squared", "hinge")
 Tiny = partial(LeNet, channels=(4,), fc_widths=(8,), classes=3, norm=True, rate=0.5)
 
 
-class Told(nn.Module):
-    """A network whose variables are what it answers."""
+class ConstantNet(nn.Module):
+    """A network that returns its variables."""
 
     axis_name: str | None = None
 
@@ -36,16 +36,16 @@ class Told(nn.Module):
         return self.variables["params"]["logits"]
 
 
-def classifier(net=None, **fields):
-    return classify.ClassificationTask(net or Told(), CLASSES, **fields).task()
+def make_task(net=None, **fields):
+    return classify.ClassificationTask(net or ConstantNet(), CLASSES, **fields)
 
 
-def answers(count=6, seed=0):
+def random_logits(count=6, seed=0):
     return np.float32(2 * np.random.default_rng(seed).normal(size=(count, 3)))
 
 
-def drawn(count=6, seed=1, real=None):
-    """A batch of images of 8 bits, with a label each."""
+def random_batch(count=6, seed=1, real=None):
+    """A batch of 8-bit images with one label each."""
     random = np.random.default_rng(seed)
     return {
         "image": random.integers(256, size=(count, 16, 16, 3)).astype(np.uint8),
@@ -54,35 +54,39 @@ def drawn(count=6, seed=1, real=None):
     }
 
 
-def seen(batch, at=TRAIN, seed=0, **fields):
+def prepare(batch, context=TRAIN, seed=0, **fields):
     """The batch as the network sees it."""
-    each = rng.row_keys(jax.random.key(seed), jnp.arange(len(batch["label"])))
-    return jax.device_get(jax.jit(partial(classifier(**fields).augment, at=at))(each, batch))
+    keys = rng.row_keys(jax.random.key(seed), jnp.arange(len(batch["label"])))
+    augment = partial(make_task(**fields).augment, context=context)
+    return jax.device_get(jax.jit(augment)(keys, batch))
 
 
-def judged(logits, batch, kind="cross_entropy"):
-    """((share, terms), gradient of the share by the logits)."""
+def loss_and_gradient(logits, batch, name="cross_entropy"):
+    """((loss, terms), gradient of the loss with respect to the logits)."""
 
     @jax.jit
-    def judging(logits, batch):
-        def share(logits):
-            given = {"params": {"logits": logits}}
-            loss = classifier(loss_kind=kind).loss(given, batch, jax.random.key(0), TRAIN)
-            return loss[0], loss[1][1]
+    def compute(logits, batch):
+        def loss(logits):
+            variables = {"params": {"logits": logits}}
+            task = make_task(loss_name=name)
+            value, (_, terms) = task.loss(variables, batch, jax.random.key(0), TRAIN)
+            return value, terms
 
-        return jax.value_and_grad(share, has_aux=True)(logits)
+        return jax.value_and_grad(loss, has_aux=True)(logits)
 
-    return jax.device_get(judging(logits, batch))
+    return jax.device_get(compute(logits, batch))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_the_loss_is_that_of_the_scalar_loop(kind, smoothing):
-    logits, batch = answers(), drawn()
-    (share, terms), slopes = judged(logits, seen(batch, smoothing=smoothing), kind)
-    each = [
+def test_loss_equals_scalar_reference(name, smoothing):
+    logits, batch = random_logits(), random_batch()
+    (loss, terms), gradient = loss_and_gradient(
+        logits, prepare(batch, label_smoothing=smoothing), name
+    )
+    expected = [
         reference_classification.classification_loss(
-            kind, row, reference_classification.smoothed_label(label, 3, smoothing)
+            name, row, reference_classification.smoothed_label(label, 3, smoothing)
         )
         for row, label in zip(logits, batch["label"], strict=True)
     ]
@@ -90,51 +94,55 @@ def test_the_loss_is_that_of_the_scalar_loop(kind, smoothing):
         int(np.argmax(row)) == label for row, label in zip(logits, batch["label"], strict=True)
     ]
     assert 0 < np.mean(right) < 1
-    assert terms == pytest.approx({"accuracy": np.mean(right), "loss": np.mean(each)}, 1e-5)
-    assert share == pytest.approx(np.mean(each), 1e-5)
-    chex.assert_tree_all_finite(slopes)
-    np.testing.assert_allclose(slopes, slope_of(kind, logits, batch, smoothing), atol=2e-3)
+    assert terms == pytest.approx({"accuracy": np.mean(right), "loss": np.mean(expected)}, 1e-5)
+    assert loss == pytest.approx(np.mean(expected), 1e-5)
+    chex.assert_tree_all_finite(gradient)
+    np.testing.assert_allclose(
+        gradient, numerical_gradient(name, logits, batch, smoothing), atol=2e-3
+    )
 
 
-def slope_of(kind, logits, batch, smoothing, step=1e-4):
-    """The gradient of the mean loss by differences of the loop."""
+def numerical_gradient(name, logits, batch, smoothing, step=1e-4):
+    """The gradient of the mean loss, by differences of the scalar reference."""
     out = np.zeros(logits.shape)
     for i, k in np.ndindex(logits.shape):
-        wanted = reference_classification.smoothed_label(batch["label"][i], 3, smoothing)
+        targets = reference_classification.smoothed_label(batch["label"][i], 3, smoothing)
         ends = [logits[i] + sign * step * np.eye(3)[k] for sign in (1, -1)]
-        up, down = (reference_classification.classification_loss(kind, end, wanted) for end in ends)
+        up, down = (
+            reference_classification.classification_loss(name, end, targets) for end in ends
+        )
         out[i, k] = (up - down) / (2 * step) / len(logits)
     return out
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_images_that_are_mixed_lose_by_what_they_are_mixed_of(kind):
-    batch, alpha = drawn(), 0.7
-    made = seen(batch, mix=partial(augment.mixup, alpha=alpha), smoothing=0.1)
-    each = rng.row_keys(jax.random.key(0), jnp.arange(6))
-    shares = [float(jax.random.beta(key, alpha, alpha)) for key in each]
-    wanted = [
+@pytest.mark.parametrize("name", LOSSES)
+def test_mixup_mixes_images_and_targets_alike(name):
+    batch, alpha = random_batch(), 0.7
+    mixed = prepare(batch, mix=partial(augment.mixup, alpha=alpha), label_smoothing=0.1)
+    keys = rng.row_keys(jax.random.key(0), jnp.arange(6))
+    weights = [float(jax.random.beta(key, alpha, alpha)) for key in keys]
+    targets = [
         np.array(reference_classification.smoothed_label(label, 3, 0.1)) for label in batch["label"]
     ]
-    wanted = reference_augment.mixup(wanted, shares)
-    np.testing.assert_allclose(made["wanted"], wanted, atol=1e-5)
+    targets = reference_augment.mixup(targets, weights)
+    np.testing.assert_allclose(mixed["target"], targets, atol=1e-5)
     np.testing.assert_allclose(
-        made["image"], reference_augment.mixup(batch["image"] / 255, shares), atol=1e-5
+        mixed["image"], reference_augment.mixup(batch["image"] / 255, weights), atol=1e-5
     )
     losses = [
-        reference_classification.classification_loss(kind, *row)
-        for row in zip(answers(), wanted, strict=True)
+        reference_classification.classification_loss(name, *row)
+        for row in zip(random_logits(), targets, strict=True)
     ]
-    (share, _), slopes = judged(answers(), made, kind)
-    assert share == pytest.approx(np.mean(losses), 1e-4)
-    chex.assert_tree_all_finite(slopes)
+    (loss, _), gradient = loss_and_gradient(random_logits(), mixed, name)
+    assert loss == pytest.approx(np.mean(losses), 1e-4)
+    chex.assert_tree_all_finite(gradient)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_losses_are_least_at_what_is_wanted_and_their_gradients_finite_far_from_it(kind):
-    wanted, sure = np.eye(3, dtype=np.float32), 100 * np.eye(3, dtype=np.float32)
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_are_minimal_at_the_target_with_finite_gradients_far_from_it(name):
+    targets, sure = np.eye(3, dtype=np.float32), 100 * np.eye(3, dtype=np.float32)
     losses = jax.jit(
-        jax.value_and_grad(lambda x: classification_losses.label_loss(kind, x, wanted).sum())
+        jax.value_and_grad(lambda x: classification_losses.label_loss(name, x, targets).sum())
     )
     for logits in (sure, -sure, np.zeros((3, 3), np.float32)):
         chex.assert_tree_all_finite(losses(logits))
@@ -143,14 +151,14 @@ def test_losses_are_least_at_what_is_wanted_and_their_gradients_finite_far_from_
     assert losses(-sure)[0] > losses(0 * sure)[0] > 0
 
 
-def test_the_hinge_is_what_the_label_lacks_of_a_lead_of_one_over_each_other():
-    """Weston and Watkins 1999: the mean of max(0, 1 + an other - the label's)."""
+def test_hinge_equals_its_definition():
+    """Weston and Watkins 1999: the mean over classes of max(0, 1 + logit - true logit)."""
     logits = np.float32([[3, 0, 1], [1.5, 1, 0], [0, 0, 2]])
     found = classification_losses.label_loss("hinge", logits, np.eye(3)[[0, 0, 1]])
     np.testing.assert_allclose(found, [0, 0.5 / 3, 4 / 3], rtol=1e-6)
 
 
-def test_the_hinge_is_that_of_pytorch():
+def test_hinge_equals_pytorch():
     torch = pytest.importorskip("torch")
     logits, labels = (
         np.random.default_rng(0).normal(size=(8, 5)).astype("float32"),
@@ -162,43 +170,49 @@ def test_the_hinge_is_that_of_pytorch():
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_padded_rows_change_nothing(kind):
-    logits, batch = answers(), seen(drawn(real=[1, 0, 1, 1, 0, 0]))
-    whole, slopes = judged(logits, batch, kind)
-    twice = np.tile([0, 2, 3], 2)  # of a shape that is compiled already; terms are means
-    alone, less = judged(*jax.tree.map(lambda leaf: leaf[twice], (logits, batch)), kind)
-    chex.assert_trees_all_close(whole, alone, rtol=1e-5)
-    np.testing.assert_allclose(slopes[[0, 2, 3]], less[:3] + less[3:], rtol=1e-5)
-    np.testing.assert_array_equal(slopes[[1, 4, 5]], 0)
-    nothing, none = judged(logits, batch | {"real": np.zeros(6, np.float32)}, kind)
-    assert not any(jax.tree.leaves(nothing)) and not none.any()
+@pytest.mark.parametrize("name", LOSSES)
+def test_padded_rows_have_no_effect(name):
+    logits, batch = random_logits(), prepare(random_batch(real=[1, 0, 1, 1, 0, 0]))
+    whole, gradient = loss_and_gradient(logits, batch, name)
+    twice = np.tile([0, 2, 3], 2)  # a shape that is compiled already; terms are means
+    packed, packed_gradient = loss_and_gradient(
+        *jax.tree.map(lambda leaf: leaf[twice], (logits, batch)), name
+    )
+    chex.assert_trees_all_close(whole, packed, rtol=1e-5)
+    np.testing.assert_allclose(
+        gradient[[0, 2, 3]], packed_gradient[:3] + packed_gradient[3:], rtol=1e-5
+    )
+    np.testing.assert_array_equal(gradient[[1, 4, 5]], 0)
+    empty, empty_gradient = loss_and_gradient(
+        logits, batch | {"real": np.zeros(6, np.float32)}, name
+    )
+    assert not any(jax.tree.leaves(empty)) and not empty_gradient.any()
 
 
 @pytest.fixture(scope="module")
 def net():
-    """A tiny network with dropout and batch norm, and random variables of it."""
-    return Tiny(), fill(outputs(Tiny(), seen(drawn())["image"])[1])
+    """(tiny network with dropout and batch norm, random variables)."""
+    return Tiny(), fill(outputs(Tiny(), prepare(random_batch())["image"])[1])
 
 
-def test_the_dropout_factor_and_the_key_reach_the_network(net):
-    tiny, variables = net
-    batch = seen(drawn())
+def test_dropout_factor_and_key_reach_the_network(net):
+    network, variables = net
+    batch = prepare(random_batch())
 
     @partial(jax.jit, static_argnums=0)
     def entropy(train, factor, seed):
         context = StepContext(train, 0, 0, {"dropout": factor})
-        return classifier(tiny).loss(variables, batch, jax.random.key(seed), context)[0]
+        return make_task(network).loss(variables, batch, jax.random.key(seed), context)[0]
 
-    still, one, other = entropy(True, 0.0, 1), entropy(True, 1.0, 1), entropy(True, 1.0, 2)
-    assert entropy(True, 0.0, 2) == still
-    assert len({float(each) for each in (still, one, other)}) == 3
+    off, one, other = entropy(True, 0.0, 1), entropy(True, 1.0, 1), entropy(True, 1.0, 2)
+    assert entropy(True, 0.0, 2) == off
+    assert len({float(value) for value in (off, one, other)}) == 3
     assert entropy(False, 1.0, 1) == entropy(False, 0.0, 2)
 
 
-def test_statistics_move_in_training_and_stay_in_evaluation(net):
-    tiny, variables = net
-    batch, task = seen(drawn()), classifier(tiny)
+def test_batch_statistics_change_in_training_only(net):
+    network, variables = net
+    batch, task = prepare(random_batch()), make_task(network)
 
     def after(context):
         return jax.jit(lambda: task.loss(variables, batch, jax.random.key(0), context)[1][0])()
@@ -208,20 +222,22 @@ def test_statistics_move_in_training_and_stay_in_evaluation(net):
     assert all(jax.tree.leaves(moved))
 
 
-def test_four_devices_give_the_loss_and_gradient_of_one(net):
-    tiny, variables = net
-    task = classifier(tiny, smoothing=0.1)
-    batch = seen(drawn(8, real=[1, 1, 1, 0, 1, 0, 0, 0]))  # the last device has padding only
+def test_four_devices_give_loss_and_gradient_of_one(net):
+    network, variables = net
+    task = make_task(network, label_smoothing=0.1)
+    # The last device has padding only.
+    batch = prepare(random_batch(8, real=[1, 1, 1, 0, 1, 0, 0, 0]))
 
     def step(variables, batch, axis):
-        def share(params):
-            given, at = {**variables, "params": params}, TRAIN._replace(axis=axis)
+        def loss_of(params):
+            context = TRAIN._replace(axis=axis)
+            given = {**variables, "params": params}
             return task.loss(given, batch, jax.random.key(0), context)
 
-        (loss, (stats, terms)), slopes = jax.value_and_grad(share, has_aux=True)(
+        (loss, (stats, terms)), gradient = jax.value_and_grad(loss_of, has_aux=True)(
             variables["params"]
         )
-        return *parallel.psum((loss, terms, slopes), axis), stats
+        return *parallel.psum((loss, terms, gradient), axis), stats
 
     one, four = (
         parallel.compile_step(step, parallel.devices(n), whole=1)(variables, batch) for n in (1, 4)
@@ -231,54 +247,56 @@ def test_four_devices_give_the_loss_and_gradient_of_one(net):
     chex.assert_tree_all_finite(one)
 
 
-def test_evaluation_sees_the_images_as_levels_and_their_labels_as_they_are():
-    batch = drawn()
-    never = {"change": None, "mix": lambda *_: 1 / 0, "smoothing": 0.3}
-    found = seen(batch, EVALUATE, **never)
+def test_evaluation_scales_images_to_0_1_and_keeps_labels_one_hot():
+    batch = random_batch()
+    unused = {"transform": lambda *_: 1 / 0, "mix": lambda *_: 1 / 0, "label_smoothing": 0.3}
+    found = prepare(batch, EVALUATE, **unused)
     np.testing.assert_allclose(found["image"] * 255, batch["image"], rtol=1e-6)
-    np.testing.assert_array_equal(found["wanted"], np.eye(3)[batch["label"]])
+    np.testing.assert_array_equal(found["target"], np.eye(3)[batch["label"]])
     assert found["image"].dtype == np.float32
     same = {name: found[name] for name in ("label", "real")}
     chex.assert_trees_all_equal(same, {name: batch[name] for name in same})
 
 
-def test_training_changes_each_image_by_its_own_key():
-    batch, change = drawn(), augment.on_image(partial(augment.pad_and_crop, pad=3))
-    found, other = (seen(batch, seed=seed, change=change)["image"] for seed in (0, 1))
-    each = rng.row_keys(jax.random.key(0), jnp.arange(6))
+def test_training_augments_each_image_with_its_own_key():
+    batch, transform = random_batch(), augment.on_image(partial(augment.pad_and_crop, pad=3))
+    found, other = (prepare(batch, seed=seed, transform=transform)["image"] for seed in (0, 1))
+    keys = rng.row_keys(jax.random.key(0), jnp.arange(6))
     for i in range(6):
-        image = change(each[i], batch["image"][i])
+        image = transform(keys[i], batch["image"][i])
         np.testing.assert_allclose(found[i] * 255, image, rtol=1e-5)
     assert (found != other).any((1, 2, 3)).sum() > 3
 
 
-def test_predictions_are_those_of_the_network_for_levels_about_zero(net):
-    """PyTorch's tutorial takes one half from every level and divides by one half."""
-    tiny, variables = net
-    images = seen(drawn(), EVALUATE)["image"]
-    found = jax.device_get(jax.jit(classifier(tiny).predict)(variables, images))
-    logits = np.asarray(jax.jit(tiny.apply)(variables, 2 * images - 1))
+def test_predictions_are_those_of_the_network_on_normalized_images(net):
+    """PyTorch's tutorial subtracts 0.5 from every pixel value and divides by 0.5."""
+    network, variables = net
+    images = prepare(random_batch(), EVALUATE)["image"]
+    found = jax.device_get(jax.jit(make_task(network).predict)(variables, images))
+    logits = np.asarray(jax.jit(network.apply)(variables, 2 * images - 1))
     np.testing.assert_array_equal(found["label"], logits.argmax(-1))
     np.testing.assert_allclose(found["score"], special.softmax(logits, -1).max(-1), rtol=1e-4)
 
 
-def test_measures_are_labels_and_their_report_counts_them():
-    batch, task = drawn(), classifier()
+def test_report_counts_measured_labels():
+    batch, task = random_batch(), make_task()
     logits = 9 * np.eye(3, dtype=np.float32)[batch["label"]]
     logits[0] = np.roll(logits[0], 1)
-    rows = task.measure(task.predict({"params": {"logits": logits}}, seen(batch)["image"]), batch)
+    rows = task.measure(
+        task.predict({"params": {"logits": logits}}, prepare(batch)["image"]), batch
+    )
     report = task.report(jax.device_get(rows))
     assert (report["count"], report["correct"]) == (6, 5)
     assert list(report["labels"]) == list(CLASSES)
     assert np.sum(report["confusion"]) == 6
 
 
-def test_mirrored_answers_are_of_the_mean_logits_of_an_image_and_its_mirror_image():
-    net, batch = Tiny(), drawn(4)
+def test_tta_predicts_from_mean_logits_of_image_and_mirror_image():
+    net, batch = Tiny(), random_batch(4)
     views = [batch["image"] / np.float32(255)]
     views.append(views[0][:, :, ::-1])
     variables = jax.jit(net.init)(jax.random.key(0), views[0])
-    plain, both = (jax.jit(classifier(net, mirrored=on).predict) for on in (False, True))
+    plain, both = (jax.jit(make_task(net, tta=tta).predict) for tta in (False, True))
     logits = [np.float64(net.apply(variables, 2 * view - 1)) for view in views]
     chances = special.softmax(np.mean(logits, 0), -1)
     found = both(variables, views[0])

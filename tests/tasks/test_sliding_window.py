@@ -7,16 +7,17 @@ import pytest
 
 from jaxdet import rng
 from jaxdet.ops import windows
-from jaxdet.tasks import sliding_window as locate
+from jaxdet.tasks import sliding_window
 from jaxdet.training import host_init
 from jaxdet.types import StepContext
 from tests import tiny
 from tests.reference import windows as reference
 
 GRID = windows.grid(windows.parse("c40s4"), 64, 52)  # 7 rows, 4 columns
+CONTEXT = StepContext(False, 0, 0, {"class_weight": 0.5, "box_weight": 3.0})
 
 
-def drawn(seed):
+def random_outputs(seed):
     """Random outputs [R, C, 15], the targets of a box and a label, and the windows' corners."""
     random = np.random.default_rng(seed)
     raw = random.normal(size=(GRID.rows, GRID.columns, 15)).astype(np.float32) * 2
@@ -32,136 +33,137 @@ def encode(box, label):
 
 
 @partial(jax.jit, static_argnums=2)
-def loss_terms(raw, target, gate):
-    return locate.loss_terms(locate.split_outputs(raw), target, gate=gate)
+def loss_terms(raw, target, mask_by):
+    outputs = sliding_window.split_outputs(raw)
+    return sliding_window.loss_terms(outputs, target, mask_by=mask_by)
 
 
 @partial(jax.jit, static_argnums=1)
-def choose(raw, score):
-    return locate.select_window(locate.split_outputs(raw), windows.window_boxes(GRID), score=score)
+def select(raw, selection):
+    outputs, corners = sliding_window.split_outputs(raw), windows.window_boxes(GRID)
+    return sliding_window.select_window(outputs, corners, selection=selection)
 
 
-@pytest.mark.parametrize("gate", ["both", "truth"])
+@pytest.mark.parametrize("mask_by", ["both", "truth"])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_loss_is_that_of_the_scalar_loop(seed, gate):
-    raw, target, _ = drawn(seed)
-    terms = loss_terms(raw, target, gate)
-    for name, expected in reference.sliding_window_loss(raw, target, gate).items():
+def test_loss_equals_scalar_reference(seed, mask_by):
+    raw, target, _ = random_outputs(seed)
+    terms = loss_terms(raw, target, mask_by)
+    for name, expected in reference.sliding_window_loss(raw, target, mask_by).items():
         assert float(terms[name].sum()) == pytest.approx(expected, rel=1e-5), name
 
 
-def test_the_gate_has_no_gradient():
-    raw, target, _ = drawn(0)
+def test_mask_has_no_gradient():
+    raw, target, _ = random_outputs(0)
 
     @jax.jit
     @jax.grad
-    def slopes(raw):
+    def gradient(raw):
         terms = loss_terms(raw, target, "both")
         return (terms["classification"] + terms["regression"]).sum()
 
-    slope = np.asarray(slopes(raw))
+    slope = np.asarray(gradient(raw))
     np.testing.assert_array_equal(slope[..., 0], 0)
     assert np.abs(slope[..., 1:]).max() > 0
 
 
-def test_windows_without_the_object_teach_only_detection():
-    raw, target, _ = drawn(1)
+def test_windows_without_the_object_train_detection_only():
+    raw, target, _ = random_outputs(1)
     empty = np.zeros_like(target)
     terms = jax.device_get(loss_terms(raw, empty, "both"))
     np.testing.assert_array_equal(terms["classification"] + terms["regression"], 0)
     assert (terms["detection"] > 0).all()
 
 
-@pytest.mark.parametrize("score", ["class", "product"])
+@pytest.mark.parametrize("selection", ["class", "product"])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_surest_window_answers(seed, score):
-    raw, _, corners = drawn(seed)
-    found = choose(raw, score)
-    label, box = reference.best_window(raw, corners, product=score == "product")
+def test_selects_the_most_confident_window(seed, selection):
+    raw, _, corners = random_outputs(seed)
+    found = select(raw, selection)
+    label, box = reference.best_window(raw, corners, product=selection == "product")
     assert int(found["label"]) == label
     np.testing.assert_allclose(found["box"], box, rtol=1e-4, atol=1e-4)
 
 
-def test_an_untrained_window_can_win_by_class_but_not_by_product():
+def test_a_window_without_object_can_win_by_class_but_not_by_product():
     raw = np.zeros((GRID.rows, GRID.columns, 15), np.float32)
-    raw[..., 0] = -20.0  # nothing in sight anywhere ...
+    raw[..., 0] = -20.0  # nothing detected anywhere ...
     raw[2, 1, 0], raw[2, 1, 1 + 3] = 20.0, 5.0  # ... but here, a 3
-    raw[0, 0, 1 + 7] = 9.0  # and a surer 7 where nothing is
-    assert int(choose(raw, "class")["label"]) == 7
-    assert int(choose(raw, "product")["label"]) == 3
+    raw[0, 0, 1 + 7] = 9.0  # and a more confident 7 where nothing is
+    assert int(select(raw, "class")["label"]) == 7
+    assert int(select(raw, "product")["label"]) == 3
 
 
-def test_merged_windows_that_agree_give_what_each_says():
+def test_merging_windows_that_agree_gives_their_common_prediction():
     corners = windows.window_boxes(GRID)
     box = jnp.asarray([12.0, 20.0, 30.0, 44.0])
     raw = np.zeros((GRID.rows, GRID.columns, 15), np.float32)
     raw[..., 1 + 4] = 6.0
     raw[..., 11:] = windows.to_window(box[None, None], corners)
-    found = choose(raw, "merge")
+    found = select(raw, "merge")
     assert int(found["label"]) == 4
     np.testing.assert_allclose(found["box"], box, atol=1e-3)
 
 
-AT = StepContext(False, 0, 0, {"class_weight": 0.5, "box_weight": 3.0})
-
-
 @cache
-def placed():
-    """Variables of the tiny task's network, and four rows as it sees them."""
-    _, system = tiny.system(rows=4)
+def variables_and_batch():
+    """Variables of the tiny task's network, and four prepared rows."""
+    experiment = tiny.experiment(rows=4)
 
     @jax.jit
-    def place(batch):
-        return system.task.augment(rng.row_keys(jax.random.key(0), batch["id"]), batch, AT)
+    def prepare(batch):
+        keys = rng.row_keys(jax.random.key(0), batch["id"])
+        return experiment.task.augment(keys, batch, CONTEXT)
 
-    batch = place(system.splits["train"].arrays)
-    return host_init.initialize(system.task.init, jax.random.key(1), batch), batch
+    batch = prepare(experiment.splits["train"].arrays)
+    return host_init.initialize(experiment.task.init, jax.random.key(1), batch), batch
 
 
 @cache
-def compiled(reduction):
+def compiled_loss(reduction):
     """The loss as a function of variables and a batch."""
-    _, system = tiny.system(rows=4, reduction=reduction)
-    return jax.jit(lambda variables, batch: system.task.loss(variables, batch, None, AT))
+    task = tiny.experiment(rows=4, reduction=reduction).task
+    return jax.jit(lambda variables, batch: task.loss(variables, batch, None, CONTEXT))
 
 
 @cache
-def both(reduction, real=(1.0, 1.0, 1.0, 1.0)):
-    """(share, terms) of the tiny task on four rows."""
-    variables, batch = placed()
-    share, (_, terms) = compiled(reduction)(variables, batch | {"real": np.float32(real)})
-    return float(share), {name: float(value) for name, value in terms.items()}
+def loss_of(reduction, real=(1.0, 1.0, 1.0, 1.0)):
+    """(loss, terms) of the tiny task on four rows."""
+    variables, batch = variables_and_batch()
+    loss, (_, terms) = compiled_loss(reduction)(variables, batch | {"real": np.float32(real)})
+    return float(loss), {name: float(value) for name, value in terms.items()}
 
 
-def test_the_sum_is_weighted_and_its_terms_are_means_over_images():
-    share, terms = both("sum")
-    whole = terms["detection"] + 0.5 * terms["classification"] + 3 * terms["regression"]
-    assert terms["loss"] == pytest.approx(whole, rel=1e-5)
-    assert share == pytest.approx(4 * terms["loss"], rel=1e-5)
+def test_sum_is_weighted_and_terms_are_means_over_images():
+    loss, terms = loss_of("sum")
+    weighted = terms["detection"] + 0.5 * terms["classification"] + 3 * terms["regression"]
+    assert terms["loss"] == pytest.approx(weighted, rel=1e-5)
+    assert loss == pytest.approx(4 * terms["loss"], rel=1e-5)
 
 
-def test_the_mean_is_over_images_and_windows():
-    (total, _), (mean, terms) = both("sum"), both("mean")
+def test_mean_is_over_images_and_windows():
+    (total, _), (mean, terms) = loss_of("sum"), loss_of("mean")
     assert mean == pytest.approx(total / (4 * 9), rel=1e-5)  # 3 x 3 windows
     assert terms["loss"] == pytest.approx(total / 4, rel=1e-5)
 
 
-def test_padding_rows_count_for_nothing():
-    share, terms = both("sum", (1.0, 1.0, 0.0, 0.0))
-    assert share == pytest.approx(2 * terms["loss"], rel=1e-5)
-    assert share < both("sum")[0]
+def test_padded_rows_are_not_counted():
+    loss, terms = loss_of("sum", (1.0, 1.0, 0.0, 0.0))
+    assert loss == pytest.approx(2 * terms["loss"], rel=1e-5)
+    assert loss < loss_of("sum")[0]
 
 
-def test_bfloat16_computes_in_half_and_keeps_single_parameters():
-    _, system = tiny.system(rows=4, bfloat16=True)
+def test_bfloat16_computes_in_half_precision_and_keeps_float32_parameters():
+    task = tiny.experiment(rows=4, bfloat16=True).task
     images = jnp.zeros((1, 56, 56, 1))
-    variables = jax.eval_shape(system.task.init, jax.random.key(0), {"image": images})
+    variables = jax.eval_shape(task.init, jax.random.key(0), {"image": images})
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    program = jax.jit(system.task.predict).lower(variables, images).as_text()
+    program = jax.jit(task.predict).lower(variables, images).as_text()
     assert "bf16" in program
 
 
-def test_the_report_counts_right_labels_and_good_boxes():
+def test_report_counts_correct_labels_and_boxes():
     rows = {"right": np.array([1, 1, 0, 1], bool), "iou": np.array([0.5, 0.4, 0.9, 1.0])}
     expected = {"accuracy": 0.75, "iou": 0.7, "iou50": 0.75, "joint": 0.5, "right_iou": 1.9 / 4}
-    assert locate.report(rows) == pytest.approx(expected)
+    task = sliding_window.SlidingWindowTask(net=None, place=None)
+    assert task.report(rows) == pytest.approx(expected)
