@@ -147,7 +147,7 @@ def _torch_call(inputs):
 
 def _assert_equal(found, positive, index, scores):
     np.testing.assert_array_equal(found.positive, positive)
-    np.testing.assert_array_equal(np.asarray(found.index)[positive], index[positive])
+    np.testing.assert_array_equal(np.asarray(found.indices)[positive], index[positive])
     np.testing.assert_allclose(found.scores, scores, rtol=1e-3, atol=1e-5)
 
 

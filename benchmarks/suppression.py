@@ -79,7 +79,7 @@ def compare(options: Options) -> list[dict[str, Any]]:
     plain = compiled(nms.nms, *arrays[:2])
     torchvision = _torchvision_call(boxes, scores, count)
     kept = plain()
-    expected = np.asarray(kept.index)[np.asarray(kept.valid)]
+    expected = np.asarray(kept.indices)[np.asarray(kept.valid)]
     np.testing.assert_array_equal(expected, greedy_nms(boxes, scores, count))
     if torchvision:
         np.testing.assert_array_equal(expected, torchvision())

@@ -42,7 +42,7 @@ def _counts(batch, targets, strides):
     """A row a photo: true boxes, those without a cell, cells by stride."""
     rows = []
     for i, valid in enumerate(batch["valid"] & ~batch["crowd"]):
-        on, index = targets.positive[i], targets.index[i]
+        on, index = targets.positive[i], targets.indices[i]
         empty = sum(not (on & (index == g)).any() for g in np.flatnonzero(valid))
         cells = {f"cells of {s:g}": int((on & (strides == s)).sum()) for s in np.unique(strides)}
         rows.append({"photo": i, "boxes": int(valid.sum()), "without a cell": empty, **cells})
@@ -56,7 +56,7 @@ def _draw(batch, targets, points, strides, options):
     for i in range(len(batch["image"])):
         on = targets.positive[i]
         much = targets.scores[i].max(-1)[on]
-        marks.append((points[on], strides[on], targets.index[i][on], much))
+        marks.append((points[on], strides[on], targets.indices[i][on], much))
     true = [boxes[on] for boxes, on in zip(batch["boxes"], batch["valid"], strict=True)]
     detection_plots.assignments(batch["image"], true, marks, options.out)
     if not options.json:

@@ -34,7 +34,6 @@ from jax.custom_derivatives import SymbolicZero
 
 from jaxdet.kernels import conv_algorithms
 from jaxdet.kernels.conv_algorithms import Algorithm, Geometry
-from jaxdet.types import Array
 
 Impl = Literal["auto", Algorithm]
 
@@ -66,8 +65,8 @@ def default_impl(impl: Impl) -> Iterator[None]:
 
 
 def conv_general_dilated(
-    x: Array,
-    kernel: Array,
+    x: jax.Array,
+    kernel: jax.Array,
     window_strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
     lhs_dilation: Sequence[int] | None = None,

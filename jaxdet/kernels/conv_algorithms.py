@@ -24,9 +24,9 @@ SLICE_SUMS = frozenset(("shift", "pairs", "mirror"))  # sums of slices, which ne
 class Geometry(NamedTuple):
     """Static arguments of a convolution."""
 
-    strides: tuple[int, int]
-    padding: tuple[tuple[int, int], tuple[int, int]]
-    dilation: tuple[int, int]  # of the kernel
+    strides: tuple[int, ...]
+    padding: tuple[tuple[int, ...], ...]
+    dilation: tuple[int, ...]  # of the kernel
     groups: int
     precision: lax.Precision | None
 

@@ -21,7 +21,7 @@ class Targets(NamedTuple):
     """What each cell should predict."""
 
     positive: Array  # [A] bool: assigned to a true box
-    index: Array  # [A] slot of that box; 0 where not positive
+    indices: Array  # [A] slot of that box; 0 where not positive
     scores: Array  # [A, K] class scores in [0, 1]; zeros where not positive
     boxes: Array  # [A, 4] box of that slot
 
@@ -63,13 +63,13 @@ def task_aligned(
     metric = scores[:, true_labels].T ** alpha * overlaps**beta
     metric = jnp.where(candidates, metric, 0.0)
     chosen = topk_mask(metric, topk)
-    index, positive = jnp.where(chosen, overlaps, -1.0).argmax(0), chosen.any(0)
-    assigned = chosen & (index[None] == jnp.arange(len(valid))[:, None])
+    indices, positive = jnp.where(chosen, overlaps, -1.0).argmax(0), chosen.any(0)
+    assigned = chosen & (indices[None] == jnp.arange(len(valid))[:, None])
     metric, overlaps = jnp.where(assigned, metric, 0.0), jnp.where(assigned, overlaps, 0.0)
     max_overlap, max_metric = overlaps.max(1, keepdims=True), metric.max(1, keepdims=True)
     target = (metric * max_overlap / (max_metric + EPS)).max(0)  # [A]
-    classes = jax.nn.one_hot(true_labels[index], scores.shape[-1])
-    return Targets(positive, index, classes * target[:, None], true_boxes[index])
+    classes = jax.nn.one_hot(true_labels[indices], scores.shape[-1])
+    return Targets(positive, indices, classes * target[:, None], true_boxes[indices])
 
 
 def max_iou(
@@ -93,16 +93,16 @@ def max_iou(
     true_boxes = jax.lax.stop_gradient(true_boxes.astype(jnp.float32))
     overlaps = boxes.iou(true_boxes[:, None], anchor_boxes[None])  # [G, A]
     overlaps = jnp.where(valid[:, None], overlaps, 0.0)
-    index, positive = overlaps.argmax(0), overlaps.max(0) >= positive_iou
+    indices, positive = overlaps.argmax(0), overlaps.max(0) >= positive_iou
     if allow_low_quality:
         best = overlaps.max(1, keepdims=True)
         is_best = (overlaps == best) & (best > 0)  # [G, A]
         last = len(valid) - 1 - is_best[::-1].argmax(0)
-        index = jnp.where(is_best.any(0), last, index)
+        indices = jnp.where(is_best.any(0), last, indices)
         positive = positive | is_best.any(0)
-    index = jnp.where(positive, index, 0)
-    scores = jax.nn.one_hot(true_labels[index], num_classes) * positive[:, None]
-    return Targets(positive, index, scores, true_boxes[index])
+    indices = jnp.where(positive, indices, 0)
+    scores = jax.nn.one_hot(true_labels[indices], num_classes) * positive[:, None]
+    return Targets(positive, indices, scores, true_boxes[indices])
 
 
 def points_in_boxes(points: Array, boxes: Array) -> jax.Array:

@@ -105,7 +105,7 @@ def random_order(*transforms: Transform) -> Transform:
     return transform
 
 
-def on_image(transform: Transform) -> Callable[[jax.Array, Array], jax.Array]:
+def on_image(transform: Transform) -> Callable[[jax.Array, Array], Array]:
     """The transform as a function `(key, image) -> image`."""
     return lambda key, image: transform(key, Sample(image)).image
 

@@ -25,7 +25,7 @@ class Detections(NamedTuple):
 
     boxes: Array  # [P, 4]
     scores: Array  # [P]
-    index: Array  # [P] index of the input box, or of the first box that was merged
+    indices: Array  # [P] index of the input box, or of the first box that was merged
     valid: Array  # [P] bool
 
 
@@ -79,7 +79,7 @@ def soft_nms(
     if not original_scores:
         return kept
     scores = jnp.asarray(scores, jnp.float32)
-    return kept._replace(scores=jnp.where(kept.valid, scores[kept.index], 0))
+    return kept._replace(scores=jnp.where(kept.valid, scores[kept.indices], 0))
 
 
 def weighted_nms(
@@ -105,16 +105,16 @@ def weighted_nms(
         max_detections=max_detections,
         score_threshold=score_threshold,
     )
-    overlap = box_ops.iou(boxes[kept.index][:, None], boxes[None])  # [P, N]
+    overlap = box_ops.iou(boxes[kept.indices][:, None], boxes[None])  # [P, N]
     if labels is not None:
-        overlap = jnp.where(labels[kept.index][:, None] == labels[None], overlap, 0.0)
+        overlap = jnp.where(labels[kept.indices][:, None] == labels[None], overlap, 0.0)
     overlap = jnp.where(kept.valid[:, None], overlap, 0.0)
-    is_kept = jnp.zeros(len(boxes), bool).at[kept.index].max(kept.valid)
+    is_kept = jnp.zeros(len(boxes), bool).at[kept.indices].max(kept.valid)
     overlap = jnp.where(kept.scores[:, None] >= scores[None], overlap, 0.0)  # only by better boxes
     joins = (overlap.max(0) > iou_threshold) & ~is_kept & (scores > score_threshold)
     member = joins[None] & (overlap.argmax(0)[None] == jnp.arange(max_detections)[:, None])
     weight = jnp.where(member, overlap * scores[None], 0.0)
-    weight = weight + jax.nn.one_hot(kept.index, len(boxes)) * kept.scores[:, None]
+    weight = weight + jax.nn.one_hot(kept.indices, len(boxes)) * kept.scores[:, None]
     total = weight.sum(1, keepdims=True)
     return kept._replace(boxes=(weight @ boxes) / jnp.where(total > 0, total, 1.0))
 
@@ -145,14 +145,14 @@ def weighted_boxes_fusion(
     )
     step = partial(_join_cluster, boxes, scores, labels, iou_threshold, score_threshold)
     clusters, _ = jax.lax.scan(step, empty, order)
-    valid = clusters.count > 0
+    valid = clusters.size > 0
     weight = jnp.where(valid, clusters.weight, 1.0)
     if score_reduction == "max":
         fused_scores = clusters.max_score
     else:
-        fused_scores = clusters.weight / jnp.maximum(clusters.count, 1)
-    fused_scores = fused_scores * jnp.minimum(clusters.count, num_models) / num_models
-    fused = Detections(clusters.boxes / weight[:, None], fused_scores, clusters.index, valid)
+        fused_scores = clusters.weight / jnp.maximum(clusters.size, 1)
+    fused_scores = fused_scores * jnp.minimum(clusters.size, num_models) / num_models
+    fused = Detections(clusters.boxes / weight[:, None], fused_scores, clusters.indices, valid)
     return jax.tree.map(lambda leaf: leaf[jnp.argsort(-fused_scores, stable=True)], fused)
 
 
@@ -161,27 +161,27 @@ class _Clusters(NamedTuple):
 
     boxes: Array  # [P, 4] score-weighted sums
     weight: Array  # [P] sums of scores
-    count: Array  # [P] members
+    size: Array  # [P] number of members
     max_score: Array  # [P]
-    index: Array  # [P] index of the first member
+    indices: Array  # [P] index of the first member
 
 
 def _join_cluster(boxes, scores, labels, iou_threshold, score_threshold, clusters, i):
     """Add box i to the cluster that it overlaps most, or to a new one; a step of `lax.scan`."""
-    box, score, size = boxes[i], scores[i], len(clusters.count)
-    mean = clusters.boxes / jnp.where(clusters.count > 0, clusters.weight, 1.0)[:, None]
+    box, score, capacity = boxes[i], scores[i], len(clusters.size)
+    mean = clusters.boxes / jnp.where(clusters.size > 0, clusters.weight, 1.0)[:, None]
     overlap = box_ops.iou(mean, box[None])
     if labels is not None:
-        overlap = jnp.where(labels[clusters.index] == labels[i], overlap, 0.0)
+        overlap = jnp.where(labels[clusters.indices] == labels[i], overlap, 0.0)
     found = overlap.max() > iou_threshold
-    new = (clusters.count > 0).sum()  # `size` if all are in use: out of bounds, dropped
-    to = jnp.where(score > score_threshold, jnp.where(found, overlap.argmax(), new), size)
+    new = (clusters.size > 0).sum()  # `capacity` if all are in use: out of bounds, dropped
+    to = jnp.where(score > score_threshold, jnp.where(found, overlap.argmax(), new), capacity)
     return _Clusters(
         clusters.boxes.at[to].add(score * box, mode="drop"),
         clusters.weight.at[to].add(score, mode="drop"),
-        clusters.count.at[to].add(1, mode="drop"),
+        clusters.size.at[to].add(1, mode="drop"),
         clusters.max_score.at[to].max(score, mode="drop"),
-        clusters.index.at[to].set(jnp.where(found, clusters.index[to], i), mode="drop"),
+        clusters.indices.at[to].set(jnp.where(found, clusters.indices[to], i), mode="drop"),
     ), None
 
 

@@ -156,8 +156,8 @@ def differences(
     checks = (
         (
             size > window and field.offset < 0,
-            f"padding: {-field.offset} pixels of it surround the image in the dense pass, but every "
-            "window in sliding",
+            f"padding: {-field.offset} pixels of it surround the image in the dense pass, but "
+            "every window in sliding",
         ),
         (
             stride != field.stride and max(dense, sliding) > 1,
@@ -197,7 +197,7 @@ def extract(image: Array, grid: Grid) -> jax.Array:
     return image[rows[:, None, :, None], columns[None, :, None, :]]
 
 
-def to_window(box: Array, window: Array) -> jax.Array:
+def to_window(box: Array, window: Array) -> Array:
     """Boxes [..., 4] in units of windows [..., 4], broadcasting: 0 is a window's start, 1 its end.
 
     Both are given in pixels of the image.  Boxes that extend beyond their window leave [0, 1].
@@ -206,7 +206,7 @@ def to_window(box: Array, window: Array) -> jax.Array:
     return (box - origin) / size
 
 
-def from_window(box: Array, window: Array) -> jax.Array:
+def from_window(box: Array, window: Array) -> Array:
     """Boxes [..., 4] in pixels of the image; the inverse of `to_window`."""
     origin, size = _frame(window)
     return box * size + origin

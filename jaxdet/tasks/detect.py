@@ -168,7 +168,7 @@ class DetectionTask:
             "boxes": kept.boxes,
             "scores": kept.scores,
             "valid": kept.valid,
-            "labels": jnp.where(kept.valid, label[kept.index], 0),
+            "labels": jnp.where(kept.valid, label[kept.indices], 0),
         }
 
 

@@ -55,7 +55,7 @@ def test_task_aligned_matches_golden_values(case):
     np.testing.assert_array_equal(found.positive, expected["assigned"])
     on = expected["assigned"]
     assert on[1:].any() and not on[0].any()
-    np.testing.assert_array_equal(np.asarray(found.index)[on], expected["assigned_index"][on])
+    np.testing.assert_array_equal(np.asarray(found.indices)[on], expected["assigned_index"][on])
     np.testing.assert_allclose(
         found.scores, GOLDENS[f"tal{case}_target_scores"], rtol=1e-5, atol=1e-6
     )
@@ -82,7 +82,7 @@ def test_task_aligned_matches_the_reference(overlap, seed, topk):
     found = aligned(*inputs, overlap=overlap, **options)
     expected = reference.task_aligned(*inputs, iou_fn=getattr(reference_boxes, overlap), **options)
     np.testing.assert_array_equal(found.positive, expected[0])
-    np.testing.assert_array_equal(found.index, expected[1])
+    np.testing.assert_array_equal(found.indices, expected[1])
     np.testing.assert_allclose(found.scores, expected[2], rtol=2e-4, atol=1e-6)
     on = expected[0]
     np.testing.assert_array_equal(found.boxes[on], expected[3][on])
@@ -94,7 +94,7 @@ def test_invariants_of_task_aligned(seed):
     scores, predicted, points, true, labels, valid = random_inputs(seed)
     options = {"topk": 4, "alpha": 1.0, "beta": 6.0, "overlap": "iou"}
     found = aligned(scores, predicted, points, true, labels, valid, **options)
-    on, index = found.positive, found.index
+    on, index = found.positive, found.indices
     inside_box = np.asarray(inside(points, true))  # [G, A]
     overlaps = np.asarray(iou(true[:, None], predicted[None]))  # [G, A]
     assert valid[index[on]].all() and inside_box[index[on], np.flatnonzero(on)].all()
@@ -118,7 +118,7 @@ def test_order_and_padding_of_slots_do_not_matter():
     chex.assert_trees_all_equal(plain, padded)
     chex.assert_trees_all_equal(plain.scores, reversed_.scores)
     on = plain.positive
-    np.testing.assert_array_equal(reversed_.index[on], len(valid) - 1 - plain.index[on])
+    np.testing.assert_array_equal(reversed_.indices[on], len(valid) - 1 - plain.indices[on])
 
 
 def test_images_without_objects_and_with_fewer_cells_than_topk():
@@ -163,10 +163,10 @@ def test_max_iou_matches_the_reference(allow_low_quality, seed):
     near = (abs(overlaps[valid] - 0.4) < 1e-5).any() or _tied(overlaps[valid])
     if not near:  # rounding decides near the threshold and between ties
         np.testing.assert_array_equal(found.positive, on)
-        np.testing.assert_array_equal(found.index, index)
+        np.testing.assert_array_equal(found.indices, index)
     np.testing.assert_array_equal(found.scores.sum(1), found.positive)
     chosen = found.positive
-    np.testing.assert_array_equal(found.scores.argmax(1)[chosen], labels[found.index[chosen]])
+    np.testing.assert_array_equal(found.scores.argmax(1)[chosen], labels[found.indices[chosen]])
 
 
 def _tied(overlaps):

@@ -56,7 +56,7 @@ def rows(detections, labels=None):
     """Columns of the valid rows, as NumPy arrays."""
     valid = np.asarray(detections.valid)
     found = {name: np.asarray(column)[valid] for name, column in detections._asdict().items()}
-    return found if labels is None else found | {"labels": labels[found["index"]]}
+    return found if labels is None else found | {"labels": labels[found["indices"]]}
 
 
 soft_nms = partial(nms.soft_nms, original_scores=True)
@@ -82,7 +82,7 @@ def test_each_method_matches_golden_values(name):
             {
                 key: column[table["labels"] == label]
                 for key, column in table.items()
-                if key != "index"
+                if key != "indices"
             }
             for table in (found, expected)
         )
@@ -103,8 +103,8 @@ def _sorted(table):
 def test_nms_matches_the_reference(seed, iou_threshold):
     inputs = random_boxes(seed)
     kept = rows(run("nms", *inputs, iou_threshold=iou_threshold))
-    np.testing.assert_array_equal(kept["index"], reference.nms(*inputs, iou_threshold))
-    np.testing.assert_array_equal(kept["boxes"], inputs[0][kept["index"]])
+    np.testing.assert_array_equal(kept["indices"], reference.nms(*inputs, iou_threshold))
+    np.testing.assert_array_equal(kept["boxes"], inputs[0][kept["indices"]])
 
 
 @pytest.mark.parametrize("method", ["linear", "gaussian"])
@@ -115,7 +115,7 @@ def test_soft_nms_matches_the_reference(method, seed):
     options = {"iou_threshold": 0.3, "sigma": 0.4, "score_threshold": 0.01}
     kept = rows(run(method, *inputs, **options))
     order, values = reference.soft_nms(*inputs, method, **options)
-    np.testing.assert_array_equal(kept["index"], order)
+    np.testing.assert_array_equal(kept["indices"], order)
     np.testing.assert_allclose(kept["scores"], values, rtol=1e-4)
 
 
@@ -145,7 +145,7 @@ def test_max_detections_only_truncates(name):
     inputs = random_boxes(1)
     more, whole, few = (run(name, *inputs, max_detections=size) for size in (SIZE, N, 5))
     if name == "fusion":  # sorted only after all boxes have joined
-        assert len(few.scores) == 5 and set(few.index) <= set(range(N))
+        assert len(few.scores) == 5 and set(few.indices) <= set(range(N))
     else:
         chex.assert_trees_all_close(jax.tree.map(lambda x: x[:5], whole), few, rtol=1e-6)
     chex.assert_trees_all_close(jax.tree.map(lambda x: x[:N], more), whole, rtol=1e-6)
@@ -190,8 +190,8 @@ def test_eager_jit_and_vmap_agree(name):
 def test_kept_boxes_are_apart_and_cover_the_rest(seed):
     boxes, scores, _ = random_boxes(seed)
     kept = rows(run("nms", boxes, scores, iou_threshold=0.4))
-    overlap = np.asarray(iou(boxes[:, None], boxes[None]))[:, kept["index"]]
+    overlap = np.asarray(iou(boxes[:, None], boxes[None]))[:, kept["indices"]]
     assert (np.diff(kept["scores"]) < 0).all()
-    assert (overlap[kept["index"]] - np.eye(len(kept["index"])) <= 0.4).all()
-    gone = np.setdiff1d(np.arange(N), kept["index"])
+    assert (overlap[kept["indices"]] - np.eye(len(kept["indices"])) <= 0.4).all()
+    gone = np.setdiff1d(np.arange(N), kept["indices"])
     assert (overlap[gone] > 0.4).any(1).all()
