@@ -1,9 +1,9 @@
-"""Files of trained weights as NumPy arrays by name: safetensors, and what torch.save writes.
+"""Reading weight files without running code: safetensors, and the formats of torch.save.
 
-A file of torch.save is a pickle beside raw storages, and a pickle can run any program.  Here it is
-read without PyTorch, by an unpickler that builds dicts, tuples, numbers, strings and records of
-arrays and has nothing else to call.  Both of its formats are known: the zip file that PyTorch
-writes since 1.6, and the row of pickles from before.
+A file of torch.save is a pickle beside raw storages, and unpickling can run any code.  Here it is
+read without PyTorch, by an unpickler that builds dicts, tuples, numbers, strings and descriptions
+of arrays, and has nothing else to call.  Both formats are read: the zip file that PyTorch writes
+since 1.6, and the sequence of pickles before that.
 """
 
 import io
@@ -12,17 +12,18 @@ import pickletools
 import struct
 import zipfile
 from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxdet.errors import InputError
 
-BFLOAT16 = np.dtype(jnp.bfloat16)  # read as float32, which holds all of its values
-TORCH = {
+BFLOAT16 = np.dtype(jnp.bfloat16)  # read as float32, which represents all of its values
+TORCH_DTYPES = {
     "DoubleStorage": "<f8",
     "FloatStorage": "<f4",
     "HalfStorage": "<f2",
@@ -34,7 +35,7 @@ TORCH = {
     "ByteStorage": "u1",
     "BoolStorage": "?",
 }
-SAFETENSORS = {
+SAFETENSORS_DTYPES = {
     "F64": "<f8",
     "F32": "<f4",
     "F16": "<f2",
@@ -47,153 +48,162 @@ SAFETENSORS = {
     "BOOL": "?",
 }
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # the first two pickles of the older format
-WRAPPERS = ("state_dict", "model")  # under which training scripts file the arrays
-WANTED = "wanted is a safetensors file, or one that torch.save(model.state_dict(), ...) wrote"
-INSTALL = "reading safetensors wants a package: pip install jaxdet[weights]"
+WRAPPERS = ("state_dict", "model")  # keys under which training scripts store the arrays
+EXPECTED = "must be a safetensors file, or written by torch.save(model.state_dict(), ...)"
+INSTALL = "reading safetensors needs a package: pip install jaxdet[weights]"
+
+UnpicklerType = TypeVar("UnpicklerType", bound="RestrictedUnpickler")
 
 
-def read_arrays(path):
-    """{name: array} of a file of weights; its kind is told by its first bytes.
+def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
+    """{name: array} of a weight file; its first bytes determine the format.
 
-    Arrays may share memory, be strided as in the file and be read-only; bfloat16 comes as float32.
-    Of a dict {"state_dict": {...}} or {"model": {...}} the inner one is read; what is no array,
-    such as the number of epochs, is left out.  InputError, in one line, when the file cannot be
-    read, is of no known kind, is cut short or damaged, asks for anything but arrays, or holds none.
+    Arrays may share memory, be strided as in the file and be read-only; bfloat16 is returned as
+    float32.  Of a dict {"state_dict": {...}} or {"model": {...}} the inner one is read.  Values
+    that are not arrays, such as the number of epochs, are left out.
+
+    Raises InputError when the file cannot be read, has an unknown format, is cut short or damaged,
+    refers to anything but arrays, or holds none.
     """
     with as_input_error(path):
         content = Path(path).read_bytes()
-        return _reader(content)(content)
+        if content[4:9] == b"\0\0\0\0{":  # after the length of its header
+            return _read_safetensors(content)
+        if content.startswith(b"PK\x03\x04"):
+            return _read_zip(content)
+        if content.startswith(b"\x80"):
+            return _read_pickles(content)
+        raise InputError(f"begins with {content[:4].hex(' ') or 'nothing'}; {EXPECTED}")
 
 
 @contextmanager
-def as_input_error(path):
-    """A context in which whatever fails is an InputError, in one line that names `path`.
+def as_input_error(name: str | Path) -> Iterator[None]:
+    """A context that turns any exception into an InputError, in one line that starts with `name`.
 
-    A damaged file may fail anywhere in pickle, zipfile, tarfile or NumPy.
+    Damaged files raise many kinds in pickle, zipfile, tarfile and NumPy.
     """
     try:
         yield
     except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+        raise InputError(f"{name}: {error}") from error
     except Exception as error:
-        if isinstance(error, OSError) and error.strerror:  # of the file, not of what is in it
-            raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+        if isinstance(error, OSError) and error.strerror:  # of the file system
+            raise InputError(f"{name}: cannot be read: {error.strerror}") from error
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise InputError(f"{path}: is cut short or damaged ({reason}); fetch it again") from error
+        raise InputError(f"{name}: is cut short or damaged ({reason}); fetch it again") from error
 
 
 class RestrictedUnpickler(pickle.Unpickler):
-    """Builds plain values and, of all that has a name, only what `known` has.
+    """Builds plain values and, of all globals, only those of `allowed_globals`.
 
-    A pickle can set attributes of whatever it is given: `known` makes functions anew each time, and
-    all else that it gives is immutable or the pickle's own.
+    A pickle can set attributes of what it is given.  Therefore `allowed_globals` creates its
+    functions anew on every call, and its other values are immutable or belong to the pickle.
     """
 
-    wanted = "only arrays and plain values are wanted"
+    expected = "only arrays and plain values are read"
 
-    def known(self):
-        """What stands for a global, by its whole name."""
+    def allowed_globals(self) -> dict[str, Any]:
+        """{module.name: replacement of that global}."""
         return {}
 
-    def find_class(self, module, name):
-        """What stands for a global; InputError for one that is not known."""
-        whole, known = f"{module}.{name}", self.known()
-        if whole not in known:
-            raise InputError(f"asks for {whole!r}, which is no array and is not run; {self.wanted}")
-        return known[whole]
+    def find_class(self, module: str, name: str) -> Any:
+        """The replacement of a global; raises InputError for one that is not allowed."""
+        full_name, allowed = f"{module}.{name}", self.allowed_globals()
+        if full_name not in allowed:
+            raise InputError(
+                f"refers to {full_name!r}, which is not an array and is not run; {self.expected}"
+            )
+        return allowed[full_name]
 
 
-def next_unpickler(stream, kind, **options):
-    """An `Unpickler` of class `kind` of the next pickle of a stream, which is left behind its end.
+def next_unpickler(
+    stream: io.BytesIO, unpickler: type[UnpicklerType], **options: Any
+) -> UnpicklerType:
+    """An unpickler for the next pickle of a stream, which is advanced past the pickle.
 
-    stream: a BytesIO.  InputError for a pickle that could get at a global in another way, or that
-    wants more memory than its length explains.
+    unpickler: a subclass of `RestrictedUnpickler`, called with the pickle and `options`.
+    Raises InputError for a pickle that could reach a global other than by `find_class`, or that
+    needs more memory than its length explains.
     """
     start = stream.tell()
     for opcode, argument, _ in pickletools.genops(stream):
-        if opcode.name.startswith("EXT"):  # a global that may not come by find_class
-            raise InputError(f"asks for a global by {opcode.name}; {kind.wanted}")
-        if "PUT" in opcode.name and argument > stream.tell():  # a memo grows to its last place
-            raise InputError("has a pickle that wants more memory than its length explains")
-    return kind(io.BytesIO(stream.getbuffer()[start : stream.tell()]), **options)
+        if opcode.name.startswith("EXT"):  # a global that may bypass find_class
+            raise InputError(f"refers to a global by {opcode.name}; {unpickler.expected}")
+        if "PUT" in opcode.name and argument > stream.tell():  # a memo grows to its last index
+            raise InputError("has a pickle that needs more memory than its length explains")
+    return unpickler(io.BytesIO(stream.getbuffer()[start : stream.tell()]), **options)
 
 
-def _reader(content):
-    if content[4:9] == b"\0\0\0\0{":  # after the length of its header
-        return _safetensors
-    if content.startswith(b"PK\x03\x04"):
-        return _zipped
-    if content.startswith(b"\x80"):
-        return _pickled
-    raise InputError(f"begins with {content[:4].hex(' ') or 'nothing'}; {WANTED}")
-
-
-def _safetensors(content):
+def _read_safetensors(content: bytes) -> dict[str, np.ndarray]:
     try:
         import safetensors
     except ImportError as error:
         raise InputError(INSTALL) from error
-    found = dict(safetensors.deserialize(content))
-    unknown = {each["dtype"] for each in found.values()} - set(SAFETENSORS)
+    entries = dict(safetensors.deserialize(content))
+    unknown = {entry["dtype"] for entry in entries.values()} - set(SAFETENSORS_DTYPES)
     if unknown:
         raise InputError(f"holds arrays of {unknown.pop()}, which are not supported")
     return {
-        name: _decoded(each["data"], SAFETENSORS[each["dtype"]]).reshape(each["shape"])
-        for name, each in found.items()
+        name: _decode(entry["data"], SAFETENSORS_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        for name, entry in entries.items()
     }
 
 
-def _zipped(content):
-    """The newer format: `NAME/data.pkl`, and each storage in `NAME/data/KEY`."""
+def _read_zip(content: bytes) -> dict[str, np.ndarray]:
+    """The newer format of torch.save: `NAME/data.pkl`, and each storage in `NAME/data/KEY`."""
     with zipfile.ZipFile(io.BytesIO(content)) as file:
         entries = file.infolist()
-        packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-        if packed or sum(entry.file_size for entry in entries) > len(content):
-            raise InputError(f"is a zip file with compressed entries; {WANTED}")
+        compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+        if compressed or sum(entry.file_size for entry in entries) > len(content):
+            raise InputError(f"is a zip file with compressed entries; {EXPECTED}")
         names = file.namelist()
         roots = [name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl")]
         if len(roots) != 1:
-            raise InputError(f"is a zip file without one data.pkl; {WANTED}")
+            raise InputError(f"is a zip file without one data.pkl; {EXPECTED}")
         root = roots[0]
         if f"{root}byteorder" in names:
-            _check_order(file.read(f"{root}byteorder") == b"little")
+            _check_byte_order(file.read(f"{root}byteorder") == b"little")
         tree, kinds = _unpickle(io.BytesIO(file.read(f"{root}data.pkl")))
         raw = {key: file.read(f"{root}data/{key}") for key in kinds}
-    return _arrays(tree, {key: _decoded(raw[key], TORCH[kind]) for key, kind in kinds.items()})
+    storages = {key: _decode(raw[key], TORCH_DTYPES[kind]) for key, kind in kinds.items()}
+    return _to_arrays(tree, storages)
 
 
-def _pickled(content):
-    """The older format: five pickles (the fourth has the arrays, the fifth keys), then storages."""
+def _read_pickles(content: bytes) -> dict[str, np.ndarray]:
+    """The older format of torch.save: five pickles, then storages.
+
+    The fourth pickle describes the arrays, the fifth lists the keys of the storages.
+    """
     stream = io.BytesIO(content)
     if _unpickle(stream)[0] != MAGIC:
-        raise InputError(f"is a pickle that torch.save did not write; {WANTED}")
+        raise InputError(f"is a pickle that torch.save did not write; {EXPECTED}")
     version, system = _unpickle(stream)[0], _unpickle(stream)[0]
     if version != PROTOCOL:
-        raise InputError(f"has version {version!r} of the format, known is {PROTOCOL}")
-    _check_order(system["little_endian"])
+        raise InputError(f"has format version {version!r}, must be {PROTOCOL}")
+    _check_byte_order(system["little_endian"])
     tree, kinds = _unpickle(stream)
     storages = {}
     for key in _unpickle(stream)[0]:
         (count,) = struct.unpack("<Q", stream.read(8))
-        raw = stream.read(count * np.dtype(TORCH[kinds[key]]).itemsize)
-        storages[key] = _decoded(raw, TORCH[kinds[key]])
+        dtype = TORCH_DTYPES[kinds[key]]
+        storages[key] = _decode(stream.read(count * np.dtype(dtype).itemsize), dtype)
         if len(storages[key]) != count:
             raise EOFError(f"{len(storages[key])} of {count} values in storage {key}")
-    return _arrays(tree, storages)
+    return _to_arrays(tree, storages)
 
 
-def _check_order(little):
+def _check_byte_order(little: bool) -> None:
     if not little:
         raise InputError("holds big-endian numbers, which are not supported")
 
 
-def _decoded(raw, dtype):
+def _decode(raw: bytes, dtype: Any) -> np.ndarray:
     values = np.frombuffer(raw, dtype) if len(raw) else np.empty(0, dtype)
     return values.astype(np.float32) if dtype == BFLOAT16 else values
 
 
 class _Storage(NamedTuple):
-    kind: str  # a key of TORCH
+    kind: str  # a key of TORCH_DTYPES
     key: str
 
 
@@ -205,16 +215,16 @@ class _Tensor(NamedTuple):
 
 
 class _TensorUnpickler(RestrictedUnpickler):
-    """Builds the two records above; `kinds` are those of the storages it met."""
+    """Builds the two records above; `kinds` are those of the storages so far, by key."""
 
-    wanted = WANTED
+    expected = EXPECTED
 
-    def __init__(self, stream):
+    def __init__(self, stream: io.BytesIO) -> None:
         super().__init__(stream)
-        self.kinds = {}
+        self.kinds: dict[str, str] = {}
 
-    def known(self):
-        """What stands for the globals of PyTorch that are of arrays."""
+    def allowed_globals(self) -> dict[str, Any]:
+        """The globals of PyTorch that describe arrays."""
         return {
             "collections.OrderedDict": OrderedDict,
             "torch.Size": tuple,
@@ -222,43 +232,43 @@ class _TensorUnpickler(RestrictedUnpickler):
             "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
         }
 
-    def find_class(self, module, name):
-        """The name of a kind of storage; what stands for another global."""
+    def find_class(self, module: str, name: str) -> Any:
+        """The name of a kind of storage, or the replacement of another global."""
         if module not in ("torch", "torch.cuda") or not name.endswith("Storage"):
             return super().find_class(module, name)
-        if name not in TORCH:
+        if name not in TORCH_DTYPES:
             raise InputError(f"holds a '{module}.{name}', which is not supported")
         return name
 
-    def persistent_load(self, pid):
-        """The record of a storage; torch.save files them under the pickle, by key."""
+    def persistent_load(self, pid: Any) -> _Storage:
+        """The record of a storage; torch.save stores it outside the pickle, by key."""
         _, kind, key, *_ = pid
         if self.kinds.setdefault(key, kind) != kind:
             raise InputError(f"holds storage {key!r} as both {self.kinds[key]!r} and {kind!r}")
         return _Storage(kind, key)
 
 
-def _unpickle(stream):
-    """(value, kinds of storages) of the next pickle of a stream."""
-    records = next_unpickler(stream, _TensorUnpickler)
-    return records.load(), records.kinds
+def _unpickle(stream: io.BytesIO) -> tuple[Any, dict[str, str]]:
+    """(value, kinds of storages by key) of the next pickle of a stream."""
+    unpickler = next_unpickler(stream, _TensorUnpickler)
+    return unpickler.load(), unpickler.kinds
 
 
-def _arrays(tree, storages):
+def _to_arrays(tree: Any, storages: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     for wrapper in WRAPPERS:
         if isinstance(tree, dict) and isinstance(tree.get(wrapper), dict):
             tree = tree[wrapper]
     if not isinstance(tree, dict):
-        raise InputError(f"holds a {type(tree).__name__}, no arrays by name; {WANTED}")
-    named = {name: each for name, each in tree.items() if isinstance(name, str)}
-    found = {name: each for name, each in named.items() if isinstance(each, _Tensor)}
-    if not found:
-        raise InputError(f"holds no arrays by name, only {[*named][:5]}; {WANTED}")
-    return {name: _view(each, storages, name) for name, each in found.items()}
+        raise InputError(f"holds a {type(tree).__name__} and no arrays by name; {EXPECTED}")
+    named = {name: value for name, value in tree.items() if isinstance(name, str)}
+    tensors = {name: value for name, value in named.items() if isinstance(value, _Tensor)}
+    if not tensors:
+        raise InputError(f"holds no arrays by name, only {[*named][:5]}; {EXPECTED}")
+    return {name: _view(name, tensor, storages) for name, tensor in tensors.items()}
 
 
-def _view(tensor, storages, name):
-    """The array that a record tells of; its last element must lie within the storage."""
+def _view(name: str, tensor: _Tensor, storages: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The array that a record describes; its last element must lie within the storage."""
     values = storages[tensor.storage.key]
     numbers = (tensor.offset, *tensor.shape, *tensor.strides)
     if any(type(number) is not int or number < 0 for number in numbers):

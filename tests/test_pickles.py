@@ -170,7 +170,7 @@ def test_a_pickle_that_runs_a_program_is_refused_and_does_not_run(given, form, t
     proof = tmp_path / "proof"
     for module in ("os", os.name):
         call = Call((module, "system", f"touch {proof}"))
-        refused(given, form({"a": tensor(), "b": call}), f"asks for '{module}.system'")
+        refused(given, form({"a": tensor(), "b": call}), f"refers to '{module}.system'")
     assert not proof.exists()
 
 
@@ -189,7 +189,7 @@ def test_a_pickle_that_runs_a_program_is_refused_and_does_not_run(given, form, t
     ],
 )
 def test_no_opcode_gets_another_global(given, form, code):
-    refused(given, form(b"\x80\x04" + code + b"."), "asks for")
+    refused(given, form(b"\x80\x04" + code + b"."), "refers to")
 
 
 @BOTH
@@ -206,7 +206,7 @@ def test_setting_attributes_leaves_no_trace(given, form):
 @BOTH
 def test_memory_is_not_for_the_file_to_ask_for(given, form):
     far = b"\x80\x02}r" + struct.pack("<I", 2**31) + b"."
-    refused(given, form(far), "more memory than its length explains")
+    refused(given, form(far), "needs more memory than its length explains")
     refused(given, form(b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"."), "damaged")
 
 
@@ -232,10 +232,10 @@ def test_a_damaged_file_gives_arrays_or_an_input_error(given, form):
 
 def test_what_is_no_file_of_weights_is_refused(given, tmp_path):
     for content, match in [
-        (b"", "begins with nothing; wanted is"),
+        (b"", "begins with nothing; must be"),
         (b"\x89PNG\r\n", "begins with 89 50 4e 47"),
         (pickled({"a": 1}), "pickle that torch.save did not write"),
-        (rowed(version=1002), "version 1002 of the format, known is 1001"),
+        (rowed(version=1002), "has format version 1002, must be 1001"),
         (rowed(little=0), "big-endian"),
         (zipped(byteorder="big"), "big-endian"),
         (zipped(packing=zipfile.ZIP_DEFLATED), "compressed entries"),
@@ -303,7 +303,7 @@ def test_a_whole_network_of_torch_is_refused(given):
     torch = pytest.importorskip("torch")
     stream = io.BytesIO()
     torch.save(torch.nn.ReLU(), stream)
-    refused(given, stream.getvalue(), "asks for 'torch.nn.modules.activation.ReLU'")
+    refused(given, stream.getvalue(), "refers to 'torch.nn.modules.activation.ReLU'")
 
 
 def test_safetensors(given):

@@ -211,7 +211,7 @@ def _to_array(value: Any) -> np.ndarray:
 class _Unpickler(pickles.RestrictedUnpickler):
     """Builds arrays of NumPy, and bytes as Python 3 pickles them for Python 2."""
 
-    def known(self) -> dict[str, Any]:
+    def allowed_globals(self) -> dict[str, Any]:
         """Replacements of the globals that NumPy's pickles call, in NumPy 1 and 2."""
         return {
             "numpy.core.multiarray._reconstruct": lambda *_: _Array(),

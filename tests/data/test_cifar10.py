@@ -195,7 +195,7 @@ def test_a_pickle_that_calls_a_program_is_refused_without_running_it(refused, tm
     call += f"touch {proof}".encode() + b"\x85R"
     for content in (b"\x80\x02" + call + b".", python2(VALUES, call), python2(call, LABELS)):
         message = refused(files(test_batch=content))
-        assert message.startswith(f"/test_batch: asks for '{module}.system', which is no array")
+        assert message.startswith(f"/test_batch: refers to '{module}.system', which is not an array")
     assert not proof.exists()
 
 
@@ -212,7 +212,7 @@ def test_a_pickle_that_calls_a_program_is_refused_without_running_it(refused, tm
     ],
 )
 def test_no_opcode_accesses_another_global(refused, code):
-    assert "asks for" in refused(files(test_batch=b"\x80\x04" + code + b"."))
+    assert "refers to" in refused(files(test_batch=b"\x80\x04" + code + b"."))
 
 
 def test_pickles_cannot_set_attributes(refused, tmp_path):
