@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from importlib import import_module, metadata
@@ -15,95 +16,132 @@ ROOT = Path(everything.__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
-def in_the_root(monkeypatch):
+def run_in_the_root(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
 def run(out, *words):
-    """Exit code of the command, with files in `out`/results; the page."""
+    """(exit code, page) of the command with its records in `out`/results."""
     code = everything.main([*words, "--out", str(out / "results")])
     return code, (out / "RESULTS.md").read_text()
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def finished(tmp_path_factory):
     """Folder of two benchmarks that succeeded."""
     out = tmp_path_factory.mktemp("all")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        patch.setitem(everything.QUICK, "flops", "--models lenet")
-        patch.setitem(everything.QUICK, "target_encoding", "--batch 2 --seconds 0")
+        patch.setitem(everything.QUICK_OPTIONS, "flops", "--models lenet")
+        patch.setitem(everything.QUICK_OPTIONS, "target_encoding", "--batch 2 --seconds 0")
         assert run(out, "--quick", "--names", "target_encoding", "flops")[0] == 0
     return out
 
 
-def test_the_page_has_a_section_for_each(made):
-    page = (made / "RESULTS.md").read_text()
+def test_page_has_a_section_for_each(finished):
+    page = (finished / "RESULTS.md").read_text()
+    head, *_ = page.split("\n## ")
     assert page.count("\n## ") == 2
-    for name, words in (("target_encoding", "--batch 2"), ("flops", "--models lenet")):
+    assert f"jaxlib {metadata.version('jaxlib')}" in head and "- device: " in head
+    assert f"- XLA_FLAGS: `{os.environ['XLA_FLAGS']}`" in head
+    for name, words in (("target_encoding", "--batch 2 --seconds 0"), ("flops", "--models lenet")):
         part = page.split(f"\n## {name}\n")[1].split("\n## ")[0]
-        files = f"--json {made}/results/{name}.json --markdown {made}/results/{name}.md"
-        assert f"python -m benchmarks.{name} {words} " in part and files in part
-        assert (made / "results" / f"{name}.md").read_text() in part
-        record = json.loads((made / "results" / f"{name}.json").read_text())
-        assert f"- date: {record['date']}, load " in part
-        assert f"jaxlib {metadata.version('jaxlib')}" in part and "- device: " in part
-        assert f"- XLA_FLAGS: `{os.environ['XLA_FLAGS']}`" in part
+        record = json.loads((finished / "results" / f"{name}.json").read_text())
+        assert f"`python -m benchmarks.{name} {words}" in part
+        assert f"; {record['date'][:10]}, load " in part
+        assert f"(results/{name}.md)" in part and f"(results/{name}.json)" in part
 
 
-def test_the_commands_of_the_page_can_be_read(made):
+def test_tables_are_made_from_the_records(finished, monkeypatch):
+    page = (finished / "RESULTS.md").read_text()
+    complete = {path: path.read_text() for path in (finished / "results").glob("*.md")}
+    assert "| conv1 |" in complete[finished / "results" / "flops.md"] and "| conv1 |" not in page
+    for path in complete:
+        path.unlink()
+    monkeypatch.setattr(everything, "run_python", pytest.fail)
+    assert run(finished, "--tables-only") == (0, page)
+    assert {path: path.read_text() for path in complete} == complete
+
+
+def test_conditions_that_differ_are_named_in_their_section(finished, tmp_path):
+    shutil.copytree(finished / "results", tmp_path / "results")
+    flops = tmp_path / "results" / "flops.json"
+    for name in ("one", "two"):  # more records like target_encoding.json
+        shutil.copy(
+            tmp_path / "results" / "target_encoding.json",
+            tmp_path / "results" / f"experiment_{name}.json",
+        )
+    record = json.loads(flops.read_text())
+    flops.write_text(json.dumps(record | {"environment": {**record["environment"], "flags": ""}}))
+    _, page = run(tmp_path, "--tables-only")
+    assert [part.count("XLA_FLAGS: none") for part in page.split("\n## ")] == [0, 0, 1, 0, 0]
+
+
+def test_commands_of_the_page_can_be_parsed(finished):
     for name in ("target_encoding", "flops"):
-        record = json.loads((made / "results" / f"{name}.json").read_text())
+        record = json.loads((finished / "results" / f"{name}.json").read_text())
         module = import_module(f"benchmarks.{name}")
-        _, _, _, *words = everything.command(name, module, record["options"]).split()
-        assert harness.door(name, module.Options, words, lambda options: None) == 0
+        _, _, _, *words = everything.command(name, record["options"]).split()
+        assert harness.run_command(name, module.Options, words, lambda options: None) == 0
 
 
-def test_one_that_fails_is_visible_and_the_others_stay(made, monkeypatch, capsys):
-    monkeypatch.setitem(everything.QUICK, "target_encoding", "--batch 0")
-    code, page = run(made, "--quick", "--names", "target_encoding")
+@pytest.mark.parametrize("name", ["RESULTS.md", "results/layers.md", "results/experiment_long.md"])
+def test_stored_pages_are_those_of_the_stored_records(name, tmp_path):
+    shutil.copytree(ROOT / "benchmarks" / "results", tmp_path / "results")
+    assert run(tmp_path, "--tables-only")[0] == 0
+    assert (tmp_path / name).read_text() == (ROOT / "benchmarks" / name).read_text()
+
+
+def test_stored_page_is_short():
+    assert len((ROOT / "benchmarks" / "RESULTS.md").read_text().splitlines()) <= 400
+
+
+def test_failure_is_visible_and_other_results_stay(finished, monkeypatch, capsys):
+    monkeypatch.setitem(everything.QUICK_OPTIONS, "target_encoding", "--batch 0")
+    code, page = run(finished, "--quick", "--names", "target_encoding")
     assert code == 1
-    error = "benchmarks.target_encoding: error: --batch starts at 1"
+    error = "benchmarks.target_encoding: error: --batch must be at least 1, got 0"
     assert f"**Failed**: `{error}`" in page and "benchmarks.target_encoding --batch 0 " in page
     assert "## flops" in page and "| lenet | 1 x 32 x 32 x 3 |" in page
     err = capsys.readouterr().err
     assert err.startswith("1/1 target_encoding ") and f"failed: {error}" in err
 
 
-def test_success_takes_the_failure_away(tmp_path, monkeypatch):
+def test_success_removes_the_failure(tmp_path, monkeypatch):
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "flops.failed").write_text("python\nno\n")
-    monkeypatch.setattr(everything, "run", lambda words, more: "")
+    monkeypatch.setattr(everything, "run_python", lambda words, environment: "")
     assert run(tmp_path, "--names", "flops")[0] == 0
     assert not (tmp_path / "results" / "flops.failed").exists()
 
 
-def test_what_is_run_by_default_is_everything(tmp_path, monkeypatch, capsys):
+def test_default_is_to_run_everything(tmp_path, monkeypatch, capsys):
     seen = []
-    monkeypatch.setattr(everything, "run", lambda words, more: seen.append((words, more)) or "no")
+    monkeypatch.setattr(everything, "run_python", lambda *args: seen.append(args) or "no")
     code, page = run(tmp_path)
     assert code == 1
     assert [words[1] for words, _ in seen] == [f"benchmarks.{name}" for name in everything.NAMES]
-    assert all("--json" in words and "--markdown" in words for words, _ in seen)
-    assert [words[1] for words, more in seen if not more] == ["benchmarks.tutorial"]
+    assert all("--json" in words for words, _ in seen)
+    spinning = [words[1] for words, environment in seen if not environment]
+    assert spinning == ["benchmarks.tutorial"]
     count = len(everything.NAMES)
     assert [page.count(f"\n## {name}\n") for name in everything.NAMES] == [1] * count
     assert page.count("**Failed**: `no`") == count
 
 
 @pytest.mark.parametrize("name", everything.NAMES)
-def test_quick_options_are_understood(name):
+def test_quick_options_can_be_parsed(name):
     options = everything.Options(quick=True, out=Path("somewhere"))
-    words, found = everything.chosen_words(name, options), []
+    words, found = everything.benchmark_options(name, options), []
     module = import_module(f"benchmarks.{name}")
-    assert harness.door(name, module.Options, words, found.append) == 0
+    assert harness.run_command(name, module.Options, words, found.append) == 0
     assert found[0].json == Path(f"somewhere/{name}.json")
 
 
-def test_an_unknown_name_is_one_line_and_code_two(capsys):
+def test_unknown_name_is_one_line_and_exit_code_two(capsys):
     assert everything.main(["--names", "layer"]) == 2
     err = capsys.readouterr().err
-    assert "--names layer: known are" in err and err.count("\n") == 1
+    assert "--names must be among sliding_windows" in err and err.count("\n") == 1
 
 
 FLAGS = """
@@ -116,12 +154,12 @@ for name in everything.NAMES:
     import_module(f"benchmarks.{name}")
 cli.FLAG, cli.FLAGGED = "--xla_no_such_flag=1", (jaxlib.__version__,)
 from benchmarks import harness, target_encoding
-harness.door("x", target_encoding.Options, None, lambda options: print(jax.devices()))
+harness.run_command("x", target_encoding.Options, None, lambda options: print(jax.devices()))
 """
 
 
-def test_a_command_sets_the_flag_before_xla_reads_it():
-    """A flag that XLA does not know ends the process: so it is seen that XLA read it."""
+def test_command_sets_the_flag_before_xla_reads_it():
+    """XLA ends the process at an unknown flag, which shows that it has read it."""
     env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     done = subprocess.run(
         [sys.executable, "-c", FLAGS], env=env, capture_output=True, text=True, timeout=120
@@ -130,25 +168,25 @@ def test_a_command_sets_the_flag_before_xla_reads_it():
 
 
 @pytest.mark.parametrize("given", ["", "--xla_a=1"])
-def test_flags_of_the_user_win(given, monkeypatch):
+def test_flags_of_the_user_are_kept(given, monkeypatch):
     monkeypatch.setattr(cli, "FLAGGED", (metadata.version("jaxlib"),))
     monkeypatch.setenv("XLA_FLAGS", given)
-    harness.quicken()
+    harness.set_xla_flags()
     assert os.environ["XLA_FLAGS"] == given
     monkeypatch.delenv("XLA_FLAGS")
-    harness.quicken()
+    harness.set_xla_flags()
     assert os.environ["XLA_FLAGS"] == cli.FLAG
 
 
-def test_words_from_within_a_process_set_no_flag(monkeypatch):
-    """The devices of a process that calls `main(words)` may be there already."""
+def test_call_with_words_sets_no_flag(monkeypatch):
+    """A process that calls `main(words)` may have initialised its devices already."""
     monkeypatch.delenv("XLA_FLAGS", raising=False)
-    assert harness.door("all", everything.Options, ["--quick"], lambda options: None) == 0
+    assert harness.run_command("all", everything.Options, ["--quick"], lambda options: None) == 0
     assert "XLA_FLAGS" not in os.environ
 
 
 @pytest.mark.parametrize(
-    "version, given, meant",
+    "version, given, expected",
     [
         ("0.10.2", "", cli.FLAG),
         ("0.10.2", "--xla_a=1", f"--xla_a=1 {cli.FLAG}"),
@@ -157,6 +195,6 @@ def test_words_from_within_a_process_set_no_flag(monkeypatch):
         ("0.11.0", "", ""),
     ],
 )
-def test_the_flag_is_added_where_jaxlib_knows_it(version, given, meant, monkeypatch):
+def test_flag_is_added_where_jaxlib_knows_it(version, given, expected, monkeypatch):
     monkeypatch.setattr(cli.metadata, "version", lambda name: version)
-    assert cli.quicker(given) == meant
+    assert cli.quicker(given) == expected

@@ -5,27 +5,27 @@ import pytest
 
 from benchmarks import assignment
 
-SMALL = ["--batch", "2", "--max-boxes", "5", "--classes", "4", "--side", "64", "--seconds", "0"]
+SMALL = ["--batch", "2", "--boxes", "5", "--classes", "4", "--side", "64", "--seconds", "0"]
 
 
-def test_the_command_compares_all_ways(tmp_path, capsys):
-    file = tmp_path / "a.json"
-    assert assignment.main([*SMALL, "--json", str(file)]) == 0
-    loops, torch, jaxdet = json.loads(file.read_text())["rows"]
+def test_command_compares_all_implementations(tmp_path, capsys):
+    path = tmp_path / "a.json"
+    assert assignment.main([*SMALL, "--json", str(path)]) == 0
+    loops, torch, jaxdet = json.loads(path.read_text())["rows"]
     assert loops["ratio"] == loops["median"] / jaxdet["median"] > 1
     assert jaxdet["ratio"] == 1 and jaxdet["cells"] == 84
     assert ("median" in torch) != (torch.get("note") == "not installed")
     assert "1 of 2 images, multiplied" in capsys.readouterr().out
 
 
-def test_what_differs_ends_the_run(monkeypatch):
-    options = assignment.Options(batch=1, slots=2, classes=2, side=64, seconds=0)
+def test_difference_ends_the_run(monkeypatch):
+    options = assignment.Options(batch=1, boxes=2, classes=2, side=64, seconds=0)
     blank = np.zeros(84, bool), np.zeros(84, int), np.zeros((84, 2)), None
     monkeypatch.setattr(assignment.slow_detection, "task_aligned", lambda *_, **__: blank)
     with pytest.raises(AssertionError):
         assignment.compare(options)
 
 
-def test_an_empty_batch_is_refused(capsys):
+def test_empty_batch_is_refused(capsys):
     assert assignment.main(["--batch", "0"]) == 2
-    assert "--batch starts at 1" in capsys.readouterr().err
+    assert "--batch must be at least 1, got 0" in capsys.readouterr().err

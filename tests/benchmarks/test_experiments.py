@@ -11,12 +11,12 @@ SCORES = {"accuracy": 0.9, "iou": 0.8, "iou50": 1.0, "iou70": 0.7, "loss": 1.5}
 
 
 @pytest.fixture
-def asked(monkeypatch):
-    """The commands that were given to jaxdet; a stand-in trains three epochs of 10 steps."""
-    said = []
+def commands(monkeypatch):
+    """The commands given to jaxdet; a stand-in trains three epochs of 10 steps."""
+    given = []
 
     def jaxdet(*words):
-        said.append(words)
+        given.append(words)
         if words[0] == "train":
             folder = words[words.index("--out") + 1]
             files.write_text(f"{folder}/metrics.jsonl", "")
@@ -27,35 +27,35 @@ def asked(monkeypatch):
         step = 30 if "last" in words else 20
         return "a warning\n" + json.dumps({"step": step, "split": "test", **SCORES})
 
-    def prepared(*words):
+    def jaxdet_with_folder(*words):
         (folder,) = (words[words.index("--out") + 1],) if "--out" in words else (words[1],)
         run_dir.Path(folder).mkdir(parents=True, exist_ok=True)
         return jaxdet(*words)
 
-    monkeypatch.setattr(experiments, "jaxdet", prepared)
-    return said
+    monkeypatch.setattr(experiments, "jaxdet", jaxdet_with_folder)
+    return given
 
 
 def table(path):
     return json.loads(path.read_text())["rows"]
 
 
-def test_a_run_is_trained_once_and_judged_at_its_checkpoints(asked, tmp_path, capsys):
+def test_run_is_trained_once_and_evaluated_at_its_checkpoints(commands, tmp_path, capsys):
     words = ["--names", "long", "--root", "data", "--size", "96", "--out", str(tmp_path / "runs")]
     assert experiments.main([*words, "--results", str(tmp_path / "results")]) == 0
-    train, best, last = asked
+    train, best, last = commands
     assert train[:2] == ("train", "objects") and train[-2:] == ("--root", "data")
     assert {"--no-norm", "--resume", "96", ".005"} <= set(train)
     assert "best" in best and "last" in last
     rows = table(tmp_path / "results" / "experiment_long.json")
     assert [row["epoch"] for row in rows] == [2, 3]
-    assert all(row["median s of an epoch"] == 3.5 for row in rows)
+    assert all(row["epoch_seconds"] == 3.5 for row in rows)
     assert {name: rows[0][name] for name in SCORES} == SCORES
     assert (tmp_path / "results" / "experiment_long.md").read_text() == capsys.readouterr().out
 
-    asked.clear()
+    commands.clear()
     assert experiments.main(words) == 0
-    assert asked[0] == (
+    assert commands[0] == (
         "train",
         "objects",
         "--out",
@@ -64,31 +64,31 @@ def test_a_run_is_trained_once_and_judged_at_its_checkpoints(asked, tmp_path, ca
     )
 
 
-def test_every_experiment_has_options_that_its_system_knows(tmp_path):
+def test_every_experiment_has_options_of_its_system(tmp_path):
     from jaxdet import configs
     from jaxdet.cli import flags, options
 
     for experiment in experiments.EXPERIMENTS.values():
         kind = configs.config(experiment.system)
-        names = [run.name for run in experiment.trained]
+        names = [run.name for run in experiment.runs]
         assert len(set(names)) == len(names)
-        for run in experiment.trained:
+        for run in experiment.runs:
             words = run.words.format(size=96, epochs=3).split()
             _, config = flags.with_config("train", words, (options.Train(), kind()))
             assert config != kind()
-        if experiment.swept:
-            words, axes = flags.several(experiment.swept.format(epochs=3).split(), kind)
+        if experiment.sweep:
+            words, axes = flags.several(experiment.sweep.format(epochs=3).split(), kind)
             assert not axes
             _, config = flags.with_config("sweep", words, (options.Sweep(), kind()))
             assert config != kind()
-        assert bool(experiment.trained) != bool(experiment.swept)
+        assert bool(experiment.runs) != bool(experiment.sweep)
 
 
-def test_a_sweep_is_continued_and_its_rows_are_the_table(monkeypatch, tmp_path, capsys):
-    said, rows = [], [{"changed": "one", "map": 0.5}, {"changed": "two", "map": 0.25}]
+def test_sweep_is_resumed_and_its_rows_are_the_table(monkeypatch, tmp_path, capsys):
+    commands, rows = [], [{"changed": "one", "map": 0.5}, {"changed": "two", "map": 0.25}]
 
     def jaxdet(*words):
-        said.append(words)
+        commands.append(words)
         files.write_json(
             tmp_path / "runs" / "ablation" / "sweep.json", [{**row, "loss": 1.0} for row in rows]
         )
@@ -97,47 +97,47 @@ def test_a_sweep_is_continued_and_its_rows_are_the_table(monkeypatch, tmp_path, 
     monkeypatch.setattr(experiments, "jaxdet", jaxdet)
     words = ["--names", "ablation", "--root", "data", "--out", str(tmp_path / "runs")]
     assert experiments.main([*words, "--results", str(tmp_path / "results")]) == 0
-    (sweep,) = said
+    (sweep,) = commands
     assert sweep[:2] == ("sweep", "detect") and sweep[-1] == "--resume"
     assert sweep[sweep.index("--out") + 1] == str(tmp_path / "runs" / "ablation")
     assert table(tmp_path / "results" / "experiment_ablation.json") == rows
-    assert "| two | 0.25 |" in capsys.readouterr().out
+    assert "| two | 0.250 |" in capsys.readouterr().out
 
 
-def test_one_name_is_one_training():
-    """Experiments share a folder where they ask for the same training, and only there."""
-    said = {}
+def test_equal_names_are_equal_runs():
+    """Experiments share a folder if they need the same run, and only then."""
+    seen = {}
     for experiment in experiments.EXPERIMENTS.values():
-        for run in experiment.trained:
-            assert said.setdefault(run.name, (experiment.system, run.words)) == (
+        for run in experiment.runs:
+            assert seen.setdefault(run.name, (experiment.system, run.words)) == (
                 experiment.system,
                 run.words,
             )
 
 
-def test_the_page_of_all_results_has_what_experiments_found(asked, tmp_path, monkeypatch):
+def test_page_of_results_contains_experiments(commands, tmp_path, monkeypatch):
     results = tmp_path / "results"
     words = ["--names", "epochs", "--root", "data", "--out", str(tmp_path / "runs")]
     assert experiments.main([*words, "--results", str(results)]) == 0
     page = everything.page(results)
     assert "## experiment_epochs" in page and "| 200_epochs |" in page
-    assert "python -m benchmarks.experiments --names epochs --root DIR\n" in page
+    assert "`python -m benchmarks.experiments --names epochs --root DIR`" in page
 
 
 @pytest.mark.parametrize(
-    "words, said",
+    "words, message",
     [
-        (["--names", "nothing", "--root", "x"], "known are epochs"),
-        (["--names", "epochs"], "--root: the folder of the data"),
+        (["--names", "nothing", "--root", "x"], "--names must be among epochs"),
+        (["--names", "epochs"], "--root must name the folder of the data"),
     ],
 )
-def test_wrong_words_are_one_line_and_code_two(words, said, capsys):
+def test_wrong_input_is_one_line_and_exit_code_two(words, message, capsys):
     assert experiments.main(words) == 2
     error = capsys.readouterr().err
-    assert said in error and error.count("\n") == 1
+    assert message in error and error.count("\n") == 1
 
 
-def test_a_training_that_fails_is_one_line(tmp_path, capsys):
+def test_failing_training_is_one_line(tmp_path, capsys):
     out = str(tmp_path / "runs")
     assert experiments.main(["--names", "long", "--root", str(tmp_path / "no"), "--out", out]) == 2
     assert "no such folder" in capsys.readouterr().err

@@ -3,31 +3,37 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import input as feeding
+from benchmarks import input as input_benchmark
 from benchmarks.lib import synthetic
 from jaxdet.configs import cifar10
 from jaxdet.data import digits
 from tests.cli.test_main import mnist
 
-WORK = ["read", "records", "read", "read", "files", "gather", "place"]
-WORK += ["gather", "gather, flip", "gather, crop", "gather, cutout", "gather, flip, crop, cutout"]
+OPERATIONS = ["read", "records", "read", "read", "files", "gather", "place"]
+OPERATIONS += [
+    "gather",
+    "gather, flip",
+    "gather, crop",
+    "gather, cutout",
+    "gather, flip, crop, cutout",
+]
 
 
 def rows(tmp_path):
-    """Rows of the command at its smallest."""
-    file = tmp_path / "a.json"
-    words = ["--batch", "4", "--canvas", "52", "--seconds", "0", "--json", str(file)]
-    assert feeding.main(words) == 0
-    return json.loads(file.read_text())["rows"]
+    """Rows of the command at its smallest size."""
+    path = tmp_path / "a.json"
+    words = ["--batch", "4", "--canvas", "52", "--seconds", "0", "--json", str(path)]
+    assert input_benchmark.main(words) == 0
+    return json.loads(path.read_text())["rows"]
 
 
-def test_every_source_is_read_and_every_step_timed(tmp_path, monkeypatch, capsys):
+def test_every_source_and_operation_is_timed(tmp_path, monkeypatch, capsys):
     pytest.importorskip("tensorflow_datasets")
     mnist(tmp_path / "mnist")
     monkeypatch.setenv("JAXDET_DATA", str(tmp_path))
     found = rows(tmp_path)
-    assert [row["work"] for row in found] == WORK
-    assert [row["images"] for row in found] == [1797, 4, 120, 500, feeding.FILES, *[4] * 7]
+    assert [row["operation"] for row in found] == OPERATIONS
+    assert [row["images"] for row in found] == [1797, 4, 120, 500, input_benchmark.FILES, *[4] * 7]
     for row in found:
         assert row["images_per_s"] == row["images"] / row["median"] > 0
         assert row["repeats"] == 3
@@ -35,9 +41,9 @@ def test_every_source_is_read_and_every_step_timed(tmp_path, monkeypatch, capsys
     assert out.startswith("| source |") and out.count("\n") == 2 + len(found)
 
 
-def test_what_is_not_there_is_a_row(tmp_path, monkeypatch, capsys):
+def test_missing_source_is_a_row(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("JAXDET_DATA", raising=False)
-    monkeypatch.setattr(feeding, "find_spec", lambda name: None)
+    monkeypatch.setattr(input_benchmark, "find_spec", lambda name: None)
     notes = {row["source"]: row["note"] for row in rows(tmp_path) if "note" in row}
     assert notes == {
         "MNIST, idx": "no data in $JAXDET_DATA/mnist",
@@ -47,24 +53,26 @@ def test_what_is_not_there_is_a_row(tmp_path, monkeypatch, capsys):
     assert all(note in out for note in notes.values())
 
 
-def test_the_prepared_set_can_be_read(tmp_path):
+def test_prepared_set_can_be_read(tmp_path):
     pytest.importorskip("tensorflow_datasets")
-    synthetic.prepare(tmp_path, "noise")
+    synthetic.prepare_tfds(tmp_path, "noise")
     train, test = digits.read_tfds("noise", tmp_path)
-    assert (len(train), len(test)) == (synthetic.TRAIN, synthetic.TEST)
+    assert (len(train), len(test)) == (synthetic.TRAIN_IMAGES, synthetic.TEST_IMAGES)
     assert train.arrays["image"].shape[1:] == (synthetic.SIDE, synthetic.SIDE)
-    np.testing.assert_array_equal(np.bincount(train.arrays["label"]), [synthetic.TRAIN // 10] * 10)
+    np.testing.assert_array_equal(
+        np.bincount(train.arrays["label"]), [synthetic.TRAIN_IMAGES // 10] * 10
+    )
 
 
-@pytest.mark.parametrize("changes", [{}, *feeding.CHANGES.values()])
-def test_images_are_changed_as_asked(changes):
-    system = synthetic.classified(cifar10.Config(**changes), train=40, val=1)
+@pytest.mark.parametrize("fields", [{}, *input_benchmark.AUGMENTATIONS.values()])
+def test_images_are_augmented_as_configured(fields):
+    system = synthetic.cifar10_experiment(cifar10.Config(**fields), train=40, val=1)
     data, rows = system.splits["train"].arrays, np.arange(2, 40)
-    found = np.asarray(feeding.as_in_training(system.task, data, rows))
-    apart = (abs(found - data["image"][2:] / np.float32(255)) > 1e-6).any((1, 2, 3))
-    assert apart.any() == bool(changes)
+    found = np.asarray(input_benchmark.augment_batch(system.task, data, rows))
+    differs = (abs(found - data["image"][2:] / np.float32(255)) > 1e-6).any((1, 2, 3))
+    assert differs.any() == bool(fields)
 
 
-def test_an_empty_batch_is_refused(capsys):
-    assert feeding.main(["--batch", "0"]) == 2
-    assert "--batch starts at 1" in capsys.readouterr().err
+def test_empty_batch_is_refused(capsys):
+    assert input_benchmark.main(["--batch", "0"]) == 2
+    assert "--batch must be at least 1, got 0" in capsys.readouterr().err

@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import layers, ways
-from benchmarks.lib.single_layers import DIRECTIONS, LAYERS, numbers
+from benchmarks import layers
+from benchmarks.lib import harness
+from benchmarks.lib.single_layers import DIRECTIONS, LAYERS, random_case
 from jaxdet.profiling import roofline
 
 QUICK = ["--batch", "2", "--seconds", "0"]
@@ -15,7 +16,7 @@ QUICK = ["--batch", "2", "--seconds", "0"]
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """PyTorch's threads wait for each other by spinning: on a busy machine one is quicker."""
+    """PyTorch's threads wait by spinning: on a busy machine, one is faster."""
     if find_spec("torch"):
         import torch
 
@@ -27,24 +28,24 @@ def one_thread():
         yield
 
 
-def small(name):
-    """A layer at a quarter of its side where its side does not matter."""
+def small_layer(name):
+    """A layer at a quarter of its side, where the side does not matter."""
     layer = LAYERS[name]
     side, channels = layer.shape[0] // 4, layer.shape[-1]
     return layer._replace(shape=(side, side, channels)) if side in (14, 56) else layer
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_both_libraries_find_the_same(name):
+def test_both_libraries_agree(name):
     pytest.importorskip("torch")
-    case = numbers(small(name), 2)
-    (run, values), _ = layers.in_jax(case, DIRECTIONS[1], "float32", "auto")
-    peer_run, peer_values = layers.in_torch(case, DIRECTIONS[1])
-    found, expected = values(run()), peer_values(peer_run())
+    case = random_case(small_layer(name), 2)
+    call, named, _ = layers.jax_call(case, DIRECTIONS[1], "float32", "auto")
+    torch_call, torch_named = layers.torch_call(case, DIRECTIONS[1])
+    found, expected = named(call()), torch_named(torch_call())
     assert found.keys() == expected.keys()
     assert found["output"].shape == case.cotangent.shape
     np.testing.assert_allclose(found["output"], expected["output"], atol=1e-4)
-    assert layers.difference(found, expected) < 1e-4
+    assert layers.largest_difference(found, expected) < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -58,30 +59,30 @@ def test_both_libraries_find_the_same(name):
     ],
 )
 def test_gradients_are_those_that_training_needs(name, gradients):
-    case = numbers(small(name), 1)
-    for direction, wanted in zip(DIRECTIONS, (set(), gradients), strict=True):
-        (run, values), _ = layers.in_jax(case, direction, "float32", "lax")
-        assert set(values(jax.eval_shape(run))) == {"output"} | wanted
+    case = random_case(small_layer(name), 1)
+    for direction, expected in zip(DIRECTIONS, (set(), gradients), strict=True):
+        call, named, _ = layers.jax_call(case, direction, "float32", "lax")
+        assert set(named(jax.eval_shape(call))) == {"output"} | expected
 
 
 @pytest.mark.parametrize("name", ["depthwise3", "conv3_deep", "conv1"])
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_operations_are_those_of_the_layer_and_not_of_the_way(name, direction):
-    case = numbers(small(name), 2)
-    (_, lax), (_, auto) = (
-        layers.in_jax(case, direction, "float32", impl) for impl in ("lax", "auto")
+def test_operations_do_not_depend_on_the_implementation(name, direction):
+    case = random_case(small_layer(name), 2)
+    (*_, lax), (*_, auto) = (
+        layers.jax_call(case, direction, "float32", impl) for impl in ("lax", "auto")
     )
     assert lax == auto
 
 
-def test_the_command_compares_both_directions(tmp_path, capsys):
+def test_command_compares_both_directions(tmp_path, capsys):
     pytest.importorskip("torch")
     files = {name: tmp_path / f"a.{name}" for name in ("json", "markdown")}
     words = [word for name, file in files.items() for word in (f"--{name}", str(file))]
     assert layers.main([*QUICK, "--layers", "conv5_valid", "relu", *words]) == 0
     assert capsys.readouterr().out == files["markdown"].read_text()
-    kept = json.loads(files["json"].read_text(), parse_constant=pytest.fail)
-    rows = kept["rows"]
+    record = json.loads(files["json"].read_text(), parse_constant=pytest.fail)
+    rows = record["rows"]
     assert [row["layer"] for row in rows] == ["conv5_valid"] * 2 + ["relu"] * 2
     assert [row["direction"] for row in rows] == [*DIRECTIONS] * 2
     assert rows[0]["output"] == [2, 28, 28, 32]
@@ -91,21 +92,21 @@ def test_the_command_compares_both_directions(tmp_path, capsys):
         assert row["ratio"] == row["jaxdet_s"] / row["torch_s"] > 0
         assert row["operations_per_s"] == row["operations"] / row["jaxdet_s"]
         assert row["repeats"] == 3 and row["difference"] < 1e-4
-    assert {"version", "threads", "openmp"} == set(kept["torch"])
+    assert {"version", "threads", "openmp"} == set(record["torch"])
 
 
-def test_a_missing_pytorch_is_a_row(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(ways, "find_spec", lambda name: None)
+def test_missing_pytorch_is_a_row(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(harness, "find_spec", lambda name: None)
     words = [*QUICK, "--layers", "relu", "--json", str(tmp_path / "a.json")]
     assert layers.main(words) == 0
-    kept = json.loads((tmp_path / "a.json").read_text())
-    assert kept["rows"][-1] == {"layer": "torch", "note": "not installed"}
-    assert "torch_s" not in kept["rows"][0] and "torch" not in kept
+    record = json.loads((tmp_path / "a.json").read_text())
+    assert record["rows"][-1] == {"layer": "torch", "note": "not installed"}
+    assert "torch_s" not in record["rows"][0] and "torch" not in record
     out = capsys.readouterr().out
-    assert "not installed" in out and "torch s" not in out
+    assert "not installed" in out and "PyTorch" not in out
 
 
-def test_a_gpu_has_rows_in_bfloat16_and_shares_of_its_peak(monkeypatch, tmp_path):
+def test_gpu_has_rows_in_bfloat16_and_percentages_of_its_peak(monkeypatch, tmp_path):
     def ceilings(dtype):
         return SimpleNamespace(operations_per_s={"float32": 1e12, "bfloat16": 4e12}[dtype])
 
@@ -116,13 +117,19 @@ def test_a_gpu_has_rows_in_bfloat16_and_shares_of_its_peak(monkeypatch, tmp_path
     *rows, last = json.loads((tmp_path / "a.json").read_text())["rows"]
     assert [row["type"] for row in rows] == ["float32"] * 2 + ["bfloat16"] * 2
     for row, peak in zip(rows, (1e12, 1e12, 4e12, 4e12), strict=True):
-        assert row["share"] == pytest.approx(100 * row["operations_per_s"] / peak)
-    wanted = "compared on the CPU only" if find_spec("torch") else "not installed"
-    assert last == {"layer": "torch", "note": wanted}
+        assert row["percent_of_peak"] == pytest.approx(100 * row["operations_per_s"] / peak)
+    note = "compared on the CPU only" if find_spec("torch") else "not installed"
+    assert last == {"layer": "torch", "note": note}
 
 
-@pytest.mark.parametrize("words", [["--layers", "conv9"], ["--batch", "0"]])
-def test_wrong_input_is_one_line_and_code_two(words, capsys):
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--layers", "conv9"], "--layers must be among dense, conv3"),
+        (["--batch", "0"], "--batch must be at least 1, got 0"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_two(words, message, capsys):
     assert layers.main(words) == 2
     err = capsys.readouterr().err
-    assert "conv3_stride2" in err and "--batch starts at 1" in err and err.count("\n") == 1
+    assert message in err and err.count("\n") == 1

@@ -6,35 +6,37 @@ import pytest
 from benchmarks import similarity
 from jaxdet.ops import embeddings
 
-SMALL = ["--unknown", "30", "--known", "7", "--numbers", "5", "--chunk", "8", "--seconds", "0"]
+SMALL = ["--probes", "30", "--gallery", "7", "--dim", "5", "--chunk", "8", "--seconds", "0"]
 
 
-def test_the_command_compares_all_ways(tmp_path, capsys):
-    file = tmp_path / "a.json"
-    assert similarity.main([*SMALL, "--json", str(file)]) == 0
-    record = json.loads(file.read_text())
+def test_command_compares_all_implementations(tmp_path, capsys):
+    path = tmp_path / "a.json"
+    assert similarity.main([*SMALL, "--json", str(path)]) == 0
+    record = json.loads(path.read_text())
     product, numpy, jaxdet = record["rows"]
-    assert product["ratio"] == 1 and jaxdet["way"] == "jaxdet"
+    assert product["ratio"] == 1 and jaxdet["implementation"] == "jaxdet"
     for row in (numpy, jaxdet):
         assert row["ratio"] == row["median"] / product["median"]
-    assert all(row["memory"] is None or 0 <= row["memory"] < 1 for row in record["rows"])
-    assert record["memory"].startswith(("process", "device", "unknown"))
+    assert all(
+        row["memory_bytes"] is None or 0 <= row["memory_bytes"] < 1e9 for row in record["rows"]
+    )
+    assert record["memory_source"].startswith(("process", "device", "unknown"))
     assert "| jaxdet | 30 | 7 | 5 |" in capsys.readouterr().out
 
 
-def test_what_is_told_is_the_memory_of_jaxdet_s_result():
-    """A table that is larger than what the process may hold by chance."""
-    options = similarity.Options(unknown=9000, known=1000, numbers=4, seconds=0)
+def test_memory_is_that_of_the_result():
+    """The result is larger than what the process may hold by chance."""
+    options = similarity.Options(probes=9000, gallery=1000, dim=4, seconds=0)
     rows, source = similarity.compare(options)
-    assert source == "unknown" or 0.03 < rows[-1]["memory"] < 0.3
+    assert source == "unknown" or 0.03e9 < rows[-1]["memory_bytes"] < 0.3e9
 
 
-def test_cosines_that_differ_end_the_run(monkeypatch):
+def test_difference_ends_the_run(monkeypatch):
     monkeypatch.setattr(embeddings, "similarity", lambda a, b, chunk: np.zeros((len(a), len(b))))
     with pytest.raises(AssertionError):
-        similarity.compare(similarity.Options(unknown=9, known=3, numbers=4, seconds=0))
+        similarity.compare(similarity.Options(probes=9, gallery=3, dim=4, seconds=0))
 
 
-def test_no_embeddings_are_refused(capsys):
-    assert similarity.main(["--known", "0"]) == 2
-    assert "--known starts at 1" in capsys.readouterr().err
+def test_empty_gallery_is_refused(capsys):
+    assert similarity.main(["--gallery", "0"]) == 2
+    assert "--gallery must be at least 1, got 0" in capsys.readouterr().err

@@ -8,30 +8,30 @@ from benchmarks import startup
 
 @pytest.fixture(scope="module")
 def stages():
-    """{stage: seconds} of a real process, with the programs that tests keep."""
-    return startup.training(startup.SMALL, os.environ["JAX_COMPILATION_CACHE_DIR"])
+    """{stage: seconds} of a real process, with the compilation cache of the tests."""
+    return startup.time_training(startup.SMALL, os.environ["JAX_COMPILATION_CACHE_DIR"])
 
 
-def test_a_training_goes_through_every_stage(stages):
-    assert list(stages)[0] == startup.START and list(stages)[-2:] == ["second step", startup.WHOLE]
+def test_training_passes_every_stage(stages):
+    assert list(stages)[0] == startup.START and list(stages)[-2:] == ["second step", startup.TOTAL]
     assert {"import jax", "init: state, data to the device", "step: compile"} <= set(stages)
     assert all(seconds > 0 for seconds in stages.values())
     assert stages["second step"] < stages["import jax"]
 
 
-def test_the_stages_are_most_of_the_time_to_the_first_step(stages):
-    parts = sum(stages.values()) - stages[startup.WHOLE] - stages["second step"]
-    assert 0.7 * stages[startup.WHOLE] < parts <= stages[startup.WHOLE]
+def test_stages_add_up_to_the_time_to_the_first_step(stages):
+    parts = sum(stages.values()) - stages[startup.TOTAL] - stages["second step"]
+    assert 0.7 * stages[startup.TOTAL] < parts <= stages[startup.TOTAL]
 
 
 def test_help_is_timed_in_a_process():
-    assert 0.02 < startup.seconds_of_help() < 30
+    assert 0.02 < startup.time_help() < 30
 
 
-def test_the_command_tells_cold_from_warm(tmp_path, monkeypatch, capsys):
+def test_command_separates_cold_and_warm(tmp_path, monkeypatch, capsys):
     seen = []
 
-    def process(module, *words, cache=None):
+    def run_module(module, *words, cache=None):
         if cache is None:
             return "usage"
         warm = (kept := cache + "/program") in seen
@@ -39,22 +39,22 @@ def test_the_command_tells_cold_from_warm(tmp_path, monkeypatch, capsys):
         seconds = {"step: compile": 1.0 if warm else 5.0, "first step": 0.5}
         return json.dumps({"begun": 1e12, "first": 1e12, "seconds": seconds})
 
-    monkeypatch.setattr(startup, "process", process)
-    file = tmp_path / "a.json"
-    assert startup.main(["--repeats", "2", "--small", "--json", str(file)]) == 0
-    rows = {row["stage"]: row for row in json.loads(file.read_text())["rows"]}
+    monkeypatch.setattr(startup, "run_module", run_module)
+    path = tmp_path / "a.json"
+    assert startup.main(["--repeats", "2", "--small", "--json", str(path)]) == 0
+    rows = {row["stage"]: row for row in json.loads(path.read_text())["rows"]}
     assert list(rows)[0] == startup.HELP and "warm_s" not in rows[startup.HELP]
     assert (rows["step: compile"]["cold_s"], rows["step: compile"]["warm_s"]) == (5, 1)
     assert rows["first step"]["cold_spread"] == 0 and rows["first step"]["repeats"] == 2
-    assert len(seen) == 4 and len(set(seen)) == 2  # two processes each, two folders in all
-    assert "| step: compile | 5 | 0 | 1 | 0 | 2 |" in capsys.readouterr().out
+    assert len(seen) == 4 and len(set(seen)) == 2  # two processes for each of two folders
+    assert "| step: compile | 5.00 s | 0 s | 1.00 s | 0 s | 2 |" in capsys.readouterr().out
 
 
-def test_a_process_that_fails_says_why():
-    with pytest.raises(RuntimeError, match="ended with code 1: .*nonsense"):
-        startup.process("benchmarks.nonsense")
+def test_failing_process_says_why():
+    with pytest.raises(RuntimeError, match="failed with exit code 1: .*nonsense"):
+        startup.run_module("benchmarks.nonsense")
 
 
-def test_no_repeats_are_refused(capsys):
+def test_zero_repeats_are_refused(capsys):
     assert startup.main(["--repeats", "0"]) == 2
-    assert "--repeats starts at 1" in capsys.readouterr().err
+    assert "--repeats must be at least 1, got 0" in capsys.readouterr().err

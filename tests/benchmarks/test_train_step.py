@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import train_step
-from benchmarks.lib import train_steps
+from benchmarks.lib import harness, train_steps
 from jaxdet import configs
 from jaxdet.configs.digits import Config
 from jaxdet.models.resnet import ResNet18
@@ -24,14 +24,16 @@ QUICK = ["--batch", "2", "--seconds", "0", "--compiled", "false"]
 
 @pytest.fixture
 def small(monkeypatch):
-    """The locator of the tests in place of the default one."""
-    sizes = {name: getattr(tiny.CONFIG, name) for name in ("stages", "widths", "dense", "window")}
-    monkeypatch.setitem(train_steps.MODELS, "digits", partial(train_steps.locator, **sizes))
+    """The small digit locator of the tests in place of the default one."""
+    sizes = {
+        name: getattr(tiny.CONFIG, name) for name in ("layout", "channels", "fc_widths", "window")
+    }
+    monkeypatch.setitem(train_steps.MODELS, "digits", partial(train_steps.digit_locator, **sizes))
     return sizes
 
 
 def copy_into(modules, arrays):
-    """Give PyTorch's modules, in order, the kernels [.., C, D], scales and biases of ours."""
+    """Give PyTorch's modules, in order, jaxdet's kernels [..., C, D], scales and biases."""
     torch = pytest.importorskip("torch")
     for module, params in zip(modules, arrays, strict=True):
         weight = np.array(params.get("kernel", params.get("scale")))
@@ -46,13 +48,13 @@ def leaves(net):
     return [m for m in net.modules() if getattr(m, "weight", None) is not None]
 
 
-def test_the_peer_of_the_locator_is_the_same_network_and_loss(small):
+def test_torch_digit_locator_has_the_same_outputs_and_loss(small):
     torch = pytest.importorskip("torch")
-    work = train_steps.workload("digits", 3, "lax")
-    net, loss, images, target = work.peer(work.data)
+    work = train_steps.make_workload("digits", 3, "lax")
+    net, loss, images, target = work.torch(work.data)
     ours = configs.network("digits", replace(Config(), **small))[0]
     variables = host_init.initialize(ours.init, jax.random.key(0), work.data["image"][:1])
-    wide = [part.name for part in ours.plan() if part.width]
+    wide = [spec.name for spec in ours.plan() if spec.channels]
     names = [n for name in wide for n in (name, f"{name}_norm")][:-1]
     copy_into(leaves(net), [variables["params"][name] for name in names])
     with torch.no_grad():
@@ -69,11 +71,11 @@ def test_the_peer_of_the_locator_is_the_same_network_and_loss(small):
     assert value == pytest.approx(whole, rel=1e-3)
 
 
-def test_the_peer_of_resnet18_is_the_same_network():
+def test_torch_resnet18_has_the_same_outputs():
     torch = pytest.importorskip("torch")
     from benchmarks.torch_refs import networks
 
-    peer, ours = networks.resnet18(10).eval(), ResNet18(classes=10)
+    net, ours = networks.resnet18(10).eval(), ResNet18(classes=10)
     images = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype(np.float32)
     variables = host_init.initialize(ours.init, jax.random.key(0), images)
     params, names = variables["params"], ("conv1", "conv1_norm", "conv2", "conv2_norm", "around")
@@ -81,20 +83,20 @@ def test_the_peer_of_resnet18_is_the_same_network():
     for block in (f"stage{i}_block{j}" for i in range(1, 5) for j in (1, 2)):
         found = [params[block].get(name) for name in (*names, "around_norm")]
         arrays += [each for each in found if each is not None]
-    copy_into(leaves(peer), [*arrays, params["logits"]])
+    copy_into(leaves(net), [*arrays, params["logits"]])
     with torch.no_grad():
-        found = peer(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+        found = net(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
     expected = jax.jit(partial(ours.apply, train=False))(variables, images)
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
-def test_the_command_compares_and_keeps(small, tmp_path, capsys):
+def test_command_compares_and_writes(small, tmp_path, capsys):
     out = tmp_path / "rows.json"
     assert train_step.main(["--models", "digits", *QUICK, "--json", str(out)]) == 0
-    rows = {row["way"]: row for row in json.loads(out.read_text())["rows"]}
-    assert set(rows) == set(train_step.WAYS)
-    for way in ("jit", "pmap") if len(jax.devices()) in (1, 2) else ("jit",):
-        assert rows[way]["images_per_s"] == pytest.approx(2 / rows[way]["median"])
+    rows = {row["implementation"]: row for row in json.loads(out.read_text())["rows"]}
+    assert set(rows) == set(train_step.IMPLEMENTATIONS)
+    for name in ("jit", "pmap") if len(jax.devices()) in (1, 2) else ("jit",):
+        assert rows[name]["images_per_s"] == pytest.approx(2 / rows[name]["median"])
     assert rows["torch_compiled"]["note"] in ("not asked for", "not installed")
     if find_spec("torch"):
         assert rows["jit"]["ratio"] == rows["jit"]["median"] / rows["torch"]["median"]
@@ -102,48 +104,48 @@ def test_the_command_compares_and_keeps(small, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "way, changes, said",
+    "implementation, options, note",
     [
         ("torch", {"bfloat16": True}, "jaxdet only"),
         ("torch_compiled", {"compiled": False}, "not asked for"),
         ("torch", {}, "not installed"),
     ],
 )
-def test_what_is_not_timed_says_why(way, changes, said, monkeypatch):
-    monkeypatch.setattr(train_step, "find_spec", lambda name: None if not changes else name)
-    work = SimpleNamespace(peer=len)
-    assert train_step.missing(way, work, train_step.Options(**changes)) == said
+def test_missing_says_why(implementation, options, note, monkeypatch):
+    monkeypatch.setattr(harness, "find_spec", lambda name: name if options else None)
+    work = SimpleNamespace(torch=len)
+    assert train_step.missing(implementation, work, train_step.Options(**options)) == note
 
 
-def test_a_peer_that_fails_is_a_row(small, monkeypatch):
+def test_failure_of_pytorch_is_a_row(small, monkeypatch):
     def fail(work):
         raise RuntimeError("no compiler\nat all")
 
     monkeypatch.setitem(train_steps.BUILDERS, "torch", fail)
-    monkeypatch.setattr(train_step, "find_spec", lambda name: name)
+    monkeypatch.setattr(harness, "find_spec", lambda name: name)
     options = train_step.Options(batch=2, seconds=0.0, compiled=False)
-    rows = {row["way"]: row for row in train_step.compare("digits", options)}
+    rows = {row["implementation"]: row for row in train_step.compare("digits", options)}
     assert rows["torch"]["note"] == "failed: no compiler"
     assert rows["jit"]["ratio"] is None
 
 
-def test_an_unknown_model_is_refused_in_one_line(capsys):
+def test_unknown_model_is_refused_in_one_line(capsys):
     assert train_step.main(["--models", "vgg"]) == 2
-    assert "known are digits" in capsys.readouterr().err
+    assert "--models must be among digits" in capsys.readouterr().err
 
 
 def norms(params, *path):
-    """The parameters of a layer and of its batch norm."""
+    """Parameters of a layer and of its batch norm."""
     *home, name = path
     for key in home:
         params = params[key]
     return [params[name], params[f"{name}_norm"]]
 
 
-def test_the_peer_of_photos_is_the_same_network_and_loss():
+def test_torch_localizer_has_the_same_loss():
     torch = pytest.importorskip("torch")
-    work = train_steps.photos(2, None, None, model="simple", side=64)
-    net, loss, images, target = work.peer(work.data)
+    work = train_steps.localizer(2, None, None, model="simple", side=64)
+    net, loss, images, target = work.torch(work.data)
     ours = configs.network("objects", configs.config("objects")(size=64))[0]
     variables = host_init.initialize(
         ours.init, jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32)
@@ -161,10 +163,10 @@ def test_the_peer_of_photos_is_the_same_network_and_loss():
     assert value == pytest.approx(float(share), rel=1e-4)
 
 
-def test_the_peer_of_the_detector_is_the_same_network_and_loss():
+def test_torch_detector_has_the_same_loss():
     torch = pytest.importorskip("torch")
     work = train_steps.detector(1, None, None)
-    net, loss, images, target = work.peer(work.data)
+    net, loss, images, target = work.torch(work.data)
     system = configs.config("detect")(weights="-", freeze=3, fixed_norm=True)
     ours = configs.network("detect", system)[0]
     variables = host_init.initialize(
@@ -183,7 +185,7 @@ def test_the_peer_of_the_detector_is_the_same_network_and_loss():
 
 
 def detector_arrays(params):
-    """The detector's parameters in the order of PyTorch's modules."""
+    """Parameters of the detector in the order of PyTorch's modules."""
     features, neck, head = (params[name] for name in ("features", "neck", "head"))
     arrays = norms(features, "stem")
     blocks = sorted(name for name in features if "block" in name)
