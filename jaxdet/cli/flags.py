@@ -10,7 +10,7 @@ from itertools import pairwise
 import tyro
 
 
-def with_config(command, words, defaults):
+def parse_with_config(command, words, defaults):
     """(options, configuration) from the words after `command`, all options in one flat list."""
     names = ("command", "system")
     kinds = [type(default) for default in defaults]
@@ -28,17 +28,17 @@ def parse(prog, words, kind, **kwargs):
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(_boolean)
     settings = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
-    args = apart(spelled_out(words, booleans(kind)), number_lists(kind))
+    args = split_commas(expand_booleans(words, boolean_options(kind)), number_list_options(kind))
     with registry:
         return tyro.cli(kind, prog=prog, args=args, config=settings, **kwargs)
 
 
-def booleans(kind):
+def boolean_options(kind):
     """Option names of the boolean fields of a dataclass, nested ones included."""
     return _named(kind, lambda of: of in (bool, "bool"))
 
 
-def number_lists(kind):
+def number_list_options(kind):
     """Option names of the fields of a dataclass that are lists of numbers, nested ones included."""
     return _named(kind, lambda of: str(of).startswith(("tuple[int", "tuple[float")))
 
@@ -54,7 +54,7 @@ def _named(kind, wanted):
     return names
 
 
-def apart(words, names):
+def split_commas(words, names):
     """The words; of options with these names each number is one: `1,2` is `1 2`."""
     out, splits = [], False
     for word in words:
@@ -64,7 +64,7 @@ def apart(words, names):
     return out
 
 
-def spelled_out(words, names):
+def expand_booleans(words, names):
     """The words with every boolean option followed by true or false."""
     out = []
     for word, following in pairwise([*words, None]):
@@ -78,7 +78,7 @@ def spelled_out(words, names):
     return out
 
 
-def words(config):
+def to_words(config):
     """The words that make a configuration of its defaults."""
     out = []
     for field in fields(config):
@@ -93,14 +93,14 @@ def _word(value):
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def several(words, kind):
+def split_axes(words, kind):
     """(words, {"--option": [value]}): those options of dataclass `kind` that have several values.
 
     `--seeds N` is N seeds from 0.  Options that take several values by themselves stay, but for
     several lists of numbers: `--x 1,2 3,4` is two of them.
     """
     lists = {f.name for f in fields(kind) if "tuple" in str(f.type)}
-    numbers = number_lists(kind)
+    numbers = number_list_options(kind)
     rest, axes, at = [], {}, 0
     while at < len(words):
         end = next((i for i in range(at + 1, len(words)) if words[i].startswith("--")), len(words))

@@ -47,7 +47,7 @@ def enter(argv=None):
     """`main` as a process of its own, with large pages for large arrays: see `pages`."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words and not {"-h", "--help", "--version"} & set(words):
-        process.begin_again()
+        process.restart_with_large_pages()
     return main(words)
 
 
@@ -71,7 +71,9 @@ def main(argv=None):
             return main(["sweep", name, *rest])
         case ["train", name, *rest] if name in configs.SYSTEMS:
             defaults = (options.Train(out=Path("runs") / name), configs.config(name)())
-            return _run("train", name, *flags.with_config(f"train {name}", rest, defaults), rest)
+            return _run(
+                "train", name, *flags.parse_with_config(f"train {name}", rest, defaults), rest
+            )
         case ["sweep", name, *rest] if name in configs.SYSTEMS:
             return _run("sweep", name, *_swept(name, rest))
         case ["verify", "dev" | "test" | "pair" | "pairs" | "probe" as command, *rest]:
@@ -88,7 +90,9 @@ def main(argv=None):
         case ["data", "preview", name, *rest] if name in configs.SYSTEMS:
             defaults = (options.Preview(), configs.config(name)())
             return _run(
-                "data_preview", name, *flags.with_config(f"data preview {name}", rest, defaults)
+                "data_preview",
+                name,
+                *flags.parse_with_config(f"data preview {name}", rest, defaults),
             )
         case ["data", "inspect" | "split" as command, name, *rest] if name in configs.SYSTEMS:
             kind = options.Inspect if command == "inspect" else options.Split
@@ -107,9 +111,9 @@ def _help():
 def _swept(name, words):
     """(options of the sweep, words that all its runs share, options with several values)."""
     kind = configs.config(name)
-    rest, axes = flags.several(words, kind)
+    rest, axes = flags.split_axes(words, kind)
     defaults = (options.Sweep(out=Path("runs") / f"{name}-sweep"), kind())
-    chosen, _ = flags.with_config(f"sweep {name}", rest, defaults)
+    chosen, _ = flags.parse_with_config(f"sweep {name}", rest, defaults)
     return chosen, rest, axes
 
 

@@ -10,7 +10,7 @@ from jaxdet.errors import InputError
 from jaxdet.training import evaluator
 
 
-def sample(path, files):
+def read_sample(path, files):
     """The table of a sample submission; InputError, with the first, for rows that do not match."""
     table = verification_protocol.read_table(path)
     wrong = verification_protocol.mismatches(table, files)
@@ -31,7 +31,7 @@ def listed(options):
     if len(paths) != 1 or not paths[0].is_dir():
         raise InputError("--submit: one folder of images is wanted: jaxdet predict RUN FOLDER")
     files = verification_protocol.list_probes(paths[0])
-    return files, sample(options.sample, files) if options.sample else None
+    return files, read_sample(options.sample, files) if options.sample else None
 
 
 def classified(options, config, system, state, files, table):

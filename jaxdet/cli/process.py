@@ -13,7 +13,7 @@ SETTING = "glibc.malloc.hugetlb=1"
 KERNEL = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-def begin_again():
+def restart_with_large_pages():
     """Begin this process again with the setting, where it matters and nothing is set yet.
 
     It matters where Linux gives large pages to those who ask.  Returns where there is nothing to

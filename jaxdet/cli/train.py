@@ -77,7 +77,7 @@ def _same_config(folder, name, options, words):
     But for --epochs where they were planned, which words that begin a run may have as well.
     """
     kept = common.kept_config(folder, name)
-    _, asked = flags.with_config(f"train {name}", words, (options, kept))
+    _, asked = flags.parse_with_config(f"train {name}", words, (options, kept))
     asked = replace(asked, epochs=kept.epochs) if kept.time_budget else asked
     for field in fields(kept):
         was, now = getattr(kept, field.name), getattr(common.absolute(asked), field.name)

@@ -209,20 +209,20 @@ BOOLEANS = {"on", "two-words"}
 
 @given(st.lists(names | values))
 def test_spelling_out_twice_is_spelling_out_once(words):
-    once = flags.spelled_out(words, BOOLEANS)
-    assert flags.spelled_out(once, BOOLEANS) == once
+    once = flags.expand_booleans(words, BOOLEANS)
+    assert flags.expand_booleans(once, BOOLEANS) == once
 
 
 @given(st.lists(values))
 def test_words_without_a_boolean_are_left_alone(words):
-    assert flags.spelled_out(words, BOOLEANS) == words
+    assert flags.expand_booleans(words, BOOLEANS) == words
 
 
 @given(st.lists(names | values), names, st.lists(names | values))
 def test_a_boolean_stands_for_itself_wherever_it_is(before, name, after):
-    whole = flags.spelled_out([*before, name, "--other", *after], BOOLEANS)
-    expected = flags.spelled_out([name], BOOLEANS)
-    at = len(flags.spelled_out([*before, "--other"], BOOLEANS)) - 1
+    whole = flags.expand_booleans([*before, name, "--other", *after], BOOLEANS)
+    expected = flags.expand_booleans([name], BOOLEANS)
+    at = len(flags.expand_booleans([*before, "--other"], BOOLEANS)) - 1
     assert whole[at : at + 2] == expected
 
 
@@ -239,7 +239,7 @@ def test_a_boolean_stands_for_itself_wherever_it_is(before, name, after):
     ],
 )
 def test_booleans_spelled_out(words, meant):
-    assert flags.spelled_out(words, BOOLEANS) == meant
+    assert flags.expand_booleans(words, BOOLEANS) == meant
 
 
 @pytest.mark.parametrize(
@@ -257,12 +257,14 @@ def test_booleans_spelled_out(words, meant):
 )
 def test_a_boolean_is_true_false_or_a_flag(words, value):
     defaults = (options.Train(), configs.config("digits")())
-    assert flags.with_config("train digits", words, defaults)[1].bfloat16 is value
+    assert flags.parse_with_config("train digits", words, defaults)[1].bfloat16 is value
 
 
 def test_lists_are_separated_by_spaces():
     defaults = (options.Train(), configs.config("digits")())
-    _, config = flags.with_config("train digits", ["--channels", "4", "5", "--lr", "1"], defaults)
+    _, config = flags.parse_with_config(
+        "train digits", ["--channels", "4", "5", "--lr", "1"], defaults
+    )
     assert (config.widths, config.lr) == ((4, 5), 1.0)
 
 

@@ -22,26 +22,26 @@ def begun(monkeypatch, tmp_path):
 
 
 def test_where_the_kernel_gives_large_pages_to_those_who_ask(begun):
-    process.begin_again()
+    process.restart_with_large_pages()
     assert begun == [(sys.executable, sys.orig_argv)]
     assert os.environ["GLIBC_TUNABLES"] == process.SETTING
-    process.begin_again()
+    process.restart_with_large_pages()
     assert len(begun) == 1
 
 
 @pytest.mark.parametrize("word", ["[always] madvise never", "always madvise [never]"])
 def test_not_where_it_makes_no_difference(begun, word):
     process.KERNEL.write_text(word)
-    process.begin_again()
+    process.restart_with_large_pages()
     assert not begun
 
 
 def test_not_where_the_user_has_set_something_or_the_kernel_has_no_such_pages(begun, monkeypatch):
     monkeypatch.setenv("GLIBC_TUNABLES", "")
-    process.begin_again()
+    process.restart_with_large_pages()
     monkeypatch.delenv("GLIBC_TUNABLES")
     process.KERNEL.unlink()
-    process.begin_again()
+    process.restart_with_large_pages()
     assert not begun
 
 
