@@ -1,4 +1,4 @@
-"""The options of every command: fields are flags, docstrings are help."""
+"""The options of the commands: fields are flags, the text below a field is its help."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,13 +6,15 @@ from typing import Literal
 
 import tyro
 
+SuppressionType = Literal["hard", "linear", "gaussian", "nmw", "wbf"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Process:
     """Options of every command."""
 
     cache: bool = True
-    """keep compiled programs in $JAXDET_CACHE, or ~/.cache/jaxdet"""
+    """keep compiled programs in $JAXDET_CACHE, by default ~/.cache/jaxdet"""
     deterministic: bool = False
     """on a GPU, use only operations that give the same bits every time (slower; no max pools)"""
     debug: bool = False
@@ -21,12 +23,12 @@ class Process:
 
 @dataclass(frozen=True, kw_only=True)
 class Train(Process):
-    """Train a system into a run folder, or continue one; with --seeds N, N runs, as by sweep."""
+    """Train a system into a run folder, or resume a run; `--seeds N` trains N runs, as `sweep`."""
 
     out: Path = Path("runs")
     """run folder"""
     resume: bool = False
-    """continue the run in --out if there is one, with its own configuration"""
+    """resume the run in --out, if there is one, with its own options"""
     overwrite: bool = False
     """replace the run in --out"""
     quiet: bool = False
@@ -35,24 +37,25 @@ class Train(Process):
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep(Process):
-    """Train every combination of options that have several values: --lr 1e-3 3e-3 --seeds 3."""
+    """Train every combination of options with several values, such as --lr 1e-3 3e-3 --seeds 3."""
 
     out: Path = Path("sweep")
-    """folder of the runs, one folder each, and of sweep.md"""
+    """folder of the runs, one folder per run, and of the table, sweep.md"""
     one_at_a_time: bool = False
-    """not every combination: the first values of all options, and then each other value of one,
-    with what it gains"""
+    """change one option at a time: a run with the first value of every option, and one run for each
+    other value, with its gain over the first"""
     grid: str = ""
-    """options and values by name; cifar10: arch, batch, aug, loss, opt, act; detect: ablation;
-    faces: arch, loss, head, opt, schedule, dropout, squeeze, act, and seed, the rows of seed 004"""
+    """named options and values of the system, see its configuration: cifar10 has arch, batch, aug,
+    loss, opt and act; detect has ablation; faces has arch, loss, head, opt, schedule, dropout,
+    squeeze, act and reference"""
     resume: bool = False
-    """continue the runs in --out"""
+    """resume the runs in --out"""
     overwrite: bool = False
     """replace the runs in --out"""
-    together: Literal["auto", "yes", "no"] = "auto"
-    """runs that differ in learning rate, weight decay, weights of the loss, dropout or seed: train
-    them in one program, or one after the other; auto measures both; seconds of a run are its share
-    of those of the program, and less than it needs alone where together is quicker"""
+    vmap: Literal["auto", "yes", "no"] = "auto"
+    """train runs that differ in learning rate, weight decay, loss weights, dropout or seed only in
+    one vmapped program, or one after the other; auto measures both and takes the faster one; the
+    seconds of a vmapped run are its part of those of the program"""
     quiet: bool = False
     """print nothing but errors and the table"""
     json: bool = False
@@ -61,94 +64,94 @@ class Sweep(Process):
 
 @dataclass(frozen=True, kw_only=True)
 class Restored(Process):
-    """What `eval` and `predict` restore."""
+    """Options of commands that restore a checkpoint and read a split of the data."""
 
     run: tyro.conf.Positional[Path]
     """run folder"""
     checkpoint: str = "best"
     """best, last, or a step"""
     split: str = "test"
-    """part of the data: train, val, test, or what else the system has; all for these three"""
+    """train, val, test, or another split of the system"""
     root: str = ""
-    """folder of other data of the same kind"""
-    score: float | None = None
-    """detect: least score of a box, instead of the run's; seed 002 has .1, COCO .001"""
-    nms: float | None = None
-    """detect: overlap from which boxes are one, instead of the run's; seed 002 has .5"""
-    nms_kind: Literal["hard", "linear", "gaussian", "nmw", "wbf"] | None = None
-    """detect: drop what overlaps, lower its score, or merge it"""
+    """folder of other data with the same classes; by default the data of the run"""
+    score_threshold: float | None = None
+    """detect: smallest score of a detection; by default that of the run"""
+    nms_iou: float | None = None
+    """detect: NMS IoU threshold; by default that of the run"""
+    nms_type: SuppressionType | None = None
+    """detect: remove overlapping boxes, lower their scores, or merge them; by default as the run"""
     tta: bool | None = None
-    """detect: answer by six views of a photo, three sizes, each mirrored as well; cifar10: by the
-    image and its mirror image"""
+    """test-time augmentation: detect predicts from six views of an image, three sizes, each also
+    mirrored; cifar10 and faces from an image and its mirror image"""
     json: bool = False
     """print JSON"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Eval(Restored):
-    """Scores of a checkpoint: exactly those that training logged for it."""
+    """Scores of a checkpoint, equal to those that training logged; `--split all` has three tables."""
 
     plots: Path | None = None
-    """folder for pictures: what was taken for what; detect: precision against recall, mAP"""
+    """folder for plots: the confusion matrix; detect: also precision-recall curves and mAP"""
+    report: bool = False
+    """print the report that the assignment of the system asks for (objects, detect)"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predict(Restored):
-    """Answers for image files, one a line; or samples of the data, true and predicted boxes."""
+    """Predictions for image files, or for samples of a split; boxes are in original pixels."""
 
     images: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """image files, folders of them, patterns such as 'a/**/*.jpg', or tables of photos with labels
-    and boxes (.csv); without any, samples of --split, for which alone the data are read"""
+    """image files, folders, patterns such as 'a/**/*.jpg', or tables of images with labels and
+    boxes (.csv, objects); without any, samples of --split, which need the data"""
     filename: tuple[Path, ...] = ()
-    """more of them; where there is a display and no --save-dir, each is shown in a window"""
+    """more of them; each is shown in a window, if there is a display and no --figure or --save-dir"""
     show_all_images: bool = True
-    """false leaves only the failures: a wrong label, or an IoU under .5"""
+    """false shows only failures: a wrong label, or an IoU below .5 with the true box"""
     save_dir: Path | None = None
-    """folder for one picture an image: true boxes green, predicted boxes red"""
+    """folder for one picture per image, with true boxes in green and predicted boxes in red"""
     count: int = 30
-    """how many samples"""
+    """number of samples"""
     canvas: int = 0
-    """side of the samples in pixels; 0 is the run's own"""
+    """digits: side of the samples in pixels; 0 is that of the run"""
     figure: Path | None = None
-    """picture to write: true boxes green, predicted boxes red"""
+    """picture of all images, with true boxes in green and predicted boxes in red"""
     classes: tuple[str, ...] = ()
-    """detect: only these"""
+    """detect: classes to keep; by default all"""
     save_txt: Path | None = None
-    """detect: folder for a text file an image, YOLO's `class x y width height score`"""
+    """detect: folder for a YOLO text file per image, `class x y width height score` per line"""
     save_json: Path | None = None
-    """detect: file for all boxes, as COCO's results.  category_id is that of the data (COCO,
-    parquet) of the run, or else counts classes from 1.  image_id of samples of --split is that of
-    the data; of image files, which are not looked for in the data, it is the number that each is
-    called, or, where one is not called a number, its place from 0"""
+    """detect: file for all boxes in COCO's results format; category_id is that of the data of the
+    run, or counts classes from 1; image_id is that of the data for samples of --split, and for
+    files the number that is their name, or their position from 0 where a name is not a number"""
     save_crop: Path | None = None
-    """detect: folder for what is inside of each box"""
+    """detect: folder for the inside of each box"""
     submit: Path | None = None
-    """table to write instead of a line an image: the files of one folder of images, in the order
-    of their names, and the number of the label of each, counted from 0 (.csv)"""
+    """table to write instead of printing: the files of one folder of images, sorted by name, and
+    the index of the label of each (.csv)"""
     sample: Path | None = None
-    """table whose heading and first column --submit takes over, when its rows match (.csv)"""
+    """table whose header and first column --submit takes over; its rows must match (.csv)"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Assign(Restored):
-    """Which cells of the network learn which true box: a picture, and counts."""
+    """The cells of a detector that are assigned to each true box: a picture, and counts."""
 
     out: Path = Path("assigned.png")
-    """picture to write: true boxes, and in their colours the centres of their cells"""
+    """picture to write: true boxes, and in their colors the centers of their cells"""
     count: int = 6
-    """how many photos"""
+    """number of images"""
     epoch: int = 1_000_000
-    """epoch whose assigner is asked, where that changes"""
+    """epoch of the assigner, for runs with --tal-from"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compare(Process):
-    """Several runs side by side: one table, their validation curves, their worst failures.
+    """Compare runs: one table of scores and costs, their validation curves, their worst failures.
 
-    Runs that differ in their seed only get a row of mean and spread as well: after `train --seeds 5
-    --out DIR`, `compare DIR/*/` has test scores, which have chosen nothing.
-    For cifar10 the report is that of seed 003: limits, best network, accuracy of every epoch; for
-    faces that of seed 004: its table of what the runs are, its cut-offs.
+    Runs that differ in their seed only get a row with mean and spread.  After
+    `train --seeds 5 --out DIR`, `compare DIR/*/` shows scores of the test split, on which nothing
+    was selected.
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
@@ -156,24 +159,24 @@ class Compare(Process):
     checkpoint: str = "best"
     """best, last, or a step"""
     split: str = "test"
-    """part of the data: train, val, test, or what else the systems have"""
+    """train, val, test, or another split of the systems"""
     report: Path | None = None
     """Markdown file to write: the table and, beside it, both pictures"""
     figure: Path | None = None
-    """picture to write: validation loss, accuracy and IoU against the epoch, and accuracy against
+    """picture to write: validation loss, accuracy and IoU against epochs, and accuracy against
     seconds"""
     failures: Path | None = None
-    """picture to write: the worst six answers of each run, true boxes green, predicted boxes red"""
+    """picture to write: the six worst predictions of each run, true boxes green, predicted red"""
     classic: bool = False
-    """rows for HOG features with a linear SVM and for a Haar cascade, on the data of the first run
-    (objects only; pip install jaxdet[data])"""
+    """objects: rows for HOG features with a linear SVM and for a Haar cascade, on the data of the
+    first run (pip install jaxdet[data])"""
     verified: tuple[Path, ...] = ()
-    """faces: files that `verify dev` and `verify test` wrote with --out, of these runs: the report
-    says which cut-offs of seed 004 they reach"""
+    """faces: files that `verify dev --out` and `verify test --out` wrote for these runs; the report
+    shows which cut-offs they reach"""
     overwrite: bool = False
     """replace --report and its pictures"""
     json: bool = False
-    """print JSON, one line a row"""
+    """print JSON, one object per row"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,27 +186,26 @@ class Preview(Process):
     out: Path = Path("preview.png")
     """picture to write"""
     count: int = 30
-    """how many inputs"""
+    """number of inputs"""
     before: bool = False
-    """beside each, the same input before it is changed"""
+    """show each input before augmentation beside it"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inspect(Process):
-    """What a folder of data holds: counts, sizes, boxes, rows or files that cannot be used."""
+    """Contents of a folder of data: counts, sizes, and images or rows that cannot be used."""
 
     root: str = ""
-    """folder of the data: objects: images/ and annotations/; faces: a folder a person; cifar10: any
-    of its forms"""
-    on_bad_row: Literal["error", "skip"] = "error"
-    """what a row or file that cannot be used makes of the exit code: 2, or 0"""
+    """folder of the data, in any form that `train` reads"""
+    on_invalid: Literal["error", "skip"] = "error"
+    """images or rows that cannot be used: exit with code 2, or with 0"""
     json: bool = False
     """print JSON"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split(Process):
-    """Cut a folder of photos into training, validation and test: three tables."""
+    """Split a folder of images into training, validation and test: three tables."""
 
     root: str = ""
     """folder with images/ and annotations/"""
@@ -211,33 +213,32 @@ class Split(Process):
     """folder for training_data.csv, val_data.csv and test_data.csv"""
     overwrite: bool = False
     """replace the tables in --out"""
-    cut_val: float = 0.1
-    """share of all photos for validation"""
-    cut_test: float = 0.1
-    """share of all photos for the test"""
-    train_frac: float = 1.0
-    """share of all photos for training, or what the others leave of them"""
+    val_fraction: float = 0.1
+    """fraction of all images for validation"""
+    test_fraction: float = 0.1
+    """fraction of all images for the test"""
+    train_fraction: float = 1.0
+    """fraction of all images for training, at most what the other splits leave"""
     split_seed: int = 0
-    """seed of the shuffle; 0 with the shares above is the split of seed 000"""
+    """seed of the shuffle before splitting"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Describe(Process):
-    """Every layer of a network: type, output, weights, parameters, operations by kind, and time.
-
-    Additions and multiplications of a convolution, maxima of pools and ReLU: the table of seed 003.
-    """
+    """The layers of a network: outputs, weights, parameters, operations by kind, and times."""
 
     model: tyro.conf.Positional[str]
-    """name of a model, or run folder"""
+    """name of a model or system, or run folder"""
     input: str = ""
-    """input as 1x32x32x3: images, height, width, channels; what the model is made for by default"""
+    """shape of the input, batch x height x width x channels, such as 1x32x32x3; by default that of
+    the model"""
     backward: bool = False
-    """count a training pass: batch statistics, and the gradient by the parameters"""
+    """count a training pass: batch statistics, and gradients of the parameters"""
     convention: Literal["flop", "mac"] = "flop"
-    """total of all operations, or of multiply-adds alone, one for each pair"""
+    """total of all operations, or of multiply-adds, where a multiplication and its addition are
+    one"""
     padding: Literal["full", "valid"] = "full"
-    """whether taps on padding count, as on paper, or not, as XLA counts"""
+    """count operations on padding, or leave them out as XLA does"""
     time: bool = False
     """measure each layer, and draw the roofline plot"""
     figure: Path = Path("roofline.png")
