@@ -259,12 +259,18 @@ def _arrays(state):
     return {name(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
 
 
-def _check_fit(place, kept, wanted):
-    for name in sorted(kept.keys() | wanted.keys()):
-        if kept.get(name) != wanted.get(name):
+def _check_fit(path, kept, expected):
+    """Refuse arrays, by path, of other types or shapes than the configured network has."""
+    if "hyper/lr" in kept and "hparams/lr" in expected:
+        raise InputError(
+            f"{path} is of an earlier version of jaxdet: it can be evaluated, but not be resumed; "
+            f"resume it with that version, or train again"
+        )
+    for name in sorted(kept.keys() | expected.keys()):
+        if kept.get(name) != expected.get(name):
             raise InputError(
-                f"{place} does not fit the configured network: {name} is "
-                f"{kept.get(name, 'not in it')}, {wanted.get(name, 'nothing')} is wanted"
+                f"{path} does not fit the configured network: {name} must be "
+                f"{expected.get(name, 'absent')}, got {kept.get(name, 'nothing')}"
             )
 
 
