@@ -1,5 +1,6 @@
-"""Several views of an image: each sees the same objects, in the pixels of the image."""
+"""Test-time augmentation: every view detects the same objects, in pixels of the image."""
 
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -15,11 +16,11 @@ from jaxdet.tasks import class_encoding, detect
 from jaxdet.types import StepContext
 
 BOX = (40, 20, 72, 60)
-STILL = Normalization((0.0,) * 3, (1.0,) * 3)
+UNCHANGED = Normalization((0.0,) * 3, (1.0,) * 3)
 
 
-def tight(variables, images, train):
-    """The answers of a network of one cell, which finds what is bright."""
+def bright_object(variables, images, train):
+    """Outputs of a network with one cell, which detects bright pixels."""
     found = jnp.stack(
         [boxes.mask_to_box(jnp.where(image[..., 0] > 0.5, 1.0, 0.0)) for image in images]
     )
@@ -28,16 +29,18 @@ def tight(variables, images, train):
     return DetectorOutput(logits, found[:, None], None, None, jnp.zeros((1, 2)), jnp.ones(1))
 
 
-def looking(views, threshold=2.0):
-    """The task of `tight`; a threshold that no overlap reaches suppresses nothing."""
+def make_task(views, iou_threshold=2.0):
+    """The task of `bright_object`; no IoU reaches the default threshold."""
     return detect.DetectionTask(
-        SimpleNamespace(apply=tight),
+        SimpleNamespace(apply=bright_object),
         ("a", "b"),
-        change=None,
+        transform=None,
         assigner=None,
-        suppress=partial(nms.nms, max_detections=8, score_threshold=0.1, iou_threshold=threshold),
-        reading=class_encoding.ZEROS,
-        levels=STILL,
+        suppress=partial(
+            nms.nms, max_detections=8, score_threshold=0.1, iou_threshold=iou_threshold
+        ),
+        encoding=class_encoding.ZEROS,
+        normalization=UNCHANGED,
         views=views,
     )
 
@@ -50,8 +53,8 @@ def images():
     return np.stack([image, image[:, ::-1]])
 
 
-def test_every_view_finds_the_object_where_it_is_in_the_image(images):
-    found = jax.jit(looking(detect.TTA).predict)({}, images)
+def test_every_view_detects_the_object_in_image_pixels(images):
+    found = jax.jit(make_task(detect.TTA).predict)({}, images)
     assert found["valid"].sum(1).tolist() == [6, 6]
     mirrored = (128 - BOX[2], BOX[1], 128 - BOX[0], BOX[3])
     for row, expected in zip(found["boxes"], (BOX, mirrored), strict=True):
@@ -60,24 +63,24 @@ def test_every_view_finds_the_object_where_it_is_in_the_image(images):
 
 
 def test_boxes_of_all_views_are_suppressed_together(images):
-    found = jax.jit(looking(detect.TTA, 0.5).predict)({}, images)
+    found = jax.jit(make_task(detect.TTA, 0.5).predict)({}, images)
     assert found["valid"].sum(1).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("scale, shape", [(1.0, (96, 128)), (0.5, (64, 64)), (1.3, (128, 160))])
-def test_training_images_of_another_size_have_their_boxes_on_the_objects(images, scale, shape):
-    task = looking(detect.SINGLE_VIEW)._replace(change=lambda keys, batch, context: batch)
+def test_rescaled_training_images_have_their_boxes_on_the_objects(images, scale, shape):
+    task = replace(make_task(detect.SINGLE_VIEW), transform=lambda keys, batch, context: batch)
     context = StepContext(True, jnp.int32(0), jnp.int32(0), {}, scale=scale)
     batch = {"image": images * 255, "boxes": np.float32([[BOX], [(56, 20, 88, 60)]])}
     found = task.augment(None, batch, context)
     assert found["image"].shape == (2, *shape, 3)
     for image, box in zip(found["image"], found["boxes"], strict=True):
         np.testing.assert_allclose(boxes.mask_to_box((image[..., 0] > 0.5) * 1.0), box[0], atol=1)
-    still = task.augment(None, batch, at._replace(train=False))
-    assert still["image"].shape == images.shape
+    evaluated = task.augment(None, batch, context._replace(train=False))
+    assert evaluated["image"].shape == images.shape
 
 
-def test_a_view_as_it_is_and_a_mirrored_one_are_exact(images):
+def test_single_and_mirrored_views_are_exact(images):
     for views in (detect.SINGLE_VIEW, (detect.View(1.0, True),)):
-        found = looking(views).predict({}, images)
+        found = make_task(views).predict({}, images)
         np.testing.assert_array_equal(found["boxes"][0, 0], BOX)
