@@ -18,7 +18,6 @@ import jax
 
 from jaxdet import files
 from jaxdet.cli import flags, process
-from jaxdet.cli import main as cli
 from jaxdet.errors import InputError
 from jaxdet.profiling.timing import timed
 from jaxdet.training import run_dir
@@ -58,7 +57,7 @@ def run_command(
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
-        process.begin_again()
+        process.restart_with_large_pages()
         set_xla_flags()
     chosen = flags.parse(f"python -m benchmarks.{name}", words, options) if words else options()
     try:
@@ -73,7 +72,7 @@ def set_xla_flags() -> None:
 
     XLA reads its flags with the first request for a device, not when jax is imported.
     """
-    if "XLA_FLAGS" not in os.environ and (flag := cli.quicker("")):
+    if "XLA_FLAGS" not in os.environ and (flag := process.with_fast_conv("")):
         os.environ["XLA_FLAGS"] = flag
 
 

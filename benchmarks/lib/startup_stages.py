@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 START_TIME = time.time()
@@ -38,36 +39,36 @@ def run_stages(fields: Mapping[str, Any], folder: str) -> StageTimer:
     """Times of a training on one device; `folder` is an empty one for the run."""
     timer = StageTimer()
     with timer.stage("import the command line"):
-        from jaxdet.cli import main as cli
-        from jaxdet.cli import options
-    cli.prepare(options.Train())
+        from jaxdet import config as base
+        from jaxdet import configs
+        from jaxdet.cli import options, process
+        from jaxdet.training import loop as training_loop
+        from jaxdet.training.progress import Progress
+
+        import_module("jaxdet.cli.main")
+    process.prepare(options.Train())
     with timer.stage("import jax"):
         import jax
     with timer.stage("import jaxdet"):
         import_module("jaxdet.cli.train")
-        from jaxdet import config as base
-        from jaxdet import configs
-        from jaxdet.training import loop as training_loop
-        from jaxdet.training.progress import Progress
     with timer.stage("find the devices"):
         jax.devices()
     with timer.stage("build: data, network"):
         config = base.from_json(configs.config("digits"), {**fields, "devices": 1})
-        system = configs.build("digits", config)
+        experiment = configs.build("digits", config)
     with timer.stage("init: state, data to the device"):
-        progress = Progress(quiet=True)
-        programs = training_loop.Programs(system, config)
-        loop = training_loop.Loop(programs, system, config, folder, progress, stop=lambda: False)
-        jax.block_until_ready((loop.state, programs.data))
+        compiled = training_loop.CompiledSteps(experiment)
+        loop = training_loop.Loop(compiled, experiment, Path(folder), Progress(quiet=True))
+        jax.block_until_ready((loop.state, compiled.data))
     _run_steps(timer, loop, jax.block_until_ready)
     return timer
 
 
 def _run_steps(timer: StageTimer, loop: Any, wait: Callable) -> None:
     """Trace, compile and run the step of a loop; then run it once more."""
-    (rows, *_), data = loop.rows(), loop.programs.data
+    (rows, *_), data = loop.batch_indices(), loop.compiled.data
     with timer.stage("step: trace"):
-        lowered = loop.programs.steps[0].lower(loop.state, data, rows)
+        lowered = loop.compiled.steps[0].lower(loop.state, data, rows)
     with timer.stage("step: compile"):
         step = lowered.compile()
     with timer.stage("first step"):

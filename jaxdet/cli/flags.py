@@ -1,74 +1,91 @@
-"""Options as frozen dataclasses: fields are flags, read by tyro.
+"""Command-line options from frozen dataclasses, read by tyro.
 
-A boolean is `--x true`, `--x false`, `--x` or `--no-x`; a list is separated by spaces, one of
-numbers by commas as well.
+A boolean is `--x true`, `--x false`, `--x` or `--no-x`; values of a list are separated by spaces,
+and numbers also by commas.
 """
 
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields, is_dataclass, make_dataclass
 from itertools import pairwise
+from typing import Any, TypeVar
 
 import tyro
 
+from jaxdet import migrations
+from jaxdet.config import TrainConfig, option
+from jaxdet.errors import InputError
 
-def parse_with_config(command, words, defaults):
-    """(options, configuration) from the words after `command`, all options in one flat list."""
+Kind = TypeVar("Kind")
+
+COMMAND_OPTIONS = {  # former names of options that are not those of one system
+    "score": "--score-threshold",
+    "nms": "--nms-iou",
+    "nms-kind": "--nms-type",
+    "together": "--vmap",
+    "strangers": "--unknown-identities",
+    "each": "--gallery-images",
+    "people": "--identities",
+}
+
+
+def parse_with_config(command: str, words: Sequence[str], defaults: tuple[Any, Any]) -> Any:
+    """(options, configuration) from the words after `jaxdet COMMAND SYSTEM`.
+
+    command: the command and the system, such as "train detect".  defaults: options of the command
+    and a configuration of the system.
+    """
     names = ("command", "system")
     kinds = [type(default) for default in defaults]
     both = make_dataclass("Both", zip(names, kinds, strict=True), frozen=True)
     both.__doc__ = kinds[1].__doc__
-    found = parse(f"jaxdet {command}", words, both, default=both(*defaults))
+    system = command.rpartition(" ")[2]
+    found: Any = parse(f"jaxdet {command}", words, both, system, default=both(*defaults))
     return found.command, found.system
 
 
-def parse(prog, words, kind, **kwargs):
-    """What tyro makes of the words, booleans and lists of numbers as above.
+def parse(
+    prog: str, words: Sequence[str], kind: type[Kind], system: str = "", **tyro_options: Any
+) -> Kind:
+    """An instance of the dataclass `kind` from command-line words.
 
-    Wrong words end the process with exit code 2 and the nearest option.
+    Words that cannot be read end the process with exit code 2 and the nearest option.  InputError
+    for an option that has been renamed, in `system` if it is given.
     """
+    check_renamed(words, kind, system)
     registry = tyro.constructors.ConstructorRegistry()
-    registry.primitive_rule(_boolean)
+    registry.primitive_rule(_boolean_rule)
     settings = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
     args = split_commas(expand_booleans(words, boolean_options(kind)), number_list_options(kind))
     with registry:
-        return tyro.cli(kind, prog=prog, args=args, config=settings, **kwargs)
+        return tyro.cli(kind, prog=prog, args=args, config=settings, **tyro_options)
 
 
-def boolean_options(kind):
-    """Option names of the boolean fields of a dataclass, nested ones included."""
-    return _named(kind, lambda of: of in (bool, "bool"))
-
-
-def number_list_options(kind):
-    """Option names of the fields of a dataclass that are lists of numbers, nested ones included."""
-    return _named(kind, lambda of: str(of).startswith(("tuple[int", "tuple[float")))
-
-
-def _named(kind, wanted):
-    """Option names of the fields of a dataclass whose type is wanted."""
-    names = set()
-    for field in fields(kind):
-        if is_dataclass(field.type):
-            names |= _named(field.type, wanted)
-        elif wanted(field.type):
-            names.add(field.name.replace("_", "-"))
-    return names
-
-
-def split_commas(words, names):
-    """The words; of options with these names each number is one: `1,2` is `1 2`."""
-    out, splits = [], False
+def check_renamed(words: Sequence[str], kind: type, system: str = "") -> None:
+    """Refuse an option by its former name; InputError has the present one."""
+    known = _option_names(kind, lambda of: True)
     for word in words:
-        option = word.startswith("--")
-        splits = word.removeprefix("--").replace("_", "-") in names if option else splits
-        out += filter(None, word.split(",")) if splits and not option else [word]
-    return out
+        name = _name(word)
+        if name and not {name, name.removeprefix("no-")} & known:
+            renamed = migrations.renamed_option(word, system) or COMMAND_OPTIONS.get(name, "")
+            if renamed.removeprefix("--") in known:
+                raise InputError(f"{word.partition('=')[0]} is now {renamed}")
 
 
-def expand_booleans(words, names):
+def boolean_options(kind: type) -> set[str]:
+    """Names of the boolean options of a dataclass and of those nested in it."""
+    return _option_names(kind, lambda of: of in (bool, "bool"))
+
+
+def number_list_options(kind: type) -> set[str]:
+    """Names of the options of a dataclass, or nested in it, that are lists of numbers."""
+    return _option_names(kind, lambda of: str(of).startswith(("tuple[int", "tuple[float")))
+
+
+def expand_booleans(words: Sequence[str], names: Collection[str]) -> list[str]:
     """The words with every boolean option followed by true or false."""
     out = []
     for word, following in pairwise([*words, None]):
-        name = word.removeprefix("--").replace("_", "-") if word.startswith("--") else ""
+        name = "" if "=" in word else _name(word)
         if name in names and following not in ("true", "false"):
             out += [word, "true"]
         elif name.removeprefix("no-") in names and name not in names:
@@ -78,52 +95,72 @@ def expand_booleans(words, names):
     return out
 
 
-def to_words(config):
-    """The words that make a configuration of its defaults."""
-    out = []
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if value != field.default:
-            values = value if isinstance(value, tuple) else (value,)
-            out += [f"--{field.name.replace('_', '-')}", *map(_word, values)]
+def split_commas(words: Sequence[str], names: Collection[str]) -> list[str]:
+    """The words with the values of the named options split at commas."""
+    out, splits = [], False
+    for word in words:
+        is_option = word.startswith("--")
+        splits = _name(word) in names if is_option else splits
+        out += filter(None, word.split(",")) if splits and not is_option else [word]
     return out
 
 
-def _word(value):
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def split_axes(words: Sequence[str], kind: type) -> tuple[list[str], dict[str, list[str]]]:
+    """(other words, {option: values}): the options that have several values.
 
-
-def split_axes(words, kind):
-    """(words, {"--option": [value]}): those options of dataclass `kind` that have several values.
-
-    `--seeds N` is N seeds from 0.  Options that take several values by themselves stay, but for
-    several lists of numbers: `--x 1,2 3,4` is two of them.
+    `--seeds N` means the seeds 0 to N - 1.  Options of the dataclass `kind` that are lists take
+    several values by themselves; several lists of numbers are written with commas: `--x 1,2 3,4`.
     """
-    lists = {f.name for f in fields(kind) if "tuple" in str(f.type)}
-    numbers = number_list_options(kind)
+    lists = {option(f.name) for f in fields(kind) if "tuple" in str(f.type)}
+    number_lists = {f"--{name}" for name in number_list_options(kind)}
     rest, axes, at = [], {}, 0
     while at < len(words):
         end = next((i for i in range(at + 1, len(words)) if words[i].startswith("--")), len(words))
-        option, values = words[at], words[at + 1 : end]
-        name = option.removeprefix("--").replace("-", "_")
-        if name == "seeds" and len(values) == 1 and values[0].isdecimal():
+        flag, values = words[at], words[at + 1 : end]
+        name = flag.replace("_", "-")
+        several_lists = name in number_lists and any("," in value for value in values)
+        if name == "--seeds" and len(values) == 1 and values[0].isdecimal():
             axes["--seed"] = [str(seed) for seed in range(int(values[0]))]
-        elif len(values) > 1 and (name not in lists or _are_lists(option, values, numbers)):
-            axes[option] = values
+        elif len(values) > 1 and (name not in lists or several_lists):
+            axes[flag] = list(values)
         else:
             rest += words[at:end]
         at = end
     return rest, axes
 
 
-def _are_lists(option, values, names):
-    """Whether the values of an option are lists of numbers each."""
-    known = option.removeprefix("--").replace("_", "-") in names
-    return known and any("," in value for value in values)
+def to_words(config: TrainConfig) -> list[str]:
+    """The command-line words that give a configuration: its values other than the defaults."""
+    out = []
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if value != field.default:
+            values = value if isinstance(value, tuple) else (value,)
+            out.append(option(field.name))
+            out += [str(v).lower() if isinstance(v, bool) else str(v) for v in values]
+    return out
 
 
-def _boolean(info):
-    """How tyro reads a boolean: lower-case true or false."""
+def _option_names(kind: type, has_type: Callable[[Any], bool]) -> set[str]:
+    """Names of the options of a dataclass, or nested in it, that have a type."""
+    names = set()
+    for field in fields(kind):
+        if is_dataclass(field.type):
+            names |= _option_names(field.type, has_type)
+        elif has_type(field.type):
+            names.add(field.name.replace("_", "-"))
+    return names
+
+
+def _name(word: str) -> str:
+    """The name of an option, `two-words` of `--two_words=3`; "" of any other word."""
+    if not word.startswith("--"):
+        return ""
+    return word.removeprefix("--").partition("=")[0].replace("_", "-")
+
+
+def _boolean_rule(info: Any) -> Any:
+    """The rule by which tyro reads booleans: lower-case true or false."""
     if info.type is not bool:
         return None
     return tyro.constructors.PrimitiveConstructorSpec(

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import all as everything
 from benchmarks.lib import harness
-from jaxdet.cli import main as cli
+from jaxdet.cli import process
 
 ROOT = Path(everything.__file__).parents[1]
 
@@ -149,11 +149,12 @@ import os, sys
 import jax, jaxlib
 from benchmarks import all as everything
 from importlib import import_module
-from jaxdet import cli
+from jaxdet.cli import process
 for name in everything.NAMES:
     import_module(f"benchmarks.{name}")
-cli.FLAG, cli.FLAGGED = "--xla_no_such_flag=1", (jaxlib.__version__,)
-from benchmarks import harness, target_encoding
+process.FAST_CONV_FLAG, process.FAST_CONV_VERSIONS = "--xla_no_such_flag=1", (jaxlib.__version__,)
+from benchmarks import target_encoding
+from benchmarks.lib import harness
 harness.run_command("x", target_encoding.Options, None, lambda options: print(jax.devices()))
 """
 
@@ -169,13 +170,13 @@ def test_command_sets_the_flag_before_xla_reads_it():
 
 @pytest.mark.parametrize("given", ["", "--xla_a=1"])
 def test_flags_of_the_user_are_kept(given, monkeypatch):
-    monkeypatch.setattr(cli, "FLAGGED", (metadata.version("jaxlib"),))
+    monkeypatch.setattr(process, "FAST_CONV_VERSIONS", (metadata.version("jaxlib"),))
     monkeypatch.setenv("XLA_FLAGS", given)
     harness.set_xla_flags()
     assert os.environ["XLA_FLAGS"] == given
     monkeypatch.delenv("XLA_FLAGS")
     harness.set_xla_flags()
-    assert os.environ["XLA_FLAGS"] == cli.FLAG
+    assert os.environ["XLA_FLAGS"] == process.FAST_CONV_FLAG
 
 
 def test_call_with_words_sets_no_flag(monkeypatch):
@@ -188,13 +189,13 @@ def test_call_with_words_sets_no_flag(monkeypatch):
 @pytest.mark.parametrize(
     "version, given, expected",
     [
-        ("0.10.2", "", cli.FLAG),
-        ("0.10.2", "--xla_a=1", f"--xla_a=1 {cli.FLAG}"),
-        ("0.10.2", f"{cli.FLAG} --xla_a=1", f"{cli.FLAG} --xla_a=1"),
+        ("0.10.2", "", process.FAST_CONV_FLAG),
+        ("0.10.2", "--xla_a=1", f"--xla_a=1 {process.FAST_CONV_FLAG}"),
+        ("0.10.2", f"{process.FAST_CONV_FLAG} --xla_a=1", f"{process.FAST_CONV_FLAG} --xla_a=1"),
         ("0.11.0", "--xla_a=1", "--xla_a=1"),
         ("0.11.0", "", ""),
     ],
 )
 def test_flag_is_added_where_jaxlib_knows_it(version, given, expected, monkeypatch):
-    monkeypatch.setattr(cli.metadata, "version", lambda name: version)
-    assert cli.quicker(given) == expected
+    monkeypatch.setattr(process.metadata, "version", lambda name: version)
+    assert process.with_fast_conv(given) == expected
