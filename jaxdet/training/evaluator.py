@@ -29,15 +29,13 @@ class Evaluator:
 
     def __init__(self, experiment: Experiment, split: str, data: Batch | None = None):
         batch, self.devices = experiment.config.eval_batch, experiment.devices
-        parallel.check_batch(batch, self.devices, "--eval-batch")
-        self.source = experiment.splits[split]
-        self.task = experiment.task
+        self.source, self.task = experiment.splits[split], experiment.task
         self.data = parallel.replicate(self.source.arrays, self.devices) if data is None else data
         self.hparams = parallel.replicate(experiment.hparams, self.devices)
         self.rows = sampler.eval_batches(len(self.source), batch)
         self.count = len(self.source)
         step = partial(eval_step, task=self.task)
-        self.step = parallel.compile_step(step, self.devices, whole=4, out_axes=(None, 0))
+        self.step = parallel.compile_step(step, self.devices, replicated=4, out_axes=(None, 0))
 
     def __call__(
         self,

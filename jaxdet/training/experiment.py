@@ -105,7 +105,7 @@ class Experiment:
 
 def select_devices(config: TrainConfig) -> list[jax.Device]:
     """The devices of a configuration; InputError where they cannot share its batches."""
-    devices = parallel.devices(config.devices)
+    devices = parallel.local_devices(config.devices)
     parallel.check_batch(config.batch, devices)
     parallel.check_batch(config.eval_batch, devices, "--eval-batch")
     return devices

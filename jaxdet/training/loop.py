@@ -89,7 +89,7 @@ class CompiledSteps:
         )
         self.steps = [
             parallel.compile_step(
-                partial(self.pure, scale=scale), self.devices, whole=2, donate=(0,)
+                partial(self.pure, scale=scale), self.devices, replicated=2, donate=(0,)
             )
             for scale in experiment.scales
         ]

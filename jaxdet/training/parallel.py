@@ -1,89 +1,99 @@
 """One pure step on one device (`jit`) or on several (`pmap`): same numbers, same call."""
 
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdet.errors import InputError
+from jaxdet.types import Array, Tree
 
 AXIS = "devices"
 
 
-def devices(count=0):
-    """The first `count` local devices; 0 takes them all."""
-    found = jax.local_devices()
-    if not 0 <= count <= len(found):
+def local_devices(count: int = 0) -> list[jax.Device]:
+    """The first `count` devices of this machine; 0 means all of them."""
+    available = jax.local_devices()
+    if not 0 <= count <= len(available):
         raise InputError(
-            f"--devices {count}: this machine has {len(found)} {found[0].platform} device(s); "
-            f"ask for 1 to {len(found)}, or 0 for all"
+            f"--devices must be 1 to {len(available)}, the {available[0].platform} devices of this "
+            f"machine, or 0 for all, got {count}"
         )
-    return found[: count or None]
+    return available[: count or None]
 
 
-def check_batch(batch, among, name="--batch"):
-    """Refuse a batch that the devices cannot share equally."""
-    if batch < 1 or batch % len(among):
+def check_batch(batch: int, devices: Sequence[jax.Device], option: str = "--batch") -> None:
+    """Raise InputError unless the devices can share a batch equally."""
+    if batch < 1 or batch % len(devices):
         raise InputError(
-            f"{name} {batch} cannot be shared equally by {len(among)} device(s); "
-            f"take a positive multiple of {len(among)}, or set --devices"
+            f"{option} must be a positive multiple of {len(devices)}, the number of devices, got "
+            f"{batch}; --devices chooses another number"
         )
 
 
-def replicate(tree, among):
-    """Arrays copied whole to every device of `among`, once, before the loop."""
-    mesh = Mesh(np.array(among), (AXIS,))
+def replicate(tree: Tree, devices: Sequence[jax.Device]) -> Tree:
+    """Arrays copied whole to every device; do this once, before the loop."""
+    mesh = Mesh(np.array(devices), (AXIS,))
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
-def compile_step(step, among, *, whole, out_axes=None, donate=()):
-    """`step(..., axis=)` compiled for the devices of `among`.
+def compile_step(
+    step: Callable,
+    devices: Sequence[jax.Device],
+    *,
+    replicated: int,
+    out_axes: int | tuple[int | None, ...] | None = None,
+    donate: tuple[int, ...] = (),
+) -> Callable:
+    """`step(*args, axis=)` compiled for the devices.
 
-    The first `whole` arguments are replicated, the others are rows `[B, ...]` that the devices
-    share; `out_axes` is as in `pmap`: None for replicated results, 0 for rows, which come back
-    as [devices, B / devices, ...] from several devices (`unshard` them on the host).
+    The first `replicated` arguments are the same on every device; the last one is a tree of rows
+    [B, ...] that the devices share.  `out_axes` is as in `pmap`: None for replicated results, 0 for
+    rows, which several devices return as [devices, B / devices, ...] (`unshard` them on the host).
     """
-    if len(among) == 1:
+    if len(devices) == 1:
         return jax.jit(partial(step, axis=None), donate_argnums=donate)
 
     @partial(
         jax.pmap,
         axis_name=AXIS,
-        in_axes=(None,) * whole + (0,),
+        in_axes=(None,) * replicated + (0,),
         out_axes=out_axes,
         donate_argnums=donate,
-        devices=among,
+        devices=devices,
     )
-    def spread(*args):
+    def parallel_step(*args):
         return step(*args, axis=AXIS)
 
     def call(*args):
-        return spread(*args[:whole], shard(args[whole], len(among)))
+        return parallel_step(*args[:replicated], shard(args[replicated], len(devices)))
 
     return call
 
 
-def shard(rows, count):
-    """Rows [B, ...] of a tree as [devices, B / devices, ...]; the order of rows is kept."""
+def shard(rows: Tree, count: int) -> Tree:
+    """Rows [B, ...] of a tree as [count, B / count, ...], in the same order."""
     return jax.tree.map(lambda r: r.reshape(count, len(r) // count, *r.shape[1:]), rows)
 
 
-def unshard(rows, count):
-    """Rows [devices, b, ...] of a tree of host arrays as [B, ...]; unchanged from one device."""
+def unshard(rows: Tree, count: int) -> Tree:
+    """Rows [count, b, ...] of a tree of host arrays as [B, ...]; unchanged if `count` is 1."""
     return rows if count == 1 else jax.tree.map(lambda r: r.reshape(-1, *r.shape[2:]), rows)
 
 
-def psum(tree, axis):
-    """The sum over devices of every leaf; the leaf itself when there is no device axis."""
+def psum(tree: Tree, axis: str | None) -> Tree:
+    """The sum of every leaf over the device axis; without an axis, the tree itself."""
     return tree if axis is None else jax.lax.psum(tree, axis)
 
 
-def row_indices(count, axis):
-    """Where this device's `count` rows stand in the global batch, [count] int32."""
-    return rank(axis) * count + jax.numpy.arange(count)
+def row_indices(count: int, axis: str | None) -> jax.Array:
+    """Positions in the global batch of this device's `count` rows, [count] int32."""
+    return rank(axis) * count + jnp.arange(count)
 
 
-def rank(axis):
-    """The number of this device along `axis`; 0 when there is no device axis."""
+def rank(axis: str | None) -> Array | int:
+    """The index of this device along the device axis; 0 without an axis."""
     return 0 if axis is None else jax.lax.axis_index(axis)

@@ -17,9 +17,7 @@ class StepEvent(NamedTuple):
     epoch: int  # number of the current epoch, from 1
     epochs: int
     images: int  # of this step
-    read_terms: Callable[
-        [], dict[str, float]
-    ]  # waits for the step; means since the last evaluation
+    read_terms: Callable[[], dict[str, float]]  # waits; means since the last evaluation
 
 
 class EvaluationEvent(NamedTuple):

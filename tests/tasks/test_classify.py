@@ -240,7 +240,8 @@ def test_four_devices_give_loss_and_gradient_of_one(net):
         return *parallel.psum((loss, terms, gradient), axis), stats
 
     one, four = (
-        parallel.compile_step(step, parallel.devices(n), whole=1)(variables, batch) for n in (1, 4)
+        parallel.compile_step(step, parallel.local_devices(n), replicated=1)(variables, batch)
+        for n in (1, 4)
     )
     chex.assert_trees_all_close(one, jax.device_get(four), rtol=1e-4, atol=1e-6)
     assert float(one[0]) == pytest.approx(float(one[1]["loss"]))
