@@ -115,9 +115,18 @@ def migrate_config(system: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def migrate_metadata(about: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run folder of schema 1 says of its data, by the present names."""
-    return {METADATA.get(name, name): value for name, value in about.items()}
+def migrate_metadata(
+    system: str, config: Mapping[str, Any], about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a run folder of schema 1 says of its data, by the present names.
+
+    The first runs of faces, with the migrated configuration `config`, did not describe a record.
+    """
+    found = {METADATA.get(name, name): value for name, value in about.items()}
+    if system == "faces" and "record" not in found:
+        image = ["uint8", [config["size"], config["size"], 3]]
+        found["record"] = {"image": image, "label": ["int32", []], "id": ["int32", []]}
+    return found
 
 
 def renamed_option(word: str, system: str = "") -> str | None:

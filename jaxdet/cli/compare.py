@@ -3,188 +3,108 @@
 import json
 import sys
 from collections import Counter
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-from jaxdet import baselines, tables
-from jaxdet.cli import common, cutoffs, failures, report, spread
-from jaxdet.cli.options import Restored
-from jaxdet.config import TrainConfig, reuse_data
+from jaxdet import api, baselines, tables
+from jaxdet.cli import common, report, sweep_table
+from jaxdet.cli.evaluated_run import MAX_FAILURES, EvaluatedRun, evaluate
+from jaxdet.cli.options import Compare
+from jaxdet.config import reuse_data
 from jaxdet.errors import InputError
 from jaxdet.plots import detection as detection_plots
 from jaxdet.plots import training as training_plots
-from jaxdet.profiling import timing
-from jaxdet.training import checkpoint, evaluator, parallel, run_dir, time_budget
+from jaxdet.training import checkpoint, run_dir
+from jaxdet.training.experiment import Experiment
+
+Row = dict[str, Any]
 
 COLUMNS = {
     "run": "run",
     "model": "model",
     "size": "size",
     "parameters": "parameters",
-    "operations": "operations of an image",
-    "seconds": "s of an image",
+    "operations": "operations per image",
+    "seconds": "s per image",
     "epochs": "epochs",
     "best_epoch": "best epoch",
-    "epoch_seconds": "s of an epoch",
-    "total_seconds": "s in all",
+    "epoch_seconds": "s per epoch",
+    "total_seconds": "total s",
     **{name: name for name in ("loss", "accuracy", "iou", "iou50", "iou70")},
     "error_rate": "error rate",
 }
-OF_LABEL = ("accuracy", "iou")
-LOSS = ("loss", "box_loss", "class_weight", "box_weight", "gate", "reduction")  # its scale
-CLASSIC = (
-    "Classic approaches learn from the training split of the first run, have its loss, and run on "
-    "the CPU, a photo at a time.  The SVM's chances are the softmax of its decision values.  The "
-    "cascade knows faces only: all else gets the most frequent other label and its mean box."
+CLASS_COLUMNS = ("accuracy", "iou")
+CLASSICAL_NOTE = (
+    "Classical baselines are fitted to the training split of the first run, use its loss, and run "
+    "on the CPU, one image at a time.  The probabilities of the SVM are the softmax of its "
+    "decision values.  The cascade detects faces only: every other image gets the most frequent "
+    "other label and its mean box."
 )
 
 
-class Judged(NamedTuple):
-    """A run, judged."""
-
-    row: dict  # of the table, and all other scores
-    metrics: list  # lines of `metrics.jsonl`
-    worst: list  # [failures.Failure]
-    data: dict  # part -> what tells its samples from others
-    loss: dict  # the fields of `LOSS` that the run has
-    folder: Path
-    config: TrainConfig
-
-
-def run(options):
-    """Print a row a run, and draw and write what was asked for."""
-    figure, worst = _pictures(options)
-    _check(options, figure, worst)
-    verified = cutoffs.verified(options)
-    found, rows = [], []
+def run(options: Compare) -> int:
+    """Print a row per run, and draw and write what the options ask for; the exit code."""
+    beside = [
+        options.report and options.report.with_name(f"{options.report.stem}_{what}.png")
+        for what in ("curves", "failures")
+    ]
+    curves, failures = options.figure or beside[0], options.failures or beside[1]
+    _check(options, curves, failures)
+    verified = report.read_verified(options.verified)
+    evaluated, classical = [], []
     with reuse_data():
-        for name, folder in _named(options.runs).items():
-            asked = Restored(run=folder, checkpoint=options.checkpoint, split=options.split)
-            restored = common.restored(asked)
-            found.append(_judged(name, asked, bool(worst), *restored))
-            if options.classic and not rows:
-                rows = _classic(options.split, *restored[:2])
-    verified = cutoffs.matched(verified, found)
-    notes = _notes(found, rows)
-    rows = [one.row for one in found] + rows
+        for name, folder in unique_names(options.runs).items():
+            restored = api.load(folder, options.checkpoint, warn=common.warn)
+            experiment = restored.with_data()
+            evaluated.append(
+                evaluate(name, restored, experiment, options.split, failures=bool(failures))
+            )
+            if options.classic and not classical:
+                classical = classical_rows(options.split, experiment)
+    scores = report.match_verified(verified, evaluated)
+    notes = list(comparability_notes(evaluated, classical))
     for note in notes:
         print(f"jaxdet: warning: {note}", file=sys.stderr)
-    text = "\n\n".join([_table(rows), *spread.table(found, COLUMNS)])
-    lines = map(json.dumps, rows + spread.rows(found))
-    print("\n".join(lines) if options.json else text)
-    written = list(_drawn(found, figure, worst))
+    rows = [one.row for one in evaluated] + classical
+    over_seeds = sweep_table.seed_rows(evaluated)
+    shown = [(*_with_classes(rows), "")]
+    if over_seeds:
+        heading = "Mean and spread (+-) over seeds:"
+        shown.append((over_seeds, sweep_table.seed_columns(over_seeds, COLUMNS), heading))
+    if options.json:
+        print("\n".join(map(json.dumps, rows + over_seeds)))
+    else:
+        print("\n\n".join(_parts(shown, tables.aligned)))
+    written = list(_draw(evaluated, curves, failures))
     if options.report:
-        said = [*notes, *([CLASSIC] if options.classic else [])]
-        report.write(options, found, text, said, written, verified)
+        parts = [*_parts(shown, tables.to_markdown), *notes]
+        parts += [CLASSICAL_NOTE] * options.classic
+        report.write(options, evaluated, parts, written, scores)
         written.append(options.report)
     if written and not options.json:
         print(f"wrote {', '.join(map(str, written))}")
     return 0
 
 
-def _pictures(options):
-    """Where curves and failures go, or None; a report has both."""
-    report = options.report
-    beside = [report and report.with_name(f"{report.stem}_{w}.png") for w in ("curves", "failures")]
-    return options.figure or beside[0], options.failures or beside[1]
-
-
-def _check(options, *pictures):
-    """Refuse, before anything is computed, what cannot be compared or written."""
-    if not options.runs:
-        raise InputError("no run is given: jaxdet compare RUN..., each the --out of a training")
-    for path in pictures:
-        common.check_picture(path)
-    taken = [path for path in (options.report, *pictures) if path and path.exists()]
-    if options.report and taken and not options.overwrite:
-        raise InputError(f"{taken[0]} exists; give another name, or --overwrite")
-    for folder in options.runs:
-        system, _ = run_dir.read_config(folder)
-        if not checkpoint.steps(folder):
-            raise InputError(f"{folder} has no checkpoints; train it, or leave it out")
-        if options.classic and system != "objects":
-            raise InputError(f"--classic is for runs of objects; {folder} is one of {system}")
-    if options.classic:
-        baselines.require_opencv()
-
-
-def _named(folders):
-    """The folders by what tells them apart: their own name, or else their path."""
-    folders = dict.fromkeys(folders)
-    count = Counter(folder.resolve().name for folder in folders)
+def unique_names(folders: Iterable[Path]) -> dict[str, Path]:
+    """{name: folder}: the last part of each path, or the whole path where that is not unique."""
     own = {folder: folder.resolve().name for folder in folders}
+    count = Counter(own.values())
     return {name if count[name] == 1 else str(folder): folder for folder, name in own.items()}
 
 
-def _judged(name, asked, draws, config, system, step, state):
-    """Scores and history of a restored run, and its failures if they will be drawn."""
-    kept, metrics = evaluator.eval_variables(state), run_dir.read_metrics(asked.run)
-    telling = system._replace(task=failures.telling(system.task))
-    among = parallel.devices(config.devices)
-    scorer = evaluator.Evaluator(telling, asked.split, config.eval_batch, among)
-    scorer.prepare(kept)
-    scores, seconds = timing.timed(lambda: scorer(kept, evaluator.completed_epochs(state)))
-    seen = scores.pop("seen")
-    operations = scorer.operations(kept) // scorer.count
-    kind, _ = run_dir.read_config(asked.run)
-    row = {
-        "run": name,
-        "system": kind,
-        "model": getattr(config, "model", kind),
-        "size": system.about["input"][:2],
-        "parameters": time_budget.count_parameters(kept),
-        **_history(asked.run, metrics),
-        "split": asked.split,
-        "step": step,
-        **scores,
-        **evaluator.summary(scores, operations, seconds / scorer.count),
-    }
-    return Judged(
-        row=row,
-        metrics=metrics,
-        worst=failures.worst(name, system, asked.split, seen) if draws and seen else [],
-        data=_data(system),
-        loss={field: getattr(config, field) for field in LOSS if hasattr(config, field)},
-        folder=asked.run,
-        config=config,
-    )
-
-
-def _history(folder, metrics):
-    """Epochs of a run, which of them was the best, the median of their seconds, and all seconds."""
-    epochs = {line["step"]: line["epoch"] for line in metrics}
-    return {
-        "epochs": max(epochs.values(), default=None),
-        "best_epoch": epochs.get(checkpoint.best(folder, warn=lambda line: None)),
-        "epoch_seconds": run_dir.epoch_seconds(metrics),
-        "total_seconds": run_dir.read_seconds(folder),
-    }
-
-
-def _data(system):
-    """What tells the samples of each part: the rows of the kept tables, or ids and labels."""
-    if system.files:
-        return {path: frozenset(text.splitlines()) for path, text in system.files}
-    return {part: _samples(source) for part, source in system.splits.items()}
-
-
-def _samples(source):
-    """What tells the samples of a source: where they come from, or ids and labels."""
-    if source.names:
-        return frozenset(source.names)
-    return tuple(source.arrays[name].tobytes() for name in ("id", "label"))
-
-
-def _classic(split, config, system):
-    """Rows of classic approaches to the data of a run, with its loss."""
+def classical_rows(split: str, experiment: Experiment) -> list[Row]:
+    """Rows of the classical baselines on the data of a run of `objects`, with its loss."""
+    config: Any = experiment.config
     found = baselines.evaluate(
-        system.splits,
+        experiment.splits,
         split,
-        system.about["classes"],
+        experiment.metadata["classes"],
         config.root,
         box_loss=config.box_loss,
-        hparams=system.hparams,
+        hparams=experiment.hparams,
     )
     return [
         {"run": name, "split": split, **scores, "error_rate": 1 - scores["accuracy"]}
@@ -192,48 +112,97 @@ def _classic(split, config, system):
     ]
 
 
-def _notes(found, classics):
-    """What makes rows hard to compare, or is not among them, a line each."""
-    if len({one.row["system"] for one in found}) > 1:
-        return ["the runs are of different systems, each with its own data and loss"]
-    data, loss = (_apart([getattr(one, of) for one in found]) for of in ("data", "loss"))
-    notes = {
-        "the runs do not have the same data": data,
-        "the runs do not have the same loss, only their other scores compare": loss,
+def comparability_notes(
+    evaluated: Sequence[EvaluatedRun], classical: Sequence[Row]
+) -> Iterator[str]:
+    """One line for each reason why rows do not compare, and for a baseline that is left out."""
+    if len({one.row["system"] for one in evaluated}) > 1:
+        yield "the runs are of different systems, each with its own data and loss"
+        return
+    data = _differing_keys([one.data for one in evaluated])
+    if data:
+        yield f"the runs do not have the same data: {', '.join(data)}"
+    loss = _differing_keys([one.loss_options for one in evaluated])
+    if loss:
+        names = ", ".join(loss)
+        yield f"the runs do not have the same loss, only their other scores compare: {names}"
+    if classical and baselines.HAAR not in [row["run"] for row in classical]:
+        yield f"the {baselines.HAAR} is left out: there is no label {baselines.FACE}"
+
+
+def _check(options: Compare, *pictures: Path | None) -> None:
+    """Refuse, before anything is computed, what cannot be compared or written."""
+    if not options.runs:
+        raise InputError("no runs to compare; give run folders: jaxdet compare RUN...")
+    for path in pictures:
+        common.check_picture(path)
+    taken = [path for path in (options.report, *pictures) if path and path.exists()]
+    if options.report and taken and not options.overwrite:
+        raise InputError(f"{taken[0]} exists; replace it with --overwrite, or choose another name")
+    if options.verified and not options.report:
+        raise InputError("--verified needs --report, which has its scores")
+    for folder in options.runs:
+        system = run_dir.read_config(folder).system
+        if not checkpoint.steps(folder):
+            raise InputError(f"{folder} has no checkpoints; train it, or leave it out")
+        if options.classic and system != "objects":
+            raise InputError(f"--classic needs runs of objects, but {folder} is a run of {system}")
+    if options.classic:
+        baselines.require_opencv()
+
+
+def _differing_keys(dicts: Sequence[Mapping[str, Hashable]]) -> list[str]:
+    """Keys whose values are not the same in all dictionaries."""
+    keys = dict.fromkeys(chain(*dicts))
+    return [key for key in keys if len({one.get(key) for one in dicts}) > 1]
+
+
+def _with_classes(rows: Sequence[Row]) -> tuple[list[Row], dict[str, str]]:
+    """(rows, columns that any row has), the scores of each class as columns of their own."""
+    classes = dict.fromkeys(chain.from_iterable(row.get("labels", ()) for row in rows))
+    columns = COLUMNS | {
+        f"{name} {key}": f"{name} {key}" for name in classes for key in CLASS_COLUMNS
     }
-    if classics and baselines.HAAR not in [row["run"] for row in classics]:
-        notes[f"the {baselines.HAAR} is left out, no label is"] = [baselines.FACE]
-    return [f"{note}: {', '.join(words)}" for note, words in notes.items() if words]
+    wide = [
+        row
+        | {
+            f"{name} {key}": value
+            for name, scores in row.get("labels", {}).items()
+            for key, value in scores.items()
+        }
+        for row in rows
+    ]
+    known = {key for row in wide for key, value in row.items() if value is not None}
+    return wide, {key: name for key, name in columns.items() if key in known}
 
 
-def _apart(each):
-    """Keys under which dictionaries do not all have the same."""
-    return [key for key in dict.fromkeys(chain(*each)) if len({one.get(key) for one in each}) > 1]
+def _parts(shown: Collection[tuple], to_text: Any) -> list[str]:
+    """The text of each table, after its heading if it has one."""
+    return [
+        part
+        for rows, columns, heading in shown
+        for part in (heading, to_text(rows, columns))
+        if part
+    ]
 
 
-def _table(rows):
-    """Markdown: a row a run, with what any of them has, the scores of every label as well."""
-    labels = dict.fromkeys(chain.from_iterable(row.get("labels", ()) for row in rows))
-    columns = COLUMNS | {f"{name} {key}": f"{name} {key}" for name in labels for key in OF_LABEL}
-    rows = [row | _of_labels(row) for row in rows]
-    known = {key for row in rows for key, value in row.items() if value is not None}
-    return tables.to_markdown(rows, {key: name for key, name in columns.items() if key in known})
-
-
-def _of_labels(row):
-    """The scores of the labels of a row, as columns of their own."""
-    labels = row.get("labels", {})
-    return {f"{name} {key}": value for name in labels for key, value in labels[name].items()}
-
-
-def _drawn(found, figure, path):
-    """Draw what is asked for and can be; the paths."""
-    if figure:
-        training_plots.compare_runs({one.row["run"]: one.metrics for one in found}, figure)
-        yield figure
-    worst = [failure for one in found for failure in one.worst]
-    if path and worst:
-        titles, images, true, answers, wrong = zip(*worst, strict=True)
-        seen = {"titles": titles, "true": true, "predicted": answers, "wrong": wrong}
-        detection_plots.gallery(images, path, **seen, columns=failures.MOST)
-        yield path
+def _draw(
+    evaluated: Sequence[EvaluatedRun], curves: Path | None, gallery: Path | None
+) -> Iterator[Path]:
+    """Draw curves and failures where a path is given; the paths of what there was to draw."""
+    if curves:
+        training_plots.compare_runs({one.row["run"]: one.metrics for one in evaluated}, curves)
+        yield curves
+    failures = [failure for one in evaluated for failure in one.failures]
+    if gallery and failures:
+        titles, images, true, predicted, wrong = zip(*failures, strict=True)
+        detection_plots.gallery(
+            images,
+            gallery,
+            titles=titles,
+            true=true,
+            predicted=predicted,
+            wrong=wrong,
+            columns=MAX_FAILURES,
+        )
+        yield gallery

@@ -1,90 +1,104 @@
-"""`jaxdet data verification`: seed 004's folders for verification from a folder a person."""
+"""`jaxdet data verification`: folders of a verification protocol from a folder per identity."""
+
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
+from jaxdet.cli.verify_options import VerificationFolders
 from jaxdet.data import image_folder, verification_protocol
+from jaxdet.data.image_folder import LabeledImage
 from jaxdet.errors import InputError
 from jaxdet.training import run_dir
 
 PARTS = ("dev", "test")
+MIN_TRAINING_IDENTITIES = 2
 
 
-def run(options):
+def run(options: VerificationFolders) -> int:
     """Write classification/, known/, unknown_dev/, unknown_test/ and their tables."""
-    people = _people(options)
-    random = np.random.default_rng(options.seed)
-    names = [list(people)[i] for i in random.permutation(len(people))]
-    ends = np.cumsum([options.known, options.strangers])
-    known, strangers, learnt = (part.tolist() for part in np.split(np.array(names), ends))
-    for name in learnt:
-        for row in people[name]:
-            _copy(row, options.out / "classification" / name / row.file)
-    probes = {part: [] for part in PARTS}
-    for group, label, each in (
-        (known, None, options.each),
-        (strangers, verification_protocol.UNKNOWN_LABEL, 0),
+    images = read_identities(options)
+    rng = np.random.default_rng(options.seed)
+    names = [list(images)[i] for i in rng.permutation(len(images))]
+    ends = np.cumsum([options.known, options.unknown_identities])
+    known, unknown, training = (part.tolist() for part in np.split(np.array(names), ends))
+    for name in training:
+        for image in images[name]:
+            _copy(image, options.out / "classification" / name / image.file)
+    probes: dict[str, list[tuple[LabeledImage, str]]] = {part: [] for part in PARTS}
+    for identities, label, gallery_images in (
+        (known, None, options.gallery_images),
+        (unknown, verification_protocol.UNKNOWN_LABEL, 0),
     ):
-        first = max(1, round(options.dev * len(group))) if len(group) > 1 else 0
-        for number, name in enumerate(group):
-            rows = [people[name][i] for i in random.permutation(len(people[name]))]
-            for row in rows[:each]:
-                _copy(row, options.out / "known" / name / row.file)
-            part = PARTS[number >= first]
-            probes[part] += [(row, label or name) for row in rows[each:]]
-    for part, pairs in probes.items():
-        _write(options.out, part, [pairs[i] for i in random.permutation(len(pairs))])
-    counts = {"learnt": len(learnt), "known": len(known), "strangers": len(strangers)}
-    counts |= {f"unknown_{part}": len(pairs) for part, pairs in probes.items()}
+        in_dev = max(1, round(options.dev * len(identities))) if len(identities) > 1 else 0
+        for number, name in enumerate(identities):
+            shuffled = [images[name][i] for i in rng.permutation(len(images[name]))]
+            for image in shuffled[:gallery_images]:
+                _copy(image, options.out / "known" / name / image.file)
+            part = PARTS[number >= in_dev]
+            probes[part] += [(image, label or name) for image in shuffled[gallery_images:]]
+    for part, labelled in probes.items():
+        shuffled = [labelled[i] for i in rng.permutation(len(labelled))]
+        _write_probes(options.out, part, shuffled)
+    counts = {"training_identities": len(training), "known_identities": len(known)}
+    counts |= {"unknown_identities": len(unknown)}
+    counts |= {f"unknown_{part}": len(labelled) for part, labelled in probes.items()}
     print("".join(f"{name} {count}\n" for name, count in counts.items()), end="")
     return 0
 
 
-def _people(options):
-    """{name: rows} of all people, when they are enough and have images enough."""
+def read_identities(options: VerificationFolders) -> dict[str, list[LabeledImage]]:
+    """{identity: images}; InputError if there are too few of either for the options."""
     if not options.root:
-        raise InputError("--root: the folder with a folder of images a person is wanted")
+        raise InputError("--root must be given: a folder or tar file with a folder per identity")
     if run_dir.is_occupied(options.out):
         raise InputError(f"{options.out} is not empty; choose another --out")
-    if options.known < 2 or options.strangers < 2 or options.each < 1 or not 0 < options.dev < 1:
-        raise InputError(
-            f"--known {options.known} --strangers {options.strangers} --each {options.each} --dev "
-            f"{options.dev}: at least 2, 2 and 1 are wanted, and a share between 0 and 1"
-        )
+    for name, minimum in (("known", 2), ("unknown_identities", 2), ("gallery_images", 1)):
+        value = getattr(options, name)
+        if value < minimum:
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{option} must be at least {minimum}, got {value}")
+    if not 0 < options.dev < 1:
+        raise InputError(f"--dev must be between 0 and 1, got {options.dev:g}")
     found = image_folder.read(options.root)
-    people = {name: [] for name in found.classes}
-    for rows in found.splits.values():
-        for row in rows:
-            people[row.label].append(row)
-    wanted = options.known + options.strangers + 2
-    if len(people) < wanted:
+    images: dict[str, list[LabeledImage]] = {name: [] for name in found.classes}
+    for split in found.splits.values():
+        for image in split:
+            images[image.label].append(image)
+    minimum = options.known + options.unknown_identities + MIN_TRAINING_IDENTITIES
+    if len(images) < minimum:
         raise InputError(
-            f"{options.root}: {len(people)} people; --known {options.known} and --strangers "
-            f"{options.strangers} want {wanted}, two of them to learn"
+            f"{options.root} must have at least {minimum} identities for --known {options.known}, "
+            f"--unknown-identities {options.unknown_identities} and {MIN_TRAINING_IDENTITIES} for "
+            f"training, got {len(images)}"
         )
-    few = [name for name, rows in people.items() if len(rows) <= options.each]
-    if few or verification_protocol.UNKNOWN_LABEL in people:
-        name = few[0] if few else verification_protocol.UNKNOWN_LABEL
-        why = f"{len(people[name])} images, more than {options.each} are wanted"
-        why = why if few else "this name is for strangers"
-        raise InputError(f"{options.root}: {name}: {why}")
-    return people
+    if verification_protocol.UNKNOWN_LABEL in images:
+        name = verification_protocol.UNKNOWN_LABEL
+        raise InputError(f"{options.root}: {name}: this name is reserved for unknown identities")
+    for name, own in images.items():
+        if len(own) <= options.gallery_images:
+            raise InputError(
+                f"{options.root}: {name} must have more than {options.gallery_images} images "
+                f"(--gallery-images), got {len(own)}"
+            )
+    return images
 
 
-def _write(out, part, probes):
-    """The images of a part, named by their places, their truth, and a table to fill in."""
-    for i, (row, _) in enumerate(probes):
-        _copy(row, out / f"unknown_{part}" / f"{i:05d}.{row.file.rpartition('.')[2]}")
-    labels = [label for _, label in probes]
-    run_dir.write_file(
-        out, f"verification_{part}.csv", verification_protocol.submission_csv(labels)
-    )
+def _write_probes(out: Path, part: str, probes: Sequence[tuple[LabeledImage, str]]) -> None:
+    """The images of a part, named by their index, and the table of their labels.
+
+    The test part gets a sample submission as well.
+    """
+    for i, (image, _) in enumerate(probes):
+        _copy(image, out / f"unknown_{part}" / f"{i:05d}.{image.file.rpartition('.')[2]}")
+    table = verification_protocol.submission_csv([label for _, label in probes])
+    run_dir.write_text(out, f"verification_{part}.csv", table)
     if part == "test":
-        blank = verification_protocol.submission_csv(
-            [verification_protocol.UNKNOWN_LABEL] * len(probes)
-        )
-        run_dir.write_file(out, "verification_sample_submission.csv", blank)
+        blank = [verification_protocol.UNKNOWN_LABEL] * len(probes)
+        sample = verification_protocol.submission_csv(blank)
+        run_dir.write_text(out, "verification_sample_submission.csv", sample)
 
 
-def _copy(row, path):
+def _copy(image: LabeledImage, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(image_folder.file_bytes(row.image))
+    path.write_bytes(image_folder.file_bytes(image.image))

@@ -1,31 +1,39 @@
-"""What `jaxdet compare --report` writes: tables, pictures and, within limits, the best network.
+"""The Markdown report of `jaxdet compare --report`: tables, pictures, and what a system asks for.
 
-A system whose configuration has `LIMITS`, of seed 003, or `CUTOFFS`, of seed 004, gets the report
-that the seed asks for.
+Upper limits of a configuration (`LIMITS`) add the best network within them; lower limits of scores
+(`CUTOFFS`) add the level that each run reaches.
 """
 
 import os
 import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import jax
 import numpy as np
 
 from jaxdet import configs, tables
-from jaxdet.cli import common, cutoffs, flags, run_table
+from jaxdet.cli import common, flags, sweep_table, thresholds
+from jaxdet.cli.evaluated_run import EvaluatedRun
+from jaxdet.cli.options import Compare
 from jaxdet.config import TrainConfig
+from jaxdet.errors import InputError
 from jaxdet.metrics import classification as classification_metrics
 from jaxdet.profiling import summary
 from jaxdet.training import run_dir
 
-PICTURES = (
+VerifiedScores = dict[str, list[dict[str, Any]]]  # run -> scores of `jaxdet verify`
+
+PICTURE_TITLES = (
     "Validation scores against the epoch",
-    "The worst answers of each run: true boxes green, predicted boxes red, wrong labels in red",
+    "The worst predictions of each run: true boxes green, predicted boxes red, wrong labels in red",
 )
-UNITS = {"parameters": "parameters that learn", "total_seconds": "seconds, evaluations included"}
-SHARED = (
-    "Seconds of `{run}` are a share: up to {most} runs were trained in one program, and what "
-    "passed is divided among them; alone it may need more."
+UNITS = {"parameters": "trainable parameters", "total_seconds": "seconds, evaluations included"}
+SHARED_TIME_NOTE = (
+    "`{run}` was trained in one program with other runs, up to {count} in all; its seconds are the "
+    "elapsed time divided by the number of runs, and alone it may need more."
 )
 LAYER_HEADINGS = summary.HEADINGS | {
     "type": "F: type, hyper-parameters",
@@ -33,152 +41,208 @@ LAYER_HEADINGS = summary.HEADINGS | {
     "inputs": "of the X of",
     "weights": "W: weights",
 }
-RISE, OVER = 0.002, 5  # a plateau: the accuracy rises by less over so many epochs
+PLATEAU_RISE, PLATEAU_EPOCHS = 0.002, 5  # a plateau: accuracy rises by less over so many epochs
+LEVELS = ("high", "medium", "low")  # of `CUTOFFS`
+VERIFICATION = "verification"  # entry of `CUTOFFS` for the accuracy of `jaxdet verify`
 
 
-def write(options, found, table, notes, pictures, verified):
-    """One Markdown file: the table of the runs, what to mind, and links to the pictures.
+def write(
+    options: Compare,
+    evaluated: Sequence[EvaluatedRun],
+    parts: Sequence[str],
+    pictures: Sequence[Path],
+    verified: VerifiedScores,
+) -> None:
+    """Write the report of these runs.
 
-    found: `compare.Judged` of every run.  verified: of `cutoffs.matched`.
+    parts: paragraphs and tables in Markdown about all of them.  pictures: files to link to, curves
+    first.
     """
-    path, many = options.report, len(found)
-    system, kind = _alike(found)
-    limits = _limits(kind, found)
-    parts = [
-        f"# {many} run{'s' * (many > 1)} compared",
-        *([_goal(limits)] if limits else []),
+    systems = {one.row["system"] for one in evaluated}
+    system = next(iter(systems)) if len(systems) == 1 else None
+    kind = configs.config(system) if system else TrainConfig
+    limits, count = resolve_limits(kind, evaluated), len(evaluated)
+    text = [
+        f"# {count} run{'s' * (count > 1)} compared",
+        *_limits_part(limits),
         f"Scores of checkpoint `{options.checkpoint}` on split `{options.split}`.",
-        table,
-        *notes,
-        *(_variants(found) if len({one.row["system"] for one in found}) == 1 else []),
-        *(_best(found, limits) if limits else []),
-        *cutoffs.parts(kind.CUTOFFS, found, verified),
-        *(_what(system, found) if system else []),
+        *parts,
+        *(differences(evaluated) if system else []),
+        *(_best_part(evaluated, limits) if limits else []),
+        *_cutoffs_part(kind.CUTOFFS, evaluated, verified),
+        *(_system_part(system, evaluated) if system else []),
     ]
-    for title, picture in zip(PICTURES, pictures, strict=False):
-        link = quote(os.path.relpath(picture, path.parent).replace(os.sep, "/"))
-        parts += [f"![{title}]({link})"]
-    run_dir.write_file(path.parent, path.name, "\n\n".join(parts) + "\n")
+    for title, picture in zip(PICTURE_TITLES, pictures, strict=False):
+        link = quote(os.path.relpath(picture, options.report.parent).replace(os.sep, "/"))
+        text.append(f"![{title}]({link})")
+    run_dir.write_text(options.report.parent, options.report.name, "\n\n".join(text) + "\n")
 
 
-def _alike(found):
-    """(the system of all runs, or None, the class of its configurations, or of all)."""
-    first, *others = {one.row["system"] for one in found}
-    return (None, TrainConfig) if others else (first, configs.config(first))
-
-
-def _limits(kind, found):
-    """`kind.LIMITS`, with the fewest parameters that any run was allowed (`--max-params`)."""
-    asked = [one.config.max_params for one in found if one.config.max_params]
+def resolve_limits(
+    kind: type[TrainConfig], evaluated: Sequence[EvaluatedRun]
+) -> Mapping[str, float]:
+    """`LIMITS` of a configuration, with the lowest `--max-params` of the runs."""
+    given = [one.config.max_params for one in evaluated if one.config.max_params]
     limits = kind.LIMITS
-    return limits | {"parameters": min(asked)} if asked and "parameters" in limits else limits
+    return limits | {"parameters": min(given)} if given and "parameters" in limits else limits
 
 
-def _what(system, found):
-    """Parts about what the runs are, where their system tells."""
-    lines = [run_table.of_run(one.row["run"], one.config, one.folder) for one in found]
-    table = run_table.table(system, lines)
-    return ["## What the runs are", *table] if table else []
-
-
-def _goal(limits):
-    most = " and ".join(f"{most:,} {UNITS[name]}" for name, most in limits.items())
-    return f"Goal: as few wrong labels as can be, with at most {most}."
-
-
-def _variants(found):
-    """Parts about what the runs are: the options in which they differ, and which did not end."""
-    names = [field for field in vars(found[0].config) if len(_values(found, field)) > 1]
-    rows = [
-        {"run": one.row["run"], **{name: getattr(one.config, name, None) for name in names}}
-        for one in found
+def differences(evaluated: Sequence[EvaluatedRun]) -> Iterator[str]:
+    """Parts on the options in which runs differ, on incomplete runs, and on shared seconds."""
+    names = [
+        field
+        for field in vars(evaluated[0].config)
+        if len({getattr(one.config, field, None) for one in evaluated}) > 1
     ]
     if names:
-        yield "What the runs differ in, as options of `jaxdet train`:"
+        yield "The runs differ in these options of `jaxdet train`:"
+        rows = [
+            {"run": one.row["run"], **{name: getattr(one.config, name, None) for name in names}}
+            for one in evaluated
+        ]
         yield tables.to_markdown(rows, ["run", *names])
-    for one in found:
-        done, wanted = one.row["epochs"], one.config.epochs
-        if done is not None and done < wanted and not one.config.patience:
-            why = "it was stopped, or its loss was no longer a number"
-            yield f"`{one.row['run']}` has {done} of its {wanted} epochs: {why}."
-        most = max((line.get("together", 1) for line in one.metrics), default=1)
-        if most > 1:
-            yield SHARED.format(run=one.row["run"], most=most)
+    for one in evaluated:
+        done, planned = one.row["epochs"], one.config.epochs
+        if done is not None and done < planned and not one.config.patience:
+            why = "it was stopped, or its loss was not finite"
+            yield f"`{one.row['run']}` has {done} of its {planned} epochs: {why}."
+        together = max((line.get("together", 1) for line in one.metrics), default=1)
+        if together > 1:
+            yield SHARED_TIME_NOTE.format(run=one.row["run"], count=together)
 
 
-def _values(found, field):
-    """All values of an option of the runs."""
-    return {getattr(one.config, field, None) for one in found}
-
-
-def _best(found, limits):
-    """Parts about the best of the runs: those within the limits, or all where none is."""
-    within = [one for one in found if all(one.row[k] <= most for k, most in limits.items())]
-    best = max(within or found, key=lambda one: max(_accuracies(one), default=0.0))
-    row, where = best.row, run_dir.read_environment(best.folder).get("devices", ["?"])
-    kind = "both limits" if within else "no limit: no run is within both; the best of all"
-    return [
-        "## The best network",
-        f"Within {kind}: `{row['run']}`, chosen by its validation accuracy, has accuracy "
-        f"{row['accuracy']:.4f}, error rate {row['error_rate']:.4f}, {row['parameters']:,} "
-        f"parameters, {row['total_seconds']:.0f} s on {len(where)} {where[0]}.",
-        f"    jaxdet train {row['system']} {shlex.join(flags.words(best.config))}",
-        *_layers(best),
-        "## Accuracy of each label, and what it was taken for",
-        common.by_label(row),
-        _telling(row),
-        "## Validation accuracy after each epoch, from before the first",
-        _epochs(found),
-        f"Where less than {RISE} more came in the {OVER} epochs after:",
-        tables.to_markdown([_plateau(one) for one in found], ["run", "plateau from epoch"]),
-    ]
-
-
-def _layers(best):
-    """Functions F, variables X and parameters W of a network, from its input to its output."""
-    named = configs.network_of_run(best.folder, best.config)
-    images = jax.ShapeDtypeStruct(named.input, "float32")
-    network = summary.summarize(named.net, images)
-    *layers, whole = summary.table_rows(network)
-    rows = [{"layer": "input", "output": named.input}, *layers]
-    rows = [{"n": n, **row} for n, row in enumerate(rows)] + [whole]
-    return [
-        "From the image to its answer: X n is the output of the function F n, which learns the "
-        "weights W n; where W is empty, nothing is learnt:",
-        summary.to_markdown(rows, summary.notes(network), LAYER_HEADINGS),
-    ]
-
-
-def _telling(row):
-    """In words, the labels that are found best and worst, and the most frequent mistake."""
-    shares = {name: of["accuracy"] for name, of in row["labels"].items() if of["count"]}
-    best, worst = max(shares, key=shares.get), min(shares, key=shares.get)
-    said = f"Found best: {best}, {shares[best]:.3f}; worst: {worst}, {shares[worst]:.3f}."
+def summarize_labels(row: Mapping[str, Any]) -> str:
+    """The labels with the highest and lowest accuracy, and the most frequent confusion."""
+    accuracy = {name: of["accuracy"] for name, of in row["labels"].items() if of["count"]}
+    best, worst = max(accuracy, key=accuracy.get), min(accuracy, key=accuracy.get)
+    text = (
+        f"Highest accuracy: {best}, {accuracy[best]:.3f}; lowest: {worst}, {accuracy[worst]:.3f}."
+    )
     wrong = np.array(row["confusion"])
     np.fill_diagonal(wrong, 0)
-    true, taken = np.unravel_index(wrong.argmax(), wrong.shape)
+    if not wrong.any():
+        return text
+    true, predicted = np.unravel_index(wrong.argmax(), wrong.shape)
     names = list(row["labels"])
-    mistake = f"{names[true]} for {names[taken]}, {wrong.max()} of {wrong.sum()} mistakes"
-    return f"{said}  Most often taken wrongly: {mistake}." if wrong.any() else said
+    pair = f"{names[true]} predicted as {names[predicted]}"
+    return f"{text}  Most frequent mistake: {pair}, {wrong.max()} of {wrong.sum()}."
 
 
-def _accuracies(one):
-    """Validation accuracy after each epoch of a run."""
+def read_verified(paths: Sequence[Path]) -> list[tuple[Path, dict[str, Any]]]:
+    """[(file, its checkpoint and scores)] of `--verified`; InputError for other files."""
+    return [(path, thresholds.read_scores(path)) for path in paths]
+
+
+def match_verified(
+    files: Sequence[tuple[Path, dict[str, Any]]], evaluated: Sequence[EvaluatedRun]
+) -> VerifiedScores:
+    """The scores of `read_verified` by run; InputError for those of a run that is not compared."""
+    runs = {
+        thresholds.identify_checkpoint(one.folder, one.row["step"])["manifest"]: one.row["run"]
+        for one in evaluated
+    }
+    scores: VerifiedScores = {}
+    for path, content in files:
+        run = runs.get(content["checkpoint"]["manifest"])
+        if run is None:
+            of = "checkpoint {step} of run {run!r}".format(**content["checkpoint"])
+            raise InputError(f"{path}: found with {of}, which is not among those compared")
+        scores.setdefault(run, []).append(content["scores"])
+    return scores
+
+
+def level(value: float, cutoffs: Sequence[float]) -> str:
+    """The highest of the levels high, medium and low that a value reaches, or "none"."""
+    return next((name for name, cut in zip(LEVELS, cutoffs, strict=True) if value >= cut), "none")
+
+
+def _limits_part(limits: Mapping[str, float]) -> list[str]:
+    if not limits:
+        return []
+    text = " and ".join(f"{limit:,} {UNITS[name]}" for name, limit in limits.items())
+    return [f"Goal: the lowest error rate with at most {text}."]
+
+
+def _best_part(evaluated: Sequence[EvaluatedRun], limits: Mapping[str, float]) -> list[str]:
+    """The best of the runs within the limits, or of all where none is."""
+    within = [one for one in evaluated if all(one.row[k] <= v for k, v in limits.items())]
+    best = max(within or evaluated, key=lambda one: max(_accuracies(one), default=0.0))
+    row, devices = best.row, run_dir.read_environment(best.folder).get("devices", ["?"])
+    which = "Within both limits" if within else "No run is within both limits; the best of all"
+    named = configs.network_of_run(best.folder, best.config)
+    network = summary.summarize(named.net, jax.ShapeDtypeStruct(named.input, "float32"))
+    *layers, total = summary.table_rows(network)
+    layers = [{"layer": "input", "output": named.input}, *layers]
+    layers = [{"n": n, **layer} for n, layer in enumerate(layers)] + [total]
+    epochs: dict[int, dict[str, Any]] = {}
+    for one in evaluated:
+        for line in one.metrics:
+            epoch = epochs.setdefault(line["epoch"], {"epoch": line["epoch"]})
+            epoch[one.row["run"]] = line["val"]["accuracy"]
+    return [
+        "## The best network",
+        f"{which}: `{row['run']}`, chosen by its validation accuracy, has accuracy "
+        f"{row['accuracy']:.4f}, error rate {row['error_rate']:.4f}, {row['parameters']:,} "
+        f"parameters, {row['total_seconds']:.0f} s on {len(devices)} {devices[0]}.",
+        f"    jaxdet train {row['system']} {shlex.join(flags.to_words(best.config))}",
+        "From the image to the prediction: X n is the output of the function F n, which has the "
+        "trainable weights W n; where W is empty, nothing is trained:",
+        summary.to_markdown(layers, summary.notes(network), LAYER_HEADINGS),
+        "## Accuracy of each label, and confusions",
+        common.by_label(row),
+        summarize_labels(row),
+        "## Validation accuracy after each epoch, from before the first",
+        tables.to_markdown(
+            [epochs[epoch] for epoch in sorted(epochs)],
+            ["epoch", *(one.row["run"] for one in evaluated)],
+        ),
+        f"The first epoch after which {PLATEAU_EPOCHS} epochs gain less than {PLATEAU_RISE}:",
+        tables.to_markdown([_plateau(one) for one in evaluated], ["run", "plateau from epoch"]),
+    ]
+
+
+def _accuracies(one: EvaluatedRun) -> list[float]:
+    """Validation accuracy after each epoch."""
     return [line["val"]["accuracy"] for line in one.metrics]
 
 
-def _epochs(found):
-    """A row an epoch, a column a run."""
-    rows = {}
-    for one in found:
-        for line in one.metrics:
-            row = rows.setdefault(line["epoch"], {"epoch": line["epoch"]})
-            row[one.row["run"]] = line["val"]["accuracy"]
-    ordered = [rows[epoch] for epoch in sorted(rows)]
-    return tables.to_markdown(ordered, ["epoch", *(one.row["run"] for one in found)])
-
-
-def _plateau(one):
-    place = classification_metrics.plateau_start(_accuracies(one), rise=RISE, over=OVER)
-    epoch = "not reached" if place is None else one.metrics[place]["epoch"]
+def _plateau(one: EvaluatedRun) -> dict[str, Any]:
+    start = classification_metrics.plateau_start(
+        _accuracies(one), rise=PLATEAU_RISE, over=PLATEAU_EPOCHS
+    )
+    epoch = "not reached" if start is None else one.metrics[start]["epoch"]
     return {"run": one.row["run"], "plateau from epoch": epoch}
+
+
+def _cutoffs_part(
+    cutoffs: Mapping[str, tuple[float, float, float]],
+    evaluated: Sequence[EvaluatedRun],
+    verified: VerifiedScores,
+) -> list[str]:
+    """The level of each score of each run, by its own scores and those of `jaxdet verify`."""
+    if not cutoffs:
+        return []
+    rows = []
+    for one in evaluated:
+        scores = {name: (one.row[name], cuts) for name, cuts in cutoffs.items() if name in one.row}
+        for of in verified.get(one.row["run"], ()):
+            scores[f"{VERIFICATION}, {of['part']}"] = of["accuracy"], cutoffs[VERIFICATION]
+        row = {"run": one.row["run"]}
+        for name, (value, cuts) in scores.items():
+            row |= {name: value, f"{name} level": level(value, cuts)}
+        rows.append(row)
+    goals = [
+        f"{name}: " + ", ".join(f"{of} from {cut:g}" for of, cut in zip(LEVELS, cuts, strict=True))
+        for name, cuts in cutoffs.items()
+    ]
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    return ["## Cut-offs", f"{'; '.join(goals)}.", tables.to_markdown(rows, columns)]
+
+
+def _system_part(system: str, evaluated: Sequence[EvaluatedRun]) -> list[str]:
+    """The columns that the system adds for each run."""
+    summaries = [
+        sweep_table.run_summary(one.row["run"], one.config, one.folder) for one in evaluated
+    ]
+    rows = sweep_table.system_rows(system, summaries)
+    return ["## The runs", tables.to_markdown(rows, list(rows[0]))] if rows else []

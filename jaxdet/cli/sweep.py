@@ -3,237 +3,282 @@
 import json
 import signal
 import time
-from dataclasses import asdict, fields, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from itertools import groupby, product
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from jaxdet import configs
-from jaxdet.cli import common, flags, swept
-from jaxdet.config import largest_subset, reuse_data, traceable_fields
+from jaxdet import configs, runs
+from jaxdet.cli import common, flags, sweep_table
+from jaxdet.cli.options import Sweep
+from jaxdet.config import TrainConfig, largest_subset, reuse_data, traceable_fields
 from jaxdet.errors import InputError
-from jaxdet.training import checkpoint, progress, run_dir, sweep, time_budget
-from jaxdet.training import loop as training_loop
-from jaxdet.training import state as training
+from jaxdet.training import checkpoint, experiment, loop, progress, run_dir, sweep, time_budget
+from jaxdet.training import state as training_state
 
 SEED = "--seed"
-ABLATION = "ablation"  # the grid that --one-at-a-time is made for
+ABLATION = "ablation"  # grid of --one-at-a-time where no option has several values
+
+Axes = dict[str, list[str]]  # option -> its values, as on the command line
 
 
-def run(name, options, words, axes):
-    """Train every combination of the values of `axes` {option: [word]}, and print one table."""
-    kind = configs.config(name)
-    words, axes, listed = _with_grid(name, kind, options, words, axes)
-    _check(options, axes, listed)
-    titles = _titles(name, options, words, axes, listed)
-    show, shape, costs = progress.Progress(quiet=options.quiet), _shape(kind), {}
-    trained = _trained(kind, list(titles))
-    first = sorted(dict.fromkeys(trained.values()), key=shape)
-    groups = [list(alike) for _, alike in groupby(first, shape)]
-    programs, failed, start = None, {}, progress.since_start() or 0.0
+class Grid(NamedTuple):
+    """The runs of a sweep: every row with every combination of the axes."""
+
+    words: list[str]  # options of all runs
+    axes: Axes
+    rows: list[list[str]]  # further options of each row; one empty row where there are none
+
+    def columns(self) -> list[str]:
+        """Options that the table shows: those of rows and axes, but the seed."""
+        given = [word for words in (*self.rows, self.axes) for word in words]
+        return list(dict.fromkeys(w for w in given if w.startswith("--") and w != SEED))
+
+
+def run(name: str, options: Sweep, words: Sequence[str], axes: Axes) -> int:
+    """Train every combination of the values in `axes`, and print one table; the exit code.
+
+    words: options that all runs share.
+    """
+    grid = resolve_grid(name, options, words, axes)
+    _check(options, grid)
+    titles = run_titles(name, options, grid)
+    show = progress.Progress(quiet=options.quiet)
     with common.caught_signals() as caught, reuse_data():
-        for number, group in enumerate(groups, 1):
-            show.line(f"program {number} of {len(groups)}: {len(group)} runs")
-            began = time.monotonic() - start  # as if these were the first
-            how = (options, show, lambda: bool(caught), programs, began)
-            lanes = _lanes(name, group, titles, *how)
-            if not lanes.run(together=_together(lanes, options, show)):
-                show.line("stopped; the same words with --resume go on")
-                return 130 if signal.SIGINT in caught else 0
-            costs[shape(group[0])], programs = lanes.cost(), lanes.programs
-            failed |= lanes.failed
-        for config, by in trained.items():
-            own, other = (options.out / titles[one] for one in (config, by))
-            if config != by and checkpoint.steps(other):
-                costs[shape(config)] = _judged(name, config, own, other, options, show)
-            costs.setdefault(shape(config), costs[shape(by)])
-    told = list(dict.fromkeys(option for own in (*listed, axes) for option in _options(own)))
-    costs = {config: costs[shape(config)] for config in titles}
-    swept.tell(name, options, titles, told, costs, failed)
-    if SEED in axes:
-        show.line(f"test scores with mean and spread: jaxdet compare {options.out}/*/")
+        runner = SweepRunner(name, options, titles, show, lambda: bool(caught))
+        if not runner.train():
+            show.line("stopped; run the same command with --resume to continue")
+            return 130 if signal.SIGINT in caught else 0
+        costs = runner.costs()
+    sweep_table.report(name, options, titles, grid.columns(), costs, runner.failed)
+    if SEED in grid.axes:
+        show.line(f"mean and spread of test scores: jaxdet compare {options.out}/*/")
     return 0
 
 
-def _with_grid(name, kind, options, words, axes):
-    """(words, axes, lists of words of a run each), with those of the grid that the options name.
+def resolve_grid(name: str, options: Sweep, words: Sequence[str], axes: Axes) -> Grid:
+    """The grid of a sweep: values given on the command line replace those of `--grid`.
 
-    The user's come last, and so win.  Without several values of anything, one at a time is the grid
-    `ablation`.
+    `--one-at-a-time` without several values of any option uses the grid `ablation`.
     """
-    ablation = options.one_at_a_time and not axes and ABLATION in kind.GRIDS
-    chosen = options.grid or (ABLATION if ablation else "")
+    grids = configs.config(name).GRIDS
+    chosen = options.grid
+    if not chosen and options.one_at_a_time and not axes and ABLATION in grids:
+        chosen = ABLATION
     if not chosen:
-        return words, axes, [[]]
-    if chosen not in kind.GRIDS:
-        raise InputError(f"--grid {chosen}: {name} has {', '.join(kind.GRIDS) or 'no grids'}")
-    grid = kind.GRIDS[chosen]
-    if isinstance(grid, tuple):
-        return words, axes, [one.split() for one in grid]
-    more, of_grid = flags.several(grid.split(), kind)
-    return [*more, *words], of_grid | axes, [[]]
+        return Grid(list(words), axes, [[]])
+    if chosen not in grids:
+        if not grids:
+            raise InputError(f"{name} has no grids; leave out --grid {chosen}")
+        raise InputError(f"--grid must be one of {', '.join(grids)}, got {chosen}")
+    if isinstance(grids[chosen], tuple):
+        return Grid(list(words), axes, [row.split() for row in grids[chosen]])
+    shared, of_grid = flags.split_axes(grids[chosen].split(), configs.config(name))
+    return Grid([*shared, *words], of_grid | axes, [[]])
 
 
-def _titles(name, options, words, axes, listed):
-    """{configuration of a run: the name of its folder}, which is what is its own.
+def run_titles(name: str, options: Sweep, grid: Grid) -> dict[TrainConfig, str]:
+    """{configuration: name of its folder}: the options in which it differs from the others.
 
-    One at a time, that is what differs from the first values, or `nothing`.
+    One at a time, these are those in which it differs from the first run, which is `baseline`.
     """
-    found = {}
-    for number, own in enumerate(listed, 1):
-        for values in _combined(axes, options.one_at_a_time):
-            config = _config(name, options, [*own, *words], axes, values)
-            shown = axes
+    titles = {}
+    for number, row in enumerate(grid.rows, 1):
+        for values in combinations(grid.axes, options.one_at_a_time):
+            config = _config(name, options, [*row, *grid.words], grid.axes, values)
+            shown = list(grid.axes)
             if options.one_at_a_time:
-                shown = _changed(axes, values) + [axis for axis in axes if axis == SEED]
-            parts = [f"{axis.strip('-')}={_text(swept.value(config, axis))}" for axis in shown]
-            parts = [f"{options.grid}{number:02d}", *parts] if own else parts
-            found[config] = ",".join(parts or ["nothing"]).replace("/", "_")
-    return found
+                shown = _changed(grid.axes, values) + [SEED] * (SEED in grid.axes)
+            parts = [
+                f"{axis.strip('-')}={_word(sweep_table.option_value(config, axis))}"
+                for axis in shown
+            ]
+            parts = [f"{options.grid}{number:02d}", *parts] if row else parts
+            titles[config] = ",".join(parts or [sweep_table.BASELINE]).replace("/", "_")
+    return titles
 
 
-def _options(words):
-    return [word for word in words if word.startswith("--") and word != SEED]
+def combinations(axes: Axes, one_at_a_time: bool) -> Iterator[tuple[str, ...]]:
+    """Every combination of values; one at a time, those with at most one that is not the first.
 
-
-def _text(value):
-    """A value as part of the name of a folder."""
-    return "-".join(f"{each:g}" for each in value) if isinstance(value, tuple) else value
-
-
-def _check(options, axes, listed):
-    """Refuse words that make no sweep, and a folder that may not be replaced."""
-    single = [axis for axis in axes if hasattr(options, axis.strip("-").replace("-", "_"))]
-    if single:
-        raise InputError(f"{single[0]} {' '.join(axes[single[0]])}: one value is wanted")
-    if not (axes or listed[0]) or not all(axes.values()):
-        raise InputError("give an option several values, such as --lr 1e-3 3e-3, or --seeds 3")
-    if run_dir.is_occupied(options.out) and not (options.resume or options.overwrite):
-        raise InputError(
-            f"{options.out} exists; continue it with --resume, replace its runs with --overwrite, "
-            f"or give another --out"
-        )
-
-
-def _combined(axes, one_at_a_time):
-    """Values of all axes, every combination; or those in which one at most is not its first."""
+    All seeds are combined with all of these.
+    """
     for values in product(*axes.values()):
         if not one_at_a_time or len(_changed(axes, values)) < 2:
             yield values
 
 
-def _changed(axes, values):
-    """The axes, but for the seed, in which values are not the first."""
+def shared_training(
+    kind: type[TrainConfig], chosen: Sequence[TrainConfig]
+) -> dict[TrainConfig, TrainConfig]:
+    """{configuration: the first with the same training}: they differ in `EVAL_ONLY` fields only."""
+    values = {name: getattr(chosen[0], name) for name in kind.EVAL_ONLY}
+    first: dict[TrainConfig, TrainConfig] = {}
+    return {config: first.setdefault(replace(config, **values), config) for config in chosen}
+
+
+class SweepRunner:
+    """Trains the runs of a sweep, those that share a program together.
+
+    titles: {configuration: name of its folder in `options.out`}.
+    stop: asked between batches; when it returns True, the runs save and end.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        options: Sweep,
+        titles: Mapping[TrainConfig, str],
+        show: progress.Progress,
+        stop: Callable[[], bool],
+    ):
+        self.name, self.options, self.show, self.stop = name, options, show, stop
+        self.folders = {config: options.out / title for config, title in titles.items()}
+        self.trained_as = shared_training(configs.config(name), list(titles))
+        self.failed: dict[Path, str] = {}  # folder of a run that diverged or ran out of time -> why
+        self.program_costs: dict[str, dict[str, int]] = {}
+        self.compiled: loop.CompiledSteps | None = None  # those of the previous program
+        self.startup = progress.since_start() or 0.0  # seconds that every program counts as its own
+
+    def train(self) -> bool:
+        """Train all runs, one program after the other; False when stopped."""
+        first = sorted(dict.fromkeys(self.trained_as.values()), key=_program)
+        groups = [list(group) for _, group in groupby(first, _program)]
+        for number, group in enumerate(groups, 1):
+            self.show.line(f"program {number} of {len(groups)}: {len(group)} runs")
+            together = self._prepare(group)
+            if not together.run(together=self._is_faster_together(together)):
+                return False
+            self.compiled = together.compiled
+            self.program_costs[_program(group[0])] = together.cost()
+            self.failed |= together.failed
+        return True
+
+    def costs(self) -> dict[TrainConfig, dict[str, int]]:
+        """Operations and parameters of each network; evaluates the runs that need no training."""
+        for config, trained in self.trained_as.items():
+            if config != trained and checkpoint.steps(self.folders[trained]):
+                self.program_costs[_program(config)] = self._evaluate(config, trained)
+            self.program_costs.setdefault(_program(config), self.program_costs[_program(trained)])
+        return {config: self.program_costs[_program(config)] for config in self.folders}
+
+    def _prepare(self, group: Sequence[TrainConfig]) -> sweep.VmappedRuns:
+        """Runs that differ in numbers only, each at its last checkpoint or in a new folder."""
+        begun = time.monotonic() - self.startup
+        devices = experiment.select_devices(group[0])
+        if self.options.vmap == "yes" and len(devices) > 1:
+            raise InputError(f"--vmap yes needs --devices 1, got {len(devices)} devices")
+        whole = replace(configs.build(self.name, largest_subset(group)), config=group[0])
+        if self.options.vmap == "yes" and not (
+            whole.splits["train"].arrays and len(whole.scales) == 1
+        ):
+            raise InputError(
+                "--vmap yes needs data in memory and images of one size; leave out --stream and "
+                "--multiscale"
+            )
+        training_state.validate_weights(whole)
+        runs.report_notes(whole.notes, self.show.line)
+        runs.report_uneven_batches(whole, self.show.line)
+        folders = [self.folders[config] for config in group]
+        resumed = [path for path in folders if self._is_resumed(path)]
+        compiled = loop.CompiledSteps(whole, self.compiled)
+        if group[0].time_budget:
+            epochs = self._planned_epochs(whole, compiled, resumed, begun)
+            group = [replace(config, epochs=epochs) for config in group]
+        for folder, config in zip(folders, group, strict=True):
+            self._open(folder, sweep.with_config(whole, config))
+        spent = time.monotonic() - begun
+        return sweep.VmappedRuns(whole, group, folders, self.show, self.stop, compiled, spent)
+
+    def _planned_epochs(
+        self,
+        whole: experiment.Experiment,
+        compiled: loop.CompiledSteps,
+        resumed: Sequence[Path],
+        begun: float,
+    ) -> int:
+        """Epochs that fit into the time of one run: planned once for all, kept when resuming."""
+        if resumed:
+            return runs.read_config(resumed[0], self.name).epochs
+        planned = time_budget.plan_epochs(compiled, whole, time.monotonic() - begun)
+        epochs, budget = planned.config.epochs, planned.config.time_budget
+        self.show.line(f"{epochs} epochs fit into {budget:g} s per run")
+        return epochs
+
+    def _open(self, folder: Path, own: experiment.Experiment) -> None:
+        """Create the folder of a run, or check that the run in it has the same options."""
+        if self._is_resumed(folder):
+            runs.check_same(folder, runs.read_config(folder, self.name), own.config)
+            return
+        run_dir.check_vacant(folder, overwrite=self.options.overwrite)
+        runs.create(folder, own)
+        run_dir.write_environment(folder, own.devices)
+
+    def _is_resumed(self, folder: Path) -> bool:
+        return run_dir.is_run(folder) and not self.options.overwrite
+
+    def _is_faster_together(self, together: sweep.VmappedRuns) -> bool:
+        """Whether the runs train in one program: as `--vmap` says, or because that is faster."""
+        count = len(together.loops)
+        if self.options.vmap != "auto" or count == 1 or len(together.compiled.devices) > 1:
+            return self.options.vmap == "yes"
+        if not together.can_train_together():
+            return False
+        times = together.measure_steps()
+        faster = times.together < times.in_turn
+        self.show.line(
+            f"a step of {count} runs takes {times.together:.3g} s in one program and "
+            f"{times.in_turn:.3g} s one after the other: {'together' if faster else 'in turn'}"
+        )
+        return faster
+
+    def _evaluate(self, config: TrainConfig, trained: TrainConfig) -> dict[str, int]:
+        """Evaluate the checkpoint of a run with other `EVAL_ONLY` options; its cost."""
+        folder, source = self.folders[config], self.folders[trained]
+        config = replace(config, epochs=runs.read_config(source, self.name).epochs)
+        whole = configs.build(self.name, config)
+        self._open(folder, sweep.with_config(whole, config))
+        self.show.line(f"{folder.name}: trained as {source.name}, evaluated with its own options")
+        return sweep.evaluate_trained(whole, folder, source, self.show)
+
+
+def _check(options: Sweep, grid: Grid) -> None:
+    """Refuse a sweep without several values, and a folder that must not be replaced."""
+    for axis, values in grid.axes.items():
+        if hasattr(options, axis.strip("-").replace("-", "_")):
+            raise InputError(f"{axis} must be one value, got {' '.join(values)}")
+    if not (grid.axes or grid.rows[0]) or not all(grid.axes.values()):
+        raise InputError("give an option several values, such as --lr 1e-3 3e-3, or --seeds 3")
+    if run_dir.is_occupied(options.out) and not (options.resume or options.overwrite):
+        raise InputError(
+            f"{options.out} exists; continue it with --resume, replace its runs with --overwrite, "
+            f"or choose another --out"
+        )
+
+
+def _changed(axes: Axes, values: Iterable[str]) -> list[str]:
+    """The axes, but the seed, whose value is not their first."""
     pairs = zip(axes.items(), values, strict=True)
     return [axis for (axis, known), value in pairs if value != known[0] and axis != SEED]
 
 
-def _config(name, options, words, axes, values):
-    """The configuration of one combination."""
-    spelled = [word for axis, value in zip(axes, values, strict=True) for word in (axis, value)]
+def _config(
+    name: str, options: Sweep, words: Sequence[str], axes: Axes, values: Iterable[str]
+) -> TrainConfig:
+    """The configuration of one combination of values."""
+    chosen = [word for pair in zip(axes, values, strict=True) for word in pair]
     defaults = (options, configs.config(name)())
-    _, config = flags.with_config(f"sweep {name}", [*words, *spelled], defaults)
-    return common.absolute(config)
+    _, config = flags.parse_with_config(f"sweep {name}", [*words, *chosen], defaults)
+    return runs.absolute_paths(config)
 
 
-def _shape(kind):
-    """What of a configuration makes a program of its own, as a text."""
-    numbers = traceable_fields(kind)
-
-    def shape(config):
-        return json.dumps({k: v for k, v in asdict(config).items() if k not in numbers})
-
-    return shape
+def _program(config: TrainConfig) -> str:
+    """A text that is equal for configurations that share a compiled program."""
+    numbers = traceable_fields(type(config))
+    return json.dumps({k: v for k, v in asdict(config).items() if k not in numbers})
 
 
-def _trained(kind, chosen):
-    """{configuration: the first whose training is the same}: they differ in `kind.EVAL_ONLY` alone."""
-    judged, first = {name: getattr(chosen[0], name) for name in kind.EVAL_ONLY}, {}
-    return {config: first.setdefault(replace(config, **judged), config) for config in chosen}
-
-
-def _judged(name, config, folder, trained, options, show):
-    """The cost of a run that another has trained, in a folder of its own."""
-    config = replace(config, epochs=common.kept_config(trained, name).epochs)
-    system = configs.build(name, config)
-    if run_dir.is_run(folder) and not options.overwrite:
-        _same(folder, name, config)
-    else:
-        run_dir.check_vacant(folder, overwrite=options.overwrite)
-        common.begin(folder, name, config, sweep.with_hparams(system, config))
-        run_dir.write_environment(folder, training.devices(config))
-    show.line(f"{folder.name}: as {trained.name}, judged anew")
-    return sweep.evaluate_trained(system, config, folder, trained, show)
-
-
-def _lanes(name, group, titles, options, show, stop, before, began):
-    """Configurations that differ in numbers only, on their way in a folder each.
-
-    before: the `fit.Programs` of those whose turn it was before, or None.  began: the moment from
-    which their seconds count, by `time.monotonic`.
-    """
-    among = training.devices(group[0])
-    if options.together == "yes" and len(among) > 1:
-        raise InputError(f"--together yes wants one device, not {len(among)}: --devices 1")
-    system = configs.build(name, largest_subset(group))
-    alike = system.splits["train"].arrays and len(system.scales) == 1
-    if options.together == "yes" and not alike:
-        raise InputError(
-            "--together yes wants data in memory, of one size: no --stream, --multiscale"
-        )
-    training.validate_weights(system, group[0])
-    common.tell_skipped(system.notes, show.line)
-    common.tell_uneven(system, group[0], show.line)
-    folders = [options.out / titles[config] for config in group]
-    going_on = [folder for folder in folders if run_dir.is_run(folder) and not options.overwrite]
-    programs = training_loop.CompiledSteps(system, group[0], before)
-    group = _planned(name, group, going_on, programs, system, show, began)
-    for folder, config in zip(folders, group, strict=True):
-        if folder in going_on:
-            _same(folder, name, config)
-        else:
-            run_dir.check_vacant(folder, overwrite=options.overwrite)
-            common.begin(folder, name, config, sweep.with_hparams(system, config))
-            run_dir.write_environment(folder, among)
-    spent = time.monotonic() - began
-    return sweep.VmappedRuns(system, group, folders, show, stop, programs, spent)
-
-
-def _planned(name, group, going_on, programs, system, show, began):
-    """The configurations with the epochs that the time of one run allows, planned once for all."""
-    if not group[0].time_budget:
-        return group
-    if going_on:
-        epochs = common.kept_config(going_on[0], name).epochs
-    else:
-        epochs = time_budget.plan_epochs(
-            programs, system, group[0], time.monotonic() - began
-        ).epochs
-        show.line(f"{epochs} epochs fit into {group[0].time_budget:g} s of a run")
-    return [replace(config, epochs=epochs) for config in group]
-
-
-def _together(lanes, options, show):
-    """Whether the runs train in one program, by the options or because that is quicker."""
-    count = len(lanes.loops)
-    if options.together != "auto" or count == 1 or len(lanes.programs.among) > 1:
-        return options.together == "yes"
-    if not lanes.begun():
-        return False
-    times = lanes.times()
-    together = times.together < times.in_turn
-    show.line(
-        f"a step of {count} runs takes {times.together:.3g} s in one program and "
-        f"{times.in_turn:.3g} s one after the other: {'together' if together else 'in turn'}"
-    )
-    return together
-
-
-def _same(folder, name, config):
-    """Refuse to continue a run that was begun with other options."""
-    kept = common.kept_config(folder, name)
-    other = [field.name for field in fields(kept) if _differs(field.name, kept, config)]
-    if other:
-        raise InputError(f"{folder} was begun with another --{other[0].replace('_', '-')}")
-
-
-def _differs(field, one, other):
-    return getattr(one, field) != getattr(other, field)
+def _word(value: Any) -> Any:
+    """A value as part of a folder name."""
+    return "-".join(f"{each:g}" for each in value) if isinstance(value, tuple) else value

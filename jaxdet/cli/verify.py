@@ -1,121 +1,99 @@
-"""`jaxdet verify COMMAND RUN`: who is on unknown images, and who is on both (seed 004).
+"""`jaxdet verify COMMAND RUN`: identify images, or compare pairs of them, by their embeddings.
 
-`dev` finds a threshold where the truth is known, `test` decides with it, `pair` compares two
-images, `pairs` is the protocol of Labeled Faces in the Wild, and `probe` asks for planes.
+`dev` finds a threshold where the truth is known and `test` applies it; `pair` compares two images,
+`pairs` evaluates a list of pairs, and `probe` fits a linear classifier to embeddings.
 """
 
 import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from jaxdet import files, tables
-from jaxdet.cli import (
-    common,
-    embedding,
-    predict_submission,
-    verify_output,
-    verify_pairs,
-    verify_probe,
-)
-from jaxdet.data import verification_protocol
+from jaxdet import api, files, runs, tables
+from jaxdet.cli import common, predict_submission, thresholds, verify_options
+from jaxdet.data import images, verification_protocol
 from jaxdet.errors import InputError
-from jaxdet.metrics import verification as scoring
+from jaxdet.metrics import verification as verification_metrics
 from jaxdet.ops import embeddings
+from jaxdet.types import Array
 
-PAIRS = 10_000_000  # pairs of images, at most, of which AUC, ROC and histogram are made
+MAX_PAIRS = 10_000_000  # pairs of images for AUC, ROC curve and histogram
+DEFAULT_FOLDS = 10  # of a list of pairs that does not say
+THUMBNAIL_SIDE = 112  # pixels
 
-
-class Probes(NamedTuple):
-    """N unknown images against M images of known identities."""
-
-    known: verification_protocol.Gallery
-    files: list  # [N]
-    true: Any  # [N]: place of the identity, -1 for nobody known; None where it is not told
-    similarity: Any  # [N, M]
-    found: Any  # [N]: the identity that each is most like
-    score: Any  # [N]: how like
-
-    def named(self, threshold):
-        """The label [N] of each image by a threshold."""
-        taken = zip(self.found, self.score >= threshold, strict=True)
-        return [
-            self.known.identities[who] if yes else verification_protocol.UNKNOWN_LABEL
-            for who, yes in taken
-        ]
-
-    def right(self, threshold):
-        """Whether each decision [N] by a threshold is right."""
-        return np.where(self.score >= threshold, self.found == self.true, self.true < 0)
+Scores = dict[str, Any]
 
 
-def run(command, options):
-    """Do one of these commands."""
-    others = {"pairs": verify_pairs.pairs, "probe": verify_probe.probe}
-    return {"dev": dev, "test": test, "pair": pair, **others}[command](options)
+def run(command: str, options: Any) -> int:
+    """Run one of the commands; its exit code."""
+    commands = {"dev": dev, "test": test, "pair": pair, "pairs": pairs, "probe": probe}
+    return commands[command](options)
 
 
-def dev(options):
-    """Find the best threshold on images whose truth is known; print the scores."""
+def dev(options: verify_options.Dev) -> int:
+    """Find the threshold with the best accuracy on probes with known labels; print the scores."""
     common.check_picture(options.worst, options.count)
     _check_step(options.step)
-    if not options.sweep and options.kind != "cosine":
-        raise InputError(f"--no-sweep: .4 is a cosine; --kind {options.kind} wants a sweep")
-    told = _told(options)
-    embedder = embedding.restored(options.run, options.checkpoint)
-    probes = _compared(options, embedder, *told)
-    chosen, scores = embeddings.THRESHOLD, _counts(probes, embedder)
-    if options.kind == "cosine":
-        scores |= _at(probes, chosen)
+    if not options.sweep and options.metric != "cosine":
+        raise InputError(f"--no-sweep needs --metric cosine, got {options.metric}")
+    protocol = read_protocol(options)
+    embedder = load_embedder(options)
+    found = identify(options, embedder, protocol)
+    threshold, scores = embeddings.THRESHOLD, found.counts()
+    if options.metric == "cosine":
+        scores |= found.scores_at(threshold)
     if options.sweep:
-        accept = probes.found == probes.true
-        chosen, _ = scoring.best_threshold(probes.score, accept, reject=probes.true < 0)
-        scores |= {f"best_{name}": value for name, value in _at(probes, chosen).items()}
-    verify_output.tell(options, {**embedder.made, **scores, **_separation(probes)})
-    _plot(options, probes, chosen)
-    _keep(options, "dev", chosen, embedder, probes)
-    _draw_probes(options, probes, chosen)
+        threshold, _ = verification_metrics.best_threshold(
+            found.score, found.predicted == found.true, reject=found.true < 0
+        )
+        best = found.scores_at(threshold)
+        scores |= {f"best_{name}": value for name, value in best.items()}
+    _print_scores(options, {**embedder.checkpoint_id, **scores, **found.separation()})
+    _write_results(options, "dev", threshold, embedder, found)
     return 0
 
 
-def test(options):
-    """Decide who is on unknown images by a given threshold; a table, or a line an image."""
+def test(options: verify_options.Test) -> int:
+    """Identify probes by a given threshold; print one line per probe, or write a table."""
     common.check_picture(options.worst, options.count)
     for name in ("worst", "out", "plots"):
         if getattr(options, name) and not options.truth:
-            raise InputError(f"--{name}: what is right is known with --truth only")
+            raise InputError(f"--{name} needs --truth, the labels of the unknown images")
     _check_step(options.step)
-    limit = embedding.threshold(options.threshold, options.kind)
-    told = _told(options)
-    sample = predict_submission.sample(options.sample, told[1]) if options.sample else None
-    embedder = embedding.restored(options.run, options.checkpoint)
-    value = embedding.agreed(limit, embedder, kind=options.kind, join=options.join)
-    probes = _compared(options, embedder, *told)
-    labels = probes.named(value)
+    threshold = thresholds.parse(options.threshold, options.metric)
+    protocol = read_protocol(options)
+    sample = None
+    if options.sample:
+        sample = predict_submission.read_sample(options.sample, protocol.probes)
+    embedder = load_embedder(options)
+    how = {"metric": options.metric, "reduce": options.reduce}
+    value = thresholds.check_fits(threshold, embedder.checkpoint_id, **how)
+    found = identify(options, embedder, protocol)
+    labels = found.labels(value)
     if options.submit:
         predict_submission.write(options.submit, labels, sample)
-        verify_output.say(options, f"wrote {options.submit}")
+        _print_line(options, f"wrote {options.submit}")
     else:
-        for file, label, score in zip(probes.files, labels, probes.score, strict=True):
-            row = {"image": str(file), "label": label, "score": round(float(score), 4)}
+        for path, label, score in zip(found.probes, labels, found.score, strict=True):
+            row = {"image": str(path), "label": label, "score": round(float(score), 4)}
             print(json.dumps(row) if options.json else " ".join(map(str, row.values())))
     if options.truth:
-        found = {**_counts(probes, embedder), **_at(probes, value), **_separation(probes)}
-        verify_output.tell(options, {**embedder.made, **found})
-        _plot(options, probes, value)
-        _keep(options, "test", value, embedder, probes)
-        _draw_probes(options, probes, value)
+        scores = {**found.counts(), **found.scores_at(value), **found.separation()}
+        _print_scores(options, {**embedder.checkpoint_id, **scores})
+        _write_results(options, "test", value, embedder, found)
     return 0
 
 
-def pair(options):
-    """Print how alike two images are, and whether that is enough."""
-    limit = embedding.threshold(options.threshold, options.kind)
-    embedder = embedding.restored(options.run, options.checkpoint)
-    value = embedding.agreed(limit, embedder, kind=options.kind)
-    made = embedder.embed(options.images)
-    score = float(embeddings.similarity(made[:1], made[1:], metric=options.kind)[0, 0])
+def pair(options: verify_options.Pair) -> int:
+    """Print the similarity of two images, and whether it reaches the threshold."""
+    threshold = thresholds.parse(options.threshold, options.metric)
+    embedder = load_embedder(options)
+    value = thresholds.check_fits(threshold, embedder.checkpoint_id, metric=options.metric)
+    found = embedder.embed(options.images)
+    score = float(embeddings.similarity(found[:1], found[1:], metric=options.metric)[0, 0])
     if options.json:
         print(json.dumps({"score": score, "same": score >= value, "threshold": value}))
     else:
@@ -123,127 +101,325 @@ def pair(options):
     return 0
 
 
-def _check_step(step):
-    if not 0 < step <= 1:
-        raise InputError(f"--step {step}: more than 0 and at most 1 is wanted")
-
-
-def _keep(options, part, threshold, embedder, probes):
-    """Write a threshold and the scores that it has, where that is asked for."""
-    if options.out:
-        scores = {"part": part, **_counts(probes, embedder), **_at(probes, threshold)}
-        how = {"kind": options.kind, "join": options.join}
-        embedding.keep(options.out, float(threshold), embedder, scores, **how)
-        verify_output.say(options, f"wrote {options.out}")
-
-
-def _told(options):
-    """(known identities, unknown files, the truth or None) as the options name them."""
-    known, files = (
-        verification_protocol.read_gallery(options.known),
-        verification_protocol.list_probes(options.unknown),
-    )
-    true = (
-        verification_protocol.read_truth(options.truth, known.identities, files)
-        if options.truth
-        else None
-    )
-    return known, files, true
-
-
-def _compared(options, embedder, known, files, true):
-    """The `Probes` of unknown files against known identities."""
-    learnt = _learnt(known, embedder)
-    if learnt:
-        common.warn(
-            f"{len(learnt)} of {len(known.identities)} known identities were learnt in training, first: "
-            f"{learnt[0]}; scores are to be of people whom the network never saw"
+def pairs(options: verify_options.Pairs) -> int:
+    """Print the scores of a list of pairs, each fold evaluated at the threshold of the others."""
+    common.check_picture(options.worst, options.count)
+    listed = verification_protocol.read_pairs(options.pairs, options.root)
+    if listed.missing and options.on_missing == "error":
+        raise InputError(
+            f"{listed.missing[0]} ({len(listed.missing)} such); --on-missing skip leaves pairs out"
         )
-    made = embedder.embed([*known.paths, *files])
-    count = len(known.paths)
-    similarity = embeddings.similarity(made[count:], made[:count], metric=options.kind)
-    found, score = embeddings.identify(
-        similarity, known.labels, len(known.identities), reduce=options.join, threshold=-np.inf
+    if not listed.pairs:
+        raise InputError(f"{options.pairs}: no pair whose images exist")
+    index = [pair.index for pair in listed.pairs]
+    count = len(index) + len(listed.missing)
+    folds = options.folds or listed.folds or DEFAULT_FOLDS
+    fold = verification_metrics.consecutive_folds(count, folds)[index]
+    embedder = load_embedder(options)
+    score, same = pair_scores(options.metric, embedder, listed.pairs)
+    missing = {"rows_missing": len(listed.missing)} if listed.missing else {}
+    counts = {"pairs": len(same), "same": int(same.sum()), **missing, "folds": len(np.unique(fold))}
+    limits, scores = cross_validate(score, same, fold)
+    _print_scores(options, {**embedder.checkpoint_id, **counts, **scores})
+    if options.plots:
+        _plot_pairs(options, score, same)
+    if options.worst and limits is not None:
+        shown = zip(np.where(same, "same identity", "different"), score, strict=True)
+        _draw_worst(
+            options,
+            [pair[:2] for pair in listed.pairs],
+            [f"{truth}, {value:.2f}" for truth, value in shown],
+            wrong=(score >= limits) != same,
+            error=abs(score - limits),
+        )
+    return 0
+
+
+def probe(options: verify_options.Probe) -> int:
+    """Fit a linear classifier to every other image of each identity; score it on the rest."""
+    gallery = verification_protocol.read_gallery(options.folder)
+    counts = np.bincount(gallery.labels, minlength=len(gallery.identities))
+    if (counts > 1).sum() < 2:
+        raise InputError(f"{options.folder}: must have two identities with two images each")
+    if (counts == 1).any():
+        common.warn(f"identities with one image, left out: {(counts == 1).sum()}")
+    order = np.concatenate([np.arange(count) for count in counts])  # of the images of an identity
+    several = counts[gallery.labels] > 1
+    fitted, others = ((order % 2 == part) & several for part in (0, 1))
+    embedder = load_embedder(options)
+    found = np.asarray(embeddings.l2_normalize(embedder.embed(gallery.paths)))
+    labels = gallery.labels
+    correct = verification_metrics.linear_probe(found[fitted], labels[fitted], found) == labels
+    scores = {
+        "identities": int((counts > 1).sum()),
+        "images": int(others.sum()),
+        "accuracy": float(correct[others].mean()),
+        "fitted_accuracy": float(correct[fitted].mean()),
+    }
+    _print_scores(options, {**embedder.checkpoint_id, **scores})
+    return 0
+
+
+class Embedder(NamedTuple):
+    """A run that embeds images, and what identifies its checkpoint."""
+
+    run: api.Run
+    checkpoint_id: dict[str, Any]  # see `thresholds.identify_checkpoint`
+
+    def embed(self, paths: Sequence[Path]) -> np.ndarray:
+        """Embeddings [N, D] of N image files, in the batches of the run's evaluation."""
+        batch = min(self.run.config.eval_batch, len(paths))
+        return self.run.embed(list(paths), batch_size=batch)
+
+
+def load_embedder(options: verify_options.Embedding) -> Embedder:
+    """The checkpoint that the options name; InputError if it is not a run of faces."""
+    runs.read_config(options.run, "faces")
+    run = api.load(options.run, options.checkpoint, warn=common.warn)
+    return Embedder(run, thresholds.identify_checkpoint(options.run, run.step))
+
+
+class Protocol(NamedTuple):
+    """Images of the assignment's protocol for verification."""
+
+    gallery: verification_protocol.Gallery
+    probes: list[Path]  # [N]
+    true: np.ndarray | None  # [N] index of the identity, -1 for none of the gallery; None: unknown
+
+
+def read_protocol(options: verify_options.Dev | verify_options.Test) -> Protocol:
+    """Gallery, probes, and true labels if there is a table of them."""
+    gallery = verification_protocol.read_gallery(options.known)
+    probes = verification_protocol.list_probes(options.unknown)
+    true = None
+    if options.truth:
+        true = verification_protocol.read_truth(options.truth, gallery.identities, probes)
+    return Protocol(gallery, probes, true)
+
+
+class Identification(NamedTuple):
+    """N probes compared with M gallery images."""
+
+    gallery: verification_protocol.Gallery
+    probes: list[Path]  # [N]
+    true: Any  # [N] index of the identity, -1 for none of the gallery; None where unknown
+    similarity: np.ndarray  # [N, M]
+    predicted: np.ndarray  # [N] the most similar identity
+    score: np.ndarray  # [N] float64: its similarity
+    trained: int  # identities of the gallery that the network was trained on
+
+    def labels(self, threshold: float) -> list[str]:
+        """The label [N] of each probe at a threshold."""
+        accepted = zip(self.predicted, self.score >= threshold, strict=True)
+        return [
+            self.gallery.identities[index] if accept else verification_protocol.UNKNOWN_LABEL
+            for index, accept in accepted
+        ]
+
+    def is_correct(self, threshold: float) -> np.ndarray:
+        """Whether each decision [N] at a threshold is correct."""
+        return np.where(self.score >= threshold, self.predicted == self.true, self.true < 0)
+
+    def counts(self) -> Scores:
+        """Numbers of images and identities."""
+        return {
+            "probes": len(self.probes),
+            "unknown_probes": int((self.true < 0).sum()),
+            "gallery_images": len(self.gallery.paths),
+            "gallery_identities": len(self.gallery.identities),
+            "trained_identities": self.trained,
+        }
+
+    def scores_at(self, threshold: float) -> Scores:
+        """Accuracy over probes, and correct acceptances per gallery identity."""
+        accepted = (self.predicted == self.true) & (self.score >= threshold)
+        return {
+            "threshold": float(threshold),
+            "accuracy": float(self.is_correct(threshold).mean()),
+            "known_accuracy": int(accepted.sum()) / len(self.gallery.identities),
+        }
+
+    def pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """(similarity, whether of the same identity) of pairs of a probe and a gallery image."""
+        rows = slice(max(1, MAX_PAIRS // len(self.gallery.paths)))
+        same = self.gallery.labels[None] == self.true[rows, None]
+        return self.similarity[rows].ravel(), same.ravel()
+
+    def separation(self) -> Scores:
+        """Scores over all thresholds, those for which there are examples of both kinds."""
+        (score, same), scores = self.pairs(), {}
+        if same.any() and not same.all():
+            scores |= pair_rates(score, same)
+        if (self.true < 0).any() and not (self.true < 0).all():
+            rates = verification_metrics.dir_at_fpir(self.score, self.predicted, self.true)
+            rates = zip(verification_metrics.FAR_LEVELS, rates, strict=True)
+            scores |= {f"dir_at_fpir_{fpir:g}": float(rate) for fpir, rate in rates}
+        return scores
+
+
+def identify(
+    options: verify_options.Identify, embedder: Embedder, protocol: Protocol
+) -> Identification:
+    """Compare all probes with the gallery; warns of identities that the network was trained on."""
+    gallery, probes, true = protocol
+    trained = sorted({*gallery.identities} & {*embedder.run.classes})
+    if trained:
+        common.warn(
+            f"{len(trained)} of {len(gallery.identities)} known identities were in the training "
+            f"data, first: {trained[0]}; scores should be of identities that the network never saw"
+        )
+    found = embedder.embed([*gallery.paths, *probes])
+    count = len(gallery.paths)
+    similarity = embeddings.similarity(found[count:], found[:count], metric=options.metric)
+    predicted, score = embeddings.identify(
+        similarity,
+        gallery.labels,
+        len(gallery.identities),
+        reduce=options.reduce,
+        threshold=-np.inf,
     )
-    similarity, found, score = jax.device_get((similarity, found, score))
-    return Probes(known, files, true, similarity, found, score.astype(np.float64))
+    similarity, predicted, score = jax.device_get((similarity, predicted, score))
+    score = score.astype(np.float64)
+    return Identification(gallery, probes, true, similarity, predicted, score, len(trained))
 
 
-def _learnt(known, embedder):
-    """The known identities that the network was trained to tell apart."""
-    return sorted({*known.identities} & {*embedder.classes})
+def pair_scores(
+    metric: embeddings.Metric, embedder: Embedder, listed: Sequence[verification_protocol.ImagePair]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(similarity, whether of the same identity) [P] of pairs; each image is embedded once."""
+    paths = sorted({path for pair in listed for path in pair[:2]})
+    found, index = embedder.embed(paths), {path: number for number, path in enumerate(paths)}
+    first, second = np.array([[index[path] for path in pair[:2]] for pair in listed]).T
+    compare = {"cosine": embeddings.cosine, "euclidean": lambda a, b: -embeddings.distance(a, b)}
+    score = jax.jit(compare[metric])(found[first], found[second])
+    return np.asarray(score, np.float64), np.array([pair.same for pair in listed])
 
 
-def _counts(probes, embedder):
-    """How many there are of each, and how many of the known were in the training."""
+def cross_validate(
+    score: np.ndarray, same: np.ndarray, fold: np.ndarray
+) -> tuple[np.ndarray | None, Scores]:
+    """(threshold [P] at which each pair is evaluated, scores) of P pairs in folds.
+
+    Warns of scores that the pairs do not allow; without any threshold the first is None.
+    """
+    if same.all() or not same.any():
+        which = "the same identity" if same.any() else "different identities"
+        common.warn(
+            f"all {len(same)} pairs found are of {which}: accuracy, auc, eer and tar_at_far need "
+            f"both kinds and are left out"
+        )
+        return None, {}
+    rates = pair_rates(score, same)
+    names, own = np.unique(fold, return_inverse=True)
+    if len(names) == 1:
+        common.warn(
+            f"all {len(same)} pairs found are in one fold: accuracy needs other folds for its "
+            f"threshold and is left out"
+        )
+        return None, rates
+    found = verification_metrics.cross_validate(score, same, fold)
+    accuracy = {"accuracy": found.mean, "accuracy_error": found.error}
+    threshold = {"threshold": float(found.thresholds.mean())}
+    return found.thresholds[own], {**accuracy, **threshold, **rates}
+
+
+def pair_rates(score: np.ndarray, same: np.ndarray) -> Scores:
+    """AUC, equal error rate and accept rates of pairs, of which both kinds must be there."""
+    rates = verification_metrics.tar_at_far(score, same)
+    rates = zip(verification_metrics.FAR_LEVELS, rates, strict=True)
     return {
-        "unknown_images": len(probes.files),
-        "known_images": len(probes.known.paths),
-        "known_identities": len(probes.known.identities),
-        "strangers": int((probes.true < 0).sum()),
-        "known_identities_learnt": len(_learnt(probes.known, embedder)),
+        "auc": verification_metrics.auc(score, same),
+        "eer": verification_metrics.eer(score, same),
+        **{f"tar_at_far_{far:g}": float(rate) for far, rate in rates},
     }
 
 
-def _at(probes, threshold):
-    """Both readings of the accuracy of verification, by a threshold."""
-    accepted = (probes.found == probes.true) & (probes.score >= threshold)
-    return {
-        "threshold": float(threshold),
-        "accuracy": float(probes.right(threshold).mean()),
-        "known_accuracy": int(accepted.sum()) / len(probes.known.identities),
-    }
+def _check_step(step: float) -> None:
+    if not 0 < step <= 1:
+        raise InputError(f"--step must be above 0 and at most 1, got {step:g}")
 
 
-def _pairs(probes):
-    """(similarity, whether of one person) of all pairs of an unknown and a known image."""
-    rows = slice(max(1, PAIRS // len(probes.known.paths)))
-    same = probes.known.labels[None] == probes.true[rows, None]
-    return probes.similarity[rows].ravel(), same.ravel()
+def _print_scores(options: verify_options.Embedding, scores: Scores) -> None:
+    """One `name value` per line, or JSON, which has the hash of the checkpoint as well."""
+    if options.json:
+        print(json.dumps(scores))
+    else:
+        lines = (f"{name} {value}\n" for name, value in scores.items() if name != "manifest")
+        print("".join(lines), end="")
 
 
-def _separation(probes):
-    """Scores of all thresholds together, where there is what they compare."""
-    found, (scores, same) = {}, _pairs(probes)
-    if same.any() and not same.all():
-        found |= verify_output.rates(scores, same)
-    if (probes.true < 0).any() and not (probes.true < 0).all():
-        rates = scoring.dir_at_fpir(probes.score, probes.found, probes.true)
-        rates = zip(scoring.FAR_LEVELS, rates, strict=True)
-        found |= {f"dir_at_fpir_{fpir:g}": float(rate) for fpir, rate in rates}
-    return found
+def _print_line(options: verify_options.Embedding, line: str) -> None:
+    if not options.json:
+        print(line)
 
 
-def _grid(options, probes):
-    """Thresholds [T] of the curve."""
-    if options.kind == "cosine":
-        return np.linspace(-1, 1, round(2 / options.step) + 1)
-    return np.linspace(probes.score.min(), probes.score.max(), round(2 / options.step) + 1)
+def _write_results(
+    options: Any, part: str, threshold: float, embedder: Embedder, found: Identification
+) -> None:
+    """Write plots, the threshold with its scores, and the worst mistakes, as the options ask."""
+    if options.plots:
+        _plot_pairs(options, *found.pairs())
+        _plot_thresholds(options, found, threshold)
+    if options.out:
+        scores = {"part": part, **found.counts(), **found.scores_at(threshold)}
+        how = {"metric": options.metric, "reduce": options.reduce}
+        thresholds.write(options.out, float(threshold), embedder.checkpoint_id, scores, **how)
+        _print_line(options, f"wrote {options.out}")
+    if options.worst:
+        own = found.gallery.labels[None] == found.predicted[:, None]
+        best = np.where(own, found.similarity, -np.inf).argmax(1)
+        names = (*found.gallery.identities, verification_protocol.UNKNOWN_LABEL)
+        shown = zip(found.true, found.labels(threshold), found.score, strict=True)
+        _draw_worst(
+            options,
+            [(path, found.gallery.paths[i]) for path, i in zip(found.probes, best, strict=True)],
+            [f"{names[true]}, predicted {name}, {score:.2f}" for true, name, score in shown],
+            wrong=~found.is_correct(threshold),
+            error=abs(found.score - threshold),
+        )
 
 
-def _plot(options, probes, chosen):
-    """Curve, ROC and histogram as pictures, the first as a table as well, where they are wanted."""
-    if not options.plots:
-        return
+def _plot_pairs(options: Any, score: np.ndarray, same: np.ndarray) -> None:
+    """Plot the histogram of the scores, and the ROC curve if there are both kinds of pairs."""
     from jaxdet.plots import verification as verification_plots
 
-    verify_output.plot(options, *_pairs(probes))
-    rows = [_at(probes, threshold) for threshold in _grid(options, probes)]
+    options.plots.mkdir(parents=True, exist_ok=True)
+    verification_plots.score_histogram(score, same, options.plots / "scores.png")
+    if same.any() and not same.all():
+        curve = verification_metrics.roc(score, same)
+        verification_plots.roc(curve, options.plots / "roc.png")
+    _print_line(options, f"wrote pictures to {options.plots}")
+
+
+def _plot_thresholds(options: Any, found: Identification, chosen: float) -> None:
+    """Plot accuracy against the threshold, and write it as a table."""
+    from jaxdet.plots import verification as verification_plots
+
+    low, high = found.score.min(), found.score.max()
+    if options.metric == "cosine":
+        low, high = -1, 1
+    grid = np.linspace(low, high, round(2 / options.step) + 1)
+    rows = [found.scores_at(threshold) for threshold in grid]
     files.write_text(options.plots / "sweep.csv", tables.to_csv(rows, list(rows[0])) + "\n")
     verification_plots.threshold_sweep(rows, chosen, options.plots / "sweep.png")
 
 
-def _draw_probes(options, probes, threshold):
-    """The worst mistakes, each beside the image that it is most like of the identity found."""
-    if not options.worst:
+def _draw_worst(
+    options: Any,
+    sides: Sequence[tuple[Path, Path]],
+    titles: Sequence[str],
+    *,
+    wrong: Array,
+    error: Array,
+) -> None:
+    """Draw pairs of images with wrong decisions, those with the largest error first."""
+    order = [i for i in np.argsort(-error, kind="stable") if wrong[i]][: options.count]
+    if not order:
+        _print_line(options, f"no mistakes: {options.worst} is not written")
         return
-    own = probes.known.labels[None] == probes.found[:, None]
-    best = np.where(own, probes.similarity, -np.inf).argmax(1)
-    sides = [(file, probes.known.paths[i]) for file, i in zip(probes.files, best, strict=True)]
-    true = [
-        (*probes.known.identities, verification_protocol.UNKNOWN_LABEL)[who] for who in probes.true
-    ]
-    told = zip(true, probes.named(threshold), probes.score, strict=True)
-    titles = [f"{yes}, taken for {name}, {score:.2f}" for yes, name, score in told]
-    wrong = ~probes.right(threshold)
-    verify_output.draw(options, sides, titles, wrong, abs(probes.score - threshold))
+    pictures = []
+    for i in order:
+        pair = [images.read_resized_float(path, THUMBNAIL_SIDE)[0] for path in sides[i]]
+        pictures.append(np.concatenate(pair, 1))
+    titles = [titles[i] for i in order]
+    common.draw(pictures, options.worst, titles=titles, quiet=options.json)

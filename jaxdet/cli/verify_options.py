@@ -1,4 +1,4 @@
-"""The options of `jaxdet verify`: fields are flags, docstrings are help."""
+"""The options of `jaxdet verify` and `jaxdet data verification`: fields are flags."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +10,8 @@ from jaxdet.cli.options import Process
 
 
 @dataclass(frozen=True, kw_only=True)
-class Restored(Process):
-    """A run of faces."""
+class Embedding(Process):
+    """Options of commands that embed images by a run of faces."""
 
     run: tyro.conf.Positional[Path]
     """run folder"""
@@ -22,135 +22,136 @@ class Restored(Process):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verify(Restored):
-    """A run of faces, and how its embeddings are compared."""
+class Verify(Embedding):
+    """Options of commands that compare embeddings."""
 
-    kind: Literal["cosine", "euclidean"] = "cosine"
-    """likeness of two embeddings: the cosine of their angle, or their distance with a minus"""
+    metric: Literal["cosine", "euclidean"] = "cosine"
+    """similarity of two embeddings: their cosine, or their negative Euclidean distance"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Identify(Verify):
-    """Unknown images among known identities."""
+    """Options of commands that identify unknown images among known identities."""
 
     known: Path
-    """folder with a folder of images an identity"""
+    """folder of the gallery: a folder of images per identity"""
     unknown: Path
-    """folder of images, taken in the order of their names"""
-    join: Literal["max", "mean"] = "max"
-    """likeness to an identity with several images: the highest, or the mean"""
+    """folder of the probes: images in the order of their names"""
+    reduce: Literal["max", "mean"] = "max"
+    """similarity to an identity with several images: the highest, or the mean"""
     worst: Path | None = None
-    """picture to write: the worst mistakes, each beside the image it was taken for"""
+    """picture to write: the worst mistakes, each beside the most similar image of the predicted
+    identity"""
     count: int = 20
-    """how many mistakes"""
+    """number of mistakes in --worst"""
     plots: Path | None = None
-    """folder for pictures: accuracy against the threshold, ROC curve, histogram of the scores; and
-    the first as a table"""
+    """folder for plots: accuracy against the threshold, also as a table, ROC curve, and histogram
+    of the scores"""
     step: float = 0.01
-    """step between the thresholds of the curve, which go from -1 to 1 for cosines"""
+    """distance between thresholds in --plots; cosines range from -1 to 1"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dev(Identify):
-    """Find the threshold from which an unknown image is taken for the identity it is most like.
+    """Find the threshold that decides best whether an unknown image is its most similar identity.
 
-    Scores are those at .4, seed 004's threshold (cosine only), and those at the best one.
-    `accuracy` is the share of right decisions over the unknown images, `known_accuracy` the number
-    of right identities over that of known identities, which have an unknown image each in seed
-    004, whose text can mean either.
+    Prints scores at the default threshold .4 (cosine only) and at the best one.  `accuracy` is the
+    fraction of correct decisions; `known_accuracy` is the number of correctly identified images per
+    known identity.
     """
 
     truth: Path
-    """table with the label of each unknown image, n000000 for nobody known (.csv)"""
+    """table with the label of each unknown image, n000000 for no known identity (.csv)"""
     sweep: bool = True
-    """look for the best threshold; false keeps .4"""
+    """find the best threshold; false keeps .4"""
     out: Path | None = None
-    """file for the threshold, what it was found with, for `verify test` and `pair`, and its
-    scores, for `compare --verified` (.json)"""
+    """file to write: the threshold for `verify test` and `verify pair`, with its scores for
+    `compare --verified` (.json)"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Test(Identify):
-    """Decide who is on unknown images, with a threshold that was found elsewhere."""
+    """Identify unknown images by a threshold that was found on other images."""
 
     threshold: str = ""
-    """number, or file that `verify dev` wrote; .4 by default for cosines"""
+    """number, or file of `verify dev --out`; .4 by default for cosines"""
     truth: Path | None = None
-    """table with the label of each unknown image: print scores, and make --plots (.csv)"""
+    """table with the label of each unknown image: print scores, and allow --plots, --worst and
+    --out (.csv)"""
     submit: Path | None = None
-    """table to write, index and label of each unknown image, instead of a line an image (.csv)"""
+    """table to write instead of printing: index and label of each unknown image (.csv)"""
     sample: Path | None = None
-    """table whose heading and first column --submit takes over, when its rows match (.csv)"""
+    """table whose header and first column --submit keeps; its rows must match (.csv)"""
     out: Path | None = None
-    """with --truth: file for the scores, for `compare --verified` (.json)"""
+    """with --truth: file to write: the scores, for `compare --verified` (.json)"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair(Verify):
-    """Whether two images show the same person."""
+    """Decide whether two images show the same identity."""
 
     images: tyro.conf.Positional[tuple[Path, Path]]
     """two image files"""
     threshold: str = ""
-    """number, or file that `verify dev` wrote; .4 by default for cosines"""
+    """number, or file of `verify dev --out`; .4 by default for cosines"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs(Verify):
-    """Scores by pairs of images: the protocol of Labeled Faces in the Wild.
+    """Evaluate a list of image pairs by the protocol of Labeled Faces in the Wild.
 
-    Each fold is judged at the best threshold of all others.
+    Each fold is evaluated at the best threshold of the other folds.
     """
 
     pairs: tyro.conf.Positional[Path]
-    """list of pairs like LFW's pairs.txt"""
+    """list of pairs in the format of pairs.txt"""
     root: Path
     """folder with the images NAME/NAME_0001.jpg, at any depth"""
     folds: int = 0
-    """number of folds; 0 is what the list says, 10 where it says none"""
+    """number of folds; 0: that of the list, or 10 if it has none"""
     on_missing: Literal["error", "skip"] = "error"
-    """what to do with a pair whose image is not there: stop, or leave it out and count it; the
-    others stay in their folds"""
+    """pairs with a missing image: stop, or leave them out and count them; the other pairs keep
+    their folds"""
     worst: Path | None = None
     """picture to write: the worst mistakes"""
     count: int = 20
-    """how many mistakes"""
+    """number of mistakes in --worst"""
     plots: Path | None = None
-    """folder for pictures: ROC curve, histogram of the scores"""
+    """folder for plots: ROC curve, histogram of the scores"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probe(Restored):
-    """Whether a plane tells the embeddings of people apart, learnt or not.
+class Probe(Embedding):
+    """Measure how well a linear classifier separates identities by their embeddings.
 
-    A linear classifier is fitted to every second image of each person, in the order of their
-    names, from the first on; `accuracy` is that of the other images, `fitted` of these.
+    It is fitted to every second image of each identity, in the order of their names from the first
+    on; `accuracy` is that on the other images, `fitted_accuracy` that on the fitted ones.
     """
 
     folder: tyro.conf.Positional[Path]
-    """folder with a folder of images a person"""
+    """folder with a folder of images per identity"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Make(Process):
-    """Make folders for faces and `verify` of a folder with a folder of images a person.
+class VerificationFolders(Process):
+    """Make the folders of a verification protocol from a folder of images per identity.
 
-    classification/ has people to learn, known/ others to recognise, unknown_dev/ and unknown_test/
-    more images of the latter and images of strangers, n000000, who are in none of the former.  No
-    person of unknown_dev/ is in unknown_test/.
+    classification/ has identities to train on, known/ has gallery images of others; unknown_dev/
+    and unknown_test/ have further images of these, and images of unknown identities, labelled
+    n000000, which are in neither.  unknown_dev/ and unknown_test/ share no identity.
     """
 
     root: str = ""
-    """folder or tar file with a folder of images a person"""
+    """folder or tar file with a folder of images per identity"""
     out: Path = Path("verification")
     """folder to write"""
     known: int = 12
-    """people to recognise"""
-    strangers: int = 6
-    """people who are nobody known; whoever is left is learnt"""
-    each: int = 1
-    """images of each of the known in known/; the others of theirs are unknown images"""
+    """number of known identities"""
+    unknown_identities: int = 6
+    """number of unknown identities; all others are for training"""
+    gallery_images: int = 1
+    """images of each known identity in known/; its other images are probes"""
     dev: float = 0.34
-    """share of the known and of the strangers for unknown_dev/"""
+    """fraction of the known and of the unknown identities in unknown_dev/"""
     seed: int = 0
-    """draws people and images"""
+    """seed of the random choice of identities and images"""

@@ -107,7 +107,7 @@ def read_config(folder: str | Path) -> RunConfig:
         )
     if schema == 1:
         config = migrations.migrate_config(system, config)
-        metadata = migrations.migrate_metadata(metadata)
+        metadata = migrations.migrate_metadata(system, config, metadata)
     return RunConfig(system, config, metadata)
 
 
@@ -158,6 +158,14 @@ def drop_metrics(folder: str | Path, after: int) -> None:
     kept = [line for line in read_metrics(folder) if line["step"] <= after]
     text = "".join(json.dumps(line) + "\n" for line in kept)
     files.write_text(Path(folder) / "metrics.jsonl", text)
+
+
+def best_line(metrics: Iterable[Mapping[str, Any]], score: str) -> Mapping[str, Any]:
+    """The line of `metrics.jsonl` with the highest validation `score`; {} without any.
+
+    Ties go to the lower loss, as for the best checkpoint.
+    """
+    return max(metrics, key=lambda line: (line["val"][score], -line["val"]["loss"]), default={})
 
 
 def epoch_seconds(metrics: Iterable[Mapping[str, Any]]) -> float | None:

@@ -1,0 +1,174 @@
+"""One run evaluated for `jaxdet compare`: scores, cost, history and worst predictions."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxdet import api
+from jaxdet.config import TrainConfig
+from jaxdet.data.sources import Source
+from jaxdet.ops import boxes
+from jaxdet.profiling import timing
+from jaxdet.training import checkpoint, evaluator, run_dir, time_budget
+from jaxdet.training.experiment import Experiment
+from jaxdet.types import Array, Batch, Task
+
+Row = dict[str, Any]
+
+MAX_FAILURES = 6  # per run
+LOSS_OPTIONS = ("loss", "box_loss", "class_weight", "box_weight", "mask_loss_by", "reduction")
+
+
+class Failure(NamedTuple):
+    """An image whose prediction is among the worst."""
+
+    title: str
+    image: np.ndarray  # [H, W, C] in [0, 1]
+    true_box: np.ndarray | None  # [4] in pixels of the image; None where there are no boxes
+    predicted_box: np.ndarray | None
+    wrong: bool  # whether the label is wrong
+
+
+class EvaluatedRun(NamedTuple):
+    """A run with the scores of one of its checkpoints."""
+
+    row: Row  # of the table, and all other scores
+    metrics: list[dict[str, Any]]  # lines of `metrics.jsonl`
+    failures: list[Failure]
+    data: dict[str, Hashable]  # split or file -> what identifies its samples
+    loss_options: dict[str, Any]  # the fields among `LOSS_OPTIONS` that the run has
+    folder: Path
+    config: TrainConfig
+
+
+def evaluate(
+    name: str, run: api.Run, experiment: Experiment, split: str, *, failures: bool = False
+) -> EvaluatedRun:
+    """Scores, costs and history of a run; with `failures`, its worst predictions too.
+
+    experiment: that of the run, with its data.
+    """
+    recording = replace(experiment, task=RecordingTask(experiment.task))
+    scorer = run.evaluator(recording, split)
+    scorer.compile(run.variables)
+    scores, seconds = timing.timed(lambda: scorer(run.variables, run.epoch))
+    predictions = scores.pop("predictions")
+    operations = scorer.operations(run.variables) // scorer.count
+    metrics, config = run_dir.read_metrics(run.folder), run.config
+    row = {
+        "run": name,
+        "system": run.system,
+        "model": getattr(config, "model", run.system),
+        "size": run.metadata["input"][:2],
+        "parameters": time_budget.count_parameters(run.variables),
+        **_history(run.folder, metrics),
+        "split": split,
+        "step": run.step,
+        **scores,
+        **evaluator.cost_summary(scores, operations, seconds / scorer.count),
+    }
+    return EvaluatedRun(
+        row=row,
+        metrics=metrics,
+        failures=worst_predictions(name, experiment, split, predictions)
+        if failures and predictions
+        else [],
+        data=_sample_identities(experiment),
+        loss_options={k: getattr(config, k) for k in LOSS_OPTIONS if hasattr(config, k)},
+        folder=run.folder,
+        config=config,
+    )
+
+
+@dataclass(frozen=True)
+class RecordingTask:
+    """A task whose report also holds, as `predictions`, labels and boxes per image.
+
+    Everything else is that of `task`.
+
+    `predictions` has `label`, `predicted`, `score` [N]; with boxes `true_box`, `predicted_box`
+    [N, 4] and `iou` [N]; it is empty for tasks without one label per image.
+    """
+
+    task: Task
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.task, name)
+
+    def measure(self, predictions: dict[str, Array], batch: Batch) -> dict[str, Any]:
+        """The rows of the task, and those of `predictions`."""
+        rows: dict[str, Array] = {}
+        if "label" in predictions and "label" in batch:
+            rows = {"label": batch["label"], "predicted": predictions["label"]}
+            rows["score"] = predictions["score"]
+            if "box" in predictions and "boxes" in batch:
+                rows |= {"true_box": batch["boxes"][:, 0], "predicted_box": predictions["box"]}
+                rows["iou"] = boxes.iou(rows["predicted_box"], rows["true_box"])
+        return {"measured": self.task.measure(predictions, batch), "predictions": rows}
+
+    def report(self, rows: dict[str, Any]) -> dict[str, Any]:
+        """Scores of the task, and `predictions`."""
+        return {**self.task.report(rows["measured"]), "predictions": rows["predictions"]}
+
+
+def worst_predictions(
+    name: str, experiment: Experiment, split: str, predictions: dict[str, np.ndarray]
+) -> list[Failure]:
+    """The `MAX_FAILURES` worst predictions of a split: wrong labels first, then the lowest IoU.
+
+    Without boxes, wrong labels are ordered by descending score and right ones by ascending score.
+    predictions: those of `RecordingTask`.
+    """
+    classes = experiment.metadata["classes"]
+    label, predicted, score = (predictions[k] for k in ("label", "predicted", "score"))
+    right = label == predicted
+    if "iou" in predictions:
+        quantity, shown = "IoU", predictions["iou"]
+        quality = shown
+    else:
+        quantity, shown = "score", score
+        quality = np.where(right, score, -score)
+    order = np.lexsort((quality, right))[:MAX_FAILURES]
+    source = experiment.splits[split].take(order)
+    subset = replace(experiment, splits={split: source})
+    batch = evaluator.samples(subset, split, MAX_FAILURES)
+    names = source.names or [f"{split}:{number}" for number in batch["id"]]
+    true, found = predictions.get("true_box"), predictions.get("predicted_box")
+    return [
+        Failure(
+            title=f"{name}: {image_name}\ntrue {classes[label[i]]}, "
+            f"predicted {classes[predicted[i]]}, {quantity} {shown[i]:.2f}",
+            image=image,
+            true_box=None if true is None else true[i],
+            predicted_box=None if found is None else found[i],
+            wrong=not right[i],
+        )
+        for i, image_name, image in zip(order, names, batch["image"], strict=True)
+    ]
+
+
+def _history(folder: Path, metrics: Sequence[Mapping[str, Any]]) -> Row:
+    """Number of epochs of a run, the best of them, median seconds of an epoch, and all seconds."""
+    epochs = {line["step"]: line["epoch"] for line in metrics}
+    return {
+        "epochs": max(epochs.values(), default=None),
+        "best_epoch": epochs.get(checkpoint.best(folder, warn=lambda line: None)),
+        "epoch_seconds": run_dir.epoch_seconds(metrics),
+        "total_seconds": run_dir.read_seconds(folder),
+    }
+
+
+def _sample_identities(experiment: Experiment) -> dict[str, Hashable]:
+    """What identifies the samples of each split: rows of the split tables, or names, or ids."""
+    if experiment.files:
+        return {name: frozenset(text.splitlines()) for name, text in experiment.files}
+    return {split: _identify(source) for split, source in experiment.splits.items()}
+
+
+def _identify(source: Source) -> Hashable:
+    if source.names:
+        return frozenset(source.names)
+    return tuple(source.arrays[name].tobytes() for name in ("id", "label"))

@@ -1,0 +1,231 @@
+"""Tables of several runs: what each is, its best evaluation, mean and spread over random seeds."""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from importlib import import_module
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxdet import files, tables
+from jaxdet.cli import flags
+from jaxdet.cli.options import Sweep
+from jaxdet.config import TrainConfig
+from jaxdet.training import run_dir
+
+if TYPE_CHECKING:
+    from jaxdet.cli.compare import EvaluatedRun
+
+Row = dict[str, Any]
+
+HEADINGS = {
+    "error_rate": "error rate",
+    "error_rate +-": "error rate +-",
+    "epoch_seconds": "s per epoch",
+    "epoch_seconds +-": "s per epoch +-",
+    "total_seconds": "total s",
+    "total_seconds +-": "total s +-",
+    "operations": "operations per image",
+}
+SEED_COLUMNS = {"run": "runs", "runs": "seeds", "model": "model", "split": "split"}
+PLOT, PLOT_TITLE = "sweep.png", "Validation scores against the epoch and against seconds"
+BASELINE = "baseline"  # the run of a one-at-a-time sweep that changes nothing
+
+
+def report(
+    name: str,
+    options: Sweep,
+    titles: Mapping[TrainConfig, str],
+    axes: Sequence[str],
+    costs: Mapping[TrainConfig, Mapping[str, int]],
+    failed: Collection[Path],
+) -> None:
+    """Print the table of a sweep, and write table, log and curves of its runs to `options.out`.
+
+    titles: name of the folder of each run.  axes: options that are columns.  costs: operations and
+    parameters of each network.  failed: folders of runs that diverged or ran out of time.
+    """
+    rows = sweep_rows(titles, axes, options.out, costs, failed)
+    hidden = []
+    if options.one_at_a_time:
+        hidden = [axis.strip("-") for axis in axes]
+        rows = gain_rows(rows, axes, next(iter(titles)).best)
+    columns = {key: HEADINGS.get(key, key) for key in column_names(rows) if key not in hidden}
+    found = [run_summary(title, config, options.out / title) for config, title in titles.items()]
+    of_system = system_rows(name, found)
+    _write(options.out, rows, columns, found, of_system)
+    if options.json:
+        print(json.dumps(rows))
+        return
+    print(tables.aligned(rows, columns))
+    if of_system:
+        print("\n" + tables.aligned(of_system, list(of_system[0])))
+
+
+def option_value(config: TrainConfig, option: str) -> Any:
+    """The value of an option given as on the command line, such as `--box-loss`."""
+    return getattr(config, option.removeprefix("--").replace("-", "_"))
+
+
+def sweep_rows(
+    titles: Mapping[TrainConfig, str],
+    axes: Sequence[str],
+    out: Path,
+    costs: Mapping[TrainConfig, Mapping[str, int]],
+    failed: Collection[Path],
+) -> list[Row]:
+    """One row per combination of options other than the seed: scores over seeds, and cost.
+
+    If runs failed, the rows count them as `unfinished`.
+    """
+    groups: dict[tuple, list[tuple[TrainConfig, Path]]] = {}
+    for config, title in titles.items():
+        values = tuple((axis, option_value(config, axis)) for axis in axes)
+        groups.setdefault(values, []).append((config, out / title))
+    rows = []
+    for values, group in groups.items():
+        row = mean_and_spread(dict(values), [_best_scores(*one) for one in group])
+        if failed:
+            row["unfinished"] = sum(folder in failed for _, folder in group)
+        rows.append(row | costs[group[0][0]])
+    return rows
+
+
+def gain_rows(rows: Sequence[Row], axes: Sequence[str], score: str) -> list[Row]:
+    """The rows with what differs from the first one, and how much higher their `score` is."""
+    names, first = [axis.strip("-") for axis in axes], rows[0]
+    gains = []
+    for row in rows:
+        changed = [f"{name} {row[name]}" for name in names if row[name] != first[name]]
+        gain = {"gain": row[score] - first[score]} if score in row and score in first else {}
+        gains.append({"changed": ", ".join(changed) or BASELINE, **gain, **row})
+    return gains
+
+
+def mean_and_spread(values: Mapping[str, Any], scores: Sequence[Row]) -> Row:
+    """A row of option values, means of several scores, and their deviations as `NAME +-`.
+
+    Deviations are sample standard deviations; a single score has none.  A score with the name of an
+    option, such as `loss`, becomes `val NAME`.
+    """
+    row = {axis.strip("-"): value for axis, value in values.items()}
+    taken = {*row}
+    row["runs"] = len(scores)
+    for name in dict.fromkeys(chain(*scores)):
+        numbers = [score[name] for score in scores if isinstance(score.get(name), float)]
+        if not numbers:
+            continue
+        column = f"val {name}" if name in taken else name
+        row[column] = float(np.mean(numbers))
+        if len(numbers) > 1:
+            row[f"{column} +-"] = float(np.std(numbers, ddof=1))
+    return row
+
+
+def column_names(rows: Sequence[Row]) -> list[str]:
+    """Keys of any of the rows, in the order of the longest row."""
+    return list(dict.fromkeys(chain(max(rows, key=len), *rows)))
+
+
+def run_summary(title: str, config: TrainConfig, folder: Path) -> Row:
+    """One run for the log: its options other than the defaults, and its best evaluation."""
+    metrics = run_dir.read_metrics(folder)
+    best = run_dir.best_line(metrics, config.best)
+    return {
+        "run": title,
+        "options": flags.to_words(config),
+        "config": config,
+        "epochs": max((line["epoch"] for line in metrics), default=None),
+        "best_epoch": best.get("epoch"),
+        "train": best.get("train"),
+        "val": {k: v for k, v in best.get("val", {}).items() if isinstance(v, float)},
+        "seconds": run_dir.read_seconds(folder),
+        "comment": config.comment,
+    }
+
+
+def system_rows(system: str, summaries: Sequence[Row]) -> list[Row]:
+    """Rows with the columns that a system adds to reports; [] for one that adds none.
+
+    Accuracies are those of the best evaluation; that of training is the mean over the epoch before.
+    """
+    describe = getattr(import_module(f"jaxdet.configs.{system}"), "table_row", None)
+    if describe is None:
+        return []
+    return [
+        {
+            "run": one["run"],
+            **describe(one["config"]),
+            "epochs": one["epochs"],
+            "training accuracy": (one["train"] or {}).get("accuracy"),
+            "validation accuracy": one["val"].get("accuracy"),
+            "comment": one["comment"],
+        }
+        for one in summaries
+    ]
+
+
+def seed_rows(evaluated: "Sequence[EvaluatedRun]") -> list[Row]:
+    """Mean and spread of runs that differ in seed, comment and planned epochs only.
+
+    Of several runs with the same seed the first counts.
+    """
+    groups: dict[tuple, dict[int, Row]] = {}
+    for one in evaluated:
+        planned = {"epochs": 0} if one.config.time_budget else {}
+        same = replace(one.config, seed=0, comment="", **planned)
+        group = groups.setdefault((one.row["system"], same), {})
+        group.setdefault(one.config.seed, one.row)
+    return [_seed_row(list(group.values())) for group in groups.values() if len(group) > 1]
+
+
+def seed_columns(rows: Sequence[Row], columns: Mapping[str, str]) -> dict[str, str]:
+    """{key: heading} of `seed_rows`: those of `columns` that have a spread, and their spread."""
+    spread = {k: name for k, name in columns.items() if any(f"{k} +-" in row for row in rows)}
+    both = {f"{k}{end}": f"{name}{end}" for k, name in spread.items() for end in ("", " +-")}
+    return SEED_COLUMNS | both
+
+
+def _seed_row(rows: list[Row]) -> Row:
+    shared = {name: rows[0][name] for name in ("model", "split")}
+    return mean_and_spread({"run": ", ".join(row["run"] for row in rows), **shared}, rows)
+
+
+def _best_scores(config: TrainConfig, folder: Path) -> Row:
+    """Scores and seconds of the best evaluation of a run; {} if there was none."""
+    metrics = run_dir.read_metrics(folder)
+    best = run_dir.best_line(metrics, config.best).get("val")
+    if not best:
+        return {}
+    error = {"error_rate": 1 - best["accuracy"]} if "accuracy" in best else {}
+    seconds = {
+        "epoch_seconds": run_dir.epoch_seconds(metrics),
+        "total_seconds": run_dir.read_seconds(folder),
+    }
+    return {**best, **error, **seconds}
+
+
+def _write(
+    out: Path,
+    rows: Sequence[Row],
+    columns: Mapping[str, str],
+    summaries: Sequence[Row],
+    of_system: Sequence[Row],
+) -> None:
+    """Tables in Markdown and JSON, a line of JSON per run, and the curves of all runs."""
+    # Imported here: the first step need not wait half a second for matplotlib.
+    from jaxdet.plots import training as training_plots
+
+    curves = {one["run"]: run_dir.read_metrics(out / one["run"]) for one in summaries}
+    training_plots.compare_runs(curves, out / PLOT)
+    parts = [tables.to_markdown(rows, columns)]
+    if of_system:
+        parts.append(tables.to_markdown(of_system, list(of_system[0])))
+    parts.append(f"![{PLOT_TITLE}]({PLOT})")
+    files.write_text(out / "sweep.md", "\n\n".join(parts) + "\n")
+    files.write_json(out / "sweep.json", rows)
+    log = ({k: v for k, v in one.items() if k != "config"} for one in summaries)
+    files.write_text(out / "runs.jsonl", "".join(f"{json.dumps(line)}\n" for line in log))

@@ -1,0 +1,127 @@
+"""Verification thresholds and their files: a number, and the checkpoint and options it is for."""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxdet import files
+from jaxdet.errors import InputError
+from jaxdet.ops import embeddings
+from jaxdet.training import checkpoint
+
+FORMER_NAMES = {"kind": "metric", "join": "reduce", "embedder": "checkpoint"}
+
+
+class Threshold(NamedTuple):
+    """The similarity from which two images are taken for the same identity."""
+
+    value: float
+    path: Path | None = None  # of the file that it was read from
+    found_with: dict[str, Any] | None = None  # metric, reduce and checkpoint of that file
+
+
+def parse(text: str, metric: str) -> Threshold:
+    """The threshold that a text is, or that the file of this name holds.
+
+    The empty text is the default threshold of cosines.
+    """
+    if not text and metric == "cosine":
+        return Threshold(embeddings.THRESHOLD)
+    expected = "a finite number, or a file that `jaxdet verify dev --out` wrote"
+    if not text:
+        raise InputError(f"--threshold must be {expected}; --metric {metric} has no default")
+    try:
+        value = float(text)
+    except ValueError:
+        return _read_threshold(Path(text))
+    if not math.isfinite(value):
+        raise InputError(f"--threshold must be {expected}, got {text}")
+    return Threshold(value)
+
+
+def check_fits(threshold: Threshold, checkpoint_id: dict[str, Any], **options: str) -> float:
+    """The value of a threshold; InputError if it was found with other options or a checkpoint.
+
+    options: `metric`, and `reduce` where it matters.
+    """
+    found = threshold.found_with
+    if found is None:
+        return threshold.value
+    for name, value in options.items():
+        if found[name] != value:
+            raise InputError(
+                f"{threshold.path}: found with --{name} {found[name]}, but --{name} is {value}"
+            )
+    kept = found["checkpoint"]
+    if (kept["step"], kept["manifest"]) != (checkpoint_id["step"], checkpoint_id["manifest"]):
+        raise InputError(
+            f"{threshold.path}: found with checkpoint {kept['step']} of run {kept['run']!r}, not "
+            f"with checkpoint {checkpoint_id['step']} of {checkpoint_id['run']!r}; run "
+            f"`jaxdet verify dev` with this one"
+        )
+    return threshold.value
+
+
+def identify_checkpoint(folder: str | Path, step: int) -> dict[str, Any]:
+    """What identifies the network of a checkpoint: run, step, and sha256 of its manifest."""
+    manifest = Path(folder) / "checkpoints" / str(step) / checkpoint.MANIFEST
+    return {
+        "run": Path(folder).absolute().name,
+        "step": step,
+        "manifest": hashlib.sha256(manifest.read_bytes()).hexdigest(),
+    }
+
+
+def write(
+    path: Path,
+    value: float,
+    checkpoint_id: dict[str, Any],
+    scores: dict[str, Any],
+    *,
+    metric: str,
+    reduce: str,
+) -> None:
+    """Write a threshold with its checkpoint, its options and its scores, for `parse`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    options = {"metric": metric, "reduce": reduce}
+    content = {"threshold": value, **options, "checkpoint": checkpoint_id, "scores": scores}
+    files.write_json(path, content)
+
+
+def read_scores(path: Path) -> dict[str, Any]:
+    """`checkpoint` and `scores` of a file of `write`; InputError if it has none."""
+    try:
+        content = _read(path, "scores")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    scores = content["scores"]
+    if not isinstance(scores, dict) or not {"part", "accuracy"} <= scores.keys():
+        raise InputError(f"{path}: has no scores; run `jaxdet verify dev` again")
+    return content
+
+
+def _read_threshold(path: Path) -> Threshold:
+    try:
+        content = _read(path, "metric", "reduce")
+    except OSError as error:
+        why = error.strerror
+        raise InputError(f"--threshold {path}: neither a number nor a file ({why})") from None
+    return Threshold(content.pop("threshold"), path, content)
+
+
+def _read(path: Path, *names: str) -> dict[str, Any]:
+    """Threshold, checkpoint and the named entries of a file of `write`, of any version."""
+    try:
+        content = json.loads(path.read_text())
+        content = {FORMER_NAMES.get(name, name): value for name, value in content.items()}
+        checkpoint_id = {name: content["checkpoint"][name] for name in ("run", "step", "manifest")}
+        found = {name: content[name] for name in names}
+        return {
+            **found,
+            "threshold": float(content["threshold"]),
+            "checkpoint": checkpoint_id,
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: not a file of `jaxdet verify dev` ({error!r})") from None
