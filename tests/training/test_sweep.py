@@ -11,15 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet import configs
-from jaxdet.cli import flags, swept
-from jaxdet.cli import main as cli
-from jaxdet.cli import sweep as command
-from jaxdet.cli.options import Sweep, Train
 from jaxdet.config import task_hparams
 from jaxdet.configs.digits import Config
 from jaxdet.data.sources import ArraySource
-from jaxdet.training import checkpoint, run_dir, sweep, time_budget
+from jaxdet.training import checkpoint, run_dir, sweep
 from jaxdet.training import loop as training_loop
 from jaxdet.training import state as training_state
 from jaxdet.training.experiment import Experiment
@@ -212,7 +207,9 @@ def ticking(monkeypatch):
 
 
 @pytest.mark.parametrize("together, at", [(True, [2, 2, 0]), (False, [1, 1, 1])])
-def test_a_late_run_is_left_behind_and_goes_on_when_it_may(alone, tmp_path, ticking, together, context):
+def test_a_late_run_is_left_behind_and_goes_on_when_it_may(
+    alone, tmp_path, ticking, together, context
+):
     """An evaluation takes 5 seconds, a step 1; together, two runs have 13 and one has 6.5."""
     late = [numbers | {"time_budget": 6.5} for numbers in VARIED]
     _, _, runner = lanes(tmp_path, varied=late)
@@ -280,217 +277,3 @@ def test_stacked_trees_go_round():
     for tree, back in zip(trees, sweep.unstack(sweep.stack(trees), 3), strict=True):
         np.testing.assert_array_equal(tree["a"], back["a"])
         assert (tree["key"] == back["key"]).all()
-
-
-@pytest.mark.parametrize(
-    "words, rest, axes",
-    [
-        ("--lr 1 2 --batch 8", "--batch 8", {"--lr": ["1", "2"]}),
-        ("--channels 8 16 --lr 1", "--channels 8 16 --lr 1", {}),
-        ("--channels 8,16 --lr 1", "--channels 8,16 --lr 1", {}),
-        ("--channels 8,16 4,4 --lr 1", "--lr 1", {"--channels": ["8,16", "4,4"]}),
-        ("--layout c6,p2 c6", "", {"--stages": ["c6,p2", "c6"]}),
-        ("--seeds 3", "", {"--seed": ["0", "1", "2"]}),
-        ("--conv lax auto --ema 0", "--ema 0", {"--conv": ["lax", "auto"]}),
-    ],
-)
-def test_options_with_several_values_are_told_from_lists(words, rest, axes):
-    assert flags.several(words.split(), Config) == (rest.split(), axes)
-
-
-@pytest.mark.parametrize("words", ["--channels 8 16", "--channels 8,16", "--channels 8, 16"])
-def test_numbers_of_a_list_are_apart_by_spaces_or_commas(words):
-    words = [*words.split(), "--layout", "c6,p2"]
-    _, found = flags.with_config("train digits", words, (Train(), Config()))
-    assert (found.widths, found.stages) == ((8, 16), "c6,p2")
-
-
-def test_a_grid_of_rows_trains_each(tmp_path, capsys, monkeypatch):
-    rows = ("--lr 1e-3 --comment low", "--lr 2e-3 --comment high --weight-decay .1")
-    monkeypatch.setattr(Config, "GRIDS", {"two": rows})
-    words = [*tiny.WORDS, "--epochs", "1", "--grid", "two", "--together", "no"]
-    out = tmp_path / "swept"
-    assert cli.main(["sweep", "digits", *words, "--seeds", "2", "--out", str(out)]) == 0
-    assert "program 1 of 1: 4 runs" in capsys.readouterr().out
-    found = json.loads((out / "sweep.json").read_text())
-    named = [{name: row[name] for name in ("lr", "weight-decay", "comment")} for row in found]
-    usual = Config().weight_decay
-    assert named == [
-        {"lr": 1e-3, "weight-decay": usual, "comment": "low"},
-        {"lr": 2e-3, "weight-decay": 0.1, "comment": "high"},
-    ]
-    assert [row["runs"] for row in found] == [2, 2]
-    log = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
-    assert [line["run"] for line in log] == [
-        f"two{row},seed={seed}" for row in ("01", "02") for seed in (0, 1)
-    ]
-    for line in log:
-        metrics = run_dir.read_metrics(out / line["run"])
-        best = max(metrics, key=lambda one: (one["val"]["right_iou"], -one["val"]["loss"]))
-        assert (line["epochs"], line["best_epoch"]) == (1, best["epoch"])
-        assert line["val"]["loss"] == best["val"]["loss"] and line["train"] == best["train"]
-        assert line["comment"] in line["options"]
-
-
-def test_a_grid_that_a_system_has_not_is_refused(tmp_path, capsys):
-    words = ["sweep", "digits", "--grid", "two", "--out", str(tmp_path / "x")]
-    assert cli.main(words) == 2
-    assert "--grid two: digits has no grids" in capsys.readouterr().err
-
-
-def test_one_at_a_time_leaves_the_first_values_beside_each_other_one():
-    axes = {"--seed": ["0", "1"], "--lr": ["1", "2", "3"], "--ema": ["0", "9"], "--clip": ["5"]}
-    found = [values[1:] for values in command._combined(axes, True) if values[0] == "0"]
-    assert found == [("1", "0", "5"), ("1", "9", "5"), ("2", "0", "5"), ("3", "0", "5")]
-    assert len(list(command._combined(axes, True))) == 2 * len(found)
-    assert len(list(command._combined(axes, False))) == 2 * 3 * 2
-
-
-def test_runs_that_differ_in_one_option_are_called_by_it():
-    axes = {"--lr": ["1", "2"], "--batch": ["4", "8"], "--seed": ["0", "1"]}
-    options = Sweep(one_at_a_time=True)
-    found = command._titles("cifar10", options, ["--root", "."], axes, [[]])
-    names = ["", "lr=2.0,", "batch=8,"]
-    assert sorted(found.values()) == sorted(f"{own}seed={i}" for own in names for i in (0, 1))
-    del axes["--seed"]
-    found = command._titles("cifar10", options, ["--root", "."], axes, [[]])
-    assert set(found.values()) == {"nothing", "lr=2.0", "batch=8"}
-
-
-def test_what_is_only_judged_otherwise_is_trained_once():
-    kind = type("Judged", (Shared,), {"JUDGED": ("best",)})
-    chosen = [kind(lr=lr, best=best) for lr in (1.0, 2.0) for best in ("accuracy", "loss")]
-    found = command._trained(kind, chosen)
-    assert [chosen.index(found[config]) for config in chosen] == [0, 0, 2, 2]
-    found = command._trained(Shared, chosen)
-    assert [chosen.index(found[config]) for config in chosen] == [0, 1, 2, 3]
-
-
-def test_one_at_a_time_without_values_is_the_grid_for_it():
-    kind, none = configs.config("detect"), Sweep()
-    words, axes, listed = command._with_grid(
-        "detect", kind, Sweep(one_at_a_time=True), ["--batch", "4"], {}
-    )
-    assert words == ["--batch", "4"] and listed == [[]]
-    assert {"--assigner", "--box-loss", "--neck", "--block", "--head", "--nms-type"} <= {*axes}
-    for axis, values in axes.items():
-        known = getattr(kind(), axis.strip("-").replace("-", "_"))
-        assert str(known) == values[0] or float(values[0]) == known, axis
-    assert command._with_grid("detect", kind, none, [], {}) == ([], {}, [[]])
-    given = {"--neck": ["pan", "fpn"]}
-    found = command._with_grid("detect", kind, Sweep(one_at_a_time=True), [], given)
-    assert found == ([], given, [[]])
-    named = command._with_grid("detect", kind, Sweep(grid="ablation"), [], given)[1]
-    assert named == {**axes, **given}
-
-
-def test_gains_are_told_beside_what_was_changed():
-    rows = [
-        {"box-loss": "ciou", "neck": "fpn", "runs": 1, "map": 0.5},
-        {"box-loss": "iou", "neck": "fpn", "runs": 1, "map": 0.25},
-        {"box-loss": "iou", "neck": "pan", "runs": 0},
-    ]
-    found = swept._gains(rows, ("--box-loss", "--neck"), "map")
-    assert [row["changed"] for row in found] == [
-        "nothing",
-        "box-loss iou",
-        "box-loss iou, neck pan",
-    ]
-    assert [row.get("gain") for row in found] == [0, -0.25, None]
-    assert [{k: row[k] for k in one} for row, one in zip(found, rows, strict=True)] == rows
-
-
-def test_the_command_trains_all_and_prints_a_table(tmp_path, capsys):
-    words = [*tiny.WORDS, "--lr", "1e-3", "2e-3", "--together", "no", "--quiet"]
-    out = tmp_path / "swept"
-    assert cli.main(["sweep", "digits", *words, "--out", str(out)]) == 0
-    printed = capsys.readouterr().out
-    rows = json.loads((out / "sweep.json").read_text())
-    assert [(row["lr"], row["runs"]) for row in rows] == [(1e-3, 1), (2e-3, 1)]
-    ends = [
-        run_dir.read_metrics(out / name)[-1]["val"]["loss"] for name in ("lr=0.001", "lr=0.002")
-    ]
-    assert ends[0] != ends[1]
-    assert (out / "sweep.md").read_text() == f"{printed}\n![{swept.PICTURE}](sweep.png)\n"
-    assert (out / "sweep.png").read_bytes().startswith(b"\x89PNG")
-    assert rows[0]["error_rate"] == 1 - rows[0]["accuracy"] and "| error rate |" in printed
-    ours = run_dir.read_metrics(out / "lr=0.001")
-    assert rows[0]["total_seconds"] == pytest.approx(sum(sum(x["time"].values()) for x in ours))
-
-    before = (out / "lr=0.002" / "metrics.jsonl").read_bytes()
-    assert cli.main(["sweep", "digits", *words, "--out", str(out)]) == 2
-    assert "--resume" in capsys.readouterr().err
-    other = [*words, "--batch", "32", "--resume"]
-    assert cli.main(["sweep", "digits", *other, "--out", str(out)]) == 2
-    assert "begun with another --batch" in capsys.readouterr().err
-    assert cli.main(["sweep", "digits", *words, "--out", str(out), "--resume"]) == 0
-    assert (out / "lr=0.002" / "metrics.jsonl").read_bytes() == before
-
-
-def test_seeds_are_told_as_mean_and_spread():
-    scores = [{"loss": 1.0, "labels": {}}, {"loss": 3.0, "labels": {}}]
-    row = swept.averaged({"--lr": 0.1}, scores)
-    assert row == {"lr": 0.1, "runs": 2, "loss": 2.0, "loss +-": pytest.approx(2**0.5)}
-
-
-def test_a_score_that_is_called_as_an_option_does_not_hide_it():
-    row = swept.averaged({"--loss": "hinge"}, [{"loss": 1.0}, {"loss": 3.0}])
-    assert (row["loss"], row["val loss"]) == ("hinge", 2.0)
-    assert "val loss +-" in row and "loss +-" not in row
-
-
-def test_seeds_that_diverged_leave_the_scores_of_the_others():
-    scores = [{}, {"loss": 3.0, "epoch_seconds": 2.0}, {"loss": 5.0, "epoch_seconds": None}]
-    row = swept.averaged({"--lr": 0.1}, scores)
-    assert (row["runs"], row["loss"], row["epoch_seconds"]) == (3, 4.0, 2.0)
-    assert "epoch_seconds +-" not in row
-    assert [*swept._columns([{"lr": 1}, row])] == [*row]
-
-
-def test_the_options_of_a_sweep_have_one_value(tmp_path, capsys):
-    for words in (["--together", "yes", "no"], ["--grid", "a", "b"]):
-        line = ["sweep", "digits", *words, "--lr", "1", "2", "--out", str(tmp_path / "x")]
-        assert cli.main(line) == 2
-        assert f"{' '.join(words)}: one value is wanted" in capsys.readouterr().err
-    assert not (tmp_path / "x").exists()
-
-
-def test_options_of_one_value_make_no_sweep(tmp_path, capsys):
-    assert cli.main(["sweep", "digits", "--lr", "1", "--out", str(tmp_path / "x")]) == 2
-    assert "several values" in capsys.readouterr().err
-    assert not (tmp_path / "x").exists()
-
-
-def test_the_architectures_of_a_sweep_are_all_below_the_limit():
-    kind = configs.config("cifar10")
-    chosen = [
-        flags.with_config("sweep cifar10", row.split(), (Sweep(), kind()))[1]
-        for row in kind.GRIDS["arch"]
-    ]
-    assert {config.model for config in chosen} >= {"tutorial", "inception", "narrow", "tiny"}
-    assert any(config.norm for config in chosen) and any(config.dropout for config in chosen)
-    for config in chosen:
-        time_budget.check_parameters(*configs.network("cifar10", config), config.max_params)
-
-
-@pytest.mark.parametrize(
-    "name, grid", [(name, grid) for name in configs.SYSTEMS for grid in configs.config(name).GRIDS]
-)
-def test_every_grid_is_made_of_options_that_exist(name, grid):
-    kind = configs.config(name)
-    words = kind.GRIDS[grid]
-    if isinstance(words, tuple):
-        for row in words:
-            flags.with_config(f"sweep {name}", row.split(), (Sweep(), kind()))
-        return
-    rest, axes = flags.several(words.split(), kind)
-    assert axes
-    flags.with_config(f"sweep {name}", rest, (Sweep(), kind()))
-    for axis, values in axes.items():
-        for value in values:
-            _, config = flags.with_config(f"sweep {name}", [axis, value], (Sweep(), kind()))
-            told = getattr(config, axis.removeprefix("--").replace("-", "_"))
-            if "," in value:
-                assert told == tuple(map(float, value.split(",")))
-            else:
-                assert str(told).lower().startswith(value)
