@@ -167,6 +167,7 @@ def section(path: Path, record: dict[str, Any], usual: dict[str, str]) -> str:
     """A record on the page: what it is, where it is from, and its short table."""
     module, folder, name = _module(record), path.parent.name, path.stem
     short = getattr(module, "summarize", module.render)
+    describe = getattr(module, "describe", lambda record: _first_line(module))
     unusual = {k: v for k, v in conditions(record).items() if v != usual.get(k)}
     origin = [
         f"`{command(record['benchmark'], record['options'])}`",
@@ -176,7 +177,7 @@ def section(path: Path, record: dict[str, Any], usual: dict[str, str]) -> str:
     ]
     picture = path.with_suffix(".png")
     drawn = f"\n![{name}]({folder}/{picture.name})\n" if picture.is_file() else ""
-    return f"## {name}\n\n{_first_line(module)} {'; '.join(origin)}\n\n{short(record)}\n{drawn}"
+    return f"## {name}\n\n{describe(record)} {'; '.join(origin)}\n\n{short(record)}\n{drawn}"
 
 
 def command(name: str, options: dict[str, Any]) -> str:

@@ -7,18 +7,7 @@ A run is `jaxdet train` into its own folder under `--out`; it is resumed if it w
 alone if it is complete, and evaluated on the test split. `ablation` and those of `cifar10` and
 `faces` are one `jaxdet sweep` each, whose runs are evaluated on the validation split. Runs take
 minutes to hours, so `benchmarks.all` does not start them; it adds their results to its page.
-
-| name | question |
-|---|---|
-| epochs | objects, Simple: 20, 50 and 200 epochs |
-| fractions | objects, Simple: 1, 5, 10 and 20% of all images for training, 20% for validation |
-| plain | objects, Simple: without dropout, without batch norm |
-| long | objects, Simple without either, 200 epochs, 0.5% for validation: best against last |
-| transfer | objects, Lite0, 6 epochs: from scratch; ImageNet weights frozen, in part, fine-tuned |
-| assigners | detect, frozen ImageNet backbone: task-aligned assignment against maximum IoU |
-| ablation | detect, likewise, half the pixels: one part changed at a time |
-| cifar10_GRID | cifar10, 4 epochs: networks, batch, augmentation, loss, optimiser, activation |
-| faces_reference | faces, 15 epochs: the rows of the table of assignment 4 |
+`EXPERIMENTS` lists them.
 """
 
 import json
@@ -41,6 +30,14 @@ TRANSFER = (
 PRETRAINED = "--weights package:lite0"
 DETECT = "--epochs {epochs} --vflip --weights package:lite0 --freeze-stages 8 --freeze-bn"
 CIFAR10 = "--epochs 4 --batch 20 --schedule cosine --lr .005"
+CIFAR10_GRIDS = {
+    "arch": "Networks",
+    "batch": "Batch sizes",
+    "aug": "Augmentation",
+    "loss": "Losses",
+    "opt": "Optimisers",
+    "act": "Activations",
+}
 FACES = "--epochs 15 --batch 32 --size 64 --val-fraction .2 --test-fraction 0"
 SCORES = {
     "objects": ("accuracy", "iou", "iou50", "iou70", "loss"),
@@ -53,11 +50,30 @@ SWEEP_COLUMNS = {  # those that are kept; `loss` is an option if it varies, else
         *("epoch_seconds", "parameters"),
     ),
     "cifar10": (
-        *("model", "norm", "dropout", "batch", "flip", "crop", "loss", "optimizer", "momentum"),
+        *(
+            "model",
+            "norm",
+            "dropout",
+            "batch",
+            "flip",
+            "crop-padding",
+            "loss",
+            "optimizer",
+            "momentum",
+        ),
         *("activation", "accuracy", "epoch_seconds", "operations", "parameters"),
     ),
     "faces": (
-        *("block", "channels", "stage-dropout", "schedule", "cycle", "optimizer", "lr", "squeezes"),
+        *(
+            "block",
+            "channels",
+            "stage-dropout",
+            "schedule",
+            "restart-period",
+            "optimizer",
+            "lr",
+            "se-ratios",
+        ),
         *("activation", "accuracy", "auc", "eer", "epoch_seconds", "parameters"),
     ),
 }
@@ -72,9 +88,10 @@ class Run(NamedTuple):
 
 
 class Experiment(NamedTuple):
-    """Runs of one system, or a sweep."""
+    """A question, answered by runs of one system, or by a sweep."""
 
     system: str
+    question: str
     runs: tuple[Run, ...] = ()
     sweep: str = ""  # options of `jaxdet sweep`
 
@@ -82,10 +99,12 @@ class Experiment(NamedTuple):
 EXPERIMENTS = {
     "epochs": Experiment(
         "objects",
+        "Simple after 20, 50 and 200 epochs",
         tuple(Run(f"{n}_epochs", f"{OBJECTS} --epochs {n}") for n in (20, 50, 200)),
     ),
     "fractions": Experiment(
         "objects",
+        "Simple on 1, 5, 10 and 20% of all images, with 20% for validation",
         tuple(
             Run(
                 f"{n}_percent",
@@ -96,6 +115,7 @@ EXPERIMENTS = {
     ),
     "plain": Experiment(
         "objects",
+        "Simple without dropout and without batch norm",
         (
             Run("20_epochs", f"{OBJECTS} --epochs 20"),
             Run("no_dropout", f"{OBJECTS} --epochs 20 --dropout 0"),
@@ -105,6 +125,7 @@ EXPERIMENTS = {
     ),
     "long": Experiment(
         "objects",
+        "Simple without dropout and batch norm, 200 epochs, 0.5% for validation: best against last",
         (
             Run(
                 "neither_200_epochs",
@@ -116,6 +137,7 @@ EXPERIMENTS = {
     ),
     "transfer": Experiment(
         "objects",
+        "Lite0 for 6 epochs: from scratch; ImageNet weights frozen, in part, fine-tuned",
         (
             Run("scratch", TRANSFER),
             Run("frozen", f"{TRANSFER} {PRETRAINED} --transfer frozen"),
@@ -125,6 +147,7 @@ EXPERIMENTS = {
     ),
     "assigners": Experiment(
         "detect",
+        "Frozen ImageNet backbone: task-aligned assignment against maximum IoU",
         tuple(
             Run(
                 f"{assigner}_{seed}",
@@ -134,12 +157,22 @@ EXPERIMENTS = {
             for seed in range(3)
         ),
     ),
-    "ablation": Experiment("detect", sweep=f"--one-at-a-time true --size 192 256 {DETECT}"),
+    "ablation": Experiment(
+        "detect",
+        "Frozen ImageNet backbone at half the pixels: one part changed at a time",
+        sweep=f"--one-at-a-time true --size 192 256 {DETECT}",
+    ),
     **{
-        f"cifar10_{grid}": Experiment("cifar10", sweep=f"--grid {grid} {CIFAR10}")
-        for grid in ("arch", "batch", "aug", "loss", "opt", "act")
+        f"cifar10_{grid}": Experiment(
+            "cifar10", f"{subject}, 4 epochs", sweep=f"--grid {grid} {CIFAR10}"
+        )
+        for grid, subject in CIFAR10_GRIDS.items()
     },
-    "faces_reference": Experiment("faces", sweep=f"--grid seed {FACES}"),
+    "faces_reference": Experiment(
+        "faces",
+        "The rows of the table of assignment 4, 15 epochs",
+        sweep=f"--grid reference {FACES}",
+    ),
 }
 
 
@@ -198,6 +231,11 @@ def render(record: dict[str, Any]) -> str:
     if "epoch_seconds" in columns:
         columns["epoch_seconds"] = ("time per epoch", "s")
     return units.markdown_table(record["rows"], columns)
+
+
+def describe(record: dict[str, Any]) -> str:
+    """What an experiment is about, for the page of all results."""
+    return f"{EXPERIMENTS[record['question']].question} (`{record['system']}`)."
 
 
 def run_rows(experiment: Experiment, run: Run, options: Options) -> Iterator[dict[str, Any]]:

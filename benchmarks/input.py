@@ -46,7 +46,7 @@ COLUMNS = {
     "note": "note",
 }
 FILES, SHAPE = 4, (480, 640, 3)
-AUGMENTATIONS = {"flip": {"flip": True}, "crop": {"crop": 4}, "cutout": {"cutout": 0.5}}
+AUGMENTATIONS = {"flip": {"flip": True}, "crop": {"crop_padding": 4}, "cutout": {"cutout": 0.5}}
 NOISE = 10_000  # images of the size of CIFAR-10
 
 
@@ -136,9 +136,9 @@ def time_augmentations(options: Options) -> Iterator[dict[str, Any]]:
     rows = sampler.shuffled_batches(0, 0, NOISE, options.batch)[0]
     for names in ((), *((name,) for name in AUGMENTATIONS), tuple(AUGMENTATIONS)):
         fields = {name: v for each in names for name, v in AUGMENTATIONS[each].items()}
-        system = synthetic.cifar10_experiment(cifar10.Config(**fields), train=NOISE, val=1)
-        data = jax.device_put(system.splits["train"].arrays)
-        call = partial(jax.jit(partial(augment_batch, system.task)), data, rows)
+        experiment = synthetic.cifar10_experiment(cifar10.Config(**fields), train=NOISE, val=1)
+        data = jax.device_put(experiment.splits["train"].arrays)
+        call = partial(jax.jit(partial(augment_batch, experiment.task)), data, rows)
         yield _row("CIFAR-10 size", ", ".join(["gather", *names]), options.batch, call, options)
 
 

@@ -66,22 +66,22 @@ def render(record: dict[str, Any]) -> str:
 def compare(name: str, options: Options) -> dict[str, Any]:
     """The row of a network: seconds of one step of all rates."""
     config = Config(model=name, batch=options.batch, devices=1)
-    system = synthetic.cifar10_experiment(config, train=8 * config.batch, val=config.eval_batch)
+    experiment = synthetic.cifar10_experiment(config, train=8 * config.batch, val=config.eval_batch)
     rates = np.geomspace(1e-4, 1e-2, options.count)
     with tempfile.TemporaryDirectory() as parent:
         folders = [Path(parent) / str(number) for number in range(options.count)]
         for folder in folders:
             folder.mkdir()
         variants = [replace(config, lr=float(lr)) for lr in rates]
-        lanes = sweep.Lanes(system, variants, folders, Progress(quiet=True), lambda: False)
-        vmapped, sequential = lanes.times(seconds=options.seconds)
+        runs = sweep.VmappedRuns(experiment, variants, folders, Progress(quiet=True), lambda: False)
+        times = runs.measure_steps(seconds=options.seconds)
     return {
         "model": name,
         "rates": options.count,
         "batch": options.batch,
-        "vmapped_s": vmapped,
-        "sequential_s": sequential,
-        "ratio": vmapped / sequential,
+        "vmapped_s": times.together,
+        "sequential_s": times.in_turn,
+        "ratio": times.together / times.in_turn,
     }
 
 

@@ -77,14 +77,14 @@ def render(record: dict[str, Any]) -> str:
 def compare(options: Options) -> list[dict[str, Any]]:
     """Rows of jaxdet and of PyTorch."""
     config = Config(epochs=ENDLESS, eval_first=False, devices=1)
-    system = synthetic.cifar10_experiment(
+    experiment = synthetic.cifar10_experiment(
         config, train=options.steps * config.batch, val=options.images
     )
     with tempfile.TemporaryDirectory() as folder:
-        pairs = {"jaxdet": jax_calls(system, config, Path(folder))}
+        pairs = {"jaxdet": jax_calls(experiment, Path(folder))}
         missing = harness.torch_unavailable()
         if not missing:
-            pairs["PyTorch"] = torch_calls(system, config)
+            pairs["PyTorch"] = torch_calls(experiment)
         first, *rounds = [
             {name: [timing.timed(call)[1] for call in calls] for name, calls in pairs.items()}
             for _ in range(1 + options.rounds)
@@ -95,20 +95,21 @@ def compare(options: Options) -> list[dict[str, Any]]:
     return [{**row, "ratio": row["total_s"] / rows[-1]["total_s"]} for row in rows]
 
 
-def jax_calls(system: Experiment, config: Config, folder: Path) -> Calls:
+def jax_calls(experiment: Experiment, folder: Path) -> Calls:
     """Calls that make the steps of one epoch, and that evaluate: the loop alternates them."""
     progress = Progress(quiet=True)
-    programs = training_loop.Programs(system, config)
-    loop = training_loop.Loop(programs, system, config, folder, progress, lambda: False)
-    progress.begin(0, loop.plan.steps * config.batch)
-    return loop.epoch, loop.epoch
+    compiled = training_loop.CompiledSteps(experiment)
+    loop = training_loop.Loop(compiled, experiment, folder, progress)
+    progress.begin(0, loop.plan.steps * experiment.config.batch)
+    return loop.run_epoch, loop.run_epoch
 
 
-def torch_calls(system: Experiment, config: Config) -> Calls:
+def torch_calls(experiment: Experiment) -> Calls:
     """The same in PyTorch."""
     from benchmarks.torch_refs import tutorial
 
-    train, val = (system.splits[part].arrays for part in ("train", "val"))
+    config = experiment.config
+    train, val = (experiment.splits[split].arrays for split in ("train", "val"))
     trainer = tutorial.Trainer(
         train["image"], train["label"], lr=config.lr, momentum=config.momentum
     )

@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image
 
 from jaxdet import configs
-from jaxdet.config import task_hparams
 from jaxdet.configs import cifar10
 from jaxdet.data.sources import ArraySource
 from jaxdet.training.experiment import Experiment
@@ -37,7 +36,7 @@ def encode_png(pixels: np.ndarray) -> bytes:
 
 def cifar10_experiment(config: cifar10.Config, *, train: int, val: int) -> Experiment:
     """The experiment of a `cifar10` config, with `train` and `val` random images and labels."""
-    net, (_, *shape) = configs.network("cifar10", config)
+    _, (_, *shape) = configs.network("cifar10", config)
     draw, classes = np.random.default_rng(0), tuple(map(str, range(10)))
 
     def random_source(count):
@@ -50,8 +49,7 @@ def cifar10_experiment(config: cifar10.Config, *, train: int, val: int) -> Exper
         )
 
     splits = {"train": random_source(train), "val": random_source(val)}
-    task = cifar10.make_task(config, net, classes)
-    return Experiment(task=task, splits=splits, hparams=task_hparams(config), about={})
+    return cifar10.from_splits(config, classes, splits)
 
 
 def _noise_builder(tfds, set_name):

@@ -1,7 +1,7 @@
 """The training steps timed by `benchmarks.train_step`: the same work in jaxdet and in PyTorch."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdet import configs, tasks
+from jaxdet import configs
 from jaxdet.config import task_hparams
 from jaxdet.configs import detect
 from jaxdet.configs.digits import Config
@@ -19,10 +19,12 @@ from jaxdet.kernels import conv
 from jaxdet.models import plain, registry
 from jaxdet.models.resnet import ResNet18
 from jaxdet.ops import augment, boxes, windows
-from jaxdet.tasks import localize
+from jaxdet.tasks.base import forward, masked_means
+from jaxdet.tasks.localize import LocalizationTask
 from jaxdet.tasks.sliding_window import SlidingWindowTask
 from jaxdet.training import host_init, optim, parallel
 from jaxdet.training import state as training_state
+from jaxdet.training.experiment import LENGTHS, Plan
 from jaxdet.training.step import train_step
 from jaxdet.types import Task
 
@@ -55,21 +57,21 @@ def make_workload(name: str, batch: int, impl: conv.Impl, bfloat16: bool = False
 
 def jax_step(work: Workload, devices: Sequence[jax.Device] | None = None) -> Callable[[], Any]:
     """A function that makes one step of jaxdet, on the first device or on those given."""
-    devices = devices or parallel.devices(1)
-    parallel.check(work.batch, devices)
+    devices = devices or parallel.local_devices(1)
+    parallel.check_batch(work.batch, devices)
     adamw = optim.optimizer(
-        "adamw", 1e-3, beta2=0.999, weight_decay=0.02, learns=work.lr_multiplier
+        "adamw", 1e-3, beta2=0.999, weight_decay=0.02, lr_multiplier=work.lr_multiplier
     )
-    plan = training_state.Plan(1, 1, 1, 0.0)
+    plan = Plan(epoch_steps=1, steps=1, accumulate=1, ema=0.0)
     example = {name: column[:1] for name, column in work.data.items()}
     hparams = {name: np.float32(value) for name, value in work.hparams.items()}
-    hparams |= dict.fromkeys(training_state.LENGTH, np.int32(1))
+    hparams |= dict.fromkeys(LENGTHS, np.int32(1))
     given = {"task": work.task, "optimizer": lambda _: adamw}
-    init = partial(training_state.create, example, hparams, **given, seed=0, ema=0)
-    state = parallel.put(host_init.evaluate(init), devices)
-    data, rows = parallel.put(work.data, devices), np.arange(work.batch)
+    init = partial(training_state.create_state, example, hparams, **given, seed=0, ema=0)
+    state = parallel.replicate(host_init.initialize(init), devices)
+    data, rows = parallel.replicate(work.data, devices), np.arange(work.batch)
     step = partial(train_step, **given, plan=plan)
-    run = parallel.compiled(step, devices, whole=2, donate=(0,))
+    run = parallel.compile_step(step, devices, replicated=2, donate=(0,))
 
     def call():
         nonlocal state
@@ -89,7 +91,7 @@ def torch_step(work: Workload, compiled: bool = False) -> Callable[[], float]:
 
 BUILDERS = {
     "jit": jax_step,
-    "pmap": lambda work: jax_step(work, parallel.devices()),
+    "pmap": lambda work: jax_step(work, parallel.local_devices()),
     "torch": torch_step,
     "torch_compiled": partial(torch_step, compiled=True),
 }
@@ -101,19 +103,19 @@ def digit_locator(
     """The network of `digits` on ready canvases, or on canvases that are drawn in the step."""
     config = replace(Config(), **changes)
     net = configs.network("digits", config)[0].clone(conv_general_dilated=convolve, dtype=dtype)
-    system = configs.build("digits", Config())
+    experiment = configs.build("digits", Config())
     batch = count or config.batch
-    source = system.splits["train"].arrays
+    source = experiment.splits["train"].arrays
     data = {name: column[:batch] for name, column in source.items()}
     draw = partial(
         augment.place_on_canvas, canvas=config.canvas, degrees=config.rotate, scale=config.scale
     )
-    task = SlidingWindowTask(net, draw).task()
+    task = SlidingWindowTask(net, draw)
     if not drawn:
         data["image"] = _draw_canvases(task, data)
-        task = SlidingWindowTask(net, _keep_canvas).task()
+        task = SlidingWindowTask(net, _keep_canvas)
     torch = None if drawn else partial(_torch_digit_locator, net)
-    return Workload(batch, config.canvas, task, data, system.hparams, torch)
+    return Workload(batch, config.canvas, task, data, experiment.hparams, torch)
 
 
 def _draw_canvases(task, data):
@@ -157,7 +159,7 @@ def resnet(count: int, convolve: Callable, dtype: Any, *, side: int) -> Workload
         "id": np.arange(batch, dtype=np.int32),
     }
     net = ResNet18(classes=CLASSES, conv_general_dilated=convolve, dtype=dtype)
-    return Workload(batch, side, _classification_task(net), data, {}, _torch_resnet)
+    return Workload(batch, side, _CrossEntropy(net), data, {}, _torch_resnet)
 
 
 def _torch_resnet(data):
@@ -171,21 +173,25 @@ def _torch_resnet(data):
     return networks.resnet18(CLASSES), torch.nn.functional.cross_entropy, images, label
 
 
-def _classification_task(net):
-    """A task with all that a step needs: the mean cross entropy."""
+@dataclass(frozen=True)
+class _CrossEntropy:
+    """A task with all that a step needs: the mean cross entropy of images as they are."""
 
-    def loss(variables, batch, key, context):
-        logits, stats = tasks.forward(key, net, variables, batch["image"], context)
+    net: ResNet18
+
+    def init(self, key, batch):
+        return self.net.init(key, batch["image"])
+
+    def augment(self, keys, batch, context):
+        return batch
+
+    def loss(self, variables, batch, key, context):
+        logits, stats = forward(key, self.net, variables, batch["image"], context)
         entropy = optax.softmax_cross_entropy_with_integer_labels(
             logits.astype(jnp.float32), batch["label"]
         )
-        mean = entropy @ batch["real"] / tasks.real_rows(batch, context)
-        return mean, (stats, {"loss": mean})
-
-    def init(key, batch):
-        return net.init(key, batch["image"])
-
-    return Task(init, lambda keys, batch, context: batch, loss, None, None, None)
+        terms = masked_means({"loss": entropy}, batch, context)
+        return terms["loss"], (stats, terms)
 
 
 def localizer(count: int, convolve: Callable, dtype: Any, *, model: str, side: int) -> Workload:
@@ -202,9 +208,9 @@ def localizer(count: int, convolve: Callable, dtype: Any, *, model: str, side: i
     net = configs.network("objects", config)[0]
     features = partial(net.features, conv_general_dilated=convolve, dtype=dtype)
     net = net.clone(features=features, dtype=dtype)
-    task = localize.LocalizationTask(
+    task = LocalizationTask(
         net, ("a", "b", "c"), lambda key, image, box: (image, box), box_loss=config.box_loss
-    ).task()
+    )
     torch = partial(_torch_localizer, model, net)
     return Workload(batch, side, task, data, task_hparams(config), torch)
 
@@ -251,7 +257,7 @@ def detector(
         "id": np.arange(batch, dtype=np.int32),
     }
     task = detect.make_task(config, net, tuple(range(classes)))
-    task = task._replace(change=lambda keys, batch, context: batch).task()
+    task = replace(task, transform=lambda keys, batch, context: batch)
     torch = partial(_torch_detector, classes) if freeze == 3 else None
     frozen = registry.frozen_stages(config.model, freeze)
     factor = registry.lr_multiplier(frozen, config.backbone_lr)

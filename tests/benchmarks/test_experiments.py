@@ -74,12 +74,12 @@ def test_every_experiment_has_options_of_its_system(tmp_path):
         assert len(set(names)) == len(names)
         for run in experiment.runs:
             words = run.words.format(size=96, epochs=3).split()
-            _, config = flags.with_config("train", words, (options.Train(), kind()))
+            _, config = flags.parse_with_config("train", words, (options.Train(), kind()))
             assert config != kind()
         if experiment.sweep:
-            words, axes = flags.several(experiment.sweep.format(epochs=3).split(), kind)
+            words, axes = flags.split_axes(experiment.sweep.format(epochs=3).split(), kind)
             assert not axes
-            _, config = flags.with_config("sweep", words, (options.Sweep(), kind()))
+            _, config = flags.parse_with_config("sweep", words, (options.Sweep(), kind()))
             assert config != kind()
         assert bool(experiment.runs) != bool(experiment.sweep)
 
