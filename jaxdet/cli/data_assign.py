@@ -1,7 +1,7 @@
-"""`jaxdet data assign RUN`: which cells of a detector learn which true box."""
+"""`jaxdet data assign RUN`: the cells of a detector that are assigned to each true box."""
 
 import json
-from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,55 +9,56 @@ import numpy as np
 
 from jaxdet import tables
 from jaxdet.cli import common
+from jaxdet.cli.options import Assign
 from jaxdet.errors import InputError
 from jaxdet.training import evaluator
-from jaxdet.types import StepContext
+from jaxdet.types import Array, AssigningTask, Batch, StepContext
 
 
-def run(options):
-    """Draw the first photos of a split, and print how many cells of each size learn a box."""
+def run(options: Assign) -> int:
+    """Draw the first images of a split, and count the assigned cells; returns the exit code."""
     common.check_picture(options.out, options.count)
-    _, system, _, state = common.restored(options, **common.judged(options))
-    if system.assigned is None:
-        raise InputError(f"{options.run}: answers of this system are not of cells")
-    batch = evaluator.samples(system, options.split, options.count)
-    context = StepContext(False, jnp.int32(0), jnp.int32(options.epoch), system.hparams)
-    kept = evaluator.eval_variables(state)
-    found = jax.jit(partial(_assigned, system, context))(kept, batch)
-    targets, points, strides = jax.device_get(found)
-    rows = _counts(batch, targets, strides)
+    run = common.load(options)
+    task = run.experiment.task
+    if not isinstance(task, AssigningTask):
+        raise InputError(f"{options.run} is a run of {run.system}, which assigns no cells to boxes")
+    experiment = run.with_data(root=options.root)
+    common.check_split(options.split, [*experiment.splits])
+    batch = evaluator.samples(experiment, options.split, options.count)
+    context = StepContext(False, jnp.int32(0), jnp.int32(options.epoch), experiment.hparams)
+    assignments = jax.jit(lambda variables, batch: task.assignments(variables, batch, context))
+    targets, centers, strides = jax.device_get(assignments(run.variables, batch))
+    rows = _count_cells(batch, targets, strides)
     if options.json:
         print(json.dumps(rows))
     else:
-        print(tables.to_markdown(rows, list(rows[0])))
-    _draw(batch, targets, points, strides, options)
+        print(tables.aligned(rows, rows[0]))
+    _draw(batch, targets, centers, strides, options)
     return 0
 
 
-def _assigned(system, context, variables, batch):
-    return system.assigned(variables, batch, context)
-
-
-def _counts(batch, targets, strides):
-    """A row a photo: true boxes, those without a cell, cells by stride."""
+def _count_cells(batch: Batch, targets: Any, strides: Array) -> list[dict[str, Any]]:
+    """Per image: number of true boxes, of boxes without a cell, and of cells by stride."""
     rows = []
     for i, valid in enumerate(batch["valid"] & ~batch["crowd"]):
-        on, index = targets.positive[i], targets.indices[i]
-        empty = sum(not (on & (index == g)).any() for g in np.flatnonzero(valid))
+        on, indices = targets.positive[i], targets.indices[i]
+        unassigned = sum(not (on & (indices == g)).any() for g in np.flatnonzero(valid))
         cells = {f"cells of {s:g}": int((on & (strides == s)).sum()) for s in np.unique(strides)}
-        rows.append({"photo": i, "boxes": int(valid.sum()), "without a cell": empty, **cells})
+        counts = {"boxes": int(valid.sum()), "without a cell": unassigned}
+        rows.append({"image": i, **counts, **cells})
     return rows
 
 
-def _draw(batch, targets, points, strides, options):
+def _draw(batch: Batch, targets: Any, centers: Array, strides: Array, options: Assign) -> None:
+    """Draw true boxes and their cells."""
     from jaxdet.plots import detection as detection_plots
 
-    marks = []
+    cells = []
     for i in range(len(batch["image"])):
         on = targets.positive[i]
-        much = targets.scores[i].max(-1)[on]
-        marks.append((points[on], strides[on], targets.indices[i][on], much))
+        scores = targets.scores[i].max(-1)[on]
+        cells.append((centers[on], strides[on], targets.indices[i][on], scores))
     true = [boxes[on] for boxes, on in zip(batch["boxes"], batch["valid"], strict=True)]
-    detection_plots.assignments(batch["image"], true, marks, options.out)
+    detection_plots.assignments(batch["image"], true, cells, options.out)
     if not options.json:
         print(f"wrote {options.out}")

@@ -1,27 +1,31 @@
-"""`jaxdet data inspect SYSTEM`: what a folder of data holds, and what of it cannot be used."""
+"""`jaxdet data inspect SYSTEM`: contents of a folder of data, and what cannot be used."""
 
 import json
 from importlib import import_module
 
 from jaxdet import tables
+from jaxdet.cli.options import Inspect
 from jaxdet.errors import InputError
 
 
-def run(name, options):
-    """Print what is counted and measured by label, and every row or file that is no good."""
-    system = import_module(f"jaxdet.configs.{name}")
-    if not hasattr(system, "inspect"):
-        raise InputError(f"{name} has no folder of data to inspect")
-    rows, bad, *more = system.inspect(options.root)
+def run(system: str, options: Inspect) -> int:
+    """Print counts and sizes, and every image or row that cannot be used; returns the exit code."""
+    module = import_module(f"jaxdet.configs.{system}")
+    if not hasattr(module, "summarize"):
+        raise InputError(f"{system} has no folder of data to inspect")
+    rows, notes, *checks = module.summarize(options.root)
     if options.json:
-        oddities = {"oddities": more[0]} if more else {}
-        print(json.dumps({"labels": rows, "bad": bad, **oddities}))
+        print(
+            json.dumps({"labels": rows, "bad": notes} | ({"oddities": checks[0]} if checks else {}))
+        )
     else:
-        for table in (rows, *more):
-            print(
-                tables.to_markdown(table, list(dict.fromkeys(key for row in table for key in row)))
-            )
-        print("\n".join(bad) or "every row can be used")
-    if bad and options.on_bad_row == "error":
-        raise InputError(f"{len(bad)} rows cannot be used; --on-invalid skip makes no error of it")
+        for table in (rows, *checks):
+            if table:
+                print(tables.aligned(table, dict.fromkeys(key for row in table for key in row)))
+                print()
+        print("\n".join(notes) or "every image and row can be used")
+    if notes and options.on_invalid == "error":
+        raise InputError(
+            f"{len(notes)} images or rows cannot be used; with --on-invalid skip this is no error"
+        )
     return 0

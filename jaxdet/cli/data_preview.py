@@ -1,61 +1,68 @@
 """`jaxdet data preview SYSTEM`: training inputs with their true boxes."""
 
+from collections.abc import Sequence
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
 from jaxdet import configs
 from jaxdet.cli import common
+from jaxdet.cli.options import Preview
+from jaxdet.config import TrainConfig
+from jaxdet.tasks.detect import DetectionTask
 from jaxdet.training import evaluator
+from jaxdet.training.experiment import Experiment
+from jaxdet.types import Array, Batch
+
+MIN_FRACTION = 0.1  # of a class in a mixed image that is named
 
 
-def run(name, options, config):
-    """Draw `options.count` inputs of the first epoch, each beside what it was where asked for."""
+def run(system: str, options: Preview, config: TrainConfig) -> int:
+    """Draw the first inputs of the first epoch, after augmentation; returns the exit code."""
     common.check_picture(options.out, options.count)
-    system = configs.build(name, config)
-    after = _drawn(system, options.count, train=True, seed=config.seed)
+    experiment = configs.build(system, config)
+    shown = _shown(experiment, options.count, train=True, seed=config.seed)
+    many = isinstance(experiment.task, DetectionTask)
     if options.before:
-        before = _drawn(system, options.count, train=False)
-        for shown, word in ((before, "before"), (after, "after")) if system.many else ():
-            shown["titles"] = [f"{word}: {title}" for title in shown["titles"]]
-        after = {key: _in_turn(before[key], after[key]) for key in after}
-    pictures = after.pop("pictures")
-    sheet = common.sheet(pictures) if system.many else {}
-    common.draw(pictures, options.out, **after, **sheet)
+        before = _shown(experiment, options.count, train=False)
+        if many:
+            for inputs, word in ((before, "before"), (shown, "after")):
+                inputs["titles"] = [f"{word}: {title}" for title in inputs["titles"]]
+        shown = {key: list(chain(*zip(before[key], shown[key], strict=True))) for key in shown}
+    pictures = shown.pop("pictures")
+    cells = common.large_cells(pictures) if many else {}
+    common.draw(pictures, options.out, **shown, **cells)
     return 0
 
 
-def _in_turn(*columns):
-    """The first of all columns, then the second ones, and so on."""
-    return list(chain(*zip(*columns, strict=True)))
+def _shown(experiment: Experiment, count: int, **options: Any) -> dict[str, Sequence[Any]]:
+    """`pictures`, and options of `common.draw`, of the first inputs of the training split."""
+    batch, classes = evaluator.samples(experiment, "train", count, **options), experiment.metadata
+    classes = classes["classes"]
+    if isinstance(experiment.task, DetectionTask):
+        return {"pictures": batch["image"], **_many_boxes(batch, classes)}
+    true = batch["boxes"][:, 0] if "boxes" in batch else [None] * len(batch["label"])
+    target = batch.get("target", np.eye(len(classes))[batch["label"]])
+    titles = [f"true {_describe_target(classes, fractions)}" for fractions in target]
+    return {"pictures": batch["image"], "titles": titles, "true": true}
 
 
-def _drawn(system, count, **how):
-    """Pictures of the first inputs, and what `common.draw` takes of each."""
-    shown, classes = evaluator.samples(system, "train", count, **how), system.about["classes"]
-    if system.many:
-        return {"pictures": shown["image"], **_many(shown, classes)}
-    true = shown["boxes"][:, 0] if "boxes" in shown else [None] * len(shown["label"])
-    wanted = shown.get("wanted", np.eye(len(classes))[shown["label"]])
-    titles = [f"true {_shares(classes, shares)}" for shares in wanted]
-    return {"pictures": shown["image"], "titles": titles, "true": true}
-
-
-def _many(shown, classes):
-    """Titles, true boxes and their classes of photos with many boxes."""
-    pairs = zip(shown["boxes"], shown["labels"], shown["valid"], strict=True)
-    true, kinds = zip(*((boxes[on], labels[on]) for boxes, labels, on in pairs), strict=True)
+def _many_boxes(batch: Batch, classes: Sequence[str]) -> dict[str, Sequence[Any]]:
+    """Titles, true boxes and their classes of images with many boxes."""
+    columns = zip(batch["boxes"], batch["labels"], batch["valid"], strict=True)
+    true, labels = zip(*((boxes[on], labels[on]) for boxes, labels, on in columns), strict=True)
     return {
         "titles": [f"{len(boxes)} boxes" for boxes in true],
         "true": true,
-        "texts": [[classes[i] for i in of_photo] for of_photo in kinds],
-        "labels": kinds,
+        "texts": [[classes[i] for i in of_image] for of_image in labels],
+        "labels": labels,
     }
 
 
-def _shares(classes, shares, least=0.1):
-    """The classes that an image is to be taken for, each with its share, or one alone."""
-    most = [i for i in np.argsort(-shares) if shares[i] >= least] or [shares.argmax()]
-    if len(most) == 1:
-        return classes[most[0]]
-    return ", ".join(f"{classes[i]} {shares[i]:.2f}" for i in most)
+def _describe_target(classes: Sequence[str], fractions: Array) -> str:
+    """The class of an image, or the classes of a mixed one with their fractions."""
+    named = [i for i in np.argsort(-fractions) if fractions[i] >= MIN_FRACTION]
+    if len(named) < 2:
+        return classes[int(fractions.argmax())]
+    return ", ".join(f"{classes[i]} {fractions[i]:.2f}" for i in named)

@@ -1,24 +1,27 @@
 """`jaxdet describe MODEL|RUN`: the layers of a network, their operations and times."""
 
 import sys
+from pathlib import Path
+from typing import Any
 
 import jax
 
-from jaxdet import configs
+from jaxdet import configs, runs
 from jaxdet.cli import common
+from jaxdet.cli.options import Describe
 from jaxdet.errors import InputError
 from jaxdet.profiling import roofline, summary
 from jaxdet.training import run_dir
 
 
-def run(options):
-    """`jaxdet describe MODEL|RUN`: the layers of a network, their operations and times."""
+def run(options: Describe) -> int:
+    """Print the table of a network, and draw its roofline plot; returns the exit code."""
     if options.markdown + options.json + options.csv > 1:
-        raise InputError("--markdown, --json, --csv: one at a time")
+        raise InputError("--markdown, --json and --csv exclude each other")
     if options.time:
         common.check_picture(options.figure)
         if options.convention != "flop":
-            raise InputError("--time takes all operations together: leave out --convention mac")
+            raise InputError("--time counts all operations: leave out --convention mac")
     net, images, variables = _network(options)
     network = summary.summarize(
         net,
@@ -44,8 +47,8 @@ def run(options):
     return 0
 
 
-def _time(network, rows, figure):
-    """Measure the network, add its times to the rows and draw the roofline; returns notes."""
+def _time(network: summary.NetworkSummary, rows: list[dict[str, Any]], figure: Path) -> list[str]:
+    """Measure the layers, add their times to the rows, draw the roofline plot; returns notes."""
     # Imported here: without --time, matplotlib is not needed.
     from jaxdet.plots import profiling as profiling_plots
 
@@ -54,21 +57,24 @@ def _time(network, rows, figure):
     return [*roofline.notes(measured, rows), f"wrote {figure}"]
 
 
-def _network(options):
-    """(network, input, shapes of its variables if it has been trained) of `jaxdet describe`."""
+def _network(options: Describe) -> tuple[Any, jax.ShapeDtypeStruct, Any]:
+    """(network, input, shapes of the variables of a run; None for a model)."""
     if run_dir.is_run(options.model):
-        named = configs.network_of_run(options.model, common.kept_config(options.model))
-        made_for = jax.ShapeDtypeStruct(named.input, "float32")
-        variables = jax.eval_shape(named.net.init, jax.random.key(0), made_for)
+        config = runs.read_config(options.model)
+        named = configs.network_of_run(Path(options.model), config)
+        trained_on = jax.ShapeDtypeStruct(named.input, "float32")
+        variables = jax.eval_shape(named.net.init, jax.random.key(0), trained_on)
     else:
         named, variables = configs.named_network(options.model), None
-    shape = _shape(options.input) if options.input else named.input
+    shape = _parse_shape(options.input) if options.input else named.input
     return named.net, jax.ShapeDtypeStruct(shape, "float32"), variables
 
 
-def _shape(text):
+def _parse_shape(text: str) -> tuple[int, ...]:
     """The four numbers of 1x32x32x3."""
     words = text.split("x")
     if len(words) != 4 or not all(word.isdecimal() and int(word) for word in words):
-        raise InputError(f"--input {text}: images x height x width x channels, such as 1x32x32x3")
+        raise InputError(
+            f"--input must be batch x height x width x channels, such as 1x32x32x3, got {text}"
+        )
     return tuple(map(int, words))

@@ -1,85 +1,97 @@
-"""`jaxdet eval RUN`: scores, one `name value` a line."""
+"""`jaxdet eval RUN`: scores of a checkpoint."""
 
 import json
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 from jaxdet import tables
 from jaxdet.cli import common
+from jaxdet.cli.options import Eval
+from jaxdet.errors import InputError
 from jaxdet.metrics import detection as detection_metrics
 from jaxdet.profiling import timing
-from jaxdet.training import evaluator, parallel
+from jaxdet.training.evaluator import cost_summary
+
+ALL = ("train", "val", "test")  # splits of `--split all`
+MAX_CLASSES = 20  # whose confusion is printed
+MARKED_SCORES = (0.1, detection_metrics.SCORE_THRESHOLD, 0.5)  # on precision-recall curves
 
 
-def run(options):
-    """Print the scores of one part of the data, or of all."""
-    config, system, step, state = common.restored(options, also=["all"], **common.judged(options))
-    kept, epoch = evaluator.eval_variables(state), evaluator.completed_epochs(state)
-    among = parallel.devices(config.devices)
+def run(options: Eval) -> int:
+    """Print the scores of one split of the data, or of all; returns the exit code."""
+    if options.report and options.json:
+        raise InputError("--report and --json exclude each other")
+    run = common.load(options)
+    report = _find_report(run.system) if options.report else None
+    experiment = run.with_data(root=options.root)
+    common.check_split(options.split, [*experiment.splits, "all"])
     for split in ALL if options.split == "all" else (options.split,):
-        scorer = evaluator.Evaluator(system, split, config.eval_batch, among)
-        scorer.prepare(kept)
-        (losses, rows), seconds = timing.timed(lambda of=scorer: of.measured(kept, epoch))
-        scores = {**losses, **system.task.report(rows)}
+        evaluator = run.evaluator(experiment, split)
+        evaluator.compile(run.variables)
+        (losses, rows), seconds = timing.timed(
+            lambda of=evaluator: of.measure(run.variables, run.epoch)
+        )
+        scores = {**losses, **experiment.task.report(rows)}
         if options.plots:
-            _draw(system, rows, scores, options.plots / split)
-        scores |= evaluator.summary(scores, scorer.operations(kept), seconds)
+            _draw(rows, scores, run.classes, options.plots / split)
+        scores |= cost_summary(scores, evaluator.operations(run.variables), seconds)
         if options.json:
-            print(json.dumps({"step": step, "split": split, **scores}))
+            print(json.dumps({"step": run.step, "split": split, **scores}))
+        elif report:
+            print(report(scores, split))
         else:
-            print(_text(split, scores), end="")
+            print(f"{split} split, checkpoint of step {run.step}:\n\n{to_text(scores)}\n")
     return 0
 
 
-def _draw(system, rows, scores, folder):
-    """What was taken for what, and how precision falls with recall, as pictures in a folder."""
+def to_text(scores: dict[str, Any]) -> str:
+    """Scores, and those of each class, in aligned columns; numbers are rounded."""
+    numbers = [
+        {"score": name, "value": value}
+        for name, value in scores.items()
+        if isinstance(value, int | float)
+    ]
+    parts = [tables.aligned(numbers, ("score", "value"))]
+    if scores.get("labels"):
+        shown = scores if len(scores["labels"]) <= MAX_CLASSES else {"labels": scores["labels"]}
+        parts.append(tables.aligned(*common.label_table(shown)))
+    return "\n\n".join(parts)
+
+
+def _find_report(system: str) -> Callable[[dict[str, Any], str], str]:
+    """The hook `report(scores, split) -> text` of a system."""
+    report = getattr(import_module(f"jaxdet.configs.{system}"), "report", None)
+    if report is None:
+        raise InputError(f"--report: the assignment of {system} asks for no report")
+    return report
+
+
+def _draw(rows: dict[str, Any], scores: dict[str, Any], classes: tuple[str, ...], folder: Path):
+    """Draw the confusion matrix and, of detections, precision-recall curves and mAP."""
     from jaxdet.plots import detection as detection_plots
 
-    names = system.about["classes"]
-    if system.many:
-        least = f"scores from {detection_metrics.SCORE_THRESHOLD:g}, IoU over {detection_metrics.IOU_THRESHOLD:g}"
-        counts = detection_metrics.confusion_matrix(rows, names)
-        detection_plots.confusion_matrix(
-            counts, [*names, "background"], folder / "confusion.png", least
-        )
-        curves = detection_metrics.precision_recall(rows, names)
-        path, marked = (
-            folder / "precision_recall.png",
-            (0.1, detection_metrics.SCORE_THRESHOLD, 0.5),
-        )
-        detection_plots.precision_recall(curves, detection_metrics.RECALL_LEVELS, path, marked)
-        detection_plots.bar_chart(_maps(scores), folder / "map.png", label="mAP, IoU .5 to .95")
-    elif "confusion" in scores:
-        detection_plots.confusion_matrix(scores["confusion"], names, folder / "confusion.png")
-
-
-def _maps(scores):
-    """mAP of all, of sizes and of classes, where there is something to find."""
-    sizes = {size: scores[f"map_{size}"] for size in ("small", "medium", "large")}
-    classes = {name: of_label["map"] for name, of_label in scores["labels"].items()}
-    every = {"all": scores["map"], **sizes, **classes}
-    return {name: value for name, value in every.items() if value >= 0}
-
-
-ALL = ("train", "val", "test")
-SETS = {"train": "train", "val": "validation"}  # as seed 000 calls them
-
-
-def _text(split, scores):
-    """A score a line; those of labels first, in the words of seed 000, with their confusion."""
-    numbers = {k: v for k, v in scores.items() if not isinstance(v, dict | list)}
-    lines = [f"{name} {value!r}\n" for name, value in numbers.items()]
-    labels = scores.get("labels")
-    if not labels:
-        return "".join(lines)
-    if "confusion" not in scores:
-        rows = [{"class": name, **of_label} for name, of_label in labels.items()]
-        return "".join([*lines, tables.to_markdown(rows, list(rows[0])), "\n"])
-    head = [
-        f"*** {SETS.get(split, split)} set accuracy\n",
-        f"Mean accuracy for all labels: {scores['accuracy']!r}\n",
-    ]
-    for name, of_label in labels.items():
-        head.append(
-            f"    Mean accuracy for label {name}: {of_label.get('accuracy', 'no sample')!r}\n"
-        )
-        head.append(f"             {of_label['correct']} over {of_label['count']} samples\n")
-    return "".join([*head, common.by_label(scores), "\n", *lines])
+    if "confusion" in scores:
+        path = folder / "confusion.png"
+        detection_plots.confusion_matrix(scores["confusion"], classes, path)
+    if "map" not in scores:
+        return
+    title = (
+        f"scores from {detection_metrics.SCORE_THRESHOLD:g}, "
+        f"IoU over {detection_metrics.IOU_THRESHOLD:g}"
+    )
+    counts = detection_metrics.confusion_matrix(rows, classes)
+    names = [*classes, "background"]
+    detection_plots.confusion_matrix(counts, names, folder / "confusion.png", title)
+    detection_plots.precision_recall(
+        detection_metrics.precision_recall(rows, classes),
+        detection_metrics.RECALL_LEVELS,
+        folder / "precision_recall.png",
+        MARKED_SCORES,
+    )
+    maps = {"all": scores["map"]}
+    maps |= {size: scores[f"map_{size}"] for size in ("small", "medium", "large")}
+    maps |= {name: of_label["map"] for name, of_label in scores["labels"].items()}
+    known = {name: value for name, value in maps.items() if value >= 0}
+    detection_plots.bar_chart(known, folder / "map.png", label="mAP, IoU .5 to .95")

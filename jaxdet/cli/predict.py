@@ -1,170 +1,321 @@
-"""`jaxdet predict RUN`: answers for image files, or samples of the data."""
+"""`jaxdet predict RUN`: predictions for image files, or for samples of the data.
+
+Boxes are in pixels of the original images everywhere.
+"""
 
 import json
 import os
-import re
 import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
+from PIL import Image
 
-from jaxdet.cli import common, predict_detections, predict_submission
+from jaxdet import api
+from jaxdet.cli import common, predict_files, predict_submission
+from jaxdet.cli.options import Predict
 from jaxdet.data import images
 from jaxdet.errors import InputError
 from jaxdet.ops import boxes
+from jaxdet.tasks.detect import DetectionTask
 from jaxdet.training import evaluator
+from jaxdet.training.experiment import Experiment
+from jaxdet.types import Batch
 
-ENOUGH = 0.5  # IoU from which a box counts as found
+MIN_IOU = 0.5  # of a box that is no failure
+TITLE_LENGTH = 40  # characters of a file name above a picture
+DETECTION_OPTIONS = ("save_txt", "save_json", "save_crop", "classes")
 
 
-class Shown(NamedTuple):
-    """An image to answer for."""
+class Example(NamedTuple):
+    """An image to predict, and the truth where it is known."""
 
     title: str
-    image: Any  # [H, W, C] as the network takes it
-    picture: Any  # [H, W, C] to draw on
-    told: Any  # [4]: from the network's pixels to those that are printed
-    drawn: Any  # [4]: from the network's pixels to those of the picture
+    prepared: api.PreparedImage
+    picture: np.ndarray  # [h, w, C] in [0, 1]: the original, to draw on
     label: int | None = None
-    box: Any = None  # [4] the true one, in the network's pixels
+    box: np.ndarray | None = None  # [4], or [n, 4] for detection, in pixels of the original
 
 
-def run(options):
-    """Print an answer an image, and draw what was asked for."""
+Pair = tuple[Example, Any]  # with its `api.Prediction`
+
+
+def run(options: Predict) -> int:
+    """Print a prediction per image, and write what was asked for; returns the exit code.
+
+    Images are read, predicted and written in batches; only --figure holds all of them.
+    """
     common.check_picture(options.figure, options.count)
-    predict_detections.check(options)
-    changes = {"canvas": options.canvas} if options.canvas else {}
-    paths = images.expand_paths([*options.images, *options.filename])
-    changes |= common.judged(options)
     if options.sample and not options.submit:
-        raise InputError("--sample: its rows are for --submit")
-    to_submit = predict_submission.listed(options) if options.submit else ()
-    config, system, _, state = common.restored(options, data=not paths, **changes)
-    if to_submit:
-        return predict_submission.classified(options, config, system, state, *to_submit)
-    if system.many:
-        return predict_detections.run(options, system, state, paths)
-    names, answer = system.about["classes"], jax.jit(system.task.predict)
-    answer = partial(answer, evaluator.eval_variables(state))
-    shown = _files(system, paths) if paths else _samples(system, options)
-    found = [_alone(answer(one.image[None])) for one in shown]
-    pairs = list(zip(shown, found, strict=True))
-    if not options.show_all_images:
-        pairs = [(one, row) for one, row in pairs if _failed(one, row)]
-    for one, row in pairs:
-        _tell(options.json, names, one, row)
-    _pictures(options, names, pairs)
+        raise InputError("--sample needs --submit")
+    paths = images.expand_paths([*options.images, *options.filename])
+    submission = predict_submission.list_files(options) if options.submit else None
+    run = common.load(options, **({"canvas": options.canvas} if options.canvas else {}))
+    if submission:
+        return predict_submission.run(run, options, *submission)
+    many = isinstance(run.experiment.task, DetectionTask)
+    _check_options(run, options, many)
+    if paths:
+        experiment = run.experiment
+        rows = [row for path in paths for row in _list_rows(run, path)]
+        titles = [str(path) for path, *_ in rows]
+        examples = _read_files(run, rows)
+    else:
+        experiment = run.with_data(root=options.root)
+        common.check_split(options.split, [*experiment.splits])
+        samples = _read_samples(experiment, options.split, options.count, many)
+        titles = [example.title for example in samples]
+        examples = iter(samples)
+    output = Output(run, options, titles)
+    known_ids = {} if paths else (experiment.image_ids or {}).get(options.split, {})
+    ids = predict_files.image_ids(titles, known_ids) if many else [None] * len(titles)
+    categories = predict_files.categories(run, experiment) if options.save_json else []
+    results = []
+    for (example, found), image_id in zip(_predict(run, examples, len(titles)), ids, strict=True):
+        if many:
+            found = _select_classes(found, options.classes, run.classes)
+        elif not options.show_all_images and not is_failure(example, found):
+            continue
+        output.add(example, found)
+        if options.save_json:
+            results += predict_files.coco_results(found, categories, image_id, example.title)
+    output.finish(results)
     return 0
 
 
-def _samples(system, options):
-    """The first samples of a split, as every evaluation draws them."""
-    source = system.splits[options.split]
-    rows = evaluator.samples(system, options.split, options.count)
-    out = []
-    for i, image in enumerate(rows["image"]):
-        title = source.names[i] if source.names else f"{options.split}:{rows['id'][i]}"
-        told = _scale(rows["size"][i], image) if "size" in rows else np.ones(4)
-        box = rows["boxes"][i, 0] if "boxes" in rows else None
-        out.append(Shown(title, image, image, told, np.ones(4), rows["label"][i], box))
-    return out
-
-
-def _files(system, paths):
-    """Image files, and those that tables name."""
-    out = []
-    for path in paths:
-        if path.suffix.lower() == ".csv":
-            out += [_file(system, *row) for row in _table(system, path)]
-        else:
-            out.append(_file(system, path))
-    return out
-
-
-def _table(system, path):
-    if system.table is None:
-        raise InputError(f"{path}: a run of this system answers for images, not for tables")
-    return system.table(path)
-
-
-def _file(system, path, label=None, box=None):
-    """An image file, with what its table says of it; `box` in its own pixels."""
-    image, size = system.read(path)
-    told = _scale(size, image)
-    true = None if box is None else np.asarray(box, np.float32) / told
-    return Shown(str(path), image, images.read_float(path), told, told, label, true)
-
-
-def _scale(size, image):
-    """[4]: from pixels of an input to those of an image of `size` (height, width)."""
-    return np.tile(np.asarray(size, np.float32) / image.shape[:2], 2)[[1, 0, 3, 2]]
-
-
-def _alone(answers):
-    """The one answer of a batch of one, on the host."""
-    return jax.tree.map(lambda leaf: leaf[0], jax.device_get(answers))
-
-
-def _failed(one, row):
-    """Whether an answer is known to be wrong: its label, or its box."""
-    if one.label is None:
+def is_failure(example: Example, found: Any) -> bool:
+    """Whether a prediction is known to be wrong: its label, or an IoU below `MIN_IOU`."""
+    if example.label is None:
         return False
-    if row["label"] != one.label:
+    if found.label != example.label:
         return True
-    return one.box is not None and bool(boxes.iou(row["box"], one.box) < ENOUGH)
+    return example.box is not None and bool(boxes.iou(found.box, example.box) < MIN_IOU)
 
 
-def _tell(as_json, names, one, row):
-    """One answer in one line: name, label, score and, if it has one, its box x0 y0 x1 y1."""
-    answer = {"label": names[int(row["label"])], "score": round(float(row["score"]), 4)}
-    box = [round(float(v), 2) for v in row["box"] * one.told] if "box" in row else []
-    if as_json:
-        print(json.dumps({"image": one.title, **answer, **({"box": box} if box else {})}))
-    else:
-        print(one.title, *answer.values(), *box)
+class Output:
+    """Prints predictions and writes pictures and files."""
 
+    def __init__(self, run: api.Run, options: Predict, titles: Sequence[str]):
+        self.options, self.classes = options, run.classes
+        self.many = isinstance(run.experiment.task, DetectionTask)
+        stems = [Path(title).stem for title in titles]
+        self.numbered = not self.many or len(set(stems)) < len(stems)
+        self.pairs: list[Pair] = []  # of the figure
+        self.count = 0
 
-def _pictures(options, names, pairs):
-    """All in one figure, or one file an image, or one window after the other."""
-    draw = partial(_draw, names, quiet=options.json)
-    if options.figure and pairs:
-        draw(pairs, options.figure)
-    if options.save_dir:
-        for i, pair in enumerate(pairs):
-            word = re.sub(r"[^\w.-]+", "_", Path(pair[0].title).stem)
-            draw([pair], options.save_dir / f"{i:04d}_{word}.png", quiet=True)
-        if not options.json:
-            print(f"wrote {len(pairs)} pictures to {options.save_dir}")
-    elif options.filename and not options.figure and os.environ.get("DISPLAY"):
-        _windows(draw, pairs)
+    def add(self, example: Example, found: Any) -> None:
+        """Print one prediction, and write its own files."""
+        options, stem = self.options, Path(example.title).stem.replace(":", "_")
+        stem = f"{self.count:04d}_{stem}" if self.numbered else stem
+        self.count += 1
+        print("\n".join(self._lines(example, found)))
+        if options.figure:
+            self.pairs.append((example, found))
+        if options.save_dir:
+            self._draw_one(example, found, options.save_dir / f"{stem}.png")
+        elif options.filename and not options.figure and os.environ.get("DISPLAY"):
+            self._show(example, found)
+        if options.save_txt:
+            path = options.save_txt / f"{stem}.txt"
+            predict_files.write_yolo(path, found, example.prepared.size)
+        if options.save_crop:
+            folder = options.save_crop
+            predict_files.write_crops(folder, stem, example.picture, found, self.classes)
 
+    def finish(self, results: list[dict[str, Any]]) -> None:
+        """Write the files of all images, and print what was written."""
+        options, wrote = self.options, []
+        if options.figure and self.pairs:
+            self._draw(self.pairs, options.figure)
+            wrote.append(str(options.figure))
+        folders = (options.save_dir, options.save_txt, options.save_crop)
+        wrote += [f"{self.count} images to {folder}" for folder in folders if folder]
+        if options.save_json:
+            options.save_json.parent.mkdir(parents=True, exist_ok=True)
+            options.save_json.write_text(json.dumps(results))
+            wrote.append(str(options.save_json))
+        if wrote and not options.json:
+            print("wrote", ", ".join(wrote))
 
-def _windows(draw, pairs):
-    """Every picture in a window, until it is closed."""
-    from jaxdet.plots import detection as detection_plots
+    def _lines(self, example: Example, found: Any) -> list[str]:
+        """One JSON object; or a line per object: image, label, score and box x0 y0 x1 y1."""
+        if self.many:
+            columns = zip(found.labels, found.scores, found.boxes, strict=True)
+            objects = [self._fields(*of_object) for of_object in columns]
+            record = {"objects": objects}
+        else:
+            record = self._fields(found.label, found.score, getattr(found, "box", None))
+            objects = [record]
+        if self.options.json:
+            return [json.dumps({"image": example.title, **record})]
+        if not objects:
+            return [f"{example.title} nothing"]
+        return [
+            " ".join(map(str, (example.title, of["label"], of["score"], *of.get("box", ()))))
+            for of in objects
+        ]
 
-    with tempfile.TemporaryDirectory() as folder:
-        for pair in pairs:
+    def _fields(self, label: Any, score: Any, box: Any) -> dict[str, Any]:
+        fields = {"label": self.classes[int(label)], "score": round(float(score), 4)}
+        return fields if box is None else {**fields, "box": predict_files.rounded(box)}
+
+    def _draw_one(self, example: Example, found: Any, path: Path) -> None:
+        """One picture: of detections as large as the image, else with a title."""
+        from jaxdet.plots import detection as detection_plots
+
+        if not self.many:
+            self._draw([(example, found)], path)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        texts = self._texts(found)
+        detection_plots.annotated_image(
+            example.picture, path, example.box, found.boxes, texts, found.labels
+        )
+
+    def _show(self, example: Example, found: Any) -> None:
+        """One picture in a window, until it is closed."""
+        from jaxdet.plots import detection as detection_plots
+
+        with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "picture.png"
-            draw([pair], path, quiet=True)
+            self._draw([(example, found)], path)
             detection_plots.show_file(path)
 
+    def _draw(self, pairs: Sequence[Pair], path: Path) -> None:
+        """A figure with true and predicted boxes; titles of wrong labels are red."""
+        pictures = [example.picture for example, _ in pairs]
+        shown: dict[str, Any] = {
+            "titles": [self._title(*pair) for pair in pairs],
+            "true": [example.box for example, _ in pairs],
+        }
+        if self.many:
+            shown |= {
+                "predicted": [found.boxes for _, found in pairs],
+                "texts": [self._texts(found) for _, found in pairs],
+                "labels": [found.labels for _, found in pairs],
+                **common.large_cells(pictures),
+            }
+        else:
+            shown["predicted"] = [getattr(found, "box", None) for _, found in pairs]
+            shown["wrong"] = [is_failure(*pair) for pair in pairs]
+        common.draw(pictures, path, **shown, quiet=True)
 
-def _draw(names, pairs, path, *, quiet):
-    """Pictures with what is true of them and what was found; titles of wrong answers are red."""
-    titles = []
-    for one, row in pairs:
-        true = [] if one.label is None else [f"true {names[one.label]}"]
-        titles.append(", ".join([*true, f"predicted {names[row['label']]}"]))
-    common.draw(
-        [one.picture for one, _ in pairs],
-        path,
-        titles=titles,
-        true=[None if one.box is None else one.box * one.drawn for one, _ in pairs],
-        predicted=[row["box"] * one.drawn if "box" in row else None for one, row in pairs],
-        wrong=[_failed(one, row) for one, row in pairs],
-        quiet=quiet,
-    )
+    def _title(self, example: Example, found: Any) -> str:
+        if not self.many:
+            true = [] if example.label is None else [f"true {self.classes[example.label]}"]
+            return ", ".join([*true, f"predicted {self.classes[found.label]}"])
+        name = Path(example.title).name
+        name = name if len(name) <= TITLE_LENGTH else f"...{name[3 - TITLE_LENGTH :]}"
+        return f"{name}: {len(found.labels)} found"
+
+    def _texts(self, found: api.Detections) -> list[str]:
+        pairs = zip(found.labels, found.scores, strict=True)
+        return [f"{self.classes[label]} {score:.2f}" for label, score in pairs]
+
+
+def _check_options(run: api.Run, options: Predict, many: bool) -> None:
+    """Refuse options that the run cannot fulfil, before anything is predicted."""
+    given = [name for name in DETECTION_OPTIONS if getattr(options, name) and not many]
+    if given:
+        name = given[0].replace("_", "-")
+        raise InputError(f"--{name} is for runs of detect, {options.run} is one of {run.system}")
+    for name in options.classes:
+        if name not in run.classes:
+            raise InputError(f"--classes must be among {', '.join(run.classes)}, got {name}")
+
+
+def _list_rows(run: api.Run, path: Path) -> list[tuple]:
+    """(path, label, box) of an image file, or of those that a table (.csv) lists."""
+    if path.suffix.lower() != ".csv":
+        return [(path, None, None)]
+    if run.experiment.read_table is None:
+        raise InputError(f"{path}: {run.system} predicts images, not tables of them")
+    return run.experiment.read_table(path)
+
+
+def _read_files(run: api.Run, rows: Sequence[tuple]) -> Iterator[Example]:
+    """The examples of files; each file is decoded once, a batch at a time in threads."""
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(rows), api.PREDICT_BATCH):
+            yield from pool.map(partial(_read_file, run), rows[start : start + api.PREDICT_BATCH])
+
+
+def _read_file(run: api.Run, row: tuple) -> Example:
+    path, label, box = row
+    image = images.read_image(path)
+    prepared, box = run.prepare(image), None if box is None else np.asarray(box, np.float32)
+    return Example(str(path), prepared, images.read_float(image), label, box)
+
+
+def _read_samples(experiment: Experiment, split: str, count: int, many: bool) -> list[Example]:
+    """The first samples of a split, as every evaluation sees them, with the truth."""
+    source, batch = experiment.splits[split], evaluator.samples(experiment, split, count)
+    examples = []
+    for i, image in enumerate(batch["image"]):
+        title = source.names[i] if source.names else f"{split}:{batch['id'][i]}"
+        prepared = _prepared_sample(image, batch, i)
+        label, box = None if many else batch["label"][i], None
+        if "boxes" in batch:
+            box = batch["boxes"][i][batch["valid"][i]] if many else batch["boxes"][i, 0]
+            offset = prepared.offset[None] if many else prepared.offset
+            box = box * (prepared.scale[None] if many else prepared.scale) + offset
+        examples.append(Example(title, prepared, _original_picture(prepared), label, box))
+    return examples
+
+
+def _prepared_sample(image: np.ndarray, batch: Batch, i: int) -> api.PreparedImage:
+    """Row `i` of a batch: an image that was letterboxed, stretched, or is the original."""
+    size = tuple(map(int, batch["size"][i])) if "size" in batch else image.shape[:2]
+    if "to_original" in batch:
+        scale, offset = (np.tile(part, 2) for part in np.split(batch["to_original"][i], 2))
+        return api.PreparedImage(image, size, scale, offset)
+    scale = np.tile(np.asarray(size, np.float32) / image.shape[:2], 2)[[1, 0, 3, 2]]
+    return api.PreparedImage(image, size, scale, np.zeros(4, np.float32))
+
+
+def _original_picture(prepared: api.PreparedImage) -> np.ndarray:
+    """The network's input without its padding, as large as the original image."""
+    image, (height, width) = prepared.image, prepared.size
+    if image.shape[:2] == (height, width):
+        return image
+    left, top = np.rint(-prepared.offset[:2] / prepared.scale[:2]).astype(int)
+    columns, rows = np.rint([width, height] / prepared.scale[:2]).astype(int)
+    inside = np.uint8(np.rint(image * 255))[top : top + rows, left : left + columns]
+    return np.asarray(Image.fromarray(inside).resize((width, height))) / np.float32(255)
+
+
+def _predict(run: api.Run, examples: Iterator[Example], count: int) -> Iterator[Pair]:
+    """The examples with their predictions, in batches as those of `Run.predict`.
+
+    An example that cannot be read raises after the predictions for those before it.
+    """
+    size, error = 1 if count == 1 else api.PREDICT_BATCH, None
+    while error is None:
+        batch: list[Example] = []
+        try:
+            for example in islice(examples, size):
+                batch.append(example)
+        except InputError as raised:
+            error = raised
+        if not batch:
+            break
+        rows = run.predict_arrays([example.prepared.image for example in batch], size)
+        for example, row in zip(batch, rows, strict=True):
+            yield example, run.to_original(example.prepared, row)
+    if error:
+        raise error
+
+
+def _select_classes(
+    found: api.Detections, names: Sequence[str], classes: Sequence[str]
+) -> api.Detections:
+    """The detections of the named classes, or all without names."""
+    if not names:
+        return found
+    on = np.isin(found.labels, [classes.index(name) for name in names])
+    return api.Detections(*(column[on] for column in found))

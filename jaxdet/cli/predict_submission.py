@@ -1,17 +1,42 @@
-"""Tables of labels of images that nobody has told the labels of, in the rows of a sample."""
+"""Tables of predicted labels for the images of a folder, with the rows of a sample table."""
 
-from functools import partial
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-import jax
-
-from jaxdet.cli import common
+from jaxdet import files as atomic_files
+from jaxdet.api import Run
+from jaxdet.cli.options import Predict
 from jaxdet.data import verification_protocol
+from jaxdet.data.verification_protocol import LabelTable
 from jaxdet.errors import InputError
-from jaxdet.training import evaluator
+from jaxdet.tasks.detect import DetectionTask
 
 
-def read_sample(path, files):
-    """The table of a sample submission; InputError, with the first, for rows that do not match."""
+def list_files(options: Predict) -> tuple[list[Path], LabelTable | None]:
+    """(images of the one folder that the options name, table of `--sample` or None)."""
+    paths = [*options.images, *options.filename]
+    if len(paths) != 1 or not paths[0].is_dir():
+        raise InputError("--submit needs exactly one folder of images: jaxdet predict RUN FOLDER")
+    files = verification_protocol.list_probes(paths[0])
+    return files, read_sample(options.sample, files) if options.sample else None
+
+
+def run(run: Run, options: Predict, files: Sequence[Path], sample: LabelTable | None) -> int:
+    """Write the index of the predicted label of each image; returns the exit code."""
+    if isinstance(run.experiment.task, DetectionTask):
+        raise InputError("--submit is for runs that predict one label per image")
+    size = min(run.config.eval_batch, len(files))
+    batches = run.predict_batches(files, batch_size=size)
+    labels = [int(row["label"]) for _, rows in batches for row in rows]
+    write(options.submit, labels, sample, files)
+    if not options.json:
+        print(f"wrote {options.submit}")
+    return 0
+
+
+def read_sample(path: Path, files: Sequence[Path]) -> LabelTable:
+    """A sample table; InputError for rows that do not match the files."""
     table = verification_protocol.read_table(path)
     wrong = verification_protocol.mismatches(table, files)
     if wrong:
@@ -19,29 +44,12 @@ def read_sample(path, files):
     return table
 
 
-def write(path, labels, table=None, files=None):
-    """A file of labels [N]: `identities.submission`."""
+def write(
+    path: Path,
+    labels: Sequence[Any],
+    sample: LabelTable | None = None,
+    files: Sequence[Path] | None = None,
+) -> None:
+    """Write a table of labels [N], see `verification_protocol.submission_csv`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_text(path, verification_protocol.submission_csv(labels, table, files))
-
-
-def listed(options):
-    """(image files of the one folder that the options name, sample or None)."""
-    paths = [*options.images, *options.filename]
-    if len(paths) != 1 or not paths[0].is_dir():
-        raise InputError("--submit: one folder of images is wanted: jaxdet predict RUN FOLDER")
-    files = verification_protocol.list_probes(paths[0])
-    return files, read_sample(options.sample, files) if options.sample else None
-
-
-def classified(options, config, system, state, files, table):
-    """Write the number of the label of each image, its place among the classes of the run."""
-    if system.many:
-        raise InputError("--submit is for runs that give an image one label")
-    answer = jax.jit(lambda kept, images: system.task.predict(kept, images)["label"])
-    answer = partial(answer, evaluator.eval_variables(state))
-    labels = common.answered(answer, system.read, config.eval_batch, files)
-    write(options.submit, labels.tolist(), table, files)
-    if not options.json:
-        print(f"wrote {options.submit}")
-    return 0
+    atomic_files.write_text(path, verification_protocol.submission_csv(labels, sample, files))

@@ -5,7 +5,8 @@
 
 The fields of a `Config` are the options of the command line; the text below a field is its help.
 A module has `network`, `build`, `from_splits` (the experiment for data that are read already) and
-`check`; it may have `summarize` for `jaxdet data inspect` and `table_row` for reports.  Importing a
+`check`; it may have `summarize` for `jaxdet data inspect`, `split_tables` for `jaxdet data split`,
+`table_row` for `jaxdet compare --report` and `report` for `jaxdet eval --report`.  Importing a
 configuration imports neither jax nor flax, so that `--help` is fast.
 """
 

@@ -35,7 +35,7 @@ A step takes 2.6 s with nothing frozen, 2.0 with three stages of the backbone, 0
 (`python -m benchmarks.train_step --models detect_unfrozen detect detect_frozen`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
@@ -61,6 +61,8 @@ if TYPE_CHECKING:
     from jaxdet.data.sources import Source
     from jaxdet.tasks.detect import Assigner, DetectionTask
     from jaxdet.training.experiment import Experiment
+
+MAP_THRESHOLDS = (0.05, 0.1, 0.2)  # of assignment 2, for `report`
 
 Backbone = Literal[*registry.names("backbone")]
 
@@ -201,6 +203,15 @@ def summarize(
     dataset = formats.read(root)
     checks, notes = quality_checks.check_dataset(dataset, *Config.size)
     return detection.summarize(dataset), notes, checks
+
+
+def report(scores: Mapping[str, Any], split: str) -> str:
+    """The mAP of a split, and which thresholds of assignment 2 it reaches."""
+    from jaxdet.metrics import detection
+
+    passed = detection.passed_thresholds(scores["map"], MAP_THRESHOLDS)
+    lines = [f"{name} {'yes' if reached else 'no'}" for name, reached in passed.items()]
+    return "\n".join([f"{split} map {scores['map']!r}", *lines])
 
 
 def build(config: Config) -> "Experiment":

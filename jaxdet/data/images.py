@@ -34,6 +34,12 @@ def read_float(file: ImageFile) -> np.ndarray:
     return np.asarray(_decode(file, "RGB"), np.float32) / 255
 
 
+def read_image(file: ImageFile) -> Image.Image:
+    """An upright image in its own mode, decoded; the other readers take it like a file."""
+    with _open(file) as image:
+        return ImageOps.exif_transpose(image)
+
+
 def read_grey(file: ImageFile) -> tuple[np.ndarray, Size]:
     """A greyscale image [H, W, 1] float32 in [0, 1], and its size; colours by ITU-R 601 weights."""
     image = np.asarray(_decode(file, "L"), np.float32)[..., None] / 255
