@@ -110,7 +110,7 @@ def train(
         run_dir.check_vacant(folder, overwrite=overwrite)
     elif not own:
         kept = runs.read_config(folder, runs.system_of(config))
-        runs.check_same(folder, kept, config)
+        runs.check_same(folder, runs.absolute_paths(kept), config)
         config = kept
     experiment = own or configs.build(runs.system_of(config), config)
     devices, compiled = experiment.devices, None

@@ -88,24 +88,44 @@ def best(folder: Path | str, warn: Warn = LOG.warning) -> int | None:
 def restore(
     folder: Path | str, like: Tree, which: str | int = "last", warn: Warn = LOG.warning
 ) -> tuple[int, Tree]:
-    """(step, state) of the checkpoint `which`: "last", "best" or a step number.
+    """(step, state) of a checkpoint: "last", "best" or a step number.
 
-    like: a state, or its `jax.eval_shape`, with the structure, shapes and types of the checkpoint.
-
-    A damaged checkpoint is reported in one line through `warn`, and the newest undamaged one is
-    used instead.  InputError where there is none, or where it does not fit `like`.
+    `like` is a state, concrete or abstract, that gives the structure.  A corrupt checkpoint is
+    reported in one line through `warn`, and the newest good one is used instead.  InputError
+    without a good checkpoint, and where the arrays are not those of `like`.
     """
+    step, (state,) = _first_good(folder, which, warn, lambda path: _read_state(path, like))
+    return step, state
+
+
+def restore_variables(
+    folder: Path | str, like: Tree, which: str | int = "best", warn: Warn = LOG.warning
+) -> tuple[int, Tree, int]:
+    """(step, variables, completed epochs) of a checkpoint, whatever else it holds.
+
+    The variables are the moving averages where they were kept.  `like` are the variables of the
+    network, concrete or abstract; optimizer, hyper-parameters and bookkeeping are never looked at,
+    so that checkpoints of other versions can be evaluated.
+    """
+    step, found = _first_good(folder, which, warn, lambda path: _read_variables(path, like))
+    return step, *found
+
+
+def _first_good(
+    folder: Path | str, which: str | int, warn: Warn, read: Callable[[Path], tuple]
+) -> tuple[int, tuple]:
+    """(step, read(path)) of the chosen checkpoint, or else of the newest that is not corrupt."""
     known = steps(folder)
     if not known:
         raise InputError(f"{folder} has no checkpoints; train it first (jaxdet train ... --out)")
-    warn = _once(warn)
-    first = _resolve(folder, which, known, warn)
+    tell = _once(warn)
+    first = _resolve(folder, which, known, tell)
     for step in [first] + [step for step in reversed(known) if step != first]:
         path = _root(folder) / str(step)
         try:
-            return step, _read(path, like)
+            return step, read(path)
         except CorruptCheckpointError as error:
-            warn(_damage_line(path, error))
+            tell(_damage_line(path, error))
     raise InputError(f"{folder} has no undamaged checkpoint; train it again with --overwrite")
 
 
@@ -191,25 +211,51 @@ def _silent(name: str) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _read(path: Path, like: Tree) -> Tree:
-    """The state at `path`, once every hash of its manifest has been checked."""
+def _read_state(path: Path, like: Tree) -> tuple[Tree]:
+    """The state at `path`, once every hash of its manifest agrees."""
     import orbax.checkpoint as ocp
 
+    manifest = _verified_manifest(path)
+    _check_fit(path, manifest["arrays"], _describe_arrays(like))
+    state = _restore(path, ocp.args.StandardRestore(jax.tree.map(_blank, like)))
+    return (jax.tree.map(_from_host, like, state),)
+
+
+def _read_variables(path: Path, like: Tree) -> tuple[Tree, int]:
+    """(variables, completed epochs) at `path`, once every hash of its manifest agrees."""
+    import orbax.checkpoint as ocp
+
+    _verified_manifest(path)
+    state = _restore(path, ocp.args.StandardRestore())
+    kept = state["ema"] if state.get("ema") else state
+    variables = {"params": kept["params"]}
+    if kept.get("stats"):
+        variables["batch_stats"] = kept["stats"]
+    _check_fit(path, _describe_arrays(variables), _describe_arrays(like))
+    hparams = state.get("hparams", state.get("hyper", {}))  # "hyper" in schema 1
+    epoch_steps = int(hparams.get("epoch_steps", 0))
+    return variables, int(state["step"]) // epoch_steps if epoch_steps else 0
+
+
+def _verified_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint whose files have the hashes that it lists."""
     manifest = _manifest(path)
     written, found = manifest["sha256"], _hashes(path)
     for name in sorted(written | found):
         if written.get(name) != found.get(name):
-            raise CorruptCheckpointError(
-                f"{name} {'is missing' if name not in found else 'has changed'}"
-            )
-    _check_fit(path, manifest["arrays"], _describe_arrays(like))
-    target = ocp.args.StandardRestore(jax.tree.map(_blank, like))
+            state = "is missing" if name not in found else "has changed"
+            raise CorruptCheckpointError(f"{name} {state}")
+    return manifest
+
+
+def _restore(path: Path, args: Any) -> Any:
+    import orbax.checkpoint as ocp
+
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
         try:
-            state = checkpointer.restore(path / "state", args=target)
-        except Exception as error:  # as in `save`: no common class
+            return checkpointer.restore(path / "state", args=args)
+        except Exception as error:  # as above: no common class
             raise CorruptCheckpointError(_first_line(error)) from None
-    return jax.tree.map(_from_host, like, state)
 
 
 def _manifest(path: Path) -> dict[str, Any]:
@@ -236,6 +282,12 @@ def _describe_arrays(state: Tree) -> dict[str, str]:
 
 
 def _check_fit(path: Path, saved: dict[str, str], expected: dict[str, str]) -> None:
+    """Refuse arrays, by path, of other types or shapes than the configured network has."""
+    if "hyper/lr" in saved and "hparams/lr" in expected:
+        raise InputError(
+            f"{path} is of an earlier version of jaxdet: it can be evaluated, but not be resumed; "
+            f"resume it with that version, or train again"
+        )
     for name in sorted(saved.keys() | expected.keys()):
         if saved.get(name) != expected.get(name):
             raise InputError(
