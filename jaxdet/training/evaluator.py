@@ -44,7 +44,7 @@ class Evaluator:
         pause: Callable[[], None] = lambda: None,
         hparams: dict[str, Array] | None = None,
     ) -> dict[str, Any]:
-        """Scores under `variables`, and under other hyper-parameters than the planned ones if given.
+        """Scores of `variables`, with `hparams` in place of those of the experiment if given.
 
         `pause` is called between batches; it may raise.
         """

@@ -1,57 +1,63 @@
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
 
 from jaxdet.errors import InputError
-from jaxdet.training import evaluator, parallel
+from jaxdet.training import evaluator
 from jaxdet.training import state as training_state
 from tests import tiny
 
 
 @pytest.fixture(scope="module")
-def made():
-    config, system = tiny.system(rows=21)
-    return system, evaluator.eval_variables(jax.jit(training_state.init_fn(system, config))())
+def experiment():
+    return tiny.experiment(rows=21)
 
 
-def scores(system, kept, batch, split="val"):
-    return evaluator.Evaluator(system, split, batch, parallel.devices(1))(kept, 0)
+@pytest.fixture(scope="module")
+def variables(experiment):
+    return training_state.variables_of(jax.jit(training_state.init_fn(experiment))())
 
 
-def test_padding_and_batch_size_change_no_score(made):
-    whole, parts = (scores(*made, batch) for batch in (21, 8))
+def scores(experiment, variables, batch):
+    config = replace(experiment.config, eval_batch=batch)
+    return evaluator.Evaluator(replace(experiment, config=config), "val")(variables, 0)
+
+
+def test_scores_do_not_depend_on_padding_and_batch_size(experiment, variables):
+    whole, parts = (scores(experiment, variables, batch) for batch in (21, 8))
     for name in whole:
         assert whole[name] == pytest.approx(parts[name], rel=1e-5), name
 
 
-def test_the_same_inputs_at_every_evaluation(made):
-    assert scores(*made, 8) == scores(*made, 8)
+def test_every_evaluation_sees_the_same_inputs(experiment, variables):
+    assert scores(experiment, variables, 8) == scores(experiment, variables, 8)
 
 
-def test_a_sample_is_drawn_by_its_id_wherever_it_stands(made):
-    system, _ = made
-    turned = system._replace(splits={"val": system.splits["val"].take(np.arange(21)[::-1])})
-    a, b = (evaluator.samples(s, "val", 21) for s in (system, turned))
+def test_random_inputs_depend_on_the_id_of_a_sample_and_not_on_its_position(experiment):
+    source = experiment.splits["val"].take(np.arange(21)[::-1])
+    reverse = replace(experiment, splits={"val": source})
+    a, b = (evaluator.samples(e, "val", 21) for e in (experiment, reverse))
     np.testing.assert_array_equal(a["image"], b["image"][::-1])
     np.testing.assert_array_equal(a["boxes"], b["boxes"][::-1])
 
 
-def test_training_samples_differ_by_seed(made):
-    a, b = (evaluator.samples(made[0], "train", 4, train=True, seed=s) for s in (0, 1))
+def test_training_samples_depend_on_the_seed(experiment):
+    a, b = (evaluator.samples(experiment, "train", 4, train=True, seed=s) for s in (0, 1))
     assert np.abs(a["image"] - b["image"]).max() > 0
 
 
-def test_moving_averages_are_judged_where_they_are_kept():
-    config, system = tiny.system(ema=0.9)
-    state = jax.jit(training_state.init_fn(system, config))()
-    moved = state.replace(params=jax.tree.map(lambda p: p + 1, state.params))
+def test_moving_averages_are_evaluated_where_they_are_kept():
+    state = jax.jit(training_state.init_fn(tiny.experiment(ema=0.9)))()
+    changed = state.replace(params=jax.tree.map(lambda p: p + 1, state.params))
     for a, b in zip(
-        *map(jax.tree.leaves, (evaluator.eval_variables(moved), evaluator.eval_variables(state))),
-        strict=True,
+        *(jax.tree.leaves(training_state.variables_of(s)) for s in (changed, state)), strict=True
     ):
         np.testing.assert_array_equal(a, b)
 
 
-def test_an_evaluation_batch_must_be_shared(made):
-    with pytest.raises(InputError, match="--eval-batch 6"):
-        evaluator.Evaluator(made[0], "val", 6, parallel.devices(4))
+def test_an_evaluation_batch_must_be_a_multiple_of_the_devices(experiment):
+    config = replace(experiment.config, eval_batch=6, devices=4)
+    with pytest.raises(InputError, match="--eval-batch must be a positive multiple of 4.* got 6"):
+        evaluator.Evaluator(replace(experiment, config=config), "val")

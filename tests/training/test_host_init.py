@@ -8,7 +8,7 @@ from jaxdet.training import host_init
 from jaxdet.training import state as training_state
 from tests import tiny
 
-DRAWS = {
+SAMPLERS = {
     "normal": lambda key: jax.random.normal(key, (20000,)),
     "truncated": lambda key: jax.random.truncated_normal(key, -2.0, 2.0, (20000,)),
     "uniform": lambda key: jax.random.uniform(key, (20000,), minval=-1.0),
@@ -18,26 +18,26 @@ DRAWS = {
 }
 
 
-@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
-def test_draws_have_the_distribution_of_jax(draw):
-    found, expected = host_init.initialize(draw, jax.random.key(0)), draw(jax.random.key(0))
+@pytest.mark.parametrize("sample", SAMPLERS.values(), ids=SAMPLERS)
+def test_samples_have_the_distribution_of_jax(sample):
+    found, expected = host_init.initialize(sample, jax.random.key(0)), sample(jax.random.key(0))
     assert found.dtype == expected.dtype and found.shape == expected.shape
     quantiles = np.linspace(0.02, 0.98, 25)
     ours, theirs = (np.quantile(np.asarray(v, np.float64), quantiles) for v in (found, expected))
     np.testing.assert_allclose(ours, theirs, atol=0.06)
 
 
-def test_same_key_same_values_and_other_keys_others():
-    draw = DRAWS["normal"]
-    first, again, other = (host_init.initialize(draw, jax.random.key(seed)) for seed in (1, 1, 2))
+def test_values_depend_on_the_key_alone():
+    sample = SAMPLERS["normal"]
+    first, again, other = (host_init.initialize(sample, jax.random.key(seed)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert np.abs(np.corrcoef(first, other)[0, 1]) < 0.05
 
 
-def test_what_is_not_random_is_what_jax_makes():
+def test_deterministic_functions_equal_jax():
     def fn(x):
-        kept = {"a": jnp.cumsum(x * 2 - 1), "b": jnp.zeros((2, 3), jnp.int32)}
-        return kept, jnp.where(x > 1, x / 3, jnp.exp(x)).reshape(3, 1).T
+        tree = {"a": jnp.cumsum(x * 2 - 1), "b": jnp.zeros((2, 3), jnp.int32)}
+        return tree, jnp.where(x > 1, x / 3, jnp.exp(x)).reshape(3, 1).T
 
     x = jnp.array([0.5, 1.5, 2.5])
     for found, expected in zip(
@@ -47,15 +47,14 @@ def test_what_is_not_random_is_what_jax_makes():
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-def test_a_run_begins_with_the_state_that_is_traced():
-    config, system = tiny.system(ema=0.9)
-    make = training_state.init_fn(system, config)
-    found, expected = host_init.initialize(make), jax.eval_shape(make)
+def test_initial_state_has_the_traced_structure_and_distribution():
+    init = training_state.init_fn(tiny.experiment(ema=0.9))
+    found, expected = host_init.initialize(init), jax.eval_shape(init)
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
     for ours, theirs in zip(
-        jax.tree.leaves(found.params), jax.tree.leaves(jax.jit(make)().params), strict=True
+        jax.tree.leaves(found.params), jax.tree.leaves(jax.jit(init)().params), strict=True
     ):
         assert np.std(ours) == pytest.approx(float(np.std(theirs)), rel=0.15, abs=1e-6)
 

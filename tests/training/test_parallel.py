@@ -18,68 +18,65 @@ def histories(request):
 
 
 def history(devices, **changes):
-    config, system = tiny.system(
-        devices=devices, optimizer="sgd", lr=1e-4, ema=0.9, clip=10.0, dense=(), **changes
-    )
-    among = parallel.devices(devices)
-    step = compiled(config, system, among)
-    states = [
-        parallel.replicate(host_init.initialize(training_state.init_fn(system, config)), among)
-    ]
-    data = parallel.replicate(system.splits["train"].arrays, among)
+    options = {"optimizer": "sgd", "lr": 1e-4, "ema": 0.9, "clip": 10.0, "fc_widths": ()}
+    experiment = tiny.experiment(devices=devices, **options, **changes)
+    step = compiled(experiment)
+    state = host_init.initialize(training_state.init_fn(experiment))
+    states = [parallel.replicate(state, experiment.devices)]
+    data = parallel.replicate(experiment.splits["train"].arrays, experiment.devices)
     for i in range(3):
-        given = states[-1]
-        states[-1] = jax.tree.map(np.array, given.replace(key=0))  # a copy: a view hinders donation
-        states.append(jax.block_until_ready(step(given, data, np.arange(16) + i)))
-        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given.params))  # donated
+        before = states[-1]
+        states[-1] = jax.tree.map(np.array, before.replace(key=0))  # a view would prevent donation
+        states.append(jax.block_until_ready(step(before, data, np.arange(16) + i)))
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before.params))  # donated
     return states
 
 
-def compiled(config, system, among):
-    plan = training_state.plan(config, 48)
+def compiled(experiment):
     step = partial(
-        train_step, task=system.task, optimizer=training_state.optimizer(config, plan), plan=plan
+        train_step,
+        task=experiment.task,
+        optimizer=experiment.optimizer,
+        plan=experiment.plan,
     )
-    return parallel.compile_step(step, among, whole=2, donate=(0,))
+    return parallel.compile_step(step, experiment.devices, replicated=2, donate=(0,))
 
 
 def leaves(state):
     return jax.tree.leaves_with_path(state.replace(key=0))
 
 
-def test_four_devices_give_the_numbers_of_one(histories):
+def test_four_devices_give_the_states_of_one(histories):
     one, four = histories
     for a, b in zip(one, four, strict=True):
         for (path, x), (_, y) in zip(leaves(a), leaves(b), strict=True):
             np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-6, err_msg=str(path))
 
 
-def test_every_parameter_and_statistic_moves(histories):
+def test_every_parameter_and_statistic_changes(histories):
     for states in histories:
         first, last = ({"p": s.params, "s": s.stats, "e": s.ema} for s in (states[0], states[-1]))
-        moved = jax.tree.map(lambda a, b: np.abs(a - b).max() > 0, first, jax.device_get(last))
-        assert all(jax.tree.leaves(moved))
+        changed = jax.tree.map(lambda a, b: np.abs(a - b).max() > 0, first, jax.device_get(last))
+        assert all(jax.tree.leaves(changed))
 
 
-def test_the_loss_is_counted_once_over_all_devices(histories):
-    (_, after, *_), (_, spread, *_) = histories
-    assert float(spread.bookkeeping["sums"]["loss"]) == pytest.approx(
-        float(after.bookkeeping["sums"]["loss"])
+def test_loss_is_summed_once_over_devices(histories):
+    (_, one, *_), (_, four, *_) = histories
+    assert float(four.bookkeeping["sums"]["loss"]) == pytest.approx(
+        float(one.bookkeeping["sums"]["loss"])
     )
 
 
 def test_evaluation_on_four_devices_gives_the_scores_of_one():
-    config, system = tiny.system(rows=21, dense=())
-    kept = evaluator.eval_variables(host_init.initialize(training_state.init_fn(system, config)))
-    one, four = (
-        evaluator.Evaluator(system, "val", 8, parallel.devices(n))(kept, 0) for n in (1, 4)
-    )
+    one, four = (tiny.experiment(rows=21, fc_widths=(), eval_batch=8, devices=n) for n in (1, 4))
+    variables = training_state.variables_of(host_init.initialize(training_state.init_fn(one)))
+    one, four = (evaluator.Evaluator(e, "val")(variables, 0) for e in (one, four))
     assert one.keys() == four.keys()
     for name in one:
         assert one[name] == pytest.approx(four[name], rel=1e-5)
 
 
-def test_rows_keep_their_order_through_shard_and_unshard():
+def test_unshard_inverts_shard():
     rows = {"a": np.arange(24).reshape(8, 3)}
     back = parallel.unshard(parallel.shard(rows, 4), 4)
     np.testing.assert_array_equal(back["a"], rows["a"])
@@ -87,12 +84,12 @@ def test_rows_keep_their_order_through_shard_and_unshard():
 
 
 @pytest.mark.parametrize("count", [-1, 99])
-def test_devices_that_are_not_there_are_refused(count):
-    with pytest.raises(InputError, match=f"--devices {count}"):
-        parallel.devices(count)
+def test_more_devices_than_available_are_refused(count):
+    with pytest.raises(InputError, match=f"--devices must be .* got {count}"):
+        parallel.local_devices(count)
 
 
 @pytest.mark.parametrize("batch", [0, -4, 6])
-def test_a_batch_that_cannot_be_shared_is_refused(batch):
+def test_a_batch_that_devices_cannot_share_is_refused(batch):
     with pytest.raises(InputError, match="multiple of 4"):
-        parallel.check_batch(batch, parallel.devices(4))
+        parallel.check_batch(batch, parallel.local_devices(4))
