@@ -9,7 +9,7 @@ from jaxdet.errors import InputError
 from jaxdet.losses import boxes as box_losses
 from jaxdet.metrics import classification as classification_metrics
 from jaxdet.tasks import localize
-from tests.cli.test_compare import made_up
+from tests.cli.test_compare import write_shapes
 
 cv2 = pytest.importorskip("cv2")
 if not hasattr(cv2, "CascadeClassifier"):
@@ -21,7 +21,7 @@ HPARAMS = {"class_weight": 0.5, "box_weight": 2.0, "dropout_scale": 1.0}
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory):
     """The generated images as an experiment of `objects`."""
-    root = made_up(tmp_path_factory.mktemp("baselines") / "data", 60)
+    root = write_shapes(tmp_path_factory.mktemp("baselines") / "data", 60)
     config = Config(root=str(root), size=80, val_fraction=0.2, test_fraction=0.3)
     return configs.build("objects", config)
 

@@ -99,7 +99,7 @@ def _dispatch(words: list[str]) -> int:
             kind = getattr(import_module("jaxdet.cli.verify_options"), command.capitalize())
             return _run("verify", command, flags.parse(f"jaxdet verify {command}", rest, kind))
         case ["data", "verification", *rest]:
-            kind = import_module("jaxdet.cli.verify_options").Make
+            kind = import_module("jaxdet.cli.verify_options").VerificationFolders
             return _run("data_verification", flags.parse("jaxdet data verification", rest, kind))
         case ["data", "assign", *rest]:
             return _run("data_assign", flags.parse("jaxdet data assign", rest, options.Assign))

@@ -189,7 +189,7 @@ def _best_part(evaluated: Sequence[EvaluatedRun], limits: Mapping[str, float]) -
         "trainable weights W n; where W is empty, nothing is trained:",
         summary.to_markdown(layers, summary.notes(network), LAYER_HEADINGS),
         "## Accuracy of each label, and confusions",
-        common.by_label(row),
+        tables.to_markdown(*common.label_table(row)),
         summarize_labels(row),
         "## Validation accuracy after each epoch, from before the first",
         tables.to_markdown(

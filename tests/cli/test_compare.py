@@ -1,3 +1,5 @@
+"""`jaxdet compare` on small runs of two systems."""
+
 import csv
 import io
 import json
@@ -21,54 +23,47 @@ from tests.cli.test_main import PNG, files, main
 from tests.cli.test_objects import small  # noqa: F401
 
 LABELS = ("face", "tall", "wide")
-OBJECTS = ["--size", "64", "--epochs", "1", "--batch", "16", "--eval-batch", "6", "--devices", "1"]
-OBJECTS += [
-    "--warmup",
-    "0",
-    "--ema",
-    "0.5",
-    "--val-fraction",
-    "0.2",
-    "--test-fraction",
-    "0.3",
+OBJECTS = [
+    *("--size", "64", "--epochs", "1", "--batch", "16", "--eval-batch", "6", "--devices", "1"),
+    *("--warmup", "0", "--ema", "0.5", "--val-fraction", "0.2", "--test-fraction", "0.3"),
     "--quiet",
 ]
 
 
-def rectangle(draw, dice, width, height):
-    """A coloured rectangle somewhere in a photo of 200 x 160 pixels; its box."""
-    x, y = (int(dice.integers(0, most)) for most in (200 - width, 160 - height))
-    colour = tuple(int(level) for level in dice.integers(120, 256, 3))
+def draw_rectangle(draw, rng, width, height):
+    """Draw a coloured rectangle somewhere in an image of 200 x 160 pixels; its box."""
+    x, y = (int(rng.integers(0, limit)) for limit in (200 - width, 160 - height))
+    colour = tuple(int(value) for value in rng.integers(120, 256, 3))
     draw.rectangle((x, y, x + width - 1, y + height - 1), fill=colour)
     return x, y, x + width, y + height
 
 
-def face(draw, dice):
-    """A face as coarse as a cascade sees it; its box, from the brows to the chin."""
-    x, y = int(dice.integers(50, 150)), int(dice.integers(70, 90))
+def draw_face(draw, rng):
+    """Draw a face that the Haar cascade detects; its box, from the brows to the chin."""
+    x, y = int(rng.integers(50, 150)), int(rng.integers(70, 90))
     ovals = {
         **{(0, 0, 50, 68): 200, (0, -45, 52, 35): 50},  # head, hair
         **{(-22, -8, 14, 7): 70, (22, -8, 14, 7): 70, (0, 40, 20, 6): 100},  # eyes, mouth
     }
-    for (dx, dy, a, b), level in ovals.items():
-        draw.ellipse((x + dx - a, y + dy - b, x + dx + a, y + dy + b), fill=(level,) * 3)
+    for (dx, dy, a, b), value in ovals.items():
+        draw.ellipse((x + dx - a, y + dy - b, x + dx + a, y + dy + b), fill=(value,) * 3)
     draw.line((x, y - 12, x, y + 15), fill=(230, 230, 230), width=9)
     return max(x - 62, 0), max(y - 60, 0), min(x + 62, 200), min(y + 70, 160)
 
 
-def made_up(root, count=30):
-    """A folder of photos that are easily told apart, `count` a label, with their tables."""
-    dice, sides = np.random.default_rng(0), {"tall": (30, 110), "wide": (120, 30)}
+def write_shapes(root, count=30):
+    """Write a data set of faces, tall and wide rectangles: `count` images per label."""
+    rng, sides = np.random.default_rng(0), {"tall": (30, 110), "wide": (120, 30)}
     (root / "annotations").mkdir(parents=True)
     for label in LABELS:
         (root / "images" / label).mkdir(parents=True)
         with open(root / "annotations" / f"{label}.csv", "w", newline="") as file:
             for number in range(count):
-                photo = Image.new("RGB", (200, 160), (90, 90, 90))
-                draw = ImageDraw.Draw(photo)
-                drawn = face(draw, dice) if label == "face" else None
-                box = drawn or rectangle(draw, dice, *sides[label])
-                photo.save(root / "images" / label / f"{number}.png")
+                image = Image.new("RGB", (200, 160), (90, 90, 90))
+                draw = ImageDraw.Draw(image)
+                face = draw_face(draw, rng) if label == "face" else None
+                box = face or draw_rectangle(draw, rng, *sides[label])
+                image.save(root / "images" / label / f"{number}.png")
                 csv.writer(file).writerow([f"{number}.png", *box, label])
     return root
 
@@ -77,7 +72,7 @@ def made_up(root, count=30):
 def place(tmp_path_factory):
     """A folder with a run of digits and one of objects."""
     place = tmp_path_factory.mktemp("compare")
-    root = made_up(place / "data")
+    root = write_shapes(place / "data")
     assert main("train", "digits", *tiny.WORDS, "--quiet", "--out", place / "d") == 0
     assert main("train", "objects", "--root", root, *OBJECTS, "--out", place / "o") == 0
     return place
@@ -85,7 +80,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture
 def here(place, monkeypatch):
-    """The working folder: that of the runs, which must not change."""
+    """The folder of the runs as working folder; they must not change."""
     monkeypatch.chdir(place)
     before = files(place)
     yield place
@@ -93,7 +88,7 @@ def here(place, monkeypatch):
     assert {name: kept.get(name) for name in before} == before
 
 
-class Told(NamedTuple):
+class Comparison(NamedTuple):
     """What a comparison of both runs printed, wrote and drew."""
 
     words: list
@@ -104,10 +99,10 @@ class Told(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def told(place, tmp_path_factory):
+def compared(place, tmp_path_factory):
     """Both runs compared, with a report."""
     drawn, gallery = [], detection_plots.gallery
-    folder = tmp_path_factory.mktemp("told")
+    folder = tmp_path_factory.mktemp("compared")
     report = folder / "a b" / "report.md"
     words = ["compare", place / "d", place / "o", "--report", report]
     words += ["--failures", folder / "c" / "worst.png"]
@@ -116,45 +111,54 @@ def told(place, tmp_path_factory):
         drawn.append((args, named))
         gallery(*args, **named)
 
-    with pytest.MonkeyPatch.context() as patch, said() as (out, err):
+    with pytest.MonkeyPatch.context() as patch, captured() as (out, err):
         patch.setattr(detection_plots, "gallery", spy)
         assert main(*words) == 0
-    return Told(words, out.getvalue(), err.getvalue(), report, drawn)
+    return Comparison(words, out.getvalue(), err.getvalue(), report, drawn)
 
 
 @contextmanager
-def said():
-    """What is printed to the two streams, for fixtures that outlive a test."""
+def captured():
+    """The two output streams, for fixtures that outlive a test."""
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         yield out, err
 
 
 def printed(*words):
-    """The lines of JSON that a command prints, and its warnings."""
-    with said() as (out, err):
+    """(objects, warnings): the lines of JSON that a command prints, and its stderr."""
+    with captured() as (out, err):
         assert main(*words, "--json") == 0
     return [json.loads(line) for line in out.getvalue().splitlines()], err.getvalue()
 
 
 def cells(text):
-    """The rows of a Markdown table: {heading: cell}."""
-    lines = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
-    heads, _, *lines = [[cell.strip() for cell in line] for line in lines]
-    return [dict(zip(heads, line, strict=True)) for line in lines]
+    """The rows {heading: cell} of a table in Markdown, or of the first table of aligned text."""
+    lines = text.splitlines()
+    if any(line.startswith("|") for line in lines):
+        split = [line.strip("|").split("|") for line in lines if line.startswith("|")]
+    else:
+        rule = next(i for i, line in enumerate(lines) if re.fullmatch("-+(  -+)*", line))
+        spans = [match.span() for match in re.finditer("-+", lines[rule])]
+        end = next((i for i in range(rule, len(lines)) if not lines[i]), len(lines))
+        table = lines[rule - 1 : end]
+        split = [[line.ljust(spans[-1][1])[a:b] for a, b in spans] for line in table]
+        assert all(line[spans[-1][1] :] == "" for line in table)
+    heads, _, *rows = [[cell.strip() for cell in line] for line in split]
+    return [dict(zip(heads, row, strict=True)) for row in rows]
 
 
-COUNTS = {"d": 300, "o": 27}  # photos for the test
+COUNTS = {"d": 300, "o": 27}  # images of the test split
 EPOCHS = {"d": 2, "o": 1}
-TIMED = ("operations", "seconds", "operations_per_second")  # of an image, not of all
+COSTS = ("operations", "seconds", "operations_per_second")  # per image
 
 
-def test_a_row_has_what_eval_says_and_tells_the_run(here):
+def test_a_row_has_the_scores_of_eval_and_the_history_of_the_run(here):
     rows, _ = printed("compare", "d", "o")
     for row in rows:
-        ((judged,), _) = printed("eval", row["run"])
-        assert row["operations"] * COUNTS[row["run"]] == judged["operations"]
-        scores = {name: value for name, value in judged.items() if name not in TIMED}
+        ((scores,), _) = printed("eval", row["run"])
+        assert row["operations"] * COUNTS[row["run"]] == scores["operations"]
+        scores = {name: value for name, value in scores.items() if name not in COSTS}
         assert {name: row[name] for name in scores} == scores
         metrics = run_dir.read_metrics(row["run"])
         (best,) = (m for m in metrics if m["step"] == checkpoint.best(row["run"]))
@@ -164,19 +168,19 @@ def test_a_row_has_what_eval_says_and_tells_the_run(here):
         assert row["seconds"] > 0
 
 
-def test_columns_that_a_run_does_not_have_are_empty(told):
-    digits, objects = cells(told.out)
+def test_columns_that_a_run_lacks_are_empty(compared):
+    digits, objects = cells(compared.out)
     assert (digits["run"], digits["model"], digits["size"]) == ("d", "digits", "56 x 56")
     assert (objects["run"], objects["model"], objects["size"]) == ("o", "simple", "64 x 64")
-    of_labels = (f"{name} {score}" for name in LABELS for score in ("accuracy", "iou"))
-    assert {name for name, cell in digits.items() if not cell} == {"iou70", *of_labels}
+    class_columns = (f"{name} {score}" for name in LABELS for score in ("accuracy", "iou"))
+    assert {name for name, cell in digits.items() if not cell} == {"iou70", *class_columns}
     assert all(objects.values())
-    assert re.fullmatch("jaxdet: warning: the runs are of different systems.*\n", told.err)
+    assert re.fullmatch("jaxdet: warning: the runs are of different systems.*\n", compared.err)
 
 
 @pytest.fixture
-def cousins(here, tmp_path):
-    """Copies of the run of objects: the same twice, with another test split, with another loss."""
+def variants(here, tmp_path):
+    """Copies of the run of objects: two equal ones, another test split, another loss."""
     for name in ("same", "b/o", "split", "loss"):
         shutil.copytree(here / "o", tmp_path / name)
     table = tmp_path / "split" / "splits" / "test_data.csv"
@@ -188,57 +192,61 @@ def cousins(here, tmp_path):
     return tmp_path
 
 
-def test_a_line_each_warns_of_other_data_and_of_another_loss(cousins):
-    _, warned = printed("compare", "o", cousins / "split", cousins / "loss")
+def test_other_data_and_another_loss_are_warned_of(variants):
+    _, warned = printed("compare", "o", variants / "split", variants / "loss")
     data, loss = warned.splitlines()
     assert re.fullmatch("jaxdet: warning: .* the same data: splits/test_data.csv", data)
     assert re.fullmatch("jaxdet: warning: .* the same loss, .*: box_loss", loss)
 
 
-def test_runs_of_one_name_are_told_apart_and_a_run_is_judged_once(cousins):
-    rows, warned = printed("compare", "o", cousins / "b" / "o", cousins / "same", "o")
-    assert [row["run"] for row in rows] == ["o", str(cousins / "b" / "o"), "same"]
+def test_runs_of_one_name_are_distinguished_and_a_run_is_evaluated_once(variants):
+    rows, warned = printed("compare", "o", variants / "b" / "o", variants / "same", "o")
+    assert [row["run"] for row in rows] == ["o", str(variants / "b" / "o"), "same"]
     assert warned == ""
 
 
-def test_a_report_has_the_table_and_links_to_the_pictures(told):
-    text = told.report.read_text()
-    assert cells(text) == cells(told.out)
+def test_a_report_has_the_table_and_links_to_the_pictures(compared):
+    text = compared.report.read_text()
+    table, shown = cells(text), cells(compared.out)
+    assert [[*row] for row in table] == [[*row] for row in shown]
+    for row, other in zip(table, shown, strict=True):
+        assert (row["run"], row["size"]) == (other["run"], other["size"])
+        assert float(row["loss"]) == pytest.approx(float(other["loss"]), rel=1e-3)
     links = re.findall(r"!\[.+\]\((.+)\)", text)
     assert links == ["report_curves.png", "../c/worst.png"]
-    assert all((told.report.parent / link).read_bytes().startswith(PNG) for link in links)
+    assert all((compared.report.parent / link).read_bytes().startswith(PNG) for link in links)
     assert "the runs are of different systems" in text
-    assert told.out.splitlines()[-1].startswith("wrote ")
+    assert compared.out.splitlines()[-1].startswith("wrote ")
 
 
-def test_a_report_is_replaced_only_if_asked(told, here, capsys):
-    folder = told.report.parent.parent
+def test_a_report_is_replaced_with_overwrite_only(compared, here, capsys):
+    folder = compared.report.parent.parent
     before = files(folder)
-    assert main(*told.words) == 2
+    assert main(*compared.words) == 2
     error = capsys.readouterr().err
     assert re.fullmatch(r"jaxdet: error: .*report.md exists; .*--overwrite\n", error)
     assert files(folder) == before
-    told.report.write_text("old")
-    assert main("compare", "o", *told.words[3:], "--overwrite") == 0
-    assert "1 run compared" in told.report.read_text()
+    compared.report.write_text("old")
+    assert main("compare", "o", *compared.words[3:], "--overwrite") == 0
+    assert "1 run compared" in compared.report.read_text()
     assert files(folder).keys() == before.keys()
 
 
-def test_failures_are_the_worst_answers_of_each_run(told):
-    (((images, _), named),) = told.drawn
+def test_failures_are_the_worst_predictions_of_each_run(compared):
+    (((images, _), named),) = compared.drawn
     assert (len(images), named["columns"]) == (12, 6)
     assert {image.shape for image in images} == {(56, 56, 1), (64, 64, 3)}
     ranks = []
     for title, true, found in zip(named["titles"], named["true"], named["predicted"], strict=True):
         pattern = r"(\w): (\S+)\ntrue (\w+), predicted (\w+), IoU (\d\.\d\d)"
-        run, photo, wanted, given, iou = re.fullmatch(pattern, title).groups()
+        run, name, label, predicted, iou = re.fullmatch(pattern, title).groups()
         assert float(iou) == pytest.approx(float(boxes.iou(true, found)), abs=0.006)
-        assert run == "d" or photo.startswith(f"{wanted}/")
-        ranks.append((run, wanted == given, float(iou)))
+        assert run == "d" or name.startswith(f"{label}/")
+        ranks.append((run, label == predicted, float(iou)))
     assert ranks == sorted(ranks)
 
 
-def test_curves_are_of_the_terms_that_all_runs_have(tmp_path):
+def test_curves_are_drawn_for_terms_that_all_runs_have(tmp_path):
     def lines(*terms, **more):
         return [{"epoch": epoch, "val": dict.fromkeys(terms, 0.5), **more} for epoch in range(3)]
 
@@ -252,38 +260,38 @@ def test_curves_are_of_the_terms_that_all_runs_have(tmp_path):
 
 
 REFUSED = {
-    "no run": ([], "no run is given"),
+    "no run": ([], "no runs to compare"),
     "not a run": (["o", "data"], "data is not a run"),
     "no such folder": (["gone"], "gone is not a run"),
     "no checkpoint": (["o", "bare"], "bare has no checkpoints"),
     "no such checkpoint": (["o", "--checkpoint", "7"], "--checkpoint 7"),
-    "split": (["o", "--split", "all"], "--split all: objects has train, val, test"),
+    "split": (["o", "--split", "all"], "--split must be one of train, val, test, got all"),
     "figure": (["o", "--figure", "curves.txt"], "curves.txt: a picture is one of"),
     "failures": (["o", "--failures", "worst"], "worst: a picture is one of"),
-    "classic digits": (["o", "d", "--classic"], "--classic is for runs of objects; d is .* digits"),
+    "classic digits": (["o", "d", "--classic"], "--classic needs runs of objects, but d .*digits"),
 }
 
 
-@pytest.mark.parametrize("words, said", REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_is_one_line(here, capsys, words, said):
+@pytest.mark.parametrize("words, message", REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_compared_is_refused_in_one_line(here, capsys, words, message):
     shutil.copytree("o", "bare", ignore=lambda *_: ["checkpoints"], dirs_exist_ok=True)
     before = files(here)
     assert main("compare", *words) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert re.fullmatch(f"jaxdet: error: .*{said}.*\n", err), err
+    assert re.fullmatch(f"jaxdet: error: .*{message}.*\n", err), err
     assert files(here) == before
 
 
-def test_classic_approaches_get_rows_with_the_same_scores(here, tmp_path, capsys):
+def test_classical_baselines_get_rows_with_the_same_scores(here, tmp_path, capsys):
     pytest.importorskip("cv2")
     path = tmp_path / "report.md"
     assert main("compare", "o", "--classic", "--report", path) == 0
     own, hog, haar = cells(path.read_text())
     assert [row["run"] for row in (own, hog, haar)] == ["o", "HOG + linear SVM", "Haar cascade"]
-    scored = {"loss", "accuracy", "iou", "error rate", "s of an image", "face iou"}
+    scored = {"loss", "accuracy", "iou", "error rate", "s per image", "face iou"}
     assert all(hog[name] and haar[name] for name in scored)
-    assert not hog["operations of an image"] + haar["epochs"]
+    assert not hog["operations per image"] + haar["epochs"]
     assert float(hog["accuracy"]) > 0.9
     assert "softmax of its decision values" in path.read_text()
 
