@@ -156,7 +156,7 @@ class VmappedRuns:
             stacked = self.step_together(stacked, rows)
             return stacked.step
 
-        one, every = timing.paired(in_turn, together, seconds=seconds, repeats=repeats)
+        one, every = timing.measure_interleaved(in_turn, together, seconds=seconds, repeats=repeats)
         return StepTimes(together=every.median, in_turn=one.median * len(rows))
 
     def cost(self) -> dict[str, int]:

@@ -37,7 +37,7 @@ def check_parameters(net: nn.Module, shape: tuple[int, ...], limit: int) -> None
     count = count_parameters(jax.eval_shape(net.init, jax.random.key(0), images))
     if not limit or count <= limit:
         return
-    layers = [layer for layer in summary.network(net, images).layers if layer.parameters]
+    layers = [layer for layer in summary.summarize(net, images).layers if layer.parameters]
     rows = [{"layer": layer.path, "parameters": layer.parameters} for layer in layers]
     raise InputError(
         f"--max-params is {limit}, but the network has {count} trainable parameters; choose "
@@ -60,7 +60,7 @@ def plan_epochs(compiled: "CompiledSteps", experiment: Experiment, spent: float)
     step, state = _measure_step(compiled, experiment)
     variables = training_state.variables_of(state)
     compiled.evaluator.compile(variables)
-    _, evaluation = timing.clock(lambda: compiled.evaluator(variables, 0))
+    _, evaluation = timing.timed(lambda: compiled.evaluator(variables, 0))
     first = evaluation if config.eval_first else 0.0
     left = config.time_budget * (1 - RESERVE) - spent - (time.monotonic() - begun) - first
     epoch = step * experiment.plan.epoch_steps + evaluation
