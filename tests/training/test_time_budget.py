@@ -59,7 +59,7 @@ class Clock:
         self.now, self.step, self.judge, self.start = 100.0, step, judge, start
         self.tried = 0
         monkeypatch.setattr(time_budget, "time", SimpleNamespace(monotonic=lambda: self.now))
-        monkeypatch.setattr(time_budget.timing, "clock", self.clock)
+        monkeypatch.setattr(time_budget.timing, "timed", self.clock)
 
     def moved(self, seconds, result):
         self.now += seconds
