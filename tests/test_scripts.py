@@ -141,7 +141,7 @@ def people(tmp_path):
                 0, 255
             )
             Image.fromarray(np.uint8(pixels)).save(tmp_path / "people" / f"n{who}" / f"{i}.png")
-    root, words = tmp_path / "data", ["--known", "2", "--strangers", "2"]
+    root, words = tmp_path / "data", ["--known", "2", "--unknown-identities", "2"]
     words = ["data", "verification", "--root", tmp_path / "people", *words, "--out", root]
     assert cli.main([str(word) for word in words]) == 0
     (root / "classification").rename(root / "train")

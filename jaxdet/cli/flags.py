@@ -24,6 +24,8 @@ COMMAND_OPTIONS = {  # former names of options that are not those of one system
     "together": "--vmap",
     "strangers": "--unknown-identities",
     "each": "--gallery-images",
+    "kind": "--metric",
+    "join": "--reduce",
     "people": "--identities",
 }
 

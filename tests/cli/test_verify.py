@@ -1,39 +1,48 @@
-"""`jaxdet verify` on a small run of faces: people are colours."""
+"""`jaxdet verify` on a small run of faces: identities are colours."""
 
 import csv
 import json
 import shutil
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from flax import linen as nn
 from PIL import Image
 
-from jaxdet.cli import common, embedding, flags, verify, verify_pairs, verify_probe
+from jaxdet import api
+from jaxdet.cli import flags, verify
 from jaxdet.cli import verify_options as options
-from jaxdet.cli.options import Eval
 from jaxdet.data import images, verification_protocol
 from jaxdet.errors import InputError
 from jaxdet.metrics import verification as verification_metrics
 from jaxdet.models import resnet
 from jaxdet.models.layers import Freezable
-from jaxdet.training import evaluator, run_dir
+from jaxdet.training import run_dir
 from tests.cli.test_compare import cells, printed
 from tests.cli.test_main import PNG, main
 
 WORDS = [
-    *("--size", "32", "--width", "0.1", "--embedding-dim", "8", "--epochs", "1", "--batch", "4"),
+    *(
+        "--size",
+        "32",
+        "--width-multiplier",
+        "0.1",
+        "--embedding-dim",
+        "8",
+        "--epochs",
+        "1",
+        "--batch",
+        "4",
+    ),
     *("--eval-batch", "4", "--devices", "1", "--warmup", "0", "--test-fraction", "0", "--quiet"),
     *("--embedding-loss", "center"),
 ]
-LEARNT = {"n1": (220, 40, 40), "n2": (40, 200, 60)}
+TRAINED = {"n1": (220, 40, 40), "n2": (40, 200, 60)}
 KNOWN = {"n1": (220, 40, 40), "n3": (50, 60, 230), "n4": (230, 220, 40)}
 UNKNOWN = ["n3", "n000000", "n1", "n4", "n1", "n000000", "n3"]
-STRANGER = (10, 10, 10)
+UNKNOWN_COLOUR = (10, 10, 10)
 RUN = Path("run")
 
 
@@ -57,14 +66,14 @@ def face(path, colour, seed):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder with data of every kind, and a run."""
+    """A folder with training images, gallery, probes, and a run."""
     root = tmp_path_factory.mktemp("verify")
-    for kind, people, count in (("train", LEARNT, 6), ("known", KNOWN, 2)):
-        for who, (name, colour) in enumerate(people.items()):
+    for folder, identities, count in (("train", TRAINED, 6), ("known", KNOWN, 2)):
+        for number, (name, colour) in enumerate(identities.items()):
             for i in range(count):
-                face(root / kind / name / f"{name}_{i + 1:04d}.png", colour, 10 * who + i)
+                face(root / folder / name / f"{name}_{i + 1:04d}.png", colour, 10 * number + i)
     for i, name in enumerate(UNKNOWN):
-        face(root / "unknown" / f"{i}.png", KNOWN.get(name, STRANGER), 100 + i)
+        face(root / "unknown" / f"{i}.png", KNOWN.get(name, UNKNOWN_COLOUR), 100 + i)
     (root / "truth.csv").write_text("label\n" + "\n".join(UNKNOWN) + "\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resnet, "ResNet18", Features)
@@ -75,7 +84,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def place(trained, tmp_path, monkeypatch):
-    """The working folder; the images of the training are gone."""
+    """The folder as working folder, without the training images."""
     monkeypatch.setattr(resnet, "ResNet18", Features)
     monkeypatch.chdir(tmp_path)
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
@@ -93,42 +102,48 @@ LIST = "2 1\nn1 1 2\nn1 1 n3 1\nn3 1 2\nn4 1 n3 2\n"
 
 
 @pytest.fixture
-def said(place, capsys):
+def scores_of(place, capsys):
     """The last line that a command prints, as JSON."""
 
-    def said(command, chosen, **changes):
+    def scores_of(command, chosen, **changes):
         capsys.readouterr()
         assert command(replace(chosen, **changes)) == 0
         return json.loads(capsys.readouterr().out.splitlines()[-1])
 
-    return said
+    return scores_of
 
 
-def refused(said, command, chosen, **changes):
-    with pytest.raises(InputError, match=said) as error:
+def refused(message, command, chosen, **changes):
+    with pytest.raises(InputError, match=message) as error:
         command(replace(chosen, **changes))
     assert "\n" not in str(error.value)
 
 
+def embed(paths, checkpoint="best", **loading):
+    return verify.Embedder(api.load(RUN, checkpoint, **loading), {}).embed(paths)
+
+
 def similarities():
-    """Cosines [N, M] of the unknown and the known, image by image, in NumPy."""
-    embedder = embedding.restored(RUN, "best")
-    known = images.list_images("known")
-    made = [np.asarray(embedder.embed([p])[0], np.float64) for p in (*identities_of(), *known)]
-    made = np.array([x / np.linalg.norm(x) for x in made])
-    return made[: len(UNKNOWN)] @ made[len(UNKNOWN) :].T, [path.parent.name for path in known]
+    """(cosines [N, M] of probes and gallery images in NumPy, identity [M] of the latter)."""
+    gallery = images.list_images("known")
+    found = [np.asarray(embed([path])[0], np.float64) for path in (*probe_paths(), *gallery)]
+    found = np.array([x / np.linalg.norm(x) for x in found])
+    return found[: len(UNKNOWN)] @ found[len(UNKNOWN) :].T, [path.parent.name for path in gallery]
 
 
-def identities_of():
+def probe_paths():
     return verification_protocol.list_probes("unknown")
 
 
-def judged(join, threshold):
-    """(label, score) of each unknown image, by loops."""
+def identified(reduce, threshold):
+    """(label, score) of each probe, by loops."""
     table, owners = similarities()
     found = []
     for row in table:
-        scores = {n: join([s for s, o in zip(row, owners, strict=True) if o == n]) for n in KNOWN}
+        scores = {
+            name: reduce([s for s, owner in zip(row, owners, strict=True) if owner == name])
+            for name in KNOWN
+        }
         name = max(scores, key=scores.get)
         found.append((name if scores[name] >= threshold else "n000000", scores[name]))
     return found
@@ -138,33 +153,33 @@ def judged(join, threshold):
 
 
 def test_embeddings_are_those_of_the_run_with_its_data(trained, place):
-    paths = identities_of()
-    embedder = embedding.restored(RUN, "last")
-    with_data = Eval(run=RUN, root=str(trained / "train"), checkpoint="last")
-    _, system, step, state = common.restored(with_data)
-    assert embedder.made["step"] == step and list(embedder.classes) == list(LEARNT)
-    answer = partial(jax.jit(system.task.predict), evaluator.eval_variables(state))
-    wanted = [answer(system.read(path)[0][None])["embedding"][0] for path in paths]
-    np.testing.assert_allclose(embedder.embed(paths), wanted, rtol=1e-4, atol=1e-5)
+    paths = probe_paths()
+    run = api.load(RUN, "last")
+    experiment = run.with_data(root=str(trained / "train"))
+    assert list(run.classes) == list(TRAINED) == experiment.metadata["classes"]
+    batch = np.stack([experiment.read_image(path)[0] for path in paths])
+    expected = experiment.task.predict(run.variables, batch)["embedding"]
+    np.testing.assert_allclose(embed(paths, "last"), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_images_are_embedded_alike_in_any_batch(place, monkeypatch):
-    paths = identities_of()
-    made = embedding.restored(RUN, "best").embed(paths)  # 7 in batches of 4
-    assert made.shape == (7, 8)
+def test_embeddings_do_not_depend_on_the_batch(place):
+    paths = probe_paths()
+    found = embed(paths)  # 7 in batches of 4
+    assert found.shape == (7, 8)
     for i in (0, 5):
-        alone = embedding.restored(RUN, "best").embed(paths[i : i + 1])
-        np.testing.assert_allclose(made[i : i + 1], alone, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found[i : i + 1], embed(paths[i : i + 1]), rtol=1e-4, atol=1e-5)
 
 
-def test_a_run_of_an_earlier_version_embeds_alike(place):
-    """Such a run does not say what a record of its data is like."""
-    before = embedding.restored(RUN, "best").embed(identities_of())
+def test_a_run_of_an_earlier_version_gives_the_same_embeddings(place):
+    """Its config.json does not describe a record of the data."""
+    before = embed(probe_paths())
     path = RUN / "config.json"
-    kept = json.loads(path.read_text())
-    assert kept["about"].pop("record") == embedding._record(32)
-    path.write_text(json.dumps(kept))
-    np.testing.assert_array_equal(embedding.restored(RUN, "best").embed(identities_of()), before)
+    content = json.loads(path.read_text())
+    metadata = content.pop("metadata")
+    record = metadata.pop("record")
+    path.write_text(json.dumps({**content, "schema": 1, "about": metadata}))
+    assert run_dir.read_metadata(RUN)["record"] == record
+    np.testing.assert_array_equal(embed(probe_paths()), before)
 
 
 def test_a_stream_of_images_trains_to_the_same_scores(place, trained):
@@ -182,23 +197,23 @@ def test_a_stream_of_images_trains_to_the_same_scores(place, trained):
 # dev
 
 
-@pytest.mark.parametrize("join", ["max", "mean"])
-def test_dev_counts_right_decisions(said, join):
-    found = said(verify.dev, DEV, join=join)
-    how = {"max": max, "mean": np.mean}[join]
+@pytest.mark.parametrize("reduce", ["max", "mean"])
+def test_dev_counts_correct_decisions(scores_of, reduce):
+    found = scores_of(verify.dev, DEV, reduce=reduce)
+    reduction = {"max": max, "mean": np.mean}[reduce]
     for prefix, threshold in (("", 0.4), ("best_", found["best_threshold"])):
-        labels = [label for label, _ in judged(how, threshold - 1e-6)]
-        right = [a == b for a, b in zip(labels, UNKNOWN, strict=True)]
+        labels = [label for label, _ in identified(reduction, threshold - 1e-6)]
+        correct = [a == b for a, b in zip(labels, UNKNOWN, strict=True)]
         known = [a == b != "n000000" for a, b in zip(labels, UNKNOWN, strict=True)]
-        assert found[f"{prefix}accuracy"] == pytest.approx(np.mean(right))
+        assert found[f"{prefix}accuracy"] == pytest.approx(np.mean(correct))
         assert found[f"{prefix}known_accuracy"] == pytest.approx(sum(known) / len(KNOWN))
     assert found["best_accuracy"] >= found["accuracy"]
-    assert (found["unknown_images"], found["strangers"]) == (7, 2)
-    assert (found["known_identities"], found["known_identities_learnt"]) == (3, 1)
+    assert (found["probes"], found["unknown_probes"]) == (7, 2)
+    assert (found["gallery_identities"], found["trained_identities"]) == (3, 1)
 
 
-def test_dev_separates_pairs(said):
-    found = said(verify.dev, DEV)
+def test_dev_separates_pairs(scores_of):
+    found = scores_of(verify.dev, DEV)
     table, owners = similarities()
     same = np.array([[owner == name for owner in owners] for name in UNKNOWN])
     assert found["auc"] == pytest.approx(
@@ -234,56 +249,57 @@ def test_test_and_pairs_make_the_pictures_of_dev(place, capsys):
     names = {"sweep.csv", "sweep.png", "scores.png", "roc.png"}
     assert {path.name for path in Path("new/test").iterdir()} == names
     Path("pairs.txt").write_text(LIST)
-    assert verify_pairs.pairs(replace(PAIRS, plots=Path("pairs"))) == 0
+    assert verify.pairs(replace(PAIRS, plots=Path("pairs"))) == 0
     assert {path.name for path in Path("pairs").iterdir()} == {"scores.png", "roc.png"}
     assert all(path.read_bytes().startswith(PNG) for path in Path("pairs").iterdir())
 
 
-def test_a_line_names_the_first_identity_that_training_had(place, capsys):
-    """Of n1, n3 and n4 it had n1."""
+def test_known_identities_in_the_training_data_are_warned_of(place, capsys):
+    """Of n1, n3 and n4, n1 was in it."""
     assert verify.dev(DEV) == 0
-    assert "1 of 3 known identities were learnt in training, first: n1;" in capsys.readouterr().err
+    message = "1 of 3 known identities were in the training data, first: n1;"
+    assert message in capsys.readouterr().err
     shutil.rmtree("known/n1")
     assert verify.test(TEST) == 0
     assert not capsys.readouterr().err
 
 
-def test_euclidean_thresholds_are_distances(said):
-    found = said(verify.dev, DEV, kind="euclidean", out=Path("thr.json"))
+def test_euclidean_thresholds_are_distances(scores_of):
+    found = scores_of(verify.dev, DEV, metric="euclidean", out=Path("thr.json"))
     assert "threshold" not in found and found["best_threshold"] <= 0
-    scores = said(
-        verify.test, TEST, kind="euclidean", threshold="thr.json", truth=Path("truth.csv")
+    scores = scores_of(
+        verify.test, TEST, metric="euclidean", threshold="thr.json", truth=Path("truth.csv")
     )
     assert scores["accuracy"] == found["best_accuracy"]
-    assert not said(verify.pair, PAIR, kind="euclidean", threshold="0.1")["same"]
+    assert not scores_of(verify.pair, PAIR, metric="euclidean", threshold="0.1")["same"]
 
 
 # test
 
 
-def test_a_threshold_of_dev_gives_its_scores_in_test(said):
-    found = said(verify.dev, DEV, out=Path("new/thr.json"))
+def test_a_threshold_of_dev_gives_its_scores_in_test(scores_of):
+    found = scores_of(verify.dev, DEV, out=Path("new/thr.json"))
     changes = {"truth": Path("truth.csv"), "threshold": "new/thr.json"}
-    scores = said(verify.test, TEST, **changes, submit=Path("new/table.csv"))
+    scores = scores_of(verify.test, TEST, **changes, submit=Path("new/table.csv"))
     for name in ("threshold", "accuracy", "known_accuracy"):
         assert scores[name] == found[f"best_{name}"]
     assert {name: scores[name] for name in ("auc", "step", "manifest")} == {
         name: found[name] for name in ("auc", "step", "manifest")
     }
     rows = list(csv.reader(Path("new/table.csv").read_text().splitlines()))
-    labels = [label for label, _ in judged(max, found["best_threshold"] - 1e-6)]
+    labels = [label for label, _ in identified(max, found["best_threshold"] - 1e-6)]
     assert rows == [["index", "label"], *([str(i), label] for i, label in enumerate(labels))]
 
 
-def test_test_prints_an_answer_an_image(place, capsys):
-    assert verify.test(replace(TEST, json=False, threshold="0.5", join="mean")) == 0
+def test_test_prints_one_line_per_probe(place, capsys):
+    assert verify.test(replace(TEST, json=False, threshold="0.5", reduce="mean")) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    wanted = judged(np.mean, 0.5)
+    expected = identified(np.mean, 0.5)
     assert [line[:2] for line in lines] == [
-        [f"unknown/{i}.png", label] for i, (label, _) in enumerate(wanted)
+        [f"unknown/{i}.png", label] for i, (label, _) in enumerate(expected)
     ]
     scores = [float(line[2]) for line in lines]
-    np.testing.assert_allclose(scores, [score for _, score in wanted], atol=2e-4)
+    np.testing.assert_allclose(scores, [score for _, score in expected], atol=2e-4)
 
 
 def test_a_submission_has_the_rows_of_its_sample(place):
@@ -295,47 +311,45 @@ def test_a_submission_has_the_rows_of_its_sample(place):
     Path("table.csv").unlink()
     rows[1:3] = rows[2:0:-1]
     Path("sample.csv").write_text("Id,Label\n" + "".join(rows))
-    said = (
-        "sample.csv: 2 rows do not match the images; first: row 3: found 2.png, wanted 1 or 1.png"
-    )
-    refused(said, verify.test, TEST, **changes)
+    message = "row 3: must be 1 or 1.png, got 2.png"
+    refused(message, verify.test, TEST, **changes)
     assert not Path("table.csv").exists()
 
 
 # cut-offs
 
 
-def test_the_report_of_a_run_says_which_cut_offs_it_reaches(said, capsys):
-    dev = said(verify.dev, DEV, out=Path("dev.json"))
+def test_a_report_has_the_level_of_every_score(scores_of, capsys):
+    dev = scores_of(verify.dev, DEV, out=Path("dev.json"))
     truth = {"truth": Path("truth.csv"), "threshold": "2"}
-    test = said(verify.test, TEST, **truth, out=Path("new/test.json"))
+    test = scores_of(verify.test, TEST, **truth, out=Path("new/test.json"))
     words = ["compare", "run", "--report", "out.md", "--verified", "dev.json", "new/test.json"]
     assert main(*words) == 0
     ((run,), _) = printed("compare", "run")
     text = Path("out.md").read_text().split("## Cut-offs\n")[1]
     assert "accuracy: high from 0.9, medium from 0.84, low from 0.82; verif" in text
-    first, second = text.split("## What the runs are")
-    (row,), (what,) = cells(first), cells(second)
+    first, second = text.split("## The runs")
+    (row,), (described,) = cells(first), cells(second)
     both = (run["accuracy"], dev["best_accuracy"], test["accuracy"])
     names = ("accuracy", "verification, dev", "verification, test")
     for name, value in zip(names, both, strict=True):
         assert float(row[name]) == pytest.approx(value, abs=1e-4)
         cuts = (0.9, 0.84, 0.82) if name == "accuracy" else (0.55, 0.49, 0.3)
         reached = sum(value >= cut for cut in cuts)
-        assert row[f"{name} reaches"] == ("none", "low", "medium", "high")[reached]
-    assert (what["run"], what["epochs"], what["optimizer"]) == ("run", "1", "adamw")
-    assert what["validation accuracy"] and what["scheduler"] == "cosine"
+        assert row[f"{name} level"] == ("none", "low", "medium", "high")[reached]
+    assert (described["run"], described["epochs"], described["optimizer"]) == ("run", "1", "adamw")
+    assert described["validation accuracy"] and described["scheduler"] == "cosine"
 
 
-def test_scores_of_another_network_or_of_nothing_are_refused(said, capsys):
-    said(verify.dev, DEV, out=Path("dev.json"))
+def test_scores_of_another_checkpoint_or_without_scores_are_refused(scores_of, capsys):
+    scores_of(verify.dev, DEV, out=Path("dev.json"))
     kept = json.loads(Path("dev.json").read_text())
-    kept["embedder"]["manifest"] = "0"
+    kept["checkpoint"]["manifest"] = "0"
     Path("other.json").write_text(json.dumps(kept))
     Path("none.json").write_text(json.dumps({**kept, "scores": {}}))
     for name, words in {
         "other.json": "other.json: found with checkpoint",
-        "none.json": "none.json: no scores in it",
+        "none.json": "none.json: has no scores",
         "gone.json": "gone.json: cannot be read",
     }.items():
         assert main("compare", "run", "--report", "out.md", "--verified", name) == 2
@@ -343,91 +357,88 @@ def test_scores_of_another_network_or_of_nothing_are_refused(said, capsys):
         assert words in error and error.count("\n") == 1
         assert not Path("out.md").exists()
     assert main("compare", "run", "--verified", "dev.json") == 2
-    assert "--verified: its scores are for --report" in capsys.readouterr().err
-    refused("--out: what is right is known with", verify.test, TEST, out=Path("a.json"))
+    assert "--verified needs --report" in capsys.readouterr().err
+    refused("--out needs --truth", verify.test, TEST, out=Path("a.json"))
 
 
 # pair
 
 
-def test_a_pair_is_the_same_person_from_a_threshold_on(said, capsys):
+def test_a_pair_is_the_same_identity_from_the_threshold_on(scores_of, capsys):
     table, owners = similarities()
     two = (Path("unknown/0.png"), Path("known/n1/n1_0001.png"))
-    wanted = table[0, owners.index("n1")]
-    found = said(verify.pair, PAIR, images=two)
-    assert found["score"] == pytest.approx(wanted, abs=1e-5)
-    assert found["threshold"] == 0.4 and found["same"] == (wanted >= 0.4)
-    for threshold, word in ((wanted - 1e-3, "same"), (wanted + 1e-3, "different")):
+    expected = table[0, owners.index("n1")]
+    found = scores_of(verify.pair, PAIR, images=two)
+    assert found["score"] == pytest.approx(expected, abs=1e-5)
+    assert found["threshold"] == 0.4 and found["same"] == (expected >= 0.4)
+    for threshold, word in ((expected - 1e-3, "same"), (expected + 1e-3, "different")):
         changes = {"images": two, "threshold": str(threshold), "json": False}
         assert verify.pair(replace(PAIR, **changes)) == 0
         assert capsys.readouterr().out == f"{found['score']:.4f} {word}\n"
-    alike = said(verify.pair, PAIR, images=(two[0], two[0]))
+    alike = scores_of(verify.pair, PAIR, images=(two[0], two[0]))
     assert alike["score"] == pytest.approx(1, abs=1e-5) and alike["same"]
 
 
 # pairs
 
 
-def test_pairs_are_judged_by_folds(said):
+def test_pairs_are_evaluated_by_folds(scores_of):
     Path("pairs.txt").write_text(LIST)
-    found = said(verify_pairs.pairs, PAIRS, worst=Path("worst.png"))
+    found = scores_of(verify.pairs, PAIRS, worst=Path("worst.png"))
     assert (found["pairs"], found["same"], found["folds"]) == (4, 2, 2)
     known = [f"known/{a}/{a}_000{i}.png" for a, i in (("n1", 1), ("n1", 2), ("n3", 1), ("n3", 2))]
-    made = embedding.restored(RUN, "best").embed(
-        [Path(p) for p in (*known, "known/n4/n4_0001.png")]
-    )
-    made /= np.linalg.norm(made, axis=1, keepdims=True)
-    scores = [float(made[i] @ made[j]) for i, j in ((0, 1), (0, 2), (2, 3), (4, 3))]
+    found_all = embed([Path(p) for p in (*known, "known/n4/n4_0001.png")])
+    unit = found_all / np.linalg.norm(found_all, axis=1, keepdims=True)
+    scores = [float(unit[i] @ unit[j]) for i, j in ((0, 1), (0, 2), (2, 3), (4, 3))]
     same = [True, False, True, False]
     assert found["accuracy"] == pytest.approx(
         verification_metrics.cross_validate(scores, same, 2).mean
     )
     assert found["auc"] == verification_metrics.auc(scores, same)
     assert found["tar_at_far_0.1"] == verification_metrics.tar_at_far(scores, same)[0]
-    assert said(verify_pairs.pairs, PAIRS, kind="euclidean", folds=4)["folds"] == 4
+    assert scores_of(verify.pairs, PAIRS, metric="euclidean", folds=4)["folds"] == 4
 
 
-def test_pairs_without_images_stop_or_are_counted(said):
+def test_pairs_without_images_stop_or_are_counted(scores_of):
     Path("pairs.txt").write_text(LIST.replace("n3 1 2", "n3 1 9"))
-    refused("row 4: no image n3/n3_0009 below known", verify_pairs.pairs, PAIRS)
-    found = said(verify_pairs.pairs, PAIRS, on_missing="skip")
+    refused("row 4: no image n3/n3_0009 below known", verify.pairs, PAIRS)
+    found = scores_of(verify.pairs, PAIRS, on_missing="skip")
     assert (found["pairs"], found["rows_missing"]) == (3, 1)
     Path("pairs.txt").write_text("1 1\neve 1 2\neve 1 ann 1\n")
-    refused("no pair whose images are there", verify_pairs.pairs, PAIRS, on_missing="skip")
+    refused("no pair whose images exist", verify.pairs, PAIRS, on_missing="skip")
 
 
-def test_pairs_that_are_left_out_do_not_move_others_to_another_fold(said):
+def test_missing_pairs_do_not_move_others_to_another_fold(scores_of):
     """The first fold keeps a pair, the second two; three in a row would be cut after two."""
     Path("pairs.txt").write_text(LIST.replace("n1 1 2", "n1 1 9"))
-    found = said(verify_pairs.pairs, PAIRS, on_missing="skip")
+    found = scores_of(verify.pairs, PAIRS, on_missing="skip")
     listed = verification_protocol.read_pairs("pairs.txt", "known").pairs
-    embedder = embedding.restored(RUN, "best")
-    score, same = verify_pairs._likeness(PAIRS, embedder, listed)
-    wanted, moved = (
+    score, same = verify.pair_scores("cosine", verify.load_embedder(PAIRS), listed)
+    expected, moved = (
         verification_metrics.cross_validate(score, same, f) for f in ([0, 1, 1], [0, 0, 1])
     )
-    assert found["threshold"] == wanted.thresholds.mean() != moved.thresholds.mean()
-    assert (found["accuracy"], found["folds"]) == (wanted.mean, 2)
+    assert found["threshold"] == expected.thresholds.mean() != moved.thresholds.mean()
+    assert (found["accuracy"], found["folds"]) == (expected.mean, 2)
 
 
-def test_pairs_of_one_kind_have_counts_and_a_line_says_what_they_lack(place, capsys):
+def test_scores_that_pairs_do_not_allow_are_left_out_with_a_warning(place, capsys):
     chosen = replace(PAIRS, on_missing="skip", json=False, worst=Path("worst.png"))
     Path("pairs.txt").write_text(LIST.replace("n1 1 n3", "n1 9 n3").replace("n4 1", "n4 9"))
-    assert verify_pairs.pairs(chosen) == 0
+    assert verify.pairs(chosen) == 0
     out, error = capsys.readouterr()
     assert "\npairs 2\nsame 2\nrows_missing 2\nfolds 2\n" in out and "accuracy" not in out
-    assert "all 2 pairs that are there are of one person: accuracy, auc" in error
+    assert "all 2 pairs found are of the same identity: accuracy, auc" in error
     Path("pairs.txt").write_text(LIST.replace("n3 1 2", "n3 1 9").replace("n4 1", "n4 9"))
-    assert verify_pairs.pairs(chosen) == 0
+    assert verify.pairs(chosen) == 0
     out, error = capsys.readouterr()
     assert "\nfolds 1\nauc " in out and "accuracy" not in out
-    assert error.count("\n") == 1 and "in one fold: accuracy wants others" in error
+    assert error.count("\n") == 1 and "in one fold: accuracy needs other folds" in error
 
 
 # words
 
 
-def test_the_words_of_the_command_line_are_understood(place, capsys):
+def test_words_of_the_command_line_become_options(place, capsys):
     words = ["run", "--known", "a", "--unknown", "b", "--truth", "c", "--sweep", "--out", "d"]
     found = flags.parse("dev", words, options.Dev)
     folders = {"run": RUN, "known": Path("a"), "unknown": Path("b"), "truth": Path("c")}
@@ -445,18 +456,18 @@ def test_the_words_of_the_command_line_are_understood(place, capsys):
 # predict --submit
 
 
-def test_a_table_of_classes_has_what_predict_says_of_each_image(place, capsys):
+def test_a_submission_has_the_label_that_predict_prints_for_each_image(place, capsys):
     assert main("predict", "run", "unknown", "--submit", "new/table.csv") == 0
     assert capsys.readouterr().out == "wrote new/table.csv\n"
     assert main("predict", "run", "unknown", "--json") == 0
-    told = [json.loads(line)["label"] for line in capsys.readouterr().out.splitlines()]
-    wanted = [f"{i}.png,{list(LEARNT).index(name)}" for i, name in enumerate(told)]
-    assert Path("new/table.csv").read_text().splitlines() == ["id,label", *wanted]
+    labels = [json.loads(line)["label"] for line in capsys.readouterr().out.splitlines()]
+    expected = [f"{i}.png,{list(TRAINED).index(name)}" for i, name in enumerate(labels)]
+    assert Path("new/table.csv").read_text().splitlines() == ["id,label", *expected]
     assert main("predict", "run", "unknown", "--sample", "truth.csv") == 2
     assert "--sample: its rows are for --submit" in capsys.readouterr().err
 
 
-# what is wrong
+# refusals
 
 
 def test_images_and_folders_that_cannot_be_used_are_named(place):
@@ -471,68 +482,82 @@ def test_images_and_folders_that_cannot_be_used_are_named(place):
 
 
 @pytest.mark.parametrize(
-    ("command", "chosen", "changes", "words"),
+    ("command", "chosen", "changes", "message"),
     [
         (verify.dev, DEV, {"truth": Path("none.csv")}, "none.csv: cannot be read"),
         (verify.dev, DEV, {"run": Path("known")}, "known is not a run"),
-        (verify.dev, DEV, {"checkpoint": "77"}, "--checkpoint 77: run has"),
-        (verify.dev, DEV, {"step": 0.0}, "--step 0.0: more than 0"),
-        (verify.dev, DEV, {"kind": "euclidean", "sweep": False}, "--no-sweep"),
-        (verify.dev, DEV, {"worst": Path("worst.doc")}, "worst.doc: a picture is one of"),
-        (verify.test, TEST, {"worst": Path("worst.png")}, "--worst: what is right is known with"),
-        (verify.test, TEST, {"plots": Path("plots")}, "--plots: what is right is known with"),
-        (verify.test, TEST, {"threshold": "nan"}, "--threshold nan: a finite number"),
+        (verify.dev, DEV, {"checkpoint": "77"}, "--checkpoint must be .* of run, got 77"),
+        (verify.dev, DEV, {"step": 0.0}, "--step must be above 0"),
+        (verify.dev, DEV, {"metric": "euclidean", "sweep": False}, "--no-sweep"),
+        (verify.dev, DEV, {"worst": Path("worst.doc")}, "a picture must end in"),
+        (verify.test, TEST, {"worst": Path("worst.png")}, "--worst needs --truth"),
+        (verify.test, TEST, {"plots": Path("plots")}, "--plots needs --truth"),
+        (verify.test, TEST, {"threshold": "nan"}, "--threshold must be a finite number.*got nan"),
         (verify.test, TEST, {"threshold": "none.json"}, "none.json: neither a number nor a file"),
-        (verify.test, TEST, {"threshold": "truth.csv"}, "truth.csv: not a file of `verify dev`"),
-        (verify.pair, PAIR, {"kind": "euclidean"}, "--threshold: a number, or a file"),
-        (verify_pairs.pairs, PAIRS, {}, "pairs.txt: cannot be read"),
+        (
+            verify.test,
+            TEST,
+            {"threshold": "truth.csv"},
+            "truth.csv: not a file of `jaxdet verify dev`",
+        ),
+        (verify.pair, PAIR, {"metric": "euclidean"}, "--threshold must be .* no default"),
+        (verify.pairs, PAIRS, {}, "pairs.txt: cannot be read"),
     ],
 )
-def test_options_that_cannot_be_are_refused(place, command, chosen, changes, words):
-    refused(words, command, chosen, **changes)
+def test_unusable_options_are_refused(place, command, chosen, changes, message):
+    refused(message, command, chosen, **changes)
 
 
-def test_a_threshold_of_another_embedder_or_measure_is_refused(place):
+def test_a_threshold_of_another_checkpoint_or_metric_is_refused(place):
     verify.dev(replace(DEV, out=Path("thr.json")))
     for command, chosen in ((verify.test, TEST), (verify.pair, PAIR)):
         chosen = replace(chosen, threshold="thr.json")
-        refused("found with --kind cosine, not euclidean", command, chosen, kind="euclidean")
-    refused("--join max, not mean", verify.test, TEST, threshold="thr.json", join="mean")
+        refused(
+            "found with --metric cosine, but --metric is euclidean",
+            command,
+            chosen,
+            metric="euclidean",
+        )
+    refused(
+        "--reduce max, but --reduce is mean", verify.test, TEST, threshold="thr.json", reduce="mean"
+    )
     kept = json.loads(Path("thr.json").read_text())
-    kept["embedder"] |= {"manifest": "0" * 64, "run": "other"}
+    kept["checkpoint"] |= {"manifest": "0" * 64, "run": "other"}
     Path("thr.json").write_text(json.dumps(kept))
-    said = "thr.json: found with checkpoint .* of run 'other', which is not checkpoint .* of 'run'"
-    refused(said, verify.test, TEST, threshold="thr.json")
-    refused(said, verify.pair, PAIR, threshold="thr.json")
+    message = "thr.json: found with checkpoint .* of run 'other', not with checkpoint .* of 'run'"
+    refused(message, verify.test, TEST, threshold="thr.json")
+    refused(message, verify.pair, PAIR, threshold="thr.json")
 
 
-def test_a_probe_judges_every_second_image_by_the_others(said, capsys):
-    face(Path("known/n5/n5_0001.png"), STRANGER, 7)
-    assert verify_probe.probe(replace(PROBE, json=False)) == 0
-    assert "people with one image, left out: 1" in capsys.readouterr().err
-    found = said(verify_probe.probe, PROBE)
-    assert {name: found[name] for name in ("people", "images", "accuracy", "fitted")} == {
-        **{"people": 3, "images": 3},
-        **{"accuracy": 1.0, "fitted": 1.0},
+def test_a_linear_probe_is_scored_on_every_second_image(scores_of, capsys):
+    face(Path("known/n5/n5_0001.png"), UNKNOWN_COLOUR, 7)
+    assert verify.probe(replace(PROBE, json=False)) == 0
+    assert "identities with one image, left out: 1" in capsys.readouterr().err
+    found = scores_of(verify.probe, PROBE)
+    assert {
+        name: found[name] for name in ("identities", "images", "accuracy", "fitted_accuracy")
+    } == {
+        **{"identities": 3, "images": 3},
+        **{"accuracy": 1.0, "fitted_accuracy": 1.0},
     }
     names = [f"{name}/{name}_0002.png" for name in KNOWN]
     kept = [Path("known", name).read_bytes() for name in names]
     for name, content in zip(names, kept[1:] + kept[:1], strict=True):
         Path("known", name).write_bytes(content)
-    assert said(verify_probe.probe, PROBE)["accuracy"] == 0
+    assert scores_of(verify.probe, PROBE)["accuracy"] == 0
     for name in ("n3", "n4"):
         Path(f"known/{name}/{name}_0002.png").unlink()
-    refused("known: two people with two images each", verify_probe.probe, PROBE)
+    refused("known: must have two identities with two images", verify.probe, PROBE)
 
 
-def test_a_sweep_has_the_columns_of_the_seed_and_a_row_a_run(trained, tmp_path, monkeypatch):
+def test_a_sweep_has_the_columns_of_its_system(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(resnet, "ResNet18", Features)
     words = ["--root", trained / "train", *WORDS, "--head", "softmax", "lgm", "--lr", "0.01"]
-    assert main("sweep", "faces", *words, "--out", tmp_path / "swept") == 0
-    first, second = json.loads((tmp_path / "swept" / "sweep.json").read_text())
+    assert main("sweep", "faces", *words, "--out", tmp_path / "sweep") == 0
+    first, second = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
     assert (first["head"], second["head"]) == ("softmax", "lgm")
-    assert second["parameters"] - first["parameters"] == len(LEARNT) * 8  # variances
-    table = (tmp_path / "swept" / "sweep.md").read_text()
+    assert second["parameters"] - first["parameters"] == len(TRAINED) * 8  # variances
+    table = (tmp_path / "sweep" / "sweep.md").read_text()
     for column in ("architecture", "epochs", "dropout", "scheduler", "optimizer", "SE"):
         assert f"| {column} " in table
 
@@ -541,10 +566,10 @@ def test_a_network_that_has_diverged_is_refused(place, monkeypatch):
     monkeypatch.setattr(
         images, "read_resized_float", lambda path, side: (np.full((32, 32, 3), np.nan), (1, 1))
     )
-    refused("unknown/0.png: embedding not finite", verify.pair, PAIR)
+    refused("unknown/0.png: embedding is not finite", verify.pair, PAIR)
 
 
 def test_a_run_of_another_system_is_refused(place):
     config = json.loads(Path("run/config.json").read_text())
     Path("run/config.json").write_text(json.dumps({**config, "system": "digits"}))
-    refused("run is a run of 'digits', wanted: faces", verify.pair, PAIR)
+    refused("run must be a run of faces, got a run of 'digits'", verify.pair, PAIR)

@@ -1,4 +1,4 @@
-"""A run is all that answers for image files need: its data may be gone."""
+"""Predictions for image files need the run folder alone: its data may be gone."""
 
 import json
 import re
@@ -23,14 +23,14 @@ from tests.cli.test_objects import answers
 
 def people(root):
     """A folder a person, of images in the colour of that person."""
-    for name, colour in test_verify_command.LEARNT.items():
+    for name, colour in test_verify_command.TRAINED.items():
         for i in range(6):
             test_verify_command.face(root / name / f"{i}.png", colour, i)
 
 
 MAKERS = {
     "digits": test_cli.mnist,
-    "objects": test_objects.set_of_photos,
+    "objects": test_objects.write_objects,
     "detect": datasets.write_yolo,
     "cifar10": datasets.write_image_folder,
     "faces": people,
@@ -81,7 +81,7 @@ def older(run, folder):
     """The run as earlier versions wrote it."""
     shutil.copytree(run, folder)
     kept = json.loads((folder / "config.json").read_text())
-    del kept["about"]["record"]
+    del kept["metadata"]["record"]
     (folder / "config.json").write_text(json.dumps(kept))
 
 
@@ -92,13 +92,13 @@ def place(trained, monkeypatch):
     return trained
 
 
-def test_an_image_file_gets_the_answer_that_it_had_with_the_data(place):
+def test_predictions_for_files_need_no_data(place):
     assert answers("predict", "run", "photo.png") == place.answer
     assert len(place.answer) == 1
 
 
 @pytest.mark.parametrize("words", [["run"], ["older", "photo.png"]], ids=" ".join)
-def test_what_wants_the_data_names_their_folder_in_one_line(place, capfd, words):
+def test_missing_data_are_named_in_one_line(place, capfd, words):
     assert main("predict", *words, "--split", "val") == 2
     out, err = capfd.readouterr()
     data = re.escape(str(place.folder / "data"))
@@ -113,20 +113,20 @@ def test_the_data_may_be_elsewhere(place):
 
 def test_the_network_is_described(place, capsys):
     assert main("describe", "run") == 0
-    assert "| parameters |" in capsys.readouterr().out
+    assert re.search(r" parameters +additions ", capsys.readouterr().out)
 
 
-def test_numbers_that_cannot_be_are_refused_nevertheless(place, capfd):
+def test_invalid_configurations_are_refused_without_data(place, capfd):
     kept = json.loads(Path("run/config.json").read_text())
     shutil.copytree("run", "wrong")
     kept["config"]["batch"] = 0
     Path("wrong/config.json").write_text(json.dumps(kept))
     assert main("predict", "wrong", "photo.png") == 2
     shutil.rmtree("wrong")
-    assert capfd.readouterr().err.startswith("jaxdet: error: --batch 0: ")
+    assert capfd.readouterr().err.startswith("jaxdet: error: --batch must be at least 1, got 0")
 
 
-def test_a_run_keeps_what_a_record_is_like(place):
+def test_run_records_the_shape_and_type_of_its_data(place):
     record = run_dir.read_metadata("run")["record"]
     assert record["image"][0] == "uint8" and record["id"] == ["int32", []]
     side = {"digits": [28, 28], "objects": [64, 64, 3], "detect": [64, 96, 3]}
