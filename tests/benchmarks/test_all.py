@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import all as everything
-from benchmarks.lib import harness
+from benchmarks.lib import harness, units
 from jaxdet.cli import process
 
 ROOT = Path(everything.__file__).parents[1]
@@ -199,3 +200,47 @@ def test_call_with_words_sets_no_flag(monkeypatch):
 def test_flag_is_added_where_jaxlib_knows_it(version, given, expected, monkeypatch):
     monkeypatch.setattr(process.metadata, "version", lambda name: version)
     assert process.with_fast_conv(given) == expected
+
+
+GUIDE = (ROOT / "docs" / "benchmarks.md").read_text()
+
+
+def test_guide_lists_every_benchmark():
+    assert re.findall(r"^\| `(\w+)` \| [^|]*\|$", GUIDE, re.M)[: len(everything.NAMES)] == list(
+        everything.NAMES
+    )
+
+
+@pytest.mark.parametrize("line", re.findall(r"^python -m benchmarks\.(.+)$", GUIDE, re.M))
+def test_commands_of_the_guide_can_be_parsed(line):
+    name, *words = line.split()
+    module = import_module(f"benchmarks.{name}")
+    assert harness.run_command(name, module.Options, words, lambda options: None) == 0
+
+
+def test_guide_has_the_recorded_ratios():
+    def records(name):
+        return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())["rows"]
+
+    steps = {row["model"]: row for row in records("train_step") if row["implementation"] == "jit"}
+    for model, title in (
+        ("digits", "digit locator, 64 pixels"),
+        ("digits_wide", "wide digit locator, 64 pixels"),
+        ("resnet18_64", "ResNet18, 64 pixels"),
+        ("resnet18_224", "ResNet18, 224 pixels"),
+    ):
+        ratio = units.format_number(steps[model]["ratio"])
+        assert re.search(rf"^\| {title} \| .* \| {ratio} \|$", GUIDE, re.M)
+    for layer, title in (
+        ("conv3", "3 x 3 convolution"),
+        ("conv3_stride2", "3 x 3, stride 2"),
+        ("conv1", "1 x 1 convolution"),
+        ("depthwise3", "depthwise 3 x 3"),
+        ("norm", "batch norm"),
+        ("relu", "ReLU"),
+        ("max_pool", "max pool 2 x 2"),
+        ("average_pool", "average pool 2 x 2"),
+    ):
+        rows = (row for row in records("layers") if row["layer"] == layer)
+        ratios = " | ".join(units.format_number(row["ratio"]) for row in rows)
+        assert f"| {title} | {ratios} |" in GUIDE

@@ -1,6 +1,9 @@
 import json
+import re
 from functools import partial
 from importlib.util import find_spec
+from itertools import product
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +11,14 @@ import numpy as np
 import pytest
 
 from benchmarks import sliding_windows
-from benchmarks.lib import agreement, harness, sliding
-from benchmarks.sliding_windows import main
-from jaxdet.models.sliding import NgSlidingNet
+from benchmarks.lib import agreement, harness, sliding, units
+from benchmarks.sliding_windows import SIZES, main
+from jaxdet import configs
+from jaxdet.configs.digits import Config
+from jaxdet.models.sliding import NgSlidingNet, multiply_adds
 from jaxdet.ops import windows
 
+ROOT = Path(sliding_windows.__file__).parents[1]
 QUICK = ["--batch", "2", "--sample", "3", "--seconds", "0"]
 
 
@@ -163,6 +169,7 @@ def test_formulas_and_random_weights_agree(case):
 
 
 def test_check_covers_the_questions_of_the_assignment():
+    assert len(agreement.CASES) == 18 and "by default in 18 cases" in TEXT
     assert {case.question[0] for case in agreement.CASES} == {"3", "4", "6", "7"}
     assert "1 of 2" in agreement.markdown([ROW, {**ROW, "measured": "differ"}])
 
@@ -210,3 +217,168 @@ def test_wrong_input_is_one_line_and_exit_code_two(words, message, capsys):
     assert main(words.split()) == 2
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1
+
+
+PAGE = (ROOT / "docs" / "sliding_windows.md").read_text()
+RECORD = json.loads((ROOT / "benchmarks" / "results" / "sliding_windows.json").read_text())
+TEXT = " ".join(PAGE.split())
+
+
+def page_table(heading):
+    """Rows of the table on the page whose first column has this heading."""
+    lines = PAGE[PAGE.index(f"| {heading} |") :].split("\n\n")[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def test_page_has_the_layers_of_both_forms():
+    window, image = sliding_windows.summarize_layers(28).values()
+    rows = page_table("layer")
+    names = ["input", "convolution", "max pool", *["dense"] * 3, "sum"]
+    for row, name, one, other in zip(rows, names, window, image, strict=True):
+        assert row[0].startswith(name)
+        outputs = [" x ".join(map(str, layer.get("output", ()))) for layer in (one, other)]
+        assert row[1:] == [*outputs, f"{one['parameters']:,}"]
+        assert one["parameters"] == other["parameters"]
+
+
+def test_page_has_the_multiply_adds_of_both_forms():
+    net = NgSlidingNet()
+    for size, count, *costs, ratio in page_table("H"):
+        size = int(size)
+        grid = windows.grid(net.chain(), size, size)
+        sequential, convolutional = (multiply_adds(form, size, size) for form in both_forms(net))
+        assert int(count.replace(",", "")) == grid.rows * grid.columns == grid.rows**2
+        assert costs == [f"{sequential:,}", f"{convolutional:,}"]
+        assert ratio == f"{sequential / convolutional:.2f}"
+        assert sequential == 441_600 * grid.rows**2
+        assert convolutional == 1_200 * (size - 4) ** 2 + 321_600 * grid.rows**2
+
+
+def both_forms(net):
+    return net.clone(form="sequential"), net.clone(form="convolutional")
+
+
+def cost_ratio(net, size, channels):
+    """Multiply-adds of sliding over those of one convolution, on one square image."""
+    slid, dense = (multiply_adds(form, size, size, channels) for form in both_forms(net))
+    return slid / dense
+
+
+def test_page_has_the_ratios_of_large_images_and_of_digits():
+    net = NgSlidingNet()
+    assert cost_ratio(net, 14, 3) == 1
+    limit = cost_ratio(net, 10**8, 3)
+    assert cost_ratio(net, 10_000, 3) < limit == pytest.approx(441_600 / 326_400, abs=1e-5)
+    assert f"441,600 / (4,800 + 321,600) = {limit:.4f} in the limit" in TEXT
+    config = Config()
+    digits = configs.network("digits", config)[0]
+    ratios = cost_ratio(digits, config.canvas, 1), cost_ratio(digits, 10**8, 1)
+    assert (
+        "the ratio is {:.1f} on its canvas of 64 x 64 pixels and {:.1f} in the".format(*ratios)
+        in TEXT
+        and config.canvas == 64
+    )
+
+
+def counts(features, window, size, stride=None):
+    """Windows per side (convolutional, sequential); the stride is by default that of the layers."""
+    chain = (*features, windows.head_layer(features, window))
+    stride = stride or windows.receptive_field(features).stride
+    sliding_chain = (windows.conv(window, stride),)
+    return windows.output_size(chain, size), windows.output_size(sliding_chain, size)
+
+
+@pytest.mark.parametrize(
+    "layout, window, size, expected, quote",
+    [
+        ("c5,p2", 15, 16, (2, 1), "At 16 pixels there are then 2 outputs per side in one"),
+        ("c5,p2", 15, 28, (8, 7), "but 1 window per side when sliding, at 28 pixels 8 and 7."),
+        ("c5,p2", 15, 17, (2, 2), "At 17 pixels both have 2, and they agree"),
+        ("c5,p2,p2", 14, 28, (5, 4), "28 pixels have 5 outputs per side in one convolution but 4"),
+        ("c5,p2", 14, 28, (8, 8), "| dense, 4 outputs | 4 | 8 x 8 x 4 | 1,604 |"),
+    ],
+)
+def test_page_has_the_counts_of_windows(layout, window, size, expected, quote):
+    assert counts(windows.parse(layout), window, size) == expected
+    assert quote in TEXT
+
+
+@pytest.mark.parametrize(
+    "layout, window, stride, agree, quote",
+    [
+        ("c5,p2", 14, 2, True, "For the example this holds at stride 2 for every image"),
+        ("c5,p2,c3", 14, 2, True, "after the pool, both ways still agree at stride 2"),
+        ("c5,p2,c3s2", 14, 2, False, "has stride 2, they differ at stride 2 and agree at stride 4"),
+        ("c5,p2,c3s2", 14, 4, True, "has stride 2, they differ at stride 2 and agree at stride 4"),
+        ("c5,p2,p2", 16, 2, False, "they differ at stride 2 and agree at stride 4 = 2 x 2"),
+        ("c5,p2,p2", 16, 4, True, "agree at stride 4 = 2 x 2, for windows of 16 pixels"),
+        ("c5,p2,p2", 14, 4, False, "For windows of 14 pixels stride 4 is not enough"),
+    ],
+)
+def test_page_says_where_both_ways_agree(layout, window, stride, agree, quote):
+    sizes = range(window, 65) if agree else [28]
+    features = windows.parse(layout)
+    assert all(
+        (windows.differences(features, window, size, stride) == ()) == agree for size in sizes
+    )
+    assert quote in TEXT
+
+
+def test_page_has_the_pixels_that_the_layers_use():
+    def used(layout, window):
+        features = windows.parse(layout)
+        return windows.receptive_field((*features, windows.head_layer(features, window))).window
+
+    assert used("c5,p2", 15) == 14 and "the network really looks at 14 pixels" in TEXT
+    assert used("c5,p2,p2", 14) == 12 and "looks at only 12 of the 14 pixels" in TEXT
+    head = windows.head_layer(windows.parse("c5,p2,c3"), 14)
+    assert head.kernel == 3 and "the head shrinks, from 5 x 5 to 3 x 3" in TEXT
+
+
+def test_python_on_the_page_runs():
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    names = {}
+    exec(code, names)
+    chain = windows.parse("c5,p2,c3s2")
+    field = windows.receptive_field(chain)
+    found = names["windows"]([(layer.kernel, layer.stride) for layer in chain], 61)
+    assert found == (field.window, field.stride, windows.output_size(chain, 61))
+
+
+def test_page_has_the_recorded_times():
+    recorded = {
+        (row["size"], row["library"], row["form"]): units.format_quantity(row["seconds"], "s")
+        + "*" * (row["note"] == "extrapolated")
+        for row in RECORD["rows"]
+    }
+    last = PAGE[PAGE.rindex("| H |") :].split("\n\n")[0].splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in last]
+    assert [int(size) for size, *_ in cells] == list(SIZES)
+    for size, *times in cells:
+        expected = [recorded[int(size), *way] for way in product(sliding.LIBRARIES, sliding.FORMS)]
+        assert [in_milliseconds(time) for time in times] == list(map(in_milliseconds, expected))
+
+
+def in_milliseconds(text):
+    """The page writes 0.891 ms where a table has 891 µs."""
+    value, unit = text.removesuffix("*").split()
+    return round(float(value) * {"µs": 1e-3, "ms": 1, "s": 1e3}[unit], 6), text.endswith("*")
+
+
+def test_page_has_the_recorded_norms_and_memory():
+    first, *others = RECORD["agreement"]
+    norms = (
+        f"{first['difference']:.2e} at 16 pixels (the norm of the output is {first['norm']:.2f})"
+    )
+    assert norms in TEXT and {row["difference"] for row in others} == {0}
+    assert {row["integer_weights"] for row in RECORD["agreement"]} == {0}
+    peaks = {
+        row["form"]: units.format_quantity(row["peak_bytes"], "B")
+        for row in RECORD["rows"]
+        if (row["size"], row["library"]) == (1080, "jax")
+    }
+    net = NgSlidingNet()
+    rows = windows.grid(net.chain(), 1080, 1080).rows
+    dense = units.format_quantity(4 * 5 * rows**2 * net.fc_widths[0], "B")
+    assert f"takes {dense}, and a run of jax {peaks['convolutional']} at its peak" in TEXT
+    assert f"in chunks it takes {peaks['chunks']}" in TEXT
