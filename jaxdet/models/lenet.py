@@ -49,7 +49,7 @@ class LeNet(CifarModule):
 
     channels: of the convolutions.  fc_widths: of the hidden dense layers.
     extra: channels of further 3x3 convolutions, padded, after the last pool.
-    form: what comes before a pool: one 5x5 convolution, two of 3x3, or `Inception`, which is padded.
+    form: what precedes a pool: one 5x5 convolution, two of 3x3, or `Inception`, which is padded.
     norm: batch norm after each convolution.
     rate: of dropout after each hidden dense layer.
     classes: outputs.

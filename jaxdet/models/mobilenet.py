@@ -1,9 +1,10 @@
-"""MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381) and V3 (Howard et al. 2019, arXiv:1905.02244).
+"""MobileNets: V2 (Sandler et al. 2018, arXiv:1801.04381), V3 (Howard et al. 2019, 1905.02244).
 
     logits = V3Large().apply(variables, images)  # [B, 1000]
     c2, c3, c4, c5 = V2(classes=0).apply(variables, images)  # strides 4, 8, 16 and 32
 
-As torchvision builds them.  V2 has 3,504,872 parameters, V3 5,483,032 (large) and 2,542,856 (small).
+As torchvision builds them.  V2 has 3,504,872 parameters, V3 5,483,032 (large) and 2,542,856
+(small).
 """
 
 from collections.abc import Mapping

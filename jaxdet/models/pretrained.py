@@ -117,7 +117,7 @@ def fetch(source: str | Path) -> Path:
         from huggingface_hub import hf_hub_download
     except ImportError as error:
         raise InputError(
-            f"{source}: downloading needs a package (pip install jaxdet[weights]); or give a local file"
+            f"{source}: needs a package (pip install jaxdet[weights]); or give a local file"
         ) from error
     try:
         return Path(hf_hub_download(repository, file or "model.safetensors"))

@@ -205,6 +205,8 @@ def test_networks_hand_their_activation_to_all_parts(name):
 
 @pytest.mark.parametrize("make", [LeNet, Tiny, Tiniest])
 def test_an_image_of_which_pools_leave_nothing_is_refused(make):
-    with pytest.raises(InputError, match=r"layer \w+: its input is empty, [\dx]+; use a larger") as caught:
+    with pytest.raises(
+        InputError, match=r"layer \w+: its input is empty, [\dx]+; use a larger"
+    ) as caught:
         outputs(make(), shaped(2, 1, 1, 3))
     assert "\n" not in str(caught.value)

@@ -521,7 +521,12 @@ def test_only_what_learns_moves_in_an_update_with_weight_decay(model, last, accu
     slopes = jax.tree.map_with_path(slope, before)
 
     def moved(learns):
-        options = {"weight_decay": 0.1, "clip": 1.0, "accumulate": accumulate, "learns": learns}
+        options = {
+            "weight_decay": 0.1,
+            "clip": 1.0,
+            "accumulate": accumulate,
+            "lr_multiplier": learns,
+        }
         transform = optim.optimizer("adamw", 0.1, **options)
 
         @jax.jit

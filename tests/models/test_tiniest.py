@@ -47,7 +47,9 @@ def test_sizes_are_fields():
 def test_names_of_the_layers_of_a_block():
     x = shaped(1, 8, 8, 8)
     rows = flops.count(TiniestBlock().apply, outputs(TiniestBlock(), x)[1], x).by_layer
-    assert [path.removeprefix("Block/") for (path, _), count in rows.items() if count.total()] == [
+    assert [
+        path.removeprefix("TiniestBlock/") for (path, _), count in rows.items() if count.total()
+    ] == [
         *("depthwise3", "depthwise7", "dilated7", "norm"),
         *("expand", "gate_relu", "gate", "project", "add"),
     ]
