@@ -1,3 +1,5 @@
+"""Networks by name and by configuration."""
+
 from dataclasses import replace
 
 import jax
@@ -9,8 +11,8 @@ from jaxdet.errors import InputError
 from tests import tiny
 
 
-def output(named):
-    """Shape of what a network makes of the input that it is made for."""
+def output_shape(named):
+    """Shape of a network's output for the input that it is described with."""
     images = jax.ShapeDtypeStruct(named.input, jnp.float32)
     return jax.eval_shape(named.net.init_with_output, jax.random.key(0), images)[0].shape
 
@@ -27,28 +29,28 @@ def output(named):
         ("digits", (1, 6, 6, 15)),
     ],
 )
-def test_every_name_is_a_network_that_takes_its_input(name, expected):
+def test_a_named_network_accepts_its_input(name, expected):
     assert name in configs.NETWORK_NAMES
-    assert output(configs.named_network(name)) == expected
+    assert output_shape(configs.named_network(name)) == expected
 
 
-def test_every_system_is_a_name_and_every_name_is_known():
+def test_every_system_is_a_name_and_every_name_has_a_network():
     assert set(configs.SYSTEMS) < set(configs.NETWORK_NAMES)
     assert all(configs.named_network(name).net for name in configs.NETWORK_NAMES)
 
 
-def test_a_configuration_s_network_is_that_of_its_system():
-    _, system = tiny.system()
+def test_the_network_of_a_configuration_is_that_of_its_experiment():
+    experiment = tiny.experiment()
     named = configs.network_of_config("digits", tiny.CONFIG)
-    assert list(named.input) == [1, *system.about["input"]]
+    assert list(named.input) == [1, *experiment.metadata["input"]]
     batch = {"image": jnp.zeros(named.input)}
     images = jax.ShapeDtypeStruct(named.input, jnp.float32)
-    own = jax.eval_shape(system.task.init, jax.random.key(0), batch)
-    made = jax.eval_shape(named.net.init, jax.random.key(0), images)
-    assert jax.tree.map(jnp.shape, own) == jax.tree.map(jnp.shape, made)
+    expected = jax.eval_shape(experiment.task.init, jax.random.key(0), batch)
+    found = jax.eval_shape(named.net.init, jax.random.key(0), images)
+    assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, expected)
 
 
-def test_a_configuration_that_cannot_be_is_refused():
+def test_an_invalid_configuration_has_no_network():
     with pytest.raises(InputError, match="--epochs"):
         configs.network_of_config("digits", replace(tiny.CONFIG, epochs=-1))
 
@@ -56,7 +58,7 @@ def test_a_configuration_that_cannot_be_is_refused():
 @pytest.mark.parametrize(
     "name, nearest", [("lenett", "lenet"), ("resnet-18", "resnet18"), ("digit", "digits"), ("", "")]
 )
-def test_an_unknown_name_lists_all_nearest_first(name, nearest):
+def test_an_unknown_name_lists_all_names_nearest_first(name, nearest):
     with pytest.raises(InputError, match=f"{name!r}; models, nearest first: {nearest}") as caught:
         configs.named_network(name)
     assert all(known in str(caught.value) for known in configs.NETWORK_NAMES)

@@ -1,11 +1,11 @@
-"""What of a detector learns, and how fast."""
+"""Which parameters of the detector are trained, and at which learning rate."""
 
 import jax
 import pytest
 
 from jaxdet import flops
-from jaxdet.configs.backbones import factor
 from jaxdet.configs.detect import Config, network
+from jaxdet.models import registry
 from tests.models.test_efficientnet import paths
 from tests.models.test_resnet import outputs, shaped
 
@@ -17,23 +17,29 @@ def params():
     return paths(outputs(net, shaped(1, 64, 64, channels))[1]["params"])
 
 
+def lr_multiplier(config):
+    frozen = registry.frozen_stages(config.model, config.freeze_stages)
+    return registry.lr_multiplier(frozen, config.backbone_lr) or (lambda path: 1.0)
+
+
 @pytest.mark.parametrize("freeze, count", [(0, 0), (1, 1), (3, 3), (8, 8), (-2, 6), (-8, 0)])
-def test_parts_of_the_backbone_stay_from_the_first_on(params, freeze, count):
+def test_stages_of_the_backbone_are_frozen_from_the_first_on(params, freeze, count):
     config = Config(freeze_stages=freeze, backbone_lr=0.25)
-    stay = ("stem", *(f"stage{i}" for i in range(1, 8)))[:count]
+    frozen = ("stem", *(f"stage{i}" for i in range(1, 8)))[:count]
     assert network(config)[0].backbone.keywords["frozen_stages"] == count
+    factor = lr_multiplier(config)
     for path in params:
-        place, layer, *_ = path.split("/")
+        module, layer, *_ = path.split("/")
         expected = 1.0
-        if place == "features":
-            expected = 0.0 if layer.split("_")[0] in stay else 0.25
-        assert factor(config, path) == expected, path
+        if module == "features":
+            expected = 0.0 if layer.split("_")[0] in frozen else 0.25
+        assert factor(path) == expected, path
 
 
-def test_freezing_counts_fewer_parameters_until_only_neck_and_head_learn(params):
+def test_freezing_leaves_fewer_trainable_parameters_down_to_neck_and_head(params):
     def size(freeze):
-        on = [leaf for path, leaf in params.items() if factor(Config(freeze_stages=freeze), path)]
-        return sum(leaf.size for leaf in on)
+        factor = lr_multiplier(Config(freeze_stages=freeze))
+        return sum(leaf.size for path, leaf in params.items() if factor(path))
 
     sizes = [size(freeze) for freeze in range(9)]
     assert sizes == sorted(set(sizes), reverse=True)
@@ -41,16 +47,14 @@ def test_freezing_counts_fewer_parameters_until_only_neck_and_head_learn(params)
     assert sizes[-1] == sum(rest) and sizes[0] == sum(leaf.size for leaf in params.values())
 
 
-def test_frozen_parts_take_no_part_in_the_backward_pass():
-    """Their operations are not there: those of a gradient that is masked away later would be."""
+def test_frozen_stages_have_no_backward_pass():
+    """A gradient that is computed and masked afterwards would have the operations."""
 
     def cost(freeze):
-        net, shape = network(
-            Config(size=(64, 64), freeze_stages=freeze, freeze_bn=True, conv="lax")
-        )
+        config = Config(size=(64, 64), freeze_stages=freeze, freeze_bn=True, conv="lax")
+        net, shape = network(config)
         images = shaped(1, *shape[1:])
         variables = outputs(net, images)[1]
-
         rest = {name: tree for name, tree in variables.items() if name != "params"}
 
         def total(params, rest, images):
