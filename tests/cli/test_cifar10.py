@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdet.cli import common, report, run_table
+from jaxdet.cli import report
 from jaxdet.configs.cifar10 import Config
 from jaxdet.data import cifar10
 from jaxdet.plots import detection as detection_plots
@@ -20,7 +20,7 @@ from jaxdet.training import checkpoint, progress, run_dir, sweep, time_budget
 from jaxdet.training import loop as training_loop
 from tests import datasets
 from tests.cli.test_compare import cells, printed
-from tests.cli.test_main import PNG, files, main
+from tests.cli.test_main import PNG, files, main, parse_aligned
 
 CLASSES = ["cat", "dog", "owl"]
 SMALL = [
@@ -72,8 +72,8 @@ def test_training_logs_scores_before_the_first_epoch_and_after_each(trained):
     assert [line["epoch"] for line in metrics] == [0, 1, 2, 3]
     assert {"loss", "accuracy", "labels", "confusion"} <= set(metrics[0]["val"])
     assert metrics[-1]["val"]["accuracy"] > 0.6 > metrics[0]["val"]["accuracy"]
-    about = run_dir.read_metadata(trained)
-    assert (about["classes"], about["input"]) == (CLASSES, [32, 32, 3])
+    metadata = run_dir.read_metadata(trained)
+    assert (metadata["classes"], metadata["input"]) == (CLASSES, [32, 32, 3])
 
 
 def test_training_warns_of_an_uneven_batch_and_ends_with_each_label(data, tmp_path, capsys):
@@ -82,12 +82,20 @@ def test_training_warns_of_an_uneven_batch_and_ends_with_each_label(data, tmp_pa
     out = capsys.readouterr().out
     (warned,) = re.findall("^warning: (.*)$", out, re.M)
     assert warned.startswith("--batch 10 does not divide the 27 images of train: ")
-    best = run_table.best(run_dir.read_metrics(tmp_path / "x"), "accuracy")["val"]
-    assert out.count(common.by_label(best)) == 1
-    assert [row["label"] for row in cells(out)] == CLASSES
+    best = max(
+        run_dir.read_metrics(tmp_path / "x"),
+        key=lambda line: (line["val"]["accuracy"], -line["val"]["loss"]),
+    )
+    (rows,) = parse_aligned(out)
+    assert [row["label"] for row in rows] == CLASSES
+    assert out.count(f"validation scores of the best checkpoint, step {best['step']}:\n") == 1
+    for row, of_label in zip(rows, best["val"]["labels"].values(), strict=True):
+        assert row["accuracy"] == f"{of_label['accuracy']:.4g}"
+    counts = [[int(row[f"as {name}"]) for name in CLASSES] for row in rows]
+    assert counts == best["val"]["confusion"]
 
 
-def test_a_run_that_is_resumed_ends_in_the_same_scores(place, trained):
+def test_resumed_run_ends_in_equal_scores(place, trained):
     steps = checkpoint.steps("run")
     shutil.rmtree(place / "run" / "checkpoints" / str(steps[-1]))
     assert checkpoint.steps("run") == steps[:-1] != []
@@ -104,14 +112,14 @@ def test_a_run_that_is_resumed_ends_in_the_same_scores(place, trained):
 # eval
 
 
-def test_eval_gives_what_training_logged_and_the_confusion_of_each_label(place, capsys):
+def test_eval_has_the_scores_that_training_logged_and_the_confusion_of_each_label(place, capsys):
     logged = run_dir.read_metrics("run")[-1]["val"]
     (val,) = answers("eval", "run", "--checkpoint", "last", "--split", "val")
     assert {name: val[name] for name in logged} == logged
     assert main("eval", "run", "--plots", "pictures") == 0
     out = capsys.readouterr().out
-    assert re.search(r"^\*\*\* test set accuracy$", out, re.M)
-    rows = cells(out)
+    assert re.search(r"^test split, checkpoint of step \d+:$", out, re.M)
+    _, rows = parse_aligned(out)
     assert [row["label"] for row in rows] == CLASSES
     counts = [[int(row[f"as {name}"]) for name in CLASSES] for row in rows]
     (test,) = answers("eval", "run")
@@ -122,7 +130,7 @@ def test_eval_gives_what_training_logged_and_the_confusion_of_each_label(place, 
     }
 
 
-def test_answers_by_mirror_images_as_well_cost_twice_and_have_the_same_loss(place):
+def test_tta_costs_twice_as_much_and_does_not_change_the_loss(place):
     (one,), (both,) = answers("eval", "run"), answers("eval", "run", "--tta", "true")
     assert both["loss"] == pytest.approx(one["loss"]) and both["accuracy"] <= 1
     assert both["operations"] == pytest.approx(2 * one["operations"], rel=1e-3)
@@ -135,7 +143,7 @@ def test_answers_by_mirror_images_as_well_cost_twice_and_have_the_same_loss(plac
 # predict
 
 
-def test_image_files_and_samples_get_a_label_and_a_score(place, capsys):
+def test_image_files_and_samples_have_equal_labels_and_scores(place, capsys):
     samples = answers("predict", "run", "--count", "12")
     paths = [Path("data/test") / sample["image"] for sample in samples]
     found = answers("predict", "run", *paths)
@@ -148,24 +156,24 @@ def test_image_files_and_samples_get_a_label_and_a_score(place, capsys):
     assert line == f"{paths[0]} {found[0]['label']} {found[0]['score']}\n"
 
 
-def test_titles_of_wrong_answers_are_red_and_nothing_else_is_drawn(place, monkeypatch):
+def test_titles_of_wrong_labels_are_red_and_no_boxes_are_drawn(place, monkeypatch):
     drawn, gallery = [], detection_plots.gallery
     monkeypatch.setattr(
         detection_plots, "gallery", lambda *a, **k: drawn.append((a, k)) or gallery(*a, **k)
     )
     every = answers("predict", "run", "--count", "12", "--figure", "out.png")
-    (((pictures, _), told),) = drawn
+    (((pictures, _), options),) = drawn
     assert Path("out.png").read_bytes().startswith(PNG) and len(pictures) == 12
     wrong = [one["label"] != one["image"].split("/")[0] for one in every]
-    assert told["wrong"] == wrong
-    assert told["true"] == told["predicted"] == [None] * 12
+    assert options["wrong"] == wrong
+    assert options["true"] == options["predicted"] == [None] * 12
     first = every[0]["image"].split("/")[0]
-    assert told["titles"][0] == f"true {first}, predicted {every[0]['label']}"
+    assert options["titles"][0] == f"true {first}, predicted {every[0]['label']}"
     failed = answers("predict", "run", "--count", "12", "--no-show-all-images")
     assert failed == [one for one, bad in zip(every, wrong, strict=True) if bad]
 
 
-def test_an_image_of_any_size_is_answered_for(place):
+def test_images_of_any_size_are_predicted(place):
     Image.open("data/test/owl/00.png").resize((90, 50)).save("large.png")
     small, large = answers("predict", "run", "data/test/owl/00.png", "large.png")
     assert small["label"] == large["label"]
@@ -194,25 +202,25 @@ def test_preview_shows_images_before_and_after(place, monkeypatch):
         "4",
         "--before",
         "--flip",
-        "--crop",
+        "--crop-padding",
         "4",
         "--cutout",
         "0.5",
     ]
     assert main("data", "preview", "cifar10", *words, "--out", "out.png") == 0
-    (((pictures, _), told),) = drawn
-    assert len(pictures) == len(told["titles"]) == 8
-    assert told["titles"][::2] == told["titles"][1::2] and told["titles"][0].startswith("true ")
-    assert told["true"] == [None] * 8
+    (((pictures, _), options),) = drawn
+    assert len(pictures) == len(options["titles"]) == 8
+    assert options["titles"][::2] == options["titles"][1::2] and options["titles"][0].startswith("true ")
+    assert options["true"] == [None] * 8
     assert all((a != b).any() for a, b in zip(pictures[::2], pictures[1::2], strict=True))
 
 
-def test_preview_says_what_mixed_images_are_taken_for(place, monkeypatch):
+def test_preview_has_the_fractions_of_mixed_images(place, monkeypatch):
     drawn = []
     monkeypatch.setattr(
         detection_plots, "gallery", lambda *_, **kwargs: drawn.append(kwargs["titles"])
     )
-    words = ["--root", "data", "--count", "20", "--mixup", "1", "--label-smoothing", "0.1"]
+    words = ["--root", "data", "--count", "20", "--mixup-alpha", "1", "--label-smoothing", "0.1"]
     assert main("data", "preview", "cifar10", *words) == 0
     (titles,) = drawn
     mixed = [title for title in titles if "," in title]
@@ -221,10 +229,10 @@ def test_preview_says_what_mixed_images_are_taken_for(place, monkeypatch):
     assert len(mixed) > 3 and len(set(mixed)) > 3
 
 
-def test_inspect_counts_images_and_names_those_that_are_none(place, capsys):
+def test_inspect_counts_images_and_lists_unreadable_ones(place, capsys):
     shutil.copytree("data/", "copy", symlinks=False)
     assert main("data", "inspect", "cifar10", "--root", "copy") == 0
-    rows = cells(capsys.readouterr().out)
+    (rows,) = parse_aligned(capsys.readouterr().out)
     sides = {"height": "32 to 32", "width": "32 to 32"}
     counts = {"train": "12", "test": "4", "unusable": "0"}
     assert rows == [{"label": name, **counts, **sides} for name in CLASSES]
@@ -232,11 +240,11 @@ def test_inspect_counts_images_and_names_those_that_are_none(place, capsys):
     Image.new("RGB", (7, 50)).save("copy/test/dog/wide.png")
     assert main("data", "inspect", "cifar10", "--root", "copy") == 2
     out, err = capsys.readouterr()
-    cat, dog, _ = cells(out)
+    ((cat, dog, _),) = parse_aligned(out)
     assert (cat["train"], cat["unusable"]) == ("11", "1")
     assert (dog["height"], dog["width"], dog["test"]) == ("32 to 50", "7 to 32", "5")
     assert re.search(r"^copy/train/cat/00.png: not a readable image", out, re.M)
-    assert re.fullmatch("jaxdet: error: 1 rows cannot be used; .*\n", err)
+    assert re.fullmatch("jaxdet: error: 1 images or rows cannot be used; .*\n", err)
     (told,) = answers("data", "inspect", "cifar10", "--root", "copy", "--on-invalid", "skip")
     assert len(told["bad"]) == 1
 
@@ -244,22 +252,22 @@ def test_inspect_counts_images_and_names_those_that_are_none(place, capsys):
 # compare, sweep
 
 
-def test_failures_are_wrong_labels_by_their_scores_and_then_the_least_sure(place, monkeypatch):
+def test_failures_are_wrong_labels_by_their_scores_and_then_the_lowest_scores(place, monkeypatch):
     drawn = []
     monkeypatch.setattr(
         detection_plots, "gallery", lambda *args, **kwargs: drawn.append((args, kwargs))
     )
     answers("compare", "run", "--failures", "worst.png")
-    (((pictures, _), told),) = drawn
+    (((pictures, _), options),) = drawn
     every = {one["image"]: one for one in answers("predict", "run", "--count", "12")}
     ranks = sorted(map(rank, every.values()))[:6]
-    assert told["wrong"] == tuple(not right for right, _ in ranks)
-    assert told["true"] == told["predicted"] == (None,) * 6 and len(pictures) == 6
-    for title, (right, score) in zip(told["titles"], ranks, strict=True):
-        photo = re.match(r"run: (\S+)\n", title)[1]
-        label = every[photo]["label"]
-        assert rank(every[photo]) == (right, pytest.approx(score, abs=2e-4))
-        assert title.endswith(f"\ntrue {photo[:3]}, predicted {label}, score {abs(score):.2f}")
+    assert options["wrong"] == tuple(not right for right, _ in ranks)
+    assert options["true"] == options["predicted"] == (None,) * 6 and len(pictures) == 6
+    for title, (right, score) in zip(options["titles"], ranks, strict=True):
+        name = re.match(r"run: (\S+)\n", title)[1]
+        label = every[name]["label"]
+        assert rank(every[name]) == (right, pytest.approx(score, abs=2e-4))
+        assert title.endswith(f"\ntrue {name[:3]}, predicted {label}, score {abs(score):.2f}")
 
 
 def rank(answer):
@@ -268,18 +276,16 @@ def rank(answer):
     return right, answer["score"] if right else -answer["score"]
 
 
-def test_a_report_is_that_of_the_seed(place, trained):
+def test_a_report_has_limits_best_network_and_all_epochs(place, trained):
     shutil.copytree("run", "other")
     words = ["compare", "run", "other", "--report", "report.md"]
     rows = answers(*words)
     text = Path("report.md").read_text()
-    assert "at most 262,144 parameters that learn and 3,600 seconds" in text
+    assert "at most 262,144 trainable parameters and 3,600 seconds" in text
     assert Path("report_curves.png").exists() and Path("report_failures.png").exists()
     table = cells(text.split("\n\n")[3])
-    assert {"run", "accuracy", "error rate", "parameters", "operations of an image"} <= set(
-        table[0]
-    )
-    assert {"best epoch", "s of an epoch", "s in all", "cat accuracy"} <= set(table[0])
+    assert {"run", "accuracy", "error rate", "parameters", "operations per image"} <= set(table[0])
+    assert {"best epoch", "s per epoch", "total s", "cat accuracy"} <= set(table[0])
     assert not any("iou" in name for name in table[0])
     assert (
         f"`run`, chosen by its validation accuracy, has accuracy {rows[0]['accuracy']:.4f}" in text
@@ -291,14 +297,14 @@ def test_a_report_is_that_of_the_seed(place, trained):
     assert run_dir.read_metrics("again")[-1]["val"] == run_dir.read_metrics("run")[-1]["val"]
     for line in ("| 0 | input |  | 1 x 32 x 32 x 3 |", "| 1 | conv1 | Conv, features 3"):
         assert line in text
-    assert re.search(r"^Found best: \w+, [.\d]+; worst: \w+, [.\d]+\..*\.$", text, re.M)
-    assert "What the runs differ in" not in text and "of its 3 epochs" not in text
+    assert re.search(r"^Highest accuracy: \w+, [.\d]+; lowest: \w+, [.\d]+\..*\.$", text, re.M)
+    assert "The runs differ in" not in text and "of its 3 epochs" not in text
     assert re.search(r"^\| label \| accuracy \| as cat \| as dog \| as owl \|$", text, re.M)
     assert len(re.findall(r"^\| [0-3] \| [\d.]+ \| [\d.]+ \|$", text, re.M)) == 4
     assert text.count("| not reached |") == 2
 
 
-def test_a_report_says_how_runs_differ_and_which_have_no_end(place, data):
+def test_a_report_shows_how_runs_differ_and_which_are_incomplete(place, data):
     words = ["--root", data, *SMALL, "--flip", "--lr", "inf", "--out", "bad"]
     assert main("train", "cifar10", *words) == 1
     assert main("compare", "run", "bad", "--report", "out.md", "--json") == 0
@@ -308,20 +314,20 @@ def test_a_report_says_how_runs_differ_and_which_have_no_end(place, data):
         {"run": "run", "lr": "0.02", "flip": "no"},
         {"run": "bad", "lr": "inf", "flip": "yes"},
     ]
-    said = "`bad` has 0 of its 3 epochs: it was stopped, or its loss was no longer a number."
+    said = "`bad` has 0 of its 3 epochs: it was stopped, or its loss was not finite."
     assert said in text and "`run` has" not in text
     assert "Within both limits: `run`" in text
 
 
-def test_mistakes_are_told_in_words():
+def test_labels_are_summarized_in_words():
     labels = {"cat": {"count": 2, "accuracy": 0.5}, "dog": {"count": 0}, "owl": {"count": 3}}
     labels["owl"]["accuracy"] = 1.0
     row = {"labels": labels, "confusion": [[1, 1, 0], [0, 0, 0], [0, 0, 3]]}
-    said = report._telling(row)
-    assert said.startswith("Found best: owl, 1.000; worst: cat, 0.500.  Most often taken wrongly: ")
-    assert said.endswith(" cat for dog, 1 of 1 mistakes.")
+    best_and_worst = "Highest accuracy: owl, 1.000; lowest: cat, 0.500."
+    mistake = "Most frequent mistake: cat predicted as dog, 1 of 1."
+    assert report.summarize_labels(row) == f"{best_and_worst}  {mistake}"
     row["confusion"][0] = [2, 0, 0]
-    assert report._telling(row) == "Found best: owl, 1.000; worst: cat, 0.500."
+    assert report.summarize_labels(row) == best_and_worst
 
 
 def test_runs_over_the_limits_are_not_the_best_within_them(place, monkeypatch):
@@ -335,65 +341,65 @@ def test_runs_over_the_limits_are_not_the_best_within_them(place, monkeypatch):
     monkeypatch.setattr(report, "write", lambda *words: asked.append(words) or write(*words))
     assert main("compare", "slow", "run", "--report", "out.md", "--json") == 0
     assert "Within both limits: `run`" in Path("out.md").read_text()
-    ((options, found, *rest),) = asked
-    write(options, found[:1], *rest)
-    assert "no run is within both; the best of all: `slow`" in Path("out.md").read_text()
+    ((options, evaluated, *rest),) = asked
+    write(options, evaluated[:1], *rest)
+    assert "No run is within both limits; the best of all: `slow`" in Path("out.md").read_text()
 
 
-def test_a_report_says_where_seconds_are_a_share():
-    told = {"row": {"run": "a", "epochs": 2}, "config": Config()}
-    for lines, parts in (([{}, {"together": 3}], 1), ([{}, {}], 0)):
-        found = list(report._variants([SimpleNamespace(**told, metrics=lines)]))
-        assert len(found) == parts and all("up to 3 runs" in part for part in found)
+def test_a_report_notes_seconds_of_runs_that_shared_a_program():
+    run = {"row": {"run": "a", "epochs": 2}, "config": Config()}
+    for metrics, count in (([{}, {"together": 3}], 1), ([{}, {}], 0)):
+        parts = list(report.differences([SimpleNamespace(**run, metrics=metrics)]))
+        assert len(parts) == count and all("up to 3 in all" in part for part in parts)
 
 
-def test_the_limit_of_a_report_is_the_one_that_was_asked_for():
-    runs_of = [SimpleNamespace(config=Config(max_params=most)) for most in (0, 250_000, 262_144)]
-    limits = [report._limits(Config, runs_of[:count])["parameters"] for count in (1, 2, 3)]
+def test_the_limit_of_parameters_is_the_lowest_that_was_given():
+    runs = [SimpleNamespace(config=Config(max_params=limit)) for limit in (0, 250_000, 262_144)]
+    limits = [report.resolve_limits(Config, runs[:count])["parameters"] for count in (1, 2, 3)]
     assert limits == [262_144, 250_000, 250_000]
 
 
 def test_a_sweep_over_rates_has_the_costs_of_each(place, capsys):
     words = ["--root", "data", *SMALL, "--epochs", "1", "--lr", "1e-3", "2e-2", "--out", "swept"]
-    assert main("sweep", "cifar10", *words, "--together", "yes") == 0
+    assert main("sweep", "cifar10", *words, "--vmap", "yes") == 0
     one, two = cells(capsys.readouterr().out)
     assert (one["lr"], two["lr"]) == ("0.001", "0.02")
     own = answers("compare", "run")[0]
     for row in (one, two):
-        assert int(row["operations of an image"].replace(",", "")) == own["operations"]
+        assert int(row["operations per image"].replace(",", "")) == own["operations"]
         assert int(row["parameters"].replace(",", "")) == own["parameters"]
-        assert float(row["s of an epoch"]) > 0 and 0 <= float(row["accuracy"]) <= 1
-    again = ["sweep", "cifar10", *words, "--together", "no", "--batch", "12", "--overwrite"]
+        assert float(row["s per epoch"]) > 0 and 0 <= float(row["accuracy"]) <= 1
+    again = ["sweep", "cifar10", *words, "--vmap", "no", "--batch", "12", "--overwrite"]
     assert main(*again) == 0
-    assert run_dir.read_config("swept/lr=0.02")[1]["batch"] == 12
+    assert run_dir.read_config("swept/lr=0.02").config["batch"] == 12
 
 
-def test_a_sweep_that_is_killed_goes_on_where_it_was(place, monkeypatch):
+def test_a_killed_sweep_is_resumed_where_it_was(place, monkeypatch):
     """Its data are read once in each process, and put on the devices once for both programs."""
-    judged, asked, programs = [], [], []
+    evaluated, asked, compiled = [], [], []
     evaluate, read = training_loop.Loop.evaluate, cifar10.read
 
     def killed(loop):
-        judged.append(loop.at)
-        if len(judged) == 4:  # after the epoch of the second run
+        evaluated.append(loop.step)
+        if len(evaluated) == 4:  # after the epoch of the second run
             raise KeyboardInterrupt
         evaluate(loop)
 
-    class Lanes(sweep.VmappedRuns):
-        """Those of the sweep."""
+    class Recorded(sweep.VmappedRuns):
+        """The runs of one program, whose compiled steps are recorded."""
 
         def __init__(self, *args):
             super().__init__(*args)
-            programs.append(self.programs)
+            compiled.append(self.compiled)
 
-    monkeypatch.setattr(sweep, "VmappedRuns", Lanes)
+    monkeypatch.setattr(sweep, "VmappedRuns", Recorded)
     monkeypatch.setattr(cifar10, "read", lambda *args: asked.append(args) or read(*args))
     swept = ["sweep", "cifar10", "--root", "data", *SMALL, "--epochs", "1"]
     swept += ["--batch", "12", "9", "--out", "swept"]
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(training_loop.Loop, "evaluate", killed)
         main(*swept)
-    first, second = programs
+    first, second = compiled
     assert asked == [(str(place / "data"),)]
     assert first.data is second.data and first.evaluator.data is second.evaluator.data
     assert [line["step"] for line in run_dir.read_metrics("swept/batch=9")] == [0]
@@ -404,32 +410,32 @@ def test_a_sweep_that_is_killed_goes_on_where_it_was(place, monkeypatch):
 
 def test_a_run_without_an_end_is_counted_in_the_table(place, capsys):
     words = ["--root", "data", *SMALL, "--epochs", "1", "--lr", "0.02", "inf", "--out", "swept"]
-    assert main("sweep", "cifar10", *words, "--together", "no") == 0
+    assert main("sweep", "cifar10", *words, "--vmap", "no") == 0
     good, bad = cells(capsys.readouterr().out)
     assert (good["unfinished"], bad["unfinished"]) == ("0", "1")
-    assert bad["accuracy"] and not bad["s of an epoch"] and good["s of an epoch"]
+    assert bad["accuracy"] and not bad["s per epoch"] and good["s per epoch"]
     assert float(good["error rate"]) == pytest.approx(1 - float(good["accuracy"]), abs=1e-4)
 
 
 def test_seeds_of_a_training_are_a_sweep_that_is_planned_once(place, capsys, monkeypatch):
-    """The words of seed 003's last exercise."""
+    """The command of the last exercise of assignment 3."""
     asked = []
 
-    def planned(programs, system, config, spent):
-        asked.append((config.time_budget, spent))
-        return replace(config, epochs=2)
+    def planned(compiled, experiment, spent):
+        asked.append((experiment.config.time_budget, spent))
+        return replace(experiment, config=replace(experiment.config, epochs=2))
 
     monkeypatch.setattr(time_budget, "plan_epochs", planned)
     monkeypatch.setattr(progress, "since_start", lambda: 40.0)
     words = ["train", "cifar10", "--root", "data", *SMALL, "--seeds", "2", "--time-budget", "999"]
-    words += ["--together", "no", "--out", "seeds"]
+    words += ["--vmap", "no", "--out", "seeds"]
     assert main(*words) == 0
     (row,) = cells(capsys.readouterr().out)
     assert row["runs"] == "2" and float(row["accuracy +-"]) >= 0
     ((seconds, spent),) = asked
     assert seconds == 999 and 40 <= spent < 999
     for seed in (0, 1):
-        _, kept = run_dir.read_config(f"seeds/seed={seed}")
+        kept = run_dir.read_config(f"seeds/seed={seed}").config
         assert (kept["seed"], kept["epochs"], kept["time_budget"]) == (seed, 2, 999.0)
         told = run_dir.total_seconds(run_dir.read_metrics(f"seeds/seed={seed}"))
         assert run_dir.read_seconds(f"seeds/seed={seed}") >= told + spent
@@ -463,19 +469,22 @@ REFUSED = {
     "no seeds": (["train", "cifar10", "--seeds", "0"], "several values, .* --seeds 3"),
     "table": (
         ["predict", "run", "table.csv"],
-        "table.csv: a run of this system answers for images",
+        "table.csv: cifar10 predicts images, not tables of them",
     ),
     "no image": (["predict", "run", "gone.png"], "gone.png: no such image"),
     "inspect nothing": (["data", "inspect", "cifar10"], "no CIFAR-10 without --root"),
     "preview nothing": (["data", "preview", "cifar10"], "no CIFAR-10 without --root"),
-    "no split": (["data", "split", "cifar10"], "cifar10 comes with its split"),
-    "canvas": (["predict", "run", "--canvas", "40"], "--canvas: cifar10 has no such option"),
-    "cells": (["data", "assign", "run"], "run: answers of this system are not of cells"),
+    "no split": (["data", "split", "cifar10"], "the data of cifar10 are split already"),
+    "canvas": (["predict", "run", "--canvas", "40"], "--canvas is not an option of cifar10"),
+    "cells": (
+        ["data", "assign", "run"],
+        "run is a run of cifar10, which assigns no cells to boxes",
+    ),
 }
 
 
 @pytest.mark.parametrize("words, said", REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_is_refused(place, capsys, words, said):
+def test_invalid_input_is_refused(place, capsys, words, said):
     before = files(place)
     assert main(*words) == 2
     out, err = capsys.readouterr()

@@ -19,7 +19,7 @@ from jaxdet.plots import detection as detection_plots
 from jaxdet.plots import training as training_plots
 from jaxdet.training import checkpoint, run_dir
 from tests import tiny
-from tests.cli.test_main import PNG, files, main
+from tests.cli.test_main import PNG, files, main, parse_aligned
 from tests.cli.test_objects import small  # noqa: F401
 
 LABELS = ("face", "tall", "wide")
@@ -133,18 +133,11 @@ def printed(*words):
 
 
 def cells(text):
-    """The rows {heading: cell} of a table in Markdown, or of the first table of aligned text."""
-    lines = text.splitlines()
-    if any(line.startswith("|") for line in lines):
-        split = [line.strip("|").split("|") for line in lines if line.startswith("|")]
-    else:
-        rule = next(i for i, line in enumerate(lines) if re.fullmatch("-+(  -+)*", line))
-        spans = [match.span() for match in re.finditer("-+", lines[rule])]
-        end = next((i for i in range(rule, len(lines)) if not lines[i]), len(lines))
-        table = lines[rule - 1 : end]
-        split = [[line.ljust(spans[-1][1])[a:b] for a, b in spans] for line in table]
-        assert all(line[spans[-1][1] :] == "" for line in table)
-    heads, _, *rows = [[cell.strip() for cell in line] for line in split]
+    """The rows {heading: cell} of a table in Markdown, or of the first one of aligned text."""
+    lines = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    if not lines:
+        return parse_aligned(text)[0]
+    heads, _, *rows = [[cell.strip() for cell in line] for line in lines]
     return [dict(zip(heads, row, strict=True)) for row in rows]
 
 
