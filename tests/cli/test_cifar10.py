@@ -209,8 +209,9 @@ def test_preview_shows_images_before_and_after(place, monkeypatch):
     ]
     assert main("data", "preview", "cifar10", *words, "--out", "out.png") == 0
     (((pictures, _), options),) = drawn
-    assert len(pictures) == len(options["titles"]) == 8
-    assert options["titles"][::2] == options["titles"][1::2] and options["titles"][0].startswith("true ")
+    titles = options["titles"]
+    assert len(pictures) == len(titles) == 8
+    assert titles[::2] == titles[1::2] and titles[0].startswith("true ")
     assert options["true"] == [None] * 8
     assert all((a != b).any() for a, b in zip(pictures[::2], pictures[1::2], strict=True))
 
