@@ -456,17 +456,23 @@ def test_seeds_of_a_training_are_a_sweep_that_is_planned_once(place, capsys, mon
 
 
 REFUSED = {
-    "no data": (["train", "cifar10", "--root", "gone", "--out", "x"], "no CIFAR-10 in gone"),
+    "no data": (["train", "cifar10", "--root", "gone", "--out", "x"], "no CIFAR-10 in .*gone"),
     "too large": (
         ["train", "cifar10", "--model", "resnet20"],
-        "272474 parameters that learn, 262144",
+        "--max-params is 262144, but the network has 272474 trainable parameters",
     ),
     "grid": (
         ["sweep", "cifar10", "--grid", "archs"],
-        "--grid archs: .*arch, batch, aug, loss, opt",
+        "--grid must be one of arch, batch, aug, loss, opt.*got archs",
     ),
-    "no grids": (["sweep", "digits", "--grid", "arch"], "--grid arch: digits has no grids"),
-    "two grids": (["sweep", "cifar10", "--grid", "arch", "aug"], "--grid arch aug: one value"),
+    "no grids": (
+        ["sweep", "digits", "--grid", "arch"],
+        "digits has no grids; leave out --grid arch",
+    ),
+    "two grids": (
+        ["sweep", "cifar10", "--grid", "arch", "aug"],
+        "--grid must be one value, got arch aug",
+    ),
     "no seeds": (["train", "cifar10", "--seeds", "0"], "several values, .* --seeds 3"),
     "table": (
         ["predict", "run", "table.csv"],

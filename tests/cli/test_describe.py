@@ -24,8 +24,8 @@ def run(tmp_path, monkeypatch):
     return tmp_path / "run"
 
 
-def told(capsys, *words):
-    """What `describe --json` prints: (layers, notes)."""
+def described(capsys, *words):
+    """(layers, notes) of `describe --json`."""
     assert main("describe", *words, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     return found["layers"], found["notes"]
@@ -62,12 +62,12 @@ def test_lenet_in_markdown(capsys):
 
 @pytest.mark.parametrize("name, parameters", [("tutorial", 62_006), ("doubled", 244_962)])
 def test_variants_of_the_tutorial_have_names(capsys, name, parameters):
-    (*_, last), _ = told(capsys, name)
+    (*_, last), _ = described(capsys, name)
     assert last["parameters"] == parameters
 
 
-def test_the_three_forms_say_the_same(capsys):
-    layers, notes = told(capsys, "lenet", "--backward")
+def test_json_and_csv_have_equal_counts(capsys):
+    layers, notes = described(capsys, "lenet", "--backward")
     assert notes == []
     assert main("describe", "lenet", "--backward", "--csv") == 0
     kept = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
@@ -76,10 +76,10 @@ def test_the_three_forms_say_the_same(capsys):
 
 
 def test_input_convention_and_padding(capsys):
-    (*_, two), _ = told(capsys, "lenet", "--input", "2x32x32x3", "--convention", "mac")
+    (*_, two), _ = described(capsys, "lenet", "--input", "2x32x32x3", "--convention", "mac")
     assert two["total"] == 2 * 651_720
-    (*_, full), _ = told(capsys, "resnet18", "--input", "1x32x32x3")
-    (*_, valid), _ = told(capsys, "resnet18", "--input", "1x32x32x3", "--padding", "valid")
+    (*_, full), _ = described(capsys, "resnet18", "--input", "1x32x32x3")
+    (*_, valid), _ = described(capsys, "resnet18", "--input", "1x32x32x3", "--padding", "valid")
     assert valid["total"] < full["total"]
     assert valid["parameters"] == full["parameters"] == 11_689_512
 
@@ -88,16 +88,16 @@ def test_input_convention_and_padding(capsys):
     "name, giga", [("resnet18", 1.814), ("resnet50", 4.089), ("andrew", 0.0212736)]
 )
 def test_multiply_adds_of_named_networks(capsys, name, giga):
-    (*_, last), _ = told(capsys, name, "--convention", "mac")
+    (*_, last), _ = described(capsys, name, "--convention", "mac")
     assert last["total"] / 1e9 == pytest.approx(giga, abs=5e-4)
 
 
 def test_a_run_is_its_own_network(run, capsys):
-    layers, _ = told(capsys, "run")
+    layers, _ = described(capsys, "run")
     net, shape = configs.network_of_config("digits", tiny.CONFIG)
     images = jax.ShapeDtypeStruct(shape, "float32")
     assert layers == summary.table_rows(summary.summarize(net, images))
-    larger, _ = told(capsys, "run", "--input", "3x70x64x1")
+    larger, _ = described(capsys, "run", "--input", "3x70x64x1")
     assert larger[-1]["parameters"] == layers[-1]["parameters"]
     assert larger[-1]["total"] > 3 * layers[-1]["total"]
     assert [path.name for path in run.iterdir()] == ["config.json"]
@@ -130,20 +130,20 @@ REFUSED = {
     ),
     "window": (["andrew", "--input", "1x13x28x3"], "windows of 14 x 14 pixels .* 13 x 28"),
     "channels": (["run", "--input", "1x56x56x3"], "layer conv1 cannot process 1x56x56x6"),
-    "three numbers": (["lenet", "--input", "1x32x32"], "--input 1x32x32: .*1x32x32x3"),
-    "a word": (["lenet", "--input", "1x32x32xc"], "--input 1x32x32xc: "),
-    "no pixels": (["lenet", "--input", "1x0x32x3"], "--input 1x0x32x3: "),
-    "negative": (["lenet", "--input", "1x-2x32x3"], "--input 1x-2x32x3: "),
-    "two forms": (["lenet", "--json", "--csv"], "--markdown, --json, --csv: one at a time"),
+    "three numbers": (["lenet", "--input", "1x32x32"], "--input must be .*1x32x32x3, got 1x32x32"),
+    "a word": (["lenet", "--input", "1x32x32xc"], "--input must be .*got 1x32x32xc"),
+    "no pixels": (["lenet", "--input", "1x0x32x3"], "--input must be .*got 1x0x32x3"),
+    "negative": (["lenet", "--input", "1x-2x32x3"], "--input must be .*got 1x-2x32x3"),
+    "two forms": (["lenet", "--json", "--csv"], "--markdown, --json and --csv exclude each other"),
     "no picture": (
         ["lenet", "--time", "--figure", "plot.txt"],
-        "plot.txt: a picture is one of .png",
+        "a picture must end in .png.*got plot.txt",
     ),
 }
 
 
 @pytest.mark.parametrize("words, said", REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_is_one_line(run, capsys, words, said):
+def test_invalid_input_is_one_line(run, capsys, words, said):
     assert main("describe", *words) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -154,7 +154,7 @@ def test_what_cannot_be_is_one_line(run, capsys, words, said):
 @pytest.mark.parametrize(
     "words", [[], ["lenet", "--convention", "ops"], ["lenet", "--color-jitter"]]
 )
-def test_words_that_are_not_understood(capsys, words):
+def test_unknown_options_are_refused(capsys, words):
     assert main("describe", *words) == 2
     assert capsys.readouterr().out == ""
 

@@ -1,4 +1,4 @@
-"""The detect system through its commands, on small sets of photos made here."""
+"""The detect system through its commands, on small sets of images made here."""
 
 import io
 import json
@@ -15,25 +15,24 @@ import pytest
 from flax import linen as nn
 from PIL import Image
 
-from jaxdet import configs
-from jaxdet.cli import common
+from jaxdet import configs, runs
 from jaxdet.configs import detect
 from jaxdet.data import formats, sampler
 from jaxdet.models import efficientnet, heads, necks, registry
 from jaxdet.models.layers import Freezable
 from jaxdet.models.resnet import BasicBlock, ResNet
 from jaxdet.plots import detection as detection_plots
-from jaxdet.training import evaluator, host_init, parallel, run_dir
+from jaxdet.training import evaluator, host_init, run_dir
 from jaxdet.training import loop as training_loop
 from jaxdet.training import state as training_state
 from tests import datasets
-from tests.cli.test_main import PNG, main
+from tests.cli.test_main import PNG, main, parse_aligned
 from tests.cli.test_objects import answers
 
 WORDS = [
     *("--size", "64", "96", "--epochs", "1", "--batch", "2", "--eval-batch", "1"),
     *("--max-detections", "10"),
-    *("--devices", "1", "--width", "8", "--model", "resnet18", "--warmup", "0"),
+    *("--devices", "1", "--neck-channels", "8", "--model", "resnet18", "--warmup", "0"),
 ]
 
 
@@ -112,7 +111,7 @@ def test_training_logs_every_term_and_chooses_by_map(trained):
     assert (run / "plots" / "convergence.png").read_bytes().startswith(PNG)
 
 
-def test_eval_says_what_training_logged(place, trained):
+def test_eval_has_the_scores_that_training_logged(place, trained):
     (found,) = answers("eval", "run", "--split", "val")
     logged = next(m for m in run_dir.read_metrics("run") if m["step"] == found["step"])["val"]
     for name in ("map", "map50", "loss"):
@@ -120,21 +119,27 @@ def test_eval_says_what_training_logged(place, trained):
     assert found["labels"] == logged["labels"]
 
 
-def test_one_program_judges_by_the_assigners_of_all_epochs(data):
+def test_one_program_evaluates_with_the_assigners_of_all_epochs(data):
     config = detect.Config(
-        root=str(data), size=(64, 96), neck_channels=8, model="resnet18", tal_from=1
+        root=str(data),
+        size=(64, 96),
+        neck_channels=8,
+        model="resnet18",
+        tal_from=1,
+        batch=2,
+        eval_batch=1,
+        devices=1,
     )
     with small():
-        system = configs.build("detect", config)
-        kept = evaluator.eval_variables(
-            host_init.initialize(training_state.init_fn(system, config))
-        )
-        scorer = evaluator.Evaluator(system, "val", 1, parallel.devices(1))
-        zero, one, two = (scorer(kept, epoch)["loss"] for epoch in range(3))
-    assert zero != one == two and scorer.step._cache_size() == 1
+        experiment = configs.build("detect", config)
+        state = host_init.initialize(training_state.init_fn(experiment))
+        variables = training_state.eval_variables(state)
+        evaluate = evaluator.Evaluator(experiment, "val")
+        zero, one, two = (evaluate(variables, epoch)["loss"] for epoch in range(3))
+    assert zero != one == two and evaluate.step._cache_size() == 1
 
 
-def test_a_run_is_judged_by_the_assigner_of_its_last_epoch(place):
+def test_eval_uses_the_assigner_of_the_last_epoch(place):
     last = run_dir.read_metrics("run")[-1]
     for tal_from in (1, 2):
         rewritten("run", tal_from=tal_from)
@@ -145,22 +150,36 @@ def test_a_run_is_judged_by_the_assigner_of_its_last_epoch(place):
     assert row["loss"] == found["loss"]
 
 
-def test_compare_says_what_eval_says(place):
+def test_compare_and_eval_have_equal_scores(place):
     (row,) = answers("compare", "run", "--split", "val")
     (found,) = answers("eval", "run", "--split", "val")
     assert (row["map"], row["loss"]) == (found["map"], found["loss"])
 
 
-def test_eval_prints_a_line_a_score_and_a_row_a_class(place, capsys):
+def test_eval_prints_a_table_of_scores_and_one_of_classes(place, capsys):
     assert (
         main("eval", "run", "--split", "val", "--score-threshold", ".001", "--nms-type", "wbf") == 0
     )
-    said = capsys.readouterr().out
-    assert re.search(r"^map -?[\d.]+$", said, re.M)
-    assert "| class | count | map | map50 |" in said and "| dot | 1 |" in said
+    scores, labels = parse_aligned(capsys.readouterr().out)
+    (mean,) = [row["value"] for row in scores if row["score"] == "map"]
+    assert re.fullmatch(r"-?[\d.e-]+", mean)
+    assert list(labels[0]) == ["label", "count", "map", "map50"]
+    assert [(row["label"], row["count"]) for row in labels] == [("cell", "2"), ("dot", "1")]
 
 
-def test_eval_draws_what_was_taken_for_what_and_looks_from_six_sides(place, capsys):
+def test_report_has_the_thresholds_of_assignment_2(place, capsys):
+    assert main("eval", "run", "--split", "val", "--report") == 0
+    (found,) = answers("eval", "run", "--split", "val")
+    first, *lines = capsys.readouterr().out.splitlines()[:4]
+    assert first == f"val map {found['map']!r}"
+    assert lines == [
+        f"map_at_least_{least} {'yes' if found['map'] >= least else 'no'}"
+        for least in (0.05, 0.1, 0.2)
+    ]
+    assert not any("at_least" in name for name in found)
+
+
+def test_eval_draws_plots_and_predicts_from_six_views(place, capsys):
     words = ["eval", "run", "--split", "val", *LOW, "--tta", "true", "--plots", "new"]
     (found,) = answers(*words)
     (plain,) = answers(*words[:-4], "--split", "val")
@@ -200,7 +219,7 @@ def test_no_box_passes_a_score_that_is_too_high(place):
     assert main("predict", "run", "data/images/val/3.png", "--score-threshold", "0.999") == 0
 
 
-def test_predicted_boxes_are_in_the_photo_and_of_the_classes_asked_for(place):
+def test_predicted_boxes_are_inside_the_image_and_of_the_given_classes(place):
     paths = ["data/images/train/1.png", "data/images/val/3.png"]
     found = answers("predict", "run", *paths, *LOW)
     assert [row["image"] for row in found] == paths
@@ -215,8 +234,8 @@ def test_predicted_boxes_are_in_the_photo_and_of_the_classes_asked_for(place):
     assert {row["label"] for row in one["objects"]} == {"dot"}
 
 
-def test_predictions_of_six_views_are_others_and_soft_suppression_keeps_all_of_them(place):
-    rewritten("run", most=300)
+def test_six_views_change_predictions_and_soft_nms_keeps_all_boxes(place):
+    rewritten("run", max_detections=300)
     words = ["predict", "run", "data/images/val/3.png", *LOW, "--nms-iou", ".1", "--tta"]
     plain, hard = (answers(*words, tta)[0]["objects"] for tta in ("false", "true"))
     assert plain[0] != hard[0]
@@ -228,7 +247,7 @@ def test_predictions_of_six_views_are_others_and_soft_suppression_keeps_all_of_t
     assert linear != gaussian
 
 
-def test_samples_folders_and_patterns_get_the_same_answers(place):
+def test_samples_folders_and_patterns_have_equal_predictions(place):
     samples = answers("predict", "run", "--split", "train", "--count", "3", *LOW)
     folder = answers("predict", "run", "data/images/train", *LOW)
     pattern = answers("predict", "run", "data/images/train/*.png", *LOW)
@@ -242,7 +261,7 @@ def test_samples_folders_and_patterns_get_the_same_answers(place):
         np.testing.assert_allclose(*boxes, atol=0.02)
 
 
-def test_files_of_every_kind_agree_with_what_is_printed(place, capsys):
+def test_files_of_every_format_agree_with_the_printed_boxes(place, capsys):
     photo = "data/images/train/0.png"
     words = ["predict", "run", photo, *LOW]
     (found,) = answers(*words)
@@ -250,7 +269,7 @@ def test_files_of_every_kind_agree_with_what_is_printed(place, capsys):
     assert main(*words, *kinds, "--save-json", "new/boxes.json", "--figure", "all.png") == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(found["objects"]) + 1 and lines[-1].startswith(
-        "wrote all.png, 1 photos"
+        "wrote all.png, 1 images"
     )
     height, width = datasets.SIZES[0]
     with Image.open("drawn/0.png") as drawn:
@@ -269,7 +288,7 @@ def test_files_of_every_kind_agree_with_what_is_printed(place, capsys):
     assert all(Image.open(path).size[0] <= width for path in Path("crops").iterdir())
 
 
-def test_files_of_photos_that_are_called_alike_have_numbers(place, capsys):
+def test_files_of_images_with_equal_names_are_numbered(place, capsys):
     shutil.copy("data/images/train/0.png", "3.png")
     words = ["predict", "run", "3.png", "data/images/val/3.png", *LOW]
     assert main(*words, "--save-txt", "txt", "--save-json", "all.json") == 0
@@ -296,12 +315,12 @@ def renumbered(root, categories, first):
 
 
 @pytest.mark.parametrize("categories, first", [((3, 90), 500), ((0, 1), 0)], ids=["gaps", "zero"])
-def test_ids_of_coco_are_those_of_the_data(place, categories, first):
+def test_coco_ids_are_those_of_the_data(place, categories, first):
     datasets.write_coco(Path("coco"))
     renumbered(Path("coco"), categories, first)
-    config = common.kept_config(Path("run"))
+    config = runs.read_config("run")
     config = replace(config, root=str(Path("coco").absolute()))
-    common.begin(Path("new"), "detect", config, configs.build("detect", config))
+    runs.create("new", configs.build("detect", config))
     shutil.copytree("run/checkpoints", "new/checkpoints")
     ids = dict(zip(datasets.CLASSES, categories, strict=True))
     of_photo = {
@@ -316,20 +335,20 @@ def test_ids_of_coco_are_those_of_the_data(place, categories, first):
     assert {one["file_name"]: one["image_id"] for one in told} == {
         name: number for name, number in of_photo.items() if name != "3.png"
     }
-    shutil.rmtree("coco/annotations")  # image files want no data
+    shutil.rmtree("coco/annotations")  # image files need no data
     assert main(*words, "coco/val2017/3.png") == 0
     told = json.loads(Path("all.json").read_text())
     assert {ids[one["category"]] for one in told} == {one["category_id"] for one in told}
     assert {one["image_id"] for one in told} == {3}
     kept = json.loads(Path("new/config.json").read_text())
-    assert kept["about"].pop("numbers") == list(categories)
+    assert kept["metadata"].pop("category_ids") == list(categories)
     Path("new/config.json").write_text(json.dumps(kept))  # as earlier versions wrote it
     assert main(*words, "coco/val2017/3.png") == 0
     for one in json.loads(Path("all.json").read_text()):
         assert one["category_id"] == datasets.CLASSES.index(one["category"]) + 1
 
 
-def test_text_of_predictions_is_read_as_a_yolo_set(place):
+def test_text_files_are_read_as_yolo_data(place):
     words = ["predict", "run", "data/images/train", *LOW]
     found = answers(*words, "--save-txt", "data/labels/train")
     read = formats.read("data").splits["train"]
@@ -342,7 +361,7 @@ def test_text_of_predictions_is_read_as_a_yolo_set(place):
         ]
 
 
-def test_photos_are_opened_one_after_the_other(place, monkeypatch, capsys):
+def test_images_before_an_unreadable_one_are_predicted(place, monkeypatch, capsys):
     Path("photos").mkdir()
     shutil.copy("data/images/val/3.png", "photos/a.png")
     Path("photos/b.png").write_text("no photo")
@@ -351,7 +370,7 @@ def test_photos_are_opened_one_after_the_other(place, monkeypatch, capsys):
     assert "photos/a.png" in said.out and "photos/b.png: not a readable image" in said.err
 
 
-def test_pictures_have_true_boxes_where_they_are_known(place, monkeypatch):
+def test_pictures_of_samples_have_true_boxes(place, monkeypatch):
     drawn = []
     monkeypatch.setattr(
         detection_plots, "gallery", lambda *args, **named: drawn.append((args, named))
@@ -368,13 +387,15 @@ def test_pictures_have_true_boxes_where_they_are_known(place, monkeypatch):
 def test_inspect_and_preview(place, capsys):
     assert main("data", "inspect", "detect", "--root", "data") == 0
     said = capsys.readouterr().out
-    assert "| train | dot | 2 | 2 |" in said and "every row can be used" in said
-    assert "| images without objects | 1 | 2.png |" in said
+    splits, checks = parse_aligned(said)
+    assert ["train", "dot", "2", "2"] in [list(row.values())[:4] for row in splits]
+    assert "every image and row can be used" in said
+    assert ["images without objects", "1", "2.png"] in [list(row.values())[:3] for row in checks]
     assert main("data", "preview", "detect", "--root", "data", *WORDS, "--out", "new.png") == 0
     assert Path("new.png").read_bytes().startswith(PNG)
 
 
-def test_preview_shows_inputs_beside_what_they_were(place, monkeypatch):
+def test_preview_shows_inputs_before_and_after_augmentation(place, monkeypatch):
     drawn = []
     monkeypatch.setattr(
         detection_plots, "gallery", lambda *args, **named: drawn.append((args, named))
@@ -399,7 +420,7 @@ def test_preview_shows_inputs_beside_what_they_were(place, monkeypatch):
     assert not np.array_equal(pictures[0], pictures[1])
 
 
-def test_an_ablation_trains_once_for_two_ways_to_suppress(place, monkeypatch, capsys):
+def test_ablation_trains_once_for_two_types_of_nms(place, monkeypatch, capsys):
     epochs = []
     monkeypatch.setattr(training_loop.Loop, "_train", _noted(epochs, training_loop.Loop._train))
     words = ["--root", "data", *WORDS, *LOW, "--nms-type", "hard", "wbf", "--one-at-a-time"]
@@ -431,7 +452,9 @@ def test_assigned_cells_are_counted_and_drawn(place, capsys):
         cells = sum(count for name, count in row.items() if name.startswith("cells"))
         assert (cells > 0) == (row["boxes"] > row["without a cell"])
     assert main(*words) == 0
-    assert "| photo | boxes | without a cell | cells of 8 |" in capsys.readouterr().out
+    (shown,) = parse_aligned(capsys.readouterr().out)
+    assert list(shown[0])[:4] == ["image", "boxes", "without a cell", "cells of 8"]
+    assert [int(row["boxes"]) for row in shown] == [row["boxes"] for row in rows]
     assert Path("new/a.png").read_bytes().startswith(PNG)
 
 
@@ -441,49 +464,64 @@ REFUSED = {
     "format": (["train", "detect", "--root", "data", "--format", "voc"], "no voc data"),
     "size": (
         ["train", "detect", "--root", "data", "--size", "65", "96"],
-        "--size 65 96: multiples",
+        "--size must be two multiples of 32 pixels, got 65 96",
     ),
     "freeze": (
         ["train", "detect", "--root", "data", "--freeze-stages", "9"],
-        "--freeze-stages 9: lite0 has 8",
+        "--freeze-stages must be from -8 to 8 for --model lite0, got 9",
     ),
     "frozen noise": (
         ["train", "detect", "--root", "data", "--freeze-stages", "2"],
-        "--freeze-stages 2 wants --weights",
+        "--freeze-stages 2 needs --weights",
     ),
-    "nms": (["train", "detect", "--root", "data", "--nms-iou", "1.5"], "--nms-iou 1.5: a share"),
+    "nms": (
+        ["train", "detect", "--root", "data", "--nms-iou", "1.5"],
+        "--nms-iou must be .*got 1.5",
+    ),
     "sizes": (
         ["train", "detect", "--root", "data", "--multiscale", "0"],
-        "--multiscale .*factors from .1",
+        "--multiscale must be .*got 0",
     ),
-    "mosaic": (["train", "detect", "--root", "data", "--mosaic", "2"], "--mosaic 2: a number"),
-    "topk": (["train", "detect", "--root", "data", "--topk", "0"], "--topk 0: at least 1"),
+    "mosaic": (
+        ["train", "detect", "--root", "data", "--mosaic", "2"],
+        "--mosaic must be from 0 to 1, got 2",
+    ),
+    "topk": (
+        ["train", "detect", "--root", "data", "--topk", "0"],
+        "--topk must be at least 1, got 0",
+    ),
     "class": (
         ["predict", "run", "--split", "train", "--classes", "cat"],
-        "--classes cat: the run has cell, dot",
+        "--classes must be among cell, dot, got cat",
     ),
     "pattern": (["predict", "run", "data/*.gif"], "pattern matches no files"),
     "image": (["predict", "run", "gone.png"], "gone.png: no such image"),
-    "score": (["eval", "run", "--score", "2"], "--score 2: a share"),
-    "score of boxes": (["predict", "run", "data/images/val/3.png", "--score", "2"], "--score 2"),
+    "score": (["eval", "run", "--score-threshold", "2"], "--score-threshold must be .*got 2"),
+    "score of boxes": (
+        ["predict", "run", "data/images/val/3.png", "--score-threshold", "2"],
+        "--score-threshold must be .*got 2",
+    ),
     "no mosaic": (
         ["train", "detect", "--root", "data", "--mosaic", "1", "--epochs", "5"],
-        "--close-mosaic-epochs 5 of 5 epochs: none is left",
+        "--close-mosaic-epochs must be below --epochs 5 .*got 5",
     ),
     "no run": (["predict", "data", "data/images/val/3.png"], "data is not a run"),
     "folder": (["predict", "run", "empty"], "empty: no such image"),
-    "split": (["eval", "run", "--split", "test"], "--split test: detect has train, val"),
+    "split": (
+        ["eval", "run", "--split", "test"],
+        "--split must be one of train, val, all, got test",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_is_refused_in_one_line(place, capsys, case):
+def test_invalid_input_is_one_line(place, capsys, case):
     words, says = REFUSED[case]
     assert main(*words) == 2
     assert re.fullmatch(f"jaxdet: error: .*{says}.*\n", capsys.readouterr().err)
 
 
-def test_bad_rows_stop_a_run_that_asks_for_it(place, capsys):
+def test_invalid_rows_stop_training_on_request(place, capsys):
     labels = Path("data/labels/train/0.txt")
     labels.write_text(labels.read_text() + "7 .5 .5 .1 .1\n")
     words = ["train", "detect", "--root", "data", *WORDS, "--out", "other"]
@@ -494,19 +532,19 @@ def test_bad_rows_stop_a_run_that_asks_for_it(place, capsys):
 CHOICES = {
     "yolox": {
         "model": "resnet18",
-        "head": "yolox",
+        "background": "objectness",
         "neck": "pan",
-        "block": "c3",
+        "neck_block": "c3",
         "assigner": "iou",
     },
     "background": {
         "model": "resnet18",
-        "head": "noobj-bg",
-        "block": "c2f",
-        "bins": 8,
+        "background": "class",
+        "neck_block": "c2f",
+        "reg_max": 8,
         "tal_from": 1,
     },
-    "b0": {"model": "b0", "fixed_norm": True, "nms_kind": "gaussian"},
+    "b0": {"model": "b0", "freeze_bn": True, "nms_type": "gaussian"},
 }
 
 
@@ -517,22 +555,22 @@ SHALLOW = {  # with a block a stage
 
 
 @pytest.mark.parametrize("case", CHOICES)
-def test_every_choice_makes_a_network_that_has_a_loss_and_answers(data, monkeypatch, case):
+def test_every_choice_has_a_loss_and_predictions(data, monkeypatch, case):
     monkeypatch.setattr(registry, "backbone", SHALLOW.get)
     config = detect.Config(root=str(data), size=(64, 64), neck_channels=8)
     config = replace(config, **CHOICES[case])
-    system = configs.build("detect", config)
-    batch = {k: v[:2] for k, v in system.splits["train"].arrays.items()}
+    experiment = configs.build("detect", config)
+    batch = {k: v[:2] for k, v in experiment.splits["train"].arrays.items()}
     batch |= {"real": np.ones(2, np.float32)}
 
     def whole(key):
         from jaxdet.types import StepContext
 
-        context = StepContext(True, np.int32(0), np.int32(1), system.hparams)
-        drawn = system.task.augment(jax.random.split(key, 2), batch, context)
-        variables = system.task.init(key, drawn)
-        share, (_, terms) = system.task.loss(variables, drawn, key, context)
-        return share, terms, system.task.predict(variables, drawn["image"])
+        context = StepContext(True, np.int32(0), np.int32(1), experiment.hparams)
+        drawn = experiment.task.augment(jax.random.split(key, 2), batch, context)
+        variables = experiment.task.init(key, drawn)
+        share, (_, terms) = experiment.task.loss(variables, drawn, key, context)
+        return share, terms, experiment.task.predict(variables, drawn["image"])
 
     share, terms, found = jax.eval_shape(whole, jax.random.key(0))
     assert share.shape == () and found["boxes"].shape == (2, config.max_detections, 4)

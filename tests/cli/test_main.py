@@ -93,6 +93,22 @@ def place(trained, tmp_path, monkeypatch):
     return tmp_path
 
 
+def parse_aligned(text):
+    """The tables of aligned columns in a text: lists of rows {heading: cell}."""
+    lines, found = text.split("\n"), []
+    for i, line in enumerate(lines):
+        if i and line and set(line) == {"-", " "}:
+            spans = [match.span() for match in re.finditer("-+", line)]
+            end = next((j for j in range(i, len(lines)) if not lines[j]), len(lines))
+            found.append(
+                [
+                    {lines[i - 1][a:b].strip(): row[a:b].strip() for a, b in spans}
+                    for row in lines[i + 1 : end]
+                ]
+            )
+    return found
+
+
 def files(folder):
     """Every path below a folder, and the bytes of the files."""
     return {str(p): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
@@ -108,27 +124,48 @@ REFUSED = {
     ),
     "data folder not given": ([*TRAIN, "--source", "mnist"], "root"),
     "data folder empty": ([*TRAIN, "--source", "mnist", "--root", "empty"], "empty: is empty"),
-    "data unknown": ([*TRAIN, "--source", "svhn"], "'svhn'.*embedded.*mnist.*tfds"),
-    "idx truncated": ([*TRAIN, "--source", "mnist", "--root", "truncated"], "images.*cut short"),
-    "idx magic": ([*TRAIN, "--source", "mnist", "--root", "magic"], "begins with 47 49 46"),
-    "idx counts": ([*TRAIN, "--source", "mnist", "--root", "counts"], "60 images but labels .59"),
+    "data unknown": (
+        [*TRAIN, "--source", "svhn"],
+        "--source must be embedded.*mnist.*tfds.*'svhn'",
+    ),
+    "idx truncated": (
+        [*TRAIN, "--source", "mnist", "--root", "truncated"],
+        "images.*is truncated: 47055 bytes, 47056 by its header",
+    ),
+    "idx magic": (
+        [*TRAIN, "--source", "mnist", "--root", "magic"],
+        "must begin with 00 00.*got 47 49 46",
+    ),
+    "idx counts": (
+        [*TRAIN, "--source", "mnist", "--root", "counts"],
+        r"labels must be \[60\].*got \[59\]",
+    ),
     "canvas": ([*TRAIN, "--canvas", "30"], "30 x 30 pixels is smaller than the 34 x 34 window"),
-    "canvas for a digit": ([*TRAIN, "--canvas", "40"], "canvas 40 is smaller than .*52"),
+    "canvas for a digit": ([*TRAIN, "--canvas", "40"], "canvas must be at least 52 pixels, got 40"),
     "window": ([*TRAIN, "--window", "5"], "window of 5 pixels is too small"),
     "stages": ([*TRAIN, "--layout", "c6s4,q2"], "'q2'"),
-    "widths": ([*TRAIN, "--channels", "8", "8"], "1 convolutions.*widths"),
-    "no width": ([*TRAIN, "--channels", "0"], "width"),
-    "batch": ([*TRAIN, "--devices", "4", "--batch", "63"], "--batch 63.*4 device"),
-    "eval batch": ([*TRAIN, "--devices", "4", "--eval-batch", "99"], "--eval-batch 99.*4 device"),
-    "many devices": ([*TRAIN, "--devices", "64"], "--devices 64.*has 4"),
-    "epochs": ([*TRAIN, "--epochs", "0"], "--epochs 0"),
-    "epochs unevaluated": ([*TRAIN, "--epochs", "0", "--no-eval-first"], "--epochs 0"),
-    "accumulate": ([*TRAIN, "--accumulate", "0"], "--accumulate 0"),
-    "ema": ([*TRAIN, "--ema", "1"], "--ema 1"),
+    "widths": ([*TRAIN, "--channels", "8", "8"], "1 convolutions need as many channels, got 2"),
+    "no width": ([*TRAIN, "--channels", "0"], "--channels must be at least 1 each, got 0"),
+    "batch": (
+        [*TRAIN, "--devices", "4", "--batch", "63"],
+        "--batch must be a positive multiple of 4.*got 63",
+    ),
+    "eval batch": (
+        [*TRAIN, "--devices", "4", "--eval-batch", "99"],
+        "--eval-batch must be a positive multiple of 4.*got 99",
+    ),
+    "many devices": ([*TRAIN, "--devices", "64"], "--devices must be 1 to 4.*got 64"),
+    "epochs": ([*TRAIN, "--epochs", "0"], "--epochs must be at least 1, got 0"),
+    "epochs unevaluated": (
+        [*TRAIN, "--epochs", "0", "--no-eval-first"],
+        "--epochs must be at least 1, got 0",
+    ),
+    "accumulate": ([*TRAIN, "--accumulate", "0"], "--accumulate must be at least 1, got 0"),
+    "ema": ([*TRAIN, "--ema", "1"], "--ema must be below 1.*got 1"),
     **{
-        f"negative {name}": ([*TRAIN, f"--{name}", "-1"], f"--{name} -1")
+        f"negative {name}": ([*TRAIN, f"--{name}", "-1"], f"--{name} must be at least .*got -1")
         for name in (
-            *("epochs", "batch", "eval-batch", "devices", "lr", "warmup", "drop", "momentum"),
+            *("epochs", "batch", "eval-batch", "devices", "lr", "warmup", "lr-decay", "momentum"),
             *("weight-decay", "clip", "accumulate", "ema", "seed", "patience", "save-minutes"),
         )
     },
@@ -137,7 +174,7 @@ REFUSED = {
     "no run to resume": ([*TRAIN, "--out", "notes", "--resume"], "notes is not a run"),
     "overwrite with a bad batch": (
         [*TRAIN, "--out", "run", "--overwrite", "--devices", "4", "--batch", "63"],
-        "--batch 63",
+        "--batch must be .*got 63",
     ),
     "overwrite with a bad canvas": (
         [*TRAIN, "--out", "run", "--overwrite", "--canvas", "40"],
@@ -164,10 +201,19 @@ REFUSED = {
     "small image": (["predict", "run", "small.png"], "60 x 20"),
     "small canvas": (["predict", "run", "--canvas", "30"], "30 x 30"),
     "negative canvas": (["predict", "run", "--canvas", "-5"], "-5"),
-    "no samples": (["predict", "run", "--count", "0", "--figure", "new.png"], "--count 0"),
-    "picture": (["predict", "run", "--count", "1", "--figure", "new.xyz"], "new.xyz"),
+    "no samples": (
+        ["predict", "run", "--count", "0", "--figure", "new.png"],
+        "--count must be at least 1, got 0",
+    ),
+    "picture": (
+        ["predict", "run", "--count", "1", "--figure", "new.xyz"],
+        "must end in .*got new.xyz",
+    ),
     "data of an embedded source": (["eval", "run", "--root", "empty"], "empty"),
-    "no preview": (["data", "preview", "digits", "--count", "-1"], "--count -1"),
+    "no preview": (
+        ["data", "preview", "digits", "--count", "-1"],
+        "--count must be at least 1, got -1",
+    ),
 }
 
 
@@ -265,7 +311,7 @@ def test_lists_are_separated_by_spaces():
     _, config = flags.parse_with_config(
         "train digits", ["--channels", "4", "5", "--lr", "1"], defaults
     )
-    assert (config.widths, config.lr) == ((4, 5), 1.0)
+    assert (config.channels, config.lr) == ((4, 5), 1.0)
 
 
 HELP = [
@@ -278,7 +324,7 @@ HELP = [
 def test_help_does_not_import_jax(words):
     code = (
         "import sys\n"
-        "from jaxdet import cli\n"
+        "from jaxdet.cli import main as cli\n"
         "try: cli.main(sys.argv[1:])\n"
         "except SystemExit as end: assert not end.code\n"
         "assert not {'jax', 'jaxlib', 'numpy', 'matplotlib'} & set(sys.modules)\n"
@@ -308,6 +354,44 @@ def test_help_names_every_option_of_a_system(capsys):
         assert f"--{field.name.replace('_', '-')} " in told
 
 
+@pytest.mark.parametrize("command", ["train", "sweep", "data", "verify"])
+@pytest.mark.parametrize("word", ["--help", "-h"])
+def test_commands_without_a_second_word_have_help(capsys, command, word):
+    assert main(command, word) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"usage: jaxdet {command} ") and not err
+    assert (", ".join(configs.SYSTEMS) in out) == (command != "verify")
+
+
+RENAMED = {
+    "--cut-val is now --val-fraction": ["data", "split", "objects", "--cut-val", ".2"],
+    "--on-bad-row is now --on-invalid": ["data", "inspect", "objects", "--on-bad-row", "skip"],
+    "--score is now --score-threshold": ["eval", "run", "--score", ".1"],
+    "--nms-kind is now --nms-type": ["predict", "run", "--nms-kind", "wbf"],
+    "--score is now --window-selection": ["train", "digits", "--score", "product"],
+    "--most is now --max-detections": ["train", "detect", "--most=9"],
+    "--fixed-norm is now --freeze-bn": ["data", "preview", "faces", "--fixed-norm"],
+    "--no-fixed-norm is now --freeze-bn": ["train", "faces", "--no-fixed-norm"],
+    "--together is now --vmap": ["sweep", "digits", "--lr", "1", "2", "--together", "yes"],
+    "--strangers is now --unknown-identities": ["data", "verification", "--strangers", "3"],
+}
+
+
+@pytest.mark.parametrize("says, words", RENAMED.items(), ids=RENAMED)
+def test_former_options_are_refused_with_their_present_names(place, capfd, says, words):
+    before = files(place)
+    assert main(*words) == 2
+    assert capfd.readouterr() == ("", f"jaxdet: error: {says}\n")
+    assert files(place) == before
+
+
+def test_an_option_may_have_the_former_name_of_another(capsys):
+    """`--scale` of faces was a factor of the logits, and is the range of a random scale."""
+    defaults = (options.Train(), configs.config("faces")())
+    _, config = flags.parse_with_config("train faces", ["--scale", "0.5", "2"], defaults)
+    assert config.scale == (0.5, 2.0)
+
+
 def test_version(capsys):
     assert main("--version") == 0
     assert re.fullmatch(r"jaxdet \d\S+\n", capsys.readouterr().out)
@@ -320,13 +404,27 @@ def test_eval_prints_exactly_the_figures_that_training_logged(trained, capsys, w
         line["val"] for line in run_dir.read_metrics(trained) if line["step"] == steps[which]
     )
     assert {"accuracy", "iou", "loss"} <= set(logged)
-    assert main("eval", trained, "--checkpoint", which, "--split", "val") == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[: len(logged)] == [f"{name} {value!r}" for name, value in logged.items()]
-    took = {name: float(value) for name, value in map(str.split, lines[len(logged) :])}
-    assert took["error_rate"] == 1 - logged["accuracy"]
-    assert took["operations"] > 0 and took["seconds"] > 0
-    assert took["operations_per_second"] == took["operations"] / took["seconds"]
+    assert main("eval", trained, "--checkpoint", which, "--split", "val", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found)[:2] == ["step", "split"]
+    assert list(found)[2 : 2 + len(logged)] == list(logged)
+    assert {name: found[name] for name in logged} == logged
+    assert found["error_rate"] == 1 - logged["accuracy"]
+    assert found["operations"] > 0 and found["seconds"] > 0
+    assert found["operations_per_second"] == found["operations"] / found["seconds"]
+
+
+def test_eval_prints_rounded_scores_in_aligned_columns(trained, capsys):
+    assert main("eval", trained, "--checkpoint", "last", "--split", "val") == 0
+    out = capsys.readouterr().out
+    last = run_dir.read_metrics(trained)[-1]
+    assert out.startswith(f"val split, checkpoint of step {last['step']}:\n\n")
+    (rows,) = parse_aligned(out)
+    found = {row["score"]: row["value"] for row in rows}
+    assert found["accuracy"] == f"{last['val']['accuracy']:.4g}"
+    assert list(found)[: len(last["val"])] == list(last["val"])
+    assert {"error_rate", "operations", "seconds", "operations_per_second"} <= set(found)
+    assert len({len(line) for line in out.splitlines()[2:-1]}) == 1
 
 
 def test_eval_prints_json(trained, capsys):
@@ -379,8 +477,7 @@ def answers(capsys, *words):
 
 
 def test_an_image_file_gets_the_answer_of_the_same_sample(place, capsys):
-    _, system = tiny.system()
-    batch = evaluator.samples(system, "test", 2)
+    batch = evaluator.samples(tiny.experiment(), "test", 2)
     names = [f"{i}.png" for i in range(2)]
     for name, image in zip(names, batch["image"], strict=True):
         Image.fromarray(np.rint(255 * image[..., 0]).astype(np.uint8)).save(name)

@@ -1,4 +1,4 @@
-"""The objects system through its commands, on a small set of photos made here."""
+"""The objects system through its commands, on a small set of images made here."""
 
 import csv
 import io
@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from contextlib import redirect_stdout
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,9 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdet import configs
-from jaxdet.cli import common
-from jaxdet.cli.options import Eval
+from jaxdet import api, configs
 from jaxdet.configs import objects
 from jaxdet.data import images, localization
 from jaxdet.models import plain
@@ -24,10 +23,10 @@ from jaxdet.models.localizer import Localizer
 from jaxdet.ops import boxes
 from jaxdet.plots import detection as detection_plots
 from jaxdet.training import run_dir
-from tests.cli.test_main import PNG, files, main
+from tests.cli.test_main import PNG, files, main, parse_aligned
 
 COLOURS = {"cup": (220, 40, 40), "key": (40, 200, 60), "pen": (50, 60, 230)}
-EACH = 8  # photos a label
+EACH = 8  # images per label
 WRONG = ("0.jpg,1,2", "flat.jpg,9,9,9,9", "gone.jpg,1,2,3,4")  # and one such row
 WORDS = [
     *("--size", "64", "--epochs", "1", "--batch", "8", "--eval-batch", "8", "--devices", "1"),
@@ -45,8 +44,8 @@ def photo(rng, colour):
     return image, (x0, y0, x1, y1)
 
 
-def set_of_photos(root):
-    """Eight photos a label, and one row each that is no row, has no box, and has no photo."""
+def write_objects(root):
+    """Eight images per label, and one row each that is no row, has no box, and has no photo."""
     rng = np.random.default_rng(0)
     (root / "annotations").mkdir(parents=True)
     for label, colour in COLOURS.items():
@@ -78,7 +77,7 @@ def small():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return set_of_photos(tmp_path_factory.mktemp("photos") / "data")
+    return write_objects(tmp_path_factory.mktemp("photos") / "data")
 
 
 @pytest.fixture(scope="module")
@@ -143,14 +142,14 @@ def test_training_keeps_its_split(trained, data):
         localization.SPLIT_FILES[name]: localization.to_csv(of) for name, of in parts.items()
     }
     assert sum(len(of) for of in parts.values()) == 3 * EACH + 2
-    about = json.loads((run / "config.json").read_text())["about"]
-    assert about["classes"] == ["cup", "key", "pen"]
-    assert about["input"] == [64, 64, 3]
+    metadata = json.loads((run / "config.json").read_text())["metadata"]
+    assert metadata["classes"] == ["cup", "key", "pen"]
+    assert metadata["input"] == [64, 64, 3]
 
 
 def test_training_says_what_it_leaves_out(trained, data):
     head, *lines = trained[1].splitlines()[:4]
-    assert head == "3 photos or rows cannot be used and are left out:"
+    assert head == "3 images or rows cannot be used and are left out:"
     tables = [data / "annotations" / f"{label}.csv row {EACH + 1}: " for label in COLOURS]
     says = ["4 columns; .*", "box 9 9 9 9 is empty.*", ".*gone.jpg: no such image"]
     for line, table, words in zip(sorted(lines), tables, says, strict=True):
@@ -164,11 +163,11 @@ def test_training_logs_scores_of_labels_and_boxes(trained):
     assert last["epoch"] == 1
 
 
-def test_a_split_made_elsewhere_is_taken_photo_by_photo(place):
+def test_existing_split_files_are_used(place):
     chosen = {"train": ["cup/0.jpg", "key/1.jpg"], "val": ["pen/2.jpg"], "test": ["cup/7.jpg"]}
     rows = {row.name: row for row in localization.read_annotations("data")[0]}
     for name, of_part in chosen.items():
-        run_dir.write_file(
+        run_dir.write_text(
             "mine",
             localization.SPLIT_FILES[name],
             localization.to_csv([rows[photo] for photo in of_part]),
@@ -181,8 +180,8 @@ def test_a_split_made_elsewhere_is_taken_photo_by_photo(place):
 # eval
 
 
-def test_eval_prints_the_words_of_seed_000(place, judged, capsys):
-    assert main("eval", "run", "--split", "all") == 0
+def test_report_has_the_format_of_assignment_0(place, judged, capsys):
+    assert main("eval", "run", "--split", "all", "--report") == 0
     out = capsys.readouterr().out
     heads = re.findall(r"^\*\*\* (.*)$", out, re.M)
     assert heads == ["train set accuracy", "validation set accuracy", "test set accuracy"]
@@ -197,7 +196,34 @@ def test_eval_prints_the_words_of_seed_000(place, judged, capsys):
         assert f"iou {found['iou']!r}" in lines
 
 
-def test_eval_counts_every_photo_once(trained, judged):
+def test_eval_prints_scores_and_confusion_of_each_split(place, judged, capsys):
+    assert main("eval", "run", "--split", "all") == 0
+    out = capsys.readouterr().out
+    assert re.findall(r"^(\w+) split, checkpoint of step \d+:$", out, re.M) == [
+        "train",
+        "val",
+        "test",
+    ]
+    shown = parse_aligned(out)
+    for overall, labels, found in zip(shown[::2], shown[1::2], judged, strict=True):
+        values = {row["score"]: row["value"] for row in overall}
+        for name in ("accuracy", "iou", "right_iou", "loss"):
+            assert values[name] == f"{found[name]:.4g}"
+        for row, (name, of_label), counts in zip(
+            labels, found["labels"].items(), found["confusion"], strict=True
+        ):
+            assert row["label"] == name
+            assert row["accuracy"] == f"{of_label['accuracy']:.4g}"
+            assert [int(row[f"as {other}"]) for other in COLOURS] == counts
+    assert "***" not in out
+
+
+def test_report_and_json_exclude_each_other(place, capsys):
+    assert main("eval", "run", "--report", "--json") == 2
+    assert "--report and --json exclude each other" in capsys.readouterr().err
+
+
+def test_eval_counts_every_image_once(trained, judged):
     assert [found["split"] for found in judged] == list(localization.SPLIT_FILES)
     for found in judged:
         rows = part(trained[0] / "splits", found["split"])
@@ -215,7 +241,7 @@ def test_eval_gives_what_training_logged(trained):
     assert {name: val[name] for name in logged} == logged
 
 
-def test_eval_judges_the_split_of_the_run_whatever_becomes_of_the_tables(place, judged):
+def test_eval_uses_the_split_of_the_run_whatever_becomes_of_the_tables(place, judged):
     for table in (place / "data" / "annotations").iterdir():
         lines = table.read_text().splitlines()
         table.write_text("\n".join(reversed(lines[:4])))
@@ -224,7 +250,7 @@ def test_eval_judges_the_split_of_the_run_whatever_becomes_of_the_tables(place, 
     assert scores("run", split="val") == judged[1:2]
 
 
-def test_eval_of_other_photos_splits_them_by_the_shares_of_the_run(place, judged, capsys):
+def test_eval_splits_other_images_by_the_fractions_of_the_run(place, judged, capsys):
     shutil.move("data", "moved")
     assert main("eval", "run") == 2
     assert re.fullmatch("jaxdet: error: .*data: no such folder\n", capsys.readouterr().err)
@@ -234,7 +260,7 @@ def test_eval_of_other_photos_splits_them_by_the_shares_of_the_run(place, judged
 # predict
 
 
-def test_samples_and_image_files_get_the_same_answer(place):
+def test_samples_and_image_files_have_equal_predictions(place):
     samples = answers("predict", "run")
     paths = [Path("data/images") / sample["image"] for sample in samples]
     found = answers("predict", "run", *paths)
@@ -246,20 +272,19 @@ def test_samples_and_image_files_get_the_same_answer(place):
 
 
 def test_predicted_boxes_are_in_pixels_of_the_file(place):
-    """The network's box, in shares of its input, times the size of the photo."""
-    _, system, _, state = common.restored(Eval(run=Path("run")))
-    variables = {"params": state.ema["params"], "batch_stats": state.ema["stats"]}
-    predict = jax.jit(system.task.predict)
+    """The network's box, as a fraction of its input, times the size of the image."""
+    run = api.load("run")
+    predict = jax.jit(run.predict_fn())
     paths = images.list_images("data/images/key")[:3]
     for path, found in zip(paths, answers("predict", "run", *paths), strict=True):
         width, height = Image.open(path).size
         assert width != height
-        network = predict(variables, images.read_resized_float(path, 64)[0][None])
+        network = predict(run.variables, images.read_resized_float(path, 64)[0][None])
         share = np.asarray(network["box"][0]) / 64
         np.testing.assert_allclose(found["box"], share * [width, height, width, height], atol=0.01)
 
 
-def test_a_stretched_photo_has_a_stretched_box(place):
+def test_stretched_image_has_a_stretched_box(place):
     image = Image.open("data/images/pen/0.jpg")
     image.save("same.png")
     wide = image.resize((4 * image.width, image.height), Image.Resampling.NEAREST)
@@ -270,7 +295,7 @@ def test_a_stretched_photo_has_a_stretched_box(place):
     )
 
 
-def test_predict_finds_the_photos_of_a_folder_and_of_a_table(place):
+def test_predict_takes_folders_and_tables(place):
     names = [f"{i}.jpg" for i in range(EACH)]
     of_folder = answers("predict", "run", "data/images/cup")
     assert [row["image"] for row in of_folder] == [f"data/images/cup/{name}" for name in names]
@@ -283,7 +308,7 @@ def test_predict_finds_the_photos_of_a_folder_and_of_a_table(place):
     ]
 
 
-def test_the_photos_of_a_table_are_those_of_the_data(place, capsys):
+def test_images_of_a_table_are_those_of_the_data(place, capsys):
     Path("table.csv").write_text("3.jpg,1,2,3,4,cup\n0.jpg,1,2,3,4,pen\n")
     before = answers("predict", "run", "table.csv")
     shutil.move("data", "moved")
@@ -293,7 +318,7 @@ def test_the_photos_of_a_table_are_those_of_the_data(place, capsys):
     assert [row["box"] for row in found] == [row["box"] for row in before]
 
 
-def test_predict_prints_a_line_an_image(place, capsys):
+def test_predict_prints_a_line_per_image(place, capsys):
     paths = ["data/images/cup/0.jpg", "data/images/pen/1.jpg"]
     found = answers("predict", "run", *paths)
     assert main("predict", "run", paths[0], "--filename", paths[1]) == 0
@@ -301,8 +326,8 @@ def test_predict_prints_a_line_an_image(place, capsys):
     assert capsys.readouterr().out.splitlines() == lines
 
 
-def test_only_failures_are_left_without_show_all_images(place):
-    """Tables say of four photos what was answered, another label, half a box, and a bit more."""
+def test_only_failures_are_shown_without_show_all_images(place):
+    """Tables list the prediction itself, another label, half a box, and a bit more."""
     other = "data/images/pen/0.jpg"  # of which no table says anything
     rows = []
     for i, found in enumerate(
@@ -321,7 +346,7 @@ def test_only_failures_are_left_without_show_all_images(place):
     assert answers(*words, "--no-show-all-images") == every[1:3]
 
 
-def test_samples_that_failed_are_those_whose_box_or_label_is_wrong(place):
+def test_failed_samples_have_a_wrong_box_or_label(place):
     every = answers("predict", "run", "--split", "train")
     truth = {f"{row[-1]}/{row[0]}": row for row in part(Path("run/splits"), "train")}
     wrong = []
@@ -334,16 +359,16 @@ def test_samples_that_failed_are_those_whose_box_or_label_is_wrong(place):
     assert answers(*words) == wrong
 
 
-def test_pictures_are_kept_one_an_image(place, capsys):
+def test_save_dir_has_a_picture_per_image(place, capsys):
     words = ["data/images/cup/1.jpg", "data/images/pen/1.jpg"]
     assert main("predict", "run", *words, "--save-dir", "new/pictures") == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "wrote 2 pictures to new/pictures"
+    assert capsys.readouterr().out.splitlines()[-1] == "wrote 2 images to new/pictures"
     found = sorted(Path("new/pictures").iterdir())
     assert [path.name for path in found] == ["0000_1.png", "0001_1.png"]
     assert all(path.read_bytes().startswith(PNG) for path in found)
 
 
-def test_pictures_have_the_true_and_the_predicted_box_in_pixels_of_the_photo(place, monkeypatch):
+def test_pictures_have_true_and_predicted_boxes_in_original_pixels(place, monkeypatch):
     drawn = []
     monkeypatch.setattr(
         detection_plots, "gallery", lambda *args, **kwargs: drawn.append((args, kwargs))
@@ -388,15 +413,17 @@ def test_windows_open_for_filename_where_there_is_a_display(
 # data
 
 
-def test_inspect_tells_labels_and_bad_rows(place, capfd):
+def test_inspect_lists_labels_and_invalid_rows(place, capfd):
     words = ["data", "inspect", "objects", "--root", "data"]
     assert main(*words) == 2
     out, err = capfd.readouterr()
-    assert err == ("jaxdet: error: 3 rows cannot be used; --on-invalid skip makes no error of it\n")
+    assert err == (
+        "jaxdet: error: 3 images or rows cannot be used; with --on-invalid skip this is no error\n"
+    )
     assert main(*words, "--on-invalid", "skip") == 0
     assert capfd.readouterr() == (out, "")
     for i, label in enumerate(COLOURS):
-        assert re.search(rf"^\| {label} +\| +{EACH + (i > 0)} +\| +{EACH} \|", out, re.M)
+        assert re.search(rf"^{label} +{EACH + (i > 0)} +{EACH}  ", out, re.M)
         assert f"data/annotations/{label}.csv row {EACH + 1}: " in out
 
 
@@ -409,12 +436,12 @@ def test_inspect_prints_json(place, capfd):
     assert len(found["bad"]) == 3
 
 
-def test_inspect_is_content_with_a_good_set(place, capfd):
+def test_inspect_of_valid_data_exits_with_0(place, capfd):
     for table in (place / "data" / "annotations").iterdir():
         table.write_text("".join(table.read_text().splitlines(keepends=True)[:-1]))
     assert main("data", "inspect", "objects", "--root", "data") == 0
     out, err = capfd.readouterr()
-    assert out.endswith("every row can be used\n") and err == ""
+    assert out.endswith("every image and row can be used\n") and err == ""
 
 
 def test_split_writes_the_tables_that_training_kept(place, capsys):
@@ -424,19 +451,19 @@ def test_split_writes_the_tables_that_training_kept(place, capsys):
     kept = {path.name: path.read_text() for path in Path("run/splits").iterdir()}
     assert {path.name: path.read_text() for path in Path("new").iterdir()} == kept
     for name in localization.SPLIT_FILES:
-        assert re.search(rf"^\| {name} +\| +{len(part(Path('new'), name))} \|", out, re.M)
+        assert re.search(rf"^{name} +{len(part(Path('new'), name))}  ", out, re.M)
     assert main(*words, "--overwrite", "--split-seed", "5") == 0
     assert {path.name: path.read_text() for path in Path("new").iterdir()} != kept
 
 
-def test_preview_draws_training_photos(place, capsys):
+def test_preview_draws_training_images(place, capsys):
     words = ["data", "preview", "objects", "--root", "data", *WORDS, "--count", "4"]
     assert main(*words, "--out", "new.png") == 0
     assert Path("new.png").read_bytes().startswith(PNG)
     assert capsys.readouterr().out == "wrote new.png\n"
 
 
-# What cannot be
+# invalid input
 
 TRAIN = ["train", "objects", "--root", "data", *WORDS]
 FROZEN = ["--transfer", "frozen", "--weights", "gone.pth"]
@@ -446,33 +473,48 @@ REFUSED = {
     "no root": (["train", "objects"], "--root must be a folder with images/ and annotations/"),
     "root missing": (["train", "objects", "--root", "gone"], "--root .*gone: no such folder"),
     "root without tables": (["train", "objects", "--root", "run"], "run/annotations: no tables"),
-    "size": ([*TRAIN, "--size", "63"], "--size 63: at least 64 pixels"),
-    "frozen": ([*TRAIN, "--transfer", "frozen"], "--transfer frozen wants --weights FILE"),
-    "finetune": ([*TRAIN, "--transfer", "finetune"], "--transfer finetune wants --weights FILE"),
-    "scratch": ([*TRAIN, "--weights", "a.pth"], "--weights is not used with --transfer scratch"),
+    "size": ([*TRAIN, "--size", "63"], "--size must be at least 64 pixels, got 63"),
+    "frozen": ([*TRAIN, "--transfer", "frozen"], "--transfer frozen needs --weights FILE"),
+    "finetune": ([*TRAIN, "--transfer", "finetune"], "--transfer finetune needs --weights FILE"),
+    "scratch": (
+        [*TRAIN, "--weights", "a.pth"],
+        "--weights needs --transfer frozen or finetune, got scratch",
+    ),
     "learn last": (
         [*TRAIN, *FROZEN, "--unfreeze-last", "99"],
-        r"--unfreeze-last 99: simple has",
+        "--unfreeze-last must be from 0 to .* for --model simple, got 99",
     ),
-    "untrained": ([*TRAIN, *FROZEN], "--weights: nobody has trained simple"),
-    "learn none": ([*TRAIN, *FROZEN, "--unfreeze-last", "-1"], "--unfreeze-last -1"),
+    "untrained": ([*TRAIN, *FROZEN], "no pretrained weights for simple"),
+    "learn none": ([*TRAIN, *FROZEN, "--unfreeze-last", "-1"], "--unfreeze-last must be .*got -1"),
     "scale": ([*TRAIN, "--scale", "1.2", "0.8"], "--scale .*smaller first"),
-    "dropout": ([*TRAIN, "--dropout", "2"], "--dropout 2: a factor"),
-    "light": ([*TRAIN, "--brightness-contrast", "1"], "--brightness-contrast 1: a share"),
-    "shift": ([*TRAIN, "--shift", "-0.1"], "--shift -0.1: a share"),
-    "smoothing": ([*TRAIN, "--label-smoothing", "nan"], "--label-smoothing nan: a share"),
-    "no norm": ([*TRAIN, "--model", "lite0", "--no-norm"], "--no-norm: lite0 has no form"),
+    "dropout": ([*TRAIN, "--dropout-scale", "2"], "--dropout-scale must be .*below 2, got 2"),
+    "light": (
+        [*TRAIN, "--brightness-contrast", "1"],
+        "--brightness-contrast must be .*below 1, got 1",
+    ),
+    "shift": ([*TRAIN, "--shift", "-0.1"], "--shift must be at least 0.*got -0.1"),
+    "smoothing": ([*TRAIN, "--label-smoothing", "nan"], "--label-smoothing must be .*got nan"),
+    "no norm": ([*TRAIN, "--model", "lite0", "--no-norm"], "--no-norm is not for --model lite0"),
     "bad row": ([*TRAIN, "--on-invalid", "error"], r"row 9: .*\(3 such\); --on-invalid skip"),
     "cut": ([*TRAIN, "--val-fraction", "0"], "--val-fraction 0 .*26 images leave val empty"),
-    "cut beyond": ([*TRAIN, "--test-fraction", "1.5"], "--test-fraction must be from 0 to 1"),
-    "eval batch": ([*TRAIN, "--devices", "4", "--eval-batch", "9"], "--eval-batch 9.*4 device"),
+    "cut beyond": (
+        [*TRAIN, "--test-fraction", "1.5"],
+        "--test-fraction must be at least 0 and below 1, got 1.5",
+    ),
+    "eval batch": (
+        [*TRAIN, "--devices", "4", "--eval-batch", "9"],
+        "--eval-batch must be a positive multiple of 4.*got 9",
+    ),
     "split files": ([*TRAIN, "--split-files", "gone"], "gone/training_data.csv: not a readable"),
     "run exists": ([*TRAIN, "--out", "run"], "run exists; .*--overwrite"),
     "unknown split": (
         ["eval", "run", "--split", "tset"],
-        "tset: .* train, val, test, all",
+        "must be one of train, val, test, all, got tset",
     ),
-    "all samples": (["predict", "run", "--split", "all"], "all: objects has train, val, test"),
+    "all samples": (
+        ["predict", "run", "--split", "all"],
+        "must be one of train, val, test, got all",
+    ),
     "root of eval": (["eval", "run", "--root", "gone"], "gone: no such folder"),
     "no image": (["predict", "run", "gone.jpg"], "gone.jpg: no such image"),
     "no table": (["predict", "run", "gone.csv"], "gone.csv: not a readable table"),
@@ -480,7 +522,7 @@ REFUSED = {
     "label of no class": (["predict", "run", "dog.csv"], "dog.csv row 1: unknown label .dog."),
     "folder without images": (["predict", "run", "run/splits"], "run/splits: no image files"),
     "no inspection": (["data", "inspect", "digits"], "digits has no folder of data"),
-    "no cut": (["data", "split", "digits"], "digits comes with its split"),
+    "no cut": (["data", "split", "digits"], "the data of digits are split already"),
     "inspect no root": (["data", "inspect", "objects"], "--root must be a folder"),
     "inspect root missing": (["data", "inspect", "objects", "--root", "gone"], "gone: no such"),
     "split no root": (["data", "split", "objects"], "--root must be a folder"),
@@ -493,7 +535,7 @@ REFUSED = {
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(("words", "says"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_is_refused_in_one_line_and_nothing_is_changed(place, capfd, words, says):
+def test_invalid_input_is_one_line_and_changes_nothing(place, capfd, words, says):
     shutil.copytree("data/images/cup", "data/images/dog")
     Path("dog.csv").write_text("0.jpg,1,2,3,4,dog\n")
     before = files(place)
@@ -503,14 +545,16 @@ def test_what_cannot_be_is_refused_in_one_line_and_nothing_is_changed(place, cap
     assert out == "" and files(place) == before
 
 
-def test_a_system_without_tables_answers_for_images_only(place, monkeypatch, capfd):
+def test_system_without_tables_predicts_images_only(place, monkeypatch, capfd):
     build = configs.without_data
-    monkeypatch.setattr(configs, "without_data", lambda *args: build(*args)._replace(table=None))
+    monkeypatch.setattr(
+        configs, "without_data", lambda *args: replace(build(*args), read_table=None)
+    )
     assert main("predict", "run", "data/annotations/key.csv") == 2
-    says = "jaxdet: error: data/annotations/key.csv: a run of this system answers for images.*\n"
+    says = "jaxdet: error: data/annotations/key.csv: objects predicts images, not tables of them\n"
     assert re.fullmatch(says, capfd.readouterr().err)
 
 
 def test_a_run_of_objects_is_not_resumed_as_digits(place, capfd):
     assert main("train", "digits", "--out", "run", "--resume") == 2
-    assert "run is a run of 'objects', wanted: digits" in capfd.readouterr().err
+    assert "run must be a run of digits, got a run of 'objects'" in capfd.readouterr().err

@@ -1,32 +1,43 @@
-"""Tables of classes for the images of a folder."""
+"""Tables of predicted labels for the images of a folder."""
 
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from jaxdet.api import Run
 from jaxdet.cli import predict_submission
 from jaxdet.cli.options import Predict
+from jaxdet.config import TrainConfig
 from jaxdet.data import images, verification_protocol
 from jaxdet.errors import InputError
+from jaxdet.tasks.detect import DetectionTask
+from jaxdet.training.experiment import Experiment
+from tests import tiny
 
 COLOURS = (2, 0, 1, 1, 2, 0, 0)  # the strongest colour of each image, and its class
-STATE = SimpleNamespace(ema={}, params={}, stats={})
-CONFIG = SimpleNamespace(eval_batch=3)
 
 
 def strongest(_, batch):
     return {"label": batch.mean((1, 2)).argmax(-1), "score": batch.max((1, 2, 3))}
 
 
-SYSTEM = SimpleNamespace(
-    many=False,
-    read=partial(images.read_resized_float, side=4),
-    task=SimpleNamespace(predict=strongest),
-)
+def make_run(task):
+    """A run whose network is a function, evaluated in batches of 3."""
+    experiment = Experiment(
+        task=task,
+        splits={},
+        hparams={},
+        metadata={"classes": ["red", "green", "blue"]},
+        config=TrainConfig(eval_batch=3),
+        read_image=partial(images.read_resized_float, side=4),
+    )
+    return Run(Path("run"), experiment, step=0, variables={}, epoch=0)
+
+
+TASK = tiny.FunctionTask(None, None, None, predict=strongest, measure=None, report=None)
 
 
 @pytest.fixture
@@ -44,8 +55,8 @@ def folder(tmp_path, monkeypatch):
 def submitted(folder, **more):
     """The text of the table for a folder."""
     options = Predict(run=Path("run"), images=(folder,), submit=Path("new/table.csv"), **more)
-    files, table = predict_submission.listed(options)
-    assert predict_submission.classified(options, CONFIG, SYSTEM, STATE, files, table) == 0
+    files, table = predict_submission.list_files(options)
+    assert predict_submission.run(make_run(TASK), options, files, table) == 0
     return options.submit.read_text()
 
 
@@ -87,18 +98,20 @@ def test_an_image_that_cannot_be_read_is_named(folder):
 
 
 @pytest.mark.parametrize("given", [(), ("test", "test"), ("test/00.png",), ("none",)])
-def test_one_folder_is_wanted(folder, given):
+def test_exactly_one_folder_is_required(folder, given):
     options = Predict(run=Path("run"), images=tuple(map(Path, given)), submit=Path("table.csv"))
-    with pytest.raises(InputError, match="--submit: one folder of images"):
-        predict_submission.listed(options)
+    with pytest.raises(InputError, match="--submit needs exactly one folder of images"):
+        predict_submission.list_files(options)
 
 
 def test_images_in_folders_of_classes_are_refused(folder):
-    with pytest.raises(InputError, match="images right in"):
-        predict_submission.listed(Predict(run=Path("r"), images=(Path("."),), submit=Path("t.csv")))
+    with pytest.raises(InputError, match="probes must be directly in"):
+        predict_submission.list_files(
+            Predict(run=Path("r"), images=(Path("."),), submit=Path("t.csv"))
+        )
 
 
-def test_runs_that_find_many_boxes_are_refused(folder):
-    with pytest.raises(InputError, match="--submit is for runs that give an image one label"):
-        many = SimpleNamespace(many=True)
-        predict_submission.classified(Predict(run=Path("r")), CONFIG, many, STATE, [], None)
+def test_detection_runs_are_refused(folder):
+    run = make_run(DetectionTask(None, (), None, None, None))
+    with pytest.raises(InputError, match="--submit is for runs that predict one label per image"):
+        predict_submission.run(run, Predict(run=Path("r")), [], None)
