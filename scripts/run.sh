@@ -4,7 +4,6 @@
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh" ""
 run=runs/digits
 .venv/bin/jaxdet train digits --out $run --resume "$@"
-echo "scores of the best checkpoint on the test split:"
 .venv/bin/jaxdet eval $run --checkpoint best --split test
 .venv/bin/jaxdet predict $run --split test --figure $run/plots/test.png >/dev/null
 echo "true (green) and predicted (red) boxes: $PWD/$run/plots/test.png"

@@ -14,7 +14,8 @@ from PIL import Image
 from jaxdet.cli import main as cli
 from jaxdet.data import verification_protocol
 from jaxdet.training import checkpoint, run_dir
-from tests.training.test_resume import WORDS
+from tests.cli.test_main import parse_aligned
+from tests.training.test_resume import OPTIONS
 
 NAMED = ["0.png", "1.png", "2.png"]
 FACES = [
@@ -104,27 +105,30 @@ def test_shell_scripts_can_be_parsed_and_stop_at_the_first_error(path):
 @pytest.mark.parametrize(
     "words", [["train.py", "digits"], ["eval.py"], ["predict.py"]], ids=" ".join
 )
-def test_doors_answer_help(checkout, start, words):
+def test_python_scripts_have_help(checkout, start, words):
     script, *rest = words
     out = ended(start(sys.executable, checkout / "scripts" / script, *rest, "--help"))
     assert f"usage: jaxdet {script.removesuffix('.py')}" in out
 
 
 def test_the_test_command_runs_pytest_on_the_checkout(checkout, start):
-    words = ["--collect-only", "-p", "no:cacheprovider", "tests/test_runs.py"]
+    words = ["--collect-only", "-p", "no:cacheprovider", "tests/test_rng.py"]
     out = ended(start("bash", checkout / "scripts" / "test.sh", *words))
-    assert "tests/test_runs.py" in out
+    assert "tests/test_rng.py" in out
 
 
-SCORES = r"(?:\w+ \d\S*\n)+"
+def read_test_scores(out):
+    """{score: value} of the table that `eval` prints for the test split."""
+    (text,) = re.findall(r"^test split, checkpoint of step \d+:\n\n.*?\n\n", out, re.M | re.S)
+    (rows,) = parse_aligned(text)
+    return {row["score"]: row["value"] for row in rows}
 
 
-def test_the_first_command_trains_judges_and_draws(checkout, start):
+def test_run_script_trains_evaluates_and_draws(checkout, start):
     run = checkout / "runs" / "digits"
-    out = ended(start("bash", checkout / "scripts" / "run.sh", *WORDS, "--epochs", "1"))
+    out = ended(start("bash", checkout / "scripts" / "run.sh", *OPTIONS, "--epochs", "1"))
     assert [line["step"] for line in run_dir.read_metrics(run)] == [0, 21]
-    (scores,) = re.findall(f"test split:\n({SCORES})", out)
-    assert {"accuracy", "iou", "loss"} <= {line.split()[0] for line in scores.splitlines()}
+    assert {"accuracy", "iou", "loss"} <= read_test_scores(out).keys()
     for path in re.findall(r": (/.+\.png)", out):
         assert Path(path).read_bytes().startswith(PNG)
     assert {path.name for path in (run / "plots").iterdir()} == {"convergence.png", "test.png"}
@@ -132,7 +136,7 @@ def test_the_first_command_trains_judges_and_draws(checkout, start):
 
 @pytest.fixture
 def people(tmp_path):
-    """Folders of faces as seed 004 has them, the images of its test flat: people are colours."""
+    """Folders of faces as in assignment 4, test images without folders; identities are colours."""
     random = np.random.default_rng(0)
     for who in range(7):
         (tmp_path / "people" / f"n{who}").mkdir(parents=True)
@@ -154,7 +158,7 @@ def people(tmp_path):
     return root
 
 
-def test_faces_go_from_folders_to_tables_and_a_report(checkout, start, people, tmp_path):
+def test_faces_script_writes_tables_and_a_report(checkout, start, people, tmp_path):
     run = tmp_path / "run"
     words = [*FACES, "--epochs", "1", "--val-fraction", "0", "--quiet"]
     script = checkout / "scripts" / "faces.sh"
@@ -174,13 +178,13 @@ def test_faces_go_from_folders_to_tables_and_a_report(checkout, start, people, t
     )
     assert {row.label for row in table.rows} <= known
     report = (run / "report.md").read_text()
-    assert "## Cut-offs" in report and "verification, test reaches" in report
+    assert "## Cut-offs" in report and "verification, test level" in report
     for name in ("sweep.png", "roc.png"):
         assert (run / "plots" / "verify" / name).read_bytes().startswith(PNG)
 
 
 @pytest.mark.parametrize("kind", ["run", "sweep"])
-def test_a_job_ends_with_the_scores_of_its_run_or_of_all_runs_of_its_sweep(tmp_path, kind):
+def test_job_ends_with_the_scores_of_its_run_or_sweep(tmp_path, kind):
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     program(tmp_path / ".venv" / "bin" / "jaxdet", 'echo "$@"')
     for seed in (0, 1):
@@ -196,8 +200,8 @@ def test_a_job_ends_with_the_scores_of_its_run_or_of_all_runs_of_its_sweep(tmp_p
 
 
 def untimed(scores):
-    """Lines of scores that do not depend on the machine's speed."""
-    return [line for line in scores.splitlines() if "second" not in line]
+    """The scores that do not depend on the speed of the machine."""
+    return {name: value for name, value in scores.items() if "second" not in name}
 
 
 @pytest.fixture
@@ -212,7 +216,7 @@ def job(checkout, start, tmp_path):
 
     def job(out, **others):
         script = checkout / "scripts" / "train.sbatch"
-        return start("bash", script, "digits", *WORDS, "--out", out, **variables | others)
+        return start("bash", script, "digits", *OPTIONS, "--out", out, **variables | others)
 
     return job
 
@@ -240,27 +244,27 @@ def stopped(job, checkout, tmp_path):
     return run
 
 
-def test_a_signalled_job_is_requeued_goes_on_to_its_scores_and_then_nothing_is_trained(
+def test_signalled_job_is_requeued_and_resumes_to_its_scores(
     job, checkout, start, tmp_path, stopped
 ):
     out = ended(job(stopped))
     assert [line["step"] for line in run_dir.read_metrics(stopped)] == list(range(0, 85, 21))
-    (scores,) = re.findall(rf"complete.*\n({SCORES})\Z", out)
-    assert {"accuracy", "iou", "loss"} <= {line.split()[0] for line in scores.splitlines()}
+    assert re.search(r"complete.*\ntest split, ", out)
+    scores = read_test_scores(out)
+    assert {"accuracy", "iou", "loss"} <= scores.keys()
     assert asked(tmp_path) == ["requeue 77"]
 
     before = (stopped / "metrics.jsonl").read_bytes()
-    second = ended(start("bash", checkout / "scripts" / "run.sh", *WORDS))
+    second = ended(start("bash", checkout / "scripts" / "run.sh", *OPTIONS))
     assert (stopped / "metrics.jsonl").read_bytes() == before
     assert "epoch" not in second
-    (again,) = re.findall(f"test split:\n({SCORES})", second)
-    assert untimed(again) == untimed(scores)
+    assert untimed(read_test_scores(second)) == untimed(scores)
     for path in re.findall(r": (/.+\.png)", second):
         assert Path(path).read_bytes().startswith(PNG)
     assert {path.name for path in (stopped / "plots").iterdir()} == {"convergence.png", "test.png"}
 
 
-def test_a_job_that_is_signalled_before_training_listens_is_requeued(job, tmp_path):
+def test_job_that_is_signalled_before_training_is_requeued(job, tmp_path):
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     program(tmp_path / ".venv" / "bin" / "jaxdet", f'touch "{tmp_path}/begun"; exec sleep 60')
     process = job(tmp_path / "run", SLURM_SUBMIT_DIR=str(tmp_path))
@@ -273,7 +277,7 @@ def test_a_job_that_is_signalled_before_training_listens_is_requeued(job, tmp_pa
     assert asked(tmp_path) == ["requeue 77"]
 
 
-def test_a_job_that_fails_says_so_and_is_not_requeued(job, tmp_path):
+def test_failed_job_is_not_requeued(job, tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "thesis.txt").write_text("all of it")
     ended(job(tmp_path / "notes"), code=2)
