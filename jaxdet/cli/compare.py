@@ -84,7 +84,7 @@ def run(options: Compare) -> int:
         report.write(options, evaluated, parts, written, scores)
         written.append(options.report)
     if written and not options.json:
-        print(f"wrote {', '.join(map(str, written))}")
+        print(f"\nwrote {', '.join(map(str, written))}")
     return 0
 
 
@@ -138,7 +138,7 @@ def _check(options: Compare, *pictures: Path | None) -> None:
         common.check_picture(path)
     taken = [path for path in (options.report, *pictures) if path and path.exists()]
     if options.report and taken and not options.overwrite:
-        raise InputError(f"{taken[0]} exists; replace it with --overwrite, or choose another name")
+        raise InputError(f"{taken[0]} exists; choose another name, or replace it with --overwrite")
     if options.verified and not options.report:
         raise InputError("--verified needs --report, which has its scores")
     for folder in options.runs:

@@ -257,10 +257,10 @@ REFUSED = {
     "not a run": (["o", "data"], "data is not a run"),
     "no such folder": (["gone"], "gone is not a run"),
     "no checkpoint": (["o", "bare"], "bare has no checkpoints"),
-    "no such checkpoint": (["o", "--checkpoint", "7"], "--checkpoint 7"),
+    "no such checkpoint": (["o", "--checkpoint", "7"], "--checkpoint must be .* got 7"),
     "split": (["o", "--split", "all"], "--split must be one of train, val, test, got all"),
-    "figure": (["o", "--figure", "curves.txt"], "curves.txt: a picture is one of"),
-    "failures": (["o", "--failures", "worst"], "worst: a picture is one of"),
+    "figure": (["o", "--figure", "curves.txt"], "a picture must end in .*, got curves.txt"),
+    "failures": (["o", "--failures", "worst"], "a picture must end in .*, got worst"),
     "classic digits": (["o", "d", "--classic"], "--classic needs runs of objects, but d .*digits"),
 }
 

@@ -11,7 +11,7 @@ import pytest
 from flax import linen as nn
 from PIL import Image
 
-from jaxdet import api
+from jaxdet import api, migrations
 from jaxdet.cli import flags, verify
 from jaxdet.cli import verify_options as options
 from jaxdet.data import images, verification_protocol
@@ -177,7 +177,10 @@ def test_a_run_of_an_earlier_version_gives_the_same_embeddings(place):
     content = json.loads(path.read_text())
     metadata = content.pop("metadata")
     record = metadata.pop("record")
-    path.write_text(json.dumps({**content, "schema": 1, "about": metadata}))
+    former = {new: old for old, new in migrations.OPTIONS["faces"].items()}
+    config = {former.get(name, name): value for name, value in content["config"].items()}
+    content |= {"schema": 1, "config": config, "about": metadata}
+    path.write_text(json.dumps(content))
     assert run_dir.read_metadata(RUN)["record"] == record
     np.testing.assert_array_equal(embed(probe_paths()), before)
 
