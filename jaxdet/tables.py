@@ -30,7 +30,7 @@ def aligned(rows: Sequence[Mapping[str, Any]], columns: Columns) -> str:
         values = [row.get(key) for row in rows]
         cells = [heading, *(_rounded(v) if isinstance(v, float) else _cell(v) for v in values)]
         width = max(map(len, cells))
-        numeric = all(value is None or _is_number(value) for value in values)
+        numeric = all(value is None or is_number(value) for value in values)
         cells = [cell.rjust(width) if numeric else cell.ljust(width) for cell in cells]
         parts.append([cells[0], "-" * width, *cells[1:]])
     return "\n".join("  ".join(line).rstrip() for line in zip(*parts, strict=True))
@@ -51,7 +51,8 @@ def _headings(columns: Columns) -> dict[str, str]:
     return dict(columns) if isinstance(columns, Mapping) else {key: key for key in columns}
 
 
-def _is_number(value) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value is a number, and not a boolean."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

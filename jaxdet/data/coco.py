@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxdet import tables
 from jaxdet.data import detection
 from jaxdet.data.detection import AnnotatedImage, BoxObject, DetectionDataset
 from jaxdet.errors import InputError
@@ -98,7 +99,7 @@ def _parse_annotation(
 ) -> BoxObject | str:
     """The object of an annotation, or what is wrong with it."""
     box = annotation.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+    if not isinstance(box, list) or len(box) != 4 or not all(map(tables.is_number, box)):
         return f"bbox must be left, top, width, height, got {box!r}"
     if annotation.get("category_id") not in category_ids:
         return f"{detection.UNKNOWN_CLASS} {annotation.get('category_id')!r}, not in categories"
@@ -106,10 +107,6 @@ def _parse_annotation(
         return f"image {annotation.get('image_id')!r} is not in images"
     label = category_ids.index(annotation["category_id"])
     return boxes.from_xywh(np.array(box, float)), label, bool(annotation.get("iscrowd", 0))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _find_image(root: Path, path: Path, name: str) -> Path:

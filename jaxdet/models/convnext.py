@@ -95,7 +95,7 @@ class ConvNeXt(layers.Freezable):
     @nn.nowrap
     def stage_names(self) -> tuple[str, ...]:
         """`stem`, `stage1`, `stage2`, ..."""
-        return ("stem", *(f"stage{i}" for i in range(1, len(self.widths) + 1)))
+        return layers.numbered_stages(len(self.widths))
 
     @nn.nowrap
     def first_stages(self, count: int) -> dict[str, Any]:

@@ -60,8 +60,7 @@ class EfficientNetModule(layers.ConvModule):
     @nn.nowrap
     def activate(self, x: Array, name: str) -> Array:
         """Apply the activation, as a row `name_activation`."""
-        with jax.named_scope(f"{name}_activation"):
-            return self.activation(x)
+        return layers.apply_activation(self.activation, x, f"{name}_activation")
 
 
 class MBConv(EfficientNetModule):

@@ -76,7 +76,7 @@ class InvertedResidualNet(layers.Freezable):
     @nn.nowrap
     def stage_names(self) -> tuple[str, ...]:
         """`stem`, `stage1`, `stage2`, ..."""
-        return ("stem", *(f"stage{i}" for i in range(1, len(self.widths) + 1)))
+        return layers.numbered_stages(len(self.widths))
 
     @nn.compact
     def __call__(

@@ -143,8 +143,19 @@ class ConvModule(nn.Module):
     @nn.nowrap
     def activate(self, x: Array, name: str) -> Array:
         """Apply the activation; the row is named after both, such as `conv1_relu`."""
-        with jax.named_scope(f"{name}_{getattr(self.activation, '__name__', 'activation')}"):
-            return self.activation(x)
+        own = getattr(self.activation, "__name__", "activation")
+        return apply_activation(self.activation, x, f"{name}_{own}")
+
+
+def apply_activation(activation: Activation, x: Array, name: str) -> Array:
+    """Apply an activation, as a row of the operation table."""
+    with jax.named_scope(name):
+        return activation(x)
+
+
+def numbered_stages(count: int) -> tuple[str, ...]:
+    """`stem`, `stage1`, `stage2`, ..."""
+    return ("stem", *(f"stage{i}" for i in range(1, count + 1)))
 
 
 SHARED_FIELDS = tuple(name for name in ConvModule.__annotations__ if name not in ("name", "parent"))

@@ -72,7 +72,7 @@ class ResNet(layers.Freezable):
     @nn.nowrap
     def stage_names(self) -> tuple[str, ...]:
         """`stem`, `stage1`, `stage2`, ..."""
-        return ("stem", *(f"stage{i}" for i in range(1, len(self.stages) + 1)))
+        return layers.numbered_stages(len(self.stages))
 
     @nn.nowrap
     def first_stages(self, count: int) -> dict[str, Any]:

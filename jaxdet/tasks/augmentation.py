@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxdet import rng
+from jaxdet.config import AugmentOptions
 from jaxdet.ops import augment
+from jaxdet.types import Batch, StepContext
 
 
-def pipeline(config) -> Callable:
+def pipeline(config: AugmentOptions) -> Callable[[jax.Array, Batch, StepContext], Batch]:
     """The function `(keys [B], batch, context) -> batch` that `AugmentOptions` describe.
 
     Mosaic and mixup come first and are off in the last `close_mosaic_epochs` epochs.

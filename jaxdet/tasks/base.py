@@ -11,7 +11,12 @@ from jaxdet.types import Array, Batch, StepContext, Tree
 
 
 def forward(
-    key: jax.Array, net: nn.Module, variables: Tree, images: Array, context: StepContext, **extra
+    key: jax.Array,
+    net: nn.Module,
+    variables: Tree,
+    images: Array,
+    context: StepContext,
+    **extra: Any,
 ) -> tuple[Any, Tree]:
     """(outputs, batch statistics) of `net`; `extra` are further arguments of the network.
 

@@ -43,8 +43,8 @@ class SlidingWindowTask:
 
     net: a window network; images [B, H, W, C] to [B, R, C', 1 + K + 4].
     place: (key, object) -> (image, box); draws an object at random on a canvas.
-    mask_loss_by: windows that learn class and box: those that hold the object ("truth"), or of those
-      the ones that the network detects ("both").
+    mask_loss_by: windows that learn class and box: those that hold the object ("truth"), or those
+      of them that the network detects ("both").
     reduction: "sum" adds the loss over images and windows, "mean" averages it.
     box_weight_schedule: context -> factor of the box weight during training.
 
@@ -156,10 +156,10 @@ def select_window(
     """`label`, `score` and `box [4]` of an image from the predictions of its windows.
 
     outputs: [R, C, ...] each; corners: [R, C, 4] of the windows in pixels.  "class" takes the
-    window with the highest class log-probability; "product" adds the log-probability of detection, since
-    windows without an object were never taught a class; "merge" averages all windows, weighted by
-    both probabilities and by the visible fraction of the predicted box (after OverFeat, Sermanet et
-    al. 2013, arXiv:1312.6229).
+    window with the highest class log-probability; "product" adds the log-probability of detection,
+    since windows without an object were never taught a class; "merge" averages all windows,
+    weighted by both probabilities and by the visible fraction of the predicted box (after OverFeat,
+    Sermanet et al. 2013, arXiv:1312.6229).
     """
     log_detect = jax.nn.log_sigmoid(outputs.detect)
     confidence = outputs.classes.max(-1) + (0.0 if selection == "class" else log_detect)  # [R, C]
