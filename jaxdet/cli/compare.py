@@ -1,12 +1,11 @@
 """`jaxdet compare RUN...`: runs side by side, in a table, in curves and by their failures."""
 
 import json
-import sys
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxdet import api, baselines, tables
 from jaxdet.cli import common, report, sweep_table
@@ -44,48 +43,61 @@ CLASSICAL_NOTE = (
 )
 
 
+class Table(NamedTuple):
+    """Rows of a table, and the columns that are shown."""
+
+    rows: list[Row]
+    columns: dict[str, str]  # key -> heading
+    title: str = ""
+
+    def parts(self, to_text: Callable[[list[Row], dict[str, str]], str]) -> list[str]:
+        """The title, if there is one, and the table as text."""
+        return [part for part in (self.title, to_text(self.rows, self.columns)) if part]
+
+
 def run(options: Compare) -> int:
     """Print a row per run, and draw and write what the options ask for; the exit code."""
-    beside = [
-        options.report and options.report.with_name(f"{options.report.stem}_{what}.png")
-        for what in ("curves", "failures")
-    ]
-    curves, failures = options.figure or beside[0], options.failures or beside[1]
+    curves, failures = _picture_paths(options)
     _check(options, curves, failures)
     verified = report.read_verified(options.verified)
-    evaluated, classical = [], []
-    with reuse_data():
-        for name, folder in unique_names(options.runs).items():
-            restored = api.load(folder, options.checkpoint, warn=common.warn)
-            experiment = restored.with_data()
-            evaluated.append(
-                evaluate(name, restored, experiment, options.split, failures=bool(failures))
-            )
-            if options.classic and not classical:
-                classical = classical_rows(options.split, experiment)
-    scores = report.match_verified(verified, evaluated)
+    evaluated, classical = evaluate_all(options, failures=bool(failures))
+    verified_scores = report.match_verified(verified, evaluated)
     notes = list(comparability_notes(evaluated, classical))
     for note in notes:
-        print(f"jaxdet: warning: {note}", file=sys.stderr)
+        common.warn(note)
     rows = [one.row for one in evaluated] + classical
     over_seeds = sweep_table.seed_rows(evaluated)
-    shown = [(*_with_classes(rows), "")]
+    shown = [_with_class_columns(rows)]
     if over_seeds:
-        heading = "Mean and spread (+-) over seeds:"
-        shown.append((over_seeds, sweep_table.seed_columns(over_seeds, COLUMNS), heading))
+        columns = sweep_table.seed_columns(over_seeds, COLUMNS)
+        shown.append(Table(over_seeds, columns, "Mean and spread (+-) over seeds:"))
     if options.json:
         print("\n".join(map(json.dumps, rows + over_seeds)))
     else:
-        print("\n\n".join(_parts(shown, tables.aligned)))
+        print("\n\n".join(part for table in shown for part in table.parts(tables.aligned)))
     written = list(_draw(evaluated, curves, failures))
     if options.report:
-        parts = [*_parts(shown, tables.to_markdown), *notes]
-        parts += [CLASSICAL_NOTE] * options.classic
-        report.write(options, evaluated, parts, written, scores)
+        parts = [part for table in shown for part in table.parts(tables.to_markdown)] + notes
+        parts += [CLASSICAL_NOTE] if options.classic else []
+        report.write(options, evaluated, parts, written, verified_scores)
         written.append(options.report)
     if written and not options.json:
         print(f"\nwrote {', '.join(map(str, written))}")
     return 0
+
+
+def evaluate_all(options: Compare, *, failures: bool) -> tuple[list[EvaluatedRun], list[Row]]:
+    """(all runs on their own data, rows of the classical baselines if they are asked for)."""
+    evaluated: list[EvaluatedRun] = []
+    classical: list[Row] = []
+    with reuse_data():
+        for name, folder in unique_names(options.runs).items():
+            run = api.load(folder, options.checkpoint, warn=common.warn)
+            experiment = run.with_data()
+            evaluated.append(evaluate(name, run, experiment, options.split, failures=failures))
+            if options.classic and not classical:
+                classical = classical_rows(options.split, experiment)
+    return evaluated, classical
 
 
 def unique_names(folders: Iterable[Path]) -> dict[str, Path]:
@@ -130,6 +142,16 @@ def comparability_notes(
         yield f"the {baselines.HAAR} is left out: there is no label {baselines.FACE}"
 
 
+def _picture_paths(options: Compare) -> tuple[Path | None, Path | None]:
+    """Where curves and failures are drawn, or None; a report has both beside it."""
+    curves, failures = options.figure, options.failures
+    if options.report:
+        stem = options.report.stem
+        curves = curves or options.report.with_name(f"{stem}_curves.png")
+        failures = failures or options.report.with_name(f"{stem}_failures.png")
+    return curves, failures
+
+
 def _check(options: Compare, *pictures: Path | None) -> None:
     """Refuse, before anything is computed, what cannot be compared or written."""
     if not options.runs:
@@ -157,33 +179,21 @@ def _differing_keys(dicts: Sequence[Mapping[str, Hashable]]) -> list[str]:
     return [key for key in keys if len({one.get(key) for one in dicts}) > 1]
 
 
-def _with_classes(rows: Sequence[Row]) -> tuple[list[Row], dict[str, str]]:
-    """(rows, columns that any row has), the scores of each class as columns of their own."""
+def _with_class_columns(rows: Sequence[Row]) -> Table:
+    """The table of the runs: columns that any row has, those of each class among them."""
     classes = dict.fromkeys(chain.from_iterable(row.get("labels", ()) for row in rows))
     columns = COLUMNS | {
         f"{name} {key}": f"{name} {key}" for name in classes for key in CLASS_COLUMNS
     }
-    wide = [
-        row
-        | {
-            f"{name} {key}": value
-            for name, scores in row.get("labels", {}).items()
-            for key, value in scores.items()
-        }
-        for row in rows
-    ]
+    wide = [row | _class_columns(row) for row in rows]
     known = {key for row in wide for key, value in row.items() if value is not None}
-    return wide, {key: name for key, name in columns.items() if key in known}
+    return Table(wide, {key: name for key, name in columns.items() if key in known})
 
 
-def _parts(shown: Collection[tuple], to_text: Any) -> list[str]:
-    """The text of each table, after its heading if it has one."""
-    return [
-        part
-        for rows, columns, heading in shown
-        for part in (heading, to_text(rows, columns))
-        if part
-    ]
+def _class_columns(row: Row) -> Row:
+    """The scores of each class under keys of their own."""
+    classes = row.get("labels", {})
+    return {f"{name} {key}": value for name in classes for key, value in classes[name].items()}
 
 
 def _draw(

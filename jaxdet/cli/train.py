@@ -34,12 +34,7 @@ def run(system: str, options: Train, config: TrainConfig, words: Sequence[str]) 
 
 def _show_labels(folder: Path, config: TrainConfig, show: Progress) -> None:
     """Show the scores of each label in the best evaluation, where it has them."""
-    metrics = run_dir.read_metrics(folder)
-    best = max(
-        metrics,
-        key=lambda line: (line["val"][config.best], -line["val"]["loss"]),
-        default={"val": {}},
-    )
-    if best["val"].get("confusion"):
+    best = run_dir.best_line(run_dir.read_metrics(folder), config.best)
+    if best and "confusion" in best["val"]:
         show.line(f"validation scores of the best checkpoint, step {best['step']}:")
         show.line(tables.aligned(*common.label_table(best["val"])))
