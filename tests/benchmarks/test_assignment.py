@@ -21,7 +21,7 @@ def test_command_compares_all_implementations(tmp_path, capsys):
 def test_difference_ends_the_run(monkeypatch):
     options = assignment.Options(batch=1, boxes=2, classes=2, side=64, seconds=0)
     blank = np.zeros(84, bool), np.zeros(84, int), np.zeros((84, 2)), None
-    monkeypatch.setattr(assignment.slow_detection, "task_aligned", lambda *_, **__: blank)
+    monkeypatch.setattr(assignment.reference, "task_aligned", lambda *_, **__: blank)
     with pytest.raises(AssertionError):
         assignment.compare(options)
 

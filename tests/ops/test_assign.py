@@ -63,7 +63,7 @@ def test_task_aligned_matches_golden_values(case):
     np.testing.assert_array_equal(np.asarray(found.boxes)[on], true[on])
 
 
-def test_assignment_2_swaps_alpha_and_beta_of_the_tood_paper():
+def test_swapping_alpha_and_beta_changes_the_targets():
     inputs, swapped = random_inputs(11), {"alpha": 6.0, "beta": 1.0}
     original = {"topk": 5, "alpha": swapped["beta"], "beta": swapped["alpha"]}
     found, paper = aligned(*inputs, topk=5, **swapped), aligned(*inputs, **original)
