@@ -18,26 +18,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet import configs, files, tasks
+from jaxdet import configs, files
 from jaxdet.cli import main as cli
 from jaxdet.config import from_json, task_hparams
 from jaxdet.configs.digits import Config
 from jaxdet.data.sources import ArraySource
 from jaxdet.plots import training as training_plots
+from jaxdet.tasks.base import real_rows
 from jaxdet.training import checkpoint, loop, parallel, run_dir
 from jaxdet.training import state as training_state
 from jaxdet.training.experiment import Experiment
 from jaxdet.training.progress import Progress
-from jaxdet.types import Task
 from tests import tiny
 
-# Two epochs of three steps, accumulated by twos, with moving averages; evaluations of two batches.
+# Two epochs of three steps, two steps per update, with moving averages; evaluations of two batches.
 ROWS = 40
 CONFIG = replace(tiny.CONFIG, best="accuracy", eval_batch=20, ema=0.9, accumulate=2)
 
 
 def noisy_line():
-    """A line through points, as a task with all that a state keeps: noise, dropout, statistics."""
+    """Linear regression with everything that a state keeps: noise, dropout, batch statistics."""
 
     def init(key, batch):
         params = {"kernel": jax.random.normal(key, (3, 1)), "bias": jnp.zeros((1, 1))}
@@ -53,14 +53,14 @@ def noisy_line():
 
     def loss(variables, batch, key, context):
         real, x = batch["real"][:, None], batch["image"]
-        rows = tasks.real_rows(batch, context)
+        rows = real_rows(batch, context)
         kept = jax.random.bernoulli(key, 0.8, x.shape) | (not context.train)
         error = jnp.square(predict(variables, x * kept) - batch["y"]) * real
-        seen = parallel.psum((x * real).sum(0, keepdims=True), context.axis) / rows
-        mean = 0.9 * variables["batch_stats"]["mean"] + 0.1 * seen
+        mean = parallel.psum((x * real).sum(0, keepdims=True), context.axis) / rows
+        mean = 0.9 * variables["batch_stats"]["mean"] + 0.1 * mean
         return error.sum() / rows, ({"mean": mean}, {"loss": error.sum() / rows})
 
-    return Task(
+    return tiny.FunctionTask(
         init=init,
         augment=augment,
         loss=loss,
@@ -70,28 +70,27 @@ def noisy_line():
     )
 
 
-def line(**changes):
-    """(configuration, system) of the noisy line."""
+def line_experiment(**changes):
+    """The experiment of the noisy line."""
     config = replace(CONFIG, **changes)
     x = np.random.default_rng(0).normal(size=(ROWS, 3)).astype(np.float32)
     y = x @ np.float32([[1.0], [-2.0], [0.5]])
     source = ArraySource({"x": x, "y": y, "id": np.arange(ROWS, dtype=np.int32)})
-    return config, Experiment(
-        noisy_line(), {"train": source, "val": source}, task_hparams(config), {}
-    )
+    splits = {"train": source, "val": source}
+    return Experiment(noisy_line(), splits, task_hparams(config), {}, config)
 
 
 class Killed(BaseException):
-    """What a test raises in place of SIGKILL: nobody catches it."""
+    """Raised by a test in place of SIGKILL; nothing catches it."""
 
 
 def metrics(run):
-    """Lines of metrics.jsonl but for the times."""
+    """Lines of metrics.jsonl without the times."""
     return [{k: v for k, v in line.items() if k != "time"} for line in run_dir.read_metrics(run)]
 
 
-def prints(state):
-    """The hash of every array of a state, by name."""
+def fingerprint(state):
+    """Type, shape and hash of every array of a state, by name."""
     named, _ = jax.tree_util.tree_flatten_with_path(state)
     arrays = {jax.tree_util.keystr(path): checkpoint._to_host(leaf) for path, leaf in named}
     return {
@@ -101,111 +100,112 @@ def prints(state):
 
 
 @pytest.fixture(scope="module")
-def programs():
-    """Compiled steps, and the maker of states, that the runs of `fit` share."""
+def cache():
+    """Compiled steps and initial states that the runs of `train` share."""
     return {}
 
 
 @pytest.fixture
-def fit(monkeypatch, programs):
-    """`fit.fit` without compiling anew for every run, and without pictures."""
-    compiled, maker, chosen = parallel.compile_step, training_state.init_fn, {}
+def train(monkeypatch, cache):
+    """`loop.train`, which compiles once for all runs and draws no curves."""
+    compile_step, init_fn, current = parallel.compile_step, training_state.init_fn, {}
 
-    def shared(step, among, **kwargs):
-        name = (step.func, len(among), chosen["schedule"])
-        return programs.setdefault(name, compiled(step, among, **kwargs))
+    def cached_compile_step(step, devices, **kwargs):
+        name = (step.func, len(devices), current["schedule"])
+        return cache.setdefault(name, compile_step(step, devices, **kwargs))
 
-    def made(system, config):
-        return programs.setdefault(("maker", config.schedule), maker(system, config))
+    def cached_init_fn(experiment):
+        return cache.setdefault(("init", experiment.config.schedule), init_fn(experiment))
 
-    def fit(folder, config, system, stop=lambda: False):
+    def train(folder, experiment, stop=lambda: False, callbacks=()):
         folder.mkdir(exist_ok=True)
-        chosen["schedule"] = config.schedule
-        return loop.train(system, config, folder, show=Progress(quiet=True), stop=stop)
+        current["schedule"] = experiment.config.schedule
+        show = Progress(quiet=True)
+        return loop.train(experiment, folder, show=show, stop=stop, callbacks=callbacks)
 
-    monkeypatch.setattr(parallel, "compile_step", shared)
-    monkeypatch.setattr(training_state, "init_fn", made)
+    monkeypatch.setattr(parallel, "compile_step", cached_compile_step)
+    monkeypatch.setattr(training_state, "init_fn", cached_init_fn)
     monkeypatch.setattr(training_plots, "learning_curves", lambda *_: None)
-    return fit
+    return train
 
 
-def outcome(folder, config, system):
-    """What a finished run leaves: its last state, which checkpoint is best, and its metrics."""
-    like = jax.eval_shape(training_state.init_fn(system, config))
+def outcome(folder, experiment):
+    """Everything that a complete run leaves: last state, best step, metrics."""
+    like = jax.eval_shape(training_state.init_fn(experiment))
     step, state = checkpoint.restore(folder, like, warn=pytest.fail)
-    return step, prints(state), checkpoint.best(folder), metrics(folder)
+    return step, fingerprint(state), checkpoint.best(folder), metrics(folder)
 
 
 def after(calls):
-    """A `stop` that turns true when it has been asked `calls` times."""
+    """A `stop` that returns True after `calls` calls."""
     count = itertools.count()
     return lambda: next(count) >= calls
 
 
 @pytest.mark.parametrize("eval_first", [True, False])
-def test_a_run_stopped_anywhere_and_continued_ends_with_the_same_bits(tmp_path, fit, eval_first):
-    given = line(eval_first=eval_first)
-    asked = itertools.count()
-    assert fit(tmp_path / "whole", *given, stop=lambda: next(asked) < 0)
-    expected = outcome(tmp_path / "whole", *given)
-    places = next(asked)
-    assert places == 2 * 3 + 2 * (2 + eval_first)
-    for place in range(places):
-        folder = tmp_path / str(place)
-        assert not fit(folder, *given, stop=after(place))
-        assert fit(folder, *given)
-        assert outcome(folder, *given) == expected, f"stopped at {place} of {places}"
+def test_a_run_stopped_anywhere_and_resumed_gives_the_same_bits(tmp_path, train, eval_first):
+    experiment = line_experiment(eval_first=eval_first)
+    calls = itertools.count()
+    assert train(tmp_path / "whole", experiment, stop=lambda: next(calls) < 0)
+    expected = outcome(tmp_path / "whole", experiment)
+    count = next(calls)
+    assert count == 2 * 3 + 2 * (2 + eval_first)
+    for number in range(count):
+        folder = tmp_path / str(number)
+        assert not train(folder, experiment, stop=after(number))
+        assert train(folder, experiment)
+        assert outcome(folder, experiment) == expected, f"stopped at {number} of {count}"
 
 
-def test_a_rate_that_dropped_is_as_low_after_a_stop_anywhere(tmp_path, fit):
-    """At so low a rate the first epoch makes nothing better by a ten-thousandth."""
-    given = line(schedule="plateau", lr=1e-6, drop=0.5, drop_patience=1)
-    assert fit(tmp_path / "whole", *given)
-    expected = outcome(tmp_path / "whole", *given)
+def test_a_learning_rate_lowered_by_a_plateau_survives_a_stop_anywhere(tmp_path, train):
+    """At so low a rate the first epoch improves nothing by a ten-thousandth."""
+    experiment = line_experiment(schedule="plateau", lr=1e-6, lr_decay=0.5, plateau_patience=1)
+    assert train(tmp_path / "whole", experiment)
+    expected = outcome(tmp_path / "whole", experiment)
     np.testing.assert_allclose([line["lr"] for line in expected[3]], [1e-6, 5e-7, 5e-7])
-    for place in range(12):
-        folder = tmp_path / str(place)
-        assert not fit(folder, *given, stop=after(place))
-        assert fit(folder, *given)
-        assert outcome(folder, *given) == expected, f"stopped at {place}"
+    for number in range(12):
+        folder = tmp_path / str(number)
+        assert not train(folder, experiment, stop=after(number))
+        assert train(folder, experiment)
+        assert outcome(folder, experiment) == expected, f"stopped at {number}"
 
 
 @pytest.mark.parametrize("eval_first", [True, False])
-def test_a_run_stopped_again_and_again_ends_with_the_same_bits_on_four_devices(
-    tmp_path, fit, eval_first
+def test_a_run_stopped_again_and_again_gives_the_same_bits_on_four_devices(
+    tmp_path, train, eval_first
 ):
-    given = line(eval_first=eval_first, devices=4)
-    assert fit(tmp_path / "whole", *given)
+    experiment = line_experiment(eval_first=eval_first, devices=4)
+    assert train(tmp_path / "whole", experiment)
     starts = 1
-    while not fit(tmp_path / "often", *given, stop=after(3)):
+    while not train(tmp_path / "often", experiment, stop=after(3)):
         starts += 1
     assert starts > 3
-    assert outcome(tmp_path / "often", *given) == outcome(tmp_path / "whole", *given)
+    assert outcome(tmp_path / "often", experiment) == outcome(tmp_path / "whole", experiment)
 
 
 @contextmanager
-def dying_at(number):
-    """A process that ends at the writing or removing of a file that comes after `number` others."""
+def killed_at(number):
+    """Kill the process when it writes or removes a file, after doing so `number` times."""
     count = itertools.count()
 
-    def alive(*_):
+    def check():
         if next(count) == number:
             raise Killed
 
     def write(path, text, write=files.write_text):
-        alive()
+        check()
         write(path, text)
 
     def append(folder, line, append=run_dir.append_metrics):
         append(folder, line)
-        alive()
+        check()
 
     def remove(folder, **_):
         for path in folder.rglob("*.json"):
             path.unlink()
-            alive()
+            check()
         shutil.rmtree(folder, ignore_errors=True)
-        alive()
+        check()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_dir, "append_metrics", append)
@@ -216,73 +216,64 @@ def dying_at(number):
         yield
 
 
-def test_a_run_killed_between_any_two_writes_and_continued_ends_with_the_same_bits(tmp_path, fit):
-    given = line()
-    fit(tmp_path / "whole", *given)
-    expected, deaths = outcome(tmp_path / "whole", *given), 0
+def test_a_run_killed_between_any_two_writes_and_resumed_gives_the_same_bits(tmp_path, train):
+    experiment = line_experiment()
+    train(tmp_path / "whole", experiment)
+    expected, kills = outcome(tmp_path / "whole", experiment), 0
     for number in itertools.count():
         folder = tmp_path / str(number)
-        fit(folder, *given, stop=after(0))  # saves step 0, which its evaluation will replace
+        train(folder, experiment, stop=after(0))  # saves step 0, which its evaluation will replace
         try:
-            with dying_at(number):
-                fit(folder, *given)
+            with killed_at(number):
+                train(folder, experiment)
             break
         except Killed:
-            deaths += 1
-        assert fit(folder, *given)
-        assert outcome(folder, *given) == expected, f"killed at write {number}"
-    assert deaths > 8
+            kills += 1
+        assert train(folder, experiment)
+        assert outcome(folder, experiment) == expected, f"killed at write {number}"
+    assert kills > 8
 
 
-def test_a_run_killed_anywhere_that_saves_often_ends_with_the_same_bits(tmp_path, fit):
-    config, system = line()
-    fit(tmp_path / "whole", config, system)
-    config = replace(config, save_minutes=0.0)
+def test_a_run_that_saves_often_and_is_killed_gives_the_same_bits(tmp_path, train):
+    experiment = line_experiment()
+    train(tmp_path / "whole", experiment)
+    expected = outcome(tmp_path / "whole", experiment)
+    experiment = line_experiment(save_minutes=0.0)
 
-    def kill(asked):
-        if not asked():
+    def kill(due):
+        if not due():
             return False
         raise Killed
 
     for calls in (1, 4, 6):
+        folder = tmp_path / str(calls)
         with pytest.raises(Killed):
-            fit(tmp_path / str(calls), config, system, partial(kill, after(calls)))
-        assert fit(tmp_path / str(calls), config, system)
-        assert outcome(tmp_path / str(calls), config, system) == outcome(
-            tmp_path / "whole", config, system
-        )
+            train(folder, experiment, partial(kill, after(calls)))
+        assert train(folder, experiment)
+        assert outcome(folder, experiment) == expected
 
 
-# From here on: processes of their own, really killed.
+# From here on, runs are processes that are really killed.
 
-WORDS = [*tiny.WORDS, "--ema", "0.9", "--accumulate", "2"]
-WORDS[WORDS.index("--epochs") + 1] = "4"
+OPTIONS = [*tiny.WORDS, "--ema", "0.9", "--accumulate", "2"]
+OPTIONS[OPTIONS.index("--epochs") + 1] = "4"
 
 
-def launch(out, *words):
-    """A training as a process of its own."""
-    command = [
-        sys.executable,
-        "-m",
-        "jaxdet",
-        "train",
-        "digits",
-        "--out",
-        str(out),
-        *words,
-    ]
+def launch(out, *options):
+    """A training in a process of its own."""
+    command = [sys.executable, "-m", "jaxdet", "train", "digits", "--out", str(out), *options]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def finish(process):
-    """What a process printed, once it has ended well."""
+    """The output of a process that must succeed."""
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
     return out
 
 
 def send(process, run, number, *, evaluations):
-    """Send a signal to a training some time after its metrics have so many lines."""
+    """Send a signal some time after a training has recorded this many evaluations."""
     deadline = time.monotonic() + 200
     while len(run_dir.read_metrics(run)) < evaluations:
         assert process.poll() is None, process.communicate()
@@ -292,24 +283,24 @@ def send(process, run, number, *, evaluations):
     process.send_signal(number)
 
 
-def left(run):
-    """The outcome of a run, by its own configuration."""
+def outcome_of_process(run):
+    """The outcome of a run, with the configuration of its folder."""
     config = from_json(Config, run_dir.read_config(run)[1])
-    return outcome(run, config, configs.build("digits", config))
+    return outcome(run, configs.build("digits", config))
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run that nothing interrupted."""
+    """An uninterrupted run."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    finish(launch(run, *WORDS))
+    finish(launch(run, *OPTIONS))
     return run
 
 
-def test_a_run_asked_to_end_asked_again_and_killed_ends_with_the_same_bits(tmp_path, whole):
+def test_a_run_terminated_preempted_and_killed_gives_the_same_bits(tmp_path, whole):
     run = tmp_path / "run"
     for number, evaluations in ((signal.SIGTERM, 1), (signal.SIGUSR1, 2)):
-        process = launch(run, *WORDS, "--resume")
+        process = launch(run, *OPTIONS, "--resume")
         send(process, run, number, evaluations=evaluations)
         stopped = re.search(r"stopped at step (\d+) of 84", finish(process))
         assert int(stopped[1]) == checkpoint.steps(run)[-1] < 84
@@ -318,32 +309,32 @@ def test_a_run_asked_to_end_asked_again_and_killed_ends_with_the_same_bits(tmp_p
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
     finish(launch(run, "--resume"))
-    assert left(run) == left(whole)
+    assert outcome_of_process(run) == outcome_of_process(whole)
 
 
 @pytest.fixture
 def call(monkeypatch):
-    """The command line in this process, whose environment it leaves as it was."""
+    """`jaxdet train digits` in this process, whose environment is restored."""
     monkeypatch.setattr(os, "environ", os.environ.copy())
-    return lambda *words: cli.main(["train", "digits", *map(str, words)])
+    return lambda *options: cli.main(["train", "digits", *map(str, options)])
 
 
 def run_files(run):
-    """Bytes of all that counts of a run."""
+    """The bytes of the configuration, metrics and checkpoints of a run."""
     paths = [run / "config.json", run / "metrics.jsonl", *(run / "checkpoints").rglob("*")]
     return {str(path): path.read_bytes() for path in paths if path.is_file()}
 
 
-@pytest.mark.parametrize("words", [[], WORDS, ["--epochs", "4"]], ids=["none", "all", "one"])
-def test_a_finished_run_is_resumed_by_doing_nothing(whole, call, words, capsys):
+@pytest.mark.parametrize("options", [[], OPTIONS, ["--epochs", "4"]], ids=["none", "all", "one"])
+def test_resuming_a_complete_run_changes_nothing(whole, call, options, capsys):
     before = run_files(whole)
-    assert call("--out", whole, "--resume", *words) == 0
+    assert call("--out", whole, "--resume", *options) == 0
     assert run_files(whole) == before
     assert "complete" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    "words",
+    "options",
     [
         ["--lr", "0.5"],
         ["--eval-batch", "50"],
@@ -351,11 +342,11 @@ def test_a_finished_run_is_resumed_by_doing_nothing(whole, call, words, capsys):
         ["--no-eval-first"],
         ["--epochs", "7"],
     ],
-    ids=lambda words: words[0],
+    ids=lambda options: options[0],
 )
-def test_another_flag_than_the_run_was_made_with_is_refused_by_name(whole, call, words, capsys):
+def test_an_option_that_differs_from_the_run_is_refused_by_name(whole, call, options, capsys):
     before = run_files(whole)
-    assert call("--out", whole, "--resume", *words) == 2
-    flag = words[0].replace("--no-", "--")
+    assert call("--out", whole, "--resume", *options) == 2
+    flag = options[0].replace("--no-", "--")
     assert capsys.readouterr().err.startswith(f"jaxdet: error: {flag} ")
     assert run_files(whole) == before
