@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 START_TIME = time.time()
+TRAINING = ("jaxdet.training.loop", "jaxdet.training.progress")
 
 
 class StageTimer:
@@ -39,18 +40,15 @@ def run_stages(fields: Mapping[str, Any], folder: str) -> StageTimer:
     """Times of a training on one device; `folder` is an empty one for the run."""
     timer = StageTimer()
     with timer.stage("import the command line"):
-        from jaxdet import config as base
-        from jaxdet import configs
-        from jaxdet.cli import options, process
-        from jaxdet.training import loop as training_loop
-        from jaxdet.training.progress import Progress
-
         import_module("jaxdet.cli.main")
+        process, options = map(import_module, ("jaxdet.cli.process", "jaxdet.cli.options"))
     process.prepare(options.Train())
     with timer.stage("import jax"):
-        import jax
+        jax = import_module("jax")
     with timer.stage("import jaxdet"):
         import_module("jaxdet.cli.train")
+        base, configs = map(import_module, ("jaxdet.config", "jaxdet.configs"))
+        training_loop, progress = map(import_module, TRAINING)
     with timer.stage("find the devices"):
         jax.devices()
     with timer.stage("build: data, network"):
@@ -58,7 +56,7 @@ def run_stages(fields: Mapping[str, Any], folder: str) -> StageTimer:
         experiment = configs.build("digits", config)
     with timer.stage("init: state, data to the device"):
         compiled = training_loop.CompiledSteps(experiment)
-        loop = training_loop.Loop(compiled, experiment, Path(folder), Progress(quiet=True))
+        loop = training_loop.Loop(compiled, experiment, Path(folder), progress.Progress(quiet=True))
         jax.block_until_ready((loop.state, compiled.data))
     _run_steps(timer, loop, jax.block_until_ready)
     return timer
