@@ -6,8 +6,7 @@ import pytest
 from jaxdet import flops
 from jaxdet.configs.detect import Config, network
 from jaxdet.models import registry
-from tests.models.test_efficientnet import paths
-from tests.models.test_resnet import outputs, shaped
+from tests.models.helpers import outputs, paths, shaped
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from jaxdet.errors import InputError
 from jaxdet.models import convnext, layers
 from jaxdet.training import evaluator
 from tests.cli.test_main import main
-from tests.models.test_resnet import outputs, shaped, size
+from tests.models.helpers import outputs, shaped, size
 
 IDENTITIES, EACH = 5, 10
 

@@ -14,9 +14,7 @@ from jaxdet.errors import InputError
 from jaxdet.models.cifar import CifarModule, CifarResNet, Deep, Narrow, ResNet20, Tiniest, Tiny
 from jaxdet.models.lenet import LeNet
 from jaxdet.profiling import summary
-from tests.models.test_efficientnet import paths
-from tests.models.test_resnet import outputs, shaped, size
-from tests.models.test_sliding import fill
+from tests.models.helpers import outputs, paths, random_like, shaped, size
 
 IMAGES = shaped(1, 32, 32, 3)
 PADDED = partial(LeNet, form="inception", norm=True)
@@ -84,7 +82,7 @@ def made(request):
     """A small network of each kind, random variables, images, and a pass without dropout."""
     net = NETS[request.param]()
     images = np.random.default_rng(0).normal(size=(6, 16, 16, 3)).astype(np.float32)
-    variables = fill(outputs(net, images)[1])
+    variables = random_like(outputs(net, images)[1])
     without = jax.jit(partial(trained, net.clone(rate=0.0)))(variables, images)
     return net, variables, images, without
 

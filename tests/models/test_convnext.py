@@ -9,8 +9,7 @@ import pytest
 from jaxdet import flops
 from jaxdet.models import convnext, pretrained
 from jaxdet.models.convnext import Block, ConvNeXt, Small, Tiny
-from tests.models.test_resnet import outputs, shaped, size
-from tests.models.test_sliding import fill
+from tests.models.helpers import outputs, random_like, shaped, size
 
 WIDTHS, BLOCKS = (4, 6, 8, 10), (1, 1, 2, 1)
 Mini = partial(ConvNeXt, widths=WIDTHS, blocks=BLOCKS, classes=3)
@@ -50,7 +49,7 @@ def test_without_classes_the_maps_of_the_stages_come_out():
 def made():
     """A small network with random variables, and images."""
     images = np.random.default_rng(0).normal(size=(2, 40, 64, 3)).astype(np.float32)
-    return Mini(), fill(outputs(Mini(), images)[1]), images
+    return Mini(), random_like(outputs(Mini(), images)[1]), images
 
 
 def test_frozen_parts_have_no_gradients(made):
@@ -74,7 +73,7 @@ def test_frozen_parts_have_no_gradients(made):
 def test_stochastic_depth_leaves_out_the_branches_of_whole_images():
     x = np.random.default_rng(1).normal(size=(64, 3, 3, 4)).astype(np.float32)
     block = Block(rate=0.25, scale=1.0)
-    variables = fill(outputs(block, x)[1])
+    variables = random_like(outputs(block, x)[1])
     variables = {"params": variables["params"]}
     apply = jax.jit(partial(block.apply, train=True))
     rngs = {"dropout": jax.random.key(0)}
@@ -124,7 +123,7 @@ def test_stages_have_their_own_rates_squeezes_and_strides():
 def test_a_block_sees_pixels_that_its_dilation_is_apart(dilation):
     x = np.random.default_rng(2).normal(size=(1, 15, 15, 4)).astype(np.float32)
     block = Block(dilation=dilation, scale=1.0)
-    variables = {"params": fill(outputs(block, x)[1])["params"]}
+    variables = {"params": random_like(outputs(block, x)[1])["params"]}
     seen = jax.jit(jax.grad(lambda x: block.apply(variables, x)[0, 7, 7].sum()))(x)
     down, across = np.nonzero(np.asarray(seen).any((0, 3)))
     assert set(down) == set(across) == set(range(7 - 3 * dilation, 8 + 3 * dilation, dilation))

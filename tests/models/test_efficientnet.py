@@ -22,19 +22,10 @@ from jaxdet.models.efficientnet import (
     torch_name,
 )
 from jaxdet.training import host_init
-from tests.models.test_resnet import outputs, shaped, size
-from tests.models.test_sliding import fill
+from tests.models.helpers import outputs, paths, random_like, shaped, size
 
 SMALL = (Stage(1, 32, expand=1), Stage(1, 16, kernel=5, stride=2))  # the first one adds
 Tiny = partial(EfficientNet, stages=SMALL, width=0.25, classes=3)
-
-
-def paths(variables):
-    """Leaves by path: `params/stem/kernel`."""
-    return {
-        "/".join(key.key for key in path): leaf
-        for path, leaf in jax.tree.leaves_with_path(variables)
-    }
 
 
 # The paper's networks as torchvision's documentation has them, in parameters and giga multiply-adds
@@ -109,7 +100,7 @@ def test_initial_kernels_keep_the_variance_of_what_flows_back():
 def made():
     """Random variables of the tiny network, images, and their logits."""
     images = np.random.default_rng(0).uniform(size=(4, 17, 17, 3)).astype(np.float32)
-    variables = fill(outputs(Tiny(), images)[1])
+    variables = random_like(outputs(Tiny(), images)[1])
     return variables, images, jax.jit(Tiny().apply)(variables, images)
 
 
@@ -133,7 +124,7 @@ def test_frozen_parts_have_no_gradients_and_keep_their_statistics(made):
 def test_frozen_parts_cost_no_backward_pass_even_where_their_maps_are_used():
     net = Tiny(stages=(*SMALL, Stage(1, 8, stride=2)), classes=0, head=True)
     images = np.ones((1, 17, 17, 3), np.float32)
-    variables = fill(outputs(net, images)[1])
+    variables = random_like(outputs(net, images)[1])
 
     def total(params, frozen):
         step = partial(net.clone(frozen_stages=frozen).apply, train=True, mutable="batch_stats")

@@ -12,9 +12,8 @@ from jaxdet.models.convnext import ConvNeXt
 from jaxdet.models.embedder import Embedder
 from jaxdet.models.inverted_residual import InvertedResidualNet
 from jaxdet.models.resnet import ResNet, ResNet18
+from tests.models.helpers import outputs, random_like, shaped, size
 from tests.models.test_mobilenet import TinyV3
-from tests.models.test_resnet import outputs, shaped, size
-from tests.models.test_sliding import fill
 
 BACKBONES = {
     "resnet": partial(ResNet, stages=(1, 1), width=4, classes=0),
@@ -30,7 +29,7 @@ def made(name, **fields):
     """An embedder with random variables, and images."""
     images = np.random.default_rng(0).normal(size=(2, 32, 40, 3)).astype(np.float32)
     net = Embedder(BACKBONES[name], **{"classes": 3, "dim": 5, **fields})
-    return net, fill(outputs(net, images)[1]), images
+    return net, random_like(outputs(net, images)[1]), images
 
 
 @each_backbone
@@ -103,7 +102,7 @@ def test_a_backbone_drops_by_rates_of_its_own():
     rated = partial(BACKBONES["bottlenecks"], rates=(0.5, 0.5), norm=False)
     images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
     net = Embedder(rated, 3, dim=5)
-    variables = {"params": fill(outputs(net, images)[1])["params"]}
+    variables = {"params": random_like(outputs(net, images)[1])["params"]}
 
     @jax.jit
     def run(drop):

@@ -8,8 +8,7 @@ from flax import linen as nn
 
 from jaxdet.models import convnext
 from jaxdet.models.inverted_residual import InvertedResidual, InvertedResidualNet
-from tests.models.test_resnet import outputs, shaped, size
-from tests.models.test_sliding import fill
+from tests.models.helpers import outputs, random_like, shaped, size
 
 WIDTHS, STRIDES = (4, 6, 8), (1, 2, 1)
 Mini = partial(InvertedResidualNet, widths=WIDTHS, strides=STRIDES, classes=3)
@@ -81,7 +80,7 @@ def made():
     """A small network with random variables, and images."""
     images = np.random.default_rng(0).normal(size=(2, 33, 40, 3)).astype(np.float32)
     net = Mini(squeezes=(0, 0.25, 0.25), rates=(0.2, 0, 0.2))
-    return net, fill(outputs(net, images)[1]), images
+    return net, random_like(outputs(net, images)[1]), images
 
 
 def test_dropout_is_for_training_and_its_rates_are_multiplied(made):
@@ -128,7 +127,7 @@ def test_a_block_is_that_of_torch(depthwise, dilation, activation):
     x = 3 * np.random.default_rng(1).normal(size=(2, 5, 7, 8)).astype(np.float32)
     how = {"depthwise": depthwise, "dilation": dilation, "squeeze": 0.25}
     block = InvertedResidual(**how, activation=activation)
-    variables = fill(outputs(block, x)[1])
+    variables = random_like(outputs(block, x)[1])
     params, stats = variables["params"], variables["batch_stats"]
     act = getattr(torch.nn.functional, activation.__name__)
 

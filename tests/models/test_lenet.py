@@ -7,8 +7,7 @@ import pytest
 from jaxdet import flops
 from jaxdet.errors import InputError
 from jaxdet.models.lenet import Doubled, ExtraBoth, ExtraConv, ExtraDense, LeNet, Parallel, Smaller
-from tests.models.test_resnet import size
-from tests.models.test_sliding import fill
+from tests.models.helpers import random_like, size
 
 IMAGES = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
 
@@ -53,7 +52,7 @@ def loss(params, images):
 
 
 def test_gradients_are_finite_on_a_blank_image_too():
-    params = fill(shapes())["params"]
+    params = random_like(shapes())["params"]
     draw = np.random.default_rng(0).uniform(size=(3, 32, 32, 3))
     for images in (draw, jnp.zeros((3, 32, 32, 3))):
         gradient = jax.jit(jax.grad(loss))(params, images)
@@ -189,7 +188,7 @@ def torch_tutorial(torch, params):
 @pytest.mark.parametrize("net", [LeNet(), Doubled()], ids=["tutorial", "doubled"])
 def test_logits_are_those_of_the_tutorial_in_torch_compiled_or_not(net):
     torch = pytest.importorskip("torch")
-    variables = fill(shapes(net))
+    variables = random_like(shapes(net))
     images = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
     with torch.no_grad():
         theirs = torch_tutorial(torch, variables["params"])

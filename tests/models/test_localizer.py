@@ -15,9 +15,7 @@ from jaxdet.models.localizer import BOX_BIAS, MLP, DenseBoxHead, Localizer
 from jaxdet.models.plain import ConvStack, deeper, simple, vgg
 from jaxdet.models.resnet import ResNet, ResNet18
 from jaxdet.training import host_init, optim
-from tests.models.test_efficientnet import paths
-from tests.models.test_resnet import outputs, shaped, size
-from tests.models.test_sliding import fill
+from tests.models.helpers import outputs, paths, random_like, shaped, size
 
 # Kernels by layer, with three classes; the other parameters follow: see `expected`.
 SIMPLE = """
@@ -154,7 +152,7 @@ def test_photos_need_not_be_square():
 def made():
     """Random variables of the tiny localizer, and photos."""
     images = np.random.default_rng(1).normal(size=(6, 16, 16, 3)).astype(np.float32)
-    return fill(outputs(Tiny(), images)[1]), images
+    return random_like(outputs(Tiny(), images)[1]), images
 
 
 @partial(jax.jit, static_argnums=0)
@@ -206,7 +204,7 @@ def test_branches_share_nothing_but_the_features(made):
 
 def test_branches_are_dense_layers_with_relu_between():
     branch = MLP((5, 4), 3)
-    variables = fill(outputs(branch, shaped(2, 6))[1])
+    variables = random_like(outputs(branch, shaped(2, 6))[1])
     x = np.random.default_rng(2).normal(size=(2, 6)).astype(np.float32)
     dense = [variables["params"][name] for name in ("dense1", "dense2", "out")]
     wanted = x
@@ -220,7 +218,7 @@ def celled():
     """A branch of cells, random variables of it, and two maps of a pyramid."""
     branch, random = DenseBoxHead(channels=6, levels=2), np.random.default_rng(3)
     maps = tuple(random.normal(size=(3, *of)).astype(np.float32) for of in ((4, 6, 5), (2, 3, 7)))
-    variables = fill(outputs(branch, maps)[1])
+    variables = random_like(outputs(branch, maps)[1])
     return branch, variables, maps
 
 
@@ -338,7 +336,7 @@ def test_evaluation_looks_at_each_photo_alone(made):
 def test_without_norm_there_are_no_statistics_in_training(made):
     _, images = made
     net = Tiny(features=partial(ConvStack, layout="8 M2 8", norm=False), rates=(0.0, 0.0))
-    variables = fill(outputs(net, images)[1])
+    variables = random_like(outputs(net, images)[1])
     (logits, box), stats = trained(net, {"params": variables["params"]}, images, 0.0)
     assert not stats
     chex.assert_trees_all_close((logits, box), evaluated(net, variables, images), rtol=1e-5)
@@ -399,7 +397,7 @@ def test_a_convolution_in_the_list_may_have_another_size():
 def test_plain_features_are_convolution_norm_relu_and_pool():
     net, images = ConvStack(layout="4 M2"), np.random.default_rng(0).normal(size=(2, 6, 6, 3))
     images = images.astype(np.float32)
-    variables = fill(outputs(net, images)[1])
+    variables = random_like(outputs(net, images)[1])
     params, stats = (variables[of] for of in ("params", "batch_stats"))
     x = jax.lax.conv_general_dilated(
         *(images, params["conv1"]["kernel"], (1, 1), "SAME"),
@@ -424,7 +422,7 @@ def located(features, frozen):
     """A tiny localizer, its random variables, and photos [4, 16, 16, 3]."""
     net = Tiny(features=partial(features, frozen_stages=frozen), side=1, hidden=(6,), rates=(0.0,))
     images = np.random.default_rng(0).normal(size=(4, 16, 16, 3)).astype(np.float32)
-    return net, fill(outputs(net, images)[1]), images
+    return net, random_like(outputs(net, images)[1]), images
 
 
 def gradient(net, variables, images):

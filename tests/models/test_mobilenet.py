@@ -8,8 +8,7 @@ import pytest
 from jaxdet import flops
 from jaxdet.models import layers, mobilenet, pretrained
 from jaxdet.models.mobilenet import V2, BlockConfig, V3Large, V3Small
-from tests.models.test_resnet import outputs, shaped, size
-from tests.models.test_sliding import fill
+from tests.models.helpers import outputs, random_like, shaped, size
 
 MINI = (  # a block of each kind
     BlockConfig(3, 8, 8, False, jax.nn.relu6, 1),
@@ -53,7 +52,7 @@ def test_widths_are_multiples_of_eight_and_never_much_less():
 def made(request):
     """A small network with random variables, and images."""
     images = np.random.default_rng(0).normal(size=(2, 17, 20, 3)).astype(np.float32)
-    return request.param(), fill(outputs(request.param(), images)[1]), images
+    return request.param(), random_like(outputs(request.param(), images)[1]), images
 
 
 def test_frozen_parts_have_no_gradients_and_keep_their_statistics(made):

@@ -13,36 +13,18 @@ from jaxdet import pickles
 from jaxdet.errors import InputError
 from jaxdet.models import plain, pretrained, resnet
 from jaxdet.models.resnet import BasicBlock, Bottleneck, ResNet, ResNet18, ResNet50
-from tests.models.test_sliding import apply, fill
+from tests.models.helpers import apply, paths, random_like, torch_arrays, variable_shapes
 
 Tiny = partial(ResNet, stages=(1, 2), width=8, classes=3)
 COUNTER = "bn1.num_batches_tracked"
 IMAGES = np.random.default_rng(1).normal(size=(2, 64, 48, 3)).astype(np.float32)
 
 
-def shapes(net):
-    """Shapes of a network's variables."""
-    return jax.eval_shape(net.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 64, 64, 3), "f4"))
-
-
-def paths(variables):
-    found = jax.tree.leaves_with_path(variables)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in found}
-
-
-def filed(variables, names):
-    """The arrays {name: array} of a file with these values; the axes of its kernels are theirs."""
-    return {
-        names(path): np.moveaxis(leaf, (-1, -2), (0, 1)) if path.endswith("kernel") else leaf
-        for path, leaf in paths(variables).items()
-    }
-
-
 @pytest.fixture
 def tiny():
     """(variables, arrays) of a small ResNet."""
-    variables = fill(shapes(Tiny()))
-    return variables, filed(variables, resnet.torch_name)
+    variables = random_like(variable_shapes(Tiny()))
+    return variables, torch_arrays(variables, resnet.torch_name)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +46,7 @@ def test_names_of_resnets(path, name):
 
 @pytest.mark.parametrize("net", [ResNet18, ResNet50])
 def test_the_map_of_resnets_gives_no_name_twice(net):
-    names = [resnet.torch_name(path) for path in paths(shapes(net()))]
+    names = [resnet.torch_name(path) for path in paths(variable_shapes(net()))]
     assert len(set(names)) == len(names)
 
 
@@ -91,7 +73,7 @@ def test_names_of_vggs(options, places):
 def test_variables_become_those_of_the_file(tiny):
     variables, arrays = tiny
     arrays = {**arrays, COUNTER: np.array(7)}
-    found = pretrained.assign_arrays(shapes(Tiny()), arrays, resnet.torch_name)
+    found = pretrained.assign_arrays(variable_shapes(Tiny()), arrays, resnet.torch_name)
     jax.tree.map(partial(np.testing.assert_array_equal, strict=True), found, variables)
 
 
@@ -126,10 +108,12 @@ def test_what_the_map_gives_no_name_stays_as_it_is(tiny):
 
 def test_a_head_may_be_left_over_where_the_network_has_none(tiny):
     variables, arrays = tiny
-    found = pretrained.assign_arrays(shapes(Tiny(classes=0)), arrays, resnet.torch_name)
+    found = pretrained.assign_arrays(variable_shapes(Tiny(classes=0)), arrays, resnet.torch_name)
     assert "logits" not in found["params"]
     with pytest.raises(InputError, match=r"no variable takes \(2\): fc.bias, fc.weight$"):
-        pretrained.assign_arrays(shapes(Tiny(classes=0)), arrays, resnet.torch_name, unused=())
+        pretrained.assign_arrays(
+            variable_shapes(Tiny(classes=0)), arrays, resnet.torch_name, unused=()
+        )
     with pytest.raises(InputError, match=r"no variable takes \(1\): fc.scale$"):
         pretrained.assign_arrays(
             variables, {**arrays, "fc.scale": arrays["fc.bias"]}, resnet.torch_name
@@ -154,7 +138,7 @@ def test_a_head_may_be_left_over_where_the_network_has_none(tiny):
 )
 def test_overlay_says_in_one_line_what_does_not_fit(tiny, net, match):
     with pytest.raises(InputError, match=match):
-        pretrained.assign_arrays(shapes(net), tiny[1], resnet.torch_name)
+        pretrained.assign_arrays(variable_shapes(net), tiny[1], resnet.torch_name)
 
 
 def test_an_array_of_too_few_axes_is_a_shape_that_differs(tiny):
@@ -232,7 +216,7 @@ def agree(torch, theirs, net, names, path, **options):
     with torch.no_grad():
         expected = theirs(torch.tensor(IMAGES).permute(0, 3, 1, 2)).numpy()
     torch.save(theirs.state_dict(), path, **options)
-    variables = pretrained.assign_arrays(shapes(net), pickles.read_arrays(path), names)
+    variables = pretrained.assign_arrays(variable_shapes(net), pickles.read_arrays(path), names)
     found = np.asarray(apply(net, variables, IMAGES))
     if found.ndim == 4:
         found = found.transpose(0, 3, 1, 2)

@@ -16,24 +16,30 @@ from safetensors.numpy import save_file
 
 from jaxdet.errors import InputError
 from jaxdet.models import convnext, efficientnet, layers, registry
-from tests.models.test_pretrained import filed, paths, shapes
-from tests.models.test_resnet import outputs, shaped
-from tests.models.test_sliding import apply, fill
+from tests.models.helpers import (
+    apply,
+    outputs,
+    paths,
+    random_like,
+    shaped,
+    torch_arrays,
+    variable_shapes,
+)
 
 IMAGES = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype(np.float32)
 
 
 def test_the_first_stages_return_the_maps_of_the_whole_backbone():
     whole, part = registry.backbone("resnet18")(), registry.backbone("resnet18", stages=3)()
-    variables = fill(shapes(whole))
-    expected_paths = paths(shapes(part))
+    variables = random_like(variable_shapes(whole))
+    expected_paths = paths(variable_shapes(part))
     assert {path.split("/")[1].split("_")[0] for path in expected_paths} == {
         *registry.stage_names("resnet18")[:3]
     }
     assert expected_paths.keys() < paths(variables).keys()
     first = jax.tree.map_with_path(
         lambda where, _: paths(variables)[jax.tree_util.keystr(where, simple=True, separator="/")],
-        shapes(part),
+        variable_shapes(part),
     )
     expected = apply(whole, variables, IMAGES)[1]
     found = apply(part, first, IMAGES)[-1]
@@ -49,11 +55,11 @@ def test_mobilenets_are_cut_after_a_block():
 
 @pytest.mark.parametrize("names", [efficientnet.torch_name, efficientnet.timm_name])
 def test_the_first_stages_are_loaded_from_a_file_of_the_whole_backbone(names, tmp_path):
-    whole = fill(shapes(registry.backbone("lite0")()))
-    arrays = filed(whole, names)
+    whole = random_like(variable_shapes(registry.backbone("lite0")()))
+    arrays = torch_arrays(whole, names)
     path = tmp_path / "w.safetensors"
     save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, path)
-    part = shapes(registry.backbone("lite0", stages=3)())
+    part = variable_shapes(registry.backbone("lite0", stages=3)())
     inside = {collection: {"features": tree} for collection, tree in part.items()}
     found = registry.load_pretrained("lite0", path, inside, stages=3)
     expected = paths(whole)
@@ -119,7 +125,7 @@ def test_a_classifier_is_not_a_backbone():
 @pytest.mark.parametrize("name", registry.names("backbone", "staged", "localizer"))
 def test_every_layer_of_a_backbone_belongs_to_one_stage(name):
     stages = registry.stage_names(name)
-    layer_names = {path.split("/")[1] for path in paths(shapes(registry.backbone(name)()))}
+    layer_names = {path.split("/")[1] for path in paths(variable_shapes(registry.backbone(name)()))}
     for layer in layer_names:
         assert sum(registry.in_stages(layer, [stage]) for stage in stages) == 1, layer
     for stage in stages:
@@ -128,9 +134,9 @@ def test_every_layer_of_a_backbone_belongs_to_one_stage(name):
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_the_first_stages_have_the_variables_of_the_whole_backbone(name):
-    whole = paths(shapes(registry.backbone(name)()))
+    whole = paths(variable_shapes(registry.backbone(name)()))
     count = len(registry.stage_names(name)) - 1
-    first = paths(shapes(registry.backbone(name, stages=count)()))
+    first = paths(variable_shapes(registry.backbone(name, stages=count)()))
     stages = registry.stage_names(name)[:count]
     assert first == {p: x for p, x in whole.items() if registry.in_stages(p.split("/")[1], stages)}
 
@@ -148,18 +154,18 @@ def test_weights_of_convnexts_are_loaded(tmp_path, monkeypatch, modules, stages)
     spec = replace(registry.get("convnext_tiny"), constructor=thin)
     monkeypatch.setitem(registry.MODELS, "convnext_tiny", spec)
     net = registry.get("convnext_tiny").build()
-    whole = {"params": fill(shapes(net))["params"]}
-    arrays = filed(whole, partial(convnext.torch_name, modules=modules))
+    whole = {"params": random_like(variable_shapes(net))["params"]}
+    arrays = torch_arrays(whole, partial(convnext.torch_name, modules=modules))
     path = tmp_path / "weights.safetensors"
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
-    part = shapes(registry.backbone("convnext_tiny", stages=stages)())
+    part = variable_shapes(registry.backbone("convnext_tiny", stages=stages)())
     inside = {"params": {"features": part["params"], "head": {"bias": shaped(2)}}}
     found = registry.load_pretrained("convnext_tiny", path, inside, stages=stages)["params"]
     assert found["head"]["bias"] == shaped(2)  # is not the backbone's
     expected = paths(whole["params"])
     for place, leaf in paths(found["features"]).items():
         np.testing.assert_array_equal(leaf, expected[place])
-    same = registry.load_pretrained("convnext_tiny", path, shapes(net), module="")
+    same = registry.load_pretrained("convnext_tiny", path, variable_shapes(net), module="")
     jax.tree.map(np.testing.assert_array_equal, same, whole)
 
 
@@ -194,6 +200,6 @@ def test_one_line_adds_a_backbone(monkeypatch):
     assert "strided" in registry.names("backbone")
     assert registry.stage_names("strided") == ("stage1", "stage2")
     net = registry.backbone("strided")(frozen_stages=1, name="features")
-    assert {"stage1", "stage2"} <= {path.split("/")[1] for path in paths(shapes(net))}
+    assert {"stage1", "stage2"} <= {path.split("/")[1] for path in paths(variable_shapes(net))}
     with pytest.raises(NotImplementedError, match="Strided cannot be cut"):
         registry.backbone("strided", stages=1)

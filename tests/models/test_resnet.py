@@ -8,22 +8,9 @@ import pytest
 
 from jaxdet import flops
 from jaxdet.models.resnet import Bottleneck, ResNet, ResNet18, ResNet34, ResNet50
-from tests.models.test_sliding import fill
+from tests.models.helpers import outputs, random_like, shaped, size
 
 Tiny = partial(ResNet, stages=(1, 1), width=8, classes=3)
-
-
-def shaped(*shape):
-    return jax.ShapeDtypeStruct(shape, jnp.float32)
-
-
-def outputs(net, images):
-    """(outputs, variables) as shapes."""
-    return jax.eval_shape(net.init_with_output, jax.random.key(0), images)
-
-
-def size(tree):
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 # Of torchvision's models at 224 x 224: its documentation's parameters and giga multiply-adds.
@@ -80,7 +67,7 @@ def test_names_of_the_parts():
 def made():
     """A tiny network, random variables, and images."""
     images = np.random.default_rng(0).uniform(size=(4, 32, 32, 3)).astype(np.float32)
-    return Tiny(), fill(outputs(Tiny(), images)[1]), images
+    return Tiny(), random_like(outputs(Tiny(), images)[1]), images
 
 
 def test_training_has_finite_gradients_and_new_statistics(made):

@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from jaxdet.models.sliding import NgSlidingNet, SlidingNet, multiply_adds, to_convolutional
 from jaxdet.ops import windows
+from tests.models.helpers import apply, random_like
 from tests.reference import windows as reference
 
 Small = partial(SlidingNet, channels=(4,), fc_widths=(8, 6), outputs=3, window=14)
@@ -19,26 +20,8 @@ def pair(net, channels=3):
     """A sequential network, its variables, its convolutional form and the variables of that."""
     net = net.clone(form="sequential")
     x = jnp.zeros((1, net.window, net.window, channels))
-    variables = fill(jax.eval_shape(net.init, jax.random.key(0), x))
+    variables = random_like(jax.eval_shape(net.init, jax.random.key(0), x))
     return net, variables, net.clone(form="convolutional"), to_convolutional(net, variables)
-
-
-def fill(shapes):
-    """Random variables of these shapes, statistics and biases too, that keep outputs near 1."""
-    draw = np.random.default_rng(0)
-
-    def normal(x):
-        return np.float32(draw.normal(size=x.shape) / np.prod(x.shape[:-1]) ** 0.5)
-
-    variables = jax.tree.map(normal, shapes)
-    return {**variables, "batch_stats": jax.tree.map(abs, variables.get("batch_stats", {}))}
-
-
-@partial(jax.jit, static_argnums=0)
-def apply(net, variables, x):
-    """Outputs in evaluation, at full precision on any device."""
-    with jax.default_matmul_precision("highest"):
-        return net.apply(variables, x)
 
 
 def slide(net, variables, images, stride=None):

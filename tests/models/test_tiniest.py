@@ -5,8 +5,7 @@ import pytest
 from jaxdet import flops
 from jaxdet.kernels import conv
 from jaxdet.models.cifar import Tiniest, TiniestBlock
-from tests.models.test_resnet import outputs, shaped, size
-from tests.models.test_sliding import fill
+from tests.models.helpers import outputs, random_like, shaped, size
 
 IMAGES = shaped(1, 32, 32, 3)
 
@@ -61,7 +60,7 @@ def test_a_block_is_that_of_torch(way):
     f = torch.nn.functional
     x = np.random.default_rng(0).normal(size=(2, 15, 13, 8)).astype(np.float32)
     net = TiniestBlock(activation=jax.nn.gelu, conv_general_dilated=way)
-    variables = fill(outputs(net, x)[1])
+    variables = random_like(outputs(net, x)[1])
     weights = jax.tree.map(torch.tensor, variables["params"])
 
     def convolve(maps, name, **how):

@@ -5,9 +5,7 @@ import pytest
 
 from jaxdet import flops
 from jaxdet.models.cifar import Deep, Tiny
-from tests.models.test_efficientnet import paths
-from tests.models.test_resnet import outputs, shaped, size
-from tests.models.test_sliding import fill
+from tests.models.helpers import outputs, paths, random_like, shaped, size
 
 IMAGES = shaped(1, 32, 32, 3)
 SMALL = Tiny(stem=4, widths=(4, 6), depth=(1, 0), classes=3)
@@ -53,7 +51,7 @@ def test_names_of_the_layers():
 def made():
     """Random variables of a small network, images, and their logits."""
     images = np.random.default_rng(0).normal(size=(3, 16, 16, 3)).astype(np.float32)
-    variables = fill(outputs(SMALL, images)[1])
+    variables = random_like(outputs(SMALL, images)[1])
     return variables, images, jax.jit(SMALL.apply)(variables, images)
 
 

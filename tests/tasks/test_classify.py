@@ -15,8 +15,7 @@ from jaxdet.ops import augment
 from jaxdet.tasks import classify
 from jaxdet.training import parallel
 from jaxdet.types import StepContext
-from tests.models.test_resnet import outputs
-from tests.models.test_sliding import fill
+from tests.models.helpers import outputs, random_like
 from tests.reference import augment as reference_augment
 from tests.reference import classification as reference_classification
 
@@ -192,7 +191,7 @@ def test_padded_rows_have_no_effect(name):
 @pytest.fixture(scope="module")
 def net():
     """(tiny network with dropout and batch norm, random variables)."""
-    return Tiny(), fill(outputs(Tiny(), prepare(random_batch())["image"])[1])
+    return Tiny(), random_like(outputs(Tiny(), prepare(random_batch())["image"])[1])
 
 
 def test_dropout_factor_and_key_reach_the_network(net):

@@ -20,8 +20,7 @@ from jaxdet.ops import augment
 from jaxdet.tasks import localize
 from jaxdet.training import parallel
 from jaxdet.types import StepContext
-from tests.models.test_resnet import outputs
-from tests.models.test_sliding import fill
+from tests.models.helpers import outputs, random_like
 from tests.reference import localization as reference_localization
 
 CLASSES = ("cup", "hat", "owl")
@@ -211,7 +210,7 @@ def test_weights_scale_their_own_terms_only():
 @pytest.fixture(scope="module")
 def net():
     """(tiny localizer with dropout and batch norm, random variables)."""
-    return Tiny(), fill(outputs(Tiny(), random_batch()["image"])[1])
+    return Tiny(), random_like(outputs(Tiny(), random_batch()["image"])[1])
 
 
 def test_dropout_factor_and_key_reach_the_network(net):

@@ -12,8 +12,7 @@ from jaxdet.models.plain import ConvStack
 from jaxdet.tasks import verify
 from jaxdet.training import parallel
 from jaxdet.types import StepContext
-from tests.models.test_resnet import outputs
-from tests.models.test_sliding import fill
+from tests.models.helpers import outputs, random_like
 from tests.reference import embeddings as reference_embeddings
 from tests.reference import verification as reference_verification
 
@@ -210,7 +209,7 @@ def test_padded_rows_have_no_effect(embedding_loss):
 def test_four_devices_give_loss_gradient_and_centers_of_one(embedding_loss):
     batch, net = random_batch(8), Tiny()
     task = make_task(net, embedding_loss=embedding_loss)
-    variables = fill(outputs(net, batch["image"])[1])
+    variables = random_like(outputs(net, batch["image"])[1])
     if embedding_loss == "center":
         variables["batch_stats"] = {verify.CENTERS: np.ones((IDENTITIES, DIM), np.float32)}
 
@@ -251,7 +250,7 @@ def test_measured_embeddings_have_length_1():
 
 def test_tta_adds_the_embedding_of_the_mirror_image():
     net, batch = Tiny(), random_batch()
-    variables = fill(outputs(net, batch["image"])[1])
+    variables = random_like(outputs(net, batch["image"])[1])
     images, mirrored = batch["image"], batch["image"][:, :, ::-1]
     predict = jax.jit(make_task(net, tta=True).predict)
     one, other = (jax.device_get(predict(variables, each)) for each in (images, mirrored))
