@@ -32,7 +32,7 @@ def run(options: Assign) -> int:
     if options.json:
         print(json.dumps(rows))
     else:
-        print(tables.aligned(rows, rows[0]))
+        print(tables.aligned(rows, list(rows[0])))
     _draw(batch, targets, centers, strides, options)
     return 0
 

@@ -21,8 +21,8 @@ def run(system: str, options: Inspect) -> int:
     else:
         for table in (rows, *checks):
             if table:
-                print(tables.aligned(table, dict.fromkeys(key for row in table for key in row)))
-                print()
+                columns = list(dict.fromkeys(key for row in table for key in row))
+                print(f"{tables.aligned(table, columns)}\n")
         print("\n".join(notes) or "every image and row can be used")
     if notes and options.on_invalid == "error":
         raise InputError(

@@ -21,6 +21,6 @@ def run(system: str, options: Split) -> int:
     for name, (_, text) in zip(names, files, strict=True):
         run_dir.write_text(options.out, name, text)
     runs.report_notes(notes, print)
-    print(tables.aligned(counts, counts[0]))
+    print(tables.aligned(counts, list(counts[0])))
     print(f"wrote {', '.join(names)} to {options.out}")
     return 0

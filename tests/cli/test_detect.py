@@ -43,6 +43,9 @@ def data(tmp_path_factory):
     return root
 
 
+STAGES = {name: registry.stage_names(name) for name in ("lite0", "resnet18", "b0")}
+
+
 class Features(Freezable):
     """One convolution, and three maps of it: a backbone that compiles in no time."""
 
@@ -71,6 +74,7 @@ def small():
     """A network of three convolutions where one is made: commands are tested here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "backbone", lambda name: Features)
+        patch.setattr(registry, "stage_names", STAGES.get)
         patch.setattr(necks, "FPN", Neck)
         patch.setattr(heads, "DecoupledHead", Head)
         yield
@@ -133,7 +137,7 @@ def test_one_program_evaluates_with_the_assigners_of_all_epochs(data):
     with small():
         experiment = configs.build("detect", config)
         state = host_init.initialize(training_state.init_fn(experiment))
-        variables = training_state.eval_variables(state)
+        variables = training_state.variables_of(state)
         evaluate = evaluator.Evaluator(experiment, "val")
         zero, one, two = (evaluate(variables, epoch)["loss"] for epoch in range(3))
     assert zero != one == two and evaluate.step._cache_size() == 1
@@ -422,22 +426,25 @@ def test_preview_shows_inputs_before_and_after_augmentation(place, monkeypatch):
 
 def test_ablation_trains_once_for_two_types_of_nms(place, monkeypatch, capsys):
     epochs = []
-    monkeypatch.setattr(training_loop.Loop, "_train", _noted(epochs, training_loop.Loop._train))
+    monkeypatch.setattr(
+        training_loop.Loop, "batch_indices", _noted(epochs, training_loop.Loop.batch_indices)
+    )
     words = ["--root", "data", *WORDS, *LOW, "--nms-type", "hard", "wbf", "--one-at-a-time"]
     words += ["--tal-from", "1", "--eval-first", "false"]
     assert main("sweep", "detect", *words, "--out", "swept") == 0
     assert len(epochs) == 1
     first, second = json.loads(Path("swept/sweep.json").read_text())
-    assert (first["changed"], second["changed"]) == ("nothing", "nms-kind wbf")
+    assert (first["changed"], second["changed"]) == ("baseline", "nms-type wbf")
     assert second["gain"] == second["map"] - first["map"] and second["loss"] == first["loss"]
-    (found,) = answers("eval", "swept/nms-kind=wbf", "--split", "val")
+    (found,) = answers("eval", "swept/nms-type=wbf", "--split", "val")
     for name in ("map", "recall100", "loss"):
         assert found[name] == second[name]
     assert found["operations"] == second["operations"] and first["parameters"] > 0
-    assert "| changed | gain | runs |" in capsys.readouterr().out
-    before = Path("swept/nms-kind=wbf/metrics.jsonl").read_text()
+    (shown,) = parse_aligned(capsys.readouterr().out)
+    assert list(shown[0])[:3] == ["changed", "gain", "runs"]
+    before = Path("swept/nms-type=wbf/metrics.jsonl").read_text()
     assert main("sweep", "detect", *words, "--out", "swept", "--resume") == 0
-    assert Path("swept/nms-kind=wbf/metrics.jsonl").read_text() == before and len(epochs) == 1
+    assert Path("swept/nms-type=wbf/metrics.jsonl").read_text() == before and len(epochs) == 1
 
 
 def _noted(calls, call):
@@ -460,7 +467,7 @@ def test_assigned_cells_are_counted_and_drawn(place, capsys):
 
 REFUSED = {
     "no root": (["train", "detect", *WORDS], "--root must be a folder of data, got none"),
-    "no data": (["train", "detect", *WORDS, "--root", "run"], "no known data; data.yaml"),
+    "no data": (["train", "detect", *WORDS, "--root", "run"], "no known data; expected data.yaml"),
     "format": (["train", "detect", "--root", "data", "--format", "voc"], "no voc data"),
     "size": (
         ["train", "detect", "--root", "data", "--size", "65", "96"],
@@ -526,7 +533,7 @@ def test_invalid_rows_stop_training_on_request(place, capsys):
     labels.write_text(labels.read_text() + "7 .5 .5 .1 .1\n")
     words = ["train", "detect", "--root", "data", *WORDS, "--out", "other"]
     assert main(*words, "--on-invalid", "error") == 2
-    assert "0.txt row 3: unknown class 7; 0 to 1 are known (1 such)" in capsys.readouterr().err
+    assert "0.txt row 3: unknown class 7, must be 0 to 1 (1 such)" in capsys.readouterr().err
 
 
 CHOICES = {

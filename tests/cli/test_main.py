@@ -178,7 +178,7 @@ REFUSED = {
     ),
     "overwrite with a bad canvas": (
         [*TRAIN, "--out", "run", "--overwrite", "--canvas", "40"],
-        "canvas 40",
+        "canvas must be at least 52 pixels, got 40",
     ),
     "resume with another flag": (
         ["train", "digits", "--out", "run", "--resume", "--lr", "9"],
@@ -193,9 +193,15 @@ REFUSED = {
     "eval of another version": (["eval", "newer"], "newer/config.json.*colour.*version"),
     "predict of another version": (["predict", "newer"], "newer/config.json.*colour.*version"),
     "eval of a cut configuration": (["eval", "cut"], "cut/config.json"),
-    "step": (["eval", "run", "--checkpoint", "7"], r"--checkpoint 7.*\d"),
-    "step of predict": (["predict", "run", "--checkpoint", "first"], r"--checkpoint first.*\d"),
-    "split": (["eval", "run", "--split", "tset"], "tset.*train.*val.*test"),
+    "step": (["eval", "run", "--checkpoint", "7"], r"--checkpoint must be .*\d.*got 7"),
+    "step of predict": (
+        ["predict", "run", "--checkpoint", "first"],
+        r"--checkpoint must be .*\d.*got first",
+    ),
+    "split": (
+        ["eval", "run", "--split", "tset"],
+        "--split must be one of train, val, test.*got tset",
+    ),
     "no image": (["predict", "run", "gone.png"], "gone.png: no such image"),
     "unreadable image": (["predict", "run", "text.png"], "text.png: not a readable image"),
     "small image": (["predict", "run", "small.png"], "60 x 20"),
@@ -219,7 +225,7 @@ REFUSED = {
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("words, says", REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_is_refused_in_one_line_and_nothing_is_changed(place, capfd, words, says):
+def test_invalid_input_is_one_line_and_changes_nothing(place, capfd, words, says):
     before = files(place)
     assert main(*words) == 2
     out, err = capfd.readouterr()
@@ -241,7 +247,7 @@ def test_what_cannot_be_is_refused_in_one_line_and_nothing_is_changed(place, cap
     ],
     ids=lambda words: " ".join(words[-2:]) if isinstance(words, list) else "",
 )
-def test_words_that_cannot_be_read_are_refused_with_what_could_be(place, capsys, words, says):
+def test_unknown_options_and_values_are_refused_with_the_valid_ones(place, capsys, words, says):
     before = files(place)
     assert main(*words) == 2
     assert says in capsys.readouterr().err
@@ -254,18 +260,18 @@ BOOLEANS = {"on", "two-words"}
 
 
 @given(st.lists(names | values))
-def test_spelling_out_twice_is_spelling_out_once(words):
+def test_expanding_booleans_twice_is_expanding_them_once(words):
     once = flags.expand_booleans(words, BOOLEANS)
     assert flags.expand_booleans(once, BOOLEANS) == once
 
 
 @given(st.lists(values))
-def test_words_without_a_boolean_are_left_alone(words):
+def test_words_without_a_boolean_are_unchanged(words):
     assert flags.expand_booleans(words, BOOLEANS) == words
 
 
 @given(st.lists(names | values), names, st.lists(names | values))
-def test_a_boolean_stands_for_itself_wherever_it_is(before, name, after):
+def test_expansion_of_a_boolean_does_not_depend_on_its_position(before, name, after):
     whole = flags.expand_booleans([*before, name, "--other", *after], BOOLEANS)
     expected = flags.expand_booleans([name], BOOLEANS)
     at = len(flags.expand_booleans([*before, "--other"], BOOLEANS)) - 1
@@ -284,7 +290,7 @@ def test_a_boolean_stands_for_itself_wherever_it_is(before, name, after):
         (["a", "--on", "b"], ["a", "--on", "true", "b"]),
     ],
 )
-def test_booleans_spelled_out(words, meant):
+def test_expanded_booleans(words, meant):
     assert flags.expand_booleans(words, BOOLEANS) == meant
 
 
@@ -398,7 +404,7 @@ def test_version(capsys):
 
 
 @pytest.mark.parametrize("which", ["best", "last", "21"])
-def test_eval_prints_exactly_the_figures_that_training_logged(trained, capsys, which):
+def test_eval_has_exactly_the_scores_that_training_logged(trained, capsys, which):
     steps = {"best": checkpoint.best(trained), "last": checkpoint.steps(trained)[-1], "21": 21}
     (logged,) = (
         line["val"] for line in run_dir.read_metrics(trained) if line["step"] == steps[which]
@@ -437,7 +443,7 @@ def test_eval_prints_json(trained, capsys):
     assert took <= set(found)
 
 
-def test_eval_reads_the_data_of_root_in_place_of_the_run_s_own(place, capsys):
+def test_eval_reads_the_data_of_root_instead_of_the_run(place, capsys):
     path = place / "run" / "config.json"
     kept = json.loads(path.read_text())
     kept["config"] |= {"source": "mnist", "root": "gone"}
@@ -448,14 +454,14 @@ def test_eval_reads_the_data_of_root_in_place_of_the_run_s_own(place, capsys):
     assert "accuracy" in capsys.readouterr().out
 
 
-def test_eval_and_predict_leave_the_run_as_it_was(place, capsys):
+def test_eval_and_predict_do_not_change_the_run(place, capsys):
     before = files(place)
     assert main("eval", "run", "--split", "val") == 0
     assert main("predict", "run", "--count", "2") == 0
     assert files(place) == before
 
 
-def test_eval_warns_of_a_damaged_checkpoint_in_one_line(place, capfd):
+def test_eval_warns_of_a_corrupt_checkpoint_in_one_line(place, capfd):
     last = checkpoint.steps(place / "run")[-1]
     (place / "run" / "checkpoints" / str(last) / "manifest.json").unlink()
     assert main("eval", "run", "--checkpoint", "last", "--split", "val") == 0
@@ -476,7 +482,7 @@ def answers(capsys, *words):
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-def test_an_image_file_gets_the_answer_of_the_same_sample(place, capsys):
+def test_image_files_and_samples_have_equal_predictions(place, capsys):
     batch = evaluator.samples(tiny.experiment(), "test", 2)
     names = [f"{i}.png" for i in range(2)]
     for name, image in zip(names, batch["image"], strict=True):
@@ -490,13 +496,13 @@ def test_an_image_file_gets_the_answer_of_the_same_sample(place, capsys):
         np.testing.assert_allclose(file["score"], sample["score"], atol=2e-4)
 
 
-def test_a_figure_of_image_files_is_written(place, capsys):
+def test_figure_of_image_files_is_written(place, capsys):
     Image.new("L", (60, 60)).save("blank.png")
     assert main("predict", "run", "blank.png", "--figure", "new.png") == 0
     assert (place / "new.png").read_bytes().startswith(PNG)
 
 
-def test_a_figure_does_not_disturb_the_json(place, capsys):
+def test_figure_does_not_disturb_the_json(place, capsys):
     found = answers(capsys, "--count", "2", "--figure", "new.png")
     assert [set(answer) for answer in found] == [{"image", "label", "score", "box"}] * 2
 
@@ -515,7 +521,7 @@ def test_overwrite_replaces_a_run(place):
     assert [line["step"] for line in run_dir.read_metrics("run")] == [0, 21, 42]
 
 
-def test_an_interrupted_training_saves_and_says_130(place, monkeypatch, capsys):
+def test_interrupted_training_saves_and_exits_with_130(place, monkeypatch, capsys):
     save = checkpoint.save
 
     def save_and_interrupt(*args, **kwargs):
@@ -549,9 +555,7 @@ def disk_filling_up(monkeypatch):
         yield
 
 
-def test_a_disk_that_fills_up_is_one_line_and_the_last_good_checkpoint_stays(
-    place, monkeypatch, capfd
-):
+def test_full_disk_is_one_line_and_the_last_good_checkpoint_stays(place, monkeypatch, capfd):
     with disk_filling_up(monkeypatch):
         assert main(*TRAIN, "--out", "new", "--quiet") == 2
     err = capfd.readouterr().err
