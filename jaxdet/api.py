@@ -123,7 +123,6 @@ def train(
             experiment = time_budget.plan_epochs(compiled, experiment, since_start() or 0.0)
             epochs = experiment.config.epochs
             show.line(f"{epochs} epochs fit into {config.time_budget:g} s")
-            compiled = None if compiled.plan != experiment.plan else compiled
         runs.create(folder, experiment)
     run_dir.write_environment(folder, devices)
     clock = time_budget.Clock(folder, experiment.config)
