@@ -71,7 +71,7 @@ class Restored(Process):
     checkpoint: str = "best"
     """best, last, or a step"""
     split: str = "test"
-    """train, val, test, or another split of the system"""
+    """train, val, test, or another split of the system; `eval`: all means these three"""
     root: str = ""
     """folder of other data with the same classes; by default the data of the run"""
     score_threshold: float | None = None
@@ -89,7 +89,7 @@ class Restored(Process):
 
 @dataclass(frozen=True, kw_only=True)
 class Eval(Restored):
-    """Scores of a checkpoint, equal to those that training logged; `--split all` has three tables."""
+    """Scores of a checkpoint, equal to those that training logged."""
 
     plots: Path | None = None
     """folder for plots: the confusion matrix; detect: also precision-recall curves and mAP"""
@@ -105,7 +105,7 @@ class Predict(Restored):
     """image files, folders, patterns such as 'a/**/*.jpg', or tables of images with labels and
     boxes (.csv, objects); without any, samples of --split, which need the data"""
     filename: tuple[Path, ...] = ()
-    """more of them; each is shown in a window, if there is a display and no --figure or --save-dir"""
+    """more images; with a display, and without --figure and --save-dir, each opens in a window"""
     show_all_images: bool = True
     """false shows only failures: a wrong label, or an IoU below .5 with the true box"""
     save_dir: Path | None = None
