@@ -119,14 +119,14 @@ def refused(message, command, chosen, **changes):
     assert "\n" not in str(error.value)
 
 
-def embed(paths, checkpoint="best", **loading):
-    return verify.Embedder(api.load(RUN, checkpoint, **loading), {}).embed(paths)
+def embed(paths, checkpoint="best"):
+    return verify.Embedder(api.load(RUN, checkpoint), {}).embed(paths)
 
 
 def similarities():
     """(cosines [N, M] of probes and gallery images in NumPy, identity [M] of the latter)."""
-    gallery = images.list_images("known")
-    found = [np.asarray(embed([path])[0], np.float64) for path in (*probe_paths(), *gallery)]
+    gallery, run = images.list_images("known"), api.load(RUN)
+    found = [np.asarray(run.embed(path), np.float64) for path in (*probe_paths(), *gallery)]
     found = np.array([x / np.linalg.norm(x) for x in found])
     return found[: len(UNKNOWN)] @ found[len(UNKNOWN) :].T, [path.parent.name for path in gallery]
 
@@ -467,7 +467,7 @@ def test_a_submission_has_the_label_that_predict_prints_for_each_image(place, ca
     expected = [f"{i}.png,{list(TRAINED).index(name)}" for i, name in enumerate(labels)]
     assert Path("new/table.csv").read_text().splitlines() == ["id,label", *expected]
     assert main("predict", "run", "unknown", "--sample", "truth.csv") == 2
-    assert "--sample: its rows are for --submit" in capsys.readouterr().err
+    assert "--sample needs --submit" in capsys.readouterr().err
 
 
 # refusals
