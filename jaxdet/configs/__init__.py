@@ -52,7 +52,8 @@ def build(name: str, config: Any) -> "Experiment":
 
     module = _checked_module(name, config)
     if config.max_params:
-        time_budget.check_parameters(*module.network(config), config.max_params)
+        net, shape = module.network(config)
+        time_budget.check_parameters(net, shape, config.max_params)
     return module.build(config)
 
 
@@ -108,8 +109,8 @@ def network_of_run(folder: Path, config: Any) -> NamedNetwork:
     """The network of a run with the configuration `config`, for the classes of its data."""
     from jaxdet.training import run_dir
 
-    system, _ = run_dir.read_config(folder)
-    return network_of_config(system, config, len(run_dir.read_metadata(folder)["classes"]))
+    run = run_dir.read_config(folder)
+    return network_of_config(run.system, config, len(run.metadata["classes"]))
 
 
 def _checked_module(name: str, config: Any) -> ModuleType:

@@ -56,6 +56,7 @@ TUTORIALS = (  # PyTorch's tutorial network and its variants
     *("tutorial", "doubled", "extra_conv", "extra_dense", "extra_both", "two_3x3", "inception"),
 )
 MAX_PADDING = 32  # pixels: a side of the image
+MAX_PARAMETERS = 262_144
 
 Model = Literal[*registry.names("cifar")]
 
@@ -66,7 +67,7 @@ class Config(TrainConfig):
 
     HPARAMS: ClassVar = ("dropout",)
     SUBSET_FIELDS: ClassVar = ("train_fraction",)
-    LIMITS: ClassVar = {"parameters": 262_144, "total_seconds": 3600}
+    LIMITS: ClassVar = {"parameters": MAX_PARAMETERS, "total_seconds": 3600}
     GRIDS: ClassVar = {
         "arch": (
             *(f"--model {name}" for name in TUTORIALS),
@@ -122,7 +123,7 @@ class Config(TrainConfig):
     """mixup: training images are mixed by fractions from Beta(alpha, alpha)"""
     tta: bool = False
     """predict from the mean of an image and its mirror image; the loss is not affected"""
-    max_params: int = LIMITS["parameters"]
+    max_params: int = MAX_PARAMETERS
     epochs: int = 2
     batch: int = 4
     eval_batch: int = 400

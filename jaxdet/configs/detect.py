@@ -331,9 +331,10 @@ def _read_dataset(config: Any) -> _Data:
     samples = detection.with_validation(dataset.splits, config.val_fraction, config.seed)
     max_boxes = config.max_boxes or detection.largest_box_count(samples)
     load = detection.stream if config.stream else detection.load
+    height, width = config.size
     splits, notes, first = {}, [*dataset.notes], 0
     for name, own in samples.items():
-        splits[name], faults = load(own, *config.size, max_boxes, first_id=first)
+        splits[name], faults = load(own, height, width, max_boxes, first_id=first)
         notes += faults
         first += len(own)
     image_ids = {

@@ -120,6 +120,3 @@ def blank_source(spec: dict[str, list]) -> ArraySource:
     return ArraySource(
         {name: np.zeros((1, *shape), dtype) for name, (dtype, shape) in spec.items()}
     )
-
-
-Source = ArraySource | StreamSource
