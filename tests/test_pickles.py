@@ -12,11 +12,11 @@ from jaxdet.errors import InputError
 
 
 class Call(tuple):
-    """(module, name, *arguments): what a pickle calls."""
+    """A call of a pickle: (module, name, *arguments)."""
 
 
 class Stored(tuple):
-    """What torch.save keeps outside of the pickle."""
+    """A storage, which torch.save keeps outside the pickle."""
 
 
 class Kind(str):
@@ -24,7 +24,7 @@ class Kind(str):
 
 
 def opcodes(value):
-    """A value as a pickle's opcodes, any globals and all, without PyTorch."""
+    """The opcodes of a value, globals included, without PyTorch."""
     if isinstance(value, Call):
         module, name, *arguments = value
         return f"c{module}\n{name}\n".encode() + opcodes(tuple(arguments)) + b"R"
@@ -44,7 +44,7 @@ def opcodes(value):
 
 
 def pickled(value):
-    """A value as a pickle; bytes are one already."""
+    """A pickled value; bytes are returned unchanged."""
     return value if isinstance(value, bytes) else b"\x80\x02" + opcodes(value) + b"."
 
 
@@ -58,7 +58,7 @@ STORAGES = {"0": np.arange(6, dtype=np.float32).tobytes()}
 PLAIN = {"a": tensor(), "epoch": 3}
 
 
-def zipped(tree=PLAIN, storages=STORAGES, packing=zipfile.ZIP_STORED, **entries):
+def newer_file(tree=PLAIN, storages=STORAGES, packing=zipfile.ZIP_STORED, **entries):
     """A file as torch.save writes it."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", packing) as file:
@@ -70,7 +70,7 @@ def zipped(tree=PLAIN, storages=STORAGES, packing=zipfile.ZIP_STORED, **entries)
     return stream.getvalue()
 
 
-def rowed(tree=PLAIN, storages=STORAGES, version=pickles.PROTOCOL, little=1, size=4):
+def older_file(tree=PLAIN, storages=STORAGES, version=pickles.PROTOCOL, little=1, size=4):
     """A file as torch.save wrote it before 1.6."""
     start = b"\x80\x02\x8a\x0a" + pickles.MAGIC.to_bytes(10, "little") + b"."
     parts = map(pickled, (version, {"little_endian": little}, tree, list(storages)))
@@ -78,12 +78,12 @@ def rowed(tree=PLAIN, storages=STORAGES, version=pickles.PROTOCOL, little=1, siz
     return start + b"".join((*parts, *raw))
 
 
-BOTH = pytest.mark.parametrize("form", [zipped, rowed])
+BOTH = pytest.mark.parametrize("form", [newer_file, older_file])
 
 
 @pytest.fixture
 def given(tmp_path):
-    """A function that reads what a file of these bytes holds."""
+    """A function that reads the arrays of a file with this content."""
 
     def read(content):
         path = tmp_path / "net.pth"
@@ -100,7 +100,7 @@ def refused(read, content, match):
 
 
 @BOTH
-def test_arrays_come_by_name_and_nothing_else(given, form):
+def test_only_arrays_are_read(given, form):
     arrays = given(form())
     assert list(arrays) == ["a"] and arrays["a"].dtype == np.float32
     np.testing.assert_array_equal(arrays["a"], [[0, 1, 2], [3, 4, 5]])
@@ -108,7 +108,7 @@ def test_arrays_come_by_name_and_nothing_else(given, form):
 
 @BOTH
 @pytest.mark.parametrize("wrapper", pickles.WRAPPERS)
-def test_what_a_training_script_wrapped_is_unwrapped(given, form, wrapper):
+def test_the_state_dict_of_a_checkpoint_is_unwrapped(given, form, wrapper):
     assert list(given(form({"epoch": 3, wrapper: PLAIN}))) == ["a"]
 
 
@@ -166,7 +166,7 @@ def test_a_file_without_arrays_by_name_is_refused(given, form, tree):
 
 
 @BOTH
-def test_a_pickle_that_runs_a_program_is_refused_and_does_not_run(given, form, tmp_path):
+def test_a_pickle_that_runs_code_is_refused(given, form, tmp_path):
     proof = tmp_path / "proof"
     for module in ("os", os.name):
         call = Call((module, "system", f"touch {proof}"))
@@ -188,12 +188,12 @@ def test_a_pickle_that_runs_a_program_is_refused_and_does_not_run(given, form, t
         b"\x82\x01",  # a global by its number in a registry
     ],
 )
-def test_no_opcode_gets_another_global(given, form, code):
+def test_no_opcode_reaches_another_global(given, form, code):
     refused(given, form(b"\x80\x04" + code + b"."), "refers to")
 
 
 @BOTH
-def test_setting_attributes_leaves_no_trace(given, form):
+def test_setting_attributes_has_no_effect(given, form):
     function = b"ctorch._utils\n_rebuild_parameter\n"
     evil = b"N}" + opcodes("__defaults__") + opcodes((tensor(),)) + b"s\x86b"
     given(form(b"\x80\x02}" + opcodes("a") + opcodes(PLAIN["a"]) + b"s" + function + evil + b"0."))
@@ -204,7 +204,7 @@ def test_setting_attributes_leaves_no_trace(given, form):
 
 
 @BOTH
-def test_memory_is_not_for_the_file_to_ask_for(given, form):
+def test_a_file_cannot_allocate_excessive_memory(given, form):
     far = b"\x80\x02}r" + struct.pack("<I", 2**31) + b"."
     refused(given, form(far), "needs more memory than its length explains")
     refused(given, form(b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"."), "damaged")
@@ -230,17 +230,17 @@ def test_a_damaged_file_gives_arrays_or_an_input_error(given, form):
             assert "\n" not in str(error)
 
 
-def test_what_is_no_file_of_weights_is_refused(given, tmp_path):
+def test_other_files_are_refused(given, tmp_path):
     for content, match in [
         (b"", "begins with nothing; must be"),
         (b"\x89PNG\r\n", "begins with 89 50 4e 47"),
         (pickled({"a": 1}), "pickle that torch.save did not write"),
-        (rowed(version=1002), "has format version 1002, must be 1001"),
-        (rowed(little=0), "big-endian"),
-        (zipped(byteorder="big"), "big-endian"),
-        (zipped(packing=zipfile.ZIP_DEFLATED), "compressed entries"),
-        (zipped().replace(b"net/data.pkl", b"net/meta.pkl"), "without one data.pkl"),
-        (zipped(**{"more/data.pkl": "."}), "without one data.pkl"),
+        (older_file(version=1002), "has format version 1002, must be 1001"),
+        (older_file(little=0), "big-endian"),
+        (newer_file(byteorder="big"), "big-endian"),
+        (newer_file(packing=zipfile.ZIP_DEFLATED), "compressed entries"),
+        (newer_file().replace(b"net/data.pkl", b"net/meta.pkl"), "without one data.pkl"),
+        (newer_file(**{"more/data.pkl": "."}), "without one data.pkl"),
     ]:
         refused(given, content, match)
     for path, match in [(tmp_path, "Is a directory"), (tmp_path / "none", "No such file")]:
@@ -249,7 +249,7 @@ def test_what_is_no_file_of_weights_is_refused(given, tmp_path):
 
 
 def test_entries_of_a_zip_file_that_share_their_bytes_are_refused(given):
-    stream = io.BytesIO(zipped(storages={"0": bytes(1000)}))
+    stream = io.BytesIO(newer_file(storages={"0": bytes(1000)}))
     with zipfile.ZipFile(stream, "a") as file:
         file.filelist += [file.getinfo("net/data/0")] * 99
         file._didModify = True
@@ -277,7 +277,7 @@ def state(torch):
 
 @pytest.mark.parametrize("new", [True, False])
 @pytest.mark.parametrize("protocol", [2, 4, 5])
-def test_arrays_are_those_that_torch_saved(given, new, protocol):
+def test_arrays_equal_those_that_torch_saved(given, new, protocol):
     torch = pytest.importorskip("torch")
     expected = {**state(torch), **torch.nn.BatchNorm2d(3).state_dict()}
     stream = io.BytesIO()
@@ -299,7 +299,7 @@ def test_a_state_dict_with_its_metadata(given):
     np.testing.assert_array_equal(arrays["weight"], plain(net.weight), strict=True)
 
 
-def test_a_whole_network_of_torch_is_refused(given):
+def test_a_pickled_torch_module_is_refused(given):
     torch = pytest.importorskip("torch")
     stream = io.BytesIO()
     torch.save(torch.nn.ReLU(), stream)
@@ -325,7 +325,7 @@ def test_safetensors(given):
         refused(given, content[:length], "cut short or damaged|begins with")
 
 
-def test_safetensors_of_bfloat16_and_of_what_is_not_supported(given):
+def test_safetensors_of_bfloat16_and_of_an_unsupported_type(given):
     pytest.importorskip("safetensors")
     header = b'{"a":{"dtype":"%s","shape":[2],"data_offsets":[0,%d]}}'
     content = header % (b"BF16", 4)
@@ -335,6 +335,6 @@ def test_safetensors_of_bfloat16_and_of_what_is_not_supported(given):
     refused(given, struct.pack("<Q", len(content)) + content + bytes(16), "arrays of U64")
 
 
-def test_without_safetensors_the_remedy_is_said(given, monkeypatch):
+def test_without_safetensors_the_error_names_the_remedy(given, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors", None)
     refused(given, struct.pack("<Q", 2) + b"{}", r"pip install jaxdet\[weights\]")

@@ -20,8 +20,8 @@ Mini = partial(ConvNeXt, widths=WIDTHS, blocks=BLOCKS, classes=3)
     "net, parameters, multiply_adds", [(Tiny(), 28_589_128, 4.456), (Small(), 50_223_688, 8.684)]
 )
 def test_parameters_and_multiply_adds(net, parameters, multiply_adds):
-    made = jax.make_jaxpr(net.init_with_output, return_shape=True)
-    closed, (_, variables) = made(jax.random.key(0), shaped(1, 224, 224, 3))
+    trace = jax.make_jaxpr(net.init_with_output, return_shape=True)
+    closed, (_, variables) = trace(jax.random.key(0), shaped(1, 224, 224, 3))
     assert size(variables["params"]) == parameters
     assert round(flops.count_jaxpr(closed, convention="mac").total() / 1e9, 3) == multiply_adds
 
@@ -38,7 +38,7 @@ def test_parameters_by_arithmetic():
     assert size(plain) == 49 * 6 * 6 + 6 + 2 * 6 + 8 * 6**2 + 5 * 6
 
 
-def test_without_classes_the_maps_of_the_stages_come_out():
+def test_without_classes_the_maps_of_the_stages_are_returned():
     maps, variables = outputs(Mini(classes=0), shaped(2, 64, 96, 3))
     sides = ((16, 24), (8, 12), (4, 6), (2, 3))
     assert [m.shape for m in maps] == [(2, *s, c) for s, c in zip(sides, WIDTHS, strict=True)]
@@ -46,14 +46,14 @@ def test_without_classes_the_maps_of_the_stages_come_out():
 
 
 @pytest.fixture(scope="module")
-def made():
+def example():
     """A small network with random variables, and images."""
     images = np.random.default_rng(0).normal(size=(2, 40, 64, 3)).astype(np.float32)
     return Mini(), random_like(outputs(Mini(), images)[1]), images
 
 
-def test_frozen_parts_have_no_gradients(made):
-    net, variables, images = made
+def test_frozen_stages_have_no_gradients(example):
+    net, variables, images = example
 
     @jax.jit
     @jax.grad
@@ -70,7 +70,7 @@ def test_frozen_parts_have_no_gradients(made):
         assert any(leaf.any() for leaf in jax.tree.leaves(leaves)) != stays, module
 
 
-def test_stochastic_depth_leaves_out_the_branches_of_whole_images():
+def test_stochastic_depth_drops_branches_per_image():
     x = np.random.default_rng(1).normal(size=(64, 3, 3, 4)).astype(np.float32)
     block = Block(rate=0.25, scale=1.0)
     variables = random_like(outputs(block, x)[1])
@@ -86,8 +86,8 @@ def test_stochastic_depth_leaves_out_the_branches_of_whole_images():
     np.testing.assert_allclose(whole, branch, rtol=1e-3, atol=1e-4)
 
 
-def test_rates_rise_from_0_to_that_of_the_network_and_bfloat16_stays(made):
-    net, variables, images = made
+def test_rates_rise_linearly_and_bfloat16_is_kept(example):
+    net, variables, images = example
     rates = []
 
     def block(rate, **fields):
@@ -101,7 +101,7 @@ def test_rates_rise_from_0_to_that_of_the_network_and_bfloat16_stays(made):
     assert low.dtype == jnp.bfloat16
 
 
-def test_stages_have_their_own_rates_squeezes_and_strides():
+def test_rates_squeezes_and_strides_per_stage():
     seen = []
 
     def block(**fields):
@@ -120,7 +120,7 @@ def test_stages_have_their_own_rates_squeezes_and_strides():
 
 
 @pytest.mark.parametrize("dilation", [1, 2])
-def test_a_block_sees_pixels_that_its_dilation_is_apart(dilation):
+def test_dilation_spaces_the_pixels_that_a_block_sees(dilation):
     x = np.random.default_rng(2).normal(size=(1, 15, 15, 4)).astype(np.float32)
     block = Block(dilation=dilation, scale=1.0)
     variables = {"params": random_like(outputs(block, x)[1])["params"]}
@@ -174,9 +174,9 @@ def torch_net(torch):
     return TorchConvNeXt().eval()
 
 
-def test_logits_are_those_of_torch_with_the_same_weights_by_name(made):
+def test_logits_agree_with_torch(example):
     torch = pytest.importorskip("torch")
-    net, variables, images = made
+    net, variables, images = example
     theirs, rng = torch_net(torch), np.random.default_rng(1)
     arrays = {
         name: np.float32(rng.uniform(-0.5, 1, tuple(value.shape)))
@@ -215,6 +215,6 @@ def test_logits_are_those_of_torch_with_the_same_weights_by_name(made):
         ("logits/kernel", "head.weight", "head.fc.weight"),
     ],
 )
-def test_names_in_files_of_weights(path, paper, timm):
+def test_names_in_weight_files(path, paper, timm):
     assert convnext.torch_name(f"params/{path}", convnext.PAPER_MODULES) == paper
     assert convnext.torch_name(f"params/{path}", convnext.TIMM_MODULES) == timm

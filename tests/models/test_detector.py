@@ -30,12 +30,12 @@ def normal(*shape, seed=3):
 
 
 def shaped(module, *args):
-    """What the outputs of a module look like; nothing is computed."""
+    """Outputs of a module, as shapes."""
     return jax.eval_shape(lambda *a: module.init_with_output(jax.random.key(1), *a)[0], *args)
 
 
 def applied(module, *args):
-    """Outputs of a module with fresh variables, and those, on the host."""
+    """Outputs of a module with its initial variables, and the variables, on the host."""
     variables = host_init.initialize(module.init, jax.random.key(1), *args)
     return jax.device_get(run(module, variables, *args)), variables
 
@@ -48,7 +48,7 @@ def run(module, variables, *args):
 @pytest.mark.parametrize(
     "block", [necks.ConvBlock, necks.C3, necks.C2f, partial(necks.C2f, blocks=2)]
 )
-def test_blocks_keep_the_map_and_set_the_width(block):
+def test_blocks_keep_the_size_of_the_map_and_set_its_channels(block):
     assert shaped(block(channels=6), maps()[0]).shape == (2, 8, 12, 6)
 
 
@@ -69,7 +69,7 @@ def test_c3_and_c2f_have_the_convolutions_of_their_figures():
 
 @pytest.mark.parametrize("neck", [necks.FPN, necks.PAN])
 @pytest.mark.parametrize("levels", [1, 2, 3])
-def test_necks_keep_every_map_and_set_the_width(neck, levels):
+def test_necks_keep_the_size_of_every_map_and_set_its_channels(neck, levels):
     out = shaped(neck(channels=8), maps()[:levels])
     assert [x.shape for x in out] == [(*s[:3], 8) for s in SHAPES[:levels]]
 
@@ -77,7 +77,7 @@ def test_necks_keep_every_map_and_set_the_width(neck, levels):
 @pytest.mark.parametrize(
     ("neck", "back"), [(necks.FPN, False), (necks.PAN, True)], ids=["fpn", "pan"]
 )
-def test_what_reaches_what(neck, back):
+def test_information_flow_between_levels(neck, back):
     """Coarse maps reach finer ones; fine ones reach coarser ones only on the way back up."""
     given = maps()
     module = neck(channels=8)
@@ -93,7 +93,7 @@ def test_what_reaches_what(neck, back):
 
 
 @pytest.mark.parametrize("sides", [(4, 6), (3, 5), (4, 5)])
-def test_enlarging_is_every_pixel_by_its_nearest(sides):
+def test_upsampling_repeats_the_nearest_pixel(sides):
     x = maps()[2]  # 2 x 3
     out = np.asarray(necks.upsample_nearest(x, sides, "name"))
     for i in range(sides[0]):
@@ -101,7 +101,7 @@ def test_enlarging_is_every_pixel_by_its_nearest(sides):
             np.testing.assert_array_equal(out[:, i, j], x[:, i // 2, j // 2])
 
 
-def test_fpn_is_its_figure():
+def test_fpn_equals_its_figure():
     """Laterals, sums and outputs, one by one."""
     given = maps()[:2]
     fpn = necks.FPN(channels=8)
@@ -119,7 +119,7 @@ def test_fpn_is_its_figure():
     np.testing.assert_allclose(out[0], run(block, own, fine), atol=1e-4)
 
 
-def test_the_head_starts_from_its_prior_and_has_a_row_a_cell():
+def test_the_head_starts_at_its_prior_and_predicts_every_cell():
     head = DecoupledHead(classes=5, channels=8)
     raw, variables = applied(head, maps())
     cells = sum(s[1] * s[2] for s in SHAPES)
@@ -133,7 +133,7 @@ def test_the_head_starts_from_its_prior_and_has_a_row_a_cell():
     assert names == {f"level{i}_{part}" for i in (1, 2, 3) for part in of_level}
 
 
-def test_classes_and_boxes_come_from_branches_of_their_own():
+def test_classes_and_boxes_have_separate_branches():
     head = DecoupledHead(classes=5, channels=8, objectness=True)
     raw, variables = applied(head, maps())
     params = jax.tree.map(lambda x: x, variables["params"])
@@ -157,7 +157,7 @@ def detector(reg_max=1, levels=3, **head):
 
 
 @pytest.mark.parametrize("levels", [2, 3])
-def test_a_detector_answers_for_every_cell(levels):
+def test_a_detector_predicts_every_cell(levels):
     image, bins = normal(2, 64, 96, 3), 8
     if levels == 2:
         answers = shaped(detector(1, levels), image)
@@ -178,13 +178,13 @@ def test_a_detector_answers_for_every_cell(levels):
     assert (inside < (bins - 1) * of_cell[None, :, None]).all()
 
 
-def test_a_fresh_detector_has_boxes_of_two_strides():
+def test_initial_boxes_have_sides_of_two_strides():
     answers, _ = applied(detector(), np.zeros((1, 64, 64, 3), np.float32))
     sides = (answers.boxes[..., 2:] - answers.boxes[..., :2])[0] / answers.strides[:, None]
     np.testing.assert_allclose(sides, 2.0, rtol=0.05)
 
 
-def test_answers_and_parameters_are_float32_whatever_is_computed_in():
+def test_outputs_and_parameters_are_float32_in_any_dtype():
     part = {"dtype": jnp.bfloat16}
     parts = {name: partial(getattr(detector(), name), **part) for name in PARTS}
     image = normal(1, 64, 64, 3)

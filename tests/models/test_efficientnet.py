@@ -43,15 +43,15 @@ Tiny = partial(EfficientNet, stages=SMALL, width=0.25, classes=3)
     ids=["Lite0", "Lite4", "B0", "B1", "B2", "B3"],
 )
 def test_parameters_and_multiply_adds(net, side, parameters, multiply_adds):
-    made = jax.make_jaxpr(net.init_with_output, return_shape=True)
-    closed, (_, variables) = made(jax.random.key(0), shaped(1, side, side, 3))
+    trace = jax.make_jaxpr(net.init_with_output, return_shape=True)
+    closed, (_, variables) = trace(jax.random.key(0), shaped(1, side, side, 3))
     assert size(variables["params"]) == parameters
     assert round(flops.count_jaxpr(closed, convention="mac").total() / 1e9, 3) == multiply_adds
 
 
 @pytest.mark.parametrize("side, sides", [(64, (16, 8, 4, 2)), (65, (17, 9, 5, 3))])
 @pytest.mark.parametrize("head, last", [(False, 320), (True, 1280)])
-def test_without_classes_the_last_map_of_each_resolution_comes_out(side, sides, head, last):
+def test_without_classes_the_last_map_of_each_resolution_is_returned(side, sides, head, last):
     maps, variables = outputs(Lite0(classes=0, head=head), shaped(2, side, side, 3))
     widths = (24, 40, 112, last)
     assert [each.shape for each in maps] == [
@@ -61,7 +61,7 @@ def test_without_classes_the_last_map_of_each_resolution_comes_out(side, sides, 
     assert "logits" not in variables["params"]
 
 
-def test_names_of_the_parts():
+def test_names_of_the_layers():
     _, variables = outputs(Tiny(), shaped(1, 32, 32, 3))
     params = variables["params"]
     blocks = {"stage1_block1", "stage2_block1"}
@@ -88,7 +88,7 @@ def test_activations_and_sums_are_rows_of_the_operation_table():
     assert "stage2_block1/add" not in names
 
 
-def test_initial_kernels_keep_the_variance_of_what_flows_back():
+def test_initial_kernels_preserve_the_variance_of_gradients():
     block = MBConv(width=96, squeeze=0)
     x = np.ones((1, 1, 1, 32), np.float32)
     params = host_init.initialize(block.init, jax.random.key(0), x)["params"]
@@ -97,15 +97,15 @@ def test_initial_kernels_keep_the_variance_of_what_flows_back():
 
 
 @pytest.fixture(scope="module")
-def made():
+def example():
     """Random variables of the tiny network, images, and their logits."""
     images = np.random.default_rng(0).uniform(size=(4, 17, 17, 3)).astype(np.float32)
     variables = random_like(outputs(Tiny(), images)[1])
     return variables, images, jax.jit(Tiny().apply)(variables, images)
 
 
-def test_frozen_parts_have_no_gradients_and_keep_their_statistics(made):
-    variables, images, _ = made
+def test_frozen_stages_have_no_gradients_and_keep_their_statistics(example):
+    variables, images, _ = example
 
     def loss(params):
         step = partial(Tiny(frozen_stages=2).apply, train=True, mutable="batch_stats")
@@ -121,7 +121,7 @@ def test_frozen_parts_have_no_gradients_and_keep_their_statistics(made):
         assert changed != path.startswith(("stem", "stage1")), path
 
 
-def test_frozen_parts_cost_no_backward_pass_even_where_their_maps_are_used():
+def test_frozen_stages_cost_no_backward_pass_even_where_their_maps_are_used():
     net = Tiny(stages=(*SMALL, Stage(1, 8, stride=2)), classes=0, head=True)
     images = np.ones((1, 17, 17, 3), np.float32)
     variables = random_like(outputs(net, images)[1])
@@ -141,8 +141,8 @@ def test_frozen_parts_cost_no_backward_pass_even_where_their_maps_are_used():
     assert costs[-1] == 0
 
 
-def test_evaluation_looks_at_each_image_alone_and_freezing_changes_nothing(made):
-    variables, images, together = made
+def test_evaluation_is_independent_per_image_and_of_freezing(example):
+    variables, images, together = example
     apply = jax.jit(Tiny(frozen_stages=2).apply)
     alone = jnp.concatenate([apply(variables, image[None]) for image in images])
     assert together.shape == (4, 3)
@@ -150,8 +150,8 @@ def test_evaluation_looks_at_each_image_alone_and_freezing_changes_nothing(made)
     chex.assert_trees_all_close(together, alone, atol=1e-4)
 
 
-def test_statistics_are_synchronised_over_the_named_axis(made):
-    variables, images, _ = made
+def test_batch_statistics_are_synchronised_over_devices(example):
+    variables, images, _ = example
     net = Tiny(stages=SMALL[:1], classes=0)
     train = {"train": True, "mutable": "batch_stats"}
     _, together = jax.jit(partial(net.apply, **train))(variables, images)
@@ -161,8 +161,8 @@ def test_statistics_are_synchronised_over_the_named_axis(made):
     chex.assert_trees_all_close(together, jax.tree.map(lambda x: x[0], updates), atol=1e-4)
 
 
-def test_bfloat16_computes_near_float32_and_keeps_its_parameters(made):
-    variables, images, exact = made
+def test_bfloat16_is_close_to_float32_and_keeps_its_parameters(example):
+    variables, images, exact = example
     net = Tiny(dtype=jnp.bfloat16)
     found = jax.jit(net.apply)(variables, images)
     assert found.dtype == jnp.bfloat16
@@ -171,7 +171,7 @@ def test_bfloat16_computes_near_float32_and_keeps_its_parameters(made):
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
 
 
-def test_every_convolution_goes_through_the_given_function():
+def test_every_convolution_uses_conv_general_dilated():
     calls = []
 
     def spy(*args, **kwargs):
@@ -202,14 +202,14 @@ logits/bias                         _fc.bias                          classifier
 
 
 @pytest.mark.parametrize("path, torch, timm", [row.split() for row in NAMES.strip().splitlines()])
-def test_names_in_files_of_weights(path, torch, timm):
+def test_names_in_weight_files(path, torch, timm):
     kind = "batch_stats" if path.endswith(("mean", "var")) else "params"
     assert torch_name(f"{kind}/{path}") == torch
     assert timm_name(f"{kind}/{path}") == timm
 
 
 @pytest.mark.parametrize("names", [torch_name, timm_name])
-def test_no_two_variables_have_one_name(names):
+def test_array_names_are_unique(names):
     _, variables = outputs(B0(), np.zeros((1, 32, 32, 3), np.float32))
     given = [names(path) for path in paths(variables)]
     assert len(set(given)) == len(given)
@@ -223,7 +223,7 @@ def test_deeper_networks_have_later_names_in_torch():
             torch_name(unknown)
 
 
-class Twin:
+class TorchReference:
     """EfficientNet-PyTorch's forward pass; `weights` are drawn where they are first needed."""
 
     def __init__(self, activation, squeeze):
@@ -247,7 +247,7 @@ class Twin:
         return self.f.conv2d(self.f.pad(x, pads), weight, bias, stride, groups=groups)
 
     def norm(self, x, name):
-        """By statistics near those of x, as training would leave them."""
+        """Batch norm with statistics near those of x."""
         var, mean = self.torch.var_mean(x, (0, 2, 3), correction=0)
         self.weights[f"{name}.running_mean"] = mean = mean + 0.1
         self.weights[f"{name}.running_var"] = var = 1.2 * var + 0.1
@@ -281,8 +281,8 @@ class Twin:
         return x.mean((2, 3)) @ weight.T + self.draw("_fc.bias", classes)
 
 
-def taken(path, leaf, weights):
-    """A leaf's values among torch's, which are taken away."""
+def pop_weight(path, leaf, weights):
+    """A leaf's values among torch's, which are pop_weight away."""
     value = weights.pop(torch_name(path)).numpy()
     value = value.transpose(*range(2, value.ndim), 1, 0) if value.ndim > 1 else value
     assert value.shape == leaf.shape, path
@@ -298,13 +298,13 @@ def taken(path, leaf, weights):
     ],
     ids=["Lite0", "B0"],
 )
-def test_outputs_are_those_of_torch(net, twin, height, width):
+def test_outputs_agree_with_torch(net, twin, height, width):
     images = np.random.default_rng(0).normal(size=(2, height, width, 3)).astype(np.float32)
-    twin = Twin(*twin)
+    twin = TorchReference(*twin)
     expected = twin(images, net.stages, net.classes).numpy()
     _, shapes = outputs(net, images)
     variables = jax.tree.map_with_path(
-        lambda path, leaf: taken("/".join(key.key for key in path), leaf, twin.weights), shapes
+        lambda path, leaf: pop_weight("/".join(key.key for key in path), leaf, twin.weights), shapes
     )
     assert not twin.weights
     assert expected.std() > 0.1

@@ -25,7 +25,7 @@ LAST = {"resnet": 8, "mobilenet": 8, "convnext": 6, "bottlenecks": 6}
 each_backbone = pytest.mark.parametrize("name", BACKBONES)
 
 
-def made(name, **fields):
+def example(name, **fields):
     """An embedder with random variables, and images."""
     images = np.random.default_rng(0).normal(size=(2, 32, 40, 3)).astype(np.float32)
     net = Embedder(BACKBONES[name], **{"classes": 3, "dim": 5, **fields})
@@ -33,8 +33,8 @@ def made(name, **fields):
 
 
 @each_backbone
-def test_the_two_methods_are_what_the_call_does(name):
-    net, variables, images = made(name)
+def test_embed_and_classify_compose_to_the_call(name):
+    net, variables, images = example(name)
 
     @jax.jit
     def every(variables, images):
@@ -66,7 +66,7 @@ def test_parameters_by_arithmetic(name):
         assert embedding.shape == (1, dim or last)
 
 
-def test_the_seed_s_7001_identities_from_a_resnet_and_a_mobilenet():
+def test_sizes_with_7001_identities():
     for features, parameters, last in [
         (partial(ResNet18, classes=0), 11_176_512, 512),
         (partial(mobilenet.V2, classes=0), 1_811_712, 320),
@@ -77,15 +77,15 @@ def test_the_seed_s_7001_identities_from_a_resnet_and_a_mobilenet():
 
 
 @each_backbone
-def test_embeddings_and_logits_are_float32_whatever_is_computed_in(name):
+def test_embeddings_and_logits_are_float32_in_any_dtype(name):
     low = {"dtype": jnp.bfloat16}
     net = Embedder(partial(BACKBONES[name], **low), 3, dim=5, **low)
     found, variables = outputs(net, shaped(1, 32, 32, 3))
     assert {leaf.dtype for leaf in jax.tree.leaves((found, variables))} == {jnp.dtype("float32")}
 
 
-def test_dropout_on_the_way_to_the_classes_leaves_embeddings_alone():
-    net, variables, images = made("convnext", hidden=(7,), rates=(0.5, 0.5))
+def test_classifier_dropout_leaves_embeddings_unchanged():
+    net, variables, images = example("convnext", hidden=(7,), rates=(0.5, 0.5))
 
     @jax.jit
     def run(drop):
@@ -98,7 +98,7 @@ def test_dropout_on_the_way_to_the_classes_leaves_embeddings_alone():
     chex.assert_trees_all_close(whole, plain, rtol=1e-3, atol=1e-5)
 
 
-def test_a_backbone_drops_by_rates_of_its_own():
+def test_a_backbone_has_its_own_dropout_rates():
     rated = partial(BACKBONES["bottlenecks"], rates=(0.5, 0.5), norm=False)
     images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
     net = Embedder(rated, 3, dim=5)
@@ -116,7 +116,7 @@ def test_a_backbone_drops_by_rates_of_its_own():
 
 @pytest.mark.parametrize("name", ["convnext", "bottlenecks"])
 def test_gradients_reach_every_layer_and_are_finite(name):
-    net, variables, images = made(name, hidden=(7,))
+    net, variables, images = example(name, hidden=(7,))
 
     @jax.jit
     @jax.grad
@@ -133,15 +133,15 @@ def test_gradients_reach_every_layer_and_are_finite(name):
 
 
 def test_every_layer_is_a_row_of_the_operation_table():
-    net, variables, images = made("resnet")
+    net, variables, images = example("resnet")
     rows = flops.count(net.apply, variables, images).by_layer
     names = {path.removeprefix("Embedder/") for path, _ in rows}
     assert names >= {"features/stem", "features/stage2_block1/conv2", "pool", "embedding", "logits"}
 
 
 def test_bnneck_is_the_batch_norm_of_the_embedding_without_shifts():
-    net, variables, images = made("resnet", bnneck=True)
-    bare, _, _ = made("resnet")
+    net, variables, images = example("resnet", bnneck=True)
+    bare, _, _ = example("resnet")
     norm = variables["params"]["embedding_norm"]
     assert set(norm) == {"scale"}
     scale = np.linspace(0.5, 2, 5, dtype=np.float32)
@@ -170,13 +170,13 @@ def test_bnneck_is_the_batch_norm_of_the_embedding_without_shifts():
     np.testing.assert_allclose(judged, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_variances_of_classes_are_parameters_that_leave_the_logits_alone():
-    net, variables, images = made("resnet", variances=True)
+def test_class_variances_leave_the_logits_unchanged():
+    net, variables, images = example("resnet", variances=True)
     spread = variables["params"]["gaussians"]["log"]
     assert spread.shape == (3, 5)
     plain = jax.tree.map(lambda leaf: leaf, variables)
     del plain["params"]["gaussians"]
-    expected = made("resnet")[0].apply(plain, images)
+    expected = example("resnet")[0].apply(plain, images)
     chex.assert_trees_all_equal(net.apply(variables, images), expected)
     fresh = net.init(jax.random.key(0), images)["params"]["gaussians"]["log"]
     np.testing.assert_array_equal(fresh, 0)

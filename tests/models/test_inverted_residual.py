@@ -15,7 +15,7 @@ Mini = partial(InvertedResidualNet, widths=WIDTHS, strides=STRIDES, classes=3)
 
 
 def block_size(width, depthwise, squeeze, expand=4):
-    """Parameters of a block by arithmetic: convolutions, and two numbers a channel of each norm."""
+    """Parameters of a block by arithmetic; each norm has two numbers per channel."""
     wide, middle = expand * width, max(1, int(squeeze * width))
     squeezing = (wide + 1) * middle + (middle + 1) * wide if squeeze else 0
     taps = 9 * wide if depthwise else 9 * wide**2
@@ -42,7 +42,7 @@ def test_parameters_by_arithmetic(depthwise, squeezes, blocks):
     assert size(variables["params"]) == net_size(WIDTHS, 3, depthwise, squeezes, blocks)
 
 
-def test_the_rows_of_the_seed_s_table():
+def test_networks_of_assignment_4():
     widths = (32, 64, 128, 256, 512)
     final = InvertedResidualNet(squeezes=(0.25,) * 5, rates=(0.2, 0, 0.2, 0, 0.2), classes=7001)
     maps, variables = outputs(final.clone(classes=0), shaped(1, 224, 224, 3))
@@ -63,7 +63,7 @@ def test_the_rows_of_the_seed_s_table():
     assert variables["params"]["stage8_block1"]["conv"]["kernel"].shape == (7, 7, 128, 128)
 
 
-def test_kernels_begin_with_kaiming_s_normal_numbers():
+def test_kernels_are_initialised_by_kaiming_normal():
     net = Mini(widths=(32, 64), strides=(1, 1), squeezes=(0.25, 0.25), classes=300)
     images = np.zeros((1, 16, 16, 3), np.float32)
     params = jax.jit(net.init)(jax.random.key(0), images)["params"]
@@ -76,15 +76,15 @@ def test_kernels_begin_with_kaiming_s_normal_numbers():
 
 
 @pytest.fixture(scope="module")
-def made():
+def example():
     """A small network with random variables, and images."""
     images = np.random.default_rng(0).normal(size=(2, 33, 40, 3)).astype(np.float32)
     net = Mini(squeezes=(0, 0.25, 0.25), rates=(0.2, 0, 0.2))
     return net, random_like(outputs(net, images)[1]), images
 
 
-def test_dropout_is_for_training_and_its_rates_are_multiplied(made):
-    net, variables, images = made
+def test_dropout_rates_are_multiplied_in_training(example):
+    net, variables, images = example
 
     @jax.jit
     def run(drop):
@@ -98,8 +98,8 @@ def test_dropout_is_for_training_and_its_rates_are_multiplied(made):
     assert abs(dropped - plain).max() > 1e-3
 
 
-def test_frozen_parts_have_no_gradients_and_keep_their_statistics(made):
-    net, variables, images = made
+def test_frozen_stages_have_no_gradients_and_keep_their_statistics(example):
+    net, variables, images = example
 
     def loss(params):
         logits, updates = net.clone(frozen_stages=2, rates=()).apply(
@@ -122,7 +122,7 @@ def test_frozen_parts_have_no_gradients_and_keep_their_statistics(made):
 
 @pytest.mark.parametrize("depthwise, dilation", [(True, 1), (False, 1), (True, 2)])
 @pytest.mark.parametrize("activation", [nn.relu, nn.relu6])
-def test_a_block_is_that_of_torch(depthwise, dilation, activation):
+def test_a_block_agrees_with_torch(depthwise, dilation, activation):
     torch = pytest.importorskip("torch")
     x = 3 * np.random.default_rng(1).normal(size=(2, 5, 7, 8)).astype(np.float32)
     how = {"depthwise": depthwise, "dilation": dilation, "squeeze": 0.25}

@@ -27,7 +27,7 @@ def drawn(*shape, seed=0):
 
 
 @pytest.mark.parametrize("side", [1, 2, 3, 7])
-def test_adaptive_mean_pool_is_that_of_torch(side):
+def test_adaptive_avg_pool_agrees_with_torch(side):
     torch = pytest.importorskip("torch")
     expected = torch.nn.AdaptiveAvgPool2d(side)
     sizes = [(1, 1), (2, 9), (3, 4), (5, 13), (6, 3), (7, 7), (8, 14)]
@@ -40,19 +40,19 @@ def test_adaptive_mean_pool_is_that_of_torch(side):
 
 @settings(deadline=None, max_examples=12)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 6))
-def test_adaptive_mean_pool_is_the_loop(height, width, side):
+def test_adaptive_avg_pool_equals_the_loop(height, width, side):
     x = drawn(2, height, width, 2)
     found = pool(x, "pool", side=side)
     np.testing.assert_allclose(found, reference.adaptive_average_pool(x, side), atol=1e-6)
 
 
-def test_adaptive_mean_pool_of_its_own_size_is_the_map():
+def test_adaptive_avg_pool_to_the_same_size_is_the_identity():
     x = drawn(2, 4, 4, 3)
     np.testing.assert_array_equal(pool(x, "pool", side=4), x)
 
 
 @pytest.mark.parametrize("side", [1, 3, 5])
-def test_adaptive_mean_pool_keeps_constants_and_the_number_format(side):
+def test_adaptive_avg_pool_keeps_constants_and_the_dtype(side):
     x = jnp.full((1, 4, 7, 2), 3.0, jnp.bfloat16)
     found = pool(x, "pool", side=side)
     assert found.dtype == jnp.bfloat16
@@ -78,7 +78,7 @@ def dropped(rate, x, factor, seed, train):
 
 
 @pytest.mark.parametrize("rate, factor", [(0.5, 1.0), (0.2, 1.0), (0.5, 0.4), (0.3, 2.0)])
-def test_dropout_zeroes_its_share_and_scales_the_rest(rate, factor):
+def test_dropout_zeroes_the_given_fraction_and_scales_the_rest(rate, factor):
     x = np.ones((100, 200), np.float32)
     out, share = np.asarray(drop(rate, x, factor)), rate * factor
     bound = BOUND * (share * (1 - share) / x.size) ** 0.5
@@ -90,7 +90,7 @@ def test_dropout_zeroes_its_share_and_scales_the_rest(rate, factor):
 @pytest.mark.parametrize(
     "rate, factor, train", [(0.5, 1.0, False), (0.0, 1.0, True), (0.5, 0, True)]
 )
-def test_without_training_rate_or_factor_nothing_drops(rate, factor, train):
+def test_without_training_rate_or_factor_nothing_is_dropped(rate, factor, train):
     x = drawn(100, 200)
     np.testing.assert_array_equal(drop(rate, x, factor, train=train), x)
 
@@ -101,14 +101,14 @@ def test_evaluation_and_rate_zero_need_no_key():
     assert Dropout(0.0).apply({}, x, train=True) is x
 
 
-def test_the_key_of_dropout_decides():
+def test_dropout_depends_on_its_key():
     x = np.ones((100, 200), np.float32)
     first, again, other = drop(0.5, x, seed=1), drop(0.5, x, seed=1), drop(0.5, x, seed=2)
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
 
 
-def test_a_traced_factor_of_dropout_is_the_plain_one():
+def test_a_traced_dropout_factor_equals_a_constant_one():
     x, factors = drawn(100, 200), np.float32([0.0, 0.5, 1.0, 1.9])
     swept = np.asarray(jax.jit(jax.vmap(lambda factor: drop(0.5, x, factor)))(factors))
     plain = np.stack([drop(0.5, x, float(factor)) for factor in factors])
@@ -127,12 +127,12 @@ def test_the_gradient_of_dropout_is_its_mask():
     assert 0 < (slope == 0).mean() < 1
 
 
-def test_dropout_keeps_the_number_format():
+def test_dropout_keeps_the_dtype():
     x = jnp.ones((4, 4), jnp.bfloat16)
     assert drop(0.5, x, 1.0).dtype == jnp.bfloat16
 
 
-class One(ConvModule):
+class SingleConv(ConvModule):
     """One convolution."""
 
     kernel: int = 3
@@ -154,7 +154,7 @@ class One(ConvModule):
     ],
 )
 def test_a_convolution_has_a_norm_or_a_bias(fields, parts):
-    variables = jax.eval_shape(One(**fields).init, jax.random.key(0), jnp.ones((1, 5, 5, 3)))
+    variables = jax.eval_shape(SingleConv(**fields).init, jax.random.key(0), jnp.ones((1, 5, 5, 3)))
     assert {name: set(leaves) for name, leaves in variables["params"].items()} == parts
     assert ("batch_stats" in variables) == ("conv_norm" in parts)
     assert variables["params"]["conv"]["kernel"].shape == (3, 3, 3, 4)
@@ -164,7 +164,7 @@ def test_a_convolution_has_a_norm_or_a_bias(fields, parts):
 def test_a_convolution_pads_as_in_torch(kernel, stride):
     torch = pytest.importorskip("torch")
     for sides in ((8, 8), (9, 7)):
-        x, net = drawn(2, *sides, 3), One(kernel=kernel, stride=stride, norm=False)
+        x, net = drawn(2, *sides, 3), SingleConv(kernel=kernel, stride=stride, norm=False)
         conv = {"kernel": drawn(kernel, kernel, 3, 4, seed=1), "bias": drawn(4, seed=2)}
         weight = torch.from_numpy(conv["kernel"]).permute(3, 2, 0, 1)
         wanted = torch.nn.functional.conv2d(
@@ -180,16 +180,16 @@ def test_a_convolution_pads_as_in_torch(kernel, stride):
 def normal():
     """A convolution with a norm, its variables, and a batch."""
     x = drawn(8, 6, 6, 3) + 1
-    return One(), host_init.initialize(One().init, jax.random.key(0), x), x
+    return SingleConv(), host_init.initialize(SingleConv().init, jax.random.key(0), x), x
 
 
 def bare(variables, x):
-    """What the convolution says before its norm."""
+    """Output of the convolution before its norm."""
     conv = {**variables["params"]["conv"], "bias": np.zeros(4, np.float32)}
-    return np.asarray(convolve(One(norm=False), {"params": {"conv": conv}}, x))
+    return np.asarray(convolve(SingleConv(norm=False), {"params": {"conv": conv}}, x))
 
 
-def test_the_norm_makes_a_training_batch_even_and_remembers_a_tenth_of_it(normal):
+def test_batch_norm_normalises_a_training_batch_and_moves_its_statistics_by_a_tenth(normal):
     net, variables, x = normal
     train = jax.jit(partial(net.apply, train=True, mutable="batch_stats"))
     out, updates = jax.device_get(train(variables, x))
@@ -209,7 +209,7 @@ def test_evaluation_normalises_by_the_running_statistics(normal):
     np.testing.assert_allclose(found, (before - 1) / 2, atol=1e-4)
 
 
-def test_a_part_hands_on_what_all_parts_share():
+def test_shared_fields_are_all_fields_of_conv_module():
     def spy(*args, **kwargs):
         return jax.lax.conv_general_dilated(*args, **kwargs)
 
@@ -223,15 +223,17 @@ def test_a_part_hands_on_what_all_parts_share():
         "activation": nn.gelu,
         "kernel_init": layers.KAIMING_FAN_IN,
     }
-    assert One(kernel=1, **given).shared_fields() == given
+    assert SingleConv(kernel=1, **given).shared_fields() == given
     out, variables = jax.eval_shape(
-        One(**given).init_with_output, jax.random.key(0), jnp.ones((1, 3, 3, 2))
+        SingleConv(**given).init_with_output, jax.random.key(0), jnp.ones((1, 3, 3, 2))
     )
     assert out.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
-def test_initial_kernels_keep_the_variance_of_what_flows_back():
-    made = host_init.initialize(One().init, jax.random.key(0), np.ones((1, 1, 1, 300), np.float32))
-    kernel = made["params"]["conv"]["kernel"]
+def test_initial_kernels_preserve_the_variance_of_gradients():
+    variables = host_init.initialize(
+        SingleConv().init, jax.random.key(0), np.ones((1, 1, 1, 300), np.float32)
+    )
+    kernel = variables["params"]["conv"]["kernel"]
     np.testing.assert_allclose(kernel.std(), (2 / (9 * 4)) ** 0.5, rtol=0.05)

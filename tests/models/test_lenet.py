@@ -70,7 +70,7 @@ def test_any_size_from_16_pixels(size, features):
     assert variables["params"]["dense1"]["kernel"].shape == (features, 120)
 
 
-def test_widths_classes_and_type():
+def test_channels_classes_and_dtype():
     net = LeNet(channels=(4, 5, 6), fc_widths=(7,), classes=3, dtype=jnp.bfloat16)
     images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
     out, variables = jax.eval_shape(net.init_with_output, jax.random.key(0), images)
@@ -79,7 +79,7 @@ def test_widths_classes_and_type():
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
-def test_convolutions_go_through_the_given_function():
+def test_every_convolution_uses_conv_general_dilated():
     calls = []
 
     def spy(*args, **kwargs):
@@ -90,7 +90,7 @@ def test_convolutions_go_through_the_given_function():
     assert calls == [(5, 5, 3, 6), (5, 5, 6, 16)]
 
 
-# The variants of the seed: pixels of the map, pixels a side of the kernel, channels in and out.
+# The variants: pixels of the map, pixels a side of the kernel, channels in and out.
 FIRST, SECOND = (28 * 28, 5, 3, 6), (10 * 10, 5, 6, 16)
 EXTRA = (5 * 5, 3, 16, 16)
 BRANCHES = (  # 1x1, 3x3, 5x5 and, after a pool, 1x1
@@ -159,7 +159,7 @@ def test_norm_follows_every_convolution_and_no_dense_layer():
         (Parallel(channels=(4, 3)), (1, 32, 32, 3), "at least 4 channels, got 3"),
     ],
 )
-def test_sizes_that_leave_nothing_are_refused(net, images, said):
+def test_sizes_too_small_are_refused(net, images, said):
     with pytest.raises(InputError, match=said) as caught:
         shapes(net, jax.ShapeDtypeStruct(images, jnp.float32))
     assert "\n" not in str(caught.value)
@@ -186,7 +186,7 @@ def torch_tutorial(torch, params):
 
 
 @pytest.mark.parametrize("net", [LeNet(), Doubled()], ids=["tutorial", "doubled"])
-def test_logits_are_those_of_the_tutorial_in_torch_compiled_or_not(net):
+def test_logits_agree_with_the_tutorial_in_torch(net):
     torch = pytest.importorskip("torch")
     variables = random_like(shapes(net))
     images = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)

@@ -72,7 +72,7 @@ Tiny = partial(
 
 
 def expected(table, *, bias=False, norm=True):
-    """Shapes by path of the parameters that the kernels of a table tell of."""
+    """Shapes by path of the parameters whose kernels a table lists."""
     shapes = {}
     for line in table.strip().splitlines():
         place, _, layers = line.rpartition(": ")
@@ -112,10 +112,10 @@ def test_layers_and_number_of_parameters(make, table, bias, norm, with_norm, wit
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_the_configuration_makes_these_networks(name):
-    made, shape = network(Config(model=name, size=96), classes=5)
+def test_configs_build_these_networks(name):
+    configured, shape = network(Config(model=name, size=96), classes=5)
     assert shape == (1, 96, 96, 3)
-    ours, theirs = (outputs(net, shaped(2, 96, 96, 3)) for net in (NETS[name](5), made))
+    ours, theirs = (outputs(net, shaped(2, 96, 96, 3)) for net in (NETS[name](5), configured))
     assert ours == theirs
     assert ours[0][0].shape == (2, 5)
 
@@ -130,7 +130,7 @@ def test_the_configuration_makes_these_networks(name):
     ],
     ids=NETS,
 )
-def test_maps_shrink_with_the_photo_and_branches_do_not(make, width, sides):
+def test_maps_shrink_with_the_image_and_branches_do_not(make, width, sides):
     net, found = make(3), []
     for side, of_map in sides.items():
         maps, _ = outputs(net.features(), shaped(2, side, side, 3))
@@ -142,15 +142,15 @@ def test_maps_shrink_with_the_photo_and_branches_do_not(make, width, sides):
     assert found[0] == found[1] == found[2]
 
 
-def test_photos_need_not_be_square():
+def test_images_need_not_be_square():
     (logits, box), variables = outputs(simple(3), shaped(2, 64, 160, 3))
     assert (logits.shape, box.shape) == ((2, 3), (2, 4))
     assert shapes(variables["params"]) == expected(SIMPLE)
 
 
 @pytest.fixture(scope="module")
-def made():
-    """Random variables of the tiny localizer, and photos."""
+def example():
+    """Random variables of the tiny localizer, and images."""
     images = np.random.default_rng(1).normal(size=(6, 16, 16, 3)).astype(np.float32)
     return random_like(outputs(Tiny(), images)[1]), images
 
@@ -172,15 +172,15 @@ def training(net, variables, images, drop, seed):
     return out, changed.get("batch_stats", {})
 
 
-def test_boxes_are_shares_of_the_photo(made):
-    variables, images = made
+def test_boxes_are_fractions_of_the_image(example):
+    variables, images = example
     wild = jax.tree.map(lambda leaf: 10 * leaf, variables)
     _, box = evaluated(Tiny(), wild, images)
     assert box.min() >= 0 and box.max() <= 1
     assert box.min() < 0.01 and box.max() > 0.99
 
 
-def test_boxes_begin_over_the_middle():
+def test_initial_boxes_cover_the_middle():
     net = Tiny(features=partial(ConvStack, layout="M8"), hidden=(4,), rates=(0.5,))
     images = np.zeros((1, 16, 16, 3), np.float32)
     fresh = host_init.initialize(net.init, jax.random.key(0), images)
@@ -190,8 +190,8 @@ def test_boxes_begin_over_the_middle():
     np.testing.assert_allclose(box, [[0.2, 0.2, 0.8, 0.8]], atol=0.01)
 
 
-def test_branches_share_nothing_but_the_features(made):
-    variables, images = made
+def test_branches_share_only_the_features(example):
+    variables, images = example
     logits, box = evaluated(Tiny(), variables, images)
     for branch, same, other in (("boxer", logits, box), ("classifier", box, logits)):
         doubled = jax.tree.map(lambda leaf: 2 * leaf, variables["params"][branch])
@@ -214,8 +214,8 @@ def test_branches_are_dense_layers_with_relu_between():
     np.testing.assert_allclose(branch.apply(variables, x), wanted, atol=1e-5)
 
 
-def celled():
-    """A branch of cells, random variables of it, and two maps of a pyramid."""
+def dense_box_head_example():
+    """A small head, its random variables, and two maps of a pyramid."""
     branch, random = DenseBoxHead(channels=6, levels=2), np.random.default_rng(3)
     maps = tuple(random.normal(size=(3, *of)).astype(np.float32) for of in ((4, 6, 5), (2, 3, 7)))
     variables = random_like(outputs(branch, maps)[1])
@@ -224,15 +224,15 @@ def celled():
 
 @partial(jax.jit, static_argnums=(0, 3))
 def said(branch, variables, maps, train=False):
-    """(boxes [B, 4], the five numbers of all cells [B, h, w, 5])."""
+    """(boxes [B, 4], the five outputs of all cells [B, h, w, 5])."""
     kept = ["intermediates", "batch_stats"]
     box, seen = branch.apply(variables, maps, train, capture_intermediates=True, mutable=kept)
     return box, seen["intermediates"]["out"]["__call__"][0]
 
 
 @pytest.mark.parametrize("train", [False, True])
-def test_a_box_of_cells_is_the_mean_of_theirs_by_weight(train):
-    found, told = said(*celled(), train)
+def test_the_dense_box_head_is_the_weighted_mean_of_its_cells(train):
+    found, told = said(*dense_box_head_example(), train)
     for box, cells in zip(np.asarray(found), np.asarray(told, float), strict=True):
         total, wanted = 0.0, np.zeros(4)
         for i in range(4):
@@ -246,15 +246,15 @@ def test_a_box_of_cells_is_the_mean_of_theirs_by_weight(train):
     assert not train or (found < 0).any() or (found > 1).any()
 
 
-def test_a_box_of_cells_begins_over_the_middle():
-    branch, _, maps = celled()
+def test_initial_boxes_of_the_dense_head_cover_the_middle():
+    branch, _, maps = dense_box_head_example()
     fresh = host_init.initialize(branch.init, jax.random.key(0), maps)
     box, _ = said(branch, fresh, tuple(0 * m for m in maps))
     np.testing.assert_allclose(box, [[0.25, 0.25, 0.75, 0.75]] * 3, atol=1e-6)
 
 
-def test_every_number_of_a_branch_of_cells_learns():
-    branch, variables, maps = celled()
+def test_every_parameter_of_the_dense_box_head_has_a_gradient():
+    branch, variables, maps = dense_box_head_example()
 
     @jax.jit
     @jax.grad
@@ -266,7 +266,7 @@ def test_every_number_of_a_branch_of_cells_learns():
         assert np.isfinite(leaf).all() and leaf.any() != path.startswith("neck/out2"), path
 
 
-def test_a_network_whose_box_is_found_by_cells_keeps_its_classifier():
+def test_the_classifier_does_not_depend_on_the_box_head():
     dense, cells = (
         outputs(Tiny(features=TinyResNet, box_head=box_head), shaped(2, 32, 48, 3))
         for box_head in (None, partial(DenseBoxHead, channels=6, levels=2))
@@ -277,7 +277,7 @@ def test_a_network_whose_box_is_found_by_cells_keeps_its_classifier():
     assert cells[1]["params"]["boxer"]["neck"]["lateral2"]["kernel"].shape == (1, 1, 16, 6)
 
 
-def test_the_configuration_names_the_branch_of_the_box():
+def test_the_config_selects_the_box_head():
     assert network(Config(model="lite0"))[0].box_head is None
     assert network(Config(model="lite0", box_head="cells"))[0].box_head.func is DenseBoxHead
 
@@ -293,8 +293,8 @@ def test_every_layer_is_a_row_of_the_operation_table():
     assert "pool" in names
 
 
-def test_dropout_factor_zero_is_no_dropout(made):
-    variables, images = made
+def test_a_dropout_factor_of_0_is_no_dropout(example):
+    variables, images = example
     none = trained(Tiny(rates=(0.0, 0.0)), variables, images)
     chex.assert_trees_all_equal(trained(Tiny(), variables, images, 0.0), none)
     (logits, box), stats = trained(Tiny(), variables, images, 1.0)
@@ -303,28 +303,28 @@ def test_dropout_factor_zero_is_no_dropout(made):
     chex.assert_trees_all_equal((box, stats), (same, still))  # the box has no dropout
 
 
-def test_the_key_of_dropout_decides(made):
-    first, again, other = (trained(Tiny(), *made, 1.0, seed)[0][0] for seed in (1, 1, 2))
+def test_dropout_depends_on_its_key(example):
+    first, again, other = (trained(Tiny(), *example, 1.0, seed)[0][0] for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
 
 
-def test_a_traced_dropout_factor_under_jit_and_vmap_is_the_plain_one(made):
+def test_a_traced_dropout_factor_under_jit_and_vmap_equals_a_constant_one(example):
     factors = jnp.array([0.0, 0.7, 1.5])
-    (swept, _), _ = jax.jit(jax.vmap(partial(trained, Tiny(), *made)))(factors)
-    plain = [trained(Tiny(), *made, float(factor))[0][0] for factor in factors]
+    (swept, _), _ = jax.jit(jax.vmap(partial(trained, Tiny(), *example)))(factors)
+    plain = [trained(Tiny(), *example, float(factor))[0][0] for factor in factors]
     chex.assert_trees_all_close(swept, np.stack(plain), rtol=1e-4, atol=1e-5)
     assert (swept[1] != swept[0]).any() and (swept[1] != swept[2]).any()
 
 
-def test_evaluation_knows_no_dropout(made):
-    variables, images = made
+def test_evaluation_has_no_dropout(example):
+    variables, images = example
     found = jax.jit(partial(Tiny().apply, drop=1.5))(variables, images)
     chex.assert_trees_all_equal(found, evaluated(Tiny(rates=(0.0, 0.0)), variables, images))
 
 
-def test_evaluation_looks_at_each_photo_alone(made):
-    variables, images = made
+def test_evaluation_is_independent_per_image(example):
+    variables, images = example
     together = evaluated(Tiny(), variables, images)
     alone = [evaluated(Tiny(), variables, image[None]) for image in images]
     chex.assert_trees_all_close(
@@ -333,8 +333,8 @@ def test_evaluation_looks_at_each_photo_alone(made):
     assert all((out.std(0) > 0).all() for out in together)
 
 
-def test_without_norm_there_are_no_statistics_in_training(made):
-    _, images = made
+def test_without_norm_there_are_no_statistics_in_training(example):
+    _, images = example
     net = Tiny(features=partial(ConvStack, layout="8 M2 8", norm=False), rates=(0.0, 0.0))
     variables = random_like(outputs(net, images)[1])
     (logits, box), stats = trained(net, {"params": variables["params"]}, images, 0.0)
@@ -342,8 +342,8 @@ def test_without_norm_there_are_no_statistics_in_training(made):
     chex.assert_trees_all_close((logits, box), evaluated(net, variables, images), rtol=1e-5)
 
 
-def test_statistics_are_those_of_all_devices(made):
-    variables, images = made
+def test_batch_statistics_are_synchronised_over_devices(example):
+    variables, images = example
     step = partial(trained, Tiny(axis_name="devices", rates=(0.0, 0.0)), variables)
     (_, spread) = jax.vmap(partial(step, drop=0.0), axis_name="devices")(
         images.reshape(2, 3, *images.shape[1:])
@@ -354,7 +354,7 @@ def test_statistics_are_those_of_all_devices(made):
 
 
 @each_net
-def test_bfloat16_computes_in_half_and_keeps_single_parameters(make):
+def test_parameters_stay_float32_when_computing_in_bfloat16(make):
     net, images = make(3, dtype=jnp.bfloat16), shaped(1, 64, 64, 3)
     _, variables = outputs(net, images)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
@@ -363,7 +363,7 @@ def test_bfloat16_computes_in_half_and_keeps_single_parameters(make):
 
 
 def products(jaxpr):
-    """Number formats of what the convolutions and matrix products of a program read."""
+    """Dtypes of the operands of the convolutions and matrix products of a program."""
     for equation in jaxpr.eqns:
         if equation.primitive.name in ("dot_general", "conv_general_dilated"):
             yield from (of.aval.dtype for of in equation.invars)
@@ -371,8 +371,8 @@ def products(jaxpr):
             yield from products(inner)
 
 
-def test_bfloat16_is_near_float32(made):
-    variables, images = made
+def test_bfloat16_is_close_to_float32(example):
+    variables, images = example
     features = partial(Tiny.keywords["features"], dtype=jnp.bfloat16)
     half = Tiny(features=features, dtype=jnp.bfloat16)
     logits, box = evaluated(half, variables, images)
@@ -383,7 +383,7 @@ def test_bfloat16_is_near_float32(made):
     np.testing.assert_allclose(box, exact[1], atol=0.02)
 
 
-def test_a_convolution_in_the_list_may_have_another_size():
+def test_kernels_of_a_layout():
     _, variables = outputs(ConvStack(layout="4 M2 6/1 5/7"), shaped(1, 8, 8, 3))
     kernels = {p: s for p, s in shapes(variables["params"]).items() if p.endswith("kernel")}
     assert kernels == {
@@ -394,7 +394,7 @@ def test_a_convolution_in_the_list_may_have_another_size():
     assert ConvStack(layout="4 M2 6/1 5/7").stage_names() == ("conv1", "conv2", "conv3")
 
 
-def test_plain_features_are_convolution_norm_relu_and_pool():
+def test_a_stack_is_convolution_norm_relu_and_pool():
     net, images = ConvStack(layout="4 M2"), np.random.default_rng(0).normal(size=(2, 6, 6, 3))
     images = images.astype(np.float32)
     variables = random_like(outputs(net, images)[1])
@@ -418,8 +418,8 @@ FROZEN = {
 }
 
 
-def located(features, frozen):
-    """A tiny localizer, its random variables, and photos [4, 16, 16, 3]."""
+def frozen_localizer(features, frozen):
+    """A tiny localizer, its random variables, and images [4, 16, 16, 3]."""
     net = Tiny(features=partial(features, frozen_stages=frozen), side=1, hidden=(6,), rates=(0.0,))
     images = np.random.default_rng(0).normal(size=(4, 16, 16, 3)).astype(np.float32)
     return net, random_like(outputs(net, images)[1]), images
@@ -437,15 +437,15 @@ def gradient(net, variables, images):
 
 
 def within(path, names):
-    """Whether a path is in one of these parts of the features."""
+    """Whether a path is in one of these stages of the features."""
     place, layer, *_ = path.split("/")
     return place == "features" and layer.split("_")[0] in names
 
 
 @pytest.mark.parametrize("kind, frozen", [("plain", 0), ("plain", 2), ("plain", 4), ("resnet", 3)])
-def test_frozen_parts_have_no_gradients_and_keep_their_statistics(kind, frozen):
+def test_frozen_stages_have_no_gradients_and_keep_their_statistics(kind, frozen):
     features, names = FROZEN[kind]
-    net, variables, images = located(features, frozen)
+    net, variables, images = frozen_localizer(features, frozen)
     slopes, stats = gradient(net, variables, images)
     chex.assert_tree_all_finite((slopes, stats))
     stay = [path for path in paths(slopes) if within(path, names[:frozen])]
@@ -460,18 +460,18 @@ def test_frozen_parts_have_no_gradients_and_keep_their_statistics(kind, frozen):
 @pytest.mark.parametrize("kind", FROZEN)
 def test_freezing_changes_nothing_in_evaluation(kind):
     features, names = FROZEN[kind]
-    net, variables, images = located(features, 0)
-    frozen, _, _ = located(features, len(names))
+    net, variables, images = frozen_localizer(features, 0)
+    frozen, _, _ = frozen_localizer(features, len(names))
     expected = evaluated(net, variables, images)
     chex.assert_trees_all_close(evaluated(frozen, variables, images), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", FROZEN)
-def test_what_is_frozen_costs_no_backward_pass(kind):
+def test_frozen_stages_cost_no_backward_pass(kind):
     features, names = FROZEN[kind]
 
     def cost(frozen):
-        net, variables, images = located(features, frozen)
+        net, variables, images = frozen_localizer(features, frozen)
         counted = flops.count(
             lambda p: gradient(net, {**variables, "params": p}, images), variables["params"]
         )
@@ -506,10 +506,10 @@ def test_all_but_the_last_k_stages_are_frozen(model, last, stay):
 @pytest.mark.parametrize(
     "model, last, accumulate", [("resnet18", 2, 1), ("simple", 1, 2), ("simple", 0, 1)]
 )
-def test_only_what_learns_moves_in_an_update_with_weight_decay(model, last, accumulate):
+def test_only_trainable_parameters_change_in_an_update_with_weight_decay(model, last, accumulate):
     stay = backbones.frozen(Config(model=model, transfer="frozen", unfreeze_last=last))
     features = TinyResNet if model == "resnet18" else partial(ConvStack, layout="4 M2 6 M2 4")
-    before = located(features, len(stay))[1]["params"]
+    before = frozen_localizer(features, len(stay))[1]["params"]
     still = {path for path in paths(before) if within(path, stay)}
 
     def slope(where, leaf):

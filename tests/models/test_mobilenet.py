@@ -26,8 +26,8 @@ TinyV3 = partial(mobilenet.V3, blocks=MINI, stem=8, last=16, hidden=12, classes=
     ids=["v2", "v3", "v3_small"],
 )
 def test_parameters_and_multiply_adds(net, parameters, multiply_adds):
-    made = jax.make_jaxpr(net.init_with_output, return_shape=True)
-    closed, (_, variables) = made(jax.random.key(0), shaped(1, 224, 224, 3))
+    trace = jax.make_jaxpr(net.init_with_output, return_shape=True)
+    closed, (_, variables) = trace(jax.random.key(0), shaped(1, 224, 224, 3))
     assert size(variables["params"]) == parameters
     assert round(flops.count_jaxpr(closed, convention="mac").total() / 1e9, 2) == multiply_adds
 
@@ -37,26 +37,26 @@ def test_parameters_and_multiply_adds(net, parameters, multiply_adds):
     [(V2, (24, 32, 96, 320)), (V3Large, (24, 40, 112, 160)), (V3Small, (16, 24, 48, 96))],
     ids=["v2", "v3", "v3_small"],
 )
-def test_without_classes_the_last_map_of_each_resolution_comes_out(net, widths):
+def test_without_classes_the_last_map_of_each_resolution_is_returned(net, widths):
     maps, variables = outputs(net(classes=0), shaped(2, 64, 96, 3))
     sides = ((16, 24), (8, 12), (4, 6), (2, 3))
     assert [m.shape for m in maps] == [(2, *s, c) for s, c in zip(sides, widths, strict=True)]
     assert not {"last", "logits"} & set(variables["params"])
 
 
-def test_widths_are_multiples_of_eight_and_never_much_less():
+def test_rounding_to_multiples_of_8():
     assert [layers.round_to_8(n) for n in (3, 11, 12, 18, 19, 24)] == [8, 16, 16, 24, 24, 24]
 
 
 @pytest.fixture(scope="module", params=[TinyV2, TinyV3], ids=["v2", "v3"])
-def made(request):
+def example(request):
     """A small network with random variables, and images."""
     images = np.random.default_rng(0).normal(size=(2, 17, 20, 3)).astype(np.float32)
     return request.param(), random_like(outputs(request.param(), images)[1]), images
 
 
-def test_frozen_parts_have_no_gradients_and_keep_their_statistics(made):
-    net, variables, images = made
+def test_frozen_stages_have_no_gradients_and_keep_their_statistics(example):
+    net, variables, images = example
 
     def loss(params):
         step = partial(net.clone(frozen_stages=2).apply, train=True, mutable="batch_stats")
@@ -105,7 +105,7 @@ def torch_squeeze(torch, channels):
 
 
 def torch_block(torch, net, row, channels):
-    """InvertedResidual: a list called `conv` (V2), whose last two are bare, or `block` (V3)."""
+    """InvertedResidual: a sequence `conv` (V2), its last two layers not nested, or `block` (V3)."""
     how = {"act": row.activation, "eps": net.epsilon}
     parts = []
     if row.expand != channels:
@@ -155,9 +155,9 @@ def torch_net(torch, net):
     return MobileNet().eval()
 
 
-def test_logits_are_those_of_torch_with_the_same_weights_by_name(made):
+def test_logits_agree_with_torch(example):
     torch = pytest.importorskip("torch")
-    net, variables, images = made
+    net, variables, images = example
     theirs = torch_net(torch, net)
     rng = np.random.default_rng(1)
     arrays = {}
@@ -174,7 +174,7 @@ def test_logits_are_those_of_torch_with_the_same_weights_by_name(made):
 
 
 @pytest.mark.parametrize("net", [V2(), V3Large(), V3Small()], ids=["v2", "v3", "v3_small"])
-def test_every_variable_of_the_whole_networks_has_a_name_in_torch(net):
+def test_every_variable_has_a_name_in_torch(net):
     torch = pytest.importorskip("torch")
     _, variables = outputs(net, shaped(1, 32, 32, 3))
     with torch.device("meta"):

@@ -45,7 +45,7 @@ def test_names_of_resnets(path, name):
 
 
 @pytest.mark.parametrize("net", [ResNet18, ResNet50])
-def test_the_map_of_resnets_gives_no_name_twice(net):
+def test_array_names_of_resnets_are_unique(net):
     names = [resnet.torch_name(path) for path in paths(variable_shapes(net()))]
     assert len(set(names)) == len(names)
 
@@ -70,21 +70,21 @@ def test_names_of_vggs(options, places):
     assert names("params/hidden1/kernel") == "hidden1.weight"
 
 
-def test_variables_become_those_of_the_file(tiny):
+def test_variables_take_the_values_of_the_file(tiny):
     variables, arrays = tiny
     arrays = {**arrays, COUNTER: np.array(7)}
     found = pretrained.assign_arrays(variable_shapes(Tiny()), arrays, resnet.torch_name)
     jax.tree.map(partial(np.testing.assert_array_equal, strict=True), found, variables)
 
 
-def test_types_are_those_of_the_variables(tiny):
+def test_dtypes_are_those_of_the_variables(tiny):
     variables, arrays = tiny
     halves = {name: array.astype(np.float16) for name, array in arrays.items()}
     found = pretrained.assign_arrays(variables, halves, resnet.torch_name)
     assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype(np.float32)}
 
 
-def test_a_kernel_of_a_depthwise_convolution_turns_like_any():
+def test_depthwise_kernels_are_transposed():
     net = nn.Conv(6, (3, 5), feature_group_count=6, use_bias=False)
     variables = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 8, 8, 6)))
     kernel = np.random.default_rng(0).normal(size=(6, 1, 3, 5)).astype(np.float32)
@@ -92,7 +92,7 @@ def test_a_kernel_of_a_depthwise_convolution_turns_like_any():
     np.testing.assert_array_equal(found["params"]["kernel"][1, 2, 0, 4], kernel[4, 0, 1, 2])
 
 
-def test_what_the_map_gives_no_name_stays_as_it_is(tiny):
+def test_variables_without_a_name_are_kept(tiny):
     variables, arrays = tiny
 
     def names(path):
@@ -106,7 +106,7 @@ def test_what_the_map_gives_no_name_stays_as_it_is(tiny):
     )
 
 
-def test_a_head_may_be_left_over_where_the_network_has_none(tiny):
+def test_the_arrays_of_a_head_may_be_unused(tiny):
     variables, arrays = tiny
     found = pretrained.assign_arrays(variable_shapes(Tiny(classes=0)), arrays, resnet.torch_name)
     assert "logits" not in found["params"]
@@ -136,12 +136,12 @@ def test_a_head_may_be_left_over_where_the_network_has_none(tiny):
         ),
     ],
 )
-def test_overlay_says_in_one_line_what_does_not_fit(tiny, net, match):
+def test_mismatches_are_errors_of_one_line(tiny, net, match):
     with pytest.raises(InputError, match=match):
         pretrained.assign_arrays(variable_shapes(net), tiny[1], resnet.torch_name)
 
 
-def test_an_array_of_too_few_axes_is_a_shape_that_differs(tiny):
+def test_an_array_with_too_few_axes_is_a_mismatch(tiny):
     variables, arrays = tiny
     with pytest.raises(InputError, match=r"params/stem/kernel \(7, 7, 3, 8\) from \(\)$"):
         pretrained.assign_arrays(
@@ -195,10 +195,10 @@ def torch_resnet(torch, stages, expansion, width, classes):
     net = torch.nn.Sequential()
     for name, part in {**parts, "fc": torch.nn.Linear(channels, classes)}.items():
         net.add_module(name, part)
-    return scrambled(torch, net)
+    return randomize_norms(torch, net)
 
 
-def scrambled(torch, net):
+def randomize_norms(torch, net):
     """A network in evaluation, with random statistics and affine parameters of its norms."""
     torch.manual_seed(0)
     with torch.no_grad():
@@ -211,8 +211,8 @@ def scrambled(torch, net):
     return net.eval()
 
 
-def agree(torch, theirs, net, names, path, **options):
-    """Both networks give one output once ours has the weights that theirs saved in a file."""
+def check_agreement(torch, theirs, net, names, path, **options):
+    """Check that both networks agree after ours has loaded the file that theirs saved."""
     with torch.no_grad():
         expected = theirs(torch.tensor(IMAGES).permute(0, 3, 1, 2)).numpy()
     torch.save(theirs.state_dict(), path, **options)
@@ -233,7 +233,7 @@ def test_residual_networks_agree_with_torch(tmp_path, stages, block, width, clas
     theirs = torch_resnet(torch, stages, 4 if block is Bottleneck else 1, width, classes)
     net = ResNet(stages=stages, block=block, width=width, classes=classes)
     path, options = tmp_path / "net.pth", {"_use_new_zipfile_serialization": new}
-    agree(torch, theirs, net, resnet.torch_name, path, **options)
+    check_agreement(torch, theirs, net, resnet.torch_name, path, **options)
 
 
 class Convolutions(nn.Module):
@@ -265,10 +265,12 @@ def test_a_vgg_agrees_with_torch(tmp_path, norm):
     theirs = torch.nn.Sequential()
     theirs.add_module("features", torch.nn.Sequential(*layers))
     names = partial(plain.vgg_name, norm=norm)
-    agree(torch, scrambled(torch, theirs), Convolutions(norm), names, tmp_path / "net.pth")
+    check_agreement(
+        torch, randomize_norms(torch, theirs), Convolutions(norm), names, tmp_path / "net.pth"
+    )
 
 
-def test_a_local_path_is_itself(tmp_path):
+def test_fetch_returns_local_paths(tmp_path):
     assert pretrained.fetch("a/net.pth") == Path("a/net.pth")
     assert pretrained.fetch(tmp_path) == tmp_path
 
@@ -280,13 +282,13 @@ def test_a_local_path_is_itself(tmp_path):
         ("hf:one/two:a/net.bin", ("one/two", "a/net.bin")),
     ],
 )
-def test_a_file_of_a_hub_is_asked_for_by_its_name(monkeypatch, name, asked):
+def test_fetch_downloads_from_the_hub(monkeypatch, name, asked):
     hub = SimpleNamespace(hf_hub_download=lambda *given: "/".join(("stored", *given)))
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     assert pretrained.fetch(name) == Path("stored", *asked)
 
 
-def test_without_hub_or_network_a_local_file_is_asked_for(monkeypatch):
+def test_without_hub_or_network_the_error_suggests_a_local_file(monkeypatch):
     def refuse(*_):
         raise OSError("no route\nto the host")
 

@@ -31,7 +31,7 @@ def test_parameters_and_multiply_adds(net, parameters, multiply_adds):
 
 
 @pytest.mark.parametrize("net, expansion", [(ResNet18, 1), (ResNet50, 4)])
-def test_without_classes_the_maps_of_the_stages_come_out(net, expansion):
+def test_without_classes_the_maps_of_the_stages_are_returned(net, expansion):
     maps, _ = outputs(net(classes=0), shaped(2, 64, 96, 3))
     assert [each.shape for each in maps] == [
         (2, 16, 24, 64 * expansion),
@@ -43,12 +43,12 @@ def test_without_classes_the_maps_of_the_stages_come_out(net, expansion):
     assert logits.shape == (2, 7)
 
 
-def test_maps_of_sides_that_halves_do_not_divide_are_rounded_up():
+def test_odd_sides_are_rounded_up():
     maps, _ = outputs(ResNet18(classes=0), shaped(1, 65, 33, 3))
     assert [each.shape[1:3] for each in maps] == [(17, 9), (9, 5), (5, 3), (3, 2)]
 
 
-def test_names_of_the_parts():
+def test_names_of_the_layers():
     _, variables = outputs(ResNet(stages=(2, 1), width=8, block=Bottleneck), shaped(1, 32, 32, 3))
     params = variables["params"]
     assert sorted(params) == [
@@ -64,14 +64,14 @@ def test_names_of_the_parts():
 
 
 @pytest.fixture(scope="module")
-def made():
+def example():
     """A tiny network, random variables, and images."""
     images = np.random.default_rng(0).uniform(size=(4, 32, 32, 3)).astype(np.float32)
     return Tiny(), random_like(outputs(Tiny(), images)[1]), images
 
 
-def test_training_has_finite_gradients_and_new_statistics(made):
-    net, variables, images = made
+def test_training_has_finite_gradients_and_new_statistics(example):
+    net, variables, images = example
 
     def loss(params):
         logits, updates = net.apply(
@@ -86,8 +86,8 @@ def test_training_has_finite_gradients_and_new_statistics(made):
     assert all(jax.tree.leaves(changed))
 
 
-def test_evaluation_looks_at_each_image_alone(made):
-    net, variables, images = made
+def test_evaluation_is_independent_per_image(example):
+    net, variables, images = example
     apply = jax.jit(net.apply)
     together = apply(variables, images)
     alone = jnp.concatenate([apply(variables, image[None]) for image in images])
@@ -96,8 +96,8 @@ def test_evaluation_looks_at_each_image_alone(made):
     chex.assert_trees_all_close(together, alone, atol=1e-5)
 
 
-def test_statistics_are_synchronised_over_the_named_axis(made):
-    net, variables, images = made
+def test_batch_statistics_are_synchronised_over_devices(example):
+    net, variables, images = example
     train = {"train": True, "mutable": "batch_stats"}
     _, together = jax.jit(partial(net.apply, **train))(variables, images)
     step = partial(net.clone(axis_name="devices").apply, variables, **train)
@@ -112,7 +112,7 @@ def test_parameters_stay_float32_when_computing_in_bfloat16():
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
-def test_every_convolution_goes_through_the_given_function():
+def test_every_convolution_uses_conv_general_dilated():
     calls = []
 
     def spy(*args, **kwargs):

@@ -45,7 +45,7 @@ def both(net, size, channels=3, stride=None):
     "activation, size",
     [(None, (14, 14)), (None, (15, 15)), (None, (16, 16)), (nn.relu, (17, 22)), (None, (28, 28))],
 )
-def test_andrew_agrees_in_both_forms(activation, size):
+def test_both_forms_of_the_lecture_network_agree(activation, size):
     net = NgSlidingNet(activation=activation)
     grid = windows.grid(net.chain(), *size)
     slid, dense = both(net, size)
@@ -70,7 +70,7 @@ def test_deeper_and_strided_chains_agree_at_the_product_of_strides(words, window
     chex.assert_trees_all_close(*both(net, (size, size)), atol=1e-5)
 
 
-def test_whole_numbers_agree_exactly():
+def test_integers_agree_exactly():
     sequential, variables, dense, _ = pair(Small(stages=windows.parse("c5,p2")))
     draw = np.random.default_rng(2)
     signs = jax.tree.map(lambda x: draw.integers(-1, 2, x.shape).astype(np.float32), variables)
@@ -81,7 +81,7 @@ def test_whole_numbers_agree_exactly():
     chex.assert_trees_all_equal(slid, apply(dense, to_convolutional(sequential, signs), images))
 
 
-def test_batch_norm_and_ink_agree_in_evaluation():
+def test_both_forms_agree_with_batch_norm_and_mask_channel():
     net = Small(stages=windows.parse("c5,p2"), norm=True, mask_channel=True)
     chex.assert_trees_all_close(*both(net, (20, 17)), atol=1e-5)
 
@@ -94,7 +94,7 @@ def test_batch_norm_and_ink_agree_in_evaluation():
         (Deep(stages=windows.parse("c5,p2,c3,p2"), window=16), 28, 2, ["stride", "count"]),
     ],
 )
-def test_where_the_forms_part_differences_says_why(net, size, stride, reasons):
+def test_differences_explains_where_the_forms_disagree(net, size, stride, reasons):
     slid, dense = both(net, (size, size), stride=stride)
     assert slid.shape != dense.shape or abs(slid - dense).max() > 1e-2
     found = windows.differences(net.stages, net.window, size, stride)
@@ -112,7 +112,7 @@ def test_training_updates_every_statistic():
     assert sorted(after) == ["conv1_norm", "dense1_norm", "dense2_norm"]
 
 
-def test_statistics_are_synchronised_over_the_named_axis():
+def test_batch_statistics_are_synchronised_over_devices():
     net, variables, _, _ = pair(Small(stages=windows.parse("c5,p2"), norm=True))
     x = np.random.default_rng(3).uniform(size=(4, 14, 14, 3))
     options = {"train": True, "mutable": "batch_stats"}
@@ -146,7 +146,7 @@ def test_parameters_stay_float32_when_computing_in_bfloat16():
     assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
-def test_convolutions_go_through_the_given_function():
+def test_every_convolution_uses_conv_general_dilated():
     calls = []
 
     def spy(*args, **kwargs):
@@ -158,7 +158,7 @@ def test_convolutions_go_through_the_given_function():
     assert calls == [(5, 5, 3, 16), (5, 5, 16, 400), (1, 1, 400, 400), (1, 1, 400, 4)]
 
 
-def test_gradients_of_the_two_forms_are_one():
+def test_gradients_of_the_two_forms_agree():
     net, variables, dense, converted = pair(Small(stages=windows.parse("c5,p2")))
     x = np.random.default_rng(4).uniform(size=(2, 14, 14, 3))
 
@@ -177,7 +177,7 @@ def test_an_image_of_the_wrong_size_is_refused(form, size):
         )
 
 
-def test_each_convolution_needs_a_width():
+def test_each_convolution_needs_channels():
     with pytest.raises(ValueError, match="2 convolutions need as many channels"):
         Small(stages=windows.parse("c5,p2,c3")).plan()
 
@@ -193,7 +193,7 @@ def test_each_convolution_needs_a_width():
         (1080, 125_924_889_600, 93_095_500_800),
     ],
 )
-def test_multiply_adds_of_andrew(size, sequential, convolutional):
+def test_multiply_adds_of_the_lecture_network(size, sequential, convolutional):
     assert multiply_adds(NgSlidingNet(form="sequential"), size, size) == sequential
     assert multiply_adds(NgSlidingNet(), size, size) == convolutional
 
