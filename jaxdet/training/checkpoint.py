@@ -88,44 +88,46 @@ def best(folder: Path | str, warn: Warn = LOG.warning) -> int | None:
 def restore(
     folder: Path | str, like: Tree, which: str | int = "last", warn: Warn = LOG.warning
 ) -> tuple[int, Tree]:
-    """(step, state) of a checkpoint: "last", "best" or a step number.
+    """(step, state) of the checkpoint `which`: "last", "best" or a step number.
 
-    `like` is a state, concrete or abstract, that gives the structure.  A corrupt checkpoint is
-    reported in one line through `warn`, and the newest good one is used instead.  InputError
-    without a good checkpoint, and where the arrays are not those of `like`.
+    like: a state, concrete or abstract, with the structure, shapes and types of the checkpoint.
+
+    A damaged checkpoint is reported in one line through `warn`, and the newest undamaged one is
+    used instead.  InputError where there is none, or where it does not fit `like`.
     """
-    step, (state,) = _first_good(folder, which, warn, lambda path: _read_state(path, like))
+    step, (state,) = _first_undamaged(folder, which, warn, lambda path: _read_state(path, like))
     return step, state
 
 
 def restore_variables(
     folder: Path | str, like: Tree, which: str | int = "best", warn: Warn = LOG.warning
 ) -> tuple[int, Tree, int]:
-    """(step, variables, completed epochs) of a checkpoint, whatever else it holds.
+    """(step, variables, completed epochs) of the checkpoint `which`, see `restore`.
 
-    The variables are the moving averages where they were kept.  `like` are the variables of the
-    network, concrete or abstract; optimizer, hyper-parameters and bookkeeping are never looked at,
-    so that checkpoints of other versions can be evaluated.
+    like: variables of the network, concrete or abstract.
+
+    The variables are the moving averages if the checkpoint has them.  The states of optimizer and
+    bookkeeping are ignored, so that checkpoints of other versions can be evaluated.
     """
-    step, found = _first_good(folder, which, warn, lambda path: _read_variables(path, like))
+    step, found = _first_undamaged(folder, which, warn, lambda path: _read_variables(path, like))
     return step, *found
 
 
-def _first_good(
+def _first_undamaged(
     folder: Path | str, which: str | int, warn: Warn, read: Callable[[Path], tuple]
 ) -> tuple[int, tuple]:
-    """(step, read(path)) of the chosen checkpoint, or else of the newest that is not corrupt."""
+    """(step, read(path)) of the chosen checkpoint, or else of the newest undamaged one."""
     known = steps(folder)
     if not known:
         raise InputError(f"{folder} has no checkpoints; train it first (jaxdet train ... --out)")
-    tell = _once(warn)
-    first = _resolve(folder, which, known, tell)
+    warn = _once(warn)
+    first = _resolve(folder, which, known, warn)
     for step in [first] + [step for step in reversed(known) if step != first]:
         path = _root(folder) / str(step)
         try:
             return step, read(path)
         except CorruptCheckpointError as error:
-            tell(_damage_line(path, error))
+            warn(_damage_line(path, error))
     raise InputError(f"{folder} has no undamaged checkpoint; train it again with --overwrite")
 
 
@@ -212,7 +214,7 @@ def _silent(name: str) -> Iterator[None]:
 
 
 def _read_state(path: Path, like: Tree) -> tuple[Tree]:
-    """The state at `path`, once every hash of its manifest agrees."""
+    """The state at `path`, once all hashes of its manifest were checked."""
     import orbax.checkpoint as ocp
 
     manifest = _verified_manifest(path)
@@ -222,7 +224,7 @@ def _read_state(path: Path, like: Tree) -> tuple[Tree]:
 
 
 def _read_variables(path: Path, like: Tree) -> tuple[Tree, int]:
-    """(variables, completed epochs) at `path`, once every hash of its manifest agrees."""
+    """(variables, completed epochs) at `path`, once all hashes of its manifest were checked."""
     import orbax.checkpoint as ocp
 
     _verified_manifest(path)
@@ -238,7 +240,7 @@ def _read_variables(path: Path, like: Tree) -> tuple[Tree, int]:
 
 
 def _verified_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint whose files have the hashes that it lists."""
+    """The manifest of a checkpoint, once its hashes were checked against the files."""
     manifest = _manifest(path)
     written, found = manifest["sha256"], _hashes(path)
     for name in sorted(written | found):
@@ -254,7 +256,7 @@ def _restore(path: Path, args: Any) -> Any:
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
         try:
             return checkpointer.restore(path / "state", args=args)
-        except Exception as error:  # as above: no common class
+        except Exception as error:  # as in `save`: no common class
             raise CorruptCheckpointError(_first_line(error)) from None
 
 
@@ -282,7 +284,7 @@ def _describe_arrays(state: Tree) -> dict[str, str]:
 
 
 def _check_fit(path: Path, saved: dict[str, str], expected: dict[str, str]) -> None:
-    """Refuse arrays, by path, of other types or shapes than the configured network has."""
+    """Refuse arrays whose types or shapes, by path, are not the expected ones."""
     if "hyper/lr" in saved and "hparams/lr" in expected:
         raise InputError(
             f"{path} is of an earlier version of jaxdet: it can be evaluated, but not be resumed; "

@@ -14,8 +14,8 @@ from jaxdet.training import checkpoint, parallel
 from jaxdet.types import TrainState
 
 
-def made(fill=1.0, width=3):
-    """A small state with every kind of leaf: random key, bfloat16, optax states, empty dicts."""
+def make_state(fill=1.0, width=3):
+    """A small state with all kinds of leaves: random key, bfloat16, optax states, empty dicts."""
     params = {"kernel": jnp.full((2, width), fill), "half": jnp.full(5, fill / 3, jnp.bfloat16)}
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
     return TrainState(
@@ -31,15 +31,14 @@ def made(fill=1.0, width=3):
 
 
 def bits(tree):
-    """Everything that can differ between two trees: structure, types, shapes, bytes."""
+    """(structure, [(type, shape, bytes) of every leaf]) of a tree."""
     leaves, structure = jax.tree.flatten(tree)
-    inside = [
+    data = [
         jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
         for x in leaves
     ]
     described = [
-        (str(x.dtype), x.shape, np.asarray(i).tobytes())
-        for x, i in zip(leaves, inside, strict=True)
+        (str(x.dtype), x.shape, np.asarray(d).tobytes()) for x, d in zip(leaves, data, strict=True)
     ]
     return structure, described
 
@@ -50,26 +49,26 @@ def fill_of(state):
 
 @pytest.fixture(scope="module")
 def pattern(tmp_path_factory):
-    """A run with checkpoints 2 (the best) and 3, each filled with its step; 1 was pruned."""
+    """A run with checkpoints 2, the best, and 3, each filled with its step; 1 was pruned."""
     run = tmp_path_factory.mktemp("pattern")
     for step, score in ((1, 0.5), (2, 0.9), (3, 0.7)):
-        checkpoint.save(run, step, made(float(step)), score=(score, 1.0))
+        checkpoint.save(run, step, make_state(float(step)), score=(score, 1.0))
     return run
 
 
 @pytest.fixture
 def run(pattern, tmp_path):
-    """A copy of `pattern` to harm: a run may be moved."""
+    """A copy of `pattern` that a test may damage."""
     return shutil.copytree(pattern, tmp_path / "run")
 
 
-def place(run, step):
+def path_of(run, step):
     return run / "checkpoints" / str(step)
 
 
 def data_file(run, step):
-    """The largest file that orbax wrote: the arrays are in it."""
-    return max((place(run, step) / "state").rglob("d/*"), key=lambda path: path.stat().st_size)
+    """The largest file that orbax wrote, which holds the arrays."""
+    return max((path_of(run, step) / "state").rglob("d/*"), key=lambda path: path.stat().st_size)
 
 
 def flip(run, step):
@@ -88,26 +87,26 @@ DAMAGES = {
     "data flipped": flip,
     "data cut": lambda run, step: cut(data_file(run, step)),
     "data deleted": lambda run, step: data_file(run, step).unlink(),
-    "file added": lambda run, step: (place(run, step) / "state" / "more").write_text("more"),
-    "manifest cut": lambda run, step: cut(place(run, step) / "manifest.json"),
-    "manifest emptied": lambda run, step: (place(run, step) / "manifest.json").write_text("{}"),
-    "manifest deleted": lambda run, step: (place(run, step) / "manifest.json").unlink(),
-    "_METADATA cut": lambda run, step: cut(place(run, step) / "state" / "_METADATA"),
-    "ocdbt cut": lambda run, step: cut(place(run, step) / "state" / "manifest.ocdbt"),
+    "file added": lambda run, step: (path_of(run, step) / "state" / "more").write_text("more"),
+    "manifest cut": lambda run, step: cut(path_of(run, step) / "manifest.json"),
+    "manifest emptied": lambda run, step: (path_of(run, step) / "manifest.json").write_text("{}"),
+    "manifest deleted": lambda run, step: (path_of(run, step) / "manifest.json").unlink(),
+    "_METADATA cut": lambda run, step: cut(path_of(run, step) / "state" / "_METADATA"),
+    "ocdbt cut": lambda run, step: cut(path_of(run, step) / "state" / "manifest.ocdbt"),
 }
 
 
-def test_a_state_comes_back_bit_for_bit_from_its_abstract_shape(tmp_path):
-    state = made()
-    checkpoint.save(tmp_path, 7, state)
-    step, back = checkpoint.restore(tmp_path, jax.eval_shape(made))
+def test_a_state_is_restored_bit_for_bit_from_its_abstract_shape(tmp_path):
+    state = make_state()
+    assert checkpoint.save(tmp_path, 7, state) == path_of(tmp_path, 7)
+    step, restored = checkpoint.restore(tmp_path, jax.eval_shape(make_state))
     assert step == 7
-    assert bits(back) == bits(state)
+    assert bits(restored) == bits(state)
 
 
-def test_the_number_of_devices_does_not_enter_the_checkpoint(tmp_path):
-    state = made()
-    checkpoint.save(tmp_path, 7, parallel.replicate(state, parallel.devices(4)))
+def test_a_checkpoint_does_not_depend_on_the_number_of_devices(tmp_path):
+    state = make_state()
+    checkpoint.save(tmp_path, 7, parallel.replicate(state, parallel.local_devices(4)))
     assert bits(checkpoint.restore(tmp_path, state)[1]) == bits(state)
 
 
@@ -115,7 +114,7 @@ def test_the_two_newest_and_the_best_are_kept(tmp_path):
     scores = (0.5, 0.9, 0.9, 0.9, 0.2, 0.3)
     losses = (1.0, 3.0, 2.0, 2.5, 1.0, 1.0)
     for step, score in enumerate(zip(scores, losses, strict=True)):
-        checkpoint.save(tmp_path, step, made(), score=score)
+        checkpoint.save(tmp_path, step, make_state(), score=score)
     assert checkpoint.steps(tmp_path) == [2, 4, 5]
     assert checkpoint.best(tmp_path) == 2
 
@@ -123,10 +122,10 @@ def test_the_two_newest_and_the_best_are_kept(tmp_path):
 @pytest.mark.parametrize(
     "history, best",
     [
-        ({10: (0.5, 1.0), 20: (0.8, 9.0), 30: (0.7, 0.1)}, 20),  # the score comes first
+        ({10: (0.5, 1.0), 20: (0.8, 9.0), 30: (0.7, 0.1)}, 20),  # the highest score
         ({10: (0.8, 0.5), 20: (0.8, 0.3), 30: (0.8, 0.4)}, 20),  # then the lower loss
         ({10: (0.8, 0.3), 20: (0.8, 0.3), 9: (0.8, 0.4)}, 10),  # then the earlier step
-        ({10: None, 20: (0.1, 9.0), 30: None}, 20),  # a checkpoint without a score is no candidate
+        ({10: None, 20: (0.1, 9.0), 30: None}, 20),  # checkpoints without a score are ignored
         ({10: None}, None),
         ({}, None),
     ],
@@ -140,40 +139,40 @@ def test_best_is_the_highest_score_then_the_lower_loss_then_the_earlier_step(
 
 
 def test_a_checkpoint_of_the_same_step_is_replaced(run):
-    checkpoint.save(run, 3, made(33.0), score=(0.95, 1.0))
+    checkpoint.save(run, 3, make_state(33.0), score=(0.95, 1.0))
     assert checkpoint.steps(run) == [2, 3]
-    assert fill_of(checkpoint.restore(run, made())[1]) == 33
+    assert fill_of(checkpoint.restore(run, make_state())[1]) == 33
     assert checkpoint.best(run) == 3
 
 
 @pytest.mark.parametrize("which, step", [("last", 3), ("best", 2), ("2", 2), (3, 3)])
-def test_restore_takes_last_best_or_a_step(run, which, step):
-    found, state = checkpoint.restore(run, made(), which, warn=pytest.fail)
+def test_restore_accepts_last_best_or_a_step(run, which, step):
+    found, state = checkpoint.restore(run, make_state(), which, warn=pytest.fail)
     assert (found, fill_of(state)) == (step, step)
 
 
-def test_best_of_a_run_without_scores_is_its_last(tmp_path):
-    checkpoint.save(tmp_path, 4, made(4.0))
-    assert checkpoint.restore(tmp_path, made(), "best")[0] == 4
+def test_without_scores_best_is_the_last_checkpoint(tmp_path):
+    checkpoint.save(tmp_path, 4, make_state(4.0))
+    assert checkpoint.restore(tmp_path, make_state(), "best")[0] == 4
 
 
 @pytest.mark.parametrize("which", ["7", "-1", "newest", "", "2.0"])
-def test_a_checkpoint_that_is_not_there_is_refused_with_the_steps_that_are(run, which):
+def test_an_unknown_checkpoint_is_refused_with_the_available_steps(run, which):
     with pytest.raises(InputError, match=r"\[2, 3\]"):
-        checkpoint.restore(run, made(), which)
+        checkpoint.restore(run, make_state(), which)
 
 
 @pytest.mark.parametrize("which, damaged, used", [("last", 3, 2), ("best", 2, 3), ("2", 2, 3)])
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_damage_is_reported_in_one_line_and_the_newest_good_one_is_used(
+def test_damage_is_reported_in_one_line_and_the_newest_undamaged_one_is_used(
     run, damage, which, damaged, used
 ):
     damage(run, damaged)
     lines = []
-    step, state = checkpoint.restore(run, made(), which, lines.append)
+    step, state = checkpoint.restore(run, make_state(), which, lines.append)
     assert (step, fill_of(state)) == (used, used)
     (line,) = lines
-    assert str(place(run, damaged)) in line and "damaged" in line and "\n" not in line
+    assert str(path_of(run, damaged)) in line and "damaged" in line and "\n" not in line
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_refused(run):
@@ -181,8 +180,48 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused(run):
         flip(run, step)
     lines = []
     with pytest.raises(InputError, match="no undamaged checkpoint"):
-        checkpoint.restore(run, made(), warn=lines.append)
+        checkpoint.restore(run, make_state(), warn=lines.append)
     assert len(lines) == 2
+
+
+def variables_of(state):
+    """The variables that `restore_variables` returns for a state."""
+    kept = state.ema or {"params": state.params, "stats": state.stats}
+    stats = {"batch_stats": kept["stats"]} if kept["stats"] else {}
+    return {"params": kept["params"], **stats}
+
+
+@pytest.mark.parametrize("ema", [True, False])
+@pytest.mark.parametrize("stats", [{}, {"mean": jnp.arange(3.0)}], ids=["none", "stats"])
+def test_variables_are_restored_whatever_else_the_checkpoint_holds(tmp_path, ema, stats):
+    state = make_state()
+    averages = {"params": jax.tree.map(lambda p: p + 1, state.params), "stats": stats}
+    state = state.replace(
+        stats=stats,
+        ema=averages if ema else {},
+        opt_state=(),
+        hparams={"epoch_steps": jnp.int32(3)},
+        bookkeeping={"unknown": jnp.zeros(9)},
+    )
+    checkpoint.save(tmp_path, 7, state)
+    like = jax.eval_shape(lambda: variables_of(state))
+    step, variables, epochs = checkpoint.restore_variables(tmp_path, like)
+    assert (step, epochs) == (7, 2)
+    assert bits(variables) == bits(variables_of(state))
+
+
+def test_variables_of_another_network_are_refused_by_name(run):
+    like = variables_of(make_state(width=4))
+    with pytest.raises(InputError, match="does not fit.*params/kernel must be .*4.*, got .*3"):
+        checkpoint.restore_variables(run, like)
+
+
+def test_variables_of_a_damaged_checkpoint_are_those_of_the_newest_undamaged_one(run):
+    flip(run, 2)
+    lines, like = [], variables_of(make_state())
+    step, variables, _ = checkpoint.restore_variables(run, like, "best", lines.append)
+    assert step == 3 and float(variables["params"]["kernel"][0, 0]) == 3
+    assert len(lines) == 1 and "damaged" in lines[0]
 
 
 @pytest.mark.parametrize("folders", ["", "checkpoints", "checkpoints/5.partial"])
@@ -190,24 +229,24 @@ def test_a_run_without_checkpoints_is_refused(tmp_path, folders):
     (tmp_path / folders).mkdir(parents=True, exist_ok=True)
     assert checkpoint.steps(tmp_path) == []
     with pytest.raises(InputError, match="has no checkpoints; train it first"):
-        checkpoint.restore(tmp_path, made())
+        checkpoint.restore(tmp_path, make_state())
 
 
-def test_what_a_killed_save_left_is_ignored_and_cleaned(run):
-    left = place(run, 4).with_suffix(".partial")
-    (left / "state").mkdir(parents=True)
-    (left / "state" / "half").write_text("half")
-    assert checkpoint.restore(run, made(), warn=pytest.fail)[0] == 3
-    checkpoint.save(run, 4, made(4.0))
-    assert fill_of(checkpoint.restore(run, made(), warn=pytest.fail)[1]) == 4
-    assert not left.exists()
+def test_leftovers_of_a_killed_save_are_ignored_and_removed(run):
+    leftover = path_of(run, 4).with_suffix(".partial")
+    (leftover / "state").mkdir(parents=True)
+    (leftover / "state" / "half").write_text("half")
+    assert checkpoint.restore(run, make_state(), warn=pytest.fail)[0] == 3
+    checkpoint.save(run, 4, make_state(4.0))
+    assert fill_of(checkpoint.restore(run, make_state(), warn=pytest.fail)[1]) == 4
+    assert not leftover.exists()
 
 
-def test_what_a_killed_save_left_is_cleaned_by_the_save_of_another_step(run):
-    left = place(run, 4).with_suffix(".partial")
-    left.mkdir()
-    checkpoint.save(run, 5, made())
-    assert not left.exists()
+def test_leftovers_of_a_killed_save_are_removed_when_saving_another_step(run):
+    leftover = path_of(run, 4).with_suffix(".partial")
+    leftover.mkdir()
+    checkpoint.save(run, 5, make_state())
+    assert not leftover.exists()
 
 
 @pytest.mark.parametrize(
@@ -216,19 +255,19 @@ def test_what_a_killed_save_left_is_cleaned_by_the_save_of_another_step(run):
         ({"kernel": jnp.zeros((2, 4)), "half": jnp.zeros(5, jnp.bfloat16)}, "kernel"),
         ({"kernel": jnp.zeros((2, 3))}, "half"),
         ({"kernel": jnp.zeros((2, 3)), "other": jnp.zeros(5, jnp.bfloat16)}, "other|half"),
-        (made().params | {"more": jnp.zeros(2)}, "more"),
+        (make_state().params | {"more": jnp.zeros(2)}, "more"),
     ],
     ids=["wider", "fewer", "renamed", "more"],
 )
 def test_the_state_of_another_network_is_refused_by_name(run, params, named):
     with pytest.raises(InputError, match=f"does not fit.*({named})"):
-        checkpoint.restore(run, made().replace(params=params))
+        checkpoint.restore(run, make_state().replace(params=params))
 
 
 FULL = """
 import json, resource, sys
 import jax.numpy as jnp
-from jaxdet import checkpoint
+from jaxdet.training import checkpoint
 
 run = sys.argv[1]
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
@@ -240,13 +279,13 @@ except OSError as error:
 """
 
 
-def test_a_full_disk_is_an_os_error_of_one_line_and_what_stood_before_stands(run):
+def test_a_full_disk_is_an_os_error_of_one_line_and_keeps_earlier_checkpoints(run):
     done = subprocess.run(
         [sys.executable, "-c", FULL, str(run)], capture_output=True, text=True, timeout=120
     )
     message = json.loads(done.stdout)
-    assert str(place(run, 3)) in message and "File too large" in message and "\n" not in message
+    assert str(path_of(run, 3)) in message and "File too large" in message and "\n" not in message
     assert "Traceback" not in done.stderr
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["2", "3"]
-    step, state = checkpoint.restore(run, made(), "last", pytest.fail)
+    step, state = checkpoint.restore(run, make_state(), "last", pytest.fail)
     assert (step, fill_of(state)) == (3, 3)

@@ -285,7 +285,7 @@ def send(process, run, number, *, evaluations):
 
 def outcome_of_process(run):
     """The outcome of a run, with the configuration of its folder."""
-    config = from_json(Config, run_dir.read_config(run)[1])
+    config = from_json(Config, run_dir.read_config(run).config)
     return outcome(run, configs.build("digits", config))
 
 

@@ -12,7 +12,7 @@ from jaxdet.training import run_dir
 LINES = [{"step": step, "val": {"loss": 1 / (step + 3)}} for step in (0, 5, 10, 15)]
 
 
-def content(folder):
+def contents(folder):
     """Name and bytes of every file below a folder."""
     return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -21,13 +21,13 @@ def content(folder):
 def run(tmp_path):
     folder = tmp_path / "runs" / "one"
     run_dir.create(folder)
-    run_dir.write_config(folder, "digits", {"epochs": 3, "widths": [8, 16]}, {"classes": ["0"]})
+    run_dir.write_config(folder, "digits", {"epochs": 3, "channels": [8, 16]}, {"classes": ["0"]})
     return folder
 
 
 @contextmanager
 def full_disk():
-    """No file may grow beyond 100 bytes."""
+    """Limit files to 100 bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
     try:
@@ -37,49 +37,49 @@ def full_disk():
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_folder_that_is_missing_or_empty_is_vacant(tmp_path, overwrite):
+def test_a_missing_or_empty_folder_is_vacant(tmp_path, overwrite):
     run_dir.check_vacant(tmp_path / "missing", overwrite=overwrite)
     run_dir.check_vacant(tmp_path, overwrite=overwrite)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_is_vacant_where_a_run_was_killed_before_it_had_its_configuration(tmp_path):
+def test_a_folder_of_a_run_killed_before_its_configuration_was_written_is_vacant(tmp_path):
     (tmp_path / "config.json.partial").write_text("{")
     run_dir.check_vacant(tmp_path)
 
 
-def test_a_run_is_vacant_only_to_be_overwritten(run):
-    before = content(run)
+def test_a_run_is_replaced_with_overwrite_only(run):
+    before = contents(run)
     with pytest.raises(InputError, match="--resume.*--overwrite.*--out"):
         run_dir.check_vacant(run)
     run_dir.check_vacant(run, overwrite=True)
-    assert content(run) == before
+    assert contents(run) == before
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_what_is_no_run_is_never_vacant(tmp_path, overwrite):
+def test_anything_but_a_run_is_never_replaced(tmp_path, overwrite):
     (tmp_path / "thesis.txt").write_text("all of it")
     for place in (tmp_path, tmp_path / "thesis.txt"):
         with pytest.raises(InputError, match=str(place)):
             run_dir.check_vacant(place, overwrite=overwrite)
-    assert content(tmp_path) == {"thesis.txt": b"all of it"}
+    assert contents(tmp_path) == {"thesis.txt": b"all of it"}
 
 
-def test_start_leaves_an_empty_folder_whatever_stood_there(run):
+def test_create_empties_the_folder(run):
     (run / "checkpoints" / "7").mkdir(parents=True)
     for _ in range(2):
         run_dir.create(run)
         assert list(run.iterdir()) == []
 
 
-def test_a_text_is_written_whole_in_place_of_the_old_one(tmp_path):
+def test_a_text_replaces_the_previous_one(tmp_path):
     path = tmp_path / "file"
     for text in ("a long text\n" * 99, "short\n", ""):
         files.write_text(path, text)
-        assert content(tmp_path) == {"file": text.encode()}
+        assert contents(tmp_path) == {"file": text.encode()}
 
 
-def test_a_kill_while_writing_leaves_the_old_text(tmp_path, monkeypatch):
+def test_a_kill_while_writing_leaves_the_previous_text(tmp_path, monkeypatch):
     path = tmp_path / "file"
     files.write_text(path, "old")
 
@@ -92,10 +92,10 @@ def test_a_kill_while_writing_leaves_the_old_text(tmp_path, monkeypatch):
             files.write_text(path, "new")
     assert path.read_text() == "old"
     files.write_text(path, "newer")
-    assert content(tmp_path) == {"file": b"newer"}
+    assert contents(tmp_path) == {"file": b"newer"}
 
 
-def test_a_full_disk_is_an_error_that_names_the_file_and_keeps_the_old_text(tmp_path):
+def test_a_full_disk_is_an_error_that_names_the_file_and_keeps_the_previous_text(tmp_path):
     path = tmp_path / "file"
     files.write_text(path, "old")
     with pytest.raises(OSError, match=str(path)), full_disk():
@@ -109,19 +109,22 @@ def test_metrics_on_a_full_disk_are_an_error_that_names_the_file(run):
             run_dir.append_metrics(run, line)
 
 
-def test_a_configuration_comes_back(run):
-    assert run_dir.read_config(run) == ("digits", {"epochs": 3, "widths": [8, 16]})
+def test_a_configuration_is_read_as_written(run):
+    config = {"epochs": 3, "channels": [8, 16]}
+    assert run_dir.read_config(run) == ("digits", config, {"classes": ["0"]})
 
 
-def test_the_configuration_file_says_what_others_need(run):
+def test_the_configuration_file_holds_schema_and_metadata(run):
     kept = json.loads((run / "config.json").read_text())
     assert kept["schema"] == run_dir.SCHEMA
-    assert kept["about"] == {"classes": ["0"]}
+    assert kept["metadata"] == {"classes": ["0"]}
 
 
-def test_another_schema_is_refused_with_both_numbers(run, monkeypatch):
-    monkeypatch.setattr(run_dir, "SCHEMA", run_dir.SCHEMA + 1)
-    with pytest.raises(InputError, match=f"schema {run_dir.SCHEMA - 1}.* reads {run_dir.SCHEMA}"):
+@pytest.mark.parametrize("schema", [0, run_dir.SCHEMA + 1])
+def test_an_unknown_schema_is_refused_with_both_numbers(run, schema):
+    path = run / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": schema}))
+    with pytest.raises(InputError, match=f"schema {schema};.* reads schemas 1 to {run_dir.SCHEMA}"):
         run_dir.read_config(run)
 
 
@@ -135,6 +138,7 @@ def test_another_schema_is_refused_with_both_numbers(run, monkeypatch):
         "{}",
         '{"schema": 1, "system": "digits"}',
         '{"schema": 1, "system": "digits", "config": 3}',
+        '{"schema": 2, "system": "digits", "config": {}, "metadata": 3}',
     ],
 )
 def test_a_damaged_configuration_is_refused_in_one_line(run, text):
@@ -145,7 +149,7 @@ def test_a_damaged_configuration_is_refused_in_one_line(run, text):
 
 
 @pytest.mark.parametrize("name", [".", "missing"])
-def test_a_folder_without_configuration_is_no_run(tmp_path, name):
+def test_a_folder_without_configuration_is_not_a_run(tmp_path, name):
     with pytest.raises(InputError, match="is not a run"):
         run_dir.read_config(tmp_path / name)
 
@@ -160,14 +164,14 @@ def test_the_environment_names_versions_devices_and_flags(run, monkeypatch):
     assert kept["flags"] == "--some_flag"
 
 
-def test_metrics_come_back_line_by_line(run):
+def test_metrics_are_read_as_appended(run):
     assert run_dir.read_metrics(run) == []
     for count, line in enumerate(LINES, 1):
         run_dir.append_metrics(run, line)
         assert run_dir.read_metrics(run) == LINES[:count]
 
 
-def test_a_metrics_line_cut_short_is_left_out_and_training_goes_on_after_it(run):
+def test_an_incomplete_line_of_metrics_is_ignored_and_replaced(run):
     for line in LINES[:2]:
         run_dir.append_metrics(run, line)
     path = run / "metrics.jsonl"
@@ -179,13 +183,13 @@ def test_a_metrics_line_cut_short_is_left_out_and_training_goes_on_after_it(run)
 
 
 @pytest.mark.parametrize("after, left", [(-1, 0), (0, 1), (4, 1), (5, 2), (99, 4)])
-def test_metrics_of_later_steps_are_dropped(run, after, left):
+def test_drop_metrics_removes_later_steps(run, after, left):
     for line in LINES:
         run_dir.append_metrics(run, line)
     run_dir.drop_metrics(run, after)
     assert run_dir.read_metrics(run) == LINES[:left]
 
 
-def test_dropping_from_no_metrics_leaves_none(run):
+def test_drop_metrics_without_metrics_leaves_none(run):
     run_dir.drop_metrics(run, -1)
     assert run_dir.read_metrics(run) == []
