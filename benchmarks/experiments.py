@@ -118,9 +118,9 @@ EXPERIMENTS = {
         "Simple without dropout and without batch norm",
         (
             Run("20_epochs", f"{OBJECTS} --epochs 20"),
-            Run("no_dropout", f"{OBJECTS} --epochs 20 --dropout 0"),
+            Run("no_dropout", f"{OBJECTS} --epochs 20 --dropout-scale 0"),
             Run("no_norm", f"{OBJECTS} --epochs 20 --no-norm"),
-            Run("neither", f"{OBJECTS} --epochs 20 --dropout 0 --no-norm"),
+            Run("neither", f"{OBJECTS} --epochs 20 --dropout-scale 0 --no-norm"),
         ),
     ),
     "long": Experiment(
@@ -129,7 +129,7 @@ EXPERIMENTS = {
         (
             Run(
                 "neither_200_epochs",
-                f"{OBJECTS} --epochs 200 --dropout 0 --no-norm "
+                f"{OBJECTS} --epochs 200 --dropout-scale 0 --no-norm "
                 "--val-fraction .005 --test-fraction .1",
                 ("best", "last"),
             ),
@@ -242,7 +242,7 @@ def run_rows(experiment: Experiment, run: Run, options: Options) -> Iterator[dic
     """Rows of a run, one per checkpoint: scores on the test split, median time per epoch."""
     words = run.words.format(size=options.size, epochs=options.epochs).split()
     folder = options.out / run.name
-    first = [] if run_dir.holds_something(folder) else [*words, "--root", options.root]
+    first = [] if run_dir.is_occupied(folder) else [*words, "--root", options.root]
     jaxdet("train", experiment.system, "--out", str(folder), "--resume", *first)
     lines = run_dir.read_metrics(folder)
     seconds = sorted(sum(line["time"].values()) for line in lines[1:])

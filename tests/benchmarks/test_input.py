@@ -66,9 +66,9 @@ def test_prepared_set_can_be_read(tmp_path):
 
 @pytest.mark.parametrize("fields", [{}, *input_benchmark.AUGMENTATIONS.values()])
 def test_images_are_augmented_as_configured(fields):
-    system = synthetic.cifar10_experiment(cifar10.Config(**fields), train=40, val=1)
-    data, rows = system.splits["train"].arrays, np.arange(2, 40)
-    found = np.asarray(input_benchmark.augment_batch(system.task, data, rows))
+    experiment = synthetic.cifar10_experiment(cifar10.Config(**fields), train=40, val=1)
+    data, rows = experiment.splits["train"].arrays, np.arange(2, 40)
+    found = np.asarray(input_benchmark.augment_batch(experiment.task, data, rows))
     differs = (abs(found - data["image"][2:] / np.float32(255)) > 1e-6).any((1, 2, 3))
     assert differs.any() == bool(fields)
 

@@ -159,16 +159,16 @@ def test_torch_localizer_has_the_same_loss():
         value = float(loss(net.eval()(images), target))
     context = StepContext(False, jnp.int32(0), jnp.int32(0), work.hparams)
     batch = work.task.augment(None, work.data | {"real": np.ones(2, np.float32)}, context)
-    share, _ = jax.jit(lambda v, b: work.task.loss(v, b, None, context))(variables, batch)
-    assert value == pytest.approx(float(share), rel=1e-4)
+    expected, _ = jax.jit(lambda v, b: work.task.loss(v, b, None, context))(variables, batch)
+    assert value == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_torch_detector_has_the_same_loss():
     torch = pytest.importorskip("torch")
     work = train_steps.detector(1, None, None)
     net, loss, images, target = work.torch(work.data)
-    system = configs.config("detect")(weights="-", freeze=3, fixed_norm=True)
-    ours = configs.network("detect", system)[0]
+    config = configs.config("detect")(weights="-", freeze_stages=3, freeze_bn=True)
+    ours = configs.network("detect", config)[0]
     variables = host_init.initialize(
         ours.init, jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32)
     )
@@ -180,8 +180,8 @@ def test_torch_detector_has_the_same_loss():
     context = StepContext(False, jnp.int32(0), jnp.int32(0), work.hparams)
     data = work.data | {"image": work.data["image"][:, :64, :96], "real": np.ones(1, np.float32)}
     batch = work.task.augment(None, data | {"boxes": data["boxes"] / 4}, context)
-    share, _ = jax.jit(lambda v, b: work.task.loss(v, b, None, context))(variables, batch)
-    assert value == pytest.approx(float(share), rel=1e-3)
+    expected, _ = jax.jit(lambda v, b: work.task.loss(v, b, None, context))(variables, batch)
+    assert value == pytest.approx(float(expected), rel=1e-3)
 
 
 def detector_arrays(params):

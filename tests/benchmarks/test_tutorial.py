@@ -20,12 +20,11 @@ def test_pytorch_takes_the_same_steps():
     from benchmarks.torch_refs import tutorial as torch_tutorial
 
     config = Config(batch=4, devices=1, lr=0.05, conv="lax")
-    system = synthetic.cifar10_experiment(config, train=12, val=4)
-    programs = training_loop.CompiledSteps(system, config)
-    state = parallel.replicate(
-        host_init.initialize(training_state.init_fn(system, config)), programs.among
-    )
-    data = system.splits["train"].arrays
+    experiment = synthetic.cifar10_experiment(config, train=12, val=4)
+    compiled = training_loop.CompiledSteps(experiment)
+    init_fn = training_state.init_fn(experiment)
+    state = parallel.replicate(host_init.initialize(init_fn), compiled.devices)
+    data = experiment.splits["train"].arrays
     trainer = torch_tutorial.Trainer(
         data["image"], data["label"], lr=config.lr, momentum=config.momentum
     )
@@ -35,7 +34,7 @@ def test_pytorch_takes_the_same_steps():
         )
     rows = sampler.shuffled_batches(0, 0, 12, 4)
     for row in rows:
-        state = programs.steps[0](state, programs.data, row)
+        state = compiled.steps[0](state, compiled.data, row)
     trainer.train_steps(rows)
     for name, array in in_pytorch(state.params).items():
         for key, value in array.items():
@@ -83,8 +82,8 @@ def test_total_is_computed_from_steps_and_evaluations(tmp_path, capsys):
 
 def test_steps_and_evaluations_alternate(tmp_path):
     config = Config(epochs=tutorial.ENDLESS, eval_first=False, devices=1, eval_batch=4)
-    system = synthetic.cifar10_experiment(replace(config, batch=4), train=8, val=4)
-    train, evaluate = tutorial.jax_calls(system, config, tmp_path)
+    experiment = synthetic.cifar10_experiment(replace(config, batch=4), train=8, val=4)
+    train, evaluate = tutorial.jax_calls(experiment, tmp_path)
     lines = []
     for call in (train, evaluate, train, evaluate):
         call()
