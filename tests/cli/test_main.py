@@ -223,7 +223,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(60, func_only=True)
 @pytest.mark.parametrize("words, says", REFUSED.values(), ids=REFUSED)
 def test_invalid_input_is_one_line_and_changes_nothing(place, capfd, words, says):
     before = files(place)
