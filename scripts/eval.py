@@ -1,4 +1,4 @@
-"""Door to `jaxdet eval`; the same words follow."""
+"""`jaxdet eval` as a script, with the same arguments."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Door to `jaxdet predict`; the same words follow."""
+"""`jaxdet predict` as a script, with the same arguments."""
 
 import sys
 

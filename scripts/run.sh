@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From nothing to a trained digit locator: set up, train (or resume), evaluate, draw.
-# Options are those of `jaxdet train digits`.  Run it again: what is done is not done twice.
+# Set up, then train the digit locator, evaluate it and draw its predictions.
+# Options are those of `jaxdet train digits`. Run it again to resume; finished steps are skipped.
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh" ""
 run=runs/digits
 .venv/bin/jaxdet train digits --out $run --resume "$@"

@@ -1,4 +1,4 @@
-"""Door to `jaxdet train`; the same words follow."""
+"""`jaxdet train` as a script, with the same arguments."""
 
 import sys
 
