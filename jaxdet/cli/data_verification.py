@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxdet import tables
 from jaxdet.cli.verify_options import VerificationFolders
 from jaxdet.data import image_folder, verification_protocol
 from jaxdet.data.image_folder import LabeledImage
@@ -43,7 +44,8 @@ def run(options: VerificationFolders) -> int:
     counts = {"training_identities": len(training), "known_identities": len(known)}
     counts |= {"unknown_identities": len(unknown)}
     counts |= {f"unknown_{part}": len(labelled) for part, labelled in probes.items()}
-    print("".join(f"{name} {count}\n" for name, count in counts.items()), end="")
+    rows = [{"written": name, "count": count} for name, count in counts.items()]
+    print(tables.aligned(rows, ("written", "count")))
     return 0
 
 

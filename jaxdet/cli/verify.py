@@ -51,7 +51,7 @@ def dev(options: verify_options.Dev) -> int:
         )
         best = found.scores_at(threshold)
         scores |= {f"best_{name}": value for name, value in best.items()}
-    _print_scores(options, {**embedder.checkpoint_id, **scores, **found.separation()})
+    _print_scores(options, embedder, {**scores, **found.separation()})
     _write_results(options, "dev", threshold, embedder, found)
     return 0
 
@@ -82,7 +82,7 @@ def test(options: verify_options.Test) -> int:
             print(json.dumps(row) if options.json else " ".join(map(str, row.values())))
     if options.truth:
         scores = {**found.counts(), **found.scores_at(value), **found.separation()}
-        _print_scores(options, {**embedder.checkpoint_id, **scores})
+        _print_scores(options, embedder, scores)
         _write_results(options, "test", value, embedder, found)
     return 0
 
@@ -120,7 +120,7 @@ def pairs(options: verify_options.Pairs) -> int:
     missing = {"rows_missing": len(listed.missing)} if listed.missing else {}
     counts = {"pairs": len(same), "same": int(same.sum()), **missing, "folds": len(np.unique(fold))}
     limits, scores = cross_validate(score, same, fold)
-    _print_scores(options, {**embedder.checkpoint_id, **counts, **scores})
+    _print_scores(options, embedder, {**counts, **scores})
     if options.plots:
         _plot_pairs(options, score, same)
     if options.worst and limits is not None:
@@ -156,7 +156,7 @@ def probe(options: verify_options.Probe) -> int:
         "accuracy": float(correct[others].mean()),
         "fitted_accuracy": float(correct[fitted].mean()),
     }
-    _print_scores(options, {**embedder.checkpoint_id, **scores})
+    _print_scores(options, embedder, scores)
     return 0
 
 
@@ -339,13 +339,15 @@ def _check_step(step: float) -> None:
         raise InputError(f"--step must be above 0 and at most 1, got {step:g}")
 
 
-def _print_scores(options: verify_options.Embedding, scores: Scores) -> None:
-    """One `name value` per line, or JSON, which has the hash of the checkpoint as well."""
+def _print_scores(options: verify_options.Embedding, embedder: Embedder, scores: Scores) -> None:
+    """A table of rounded scores, or JSON, which has the hash of the checkpoint as well."""
     if options.json:
-        print(json.dumps(scores))
-    else:
-        lines = (f"{name} {value}\n" for name, value in scores.items() if name != "manifest")
-        print("".join(lines), end="")
+        print(json.dumps({**embedder.checkpoint_id, **scores}))
+        return
+    rows = [{"score": name, "value": value} for name, value in scores.items()]
+    table = tables.aligned(rows, ("score", "value"))
+    print("{run}, checkpoint of step {step}:".format(**embedder.checkpoint_id))
+    print(f"\n{table}\n")
 
 
 def _print_line(options: verify_options.Embedding, line: str) -> None:

@@ -10,6 +10,7 @@ from jaxdet.cli import data_verification
 from jaxdet.cli.verify_options import VerificationFolders
 from jaxdet.data import verification_protocol
 from jaxdet.errors import InputError
+from tests.cli.test_main import parse_aligned
 from tests.datasets import encode_image, write_tree
 
 IDENTITIES, IMAGES = 10, 4
@@ -31,15 +32,10 @@ def names_in(folder):
 
 def test_every_image_is_used_once_and_parts_share_no_identity(options, tmp_path, capsys):
     assert data_verification.run(options) == 0
-    counts = capsys.readouterr().out.split()[:6]
-    assert counts == [
-        "training_identities",
-        "3",
-        "known_identities",
-        "4",
-        "unknown_identities",
-        "3",
-    ]
+    (rows,) = parse_aligned(capsys.readouterr().out)
+    counts = {row["written"]: int(row["count"]) for row in rows[:3]}
+    identities = {"training_identities": 3, "known_identities": 4, "unknown_identities": 3}
+    assert counts == identities
     source = {path.read_bytes(): path.parent.name for path in tmp_path.glob("faces/*/*")}
     written = Counter(path.read_bytes() for path in options.out.rglob("*.png"))
     assert written == Counter(list(source))

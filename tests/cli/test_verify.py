@@ -21,7 +21,7 @@ from jaxdet.models import resnet
 from jaxdet.models.layers import Freezable
 from jaxdet.training import run_dir
 from tests.cli.test_compare import cells, printed
-from tests.cli.test_main import PNG, main
+from tests.cli.test_main import PNG, main, parse_aligned
 
 WORDS = [
     *(
@@ -236,7 +236,9 @@ def test_dev_writes_pictures_and_prints_lines(place, capsys):
     chosen = replace(DEV, json=False, plots=Path("new/plots"), worst=Path("worst.png"), step=0.5)
     assert verify.dev(chosen) == 0
     out = capsys.readouterr().out
-    assert "\naccuracy " in out and "\nbest_threshold " in out and "wrote pictures" in out
+    (rows,) = parse_aligned(out)
+    assert {"probes", "accuracy", "best_threshold"} <= {row["score"] for row in rows}
+    assert out.startswith("run, checkpoint of step 3:\n\n") and "wrote pictures" in out
     assert {path.name for path in Path("new/plots").iterdir()} == {
         *("sweep.csv", "sweep.png", "scores.png", "roc.png")
     }
@@ -429,12 +431,16 @@ def test_scores_that_pairs_do_not_allow_are_left_out_with_a_warning(place, capsy
     Path("pairs.txt").write_text(LIST.replace("n1 1 n3", "n1 9 n3").replace("n4 1", "n4 9"))
     assert verify.pairs(chosen) == 0
     out, error = capsys.readouterr()
-    assert "\npairs 2\nsame 2\nrows_missing 2\nfolds 2\n" in out and "accuracy" not in out
+    (rows,) = parse_aligned(out)
+    scores = {row["score"]: row["value"] for row in rows}
+    assert scores == {"pairs": "2", "same": "2", "rows_missing": "2", "folds": "2"}
     assert "all 2 pairs found are of the same identity: accuracy, auc" in error
     Path("pairs.txt").write_text(LIST.replace("n3 1 2", "n3 1 9").replace("n4 1", "n4 9"))
     assert verify.pairs(chosen) == 0
     out, error = capsys.readouterr()
-    assert "\nfolds 1\nauc " in out and "accuracy" not in out
+    (rows,) = parse_aligned(out)
+    scores = {row["score"]: row["value"] for row in rows}
+    assert scores["folds"] == "1" and "auc" in scores and "accuracy" not in scores
     assert error.count("\n") == 1 and "in one fold: accuracy needs other folds" in error
 
 
