@@ -6,18 +6,16 @@ from dataclasses import replace
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from jaxdet import files, tables
 from jaxdet.cli import flags
+from jaxdet.cli.evaluated_run import EvaluatedRun
 from jaxdet.cli.options import Sweep
 from jaxdet.config import TrainConfig
 from jaxdet.training import run_dir
-
-if TYPE_CHECKING:
-    from jaxdet.cli.compare import EvaluatedRun
 
 Row = dict[str, Any]
 
@@ -168,7 +166,7 @@ def system_rows(system: str, summaries: Sequence[Row]) -> list[Row]:
     ]
 
 
-def seed_rows(evaluated: "Sequence[EvaluatedRun]") -> list[Row]:
+def seed_rows(evaluated: Sequence[EvaluatedRun]) -> list[Row]:
     """Mean and spread of runs that differ in seed, comment and planned epochs only.
 
     Of several runs with the same seed the first counts.
