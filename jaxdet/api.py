@@ -208,7 +208,8 @@ class Run:
     @property
     def network(self) -> "nn.Module":
         """The Flax module of the network."""
-        return self.experiment.task.net
+        task: Any = self.experiment.task
+        return task.net
 
     def predict_fn(self) -> Callable[[Tree, Array], dict[str, Array]]:
         """The pure function `(variables, images [B, H, W, C]) -> predictions` of the task.

@@ -314,4 +314,5 @@ def from_json(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
     unknown = sorted(set(values) - known)
     if unknown:
         raise ValueError(f"unknown fields {', '.join(unknown)}")
-    return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return kind(**options)

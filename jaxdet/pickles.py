@@ -129,7 +129,9 @@ def next_unpickler(
     for opcode, argument, _ in pickletools.genops(stream):
         if opcode.name.startswith("EXT"):  # a global that may bypass find_class
             raise InputError(f"refers to a global by {opcode.name}; {unpickler.expected}")
-        if "PUT" in opcode.name and argument > stream.tell():  # a memo grows to its last index
+        if (
+            "PUT" in opcode.name and int(argument or 0) > stream.tell()
+        ):  # a memo grows to its last index
             raise InputError("has a pickle that needs more memory than its length explains")
     return unpickler(io.BytesIO(stream.getbuffer()[start : stream.tell()]), **options)
 

@@ -19,6 +19,7 @@ from flax import struct
 Array = jax.Array | np.ndarray  # traced or not; NumPy arrays on the host
 Batch = dict[str, Array]
 Tree = Any  # a pytree of arrays
+Device = Any  # a jax.Device, which type checkers take for a variable
 
 
 class StepContext(NamedTuple):
@@ -86,8 +87,7 @@ class EmbeddingTask(Protocol):
         ...
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """Everything that a run carries from one step to the next, and that a checkpoint holds."""
 
     step: Array  # int32: steps done

@@ -36,14 +36,14 @@ def run(system: str, options: Preview, config: TrainConfig) -> int:
     return 0
 
 
-def _shown(experiment: Experiment, count: int, **options: Any) -> dict[str, Sequence[Any]]:
+def _shown(experiment: Experiment, count: int, **options: Any) -> dict[str, Any]:
     """`pictures`, and options of `common.draw`, of the first inputs of the training split."""
     batch, classes = evaluator.samples(experiment, "train", count, **options), experiment.metadata
     classes = classes["classes"]
     if isinstance(experiment.task, DetectionTask):
         return {"pictures": batch["image"], **_many_boxes(batch, classes)}
     true = batch["boxes"][:, 0] if "boxes" in batch else [None] * len(batch["label"])
-    target = batch.get("target", np.eye(len(classes))[batch["label"]])
+    target: Any = batch.get("target", np.eye(len(classes))[batch["label"]])
     titles = [f"true {_describe_target(classes, fractions)}" for fractions in target]
     return {"pictures": batch["image"], "titles": titles, "true": true}
 

@@ -86,7 +86,7 @@ def number_list_options(kind: type) -> set[str]:
 def expand_booleans(words: Sequence[str], names: Collection[str]) -> list[str]:
     """The words with every boolean option followed by true or false."""
     out = []
-    for word, following in pairwise([*words, None]):
+    for word, following in pairwise([*words, ""]):
         name = "" if "=" in word else _name(word)
         if name in names and following not in ("true", "false"):
             out += [word, "true"]

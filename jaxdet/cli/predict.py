@@ -285,7 +285,7 @@ def _original_picture(prepared: api.PreparedImage) -> np.ndarray:
         return image
     left, top = np.rint(-prepared.offset[:2] / prepared.scale[:2]).astype(int)
     columns, rows = np.rint([width, height] / prepared.scale[:2]).astype(int)
-    inside = np.uint8(np.rint(image * 255))[top : top + rows, left : left + columns]
+    inside = np.rint(image * 255).astype(np.uint8)[top : top + rows, left : left + columns]
     return np.asarray(Image.fromarray(inside).resize((width, height))) / np.float32(255)
 
 

@@ -29,7 +29,7 @@ def write_crops(
 ) -> None:
     """Write the inside of each box of a picture [h, w, C] in [0, 1] as `STEM_NUMBER_CLASS.png`."""
     folder.mkdir(parents=True, exist_ok=True)
-    pixels = np.uint8(np.rint(picture * 255))
+    pixels = np.rint(picture * 255).astype(np.uint8)
     for i, (box, label) in enumerate(zip(found.boxes, found.labels, strict=True)):
         (x0, y0), (x1, y1) = np.floor(box[:2]).astype(int), np.ceil(box[2:]).astype(int)
         if x1 > x0 and y1 > y0:

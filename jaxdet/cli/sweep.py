@@ -72,9 +72,10 @@ def resolve_grid(name: str, options: Sweep, words: Sequence[str], axes: Axes) ->
         if not grids:
             raise InputError(f"{name} has no grids; leave out --grid {chosen}")
         raise InputError(f"--grid must be one of {', '.join(grids)}, got {chosen}")
-    if isinstance(grids[chosen], tuple):
-        return Grid(list(words), axes, [row.split() for row in grids[chosen]])
-    shared, of_grid = flags.split_axes(grids[chosen].split(), configs.config(name))
+    grid = grids[chosen]
+    if not isinstance(grid, str):
+        return Grid(list(words), axes, [row.split() for row in grid])
+    shared, of_grid = flags.split_axes(grid.split(), configs.config(name))
     return Grid([*shared, *words], of_grid | axes, [[]])
 
 

@@ -88,7 +88,7 @@ def sweep_rows(
         row = mean_and_spread(dict(values), [_best_scores(*one) for one in group])
         if failed:
             row["unfinished"] = sum(folder in failed for _, folder in group)
-        rows.append(row | costs[group[0][0]])
+        rows.append({**row, **costs[group[0][0]]})
     return rows
 
 

@@ -423,5 +423,5 @@ def _draw_worst(
     for i in order:
         pair = [images.read_resized_float(path, THUMBNAIL_SIDE)[0] for path in sides[i]]
         pictures.append(np.concatenate(pair, 1))
-    titles = [titles[i] for i in order]
-    common.draw(pictures, options.worst, titles=titles, quiet=options.json)
+    worst = [titles[i] for i in order]
+    common.draw(pictures, options.worst, titles=worst, quiet=options.json)

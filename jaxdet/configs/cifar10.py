@@ -58,7 +58,10 @@ TUTORIALS = (  # PyTorch's tutorial network and its variants
 MAX_PADDING = 32  # pixels: a side of the image
 MAX_PARAMETERS = 262_144
 
-Model = Literal[*registry.names("cifar")]
+if TYPE_CHECKING:
+    Model = str
+else:
+    Model = Literal[*registry.names("cifar")]
 
 
 @dataclass(frozen=True)

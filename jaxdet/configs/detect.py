@@ -64,7 +64,10 @@ if TYPE_CHECKING:
 
 MAP_THRESHOLDS = (0.05, 0.1, 0.2)  # of assignment 2, for `report`
 
-Backbone = Literal[*registry.names("backbone")]
+if TYPE_CHECKING:
+    Backbone = str
+else:
+    Backbone = Literal[*registry.names("backbone")]
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ def check(config: Config) -> None:
 def _read_splits(config: Config) -> "dict[str, Source]":
     from jaxdet.data import digits
 
-    return digits.read_splits(config.source, config.root or None, config.split_seed)
+    return dict(digits.read_splits(config.source, config.root or None, config.split_seed))
 
 
 def _check_sizes(config: Config, net: Any, place: Callable, source: "Source") -> None:

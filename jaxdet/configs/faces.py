@@ -108,7 +108,10 @@ _REFERENCE = (  # see docs/assignments.md; strides of 2 where channels double
     ),
 )
 
-Model = Literal[*registry.names("backbone", "staged")]
+if TYPE_CHECKING:
+    Model = str
+else:
+    Model = Literal[*registry.names("backbone", "staged")]
 
 
 @dataclass(frozen=True)

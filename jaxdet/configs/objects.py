@@ -56,7 +56,10 @@ if TYPE_CHECKING:
 SET_NAMES = {"val": "validation"}  # of splits, in `report`
 MIN_SIZE = 64  # pixels per side that remain for every network's pools
 
-Model = Literal[*registry.names("localizer"), "resnet18", "resnet34", "resnet50", "lite0"]
+if TYPE_CHECKING:
+    Model = str
+else:
+    Model = Literal[*registry.names("localizer"), "resnet18", "resnet34", "resnet50", "lite0"]
 
 
 @dataclass(frozen=True)

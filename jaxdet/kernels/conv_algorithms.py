@@ -5,7 +5,7 @@ an algorithm's transpose can differ much from its own.  `kernels.conv` chooses.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -121,7 +121,7 @@ def _mirror(geometry, x, kernel):
             for position, stride in zip(positions, geometry.strides, strict=True)
         )
         phases.setdefault((top, left), []).append((down, right, kernel[i, j, 0]))
-    out = sum(
+    out: Any = sum(
         _sum_on_canvas(
             x[:, top :: geometry.strides[0], left :: geometry.strides[1]], taps, rows, columns
         )
@@ -172,7 +172,7 @@ def _sum_of_taps(geometry, x, kernel, broadcast):
     multiplier = kernel.shape[-1] // x.shape[-1]
     x = x if multiplier == 1 else jnp.repeat(x, multiplier, axis=-1)
     taps = zip(_flat_taps(geometry, x, kernel, rows, columns), weights, strict=True)
-    out = sum(tap * broadcast(weight, tap.shape) for tap, weight in taps)
+    out: Any = sum(tap * broadcast(weight, tap.shape) for tap, weight in taps)
     return out.reshape(len(x), rows, columns, -1)
 
 

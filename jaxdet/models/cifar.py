@@ -75,15 +75,15 @@ class CifarResNet(layers.ConvModule):
     rate: float = 0.0
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False, drop: float | Array = 1.0) -> Array:
-        """Logits [B, classes] of images [B, H, W, C]; `drop` multiplies the dropout rate."""
+    def __call__(self, x: Array, train: bool = False, dropout_scale: float | Array = 1.0) -> Array:
+        """Logits [B, classes] of images [B, H, W, C]; `dropout_scale` multiplies the rate."""
         x = self.conv_norm_act(x, self.widths[0], 3, "stem", train=train)
         for i, width in enumerate(self.widths, 1):
             for j in range(1, self.blocks + 1):
                 fields = {"width": width, "stride": 2 if i > 1 and j == 1 else 1}
                 block = BasicBlock(**self.shared_fields(), **fields, name=f"stage{i}_block{j}")
                 x = block(x, train)
-        return classifier_head(self, x, train, drop)
+        return classifier_head(self, x, train, dropout_scale)
 
 
 ResNet20 = CifarResNet
@@ -131,15 +131,15 @@ class Tiny(CifarModule):
     rate: float = 0.0
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False, drop: float | Array = 1.0) -> Array:
-        """Logits [B, classes] of images [B, H, W, C]; `drop` multiplies the dropout rate."""
+    def __call__(self, x: Array, train: bool = False, dropout_scale: float | Array = 1.0) -> Array:
+        """Logits [B, classes] of images [B, H, W, C]; `dropout_scale` multiplies the rate."""
         x = self.conv_pool_norm_act(x, self.stem, 3, "stem", train=train)
         for i, (width, blocks) in enumerate(zip(self.widths, self.depth, strict=True), 1):
             x = self.conv_pool_norm_act(x, width, self.entry, f"stage{i}", pool=2, train=train)
             for j in range(1, blocks + 1):
                 fields = {"middle": round(self.middle * width), "name": f"stage{i}_block{j}"}
                 x = TinyBlock(**self.shared_fields(), **fields)(x, train)
-        logits = classifier_head(self, x, train, drop, pool=self.pool)
+        logits = classifier_head(self, x, train, dropout_scale, pool=self.pool)
         with jax.named_scope("scale"):
             return self.scale * logits
 
@@ -188,8 +188,8 @@ class Tiniest(CifarModule):
     rate: float = 0.0
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False, drop: float | Array = 1.0) -> Array:
-        """Logits [B, classes] of images [B, H, W, C]; `drop` multiplies the dropout rate."""
+    def __call__(self, x: Array, train: bool = False, dropout_scale: float | Array = 1.0) -> Array:
+        """Logits [B, classes] of images [B, H, W, C]; `dropout_scale` multiplies the rate."""
         for i, (width, blocks) in enumerate(zip(self.widths, self.depth, strict=True), 1):
             if i == 1:
                 x = self.conv(x, width, 3, "stem")
@@ -200,14 +200,14 @@ class Tiniest(CifarModule):
             for j in range(1, blocks + 1):
                 x = TiniestBlock(**self.shared_fields(), name=f"stage{i}_block{j}")(x)
         x = self.layer_norm(x, "last_norm") if self.norm else x
-        return classifier_head(self, x, train, drop)
+        return classifier_head(self, x, train, dropout_scale)
 
 
 def classifier_head(
     net: Any,
     x: Array,
     train: bool,
-    drop: float | Array,
+    dropout_scale: float | Array,
     *,
     pool: Callable[..., Array] = jnp.mean,
 ) -> Array:
@@ -218,7 +218,7 @@ def classifier_head(
     check_not_empty(x, "logits")
     with jax.named_scope("pool"):
         x = pool(x, (1, 2))  # [B, C]
-    x = layers.Dropout(net.rate, name="drop")(x, drop, train)
+    x = layers.Dropout(net.rate, name="drop")(x, dropout_scale, train)
     return nn.Dense(net.classes, dtype=net.dtype, name="logits")(x)
 
 

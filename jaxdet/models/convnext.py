@@ -44,8 +44,8 @@ class Block(layers.ConvModule):
     rate: float = 0.0
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False, drop: float | Array = 1.0) -> Array:
-        """[B, H, W, C] to the same shape; `drop` multiplies the rate."""
+    def __call__(self, x: Array, train: bool = False, dropout_scale: float | Array = 1.0) -> Array:
+        """[B, H, W, C] to the same shape; `dropout_scale` multiplies the rate."""
         width = x.shape[-1]
         dense = {"kernel_init": self.kernel_init, "dtype": self.dtype}
         name, groups = ("depthwise", width) if self.depthwise else ("conv", 1)
@@ -63,7 +63,7 @@ class Block(layers.ConvModule):
                 y = y * gamma.astype(y.dtype).reshape(1, 1, 1, -1)
         if self.rate and train:
             ones = jnp.ones((len(y), 1, 1, 1), y.dtype)
-            y = y * layers.Dropout(self.rate, name="drop")(ones, drop, train)
+            y = y * layers.Dropout(self.rate, name="drop")(ones, dropout_scale, train)
         with jax.named_scope("add"):
             return x + y
 
@@ -105,11 +105,11 @@ class ConvNeXt(layers.Freezable):
 
     @nn.compact
     def __call__(
-        self, x: Array, train: bool = False, drop: float | Array = 1.0
+        self, x: Array, train: bool = False, dropout_scale: float | Array = 1.0
     ) -> Array | tuple[Array, ...]:
         """Logits [B, classes] of images [B, H, W, C], or maps, fine to coarse.
 
-        `drop` multiplies the rates.
+        `dropout_scale` multiplies the rates.
         """
         x = self._patches(x, self.widths[0], 4, "stem")
         x = self.layer_norm(x, "stem_norm")
@@ -121,7 +121,7 @@ class ConvNeXt(layers.Freezable):
             for j, rate in enumerate(rates, 1):
                 name = f"stage{i}_block{j}"
                 block = self.block(**self.shared_fields(), **fields, rate=rate, name=name)
-                x = block(x, train and i >= self.frozen_stages, drop)
+                x = block(x, train and i >= self.frozen_stages, dropout_scale)
             x = self.stop_frozen_gradient(x, i)
             maps.append(x)
         if not self.classes:

@@ -73,16 +73,16 @@ class Embedder(nn.Module):
             self.gaussians = ClassVariances(self.classes)
 
     def __call__(
-        self, x: Array, train: bool = False, drop: float | Array = 1.0
+        self, x: Array, train: bool = False, dropout_scale: float | Array = 1.0
     ) -> tuple[Array, Array]:
         """(embedding [B, D], logits [B, classes]) of images [B, H, W, C], both float32.
 
-        `drop` multiplies `rates`.
+        `dropout_scale` multiplies `rates`.
         """
         embedding = self.embed(x, train)
         if self.variances:
             self.gaussians(embedding)
-        return embedding, self.classify(embedding, train, drop)
+        return embedding, self.classify(embedding, train, dropout_scale)
 
     @nn.nowrap  # its name is no layer of the operation table
     def embed(self, x: Array, train: bool = False) -> Array:
@@ -97,10 +97,12 @@ class Embedder(nn.Module):
         return x.astype(jnp.float32)
 
     @nn.nowrap
-    def classify(self, embedding: Array, train: bool = False, drop: float | Array = 1.0) -> Array:
+    def classify(
+        self, embedding: Array, train: bool = False, dropout_scale: float | Array = 1.0
+    ) -> Array:
         """Logits [B, classes], float32, of embeddings [B, D]."""
-        x = self.drops[0](embedding, drop, train)
+        x = self.drops[0](embedding, dropout_scale, train)
         for i, dense in enumerate(self.dense):
             x = layers.relu(dense(x), f"dense_{i}_relu")
-            x = self.drops[i + 1](x, drop, train)
+            x = self.drops[i + 1](x, dropout_scale, train)
         return self.logits(x).astype(jnp.float32)

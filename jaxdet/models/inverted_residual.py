@@ -30,8 +30,8 @@ class InvertedResidual(layers.ConvModule):
     squeeze: float = 0.0
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False, drop: float | Array = 1.0) -> Array:
-        """[B, H, W, C] to the same shape; `drop` is for blocks with stochastic depth."""
+    def __call__(self, x: Array, train: bool = False, dropout_scale: float | Array = 1.0) -> Array:
+        """[B, H, W, C] to the same shape; `dropout_scale` is for blocks with stochastic depth."""
         channels = x.shape[-1]
         hidden = self.expand * channels
         y = self.conv_norm_act(x, hidden, 1, "expand", train=train)
@@ -80,11 +80,11 @@ class InvertedResidualNet(layers.Freezable):
 
     @nn.compact
     def __call__(
-        self, x: Array, train: bool = False, drop: float | Array = 1.0
+        self, x: Array, train: bool = False, dropout_scale: float | Array = 1.0
     ) -> Array | tuple[Array, ...]:
         """Logits [B, classes] of images [B, H, W, C], or maps, fine to coarse.
 
-        `drop` multiplies the dropout rates.
+        `dropout_scale` multiplies the dropout rates.
         """
         stem = {"stride": 2, "train": self.stage_train(train, 0)}
         x = self.conv_norm_act(x, self.widths[0], 7, "stem", **stem)
@@ -96,8 +96,8 @@ class InvertedResidualNet(layers.Freezable):
             x = self.conv_norm_act(x, width, 3, f"{name}_transition", **transition)
             for j in range(1, blocks + 1):
                 block = self.block(**self.shared_fields(), **fields, name=f"{name}_block{j}")
-                x = block(x, batch_stats, drop)
-            x = layers.Dropout(rate, name=f"{name}_drop")(x, drop, train)
+                x = block(x, batch_stats, dropout_scale)
+            x = layers.Dropout(rate, name=f"{name}_drop")(x, dropout_scale, train)
             x = self.stop_frozen_gradient(x, i)
             maps.append(x)
         if not self.classes:

@@ -4,7 +4,7 @@ LeCun et al., "Gradient-based learning applied to document recognition", 1998.  
 and three channels it has 62,006 parameters and, at 32 x 32 pixels, 651,720 multiplications.
 
     net = LeNet(channels=(12, 32), fc_widths=(240, 168), rate=0.5, activation=nn.gelu)
-    logits = net.apply(variables, images, train=True, drop=0.8, rngs={"dropout": key})
+    logits = net.apply(variables, images, train=True, dropout_scale=0.8, rngs={"dropout": key})
 """
 
 from functools import partial
@@ -64,8 +64,8 @@ class LeNet(CifarModule):
     classes: int = 10
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False, drop: float | Array = 1.0) -> Array:
-        """Logits [B, classes] of images [B, H, W, C]; `drop` multiplies the dropout rate.
+    def __call__(self, x: Array, train: bool = False, dropout_scale: float | Array = 1.0) -> Array:
+        """Logits [B, classes] of images [B, H, W, C]; `dropout_scale` multiplies the dropout rate.
 
         Raises InputError for images that the pools shrink to nothing, below 16 x 16 pixels.
         """
@@ -80,7 +80,7 @@ class LeNet(CifarModule):
         for i, width in enumerate(self.fc_widths, 1):
             x = nn.Dense(width, dtype=self.dtype, name=f"dense{i}")(x)
             x = self.activate(x, f"dense{i}")
-            x = layers.Dropout(self.rate, name=f"dense{i}_drop")(x, drop, train)
+            x = layers.Dropout(self.rate, name=f"dense{i}_drop")(x, dropout_scale, train)
         return nn.Dense(self.classes, dtype=self.dtype, name="logits")(x)
 
     @nn.nowrap

@@ -28,13 +28,13 @@ class MLP(nn.Module):
     bias: tuple[float, ...] | None = None
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False, drop: float | Array = 1.0) -> Array:
-        """[B, D] to [B, outputs]; `drop` multiplies the dropout rates."""
+    def __call__(self, x: Array, train: bool = False, dropout_scale: float | Array = 1.0) -> Array:
+        """[B, D] to [B, outputs]; `dropout_scale` multiplies the dropout rates."""
         rates = self.rates or (0.0,) * len(self.widths)
         for i, (width, rate) in enumerate(zip(self.widths, rates, strict=True), 1):
             x = nn.Dense(width, dtype=self.dtype, name=f"dense{i}")(x)
             x = layers.relu(x, f"dense{i}_relu")
-            x = layers.Dropout(rate, name=f"dense{i}_drop")(x, drop, train)
+            x = layers.Dropout(rate, name=f"dense{i}_drop")(x, dropout_scale, train)
         bias = nn.initializers.zeros if self.bias is None else self._initial_bias
         return nn.Dense(self.outputs, dtype=self.dtype, bias_init=bias, name="out")(x)
 
@@ -103,19 +103,19 @@ class Localizer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, train: bool = False, drop: float | Array = 1.0
+        self, x: Array, train: bool = False, dropout_scale: float | Array = 1.0
     ) -> tuple[Array, Array]:
         """(logits [B, classes], box [B, 4]) of images [B, H, W, C].
 
         Boxes are corners x0 y0 x1 y1 as fractions of the image, in [0, 1] (those of a `box_head`
-        in evaluation only).  `drop` multiplies the dropout rates.
+        in evaluation only).  `dropout_scale` multiplies the dropout rates.
         """
         maps = self.features(axis_name=self.axis_name, name="features")(x, train)
         maps = maps if isinstance(maps, tuple) else (maps,)
         x = layers.adaptive_avg_pool(maps[-1], "pool", side=self.side)
         x = x.reshape(len(x), -1)  # [B, side * side * C]
         classifier = MLP(self.hidden, self.classes, self.rates, self.dtype, name="classifier")
-        logits = classifier(x, train, drop)
+        logits = classifier(x, train, dropout_scale)
         if self.box_head:
             return logits, self.box_head(axis_name=self.axis_name, name="boxer")(maps, train)
         box_branch = MLP(self.hidden, 4, (), self.dtype, BOX_BIAS, name="boxer")

@@ -1,4 +1,4 @@
-"""Training-time augmentation of detection batches, as `AugmentOptions` describe it."""
+"""Training-time augmentation of detection batches, from `AugmentOptions`."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,36 +13,30 @@ from jaxdet.types import Batch, StepContext
 
 
 def pipeline(config: AugmentOptions) -> Callable[[jax.Array, Batch, StepContext], Batch]:
-    """The function `(keys [B], batch, context) -> batch` that `AugmentOptions` describe.
+    """The function `(keys [B], batch, context) -> batch` that applies the options.
 
     Mosaic and mixup come first and are off in the last `close_mosaic_epochs` epochs.
     """
-    combine = [
-        (transform, probability)
-        for transform, probability in (
-            (augment.mosaic, config.mosaic),
-            (augment.detection_mixup, config.mixup),
-        )
-        if probability
-    ]
+    mixes = ((augment.mosaic, config.mosaic), (augment.detection_mixup, config.mixup))
+    mixes = [(mix, probability) for mix, probability in mixes if probability]
     transform = augment.compose(*_geometric(config), *_photometric(config))
 
-    def augmented(keys, batch, context):
+    def apply(keys: jax.Array, batch: Batch, context: StepContext) -> Batch:
         samples = augment.Sample(*(batch[name] for name in augment.Sample._fields))
         hparams = context.hparams
         epochs = config.epochs
         if "steps" in hparams:
             epochs = hparams["steps"] // hparams["epoch_steps"]
         on = jnp.where(context.epoch < epochs - config.close_mosaic_epochs, 1.0, 0.0)
-        for i, (several, probability) in enumerate(combine):
-            samples = several(rng.fold_in_each(keys, i), samples, probability=probability * on)
-        samples = jax.vmap(transform)(rng.fold_in_each(keys, len(combine)), samples)
+        for i, (mix, probability) in enumerate(mixes):
+            samples = mix(rng.fold_in_each(keys, i), samples, probability=probability * on)
+        samples = jax.vmap(transform)(rng.fold_in_each(keys, len(mixes)), samples)
         return batch | samples._asdict()
 
-    return augmented
+    return apply
 
 
-def _geometric(config) -> list[augment.Transform]:
+def _geometric(config: AugmentOptions) -> list[augment.Transform]:
     crop = partial(augment.random_resized_crop, area=config.crop_area)
     rotate = partial(augment.random_rotate, degrees=config.rotate)
     scale = partial(augment.random_scale_translate, scale=config.scale, translate=config.shift)
@@ -56,7 +50,7 @@ def _geometric(config) -> list[augment.Transform]:
     return [transform for transform, used in transforms if used]
 
 
-def _photometric(config) -> list[augment.Transform]:
+def _photometric(config: AugmentOptions) -> list[augment.Transform]:
     transforms = (
         (augment.brightness_contrast, config.brightness_contrast),
         (augment.color_jitter, config.color_jitter),

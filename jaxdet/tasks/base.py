@@ -1,4 +1,4 @@
-"""What the tasks share: the forward pass, and the number of real rows."""
+"""The forward pass and means over real rows, as all tasks compute them."""
 
 from typing import Any
 
@@ -18,7 +18,9 @@ def forward(
     context: StepContext,
     **extra: Any,
 ) -> tuple[Any, Tree]:
-    """(outputs, batch statistics) of `net`; `extra` are further arguments of the network.
+    """(outputs, batch statistics) of `net`.
+
+    extra: further keyword arguments of the network.
 
     In training, dropout is on and batch norm uses the statistics of the whole batch, over all
     devices; in evaluation the running statistics are used and returned unchanged.
@@ -34,7 +36,7 @@ def forward(
 
 
 def real_rows(batch: Batch, context: StepContext) -> Array:
-    """Number of real rows of the global batch, at least 1: the divisor of means."""
+    """Number of real rows of the global batch, by which means are divided; at least 1."""
     return jnp.maximum(parallel.psum(batch["real"].sum(), context.axis), 1.0)
 
 

@@ -58,8 +58,8 @@ class ClassificationTask:
     ) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
         """This device's share of the mean loss and accuracy over images."""
         images = normalize(batch["image"], self.normalization)
-        drop = context.hparams["dropout"]
-        logits, stats = forward(key, self.net, variables, images, context, drop=drop)
+        extra = {"dropout_scale": context.hparams["dropout"]}
+        logits, stats = forward(key, self.net, variables, images, context, **extra)
         logits = logits.astype(jnp.float32)
         terms = {
             "accuracy": (logits.argmax(-1) == batch["label"]).astype(jnp.float32),
@@ -90,4 +90,5 @@ class ClassificationTask:
 
     def _logits(self, variables: Tree, images: Array) -> Array:
         images = normalize(images, self.normalization)
-        return self.net.apply(variables, images, train=False).astype(jnp.float32)
+        logits: Any = self.net.apply(variables, images, train=False)
+        return logits.astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""Detection: any number of boxes per image, learned by cells that are assigned to them."""
+"""Detection: any number of boxes per image, predicted by cells that are assigned to them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -86,7 +86,7 @@ class DetectionTask:
         weight = scores.sum(-1)  # [B, A]
         divisor = parallel.psum(jax.lax.stop_gradient(weight.sum()), context.axis)
         divisor = jnp.maximum(divisor, 1.0)
-        terms = {
+        terms: dict[str, Any] = {
             name: rows @ real / divisor
             for name, rows in self.encoding.losses(output, scores).items()
         }
@@ -95,15 +95,14 @@ class DetectionTask:
         if output.distances is not None:
             distance = distribution_focal_loss(output, targets.boxes)
             terms["distance"] = (jnp.where(weight > 0, distance, 0.0) * weight).sum() / divisor
-        terms["loss"] = sum(
-            context.hparams[f"{name}_weight"] * value for name, value in terms.items()
-        )
+        loss: Any = sum(context.hparams[f"{name}_weight"] * value for name, value in terms.items())
+        terms["loss"] = loss
         terms["positives"] = (targets.positive.sum(1) @ real) / real_rows(batch, context)
-        return terms["loss"], (stats, terms)
+        return loss, (stats, terms)
 
     def assignments(
         self, variables: Tree, batch: Batch, context: StepContext
-    ) -> tuple[assign.Targets, np.ndarray, np.ndarray]:
+    ) -> tuple[assign.Targets, Array, Array]:
         """(`Targets` of every image of a prepared batch, cell centers [A, 2], strides [A])."""
         output = self._apply(variables, batch["image"])
         return self._targets(output, batch, context), output.points, output.strides
@@ -115,7 +114,7 @@ class DetectionTask:
         return jax.vmap(partial(self._suppress, images.shape[1:3]))(scores, candidates)
 
     def measure(self, predictions: dict[str, Array], batch: Batch) -> dict[str, Array]:
-        """Predicted and true boxes in pixels of the original images, and what mAP needs besides."""
+        """Predicted and true boxes in pixels of the original images, with labels and masks."""
         transform = batch["to_original"]
         names = ("labels", "valid", "crowd", "area")
         return {
@@ -131,12 +130,13 @@ class DetectionTask:
         return detection_metrics.scores(rows, classes=self.classes)
 
     def _apply(self, variables: Tree, images: Array) -> DetectorOutput:
-        return self.net.apply(variables, normalize(images, self.normalization), train=False)
+        output: Any = self.net.apply(variables, normalize(images, self.normalization), train=False)
+        return output
 
     def _targets(
         self, output: DetectorOutput, batch: Batch, context: StepContext
     ) -> assign.Targets:
-        """`Targets` of every image for its predictions; crowds are not learned."""
+        """`Targets` of every image for its predictions; crowds are not assigned."""
         scores = self.encoding.scores(output)
         one = partial(self.assigner, context.epoch, output.points, output.strides)
         valid = batch["valid"] & ~batch["crowd"]
@@ -154,7 +154,7 @@ class DetectionTask:
         if view.mirrored:
             x0, y0, x1, y1 = jnp.moveaxis(found, -1, 0)
             found = jnp.stack([width - x1, y0, width - x0, y1], -1)
-        factor = np.float32([shape[1] / width, shape[0] / height] * 2)[None, None]
+        factor = np.array([[[shape[1] / width, shape[0] / height] * 2]], np.float32)
         return self.encoding.scores(output), found * factor
 
     def _suppress(
@@ -215,9 +215,10 @@ def distribution_focal_loss(output: DetectorOutput, true: Array) -> Array:
     arXiv:2006.04388.
     """
     distances = anchors.boxes_to_ltrb(true, output.points[None]) / output.strides[None, :, None]
-    last = output.distances.shape[-1] - 1
+    logits: Any = output.distances  # not None: the head has bins
+    last = logits.shape[-1] - 1
     distances = jnp.clip(distances, 0, last - 0.01)
-    log_probabilities = jax.nn.log_softmax(output.distances)  # [B, A, 4, R]
+    log_probabilities = jax.nn.log_softmax(logits)  # [B, A, 4, R]
     steps = jnp.arange(last + 1)[None, None, None]
     target = jnp.maximum(1 - jnp.abs(steps - distances[..., None]), 0)
     return -(target * log_probabilities).sum(-1).mean(-1)
@@ -235,5 +236,5 @@ def _rescale(batch: Batch, scale: float) -> Batch:
     """A batch with resized images, and its boxes scaled with them."""
     image = _resize(batch["image"], scale)
     (_, rows, columns, _), (_, height, width, _) = image.shape, batch["image"].shape
-    factor = np.float32([columns / width, rows / height] * 2)[None, None]
+    factor = np.array([[[columns / width, rows / height] * 2]], np.float32)
     return batch | {"image": image, "boxes": batch["boxes"] * factor}

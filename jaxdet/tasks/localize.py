@@ -53,8 +53,10 @@ class LocalizationTask:
     ) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
         """This device's share of the mean loss and its terms over images."""
         images = normalize(batch["image"], self.normalization)
-        drop = context.hparams["dropout_scale"]
-        (logits, box), stats = forward(key, self.net, variables, images, context, drop=drop)
+        scale = context.hparams["dropout_scale"]
+        (logits, box), stats = forward(
+            key, self.net, variables, images, context, dropout_scale=scale
+        )
         logits, true = logits.astype(jnp.float32), batch["boxes"][:, 0] / _sides(batch["image"])
         target = jax.nn.one_hot(batch["label"], len(self.classes))
         target = optax.smooth_labels(target, self.label_smoothing if context.train else 0.0)
@@ -62,7 +64,7 @@ class LocalizationTask:
             "accuracy": (logits.argmax(-1) == batch["label"]).astype(jnp.float32),
             "classification": optax.softmax_cross_entropy(logits, target),
             "regression": jnp.where(
-                boxes.area(true) > 0,  # an object outside the image has no box to learn
+                boxes.area(true) > 0,  # an object outside the image has no box
                 box_loss(self.box_loss, box.astype(jnp.float32), true),
                 0.0,
             ),
@@ -77,7 +79,8 @@ class LocalizationTask:
     def predict(self, variables: Tree, images: Array) -> dict[str, Array]:
         """`label`, `score [B]`, `probabilities [B, K]` and `box [B, 4]` in pixels of the images."""
         images_ = normalize(images, self.normalization)
-        logits, box = self.net.apply(variables, images_, train=False)
+        outputs: Any = self.net.apply(variables, images_, train=False)
+        logits, box = outputs
         probabilities = jax.nn.softmax(logits.astype(jnp.float32))
         return {
             "label": probabilities.argmax(-1),
@@ -105,4 +108,4 @@ class LocalizationTask:
 def _sides(images: Array) -> np.ndarray:
     """[1, 4]: width, height, width, height of images [B, H, W, C], the unit of box fractions."""
     height, width = images.shape[1:3]
-    return np.float32([[width, height, width, height]])
+    return np.array([[width, height, width, height]], np.float32)

@@ -33,7 +33,7 @@ class WindowOutputs(NamedTuple):
 
 
 def constant_weight(context: StepContext) -> float:
-    """A schedule of the box weight that leaves it as it is."""
+    """The schedule of a constant box weight."""
     return 1.0
 
 
@@ -43,8 +43,8 @@ class SlidingWindowTask:
 
     net: a window network; images [B, H, W, C] to [B, R, C', 1 + K + 4].
     place: (key, object) -> (image, box); draws an object at random on a canvas.
-    mask_loss_by: windows that learn class and box: those that hold the object ("truth"), or those
-      of them that the network detects ("both").
+    mask_loss_by: windows whose class and box losses count: those that hold the object ("truth"), or
+      those of them in which the network detects it ("both").
     reduction: "sum" adds the loss over images and windows, "mean" averages it.
     box_weight_schedule: context -> factor of the box weight during training.
 
@@ -157,7 +157,7 @@ def select_window(
 
     outputs: [R, C, ...] each; corners: [R, C, 4] of the windows in pixels.  "class" takes the
     window with the highest class log-probability; "product" adds the log-probability of detection,
-    since windows without an object were never taught a class; "merge" averages all windows,
+    since classes are not trained in windows without an object; "merge" averages all windows,
     weighted by both probabilities and by the visible fraction of the predicted box (after OverFeat,
     Sermanet et al. 2013, arXiv:1312.6229).
     """

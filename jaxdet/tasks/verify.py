@@ -52,7 +52,7 @@ class VerificationTask:
 
     def init(self, key: jax.Array, batch: Batch) -> Tree:
         """Variables of the network, and class centers if the embedding loss needs them."""
-        variables = self.net.init(key, batch["image"])
+        variables: Any = self.net.init(key, batch["image"])
         if self.embedding_loss == "center":
             (embedding, _) = jax.eval_shape(self.net.apply, variables, batch["image"])
             centers = jnp.zeros((self.num_classes, embedding.shape[1]))
@@ -72,9 +72,11 @@ class VerificationTask:
     ) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
         """This device's share of the mean loss and its terms over images."""
         images = normalize(batch["image"], self.normalization)
-        drop = context.hparams["dropout"]
+        scale = context.hparams["dropout"]
         variables, centers = _split_centers(variables)
-        (embedding, raw), stats = forward(key, self.net, variables, images, context, drop=drop)
+        (embedding, raw), stats = forward(
+            key, self.net, variables, images, context, dropout_scale=scale
+        )
         logits = self._plain_logits(variables, embedding, raw)
         margin_logits, likelihood = logits, 0.0
         if context.train and self.head != "softmax":
@@ -104,7 +106,8 @@ class VerificationTask:
         """`label`, `score [B]`, `probabilities [B, K]` and `embedding [B, D]`."""
         variables, _ = _split_centers(variables)
         inputs = normalize(images, self.normalization)
-        embedding, raw = self.net.apply(variables, inputs, train=False)
+        outputs: Any = self.net.apply(variables, inputs, train=False)
+        embedding, raw = outputs
         probabilities = jax.nn.softmax(self._plain_logits(variables, embedding, raw))
         if self.tta:
             embedding += self._mirrored_embedding(variables, images)
@@ -198,6 +201,7 @@ def all_pairs(embedding: Array, label: Array) -> tuple[np.ndarray, np.ndarray]:
     """
     first, second = np.triu_indices(len(label), 1)
     cosine = np.asarray(embedding, np.float32) @ np.asarray(embedding, np.float32).T
+    label = np.asarray(label)
     return cosine[first, second], label[first] == label[second]
 
 

@@ -1,7 +1,7 @@
-"""Evaluation: the task's own loss, predictions and scores over a whole split.
+"""Evaluation: loss, predictions and scores of a task over a whole split.
 
-Inputs that a task draws at random are keyed by the sample's id, so that every evaluation, during
-training or from a checkpoint, sees the same ones.
+Random inputs of a task are keyed by the sample's id, so that every evaluation, during training or
+of a checkpoint, sees the same ones.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,8 +23,9 @@ class Evaluator:
     """Scores of one split, compiled once: `evaluator(variables, epoch) -> {name: value}`.
 
     `loss` and its terms are means over the split; the other names are those of `task.report`.
-    `epoch` is the number of completed epochs whose loss is computed.  `data` are the arrays of the
-    split where they are on the devices already.
+
+    epoch: completed epochs, on which the loss may depend.
+    data: the arrays of the split, if they are on the devices already.
     """
 
     def __init__(self, experiment: Experiment, split: str, data: Batch | None = None):
@@ -58,7 +59,7 @@ class Evaluator:
         pause: Callable[[], None] = lambda: None,
         hparams: dict[str, Array] | None = None,
     ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """(means of the loss terms, rows that the task measures), on the host."""
+        """(means of the loss terms, rows of `task.measure` for the whole split), on the host."""
         variables, hparams = parallel.replicate(variables, self.devices), hparams or self.hparams
         results, epoch = [], np.int32(epoch)  # one program for all epochs
         for index, real in self._batches():
@@ -75,7 +76,7 @@ class Evaluator:
         return losses, jax.tree.map(lambda *parts: np.concatenate(parts)[: self.count], *measures)
 
     def compile(self, variables: Tree) -> None:
-        """Compile the step, so that a timed pass does not."""
+        """Compile the step, so that a later pass can be timed without compilation."""
         index, real = next(self._batches())
         variables = parallel.replicate(variables, self.devices)
         rows = {"index": index, "real": real}
@@ -90,7 +91,7 @@ class Evaluator:
         return flops.count(self.task.predict, variables, batch["image"]).total() * self.count
 
     def _batches(self) -> Iterator[tuple[Any, np.ndarray]]:
-        """(rows, mask of the real ones) of every batch."""
+        """(rows, mask of real rows [B]) of every batch."""
         index, real = self.rows
         return zip(self.source.batches(index), real, strict=True)
 

@@ -1,19 +1,19 @@
-"""A task with its data and options: everything that training and evaluation work on."""
+"""A task with its data and options: the input of training and evaluation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from jaxdet.config import OPTIMIZER_HPARAMS, TrainConfig
 from jaxdet.data import sampler
+from jaxdet.data.sources import Source
 from jaxdet.training import optim, parallel
-from jaxdet.types import Array, Task, Tree
+from jaxdet.types import Array, Device, Task, Tree
 
 LENGTHS = ("epoch_steps", "steps")  # fields of a plan that a step reads from the state
 
@@ -29,13 +29,13 @@ class Plan(NamedTuple):
 
 @dataclass(frozen=True)
 class Experiment:
-    """What `configs.build` makes of a configuration and its data.
+    """A task with its data and options, as `configs.build` makes it of a configuration.
 
-    Training and evaluation take an experiment; nothing below `configs` reads options of one system.
+    Nothing below `configs` reads the options of a particular system.
     """
 
     task: Task
-    splits: dict[str, Any]  # name -> source of `jaxdet.data.sources`; "train" and "val" among them
+    splits: dict[str, Source]  # by name, "train" and "val" among them
     hparams: dict[str, float]  # traced hyper-parameters of the task
     metadata: dict[str, Any]  # class names, input shape, normalization: kept with the run
     config: TrainConfig = field(default_factory=TrainConfig)  # checked options of the run
@@ -46,7 +46,7 @@ class Experiment:
     notes: tuple[str, ...] = ()  # unusable files and rows of the data
     load_pretrained: Callable[[Tree], Tree] | None = None  # variables -> pretrained variables
     lr_multiplier: Callable[[str], float] | None = None  # parameter path -> factor of its rate
-    batch_order: Callable = sampler.shuffled_batches  # seed, epoch, count, batch -> rows [steps, B]
+    batch_order: sampler.BatchOrder = sampler.shuffled_batches
     scales: tuple[float, ...] = (1.0,)  # relative sizes of training images, a program for each
     image_ids: dict[str, dict] | None = None  # split -> {image name: its id in the data's files}
     subset: Callable[[Any], "Experiment"] | None = None  # configuration -> experiment on less data
@@ -59,13 +59,13 @@ class Experiment:
         return Plan(epoch_steps, config.epochs * epoch_steps, config.accumulate, config.ema)
 
     @cached_property
-    def devices(self) -> list[jax.Device]:
-        """The devices of the run; InputError where they cannot share its batches."""
+    def devices(self) -> list[Device]:
+        """The devices of the run; InputError if they cannot share its batches equally."""
         return select_devices(self.config)
 
     @property
-    def initial_hparams(self) -> dict[str, np.generic]:
-        """All traced numbers of a run, the values before its first step."""
+    def initial_hparams(self) -> dict[str, Any]:
+        """All traced hyper-parameters of a run, as before its first step."""
         floats = self.hparams | {name: getattr(self.config, name) for name in OPTIMIZER_HPARAMS}
         lengths = self.plan._asdict()
         return {name: np.float32(value) for name, value in floats.items()} | {
@@ -81,7 +81,7 @@ class Experiment:
 
     def learning_rate(
         self, *, peak: Any = None, steps: Any = None, epoch_steps: Any = None
-    ) -> Callable[[Any], Array]:
+    ) -> Callable[[Any], Any]:
         """The schedule: update number -> learning rate; traced values replace the planned ones."""
         config, plan = self.config, self.plan
         steps = plan.steps if steps is None else steps
@@ -103,8 +103,8 @@ class Experiment:
         return partial(_optimizer, self)
 
 
-def select_devices(config: TrainConfig) -> list[jax.Device]:
-    """The devices of a configuration; InputError where they cannot share its batches."""
+def select_devices(config: TrainConfig) -> list[Device]:
+    """The devices of a configuration; InputError if they cannot share its batches equally."""
     devices = parallel.local_devices(config.devices)
     parallel.check_batch(config.batch, devices)
     parallel.check_batch(config.eval_batch, devices, "--eval-batch")

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from jaxdet.config import TrainConfig
 from jaxdet.data import sampler
 from jaxdet.training import checkpoint, evaluator, host_init, parallel, progress, run_dir
 from jaxdet.training import state as training_state
@@ -21,11 +22,11 @@ DRAW_SECONDS = 30  # shortest time between two drawings of the curves
 
 
 class DivergedError(RuntimeError):
-    """The loss or its gradient is not finite; the last good checkpoint stands."""
+    """The loss or its gradient is not finite; the last checkpoint is from before."""
 
 
 class StopRequested(BaseException):
-    """A signal or a callback asked the run to save and end; raised between two batches."""
+    """Raised between two batches when `stop()` or a callback has asked the run to end."""
 
 
 def train(
@@ -70,9 +71,10 @@ def draw_curves(folder: Path) -> None:
 
 
 class CompiledSteps:
-    """What runs share that differ in traced numbers and seeds only: data, steps and evaluator.
+    """Data on the devices, compiled steps and evaluator of an experiment.
 
-    Data that `before` has on the same devices are not copied again.
+    Runs that differ in traced numbers and seeds only can share them.  Data that `before` has on the
+    same devices are not copied again.
     """
 
     def __init__(self, experiment: Experiment, before: "CompiledSteps | None" = None):
@@ -95,9 +97,11 @@ class CompiledSteps:
         ]
 
     def _replicate(self, arrays: Batch, before: "CompiledSteps | None") -> Batch:
-        known = before.placed if before and before.devices == self.devices else ()
-        placed = [there for same, there in known if same is arrays]
-        return placed[0] if placed else parallel.replicate(arrays, self.devices)
+        if before and before.devices == self.devices:
+            for host_arrays, device_arrays in before.placed:
+                if host_arrays is arrays:
+                    return device_arrays
+        return parallel.replicate(arrays, self.devices)
 
 
 class Stepper(Protocol):
@@ -107,7 +111,7 @@ class Stepper(Protocol):
         """Take a step on the batch at these rows."""
 
     def sync(self) -> None:
-        """Hand the states back to the runs."""
+        """Store the states in the runs that the steps belong to."""
 
 
 def take_steps(
@@ -117,7 +121,10 @@ def take_steps(
     pause: Callable[[], None],
     after: Callable[[Any], None],
 ) -> None:
-    """Step over batches; `pause()` before each may raise, `after(rows)` follows each."""
+    """Take a step on every batch, between calls of `pause()`, which may raise, and `after(rows)`.
+
+    The stepper is synced at the end, also if anything raises.
+    """
     try:
         for rows in batches:
             pause()
@@ -149,7 +156,7 @@ class Loop:
         self.step = int(jax.device_get(self.state.step))
         self.first_step_done, self.stopping = False, False
         self.operations: int | None = None
-        self.together = 1  # runs that shared the program, and its seconds, in the last epoch
+        self.together = 1  # number of runs that the program trained together in the last epoch
         self.saved = self.began = self.drawn = time.monotonic()
 
     def _initial_state(self) -> TrainState:
@@ -184,9 +191,9 @@ class Loop:
 
     def evaluation_is_due(self) -> bool:
         """Whether the state must be evaluated before the next step: once between epochs."""
-        between = self.step % self.plan.epoch_steps == 0
-        wanted = self.config.eval_first or self.step > 0
-        return between and wanted and int(self.state.bookkeeping["evaluated"]) != self.step
+        if self.step % self.plan.epoch_steps or not (self.step or self.config.eval_first):
+            return False
+        return int(self.state.bookkeeping["evaluated"]) != self.step
 
     def batch_indices(self) -> np.ndarray:
         """Rows of the batches from here to the end of the epoch, [steps, B]."""
@@ -223,7 +230,7 @@ class Loop:
         self.save(score)
         best = int(book["best_step"]) == self.step
         cost = evaluator.cost_summary(scores, self.operations, seconds["eval"])
-        text = _sentence(metrics, self.config, best, cost)
+        text = _summary_line(metrics, self.config, best, cost)
         self._notify("on_evaluation", EvaluationEvent(metrics, best, text))
         self._draw()
 
@@ -270,7 +277,7 @@ class Loop:
         )
 
     def _after_plateau(self, book: dict[str, Any], score: tuple[float, float]) -> dict[str, Any]:
-        """The bookkeeping with the learning rate that a plateau leaves."""
+        """The bookkeeping with the learning rate lowered if the score has reached a plateau."""
         if "plateau" not in book:
             return book
         value = {"loss": score[1], "score": 1 - score[0]}[self.config.plateau_metric]
@@ -332,8 +339,10 @@ def _means(book: dict[str, Any]) -> dict[str, float]:
     return {name: float(total) / max(int(book["count"]), 1) for name, total in book["sums"].items()}
 
 
-def _sentence(metrics: dict[str, Any], config: Any, best: bool, cost: dict[str, Any]) -> str:
-    """One evaluation in one line, the score that selects the best checkpoint first."""
+def _summary_line(
+    metrics: dict[str, Any], config: TrainConfig, best: bool, cost: dict[str, Any]
+) -> str:
+    """An evaluation in one line, beginning with the score that selects the best checkpoint."""
     parts = [f"epoch {metrics['epoch']}/{config.epochs}"]
     for split in ("val", "train"):
         if metrics[split]:

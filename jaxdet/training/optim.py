@@ -21,7 +21,7 @@ def schedule(
     decay: float = 0.1,
     period: Any = 1,
     growth: int = 1,
-) -> Callable[[Any], Array]:
+) -> Callable[[Any], Any]:
     """Learning rate as a function of the update number: a linear warm-up, then the named schedule.
 
     "cosine" falls to 0 at `steps`; with a warm-up it is one cycle (Smith and Topin 2017,

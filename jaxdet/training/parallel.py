@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +10,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdet.errors import InputError
-from jaxdet.types import Array, Tree
+from jaxdet.types import Device, Tree
 
 AXIS = "devices"
 
 
-def local_devices(count: int = 0) -> list[jax.Device]:
+def local_devices(count: int = 0) -> list[Device]:
     """The first `count` devices of this machine; 0 means all of them."""
     available = jax.local_devices()
     if not 0 <= count <= len(available):
@@ -25,7 +26,7 @@ def local_devices(count: int = 0) -> list[jax.Device]:
     return available[: count or None]
 
 
-def check_batch(batch: int, devices: Sequence[jax.Device], option: str = "--batch") -> None:
+def check_batch(batch: int, devices: Sequence[Device], option: str = "--batch") -> None:
     """Raise InputError unless the devices can share a batch equally."""
     if batch < 1 or batch % len(devices):
         raise InputError(
@@ -34,7 +35,7 @@ def check_batch(batch: int, devices: Sequence[jax.Device], option: str = "--batc
         )
 
 
-def replicate(tree: Tree, devices: Sequence[jax.Device]) -> Tree:
+def replicate(tree: Tree, devices: Sequence[Device]) -> Tree:
     """Arrays copied whole to every device; do this once, before the loop."""
     mesh = Mesh(np.array(devices), (AXIS,))
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
@@ -42,7 +43,7 @@ def replicate(tree: Tree, devices: Sequence[jax.Device]) -> Tree:
 
 def compile_step(
     step: Callable,
-    devices: Sequence[jax.Device],
+    devices: Sequence[Device],
     *,
     replicated: int,
     out_axes: int | tuple[int | None, ...] | None = None,
@@ -94,6 +95,6 @@ def row_indices(count: int, axis: str | None) -> jax.Array:
     return rank(axis) * count + jnp.arange(count)
 
 
-def rank(axis: str | None) -> Array | int:
+def rank(axis: str | None) -> Any:
     """The index of this device along the device axis; 0 without an axis."""
     return 0 if axis is None else jax.lax.axis_index(axis)

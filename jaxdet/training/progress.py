@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 
 class StepEvent(NamedTuple):
-    """A step that was dispatched to the devices; it may still be running."""
+    """A step, which may still be running on the devices."""
 
     step: int  # steps done
     epoch: int  # number of the current epoch, from 1
@@ -21,11 +21,11 @@ class StepEvent(NamedTuple):
 
 
 class EvaluationEvent(NamedTuple):
-    """An evaluation, which is in `metrics.jsonl` already."""
+    """An evaluation whose scores were written to `metrics.jsonl`."""
 
     metrics: dict[str, Any]  # the line of `metrics.jsonl`
     best: bool  # whether it is the best so far
-    text: str  # the same in one line for people
+    text: str  # the scores in one line, for display
 
 
 class CheckpointEvent(NamedTuple):
@@ -36,19 +36,19 @@ class CheckpointEvent(NamedTuple):
 
 
 class Callback:
-    """Called by the training loop; each method may return True to save and stop the run.
+    """Base class of callbacks; a method that returns True makes the run save and stop.
 
-    An exception ends the run; what is on disk stays complete.  Subclass and override.
+    An exception ends the run without saving; the run folder stays complete, and can be resumed.
     """
 
     def on_step(self, event: StepEvent) -> bool | None:
-        """After each step was dispatched.  Reading the terms at every step slows training."""
+        """Called after every step.  Reading the loss terms at every step slows training down."""
 
     def on_evaluation(self, event: EvaluationEvent) -> bool | None:
-        """After each evaluation of the validation split."""
+        """Called after every evaluation of the validation split."""
 
     def on_checkpoint(self, event: CheckpointEvent) -> bool | None:
-        """After each checkpoint."""
+        """Called after every checkpoint."""
 
 
 class Progress(Callback):
@@ -58,7 +58,8 @@ class Progress(Callback):
     """
 
     def __init__(self, *, quiet: bool = False):
-        self.quiet, self.bar, self.last_read = quiet, None, 0.0
+        self.quiet, self.last_read = quiet, 0.0
+        self.bar: Any = None
 
     def begin(self, done: int, total: int) -> None:
         """Open the bar at `done` of `total` images."""
@@ -82,7 +83,7 @@ class Progress(Callback):
             self.show_terms(event)
 
     def is_due(self) -> bool:
-        """Whether it is time to read the loss again."""
+        """Whether to read the loss now; True restarts the waiting time."""
         now = time.monotonic()
         if now - self.last_read < (10.0 if self.bar.disable else 0.5):
             return False
@@ -112,7 +113,7 @@ class Progress(Callback):
 
 
 class Named(Progress):
-    """A `Progress` shared by several runs: lines start with the name of the run."""
+    """A view of a shared `Progress` whose lines start with the name of a run."""
 
     def __init__(self, show: Progress, name: str):
         super().__init__(quiet=show.quiet)
@@ -128,7 +129,7 @@ class Named(Progress):
 
 
 def since_start() -> float | None:
-    """Seconds since this process started, imports included; None where Linux does not tell."""
+    """Seconds since this process started, imports included; None without Linux's /proc."""
     try:
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
         uptime = float(Path("/proc/uptime").read_text().split()[0])

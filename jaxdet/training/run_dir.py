@@ -14,11 +14,10 @@ from importlib import metadata as packages
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-
 import jaxdet
 from jaxdet import files, migrations
 from jaxdet.errors import InputError
+from jaxdet.types import Device
 
 SCHEMA = 2  # of config.json; raised when a field changes its name or meaning
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -116,7 +115,7 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
     return read_config(folder).metadata
 
 
-def write_environment(folder: str | Path, devices: Sequence[jax.Device]) -> None:
+def write_environment(folder: str | Path, devices: Sequence[Device]) -> None:
     """Write versions, devices and flags, on which the figures of a run depend."""
     files.write_json(Path(folder) / "environment.json", environment(devices))
 
@@ -127,7 +126,7 @@ def read_environment(folder: str | Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def environment(devices: Sequence[jax.Device]) -> dict[str, Any]:
+def environment(devices: Sequence[Device]) -> dict[str, Any]:
     """What figures depend on besides the code: versions, processor, devices, flags."""
     versions = {name: packages.version(name) for name in PACKAGES}
     return {

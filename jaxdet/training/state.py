@@ -18,9 +18,9 @@ ZERO = np.float32(0)
 
 
 def init_fn(experiment: Experiment) -> Callable[[], TrainState]:
-    """The function of no arguments that makes the state before the first step.
+    """A function without arguments that creates the state before the first step.
 
-    Trace it with `jax.eval_shape` for the structure of a checkpoint of the run.
+    Its `jax.eval_shape` is the structure of a checkpoint of the run.
     """
     return partial(
         create_state,
@@ -90,7 +90,7 @@ def validate_weights(experiment: Experiment) -> None:
 
 
 def plateau_scale(bookkeeping: dict[str, Any]) -> Any:
-    """The factor of the learning rate that plateaus have left."""
+    """The factor by which plateaus have lowered the learning rate."""
     return bookkeeping["plateau"].scale if "plateau" in bookkeeping else 1.0
 
 

@@ -32,11 +32,14 @@ def train_step(
     axis: str | None,
     scale: float = 1.0,
 ) -> TrainState:
-    """One step: gather, augment, share of the loss, summed gradient, update, averages.
+    """The state after one step: gather, augment, loss, summed gradient, update, averages.
 
-    data: the whole set on the device, and rows [B] indices into it; without data, rows is the
-    batch itself.  axis names the device axis under pmap; scale is `StepContext.scale`.  A step
-    whose loss or gradient is not finite changes nothing but the bookkeeping.
+    data: the whole set on the device; rows are indices [B] into it.  If data is empty, rows is the
+    batch itself.
+    axis: name of the device axis under pmap.
+    scale: see `StepContext`.
+
+    A step whose loss or gradient is not finite changes the bookkeeping only.
     """
     epoch = completed_epochs(state)
     context = StepContext(True, state.step // plan.accumulate, epoch, state.hparams, axis, scale)
@@ -61,7 +64,7 @@ def train_step(
 
 
 def _current_hparams(state: TrainState) -> dict[str, Array]:
-    """The hyper-parameters of a state, with the learning rate that plateaus have left."""
+    """The hyper-parameters of a state, with the learning rate as lowered at plateaus."""
     if "plateau" not in state.bookkeeping:
         return state.hparams
     return {**state.hparams, "lr": state.hparams["lr"] * plateau_scale(state.bookkeeping)}

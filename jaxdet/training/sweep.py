@@ -1,11 +1,11 @@
-"""Runs that differ in numbers only, trained together: one compiled program, a folder each.
+"""Runs that differ in numbers only, trained together in one compiled program, a folder each.
 
-They may differ in the traced hyper-parameters, the seed, and how much of the training set they use:
-the first rows of the largest.  Each run is what it would be alone, up to rounding.  With a time
-budget, a run that uses it up is saved and left behind while the others go on.
+They may differ in the traced hyper-parameters, the seed, and the fraction of the training set that
+they use: the first rows of the largest.  Each run equals the run trained alone, up to rounding.
+With a time budget, a run that has used it up is saved and left behind while the others go on.
 
-The seconds of a run are its share of those of the program that trains it with others, plus its own
-evaluations; over all runs they add up to the time that passed.
+The seconds of steps that several runs take together are divided equally among them; those of an
+evaluation belong to its run.  Over all runs they add up to the time that passed.
 """
 
 import shutil
@@ -41,18 +41,18 @@ class StepTimes(NamedTuple):
 
 
 class TimeBudgetExceeded(Exception):
-    """The runs that train now have used up their seconds."""
+    """The runs that are training have used up their time budget."""
 
 
 def with_config(experiment: Experiment, config: TrainConfig) -> Experiment:
-    """The experiment of one of the runs: same task and data, the numbers of `config`."""
+    """The experiment of one of the runs: same task and data, with the numbers of `config`."""
     part = experiment.subset(config) if experiment.subset else experiment
     hparams = {name: getattr(config, name) for name in part.hparams}
     return replace(part, hparams=hparams, config=config)
 
 
 def stack(trees: Sequence[Tree]) -> Tree:
-    """Trees of equal structure as one, with a leading axis of runs."""
+    """Trees of equal structure as one tree with a leading axis of runs."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
@@ -66,7 +66,7 @@ def evaluate_trained(
 ) -> dict[str, int]:
     """Evaluate a run that differs from the run in `trained` in `EVAL_ONLY` options; its cost.
 
-    The checkpoints of `trained` are copied to `folder`, and the best of them is evaluated once.
+    The checkpoints of `trained` are copied to `folder`, and the best one is evaluated.
     """
     if not (folder / "checkpoints").is_dir():
         draft = folder / "checkpoints.partial"
@@ -94,8 +94,8 @@ class VmappedRuns:
     """Several runs in progress on one device.
 
     experiment: has all the data that any of the runs uses.
-    compiled: the compiled steps of the first configuration, where they exist already.
-    spent: seconds before, which each run counts as its own.
+    compiled: the compiled steps of the first configuration, if they exist already.
+    spent: seconds spent before, which count against the time budget of each run.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class VmappedRuns:
         self.before = {loop.folder: _unrecorded_seconds(loop, spent) for loop in self.loops}
 
     def can_train_together(self) -> bool:
-        """Whether all runs stand at the start of an epoch, with data in memory and of one size."""
+        """Whether all runs are at the start of an epoch, with data in memory and of one size."""
         if not self.compiled.data or len(self.compiled.steps) > 1:
             return False
         return all(
@@ -137,9 +137,9 @@ class VmappedRuns:
         )
 
     def measure_steps(self, *, seconds: float = 0.0, repeats: int = 3) -> StepTimes:
-        """Median times of a step in one program and one after the other; compiles both.
+        """Median seconds of a step of all runs, in one program and one after the other.
 
-        seconds: time for more repeats of each.  The states of the runs are not changed.
+        seconds, repeats: see `timing.measure`.  The states of the runs do not change.
         """
         rows = np.stack([loop.batch_indices()[0] for loop in self.loops])
         data, step = self.compiled.data, self.compiled.steps[0]
@@ -165,7 +165,7 @@ class VmappedRuns:
         return _cost(self.compiled.evaluator, variables)
 
     def run(self, *, together: bool) -> bool:
-        """Train all runs to their ends; False when asked to stop."""
+        """Train all runs to their end; False if stopped before."""
         batch = self.loops[0].config.batch
         done = sum(loop.step for loop in self.loops)
         self.show.begin(done * batch, sum(loop.plan.steps for loop in self.loops) * batch)
@@ -206,19 +206,19 @@ class VmappedRuns:
         return list(groups.values())
 
     def _start_clock(self, loops: list[training_loop.Loop]) -> None:
-        """Set the deadline of these runs: the sum of the seconds that they have left."""
+        """Set the deadline of these runs: the sum of what is left of their time budgets."""
         left = sum(self.budget - self._record_seconds(loop) for loop in loops)
         self.deadline = time.monotonic() + left if self.budget else float("inf")
 
     def _record_seconds(self, loop: training_loop.Loop) -> float:
-        """Seconds of all processes of a run; with a budget they are kept in its folder."""
+        """Seconds of all processes of a run; with a time budget, write them to its folder."""
         used = self.before[loop.folder] + _recorded_seconds(loop.folder)
         if self.budget:
             run_dir.write_seconds(loop.folder, used)
         return used
 
     def _should_stop(self) -> bool:
-        """Asked between two batches: whether all must stop; raises past the deadline."""
+        """Whether all runs must stop; raises TimeBudgetExceeded after the deadline."""
         if self.stop():
             return True
         if time.monotonic() > self.deadline:
@@ -229,7 +229,7 @@ class VmappedRuns:
         return [x for x in loops if x.folder not in self.failed and not x.is_complete()]
 
     def _catch_up(self, loops: list[training_loop.Loop]) -> None:
-        """Train runs that were killed behind the others to the step of the furthest."""
+        """Train runs that were killed at an earlier step than the others up to the last step."""
         furthest = max(loop.step for loop in loops)
         for loop in loops:
             while loop.step < furthest and loop.folder not in self.failed:
@@ -268,7 +268,7 @@ class VmappedRuns:
             self.show.bar.update(rows.size)
 
     def _guard(self, loop: training_loop.Loop, call: Callable[[], Any]) -> None:
-        """Call; a run that diverges or exceeds its time is left behind while the others go on."""
+        """Call a method of a run; leave the run behind if it diverges or exceeds its time."""
         try:
             call()
         except training_loop.DivergedError as error:
@@ -300,18 +300,18 @@ class _Stacked:
         self.states, self.taken = self.runs.step_together(self.states, rows), self.taken + 1
 
     def sync(self) -> None:
-        """Wait for the steps, and hand each run its state."""
+        """Wait for the steps, and store the state of each run."""
         states = unstack(jax.block_until_ready(self.states), len(self.live))
         for loop, state in zip(self.live, states, strict=True):
             loop.state, loop.step = state, loop.step + self.taken
 
 
 def _recorded_seconds(folder: Path) -> float:
-    """Seconds that the metrics of a run account for."""
+    """Seconds of training and evaluation in the metrics of a run."""
     return run_dir.total_seconds(run_dir.read_metrics(folder))
 
 
 def _unrecorded_seconds(loop: training_loop.Loop, spent: float) -> float:
-    """Seconds that they do not: of earlier processes, and those `spent` in this one."""
+    """Seconds of a run that its metrics do not hold: of earlier processes, and `spent`."""
     earlier = run_dir.read_seconds(loop.folder) - _recorded_seconds(loop.folder)
     return earlier if loop.is_complete() else earlier + spent

@@ -29,9 +29,9 @@ KEEP_SECONDS = 30  # time between two records of the seconds used
 
 
 def check_parameters(net: nn.Module, shape: tuple[int, ...], limit: int) -> None:
-    """Refuse a network for inputs of `shape` with more than `limit` trainable parameters.
+    """Raise InputError for a network with more than `limit` trainable parameters; 0: no limit.
 
-    0 is no limit.  The InputError lists the layers that have them.
+    shape: of the images, [B, H, W, C].  The error lists the parameters of each layer.
     """
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
     count = count_parameters(jax.eval_shape(net.init, jax.random.key(0), images))
@@ -51,10 +51,10 @@ def count_parameters(variables: Tree) -> int:
 
 
 def plan_epochs(compiled: "CompiledSteps", experiment: Experiment, spent: float) -> Experiment:
-    """The experiment with as many epochs as its time budget allows, `spent` seconds being gone.
+    """The experiment with as many epochs as its time budget allows.
 
-    Every epoch includes its evaluation.  Steps and one evaluation are measured on a state that is
-    thrown away.  InputError where not even one epoch fits.
+    spent: seconds used before.  Steps and one evaluation are measured with a state that is then
+    discarded; every epoch includes an evaluation.  InputError if not even one epoch fits.
     """
     config, begun = experiment.config, time.monotonic()
     step, state = _measure_step(compiled, experiment)
@@ -92,10 +92,10 @@ def _measure_step(compiled: "CompiledSteps", experiment: Experiment) -> tuple[fl
 
 
 class Clock:
-    """The seconds that a run has used, over all its processes, against its budget.
+    """The seconds that a run has used in all its processes, compared with its time budget.
 
-    They are kept in the run folder, every half minute, so that a killed process loses few.  A run
-    without a budget keeps nothing.
+    They are written to the run folder every half minute, so that few are lost when a process is
+    killed.  Without a budget nothing is written.
     """
 
     def __init__(self, folder: Path, config: TrainConfig):
@@ -103,11 +103,11 @@ class Clock:
         self.before = self.kept = run_dir.read_seconds(folder) if self.limit else 0.0
 
     def used(self) -> float:
-        """Seconds of earlier processes, and of this one from its start."""
+        """Seconds of earlier processes, and of this one since its start."""
         return self.before + (progress.since_start() or 0.0)
 
     def is_over(self) -> bool:
-        """Whether the budget is used up, but for what closing the run takes."""
+        """Whether the budget is used up, except for the time to close the run."""
         if not self.limit:
             return False
         used = self.used()
@@ -116,7 +116,7 @@ class Clock:
         return used > self.limit * (1 - CLOSING)
 
     def keep(self) -> None:
-        """Write the seconds down for the next process of the run."""
+        """Write the used seconds for the next process of the run."""
         if self.limit:
             self.kept = self.used()
             run_dir.write_seconds(self.folder, self.kept)

@@ -103,7 +103,7 @@ def trained(net, variables, images, drop=1.0, seed=0):
         variables,
         images,
         train=True,
-        drop=drop,
+        dropout_scale=drop,
         mutable="batch_stats",
         rngs={"dropout": jax.random.key(seed)},
     )
@@ -126,7 +126,7 @@ def test_every_parameter_has_a_finite_gradient_and_statistics_change(example):
 
 def test_evaluation_is_independent_per_image_and_keeps_statistics(example):
     net, variables, images, _ = example
-    apply = jax.jit(partial(net.apply, drop=1.9, mutable="batch_stats"))
+    apply = jax.jit(partial(net.apply, dropout_scale=1.9, mutable="batch_stats"))
     together, kept = apply(variables, images)
     assert together.shape == (6, 3) and (together.std(0) > 0).all()
     chex.assert_trees_all_equal(kept.get("batch_stats", {}), variables["batch_stats"])

@@ -78,11 +78,11 @@ def test_stochastic_depth_drops_branches_per_image():
     apply = jax.jit(partial(block.apply, train=True))
     rngs = {"dropout": jax.random.key(0)}
     branch = jax.jit(block.apply)(variables, x) - x
-    found = apply(variables, x, drop=1.0, rngs=rngs) - x
+    found = apply(variables, x, dropout_scale=1.0, rngs=rngs) - x
     kept = np.asarray(found).any((1, 2, 3))
     np.testing.assert_allclose(found[kept], branch[kept] / 0.75, rtol=1e-3, atol=1e-4)
     assert 0.6 < kept.mean() < 0.9
-    whole = apply(variables, x, drop=0.0, rngs=rngs) - x
+    whole = apply(variables, x, dropout_scale=0.0, rngs=rngs) - x
     np.testing.assert_allclose(whole, branch, rtol=1e-3, atol=1e-4)
 
 

@@ -90,7 +90,7 @@ def test_classifier_dropout_leaves_embeddings_unchanged():
     @jax.jit
     def run(drop):
         rngs = {"dropout": jax.random.key(1)}
-        return net.apply(variables, images, train=True, drop=drop, rngs=rngs)
+        return net.apply(variables, images, train=True, dropout_scale=drop, rngs=rngs)
 
     plain, dropped, whole = jax.jit(net.apply)(variables, images), run(1.0), run(0.0)
     np.testing.assert_allclose(dropped[0], plain[0], rtol=1e-3, atol=1e-5)
@@ -107,7 +107,7 @@ def test_a_backbone_has_its_own_dropout_rates():
     @jax.jit
     def run(drop):
         rngs = {"dropout": jax.random.key(1)}
-        return net.apply(variables, images, train=True, drop=drop, rngs=rngs)[0]
+        return net.apply(variables, images, train=True, dropout_scale=drop, rngs=rngs)[0]
 
     plain = jax.jit(partial(net.apply, method="embed"))(variables, images)
     np.testing.assert_array_equal(run(0.0), run(1.0))

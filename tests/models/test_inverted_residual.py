@@ -90,7 +90,7 @@ def test_dropout_rates_are_multiplied_in_training(example):
     def run(drop):
         how = {"train": True, "mutable": "batch_stats", "rngs": {"dropout": jax.random.key(0)}}
         plain, _ = net.clone(rates=()).apply(variables, images, **how)
-        dropped, _ = net.apply(variables, images, drop=drop, **how)
+        dropped, _ = net.apply(variables, images, dropout_scale=drop, **how)
         return dropped, plain
 
     np.testing.assert_allclose(*run(0.0), rtol=1e-3, atol=1e-4)

@@ -195,7 +195,7 @@ def test_a_traced_dropout_factor_under_jit_and_vmap_equals_a_constant_one(exampl
 
 def test_evaluation_has_no_dropout(example):
     variables, images = example
-    found = jax.jit(partial(Tiny().apply, drop=1.5))(variables, images)
+    found = jax.jit(partial(Tiny().apply, dropout_scale=1.5))(variables, images)
     chex.assert_trees_all_equal(found, evaluated(Tiny(rates=(0.0, 0.0)), variables, images))
 
 

@@ -3,24 +3,25 @@
 import numpy as np
 
 
-def classification_loss(kind, logits, wanted):
-    """The loss of one image: logits [K], and the shares [K] of the classes that are wanted."""
+def classification_loss(name, logits, target):
+    """Loss of one image with logits [K] and target probabilities [K]."""
     logits = [float(logit) for logit in logits]
-    whole, loss = sum(np.exp(logit) for logit in logits), 0.0
-    if kind == "hinge":
-        pairs = list(zip(logits, wanted, strict=True))
-        own = sum(out * share for out, share in pairs)
-        return sum(max(out + 1 - share - own, 0) for out, share in pairs) / len(pairs)
-    for logit, share in zip(logits, wanted, strict=True):
-        chance, alone = np.exp(logit) / whole, 1 / (1 + np.exp(-logit))
+    if name == "hinge":
+        pairs = list(zip(logits, target, strict=True))
+        true_logit = sum(logit * t for logit, t in pairs)
+        return sum(max(logit + 1 - t - true_logit, 0) for logit, t in pairs) / len(pairs)
+    total, loss = sum(np.exp(logit) for logit in logits), 0.0
+    for logit, t in zip(logits, target, strict=True):
+        softmax, sigmoid = np.exp(logit) / total, 1 / (1 + np.exp(-logit))
         loss += {
-            "cross_entropy": -share * np.log(chance),
-            "binary": -share * np.log(alone) - (1 - share) * np.log(1 - alone),
-            "squared": (chance - share) ** 2,
-        }[kind]
+            "cross_entropy": -t * np.log(softmax),
+            "binary": -t * np.log(sigmoid) - (1 - t) * np.log(1 - sigmoid),
+            "squared": (softmax - t) ** 2,
+        }[name]
     return loss
 
 
-def smoothed_label(label, count, smoothing=0.0):
-    """What an image is to be taken for [K]: its label, less what is shared among all classes."""
-    return [(1 - smoothing) * (k == label) + smoothing / count for k in range(count)]
+def smoothed_label(label, num_classes, smoothing=0.0):
+    """Target probabilities [K] of a label, with `smoothing` spread evenly over all classes."""
+    uniform = smoothing / num_classes
+    return [(1 - smoothing) * (k == label) + uniform for k in range(num_classes)]

@@ -26,48 +26,48 @@ def similarity(probes, gallery, metric):
 
 
 def contrastive(a, b, same, margin):
-    """Loss of one pair of vectors: half the square of what its distance should not be."""
-    apart = distance(a, b)
-    return (apart if same else max(0.0, margin - apart)) ** 2 / 2
+    """Loss of one pair of vectors: pulled together if `same`, else pushed beyond the margin."""
+    d = distance(a, b)
+    return (d if same else max(0.0, margin - d)) ** 2 / 2
 
 
-def center_update(features, centres, labels, on, rate):
-    """Centres [K, D] after Wen's rule, a class after the other."""
-    moved = np.array(centres, float)
-    for k in range(len(centres)):
-        mine = [
-            x for x, label, here in zip(features, labels, on, strict=True) if label == k and here
+def center_update(features, centers, labels, mask, rate):
+    """Centres [K, D] after one update, class after class. Wen et al. 2016."""
+    updated = np.array(centers, float)
+    for k in range(len(centers)):
+        own = [
+            x for x, label, real in zip(features, labels, mask, strict=True) if label == k and real
         ]
-        delta = sum((centres[k] - x for x in mine), np.zeros(len(centres[k]))) / (1 + len(mine))
-        moved[k] -= rate * delta
-    return moved
+        delta = sum((centers[k] - x for x in own), np.zeros(len(centers[k]))) / (1 + len(own))
+        updated[k] -= rate * delta
+    return updated
 
 
-def triplet_hard(features, labels, on, margin, soft):
-    """Loss of each row as an anchor; None where it has no positive or no negative."""
+def triplet_hard(features, labels, mask, margin, soft):
+    """Loss of each row as an anchor; None if it has no positive or no negative."""
     found = []
     for a in range(len(labels)):
-        others = [i for i in range(len(labels)) if i != a and on[i] and on[a]]
+        others = [i for i in range(len(labels)) if i != a and mask[i] and mask[a]]
         near = [distance(features[a], features[i]) for i in others if labels[i] != labels[a]]
         far = [distance(features[a], features[i]) for i in others if labels[i] == labels[a]]
         found.append(_hinge(max(far) - min(near) + margin, soft) if near and far else None)
     return found
 
 
-def triplet_semihard(features, labels, on, margin, soft):
-    """Loss [B][B] of each anchor and positive; None where they are not, or have no negative."""
+def triplet_semihard(features, labels, mask, margin, soft):
+    """Loss [B][B] of each anchor and positive; None for other pairs and without a negative."""
     count = len(labels)
     found = [[None] * count for _ in range(count)]
     for a, p in np.ndindex(count, count):
-        if a == p or labels[a] != labels[p] or not on[a] or not on[p]:
+        if a == p or labels[a] != labels[p] or not mask[a] or not mask[p]:
             continue
-        apart = distance(features[a], features[p]) ** 2
-        others = [n for n in range(count) if on[n] and labels[n] != labels[a]]
+        squared = distance(features[a], features[p]) ** 2
+        others = [n for n in range(count) if mask[n] and labels[n] != labels[a]]
         squares = [distance(features[a], features[n]) ** 2 for n in others]
-        beyond = [square for square in squares if square > apart]
+        farther = [square for square in squares if square > squared]
         if squares:
-            chosen = min(beyond) if beyond else max(squares)
-            found[a][p] = _hinge(apart - chosen + margin, soft)
+            negative = min(farther) if farther else max(squares)
+            found[a][p] = _hinge(squared - negative + margin, soft)
     return found
 
 
@@ -75,17 +75,15 @@ def _hinge(violation, soft):
     return np.log1p(np.exp(violation)) if soft else max(0.0, violation)
 
 
-def margin_logits(kind, features, weights, labels, margin, scale=1.0):
-    """Logits [B, K] of `l_softmax`, `arcface` or `cosface`, by angles, one by one."""
+def margin_logits(name, features, weights, labels, margin, scale=1.0):
+    """Logits [B, K] of `l_softmax`, `arcface` or `cosface`, from angles."""
     found = np.zeros((len(features), len(weights)))
     for b, k in np.ndindex(*found.shape):
         cos = np.clip(cosine(features[b], weights[k]), -1, 1)
         if labels[b] == k:
-            cos = {"l_softmax": _l_softmax_psi, "arcface": _arcface_cos, "cosface": _cosface_cos}[
-                kind
-            ](cos, margin)
-        lengths = norm(features[b]) * norm(weights[k])
-        found[b, k] = (lengths if kind == "l_softmax" else scale) * cos
+            cos = MARGINS[name](cos, margin)
+        norms = norm(features[b]) * norm(weights[k])
+        found[b, k] = (norms if name == "l_softmax" else scale) * cos
     return found
 
 
@@ -104,15 +102,18 @@ def _cosface_cos(cos, margin):
     return cos - margin
 
 
+MARGINS = {"l_softmax": _l_softmax_psi, "arcface": _arcface_cos, "cosface": _cosface_cos}
+
+
 def lgm(features, means, labels, log_variances, margin):
-    """(logits [B, K], likelihood [B]) of a mixture of Gaussians, a feature and class at a time."""
+    """(logits [B, K], likelihood [B]) of a mixture of Gaussians with diagonal covariances."""
     logits, likelihood = np.zeros((len(features), len(means))), np.zeros(len(features))
     for b, k in np.ndindex(*logits.shape):
         squares = [(x - m) ** 2 for x, m in zip(features[b], means[k], strict=True)]
-        apart = sum(s / np.exp(v) for s, v in zip(squares, log_variances[k], strict=True))
-        volume = sum(log_variances[k])
+        distance = sum(s / np.exp(v) for s, v in zip(squares, log_variances[k], strict=True))
+        log_det = sum(log_variances[k])
         if labels[b] == k:
-            likelihood[b] = apart / 2 + volume / 2
-            apart *= 1 + margin
-        logits[b, k] = -(volume + apart) / 2
+            likelihood[b] = distance / 2 + log_det / 2
+            distance *= 1 + margin
+        logits[b, k] = -(log_det + distance) / 2
     return logits, likelihood

@@ -1,13 +1,13 @@
-"""Pooling, and the taps of a window, in plain loops."""
+"""Pooling, and the taps of sliding kernels, in plain loops."""
 
 import numpy as np
 
 
 def count_taps(sizes, windows, strides, pads, bases, dilations):
-    """(taps on pixels, taps on padding) of each place of a window that slides over an image.
+    """(taps on pixels, taps on padding) of each position of a window that slides over an image.
 
-    Everything is a pair, rows and columns.  `bases` spread the pixels, and the padding that goes
-    on with them, with holes in between, on which a tap is neither.
+    Each argument is a pair, for rows and columns. `bases` dilate the image and its padding: taps on
+    the holes in between count as neither.
     """
     axes = zip(sizes, windows, strides, pads, bases, dilations, strict=True)
     rows, columns = (list(_tap_positions(*axis)) for axis in axes)
@@ -20,7 +20,7 @@ def count_taps(sizes, windows, strides, pads, bases, dilations):
 
 
 def _tap_positions(size, window, stride, pads, base, dilation):
-    """Where the taps of each window lie along an axis."""
+    """Positions of the taps of each window along an axis."""
     start, end = -pads[0], (size - 1) * base + 1 + pads[1]
     while start + (window - 1) * dilation < end:
         yield [start + tap * dilation for tap in range(window)]
@@ -28,7 +28,7 @@ def _tap_positions(size, window, stride, pads, base, dilation):
 
 
 def _tap_kind(place, sizes, bases):
-    """What there is at a place [2] of a spread and padded image."""
+    """Whether a position [2] of a dilated, padded image is a pixel, padding or a hole."""
     if any(p % base for p, base in zip(place, bases, strict=True)):
         return "hole"
     last = [(size - 1) * base for size, base in zip(sizes, bases, strict=True)]
@@ -36,7 +36,7 @@ def _tap_kind(place, sizes, bases):
 
 
 def max_pool_gradient(x, g, kernel, stride, padding):
-    """Gradient [B, H, W, C] by the image of a max pool; the largest of a window share evenly."""
+    """Gradient [B, H, W, C] of a max pool for its input; equal maxima share it evenly."""
     x, out = np.asarray(x, float), np.zeros(np.shape(x))
     batch, height, width, channels = x.shape
     for b, r, c, d in np.ndindex(*np.shape(g)):
@@ -53,7 +53,7 @@ def max_pool_gradient(x, g, kernel, stride, padding):
 
 
 def adaptive_average_pool(x, side):
-    """Means [B, side, side, C] of x [B, H, W, C]: of the pixels that each part of the map meets."""
+    """Means [B, side, side, C] of x [B, H, W, C] over the pixels that each bin touches."""
     x = np.asarray(x, float)
     rows, columns = (_bins(length, side) for length in x.shape[1:3])
     return np.stack(
@@ -62,7 +62,7 @@ def adaptive_average_pool(x, side):
 
 
 def _bins(length, count):
-    """The pixels of a line that each of `count` equal parts of it covers, if only in part."""
+    """Pixels of a line that each of `count` equal bins covers, fully or in part."""
     return [
         [p for p in range(length) if p * count < (i + 1) * length and (p + 1) * count > i * length]
         for i in range(count)

@@ -2,48 +2,40 @@
 
 import numpy as np
 
-from benchmarks.lib import reference
-from tests.reference import boxes as reference_boxes
-from tests.reference import classification as reference_classification
+from benchmarks.lib.reference import iou
+from tests.reference.boxes import ciou, diou, giou
+from tests.reference.classification import classification_loss, smoothed_label
 
 
-def localization_losses(logits, label, box, true, kind, smoothing=0.0):
-    """(cross entropy, box loss) of one photo: logits [K], boxes [4] in shares of the photo."""
-    entropy = reference_classification.classification_loss(
-        "cross_entropy",
-        logits,
-        reference_classification.smoothed_label(label, len(logits), smoothing),
-    )
-    apart = [abs(float(a) - float(b)) for a, b in zip(box, true, strict=True)]
-    if kind == "mse":
-        return entropy, sum(d**2 for d in apart) / 4
-    if kind == "smooth_l1":
-        return entropy, sum(d**2 / 2 if d < 1 else d - 0.5 for d in apart) / 4
-    overlap = {
-        "iou": reference.iou,
-        "giou": reference_boxes.giou,
-        "diou": reference_boxes.diou,
-        "ciou": reference_boxes.ciou,
-    }[kind]
+def localization_losses(logits, label, box, true, name, label_smoothing=0.0):
+    """(cross entropy, box loss) of one image: logits [K], boxes [4] as fractions of the image."""
+    target = smoothed_label(label, len(logits), label_smoothing)
+    entropy = classification_loss("cross_entropy", logits, target)
+    errors = [abs(float(a) - float(b)) for a, b in zip(box, true, strict=True)]
+    if name == "mse":
+        return entropy, sum(e**2 for e in errors) / 4
+    if name == "smooth_l1":
+        return entropy, sum(e**2 / 2 if e < 1 else e - 0.5 for e in errors) / 4
+    overlap = {"iou": iou, "giou": giou, "diou": diou, "ciou": ciou}[name]
     return entropy, 1 - overlap(np.asarray(box, float), np.asarray(true, float), eps=1e-7)
 
 
-def localization_metrics(photos):
-    """Scores of a list of photos {"label", "predicted", "iou", "distance"}, one after the other."""
-    right = good = better = 0
-    for photo in photos:
-        right += photo["label"] == photo["predicted"]
-        good += photo["iou"] > 0.5
-        better += photo["iou"] > 0.7
-    count, ious = len(photos), sorted(float(photo["iou"]) for photo in photos)
+def localization_metrics(images):
+    """Metrics of a list of images {"label", "predicted", "iou", "distance"}."""
+    correct = above50 = above70 = 0
+    for image in images:
+        correct += image["label"] == image["predicted"]
+        above50 += image["iou"] > 0.5
+        above70 += image["iou"] > 0.7
+    count, ious = len(images), sorted(float(image["iou"]) for image in images)
     return {
         "count": count,
-        "correct": right,
-        "accuracy": right / count,
+        "correct": correct,
+        "accuracy": correct / count,
         "iou": sum(ious) / count,
         "iou_median": (ious[(count - 1) // 2] + ious[count // 2]) / 2,
-        "right_iou": sum(p["iou"] for p in photos if p["label"] == p["predicted"]) / count,
-        "iou50": good / count,
-        "iou70": better / count,
-        "distance": sum(float(photo["distance"]) for photo in photos) / count,
+        "right_iou": sum(i["iou"] for i in images if i["label"] == i["predicted"]) / count,
+        "iou50": above50 / count,
+        "iou70": above70 / count,
+        "distance": sum(float(image["distance"]) for image in images) / count,
     }

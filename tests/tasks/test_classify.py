@@ -30,7 +30,7 @@ class ConstantNet(nn.Module):
 
     axis_name: str | None = None
 
-    def __call__(self, x, train=False, drop=1.0):
+    def __call__(self, x, train=False, dropout_scale=1.0):
         """Logits [B, 3]."""
         return self.variables["params"]["logits"]
 

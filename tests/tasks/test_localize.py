@@ -36,7 +36,7 @@ class ConstantNet(nn.Module):
 
     axis_name: str | None = None
 
-    def __call__(self, x, train=False, drop=1.0):
+    def __call__(self, x, train=False, dropout_scale=1.0):
         """(logits [B, 3], box [B, 4])."""
         params = self.variables["params"]
         return params["logits"], params["box"]

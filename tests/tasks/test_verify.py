@@ -34,7 +34,7 @@ class ConstantNet(nn.Module):
 
     axis_name: str | None = None
 
-    def __call__(self, x, train=False, drop=1.0):
+    def __call__(self, x, train=False, dropout_scale=1.0):
         """(embedding [B, D], logits [B, K])."""
         params = self.variables["params"]
         return params["embedding"], params["embedding"] @ params["logits"]["kernel"]

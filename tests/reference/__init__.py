@@ -1,0 +1,1 @@
+"""Reference implementations in plain loops, in NumPy, which the tests compare with."""
