@@ -195,7 +195,8 @@ def test_a_pickle_that_calls_a_program_is_refused_without_running_it(refused, tm
     call += f"touch {proof}".encode() + b"\x85R"
     for content in (b"\x80\x02" + call + b".", python2(VALUES, call), python2(call, LABELS)):
         message = refused(files(test_batch=content))
-        assert message.startswith(f"/test_batch: refers to '{module}.system', which is not an array")
+        expected = f"/test_batch: refers to '{module}.system', which is not an array"
+        assert message.startswith(expected)
     assert not proof.exists()
 
 

@@ -38,7 +38,7 @@ def tar_at_far(scores, same, far):
 
 
 def dir_at_fpir(scores, found, true, fpir):
-    """Highest fraction of known probes identified where at most `fpir` of the others are accepted."""
+    """Highest fraction of known probes identified where at most `fpir` of others are accepted."""
     best, known = 0.0, sum(t >= 0 for t in true)
     rows = list(zip(scores, found, true, strict=True))
     for threshold in [*scores, np.inf]:
