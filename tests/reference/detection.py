@@ -7,20 +7,21 @@ from benchmarks.lib.reference import iou
 
 def max_iou(anchors, true_boxes, valid, positive_iou, allow_low_quality):
     """(positive [A], index [A]) of anchors by their IoU with true boxes."""
-    on, index = np.zeros(len(anchors), bool), np.zeros(len(anchors), int)
-    slots = [g for g in range(len(valid)) if valid[g]]
-    shared = {(g, a): iou(true_boxes[g], anchors[a]) for g in slots for a in range(len(on))}
-    for a in range(len(on)):
-        if slots:
-            g = max(slots, key=lambda g: shared[g, a])
-            if shared[g, a] >= positive_iou:
-                on[a], index[a] = True, g
-    for g in slots if allow_low_quality else ():
-        best = max(shared[g, a] for a in range(len(on)))
-        for a in range(len(on)):
-            if shared[g, a] == best > 0:
-                on[a], index[a] = True, g
-    return on, index
+    count = len(anchors)
+    positive, index = np.zeros(count, bool), np.zeros(count, int)
+    true = [g for g in range(len(valid)) if valid[g]]
+    ious = {(g, a): iou(true_boxes[g], anchors[a]) for g in true for a in range(count)}
+    for a in range(count):
+        if true:
+            g = max(true, key=lambda g: ious[g, a])
+            if ious[g, a] >= positive_iou:
+                positive[a], index[a] = True, g
+    for g in true if allow_low_quality else ():
+        best = max(ious[g, a] for a in range(count))
+        for a in range(count):
+            if ious[g, a] == best > 0:
+                positive[a], index[a] = True, g
+    return positive, index
 
 
 def nms(boxes, scores, labels, iou_threshold):
@@ -34,21 +35,21 @@ def nms(boxes, scores, labels, iou_threshold):
 
 def soft_nms(boxes, scores, labels, method, iou_threshold, sigma, score_threshold):
     """(indices, decayed scores) of the boxes that are kept, in the order of selection."""
-    left = {i: float(score) for i, score in enumerate(scores) if score > score_threshold}
+    remaining = {i: float(score) for i, score in enumerate(scores) if score > score_threshold}
     order, values = [], []
-    while left:
-        best = max(left, key=left.get)
+    while remaining:
+        best = max(remaining, key=remaining.get)
         order.append(best)
-        values.append(left.pop(best))
-        for i in list(left):
+        values.append(remaining.pop(best))
+        for i in list(remaining):
             if labels[i] == labels[best]:
                 overlap = iou(boxes[i], boxes[best])
                 if method == "gaussian":
-                    left[i] *= np.exp(-(overlap**2) / sigma)
+                    remaining[i] *= np.exp(-(overlap**2) / sigma)
                 elif overlap > iou_threshold:
-                    left[i] *= 1 - overlap
-            if left[i] <= score_threshold:
-                del left[i]
+                    remaining[i] *= 1 - overlap
+            if remaining[i] <= score_threshold:
+                del remaining[i]
     return order, values
 
 
@@ -90,27 +91,27 @@ def weighted_boxes_fusion(
 
 def _best_match(others, box, label):
     """(index, IoU) of the box of this label in [(box, label)] that overlaps most, or None."""
-    alike = [(k, iou(b, box)) for k, (b, other) in enumerate(others) if other == label]
-    return max(alike, key=lambda pair: pair[1]) if alike else None
+    same_label = [(k, iou(b, box)) for k, (b, other) in enumerate(others) if other == label]
+    return max(same_label, key=lambda pair: pair[1]) if same_label else None
 
 
 def encode_offsets(box, anchor):
     """Centre offsets in sides of the anchor, and logarithms of the ratios of the sides."""
-    places, sizes = [], []
+    centers, sides = [], []
     for axis in (0, 1):
-        side, own = anchor[axis + 2] - anchor[axis], box[axis + 2] - box[axis]
-        middle, from_middle = (b[axis] + b[axis + 2] for b in (box, anchor))
-        places.append((middle - from_middle) / 2 / side)
-        sizes.append(np.log(own / side))
-    return np.array(places + sizes)
+        side, box_side = anchor[axis + 2] - anchor[axis], box[axis + 2] - box[axis]
+        box_center, anchor_center = ((b[axis] + b[axis + 2]) / 2 for b in (box, anchor))
+        centers.append((box_center - anchor_center) / side)
+        sides.append(np.log(box_side / side))
+    return np.array(centers + sides)
 
 
 def decode_offsets(offsets, anchor):
     """The box at these offsets from an anchor; the inverse of `encode_offsets`."""
     low, high = [], []
     for axis in (0, 1):
-        side, middle = anchor[axis + 2] - anchor[axis], (anchor[axis] + anchor[axis + 2]) / 2
-        middle, half = middle + offsets[axis] * side, np.exp(offsets[axis + 2]) * side / 2
-        low.append(middle - half)
-        high.append(middle + half)
+        side, center = anchor[axis + 2] - anchor[axis], (anchor[axis] + anchor[axis + 2]) / 2
+        center, half = center + offsets[axis] * side, np.exp(offsets[axis + 2]) * side / 2
+        low.append(center - half)
+        high.append(center + half)
     return np.array(low + high)
