@@ -459,7 +459,9 @@ def test_assigned_cells_are_counted_and_drawn(place, capsys):
         cells = sum(count for name, count in row.items() if name.startswith("cells"))
         assert (cells > 0) == (row["boxes"] > row["without a cell"])
     assert main(*words) == 0
-    (shown,) = parse_aligned(capsys.readouterr().out)
+    table, _, written = capsys.readouterr().out.rpartition("wrote ")
+    assert written == "new/a.png\n"
+    (shown,) = parse_aligned(table)
     assert list(shown[0])[:4] == ["image", "boxes", "without a cell", "cells of 8"]
     assert [int(row["boxes"]) for row in shown] == [row["boxes"] for row in rows]
     assert Path("new/a.png").read_bytes().startswith(PNG)
