@@ -43,7 +43,9 @@ def data(tmp_path_factory):
     return root
 
 
-STAGES = {name: registry.stage_names(name) for name in ("lite0", "resnet18", "b0")}
+def stage_names(name, backbone=registry.backbone):
+    """Those of the real backbones."""
+    return backbone(name)().stage_names()
 
 
 class Features(Freezable):
@@ -74,7 +76,7 @@ def small():
     """A network of three convolutions where one is made: commands are tested here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "backbone", lambda name: Features)
-        patch.setattr(registry, "stage_names", STAGES.get)
+        patch.setattr(registry, "stage_names", stage_names)
         patch.setattr(necks, "FPN", Neck)
         patch.setattr(heads, "DecoupledHead", Head)
         yield
