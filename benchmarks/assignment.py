@@ -103,7 +103,7 @@ def compare(options: Options) -> list[dict[str, Any]]:
 def random_inputs(options: Options) -> tuple[np.ndarray, ...]:
     """Scores, boxes, points, true boxes, true labels and valid of a batch."""
     draw = np.random.default_rng(0)
-    shapes = [(options.side // s,) * 2 for s in STRIDES]
+    shapes = [(options.side // s, options.side // s) for s in STRIDES]
     points, strides = anchors.grid_centers(shapes, STRIDES)
     batch, count = options.batch, options.boxes
     side = draw.uniform(16, options.side / 3, (batch, count, 2))

@@ -81,7 +81,7 @@ def compare(options: Options) -> tuple[list[dict[str, Any]], str]:
         "NumPy": lambda: l2_normalize(probes) @ l2_normalize(gallery).T,
         "jaxdet": lambda: embeddings.similarity(*arrays, chunk=options.chunk),
     }
-    sample, others = np.float64(normalized[0][:SAMPLE]), np.float64(normalized[1])
+    sample, others = normalized[0][:SAMPLE].astype(float), normalized[1].astype(float)
     for call in calls.values():
         found = jax.block_until_ready(call())
         np.testing.assert_allclose(found[: len(sample)], sample @ others.T, atol=1e-5)

@@ -91,7 +91,8 @@ def sparse_signs(draw: np.random.Generator, shape: tuple[int, ...]) -> np.ndarra
 
     With them, no partial sum of `NgSlidingNet` exceeds 2^24.
     """
-    return np.float32(draw.integers(-1, 2, shape) * (draw.random(shape) < 3 / 16))
+    signs = draw.integers(-1, 2, shape) * (draw.random(shape) < 3 / 16)
+    return signs.astype(np.float32)
 
 
 def check(cases: Sequence[Case]) -> list[dict[str, Any]]:

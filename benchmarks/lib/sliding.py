@@ -62,7 +62,8 @@ class PreparedForm(NamedTuple):
 
 def scaled_normal(draw: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """Normal float32 weights, scaled by the fan-in so that outputs stay near 1."""
-    return np.float32(draw.normal(size=shape) / np.prod(shape[:-1]) ** 0.5)
+    weights = draw.normal(size=shape) / np.prod(shape[:-1]) ** 0.5
+    return weights.astype(np.float32)
 
 
 def build_pair(
@@ -93,7 +94,7 @@ def split_into_crops(net: SlidingNet, shape: Sequence[int], stride: int, chunk: 
     rows = min(grid.rows, max(1, chunk // (grid.columns * images)))
     return [
         Crop(
-            np.int32([image, row * stride, 0, 0]),
+            np.array([image, row * stride, 0, 0], np.int32),
             (
                 min(images, batch - image),
                 (min(rows, grid.rows - row) - 1) * stride + net.window,
@@ -114,7 +115,7 @@ def single_windows(net: SlidingNet, shape: Sequence[int], stride: int, count: in
     chosen = np.linspace(0, total - 1, min(count, total)).round().astype(int)
     size = (1, net.window, net.window, shape[-1])
     return [
-        Crop(np.int32([image, row * stride, column * stride, 0]), size)
+        Crop(np.array([image, row * stride, column * stride, 0], np.int32), size)
         for image, row, column in zip(*np.unravel_index(chosen, whole), strict=True)
     ]
 
@@ -155,12 +156,12 @@ def run_both(
     """
     require_map_memory(pair.convolutional, images.shape)
     net, grid = pair.sequential, window_grid(pair.sequential, images.shape, stride)
-    images = jax.device_put(images)
+    inputs = jax.device_put(images)
     with jax.default_matmul_precision("highest"):
         crops = split_into_crops(net, images.shape, stride, chunk)
-        programs, _ = compile_crops(net, stride, pair.variables, images, crops)
-        outputs = run_crops(programs, pair.variables, images, crops)
-        dense = jax.jit(pair.convolutional.apply)(pair.converted, images)
+        programs, _ = compile_crops(net, stride, pair.variables, inputs, crops)
+        outputs = run_crops(programs, pair.variables, inputs, crops)
+        dense = jax.jit(pair.convolutional.apply)(pair.converted, inputs)
     return stack_outputs(outputs, (len(images), grid.rows, grid.columns)), np.asarray(dense)
 
 

@@ -12,8 +12,7 @@ import optax
 
 from jaxdet import configs
 from jaxdet.config import task_hparams
-from jaxdet.configs import detect
-from jaxdet.configs.digits import Config
+from jaxdet.configs import detect, digits, objects
 from jaxdet.data.normalize import IMAGENET
 from jaxdet.kernels import conv
 from jaxdet.models import plain, registry
@@ -101,9 +100,9 @@ def digit_locator(
     count: int, convolve: Callable, dtype: Any, *, drawn: bool = False, **changes: Any
 ) -> Workload:
     """The network of `digits` on ready canvases, or on canvases that are drawn in the step."""
-    config = replace(Config(), **changes)
+    config = replace(digits.Config(), **changes)
     net = configs.network("digits", config)[0].clone(conv_general_dilated=convolve, dtype=dtype)
-    experiment = configs.build("digits", Config())
+    experiment = configs.build("digits", digits.Config())
     batch = count or config.batch
     source = experiment.splits["train"].arrays
     data = {name: column[:batch] for name, column in source.items()}
@@ -196,7 +195,7 @@ class _CrossEntropy:
 
 def localizer(count: int, convolve: Callable, dtype: Any, *, model: str, side: int) -> Workload:
     """A network of `objects` on random images, without augmentation."""
-    config = configs.config("objects")(model=model, size=side)
+    config = objects.Config(model=model, size=side)
     batch, draw = count or config.batch, np.random.default_rng(0)
     low = draw.uniform(0, side / 2, (batch, 1, 2))
     data = {
@@ -223,8 +222,8 @@ def _torch_localizer(model, net, data):
 
     layout = {"simple": plain.SIMPLE, "deeper": plain.DEEPER}[model]
     module = networks.Localizer(layout, net.side, net.hidden, net.rates)
-    mean, deviation = map(np.float32, IMAGENET)
-    images = (data["image"] / np.float32(255) - mean) / deviation
+    mean, std = (np.array(values, np.float32) for values in IMAGENET)
+    images = (data["image"] / np.float32(255) - mean) / std
     inputs = torch.from_numpy(images).permute(0, 3, 1, 2)
     true = torch.from_numpy(data["boxes"][:, 0] / images.shape[1])
     target = torch.from_numpy(data["label"]).long(), true
@@ -241,7 +240,7 @@ def detector(
     freeze: int = 3,
 ) -> Workload:
     """The network of `detect`, its first `freeze` stages frozen, on random images."""
-    config = configs.config("detect")(weights="package:lite0", freeze_stages=freeze, freeze_bn=True)
+    config = detect.Config(weights="package:lite0", freeze_stages=freeze, freeze_bn=True)
     net = configs.network("detect", config)[0]
     options = {"conv_general_dilated": convolve, "dtype": dtype}
     net = net.clone(**{part: partial(getattr(net, part), **options) for part in DETECTOR_PARTS})
@@ -256,7 +255,7 @@ def detector(
         "crowd": np.zeros((batch, boxes_per_image), bool),
         "id": np.arange(batch, dtype=np.int32),
     }
-    task = detect.make_task(config, net, tuple(range(classes)))
+    task = detect.make_task(config, net, tuple(map(str, range(classes))))
     task = replace(task, transform=lambda keys, batch, context: batch)
     torch = partial(_torch_detector, classes) if freeze == 3 else None
     frozen = registry.frozen_stages(config.model, freeze)

@@ -151,7 +151,16 @@ def detection_loss(outputs: Sequence[Tensor], target: Sequence[Tensor]) -> Tenso
     target: true boxes [B, G, 4], true labels [B, G] and valid [B, G].
     """
     classes, boxes, points = outputs
-    assigned = assign.task_aligned(classes.sigmoid(), boxes.detach(), points, *target, **ASSIGNMENT)
+    true_boxes, true_labels, valid = target
+    assigned = assign.task_aligned(
+        classes.sigmoid(),
+        boxes.detach(),
+        points,
+        true_boxes,
+        true_labels,
+        valid,
+        **ASSIGNMENT,
+    )
     positive, _, scores, true = assigned
     total = scores.sum().clamp(min=1)
     class_loss = functional.binary_cross_entropy_with_logits(classes, scores, reduction="sum")
