@@ -1,1 +1,1 @@
-"""Flax linen modules, one architecture a file."""
+"""Flax modules, one architecture per file; `registry` lists them by name."""

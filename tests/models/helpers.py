@@ -1,4 +1,4 @@
-"""What the tests of models share: shapes and random values of variables."""
+"""Helpers for the tests of models: shapes and random values of variables."""
 
 from functools import partial
 

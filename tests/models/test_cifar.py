@@ -70,14 +70,14 @@ def test_parameters_and_multiply_adds_of_resnet_20(net, widths, parameters):
 def test_layers_of_resnet_20():
     _, variables = outputs(ResNet20(), IMAGES)
     kernels = {p: leaf.shape for p, leaf in paths(variables["params"]).items() if "kernel" in p}
-    wanted = {"stem": (3, 3, 3, 16), "logits": (64, 10)}
+    expected = {"stem": (3, 3, 3, 16), "logits": (64, 10)}
     for i, (before, width) in enumerate(((16, 16), (16, 32), (32, 64)), 1):
         for j in (1, 2, 3):
-            wanted[f"stage{i}_block{j}/conv1"] = (3, 3, before if j == 1 else width, width)
-            wanted[f"stage{i}_block{j}/conv2"] = (3, 3, width, width)
-    wanted["stage2_block1/around"] = (1, 1, 16, 32)
-    wanted["stage3_block1/around"] = (1, 1, 32, 64)
-    assert kernels == {f"{name}/kernel": shape for name, shape in wanted.items()}
+            expected[f"stage{i}_block{j}/conv1"] = (3, 3, before if j == 1 else width, width)
+            expected[f"stage{i}_block{j}/conv2"] = (3, 3, width, width)
+    expected["stage2_block1/around"] = (1, 1, 16, 32)
+    expected["stage3_block1/around"] = (1, 1, 32, 64)
+    assert kernels == {f"{name}/kernel": shape for name, shape in expected.items()}
 
 
 @pytest.mark.parametrize("net", [Narrow, Tiny, Deep, Tiniest])
@@ -291,8 +291,8 @@ def test_a_block_without_its_branch_is_the_identity(tiny_example):
     found = jax.jit(SMALL_TINY.apply)({**variables, "params": silent}, images)
     stats = {k: v for k, v in variables["batch_stats"].items() if "block" not in k}
     without = SMALL_TINY.clone(depth=(0, 0))
-    wanted = jax.jit(without.apply)({"params": params, "batch_stats": stats}, images)
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    expected = jax.jit(without.apply)({"params": params, "batch_stats": stats}, images)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def tiniest_block_size(width):

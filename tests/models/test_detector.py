@@ -54,12 +54,12 @@ def test_blocks_keep_the_size_of_the_map_and_set_its_channels(block):
 
 def test_c3_and_c2f_have_the_convolutions_of_their_figures():
     x = jnp.zeros((1, 4, 4, 10))
-    for block, wanted in (
+    for block, expected in (
         (necks.C3(channels=8, blocks=2), {"deep", "around", "block1", "block2", "out"}),
         (necks.C2f(channels=8, blocks=2), {"in", "block1", "block2", "out"}),
     ):
         params = jax.eval_shape(block.init, jax.random.key(0), x)["params"]
-        assert {name.removesuffix("_norm") for name in params} == wanted
+        assert {name.removesuffix("_norm") for name in params} == expected
     width = {"C3": 2 * 4, "C2f": 4 * 4}  # what the last convolution sees
     for name, channels in width.items():
         block = getattr(necks, name)(channels=8, blocks=2)

@@ -291,21 +291,22 @@ def pop_weight(path, leaf, weights):
 
 # Where a stride of two divides the side, there is more padding at the end; elsewhere on both.
 @pytest.mark.parametrize(
-    "net, twin, height, width",
+    "net, reference, height, width",
     [
         (Lite0(classes=5), ("relu6", False), 64, 33),
         (B0(classes=5, stages=STAGES[:4]), ("silu", True), 33, 48),
     ],
     ids=["Lite0", "B0"],
 )
-def test_outputs_agree_with_torch(net, twin, height, width):
+def test_outputs_agree_with_torch(net, reference, height, width):
     images = np.random.default_rng(0).normal(size=(2, height, width, 3)).astype(np.float32)
-    twin = TorchReference(*twin)
-    expected = twin(images, net.stages, net.classes).numpy()
+    reference = TorchReference(*reference)
+    expected = reference(images, net.stages, net.classes).numpy()
     _, shapes = outputs(net, images)
     variables = jax.tree.map_with_path(
-        lambda path, leaf: pop_weight("/".join(key.key for key in path), leaf, twin.weights), shapes
+        lambda path, leaf: pop_weight("/".join(key.key for key in path), leaf, reference.weights),
+        shapes,
     )
-    assert not twin.weights
+    assert not reference.weights
     assert expected.std() > 0.1
     chex.assert_trees_all_close(jax.jit(net.apply)(variables, images), expected, atol=1e-4)

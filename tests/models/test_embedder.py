@@ -153,21 +153,21 @@ def test_bnneck_is_the_batch_norm_of_the_embedding_without_shifts():
 
     @jax.jit
     def run(variables, rest):
-        learnt, moved = net.apply(variables, images, train=True, mutable="batch_stats")
+        trained, moved = net.apply(variables, images, train=True, mutable="batch_stats")
         plain, _ = bare.apply(rest, images, train=True, mutable="batch_stats")
-        return learnt[0], plain[0], moved["batch_stats"], net.apply(variables, images)[0]
+        return trained[0], plain[0], moved["batch_stats"], net.apply(variables, images)[0]
 
-    learnt, plain, moved, judged = jax.device_get(run(variables, rest))
+    trained, plain, moved, evaluated = jax.device_get(run(variables, rest))
     deviation = np.sqrt(plain.var(0) + 1e-5)
     expected = scale * (plain - plain.mean(0)) / deviation
-    np.testing.assert_allclose(learnt, expected, rtol=0.02)  # a variance of two squared means
+    np.testing.assert_allclose(trained, expected, rtol=0.02)  # a variance of two squared means
     before = variables["batch_stats"]["embedding_norm"]["mean"]
     expected = 0.9 * before + 0.1 * plain.mean(0)
     np.testing.assert_allclose(moved["embedding_norm"]["mean"], expected, rtol=1e-4, atol=1e-6)
     stats = variables["batch_stats"]["embedding_norm"]
     plain = np.asarray(jax.jit(partial(bare.apply, method="embed"))(rest, images))
     expected = scale * (plain - stats["mean"]) / np.sqrt(stats["var"] + 1e-5)
-    np.testing.assert_allclose(judged, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(evaluated, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_class_variances_leave_the_logits_unchanged():

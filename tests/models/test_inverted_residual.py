@@ -140,9 +140,9 @@ def test_a_block_agrees_with_torch(depthwise, dilation, activation):
 
     def active(y, name, groups=1):
         norm, moved = params[f"{name}_norm"], stats[f"{name}_norm"]
-        told = (moved["mean"], moved["var"], norm["scale"], norm["bias"])
+        arrays = (moved["mean"], moved["var"], norm["scale"], norm["bias"])
         return torch.nn.functional.batch_norm(
-            conv(y, params[name], groups), *map(torch.tensor, told)
+            conv(y, params[name], groups), *map(torch.tensor, arrays)
         )
 
     given = torch.tensor(x.transpose(0, 3, 1, 2))

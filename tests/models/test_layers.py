@@ -15,7 +15,7 @@ from jaxdet.models.layers import ConvModule, Dropout
 from jaxdet.training import host_init
 from tests.reference import layers as reference
 
-BOUND = 5  # standard deviations that a share may be off
+BOUND = 5  # standard deviations of a measured fraction from its expectation, at most
 
 
 pool = jax.jit(layers.adaptive_avg_pool, static_argnames=("name", "side"))
@@ -80,11 +80,11 @@ def dropped(rate, x, factor, seed, train):
 @pytest.mark.parametrize("rate, factor", [(0.5, 1.0), (0.2, 1.0), (0.5, 0.4), (0.3, 2.0)])
 def test_dropout_zeroes_the_given_fraction_and_scales_the_rest(rate, factor):
     x = np.ones((100, 200), np.float32)
-    out, share = np.asarray(drop(rate, x, factor)), rate * factor
-    bound = BOUND * (share * (1 - share) / x.size) ** 0.5
-    assert abs(float((out == 0).mean()) - share) < bound
-    np.testing.assert_allclose(out[out != 0], 1 / (1 - share), rtol=1e-6)
-    assert abs(float(out.mean()) - 1) < bound / (1 - share)
+    out, fraction = np.asarray(drop(rate, x, factor)), rate * factor
+    bound = BOUND * (fraction * (1 - fraction) / x.size) ** 0.5
+    assert abs(float((out == 0).mean()) - fraction) < bound
+    np.testing.assert_allclose(out[out != 0], 1 / (1 - fraction), rtol=1e-6)
+    assert abs(float(out.mean()) - 1) < bound / (1 - fraction)
 
 
 @pytest.mark.parametrize(
