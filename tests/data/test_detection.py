@@ -214,7 +214,7 @@ def test_state_and_samples_equal_those_of_data_in_memory(both):
         color_jitter=0,
     )
     held, streamed = (configs.build("detect", replace(config, stream=on)) for on in (False, True))
-    states = [jax.eval_shape(training_state.init_fn(system, config)) for system in (held, streamed)]
+    states = [jax.eval_shape(training_state.init_fn(one)) for one in (held, streamed)]
     assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
     one, other = (evaluator.samples(system, "train", 2, train=True) for system in (held, streamed))
     same(one, other)
