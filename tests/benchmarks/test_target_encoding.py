@@ -16,7 +16,7 @@ def test_command_compares_loops_and_vectorised(tmp_path, capsys):
 
 
 def test_grid_is_that_of_the_digits_config():
-    grid = target_encoding.config_grid(Config(stages="c5,p2,c5,p2", window=28, canvas=64))
+    grid = target_encoding.config_grid(Config(layout="c5,p2,c5,p2", window=28, canvas=64))
     assert grid[:4] == (28, 4, 10, 10)
 
 
@@ -28,7 +28,7 @@ def test_random_boxes_lie_on_the_canvas():
 
 
 def test_difference_ends_the_run(monkeypatch):
-    monkeypatch.setattr(target_encoding.slow, "encode_targets", lambda *_: np.zeros(1))
+    monkeypatch.setattr(target_encoding.reference, "encode_targets", lambda *_: np.zeros(1))
     with pytest.raises(AssertionError):
         target_encoding.compare(4, seconds=0.0)
 
