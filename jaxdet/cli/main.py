@@ -6,10 +6,11 @@ jax is imported once the arguments are understood, so that help and mistakes ans
 import sys
 import traceback
 from collections.abc import Sequence
-from importlib import import_module, metadata
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import jaxdet
 from jaxdet import configs
 from jaxdet.cli import flags, options, process
 from jaxdet.errors import InputError
@@ -78,7 +79,7 @@ def _dispatch(words: list[str]) -> int:
             print(USAGE.format(systems=names[0], models=names[1]))
             return 0
         case ["--version"]:
-            print(f"jaxdet {metadata.version('jaxdet')}")
+            print(f"jaxdet {jaxdet.__version__}")
             return 0
         case ["eval" | "predict" | "compare" | "describe" as command, *rest]:
             kind = getattr(options, command.capitalize())
