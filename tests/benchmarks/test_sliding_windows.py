@@ -69,7 +69,7 @@ def test_command_times_compares_and_draws(tmp_path, capsys):
 def test_pytorch_is_timed_where_it_is_installed(pair):
     pytest.importorskip("torch")
     rows = sliding.compare(
-        sliding.workload(pair, agreement.random_images(16), 8, 1), ("torch",), seconds=0.0
+        sliding.make_workload(pair, agreement.random_images(16), 8, 1), ("torch",), seconds=0.0
     )
     assert [row["output"] for row in rows] == [[1, 4], [1, 2, 2, 4], [1, 2, 2, 4]]
     assert all(row["seconds"] > 0 for row in rows)
