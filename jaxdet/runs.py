@@ -1,4 +1,4 @@
-"""Creating and reopening run folders: what the API and sweeps share."""
+"""Creating and reopening run folders, for the API and for sweeps."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
@@ -7,17 +7,16 @@ from typing import Any
 
 from jaxdet import configs
 from jaxdet.config import TrainConfig, from_json, option
-from jaxdet.data import sources
+from jaxdet.data import detection, sources
 from jaxdet.errors import InputError
 from jaxdet.training import run_dir
 from jaxdet.training.experiment import Experiment
 
-PATHS = ("root", "split_files", "weights")  # fields that name a file or folder
 MAX_NOTES = 5  # notes on unusable data that are printed in full
 
 
 def system_of(config: TrainConfig) -> str:
-    """The name of the system that a configuration belongs to."""
+    """The name of the system of a configuration."""
     for name in configs.SYSTEMS:
         if isinstance(config, configs.config(name)):
             return name
@@ -28,13 +27,13 @@ def system_of(config: TrainConfig) -> str:
 
 
 def absolute_paths(config: TrainConfig) -> TrainConfig:
-    """A configuration that names the same files from any working directory."""
-    named = {name: getattr(config, name, "") for name in PATHS}
+    """A configuration whose paths are absolute, so that they hold in any working directory."""
+    named = {name: getattr(config, name, "") for name in run_dir.PATHS}
     return replace(config, **{k: absolute(v) for k, v in named.items() if is_path(v)})
 
 
 def absolute(path: str | Path) -> str:
-    """A path from the root of the file system; `tfds:NAME` and the like stay."""
+    """The absolute form of a path; `tfds:NAME` and the like are returned unchanged."""
     return str(Path(path).absolute()) if is_path(str(path)) else str(path)
 
 
@@ -59,7 +58,7 @@ def read_config(folder: str | Path, system: str = "") -> TrainConfig:
 
 
 def check_same(folder: str | Path, kept: TrainConfig, config: TrainConfig) -> None:
-    """Refuse to resume a run with other options; planned epochs may differ."""
+    """Raise InputError if the options differ from those of a run to resume; epochs may differ."""
     if kept.time_budget:
         config = replace(config, epochs=kept.epochs)
     for field in fields(kept):
@@ -71,22 +70,33 @@ def check_same(folder: str | Path, kept: TrainConfig, config: TrainConfig) -> No
             )
 
 
-def create(folder: str | Path, experiment: Experiment) -> None:
-    """An empty run folder with everything that resuming and evaluation need later."""
-    run_dir.create(folder)
-    for name, text in experiment.files:
-        run_dir.write_text(folder, name, text)
+def create(folder: str | Path, experiment: Experiment, *, overwrite: bool = False) -> run_dir.Lock:
+    """Create a run folder, locked, with everything that resuming and evaluation need later."""
     record = sources.record_spec(experiment.splits["train"])
-    metadata = experiment.metadata | {"record": record}
-    run_dir.write_config(folder, experiment.name, asdict(experiment.config), metadata)
+    return run_dir.create(
+        folder,
+        experiment.name,
+        asdict(experiment.config),
+        experiment.metadata | {"record": record},
+        experiment.files,
+        overwrite=overwrite,
+    )
 
 
 def report_notes(notes: Sequence[str], line: Callable[[str], None]) -> None:
-    """Report what cannot be used of the data: the number, and the first few in full."""
-    if notes:
-        line(f"{len(notes)} images or rows cannot be used and are left out:")
-    for note in notes[:MAX_NOTES]:
-        line(f"  {note}")
+    """Report unusable data: the number of notes, and the first `MAX_NOTES` of them.
+
+    Data that are evaluated, but left out of training, are counted separately.
+    """
+    for text, untrained in (
+        ("images or rows cannot be used and are left out", False),
+        (f"boxes or images are evaluated, but not all {detection.TRAINED_ON}", True),
+    ):
+        own = [note for note in notes if (detection.TRAINED_ON in note) == untrained]
+        if own:
+            line(f"{len(own)} {text}:")
+        for note in own[:MAX_NOTES]:
+            line(f"  {note}")
 
 
 def report_uneven_batches(experiment: Experiment, line: Callable[[str], None]) -> None:
@@ -108,9 +118,9 @@ def report_uneven_batches(experiment: Experiment, line: Callable[[str], None]) -
 
 
 def without_data(folder: str | Path, config: TrainConfig) -> Experiment:
-    """The experiment of a run with a blank record in place of its data.
+    """The experiment of a run, with a blank record in place of its data.
 
-    Runs that do not record what a record looks like need their data.
+    Runs whose metadata do not describe a record need their data.
     """
     kept = run_dir.read_config(folder)
     if "record" not in kept.metadata:
@@ -119,7 +129,7 @@ def without_data(folder: str | Path, config: TrainConfig) -> Experiment:
 
 
 def check_classes(folder: str | Path, experiment: Experiment) -> None:
-    """Refuse data with other classes than those that a run was trained on."""
+    """Raise InputError if the classes of the data are not those that a run was trained on."""
     kept = list(run_dir.read_metadata(folder)["classes"])
     found: list[Any] = list(experiment.metadata["classes"])
     if kept != found:

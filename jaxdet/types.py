@@ -6,8 +6,11 @@ network's input image, x to the right, y down, half-open (a single lit pixel has
 
 Batch keys (a task uses the subset it needs):
 `image [B,H,W,C]`, `label [B]`, `boxes [B,G,4]`, `labels [B,G]`, `valid [B,G]`, `crowd [B,G]`,
-`area [B,G]`, `real [B]` (0 marks a row that only pads), `id [B]`, `size [B,2]` (original height,
-width), `to_original [B,4]` (scale and offset that take network pixels back).
+`real [B]` (0 marks a row that only pads), `id [B]`, `size [B,2]` (original height, width),
+`to_original [B,4]` (scale and offset that take network pixels back).
+
+For evaluation, the objects of the files in pixels of the original image, whatever the network can
+see of them: `true_boxes [B,T,4]`, `true_labels`, `true_valid`, `true_crowd`, `true_area [B,T]`.
 """
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -19,11 +22,11 @@ from flax import struct
 Array = jax.Array | np.ndarray  # traced or not; NumPy arrays on the host
 Batch = dict[str, Array]
 Tree = Any  # a pytree of arrays
-Device = Any  # a jax.Device, which type checkers take for a variable
+Device = Any  # a jax.Device, which type checkers do not accept as a type
 
 
 class StepContext(NamedTuple):
-    """Where in the run a step stands; passed to everything that depends on it."""
+    """Progress of the run at a step, for everything that depends on it."""
 
     train: bool  # static: augmentation, dropout and batch statistics on or off
     step: Array  # traced: parameter updates so far
@@ -34,9 +37,9 @@ class StepContext(NamedTuple):
 
 
 class Task(Protocol):
-    """What one system adds to the shared loop: pure functions of arrays.
+    """The part of a system that the training loop knows: pure functions of arrays.
 
-    A task is an immutable value that receives its module; the loop knows nothing else of a system.
+    A task is immutable and holds its network.
     """
 
     def init(self, key: jax.Array, batch: Batch) -> Tree:
@@ -44,13 +47,13 @@ class Task(Protocol):
         ...
 
     def augment(self, keys: jax.Array, batch: Batch, context: StepContext) -> Batch:
-        """The batch as the network sees it, with one key per row: keys [B]."""
+        """The batch as input of the network, augmented in training; keys [B], one per row."""
         ...
 
     def loss(
         self, variables: Tree, batch: Batch, key: jax.Array, context: StepContext
     ) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
-        """(loss, (batch statistics, terms)): this device's share of the global loss.
+        """(loss, (batch statistics, terms)): this device's contribution to the global loss.
 
         Summed over devices, loss and terms are means over the real rows of the global batch.
         """
@@ -61,17 +64,17 @@ class Task(Protocol):
         ...
 
     def measure(self, predictions: dict[str, Array], batch: Batch) -> dict[str, Array]:
-        """Per-image rows [B, ...] that `report` needs."""
+        """Measurements of each image, [B, ...], for `report`."""
         ...
 
     def report(self, rows: dict[str, Array]) -> dict[str, Any]:
-        """Scores of the rows [N, ...] of a whole split, on the host."""
+        """Scores of a whole split from its measurements [N, ...], on the host."""
         ...
 
 
 @runtime_checkable
 class AssigningTask(Protocol):
-    """A task whose targets depend on the predictions, as those of a detector do."""
+    """A task whose targets depend on the predictions, such as detection."""
 
     def assignments(self, variables: Tree, batch: Batch, context: StepContext) -> tuple:
         """(targets per image, centers [A, 2], strides [A]) of a prepared batch."""
@@ -83,12 +86,12 @@ class EmbeddingTask(Protocol):
     """A task whose predictions hold an `embedding [B, D]` by which images are compared."""
 
     def embed(self, variables: Tree, images: Array) -> Array:
-        """Embeddings [B, D], of any length, of images [B, H, W, C]."""
+        """Embeddings [B, D], not normalized, of images [B, H, W, C]."""
         ...
 
 
 class TrainState(struct.PyTreeNode):
-    """Everything that a run carries from one step to the next, and that a checkpoint holds."""
+    """The complete state of a run between two steps, which a checkpoint holds."""
 
     step: Array  # int32: steps done
     params: Tree

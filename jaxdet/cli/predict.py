@@ -27,7 +27,7 @@ from jaxdet.training import evaluator
 from jaxdet.training.experiment import Experiment
 from jaxdet.types import Batch
 
-MIN_IOU = 0.5  # of a box that is no failure
+MIN_IOU = 0.5  # a box with a lower IoU is a failure
 TITLE_LENGTH = 40  # characters of a file name above a picture
 DETECTION_OPTIONS = ("save_txt", "save_json", "save_crop", "classes")
 
@@ -46,9 +46,9 @@ Pair = tuple[Example, Any]  # with its `api.Prediction`
 
 
 def run(options: Predict) -> int:
-    """Print a prediction per image, and write what was asked for; returns the exit code.
+    """Print a prediction per image, and write the files that were asked for; returns the exit code.
 
-    Images are read, predicted and written in batches; only --figure holds all of them.
+    Images are read, predicted and written in batches; only --figure keeps all of them in memory.
     """
     common.check_picture(options.figure, options.count)
     if options.sample and not options.submit:
@@ -105,11 +105,11 @@ class Output:
         self.many = isinstance(run.experiment.task, DetectionTask)
         stems = [Path(title).stem for title in titles]
         self.numbered = not self.many or len(set(stems)) < len(stems)
-        self.pairs: list[Pair] = []  # of the figure
+        self.pairs: list[Pair] = []  # for --figure
         self.count = 0
 
     def add(self, example: Example, found: Any) -> None:
-        """Print one prediction, and write its own files."""
+        """Print one prediction, and write the files that belong to it alone."""
         options, stem = self.options, Path(example.title).stem.replace(":", "_")
         stem = f"{self.count:04d}_{stem}" if self.numbered else stem
         self.count += 1
@@ -128,7 +128,7 @@ class Output:
             predict_files.write_crops(folder, stem, example.picture, found, self.classes)
 
     def finish(self, results: list[dict[str, Any]]) -> None:
-        """Write the files of all images, and print what was written."""
+        """Write the files that cover all images, and print which files were written."""
         options, wrote = self.options, []
         if options.figure and self.pairs:
             self._draw(self.pairs, options.figure)
@@ -143,7 +143,7 @@ class Output:
             print("wrote", ", ".join(wrote))
 
     def _lines(self, example: Example, found: Any) -> list[str]:
-        """One JSON object; or a line per object: image, label, score and box x0 y0 x1 y1."""
+        """One JSON object, or one line per found object: image, label, score, box x0 y0 x1 y1."""
         if self.many:
             columns = zip(found.labels, found.scores, found.boxes, strict=True)
             objects = [self._fields(*of_object) for of_object in columns]
@@ -165,7 +165,7 @@ class Output:
         return fields if box is None else {**fields, "box": predict_files.rounded(box)}
 
     def _draw_one(self, example: Example, found: Any, path: Path) -> None:
-        """One picture: of detections as large as the image, else with a title."""
+        """Draw one picture: detections at the size of the image, other predictions with a title."""
         from jaxdet.plots import detection as detection_plots
 
         if not self.many:
@@ -178,7 +178,7 @@ class Output:
         )
 
     def _show(self, example: Example, found: Any) -> None:
-        """One picture in a window, until it is closed."""
+        """Show one picture in a window, and wait until it is closed."""
         from jaxdet.plots import detection as detection_plots
 
         with tempfile.TemporaryDirectory() as folder:
@@ -187,7 +187,7 @@ class Output:
             detection_plots.show_file(path)
 
     def _draw(self, pairs: Sequence[Pair], path: Path) -> None:
-        """A figure with true and predicted boxes; titles of wrong labels are red."""
+        """Draw a figure with true and predicted boxes; titles of wrong labels are red."""
         pictures = [example.picture for example, _ in pairs]
         shown: dict[str, Any] = {
             "titles": [self._title(*pair) for pair in pairs],
@@ -219,7 +219,7 @@ class Output:
 
 
 def _check_options(run: api.Run, options: Predict, many: bool) -> None:
-    """Refuse options that the run cannot fulfil, before anything is predicted."""
+    """Raise InputError for options that do not fit the run."""
     given = [name for name in DETECTION_OPTIONS if getattr(options, name) and not many]
     if given:
         name = given[0].replace("_", "-")
@@ -230,7 +230,7 @@ def _check_options(run: api.Run, options: Predict, many: bool) -> None:
 
 
 def _list_rows(run: api.Run, path: Path) -> list[tuple]:
-    """(path, label, box) of an image file, or of those that a table (.csv) lists."""
+    """(path, label, box) of an image file, or of each image in a .csv table."""
     if path.suffix.lower() != ".csv":
         return [(path, None, None)]
     if run.experiment.read_table is None:
@@ -260,16 +260,16 @@ def _read_samples(experiment: Experiment, split: str, count: int, many: bool) ->
         title = source.names[i] if source.names else f"{split}:{batch['id'][i]}"
         prepared = _prepared_sample(image, batch, i)
         label, box = None if many else batch["label"][i], None
-        if "boxes" in batch:
-            box = batch["boxes"][i][batch["valid"][i]] if many else batch["boxes"][i, 0]
-            offset = prepared.offset[None] if many else prepared.offset
-            box = box * (prepared.scale[None] if many else prepared.scale) + offset
+        if many:
+            box = batch["true_boxes"][i][batch["true_valid"][i]]
+        elif "boxes" in batch:
+            box = batch["boxes"][i, 0] * prepared.scale + prepared.offset
         examples.append(Example(title, prepared, _original_picture(prepared), label, box))
     return examples
 
 
 def _prepared_sample(image: np.ndarray, batch: Batch, i: int) -> api.PreparedImage:
-    """Row `i` of a batch: an image that was letterboxed, stretched, or is the original."""
+    """Row `i` of a batch as a `PreparedImage`: letterboxed, stretched, or the original."""
     size = tuple(map(int, batch["size"][i])) if "size" in batch else image.shape[:2]
     if "to_original" in batch:
         scale, offset = (np.tile(part, 2) for part in np.split(batch["to_original"][i], 2))
@@ -279,7 +279,7 @@ def _prepared_sample(image: np.ndarray, batch: Batch, i: int) -> api.PreparedIma
 
 
 def _original_picture(prepared: api.PreparedImage) -> np.ndarray:
-    """The network's input without its padding, as large as the original image."""
+    """The network's input without padding, resized to the size of the original image."""
     image, (height, width) = prepared.image, prepared.size
     if image.shape[:2] == (height, width):
         return image
@@ -290,7 +290,7 @@ def _original_picture(prepared: api.PreparedImage) -> np.ndarray:
 
 
 def _predict(run: api.Run, examples: Iterator[Example], count: int) -> Iterator[Pair]:
-    """The examples with their predictions, in batches as those of `Run.predict`.
+    """Yield the examples with their predictions, computed in batches by `Run.predict_batches`.
 
     An example that cannot be read raises after the predictions for those before it.
     """

@@ -1,4 +1,4 @@
-"""Files of detections in the formats of others: YOLO's text, COCO's results, and crops."""
+"""Detections in the formats of other tools: YOLO text files, COCO results, and crops."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from jaxdet.api import Detections, Run
+from jaxdet.ops import boxes
 from jaxdet.training import run_dir
 from jaxdet.training.experiment import Experiment
 from jaxdet.types import Array
@@ -27,7 +28,7 @@ def write_yolo(path: Path, found: Detections, size: tuple[int, int]) -> None:
 def write_crops(
     folder: Path, stem: str, picture: np.ndarray, found: Detections, classes: Sequence[str]
 ) -> None:
-    """Write the inside of each box of a picture [h, w, C] in [0, 1] as `STEM_NUMBER_CLASS.png`."""
+    """Crop a picture [h, w, C] in [0, 1] to each box, and write it as `STEM_NUMBER_CLASS.png`."""
     folder.mkdir(parents=True, exist_ok=True)
     pixels = np.rint(picture * 255).astype(np.uint8)
     for i, (box, label) in enumerate(zip(found.boxes, found.labels, strict=True)):
@@ -42,7 +43,7 @@ def coco_results(
 ) -> list[dict[str, Any]]:
     """The detections of one image in COCO's results format; categories: (id, name) by label."""
     results = []
-    for (x0, y0, x1, y1), score, label in zip(*found, strict=True):
+    for box, score, label in zip(boxes.to_xywh(found.boxes.astype(float)), *found[1:], strict=True):
         category_id, name = categories[label]
         results.append(
             {
@@ -50,7 +51,7 @@ def coco_results(
                 "file_name": file_name,
                 "category_id": category_id,
                 "category": name,
-                "bbox": rounded((x0, y0, x1 - x0, y1 - y0)),
+                "bbox": box.tolist(),
                 "score": float(score),
             }
         )
@@ -58,16 +59,16 @@ def coco_results(
 
 
 def categories(run: Run, experiment: Experiment) -> list[tuple[int, str]]:
-    """(COCO id, name) of each class: ids of the data or, if unknown, of the run, or from 1."""
+    """(COCO id, name) of each class: id in the data, else in the run's metadata, else from 1."""
     ids = experiment.metadata.get("category_ids")
     ids = ids or run_dir.read_metadata(run.folder).get("category_ids")
     return list(zip(ids or range(1, len(run.classes) + 1), run.classes, strict=True))
 
 
 def image_ids(titles: Sequence[str], known: Mapping[str, int | str]) -> list[int | str]:
-    """COCO ids of images: those that are `known` by title, if every image has its own.
+    """COCO ids of images: `known` ids by title, if every image has a different one.
 
-    Otherwise their file names where these are different numbers, as those of COCO, or positions.
+    Otherwise the file names, if these are different numbers as in COCO, else positions from 0.
     """
     if len({known.get(title) for title in titles} - {None}) == len(titles):
         return [known[title] for title in titles]

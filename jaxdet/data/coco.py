@@ -1,117 +1,244 @@
 """COCO: one JSON file per split, boxes as left, top, width and height in pixels.
 
-Either `annotations/instances_SPLIT.json` (without any, every `annotations/SPLIT.json`), with the
-images in `SPLIT/`, `images/SPLIT/` or `images/`; or `SPLIT/_annotations.coco.json` beside the
-images.  Category ids may have gaps; classes are in the order of their ids.
+Either `annotations/instances_SPLIT.json` (without any, every JSON file there), with the images in
+`SPLIT/`, `images/SPLIT/` or `images/`; or `SPLIT/_annotations.coco.json` or `SPLIT/labels.json`
+beside the images; or JSON files in the folder itself, one of which is `train` where they are not
+named after splits.  Category ids may have gaps; classes are in the order of their ids, and a file
+may lack some of them.  Objects without a box have that of their polygons.
 """
 
-import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdet import tables
-from jaxdet.data import detection
-from jaxdet.data.detection import AnnotatedImage, BoxObject, DetectionDataset
+from jaxdet.data import detection, regular_files
+from jaxdet.data.detection import AnnotatedImage, BoxObject, DetectionDataset, Remark
+from jaxdet.data.regular_files import printable
 from jaxdet.errors import InputError
 from jaxdet.ops import boxes
 
-ROBOFLOW_FILE = "_annotations.coco.json"
+BESIDE_IMAGES = ("_annotations.coco.json", "labels.json")
 INSTANCES_PREFIX = "instances_"
-REQUIRED_KEYS = ("images", "annotations", "categories")
+IMAGE_FOLDERS = ("", "images", "data", "JPEGImages")  # below the root, with or without the split
+SPLITS = ("train", "val", "test")
+FLAGS = {"0": False, "false": False, "": False, "1": True, "true": True}
+
+
+class _File(NamedTuple):
+    """The content of a JSON file."""
+
+    path: Path
+    images: list[dict[str, Any]]
+    annotations: list[dict[str, Any]] | None  # None: of a test set whose objects are kept secret
+    categories: dict[int, str]
 
 
 def annotation_files(root: str | Path) -> dict[str, Path]:
     """{split: JSON file} of a folder; empty where it has none."""
     root = Path(root)
-    found = {path.parent.name: path for path in sorted(root.glob(f"*/{ROBOFLOW_FILE}"))}
-    every = sorted((root / "annotations").glob("*.json"))  # captions and keypoints among them
+    beside = [path for name in BESIDE_IMAGES for path in _visible(root.glob(f"*/{name}"))]
+    found = {path.parent.name: path for path in beside}
+    every = _visible((root / "annotations").glob("*.json"))  # captions and keypoints among them
     for path in [path for path in every if path.stem.startswith(INSTANCES_PREFIX)] or every:
         found[path.stem.removeprefix(INSTANCES_PREFIX)] = path
-    return {detection.split_name(name): path for name, path in found.items()}
+    if not found:
+        found = {_stem(path): path for path in _visible(root.glob("*.json")) if _is_coco(path)}
+    found = {detection.split_name(name): path for name, path in found.items()}
+    if len(found) == 1 and not found.keys() & set(SPLITS):
+        found = dict(zip(("train",), found.values(), strict=True))
+    return found
 
 
 def read(root: str | Path) -> DetectionDataset:
-    """The data set in a folder; InputError unless all splits have the same categories."""
-    splits, notes, first = {}, [], {}
-    for name, path in annotation_files(root).items():
-        content = _load_json(path)
-        categories = _read_categories(content, path)
-        first = first or categories
-        if categories != first:
-            raise InputError(f"{path}: categories differ from those of other splits")
-        splits[name], faults = _read_split(Path(root), path, content, list(categories))
+    """The data set in a folder.
+
+    A file without annotations is left out with a remark, but that of `train` is needed.  InputError
+    for ids that two images or two categories share, and for categories of one id and two names.
+    """
+    files = {name: _read_file(path) for name, path in annotation_files(root).items()}
+    names: dict[int, str] = {}
+    for file in files.values():
+        for number, name in file.categories.items():
+            if names.setdefault(number, name) != name:
+                raise InputError(
+                    f"{file.path}: category {number} is {printable(name)!r}, in another file "
+                    f"{printable(names[number])!r}"
+                )
+    names = dict(sorted(names.items()))
+    splits, notes = {}, []
+    for split, file in files.items():
+        if file.annotations is None and split != "train":
+            notes.append(Remark(f"{file.path}: no annotations, split {split} is left out"))
+            continue
+        splits[split], faults = _read_split(Path(root), file, list(names))
         notes += faults
-    kept, repeats = detection.drop_repeated_images(splits)
-    return DetectionDataset(tuple(first.values()), kept, (*notes, *repeats), tuple(first))
+    return detection.assemble(tuple(names.values()), splits, notes, tuple(names))
 
 
-def _load_json(path: Path) -> dict[str, Any]:
+def _visible(paths: Iterable[Path]) -> list[Path]:
+    return sorted(path for path in paths if not detection.is_hidden(path.name))
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".json").removeprefix(INSTANCES_PREFIX)
+
+
+def _is_coco(path: Path) -> bool:
+    """Whether a JSON file in the folder of the data has the keys of COCO's."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: not readable JSON ({error})") from None
-    missing = sorted(set(REQUIRED_KEYS) - set(content if isinstance(content, dict) else ()))
+        content = regular_files.read_json(path)
+    except InputError:
+        return False
+    return isinstance(content, dict) and {"images", "categories"} <= content.keys()
+
+
+def _read_file(path: Path) -> _File:
+    content = regular_files.read_json(path)
+    keys = content.keys() if isinstance(content, dict) else set()
+    missing = sorted({"images", "categories"} - set(keys))
     if missing:
         raise InputError(f"{path}: missing keys: {', '.join(missing)}")
-    for key in REQUIRED_KEYS:
-        value = content[key]
+    for key in ("images", "annotations", "categories"):
+        value = content.get(key, [])
         if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
             raise InputError(f"{path}: {key} must be a list of objects")
-    return content
+    images, annotations = content["images"], content.get("annotations")
+    return _File(path, images, annotations or None, _read_categories(content["categories"], path))
 
 
-def _read_categories(content: dict[str, Any], path: Path) -> dict[int, str]:
-    """{id: name} in the order of ids; categories without objects count too."""
-    try:
-        categories = sorted(content["categories"], key=lambda category: category["id"])
-        return {category["id"]: str(category["name"]) for category in categories}
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path}: each category must have an id and a name ({error})") from None
+def _read_categories(categories: list[dict[str, Any]], path: Path) -> dict[int, str]:
+    """{id: name}; categories without objects count too."""
+    found: dict[int, str] = {}
+    for row, category in enumerate(categories, 1):
+        number, name = _parse_id(category.get("id")), category.get("name")
+        if not isinstance(number, int) or not isinstance(name, str | int | float):
+            raise InputError(f"{path} category {row}: must have an integer id and a name")
+        if number in found:
+            both = f"{printable(found[number])!r} and {printable(name)!r}"
+            raise InputError(f"{path}: category id {number} is that of {both}")
+        found[number] = str(name)
+    return found
 
 
 def _read_split(
-    root: Path, path: Path, content: dict[str, Any], category_ids: list[int]
+    root: Path, file: _File, category_ids: list[int]
 ) -> tuple[list[AnnotatedImage], list[str]]:
     """(images, notes) of one file."""
-    objects, notes = {}, []
-    image_ids = {image.get("id") for image in content["images"]}
-    for row, annotation in enumerate(content["annotations"], 1):
-        found = _parse_annotation(annotation, category_ids, image_ids)
-        if isinstance(found, str):
-            notes.append(f"{path} annotation {row}: {found}")
-        else:
-            objects.setdefault(annotation["image_id"], []).append(found)
-    samples = []
-    for row, image in enumerate(content["images"], 1):
-        if "id" not in image or not image.get("file_name"):
+    path, notes, names = file.path, [], {}
+    for row, image in enumerate(file.images, 1):
+        image_id, name = _parse_id(image.get("id")), image.get("file_name")
+        if image_id is None or not isinstance(name, str) or not name:
             notes.append(f"{path} image {row}: must have an id and a file_name")
+        elif image_id in names:
+            both = f"{printable(names[image_id][0])} and {printable(name)}"
+            raise InputError(f"{path}: image id {image_id} is that of {both}")
+        else:
+            names[image_id] = name, _declared_size(image)
+    labels = {number: label for label, number in enumerate(category_ids)}
+    objects = {image_id: [] for image_id in names}
+    faults = {image_id: [0, 0] for image_id in names}  # unknown classes, other faults
+    for row, annotation in enumerate(file.annotations or [], 1):
+        found, image_id = (
+            _parse_annotation(annotation, labels),
+            _parse_id(annotation.get("image_id")),
+        )
+        if image_id not in names:
+            found = f"image {_shown(annotation.get('image_id'))} is not in images"
+        if not isinstance(found, str):
+            objects[image_id].append(found)
             continue
-        image_id, name = image["id"], image["file_name"]
-        file = _find_image(root, path, str(name))
-        samples.append(detection.annotated_image(file, objects.get(image_id, []), name, image_id))
+        notes.append(f"{path} annotation {row}: {found}")
+        if image_id in names:
+            faults[image_id][not found.startswith(detection.UNKNOWN_CLASS)] += 1
+    folders = _image_folders(root, path)
+    samples = []
+    for image_id, (name, size) in names.items():
+        unknown, unread = faults[image_id]
+        image = detection.locate(folders, name)
+        fields = {"size": size, "unknown": unknown, "unread": unread}
+        samples.append(
+            detection.annotated_image(image, objects[image_id], printable(name), image_id, **fields)
+        )
     return samples, notes
 
 
-def _parse_annotation(
-    annotation: dict[str, Any], category_ids: list[int], image_ids: set
-) -> BoxObject | str:
-    """The object of an annotation, or what is wrong with it."""
+def _parse_annotation(annotation: dict[str, Any], labels: dict[int, int]) -> BoxObject | str:
+    """The object of an annotation, or a description of the problem with it."""
+    box = _parse_box(annotation)
+    if box is None:
+        shown = _shown(annotation.get("bbox"))
+        return f"bbox must be left, top, width, height, or segmentation polygons, got {shown}"
+    category_id = _parse_id(annotation.get("category_id"))
+    if category_id not in labels:
+        shown = _shown(annotation.get("category_id"))
+        return f"{detection.UNKNOWN_CLASS} {shown}, not in categories"
+    crowd = [_parse_flag(annotation.get(name, False)) for name in ("iscrowd", "ignore")]
+    if None in crowd:
+        return f"iscrowd and ignore must be 0 or 1, got {_shown(annotation.get('iscrowd'))}"
+    area = annotation.get("area")
+    area = area if _is_number(area) and area >= 0 else None
+    return BoxObject(boxes.from_xywh(box), labels[category_id], any(crowd), area)
+
+
+def _parse_box(annotation: dict[str, Any]) -> np.ndarray | None:
+    """Left, top, width and height [4] of an annotation: its box, or else that of its polygons."""
     box = annotation.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(map(tables.is_number, box)):
-        return f"bbox must be left, top, width, height, got {box!r}"
-    if annotation.get("category_id") not in category_ids:
-        return f"{detection.UNKNOWN_CLASS} {annotation.get('category_id')!r}, not in categories"
-    if annotation.get("image_id") not in image_ids:
-        return f"image {annotation.get('image_id')!r} is not in images"
-    label = category_ids.index(annotation["category_id"])
-    return boxes.from_xywh(np.array(box, float)), label, bool(annotation.get("iscrowd", 0))
+    if isinstance(box, list) and len(box) == 4 and all(map(_is_number, box)):
+        return np.array(box, float)
+    polygons = annotation.get("segmentation")
+    if box not in (None, []) or not isinstance(polygons, list) or not polygons:
+        return None
+    if not all(isinstance(one, list) and len(one) >= 6 and len(one) % 2 == 0 for one in polygons):
+        return None
+    numbers = [number for one in polygons for number in one]
+    if not all(map(_is_number, numbers)):
+        return None
+    points = np.array(numbers, float).reshape(-1, 2)
+    return np.concatenate([points.min(0), np.ptp(points, axis=0)])
 
 
-def _find_image(root: Path, path: Path, name: str) -> Path:
-    """The path of an image: the first of the usual folders that has it."""
-    split = path.stem.removeprefix(INSTANCES_PREFIX)
-    folders = (path.parent, root / split, root / "images" / split, root / "images", root)
-    places = [detection.path_inside(root, folder.relative_to(root), name) for folder in folders]
-    return next((place for place in places if place.is_file()), places[0])
+def _parse_id(value: Any) -> int | str | None:
+    """An id, as an integer where it is the text of one; None for other types."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if (
+        isinstance(value, str)
+        and len(value) < 20
+        and value.isdecimal()
+        and (value == "0" or value[0] != "0")
+    ):
+        return int(value)
+    return value if isinstance(value, int | str) and not isinstance(value, bool) else None
+
+
+def _parse_flag(value: Any) -> bool | None:
+    """A flag as programs write it, 0 or "0" or false; None for anything else."""
+    if isinstance(value, str):
+        return FLAGS.get(value.strip().lower())
+    return bool(value) if value in (0, 1, None) else None
+
+
+def _declared_size(image: dict[str, Any]) -> tuple[int, int] | None:
+    """Height and width of an image by its entry; None where they are not both positive numbers."""
+    sides = [_parse_id(image.get(name)) for name in ("height", "width")]
+    height, width = (side if isinstance(side, int) and side > 0 else None for side in sides)
+    return (height, width) if height and width else None
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a number that a float can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def _image_folders(root: Path, path: Path) -> Sequence[Path]:
+    """The folders that may hold the images of a file, the most likely ones first."""
+    split = _stem(path)
+    below = [root / folder / split for folder in IMAGE_FOLDERS] + [path.parent / "data"]
+    return [path.parent, *below, *(root / folder for folder in IMAGE_FOLDERS)]
+
+
+def _shown(value: Any) -> str:
+    text = printable(repr(value)) if not isinstance(value, list | dict) else printable(str(value))
+    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -5,6 +5,7 @@ sources.  Boxes of an `AnnotatedImage` are corners in pixels of the original ima
 reader converts to them once.
 """
 
+import os
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,12 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdet.data import images, sources
+from jaxdet.data import images, regular_files, sources
 from jaxdet.data.images import ImageFile, Size
 from jaxdet.errors import InputError
 from jaxdet.types import Array
 
 SPLIT_ALIASES = {"training": "train", "valid": "val", "validation": "val", "dev": "val"}
+LEFT_BEHIND = ("__MACOSX", "__pycache__", "Thumbs.db", "desktop.ini")
 MIN_BOX_SIDE = 1.0  # pixels of the network's input; smaller boxes are left out
 # Phrases of notes by which `quality_checks` sorts them.
 UNKNOWN_CLASS = "unknown class"
@@ -30,8 +32,18 @@ REPEATED, EMPTY, OUTSIDE, TINY = (
     "is outside",
     "is smaller than one pixel",
 )
+OTHER_SIZE = "size is"
+REPEATED_BOX = "are there twice"
+TRAINED_ON = "trained on"  # in notes on boxes that evaluation takes into account
 
-BoxObject = tuple[Sequence[float] | Array, int, bool]  # box [4], label, crowd
+
+class BoxObject(NamedTuple):
+    """An object as read from a file."""
+
+    box: Sequence[float] | Array  # [4]
+    label: int
+    crowd: bool = False
+    area: float | None = None  # square pixels; by default the area of the box
 
 
 class AnnotatedImage(NamedTuple):
@@ -40,9 +52,26 @@ class AnnotatedImage(NamedTuple):
     image: ImageFile
     boxes: np.ndarray  # [n, 4] float32, corners in pixels of the image
     labels: np.ndarray  # [n] int32
-    crowd: np.ndarray  # [n] bool: not to be found: a crowd, or an object marked as difficult
-    name: str  # in messages and pictures: the file, or the file and row
+    crowd: np.ndarray  # [n] bool: ignored: a crowd, or an object marked as difficult
+    area: np.ndarray  # [n] float32, square pixels: of the object, where the file has it, or its box
+    name: str  # for messages and pictures: the file, or the file and row
     id: int | str | None = None  # image id, in formats that have one
+    size: Size | None = None  # size that the boxes refer to, in formats that have it
+    unknown: int = 0  # number of further objects, of an unknown class
+    unread: int = 0  # number of further objects, left out for other reasons
+
+
+class Remark(str):
+    """A note on data that are used nevertheless."""
+
+
+class ArraySizes(NamedTuple):
+    """Sizes of the arrays of an image."""
+
+    height: int  # of the network's input
+    width: int
+    max_boxes: int  # for training
+    true_boxes: int  # for evaluation
 
 
 class DetectionDataset(NamedTuple):
@@ -50,23 +79,88 @@ class DetectionDataset(NamedTuple):
 
     classes: tuple[str, ...]
     splits: dict[str, list[AnnotatedImage]]
-    notes: tuple[str, ...]  # one line for each row or object left out
+    notes: tuple[str, ...]  # one line for each row or object left out, and for each `Remark`
     class_ids: tuple[int, ...] = ()  # ids of the classes, in formats that have them
 
 
 def annotated_image(
-    image: ImageFile, objects: Sequence[BoxObject], name: str, id: int | str | None = None
+    image: ImageFile,
+    objects: Sequence[BoxObject | tuple],
+    name: str,
+    id: int | str | None = None,
+    **fields: Any,
 ) -> AnnotatedImage:
-    """The `AnnotatedImage` with these objects (corner box [4], label, crowd)."""
-    boxes, labels, crowd = zip(*objects, strict=True) if objects else ((), (), ())
+    """The `AnnotatedImage` with these objects; tuples hold the fields of a `BoxObject`.
+
+    fields: its last fields, from `size` on.
+    """
+    found = [BoxObject(*one) for one in objects]
+    boxes = np.array([one.box for one in found], np.float64).reshape(-1, 4)
+    area = [
+        of_box if one.area is None else one.area
+        for one, of_box in zip(found, np.prod(boxes[:, 2:] - boxes[:, :2], 1), strict=True)
+    ]
     return AnnotatedImage(
         image,
-        np.array(boxes, np.float32).reshape(-1, 4),
-        np.array(labels, np.int32),
-        np.array(crowd, bool),
+        boxes.astype(np.float32),
+        np.array([one.label for one in found], np.int32),
+        np.array([one.crowd for one in found], bool),
+        np.array(area, np.float32),
         name,
         id,
+        **fields,
     )
+
+
+def assemble(
+    classes: Sequence[str],
+    splits: dict[str, list[AnnotatedImage]],
+    notes: Sequence[str],
+    class_ids: Sequence[int] = (),
+) -> DetectionDataset:
+    """The data set of the images that a reader found; repeated images and boxes are kept once.
+
+    Numbers are appended to the names of classes with the same name.
+    """
+    names = [f"{n} ({i})" if classes.index(n) < i else n for i, n in enumerate(classes)]
+    kept, found = drop_repeated_images(splits)
+    for split, samples in kept.items():
+        pairs = [_drop_repeated_boxes(sample) for sample in samples]
+        kept[split] = [sample for sample, _ in pairs]
+        found += [note for _, of_sample in pairs for note in of_sample]
+    return DetectionDataset(tuple(names), kept, (*notes, *found), tuple(class_ids))
+
+
+def without_unknown(dataset: DetectionDataset, unknown_classes: str) -> DetectionDataset:
+    """The data set without the images whose objects are all left out, with a remark per split.
+
+    If `unknown_classes` is "background", an image with only objects of unknown classes is kept as
+    one without objects; if it is "error", any object of an unknown class raises InputError.
+    """
+    splits, remarks = {}, []
+    for split, samples in dataset.splits.items():
+        for sample in samples:
+            if sample.unknown and unknown_classes == "error":
+                raise InputError(
+                    f"{sample.name}: {sample.unknown} objects of an {UNKNOWN_CLASS}; "
+                    "--unknown-classes drop leaves them out"
+                )
+        empty = [sample for sample in samples if not len(sample.boxes)]
+        unread = {id(sample) for sample in empty if sample.unread}
+        unknown = {id(sample) for sample in empty if sample.unknown and not sample.unread}
+        dropped = unread if unknown_classes == "background" else unread | unknown
+        splits[split] = [sample for sample in samples if id(sample) not in dropped]
+        for own, of_kind in ((unknown - unread, f"of an {UNKNOWN_CLASS}"), (unread, "unreadable")):
+            if own:
+                end = "left out" if own <= dropped else "kept as images without objects"
+                text = f"{len(own)} of {len(samples)} images have only objects {of_kind}: {end}"
+                remarks.append(Remark(f"{split}: {text}"))
+    return dataset._replace(splits=splits, notes=(*dataset.notes, *remarks))
+
+
+def faults(notes: Sequence[str]) -> list[str]:
+    """The notes on data that cannot be used, which are not `Remark`s."""
+    return [note for note in notes if not isinstance(note, Remark)]
 
 
 def split_name(name: str) -> str:
@@ -76,12 +170,32 @@ def split_name(name: str) -> str:
 
 
 def path_inside(root: str | Path, *names: str | Path) -> Path:
-    """The path of names read from a file below `root`; InputError where it leaves `root`."""
-    home = Path(root).resolve()
-    path = home.joinpath(*names).resolve()
-    if not path.is_relative_to(home):
-        raise InputError(f"{'/'.join(map(str, names))}: leads out of {root}")
+    """The path `root/names`, with names read from a file; InputError if it leads out of `root`."""
+    home = Path(root).absolute()
+    path = Path(os.path.normpath(home.joinpath(*names)))
+    if not path.is_relative_to(os.path.normpath(home)):
+        shown = regular_files.printable("/".join(map(str, names)))
+        raise InputError(f"{shown}: leads out of {root}")
     return path
+
+
+def locate(folders: Sequence[Path], name: str) -> Path:
+    """The file that a name from another machine refers to, in the first folder that has it.
+
+    The name may have backslashes; leading folders that do not exist are dropped one by one, so that
+    absolute paths are found as well.  If no folder has it, its path in the first folder.
+    """
+    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    for start in range(len(parts)):
+        for folder in folders:
+            if os.path.isfile(path := folder.joinpath(*parts[start:])):
+                return path
+    return folders[0].joinpath(*parts)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is hidden or left behind by another program, not data."""
+    return name.startswith(".") or name in LEFT_BEHIND
 
 
 def drop_repeated_images(
@@ -101,10 +215,23 @@ def drop_repeated_images(
     return kept, notes
 
 
+def _drop_repeated_boxes(sample: AnnotatedImage) -> tuple[AnnotatedImage, list[str]]:
+    """(the image with each box of a label once, notes)."""
+    rows = np.column_stack([sample.boxes, sample.labels, sample.crowd])
+    _, first = np.unique(rows, axis=0, return_index=True)
+    if len(first) == len(rows):
+        return sample, []
+    first = np.sort(first)
+    columns = {name: getattr(sample, name)[first] for name in ("boxes", "labels", "crowd", "area")}
+    count = len(rows) - len(first)
+    note = f"{sample.name}: {count} of {len(rows)} boxes {REPEATED_BOX}, kept once"
+    return sample._replace(**columns), [note]
+
+
 def with_validation(
     splits: dict[str, list[AnnotatedImage]], fraction: float, seed: int
 ) -> dict[str, list[AnnotatedImage]]:
-    """The splits; where `val` is missing or empty, that fraction of `train`, drawn by `seed`."""
+    """The splits; a missing or empty `val` becomes that fraction of `train`, drawn by `seed`."""
     if "train" not in splits:
         raise InputError(f"no training images; the data have {', '.join(splits) or 'no images'}")
     if splits.get("val"):
@@ -121,7 +248,7 @@ def with_validation(
 
 def largest_box_count(splits: dict[str, list[AnnotatedImage]]) -> int:
     """The largest number of boxes in an image, at least 1."""
-    return max([1, *(len(sample.boxes) for samples in splits.values() for sample in samples)])
+    return max(map(_largest, splits.values()), default=1)
 
 
 def load(
@@ -129,15 +256,22 @@ def load(
 ) -> tuple[sources.ArraySource, list[str]]:
     """(source of the images that can be read, notes on the images and boxes left out).
 
-    With G = `max_boxes` the arrays are image [N, height, width, 3] uint8, letterboxed; boxes
-    [N, G, 4] in its pixels; labels, valid, crowd and area [N, G], area in square pixels of the
-    original; size [N, 2], original height and width; to_original [N, 4], where original =
-    network x (first two) + (last two) for x and y; and id [N], counting `samples` from `first_id`.
+    The arrays are image [N, height, width, 3] uint8, letterboxed; size [N, 2], original height and
+    width; to_original [N, 4], where original = network x (first two) + (last two) for x and y; and
+    id [N], counting `samples` from `first_id`.
 
-    Boxes are clipped to their image.  Left out are boxes with a side below `MIN_BOX_SIDE`, boxes
-    beyond the first G, and images that cannot be read; InputError where none is left.
+    To train on, with G = `max_boxes`: boxes [N, G, 4] in pixels of `image`, clipped to it; labels,
+    valid and crowd [N, G].  Boxes with a side below `MIN_BOX_SIDE` and those beyond the first G are
+    left out of them.
+
+    To evaluate by: true_boxes [N, T, 4] as in the file, in pixels of the original; true_labels,
+    true_valid, true_crowd and true_area [N, T].  They depend on neither height, width nor G.
+
+    Boxes without area or outside their image are left out of both.  So are images that cannot be
+    read; InputError where none is left.
     """
-    function = partial(prepare, height=height, width=width, max_boxes=max_boxes)
+    sizes = ArraySizes(height, width, max_boxes, _largest(samples))
+    function = partial(prepare, sizes=sizes)
     kept, notes = _map_usable(samples, function)
     names = [samples[number].name for number, _ in kept]
     rows = [{**row, "id": np.int32(first_id + number)} for number, row in kept]
@@ -153,18 +287,21 @@ def stream(
     Reading an image that turns out to be damaged raises InputError.
     """
 
+    sizes = ArraySizes(height, width, max_boxes, _largest(samples))
+
     def check(sample: AnnotatedImage) -> tuple[bool | None, list[str]]:
         try:
             size = images.read_size(sample.image)
         except InputError as error:
             return None, [f"{sample.name}: {error}"]
-        return True, _prepare_boxes(sample, size, height, width, max_boxes)[1]
+        row, notes = _prepare_boxes(sample, size, sizes)
+        return row and True, notes
 
     kept, notes = _map_usable(samples, check)
     usable = [number for number, _ in kept]
 
     def read(index: int) -> dict[str, Any]:
-        row, faults = prepare(samples[usable[index]], height, width, max_boxes)
+        row, faults = prepare(samples[usable[index]], sizes)
         if row is None:
             raise InputError(f"{faults[0]}; {sources.DAMAGED_WHILE_STREAMING}")
         return {**row, "id": np.int32(first_id + usable[index])}
@@ -174,15 +311,15 @@ def stream(
 
 
 def prepare(
-    sample: AnnotatedImage, height: int, width: int, max_boxes: int
+    sample: AnnotatedImage, sizes: ArraySizes
 ) -> tuple[dict[str, np.ndarray] | None, list[str]]:
-    """(arrays of one image as in `load`, or None where it cannot be read; notes)."""
+    """(arrays of one image as in `load`, or None where it cannot be used; notes)."""
     try:
-        image, size = images.read_letterboxed(sample.image, height, width)
+        image, size = images.read_letterboxed(sample.image, sizes.height, sizes.width)
     except InputError as error:
         return None, [f"{sample.name}: {error}"]
-    row, notes = _prepare_boxes(sample, size, height, width, max_boxes)
-    return {"image": image, **row}, notes
+    row, notes = _prepare_boxes(sample, size, sizes)
+    return row and {"image": image, **row}, notes
 
 
 def summarize(dataset: DetectionDataset) -> list[dict[str, Any]]:
@@ -208,6 +345,10 @@ def summarize(dataset: DetectionDataset) -> list[dict[str, Any]]:
     return rows
 
 
+def _largest(samples: Sequence[AnnotatedImage]) -> int:
+    return max([1, *(len(sample.boxes) for sample in samples)])
+
+
 def _map_usable(
     samples: Sequence[AnnotatedImage], function: Callable[[AnnotatedImage], tuple[Any, list[str]]]
 ) -> tuple[list[tuple[int, Any]], list[str]]:
@@ -226,46 +367,70 @@ def _map_usable(
 
 
 def _prepare_boxes(
-    sample: AnnotatedImage, size: Size, height: int, width: int, max_boxes: int
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    """(arrays of one image of `size`, except the image itself; notes)."""
-    scale, offset = images.letterbox_transform(size, height, width)
+    sample: AnnotatedImage, size: Size, sizes: ArraySizes
+) -> tuple[dict[str, np.ndarray] | None, list[str]]:
+    """(arrays of one image of `size`, except the image itself, or None; notes).
+
+    None is for an image of another size than its file says, unless their aspect ratios agree, and
+    for an image whose boxes are all unusable: it does have objects.
+    """
+    sample, notes = _scale_to(sample, size)
+    if sample is None:
+        return None, notes
+    scale, offset = images.letterbox_transform(size, sizes.height, sizes.width)
     limits = np.array([size[1], size[0]] * 2, np.float32)
     clipped = np.clip(sample.boxes, 0, limits[None])
+    true = (clipped[:, 2:] > clipped[:, :2]).all(1)
     moved = clipped * np.tile(scale, 2)[None] + np.tile(offset, 2)[None]
-    sides = moved[:, 2:] - moved[:, :2]
-    usable = (sides >= MIN_BOX_SIDE).all(1)
-    notes = [
+    large = true & (moved[:, 2:] - moved[:, :2] >= MIN_BOX_SIDE).all(1)
+    notes += [
         f"{sample.name}: box {' '.join(f'{v:g}' for v in box)} {_box_fault(box, limits)}"
-        for box in sample.boxes[~usable]
+        for box in sample.boxes[~large]
     ]
-    if usable.sum() > max_boxes:
+    if len(true) and not true.any():
+        return None, notes
+    if large.sum() > sizes.max_boxes:
         notes.append(
-            f"{sample.name}: {usable.sum()} boxes, only the first {max_boxes} are kept; raise "
-            "--max-boxes"
+            f"{sample.name}: {large.sum()} boxes, only the first {sizes.max_boxes} are "
+            f"{TRAINED_ON}; raise --max-boxes"
         )
-    order = np.flatnonzero(usable)[:max_boxes]
-    area = np.prod(clipped[:, 2:] - clipped[:, :2], axis=1)
+    trained = np.flatnonzero(large)[: sizes.max_boxes]
 
-    def padded(column: np.ndarray) -> np.ndarray:
-        out = np.zeros((max_boxes, *column.shape[1:]), column.dtype)
+    def padded(column: np.ndarray, count: int) -> np.ndarray:
+        out = np.zeros((count, *column.shape[1:]), column.dtype)
         out[: len(column)] = column
         return out
 
-    row = {
-        "boxes": padded(moved[order]),
-        "labels": padded(sample.labels[order]),
-        "valid": padded(np.ones(len(order), bool)),
-        "crowd": padded(sample.crowd[order]),
-        "area": padded(area[order].astype(np.float32)),
-        "size": np.array(size, np.int32),
-        "to_original": np.concatenate([1 / scale, -offset / scale]).astype(np.float32),
+    columns = {"boxes": moved, "labels": sample.labels, "valid": large, "crowd": sample.crowd}
+    row = {name: padded(column[trained], sizes.max_boxes) for name, column in columns.items()}
+    columns |= {"boxes": sample.boxes, "valid": true, "area": sample.area}
+    row |= {
+        f"true_{name}": padded(column[true], sizes.true_boxes) for name, column in columns.items()
     }
+    row["size"] = np.array(size, np.int32)
+    row["to_original"] = np.concatenate([1 / scale, -offset / scale]).astype(np.float32)
     return row, notes
 
 
+def _scale_to(sample: AnnotatedImage, size: Size) -> tuple[AnnotatedImage | None, list[str]]:
+    """(the sample with boxes in pixels of an image of `size`, or None; notes)."""
+    if sample.size is None or sample.size == size:
+        return sample, []
+    (height, width), (old_height, old_width) = size, sample.size
+    shown = f"{old_width} x {old_height} in the annotations, the image is {width} x {height}"
+    if abs(width * old_height - height * old_width) > max(old_height, old_width, height, width):
+        turned = (old_width, old_height) == size
+        why = "without its EXIF rotation?" if turned else "another aspect ratio"
+        return None, [f"{sample.name}: {OTHER_SIZE} {shown} ({why})"]
+    factor = np.array([width / old_width, height / old_height] * 2, np.float32)
+    scaled = sample._replace(
+        boxes=sample.boxes * factor[None], area=sample.area * factor[0] * factor[1]
+    )
+    return scaled, [Remark(f"{sample.name}: {OTHER_SIZE} {shown}: boxes are scaled")]
+
+
 def _box_fault(box: np.ndarray, limits: np.ndarray) -> str:
-    """Why a box [4] of an image with `limits` (width, height, width, height) is left out."""
+    """The reason why a box [4] is left out; limits: width, height, width, height of the image."""
     if not np.isfinite(box).all():
         return "is not finite"
     if (box[2:] <= box[:2]).any():
@@ -273,7 +438,7 @@ def _box_fault(box: np.ndarray, limits: np.ndarray) -> str:
     clipped = np.clip(box, 0, limits)
     if (clipped[2:] <= clipped[:2]).any():
         return f"{OUTSIDE} the {limits[0]:.0f} x {limits[1]:.0f} image"
-    return f"{TINY} of the network's input"
+    return f"{TINY} of the network's input: evaluated, not {TRAINED_ON}"
 
 
 def _describe_range(values: np.ndarray) -> str:

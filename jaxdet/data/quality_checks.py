@@ -1,4 +1,4 @@
-"""Checks of a detection data set before training: its peculiarities, counted."""
+"""Checks of a detection data set before training: counts of problems and peculiarities."""
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +20,7 @@ NOTE_KINDS = {  # kind of note -> phrases, one of which its notes contain
     "images that cannot be read": images.READ_ERRORS,
 }
 OTHER_NOTES = "other rows that cannot be used"
-OUTSIDE_TOLERANCE = 0.5  # pixels that a box may leave its image by: files contain rounded numbers
+OUTSIDE_TOLERANCE = 0.5  # pixels by which a box may leave its image: numbers in files are rounded
 
 
 def check_dataset(
@@ -57,16 +57,17 @@ def _check_image(
     sample: AnnotatedImage, height: int, width: int
 ) -> tuple[dict[str, int], list[str], bytes | None]:
     """({check: count}, notes, digest of the file or None) of an image."""
-    row, notes = detection.prepare(sample, height, width, max(len(sample.boxes), 1))
+    count = max(len(sample.boxes), 1)
+    row, notes = detection.prepare(sample, detection.ArraySizes(height, width, count, count))
     if row is None:
         return {}, notes, None
     content = images.file_bytes(sample.image)
-    grey, rotated = images.read_header(content)
+    gray, rotated = images.read_header(content)
     clipped = np.clip(sample.boxes, 0, np.tile(row["size"][::-1], 2)[None])
     moved = (np.abs(clipped - sample.boxes) > OUTSIDE_TOLERANCE).any(1)
     counts = {
         "images without objects": int(not len(sample.boxes)),
-        "greyscale images": int(grey),
+        "grayscale images": int(gray),
         "images rotated by EXIF": int(rotated),
         "boxes clipped to their image": int(
             (moved & (clipped[:, 2:] > clipped[:, :2]).all(1)).sum()

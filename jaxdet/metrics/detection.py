@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxdet import packages
+from jaxdet.errors import InputError
 from jaxdet.ops import boxes
 from jaxdet.ops.numerics import safe_divide
 from jaxdet.types import Array
@@ -25,6 +27,9 @@ RECALL_LEVELS = np.linspace(0, 1, 101)  # at which COCO samples precision
 SCORE_THRESHOLD = 0.25  # of the boxes in the confusion matrix
 IOU_THRESHOLD = 0.5  # above which a box matches an object
 
+CROWD_FLAGS = ("iscrowd", "ignore")
+FLAGS_SET = ("1", "1.0", "true")  # values of a flag that is set, as text
+
 Rows = Mapping[str, Array]
 
 
@@ -33,10 +38,14 @@ def coco_scores(truth: dict[str, Any], detections: list[dict[str, Any]]) -> dict
 
     truth: {"images", "annotations", "categories"}; detections: [{"image_id", "category_id",
     "bbox", "score"}].  mAP is the mean over IoU thresholds .5 to .95 and over classes, with at most
-    100 boxes per image.  Scores without any object to find are -1.
+    100 boxes per image.  Scores without any object to find are -1.  Objects with `ignore` are
+    treated as crowds, as `jaxdet.data.coco` reads them.
+
+    Ids of images and categories are any integers or texts, those of annotations are not used.
+    InputError where two images or two categories have one id, and for ids that are not there.
     Lin et al. 2014, arXiv:1405.0312; computed by faster-coco-eval.
     """
-    return _stats(_evaluate(truth, detections))
+    return _stats(_evaluate(*_renumber(truth, detections)))
 
 
 def scores(rows: Rows, classes: Sequence[str]) -> dict[str, Any]:
@@ -118,21 +127,51 @@ def _mean(precision: np.ndarray) -> float:
 
 
 def _evaluate(truth, detections):
-    """A completed faster-coco-eval evaluation; what the library prints is discarded."""
-    from faster_coco_eval import COCO, COCOeval_faster
-
+    """A completed faster-coco-eval evaluation; output of the library is discarded."""
+    coco = packages.load("faster_coco_eval", "mAP")
     complete = {"info": {}, "images": [], "annotations": [], "categories": [], **truth}
     with contextlib.redirect_stdout(io.StringIO()):
-        true = COCO(complete)
+        true = coco.COCO(complete)
         if detections:
             predicted = true.loadRes(detections)
         else:  # which loadRes does not accept
-            predicted = COCO({**true.dataset, "annotations": []})
-        evaluation = COCOeval_faster(true, predicted, "bbox")
+            predicted = coco.COCO({**true.dataset, "annotations": []})
+        evaluation = coco.COCOeval_faster(true, predicted, "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     return evaluation
+
+
+def _renumber(
+    truth: dict[str, Any], detections: list[dict[str, Any]]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Truth and detections with ids from 1, the only ones that faster-coco-eval takes in all."""
+    numbers: dict[str, dict[Any, int]] = {}
+    for kind, field in (("images", "image_id"), ("categories", "category_id")):
+        ids = [one["id"] for one in truth[kind]]
+        numbers[field] = {number: i for i, number in enumerate(ids, 1)}
+        if len(numbers[field]) < len(ids):
+            twice = next(number for i, number in enumerate(ids) if number in ids[:i])
+            raise InputError(f"two {kind} have the id {twice!r}")
+
+    def renumbered(entry: dict[str, Any]) -> dict[str, Any]:
+        for field, known in numbers.items():
+            if entry[field] not in known:
+                raise InputError(f"{field} {entry[field]!r} is not in the truth")
+        return entry | {field: known[entry[field]] for field, known in numbers.items()}
+
+    annotations = []
+    for number, entry in enumerate(truth["annotations"], 1):
+        _, _, width, height = entry["bbox"]
+        crowd = any(str(entry.get(flag, 0)).lower() in FLAGS_SET for flag in CROWD_FLAGS)
+        area = entry.get("area", width * height)
+        found = renumbered(entry) | {"id": number, "iscrowd": int(crowd), "area": area}
+        annotations.append(found)
+    images = [entry | {"id": i} for i, entry in enumerate(truth["images"], 1)]
+    categories = [entry | {"id": i} for i, entry in enumerate(truth["categories"], 1)]
+    whole = {"images": images, "annotations": annotations, "categories": categories}
+    return truth | whole, [renumbered(entry) for entry in detections]
 
 
 def _to_coco(rows: Rows, classes: Sequence[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -21,6 +21,9 @@ from jaxdet.training import parallel
 from jaxdet.types import Array, Batch, StepContext, Tree
 
 STRIDE = 32  # pixels per cell of the coarsest level
+TRUTH = (  # what a batch holds for evaluation only
+    *("true_boxes", "true_labels", "true_valid", "true_crowd", "true_area", "size"),
+)
 PRE_NMS_TOP_K = 1000  # best pairs of cell and class that NMS receives (TOOD)
 
 Assigner = Callable[..., assign.Targets]
@@ -77,7 +80,7 @@ class DetectionTask:
     def loss(
         self, variables: Tree, batch: Batch, key: jax.Array, context: StepContext
     ) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
-        """This device's share of the loss: sums over cells, divided by the sum of target scores."""
+        """This device's contribution to the loss: sums over cells over the sum of target scores."""
         images = normalize(batch["image"], self.normalization)
         output, stats = forward(key, self.net, variables, images, context)
         targets = self._targets(output, batch, context)
@@ -114,16 +117,14 @@ class DetectionTask:
         return jax.vmap(partial(self._suppress, images.shape[1:3]))(scores, candidates)
 
     def measure(self, predictions: dict[str, Array], batch: Batch) -> dict[str, Array]:
-        """Predicted and true boxes in pixels of the original images, with labels and masks."""
-        transform = batch["to_original"]
-        names = ("labels", "valid", "crowd", "area")
-        return {
-            **predictions,
-            "boxes": boxes_to_original(predictions["boxes"], transform),
-            "true_boxes": boxes_to_original(batch["boxes"], transform),
-            **{f"true_{name}": batch[name] for name in names},
-            "size": batch["size"],
-        }
+        """Predicted and true boxes in pixels of the original images, with labels and masks.
+
+        Predicted boxes are clipped to the original image, as `jaxdet.Run.predict` does: the
+        network's input extends beyond it where it is letterboxed.
+        """
+        found = boxes_to_original(predictions["boxes"], batch["to_original"])
+        found = jax.vmap(boxes.clip)(found, *batch["size"].T)
+        return {**predictions, "boxes": found, **{name: batch[name] for name in TRUTH}}
 
     def report(self, rows: dict[str, Array]) -> dict[str, Any]:
         """COCO's twelve scores, and mAP per class."""

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
@@ -18,10 +19,12 @@ from PIL import Image
 from jaxdet import configs, runs
 from jaxdet.configs import detect
 from jaxdet.data import formats, sampler
+from jaxdet.metrics import detection as metrics
 from jaxdet.models import efficientnet, heads, necks, registry
 from jaxdet.models.layers import Freezable
 from jaxdet.models.resnet import BasicBlock, ResNet
 from jaxdet.plots import detection as detection_plots
+from jaxdet.tasks.detect import DetectionTask
 from jaxdet.training import evaluator, host_init, run_dir
 from jaxdet.training import loop as training_loop
 from jaxdet.training import state as training_state
@@ -44,12 +47,12 @@ def data(tmp_path_factory):
 
 
 def stage_names(name, backbone=registry.backbone):
-    """Those of the real backbones."""
+    """Stages of the real backbones."""
     return backbone(name)().stage_names()
 
 
 class Features(Freezable):
-    """One convolution, and three maps of it: a backbone that compiles in no time."""
+    """One convolution, and three maps of it: a backbone that compiles fast."""
 
     @nn.compact
     def __call__(self, x, train=False):
@@ -73,7 +76,7 @@ class Head(heads.DecoupledHead):
 
 @contextmanager
 def small():
-    """A network of three convolutions where one is made: commands are tested here."""
+    """Replace the network by three convolutions, since commands are tested here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "backbone", lambda name: Features)
         patch.setattr(registry, "stage_names", stage_names)
@@ -84,7 +87,7 @@ def small():
 
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
-    """A run folder, and what its training said."""
+    """A run folder, and the output of its training."""
     run, said = tmp_path_factory.mktemp("trained") / "run", io.StringIO()
     with small(), redirect_stdout(said):
         assert main("train", "detect", "--root", data, *WORDS, "--out", run) == 0
@@ -93,7 +96,7 @@ def trained(data, tmp_path_factory):
 
 @pytest.fixture
 def place(data, trained, tmp_path, monkeypatch):
-    """The working folder, with the run and the photos."""
+    """The working folder, with the run and the images."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(data, "data")
     shutil.copytree(trained[0], "run")
@@ -123,6 +126,29 @@ def test_eval_has_the_scores_that_training_logged(place, trained):
     for name in ("map", "map50", "loss"):
         assert found[name] == logged[name]
     assert found["labels"] == logged["labels"]
+
+
+def test_scores_are_those_of_cocos_own_evaluation_of_the_predicted_file(place, monkeypatch):
+    datasets.write_coco(Path("coco"))
+    rewritten("run", root="coco")
+
+    def predict(task, variables, images):  # boxes that extend into the padding left and right
+        found = np.float32([[4, 0, 92, 64], [30, 14, 33, 21], [46, 9, 73, 36]])
+        rows = {"boxes": found, "scores": np.float32([0.9, 0.8, 0.7])}
+        rows |= {"labels": np.int32([1, 0, 0]), "valid": np.ones(3, bool)}
+        return {name: jnp.stack([column] * len(images)) for name, column in rows.items()}
+
+    monkeypatch.setattr(DetectionTask, "predict", predict)
+    (found,) = answers("eval", "run", "--split", "val")
+    assert main("predict", "run", "coco/val2017", "--save-json", "all.json") == 0
+    truth = json.loads(Path("coco/annotations/instances_val2017.json").read_text())
+    written = json.loads(Path("all.json").read_text())
+    category_ids = {"cell": 3, "dot": 7}
+    results = [one | {"category_id": category_ids[one["category"]]} for one in written]
+    expected = metrics.coco_scores(truth, results)
+    assert expected == pytest.approx({name: found[name] for name in expected}, abs=1e-6)
+    assert found["labels"]["dot"]["map"] == pytest.approx(1)  # .5 if the padding counted
+    assert 0 < found["labels"]["cell"]["map"] < 1
 
 
 def test_one_program_evaluates_with_the_assigners_of_all_epochs(data):
@@ -268,8 +294,8 @@ def test_samples_folders_and_patterns_have_equal_predictions(place):
 
 
 def test_files_of_every_format_agree_with_the_printed_boxes(place, capsys):
-    photo = "data/images/train/0.png"
-    words = ["predict", "run", photo, *LOW]
+    path = "data/images/train/0.png"
+    words = ["predict", "run", path, *LOW]
     (found,) = answers(*words)
     kinds = ["--save-dir", "drawn", "--save-txt", "txt", "--save-crop", "crops"]
     assert main(*words, *kinds, "--save-json", "new/boxes.json", "--figure", "all.png") == 0
@@ -281,9 +307,9 @@ def test_files_of_every_format_agree_with_the_printed_boxes(place, capsys):
     with Image.open("drawn/0.png") as drawn:
         assert drawn.size == (8 * width, 8 * height)  # 320 pixels at least
     rows = [line.split() for line in Path("txt/0.txt").read_text().splitlines()]
-    told = json.loads(Path("new/boxes.json").read_text())
-    assert len(rows) == len(told) == len(found["objects"])
-    for row, one, other in zip(rows, told, found["objects"], strict=True):
+    results = json.loads(Path("new/boxes.json").read_text())
+    assert len(rows) == len(results) == len(found["objects"])
+    for row, one, other in zip(rows, results, found["objects"], strict=True):
         x, y, across, down = np.array(row[1:5], float) * [width, height, width, height]
         corners = [x - across / 2, y - down / 2, x + across / 2, y + down / 2]
         np.testing.assert_allclose(corners, other["box"], atol=0.02)
@@ -308,16 +334,16 @@ def test_files_of_images_with_equal_names_are_numbered(place, capsys):
 def renumbered(root, categories, first):
     """The COCO set with other ids, in place: of categories in their order, and of images."""
     for path in (root / "annotations").iterdir():
-        told = json.loads(path.read_text())
-        old = [one["id"] for one in told["categories"]]
-        for one in told["categories"]:
+        content = json.loads(path.read_text())
+        old = [one["id"] for one in content["categories"]]
+        for one in content["categories"]:
             one["id"] = categories[old.index(one["id"])]
-        for one in told["annotations"]:
+        for one in content["annotations"]:
             one["category_id"] = categories[old.index(one["category_id"])]
             one["image_id"] += first
-        for one in told["images"]:
+        for one in content["images"]:
             one["id"] += first
-        path.write_text(json.dumps(told))
+        path.write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize("categories, first", [((3, 90), 500), ((0, 1), 0)], ids=["gaps", "zero"])
@@ -329,23 +355,23 @@ def test_coco_ids_are_those_of_the_data(place, categories, first):
     runs.create("new", configs.build("detect", config))
     shutil.copytree("run/checkpoints", "new/checkpoints")
     ids = dict(zip(datasets.CLASSES, categories, strict=True))
-    of_photo = {
+    image_ids = {
         one["file_name"]: one["id"]
         for path in Path("coco/annotations").iterdir()
         for one in json.loads(path.read_text())["images"]
     }
     words = ["predict", "new", *LOW, "--save-json", "all.json"]
     assert main(*words, "--split", "train") == 0
-    told = json.loads(Path("all.json").read_text())
-    assert {ids[one["category"]] for one in told} == {one["category_id"] for one in told}
-    assert {one["file_name"]: one["image_id"] for one in told} == {
-        name: number for name, number in of_photo.items() if name != "3.png"
+    results = json.loads(Path("all.json").read_text())
+    assert {ids[one["category"]] for one in results} == {one["category_id"] for one in results}
+    assert {one["file_name"]: one["image_id"] for one in results} == {
+        name: number for name, number in image_ids.items() if name != "3.png"
     }
     shutil.rmtree("coco/annotations")  # image files need no data
     assert main(*words, "coco/val2017/3.png") == 0
-    told = json.loads(Path("all.json").read_text())
-    assert {ids[one["category"]] for one in told} == {one["category_id"] for one in told}
-    assert {one["image_id"] for one in told} == {3}
+    results = json.loads(Path("all.json").read_text())
+    assert {ids[one["category"]] for one in results} == {one["category_id"] for one in results}
+    assert {one["image_id"] for one in results} == {3}
     kept = json.loads(Path("new/config.json").read_text())
     assert kept["metadata"].pop("category_ids") == list(categories)
     Path("new/config.json").write_text(json.dumps(kept))  # as earlier versions wrote it
@@ -368,12 +394,12 @@ def test_text_files_are_read_as_yolo_data(place):
 
 
 def test_images_before_an_unreadable_one_are_predicted(place, monkeypatch, capsys):
-    Path("photos").mkdir()
-    shutil.copy("data/images/val/3.png", "photos/a.png")
-    Path("photos/b.png").write_text("no photo")
-    assert main("predict", "run", "photos", *LOW) == 2
+    Path("images").mkdir()
+    shutil.copy("data/images/val/3.png", "images/a.png")
+    Path("images/b.png").write_text("no image")
+    assert main("predict", "run", "images", *LOW) == 2
     said = capsys.readouterr()
-    assert "photos/a.png" in said.out and "photos/b.png: not a readable image" in said.err
+    assert "images/a.png" in said.out and "images/b.png: not a readable image" in said.err
 
 
 def test_pictures_of_samples_have_true_boxes(place, monkeypatch):
@@ -382,12 +408,12 @@ def test_pictures_of_samples_have_true_boxes(place, monkeypatch):
         detection_plots, "gallery", lambda *args, **named: drawn.append((args, named))
     )
     assert main("predict", "run", "--split", "train", "--figure", "new.png", *LOW) == 0
-    (((pictures, _), told),) = drawn
-    for i, true in enumerate(told["true"]):
+    (((pictures, _), drawn_options),) = drawn
+    for i, true in enumerate(drawn_options["true"]):
         assert pictures[i].shape == (*datasets.SIZES[i], 3)
         boxes = np.reshape([box for box, _ in datasets.BOXES[i]], (-1, 4))
         np.testing.assert_allclose(true, boxes, atol=1e-3)
-        assert len(told["texts"][i]) == len(told["predicted"][i])
+        assert len(drawn_options["texts"][i]) == len(drawn_options["predicted"][i])
 
 
 def test_inspect_and_preview(place, capsys):
@@ -418,11 +444,11 @@ def test_preview_shows_inputs_before_and_after_augmentation(place, monkeypatch):
         "2",
     ]
     assert main("data", "preview", "detect", *words, "--out", "new.png", "--before", "true") == 0
-    (((pictures, _), told),) = drawn
-    assert len(pictures) == len(told["titles"]) == len(told["true"]) == 4
-    assert told["titles"][0] == f"before: {len(datasets.BOXES[0])} boxes"
-    assert told["titles"][1].startswith("after: ") and told["columns"] % 2 == 0
-    assert told["texts"][0] == [datasets.CLASSES[label] for _, label in datasets.BOXES[0]]
+    (((pictures, _), drawn_options),) = drawn
+    assert len(pictures) == len(drawn_options["titles"]) == len(drawn_options["true"]) == 4
+    assert drawn_options["titles"][0] == f"before: {len(datasets.BOXES[0])} boxes"
+    assert drawn_options["titles"][1].startswith("after: ") and drawn_options["columns"] % 2 == 0
+    assert drawn_options["texts"][0] == [datasets.CLASSES[label] for _, label in datasets.BOXES[0]]
     assert not np.array_equal(pictures[0], pictures[1])
 
 

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxdet import configs
 from jaxdet.configs.detect import Config
@@ -35,8 +36,10 @@ def test_load_letterboxes_images_and_boxes_and_pads_them(tmp_path):
     for i in range(3):
         boxes = np.reshape([box for box, _ in datasets.BOXES[i]], (-1, 4))
         np.testing.assert_allclose(back[i][rows["valid"][i]], boxes, atol=1e-3)
-        sides = boxes[:, 2:] - boxes[:, :2]
-        np.testing.assert_allclose(rows["area"][i][rows["valid"][i]], sides.prod(1), rtol=1e-4)
+        true, sides = rows["true_valid"][i], boxes[:, 2:] - boxes[:, :2]
+        np.testing.assert_allclose(rows["true_boxes"][i][true], boxes, atol=1e-4)
+        np.testing.assert_array_equal(rows["true_labels"][i], rows["labels"][i][: len(true)])
+        np.testing.assert_allclose(rows["true_area"][i][true], sides.prod(1), rtol=1e-4)
         for (x0, y0, x1, y1), label in zip(
             rows["boxes"][i][rows["valid"][i]], rows["labels"][i], strict=False
         ):
@@ -53,11 +56,15 @@ def test_load_clips_boxes_and_notes_those_left_out(tmp_path):
     source, notes = detection.load([one, gone], 32, 64, 2)
     np.testing.assert_array_equal(source.arrays["valid"], [[True, True]])
     np.testing.assert_allclose(source.arrays["boxes"][0, 0], [8, 0, 16, 8], atol=1e-5)
-    assert source.arrays["area"][0, 0] == 100
+    assert source.arrays["true_valid"].tolist() == [[True] * 3 + [False] * 2]
+    true = [boxes[0], boxes[3], boxes[4]]  # whatever the size of the network's input
+    np.testing.assert_array_equal(source.arrays["true_boxes"][0, :3], np.float32(true))
+    np.testing.assert_array_equal(source.arrays["true_area"][0, :3], [225, 12.5, 64])
     assert [re.sub(".*/", "", note) for note in notes] == [
         "a.png: box 20 20 20 30 has no area",
         "a.png: box 70 0 80 5 is outside the 60 x 40 image",
-        "a.png: box 5 5 5.5 30 is smaller than one pixel of the network's input",
+        "a.png: box 5 5 5.5 30 is smaller than one pixel of the network's input: evaluated, not "
+        "trained on",
         "gone.png: no such image",
     ]
     with pytest.raises(InputError, match="none of 1 images can be used; first: gone.png"):
@@ -70,8 +77,21 @@ def test_boxes_beyond_max_boxes_are_noted(tmp_path):
         tmp_path / "a.png", [(b, c, False) for b, c in datasets.BOXES[3]], "a.png"
     )
     source, notes = detection.load([one], 64, 64, 2)
-    assert source.arrays["valid"].sum() == 2
-    assert notes == ["a.png: 3 boxes, only the first 2 are kept; raise --max-boxes"]
+    assert source.arrays["valid"].sum() == 2 and source.arrays["true_valid"].sum() == 3
+    assert notes == ["a.png: 3 boxes, only the first 2 are trained on; raise --max-boxes"]
+
+
+def test_the_truth_is_the_same_whatever_the_size_of_the_input(tmp_path):
+    Image.new("RGB", (640, 480)).save(tmp_path / "p.png")
+    boxes = [((160, 120, 352, 264), 0), ((509, 381, 515, 387), 1)]
+    one = detection.annotated_image(tmp_path / "p.png", boxes, "p.png")
+    found = [detection.load([one], *size, 2) for size in ((32, 32), (320, 416))]
+    for name in ("boxes", "labels", "valid", "crowd", "area"):
+        small, large = (source.arrays[f"true_{name}"] for source, _ in found)
+        np.testing.assert_array_equal(small, large)
+    np.testing.assert_array_equal(found[0][0].arrays["true_boxes"][0], [b for b, _ in boxes])
+    assert [source.arrays["valid"].sum() for source, _ in found] == [1, 2]
+    assert [len(notes) for _, notes in found] == [1, 0]
 
 
 def test_repeated_images_are_dropped_and_validation_is_split_off(tmp_path):

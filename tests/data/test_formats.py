@@ -48,7 +48,7 @@ def test_every_format_is_read_as_written(root, name):
 
 
 @each_format
-def test_the_format_is_recognised(root, name):
+def test_the_format_is_recognized(root, name):
     found = formats.read(root)
     assert found.classes == datasets.CLASSES and found.splits.keys() == datasets.SPLITS.keys()
 
@@ -70,7 +70,7 @@ BROKEN = {
         *("coco", VAL, '{"images": [3], "annotations": [], "categories": []}'),
         "images must be a list of objects",
     ),
-    "coco keys": ("coco", VAL, "{}", "missing keys: annotations,"),
+    "coco keys": ("coco", VAL, "{}", "missing keys: categories, images"),
 }
 
 

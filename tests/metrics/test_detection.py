@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxdet.errors import InputError
 from jaxdet.metrics import detection as detection_metrics
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "goldens" / "coco_map.json").read_text())
@@ -101,6 +102,51 @@ def test_scores_of_rows_match_the_golden_ones():
     np.testing.assert_allclose(
         [scores[n] for n in detection_metrics.COCO_STATS], expected, atol=1e-4
     )
+
+
+PERFECT = {
+    "images": [{"id": 7, "width": 100, "height": 100}, {"id": 9, "width": 100, "height": 100}],
+    "categories": [{"id": 3, "name": "a"}, {"id": 4, "name": "b"}],
+    "annotations": [
+        {"id": 1, "image_id": 7, "category_id": 3, "bbox": [10, 10, 40, 40]},
+        {"id": 2, "image_id": 9, "category_id": 4, "bbox": [20, 10, 40, 40]},
+        {"id": 3, "image_id": 9, "category_id": 3, "bbox": [50, 50, 40, 40]},
+    ],
+}
+
+
+def perfect_detections(truth):
+    names = ("image_id", "category_id", "bbox")
+    return [{n: one[n] for n in names} | {"score": 0.9} for one in truth["annotations"]]
+
+
+@pytest.mark.parametrize("ids", [(0, 1, 2), (5, 5, 5), ("x", "y", "z"), (2**60, 0, -1)])
+def test_annotation_ids_have_no_effect(ids):
+    own = [one | {"id": i} for one, i in zip(PERFECT["annotations"], ids, strict=True)]
+    truth = PERFECT | {"annotations": own}
+    scores = detection_metrics.coco_scores(truth, perfect_detections(truth))
+    assert scores["map"] == scores["recall100"] == pytest.approx(1)
+
+
+def test_image_ids_may_be_texts_and_flags_too():
+    images = [{"id": "a.jpg"}, {"id": "b.jpg"}]
+    names = {7: "a.jpg", 9: "b.jpg"}
+    own = [one | {"image_id": names[one["image_id"]]} for one in PERFECT["annotations"]]
+    own[0]["iscrowd"], own[1]["ignore"] = "0", 1
+    truth = PERFECT | {"images": images, "annotations": own}
+    scores = detection_metrics.coco_scores(truth, perfect_detections(truth)[:1])
+    assert scores["map"] == pytest.approx(0.505, abs=0.01)  # two objects of a, none of b to find
+    assert scores["map_medium"] == scores["map"] and scores["map_small"] == -1
+
+
+def test_two_images_or_categories_of_one_id_are_refused():
+    for kind in ("images", "categories"):
+        truth = PERFECT | {kind: PERFECT[kind] + PERFECT[kind][:1]}
+        with pytest.raises(InputError, match=f"two {kind} have the id {PERFECT[kind][0]['id']}"):
+            detection_metrics.coco_scores(truth, [])
+    unknown = [{"image_id": 8, "category_id": 3, "bbox": [0, 0, 1, 1], "score": 1.0}]
+    with pytest.raises(InputError, match="image_id 8 is not in the truth"):
+        detection_metrics.coco_scores(PERFECT, unknown)
 
 
 def _corners(box):

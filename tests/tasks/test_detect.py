@@ -62,10 +62,14 @@ def make_batch(seed=1, slots=SLOTS):
         "labels": rng.integers(0, CLASSES, (2, slots)).astype(np.int32),
         "valid": np.arange(slots)[None] < np.array([[8], [6]]),
         "crowd": np.arange(slots)[None] == np.array([[1], [8]]),
-        "area": np.ones((2, slots), np.float32),
         "real": np.ones(2, np.float32),
-        "size": np.full((2, 2), SIDE),
+        "size": np.int32([[50, 60], [90, 20]]),
         "to_original": np.float32([[2, 2, 0, 0], [1, 3, -5, 0]]),
+        "true_boxes": 2 * boxes,
+        "true_labels": np.ones((2, slots), np.int32),
+        "true_valid": np.ones((2, slots), bool),
+        "true_crowd": np.zeros((2, slots), bool),
+        "true_area": np.ones((2, slots), np.float32),
     }
 
 
@@ -210,7 +214,7 @@ def test_padded_rows_have_no_effect():
 def test_more_box_slots_have_no_effect():
     found, rows = random_output(class_encoding.ZEROS), make_batch()
     more = dict(rows)
-    for name in ("boxes", "labels", "valid", "crowd", "area"):
+    for name in ("boxes", "labels", "valid", "crowd"):
         blank = np.zeros((2, 100 - SLOTS, *rows[name].shape[2:]), rows[name].dtype)
         more[name] = np.concatenate([rows[name], blank], 1)
     chex.assert_trees_all_equal(*(loss(found, r)[1] for r in (rows, more)))
@@ -266,8 +270,12 @@ def test_measured_boxes_are_in_pixels_of_the_original_images():
     measured = jax.jit(make_task(class_encoding.ZEROS, found).measure)(out, rows)
     scale = np.float32([[2, 2, 2, 2], [1, 3, 1, 3]])[:, None]
     offset = np.float32([[0, 0, 0, 0], [-5, 0, -5, 0]])[:, None]
-    np.testing.assert_allclose(measured["boxes"], out["boxes"] * scale + offset, rtol=1e-6)
-    np.testing.assert_allclose(measured["true_boxes"], rows["boxes"] * scale + offset, rtol=1e-6)
+    moved = out["boxes"] * scale + offset
+    limits = np.float32([[60, 50, 60, 50], [20, 90, 20, 90]])[:, None]
+    np.testing.assert_allclose(measured["boxes"], np.clip(moved, 0, limits), rtol=1e-6)
+    assert (moved > limits).any() and (moved < 0).any()
+    for name in ("true_boxes", "true_labels", "true_valid", "true_crowd", "true_area"):
+        np.testing.assert_array_equal(measured[name], rows[name])
 
 
 def test_box_losses_are_ordered():

@@ -1,0 +1,110 @@
+"""Reading the files of data sets, with InputError of one line, naming the file, for any problem.
+
+Files must be regular and of limited size: a pipe or a device could be read for ever.
+"""
+
+import codecs
+import json
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jaxdet.errors import InputError
+
+MAX_JSON = 2**32  # bytes: COCO's largest file has 0.5 GB, that of LVIS 1.1 GB
+MAX_TEXT = 2**28  # bytes of other text files
+MAX_YAML = 2**24
+MAX_REASON = 200  # characters of a library's error in a message
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def check_regular(path: str | Path, limit: int | None = None) -> None:
+    """Raise InputError unless a path is a regular file of at most `limit` bytes."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError) as error:
+        missing = isinstance(error, FileNotFoundError)
+        reason = "no such file" if missing else f"not readable ({one_line(error)})"
+        raise InputError(f"{printable(path)}: {reason}") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise InputError(f"{printable(path)}: not a regular file")
+    if limit is not None and found.st_size > limit:
+        raise InputError(f"{printable(path)}: must have at most {limit} bytes, got {found.st_size}")
+
+
+def read_bytes(path: str | Path, limit: int | None = None) -> bytes:
+    """The bytes of a regular file of at most `limit` bytes."""
+    check_regular(path, limit)
+    with reading(path):
+        return Path(path).read_bytes()
+
+
+def read_text(path: str | Path, limit: int = MAX_TEXT) -> str:
+    """The text of a file in UTF-8 or, by its byte-order mark, UTF-16; the mark is left out."""
+    content = read_bytes(path, limit)
+    with reading(path):
+        return content.decode("utf-16" if content.startswith(UTF_16) else "utf-8-sig")
+
+
+def read_lines(path: str | Path) -> list[tuple[int, str]]:
+    """(number from 1, text) of the lines of a text file that are not blank, stripped."""
+    lines = enumerate(read_text(path).splitlines(), 1)
+    return [(number, line.strip()) for number, line in lines if line.strip()]
+
+
+def read_json(path: str | Path) -> Any:
+    """The value in a JSON file."""
+    text = read_text(path, MAX_JSON)
+    with reading(path, "JSON"):
+        return json.loads(text)
+
+
+def read_yaml(path: str | Path) -> Any:
+    """The value in a YAML file without aliases, which can stand for values of any size."""
+    text = read_text(path, MAX_YAML)
+    with reading(path, "YAML"):
+        return yaml.load(text, _PlainLoader)
+
+
+@contextmanager
+def reading(place: str | Path, kind: str = "") -> Iterator[None]:
+    """A context that turns any exception into InputError, which begins with `place`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # any library may parse the content
+        kind = f" {kind}" if kind else ""
+        raise InputError(f"{printable(place)}: not readable{kind} ({one_line(error)})") from error
+
+
+def one_line(error: Exception) -> str:
+    """The message of an exception in one line of limited length."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, KeyError):
+        return f"no {error}"
+    text = " ".join(str(error).split())[:MAX_REASON] or type(error).__name__
+    return printable(text)
+
+
+def printable(name: Any) -> str:
+    """A name from a file as one printable line."""
+    text = str(name)
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML's safe loader without aliases."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not supported")
+        return super().compose_node(parent, index)
