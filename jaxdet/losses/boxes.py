@@ -61,7 +61,7 @@ def box_loss(name: BoxLoss, predicted: Array, target: Array) -> jax.Array:
     """The named loss of boxes [B, 4] in fractions of the image; [B].
 
     `mse` is the mean squared error of the corners, `smooth_l1` that of Girshick 2015,
-    arXiv:1504.08083.  Coordinates differ by less than 1, where `smooth_l1` is half of `mse`.
+    arXiv:1504.08083.  Coordinates differ by at most 1, so that `smooth_l1` is half of `mse`.
     """
     match name:
         case "mse":

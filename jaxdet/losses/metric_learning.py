@@ -1,11 +1,11 @@
 """Metric-learning losses: element-wise losses of embeddings, or logits for a cross-entropy.
 
-Losses have one value per element, which the caller masks and averages; where elements can be
-invalid, a mask is returned with them: `(loss * valid).sum() / jnp.maximum(valid.sum(), 1)`.
+Losses have one value per element, which the caller masks and averages.  Where elements can be
+invalid, a mask is returned as well: `(loss * valid).sum() / jnp.maximum(valid.sum(), 1)`.
 
 Features are the embeddings [B, D] of a batch.  Weights and centers [K, D] have a row per class:
 `weights` is the transposed kernel of a linear layer.  Rows with label -1 get logits without a
-margin, which are those to evaluate.  Everything is computed in float32 or wider.  Gradients are
+margin, as evaluation needs them.  Everything is computed in float32 or wider.  Gradients are
 finite, also for zero vectors, equal vectors and angles of 0 and pi.
 """
 
@@ -113,8 +113,8 @@ def triplet_semihard(
     max(0, d_p^2 - d_n^2 + margin) with the nearest negative that is farther than the positive or,
     if there is none, the farthest negative, as in TensorFlow Addons; 0 for invalid pairs.
     valid: both rows are in `mask` [B] and of the same class, and the anchor has a negative.
-    soft: as in `triplet_hard`.  Schroff et al. 2015, arXiv:1503.03832, whose features have length
-    1 and whose margin is the default.
+    soft: as in `triplet_hard`.  Schroff et al. 2015, arXiv:1503.03832, for features of norm 1
+    and with the default margin.
     """
     distance, same, valid = _pairwise(features, labels, mask)
     squared = distance**2
@@ -224,7 +224,7 @@ def _hinge(violation, valid, soft) -> tuple[jax.Array, jax.Array]:
 
 
 def _at_label(cosines: Array, labels: Array, change: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """Cosines [B, K] with `change` applied to that of the true class.
+    """Cosines [B, K] with `change` applied to the cosine of the true class.
 
     Labels outside of 0 to K - 1 leave their rows unchanged.
     """

@@ -11,7 +11,7 @@
 | Tiniest | 97,306 | 43.9 M | depthwise |
 
 Tiny follows github.com/KellerJordan/cifar10-airbench: convolutions are pooled before they are
-normalised, the last map is max-pooled, logits are scaled down.  Tiniest follows the description of
+normalized, the last map is max-pooled, logits are scaled down.  Tiniest follows the description of
 xvel/cifar10-tiniest (97,530 parameters, 94.4% after 200 epochs).
 """
 
@@ -51,7 +51,7 @@ class CifarModule(layers.ConvModule):
     ) -> Array:
         """Convolution of x [B, H, W, C], max pool, batch norm and activation.
 
-        pool: side and stride; 1 is none.
+        pool: side and stride of the max pool; 1 leaves it out.
         """
         x = self.conv(x, channels, kernel, name, padding=padding, bias=not self.norm)
         if pool > 1:
@@ -65,8 +65,8 @@ class CifarResNet(layers.ConvModule):
     """A 3x3 stem, stages of basic blocks, all but the first halving the map, and a linear layer.
 
     He et al. 2015, arXiv:1512.03385, section 4.2: 6 * blocks + 2 layers, and projection shortcuts.
-    blocks: per stage.  widths: channels of each stage; the stem has those of the first.
-    classes: outputs.  rate: of dropout before the linear layer.
+    blocks: blocks per stage.  widths: channels of each stage; the stem has those of the first.
+    classes: number of classes.  rate: dropout rate before the linear layer.
     """
 
     blocks: int = 3
@@ -112,11 +112,11 @@ class TinyBlock(CifarModule):
 class Tiny(CifarModule):
     """A 3x3 stem, stages of a pooled convolution and residual blocks, and a scaled linear layer.
 
-    stem: channels.  widths: channels of each stage; each halves the map.
-    entry: kernel of each stage's first convolution.  depth: blocks per stage.
-    middle: hidden channels of a block as a fraction of its own; 0 leaves out 1x1 convolutions.
-    pool: of the last map, jnp.max or jnp.mean.  scale: of the logits.
-    classes: outputs.  rate: of dropout before the linear layer.
+    stem: channels of the stem.  widths: channels of each stage; each halves the map.
+    entry: kernel size of each stage's first convolution.  depth: blocks per stage.
+    middle: hidden channels of a block as a fraction of its channels; 0 leaves out 1x1 convolutions.
+    pool: global pool of the last map, jnp.max or jnp.mean.  scale: factor of the logits.
+    classes: number of classes.  rate: dropout rate before the linear layer.
     """
 
     stem: int = 16
@@ -178,7 +178,8 @@ class Tiniest(CifarModule):
     """A 3x3 stem, stages of blocks with a max pool and a 1x1 convolution between, a linear layer.
 
     widths: channels of each stage, multiples of 4.  depth: blocks per stage.
-    norm: layer norm.  classes: outputs.  rate: of dropout before the linear layer.
+    norm: whether blocks have layer norm.  classes: number of classes.
+    rate: dropout rate before the linear layer.
     """
 
     widths: tuple[int, ...] = (48, 80)

@@ -1,4 +1,4 @@
-"""ConvNeXts (Liu et al. 2022, arXiv:2201.03545): ResNets modernised after vision transformers.
+"""ConvNeXts (Liu et al. 2022, arXiv:2201.03545): ResNets modernized after vision transformers.
 
     logits = Tiny().apply(variables, images)  # [B, 1000]
     c2, c3, c4, c5 = Tiny(classes=0).apply(variables, images)  # strides 4, 8, 16 and 32
@@ -25,7 +25,8 @@ GELU = partial(nn.gelu, approximate=False)
 class Block(layers.ConvModule):
     """Depthwise 7x7 convolution, layer norm, an MLP four times as wide, and the shortcut.
 
-    depthwise: whether the 7x7 is depthwise.  activation: of the MLP.  dilation: of the 7x7.
+    depthwise: whether the 7x7 convolution is depthwise.  dilation: its dilation.
+    activation: activation of the MLP.
     squeeze: hidden channels of squeeze-and-excitation after the activation, as a fraction of x's
       channels; 0, as in the paper, leaves it out.
     scale: initial factor of each channel of the branch (layer scale, Touvron et al. 2021,
@@ -71,12 +72,12 @@ class Block(layers.ConvModule):
 class ConvNeXt(layers.Freezable):
     """A stem of 4x4 patches, stages of blocks, 2x2 patches between them, and a linear layer.
 
-    Per stage: widths (channels), blocks, strides (of the patches before it; () is 1 and then 2),
-    squeezes and dilations (of its blocks, see `Block`; () is none).
+    Per stage: widths (channels), blocks (how many), strides (of the patches before it; () means 1,
+    2, 2, ...), squeezes and dilations (of its blocks, see `Block`; () keeps their defaults).
     block: constructor of a block.
-    rate: of stochastic depth in the last block; it rises linearly from 0.  rates: one rate for all
-      blocks of each stage instead.
-    classes: outputs; 0 returns the maps of the stages, strides 4, 8, 16 and 32, instead of logits.
+    rate: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
+    rates: instead, one rate per stage for all of its blocks.
+    classes: number of classes; 0 returns the maps of the stages instead, strides 4, 8, 16 and 32.
     """
 
     epsilon: float = 1e-6
@@ -99,7 +100,7 @@ class ConvNeXt(layers.Freezable):
 
     @nn.nowrap
     def first_stages(self, count: int) -> dict[str, Any]:
-        """Fields with which the network ends after its first `count` stages."""
+        """Fields that cut the network off after its first `count` stages."""
         per_stage = ("widths", "blocks", "strides", "squeezes", "dilations", "rates")
         return {name: getattr(self, name)[: count - 1] for name in per_stage}
 
@@ -180,7 +181,7 @@ TIMM_MODULES = {  # such as hf:timm/convnext_tiny.fb_in1k
 
 
 def torch_name(path: str, modules: Mapping[str, str]) -> str:
-    """Name of a variable in the weights whose modules are called `PAPER_MODULES` or `TIMM_MODULES`.
+    """Name of a variable in weights with the module names `PAPER_MODULES` or `TIMM_MODULES`.
 
     `params/stage3_block2/expand/kernel` is `stages.2.1.pwconv1.weight` in the paper's files.
     """

@@ -26,16 +26,17 @@ class DetectorOutput(NamedTuple):
     boxes: Array  # [B, A, 4] in pixels of the network's input
     objectness: Array | None  # [B, A] logits
     distances: Array | None  # [B, A, 4, R] logits over distances of 0, 1, .. R - 1 strides
-    points: Array  # [A, 2] centres of the cells in pixels
+    points: Array  # [A, 2] centers of the cells in pixels
     strides: Array  # [A]
 
 
 class Detector(nn.Module):
     """A backbone, a neck and a head, given as constructors that take `axis_name` and `name`.
 
-    levels: number of maps of the backbone that the neck takes, the coarsest ones.
-    reg_max: numbers per side of a box.  1 is the logarithm of a distance in strides; more are a
-      distribution over distances, whose mean is the distance (Li et al. 2020, arXiv:2006.04388).
+    levels: how many maps of the backbone the neck takes, counted from the coarsest.
+    reg_max: outputs per side of a box.  A single one is the logarithm of the distance in strides;
+      several are a distribution over distances, whose mean is the distance (Li et al. 2020,
+      arXiv:2006.04388).
     """
 
     backbone: Callable[..., nn.Module]
@@ -73,5 +74,5 @@ class Detector(nn.Module):
 
 
 def _stride(height: int, rows: int) -> int:
-    """Stride of a map with so many rows: the nearest power of two."""
+    """Stride of a map with `rows` rows of an image of this height: the nearest power of two."""
     return 2 ** round(float(np.log2(height / rows)))

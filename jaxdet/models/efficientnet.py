@@ -21,7 +21,7 @@ from jaxdet.types import Array
 
 
 class Stage(NamedTuple):
-    """Number of blocks in a stage, and their fields; the stride is that of the first block."""
+    """Number of blocks in a stage, and their fields; only the first block has the stride."""
 
     blocks: int
     width: int
@@ -51,7 +51,7 @@ class EfficientNetModule(layers.ConvModule):
 
     @nn.nowrap
     def conv(self, x: Array, channels: int, kernel: int, name: str, **options: Any) -> Array:
-        """`ConvModule.conv`, padded to "SAME"; initial values see the fan-out of one group."""
+        """`ConvModule.conv` with padding "SAME"; initial values use the fan-out of one group."""
         scale = 2.0 * options.get("groups", 1)
         kernel_init = nn.initializers.variance_scaling(scale, "fan_out", "normal")
         options = {"padding": "SAME", "kernel_init": kernel_init, **options}
@@ -59,7 +59,7 @@ class EfficientNetModule(layers.ConvModule):
 
     @nn.nowrap
     def activate(self, x: Array, name: str) -> Array:
-        """Apply the activation, as a row `name_activation`."""
+        """Apply the activation, under the layer name `name_activation`."""
         return layers.apply_activation(self.activation, x, f"{name}_activation")
 
 
@@ -98,11 +98,12 @@ class MBConv(EfficientNetModule):
 class EfficientNet(EfficientNetModule, layers.Freezable):
     """A stem, stages of MBConv blocks, a 1x1 convolution (the head) and a linear layer.
 
-    stages: at multipliers of 1.  width, depth: multipliers of channels and of blocks.
-    fixed_ends: stem and head keep their channels, the first and last stage their blocks.
-    squeeze: of the blocks.
-    classes: outputs; 0 returns the maps of strides 4, 8, 16 and 32 instead of logits.
-    head: whether the last of these maps is the head's instead of the last stage's.
+    stages: the stages before multiplication.  width, depth: multipliers of channels and of blocks.
+    fixed_ends: whether multipliers leave the channels of stem and head, and the blocks of the first
+      and last stage, as they are.
+    squeeze: see `MBConv`.
+    classes: number of classes; 0 returns the maps of strides 4, 8, 16 and 32 instead of logits.
+    head: whether the last of these maps is the output of the head, not of the last stage.
     """
 
     stages: tuple[Stage, ...] = STAGES
@@ -121,7 +122,7 @@ class EfficientNet(EfficientNetModule, layers.Freezable):
 
     @nn.nowrap
     def first_stages(self, count: int) -> dict[str, Any]:
-        """Fields with which the network ends after its first `count` stages."""
+        """Fields that cut the network off after its first `count` stages."""
         return {"stages": self.stages[: count - 1]}
 
     @nn.compact
@@ -236,8 +237,8 @@ def torch_name(path: str, stages: tuple[Stage, ...] = STAGES) -> str:
 def timm_name(path: str, stages: tuple[Stage, ...] = STAGES) -> str:
     """Name of a variable in timm's weights, like `torch_name`.
 
-    Those called tf_ pad and normalise as here.  The others pad symmetrically, with an epsilon of
-    1e-5, and are only a starting point for training.
+    Weights whose name begins with tf_ match these networks.  Others expect symmetric padding and an
+    epsilon of 1e-5, and are only a starting point for training.
     """
     block, module, leaf = _parse(path, stages)
     name, place = TIMM_MODULES[module], ""

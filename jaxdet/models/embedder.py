@@ -36,12 +36,13 @@ class Embedder(nn.Module):
     """Global average of a backbone's last map, a linear embedding, and a classifier on it.
 
     features: constructor of the backbone, given `axis_name` and `name`; the last map is used.
-    dim: of the embedding; 0 takes the average as it is.
+    dim: dimension of the embedding; 0 uses the average itself.
     bnneck: batch norm of the embedding, with scales and without shifts (Luo et al. 2019,
       arXiv:1903.07071).
     hidden: widths of the classifier's hidden layers, with ReLU; with () it is one linear layer,
       whose kernel [D, classes] holds the class weights of `jaxdet.losses.metric_learning`.
-    rates: of dropout of the embedding and of each hidden layer, in the classifier only; () is none.
+    rates: dropout rates of the embedding and of each hidden layer, in the classifier only; () means
+      no dropout.
     variances: whether each class has trainable variances, for `metric_learning.lgm`; logits here
       are computed without them.
     """
@@ -84,9 +85,9 @@ class Embedder(nn.Module):
             self.gaussians(embedding)
         return embedding, self.classify(embedding, train, dropout_scale)
 
-    @nn.nowrap  # its name is no layer of the operation table
+    @nn.nowrap  # keeps `embed` out of the layer names
     def embed(self, x: Array, train: bool = False) -> Array:
-        """Embeddings [B, D] of images [B, H, W, C], not normalised, float32."""
+        """Embeddings [B, D] of images [B, H, W, C], not normalized, float32."""
         maps = self.backbone(x, train)
         x = maps[-1] if isinstance(maps, tuple) else maps
         with jax.named_scope("pool"):

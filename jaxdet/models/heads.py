@@ -32,8 +32,8 @@ class DecoupledHead(necks.PyramidModule):
     A 1x1 stem, two branches of 3x3 convolutions, and 1x1 convolutions to classes and to boxes and,
     from the branch of the boxes, objectness.  Scores start at `PRIOR`.
 
-    outputs: numbers per side of a box; more than one are a distribution over distances.
-    objectness: whether there is one.  convolutions: per branch.
+    outputs: outputs per side of a box; more than one are a distribution over distances.
+    objectness: whether cells have an objectness logit.  convolutions: 3x3 convolutions per branch.
     """
 
     classes: int = 80

@@ -19,9 +19,9 @@ from jaxdet.types import Array
 class InvertedResidual(layers.ConvModule):
     """1x1 to more channels, 3x3, squeeze-and-excitation, 1x1 back, and the identity shortcut.
 
-    expand: factor of the hidden channels.  depthwise: whether the 3x3 is depthwise.
-    dilation: of the 3x3.  squeeze: hidden channels of squeeze-and-excitation, as a fraction of x's
-    channels; 0 leaves it out.
+    expand: factor of the hidden channels.  depthwise: whether the 3x3 convolution is depthwise.
+    dilation: its dilation.  squeeze: hidden channels of squeeze-and-excitation, as a fraction of
+    x's channels; 0 leaves it out.
     """
 
     expand: int = 4
@@ -55,12 +55,12 @@ def squeeze_excite(block: layers.ConvModule, x: Array, width: float) -> Array:
 class InvertedResidualNet(layers.Freezable):
     """A 7x7 stem with a max pool, then stages: a 3x3 transition, blocks, dropout.
 
-    Stem and pool halve the map each.  Per stage: widths (channels), strides (of the transition),
-    blocks (one number for all stages, or one each), squeezes and dilations (of the blocks), rates
-    (of dropout after the stage); () is none.
+    Stem and pool each halve the map.  Per stage: widths (channels), strides (of the transition),
+    blocks (one number for all stages, or one per stage), squeezes and dilations (of the blocks),
+    rates (of dropout after the stage); () leaves an option out.
     block: constructor of a block, given the fields of a `ConvModule` and, where they are set,
       `squeeze` and `dilation`.
-    classes: outputs; 0 returns the maps of the stages instead of logits.
+    classes: number of classes; 0 returns the maps of the stages instead of logits.
     """
 
     widths: tuple[int, ...] = (32, 64, 128, 256, 512)

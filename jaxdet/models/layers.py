@@ -1,6 +1,6 @@
 """Layers that several architectures share.
 
-Layers without parameters are named too: every name is a row of the operation table.
+Layers without parameters have names too: every name is a row of `jaxdet describe`.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ Activation = Callable[[Array], Array]
 
 
 def layer_options(*, bfloat16: bool = False, conv: str = "auto") -> dict[str, Any]:
-    """The fields of a module that say how its layers are computed.
+    """Fields of a `ConvModule` that select precision and convolution algorithm.
 
     conv: "auto" computes convolutions on a CPU by the fastest algorithm for each shape, "lax" by
     XLA's own; see `jaxdet.kernels.conv`.
@@ -39,11 +39,11 @@ class ConvModule(nn.Module):
     """Base of convolutional modules: their common fields, and layers built from them.
 
     axis_name: device axis over which batch norm averages in training.
-    dtype: of the computation; parameters stay float32.
+    dtype: data type of the computation; parameters stay float32.
     conv_general_dilated: replaces `jax.lax.conv_general_dilated`, see `jaxdet.kernels.conv`.
-    norm: whether convolutions are batch-normalised; without it they have a bias.
-    epsilon: added to the variance.  momentum: of the running statistics.
-    activation: of hidden layers.  kernel_init: of convolutions.
+    norm: whether convolutions are batch-normalized; without it they have a bias.
+    epsilon: added to the variance.  momentum: decay of the running statistics.
+    activation: activation of hidden layers.  kernel_init: initializer of convolution kernels.
     """
 
     axis_name: str | None = None
@@ -125,7 +125,7 @@ class ConvModule(nn.Module):
 
     @nn.nowrap
     def batch_norm(self, x: Array, name: str, train: bool) -> Array:
-        """Normalise x [..., C] by the batch in training, else by the running statistics."""
+        """Normalize x [..., C] by batch statistics in training, else by running statistics."""
         return nn.BatchNorm(
             use_running_average=not train,
             momentum=self.momentum,
@@ -137,18 +137,18 @@ class ConvModule(nn.Module):
 
     @nn.nowrap
     def layer_norm(self, x: Array, name: str) -> Array:
-        """Normalise x [..., C] over channels (Ba et al. 2016, arXiv:1607.06450)."""
+        """Normalize x [..., C] over channels (Ba et al. 2016, arXiv:1607.06450)."""
         return nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name=name)(x)
 
     @nn.nowrap
     def activate(self, x: Array, name: str) -> Array:
-        """Apply the activation; the row is named after both, such as `conv1_relu`."""
+        """Apply the activation, under a layer name such as `conv1_relu`."""
         own = getattr(self.activation, "__name__", "activation")
         return apply_activation(self.activation, x, f"{name}_{own}")
 
 
 def apply_activation(activation: Activation, x: Array, name: str) -> Array:
-    """Apply an activation, as a row of the operation table."""
+    """Apply an activation under its own layer name."""
     with jax.named_scope(name):
         return activation(x)
 
@@ -179,24 +179,26 @@ class Freezable(ConvModule):
 
     @nn.nowrap
     def first_stages(self, count: int) -> dict[str, Any]:
-        """Fields with which the network ends after its first `count` stages."""
+        """Fields that cut the network off after its first `count` stages."""
         raise NotImplementedError(f"{type(self).__name__} cannot be cut after a stage")
 
     @nn.nowrap
     def stage_train(self, train: bool, stage: int) -> bool:
-        """Whether batch norms of a stage, counted from 0, normalise by the batch."""
+        """Whether batch norms of a stage (counted from 0) use batch statistics."""
         return train and not self.freeze_bn and stage >= self.frozen_stages
 
     @nn.nowrap
     def stop_frozen_gradient(self, x: Array, stage: int) -> Array:
-        """The output of a stage, counted from 0; no gradient flows back into a frozen one."""
+        """x, the output of a stage (counted from 0); without gradient if the stage is frozen."""
         return jax.lax.stop_gradient(x) if stage < self.frozen_stages else x
 
 
 class SqueezeExcite(ConvModule):
-    """Weigh channels by what the whole image shows (Hu et al. 2017, arXiv:1709.01507).
+    """Squeeze-and-excitation: scale channels by weights computed from their global averages.
 
-    width: hidden channels.  gate: activation of the weights.
+    Hu et al. 2017, arXiv:1709.01507.
+
+    width: hidden channels.  gate: activation that gives the weights of the channels.
     """
 
     width: int = 4
@@ -218,7 +220,7 @@ class SqueezeExcite(ConvModule):
 class Dropout(nn.Module):
     """Dropout whose rate may be scaled by a traced factor (Srivastava et al. 2014).
 
-    Flax's own takes no traced rate, which a sweep over rates needs.
+    Flax's Dropout takes no traced rate, which a sweep over rates needs.
     """
 
     rate: float
@@ -240,7 +242,7 @@ def round_to_8(channels: float) -> int:
 
 
 def relu(x: Array, name: str) -> Array:
-    """ReLU as a row `name`."""
+    """ReLU under the layer name `name`."""
     with jax.named_scope(name):
         return nn.relu(x)
 
@@ -252,22 +254,22 @@ def concatenate(*maps: Array) -> Array:
 
 
 def max_pool(x: Array, name: str, *, kernel: int, stride: int, padding: int = 0) -> Array:
-    """Max pool of x [B, H, W, C] over kernel x kernel pixels, as a row `name`."""
+    """Max pool of x [B, H, W, C] over kernel x kernel pixels, under the layer name `name`."""
     with jax.named_scope(name):
         return pool.max_pool(x, kernel=kernel, stride=stride, padding=padding)
 
 
 def adaptive_avg_pool(x: Array, name: str, *, side: int) -> Array:
-    """Average x [B, H, W, C] over side x side cells, as a row `name`: [B, side, side, C].
+    """Average x [B, H, W, C] to [B, side, side, C], under the layer name `name`.
 
-    As in PyTorch, cell i of n is the pixels from floor(i H / n) to ceil((i + 1) H / n), so that
-    cells overlap where n does not divide H.
+    As in PyTorch, output i of n averages the pixels from floor(i H / n) to ceil((i + 1) H / n), so
+    that neighbors overlap where n does not divide H.
     """
     with jax.named_scope(name):
         for axis in (1, 2):
             if x.shape[axis] != side:
                 weights = _cell_weights(x.shape[axis], side, x.dtype)
-                # einsum would add rows to the operation table
+                # einsum would add layer names
                 x = jnp.moveaxis(jnp.tensordot(weights, x, (1, axis)), 0, axis)
         return x
 

@@ -23,7 +23,7 @@ class Inception(CifarModule):
     """Parallel 1x1, 3x3 and 5x5 convolutions and a projected max pool, concatenated.
 
     Szegedy et al. 2014, arXiv:1409.4842, figure 2, without reductions.  width: output channels,
-    divided evenly among the four branches.
+    split evenly among the four branches.
     """
 
     width: int = 16
@@ -47,12 +47,13 @@ class Inception(CifarModule):
 class LeNet(CifarModule):
     """Two 5x5 convolutions without padding, each max-pooled, then three dense layers.
 
-    channels: of the convolutions.  fc_widths: of the hidden dense layers.
+    channels: output channels of the convolutions.  fc_widths: widths of the hidden dense layers.
     extra: channels of further 3x3 convolutions, padded, after the last pool.
-    form: what precedes a pool: one 5x5 convolution, two of 3x3, or `Inception`, which is padded.
-    norm: batch norm after each convolution.
-    rate: of dropout after each hidden dense layer.
-    classes: outputs.
+    form: layers before each pool: one 5x5 convolution, two 3x3 convolutions, or `Inception`, which
+      is padded.
+    norm: whether batch norm follows each convolution.
+    rate: dropout rate after each hidden dense layer.
+    classes: number of classes.
     """
 
     channels: tuple[int, ...] = (6, 16)

@@ -17,8 +17,9 @@ BOX_BIAS = (-1.4, -1.4, 1.4, 1.4)  # through the sigmoid, a box over the middle 
 class MLP(nn.Module):
     """Dense layers with ReLU between them, and dropout after each ReLU.
 
-    widths: of the hidden layers.  outputs: of the last one.
-    rates: of dropout after each hidden layer; () is none.  bias: initial biases of the outputs.
+    widths: widths of the hidden layers.  outputs: width of the last layer.
+    rates: dropout rates after each hidden layer; () means no dropout.  bias: initial biases of the
+    outputs.
     """
 
     widths: tuple[int, ...]
@@ -46,9 +47,9 @@ class DenseBoxHead(necks.PyramidModule):
     """One box per image: the mean of the boxes of all cells of a map, weighted by a softmax.
 
     An FPN over the last `levels` maps and two 3x3 convolutions on its finest map.  Every cell
-    predicts the distances of the box's sides from its centre, as fractions of the image (Tian et
+    predicts the distances of the box's sides from its center, as fractions of the image (Tian et
     al. 2019, arXiv:1904.01355), and the logit of its weight.  Predictions do not depend on the
-    position of the cell, so that few images suffice to learn positions.
+    position of the cell, so that few training images suffice.
     """
 
     channels: int = 96
@@ -87,7 +88,7 @@ class Localizer(nn.Module):
     """Features pooled to side x side cells and flattened, a classifier, and a box branch.
 
     features: constructor of the feature maps, given `axis_name` and `name`; the last map is used.
-    hidden: widths of both branches.  rates: of dropout in the classifier.
+    hidden: widths of the hidden layers of both branches.  rates: dropout rates of the classifier.
     box_head: constructor of a box branch that takes all maps, such as `DenseBoxHead`; None is an
       `MLP` on the pooled features.
     """

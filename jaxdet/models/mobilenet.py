@@ -80,14 +80,14 @@ class MobileNetModule(layers.ConvModule):
 
     @nn.nowrap
     def activate(self, x: Array, name: str) -> Array:
-        """Apply the activation, as a row `name_activation`."""
+        """Apply the activation, under the layer name `name_activation`."""
         return layers.apply_activation(self.activation, x, f"{name}_activation")
 
 
 class InvertedResidual(MobileNetModule):
     """1x1 to more channels, depthwise, squeeze-and-excitation, 1x1 to fewer, and the shortcut.
 
-    activation: of `config`.
+    config: sizes of the block.  activation: the activation that `config` names.
     """
 
     config: BlockConfig = V2_BLOCKS[0]
@@ -114,10 +114,11 @@ class InvertedResidual(MobileNetModule):
 class MobileNet(MobileNetModule, layers.Freezable):
     """A stem, inverted residuals, a 1x1 convolution (`last`), and one or two linear layers.
 
-    stem, last: channels.  hidden: outputs of the first linear layer; 0 leaves it out.
-    activation: of stem, last and hidden.
-    classes: outputs; 0 returns the maps of strides 4, 8, 16 and 32 instead of logits, the coarsest
-      that of the last block.
+    stem, last: channels of these convolutions.  hidden: outputs of the first linear layer; 0 leaves
+      it out.
+    activation: activation after stem, last and hidden.
+    classes: number of classes; 0 returns the maps of strides 4, 8, 16 and 32 instead of logits; the
+      coarsest is the output of the last block.
     """
 
     blocks: tuple[BlockConfig, ...] = V2_BLOCKS
@@ -135,7 +136,7 @@ class MobileNet(MobileNetModule, layers.Freezable):
 
     @nn.nowrap
     def first_stages(self, count: int) -> dict[str, Any]:
-        """Fields with which the network ends after its first `count` stages."""
+        """Fields that cut the network off after its first `count` stages."""
         return {"blocks": self.blocks[: count - 1]}
 
     @nn.compact

@@ -2,8 +2,8 @@
 
     p3, p4, p5 = FPN(channels=96).apply(variables, (c3, c4, c5))
 
-Maps go from fine to coarse, any number of them; each output [B, h, w, channels] has the size of its
-input.  `block` is what stands where the papers have a 3x3 convolution: `ConvBlock`, `C3` or `C2f`.
+Maps, any number of them, are ordered from fine to coarse; each output [B, h, w, channels] has the
+size of its input.  `block` replaces the 3x3 convolutions of the papers: `ConvBlock`, `C3` or `C2f`.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ class ConvBlock(PyramidModule):
 
 
 class Bottleneck(PyramidModule):
-    """Two convolutions, of `kernel` and of 3x3 pixels, and a shortcut where shapes agree."""
+    """A `kernel` x `kernel` and a 3x3 convolution, and a shortcut if shapes agree."""
 
     kernel: int = 1
 
@@ -68,7 +68,7 @@ class C3(PyramidModule):
 
 
 class C2f(PyramidModule):
-    """Cross stage partial block of YOLOv8: a chain of bottlenecks, of which all maps are joined."""
+    """Cross stage partial block of YOLOv8: a chain of bottlenecks whose outputs are all joined."""
 
     blocks: int = 1
 
@@ -95,7 +95,7 @@ class FPN(PyramidModule):
 
     @nn.compact
     def __call__(self, maps: Sequence[Array], train: bool = False) -> tuple[Array, ...]:
-        """Maps [B, h, w, C], fine to coarse, to as many [B, h, w, channels]."""
+        """Maps [B, h, w, C], fine to coarse, to maps [B, h, w, channels] of the same sizes."""
         fields: dict[str, Any] = {**self.shared_fields(), "channels": self.channels}
         merged = [
             self.conv_norm(x, self.channels, 1, f"lateral{i}", train=train)
@@ -121,7 +121,7 @@ class PAN(PyramidModule):
 
     @nn.compact
     def __call__(self, maps: Sequence[Array], train: bool = False) -> tuple[Array, ...]:
-        """Maps [B, h, w, C], fine to coarse, to as many [B, h, w, channels]."""
+        """Maps [B, h, w, C], fine to coarse, to maps [B, h, w, channels] of the same sizes."""
         fields: dict[str, Any] = {**self.shared_fields(), "channels": self.channels}
         merged = list(FPN(**fields, block=self.block, name="top_down")(maps, train))
         for i in range(1, len(merged)):
@@ -133,9 +133,9 @@ class PAN(PyramidModule):
 
 
 def upsample_nearest(x: Array, size: tuple[int, int], name: str) -> Array:
-    """Upsample x [B, h, w, C] to [B, *size, C] by nearest neighbours, as a row `name`.
+    """Upsample x [B, h, w, C] to [B, *size, C] by nearest neighbors, under the layer name `name`.
 
-    Each pixel is repeated a whole number of times; what exceeds `size` is cut off at the end.
+    Each pixel is repeated a whole number of times; the result is cropped to `size` at the end.
     """
     with jax.named_scope(name):
         rows, columns = (-(-side // own) for side, own in zip(size, x.shape[1:3], strict=True))

@@ -24,7 +24,7 @@ VGG = "64 M2 128 M2 256 256 M2 512 512 M2 512 512 M2"
 class ConvStack(layers.Freezable):
     """Convolutions conv1, conv2, ... and pools pool1, pool2, ... of a layout.
 
-    bias: whether convolutions have one before batch norm too, as in torchvision's VGG files.
+    bias: whether convolutions before batch norm have a bias too, as in torchvision's VGG files.
     Each convolution is a stage that may be frozen.
     """
 
@@ -58,7 +58,7 @@ class ConvStack(layers.Freezable):
 
 
 def simple(classes: int, *, dtype: Any = None, **fields: Any) -> Localizer:
-    """Three convolutions, each pooled 4x4, and two small branches.
+    """Three convolutions, each followed by a 4x4 max pool, and two small branches.
 
     At 224 x 224 pixels the last map is 3 x 3 x 64; 94,583 parameters with three classes.
     fields: of the `ConvStack`, such as `norm` and `frozen_stages`.
@@ -97,7 +97,7 @@ def vgg_name(
     There, layers are numbered with their ReLUs and pools: `params/conv2/kernel` is
     `features.3.weight`.
     norm: whether the file is of a network with batch norm, such as vgg11_bn.
-    convolutions: between pools; the default is VGG11's.
+    convolutions: number of convolutions before each pool; by default VGG11's.
     """
     *modules, leaf = path.split("/")
     leaf = pretrained.TORCH_LEAVES[leaf]

@@ -5,7 +5,7 @@
 
 A name map is a function from a variable's path, `params/stage1_block1/conv1/kernel`, to the name of
 its array in the file, `layer1.0.conv1.weight`; None keeps the variable.  `registry.load_pretrained`
-does the whole for a model by name.
+does all of this for a model by name.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -34,9 +34,9 @@ MAX_NAMES = 3  # listed in an error message
 
 
 class WeightMap(NamedTuple):
-    """How the weights of a file are named, and which of them a backbone does not need.
+    """How the arrays of a weight file are named, and which of them a backbone does not need.
 
-    heads: prefixes of arrays that follow the backbone, besides `HEADS`.
+    heads: prefixes of arrays that belong to layers after the backbone, besides `HEADS`.
     """
 
     names: NameMap

@@ -61,7 +61,7 @@ class ResNet(layers.Freezable):
     """A stem, stages of blocks that halve the map and double the width, and a linear layer.
 
     stages: blocks per stage.  block: `BasicBlock` or `Bottleneck`.  width: channels of the stem.
-    classes: outputs; 0 returns the maps of the stages, strides 4, 8, 16 and 32, instead of logits.
+    classes: number of classes; 0 returns the maps of the stages instead, strides 4, 8, 16 and 32.
     """
 
     stages: tuple[int, ...] = (2, 2, 2, 2)
@@ -76,7 +76,7 @@ class ResNet(layers.Freezable):
 
     @nn.nowrap
     def first_stages(self, count: int) -> dict[str, Any]:
-        """Fields with which the network ends after its first `count` stages."""
+        """Fields that cut the network off after its first `count` stages."""
         return {"stages": self.stages[: count - 1]}
 
     @nn.compact

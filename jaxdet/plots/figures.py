@@ -13,7 +13,7 @@ SUFFIXES = (".png", ".jpg", ".pdf", ".svg")
 
 
 def single(xlabel: str, ylabel: str, *, size: tuple[float, float]) -> tuple[Figure, Axes]:
-    """A figure with one labelled plot; size: inches."""
+    """A figure with one labeled plot; size: inches."""
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     axes.set(xlabel=xlabel, ylabel=ylabel)

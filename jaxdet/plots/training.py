@@ -17,7 +17,7 @@ from jaxdet.plots import figures
 PANEL = (5.5, 4.0)  # inches
 LINE_STYLES = cycler(ls=["-", "--", ":"]) * rcParams["axes.prop_cycle"]
 SPLIT_COLORS = {"train": "C0", "val": "C1"}
-VALIDATION_SCORES = ("iou", "map", "map50")  # which training does not have
+VALIDATION_SCORES = ("iou", "map", "map50")  # not measured in training
 COMPARED = ("loss", "accuracy", "iou")
 
 Metrics = Sequence[dict[str, Any]]  # the lines of a `metrics.jsonl`

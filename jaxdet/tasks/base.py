@@ -28,19 +28,19 @@ def forward(
     before = variables.get("batch_stats", {})
     if not context.train:
         return net.apply(variables, images, train=False, **extra), before
-    synchronised = net.clone(axis_name=context.axis)
-    outputs, changed = synchronised.apply(
+    synchronized = net.clone(axis_name=context.axis)
+    outputs, changed = synchronized.apply(
         variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": key}, **extra
     )
     return outputs, changed.get("batch_stats", {})
 
 
 def real_rows(batch: Batch, context: StepContext) -> Array:
-    """Number of real rows of the global batch, by which means are divided; at least 1."""
+    """Number of real rows in the global batch, the denominator of means; at least 1."""
     return jnp.maximum(parallel.psum(batch["real"].sum(), context.axis), 1.0)
 
 
 def masked_means(terms: dict[str, Array], batch: Batch, context: StepContext) -> dict[str, Array]:
-    """This device's share of the means of per-image terms [B] over the real rows."""
+    """This device's contribution to the means of per-image terms [B] over the real rows."""
     rows = real_rows(batch, context)
     return {name: values @ batch["real"] / rows for name, values in terms.items()}

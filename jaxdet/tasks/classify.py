@@ -56,7 +56,7 @@ class ClassificationTask:
     def loss(
         self, variables: Tree, batch: Batch, key: jax.Array, context: StepContext
     ) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
-        """This device's share of the mean loss and accuracy over images."""
+        """This device's contribution to the mean loss and accuracy over images."""
         images = normalize(batch["image"], self.normalization)
         extra = {"dropout_scale": context.hparams["dropout"]}
         logits, stats = forward(key, self.net, variables, images, context, **extra)

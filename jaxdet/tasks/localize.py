@@ -51,7 +51,7 @@ class LocalizationTask:
     def loss(
         self, variables: Tree, batch: Batch, key: jax.Array, context: StepContext
     ) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
-        """This device's share of the mean loss and its terms over images."""
+        """This device's contribution to the mean loss over images, and to its terms."""
         images = normalize(batch["image"], self.normalization)
         scale = context.hparams["dropout_scale"]
         (logits, box), stats = forward(

@@ -63,14 +63,14 @@ class SlidingWindowTask:
         return self.net.init(key, batch["image"])
 
     def augment(self, keys: jax.Array, batch: Batch, context: StepContext) -> Batch:
-        """Place every object on a canvas, at random; keys of evaluation never change."""
+        """Place every object on a canvas, at random; in evaluation, at a place fixed per image."""
         image, box = jax.vmap(self.place)(keys, batch["image"] / 255.0)
         return batch | {"image": image, "boxes": box[:, None]}
 
     def loss(
         self, variables: Tree, batch: Batch, key: jax.Array, context: StepContext
     ) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
-        """This device's share of the loss; its terms are means over images with full weights."""
+        """This device's contribution to the loss; its terms have the final box weight."""
         raw, stats = forward(key, self.net, variables, batch["image"], context)
         encode = partial(windows.encode_targets, grid=self._grid(batch["image"]))
         targets = jax.vmap(encode)(batch["boxes"][:, 0], batch["label"])
@@ -86,8 +86,8 @@ class SlidingWindowTask:
         rows = real_rows(batch, context)
         factor = self.box_weight_schedule(context) if context.train else 1.0
         divisor = 1.0 if self.reduction == "sum" else rows * raw.shape[1] * raw.shape[2]
-        share = (classification + factor * regression) / divisor
-        return share, (stats, {name: total / rows for name, total in sums.items()})
+        loss = (classification + factor * regression) / divisor
+        return loss, (stats, {name: total / rows for name, total in sums.items()})
 
     def predict(self, variables: Tree, images: Array) -> dict[str, Array]:
         """`label [B]`, `score [B]` and `box [B, 4]` of images at least as large as the window."""

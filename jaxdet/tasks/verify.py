@@ -32,10 +32,10 @@ class VerificationTask:
     net: a `models.embedder.Embedder`, with `variances` for the head "lgm".
     num_classes: number of identities in training.
     transform: (key, image) -> image; augments one training image with values in [0, 255].
-    head: how logits are made of embeddings, with the margin of its paper.
+    head: how logits are computed from embeddings.
     embedding_loss: loss of the embeddings, added to the cross-entropy.
-    margins: (name, value) of margins of the head that differ from its paper.
-    tta: embeddings are the sum of those of an image and its mirror image.
+    margins: (name, value) of arguments of the head that differ from its paper's.
+    tta: whether to add the embedding of the mirror image to that of the image.
 
     `context.hparams` holds `dropout`, a factor of the network's rates, and `embedding_loss_weight`.
     """
@@ -70,7 +70,7 @@ class VerificationTask:
     def loss(
         self, variables: Tree, batch: Batch, key: jax.Array, context: StepContext
     ) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
-        """This device's share of the mean loss and its terms over images."""
+        """This device's contribution to the mean loss over images, and to its terms."""
         images = normalize(batch["image"], self.normalization)
         scale = context.hparams["dropout"]
         variables, centers = _split_centers(variables)
@@ -119,11 +119,11 @@ class VerificationTask:
         }
 
     def embed(self, variables: Tree, images: Array) -> Array:
-        """Embeddings [B, D], of any length, of images [B, H, W, C]."""
+        """Embeddings [B, D], not normalized, of images [B, H, W, C]."""
         return self.predict(variables, images)["embedding"]
 
     def measure(self, predictions: dict[str, Array], batch: Batch) -> dict[str, Array]:
-        """True and predicted labels [B], and embeddings [B, D] of length 1."""
+        """True and predicted labels [B], and embeddings [B, D] of norm 1."""
         return {
             "label": batch["label"],
             "predicted": predictions["label"],
@@ -174,7 +174,7 @@ class VerificationTask:
     def _embedding_term(
         self, embedding: Array, centers: Array | None, batch: Batch, context: StepContext
     ) -> Array:
-        """This device's share of the mean embedding loss over its valid elements."""
+        """This device's contribution to the mean embedding loss over its valid elements."""
         label, mask = batch["label"], batch["real"] > 0
         match self.embedding_loss:
             case "center":
@@ -197,7 +197,7 @@ class VerificationTask:
 def all_pairs(embedding: Array, label: Array) -> tuple[np.ndarray, np.ndarray]:
     """(cosine similarity, whether of one identity) of all pairs of N images: [N (N - 1) / 2] each.
 
-    embedding: [N, D] of length 1; label: [N].
+    embedding: [N, D] of norm 1; label: [N].
     """
     first, second = np.triu_indices(len(label), 1)
     cosine = np.asarray(embedding, np.float32) @ np.asarray(embedding, np.float32).T
