@@ -2,6 +2,6 @@
 
 Each prints Markdown tables; `--json FILE` writes the record that they are made from, with versions,
 processors, devices and flags. `python -m benchmarks.all` runs all of them and writes RESULTS.md.
-What they share is in `lib`, their PyTorch counterparts are in `torch_refs`, and stored records in
+Common code is in `lib`, the PyTorch counterparts are in `torch_refs`, and stored records in
 `results`; see `docs/benchmarks.md`.
 """

@@ -54,7 +54,7 @@ class Options(harness.OutputOptions):
     side: int = SIDE
     """side of an image in pixels"""
     sample: int = 1
-    """images on which the loops are timed"""
+    """number of images on which the loops are timed"""
     seconds: float = 5.0
     """time for each compiled implementation; at least three calls"""
 
@@ -118,7 +118,7 @@ def random_inputs(options: Options) -> tuple[np.ndarray, ...]:
 
 
 def _time_loops(options, inputs, found):
-    """The row of the loops, after a comparison with what jaxdet assigned."""
+    """The row of the loops, after a comparison with jaxdet's assignment."""
     count = min(options.sample, options.batch)
     scores, boxes, points, *true = inputs
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.similarity --json FILE
 
-Prints seconds of NumPy's `a @ b.T` on rows that are normalised already, of NumPy normalising them
+Prints seconds of NumPy's `a @ b.T` on rows that are normalized already, of NumPy normalizing them
 as well, and of `similarity`, which `jaxdet verify` calls and which does both, `--chunk` rows at a
 time. They are timed interleaved, and a sample of their results is compared.
 
@@ -43,9 +43,9 @@ class Options(harness.OutputOptions):
     """Cosines of all pairs of embeddings, in NumPy and in jaxdet."""
 
     probes: int = 100_000
-    """embeddings to compare"""
+    """number of embeddings to compare"""
     gallery: int = 1_000
-    """embeddings that each probe is compared with"""
+    """number of embeddings that each probe is compared with"""
     dim: int = 512
     """dimensions of an embedding"""
     chunk: int = embeddings.CHUNK
@@ -72,7 +72,7 @@ def render(record: dict[str, Any]) -> str:
 
 
 def compare(options: Options) -> tuple[list[dict[str, Any]], str]:
-    """(one row per implementation, how their memory is known)."""
+    """(one row per implementation, how their memory was measured)."""
     probes, gallery = (random_embeddings(n, options.dim) for n in (options.probes, options.gallery))
     arrays = jax.device_put((probes, gallery))
     normalized = l2_normalize(probes), l2_normalize(gallery)

@@ -3,7 +3,7 @@
     python -m benchmarks.target_encoding --batch 64 --json FILE
 
 Prints seconds per batch of three loops over images, rows and columns in Python and NumPy
-(`benchmarks.lib.reference.encode_targets`) and of `encode_targets`, vectorised over windows and
+(`benchmarks.lib.reference.encode_targets`) and of `encode_targets`, vectorized over windows and
 images and compiled, on the windows of the `digits` config; and the ratio of the medians. Both are
 timed interleaved. A difference between their values ends the run.
 """
@@ -37,7 +37,7 @@ COLUMNS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options(harness.OutputOptions):
-    """Encoding targets in loops and vectorised."""
+    """Encoding targets in loops and vectorized."""
 
     batch: int = 64
     """images per batch"""
@@ -57,7 +57,7 @@ def run(options: Options) -> None:
 
 
 def render(record: dict[str, Any]) -> str:
-    """Markdown of a record: the loops and the vectorised function."""
+    """Markdown of a record: the loops and the vectorized function."""
     return units.markdown_table(record["rows"], COLUMNS)
 
 

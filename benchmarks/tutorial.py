@@ -105,7 +105,7 @@ def jax_calls(experiment: Experiment, folder: Path) -> Calls:
 
 
 def torch_calls(experiment: Experiment) -> Calls:
-    """The same in PyTorch."""
+    """Calls like those of `jax_calls`, in PyTorch."""
     from benchmarks.torch_refs import tutorial
 
     config = experiment.config

@@ -18,7 +18,7 @@ def fold_in(key: jax.Array, *data: int | Array) -> jax.Array:
 
 
 def row_keys(key: jax.Array, rows: Array) -> jax.Array:
-    """One key per integer of rows [B]; equal integers give equal keys.  Returns keys [B]."""
+    """Keys [B]: `key` with each integer of rows [B] folded in; equal integers give equal keys."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows)
 
 

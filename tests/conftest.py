@@ -21,7 +21,7 @@ if FLAG not in os.environ.get("XLA_FLAGS", ""):
 import jax  # noqa: E402
 
 # Most of the time is compiling, and what is compiled here runs for moments.  Commands that tests
-# start as processes of their own are optimised as always.
+# start as processes of their own are optimized as always.
 jax.config.update("jax_disable_most_optimizations", True)
 
 
@@ -30,5 +30,5 @@ gc.set_threshold(100_000, 50, 100)
 
 
 def pytest_collection_modifyitems(items):
-    """Whole commands first: they take longest, and two workers end together."""
+    """Run the tests of whole commands first: they take longest, so that workers end together."""
     items.sort(key=lambda item: item.path.parent.name != "tests")

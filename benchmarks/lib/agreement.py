@@ -1,4 +1,4 @@
-"""Where sliding a network window by window and convolving it with the image give the same result.
+"""Conditions under which sliding a network over windows and convolving it with the image agree.
 
 `difference_norms` compares the outputs of both forms of a network. `check` compares the reasons of
 `windows.differences` with what random weights show.
@@ -21,7 +21,7 @@ class Case(NamedTuple):
 
     arch: str  # the layers before the first dense one, as read by `windows.parse`
     window: int
-    stride: int  # of sliding; 0 is the product of the layers' strides
+    stride: int  # step of the sliding window; 0 is the product of the layers' strides
     size: int  # side of the image
     question: str = ""  # of assignment 1, see docs/assignments.md
 
@@ -62,10 +62,10 @@ COLUMNS = {
 
 
 def difference_norms(net: SlidingNet, size: int) -> dict[str, Any]:
-    """Row of the norms of the difference between both forms on one image of `size` pixels.
+    """Row with norms of the difference between both forms on one image of `size` pixels.
 
-    Once with normal weights, once with small integers, where float32 is exact and the order of a
-    sum does not matter.
+    It is measured with normal weights, and with small integer weights, for which float32 is exact
+    and the order of a sum does not matter.
     """
     image, stride = random_images(size), _dense_stride(net)
     slid, dense = sliding.run_both(sliding.build_pair(net), image, stride)

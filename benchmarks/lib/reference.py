@@ -1,4 +1,4 @@
-"""Reference implementations in plain loops, which the vectorised operations are timed against.
+"""Reference implementations in plain loops, which the vectorized operations are timed against.
 
 The tests compare with them too; those that no benchmark needs are in `tests/reference`.
 """

@@ -106,8 +106,8 @@ def random_case(layer: LayerSpec, batch: int) -> LayerCase:
 def passes(net: SingleLayer, variables: dict) -> tuple[Callable, Callable]:
     """The two `DIRECTIONS`: functions of (params, x) and of (params, x, cotangent).
 
-    Both return (output, new statistics), the second the gradients as well: for the parameters, and
-    for x unless the layer is the first of its network.
+    Both return (output, new statistics); the second also returns the gradients with respect to the
+    parameters and, unless the layer is the first of its network, to x.
     """
     rest = {name: tree for name, tree in variables.items() if name != "params"}
 

@@ -1,10 +1,10 @@
 """The two forms of a sliding-window network: run on the same images, and timed interleaved.
 
 Sequential sliding works on crops of the images: a crop is cut into windows inside the compiled
-program of the network, and crops of one size share a program. Crops of one window give the loop
-that sliding windows are usually written as ("loop"); larger ones give batches of bounded memory
-("chunks"). The third form is one convolution of the whole images ("convolutional"). All start from
-the images, so that cutting is timed as well; each is available in jax and in PyTorch on the CPU.
+program of the network, and crops of one size share a program. Crops of one window give the usual
+loop over windows ("loop"); larger ones give batches of bounded memory ("chunks"). The third form is
+one convolution of the whole images ("convolutional"). All start from the images, so that cutting is
+timed as well; each is available in jax and in PyTorch on the CPU.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,7 +43,7 @@ class Crop(NamedTuple):
 
 
 class Workload(NamedTuple):
-    """What all forms of one comparison work on."""
+    """Networks, images and crops of one comparison."""
 
     pair: NetPair
     images: np.ndarray  # [B, H, W, C]

@@ -2,8 +2,9 @@
 
     python -m benchmarks.lib.startup_stages '{"epochs": 2}'
 
-Takes the fields in which the config of `digits` differs, as JSON. Prints one line of JSON: the
-seconds of each stage, and the times of day at the first line of this file and after the first step.
+The argument is a JSON object of fields of the `digits` config to change. Prints one line of JSON:
+the seconds of each stage, and the times of day at the first line of this file and after the first
+step.
 The stages are those of `jaxdet train digits`; nothing is imported before the clock starts.
 """
 

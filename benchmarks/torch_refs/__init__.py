@@ -1,1 +1,1 @@
-"""The same work in PyTorch, which the benchmarks are compared with where it is installed."""
+"""PyTorch counterparts of the benchmarks, timed if PyTorch is installed."""

@@ -1,4 +1,4 @@
-"""Task-aligned assignment as detectors in PyTorch usually have it: dense tensors [B, G, A]."""
+"""Task-aligned assignment as usual in PyTorch detectors, with dense tensors [B, G, A]."""
 
 import torch
 from torch import Tensor

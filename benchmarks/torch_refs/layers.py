@@ -35,7 +35,7 @@ def to_tensor(array: np.ndarray, *, requires_grad: bool = False) -> Tensor:
 
 @torch.no_grad()
 def forward(module: nn.Module, x: Tensor) -> tuple[Tensor, tuple]:
-    """(output, no gradients) of a forward pass."""
+    """(output, ()) of a forward pass, without gradients."""
     return module(x), ()
 
 
@@ -59,7 +59,7 @@ def named_arrays(
 
 
 def _empty_module(layer):
-    """A module of the layer's sizes."""
+    """A module with the sizes of the layer, not yet with its parameters."""
     channels, sizes = layer.shape[-1], (layer.kernel, layer.stride, layer.padding)
     match layer.op:
         case "dense":

@@ -1,7 +1,7 @@
 """PyTorch's CIFAR-10 tutorial: its network, trained and evaluated on images held in memory.
 
 After pytorch.org/tutorials/beginner/blitz/cifar10_tutorial.html. Images are uint8 [N, C, H, W];
-each batch is taken from them and normalised, which is faster than the tutorial's loader.
+each batch is taken from them and normalized, which is faster than the tutorial's loader.
 """
 
 import numpy as np
@@ -40,7 +40,7 @@ class Trainer:
         )
 
     def train_steps(self, rows: np.ndarray) -> float:
-        """One step for each batch of rows [S, B]; returns the last loss, which waits for all."""
+        """One step for each batch of rows [S, B]; waits for all steps and returns the last loss."""
         for index in torch.from_numpy(rows).long():
             self.optimizer.zero_grad(set_to_none=True)
             logits = self.net(normalize(self.images[index]))
@@ -51,7 +51,7 @@ class Trainer:
 
     @torch.no_grad()
     def accuracy(self, images: np.ndarray, labels: np.ndarray, batch: int) -> float:
-        """Fraction of correct answers."""
+        """Fraction of correct labels."""
         parts = zip(
             to_nchw(images).split(batch), torch.from_numpy(labels).split(batch), strict=True
         )

@@ -44,7 +44,7 @@ CLASSICAL_NOTE = (
 
 
 class Table(NamedTuple):
-    """Rows of a table, and the columns that are shown."""
+    """A table: rows, and the columns to print."""
 
     rows: list[Row]
     columns: dict[str, str]  # key -> heading
@@ -56,7 +56,7 @@ class Table(NamedTuple):
 
 
 def run(options: Compare) -> int:
-    """Print a row per run, and draw and write what the options ask for; the exit code."""
+    """Print one row per run, and write the files that the options name; returns the exit code."""
     curves, failures = _picture_paths(options)
     _check(options, curves, failures)
     verified = report.read_verified(options.verified)
@@ -87,7 +87,7 @@ def run(options: Compare) -> int:
 
 
 def evaluate_all(options: Compare, *, failures: bool) -> tuple[list[EvaluatedRun], list[Row]]:
-    """(all runs on their own data, rows of the classical baselines if they are asked for)."""
+    """(all runs, evaluated on their own data; rows of the classical baselines with `--classic`)."""
     evaluated: list[EvaluatedRun] = []
     classical: list[Row] = []
     with reuse_data():
@@ -127,7 +127,7 @@ def classical_rows(split: str, experiment: Experiment) -> list[Row]:
 def comparability_notes(
     evaluated: Sequence[EvaluatedRun], classical: Sequence[Row]
 ) -> Iterator[str]:
-    """One line for each reason why rows do not compare, and for a baseline that is left out."""
+    """One line for each reason why rows are not comparable, and for a baseline that is left out."""
     if len({one.row["system"] for one in evaluated}) > 1:
         yield "the runs are of different systems, each with its own data and loss"
         return
@@ -143,7 +143,7 @@ def comparability_notes(
 
 
 def _picture_paths(options: Compare) -> tuple[Path | None, Path | None]:
-    """Where curves and failures are drawn, or None; a report has both beside it."""
+    """(path of the curves or None, path of the failures or None); `--report` implies both."""
     curves, failures = options.figure, options.failures
     if options.report:
         stem = options.report.stem
@@ -153,7 +153,7 @@ def _picture_paths(options: Compare) -> tuple[Path | None, Path | None]:
 
 
 def _check(options: Compare, *pictures: Path | None) -> None:
-    """Refuse, before anything is computed, what cannot be compared or written."""
+    """Raise InputError for runs that cannot be compared, or files that cannot be written."""
     if not options.runs:
         raise InputError("no runs to compare; give run folders: jaxdet compare RUN...")
     for path in pictures:
@@ -180,7 +180,7 @@ def _differing_keys(dicts: Sequence[Mapping[str, Hashable]]) -> list[str]:
 
 
 def _with_class_columns(rows: Sequence[Row]) -> Table:
-    """The table of the runs: columns that any row has, those of each class among them."""
+    """The table of the runs: all columns that any row has, including those of each class."""
     classes = dict.fromkeys(chain.from_iterable(row.get("labels", ()) for row in rows))
     columns = COLUMNS | {
         f"{name} {key}": f"{name} {key}" for name in classes for key in CLASS_COLUMNS
@@ -191,7 +191,7 @@ def _with_class_columns(rows: Sequence[Row]) -> Table:
 
 
 def _class_columns(row: Row) -> Row:
-    """The scores of each class under keys of their own."""
+    """The scores of each class as columns `SCORE CLASS`."""
     classes = row.get("labels", {})
     return {f"{name} {key}": value for name in classes for key, value in classes[name].items()}
 
@@ -199,7 +199,7 @@ def _class_columns(row: Row) -> Row:
 def _draw(
     evaluated: Sequence[EvaluatedRun], curves: Path | None, gallery: Path | None
 ) -> Iterator[Path]:
-    """Draw curves and failures where a path is given; the paths of what there was to draw."""
+    """Draw curves and failures if a path is given; returns the paths of the pictures drawn."""
     if curves:
         training_plots.compare_runs({one.row["run"]: one.metrics for one in evaluated}, curves)
         yield curves

@@ -15,7 +15,7 @@ from jaxdet.training import evaluator
 from jaxdet.training.experiment import Experiment
 from jaxdet.types import Array, Batch
 
-MIN_FRACTION = 0.1  # of a class in a mixed image that is named
+MIN_FRACTION = 0.1  # smallest fraction of a class that is named in the title of a mixed image
 
 
 def run(system: str, options: Preview, config: TrainConfig) -> int:

@@ -58,7 +58,7 @@ def _time(network: summary.NetworkSummary, rows: list[dict[str, Any]], figure: P
 
 
 def _network(options: Describe) -> tuple[Any, jax.ShapeDtypeStruct, Any]:
-    """(network, input, shapes of the variables of a run; None for a model)."""
+    """(network, input, shapes of its variables if it is that of a run, else None)."""
     if run_dir.is_run(options.model):
         config = runs.read_config(options.model)
         named = configs.network_of_run(Path(options.model), config)

@@ -15,7 +15,7 @@ from jaxdet.profiling import timing
 from jaxdet.training.evaluator import cost_summary
 
 ALL = ("train", "val", "test")  # splits of `--split all`
-MAX_CLASSES = 20  # whose confusion is printed
+MAX_CLASSES = 20  # with more classes, the confusion is not printed
 MARKED_SCORES = (0.1, detection_metrics.SCORE_THRESHOLD, 0.5)  # on precision-recall curves
 
 
@@ -47,7 +47,7 @@ def run(options: Eval) -> int:
 
 
 def to_text(scores: dict[str, Any]) -> str:
-    """Scores, and those of each class, in aligned columns; numbers are rounded."""
+    """Scores, overall and per class, in aligned columns; numbers are rounded."""
     numbers = [
         {"score": name, "value": value}
         for name, value in scores.items()
@@ -61,7 +61,7 @@ def to_text(scores: dict[str, Any]) -> str:
 
 
 def _find_report(system: str) -> Callable[[dict[str, Any], str], str]:
-    """The hook `report(scores, split) -> text` of a system."""
+    """The function `report(scores, split) -> text` of a system."""
     report = getattr(import_module(f"jaxdet.configs.{system}"), "report", None)
     if report is None:
         raise InputError(f"--report: the assignment of {system} asks for no report")
@@ -69,7 +69,7 @@ def _find_report(system: str) -> Callable[[dict[str, Any], str], str]:
 
 
 def _draw(rows: dict[str, Any], scores: dict[str, Any], classes: tuple[str, ...], folder: Path):
-    """Draw the confusion matrix and, of detections, precision-recall curves and mAP."""
+    """Draw the confusion matrix; for detection also precision-recall curves and mAP."""
     from jaxdet.plots import detection as detection_plots
 
     if "confusion" in scores:

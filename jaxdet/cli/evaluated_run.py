@@ -23,7 +23,7 @@ LOSS_OPTIONS = ("loss", "box_loss", "class_weight", "box_weight", "mask_loss_by"
 
 
 class Failure(NamedTuple):
-    """An image whose prediction is among the worst."""
+    """One of the worst predictions of a run."""
 
     title: str
     image: np.ndarray  # [H, W, C] in [0, 1]
@@ -35,10 +35,10 @@ class Failure(NamedTuple):
 class EvaluatedRun(NamedTuple):
     """A run with the scores of one of its checkpoints."""
 
-    row: Row  # of the table, and all other scores
+    row: Row  # columns of the table, and all other scores
     metrics: list[dict[str, Any]]  # lines of `metrics.jsonl`
     failures: list[Failure]
-    data: dict[str, Hashable]  # split or file -> what identifies its samples
+    data: dict[str, Hashable]  # {split or file: identity of its samples}
     loss_options: dict[str, Any]  # the fields among `LOSS_OPTIONS` that the run has
     folder: Path
     config: TrainConfig
@@ -49,7 +49,7 @@ def evaluate(
 ) -> EvaluatedRun:
     """Scores, costs and history of a run; with `failures`, its worst predictions too.
 
-    experiment: that of the run, with its data.
+    experiment: the run's experiment, with its data.
     """
     recording = replace(experiment, task=RecordingTask(experiment.task))
     scorer = run.evaluator(recording, split)
@@ -85,9 +85,7 @@ def evaluate(
 
 @dataclass(frozen=True)
 class RecordingTask:
-    """A task whose report also holds, as `predictions`, labels and boxes per image.
-
-    Everything else is that of `task`.
+    """The task `task`, whose report also has `predictions`: labels and boxes per image.
 
     `predictions` has `label`, `predicted`, `score` [N]; with boxes `true_box`, `predicted_box`
     [N, 4] and `iou` [N]; it is empty for tasks without one label per image.
@@ -99,7 +97,7 @@ class RecordingTask:
         return getattr(self.task, name)
 
     def measure(self, predictions: dict[str, Array], batch: Batch) -> dict[str, Any]:
-        """The rows of the task, and those of `predictions`."""
+        """The measurements of the task, with the columns of `predictions` added."""
         rows: dict[str, Array] = {}
         if "label" in predictions and "label" in batch:
             rows = {"label": batch["label"], "predicted": predictions["label"]}
@@ -120,7 +118,7 @@ def worst_predictions(
     """The `MAX_FAILURES` worst predictions of a split: wrong labels first, then the lowest IoU.
 
     Without boxes, wrong labels are ordered by descending score and right ones by ascending score.
-    predictions: those of `RecordingTask`.
+    predictions: as `RecordingTask` reports them.
     """
     classes = experiment.metadata["classes"]
     label, predicted, score = (predictions[k] for k in ("label", "predicted", "score"))
@@ -151,7 +149,7 @@ def worst_predictions(
 
 
 def _history(folder: Path, metrics: Sequence[Mapping[str, Any]]) -> Row:
-    """Number of epochs of a run, the best of them, median seconds of an epoch, and all seconds."""
+    """Number of epochs of a run, its best epoch, median seconds per epoch, and total seconds."""
     epochs = {line["step"]: line["epoch"] for line in metrics}
     return {
         "epochs": max(epochs.values(), default=None),
@@ -162,7 +160,7 @@ def _history(folder: Path, metrics: Sequence[Mapping[str, Any]]) -> Row:
 
 
 def _sample_identities(experiment: Experiment) -> dict[str, Hashable]:
-    """What identifies the samples of each split: rows of the split tables, or names, or ids."""
+    """{split or file: identity of its samples}: rows of split tables, or names, or ids."""
     if experiment.files:
         return {name: frozenset(text.splitlines()) for name, text in experiment.files}
     return {split: _identify(source) for split, source in experiment.splits.items()}

@@ -17,7 +17,7 @@ from jaxdet.errors import InputError
 
 Kind = TypeVar("Kind")
 
-COMMAND_OPTIONS = {  # former names of options that are not those of one system
+COMMAND_OPTIONS = {  # former names of options of commands
     "score": "--score-threshold",
     "nms": "--nms-iou",
     "nms-kind": "--nms-type",
@@ -50,8 +50,8 @@ def parse(
 ) -> Kind:
     """An instance of the dataclass `kind` from command-line words.
 
-    Words that cannot be read end the process with exit code 2 and the nearest option.  InputError
-    for an option that has been renamed, in `system` if it is given.
+    Invalid words end the process with exit code 2 and the nearest option.  Raises InputError for a
+    renamed option, with its new name (in `system`, if given).
     """
     check_renamed(words, kind, system)
     registry = tyro.constructors.ConstructorRegistry()
@@ -63,7 +63,7 @@ def parse(
 
 
 def check_renamed(words: Sequence[str], kind: type, system: str = "") -> None:
-    """Refuse an option by its former name; InputError has the present one."""
+    """Raise InputError, with the new name, for a renamed option."""
     known = _option_names(kind, lambda of: True)
     for word in words:
         name = _name(word)
@@ -108,10 +108,10 @@ def split_commas(words: Sequence[str], names: Collection[str]) -> list[str]:
 
 
 def split_axes(words: Sequence[str], kind: type) -> tuple[list[str], dict[str, list[str]]]:
-    """(other words, {option: values}): the options that have several values.
+    """(other words, {option: values}) of the options with several values.
 
-    `--seeds N` means the seeds 0 to N - 1.  Options of the dataclass `kind` that are lists take
-    several values by themselves; several lists of numbers are written with commas: `--x 1,2 3,4`.
+    `--seeds N` means the seeds 0 to N - 1.  Options of the dataclass `kind` that are lists always
+    take several values; several lists of numbers are written with commas: `--x 1,2 3,4`.
     """
     lists = {option(f.name) for f in fields(kind) if "tuple" in str(f.type)}
     number_lists = {f"--{name}" for name in number_list_options(kind)}
@@ -132,7 +132,7 @@ def split_axes(words: Sequence[str], kind: type) -> tuple[list[str], dict[str, l
 
 
 def to_words(config: TrainConfig) -> list[str]:
-    """The command-line words that give a configuration: its values other than the defaults."""
+    """The command-line words for a configuration: its values that differ from the defaults."""
     out = []
     for field in fields(config):
         value = getattr(config, field.name)
@@ -162,7 +162,7 @@ def _name(word: str) -> str:
 
 
 def _boolean_rule(info: Any) -> Any:
-    """The rule by which tyro reads booleans: lower-case true or false."""
+    """Tyro's rule for booleans: lower-case true or false."""
     if info.type is not bool:
         return None
     return tyro.constructors.PrimitiveConstructorSpec(

@@ -1,4 +1,4 @@
-"""Tables of several runs: what each is, its best evaluation, mean and spread over random seeds."""
+"""Tables of several runs: options, best evaluation, mean and spread over random seeds."""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -30,7 +30,7 @@ HEADINGS = {
 }
 SEED_COLUMNS = {"run": "runs", "runs": "seeds", "model": "model", "split": "split"}
 PLOT, PLOT_TITLE = "sweep.png", "Validation scores against the epoch and against seconds"
-BASELINE = "baseline"  # the run of a one-at-a-time sweep that changes nothing
+BASELINE = "baseline"  # title of the unchanged run of a one-at-a-time sweep
 
 
 def report(
@@ -43,8 +43,8 @@ def report(
 ) -> None:
     """Print the table of a sweep, and write table, log and curves of its runs to `options.out`.
 
-    titles: name of the folder of each run.  axes: options that are columns.  costs: operations and
-    parameters of each network.  failed: folders of runs that diverged or ran out of time.
+    titles: name of each run's folder.  axes: options that are columns.  costs: operations and
+    parameters of each network.  failed: folders of runs that diverged or exceeded their time.
     """
     rows = sweep_rows(titles, axes, options.out, costs, failed)
     hidden = []
@@ -93,7 +93,7 @@ def sweep_rows(
 
 
 def gain_rows(rows: Sequence[Row], axes: Sequence[str], score: str) -> list[Row]:
-    """The rows with what differs from the first one, and how much higher their `score` is."""
+    """The rows with their differences from the first one: options, and gain in `score`."""
     names, first = [axis.strip("-") for axis in axes], rows[0]
     gains = []
     for row in rows:
@@ -146,9 +146,10 @@ def run_summary(title: str, config: TrainConfig, folder: Path) -> Row:
 
 
 def system_rows(system: str, summaries: Sequence[Row]) -> list[Row]:
-    """Rows with the columns that a system adds to reports; [] for one that adds none.
+    """Rows with the columns that a system adds to reports; [] for a system without any.
 
-    Accuracies are those of the best evaluation; that of training is the mean over the epoch before.
+    Accuracies are those of the best evaluation; training accuracy is the mean over the last epoch
+    before it.
     """
     describe = getattr(import_module(f"jaxdet.configs.{system}"), "table_row", None)
     if describe is None:
@@ -169,7 +170,7 @@ def system_rows(system: str, summaries: Sequence[Row]) -> list[Row]:
 def seed_rows(evaluated: Sequence[EvaluatedRun]) -> list[Row]:
     """Mean and spread of runs that differ in seed, comment and planned epochs only.
 
-    Of several runs with the same seed the first counts.
+    Only the first of several runs with the same seed counts.
     """
     groups: dict[tuple, dict[int, Row]] = {}
     for one in evaluated:
@@ -181,7 +182,7 @@ def seed_rows(evaluated: Sequence[EvaluatedRun]) -> list[Row]:
 
 
 def seed_columns(rows: Sequence[Row], columns: Mapping[str, str]) -> dict[str, str]:
-    """{key: heading} of `seed_rows`: those of `columns` that have a spread, and their spread."""
+    """{key: heading} of `seed_rows`: the `columns` that have a spread, each with its spread."""
     spread = {k: name for k, name in columns.items() if any(f"{k} +-" in row for row in rows)}
     both = {f"{k}{end}": f"{name}{end}" for k, name in spread.items() for end in ("", " +-")}
     return SEED_COLUMNS | both
@@ -213,7 +214,7 @@ def _write(
     summaries: Sequence[Row],
     of_system: Sequence[Row],
 ) -> None:
-    """Tables in Markdown and JSON, a line of JSON per run, and the curves of all runs."""
+    """Write tables in Markdown and JSON, a line of JSON per run, and the curves of all runs."""
     # Imported here: the first step need not wait half a second for matplotlib.
     from jaxdet.plots import training as training_plots
 

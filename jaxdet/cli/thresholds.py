@@ -1,4 +1,4 @@
-"""Verification thresholds and their files: a number, and the checkpoint and options it is for."""
+"""Verification thresholds, and files that keep them with their checkpoint and options."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ FORMER_NAMES = {"kind": "metric", "join": "reduce", "embedder": "checkpoint"}
 
 
 class Threshold(NamedTuple):
-    """The similarity from which two images are taken for the same identity."""
+    """The lowest similarity at which two images are accepted as the same identity."""
 
     value: float
     path: Path | None = None  # of the file that it was read from
@@ -23,9 +23,9 @@ class Threshold(NamedTuple):
 
 
 def parse(text: str, metric: str) -> Threshold:
-    """The threshold that a text is, or that the file of this name holds.
+    """The threshold given as a number or as the name of a threshold file.
 
-    The empty text is the default threshold of cosines.
+    The empty text means the default threshold of cosine similarity.
     """
     if not text and metric == "cosine":
         return Threshold(embeddings.THRESHOLD)
@@ -65,7 +65,7 @@ def check_fits(threshold: Threshold, checkpoint_id: dict[str, Any], **options: s
 
 
 def identify_checkpoint(folder: str | Path, step: int) -> dict[str, Any]:
-    """What identifies the network of a checkpoint: run, step, and sha256 of its manifest."""
+    """Identity of a checkpoint: run, step, and sha256 of its manifest."""
     manifest = Path(folder) / "checkpoints" / str(step) / checkpoint.MANIFEST
     return {
         "run": Path(folder).absolute().name,
@@ -91,7 +91,7 @@ def write(
 
 
 def read_scores(path: Path) -> dict[str, Any]:
-    """`checkpoint` and `scores` of a file of `write`; InputError if it has none."""
+    """`checkpoint` and `scores` of a file that `write` wrote; InputError if they are missing."""
     try:
         content = _read(path, "scores")
     except OSError as error:
@@ -112,7 +112,7 @@ def _read_threshold(path: Path) -> Threshold:
 
 
 def _read(path: Path, *names: str) -> dict[str, Any]:
-    """Threshold, checkpoint and the named entries of a file of `write`, of any version."""
+    """Threshold, checkpoint and entries `names` of a file that any version of `write` wrote."""
     try:
         content = json.loads(path.read_text())
         content = {FORMER_NAMES.get(name, name): value for name, value in content.items()}

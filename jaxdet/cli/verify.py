@@ -21,14 +21,14 @@ from jaxdet.ops import embeddings
 from jaxdet.types import Array
 
 MAX_PAIRS = 10_000_000  # pairs of images for AUC, ROC curve and histogram
-DEFAULT_FOLDS = 10  # of a list of pairs that does not say
+DEFAULT_FOLDS = 10  # for a list of pairs that gives no number of folds
 THUMBNAIL_SIDE = 112  # pixels
 
 Scores = dict[str, Any]
 
 
 def run(command: str, options: Any) -> int:
-    """Run one of the commands; its exit code."""
+    """Run one of the commands; returns the exit code."""
     commands = {"dev": dev, "test": test, "pair": pair, "pairs": pairs, "probe": probe}
     return commands[command](options)
 
@@ -102,7 +102,7 @@ def pair(options: verify_options.Pair) -> int:
 
 
 def pairs(options: verify_options.Pairs) -> int:
-    """Print the scores of a list of pairs, each fold evaluated at the threshold of the others."""
+    """Print the scores of a list of pairs, each fold evaluated at the others' best threshold."""
     common.check_picture(options.worst, options.count)
     listed = verification_protocol.read_pairs(options.pairs, options.root)
     if listed.missing and options.on_missing == "error":
@@ -143,7 +143,7 @@ def probe(options: verify_options.Probe) -> int:
         raise InputError(f"{options.folder}: must have two identities with two images each")
     if (counts == 1).any():
         common.warn(f"identities with one image, left out: {(counts == 1).sum()}")
-    order = np.concatenate([np.arange(count) for count in counts])  # of the images of an identity
+    order = np.concatenate([np.arange(count) for count in counts])  # within their identity
     several = counts[gallery.labels] > 1
     fitted, others = ((order % 2 == part) & several for part in (0, 1))
     embedder = load_embedder(options)
@@ -161,7 +161,7 @@ def probe(options: verify_options.Probe) -> int:
 
 
 class Embedder(NamedTuple):
-    """A run that embeds images, and what identifies its checkpoint."""
+    """A run that embeds images, and the identity of its checkpoint."""
 
     run: api.Run
     checkpoint_id: dict[str, Any]  # see `thresholds.identify_checkpoint`
@@ -246,7 +246,7 @@ class Identification(NamedTuple):
         return self.similarity[rows].ravel(), same.ravel()
 
     def separation(self) -> Scores:
-        """Scores over all thresholds, those for which there are examples of both kinds."""
+        """Scores over all thresholds; scores that need a missing kind of examples are left out."""
         (score, same), scores = self.pairs(), {}
         if same.any() and not same.all():
             scores |= pair_rates(score, same)
@@ -324,7 +324,7 @@ def cross_validate(
 
 
 def pair_rates(score: np.ndarray, same: np.ndarray) -> Scores:
-    """AUC, equal error rate and accept rates of pairs, of which both kinds must be there."""
+    """AUC, equal error rate and accept rates of pairs, which must be of both kinds."""
     rates = verification_metrics.tar_at_far(score, same)
     rates = zip(verification_metrics.FAR_LEVELS, rates, strict=True)
     return {
@@ -340,7 +340,7 @@ def _check_step(step: float) -> None:
 
 
 def _print_scores(options: verify_options.Embedding, embedder: Embedder, scores: Scores) -> None:
-    """A table of rounded scores, or JSON, which has the hash of the checkpoint as well."""
+    """Print a table of rounded scores; or JSON, with the hash of the checkpoint."""
     if options.json:
         print(json.dumps({**embedder.checkpoint_id, **scores}))
         return
@@ -358,7 +358,7 @@ def _print_line(options: verify_options.Embedding, line: str) -> None:
 def _write_results(
     options: Any, part: str, threshold: float, embedder: Embedder, found: Identification
 ) -> None:
-    """Write plots, the threshold with its scores, and the worst mistakes, as the options ask."""
+    """Write the files that the options name: plots, threshold with scores, worst mistakes."""
     if options.plots:
         _plot_pairs(options, *found.pairs())
         _plot_thresholds(options, found, threshold)

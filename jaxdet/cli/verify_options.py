@@ -38,7 +38,7 @@ class Identify(Verify):
     unknown: Path
     """folder of the probes: images in the order of their names"""
     reduce: Literal["max", "mean"] = "max"
-    """similarity to an identity with several images: the highest, or the mean"""
+    """similarity to an identity: maximum or mean over its gallery images"""
     worst: Path | None = None
     """picture to write: the worst mistakes, each beside the most similar image of the predicted
     identity"""
@@ -53,7 +53,7 @@ class Identify(Verify):
 
 @dataclass(frozen=True, kw_only=True)
 class Dev(Identify):
-    """Find the threshold that decides best whether an unknown image is its most similar identity.
+    """Find the threshold at which the most similar identity is accepted with the best accuracy.
 
     Prints scores at the default threshold .4 (cosine only) and at the best one.  `accuracy` is the
     fraction of correct decisions; `known_accuracy` is the number of correctly identified images per
@@ -61,12 +61,12 @@ class Dev(Identify):
     """
 
     truth: Path
-    """table with the label of each unknown image, n000000 for no known identity (.csv)"""
+    """.csv table with the label of each unknown image; n000000 means no known identity"""
     sweep: bool = True
-    """find the best threshold; false keeps .4"""
+    """whether to find the best threshold; false keeps .4"""
     out: Path | None = None
-    """file to write: the threshold for `verify test` and `verify pair`, with its scores for
-    `compare --verified` (.json)"""
+    """.json file to write: the threshold for `verify test` and `verify pair`, with its scores for
+    `compare --verified`"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,16 +74,16 @@ class Test(Identify):
     """Identify unknown images by a threshold that was found on other images."""
 
     threshold: str = ""
-    """number, or file of `verify dev --out`; .4 by default for cosines"""
+    """a number, or the file that `verify dev --out` wrote; default for cosines: .4"""
     truth: Path | None = None
-    """table with the label of each unknown image: print scores, and allow --plots, --worst and
-    --out (.csv)"""
+    """.csv table with the label of each unknown image; if given, scores are printed, and --plots,
+    --worst and --out are allowed"""
     submit: Path | None = None
-    """table to write instead of printing: index and label of each unknown image (.csv)"""
+    """.csv table to write instead of printing: index and label of each unknown image"""
     sample: Path | None = None
-    """table whose header and first column --submit keeps; its rows must match (.csv)"""
+    """.csv table whose header and first column --submit copies; its rows must match the images"""
     out: Path | None = None
-    """with --truth: file to write: the scores, for `compare --verified` (.json)"""
+    """with --truth: .json file to write, with the scores for `compare --verified`"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ class Pair(Verify):
     images: tyro.conf.Positional[tuple[Path, Path]]
     """two image files"""
     threshold: str = ""
-    """number, or file of `verify dev --out`; .4 by default for cosines"""
+    """a number, or the file that `verify dev --out` wrote; default for cosines: .4"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +110,8 @@ class Pairs(Verify):
     folds: int = 0
     """number of folds; 0: that of the list, or 10 if it has none"""
     on_missing: Literal["error", "skip"] = "error"
-    """pairs with a missing image: stop, or leave them out and count them; the other pairs keep
-    their folds"""
+    """what to do with pairs of which an image is missing: stop, or leave out and count them; the
+    other pairs keep their folds"""
     worst: Path | None = None
     """picture to write: the worst mistakes"""
     count: int = 20
@@ -124,8 +124,8 @@ class Pairs(Verify):
 class Probe(Embedding):
     """Measure how well a linear classifier separates identities by their embeddings.
 
-    It is fitted to every second image of each identity, in the order of their names from the first
-    on; `accuracy` is that on the other images, `fitted_accuracy` that on the fitted ones.
+    It is fitted to every second image of each identity, in the order of their names; `accuracy` is
+    measured on the other images, `fitted_accuracy` on the fitted ones.
     """
 
     folder: tyro.conf.Positional[Path]
@@ -136,9 +136,9 @@ class Probe(Embedding):
 class VerificationFolders(Process):
     """Make the folders of a verification protocol from a folder of images per identity.
 
-    classification/ has identities to train on, known/ has gallery images of others; unknown_dev/
-    and unknown_test/ have further images of these, and images of unknown identities, labelled
-    n000000, which are in neither.  unknown_dev/ and unknown_test/ share no identity.
+    classification/ has the identities to train on; known/ has gallery images of other identities.
+    unknown_dev/ and unknown_test/ have further images of the gallery identities, and images of
+    unknown identities, labeled n000000; they have no identity in common.
     """
 
     root: str = ""
@@ -148,9 +148,9 @@ class VerificationFolders(Process):
     known: int = 12
     """number of known identities"""
     unknown_identities: int = 6
-    """number of unknown identities; all others are for training"""
+    """number of unknown identities; the remaining identities are for training"""
     gallery_images: int = 1
-    """images of each known identity in known/; its other images are probes"""
+    """images per known identity in known/; its other images are probes"""
     dev: float = 0.34
     """fraction of the known and of the unknown identities in unknown_dev/"""
     seed: int = 0

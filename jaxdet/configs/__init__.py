@@ -4,7 +4,7 @@
     experiment = configs.build("digits", config)  # reads the data
 
 The fields of a `Config` are the options of the command line; the text below a field is its help.
-A module has `network`, `build`, `from_splits` (the experiment for data that are read already) and
+Each module has `network`, `build`, `from_splits` (the experiment for given sources) and
 `check`; it may have `summarize` for `jaxdet data inspect`, `split_tables` for `jaxdet data split`,
 `table_row` for `jaxdet compare --report` and `report` for `jaxdet eval --report`.  Importing a
 configuration imports neither jax nor flax, so that `--help` is fast.
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 SYSTEMS = ("digits", "objects", "detect", "cifar10", "faces")
 NETWORK_NAMES = (*SYSTEMS, *registry.MODELS)
-_SYSTEM_OF_KIND = {"localizer": "objects", "cifar": "cifar10"}  # their options complete the model
+_SYSTEM_OF_KIND = {"localizer": "objects", "cifar": "cifar10"}  # system that builds such a model
 
 
 class NamedNetwork(NamedTuple):
-    """A network and the shape of the input that it is described with."""
+    """A network, and the input shape for which it is described."""
 
     net: "nn.Module"  # called as net(images, train)
     input: tuple[int, ...]  # B, H, W, C
@@ -46,7 +46,7 @@ def config(name: str) -> type[TrainConfig]:
 def build(name: str, config: Any) -> "Experiment":
     """The experiment of a configuration of the system `name`, with its data.
 
-    InputError names the option or file that cannot be used.
+    Raises InputError, which names the invalid option or file.
     """
     from jaxdet.training import time_budget
 
@@ -58,9 +58,9 @@ def build(name: str, config: Any) -> "Experiment":
 
 
 def without_data(name: str, config: Any, metadata: Mapping[str, Any]) -> "Experiment":
-    """The experiment of a run with one blank record in place of its data.
+    """The experiment of a run, with one blank record in place of its data.
 
-    metadata: that of the run: `classes`, and `record` as `data.sources.record_spec` returns it.
+    metadata: metadata of the run, with `classes` and `record` (see `data.sources.record_spec`).
     """
     from jaxdet.data import sources
 
@@ -72,7 +72,7 @@ def without_data(name: str, config: Any, metadata: Mapping[str, Any]) -> "Experi
 def network(name: str, config: Any, *classes: int) -> "tuple[nn.Module, tuple[int, ...]]":
     """(network, input shape [B, H, W, C]) of a configuration, without its data.
 
-    classes: their number; without it, that of the system's usual data.
+    classes: number of classes; by default that of the system's usual data.
     """
     check(config)
     return import_module(f"jaxdet.configs.{name}").network(config, *classes)
@@ -98,7 +98,7 @@ def named_network(name: str) -> NamedNetwork:
 
 
 def network_of_config(name: str, config: Any, *classes: int) -> NamedNetwork:
-    """`network` with the dropout rate of the configuration, which in training is traced."""
+    """`network` with the dropout rate of the configuration, which is traced in training."""
     net, shape = network(name, config, *classes)
     if name == "cifar10":
         net = net.clone(rate=config.dropout)
@@ -114,7 +114,7 @@ def network_of_run(folder: Path, config: Any) -> NamedNetwork:
 
 
 def _checked_module(name: str, config: Any) -> ModuleType:
-    """The module of a system, after its checks of a configuration."""
+    """The module of a system, once its `check` has accepted the configuration."""
     module = import_module(f"jaxdet.configs.{name}")
     check(config)
     module.check(config)
@@ -122,7 +122,7 @@ def _checked_module(name: str, config: Any) -> ModuleType:
 
 
 def __getattr__(name: str) -> ModuleType:
-    """`configs.detect` and the others, imported when they are first used."""
+    """`configs.detect` and the other systems, imported on first use."""
     if name in SYSTEMS:
         return import_module(f"jaxdet.configs.{name}")
     raise AttributeError(f"module 'jaxdet.configs' has no attribute {name!r}")

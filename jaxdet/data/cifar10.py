@@ -1,8 +1,8 @@
-"""CIFAR-10: colour images of 32 x 32 pixels in ten classes.
+"""CIFAR-10: color images of 32 x 32 pixels in ten classes.
 
-The forms on disk are those of its author, Python pickles and binary records, in a folder or a tar
-file; image files in folders of classes, see `image_folder`; and a prepared set of
-tensorflow-datasets.  Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
+The layouts on disk are those of its author, Python pickles and binary records, in a folder or a tar
+file; image files in one folder per class, see `image_folder`; and a prepared tensorflow-datasets
+set.  Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
 """
 
 import io
@@ -38,9 +38,9 @@ def read(
     """({"train": source, "test": source}, class names) of CIFAR-10.
 
     The arrays are image [N, 32, 32, 3] uint8, label [N] int32 and id [N] int32; test ids go on from
-    training ids.  `root` is a file or folder in one of its forms, a folder that contains one, or
-    `tfds:NAME`, a set prepared in `data_dir`.  Nothing is downloaded.  InputError where there is
-    none, or it is incomplete or damaged.
+    training ids.  `root` is a file or folder in one of these layouts, a folder that contains one,
+    or `tfds:NAME`, a set prepared in `data_dir`.  Nothing is downloaded.  Raises InputError if no
+    data are found, or they are incomplete or damaged.
     """
     if str(root).startswith(tfds_data.PREFIX):
         return _read_tfds(str(root).removeprefix(tfds_data.PREFIX), data_dir)
@@ -55,7 +55,7 @@ def read(
 def summarize(root: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
     """(a table row per class, notes on files that cannot be used) of the data at `root`.
 
-    The columns are those of `image_folder.summarize`; all forms but image files have no notes.
+    The columns are those of `image_folder.summarize`; only image files have notes.
     """
     for path in _candidates(root):
         found = image_folder.find_classes(image_folder.list_files(path))
@@ -83,7 +83,7 @@ def _candidates(root: str | Path | None) -> Iterator[Path]:
 
 
 def _read_tree(tree: FileTree) -> tuple[Splits, tuple[str, ...]] | None:
-    """The result of `read` for the first form found in a tree of files; None without any."""
+    """The result of `read` for the first layout found in a tree of files; None if there is none."""
     for ending, decode in {"": _decode_pickle, ".bin": _decode_records}.items():
         expected = {f"{name}{ending}" for names in BATCH_FILES.values() for name in names}
         for folder in sorted(tree.files):
@@ -110,7 +110,7 @@ def _read_batches(tree: FileTree, folder: Folder, ending: str, decode: Callable)
 
 
 def _read_images(found: ImageFolderDataset) -> tuple[Splits, tuple[str, ...]]:
-    """The result of `read` for images in folders of classes, every one of which must be usable."""
+    """The result of `read` for images in one folder per class; every image must be usable."""
     splits, notes, first = {}, list(found.notes), 0
     for name in BATCH_FILES:
         samples = found.splits[name]
@@ -178,7 +178,7 @@ def _check_labels(label: np.ndarray, count: int, classes: int) -> np.ndarray:
 
 
 def _decode_records(content: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Values and labels of the binary form: for each image one byte of label, then its values."""
+    """Values and labels of the binary layout: per image one byte of label, then its values."""
     size = VALUES_PER_IMAGE + 1
     if not content or len(content) % size:
         raise InputError(
@@ -189,7 +189,7 @@ def _decode_records(content: bytes) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _decode_pickle(content: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Values and labels of the Python form: a dict pickled by Python 2 and NumPy."""
+    """Values and labels of the Python layout: a dict pickled by Python 2 and NumPy."""
     batch = pickles.next_unpickler(io.BytesIO(content), _Unpickler, encoding="bytes").load()
     if not isinstance(batch, dict):
         raise InputError(f"must hold a dict with data and labels, got a {type(batch).__name__}")
@@ -209,7 +209,7 @@ def _to_array(value: Any) -> np.ndarray:
 
 
 class _Unpickler(pickles.RestrictedUnpickler):
-    """Builds arrays of NumPy, and bytes as Python 3 pickles them for Python 2."""
+    """An unpickler for NumPy arrays, and bytes pickled by Python 3 with protocol 2."""
 
     def allowed_globals(self) -> dict[str, Any]:
         """Replacements of the globals that NumPy's pickles call, in NumPy 1 and 2."""

@@ -1,4 +1,4 @@
-"""Identities of faces: which are trained, and which of their images are in which split."""
+"""Data set of faces: which identities are trained, and the split of their images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,8 +29,8 @@ class FaceDataset(NamedTuple):
 def read_dataset(config: Any) -> FaceDataset:
     """The data set of a configuration of `faces`.
 
-    The first `config.identities` by name are trained (0: all), the others make the split `others`.
-    InputError where a trained identity has no usable training image.
+    The first `config.identities` identities by name are trained (0: all), the rest form the split
+    `others`.  Raises InputError if a trained identity has no usable training image.
     """
     _check_root(config.root)
     dataset = image_folder.read(config.root)
@@ -95,7 +95,7 @@ def _random_split(config: Any, splits: Splits) -> Splits:
 
 
 def _training_fraction(config: Any, samples: list[LabeledImage]) -> list[LabeledImage]:
-    """A fraction of each identity's training images; a smaller one is contained in a larger one."""
+    """A fraction of each identity's training images; a larger fraction contains a smaller one."""
     if config.train_fraction == 1:
         return samples
     random, kept = np.random.default_rng(config.split_seed), []
@@ -114,7 +114,7 @@ def _by_identity(samples: Sequence[LabeledImage]) -> list[list[LabeledImage]]:
 
 
 def _check_trained(root: str, classes: Sequence[str], labels: np.ndarray) -> None:
-    """Refuse identities without a usable training image."""
+    """Raise InputError for an identity without a usable training image."""
     seen = {*labels.tolist()}
     unseen = [name for number, name in enumerate(classes) if number not in seen]
     if unseen:

@@ -1,4 +1,4 @@
-"""Localisation data sets: images with one label and one box each.
+"""Localization data sets: images with one label and one box each.
 
 `images/LABEL/FILE` are the images, and `annotations/LABEL.csv` has a row per image:
 `file,x0,y0,x1,y1,label`, in pixels of the original image, with or without a header.  File names may
@@ -24,7 +24,7 @@ from jaxdet.errors import InputError
 
 SPLIT_FILES = {"train": "training_data.csv", "val": "val_data.csv", "test": "test_data.csv"}
 COLUMNS = "file,x0,y0,x1,y1,label"
-LABEL_ORDER = ("motorcycle", "airplane", "face")  # of assignment 0: its random split depends on it
+LABEL_ORDER = ("motorcycle", "airplane", "face")  # as in assignment 0: fixes its random split
 THUMBNAIL_SIDE = 32  # pixels; enough where only the sizes of images matter
 
 Box = tuple[float, float, float, float]
@@ -32,7 +32,7 @@ Item = TypeVar("Item")
 
 
 class Annotation(NamedTuple):
-    """A row of a table; its image and whether the box is inside it are checked by `load`."""
+    """A row of a table; `load` checks its image, and that the box is inside it."""
 
     label: str
     file: str
@@ -140,8 +140,8 @@ def load(
 ) -> tuple[sources.ArraySource, list[str]]:
     """(source of the usable annotations, notes on the others).
 
-    The arrays are image [N, side, side, 3] uint8; label [N], an index of `classes`; boxes [N, 1, 4]
-    in pixels of the resized image; size [N, 2], original height and width; and id [N], counting
+    The arrays are image [N, side, side, 3] uint8; label [N], an index into `classes`; boxes [N, 1,
+    4] in pixels of the resized image; size [N, 2], original height and width; and id [N], counting
     `annotations` from `first_id`.  InputError where no annotation can be used.
     """
     kept, notes = [], []
@@ -300,7 +300,7 @@ def to_network(boxes: np.ndarray, size: np.ndarray, side: int) -> np.ndarray:
 
 
 def to_original(boxes: np.ndarray, size: np.ndarray, side: int) -> np.ndarray:
-    """Undoes `to_network`."""
+    """The inverse of `to_network`."""
     return boxes * _width_height_twice(size) / side
 
 
@@ -316,7 +316,7 @@ def _check_root(root: str | Path) -> None:
 
 
 def _read_image(row: Annotation, root: str | Path, side: int) -> tuple[np.ndarray, Size] | str:
-    """(resized image, original size) of a row, or what is wrong with it."""
+    """(resized image, original size) of a row, or a description of the problem with it."""
     x0, y0, x1, y1 = row.box
     box = " ".join(map(_format_number, row.box))
     if x1 <= x0 or y1 <= y0:
@@ -333,7 +333,7 @@ def _read_image(row: Annotation, root: str | Path, side: int) -> tuple[np.ndarra
 
 
 def _parse_row(line: list[str], location: str, labels: set[str]) -> Annotation | str:
-    """The annotation of a line, or what is wrong with it."""
+    """The annotation of a line, or a description of the problem with it."""
     words = [word.strip() for word in line]
     if len(words) != 6:
         return f"{location}: {len(words)} columns; expected {COLUMNS}"

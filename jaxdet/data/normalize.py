@@ -1,4 +1,4 @@
-"""Per-channel normalisation of images."""
+"""Per-channel normalization of images."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ class Normalization(NamedTuple):
 
 
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # torchvision's
-EFFICIENTNET_LITE = Normalization((127 / 255,) * 3, (128 / 255,) * 3)  # the published weights'
+EFFICIENTNET_LITE = Normalization((127 / 255,) * 3, (128 / 255,) * 3)  # of the published weights
 CENTERED = Normalization((0.5,) * 3, (0.5,) * 3)  # to [-1, 1]
 
 

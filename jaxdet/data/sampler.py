@@ -1,4 +1,4 @@
-"""Which records make up a batch: a function of seed and epoch alone."""
+"""The records of each batch, as functions of seed and epoch alone."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,11 +26,11 @@ def shuffled_batches(seed: int, epoch: int, count: int, batch: int) -> np.ndarra
 def pk_sampler(labels: np.ndarray, samples_per_class: int) -> BatchOrder:
     """PK sampling: an order whose batches hold `samples_per_class` adjacent images of each class.
 
-    The images of each class, `labels [N]`, are cut into groups, the last one filled with the first
-    images of the class.  Where there are more groups than an epoch holds some are left out at
-    random; where there are fewer some occur twice.  A class with n groups has at most
-    ceil(n / steps) of them in a batch, so the groups of a batch are of different classes unless a
-    class has more groups than the epoch has steps.  The batch size must be a multiple of
+    The images of each class, `labels [N]`, are split into groups of this size, the last one filled
+    up with the first images of the class.  If there are more groups than an epoch holds, some are
+    left out at random; if there are fewer, some occur twice.  A class with n groups has at most
+    ceil(n / steps) of them in a batch, so that the groups of a batch are of different classes
+    unless a class has more groups than the epoch has steps.  The batch size must be a multiple of
     `samples_per_class`.  Hermans et al. 2017, arXiv:1703.07737.
     """
     members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
@@ -46,7 +46,7 @@ def pk_sampler(labels: np.ndarray, samples_per_class: int) -> BatchOrder:
         owner = np.repeat(np.arange(len(groups)), [*map(len, groups)])
         kept = np.resize(random.permutation(len(owner)), steps * (batch // samples_per_class))
         classes = np.concatenate([*_spread_classes(np.bincount(owner[kept]), steps, random)])
-        placed = np.empty_like(kept)  # the kept groups of each class in turn, to the class's slots
+        placed = np.empty_like(kept)  # the kept groups of each class, at the slots of the class
         placed[np.argsort(classes, kind="stable")] = kept[np.argsort(owner[kept], kind="stable")]
         return np.concatenate(groups)[placed].reshape(steps, batch).astype(np.int32)
 

@@ -17,7 +17,7 @@ READ_THREADS = 16  # a record is a file, and reading mostly waits for the disk
 
 
 class ArraySource:
-    """A source over arrays of equal length N: record i is row i of each of them.
+    """A source of arrays of equal length N: record i is row i of each array.
 
     Args:
         arrays: name -> array [N, ...]; `source.arrays` can be put on a device as it is.
@@ -55,7 +55,7 @@ class ArraySource:
         return ArraySource(self[indices], self.names and [self.names[i] for i in indices])
 
     def batches(self, index: np.ndarray) -> Iterator[np.ndarray]:
-        """The rows of `index [S, B]` one by one: the arrays are on the device already."""
+        """The rows of `index [S, B]`, one by one; the arrays themselves are on the device."""
         return iter(index)
 
 

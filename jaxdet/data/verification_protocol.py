@@ -17,7 +17,7 @@ import numpy as np
 from jaxdet.data import images
 from jaxdet.errors import InputError
 
-UNKNOWN_LABEL = "n000000"  # of a probe that shows no identity of the gallery
+UNKNOWN_LABEL = "n000000"  # label of a probe that shows no identity of the gallery
 LABEL_COLUMN = "label"
 INDEX_HEADER, FILE_HEADER = ("index", LABEL_COLUMN), ("id", LABEL_COLUMN)
 EXPECTED_COLUMNS = "a label, or a number or file and a label"
@@ -67,7 +67,7 @@ class PairList(NamedTuple):
 def read_gallery(folder: str | Path) -> Gallery:
     """The gallery in a folder; InputError for an identity without images.
 
-    Images beside the folders of identities are refused: they may be a layout of another kind.
+    Images beside the folders of identities raise InputError, since the layout may be another one.
     """
     folder = _check_folder(folder)
     shown = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
@@ -97,7 +97,7 @@ def list_probes(folder: str | Path) -> list[Path]:
 
 
 def read_truth(path: str | Path, identities: Sequence[str], files: Sequence[Path]) -> np.ndarray:
-    """The true identity of N probes: [N] int32, an index of `identities`, or -1 for unknown ones.
+    """The true identity of N probes: [N] int32, an index into `identities`, or -1 for unknown ones.
 
     InputError for an unknown label, and for rows that do not match the files.
     """
@@ -140,10 +140,10 @@ def read_table(path: str | Path) -> LabelTable:
 
 
 def mismatches(table: LabelTable, files: Sequence[Path]) -> list[str]:
-    """One line for each row of a table that is not the row of its file.
+    """One line for each row of a table that does not match its file.
 
-    A key is the number of a file, counting from that of the first row, or its name; any other key
-    matches every file.
+    A key matches if it is the file's name, or its number counted from the key of the first row;
+    keys that are neither names nor numbers match every file.
     """
     first = table.rows[0].key if table.rows else None
     start = int(first) if first is not None and _is_number(first) else 0
@@ -193,7 +193,8 @@ def submission_csv(
 def read_pairs(path: str | Path, root: str | Path) -> PairList:
     """The pairs of a file like `pairs.txt` of Labeled Faces in the Wild, with images below `root`.
 
-    The first line is the number of folds and of pairs of each kind in a fold, or the latter alone.
+    The first line has the number of folds and the number of pairs of each kind per fold, or the
+    latter alone.
     `NAME 1 2` is a pair of one identity, `NAME 1 OTHER 2` of two.  Image 1 of NAME is the file
     NAME/NAME_0001 with any suffix, anywhere below `root`.
     """

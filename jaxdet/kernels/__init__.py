@@ -1,1 +1,1 @@
-"""Convolution and pooling that are fast on a CPU; on other devices they are XLA's own."""
+"""Convolution and max pooling that are fast on CPUs; other devices use XLA's own."""

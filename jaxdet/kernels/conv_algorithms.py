@@ -1,7 +1,8 @@
 """Convolution algorithms for x [B, H, W, C] and kernel [h, w, C / groups, D].
 
-All compute the same function, linear in x and in the kernel, by `lax` operations; but the cost of
-an algorithm's transpose can differ much from its own.  `kernels.conv` chooses.
+All compute the same function, which is linear in x and in the kernel.  The transpose of an
+algorithm, which computes a gradient, can be much slower or faster than the algorithm itself;
+`kernels.conv` chooses for each.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -64,7 +65,7 @@ def output_shape(
 
 
 def compute_once(x: Array) -> jax.Array:
-    """x, computed once; under differentiation its gradient too.
+    """x, computed by XLA only once even if several operations use it; so is its gradient.
 
     XLA's CPU fuses a sum of slices into every consumer and recomputes it there: a depthwise 5x5
     with batch norm after it was computed 25 times in its own gradient.  The result of a conditional
@@ -162,9 +163,9 @@ def _matmul(geometry, x, matrix):
 
 
 def _sum_of_taps(geometry, x, kernel, broadcast):
-    """Sum over taps of x as a tap sees it times the tap's weights [columns * D].
+    """Sum over kernel taps of the shifted x times the weights [columns * D] of the tap.
 
-    `broadcast(weights, shape)` prepares the weights for the shape [B, rows, columns * D].
+    `broadcast(weights, shape)` broadcasts the weights to the shape [B, rows, columns * D].
     """
     rows, columns = output_shape(x.shape, kernel.shape, geometry)
     weights = jnp.tile(kernel.reshape(-1, kernel.shape[-1]), (1, columns))  # [taps, columns * D]
@@ -177,7 +178,7 @@ def _sum_of_taps(geometry, x, kernel, broadcast):
 
 
 def _broadcast_by_doubling(weights, shape):
-    """Weights [N] as [B, rows, N] by doubling: the transpose sums images in pairs, then rows.
+    """Broadcast weights [N] to [B, rows, N] by doubling; its transpose sums images in pairs.
 
     XLA's CPU is slow at summing over all pixels of several images, and fast at adding two halves.
     """
@@ -190,7 +191,7 @@ def _broadcast_by_doubling(weights, shape):
 
 
 def _flat_taps(geometry, x, kernel, rows, columns):
-    """What each tap sees of padded x, [B, rows, columns * D], columns and channels merged.
+    """Pixels of padded x under each tap, [B, rows, columns * D] with columns and channels merged.
 
     With a column stride of 1 a tap is then one slice of each row.
     """
@@ -230,7 +231,7 @@ def _space_to_depth(x, rows, columns):
 
 
 def _taps(geometry, x, kernel) -> Iterator[Array]:
-    """What each tap of the kernel sees, [B, rows, columns, C], in the kernel's order."""
+    """Pixels of x under each tap of the kernel, [B, rows, columns, C], in the kernel's order."""
     sides = output_shape(x.shape, kernel.shape, geometry)
     x = _pad(geometry, x)
     extent = [(n - 1) * stride + 1 for n, stride in zip(sides, geometry.strides, strict=True)]

@@ -226,7 +226,7 @@ def torch_name(path: str, stages: tuple[Stage, ...] = STAGES) -> str:
     """Name of a variable in the weights of github.com/lukemelas/EfficientNet-PyTorch.
 
     `batch_stats/stage1_block1/depthwise_norm/mean` is `_blocks.0._bn1.running_mean`.
-    stages: of the network, from `scaled_stages`; the default is that of B0 and Lite0.
+    stages: `scaled_stages` of the network; by default the stages of B0 and Lite0.
     Raises KeyError where the network has no such module.
     """
     block, module, leaf = _parse(path, stages)

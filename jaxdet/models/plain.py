@@ -61,7 +61,7 @@ def simple(classes: int, *, dtype: Any = None, **fields: Any) -> Localizer:
     """Three convolutions, each followed by a 4x4 max pool, and two small branches.
 
     At 224 x 224 pixels the last map is 3 x 3 x 64; 94,583 parameters with three classes.
-    fields: of the `ConvStack`, such as `norm` and `frozen_stages`.
+    fields: further fields of the `ConvStack`, such as `norm` and `frozen_stages`.
     """
     features = partial(ConvStack, layout=SIMPLE, dtype=dtype, **fields)
     return Localizer(features, classes, hidden=(32, 16), rates=(0.5, 0.5), side=3, dtype=dtype)
@@ -83,7 +83,8 @@ def vgg(classes: int, *, dtype: Any = None, **fields: Any) -> Localizer:
 
     Simonyan and Zisserman 2014, arXiv:1409.1556, configuration A.  At 224 x 224 pixels the last map
     is 7 x 7 x 512; 35,446,023 parameters with three classes.
-    fields: of the `ConvStack`; convolutions have biases, as in torchvision's files.
+    fields: further fields of the `ConvStack`, whose convolutions have biases as in torchvision's
+    files.
     """
     features = partial(ConvStack, layout=VGG, dtype=dtype, bias=True, **fields)
     return Localizer(features, classes, hidden=(512, 512), rates=(0.5, 0.5), side=7, dtype=dtype)

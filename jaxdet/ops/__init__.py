@@ -1,11 +1,11 @@
 """Array functions for detection, sliding windows and embeddings, usable on their own.
 
 - `boxes`: corner boxes `x0 y0 x1 y1`: overlap, clipping, format conversion
-- `anchors`: grid centres, anchor boxes, box encodings
+- `anchors`: grid centers, anchor boxes, box encodings
 - `assign`: assignment of true boxes to cells (`task_aligned`, `max_iou`)
 - `nms`: non-maximum suppression and box fusion
 - `windows`: receptive fields, extraction and targets of sliding windows
-- `embeddings`: normalisation, similarity, identification
+- `embeddings`: normalization, similarity, identification
 - `augment`: random image and box transforms
 - `numerics`: safe division and precision
 

@@ -1,7 +1,7 @@
-"""Grid centres and anchor boxes of a feature pyramid, and box encodings relative to them.
+"""Grid centers and anchor boxes of a feature pyramid, and box encodings relative to them.
 
 Cells are ordered level by level, fine to coarse, and row by row within a level.  Cell (i, j) of a
-level covers `stride` x `stride` pixels around its centre ((j + 0.5) stride, (i + 0.5) stride).
+level covers `stride` x `stride` pixels around its center ((j + 0.5) stride, (i + 0.5) stride).
 All lengths are in pixels of the network's input.
 """
 
@@ -22,7 +22,7 @@ MAX_LOG_SCALE = np.log(1000 / 16)  # decoded log-scales are clamped to this, as 
 def grid_centers(
     shapes: Sequence[tuple[int, int]], strides: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Centres [A, 2] (x, y) of the cells of all levels, and the stride [A] of each cell.
+    """Centers [A, 2] (x, y) of the cells of all levels, and the stride [A] of each cell.
 
     shapes: (rows, columns) of each level.  Shapes and strides are static, so results are NumPy
     arrays, float32.
@@ -45,7 +45,7 @@ def anchor_boxes(
     scales: Sequence[float] = (4.0,),
     ratios: Sequence[float] = (1.0,),
 ) -> np.ndarray:
-    """Anchors [A * R, 4] centred at points [A, 2], one for each of the R (scale, ratio) pairs.
+    """Anchors [A * R, 4] centered at points [A, 2], one for each of the R (scale, ratio) pairs.
 
     An anchor covers (stride * scale)^2 pixels, and its height is `ratio` times its width.  The
     anchors of a point are adjacent.  Ren et al. 2015, arXiv:1506.01497.
@@ -97,7 +97,7 @@ def ltrb_to_boxes(distances: Array, points: Array) -> jax.Array:
 
 
 def _center_and_sides(*arrays):
-    """(centre [..., 2], sides [..., 2]) of each array of boxes [..., 4]."""
+    """(center [..., 2], sides [..., 2]) of each array of boxes [..., 4]."""
     chex.assert_shape(arrays, (..., 4))
     corners = [(x[..., :2], x[..., 2:]) for x in map(as_float32, arrays)]
     return [((low + high) / 2, high - low) for low, high in corners]

@@ -1,9 +1,9 @@
 """Corner boxes: area, overlap, clipping and format conversion.
 
 A box is `x0 y0 x1 y1`, float, in pixels: x to the right, y down, half-open, so that one pixel has
-area 1.  A box of no width or no height is empty and has area 0; so has one whose corners are
-swapped.  Functions broadcast over `[..., 4]`: `iou(a, b)` compares row by row, and
-`iou(a[:, None], b[None])` all pairs.  Results are float32, or float64 for float64 boxes.
+area 1.  A box without width or height, or with swapped corners, is empty: its area is 0.  Functions
+broadcast over `[..., 4]`: `iou(a, b)` compares row by row, and `iou(a[:, None], b[None])` all
+pairs.  Results are float32, or float64 for float64 boxes.
 """
 
 from functools import reduce
@@ -69,7 +69,7 @@ def giou(a: Array, b: Array, *, eps: float = 0.0) -> jax.Array:
 def diou(a: Array, b: Array, *, eps: float = 0.0) -> jax.Array:
     """Distance-IoU of boxes [..., 4], broadcasting, in [-1, 1].
 
-    IoU minus the squared distance of the centres over the squared diagonal of the enclosing box.
+    IoU minus the squared distance of the centers over the squared diagonal of the enclosing box.
     Equal boxes give 1; equal points give 0 with a finite gradient.
     Zheng et al. 2020, arXiv:1911.08287.
     """
@@ -118,7 +118,7 @@ def to_xywh(boxes: Array) -> Array:
 
 
 def from_cxcywh(boxes: Array) -> Array:
-    """Corner boxes [..., 4] from centre x, centre y, width and height, as in YOLO files."""
+    """Corner boxes [..., 4] from center x, center y, width and height, as in YOLO files."""
     xp, boxes = _namespace(boxes)
     center, half = boxes[..., :2], boxes[..., 2:] / 2
     return xp.concatenate([center - half, center + half], axis=-1)

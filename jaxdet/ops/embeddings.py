@@ -1,4 +1,4 @@
-"""Embeddings: normalisation, similarity, and identification of probes against a gallery.
+"""Embeddings: normalization, similarity, and identification of probes against a gallery.
 
 An embedding is a vector [D].  Functions of `[..., D]` broadcast: `cosine(a, b)` compares row by
 row, `cosine(a[:, None], b[None])` all pairs.  Results are float32, or float64 for float64 vectors;
@@ -103,7 +103,7 @@ def identify(
 
     similarities [N, M]: of N probes and M gallery images.
     gallery_ids [M]: identities below `num_identities`; other numbers, such as -1, mark padding.
-    reduce: how an identity's score is made of the similarities of its images.
+    reduce: how the similarities to the images of an identity are combined into its score.
     threshold: lowest score at which a probe is accepted.
     The first of equally good identities wins; an empty gallery gives -1 and minus infinity.
     """

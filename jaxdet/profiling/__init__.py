@@ -1,1 +1,1 @@
-"""What a network costs: layers, operations, seconds, roofline."""
+"""Cost of a network: operations and time per layer, and roofline."""

@@ -64,7 +64,7 @@ class LayerSummary(NamedTuple):
     type: str  # with hyper-parameters
     output: tuple[int, ...]  # shape
     weights: dict[str, tuple[int, ...]]  # shapes of its own parameters
-    parameters: int  # how many numbers these are
+    parameters: int  # number of values in them
     forward: OpCounts
     backward: OpCounts
     inputs: tuple[str, ...] = ()  # layers whose outputs it reads; the images are `input`
@@ -92,7 +92,7 @@ def summarize(
     """Summary of `net` applied to images [B, H, W, C]; nothing is compiled or run.
 
     variables: arrays or shapes; by default those that `net.init` would create.
-    backward: summarise a training pass, with batch statistics and with gradients for the parameters
+    backward: summarize a training pass, with batch statistics and with gradients for the parameters
       but not for the images.
     convention, padding: as in `flops.count`.
     Raises InputError, with the layer and the shapes, if the network cannot process the images.
@@ -128,7 +128,7 @@ def table_rows(network: NetworkSummary, *, backward: bool = False) -> list[dict[
 
 
 def notes(network: NetworkSummary) -> list[str]:
-    """Sentences on what the sums of the table leave out."""
+    """One sentence per quantity that the sums of the table leave out."""
     lines = []
     if network.statistics:
         lines.append(f"running statistics: {network.statistics:,} numbers, not in the parameters")
@@ -221,7 +221,7 @@ def _summarize_layers(closed, report, recorder, variables):
 
 
 def _with_dropout(equations, recorder):
-    """Paths of `equations` in order, with idle dropouts before the layer that follows them."""
+    """Paths of `equations` in order, and of dropouts, which have no equations in inference."""
     order, following = list(equations), None
     for path in reversed(recorder.types):
         if path in recorder.dropouts and path not in equations:
@@ -258,7 +258,7 @@ def _weights(params):
 
 
 def _scope_type(equations) -> str:
-    """What a scope without a module does: its function's name, its pool, or its primitives."""
+    """Type of a scope without a module: its function, its pool, or its primitives."""
     for scoped in equations:
         if scoped.function:
             return scoped.function

@@ -27,14 +27,14 @@ class Timing(NamedTuple):
 
 
 def measure(fn: Callable, *args: Any, seconds: float = 1.0, repeats: int = 3) -> Timing:
-    """Time `fn(*args)`: at least `repeats` calls, and further ones until `seconds` are used."""
+    """Time `fn(*args)`: at least `repeats` calls, and more until `seconds` have passed."""
     return measure_interleaved(partial(fn, *args), seconds=seconds, repeats=repeats)[0]
 
 
 def measure_interleaved(
     *calls: Callable[[], Any], seconds: float = 1.0, repeats: int = 3
 ) -> list[Timing]:
-    """Time calls without arguments, interleaved; `seconds` and `repeats` hold for each."""
+    """Time functions without arguments, interleaved; `seconds` and `repeats` are for each."""
     first = [timed(call)[1] for call in calls]
     rest = sample_interleaved(calls, seconds=seconds, repeats=repeats)
     return [summarize(once, samples) for once, samples in zip(first, rest, strict=True)]

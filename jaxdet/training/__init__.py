@@ -1,1 +1,1 @@
-"""The training loop, and what it stands on."""
+"""The training loop with its state, step, evaluation, checkpoints and run folders."""

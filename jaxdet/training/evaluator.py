@@ -1,7 +1,7 @@
 """Evaluation: loss, predictions and scores of a task over a whole split.
 
-Random inputs of a task are keyed by the sample's id, so that every evaluation, during training or
-of a checkpoint, sees the same ones.
+Random inputs of a task are keyed by the id of the sample, so that every evaluation, during training
+or of a checkpoint, has the same inputs.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,10 +22,10 @@ from jaxdet.types import Array, Batch, StepContext, Task, Tree
 class Evaluator:
     """Scores of one split, compiled once: `evaluator(variables, epoch) -> {name: value}`.
 
-    `loss` and its terms are means over the split; the other names are those of `task.report`.
+    `loss` and its terms are means over the split; the other values come from `task.report`.
 
     epoch: completed epochs, on which the loss may depend.
-    data: the arrays of the split, if they are on the devices already.
+    data: the arrays of the split on the devices, if they have been copied there before.
     """
 
     def __init__(self, experiment: Experiment, split: str, data: Batch | None = None):
@@ -45,9 +45,9 @@ class Evaluator:
         pause: Callable[[], None] = lambda: None,
         hparams: dict[str, Array] | None = None,
     ) -> dict[str, Any]:
-        """Scores of `variables`, with `hparams` in place of those of the experiment if given.
+        """Scores of `variables`; `hparams` replaces the hyper-parameters of the experiment.
 
-        `pause` is called between batches; it may raise.
+        `pause` is called between batches; it may raise to end the evaluation.
         """
         losses, rows = self.measure(variables, epoch, pause, hparams)
         return {**losses, **self.task.report(rows)}
@@ -76,7 +76,7 @@ class Evaluator:
         return losses, jax.tree.map(lambda *parts: np.concatenate(parts)[: self.count], *measures)
 
     def compile(self, variables: Tree) -> None:
-        """Compile the step, so that a later pass can be timed without compilation."""
+        """Compile the evaluation step, so that a later pass can be timed without compilation."""
         index, real = next(self._batches())
         variables = parallel.replicate(variables, self.devices)
         rows = {"index": index, "real": real}
@@ -106,9 +106,9 @@ def eval_step(
     task: Task,
     axis: str | None,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """One batch: loss terms (means over the real rows of all devices) and measured rows [B].
+    """(loss terms, measured rows [B]) of one batch; terms are means over real rows of all devices.
 
-    The loss is that of training in `epoch`.
+    The loss is the training loss at `epoch`.
     """
     context = StepContext(False, jnp.int32(0), epoch, hparams, axis)
     batch = prepare_batch(task, data, rows, context)
@@ -127,7 +127,7 @@ def prepare_batch(task: Task, data: Batch, rows: Batch, context: StepContext) ->
 def samples(
     experiment: Experiment, split: str, count: int, *, train: bool = False, seed: int = 0
 ) -> Batch:
-    """The first `count` rows of a split as the network sees them, on the host.
+    """The first `count` rows of a split as inputs of the network, on the host.
 
     With `train` they are augmented as in training, at random by `seed`.
     """
@@ -144,7 +144,7 @@ def samples(
 
 
 def cost_summary(scores: dict[str, Any], operations: int, seconds: float) -> dict[str, Any]:
-    """The cost of a pass: operations, seconds and operations per second; and the error rate."""
+    """Cost of an evaluation (operations, seconds, operations per second), and its error rate."""
     error = {"error_rate": 1 - scores["accuracy"]} if "accuracy" in scores else {}
     return {
         **error,

@@ -1,6 +1,6 @@
-"""Run a function once on the host, with NumPy, where compiling it would take most of the time.
+"""Run a function once on the host, with NumPy, when compiling it would dominate the time.
 
-Initializing a network is such a case: ResNet18 takes seconds to compile and 0.3 s to run.
+Initializing a network is such a case: for ResNet18 it takes seconds to compile and 0.3 s to run.
 
     state = host_init.initialize(create)
 
@@ -60,7 +60,7 @@ def _apply(jaxpr: Any, eqn: Any, values: list[Any]) -> list[Any]:
 
 
 def _apply_with_jax(jaxpr: Any, eqn: Any, values: list[Any]) -> list[Any]:
-    """Outputs of one equation, run as a program of its own."""
+    """Outputs of one equation, compiled and run separately."""
     variables = {
         atom: value
         for atom, value in zip(eqn.invars, values, strict=True)

@@ -1,4 +1,4 @@
-"""The state of a run before its first step."""
+"""Initial training states."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,9 +18,9 @@ ZERO = np.float32(0)
 
 
 def init_fn(experiment: Experiment) -> Callable[[], TrainState]:
-    """A function without arguments that creates the state before the first step.
+    """A function without arguments that creates the initial state.
 
-    Its `jax.eval_shape` is the structure of a checkpoint of the run.
+    `jax.eval_shape` of it gives the structure of a checkpoint of the run.
     """
     return partial(
         create_state,
@@ -44,7 +44,7 @@ def create_state(
     ema: float,
     plateau: Any = None,
 ) -> TrainState:
-    """The state before the first step; `data` gives the shapes of a batch.  Traceable."""
+    """The initial state; `data` gives shapes and types of a batch.  Traceable."""
     root = jax.random.key(seed)
     context = StepContext(True, jnp.int32(0), jnp.int32(0), hparams)
     batch = _blank_batch(data, task, context)
@@ -75,7 +75,7 @@ def join_variables(params: Tree, stats: Tree) -> Tree:
 
 
 def load_pretrained(state: TrainState, load: Callable[[Tree], Tree]) -> TrainState:
-    """A state before its first step with `load(variables)` in place of its variables."""
+    """An initial state with `load(variables)` in place of its variables."""
     variables = load(join_variables(state.params, state.stats))
     params, stats = variables["params"], variables.get("batch_stats", {})
     ema = {"params": params, "stats": stats} if state.ema else {}
@@ -83,7 +83,7 @@ def load_pretrained(state: TrainState, load: Callable[[Tree], Tree]) -> TrainSta
 
 
 def validate_weights(experiment: Experiment) -> None:
-    """InputError where the pretrained weights of an experiment cannot be used."""
+    """Raise InputError if the pretrained weights of an experiment do not fit its network."""
     if experiment.load_pretrained:
         state = jax.eval_shape(init_fn(experiment))
         experiment.load_pretrained(join_variables(state.params, state.stats))
@@ -95,7 +95,7 @@ def plateau_scale(bookkeeping: dict[str, Any]) -> Any:
 
 
 def _blank_batch(data: Batch, task: Task, context: StepContext) -> Batch:
-    """One row of zeros, shaped as the network receives rows."""
+    """A batch of one row of zeros, prepared as for the network."""
 
     def prepare(data):
         rows = jnp.zeros(1, jnp.int32)
@@ -110,7 +110,7 @@ def _blank_batch(data: Batch, task: Task, context: StepContext) -> Batch:
 def _bookkeeping(terms: dict[str, Any]) -> dict[str, Any]:
     return {
         "sums": {name: jnp.float32(0) for name in terms},
-        "count": jnp.int32(0),  # steps in `sums`
+        "count": jnp.int32(0),  # number of steps in `sums`
         "bad_step": jnp.int32(-1),
         "bad_term": jnp.int32(-1),
         "evaluated": jnp.int32(-1),  # step of the last evaluation

@@ -181,7 +181,7 @@ def test_flags_of_the_user_are_kept(given, monkeypatch):
 
 
 def test_call_with_words_sets_no_flag(monkeypatch):
-    """A process that calls `main(words)` may have initialised its devices already."""
+    """A process that calls `main(words)` may have initialized its devices already."""
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     assert harness.run_command("all", everything.Options, ["--quick"], lambda options: None) == 0
     assert "XLA_FLAGS" not in os.environ

@@ -72,7 +72,7 @@ def test_container_limit_counts(monkeypatch, tmp_path):
 
 @dataclass
 class Options:
-    """Options of no real benchmark."""
+    """Options of a made-up benchmark."""
 
     batch: int = 3
     """images"""

@@ -25,7 +25,7 @@ def test_command_compares_all_implementations(tmp_path, capsys):
 
 
 def test_memory_is_that_of_the_result():
-    """The result is larger than what the process may hold by chance."""
+    """The result is larger than random variations of the process's memory."""
     options = similarity.Options(probes=9000, gallery=1000, dim=4, seconds=0)
     rows, source = similarity.compare(options)
     assert source == "unknown" or 0.03e9 < rows[-1]["memory_bytes"] < 0.3e9

@@ -30,7 +30,7 @@ IDENTITIES, EACH = 5, 10
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """A folder of five identities with ten grey images each."""
+    """A folder of five identities with ten gray images each."""
     root = tmp_path_factory.mktemp("faces") / "data"
     random = np.random.default_rng(0)
     for identity in range(IDENTITIES):

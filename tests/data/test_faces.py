@@ -17,7 +17,7 @@ IDENTITIES, EACH = 5, 10
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Five identities with ten greyscale images each."""
+    """Five identities with ten grayscale images each."""
     root = tmp_path_factory.mktemp("faces") / "data"
     random = np.random.default_rng(0)
     for identity in range(IDENTITIES):

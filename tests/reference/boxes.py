@@ -14,7 +14,7 @@ def giou(a, b, eps=0.0):
 
 
 def diou(a, b, eps=0.0):
-    """IoU of two boxes [4], less (distance of centres / diagonal of the enclosing box)^2."""
+    """IoU of two boxes [4], less (distance of centers / diagonal of the enclosing box)^2."""
     x0, y0, x1, y1 = enclosing_box(a, b)
     diagonal = (x1 - x0) ** 2 + (y1 - y0) ** 2
     x = (a[0] + a[2]) / 2 - (b[0] + b[2]) / 2

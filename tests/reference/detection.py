@@ -96,7 +96,7 @@ def _best_match(others, box, label):
 
 
 def encode_offsets(box, anchor):
-    """Centre offsets in sides of the anchor, and logarithms of the ratios of the sides."""
+    """Center offsets in sides of the anchor, and logarithms of the ratios of the sides."""
     centers, sides = [], []
     for axis in (0, 1):
         side, box_side = anchor[axis + 2] - anchor[axis], box[axis + 2] - box[axis]

@@ -26,13 +26,13 @@ def similarity(probes, gallery, metric):
 
 
 def contrastive(a, b, same, margin):
-    """Loss of one pair of vectors: pulled together if `same`, else pushed beyond the margin."""
+    """Loss of one pair: squared distance or, unless `same`, squared margin violation, halved."""
     d = distance(a, b)
     return (d if same else max(0.0, margin - d)) ** 2 / 2
 
 
 def center_update(features, centers, labels, mask, rate):
-    """Centres [K, D] after one update, class after class. Wen et al. 2016."""
+    """Centers [K, D] after one update, class after class. Wen et al. 2016."""
     updated = np.array(centers, float)
     for k in range(len(centers)):
         own = [

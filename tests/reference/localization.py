@@ -1,4 +1,4 @@
-"""Losses and metrics of localisation in plain loops."""
+"""Losses and metrics of localization in plain loops."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Make golden run folders of what make.sh left in OUT, and write down what they answer.
+"""Make golden run folders from the output of make.sh in OUT, and record their scores.
 
     PYTHONPATH=/path/to/checkout python collect.py OUT
 
@@ -60,7 +60,7 @@ def _replace_places(path, system):
 
 
 def scores(system):
-    """What commands print of a golden run: they work in the folder of this file."""
+    """Output of commands for a golden run; they run in the folder of this file."""
     run = f"schema1/{system}"
     root = () if system == "digits" else ("--root", f"data/{system}")
     steps = sorted(int(place.name) for place in (HERE / run / "checkpoints").iterdir())
@@ -84,7 +84,7 @@ def scores(system):
 
 
 def _said(*words):
-    """The JSON lines of a command, without what a clock told it."""
+    """The JSON lines of a command, without measured times."""
     command = [sys.executable, "-m", "jaxdet.cli", *words, "--json"]
     env = {**os.environ, "NPROC": "16", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, cwd=HERE, env=env, capture_output=True, text=True, timeout=300)

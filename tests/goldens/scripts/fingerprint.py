@@ -35,7 +35,7 @@ def leaves(tree, path=""):
 
 
 def fingerprint(run, step=None):
-    """What the sums are, by name."""
+    """The hashes, by name."""
     step, state = restored(run, step)
     found, whole = {"step": step}, hashlib.sha256()
     arrays = {part: leaves(state.get(part) or {}) for part in PARTS}
