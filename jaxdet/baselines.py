@@ -1,7 +1,7 @@
 """Classical baselines for one label and one box per image, evaluated exactly as networks are.
 
-Each baseline is fitted to the training split and predicts logits and boxes, which then pass through
-the loss, the predictions and the scores of `jaxdet.tasks.localize`.  They need OpenCV 4, which the
+Each baseline is fitted to the training split and predicts logits and boxes, which are scored by
+`jaxdet.tasks.localize`.  They need OpenCV 4, which the
 extra `data` installs.
 """
 
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxdet import packages
 from jaxdet.data import images
 from jaxdet.data.sources import ArraySource
 from jaxdet.errors import InputError
@@ -23,9 +24,9 @@ from jaxdet.training import evaluator
 from jaxdet.types import Array, Task
 
 HOG, HAAR = "HOG + linear SVM", "Haar cascade"
-FACE = "face"  # the label of what the cascade detects
+FACE = "face"  # label of the objects that the cascade detects
 HOG_SIDE = 64  # pixels of the square images that HOG describes
-RIDGE_ALPHA = 10.0  # of 0.1, 1, 10 and 100 the one with the best mean IoU on the mask data set
+RIDGE_ALPHA = 10.0  # best mean IoU on the mask data set among 0.1, 1, 10 and 100
 HAAR_MAX_SIDE = 640  # pixels of the longer side of the images that the cascade searches
 HAAR_PROBABILITY = 0.99  # of the label that the cascade predicts
 
@@ -40,7 +41,7 @@ class Predictions(NamedTuple):
 class Baseline(NamedTuple):
     """A fitted baseline."""
 
-    inputs: Callable[[ArraySource], Any]  # images as `predict` takes them; its time does not count
+    inputs: Callable[[ArraySource], Any]  # source -> input of `predict`; its time does not count
     predict: Callable[[Any], Predictions]
 
 
@@ -63,7 +64,7 @@ def evaluate(
 ) -> dict[str, dict[str, Any]]:
     """{baseline: scores on `split`, with `seconds` per image}.
 
-    root: folder of the images that the sources name.  box_loss, hparams: those of the networks to
+    root: folder of the images that the sources name.  box_loss, hparams: as for the networks to
     compare with.  The Haar cascade is left out if there is no class `face`.  Raises InputError if
     the training images have fewer than two labels.
     """
@@ -86,7 +87,7 @@ def evaluate(
 def evaluate_predictions(
     predictions: Predictions, source: ArraySource, task: Task, hparams: Mapping[str, Array]
 ) -> dict[str, Any]:
-    """Loss terms and scores of predictions for a source, as of a network.
+    """Loss terms and scores of predictions for a source, computed as for a network.
 
     task: a `LocalizationTask` whose network is `FixedOutputs`.
     """
@@ -103,12 +104,12 @@ def fit_hog(train: ArraySource, classes: Sequence[str]) -> Baseline:
     Logits are the one-vs-rest decision values of the SVM; their softmax replaces the probabilities,
     which an SVM does not estimate.  Dalal and Triggs 2005.
     """
-    from sklearn.linear_model import Ridge
-    from sklearn.svm import LinearSVC
-
+    linear_model, svms = (
+        packages.load(f"sklearn.{name}", "HOG") for name in ("linear_model", "svm")
+    )
     features = hog_features(train.arrays["image"])
-    svm = LinearSVC(random_state=0).fit(features, train.arrays["label"])
-    ridge = Ridge(RIDGE_ALPHA).fit(features, normalized_boxes(train))
+    svm = svms.LinearSVC(random_state=0).fit(features, train.arrays["label"])
+    ridge = linear_model.Ridge(RIDGE_ALPHA).fit(features, normalized_boxes(train))
 
     def predict(images):
         features = hog_features(images)
@@ -119,13 +120,13 @@ def fit_hog(train: ArraySource, classes: Sequence[str]) -> Baseline:
 
 
 def fit_haar(train: ArraySource, classes: Sequence[str], root: str | Path) -> Baseline:
-    """OpenCV's Haar cascade for frontal faces, which detects nothing else.
+    """OpenCV's Haar cascade for frontal faces, which detects no other objects.
 
-    An image with detections gets the label `face` and the largest of them.  Every other image gets
-    the most frequent other label of `train` and its mean box there, so that all remaining labels
-    are always wrong.  The predicted label has probability 0.99, the others share the rest.  The
-    cascade searches the image files, not the square images that networks take.
-    Viola and Jones 2001.
+    An image with detections gets the label `face` and the largest detection.  Any other image gets
+    the most frequent other label in `train` and the mean box of that label, so that a third label
+    is never predicted.  The predicted label has probability 0.99, the others have the rest equally.
+    The cascade searches the image files, not the square images that networks take.  Viola and Jones
+    2001.
     """
     cv2 = require_opencv()
     cascade = cv2.CascadeClassifier(f"{cv2.data.haarcascades}haarcascade_frontalface_default.xml")
@@ -157,7 +158,7 @@ def hog_features(images: Array) -> np.ndarray:
 
 
 def normalized_boxes(source: ArraySource) -> np.ndarray:
-    """True boxes [N, 4] of a source of square images, in fractions of the image."""
+    """True boxes [N, 4] of a source of square images, as fractions of the image."""
     return source.arrays["boxes"][:, 0] / source.arrays["image"].shape[1]
 
 
@@ -179,7 +180,7 @@ def _no_transform(key, image, box):
 def _decision_values(svm, features, count) -> np.ndarray:
     """Decision values [N, count]; labels absent from training get the lowest of all values."""
     values = svm.decision_function(features)
-    if values.ndim == 1:  # of two labels, those of the second
+    if values.ndim == 1:  # two labels: values of the second
         values = np.stack([-values, values], 1)
     every = np.full((len(values), count), values.min(), np.float32)
     every[:, svm.classes_] = values
@@ -188,7 +189,7 @@ def _decision_values(svm, features, count) -> np.ndarray:
 
 def _read_grayscale(path: Path) -> np.ndarray:
     """An image file [H, W] uint8, upright, at most `HAAR_MAX_SIDE` pixels long."""
-    levels, size = images.read_grey(path)
+    levels, size = images.read_gray(path)
     factor = min(1.0, HAAR_MAX_SIDE / max(size))
     cv2 = require_opencv()
     resized = cv2.resize(levels, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)

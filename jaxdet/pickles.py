@@ -1,18 +1,20 @@
 """Reading weight files without running code: safetensors, and the formats of torch.save.
 
-A file of torch.save is a pickle beside raw storages, and unpickling can run any code.  Here it is
+A file of torch.save is a pickle with raw storages, and unpickling can run any code.  Here it is
 read without PyTorch, by an unpickler that builds dicts, tuples, numbers, strings and descriptions
 of arrays, and has nothing else to call.  Both formats are read: the zip file that PyTorch writes
 since 1.6, and the sequence of pickles before that.
 """
 
 import io
+import os
 import pickle
 import pickletools
+import stat
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -20,6 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdet import packages
 from jaxdet.errors import InputError
 
 BFLOAT16 = np.dtype(jnp.bfloat16)  # read as float32, which represents all of its values
@@ -47,25 +50,28 @@ SAFETENSORS_DTYPES = {
     "U8": "u1",
     "BOOL": "?",
 }
+KEY_TYPES = (str, bytes, int, float, type(None))
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # the first two pickles of the older format
 WRAPPERS = ("state_dict", "model")  # keys under which training scripts store the arrays
 EXPECTED = "must be a safetensors file, or written by torch.save(model.state_dict(), ...)"
-INSTALL = "reading safetensors needs a package: pip install jaxdet[weights]"
 
 UnpicklerType = TypeVar("UnpicklerType", bound="RestrictedUnpickler")
 
 
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
-    """{name: array} of a weight file; its first bytes determine the format.
+    """{name: array} of a weight file, whose format is recognized by its first bytes.
 
     Arrays may share memory, be strided as in the file and be read-only; bfloat16 is returned as
-    float32.  Of a dict {"state_dict": {...}} or {"model": {...}} the inner one is read.  Values
-    that are not arrays, such as the number of epochs, are left out.
+    float32.  If the file holds {"state_dict": {...}} or {"model": {...}}, the inner dict is read.
+    Values that are not arrays, such as the number of epochs, are ignored.
 
     Raises InputError when the file cannot be read, has an unknown format, is cut short or damaged,
     refers to anything but arrays, or holds none.
     """
     with as_input_error(path):
+        mode = os.stat(path).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # it could be read for ever
+            raise InputError("is not a regular file")
         content = Path(path).read_bytes()
         if content[4:9] == b"\0\0\0\0{":  # after the length of its header
             return _read_safetensors(content)
@@ -78,9 +84,9 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
 
 @contextmanager
 def as_input_error(name: str | Path) -> Iterator[None]:
-    """A context that turns any exception into an InputError, in one line that starts with `name`.
+    """A context that turns any exception into an InputError of one line that starts with `name`.
 
-    Damaged files raise many kinds in pickle, zipfile, tarfile and NumPy.
+    Damaged files raise many types of exceptions in pickle, zipfile, tarfile and NumPy.
     """
     try:
         yield
@@ -93,18 +99,62 @@ def as_input_error(name: str | Path) -> Iterator[None]:
         raise InputError(f"{name}: is cut short or damaged ({reason}); fetch it again") from error
 
 
-class RestrictedUnpickler(pickle.Unpickler):
-    """Builds plain values and, of all globals, only those of `allowed_globals`.
+class RestrictedUnpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIssue]
+    """An unpickler that builds plain values and resolves `allowed_globals` only.
 
-    A pickle can set attributes of what it is given.  Therefore `allowed_globals` creates its
-    functions anew on every call, and its other values are immutable or belong to the pickle.
+    A pickle can set attributes of the objects that it receives.  Therefore `allowed_globals`
+    creates its functions anew on every call, and its other values are immutable or belong to the
+    pickle.
+
+    Containers are no keys: to hash a tuple of tuples that a few bytes describe can take for ever.
+    The unpickler in Python, unlike that in C, can be extended by this check.
     """
 
+    dispatch = dict(pickle._Unpickler.dispatch)  # pyright: ignore[reportAttributeAccessIssue]
     expected = "only arrays and plain values are read"
 
     def allowed_globals(self) -> dict[str, Any]:
         """{module.name: replacement of that global}."""
         return {}
+
+    def load_setitem(self) -> None:
+        """Set one item of a dict."""
+        check_keys(self.stack[-2:])
+        super().load_setitem()
+
+    def load_setitems(self) -> None:
+        """Set several items of a dict."""
+        check_keys(self.stack)
+        super().load_setitems()
+
+    def load_dict(self) -> None:
+        """Make a dict of several items."""
+        check_keys(self.stack)
+        super().load_dict()
+
+    def load_additems(self) -> None:
+        """Add values to a set."""
+        check_keys(self.stack, step=1)
+        super().load_additems()
+
+    def load_frozenset(self) -> None:
+        """Make a frozen set."""
+        check_keys(self.stack, step=1)
+        super().load_frozenset()
+
+    def load_reduce(self) -> None:
+        """Call a function; Python 2 stored dicts as calls with (key, value) pairs."""
+        function, arguments = self.stack[-2:]
+        if function is OrderedDict:
+            check_keys([key for pairs in arguments for key, _ in pairs], step=1)
+        super().load_reduce()
+
+    dispatch[pickle.REDUCE[0]] = load_reduce
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+    dispatch[pickle.DICT[0]] = load_dict
+    dispatch[pickle.ADDITEMS[0]] = load_additems
+    dispatch[pickle.FROZENSET[0]] = load_frozenset
 
     def find_class(self, module: str, name: str) -> Any:
         """The replacement of a global; raises InputError for one that is not allowed."""
@@ -114,6 +164,13 @@ class RestrictedUnpickler(pickle.Unpickler):
                 f"refers to {full_name!r}, which is not an array and is not run; {self.expected}"
             )
         return allowed[full_name]
+
+
+def check_keys(values: Sequence[Any], *, step: int = 2) -> None:
+    """Raise InputError unless every `step`-th value, a key, is a text, bytes, number or None."""
+    for key in values[::step]:
+        if not isinstance(key, KEY_TYPES):
+            raise InputError(f"has a {type(key).__name__} as a key; keys must be texts or numbers")
 
 
 def next_unpickler(
@@ -137,10 +194,7 @@ def next_unpickler(
 
 
 def _read_safetensors(content: bytes) -> dict[str, np.ndarray]:
-    try:
-        import safetensors
-    except ImportError as error:
-        raise InputError(INSTALL) from error
+    safetensors = packages.load("safetensors", "weights in safetensors")
     entries = dict(safetensors.deserialize(content))
     unknown = {entry["dtype"] for entry in entries.values()} - set(SAFETENSORS_DTYPES)
     if unknown:
@@ -217,7 +271,7 @@ class _Tensor(NamedTuple):
 
 
 class _TensorUnpickler(RestrictedUnpickler):
-    """Builds the two records above; `kinds` are those of the storages so far, by key."""
+    """Builds `_Storage` and `_Tensor` records; `kinds` has the type of each storage, by key."""
 
     expected = EXPECTED
 
@@ -235,7 +289,7 @@ class _TensorUnpickler(RestrictedUnpickler):
         }
 
     def find_class(self, module: str, name: str) -> Any:
-        """The name of a kind of storage, or the replacement of another global."""
+        """The name of a storage type, or the replacement of another global."""
         if module not in ("torch", "torch.cuda") or not name.endswith("Storage"):
             return super().find_class(module, name)
         if name not in TORCH_DTYPES:
@@ -245,6 +299,7 @@ class _TensorUnpickler(RestrictedUnpickler):
     def persistent_load(self, pid: Any) -> _Storage:
         """The record of a storage; torch.save stores it outside the pickle, by key."""
         _, kind, key, *_ = pid
+        check_keys([key, kind], step=1)
         if self.kinds.setdefault(key, kind) != kind:
             raise InputError(f"holds storage {key!r} as both {self.kinds[key]!r} and {kind!r}")
         return _Storage(kind, key)

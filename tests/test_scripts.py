@@ -1,3 +1,5 @@
+import io
+import json
 import os
 import re
 import shutil
@@ -5,16 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdet.cli import main as cli
 from jaxdet.data import verification_protocol
 from jaxdet.training import checkpoint, run_dir
-from tests.cli.test_main import parse_aligned
+from tests.cli.test_main import main, parse_aligned
 from tests.training.test_resume import OPTIONS
 
 NAMED = ["0.png", "1.png", "2.png"]
@@ -35,10 +37,34 @@ ROOT = Path(__file__).parents[1]
 PNG = b"\x89PNG"
 
 
+# The command `jaxdet`: a process of its own, or, with SERVED, run by the test that called the
+# script, which has loaded jax already. Its words go out in a file, and its output comes back.
+JAXDET = f"""
+[ -n "${{SERVED:-}}" ] || exec "{sys.executable}" -m jaxdet "$@"
+printf '%s\\0' "$PWD" "$@" >"$SERVED/new" && mv "$SERVED/new" "$SERVED/words"
+while [ ! -e "$SERVED/code" ]; do sleep 0.02; done
+cat "$SERVED/out" && cat "$SERVED/err" >&2
+read -r code <"$SERVED/code" && rm "$SERVED/code" && exit "$code"
+"""
+
+
 def program(path, text):
     """A small shell script that can be called."""
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(0o755)
+
+
+def serve(folder):
+    """Run the command whose words a script has left in a folder, and answer with its output."""
+    where, *words = (folder / "words").read_text().removesuffix("\0").split("\0")
+    (folder / "words").unlink()
+    out, err = io.StringIO(), io.StringIO()
+    with chdir(where), redirect_stdout(out), redirect_stderr(err):
+        code = main(*words)
+    (folder / "out").write_text(out.getvalue())
+    (folder / "err").write_text(err.getvalue())
+    (folder / "new").write_text(f"{code}\n")
+    (folder / "new").rename(folder / "code")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +80,7 @@ def checkout(tmp_path_factory):
     venv = copy / ".venv"
     (venv / "bin").mkdir(parents=True)
     program(venv / "bin" / "python", f'[ "$2" != pip ] && exec "{sys.executable}" "$@"')
-    program(venv / "bin" / "jaxdet", f'exec "{sys.executable}" -m jaxdet "$@"')
+    program(venv / "bin" / "jaxdet", JAXDET)
     for stamp in ("installed", "installed-test"):
         shutil.copy(copy / "setup.cfg", venv / stamp)
     return copy
@@ -86,9 +112,22 @@ def start(checkout, tmp_path):
         process.communicate()
 
 
-def ended(process, code=0, timeout=200):
-    """What a process printed, once it has ended as it should."""
-    out, err = process.communicate(timeout=timeout)
+@pytest.fixture
+def served(tmp_path):
+    """A folder by which commands of scripts reach this process."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    return folder
+
+
+def ended(process, code=0, timeout=200, served=None):
+    """Output of a process, once it has ended with the expected code; its commands are run."""
+    deadline = time.monotonic() + timeout
+    while served and process.poll() is None and time.monotonic() < deadline:
+        if (served / "words").exists():
+            serve(served)
+        time.sleep(0.01)
+    out, err = process.communicate(timeout=max(1, deadline - time.monotonic()))
     assert process.returncode == code, err
     return out
 
@@ -117,6 +156,37 @@ def test_the_test_command_runs_pytest_on_the_checkout(checkout, start):
     assert "tests/test_rng.py" in out
 
 
+def test_wheels_script_has_help_and_a_dry_run(start, tmp_path):
+    script = ROOT / "scripts" / "wheels.sh"
+    assert "scripts/wheels.sh [--dry-run] DIR" in ended(start("bash", script, "--help"))
+    out = ended(start("bash", script, "--dry-run", tmp_path, "3.12", "grain"))
+    assert out.count("--only-binary=:all: --python-version 3.12") == 2
+    requirements = {name: f"{name}>=" for name in ("tyro", "dm-pix", "faster-coco-eval", "tqdm")}
+    assert not [name for name, text in requirements.items() if text not in out]
+    assert " grain\n" in out and "export PYTHONPATH=CHECKOUT:WHEELS/site" in out
+    assert not [*tmp_path.iterdir()]
+    ended(start("bash", script), code=2)
+    ended(start("bash", script, tmp_path, "python3"), code=2)
+
+
+def test_gpu_script_runs_rows_from_any_directory(checkout, start, tmp_path):
+    words = ["--dry", tmp_path / "out", "--rows", "machine", "suppression", "step_detect"]
+    process = start("bash", checkout / "scripts" / "gpu.sh", *words, PYTHON=sys.executable)
+    assert "machine: " in ended(process)
+    outcomes = {
+        name: json.loads((tmp_path / "out" / f"{name}.json").read_text())
+        for name in ("machine", "suppression", "step_detect")
+    }
+    assert [each["status"] for each in outcomes.values()] == [
+        "measured",
+        "measured",
+        "in a dry run as step_others",
+    ]
+    rows = outcomes["suppression"]["record"]["rows"]
+    assert {row["boxes"] for row in rows} == {50}
+    assert "| NMS of 10,000 boxes" in (tmp_path / "out" / "table.md").read_text()
+
+
 def read_test_scores(out):
     """{score: value} of the table that `eval` prints for the test split."""
     (text,) = re.findall(r"^test split, checkpoint of step \d+:\n\n.*?\n\n", out, re.M | re.S)
@@ -135,46 +205,49 @@ def test_run_script_trains_evaluates_and_draws(checkout, start):
 
 
 @pytest.fixture
-def people(tmp_path):
-    """Folders of faces as in assignment 4, test images without folders; identities are colours."""
+def face_folders(tmp_path):
+    """Folders of faces as in assignment 4, test images without folders; identities are colors."""
     random = np.random.default_rng(0)
-    for who in range(7):
-        (tmp_path / "people" / f"n{who}").mkdir(parents=True)
+    for number in range(7):
+        (tmp_path / "identities" / f"n{number}").mkdir(parents=True)
         for i in range(5):
-            pixels = random.normal(random.permutation(3) * 9 + 30 * who, 9, (20, 16, 3)).clip(
+            pixels = random.normal(random.permutation(3) * 9 + 30 * number, 9, (20, 16, 3)).clip(
                 0, 255
             )
-            Image.fromarray(np.uint8(pixels)).save(tmp_path / "people" / f"n{who}" / f"{i}.png")
+            Image.fromarray(np.uint8(pixels)).save(
+                tmp_path / "identities" / f"n{number}" / f"{i}.png"
+            )
     root, words = tmp_path / "data", ["--known", "2", "--unknown-identities", "2"]
-    words = ["data", "verification", "--root", tmp_path / "people", *words, "--out", root]
-    assert cli.main([str(word) for word in words]) == 0
+    words = ["data", "verification", "--root", tmp_path / "identities", *words, "--out", root]
+    assert main(*words) == 0
     (root / "classification").rename(root / "train")
     (root / "classification" / "test").mkdir(parents=True)
     (root / "train").rename(root / "classification" / "train")
-    for i, person in enumerate(sorted((root / "classification" / "train").iterdir())):
-        (person / "0.png").rename(root / "classification" / "test" / f"{i}.png")
+    for i, identity in enumerate(sorted((root / "classification" / "train").iterdir())):
+        (identity / "0.png").rename(root / "classification" / "test" / f"{i}.png")
     text = "id,label\n0.png,0\n1.png,0\n2.png,0\n"
     (root / "classification_sample_submission.csv").write_text(text)
     return root
 
 
-def test_faces_script_writes_tables_and_a_report(checkout, start, people, tmp_path):
+def test_faces_script_writes_tables_and_a_report(checkout, start, served, face_folders, tmp_path):
     run = tmp_path / "run"
     words = [*FACES, "--epochs", "1", "--val-fraction", "0", "--quiet"]
     script = checkout / "scripts" / "faces.sh"
-    out = ended(start("bash", script, people, *words, RUN=str(run)), timeout=280)
+    variables = {"RUN": str(run), "SERVED": str(served)}
+    out = ended(start("bash", script, face_folders, *words, **variables), served=served)
     assert [line["epoch"] for line in run_dir.read_metrics(run)] == [0, 1]
     for said in ("test split", "classification/test", "unknown_dev", "unknown_test", "cut-offs"):
         assert re.search(f"{said}.*:\n", out), said
     heading, *rows = (run / "classification.csv").read_text().splitlines()
     assert heading == "id,label" and [row.split(",")[0] for row in rows] == NAMED
     assert all(row.split(",")[1] in "012" for row in rows)
-    known = {path.name for path in (people / "known").iterdir()} | {
+    known = {path.name for path in (face_folders / "known").iterdir()} | {
         verification_protocol.UNKNOWN_LABEL
     }
     table = verification_protocol.read_table(run / "verification.csv")
     assert not verification_protocol.mismatches(
-        table, verification_protocol.list_probes(people / "unknown_test")
+        table, verification_protocol.list_probes(face_folders / "unknown_test")
     )
     assert {row.label for row in table.rows} <= known
     report = (run / "report.md").read_text()
@@ -222,7 +295,7 @@ def job(checkout, start, tmp_path):
 
 
 def asked(folder):
-    """What `scontrol` was asked."""
+    """Arguments of the calls of `scontrol`."""
     return (folder / "asked").read_text().splitlines() if (folder / "asked").exists() else []
 
 
@@ -245,9 +318,9 @@ def stopped(job, checkout, tmp_path):
 
 
 def test_signalled_job_is_requeued_and_resumes_to_its_scores(
-    job, checkout, start, tmp_path, stopped
+    job, checkout, start, served, tmp_path, stopped
 ):
-    out = ended(job(stopped))
+    out = ended(job(stopped, SERVED=str(served)), served=served)
     assert [line["step"] for line in run_dir.read_metrics(stopped)] == list(range(0, 85, 21))
     assert re.search(r"complete.*\ntest split, ", out)
     scores = read_test_scores(out)
@@ -255,7 +328,8 @@ def test_signalled_job_is_requeued_and_resumes_to_its_scores(
     assert asked(tmp_path) == ["requeue 77"]
 
     before = (stopped / "metrics.jsonl").read_bytes()
-    second = ended(start("bash", checkout / "scripts" / "run.sh", *OPTIONS))
+    script = checkout / "scripts" / "run.sh"
+    second = ended(start("bash", script, *OPTIONS, SERVED=str(served)), served=served)
     assert (stopped / "metrics.jsonl").read_bytes() == before
     assert "epoch" not in second
     assert untimed(read_test_scores(second)) == untimed(scores)

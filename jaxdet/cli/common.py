@@ -1,22 +1,27 @@
-"""What several commands share: restoring a run, tables of classes, pictures, signals."""
+"""Helpers of several commands: restoring a run, tables of classes, pictures."""
 
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 
 from jaxdet import api, runs
 from jaxdet.cli.options import Restored
-from jaxdet.errors import InputError
+from jaxdet.errors import InputError, printable
+from jaxdet.training import parallel
 from jaxdet.types import Array
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-CHANGES = ("score_threshold", "nms_iou", "nms_type", "tta")  # options of a run that are replaced
+CHANGES = (
+    "score_threshold",
+    "nms_iou",
+    "nms_type",
+    "window_selection",
+    "tta",
+    "devices",
+    "eval_batch",
+)  # options that replace those of the run
 COLUMNS, CELL_HEIGHT = 4, 4.0  # of a figure of images with many boxes; inches
 TITLE_HEIGHT = 0.3  # inches
 
@@ -24,9 +29,10 @@ TITLE_HEIGHT = 0.3  # inches
 def load(options: Restored, **changes: Any) -> api.Run:
     """The run and checkpoint that the options name, without its data.
 
-    Options that are given, and `changes`, replace those of the run; InputError where it has none of
-    that name.
+    Given options, and `changes`, replace those of the run; InputError for an option that its system
+    does not have.
     """
+    parallel.local_devices(options.devices or 0)  # refuses a number that the machine has not
     given = {name: getattr(options, name) for name in CHANGES}
     changes |= {name: value for name, value in given.items() if value is not None}
     if options.root:
@@ -35,13 +41,13 @@ def load(options: Restored, **changes: Any) -> api.Run:
 
 
 def check_split(split: str, splits: Sequence[str]) -> None:
-    """Refuse a split that is not among these."""
+    """Raise InputError if a split is not one of `splits`."""
     if split not in splits:
         raise InputError(f"--split must be one of {', '.join(splits)}, got {split}")
 
 
 def check_picture(path: Path | None, count: int = 1) -> None:
-    """Refuse, before anything is computed, a picture that cannot be drawn."""
+    """Raise InputError for a picture file that cannot be drawn, or a `count` below 1."""
     from jaxdet.plots import figures
 
     if count < 1:
@@ -52,11 +58,11 @@ def check_picture(path: Path | None, count: int = 1) -> None:
 
 def warn(line: str) -> None:
     """Print a warning to stderr."""
-    print(f"jaxdet: warning: {line}", file=sys.stderr)
+    print(f"jaxdet: warning: {printable(line)}", file=sys.stderr)
 
 
 def draw(pictures: Sequence[Array], path: Path, *, quiet: bool = False, **shown: Any) -> None:
-    """Draw pictures [H, W, C] into one figure; `shown` are the options of `plots.gallery`."""
+    """Draw pictures [H, W, C] into one figure; `shown`: options of `plots.detection.gallery`."""
     # Imported here: matplotlib takes half a second.
     from jaxdet.plots import detection as detection_plots
 
@@ -73,7 +79,7 @@ def large_cells(pictures: Sequence[Array]) -> dict[str, Any]:
 
 
 def label_table(scores: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
-    """(rows, columns) with the scores of each label, and what its images were predicted as."""
+    """(rows, columns) with the scores of each label, and its row of the confusion matrix."""
     labels = scores["labels"]
     rows = [{"label": name, **of_label} for name, of_label in labels.items()]
     columns = dict.fromkeys(key for row in rows for key in row)
@@ -83,21 +89,3 @@ def label_table(scores: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]
         for row, counts in zip(rows, scores["confusion"], strict=True):
             row |= {f"as {name}": count for name, count in zip(labels, counts, strict=True)}
     return rows, list(columns)
-
-
-@contextmanager
-def caught_signals() -> Iterator[list[int]]:
-    """A list of the received signals that ask for an end; a second SIGINT ends at once."""
-    caught: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and number in caught:
-            raise KeyboardInterrupt
-        caught.append(number)
-
-    before = {number: signal.signal(number, note) for number in SIGNALS}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,19 +1,23 @@
 """The command line: reads the arguments, prepares the process, and calls the module of a command.
 
-jax is imported once the arguments are understood, so that help and mistakes answer at once.
+jax is imported after the arguments are parsed, and tyro only if there are arguments, so that help
+and errors appear at once.
 """
 
+import difflib
+import re
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import jaxdet
-from jaxdet import configs
-from jaxdet.cli import flags, options, process
-from jaxdet.errors import InputError
+from jaxdet import configs, packages
+from jaxdet.cli import process, signals
+from jaxdet.errors import DeviceMemoryError, InputError, printable
 
 USAGE = """usage: jaxdet COMMAND ...
 
@@ -21,12 +25,13 @@ Train, evaluate and use image models written in JAX.
 
 commands:
   train SYSTEM          train a system into a run folder, or resume a run; --seeds N trains N runs
-  sweep SYSTEM          train every combination of options with several values, vmapped if possible
+  sweep SYSTEM          train every combination of options with several values
   eval RUN              scores of a checkpoint
   predict RUN           predictions for image files or samples of a split, as text and pictures
   compare RUN...        compare runs: a table, their curves, their worst failures
+  export RUN OUT        write a run without what only training needs
   describe MODEL|RUN    layers of a network: shapes, parameters, operations, times
-  data inspect SYSTEM   contents of a folder of data, and what cannot be used
+  data inspect SYSTEM   contents of a folder of data, and problems with it
   data split SYSTEM     split images into training, validation and test
   data preview SYSTEM   picture of training inputs with their true boxes
   data assign RUN       picture of the cells of a detector that are assigned to each true box
@@ -52,7 +57,7 @@ COMMAND_USAGE = {  # commands that need a second word
 
 
 def enter(argv: Sequence[str] | None = None) -> int:
-    """`main` in a process of its own, with large pages; see `process`."""
+    """Entry point of the command: `main`, restarted with large pages; see `process`."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words and not {*HELP, "--version"} & set(words):
         process.restart_with_large_pages()
@@ -65,14 +70,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 done, 1 failed, 2 wrong arguments or input, 130 interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    trains = words[:1] in (["train"], ["sweep"])
     try:
-        return _dispatch(words)
+        with signals.caught() if trains else nullcontext([]) as received:
+            return _dispatch(words, received)
     except InputError as error:
         return _report_error(error)
+    except KeyboardInterrupt:
+        return _report_error("interrupted", 130)
+    except BrokenPipeError:  # the reader of the output, such as `head`, has ended
+        return 1
+    finally:
+        signals.flush_outputs()
 
 
-def _dispatch(words: list[str]) -> int:
-    """Call the command that the words name."""
+def _dispatch(words: list[str], received: list[int]) -> int:
+    """Call the command that the words name; received: signals that ask a training to end."""
     match words:
         case [] | ["-h" | "--help"]:
             names = " ".join(configs.SYSTEMS), " ".join(configs.NETWORK_NAMES)
@@ -81,21 +94,25 @@ def _dispatch(words: list[str]) -> int:
         case ["--version"]:
             print(f"jaxdet {jaxdet.__version__}")
             return 0
-        case ["eval" | "predict" | "compare" | "describe" as command, *rest]:
+    packages.load("tyro", "the command line")
+    from jaxdet.cli import flags, options
+
+    match words:
+        case ["eval" | "predict" | "compare" | "describe" | "export" as command, *rest]:
             kind = getattr(options, command.capitalize())
             return _run(command, flags.parse(f"jaxdet {command}", rest, kind))
         case ["train", system, *rest] if system in configs.SYSTEMS and "--seeds" in rest:
-            return _dispatch(["sweep", system, *rest])
+            return _dispatch(["sweep", system, *rest], received)
         case ["train", system, *rest] if system in configs.SYSTEMS:
             defaults = (options.Train(out=Path("runs") / system), configs.config(system)())
             parsed = flags.parse_with_config(f"train {system}", rest, defaults)
-            return _run("train", system, *parsed, rest)
+            return _run("train", system, *parsed, rest, received)
         case ["sweep", system, *rest] if system in configs.SYSTEMS:
             kind = configs.config(system)
             shared, axes = flags.split_axes(rest, kind)
             defaults = (options.Sweep(out=Path("runs") / f"{system}-sweep"), kind())
             chosen, _ = flags.parse_with_config(f"sweep {system}", shared, defaults)
-            return _run("sweep", system, chosen, shared, axes)
+            return _run("sweep", system, chosen, shared, axes, received)
         case ["verify", command, *rest] if command in VERIFY_COMMANDS:
             kind = getattr(import_module("jaxdet.cli.verify_options"), command.capitalize())
             return _run("verify", command, flags.parse(f"jaxdet verify {command}", rest, kind))
@@ -116,39 +133,57 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _incomplete(words: list[str]) -> int:
-    """Help or an error for words that name no command or no system."""
+    """Print help, or an error if the words name no known command or system."""
     command, *rest = words
     if command not in COMMAND_USAGE:
-        raise InputError(f"no command {command!r}; `jaxdet --help` lists them")
+        raise InputError(f"no command {command!r}{_nearest(command)}; `jaxdet --help` lists them")
     usage = f"usage: jaxdet {COMMAND_USAGE[command]}"
     systems = f"with SYSTEM one of {', '.join(configs.SYSTEMS)}"
     if {*HELP} & {*rest}:
         lines = [line for line in USAGE.splitlines() if line.startswith(f"  {command} ")]
         print("\n".join([usage, "", *lines, *([] if command == "verify" else ["", systems])]))
         return 0
-    if command == "verify":
-        raise InputError(usage)
-    named = [w for w in rest if w not in DATA_COMMANDS and not w.startswith("-")]
-    unknown = f"no system {named[0]!r}; " if named else ""
-    raise InputError(f"{unknown}{usage}, {systems}")
+    given = [word for word in rest if not word.startswith("-")]
+    commands = {"data": DATA_COMMANDS, "verify": VERIFY_COMMANDS}.get(command, ())
+    unknown = [f"no system {word!r}; " for word in given[bool(commands) :]]
+    if commands and given and given[0] not in commands:
+        unknown = [f"no command '{command} {given[0]}'; "]
+    ending = "" if command == "verify" else f", {systems}"
+    raise InputError(f"{''.join(unknown[:1])}{usage}{ending}")
+
+
+def _nearest(word: str) -> str:
+    """The command that is most like a word, as a question; "" if none is."""
+    near = difflib.get_close_matches(word, re.findall(r"^  (\w+) ", USAGE, re.M), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _run(command: str, *arguments: Any) -> int:
-    """Call the module of a command; an error of the user becomes one line and exit code 2."""
+    """Call the module of a command; bad input becomes one line and exit code 2."""
+    from jaxdet.cli import options
+
     chosen = next(each for each in arguments if isinstance(each, options.Process))
     process.prepare(chosen)
+    from jaxdet.training import parallel
     from jaxdet.training.loop import DivergedError
 
+    if unused := parallel.unused_gpu():
+        print(f"jaxdet: warning: {unused}", file=sys.stderr)
     try:
         return import_module(f"jaxdet.cli.{command}").run(*arguments)
-    except (InputError, DivergedError, OSError) as error:
+    except BrokenPipeError:
+        raise
+    except (InputError, DivergedError, DeviceMemoryError, OSError) as error:
         if chosen.debug:
             traceback.print_exc()
-        return _report_error(error, 1 if isinstance(error, DivergedError) else 2)
+        failed = isinstance(error, DivergedError | DeviceMemoryError)
+        return _report_error(error, 1 if failed else 2)
 
 
-def _report_error(message: object, code: int = 2) -> int:
-    print(f"jaxdet: error: {message}", file=sys.stderr)
+def _report_error(error: object, code: int = 2) -> int:
+    """Print an error in one line, and its notes, which may be tables, below."""
+    lines = [f"jaxdet: error: {printable(str(error))}", *getattr(error, "__notes__", ())]
+    print("\n".join(lines), file=sys.stderr)
     return code
 
 

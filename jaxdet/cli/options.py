@@ -16,7 +16,7 @@ class Process:
     cache: bool = True
     """keep compiled programs in $JAXDET_CACHE, by default ~/.cache/jaxdet"""
     deterministic: bool = False
-    """on a GPU, use only operations that give the same bits every time (slower; no max pools)"""
+    """on a GPU, use only operations that give the same bits every time, no autotuning (slower)"""
     debug: bool = False
     """show the whole traceback of an error"""
 
@@ -28,7 +28,7 @@ class Train(Process):
     out: Path = Path("runs")
     """run folder"""
     resume: bool = False
-    """resume the run in --out, if there is one, with its own options"""
+    """resume the run in --out, if there is one, with the options stored there"""
     overwrite: bool = False
     """replace the run in --out"""
     quiet: bool = False
@@ -42,8 +42,8 @@ class Sweep(Process):
     out: Path = Path("sweep")
     """folder of the runs, one folder per run, and of the table, sweep.md"""
     one_at_a_time: bool = False
-    """change one option at a time: a run with the first value of every option, and one run for each
-    other value, with its gain over the first"""
+    """change one option at a time: one run with the first value of every option, and one for each
+    other value, with its gain over the first run"""
     grid: str = ""
     """named options and values of the system, see its configuration: cifar10 has arch, batch, aug,
     loss, opt and act; detect has ablation; faces has arch, loss, head, opt, schedule, dropout,
@@ -53,9 +53,9 @@ class Sweep(Process):
     overwrite: bool = False
     """replace the runs in --out"""
     vmap: Literal["auto", "yes", "no"] = "auto"
-    """train runs that differ in learning rate, weight decay, loss weights, dropout or seed only in
-    one vmapped program, or one after the other; auto measures both and takes the faster one; the
-    seconds of a vmapped run are its part of those of the program"""
+    """train runs that differ only in learning rate, weight decay, loss weights, dropout or seed in
+    one vmapped program (yes) or one after the other (no); auto measures both and takes the faster;
+    the time of a vmapped program is divided equally among its runs"""
     quiet: bool = False
     """print nothing but errors and the table"""
     json: bool = False
@@ -73,16 +73,22 @@ class Restored(Process):
     split: str = "test"
     """train, val, test, or another split of the system; `eval`: all means these three"""
     root: str = ""
-    """folder of other data with the same classes; by default the data of the run"""
+    """folder with other data of the same classes; by default the data of the run"""
     score_threshold: float | None = None
-    """detect: smallest score of a detection; by default that of the run"""
+    """detect: minimum score of a detection; by default that of the run"""
     nms_iou: float | None = None
     """detect: NMS IoU threshold; by default that of the run"""
     nms_type: SuppressionType | None = None
-    """detect: remove overlapping boxes, lower their scores, or merge them; by default as the run"""
+    """detect: how overlapping boxes are suppressed (see `train`); by default that of the run"""
+    window_selection: Literal["class", "product", "merge"] | None = None
+    """digits: how the prediction is made from all windows; by default as in the run"""
     tta: bool | None = None
     """test-time augmentation: detect predicts from six views of an image, three sizes, each also
     mirrored; cifar10 and faces from an image and its mirror image"""
+    devices: int | None = None
+    """number of devices; by default those of the run, as far as this machine has them"""
+    eval_batch: int | None = None
+    """images per evaluation step, over all devices; by default that of the run"""
     json: bool = False
     """print JSON"""
 
@@ -102,18 +108,19 @@ class Predict(Restored):
     """Predictions for image files, or for samples of a split; boxes are in original pixels."""
 
     images: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """image files, folders, patterns such as 'a/**/*.jpg', or tables of images with labels and
-    boxes (.csv, objects); without any, samples of --split, which need the data"""
+    """image files, folders, patterns such as 'a/**/*.jpg', or (objects) .csv tables of images with
+    labels and boxes; without any, samples of --split, which need the data"""
     filename: tuple[Path, ...] = ()
-    """more images; with a display, and without --figure and --save-dir, each opens in a window"""
+    """further images; on a computer with a display, each image opens in a window unless --figure or
+    --save-dir is given"""
     show_all_images: bool = True
-    """false shows only failures: a wrong label, or an IoU below .5 with the true box"""
+    """false shows failures only: images with a wrong label, or IoU below .5 with the true box"""
     save_dir: Path | None = None
     """folder for one picture per image, with true boxes in green and predicted boxes in red"""
     count: int = 30
     """number of samples"""
     canvas: int = 0
-    """digits: side of the samples in pixels; 0 is that of the run"""
+    """digits: side of the samples in pixels; 0: as in the run"""
     figure: Path | None = None
     """picture of all images, with true boxes in green and predicted boxes in red"""
     classes: tuple[str, ...] = ()
@@ -125,12 +132,12 @@ class Predict(Restored):
     run, or counts classes from 1; image_id is that of the data for samples of --split, and for
     files the number that is their name, or their position from 0 where a name is not a number"""
     save_crop: Path | None = None
-    """detect: folder for the inside of each box"""
+    """detect: folder for an image file per box, cropped to it"""
     submit: Path | None = None
-    """table to write instead of printing: the files of one folder of images, sorted by name, and
-    the index of the label of each (.csv)"""
+    """.csv table to write instead of printing: the predicted class index of each image in the given
+    folder, sorted by file name"""
     sample: Path | None = None
-    """table whose header and first column --submit takes over; its rows must match (.csv)"""
+    """.csv table whose header and first column --submit copies; its rows must match the images"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +145,7 @@ class Assign(Restored):
     """The cells of a detector that are assigned to each true box: a picture, and counts."""
 
     out: Path = Path("assigned.png")
-    """picture to write: true boxes, and in their colors the centers of their cells"""
+    """picture to write: true boxes, and the centers of their cells in the same colors"""
     count: int = 6
     """number of images"""
     epoch: int = 1_000_000
@@ -149,7 +156,7 @@ class Assign(Restored):
 class Compare(Process):
     """Compare runs: one table of scores and costs, their validation curves, their worst failures.
 
-    Runs that differ in their seed only get a row with mean and spread.  After
+    Runs that differ only in their seed get an additional row with mean and spread.  After
     `train --seeds 5 --out DIR`, `compare DIR/*/` shows scores of the test split, on which nothing
     was selected.
     """
@@ -161,7 +168,7 @@ class Compare(Process):
     split: str = "test"
     """train, val, test, or another split of the systems"""
     report: Path | None = None
-    """Markdown file to write: the table and, beside it, both pictures"""
+    """Markdown file to write, with the table; the two pictures are written next to it"""
     figure: Path | None = None
     """picture to write: validation loss, accuracy and IoU against epochs, and accuracy against
     seconds"""
@@ -172,7 +179,7 @@ class Compare(Process):
     first run (pip install jaxdet[data])"""
     verified: tuple[Path, ...] = ()
     """faces: files that `verify dev --out` and `verify test --out` wrote for these runs; the report
-    shows which cut-offs they reach"""
+    shows which cut-offs their scores reach"""
     overwrite: bool = False
     """replace --report and its pictures"""
     json: bool = False
@@ -197,15 +204,19 @@ class Inspect(Process):
 
     root: str = ""
     """folder of the data, in any form that `train` reads"""
-    on_invalid: Literal["error", "skip"] = "error"
-    """images or rows that cannot be used: exit with code 2, or with 0"""
+    on_invalid: Literal["error", "skip"] = "skip"
+    """what to do if images or rows cannot be used: exit with code 0 (skip) or 2 (error)"""
+    all: bool = False
+    """print every image and row that cannot be used, not only the first ten"""
+    csv: Path | None = None
+    """.csv file to write, with every image and row that cannot be used"""
     json: bool = False
     """print JSON"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split(Process):
-    """Split a folder of images into training, validation and test: three tables."""
+    """Split a folder of images into training, validation and test, written as three tables."""
 
     root: str = ""
     """folder with images/ and annotations/"""
@@ -218,9 +229,25 @@ class Split(Process):
     test_fraction: float = 0.1
     """fraction of all images for the test"""
     train_fraction: float = 1.0
-    """fraction of all images for training, at most what the other splits leave"""
+    """fraction of all images for training; limited to what the other splits leave"""
     split_seed: int = 0
     """seed of the shuffle before splitting"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(Process):
+    """Write a run for use elsewhere, without the data that only training needs."""
+
+    run: tyro.conf.Positional[Path]
+    """run folder"""
+    out: tyro.conf.Positional[Path]
+    """folder to write"""
+    format: Literal["checkpoint"] = "checkpoint"
+    """checkpoint: a run folder for eval, predict, compare and verify that cannot be resumed"""
+    checkpoint: str = "best"
+    """best, last, or a step"""
+    overwrite: bool = False
+    """replace the run in OUT"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,8 +262,7 @@ class Describe(Process):
     backward: bool = False
     """count a training pass: batch statistics, and gradients of the parameters"""
     convention: Literal["flop", "mac"] = "flop"
-    """total of all operations, or of multiply-adds, where a multiplication and its addition are
-    one"""
+    """count all operations (flop), or multiply-adds, each as one (mac)"""
     padding: Literal["full", "valid"] = "full"
     """count operations on padding, or leave them out as XLA does"""
     time: bool = False

@@ -1,7 +1,7 @@
-"""The Markdown report of `jaxdet compare --report`: tables, pictures, and what a system asks for.
+"""The Markdown report of `jaxdet compare --report`: tables, pictures, and parts of a system.
 
-Upper limits of a configuration (`LIMITS`) add the best network within them; lower limits of scores
-(`CUTOFFS`) add the level that each run reaches.
+If a configuration has `LIMITS`, the report names the best network within them; if it has `CUTOFFS`,
+the level that each run reaches.
 """
 
 import os
@@ -30,7 +30,7 @@ PICTURE_TITLES = (
     "Validation scores against the epoch",
     "The worst predictions of each run: true boxes green, predicted boxes red, wrong labels in red",
 )
-UNITS = {"parameters": "trainable parameters", "total_seconds": "seconds, evaluations included"}
+UNITS = {"parameters": "trainable parameters", "total_seconds": "seconds in all"}
 SHARED_TIME_NOTE = (
     "`{run}` was trained in one program with other runs, up to {count} in all; its seconds are the "
     "elapsed time divided by the number of runs, and alone it may need more."
@@ -41,7 +41,7 @@ LAYER_HEADINGS = summary.HEADINGS | {
     "inputs": "of the X of",
     "weights": "W: weights",
 }
-PLATEAU_RISE, PLATEAU_EPOCHS = 0.002, 5  # a plateau: accuracy rises by less over so many epochs
+PLATEAU_RISE, PLATEAU_EPOCHS = 0.002, 5  # the rest of a run rises less, over so many epochs
 LEVELS = ("high", "medium", "low")  # of `CUTOFFS`
 VERIFICATION = "verification"  # entry of `CUTOFFS` for the accuracy of `jaxdet verify`
 
@@ -53,9 +53,9 @@ def write(
     pictures: Sequence[Path],
     verified: VerifiedScores,
 ) -> None:
-    """Write the report of these runs.
+    """Write the report of the evaluated runs.
 
-    parts: paragraphs and tables in Markdown about all of them.  pictures: files to link to, curves
+    parts: paragraphs and tables in Markdown about all runs.  pictures: files to link to, curves
     first.
     """
     systems = {one.row["system"] for one in evaluated}
@@ -88,7 +88,7 @@ def resolve_limits(
 
 
 def differences(evaluated: Sequence[EvaluatedRun]) -> Iterator[str]:
-    """Parts on the options in which runs differ, on incomplete runs, and on shared seconds."""
+    """Yield parts of the report: differing options, incomplete runs, and times shared by runs."""
     names = [
         field
         for field in vars(evaluated[0].config)
@@ -102,8 +102,10 @@ def differences(evaluated: Sequence[EvaluatedRun]) -> Iterator[str]:
         ]
         yield tables.to_markdown(rows, ["run", *names])
     for one in evaluated:
-        done, planned = one.row["epochs"], one.config.epochs
-        if done is not None and done < planned and not one.config.patience:
+        done, planned, budget = one.row["epochs"], one.config.epochs, one.config.time_budget
+        if done is not None and budget:
+            yield f"`{one.row['run']}` has {done} epochs: its time budget of {budget:g} s ended it."
+        elif done is not None and done < planned and not one.config.patience:
             why = "it was stopped, or its loss was not finite"
             yield f"`{one.row['run']}` has {done} of its {planned} epochs: {why}."
         together = max((line.get("together", 1) for line in one.metrics), default=1)
@@ -129,14 +131,14 @@ def summarize_labels(row: Mapping[str, Any]) -> str:
 
 
 def read_verified(paths: Sequence[Path]) -> list[tuple[Path, dict[str, Any]]]:
-    """[(file, its checkpoint and scores)] of `--verified`; InputError for other files."""
+    """[(file, its checkpoint and scores)] of `--verified`; InputError for files of another kind."""
     return [(path, thresholds.read_scores(path)) for path in paths]
 
 
 def match_verified(
     files: Sequence[tuple[Path, dict[str, Any]]], evaluated: Sequence[EvaluatedRun]
 ) -> VerifiedScores:
-    """The scores of `read_verified` by run; InputError for those of a run that is not compared."""
+    """The scores of `read_verified` by run; InputError for scores of a run that is not compared."""
     runs = {
         thresholds.identify_checkpoint(one.folder, one.row["step"])["manifest"]: one.row["run"]
         for one in evaluated
@@ -164,7 +166,7 @@ def _limits_part(limits: Mapping[str, float]) -> list[str]:
 
 
 def _best_part(evaluated: Sequence[EvaluatedRun], limits: Mapping[str, float]) -> list[str]:
-    """The best of the runs within the limits, or of all where none is."""
+    """Parts of the report on the best run within the limits, or of all if none is within them."""
     within = [one for one in evaluated if all(one.row[k] <= v for k, v in limits.items())]
     best = max(within or evaluated, key=lambda one: max(_accuracies(one), default=0.0))
     row, devices = best.row, run_dir.read_environment(best.folder).get("devices", ["?"])
@@ -196,7 +198,8 @@ def _best_part(evaluated: Sequence[EvaluatedRun], limits: Mapping[str, float]) -
             [epochs[epoch] for epoch in sorted(epochs)],
             ["epoch", *(one.row["run"] for one in evaluated)],
         ),
-        f"The first epoch after which {PLATEAU_EPOCHS} epochs gain less than {PLATEAU_RISE}:",
+        f"The first epoch after which the rest of the run, at least {PLATEAU_EPOCHS} epochs, gains "
+        f"less than {PLATEAU_RISE}:",
         tables.to_markdown([_plateau(one) for one in evaluated], ["run", "plateau from epoch"]),
     ]
 
@@ -219,7 +222,7 @@ def _cutoffs_part(
     evaluated: Sequence[EvaluatedRun],
     verified: VerifiedScores,
 ) -> list[str]:
-    """The level of each score of each run, by its own scores and those of `jaxdet verify`."""
+    """The level of each score of each run, including those of `jaxdet verify`."""
     if not cutoffs:
         return []
     rows = []

@@ -1,12 +1,14 @@
 """Detection sets in parquet files: one row per image, as on data hubs.
 
 The columns are `image {bytes, path}`, `image_id` and `objects {bbox [n][4], category [n]}`, or a
-list of such objects; boxes are left, top, width and height in pixels.  The files of a split are
+list of such objects; boxes are left, top, width and height in pixels.  Optional are `width` and
+`height` of the image, and `area` and `iscrowd` of objects.  The files of a split are
 `SPLIT*.parquet`, in the folder itself or in `data/`.
 
 Categories count from 1 unless one of them is 0.  Their names are in `classes.txt`, one per line, or
-in the metadata that the package `datasets` writes.  The latter count from 0: the first name, if no
-object has it, is that of the whole set and is left out.  Without names, classes are numbered.
+in the metadata that the package `datasets` writes.  The latter count from 0; if no object has the
+first name, it is taken for the name of the whole set and left out.  Without names, classes are
+numbered.
 
 An image is read when it is needed, together with its row group.  Memory holds `CACHED_GROUPS` row
 groups and those in use by threads.
@@ -21,11 +23,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdet.data import detection
+from jaxdet import packages, tables
+from jaxdet.data import detection, images, regular_files
 from jaxdet.data.detection import AnnotatedImage, BoxObject, DetectionDataset
-from jaxdet.errors import InputError
+from jaxdet.errors import InputError, printable
 from jaxdet.ops import boxes
 
+OPTIONAL_COLUMNS = ("image_id", "width", "height")
+OBJECT_FIELDS = ("bbox", "category", "area", "iscrowd")
+MAX_CLASSES = 100_000
 CACHED_GROUPS = 2  # threads reading a file in order are in at most two row groups
 
 
@@ -33,8 +39,7 @@ class _File(NamedTuple):
     """The rows of a file, without their images."""
 
     path: Path
-    objects: list[Any]  # of each row, in any of the layouts
-    image_ids: list[Any]
+    columns: dict[str, list[Any]]  # objects, in any of the layouts, and `OPTIONAL_COLUMNS`
     images: list[Callable[[], bytes]]
     metadata: dict[bytes, bytes]  # of the schema
 
@@ -42,7 +47,8 @@ class _File(NamedTuple):
 def parquet_files(root: str | Path) -> dict[str, list[Path]]:
     """{split: files} of a folder; empty where it has none."""
     found = {}
-    for path in sorted([*Path(root).glob("*.parquet"), *Path(root).glob("data/*.parquet")]):
+    every = sorted([*Path(root).glob("*.parquet"), *Path(root).glob("data/*.parquet")])
+    for path in (path for path in every if not images.is_hidden(path.name)):
         found.setdefault(detection.split_name(path.stem.split("-")[0]), []).append(path)
     return found
 
@@ -63,33 +69,29 @@ def read(root: str | Path) -> DetectionDataset:
             splits[split] += samples
             notes += faults
     class_ids = tuple(range(first, first + len(classes)))
-    return DetectionDataset(classes, splits, tuple(notes), class_ids)
+    return detection.assemble(classes, splits, notes, class_ids)
 
 
 def _read_file(path: Path, read_group: Callable) -> _File:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise InputError("parquet files need pyarrow: pip install 'jaxdet[data]'") from None
+    pyarrow, parquet = _load_pyarrow()
+    regular_files.check_regular(path)
     try:
         with parquet.ParquetFile(path) as file:
             schema = file.schema_arrow
             missing = {"image", "objects"} - set(schema.names)
             if missing:
                 raise InputError(f"{path}: no column {' and '.join(sorted(missing))}")
-            table = file.read(columns=["objects", *({"image_id"} & set(schema.names))])
-            objects = table["objects"].to_pylist()
-            has_ids = table.num_columns > 1
-            image_ids = table["image_id"].to_pylist() if has_ids else [None] * len(table)
+            table = file.read(columns=["objects", *({*OPTIONAL_COLUMNS} & set(schema.names))])
+            columns = {name: table[name].to_pylist() for name in table.column_names}
             counts = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
     except (OSError, pyarrow.ArrowException) as error:
         raise InputError(_unreadable(path, error)) from None
-    images = []
+    readers = []
     for number, count in enumerate(counts):
         group = _RowGroup(path, number, read_group)
-        images += [partial(group.image, row) for row in range(count)]
-    return _File(path, objects, image_ids, images, schema.metadata or {})
+        readers += [partial(group.image, row) for row in range(count)]
+    columns |= {name: [None] * len(readers) for name in OPTIONAL_COLUMNS if name not in columns}
+    return _File(path, columns, readers, schema.metadata or {})
 
 
 class _RowGroup:
@@ -111,14 +113,17 @@ class _RowGroup:
 
 def _read_group(group: _RowGroup) -> Any:
     """The column of images of a row group; OSError where the file cannot be read."""
-    import pyarrow
-    from pyarrow import parquet
-
+    pyarrow, parquet = _load_pyarrow()
     try:
         with parquet.ParquetFile(group.path) as file:
             return file.read_row_group(group.number, columns=["image"])["image"]
     except (OSError, pyarrow.ArrowException) as error:
         raise OSError(_unreadable(group.path, error)) from None
+
+
+def _load_pyarrow() -> tuple[Any, Any]:
+    pyarrow = packages.load("pyarrow", "parquet files")
+    return pyarrow, packages.load("pyarrow.parquet", "parquet files")
 
 
 def _unreadable(path: Path, error: Exception) -> str:
@@ -127,16 +132,21 @@ def _unreadable(path: Path, error: Exception) -> str:
 
 def _read_classes(root: str | Path, files: list[_File]) -> tuple[tuple[str, ...], int]:
     """(class names, number of the first class); the module docstring has the rules."""
-    every = [objects for file in files for objects in file.objects]
-    used = {n for objects in every for n in _boxes_and_categories(objects)[1] if isinstance(n, int)}
+    every = [objects for file in files for objects in file.columns["objects"]]
+    fields = [_object_fields(objects) for objects in every]
+    used = {n for of_row in fields for n in of_row["category"] if _is_integer(n) and n >= 0}
     low, high = min(used, default=1), max(used, default=0)
     path = Path(root) / "classes.txt"
     if path.is_file():
-        names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        names = [name for _, name in regular_files.read_lines(path)]
     else:
         metadata = (file.metadata.get(b"huggingface") for file in files)
         names = next(filter(None, map(_names_in_metadata, metadata)), ())
         names = names[1:] if low > 0 and high < len(names) else names
+    if not names and high > MAX_CLASSES:
+        raise InputError(
+            f"{root}: categories without names must be at most {MAX_CLASSES}, got {high}"
+        )
     first = 0 if low == 0 and high < (len(names) or high + 1) else 1
     return tuple(names) or tuple(f"class {i}" for i in range(first, high + 1)), first
 
@@ -162,40 +172,77 @@ def _names_in_metadata(metadata: bytes | None) -> tuple[str, ...]:
 def _annotate(file: _File, class_count: int, first: int) -> tuple[list[AnnotatedImage], list[str]]:
     """(images, notes) of a file; its categories count from `first`."""
     samples, notes = [], []
-    columns = zip(file.images, file.objects, file.image_ids, strict=True)
-    for row, (image, value, image_id) in enumerate(columns, 1):
+    columns = zip(*(file.columns[n] for n in ("objects", *OPTIONAL_COLUMNS)), strict=True)
+    for row, (image, values) in enumerate(zip(file.images, columns, strict=True), 1):
         name = f"{file.path.name} row {row}"
-        bboxes, categories = _boxes_and_categories(value)
-        if len(categories) == 1 < len(bboxes):
-            categories = categories * len(bboxes)  # one category for all boxes
+        objects, image_id, *sides = values
+        fields = _object_fields(objects)
+        bboxes, categories = fields["bbox"], fields["category"]
         if len(bboxes) != len(categories):
             notes.append(f"{name}: {len(bboxes)} boxes, {len(categories)} categories")
             continue
-        pairs = zip(bboxes, categories, strict=True)
-        found = [_parse_object(*pair, class_count, first) for pair in pairs]
-        notes += [f"{name}: {fault}" for fault in found if isinstance(fault, str)]
-        objects = [one for one in found if not isinstance(one, str)]
-        image_id = image_id if isinstance(image_id, int | str) else None
-        samples.append(detection.annotated_image(image, objects, name, image_id))
+        found = [
+            _parse_object(dict(zip(fields, one, strict=True)), class_count, first)
+            for one in zip(*fields.values(), strict=True)
+        ]
+        faults = [fault for fault in found if isinstance(fault, str)]
+        unknown = sum(fault.startswith(detection.UNKNOWN_CLASS) for fault in faults)
+        notes += [f"{name}: {fault}" for fault in faults]
+        samples.append(
+            detection.annotated_image(
+                image,
+                [one for one in found if not isinstance(one, str)],
+                name,
+                image_id if isinstance(image_id, int | str) else None,
+                size=_declared_size(*sides),
+                unknown=unknown,
+                unread=len(faults) - unknown,
+            )
+        )
     return samples, notes
 
 
-def _parse_object(bbox: Any, category: Any, class_count: int, first: int) -> BoxObject | str:
-    """The object of a box and a category, or what is wrong with them."""
-    if not isinstance(category, int) or not first <= category < first + class_count:
+def _parse_object(fields: dict[str, Any], class_count: int, first: int) -> BoxObject | str:
+    """The object with these fields, or a description of the problem with it."""
+    category, bbox, area = fields["category"], fields["bbox"], fields["area"]
+    if not _is_integer(category) or not first <= category < first + class_count:
         last = first + class_count - 1
-        return f"{detection.UNKNOWN_CLASS} {category}, must be {first} to {last}"
-    if not isinstance(bbox, list) or len(bbox) != 4 or None in bbox:
-        return f"bbox must be left, top, width, height, got {bbox}"
-    return boxes.from_xywh(np.array(bbox, float)), category - first, False
+        return f"{detection.UNKNOWN_CLASS} {printable(str(category))}, must be {first} to {last}"
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(tables.is_number, bbox)):
+        return f"bbox must be left, top, width, height, got {printable(str(bbox))}"
+    crowd = fields["iscrowd"] in (1, True)
+    area = area if tables.is_number(area) and area >= 0 else None
+    return BoxObject(boxes.from_xywh(np.array(bbox, float)), category - first, crowd, area)
 
 
-def _boxes_and_categories(objects: Any) -> tuple[list, list]:
-    """(boxes, categories) of a row in any of the layouts; one category may be a plain number."""
+def _object_fields(objects: Any) -> dict[str, list[Any]]:
+    """The fields `OBJECT_FIELDS` of the objects of a row in any of the layouts, as columns.
+
+    One category, by itself or as a list of one, applies to all boxes.
+    """
     if isinstance(objects, list):
-        return [one.get("bbox") for one in objects], [one.get("category") for one in objects]
-    columns = objects or {}
-    bboxes, categories = columns.get("bbox") or [], columns.get("category")
-    if categories is None:
-        return bboxes, []
-    return bboxes, categories if isinstance(categories, list) else [categories]
+        rows = [one if isinstance(one, dict) else {} for one in objects]
+        return {name: [one.get(name) for one in rows] for name in OBJECT_FIELDS}
+    given = objects if isinstance(objects, dict) else {}
+    columns = {name: given.get(name) for name in OBJECT_FIELDS}
+    bboxes = columns["bbox"] if isinstance(columns["bbox"], list) else []
+    found = {"bbox": bboxes}
+    for name in OBJECT_FIELDS[1:]:
+        column = columns[name] if isinstance(columns[name], list) else [columns[name]]
+        if name == "category" and columns[name] is None:
+            column = []
+        elif len(column) == 1 < len(bboxes):
+            column = column * len(bboxes)
+        elif name != "category" and len(column) != len(bboxes):
+            column = [None] * len(bboxes)
+        found[name] = column
+    return found
+
+
+def _declared_size(width: Any, height: Any) -> tuple[int, int] | None:
+    whole = _is_integer(width) and _is_integer(height) and width > 0 and height > 0
+    return (height, width) if whole else None
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

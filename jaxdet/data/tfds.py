@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from jaxdet import packages
 from jaxdet.data import detection
 from jaxdet.data.detection import AnnotatedImage, DetectionDataset
 from jaxdet.errors import InputError
@@ -25,8 +26,7 @@ CROWD_FLAGS = ("is_crowd", "is_difficult")
 
 def open_dataset(name: str, data_dir: str | Path | None, **options: Any) -> Any:
     """`tfds.data_source` of a prepared set; InputError, with the remedy, where there is none."""
-    import tensorflow_datasets as tfds
-
+    tfds = _load_tfds()
     try:
         return tfds.data_source(name, data_dir=data_dir, download=False, **options)
     except (ImportError, NotImplementedError, OSError, ValueError) as error:
@@ -45,9 +45,7 @@ def read_detection(name: str, data_dir: str | Path | None = None) -> DetectionDa
 
     InputError for a set that is unknown, not prepared, or has no boxes.
     """
-    import tensorflow_datasets as tfds
-
-    undecoded = {"image": tfds.decode.SkipDecoding()}
+    undecoded = {"image": _load_tfds().decode.SkipDecoding()}
     sources = open_dataset(name, data_dir, split=None, decoders=undecoded)
     features = next(iter(sources.values())).dataset_info.features
     objects = features["objects"].feature if "objects" in features else {}
@@ -61,7 +59,7 @@ def read_detection(name: str, data_dir: str | Path | None = None) -> DetectionDa
         detection.split_name(split): [_annotate(source, i, split) for i in range(len(source))]
         for split, source in sources.items()
     }
-    return DetectionDataset(classes, splits, ())
+    return detection.assemble(classes, splits, ())
 
 
 def _annotate(source: Any, index: int, split: str) -> AnnotatedImage:
@@ -75,9 +73,14 @@ def _annotate(source: Any, index: int, split: str) -> AnnotatedImage:
     corners = boxes.from_yxyx(np.reshape(objects["bbox"], (count, 4))) * sides
     flags = [np.asarray(objects[flag], bool) for flag in CROWD_FLAGS if flag in objects]
     crowd = np.any([np.zeros(count, bool), *flags], axis=0).tolist()
-    found = list(zip(corners, map(int, objects["label"]), crowd, strict=True))
+    areas = np.asarray(objects["area"], float).tolist() if "area" in objects else [None] * count
+    found = list(zip(corners, map(int, objects["label"]), crowd, areas, strict=True))
     file = partial(_image_bytes, source, index)
     return detection.annotated_image(file, found, f"{split} record {index}")
+
+
+def _load_tfds() -> Any:
+    return packages.load("tensorflow_datasets", "tfds: sets")
 
 
 def _image_bytes(source: Any, index: int) -> bytes:

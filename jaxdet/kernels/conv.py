@@ -8,7 +8,8 @@ chooses another algorithm there, separately for the output and for each of the t
 gradient is the transpose of an algorithm, not always of the one that computed the output.  On GPUs
 and TPUs, for dtypes other than float32 and for layouts other than NHWC, `auto` is `lax`.
 
-Algorithms, all of the same function of x [B, H, W, C] and kernel [h, w, C / groups, D]:
+Algorithms, which all compute the same function of x [B, H, W, C] and kernel
+[h, w, C / groups, D]:
 - lax: XLA's own
 - dot: for 1x1 kernels, a matrix product over channels
 - im2col: patches of all taps, then one matrix product
@@ -44,7 +45,7 @@ _default_impl: ContextVar[Impl | None] = ContextVar("default_impl", default=None
 
 
 class Plan(NamedTuple):
-    """Algorithm of the output, and those whose transposes compute the gradients."""
+    """Algorithm of the output, and the algorithms whose transposes compute the gradients."""
 
     output: Algorithm
     image_grad: Algorithm
@@ -79,10 +80,10 @@ def conv_general_dilated(
     *,
     impl: Impl = "auto",
 ) -> jax.Array:
-    """`lax.conv_general_dilated` by the algorithm `impl`; equal up to rounding.
+    """`lax.conv_general_dilated`, computed by the algorithm `impl`; equal up to rounding.
 
-    Falls back to `lax` where the algorithm does not apply, but `im2col` to `shift` for depthwise
-    kernels.
+    Where the algorithm does not apply, `lax` is used instead; for depthwise kernels, `shift` is
+    used instead of `im2col`.
     """
     native = partial(
         lax.conv_general_dilated,
@@ -111,8 +112,12 @@ def conv_general_dilated(
 
 def auto_enabled(dtype: Any = jnp.float32) -> bool:
     """Whether `auto` may choose: on a CPU, in float32, and outside `default_impl("lax")`."""
-    on_cpu = jax.default_backend() == "cpu"
-    return on_cpu and dtype == jnp.float32 and _default_impl.get() != "lax"
+    return jax.default_backend() == "cpu" and dtype == jnp.float32 and not uses_lax()
+
+
+def uses_lax() -> bool:
+    """Whether `default_impl("lax")` is set."""
+    return _default_impl.get() == "lax"
 
 
 def choose_plan(
@@ -134,7 +139,7 @@ def choose_plan(
 
 
 def _fastest_on_cpu(image, kernel, geometry) -> Plan:
-    """Rules from measurements."""
+    """The fastest algorithms for these shapes, as measured by `benchmarks.layers`."""
     _, *sides, channels = image
     fits = partial(conv_algorithms.supports, image=image, kernel=kernel, geometry=geometry)
     if fits("dot"):
@@ -174,7 +179,7 @@ def _convolve_jvp(geometry, plan, primals, tangents):
 
 
 def _explicit_padding(image, kernel, strides, padding, dilation):
-    """Padding in pixels, also where it is given by name."""
+    """Padding as (low, high) pixels per axis; names such as SAME are resolved."""
     if not isinstance(padding, str):
         return tuple(tuple(map(int, pair)) for pair in padding)
     extent = [(k - 1) * d + 1 for k, d in zip(kernel[:2], dilation, strict=True)]

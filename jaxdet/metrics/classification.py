@@ -32,12 +32,12 @@ def localization_scores(rows: Rows, classes: Sequence[str]) -> dict[str, Any]:
 
 
 def plateau_start(scores: Sequence[float], *, rise: float, over: int) -> int | None:
-    """First index from which the next `over` scores exceed its score by less than `rise`.
+    """First index i such that all later scores, at least `over`, are below `scores[i] + rise`.
 
-    None if there is none, or none with so many scores after it.
+    None if there is no such index.  An early peak is no plateau if a better score comes later.
     """
     for start in range(len(scores) - over):
-        if max(scores[start + 1 : start + 1 + over]) - scores[start] < rise:
+        if max(scores[start + 1 :]) - scores[start] < rise:
             return start
     return None
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxdet import packages
 from jaxdet.errors import InputError
 from jaxdet.types import Array
 
@@ -79,10 +80,10 @@ def dir_at_fpir(
     """Detection and identification rate [F] at false positive identification rates `fpirs` [F].
 
     scores, predicted [N]: the best identity of each probe and its score.  identity [N]: the true
-    one, below 0 for probes whose identity is not in the gallery.  FPIR is the fraction of the
-    latter whose score reaches the threshold; DIR is the fraction of the other probes whose score
-    does and whose identity is right.
-    Open-set identification at rank 1, Guenther et al. 2017, arXiv:1705.01567.
+    identity, below 0 if it is not in the gallery.  FPIR is the fraction of probes without an
+    identity in the gallery whose score reaches the threshold; DIR is the fraction of the other
+    probes whose score reaches it and whose best identity is correct.  Open-set identification at
+    rank 1, Guenther et al. 2017, arXiv:1705.01567.
     """
     scores, predicted, identity = map(np.asarray, (scores, predicted, identity))
     known = identity >= 0
@@ -125,7 +126,7 @@ def best_threshold(
     """(threshold, accuracy) that maximize `accuracy_at_thresholds`; the lowest threshold of ties.
 
     thresholds [T]: the candidates; by default all that separate scores: the midpoints of
-    neighbouring scores, the lowest score, and a threshold above the highest.
+    neighboring scores, the lowest score, and a threshold above the highest.
     """
     if thresholds is None:
         values = np.unique(_check_pairs(scores, accept)[0])
@@ -179,17 +180,22 @@ def linear_probe(embeddings: Array, labels: Array, others: Array) -> np.ndarray:
     Multinomial logistic regression on standardized features, with scikit-learn's default
     regularization.  labels [N]: of at least two classes.  Alain and Bengio 2016, arXiv:1610.01644.
     """
-    _sklearn_metrics()
-    from sklearn import linear_model, pipeline, preprocessing
-
+    pipeline, preprocessing, linear_model = (
+        packages.load(f"sklearn.{name}", "the linear probe")
+        for name in ("pipeline", "preprocessing", "linear_model")
+    )
     scaler = preprocessing.StandardScaler()
     probe = pipeline.make_pipeline(scaler, linear_model.LogisticRegression(max_iter=1000))
     return probe.fit(embeddings, labels).predict(others)
 
 
 def _check_pairs(scores, same, both=False) -> tuple[np.ndarray, np.ndarray]:
-    """Scores [N] as float64 and `same` [N] as bool, or InputError."""
-    scores, same = np.asarray(scores, np.float64), np.asarray(same, bool)
+    """Scores [N] as float64 and `same` [N], of zeros and ones, as bool; or InputError."""
+    scores, flags = np.asarray(scores, np.float64), np.asarray(same)
+    if flags.size and not np.isin(flags, (0, 1)).all():
+        wrong = flags[~np.isin(flags, (0, 1))].ravel()[0]
+        raise InputError(f"verification: pairs must be marked by 0 or 1, got {wrong}")
+    same = flags.astype(bool)
     if scores.shape != same.shape or scores.ndim != 1:
         raise InputError(
             f"verification: scores must have one value per pair, got shape {scores.shape} for "
@@ -208,9 +214,4 @@ def _check_pairs(scores, same, both=False) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _sklearn_metrics():
-    """`sklearn.metrics`; InputError if scikit-learn is not installed."""
-    try:
-        from sklearn import metrics
-    except ImportError as error:
-        raise InputError("verification needs scikit-learn: pip install scikit-learn") from error
-    return metrics
+    return packages.load("sklearn.metrics", "verification")

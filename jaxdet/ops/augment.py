@@ -3,7 +3,7 @@
 A transform is a function `(key, sample) -> sample` of one `Sample`; options are keyword-only.
 `jax.vmap` over keys and samples makes the batch, but `mosaic` and the two mixups combine images and
 take a whole batch.  Unless noted, pixel values are floats in [0, 1], lengths are in pixels, angles
-in degrees, and what lies beyond the edge of an image is `GREY`.
+in degrees, and pixels beyond the edge of an image are `GRAY`.
 
     transform = augment.compose(
         augment.random_flip,
@@ -20,16 +20,16 @@ from functools import partial
 from typing import NamedTuple
 
 import chex
-import dm_pix
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdet import packages
 from jaxdet.errors import InputError
 from jaxdet.ops import boxes as box_ops
 from jaxdet.types import Array
 
-GREY = 0.5  # pixel value beyond the edge of an image
+GRAY = 0.5  # pixel value beyond the edge of an image
 MAX_ASPECT = 1.1  # `random_scale_translate` changes the aspect ratio by at most this factor
 MIN_VISIBLE = 0.2  # fraction of a box that must stay inside the image for it to stay valid
 
@@ -37,8 +37,8 @@ MIN_VISIBLE = 0.2  # fraction of a box that must stay inside the image for it to
 class Sample(NamedTuple):
     """One image and its objects.
 
-    Fields other than the image may be None.  Transforms that move boxes clip them to the image and
-    clear `valid`, where it is given, for those of which `MIN_VISIBLE` or less remains.
+    Fields other than the image may be None.  Transforms that move boxes clip them to the image and,
+    if `valid` is given, clear it for boxes of which a fraction of `MIN_VISIBLE` or less remains.
     """
 
     image: Array  # [H, W, C]
@@ -146,7 +146,7 @@ def random_scale_translate(
     scale: tuple[float, float] = (0.75, 1.3),
     translate: float = 0.1,
 ) -> Sample:
-    """Scale about the centre by a factor in `scale`, then translate by up to a fraction of a side.
+    """Scale about the center by a factor in `scale`, then translate by up to `translate` of a side.
 
     The factor is log-uniform, and the aspect ratio changes by up to `MAX_ASPECT`.  Bilinear without
     anti-aliasing.
@@ -182,7 +182,7 @@ def random_resized_crop(
 
 
 def random_rotate(key: jax.Array, sample: Sample, *, degrees: float = 30.0) -> Sample:
-    """Rotate about the centre by an angle in +-`degrees`.
+    """Rotate about the center by an angle in +-`degrees`.
 
     A box becomes the axis-aligned box around its four rotated corners.
     """
@@ -234,14 +234,16 @@ def _moved(sample, image, move_boxes):
 def brightness_contrast(key: jax.Array, sample: Sample, *, strength: float = 0.2) -> Sample:
     """Add up to +-`strength` to all values, then scale contrast by a factor in 1 +- `strength`."""
     brightness, contrast = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
+    dm_pix = packages.load("dm_pix", "brightness_contrast")
     image = dm_pix.random_brightness(brightness, sample.image, strength)
     image = dm_pix.random_contrast(contrast, image, 1 - strength, 1 + strength)
     return sample._replace(image=jnp.clip(image, 0, 1))
 
 
 def color_jitter(key: jax.Array, sample: Sample, *, strength: float = 0.2) -> Sample:
-    """Scale saturation by a factor in 1 +- `strength`; turn the hue by up to a tenth of it."""
+    """Scale saturation by a factor in 1 +- `strength`; rotate hue up to `strength` / 10 turns."""
     saturation, hue = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
+    dm_pix = packages.load("dm_pix", "color_jitter")
     image = dm_pix.random_saturation(saturation, sample.image, 1 - strength, 1 + strength)
     return sample._replace(image=jnp.clip(dm_pix.random_hue(hue, image, strength / 10), 0, 1))
 
@@ -254,21 +256,21 @@ def gaussian_noise(key: jax.Array, sample: Sample, *, strength: float = 0.05) ->
 
 
 def cutout(
-    key: jax.Array, sample: Sample, *, count: int = 1, size: float = 0.5, fill: float = GREY
+    key: jax.Array, sample: Sample, *, count: int = 1, size: float = 0.5, fill: float = GRAY
 ) -> Sample:
-    """Fill `count` random rectangles, each side up to a fraction `size` of the image's.
+    """Fill `count` random rectangles, whose sides are up to a fraction `size` of the image's sides.
 
-    Centres are uniform over the image, boxes stay as they are, and the image may have any dtype and
+    Centers are uniform over the image, boxes stay as they are, and the image may have any dtype and
     range.  DeVries and Taylor 2017, arXiv:1708.04552, use one square.
     """
     image = sample.image
     height, width = image.shape[:2]
     draw = jax.random.uniform(key, (count, 4))
     sides = jnp.asarray([[height, width]], jnp.float32)
-    centre, half = draw[:, :2] * sides, draw[:, 2:] * sides * size / 2
+    center, half = draw[:, :2] * sides, draw[:, 2:] * sides * size / 2
     rows, columns = jnp.arange(height)[None] + 0.5, jnp.arange(width)[None] + 0.5
-    in_rows = jnp.abs(rows - centre[:, :1]) < half[:, :1]  # [count, H]
-    in_columns = jnp.abs(columns - centre[:, 1:]) < half[:, 1:]  # [count, W]
+    in_rows = jnp.abs(rows - center[:, :1]) < half[:, :1]  # [count, H]
+    in_columns = jnp.abs(columns - center[:, 1:]) < half[:, 1:]  # [count, W]
     hidden = (in_rows[:, :, None] & in_columns[:, None]).any(0)[..., None]
     return sample._replace(image=jnp.where(hidden, jnp.asarray(fill, image.dtype), image))
 
@@ -289,7 +291,8 @@ def standard(
 ) -> Sample:
     """`random_flip`, `random_scale_translate` and `brightness_contrast` of strength `lighting`.
 
-    Skip them by `flip=False`, `scale=(1.0, 1.0)` with `translate=0`, and `lighting=0`.
+    `flip=False` turns the first off, `scale=(1.0, 1.0)` with `translate=0` the second, and
+    `lighting=0` the third.
     """
     chex.assert_rank(sample.image, 3)
     if sample.boxes is not None:
@@ -315,10 +318,10 @@ def place_on_canvas(
 ) -> tuple[jax.Array, jax.Array]:
     """Rotate and scale one object [h, w] and place it at random, whole, on an empty square canvas.
 
-    The angle is uniform in +-`degrees`, the factor in `scale`, and the position over all that keep
-    the foreground (`> 0`) inside.  Returns the canvas [canvas, canvas, 1], rounded to multiples of
-    1/255 as if stored in 8 bits, and the tight box [4] of the foreground.  An empty image gives an
-    empty canvas and a zero box.  InputError if a rotated object might not fit.
+    The angle is uniform in +-`degrees`, the factor in `scale`, and the position among those that
+    keep the foreground (`> 0`) inside.  Returns the canvas [canvas, canvas, 1], rounded to
+    multiples of 1/255 as if stored in 8 bits, and the tight box [4] of the foreground.  An empty
+    image gives an empty canvas and a zero box.  InputError if a rotated object might not fit.
     """
     chex.assert_rank(image, 2)
     chex.assert_type(image, float)
@@ -344,18 +347,18 @@ def _patch_side(shape, scale):
 
 
 def _rotate_and_scale(image, angle, scale, side):
-    """Image [h, w] rotated counter-clockwise about the centre of its foreground, then scaled.
+    """Image [h, w] rotated counter-clockwise about the center of its foreground, then scaled.
 
-    [side, side] with that centre in the middle.  The centre keeps its fraction of a pixel, so that
+    [side, side] with that center in the middle.  The center keeps its fraction of a pixel, so that
     an angle of 0 radians and a scale of 1 copy the pixels exactly.
     """
     corners = box_ops.mask_to_box(image)
-    centre = (corners[:2] + corners[2:]) / 2
+    center = (corners[:2] + corners[2:]) / 2
     pixels = jnp.arange(side) + 0.5
-    x, y = pixels[None] - (side // 2 + centre % 1)[:, None]  # relative to the centre, [side] each
+    x, y = pixels[None] - (side // 2 + center % 1)[:, None]  # relative to the center, [side] each
     cos, sin = jnp.cos(angle) / scale, jnp.sin(angle) / scale
-    column = centre[0] + cos * x[None, :] - sin * y[:, None]  # [side, side]
-    row = centre[1] + sin * x[None, :] + cos * y[:, None]
+    column = center[0] + cos * x[None, :] - sin * y[:, None]  # [side, side]
+    row = center[1] + sin * x[None, :] + cos * y[:, None]
     return _bilinear(image[..., None], row - 0.5, column - 0.5)[..., 0]
 
 
@@ -376,7 +379,7 @@ def mixup(
 ) -> tuple[jax.Array, jax.Array]:
     """Mix images [B, ...] and their targets [B, K] with those of the next row, for classification.
 
-    The weight of the first is from Beta(alpha, alpha).  Zhang et al. 2017, arXiv:1710.09412.
+    The weight of the first is drawn from Beta(alpha, alpha).  Zhang et al. 2017, arXiv:1710.09412.
     """
     weight = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha))(keys)
 
@@ -390,10 +393,10 @@ def mixup(
 def detection_mixup(
     keys: jax.Array, samples: Sample, *, probability: float = 1.0, alpha: float = 32.0
 ) -> Sample:
-    """Mix each sample, with the given probability, with the next; it has the boxes of both.
+    """Mix each sample with the next, with the given probability; the result has the boxes of both.
 
     samples: all fields [B, ...]; the result has twice as many box slots.  The weight of the first
-    image is from Beta(alpha, alpha).  Zhang et al. 2019, arXiv:1902.04103.
+    image is drawn from Beta(alpha, alpha).  Zhang et al. 2019, arXiv:1902.04103.
     """
 
     def mixed(key, pair):
@@ -412,7 +415,7 @@ def mosaic(
     probability: float = 1.0,
     scale: tuple[float, float] = (0.4, 1.0),
 ) -> Sample:
-    """Join each sample, with the given probability, and its three successors around a point.
+    """Join each sample and its three successors around a point, with the given probability.
 
     samples: all fields [B, ...]; the result has four times as many box slots.  The point lies in
     the middle half of the image; each of the four is scaled by a factor in `scale` and touches the
@@ -435,7 +438,7 @@ def _with_successors(samples, count):
 
 
 def _flatten_slots(group):
-    """Box slots of samples [N, G, ...] as those of one sample, [N * G, ...]; the first's image."""
+    """One sample with the box slots of samples [N, G, ...], [N * G, ...], and the first image."""
     flat = jax.tree.map(lambda rows: rows.reshape(-1, *rows.shape[2:]), group._replace(image=()))
     return flat._replace(image=group.image[0])
 
@@ -489,13 +492,13 @@ def scale_translate(image: Array, scale: Array, offset: Array) -> jax.Array:
 
 
 def rotate(image: Array, angle: Array) -> jax.Array:
-    """Image [H, W, C] rotated counter-clockwise about its centre by `angle` radians, bilinear."""
+    """Image [H, W, C] rotated counter-clockwise about its center by `angle` radians, bilinear."""
     height, width = image.shape[:2]
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     x, y = jnp.arange(width) + 0.5 - width / 2, jnp.arange(height) + 0.5 - height / 2
     column = cos * x[None] - sin * y[:, None] + width / 2 - 0.5  # [H, W]: where a pixel comes from
     row = sin * x[None] + cos * y[:, None] + height / 2 - 0.5
-    return _bilinear(image, row, column, outside=GREY)
+    return _bilinear(image, row, column, outside=GRAY)
 
 
 def _resample_axis(image, axis, scale, offset):
@@ -506,13 +509,13 @@ def _resample_axis(image, axis, scale, offset):
     before = jnp.floor(source).astype(int)
     after = jnp.expand_dims(source - before, others)
     low, high = (jnp.take(image, before + i, axis, mode="clip") for i in (0, 1))
-    return jnp.where(inside, low * (1 - after) + high * after, GREY)
+    return jnp.where(inside, low * (1 - after) + high * after, GRAY)
 
 
 def _bilinear(image, row, column, outside=0.0):
     """Values [H, W, C] of image [h, w, C] at row, column [H, W], in pixel indices.
 
-    outside: pixel value beyond the edge.  The four neighbours of a position are stored side by side
+    outside: pixel value beyond the edge.  The four neighbors of a position are stored side by side
     in a table: one gather instead of four, almost twice as fast on a CPU.
     """
     height, width = image.shape[:2]
@@ -520,8 +523,8 @@ def _bilinear(image, row, column, outside=0.0):
     top, left = jnp.floor(row).astype(int), jnp.floor(column).astype(int)
     down, right = (row - top)[..., None], (column - left)[..., None]
     padded = jnp.pad(image, ((1, 2), (1, 2), (0, 0)), constant_values=outside)
-    neighbours = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
-    table = jnp.stack(neighbours, axis=2)  # [h + 2, w + 2, 4, C]
+    neighbors = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
+    table = jnp.stack(neighbors, axis=2)  # [h + 2, w + 2, 4, C]
     near = table.at[top + 1, left + 1].get(mode="promise_in_bounds")  # [H, W, 4, C]
     upper = near[:, :, 0] * (1 - right) + near[:, :, 1] * right
     lower = near[:, :, 2] * (1 - right) + near[:, :, 3] * right

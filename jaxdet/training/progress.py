@@ -4,20 +4,24 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
+from jaxdet.errors import printable
+
+_ignored_output_errors = partial(suppress, OSError, ValueError)  # of a closed pipe or file
 
 
 class StepEvent(NamedTuple):
-    """A step, which may still be running on the devices."""
+    """A dispatched step, which may still be running on the devices."""
 
     step: int  # steps done
     epoch: int  # number of the current epoch, from 1
     epochs: int
-    images: int  # of this step
-    read_terms: Callable[[], dict[str, float]]  # waits; means since the last evaluation
+    images: int  # images in this step
+    read_terms: Callable[[], dict[str, float]]  # waits; means since an evaluation
 
 
 class EvaluationEvent(NamedTuple):
@@ -36,9 +40,9 @@ class CheckpointEvent(NamedTuple):
 
 
 class Callback:
-    """Base class of callbacks; a method that returns True makes the run save and stop.
+    """Base class of callbacks; if a method returns True, the run saves and stops.
 
-    An exception ends the run without saving; the run folder stays complete, and can be resumed.
+    An exception ends the run without saving; the run folder stays valid, and can be resumed.
     """
 
     def on_step(self, event: StepEvent) -> bool | None:
@@ -55,46 +59,55 @@ class Progress(Callback):
     """A progress bar over all images of the run, and lines of text above it.
 
     The bar goes to stderr, and only to a terminal; lines go to stdout.  `quiet` shows nothing.
+    Output that nobody reads any more, as behind `| head`, is dropped.
     """
 
     def __init__(self, *, quiet: bool = False):
-        self.quiet, self.last_read = quiet, 0.0
-        self.bar: Any = None
+        self.quiet, self.last_read = quiet, time.monotonic()
+        self.bar: Any = None  # of tqdm, on a terminal
 
     def begin(self, done: int, total: int) -> None:
         """Open the bar at `done` of `total` images."""
-        self.bar = tqdm(
-            total=total,
-            initial=done,
-            unit=" images",
-            unit_scale=True,
-            dynamic_ncols=True,
-            disable=True if self.quiet else None,
-        )
-        self.bar.set_description("compiling")
         self.last_read = time.monotonic()
+        if self.quiet or sys.stderr is None or not sys.stderr.isatty():
+            return
+        try:
+            from tqdm import tqdm
+        except ImportError:
+            self.line("no progress bar: pip install tqdm")
+            return
+        with _ignored_output_errors():
+            self.bar = tqdm(
+                total=total, initial=done, unit=" images", unit_scale=True, dynamic_ncols=True
+            )
+            self.bar.set_description("compiling")
 
     def on_step(self, event: StepEvent) -> None:
-        """Move the bar; show the loss twice a second on a terminal, else every ten seconds."""
-        if self.bar is None:
-            return
-        self.bar.update(event.images)
-        if self.is_due():
+        """Move the bar; show the loss twice a second on a terminal, else check it every 10 s."""
+        self.advance(event.images)
+        now = time.monotonic()
+        if now - self.last_read >= (10.0 if self.bar is None else 0.5):
+            self.last_read = now
             self.show_terms(event)
 
-    def is_due(self) -> bool:
-        """Whether to read the loss now; True restarts the waiting time."""
-        now = time.monotonic()
-        if now - self.last_read < (10.0 if self.bar.disable else 0.5):
-            return False
-        self.last_read = now
-        return True
+    def advance(self, images: int) -> None:
+        """Move the bar by this number of images."""
+        if self.bar is not None:
+            with _ignored_output_errors():
+                self.bar.update(images)
+
+    def set_total(self, images: int) -> None:
+        """Change the number of images at which the bar ends."""
+        if self.bar is not None:
+            self.bar.total = images
 
     def show_terms(self, event: StepEvent) -> None:
         """Show the epoch and the running means of the loss terms on the bar."""
         terms = event.read_terms()
-        self.bar.set_description(f"epoch {event.epoch}/{event.epochs}", refresh=False)
-        self.bar.set_postfix_str(" ".join(f"{k} {v:.3g}" for k, v in terms.items()))
+        if self.bar is not None:
+            with _ignored_output_errors():
+                self.bar.set_description(f"epoch {event.epoch}/{event.epochs}", refresh=False)
+                self.bar.set_postfix_str(" ".join(f"{k} {v:.3g}" for k, v in terms.items()))
 
     def on_evaluation(self, event: EvaluationEvent) -> None:
         """Print the evaluation in one line."""
@@ -102,14 +115,22 @@ class Progress(Callback):
 
     def line(self, text: str) -> None:
         """Print a line above the bar."""
-        if not self.quiet:
-            tqdm.write(text, file=sys.stdout)
+        if self.quiet or sys.stdout is None:
+            return
+        text = printable(text, keep="\n")
+        with _ignored_output_errors():
+            if self.bar is None:
+                sys.stdout.write(f"{text}\n")
+            else:
+                self.bar.write(text, file=sys.stdout)
             sys.stdout.flush()
 
     def close(self) -> None:
         """Close the bar."""
         if self.bar is not None:
-            self.bar.close()
+            with _ignored_output_errors():
+                self.bar.close()
+            self.bar = None
 
 
 class Named(Progress):

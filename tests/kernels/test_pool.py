@@ -1,6 +1,8 @@
 """The gradient of max pooling against XLA's own, and against a plain loop."""
 
+import re
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxdet.cli import process
 from jaxdet.kernels import conv, pool
 from tests.reference import layers as reference
 
@@ -75,6 +78,66 @@ def test_other_dtypes_are_pooled_by_xla():
     jaxpr = str(jax.make_jaxpr(jax.grad(lambda x: pool.max_pool(x, kernel=2, stride=2).sum()))(x))
     assert "select_and_scatter" in jaxpr
     assert nn.max_pool(x, (2, 2), (2, 2)).dtype == x.dtype
+
+
+def gradient_program(dtype):
+    """The traced program of a pool and its gradient."""
+    pooled = lambda x: pool.max_pool(x, kernel=3, stride=2, padding=1).sum()  # noqa: E731
+    return str(jax.make_jaxpr(jax.grad(pooled))(jnp.ones((1, 6, 6, 1), dtype)))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    "flags, scatters",
+    [
+        ("", True),
+        ("--xla_gpu_deterministic_ops=false", True),
+        ("--xla_gpu_deterministic_ops=true", False),
+        ("--xla_gpu_exclude_nondeterministic_ops=1 --xla_gpu_autotune_level=0", False),
+        ("--xla_gpu_autotune_level=0 --xla_gpu_exclude_nondeterministic_ops", False),
+    ],
+)
+def test_a_gpu_that_must_be_deterministic_gathers_the_gradient(monkeypatch, dtype, flags, scatters):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    assert ("select_and_scatter" in gradient_program(dtype)) == scatters
+    with conv.default_impl("lax"):
+        assert "select_and_scatter" in gradient_program(dtype)
+
+
+def test_on_a_cpu_the_flag_changes_nothing(monkeypatch):
+    before = gradient_program(jnp.float32), gradient_program(jnp.bfloat16)
+    monkeypatch.setenv("XLA_FLAGS", process.DETERMINISTIC_FLAG)
+    assert (gradient_program(jnp.float32), gradient_program(jnp.bfloat16)) == before
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("kernel, stride, padding", [(2, 2, 0), (3, 2, 1), (3, 1, 1)])
+def test_both_gradients_on_a_gpu_are_equal(monkeypatch, dtype, kernel, stride, padding):
+    """Traced as for a GPU: without ties, and with few windows per pixel, up to one rounding."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    x = jnp.asarray(np.random.default_rng(0).permutation(2 * 8 * 8).reshape(2, 8, 8, 1), dtype)
+    found = {}
+    for flags in ("", process.DETERMINISTIC_FLAG):
+        monkeypatch.setenv("XLA_FLAGS", flags)
+        found[flags] = pool_and_gradient(
+            x, lambda s: normal(1)(s).astype(dtype), kernel, stride, padding
+        )
+    (out, gradient), (gathered_out, gathered) = found.values()
+    np.testing.assert_array_equal(out, gathered_out)
+    assert gathered.dtype == dtype
+    tolerance = 1e-6 if dtype == jnp.float32 else 2e-2
+    np.testing.assert_allclose(
+        gathered.astype(np.float32), gradient.astype(np.float32), rtol=tolerance, atol=tolerance
+    )
+
+
+def test_max_pools_of_the_project_are_these():
+    root = Path(pool.__file__).parents[1]
+    others = [path for path in root.rglob("*.py") if path != Path(pool.__file__)]
+    assert not [
+        path for path in others if re.search(r"nn\.max_pool|lax\.reduce_window", path.read_text())
+    ]
 
 
 def test_the_input_is_computed_once():

@@ -38,6 +38,7 @@ def test_scores_match_the_reference(count, known):
         ([0.5, 0.5, 0.5], None),  # fewer than three after each
         ([0.5, 0.5, 0.5, 0.5], 0),
         ([0.5, 0.4, 0.3, 0.6, 0.1, 0.1, 0.1], 3),
+        ([0.1, 0.5, 0.4, 0.4, 0.4, 0.6, 0.6, 0.6, 0.6], 5),  # an early peak, better later
         ([], None),
     ],
 )

@@ -1,0 +1,29 @@
+"""Packages that only some features need, imported on first use."""
+
+from importlib import import_module
+from typing import Any
+
+from jaxdet.errors import InputError
+
+INSTALL = {  # module -> argument of `pip install`
+    "dm_pix": "dm-pix",
+    "faster_coco_eval": "faster-coco-eval",
+    "pyarrow": "jaxdet[data]",
+    "safetensors": "jaxdet[weights]",
+    "sklearn": "scikit-learn",
+    "tensorflow_datasets": "tensorflow-datasets",
+    "tyro": "tyro",
+}
+
+
+def load(name: str, purpose: str) -> Any:
+    """Import a package in `INSTALL`, or one of its modules.
+
+    Raises InputError if it is missing, with the `purpose` and the command to install it.
+    """
+    package = name.partition(".")[0]
+    try:
+        import_module(package)
+        return import_module(name)
+    except ImportError as error:
+        raise InputError(f"{purpose}: needs {package} (pip install {INSTALL[package]})") from error
