@@ -1,10 +1,10 @@
-"""Trainings that answer a question: each experiment is a command and a table.
+"""Training experiments: each one is a question, the runs that answer it, and a table.
 
     python -m benchmarks.experiments --names epochs --root DIR
     python -m benchmarks.experiments --names fractions plain long --root DIR --size 112
 
-A run is `jaxdet train` into its own folder under `--out`; it is resumed if it was interrupted, left
-alone if it is complete, and evaluated on the test split. `ablation` and those of `cifar10` and
+A run is `jaxdet train` into its own folder under `--out`; it is resumed if it was interrupted, kept
+if it is complete, and evaluated on the test split. `ablation` and those of `cifar10` and
 `faces` are one `jaxdet sweep` each, whose runs are evaluated on the validation split. Runs take
 minutes to hours, so `benchmarks.all` does not start them; it adds their results to its page.
 `EXPERIMENTS` lists them.
@@ -24,7 +24,7 @@ from jaxdet.training import run_dir
 
 OBJECTS = "--model simple --lr 2e-3 --size {size}"
 TRANSFER = (
-    "--model lite0 --box-head cells --size {size} --epochs 6 --lr 1e-3 --clip 1 --warmup 100 "
+    "--model lite0 --box-head per_cell --size {size} --epochs 6 --lr 1e-3 --clip 1 --warmup 100 "
     "--box-weight 5"
 )
 PRETRAINED = "--weights package:lite0"
@@ -35,7 +35,7 @@ CIFAR10_GRIDS = {
     "batch": "Batch sizes",
     "aug": "Augmentation",
     "loss": "Losses",
-    "opt": "Optimisers",
+    "opt": "Optimizers",
     "act": "Activations",
 }
 FACES = "--epochs 15 --batch 32 --size 64 --val-fraction .2 --test-fraction 0"
@@ -44,7 +44,7 @@ SCORES = {
     "detect": ("map", "map50", "map75", "loss"),
 }
 
-SWEEP_COLUMNS = {  # those that are kept; `loss` is an option if it varies, else a score
+SWEEP_COLUMNS = {  # columns that are kept; `loss` is an option if it varies, else a score
     "detect": (
         *("changed", "gain", "map", "map50", "map75", "map_small", "map_medium", "map_large"),
         *("epoch_seconds", "parameters"),
@@ -88,7 +88,7 @@ class Run(NamedTuple):
 
 
 class Experiment(NamedTuple):
-    """A question, answered by runs of one system, or by a sweep."""
+    """A question, and the runs or the sweep of one system that answer it."""
 
     system: str
     question: str
@@ -178,7 +178,7 @@ EXPERIMENTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Trainings that answer a question, and their table."""
+    """Training experiments and their tables."""
 
     names: tuple[str, ...] = tuple(EXPERIMENTS)
     """experiments to run; all by default"""
@@ -213,7 +213,7 @@ def run(options: Options) -> None:
         path = options.results and options.results / f"experiment_{name}"
         harness.write_tables(render({"rows": rows}), path and path.with_suffix(".md"))
         if path:
-            # the record is independent of the folders of this machine
+            # no folders of this machine in the record
             same = replace(options, names=(name,), root="DIR", out=Options.out, results=None)
             harness.write_record(
                 "experiments",
@@ -234,7 +234,7 @@ def render(record: dict[str, Any]) -> str:
 
 
 def describe(record: dict[str, Any]) -> str:
-    """What an experiment is about, for the page of all results."""
+    """The question of an experiment, for the page of all results."""
     return f"{EXPERIMENTS[record['question']].question} (`{record['system']}`)."
 
 

@@ -1,7 +1,7 @@
-"""Names of schema 1 and what they are called now; standard library only.
+"""Renamed options and values; standard library only.
 
-Run folders of schema 1 are translated when they are read.  On the command line old names are
-refused with the new one.
+Old names in the `config.json` of a run are replaced when it is read.  On the command line they are
+refused, with the new name in the message.
 """
 
 from collections.abc import Mapping
@@ -100,27 +100,36 @@ OPTIONS: dict[str, dict[str, str]] = {
 
 VALUES: dict[tuple[str, str], dict[str, str]] = {  # (system, new option): old value -> new value
     ("detect", "background"): {"noobj-zero": "zeros", "noobj-bg": "class", "yolox": "objectness"},
+    ("objects", "box_head"): {"dense": "mlp", "cells": "per_cell"},
+    ("cifar10", "activation"): {"own": "default"},
+    ("faces", "activation"): {"own": "default"},
 }
 
 METADATA = {"normalisation": "normalization", "numbers": "category_ids"}
 
 
-def migrate_config(system: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a configuration of schema 1 by their present names and values."""
+def migrate_names(system: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a configuration of schema 1 by their present names."""
     names = OPTIONS.get(system, {})
-    found = {names.get(name, name): value for name, value in fields.items()}
-    for (of, name), values in VALUES.items():
-        if of == system and name in found:
-            found[name] = values.get(found[name], found[name])
-    return found
+    return {names.get(name, name): value for name, value in fields.items()}
+
+
+def migrate_values(system: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a configuration of any schema, with renamed values replaced."""
+    tables = {name: values for (of, name), values in VALUES.items() if of == system}
+    return {
+        name: tables[name].get(value, value) if name in tables else value
+        for name, value in fields.items()
+    }
 
 
 def migrate_metadata(
     system: str, config: Mapping[str, Any], about: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What a run folder of schema 1 says of its data, by the present names.
+    """The metadata of a run of schema 1, by present names.
 
-    The first runs of faces, with the migrated configuration `config`, did not describe a record.
+    config: the configuration by present names.  The earliest runs of faces have no `record`, which
+    is added.
     """
     found = {METADATA.get(name, name): value for name, value in about.items()}
     if system == "faces" and "record" not in found:
@@ -130,9 +139,9 @@ def migrate_metadata(
 
 
 def renamed_option(word: str, system: str = "") -> str | None:
-    """The present spelling of an option that has been renamed, such as `--cut-val`; else None.
+    """The present name of a renamed option such as `--cut-val`; None for any other word.
 
-    Without a system, the new name where all systems agree on it.
+    Without a system, the name is given only if it is the same in all systems.
     """
     if not word.startswith("--"):
         return None

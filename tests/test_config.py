@@ -31,8 +31,8 @@ def test_a_configuration_survives_the_command_line(name):
 
 
 def test_unknown_fields_are_named():
-    with pytest.raises(ValueError, match="unknown fields colour, shape"):
-        from_json(Config, {"epochs": 3, "shape": 1, "colour": 2})
+    with pytest.raises(ValueError, match="unknown fields color, shape"):
+        from_json(Config, {"epochs": 3, "shape": 1, "color": 2})
 
 
 def test_a_canvas_smaller_than_the_window_is_refused():

@@ -11,8 +11,8 @@
     jaxdet sweep cifar10 --root DIR --grid arch      # compares the networks; other grids: GRIDS
     jaxdet compare runs/a runs/b --report out.md
 
-DIR holds CIFAR-10 in one of the forms of `jaxdet.data.cifar10`.  Nothing is downloaded.  Validation
-images are drawn from the training images; test images choose nothing.
+DIR holds CIFAR-10 in one of the layouts that `jaxdet.data.cifar10` lists.  Nothing is downloaded.
+Validation images are drawn from the training images; nothing is selected on test images.
 
 On JPEG copies of the images (accuracy is lower on them), 2 CPU cores, one run of one seed each,
 `tiny` (227,866 parameters) with the options above and these has the test accuracy, without and with
@@ -90,22 +90,22 @@ class Config(TrainConfig):
     val_fraction: float = 0.1
     """fraction of the training images for validation"""
     train_fraction: float = 1.0
-    """fraction of the other training images that is used"""
+    """fraction of the remaining training images that is used"""
     split_seed: int = 0
-    """seed that draws the validation images"""
+    """seed of the random choice of validation images"""
     model: Model = "tutorial"
     """network: that of PyTorch's tutorial, one of its variants, or a larger one"""
     channels: tuple[int, ...] = ()
-    """tutorial and its variants: channels of the convolutions, such as 6 16; () is the model's"""
+    """tutorial and its variants: channels of the convolutions, such as 6 16; () is the default"""
     fc_widths: tuple[int, ...] = ()
     """tutorial and its variants: widths of the hidden dense layers, such as 120 84; () is the
-    model's"""
-    activation: Literal["own", "relu", "leaky_relu", "elu", "gelu", "swish", "tanh", "sigmoid"] = (
-        "own"
-    )
-    """activation of all hidden layers; own is the model's (relu; tiny and deep: gelu)"""
+    default"""
+    activation: Literal[
+        "default", "relu", "leaky_relu", "elu", "gelu", "swish", "tanh", "sigmoid"
+    ] = "default"
+    """activation of all hidden layers; default: that of the model (relu; tiny and deep: gelu)"""
     norm: bool = False
-    """tutorial and its variants: batch norm after each convolution; the others have it"""
+    """tutorial and its variants: batch norm after each convolution; other models always have it"""
     dropout: float = 0.0
     """dropout rate before dense layers"""
     loss: Literal["cross_entropy", "binary", "squared", "hinge"] = "cross_entropy"
@@ -115,15 +115,15 @@ class Config(TrainConfig):
     flip: bool = False
     """flip half of the training images horizontally"""
     crop_padding: int = 0
-    """pixels by which training images are padded before a random crop; 4 is usual"""
+    """pixels of padding before a random crop of training images; 4 is usual, 0 does not crop"""
     cutout: float = 0.0
-    """largest side of a rectangle that hides part of a training image, as a fraction"""
+    """largest side of a random gray rectangle in training images, as a fraction of the image"""
     brightness_contrast: float = 0.0
     """largest random change of brightness and contrast, as a fraction"""
     color_jitter: float = 0.0
     """largest random change of saturation, as a fraction; hue changes by a tenth of it"""
     mixup_alpha: float = 0.0
-    """mixup: training images are mixed by fractions from Beta(alpha, alpha)"""
+    """mixup: weights of mixed training images are drawn from Beta(alpha, alpha); 0 turns it off"""
     tta: bool = False
     """predict from the mean of an image and its mirror image; the loss is not affected"""
     max_params: int = MAX_PARAMETERS
@@ -143,7 +143,7 @@ def network(config: Config, classes: int = 10) -> "tuple[nn.Module, tuple[int, .
     check(config)
     fields = layer_options(bfloat16=config.bfloat16, conv=config.conv)
     fields |= {"classes": classes, "rate": 1.0}  # rate: multiplied by `dropout`, which is traced
-    if config.activation != "own":
+    if config.activation != "default":
         fields["activation"] = getattr(nn, config.activation)
     if config.model in TUTORIALS:
         widths = {"channels": config.channels, "fc_widths": config.fc_widths}
@@ -167,7 +167,7 @@ def build(config: Config) -> "Experiment":
 
 
 def _subset(whole: "Experiment", config: Config) -> "Experiment":
-    """An experiment on the training images of `config`, which are the first of those of `whole`."""
+    """The experiment `whole`, restricted to the first training images as `config` requires."""
     train = whole.splits["train"]
     count = max(round(config.train_fraction * len(train)), 1)
     return replace(whole, config=config, splits=whole.splits | {"train": train.first(count)})
@@ -176,7 +176,7 @@ def _subset(whole: "Experiment", config: Config) -> "Experiment":
 def from_splits(
     config: Config, classes: tuple[str, ...], splits: "dict[str, Source]"
 ) -> "Experiment":
-    """The experiment of a `Config` for data that are read already."""
+    """The experiment of a `Config` for given sources, {split: source}."""
     from jaxdet.data import images
     from jaxdet.training.experiment import Experiment
 
@@ -220,7 +220,7 @@ def _transform(config: Config) -> Callable | None:
     from jaxdet.ops import augment
 
     def rescaled(transform: Callable) -> Callable:
-        """The transform of pixel values in [0, 1], for those in [0, 255]."""
+        """A transform of values in [0, 1] as a transform of values in [0, 255]."""
 
         def transformed(key, sample):
             unit = sample._replace(image=sample.image / jnp.float32(255))
@@ -262,7 +262,7 @@ def _read_splits(config: Any) -> "tuple[dict[str, ArraySource], tuple[str, ...]]
 
 
 def check(config: Config) -> None:
-    """Refuse values that no training can use, before any image is read."""
+    """Raise InputError for invalid options, before any image is read."""
     check_fractions(config, "val_fraction", "dropout", "label_smoothing", "cutout")
     check_fractions(config, "brightness_contrast", "color_jitter")
     if not config.val_fraction:
@@ -279,5 +279,5 @@ def check(config: Config) -> None:
         raise InputError("--channels and --fc-widths must be at least 1 each")
     if config.model not in TUTORIALS and (config.channels or config.fc_widths or config.norm):
         raise InputError(f"--channels, --fc-widths and --norm are not for --model {config.model}")
-    if config.activation != "own" and config.model in ("resnet20", "narrow", "tiniest"):
+    if config.activation != "default" and config.model in ("resnet20", "narrow", "tiniest"):
         raise InputError(f"--activation is not for --model {config.model}")

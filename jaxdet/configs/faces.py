@@ -82,7 +82,7 @@ PER_STAGE = {  # option with one value per stage -> field of the networks
 }
 STAGE_OPTIONS = (*PER_STAGE, "block", "depthwise", "activation")
 _SHAPE_OPTIONS = ("channels", "blocks", "strides", "dilations")
-_NEEDED = {"bottleneck": "strides", "convnext": "blocks"}  # with another number of --channels
+_NEEDED = {"bottleneck": "strides", "convnext": "blocks"}  # required with other --channels
 
 _PLAIN = "--model bottleneck --batch 128 --depthwise false --activation relu"
 _DEEP = (
@@ -144,30 +144,30 @@ class Config(BackboneOptions):
     size: int = 112
     """side of the network's input in pixels"""
     stream: bool = False
-    """read images when they are needed instead of holding them in memory (jaxdet[data])"""
+    """read images from disk during training instead of holding them in memory (jaxdet[data])"""
     identities: int = 0
-    """number of identities to train on, the first ones by name; the others are the split `others`;
-    0: all"""
+    """number of identities to train on, first by name; the rest form the split `others`; 0: all"""
     val_fraction: float = 0.1
-    """fraction of each identity's images for validation, where the data have no split for it; 0
-    evaluates on the training images, so take the last checkpoint then"""
+    """fraction of each identity's images for validation, if the data have no split val; with 0,
+    validation uses the training images, so evaluate the last checkpoint, not the best"""
     test_fraction: float = 0.2
-    """fraction of each identity's images for the test, where the data have no split for it and not
-    both train and val; 0 tests on the validation images"""
+    """fraction of each identity's images for the test, if the data have no split test and not both
+    train and val; with 0, the test uses the validation images"""
     train_fraction: float = 1.0
     """fraction of each identity's training images that is used, at least one image"""
     split_seed: int = 0
-    """seed that draws these images"""
+    """seed of the random choice of these images"""
     on_invalid: Literal["skip", "error"] = "skip"
-    """files that are not readable images: report and leave out, or stop"""
+    """what to do with files that are not readable images: report and leave out, or stop"""
     model: Model = "resnet18"
     """backbone"""
     width_multiplier: float = 0.5
     """resnets: factor of the number of channels; pretrained weights need 1"""
     backbone_stages: int = 0
-    """number of stages of the backbone that are built, from the first; 0: all"""
+    """number of stages of the backbone that are built, counted from the first; 0: all"""
     channels: tuple[int, ...] = ()
-    """bottleneck, convnext: channels of each stage; () is the model's, as in the next options"""
+    """bottleneck, convnext: channels of each stage; for this and the next options, () means the
+    default of the model"""
     blocks: tuple[int, ...] = ()
     """bottleneck, convnext: blocks of each stage"""
     strides: tuple[int, ...] = ()
@@ -176,16 +176,16 @@ class Config(BackboneOptions):
     """bottleneck, convnext: dilation of the spatial convolutions of each stage"""
     se_ratios: tuple[float, ...] = ()
     """bottleneck, convnext: hidden channels of squeeze-and-excitation as a fraction of each stage's
-    channels, usually .25; 0 is none"""
+    channels, usually .25; 0 leaves it out"""
     stage_dropout: tuple[float, ...] = ()
     """bottleneck: dropout rate after each stage; convnext: probability of leaving an image's
     branch out in the blocks of each stage (stochastic depth)"""
     block: Literal["inverted", "convnext"] = "inverted"
-    """bottleneck: type of its blocks"""
+    """bottleneck: type of the blocks: inverted residual, or ConvNeXt's"""
     depthwise: bool = True
     """bottleneck, convnext: depthwise spatial convolutions"""
-    activation: Literal["own", "relu", "relu6", "gelu"] = "own"
-    """bottleneck, convnext: activation; own is relu6 and gelu"""
+    activation: Literal["default", "relu", "relu6", "gelu"] = "default"
+    """bottleneck, convnext: activation; default: relu6 for bottleneck, gelu for convnext"""
     embedding_dim: int = 256
     """dimension of embeddings; 0: the channels of the last map"""
     bnneck: bool = False
@@ -195,11 +195,11 @@ class Config(BackboneOptions):
     dropout: float = 0.0
     """dropout rate of embeddings before the classifier"""
     head: Literal["softmax", "arcface", "cosface", "l_softmax", "lgm"] = "softmax"
-    """logits in training: plain, or with the margin of a paper"""
+    """logits in training: plain softmax, or with a margin"""
     logit_scale: float = 0.0
-    """arcface, cosface: factor of the cosines; 0 is the paper's 64, meant for many identities"""
+    """arcface, cosface: factor of the cosines; 0: 64 as in the papers, suited to many identities"""
     margin: float = 0.0
-    """margin of --head, for l_softmax 1, 2, 3 or 4; 0 is that of its paper"""
+    """margin of --head (l_softmax: 1, 2, 3 or 4); 0: the value in its paper"""
     embedding_loss: Literal["none", "center", "contrastive", "triplet_hard", "triplet_semihard"] = (
         "none"
     )
@@ -208,12 +208,12 @@ class Config(BackboneOptions):
     """weight of --embedding-loss: 0.003 for center, as in its paper; about 1 for pairs and
     triplets"""
     samples_per_class: int = 0
-    """images per identity in a batch (PK sampling), 4 for pairs and triplets; 0: images are
-    shuffled"""
+    """images per identity in a batch (PK sampling), usually 4 for pairs and triplets; 0 shuffles
+    images independently of identities"""
     label_smoothing: float = 0.0
     """label smoothing"""
     tta: bool = True
-    """embeddings are the sum of those of an image and its mirror image"""
+    """add the embedding of the mirror image to that of each image"""
     flip: bool = True
     """flip half of the training images horizontally"""
     scale: tuple[float, float] = (0.9, 1.1)
@@ -225,7 +225,7 @@ class Config(BackboneOptions):
     brightness_contrast: float = 0.2
     """largest random change of brightness and contrast, as a fraction"""
     cutout: float = 0.0
-    """largest side of a rectangle that hides part of a training image, as a fraction"""
+    """largest side of a random gray rectangle in training images, as a fraction of the image"""
     epochs: int = 60
     batch: int = 32
     eval_batch: int = 64
@@ -269,7 +269,7 @@ def _features(config: Config) -> "Callable[..., nn.Module]":
 
 
 def _stage_fields(config: Config) -> dict[str, Any]:
-    """Fields of a network in `STAGED` that the options change."""
+    """Fields of a network in `STAGED` that differ from their defaults."""
     from flax import linen as nn
 
     from jaxdet.models import convnext, layers
@@ -278,7 +278,7 @@ def _stage_fields(config: Config) -> dict[str, Any]:
     fields: dict[str, Any] = {
         field: getattr(config, name) for name, field in PER_STAGE.items() if getattr(config, name)
     }
-    if config.activation != "own":
+    if config.activation != "default":
         fields["activation"] = getattr(nn, config.activation)
     if config.model == "convnext":
         fields["kernel_init"] = layers.KAIMING_FAN_OUT
@@ -293,7 +293,7 @@ def _frozen_stages(config: Config) -> tuple[str, ...]:
 
 
 def _normalization(config: Config) -> "Normalization":
-    """That of the pretrained weights, or `CENTERED` without any."""
+    """The normalization of the pretrained weights, or `CENTERED` without weights."""
     from jaxdet.data.normalize import CENTERED
 
     return registry.normalization(config.model) if config.weights else CENTERED
@@ -318,7 +318,7 @@ def build(config: Config) -> "Experiment":
 def from_splits(
     config: Config, classes: tuple[str, ...], splits: "dict[str, Source]"
 ) -> "Experiment":
-    """The experiment of a `Config` for data that are read already."""
+    """The experiment of a `Config` for given sources, {split: source}."""
     from jaxdet.data import images, sampler
     from jaxdet.tasks.verify import VerificationTask
     from jaxdet.training.experiment import Experiment
@@ -429,7 +429,7 @@ def _describe_schedule(config: Config) -> str:
 
 
 def check(config: Config) -> None:
-    """Refuse values that no training can use, before any image is read."""
+    """Raise InputError for invalid options, before any image is read."""
     _check_stage_options(config)
     _check_backbone_options(config)
     if config.size < MIN_SIZE:
@@ -457,7 +457,7 @@ def check(config: Config) -> None:
 
 
 def _check_backbone_options(config: Config) -> None:
-    """Refuse options that do not fit the backbone or each other."""
+    """Raise InputError for options that do not fit the backbone or each other."""
     if config.model in STAGED:
         for name in ("weights", "freeze_stages", "freeze_bn", "backbone_stages"):
             if getattr(config, name):
@@ -477,7 +477,7 @@ def _check_backbone_options(config: Config) -> None:
 
 
 def _check_stage_options(config: Config) -> None:
-    """Refuse options of stages that do not fit the network or each other."""
+    """Raise InputError for stage options that do not fit the network or each other."""
     changed = [name for name in STAGE_OPTIONS if getattr(config, name) != getattr(Config, name)]
     if config.model not in STAGED:
         if changed:
@@ -502,7 +502,7 @@ def _check_stage_options(config: Config) -> None:
 
 
 def _stage_count(config: Config) -> int:
-    """Number of stages; refuses a number of channels that leaves a needed option open."""
+    """Number of stages; InputError if a changed number of channels requires a missing option."""
     default = len(registry.get(config.model).build().widths)
     count, needed = len(config.channels) or default, _NEEDED[config.model]
     if count != default and not getattr(config, needed):
@@ -514,7 +514,7 @@ def _stage_count(config: Config) -> int:
 
 
 def _check_stage_values(name: str, values: tuple[float, ...], count: int) -> None:
-    """Refuse values that are not one per stage, and values out of range."""
+    """Raise InputError unless there is one value per stage, all within the option's range."""
     got = f"got {_format_values(values)}"
     if len(values) != count:
         raise InputError(f"{option(name)} must be {count} values, one per stage, {got}")

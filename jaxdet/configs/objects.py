@@ -17,9 +17,9 @@ assignment in brackets:
 
 Deeper is `--model deeper --size 112 --epochs 40 --lr 1e-3 --clip 1 --box-weight 5
 --best accuracy`.  Lite0 is `--model lite0 --transfer frozen --weights package:lite0
---unfreeze-last 4 --box-head cells --size 160 --epochs 12 --lr 1e-3 --clip 1 --warmup 100
---box-weight 5`; an epoch takes 130 to 140 s alone.  With `--box-head dense` its validation IoU was
-.58 after the first epoch and .70 after four; with `cells` .69 after the first and .82 after two.
+--unfreeze-last 4 --box-head per_cell --size 160 --epochs 12 --lr 1e-3 --clip 1 --warmup 100
+--box-weight 5`; an epoch takes 130 to 140 s alone.  With `--box-head mlp` its validation IoU was
+.58 after the first epoch and .70 after four; with `per_cell` .69 after the first and .82 after two.
 
 Experiments (`python -m benchmarks.experiments`, `benchmarks/RESULTS.md`) with Simple at 112 pixels:
 20, 50 and 200 epochs give a mean IoU of .818, .818 and .831, and .873, .917 and .951 of the boxes
@@ -78,24 +78,26 @@ class Config(TrainConfig):
     test_fraction: float = 0.1
     """fraction of all images for the test"""
     train_fraction: float = 1.0
-    """fraction of all images for training, at most what the other splits leave"""
+    """fraction of all images for training; limited to what the other splits leave"""
     split_seed: int = 0
     """seed of the shuffle before splitting"""
     split_files: str = ""
-    """folder with training_data.csv, val_data.csv and test_data.csv: an existing split"""
+    """folder with an existing split: training_data.csv, val_data.csv and test_data.csv"""
     on_invalid: Literal["skip", "error"] = "skip"
-    """images or boxes that cannot be used: report and leave out, or stop"""
+    """what to do with unusable images or boxes: report and leave out, or stop"""
     model: Model = "simple"
     """network"""
     transfer: Literal["scratch", "frozen", "finetune"] = "scratch"
-    """features: random initial values, or --weights, kept frozen or trained further"""
+    """features: trained from random values, or initialized by --weights and kept frozen or
+    trained further"""
     unfreeze_last: int = 0
-    """number of stages, from the last, that are trained under --transfer frozen"""
+    """with --transfer frozen: number of stages, counted from the last, that are trained"""
     weights: str = ""
     """pretrained weights of the features: a .safetensors or .pth file, hf:OWNER/NAME, or
     package:lite0"""
-    box_head: Literal["dense", "cells"] = "dense"
-    """box branch: fully connected layers, or the weighted mean of one box per cell of the maps"""
+    box_head: Literal["mlp", "per_cell"] = "mlp"
+    """box branch: fully connected layers on pooled features (mlp), or the weighted mean of one box
+    per cell of the feature maps (per_cell)"""
     norm: bool = True
     """batch norm in the features"""
     dropout_scale: float = 1.0
@@ -146,7 +148,7 @@ def network(config: Config, classes: int = 3) -> "tuple[nn.Module, tuple[int, ..
             hidden=(512, 512),
             rates=(0.5, 0.5),
             side=7 if config.model == "lite0" else 1,  # ResNets are pooled globally
-            box_head=partial(DenseBoxHead, **options) if config.box_head == "cells" else None,
+            box_head=partial(DenseBoxHead, **options) if config.box_head == "per_cell" else None,
             dtype=options["dtype"],
         )
     return net, (1, config.size, config.size, 3)
@@ -195,7 +197,7 @@ def build(config: Config) -> "Experiment":
 
 
 def _subset(whole: "Experiment", config: Config) -> "Experiment":
-    """An experiment on the training images of `config`, which are the first of those of `whole`."""
+    """The experiment `whole`, restricted to the first training images as `config` requires."""
     from jaxdet.data import localization
 
     annotations, _ = localization.read_splits(config)
@@ -210,7 +212,7 @@ def _subset(whole: "Experiment", config: Config) -> "Experiment":
 def from_splits(
     config: Config, classes: tuple[str, ...], splits: "dict[str, Source]"
 ) -> "Experiment":
-    """The experiment of a `Config` for data that are read already."""
+    """The experiment of a `Config` for given sources, {split: source}."""
     from jaxdet.data import images, localization
     from jaxdet.tasks.localize import LocalizationTask
     from jaxdet.training.experiment import Experiment
@@ -266,7 +268,7 @@ def _transform(config: Config) -> Callable:
 
 
 def check(config: Config) -> None:
-    """Refuse values that no training can use, before any image is read."""
+    """Raise InputError for invalid options, before any image is read."""
     if config.size < MIN_SIZE:
         raise InputError(f"--size must be at least {MIN_SIZE} pixels, got {config.size}")
     if config.transfer != "scratch" and not config.weights:
@@ -279,10 +281,10 @@ def check(config: Config) -> None:
             f"--unfreeze-last must be from 0 to {stages} for --model {config.model}, got "
             f"{config.unfreeze_last}"
         )
-    if config.box_head == "cells" and registry.get(config.model).kind == "localizer":
+    if config.box_head == "per_cell" and registry.get(config.model).kind == "localizer":
         raise InputError(
-            f"--box-head cells needs several feature maps, --model {config.model} has one; choose "
-            f"a resnet or lite0"
+            f"--box-head must be mlp for --model {config.model}, which has one feature map, got "
+            f"per_cell; choose a resnet or lite0"
         )
     if not config.norm and config.model == "lite0":
         raise InputError("--no-norm is not for --model lite0; choose another --model")

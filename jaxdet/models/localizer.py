@@ -117,7 +117,7 @@ class Localizer(nn.Module):
         x = x.reshape(len(x), -1)  # [B, side * side * C]
         classifier = MLP(self.hidden, self.classes, self.rates, self.dtype, name="classifier")
         logits = classifier(x, train, dropout_scale)
-        if self.box_head:
+        if self.box_head:  # "boxer" is the name of the box branch in checkpoints
             return logits, self.box_head(axis_name=self.axis_name, name="boxer")(maps, train)
         box_branch = MLP(self.hidden, 4, (), self.dtype, BOX_BIAS, name="boxer")
         corners = box_branch(x, train).astype(jnp.float32)  # bfloat16 is too coarse for pixels

@@ -92,7 +92,7 @@ _SPECS = (
     ModelSpec("deep", "jaxdet.models.cifar:Deep", "cifar", image_size=32),
     ModelSpec("tiniest", "jaxdet.models.cifar:Tiniest", "cifar", image_size=32),
     ModelSpec("lenet", "jaxdet.models.lenet:LeNet", "classifier", image_size=32),
-    ModelSpec("andrew", "jaxdet.models.sliding:NgSlidingNet", "sliding", image_size=28),
+    ModelSpec("ng_sliding", "jaxdet.models.sliding:NgSlidingNet", "sliding", image_size=28),
     ModelSpec("andrew_windows", "jaxdet.models.sliding:NgWindowNet", "sliding", image_size=14),
 )
 MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _SPECS}
@@ -114,8 +114,9 @@ def names(*kinds: Kind) -> tuple[str, ...]:
 def backbone(name: str, *, stages: int = 0) -> Callable[..., "nn.Module"]:
     """Constructor of a module that returns the feature maps of a model, fine to coarse.
 
-    stages: how many of its stages are built, from the first on; 0 is all.
-    Of a localizer these are its features.  Raises InputError for a model that is no backbone.
+    stages: how many of its stages are built, from the first on; 0 builds all.
+    For a localizer the maps are those of its features.  Raises InputError for a model that is no
+    backbone.
     """
     spec = get(name)
     if spec.kind == "localizer":
@@ -135,7 +136,7 @@ def stage_names(name: str) -> tuple[str, ...]:
 def frozen_stages(name: str, count: int, *, built: int = 0) -> tuple[str, ...]:
     """Names of the first `count` stages of a backbone; -2: all but the last two.
 
-    built: how many stages the backbone has, from the first on; 0 is all.
+    built: how many stages of the backbone are built, from the first on; 0 means all.
     """
     return stage_names(name)[: built or None][:count]
 
@@ -166,7 +167,7 @@ def lr_multiplier(
 
 
 def normalization(name: str) -> "Normalization":
-    """The normalisation that the published weights of a model expect."""
+    """The normalization that the published weights of a model expect."""
     return _resolve(get(name).normalization)
 
 
@@ -181,9 +182,10 @@ def load_pretrained(
 ) -> "Tree":
     """Variables of a network with those of its backbone `name` from a file of published weights.
 
-    source: see `pretrained.fetch`.  module: name of the backbone in the network; "" is the network
-    itself.  stages: how many stages the backbone has, from the first on; 0 is all.  fields: of the
-    backbone that change the names in the file, such as `norm`.
+    source: see `pretrained.fetch`.
+    module: name of the backbone in the network; "" means the network itself.
+    stages: how many stages of the backbone are built, from the first on; 0 means all.
+    fields: fields of the backbone that change the names in the file, such as `norm`.
 
     Raises InputError where there are no weights, or they do not fit.
     """
@@ -226,7 +228,7 @@ def _array_names_after(
 
 
 def _resolve(reference: str | Callable[..., Any]) -> Any:
-    """What "module:name" refers to."""
+    """The object that "module:name" refers to."""
     if not isinstance(reference, str):
         return reference
     module, _, name = reference.partition(":")

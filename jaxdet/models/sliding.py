@@ -1,4 +1,4 @@
-"""Window networks, slid over an image one window at a time or convolved with all of it.
+"""Window networks, applied to one window at a time or convolved with the whole image.
 
 A window network is convolutions and pools, then dense layers, for windows of one size.  Replace its
 first dense layer by a convolution as large as the features of a window, the others by 1x1
@@ -42,13 +42,14 @@ class SlidingNet(nn.Module):
 
     stages: convolutions and pools before the first dense layer, see `windows.parse`.
     channels: of each convolution in `stages`.
-    fc_widths: of the hidden dense layers; one more layer leads to `outputs` numbers per window.
+    fc_widths: widths of the hidden dense layers; one more layer gives `outputs` numbers per window.
     form: "sequential" maps windows [B, window, window, C] to [B, outputs]; "convolutional" maps
       images [B, H, W, C], at least as large as a window, to [B, rows, columns, outputs].
     activation: after each convolution and each hidden dense layer; None for a linear network.
-    norm: batch norm before each activation, over `axis_name` too.
-    mask_channel: append x > 0 to the channels, so that black ink differs from no ink.
-    dtype: of the computation; parameters stay float32.
+    norm: whether batch norm precedes each activation; its device axis is `axis_name`.
+    mask_channel: whether to append x > 0 to the channels, which separates faint pixels from
+      background.
+    dtype: data type of the computation; parameters stay float32.
     conv_general_dilated: replaces `jax.lax.conv_general_dilated`, see `jaxdet.kernels.conv`.
 
     Both forms name their layers alike: conv1, conv1_norm, pool1, dense1, and so on.
@@ -116,7 +117,7 @@ class SlidingNet(nn.Module):
 
     @nn.nowrap
     def _hidden(self, x: Array, spec: LayerSpec, train: bool) -> Array:
-        """A layer, its norm (which replaces the bias) and its activation."""
+        """Apply a layer, its norm (which replaces the bias) and its activation."""
         x = self._linear(x, spec, use_bias=not self.norm)
         if self.norm:
             x = nn.BatchNorm(
@@ -131,7 +132,7 @@ class SlidingNet(nn.Module):
 
     @nn.nowrap
     def _linear(self, x: Array, spec: LayerSpec, use_bias: bool = True) -> Array:
-        """The convolution or, in the sequential form, the dense layer of a spec."""
+        """Apply the convolution of a spec or, in the sequential form, its dense layer."""
         options = {"use_bias": use_bias, "dtype": self.dtype, "name": spec.name}
         if spec.dense and self.form == "sequential":
             x = x.reshape(len(x), -1)  # [B, h * w * C], in that order
@@ -202,7 +203,7 @@ def _number(
     convolutions = sum(layer.kind == "conv" for layer in chain)
     if convolutions != len(channels):
         raise InputError(
-            f"{convolutions} convolutions need as many channels, got {len(channels)}: {channels}"
+            f"--channels must be one value for each of {convolutions} convolutions, got {channels}"
         )
     count, left = Counter(), iter(channels)
     for layer in chain:

@@ -41,7 +41,7 @@ class ReceptiveField(NamedTuple):
     """Receptive fields of a chain, in pixels of the image; padding counts as pixels."""
 
     window: int  # side
-    stride: int  # between neighbours
+    stride: int  # between neighbors
     offset: int  # of the first one; negative if the chain pads
 
 
@@ -75,7 +75,7 @@ _WORD = re.compile(r"[cp](?P<kernel>[1-9]\d*)(s(?P<stride>[1-9]\d*))?(p(?P<paddi
 def parse(text: str) -> Chain:
     """Chain of words like `c5,p2,c3s2p1`: c(onv) or p(ool), kernel, optional s(tride), p(adding).
 
-    InputError names the first word that is none.
+    Raises InputError, which names the first invalid word.
     """
     chain = []
     for word in map(str.strip, text.split(",")):
@@ -91,11 +91,11 @@ def parse(text: str) -> Chain:
 def head_layer(features: Chain, window: int) -> Layer:
     """Convolution that replaces the first dense layer: its kernel covers one window's features.
 
-    InputError if nothing remains of a window of this many pixels after the chain `features`.
+    Raises InputError if `features` has no output for a window of this many pixels.
     """
     kernel = output_size(features, window)
     if kernel == 0:
-        raise InputError(f"a window of {window} pixels is too small: no features remain of it")
+        raise InputError(f"window must be larger, got {window} pixels: no features remain of it")
     return conv(kernel)
 
 
@@ -124,7 +124,7 @@ def grid(chain: Chain, height: int, width: int) -> Grid:
     """Windows of a chain on an image of height x width pixels, in closed form.
 
     Sliding a window at a stride is the one-layer chain `(conv(window, stride),)`.
-    InputError if the image is smaller than the window.
+    Raises InputError if the image is smaller than the window.
     """
     window, stride, offset = receptive_field(chain)
     if output_size(chain, min(height, width)) == 0:
@@ -146,7 +146,7 @@ def differences(
 
     Exact without padding; with padding, every image larger than its window is reported.  Batch
     statistics and global pooling also break the equivalence, and do not show in a chain.
-    InputError as in `head_layer`.  Sermanet et al. 2013 (OverFeat), arXiv:1312.6229.
+    Raises InputError as `head_layer` does.  Sermanet et al. 2013 (OverFeat), arXiv:1312.6229.
     """
     chain = (*features, head_layer(features, window))
     field = receptive_field(chain)
@@ -185,8 +185,8 @@ def window_boxes(grid: Grid) -> jax.Array:
 def extract(image: Array, grid: Grid) -> jax.Array:
     """Windows [rows, columns, window, window, C] of one image [H, W, C].
 
-    Pixels beyond the border are zeros.  The result holds (window / stride)^2 times as many pixels
-    as the image.
+    Pixels beyond the border are zeros.  The result holds about (window / stride)^2 times as many
+    pixels as the image.
     """
     chex.assert_rank(image, 3)
     margin = -grid.offset

@@ -105,9 +105,9 @@ def read_config(folder: str | Path) -> RunConfig:
             f"install the version that wrote it"
         )
     if schema == 1:
-        config = migrations.migrate_config(system, config)
+        config = migrations.migrate_names(system, config)
         metadata = migrations.migrate_metadata(system, config, metadata)
-    return RunConfig(system, config, metadata)
+    return RunConfig(system, migrations.migrate_values(system, config), metadata)
 
 
 def read_metadata(folder: str | Path) -> dict[str, Any]:

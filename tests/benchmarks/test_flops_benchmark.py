@@ -13,17 +13,17 @@ def outputs(tmp_path_factory):
     """(record, page) of two networks."""
     folder = tmp_path_factory.mktemp("flops")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(configs, "NETWORK_NAMES", ("lenet", "andrew"))
+        patch.setattr(configs, "NETWORK_NAMES", ("lenet", "ng_sliding"))
         files = ["--json", str(folder / "a.json"), "--markdown", str(folder / "a.md")]
         assert flops.main(files) == 0
     return json.loads((folder / "a.json").read_text()), (folder / "a.md").read_text()
 
 
 def test_networks_have_the_figures_of_the_assignments(outputs):
-    lenet, andrew = outputs[0]["rows"]
+    lenet, ng_sliding = outputs[0]["rows"]
     assert (lenet["model"], lenet["input"]) == ("lenet", [1, 32, 32, 3])
     assert (lenet["parameters"], lenet["multiply_adds"]) == (62_006, 651_720)
-    assert (andrew["model"], andrew["parameters"]) == ("andrew", 323_620)
+    assert (ng_sliding["model"], ng_sliding["parameters"]) == ("ng_sliding", 323_620)
     for row in outputs[0]["rows"]:
         assert 2 < row["ratio"] == row["training"] / row["forward"] < 4
 
@@ -44,7 +44,7 @@ def test_page_has_a_table_per_network_below_the_summary(outputs):
     assert "| lenet | 1 x 32 x 32 x 3 | 62,006 | 651,720 |" in summary
     assert [part.splitlines()[0] for part in parts] == [
         "lenet, 1 x 32 x 32 x 3",
-        "andrew, 1 x 28 x 28 x 3",
+        "ng_sliding, 1 x 28 x 28 x 3",
     ]
     assert all(part.count("\n| sum |") == 1 for part in parts)
 

@@ -205,7 +205,7 @@ def test_layers_have_the_shapes_that_the_network_gives(pair):
     [
         ("--sizes 16 10", "10 x 10 pixels is smaller than the 14 x 14 window"),
         ("--check --arch c5,x2", "cannot read layer 'x2'"),
-        ("--check --arch c5,p2 --window 5", "window of 5 pixels is too small"),
+        ("--check --arch c5,p2 --window 5", "window must be larger, got 5 pixels"),
         ("--check --arch c5,p2 --sizes 10", "smaller than the 14 x 14 window"),
         ("--summary --sizes 9", "smaller than the 14 x 14 window"),
         ("--batch 0", "--batch must be at least 1, got 0"),

@@ -31,10 +31,10 @@ OBJECTS = [
 
 
 def draw_rectangle(draw, rng, width, height):
-    """Draw a coloured rectangle somewhere in an image of 200 x 160 pixels; its box."""
+    """Draw a colored rectangle somewhere in an image of 200 x 160 pixels; its box."""
     x, y = (int(rng.integers(0, limit)) for limit in (200 - width, 160 - height))
-    colour = tuple(int(value) for value in rng.integers(120, 256, 3))
-    draw.rectangle((x, y, x + width - 1, y + height - 1), fill=colour)
+    color = tuple(int(value) for value in rng.integers(120, 256, 3))
+    draw.rectangle((x, y, x + width - 1, y + height - 1), fill=color)
     return x, y, x + width, y + height
 
 
@@ -68,6 +68,13 @@ def write_shapes(root, count=30):
     return root
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_digits():
+    """Epochs of three steps."""
+    with tiny.few_digits():
+        yield
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with a run of digits and one of objects."""
@@ -89,7 +96,7 @@ def here(place, monkeypatch):
 
 
 class Comparison(NamedTuple):
-    """What a comparison of both runs printed, wrote and drew."""
+    """Output, files and pictures of a comparison of both runs."""
 
     words: list
     out: str
@@ -141,7 +148,7 @@ def cells(text):
     return [dict(zip(heads, row, strict=True)) for row in rows]
 
 
-COUNTS = {"d": 300, "o": 27}  # images of the test split
+COUNTS = {"d": 100, "o": 27}  # images of the test split
 EPOCHS = {"d": 2, "o": 1}
 COSTS = ("operations", "seconds", "operations_per_second")  # per image
 

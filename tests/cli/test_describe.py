@@ -85,7 +85,7 @@ def test_input_convention_and_padding(capsys):
 
 
 @pytest.mark.parametrize(
-    "name, giga", [("resnet18", 1.814), ("resnet50", 4.089), ("andrew", 0.0212736)]
+    "name, giga", [("resnet18", 1.814), ("resnet50", 4.089), ("ng_sliding", 0.0212736)]
 )
 def test_multiply_adds_of_named_networks(capsys, name, giga):
     (*_, last), _ = described(capsys, name, "--convention", "mac")
@@ -128,7 +128,7 @@ REFUSED = {
         ["lenet", "--input", "1x15x15x3"],
         "layer dense1: its input is empty, 1x0; .*--input",
     ),
-    "window": (["andrew", "--input", "1x13x28x3"], "windows of 14 x 14 pixels .* 13 x 28"),
+    "window": (["ng_sliding", "--input", "1x13x28x3"], "windows of 14 x 14 pixels .* 13 x 28"),
     "channels": (["run", "--input", "1x56x56x3"], "layer conv1 cannot process 1x56x56x6"),
     "three numbers": (["lenet", "--input", "1x32x32"], "--input must be .*1x32x32x3, got 1x32x32"),
     "a word": (["lenet", "--input", "1x32x32xc"], "--input must be .*got 1x32x32xc"),
@@ -161,6 +161,6 @@ def test_unknown_options_are_refused(capsys, words):
 
 def test_help_names_every_option(capsys):
     assert main("describe", "--help") == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for name in ("input", "backward", "convention", "padding", "time", "figure", "json", "csv"):
-        assert f"--{name} " in told
+        assert f"--{name} " in printed

@@ -17,7 +17,7 @@ from jaxdet.tasks.detect import DetectionTask
 from jaxdet.training.experiment import Experiment
 from tests import tiny
 
-COLOURS = (2, 0, 1, 1, 2, 0, 0)  # the strongest colour of each image, and its class
+COLORS = (2, 0, 1, 1, 2, 0, 0)  # the strongest color of each image, and its class
 
 
 def strongest(_, batch):
@@ -45,9 +45,9 @@ def folder(tmp_path, monkeypatch):
     """Images `test/00.png` to `test/06.png`, in the working folder."""
     monkeypatch.chdir(tmp_path)
     Path("test").mkdir()
-    for number, colour in enumerate(COLOURS):
+    for number, color in enumerate(COLORS):
         pixels = np.full((6, 5, 3), 20, np.uint8)
-        pixels[..., colour] = 200
+        pixels[..., color] = 200
         Image.fromarray(pixels).save(f"test/{number:02d}.png")
     return Path("test")
 
@@ -61,11 +61,11 @@ def submitted(folder, **more):
 
 
 def rows(names):
-    return "".join(f"{name},{colour}\n" for name, colour in zip(names, COLOURS, strict=True))
+    return "".join(f"{name},{color}\n" for name, color in zip(names, COLORS, strict=True))
 
 
 def test_a_row_has_a_file_and_the_number_of_its_class(folder, capsys):
-    names = [f"{number:02d}.png" for number in range(len(COLOURS))]
+    names = [f"{number:02d}.png" for number in range(len(COLORS))]
     assert submitted(folder) == "id,label\n" + rows(names)
     assert capsys.readouterr().out == "wrote new/table.csv\n"
     assert submitted(folder, json=True) and not capsys.readouterr().out
@@ -73,7 +73,7 @@ def test_a_row_has_a_file_and_the_number_of_its_class(folder, capsys):
 
 @pytest.mark.parametrize("heading", ["Image,Label\n", ""])
 def test_rows_are_those_of_the_sample(folder, heading):
-    numbers = range(5, 5 + len(COLOURS))
+    numbers = range(5, 5 + len(COLORS))
     blank = "".join(f"{number},0\n" for number in numbers)
     Path("sample.csv").write_text(heading + blank)
     assert submitted(folder, sample=Path("sample.csv")) == heading + rows(numbers)
@@ -84,9 +84,9 @@ def test_rows_in_another_order_or_number_are_refused(folder):
     for wrong, count in ((names[::-1], 6), (names[:-1], 1), ([*names, "07.png"], 1)):
         text = "".join(f"{name},0\n" for name in wrong)
         Path("sample.csv").write_text(f"id,label\n{text}")
-        with pytest.raises(InputError, match=f"sample.csv: {count} rows do not match.*row") as told:
+        with pytest.raises(InputError, match=f"sample.csv: {count} rows do not match.*row") as e:
             submitted(folder, sample=Path("sample.csv"))
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(e.value)
     assert not Path("new").exists()
 
 

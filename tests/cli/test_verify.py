@@ -1,9 +1,10 @@
-"""`jaxdet verify` on a small run of faces: identities are colours."""
+"""`jaxdet verify` on a small run of faces: identities are colors."""
 
 import csv
 import json
 import shutil
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -42,12 +43,12 @@ WORDS = [
 TRAINED = {"n1": (220, 40, 40), "n2": (40, 200, 60)}
 KNOWN = {"n1": (220, 40, 40), "n3": (50, 60, 230), "n4": (230, 220, 40)}
 UNKNOWN = ["n3", "n000000", "n1", "n4", "n1", "n000000", "n3"]
-UNKNOWN_COLOUR = (10, 10, 10)
+UNKNOWN_COLOR = (10, 10, 10)
 RUN = Path("run")
 
 
 class Features(Freezable):
-    """One convolution: a backbone that compiles in no time."""
+    """One convolution: a backbone that compiles fast."""
 
     classes: int = 0
     width: int = 8
@@ -57,11 +58,11 @@ class Features(Freezable):
         return self.conv_norm_act(x, 8, 7, "stem", stride=8, train=train)
 
 
-def face(path, colour, seed):
-    """A noisy image of a colour."""
+def face(path, color, seed):
+    """A noisy image of a color."""
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(seed).normal(0, 12, (20, 16, 3))
-    Image.fromarray(np.clip(colour + noise, 0, 255).astype(np.uint8)).save(path)
+    Image.fromarray(np.clip(color + noise, 0, 255).astype(np.uint8)).save(path)
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +70,11 @@ def trained(tmp_path_factory):
     """A folder with training images, gallery, probes, and a run."""
     root = tmp_path_factory.mktemp("verify")
     for folder, identities, count in (("train", TRAINED, 6), ("known", KNOWN, 2)):
-        for number, (name, colour) in enumerate(identities.items()):
+        for number, (name, color) in enumerate(identities.items()):
             for i in range(count):
-                face(root / folder / name / f"{name}_{i + 1:04d}.png", colour, 10 * number + i)
+                face(root / folder / name / f"{name}_{i + 1:04d}.png", color, 10 * number + i)
     for i, name in enumerate(UNKNOWN):
-        face(root / "unknown" / f"{i}.png", KNOWN.get(name, UNKNOWN_COLOUR), 100 + i)
+        face(root / "unknown" / f"{i}.png", KNOWN.get(name, UNKNOWN_COLOR), 100 + i)
     (root / "truth.csv").write_text("label\n" + "\n".join(UNKNOWN) + "\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resnet, "ResNet18", Features)
@@ -123,8 +124,12 @@ def embed(paths, checkpoint="best"):
     return verify.Embedder(api.load(RUN, checkpoint), {}).embed(paths)
 
 
+@cache
 def similarities():
-    """(cosines [N, M] of probes and gallery images in NumPy, identity [M] of the latter)."""
+    """(cosines [N, M] of probes and gallery images in NumPy, identity [M] of the latter).
+
+    Those of one test are those of all, which have copies of the same run and images.
+    """
     gallery, run = images.list_images("known"), api.load(RUN)
     found = [np.asarray(run.embed(path), np.float64) for path in (*probe_paths(), *gallery)]
     found = np.array([x / np.linalg.norm(x) for x in found])
@@ -539,7 +544,7 @@ def test_a_threshold_of_another_checkpoint_or_metric_is_refused(place):
 
 
 def test_a_linear_probe_is_scored_on_every_second_image(scores_of, capsys):
-    face(Path("known/n5/n5_0001.png"), UNKNOWN_COLOUR, 7)
+    face(Path("known/n5/n5_0001.png"), UNKNOWN_COLOR, 7)
     assert verify.probe(replace(PROBE, json=False)) == 0
     assert "identities with one image, left out: 1" in capsys.readouterr().err
     found = scores_of(verify.probe, PROBE)

@@ -21,11 +21,11 @@ from tests.cli.test_main import main
 from tests.cli.test_objects import answers
 
 
-def people(root):
-    """A folder a person, of images in the colour of that person."""
-    for name, colour in test_verify_command.TRAINED.items():
+def write_identities(root):
+    """A folder per identity, of images in the color of that identity."""
+    for name, color in test_verify_command.TRAINED.items():
         for i in range(6):
-            test_verify_command.face(root / name / f"{i}.png", colour, i)
+            test_verify_command.face(root / name / f"{i}.png", color, i)
 
 
 MAKERS = {
@@ -33,7 +33,7 @@ MAKERS = {
     "objects": test_objects.write_objects,
     "detect": datasets.write_yolo,
     "cifar10": datasets.write_image_folder,
-    "faces": people,
+    "faces": write_identities,
 }
 WORDS = {
     "digits": [*tiny.WORDS, "--source", "mnist", "--epochs", "1"],
@@ -48,13 +48,13 @@ class Trained(NamedTuple):
     """A run whose data are gone."""
 
     system: str
-    folder: Path  # of the run, of a photo, and of the data as `moved`
-    answer: list  # for the photo, while the data were there
+    folder: Path  # of the run, of an image, and of the data as `moved`
+    answer: list  # for the image, while the data were there
 
 
 @pytest.fixture(scope="module", autouse=True)
 def small():
-    """Networks that compile in no time."""
+    """Networks that compile fast."""
     with test_detect.small(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(plain, "simple", test_objects.one_convolution)
         patch.setattr(faces, "_features", lambda config: test_verify_command.Features)
@@ -66,13 +66,13 @@ def trained(request, tmp_path_factory):
     name, folder = request.param, tmp_path_factory.mktemp("gone")
     MAKERS[name](folder / "data")
     pixels = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
-    Image.fromarray(pixels).save(folder / "photo.png")
+    Image.fromarray(pixels).save(folder / "image.png")
     words = ["--root", folder / "data", *WORDS[name], "--quiet", "--out", folder / "run"]
     assert main("train", name, *words) == 0
     older(folder / "run", folder / "older")  # which reads its data
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        answer = answers("predict", "older", "photo.png")
+        answer = answers("predict", "older", "image.png")
     shutil.move(folder / "data", folder / "moved")
     return Trained(name, folder, answer)
 
@@ -93,11 +93,11 @@ def place(trained, monkeypatch):
 
 
 def test_predictions_for_files_need_no_data(place):
-    assert answers("predict", "run", "photo.png") == place.answer
+    assert answers("predict", "run", "image.png") == place.answer
     assert len(place.answer) == 1
 
 
-@pytest.mark.parametrize("words", [["run"], ["older", "photo.png"]], ids=" ".join)
+@pytest.mark.parametrize("words", [["run"], ["older", "image.png"]], ids=" ".join)
 def test_missing_data_are_named_in_one_line(place, capfd, words):
     assert main("predict", *words, "--split", "val") == 2
     out, err = capfd.readouterr()
@@ -121,7 +121,7 @@ def test_invalid_configurations_are_refused_without_data(place, capfd):
     shutil.copytree("run", "wrong")
     kept["config"]["batch"] = 0
     Path("wrong/config.json").write_text(json.dumps(kept))
-    assert main("predict", "wrong", "photo.png") == 2
+    assert main("predict", "wrong", "image.png") == 2
     shutil.rmtree("wrong")
     assert capfd.readouterr().err.startswith("jaxdet: error: --batch must be at least 1, got 0")
 

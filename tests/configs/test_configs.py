@@ -20,7 +20,7 @@ def output_shape(named):
 @pytest.mark.parametrize(
     "name, expected",
     [
-        ("andrew", (1, 8, 8, 4)),
+        ("ng_sliding", (1, 8, 8, 4)),
         ("andrew_windows", (1, 4)),
         ("lenet", (1, 10)),
         ("resnet18", (1, 1000)),

@@ -1,4 +1,4 @@
-"""Normalisation against the constants that published weights were trained with."""
+"""Normalization against the constants that published weights were trained with."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +16,7 @@ from jaxdet.data.normalize import CENTERED, EFFICIENTNET_LITE, IMAGENET, normali
     ],
 )
 @pytest.mark.parametrize("shape", [(3,), (1, 1, 3), (1, 1, 1, 3)])
-def test_pixels_are_normalised_as_for_the_published_weights(normalization, expected, shape):
+def test_pixels_are_normalized_as_for_the_published_weights(normalization, expected, shape):
     """torchvision for ImageNet; 8-bit (x - 127) / 128 for EfficientNet-Lite."""
     pixel = normalize(jnp.full(shape, 51 / 255), normalization)
     assert pixel.shape == shape and pixel.dtype == np.float32

@@ -143,7 +143,7 @@ def test_dropout_scales_with_its_factor_in_training(example):
     assert all((swept[i] != swept[j]).any() for i, j in ((0, 1), (1, 2)))
 
 
-def test_batch_statistics_are_synchronised_over_devices(example):
+def test_batch_statistics_are_synchronized_over_devices(example):
     net, variables, images, together = example
     step = partial(trained, net.clone(rate=0.0, axis_name="devices"), variables)
     halves = images.reshape(2, 3, *images.shape[1:])

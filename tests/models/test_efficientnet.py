@@ -150,7 +150,7 @@ def test_evaluation_is_independent_per_image_and_of_freezing(example):
     chex.assert_trees_all_close(together, alone, atol=1e-4)
 
 
-def test_batch_statistics_are_synchronised_over_devices(example):
+def test_batch_statistics_are_synchronized_over_devices(example):
     variables, images, _ = example
     net = Tiny(stages=SMALL[:1], classes=0)
     train = {"train": True, "mutable": "batch_stats"}

@@ -189,7 +189,7 @@ def bare(variables, x):
     return np.asarray(convolve(SingleConv(norm=False), {"params": {"conv": conv}}, x))
 
 
-def test_batch_norm_normalises_a_training_batch_and_moves_its_statistics_by_a_tenth(normal):
+def test_batch_norm_normalizes_a_training_batch_and_moves_its_statistics_by_a_tenth(normal):
     net, variables, x = normal
     train = jax.jit(partial(net.apply, train=True, mutable="batch_stats"))
     out, updates = jax.device_get(train(variables, x))
@@ -201,7 +201,7 @@ def test_batch_norm_normalises_a_training_batch_and_moves_its_statistics_by_a_te
     np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * before.var((0, 1, 2)), rtol=1e-4)
 
 
-def test_evaluation_normalises_by_the_running_statistics(normal):
+def test_evaluation_normalizes_by_the_running_statistics(normal):
     net, variables, x = normal
     wide = {"conv_norm": {"mean": np.ones(4, np.float32), "var": np.full(4, 4, np.float32)}}
     found = convolve(net, {**variables, "batch_stats": wide}, x)

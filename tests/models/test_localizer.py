@@ -166,7 +166,7 @@ def test_the_classifier_does_not_depend_on_the_box_head():
 
 def test_the_config_selects_the_box_head():
     assert network(Config(model="lite0"))[0].box_head is None
-    assert network(Config(model="lite0", box_head="cells"))[0].box_head.func is DenseBoxHead
+    assert network(Config(model="lite0", box_head="per_cell"))[0].box_head.func is DenseBoxHead
 
 
 def test_a_dropout_factor_of_0_is_no_dropout(example):
@@ -218,7 +218,7 @@ def test_without_norm_there_are_no_statistics_in_training(example):
     chex.assert_trees_all_close((logits, box), evaluated(net, variables, images), rtol=1e-5)
 
 
-def test_batch_statistics_are_synchronised_over_devices(example):
+def test_batch_statistics_are_synchronized_over_devices(example):
     variables, images = example
     step = partial(trained, Tiny(axis_name="devices", rates=(0.0, 0.0)), variables)
     (_, spread) = jax.vmap(partial(step, drop=0.0), axis_name="devices")(
@@ -296,6 +296,12 @@ def test_freezing_changes_nothing_in_evaluation(kind):
     frozen, _, _ = frozen_localizer(features, len(names))
     expected = evaluated(net, variables, images)
     chex.assert_trees_all_close(evaluated(frozen, variables, images), expected, rtol=1e-5)
+
+    def slope(net):
+        return jax.jit(jax.grad(lambda images: net.apply(variables, images)[0].sum()))(images)
+
+    assert np.asarray(slope(net)).any()
+    chex.assert_trees_all_close(slope(frozen), slope(net), rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", FROZEN)

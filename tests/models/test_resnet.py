@@ -96,7 +96,7 @@ def test_evaluation_is_independent_per_image(example):
     chex.assert_trees_all_close(together, alone, atol=1e-5)
 
 
-def test_batch_statistics_are_synchronised_over_devices(example):
+def test_batch_statistics_are_synchronized_over_devices(example):
     net, variables, images = example
     train = {"train": True, "mutable": "batch_stats"}
     _, together = jax.jit(partial(net.apply, **train))(variables, images)

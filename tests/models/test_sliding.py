@@ -112,7 +112,7 @@ def test_training_updates_every_statistic():
     assert sorted(after) == ["conv1_norm", "dense1_norm", "dense2_norm"]
 
 
-def test_batch_statistics_are_synchronised_over_devices():
+def test_batch_statistics_are_synchronized_over_devices():
     net, variables, _, _ = pair(Small(stages=windows.parse("c5,p2"), norm=True))
     x = np.random.default_rng(3).uniform(size=(4, 14, 14, 3))
     options = {"train": True, "mutable": "batch_stats"}
@@ -178,7 +178,7 @@ def test_an_image_of_the_wrong_size_is_refused(form, size):
 
 
 def test_each_convolution_needs_channels():
-    with pytest.raises(ValueError, match="2 convolutions need as many channels"):
+    with pytest.raises(ValueError, match="one value for each of 2 convolutions, got"):
         Small(stages=windows.parse("c5,p2,c3")).plan()
 
 

@@ -83,7 +83,7 @@ def test_padding_does_not_restore_outputs_lost_in_an_earlier_layer():
 
 
 def test_head_layer_rejects_a_window_without_features():
-    with pytest.raises(ValueError, match="window of 5 pixels is too small"):
+    with pytest.raises(ValueError, match="window must be larger, got 5 pixels"):
         windows.head_layer(LECTURE_NET, 5)
 
 
@@ -208,7 +208,7 @@ def test_encode_targets_matches_the_reference(grid):
 def test_encode_targets_treats_boxes_as_half_open():
     grid = Grid(window=4, stride=4, rows=1, columns=3)
     targets = encode_targets(np.array([[4.0, 0, 8, 4]]), np.array([7]), grid)
-    expected = [[[[0] * 6, [1, 7, 0, 0, 1, 1], [0] * 6]]]  # the neighbours only touch
+    expected = [[[[0] * 6, [1, 7, 0, 0, 1, 1], [0] * 6]]]  # the neighbors only touch
     np.testing.assert_array_equal(targets, expected)
 
 

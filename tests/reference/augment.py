@@ -6,7 +6,7 @@ from tests.reference import boxes as reference_boxes
 
 
 def rotate_and_scale_digit(digit, angle, scale, side):
-    """Digit [h, w] rotated by `angle` radians about the centre of its foreground and scaled.
+    """Digit [h, w] rotated by `angle` radians about the center of its foreground and scaled.
 
     Each pixel of the result [side, side] is interpolated where it comes from.
     """
@@ -38,7 +38,7 @@ def mixup(rows, weights):
 
 
 def cutout(image, draw, fill, size):
-    """Image [H, W, C] with filled rectangles; draw [n, 4]: centres and sides, in [0, 1]."""
+    """Image [H, W, C] with filled rectangles; draw [n, 4]: centers and sides, in [0, 1]."""
     image, (height, width, _) = np.array(image), image.shape
     for down, across, tall, wide in draw:
         for row, column in np.ndindex(height, width):
@@ -58,7 +58,7 @@ def shift(image, down, across):
 
 
 def rotate(image, angle):
-    """Image [H, W, C] rotated counter-clockwise by `angle` radians about its centre."""
+    """Image [H, W, C] rotated counter-clockwise by `angle` radians about its center."""
     height, width = image.shape[:2]
     out = np.full_like(image, 0.5)
     for r in range(height):
@@ -66,7 +66,7 @@ def rotate(image, angle):
             x, y = c + 0.5 - width / 2, r + 0.5 - height / 2
             column = np.cos(angle) * x - np.sin(angle) * y + width / 2 - 0.5
             row = np.sin(angle) * x + np.cos(angle) * y + height / 2 - 0.5
-            out[r, c] = _bilinear_on_grey(image, row, column)
+            out[r, c] = _bilinear_on_gray(image, row, column)
     return out
 
 
@@ -80,12 +80,12 @@ def scale_translate(image, scale, offset):
             column = (c + 0.5 - offset[1]) / scale[1]
             if 0 <= row <= height and 0 <= column <= width:
                 row, column = np.clip(row - 0.5, 0, height - 1), np.clip(column - 0.5, 0, width - 1)
-                out[r, c] = _bilinear_on_grey(image, row, column)
+                out[r, c] = _bilinear_on_gray(image, row, column)
     return out
 
 
-def _bilinear_on_grey(image, row, column):
-    """Bilinear interpolation of the four pixels around a position; grey outside the image."""
+def _bilinear_on_gray(image, row, column):
+    """Bilinear interpolation of the four pixels around a position; gray outside the image."""
     top, left = int(np.floor(row)), int(np.floor(column))
     value = np.zeros(image.shape[2])
     for r in (top, top + 1):

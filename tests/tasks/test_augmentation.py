@@ -88,9 +88,9 @@ def test_photometric_applies_one_or_all_or_half_of_the_transforms():
     """A hole has one pixel value; noise changes every pixel."""
     for photometric, both in (("one", 0), ("all", 8)):
         before, after = augmented(photometric=photometric, cutout_holes=3, noise=0.2)
-        grey = (after["image"] == 0.5).all(-1).any(axis=(1, 2))
+        gray = (after["image"] == 0.5).all(-1).any(axis=(1, 2))
         noisy = (after["image"] != before["image"]).mean(axis=(1, 2, 3)) > 0.6
-        assert (grey | noisy).all() and (grey & noisy).sum() == both
+        assert (gray | noisy).all() and (gray & noisy).sum() == both
     assert len(augmentation._photometric(replace(NONE, photometric="some", **PHOTOMETRIC))) == 1
 
 

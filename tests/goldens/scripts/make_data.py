@@ -1,10 +1,11 @@
 """Write the tiny data sets of the golden runs, and weights for the backbone of `detect`.
 
     python make_data.py DATA WEIGHTS
+    python make_data.py --weights WEIGHTS
 
 DATA gets the folders cifar10, detect, faces and objects; WEIGHTS is the .safetensors file to write.
-Pictures are plain colours with coarse noise, so that the files are small.  The weights are one
-short row of numbers again and again: a checkpoint packs those that stay to nearly nothing.
+Images are plain colors with coarse noise, so that the files are small.  The weights repeat one
+short row of numbers, so that checkpoints compress frozen weights to almost nothing.
 """
 
 import sys
@@ -22,7 +23,7 @@ PERIOD = 1021  # numbers after which the weights begin again
 
 
 def noisy(random, height, width, colour, spread=24, cell=8):
-    """A colour with noise in squares of `cell` pixels, [height, width, 3] uint8."""
+    """A color with noise in squares of `cell` pixels, [height, width, 3] uint8."""
     coarse = random.integers(-spread, spread + 1, (-(-height // cell), -(-width // cell), 3))
     fine = coarse.repeat(cell, 0).repeat(cell, 1)[:height, :width]
     return np.uint8(np.clip(fine + colour, 0, 255))
@@ -35,7 +36,7 @@ def save(pixels, path):
 
 
 def cifar10(root):
-    """PART/CLASS/FILE: 16 images a class for training, 6 for the test."""
+    """SPLIT/CLASS/FILE: 16 images per class for training, 6 for the test."""
     random = np.random.default_rng(1)
     for part, count in (("train", 16), ("test", 6)):
         for name, colour in zip(("cat", "dog", "owl"), COLOURS, strict=False):
@@ -44,7 +45,7 @@ def cifar10(root):
 
 
 def faces(root):
-    """PERSON/FILE: 10 images of each of 5 people."""
+    """IDENTITY/FILE: 10 images of each of 5 identities."""
     random = np.random.default_rng(2)
     for name, colour in zip(("ann", "bob", "cid", "dot", "eve"), COLOURS, strict=True):
         for i in range(10):
@@ -59,7 +60,7 @@ def box(random, height, width):
 
 
 def objects(root):
-    """images/LABEL/FILE and annotations/LABEL.csv: 12 photos a label, and a row without photo."""
+    """images/LABEL/FILE, annotations/LABEL.csv: 12 images per label, a row without an image."""
     random = np.random.default_rng(3)
     (root / "annotations").mkdir(parents=True)
     for name, colour in zip(("cup", "key", "pen"), COLOURS, strict=False):
@@ -77,7 +78,7 @@ def objects(root):
 
 
 def detect(root):
-    """YOLO, two classes: 24 photos of 0 to 3 boxes for training and validation, 8 for the test."""
+    """YOLO, two classes: 24 images of 0 to 3 boxes for training and validation, 8 for the test."""
     random = np.random.default_rng(4)
     for part, count in (("train", 24), ("test", 8)):
         (root / "labels" / part).mkdir(parents=True)
@@ -102,7 +103,6 @@ def weights(path):
     """Weights of ResNet18 by the names that torchvision has, without its last layer."""
     from safetensors.numpy import save_file
 
-    from jaxdet import pretrained
     from jaxdet.models import resnet
 
     net = resnet.ResNet18(classes=0)
@@ -117,13 +117,13 @@ def weights(path):
             array = array.transpose(3, 2, 0, 1)
         else:
             array = np.full(leaf.shape, name.endswith(("scale", "var")))
-        arrays[pretrained.resnet(name)] = np.ascontiguousarray(array, np.float32)
+        arrays[resnet.torch_name(name)] = np.ascontiguousarray(array, np.float32)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(arrays, path)
 
 
 if __name__ == "__main__":
-    data, file = map(Path, sys.argv[1:])
-    for make in (cifar10, detect, faces, objects):
-        make(data / make.__name__)
+    data, file = sys.argv[1], Path(sys.argv[2])
+    for make in (cifar10, detect, faces, objects) if data != "--weights" else ():
+        make(Path(data) / make.__name__)
     weights(file)
