@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Faces, from folders to a table with the identities of unknown images (assignment 4).
 #   scripts/faces.sh ROOT [options of jaxdet train faces]
-# ROOT has classification/PERSON/FILE, or its parts train, dev and test; known/IDENTITY/FILE;
+# ROOT has classification/IDENTITY/FILE, or the same in train/, dev/ and test/; known/IDENTITY/FILE;
 # unknown_dev/ and unknown_test/ with images; verification_dev.csv with the labels of the former;
 # and, optionally, verification_sample_submission.csv, and verification_test.csv for scores.  Images
 # directly in classification/test have no labels: a table of predictions is written for them, with
@@ -16,7 +16,7 @@ more=()
 sample=$root/verification_sample_submission.csv
 truth=$root/verification_test.csv
 verified=("$run/threshold.json")
-unlabelled=$root/classification/test
+unlabeled=$root/classification/test
 unlabelled_sample=$root/classification_sample_submission.csv
 [ ! -f "$sample" ] || more+=(--sample "$sample")
 if [ -f "$truth" ]; then
@@ -25,11 +25,11 @@ if [ -f "$truth" ]; then
 fi
 .venv/bin/jaxdet train faces --root "$root/classification" --out "$run" --resume "$@"
 .venv/bin/jaxdet eval "$run" --split test
-if [ -d "$unlabelled" ] && [ -n "$(find "$unlabelled" -maxdepth 1 -type f -not -name '.*' -print -quit)" ]; then
+if [ -d "$unlabeled" ] && [ -n "$(find "$unlabeled" -maxdepth 1 -type f -not -name '.*' -print -quit)" ]; then
     echo "labels of the images of classification/test:"
     options=()
     [ ! -f "$unlabelled_sample" ] || options+=(--sample "$unlabelled_sample")
-    .venv/bin/jaxdet predict "$run" "$unlabelled" --submit "$run/classification.csv" "${options[@]}"
+    .venv/bin/jaxdet predict "$run" "$unlabeled" --submit "$run/classification.csv" "${options[@]}"
 fi
 echo "unknown_dev against known:"
 .venv/bin/jaxdet verify dev "$run" --known "$root/known" --unknown "$root/unknown_dev" \
