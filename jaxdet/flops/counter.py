@@ -18,9 +18,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import jax
+from jax import lax
 from jax.extend import core
+from jax.interpreters import partial_eval
 
-from jaxdet.flops.rules import RULES, OpCounts, Padding
+from jaxdet.flops.rules import RULES, OpCounts, Padding, Taps, count_operations
 from jaxdet.kernels import conv
 
 Convention = Literal["flop", "mac"]
@@ -28,10 +30,14 @@ Convention = Literal["flop", "mac"]
 DIRECTIONS = ("forward", "backward")
 REMAT_SCOPES = ("checkpoint", "rematted_computation")  # name-stack entries that `remat` adds
 BODY_PARAMS = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # parameters that hold the body of a call
+LAYOUT_CHANGES = (
+    *("broadcast_in_dim", "convert_element_type", "copy", "expand_dims", "reshape", "squeeze"),
+    "transpose",
+)
 
 
 class FlopReport(NamedTuple):
-    """Operations of one call of a function."""
+    """Operation counts of one call of a function."""
 
     by_layer: dict[tuple[str, str], OpCounts]  # (path, direction), in order of first appearance
     unknown: dict[str, int]  # uncounted primitives without a rule: how often each runs
@@ -57,6 +63,7 @@ class ScopedEquation(NamedTuple):
     repeats: int  # how often it runs
     bounded: bool  # False within a `while` loop, of which `repeats` assumes one iteration
     function: str  # outermost named function below `path`, such as relu; "" if none
+    taps: Taps  # which taps of a convolution or pool count
 
 
 def count(
@@ -66,10 +73,13 @@ def count(
 
     convention: `flop` counts every operation, `mac` only the multiply-adds of products.
     padding: whether taps of convolutions and pools that fall on padding count (`full`, as in
-      papers) or not (`valid`, as in XLA).
-    Dead code is not counted.  A `cond` costs as much as its most expensive branch, a `scan` as many
-    bodies as its length, the bodies of `pmap` and `shard_map` once per device.  Convolutions count
-    as `lax` computes them, whichever implementation `kernels.conv` chose.
+      papers) or not (`valid`, as in XLA).  Padding that JAX adds never counts: each gradient of a
+      convolution multiplies as often as the convolution itself, and `lax.conv_transpose` multiplies
+      each pixel by each weight whose product is in the output.
+    Dead code is not counted, within the bodies of calls and scans either.  A `cond` costs as much
+    as its most expensive branch, a `scan` as many bodies as its length, the bodies of `pmap` and
+    `shard_map` once per device.  Convolutions count as `lax` computes them, whichever
+    implementation `kernels.conv` chose.
     """
     with conv.default_impl("lax"):
         closed = jax.make_jaxpr(fn)(*args)
@@ -86,7 +96,7 @@ def count_jaxpr(
         if not scoped.bounded:
             unbounded[scoped.path] = True
         if name in RULES:
-            counts = RULES[name](scoped.eqn, padding) * scoped.repeats
+            counts = count_operations(scoped.eqn, scoped.taps) * scoped.repeats
             by_layer[scoped.path, scoped.direction] += counts
         else:
             unknown[name] += scoped.repeats
@@ -95,18 +105,15 @@ def count_jaxpr(
 
 def walk(closed: core.ClosedJaxpr, padding: Padding = "full") -> Iterator[ScopedEquation]:
     """Every equation of a closed jaxpr in order, bodies of calls and loops included."""
-    return _walk(closed, ScopedEquation(None, "", DIRECTIONS[0], 1, True, ""), padding)
+    return _walk(closed, ScopedEquation(None, "", DIRECTIONS[0], 1, True, "", padding), padding)
 
 
 def live_equations(jaxpr: core.Jaxpr) -> list[core.JaxprEqn]:
-    """The equations that the outputs or the effects of a jaxpr depend on, in order."""
-    needed = {var for var in jaxpr.outvars if not isinstance(var, core.Literal)}
-    live = []
-    for eqn in reversed(jaxpr.eqns):
-        if eqn.effects or needed.intersection(eqn.outvars):
-            live.append(eqn)
-            needed.update(var for var in eqn.invars if not isinstance(var, core.Literal))
-    return live[::-1]
+    """The equations that the outputs or the effects of a jaxpr depend on, in order.
+
+    Dead code is removed from the bodies of calls, branches and scans as well.
+    """
+    return partial_eval.dce_jaxpr(jaxpr, used_outputs=True, instantiate=True)[0].eqns
 
 
 def scope_inputs(
@@ -136,7 +143,7 @@ def scope_inputs(
 def scope(eqn: core.JaxprEqn, outer: str = "", direction: str = DIRECTIONS[0]) -> tuple[str, str]:
     """(path, direction) of an equation.
 
-    outer, direction: those of the enclosing call, to which the name stack of a body is relative.
+    outer, direction: path and direction of the enclosing call, which the name stack continues.
     """
     stack = str(eqn.source_info.name_stack)
     if "transpose(" in stack or "rematted_computation" in stack:
@@ -147,11 +154,48 @@ def scope(eqn: core.JaxprEqn, outer: str = "", direction: str = DIRECTIONS[0]) -
 
 
 def _walk(jaxpr, outer: ScopedEquation, padding: Padding) -> Iterator[ScopedEquation]:
+    sources = {}  # variable -> equation
     for eqn in live_equations(getattr(jaxpr, "jaxpr", jaxpr)):
+        sources |= dict.fromkeys(eqn.outvars, eqn)
         path, direction = scope(eqn, outer.path, outer.direction)
         function = outer.function if path == outer.path else ""
         here = outer._replace(eqn=eqn, path=path, direction=direction, function=function)
+        if eqn.primitive.name == "conv_general_dilated":
+            here = here._replace(taps=_convolution_taps(eqn, outer.direction, sources, padding))
         yield from _expand(here, padding)
+
+
+def _convolution_taps(eqn, direction, sources, padding: Padding) -> Taps:
+    """The taps that count, without taps on padding that JAX adds.
+
+    direction: direction of the enclosing call.  sources: {variable: equation that computes it}.
+    """
+    if padding == "valid" or _within(eqn, lax.conv_transpose):
+        return "valid"
+    return "transposed" if _mirrored(eqn.invars[1], direction, sources) else "full"
+
+
+def _mirrored(kernel, direction, sources) -> bool:
+    """Whether an odd number of gradients with respect to an input have mirrored the kernel."""
+    times = 0
+    while not isinstance(kernel, core.Literal) and kernel in sources:
+        eqn = sources[kernel]
+        if eqn.primitive.name == "rev" and scope(eqn, "", direction)[1] == DIRECTIONS[1]:
+            times += 1
+        elif eqn.primitive.name not in LAYOUT_CHANGES:
+            break
+        kernel = eqn.invars[0]
+    return times % 2 == 1
+
+
+def _within(eqn, fn) -> bool:
+    """Whether an equation was traced in a call of `fn`."""
+    code = fn.__code__
+    traceback = eqn.source_info.traceback
+    return any(
+        (frame.function_name, frame.file_name) == (code.co_qualname, code.co_filename)
+        for frame in (traceback.frames if traceback else ())
+    )
 
 
 def _expand(scoped: ScopedEquation, padding: Padding) -> Iterator[ScopedEquation]:
@@ -161,7 +205,7 @@ def _expand(scoped: ScopedEquation, padding: Padding) -> Iterator[ScopedEquation
         yield scoped
     elif name == "cond":
         branches = [list(_walk(body, scoped, padding)) for body in params["branches"]]
-        yield from max(branches, key=lambda branch: _cost(branch, padding))
+        yield from max(branches, key=_cost)
     elif name == "while":
         once = scoped._replace(bounded=False)
         yield from _walk(params["cond_jaxpr"], once, padding)
@@ -182,7 +226,7 @@ def _is_jaxpr(value) -> bool:
 
 
 def _body_repeats(eqn, padding: Padding) -> int:
-    """How often the body of a call runs."""
+    """Number of times that the body of a call runs."""
     params = eqn.params
     match eqn.primitive.name:
         case "scan":
@@ -197,8 +241,7 @@ def _body_repeats(eqn, padding: Padding) -> int:
     return 1
 
 
-def _cost(branch: list[ScopedEquation], padding: Padding) -> int:
+def _cost(branch: list[ScopedEquation]) -> int:
     """Operations of the equations of one branch of a `cond`."""
     known = [scoped for scoped in branch if scoped.eqn.primitive.name in RULES]
-    counts = (RULES[s.eqn.primitive.name](s.eqn, padding).total() * s.repeats for s in known)
-    return sum(counts)
+    return sum(count_operations(s.eqn, s.taps).total() * s.repeats for s in known)

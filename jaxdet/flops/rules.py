@@ -4,7 +4,11 @@ A rule maps an equation of a jaxpr to its `OpCounts`.  A dot product of K number
 multiplications and K - 1 additions; a sum or maximum of K numbers is K - 1 operations.
 Subtractions and negations count as additions; absolute values, signs and rounding as comparisons;
 sorting n numbers as n ceil(log2 n) comparisons, an estimate.  Moving, reshaping, selecting and
-converting numbers is free, and so are bitwise operations.
+converting numbers is free, and so are bitwise operations.  Operations on complex numbers count as
+those on their real and imaginary parts: a product as four multiplications and two additions.
+
+Primitives without a rule are reported by name: random bits, collectives, and Fourier transforms and
+matrix factorizations, whose cost depends on the algorithm and, for some, on the values.
 """
 
 import math
@@ -16,15 +20,16 @@ from typing import Any, Literal
 import numpy as np
 
 Padding = Literal["full", "valid"]
-Rule = Callable[[Any, Padding], "OpCounts"]
+Taps = Literal["full", "valid", "transposed"]  # see `window_taps`
+Rule = Callable[[Any, Taps], "OpCounts"]
 
 
 @dataclass(frozen=True)
 class OpCounts:
     """Numbers of operations by kind.
 
-    `multiply_adds` counts the products of sums of products, which are in `multiplications` and
-    `additions` as well.
+    `multiply_adds` counts the products in dot products and convolutions.  They are included in
+    `multiplications`, and their sums in `additions`.
     """
 
     additions: int = 0
@@ -37,16 +42,22 @@ class OpCounts:
     multiply_adds: int = 0
 
     def __add__(self, other: "OpCounts") -> "OpCounts":
-        """Operations of both."""
+        """Sum, kind by kind."""
         return OpCounts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     def __mul__(self, repeats: int) -> "OpCounts":
-        """Operations of so many repeats."""
+        """The counts times `repeats`."""
         return OpCounts(*(number * repeats for number in astuple(self)))
 
     def total(self, convention: Literal["flop", "mac"] = "flop") -> int:
         """All operations (`flop`), or the multiply-adds alone, one per pair (`mac`)."""
         return self.multiply_adds if convention == "mac" else sum(astuple(self)[:-1])
+
+
+def count_operations(eqn: Any, taps: Taps) -> OpCounts:
+    """Operations of one equation, whose primitive must be in `RULES`."""
+    counts = RULES[eqn.primitive.name](eqn, taps)
+    return _complex(counts) if _is_complex(eqn.outvars[0]) else counts
 
 
 def window_taps(
@@ -57,18 +68,50 @@ def window_taps(
     low: int,
     base: int,
     dilation: int,
-    padding: Padding = "full",
+    taps: Taps = "full",
 ) -> tuple[int, int]:
     """(taps over all outputs, outputs with at least one tap) of a sliding window along one axis.
 
-    low: padding before the first of `size` inputs; base: their spacing; dilation: that of the taps.
-    Taps on the holes between spaced inputs never count, taps on padding only if `full`.
+    low: padding before the first of `size` inputs.  base: spacing of the inputs (lhs dilation).
+    dilation: spacing of the taps (rhs dilation).
+
+    Taps between spaced inputs never count; taps on padding count only if `full`.  `transposed` is
+    for the gradient of a convolution with respect to its input: the taps of that convolution count,
+    those on its padding included.
     """
+    if taps == "transposed":
+        low = (window - 1) * dilation - low
+        position = np.arange(size)[:, None] * base + np.arange(window) * dilation - low
+        reached = position[position % stride == 0]
+        return reached.size, np.unique(reached).size
     position = np.arange(outputs)[:, None] * stride + np.arange(window) * dilation - low
     counts = position % base == 0
-    if padding == "valid":
+    if taps == "valid":
         counts &= (position >= 0) & (position <= (size - 1) * base)
     return int(counts.sum()), int(counts.any(1).sum())
+
+
+def _complex(counts: OpCounts) -> OpCounts:
+    """Counts of operations on complex numbers, converted to operations on real numbers.
+
+    A quotient is a product with the conjugate, divided by a squared norm.  Any other operation
+    becomes two, one per part; for transcendental functions this is an estimate.
+    """
+    products, quotients = counts.multiplications, counts.divisions
+    return OpCounts(
+        additions=2 * counts.additions + 2 * products + 3 * quotients,
+        multiplications=4 * products + 6 * quotients,
+        maxima=2 * counts.maxima,
+        minima=2 * counts.minima,
+        comparisons=2 * counts.comparisons,
+        divisions=2 * quotients,
+        transcendentals=2 * counts.transcendentals,
+        multiply_adds=4 * counts.multiply_adds,
+    )
+
+
+def _is_complex(var) -> bool:
+    return getattr(getattr(var.aval, "dtype", None), "kind", None) == "c"
 
 
 def _shape(var) -> tuple[int, ...]:
@@ -79,34 +122,52 @@ def _size(var) -> int:
     return math.prod(_shape(var))
 
 
-def _elementwise(kind: str, eqn, padding: Padding) -> OpCounts:
+def _elementwise(kind: str, eqn, taps: Taps) -> OpCounts:
     return OpCounts(**{kind: sum(map(_size, eqn.outvars))})
 
 
-def _free(eqn, padding: Padding) -> OpCounts:
+def _free(eqn, taps: Taps) -> OpCounts:
     return OpCounts()
 
 
-def _clamp(eqn, padding: Padding) -> OpCounts:
+def _one_minus_square(eqn, taps: Taps) -> OpCounts:
+    """(1 - x) (1 + x)."""
+    size = _size(eqn.outvars[0])
+    return OpCounts(additions=2 * size, multiplications=size)
+
+
+def _abs(eqn, taps: Taps) -> OpCounts:
+    size = _size(eqn.outvars[0])
+    if _is_complex(eqn.invars[0]):  # the root of a sum of two squares
+        return OpCounts(additions=size, multiplications=2 * size, transcendentals=size)
+    return OpCounts(comparisons=size)
+
+
+def _compare(eqn, taps: Taps) -> OpCounts:
+    parts = 2 if _is_complex(eqn.invars[0]) else 1
+    return OpCounts(comparisons=parts * _size(eqn.outvars[0]))
+
+
+def _clamp(eqn, taps: Taps) -> OpCounts:
     size = _size(eqn.outvars[0])
     return OpCounts(maxima=size, minima=size)
 
 
-def _integer_pow(eqn, padding: Padding) -> OpCounts:
-    """Exponentiation by squaring: a product per bit after the first and per further set bit."""
+def _integer_pow(eqn, taps: Taps) -> OpCounts:
+    """Exponentiation by squaring: one product per bit after the first, and one if it is set."""
     power, size = abs(eqn.params["y"]), _size(eqn.outvars[0])
     products = max(power.bit_length() - 1, 0) + max(power.bit_count() - 1, 0)
     inverse = size if eqn.params["y"] < 0 else 0
     return OpCounts(multiplications=products * size, divisions=inverse)
 
 
-def _dot(eqn, padding: Padding) -> OpCounts:
+def _dot(eqn, taps: Taps) -> OpCounts:
     (contracted, _), _ = eqn.params["dimension_numbers"]
     depth = math.prod(_shape(eqn.invars[0])[axis] for axis in contracted)
     return _sums_of_products(depth * _size(eqn.outvars[0]), _size(eqn.outvars[0]))
 
 
-def _conv(eqn, padding: Padding) -> OpCounts:
+def _conv(eqn, taps: Taps) -> OpCounts:
     """A convolution in any layout: grouped, strided, dilated, or the gradient of one."""
     numbers = eqn.params["dimension_numbers"]
     inputs, kernel, outputs = (  # batch or features first, then channels, then spatial axes
@@ -117,7 +178,7 @@ def _conv(eqn, padding: Padding) -> OpCounts:
             strict=True,
         )
     )
-    taps, reached = _windows(
+    counted, reached = _windows(
         outputs[2:],
         inputs[2:],
         kernel[2:],
@@ -125,10 +186,10 @@ def _conv(eqn, padding: Padding) -> OpCounts:
         eqn.params["padding"],
         eqn.params["lhs_dilation"],
         eqn.params["rhs_dilation"],
-        padding,
+        taps,
     )
     maps = outputs[0] * outputs[1]  # images times channels; kernel[1] is input channels per group
-    return _sums_of_products(maps * kernel[1] * taps, maps * reached)
+    return _sums_of_products(maps * kernel[1] * counted, maps * reached)
 
 
 def _sums_of_products(products: int, outputs: int) -> OpCounts:
@@ -144,43 +205,49 @@ def _windows(
     pads: Sequence[tuple[int, int]],
     bases: Sequence[int],
     dilations: Sequence[int],
-    padding: Padding,
+    taps: Taps,
 ) -> tuple[int, int]:
     """`window_taps` over all spatial axes, whose counts multiply."""
     lows = [low for low, _ in pads]
     axes = zip(outputs, sizes, windows, strides, lows, bases, dilations, strict=True)
-    taps, reached = zip(*(window_taps(*axis, padding=padding) for axis in axes), strict=True)
-    return math.prod(taps), math.prod(reached)
+    counted, reached = zip(*(window_taps(*axis, taps=taps) for axis in axes), strict=True)
+    return math.prod(counted), math.prod(reached)
 
 
-def _reduce(kind: str, eqn, padding: Padding) -> OpCounts:
+def _reduce(kind: str, eqn, taps: Taps) -> OpCounts:
     return OpCounts(**{kind: max(_size(eqn.invars[0]) - _size(eqn.outvars[0]), 0)})
 
 
-def _cumulative(kind: str, eqn, padding: Padding) -> OpCounts:
+def _cumulative(kind: str, eqn, taps: Taps) -> OpCounts:
     size, length = _size(eqn.outvars[0]), _shape(eqn.outvars[0])[eqn.params["axis"]]
     return OpCounts(**{kind: size - size // max(length, 1)})
 
 
-def _sort(axis_name: str, eqn, padding: Padding) -> OpCounts:
+def _polynomial(eqn, taps: Taps) -> OpCounts:
+    """Horner's rule: one product and one addition per coefficient after the first."""
+    steps = (len(eqn.invars) - 2) * _size(eqn.outvars[0])
+    return OpCounts(additions=steps, multiplications=steps)
+
+
+def _sort(axis_name: str, eqn, taps: Taps) -> OpCounts:
     length = _shape(eqn.invars[0])[eqn.params[axis_name]]
     return OpCounts(comparisons=_size(eqn.invars[0]) * max(length - 1, 0).bit_length())
 
 
-def _reduce_window(kind: str, eqn, padding: Padding) -> OpCounts:
+def _reduce_window(kind: str, eqn, taps: Taps) -> OpCounts:
     sizes = _shape(eqn.invars[0])
-    taps, reached = _pool_windows(eqn.params, _shape(eqn.outvars[0]), sizes, padding)
-    return OpCounts(**{kind: taps - reached})
+    counted, reached = _pool_windows(eqn.params, _shape(eqn.outvars[0]), sizes, taps)
+    return OpCounts(**{kind: counted - reached})
 
 
-def _select_and_scatter_add(eqn, padding: Padding) -> OpCounts:
+def _select_and_scatter_add(eqn, taps: Taps) -> OpCounts:
     """Gradient of a max pool: find the maximum of each window again, add one number there."""
     source, operand = eqn.invars
-    taps, reached = _pool_windows(eqn.params, _shape(source), _shape(operand), padding)
-    return OpCounts(additions=_size(source), comparisons=taps - reached)
+    counted, reached = _pool_windows(eqn.params, _shape(source), _shape(operand), taps)
+    return OpCounts(additions=_size(source), comparisons=counted - reached)
 
 
-def _pool_windows(params, outputs, sizes, padding: Padding) -> tuple[int, int]:
+def _pool_windows(params, outputs, sizes, taps: Taps) -> tuple[int, int]:
     ones = (1,) * len(sizes)
     return _windows(
         outputs,
@@ -190,11 +257,11 @@ def _pool_windows(params, outputs, sizes, padding: Padding) -> tuple[int, int]:
         params["padding"],
         params.get("base_dilation", ones),
         params.get("window_dilation", ones),
-        padding,
+        taps,
     )
 
 
-def _scatter(kind: str, eqn, padding: Padding) -> OpCounts:
+def _scatter(kind: str, eqn, taps: Taps) -> OpCounts:
     return OpCounts(**{kind: _size(eqn.invars[2])})
 
 
@@ -204,7 +271,8 @@ FREE = """
     device_put dynamic_slice dynamic_update_slice empty expand_dims gather iota pad
     reduce_precision reshape rev scatter select_n slice split squeeze stop_gradient transpose
     reduce_and reduce_or reduce_xor axis_index optimization_barrier sharding_constraint real
-    imag complex conj name pvary tile random_wrap random_unwrap
+    imag complex conj name pvary tile random_wrap random_unwrap stack unstack empty2 nextafter
+    after_all create_token lu_pivots_to_permutation
 """
 
 
@@ -220,16 +288,18 @@ RULES: dict[str, Rule] = {
     **_by_kind(
         _elementwise,
         additions="add sub neg add_any",
-        multiplications="mul square",
+        multiplications="mul mulhi square",
         maxima="max",
         minima="min",
-        comparisons="eq ne lt le gt ge eq_to lt_to le_to abs sign floor ceil round is_finite",
+        comparisons="sign floor ceil round is_finite",
         divisions="div rem",
         transcendentals="""
-            exp exp2 log log1p expm1 logistic pow sqrt rsqrt cbrt tanh sin cos tan asin acos atan
-            atan2 sinh cosh asinh acosh atanh erf erfc erf_inv lgamma digamma
+            exp exp2 log log2 log1p expm1 logistic pow sqrt rsqrt cbrt tanh sin cos tan asin acos
+            atan atan2 sinh cosh asinh acosh atanh erf erfc erf_inv lgamma digamma polygamma zeta
+            igamma igamma_grad_a igammac regularized_incomplete_beta bessel_i0e bessel_i1e
         """,
     ),
+    **dict.fromkeys(["eq", "ne", "lt", "le", "gt", "ge", "eq_to", "lt_to", "le_to"], _compare),
     **_by_kind(
         _reduce,
         additions="reduce_sum",
@@ -259,6 +329,8 @@ RULES: dict[str, Rule] = {
         maxima="scatter-max scatter_max",
         minima="scatter-min scatter_min",
     ),
+    "abs": _abs,
+    "one_minus_square": _one_minus_square,
     "clamp": _clamp,
     "integer_pow": _integer_pow,
     "dot_general": _dot,
@@ -266,4 +338,6 @@ RULES: dict[str, Rule] = {
     "select_and_scatter_add": _select_and_scatter_add,
     "sort": partial(_sort, "dimension"),
     "top_k": partial(_sort, "axis"),
+    "approx_top_k": partial(_sort, "reduction_dimension"),
+    "polynomial": _polynomial,
 }

@@ -54,7 +54,9 @@ def test_scan_bodies_count_once_per_iteration():
 def test_maps_and_loops_of_known_length_count_as_scans():
     assert root_counts(lambda x: lax.map(lambda row: row * 2, x)) == OpCounts(multiplications=9)
     found = root_counts(lambda x: lax.fori_loop(0, 6, lambda i, x: square(x), x))
-    assert found == PRODUCT * 6 + OpCounts(additions=6)  # the loop counter
+    assert found == PRODUCT * 6  # nothing reads the loop counter
+    found = root_counts(lambda n: lax.fori_loop(0, 6, lambda i, n: n * i, n), 1)
+    assert found == OpCounts(multiplications=6, additions=6)  # the loop counter
 
 
 def test_while_bodies_count_once_and_are_reported():
@@ -141,6 +143,42 @@ def test_dead_code_is_not_counted():
     assert printing.sum() == PRODUCT + OpCounts(additions=8)
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        jax.jit,
+        jax.checkpoint,
+        jax.vmap,
+        lambda fn: jax.jit(jax.checkpoint(jax.jit(fn))),
+        lambda fn: lambda x: lax.map(fn, x),
+        lambda fn: lambda x: lax.scan(lambda carry, row: (carry, fn(row)), 0, x)[1],
+        lambda fn: lambda x: lax.cond(True, fn, lambda x: (x, x), x),
+        jax.pmap,
+    ],
+)
+def test_dead_code_in_bodies_is_not_counted(wrap):
+    """Of two outputs only the second is used."""
+    fn = wrap(lambda x: (x @ x, x + x))
+    found = counted(lambda x: fn(x)[1], jnp.ones((1, 3, 3)))
+    assert found.sum() == OpCounts(additions=9)
+
+
+def test_dead_carries_of_a_scan_are_not_counted():
+    def body(carry, _):
+        a, b, c = carry
+        return (a @ a, b + b, c * b), None  # c depends on b, b and a on themselves only
+
+    found = counted(lambda x: lax.scan(body, (x, x, x), length=4)[0][2])
+    assert found.sum() == OpCounts(additions=36, multiplications=36)
+
+
+def test_what_a_rematerialised_gradient_does_not_need_is_not_counted():
+    """The gradient of a product needs its factors, not the product."""
+    found = counted(jax.grad(lambda x: jax.checkpoint(square)(x).sum()))
+    assert found.sum("backward").multiply_adds == 2 * 27
+    assert found.sum("forward") == OpCounts()
+
+
 def named(x):
     with jax.named_scope("outer"):
         y = x @ x
@@ -181,7 +219,7 @@ def test_gradients_count_as_backward(wrap):
     assert found.sum() == found.sum("forward") + found.sum("backward")
 
 
-def test_rematerialised_operations_count_as_backward():
+def test_rematerialized_operations_count_as_backward():
     def loss(fn):
         return lambda x: fn(x).sum()
 

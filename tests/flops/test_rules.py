@@ -1,3 +1,4 @@
+import math
 from functools import partial
 
 import jax
@@ -7,9 +8,11 @@ from flax import linen as nn
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from jax import lax
+from jax.extend import core
+from jax.extend.core import primitives
 
 from jaxdet import flops
-from jaxdet.flops.rules import OpCounts
+from jaxdet.flops.rules import RULES, OpCounts
 from tests.reference import layers as reference
 
 laws = settings(deadline=None, max_examples=60)
@@ -30,6 +33,15 @@ def products(taps, outputs):
     return OpCounts(additions=taps - outputs, multiplications=taps, multiply_adds=taps)
 
 
+def pairs_of(low, high):
+    return st.tuples(st.integers(low, high), st.integers(low, high))
+
+
+def gradient(fn, argnum, *shapes, padding="full"):
+    """`OpCounts` of the gradient of a sum; what only the value needs is dead code."""
+    return counted(jax.grad(lambda *args: fn(*args).sum(), argnum), *shapes, padding=padding)
+
+
 def conv(x, kernel, stride=1, padding="VALID", **options):
     numbers = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(
@@ -42,6 +54,42 @@ def test_counts_add_and_multiply():
     assert one + one == one * 2
     assert (one * 3).total() == 18
     assert (one * 3).total("mac") == 6
+
+
+# Primitives whose equations the counter replaces by those of their bodies.
+CALLS = """
+    call closed_call cond custom_jvp_call custom_vjp_call eval_jaxpr jit reduce reduce_window remat2
+    scan select_and_scatter while
+"""
+# Primitives that a report names as unknown.
+UNCOUNTED = {
+    "collectives": "all_gather all_to_all pmax pmin ppermute psum ragged_all_to_all",
+    "random bits": """
+        random_bits random_fold_in random_gamma random_seed random_split rng_bit_generator
+        rng_uniform threefry2x32
+    """,
+    "Fourier transforms, factorizations and solvers": """
+        cholesky cholesky_update custom_linear_solve eig eigh fft hessenberg householder_product lu
+        ormqr qr schur svd symmetric_product triangular_solve tridiagonal tridiagonal_solve
+    """,
+    "of transformations and references, which traced functions do not hold": """
+        custom_lin dce_sink get stage swap
+    """,
+    "rare": "cumlogsumexp",
+}
+
+
+def test_every_primitive_of_the_installed_jax_has_a_rule_or_is_known_to_have_none():
+    exported = {
+        value.name
+        for module in (lax, lax.linalg, primitives)
+        for value in vars(module).values()
+        if isinstance(value, core.Primitive)
+    }
+    assert len(exported) > 150
+    without = set(" ".join([CALLS, *UNCOUNTED.values()]).split())
+    assert not without & RULES.keys()
+    assert not sorted(exported - RULES.keys() - without), "give them a rule in jaxdet.flops.rules"
 
 
 SOFTMAX = {"maxima": 5 * 6 + 5, "transcendentals": 35}
@@ -89,6 +137,51 @@ def times(a, b):
 )
 def test_counts_match_closed_forms(fn, expected):
     assert counted(fn, (5, 7)) == OpCounts(**expected)
+
+
+@pytest.mark.parametrize(
+    "fn, expected",
+    [  # for a complex 5 x 7 matrix
+        (lambda x: x + x, {"additions": 70}),
+        (lambda x: x * x, {"multiplications": 140, "additions": 70}),
+        (lambda x: x**3, {"multiplications": 280, "additions": 140}),
+        (lambda x: x / x, {"multiplications": 210, "additions": 105, "divisions": 70}),
+        (jnp.abs, {"multiplications": 70, "additions": 35, "transcendentals": 35}),
+        (lambda x: x == x.T.T, {"comparisons": 70}),
+        (jnp.exp, {"transcendentals": 70}),
+        (jnp.sum, {"additions": 68}),
+        (lambda x: x.real + x.imag, {"additions": 35}),
+        (jnp.conj, {}),
+    ],
+)
+def test_operations_on_complex_numbers_are_those_on_their_parts(fn, expected):
+    found = flops.count(fn, jax.ShapeDtypeStruct((5, 7), jnp.complex64))
+    assert (found.sum(), found.unknown) == (OpCounts(**expected), {})
+
+
+def test_complex_products_are_four_real_ones():
+    def by_parts(x, y):
+        real = x.real @ y.real - x.imag @ y.imag
+        return real, x.real @ y.imag + x.imag @ y.real
+
+    given = [jax.ShapeDtypeStruct(shape, jnp.complex64) for shape in ((3, 5), (5, 7))]
+    found, parts = (flops.count(fn, *given).sum() for fn in (jnp.matmul, by_parts))
+    assert found == parts == products(4 * 3 * 5 * 7, 2 * 3 * 7)
+    given = [jax.ShapeDtypeStruct(shape, jnp.complex64) for shape in ((1, 9, 9, 2), (3, 3, 2, 4))]
+    assert flops.count(conv, *given).sum() == products(4 * 7 * 7 * 9 * 2 * 4, 2 * 7 * 7 * 4)
+
+
+@pytest.mark.parametrize("fn", [jnp.tanh, jax.nn.gelu])
+def test_derivatives_of_tanh_have_a_rule(fn):
+    """1 - tanh^2 is a primitive from jax 0.11.2 on."""
+    found = flops.count(jax.grad(lambda x: fn(x).sum()), shaped(5, 7))
+    assert not found.unknown
+    assert found.sum().multiplications >= 35
+
+
+def test_one_minus_square():
+    if hasattr(lax, "one_minus_square"):
+        assert counted(lax.one_minus_square, (5, 7)) == OpCounts(additions=70, multiplications=35)
 
 
 @pytest.mark.parametrize("method", ["add", "subtract", "multiply", "max", "min"])
@@ -190,13 +283,32 @@ def test_batch_groups_divide_the_images():
 def test_transposed_convolutions_multiply_every_pixel_by_every_tap(stride):
     net = nn.ConvTranspose(4, (3, 3), strides=(stride,) * 2, padding="VALID", use_bias=False)
     params = {"params": {"kernel": shaped(3, 3, 2, 4)}}
-    found = flops.count(net.apply, params, shaped(1, 6, 5, 2), padding="valid").sum()
-    assert found.multiplications == 6 * 5 * 3 * 3 * 2 * 4
+    for padding in ("full", "valid"):
+        found = flops.count(net.apply, params, shaped(1, 6, 5, 2), padding=padding).sum()
+        assert found.multiplications == 6 * 5 * 3 * 3 * 2 * 4
 
 
-def gradient(fn, argnum, *shapes, padding="full"):
-    """`OpCounts` of the gradient of a sum; what only the value needs is dead code."""
-    return counted(jax.grad(lambda *args: fn(*args).sum(), argnum), *shapes, padding=padding)
+transposed = st.fixed_dictionaries(
+    {
+        "strides": pairs_of(1, 3),
+        "padding": st.sampled_from(["SAME", "VALID"]),
+        "rhs_dilation": pairs_of(1, 2),
+    }
+)
+
+
+@settings(laws, max_examples=25)
+@given(pairs_of(1, 6), pairs_of(1, 4), transposed)
+def test_transposed_convolutions_and_their_gradients_multiply_equally_often(sizes, window, given):
+    """JAX adds the padding, so that none of it counts."""
+    fn = partial(lax.conv_transpose, dimension_numbers=("NHWC", "HWIO", "NHWC"), **given)
+    shapes = (2, *sizes, 3), (*window, 3, 4)
+    forward = counted(fn, *shapes).multiplications
+    assert forward == counted(fn, *shapes, padding="valid").multiplications
+    if given["padding"] == "VALID":
+        assert forward == 2 * 3 * 4 * math.prod((*sizes, *window))
+    for argnum in (0, 1):
+        assert gradient(fn, argnum, *shapes).multiplications == forward
 
 
 def test_gradients_of_a_convolution_without_padding():
@@ -205,7 +317,12 @@ def test_gradients_of_a_convolution_without_padding():
     assert counted(conv, *shapes).multiplications == taps
     assert gradient(conv, 1, *shapes) == products(taps, 3 * 3 * 3 * 5)
     assert gradient(conv, 0, *shapes, padding="valid") == products(taps, 2 * 9 * 9 * 3)
-    assert gradient(conv, 0, *shapes).multiplications == 2 * 9 * 9 * 3 * 9 * 5
+    assert gradient(conv, 0, *shapes) == products(taps, 2 * 9 * 9 * 3)
+
+
+def over_examples(fn):
+    """fn for one image at a time, with a batch axis of one."""
+    return jax.vmap(lambda x, kernel: fn(x[None], kernel)[0], (0, None))
 
 
 convolutions = st.fixed_dictionaries(
@@ -218,18 +335,42 @@ convolutions = st.fixed_dictionaries(
 )
 
 
-@laws
-@given(st.integers(5, 9), st.integers(5, 9), st.integers(1, 3), convolutions)
-def test_both_gradients_multiply_as_often_as_the_convolution(rows, columns, side, given):
-    fn = partial(conv, **given)
+@settings(laws, max_examples=25)
+@given(
+    st.integers(5, 9),
+    st.integers(5, 9),
+    st.integers(1, 3),
+    convolutions,
+    st.sampled_from(["full", "valid"]),
+    st.sampled_from([lambda fn: fn, jax.jit, jax.checkpoint, over_examples]),
+)
+def test_both_gradients_multiply_as_often_as_the_convolution(
+    rows, columns, side, given, padding, wrap
+):
+    fn = wrap(partial(conv, **given))
     shapes = (2, rows, columns, 4), (side, side, 4 // given["feature_group_count"], 6)
-    forward = counted(fn, *shapes, padding="valid").multiplications
+    forward = counted(fn, *shapes, padding=padding).multiplications
     for argnum in (0, 1):
-        assert gradient(fn, argnum, *shapes, padding="valid").multiplications == forward
+        assert gradient(fn, argnum, *shapes, padding=padding).multiplications == forward
 
 
-def pairs_of(low, high):
-    return st.tuples(st.integers(low, high), st.integers(low, high))
+def test_second_derivatives_multiply_as_often_as_the_convolution():
+    shapes = (2, 9, 9, 3), (3, 3, 3, 5)
+    forward = counted(conv, *shapes).multiply_adds
+
+    def slope(x, kernel):
+        return jax.grad(lambda x: (conv(x, kernel) ** 2).sum())(x)
+
+    assert counted(slope, *shapes).multiply_adds == 2 * forward
+    assert gradient(slope, 0, *shapes).multiply_adds == 2 * forward  # of both; values are not used
+
+
+def test_a_kernel_that_the_author_mirrors_changes_no_count():
+    """As a convolution in the sense of signal processing does."""
+    shapes = (2, 9, 9, 3), (3, 3, 3, 5)
+    for argnum in (0, 1):
+        found = gradient(lambda x, kernel: conv(x, kernel[::-1, ::-1]), argnum, *shapes)
+        assert found == gradient(conv, argnum, *shapes)
 
 
 geometries = st.tuples(
