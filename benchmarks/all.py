@@ -39,7 +39,7 @@ QUICK_OPTIONS = {
     "sliding_windows": "--batch 2 --sizes 16 28 --sample 8 --seconds 0.1",
     "target_encoding": "--batch 16 --seconds 0.1",
     "layers": "--layers dense conv3 depthwise3 norm max_pool --batch 2 --seconds 0.02",
-    "flops": "--models digits andrew lenet resnet18",
+    "flops": "--models digits ng_sliding lenet resnet18",
     "train_step": "--models digits --batch 2 --compiled false --seconds 0.1",
     "tutorial": "--steps 4 --rounds 1 --images 400",
     "rates": "--count 2 --seconds 0.05",

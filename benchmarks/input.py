@@ -3,7 +3,7 @@
     python -m benchmarks.input --batch 64 --json FILE --markdown FILE
 
 `read` loads a whole set from its files into memory, as training does once; `records` takes one
-batch of records on the host, one by one; `files` decodes image files, 480 x 640 pixels in colour,
+batch of records on the host, one by one; `files` decodes image files, 480 x 640 pixels in color,
 as `jaxdet predict` does. `gather` takes the rows of a batch from a set on the device, and `place`
 rotates, scales and places the digits of a batch, as every step of `digits` does. `gather, flip,
 crop, cutout` is what a step of `cifar10` does before its network, and is also timed one by one.
@@ -116,7 +116,7 @@ def time_files(options: Options, folder: Path) -> dict[str, Any]:
         coarse = draw.integers(0, 256, (height // 8, width // 8, 3), np.uint8)
         path.write_bytes(synthetic.encode_png(coarse.repeat(8, 0).repeat(8, 1)))
     name = f"PNG, {height} x {width}"
-    return _row(name, "files", FILES, lambda: [images.read_grey(path) for path in paths], options)
+    return _row(name, "files", FILES, lambda: [images.read_gray(path) for path in paths], options)
 
 
 def time_digits(options: Options) -> Iterator[dict[str, Any]]:

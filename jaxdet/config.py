@@ -143,7 +143,7 @@ class AugmentOptions(TrainConfig):
     noise: float = 0.0
     """largest standard deviation of Gaussian noise"""
     cutout_holes: int = 0
-    """number of grey rectangles that hide parts of an image"""
+    """number of gray rectangles that hide parts of an image"""
     photometric: Literal["all", "one", "some"] = "all"
     """apply all of brightness-contrast, color-jitter, noise and cutout to an image, one of them, or
     a random half"""

@@ -1,6 +1,6 @@
 """Small data sets for tests.
 
-The same annotated images in every detection format, coloured images in folders of classes, trees of
+The same annotated images in every detection format, colored images in folders of classes, trees of
 files in a folder or tar file, and sets of tensorflow-datasets.
 """
 
@@ -114,17 +114,17 @@ def write_parquet(root):
 FORMATS = {"coco": write_coco, "voc": write_voc, "yolo": write_yolo, "parquet": write_parquet}
 
 
-COLOURS = {"cat": (230, 60, 40), "dog": (40, 200, 60), "owl": (50, 60, 220)}
+COLORS = {"cat": (230, 60, 40), "dog": (40, 200, 60), "owl": (50, 60, 220)}
 
 
 def write_image_folder(root, train=12, test=4, side=32):
-    """Images SPLIT/CLASS/N.png of the colour of their class with noise, so many of each class."""
+    """Images SPLIT/CLASS/N.png of the color of their class with noise, so many of each class."""
     random = np.random.default_rng(0)
     for split, count in {"train": train, "test": test}.items():
-        for name, colour in COLOURS.items():
+        for name, color in COLORS.items():
             (root / split / name).mkdir(parents=True)
             for i in range(count):
-                pixels = random.normal(colour, 40, (side, side, 3)).clip(0, 255)
+                pixels = random.normal(color, 40, (side, side, 3)).clip(0, 255)
                 Image.fromarray(np.uint8(pixels)).save(root / split / name / f"{i:02d}.png")
     return root
 

@@ -183,6 +183,6 @@ def ciou(a: Tensor, b: Tensor, eps: float = 1e-7) -> Tensor:
 
 
 def _grid_centers(shape, stride):
-    """Centres [A, 2] of the cells of a map, in pixels."""
+    """Centers [A, 2] of the cells of a map, in pixels."""
     y, x = torch.meshgrid(*(torch.arange(n) + 0.5 for n in shape), indexing="ij")
     return torch.stack([x, y], -1).reshape(-1, 2) * stride

@@ -1,4 +1,4 @@
-"""Classification, localisation and sliding-window networks in PyTorch, with one training step.
+"""Classification, localization and sliding-window networks in PyTorch, with one training step.
 
 Written from the papers. Images are [B, C, H, W], channels-last in memory.
 """

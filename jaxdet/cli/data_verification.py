@@ -38,12 +38,12 @@ def run(options: VerificationFolders) -> int:
                 _copy(image, options.out / "known" / name / image.file)
             part = PARTS[number >= in_dev]
             probes[part] += [(image, label or name) for image in shuffled[gallery_images:]]
-    for part, labelled in probes.items():
-        shuffled = [labelled[i] for i in rng.permutation(len(labelled))]
+    for part, labeled in probes.items():
+        shuffled = [labeled[i] for i in rng.permutation(len(labeled))]
         _write_probes(options.out, part, shuffled)
     counts = {"training_identities": len(training), "known_identities": len(known)}
     counts |= {"unknown_identities": len(unknown)}
-    counts |= {f"unknown_{part}": len(labelled) for part, labelled in probes.items()}
+    counts |= {f"unknown_{part}": len(labeled) for part, labeled in probes.items()}
     rows = [{"written": name, "count": count} for name, count in counts.items()]
     print(tables.aligned(rows, ("written", "count")))
     return 0

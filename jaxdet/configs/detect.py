@@ -8,7 +8,7 @@
     jaxdet data assign runs/detect                     # which cells are assigned to which box
     jaxdet sweep detect --root DIR --one-at-a-time     # ablation
 
-DIR is a COCO, Pascal VOC, YOLO or parquet folder; the format is recognised by its files.
+DIR is a COCO, Pascal VOC, YOLO or parquet folder; the format is recognized by its files.
 `scripts/to_parquet.py` writes the parquet layout.
 
 Blood cells (BCCD: 205 images for training, 87 for validation, 72 for the test), 416 x 320 pixels,
@@ -92,7 +92,7 @@ class Config(AugmentOptions, BackboneOptions):
     """folder of the data: COCO, Pascal VOC, YOLO or parquet; or tfds:NAME, a prepared set in
     ~/tensorflow_datasets or the folder that TFDS_DATA_DIR names"""
     format: Literal["auto", "coco", "voc", "yolo", "parquet"] = "auto"
-    """format of the data; auto recognises it by its files"""
+    """format of the data; auto recognizes it by its files"""
     size: tuple[int, int] = (320, 416)
     """height and width of the network's input in pixels, multiples of 32"""
     max_boxes: int = 0

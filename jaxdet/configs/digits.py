@@ -152,7 +152,7 @@ def from_splits(
         },
         config=config,
         name="digits",
-        read_image=images.read_grey,
+        read_image=images.read_gray,
     )
 
 

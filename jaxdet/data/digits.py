@@ -78,7 +78,7 @@ def embedded() -> sources.ArraySource:
     """The 1797 scans that come with scikit-learn as 28x28 digits; no file is needed.
 
     Each 8x8 scan is enlarged so that its ink stays within the central 24x24 pixels; the background
-    is exactly 0, so `pixel > 0` is the ink.  The order is a fixed permutation, because neighbouring
+    is exactly 0, so `pixel > 0` is the ink.  The order is a fixed permutation, because neighboring
     scans were written by the same hand.  Alpaydin and Kaynak, "Optical recognition of handwritten
     digits", UCI, 1998.
     """
@@ -102,7 +102,7 @@ def read_mnist(folder: str | Path) -> TrainTest:
 
 
 def read_idx(path: str | Path) -> np.ndarray:
-    """The array in an idx file, plain or gzipped (recognised by content), in native byte order.
+    """The array in an idx file, plain or gzipped (recognized by content), in native byte order.
 
     InputError for a file that cannot be read, is not idx, is truncated, has bytes after its last
     value, or holds no value.
@@ -124,7 +124,7 @@ def read_idx(path: str | Path) -> np.ndarray:
 def read_tfds(name: str, data_dir: str | Path | None = None) -> TrainTest:
     """The sources (train, test) of a prepared set of tensorflow-datasets; see `data.tfds`.
 
-    InputError for a set that is unknown or not prepared, has no greyscale `image` of one size and
+    InputError for a set that is unknown or not prepared, has no grayscale `image` of one size and
     `label`, or has labels beyond 0..9.
     """
     splits = tfds_data.open_dataset(name, data_dir, split=["train", "test"])
@@ -143,13 +143,13 @@ def read_tfds(name: str, data_dir: str | Path | None = None) -> TrainTest:
 def digit_source(image: Any, label: Any, *, where: str, first_id: int = 0) -> sources.ArraySource:
     """The source of images [N, H, W] and labels [N], with ids counting from `first_id`.
 
-    InputError, beginning with `where`, unless images are greyscale uint8 with at least one pixel,
+    InputError, beginning with `where`, unless images are grayscale uint8 with at least one pixel,
     and there is a label in 0..9 for each.
     """
     image, label = np.asarray(image), np.asarray(label)
     if image.ndim != 3 or image.dtype != np.uint8 or not image.size:
         raise InputError(
-            f"{where}: images must be greyscale, uint8 [N, H, W], got {image.dtype} "
+            f"{where}: images must be grayscale, uint8 [N, H, W], got {image.dtype} "
             f"{list(image.shape)}"
         )
     if label.shape != (len(image),):

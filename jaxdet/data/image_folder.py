@@ -5,7 +5,7 @@ below one more folder.  A tar file, plain or gzipped, is read once, into memory;
 becomes a name on disk.
 
 Ignored are files beside the folders of classes, hidden files and folders, and files directly in a
-split `test`, which are unlabelled images for `jaxdet predict`.  A folder without files is noted and
+split `test`, which are unlabeled images for `jaxdet predict`.  A folder without files is noted and
 makes no class.
 """
 
@@ -67,7 +67,7 @@ class FileTree(NamedTuple):
 
 
 class ImageFolderDataset(NamedTuple):
-    """The labelled images of all splits."""
+    """The labeled images of all splits."""
 
     classes: tuple[str, ...]  # sorted; a label is an index of them
     splits: dict[str, list[LabeledImage]]
@@ -166,7 +166,7 @@ def summarize(dataset: ImageFolderDataset) -> tuple[list[dict[str, Any]], list[s
 
 
 def list_files(path: str | Path) -> FileTree:
-    """The files of a folder, or of a tar file, recognised by its content.
+    """The files of a folder, or of a tar file, recognized by its content.
 
     In a tar file the last of several files with one name counts, links and devices are ignored,
     and a name that leads out of it is noted and left out.  InputError for a path that cannot be
@@ -187,7 +187,7 @@ def find_classes(tree: FileTree) -> ImageFolderDataset:
             children[folder[:-1]].append(folder)
     home = _find_home(children)
     split_folders = [each for each in children[home] if _is_split(each) and children[each]]
-    unlabelled = {
+    unlabeled = {
         each
         for each in children[home]
         if detection.split_name(each[-1]) == "test" and tree.files[each]
@@ -195,7 +195,7 @@ def find_classes(tree: FileTree) -> ImageFolderDataset:
     beside = [
         each
         for each in children[home]
-        if split_folders and each not in (*split_folders, *unlabelled)
+        if split_folders and each not in (*split_folders, *unlabeled)
     ]
     homes = {folder: detection.split_name(folder[-1]) for folder in split_folders}
     splits, notes = {}, [f"{tree.location(*folder)}: {NOT_A_SPLIT}" for folder in beside]

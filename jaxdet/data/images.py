@@ -3,7 +3,7 @@
 An image is given by its path, by the bytes of a file, by a function that returns one of these, or
 as a PIL image.
 Images that are missing or cannot be decoded raise InputError.  Sizes are (height, width); EXIF
-orientation is applied, and greyscale images become three equal channels.
+orientation is applied, and grayscale images become three equal channels.
 """
 
 import io
@@ -40,8 +40,8 @@ def read_image(file: ImageFile) -> Image.Image:
         return ImageOps.exif_transpose(image)
 
 
-def read_grey(file: ImageFile) -> tuple[np.ndarray, Size]:
-    """A greyscale image [H, W, 1] float32 in [0, 1], and its size; colours by ITU-R 601 weights."""
+def read_gray(file: ImageFile) -> tuple[np.ndarray, Size]:
+    """A grayscale image [H, W, 1] float32 in [0, 1], and its size; colors by ITU-R 601 weights."""
     image = np.asarray(_decode(file, "L"), np.float32)[..., None] / 255
     return image, image.shape[:2]
 
@@ -88,7 +88,7 @@ def letterbox_transform(size: Size, height: int, width: int) -> tuple[np.ndarray
     """Scale [2] and offset [2], for x and y, that letterbox an image of `size` into height x width.
 
     Network pixel = original pixel x scale + offset.  The aspect ratio is kept up to rounding to
-    whole pixels, and the image is centred.
+    whole pixels, and the image is centered.
     """
     factor = min(height / size[0], width / size[1])
     inner = np.maximum(np.round(np.array([size[1], size[0]]) * factor), 1)
@@ -111,7 +111,7 @@ def read_size(file: ImageFile) -> Size:
 
 
 def read_header(content: bytes) -> tuple[bool, bool]:
-    """(is greyscale, is rotated or flipped by EXIF) of the bytes of an image."""
+    """(is grayscale, is rotated or flipped by EXIF) of the bytes of an image."""
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         return image.mode[0] in "1LIF", image.getexif().get(ORIENTATION, 1) > 1
 

@@ -1,6 +1,6 @@
 """YOLO: `data.yaml` with class names and folders, and a text file per image.
 
-A line is `class x y width height`, the centre and sides as fractions of the image, optionally
+A line is `class x y width height`, the center and sides as fractions of the image, optionally
 followed by a score; or a class and the x y of three or more points, a polygon, which gives its
 bounding box.  The labels of `images/a.jpg` are in `labels/a.txt`; without that file an image has no
 objects.

@@ -14,7 +14,7 @@ from jaxdet.ops import anchors, boxes
 from jaxdet.types import Array
 
 INSIDE_MARGIN = 1e-9  # pixels between a point and the sides of a box that it is inside of
-EPS = 1e-9  # added to the denominator of normalised scores
+EPS = 1e-9  # added to the denominator of normalized scores
 
 
 class Targets(NamedTuple):
@@ -41,11 +41,11 @@ def task_aligned(
 ) -> Targets:
     """Task-aligned assignment (TAL): objects go to cells that predict both class and box well.
 
-    scores [A, K]: predicted probabilities; pred_boxes [A, 4]; points [A, 2]: cell centres;
+    scores [A, K]: predicted probabilities; pred_boxes [A, 4]; points [A, 2]: cell centers;
     true_boxes [G, 4]; true_labels [G]; valid [G].
 
     With s the score of a true box's class and u its overlap with the predicted box, each true box
-    takes the `topk` cells of largest s^alpha u^beta among those whose centre is strictly inside it
+    takes the `topk` cells of largest s^alpha u^beta among those whose center is strictly inside it
     and whose metric is positive.  A cell taken by several boxes goes to the one it overlaps most.
     Target scores are the metric, rescaled so that the maximum over a box's cells is its largest
     overlap with them.  Computed in float32; a negative CIoU counts as 0.  Defaults are those of

@@ -1,7 +1,7 @@
 """Measured time of each layer of a network, and the peak performance of the device.
 
 Layers are compiled and timed one by one, on random inputs.  In the whole network the compiler fuses
-neighbouring layers, so that the whole takes less time than the sum; both are measured.  The bytes
+neighboring layers, so that the whole takes less time than the sum; both are measured.  The bytes
 of a layer are the least that it has to move: its inputs, weights and outputs, once each.  A layer
 whose data fit into a cache can exceed the roofline, which is set by main memory.
 Williams, Waterman and Patterson 2009, the roofline model.

@@ -7,7 +7,7 @@ from benchmarks import target_encoding
 from jaxdet.configs.digits import Config
 
 
-def test_command_compares_loops_and_vectorised(tmp_path, capsys):
+def test_command_compares_loops_and_vectorized(tmp_path, capsys):
     path = tmp_path / "a.json"
     assert target_encoding.main(["--batch", "256", "--seconds", "0", "--json", str(path)]) == 0
     loops, encode = json.loads(path.read_text())["rows"]

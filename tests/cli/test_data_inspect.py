@@ -13,7 +13,7 @@ IDENTITIES, EACH = 5, 10
 
 @pytest.fixture
 def data(tmp_path):
-    """A folder of five identities with ten grey images each, and images that cannot be used.
+    """A folder of five identities with ten gray images each, and images that cannot be used.
 
     None of s0 can be read, one of s1 cannot, and s9 is empty.
     """

@@ -76,7 +76,7 @@ def place(trained, tmp_path, monkeypatch):
         shutil.copytree(trained, name)
     shutil.rmtree("bare/checkpoints")
     kept = json.loads((tmp_path / "newer" / "config.json").read_text())
-    kept["config"]["colour"] = "blue"
+    kept["config"]["color"] = "blue"
     (tmp_path / "newer" / "config.json").write_text(json.dumps(kept))
     (tmp_path / "cut" / "config.json").write_text("{")
     for name in ("empty", "notes"):
@@ -142,9 +142,9 @@ REFUSED = {
     ),
     "canvas": ([*TRAIN, "--canvas", "30"], "30 x 30 pixels is smaller than the 34 x 34 window"),
     "canvas for a digit": ([*TRAIN, "--canvas", "40"], "canvas must be at least 52 pixels, got 40"),
-    "window": ([*TRAIN, "--window", "5"], "window of 5 pixels is too small"),
+    "window": ([*TRAIN, "--window", "5"], "window must be larger, got 5 pixels"),
     "stages": ([*TRAIN, "--layout", "c6s4,q2"], "'q2'"),
-    "widths": ([*TRAIN, "--channels", "8", "8"], "1 convolutions need as many channels, got 2"),
+    "widths": ([*TRAIN, "--channels", "8", "8"], "one value for each of 1 convolutions"),
     "no width": ([*TRAIN, "--channels", "0"], "--channels must be at least 1 each, got 0"),
     "batch": (
         [*TRAIN, "--devices", "4", "--batch", "63"],
@@ -184,14 +184,14 @@ REFUSED = {
         ["train", "digits", "--out", "run", "--resume", "--lr", "9"],
         "--lr",
     ),
-    "resume of another version": (["train", "digits", "--out", "newer", "--resume"], "colour"),
+    "resume of another version": (["train", "digits", "--out", "newer", "--resume"], "color"),
     "eval without checkpoints": (["eval", "bare"], "bare has no checkpoints; train it"),
     "predict without checkpoints": (["predict", "bare"], "bare has no checkpoints; train it"),
     "eval of no run": (["eval", "notes"], "notes is not a run"),
     "eval of nothing": (["eval", "gone"], "gone is not a run"),
     "predict of no run": (["predict", "notes"], "notes is not a run"),
-    "eval of another version": (["eval", "newer"], "newer/config.json.*colour.*version"),
-    "predict of another version": (["predict", "newer"], "newer/config.json.*colour.*version"),
+    "eval of another version": (["eval", "newer"], "newer/config.json.*color.*version"),
+    "predict of another version": (["predict", "newer"], "newer/config.json.*color.*version"),
     "eval of a cut configuration": (["eval", "cut"], "cut/config.json"),
     "step": (["eval", "run", "--checkpoint", "7"], r"--checkpoint must be .*\d.*got 7"),
     "step of predict": (

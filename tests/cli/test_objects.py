@@ -25,7 +25,7 @@ from jaxdet.plots import detection as detection_plots
 from jaxdet.training import run_dir
 from tests.cli.test_main import PNG, files, main, parse_aligned
 
-COLOURS = {"cup": (220, 40, 40), "key": (40, 200, 60), "pen": (50, 60, 230)}
+COLORS = {"cup": (220, 40, 40), "key": (40, 200, 60), "pen": (50, 60, 230)}
 EACH = 8  # images per label
 WRONG = ("0.jpg,1,2", "flat.jpg,9,9,9,9", "gone.jpg,1,2,3,4")  # and one such row
 WORDS = [
@@ -34,13 +34,13 @@ WORDS = [
 ]
 
 
-def photo(rng, colour):
-    """A coloured rectangle on noise: (image [H, W, 3], box)."""
+def photo(rng, color):
+    """A colored rectangle on noise: (image [H, W, 3], box)."""
     height, width = rng.integers(50, 120, 2)
     image = rng.integers(0, 256, (height, width, 3), np.uint8)
     x0, y0 = rng.integers(2, (width // 3, height // 3))
     x1, y1 = rng.integers((width // 2, height // 2), (width - 2, height - 2))
-    image[y0:y1, x0:x1] = colour
+    image[y0:y1, x0:x1] = color
     return image, (x0, y0, x1, y1)
 
 
@@ -48,14 +48,14 @@ def write_objects(root):
     """Eight images per label, and one row each that is no row, has no box, and has no photo."""
     rng = np.random.default_rng(0)
     (root / "annotations").mkdir(parents=True)
-    for label, colour in COLOURS.items():
+    for label, color in COLORS.items():
         (root / "images" / label).mkdir(parents=True)
         with open(root / "annotations" / f"{label}.csv", "w") as table:
             for i in range(EACH):
-                image, box = photo(rng, colour)
+                image, box = photo(rng, color)
                 Image.fromarray(image).save(root / "images" / label / f"{i}.jpg", quality=95)
                 print(f"{i}.jpg", *box, label, sep=",", file=table)
-    for label, line in zip(COLOURS, WRONG, strict=True):
+    for label, line in zip(COLORS, WRONG, strict=True):
         with open(root / "annotations" / f"{label}.csv", "a") as table:
             print(f"{line},{label}", file=table)
     return root
@@ -150,7 +150,7 @@ def test_training_keeps_its_split(trained, data):
 def test_training_says_what_it_leaves_out(trained, data):
     head, *lines = trained[1].splitlines()[:4]
     assert head == "3 images or rows cannot be used and are left out:"
-    tables = [data / "annotations" / f"{label}.csv row {EACH + 1}: " for label in COLOURS]
+    tables = [data / "annotations" / f"{label}.csv row {EACH + 1}: " for label in COLORS]
     says = ["4 columns; .*", "box 9 9 9 9 is empty.*", ".*gone.jpg: no such image"]
     for line, table, words in zip(sorted(lines), tables, says, strict=True):
         assert re.fullmatch(f"  {table}{words}", line)
@@ -214,7 +214,7 @@ def test_eval_prints_scores_and_confusion_of_each_split(place, judged, capsys):
         ):
             assert row["label"] == name
             assert row["accuracy"] == f"{of_label['accuracy']:.4g}"
-            assert [int(row[f"as {other}"]) for other in COLOURS] == counts
+            assert [int(row[f"as {other}"]) for other in COLORS] == counts
     assert "***" not in out
 
 
@@ -228,8 +228,8 @@ def test_eval_counts_every_image_once(trained, judged):
     for found in judged:
         rows = part(trained[0] / "splits", found["split"])
         labels = [row[-1] for row in rows if row[0] not in ("flat.jpg", "gone.jpg")]
-        counts = [labels.count(label) for label in COLOURS]
-        assert [found["labels"][label]["count"] for label in COLOURS] == counts
+        counts = [labels.count(label) for label in COLORS]
+        assert [found["labels"][label]["count"] for label in COLORS] == counts
         assert found["count"] == len(labels)
         np.testing.assert_array_equal(np.sum(found["confusion"], axis=1), counts)
         assert np.trace(found["confusion"]) == found["correct"]
@@ -422,7 +422,7 @@ def test_inspect_lists_labels_and_invalid_rows(place, capfd):
     )
     assert main(*words, "--on-invalid", "skip") == 0
     assert capfd.readouterr() == (out, "")
-    for i, label in enumerate(COLOURS):
+    for i, label in enumerate(COLORS):
         assert re.search(rf"^{label} +{EACH + (i > 0)} +{EACH}  ", out, re.M)
         assert f"data/annotations/{label}.csv row {EACH + 1}: " in out
 
@@ -431,7 +431,7 @@ def test_inspect_prints_json(place, capfd):
     words = ["data", "inspect", "objects", "--root", "data", "--json"]
     assert main(*words) == 2
     found = json.loads(capfd.readouterr().out)
-    assert [row["label"] for row in found["labels"]] == list(COLOURS)
+    assert [row["label"] for row in found["labels"]] == list(COLORS)
     assert [row["usable"] for row in found["labels"]] == [EACH] * 3
     assert len(found["bad"]) == 3
 

@@ -308,8 +308,8 @@ def test_a_missing_root_is_refused(root):
 def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tfds")
     datasets.prepare_tfds_images(folder, "tiny", shape=(32, 32, 3))
-    datasets.prepare_tfds_images(folder, "grey", shape=(32, 32, 1))
-    datasets.prepare_tfds_images(folder, "unlabelled", shape=(32, 32, 3), label="name")
+    datasets.prepare_tfds_images(folder, "gray", shape=(32, 32, 1))
+    datasets.prepare_tfds_images(folder, "unlabeled", shape=(32, 32, 3), label="name")
     return folder
 
 
@@ -327,8 +327,8 @@ def test_a_prepared_set(prepared):
     ("name", "message"),
     [
         ("nowhere", "not found; prepare it once"),
-        ("grey", r"image \(32, 32, 3\).*\(32, 32, 1\)"),
-        ("unlabelled", "label, one of named classes, got .*'name'"),
+        ("gray", r"image \(32, 32, 3\).*\(32, 32, 1\)"),
+        ("unlabeled", "label, one of named classes, got .*'name'"),
     ],
 )
 def test_an_unprepared_or_unsuitable_set_is_refused(prepared, name, message):

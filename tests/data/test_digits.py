@@ -303,9 +303,9 @@ def test_mnist_is_complete():
 def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tfds")
     datasets.prepare_tfds_images(folder, "tiny")
-    datasets.prepare_tfds_images(folder, "coloured", shape=(6, 4, 3))
+    datasets.prepare_tfds_images(folder, "colored", shape=(6, 4, 3))
     datasets.prepare_tfds_images(folder, "ragged", shape=(None, None, 1))
-    datasets.prepare_tfds_images(folder, "unlabelled", label="name")
+    datasets.prepare_tfds_images(folder, "unlabeled", label="name")
     datasets.prepare_tfds_images(folder, "letters", classes=26)
     return folder
 
@@ -335,9 +335,9 @@ def test_splits_of_a_tfds_set(prepared):
         ("nowhere", "not found; prepare it once: .*array_record"),
         ("mnist", "not prepared in the array_record format; prepare it once"),
         ("two words", "two words"),
-        ("coloured", r"image \(H, W, 1\).*\(6, 4, 3\)"),
+        ("colored", r"image \(H, W, 1\).*\(6, 4, 3\)"),
         ("ragged", r"image \(H, W, 1\).*\(None, None, 1\)"),
-        ("unlabelled", r"label \(\), got .*'name'"),
+        ("unlabeled", r"label \(\), got .*'name'"),
         ("letters", r"letters train row \d+: label must be 0 to 9, got 1\d"),
     ],
 )

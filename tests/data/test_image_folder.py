@@ -136,7 +136,7 @@ FORMATS = {
     "TIFF": {},
     "WEBP": {"lossless": True},
     "PPM": {},
-    "grey PNG": {"mode": "L"},
+    "gray PNG": {"mode": "L"},
     "PGM": {"mode": "L", "kind": "PPM"},
     "black and white": {"mode": "1", "kind": "PPM"},
     "palette": {"mode": "P", "kind": "PNG"},

@@ -78,14 +78,14 @@ def test_images_are_upright_in_every_exif_orientation(tmp_path, orientation):
     )
 
 
-def test_letterboxed_greyscale_and_rotated_images(tmp_path):
-    datasets.draw_image(0).convert("L").save(tmp_path / "grey.png")
+def test_letterboxed_grayscale_and_rotated_images(tmp_path):
+    datasets.draw_image(0).convert("L").save(tmp_path / "gray.png")
     rotated = datasets.draw_image(0)
     exif = rotated.getexif()
     exif[images.ORIENTATION] = 6  # a quarter turn
     rotated.save(tmp_path / "rotated.jpg", exif=exif)
-    grey, size = images.read_letterboxed(tmp_path / "grey.png", 32, 48)
-    assert (grey[..., 0] == grey[..., 1]).all() and size == (40, 60)
+    gray, size = images.read_letterboxed(tmp_path / "gray.png", 32, 48)
+    assert (gray[..., 0] == gray[..., 1]).all() and size == (40, 60)
     _, size = images.read_letterboxed(tmp_path / "rotated.jpg", 64, 64)
     assert size == images.read_size(tmp_path / "rotated.jpg") == (60, 40)
 

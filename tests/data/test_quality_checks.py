@@ -11,7 +11,7 @@ def root(tmp_path):
     """A YOLO set with one instance of everything that is checked."""
     datasets.write_yolo(tmp_path / "set")
     images, labels = (tmp_path / "set" / name / "train" for name in ("images", "labels"))
-    datasets.draw_image(0).convert("L").save(images / "grey.png")
+    datasets.draw_image(0).convert("L").save(images / "gray.png")
     rotated = datasets.draw_image(1)
     exif = rotated.getexif()
     exif[0x0112] = 6
@@ -22,25 +22,25 @@ def root(tmp_path):
         *("0 .5 .5 0 .2", "1 2 2 .1 .1", "1 .5 .5 .001 .2", "5 .5 .5 .1 .1", "one .5 .5"),
         *("0 0 .5 .5 .5", "0 .5 .5 .5 .5"),
     ]
-    (labels / "grey.txt").write_text("\n".join(lines))
+    (labels / "gray.txt").write_text("\n".join(lines))
     return tmp_path / "set"
 
 
 COUNTS = {
     quality_checks.DUPLICATES: (1, "copy.png (val), same as 0.png (train)"),
     "images without objects": (3, "2.png"),  # rotated.jpg and copy.png as well
-    "greyscale images": (1, "grey.png"),
+    "grayscale images": (1, "gray.png"),
     "images rotated by EXIF": (1, "rotated.jpg"),
-    "boxes clipped to their image": (1, "grey.png"),
-    "boxes without area": (1, "grey.png: box 30 16 30 24 has no area"),
-    "boxes outside the image": (1, "grey.png: box 117 78 123 82 is outside the 60 x 40"),
-    "boxes smaller than one pixel of the network's input": (1, "grey.png: box 29.97 16 30.03 24"),
-    "objects of an unknown class": (1, "labels/train/grey.txt row 4: unknown class 5"),
+    "boxes clipped to their image": (1, "gray.png"),
+    "boxes without area": (1, "gray.png: box 30 16 30 24 has no area"),
+    "boxes outside the image": (1, "gray.png: box 117 78 123 82 is outside the 60 x 40"),
+    "boxes smaller than one pixel of the network's input": (1, "gray.png: box 29.97 16 30.03 24"),
+    "objects of an unknown class": (1, "labels/train/gray.txt row 4: unknown class 5"),
     "images listed twice": (0, ""),
     "images that cannot be read": (1, "images/train/text.png: not a readable image"),
     quality_checks.OTHER_NOTES: (
         1,
-        "labels/train/grey.txt row 5: must be class x y width height, got 'one .5 .5'",
+        "labels/train/gray.txt row 5: must be class x y width height, got 'one .5 .5'",
     ),
 }
 

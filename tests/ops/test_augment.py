@@ -166,13 +166,13 @@ def test_photometric_transforms_change_the_image_alone(transform):
 
 
 def test_strength_of_noise_and_size_of_cutout_are_bounds():
-    grey = sample()._replace(image=np.full((HEIGHT, WIDTH, 3), 0.45, np.float32))
+    gray = sample()._replace(image=np.full((HEIGHT, WIDTH, 3), 0.45, np.float32))
     noise = partial(augment.gaussian_noise, strength=0.1)
-    stds = [after.image.std() for after in unstacked(transformed(noise, 40, grey))]
+    stds = [after.image.std() for after in unstacked(transformed(noise, 40, gray))]
     assert 0 <= min(stds) < 0.02 < 0.08 < max(stds) < 0.105
     cutout = partial(augment.cutout, count=1, size=0.5)
-    for after in unstacked(transformed(cutout, 40, grey)):
-        y, x = np.nonzero(after.image[..., 0] == augment.GREY)
+    for after in unstacked(transformed(cutout, 40, gray)):
+        y, x = np.nonzero(after.image[..., 0] == augment.GRAY)
         assert not len(y) or (np.ptp(y) <= HEIGHT / 2 and np.ptp(x) <= WIDTH / 2)
 
 
@@ -520,9 +520,9 @@ def test_color_jitter_changes_colors_and_keeps_grey():
     _, found = on_image(jitter, image, 20)
     assert (abs(found - image).max((1, 2, 3)) > 0.01).all()
     assert (found >= 0).all() and (found <= 1).all()
-    grey = np.broadcast_to(image[..., :1], image.shape)
-    _, same = on_image(jitter, grey, 20)
-    np.testing.assert_allclose(same, np.broadcast_to(grey, same.shape), atol=1e-5)
+    gray = np.broadcast_to(image[..., :1], image.shape)
+    _, same = on_image(jitter, gray, 20)
+    np.testing.assert_allclose(same, np.broadcast_to(gray, same.shape), atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.uint8])
