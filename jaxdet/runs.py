@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxdet import configs
 from jaxdet.config import TrainConfig, from_json, option
+from jaxdet.config import check_to_train as check_options
 from jaxdet.data import detection, sources
 from jaxdet.errors import InputError
 from jaxdet.training import run_dir
@@ -48,17 +49,27 @@ def read_config(folder: str | Path, system: str = "") -> TrainConfig:
     if kept.system not in configs.SYSTEMS or (system and kept.system != system):
         expected = system or f"one of {', '.join(configs.SYSTEMS)}"
         raise InputError(f"{folder} must be a run of {expected}, got a run of {kept.system!r}")
+    missing = [name for name in ("classes", "input") if name not in kept.metadata]
+    if missing:
+        raise InputError(
+            f"{folder}/config.json is damaged (its metadata must have {missing[0]!r}); restore it, "
+            f"or train again"
+        )
     try:
         return from_json(configs.config(kept.system), kept.config)
     except (ValueError, TypeError) as error:
         raise InputError(
-            f"{folder}/config.json: {error}; another version of jaxdet wrote it: install that one, "
-            f"or train again"
+            f"{folder}/config.json: {error}; it is damaged, or another version of jaxdet wrote it: "
+            f"restore it, install that version, or train again"
         ) from None
 
 
 def check_same(folder: str | Path, kept: TrainConfig, config: TrainConfig) -> None:
-    """Raise InputError if the options differ from those of a run to resume; epochs may differ."""
+    """Raise InputError if the options differ from those of a run to resume.
+
+    The number of steps per call may differ and, with a time budget, that of epochs.
+    """
+    config = replace(config, steps_per_call=kept.steps_per_call)
     if kept.time_budget:
         config = replace(config, epochs=kept.epochs)
     for field in fields(kept):
@@ -86,17 +97,40 @@ def create(folder: str | Path, experiment: Experiment, *, overwrite: bool = Fals
 def report_notes(notes: Sequence[str], line: Callable[[str], None]) -> None:
     """Report unusable data: the number of notes, and the first `MAX_NOTES` of them.
 
-    Data that are evaluated, but left out of training, are counted separately.
+    Data that are evaluated, but left out of training, are counted separately, and so are remarks on
+    data that are used.
     """
-    for text, untrained in (
-        ("images or rows cannot be used and are left out", False),
-        (f"boxes or images are evaluated, but not all {detection.TRAINED_ON}", True),
-    ):
-        own = [note for note in notes if (detection.TRAINED_ON in note) == untrained]
+    left_out, faults = f"but not all {detection.TRAINED_ON}", detection.faults(notes)
+    groups = {
+        "images or rows cannot be used and are left out": [],
+        f"images or boxes are evaluated, {left_out}": [],
+        "remarks on the data": [note for note in notes if isinstance(note, detection.Remark)],
+    }
+    unusable, untrained, _ = groups.values()
+    for note in faults:
+        (untrained if detection.TRAINED_ON in note else unusable).append(note)
+    for text, own in groups.items():
         if own:
             line(f"{len(own)} {text}:")
         for note in own[:MAX_NOTES]:
             line(f"  {note}")
+
+
+def check_to_train(experiment: Experiment, line: Callable[[str], None]) -> None:
+    """Raise InputError for options that cannot be combined; warn about those without effect."""
+    config, steps = experiment.config, experiment.plan.steps
+    ineffective = check_options(config)
+    if not config.time_budget and config.accumulate > steps:
+        raise InputError(
+            f"--accumulate must be at most {steps}, the steps of the run, got {config.accumulate}"
+        )
+    updates = -(-steps // config.accumulate)
+    if not config.time_budget and config.warmup >= updates:
+        ineffective.append(
+            f"--warmup {config.warmup} does not end: the run has {updates} updates of the network"
+        )
+    for text in ineffective:
+        line(f"warning: {text}")
 
 
 def report_uneven_batches(experiment: Experiment, line: Callable[[str], None]) -> None:

@@ -5,10 +5,9 @@
 
 ROOT is a folder, or tfds:NAME, as for `jaxdet train detect --root`.  Writes OUT/train.parquet,
 OUT/validation.parquet, ... and OUT/classes.txt, with a row per image: `image {bytes, path}`,
-`image_id` and `objects {bbox, category}`.  Boxes are left, top, width and height in pixels;
-categories count from 1.  The layout has no flags: boxes of crowds and difficult objects become like
-all others, and their number is printed.  Rows that cannot be used are named and left out.  Needs
-pyarrow.
+`image_id`, `width` and `height` where the annotations have them, and `objects {bbox, category,
+area, iscrowd}`.  Boxes are left, top, width and height in pixels; categories count from 1;
+difficult objects are crowds.  Rows that cannot be used are named and left out.  Needs pyarrow.
 """
 
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdet.data import formats, images
-from jaxdet.data.detection import AnnotatedImage
+from jaxdet.data.detection import AnnotatedImage, Remark
 from jaxdet.errors import InputError
 from jaxdet.ops import boxes
 
@@ -31,30 +30,28 @@ def main(arguments: Sequence[str]) -> int:
         print("usage: python scripts/to_parquet.py ROOT OUT", file=sys.stderr)
         return 2
     try:
-        counts, notes, flagged = convert(arguments[0], Path(arguments[1]))
+        counts, notes = convert(arguments[0], Path(arguments[1]))
     except (InputError, OSError) as error:
         print(f"to_parquet: error: {error}", file=sys.stderr)
         return 2
     for note in notes:
-        print(f"left out: {note}", file=sys.stderr)
+        kind = "remark" if isinstance(note, Remark) else "left out"
+        print(f"{kind}: {note}", file=sys.stderr)
     print(counts)
-    if flagged:
-        print(f"boxes of crowds or difficult objects, now like all others: {flagged}")
     return 0
 
 
-def convert(root: str, out: Path) -> tuple[dict[str, int], list[str], int]:
-    """Write the files; returns (images per split, notes on what is left out, flagged boxes)."""
+def convert(root: str, out: Path) -> tuple[dict[str, int], list[str]]:
+    """Write the files; returns (images per split, notes on what is left out)."""
     dataset = formats.read(root)
     out.mkdir(parents=True, exist_ok=True)
-    counts, notes, flagged = {}, [*dataset.notes], 0
+    counts, notes = {}, [*dataset.notes]
     for split, samples in dataset.splits.items():
         path = out / f"{FILE_NAMES.get(split, split)}.parquet"
         counts[split], faults = _write_file(path, samples)
         notes += faults
-        flagged += sum(int(sample.crowd.sum()) for sample in samples)
     (out / "classes.txt").write_text("".join(f"{name}\n" for name in dataset.classes))
-    return counts, notes, flagged
+    return counts, notes
 
 
 def _write_file(path: Path, samples: list[AnnotatedImage]) -> tuple[int, list[str]]:
@@ -78,11 +75,18 @@ def _write_file(path: Path, samples: list[AnnotatedImage]) -> tuple[int, list[st
 
 def _to_row(image_id: int, sample: AnnotatedImage) -> dict[str, Any]:
     """A row of the table; InputError where the image has no bytes."""
-    bbox = boxes.to_xywh(sample.boxes.astype(float)).tolist()
+    height, width = sample.size or (None, None)
     return {
         "image": {"bytes": images.file_bytes(sample.image), "path": sample.name},
         "image_id": image_id,
-        "objects": {"bbox": bbox, "category": [label + 1 for label in sample.labels.tolist()]},
+        "width": width,
+        "height": height,
+        "objects": {
+            "bbox": boxes.to_xywh(sample.boxes.astype(float)).tolist(),
+            "category": [label + 1 for label in sample.labels.tolist()],
+            "area": sample.area.tolist(),
+            "iscrowd": sample.crowd.tolist(),
+        },
     }
 
 
@@ -91,8 +95,10 @@ def _schema() -> Any:
 
     image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     bbox, category = pa.list_(pa.list_(pa.float64())), pa.list_(pa.int64())
-    objects = pa.struct({"bbox": bbox, "category": category})
-    return pa.schema({"image": image, "image_id": pa.int64(), "objects": objects})
+    flags = {"area": pa.list_(pa.float64()), "iscrowd": pa.list_(pa.bool_())}
+    objects = pa.struct({"bbox": bbox, "category": category} | flags)
+    ids = dict.fromkeys(("image_id", "width", "height"), pa.int64())
+    return pa.schema({"image": image} | ids | {"objects": objects})
 
 
 if __name__ == "__main__":

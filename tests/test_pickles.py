@@ -203,6 +203,35 @@ def test_setting_attributes_has_no_effect(given, form):
         refused(given, form(b"\x80\x02c" + name.encode() + b"\n" + evil + b"."), "damaged")
 
 
+NESTED = b"(t" + b"2\x86" * 60  # a tuple of twice a tuple of twice ...: 2^60 to hash
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "code",
+    [
+        b"}" + NESTED + b"Ns",
+        b"}(" + NESTED + b"Nu",
+        b"(" + NESTED + b"Nd",
+        b"ccollections\nOrderedDict\n(" + NESTED + b"Nt\x85\x85R",
+        b"\x8f(" + NESTED + b"\x90",
+        b"(" + NESTED + b"\x91",
+        b"ccollections\nOrderedDict\n)R(" + NESTED + b"Nu",
+    ],
+    ids=["setitem", "setitems", "dict", "reduce", "additems", "frozenset", "ordered"],
+)
+def test_containers_are_no_keys(given, form, code):
+    refused(given, form(b"\x80\x04" + code + b"."), "has a tuple as a key")
+
+
+@pytest.mark.parametrize("device", [True, False])
+def test_only_regular_files_are_read(tmp_path, device):
+    path = tmp_path / "net.pth"
+    path.symlink_to("/dev/zero") if device else os.mkfifo(path)
+    with pytest.raises(InputError, match=r"net\.pth: is not a regular file"):
+        pickles.read_arrays(path)
+
+
 @BOTH
 def test_a_file_cannot_allocate_excessive_memory(given, form):
     far = b"\x80\x02}r" + struct.pack("<I", 2**31) + b"."

@@ -1,31 +1,66 @@
-"""`jaxdet data inspect SYSTEM`: contents of a folder of data, and what cannot be used."""
+"""`jaxdet data inspect SYSTEM`: contents of a folder of data, and problems with it."""
 
+import csv
+import io
 import json
+from collections.abc import Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
+from typing import Any
 
-from jaxdet import tables
+from jaxdet import files, tables
 from jaxdet.cli.options import Inspect
-from jaxdet.errors import InputError
+from jaxdet.data import detection
+from jaxdet.errors import InputError, printable
+
+MAX_NOTES = 10  # that are printed without --all
 
 
 def run(system: str, options: Inspect) -> int:
-    """Print counts and sizes, and every image or row that cannot be used; returns the exit code."""
+    """Print images and rows that cannot be used, then counts and sizes; returns the exit code."""
     module = import_module(f"jaxdet.configs.{system}")
     if not hasattr(module, "summarize"):
         raise InputError(f"{system} has no folder of data to inspect")
     rows, notes, *checks = module.summarize(options.root)
+    faults = detection.faults(notes)
+    remarks = [note for note in notes if isinstance(note, detection.Remark)]
+    if options.csv:
+        _write_csv(options.csv, {"unusable": faults, "remark": remarks})
     if options.json:
-        print(
-            json.dumps({"labels": rows, "bad": notes} | ({"oddities": checks[0]} if checks else {}))
-        )
+        found: dict[str, Any] = {"labels": rows, "bad": faults}
+        found |= {"remarks": remarks} if remarks else {}
+        print(json.dumps(found | ({"oddities": checks[0]} if checks else {})))
     else:
-        for table in (rows, *checks):
+        _print_notes(faults, remarks, options)
+        for table in (*checks, rows):
             if table:
                 columns = list(dict.fromkeys(key for row in table for key in row))
-                print(f"{tables.aligned(table, columns)}\n")
-        print("\n".join(notes) or "every image and row can be used")
-    if notes and options.on_invalid == "error":
+                print(f"\n{tables.aligned(table, columns)}")
+    if faults and options.on_invalid == "error":
         raise InputError(
-            f"{len(notes)} images or rows cannot be used; with --on-invalid skip this is no error"
+            f"{len(faults)} images or rows cannot be used; with --on-invalid skip this is no error"
         )
     return 0
+
+
+def _print_notes(faults: Sequence[str], remarks: Sequence[str], options: Inspect) -> None:
+    """Print the first of each kind of notes, or all."""
+    if not faults:
+        print("every image and row can be used")
+    for own, title in ((faults, "images or rows cannot be used"), (remarks, "remarks")):
+        if not own:
+            continue
+        print(f"{len(own)} {title}:")
+        shown = own if options.all else own[:MAX_NOTES]
+        print("".join(f"  {printable(note)}\n" for note in shown), end="")
+        if len(shown) < len(own):
+            print(f"  and {len(own) - len(shown)} more, see --all or --csv FILE")
+
+
+def _write_csv(path: Path, notes: Mapping[str, Sequence[str]]) -> None:
+    """Write a table of notes and their kind."""
+    text = io.StringIO()
+    rows = [(kind, note) for kind, own in notes.items() for note in own]
+    csv.writer(text, lineterminator="\n").writerows([("kind", "note"), *rows])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_text(path, text.getvalue())

@@ -9,6 +9,7 @@ from typing import Any
 from jaxdet import tables
 from jaxdet.cli import common
 from jaxdet.cli.options import Eval
+from jaxdet.data import detection
 from jaxdet.errors import InputError
 from jaxdet.metrics import detection as detection_metrics
 from jaxdet.profiling import timing
@@ -27,6 +28,12 @@ def run(options: Eval) -> int:
     report = _find_report(run.system) if options.report else None
     experiment = run.with_data(root=options.root)
     common.check_split(options.split, [*experiment.splits, "all"])
+    unusable = [n for n in detection.faults(experiment.notes) if detection.TRAINED_ON not in n]
+    if unusable:
+        common.warn(
+            f"{len(unusable)} images or rows of the data cannot be used and are not evaluated; "
+            f"first: {unusable[0]}"
+        )
     for split in ALL if options.split == "all" else (options.split,):
         evaluator = run.evaluator(experiment, split)
         evaluator.compile(run.variables)

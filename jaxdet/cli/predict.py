@@ -5,8 +5,10 @@ Boxes are in pixels of the original images everywhere.
 
 import json
 import os
+import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -20,7 +22,7 @@ from jaxdet import api
 from jaxdet.cli import common, predict_files, predict_submission
 from jaxdet.cli.options import Predict
 from jaxdet.data import images
-from jaxdet.errors import InputError
+from jaxdet.errors import InputError, printable
 from jaxdet.ops import boxes
 from jaxdet.tasks.detect import DetectionTask
 from jaxdet.training import evaluator
@@ -37,9 +39,14 @@ class Example(NamedTuple):
 
     title: str
     prepared: api.PreparedImage
-    picture: np.ndarray  # [h, w, C] in [0, 1]: the original, to draw on
+    read_picture: Callable[[], np.ndarray]  # [h, w, C] in [0, 1]: the original, to draw on
     label: int | None = None
     box: np.ndarray | None = None  # [4], or [n, 4] for detection, in pixels of the original
+
+    @property
+    def picture(self) -> np.ndarray:
+        """The original image, decoded on access, since most predictions need no picture."""
+        return self.read_picture()
 
 
 Pair = tuple[Example, Any]  # with its `api.Prediction`
@@ -49,6 +56,7 @@ def run(options: Predict) -> int:
     """Print a prediction per image, and write the files that were asked for; returns the exit code.
 
     Images are read, predicted and written in batches; only --figure keeps all of them in memory.
+    Of several images, those that cannot be read are reported at the end, with exit code 1.
     """
     common.check_picture(options.figure, options.count)
     if options.sample and not options.submit:
@@ -75,8 +83,11 @@ def run(options: Predict) -> int:
     known_ids = {} if paths else (experiment.image_ids or {}).get(options.split, {})
     ids = predict_files.image_ids(titles, known_ids) if many else [None] * len(titles)
     categories = predict_files.categories(run, experiment) if options.save_json else []
-    results = []
+    results, unread = [], []
     for (example, found), image_id in zip(_predict(run, examples, len(titles)), ids, strict=True):
+        if isinstance(example, InputError):
+            unread.append(example)
+            continue
         if many:
             found = _select_classes(found, options.classes, run.classes)
         elif not options.show_all_images and not is_failure(example, found):
@@ -85,7 +96,9 @@ def run(options: Predict) -> int:
         if options.save_json:
             results += predict_files.coco_results(found, categories, image_id, example.title)
     output.finish(results)
-    return 0
+    for error in unread:
+        print(f"jaxdet: error: {printable(str(error))}", file=sys.stderr)
+    return 1 if unread else 0
 
 
 def is_failure(example: Example, found: Any) -> bool:
@@ -104,14 +117,15 @@ class Output:
         self.options, self.classes = options, run.classes
         self.many = isinstance(run.experiment.task, DetectionTask)
         stems = [Path(title).stem for title in titles]
-        self.numbered = not self.many or len(set(stems)) < len(stems)
+        self.repeated = {stem for stem, count in Counter(stems).items() if count > 1}
         self.pairs: list[Pair] = []  # for --figure
         self.count = 0
 
     def add(self, example: Example, found: Any) -> None:
         """Print one prediction, and write the files that belong to it alone."""
         options, stem = self.options, Path(example.title).stem.replace(":", "_")
-        stem = f"{self.count:04d}_{stem}" if self.numbered else stem
+        numbered = not self.many or Path(example.title).stem in self.repeated
+        stem = f"{self.count:04d}_{stem}" if numbered else stem
         self.count += 1
         print("\n".join(self._lines(example, found)))
         if options.figure:
@@ -153,10 +167,11 @@ class Output:
             objects = [record]
         if self.options.json:
             return [json.dumps({"image": example.title, **record})]
+        title = printable(example.title)
         if not objects:
-            return [f"{example.title} nothing"]
+            return [f"{title} nothing"]
         return [
-            " ".join(map(str, (example.title, of["label"], of["score"], *of.get("box", ()))))
+            " ".join(map(str, (title, of["label"], of["score"], *of.get("box", ()))))
             for of in objects
         ]
 
@@ -238,18 +253,28 @@ def _list_rows(run: api.Run, path: Path) -> list[tuple]:
     return run.experiment.read_table(path)
 
 
-def _read_files(run: api.Run, rows: Sequence[tuple]) -> Iterator[Example]:
-    """The examples of files; each file is decoded once, a batch at a time in threads."""
+def _read_files(run: api.Run, rows: Sequence[tuple]) -> Iterator[Example | InputError]:
+    """Yield the examples of files, read in threads, a batch at a time.
+
+    With several files, an InputError is yielded in place of an example that cannot be read.
+    """
+    read = partial(_read_file if len(rows) == 1 else _try_to_read_file, run)
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(rows), api.PREDICT_BATCH):
-            yield from pool.map(partial(_read_file, run), rows[start : start + api.PREDICT_BATCH])
+            yield from pool.map(read, rows[start : start + api.PREDICT_BATCH])
+
+
+def _try_to_read_file(run: api.Run, row: tuple) -> Example | InputError:
+    try:
+        return _read_file(run, row)
+    except InputError as error:
+        return error
 
 
 def _read_file(run: api.Run, row: tuple) -> Example:
     path, label, box = row
-    image = images.read_image(path)
-    prepared, box = run.prepare(image), None if box is None else np.asarray(box, np.float32)
-    return Example(str(path), prepared, images.read_float(image), label, box)
+    box = None if box is None else np.asarray(box, np.float32)
+    return Example(str(path), run.prepare(path), partial(images.read_float, path), label, box)
 
 
 def _read_samples(experiment: Experiment, split: str, count: int, many: bool) -> list[Example]:
@@ -264,7 +289,7 @@ def _read_samples(experiment: Experiment, split: str, count: int, many: bool) ->
             box = batch["true_boxes"][i][batch["true_valid"][i]]
         elif "boxes" in batch:
             box = batch["boxes"][i, 0] * prepared.scale + prepared.offset
-        examples.append(Example(title, prepared, _original_picture(prepared), label, box))
+        examples.append(Example(title, prepared, partial(_original_picture, prepared), label, box))
     return examples
 
 
@@ -289,26 +314,19 @@ def _original_picture(prepared: api.PreparedImage) -> np.ndarray:
     return np.asarray(Image.fromarray(inside).resize((width, height))) / np.float32(255)
 
 
-def _predict(run: api.Run, examples: Iterator[Example], count: int) -> Iterator[Pair]:
-    """Yield the examples with their predictions, computed in batches by `Run.predict_batches`.
-
-    An example that cannot be read raises after the predictions for those before it.
-    """
-    size, error = 1 if count == 1 else api.PREDICT_BATCH, None
-    while error is None:
-        batch: list[Example] = []
-        try:
-            for example in islice(examples, size):
-                batch.append(example)
-        except InputError as raised:
-            error = raised
-        if not batch:
-            break
-        rows = run.predict_arrays([example.prepared.image for example in batch], size)
-        for example, row in zip(batch, rows, strict=True):
-            yield example, run.to_original(example.prepared, row)
-    if error:
-        raise error
+def _predict(
+    run: api.Run, examples: Iterator[Example | InputError], count: int
+) -> Iterator[Pair | tuple[InputError, None]]:
+    """Yield the examples with their predictions, computed in batches; errors pass through."""
+    size = 1 if count == 1 else api.PREDICT_BATCH
+    while batch := list(islice(examples, size)):
+        read = [example for example in batch if isinstance(example, Example)]
+        rows = iter(run.predict_arrays([example.prepared.image for example in read], size))
+        for example in batch:
+            if isinstance(example, Example):
+                yield example, run.to_original(example.prepared, next(rows))
+            else:
+                yield example, None
 
 
 def _select_classes(

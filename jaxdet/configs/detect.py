@@ -1,4 +1,4 @@
-"""Detection: any number of boxes per image, from data in the usual formats.
+"""Detection: any number of boxes per image, from data in the common formats.
 
     jaxdet data inspect detect --root DIR
     jaxdet train detect --root DIR --weights package:lite0 --freeze-stages 3 --freeze-bn \\
@@ -96,19 +96,24 @@ class Config(AugmentOptions, BackboneOptions):
     size: tuple[int, int] = (320, 416)
     """height and width of the network's input in pixels, multiples of 32"""
     max_boxes: int = 0
-    """largest number of true boxes per image; 0 is that of the data"""
+    """maximum number of true boxes per image; 0: as many as an image of the data has"""
     stream: bool = False
-    """read images when they are needed instead of holding them in memory (jaxdet[data])"""
+    """read images from disk during training instead of holding them in memory (jaxdet[data])"""
     val_fraction: float = 0.1
     """fraction of the training images for validation, where the data have no validation split"""
+    test_fraction: float = 0.0
+    """fraction of the training images for the test, where the data have no test split"""
     on_invalid: Literal["skip", "error"] = "skip"
-    """images or boxes that cannot be used: report and leave out, or stop"""
+    """what to do with unusable images or boxes: report and leave out, or stop"""
+    unknown_classes: Literal["drop", "background", "error"] = "drop"
+    """images whose objects are all of unknown classes: leave out, keep as images without objects,
+    or stop at any such object"""
     model: Backbone = "lite0"
     """backbone"""
     neck: Literal["fpn", "pan"] = "fpn"
     """how feature maps of different scales are combined"""
     neck_block: Literal["conv", "c3", "c2f"] = "conv"
-    """block of the neck: a 3x3 convolution, as in the papers, or that of YOLOv5 or YOLOv8"""
+    """block of the neck: a 3x3 convolution as in the papers, YOLOv5's C3, or YOLOv8's C2f"""
     neck_channels: int = 96
     """channels of neck and head"""
     background: Literal["zeros", "class", "objectness"] = "zeros"
@@ -121,13 +126,13 @@ class Config(AugmentOptions, BackboneOptions):
     tal_from: int = 0
     """first epoch of tal; epochs before it assign by IoU"""
     topk: int = 10
-    """tal: largest number of cells per box"""
+    """tal: maximum number of cells per box"""
     alpha: float = 0.5
-    """tal: power of the score"""
+    """tal: exponent of the score"""
     beta: float = 6.0
-    """tal: power of the IoU"""
+    """tal: exponent of the IoU"""
     positive_iou: float = 0.5
-    """iou: smallest IoU of an anchor that is assigned to a box"""
+    """iou: minimum IoU of an anchor with the box that it is assigned to"""
     box_loss: Literal["ciou", "diou", "giou", "iou"] = "ciou"
     """box loss"""
     classification_weight: float = 1.0
@@ -139,14 +144,14 @@ class Config(AugmentOptions, BackboneOptions):
     distance_weight: float = 1.5
     """weight of the loss of distributions over distances"""
     multiscale: tuple[float, ...] = (1.0,)
-    """factors of --size, one of which is drawn per training step; each compiles a program"""
+    """factors of --size, one of which is drawn per training step; each one is compiled"""
     score_threshold: float = 0.01
-    """smallest score of a detection"""
+    """minimum score of a detection"""
     nms_iou: float = 0.6
     """NMS IoU threshold"""
     nms_type: Literal["hard", "linear", "gaussian", "nmw", "wbf"] = "hard"
-    """overlapping boxes are removed, get lower scores (soft NMS: linear, gaussian), or are merged
-    (weighted NMS, weighted boxes fusion)"""
+    """what happens to overlapping boxes: removed (hard), lower scores (soft NMS: linear, gaussian),
+    or merged (weighted NMS: nmw, weighted boxes fusion: wbf)"""
     max_detections: int = 100
     """maximum detections per image"""
     tta: bool = False
@@ -219,8 +224,10 @@ def report(scores: Mapping[str, Any], split: str) -> str:
 
 def build(config: Config) -> "Experiment":
     """The experiment of a `Config`, with its data."""
+    from jaxdet.data import detection
+
     data = _read_dataset(config)
-    check_notes(config, data.notes)
+    check_notes(config, detection.faults(data.notes))
     experiment = from_splits(config, data.dataset.classes, data.splits)
     metadata = experiment.metadata
     if data.dataset.class_ids:
@@ -231,7 +238,7 @@ def build(config: Config) -> "Experiment":
 def from_splits(
     config: Config, classes: tuple[str, ...], splits: "dict[str, Source]"
 ) -> "Experiment":
-    """The experiment of a `Config` for data that are read already."""
+    """The experiment of a `Config` for given sources, {split: source}."""
     from jaxdet.data import images
     from jaxdet.training.experiment import Experiment
 
@@ -326,12 +333,27 @@ class _Data(NamedTuple):
     notes: tuple[str, ...]
 
 
-@cached_reader("root", "format", "val_fraction", "seed", "max_boxes", "size", "stream")
+@cached_reader(
+    "root",
+    "format",
+    "unknown_classes",
+    "val_fraction",
+    "test_fraction",
+    "seed",
+    "max_boxes",
+    "size",
+    "stream",
+)
 def _read_dataset(config: Any) -> _Data:
     from jaxdet.data import detection, formats
 
-    dataset = formats.read(config.root, config.format)
-    samples = detection.with_validation(dataset.splits, config.val_fraction, config.seed)
+    dataset = formats.read(config.root, config.format, config.unknown_classes)
+    if not dataset.classes:
+        first = f"; first: {dataset.notes[0]}" if dataset.notes else ""
+        raise InputError(f"--root {config.root}: no object of a class in the data{first}")
+    samples = detection.with_validation(
+        dataset.splits, config.val_fraction, config.seed, config.test_fraction
+    )
     max_boxes = config.max_boxes or detection.largest_box_count(samples)
     load = detection.stream if config.stream else detection.load
     height, width = config.size
@@ -348,7 +370,7 @@ def _read_dataset(config: Any) -> _Data:
 
 
 def check(config: Config) -> None:
-    """Refuse values that no training can use, before any image is read."""
+    """Raise InputError for invalid options, before any image is read."""
     from jaxdet.tasks.detect import STRIDE
 
     height, width = config.size
@@ -356,7 +378,7 @@ def check(config: Config) -> None:
         raise InputError(f"--size must be two multiples of {STRIDE} pixels, got {height} {width}")
     check_backbone(config, len(registry.stage_names(config.model)))
     check_augment(config)
-    check_fractions(config, "score_threshold", "nms_iou", "positive_iou")
+    check_fractions(config, "test_fraction", "score_threshold", "nms_iou", "positive_iou")
     if not config.multiscale or not all(0.1 <= factor <= 10 for factor in config.multiscale):
         factors = " ".join(f"{factor:g}" for factor in config.multiscale)
         raise InputError(f"--multiscale must be factors from 0.1 to 10, got {factors or 'none'}")

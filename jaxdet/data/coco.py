@@ -1,10 +1,10 @@
 """COCO: one JSON file per split, boxes as left, top, width and height in pixels.
 
-Either `annotations/instances_SPLIT.json` (without any, every JSON file there), with the images in
-`SPLIT/`, `images/SPLIT/` or `images/`; or `SPLIT/_annotations.coco.json` or `SPLIT/labels.json`
-beside the images; or JSON files in the folder itself, one of which is `train` where they are not
-named after splits.  Category ids may have gaps; classes are in the order of their ids, and a file
-may lack some of them.  Objects without a box have that of their polygons.
+The files are `annotations/instances_SPLIT.json` (without any, all JSON files there), with the
+images in `SPLIT/`, `images/SPLIT/` or `images/`; or `SPLIT/_annotations.coco.json` or
+`SPLIT/labels.json` next to the images; or JSON files in the folder itself (a single one not named
+after a split is `train`).  Category ids may have gaps; classes are in the order of their ids, and a
+file may lack some of them.  Objects without a box get the bounding box of their polygons.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdet.data import detection, regular_files
+from jaxdet.data import detection, images, regular_files
 from jaxdet.data.detection import AnnotatedImage, BoxObject, DetectionDataset, Remark
-from jaxdet.data.regular_files import printable
-from jaxdet.errors import InputError
+from jaxdet.errors import InputError, printable
 from jaxdet.ops import boxes
 
 BESIDE_IMAGES = ("_annotations.coco.json", "labels.json")
@@ -47,15 +46,15 @@ def annotation_files(root: str | Path) -> dict[str, Path]:
         found = {_stem(path): path for path in _visible(root.glob("*.json")) if _is_coco(path)}
     found = {detection.split_name(name): path for name, path in found.items()}
     if len(found) == 1 and not found.keys() & set(SPLITS):
-        found = dict(zip(("train",), found.values(), strict=True))
+        return {"train": path for path in found.values()}  # noqa: B035, there is one
     return found
 
 
 def read(root: str | Path) -> DetectionDataset:
     """The data set in a folder.
 
-    A file without annotations is left out with a remark, but that of `train` is needed.  InputError
-    for ids that two images or two categories share, and for categories of one id and two names.
+    A file without annotations is left out with a remark, except that of `train`, which is required.
+    Raises InputError if two images or two categories have the same id, or a category has two names.
     """
     files = {name: _read_file(path) for name, path in annotation_files(root).items()}
     names: dict[int, str] = {}
@@ -63,7 +62,7 @@ def read(root: str | Path) -> DetectionDataset:
         for number, name in file.categories.items():
             if names.setdefault(number, name) != name:
                 raise InputError(
-                    f"{file.path}: category {number} is {printable(name)!r}, in another file "
+                    f"{file.path}: category {number} is {printable(str(name))!r}, in another file "
                     f"{printable(names[number])!r}"
                 )
     names = dict(sorted(names.items()))
@@ -78,7 +77,7 @@ def read(root: str | Path) -> DetectionDataset:
 
 
 def _visible(paths: Iterable[Path]) -> list[Path]:
-    return sorted(path for path in paths if not detection.is_hidden(path.name))
+    return sorted(path for path in paths if not images.is_hidden(path.name))
 
 
 def _stem(path: Path) -> str:
@@ -104,8 +103,8 @@ def _read_file(path: Path) -> _File:
         value = content.get(key, [])
         if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
             raise InputError(f"{path}: {key} must be a list of objects")
-    images, annotations = content["images"], content.get("annotations")
-    return _File(path, images, annotations or None, _read_categories(content["categories"], path))
+    categories = _read_categories(content["categories"], path)
+    return _File(path, content["images"], content.get("annotations") or None, categories)
 
 
 def _read_categories(categories: list[dict[str, Any]], path: Path) -> dict[int, str]:
@@ -116,8 +115,8 @@ def _read_categories(categories: list[dict[str, Any]], path: Path) -> dict[int, 
         if not isinstance(number, int) or not isinstance(name, str | int | float):
             raise InputError(f"{path} category {row}: must have an integer id and a name")
         if number in found:
-            both = f"{printable(found[number])!r} and {printable(name)!r}"
-            raise InputError(f"{path}: category id {number} is that of {both}")
+            both = f"{printable(found[number])!r} and {printable(str(name))!r}"
+            raise InputError(f"{path}: category id {number} must be unique, got {both}")
         found[number] = str(name)
     return found
 
@@ -133,7 +132,7 @@ def _read_split(
             notes.append(f"{path} image {row}: must have an id and a file_name")
         elif image_id in names:
             both = f"{printable(names[image_id][0])} and {printable(name)}"
-            raise InputError(f"{path}: image id {image_id} is that of {both}")
+            raise InputError(f"{path}: image id {image_id} must be unique, got {both}")
         else:
             names[image_id] = name, _declared_size(image)
     labels = {number: label for label, number in enumerate(category_ids)}
@@ -177,13 +176,13 @@ def _parse_annotation(annotation: dict[str, Any], labels: dict[int, int]) -> Box
     crowd = [_parse_flag(annotation.get(name, False)) for name in ("iscrowd", "ignore")]
     if None in crowd:
         return f"iscrowd and ignore must be 0 or 1, got {_shown(annotation.get('iscrowd'))}"
-    area = annotation.get("area")
+    area: Any = annotation.get("area")
     area = area if _is_number(area) and area >= 0 else None
     return BoxObject(boxes.from_xywh(box), labels[category_id], any(crowd), area)
 
 
 def _parse_box(annotation: dict[str, Any]) -> np.ndarray | None:
-    """Left, top, width and height [4] of an annotation: its box, or else that of its polygons."""
+    """Left, top, width and height [4] of an annotation's box, or else of its polygons."""
     box = annotation.get("bbox")
     if isinstance(box, list) and len(box) == 4 and all(map(_is_number, box)):
         return np.array(box, float)
@@ -200,7 +199,7 @@ def _parse_box(annotation: dict[str, Any]) -> np.ndarray | None:
 
 
 def _parse_id(value: Any) -> int | str | None:
-    """An id, as an integer where it is the text of one; None for other types."""
+    """An id; text that is an integer becomes one; None for other types."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if (
@@ -214,14 +213,14 @@ def _parse_id(value: Any) -> int | str | None:
 
 
 def _parse_flag(value: Any) -> bool | None:
-    """A flag as programs write it, 0 or "0" or false; None for anything else."""
+    """A flag such as 0, "0" or false as a boolean; None for other values."""
     if isinstance(value, str):
         return FLAGS.get(value.strip().lower())
     return bool(value) if value in (0, 1, None) else None
 
 
 def _declared_size(image: dict[str, Any]) -> tuple[int, int] | None:
-    """Height and width of an image by its entry; None where they are not both positive numbers."""
+    """Height and width in an image's entry; None unless both are positive numbers."""
     sides = [_parse_id(image.get(name)) for name in ("height", "width")]
     height, width = (side if isinstance(side, int) and side > 0 else None for side in sides)
     return (height, width) if height and width else None

@@ -16,13 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdet.data import images, regular_files, sources
+from jaxdet.data import images, sources
 from jaxdet.data.images import ImageFile, Size
-from jaxdet.errors import InputError
+from jaxdet.errors import InputError, printable
 from jaxdet.types import Array
 
 SPLIT_ALIASES = {"training": "train", "valid": "val", "validation": "val", "dev": "val"}
-LEFT_BEHIND = ("__MACOSX", "__pycache__", "Thumbs.db", "desktop.ini")
 MIN_BOX_SIDE = 1.0  # pixels of the network's input; smaller boxes are left out
 # Phrases of notes by which `quality_checks` sorts them.
 UNKNOWN_CLASS = "unknown class"
@@ -174,7 +173,7 @@ def path_inside(root: str | Path, *names: str | Path) -> Path:
     home = Path(root).absolute()
     path = Path(os.path.normpath(home.joinpath(*names)))
     if not path.is_relative_to(os.path.normpath(home)):
-        shown = regular_files.printable("/".join(map(str, names)))
+        shown = printable("/".join(map(str, names)))
         raise InputError(f"{shown}: leads out of {root}")
     return path
 
@@ -191,11 +190,6 @@ def locate(folders: Sequence[Path], name: str) -> Path:
             if os.path.isfile(path := folder.joinpath(*parts[start:])):
                 return path
     return folders[0].joinpath(*parts)
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a file or folder is hidden or left behind by another program, not data."""
-    return name.startswith(".") or name in LEFT_BEHIND
 
 
 def drop_repeated_images(
@@ -229,21 +223,29 @@ def _drop_repeated_boxes(sample: AnnotatedImage) -> tuple[AnnotatedImage, list[s
 
 
 def with_validation(
-    splits: dict[str, list[AnnotatedImage]], fraction: float, seed: int
+    splits: dict[str, list[AnnotatedImage]], fraction: float, seed: int, test_fraction: float = 0.0
 ) -> dict[str, list[AnnotatedImage]]:
-    """The splits; a missing or empty `val` becomes that fraction of `train`, drawn by `seed`."""
+    """The splits; where `val` or `test` is missing or empty, it is made of images of `train`.
+
+    They are fractions of `train`, drawn at random by `seed`.
+    """
     if "train" not in splits:
         raise InputError(f"no training images; the data have {', '.join(splits) or 'no images'}")
-    if splits.get("val"):
+    fractions = {"val": fraction, "test": test_fraction}
+    fractions = {n: f for n, f in fractions.items() if not splits.get(n) and (n == "val" or f)}
+    if not fractions:
         return splits
-    order = list(splits["train"])
-    random.Random(seed).shuffle(order)
-    count = round(fraction * len(order))
-    if not 0 < count < len(order):
-        raise InputError(
-            f"--val-fraction {fraction:g} of {len(order)} images leaves val or train empty"
-        )
-    return {**splits, "train": order[count:], "val": order[:count]}
+    left = list(splits["train"])
+    random.Random(seed).shuffle(left)
+    total, found = len(left), dict(splits)
+    for name, of_split in fractions.items():
+        count = round(of_split * total)
+        if not 0 < count < len(left):
+            raise InputError(
+                f"--{name}-fraction {of_split:g} of {total} images leaves {name} or train empty"
+            )
+        found[name], left = left[:count], left[count:]
+    return {**found, "train": left}
 
 
 def largest_box_count(splits: dict[str, list[AnnotatedImage]]) -> int:
@@ -260,15 +262,15 @@ def load(
     width; to_original [N, 4], where original = network x (first two) + (last two) for x and y; and
     id [N], counting `samples` from `first_id`.
 
-    To train on, with G = `max_boxes`: boxes [N, G, 4] in pixels of `image`, clipped to it; labels,
-    valid and crowd [N, G].  Boxes with a side below `MIN_BOX_SIDE` and those beyond the first G are
-    left out of them.
+    For training, with G = `max_boxes`: boxes [N, G, 4] in pixels of `image`, clipped to it; labels,
+    valid and crowd [N, G].  They leave out boxes with a side below `MIN_BOX_SIDE`, and boxes beyond
+    the first G.
 
-    To evaluate by: true_boxes [N, T, 4] as in the file, in pixels of the original; true_labels,
+    For evaluation: true_boxes [N, T, 4] as in the file, in pixels of the original; true_labels,
     true_valid, true_crowd and true_area [N, T].  They depend on neither height, width nor G.
 
-    Boxes without area or outside their image are left out of both.  So are images that cannot be
-    read; InputError where none is left.
+    Both leave out boxes without area or outside their image, and images that cannot be read.
+    Raises InputError if no image remains.
     """
     sizes = ArraySizes(height, width, max_boxes, _largest(samples))
     function = partial(prepare, sizes=sizes)
@@ -295,7 +297,7 @@ def stream(
         except InputError as error:
             return None, [f"{sample.name}: {error}"]
         row, notes = _prepare_boxes(sample, size, sizes)
-        return row and True, notes
+        return None if row is None else True, notes
 
     kept, notes = _map_usable(samples, check)
     usable = [number for number, _ in kept]
@@ -371,12 +373,13 @@ def _prepare_boxes(
 ) -> tuple[dict[str, np.ndarray] | None, list[str]]:
     """(arrays of one image of `size`, except the image itself, or None; notes).
 
-    None is for an image of another size than its file says, unless their aspect ratios agree, and
-    for an image whose boxes are all unusable: it does have objects.
+    None for an image whose size differs from the annotated one in aspect ratio, and for an image
+    whose boxes are all unusable, since it does have objects.
     """
-    sample, notes = _scale_to(sample, size)
-    if sample is None:
+    scaled, notes = _scale_to(sample, size)
+    if scaled is None:
         return None, notes
+    sample = scaled
     scale, offset = images.letterbox_transform(size, sizes.height, sizes.width)
     limits = np.array([size[1], size[0]] * 2, np.float32)
     clipped = np.clip(sample.boxes, 0, limits[None])

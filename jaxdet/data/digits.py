@@ -19,18 +19,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jaxdet.data import sources
+from jaxdet.data import regular_files, sources
 from jaxdet.data import tfds as tfds_data
 from jaxdet.errors import InputError
 
 CLASSES = 10
 TEST_DIGITS = 30  # as many as one figure shows
 EMBEDDED_TRAIN, EMBEDDED_TEST = 1297, 300  # of 1797; the other 200 are for validation
-MAX_DARKNESS = 16  # of a pixel of an embedded scan
-FAINT_DARKNESS = 3  # up to here it is the blur around a stroke, not ink
+MAX_DARKNESS = 16  # maximum of a pixel of an embedded scan
+FAINT_DARKNESS = 3  # up to here a pixel is the blur around a stroke, not ink
 IDX_DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 IDX_MAX_RANK = 32
-GZIP_MAGIC = b"\x1f\x8b"
 MNIST_EXPECTED = "expected MNIST's four idx files"
 AGAIN = "download it again"
 
@@ -43,9 +42,9 @@ def read_splits(
     """The splits `train`, `val`, `test` and `heldout` of digits.
 
     `source` is `embedded`, `mnist` (idx files in the folder `root`) or `tfds:NAME` (prepared in
-    `root`).  `heldout` is all that is not for training, in the order of ids; `seed` draws the 30
-    test digits from it (300 of `embedded`), and the rest is `val`.  InputError for an unknown
-    source, and for fewer than 60 digits held out.
+    `root`).  `heldout` has all digits that are not for training, in the order of their ids; `seed`
+    draws 30 test digits from them (300 for `embedded`), and the rest is `val`.  Raises InputError
+    for an unknown source, and for fewer than 60 held-out digits.
     """
     train, heldout = _read_train_heldout(source, root)
     if len(heldout) < 2 * TEST_DIGITS:
@@ -167,7 +166,7 @@ def digit_source(image: Any, label: Any, *, where: str, first_id: int = 0) -> so
 def _load_scans() -> tuple[np.ndarray, np.ndarray]:
     """Scans [1797, 8, 8] and labels [1797] of `sklearn.datasets.load_digits`.
 
-    Read from the file that it reads: importing scikit-learn takes longer than all the rest.
+    Read from scikit-learn's own data file, because importing scikit-learn takes longer.
     """
     package = find_spec("sklearn")
     if package is None or package.origin is None:
@@ -203,8 +202,7 @@ def _find_idx(folder: Path, stem: str, kind: str) -> Path:
 
 def _unzip(path: Path) -> bytes:
     try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if content.startswith(GZIP_MAGIC) else content
+        return regular_files.read_unpacked(path)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InputError(f"{path}: is a damaged gzip file ({error}); {AGAIN}") from error
     except OSError as error:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from jaxdet.data import coco, parquet, voc, yolo
+from jaxdet.data import coco, detection, parquet, regular_files, voc, yolo
 from jaxdet.data import tfds as tfds_data
 from jaxdet.data.detection import DetectionDataset
 from jaxdet.errors import InputError
@@ -10,23 +10,31 @@ from jaxdet.errors import InputError
 READERS = {"yolo": yolo, "coco": coco, "voc": voc, "parquet": parquet}
 
 
-def read(root: str | Path, format: str = "auto") -> DetectionDataset:
+def read(root: str | Path, format: str = "auto", unknown_classes: str = "drop") -> DetectionDataset:
     """The data set in a folder, or `tfds:NAME`, a prepared set of tensorflow-datasets.
 
-    `format` is a key of `READERS`, or "auto".  InputError where `root` is not a folder or does not
-    hold data of that format.
+    `format` is a key of `READERS`, or "auto"; `unknown_classes` as in `detection.without_unknown`.
+    InputError where `root` is not a folder or does not hold data of that format.
     """
     if str(root).startswith(tfds_data.PREFIX):
-        return tfds_data.read_detection(str(root).removeprefix(tfds_data.PREFIX))
-    if not root or not Path(root).is_dir():
-        raise InputError(f"--root must be a folder of data, got {root or 'none'}")
-    root = Path(root)
+        dataset = tfds_data.read_detection(str(root).removeprefix(tfds_data.PREFIX))
+    else:
+        if not root or not Path(root).is_dir():
+            raise InputError(f"--root must be a folder of data, got {root or 'none'}")
+        with regular_files.reading(root, f"{format} data"):
+            dataset = _read_folder(Path(root), format)
+    return detection.without_unknown(dataset, unknown_classes)
+
+
+def _read_folder(root: Path, format: str) -> DetectionDataset:
     present = {
-        "yolo": (root / "data.yaml").is_file(),
+        "yolo": yolo.find_yaml(root) is not None,
         "coco": bool(coco.annotation_files(root)),
-        "voc": voc.find_root(root) is not None,
         "parquet": bool(parquet.parquet_files(root)),
+        "voc": voc.find_root(root) is not None,
     }
+    if not any(present.values()):
+        present["yolo"] = yolo.find_class_list(root) is not None
     if format == "auto":
         format = next((name for name, found in present.items() if found), "")
     if not present.get(format):

@@ -4,12 +4,11 @@ The layout is `CLASS/FILE`, or `SPLIT/CLASS/FILE` with the splits train, val and
 below one more folder.  A tar file, plain or gzipped, is read once, into memory; none of its names
 becomes a name on disk.
 
-Ignored are files beside the folders of classes, hidden files and folders, and files directly in a
-split `test`, which are unlabeled images for `jaxdet predict`.  A folder without files is noted and
-makes no class.
+Files next to the folders of classes, hidden files and folders, and files directly in a split `test`
+(unlabeled images for `jaxdet predict`) are ignored.  A folder without files is reported, and is not
+a class.
 """
 
-import gzip
 import io
 import os
 import tarfile
@@ -22,14 +21,13 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from jaxdet import pickles
-from jaxdet.data import detection, images, sources
+from jaxdet.data import detection, images, regular_files, sources
 from jaxdet.errors import InputError
 
 SPLITS = ("train", "val", "test")
 UNSPLIT = "all"  # the split of data without splits
 MAX_DEPTH = 4  # folders: one around all, a split, a class, and one that does not belong there
 THREAD_CHUNKS = 64  # handing a tiny image to a thread costs more than decoding it
-GZIP_MAGIC = b"\x1f\x8b"
 EXPECTED = "expected a folder, or a .tar or .tar.gz file of one"
 LAYOUT = f"expected CLASS/FILE or SPLIT/CLASS/FILE, SPLIT one of {', '.join(SPLITS)}"
 NESTED_FOLDER = "left out: a folder inside that of a class"
@@ -40,7 +38,7 @@ File = Path | Callable[[], bytes]
 
 
 class LabeledImage(NamedTuple):
-    """A file in the folder of a class; not known to be an image before `load`."""
+    """A file in the folder of a class; `load` finds out whether it is an image."""
 
     label: str
     file: str
@@ -69,7 +67,7 @@ class FileTree(NamedTuple):
 class ImageFolderDataset(NamedTuple):
     """The labeled images of all splits."""
 
-    classes: tuple[str, ...]  # sorted; a label is an index of them
+    classes: tuple[str, ...]  # sorted; a label is an index into them
     splits: dict[str, list[LabeledImage]]
     notes: tuple[str, ...]  # one line for each problem
 
@@ -89,8 +87,8 @@ def load(
     """(source of the images that can be read, notes on the others).
 
     The arrays are image [N, side, side, 3] uint8 by `images.read_resized`; label [N] int32, an
-    index of `classes`; and id [N] int32, counting `samples` from `first_id`.  InputError where no
-    image can be read, or for a sample of another class.
+    index into `classes`; and id [N] int32, counting `samples` from `first_id`.  Raises InputError
+    if no image can be read, or for a sample of another class.
     """
     labels = _label_indices(samples, classes)
     image = np.empty((len(samples), side, side, 3), np.uint8)
@@ -168,9 +166,9 @@ def summarize(dataset: ImageFolderDataset) -> tuple[list[dict[str, Any]], list[s
 def list_files(path: str | Path) -> FileTree:
     """The files of a folder, or of a tar file, recognized by its content.
 
-    In a tar file the last of several files with one name counts, links and devices are ignored,
-    and a name that leads out of it is noted and left out.  InputError for a path that cannot be
-    read, and for a file that is truncated or damaged.
+    In a tar file, the last of several files with the same name counts, links and devices are
+    ignored, and a name that leads out of the archive is left out with a note.  InputError for a
+    path that cannot be read, and for a file that is truncated or damaged.
     """
     path = Path(path)
     if not path.is_file():
@@ -180,7 +178,7 @@ def list_files(path: str | Path) -> FileTree:
 
 
 def find_classes(tree: FileTree) -> ImageFolderDataset:
-    """The data set in a tree of files; without classes where it has none."""
+    """The data set in a tree of files; it has no classes if there are no folders of classes."""
     children = {folder: [] for folder in tree.files}
     for folder in sorted(tree.files):
         if folder:
@@ -233,7 +231,8 @@ def _find_usable(
 ) -> tuple[np.ndarray, list[str]]:
     """(indices [M] int32 of the usable samples, notes on the others).
 
-    `faults` gives, for indices of samples, what is wrong with each or None; it runs in threads.
+    `faults` maps indices of samples to a description of each sample's problem, or None; it runs in
+    threads.
     """
     found = _map_chunks(faults, len(samples))
     notes = [fault for fault in found if fault]
@@ -251,7 +250,7 @@ def _map_chunks(function: Callable[[np.ndarray], list], count: int) -> list:
 
 
 def _attempt(sample: LabeledImage, function: Callable) -> tuple[Any, str | None]:
-    """(result of a function of the image, None), or (None, what is wrong with the image)."""
+    """(result of a function of the image, None), or (None, the problem with the image)."""
     try:
         return function(sample.image), None
     except InputError as error:
@@ -259,7 +258,7 @@ def _attempt(sample: LabeledImage, function: Callable) -> tuple[Any, str | None]
 
 
 def _find_home(children: dict[Folder, list[Folder]]) -> Folder:
-    """The folder holding those of classes or splits: the only one in the root, or the root."""
+    """The folder with the folders of classes or splits: the root, or the only folder in it."""
     match children[()]:
         case [alone] if children[alone] and not _is_split(alone):
             return alone
@@ -279,16 +278,17 @@ def _walk(path: Path) -> dict[Folder, dict[str, File]]:
     files = {}
     for place, inner, names in os.walk(path, onerror=refuse, followlinks=True):
         folder = Path(place).relative_to(path).parts
-        shown = ((name, Path(place, name)) for name in sorted(names) if not _is_hidden(name))
+        own = sorted(name for name in names if not images.is_hidden(name))
+        shown = ((name, Path(place, name)) for name in own)
         files[folder] = {name: file for name, file in shown if file.is_file()}
-        inner[:] = [name for name in inner if not _is_hidden(name) and len(folder) < MAX_DEPTH]
+        deeper = inner if len(folder) < MAX_DEPTH else []
+        inner[:] = [name for name in deeper if not images.is_hidden(name)]
     return files
 
 
 def _read_tar(path: Path) -> tuple[dict[Folder, dict[str, File]], tuple[str, ...]]:
     """(files by folder in a tar file, notes)."""
-    content = path.read_bytes()
-    content = gzip.decompress(content) if content.startswith(GZIP_MAGIC) else content
+    content = regular_files.read_unpacked(path)
     if not tarfile.is_tarfile(io.BytesIO(content)):
         raise InputError(f"not a tar file; {EXPECTED}")
     files, notes = {(): {}}, []
@@ -297,7 +297,7 @@ def _read_tar(path: Path) -> tuple[dict[Folder, dict[str, File]], tuple[str, ...
             names = tuple(name for name in member.name.split("/") if name not in ("", "."))
             if ".." in names or member.name.startswith("/"):
                 notes.append(f"{path}: {member.name!r} leads out of it")
-            elif not any(map(_is_hidden, names)):
+            elif not any(map(images.is_hidden, names)):
                 _add_member(files, names, member, content)
         end = slice(tar.offset, tar.offset + tarfile.BLOCKSIZE)
     if content[end] != bytes(tarfile.BLOCKSIZE):  # tarfile takes any invalid block for the end
@@ -317,7 +317,3 @@ def _add_member(
     if is_file:
         place = slice(member.offset_data, member.offset_data + member.size)
         files[folder][names[-1]] = partial(content.__getitem__, place)
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".")

@@ -1,12 +1,16 @@
 """Image files as arrays: decoded upright, resized or letterboxed to the network's input.
 
 An image is given by its path, by the bytes of a file, by a function that returns one of these, or
-as a PIL image.
-Images that are missing or cannot be decoded raise InputError.  Sizes are (height, width); EXIF
-orientation is applied, and grayscale images become three equal channels.
+as a PIL image.  Images that are missing or cannot be decoded raise InputError.  Sizes are (height,
+width); EXIF orientation is applied, and grayscale images become three equal channels.  Values of
+16 bits and floats are scaled by the range of their type, and transparent pixels become white.
 """
 
 import io
+import logging
+import os
+import stat
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from glob import glob
@@ -15,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from jaxdet.errors import InputError
+from jaxdet.errors import InputError, printable
 
 ImageFile = str | Path | bytes | Image.Image | Callable[[], str | Path | bytes]
 Size = tuple[int, int]  # height, width
@@ -25,25 +29,29 @@ FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # no
 Image.preinit()  # the common formats first: otherwise every JPEG is tried as several others
 SUFFIXES = tuple(sorted(end for end, of in Image.registered_extensions().items() if of in FORMATS))
 READ_ERRORS = MISSING, BROKEN = "no such image", "not a readable image"
-PILLOW_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+LEFT_BEHIND = ("__MACOSX", "__pycache__", "Thumbs.db", "desktop.ini")
+ANNOTATION_SUFFIXES = (
+    *(".txt", ".xml", ".json", ".csv", ".yaml", ".yml", ".cache", ".md", ".npy", ".names"),
+)
+TRANSPARENT_FILL = 255  # pixel value behind transparent pixels: white, as browsers show them
+RANGE_65535 = ("PNG", "PPM")  # formats whose integers are read as 32 bits but range over 16
+DRAFT_FACTOR = 2  # sides of a JPEG decoded at a fraction of its size, relative to those needed
+JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
+MAX_LOST = 0.05  # fraction of the pixels of a JPEG that may be missing
+CUT = "truncated"  # in Pillow's reason for a file that is cut short
+LOG = logging.getLogger(__name__)
 ORIENTATION, FIRST_SWAPPED = 0x0112, 5  # EXIF tag; its first value that swaps height and width
 
 
 def read_float(file: ImageFile) -> np.ndarray:
-    """An image in its own size, [H, W, 3] float32 in [0, 1]."""
-    return np.asarray(_decode(file, "RGB"), np.float32) / 255
-
-
-def read_image(file: ImageFile) -> Image.Image:
-    """An upright image in its own mode, decoded; the other readers take it like a file."""
-    with _open(file) as image:
-        return ImageOps.exif_transpose(image)
+    """An image at its original size, [H, W, 3] float32 in [0, 1]."""
+    return np.asarray(_decode(file, "RGB")[0], np.float32) / 255
 
 
 def read_gray(file: ImageFile) -> tuple[np.ndarray, Size]:
     """A grayscale image [H, W, 1] float32 in [0, 1], and its size; colors by ITU-R 601 weights."""
-    image = np.asarray(_decode(file, "L"), np.float32)[..., None] / 255
-    return image, image.shape[:2]
+    image, size = _decode(file, "L")
+    return np.asarray(image, np.float32)[..., None] / 255, size
 
 
 def read_resized(file: ImageFile, side: int) -> tuple[np.ndarray, Size]:
@@ -51,9 +59,8 @@ def read_resized(file: ImageFile, side: int) -> tuple[np.ndarray, Size]:
 
     Resampling is bilinear, with area averaging when shrinking.
     """
-    image = _decode(file, "RGB")
-    small = image.resize((side, side), Image.Resampling.BILINEAR)
-    return np.asarray(small), (image.height, image.width)
+    image, size = _decode(file, "RGB", side)
+    return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR)), size
 
 
 def read_resized_float(file: ImageFile, side: int) -> tuple[np.ndarray, Size]:
@@ -67,10 +74,9 @@ def read_letterboxed(file: ImageFile, height: int, width: int) -> tuple[np.ndarr
 
     It is resized by `letterbox_transform`; the padding is `LETTERBOX_FILL`.
     """
-    image = _decode(file, "RGB")
-    size = image.height, image.width
+    image, size = _decode(file, "RGB", max(height, width))
     scale, offset = letterbox_transform(size, height, width)
-    columns, rows = np.rint(scale * [image.width, image.height]).astype(int)
+    columns, rows = np.rint(scale * [size[1], size[0]]).astype(int)
     left, top = offset.astype(int)
     out = np.full((height, width, 3), LETTERBOX_FILL, np.uint8)
     small = image.resize((int(columns), int(rows)), Image.Resampling.BILINEAR)
@@ -97,7 +103,7 @@ def letterbox_transform(size: Size, height: int, width: int) -> tuple[np.ndarray
 
 
 def check_header(file: ImageFile) -> None:
-    """Refuse an image that is missing or whose header cannot be read."""
+    """Raise InputError for an image that is missing or whose header cannot be read."""
     with _open(file):
         return
 
@@ -122,12 +128,40 @@ def file_bytes(file: ImageFile) -> bytes:
     return file if isinstance(file, bytes) else Path(file).read_bytes()
 
 
+def scan(folder: str | Path) -> tuple[list[Path], list[str]]:
+    """(image files in a folder and its subfolders, sorted; remarks on files of other formats).
+
+    Hidden files, files left behind by other programs, and annotation files are skipped.
+    """
+    found, others = [], Counter()
+    for place, inner, names in os.walk(folder):
+        inner[:] = [name for name in inner if not is_hidden(name)]
+        for name in (name for name in names if not is_hidden(name)):
+            suffix = Path(name).suffix.lower()
+            if suffix in SUFFIXES:
+                found.append(Path(place, name))
+            elif suffix not in ANNOTATION_SUFFIXES:
+                others[suffix or "no ending"] += 1
+    counts = ", ".join(f"{suffix}: {count}" for suffix, count in sorted(others.items()))
+    text = f"{folder}: {others.total()} files are in no known image format ({counts})"
+    return sorted(found), [printable(text)] if others else []
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is hidden or left behind by another program, not data."""
+    return name.startswith(".") or name in LEFT_BEHIND
+
+
 def list_images(folder: str | Path) -> list[Path]:
-    """Image files in a folder and its subfolders, sorted; InputError where there are none."""
-    every = (path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES)
-    found = sorted(path for path in every if path.is_file())
+    """Image files in a folder and its subfolders, sorted; InputError where there are none.
+
+    Files of other formats are counted in a warning.
+    """
+    found, remarks = scan(folder)
     if not found:
-        raise InputError(f"{folder}: no image files in it")
+        raise InputError("; ".join([f"{folder}: no image files in it", *remarks]))
+    for remark in remarks:
+        LOG.warning(remark)
     return found
 
 
@@ -153,26 +187,111 @@ def expand_paths(paths: Iterable[Path]) -> list[Path]:
     return found
 
 
-def _decode(file: ImageFile, mode: str) -> Image.Image:
-    """An upright image in a mode of Pillow."""
+def _decode(file: ImageFile, mode: str, longest: int | None = None) -> tuple[Image.Image, Size]:
+    """An upright image in a mode of 8 bits per channel, "RGB" or "L"; and its original size.
+
+    longest: the longer side to which it will be resized.  A much larger JPEG is decoded at a
+    fraction
+      of its size, which takes a fraction of the time and memory.
+    """
+    file = file() if callable(file) else file
+    try:
+        return _decode_once(file, mode, longest)
+    except InputError as error:
+        mended = (
+            _mend_jpeg(file) if CUT in str(error) and not isinstance(file, Image.Image) else b""
+        )
+        if not mended:
+            raise
+        LOG.warning("%s: the JPEG is cut short, its last rows may be gray", _shown(file))
+        return _decode_once(mended, mode, longest)
+
+
+def _decode_once(
+    file: str | Path | bytes | Image.Image, mode: str, longest: int | None
+) -> tuple[Image.Image, Size]:
     with _open(file) as image:
-        return ImageOps.exif_transpose(image).convert(mode)
+        width, height = image.size
+        if longest and not isinstance(file, Image.Image):
+            image.draft(None, (DRAFT_FACTOR * longest,) * 2)
+        upright = ImageOps.exif_transpose(_to_8_bits(image)).convert(mode)
+        swapped = image.getexif().get(ORIENTATION, 1) >= FIRST_SWAPPED
+        return upright, (width, height) if swapped else (height, width)
+
+
+def _mend_jpeg(file: str | Path | bytes) -> bytes:
+    """The bytes of a truncated JPEG, with an end-of-image marker added; b"" if too much is lost.
+
+    A fraction of up to `MAX_LOST` of its pixels, those after the cut, may be lost.
+    """
+    content = file_bytes(file)
+    if not content.startswith(JPEG_START):
+        return b""
+    filler = bytes(range(1, 255)) * (len(content) // 254 + 1)
+    ends = (JPEG_END, filler + JPEG_END)
+    try:
+        one, other = (np.asarray(_decode_once(content + end, "L", None)[0]) for end in ends)
+    except InputError:
+        return b""
+    return content + JPEG_END if (one != other).mean() <= MAX_LOST else b""
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """An image with 8 bits per channel, by the range of its mode, and without transparency.
+
+    Gray values of 16 bits are divided by 257, floats multiplied by 255.  Transparent pixels are
+    composited on `TRANSPARENT_FILL`.  ValueError for values without a known range.
+    """
+    exif, found = image.getexif(), image
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in RANGE_65535):
+        found = Image.fromarray(np.uint8(np.rint(np.asarray(image, np.float64) / 257)))
+    elif image.mode == "I":
+        raise ValueError("32-bit integers have no stated range: save as 8 or 16 bits")
+    elif image.mode == "F":
+        values = np.asarray(image)
+        if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
+            raise ValueError("floats must be in [0, 1]")
+        found = Image.fromarray(np.uint8(np.rint(values * 255)))
+    elif image.has_transparency_data:
+        whole = image.convert("RGBA")
+        background = Image.new("RGBA", whole.size, (TRANSPARENT_FILL,) * 3 + (255,))
+        found = Image.alpha_composite(background, whole).convert("RGB")
+    if found is not image and ORIENTATION in exif:
+        found.getexif()[ORIENTATION] = exif[ORIENTATION]
+    return found
 
 
 @contextmanager
 def _open(file: ImageFile) -> Iterator[Image.Image]:
-    """Pillow's image of a file; errors of Pillow, also inside the context, become InputError."""
+    """A context with the PIL image of a file; any exception inside it becomes InputError."""
     file = file() if callable(file) else file
     if isinstance(file, Image.Image):
-        yield file
+        with _image_errors("image"):
+            yield file
         return
-    content = isinstance(file, bytes)
-    try:
-        with Image.open(io.BytesIO(file) if content else file, formats=FORMATS) as image:
+    with _image_errors(_shown(file)):
+        if not isinstance(file, bytes) and not stat.S_ISREG(os.stat(file).st_mode):
+            raise ValueError("not a regular file")  # a pipe or a device could be read for ever
+        source = io.BytesIO(file) if isinstance(file, bytes) else file
+        with Image.open(source, formats=FORMATS) as image:
             yield image
+
+
+@contextmanager
+def _image_errors(name: str) -> Iterator[None]:
+    """A context that turns any exception into InputError; decoders raise more than OSError."""
+    try:
+        yield
+    except InputError:
+        raise
     except FileNotFoundError:
-        raise InputError(f"{file}: {MISSING}") from None
-    except PILLOW_ERRORS as error:
-        name = f"{len(file)} bytes" if content else file
-        why = "unknown format" if isinstance(error, UnidentifiedImageError) else error
+        raise InputError(f"{name}: {MISSING}") from None
+    except UnidentifiedImageError:
+        raise InputError(f"{name}: {BROKEN} (unknown format)") from None
+    except Exception as error:
+        why = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{name}: {BROKEN} ({why})") from None
+
+
+def _shown(file: str | Path | bytes) -> str:
+    return f"{len(file)} bytes" if isinstance(file, bytes) else printable(str(file))

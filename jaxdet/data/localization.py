@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from jaxdet.config import cached_reader
-from jaxdet.data import images, sources
+from jaxdet.data import images, regular_files, sources
 from jaxdet.data.images import Size
 from jaxdet.errors import InputError
 
@@ -197,10 +197,10 @@ def read_table(path: str | Path, root: str | Path) -> tuple[list[Annotation], li
     """
     path, rows, notes = Path(path), [], []
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            lines = list(csv.reader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: not a readable table ({error}); expected {COLUMNS}") from None
+        lines = list(csv.reader(io.StringIO(regular_files.read_text(path), newline="")))
+    except (csv.Error, InputError) as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise InputError(f"{path}: not a readable table ({reason}); expected {COLUMNS}") from None
     labels = {folder.name for folder in (Path(root) / "images").glob("*/")}
     for number, line in enumerate(lines, 1):
         is_header = number == 1 and all(_parse_number(word) is None for word in line)

@@ -95,7 +95,7 @@ def _read_file(path: Path, read_group: Callable) -> _File:
 
 
 class _RowGroup:
-    """A row group whose images are read by `read_group(group)`: by one thread, others wait."""
+    """A row group, read by `read_group(group)` in one thread while others wait."""
 
     def __init__(self, path: Path, number: int, read_group: Callable) -> None:
         self.path, self.number, self.read_group, self.lock = path, number, read_group, Lock()
@@ -176,6 +176,11 @@ def _annotate(file: _File, class_count: int, first: int) -> tuple[list[Annotated
     for row, (image, values) in enumerate(zip(file.images, columns, strict=True), 1):
         name = f"{file.path.name} row {row}"
         objects, image_id, *sides = values
+        given = objects.get("bbox", []) if isinstance(objects, dict) else objects
+        if not isinstance(given, list | None):
+            shown = printable(str(objects))[:60]
+            notes.append(f"{name}: objects must have lists bbox and category, got {shown}")
+            continue
         fields = _object_fields(objects)
         bboxes, categories = fields["bbox"], fields["category"]
         if len(bboxes) != len(categories):
@@ -223,12 +228,13 @@ def _object_fields(objects: Any) -> dict[str, list[Any]]:
     if isinstance(objects, list):
         rows = [one if isinstance(one, dict) else {} for one in objects]
         return {name: [one.get(name) for one in rows] for name in OBJECT_FIELDS}
-    given = objects if isinstance(objects, dict) else {}
+    given: dict[str, Any] = objects if isinstance(objects, dict) else {}
     columns = {name: given.get(name) for name in OBJECT_FIELDS}
     bboxes = columns["bbox"] if isinstance(columns["bbox"], list) else []
     found = {"bbox": bboxes}
     for name in OBJECT_FIELDS[1:]:
-        column = columns[name] if isinstance(columns[name], list) else [columns[name]]
+        value: Any = columns[name]
+        column: list[Any] = value if isinstance(value, list) else [value]
         if name == "category" and columns[name] is None:
             column = []
         elif len(column) == 1 < len(bboxes):

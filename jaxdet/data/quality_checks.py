@@ -16,6 +16,8 @@ NOTE_KINDS = {  # kind of note -> phrases, one of which its notes contain
     "boxes outside the image": (detection.OUTSIDE,),
     "boxes smaller than one pixel of the network's input": (detection.TINY,),
     "objects of an unknown class": (detection.UNKNOWN_CLASS,),
+    "boxes that are there twice": (detection.REPEATED_BOX,),
+    "images of another size than annotated": (detection.OTHER_SIZE,),
     "images listed twice": (detection.REPEATED,),
     "images that cannot be read": images.READ_ERRORS,
 }
@@ -44,7 +46,7 @@ def check_dataset(
             elif digest:
                 seen[digest] = f"{sample.name} ({split})"
     found |= {kind: [] for kind in (*NOTE_KINDS, OTHER_NOTES)}
-    for note in notes:
+    for note in detection.faults(notes):
         found[_note_kind(note)].append(note)
     rows = [
         {"check": check, "count": len(places), "first": places[0] if places else ""}

@@ -4,6 +4,8 @@ Files must be regular and of limited size: a pipe or a device could be read for 
 """
 
 import codecs
+import gzip
+import io
 import json
 import os
 import stat
@@ -14,11 +16,13 @@ from typing import Any
 
 import yaml
 
-from jaxdet.errors import InputError
+from jaxdet.errors import InputError, printable
 
 MAX_JSON = 2**32  # bytes: COCO's largest file has 0.5 GB, that of LVIS 1.1 GB
 MAX_TEXT = 2**28  # bytes of other text files
 MAX_YAML = 2**24
+MAX_UNPACKED = 2**31  # bytes of an archive, held in memory
+GZIP_MAGIC = b"\x1f\x8b"
 MAX_REASON = 200  # characters of a library's error in a message
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -28,13 +32,13 @@ def check_regular(path: str | Path, limit: int | None = None) -> None:
     try:
         found = os.stat(path)
     except (OSError, ValueError) as error:
-        missing = isinstance(error, FileNotFoundError)
-        reason = "no such file" if missing else f"not readable ({one_line(error)})"
-        raise InputError(f"{printable(path)}: {reason}") from None
+        raise InputError(f"{printable(str(path))}: cannot be read: {one_line(error)}") from None
     if not stat.S_ISREG(found.st_mode):
-        raise InputError(f"{printable(path)}: not a regular file")
+        raise InputError(f"{printable(str(path))}: cannot be read: not a regular file")
     if limit is not None and found.st_size > limit:
-        raise InputError(f"{printable(path)}: must have at most {limit} bytes, got {found.st_size}")
+        raise InputError(
+            f"{printable(str(path))}: must have at most {limit} bytes, got {found.st_size}"
+        )
 
 
 def read_bytes(path: str | Path, limit: int | None = None) -> bytes:
@@ -42,6 +46,18 @@ def read_bytes(path: str | Path, limit: int | None = None) -> bytes:
     check_regular(path, limit)
     with reading(path):
         return Path(path).read_bytes()
+
+
+def read_unpacked(path: str | Path) -> bytes:
+    """The bytes of a file, decompressed if it is gzipped, of at most `MAX_UNPACKED` bytes."""
+    content = read_bytes(path, MAX_UNPACKED)
+    if not content.startswith(GZIP_MAGIC):
+        return content
+    with gzip.open(io.BytesIO(content)) as file:
+        found = file.read(MAX_UNPACKED + 1)
+    if len(found) > MAX_UNPACKED:
+        raise InputError(f"{path}: must unpack to at most {MAX_UNPACKED} bytes; unpack it yourself")
+    return found
 
 
 def read_text(path: str | Path, limit: int = MAX_TEXT) -> str:
@@ -80,7 +96,9 @@ def reading(place: str | Path, kind: str = "") -> Iterator[None]:
         raise
     except Exception as error:  # any library may parse the content
         kind = f" {kind}" if kind else ""
-        raise InputError(f"{printable(place)}: not readable{kind} ({one_line(error)})") from error
+        raise InputError(
+            f"{printable(str(place))}: not readable{kind} ({one_line(error)})"
+        ) from error
 
 
 def one_line(error: Exception) -> str:
@@ -93,12 +111,6 @@ def one_line(error: Exception) -> str:
         return f"no {error}"
     text = " ".join(str(error).split())[:MAX_REASON] or type(error).__name__
     return printable(text)
-
-
-def printable(name: Any) -> str:
-    """A name from a file as one printable line."""
-    text = str(name)
-    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 class _PlainLoader(yaml.SafeLoader):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdet.data import images
+from jaxdet.data import images, regular_files
 from jaxdet.errors import InputError
 
 UNKNOWN_LABEL = "n000000"  # label of a probe that shows no identity of the gallery
@@ -118,12 +118,9 @@ def read_truth(path: str | Path, identities: Sequence[str], files: Sequence[Path
 def read_table(path: str | Path) -> LabelTable:
     """The table of labels in a CSV file; a first row with the word `label` is its header."""
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            lines = [(reader.line_num, tuple(map(str.strip, line))) for line in reader if line]
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except (UnicodeError, csv.Error) as error:
+        reader = csv.reader(io.StringIO(regular_files.read_text(path), newline=""))
+        lines = [(reader.line_num, tuple(map(str.strip, line))) for line in reader if line]
+    except csv.Error as error:
         raise InputError(f"{path}: not a table of comma-separated values ({error})") from None
     header, column = None, -1
     if lines and LABEL_COLUMN in (first := [word.lower() for word in lines[0][1]]):
@@ -227,13 +224,7 @@ def read_pairs(path: str | Path, root: str | Path) -> PairList:
 
 def _read_words(path: str | Path) -> list[tuple[int, list[str]]]:
     """(number, words) of the lines of a text file that are not blank."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeError as error:
-        raise InputError(f"{path}: not a text file ({error})") from None
-    return [(number, line.split()) for number, line in enumerate(lines, 1) if line.strip()]
+    return [(number, line.split()) for number, line in regular_files.read_lines(path)]
 
 
 def _parse_pair(words: list[str], location: str) -> tuple[tuple[str, int], tuple[str, int]]:

@@ -1,110 +1,205 @@
-"""Pascal VOC: `Annotations/*.xml`, `JPEGImages/` and `ImageSets/Main/{train,val,test}.txt`.
+"""Pascal VOC: an XML file per image, and optionally lists of the images of each split.
+
+The XML files are in `Annotations/`, in any other folder, or next to the images.  An image has the
+name of its XML file or, failing that, the `filename` in it; it is searched near the file, then in
+the whole folder.  `ImageSets/Main/{train,val,test}.txt`, or `trainval.txt` for training, list the
+images; others are not used.  Without lists, splits are the folders named after them.
 
 Corners count pixels from 1 and are inclusive: 1 1 1 1 is the first pixel.  Objects marked difficult
 become `crowd`.  Everingham et al. 2010.
 """
 
+import os
 from pathlib import Path
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
 
-from jaxdet.data import detection, images
-from jaxdet.data.detection import DetectionDataset
-from jaxdet.errors import InputError
+from jaxdet.data import detection, images, regular_files
+from jaxdet.data.detection import AnnotatedImage, DetectionDataset, Remark
+from jaxdet.data.images import Size
+from jaxdet.errors import InputError, printable
 
 SETS = ("train", "val", "test")
+TRAINVAL = "trainval"
+LISTS = Path("ImageSets", "Main")
+ANNOTATIONS, IMAGES = "Annotations", "JPEGImages"
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 ONE_BASED_INCLUSIVE = np.array([1, 1, 0, 0])  # less this, corners are zero-based and half-open
+ROOT_TAG = "annotation"
 
 ClassObject = tuple[np.ndarray, str, bool]  # box [4], class, difficult
 
 
+class _Annotation(NamedTuple):
+    """The content of an XML file."""
+
+    path: Path
+    file_name: str
+    size: Size | None
+    objects: list[ClassObject]
+
+
+class _Folder(NamedTuple):
+    """The files of a folder."""
+
+    root: Path
+    annotations: dict[str, list[Path]]  # by stem
+    images: dict[str, list[Path]]  # by stem
+
+
 def find_root(root: str | Path) -> Path | None:
-    """The folder with Annotations/: `root`, or one directly below it; None where there is none."""
+    """The folder with ImageSets/ or Annotations/: `root`, or a folder directly below it.
+
+    If there is no such folder, `root`, or None if it has no XML files.
+    """
     folders = [Path(root), *sorted(path for path in Path(root).glob("*/"))]
-    return next((path for path in folders if (path / "Annotations").is_dir()), None)
+    for name in (LISTS, ANNOTATIONS):
+        if found := [path for path in folders if (path / name).is_dir()]:
+            return found[0]
+    return Path(root) if _list_folder(Path(root)).annotations else None
 
 
 def read(root: str | Path) -> DetectionDataset:
-    """The data set in a folder.
-
-    Classes are sorted by name; without ImageSets every image is in `train`.
-    """
-    folder = find_root(root)
-    if folder is None:
-        raise InputError(f"{root}: no folder Annotations")
-    splits, notes, names = {}, [], set()
-    for split, stems in _read_image_sets(folder).items():
-        splits[split] = []
-        for stem in stems:
+    """The data set in a folder; classes are sorted by name."""
+    home = find_root(root)
+    if home is None:
+        raise InputError(f"{root}: no XML files of annotations")
+    folder = _list_folder(home)
+    notes: list[str] = []
+    found: dict[str, list[_Annotation]] = {}
+    for split, paths in _split_paths(folder, notes).items():
+        found[split] = []
+        for path in paths:
             try:
-                image, objects = _read_annotation(folder, stem)
+                found[split].append(_read_annotation(path))
             except InputError as error:
                 notes.append(str(error))
-                continue
-            names |= {name for _, name, _ in objects}
-            splits[split].append((image, objects, stem))
-    classes = tuple(sorted(names))
-    samples = {
-        split: [
-            detection.annotated_image(
-                image, [(box, classes.index(name), crowd) for box, name, crowd in objects], stem
-            )
-            for image, objects, stem in entries
-        ]
-        for split, entries in splits.items()
+    every = [one for own in found.values() for one in own]
+    classes = tuple(sorted({name for one in every for _, name, _ in one.objects}))
+    numbers = {name: label for label, name in enumerate(classes)}
+    splits = {
+        split: [_annotate(folder, one, numbers) for one in own] for split, own in found.items()
     }
-    kept, repeats = detection.drop_repeated_images(samples)
-    return DetectionDataset(classes, kept, (*notes, *repeats))
+    return detection.assemble(classes, splits, notes)
 
 
-def _read_image_sets(root: Path) -> dict[str, list[str]]:
-    """{split: stems of its images}."""
-    folder = root / "ImageSets" / "Main"
-    found = {name: folder / f"{name}.txt" for name in SETS if (folder / f"{name}.txt").is_file()}
-    if not found:
-        return {"train": sorted(path.stem for path in (root / "Annotations").glob("*.xml"))}
-    return {
-        name: [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
-        for name, path in found.items()
-    }
+def _list_folder(root: Path) -> _Folder:
+    """The XML files and images below a folder."""
+    found = _Folder(root, {}, {})
+    for place, inner, names in os.walk(root):
+        inner[:] = [name for name in inner if not images.is_hidden(name)]
+        for name in sorted(name for name in names if not images.is_hidden(name)):
+            path = Path(place, name)
+            suffix = path.suffix.lower()
+            if suffix == ".xml":
+                found.annotations.setdefault(path.stem, []).append(path)
+            elif suffix in images.SUFFIXES:
+                found.images.setdefault(path.stem, []).append(path)
+    return found
 
 
-def _read_annotation(root: Path, stem: str) -> tuple[Path, list[ClassObject]]:
-    """(path of the image, objects) of one file."""
-    path = detection.path_inside(root, "Annotations", f"{stem}.xml")
-    try:
-        text = path.read_text()
-        if "<!DOCTYPE" in text or "<!ENTITY" in text:
+def _split_paths(folder: _Folder, notes: list[str]) -> dict[str, list[Path]]:
+    """{split: XML files}; adds to `notes`."""
+    lists = {name: folder.root / LISTS / f"{name}.txt" for name in (*SETS, TRAINVAL)}
+    lists = {name: path for name, path in lists.items() if path.is_file()}
+    if "train" not in lists and TRAINVAL in lists:
+        lists = {"train": lists[TRAINVAL]} | lists
+    lists.pop(TRAINVAL, None)
+    if lists:
+        return {split: _read_list(folder, path, notes) for split, path in lists.items()}
+    splits: dict[str, list[Path]] = {}
+    for path in sorted(path for own in folder.annotations.values() for path in own):
+        names = map(detection.split_name, path.relative_to(folder.root).parts[:-1])
+        splits.setdefault(next((name for name in names if name in SETS), "train"), []).append(path)
+    stems = folder.images.keys() - folder.annotations.keys()
+    if count := sum(len(folder.images[stem]) for stem in stems):
+        notes.append(Remark(f"{folder.root}: {count} images have no XML file and are not used"))
+    return splits
+
+
+def _read_list(folder: _Folder, path: Path, notes: list[str]) -> list[Path]:
+    """The XML files in a list, whose lines have a stem or a file name, and optionally a flag."""
+    found = []
+    for number, line in regular_files.read_lines(path):
+        whole, first = _listed_stem(folder, line), _listed_stem(folder, line.split()[0])
+        stem = whole if whole in folder.annotations else first
+        paths = folder.annotations.get(stem, [])
+        place = f"{path} row {number}"
+        if not paths:
+            try:
+                expected = detection.path_inside(folder.root, ANNOTATIONS, f"{stem}.xml")
+                notes.append(f"{printable(place)}: {printable(str(expected))}: no such file")
+            except InputError as error:
+                notes.append(f"{printable(place)}: {error}")
+            continue
+        usual = folder.root / ANNOTATIONS / f"{stem}.xml"
+        found.append(usual if usual in paths else paths[0])
+    return found
+
+
+def _listed_stem(folder: _Folder, name: str) -> str:
+    """The stem of a name in a list, which may have the ending of an image or XML file."""
+    if name in folder.annotations:
+        return name
+    stem, suffix = os.path.splitext(name)
+    return stem if suffix.lower() in (*images.SUFFIXES, ".xml") else name
+
+
+def _read_annotation(path: Path) -> _Annotation:
+    content = regular_files.read_bytes(path, regular_files.MAX_TEXT)
+    with regular_files.reading(path, "XML"):
+        text = content.decode("utf-16") if content[:2] in regular_files.UTF_16 else None
+        if any(mark in (text or content.decode("latin-1")) for mark in ("<!DOCTYPE", "<!ENTITY")):
             raise InputError(f"{path}: XML entities are not supported")
-        tree = ElementTree.fromstring(text)
-        objects = [_parse_object(node, path, i) for i, node in enumerate(tree.findall("object"), 1)]
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file, listed in ImageSets") from None
-    except (ElementTree.ParseError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not readable XML ({error})") from None
-    return _find_image(root, stem, tree.findtext("filename") or ""), objects
+        tree = ElementTree.fromstring(content)
+        if tree.tag != ROOT_TAG:
+            raise InputError(f"{path}: must be an {ROOT_TAG}, got {printable(tree.tag)[:60]}")
+        nodes = enumerate(tree.findall("object"), 1)
+        objects = [_parse_object(node, path, number) for number, node in nodes]
+        return _Annotation(path, tree.findtext("filename") or "", _declared_size(tree), objects)
 
 
-def _find_image(root: Path, stem: str, file_name: str) -> Path:
-    """The image named like its annotation, or else by the annotation's `filename`."""
-    folder = root / "JPEGImages"
-    for suffix in (".jpg", ".jpeg", ".png"):
-        if (folder / f"{stem}{suffix}").is_file():
-            return folder / f"{stem}{suffix}"
-    path = detection.path_inside(folder, file_name or f"{stem}.jpg")
-    return path if path.suffix.lower() in images.SUFFIXES else folder / f"{stem}.jpg"
+def _declared_size(tree: ElementTree.Element) -> Size | None:
+    """Height and width of the image as given in the file; None if they are missing."""
+    try:
+        height, width = (int(float(tree.findtext(f"size/{s}", "0"))) for s in ("height", "width"))
+    except (ValueError, OverflowError):
+        return None
+    return (height, width) if height > 0 and width > 0 else None
 
 
 def _parse_object(node: ElementTree.Element, path: Path, number: int) -> ClassObject:
     place = f"{path} object {number}"
     name, box = node.findtext("name"), node.find("bndbox")
-    if not name or box is None:
+    if not name or not name.strip() or box is None:
         raise InputError(f"{place}: must have a name and a bndbox")
     try:
         corners = np.array([float(box.findtext(corner, "")) for corner in CORNERS])
     except (TypeError, ValueError):
         raise InputError(f"{place}: bndbox must have numbers {', '.join(CORNERS)}") from None
-    difficult = node.findtext("difficult", "0").strip() == "1"
+    difficult = node.findtext("difficult", "0").strip().lower() in ("1", "true")
     return corners - ONE_BASED_INCLUSIVE, name.strip(), difficult
+
+
+def _annotate(folder: _Folder, annotation: _Annotation, numbers: dict[str, int]) -> AnnotatedImage:
+    """The annotated image of an XML file, with the numbers of its classes."""
+    objects = [(box, numbers[name], crowd) for box, name, crowd in annotation.objects]
+    stem = annotation.path.stem
+    image = _find_image(folder, annotation)
+    return detection.annotated_image(image, objects, printable(stem), size=annotation.size)
+
+
+def _find_image(folder: _Folder, annotation: _Annotation) -> Path:
+    """The image with the name of its XML file, the nearest of several, or else its `filename`."""
+    name = annotation.file_name.replace("\\", "/").rpartition("/")[2]
+    beside = annotation.path.parent
+    for stem in (annotation.path.stem, os.path.splitext(name)[0]):
+        for own in (beside, folder.root / IMAGES, beside.parent / "images"):
+            if found := [path for path in folder.images.get(stem, []) if path.parent == own]:
+                return found[0]
+        if found := folder.images.get(stem, []):
+            return max(found, key=lambda path: len(os.path.commonpath([path, beside])))
+    suffix = os.path.splitext(name)[1]
+    return folder.root / IMAGES / f"{annotation.path.stem}{suffix or '.jpg'}"

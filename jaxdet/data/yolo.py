@@ -1,134 +1,348 @@
-"""YOLO: `data.yaml` with class names and folders, and a text file per image.
+"""YOLO: a YAML file with class names and folders, and a text file per image.
 
-A line is `class x y width height`, the center and sides as fractions of the image, optionally
-followed by a score; or a class and the x y of three or more points, a polygon, which gives its
-bounding box.  The labels of `images/a.jpg` are in `labels/a.txt`; without that file an image has no
+The YAML file is data.yaml, dataset.yaml or the only one in the folder.  Without one, class names
+are the lines of classes.txt, and the splits are the folders named after them.  The labels of
+`images/a.jpg` are in `labels/a.txt` or next to the image; an image without that file has no
 objects.
+
+A line is `class x y width height`, with center and sides as fractions of the image, followed by
+keypoints if the YAML file has `kpt_shape`, or by anything if its `task` is detect or track.  If its
+`task` is segment or obb, a line is a class and the x and y of a polygon.
+
+Without these keys, a score may follow.  Longer lines have a score and a track id if all of them
+have seven values and the last one is an integer, and keypoints if all have the same number of
+values and every point is in its box; otherwise they are polygons.  Polygons become their bounding
+box.
 """
 
-from collections.abc import Sequence
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 
-from jaxdet.data import detection, images
-from jaxdet.data.detection import AnnotatedImage, BoxObject, DetectionDataset
-from jaxdet.errors import InputError
+from jaxdet.data import detection, images, regular_files
+from jaxdet.data.detection import AnnotatedImage, BoxObject, DetectionDataset, Remark
+from jaxdet.data.images import Size
+from jaxdet.errors import InputError, printable
 from jaxdet.ops import boxes
+from jaxdet.types import Array
 
 KEYS = ("train", "val", "test")
+YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+CLASS_LISTS = ("classes.txt", "labels/classes.txt", "obj.names")
+MAX_CLASSES = 100_000
+SHORT = (5, 6)  # values of a line with a box, or a box and its score
+TRIANGLE = 7  # values of a line that is a polygon of three points, or has a score and a track id
+POINT_SLACK = 0.1  # a keypoint may lie outside its box by this fraction of its sides
+FRACTION_SLACK = 0.05  # a point may lie outside its image by this fraction of its sides
+
+Row = tuple[str, list[str]]  # place, for messages, and words of a line
+
+
+class _Folder(NamedTuple):
+    """The content of the YAML file, or of the list of classes."""
+
+    root: Path
+    file: Path
+    classes: tuple[str, ...]
+    first: int  # number of the first class
+    content: dict[str, Any]
+
+
+class _Labels(NamedTuple):
+    """The label file of an image."""
+
+    image: Path
+    size: Size | None  # None: the image cannot be read
+    rows: list[Row] | None  # None: there is no file
+
+
+def find_yaml(root: str | Path) -> Path | None:
+    """The YAML file of a folder, None where it has none or several of other names."""
+    for name in YAML_NAMES:
+        if (Path(root) / name).is_file():
+            return Path(root) / name
+    every = [*Path(root).glob("*.yaml"), *Path(root).glob("*.yml")]
+    found = [path for path in every if not images.is_hidden(path.name)]
+    return found[0] if len(found) == 1 else None
+
+
+def find_class_list(root: str | Path) -> Path | None:
+    """The list of classes of a folder without a YAML file."""
+    paths = [Path(root) / name for name in CLASS_LISTS]
+    return next((path for path in paths if path.is_file()), None)
 
 
 def read(root: str | Path) -> DetectionDataset:
-    """The data set in a folder with a data.yaml."""
-    root, content = Path(root), _load_yaml(Path(root) / "data.yaml")
-    classes = _read_names(content, root)
-    base = detection.path_inside(root, str(content.get("path") or "."))
-    splits, notes = {}, []
-    for key in KEYS:
-        if content.get(key):
-            splits[key], faults = _read_split(root, base, content[key], len(classes))
-            notes += faults
-    kept, repeats = detection.drop_repeated_images(splits)
-    return DetectionDataset(classes, kept, (*notes, *repeats))
+    """The data set in a folder; InputError where no training image has a label file."""
+    folder = _read_folder(Path(root))
+    labels, notes = {}, []
+    for split, places in _split_places(folder).items():
+        files, faults = _list_files(folder, places)
+        labels[split] = [_read_labels(folder.root, file) for file in files]
+        notes += faults
+    missing = {split: sum(one.rows is None for one in own) for split, own in labels.items()}
+    for split, count in missing.items():
+        if count == len(labels[split]) and split != "train" and count:
+            notes.append(Remark(f"{split}: no image has a label file: left out"))
+            del labels[split]
+        elif count and count == len(labels[split]):
+            first = labels[split][0].image
+            raise InputError(f"{split}: no image has a label file; first: {first}")
+        elif count:
+            text = f"{count} of {len(labels[split])} images have no label file: without objects"
+            notes.append(Remark(f"{split}: {text}"))
+    parse, remarks = _row_parser(
+        folder, [r for own in labels.values() for one in own for r in one.rows or []]
+    )
+    notes += remarks
+    splits: dict[str, list[AnnotatedImage]] = {}
+    for split, own in labels.items():
+        pairs = [_annotate(one, folder, parse) for one in own]
+        splits[split] = [sample for sample, _ in pairs]
+        notes += [note for _, of_image in pairs for note in of_image]
+    return detection.assemble(folder.classes, splits, notes)
 
 
-def _load_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: not readable YAML ({' '.join(str(error).split())})") from None
+def _read_folder(root: Path) -> _Folder:
+    path = find_yaml(root)
+    if path is None:
+        path = find_class_list(root)
+        if path is None:
+            raise InputError(f"{root}: no data.yaml and no classes.txt")
+        names = tuple(name for _, name in regular_files.read_lines(path))
+        return _Folder(root, path, names, 0, {})
+    content = regular_files.read_yaml(path)
     if not isinstance(content, dict):
         raise InputError(f"{path}: must have the keys names, train and val")
-    return content
+    return _Folder(root, path, *_read_names(content, path), content)
 
 
-def _read_names(content: dict[str, Any], root: Path) -> tuple[str, ...]:
-    names = content.get("names")
-    if isinstance(names, dict) and set(names) == set(range(len(names))):
-        names = [names[number] for number in range(len(names))]
-    if not isinstance(names, list) or not names:
+def _read_names(content: dict[str, Any], path: Path) -> tuple[tuple[str, ...], int]:
+    """(class names, number of the first)."""
+    names, count = content.get("names"), content.get("nc")
+    if names is None and isinstance(count, int) and 0 < count <= MAX_CLASSES:
+        names = [f"class {i}" for i in range(count)]
+    first = 0
+    if isinstance(names, dict):
+        by_number = {int(key) if str(key).isdecimal() else key: names[key] for key in names}
+        first = 0 if 0 in by_number else 1
+        numbers = range(first, first + len(by_number))
+        names = [by_number[i] for i in numbers] if by_number.keys() == set(numbers) else None
+    if not isinstance(names, list) or not 0 < len(names) <= MAX_CLASSES:
         raise InputError(
-            f"{root / 'data.yaml'}: names must be a list of classes, or a mapping from all "
-            "numbers from 0"
+            f"{path}: names must be a list of classes, or a mapping from all numbers from 0 or 1"
         )
-    return tuple(map(str, names))
+    if any(isinstance(name, list | dict) for name in names):
+        raise InputError(f"{path}: names must be texts")
+    if isinstance(count, int) and count != len(names):
+        raise InputError(f"{path}: nc is {count}, but there are {len(names)} names")
+    return tuple(map(str, names)), first
 
 
-def _read_split(
-    root: Path, base: Path, places: str | Sequence[str], class_count: int
-) -> tuple[list[AnnotatedImage], list[str]]:
-    """(images, notes) of the folders, or lists of files, of one split."""
-    samples, notes = [], []
-    for place in [places] if isinstance(places, str) else places:
-        path = _resolve_place(root, base, place)
-        if path.suffix == ".txt":
-            files = [detection.path_inside(root, base, line) for line in _read_lines(path)]
-        elif path.is_dir():
-            files = images.list_images(path)
-        else:
-            raise InputError(f"{path}: no such folder, named in {root / 'data.yaml'}")
-        for file in files:
-            objects, faults = _read_labels(file, class_count)
-            notes += faults
-            samples.append(detection.annotated_image(file, objects, file.name))
-    return samples, notes
+def _split_places(folder: _Folder) -> dict[str, list[str]]:
+    """{split: folders or lists of files} in the YAML file."""
+    if folder.file.suffix not in (".yaml", ".yml"):
+        return _folders_by_name(folder.root)
+    found = {}
+    for key in KEYS:
+        value = folder.content.get(key)
+        value = folder.content.get("valid") if key == "val" and value is None else value
+        if value in (None, "", []):
+            continue
+        places = value if isinstance(value, list) else [value]
+        if not all(isinstance(place, str) for place in places):
+            shown = printable(repr(value)[:60])
+            raise InputError(
+                f"{folder.file}: {key} must be a folder or a list of them, got {shown}"
+            )
+        found[key] = places
+    return found
 
 
-def _resolve_place(root: Path, base: Path, place: str) -> Path:
-    """The path of a folder or list; Roboflow writes `../train/images` for `train/images`."""
-    plain = place.removeprefix("../")
-    if plain != place and (base / plain).exists():
-        return detection.path_inside(root, base, plain)
-    return detection.path_inside(root, base, place)
+def _folders_by_name(root: Path) -> dict[str, list[str]]:
+    """Folders named after splits, below the root or below `images`; without any, the root."""
+    for home in (root / "images", root):
+        inner = sorted(path for path in home.glob("*/") if not images.is_hidden(path.name))
+        names = {path: detection.split_name(path.name) for path in inner}
+        found = {split: [str(path)] for path, split in names.items() if split in KEYS}
+        if found:
+            return found
+    return {"train": ["."]}
 
 
-def _read_labels(image: Path, class_count: int) -> tuple[list[BoxObject], list[str]]:
-    """(objects, notes) of the label file of an image, whose header gives the size in pixels."""
-    parts = list(image.parts)
-    if "images" in parts:
-        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
-    path = Path(*parts).with_suffix(".txt")
-    if not path.is_file():
-        return [], []
+def _list_files(folder: _Folder, places: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """(image files of the places of one split, remarks)."""
+    files, notes = [], []
+    for place in places:
+        path = _find_place(folder, place)
+        if path.is_dir():
+            found, remarks = images.scan(path)
+            files += found
+            notes += map(Remark, remarks)
+            continue
+        homes = [path.parent, *_homes(folder)]
+        files += [detection.locate(homes, line) for _, line in regular_files.read_lines(path)]
+    return files, notes
+
+
+def _find_place(folder: _Folder, place: str) -> Path:
+    """The path of a folder or list of files, also if the YAML file was made on another machine.
+
+    `path: ../datasets/NAME` of ultralytics, `../train/images` of Roboflow, and absolute paths of
+    other machines are found below the folder of the YAML file.
+    """
+    parts = [part for part in place.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    for start in range(len(parts)):
+        for home in _homes(folder):
+            if os.path.exists(path := home.joinpath(*parts[start:])):
+                return path
+    if os.path.exists(folder.root / place):
+        return detection.path_inside(folder.root, place)  # which says where it leads out
+    raise InputError(f"{printable(place)}: no such folder, named in {folder.file}")
+
+
+def _homes(folder: _Folder) -> list[Path]:
+    """Folders to which places may be relative: `path`, if it is inside the root, and the root."""
+    base = folder.content.get("path")
+    if not isinstance(base, str):
+        return [folder.root]
+    parts = [part for part in base.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    below = [folder.root.joinpath(*parts[start:]) for start in range(len(parts))]
+    return [*(path for path in below if path.is_dir()), folder.root]
+
+
+def _read_labels(root: Path, image: Path) -> _Labels:
+    """The rows of the label file of an image, whose header gives the size in pixels."""
+    path = _label_path(root, image)
+    if path is None:
+        return _Labels(image, None, None)
+    rows = [(f"{path} row {n}", line.split()) for n, line in regular_files.read_lines(path)]
     try:
-        height, width = images.read_size(image)
+        return _Labels(image, images.read_size(image), rows)
     except InputError:
-        return [], []  # `detection.load` notes it
-    objects, notes = [], []
-    for number, line in enumerate(_read_lines(path), 1):
-        found = _parse_line(line.split(), class_count, width, height)
+        return _Labels(image, None, rows)  # `detection.load` notes it
+
+
+def _label_path(root: Path, image: Path) -> Path | None:
+    """The label file of an image, None without any.
+
+    In its path, a folder `images` below the root, the last one that gives a file, is replaced by
+    `labels`; otherwise it is next to the image.
+    """
+    parts = image.parts
+    own = len(parts) - len(image.relative_to(root).parts) if image.is_relative_to(root) else 0
+    for place in reversed(range(own, len(parts) - 1)):
+        if parts[place] == "images":
+            changed = Path(*parts[:place], "labels", *parts[place + 1 :]).with_suffix(".txt")
+            if changed.is_file():
+                return changed
+    beside = image.with_suffix(".txt")
+    return beside if beside.is_file() else None
+
+
+Parser = Callable[[list[float]], Array | None]
+
+
+def _row_parser(folder: _Folder, rows: Sequence[Row]) -> tuple[Parser, list[str]]:
+    """(function from the values after the class to corners as fractions, or None; remarks)."""
+    lengths = Counter(len(words) for _, words in rows)
+    content, longer = folder.content, sum(n for length, n in lengths.items() if length > SHORT[-1])
+    if shape := content.get("kpt_shape"):
+        if not (
+            isinstance(shape, list)
+            and len(shape) == 2
+            and all(isinstance(n, int) and 0 < n < 1000 for n in shape)
+        ):
+            raise InputError(f"{folder.file}: kpt_shape must be two numbers, got {shape!r:.60}")
+        count = shape[0] * shape[1]
+        remark = f"{longer} label rows are read as boxes with {shape[0]} keypoints"
+        return _box_parser(4, 4 + count, 5 + count), [Remark(remark)] if longer else []
+    task = content.get("task")
+    if task in ("segment", "obb"):
+        return _parse_polygon_or_box, [Remark(f"{longer} label rows are read as polygons")]
+    if task in ("detect", "track"):
+        return _box_parser(*range(4, 1000)), []
+    long_rows = [words for _, words in rows if len(words) > SHORT[-1]]
+    if not long_rows:
+        return _box_parser(4, 5), []
+    name = folder.file.name
+    if all(len(words) == TRIANGLE and words[-1].isdecimal() for words in long_rows):
+        return _box_parser(4, 5, 6), [
+            Remark(f"{longer} label rows are read as box, score and track id")
+        ]
+    if len(lengths.keys() - set(SHORT)) == 1 and all(map(_has_points_in_its_box, long_rows)):
+        text = f"{longer} label rows are read as boxes with keypoints"
+        return _box_parser(*range(4, 1000)), [
+            Remark(f"{text}; with `task: segment` in {name} they are polygons")
+        ]
+    return _parse_polygon_or_box, [Remark(f"{longer} label rows are read as polygons")]
+
+
+def _has_points_in_its_box(words: Sequence[str]) -> bool:
+    """Whether the first four values are a box in the image, and the others x and y of points in it.
+
+    Keypoints that are not labeled are at 0 0.
+    """
+    try:
+        values = np.array(words[1:], float)
+    except ValueError:
+        return False
+    if len(values) < 8 or len(values) % 2:
+        return False
+    corners, points = boxes.from_cxcywh(values[:4]), values[4:].reshape(-1, 2)
+    slack = POINT_SLACK * values[2:4]
+    inside = ((points >= corners[:2] - slack) & (points <= corners[2:] + slack)).all(1)
+    whole = (corners >= -FRACTION_SLACK).all() and (corners <= 1 + FRACTION_SLACK).all()
+    return bool(whole and (inside | (points == 0).all(1)).all())
+
+
+def _box_parser(*counts: int) -> Parser:
+    """A parser of lines with one of these numbers of values, the first four of which are a box."""
+    return lambda values: boxes.from_cxcywh(np.array(values[:4])) if len(values) in counts else None
+
+
+def _parse_polygon_or_box(values: list[float]) -> Array | None:
+    if len(values) in (4, 5):
+        return boxes.from_cxcywh(np.array(values[:4]))
+    if len(values) < 6 or len(values) % 2:
+        return None
+    if not all(-FRACTION_SLACK <= value <= 1 + FRACTION_SLACK for value in values):
+        return None
+    x, y = values[::2], values[1::2]
+    return np.array([min(x), min(y), max(x), max(y)])
+
+
+def _annotate(labels: _Labels, folder: _Folder, parse: Parser) -> tuple[AnnotatedImage, list[str]]:
+    """(annotated image, notes) of a label file."""
+    objects, notes, unknown = [], [], 0
+    for place, words in labels.rows or [] if labels.size else []:
+        found = _parse_row(words, folder, parse, labels.size)
         if isinstance(found, str):
-            notes.append(f"{path} row {number}: {found}")
+            notes.append(f"{printable(place)}: {found}")
+            unknown += found.startswith(detection.UNKNOWN_CLASS)
         else:
             objects.append(found)
-    return objects, notes
+    name, unread = printable(labels.image.name), len(notes) - unknown
+    sample = detection.annotated_image(labels.image, objects, name, unknown=unknown, unread=unread)
+    return sample, notes
 
 
-def _parse_line(words: list[str], class_count: int, width: int, height: int) -> BoxObject | str:
-    """The object of a line, or what is wrong with it."""
+def _parse_row(words: list[str], folder: _Folder, parse: Parser, size: Size) -> BoxObject | str:
+    """The object of a line in an image of `size`, or a description of the problem with it."""
     try:
-        label, *numbers = map(float, words)
+        label, *values = map(float, words)
     except ValueError:
-        label, numbers = np.nan, []
-    polygon = len(numbers) >= 6 and len(numbers) % 2 == 0
-    if not (len(numbers) in (4, 5) or polygon):
-        return f"must be class x y width height, got {' '.join(words)!r}"
-    if not label.is_integer() or not 0 <= label < class_count:
-        return f"{detection.UNKNOWN_CLASS} {words[0]}, must be 0 to {class_count - 1}"
-    if polygon:
-        x, y = numbers[::2], numbers[1::2]
-        corners = np.array([min(x), min(y), max(x), max(y)])
-    else:
-        corners = boxes.from_cxcywh(np.array(numbers[:4]))
-    return corners * [width, height, width, height], int(label), False
-
-
-def _read_lines(path: Path) -> list[str]:
-    """The lines of a text file that are not blank, stripped."""
-    try:
-        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not readable ({error})") from None
+        label, values = np.nan, []
+    corners = parse(values)
+    if corners is None:
+        shown = printable(" ".join(words))
+        return f"must be class x y width height, got {shown[:80]!r}"
+    last = folder.first + len(folder.classes) - 1
+    if not label.is_integer() or not folder.first <= label <= last:
+        return f"{detection.UNKNOWN_CLASS} {words[0][:20]}, must be {folder.first} to {last}"
+    height, width = size
+    return BoxObject(corners * [width, height, width, height], int(label) - folder.first)

@@ -1,7 +1,7 @@
 """Assignment of true boxes to cells: the targets of a dense detector, for one image.
 
 A: cells or anchors; G: true-box slots, of which `valid` marks those in use; K: classes.  Padded
-slots do not change the result, and targets pass no gradient.
+slots do not change the result, and targets pass no gradient.  A and G may be 0.
 """
 
 from typing import Literal, NamedTuple
@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from jaxdet.ops import anchors, boxes
 from jaxdet.types import Array
 
-INSIDE_MARGIN = 1e-9  # pixels between a point and the sides of a box that it is inside of
+INSIDE_MARGIN = 1e-9  # pixels that an inside point is at least away from every side
 EPS = 1e-9  # added to the denominator of normalized scores
 
 
 class Targets(NamedTuple):
-    """What each cell should predict."""
+    """Targets of each cell."""
 
     positive: Array  # [A] bool: assigned to a true box
     indices: Array  # [A] slot of that box; 0 where not positive
@@ -51,10 +51,14 @@ def task_aligned(
     overlap with them.  Computed in float32; a negative CIoU counts as 0.  Defaults are those of
     Feng et al. 2021 (TOOD), arXiv:2108.07755.
     """
-    chex.assert_shape([pred_boxes, true_boxes], (None, 4))
+    true_boxes, true_labels, valid = _as_slots(true_boxes, true_labels, valid)
+    scores, pred_boxes, points = (jnp.asarray(x) for x in (scores, pred_boxes, points))
+    chex.assert_shape([pred_boxes], (None, 4))
     chex.assert_equal_shape_prefix([scores, pred_boxes, points], 1)
-    scores, pred_boxes, true_boxes = (
-        jax.lax.stop_gradient(x.astype(jnp.float32)) for x in (scores, pred_boxes, true_boxes)
+    if not len(points):
+        return _no_cells(scores.shape[-1])
+    scores, pred_boxes = (
+        jax.lax.stop_gradient(x.astype(jnp.float32)) for x in (scores, pred_boxes)
     )
     candidates = points_in_boxes(points, true_boxes) & valid[:, None]  # [G, A]
     pairwise = {"iou": boxes.iou, "ciou": boxes.ciou}[overlap]
@@ -89,8 +93,11 @@ def max_iou(
     best anchor the later takes it.  Target scores are 1, and no anchor is ignored.
     Ren et al. 2015, arXiv:1506.01497.
     """
-    chex.assert_shape([anchor_boxes, true_boxes], (None, 4))
-    true_boxes = jax.lax.stop_gradient(true_boxes.astype(jnp.float32))
+    true_boxes, true_labels, valid = _as_slots(true_boxes, true_labels, valid)
+    anchor_boxes = jnp.asarray(anchor_boxes)
+    if not len(anchor_boxes):
+        return _no_cells(num_classes)
+    chex.assert_shape([anchor_boxes], (None, 4))
     overlaps = boxes.iou(true_boxes[:, None], anchor_boxes[None])  # [G, A]
     overlaps = jnp.where(valid[:, None], overlaps, 0.0)
     indices, positive = overlaps.argmax(0), overlaps.max(0) >= positive_iou
@@ -118,3 +125,18 @@ def topk_mask(metric: Array, k: int) -> jax.Array:
     values, columns = jax.lax.top_k(metric, min(k, metric.shape[1]))  # [G, k]
     rows = jnp.arange(len(metric))[:, None]
     return jnp.zeros(metric.shape, bool).at[rows, columns].set(values > 0)
+
+
+def _as_slots(true_boxes, true_labels, valid) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """True boxes [G, 4] in float32, labels and mask [G], without gradient; G is at least 1."""
+    true_boxes = jax.lax.stop_gradient(jnp.asarray(true_boxes, jnp.float32))
+    if not true_boxes.size:
+        return jnp.zeros((1, 4)), jnp.zeros(1, jnp.int32), jnp.zeros(1, bool)
+    chex.assert_shape([true_boxes], (None, 4))
+    return true_boxes, jnp.asarray(true_labels), jnp.asarray(valid)
+
+
+def _no_cells(num_classes: int) -> Targets:
+    """The targets of no cells."""
+    empty = jnp.zeros(0, jnp.int32)
+    return Targets(empty.astype(bool), empty, jnp.zeros((0, num_classes)), jnp.zeros((0, 4)))

@@ -1,9 +1,9 @@
 """Non-maximum suppression and box fusion, for one image and with fixed output sizes.
 
-All functions take N boxes and return the best P = `max_detections` as `Detections`, so that they
-run inside `jit` and under `vmap`.  With `labels`, boxes of different labels do not affect each
-other; without, all boxes are of one class.  Boxes overlap if their IoU is above `iou_threshold`;
-boxes whose score is not above `score_threshold` are ignored.
+All functions take N boxes, which may be none, and return the best P = `max_detections` as
+`Detections`, so that they run inside `jit` and under `vmap`.  With `labels`, boxes of different
+labels do not affect each other; without, all boxes are of one class.  Boxes overlap if their IoU is
+above `iou_threshold`; boxes whose score is not above `score_threshold` are ignored.
 """
 
 from collections.abc import Callable
@@ -78,7 +78,7 @@ def soft_nms(
     kept = _greedy(boxes, scores, labels, decay, max_detections, score_threshold)
     if not original_scores:
         return kept
-    scores = jnp.asarray(scores, jnp.float32)
+    _, scores, _ = _as_arrays(boxes, scores, labels)
     return kept._replace(scores=jnp.where(kept.valid, scores[kept.indices], 0))
 
 
@@ -207,8 +207,15 @@ def _greedy(boxes, scores, labels, decay: Callable, max_detections, score_thresh
 
 
 def _as_arrays(boxes, scores, labels):
-    """The arguments as arrays, boxes and scores in float32, with their shapes checked."""
+    """The arguments as arrays, boxes and scores in float32, with their shapes checked.
+
+    In place of no boxes there is one with a score that is above no threshold.
+    """
+    boxes, scores = (jnp.asarray(x, jnp.float32) for x in (boxes, scores))
+    labels = None if labels is None else jnp.asarray(labels, jnp.int32)
+    if not boxes.size:
+        none = jnp.zeros(1, jnp.int32)
+        return jnp.zeros((1, 4)), jnp.full(1, -jnp.inf), None if labels is None else none
     chex.assert_shape([boxes], (None, 4))
     chex.assert_equal_shape_prefix([boxes, scores], 1)
-    labels = None if labels is None else jnp.asarray(labels)
-    return jnp.asarray(boxes, jnp.float32), jnp.asarray(scores, jnp.float32), labels
+    return boxes, scores, labels

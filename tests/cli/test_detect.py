@@ -322,10 +322,11 @@ def test_files_of_every_format_agree_with_the_printed_boxes(place, capsys):
 
 def test_files_of_images_with_equal_names_are_numbered(place, capsys):
     shutil.copy("data/images/train/0.png", "3.png")
-    words = ["predict", "run", "3.png", "data/images/val/3.png", *LOW]
+    words = ["predict", "run", "3.png", "data/images/train/0.png", "data/images/val/3.png", *LOW]
     assert main(*words, "--save-txt", "txt", "--save-json", "all.json") == 0
-    assert sorted(path.name for path in Path("txt").iterdir()) == ["0000_3.txt", "0001_3.txt"]
-    assert {one["image_id"] for one in json.loads(Path("all.json").read_text())} == {0, 1}
+    names = ["0.txt", "0000_3.txt", "0002_3.txt"]  # that of another name keeps it
+    assert sorted(path.name for path in Path("txt").iterdir()) == names
+    assert {one["image_id"] for one in json.loads(Path("all.json").read_text())} == {0, 1, 2}
     words = ["predict", "run", "data/images/val/3.png", *LOW, "--save-json", "all.json"]
     assert main(*words) == 0
     assert {one["image_id"] for one in json.loads(Path("all.json").read_text())} == {3}
@@ -393,13 +394,19 @@ def test_text_files_are_read_as_yolo_data(place):
         ]
 
 
-def test_images_before_an_unreadable_one_are_predicted(place, monkeypatch, capsys):
+def test_an_unreadable_image_is_named_and_the_others_are_predicted(place, monkeypatch, capsys):
     Path("images").mkdir()
-    shutil.copy("data/images/val/3.png", "images/a.png")
+    for name in ("a", "c"):
+        shutil.copy("data/images/val/3.png", f"images/{name}.png")
     Path("images/b.png").write_text("no image")
-    assert main("predict", "run", "images", *LOW) == 2
+    assert main("predict", "run", "images", *LOW, "--save-json", "boxes.json") == 1
     said = capsys.readouterr()
-    assert "images/a.png" in said.out and "images/b.png: not a readable image" in said.err
+    assert "images/a.png" in said.out and "images/c.png" in said.out
+    assert said.err.startswith("jaxdet: error: images/b.png: not a readable image")
+    assert said.err.count("\n") == 1
+    found = json.loads(Path("boxes.json").read_text())
+    assert {row["image_id"] for row in found} == {0, 2}
+    assert main("predict", "run", "images/b.png") == 2
 
 
 def test_pictures_of_samples_have_true_boxes(place, monkeypatch):
@@ -419,7 +426,7 @@ def test_pictures_of_samples_have_true_boxes(place, monkeypatch):
 def test_inspect_and_preview(place, capsys):
     assert main("data", "inspect", "detect", "--root", "data") == 0
     said = capsys.readouterr().out
-    splits, checks = parse_aligned(said)
+    checks, splits = parse_aligned(said)
     assert ["train", "dot", "2", "2"] in [list(row.values())[:4] for row in splits]
     assert "every image and row can be used" in said
     assert ["images without objects", "1", "2.png"] in [list(row.values())[:3] for row in checks]

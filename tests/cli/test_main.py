@@ -28,7 +28,7 @@ PNG = b"\x89PNG"
 
 @contextmanager
 def own_environment():
-    """Commands may set flags for their process: not for the tests that follow."""
+    """Restore the flags that commands set for their process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "environ", os.environ.copy())
         yield
@@ -45,6 +45,13 @@ def main(*words):
             if "AST constructor" not in str(error):
                 raise
             return cli.main([str(word) for word in words])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_digits():
+    """Epochs of three steps."""
+    with tiny.few_digits():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +77,7 @@ def mnist(folder, rows=60):
 
 @pytest.fixture
 def place(trained, tmp_path, monkeypatch):
-    """The working folder, with a good run and with all that can be wrong."""
+    """The working folder, with a valid run and with everything that tests need to go wrong."""
     monkeypatch.chdir(tmp_path)
     for name in ("run", "bare", "newer", "cut"):
         shutil.copytree(trained, name)
@@ -115,7 +122,10 @@ def files(folder):
 
 
 REFUSED = {
-    "no command": (["foo"], "no command 'foo'"),
+    "no command": (["foo"], "no command 'foo'; "),
+    "no such command": (["trian", "digits"], "no command 'trian' .did you mean train[?].; "),
+    "no command of data": (["data", "inspct", "detect"], "no command 'data inspct'; usage: "),
+    "no command of verify": (["verify", "par", "run"], "no command 'verify par'; usage: "),
     "no system": (["train", "digit"], "'digit'.*digits"),
     "no system to preview": (["data", "preview", "digit"], "'digit'.*digits"),
     "data folder missing": (
@@ -144,7 +154,10 @@ REFUSED = {
     "canvas for a digit": ([*TRAIN, "--canvas", "40"], "canvas must be at least 52 pixels, got 40"),
     "window": ([*TRAIN, "--window", "5"], "window must be larger, got 5 pixels"),
     "stages": ([*TRAIN, "--layout", "c6s4,q2"], "'q2'"),
-    "widths": ([*TRAIN, "--channels", "8", "8"], "one value for each of 1 convolutions"),
+    "widths": (
+        [*TRAIN, "--channels", "8", "8"],
+        "--channels must be one value for each of 1 convolutions, got",
+    ),
     "no width": ([*TRAIN, "--channels", "0"], "--channels must be at least 1 each, got 0"),
     "batch": (
         [*TRAIN, "--devices", "4", "--batch", "63"],
@@ -355,9 +368,9 @@ def test_help_takes_less_than_half_a_second(words):
 
 def test_help_names_every_option_of_a_system(capsys):
     assert main("train", "digits", "--help") == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for field in fields(configs.config("digits")):
-        assert f"--{field.name.replace('_', '-')} " in told
+        assert f"--{field.name.replace('_', '-')} " in printed
 
 
 @pytest.mark.parametrize("command", ["train", "sweep", "data", "verify"])
@@ -403,9 +416,9 @@ def test_version(capsys):
     assert re.fullmatch(r"jaxdet \d\S+\n", capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("which", ["best", "last", "21"])
+@pytest.mark.parametrize("which", ["best", "last", "3"])
 def test_eval_has_exactly_the_scores_that_training_logged(trained, capsys, which):
-    steps = {"best": checkpoint.best(trained), "last": checkpoint.steps(trained)[-1], "21": 21}
+    steps = {"best": checkpoint.best(trained), "last": checkpoint.steps(trained)[-1], "3": 3}
     (logged,) = (
         line["val"] for line in run_dir.read_metrics(trained) if line["step"] == steps[which]
     )
@@ -443,6 +456,22 @@ def test_eval_prints_json(trained, capsys):
     assert took <= set(found)
 
 
+def test_eval_and_predict_choose_how_windows_are_combined(place, capsys):
+    found = {}
+    for selection in ("class", "product", "merge", None):
+        words = ["--window-selection", selection] if selection else []
+        assert main("eval", "run", "--split", "val", *words, "--json") == 0
+        scores = json.loads(capsys.readouterr().out)
+        words += ["--split", "val", "--count", "3"]
+        assert main("predict", "run", *words, "--json") == 0
+        found[selection] = scores["iou"], scores["loss"], capsys.readouterr().out
+    assert found[None] == found["class"]
+    iou, loss, lines = zip(*(found[name] for name in ("class", "product", "merge")), strict=True)
+    assert len(set(lines)) == 3 and len(set(iou)) == 3 and len(set(loss)) == 1
+    assert main("eval", "run", "--score-threshold", ".1") == 2
+    assert "--score-threshold is not an option of digits" in capsys.readouterr().err
+
+
 def test_eval_reads_the_data_of_root_instead_of_the_run(place, capsys):
     path = place / "run" / "config.json"
     kept = json.loads(path.read_text())
@@ -477,7 +506,7 @@ def test_predict_draws_samples_of_a_larger_canvas(place, capsys):
 
 
 def answers(capsys, *words):
-    """What `predict --json` says."""
+    """Lines of `predict --json`."""
     assert main("predict", "run", *words, "--json") == 0
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
@@ -517,8 +546,8 @@ def test_preview_draws_training_inputs(place, capsys):
 def test_overwrite_replaces_a_run(place):
     (place / "run" / "checkpoints" / "99").mkdir()
     assert main(*TRAIN, "--out", "run", "--overwrite", "--quiet") == 0
-    assert checkpoint.steps("run")[-1] == 42
-    assert [line["step"] for line in run_dir.read_metrics("run")] == [0, 21, 42]
+    assert checkpoint.steps("run")[-1] == 6
+    assert [line["step"] for line in run_dir.read_metrics("run")] == [0, 3, 6]
 
 
 def test_interrupted_training_saves_and_exits_with_130(place, monkeypatch, capsys):
@@ -531,9 +560,9 @@ def test_interrupted_training_saves_and_exits_with_130(place, monkeypatch, capsy
     before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(checkpoint, "save", save_and_interrupt)
     assert main(*TRAIN, "--out", "new") == 130
-    ended = "stopped at step 0 of 42\nnew is not complete; continue with --resume\n"
-    assert capsys.readouterr().out.endswith(ended)
-    assert checkpoint.steps("new") == [0]
+    said = capsys.readouterr().out
+    ended = r"stopped at step (\d+) of 6\nnew is not complete; continue with --resume\n$"
+    assert checkpoint.steps("new")[-1] == int(re.search(ended, said)[1]) < 6
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -559,7 +588,7 @@ def test_full_disk_is_one_line_and_the_last_good_checkpoint_stays(place, monkeyp
     with disk_filling_up(monkeypatch):
         assert main(*TRAIN, "--out", "new", "--quiet") == 2
     err = capfd.readouterr().err
-    assert re.fullmatch("jaxdet: error: .*new/checkpoints/21.*File too large.*\n", err), err
+    assert re.fullmatch("jaxdet: error: .*new/checkpoints/3.*File too large.*\n", err), err
     assert checkpoint.steps("new") == [0]
     assert main("train", "digits", "--out", "new", "--resume", "--quiet") == 0
-    assert checkpoint.steps("new")[-1] == 42
+    assert checkpoint.steps("new")[-1] == 6

@@ -99,12 +99,20 @@ def test_repeated_images_are_dropped_and_validation_is_split_off(tmp_path):
     text = (tmp_path / "set" / "data.yaml").read_text()
     (tmp_path / "set" / "data.yaml").write_text(text.replace("images/val", "images/train"))
     found = yolo.read(tmp_path / "set")
-    assert len(found.notes) == 3 and "0.png is in train already" in found.notes[0]
+    repeats = detection.faults(found.notes)
+    assert len(repeats) == 3 and "0.png is in train already" in repeats[0]
     assert not found.splits["val"]
     splits = detection.with_validation(found.splits, 0.34, 0)
     assert len(splits["val"]) == 1 and len(splits["train"]) == 2
     with pytest.raises(InputError, match="--val-fraction 0.01 of 3 images"):
         detection.with_validation(found.splits, 0.01, 0)
+    three = detection.with_validation(found.splits, 0.34, 0, 0.34)
+    assert three["val"] == splits["val"] and list(map(len, three.values())) == [1, 1, 1]
+    assert {one.name for own in three.values() for one in own} == {"0.png", "1.png", "2.png"}
+    with pytest.raises(InputError, match="--test-fraction 0.9 of 3 images leaves test or train"):
+        detection.with_validation(found.splits, 0.34, 0, 0.9)
+    whole = found.splits | {"val": found.splits["train"][:1]}
+    assert detection.with_validation(whole, 0.34, 0) == whole
 
 
 # Streams
@@ -202,7 +210,7 @@ def test_on_invalid_error_refuses_unusable_boxes_of_a_stream(tmp_path, split):
     with open(tmp_path / "set" / "labels" / split / f"{number}.txt", "a") as file:
         file.write("0 .5 .5 0 .2\n")
     config = Config(root=str(tmp_path / "set"), size=SIZE, stream=True)
-    (note,) = configs.build("detect", config).notes
+    (note,) = detection.faults(configs.build("detect", config).notes)
     assert note.startswith(f"{number}.png: box ") and note.endswith("has no area")
     with pytest.raises(InputError, match=rf"{number}\.png: box .* has no area \(1 such\)"):
         configs.build("detect", replace(config, on_invalid="error"))

@@ -1,10 +1,12 @@
 import contextlib
+import os
+from functools import partial
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 from PIL.Image import Transpose
 
 from jaxdet.data import images
@@ -41,6 +43,113 @@ def test_float_images_are_bytes_over_255(tmp_path):
     assert (found.dtype, size) == (np.float32, (30, 20))
     np.testing.assert_array_equal(np.rint(found * 255), images.read_resized(path, 16)[0])
     np.testing.assert_array_equal(np.rint(images.read_float(path) * 255), np.asarray(image))
+
+
+RAMP = np.linspace(0, 1, 64 * 64).reshape(64, 64)
+
+
+@pytest.mark.parametrize(
+    "name, values",
+    [
+        ("a.png", np.uint16(RAMP * 65535)),
+        ("a.tif", np.uint16(RAMP * 65535)),
+        ("a.pgm", np.uint16(RAMP * 65535)),
+        ("float.tif", np.float32(RAMP)),
+        ("a.png", np.uint8(RAMP * 255)),
+    ],
+)
+def test_values_are_scaled_by_the_range_of_their_type(tmp_path, name, values):
+    Image.fromarray(values).save(tmp_path / name)
+    expected = np.rint(RAMP * 255)
+    for image in (
+        images.read_resized(tmp_path / name, 64)[0][..., 0],
+        images.read_letterboxed(tmp_path / name, 64, 64)[0][..., 1],
+        images.read_float(tmp_path / name)[..., 2] * 255,
+        images.read_gray(tmp_path / name)[0][..., 0] * 255,
+    ):
+        np.testing.assert_allclose(image, expected, atol=1)
+
+
+@pytest.mark.parametrize(
+    "values, says",
+    [
+        (np.int32(RAMP * 65535), "32-bit integers have no stated range"),
+        (np.float32(RAMP * 255), r"floats must be in \[0, 1\]"),
+        (np.full((8, 8), np.nan, np.float32), "floats must be in"),
+    ],
+)
+def test_values_without_a_known_range_are_refused_by_name(tmp_path, values, says):
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    for read in (images.read_float, images.read_gray, partial(images.read_resized, side=8)):
+        with pytest.raises(InputError, match=rf"a\.tif: not a readable image .*{says}"):
+            read(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_pixels_become_white(tmp_path, mode):
+    pixels = np.zeros((8, 8, 4), np.uint8)
+    pixels[:, 4:] = (255, 0, 0, 255)  # the left half is black and transparent
+    Image.fromarray(pixels).convert(mode).save(tmp_path / "a.png")
+    found = images.read_float(tmp_path / "a.png")
+    np.testing.assert_array_equal(found[:, :4], np.ones((8, 4, 3)))
+    red = (76 / 255,) * 3 if mode == "LA" else (1, 0, 0)
+    np.testing.assert_allclose(found[:, 4:], np.broadcast_to(red, (8, 4, 3)), atol=1e-6)
+
+
+def smooth_jpeg(path, size=(240, 320), **options):
+    rows, columns = np.meshgrid(*(np.linspace(0, 200, side) for side in size), indexing="ij")
+    noise = np.random.default_rng(0).integers(0, 40, size)
+    pixels = np.stack([rows, columns, noise], -1).astype(np.uint8)
+    Image.fromarray(pixels).save(path, quality=90, **options)
+    return path
+
+
+@pytest.mark.parametrize("cut", [1, 2, 40])
+def test_a_jpeg_that_lacks_a_few_bytes_is_read_with_a_warning(tmp_path, caplog, cut):
+    path = smooth_jpeg(tmp_path / "a.jpg")
+    whole = images.read_float(path)
+    path.write_bytes(path.read_bytes()[:-cut])
+    found = images.read_float(path)
+    assert "a.jpg: the JPEG is cut short" in caplog.text
+    np.testing.assert_allclose(found[:220], whole[:220], atol=1e-6)
+    images.read_resized(path.read_bytes(), 16)
+
+
+def test_a_jpeg_that_lacks_more_is_refused(tmp_path):
+    path = smooth_jpeg(tmp_path / "a.jpg")
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 3 // 4])
+    with pytest.raises(InputError, match=r"a\.jpg: not a readable image \(.*truncated"):
+        images.read_float(path)
+
+
+def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(tmp_path, monkeypatch):
+    path, sizes = smooth_jpeg(tmp_path / "a.jpg", (1200, 1600)), []
+    transpose = ImageOps.exif_transpose
+    monkeypatch.setattr(
+        ImageOps, "exif_transpose", lambda image: sizes.append(image.size) or transpose(image)
+    )
+    small, size = images.read_letterboxed(path, 96, 128)
+    with Image.open(path) as image:
+        exact = image.resize((128, 96), Image.Resampling.BILINEAR)
+    assert size == (1200, 1600) and sizes == [(400, 300)]
+    assert np.abs(small - np.asarray(exact, float)).max() < 6
+    images.read_letterboxed(path, 480, 640)
+    assert sizes[1:] == [(1600, 1200)]  # 2 x 640 pixels are needed
+
+
+@pytest.mark.parametrize("make", ["pipe", "device", "folder"])
+def test_only_regular_files_are_images(tmp_path, make):
+    path = tmp_path / "a.png"
+    if make == "pipe":
+        os.mkfifo(path)
+    elif make == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    for read in (images.read_float, images.read_size, images.check_header):
+        with pytest.raises(InputError, match=r"a\.png: not a readable image \(not a regular file"):
+            read(path)
 
 
 # How an upright image is stored under each EXIF orientation (JEITA CP-3451, tag 0x0112).

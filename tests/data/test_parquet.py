@@ -99,6 +99,39 @@ def test_an_image_may_be_plain_bytes_and_a_missing_column_is_refused(tmp_path):
         parquet.read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "objects, says",
+    [
+        (3, "objects must have lists bbox and category, got 3"),
+        ({"bbox": 3, "category": [1]}, "objects must have lists"),
+        ({"bbox": [["a"] * 4], "category": [1]}, "bbox must be left, top, width, height"),
+        ({"bbox": [[1.0] * 4], "category": ["cat"]}, "unknown class cat"),
+        ({"bbox": [[1.0] * 4], "category": [2**60]}, "must be at most 100000, got 11529"),
+        ([{"bbox": "x", "category": 1}], "bbox must be left"),
+    ],
+)
+def test_columns_of_other_types_are_noted_or_refused(tmp_path, objects, says):
+    row = {"image": {"bytes": noise_bytes(0)}, "image_id": "a", "objects": objects}
+    files.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "train.parquet")
+    try:
+        found = parquet.read(tmp_path)
+        assert not any(len(one.boxes) for one in found.splits["train"])
+        text = found.notes[0]
+    except InputError as error:
+        text = str(error)
+    assert says in text and "\n" not in text
+
+
+def test_area_crowds_and_size_are_read_where_they_are_there(tmp_path):
+    bbox, area = [[1.0, 1, 5, 5], [2.0, 2, 5, 5]], [9.0, 25.0]
+    objects = {"bbox": bbox, "category": [1, 1], "area": area, "iscrowd": [0, 1]}
+    row = {"image": noise_bytes(0), "width": 30, "height": 20, "objects": objects}
+    files.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "train.parquet")
+    (one,) = parquet.read(tmp_path).splits["train"]
+    assert one.area.tolist() == area and one.crowd.tolist() == [False, True]
+    assert one.size == (20, 30)
+
+
 # scripts/to_parquet.py
 
 
@@ -112,22 +145,23 @@ def assert_same(before, after):
     for split, samples in before.splits.items():
         for one, other in zip(samples, after.splits[split], strict=True):
             np.testing.assert_array_equal(one.boxes, other.boxes)
-            np.testing.assert_array_equal(one.labels, other.labels)
+            for name in ("labels", "crowd", "area"):
+                np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+            assert one.size == other.size
             assert images.file_bytes(other.image) == images.file_bytes(one.image)
 
 
 @pytest.mark.parametrize("name", datasets.FORMATS)
-def test_converted_sets_read_as_the_original_and_flagged_boxes_are_counted(
-    tmp_path, capsys, script, name
-):
+def test_converted_sets_read_as_the_original(tmp_path, capsys, script, name):
     datasets.FORMATS[name](tmp_path / "set")
     assert script["main"]([str(tmp_path / "set"), str(tmp_path / "out")]) == 0
     before, after = (formats.read(tmp_path / name) for name in ("set", "out"))
     assert_same(before, after)
     crowds = sum(one.crowd.sum() for samples in before.splits.values() for one in samples)
     assert crowds == (name in ("coco", "voc"))
-    flagged = "boxes of crowds or difficult objects, now like all others: 1\n" * crowds
-    assert capsys.readouterr() == (f"{{'train': 3, 'val': 1}}\n{flagged}", "")
+    remark = "remark: train: 1 of 3 images have no label file: without objects\n"
+    said = remark * (name == "yolo")
+    assert capsys.readouterr() == ("{'train': 3, 'val': 1}\n", said)
 
 
 def test_the_script_writes_small_row_groups_and_names_rows_left_out(tmp_path, capsys, script):

@@ -2,7 +2,7 @@ import shutil
 
 import pytest
 
-from jaxdet.data import formats, quality_checks, yolo
+from jaxdet.data import detection, formats, quality_checks, yolo
 from tests import datasets
 
 
@@ -36,6 +36,8 @@ COUNTS = {
     "boxes outside the image": (1, "gray.png: box 117 78 123 82 is outside the 60 x 40"),
     "boxes smaller than one pixel of the network's input": (1, "gray.png: box 29.97 16 30.03 24"),
     "objects of an unknown class": (1, "labels/train/gray.txt row 4: unknown class 5"),
+    "boxes that are there twice": (0, ""),
+    "images of another size than annotated": (0, ""),
     "images listed twice": (0, ""),
     "images that cannot be read": (1, "images/train/text.png: not a readable image"),
     quality_checks.OTHER_NOTES: (
@@ -50,7 +52,7 @@ def test_every_check_is_counted_with_its_first_instance(root):
     assert {row["check"]: row["count"] for row in rows} == {k: c for k, (c, _) in COUNTS.items()}
     for row in rows:
         assert COUNTS[row["check"]][1] in row["first"], row
-    assert len(notes) == 6
+    assert len(detection.faults(notes)) == 6
 
 
 def test_images_listed_twice_are_counted(root):

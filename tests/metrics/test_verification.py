@@ -203,3 +203,19 @@ def test_linear_probe_separates_clusters_but_not_xor():
     xor = np.array([0, 0, 1, 1] * 15)
     found = verification_metrics.linear_probe(corners[:40], xor[:40], corners[40:])
     assert (found == xor[40:]).mean() <= 0.75
+
+
+@pytest.mark.parametrize("flag", [np.nan, 2, -1])
+def test_pairs_are_marked_by_zero_or_one(flag):
+    for function in (
+        verification_metrics.auc,
+        verification_metrics.eer,
+        verification_metrics.best_threshold,
+    ):
+        with pytest.raises(InputError, match=f"must be marked by 0 or 1, got {flag}"):
+            function([0.1, 0.9, 0.5], [0, 1, flag])
+        with pytest.raises(InputError, match="no pairs"):
+            function([], [])
+    with pytest.raises(InputError, match="all 2 pairs are of the same identity"):
+        verification_metrics.auc([0.1, 0.9], [1, 1])
+    assert verification_metrics.auc([0.1, 0.9], [0.0, 1.0]) == 1

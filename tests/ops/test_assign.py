@@ -176,3 +176,29 @@ def _tied(overlaps):
         if ((best[:, 1] > 0) & (best[:, 1] - best[:, 0] < 1e-6)).any():
             return True
     return False
+
+
+CELLS = [[0.9, 0.1], [0.2, 0.8]], [[0, 0, 4, 4], [4, 0, 8, 4]], [[2.0, 2.0], [6.0, 2.0]]
+OBJECTS = [[0, 0, 4, 4]], [1], [True]
+
+
+def test_no_objects_are_assigned_to_no_cell_and_lists_are_taken_as_arrays():
+    @jax.jit
+    def both(objects):
+        aligned = assign.task_aligned(*CELLS, *objects)
+        return aligned, assign.max_iou(CELLS[1], *objects, num_classes=2)
+
+    for targets in both(OBJECTS):
+        assert targets.positive.tolist() == [True, False] and targets.scores.shape == (2, 2)
+    for targets in both(([], [], [])):
+        assert not targets.positive.any() and not targets.scores.any()
+        assert targets.scores.shape == (2, 2) and targets.boxes.shape == (2, 4)
+
+
+def test_no_cells_have_no_targets():
+    none = np.zeros((0, 2)), np.zeros((0, 4)), np.zeros((0, 2))
+    for targets in (
+        assign.task_aligned(*none, *OBJECTS),
+        assign.max_iou(np.zeros((0, 4)), *OBJECTS, num_classes=2),
+    ):
+        assert [column.shape for column in targets] == [(0,), (0,), (0, 2), (0, 4)]

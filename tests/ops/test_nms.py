@@ -195,3 +195,22 @@ def test_kept_boxes_are_apart_and_cover_the_rest(seed):
     assert (overlap[kept["indices"]] - np.eye(len(kept["indices"])) <= 0.4).all()
     gone = np.setdiff1d(np.arange(N), kept["indices"])
     assert (overlap[gone] > 0.4).any(1).all()
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        *(nms.nms, nms.soft_nms, partial(nms.soft_nms, original_scores=True), nms.weighted_nms),
+        nms.weighted_boxes_fusion,
+    ],
+)
+def test_no_boxes_give_no_detections(function):
+    kept = jax.jit(lambda: function([], [], [], max_detections=3))()
+    assert kept.boxes.shape == (3, 4) and not kept.valid.any()
+    assert not kept.scores.any() and not kept.boxes.any() and not kept.indices.any()
+
+
+def test_lists_are_taken_as_arrays():
+    boxes, scores, labels = [[0, 0, 4, 4], [0, 0, 4, 5], [9, 9, 12, 12]], [0.5, 0.9, 0.2], [0, 0, 1]
+    kept = nms.nms(boxes, scores, labels, max_detections=3)
+    assert kept.indices.tolist() == [1, 2, 0] and kept.valid.tolist() == [True, True, False]
