@@ -13,32 +13,34 @@ print(run.evaluate("test")["map"])
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
+from PIL import Image
 
 from jaxdet import configs, runs
-from jaxdet.config import TrainConfig, option
+from jaxdet.config import TrainConfig, conform, option
 from jaxdet.data import images as image_files
 from jaxdet.errors import InputError
+from jaxdet.kernels import compiler
 from jaxdet.tasks.detect import DetectionTask
 from jaxdet.training import checkpoint as checkpoints
-from jaxdet.training import loop, run_dir, time_budget
+from jaxdet.training import loop, parallel, run_dir, time_budget
 from jaxdet.training import state as training_state
 from jaxdet.training.evaluator import Evaluator
 from jaxdet.training.experiment import Experiment
-from jaxdet.training.progress import Callback, Progress, since_start
+from jaxdet.training.progress import Callback, Progress
 from jaxdet.types import Array, EmbeddingTask, Tree
 
 if TYPE_CHECKING:
     from flax import linen as nn
 
 LOG = logging.getLogger(__name__)
-PREDICT_BATCH = 8  # images per step of `Run.predict`, the last batch padded; one image is alone
+PREDICT_BATCH = 8  # images per step of `Run.predict`; the last batch is padded
 
 
 class Detections(NamedTuple):
@@ -69,7 +71,7 @@ Prediction = Detections | Localization | Classification
 
 
 class PreparedImage(NamedTuple):
-    """An image as the network takes it, and how to map its pixels back."""
+    """An image as input of the network, and the map of its pixels to the original."""
 
     image: np.ndarray  # [H, W, C] float32 in [0, 1]
     size: tuple[int, int]  # height and width of the original
@@ -86,58 +88,68 @@ def train(
     show: Progress | None = None,
     callbacks: Sequence[Callback] = (),
     stop: Callable[[], bool] = lambda: False,
+    spent: float = 0.0,
 ) -> "Run":
-    """Train into a run folder, exactly as `jaxdet train` does; the best checkpoint as a `Run`.
+    """Train into a run folder, exactly as `jaxdet train` does; returns its best checkpoint.
 
     Args:
         config: options of a system, such as `jaxdet.configs.detect.Config`; or an `Experiment` with
             a task, network or data of your own, which `load` then needs too.
-        folder: where the run is kept; it must be empty or absent, or a run to resume or overwrite.
-        resume: continue the run in the folder, if there is one, to the same bits.
+        folder: run folder; it must be empty or absent, unless the run in it is resumed or replaced.
+        resume: continue the run in the folder, if there is one; the result is the same bit for bit.
         overwrite: replace the run in the folder.
         show: where progress is shown; None shows nothing.
         callbacks: called after steps, evaluations and checkpoints.
-        stop: asked between batches; when it returns True, the run saves and ends.
+        stop: called between batches; when it returns True, the run saves a checkpoint and ends.
+        spent: seconds before the call that count as time of the run, such as a program's start.
 
-    Raises InputError for options or data that cannot be used, and `DivergedError` when the loss is
-    not finite.
+    Raises InputError for invalid options or data, and `DivergedError` when the loss is not finite.
     """
     folder, show = Path(folder), show or Progress(quiet=True)
     own = config if isinstance(config, Experiment) else None
-    config = runs.absolute_paths(own.config if own else config)
+    system = "" if own else runs.system_of(config)
+    config = runs.absolute_paths(own.config if own else conform(config))
     continuing = resume and run_dir.is_occupied(folder)
     if not continuing:
         run_dir.check_vacant(folder, overwrite=overwrite)
     elif not own:
-        kept = runs.read_config(folder, runs.system_of(config))
+        kept = runs.read_config(folder, system)
         runs.check_same(folder, runs.absolute_paths(kept), config)
-        config = kept
-    experiment = own or configs.build(runs.system_of(config), config)
+        config = replace(kept, steps_per_call=config.steps_per_call)
+    before = run_dir.read_seconds(folder) if continuing else 0.0
+    clock = time_budget.Clock(folder, config, before + spent)
+    experiment = own or configs.build(system, config)
     devices, compiled = experiment.devices, None
-    if not continuing:
+    if continuing:
+        lock = run_dir.Lock(folder)
+    else:
         training_state.validate_weights(experiment)
+        runs.check_to_train(experiment, show.line)
         runs.report_notes(experiment.notes, show.line)
         runs.report_uneven_batches(experiment, show.line)
         if config.time_budget:
             compiled = loop.CompiledSteps(experiment)
-            experiment = time_budget.plan_epochs(compiled, experiment, since_start() or 0.0)
+            experiment = time_budget.plan_epochs(compiled, experiment, clock.used())
             epochs = experiment.config.epochs
             show.line(f"{epochs} epochs fit into {config.time_budget:g} s")
-        runs.create(folder, experiment)
-    run_dir.write_environment(folder, devices)
-    clock = time_budget.Clock(folder, experiment.config)
-    try:
-        complete = loop.train(
-            experiment,
-            folder,
-            show=show,
-            stop=lambda: stop() or clock.is_over(),
-            callbacks=callbacks,
-            compiled=compiled,
-        )
-    finally:
-        clock.keep()
-    show.line(_end(folder, experiment.config, complete, clock))
+        lock = runs.create(folder, experiment, overwrite=overwrite)
+    with lock:
+        if continuing and (changes := run_dir.environment_changes(folder, devices)):
+            show.line(f"warning: {'; '.join(changes)}: resumed, but not to the same bits")
+        run_dir.write_environment(folder, devices)
+        try:
+            complete = loop.train(
+                experiment,
+                folder,
+                show=show,
+                stop=lambda: stop() or clock.is_over(),
+                callbacks=callbacks,
+                compiled=compiled,
+                plan_epochs=clock.plan_epochs,
+            )
+        finally:
+            clock.keep()
+        show.line(_end(folder, experiment.config, complete, clock))
     return _restore(folder, "best", experiment, show.line)
 
 
@@ -149,13 +161,13 @@ def load(
     warn: Callable[[str], None] = LOG.warning,
     **options: Any,
 ) -> "Run":
-    """The run in a folder, without its data.
+    """The run in a folder; its data are not needed.
 
     Args:
         folder: a run folder, of this version or an earlier one.
         checkpoint: "best", "last" or a step.
-        experiment: of a run whose task, network or data are your own.
-        warn: called with one line about each corrupt checkpoint that is passed over.
+        experiment: the experiment of a run with a task, network or data of your own.
+        warn: called with one line for each corrupt checkpoint that is skipped.
         options: fields of the configuration to change, such as `score_threshold=0.5`.
 
     Raises InputError where the folder is not a run, or has no such checkpoint or option.
@@ -167,13 +179,13 @@ def load(
 
 
 def change_options(config: TrainConfig, options: dict[str, Any]) -> TrainConfig:
-    """A configuration with other values; InputError for an option that its system does not have."""
+    """A configuration with some options changed; InputError for an unknown option or wrong type."""
     known = {field.name for field in fields(config)}
     for name in options:
         if name not in known:
             system = runs.system_of(config)
             raise InputError(f"{option(name)} is not an option of {system}")
-    return replace(config, **options)
+    return conform(replace(config, **options))
 
 
 class Run:
@@ -184,6 +196,9 @@ class Run:
     ):
         self.folder, self.experiment = folder, experiment
         self.step, self.variables, self.epoch = step, variables, epoch
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r}, system={self.system!r}, step={self.step})"
 
     @property
     def system(self) -> str:
@@ -197,12 +212,12 @@ class Run:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """Classes, input shape and normalization, as the run folder has them."""
+        """Classes, input shape and normalization, as in `config.json`."""
         return self.experiment.metadata
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes, by label."""
+        """Names of the classes; a label is an index into them."""
         return tuple(self.metadata["classes"])
 
     @property
@@ -214,41 +229,41 @@ class Run:
     def predict_fn(self) -> Callable[[Tree, Array], dict[str, Array]]:
         """The pure function `(variables, images [B, H, W, C]) -> predictions` of the task.
 
-        Images have values in [0, 1] and the size of the network's input; boxes are in its pixels,
-        and the number of detections is fixed, with a mask `valid`.  It works under `jax.jit`,
-        `jax.vmap` and `jax.export`.
+        Images have values in [0, 1] and the size of the network's input; boxes are in pixels of
+        these images, and the number of detections is fixed, with a mask `valid`.  It works under
+        `jax.jit`, `jax.vmap` and `jax.export`.
         """
         return self.experiment.task.predict
 
     def predict(self, images: Any, *, batch_size: int = PREDICT_BATCH) -> Any:
-        """Predictions for one image, or a list of one for each of several.
+        """The prediction for one image, or a list of predictions for a list of images.
 
         Args:
             images: a path, the bytes of a file, a PIL image, or an array [H, W], [H, W, 1],
-                [H, W, 3] or [H, W, 4], uint8 or float in [0, 1]; or a list of these, of any sizes.
-            batch_size: images per step of several; the last batch is padded.
+                [H, W, 3] or [H, W, 4], uint8 or float in [0, 1], which is rounded to 8 bits; or a
+                list of these, of any sizes; or an array [N, H, W, C].
+            batch_size: images per step; the last batch is padded.
 
         Returns `Detections`, `Localization` or `Classification`, in pixels of the original images.
         Raises InputError for an image that cannot be read.
         """
-        one = isinstance(images, str | Path | bytes) or not isinstance(images, list | tuple)
-        if isinstance(images, np.ndarray) and images.ndim == 4:
-            one, images = False, list(images)
-        several = [images] if one else list(images)
+        one, several = _as_list(images)
         predictions = []
         for prepared, rows in self.predict_batches(several, batch_size=batch_size):
             predictions += [self.to_original(*pair) for pair in zip(prepared, rows, strict=True)]
         return predictions[0] if one else predictions
 
     def embed(self, images: Any, *, batch_size: int = PREDICT_BATCH) -> np.ndarray:
-        """Embeddings [N, D] of N images, or [D] of one, of any length; see `ops.embeddings`.
+        """Embeddings [N, D] of N images, or [D] of one, not normalized; see `ops.embeddings`.
 
-        InputError where the run has no embeddings, or one of them is not finite.
+        images: as in `predict`.  Raises InputError if the run has no embeddings, if an embedding is
+        not finite, and for an empty list.
         """
         if not isinstance(self.experiment.task, EmbeddingTask):
             raise InputError(f"{self.folder} is a run of {self.system}, which has no embeddings")
-        one = not isinstance(images, list | tuple)
-        several = [images] if one else list(images)
+        one, several = _as_list(images)
+        if not several:
+            raise InputError("embed must be given at least one image, got none")
         rows = [
             row["embedding"]
             for _, batch in self.predict_batches(several, batch_size=batch_size)
@@ -263,7 +278,7 @@ class Run:
         return found[0] if one else found
 
     def evaluate(self, split: str = "test", *, root: str = "", **options: Any) -> dict[str, Any]:
-        """Scores of a split: those that training logged for the checkpoint, on its data.
+        """Scores of a split; on the run's own data they equal those that training logged.
 
         Args:
             split: "train", "val", "test", or another split of the system.
@@ -274,8 +289,40 @@ class Run:
         losses, rows = self.measure(experiment, split)
         return {**losses, **experiment.task.report(rows)}
 
+    def export(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write a run folder for evaluation only: this checkpoint without the optimizer's state.
+
+        `load`, `jaxdet eval` and `jaxdet predict` read it; it cannot be resumed.  Splits, metrics
+        and versions are those of the run.
+
+        Args:
+            folder: the folder to write; it must be empty or absent, or a run to overwrite.
+            overwrite: replace the run in `folder`.
+
+        Returns the path of the checkpoint.
+        """
+        source, target = self.folder.resolve(), Path(folder).resolve()
+        if source == target or source in target.parents or target in source.parents:
+            raise InputError(f"{folder} must be outside of the run {self.folder}")
+        kept = run_dir.read_config(self.folder)
+
+        def fill(draft: Path) -> None:
+            run_dir.copy_records(self.folder, draft)
+            checkpoints.export(self.folder, self.step, self.variables, draft)
+
+        lock = run_dir.create(
+            folder,
+            kept.system,
+            asdict(self.config),
+            kept.metadata,
+            fill=fill,
+            overwrite=overwrite,
+        )
+        lock.release()
+        return Path(folder) / "checkpoints" / str(self.step)
+
     def with_data(self, *, root: str = "", **options: Any) -> Experiment:
-        """The experiment of the run with its data, or those in another folder `root`."""
+        """The experiment of the run with its data, read from the folder `root` if it is given."""
         config = change_options(self.config, options)
         splits = self.folder / "splits"
         if root:
@@ -291,14 +338,18 @@ class Run:
         return self.evaluator(experiment, split).measure(self.variables, self.epoch)
 
     def evaluator(self, experiment: Experiment, split: str) -> Evaluator:
-        """The compiled evaluation of a split; InputError for a split that is not there."""
+        """The compiled evaluation of a split, on as many of the run's devices as this machine has.
+
+        Raises InputError if there is no such split.
+        """
         if split not in experiment.splits:
             known = ", ".join(experiment.splits)
             raise InputError(f"--split must be one of {known}, got {split}")
-        return Evaluator(experiment, split)
+        devices = parallel.available_devices(experiment.config.devices)
+        return Evaluator(experiment, split, devices=devices)
 
     def prepare(self, image: Any) -> PreparedImage:
-        """An image of any kind that `predict` takes, as the network takes it."""
+        """An image, in any form that `predict` accepts, as input of the network."""
         if self.experiment.read_image is None:
             raise InputError(f"{self.folder} has no reader of images; set Experiment.read_image")
         prepared, size = self.experiment.read_image(_readable(image))
@@ -312,7 +363,7 @@ class Run:
     def predict_batches(
         self, images: Sequence[Any], *, batch_size: int = PREDICT_BATCH
     ) -> Iterator[tuple[list[PreparedImage], list[dict[str, np.ndarray]]]]:
-        """(prepared images, predictions in the network's pixels) of one batch after the other.
+        """Yield (prepared images, predictions in pixels of the network's input) per batch.
 
         Decoding runs in threads.  Images of one shape share a compiled program.
         """
@@ -344,10 +395,10 @@ class Run:
 
     @cached_property
     def _compiled(self) -> Callable[[Tree, Array], dict[str, Array]]:
-        return jax.jit(self.predict_fn())
+        return compiler.jit(self.predict_fn())
 
     def to_original(self, image: PreparedImage, row: dict[str, np.ndarray]) -> Prediction:
-        """A prediction of `predict_batches` as a value, its boxes in pixels of the original."""
+        """A row of `predict_batches` as a `Prediction`, with boxes in pixels of the original."""
         if isinstance(self.experiment.task, DetectionTask):
             valid = row["valid"]
             boxes = row["boxes"][valid] * image.scale[None] + image.offset[None]
@@ -371,7 +422,7 @@ def _restore(
 
 
 def _end(folder: Path, config: TrainConfig, complete: bool, clock: time_budget.Clock) -> str:
-    """How a run ended, in one line."""
+    """One line on how a run ended."""
     if complete:
         return f"{folder} is complete; see jaxdet eval {folder}, jaxdet predict {folder}"
     if clock.is_over():
@@ -380,17 +431,28 @@ def _end(folder: Path, config: TrainConfig, complete: bool, clock: time_budget.C
     return f"{folder} is not complete; continue with --resume"
 
 
-def _readable(image: Any) -> Any:
-    """An image as `data.images` reads it: arrays become PIL images."""
-    if not isinstance(image, np.ndarray | jax.Array):
-        return image
-    from PIL import Image
+def _as_list(images: Any) -> tuple[bool, list[Any]]:
+    """(whether `images` is a single image, a list of the images), for `Run.predict`."""
+    if isinstance(images, np.ndarray | jax.Array) and images.ndim == 4:
+        return False, list(np.asarray(images))
+    if isinstance(images, list | tuple):
+        return False, list(images)
+    return True, [images]
 
+
+def _readable(image: Any) -> str | Path | bytes | Image.Image:
+    """An image as `data.images` reads it: arrays become PIL images."""
+    if isinstance(image, str | Path | bytes | Image.Image):
+        return image
+    if not isinstance(image, np.ndarray | jax.Array):
+        kind = type(image).__name__
+        raise InputError(f"an image must be a path, bytes, a PIL image or an array, got {kind}")
     pixels = np.asarray(image)
-    if pixels.ndim == 3 and pixels.shape[2] == 1:
+    shape = pixels.shape
+    if pixels.ndim == 3 and shape[2] == 1:
         pixels = pixels[..., 0]
-    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (3, 4)):
-        raise InputError(f"an image array must be [H, W] or [H, W, 1, 3 or 4], got {pixels.shape}")
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and shape[2] not in (3, 4)) or 0 in shape:
+        raise InputError(f"an image array must be [H, W] or [H, W, 1, 3 or 4], got {shape}")
     if pixels.dtype.kind == "f":
         if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1):
             raise InputError(

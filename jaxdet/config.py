@@ -4,14 +4,16 @@ A configuration is a frozen dataclass: its fields are the flags of the command l
 a field is its help, and its values are kept as JSON in the run folder.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import wraps
 from types import SimpleNamespace
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
+from jaxdet import files
 from jaxdet.errors import InputError
 
 Schedule = Literal["cosine", "restarts", "piecewise", "constant", "plateau"]
@@ -23,13 +25,13 @@ OPTIMIZER_HPARAMS = ("lr", "momentum", "beta2", "weight_decay")  # may be traced
 class TrainConfig:
     """Options of the training loop, shared by every system.
 
-    HPARAMS: fields that are traced hyper-parameters of the task, kept in every state by name.
+    HPARAMS: fields that are traced hyper-parameters of the task, kept by name in the state.
     SUBSET_FIELDS: fields that select a part of the training set; see `Experiment.subset`.
     EVAL_ONLY: fields that affect evaluation only; a sweep over them trains once.
-    GRIDS: named grids of `sweep --grid`: options with several values, or a tuple with the options
-    of one run per entry.
-    LIMITS: upper limits, by column of `compare`, within which its report names the best network.
-    CUTOFFS: lower limits of "high", "medium" and "low", by score.
+    GRIDS: named grids of `sweep --grid`: options with several values, or a tuple of the options of
+      each run.
+    LIMITS: {column of `compare`: upper limit}; its report names the best network within them.
+    CUTOFFS: {score: lower limits of the levels "high", "medium" and "low"}.
     """
 
     HPARAMS: ClassVar[tuple[str, ...]] = ()
@@ -45,8 +47,11 @@ class TrainConfig:
     """images per training step, over all devices"""
     eval_batch: int = 250
     """images per evaluation step, over all devices"""
+    steps_per_call: int = 0
+    """training steps per call of the compiled program; signals, callbacks and the progress bar wait
+    for a call to end; 0 is 1 on a CPU, and on a GPU as many steps as take 50 ms"""
     devices: int = 0
-    """number of devices; 0 uses all of this machine"""
+    """number of devices; 0: all of this machine"""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """AdamW, or SGD with Nesterov momentum"""
     lr: float = 1e-3
@@ -77,10 +82,10 @@ class TrainConfig:
     clip: float = 0.0
     """largest global norm of the gradient; 0 does not clip"""
     accumulate: int = 1
-    """steps whose mean gradient makes one update"""
+    """steps per update, which uses the mean of their gradients"""
     ema: float = 0.0
-    """decay of the moving averages of parameters and batch statistics, which are then evaluated; 0
-    keeps none"""
+    """decay of moving averages of parameters and batch statistics, which are evaluated in place of
+    the latest values; 0 turns them off"""
     bfloat16: bool = False
     """compute in bfloat16; parameters stay float32"""
     conv: Literal["auto", "lax"] = "auto"
@@ -96,10 +101,10 @@ class TrainConfig:
     save_minutes: float = 10.0
     """longest time between two checkpoints, in minutes"""
     time_budget: float = 0.0
-    """seconds for the whole run, evaluations included, over all its processes; --epochs is then
-    derived from it; 0 sets no limit"""
+    """seconds for the whole run, evaluations and resumed processes included, which then determine
+    --epochs; 0 sets no limit"""
     max_params: int = 0
-    """largest number of trainable parameters; 0 sets no limit"""
+    """maximum number of trainable parameters; 0 sets no limit"""
     comment: str = ""
     """free text, shown as a column by sweep and compare"""
 
@@ -112,17 +117,17 @@ class BackboneOptions(TrainConfig):
     """pretrained weights of the backbone: a .safetensors or .pth file, hf:OWNER/NAME, or
     package:lite0"""
     freeze_stages: int = 0
-    """number of stages of the backbone, from the first, that are not trained; -2: all but the last
-    two"""
+    """number of stages of the backbone, counted from the first, that are not trained; -2: all but
+    the last two"""
     freeze_bn: bool = False
     """use the running statistics of the backbone's batch norms in training too"""
     backbone_lr: float = 1.0
-    """factor of the learning rate in the backbone"""
+    """learning rate of the backbone as a factor of --lr"""
 
 
 @dataclass(frozen=True)
 class AugmentOptions(TrainConfig):
-    """Augmentation of training images and their boxes; 0, or a range of 1 1, turns one off."""
+    """Augmentation of training images and their boxes; 0, or the range 1 1, turns an option off."""
 
     flip: bool = True
     """flip half of the training images horizontally"""
@@ -143,16 +148,16 @@ class AugmentOptions(TrainConfig):
     noise: float = 0.0
     """largest standard deviation of Gaussian noise"""
     cutout_holes: int = 0
-    """number of gray rectangles that hide parts of an image"""
+    """number of gray rectangles that hide parts of a training image"""
     photometric: Literal["all", "one", "some"] = "all"
-    """apply all of brightness-contrast, color-jitter, noise and cutout to an image, one of them, or
-    a random half"""
+    """how many of brightness-contrast, color-jitter, noise and cutout an image gets: all, one, or a
+    random half"""
     mosaic: float = 0.0
     """probability that a training image is a mosaic of four"""
     mixup: float = 0.0
     """probability that a training image is mixed with another"""
     close_mosaic_epochs: int = 5
-    """last epochs, without mosaic and mixup"""
+    """number of final epochs without mosaic and mixup"""
 
 
 Kind = TypeVar("Kind", bound=TrainConfig)
@@ -162,7 +167,7 @@ _last_read: ContextVar[dict | None] = ContextVar("last_read", default=None)
 
 @contextmanager
 def reuse_data() -> Iterator[None]:
-    """Inside, each `cached_reader` keeps its last result for configurations with equal fields."""
+    """A context in which each `cached_reader` reuses its last result if its fields are equal."""
     token = _last_read.set({})
     try:
         yield
@@ -171,10 +176,10 @@ def reuse_data() -> Iterator[None]:
 
 
 def cached_reader(*names: str) -> Callable[[Callable], Callable]:
-    """Decorator: make a reader of data a function of these fields of a configuration alone.
+    """Decorate a reader of data that depends on the named fields of a configuration only.
 
-    The reader is called with a namespace of the named fields and nothing else.  Its result must not
-    be modified: inside `reuse_data` it is shared.
+    The reader is called with a namespace of these fields.  Its result must not be modified: inside
+    `reuse_data` it is shared.
     """
 
     def decorate(read: Callable[[SimpleNamespace], Any]) -> Callable[[Any], Any]:
@@ -194,7 +199,7 @@ def cached_reader(*names: str) -> Callable[[Callable], Callable]:
 
 
 def task_hparams(config: TrainConfig) -> dict[str, float]:
-    """Traced hyper-parameters of the task of a configuration, by field name."""
+    """Traced hyper-parameters of a configuration's task, by field name."""
     return {name: getattr(config, name) for name in config.HPARAMS}
 
 
@@ -204,7 +209,7 @@ def traceable_fields(kind: type[TrainConfig]) -> set[str]:
 
 
 def largest_subset(configs: Sequence[TrainConfig]) -> TrainConfig:
-    """Of configurations that differ in `traceable_fields` only, one that uses the most data."""
+    """The configuration that uses the most data, of several that differ in `traceable_fields`."""
     return max(configs, key=lambda config: [getattr(config, name) for name in config.SUBSET_FIELDS])
 
 
@@ -213,17 +218,20 @@ def option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+MAX_SEED = 2**32 - 1  # of jax.random.key, which takes larger seeds modulo 2^32
+
 MINIMA = {
     **dict.fromkeys(("epochs", "batch", "eval_batch", "accumulate"), 1),
     **dict.fromkeys(("restart_period", "restart_factor", "plateau_patience"), 1),
     **dict.fromkeys(("devices", "lr", "warmup", "momentum", "weight_decay", "clip", "ema"), 0),
     **dict.fromkeys(("seed", "patience", "save_minutes", "lr_decay", "time_budget"), 0),
+    "steps_per_call": 0,
     "max_params": 0,
 }
 
 
 def check(config: TrainConfig) -> None:
-    """Refuse values that no training can use; InputError names the option."""
+    """Raise InputError, which names the option, for invalid values."""
     check_minima(config, **MINIMA)
     if config.ema >= 1:
         raise InputError(f"--ema must be below 1, such as 0.999, got {config.ema:g}")
@@ -231,8 +239,56 @@ def check(config: TrainConfig) -> None:
         raise InputError(f"--lr-decay must be between 0 and 1, got {config.lr_decay:g}")
 
 
+def check_to_train(config: TrainConfig) -> list[str]:
+    """Raise InputError for options that cannot be combined; returns notes on those without effect.
+
+    Called when a training begins, not for a run that exists: all of its checkpoints stay usable.
+    """
+    check_fractions(config, "momentum", "beta2")
+    if config.seed > MAX_SEED:
+        raise InputError(f"--seed must be at most {MAX_SEED}, got {config.seed}")
+    if config.schedule == "piecewise" and not all(0 < x < 1 for x in config.decay_at):
+        raise InputError(
+            f"--decay-at must be fractions above 0 and below 1, got "
+            f"{' '.join(f'{x:g}' for x in config.decay_at)}"
+        )
+    if (
+        config.schedule == "plateau"
+        and config.plateau_metric == "score"
+        and 0 < config.patience <= config.plateau_patience
+    ):
+        raise InputError(
+            f"--patience must be above --plateau-patience {config.plateau_patience}, or the run "
+            f"ends before the learning rate is lowered, got {config.patience}"
+        )
+    if not (getattr(config, "backbone_lr", 1.0) or getattr(config, "weights", "")):
+        raise InputError("--backbone-lr 0 needs --weights: the backbone would stay random")
+    scheduled = {
+        "decay_at": ("piecewise",),
+        "lr_decay": ("piecewise", "plateau"),
+        "plateau_patience": ("plateau",),
+        "plateau_metric": ("plateau",),
+        "restart_period": ("restarts",),
+        "restart_factor": ("restarts",),
+    }
+    conditions = {
+        name: (config.schedule in kinds, f"--schedule {' or '.join(kinds)}")
+        for name, kinds in scheduled.items()
+    }
+    conditions["beta2"] = (config.optimizer == "adamw", "--optimizer adamw")
+    mixes = any(getattr(config, name, 0) for name in ("mosaic", "mixup"))
+    conditions["close_mosaic_epochs"] = (mixes, "--mosaic or --mixup")
+    return [
+        f"{option(field.name)} has no effect without {conditions[field.name][1]}"
+        for field in fields(config)
+        if field.name in conditions
+        and not conditions[field.name][0]
+        and getattr(config, field.name) != field.default
+    ]
+
+
 def check_minima(config: TrainConfig, **minima: float) -> None:
-    """Refuse values below a minimum, given by field name; NaN is refused too."""
+    """Raise InputError for values below {field: minimum}, and for NaN."""
     for name, least in minima.items():
         value = getattr(config, name)
         if not value >= least:
@@ -240,7 +296,7 @@ def check_minima(config: TrainConfig, **minima: float) -> None:
 
 
 def check_fractions(config: TrainConfig, *names: str) -> None:
-    """Refuse values of these fields outside [0, 1)."""
+    """Raise InputError for values of these fields outside [0, 1)."""
     for name in names:
         value = getattr(config, name)
         if not 0 <= value < 1:
@@ -248,7 +304,7 @@ def check_fractions(config: TrainConfig, *names: str) -> None:
 
 
 def check_train_fraction(config: Any) -> None:
-    """Refuse a `train_fraction` outside (0, 1]."""
+    """Raise InputError for a `train_fraction` outside (0, 1]."""
     if not 0 < config.train_fraction <= 1:
         raise InputError(
             f"--train-fraction must be above 0 and at most 1, got {config.train_fraction:g}"
@@ -256,7 +312,7 @@ def check_train_fraction(config: Any) -> None:
 
 
 def check_scale(config: Any) -> None:
-    """Refuse a `scale` that is not a range of positive factors."""
+    """Raise InputError unless `scale` is a range of positive factors."""
     low, high = config.scale
     if not 0 < low <= high:
         raise InputError(
@@ -265,13 +321,13 @@ def check_scale(config: Any) -> None:
 
 
 def check_notes(config: Any, notes: Sequence[str]) -> None:
-    """Refuse data with `notes` about unusable files or rows under `--on-invalid error`."""
+    """Raise InputError if there are `notes` on unusable data and `--on-invalid error` is given."""
     if notes and config.on_invalid == "error":
         raise InputError(f"{notes[0]} ({len(notes)} such); --on-invalid skip leaves them out")
 
 
 def check_backbone(config: Any, stages: int) -> None:
-    """Refuse `BackboneOptions` that do not fit a backbone with this many stages or each other."""
+    """Raise InputError for `BackboneOptions` that do not fit a backbone with `stages` stages."""
     if not abs(config.freeze_stages) <= stages:
         raise InputError(
             f"--freeze-stages must be from {-stages} to {stages} for --model {config.model}, got "
@@ -285,7 +341,7 @@ def check_backbone(config: Any, stages: int) -> None:
 
 
 def check_augment(config: AugmentOptions) -> None:
-    """Refuse augmentation that cannot be applied; InputError names the option."""
+    """Raise InputError, which names the option, for invalid augmentation."""
     check_scale(config)
     check_fractions(config, "shift", "brightness_contrast", "color_jitter", "noise")
     low, high = config.crop_area
@@ -308,11 +364,23 @@ def check_augment(config: AugmentOptions) -> None:
 def from_json(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
     """The configuration of class `kind` with values from JSON, where tuples became lists.
 
-    ValueError names fields that this version does not know.
+    ValueError names fields that this version does not know, and values that a field cannot have.
+    Any text is a `model`: `configs.build` knows those that were registered later, too.
     """
-    known = {field.name for field in fields(kind)}
-    unknown = sorted(set(values) - known)
+    hints = get_type_hints(kind) | {"model": str}
+    unknown = sorted(set(values) - {field.name for field in fields(kind)})
     if unknown:
         raise ValueError(f"unknown fields {', '.join(unknown)}")
-    options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return kind(**options)
+    return kind(**{k: files.conform(v, hints[k], option(k)) for k, v in values.items()})
+
+
+def conform(config: Kind) -> Kind:
+    """A configuration whose values have the types of its fields, with paths as text.
+
+    InputError names the first value that does not fit.
+    """
+    values = json.loads(json.dumps(asdict(config), default=str))  # lists of tuples, text of paths
+    try:
+        return from_json(type(config), values)
+    except ValueError as error:
+        raise InputError(str(error)) from None

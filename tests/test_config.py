@@ -6,11 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from jaxdet import configs
+from jaxdet import configs, runs
 from jaxdet.cli import flags, options
-from jaxdet.config import cached_reader, from_json, reuse_data
+from jaxdet.config import cached_reader, check_to_train, from_json, reuse_data
 from jaxdet.configs.digits import Config
 from jaxdet.errors import InputError
+from tests import tiny
 
 
 @pytest.mark.parametrize("name", configs.SYSTEMS)
@@ -28,6 +29,65 @@ def test_a_configuration_survives_the_command_line(name):
     _, found = flags.parse_with_config(f"train {name}", words, (options.Train(), kind()))
     assert found == config and words.count("--lr") == 1
     assert flags.to_words(kind()) == []
+
+
+@pytest.mark.parametrize(
+    "system, changes, message",
+    [
+        ("digits", {"seed": 2**32}, "--seed must be at most 4294967295, got 4294967296"),
+        ("digits", {"momentum": 1.0}, "--momentum must be at least 0 and below 1, got 1"),
+        ("digits", {"beta2": 1.5}, "--beta2 must be"),
+        ("digits", {"schedule": "piecewise", "decay_at": (0.5, 2.0)}, "--decay-at .* got 0.5 2"),
+        (
+            "digits",
+            {"schedule": "plateau", "plateau_metric": "score", "patience": 10},
+            "--patience must be above --plateau-patience 10, .* got 10",
+        ),
+        ("detect", {"backbone_lr": 0.0}, "--backbone-lr 0 needs --weights"),
+    ],
+)
+def test_options_that_make_no_sense_together_are_refused(system, changes, message):
+    kind = configs.config(system)
+    assert check_to_train(kind()) == []
+    with pytest.raises(InputError, match=f"^{message}"):
+        check_to_train(replace(kind(), **changes))
+
+
+@pytest.mark.parametrize(
+    "system, changes, warnings",
+    [
+        ("digits", {"decay_at": (0.9,)}, ["--decay-at has no effect without --schedule piecewise"]),
+        ("digits", {"decay_at": (0.9,), "schedule": "piecewise"}, []),
+        (
+            "digits",
+            {"lr_decay": 0.5, "optimizer": "sgd", "beta2": 0.9},
+            [
+                "--lr-decay has no effect without --schedule piecewise or plateau",
+                "--beta2 has no effect without --optimizer adamw",
+            ],
+        ),
+        (
+            "detect",
+            {"close_mosaic_epochs": 2, "mosaic": 0.0, "mixup": 0.0},
+            ["--close-mosaic-epochs has no effect without --mosaic or --mixup"],
+        ),
+        ("detect", {"close_mosaic_epochs": 2, "mosaic": 1.0}, []),
+    ],
+)
+def test_options_without_effect_are_named(system, changes, warnings):
+    assert check_to_train(replace(configs.config(system)(), **changes)) == warnings
+
+
+def test_more_steps_per_update_than_steps_are_refused_when_a_training_begins():
+    lines = []
+    experiment = tiny.experiment(accumulate=6)  # two epochs of three steps
+    runs.check_to_train(experiment, lines.append)
+    assert not lines
+    for rows, accumulate in ((48, 7), (32, 6)):
+        with pytest.raises(InputError, match=f"^--accumulate must be at most {rows // 8}, "):
+            runs.check_to_train(tiny.experiment(rows, accumulate=accumulate), lines.append)
+    runs.check_to_train(tiny.experiment(warmup=6), lines.append)
+    assert lines == ["warning: --warmup 6 does not end: the run has 6 updates of the network"]
 
 
 def test_unknown_fields_are_named():

@@ -1,55 +1,67 @@
-"""`jaxdet sweep SYSTEM`: runs that differ in a few options, those in numbers in one program."""
+"""`jaxdet sweep SYSTEM`: runs that differ in a few options, vmapped if these are numbers."""
 
 import json
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from itertools import groupby, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxdet import configs, runs
-from jaxdet.cli import common, flags, sweep_table
+from jaxdet.cli import flags, sweep_table
 from jaxdet.cli.options import Sweep
 from jaxdet.config import TrainConfig, largest_subset, reuse_data, traceable_fields
 from jaxdet.errors import InputError
-from jaxdet.training import checkpoint, experiment, loop, progress, run_dir, sweep, time_budget
+from jaxdet.training import (
+    checkpoint,
+    experiment,
+    loop,
+    memory,
+    progress,
+    run_dir,
+    sweep,
+    time_budget,
+)
 from jaxdet.training import state as training_state
 
 SEED = "--seed"
-ABLATION = "ablation"  # grid of --one-at-a-time where no option has several values
+ABLATION = "ablation"  # default grid of --one-at-a-time
 
 Axes = dict[str, list[str]]  # option -> its values, as on the command line
 
 
 class Grid(NamedTuple):
-    """The runs of a sweep: every row with every combination of the axes."""
+    """The runs of a sweep: every row combined with every combination of values of the axes."""
 
     words: list[str]  # options of all runs
     axes: Axes
     rows: list[list[str]]  # further options of each row; one empty row where there are none
 
     def columns(self) -> list[str]:
-        """Options that the table shows: those of rows and axes, but the seed."""
+        """Options in the table: all options of rows and axes, except the seed."""
         given = [word for words in (*self.rows, self.axes) for word in words]
         return list(dict.fromkeys(w for w in given if w.startswith("--") and w != SEED))
 
 
-def run(name: str, options: Sweep, words: Sequence[str], axes: Axes) -> int:
-    """Train every combination of the values in `axes`, and print one table; the exit code.
+def run(
+    name: str, options: Sweep, words: Sequence[str], axes: Axes, received: Sequence[int]
+) -> int:
+    """Train every combination of the values in `axes`, and print one table; returns the exit code.
 
-    words: options that all runs share.
+    words: options that all runs share.  received: signals, which end the training.
     """
     grid = resolve_grid(name, options, words, axes)
     _check(options, grid)
     titles = run_titles(name, options, grid)
     show = progress.Progress(quiet=options.quiet)
-    with common.caught_signals() as caught, reuse_data():
-        runner = SweepRunner(name, options, titles, show, lambda: bool(caught))
+    with reuse_data(), ExitStack() as locks:
+        runner = SweepRunner(name, options, titles, show, lambda: bool(received), locks)
         if not runner.train():
             show.line("stopped; run the same command with --resume to continue")
-            return 130 if signal.SIGINT in caught else 0
+            return 130 if signal.SIGINT in received else 0
         costs = runner.costs()
     sweep_table.report(name, options, titles, grid.columns(), costs, runner.failed)
     if SEED in grid.axes:
@@ -80,9 +92,9 @@ def resolve_grid(name: str, options: Sweep, words: Sequence[str], axes: Axes) ->
 
 
 def run_titles(name: str, options: Sweep, grid: Grid) -> dict[TrainConfig, str]:
-    """{configuration: name of its folder}: the options in which it differs from the others.
+    """{configuration: name of its folder}, made of the options in which it differs from others.
 
-    One at a time, these are those in which it differs from the first run, which is `baseline`.
+    With `--one-at-a-time`, of those in which it differs from the first run, called `baseline`.
     """
     titles = {}
     for number, row in enumerate(grid.rows, 1):
@@ -101,9 +113,9 @@ def run_titles(name: str, options: Sweep, grid: Grid) -> dict[TrainConfig, str]:
 
 
 def combinations(axes: Axes, one_at_a_time: bool) -> Iterator[tuple[str, ...]]:
-    """Every combination of values; one at a time, those with at most one that is not the first.
+    """Every combination of values; `one_at_a_time`: only those with at most one non-first value.
 
-    All seeds are combined with all of these.
+    All of these are combined with all seeds.
     """
     for values in product(*axes.values()):
         if not one_at_a_time or len(_changed(axes, values)) < 2:
@@ -113,17 +125,18 @@ def combinations(axes: Axes, one_at_a_time: bool) -> Iterator[tuple[str, ...]]:
 def shared_training(
     kind: type[TrainConfig], chosen: Sequence[TrainConfig]
 ) -> dict[TrainConfig, TrainConfig]:
-    """{configuration: the first with the same training}: they differ in `EVAL_ONLY` fields only."""
+    """{configuration: the first one that differs from it in `EVAL_ONLY` fields only}."""
     values = {name: getattr(chosen[0], name) for name in kind.EVAL_ONLY}
     first: dict[TrainConfig, TrainConfig] = {}
     return {config: first.setdefault(replace(config, **values), config) for config in chosen}
 
 
 class SweepRunner:
-    """Trains the runs of a sweep, those that share a program together.
+    """Trains the runs of a sweep; runs that can share a compiled program are grouped.
 
     titles: {configuration: name of its folder in `options.out`}.
-    stop: asked between batches; when it returns True, the runs save and end.
+    stop: called between batches; when it returns True, the runs save and end.
+    locks: takes the locks of the run folders.
     """
 
     def __init__(
@@ -133,14 +146,16 @@ class SweepRunner:
         titles: Mapping[TrainConfig, str],
         show: progress.Progress,
         stop: Callable[[], bool],
+        locks: ExitStack,
     ):
         self.name, self.options, self.show, self.stop = name, options, show, stop
+        self.locks = locks
         self.folders = {config: options.out / title for config, title in titles.items()}
         self.trained_as = shared_training(configs.config(name), list(titles))
         self.failed: dict[Path, str] = {}  # folder of a run that diverged or ran out of time -> why
         self.program_costs: dict[str, dict[str, int]] = {}
-        self.compiled: loop.CompiledSteps | None = None  # those of the previous program
-        self.startup = progress.since_start() or 0.0  # seconds that every program counts as its own
+        self.compiled: loop.CompiledSteps | None = None  # compiled steps of the previous program
+        self.startup = progress.since_start() or 0.0  # counted for every program
 
     def train(self) -> bool:
         """Train all runs, one program after the other; False when stopped."""
@@ -148,9 +163,10 @@ class SweepRunner:
         groups = [list(group) for _, group in groupby(first, _program)]
         for number, group in enumerate(groups, 1):
             self.show.line(f"program {number} of {len(groups)}: {len(group)} runs")
-            together = self._prepare(group)
-            if not together.run(together=self._is_faster_together(together)):
-                return False
+            with memory.explained(group[0], "batch"):
+                together = self._prepare(group)
+                if not together.run(together=self._is_faster_together(together)):
+                    return False
             self.compiled = together.compiled
             self.program_costs[_program(group[0])] = together.cost()
             self.failed |= together.failed
@@ -165,7 +181,7 @@ class SweepRunner:
         return {config: self.program_costs[_program(config)] for config in self.folders}
 
     def _prepare(self, group: Sequence[TrainConfig]) -> sweep.VmappedRuns:
-        """Runs that differ in numbers only, each at its last checkpoint or in a new folder."""
+        """The runs of a group, each at its last checkpoint or in a new folder."""
         begun = time.monotonic() - self.startup
         devices = experiment.select_devices(group[0])
         if self.options.vmap == "yes" and len(devices) > 1:
@@ -179,6 +195,8 @@ class SweepRunner:
                 "--multiscale"
             )
         training_state.validate_weights(whole)
+        for config in group:
+            runs.check_to_train(sweep.with_config(whole, config), self.show.line)
         runs.report_notes(whole.notes, self.show.line)
         runs.report_uneven_batches(whole, self.show.line)
         folders = [self.folders[config] for config in group]
@@ -199,7 +217,7 @@ class SweepRunner:
         resumed: Sequence[Path],
         begun: float,
     ) -> int:
-        """Epochs that fit into the time of one run: planned once for all, kept when resuming."""
+        """Epochs that fit into the time of one run; the same for all runs, kept when resuming."""
         if resumed:
             return runs.read_config(resumed[0], self.name).epochs
         planned = time_budget.plan_epochs(compiled, whole, time.monotonic() - begun)
@@ -211,16 +229,17 @@ class SweepRunner:
         """Create the folder of a run, or check that the run in it has the same options."""
         if self._is_resumed(folder):
             runs.check_same(folder, runs.read_config(folder, self.name), own.config)
+            self.locks.enter_context(run_dir.Lock(folder))
             return
         run_dir.check_vacant(folder, overwrite=self.options.overwrite)
-        runs.create(folder, own)
+        self.locks.enter_context(runs.create(folder, own, overwrite=self.options.overwrite))
         run_dir.write_environment(folder, own.devices)
 
     def _is_resumed(self, folder: Path) -> bool:
         return run_dir.is_run(folder) and not self.options.overwrite
 
     def _is_faster_together(self, together: sweep.VmappedRuns) -> bool:
-        """Whether the runs train in one program: as `--vmap` says, or because that is faster."""
+        """Whether to train the runs in one program: by `--vmap`, or if measured to be faster."""
         count = len(together.loops)
         if self.options.vmap != "auto" or count == 1 or len(together.compiled.devices) > 1:
             return self.options.vmap == "yes"
@@ -245,7 +264,7 @@ class SweepRunner:
 
 
 def _check(options: Sweep, grid: Grid) -> None:
-    """Refuse a sweep without several values, and a folder that must not be replaced."""
+    """Raise InputError for a sweep without several values, or a folder that is in use."""
     for axis, values in grid.axes.items():
         if hasattr(options, axis.strip("-").replace("-", "_")):
             raise InputError(f"{axis} must be one value, got {' '.join(values)}")
@@ -259,7 +278,7 @@ def _check(options: Sweep, grid: Grid) -> None:
 
 
 def _changed(axes: Axes, values: Iterable[str]) -> list[str]:
-    """The axes, but the seed, whose value is not their first."""
+    """The axes, except the seed, whose value is not their first one."""
     pairs = zip(axes.items(), values, strict=True)
     return [axis for (axis, known), value in pairs if value != known[0] and axis != SEED]
 

@@ -8,28 +8,37 @@ from jaxdet import api, runs, tables
 from jaxdet.cli import common, flags
 from jaxdet.cli.options import Train
 from jaxdet.config import TrainConfig
-from jaxdet.training import run_dir
+from jaxdet.training import progress, run_dir
 from jaxdet.training.progress import Progress
 
 
-def run(system: str, options: Train, config: TrainConfig, words: Sequence[str]) -> int:
-    """Train into `options.out`; returns the exit code."""
+def run(
+    system: str,
+    options: Train,
+    config: TrainConfig,
+    words: Sequence[str],
+    received: Sequence[int],
+) -> int:
+    """Train into `options.out` until the end or a received signal; returns the exit code."""
     folder, show = options.out, Progress(quiet=options.quiet)
     if options.resume and run_dir.is_occupied(folder):  # its options instead of the defaults
         kept = runs.read_config(folder, system)
         _, config = flags.parse_with_config(f"train {system}", words, (options, kept))
-    with common.caught_signals() as caught:
+    if received:
+        show.line("stopped before the training began: there is nothing to save")
+    else:
         trained = api.train(
             config,
             folder,
             resume=options.resume,
             overwrite=options.overwrite,
             show=show,
-            stop=lambda: bool(caught),
+            stop=lambda: bool(received),
+            spent=progress.since_start() or 0.0,
         )
-    if not caught:
-        _show_labels(folder, trained.config, show)
-    return 130 if signal.SIGINT in caught else 0
+        if not received:
+            _show_labels(folder, trained.config, show)
+    return 130 if signal.SIGINT in received else 0
 
 
 def _show_labels(folder: Path, config: TrainConfig, show: Progress) -> None:

@@ -12,6 +12,7 @@ import optax
 from jaxdet.config import OPTIMIZER_HPARAMS, TrainConfig
 from jaxdet.data import sampler
 from jaxdet.data.sources import Source
+from jaxdet.errors import InputError
 from jaxdet.training import optim, parallel
 from jaxdet.types import Array, Device, Task, Tree
 
@@ -19,7 +20,7 @@ LENGTHS = ("epoch_steps", "steps")  # fields of a plan that a step reads from th
 
 
 class Plan(NamedTuple):
-    """The length of a run, and what a step does besides the gradient."""
+    """The length of a run, and the options of its steps."""
 
     epoch_steps: int
     steps: int
@@ -29,9 +30,9 @@ class Plan(NamedTuple):
 
 @dataclass(frozen=True)
 class Experiment:
-    """A task with its data and options, as `configs.build` makes it of a configuration.
+    """A task with its data and options; `configs.build` makes one from a configuration.
 
-    Nothing below `configs` reads the options of a particular system.
+    No module below `configs` reads options of a particular system.
     """
 
     task: Task
@@ -39,7 +40,7 @@ class Experiment:
     hparams: dict[str, float]  # traced hyper-parameters of the task
     metadata: dict[str, Any]  # class names, input shape, normalization: kept with the run
     config: TrainConfig = field(default_factory=TrainConfig)  # checked options of the run
-    name: str = ""  # of the system
+    name: str = ""  # name of the system
     read_image: Callable | None = None  # path -> (image [H, W, C] for `predict`, (height, width))
     read_table: Callable | None = None  # path -> [(image path, label, box in its own pixels)]
     files: tuple[tuple[str, str], ...] = ()  # (path in the run folder, text) to keep with the run
@@ -47,7 +48,7 @@ class Experiment:
     load_pretrained: Callable[[Tree], Tree] | None = None  # variables -> pretrained variables
     lr_multiplier: Callable[[str], float] | None = None  # parameter path -> factor of its rate
     batch_order: sampler.BatchOrder = sampler.shuffled_batches
-    scales: tuple[float, ...] = (1.0,)  # relative sizes of training images, a program for each
+    scales: tuple[float, ...] = (1.0,)  # relative sizes of training images; each compiles a program
     image_ids: dict[str, dict] | None = None  # split -> {image name: its id in the data's files}
     subset: Callable[[Any], "Experiment"] | None = None  # configuration -> experiment on less data
 
@@ -58,14 +59,21 @@ class Experiment:
         epoch_steps = -(-len(self.splits["train"]) // config.batch)
         return Plan(epoch_steps, config.epochs * epoch_steps, config.accumulate, config.ema)
 
+    def __post_init__(self) -> None:
+        if len(self.scales) > 1 and self.config.steps_per_call > 1:
+            raise InputError(
+                f"--steps-per-call must be 1 with training images of {len(self.scales)} sizes, got "
+                f"{self.config.steps_per_call}"
+            )
+
     @cached_property
     def devices(self) -> list[Device]:
-        """The devices of the run; InputError if they cannot share its batches equally."""
+        """The devices of the run; InputError if they cannot split its batches equally."""
         return select_devices(self.config)
 
     @property
     def initial_hparams(self) -> dict[str, Any]:
-        """All traced hyper-parameters of a run, as before its first step."""
+        """All traced hyper-parameters of a run, with their initial values."""
         floats = self.hparams | {name: getattr(self.config, name) for name in OPTIMIZER_HPARAMS}
         lengths = self.plan._asdict()
         return {name: np.float32(value) for name, value in floats.items()} | {
@@ -82,14 +90,14 @@ class Experiment:
     def learning_rate(
         self, *, peak: Any = None, steps: Any = None, epoch_steps: Any = None
     ) -> Callable[[Any], Any]:
-        """The schedule: update number -> learning rate; traced values replace the planned ones."""
+        """The schedule, update number -> learning rate; arguments replace the planned values."""
         config, plan = self.config, self.plan
         steps = plan.steps if steps is None else steps
         epoch_steps = plan.epoch_steps if epoch_steps is None else epoch_steps
         return optim.schedule(
             config.schedule,
             rate=config.lr if peak is None else peak,
-            steps=jnp.maximum(steps // plan.accumulate, 1),
+            steps=jnp.maximum(-(-steps // plan.accumulate), 1),
             warmup=config.warmup,
             decay_at=config.decay_at,
             decay=config.lr_decay,
@@ -104,7 +112,7 @@ class Experiment:
 
 
 def select_devices(config: TrainConfig) -> list[Device]:
-    """The devices of a configuration; InputError if they cannot share its batches equally."""
+    """The devices of a configuration; InputError if they cannot split its batches equally."""
     devices = parallel.local_devices(config.devices)
     parallel.check_batch(config.batch, devices)
     parallel.check_batch(config.eval_batch, devices, "--eval-batch")
@@ -121,5 +129,6 @@ def _optimizer(experiment: Experiment, hparams: dict[str, Array]) -> optax.Gradi
         weight_decay=hparams["weight_decay"],
         clip=experiment.config.clip,
         accumulate=experiment.plan.accumulate,
+        steps=hparams["steps"],
         lr_multiplier=experiment.lr_multiplier,
     )

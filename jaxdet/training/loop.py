@@ -1,8 +1,10 @@
-"""The only training loop: a run folder, from its last checkpoint to its end."""
+"""The training loop: trains in a run folder, from the last checkpoint to the end of the run."""
 
+import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,18 +13,20 @@ import numpy as np
 
 from jaxdet.config import TrainConfig
 from jaxdet.data import sampler
-from jaxdet.training import checkpoint, evaluator, host_init, parallel, progress, run_dir
+from jaxdet.training import checkpoint, evaluator, host_init, memory, parallel, progress, run_dir
 from jaxdet.training import state as training_state
 from jaxdet.training.experiment import Experiment
 from jaxdet.training.progress import Callback, CheckpointEvent, EvaluationEvent, StepEvent
-from jaxdet.training.step import completed_epochs, train_step
-from jaxdet.types import Batch, TrainState
+from jaxdet.training.saver import Saver
+from jaxdet.training.step import completed_epochs, train_step, train_steps
+from jaxdet.types import Batch, TrainState, Tree
 
-DRAW_SECONDS = 30  # shortest time between two drawings of the curves
+CALL_SECONDS = 0.05  # aim for a call on a GPU, whose overhead is then small
+DRAW_SECONDS = 30  # minimum time between two plots of the curves
 
 
 class DivergedError(RuntimeError):
-    """The loss or its gradient is not finite; the last checkpoint is from before."""
+    """The loss or its gradient is not finite; the last checkpoint is older and finite."""
 
 
 class StopRequested(BaseException):
@@ -37,25 +41,30 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     callbacks: Sequence[Callback] = (),
     compiled: "CompiledSteps | None" = None,
+    plan_epochs: Callable[[int, int], int] = lambda done, planned: planned,
 ) -> bool:
-    """Train in a run folder, from its last checkpoint if it has one; True if the run is complete.
+    """Train in a run folder, from its last checkpoint if any; returns whether the run is complete.
 
-    The run saves and ends when `stop()`, or a method of a callback, returns True.  `compiled` are
-    the compiled steps of the experiment where they exist already.  Raises `DivergedError` when the
-    loss is not finite.
+    The run saves and ends when `stop()`, or a method of a callback, returns True.  compiled: the
+    compiled steps of the experiment, if they exist already.  Raises `DivergedError` when the loss
+    is not finite.
     """
-    compiled = compiled or CompiledSteps(experiment)
-    loop = Loop(compiled, experiment, folder, show, stop, callbacks)
+    with memory.explained(experiment.config, "batch"):
+        compiled = compiled or CompiledSteps(experiment)
+    loop = Loop(compiled, experiment, folder, show, stop, callbacks, plan_epochs)
     batch = experiment.config.batch
     show.begin(loop.step * batch, loop.plan.steps * batch)
     try:
-        while not loop.is_complete():
-            loop.run_epoch()
+        with memory.explained(experiment.config, "batch"):
+            while not loop.is_complete():
+                loop.run_epoch()
     except StopRequested:
         loop.save(None)
+        loop.saver.wait()
         show.line(f"stopped at step {loop.step} of {loop.plan.steps}")
         return False
     finally:
+        loop.saver.wait()
         show.close()
     draw_curves(folder)
     return True
@@ -73,8 +82,8 @@ def draw_curves(folder: Path) -> None:
 class CompiledSteps:
     """Data on the devices, compiled steps and evaluator of an experiment.
 
-    Runs that differ in traced numbers and seeds only can share them.  Data that `before` has on the
-    same devices are not copied again.
+    Runs that differ only in traced numbers and seeds can share them.  Data that `before` has copied
+    to the same devices are not copied again.
     """
 
     def __init__(self, experiment: Experiment, before: "CompiledSteps | None" = None):
@@ -83,18 +92,39 @@ class CompiledSteps:
         self.placed = [(arrays, self._replicate(arrays, before)) for arrays in sources]
         (_, self.data), (_, val_data) = self.placed
         self.evaluator = evaluator.Evaluator(experiment, "val", val_data)
-        self.pure = partial(
-            train_step,
-            task=experiment.task,
-            optimizer=experiment.optimizer,
-            plan=experiment.plan,
-        )
-        self.steps = [
-            parallel.compile_step(
-                partial(self.pure, scale=scale), self.devices, replicated=2, donate=(0,)
-            )
-            for scale in experiment.scales
-        ]
+        options = {
+            "task": experiment.task,
+            "optimizer": experiment.optimizer,
+            "plan": experiment.plan,
+        }
+        self.pure, self.pure_steps = partial(train_step, **options), partial(train_steps, **options)
+        compiled = partial(parallel.compile_step, devices=self.devices, replicated=2, donate=(0,))
+        self.steps = [compiled(partial(self.pure, scale=scale)) for scale in experiment.scales]
+        self.several = compiled(partial(self.pure_steps, scale=experiment.scales[0]))
+        single = len(self.steps) > 1 or self.devices[0].platform == "cpu"
+        self.steps_per_call = experiment.config.steps_per_call or (1 if single else 0)
+        self.timed_calls = 0
+
+    def by_call(self, batches: Iterable[Any]) -> Iterator[list[Any]]:
+        """Yield the batches of each call; the last call of an epoch may have fewer."""
+        batches = iter(batches)
+        while of_call := list(islice(batches, self.steps_per_call or 1)):
+            yield of_call
+
+    def timed(self, call: Callable[[], Tree]) -> Tree:
+        """The state that `call()` returns.
+
+        If the number of steps per call is not decided yet, the time of the second call decides it;
+        the first one compiles.
+        """
+        if self.steps_per_call:
+            return call()
+        begun = time.monotonic()
+        state = jax.block_until_ready(call())
+        self.timed_calls += 1
+        if self.timed_calls == 2:
+            self.steps_per_call = max(1, math.ceil(CALL_SECONDS / (time.monotonic() - begun)))
+        return state
 
     def _replicate(self, arrays: Batch, before: "CompiledSteps | None") -> Batch:
         if before and before.devices == self.devices:
@@ -107,29 +137,29 @@ class CompiledSteps:
 class Stepper(Protocol):
     """Takes steps of one run, or of several that share a program."""
 
-    def step(self, rows: Any) -> None:
-        """Take a step on the batch at these rows."""
+    def step(self, batches: Any) -> None:
+        """Take the steps of a call, one on each batch."""
 
     def sync(self) -> None:
-        """Store the states in the runs that the steps belong to."""
+        """Store the new states in their runs."""
 
 
 def take_steps(
-    batches: Iterable[Any],
+    calls: Iterable[Any],
     stepper: Stepper,
     *,
     pause: Callable[[], None],
     after: Callable[[Any], None],
 ) -> None:
-    """Take a step on every batch, between calls of `pause()`, which may raise, and `after(rows)`.
+    """Take the steps of every call, between `pause()`, which may raise, and `after(batches)`.
 
     The stepper is synced at the end, also if anything raises.
     """
     try:
-        for rows in batches:
+        for batches in calls:
             pause()
-            stepper.step(rows)
-            after(rows)
+            stepper.step(batches)
+            after(batches)
     finally:
         stepper.sync()
 
@@ -145,18 +175,25 @@ class Loop:
         show: progress.Progress,
         stop: Callable[[], bool] = lambda: False,
         callbacks: Sequence[Callback] = (),
+        plan_epochs: Callable[[int, int], int] = lambda done, planned: planned,
     ):
+        self.plan_epochs = plan_epochs
         self.compiled, self.experiment, self.folder = compiled, experiment, Path(folder)
         self.show, self.stop, self.callbacks = show, stop, (show, *callbacks)
         self.config, self.plan = experiment.config, experiment.plan
         self.source = experiment.splits["train"]
         self.hparams = parallel.replicate(experiment.hparams, compiled.devices)
-        self.learning_rate = experiment.learning_rate()
         self.state = self._initial_state()
+        self._plan_steps(int(self.state.hparams["steps"]))
         self.step = int(jax.device_get(self.state.step))
         self.first_step_done, self.stopping = False, False
         self.operations: int | None = None
-        self.together = 1  # number of runs that the program trained together in the last epoch
+        self.together = 1  # number of runs in the program of the last epoch
+        self.saver = Saver(self.folder, self._announce)
+        # Callbacks on checkpoints are called, and may stop the run, at the step of the checkpoint.
+        self.saves_at_once = any(
+            type(each).on_checkpoint is not Callback.on_checkpoint for each in self.callbacks
+        )
         self.saved = self.began = self.drawn = time.monotonic()
 
     def _initial_state(self) -> TrainState:
@@ -169,10 +206,13 @@ class Loop:
             if self.experiment.load_pretrained:
                 state = training_state.load_pretrained(state, self.experiment.load_pretrained)
         run_dir.drop_metrics(self.folder, int(state.bookkeeping["evaluated"]))
+        if lost := checkpoint.count_lost_metrics(self.folder):
+            path = self.folder / run_dir.METRICS
+            self.show.line(f"warning: {path} has lost {lost} lines: curves and tables lack them")
         return parallel.replicate(state, self.compiled.devices)
 
     def is_complete(self) -> bool:
-        """Whether the last step, or the end of the patience, is reached and evaluated."""
+        """Whether the last step (or early stopping) is reached and evaluated."""
         book = jax.device_get(self.state.bookkeeping)
         if book["evaluated"] != self.step:
             return False
@@ -180,13 +220,13 @@ class Loop:
         return self.step >= self.plan.steps or bool(patience and book["waited"] >= patience)
 
     def run_epoch(self) -> None:
-        """Evaluate if that is due, else train to the end of the epoch."""
+        """Evaluate if an evaluation is due; otherwise train to the end of the epoch."""
         if self.evaluation_is_due():
             self.evaluate()
         elif self.step < self.plan.steps:
             self.began = time.monotonic()
-            batches = self.source.batches(self.batch_indices())
-            take_steps(batches, _SingleRun(self), pause=self._pause, after=self._after_step)
+            calls = self.compiled.by_call(self.source.batches(self.batch_indices()))
+            take_steps(calls, _SingleRun(self), pause=self._pause, after=self._after_call)
             self.read_terms()
 
     def evaluation_is_due(self) -> bool:
@@ -196,7 +236,7 @@ class Loop:
         return int(self.state.bookkeeping["evaluated"]) != self.step
 
     def batch_indices(self) -> np.ndarray:
-        """Rows of the batches from here to the end of the epoch, [steps, B]."""
+        """Rows [steps, B] of the remaining batches of the epoch."""
         epoch, start = divmod(self.step, self.plan.epoch_steps)
         order = self.experiment.batch_order
         return order(self.config.seed, epoch, len(self.source), self.config.batch)[start:]
@@ -219,44 +259,71 @@ class Loop:
         metrics = {
             "step": self.step,
             "epoch": self.step // self.plan.epoch_steps,
-            "lr": float(self.learning_rate(self.step // self.plan.accumulate) * scale),
+            "lr": float(self.learning_rate(-(-self.step // self.plan.accumulate)) * scale),
             "train": means,
             "val": scores,
             "time": seconds,
             **({"together": self.together} if self.together > 1 else {}),
         }
+        self.saver.wait()  # a checkpoint counts the lines of metrics
         run_dir.append_metrics(self.folder, metrics)
         self.state = self.state.replace(bookkeeping=parallel.replicate(book, self.compiled.devices))
+        self._plan_anew()
         self.save(score)
         best = int(book["best_step"]) == self.step
         cost = evaluator.cost_summary(scores, self.operations, seconds["eval"])
-        text = _summary_line(metrics, self.config, best, cost)
+        epochs = self.plan.steps // self.plan.epoch_steps
+        text = _summary_line(metrics, self.config, epochs, best, cost)
         self._notify("on_evaluation", EvaluationEvent(metrics, best, text))
         self._draw()
 
+    def _plan_steps(self, steps: int) -> None:
+        """Set the length of the run, on which the learning rate depends."""
+        self.plan = self.plan._replace(steps=steps)
+        self.learning_rate = self.experiment.learning_rate(steps=steps)
+
+    def _plan_anew(self) -> None:
+        """Ask for the number of epochs, which a time budget changes as the clock goes."""
+        epoch_steps = self.plan.epoch_steps
+        planned = self.plan.steps // epoch_steps
+        epochs = self.plan_epochs(self.step // epoch_steps, planned)
+        if epochs != planned:
+            self._plan_steps(epochs * epoch_steps)
+            steps = parallel.replicate(np.int32(self.plan.steps), self.compiled.devices)
+            self.state = self.state.replace(hparams=self.state.hparams | {"steps": steps})
+            self.show.set_total(self.plan.steps * self.config.batch)
+
     def save(self, score: tuple[float, float] | None) -> None:
-        """Write a checkpoint; without a score, only if this step has none yet."""
+        """Begin to write a checkpoint; without a score, only if this step has none yet."""
         self._checked_bookkeeping()
+        self.saver.wait()
         if score is not None or self.step not in checkpoint.steps(self.folder):
-            path = checkpoint.save(self.folder, self.step, self.state, score=score)
-            self._notify("on_checkpoint", CheckpointEvent(self.step, path))
+            self.saver.save(self.step, self.state, score)
+            if self.saves_at_once:
+                self.saver.wait()
         self.saved = time.monotonic()
 
+    def _announce(self, step: int, path: Path) -> None:
+        self._notify("on_checkpoint", CheckpointEvent(step, path))
+
     def _notify(self, method: str, event: Any) -> None:
-        """Call a method of every callback; a True answer stops the run before the next batch."""
+        """Call a method of every callback; if one returns True, the run stops at the next batch."""
         for callback in self.callbacks:
             self.stopping |= bool(getattr(callback, method)(event))
 
     def _pause(self) -> None:
-        """Stop or save between two batches, where that is due."""
+        """Stop or save between two batches, if due."""
+        self.saver.poll()
         if self.stopping or self.stop():
             raise StopRequested
         if time.monotonic() - self.saved > 60 * self.config.save_minutes:
             self.save(None)
 
-    def _after_step(self, rows: Any) -> None:
+    def _after_call(self, batches: Sequence[Any]) -> None:
         epoch = (self.step - 1) // self.plan.epoch_steps + 1
-        event = StepEvent(self.step, epoch, self.config.epochs, self.config.batch, self.read_terms)
+        epochs = self.plan.steps // self.plan.epoch_steps
+        images = len(batches) * self.config.batch
+        event = StepEvent(self.step, epoch, epochs, images, self.read_terms)
         self._notify("on_step", event)
 
     def read_terms(self) -> dict[str, float]:
@@ -269,6 +336,7 @@ class Loop:
         if book["bad_step"] < 0:
             return book
         names = [*sorted(book["sums"]), "gradient"]
+        self.saver.wait()
         saved = checkpoint.steps(self.folder)
         good = f"checkpoint {saved[-1]}" if saved else "none: no epoch was completed"
         raise DivergedError(
@@ -300,13 +368,17 @@ class _SingleRun:
     def __init__(self, loop: Loop):
         self.loop = loop
 
-    def step(self, rows: Any) -> None:
-        """Dispatch a step; the first one is waited for, to report how long the start took."""
-        loop = self.loop
-        steps = loop.compiled.steps
-        size = sampler.draw_size(loop.config.seed, loop.step, len(steps))
-        loop.state = steps[size](loop.state, loop.compiled.data, rows)
-        loop.step += 1
+    def step(self, batches: Sequence[Any]) -> None:
+        """Dispatch a call; wait for the first one, to report the time since the start."""
+        loop, compiled = self.loop, self.loop.compiled
+        if len(batches) == 1:
+            size = sampler.draw_size(loop.config.seed, loop.step, len(compiled.steps))
+            program, rows = compiled.steps[size], batches[0]
+        else:
+            program = compiled.several
+            rows = jax.tree.map(lambda *columns: np.stack(columns, 1), *batches)  # [B, N, ...]
+        loop.state = compiled.timed(lambda: program(loop.state, compiled.data, rows))
+        loop.step += len(batches)
         if not loop.first_step_done:
             jax.block_until_ready(loop.state.step)
             loop.first_step_done, seconds = True, progress.since_start()
@@ -340,10 +412,10 @@ def _means(book: dict[str, Any]) -> dict[str, float]:
 
 
 def _summary_line(
-    metrics: dict[str, Any], config: TrainConfig, best: bool, cost: dict[str, Any]
+    metrics: dict[str, Any], config: TrainConfig, epochs: int, best: bool, cost: dict[str, Any]
 ) -> str:
     """An evaluation in one line, beginning with the score that selects the best checkpoint."""
-    parts = [f"epoch {metrics['epoch']}/{config.epochs}"]
+    parts = [f"epoch {metrics['epoch']}/{epochs}"]
     for split in ("val", "train"):
         if metrics[split]:
             numbers = {k: v for k, v in metrics[split].items() if isinstance(v, float)}

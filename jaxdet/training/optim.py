@@ -1,6 +1,7 @@
 """Learning-rate schedules and optimizers, as optax transformations whose numbers may be traced."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -63,11 +64,11 @@ def _restart_phase(time: Array, growth: int) -> Array:
 
 
 def plateau(decay: float, patience: int) -> optax.GradientTransformationExtraArgs:
-    """The rule by which a plateau lowers the learning rate, as an optax transformation of values.
+    """The rule that lowers the learning rate at a plateau, as an optax transformation.
 
-    Its state starts as `init(zero)`; `update(zero, state, value=)` multiplies `scale` of the state
-    by `decay` after `patience` values in a row that are not lower than the best by a ten-thousandth
-    of it.  PyTorch's ReduceLROnPlateau waits for one more.
+    Its initial state is `init(zero)`.  `update(zero, state, value=)` multiplies `state.scale` by
+    `decay` after `patience` consecutive values that do not improve on the best by more than 1e-4 of
+    it.  PyTorch's ReduceLROnPlateau waits for one more value.
     """
     return optax.contrib.reduce_on_plateau(decay, patience, rtol=1e-4)
 
@@ -81,15 +82,17 @@ def optimizer(
     weight_decay: Any = 0.0,
     clip: float = 0.0,
     accumulate: int = 1,
+    steps: Any = None,
     lr_multiplier: Callable[[str], float] | None = None,
 ) -> optax.GradientTransformation:
     """Clipping by global norm, then AdamW or SGD with Nesterov momentum.
 
     Weight decay is decoupled and applies to kernels only, not to biases and normalization scales
     (arrays of rank 1).  `clip = 0` does not clip.  With `accumulate > 1` the mean gradient of that
-    many calls makes one update.  `lr_multiplier` maps the path "a/b/kernel" of a parameter to a
-    factor of its learning rate; at 0 the parameter is frozen and its gradient takes no memory.
-    The learning rate, `momentum`, `beta2` and `weight_decay` may be traced.
+    many calls makes one update; if `steps`, the number of calls, is given, the rest of them makes
+    the last update.  `lr_multiplier` maps the path "a/b/kernel" of a parameter to a factor of its
+    learning rate; at 0 the parameter is frozen and its gradient takes no memory.  The learning
+    rate, `momentum`, `beta2`, `weight_decay` and `steps` may be traced.
     """
     match name:
         case "adamw":
@@ -103,14 +106,21 @@ def optimizer(
         optax.scale_by_learning_rate(learning_rate),
     )
     if accumulate > 1:
-        whole = optax.MultiSteps(whole, accumulate).gradient_transformation()
+        calls = accumulate if steps is None else partial(_calls_of_update, accumulate, steps)
+        whole = optax.MultiSteps(whole, calls).gradient_transformation()
     return whole if lr_multiplier is None else _with_multiplier(whole, lr_multiplier)
+
+
+def _calls_of_update(accumulate: int, steps: Any, update: Array) -> Array:
+    """Number of calls in this update; the calls after the last full update form one, too."""
+    rest = steps % accumulate
+    return jnp.where((update == steps // accumulate) & (rest > 0), rest, accumulate)
 
 
 def _with_multiplier(
     whole: optax.GradientTransformation, lr_multiplier: Callable[[str], float]
 ) -> optax.GradientTransformation:
-    """`whole` on the trainable parameters, times their factors; nothing on the frozen ones."""
+    """`whole` for trainable parameters, scaled by their factors; zero updates for frozen ones."""
 
     def factor(path):
         return float(lr_multiplier(jax.tree_util.keystr(path, simple=True, separator="/")))

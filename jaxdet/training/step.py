@@ -1,4 +1,4 @@
-"""The one training step of all systems: pure, on one device or on several."""
+"""The training step of all systems: a pure function, on one device or on several."""
 
 from collections.abc import Callable
 from functools import partial
@@ -34,8 +34,8 @@ def train_step(
 ) -> TrainState:
     """The state after one step: gather, augment, loss, summed gradient, update, averages.
 
-    data: the whole set on the device; rows are indices [B] into it.  If data is empty, rows is the
-    batch itself.
+    data: all training arrays, on the device; rows are indices [B] into them.  If data is empty,
+    rows is the batch itself.
     axis: name of the device axis under pmap.
     scale: see `StepContext`.
 
@@ -63,8 +63,19 @@ def train_step(
     return kept.replace(step=state.step + 1, bookkeeping=_record(state, terms, bad))
 
 
+def train_steps(state: TrainState, data: Batch, rows: Any, **options: Any) -> TrainState:
+    """The state after N steps: `train_step` on each of the N batches of rows [B, N, ...]."""
+
+    def body(state, i):
+        batch = jax.tree.map(lambda column: column[:, i], rows)
+        return train_step(state, data, batch, **options), None
+
+    count = jax.tree.leaves(rows)[0].shape[1]
+    return jax.lax.scan(body, state, jnp.arange(count))[0]
+
+
 def _current_hparams(state: TrainState) -> dict[str, Array]:
-    """The hyper-parameters of a state, with the learning rate as lowered at plateaus."""
+    """The hyper-parameters of a state, with the learning rate lowered by plateaus."""
     if "plateau" not in state.bookkeeping:
         return state.hparams
     return {**state.hparams, "lr": state.hparams["lr"] * plateau_scale(state.bookkeeping)}
@@ -81,7 +92,7 @@ def _prepare_batch(
 
 
 def _not_finite(terms: dict[str, Array], grads: Tree) -> Array:
-    """Whether each term, in sorted order, and finally the gradient, is not finite."""
+    """Whether each term, in sorted order, and last the gradient, is not finite."""
     values = [terms[name] for name in sorted(terms)] + [optax.tree.norm(grads)]
     return ~jnp.isfinite(jnp.stack(values))
 
@@ -102,8 +113,10 @@ def _moving_averages(state: TrainState, plan: Plan) -> Tree:
     """Averages of parameters and statistics; the decay grows from .1 to `plan.ema`."""
     if not state.ema:
         return state.ema
-    updates = (state.step + 1) // plan.accumulate
+    done = state.step + 1
+    updates = -(-done // plan.accumulate)
     decay = jnp.minimum(plan.ema, (1 + updates) / (10 + updates))
-    decay = jnp.where((state.step + 1) % plan.accumulate == 0, decay, 1.0)
+    updated = (done % plan.accumulate == 0) | (done == state.hparams["steps"])
+    decay = jnp.where(updated, decay, 1.0)
     now = {"params": state.params, "stats": state.stats}
     return jax.tree.map(lambda old, new: old * decay + new * (1 - decay), state.ema, now)

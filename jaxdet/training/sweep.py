@@ -1,17 +1,16 @@
-"""Runs that differ in numbers only, trained together in one compiled program, a folder each.
+"""Runs that differ in numbers only, trained together in one compiled program.
 
 They may differ in the traced hyper-parameters, the seed, and the fraction of the training set that
-they use: the first rows of the largest.  Each run equals the run trained alone, up to rounding.
-With a time budget, a run that has used it up is saved and left behind while the others go on.
+they use: the first rows of the largest.  Each run has its own folder, and equals the run trained
+alone up to rounding.  With a time budget, a run that has used it up is saved, and the others
+continue.
 
-The seconds of steps that several runs take together are divided equally among them; those of an
-evaluation belong to its run.  Over all runs they add up to the time that passed.
+The time of steps that several runs take together is divided equally among them; the time of an
+evaluation belongs to its run.  Over all runs the seconds add up to the elapsed time.
 """
 
-import shutil
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from operator import itemgetter
@@ -23,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdet.config import TrainConfig
-from jaxdet.kernels import conv
+from jaxdet.kernels import compiler, conv
 from jaxdet.profiling import timing
 from jaxdet.training import checkpoint, evaluator, progress, run_dir, time_budget
 from jaxdet.training import loop as training_loop
@@ -34,7 +33,7 @@ from jaxdet.types import Tree
 
 
 class StepTimes(NamedTuple):
-    """Seconds that one step of all runs takes."""
+    """Seconds of one step of all runs."""
 
     together: float  # in one program
     in_turn: float  # one run after the other
@@ -64,15 +63,12 @@ def unstack(tree: Tree, count: int) -> list[Tree]:
 def evaluate_trained(
     experiment: Experiment, folder: Path, trained: Path, show: progress.Progress
 ) -> dict[str, int]:
-    """Evaluate a run that differs from the run in `trained` in `EVAL_ONLY` options; its cost.
+    """Evaluate a run that differs from the run in `trained` in `EVAL_ONLY` options only.
 
-    The checkpoints of `trained` are copied to `folder`, and the best one is evaluated.
+    The checkpoints of `trained` are copied to `folder`, and the best one is evaluated.  Returns the
+    cost, see `VmappedRuns.cost`.
     """
-    if not (folder / "checkpoints").is_dir():
-        draft = folder / "checkpoints.partial"
-        shutil.rmtree(draft, ignore_errors=True)
-        shutil.copytree(trained / "checkpoints", draft)
-        draft.rename(folder / "checkpoints")
+    checkpoint.copy(trained, folder)
     like = jax.eval_shape(training_state.init_fn(experiment))
     step, state = checkpoint.restore(folder, like, "best", show.line)
     scorer = evaluator.Evaluator(experiment, "val")
@@ -93,9 +89,9 @@ def _cost(scorer: evaluator.Evaluator, variables: Tree) -> dict[str, int]:
 class VmappedRuns:
     """Several runs in progress on one device.
 
-    experiment: has all the data that any of the runs uses.
+    experiment: an experiment with all the data that any of the runs uses.
     compiled: the compiled steps of the first configuration, if they exist already.
-    spent: seconds spent before, which count against the time budget of each run.
+    spent: seconds used before, which count against the time budget of each run.
     """
 
     def __init__(
@@ -122,9 +118,13 @@ class VmappedRuns:
             for config, folder in zip(configs, folders, strict=True)
         ]
         self.budget, self.deadline = configs[0].time_budget, float("inf")
-        pure = partial(self.compiled.pure, axis=None)
-        self.vmapped = jax.jit(jax.vmap(pure, in_axes=(0, None, 0)), donate_argnums=0)
-        self.failed: dict[Path, str] = {}  # folder of a run that diverged or is over time -> why
+        # On a CPU, a convolution with one kernel per run is fastest as a matrix product.
+        self.conv_impl: conv.Impl = "im2col" if jax.default_backend() == "cpu" else "auto"
+        self.vmapped, self.vmapped_steps = (
+            compiler.jit(jax.vmap(partial(pure, axis=None), in_axes=(0, None, 0)), donate_argnums=0)
+            for pure in (self.compiled.pure, self.compiled.pure_steps)
+        )
+        self.failed: dict[Path, str] = {}  # folder of a run that diverged or ran out of time -> why
         self.before = {loop.folder: _unrecorded_seconds(loop, spent) for loop in self.loops}
 
     def can_train_together(self) -> bool:
@@ -160,7 +160,7 @@ class VmappedRuns:
         return StepTimes(together=every.median, in_turn=one.median * len(rows))
 
     def cost(self) -> dict[str, int]:
-        """Operations per image and parameters of the network of any of the runs."""
+        """Operations per image and parameters of the network, the same for all runs."""
         variables = training_state.variables_of(self.loops[0].state)
         return _cost(self.compiled.evaluator, variables)
 
@@ -186,17 +186,18 @@ class VmappedRuns:
                 self._guard(loop, partial(loop.save, None))
             return False
         finally:
+            for loop in self.loops:
+                loop.saver.wait()
             self.show.close()
         for loop in self.loops:
             training_loop.draw_curves(loop.folder)
         return True
 
     def step_together(self, states: Tree, rows: np.ndarray) -> Tree:
-        """One step of all stacked states at rows [runs, B]."""
-        # On a CPU, a convolution with one kernel per run is fastest as a matrix product.
-        on_cpu = jax.default_backend() == "cpu"
-        with conv.default_impl("im2col") if on_cpu else nullcontext():
-            return self.vmapped(states, self.compiled.data, rows)
+        """One step of all stacked states at rows [runs, B], or N steps at rows [runs, B, N]."""
+        program = self.vmapped if rows.ndim == 2 else self.vmapped_steps
+        with conv.default_impl(self.conv_impl):
+            return program(states, self.compiled.data, rows)
 
     def _by_epoch_length(self) -> list[list[training_loop.Loop]]:
         """Runs grouped by their number of steps per epoch."""
@@ -206,15 +207,14 @@ class VmappedRuns:
         return list(groups.values())
 
     def _start_clock(self, loops: list[training_loop.Loop]) -> None:
-        """Set the deadline of these runs: the sum of what is left of their time budgets."""
+        """Set the deadline of these runs: the sum of their remaining time budgets."""
         left = sum(self.budget - self._record_seconds(loop) for loop in loops)
         self.deadline = time.monotonic() + left if self.budget else float("inf")
 
     def _record_seconds(self, loop: training_loop.Loop) -> float:
-        """Seconds of all processes of a run; with a time budget, write them to its folder."""
+        """Seconds of all processes of a run, which are written to its folder."""
         used = self.before[loop.folder] + _recorded_seconds(loop.folder)
-        if self.budget:
-            run_dir.write_seconds(loop.folder, used)
+        run_dir.write_seconds(loop.folder, used)
         return used
 
     def _should_stop(self) -> bool:
@@ -229,7 +229,7 @@ class VmappedRuns:
         return [x for x in loops if x.folder not in self.failed and not x.is_complete()]
 
     def _catch_up(self, loops: list[training_loop.Loop]) -> None:
-        """Train runs that were killed at an earlier step than the others up to the last step."""
+        """Train runs that were killed at an earlier step than the others up to the latest step."""
         furthest = max(loop.step for loop in loops)
         for loop in loops:
             while loop.step < furthest and loop.folder not in self.failed:
@@ -247,7 +247,10 @@ class VmappedRuns:
         batches = np.stack([loop.batch_indices() for loop in live], 1)
         try:
             training_loop.take_steps(
-                batches, _Stacked(self, live), pause=self._pause, after=self._after_step
+                self.compiled.by_call(batches),
+                _Stacked(self, live),
+                pause=self._pause,
+                after=self._after_call,
             )
         except TimeBudgetExceeded:
             for loop in live:
@@ -263,12 +266,11 @@ class VmappedRuns:
         if self._should_stop():
             raise training_loop.StopRequested
 
-    def _after_step(self, rows: np.ndarray) -> None:
-        if self.show.bar is not None:
-            self.show.bar.update(rows.size)
+    def _after_call(self, batches: Sequence[np.ndarray]) -> None:
+        self.show.advance(sum(rows.size for rows in batches))
 
     def _guard(self, loop: training_loop.Loop, call: Callable[[], Any]) -> None:
-        """Call a method of a run; leave the run behind if it diverges or exceeds its time."""
+        """Call a method of a run; record the run as failed if it diverges or exceeds its time."""
         try:
             call()
         except training_loop.DivergedError as error:
@@ -295,9 +297,12 @@ class _Stacked:
         self.runs, self.live, self.taken = runs, live, 0
         self.states = stack([loop.state for loop in live])
 
-    def step(self, rows: np.ndarray) -> None:
-        """Dispatch one step of all runs."""
-        self.states, self.taken = self.runs.step_together(self.states, rows), self.taken + 1
+    def step(self, batches: Sequence[np.ndarray]) -> None:
+        """Dispatch one call of all runs, with a step for each of the batches [runs, B]."""
+        runs, states = self.runs, self.states
+        rows = batches[0] if len(batches) == 1 else np.stack(batches, 2)
+        self.states = runs.compiled.timed(lambda: runs.step_together(states, rows))
+        self.taken += len(batches)
 
     def sync(self) -> None:
         """Wait for the steps, and store the state of each run."""
@@ -312,6 +317,6 @@ def _recorded_seconds(folder: Path) -> float:
 
 
 def _unrecorded_seconds(loop: training_loop.Loop, spent: float) -> float:
-    """Seconds of a run that its metrics do not hold: of earlier processes, and `spent`."""
+    """Seconds of a run that its metrics do not include: of earlier processes, and `spent`."""
     earlier = run_dir.read_seconds(loop.folder) - _recorded_seconds(loop.folder)
     return earlier if loop.is_complete() else earlier + spent

@@ -1,13 +1,14 @@
 """Limits of a run: trainable parameters, and seconds over all its processes."""
 
+import statistics
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from jaxdet import tables
@@ -22,8 +23,9 @@ from jaxdet.types import Tree
 if TYPE_CHECKING:
     from jaxdet.training.loop import CompiledSteps
 
-TRIAL_FRACTION = 0.03  # largest fraction of the budget that steps are measured for
-RESERVE = 0.04  # fraction of the budget that no epoch is planned for
+TRIAL_FRACTION = 0.03  # at most this fraction of the budget is used to measure steps
+RESERVE = 0.04  # fraction of the budget that is not planned for epochs
+REPLAN_RESERVE = 0.015  # the same, once whole epochs were measured
 CLOSING = 0.005  # fraction left for the last checkpoint and the end of the process
 KEEP_SECONDS = 30  # time between two records of the seconds used
 
@@ -31,7 +33,8 @@ KEEP_SECONDS = 30  # time between two records of the seconds used
 def check_parameters(net: nn.Module, shape: tuple[int, ...], limit: int) -> None:
     """Raise InputError for a network with more than `limit` trainable parameters; 0: no limit.
 
-    shape: of the images, [B, H, W, C].  The error lists the parameters of each layer.
+    shape: shape [B, H, W, C] of the images.  A note of the error lists the parameters of
+    each layer.
     """
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
     count = count_parameters(jax.eval_shape(net.init, jax.random.key(0), images))
@@ -39,10 +42,12 @@ def check_parameters(net: nn.Module, shape: tuple[int, ...], limit: int) -> None
         return
     layers = [layer for layer in summary.summarize(net, images).layers if layer.parameters]
     rows = [{"layer": layer.path, "parameters": layer.parameters} for layer in layers]
-    raise InputError(
+    error = InputError(
         f"--max-params is {limit}, but the network has {count} trainable parameters; choose "
-        f"another --model or smaller sizes\n{tables.to_markdown(rows, ['layer', 'parameters'])}"
+        f"another --model or smaller sizes"
     )
+    error.add_note(tables.to_markdown(rows, ["layer", "parameters"]))
+    raise error
 
 
 def count_parameters(variables: Tree) -> int:
@@ -78,45 +83,67 @@ def _measure_step(compiled: "CompiledSteps", experiment: Experiment) -> tuple[fl
     state = host_init.initialize(training_state.init_fn(experiment))
     state = parallel.replicate(state, compiled.devices)
     index = experiment.batch_order(config.seed, 0, len(source), config.batch)
-    times, begun = [], None
-    for rows in source.batches(index):
-        before = time.monotonic()
-        state = jax.block_until_ready(compiled.steps[0](state, compiled.data, rows))
-        if begun is None:
-            begun = time.monotonic()  # the first step included compilation
-            continue
-        times.append(time.monotonic() - before)
-        if len(times) > 2 and time.monotonic() - begun > TRIAL_FRACTION * config.time_budget:
-            break
-    return (float(np.mean(times)) if times else 0.0), state
+    begun, count, next_wait = 0.0, 0, 3
+    for count, rows in enumerate(source.batches(index)):
+        state = compiled.steps[0](state, compiled.data, rows)
+        if count == 0:
+            jax.block_until_ready(state)  # the first step includes compilation
+            begun = time.monotonic()
+        elif count == next_wait:  # rarely, so that the device is never idle
+            jax.block_until_ready(state)
+            next_wait = 2 * count
+            if time.monotonic() - begun > TRIAL_FRACTION * config.time_budget:
+                break
+    jax.block_until_ready(state)
+    return (time.monotonic() - begun) / count if count else 0.0, state
 
 
 class Clock:
-    """The seconds that a run has used in all its processes, compared with its time budget.
+    """The seconds that a run has used, compared with its time budget if it has one.
 
-    They are written to the run folder every half minute, so that few are lost when a process is
-    killed.  Without a budget nothing is written.
+    They are the wall time of all its processes.  They are written to the run folder every half
+    minute, so that few are lost when a process is killed.
+
+    before: seconds used so far, by earlier processes and by this one.
     """
 
-    def __init__(self, folder: Path, config: TrainConfig):
+    def __init__(self, folder: Path, config: TrainConfig, before: float = 0.0):
         self.folder, self.limit = folder, config.time_budget
-        self.before = self.kept = run_dir.read_seconds(folder) if self.limit else 0.0
+        self.before = self.kept = before
+        self.begun = _now()
+        self.epoch_ends: list[float] = []  # used seconds after each evaluation of this process
 
     def used(self) -> float:
-        """Seconds of earlier processes, and of this one since its start."""
-        return self.before + (progress.since_start() or 0.0)
+        """Seconds used before, and since the clock was created."""
+        return self.before + _now() - self.begun
 
     def is_over(self) -> bool:
         """Whether the budget is used up, except for the time to close the run."""
-        if not self.limit:
-            return False
         used = self.used()
         if used - self.kept >= KEEP_SECONDS:
             self.keep()
-        return used > self.limit * (1 - CLOSING)
+        return bool(self.limit) and used > self.limit * (1 - CLOSING)
 
     def keep(self) -> None:
         """Write the used seconds for the next process of the run."""
-        if self.limit:
-            self.kept = self.used()
-            run_dir.write_seconds(self.folder, self.kept)
+        self.kept = self.used()
+        run_dir.write_seconds(self.folder, self.kept)
+
+    def plan_epochs(self, done: int, planned: int) -> int:
+        """The number of epochs of the run, planned anew after `done` epochs and their evaluation.
+
+        As many as still fit, by the median time of a whole epoch of this process, with its
+        evaluation and checkpoint; before the first one, or without a budget, the `planned` ones.
+        """
+        self.epoch_ends.append(self.used())
+        if not self.limit or len(self.epoch_ends) < 2:
+            return planned
+        left = self.limit * (1 - REPLAN_RESERVE) - self.epoch_ends[-1]
+        epoch = statistics.median_low(b - a for a, b in pairwise(self.epoch_ends))
+        return done + max(0, int(left / max(epoch, 1e-9)))
+
+
+def _now() -> float:
+    """Seconds of a steady clock."""
+    since_start = progress.since_start()
+    return time.monotonic() if since_start is None else since_start

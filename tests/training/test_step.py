@@ -1,6 +1,7 @@
 import math
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -91,6 +92,21 @@ def test_accumulated_steps_equal_one_step_on_a_large_batch():
     small = take_steps(values, [range(4), range(4, 8)], batch=4, accumulate=2)
     assert float(small[1].params["w"]) == 0.0
     assert float(small[2].params["w"]) == pytest.approx(float(large[1].params["w"]))
+
+
+@pytest.mark.parametrize("accumulate, updates", [(2, [2, 3]), (3, [3]), (5, [3])])
+def test_steps_that_remain_at_the_end_of_a_run_make_an_update(accumulate, updates):
+    """Three steps with gradients 2 (w - x), of batches with x = 1, 2 and 4."""
+    values, batches = [1.0] * 4 + [2.0] * 4 + [4.0] * 4, np.arange(12).reshape(3, 4)
+    states = take_steps(values, batches, epochs=1, accumulate=accumulate, ema=0.9)
+    expected, average, x = 0.0, 0.0, np.array([1.0, 2.0, 4.0])
+    for number, (begin, end) in enumerate(zip([0, *updates], updates, strict=False), 1):
+        expected -= 0.1 * 2 * (expected - x[begin:end].mean())
+        average += (1 - (1 + number) / (10 + number)) * (expected - average)
+    assert float(states[-1].params["w"]) == pytest.approx(expected)
+    assert float(states[-1].ema["params"]["w"]) == pytest.approx(average)
+    changed = [float(a.params["w"]) != float(b.params["w"]) for a, b in pairwise(states)]
+    assert [n for n, one in enumerate(changed, 1) if one] == updates
 
 
 def test_moving_averages_follow_their_formula_once_per_update():

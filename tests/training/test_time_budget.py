@@ -15,6 +15,7 @@ from jaxdet.configs.cifar10 import Config
 from jaxdet.errors import InputError
 from jaxdet.training import checkpoint, progress, run_dir, time_budget
 from jaxdet.training import loop as training_loop
+from jaxdet.training import state as training_state
 from tests import datasets, tiny
 from tests.cli.test_main import main
 from tests.training.test_sweep import CONFIG, line_experiment
@@ -36,9 +37,10 @@ def test_too_many_parameters_are_refused_with_a_table_of_layers(model):
     net = configs.network("cifar10", Config(model=model))
     with pytest.raises(InputError) as caught:
         time_budget.check_parameters(*net, total - 1)
-    first, heading, _, *rows = str(caught.value).splitlines()
-    assert first.startswith(f"--max-params is {total - 1}, but")
-    assert f"has {total} trainable parameters" in first
+    (note,) = caught.value.__notes__
+    heading, _, *rows = note.splitlines()
+    assert str(caught.value).startswith(f"--max-params is {total - 1}, but")
+    assert f"has {total} trainable parameters" in str(caught.value)
     assert heading == "| layer | parameters |"
     cells = [re.fullmatch(r"\| (\w+) \| ([\d,]+) \|", row).groups() for row in rows]
     assert {name: int(count.replace(",", "")) for name, count in cells} == per_layer
@@ -154,6 +156,7 @@ def options(data, tmp_path, monkeypatch):
             experiment, config=replace(experiment.config, epochs=3)
         ),
     )
+    monkeypatch.setattr(time_budget.Clock, "plan_epochs", lambda _, done, planned: planned)
     return ["train", "cifar10", "--root", data, *SMALL, "--out", "run", "--time-budget", "60"]
 
 
@@ -188,9 +191,12 @@ def test_a_budget_holds_for_all_processes_of_a_run(options, monkeypatch, capsys)
 
 
 def clock(folder, age, monkeypatch, budget=60.0):
-    """The clock of a run in a process of this age."""
+    """The clock of a run, created `age` seconds ago, in a process of that age."""
+    monkeypatch.setattr(progress, "since_start", lambda: 0.0)
+    config = Config(time_budget=budget)
+    created = time_budget.Clock(folder, config, run_dir.read_seconds(folder))
     monkeypatch.setattr(progress, "since_start", lambda: age)
-    return time_budget.Clock(folder, Config(time_budget=budget))
+    return created
 
 
 def test_a_killed_process_loses_few_of_its_seconds(tmp_path, monkeypatch):
@@ -209,18 +215,56 @@ def test_the_last_seconds_are_left_for_closing_the_run(tmp_path, monkeypatch):
 
 def test_a_run_without_recorded_seconds_counts_those_of_its_metrics(tmp_path, monkeypatch):
     for step in (0, 5):
-        run_dir.append_metrics(
-            tmp_path, {"step": step, "time": {"train": 4.0 * step, "eval": 15.0}}
-        )
+        times = {"train": 4.0 * step, "eval": 15.0}
+        line = {"step": step, "epoch": step // 5, "train": None, "val": {"loss": 1.0}}
+        run_dir.append_metrics(tmp_path, line | {"time": times})
     assert not clock(tmp_path, 9.0, monkeypatch).is_over()
     assert clock(tmp_path, 11.0, monkeypatch).is_over()
 
 
-def test_a_run_without_a_budget_is_never_over_and_keeps_no_seconds(tmp_path, monkeypatch):
+def test_a_run_without_a_budget_is_never_over_and_keeps_its_seconds(tmp_path, monkeypatch):
     unlimited = clock(tmp_path, 1e9, monkeypatch, budget=0.0)
     assert not unlimited.is_over()
+    assert unlimited.plan_epochs(3, 7) == unlimited.plan_epochs(4, 7) == 7
     unlimited.keep()
-    assert not list(tmp_path.iterdir())
+    assert run_dir.read_seconds(tmp_path) == 1e9
+    assert clock(tmp_path, 5.0, monkeypatch, budget=0.0).used() == 1e9 + 5.0
+
+
+def test_epochs_are_planned_anew_by_the_median_time_of_a_whole_epoch(tmp_path, monkeypatch):
+    limit = 1000.0
+    replanned = clock(tmp_path, 0.0, monkeypatch, budget=limit)
+    ends = [20, 80, 140, 240, 300]  # of evaluations; one epoch takes longer
+    planned = []
+    for done, now in enumerate(ends):
+        monkeypatch.setattr(progress, "since_start", lambda now=now: float(now))
+        planned.append(replanned.plan_epochs(done, 4))
+    left = limit * (1 - time_budget.REPLAN_RESERVE)
+    expected = [done + int((left - now) / 60) for done, now in enumerate(ends)]
+    assert planned == [4, *expected[1:]]
+    monkeypatch.setattr(progress, "since_start", lambda: limit)
+    assert replanned.plan_epochs(9, 20) == 9  # and the run is complete
+
+
+def test_every_phase_of_the_schedule_comes_when_epochs_turn_out_longer(tmp_path):
+    """Planned for 8 epochs, the run has time for 4: the rate is lowered after half of these."""
+    config = replace(CONFIG, devices=1, epochs=8, schedule="piecewise", decay_at=(0.5,))
+    show = progress.Progress(quiet=True)
+    lengths = []
+
+    def plan_epochs(done, planned):
+        lengths.append(planned)
+        return 4 if done else planned
+
+    experiment = replace(line_experiment(), config=config)
+    assert training_loop.train(experiment, tmp_path, show=show, plan_epochs=plan_epochs)
+    lines = run_dir.read_metrics(tmp_path)
+    assert [line["epoch"] for line in lines] == [0, 1, 2, 3, 4]
+    rates = [line["lr"] / config.lr for line in lines]
+    assert rates[-2:] == pytest.approx([0.1, 0.1]) and rates[1] == pytest.approx(1)
+    assert lengths == [8, 8, 4, 4, 4]
+    like = jax.eval_shape(training_state.init_fn(experiment))
+    assert checkpoint.restore(tmp_path, like)[1].hparams["steps"] == 4 * STEPS
 
 
 def test_max_params_applies_to_other_systems_too():
