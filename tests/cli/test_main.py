@@ -457,17 +457,14 @@ def test_eval_prints_json(trained, capsys):
 
 
 def test_eval_and_predict_choose_how_windows_are_combined(place, capsys):
-    found = {}
-    for selection in ("class", "product", "merge", None):
-        words = ["--window-selection", selection] if selection else []
+    scores, lines = [], []
+    for words in ([], ["--window-selection", "merge"]):
         assert main("eval", "run", "--split", "val", *words, "--json") == 0
-        scores = json.loads(capsys.readouterr().out)
-        words += ["--split", "val", "--count", "3"]
-        assert main("predict", "run", *words, "--json") == 0
-        found[selection] = scores["iou"], scores["loss"], capsys.readouterr().out
-    assert found[None] == found["class"]
-    iou, loss, lines = zip(*(found[name] for name in ("class", "product", "merge")), strict=True)
-    assert len(set(lines)) == 3 and len(set(iou)) == 3 and len(set(loss)) == 1
+        scores.append(json.loads(capsys.readouterr().out))
+        assert main("predict", "run", "--split", "val", "--count", "3", *words, "--json") == 0
+        lines.append(capsys.readouterr().out)
+    assert lines[0] != lines[1] and scores[0]["loss"] == scores[1]["loss"]
+    assert scores[0]["operations"] < scores[1]["operations"]  # a mean over all windows
     assert main("eval", "run", "--score-threshold", ".1") == 2
     assert "--score-threshold is not an option of digits" in capsys.readouterr().err
 
