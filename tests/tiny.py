@@ -1,11 +1,15 @@
 """Experiments small enough for tests: a digit locator, and tasks made of functions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
+import pytest
+
 from jaxdet import configs
 from jaxdet.configs.digits import Config
+from jaxdet.data import digits
 from jaxdet.training.experiment import Experiment
 
 CONFIG = Config(  # seconds to compile, milliseconds per step
@@ -28,6 +32,17 @@ WORDS = [
     *("--canvas", "56", "--epochs", "2", "--batch", "64", "--eval-batch", "100"),
     *("--devices", "1"),
 ]
+
+
+@contextmanager
+def few_digits() -> Iterator[None]:
+    """Embedded digits for three steps of 64 per epoch, and 100 each for validation and test."""
+    few = digits.embedded().first(192 + 200)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digits, "embedded", lambda: few)
+        patch.setattr(digits, "EMBEDDED_TRAIN", 192)
+        patch.setattr(digits, "EMBEDDED_TEST", 100)
+        yield
 
 
 class FunctionTask(NamedTuple):
