@@ -118,6 +118,8 @@ def train(
         config = replace(kept, steps_per_call=config.steps_per_call)
     before = run_dir.read_seconds(folder) if continuing else 0.0
     clock = time_budget.Clock(folder, config, before + spent)
+    if not (own or continuing):
+        runs.check_weights(config)
     experiment = own or configs.build(system, config)
     devices, compiled = experiment.devices, None
     if continuing:
@@ -406,7 +408,7 @@ class Run:
             boxes = np.clip(boxes, 0, np.float32([[width, height, width, height]]))
             return Detections(boxes, row["scores"][valid], row["labels"][valid])
         if "box" in row:
-            box = row["box"] * image.scale + image.offset
+            box = np.float32(row["box"] * image.scale + image.offset)
             return Localization(row["label"], row["score"], box)
         return Classification(row["label"], row["score"], row["probabilities"])
 

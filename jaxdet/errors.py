@@ -1,5 +1,19 @@
-"""Errors raised for bad input; imports nothing, so that options can be read before jax loads."""
+"""Errors with a message for the user; this module imports nothing, so it does not load jax."""
 
 
 class InputError(ValueError):
     """Bad input from the user: a one-line message with the cause, the place and the remedy."""
+
+
+class DeviceMemoryError(RuntimeError):
+    """The memory of a device is too small; the message names the program and an option to lower."""
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Text in which control and invisible characters, except those in `keep`, are escaped.
+
+    File names may contain any of them: newlines, escape codes, and bytes that are not characters.
+    """
+    return "".join(
+        c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text
+    )

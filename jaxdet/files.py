@@ -1,9 +1,18 @@
-"""Atomic writes: a file appears complete or not at all."""
+"""Files that jaxdet writes: atomic writing, and checked reading of text and JSON."""
 
 import json
 import os
+import stat
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
+
+MAX_BYTES = 2**28  # of a text file that is read whole
+MAX_INT = 2**63 - 1
+MAX_SHOWN = 60  # characters of a value in an error message
+KIND_NAMES = {dict: "an object", list: "a list", tuple: "a list", str: "a text", NoneType: "null"}
+KIND_NAMES |= {int: "an integer", float: "a number", bool: "true or false"}
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -24,9 +33,135 @@ def write_synced(path: str | Path, mode: str, text: str) -> None:
     An OSError, such as a full disk, names the file.
     """
     try:
-        with open(path, mode) as file:
+        with open(path, mode, encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a regular UTF-8 file of at most `MAX_BYTES`.
+
+    Raises OSError, or ValueError with the reason but without the name of the file.
+    """
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):  # a pipe or a device could be read for ever
+        raise ValueError("is not a file")
+    if found.st_size > MAX_BYTES:
+        raise ValueError(f"has {found.st_size} bytes, more than {MAX_BYTES}")
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"is not UTF-8 text (byte {error.start})") from None
+
+
+def reason(error: OSError | ValueError) -> str:
+    """The reason why a file cannot be read, in one line, without its name."""
+    text = error.strerror if isinstance(error, OSError) else str(error)
+    return text or type(error).__name__
+
+
+def load_json(path: str | Path, kind: Any) -> Any:
+    """The JSON in a file as a value of the type `kind`; see `read_text` and `parse_json`."""
+    return parse_json(read_text(path), kind)
+
+
+def parse_json(text: str, kind: Any) -> Any:
+    """Parse JSON as a value of the type `kind`, see `conform`; ValueError if it is not."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"is not JSON ({error})") from None
+    return conform(value, kind)
+
+
+def conform(value: Any, kind: Any, name: str = "") -> Any:
+    """Check that a value from JSON has the type `kind`; ValueError names the part that does not.
+
+    kind: Any, None, bool, int, float, str, `Literal`, a union, `list[...]`, `tuple[...]`,
+      `dict[str, ...]`, or a `TypedDict`, which may have other keys too.
+
+    Returns the value, with lists as tuples and integers as floats where `kind` requires them.
+    """
+    origin, args = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (Union, UnionType):
+        return _conform_to_any(value, args, name)
+    if origin is Literal:
+        if not isinstance(value, str) or value not in args:
+            raise ValueError(
+                f"{_subject(name)} must be one of {', '.join(args)}, got {_show(value)}"
+            )
+        return value
+    if is_typeddict(kind):
+        return _conform_keys(value, kind, name)
+    base = NoneType if kind is None else origin or kind
+    _check_base(value, base, name)
+    if base is dict and args:
+        return {key: conform(each, args[1], _join(name, key)) for key, each in value.items()}
+    if base in (list, tuple) and args:
+        return base(_conform_items(value, base, args, name))
+    return float(value) if base is float else value
+
+
+def _conform_to_any(value: Any, kinds: Iterable[Any], name: str) -> Any:
+    """The value as the first type in `kinds` that it conforms to."""
+    reasons = []
+    for kind in kinds:
+        try:
+            return conform(value, kind, name)
+        except ValueError as error:
+            reasons.append(str(error))
+    raise ValueError(reasons[0])
+
+
+def _conform_keys(value: Any, kind: Any, name: str) -> dict[str, Any]:
+    """A dict in which the keys of the `TypedDict` `kind` are checked; other keys are kept."""
+    _check_base(value, dict, name)
+    for key in sorted(kind.__required_keys__ - value.keys()):
+        raise ValueError(f"{_subject(name)} must have {key!r}")
+    hints = get_type_hints(kind)
+    return value | {
+        key: conform(value[key], hint, _join(name, key))
+        for key, hint in hints.items()
+        if key in value
+    }
+
+
+def _conform_items(value: list[Any], base: type, args: tuple[Any, ...], name: str) -> Iterable[Any]:
+    if base is list or args[-1] is Ellipsis:
+        args = (args[0],) * len(value)
+    if len(args) != len(value):
+        raise ValueError(f"{_subject(name)} must have {len(args)} values, got {len(value)}")
+    pairs = enumerate(zip(value, args, strict=True))
+    return [conform(each, kind, f"{name}[{i}]") for i, (each, kind) in pairs]
+
+
+def _check_base(value: Any, base: type, name: str) -> None:
+    """Raise ValueError for a value of another type than `base`, and for integers beyond 64 bits."""
+    accepted = {tuple: (list, tuple), float: (float, int)}.get(base, (base,))
+    if type(value) not in accepted or (type(value) is int and abs(value) > MAX_INT):
+        raise ValueError(f"{_subject(name)} must be {KIND_NAMES[base]}, got {_show(value)}")
+
+
+def _subject(name: str) -> str:
+    return name or "the content"
+
+
+def _join(name: str, key: str) -> str:
+    return f"{name}.{key}" if name else key
+
+
+def _show(value: Any) -> str:
+    """A value as shown in an error message; only its type if it is long or nested."""
+    if isinstance(value, dict | list):
+        return KIND_NAMES[type(value)]
+    if isinstance(value, int) and abs(value) > MAX_INT:
+        return "an integer beyond 64 bits"
+    text = json.dumps(value)
+    return text if len(text) < MAX_SHOWN else KIND_NAMES[type(value)]

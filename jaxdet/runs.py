@@ -10,6 +10,7 @@ from jaxdet.config import TrainConfig, from_json, option
 from jaxdet.config import check_to_train as check_options
 from jaxdet.data import detection, sources
 from jaxdet.errors import InputError
+from jaxdet.models import pretrained
 from jaxdet.training import run_dir
 from jaxdet.training.experiment import Experiment
 
@@ -79,6 +80,13 @@ def check_same(folder: str | Path, kept: TrainConfig, config: TrainConfig) -> No
                 f"{option(field.name)} {now} differs from {before} of {folder}: leave it out to "
                 f"resume, or start anew with another --out"
             )
+
+
+def check_weights(config: TrainConfig) -> None:
+    """Refuse weights that are missing, before any data are read."""
+    weights = getattr(config, "weights", "")
+    if weights and not pretrained.fetch(weights).is_file():
+        raise InputError(f"--weights must be a file, got {weights}")
 
 
 def create(folder: str | Path, experiment: Experiment, *, overwrite: bool = False) -> run_dir.Lock:

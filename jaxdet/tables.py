@@ -9,6 +9,8 @@ import io
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from jaxdet.errors import printable
+
 Columns = Mapping[str, str] | Iterable[str]
 
 
@@ -29,6 +31,7 @@ def aligned(rows: Sequence[Mapping[str, Any]], columns: Columns) -> str:
     for key, heading in _headings(columns).items():
         values = [row.get(key) for row in rows]
         cells = [heading, *(_rounded(v) if isinstance(v, float) else _cell(v) for v in values)]
+        cells = [printable(cell) for cell in cells]
         width = max(map(len, cells))
         numeric = all(value is None or is_number(value) for value in values)
         cells = [cell.rjust(width) if numeric else cell.ljust(width) for cell in cells]

@@ -94,6 +94,9 @@ def evaluate_all(options: Compare, *, failures: bool) -> tuple[list[EvaluatedRun
         for name, folder in unique_names(options.runs).items():
             run = api.load(folder, options.checkpoint, warn=common.warn)
             experiment = run.with_data()
+            if lost := checkpoint.count_lost_metrics(folder):
+                path = folder / run_dir.METRICS
+                common.warn(f"{path} has lost {lost} lines: history and times lack them")
             evaluated.append(evaluate(name, run, experiment, options.split, failures=failures))
             if options.classic and not classical:
                 classical = classical_rows(options.split, experiment)

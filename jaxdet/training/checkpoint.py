@@ -1,23 +1,23 @@
 """Checkpoints: arrays written by orbax, and a manifest with the sha256 hash of every file.
 
 `checkpoints/STEP/state` is an orbax folder of host arrays, independent of the number of devices;
-`checkpoints/STEP/manifest.json` holds the hashes.  Both are written to `STEP.partial`, which is
-then renamed.  Orbax does not detect flipped bytes, so hashes are checked before anything is
-restored.
+`checkpoints/STEP/manifest.json` holds the hashes, and links the checkpoint to its run: step, hash
+of the configuration, number of lines of metrics.  Both are written to `STEP.partial`, which is then
+renamed.  Orbax does not detect flipped bytes, so hashes are checked before anything is restored.
 """
 
 import errno
 import hashlib
-import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ import numpy as np
 
 from jaxdet import files
 from jaxdet.errors import InputError
+from jaxdet.training import run_dir
 from jaxdet.types import Array, Tree
 
 MANIFEST = "manifest.json"
@@ -34,7 +35,18 @@ Warn = Callable[[str], Any]
 
 
 class CorruptCheckpointError(Exception):
-    """The bytes of a checkpoint are not those that were written."""
+    """A checkpoint was changed or moved after it was written."""
+
+
+class Manifest(TypedDict):
+    """The content of `manifest.json`; older files lack the keys that are not required."""
+
+    score: tuple[float, float] | None  # higher is better, lower is better
+    arrays: dict[str, str]  # data type and shape of every array, by path
+    sha256: dict[str, str]  # hash of every file below `state`, by path
+    step: NotRequired[int]
+    config_sha256: NotRequired[str | None]  # see `run_dir.config_digest`
+    metrics_lines: NotRequired[int]
 
 
 def save(
@@ -55,11 +67,18 @@ def save(
     path = _root(folder) / str(int(step))
     draft = path.with_suffix(".partial")
     for leftover in path.parent.glob("*.partial"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        run_dir.remove(leftover)
     try:
         _check_space(path.parent, state)
         _write(draft / "state", jax.tree.map(_to_host, state))
-        manifest = {"score": score, "arrays": _describe_arrays(state), "sha256": _hashes(draft)}
+        manifest: Manifest = {
+            "step": int(step),
+            "score": score,
+            "config_sha256": run_dir.config_digest(folder),
+            "metrics_lines": run_dir.count_metrics(folder, int(step)),
+            "arrays": _describe_arrays(state),
+            "sha256": _hashes(draft),
+        }
         files.write_json(draft / MANIFEST, manifest)
         _remove(path)
         draft.rename(path)
@@ -70,13 +89,20 @@ def save(
     return path
 
 
+def copy_to_host(state: Tree) -> Tree:
+    """A copy of a state for `save` that is independent of the state's buffers."""
+    data = jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, state)
+    return jax.tree.map(np.array, jax.device_get(data))
+
+
 def steps(folder: Path | str) -> list[int]:
     """Steps of the complete checkpoints of a run, ascending; hashes are not checked."""
-    return sorted(int(path.name) for path in _root(folder).glob("*") if path.name.isdigit())
+    found = (path for path in _root(folder).glob("*") if re.fullmatch("0|[1-9][0-9]*", path.name))
+    return sorted(int(path.name) for path in found if path.is_dir() or path.is_symlink())
 
 
 def best(folder: Path | str, warn: Warn = LOG.warning) -> int | None:
-    """The step with the highest score; ties go to the lower second number, then the earlier step.
+    """The step with the highest first number of `score`; ties go to the lower second, then earlier.
 
     None if no checkpoint has a score.  A checkpoint whose manifest cannot be read is reported
     through `warn` and ignored.
@@ -94,8 +120,14 @@ def restore(
     like: a state, concrete or abstract, with the structure, shapes and types of the checkpoint.
 
     A damaged checkpoint is reported in one line through `warn`, and the newest undamaged one is
-    used instead.  InputError where there is none, or where it does not fit `like`.
+    used instead.  Raises InputError if there is none, if it does not fit `like`, or if the
+    configuration of the run has changed.
     """
+    if _is_config_changed(folder):
+        raise InputError(
+            f"{folder} cannot be resumed: its {run_dir.CONFIG} is not the one that its checkpoints "
+            f"were written with; restore it"
+        )
     step, (state,) = _first_undamaged(folder, which, warn, lambda path: _read_state(path, like))
     return step, state
 
@@ -107,11 +139,64 @@ def restore_variables(
 
     like: variables of the network, concrete or abstract.
 
-    The variables are the moving averages if the checkpoint has them.  The states of optimizer and
-    bookkeeping are ignored, so that checkpoints of other versions can be evaluated.
+    The variables are the moving averages if the checkpoint has them.  Besides them, only the step
+    and the length of an epoch are read, so that checkpoints of other versions can be evaluated.
     """
+    if _is_config_changed(folder):
+        warn(
+            f"{Path(folder) / run_dir.CONFIG} is not the one that its checkpoints were written "
+            f"with: scores may differ from those of the training"
+        )
     step, found = _first_undamaged(folder, which, warn, lambda path: _read_variables(path, like))
     return step, *found
+
+
+def export(folder: Path | str, step: int, like: Tree, out: Path | str) -> Path:
+    """Write what evaluation needs of a checkpoint into another run folder; see `restore_variables`.
+
+    The checkpoint that is written, at the returned path, cannot be resumed.
+    """
+    path = _root(folder) / str(step)
+    try:
+        return save(out, step, _read_evaluated(path, like), score=_manifest(path)["score"])
+    except CorruptCheckpointError as error:
+        raise InputError(f"checkpoint {path} is damaged ({error}); choose another") from None
+
+
+def copy(trained: Path, folder: Path) -> None:
+    """Copy the checkpoints of a run to another run with the same network, and adapt manifests."""
+    if (folder / "checkpoints").is_dir():
+        return
+    draft = folder / "checkpoints.partial"
+    shutil.rmtree(draft, ignore_errors=True)
+    shutil.copytree(_root(trained), draft)
+    for path in draft.glob(f"*/{MANIFEST}"):
+        manifest = files.load_json(path, Manifest)
+        own = {"config_sha256": run_dir.config_digest(folder), "metrics_lines": 0}
+        files.write_json(path, manifest | own)
+    draft.rename(folder / "checkpoints")
+
+
+def count_lost_metrics(folder: Path | str) -> int:
+    """Number of lines that `metrics.jsonl` has lost since the last checkpoint."""
+    for step in reversed(steps(folder)):
+        try:
+            written = _manifest(_root(folder) / str(step)).get("metrics_lines", 0)
+        except CorruptCheckpointError:
+            continue
+        return max(0, written - run_dir.count_metrics(folder, step))
+    return 0
+
+
+def _is_config_changed(folder: Path | str) -> bool:
+    """Whether checkpoints record a configuration, and none of them the present one of the run."""
+    present, written = run_dir.config_digest(folder), set()
+    for step in steps(folder):
+        try:
+            written.add(_manifest(_root(folder) / str(step)).get("config_sha256"))
+        except CorruptCheckpointError:
+            continue
+    return present is not None and bool(written) and not written & {present, None}
 
 
 def _first_undamaged(
@@ -123,9 +208,12 @@ def _first_undamaged(
         raise InputError(f"{folder} has no checkpoints; train it first (jaxdet train ... --out)")
     warn = _once(warn)
     first = _resolve(folder, which, known, warn)
+    digest = None if _is_config_changed(folder) else run_dir.config_digest(folder)
     for step in [first] + [step for step in reversed(known) if step != first]:
         path = _root(folder) / str(step)
         try:
+            if digest and _manifest(path).get("config_sha256", digest) not in (digest, None):
+                raise CorruptCheckpointError("it is of another run")
             return step, read(path)
         except CorruptCheckpointError as error:
             warn(_damage_line(path, error))
@@ -186,7 +274,7 @@ def _from_host(like: Any, leaf: np.ndarray) -> Array:
 
 
 def _reason(error: Exception) -> str:
-    """Why writing failed, without the file names that orbax adds."""
+    """The reason why writing failed, without the file names that orbax adds."""
     code = re.search(r"os_error_code='(\d+)'", str(error))
     return os.strerror(int(code[1])) if code else _first_line(error)
 
@@ -195,11 +283,45 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
 
 
+# All calls of orbax are in the next three functions.
+
+
 def _write(path: Path, state: Tree) -> None:
+    """Write a tree of host arrays to the new folder `path`."""
     import orbax.checkpoint as ocp
 
-    with _silent("absl"), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+    handler = ocp.StandardCheckpointHandler()
+    with _silent("absl"), _silent_threads(), ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(path, args=ocp.args.StandardSave(state))
+
+
+def _read(path: Path, like: Tree) -> Any:
+    """The arrays of the checkpoint at `path` that are in `like`, a tree of blank ones."""
+    import orbax.checkpoint as ocp
+
+    wanted = ocp.args.PyTreeRestore(
+        like,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(like),
+        partial_restore=True,
+    )
+    with _named_as_corrupt(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        return checkpointer.restore(path / "state", args=wanted)
+
+
+def _read_shapes(path: Path) -> dict[str, str]:
+    """Types and shapes of the arrays of the checkpoint at `path`, see `_describe_arrays`."""
+    import orbax.checkpoint as ocp
+
+    with _named_as_corrupt(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        return _describe_arrays(checkpointer.metadata(path / "state").item_metadata.tree)
+
+
+@contextmanager
+def _named_as_corrupt() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # as in `save`: no common class
+        raise CorruptCheckpointError(_first_line(error)) from None
 
 
 @contextmanager
@@ -214,62 +336,94 @@ def _silent(name: str) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _read_state(path: Path, like: Tree) -> tuple[Tree]:
-    """The state at `path`, once all hashes of its manifest were checked."""
-    import orbax.checkpoint as ocp
+@contextmanager
+def _silent_threads() -> Iterator[None]:
+    """Drop what threads report of a write that has failed: its error is raised as well.
 
-    manifest = _verified_manifest(path)
-    _check_fit(path, manifest["arrays"], _describe_arrays(like))
-    state = _restore(path, ocp.args.StandardRestore(jax.tree.map(_blank, like)))
+    After an error this stays, since the threads may end later.
+    """
+    report = sys.unraisablehook
+
+    def report_others(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            report(unraisable)
+
+    sys.unraisablehook = report_others
+    yield
+    sys.unraisablehook = report
+
+
+def _read_state(path: Path, like: Tree) -> tuple[Tree]:
+    """The state at `path`, after all hashes of its manifest are checked."""
+    saved = _verified_arrays(path)
+    _check_resumable(path, saved)
+    _check_fit(path, saved, _describe_arrays(like))
+    state = _read(path, jax.tree.map(_blank, like))
     return (jax.tree.map(_from_host, like, state),)
 
 
 def _read_variables(path: Path, like: Tree) -> tuple[Tree, int]:
-    """(variables, completed epochs) at `path`, once all hashes of its manifest were checked."""
-    import orbax.checkpoint as ocp
-
-    _verified_manifest(path)
-    state = _restore(path, ocp.args.StandardRestore())
-    kept = state["ema"] if state.get("ema") else state
-    variables = {"params": kept["params"]}
-    if kept.get("stats"):
-        variables["batch_stats"] = kept["stats"]
-    _check_fit(path, _describe_arrays(variables), _describe_arrays(like))
-    hparams = state.get("hparams", state.get("hyper", {}))  # "hyper" in schema 1
-    epoch_steps = int(hparams.get("epoch_steps", 0))
+    """(variables, completed epochs) at `path`, after all hashes of its manifest are checked."""
+    state = _read_evaluated(path, like)
+    variables = {"params": state["params"]}
+    if "batch_stats" in like:
+        variables["batch_stats"] = state["stats"]
+    epoch_steps = int(state["hparams"].get("epoch_steps", 0))
     return variables, int(state["step"]) // epoch_steps if epoch_steps else 0
 
 
-def _verified_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint, once its hashes were checked against the files."""
+def _read_evaluated(path: Path, like: Tree) -> dict[str, Any]:
+    """What evaluation needs of the state at `path`, moving averages in place of parameters."""
+    saved = _verified_arrays(path)
+    averages = any(name.startswith("ema/") for name in saved)
+    blank = jax.tree.map(_blank, like)
+    kept = {"params": blank["params"], "stats": blank.get("batch_stats", {})}
+    _check_fit(path, _variables_of(saved, "ema/" if averages else ""), _describe_arrays(kept))
+    number = np.zeros((), np.int32)
+    item = {"step": number, **({"ema": kept} if averages else kept)}
+    lengths = "hparams" if "hparams/epoch_steps" in saved else "hyper"  # that of schema 1
+    if f"{lengths}/epoch_steps" in saved:
+        item[lengths] = {"epoch_steps": number}
+    state = _read(path, item)
+    kept = state["ema"] if averages else state
+    return {
+        "step": state["step"],
+        "params": kept["params"],
+        "stats": kept["stats"],
+        "hparams": state.get(lengths, {}),
+    }
+
+
+def _variables_of(saved: Mapping[str, str], prefix: str) -> dict[str, str]:
+    """The arrays of parameters and batch statistics below a prefix, without it."""
+    own = {name.removeprefix(prefix): of for name, of in saved.items() if name.startswith(prefix)}
+    return {name: of for name, of in own.items() if name.startswith(("params/", "stats/"))}
+
+
+def _verified_arrays(path: Path) -> dict[str, str]:
+    """Types and shapes of the arrays at `path`, after files, place and manifest are checked."""
     manifest = _manifest(path)
     written, found = manifest["sha256"], _hashes(path)
     for name in sorted(written | found):
         if written.get(name) != found.get(name):
             state = "is missing" if name not in found else "has changed"
             raise CorruptCheckpointError(f"{name} {state}")
-    return manifest
+    arrays = _read_shapes(path)
+    if arrays != manifest["arrays"]:
+        raise CorruptCheckpointError(f"{MANIFEST}: its arrays are not those of the files")
+    if manifest.get("step", int(path.name)) != int(path.name):
+        raise CorruptCheckpointError(f"it is of step {manifest['step']}")
+    return arrays
 
 
-def _restore(path: Path, args: Any) -> Any:
-    import orbax.checkpoint as ocp
-
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-        try:
-            return checkpointer.restore(path / "state", args=args)
-        except Exception as error:  # as in `save`: no common class
-            raise CorruptCheckpointError(_first_line(error)) from None
-
-
-def _manifest(path: Path) -> dict[str, Any]:
+def _manifest(path: Path) -> Manifest:
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        return {name: manifest[name] for name in ("score", "arrays", "sha256")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CorruptCheckpointError(f"{MANIFEST}: {_first_line(error)}") from None
+        return files.load_json(path / MANIFEST, Manifest)
+    except (OSError, ValueError) as error:
+        raise CorruptCheckpointError(f"{MANIFEST}: {files.reason(error)}") from None
 
 
-def _score(path: Path, warn: Warn) -> list[float] | None:
+def _score(path: Path, warn: Warn) -> tuple[float, float] | None:
     try:
         return _manifest(path)["score"]
     except CorruptCheckpointError as error:
@@ -279,18 +433,32 @@ def _score(path: Path, warn: Warn) -> list[float] | None:
 
 def _describe_arrays(state: Tree) -> dict[str, str]:
     """Type and shape of every array of a state, concrete or abstract, by path."""
-    leaves = jax.tree.leaves_with_path(jax.tree.map(_blank, state))
+    leaves = jax.tree.leaves_with_path(state)
     name = partial(jax.tree_util.keystr, simple=True, separator="/")
-    return {name(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
+    return {name(path): _describe(leaf) for path, leaf in leaves}
+
+
+def _describe(leaf: Any) -> str:
+    data = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+    return f"{data.dtype}{list(data.shape)}"
+
+
+def _check_resumable(path: Path, saved: Mapping[str, str]) -> None:
+    """Raise InputError for a state that cannot be resumed with any network."""
+    if "hyper/lr" in saved:
+        problem = "was written by an earlier version of jaxdet"
+    elif not any(name.startswith("bookkeeping/") for name in saved):
+        problem = "was exported for evaluation, without the state of the optimizer,"
+    else:
+        return
+    raise InputError(
+        f"{path} {problem} and cannot be resumed: evaluate it with this version, or continue from "
+        f"its weights in a new run (docs/runs.md)"
+    )
 
 
 def _check_fit(path: Path, saved: dict[str, str], expected: dict[str, str]) -> None:
-    """Refuse arrays whose types or shapes, by path, are not the expected ones."""
-    if "hyper/lr" in saved and "hparams/lr" in expected:
-        raise InputError(
-            f"{path} is of an earlier version of jaxdet: it can be evaluated, but not be resumed; "
-            f"resume it with that version, or train again"
-        )
+    """Raise InputError unless {path: type and shape} of the arrays are the expected ones."""
     for name in sorted(saved.keys() | expected.keys()):
         if saved.get(name) != expected.get(name):
             raise InputError(
@@ -307,18 +475,21 @@ def _hashes(path: Path) -> dict[str, str]:
 
 def _prune(folder: Path | str, keep: int) -> None:
     known = steps(folder)
-    kept = {*known[-keep:], best(folder)}
-    for path in _root(folder).iterdir():
-        if path.name.isdigit() and int(path.name) not in kept:
-            _remove(path)
+    for step in {*known} - {*known[-keep:], best(folder)}:
+        _remove(_root(folder) / str(step))
 
 
 def _remove(path: Path) -> None:
-    """Delete a checkpoint; if interrupted, no incomplete one remains under its name."""
-    if path.exists():
+    """Delete a checkpoint; if interrupted, no incomplete one remains under its name.
+
+    A file that is not a checkpoint is renamed instead.
+    """
+    if path.is_dir() or path.is_symlink():
         trash = path.with_suffix(".gone.partial")
         path.rename(trash)
-        shutil.rmtree(trash)
+        run_dir.remove(trash)
+    elif path.exists():
+        path.rename(path.with_suffix(".other"))
 
 
 def _check_space(path: Path, state: Tree) -> None:

@@ -4,7 +4,7 @@ Random inputs of a task are keyed by the id of the sample, so that every evaluat
 or of a checkpoint, has the same inputs.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,9 +14,9 @@ import numpy as np
 
 from jaxdet import flops, rng
 from jaxdet.data import sampler
-from jaxdet.training import parallel
+from jaxdet.training import memory, parallel
 from jaxdet.training.experiment import Experiment
-from jaxdet.types import Array, Batch, StepContext, Task, Tree
+from jaxdet.types import Array, Batch, Device, StepContext, Task, Tree
 
 
 class Evaluator:
@@ -26,13 +26,21 @@ class Evaluator:
 
     epoch: completed epochs, on which the loss may depend.
     data: the arrays of the split on the devices, if they have been copied there before.
+    devices: by default those of the experiment.  They share each batch, which is padded for that.
     """
 
-    def __init__(self, experiment: Experiment, split: str, data: Batch | None = None):
-        batch, self.devices = experiment.config.eval_batch, experiment.devices
+    def __init__(
+        self,
+        experiment: Experiment,
+        split: str,
+        data: Batch | None = None,
+        devices: Sequence[Device] | None = None,
+    ):
+        self.config, self.devices = experiment.config, devices or experiment.devices
         self.source, self.task = experiment.splits[split], experiment.task
         self.data = parallel.replicate(self.source.arrays, self.devices) if data is None else data
         self.hparams = parallel.replicate(experiment.hparams, self.devices)
+        batch = -(-self.config.eval_batch // len(self.devices)) * len(self.devices)
         self.rows = sampler.eval_batches(len(self.source), batch)
         self.count = len(self.source)
         step = partial(eval_step, task=self.task)
@@ -62,11 +70,13 @@ class Evaluator:
         """(means of the loss terms, rows of `task.measure` for the whole split), on the host."""
         variables, hparams = parallel.replicate(variables, self.devices), hparams or self.hparams
         results, epoch = [], np.int32(epoch)  # one program for all epochs
-        for index, real in self._batches():
-            pause()
-            rows = {"index": index, "real": real}
-            results.append(self.step(variables, self.data, hparams, epoch, rows))
-        terms, measures = zip(*jax.device_get(results), strict=True)
+        with memory.explained(self.config, "eval_batch"):
+            for index, real in self._batches():
+                pause()
+                rows = {"index": index, "real": real}
+                results.append(self.step(variables, self.data, hparams, epoch, rows))
+            results = jax.device_get(results)
+        terms, measures = zip(*results, strict=True)
         weights = self.rows[1].sum(1) / self.count
         losses = {
             name: float(sum(w * t[name] for w, t in zip(weights, terms, strict=True)))
@@ -80,7 +90,8 @@ class Evaluator:
         index, real = next(self._batches())
         variables = parallel.replicate(variables, self.devices)
         rows = {"index": index, "real": real}
-        jax.block_until_ready(self.step(variables, self.data, self.hparams, np.int32(0), rows))
+        with memory.explained(self.config, "eval_batch"):
+            jax.block_until_ready(self.step(variables, self.data, self.hparams, np.int32(0), rows))
 
     def operations(self, variables: Tree) -> int:
         """Number of operations of the predictions for the whole split, see `flops.count`."""

@@ -1,7 +1,10 @@
-"""One pure step on one device (`jit`) or on several (`pmap`): same numbers, same call."""
+"""Compile a pure step for one device (`jit`) or several (`pmap`), with the same results."""
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,9 +13,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdet.errors import InputError
+from jaxdet.kernels import compiler
 from jaxdet.types import Device, Tree
 
 AXIS = "devices"
+CUDA_VERSIONS = (12, 13)
 
 
 def local_devices(count: int = 0) -> list[Device]:
@@ -21,13 +26,32 @@ def local_devices(count: int = 0) -> list[Device]:
     if not 0 <= count <= len(available):
         raise InputError(
             f"--devices must be 1 to {len(available)}, the {available[0].platform} devices of this "
-            f"machine, or 0 for all, got {count}"
+            f"machine, or 0 for all, got {count}{f'; {unused}' if (unused := unused_gpu()) else ''}"
         )
     return available[: count or None]
 
 
+def available_devices(count: int = 0) -> list[Device]:
+    """The first `count` devices of this machine, or all if it has fewer; 0 means all of them."""
+    return jax.local_devices()[: count or None]
+
+
+def unused_gpu() -> str:
+    """A line about an NVIDIA GPU that jax cannot use for lack of its CUDA plugin; else ""."""
+    asked_for = os.environ.get("JAX_PLATFORMS", "cuda")
+    present = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
+    if not present or not {"cuda", "gpu"} & set(asked_for.split(",")):
+        return ""
+    if any(find_spec(f"jax_cuda{version}_plugin") for version in CUDA_VERSIONS):
+        return ""
+    return (
+        "this machine has an NVIDIA GPU, but jax has no CUDA plugin and uses the CPU: "
+        "pip install jaxdet[cuda]; JAX_PLATFORMS=cpu chooses the CPU"
+    )
+
+
 def check_batch(batch: int, devices: Sequence[Device], option: str = "--batch") -> None:
-    """Raise InputError unless the devices can share a batch equally."""
+    """Raise InputError unless the devices can split a batch equally."""
     if batch < 1 or batch % len(devices):
         raise InputError(
             f"{option} must be a positive multiple of {len(devices)}, the number of devices, got "
@@ -36,7 +60,7 @@ def check_batch(batch: int, devices: Sequence[Device], option: str = "--batch") 
 
 
 def replicate(tree: Tree, devices: Sequence[Device]) -> Tree:
-    """Arrays copied whole to every device; do this once, before the loop."""
+    """Copies of all arrays on every device; call it once, before the loop."""
     mesh = Mesh(np.array(devices), (AXIS,))
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
@@ -52,11 +76,25 @@ def compile_step(
     """`step(*args, axis=)` compiled for the devices.
 
     The first `replicated` arguments are the same on every device; the last one is a tree of rows
-    [B, ...] that the devices share.  `out_axes` is as in `pmap`: None for replicated results, 0 for
-    rows, which several devices return as [devices, B / devices, ...] (`unshard` them on the host).
+    [B, ...] that are split over the devices.  `out_axes` is as in `pmap`: None for replicated
+    results, 0 for rows, which several devices return as [devices, B / devices, ...] (`unshard` them
+    on the host).
     """
     if len(devices) == 1:
-        return jax.jit(partial(step, axis=None), donate_argnums=donate)
+        return compiler.jit(partial(step, axis=None), donate_argnums=donate)
+    options = {"replicated": replicated, "out_axes": out_axes, "donate": donate}
+    return _compile_on_devices(step, devices, **options)
+
+
+def compile_pmap(
+    step: Callable,
+    devices: Sequence[Device],
+    *,
+    replicated: int,
+    out_axes: int | tuple[int | None, ...] | None = None,
+    donate: tuple[int, ...] = (),
+) -> Callable:
+    """`compile_step` for several devices by `jax.pmap`, which takes no compiler options."""
 
     @partial(
         jax.pmap,
@@ -73,6 +111,45 @@ def compile_step(
         return parallel_step(*args[:replicated], shard(args[replicated], len(devices)))
 
     return call
+
+
+def compile_shard_map(
+    step: Callable,
+    devices: Sequence[Device],
+    *,
+    replicated: int,
+    out_axes: int | tuple[int | None, ...] | None = None,
+    donate: tuple[int, ...] = (),
+) -> Callable:
+    """`compile_step` for several devices by `jax.shard_map`: equals `compile_pmap` bit for bit."""
+    whole, split = PartitionSpec(), PartitionSpec(AXIS)
+    axes = out_axes if isinstance(out_axes, tuple) else (out_axes,)
+
+    @partial(jax.jit, donate_argnums=donate)
+    @partial(
+        jax.shard_map,
+        mesh=Mesh(np.array(devices), (AXIS,)),
+        in_specs=(whole,) * replicated + (split,),
+        out_specs=tuple(whole if axis is None else split for axis in axes),
+        check_vma=False,  # as in pmap: `psum` of what is the same on all devices
+    )
+    def parallel_step(*args):
+        results = step(*args, axis=AXIS)
+        results = results if isinstance(out_axes, tuple) else (results,)
+        pairs = zip(axes, results, strict=True)
+        return tuple(
+            result if axis is None else jax.tree.map(lambda row: row[None], result)
+            for axis, result in pairs
+        )
+
+    def call(*args):
+        results = parallel_step(*args)
+        return results if isinstance(out_axes, tuple) else results[0]
+
+    return call
+
+
+_compile_on_devices = compile_pmap  # or compile_shard_map: the same bits
 
 
 def shard(rows: Tree, count: int) -> Tree:

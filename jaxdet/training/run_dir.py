@@ -1,51 +1,145 @@
 """A run is a folder: `config.json`, `environment.json`, `metrics.jsonl`, `checkpoints/`, `plots/`.
 
-A run with a time budget has `seconds.json` as well.  Every file is written beside its final name
-and then moved there, so that a run killed at any moment leaves whole files only.
+`seconds.json` has the wall time of its processes, and a run of `objects` has `splits/`;
+docs/runs.md describes all files.  A new run folder, and every file in it, is written under a
+temporary name and then moved, so that a run killed at any moment leaves complete files only.  Files
+are checked when they are read.
 """
 
+import errno
+import fcntl
+import hashlib
 import json
+import math
 import os
 import platform
+import re
 import shutil
+import socket
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata as packages
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NotRequired, TypedDict
+
+import numpy as np
 
 import jaxdet
-from jaxdet import files, migrations
-from jaxdet.errors import InputError
+from jaxdet import files, migrations, tables
+from jaxdet.errors import InputError, printable
+from jaxdet.kernels import compiler
 from jaxdet.types import Device
 
 SCHEMA = 2  # of config.json; raised when a field changes its name or meaning
+FORMER_FLAG = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+PATHS = ("root", "split_files", "weights")  # options that name a file or folder, which may move
+CONFIG, METRICS, LOCK = "config.json", "metrics.jsonl", "lock"
+DRAFT = "run.partial"  # temporary name of a new run, if it must be built inside its folder
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # errors of file systems without locks
+REMEDY = "restore it, or train again"
+WITHOUT_METRICS = "restore or remove it: checkpoints do not need it"
+STEP_OF_LINE = re.compile(rb'^{"step": (\d+)', re.MULTILINE)
+MAX_RECORD = 2**32  # bytes of the arrays of one image
+MAX_OWNER = 200  # characters shown of a lock's owner
 
 
 class RunConfig(NamedTuple):
-    """What `config.json` holds, by present names."""
+    """The content of `config.json`, by present names."""
 
     system: str
     config: dict[str, Any]  # fields of the configuration
     metadata: dict[str, Any]  # classes, input shape, normalization, record of the data
 
 
+class Metadata(TypedDict, total=False):
+    """Description of a run's data, so that predicting does not need them."""
+
+    classes: list[str]
+    input: list[int]  # height, width and channels of the network's input
+    normalization: str
+    category_ids: list[int]  # ids of the classes in the files of the data
+    record: dict[str, list[Any]]  # data type and shape of each array of a record
+
+
+class Versioned(TypedDict):
+    """The part of `config.json` that all versions have."""
+
+    schema: int
+
+
+class ConfigFile(Versioned):
+    """The content of `config.json`; schema 1 called the metadata `about`."""
+
+    system: str
+    config: dict[str, Any]
+    metadata: NotRequired[Metadata]
+    about: NotRequired[Metadata]
+
+
+class Scores(TypedDict):
+    """Validation scores of an evaluation; other keys are allowed."""
+
+    loss: float
+
+
+class Times(TypedDict):
+    """Seconds of training since the last evaluation, and of this evaluation."""
+
+    train: float
+    eval: float
+
+
+class MetricsLine(TypedDict):
+    """A line of `metrics.jsonl`: an evaluation during training."""
+
+    step: int
+    epoch: int
+    train: dict[str, float] | None
+    val: Scores
+    time: Times
+
+
+class Environment(TypedDict, total=False):
+    """The content of `environment.json`."""
+
+    packages: dict[str, str]
+    devices: list[str]
+    flags: str
+    compiler_options: dict[str, str]
+    threads: int
+
+
+class Seconds(TypedDict):
+    """The content of `seconds.json`."""
+
+    used: float
+
+
 def is_occupied(folder: str | Path) -> bool:
-    """Whether a folder holds anything but a configuration that was never finished."""
+    """Whether a folder holds anything other than an unfinished draft of a run."""
     folder = Path(folder)
     if not folder.is_dir():
         return folder.exists()
-    return any(path.name != "config.json.partial" for path in folder.iterdir())
+    if (folder / DRAFT).is_dir() and not is_run(folder):
+        return False
+    return any(path.name not in (f"{CONFIG}.partial", LOCK) for path in folder.iterdir())
 
 
 def check_vacant(folder: str | Path, *, overwrite: bool = False) -> None:
-    """Refuse a folder that holds something, unless it is a run and `overwrite` is given."""
+    """Raise InputError for an occupied folder, unless it is a run and `overwrite` is given."""
     folder = Path(folder)
     if not is_occupied(folder):
         return
     if not is_run(folder):
-        raise InputError(f"{folder} is not a run (no config.json) and will not be replaced")
+        raise InputError(f"{folder} is not a run (no {CONFIG}) and will not be replaced")
+    try:
+        files.load_json(folder / CONFIG, ConfigFile)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{folder} will not be replaced: its {CONFIG} is not that of a run "
+            f"({files.reason(error)}); choose another --out, or remove the folder yourself"
+        ) from None
     if not overwrite:
         raise InputError(
             f"{folder} exists; continue it with --resume, replace it with --overwrite, "
@@ -53,21 +147,155 @@ def check_vacant(folder: str | Path, *, overwrite: bool = False) -> None:
         )
 
 
-def create(folder: str | Path) -> None:
-    """An empty run folder in place of any run that stood there."""
-    folder = Path(folder)
-    for path in folder.glob("*/"):  # config.json goes last: until then it is a run to replace
+class Lock:
+    """An exclusive lock for writing into a run folder, held until released or the process ends.
+
+    Raises InputError, which names the owner, if another process holds it.  Reading needs no lock.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.file: int | None = _open_locked(self.folder)
+        os.ftruncate(self.file, 0)
+        os.write(self.file, f"process {os.getpid()} on {socket.gethostname()}".encode())
+
+    def __enter__(self) -> "Lock":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Release the lock and remove its file."""
+        if self.file is not None:
+            if _is_at(self.folder / LOCK, self.file):
+                (self.folder / LOCK).unlink()
+            os.close(self.file)
+            self.file = None
+
+
+def _open_locked(folder: Path) -> int:
+    """File descriptor of a folder's lock file, opened and locked."""
+    path = folder / LOCK
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in WITHOUT_LOCKS:
+                return file
+            owner = os.read(file, MAX_OWNER).decode(errors="replace") or "another process"
+            os.close(file)
+            raise InputError(
+                f"{folder} is being trained by {printable(owner)}; wait for it, or choose another "
+                f"--out"
+            ) from None
+        if _is_at(path, file):
+            return file
+        os.close(file)  # meanwhile, its owner has removed it or moved its folder
+
+
+def _is_at(path: Path, file: int) -> bool:
+    """Whether a path refers to this open file."""
+    return path.exists() and os.path.samestat(os.stat(path), os.fstat(file))
+
+
+def create(
+    folder: str | Path,
+    system: str,
+    config: Mapping[str, Any],
+    metadata: Mapping[str, Any],
+    texts: Iterable[tuple[str, str]] = (),
+    *,
+    fill: Callable[[Path], object] = lambda draft: None,
+    overwrite: bool = False,
+) -> Lock:
+    """Create a run folder and return its lock; see `check_vacant` for `overwrite`.
+
+    texts: (relative path, text) of further files.
+    fill: called with the folder before it is moved to its final place, to add more to it.
+
+    The folder appears complete; a run that it replaces is removed only then.
+    """
+    folder = Path(os.path.realpath(folder))
+    draft = _make_draft(folder)
+    lock = Lock(draft)
+    try:
+        check_vacant(folder, overwrite=overwrite)
+        _empty(draft)
+        for name, text in texts:
+            write_text(draft, name, text)
+        write_config(draft, system, config, metadata)
+        fill(draft)
+        if folder.is_dir():
+            with Lock(folder):
+                _empty(folder, draft)
+        _move(draft, folder)
+    except BaseException:
+        _empty(draft)
+        lock.release()
+        draft.rmdir()
+        raise
+    lock.folder = folder
+    return lock
+
+
+def _make_draft(folder: Path) -> Path:
+    """A folder in which to build a run: next to its final place or, if that fails, inside it."""
+    draft = folder.with_name(f"{folder.name}.partial")
+    try:
+        draft.mkdir(parents=True, exist_ok=True)
+        if not folder.is_dir() or os.access(folder.parent, os.W_OK) and not folder.is_mount():
+            return draft
+        draft.rmdir()
+    except OSError:
+        if not folder.is_dir():
+            raise
+    draft = folder / DRAFT
+    draft.mkdir(exist_ok=True)
+    return draft
+
+
+def copy_records(folder: Path, other: Path) -> None:
+    """Copy splits, metrics, versions and times of a run to another run folder."""
+    for name in ("environment.json", METRICS, "seconds.json"):
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, other / name)
+    if (folder / "splits").is_dir():
+        shutil.copytree(folder / "splits", other / "splits", dirs_exist_ok=True)
+
+
+def _move(draft: Path, folder: Path) -> None:
+    """Move a draft to its final place, an empty or missing folder; its configuration last."""
+    if draft.parent != folder:
+        draft.replace(folder)
+        return
+    for path in sorted(draft.iterdir(), key=lambda path: path.name == CONFIG):
+        path.replace(folder / path.name)
+    draft.rmdir()
+
+
+def _empty(folder: Path, draft: Path | None = None) -> None:
+    """Remove everything but the lock and a draft; the configuration last, as it marks a run."""
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == CONFIG):
+        if path.name != LOCK and path != draft:
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder; of a symbolic link, only the link."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
+    else:
+        path.unlink()
 
 
 def write_config(
     folder: str | Path, system: str, config: Mapping[str, Any], metadata: Mapping[str, Any]
 ) -> None:
-    """Write `config.json`: what resuming and evaluation need besides the checkpoints."""
+    """Write `config.json`, which resuming and evaluation need besides the checkpoints."""
     content = {"schema": SCHEMA, "system": system, "config": config, "metadata": metadata}
-    files.write_json(Path(folder) / "config.json", content)
+    files.write_json(Path(folder) / CONFIG, content)
 
 
 def write_text(folder: str | Path, name: str, text: str) -> None:
@@ -78,36 +306,79 @@ def write_text(folder: str | Path, name: str, text: str) -> None:
 
 
 def is_run(folder: str | Path) -> bool:
-    """Whether a folder is a run: whether it has a configuration."""
-    return (Path(folder) / "config.json").is_file()
+    """Whether a folder is a run, that is, has a `config.json`."""
+    return (Path(folder) / CONFIG).exists()
 
 
 def read_config(folder: str | Path) -> RunConfig:
-    """What `config.json` holds; files of schema 1 are translated.
+    """The content of `config.json`, with renamed options and values replaced.
 
-    InputError where it is missing, damaged, or of a newer schema.
+    Raises InputError if it is missing, damaged, or of a newer schema.
     """
-    path = Path(folder) / "config.json"
-    if not path.is_file():
+    path = Path(folder) / CONFIG
+    if not is_run(folder):
+        raise InputError(f"{folder} is not a run: it has no {CONFIG}; give the --out of a training")
+    schema = _read(path, Versioned)["schema"]
+    if not 1 <= schema <= SCHEMA:
         raise InputError(
-            f"{folder} is not a run: it has no config.json; give the --out of a training"
+            f"{path} has schema {schema}{_writer(folder)}; jaxdet {jaxdet.__version__} reads "
+            f"schemas 1 to {SCHEMA}: install the version that wrote it"
         )
+    content = _read(path, ConfigFile)
+    system, config = content["system"], content["config"]
+    metadata = content.get("about" if schema == 1 else "metadata")
+    _check_record(path, metadata or {})
+    if metadata is None:
+        raise InputError(f"{path} must have 'metadata'; {REMEDY}")
     try:
-        content = json.loads(path.read_text())
-        schema, system = int(content["schema"]), str(content["system"])
-        config = dict(content["config"])
-        metadata = dict(content["about" if schema == 1 else "metadata"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} cannot be read ({error}); restore it or train again") from None
-    if schema > SCHEMA or schema < 1:
-        raise InputError(
-            f"{path} has schema {schema}; jaxdet {jaxdet.__version__} reads schemas 1 to {SCHEMA}: "
-            f"install the version that wrote it"
-        )
-    if schema == 1:
-        config = migrations.migrate_names(system, config)
-        metadata = migrations.migrate_metadata(system, config, metadata)
-    return RunConfig(system, migrations.migrate_values(system, config), metadata)
+        if schema == 1:
+            config = migrations.migrate_names(system, config)
+            metadata = migrations.migrate_metadata(system, config, metadata)
+        return RunConfig(system, migrations.migrate_values(system, config), metadata)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged ({error!r}); {REMEDY}") from None
+
+
+def _writer(folder: str | Path) -> str:
+    """The version of jaxdet that wrote a run of a newer schema, as far as it can be read."""
+    try:
+        environment = files.load_json(Path(folder) / "environment.json", Environment)
+    except (OSError, ValueError):
+        return ""
+    version = environment.get("packages", {}).get("jaxdet", "")
+    return f" of jaxdet {version}" if version else ""
+
+
+def _check_record(path: Path, metadata: Metadata) -> None:
+    """Raise InputError unless arrays can have the types and shapes of the record of the data."""
+    for name, spec in metadata.get("record", {}).items():
+        try:
+            kind, shape = spec
+            fits = all(type(n) is int and n >= 0 for n in shape)
+            fits = fits and np.dtype(kind).itemsize * math.prod(shape) <= MAX_RECORD
+        except (TypeError, ValueError):
+            fits = False
+        if not fits:
+            raise InputError(f"{path} is damaged (metadata.record.{name} is no array); {REMEDY}")
+
+
+def config_digest(folder: str | Path) -> str | None:
+    """sha256 of the content of `config.json` without `PATHS`; None if it cannot be read."""
+    try:
+        content = files.load_json(Path(folder) / CONFIG, ConfigFile)
+    except (OSError, ValueError):
+        return None
+    config = {name: value for name, value in content["config"].items() if name not in PATHS}
+    text = json.dumps(content | {"config": config}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read(path: Path, kind: Any) -> Any:
+    """The content of a JSON file of a run; InputError if it is damaged."""
+    try:
+        return files.load_json(path, kind)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({files.reason(error)}); {REMEDY}") from None
 
 
 def read_metadata(folder: str | Path) -> dict[str, Any]:
@@ -121,56 +392,149 @@ def write_environment(folder: str | Path, devices: Sequence[Device]) -> None:
 
 
 def read_environment(folder: str | Path) -> dict[str, Any]:
-    """What `write_environment` wrote; {} without a file."""
+    """The content of `environment.json`; {} without a file, InputError if it is damaged."""
     path = Path(folder) / "environment.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return _read(path, Environment) if path.exists() else {}
 
 
 def environment(devices: Sequence[Device]) -> dict[str, Any]:
-    """What figures depend on besides the code: versions, processor, devices, flags."""
-    versions = {name: packages.version(name) for name in PACKAGES}
+    """Conditions of measured figures: versions, processor, devices, flags, compiler options."""
+    versions = {name: _version(name) for name in PACKAGES}
     return {
         "python": platform.python_version(),
         "packages": {"jaxdet": jaxdet.__version__, **versions},
         "platform": platform.platform(),
         "processors": os.cpu_count(),
+        "threads": _cpu_threads(),
         "devices": [device.device_kind for device in devices],
         "flags": os.environ.get("XLA_FLAGS", ""),
+        "compiler_options": compiler.compiler_options() or {},
         "malloc": os.environ.get("GLIBC_TUNABLES", ""),
     }
 
 
+def environment_changes(folder: str | Path, devices: Sequence[Device]) -> list[str]:
+    """What makes a resumed run differ in the last bits: "threads 16, now 2" and the like.
+
+    The number of threads and the options of the compiler matter on a CPU only.
+    """
+    before, now = _flag_as_option(read_environment(folder)), environment(devices)
+    on_cpu = {"threads", "compiler_options"} if devices[0].platform == "cpu" else set()
+    kinds = {"devices", "flags", *on_cpu}
+    pairs = {name: (before[name], now[name]) for name in sorted(kinds & before.keys())}
+    versions = before.get("packages", {})
+    pairs |= {
+        name: (versions[name], now["packages"][name])
+        for name in ("jax", "jaxlib")
+        if name in versions
+    }
+    return [
+        f"{name} {_short(old)}, now {_short(new)}"
+        for name, (old, new) in pairs.items()
+        if old != new
+    ]
+
+
+def _flag_as_option(before: dict[str, Any]) -> dict[str, Any]:
+    """An environment written when a flag of the command had the effect of `compiler.OPTIONS`."""
+    if "flags" not in before or "compiler_options" in before:
+        return before
+    flags = before["flags"].split()
+    options = compiler.OPTIONS if FORMER_FLAG in flags else {}
+    flags = " ".join(flag for flag in flags if flag != FORMER_FLAG)
+    return before | {"flags": flags, "compiler_options": options}
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        value = [f"{name}={each}" for name, each in value.items()]
+    return (" ".join(map(str, value)) if isinstance(value, list) else str(value)) or "none"
+
+
+def _version(package: str) -> str:
+    """The version of an installed package; "" where it has no metadata."""
+    try:
+        return packages.version(package)
+    except packages.PackageNotFoundError:
+        return ""
+
+
+def _cpu_threads() -> int:
+    """Number of threads of XLA on a CPU: NPROC, or the processors that the process may use."""
+    given = os.environ.get("NPROC", "")
+    if given.isdecimal():
+        return int(given)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def append_metrics(folder: str | Path, line: Mapping[str, Any]) -> None:
     """Append a JSON object to `metrics.jsonl`; it is on disk when this returns."""
-    files.write_synced(Path(folder) / "metrics.jsonl", "a", json.dumps(line) + "\n")
+    files.write_synced(Path(folder) / METRICS, "a", json.dumps(line) + "\n")
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
-    """All complete lines of `metrics.jsonl`; one cut short by a kill is left out."""
-    path = Path(folder) / "metrics.jsonl"
-    lines = path.read_text().split("\n")[:-1] if path.is_file() else []
-    return [json.loads(line) for line in lines]
+    """All complete lines of `metrics.jsonl`; one cut short by a kill is left out.
+
+    Raises InputError for a damaged line, and for a step that is not above that of the line before.
+    """
+    path = Path(folder) / METRICS
+    try:
+        lines = files.read_text(path).split("\n")[:-1] if path.exists() else []
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({files.reason(error)}); {WITHOUT_METRICS}") from None
+    metrics: list[dict[str, Any]] = []
+    for number, text in enumerate(lines, 1):
+        try:
+            metrics.append(files.parse_json(text, MetricsLine))
+            steps = [line["step"] for line in metrics[-2:]]
+            if steps != sorted(set(steps)):
+                raise ValueError(f"step must be above {steps[0]}, got {steps[1]}")
+        except ValueError as error:
+            place = f"{path}, line {number}"
+            raise InputError(f"{place} is damaged ({error}); {WITHOUT_METRICS}") from None
+    return metrics
+
+
+def count_metrics(folder: str | Path, step: int) -> int:
+    """Number of lines of `metrics.jsonl` up to a step, damaged or not."""
+    path = Path(folder) / METRICS
+    content = path.read_bytes() if path.is_file() else b""
+    return sum(int(number) <= step for number in STEP_OF_LINE.findall(content))
 
 
 def drop_metrics(folder: str | Path, after: int) -> None:
-    """Remove the lines of steps beyond `after`, where training continues."""
+    """Remove the lines of `metrics.jsonl` for steps beyond `after`, from which training resumes."""
     kept = [line for line in read_metrics(folder) if line["step"] <= after]
     text = "".join(json.dumps(line) + "\n" for line in kept)
-    files.write_text(Path(folder) / "metrics.jsonl", text)
+    files.write_text(Path(folder) / METRICS, text)
 
 
 def best_line(metrics: Iterable[Mapping[str, Any]], score: str) -> Mapping[str, Any]:
     """The line of `metrics.jsonl` with the highest validation `score`; {} without any.
 
-    Ties go to the lower loss, as for the best checkpoint.
+    Ties go to the lower loss, as for the best checkpoint.  InputError for an unknown score.
     """
-    return max(metrics, key=lambda line: (line["val"][score], -line["val"]["loss"]), default={})
+    return max(
+        metrics,
+        key=lambda line: (score_value(line["val"], score), -line["val"]["loss"]),
+        default={},
+    )
+
+
+def score_value(scores: Mapping[str, Any], name: str) -> float:
+    """The score called `name`; InputError, about `--best`, if there is no such number."""
+    value = scores.get(name)
+    if not tables.is_number(value):
+        known = ", ".join(key for key, each in scores.items() if tables.is_number(each))
+        raise InputError(f"--best must be one of {known}, got {name}")
+    return value
 
 
 def epoch_seconds(metrics: Iterable[Mapping[str, Any]]) -> float | None:
     """Median training seconds per epoch from the lines of `metrics.jsonl`; None without any.
 
-    Of an even number it is the lower one: the first epoch includes compilation.
+    Of an even number of epochs, the lower of the two middle values, since the first epoch includes
+    compilation.
     """
     seconds = [line["time"]["train"] for line in metrics if line["train"]]
     return statistics.median_low(seconds) if seconds else None
@@ -187,8 +551,8 @@ def write_seconds(folder: str | Path, seconds: float) -> None:
 
 
 def read_seconds(folder: str | Path) -> float:
-    """What `write_seconds` wrote; without a file, the `total_seconds` of the metrics."""
+    """The value of `write_seconds`; without a file, the `total_seconds` of the metrics."""
     path = Path(folder) / "seconds.json"
-    if path.is_file():
-        return json.loads(path.read_text())["used"]
+    if path.exists():
+        return _read(path, Seconds)["used"]
     return total_seconds(read_metrics(folder))

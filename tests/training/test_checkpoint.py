@@ -1,7 +1,9 @@
+import ast
 import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -102,6 +104,30 @@ def test_a_state_is_restored_bit_for_bit_from_its_abstract_shape(tmp_path):
     step, restored = checkpoint.restore(tmp_path, jax.eval_shape(make_state))
     assert step == 7
     assert bits(restored) == bits(state)
+
+
+def test_the_next_interface_of_orbax_reads_the_folder(run):
+    """So that it can take the place of the calls in `checkpoint`, see its three functions."""
+    from orbax.checkpoint import v1
+
+    found = v1.load(path_of(run, 3) / "state")
+    expected = make_state(3.0)
+    assert found["params"].keys() == expected.params.keys()
+    for name, array in expected.params.items():
+        np.testing.assert_array_equal(found["params"][name], array, strict=True)
+    np.testing.assert_array_equal(found["key"], jax.random.key_data(expected.key))
+    assert int(found["step"]) == 7
+
+
+def test_all_calls_of_orbax_are_in_three_functions():
+    tree = ast.parse(Path(checkpoint.__file__).read_text())
+    used = {
+        function.name
+        for function in tree.body
+        if isinstance(function, ast.FunctionDef)
+        and any(isinstance(node, ast.Name) and node.id == "ocp" for node in ast.walk(function))
+    }
+    assert used == {"_write", "_read", "_read_shapes"}
 
 
 def test_a_checkpoint_does_not_depend_on_the_number_of_devices(tmp_path):
@@ -270,8 +296,8 @@ import jax.numpy as jnp
 from jaxdet.training import checkpoint
 
 run = sys.argv[1]
+noise = {"x": jnp.sin(jnp.arange(30000.0) ** 2)}  # compiled, and cached, before the disk is full
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
-noise = {"x": jnp.sin(jnp.arange(30000.0) ** 2)}
 try:
     checkpoint.save(run, 3, noise, score=(1.0, 0.0))
 except OSError as error:

@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 
 from jaxdet import configs, files
-from jaxdet.cli import main as cli
 from jaxdet.config import from_json, task_hparams
 from jaxdet.configs.digits import Config
 from jaxdet.data.sources import ArraySource
@@ -30,6 +29,7 @@ from jaxdet.training import state as training_state
 from jaxdet.training.experiment import Experiment
 from jaxdet.training.progress import Progress
 from tests import tiny
+from tests.cli.test_main import main
 
 # Two epochs of three steps, two steps per update, with moving averages; evaluations of two batches.
 ROWS = 40
@@ -130,7 +130,7 @@ def train(monkeypatch, cache):
 
 
 def outcome(folder, experiment):
-    """Everything that a complete run leaves: last state, best step, metrics."""
+    """Result of a complete run: last state, best step, metrics."""
     like = jax.eval_shape(training_state.init_fn(experiment))
     step, state = checkpoint.restore(folder, like, warn=pytest.fail)
     return step, fingerprint(state), checkpoint.best(folder), metrics(folder)
@@ -210,9 +210,9 @@ def killed_at(number):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_dir, "append_metrics", append)
         patch.setattr(files, "write_text", write)
-        patch.setattr(
-            checkpoint, "shutil", SimpleNamespace(rmtree=remove, disk_usage=shutil.disk_usage)
-        )
+        for module in (checkpoint, run_dir):
+            own = SimpleNamespace(rmtree=remove, disk_usage=shutil.disk_usage)
+            patch.setattr(module, "shutil", own)
         yield
 
 
@@ -253,16 +253,18 @@ def test_a_run_that_saves_often_and_is_killed_gives_the_same_bits(tmp_path, trai
         assert outcome(folder, experiment) == expected
 
 
-# From here on, runs are processes that are really killed.
+# From here on, runs are those of the command; what is terminated or killed is a process.
 
 OPTIONS = [*tiny.WORDS, "--ema", "0.9", "--accumulate", "2"]
 OPTIONS[OPTIONS.index("--epochs") + 1] = "4"
 
 
 def launch(out, *options):
-    """A training in a process of its own."""
+    """A training in a process of its own, which is compiled as in this one."""
     command = [sys.executable, "-m", "jaxdet", "train", "digits", "--out", str(out), *options]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
 def finish(process):
@@ -283,40 +285,54 @@ def send(process, run, number, *, evaluations):
     process.send_signal(number)
 
 
-def outcome_of_process(run):
+def outcome_of_command(run):
     """The outcome of a run, with the configuration of its folder."""
     config = from_json(Config, run_dir.read_config(run).config)
     return outcome(run, configs.build("digits", config))
+
+
+def call(*options):
+    """Exit code of `jaxdet train digits` in this process."""
+    return main("train", "digits", *options)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """An uninterrupted run."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    finish(launch(run, *OPTIONS))
+    assert call("--out", run, *OPTIONS) == 0
     return run
 
 
-def test_a_run_terminated_preempted_and_killed_gives_the_same_bits(tmp_path, whole):
+def assert_stopped(run, out):
+    """A training has said at which step it was stopped, before its end, and has saved that step."""
+    (step,) = re.findall(r"stopped at step (\d+) of 84", out)
+    assert int(step) == checkpoint.steps(run)[-1] < 84
+
+
+def test_a_run_terminated_preempted_and_killed_gives_the_same_bits(
+    tmp_path, whole, capsys, monkeypatch
+):
     run = tmp_path / "run"
-    for number, evaluations in ((signal.SIGTERM, 1), (signal.SIGUSR1, 2)):
-        process = launch(run, *OPTIONS, "--resume")
-        send(process, run, number, evaluations=evaluations)
-        stopped = re.search(r"stopped at step (\d+) of 84", finish(process))
-        assert int(stopped[1]) == checkpoint.steps(run)[-1] < 84
+    process = launch(run, *OPTIONS, "--resume")
+    send(process, run, signal.SIGTERM, evaluations=1)
+    assert_stopped(run, finish(process))
+
+    def preempted(folder, line, append=run_dir.append_metrics):
+        append(folder, line)
+        signal.raise_signal(signal.SIGUSR1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_dir, "append_metrics", preempted)
+        assert call("--out", run, "--resume") == 0
+    assert_stopped(run, capsys.readouterr().out)
+
     process = launch(run, "--resume")
     send(process, run, signal.SIGKILL, evaluations=3)
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
-    finish(launch(run, "--resume"))
-    assert outcome_of_process(run) == outcome_of_process(whole)
-
-
-@pytest.fixture
-def call(monkeypatch):
-    """`jaxdet train digits` in this process, whose environment is restored."""
-    monkeypatch.setattr(os, "environ", os.environ.copy())
-    return lambda *options: cli.main(["train", "digits", *map(str, options)])
+    assert call("--out", run, "--resume") == 0
+    assert outcome_of_command(run) == outcome_of_command(whole)
 
 
 def run_files(run):
@@ -326,7 +342,7 @@ def run_files(run):
 
 
 @pytest.mark.parametrize("options", [[], OPTIONS, ["--epochs", "4"]], ids=["none", "all", "one"])
-def test_resuming_a_complete_run_changes_nothing(whole, call, options, capsys):
+def test_resuming_a_complete_run_changes_nothing(whole, options, capsys):
     before = run_files(whole)
     assert call("--out", whole, "--resume", *options) == 0
     assert run_files(whole) == before
@@ -344,7 +360,7 @@ def test_resuming_a_complete_run_changes_nothing(whole, call, options, capsys):
     ],
     ids=lambda options: options[0],
 )
-def test_an_option_that_differs_from_the_run_is_refused_by_name(whole, call, options, capsys):
+def test_an_option_that_differs_from_the_run_is_refused_by_name(whole, options, capsys):
     before = run_files(whole)
     assert call("--out", whole, "--resume", *options) == 2
     flag = options[0].replace("--no-", "--")
