@@ -46,6 +46,7 @@ models: {models}
 `jaxdet COMMAND --help` and `jaxdet train SYSTEM --help` list every option."""
 
 HELP = ("-h", "--help")
+JAX_NOTE = "JAX has removed its internal frames"  # note that tracing adds to an exception
 DATA_COMMANDS = ("inspect", "split", "preview")  # jaxdet data COMMAND SYSTEM
 VERIFY_COMMANDS = ("dev", "test", "pair", "pairs", "probe")
 COMMAND_USAGE = {  # commands that need a second word
@@ -181,9 +182,9 @@ def _run(command: str, *arguments: Any) -> int:
 
 
 def _report_error(error: object, code: int = 2) -> int:
-    """Print an error in one line, and its notes, which may be tables, below."""
-    lines = [f"jaxdet: error: {printable(str(error))}", *getattr(error, "__notes__", ())]
-    print("\n".join(lines), file=sys.stderr)
+    """Print an error in one line, and below it its notes, such as tables, but not those of JAX."""
+    notes = [note for note in getattr(error, "__notes__", ()) if JAX_NOTE not in note]
+    print("\n".join([f"jaxdet: error: {printable(str(error))}", *notes]), file=sys.stderr)
     return code
 
 

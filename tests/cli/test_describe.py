@@ -19,8 +19,8 @@ from tests.profiling.test_roofline import hurry
 def run(tmp_path, monkeypatch):
     """The folder of a run with nothing but its configuration, in the working folder."""
     monkeypatch.chdir(tmp_path)
-    run_dir.create("run")
-    run_dir.write_config("run", "digits", asdict(tiny.CONFIG), {"classes": list("0123456789")})
+    metadata = {"classes": list("0123456789"), "input": [56, 56, 1]}
+    run_dir.create("run", "digits", asdict(tiny.CONFIG), metadata).release()
     return tmp_path / "run"
 
 
