@@ -87,9 +87,9 @@ def read_identities(options: VerificationFolders) -> dict[str, list[LabeledImage
 
 
 def _write_probes(out: Path, part: str, probes: Sequence[tuple[LabeledImage, str]]) -> None:
-    """The images of a part, named by their index, and the table of their labels.
+    """Write the images of a part, named by their index, and the table of their labels.
 
-    The test part gets a sample submission as well.
+    For the test part, a sample submission is written as well.
     """
     for i, (image, _) in enumerate(probes):
         _copy(image, out / f"unknown_{part}" / f"{i:05d}.{image.file.rpartition('.')[2]}")

@@ -13,7 +13,7 @@ test scans, in 3.3 minutes on 2 CPU cores.  On MNIST (four idx or idx.gz files i
 gives accuracy 0.9854, mean IoU 0.8921, IoU >= .5 on 1.0 and both correct 0.9854 on all 10,000 test
 digits, in 36 min 18 s on 2 CPU cores (one run, one seed; 23 minutes of it beside other work).  With
 18 epochs and other initial values: 0.9865, 0.8950, 1.0, 0.9865 in 53 minutes beside other work.
-Training and validation accuracy still rise together at the end: more or faster steps are missing.
+Training and validation accuracy still rise together at the end: longer training should help.
 
 Tried in prototypes, one seed each (accuracy / mean IoU):
 - A box weight of 50 to 100 from the first step prevents the classes from being learned (0.18 to
@@ -51,17 +51,18 @@ class Config(TrainConfig):
     """embedded (scikit-learn's 1,797 scans), mnist (idx files in --root), or tfds:NAME, a prepared
     set in ~/tensorflow_datasets or the folder that TFDS_DATA_DIR names"""
     root: str = ""
-    """folder of the data"""
+    """folder of the idx files, or of the prepared tfds sets"""
     split_seed: int = 0
-    """seed that draws the test digits from those held out"""
+    """seed of the random choice of test digits among those held out"""
     canvas: int = 64
-    """side of the image in pixels"""
+    """side of the canvas, the network's input, in pixels"""
     rotate: float = 30.0
     """largest random rotation in degrees"""
     scale: tuple[float, float] = (0.75, 1.25)
     """range of the random scale of digits"""
     layout: str = "c6s2,c4s2,c3,c3,c3"
-    """convolutions (c) and pools (p): kernel size, then s and the stride"""
+    """convolutions (c) and max pools (p) before the fully connected layers, with kernel size and,
+    after s, stride, such as c5,p2,c3s2"""
     channels: tuple[int, ...] = (16, 32, 48, 48, 64)
     """channels of each convolution"""
     fc_widths: tuple[int, ...] = (96, 96)
@@ -69,21 +70,21 @@ class Config(TrainConfig):
     window: int = 44
     """side of the window in pixels"""
     mask_loss_by: Literal["both", "truth"] = "both"
-    """windows that learn class and box: those that hold the digit (truth), or of these the ones
-    that detect it too (both)"""
+    """windows whose class and box losses count: all that hold the digit (truth), or those of them
+    that also detect it (both)"""
     reduction: Literal["sum", "mean"] = "sum"
-    """sum or mean of the loss over images and windows"""
+    """how losses of images and windows are combined"""
     class_weight: float = 1.0
     """weight of the classification loss"""
     box_weight: float = 150.0
     """final weight of the box loss"""
     box_weight_start: float = 2.0
-    """initial weight of the box loss; a large one prevents the classes from being learned"""
+    """initial weight of the box loss; with a large one, the classes are not learned"""
     box_weight_ramp: tuple[float, float] = (0.03, 0.8)
     """fractions of the run between which the weight of the box loss grows, geometrically"""
     window_selection: Literal["class", "product", "merge"] = "class"
-    """window that answers: highest class score, highest product with the detection score, or the
-    weighted mean of all windows"""
+    """how the prediction is made from all windows: the window with the highest class score, the one
+    with the highest class score times detection score, or the weighted mean of all"""
     best: Literal["right_iou", "joint", "accuracy", "iou", "iou50"] = "right_iou"
     """validation score that selects the best checkpoint (right_iou: IoU, 0 where the label is
     wrong; joint: correct label and IoU of at least .5); ties go to the lower loss"""
@@ -123,7 +124,7 @@ def build(config: Config) -> "Experiment":
 def from_splits(
     config: Config, classes: tuple[str, ...], splits: "dict[str, Source]"
 ) -> "Experiment":
-    """The experiment of a `Config` for digits that are read already."""
+    """The experiment of a `Config` for given sources, {split: source}."""
     from jaxdet.data import images
     from jaxdet.ops import augment
     from jaxdet.tasks.sliding_window import SlidingWindowTask
@@ -157,7 +158,7 @@ def from_splits(
 
 
 def check(config: Config) -> None:
-    """Refuse values that no training can use, before any digit is read."""
+    """Raise InputError for invalid options, before any digit is read."""
     for name in ("channels", "fc_widths"):
         if min(getattr(config, name), default=1) < 1:
             values = " ".join(map(str, getattr(config, name)))
@@ -175,7 +176,7 @@ def _read_splits(config: Config) -> "dict[str, Source]":
 
 
 def _check_sizes(config: Config, net: Any, place: Callable, source: "Source") -> None:
-    """Refuse a canvas that is too small for the window or the digits, before any training."""
+    """Raise InputError for a canvas that is too small for the window or the digits."""
     import jax
     import jax.numpy as jnp
 
@@ -187,7 +188,7 @@ def _check_sizes(config: Config, net: Any, place: Callable, source: "Source") ->
 
 
 def _box_weight_factor(config: Config, context: "StepContext") -> "Array":
-    """Factor of the box weight at an update: grows geometrically from `box_weight_start` to 1."""
+    """Factor of the final box weight; it grows geometrically to 1 (see `box_weight_ramp`)."""
     import jax.numpy as jnp
 
     first, last = config.box_weight_ramp

@@ -189,7 +189,7 @@ def multiply(value):
 
 
 def results(transform, count=300):
-    """How often a transform of boxes turns 1 into which number."""
+    """{number: how often a transform of boxes turns 1 into it}."""
     start = sample()._replace(boxes=np.ones((3, 4), np.float32))
     return Counter(float(box[0, 0]) for box in transformed(transform, count, start).boxes)
 
