@@ -34,7 +34,7 @@ WORDS = [
 ]
 
 
-def photo(rng, color):
+def draw_image(rng, color):
     """A colored rectangle on noise: (image [H, W, 3], box)."""
     height, width = rng.integers(50, 120, 2)
     image = rng.integers(0, 256, (height, width, 3), np.uint8)
@@ -44,15 +44,15 @@ def photo(rng, color):
     return image, (x0, y0, x1, y1)
 
 
-def write_objects(root):
-    """Eight images per label, and one row each that is no row, has no box, and has no photo."""
+def write_objects(root, each=EACH):
+    """`each` images per label, and three invalid rows: malformed, without box, without image."""
     rng = np.random.default_rng(0)
     (root / "annotations").mkdir(parents=True)
     for label, color in COLORS.items():
         (root / "images" / label).mkdir(parents=True)
         with open(root / "annotations" / f"{label}.csv", "w") as table:
-            for i in range(EACH):
-                image, box = photo(rng, color)
+            for i in range(each):
+                image, box = draw_image(rng, color)
                 Image.fromarray(image).save(root / "images" / label / f"{i}.jpg", quality=95)
                 print(f"{i}.jpg", *box, label, sep=",", file=table)
     for label, line in zip(COLORS, WRONG, strict=True):
@@ -62,14 +62,14 @@ def write_objects(root):
 
 
 def one_convolution(classes, *, dtype=None, **part):
-    """A network that compiles in no time, with all that `simple` has: norm, pool, dropout."""
+    """A network that compiles fast, with the layers of `simple`: norm, pool, dropout."""
     features = partial(plain.ConvStack, layout="8 M8", dtype=dtype, **part)
     return Localizer(features, classes, hidden=(8,), rates=(0.5,), side=3, dtype=dtype)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def small():
-    """The small network by the name of `simple`: commands are tested here."""
+    """Replace `simple` by the small network, since commands are tested here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plain, "simple", one_convolution)
         yield
@@ -77,12 +77,12 @@ def small():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return write_objects(tmp_path_factory.mktemp("photos") / "data")
+    return write_objects(tmp_path_factory.mktemp("images") / "data")
 
 
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
-    """A run folder, and what its training said."""
+    """A run folder, and the output of its training."""
     run, said = tmp_path_factory.mktemp("trained") / "run", io.StringIO()
     with redirect_stdout(said):
         assert main("train", "objects", "--root", data, *WORDS, "--out", run) == 0
@@ -91,7 +91,7 @@ def trained(data, tmp_path_factory):
 
 @pytest.fixture
 def place(data, trained, tmp_path, monkeypatch):
-    """The working folder, with the run and the photos, both free to be changed."""
+    """The working folder, with the run and the images, both free to be changed."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(data, "data")
     shutil.copytree(trained[0], "run")
@@ -103,8 +103,8 @@ def place(data, trained, tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def judged(trained):
-    """What `eval --split all --json` says of the run."""
+def evaluated(trained):
+    """Output of `eval --split all --json` for the run."""
     return scores(trained[0])
 
 
@@ -125,7 +125,7 @@ TIMES = ("seconds", "operations_per_second")
 
 
 def scores(*words, split="all"):
-    """What `eval --json` says of all parts, but for what differs between two runs."""
+    """Output of `eval --json` for all splits, without the values that differ between two runs."""
     found = answers("eval", *words, "--split", split)
     return [{name: v for name, v in line.items() if name not in TIMES} for line in found]
 
@@ -170,7 +170,7 @@ def test_existing_split_files_are_used(place):
         run_dir.write_text(
             "mine",
             localization.SPLIT_FILES[name],
-            localization.to_csv([rows[photo] for photo in of_part]),
+            localization.to_csv([rows[image] for image in of_part]),
         )
     system = configs.build("objects", objects.Config(root="data", size=64, split_files="mine"))
     assert {name: source.names for name, source in system.splits.items()} == chosen
@@ -180,13 +180,13 @@ def test_existing_split_files_are_used(place):
 # eval
 
 
-def test_report_has_the_format_of_assignment_0(place, judged, capsys):
+def test_report_has_the_format_of_assignment_0(place, evaluated, capsys):
     assert main("eval", "run", "--split", "all", "--report") == 0
     out = capsys.readouterr().out
     heads = re.findall(r"^\*\*\* (.*)$", out, re.M)
     assert heads == ["train set accuracy", "validation set accuracy", "test set accuracy"]
     texts = re.split(r"^\*\*\* .*\n", out, flags=re.M)[1:]
-    for text, found in zip(texts, judged, strict=True):
+    for text, found in zip(texts, evaluated, strict=True):
         lines = text.splitlines()
         assert lines[0] == f"Mean accuracy for all labels: {found['accuracy']!r}"
         for i, (label, of_label) in enumerate(found["labels"].items()):
@@ -196,7 +196,7 @@ def test_report_has_the_format_of_assignment_0(place, judged, capsys):
         assert f"iou {found['iou']!r}" in lines
 
 
-def test_eval_prints_scores_and_confusion_of_each_split(place, judged, capsys):
+def test_eval_prints_scores_and_confusion_of_each_split(place, evaluated, capsys):
     assert main("eval", "run", "--split", "all") == 0
     out = capsys.readouterr().out
     assert re.findall(r"^(\w+) split, checkpoint of step \d+:$", out, re.M) == [
@@ -205,7 +205,7 @@ def test_eval_prints_scores_and_confusion_of_each_split(place, judged, capsys):
         "test",
     ]
     shown = parse_aligned(out)
-    for overall, labels, found in zip(shown[::2], shown[1::2], judged, strict=True):
+    for overall, labels, found in zip(shown[::2], shown[1::2], evaluated, strict=True):
         values = {row["score"]: row["value"] for row in overall}
         for name in ("accuracy", "iou", "right_iou", "loss"):
             assert values[name] == f"{found[name]:.4g}"
@@ -223,9 +223,9 @@ def test_report_and_json_exclude_each_other(place, capsys):
     assert "--report and --json exclude each other" in capsys.readouterr().err
 
 
-def test_eval_counts_every_image_once(trained, judged):
-    assert [found["split"] for found in judged] == list(localization.SPLIT_FILES)
-    for found in judged:
+def test_eval_counts_every_image_once(trained, evaluated):
+    assert [found["split"] for found in evaluated] == list(localization.SPLIT_FILES)
+    for found in evaluated:
         rows = part(trained[0] / "splits", found["split"])
         labels = [row[-1] for row in rows if row[0] not in ("flat.jpg", "gone.jpg")]
         counts = [labels.count(label) for label in COLORS]
@@ -241,20 +241,20 @@ def test_eval_gives_what_training_logged(trained):
     assert {name: val[name] for name in logged} == logged
 
 
-def test_eval_uses_the_split_of_the_run_whatever_becomes_of_the_tables(place, judged):
+def test_eval_uses_the_split_of_the_run_whatever_becomes_of_the_tables(place, evaluated):
     for table in (place / "data" / "annotations").iterdir():
         lines = table.read_text().splitlines()
         table.write_text("\n".join(reversed(lines[:4])))
-    assert scores("run", split="test") == judged[2:]
+    assert scores("run", split="test") == evaluated[2:]
     shutil.rmtree("data/annotations")
-    assert scores("run", split="val") == judged[1:2]
+    assert scores("run", split="val") == evaluated[1:2]
 
 
-def test_eval_splits_other_images_by_the_fractions_of_the_run(place, judged, capsys):
+def test_eval_splits_other_images_by_the_fractions_of_the_run(place, evaluated, capsys):
     shutil.move("data", "moved")
     assert main("eval", "run") == 2
     assert re.fullmatch("jaxdet: error: .*data: no such folder\n", capsys.readouterr().err)
-    assert scores("run", "--root", "moved", split="test") == judged[2:]
+    assert scores("run", "--root", "moved", split="test") == evaluated[2:]
 
 
 # predict
@@ -374,17 +374,17 @@ def test_pictures_have_true_and_predicted_boxes_in_original_pixels(place, monkey
         detection_plots, "gallery", lambda *args, **kwargs: drawn.append((args, kwargs))
     )
     Path("table.csv").write_text("0.jpg,5,6,40,45,cup\n")
-    photo = "data/images/key/0.jpg"
-    found = answers("predict", "run", "table.csv", photo, "--figure", "new.png")
-    (((pictures, path), told),) = drawn
+    file = "data/images/key/0.jpg"
+    found = answers("predict", "run", "table.csv", file, "--figure", "new.png")
+    (((pictures, path), drawn_options),) = drawn
     assert path == Path("new.png")
-    np.testing.assert_allclose(told["true"][0], [5, 6, 40, 45], rtol=1e-5)
-    assert told["true"][1] is None
-    for i, name in enumerate(("data/images/cup/0.jpg", photo)):
+    np.testing.assert_allclose(drawn_options["true"][0], [5, 6, 40, 45], rtol=1e-5)
+    assert drawn_options["true"][1] is None
+    for i, name in enumerate(("data/images/cup/0.jpg", file)):
         np.testing.assert_array_equal(np.rint(pictures[i] * 255), np.asarray(Image.open(name)))
-        np.testing.assert_allclose(told["predicted"][i], found[i]["box"], atol=0.01)
+        np.testing.assert_allclose(drawn_options["predicted"][i], found[i]["box"], atol=0.01)
     labels = [row["label"] for row in found]
-    assert told["titles"] == [f"true cup, predicted {labels[0]}", f"predicted {labels[1]}"]
+    assert drawn_options["titles"] == [f"true cup, predicted {labels[0]}", f"predicted {labels[1]}"]
 
 
 @pytest.mark.parametrize(
