@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_type_hints
 
 from jaxdet.config import TrainConfig, check
 from jaxdet.errors import InputError
@@ -117,8 +117,19 @@ def _checked_module(name: str, config: Any) -> ModuleType:
     """The module of a system, once its `check` has accepted the configuration."""
     module = import_module(f"jaxdet.configs.{name}")
     check(config)
+    _check_model(config)
     module.check(config)
     return module
+
+
+def _check_model(config: Any) -> None:
+    """Refuse a model whose kind is not that of the choices; it may be registered after them."""
+    if not hasattr(config, "model"):
+        return
+    kinds = {registry.MODELS[name].kind for name in get_args(get_type_hints(type(config))["model"])}
+    if registry.get(config.model).kind not in kinds:
+        known = ", ".join(registry.names(*kinds))
+        raise InputError(f"--model must be one of {known}, got {config.model}")
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -114,7 +114,7 @@ class ConvNeXt(layers.Freezable):
         """
         x = self._patches(x, self.widths[0], 4, "stem")
         x = self.layer_norm(x, "stem_norm")
-        x, maps = self.stop_frozen_gradient(x, 0), []
+        x, maps = self.stop_frozen_gradient(x, 0, train), []
         for i, (width, stride, rates, fields) in enumerate(self._stages(), 1):
             if i > 1 or stride > 1:
                 x = self.layer_norm(x, f"stage{i}_reduce_norm")
@@ -123,7 +123,7 @@ class ConvNeXt(layers.Freezable):
                 name = f"stage{i}_block{j}"
                 block = self.block(**self.shared_fields(), **fields, rate=rate, name=name)
                 x = block(x, train and i >= self.frozen_stages, dropout_scale)
-            x = self.stop_frozen_gradient(x, i)
+            x = self.stop_frozen_gradient(x, i, train)
             maps.append(x)
         if not self.classes:
             return tuple(maps)

@@ -133,7 +133,7 @@ class EfficientNet(EfficientNetModule, layers.Freezable):
             for n in (STEM_CHANNELS, HEAD_CHANNELS)
         )
         x = self.conv_norm_act(x, stem, 3, "stem", stride=2, train=self.stage_train(train, 0))
-        x, maps = self.stop_frozen_gradient(x, 0), []
+        x, maps = self.stop_frozen_gradient(x, 0, train), []
         for i, stage in enumerate(self.scaled_stages(), 1):
             if stage.stride > 1:
                 maps.append(x)  # the last of its resolution
@@ -148,11 +148,11 @@ class EfficientNet(EfficientNetModule, layers.Freezable):
                     name=f"stage{i}_block{j}",
                 )
                 x = block(x, self.stage_train(train, i))
-            x = self.stop_frozen_gradient(x, i)
+            x = self.stop_frozen_gradient(x, i, train)
         if self.classes or self.head:
             last = len(self.stages) + 1
             x = self.conv_norm_act(x, head, 1, "head", train=self.stage_train(train, last))
-            x = self.stop_frozen_gradient(x, last)
+            x = self.stop_frozen_gradient(x, last, train)
         if not self.classes:
             return (*maps[1:], x)  # without stride 2
         with jax.named_scope("pool"):

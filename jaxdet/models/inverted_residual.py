@@ -89,7 +89,7 @@ class InvertedResidualNet(layers.Freezable):
         stem = {"stride": 2, "train": self.stage_train(train, 0)}
         x = self.conv_norm_act(x, self.widths[0], 7, "stem", **stem)
         x = layers.max_pool(x, "stem_pool", kernel=3, stride=2, padding=1)
-        x, maps = self.stop_frozen_gradient(x, 0), []
+        x, maps = self.stop_frozen_gradient(x, 0, train), []
         for i, (width, stride, blocks, fields, rate) in enumerate(self._stages(), 1):
             batch_stats, name = self.stage_train(train, i), f"stage{i}"
             transition = {"stride": stride, "train": batch_stats}
@@ -98,7 +98,7 @@ class InvertedResidualNet(layers.Freezable):
                 block = self.block(**self.shared_fields(), **fields, name=f"{name}_block{j}")
                 x = block(x, batch_stats, dropout_scale)
             x = layers.Dropout(rate, name=f"{name}_drop")(x, dropout_scale, train)
-            x = self.stop_frozen_gradient(x, i)
+            x = self.stop_frozen_gradient(x, i, train)
             maps.append(x)
         if not self.classes:
             return tuple(maps)

@@ -164,8 +164,8 @@ SHARED_FIELDS = tuple(name for name in ConvModule.__annotations__ if name not in
 class Freezable(ConvModule):
     """A network in stages, the first of which may be frozen.
 
-    frozen_stages: how many stages, from the first on, stay as they are: no gradient is computed
-      inside them, and their batch norms use running statistics in training too.
+    frozen_stages: how many stages, from the first on, stay as they are: in training no gradient is
+      computed inside them, and their batch norms use running statistics.
     freeze_bn: batch norms of all stages use running statistics in training.
     """
 
@@ -188,9 +188,9 @@ class Freezable(ConvModule):
         return train and not self.freeze_bn and stage >= self.frozen_stages
 
     @nn.nowrap
-    def stop_frozen_gradient(self, x: Array, stage: int) -> Array:
-        """x, the output of a stage (counted from 0); without gradient if the stage is frozen."""
-        return jax.lax.stop_gradient(x) if stage < self.frozen_stages else x
+    def stop_frozen_gradient(self, x: Array, stage: int, train: bool) -> Array:
+        """x, the output of a stage (counted from 0); no gradient in training if it is frozen."""
+        return jax.lax.stop_gradient(x) if train and stage < self.frozen_stages else x
 
 
 class SqueezeExcite(ConvModule):

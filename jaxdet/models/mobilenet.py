@@ -143,19 +143,19 @@ class MobileNet(MobileNetModule, layers.Freezable):
     def __call__(self, x: Array, train: bool = False) -> Array | tuple[Array, ...]:
         """Logits [B, classes] of images [B, H, W, C], or maps, fine to coarse."""
         stem = {"stride": 2, "train": self.stage_train(train, 0)}
-        x = self.stop_frozen_gradient(self.conv_norm_act(x, self.stem, 3, "stem", **stem), 0)
+        x = self.stop_frozen_gradient(self.conv_norm_act(x, self.stem, 3, "stem", **stem), 0, train)
         maps = []
         for i, config in enumerate(self.blocks, 1):
             if config.stride > 1:
                 maps.append(x)  # the last of its resolution
             fields = {**self.shared_fields(), "activation": config.activation, "config": config}
             x = InvertedResidual(**fields, name=f"block{i}")(x, self.stage_train(train, i))
-            x = self.stop_frozen_gradient(x, i)
+            x = self.stop_frozen_gradient(x, i, train)
         if not self.classes:
             return (*maps[1:], x)  # without stride 2
         last = len(self.blocks) + 1
         x = self.conv_norm_act(x, self.last, 1, "last", train=self.stage_train(train, last))
-        x = self.stop_frozen_gradient(x, last)
+        x = self.stop_frozen_gradient(x, last, train)
         with jax.named_scope("pool"):
             x = x.mean((1, 2))  # [B, C]
         if self.hidden:

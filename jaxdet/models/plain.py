@@ -52,7 +52,7 @@ class ConvStack(layers.Freezable):
                 options = {"bias": self.bias, "train": batch_stats}
                 name = f"conv{convolutions + 1}"
                 x = self.conv_norm_act(x, int(channels), int(kernel or 3), name, **options)
-                x = self.stop_frozen_gradient(x, convolutions)
+                x = self.stop_frozen_gradient(x, convolutions, train)
                 convolutions += 1
         return x
 

@@ -85,7 +85,7 @@ class ResNet(layers.Freezable):
         stem = {"stride": 2, "train": self.stage_train(train, 0)}
         x = self.conv_norm_act(x, self.width, 7, "stem", **stem)
         x = layers.max_pool(x, "stem_pool", kernel=3, stride=2, padding=1)
-        x, maps = self.stop_frozen_gradient(x, 0), []
+        x, maps = self.stop_frozen_gradient(x, 0, train), []
         for i, blocks in enumerate(self.stages, 1):
             for j in range(1, blocks + 1):
                 block = self.block(
@@ -95,7 +95,7 @@ class ResNet(layers.Freezable):
                     name=f"stage{i}_block{j}",
                 )
                 x = block(x, self.stage_train(train, i))
-            x = self.stop_frozen_gradient(x, i)
+            x = self.stop_frozen_gradient(x, i, train)
             maps.append(x)
         if not self.classes:
             return tuple(maps)

@@ -189,7 +189,7 @@ class Strided(layers.Freezable):
         for i in range(2):
             options = {"stride": 4, "train": self.stage_train(train, i)}
             x = self.conv_norm_act(x, 4, 3, f"stage{i + 1}", **options)
-            x = self.stop_frozen_gradient(x, i)
+            x = self.stop_frozen_gradient(x, i, train)
             maps.append(x)
         return tuple(maps)
 
