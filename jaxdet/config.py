@@ -5,6 +5,7 @@ a field is its help, and its values are kept as JSON in the run folder.
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -218,6 +219,7 @@ def option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+MAX_INT = 2**31 - 1  # of the integers of a compiled program
 MAX_SEED = 2**32 - 1  # of jax.random.key, which takes larger seeds modulo 2^32
 
 MINIMA = {
@@ -233,10 +235,22 @@ MINIMA = {
 def check(config: TrainConfig) -> None:
     """Raise InputError, which names the option, for invalid values."""
     check_minima(config, **MINIMA)
+    _check_range(config)
     if config.ema >= 1:
         raise InputError(f"--ema must be below 1, such as 0.999, got {config.ema:g}")
     if config.schedule == "plateau" and not 0 < config.lr_decay < 1:
         raise InputError(f"--lr-decay must be between 0 and 1, got {config.lr_decay:g}")
+
+
+def _check_range(config: TrainConfig) -> None:
+    """Raise InputError for numbers that are not finite, and integers of more than 32 bits."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise InputError(f"{option(field.name)} must be finite, got {number}")
+            if isinstance(number, int) and abs(number) > MAX_INT and field.name != "seed":
+                raise InputError(f"{option(field.name)} must be at most {MAX_INT}, got {number}")
 
 
 def check_to_train(config: TrainConfig) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdet import configs
-from jaxdet.config import TrainConfig, from_json, option
+from jaxdet.config import MAX_INT, TrainConfig, from_json, option
 from jaxdet.config import check_to_train as check_options
 from jaxdet.data import detection, sources
 from jaxdet.errors import InputError
@@ -128,6 +128,10 @@ def check_to_train(experiment: Experiment, line: Callable[[str], None]) -> None:
     """Raise InputError for options that cannot be combined; warn about those without effect."""
     config, steps = experiment.config, experiment.plan.steps
     ineffective = check_options(config)
+    if steps > MAX_INT:
+        raise InputError(
+            f"--epochs {config.epochs} are {steps} steps; at most {MAX_INT} can be made"
+        )
     if not config.time_budget and config.accumulate > steps:
         raise InputError(
             f"--accumulate must be at most {steps}, the steps of the run, got {config.accumulate}"

@@ -90,6 +90,26 @@ def test_more_steps_per_update_than_steps_are_refused_when_a_training_begins():
     assert lines == ["warning: --warmup 6 does not end: the run has 6 updates of the network"]
 
 
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"lr": float("inf")}, "--lr must be finite, got inf"),
+        ({"scale": (0.5, float("nan"))}, "--scale must be finite, got nan"),
+        ({"box_weight": float("nan")}, "--box-weight must be finite, got nan"),
+        ({"epochs": 99999999999}, "--epochs must be at most 2147483647, got 99999999999"),
+        ({"channels": (8, 2**40)}, "--channels must be at most 2147483647, got 1099511627776"),
+    ],
+)
+def test_numbers_that_no_program_can_hold_are_refused(changes, message):
+    with pytest.raises(InputError, match=f"^{message}"):
+        configs.build("digits", replace(Config(), **changes))
+
+
+def test_more_steps_than_can_be_counted_are_refused():
+    with pytest.raises(InputError, match="--epochs 2000000000 are 6000000000 steps; at most 2147"):
+        runs.check_to_train(tiny.experiment(epochs=2_000_000_000), print)
+
+
 def test_unknown_fields_are_named():
     with pytest.raises(ValueError, match="unknown fields color, shape"):
         from_json(Config, {"epochs": 3, "shape": 1, "color": 2})

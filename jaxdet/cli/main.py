@@ -174,10 +174,10 @@ def _run(command: str, *arguments: Any) -> int:
         return import_module(f"jaxdet.cli.{command}").run(*arguments)
     except BrokenPipeError:
         raise
-    except (InputError, DivergedError, DeviceMemoryError, OSError) as error:
+    except (InputError, DivergedError, DeviceMemoryError, MemoryError, OSError) as error:
         if chosen.debug:
             traceback.print_exc()
-        failed = isinstance(error, DivergedError | DeviceMemoryError)
+        failed = isinstance(error, DivergedError | DeviceMemoryError | MemoryError)
         return _report_error(error, 1 if failed else 2)
 
 

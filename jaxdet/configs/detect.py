@@ -382,4 +382,6 @@ def check(config: Config) -> None:
     if not config.multiscale or not all(0.1 <= factor <= 10 for factor in config.multiscale):
         factors = " ".join(f"{factor:g}" for factor in config.multiscale)
         raise InputError(f"--multiscale must be factors from 0.1 to 10, got {factors or 'none'}")
-    check_minima(config, reg_max=1, max_detections=1, topk=1, neck_channels=1)
+    check_minima(
+        config, max_boxes=0, val_fraction=0, reg_max=1, max_detections=1, topk=1, neck_channels=1
+    )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxdet.configs import faces
 from tests.cli.test_main import main
 
 IDENTITIES, EACH = 5, 10
@@ -72,3 +73,12 @@ def test_a_folder_with_images_of_identities_is_needed(tmp_path, capsys):
         assert main("data", "inspect", "faces", *words) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
+
+
+def test_too_little_memory_is_one_line(monkeypatch, capsys):
+    def summarize(root):
+        raise MemoryError("Unable to allocate 9 GiB")
+
+    monkeypatch.setattr(faces, "summarize", summarize)
+    assert main("data", "inspect", "faces", "--root", "any") == 1
+    assert capsys.readouterr().err == "jaxdet: error: Unable to allocate 9 GiB\n"
