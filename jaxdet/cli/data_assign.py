@@ -1,6 +1,7 @@
 """`jaxdet data assign RUN`: the cells of a detector that are assigned to each true box."""
 
 import json
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from jaxdet import tables
 from jaxdet.cli import common
 from jaxdet.cli.options import Assign
 from jaxdet.errors import InputError
+from jaxdet.kernels import compiler
 from jaxdet.training import evaluator
 from jaxdet.types import Array, AssigningTask, Batch, StepContext
 
@@ -26,7 +28,7 @@ def run(options: Assign) -> int:
     common.check_split(options.split, [*experiment.splits])
     batch = evaluator.samples(experiment, options.split, options.count)
     context = StepContext(False, jnp.int32(0), jnp.int32(options.epoch), experiment.hparams)
-    assignments = jax.jit(lambda variables, batch: task.assignments(variables, batch, context))
+    assignments = compiler.jit(partial(task.assignments, context=context))
     targets, centers, strides = jax.device_get(assignments(run.variables, batch))
     rows = _count_cells(batch, targets, strides)
     if options.json:

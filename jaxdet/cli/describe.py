@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from jaxdet import configs, runs
+from jaxdet import configs, flops, runs
 from jaxdet.cli import common
 from jaxdet.cli.options import Describe
 from jaxdet.errors import InputError
@@ -34,6 +34,8 @@ def run(options: Describe) -> int:
     rows, notes = summary.table_rows(network, backward=options.backward), []
     if options.time:
         notes += _time(network, rows, options.figure)
+    if not options.backward:
+        notes += _prediction_notes(options, images, variables)
     notes += summary.notes(network)
     if options.csv:
         print(summary.to_csv(rows))
@@ -55,6 +57,19 @@ def _time(network: summary.NetworkSummary, rows: list[dict[str, Any]], figure: P
     measured = roofline.measure(network, rows)
     profiling_plots.roofline(rows[:-1], figure, **measured.peaks._asdict())
     return [*roofline.notes(measured, rows), f"wrote {figure}"]
+
+
+def _prediction_notes(options: Describe, images: jax.ShapeDtypeStruct, variables: Any) -> list[str]:
+    """For a run, the operations of the network and of what is before and after it, as in `eval`."""
+    if not run_dir.is_run(options.model) or "record" not in run_dir.read_metadata(options.model):
+        return []
+    task = runs.without_data(options.model, runs.read_config(options.model)).task
+    counting = {"convention": options.convention, "padding": options.padding}
+    total = flops.count(task.predict, variables, images, **counting).total()
+    return [
+        f"prediction: {total:,} operations, with those that normalize the images and turn outputs "
+        "into predictions; eval and compare count these"
+    ]
 
 
 def _network(options: Describe) -> tuple[Any, jax.ShapeDtypeStruct, Any]:

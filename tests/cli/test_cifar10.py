@@ -184,10 +184,17 @@ def test_images_of_any_size_are_predicted(place):
 
 def test_describe_has_the_classes_and_widths_of_the_run(place, capsys):
     assert main("describe", "run", "--json") == 0
-    layers = json.loads(capsys.readouterr().out)["layers"]
+    found = json.loads(capsys.readouterr().out)
+    layers = found["layers"]
     outputs = {layer["layer"]: layer.get("output") for layer in layers}
     assert (outputs["conv1"], outputs["logits"]) == ([1, 28, 28, 3], [1, 3])
-    assert layers[-1]["parameters"] == answers("compare", "run")[0]["parameters"]
+    compared = answers("compare", "run")[0]
+    assert layers[-1]["parameters"] == compared["parameters"]
+    normalize = 2 * 32 * 32 * 3
+    softmax = (5 * 3 - 1) + 2 + 2  # of three classes, the largest probability, and its class
+    assert compared["operations"] == layers[-1]["total"] + normalize + softmax
+    (note,) = found["notes"]
+    assert note.startswith(f"prediction: {compared['operations']:,} operations, with those ")
 
 
 def test_preview_shows_images_before_and_after(place, monkeypatch):
@@ -246,8 +253,8 @@ def test_inspect_counts_images_and_lists_unreadable_ones(place, capsys):
     assert (dog["height"], dog["width"], dog["test"]) == ("32 to 50", "7 to 32", "5")
     assert re.search(r"^copy/train/cat/00.png: not a readable image", out, re.M)
     assert re.fullmatch("jaxdet: error: 1 images or rows cannot be used; .*\n", err)
-    (told,) = answers("data", "inspect", "cifar10", "--root", "copy", "--on-invalid", "skip")
-    assert len(told["bad"]) == 1
+    (found,) = answers("data", "inspect", "cifar10", "--root", "copy", "--on-invalid", "skip")
+    assert len(found["bad"]) == 1
 
 
 # compare, sweep
@@ -272,7 +279,7 @@ def test_failures_are_wrong_labels_by_their_scores_and_then_the_lowest_scores(pl
 
 
 def rank(answer):
-    """How good an answer is: whether its label is right, and how sure."""
+    """Sort key of an answer: whether its label is correct, and its score."""
     right = answer["label"] == answer["image"].split("/")[0]
     return right, answer["score"] if right else -answer["score"]
 
@@ -438,8 +445,8 @@ def test_seeds_of_a_training_are_a_sweep_that_is_planned_once(place, capsys, mon
     for seed in (0, 1):
         kept = run_dir.read_config(f"seeds/seed={seed}").config
         assert (kept["seed"], kept["epochs"], kept["time_budget"]) == (seed, 2, 999.0)
-        told = run_dir.total_seconds(run_dir.read_metrics(f"seeds/seed={seed}"))
-        assert run_dir.read_seconds(f"seeds/seed={seed}") >= told + spent
+        total = run_dir.total_seconds(run_dir.read_metrics(f"seeds/seed={seed}"))
+        assert run_dir.read_seconds(f"seeds/seed={seed}") >= total + spent
     one, two, both = answers("compare", "seeds/seed=0", "seeds/seed=1", "seeds/seed=1")
     assert (both["run"], both["runs"], both["split"]) == ("seed=0, seed=1", 2, "test")
     for name in ("loss", "accuracy", "error_rate"):

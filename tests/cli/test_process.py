@@ -8,6 +8,7 @@ import pytest
 
 from jaxdet.cli import main as cli
 from jaxdet.cli import process
+from jaxdet.cli.options import Process
 
 
 @pytest.fixture
@@ -53,6 +54,23 @@ def test_commands_restart_but_not_for_help(restarts, monkeypatch):
     assert not restarts
     cli.enter(["eval", "somewhere"])
     assert restarts
+
+
+@pytest.mark.parametrize(
+    "given, deterministic, expected",
+    [
+        (None, False, None),
+        (None, True, process.DETERMINISTIC_FLAG),
+        ("--xla_a=1", False, "--xla_a=1"),
+        ("--xla_a=1", True, f"--xla_a=1 {process.DETERMINISTIC_FLAG}"),
+    ],
+)
+def test_only_deterministic_adds_a_flag(monkeypatch, given, deterministic, expected):
+    monkeypatch.delenv("XLA_FLAGS")
+    if given:
+        monkeypatch.setenv("XLA_FLAGS", given)
+    process.prepare(Process(deterministic=deterministic, cache=False))
+    assert os.environ.get("XLA_FLAGS") == expected
 
 
 def test_restarted_process_keeps_its_arguments():

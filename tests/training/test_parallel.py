@@ -1,6 +1,7 @@
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -26,7 +27,7 @@ def history(devices, **changes):
     data = parallel.replicate(experiment.splits["train"].arrays, experiment.devices)
     for i in range(3):
         before = states[-1]
-        states[-1] = jax.tree.map(np.array, before.replace(key=0))  # a view would prevent donation
+        states[-1] = jax.device_get(jax.tree.map(jnp.copy, before.replace(key=0)))  # no views
         states.append(jax.block_until_ready(step(before, data, np.arange(16) + i)))
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before.params))  # donated
     return states
@@ -74,6 +75,32 @@ def test_evaluation_on_four_devices_gives_the_scores_of_one():
     assert one.keys() == four.keys()
     for name in one:
         assert one[name] == pytest.approx(four[name], rel=1e-5)
+
+
+@pytest.mark.parametrize("histories", ["sum"], indirect=True)
+def test_shard_map_gives_the_bits_of_pmap(histories, monkeypatch):
+    monkeypatch.setattr(parallel, "_compile_on_devices", parallel.compile_shard_map)
+    _, four = histories
+    found = history(4, reduction="sum")
+    for a, b in zip(four, found, strict=True):
+        for (path, x), (_, y) in zip(leaves(a), leaves(b), strict=True):
+            np.testing.assert_array_equal(x, y, err_msg=str(path))
+
+
+def test_rows_come_back_by_device_in_both_forms(monkeypatch):
+    def step(scale, rows, *, axis):
+        return parallel.psum(rows.sum(), axis), {"scaled": rows * scale}
+
+    devices = parallel.local_devices(4)
+    for form in (parallel.compile_pmap, parallel.compile_shard_map):
+        monkeypatch.setattr(parallel, "_compile_on_devices", form)
+        run = parallel.compile_step(step, devices, replicated=1, out_axes=(None, 0))
+        total, rows = run(np.float32(2), np.arange(8.0, dtype=np.float32))
+        assert float(total) == 28
+        assert rows["scaled"].shape == (4, 2)
+        np.testing.assert_array_equal(
+            parallel.unshard(jax.device_get(rows), 4)["scaled"], np.arange(8) * 2
+        )
 
 
 def test_unshard_inverts_shard():
