@@ -12,7 +12,6 @@ import optax
 from jaxdet.config import OPTIMIZER_HPARAMS, TrainConfig
 from jaxdet.data import sampler
 from jaxdet.data.sources import Source
-from jaxdet.errors import InputError
 from jaxdet.training import optim, parallel
 from jaxdet.types import Array, Device, Task, Tree
 
@@ -58,13 +57,6 @@ class Experiment:
         config = self.config
         epoch_steps = -(-len(self.splits["train"]) // config.batch)
         return Plan(epoch_steps, config.epochs * epoch_steps, config.accumulate, config.ema)
-
-    def __post_init__(self) -> None:
-        if len(self.scales) > 1 and self.config.steps_per_call > 1:
-            raise InputError(
-                f"--steps-per-call must be 1 with training images of {len(self.scales)} sizes, got "
-                f"{self.config.steps_per_call}"
-            )
 
     @cached_property
     def devices(self) -> list[Device]:

@@ -22,6 +22,7 @@ from jaxdet.training.step import completed_epochs, train_step, train_steps
 from jaxdet.types import Batch, TrainState, Tree
 
 CALL_SECONDS = 0.05  # aim for a call on a GPU, whose overhead is then small
+MAX_CALL_STEPS = 64  # for data on the device, whose rows are only indices
 DRAW_SECONDS = 30  # minimum time between two plots of the curves
 
 
@@ -98,11 +99,18 @@ class CompiledSteps:
             "plan": experiment.plan,
         }
         self.pure, self.pure_steps = partial(train_step, **options), partial(train_steps, **options)
-        compiled = partial(parallel.compile_step, devices=self.devices, replicated=2, donate=(0,))
-        self.steps = [compiled(partial(self.pure, scale=scale)) for scale in experiment.scales]
-        self.several = compiled(partial(self.pure_steps, scale=experiment.scales[0]))
-        single = len(self.steps) > 1 or self.devices[0].platform == "cpu"
-        self.steps_per_call = experiment.config.steps_per_call or (1 if single else 0)
+        compiled = partial(parallel.compile_step, devices=self.devices, donate=(0,))
+        self.steps = [
+            compiled(partial(self.pure, scale=scale), replicated=2) for scale in experiment.scales
+        ]
+        # On a CPU, whose calls cost little, a call of N steps is N calls of the single step: in a
+        # loop it would round differently.  So it is with images of several sizes.
+        self.looped = self.devices[0].platform != "cpu" and len(self.steps) == 1
+        self.loop = compiled(partial(self.pure_steps, scale=experiment.scales[0]), replicated=3)
+        self.steps_per_call = experiment.config.steps_per_call  # 0: decided by `timed`
+        self.capacity = max(self.steps_per_call, MAX_CALL_STEPS if self.data else 1)
+        if not self.steps_per_call and not (self.looped and self.data):
+            self.steps_per_call = 1
         self.timed_calls = 0
 
     def by_call(self, batches: Iterable[Any]) -> Iterator[list[Any]]:
@@ -110,6 +118,25 @@ class CompiledSteps:
         batches = iter(batches)
         while of_call := list(islice(batches, self.steps_per_call or 1)):
             yield of_call
+
+    def take_steps(
+        self, state: TrainState, batches: Sequence[Any], sizes: Sequence[int] = ()
+    ) -> TrainState:
+        """The state after a step on each of the batches.
+
+        sizes: indices of the image sizes, one per batch; by default all 0.
+        """
+        if self.looped:
+            return self.loop(state, self.data, *self.stack(batches))
+        for rows, size in zip(batches, sizes or [0] * len(batches), strict=True):
+            state = self.steps[size](state, self.data, rows)
+        return state
+
+    def stack(self, batches: Sequence[Any], axis: int = 1) -> tuple[np.ndarray, Any]:
+        """(number of batches, their columns stacked along an axis and padded) for `loop`."""
+        count = len(batches)
+        padded = [*batches, *[batches[0]] * (self.capacity - count)]
+        return np.int32(count), jax.tree.map(lambda *columns: np.stack(columns, axis), *padded)
 
     def timed(self, call: Callable[[], Tree]) -> Tree:
         """The state that `call()` returns.
@@ -123,7 +150,8 @@ class CompiledSteps:
         state = jax.block_until_ready(call())
         self.timed_calls += 1
         if self.timed_calls == 2:
-            self.steps_per_call = max(1, math.ceil(CALL_SECONDS / (time.monotonic() - begun)))
+            steps = math.ceil(CALL_SECONDS / (time.monotonic() - begun))
+            self.steps_per_call = min(max(1, steps), MAX_CALL_STEPS)
         return state
 
     def _replicate(self, arrays: Batch, before: "CompiledSteps | None") -> Batch:
@@ -371,13 +399,11 @@ class _SingleRun:
     def step(self, batches: Sequence[Any]) -> None:
         """Dispatch a call; wait for the first one, to report the time since the start."""
         loop, compiled = self.loop, self.loop.compiled
-        if len(batches) == 1:
-            size = sampler.draw_size(loop.config.seed, loop.step, len(compiled.steps))
-            program, rows = compiled.steps[size], batches[0]
-        else:
-            program = compiled.several
-            rows = jax.tree.map(lambda *columns: np.stack(columns, 1), *batches)  # [B, N, ...]
-        loop.state = compiled.timed(lambda: program(loop.state, compiled.data, rows))
+        sizes = [
+            sampler.draw_size(loop.config.seed, loop.step + i, len(compiled.steps))
+            for i in range(len(batches))
+        ]
+        loop.state = compiled.timed(lambda: compiled.take_steps(loop.state, batches, sizes))
         loop.step += len(batches)
         if not loop.first_step_done:
             jax.block_until_ready(loop.state.step)

@@ -63,15 +63,19 @@ def train_step(
     return kept.replace(step=state.step + 1, bookkeeping=_record(state, terms, bad))
 
 
-def train_steps(state: TrainState, data: Batch, rows: Any, **options: Any) -> TrainState:
-    """The state after N steps: `train_step` on each of the N batches of rows [B, N, ...]."""
+def train_steps(
+    state: TrainState, data: Batch, count: Array, rows: Any, **options: Any
+) -> TrainState:
+    """The state after `train_step` on each of the first `count` batches of rows [B, N, ...].
 
-    def body(state, i):
-        batch = jax.tree.map(lambda column: column[:, i], rows)
-        return train_step(state, data, batch, **options), None
+    The number of steps is traced: calls of one step and of several are one program, so that they
+    give the same bits.
+    """
 
-    count = jax.tree.leaves(rows)[0].shape[1]
-    return jax.lax.scan(body, state, jnp.arange(count))[0]
+    def body(i, state):
+        return train_step(state, data, jax.tree.map(lambda r: r[:, i], rows), **options)
+
+    return jax.lax.fori_loop(0, count, body, state)
 
 
 def _current_hparams(state: TrainState) -> dict[str, Array]:

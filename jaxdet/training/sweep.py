@@ -120,9 +120,12 @@ class VmappedRuns:
         self.budget, self.deadline = configs[0].time_budget, float("inf")
         # On a CPU, a convolution with one kernel per run is fastest as a matrix product.
         self.conv_impl: conv.Impl = "im2col" if jax.default_backend() == "cpu" else "auto"
-        self.vmapped, self.vmapped_steps = (
-            compiler.jit(jax.vmap(partial(pure, axis=None), in_axes=(0, None, 0)), donate_argnums=0)
-            for pure in (self.compiled.pure, self.compiled.pure_steps)
+        self.vmapped, self.vmapped_loop = (
+            compiler.jit(jax.vmap(partial(pure, axis=None), in_axes=axes), donate_argnums=0)
+            for pure, axes in (
+                (self.compiled.pure, (0, None, 0)),
+                (self.compiled.pure_steps, (0, None, None, 0)),
+            )
         )
         self.failed: dict[Path, str] = {}  # folder of a run that diverged or ran out of time -> why
         self.before = {loop.folder: _unrecorded_seconds(loop, spent) for loop in self.loops}
@@ -194,10 +197,19 @@ class VmappedRuns:
         return True
 
     def step_together(self, states: Tree, rows: np.ndarray) -> Tree:
-        """One step of all stacked states at rows [runs, B], or N steps at rows [runs, B, N]."""
-        program = self.vmapped if rows.ndim == 2 else self.vmapped_steps
+        """One step of all stacked states at rows [runs, B]."""
         with conv.default_impl(self.conv_impl):
-            return program(states, self.compiled.data, rows)
+            return self.vmapped(states, self.compiled.data, rows)
+
+    def call_together(self, states: Tree, batches: Sequence[np.ndarray]) -> Tree:
+        """A step of all stacked states on each of the batches [runs, B]."""
+        if self.compiled.looped:
+            count, rows = self.compiled.stack(batches, axis=2)
+            with conv.default_impl(self.conv_impl):
+                return self.vmapped_loop(states, self.compiled.data, count, rows)
+        for rows in batches:
+            states = self.step_together(states, rows)
+        return states
 
     def _by_epoch_length(self) -> list[list[training_loop.Loop]]:
         """Runs grouped by their number of steps per epoch."""
@@ -300,8 +312,7 @@ class _Stacked:
     def step(self, batches: Sequence[np.ndarray]) -> None:
         """Dispatch one call of all runs, with a step for each of the batches [runs, B]."""
         runs, states = self.runs, self.states
-        rows = batches[0] if len(batches) == 1 else np.stack(batches, 2)
-        self.states = runs.compiled.timed(lambda: runs.step_together(states, rows))
+        self.states = runs.compiled.timed(lambda: runs.call_together(states, batches))
         self.taken += len(batches)
 
     def sync(self) -> None:

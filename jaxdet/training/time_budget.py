@@ -85,7 +85,7 @@ def _measure_step(compiled: "CompiledSteps", experiment: Experiment) -> tuple[fl
     index = experiment.batch_order(config.seed, 0, len(source), config.batch)
     begun, count, next_wait = 0.0, 0, 3
     for count, rows in enumerate(source.batches(index)):
-        state = compiled.steps[0](state, compiled.data, rows)
+        state = compiled.take_steps(state, [rows])
         if count == 0:
             jax.block_until_ready(state)  # the first step includes compilation
             begun = time.monotonic()

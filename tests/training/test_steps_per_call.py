@@ -8,7 +8,6 @@ import pytest
 
 from jaxdet import runs
 from jaxdet.data.sources import StreamSource
-from jaxdet.errors import InputError
 from jaxdet.plots import training as training_plots
 from jaxdet.training import checkpoint, loop, sweep
 from jaxdet.training.progress import Callback, Progress
@@ -42,10 +41,14 @@ def streamed(experiment):
     return replace(experiment, splits={**experiment.splits, "train": source})
 
 
-def train(folder, experiment, *callbacks, stop=lambda: False):
+def train(folder, experiment, *callbacks, stop=lambda: False, looped=False):
+    """`loop.train`; `looped` takes the steps of a call in one program, as on a GPU."""
     folder.mkdir(exist_ok=True)
-    show = Progress(quiet=True)
-    return loop.train(experiment, folder, show=show, callbacks=callbacks, stop=stop)
+    compiled = loop.CompiledSteps(experiment)
+    assert not compiled.looped
+    compiled.looped = looped
+    named = {"callbacks": callbacks, "stop": stop, "compiled": compiled}
+    return loop.train(experiment, folder, show=Progress(quiet=True), **named)
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +65,19 @@ def single(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "count, devices, ends",
-    [(2, 1, [2, 3, 5, 6]), (50, 1, [3, 6]), (2, 4, [2, 3, 5, 6])],
+    "count, devices, looped, ends",
+    [
+        (2, 1, False, [2, 3, 5, 6]),
+        (2, 1, True, [2, 3, 5, 6]),
+        (50, 1, True, [3, 6]),
+        (2, 4, True, [2, 3, 5, 6]),
+    ],
 )
-def test_a_run_equals_that_of_single_steps_bit_for_bit(tmp_path, single, count, devices, ends):
+def test_a_run_equals_that_of_single_steps_bit_for_bit(
+    tmp_path, single, count, devices, looped, ends
+):
     experiment, calls = line_experiment(steps_per_call=count, devices=devices), Calls()
-    assert train(tmp_path / "run", experiment, calls)
+    assert train(tmp_path / "run", experiment, calls, looped=looped)
     assert outcome(tmp_path / "run", experiment) == single[devices]
     images = np.diff([0, *ends]) * BATCH
     assert calls.seen == [*zip(ends, images, strict=True)]
@@ -76,7 +86,7 @@ def test_a_run_equals_that_of_single_steps_bit_for_bit(tmp_path, single, count, 
 
 def test_batches_of_a_stream_are_stacked(tmp_path, single):
     experiment = streamed(line_experiment(steps_per_call=2))
-    assert train(tmp_path / "run", experiment)
+    assert train(tmp_path / "run", experiment, looped=True)
     assert outcome(tmp_path / "run", experiment) == single[1]
 
 
@@ -95,7 +105,7 @@ def test_a_run_is_resumed_with_another_number_of_steps_per_call(tmp_path, single
     assert not train(tmp_path, line_experiment(), stop=after(4))  # within the first epoch
     several = line_experiment(steps_per_call=2)
     runs.check_same(tmp_path, CONFIG, several.config)
-    assert train(tmp_path, several)
+    assert train(tmp_path, several, looped=True)
     assert outcome(tmp_path, several) == single[1]
 
 
@@ -108,15 +118,21 @@ def test_runs_in_one_program_take_several_steps_per_call(tmp_path):
             folder.mkdir(parents=True)
         experiment = swept_experiment()
         together = sweep.VmappedRuns(experiment, configs, folders, QUIET, lambda: False)
+        together.compiled.looped = count > 1
         assert together.compiled.steps_per_call == count and together.run(together=True)
         alone = [sweep.with_config(experiment, config) for config in configs]
         found[count] = [outcome(*pair) for pair in zip(folders, alone, strict=True)]
     assert found[1] == found[3]
 
 
-def test_images_of_several_sizes_are_refused():
-    with pytest.raises(InputError, match="^--steps-per-call must be 1 with .* 2 sizes, got 3$"):
-        replace(line_experiment(steps_per_call=3), scales=(1.0, 0.5))
+def test_calls_of_any_number_of_steps_are_one_program():
+    """So their bits are equal on every device."""
+    compiled = loop.CompiledSteps(line_experiment())
+    rows = np.arange(BATCH, dtype=np.int32)
+    stacked = [compiled.stack([rows + i for i in range(count)]) for count in (1, 2, 64)]
+    assert [count for count, _ in stacked] == [1, 2, 64]
+    assert {(columns.shape, columns.dtype) for _, columns in stacked} == {((BATCH, 64), rows.dtype)}
+    np.testing.assert_array_equal(stacked[1][1][:, :2], np.stack([rows, rows + 1], 1))
 
 
 def test_the_number_is_one_on_a_cpu_and_elsewhere_a_call_takes_fifty_milliseconds(monkeypatch):

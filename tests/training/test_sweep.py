@@ -231,6 +231,7 @@ def test_a_resumed_run_has_the_rest_of_its_time_budget(tmp_path):
     QUIET.begin(0, 1)
     for _ in range(3):  # before the first epoch, the epoch, after it
         runs.loops[0].run_epoch()
+    runs.loops[0].saver.wait()
     metrics = tmp_path / "0" / "metrics.jsonl"
     line, other = map(json.loads, metrics.read_text().splitlines())
     line["time"]["train"] = 99.0
