@@ -9,7 +9,7 @@ SETTINGS = {
     "JAX_PLATFORMS": "cpu",
     "JAX_NUMPY_RANK_PROMOTION": "raise",
     "JAX_COMPILATION_CACHE_DIR": str(Path.home() / ".cache" / "jaxdet"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
 }
 for name, value in SETTINGS.items():
@@ -29,6 +29,14 @@ jax.config.update("jax_disable_most_optimizations", True)
 gc.set_threshold(100_000, 50, 100)
 
 
+WHOLE_COMMANDS = ("benchmarks", "cli", "tests", "training")  # folders of the longest tests
+
+
+def pytest_configure(config):
+    """Let pytest-xdist distribute files in the order below, not those with most tests first."""
+    config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(items):
     """Run the tests of whole commands first: they take longest, so that workers end together."""
-    items.sort(key=lambda item: item.path.parent.name != "tests")
+    items.sort(key=lambda item: item.path.parent.name not in WHOLE_COMMANDS)
