@@ -41,7 +41,9 @@ def run(options: Eval) -> int:
             lambda of=evaluator: of.measure(run.variables, run.epoch)
         )
         scores = {**losses, **experiment.task.report(rows)}
-        if options.plots:
+        if options.plots and not {"confusion", "map"} & scores.keys():
+            common.warn(f"--plots has nothing to draw of a run of {run.system}")
+        elif options.plots:
             _draw(rows, scores, run.classes, options.plots / split)
         scores |= cost_summary(scores, evaluator.operations(run.variables), seconds)
         if options.json:
