@@ -8,14 +8,14 @@
 A benchmark writes NAME.json into `--out`. NAME.md and, beside that folder, RESULTS.md are then made
 from all records there, so that older results of benchmarks that `--names` leaves out are kept. A
 benchmark that fails becomes a section with its error, which is kept in NAME.failed until the
-benchmark succeeds, and the exit code is 1. `--quick` takes sizes at which everything runs in about
-two minutes; its figures say little, so give it its own folder. `--tables-only` runs nothing and
-only makes the pages from the records.
+benchmark succeeds, and the exit code is 1. `--quick` uses sizes at which everything runs in about
+two minutes; its figures are not meaningful, so give it its own folder. `--tables-only` runs nothing
+and only makes the pages from the records.
 
 Unless the environment says otherwise, PyTorch's threads sleep while they wait
 (OMP_WAIT_POLICY=passive): spinning, they would slow down the call that follows. Waking up costs
-small operations about 0.1 ms, so that `tutorial`, whose turns are long and whose operations are all
-small, runs without.
+about 0.1 ms per operation, so `tutorial`, whose operations are all small, runs without that
+setting.
 """
 
 import json
@@ -43,6 +43,7 @@ QUICK_OPTIONS = {
     "train_step": "--models digits --batch 2 --compiled false --seconds 0.1",
     "tutorial": "--steps 4 --rounds 1 --images 400",
     "rates": "--count 2 --seconds 0.05",
+    "devices": "--devices 2 --seconds 0.05",
     "input": "--batch 16 --seconds 0.05",
     "startup": "--small true --repeats 1",
     "suppression": "--boxes 50 --max-detections 10 --batch 2 --seconds 0.05",
@@ -53,7 +54,7 @@ NAMES = tuple(QUICK_OPTIONS)
 SPINNING = ("tutorial",)  # benchmarks in which PyTorch's threads may spin
 PASSIVE_WAIT = {"OMP_WAIT_POLICY": "passive"}
 ENVIRONMENT = {
-    "JAX_TRACEBACK_FILTERING": "off",  # the last line of a traceback is then the error
+    "JAX_TRACEBACK_FILTERING": "off",  # so that the last line of a traceback is the error
 }
 HEADER = """# Results
 
@@ -108,7 +109,7 @@ def run(options: Options) -> int:
 
 
 def benchmark_options(name: str, options: Options) -> list[str]:
-    """The words that a benchmark is started with."""
+    """The command-line words for a benchmark."""
     small = shlex.split(QUICK_OPTIONS[name]) if options.quick else []
     plot = ["--plot", f"{options.out / name}.png"] if name == "sliding_windows" else []
     return [*small, *plot, "--json", f"{options.out / name}.json"]
@@ -164,7 +165,7 @@ def page(out: Path) -> str:
 
 
 def section(path: Path, record: dict[str, Any], usual: dict[str, str]) -> str:
-    """A record on the page: what it is, where it is from, and its short table."""
+    """The section of a record: description, origin, and short table."""
     module, folder, name = _module(record), path.parent.name, path.stem
     short = getattr(module, "summarize", module.render)
     describe = getattr(module, "describe", lambda record: _first_line(module))
@@ -204,6 +205,10 @@ def conditions(record: dict[str, Any]) -> dict[str, str]:
         "versions": ", ".join(f"{package} {version}" for package, version in versions.items()),
         "XLA_FLAGS": f"`{env['flags']}`" if env["flags"] else "none",
     }
+    if options := env.get("compiler_options"):
+        found["compiler options"] = ", ".join(
+            f"`{name}={value}`" for name, value in options.items()
+        )
     if "torch" in record:
         found["PyTorch"] = record["torch"]["version"]
     return found

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from operator import itemgetter
 from typing import Any
 
@@ -81,16 +80,17 @@ def compare(options: Options) -> list[dict[str, Any]]:
     task_aligned = partial(assign.task_aligned, **SETTINGS)
     program = jax.jit(jax.vmap(task_aligned, (0, 0, None, 0, 0, 0)))
     jax_call = partial(program, *jax.device_put(inputs))
-    torch_call = _torch_call(inputs) if find_spec("torch") else None
+    missing = harness.torch_unavailable()
+    torch_call = None if missing else _torch_call(inputs)
     found = jax_call()
     times = timing.measure_interleaved(torch_call or jax_call, jax_call, seconds=options.seconds)
     rows = [_time_loops(options, inputs, found)]
     if torch_call:
-        expected = [tensor.numpy() for tensor in torch_call()]
+        expected = [tensor.cpu().numpy() for tensor in torch_call()]
         _assert_equal(found, *expected[:3])
         rows.append({"implementation": "PyTorch", **times[0]._asdict()})
     else:
-        rows.append({"implementation": "PyTorch", "note": "not installed"})
+        rows.append({"implementation": "PyTorch", "note": missing})
     rows.append({"implementation": "jaxdet", **times[1]._asdict()})
     for row in rows:
         row |= {"batch": options.batch, "cells": len(inputs[2])}
@@ -139,10 +139,12 @@ def _torch_call(inputs):
     import torch
 
     from benchmarks.torch_refs import assign as torch_assign
+    from benchmarks.torch_refs import backend
 
-    tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in inputs]
+    place = backend.device()
+    tensors = [torch.from_numpy(np.ascontiguousarray(array)).to(place) for array in inputs]
     tensors[4] = tensors[4].long()
-    return partial(torch_assign.task_aligned, *tensors, **SETTINGS)
+    return backend.blocked(partial(torch_assign.task_aligned, *tensors, **SETTINGS), place)
 
 
 def _assert_equal(found, positive, index, scores):

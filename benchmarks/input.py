@@ -1,26 +1,29 @@
-"""Images per second of what feeds a network: data sets, batches and augmentation.
+"""Images per second of the input pipeline: data sets, batches and augmentation.
 
     python -m benchmarks.input --batch 64 --json FILE --markdown FILE
 
 `read` loads a whole set from its files into memory, as training does once; `records` takes one
-batch of records on the host, one by one; `files` decodes image files, 480 x 640 pixels in color,
-as `jaxdet predict` does. `gather` takes the rows of a batch from a set on the device, and `place`
-rotates, scales and places the digits of a batch, as every step of `digits` does. `gather, flip,
-crop, cutout` is what a step of `cifar10` does before its network, and is also timed one by one.
+batch of records on the host, one by one; `files` decodes image files, 480 x 640 pixels in color, as
+`jaxdet predict` does, and JPEG files in one thread and in one per core; `stream` makes batches of
+these with `--stream`'s reader. `gather` takes the rows of a batch from a set on the device, and
+`place` rotates, scales and places the digits of a batch, as every step of `digits` does. `gather,
+flip, crop, cutout` is what a step of `cifar10` does before its network, and is also timed one by
+one.
 
-MNIST is read from $JAXDET_DATA/mnist; the set of tensorflow-datasets is noise, prepared for the
-purpose. A missing one becomes a row that says so.
+`--parts` chooses sources, files or augmentation. MNIST is read from $JAXDET_DATA/mnist; the set of
+tensorflow-datasets is noise, prepared for the purpose. A missing one becomes a row that says so.
 """
 
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +33,7 @@ from benchmarks.lib import harness, synthetic, units
 from jaxdet import rng
 from jaxdet.configs import cifar10
 from jaxdet.data import digits, images, sampler
+from jaxdet.data.sources import StreamSource
 from jaxdet.ops import augment
 from jaxdet.profiling import timing
 from jaxdet.types import Array, StepContext, Task
@@ -46,6 +50,8 @@ COLUMNS = {
     "note": "note",
 }
 FILES, SHAPE = 4, (480, 640, 3)
+JPEG_FILES, SIDE = 64, 416  # per core; side to which they are letterboxed
+PARTS = ("sources", "files", "augmentation")
 AUGMENTATIONS = {"flip": {"flip": True}, "crop": {"crop_padding": 4}, "cutout": {"cutout": 0.5}}
 NOISE = 10_000  # images of the size of CIFAR-10
 
@@ -54,6 +60,8 @@ NOISE = 10_000  # images of the size of CIFAR-10
 class Options(harness.OutputOptions):
     """Images per second of data sets, batches and augmentation."""
 
+    parts: tuple[Literal["sources", "files", "augmentation"], ...] = PARTS
+    """what to time"""
     batch: int = 64
     """images of `records`, `gather` and `place`"""
     canvas: int = 64
@@ -70,9 +78,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(options: Options) -> None:
     """Time; print and write the results."""
     harness.require_positive(options, "batch")
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
-        rows = [*time_sources(options, Path(folder)), time_files(options, Path(folder))]
-    rows += [*time_digits(options), *time_augmentations(options)]
+        if "sources" in options.parts:
+            rows += time_sources(options, Path(folder))
+        if "files" in options.parts:
+            rows += [time_files(options, Path(folder)), *time_threads(options, Path(folder))]
+    if "augmentation" in options.parts:
+        rows += [*time_digits(options), *time_augmentations(options)]
     harness.publish(NAME, options, render, rows)
 
 
@@ -114,9 +127,43 @@ def time_files(options: Options, folder: Path) -> dict[str, Any]:
     paths = [folder / f"{i}.png" for i in range(FILES)]
     for path in paths:
         coarse = draw.integers(0, 256, (height // 8, width // 8, 3), np.uint8)
-        path.write_bytes(synthetic.encode_png(coarse.repeat(8, 0).repeat(8, 1)))
+        path.write_bytes(synthetic.encode_image(coarse.repeat(8, 0).repeat(8, 1)))
     name = f"PNG, {height} x {width}"
     return _row(name, "files", FILES, lambda: [images.read_gray(path) for path in paths], options)
+
+
+def time_threads(options: Options, folder: Path) -> Iterator[dict[str, Any]]:
+    """Rows of JPEG files, decoded and letterboxed: in one thread, in one per core, and streamed."""
+    cores = len(os.sched_getaffinity(0))
+    count = min(JPEG_FILES, options.batch) * cores
+    draw = np.random.default_rng(0)
+    paths = [folder / f"{i}.jpg" for i in range(count)]
+    for path in paths:
+        coarse = draw.integers(0, 256, (SHAPE[0] // 8, SHAPE[1] // 8, 3), np.uint8)
+        path.write_bytes(synthetic.encode_image(coarse.repeat(8, 0).repeat(8, 1), "JPEG"))
+    read = partial(images.read_letterboxed, height=SIDE, width=SIDE)
+    name = f"JPEG, {SHAPE[0]} x {SHAPE[1]}"
+    for threads in sorted({1, cores}):
+        chosen = paths[: count * threads // cores]
+        with ThreadPoolExecutor(threads) as pool:
+            call = partial(_read_all, pool, read, chosen)
+            title = f"decode, threads: {threads}"
+            yield _row(name, title, len(chosen), call, options)
+    if find_spec("grain") is None:
+        yield {"source": name, "operation": "stream", "note": "needs grain"}
+        return
+    source = StreamSource(lambda i: {"image": read(paths[i])[0]}, count)
+    index = np.arange(count).reshape(-1, min(JPEG_FILES, options.batch))
+    stream = partial(_last_batch, source, index)
+    yield _row(name, f"stream, batches of {index.shape[1]}", count, stream, options)
+
+
+def _read_all(pool, read, paths):
+    return list(pool.map(read, paths))[-1]
+
+
+def _last_batch(source, index):
+    return list(source.batches(index))[-1]
 
 
 def time_digits(options: Options) -> Iterator[dict[str, Any]]:
@@ -132,7 +179,7 @@ def time_digits(options: Options) -> Iterator[dict[str, Any]]:
 
 
 def time_augmentations(options: Options) -> Iterator[dict[str, Any]]:
-    """Rows of what a step of `cifar10` does with the images of its batch before its network."""
+    """Rows of the augmentations with which a step of `cifar10` prepares its batch."""
     rows = sampler.shuffled_batches(0, 0, NOISE, options.batch)[0]
     for names in ((), *((name,) for name in AUGMENTATIONS), tuple(AUGMENTATIONS)):
         fields = {name: v for each in names for name, v in AUGMENTATIONS[each].items()}
@@ -150,7 +197,7 @@ def augment_batch(task: Task, data: dict[str, Array], rows: Array) -> jax.Array:
 
 
 def _row(source: str, operation: str, count: int | None, call: Callable, options: Options) -> dict:
-    """The row of a call that gives `count` images; None counts those of the sources it returns."""
+    """The row of a call that processes `count` images; None counts those in returned sources."""
     count = sum(map(len, call())) if count is None else count
     found = timing.measure(call, seconds=options.seconds)
     return {

@@ -3,16 +3,16 @@
     python -m benchmarks.layers --batch 16 --json FILE --markdown FILE
     python -m benchmarks.layers --layers conv3 depthwise3 --impl lax
 
-Prints two rows per layer: median time of jaxdet and of PyTorch (eager, on the CPU, channels-last)
-with interquartile ranges, the ratio of the medians (below 1 jaxdet is faster), and the operations
-of the layer by `jaxdet.flops`, however it is computed. Both libraries start from the same numbers
-and are timed interleaved. `difference` is the largest difference of their results, gradients
-included, as a fraction of the largest value.
+Prints two rows per layer: median time of jaxdet and of PyTorch (eager, channels-last) with
+interquartile ranges, the ratio of the medians (below 1 jaxdet is faster), and the operations of the
+layer by `jaxdet.flops`, however it is computed. Both libraries start from the same numbers and are
+timed interleaved. `difference` is the largest difference of their results, gradients included, as a
+fraction of the largest value.
 
 The backward pass computes gradients for the parameters and, except for the first layer of a network
-(`conv7_stride2`), for the input. Batch norm is in training mode. On a GPU there are rows in
-bfloat16 as well, with the fraction of the peak of a large matrix product in that type (in float32,
-both may use TF32).
+(`conv7_stride2`), for the input. Batch norm is in training mode. On a GPU there are rows in TF32
+and in bfloat16 as well, see `benchmarks.lib.precision`, with the fraction of the peak of a large
+matrix product in that precision.
 
 `docs/benchmarks.md` lists what was tried to make convolutions and pools faster on a CPU.
 """
@@ -21,13 +21,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.lib import harness, units
+from benchmarks.lib import harness, precision, units
+from benchmarks.lib.precision import Precision
 from benchmarks.lib.single_layers import (
     DIRECTIONS,
     LAYERS,
@@ -37,8 +38,8 @@ from benchmarks.lib.single_layers import (
     random_case,
 )
 from jaxdet import flops
-from jaxdet.kernels import conv
-from jaxdet.profiling import roofline, timing
+from jaxdet.kernels import compiler, conv
+from jaxdet.profiling import timing
 
 NAME = "layers"
 COLUMNS = {
@@ -94,9 +95,9 @@ def run(options: Options) -> None:
     if missing:
         rows.append({"layer": "torch", "note": missing})
     else:
-        from benchmarks.torch_refs import sliding as torch_sliding
+        from benchmarks.torch_refs import backend
 
-        extra["torch"] = torch_sliding.describe_torch()
+        extra["torch"] = backend.describe()
     if jax.default_backend() == "gpu":
         add_percent_of_peak(rows)
     harness.publish(NAME, options, render, rows, **extra)
@@ -133,38 +134,52 @@ def summarize(record: dict[str, Any]) -> str:
 def compare(name: str, options: Options, *, with_torch: bool) -> Iterator[dict[str, Any]]:
     """Rows of both directions of a layer, in each type that suits the device."""
     case = random_case(LAYERS[name], options.batch)
-    types = ("float32", "bfloat16") if jax.default_backend() == "gpu" else ("float32",)
-    for dtype in types:
+    for chosen in get_args(Precision) if jax.default_backend() == "gpu" else ("float32",):
         for direction in DIRECTIONS:
-            row = {"layer": name, "shape": list(case.x.shape), "type": dtype}
+            row = {"layer": name, "shape": list(case.x.shape), "type": chosen}
             row |= {"output": list(case.cotangent.shape), "direction": direction}
-            yield row | _measure(case, direction, dtype, options, with_torch)
+            with jax.default_matmul_precision(precision.MATMUL[chosen]):
+                yield row | _measure(case, direction, chosen, options, with_torch)
 
 
-def jax_call(case: LayerCase, direction: str, dtype: str, impl: conv.Impl) -> tuple:
+def jax_call(case: LayerCase, direction: str, chosen: Precision, impl: conv.Impl) -> tuple:
     """(call, function from its result to named arrays, operations) of a direction in jaxdet."""
     index = DIRECTIONS.index(direction)
     params = jax.device_put(case.variables.get("params", {}))
+    dtype = precision.dtype(chosen)
     args = params, *(jnp.asarray(a, dtype) for a in (case.x, case.cotangent)[: 1 + index])
     convolve = partial(conv.conv_general_dilated, impl=impl)
-    net = SingleLayer(case.layer, convolve, jnp.dtype(dtype))
+    net = SingleLayer(case.layer, convolve, dtype)
     nets = net, net.clone(conv_general_dilated=None)
     run, counted = (passes(each, case.variables)[index] for each in nets)
-    return partial(jax.jit(run), *args), named_arrays, flops.count(counted, *args).sum().total()
+    operations = flops.count(counted, *args).sum().total()
+    return partial(compiler.jit(run), *args), named_arrays, operations
 
 
-def torch_call(case: LayerCase, direction: str) -> tuple:
+def torch_call(case: LayerCase, direction: str, chosen: Precision = "float32") -> tuple:
     """(call, function from its result to named arrays) of a direction in PyTorch."""
+    from benchmarks.torch_refs import backend
     from benchmarks.torch_refs import layers as torch_layers
 
-    net = torch_layers.build_module(case.layer, case.variables.get("params", {}).get("part", {}))
+    place = backend.device()
+    backend.set_precision(chosen)
+    params = case.variables.get("params", {}).get("part", {})
+    net = torch_layers.build_module(case.layer, params).to(place)
+    x, cotangent = (
+        torch_layers.to_tensor(array).to(place, backend.layer_dtype(chosen))
+        for array in (case.x, case.cotangent)
+    )
     if direction == DIRECTIONS[0]:
-        call = partial(torch_layers.forward, net, torch_layers.to_tensor(case.x))
+        run = partial(torch_layers.forward, net, x)
     else:
-        x = torch_layers.to_tensor(case.x, requires_grad=not case.layer.first)
-        cotangent = torch_layers.to_tensor(case.cotangent)
-        call = partial(torch_layers.forward_backward, net, x, cotangent)
-    return call, lambda result: torch_layers.named_arrays(net, *result)
+        x.requires_grad_(not case.layer.first)
+        run = partial(torch_layers.forward_backward, net, x, cotangent)
+
+    def call():
+        with backend.autocast(chosen, place):
+            return run()
+
+    return backend.blocked(call, place), lambda result: torch_layers.named_arrays(net, *result)
 
 
 def named_arrays(result: tuple) -> dict[str, jax.Array]:
@@ -183,16 +198,18 @@ def largest_difference(found: dict[str, Any], expected: dict[str, Any]) -> float
 
 def add_percent_of_peak(rows: Sequence[dict[str, Any]]) -> None:
     """Add to each row the percentage of its type's peak that it reached."""
-    peak = {t: roofline.measure_peaks(dtype=t).operations_per_s for t in ("float32", "bfloat16")}
+    peak = {chosen: precision.matmul_peak(chosen) for chosen in {row.get("type") for row in rows}}
     for row in rows:
         if "operations_per_s" in row:
             row["percent_of_peak"] = 100 * row["operations_per_s"] / peak[row["type"]]
 
 
-def _measure(case, direction, dtype, options, with_torch):
+def _measure(case, direction, chosen, options, with_torch):
     """The measured columns of a row."""
-    call, arrays, operations = jax_call(case, direction, dtype, options.impl)
-    calls = [(call, arrays), torch_call(case, direction)] if with_torch else [(call, arrays)]
+    call, arrays, operations = jax_call(case, direction, chosen, options.impl)
+    calls = (
+        [(call, arrays), torch_call(case, direction, chosen)] if with_torch else [(call, arrays)]
+    )
     times = timing.measure_interleaved(*(run for run, _ in calls), seconds=options.seconds)
     row = {"jaxdet_s": times[0].median, "jaxdet_spread": times[0].spread}
     if with_torch:

@@ -1,18 +1,23 @@
 """A step of several learning rates: all in one vmapped program against one after the other.
 
     python -m benchmarks.rates --count 8 --json FILE
+    python -m benchmarks.rates --convolutions auto im2col
 
 `jaxdet sweep` measures the same before a sweep, on a few steps, and takes the faster; here as many
 steps as `--seconds` allow are interleaved. Images are noise of the size of CIFAR-10, on one device.
 A ratio below 1 means that one program is faster.
+
+Under `vmap` over its kernels a convolution becomes a grouped one (`lax`), whose gradients are slow
+on CPUs and on CUDA; `im2col` makes a matrix product of it. `auto` is what a sweep does.
 """
 
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -26,6 +31,7 @@ COLUMNS = {
     "model": "model",
     "rates": "learning rates",
     "batch": "batch",
+    "convolutions": "convolutions in one program",
     "vmapped_s": ("one program", "s"),
     "sequential_s": ("one after the other", "s"),
     "ratio": "one program / one after the other",
@@ -39,11 +45,13 @@ class Options(harness.OutputOptions):
     models: tuple[str, ...] = ("tutorial",)
     """PyTorch's tutorial network, or its variants"""
     count: int = 8
-    """learning rates"""
+    """number of learning rates"""
     batch: int = Config.batch
     """images per step of one rate"""
+    convolutions: tuple[Literal["auto", "lax", "im2col"], ...] = ("auto",)
+    """how one program computes convolutions; auto: im2col on a CPU, else lax"""
     seconds: float = 5.0
-    """time for the steps of each; at least three"""
+    """time for steps in one program, and for steps one after the other; at least three of each"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,7 +63,8 @@ def run(options: Options) -> None:
     """Time; print and write the results."""
     harness.require_known("--models", options.models, TUTORIALS)
     harness.require_positive(options, "count", "batch")
-    harness.publish(NAME, options, render, [compare(name, options) for name in options.models])
+    rows = [compare(*pair, options) for pair in product(options.models, options.convolutions)]
+    harness.publish(NAME, options, render, rows)
 
 
 def render(record: dict[str, Any]) -> str:
@@ -63,8 +72,8 @@ def render(record: dict[str, Any]) -> str:
     return units.markdown_table(record["rows"], COLUMNS)
 
 
-def compare(name: str, options: Options) -> dict[str, Any]:
-    """The row of a network: seconds of one step of all rates."""
+def compare(name: str, convolutions: str, options: Options) -> dict[str, Any]:
+    """The row of a network and a form of convolution: seconds of one step of all rates."""
     config = Config(model=name, batch=options.batch, devices=1)
     experiment = synthetic.cifar10_experiment(config, train=8 * config.batch, val=config.eval_batch)
     rates = np.geomspace(1e-4, 1e-2, options.count)
@@ -74,11 +83,14 @@ def compare(name: str, options: Options) -> dict[str, Any]:
             folder.mkdir()
         variants = [replace(config, lr=float(lr)) for lr in rates]
         runs = sweep.VmappedRuns(experiment, variants, folders, Progress(quiet=True), lambda: False)
+        if convolutions != "auto":
+            runs.conv_impl = convolutions
         times = runs.measure_steps(seconds=options.seconds)
     return {
         "model": name,
         "rates": options.count,
         "batch": options.batch,
+        "convolutions": convolutions,
         "vmapped_s": times.together,
         "sequential_s": times.in_turn,
         "ratio": times.together / times.in_turn,

@@ -11,7 +11,7 @@ network of Andrew Ng's lecture on square images:
 - times per batch in three forms, in jax and in PyTorch where it is installed: `loop`, one window
   per call, timed on at most `--sample` windows and extrapolated; `chunks`, `--chunk` windows per
   call; `convolutional`, one call. Cutting windows is timed as well; compilation is separate. Forms
-  are interleaved. Peak memory is what one call took beyond what was held before it.
+  are interleaved. Peak memory is that of one call, less the memory in use before it.
 - multiply-adds of both forms and their ratio, beside the ratios of the times.
 - agreement on one image: norm of the difference, at full float32 precision.
 
@@ -105,7 +105,7 @@ class Options(harness.OutputOptions):
     window: int = 14
     """--check with --arch: side of the window in pixels"""
     stride: int = 0
-    """--check with --arch: stride of sliding in pixels; 0 is the product of the layers' strides"""
+    """--check with --arch: stride of sliding in pixels; 0: the product of the layers' strides"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -156,9 +156,9 @@ def measure(options: Options) -> dict[str, Any]:
     if missing:
         results["rows"].append({"library": "torch", "note": missing})
     else:
-        from benchmarks.torch_refs import sliding as torch_sliding
+        from benchmarks.torch_refs import backend
 
-        results["torch"] = torch_sliding.describe_torch()
+        results["torch"] = backend.describe()
     return results
 
 

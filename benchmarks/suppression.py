@@ -146,14 +146,20 @@ def _batched_nms(boxes, scores, *, max_detections):
 
 
 def _torchvision_call(boxes, scores, max_detections) -> Callable | None:
-    """A call of torchvision's operator, or None if it is not installed."""
+    """A call of torchvision's operator on JAX's device, or None if it cannot be used."""
     try:
         import torch
         from torchvision import ops
     except (ImportError, RuntimeError):
         return None
-    args = torch.from_numpy(boxes), torch.from_numpy(scores)
-    return lambda: ops.nms(*args, 0.5)[:max_detections].numpy()
+    if harness.torch_unavailable():
+        return None
+    from benchmarks.torch_refs import backend
+
+    place = backend.device()
+    args = (torch.from_numpy(array).to(place) for array in (boxes, scores))
+    call = partial(ops.nms, *args, 0.5)
+    return lambda: call()[:max_detections].cpu().numpy()
 
 
 if __name__ == "__main__":

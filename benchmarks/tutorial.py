@@ -101,7 +101,12 @@ def jax_calls(experiment: Experiment, folder: Path) -> Calls:
     compiled = training_loop.CompiledSteps(experiment)
     loop = training_loop.Loop(compiled, experiment, folder, progress)
     progress.begin(0, loop.plan.steps * experiment.config.batch)
-    return loop.run_epoch, loop.run_epoch
+
+    def evaluate():
+        loop.run_epoch()
+        loop.saver.wait()  # the time of a checkpoint counts
+
+    return loop.run_epoch, evaluate
 
 
 def torch_calls(experiment: Experiment) -> Calls:

@@ -1,4 +1,4 @@
-"""What the benchmarks share: their command line, memory, and the record of their results.
+"""Command line, memory measurement and result records of the benchmarks.
 
 Times come from `jaxdet.profiling.timing`, tables from `benchmarks.lib.units`.
 """
@@ -19,6 +19,7 @@ import jax
 from jaxdet import files
 from jaxdet.cli import flags, process
 from jaxdet.errors import InputError
+from jaxdet.kernels import compiler
 from jaxdet.profiling.timing import timed
 from jaxdet.training import run_dir
 
@@ -29,12 +30,12 @@ OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "can't allocate memory", "out of memory",
 
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions:
-    """Where a benchmark writes its results."""
+    """Files of a benchmark's results."""
 
     json: Path | None = None
-    """file for the rows and everything they depend on"""
+    """JSON file for the rows, with versions, devices, flags and options"""
     markdown: Path | None = None
-    """file for the printed tables"""
+    """Markdown file for the printed tables"""
 
 
 class FirstCall(NamedTuple):
@@ -42,7 +43,7 @@ class FirstCall(NamedTuple):
 
     value: Any
     seconds: float
-    peak: int | None  # most bytes held, less those held before; None if unknown
+    peak: int | None  # peak of memory in bytes, less that before the call; None if unknown
     peak_source: str
 
 
@@ -52,28 +53,20 @@ def run_command(
     """Parse the options of a benchmark and run it; returns the exit code, like `cli.main`.
 
     `run(options)` returns an exit code, or None for 0. An InputError is printed as one line and
-    gives exit code 2. Without `argv`, the words of the process are parsed, and the process is set
-    up first: large pages and `set_xla_flags`.
+    gives exit code 2. Without `argv`, the arguments of the process are parsed, after large pages
+    are set up; JAX then does not preallocate GPU memory, since PyTorch and other processes need
+    some.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
         process.restart_with_large_pages()
-        set_xla_flags()
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     chosen = flags.parse(f"python -m benchmarks.{name}", words, options) if words else options()
     try:
         return run(chosen) or 0
     except (InputError, OSError) as error:
         print(f"benchmarks.{name}: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
-
-
-def set_xla_flags() -> None:
-    """Set the XLA flag of jaxdet's command line, unless XLA_FLAGS is set, even if to nothing.
-
-    XLA reads its flags with the first request for a device, not when jax is imported.
-    """
-    if "XLA_FLAGS" not in os.environ and (flag := process.with_fast_conv("")):
-        os.environ["XLA_FLAGS"] = flag
 
 
 def require_positive(options: Any, *names: str) -> None:
@@ -91,22 +84,26 @@ def require_known(option: str, names: Sequence[str], known: Sequence[str]) -> No
         raise InputError(f"{option} must be among {', '.join(known)}, got {', '.join(unknown)}")
 
 
-def torch_unavailable(wanted: bool = True) -> str | None:
-    """Why PyTorch is not compared, or None if it is."""
-    if not wanted:
+def torch_unavailable(requested: bool = True) -> str | None:
+    """The reason why PyTorch cannot be timed on JAX's device; None if it can."""
+    if not requested:
         return "not asked for"
     if find_spec("torch") is None:
         return "not installed"
-    return None if jax.default_backend() == "cpu" else "compared on the CPU only"
+    if jax.default_backend() == "cpu":
+        return None
+    import torch
+
+    return None if torch.cuda.is_available() else "PyTorch finds no CUDA device"
 
 
 def compile_call(fn: Callable, *args: Any) -> tuple[Any, float]:
-    """(compiled `jax.jit(fn)` for arguments like these, seconds to trace and compile)."""
-    return timed(lambda: jax.jit(fn).lower(*args).compile())
+    """(`compiler.jit(fn)` compiled for arguments like these, seconds to trace and compile)."""
+    return timed(lambda: compiler.jit(fn).lower(*args).compile())
 
 
 def first_call(call: Callable[[], Any]) -> FirstCall:
-    """Call a function once and measure the memory it takes beyond what was held before."""
+    """Call a function once and measure how much memory it takes in addition to that in use."""
     gc.collect()
     before, source = _start_peak()
     value, seconds = timed(call)
@@ -127,8 +124,8 @@ def within_memory(fn: Callable, *args: Any) -> Any:
 def require_memory(size: int, device: jax.Device) -> None:
     """Raise MemoryError if fewer than `size` bytes are free.
 
-    To be called before a large allocation: Linux grants more memory than it has and ends the
-    process later.
+    Call it before a large allocation: Linux grants more memory than it has and kills the process
+    later.
     """
     free = available_memory(device)
     if free is not None and size > free:
@@ -199,7 +196,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _start_peak() -> tuple[int | None, str]:
-    """(bytes held now, how their peak is known); a new peak counts from here."""
+    """Reset the peak of memory; returns (bytes in use, method by which the peak is measured)."""
     stats = jax.devices()[0].memory_stats()
     if stats:
         return stats["bytes_in_use"], "device, largest so far in this process"
@@ -215,7 +212,7 @@ def _start_peak() -> tuple[int | None, str]:
 
 
 def _peak() -> int:
-    """Most bytes held since `_start_peak`; on a GPU, whose peak cannot be reset, ever."""
+    """Peak of bytes in use since `_start_peak`; on a GPU, since the start of the process."""
     stats = jax.devices()[0].memory_stats()
     return stats["peak_bytes_in_use"] if stats else _proc_field(PROC_STATUS, "VmHWM")
 

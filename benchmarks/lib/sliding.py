@@ -143,7 +143,8 @@ def run_crops(
 
 def stack_outputs(outputs: Sequence[Any], shape: tuple[int, ...]) -> np.ndarray:
     """Outputs [*shape, outputs] of crops in row-major order."""
-    flat = [np.asarray(out).reshape(-1, out.shape[-1]) for out in outputs]
+    on_host = (out.cpu() if hasattr(out, "cpu") else out for out in outputs)  # PyTorch, on a GPU
+    flat = [np.asarray(out).reshape(-1, out.shape[-1]) for out in on_host]
     return np.concatenate(flat).reshape(*shape, -1)
 
 
@@ -268,12 +269,13 @@ def _prepare(work, row) -> PreparedForm:
     build = {"jax": _jax_call, "torch": _torch_call}[row["library"]]
     call, compile_s = build(work, form)
     first = harness.first_call(call)
+    counts_jax_only = jax.default_backend() != "cpu"
     fraction = row["timed_windows"] / row["windows"]
     shape = work.shape if fraction == 1 else (row["timed_windows"],)
     output = first.value if form == "convolutional" else stack_outputs(first.value, shape)
     measured = {
         "compile_s": compile_s,
-        "peak_bytes": first.peak,
+        "peak_bytes": None if counts_jax_only and row["library"] == "torch" else first.peak,
         "peak_source": first.peak_source,
         "output": list(output.shape),
     }
@@ -293,13 +295,17 @@ def _jax_call(work, form):
 
 def _torch_call(work, form):
     """(call, None) of a form in PyTorch, which is not compiled."""
+    from benchmarks.torch_refs import backend
     from benchmarks.torch_refs import sliding as torch_sliding
 
-    images = torch_sliding.to_channels_last(work.images)
-    sequential, convolutional = torch_sliding.build_nets(work.pair.converted["params"])
+    place = backend.device()
+    backend.set_precision("tf32")  # as JAX, by default
+    images = torch_sliding.to_channels_last(work.images).to(place)
+    nets = torch_sliding.build_nets(work.pair.converted["params"])
+    sequential, convolutional = (net.to(place) for net in nets)
     if form == "convolutional":
-        return partial(torch_sliding.run_convolutional, convolutional, images), None
-    window, crops = work.pair.sequential.window, work.crops[form]
-    return partial(
-        torch_sliding.run_sequential, sequential, images, crops, window, work.stride
-    ), None
+        call = partial(torch_sliding.run_convolutional, convolutional, images)
+    else:
+        window, crops = work.pair.sequential.window, work.crops[form]
+        call = partial(torch_sliding.run_sequential, sequential, images, crops, window, work.stride)
+    return backend.blocked(call, place), None

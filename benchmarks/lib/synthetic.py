@@ -10,6 +10,7 @@ from PIL import Image
 
 from jaxdet import configs
 from jaxdet.configs import cifar10
+from jaxdet.data import cifar10 as cifar10_data
 from jaxdet.data.sources import ArraySource
 from jaxdet.training.experiment import Experiment
 
@@ -27,11 +28,23 @@ def prepare_tfds(folder: Path, name: str) -> None:
         builder.download_and_prepare()
 
 
-def encode_png(pixels: np.ndarray) -> bytes:
-    """PNG file of pixels [H, W] or [H, W, 3] uint8."""
+def encode_image(pixels: np.ndarray, kind: str = "PNG") -> bytes:
+    """Image file of pixels [H, W] or [H, W, 3] uint8."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
+    Image.fromarray(pixels).save(buffer, kind)
     return buffer.getvalue()
+
+
+def write_image_folders(root: Path, *, per_class: int = 4) -> None:
+    """Write CIFAR-10 as image files, SPLIT/CLASS/NUMBER.png: noise, a few images per class."""
+    draw = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in cifar10_data.CLASSES:
+            folder = root / split / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for i in range(per_class):
+                pixels = draw.integers(0, 256, (32, 32, 3), np.uint8)
+                (folder / f"{i}.png").write_bytes(encode_image(pixels))
 
 
 def cifar10_experiment(config: cifar10.Config, *, train: int, val: int) -> Experiment:
@@ -78,6 +91,6 @@ def _noise_builder(tfds, set_name):
             draw = np.random.default_rng(0)
             for i in range(count):
                 pixels = draw.integers(0, 256, (SIDE, SIDE), np.uint8)
-                yield i, {"image": encode_png(pixels), "label": i % 10}
+                yield i, {"image": encode_image(pixels), "label": i % 10}
 
     return Noise

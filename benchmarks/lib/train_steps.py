@@ -1,6 +1,6 @@
 """The training steps timed by `benchmarks.train_step`: the same work in jaxdet and in PyTorch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -9,14 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import linen as nn
 
-from jaxdet import configs
+from benchmarks.lib.precision import Precision, set_matmul
+from jaxdet import configs, flops
 from jaxdet.config import task_hparams
 from jaxdet.configs import detect, digits, objects
 from jaxdet.data.normalize import IMAGENET
+from jaxdet.errors import InputError
 from jaxdet.kernels import conv
 from jaxdet.models import plain, registry
-from jaxdet.models.resnet import ResNet18
 from jaxdet.ops import augment, boxes, windows
 from jaxdet.tasks.base import forward, masked_means
 from jaxdet.tasks.localize import LocalizationTask
@@ -45,19 +47,68 @@ class Workload(NamedTuple):
     data: dict[str, np.ndarray]
     hparams: dict[str, float]
     torch: Callable | None  # data -> (network, loss, images, target) in PyTorch
-    lr_multiplier: Callable | None = None  # of `optim.optimizer`
+    lr_multiplier: Callable | None = None  # argument of `optim.optimizer`
 
 
-def make_workload(name: str, batch: int, impl: conv.Impl, bfloat16: bool = False) -> Workload:
-    """The workload of a model; batch 0 is the model's own."""
-    dtype = jnp.bfloat16 if bfloat16 else None
-    return MODELS[name](batch, partial(conv.conv_general_dilated, impl=impl), dtype)
+class StepOptions(NamedTuple):
+    """Options of a step, passed to the process that builds it."""
+
+    batch: int = 0  # images per step; 0 means the model's default
+    side: int = 0  # side of the images in pixels; 0 means the model's default
+    impl: conv.Impl = "auto"
+    precision: Precision = "float32"
+    steps: int = 1  # steps per call; the call waits for the last one
 
 
-def jax_step(work: Workload, devices: Sequence[jax.Device] | None = None) -> Callable[[], Any]:
-    """A function that makes one step of jaxdet, on the first device or on those given."""
-    devices = devices or parallel.local_devices(1)
+def make_workload(model: "Model", options: StepOptions) -> Workload:
+    """The workload of a model."""
+    dtype = jnp.bfloat16 if options.precision == "bfloat16" else None
+    convolve = partial(conv.conv_general_dilated, impl=options.impl)
+    sides = {"side": options.side} if options.side else {}
+    return model(options.batch, convolve, dtype, **sides)
+
+
+def count_operations(work: Workload) -> int:
+    """Additions and multiplications of the matrix products and convolutions of a step."""
+    init, step = _pure_step(work)
+    rows = jax.ShapeDtypeStruct((work.batch,), np.int32)
+    report = flops.count(
+        partial(step, axis=None), jax.eval_shape(init), work.data, rows, convention="mac"
+    )
+    return 2 * report.total()
+
+
+def jax_step(
+    model: "Model", options: StepOptions, *, all_devices: bool = False
+) -> Callable[[], Any]:
+    """A function that makes steps of jaxdet, on the first device or on all of them."""
+    set_matmul(options.precision)
+    work = make_workload(model, options)
+    devices = parallel.local_devices(0 if all_devices else 1)
     parallel.check_batch(work.batch, devices)
+    init, step = _pure_step(work)
+    state = parallel.replicate(host_init.initialize(init), devices)
+    data, rows = parallel.replicate(work.data, devices), np.arange(work.batch)
+    run = parallel.compile_step(step, devices, replicated=2, donate=(0,))
+
+    def call():
+        nonlocal state
+        for _ in range(options.steps):
+            state = run(state, data, rows)
+        return jax.block_until_ready(state.step)
+
+    return call
+
+
+def describe_torch() -> dict[str, Any]:
+    """Version and settings of PyTorch, for the record."""
+    from benchmarks.torch_refs import backend
+
+    return backend.describe()
+
+
+def _pure_step(work: Workload) -> tuple[Callable, Callable]:
+    """(function that creates the state, training step for `parallel.compile_step`)."""
     adamw = optim.optimizer(
         "adamw", 1e-3, beta2=0.999, weight_decay=0.02, lr_multiplier=work.lr_multiplier
     )
@@ -67,40 +118,45 @@ def jax_step(work: Workload, devices: Sequence[jax.Device] | None = None) -> Cal
     hparams |= dict.fromkeys(LENGTHS, np.int32(1))
     given = {"task": work.task, "optimizer": lambda _: adamw}
     init = partial(training_state.create_state, example, hparams, **given, seed=0, ema=0)
-    state = parallel.replicate(host_init.initialize(init), devices)
-    data, rows = parallel.replicate(work.data, devices), np.arange(work.batch)
-    step = partial(train_step, **given, plan=plan)
-    run = parallel.compile_step(step, devices, replicated=2, donate=(0,))
-
-    def call():
-        nonlocal state
-        state = run(state, data, rows)
-        return jax.block_until_ready(state.step)
-
-    return call
+    return init, partial(train_step, **given, plan=plan)
 
 
-def torch_step(work: Workload, compiled: bool = False) -> Callable[[], float]:
-    """A function that makes one step of PyTorch."""
+def torch_step(
+    model: "Model", options: StepOptions, device: str = "cpu", *, compiled: bool = False
+) -> Callable[[], float]:
+    """A function that makes steps of PyTorch on a device, such as "cuda"."""
+    import torch
+
     from benchmarks.torch_refs import networks
 
+    work = make_workload(model, options)
+    if work.torch is None:
+        raise InputError("no such network in PyTorch")
+    torch.manual_seed(0)
     net, loss, images, target = work.torch(work.data)
-    return networks.make_step(net, loss, images, target, compiled=compiled)
-
-
-BUILDERS = {
-    "jit": jax_step,
-    "pmap": lambda work: jax_step(work, parallel.local_devices()),
-    "torch": torch_step,
-    "torch_compiled": partial(torch_step, compiled=True),
-}
+    return networks.make_step(
+        net,
+        loss,
+        images,
+        target,
+        compiled=compiled,
+        precision=options.precision,
+        device=torch.device(device),
+        steps=options.steps,
+    )
 
 
 def digit_locator(
-    count: int, convolve: Callable, dtype: Any, *, drawn: bool = False, **changes: Any
+    count: int,
+    convolve: Callable,
+    dtype: Any,
+    *,
+    side: int = digits.Config.canvas,
+    drawn: bool = False,
+    **changes: Any,
 ) -> Workload:
-    """The network of `digits` on ready canvases, or on canvases that are drawn in the step."""
-    config = replace(digits.Config(), **changes)
+    """The network of `digits` on prepared canvases, or (`drawn`) on canvases drawn in the step."""
+    config = replace(digits.Config(), canvas=side, **changes)
     net = configs.network("digits", config)[0].clone(conv_general_dilated=convolve, dtype=dtype)
     experiment = configs.build("digits", digits.Config())
     batch = count or config.batch
@@ -125,12 +181,12 @@ def _draw_canvases(task, data):
 
 
 def _keep_canvas(key, image):
-    """A canvas that is ready, and its box."""
+    """An unchanged canvas and the box of its foreground, in place of drawing one."""
     return image, boxes.mask_to_box(image[..., 0])
 
 
 def _torch_digit_locator(net, data):
-    """Network, loss, images and targets [B, rows, columns, 6] in PyTorch."""
+    """(network, loss, images, targets [B, rows, columns, 6]) in PyTorch."""
     import torch
 
     from benchmarks.torch_refs import networks
@@ -148,8 +204,10 @@ def _torch_digit_locator(net, data):
     return networks.SlidingWindowNet(net.plan()), networks.sliding_window_loss, inputs, target
 
 
-def resnet(count: int, convolve: Callable, dtype: Any, *, side: int) -> Workload:
-    """ResNet18 and the cross entropy of 1000 classes, on random images."""
+def classifier(
+    count: int, convolve: Callable, dtype: Any, *, model: str, side: int = 224
+) -> Workload:
+    """A model of the registry and the cross entropy of 1000 classes, on random images."""
     batch = count or 16
     draw = np.random.default_rng(0)
     data = {
@@ -157,26 +215,33 @@ def resnet(count: int, convolve: Callable, dtype: Any, *, side: int) -> Workload
         "label": draw.integers(0, CLASSES, batch).astype(np.int32),
         "id": np.arange(batch, dtype=np.int32),
     }
-    net = ResNet18(classes=CLASSES, conv_general_dilated=convolve, dtype=dtype)
-    return Workload(batch, side, _CrossEntropy(net), data, {}, _torch_resnet)
+    net = registry.get(model).build(classes=CLASSES, conv_general_dilated=convolve, dtype=dtype)
+    torch = partial(_torch_classifier, model)
+    return Workload(batch, side, _CrossEntropy(net), data, {}, torch)
 
 
-def _torch_resnet(data):
-    """Network, loss, images and labels in PyTorch."""
+def _torch_classifier(model, data):
+    """(network, loss, images, labels) in PyTorch."""
     import torch
 
-    from benchmarks.torch_refs import networks
+    from benchmarks.torch_refs import efficientnet, networks
 
+    build = {
+        "resnet18": networks.resnet18,
+        "resnet50": networks.resnet50,
+        "lite0": efficientnet.lite0,
+        "b0": efficientnet.b0,
+    }[model]
     images = torch.from_numpy(data["image"]).permute(0, 3, 1, 2)
     label = torch.from_numpy(data["label"]).long()
-    return networks.resnet18(CLASSES), torch.nn.functional.cross_entropy, images, label
+    return build(CLASSES), torch.nn.functional.cross_entropy, images, label
 
 
 @dataclass(frozen=True)
 class _CrossEntropy:
-    """A task with all that a step needs: the mean cross entropy of images as they are."""
+    """The minimal task for a step: mean cross entropy, without augmentation."""
 
-    net: ResNet18
+    net: nn.Module
 
     def init(self, key, batch):
         return self.net.init(key, batch["image"])
@@ -235,21 +300,26 @@ def detector(
     convolve: Callable,
     dtype: Any,
     *,
+    side: int = 0,
     boxes_per_image: int = 14,
     classes: int = 3,
     freeze: int = 3,
 ) -> Workload:
-    """The network of `detect`, its first `freeze` stages frozen, on random images."""
+    """The network of `detect`, its first `freeze` stages frozen, on random images.
+
+    side: height and width of the images; 0 is the size of `detect`.
+    """
     config = detect.Config(weights="package:lite0", freeze_stages=freeze, freeze_bn=True)
+    config = replace(config, size=(side, side)) if side else config
     net = configs.network("detect", config)[0]
     options = {"conv_general_dilated": convolve, "dtype": dtype}
     net = net.clone(**{part: partial(getattr(net, part), **options) for part in DETECTOR_PARTS})
     draw, batch, (height, width) = np.random.default_rng(0), count or config.batch, config.size
-    side = draw.uniform(16, 100, (batch, boxes_per_image, 2))
-    low = draw.uniform(0, [width, height] - side)
+    sides = draw.uniform(0.05, 0.3, (batch, boxes_per_image, 2)) * min(height, width)
+    low = draw.uniform(0, [width, height] - sides)
     data = {
         "image": draw.integers(0, 256, (batch, height, width, 3), np.uint8),
-        "boxes": np.concatenate([low, low + side], -1).astype(np.float32),
+        "boxes": np.concatenate([low, low + sides], -1).astype(np.float32),
         "labels": draw.integers(0, classes, (batch, boxes_per_image)).astype(np.int32),
         "valid": np.ones((batch, boxes_per_image), bool),
         "crowd": np.zeros((batch, boxes_per_image), bool),
@@ -276,12 +346,17 @@ def _torch_detector(classes, data):
     return detector.Detector(classes), detector.detection_loss, inputs, target
 
 
-MODELS: dict[str, Callable[..., Workload]] = {
+Model = Callable[..., Workload]
+
+MODELS: dict[str, Model] = {
     "digits": digit_locator,
     "digits_drawn": partial(digit_locator, drawn=True),
     "digits_wide": partial(digit_locator, **WIDE),
-    "resnet18_64": partial(resnet, side=64),
-    "resnet18_224": partial(resnet, side=224),
+    "resnet18_64": partial(classifier, model="resnet18", side=64),
+    "resnet18_224": partial(classifier, model="resnet18"),
+    "resnet50_224": partial(classifier, model="resnet50"),
+    "lite0_224": partial(classifier, model="lite0"),
+    "b0_224": partial(classifier, model="b0"),
     "simple_224": partial(localizer, model="simple", side=224),
     "deeper_112": partial(localizer, model="deeper", side=112),
     "detect": detector,

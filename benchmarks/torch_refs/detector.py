@@ -1,6 +1,6 @@
 """A detector in PyTorch: EfficientNet-Lite0, FPN, a decoupled head per level, TAL targets.
 
-Written from the papers (arXiv:1905.11946, 1612.03144, 2107.08430, 2108.07755). Images are
+Written from the papers (arXiv:1612.03144, 2107.08430, 2108.07755). Images are
 [B, C, H, W], channels-last in memory.
 """
 
@@ -12,42 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.torch_refs import assign
+from benchmarks.torch_refs.efficientnet import build_stages, conv_module
 
-STAGES = (  # blocks, width, kernel, stride, expansion
-    *((1, 16, 3, 1, 1), (2, 24, 3, 2, 6), (2, 40, 5, 2, 6), (3, 80, 3, 2, 6)),
-    *((3, 112, 5, 1, 6), (4, 192, 5, 2, 6), (1, 320, 3, 1, 6)),
-)
 STRIDES = (8, 16, 32)
 ASSIGNMENT = {"topk": 10, "alpha": 0.5, "beta": 6.0}
-
-
-class SamePadConv(nn.Conv2d):
-    """A convolution that pads to size / stride rounded up, the odd pixel at the end."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] to [B, D, H / stride, W / stride]."""
-        pads = []
-        for size, kernel, stride in zip(
-            x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True
-        ):
-            need = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
-            pads += [need // 2, need - need // 2]
-        return super().forward(functional.pad(x, pads) if any(pads) else x)
-
-
-def conv_module(
-    channels: int,
-    width: int,
-    kernel: int,
-    stride: int = 1,
-    groups: int = 1,
-    activation: type[nn.Module] | None = nn.ReLU6,
-    eps: float = 1e-3,
-) -> nn.Sequential:
-    """Convolution, batch norm and activation, by default as in EfficientNet-Lite."""
-    conv = SamePadConv(channels, width, kernel, stride, groups=groups, bias=False)
-    norm = nn.BatchNorm2d(width, eps=eps)
-    return nn.Sequential(conv, norm, activation() if activation else nn.Identity())
 
 
 def head_module(
@@ -57,36 +25,12 @@ def head_module(
     return conv_module(channels, width, kernel, activation=activation, eps=1e-5)
 
 
-class InvertedResidual(nn.Module):
-    """Expand, depthwise convolution, project. Sandler et al. 2018, arXiv:1801.04381."""
-
-    def __init__(self, channels: int, width: int, kernel: int, stride: int, expand: int):
-        super().__init__()
-        wide = channels * expand
-        layers = [conv_module(channels, wide, 1)] if expand > 1 else []
-        layers.append(conv_module(wide, wide, kernel, stride, wide))
-        layers.append(conv_module(wide, width, 1, activation=None))
-        self.layers = nn.Sequential(*layers)
-        self.has_shortcut = stride == 1 and channels == width
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] to [B, width, H / stride, W / stride]."""
-        y = self.layers(x)
-        return x + y if self.has_shortcut else y
-
-
 class Backbone(nn.Module):
     """Feature maps of strides 8, 16 and 32; of stem and stages, the first `frozen` are frozen."""
 
     def __init__(self, frozen: int):
         super().__init__()
-        stages, channels = [conv_module(3, 32, 3, 2)], 32
-        for blocks, width, kernel, stride, expand in STAGES:
-            stage = []
-            for i in range(blocks):
-                stage.append(InvertedResidual(channels, width, kernel, 1 if i else stride, expand))
-                channels = width
-            stages.append(nn.Sequential(*stage))
+        stages = build_stages()
         self.stages = nn.ModuleList(stages)
         for stage in stages[:frozen]:
             stage.requires_grad_(False)
@@ -128,7 +72,7 @@ class Detector(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """See the class."""
+        """(class logits [B, A, K], boxes [B, A, 4], points [A, 2]) of images [B, 3, H, W]."""
         maps = [lateral(m) for lateral, m in zip(self.lateral, self.backbone(x), strict=True)]
         for i in (1, 0):
             maps[i] = maps[i] + functional.interpolate(maps[i + 1], size=maps[i].shape[-2:])
@@ -137,8 +81,8 @@ class Detector(nn.Module):
             m = self.stem[i](self.out[i](m))
             class_features, box_features = (branch(m) for branch in self.branches[i])
             classes.append(self.classes[i](class_features).flatten(2).transpose(1, 2))
-            ltrb = self.sides[i](box_features).flatten(2).transpose(1, 2).clamp(max=8).exp()
-            centers = _grid_centers(m.shape[-2:], stride)
+            ltrb = self.sides[i](box_features).float().flatten(2).transpose(1, 2).clamp(max=8).exp()
+            centers = _grid_centers(m.shape[-2:], stride, m.device)
             ltrb = ltrb * stride
             boxes.append(torch.cat([centers - ltrb[..., :2], centers + ltrb[..., 2:]], -1))
             points.append(centers)
@@ -182,7 +126,7 @@ def ciou(a: Tensor, b: Tensor, eps: float = 1e-7) -> Tensor:
     return iou - between.square().sum(-1) / (diagonal.square().sum(-1) + eps) - alpha * v
 
 
-def _grid_centers(shape, stride):
+def _grid_centers(shape, stride, device):
     """Centers [A, 2] of the cells of a map, in pixels."""
-    y, x = torch.meshgrid(*(torch.arange(n) + 0.5 for n in shape), indexing="ij")
+    y, x = torch.meshgrid(*(torch.arange(n, device=device) + 0.5 for n in shape), indexing="ij")
     return torch.stack([x, y], -1).reshape(-1, 2) * stride

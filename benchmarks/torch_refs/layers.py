@@ -27,10 +27,9 @@ def build_module(layer: LayerSpec, params: Mapping[str, np.ndarray]) -> nn.Modul
     return module.train().to(memory_format=torch.channels_last)
 
 
-def to_tensor(array: np.ndarray, *, requires_grad: bool = False) -> Tensor:
+def to_tensor(array: np.ndarray) -> Tensor:
     """A tensor of images [B, H, W, C], or of rows [B, D]."""
-    tensor = to_channels_last(array) if array.ndim == 4 else torch.from_numpy(array)
-    return tensor.requires_grad_(requires_grad)
+    return to_channels_last(array) if array.ndim == 4 else torch.from_numpy(array)
 
 
 @torch.no_grad()
@@ -54,7 +53,7 @@ def named_arrays(
     """Output and gradients under jaxdet's names and in its layout."""
     parameters = [name for name, _ in module.named_parameters()]
     names = ["output", *parameters, "input"][: 1 + len(gradients)]
-    tensors = [value.detach() for value in (out, *gradients)]
+    tensors = [value.detach().float().cpu() for value in (out, *gradients)]
     return dict(_to_jaxdet(name, value) for name, value in zip(names, tensors, strict=True))
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.torch_refs import backend
 from benchmarks.torch_refs.detector import ciou
 from jaxdet.models.sliding import LayerSpec
 
@@ -25,6 +26,8 @@ def conv_norm(
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions; the shortcut is the identity or a 1x1 convolution."""
 
+    expansion = 1
+
     def __init__(self, channels: int, width: int, stride: int):
         super().__init__()
         self.conv1 = conv_norm(channels, width, 3, stride, 1)
@@ -38,14 +41,49 @@ class BasicBlock(nn.Module):
         return functional.relu(residual + self.shortcut(x))
 
 
-def resnet18(classes: int = 1000) -> nn.Sequential:
-    """ResNet18. He et al. 2015, arXiv:1512.03385."""
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions, the last four times as wide, and a shortcut."""
+
+    expansion = 4
+
+    def __init__(self, channels: int, width: int, stride: int):
+        super().__init__()
+        wide = self.expansion * width
+        self.conv1 = conv_norm(channels, width, 1)
+        self.conv2 = conv_norm(width, width, 3, stride, 1)
+        self.conv3 = conv_norm(width, wide, 1)
+        same = channels == wide and stride == 1
+        self.shortcut = nn.Identity() if same else conv_norm(channels, wide, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, 4 width, H / stride, W / stride]."""
+        y = functional.relu(self.conv2(functional.relu(self.conv1(x))))
+        return functional.relu(self.conv3(y) + self.shortcut(x))
+
+
+def resnet(
+    classes: int, stages: Sequence[int], block: type[BasicBlock] | type[Bottleneck]
+) -> nn.Sequential:
+    """A ResNet with these numbers of blocks. He et al. 2015, arXiv:1512.03385."""
     layers = [conv_norm(3, 64, 7, 2, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
     channels = 64
-    for i, width in enumerate((64, 128, 256, 512)):
-        layers += [BasicBlock(channels, width, 2 if i else 1), BasicBlock(width, width, 1)]
-        channels = width
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, classes))
+    for i, blocks in enumerate(stages):
+        width = 64 * 2**i
+        for j in range(blocks):
+            layers.append(block(channels, width, 2 if i and not j else 1))
+            channels = block.expansion * width
+    pool = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    return nn.Sequential(*layers, *pool, nn.Linear(channels, classes))
+
+
+def resnet18(classes: int = 1000) -> nn.Sequential:
+    """ResNet18."""
+    return resnet(classes, (2, 2, 2, 2), BasicBlock)
+
+
+def resnet50(classes: int = 1000) -> nn.Sequential:
+    """ResNet50; the 3x3 convolution of a block carries its stride, as in torchvision."""
+    return resnet(classes, (3, 4, 6, 3), Bottleneck)
 
 
 class SlidingWindowNet(nn.Module):
@@ -73,7 +111,7 @@ class SlidingWindowNet(nn.Module):
 def sliding_window_loss(outputs: Tensor, target: Tensor, box_weight: float = 150.0) -> Tensor:
     """Loss of `SlidingWindowTask`, summed over windows; target [B, rows, columns, 6].
 
-    Label and box count where there is an object and the network detects one.
+    Label and box losses count in windows with an object that the network detects.
     """
     present, label, box = target[..., 0], target[..., 1].long(), target[..., 2:]
     mask = present * (outputs[..., 0].detach() > 0)
@@ -143,17 +181,40 @@ def make_step(
     target: Any,
     *,
     compiled: bool = False,
+    precision: str = "float32",
+    device: torch.device | None = None,
+    steps: int = 1,
 ) -> Callable[[], float]:
-    """A function without arguments that makes one AdamW step and returns the loss."""
-    net = net.train().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.02)
+    """A function without arguments that makes AdamW steps and returns the last loss.
+
+    It returns when the device has made all `steps`. The loss is computed in float32; for precision,
+    see `backend.set_precision` and `backend.autocast`. On CUDA the update is PyTorch's fused one.
+    """
+    device = device or torch.device("cpu")
+    backend.set_precision(precision)
+    net = net.train().to(device=device, memory_format=torch.channels_last)
+    images, target = backend.to_device((images, target), device)
+    fused = {"fused": True} if device.type == "cuda" else {}
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.02, **fused)
     run = torch.compile(net) if compiled else net
 
     def step():
         optimizer.zero_grad(set_to_none=True)
-        value = loss(run(images), target)
+        with backend.autocast(precision, device):
+            outputs = run(images)
+        value = loss(_as_float32(outputs), target)
         value.backward()
         optimizer.step()
-        return value.item()
+        return value
 
-    return step
+    def call():
+        for _ in range(steps - 1):
+            step()
+        return step().item()
+
+    return call
+
+
+def _as_float32(outputs: Any) -> Any:
+    """Outputs of a network, a tensor or a tuple of tensors, in float32."""
+    return tuple(x.float() for x in outputs) if isinstance(outputs, tuple) else outputs.float()

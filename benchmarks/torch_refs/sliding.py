@@ -4,7 +4,6 @@ The weights are those of jaxdet's network, so that the outputs agree. Images are
 channels-last in memory; no gradients are kept; the number of threads is PyTorch's default.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,12 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.lib.sliding import Crop
-
-
-def describe_torch() -> dict[str, Any]:
-    """Version, threads and OpenMP settings, for the record."""
-    openmp = {name: v for name, v in os.environ.items() if name.startswith(("OMP_", "GOMP_"))}
-    return {"version": torch.__version__, "threads": torch.get_num_threads(), "openmp": openmp}
 
 
 def to_channels_last(x: np.ndarray) -> Tensor:

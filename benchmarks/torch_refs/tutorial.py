@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.torch_refs import backend
+
 
 class Net(nn.Module):
     """Two 5x5 convolutions without padding, each pooled, and three dense layers."""
@@ -33,15 +35,17 @@ class Trainer:
     """SGD with Nesterov momentum on images [N, 32, 32, 3] uint8 and labels [N]."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, *, lr: float, momentum: float):
-        self.net = Net()
-        self.images, self.labels = to_nchw(images), torch.from_numpy(labels).long()
+        self.device = backend.device()
+        backend.set_precision("tf32")  # as JAX, by default
+        self.net = Net().to(self.device)
+        self.images, self.labels = self._place(images, labels)
         self.optimizer = torch.optim.SGD(
             self.net.parameters(), lr=lr, momentum=momentum, nesterov=True
         )
 
     def train_steps(self, rows: np.ndarray) -> float:
         """One step for each batch of rows [S, B]; waits for all steps and returns the last loss."""
-        for index in torch.from_numpy(rows).long():
+        for index in torch.from_numpy(rows).long().to(self.device):
             self.optimizer.zero_grad(set_to_none=True)
             logits = self.net(normalize(self.images[index]))
             loss = functional.cross_entropy(logits, self.labels[index])
@@ -52,11 +56,15 @@ class Trainer:
     @torch.no_grad()
     def accuracy(self, images: np.ndarray, labels: np.ndarray, batch: int) -> float:
         """Fraction of correct labels."""
-        parts = zip(
-            to_nchw(images).split(batch), torch.from_numpy(labels).split(batch), strict=True
-        )
+        placed = self._place(images, labels)
+        parts = zip(*(tensor.split(batch) for tensor in placed), strict=True)
         correct = sum((self.net(normalize(x)).argmax(1) == y).sum().item() for x, y in parts)
         return correct / len(labels)
+
+    def _place(self, images, labels):
+        """Images [N, C, H, W] and labels [N] on the device."""
+        pair = to_nchw(images), torch.from_numpy(labels).long()
+        return backend.to_device(pair, self.device)
 
 
 def to_nchw(images: np.ndarray) -> Tensor:

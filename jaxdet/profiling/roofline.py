@@ -17,6 +17,7 @@ from jax.extend import core
 from jax.typing import DTypeLike
 
 from jaxdet import flops
+from jaxdet.kernels import compiler
 from jaxdet.profiling import summary, timing
 
 SECONDS_PER_LAYER = 0.2
@@ -25,7 +26,7 @@ COPY_LENGTH = {"cpu": 2**26, "gpu": 2**28, "tpu": 2**28}  # float32 numbers copi
 
 
 class LayerJaxpr(NamedTuple):
-    """The equations of one layer in one direction, as a jaxpr of their own."""
+    """The equations of one layer in one direction, as a separate jaxpr."""
 
     path: str
     direction: str
@@ -47,7 +48,7 @@ class Roofline(NamedTuple):
 
 
 def measure(network: summary.NetworkSummary, rows: list[dict[str, Any]]) -> Roofline:
-    """Time the network and its layers; adds the times to `rows`, from `summary.table_rows`.
+    """Time the network and its layers; adds the times to `rows`, made by `summary.table_rows`.
 
     Rows get `forward_s`, `backward_s`, `bytes` and `operations_per_s`, the last row their sums.
     """
@@ -118,19 +119,27 @@ def time_network(network: summary.NetworkSummary, *, seconds: float = SECONDS_PE
 
 def measure_peaks(*, seconds: float = 1.0, dtype: DTypeLike = jnp.float32) -> DevicePeaks:
     """Peaks of the first device; `dtype` is that of the matrix product."""
-    backend = jax.default_backend()
-    side, length = MATRIX_SIZE.get(backend, 2048), COPY_LENGTH.get(backend, 2**26)
-    matrix = jnp.ones((side, side), dtype)
-    product = timing.measure(jax.jit(jnp.matmul), matrix, matrix, seconds=seconds).median
+    length = COPY_LENGTH.get(jax.default_backend(), 2**26)
     copy = timing.measure(jax.jit(lambda x: x + 1), jnp.ones(length), seconds=seconds).median
-    return DevicePeaks((2 * side - 1) * side**2 / product, 2 * 4 * length / copy)
+    return DevicePeaks(matmul_peak(seconds=seconds, dtype=dtype), 2 * 4 * length / copy)
+
+
+def matmul_peak(*, seconds: float = 1.0, dtype: DTypeLike = jnp.float32) -> float:
+    """Operations per second of a large product of random matrices, in the default precision.
+
+    On a GPU, matrices of ones would be multiplied faster: they take less power.
+    """
+    side = MATRIX_SIZE.get(jax.default_backend(), 2048)
+    matrix = jax.random.normal(jax.random.key(0), (side, side), dtype)
+    product = timing.measure(jax.jit(jnp.matmul), matrix, matrix, seconds=seconds).median
+    return (2 * side - 1) * side**2 / product
 
 
 def _time(closed, seconds) -> float:
     """Seconds of a closed jaxpr on random inputs; 0 if it has no outputs."""
     if not closed.jaxpr.outvars:
         return 0.0
-    run = jax.jit(core.jaxpr_as_fun(closed))
+    run = compiler.jit(core.jaxpr_as_fun(closed))
     rng = np.random.default_rng(0)
     inputs = [jax.device_put(_random_input(rng, var.aval)) for var in closed.jaxpr.invars]
     return timing.measure(run, *inputs, seconds=seconds).median

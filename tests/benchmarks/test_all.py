@@ -2,8 +2,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from importlib import import_module, metadata
 from pathlib import Path
 
@@ -11,7 +9,6 @@ import pytest
 
 from benchmarks import all as everything
 from benchmarks.lib import harness, units
-from jaxdet.cli import process
 
 ROOT = Path(everything.__file__).parents[1]
 
@@ -143,63 +140,6 @@ def test_unknown_name_is_one_line_and_exit_code_two(capsys):
     assert everything.main(["--names", "layer"]) == 2
     err = capsys.readouterr().err
     assert "--names must be among sliding_windows" in err and err.count("\n") == 1
-
-
-FLAGS = """
-import os, sys
-import jax, jaxlib
-from benchmarks import all as everything
-from importlib import import_module
-from jaxdet.cli import process
-for name in everything.NAMES:
-    import_module(f"benchmarks.{name}")
-process.FAST_CONV_FLAG, process.FAST_CONV_VERSIONS = "--xla_no_such_flag=1", (jaxlib.__version__,)
-from benchmarks import target_encoding
-from benchmarks.lib import harness
-harness.run_command("x", target_encoding.Options, None, lambda options: print(jax.devices()))
-"""
-
-
-def test_command_sets_the_flag_before_xla_reads_it():
-    """XLA ends the process at an unknown flag, which shows that it has read it."""
-    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    done = subprocess.run(
-        [sys.executable, "-c", FLAGS], env=env, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode and "Unknown flag in XLA_FLAGS: --xla_no_such_flag=1" in done.stderr
-
-
-@pytest.mark.parametrize("given", ["", "--xla_a=1"])
-def test_flags_of_the_user_are_kept(given, monkeypatch):
-    monkeypatch.setattr(process, "FAST_CONV_VERSIONS", (metadata.version("jaxlib"),))
-    monkeypatch.setenv("XLA_FLAGS", given)
-    harness.set_xla_flags()
-    assert os.environ["XLA_FLAGS"] == given
-    monkeypatch.delenv("XLA_FLAGS")
-    harness.set_xla_flags()
-    assert os.environ["XLA_FLAGS"] == process.FAST_CONV_FLAG
-
-
-def test_call_with_words_sets_no_flag(monkeypatch):
-    """A process that calls `main(words)` may have initialized its devices already."""
-    monkeypatch.delenv("XLA_FLAGS", raising=False)
-    assert harness.run_command("all", everything.Options, ["--quick"], lambda options: None) == 0
-    assert "XLA_FLAGS" not in os.environ
-
-
-@pytest.mark.parametrize(
-    "version, given, expected",
-    [
-        ("0.10.2", "", process.FAST_CONV_FLAG),
-        ("0.10.2", "--xla_a=1", f"--xla_a=1 {process.FAST_CONV_FLAG}"),
-        ("0.10.2", f"{process.FAST_CONV_FLAG} --xla_a=1", f"{process.FAST_CONV_FLAG} --xla_a=1"),
-        ("0.11.0", "--xla_a=1", "--xla_a=1"),
-        ("0.11.0", "", ""),
-    ],
-)
-def test_flag_is_added_where_jaxlib_knows_it(version, given, expected, monkeypatch):
-    monkeypatch.setattr(process.metadata, "version", lambda name: version)
-    assert process.with_fast_conv(given) == expected
 
 
 GUIDE = (ROOT / "docs" / "benchmarks.md").read_text()

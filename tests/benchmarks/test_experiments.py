@@ -21,8 +21,9 @@ def commands(monkeypatch):
             folder = words[words.index("--out") + 1]
             files.write_text(f"{folder}/metrics.jsonl", "")
             for epoch, seconds in enumerate((9.0, 3.0, 2.0, 4.0)):
-                time = {"train": seconds, "eval": 0.5}
-                run_dir.append_metrics(folder, {"step": 10 * epoch, "epoch": epoch, "time": time})
+                line = {"step": 10 * epoch, "epoch": epoch, "train": {}, "val": {"loss": 1.0}}
+                line["time"] = {"train": seconds, "eval": 0.5}
+                run_dir.append_metrics(folder, line)
             return "trained"
         step = 30 if "last" in words else 20
         return "a warning\n" + json.dumps({"step": step, "split": "test", **SCORES})

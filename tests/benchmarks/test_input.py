@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -9,7 +10,10 @@ from jaxdet.configs import cifar10
 from jaxdet.data import digits
 from tests.cli.test_main import mnist
 
-OPERATIONS = ["read", "records", "read", "read", "files", "gather", "place"]
+CORES = len(os.sched_getaffinity(0))
+THREADS = [f"decode, threads: {count}" for count in sorted({1, CORES})]
+OPERATIONS = ["read", "records", "read", "read", "files", *THREADS, "stream, batches of 4"]
+OPERATIONS += ["gather", "place"]
 OPERATIONS += [
     "gather",
     "gather, flip",
@@ -29,11 +33,14 @@ def rows(tmp_path):
 
 def test_every_source_and_operation_is_timed(tmp_path, monkeypatch, capsys):
     pytest.importorskip("tensorflow_datasets")
+    pytest.importorskip("grain")
     mnist(tmp_path / "mnist")
     monkeypatch.setenv("JAXDET_DATA", str(tmp_path))
     found = rows(tmp_path)
     assert [row["operation"] for row in found] == OPERATIONS
-    assert [row["images"] for row in found] == [1797, 4, 120, 500, input_benchmark.FILES, *[4] * 7]
+    decoded = [4 * count for count in (*sorted({1, CORES}), CORES)]
+    counts = [1797, 4, 120, 500, input_benchmark.FILES, *decoded, *[4] * 7]
+    assert [row["images"] for row in found] == counts
     for row in found:
         assert row["images_per_s"] == row["images"] / row["median"] > 0
         assert row["repeats"] == 3
@@ -47,6 +54,7 @@ def test_missing_source_is_a_row(tmp_path, monkeypatch, capsys):
     notes = {row["source"]: row["note"] for row in rows(tmp_path) if "note" in row}
     assert notes == {
         "MNIST, idx": "no data in $JAXDET_DATA/mnist",
+        "JPEG, 480 x 640": "needs grain",
         "tensorflow-datasets, array_record": "not installed",
     }
     out = capsys.readouterr().out
@@ -71,6 +79,11 @@ def test_images_are_augmented_as_configured(fields):
     found = np.asarray(input_benchmark.augment_batch(experiment.task, data, rows))
     differs = (abs(found - data["image"][2:] / np.float32(255)) > 1e-6).any((1, 2, 3))
     assert differs.any() == bool(fields)
+
+
+def test_parts_are_chosen(tmp_path, capsys):
+    assert input_benchmark.main(["--parts", "files", "--batch", "1", "--seconds", "0"]) == 0
+    assert "| embedded |" not in capsys.readouterr().out
 
 
 def test_empty_batch_is_refused(capsys):

@@ -1,15 +1,13 @@
 import json
 from importlib.util import find_spec
-from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
 from benchmarks import layers
-from benchmarks.lib import harness
+from benchmarks.lib import harness, precision
 from benchmarks.lib.single_layers import DIRECTIONS, LAYERS, random_case
-from jaxdet.profiling import roofline
 
 QUICK = ["--batch", "2", "--seconds", "0"]
 
@@ -62,7 +60,7 @@ def test_gradients_are_those_that_training_needs(name, gradients):
     case = random_case(small_layer(name), 1)
     for direction, expected in zip(DIRECTIONS, (set(), gradients), strict=True):
         call, named, _ = layers.jax_call(case, direction, "float32", "lax")
-        assert set(named(jax.eval_shape(call))) == {"output"} | expected
+        assert set(named(call())) == {"output"} | expected
 
 
 @pytest.mark.parametrize("name", ["depthwise3", "conv3_deep", "conv1"])
@@ -106,19 +104,18 @@ def test_missing_pytorch_is_a_row(monkeypatch, tmp_path, capsys):
     assert "not installed" in out and "PyTorch" not in out
 
 
-def test_gpu_has_rows_in_bfloat16_and_percentages_of_its_peak(monkeypatch, tmp_path):
-    def ceilings(dtype):
-        return SimpleNamespace(operations_per_s={"float32": 1e12, "bfloat16": 4e12}[dtype])
-
+def test_gpu_has_rows_in_each_precision_and_percentages_of_its_peak(monkeypatch, tmp_path):
+    peaks = {"float32": 1e12, "tf32": 2e12, "bfloat16": 4e12}
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(roofline, "measure_peaks", ceilings)
+    monkeypatch.setattr(precision, "matmul_peak", peaks.get)
     words = [*QUICK, "--layers", "dense", "--json", str(tmp_path / "a.json")]
     assert layers.main(words) == 0
     *rows, last = json.loads((tmp_path / "a.json").read_text())["rows"]
-    assert [row["type"] for row in rows] == ["float32"] * 2 + ["bfloat16"] * 2
-    for row, peak in zip(rows, (1e12, 1e12, 4e12, 4e12), strict=True):
-        assert row["percent_of_peak"] == pytest.approx(100 * row["operations_per_s"] / peak)
-    note = "compared on the CPU only" if find_spec("torch") else "not installed"
+    assert [row["type"] for row in rows] == [name for name in peaks for _ in range(2)]
+    for row in rows:
+        expected = 100 * row["operations_per_s"] / peaks[row["type"]]
+        assert row["percent_of_peak"] == pytest.approx(expected)
+    note = "PyTorch finds no CUDA device" if find_spec("torch") else "not installed"
     assert last == {"layer": "torch", "note": note}
 
 

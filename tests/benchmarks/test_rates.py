@@ -3,6 +3,7 @@ import json
 import pytest
 
 from benchmarks import rates
+from jaxdet.kernels import conv
 
 
 def test_step_of_all_rates_is_timed_vmapped_and_sequential(tmp_path, capsys):
@@ -14,7 +15,21 @@ def test_step_of_all_rates_is_timed_vmapped_and_sequential(tmp_path, capsys):
     assert (
         row["ratio"] == pytest.approx(row["vmapped_s"] / row["sequential_s"]) and row["ratio"] > 0
     )
-    assert "| tutorial | 3 | 2 |" in capsys.readouterr().out
+    assert "| tutorial | 3 | 2 | auto |" in capsys.readouterr().out
+
+
+def test_forms_of_convolution_are_compared(monkeypatch, capsys):
+    """The program of all rates is traced with grouped convolutions, or with matrix products."""
+    chosen, choose = [], conv.choose_plan
+    monkeypatch.setattr(
+        conv, "choose_plan", lambda *args: chosen.append(choose(*args)) or chosen[-1]
+    )
+    words = ["--count", "2", "--batch", "2", "--seconds", "0", "--convolutions"]
+    for form in ("lax", "im2col"):
+        chosen.clear()
+        assert rates.main([*words, form]) == 0
+        assert conv.Plan(form, form, form) in chosen
+        assert f"| {form} |" in capsys.readouterr().out
 
 
 def test_unknown_network_is_refused_in_one_line(capsys):

@@ -8,17 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from benchmarks import train_step
-from benchmarks.lib import harness, train_steps
+from benchmarks.lib import harness, train_steps, turns
+from benchmarks.lib.train_steps import StepOptions
 from jaxdet import configs
 from jaxdet.configs.digits import Config
-from jaxdet.models.resnet import ResNet18
+from jaxdet.models import registry
 from jaxdet.tasks import sliding_window as locate
 from jaxdet.training import host_init
 from jaxdet.types import StepContext
 from tests import tiny
 
+ZERO = np.zeros(1, np.int32)
 QUICK = ["--batch", "2", "--seconds", "0", "--compiled", "false"]
 
 
@@ -50,7 +53,7 @@ def leaves(net):
 
 def test_torch_digit_locator_has_the_same_outputs_and_loss(small):
     torch = pytest.importorskip("torch")
-    work = train_steps.make_workload("digits", 3, "lax")
+    work = train_steps.make_workload(train_steps.MODELS["digits"], StepOptions(3, impl="lax"))
     net, loss, images, target = work.torch(work.data)
     ours = configs.network("digits", replace(Config(), **small))[0]
     variables = host_init.initialize(ours.init, jax.random.key(0), work.data["image"][:1])
@@ -71,42 +74,89 @@ def test_torch_digit_locator_has_the_same_outputs_and_loss(small):
     assert value == pytest.approx(whole, rel=1e-3)
 
 
-def test_torch_resnet18_has_the_same_outputs():
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "lite0", "b0"])
+def test_torch_classifier_has_the_same_outputs(name):
     torch = pytest.importorskip("torch")
-    from benchmarks.torch_refs import networks
-
-    net, ours = networks.resnet18(10).eval(), ResNet18(classes=10)
     images = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype(np.float32)
+    net, _, inputs, _ = train_steps._torch_classifier(name, {"image": images, "label": ZERO})
+    ours = registry.get(name).build(classes=train_steps.CLASSES)
     variables = host_init.initialize(ours.init, jax.random.key(0), images)
-    params, names = variables["params"], ("conv1", "conv1_norm", "conv2", "conv2_norm", "around")
-    arrays = [params["stem"], params["stem_norm"]]
-    for block in (f"stage{i}_block{j}" for i in range(1, 5) for j in (1, 2)):
-        found = [params[block].get(name) for name in (*names, "around_norm")]
-        arrays += [each for each in found if each is not None]
-    copy_into(leaves(net), [*arrays, params["logits"]])
+    copy_into(leaves(net), classifier_arrays(variables["params"]))
     with torch.no_grad():
-        found = net(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+        found = net.eval()(inputs).numpy()
     expected = jax.jit(partial(ours.apply, train=False))(variables, images)
-    np.testing.assert_allclose(found, expected, atol=1e-3)
+    assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
+
+
+def classifier_arrays(params):
+    """Parameters of a ResNet or an EfficientNet in the order of PyTorch's modules."""
+    arrays = norms(params, "stem")
+    for block in (name for name in params if "block" in name):
+        layers = ("conv1", "conv2", "conv3", "around", "expand", "depthwise", "squeeze", "project")
+        for layer in (name for name in layers if name in params[block]):
+            if layer == "squeeze":
+                arrays += [params[block][layer][part] for part in ("reduce", "expand")]
+            else:
+                arrays += norms(params, block, layer)
+    return arrays + (norms(params, "head") if "head" in params else []) + [params["logits"]]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_both_libraries_make_steps_in_each_precision(small, precision):
+    torch = pytest.importorskip("torch")
+    options = StepOptions(4, precision=precision, steps=3)
+    step = train_steps.torch_step(train_steps.MODELS["digits"], options)
+    losses = [step(), step()]
+    assert np.isfinite(losses).all() and losses[0] != losses[1]
+    assert torch.backends.cuda.matmul.allow_tf32 == (precision == "bfloat16")
+    try:
+        train_steps.jax_step(train_steps.MODELS["digits"], options)()
+        expected = {"float32": "float32", "bfloat16": "tensorfloat32"}[precision]
+        assert jax.config.jax_default_matmul_precision == expected
+    finally:
+        jax.config.update("jax_default_matmul_precision", None)
+
+
+def test_operations_are_those_of_products():
+    """A dense layer of 5 to 3 features, and the mean of the losses of 2 images as a product."""
+    data = {"image": np.zeros((2, 5), np.float32), "label": ZERO.repeat(2), "id": ZERO.repeat(2)}
+    work = train_steps.Workload(2, 0, train_steps._CrossEntropy(DenseNet()), data, {}, None)
+    forward = 2 * 5 * 3 + 2
+    assert train_steps.count_operations(work) == 2 * (2 * forward)  # gradients: once more
+
+
+class DenseNet(nn.Module):
+    """One dense layer, called as networks are."""
+
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.Dense(3)(x)
 
 
 def test_command_compares_and_writes(small, tmp_path, capsys):
     out = tmp_path / "rows.json"
     assert train_step.main(["--models", "digits", *QUICK, "--json", str(out)]) == 0
-    rows = {row["implementation"]: row for row in json.loads(out.read_text())["rows"]}
+    record = json.loads(out.read_text())
+    rows = {row["implementation"]: row for row in record["rows"]}
     assert set(rows) == set(train_step.IMPLEMENTATIONS)
-    for name in ("jit", "pmap") if len(jax.devices()) in (1, 2) else ("jit",):
-        assert rows[name]["images_per_s"] == pytest.approx(2 / rows[name]["median"])
+    jit, peak = rows["jit"], record["peaks"]["float32"]
+    assert jit["images_per_s"] == pytest.approx(2 / jit["median"])
+    assert jit["of_peak"] == pytest.approx(jit["operations"] / jit["median"] / peak)
+    assert 0 < jit["of_peak"] < 1 and jit["repeats"] >= turns.TURNS
     assert rows["torch_compiled"]["note"] in ("not asked for", "not installed")
     if find_spec("torch"):
-        assert rows["jit"]["ratio"] == rows["jit"]["median"] / rows["torch"]["median"]
-    assert "| digits | 2 |" in capsys.readouterr().out
+        assert jit["ratio"] == jit["median"] / rows["torch"]["median"]
+        assert record["torch"]["threads"] > 0
+    out = capsys.readouterr().out
+    assert "| digits | float32 | 2 |" in out and "A large matrix product: float32 " in out
 
 
 @pytest.mark.parametrize(
     "implementation, options, note",
     [
-        ("torch", {"bfloat16": True}, "jaxdet only"),
+        ("torch", {"torch": False}, "not asked for"),
         ("torch_compiled", {"compiled": False}, "not asked for"),
         ("torch", {}, "not installed"),
     ],
@@ -117,16 +167,51 @@ def test_missing_says_why(implementation, options, note, monkeypatch):
     assert train_step.missing(implementation, work, train_step.Options(**options)) == note
 
 
-def test_failure_of_pytorch_is_a_row(small, monkeypatch):
-    def fail(work):
-        raise RuntimeError("no compiler\nat all")
+def test_models_without_a_peer_are_jaxdet_only():
+    work = SimpleNamespace(torch=None)
+    assert train_step.missing("torch", work, train_step.Options()) == "jaxdet only"
 
-    monkeypatch.setitem(train_steps.BUILDERS, "torch", fail)
+
+class FakeWorker:
+    """A worker whose builds or calls fail."""
+
+    def __init__(self, platform=None):
+        self.platform = platform
+
+    def build(self, builder, model, options):
+        if self.platform == "cpu":  # that of PyTorch
+            raise turns.WorkerError("RuntimeError: no compiler")
+        return 1.0
+
+    def sample(self, seconds):
+        raise turns.WorkerError("its process ended with code -9")
+
+    def close(self):
+        pass
+
+
+def test_failures_are_rows(small, monkeypatch):
+    monkeypatch.setattr(turns, "Worker", FakeWorker)
     monkeypatch.setattr(harness, "find_spec", lambda name: name)
     options = train_step.Options(batch=2, seconds=0.0, compiled=False)
-    rows = {row["implementation"]: row for row in train_step.compare("digits", options)}
-    assert rows["torch"]["note"] == "failed: no compiler"
+    with train_step.Peers() as peers:
+        found = train_step.compare(peers, "digits", "float32", options, peak=1e9)
+    rows = {row["implementation"]: row for row in found}
+    assert rows["torch"]["note"] == "failed: RuntimeError: no compiler"
+    assert rows["jit"]["note"] == "failed: its process ended with code -9"
     assert rows["jit"]["ratio"] is None
+
+
+@pytest.mark.parametrize(
+    "words, error",
+    [
+        (["--precisions", "tf32"], "--precisions tf32 needs a GPU"),
+        (["--side", "-1"], "--side must be at least 0, got -1"),
+    ],
+)
+def test_options_that_cannot_be_used_are_one_line(words, error, capsys):
+    assert train_step.main(["--models", "digits", *words]) == 2
+    assert capsys.readouterr().err == f"benchmarks.train_step: error: {error}\n"
 
 
 def test_unknown_model_is_refused_in_one_line(capsys):
