@@ -95,20 +95,20 @@ def annotated_image(
     """
     found = [BoxObject(*one) for one in objects]
     boxes = np.array([one.box for one in found], np.float64).reshape(-1, 4)
-    area = [
-        of_box if one.area is None else one.area
-        for one, of_box in zip(found, np.prod(boxes[:, 2:] - boxes[:, :2], 1), strict=True)
-    ]
-    return AnnotatedImage(
-        image,
-        boxes.astype(np.float32),
-        np.array([one.label for one in found], np.int32),
-        np.array([one.crowd for one in found], bool),
-        np.array(area, np.float32),
-        name,
-        id,
-        **fields,
-    )
+    with np.errstate(invalid="ignore", over="ignore"):  # boxes that are not finite are noted later
+        areas = np.prod(boxes[:, 2:] - boxes[:, :2], 1)
+        boxes = boxes.astype(np.float32)
+        areas = [areas[i] if one.area is None else one.area for i, one in enumerate(found)]
+        return AnnotatedImage(
+            image,
+            boxes,
+            np.array([one.label for one in found], np.int32),
+            np.array([one.crowd for one in found], bool),
+            np.array(areas, np.float32),
+            name,
+            id,
+            **fields,
+        )
 
 
 def assemble(

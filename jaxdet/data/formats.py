@@ -1,6 +1,8 @@
 """Detection data sets of any format; the reader is chosen by name or by the files in the folder."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from jaxdet.data import coco, detection, parquet, regular_files, voc, yolo
 from jaxdet.data import tfds as tfds_data
@@ -27,20 +29,27 @@ def read(root: str | Path, format: str = "auto", unknown_classes: str = "drop") 
 
 
 def _read_folder(root: Path, format: str) -> DetectionDataset:
-    present = {
-        "yolo": yolo.find_yaml(root) is not None,
-        "coco": bool(coco.annotation_files(root)),
-        "parquet": bool(parquet.parquet_files(root)),
-        "voc": voc.find_root(root) is not None,
+    present: dict[str, Callable[[Path], Any]] = {  # in order, and only as far as needed
+        "yolo": yolo.find_yaml,
+        "coco": coco.annotation_files,
+        "parquet": parquet.parquet_files,
+        "voc": voc.find_root,
     }
-    if not any(present.values()):
-        present["yolo"] = yolo.find_class_list(root) is not None
     if format == "auto":
-        format = next((name for name, found in present.items() if found), "")
-    if not present.get(format):
+        names = (name for name, find in present.items() if find(root))
+        found = next(names, "yolo" if yolo.find_class_list(root) else "")
+    else:
+        found = format if present[format](root) or _is_labelimg(root, format) else ""
+    if not found:
+        kind = "known" if format == "auto" else format
         raise InputError(
-            f"--root {root}: no {format or 'known'} data; expected data.yaml (YOLO), "
+            f"--root {root}: no {kind} data; expected data.yaml (YOLO), "
             "annotations/*.json or SPLIT/_annotations.coco.json (COCO), Annotations/*.xml (VOC) or "
             "*.parquet"
         )
-    return READERS[format].read(root)
+    return READERS[found].read(root)
+
+
+def _is_labelimg(root: Path, format: str) -> bool:
+    """Whether YOLO is asked for and the folder has a list of classes in place of a YAML file."""
+    return format == "yolo" and yolo.find_class_list(root) is not None

@@ -61,13 +61,21 @@ class _Labels(NamedTuple):
 
 
 def find_yaml(root: str | Path) -> Path | None:
-    """The YAML file of a folder, None where it has none or several of other names."""
+    """The YAML file of a folder: one of `YAML_NAMES`, or the only one that describes a data set."""
     for name in YAML_NAMES:
         if (Path(root) / name).is_file():
             return Path(root) / name
     every = [*Path(root).glob("*.yaml"), *Path(root).glob("*.yml")]
-    found = [path for path in every if not images.is_hidden(path.name)]
+    found = [path for path in every if not images.is_hidden(path.name) and _describes_data(path)]
     return found[0] if len(found) == 1 else None
+
+
+def _describes_data(path: Path) -> bool:
+    try:
+        content = regular_files.read_yaml(path)
+    except InputError:
+        return False
+    return isinstance(content, dict) and "train" in content and bool({"names", "nc"} & {*content})
 
 
 def find_class_list(root: str | Path) -> Path | None:

@@ -223,7 +223,12 @@ SEGMENTATION = [[40, 24, 60, 24, 60, 30], [50, 30, 60, 36, 45, 36]]
         },
         "text ids": {"a.json": one_object(image_id="1", category_id="1"), "p.png": None},
         "polygons": {"a.json": one_object(bbox=[], segmentation=SEGMENTATION), "p.png": None},
-        "another": {"a.json": coco_json(), "package.json": {"name": "web"}, "p.png": None},
+        "another": {
+            "a.json": coco_json(),
+            "package.json": {"name": "web"},
+            "compose.yaml": "services: {web: {image: x}}",
+            "p.png": None,
+        },
         "smaller": {
             "train/labels.json": coco_json(),
             "train/p.png": None,
