@@ -46,7 +46,8 @@ def annotation_files(root: str | Path) -> dict[str, Path]:
         found = {_stem(path): path for path in _visible(root.glob("*.json")) if _is_coco(path)}
     found = {detection.split_name(name): path for name, path in found.items()}
     if len(found) == 1 and not found.keys() & set(SPLITS):
-        return {"train": path for path in found.values()}  # noqa: B035, there is one
+        (path,) = found.values()
+        return {"train": path}
     return found
 
 
