@@ -411,8 +411,9 @@ def _verified_arrays(path: Path) -> dict[str, str]:
     arrays = _read_shapes(path)
     if arrays != manifest["arrays"]:
         raise CorruptCheckpointError(f"{MANIFEST}: its arrays are not those of the files")
-    if manifest.get("step", int(path.name)) != int(path.name):
-        raise CorruptCheckpointError(f"it is of step {manifest['step']}")
+    step = manifest.get("step", int(path.name))
+    if step != int(path.name):
+        raise CorruptCheckpointError(f"it is of step {step}")
     return arrays
 
 

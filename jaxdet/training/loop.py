@@ -132,7 +132,7 @@ class CompiledSteps:
             state = self.steps[size](state, self.data, rows)
         return state
 
-    def stack(self, batches: Sequence[Any], axis: int = 1) -> tuple[np.ndarray, Any]:
+    def stack(self, batches: Sequence[Any], axis: int = 1) -> tuple[Any, Any]:
         """(number of batches, their columns stacked along an axis and padded) for `loop`."""
         count = len(batches)
         padded = [*batches, *[batches[0]] * (self.capacity - count)]

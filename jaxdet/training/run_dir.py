@@ -523,7 +523,7 @@ def best_line(metrics: Iterable[Mapping[str, Any]], score: str) -> Mapping[str, 
 
 def score_value(scores: Mapping[str, Any], name: str) -> float:
     """The score called `name`; InputError, about `--best`, if there is no such number."""
-    value = scores.get(name)
+    value: Any = scores.get(name)
     if not tables.is_number(value):
         known = ", ".join(key for key, each in scores.items() if tables.is_number(each))
         raise InputError(f"--best must be one of {known}, got {name}")
