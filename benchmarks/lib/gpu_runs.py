@@ -117,15 +117,17 @@ def detect_bccd(place: Place) -> Record:
 
 
 def _few_cells(folder: Path) -> Path:
-    """A set of the first images of every split of BCCD."""
+    """Copy the first images of every split of BCCD."""
     source = data_folder("bccd") / "BCCD"
-    lists = folder / "ImageSets" / "Main"
-    lists.mkdir(parents=True)
-    for name in ("Annotations", "JPEGImages"):
-        (folder / name).symlink_to((source / name).resolve())
+    shutil.rmtree(folder, ignore_errors=True)
+    for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (folder / name).mkdir(parents=True)
     for path in (source / "ImageSets" / "Main").iterdir():
-        names = path.read_text().split("\n")[:4]
-        (lists / path.name).write_text("\n".join(names) + "\n")
+        names = path.read_text().split()[:4]
+        (folder / "ImageSets" / "Main" / path.name).write_text("\n".join(names) + "\n")
+        for name in names:
+            for kind, end in (("Annotations", "xml"), ("JPEGImages", "jpg")):
+                shutil.copyfile(source / kind / f"{name}.{end}", folder / kind / f"{name}.{end}")
     return folder
 
 
