@@ -1,13 +1,16 @@
 """Run folders that earlier versions wrote stay readable and give the same scores.
 
-`tests/goldens/schema1` was written before options and modules got their present names; see
-`tests/goldens/RUNS.md` for how the runs and `runs.json` were made.
+`tests/goldens/schema1` was written before options and modules got their present names, `schema2`
+after; see `tests/goldens/RUNS.md` for how the runs and their scores were made.
 """
 
 import json
+import re
 import shutil
 from pathlib import Path
 
+import jax
+import jaxlib
 import numpy as np
 import pytest
 
@@ -16,6 +19,7 @@ from jaxdet import configs, migrations, runs
 from jaxdet.training import run_dir
 
 GOLDENS = Path(__file__).parent / "goldens"
+SCHEMA2, RECORDED = GOLDENS / "schema2", "runs_schema2.json"
 SCORES = json.loads((GOLDENS / "runs.json").read_text())
 COSTS = {"step", "operations"}  # not scores
 RENAMED = {"pull": "embedding"}  # terms of the loss
@@ -108,11 +112,77 @@ def test_a_run_of_schema_1_is_not_resumed_and_stays_as_it_is(golden, tmp_path):
         kept["config"]["root"] = root
         (folder / "config.json").write_text(json.dumps(kept))
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    with pytest.raises(jaxdet.InputError, match="earlier version of jaxdet.* evaluated.* resumed"):
+    with pytest.raises(jaxdet.InputError, match="earlier version.* resumed: evaluate.* weights"):
         jaxdet.train(config, folder, resume=True)
     after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     changed = {path.name for path in before if before[path] != after[path]}
     assert changed <= {"environment.json"}
+
+
+def environment():
+    """What the last bits of scores depend on."""
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    versions = {"jax": jax.__version__, "jaxlib": jaxlib.__version__, "numpy": np.__version__}
+    return versions | {"cpu": cpu[1] if cpu else "unknown"}
+
+
+def evaluated(system, **options):
+    """What the last checkpoint of a golden run of schema 2 gives now, as JSON has it."""
+    run = jaxdet.load(SCHEMA2 / system, "last", **options)
+    images = [GOLDENS / row["image"] for row in SCORES[system]["predict_files"]]
+    found = run.predict(images)
+    told = {
+        "step": run.step,
+        "test": scores_of(run.evaluate("test", root=data_root(system))),
+        "predictions": [{k: np.asarray(v).tolist() for k, v in p._asdict().items()} for p in found],
+    }
+    return json.loads(json.dumps(told))
+
+
+@pytest.fixture(scope="module", params=configs.SYSTEMS)
+def golden2(request):
+    """(system, what its golden run of schema 2 gave when it was recorded)."""
+    recorded = json.loads((GOLDENS / RECORDED).read_text())
+    same = recorded["environment"] == environment()
+    return request.param, recorded["scores"][request.param], same
+
+
+def test_a_run_of_schema_2_gives_the_recorded_scores_to_the_bit(golden2):
+    """On other versions, or another processor, to a hundred-thousandth."""
+    system, expected, same = golden2
+    found = evaluated(system)
+    if same:
+        assert found == expected
+    assert_close(found, expected, rtol=1e-5)
+
+
+def assert_close(found, expected, rtol, atol=1e-6):
+    """Equal structures with numbers that are close."""
+    leaves, structure = jax.tree.flatten(expected)
+    assert jax.tree.structure(found) == structure
+    np.testing.assert_allclose(jax.tree.leaves(found), leaves, rtol=rtol, atol=atol)
+
+
+def test_a_checkpoint_of_four_devices_is_evaluated_on_any_number(monkeypatch):
+    """The golden run of objects was trained on four devices, with 8 images per evaluation step."""
+    system, scores = "objects", []
+    kept = json.loads((SCHEMA2 / system / "config.json").read_text())["config"]
+    assert (kept["devices"], kept["eval_batch"]) == (4, 8)
+    devices = jax.local_devices()
+    for count in (1, 3, 4):
+        monkeypatch.setattr(jax, "local_devices", lambda count=count: devices[:count])
+        scores.append(evaluated(system))
+    for found in scores[1:]:
+        assert_close(found, scores[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("system", ["digits", "faces"])
+def test_a_checkpoint_is_evaluated_with_another_type_of_numbers(system):
+    run = jaxdet.load(SCHEMA2 / system, "last", bfloat16=True)
+    found = scores_of(run.evaluate("test", root=data_root(system)))
+    recorded = json.loads((GOLDENS / RECORDED).read_text())["scores"][system]["test"]
+    assert abs(found["/loss"] - recorded["/loss"]) < 0.1 * abs(recorded["/loss"])
+    assert found["/loss"] != recorded["/loss"]
 
 
 @pytest.mark.parametrize("schema", [0, 3, 99])
@@ -120,6 +190,9 @@ def test_a_schema_that_this_version_does_not_know_is_refused_by_number(schema, t
     kept = {"schema": schema, "system": "digits", "config": {}, "metadata": {}}
     (tmp_path / "config.json").write_text(json.dumps(kept))
     with pytest.raises(jaxdet.InputError, match=f"schema {schema}; jaxdet .* reads schemas 1 to 2"):
+        run_dir.read_config(tmp_path)
+    (tmp_path / "environment.json").write_text('{"packages": {"jaxdet": "9.8"}}')
+    with pytest.raises(jaxdet.InputError, match=f"schema {schema} of jaxdet 9.8; jaxdet .* reads"):
         run_dir.read_config(tmp_path)
 
 
