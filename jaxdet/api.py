@@ -119,7 +119,7 @@ def train(
     before = run_dir.read_seconds(folder) if continuing else 0.0
     clock = time_budget.Clock(folder, config, before + spent)
     if not (own or continuing):
-        runs.check_weights(config)
+        runs.check_config(system, config)
     experiment = own or configs.build(system, config)
     devices, compiled = experiment.devices, None
     if continuing:

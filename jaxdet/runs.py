@@ -82,8 +82,9 @@ def check_same(folder: str | Path, kept: TrainConfig, config: TrainConfig) -> No
             )
 
 
-def check_weights(config: TrainConfig) -> None:
-    """Refuse weights that are missing, before any data are read."""
+def check_config(system: str, config: TrainConfig) -> None:
+    """Raise InputError for invalid options and missing weights, before any data are read."""
+    configs.checked_module(system, config)
     weights = getattr(config, "weights", "")
     if weights and not pretrained.fetch(weights).is_file():
         raise InputError(f"--weights must be a file, got {weights}")

@@ -184,7 +184,7 @@ class SweepRunner:
         """The runs of a group, each at its last checkpoint or in a new folder."""
         begun = time.monotonic() - self.startup
         devices = experiment.select_devices(group[0])
-        runs.check_weights(group[0])
+        runs.check_config(self.name, group[0])
         if self.options.vmap == "yes" and len(devices) > 1:
             raise InputError(f"--vmap yes needs --devices 1, got {len(devices)} devices")
         whole = replace(configs.build(self.name, largest_subset(group)), config=group[0])

@@ -50,7 +50,7 @@ def build(name: str, config: Any) -> "Experiment":
     """
     from jaxdet.training import time_budget
 
-    module = _checked_module(name, config)
+    module = checked_module(name, config)
     if config.max_params:
         net, shape = module.network(config)
         time_budget.check_parameters(net, shape, config.max_params)
@@ -65,7 +65,7 @@ def without_data(name: str, config: Any, metadata: Mapping[str, Any]) -> "Experi
     from jaxdet.data import sources
 
     splits = {"train": sources.blank_source(metadata["record"])}
-    module = _checked_module(name, config)
+    module = checked_module(name, config)
     return module.from_splits(config, tuple(metadata["classes"]), splits)
 
 
@@ -113,7 +113,7 @@ def network_of_run(folder: Path, config: Any) -> NamedNetwork:
     return network_of_config(run.system, config, len(run.metadata["classes"]))
 
 
-def _checked_module(name: str, config: Any) -> ModuleType:
+def checked_module(name: str, config: Any) -> ModuleType:
     """The module of a system, once its `check` has accepted the configuration."""
     module = import_module(f"jaxdet.configs.{name}")
     check(config)

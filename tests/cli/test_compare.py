@@ -194,7 +194,8 @@ def variants(here, tmp_path):
 
 def test_other_data_and_another_loss_are_warned_of(variants):
     _, warned = printed("compare", "o", variants / "split", variants / "loss")
-    data, loss = warned.splitlines()
+    edited, data, loss = warned.splitlines()
+    assert re.fullmatch(f"jaxdet: warning: {variants / 'loss'}/config.json .*", edited)
     assert re.fullmatch("jaxdet: warning: .* the same data: splits/test_data.csv", data)
     assert re.fullmatch("jaxdet: warning: .* the same loss, .*: box_loss", loss)
 
