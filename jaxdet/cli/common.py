@@ -32,18 +32,27 @@ def load(options: Restored, **changes: Any) -> api.Run:
     Given options, and `changes`, replace those of the run; InputError for an option that its system
     does not have.
     """
-    parallel.local_devices(options.devices or 0)  # refuses a number that the machine has not
-    given = {name: getattr(options, name) for name in CHANGES}
-    changes |= {name: value for name, value in given.items() if value is not None}
+    changes |= given_changes(options)
     if options.root:
         changes |= {"root": runs.absolute(options.root)}
     return api.load(options.run, options.checkpoint, warn=warn, **changes)
 
 
-def check_split(split: str, splits: Sequence[str]) -> None:
-    """Raise InputError if a split is not one of `splits`."""
+def given_changes(options: Any) -> dict[str, Any]:
+    """The options among `CHANGES` that are given; InputError for more devices than there are."""
+    given = {name: getattr(options, name, None) for name in CHANGES}
+    parallel.local_devices(given["devices"] or 0)
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def choose_split(split: str, splits: Sequence[str]) -> str:
+    """The split, or val where the data have no test split; InputError for unknown splits."""
+    if split == "test" and split not in splits and "val" in splits:
+        warn("the data have no test split; val is used")
+        return "val"
     if split not in splits:
         raise InputError(f"--split must be one of {', '.join(splits)}, got {split}")
+    return split
 
 
 def check_picture(path: Path | None, count: int = 1) -> None:

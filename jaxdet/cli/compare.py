@@ -92,14 +92,16 @@ def evaluate_all(options: Compare, *, failures: bool) -> tuple[list[EvaluatedRun
     classical: list[Row] = []
     with reuse_data():
         for name, folder in unique_names(options.runs).items():
-            run = api.load(folder, options.checkpoint, warn=common.warn)
+            changes = common.given_changes(options)
+            run = api.load(folder, options.checkpoint, warn=common.warn, **changes)
             experiment = run.with_data()
+            split = common.choose_split(options.split, [*experiment.splits])
             if lost := checkpoint.count_lost_metrics(folder):
                 path = folder / run_dir.METRICS
                 common.warn(f"{path} has lost {lost} lines: history and times lack them")
-            evaluated.append(evaluate(name, run, experiment, options.split, failures=failures))
+            evaluated.append(evaluate(name, run, experiment, split, failures=failures))
             if options.classic and not classical:
-                classical = classical_rows(options.split, experiment)
+                classical = classical_rows(split, experiment)
     return evaluated, classical
 
 

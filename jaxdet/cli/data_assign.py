@@ -25,8 +25,8 @@ def run(options: Assign) -> int:
     if not isinstance(task, AssigningTask):
         raise InputError(f"{options.run} is a run of {run.system}, which assigns no cells to boxes")
     experiment = run.with_data(root=options.root)
-    common.check_split(options.split, [*experiment.splits])
-    batch = evaluator.samples(experiment, options.split, options.count)
+    split = common.choose_split(options.split, [*experiment.splits])
+    batch = evaluator.samples(experiment, split, options.count)
     context = StepContext(False, jnp.int32(0), jnp.int32(options.epoch), experiment.hparams)
     assignments = compiler.jit(partial(task.assignments, context=context))
     targets, centers, strides = jax.device_get(assignments(run.variables, batch))

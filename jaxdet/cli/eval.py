@@ -27,14 +27,15 @@ def run(options: Eval) -> int:
     run = common.load(options)
     report = _find_report(run.system) if options.report else None
     experiment = run.with_data(root=options.root)
-    common.check_split(options.split, [*experiment.splits, "all"])
+    chosen = common.choose_split(options.split, [*experiment.splits, "all"])
     unusable = [n for n in detection.faults(experiment.notes) if detection.TRAINED_ON not in n]
     if unusable:
         common.warn(
             f"{len(unusable)} images or rows of the data cannot be used and are not evaluated; "
             f"first: {unusable[0]}"
         )
-    for split in ALL if options.split == "all" else (options.split,):
+    present = [split for split in ALL if split in experiment.splits]
+    for split in present if chosen == "all" else (chosen,):
         evaluator = run.evaluator(experiment, split)
         evaluator.compile(run.variables)
         (losses, rows), seconds = timing.timed(

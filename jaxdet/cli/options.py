@@ -71,7 +71,8 @@ class Restored(Process):
     checkpoint: str = "best"
     """best, last, or a step"""
     split: str = "test"
-    """train, val, test, or another split of the system; `eval`: all means these three"""
+    """train, val, test, or another split of the system; val where the data have no test split;
+    `eval`: all means these three"""
     root: str = ""
     """folder with other data of the same classes; by default the data of the run"""
     score_threshold: float | None = None
@@ -166,7 +167,11 @@ class Compare(Process):
     checkpoint: str = "best"
     """best, last, or a step"""
     split: str = "test"
-    """train, val, test, or another split of the systems"""
+    """train, val, test, or another split of the systems; val where the data have no test split"""
+    devices: int | None = None
+    """number of devices; by default those of each run, as far as this machine has them"""
+    eval_batch: int | None = None
+    """images per evaluation step, over all devices; by default that of each run"""
     report: Path | None = None
     """Markdown file to write, with the table; the two pictures are written next to it"""
     figure: Path | None = None

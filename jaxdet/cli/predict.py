@@ -68,6 +68,7 @@ def run(options: Predict) -> int:
         return predict_submission.run(run, options, *submission)
     many = isinstance(run.experiment.task, DetectionTask)
     _check_options(run, options, many)
+    split = options.split
     if paths:
         experiment = run.experiment
         rows = [row for path in paths for row in _list_rows(run, path)]
@@ -75,12 +76,12 @@ def run(options: Predict) -> int:
         examples = _read_files(run, rows)
     else:
         experiment = run.with_data(root=options.root)
-        common.check_split(options.split, [*experiment.splits])
-        samples = _read_samples(experiment, options.split, options.count, many)
+        split = common.choose_split(split, [*experiment.splits])
+        samples = _read_samples(experiment, split, options.count, many)
         titles = [example.title for example in samples]
         examples = iter(samples)
     output = Output(run, options, titles)
-    known_ids = {} if paths else (experiment.image_ids or {}).get(options.split, {})
+    known_ids = {} if paths else (experiment.image_ids or {}).get(split, {})
     ids = predict_files.image_ids(titles, known_ids) if many else [None] * len(titles)
     categories = predict_files.categories(run, experiment) if options.save_json else []
     results, unread = [], []

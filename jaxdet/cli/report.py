@@ -62,10 +62,11 @@ def write(
     system = next(iter(systems)) if len(systems) == 1 else None
     kind = configs.config(system) if system else TrainConfig
     limits, count = resolve_limits(kind, evaluated), len(evaluated)
+    splits = ", ".join(dict.fromkeys(f"`{one.row['split']}`" for one in evaluated))
     text = [
         f"# {count} run{'s' * (count > 1)} compared",
         *_limits_part(limits),
-        f"Scores of checkpoint `{options.checkpoint}` on split `{options.split}`.",
+        f"Scores of checkpoint `{options.checkpoint}` on split {splits}.",
         *parts,
         *(differences(evaluated) if system else []),
         *(_best_part(evaluated, limits) if limits else []),

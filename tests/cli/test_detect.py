@@ -128,6 +128,15 @@ def test_eval_has_the_scores_that_training_logged(place, trained):
     assert found["labels"] == logged["labels"]
 
 
+def test_val_is_evaluated_where_the_data_have_no_test_split(place, trained, capsys):
+    (test,) = answers("eval", "run")
+    assert capsys.readouterr().err == "jaxdet: warning: the data have no test split; val is used\n"
+    (val,) = answers("eval", "run", "--split", "val", "--devices", "4", "--eval-batch", "3")
+    assert test["split"] == val["split"] == "val"
+    assert val["map"] == pytest.approx(test["map"], abs=1e-5)
+    assert [row["split"] for row in answers("compare", "run", "--eval-batch", "1")] == ["val"]
+
+
 def test_scores_are_those_of_cocos_own_evaluation_of_the_predicted_file(place, monkeypatch):
     datasets.write_coco(Path("coco"))
     rewritten("run", root="coco")
@@ -552,8 +561,8 @@ REFUSED = {
     "no run": (["predict", "data", "data/images/val/3.png"], "data is not a run"),
     "folder": (["predict", "run", "empty"], "empty: no such image"),
     "split": (
-        ["eval", "run", "--split", "test"],
-        "--split must be one of train, val, all, got test",
+        ["eval", "run", "--split", "tset"],
+        "--split must be one of train, val, all, got tset",
     ),
 }
 
