@@ -41,7 +41,10 @@ NOT_RUN = {  # commands -> why they do not run here; the test that runs them as 
 PRETRAINED = ["--weights", "package:lite0"]  # left out: the package is optional
 SMALL = {  # options that are put after those of the page
     "digits": tiny.WORDS,
-    "objects": ["--size", "64", "--batch", "32", "--eval-batch", "16"],
+    "objects": [
+        *("--size", "64", "--batch", "32", "--eval-batch", "16"),
+        *("--transfer", "scratch"),  # which without weights must be
+    ],
     "detect": [
         *("--size", "64", "96", "--batch", "2", "--eval-batch", "1", "--neck-channels", "8"),
         *("--freeze-stages", "0"),  # which without weights must be
@@ -168,6 +171,8 @@ def few_runs(monkeypatch):
     monkeypatch.setitem(detect.Config.GRIDS, "ablation", "--neck fpn pan --nms-type hard linear")
 
 
+@pytest.mark.long
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("title", RUN)
 def test_commands_run(title, data, small_networks, few_runs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
