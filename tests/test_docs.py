@@ -263,6 +263,7 @@ def test_the_python_of_the_readme_runs(examples, monkeypatch):
     assert (examples / "runs" / "digits" / "metrics.jsonl").is_file()
 
 
+@pytest.mark.long
 def test_the_python_of_the_api_page_runs(examples):
     code = python("docs/python.md")
     namespace = {}

@@ -194,6 +194,7 @@ def read_test_scores(out):
     return {row["score"]: row["value"] for row in rows}
 
 
+@pytest.mark.long
 def test_run_script_trains_evaluates_and_draws(checkout, start):
     run = checkout / "runs" / "digits"
     out = ended(start("bash", checkout / "scripts" / "run.sh", *OPTIONS, "--epochs", "1"))
@@ -230,6 +231,7 @@ def face_folders(tmp_path):
     return root
 
 
+@pytest.mark.long
 def test_faces_script_writes_tables_and_a_report(checkout, start, served, face_folders, tmp_path):
     run = tmp_path / "run"
     words = [*FACES, "--epochs", "1", "--val-fraction", "0", "--quiet"]
@@ -317,6 +319,7 @@ def stopped(job, checkout, tmp_path):
     return run
 
 
+@pytest.mark.long
 def test_signalled_job_is_requeued_and_resumes_to_its_scores(
     job, checkout, start, served, tmp_path, stopped
 ):

@@ -310,6 +310,7 @@ def assert_stopped(run, out):
     assert int(step) == checkpoint.steps(run)[-1] < 84
 
 
+@pytest.mark.long
 def test_a_run_terminated_preempted_and_killed_gives_the_same_bits(
     tmp_path, whole, capsys, monkeypatch
 ):
