@@ -110,7 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the options with argparse, since `harness.run_command` needs tyro."""
     parser = argparse.ArgumentParser(
-        "scripts/gpu.sh", description="Measure on a GPU what is open, in order of worth."
+        "scripts/gpu.sh",
+        description="Take the open measurements on a GPU, the most important first.",
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the results")
     parser.add_argument("--minutes", type=float, default=8.0, help="for all rows; by default 8")

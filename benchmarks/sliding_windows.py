@@ -11,7 +11,7 @@ network of Andrew Ng's lecture on square images:
 - times per batch in three forms, in jax and in PyTorch where it is installed: `loop`, one window
   per call, timed on at most `--sample` windows and extrapolated; `chunks`, `--chunk` windows per
   call; `convolutional`, one call. Cutting windows is timed as well; compilation is separate. Forms
-  are interleaved. Peak memory is that of one call, less the memory in use before it.
+  are interleaved. Peak memory is the peak during one call minus the memory in use before it.
 - multiply-adds of both forms and their ratio, beside the ratios of the times.
 - agreement on one image: norm of the difference, at full float32 precision.
 

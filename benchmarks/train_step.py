@@ -159,7 +159,7 @@ class Peers:
             worker.close()
 
     def worker(self, implementation: str) -> turns.Worker:
-        """The process of an implementation; that of PyTorch leaves the GPU to PyTorch."""
+        """The process of an implementation; JAX leaves the GPU alone in the process of PyTorch."""
         if implementation not in self.workers:
             platform = "cpu" if implementation.startswith("torch") else None
             self.workers[implementation] = turns.Worker(platform)

@@ -110,7 +110,7 @@ def jax_calls(experiment: Experiment, folder: Path) -> Calls:
 
 
 def torch_calls(experiment: Experiment) -> Calls:
-    """Calls like those of `jax_calls`, in PyTorch."""
+    """The calls of `jax_calls`, in PyTorch."""
     from benchmarks.torch_refs import tutorial
 
     config = experiment.config

@@ -68,7 +68,7 @@ def read_config(folder: str | Path, system: str = "") -> TrainConfig:
 def check_same(folder: str | Path, kept: TrainConfig, config: TrainConfig) -> None:
     """Raise InputError if the options differ from those of a run to resume.
 
-    The number of steps per call may differ and, with a time budget, that of epochs.
+    The number of steps per call may differ and, with a time budget, the number of epochs.
     """
     config = replace(config, steps_per_call=kept.steps_per_call)
     if kept.time_budget:

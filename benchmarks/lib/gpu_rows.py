@@ -1,4 +1,4 @@
-"""The rows of `benchmarks.gpu`: what is measured, how long it may take, and what is its result.
+"""The rows of `benchmarks.gpu`: measurement, time limit, and result of each.
 
 A row is a benchmark with options, or a function of `benchmarks.lib.gpu_runs`.
 """

@@ -185,7 +185,7 @@ def _differing_keys(dicts: Sequence[Mapping[str, Hashable]]) -> list[str]:
 
 
 def _with_class_columns(rows: Sequence[Row]) -> Table:
-    """The table of the runs: all columns that any row has, including those of each class."""
+    """The table of the runs: all columns that any row has, per-class columns included."""
     classes = dict.fromkeys(chain.from_iterable(row.get("labels", ()) for row in rows))
     columns = COLUMNS | {
         f"{name} {key}": f"{name} {key}" for name in classes for key in CLASS_COLUMNS

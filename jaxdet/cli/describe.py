@@ -60,7 +60,8 @@ def _time(network: summary.NetworkSummary, rows: list[dict[str, Any]], figure: P
 
 
 def _prediction_notes(options: Describe, images: jax.ShapeDtypeStruct, variables: Any) -> list[str]:
-    """For a run, the operations of the network and of what is before and after it, as in `eval`."""
+    """For a run, the operations of a whole prediction, as in `eval`: the network and its pre- and
+    postprocessing."""
     if not run_dir.is_run(options.model) or "record" not in run_dir.read_metadata(options.model):
         return []
     task = runs.without_data(options.model, runs.read_config(options.model)).task
@@ -73,7 +74,7 @@ def _prediction_notes(options: Describe, images: jax.ShapeDtypeStruct, variables
 
 
 def _network(options: Describe) -> tuple[Any, jax.ShapeDtypeStruct, Any]:
-    """(network, input, shapes of its variables if it is that of a run, else None)."""
+    """(network, input, shapes of its variables for the network of a run, else None)."""
     if run_dir.is_run(options.model):
         config = runs.read_config(options.model)
         named = configs.network_of_run(Path(options.model), config)

@@ -182,7 +182,7 @@ def _run(command: str, *arguments: Any) -> int:
 
 
 def _report_error(error: object, code: int = 2) -> int:
-    """Print an error in one line, and below it its notes, such as tables, but not those of JAX."""
+    """Print an error in one line, and below it its notes, such as tables, without JAX's notes."""
     notes = [note for note in getattr(error, "__notes__", ()) if JAX_NOTE not in note]
     print("\n".join([f"jaxdet: error: {printable(str(error))}", *notes]), file=sys.stderr)
     return code

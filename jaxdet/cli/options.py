@@ -76,20 +76,20 @@ class Restored(Process):
     root: str = ""
     """folder with other data of the same classes; by default the data of the run"""
     score_threshold: float | None = None
-    """detect: minimum score of a detection; by default that of the run"""
+    """detect: minimum score of a detection; default: as in the run"""
     nms_iou: float | None = None
-    """detect: NMS IoU threshold; by default that of the run"""
+    """detect: NMS IoU threshold; default: as in the run"""
     nms_type: SuppressionType | None = None
-    """detect: how overlapping boxes are suppressed (see `train`); by default that of the run"""
+    """detect: how overlapping boxes are suppressed (see `train`); default: as in the run"""
     window_selection: Literal["class", "product", "merge"] | None = None
     """digits: how the prediction is made from all windows; by default as in the run"""
     tta: bool | None = None
     """test-time augmentation: detect predicts from six views of an image, three sizes, each also
     mirrored; cifar10 and faces from an image and its mirror image"""
     devices: int | None = None
-    """number of devices; by default those of the run, as far as this machine has them"""
+    """number of devices; default: as in the run, or fewer if this machine has fewer"""
     eval_batch: int | None = None
-    """images per evaluation step, over all devices; by default that of the run"""
+    """images per evaluation step, over all devices; default: as in the run"""
     json: bool = False
     """print JSON"""
 
@@ -169,9 +169,9 @@ class Compare(Process):
     split: str = "test"
     """train, val, test, or another split of the systems; val where the data have no test split"""
     devices: int | None = None
-    """number of devices; by default those of each run, as far as this machine has them"""
+    """number of devices; default: as in each run, or fewer if this machine has fewer"""
     eval_batch: int | None = None
-    """images per evaluation step, over all devices; by default that of each run"""
+    """images per evaluation step, over all devices; default: as in each run"""
     report: Path | None = None
     """Markdown file to write, with the table; the two pictures are written next to it"""
     figure: Path | None = None

@@ -223,7 +223,7 @@ def _cutoffs_part(
     evaluated: Sequence[EvaluatedRun],
     verified: VerifiedScores,
 ) -> list[str]:
-    """The level of each score of each run, including those of `jaxdet verify`."""
+    """The level of each score of each run, scores of `jaxdet verify` included."""
     if not cutoffs:
         return []
     rows = []

@@ -148,7 +148,7 @@ def run_summary(title: str, config: TrainConfig, folder: Path) -> Row:
 def system_rows(system: str, summaries: Sequence[Row]) -> list[Row]:
     """Rows with the columns that a system adds to reports; [] for a system without any.
 
-    Accuracies are those of the best evaluation; training accuracy is the mean over the last epoch
+    Accuracies are from the best evaluation; training accuracy is the mean over the last epoch
     before it.
     """
     describe = getattr(import_module(f"jaxdet.configs.{system}"), "table_row", None)

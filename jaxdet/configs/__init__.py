@@ -123,7 +123,7 @@ def checked_module(name: str, config: Any) -> ModuleType:
 
 
 def _check_model(config: Any) -> None:
-    """Refuse a model whose kind is not that of the choices; it may be registered after them."""
+    """Raise InputError for a model of another kind than the choices; it may be registered later."""
     if not hasattr(config, "model"):
         return
     kinds = {registry.MODELS[name].kind for name in get_args(get_type_hints(type(config))["model"])}

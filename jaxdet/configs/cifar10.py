@@ -103,7 +103,7 @@ class Config(TrainConfig):
     activation: Literal[
         "default", "relu", "leaky_relu", "elu", "gelu", "swish", "tanh", "sigmoid"
     ] = "default"
-    """activation of all hidden layers; default: that of the model (relu; tiny and deep: gelu)"""
+    """activation of all hidden layers; default: relu, but gelu for tiny and deep"""
     norm: bool = False
     """tutorial and its variants: batch norm after each convolution; other models always have it"""
     dropout: float = 0.0

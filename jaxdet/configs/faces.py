@@ -213,7 +213,7 @@ class Config(BackboneOptions):
     label_smoothing: float = 0.0
     """label smoothing"""
     tta: bool = True
-    """add the embedding of the mirror image to that of each image"""
+    """add the embedding of its mirror image to the embedding of each image"""
     flip: bool = True
     """flip half of the training images horizontally"""
     scale: tuple[float, float] = (0.9, 1.1)

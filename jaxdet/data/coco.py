@@ -54,7 +54,7 @@ def annotation_files(root: str | Path) -> dict[str, Path]:
 def read(root: str | Path) -> DetectionDataset:
     """The data set in a folder.
 
-    A file without annotations is left out with a remark, except that of `train`, which is required.
+    A file without annotations is left out with a remark; for `train` it is required.
     Raises InputError if two images or two categories have the same id, or a category has two names.
     """
     files = {name: _read_file(path) for name, path in annotation_files(root).items()}

@@ -18,7 +18,7 @@ import yaml
 
 from jaxdet.errors import InputError, printable
 
-MAX_JSON = 2**32  # bytes: COCO's largest file has 0.5 GB, that of LVIS 1.1 GB
+MAX_JSON = 2**32  # bytes: the largest file of COCO has 0.5 GB, of LVIS 1.1 GB
 MAX_TEXT = 2**28  # bytes of other text files
 MAX_YAML = 2**24
 MAX_UNPACKED = 2**31  # bytes of an archive, held in memory

@@ -41,7 +41,7 @@ def coco_scores(truth: dict[str, Any], detections: list[dict[str, Any]]) -> dict
     100 boxes per image.  Scores without any object to find are -1.  Objects with `ignore` are
     treated as crowds, as `jaxdet.data.coco` reads them.
 
-    Ids of images and categories are any integers or texts, those of annotations are not used.
+    Ids of images and categories are any integers or texts; ids of annotations are not used.
     InputError where two images or two categories have one id, and for ids that are not there.
     Lin et al. 2014, arXiv:1405.0312; computed by faster-coco-eval.
     """

@@ -93,7 +93,7 @@ _SPECS = (
     ModelSpec("tiniest", "jaxdet.models.cifar:Tiniest", "cifar", image_size=32),
     ModelSpec("lenet", "jaxdet.models.lenet:LeNet", "classifier", image_size=32),
     ModelSpec("ng_sliding", "jaxdet.models.sliding:NgSlidingNet", "sliding", image_size=28),
-    ModelSpec("andrew_windows", "jaxdet.models.sliding:NgWindowNet", "sliding", image_size=14),
+    ModelSpec("ng_windows", "jaxdet.models.sliding:NgWindowNet", "sliding", image_size=14),
 )
 MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _SPECS}
 

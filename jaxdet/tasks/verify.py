@@ -35,7 +35,7 @@ class VerificationTask:
     head: how logits are computed from embeddings.
     embedding_loss: loss of the embeddings, added to the cross-entropy.
     margins: (name, value) of arguments of the head that differ from its paper's.
-    tta: whether to add the embedding of the mirror image to that of the image.
+    tta: whether to add the embedding of the mirror image to the embedding of the image.
 
     `context.hparams` holds `dropout`, a factor of the network's rates, and `embedding_loss_weight`.
     """

@@ -145,7 +145,7 @@ def restore_variables(
     if _is_config_changed(folder):
         warn(
             f"{Path(folder) / run_dir.CONFIG} is not the one that its checkpoints were written "
-            f"with: scores may differ from those of the training"
+            f"with: scores may differ from those in training"
         )
     step, found = _first_undamaged(folder, which, warn, lambda path: _read_variables(path, like))
     return step, *found
@@ -410,7 +410,7 @@ def _verified_arrays(path: Path) -> dict[str, str]:
             raise CorruptCheckpointError(f"{name} {state}")
     arrays = _read_shapes(path)
     if arrays != manifest["arrays"]:
-        raise CorruptCheckpointError(f"{MANIFEST}: its arrays are not those of the files")
+        raise CorruptCheckpointError(f"{MANIFEST}: its list of arrays differs from the files")
     step = manifest.get("step", int(path.name))
     if step != int(path.name):
         raise CorruptCheckpointError(f"it is of step {step}")

@@ -26,7 +26,7 @@ class Evaluator:
 
     epoch: completed epochs, on which the loss may depend.
     data: the arrays of the split on the devices, if they have been copied there before.
-    devices: by default those of the experiment.  They share each batch, which is padded for that.
+    devices: default: as in the experiment.  A batch is padded to a multiple of their number.
     """
 
     def __init__(

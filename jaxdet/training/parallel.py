@@ -17,6 +17,8 @@ from jaxdet.kernels import compiler
 from jaxdet.types import Device, Tree
 
 AXIS = "devices"
+OutAxes = int | tuple[int | None, ...] | None  # as in `pmap`
+Argnums = tuple[int, ...]
 CUDA_VERSIONS = (12, 13)
 
 
@@ -70,8 +72,8 @@ def compile_step(
     devices: Sequence[Device],
     *,
     replicated: int,
-    out_axes: int | tuple[int | None, ...] | None = None,
-    donate: tuple[int, ...] = (),
+    out_axes: OutAxes = None,
+    donate: Argnums = (),
 ) -> Callable:
     """`step(*args, axis=)` compiled for the devices.
 
@@ -82,17 +84,11 @@ def compile_step(
     """
     if len(devices) == 1:
         return compiler.jit(partial(step, axis=None), donate_argnums=donate)
-    options = {"replicated": replicated, "out_axes": out_axes, "donate": donate}
-    return _compile_on_devices(step, devices, **options)
+    return _compile_on_devices(step, devices, replicated, out_axes, donate)
 
 
 def compile_pmap(
-    step: Callable,
-    devices: Sequence[Device],
-    *,
-    replicated: int,
-    out_axes: int | tuple[int | None, ...] | None = None,
-    donate: tuple[int, ...] = (),
+    step: Callable, devices: Sequence[Device], replicated: int, out_axes: OutAxes, donate: Argnums
 ) -> Callable:
     """`compile_step` for several devices by `jax.pmap`, which takes no compiler options."""
 
@@ -114,12 +110,7 @@ def compile_pmap(
 
 
 def compile_shard_map(
-    step: Callable,
-    devices: Sequence[Device],
-    *,
-    replicated: int,
-    out_axes: int | tuple[int | None, ...] | None = None,
-    donate: tuple[int, ...] = (),
+    step: Callable, devices: Sequence[Device], replicated: int, out_axes: OutAxes, donate: Argnums
 ) -> Callable:
     """`compile_step` for several devices by `jax.shard_map`: equals `compile_pmap` bit for bit."""
     whole, split = PartitionSpec(), PartitionSpec(AXIS)
@@ -131,7 +122,7 @@ def compile_shard_map(
         mesh=Mesh(np.array(devices), (AXIS,)),
         in_specs=(whole,) * replicated + (split,),
         out_specs=tuple(whole if axis is None else split for axis in axes),
-        check_vma=False,  # as in pmap: `psum` of what is the same on all devices
+        check_vma=False,  # as in pmap: `psum` of values that are equal on all devices
     )
     def parallel_step(*args):
         results = step(*args, axis=AXIS)

@@ -137,7 +137,7 @@ def check_vacant(folder: str | Path, *, overwrite: bool = False) -> None:
         files.load_json(folder / CONFIG, ConfigFile)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{folder} will not be replaced: its {CONFIG} is not that of a run "
+            f"{folder} will not be replaced: its {CONFIG} was not written for a run "
             f"({files.reason(error)}); choose another --out, or remove the folder yourself"
         ) from None
     if not overwrite:
@@ -340,7 +340,7 @@ def read_config(folder: str | Path) -> RunConfig:
 
 
 def _writer(folder: str | Path) -> str:
-    """The version of jaxdet that wrote a run of a newer schema, as far as it can be read."""
+    """ " of jaxdet VERSION", the version that wrote a run of a newer schema; "" if unreadable."""
     try:
         environment = files.load_json(Path(folder) / "environment.json", Environment)
     except (OSError, ValueError):
@@ -475,7 +475,7 @@ def append_metrics(folder: str | Path, line: Mapping[str, Any]) -> None:
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
     """All complete lines of `metrics.jsonl`; one cut short by a kill is left out.
 
-    Raises InputError for a damaged line, and for a step that is not above that of the line before.
+    Raises InputError for a damaged line, and for steps that do not increase.
     """
     path = Path(folder) / METRICS
     try:

@@ -179,7 +179,7 @@ class FakeWorker:
         self.platform = platform
 
     def build(self, builder, model, options):
-        if self.platform == "cpu":  # that of PyTorch
+        if self.platform == "cpu":  # where PyTorch runs
             raise turns.WorkerError("RuntimeError: no compiler")
         return 1.0
 

@@ -107,7 +107,7 @@ def test_a_run_is_its_own_network(run, capsys):
 def test_time_measures_and_draws(monkeypatch, tmp_path, capsys, form):
     hurry(monkeypatch)
     path = tmp_path / "a" / "roofline.png"
-    words = ["andrew_windows", "--time", "--figure", path]
+    words = ["ng_windows", "--time", "--figure", path]
     assert main("describe", *words, form) == 0
     assert path.read_bytes().startswith(PNG)
     out, err = capsys.readouterr()

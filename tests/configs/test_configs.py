@@ -21,7 +21,7 @@ def output_shape(named):
     "name, expected",
     [
         ("ng_sliding", (1, 8, 8, 4)),
-        ("andrew_windows", (1, 4)),
+        ("ng_windows", (1, 4)),
         ("lenet", (1, 10)),
         ("resnet18", (1, 1000)),
         ("resnet34", (1, 1000)),
