@@ -305,7 +305,7 @@ class Run:
         """
         source, target = self.folder.resolve(), Path(folder).resolve()
         if source == target or source in target.parents or target in source.parents:
-            raise InputError(f"{folder} must be outside of the run {self.folder}")
+            raise InputError(f"OUT must be a folder outside the run {self.folder}, got {folder}")
         kept = run_dir.read_config(self.folder)
 
         def fill(draft: Path) -> None:

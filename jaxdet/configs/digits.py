@@ -2,7 +2,7 @@
 
     jaxdet train digits
 
-trains on scikit-learn's 1,797 scans: accuracy 0.987, mean IoU 0.805, both correct 0.983 on the 300
+trains on scikit-learn's 1,797 scans: accuracy 0.990, mean IoU 0.796, both correct 0.990 on the 300
 test scans, in 3.3 minutes on 2 CPU cores.  On MNIST (four idx or idx.gz files in DIR),
 
     jaxdet train digits --source mnist --root DIR --out runs/mnist --epochs 15 --batch 64 \\

@@ -27,8 +27,9 @@ def local_devices(count: int = 0) -> list[Device]:
     available = jax.local_devices()
     if not 0 <= count <= len(available):
         raise InputError(
-            f"--devices must be 1 to {len(available)}, the {available[0].platform} devices of this "
-            f"machine, or 0 for all, got {count}{f'; {unused}' if (unused := unused_gpu()) else ''}"
+            f"--devices must be at most {len(available)}, the number of {available[0].platform} "
+            f"devices of this machine, or 0 for all, got {count}"
+            f"{f'; {unused}' if (unused := unused_gpu()) else ''}"
         )
     return available[: count or None]
 

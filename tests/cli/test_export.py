@@ -68,8 +68,8 @@ def test_nothing_is_written_over(exported, tmp_path, capsys):
         (tmp_path, (), "is not a run"),
         (tmp_path, ("--overwrite",), "is not a run"),
         (out, (), "exists"),
-        (run, ("--overwrite",), "outside of the run"),
-        (run / "checkpoints" / "new", (), "outside of the run"),
+        (run, ("--overwrite",), "outside the run"),
+        (run / "checkpoints" / "new", (), "outside the run"),
     ):
         code, _, error = call(capsys, "export", run, target, *options)
         assert code == 2 and said in error and error.count("\n") == 1
