@@ -27,6 +27,7 @@ TRANSFER = (
     "--model lite0 --box-head per_cell --size {size} --epochs 6 --lr 1e-3 --clip 1 --warmup 100 "
     "--box-weight 5"
 )
+NETWORKS = "--size {size} --epochs 4 --lr 1e-3 --clip 1 --best accuracy"
 PRETRAINED = "--weights package:lite0"
 DETECT = "--epochs {epochs} --vflip --weights package:lite0 --freeze-stages 8 --freeze-bn"
 CIFAR10 = "--epochs 4 --batch 20 --schedule cosine --lr .005"
@@ -143,6 +144,14 @@ EXPERIMENTS = {
             Run("frozen", f"{TRANSFER} {PRETRAINED} --transfer frozen"),
             Run("last_4_stages", f"{TRANSFER} {PRETRAINED} --transfer frozen --unfreeze-last 4"),
             Run("fine_tuned", f"{TRANSFER} {PRETRAINED} --transfer finetune"),
+        ),
+    ),
+    "networks": Experiment(
+        "objects",
+        "The four networks of assignment 0 from scratch, 4 epochs",
+        tuple(
+            Run(f"{model}_4_epochs", f"--model {model} {NETWORKS}")
+            for model in ("simple", "deeper", "vgg", "resnet18")
         ),
     ),
     "assigners": Experiment(
