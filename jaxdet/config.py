@@ -95,6 +95,9 @@ class TrainConfig:
     """root of all random keys and of the order of the data"""
     eval_first: bool = True
     """evaluate before the first epoch"""
+    monitor: Literal["val", "test"] = "val"
+    """split that is evaluated before the first epoch and after each; test: the test split as well,
+    whose scores are only recorded: they select no checkpoint and end no run"""
     best: str = "accuracy"
     """validation score that selects the best checkpoint; ties go to the lower loss"""
     patience: int = 0
@@ -277,6 +280,10 @@ def check_to_train(config: TrainConfig) -> list[str]:
         )
     if not (getattr(config, "backbone_lr", 1.0) or getattr(config, "weights", "")):
         raise InputError("--backbone-lr 0 needs --weights: the backbone would stay random")
+    if getattr(config, "tal_from", 0) and getattr(config, "assigner", "tal") != "tal":
+        raise InputError(
+            "--tal-from needs --assigner tal, which assigns by IoU before that epoch, got iou"
+        )
     scheduled = {
         "decay_at": ("piecewise",),
         "lr_decay": ("piecewise", "plateau"),

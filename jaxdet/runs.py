@@ -129,6 +129,7 @@ def check_to_train(experiment: Experiment, line: Callable[[str], None]) -> None:
     """Raise InputError for options that cannot be combined; warn about those without effect."""
     config, steps = experiment.config, experiment.plan.steps
     ineffective = check_options(config)
+    _check_scored(experiment)
     if steps > MAX_INT:
         raise InputError(
             f"--epochs {config.epochs} are {steps} steps; at most {MAX_INT} can be made"
@@ -144,6 +145,23 @@ def check_to_train(experiment: Experiment, line: Callable[[str], None]) -> None:
         )
     for text in ineffective:
         line(f"warning: {text}")
+
+
+def _check_scored(experiment: Experiment) -> None:
+    """Raise InputError for a run without a split to score, or to select by where that is needed."""
+    config, scored = experiment.config, experiment.scored_splits
+    if config.monitor not in scored:
+        known = ", ".join(experiment.splits)
+        raise InputError(
+            f"--monitor must be a split of the data, which have {known}, got {config.monitor}"
+        )
+    needed = {
+        f"--patience {config.patience}": config.patience,
+        "--schedule plateau": config.schedule == "plateau",
+    }
+    for given, needs_val in needed.items():
+        if needs_val and "val" not in scored:
+            raise InputError(f"{given} needs validation images: give a --val-fraction above 0")
 
 
 def report_uneven_batches(experiment: Experiment, line: Callable[[str], None]) -> None:

@@ -35,6 +35,14 @@ SHARED_TIME_NOTE = (
     "`{run}` was trained in one program with other runs, up to {count} in all; its seconds are the "
     "elapsed time divided by the number of runs, and alone it may need more."
 )
+MONITORED = (
+    "Columns that end in `test` are scores on the test images, which `--monitor test` recorded "
+    "during training.  They selected no checkpoint and ended no run."
+)
+BIASED_CHOICE = (
+    "its accuracy on the test images for lack of validation images (a choice by which its test "
+    "scores are biased upwards)"
+)
 LAYER_HEADINGS = summary.HEADINGS | {
     "type": "F: type, hyper-parameters",
     "output": "X: output",
@@ -169,7 +177,7 @@ def _limits_part(limits: Mapping[str, float]) -> list[str]:
 def _best_part(evaluated: Sequence[EvaluatedRun], limits: Mapping[str, float]) -> list[str]:
     """Parts of the report on the best run within the limits, or of all if none is within them."""
     within = [one for one in evaluated if all(one.row[k] <= v for k, v in limits.items())]
-    best = max(within or evaluated, key=lambda one: max(_accuracies(one), default=0.0))
+    best = max(within or evaluated, key=_selection_accuracy)
     row, devices = best.row, run_dir.read_environment(best.folder).get("devices", ["?"])
     which = "Within both limits" if within else "No run is within both limits; the best of all"
     named = configs.network_of_run(best.folder, best.config)
@@ -177,14 +185,10 @@ def _best_part(evaluated: Sequence[EvaluatedRun], limits: Mapping[str, float]) -
     *layers, total = summary.table_rows(network)
     layers = [{"layer": "input", "output": named.input}, *layers]
     layers = [{"n": n, **layer} for n, layer in enumerate(layers)] + [total]
-    epochs: dict[int, dict[str, Any]] = {}
-    for one in evaluated:
-        for line in one.metrics:
-            epoch = epochs.setdefault(line["epoch"], {"epoch": line["epoch"]})
-            epoch[one.row["run"]] = line["val"]["accuracy"]
+    chosen = "its validation accuracy" if _is_validated(evaluated) else BIASED_CHOICE
     return [
         "## The best network",
-        f"{which}: `{row['run']}`, chosen by its validation accuracy, has accuracy "
+        f"{which}: `{row['run']}`, chosen by {chosen}, has accuracy "
         f"{row['accuracy']:.4f}, error rate {row['error_rate']:.4f}, {row['parameters']:,} "
         f"parameters, {row['total_seconds']:.0f} s on {len(devices)} {devices[0]}.",
         f"    jaxdet train {row['system']} {shlex.join(flags.to_words(best.config))}",
@@ -194,20 +198,46 @@ def _best_part(evaluated: Sequence[EvaluatedRun], limits: Mapping[str, float]) -
         "## Accuracy of each label, and confusions",
         tables.to_markdown(*common.label_table(row)),
         summarize_labels(row),
-        "## Validation accuracy after each epoch, from before the first",
-        tables.to_markdown(
-            [epochs[epoch] for epoch in sorted(epochs)],
-            ["epoch", *(one.row["run"] for one in evaluated)],
-        ),
+        *_accuracy_part(evaluated),
         f"The first epoch after which the rest of the run, at least {PLATEAU_EPOCHS} epochs, gains "
         f"less than {PLATEAU_RISE}:",
         tables.to_markdown([_plateau(one) for one in evaluated], ["run", "plateau from epoch"]),
     ]
 
 
+def _accuracy_part(evaluated: Sequence[EvaluatedRun]) -> Iterator[str]:
+    """Yield the table of the accuracy after each epoch: of validation, and of a monitored test."""
+    epochs: dict[int, dict[str, Any]] = {}
+    columns = {"epoch": "epoch"}
+    for one in evaluated:
+        for line in one.metrics:
+            epoch = epochs.setdefault(line["epoch"], {"epoch": line["epoch"]})
+            for split in run_dir.scored_splits(line):
+                column = one.row["run"] if split == "val" else f"{one.row['run']}, {split}"
+                columns[column] = column
+                epoch[column] = line[split]["accuracy"]
+    monitored = any(len({*line} & {"test"}) for one in evaluated for line in one.metrics)
+    title = "Accuracy" if monitored else "Validation accuracy"
+    yield f"## {title} after each epoch, from before the first"
+    if monitored:
+        yield MONITORED
+    yield tables.to_markdown([epochs[epoch] for epoch in sorted(epochs)], columns)
+
+
+def _is_validated(evaluated: Sequence[EvaluatedRun]) -> bool:
+    """Whether all evaluations during training have validation scores."""
+    return all(line["val"] for one in evaluated for line in one.metrics)
+
+
+def _selection_accuracy(one: EvaluatedRun) -> float:
+    """The accuracy by which a run is chosen: the best of validation, or the last of the test."""
+    accuracies = _accuracies(one) or [0.0]
+    return max(accuracies) if _is_validated([one]) else accuracies[-1]
+
+
 def _accuracies(one: EvaluatedRun) -> list[float]:
-    """Validation accuracy after each epoch."""
-    return [line["val"]["accuracy"] for line in one.metrics]
+    """Accuracy after each epoch: of validation, or of the test split without validation."""
+    return [line[run_dir.scored_splits(line)[0]]["accuracy"] for line in one.metrics]
 
 
 def _plateau(one: EvaluatedRun) -> dict[str, Any]:

@@ -30,6 +30,10 @@ HEADINGS = {
 }
 SEED_COLUMNS = {"run": "runs", "runs": "seeds", "model": "model", "split": "split"}
 PLOT, PLOT_TITLE = "sweep.png", "Validation scores against the epoch and against seconds"
+TEST_SCORES = (
+    "Runs without validation images have the test scores of their last epoch: a choice among runs "
+    "by these scores is biased."
+)
 BASELINE = "baseline"  # title of the unchanged run of a one-at-a-time sweep
 
 
@@ -59,6 +63,8 @@ def report(
         print(json.dumps(rows))
         return
     print(tables.aligned(rows, columns))
+    if note := test_scores_note(found):
+        print("\n" + note)
     if of_system:
         print("\n" + tables.aligned(of_system, list(of_system[0])))
 
@@ -139,10 +145,18 @@ def run_summary(title: str, config: TrainConfig, folder: Path) -> Row:
         "epochs": max((line["epoch"] for line in metrics), default=None),
         "best_epoch": best.get("epoch"),
         "train": best.get("train"),
-        "val": {k: v for k, v in best.get("val", {}).items() if isinstance(v, float)},
+        **{
+            split: {k: v for k, v in (best.get(split) or {}).items() if isinstance(v, float)}
+            for split in ("val", *run_dir.scored_splits(best))
+        },
         "seconds": run_dir.read_seconds(folder),
         "comment": config.comment,
     }
+
+
+def test_scores_note(summaries: Sequence[Row]) -> str:
+    """A note on a table with test scores, for lack of validation; "" for any other."""
+    return TEST_SCORES if any(not one["val"] and one.get("test") for one in summaries) else ""
 
 
 def system_rows(system: str, summaries: Sequence[Row]) -> list[Row]:
@@ -194,11 +208,15 @@ def _seed_row(rows: list[Row]) -> Row:
 
 
 def _best_scores(config: TrainConfig, folder: Path) -> Row:
-    """Scores and seconds of the best evaluation of a run; {} if there was none."""
+    """Scores and seconds of the best evaluation of a run; {} if there was none.
+
+    Without validation, these are the test scores of the last evaluation.
+    """
     metrics = run_dir.read_metrics(folder)
-    best = run_dir.best_line(metrics, config.best).get("val")
-    if not best:
+    line = run_dir.best_line(metrics, config.best)
+    if not line:
         return {}
+    best = line[run_dir.scored_splits(line)[0]]
     error = {"error_rate": 1 - best["accuracy"]} if "accuracy" in best else {}
     seconds = {
         "epoch_seconds": run_dir.epoch_seconds(metrics),
@@ -220,7 +238,7 @@ def _write(
 
     curves = {one["run"]: run_dir.read_metrics(out / one["run"]) for one in summaries}
     training_plots.compare_runs(curves, out / PLOT)
-    parts = [tables.to_markdown(rows, columns)]
+    parts = [tables.to_markdown(rows, columns), *filter(None, [test_scores_note(summaries)])]
     if of_system:
         parts.append(tables.to_markdown(of_system, list(of_system[0])))
     parts.append(f"![{PLOT_TITLE}]({PLOT})")

@@ -44,6 +44,9 @@ def run(
 def _show_labels(folder: Path, config: TrainConfig, show: Progress) -> None:
     """Show the scores of each label in the best evaluation, where it has them."""
     best = run_dir.best_line(run_dir.read_metrics(folder), config.best)
-    if best and "confusion" in best["val"]:
-        show.line(f"validation scores of the best checkpoint, step {best['step']}:")
-        show.line(tables.aligned(*common.label_table(best["val"])))
+    which = "best" if best.get("val") else "last"
+    for split in run_dir.scored_splits(best):
+        if "confusion" in best[split]:
+            name = {"val": "validation"}.get(split, split)
+            show.line(f"{name} scores of the {which} checkpoint, step {best['step']}:")
+            show.line(tables.aligned(*common.label_table(best[split])))

@@ -13,6 +13,8 @@
 
 DIR holds CIFAR-10 in one of the layouts that `jaxdet.data.cifar10` lists.  Nothing is downloaded.
 Validation images are drawn from the training images; nothing is selected on test images.
+`--monitor test` records test scores before the first epoch and after each; with it,
+`--val-fraction 0` trains on all training images, and the last checkpoint is the result.
 
 On JPEG copies of the images (accuracy is lower on them), 2 CPU cores, one run of one seed each,
 `tiny` (227,866 parameters) with the options above and these has the test accuracy, without and with
@@ -88,7 +90,8 @@ class Config(TrainConfig):
     """folder or file of CIFAR-10, or tfds:NAME, a prepared set in ~/tensorflow_datasets or the
     folder that TFDS_DATA_DIR names"""
     val_fraction: float = 0.1
-    """fraction of the training images for validation"""
+    """fraction of the training images for validation; 0, with --monitor test, trains on all of
+    them, and the last checkpoint counts as the best"""
     train_fraction: float = 1.0
     """fraction of the remaining training images that is used"""
     split_seed: int = 0
@@ -251,23 +254,24 @@ def _read_splits(config: Any) -> "tuple[dict[str, ArraySource], tuple[str, ...]]
     data, classes = cifar10.read(config.root)
     random, images = np.random.default_rng(config.split_seed), data["train"]
     order = random.permutation(len(images))
-    count = max(round(config.val_fraction * len(images)), 1)
+    count = max(round(config.val_fraction * len(images)), 1) if config.val_fraction else 0
     if count == len(images):
         raise InputError(
             f"--val-fraction {config.val_fraction:g} of {count} images leaves none for training"
         )
     test = data["test"].take(random.permutation(len(data["test"])))
-    splits = {"train": images.take(order[count:]), "val": images.take(order[:count]), "test": test}
-    return splits, classes
+    val = {"val": images.take(order[:count])} if count else {}
+    return {"train": images.take(order[count:]), **val, "test": test}, classes
 
 
 def check(config: Config) -> None:
     """Raise InputError for invalid options, before any image is read."""
     check_fractions(config, "val_fraction", "dropout", "label_smoothing", "cutout")
     check_fractions(config, "brightness_contrast", "color_jitter")
-    if not config.val_fraction:
+    if not config.val_fraction and config.monitor != "test":
         raise InputError(
-            "--val-fraction must be above 0, got 0: validation selects the best checkpoint"
+            "--val-fraction must be above 0, got 0: validation selects the best checkpoint; "
+            "--monitor test records test scores instead, and takes the last checkpoint"
         )
     check_train_fraction(config)
     if not 0 <= config.crop_padding <= MAX_PADDING:

@@ -16,8 +16,9 @@ from jaxdet.plots import figures
 
 PANEL = (5.5, 4.0)  # inches
 LINE_STYLES = cycler(ls=["-", "--", ":"]) * rcParams["axes.prop_cycle"]
-SPLIT_COLORS = {"train": "C0", "val": "C1"}
+SPLIT_COLORS = {"train": "C0", "val": "C1", "test": "C2"}
 VALIDATION_SCORES = ("iou", "map", "map50")  # not measured in training
+SPLIT_TITLES = {True: "validation", False: "test (selects nothing)"}  # by: has validation scores
 COMPARED = ("loss", "accuracy", "iou")
 
 Metrics = Sequence[dict[str, Any]]  # the lines of a `metrics.jsonl`
@@ -28,20 +29,21 @@ def learning_curves(
 ) -> None:
     """Loss terms and scores of a run against the epoch, in one panel each.
 
-    Panels have the values of training and of validation, or of validation alone.  marked: values
-    that horizontal lines mark in the panel of a term.
+    Panels have the values of training, validation and a monitored test split, as far as a run has
+    them.  marked: values that horizontal lines mark in the panel of a term.
     """
     trained = {name for line in metrics for name in line["train"] or ()}
-    shared = trained or {"loss", "accuracy"} & {*metrics[0]["val"]}
+    shared = trained or {"loss", "accuracy"} & {*_scores(metrics[0])}
     scores = [
-        name for name in VALIDATION_SCORES if name in metrics[-1]["val"] and name not in shared
+        name for name in VALIDATION_SCORES if name in _scores(metrics[-1]) and name not in shared
     ]
     terms = sorted(shared, key=lambda name: (name != "loss", name)) + scores
     figure, panels = figures.grid(len(terms), 3, cell=PANEL)
     for axes, term in zip(panels, terms, strict=True):
         curves = {
-            split: [(m["epoch"], m[split][term]) for m in metrics if term in (m[split] or ())]
-            for split in ("train", "val")
+            split: [(m["epoch"], m[split][term]) for m in metrics if term in (m.get(split) or ())]
+            for split in SPLIT_COLORS
+            if any(m.get(split) for m in metrics) or split == "train"
         }
         curves = {split: points for split, points in curves.items() if points or term in shared}
         axes.axis("on")
@@ -55,11 +57,14 @@ def learning_curves(
 def compare_runs(metrics_by_run: Mapping[str, Metrics], path: Path) -> None:
     """Validation loss, accuracy and IoU of several runs against the epoch, in one panel each.
 
-    Terms that a run lacks are left out.  If all runs have logged their times, a further panel has
+    Runs without validation have the scores of the test split, which the title says.  Terms that a
+    run lacks are left out.  If all runs have logged their times, a further panel has
     the accuracy against the seconds of training and evaluation.
     """
     lines = [line for metrics in metrics_by_run.values() for line in metrics]
-    panels = [(term, "epoch") for term in COMPARED if all(term in line["val"] for line in lines)]
+    panels = [(term, "epoch") for term in COMPARED if all(term in _scores(line) for line in lines)]
+    validated = {bool(line.get("val")) for line in lines}
+    title = " or ".join(name for has, name in SPLIT_TITLES.items() if has in validated)
     if lines and ("accuracy", "epoch") in panels and all("time" in line for line in lines):
         panels.append(("accuracy", "seconds"))
     longest = max(map(len, metrics_by_run), default=0)
@@ -73,14 +78,19 @@ def compare_runs(metrics_by_run: Mapping[str, Metrics], path: Path) -> None:
         for name, metrics in metrics_by_run.items():
             seconds = accumulate(sum(line["time"].values()) for line in metrics)
             x = seconds if against == "seconds" else (line["epoch"] for line in metrics)
-            curves[name] = [(at, line["val"][term]) for at, line in zip(x, metrics, strict=True)]
+            curves[name] = [(at, _scores(line)[term]) for at, line in zip(x, metrics, strict=True)]
         axes.set_prop_cycle(LINE_STYLES)
         _draw_curves(axes, term, curves, against)
-        axes.set_title("validation")
+        axes.set_title(title)
     if panels:
         handles = figure.axes[0].get_legend_handles_labels()
         figure.legend(*handles, loc="outside right upper", fontsize=8)
     figures.save(figure, path)
+
+
+def _scores(line: Mapping[str, Any]) -> Mapping[str, float]:
+    """Validation scores of a line of metrics, or the test scores of a run without validation."""
+    return line.get("val") or line["test"]
 
 
 def _draw_curves(

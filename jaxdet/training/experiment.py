@@ -35,7 +35,7 @@ class Experiment:
     """
 
     task: Task
-    splits: dict[str, Source]  # by name, "train" and "val" among them
+    splits: dict[str, Source]  # by name; "train" and, unless it monitors "test", "val" among them
     hparams: dict[str, float]  # traced hyper-parameters of the task
     metadata: dict[str, Any]  # class names, input shape, normalization: kept with the run
     config: TrainConfig = field(default_factory=TrainConfig)  # checked options of the run
@@ -62,6 +62,12 @@ class Experiment:
     def devices(self) -> list[Device]:
         """The devices of the run; InputError if they cannot split its batches equally."""
         return select_devices(self.config)
+
+    @property
+    def scored_splits(self) -> tuple[str, ...]:
+        """Splits that are evaluated during training; only "val", if present, selects anything."""
+        names = ("val", "test") if self.config.monitor == "test" else ("val",)
+        return tuple(name for name in names if name in self.splits)
 
     @property
     def initial_hparams(self) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def draw_curves(folder: Path) -> None:
 
 
 class CompiledSteps:
-    """Data on the devices, compiled steps and evaluator of an experiment.
+    """Data on the devices, compiled steps and evaluators, by split, of an experiment.
 
     Runs that differ only in traced numbers and seeds can share them.  Data that `before` has copied
     to the same devices are not copied again.
@@ -89,10 +89,14 @@ class CompiledSteps:
 
     def __init__(self, experiment: Experiment, before: "CompiledSteps | None" = None):
         self.devices, self.plan = experiment.devices, experiment.plan
-        sources = [experiment.splits[split].arrays for split in ("train", "val")]
+        scored = experiment.scored_splits
+        sources = [experiment.splits[split].arrays for split in ("train", *scored)]
         self.placed = [(arrays, self._replicate(arrays, before)) for arrays in sources]
-        (_, self.data), (_, val_data) = self.placed
-        self.evaluator = evaluator.Evaluator(experiment, "val", val_data)
+        self.data, *scored_data = (on_devices for _, on_devices in self.placed)
+        self.evaluators = {
+            split: evaluator.Evaluator(experiment, split, data)
+            for split, data in zip(scored, scored_data, strict=True)
+        }
         options = {
             "task": experiment.task,
             "optimizer": experiment.optimizer,
@@ -275,12 +279,16 @@ class Loop:
         trained = time.monotonic() - self.began if book["count"] else 0.0
         variables = training_state.variables_of(self.state)
         if self.operations is None:
-            self.operations = self.compiled.evaluator.operations(variables)
+            counts = [of.operations(variables) for of in self.compiled.evaluators.values()]
+            self.operations = sum(counts)
         begun = time.monotonic()
         epochs = completed_epochs(self.state)
-        scores = self.compiled.evaluator(variables, epochs, self._pause, self.hparams)
+        scores = {
+            split: score(variables, epochs, self._pause, self.hparams)
+            for split, score in self.compiled.evaluators.items()
+        }
         seconds = {"train": trained, "eval": time.monotonic() - begun}
-        score = (float(np.float32(scores[self.config.best])), float(np.float32(scores["loss"])))
+        score = self._selection_score(scores["val"]) if "val" in scores else None
         means = _means(book) if book["count"] else None
         book = self._after_plateau(_after_evaluation(book, self.step, score), score)
         scale = training_state.plateau_scale(book)
@@ -289,7 +297,8 @@ class Loop:
             "epoch": self.step // self.plan.epoch_steps,
             "lr": float(self.learning_rate(-(-self.step // self.plan.accumulate)) * scale),
             "train": means,
-            "val": scores,
+            "val": None,
+            **scores,
             "time": seconds,
             **({"together": self.together} if self.together > 1 else {}),
         }
@@ -298,12 +307,16 @@ class Loop:
         self.state = self.state.replace(bookkeeping=parallel.replicate(book, self.compiled.devices))
         self._plan_anew()
         self.save(score)
-        best = int(book["best_step"]) == self.step
-        cost = evaluator.cost_summary(scores, self.operations, seconds["eval"])
+        best = score is not None and int(book["best_step"]) == self.step
+        rate = self.operations / seconds["eval"]
         epochs = self.plan.steps // self.plan.epoch_steps
-        text = _summary_line(metrics, self.config, epochs, best, cost)
+        text = _summary_line(metrics, self.config, epochs, best, rate)
         self._notify("on_evaluation", EvaluationEvent(metrics, best, text))
         self._draw()
+
+    def _selection_score(self, scores: dict[str, Any]) -> tuple[float, float]:
+        """The validation score and loss by which checkpoints are compared, in float32."""
+        return float(np.float32(scores[self.config.best])), float(np.float32(scores["loss"]))
 
     def _plan_steps(self, steps: int) -> None:
         """Set the length of the run, on which the learning rate depends."""
@@ -372,9 +385,11 @@ class Loop:
             f"state: {good} of {self.folder}; try a lower --lr, or --clip 1"
         )
 
-    def _after_plateau(self, book: dict[str, Any], score: tuple[float, float]) -> dict[str, Any]:
+    def _after_plateau(
+        self, book: dict[str, Any], score: tuple[float, float] | None
+    ) -> dict[str, Any]:
         """The bookkeeping with the learning rate lowered if the score has reached a plateau."""
-        if "plateau" not in book:
+        if "plateau" not in book or score is None:
             return book
         value = {"loss": score[1], "score": 1 - score[0]}[self.config.plateau_metric]
         _, after = self.experiment.plateau.update(
@@ -416,17 +431,21 @@ class _SingleRun:
 
 
 def _after_evaluation(
-    book: dict[str, Any], step: int, score: tuple[float, float]
+    book: dict[str, Any], step: int, score: tuple[float, float] | None
 ) -> dict[str, Any]:
-    """The bookkeeping after an evaluation: sums restart, best score and patience are updated."""
-    better = (score[0], -score[1]) > (float(book["best_score"]), -float(book["best_loss"]))
+    """The bookkeeping after an evaluation: sums restart, best score and patience are updated.
+
+    score: validation score and loss; None without validation.
+    """
+    best = (float(book["best_score"]), -float(book["best_loss"]))
+    better = score is not None and (score[0], -score[1]) > best
     book = book | {
         "sums": {name: np.float32(0) for name in book["sums"]},
         "count": np.int32(0),
         "evaluated": np.int32(step),
-        "waited": np.int32(0 if better else book["waited"] + 1),
+        "waited": np.int32(0 if better or score is None else book["waited"] + 1),
     }
-    if better:
+    if better and score is not None:
         book |= {"best_score": np.float32(score[0]), "best_loss": np.float32(score[1])}
         book |= {"best_step": np.int32(step)}
     return book
@@ -438,17 +457,20 @@ def _means(book: dict[str, Any]) -> dict[str, float]:
 
 
 def _summary_line(
-    metrics: dict[str, Any], config: TrainConfig, epochs: int, best: bool, cost: dict[str, Any]
+    metrics: dict[str, Any], config: TrainConfig, epochs: int, best: bool, rate: float
 ) -> str:
-    """An evaluation in one line, beginning with the score that selects the best checkpoint."""
+    """An evaluation in one line, beginning with the score that selects the best checkpoint.
+
+    rate: operations per second of the evaluation.
+    """
     parts = [f"epoch {metrics['epoch']}/{epochs}"]
-    for split in ("val", "train"):
-        if metrics[split]:
+    for split in ("val", "test", "train"):
+        if metrics.get(split):
             numbers = {k: v for k, v in metrics[split].items() if isinstance(v, float)}
             names = sorted(numbers, key=lambda name: (name != config.best, name != "loss"))[:4]
             parts.append(split + "".join(f" {name} {numbers[name]:.4g}" for name in names))
     if best:
         parts.append("best")
     parts.append(f"{metrics['time']['train']:.1f} + {metrics['time']['eval']:.1f} s")
-    parts.append(f"{cost['operations_per_second'] / 1e9:.3g} Gop/s")
+    parts.append(f"{rate / 1e9:.3g} Gop/s")
     return " | ".join(parts)

@@ -78,7 +78,7 @@ class ConfigFile(Versioned):
 
 
 class Scores(TypedDict):
-    """Validation scores of an evaluation; other keys are allowed."""
+    """Scores of a split in an evaluation; other keys are allowed."""
 
     loss: float
 
@@ -96,7 +96,8 @@ class MetricsLine(TypedDict):
     step: int
     epoch: int
     train: dict[str, float] | None
-    val: Scores
+    val: Scores | None
+    test: NotRequired[Scores]  # with --monitor test
     time: Times
 
 
@@ -486,6 +487,8 @@ def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
     for number, text in enumerate(lines, 1):
         try:
             metrics.append(files.parse_json(text, MetricsLine))
+            if not scored_splits(metrics[-1]):
+                raise ValueError("val or test must have scores")
             steps = [line["step"] for line in metrics[-2:]]
             if steps != sorted(set(steps)):
                 raise ValueError(f"step must be above {steps[0]}, got {steps[1]}")
@@ -512,13 +515,22 @@ def drop_metrics(folder: str | Path, after: int) -> None:
 def best_line(metrics: Iterable[Mapping[str, Any]], score: str) -> Mapping[str, Any]:
     """The line of `metrics.jsonl` with the highest validation `score`; {} without any.
 
-    Ties go to the lower loss, as for the best checkpoint.  InputError for an unknown score.
+    Ties go to the lower loss, as for the best checkpoint; without validation, it is the last line.
+    InputError for an unknown score.
     """
+    lines = list(metrics)
+    if lines and not all(line["val"] for line in lines):
+        return lines[-1]
     return max(
-        metrics,
+        lines,
         key=lambda line: (score_value(line["val"], score), -line["val"]["loss"]),
         default={},
     )
+
+
+def scored_splits(line: Mapping[str, Any]) -> list[str]:
+    """The splits with scores in a line of `metrics.jsonl`, the one that selects first."""
+    return [split for split in ("val", "test") if line.get(split)]
 
 
 def score_value(scores: Mapping[str, Any], name: str) -> float:

@@ -71,17 +71,19 @@ def evaluate_trained(
     checkpoint.copy(trained, folder)
     like = jax.eval_shape(training_state.init_fn(experiment))
     step, state = checkpoint.restore(folder, like, "best", show.line)
-    scorer = evaluator.Evaluator(experiment, "val")
+    scorers = {split: evaluator.Evaluator(experiment, split) for split in experiment.scored_splits}
     variables = training_state.variables_of(state)
     if not run_dir.read_metrics(folder):
         (line,) = (line for line in run_dir.read_metrics(trained) if line["step"] == step)
-        scores = scorer(variables, completed_epochs(state))
-        run_dir.append_metrics(folder, {**line, "val": scores})
-    return _cost(scorer, variables)
+        epochs = completed_epochs(state)
+        scores = {split: scorer(variables, epochs) for split, scorer in scorers.items()}
+        run_dir.append_metrics(folder, {**line, **scores})
+    return _cost(scorers, variables)
 
 
-def _cost(scorer: evaluator.Evaluator, variables: Tree) -> dict[str, int]:
+def _cost(scorers: dict[str, evaluator.Evaluator], variables: Tree) -> dict[str, int]:
     """Operations per image, and parameters of the network."""
+    scorer = next(iter(scorers.values()))
     operations = scorer.operations(variables) // scorer.count
     return {"operations": operations, "parameters": time_budget.count_parameters(variables)}
 
@@ -165,7 +167,7 @@ class VmappedRuns:
     def cost(self) -> dict[str, int]:
         """Operations per image and parameters of the network, the same for all runs."""
         variables = training_state.variables_of(self.loops[0].state)
-        return _cost(self.compiled.evaluator, variables)
+        return _cost(self.compiled.evaluators, variables)
 
     def run(self, *, together: bool) -> bool:
         """Train all runs to their end; False if stopped before."""

@@ -3,6 +3,7 @@
 import statistics
 import time
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,8 +65,10 @@ def plan_epochs(compiled: "CompiledSteps", experiment: Experiment, spent: float)
     config, begun = experiment.config, time.monotonic()
     step, state = _measure_step(compiled, experiment)
     variables = training_state.variables_of(state)
-    compiled.evaluator.compile(variables)
-    _, evaluation = timing.timed(lambda: compiled.evaluator(variables, 0))
+    evaluation = 0.0
+    for evaluate in compiled.evaluators.values():
+        evaluate.compile(variables)
+        evaluation += timing.timed(partial(evaluate, variables, 0))[1]
     first = evaluation if config.eval_first else 0.0
     left = config.time_budget * (1 - RESERVE) - spent - (time.monotonic() - begun) - first
     epoch = step * experiment.plan.epoch_steps + evaluation

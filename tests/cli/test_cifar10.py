@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdet.cli import report
+from jaxdet.cli import report, sweep_table
 from jaxdet.configs.cifar10 import Config
 from jaxdet.data import cifar10
 from jaxdet.plots import detection as detection_plots
@@ -107,6 +107,42 @@ def test_resumed_run_ends_in_equal_scores(place, trained):
         for run in ("run", trained)
     ]
     assert untimed[0] == untimed[1]
+
+
+def test_monitored_test_scores_select_nothing(place):
+    words = ["--monitor", "test", "--resume", "--out", "watched"]
+    assert main("train", "cifar10", "--root", "data", *SMALL, *words) == 0
+    before, watched = (run_dir.read_metrics(run) for run in ("run", "watched"))
+    assert [line["val"] for line in watched] == [line["val"] for line in before]
+    assert checkpoint.best("watched", print) == checkpoint.best("run", print)
+    step = checkpoint.best("watched", print)
+    (scores,) = (line["test"] for line in watched if line["step"] == step)
+    (test,) = answers("eval", "watched")
+    assert {name: test[name] for name in scores} == scores
+
+
+def test_without_validation_the_last_checkpoint_is_evaluated_and_tables_say_so(place, capsys):
+    words = ["--root", "data", *SMALL[:-1], "--val-fraction", "0", "--monitor", "test"]
+    words += ["--epochs", "1"]
+    assert main("train", "cifar10", *words, "--out", "whole") == 0
+    out = capsys.readouterr().out
+    assert "test scores of the last checkpoint, step 4:" in out
+    assert len(re.findall(r"^epoch [01]/1 \| test accuracy .*", out, re.M)) == 2
+    metrics = run_dir.read_metrics("whole")
+    assert [line["val"] for line in metrics] == [None] * 2
+    (test,) = answers("eval", "whole")
+    assert test["step"] == 4 and test["accuracy"] == metrics[-1]["test"]["accuracy"]
+    answers("compare", "whole", "run", "--report", "out.md")
+    text = Path("out.md").read_text()
+    assert "`whole`, chosen by its accuracy on the test images for lack of validation" in text or (
+        "`run`, chosen by its accuracy on the test images for lack of validation" in text
+    )
+    (table,) = (part for part in text.split("\n\n") if part.startswith("| epoch |"))
+    assert float(cells(table)[1]["whole, test"]) == pytest.approx(test["accuracy"], abs=1e-4)
+    assert "They selected no checkpoint and ended no run." in text
+    config = Config(val_fraction=0, monitor="test", lr=2e-2)
+    assert sweep_table.test_scores_note([sweep_table.run_summary("whole", config, Path("whole"))])
+    assert not sweep_table.test_scores_note([sweep_table.run_summary("run", config, Path("run"))])
 
 
 # eval
@@ -406,7 +442,9 @@ def test_a_killed_sweep_is_resumed_where_it_was(place, monkeypatch):
         assert main(*swept) == 130
     first, second = compiled
     assert asked == [(str(place / "data"),)]
-    assert first.data is second.data and first.evaluator.data is second.evaluator.data
+    assert first.data is second.data and (
+        first.evaluators["val"].data is second.evaluators["val"].data
+    )
     assert [line["step"] for line in run_dir.read_metrics("swept/batch=9")] == [0]
     assert main(*swept, "--resume") == 0
     ours, theirs = (run_dir.read_metrics(folder) for folder in ("swept/batch=9", "run"))
@@ -459,6 +497,7 @@ def test_seeds_of_a_training_are_a_sweep_that_is_planned_once(place, capsys, mon
     assert files(place / "seeds").keys() == before.keys()
 
 
+WITHOUT_VAL = ["train", "cifar10", "--root", "data", "--val-fraction", "0", "--monitor", "test"]
 REFUSED = {
     "no data": (["train", "cifar10", "--root", "gone", "--out", "x"], "no CIFAR-10 in .*gone"),
     "too large": (
@@ -486,6 +525,14 @@ REFUSED = {
     "inspect nothing": (["data", "inspect", "cifar10"], "no CIFAR-10 without --root"),
     "preview nothing": (["data", "preview", "cifar10"], "no CIFAR-10 without --root"),
     "no split": (["data", "split", "cifar10"], "the data of cifar10 are split already"),
+    "no patience": (
+        [*WITHOUT_VAL, "--patience", "3"],
+        "--patience 3 needs validation images: give a --val-fraction above 0",
+    ),
+    "no plateau": (
+        [*WITHOUT_VAL, "--schedule", "plateau"],
+        "--schedule plateau needs validation images",
+    ),
     "canvas": (["predict", "run", "--canvas", "40"], "--canvas is not an option of cifar10"),
     "cells": (
         ["data", "assign", "run"],

@@ -43,6 +43,15 @@ def test_the_split_depends_on_its_seed_only(config):
     assert sorted(once["val"]) != sorted(other["val"])
 
 
+def test_without_validation_all_training_images_are_trained_on(config):
+    whole = replace(config, val_fraction=0.0, monitor="test")
+    found = ids(whole)
+    assert sorted(found["train"]) == list(range(36)) and found["test"] == ids(config)["test"]
+    assert configs.build("cifar10", whole).scored_splits == ("test",)
+    watched = replace(config, monitor="test")
+    assert configs.build("cifar10", watched).scored_splits == ("val", "test")
+
+
 @pytest.mark.parametrize("fraction, count", [(1e-9, 1), (0.1, 3), (0.5, 14), (1.0, 27)])
 def test_a_subset_is_the_experiment_of_its_own_configuration(config, fraction, count):
     smaller = replace(config, train_fraction=fraction)
@@ -102,7 +111,7 @@ def test_training_images_are_augmented_by_the_options(config, change):
 
 
 REFUSED = {
-    "--val-fraction must be above 0, got 0": {"val_fraction": 0.0},
+    "--val-fraction must be above 0, got 0: validation selects": {"val_fraction": 0.0},
     "--val-fraction must be at least 0 and below 1, got 1": {"val_fraction": 1.0},
     "--val-fraction 0.99 of 36 images": {"val_fraction": 0.99},
     "--train-fraction must be above 0 and at most 1, got 0": {"train_fraction": 0.0},

@@ -84,7 +84,7 @@ class FakeClock:
             return self.advance(self.evaluation, {})
 
         evaluate.compile = lambda variables: self.advance(self.start, None)
-        compiled.steps, compiled.evaluator = [step], evaluate
+        compiled.steps, compiled.evaluators = [step], {"val": evaluate}
         return compiled
 
     def plan(self, spent=0.0, **changes):
