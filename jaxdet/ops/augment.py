@@ -2,8 +2,9 @@
 
 A transform is a function `(key, sample) -> sample` of one `Sample`; options are keyword-only.
 `jax.vmap` over keys and samples makes the batch, but `mosaic` and the two mixups combine images and
-take a whole batch.  Unless noted, pixel values are floats in [0, 1], lengths are in pixels, angles
-in degrees, and pixels beyond the edge of an image are `GRAY`.
+take a whole batch; `axis` is the device axis over which it is split, if it is.  Unless noted, pixel
+values are floats in [0, 1], lengths are in pixels, angles in degrees, and pixels beyond the edge of
+an image are `GRAY`.
 
     transform = augment.compose(
         augment.random_flip,
@@ -375,7 +376,7 @@ def _at_random_position(key, patch, canvas):
 
 
 def mixup(
-    keys: jax.Array, images: Array, targets: Array, *, alpha: float = 0.2
+    keys: jax.Array, images: Array, targets: Array, *, alpha: float = 0.2, axis: str | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Mix images [B, ...] and their targets [B, K] with those of the next row, for classification.
 
@@ -385,13 +386,18 @@ def mixup(
 
     def mixed(rows):
         first = weight.reshape(-1, *(1,) * (rows.ndim - 1))
-        return first * rows + (1 - first) * jnp.roll(rows, -1, 0)
+        return first * rows + (1 - first) * _followed(rows, 1, axis)[1:]
 
     return mixed(images), mixed(targets)
 
 
 def detection_mixup(
-    keys: jax.Array, samples: Sample, *, probability: float = 1.0, alpha: float = 32.0
+    keys: jax.Array,
+    samples: Sample,
+    *,
+    probability: float = 1.0,
+    alpha: float = 32.0,
+    axis: str | None = None,
 ) -> Sample:
     """Mix each sample with the next, with the given probability; the result has the boxes of both.
 
@@ -405,7 +411,7 @@ def detection_mixup(
         applied = jax.random.bernoulli(jax.random.fold_in(key, 0), probability)
         return _select(applied, _flatten_slots(pair)._replace(image=image), _only_first(pair))
 
-    return jax.vmap(mixed)(keys, _with_successors(samples, 2))
+    return jax.vmap(mixed)(keys, _with_successors(samples, 2, axis))
 
 
 def mosaic(
@@ -414,6 +420,7 @@ def mosaic(
     *,
     probability: float = 1.0,
     scale: tuple[float, float] = (0.4, 1.0),
+    axis: str | None = None,
 ) -> Sample:
     """Join each sample and its three successors around a point, with the given probability.
 
@@ -427,14 +434,30 @@ def mosaic(
         applied = jax.random.bernoulli(jax.random.fold_in(key, 0), probability)
         return _select(applied, made, _only_first(four))
 
-    return jax.vmap(joined)(keys, _with_successors(samples, 4))
+    return jax.vmap(joined)(keys, _with_successors(samples, 4, axis))
 
 
-def _with_successors(samples, count):
+def _with_successors(samples, count, axis):
     """Each sample of a batch with the `count - 1` that follow it, [B, count, ...]."""
-    return jax.tree.map(
-        lambda rows: jnp.stack([jnp.roll(rows, -i, 0) for i in range(count)], 1), samples
-    )
+
+    def windows(rows):
+        longer = _followed(rows, count - 1, axis)
+        return jnp.stack([longer[i : i + len(rows)] for i in range(count)], 1)
+
+    return jax.tree.map(windows, samples)
+
+
+def _followed(rows, count, axis):
+    """This device's rows [B, ...] and the next `count` of the global batch, cyclically."""
+    parts = [rows]
+    while count > 0:
+        part = parts[-1][:count]
+        if axis is not None:
+            devices = jax.lax.psum(1, axis)
+            part = jax.lax.ppermute(part, axis, [(i, (i - 1) % devices) for i in range(devices)])
+        parts.append(part)
+        count -= len(part)
+    return jnp.concatenate(parts)
 
 
 def _flatten_slots(group):

@@ -29,7 +29,8 @@ def pipeline(config: AugmentOptions) -> Callable[[jax.Array, Batch, StepContext]
             epochs = hparams["steps"] // hparams["epoch_steps"]
         on = jnp.where(context.epoch < epochs - config.close_mosaic_epochs, 1.0, 0.0)
         for i, (mix, probability) in enumerate(mixes):
-            samples = mix(rng.fold_in_each(keys, i), samples, probability=probability * on)
+            own = rng.fold_in_each(keys, i)
+            samples = mix(own, samples, probability=probability * on, axis=context.axis)
         samples = jax.vmap(transform)(rng.fold_in_each(keys, len(mixes)), samples)
         return batch | samples._asdict()
 

@@ -23,7 +23,8 @@ class ClassificationTask:
     net: images [B, H, W, C] to logits [B, K].
     classes: names of the K classes.
     transform: (key, image) -> image; augments one training image [H, W, C], values in [0, 255].
-    mix: (keys [B], images, targets [B, K]) -> (images, targets); mixes a batch, values in [0, 1].
+    mix: (keys [B], images, targets [B, K], axis=) -> (images, targets); mixes a batch, which may be
+      split over a device axis; values in [0, 1].
     tta: predict from the mean logits of an image and its mirror image; the loss is not affected.
 
     `context.hparams["dropout"]` multiplies the dropout rates of the network.
@@ -50,7 +51,7 @@ class ClassificationTask:
             image = jax.vmap(self.transform)(keys, image) if self.transform else image
         image = image / jnp.float32(255)
         if context.train and self.mix:
-            image, target = self.mix(keys, image, target)
+            image, target = self.mix(keys, image, target, axis=context.axis)
         return batch | {"image": image, "target": target}
 
     def loss(

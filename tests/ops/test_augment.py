@@ -10,6 +10,7 @@ import pytest
 
 from jaxdet import rng
 from jaxdet.ops import augment, boxes
+from jaxdet.training import parallel
 from tests.reference import augment as reference
 
 HEIGHT, WIDTH = 48, 64
@@ -282,6 +283,16 @@ def test_probability_zero_keeps_the_sample_and_adds_empty_slots(transform, slots
     assert found.valid.shape == (5, slots)
     np.testing.assert_array_equal(found.boxes[:, :2], before.boxes)
     np.testing.assert_array_equal(found.valid.sum(1), before.valid.sum(1))
+
+
+def test_images_are_combined_across_devices_as_on_one():
+    """With one row per device, all of the other images are on other devices."""
+    keys = rng.row_keys(jax.random.key(3), jnp.arange(4))
+    rows = batch(BOXES[:4])
+    transform = partial(augment.mosaic, probability=0.5)
+    mapped = jax.pmap(partial(transform, axis="d"), "d", devices=jax.devices()[:4])
+    found = parallel.unshard(jax.device_get(mapped(*parallel.shard((keys, rows), 4))), 4)
+    chex.assert_trees_all_close(found, jax.jit(transform)(keys, rows), atol=1e-5)
 
 
 def test_mixup_of_images_and_targets_matches_the_reference():
