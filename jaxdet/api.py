@@ -324,14 +324,19 @@ class Run:
         return Path(folder) / "checkpoints" / str(self.step)
 
     def with_data(self, *, root: str = "", **options: Any) -> Experiment:
-        """The experiment of the run with its data, read from the folder `root` if it is given."""
+        """The experiment of the run with its data, read from the folder `root` if it is given.
+
+        Other images for a run of objects, with or without boxes, all form the split `test`.
+        """
         config = change_options(self.config, options)
         splits = self.folder / "splits"
         if root:
             config = change_options(config, {"root": runs.absolute(root)})
-        elif splits.is_dir():
-            config = change_options(config, {"split_files": str(splits.absolute())})
-        experiment = configs.build(self.system, config)
+            experiment = configs.build_external(self.system, config, self.classes, splits)
+        else:
+            if splits.is_dir():
+                config = change_options(config, {"split_files": str(splits.absolute())})
+            experiment = configs.build(self.system, config)
         runs.check_classes(self.folder, experiment)
         return experiment
 

@@ -3,10 +3,11 @@
 import json
 from collections.abc import Callable
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from jaxdet import tables
+from jaxdet import runs, tables
 from jaxdet.cli import common
 from jaxdet.cli.options import Eval
 from jaxdet.data import detection
@@ -34,6 +35,10 @@ def run(options: Eval) -> int:
             f"{len(unusable)} images or rows of the data cannot be used and are not evaluated; "
             f"first: {unusable[0]}"
         )
+    if options.root:
+        remarks = (note for note in experiment.notes if isinstance(note, detection.Remark))
+        for remark in islice(remarks, runs.MAX_NOTES):
+            common.warn(remark)
     present = [split for split in ALL if split in experiment.splits]
     for split in present if chosen == "all" else (chosen,):
         evaluator = run.evaluator(experiment, split)

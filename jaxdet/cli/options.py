@@ -74,7 +74,8 @@ class Restored(Process):
     """train, val, test, or another split of the system; val where the data have no test split;
     `eval`: all means these three"""
     root: str = ""
-    """folder with other data of the same classes; by default the data of the run"""
+    """folder with other data of the same classes; by default the data of the run; objects: all
+    images in it form the split test, and boxes are optional"""
     score_threshold: float | None = None
     """detect: minimum score of a detection; default: as in the run"""
     nms_iou: float | None = None

@@ -288,7 +288,7 @@ def _read_samples(experiment: Experiment, split: str, count: int, many: bool) ->
         label, box = None if many else batch["label"][i], None
         if many:
             box = batch["true_boxes"][i][batch["true_valid"][i]]
-        elif "boxes" in batch:
+        elif "boxes" in batch and boxes.area(batch["boxes"][i, 0]) > 0:
             box = batch["boxes"][i, 0] * prepared.scale + prepared.offset
         examples.append(Example(title, prepared, partial(_original_picture, prepared), label, box))
     return examples

@@ -6,8 +6,9 @@
 The fields of a `Config` are the options of the command line; the text below a field is its help.
 Each module has `network`, `build`, `from_splits` (the experiment for given sources) and
 `check`; it may have `summarize` for `jaxdet data inspect`, `split_tables` for `jaxdet data split`,
-`table_row` for `jaxdet compare --report` and `report` for `jaxdet eval --report`.  Importing a
-configuration imports neither jax nor flax, so that `--help` is fast.
+`table_row` for `jaxdet compare --report`, `report` for `jaxdet eval --report` and `build_external`
+for `jaxdet eval --root`.  Importing a configuration imports neither jax nor flax, so that `--help`
+is fast.
 """
 
 import difflib
@@ -55,6 +56,17 @@ def build(name: str, config: Any) -> "Experiment":
         net, shape = module.network(config)
         time_budget.check_parameters(net, shape, config.max_params)
     return module.build(config)
+
+
+def build_external(name: str, config: Any, classes: tuple[str, ...], split: Path) -> "Experiment":
+    """The experiment of a run on the data in `config.root`, which may be those of the run.
+
+    classes: those of the run.  split: folder of its split.
+    """
+    module = checked_module(name, config)
+    if not hasattr(module, "build_external"):
+        return build(name, config)
+    return module.build_external(config, classes, split)
 
 
 def without_data(name: str, config: Any, metadata: Mapping[str, Any]) -> "Experiment":

@@ -48,6 +48,8 @@ from jaxdet.errors import InputError
 from jaxdet.models import registry
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from flax import linen as nn
 
     from jaxdet.data.sources import Source
@@ -169,14 +171,20 @@ def split_tables(options: Any) -> tuple:
 
 
 def report(scores: Mapping[str, Any], split: str) -> str:
-    """The scores of a split as assignment 0 prints them: accuracies by label, then all scores."""
+    """The scores of a split as assignment 0 prints them: accuracies by label, then all scores.
+
+    Labels are in the order in which the data are read.
+    """
+    from jaxdet.data import localization
+
     lines = [
         f"*** {SET_NAMES.get(split, split)} set accuracy",
         f"Mean accuracy for all labels: {scores['accuracy']!r}",
     ]
-    for name, of_label in scores["labels"].items():
-        accuracy = of_label.get("accuracy", "no sample")
-        lines.append(f"    Mean accuracy for label {name}: {accuracy!r}")
+    for name in localization.label_order(scores["labels"]):
+        of_label = scores["labels"][name]
+        accuracy = repr(of_label["accuracy"]) if of_label["count"] else "no sample"
+        lines.append(f"    Mean accuracy for label {name}: {accuracy}")
         lines.append(f"             {of_label['correct']} over {of_label['count']} samples")
     numbers = {name: value for name, value in scores.items() if isinstance(value, int | float)}
     return "\n".join([*lines, *(f"{name} {value!r}" for name, value in numbers.items())])
@@ -194,6 +202,23 @@ def build(config: Config) -> "Experiment":
         notes=data.notes,
     )
     return replace(whole, subset=partial(_subset, whole))
+
+
+def build_external(config: Config, classes: tuple[str, ...], split: "Path") -> "Experiment":
+    """The experiment of a run, with its `Config` and `classes`, on the data in `config.root`.
+
+    Data that contain the split in the folder `split` are those of the run, which keeps it.  Of any
+    other data, all images form the split `test`.
+    """
+    from jaxdet.data import detection, external_images, localization
+
+    if localization.has_split(config.root, split):
+        return build(replace(config, split_files=str(split.absolute())))
+    data = external_images.read(config.root, classes, config.size)
+    check_notes(config, detection.faults(data.notes))
+    whole = from_splits(config, classes, {"test": data.source})
+    task = replace(whole.task, boxed=data.all_have_boxes)
+    return replace(whole, task=task, notes=data.notes)
 
 
 def _subset(whole: "Experiment", config: Config) -> "Experiment":

@@ -9,7 +9,7 @@ import csv
 import io
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from jaxdet.errors import InputError
 SPLIT_FILES = {"train": "training_data.csv", "val": "val_data.csv", "test": "test_data.csv"}
 COLUMNS = "file,x0,y0,x1,y1,label"
 LABEL_ORDER = ("motorcycle", "airplane", "face")  # as in assignment 0: fixes its random split
+NO_BOX = (0.0, 0.0, 0.0, 0.0)
 THUMBNAIL_SIDE = 32  # pixels; enough where only the sizes of images matter
 
 Box = tuple[float, float, float, float]
@@ -36,8 +37,9 @@ class Annotation(NamedTuple):
 
     label: str
     file: str
-    box: Box  # x0 y0 x1 y1 in pixels of the original image
+    box: Box | None  # x0 y0 x1 y1 in pixels of the original image; None only in `external_images`
     location: str  # file and row, for messages
+    path: Path | None = None  # of the image; by default images/LABEL/FILE
 
     @property
     def name(self) -> str:
@@ -74,7 +76,7 @@ def read_splits(config: Any) -> tuple[dict[str, list[Annotation]], list[str]]:
 
     The split is read from the folder `config.split_files`, or drawn by `random_split`.
     """
-    _check_root(config.root)
+    check_root(config.root)
     if getattr(config, "split_files", ""):
         return read_split_files(config.split_files, config.root)
     annotations, notes = read_annotations(config.root)
@@ -110,7 +112,7 @@ def summarize(root: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
     The columns are the number of rows and of usable ones, and ranges of the sizes of images and
     boxes in pixels of the original image.
     """
-    _check_root(root)
+    check_root(root)
     rows, notes = read_annotations(root)
     if not rows:
         raise InputError(f"{root}: no valid rows{'; first: ' + notes[0] if notes else ''}")
@@ -141,8 +143,9 @@ def load(
     """(source of the usable annotations, notes on the others).
 
     The arrays are image [N, side, side, 3] uint8; label [N], an index into `classes`; boxes [N, 1,
-    4] in pixels of the resized image; size [N, 2], original height and width; and id [N], counting
-    `annotations` from `first_id`.  InputError where no annotation can be used.
+    4] in pixels of the resized image, zeros for an annotation without a box; size [N, 2], original
+    height and width; and id [N], counting `annotations` from `first_id`.  InputError where no
+    annotation can be used.
     """
     kept, notes = [], []
     with ThreadPoolExecutor() as pool:
@@ -157,7 +160,7 @@ def load(
         raise InputError(f"{root}: none of {len(annotations)} images can be used{first}")
     ids, rows, image, size = zip(*kept, strict=True)
     size = np.array(size, np.int32)
-    corners = np.array([row.box for row in rows], np.float32)
+    corners = np.array([row.box or NO_BOX for row in rows], np.float32)
     arrays = {
         "image": np.stack(image),
         "label": np.array([classes.index(row.label) for row in rows], np.int32),
@@ -178,47 +181,71 @@ def read_annotations(root: str | Path) -> tuple[list[Annotation], list[str]]:
     tables = {path.stem: path for path in sorted(folder.glob("*.csv"))}
     if not tables:
         raise InputError(f"{folder}: no tables; expected LABEL.csv for each label, {COLUMNS}")
-    order = [name for name in LABEL_ORDER if name in tables]
-    order += [name for name in tables if name not in LABEL_ORDER]
-    rows, notes, first = [], [], {}
-    for name in order:
+    rows, notes = [], []
+    for name in label_order(tables):
         own, faults = read_table(tables[name], root)
         rows += own
         notes += faults
-    repeats = [row for row in rows if first.setdefault(row.name, row) is not row]
-    notes += [f"{r.location}: {r.name} is in {first[r.name].location} already" for r in repeats]
+    rows, repeats = unique_rows(rows, lambda row: row.name)
+    return rows, notes + repeats
+
+
+def label_order(labels: Iterable[str]) -> list[str]:
+    """Labels as the data have them: in the order of `LABEL_ORDER`, then by name."""
+    known = {name: place for place, name in enumerate(LABEL_ORDER)}
+    return sorted(labels, key=lambda name: (known.get(name, len(known)), name))
+
+
+def unique_rows(
+    rows: Iterable[Annotation], image: Callable[[Annotation], Hashable]
+) -> tuple[list[Annotation], list[str]]:
+    """(the first row of each `image(row)`, notes on the others)."""
+    first, notes = {}, []
+    for row in rows:
+        kept = first.setdefault(image(row), row)
+        if kept is not row:
+            notes.append(f"{row.location}: {row.name} is in {kept.location} already")
     return list(first.values()), notes
 
 
 def read_table(path: str | Path, root: str | Path) -> tuple[list[Annotation], list[str]]:
-    """(annotations, notes on invalid rows) of one table of images below `root`.
+    """(annotations, notes on invalid rows) of one table of images below `root`."""
+    labels = {folder.name for folder in (Path(root) / "images").glob("*/")}
+    return parse_table(path, partial(_parse_row, labels=labels))
 
-    A first row without numbers is a header.
+
+def parse_table(
+    path: str | Path, parse: Callable[[list[str], str], Annotation | str], columns: str = COLUMNS
+) -> tuple[list[Annotation], list[str]]:
+    """(annotations, notes on invalid rows) of a table.
+
+    A first row without numbers and without the name of an image is a header.
+
+    parse: (words of a row, its location) -> annotation, or description of the problem.
+    columns: those that messages name.
     """
     path, rows, notes = Path(path), [], []
     try:
         lines = list(csv.reader(io.StringIO(regular_files.read_text(path), newline="")))
     except (csv.Error, InputError) as error:
         reason = str(error).removeprefix(f"{path}: ")
-        raise InputError(f"{path}: not a readable table ({reason}); expected {COLUMNS}") from None
-    labels = {folder.name for folder in (Path(root) / "images").glob("*/")}
+        raise InputError(f"{path}: not a readable table ({reason}); expected {columns}") from None
     for number, line in enumerate(lines, 1):
-        is_header = number == 1 and all(_parse_number(word) is None for word in line)
-        if not line or is_header:
+        if not line or (number == 1 and _is_header(line)):
             continue
-        result = _parse_row(line, f"{path} row {number}", labels)
+        result = parse([word.strip() for word in line], f"{path} row {number}")
         (rows if isinstance(result, Annotation) else notes).append(result)
     return rows, notes
 
 
 def read_labeled_images(
     root: str | Path, classes: Sequence[str], path: str | Path
-) -> list[tuple[Path, int, Box]]:
+) -> list[tuple[Path, int, Box | None]]:
     """(path, label, box in original pixels) of the images that a table lists.
 
     InputError for an invalid row or an unknown label.
     """
-    _check_root(root)
+    check_root(root)
     rows, notes = read_table(path, root)
     unknown = [row for row in rows if row.label not in classes]
     if notes:
@@ -281,6 +308,19 @@ def read_split_files(
     return splits, [note for _, notes in found.values() for note in notes]
 
 
+def has_split(root: str | Path, folder: str | Path) -> bool:
+    """Whether the tables below `root` have every row of the split in `folder`.
+
+    Then the data are those that were split, in the same place or another.
+    """
+    if not Path(folder).is_dir() or not any((Path(root) / "annotations").glob("*.csv")):
+        return False
+    splits, notes = read_split_files(folder, root)
+    known = {(row.name, row.box) for row in read_annotations(root)[0]}
+    rows = [(row.name, row.box) for of_split in splits.values() for row in of_split]
+    return not notes and known.issuperset(rows)
+
+
 def format_splits(splits: dict[str, list[Annotation]]) -> tuple[tuple[str, str], ...]:
     """(path in the run folder, text) of the tables that keep a split."""
     return tuple((f"splits/{SPLIT_FILES[name]}", to_csv(rows)) for name, rows in splits.items())
@@ -289,7 +329,7 @@ def format_splits(splits: dict[str, list[Annotation]]) -> tuple[tuple[str, str],
 def to_csv(annotations: Sequence[Annotation]) -> str:
     """The text of a table without a header."""
     text = io.StringIO()
-    lines = [[row.file, *map(_format_number, row.box), row.label] for row in annotations]
+    lines = [[row.file, *map(_format_number, row.box or ()), row.label] for row in annotations]
     csv.writer(text, lineterminator="\n").writerows(lines)
     return text.getvalue()
 
@@ -308,7 +348,8 @@ def _width_height_twice(size: np.ndarray) -> np.ndarray:
     return np.asarray(size, np.float32)[..., [1, 0, 1, 0]]
 
 
-def _check_root(root: str | Path) -> None:
+def check_root(root: str | Path) -> None:
+    """Raise InputError unless `root` is a folder."""
     if not root:
         raise InputError("--root must be a folder with images/ and annotations/, got none")
     if not Path(root).is_dir():
@@ -317,30 +358,43 @@ def _check_root(root: str | Path) -> None:
 
 def _read_image(row: Annotation, root: str | Path, side: int) -> tuple[np.ndarray, Size] | str:
     """(resized image, original size) of a row, or a description of the problem with it."""
-    x0, y0, x1, y1 = row.box
-    box = " ".join(map(_format_number, row.box))
-    if x1 <= x0 or y1 <= y0:
+    x0, y0, x1, y1 = row.box or NO_BOX
+    box = " ".join(map(_format_number, (x0, y0, x1, y1)))
+    if row.box and (x1 <= x0 or y1 <= y0):
         return f"{row.location}: box {box} is empty; must have x0 < x1 and y0 < y1"
-    path = Path(root) / "images" / row.label / row.file
+    path = row.path or Path(root) / "images" / row.label / row.file
     try:
         image, size = images.read_resized(path, side)
     except InputError as error:
-        return f"{row.location}: {error}"
+        return str(error) if row.location == str(path) else f"{row.location}: {error}"
     height, width = size
     if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
         return f"{row.location}: box {box} leaves the {width} x {height} image"
     return image, size
 
 
-def _parse_row(line: list[str], location: str, labels: set[str]) -> Annotation | str:
-    """The annotation of a line, or a description of the problem with it."""
-    words = [word.strip() for word in line]
-    if len(words) != 6:
-        return f"{location}: {len(words)} columns; expected {COLUMNS}"
-    file, *corners, label = words
+def _is_header(line: Sequence[str]) -> bool:
+    named = any(word.strip().lower().endswith(images.SUFFIXES) for word in line)
+    return not named and all(_parse_number(word) is None for word in line)
+
+
+def parse_box(corners: Sequence[str], location: str) -> Box | str:
+    """The box of four words, or a description of the problem with them."""
     numbers = [number for number in map(_parse_number, corners) if number is not None]
     if len(numbers) != 4:
         return f"{location}: box must be four numbers, got {' '.join(corners)!r}"
+    x0, y0, x1, y1 = numbers
+    return x0, y0, x1, y1
+
+
+def _parse_row(words: list[str], location: str, labels: set[str]) -> Annotation | str:
+    """The annotation of a row, or a description of the problem with it."""
+    if len(words) != 6:
+        return f"{location}: {len(words)} columns; expected {COLUMNS}"
+    file, *corners, label = words
+    box = parse_box(corners, location)
+    if isinstance(box, str):
+        return box
     if label not in labels:
         return (
             f"{location}: label {label!r} has no folder of images, must be one of "
@@ -348,8 +402,7 @@ def _parse_row(line: list[str], location: str, labels: set[str]) -> Annotation |
         )
     if Path(file).name != file:
         return f"{location}: file {file!r} must be a plain file name"
-    x0, y0, x1, y1 = numbers
-    return Annotation(label, file, (x0, y0, x1, y1), location)
+    return Annotation(label, file, box, location)
 
 
 def _parse_number(word: str) -> float | None:

@@ -23,7 +23,8 @@ def scores(rows: Rows, classes: Sequence[str]) -> dict[str, Any]:
 def localization_scores(rows: Rows, classes: Sequence[str]) -> dict[str, Any]:
     """Scores of one label and one box per image.
 
-    rows: as in `scores`, with `iou` and `distance` [N] of the boxes.
+    rows: as in `scores`, with `iou` and `distance` [N] of the boxes.  If there is `boxed` [N],
+      scores of boxes are of the images for which it is true, and missing if there are none.
     Returns all of `scores` and, over all images and per class: mean `iou`, `iou_median`,
     `right_iou`, the mean with IoU 0 for wrong labels, `iou50` and `iou70`, the fractions of images
     with an IoU above .5 and .7, and mean `distance`.
@@ -66,12 +67,16 @@ def _label_scores(rows: Rows) -> dict[str, Any]:
 
 
 def _box_scores(rows: Rows) -> dict[str, Any]:
-    correct, iou = rows["label"] == rows["predicted"], rows["iou"].astype(np.float64)
+    known = rows.get("boxed", np.ones(len(rows["label"]), bool))
+    if not known.any():
+        return _label_scores(rows)
+    correct = (rows["label"] == rows["predicted"])[known]
+    iou, distance = rows["iou"][known].astype(np.float64), rows["distance"][known]
     return _label_scores(rows) | {
         "iou": float(iou.mean()),
         "iou_median": float(np.median(iou)),
         "right_iou": float((correct * iou).mean()),
         "iou50": float((iou > 0.5).mean()),
         "iou70": float((iou > 0.7).mean()),
-        "distance": float(rows["distance"].mean(dtype=np.float64)),
+        "distance": float(distance.mean(dtype=np.float64)),
     }

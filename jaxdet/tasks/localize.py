@@ -35,6 +35,7 @@ class LocalizationTask:
     box_loss: BoxLoss = "mse"
     label_smoothing: float = 0.0
     normalization: Normalization = IMAGENET
+    boxed: bool = True  # whether every image has a box; if not, it is only evaluated
 
     def init(self, key: jax.Array, batch: Batch) -> Tree:
         """Variables of the network."""
@@ -51,7 +52,10 @@ class LocalizationTask:
     def loss(
         self, variables: Tree, batch: Batch, key: jax.Array, context: StepContext
     ) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
-        """This device's contribution to the mean loss over images, and to its terms."""
+        """This device's contribution to the mean loss over images, and to its terms.
+
+        Where images lack boxes, there are no terms of boxes and no term `loss`.
+        """
         images = normalize(batch["image"], self.normalization)
         scale = context.hparams["dropout_scale"]
         (logits, box), stats = forward(
@@ -70,11 +74,14 @@ class LocalizationTask:
             ),
         }
         terms = masked_means(terms, batch, context)
-        terms["loss"] = (
+        loss = (
             context.hparams["class_weight"] * terms["classification"]
             + context.hparams["box_weight"] * terms["regression"]
         )
-        return terms["loss"], (stats, terms)
+        if not self.boxed:
+            del terms["regression"]
+            return loss, (stats, terms)
+        return loss, (stats, terms | {"loss": loss})
 
     def predict(self, variables: Tree, images: Array) -> dict[str, Array]:
         """`label`, `score [B]`, `probabilities [B, K]` and `box [B, 4]` in pixels of the images."""
@@ -90,7 +97,10 @@ class LocalizationTask:
         }
 
     def measure(self, predictions: dict[str, Array], batch: Batch) -> dict[str, Array]:
-        """Labels, IoU of each box, and distance of its corners as a fraction of the image, [B]."""
+        """Labels, IoU of each box, and distance of its corners as a fraction of the image, [B].
+
+        Where images lack boxes, `boxed` [B] says which have one.
+        """
         true = batch["boxes"][:, 0]
         offset = (predictions["box"] - true) / _sides(batch["image"])
         return {
@@ -98,6 +108,7 @@ class LocalizationTask:
             "predicted": predictions["label"],
             "iou": boxes.iou(predictions["box"], true),
             "distance": jnp.linalg.norm(offset, axis=-1),
+            **({} if self.boxed else {"boxed": boxes.area(true) > 0}),
         }
 
     def report(self, rows: dict[str, Array]) -> dict[str, Any]:

@@ -251,11 +251,53 @@ def test_eval_uses_the_split_of_the_run_whatever_becomes_of_the_tables(place, ev
     assert scores("run", split="val") == evaluated[1:2]
 
 
-def test_eval_splits_other_images_by_the_fractions_of_the_run(place, evaluated, capsys):
+def test_images_of_the_run_in_another_folder_keep_their_split(place, evaluated, capsys):
     shutil.move("data", "moved")
     assert main("eval", "run") == 2
     assert re.fullmatch("jaxdet: error: .*data: no such folder\n", capsys.readouterr().err)
     assert scores("run", "--root", "moved", split="test") == evaluated[2:]
+
+
+def test_every_image_from_elsewhere_is_evaluated(place, capsys):
+    """Labels are those of folders and tables; one image has a box, one cannot be read."""
+    for name in ("cup/1.jpg", "cup/2.jpg", "pen/3.jpg"):
+        (place / "web" / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(f"data/images/{name}", f"web/images/{name}")
+    shutil.copy("data/images/cup/4.jpg", "web/images/cup_4.jpg")
+    Path("web/images/pen/none.jpg").write_text("no image")
+    (row,) = (row for row in localization.read_annotations("data")[0] if row.name == "cup/1.jpg")
+    assert row.box
+    Path("web/labels.csv").write_text(
+        f"file,label\ncup_4.jpg,cup\n1.jpg,{','.join(map(str, row.box))},cup\n"
+    )
+    (found,) = answers("eval", "run", "--root", "web")
+    unread, bare = capsys.readouterr().err.splitlines()
+    assert re.search("1 images or rows .*none.jpg: not a readable image", unread)
+    assert "3 of 4 images have no box: loss is left out, scores of boxes are of the other 1" in bare
+    counts = {name: of["count"] for name, of in found["labels"].items()}
+    assert (found["split"], found["count"], counts) == ("test", 4, {"cup": 3, "key": 0, "pen": 1})
+    predicted = {of["image"]: of for of in answers("predict", "run", "--root", "web")}
+    assert {*predicted} == {"cup/1.jpg", "cup/2.jpg", "cup/cup_4.jpg", "pen/3.jpg"}
+    right = sum(of["label"] == name.split("/")[0] for name, of in predicted.items())
+    assert found["correct"] == right
+    iou = float(boxes.iou(np.array(predicted["cup/1.jpg"]["box"]), np.array(row.box)))
+    assert found["iou"] == pytest.approx(iou, abs=1e-3)
+    assert "classification" in found and not {"loss", "regression"} & found.keys()
+
+    Path("web/labels.csv").unlink()
+    assert main("eval", "run", "--root", "web", "--report") == 0
+    out, err = capsys.readouterr()
+    assert "cup_4.jpg: has no label" in err and "3 of 3 images have no box: loss and the" in err
+    assert "iou" not in out
+    lines = [line.strip() for line in out.splitlines()]
+    assert lines[0] == "*** test set accuracy"
+    assert "Mean accuracy for label key: no sample" in lines
+    assert f"{found['labels']['pen']['correct']} over 1 samples" in lines
+
+    (place / "web" / "images" / "dog").mkdir()
+    shutil.copy("data/images/cup/4.jpg", "web/images/dog/4.jpg")
+    assert main("eval", "run", "--root", "web") == 2
+    assert "unknown label 'dog', must be one of cup, key, pen" in capsys.readouterr().err
 
 
 # predict

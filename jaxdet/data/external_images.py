@@ -1,0 +1,98 @@
+"""Labeled images from elsewhere, such as the web, on which a run is evaluated; boxes are optional.
+
+The label of an image is the name of its folder, `LABEL/FILE` or `images/LABEL/FILE`, or that in a
+table, `annotations/*.csv` or `*.csv`: rows `file,x0,y0,x1,y1,label`, where the four numbers may be
+empty, or `file,label`, with or without a header.  The files of a table are in the folder of their
+label, beside `images/`, or in it; their names may be paths.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxdet.data import images, localization, sources
+from jaxdet.data.detection import Remark
+from jaxdet.data.localization import COLUMNS, Annotation
+from jaxdet.errors import InputError
+
+EXPECTED_COLUMNS = f"{COLUMNS} or file,label"
+LAYOUT = "expected LABEL/FILE, images/LABEL/FILE, or a table of file,label"
+
+
+class ExternalImages(NamedTuple):
+    """All images of a folder."""
+
+    source: sources.ArraySource  # as `localization.load` makes it, with ids from 0
+    notes: tuple[str, ...]  # one line for each image or row that cannot be used, and a `Remark`
+    all_have_boxes: bool
+
+
+def read(root: str | Path, classes: Sequence[str], side: int) -> ExternalImages:
+    """All labeled images of a folder, stretched to side x side pixels.
+
+    Tables count before folders.  InputError for a label that is not in `classes`, and without any
+    usable image.
+    """
+    localization.check_root(root)
+    root = Path(root)
+    rows, notes = [], []
+    for path in sorted((root / "annotations").glob("*.csv")) or sorted(root.glob("*.csv")):
+        parse = partial(_parse_row, root=root, classes=classes)
+        own, faults = localization.parse_table(path, parse, EXPECTED_COLUMNS)
+        rows += own
+        notes += faults
+    rows, repeats = localization.unique_rows(rows, lambda row: row.path)
+    listed, base = {row.path for row in rows}, _image_folder(root)
+    found, others = images.scan(base)
+    notes += [*repeats, *map(Remark, others)]
+    for path in (path for path in found if path not in listed):
+        if path.parent == base:
+            notes.append(f"{path}: has no label; {LAYOUT}")
+            continue
+        label = path.relative_to(base).parts[0]
+        _check_label(label, classes, str(path))
+        rows.append(Annotation(label, path.name, None, str(path), path))
+    if not rows:
+        first = f"; first: {notes[0]}" if notes else ""
+        raise InputError(f"{root}: no labeled images; {LAYOUT}{first}")
+    source, faults = localization.load(rows, root, side, classes)
+    boxed = int((source.arrays["boxes"] != np.float32(localization.NO_BOX)).any((1, 2)).sum())
+    count = len(source)
+    if boxed < count:
+        left_out = "loss and the scores of boxes are left out"
+        if boxed:
+            left_out = f"loss is left out, scores of boxes are of the other {boxed}"
+        notes.append(Remark(f"{root}: {count - boxed} of {count} images have no box: {left_out}"))
+    return ExternalImages(source, (*notes, *faults), boxed == count)
+
+
+def _parse_row(
+    words: list[str], location: str, *, root: Path, classes: Sequence[str]
+) -> Annotation | str:
+    """The annotation of a row, or a description of the problem with it."""
+    if len(words) not in (2, 6):
+        return f"{location}: {len(words)} columns; expected {EXPECTED_COLUMNS}"
+    file, *corners, label = words
+    _check_label(label, classes, location)
+    if Path(file).is_absolute() or ".." in Path(file).parts:
+        return f"{location}: file {file!r} must be a path below {root}"
+    box = localization.parse_box(corners, location) if any(corners) else None
+    if isinstance(box, str):
+        return box
+    base = _image_folder(root)
+    places = [base / label / file, base / file, root / file]
+    path = next((place for place in places if place.is_file()), places[0])
+    return Annotation(label, file, box, location, path)
+
+
+def _image_folder(root: Path) -> Path:
+    return root / "images" if (root / "images").is_dir() else root
+
+
+def _check_label(label: str, classes: Sequence[str], location: str) -> None:
+    if label not in classes:
+        known = ", ".join(classes)
+        raise InputError(f"{location}: unknown label {label!r}, must be one of {known}")
