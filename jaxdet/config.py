@@ -19,6 +19,8 @@ from jaxdet.errors import InputError
 
 Schedule = Literal["cosine", "restarts", "piecewise", "constant", "plateau"]
 
+Optimizer = Literal["adamw", "adam", "sgd", "momentum", "rmsprop"]
+
 OPTIMIZER_HPARAMS = ("lr", "momentum", "beta2", "weight_decay")  # may be traced
 
 
@@ -53,8 +55,8 @@ class TrainConfig:
     for a call to end; 0 is 1 on a CPU, and on a GPU as many steps as take 50 ms"""
     devices: int = 0
     """number of devices; 0: all of this machine"""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """AdamW, or SGD with Nesterov momentum"""
+    optimizer: Optimizer = "adamw"
+    """AdamW, Adam, SGD with Nesterov momentum (sgd) or plain momentum, or RMSprop"""
     lr: float = 1e-3
     """peak learning rate"""
     schedule: Schedule = "cosine"
@@ -75,11 +77,12 @@ class TrainConfig:
     restart_factor: int = 1
     """restarts: length of each cosine as a multiple of the previous one"""
     momentum: float = 0.9
-    """momentum of SGD, or beta 1 of Adam"""
+    """momentum of SGD and RMSprop, or beta 1 of Adam"""
     beta2: float = 0.999
-    """beta 2 of Adam"""
+    """beta 2 of Adam, or decay of the mean square of RMSprop"""
     weight_decay: float = 0.0
-    """decoupled weight decay of kernels"""
+    """weight decay of kernels: decoupled for adamw and sgd; for the other optimizers an L2 penalty,
+    whose gradient is added, as in PyTorch"""
     clip: float = 0.0
     """largest global norm of the gradient; 0 does not clip"""
     accumulate: int = 1
@@ -153,9 +156,9 @@ class AugmentOptions(TrainConfig):
     """largest standard deviation of Gaussian noise"""
     cutout_holes: int = 0
     """number of gray rectangles that hide parts of a training image"""
-    photometric: Literal["all", "one", "some"] = "all"
-    """how many of brightness-contrast, color-jitter, noise and cutout an image gets: all, one, or a
-    random half"""
+    photometric: Literal["all", "random_order", "one", "some"] = "all"
+    """which of brightness-contrast, color-jitter, noise and cutout an image gets: all in this order,
+    all in random order, one, or a random half"""
     mosaic: float = 0.0
     """probability that a training image is a mosaic of four"""
     mixup: float = 0.0
@@ -296,7 +299,8 @@ def check_to_train(config: TrainConfig) -> list[str]:
         name: (config.schedule in kinds, f"--schedule {' or '.join(kinds)}")
         for name, kinds in scheduled.items()
     }
-    conditions["beta2"] = (config.optimizer == "adamw", "--optimizer adamw")
+    with_beta2 = ("adamw", "adam", "rmsprop")
+    conditions["beta2"] = (config.optimizer in with_beta2, f"--optimizer {' or '.join(with_beta2)}")
     mixes = any(getattr(config, name, 0) for name in ("mosaic", "mixup"))
     conditions["close_mosaic_epochs"] = (mixes, "--mosaic or --mixup")
     return [

@@ -63,7 +63,7 @@ def test_options_that_make_no_sense_together_are_refused(system, changes, messag
             {"lr_decay": 0.5, "optimizer": "sgd", "beta2": 0.9},
             [
                 "--lr-decay has no effect without --schedule piecewise or plateau",
-                "--beta2 has no effect without --optimizer adamw",
+                "--beta2 has no effect without --optimizer adamw or adam or rmsprop",
             ],
         ),
         (

@@ -36,6 +36,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from jaxdet.config import (
+    Optimizer,
     Schedule,
     TrainConfig,
     cached_reader,
@@ -82,7 +83,11 @@ class Config(TrainConfig):
         "batch": "--batch 4 16 20 128",
         "aug": "--flip false true --crop-padding 0 4",
         "loss": "--loss cross_entropy binary squared hinge",
-        "opt": "--optimizer sgd adamw --momentum 0 0.9",
+        "opt": (
+            *("--optimizer sgd --momentum 0 --lr .005", "--optimizer sgd --lr .005"),
+            *("--optimizer momentum --lr .005", "--optimizer rmsprop --momentum 0 --beta2 .99"),
+            *("--optimizer adam", "--optimizer adamw --weight-decay .05"),
+        ),
         "act": "--activation relu leaky_relu elu gelu swish tanh sigmoid",
     }
 
@@ -133,7 +138,7 @@ class Config(TrainConfig):
     epochs: int = 2
     batch: int = 4
     eval_batch: int = 400
-    optimizer: Literal["adamw", "sgd"] = "sgd"
+    optimizer: Optimizer = "sgd"
     schedule: Schedule = "constant"
 
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdet.config import Schedule
+from jaxdet.config import Optimizer, Schedule
 from jaxdet.types import Array, Tree
 
 
@@ -73,8 +73,29 @@ def plateau(decay: float, patience: int) -> optax.GradientTransformationExtraArg
     return optax.contrib.reduce_on_plateau(decay, patience, rtol=1e-4)
 
 
+class UpdateRule(NamedTuple):
+    """How an optimizer turns a gradient into a step, before the learning rate."""
+
+    scale: Callable[[Any, Any], optax.GradientTransformation]  # of (momentum, beta2)
+    decoupled_decay: bool  # whether weight decay is added to the step, or to the gradient
+
+
+def _rmsprop(momentum: Any, decay: Any) -> optax.GradientTransformation:
+    """RMSprop as in PyTorch: the mean square starts at 0, and epsilon is added to its root."""
+    return optax.chain(optax.scale_by_rms(decay, eps_in_sqrt=False), optax.trace(momentum))
+
+
+UPDATE_RULES: dict[Optimizer, UpdateRule] = {
+    "adamw": UpdateRule(optax.scale_by_adam, decoupled_decay=True),
+    "adam": UpdateRule(optax.scale_by_adam, decoupled_decay=False),
+    "sgd": UpdateRule(lambda momentum, _: optax.trace(momentum, nesterov=True), True),
+    "momentum": UpdateRule(lambda momentum, _: optax.trace(momentum), False),
+    "rmsprop": UpdateRule(_rmsprop, False),
+}
+
+
 def optimizer(
-    name: Literal["adamw", "sgd"],
+    name: Optimizer,
     learning_rate: Any,
     *,
     momentum: Any = 0.9,
@@ -85,24 +106,23 @@ def optimizer(
     steps: Any = None,
     lr_multiplier: Callable[[str], float] | None = None,
 ) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW or SGD with Nesterov momentum.
+    """Clipping by global norm, then one of `UPDATE_RULES`.
 
-    Weight decay is decoupled and applies to kernels only, not to biases and normalization scales
-    (arrays of rank 1).  `clip = 0` does not clip.  With `accumulate > 1` the mean gradient of that
-    many calls makes one update; if `steps`, the number of calls, is given, the rest of them makes
-    the last update.  `lr_multiplier` maps the path "a/b/kernel" of a parameter to a factor of its
-    learning rate; at 0 the parameter is frozen and its gradient takes no memory.  The learning
-    rate, `momentum`, `beta2`, `weight_decay` and `steps` may be traced.
+    "adamw" (Loshchilov and Hutter 2017, arXiv:1711.05101) and "sgd", which has Nesterov momentum,
+    have decoupled weight decay.  "adam", "momentum" (the heavy ball) and "rmsprop" add the gradient
+    of an L2 penalty instead, as PyTorch does.  Both apply to kernels only, not to biases and
+    normalization scales (arrays of rank 1).  `clip = 0` does not clip.  With `accumulate > 1` the
+    mean gradient of that many calls makes one update; if `steps`, the number of calls, is given,
+    the rest of them makes the last update.  `lr_multiplier` maps the path "a/b/kernel" of a
+    parameter to a factor of its learning rate; at 0 the parameter is frozen and its gradient takes
+    no memory.  The learning rate, `momentum`, `beta2`, `weight_decay` and `steps` may be traced.
     """
-    match name:
-        case "adamw":
-            scale = optax.scale_by_adam(momentum, beta2)
-        case "sgd":
-            scale = optax.trace(momentum, nesterov=True)
+    rule = UPDATE_RULES[name]
+    scale = rule.scale(momentum, beta2)
+    decay = optax.add_decayed_weights(weight_decay, is_kernel)
     whole = optax.chain(
         optax.clip_by_global_norm(clip) if clip else optax.identity(),
-        scale,
-        optax.add_decayed_weights(weight_decay, is_kernel),
+        *((scale, decay) if rule.decoupled_decay else (decay, scale)),
         optax.scale_by_learning_rate(learning_rate),
     )
     if accumulate > 1:

@@ -8,6 +8,7 @@ from jaxdet.configs.cifar10 import Config
 from jaxdet.data.sources import ArraySource
 from jaxdet.training import optim
 from jaxdet.training.experiment import Experiment
+from tests.reference import optimizers
 from tests.reference import schedules as reference
 
 
@@ -100,6 +101,33 @@ def test_adamw_equals_optax():
     ours = update(optim.optimizer("adamw", 0.1, weight_decay=0.02), params, grads)
     theirs = update(optax.adamw(0.1, weight_decay=0.02), params, grads)
     np.testing.assert_allclose(ours["w"], theirs["w"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adam", "momentum", "rmsprop"])
+def test_optimizers_with_an_l2_penalty_take_the_steps_of_pytorch(name):
+    """With traced numbers; a bias is not decayed."""
+    random = np.random.default_rng(0)
+    start, *gradients = (
+        {"w": random.normal(size=(2, 3)), "b": random.normal(size=3)} for _ in range(5)
+    )
+    numbers = {"momentum": 0.8, "beta2": 0.95, "weight_decay": 0.1}
+
+    @jax.jit
+    def ours(numbers):
+        transform = optim.optimizer(name, 0.1, **numbers)
+        params = jax.tree.map(jnp.float32, start)
+        state = transform.init(params)
+        for each in gradients:
+            moved, state = transform.update(jax.tree.map(jnp.float32, each), state, params)
+            params = optax.apply_updates(params, moved)
+        return params
+
+    found = ours(numbers)
+    for key, decay in {"w": 0.1, "b": 0.0}.items():
+        own = [each[key] for each in gradients]
+        options = numbers | {"weight_decay": decay}
+        expected = optimizers.steps(name, start[key], own, lr=0.1, **options)
+        np.testing.assert_allclose(found[key], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_sgd_has_nesterov_momentum():
