@@ -30,7 +30,7 @@ TRANSFER = (
 NETWORKS = "--size {size} --epochs 4 --lr 1e-3 --clip 1 --best accuracy"
 PRETRAINED = "--weights package:lite0"
 DETECT = "--epochs {epochs} --vflip --weights package:lite0 --freeze-stages 8 --freeze-bn"
-CIFAR10 = "--epochs 4 --batch 20 --schedule cosine --lr .005"
+CIFAR10 = "--epochs 4 --batch 20 --schedule cosine"
 CIFAR10_GRIDS = {
     "arch": "Networks",
     "batch": "Batch sizes",
@@ -39,10 +39,16 @@ CIFAR10_GRIDS = {
     "opt": "Optimizers",
     "act": "Activations",
 }
+CONVERGED = (  # the schedule of assignment 3, and all of its training images
+    "--epochs 30 --batch 20 --optimizer momentum --lr .01 --schedule piecewise --val-fraction 0 "
+    "--monitor test"
+)
+FLAT = 0.01  # a running loss that falls by less than this fraction has converged
 FACES = "--epochs 15 --batch 32 --size 64 --val-fraction .2 --test-fraction 0"
 SCORES = {
     "objects": ("accuracy", "iou", "iou50", "iou70", "loss"),
     "detect": ("map", "map50", "map75", "loss"),
+    "cifar10": ("accuracy", "error_rate", "loss", "operations", "operations_per_second"),
 }
 
 SWEEP_COLUMNS = {  # columns that are kept; `loss` is an option if it varies, else a score
@@ -62,6 +68,7 @@ SWEEP_COLUMNS = {  # columns that are kept; `loss` is an option if it varies, el
             "optimizer",
             "momentum",
         ),
+        *("lr", "beta2", "weight-decay"),
         *("activation", "accuracy", "epoch_seconds", "operations", "parameters"),
     ),
     "faces": (
@@ -95,6 +102,7 @@ class Experiment(NamedTuple):
     question: str
     runs: tuple[Run, ...] = ()
     sweep: str = ""  # options of `jaxdet sweep`
+    curves: bool = False  # whether the scores after each epoch are drawn
 
 
 EXPERIMENTS = {
@@ -173,10 +181,22 @@ EXPERIMENTS = {
     ),
     **{
         f"cifar10_{grid}": Experiment(
-            "cifar10", f"{subject}, 4 epochs", sweep=f"--grid {grid} {CIFAR10}"
+            "cifar10",
+            f"{subject}, 4 epochs",
+            sweep=f"--grid {grid} {CIFAR10}" + ("" if grid == "opt" else " --lr .005"),
         )
         for grid, subject in CIFAR10_GRIDS.items()
     },
+    "cifar10_converged": Experiment(
+        "cifar10",
+        "The tutorial's network and its variant of double width, all 50,000 training images, until "
+        "the running loss is flat: it falls by less than 1% after the epoch `flat from`",
+        tuple(
+            Run(f"{model}_30_epochs", f"--model {model} {CONVERGED}")
+            for model in ("tutorial", "doubled")
+        ),
+        curves=True,
+    ),
     "faces_reference": Experiment(
         "faces",
         "The rows of the table of assignment 4, 15 epochs",
@@ -222,6 +242,8 @@ def run(options: Options) -> None:
         path = options.results and options.results / f"experiment_{name}"
         harness.write_tables(render({"rows": rows}), path and path.with_suffix(".md"))
         if path:
+            if experiment.curves:
+                draw(experiment, options.out, path.with_suffix(".png"))
             # no folders of this machine in the record
             same = replace(options, names=(name,), root="DIR", out=Options.out, results=None)
             harness.write_record(
@@ -264,9 +286,26 @@ def run_rows(experiment: Experiment, run: Run, options: Options) -> Iterator[dic
             "checkpoint": checkpoint,
             "epoch": epoch,
             **{name: scores[name] for name in SCORES[experiment.system]},
+            **(convergence(lines) if experiment.curves else {}),
             "epoch_seconds": seconds[len(seconds) // 2],
             "options": " ".join(words),
         }
+
+
+def convergence(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Running loss of the last epoch, and the first epoch after which it is `FLAT`."""
+    losses = {line["epoch"]: line["train"]["loss"] for line in lines if line["train"]}
+    later = {epoch: min(losses[after] for after in losses if after >= epoch) for epoch in losses}
+    flat = (epoch for epoch, loss in losses.items() if later[epoch] > (1 - FLAT) * loss)
+    return {"running_loss": losses[max(losses)], "flat_from": next(flat)}
+
+
+def draw(experiment: Experiment, out: Path, path: Path) -> None:
+    """Draw the scores of an experiment's runs after each epoch."""
+    from jaxdet.plots import training
+
+    runs = {run.name: run_dir.read_metrics(out / run.name) for run in experiment.runs}
+    training.compare_runs(runs, path)
 
 
 def sweep_rows(name: str, experiment: Experiment, options: Options) -> list[dict[str, Any]]:

@@ -37,6 +37,15 @@ def commands(monkeypatch):
     return given
 
 
+def test_the_running_loss_is_flat_from_the_epoch_after_which_it_hardly_falls():
+    losses = [None, 2.0, 1.5, 1.002, 1.01, 1.0, 0.995]
+    lines = [
+        {"epoch": epoch, "train": loss and {"loss": loss}} for epoch, loss in enumerate(losses)
+    ]
+    assert experiments.convergence(lines) == {"running_loss": 0.995, "flat_from": 3}
+    assert experiments.convergence(lines[:3])["flat_from"] == 2
+
+
 def table(path):
     return json.loads(path.read_text())["rows"]
 
