@@ -57,15 +57,21 @@ def ciou(predicted: Array, target: Array) -> jax.Array:
     return 1 - boxes.ciou(predicted, target, eps=EPS)
 
 
+def smooth_l1(predicted: Array, target: Array) -> jax.Array:
+    """Smooth L1 of coordinates or offsets [..., 4], mean over the four; [...], at least 0.
+
+    Quadratic up to a difference of 1, linear above.  Girshick 2015, arXiv:1504.08083.
+    """
+    return optax.huber_loss(predicted, target).mean(-1)
+
+
 def box_loss(name: BoxLoss, predicted: Array, target: Array) -> jax.Array:
     """The named loss of boxes [B, 4] in fractions of the image; [B].
 
-    `mse` is the mean squared error of the corners, `smooth_l1` that of Girshick 2015,
-    arXiv:1504.08083.  Coordinates differ by at most 1, so that `smooth_l1` is half of `mse`.
+    `mse` is the mean squared error of the corners.  Coordinates differ by at most 1, so that
+    `smooth_l1` is half of it.
     """
-    match name:
-        case "mse":
-            return jnp.square(predicted - target).mean(-1)
-        case "smooth_l1":
-            return optax.huber_loss(predicted, target).mean(-1)
-    return {"giou": giou, "diou": diou, "ciou": ciou}[name](predicted, target)
+    if name == "mse":
+        return jnp.square(predicted - target).mean(-1)
+    losses = {"smooth_l1": smooth_l1, "giou": giou, "diou": diou, "ciou": ciou}
+    return losses[name](predicted, target)

@@ -20,7 +20,7 @@ MAX_LOG_DISTANCE = 8.0  # caps a decoded distance at exp(8) = 2,981 strides
 
 
 class DetectorOutput(NamedTuple):
-    """Predictions of the A cells of all levels, fine to coarse, row by row."""
+    """Predictions of the A anchors of all levels, fine to coarse, row by row, cell by cell."""
 
     classes: Array  # [B, A, K] logits
     boxes: Array  # [B, A, 4] in pixels of the network's input
@@ -28,12 +28,16 @@ class DetectorOutput(NamedTuple):
     distances: Array | None  # [B, A, 4, R] logits over distances of 0, 1, .. R - 1 strides
     points: Array  # [A, 2] centers of the cells in pixels
     strides: Array  # [A]
+    anchors: Array  # [A, 4] in pixels of the network's input
 
 
 class Detector(nn.Module):
     """A backbone, a neck and a head, given as constructors that take `axis_name` and `name`.
 
     levels: how many maps of the backbone the neck takes, counted from the coarsest.
+    anchor_scales, anchor_ratios: anchors per cell, one for each pair (see `ops.anchors`), from
+      which the head, with as many outputs per cell, predicts offsets.  Without scales, a cell
+      predicts distances from its center; its anchor, for assignment, is a square of 4 strides.
     reg_max: outputs per side of a box.  A single one is the logarithm of the distance in strides;
       several are a distribution over distances, whose mean is the distance (Li et al. 2020,
       arXiv:2006.04388).
@@ -43,6 +47,8 @@ class Detector(nn.Module):
     neck: Callable[..., nn.Module]
     head: Callable[..., nn.Module]
     levels: int = 3
+    anchor_scales: tuple[float, ...] = ()
+    anchor_ratios: tuple[float, ...] = (1.0,)
     reg_max: int = 1
     axis_name: str | None = None
     dtype: Any = None
@@ -58,10 +64,21 @@ class Detector(nn.Module):
         shapes = [m.shape[1:3] for m in maps]
         strides = [_stride(height, rows) for rows, _ in shapes]
         points, strides = anchors.grid_centers(shapes, strides)
+        scales = self.anchor_scales or (anchors.DEFAULT_SCALE,)
+        anchor_boxes = anchors.anchor_boxes(
+            points, strides, scales=scales, ratios=self.anchor_ratios
+        )
+        per_cell = len(scales) * len(self.anchor_ratios)
+        points, strides = (np.repeat(x, per_cell, 0) for x in (points, strides))
         with jax.named_scope("boxes"):
-            logits, distances = self._distances(output.sides)
-            boxes = anchors.ltrb_to_boxes(distances * strides[None, :, None], points[None])
-        return DetectorOutput(output.classes, boxes, output.objectness, logits, points, strides)
+            if self.anchor_scales:
+                logits, boxes = None, anchors.decode(output.sides, anchor_boxes[None])
+            else:
+                logits, distances = self._distances(output.sides)
+                boxes = anchors.ltrb_to_boxes(distances * strides[None, :, None], points[None])
+        return DetectorOutput(
+            output.classes, boxes, output.objectness, logits, points, strides, anchor_boxes
+        )
 
     @nn.nowrap
     def _distances(self, sides: Array) -> tuple[Array | None, Array]:

@@ -19,10 +19,10 @@ PRIOR = 0.01  # initial score of every cell (RetinaNet, arXiv:1708.02002)
 
 
 class HeadOutput(NamedTuple):
-    """Outputs of the A cells of all levels, fine to coarse, row by row."""
+    """Outputs of the A anchors of all levels, fine to coarse, row by row, cell by cell."""
 
     classes: Array  # [B, A, K] logits
-    sides: Array  # [B, A, 4 R]: R numbers for each of left, top, right, bottom
+    sides: Array  # [B, A, 4 R]: R numbers for each of left, top, right, bottom, or 4 offsets
     objectness: Array | None  # [B, A] logits
 
 
@@ -32,11 +32,13 @@ class DecoupledHead(necks.PyramidModule):
     A 1x1 stem, two branches of 3x3 convolutions, and 1x1 convolutions to classes and to boxes and,
     from the branch of the boxes, objectness.  Scores start at `PRIOR`.
 
+    anchors: boxes per cell.
     outputs: outputs per side of a box; more than one are a distribution over distances.
-    objectness: whether cells have an objectness logit.  convolutions: 3x3 convolutions per branch.
+    objectness: whether boxes have an objectness logit.  convolutions: 3x3 convolutions per branch.
     """
 
     classes: int = 80
+    anchors: int = 1
     outputs: int = 1
     objectness: bool = True
     convolutions: int = 2
@@ -69,9 +71,9 @@ class DecoupledHead(necks.PyramidModule):
 
     @nn.nowrap
     def _predict(self, x: Array, channels: int, name: str, prior: float = 0.5) -> Array:
-        """1x1 convolution to [B, h w, channels] in float32; the sigmoid starts near `prior`."""
+        """1x1 convolution to [B, h w anchors, channels] in float32; sigmoids start near `prior`."""
         x = nn.Conv(
-            channels,
+            self.anchors * channels,
             kernel_size=(1, 1),
             kernel_init=nn.initializers.normal(0.01),
             bias_init=nn.initializers.constant(-math.log((1 - prior) / prior)),

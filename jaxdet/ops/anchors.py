@@ -16,6 +16,7 @@ from jaxdet.ops.numerics import as_float32
 from jaxdet.types import Array
 
 MIN_SIDE = 1e-3  # pixels: smaller sides are encoded as this
+DEFAULT_SCALE = 4.0  # strides per side of an anchor (RetinaNet, arXiv:1708.02002)
 MAX_LOG_SCALE = np.log(1000 / 16)  # decoded log-scales are clamped to this, as in Detectron
 
 
@@ -42,7 +43,7 @@ def anchor_boxes(
     points: np.ndarray,
     strides: np.ndarray,
     *,
-    scales: Sequence[float] = (4.0,),
+    scales: Sequence[float] = (DEFAULT_SCALE,),
     ratios: Sequence[float] = (1.0,),
 ) -> np.ndarray:
     """Anchors [A * R, 4] centered at points [A, 2], one for each of the R (scale, ratio) pairs.
@@ -54,6 +55,11 @@ def anchor_boxes(
     half = np.asarray(strides)[:, None, None] * sides[None] / 2  # [A, R, 2]
     center = np.asarray(points)[:, None]
     return np.concatenate([center - half, center + half], -1).reshape(-1, 4).astype(np.float32)
+
+
+def octave_scales(count: int) -> tuple[float, ...]:
+    """`count` scales in equal steps over the octave from `DEFAULT_SCALE` on (arXiv:1708.02002)."""
+    return tuple(DEFAULT_SCALE * 2 ** (i / count) for i in range(count))
 
 
 def encode(boxes: Array, anchors: Array) -> jax.Array:

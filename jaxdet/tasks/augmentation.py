@@ -61,6 +61,8 @@ def _photometric(config: AugmentOptions) -> list[augment.Transform]:
     if config.cutout_holes:
         transforms.append(partial(augment.cutout, count=config.cutout_holes, size=0.2))
     match config.photometric:
+        case "random_order" if transforms:
+            return [augment.random_order(*transforms)]
         case "one" if transforms:
             return [augment.one_of(*transforms)]
         case "some" if transforms:

@@ -46,10 +46,11 @@ class DetectionTask:
 
     net: images [B, H, W, C] to `DetectorOutput`.
     transform: (keys [B], batch, context) -> batch; augments training images with their boxes.
-    assigner: (epoch, points, strides, scores, boxes, true boxes, labels, valid) -> `Targets` of one
+    assigner: (epoch, points, anchors, scores, boxes, true boxes, labels, valid) -> `Targets` of one
       image; see `make_assigner`.
     suppress: (boxes, scores, labels) -> `nms.Detections` of one image.
     box_loss: (boxes, true boxes) -> loss per box.
+    offset_loss: whether `box_loss` compares offsets from the anchors, not boxes.
     encoding: how background is encoded.
     views: views of each image whose predictions are suppressed together.
 
@@ -62,6 +63,7 @@ class DetectionTask:
     assigner: Assigner
     suppress: Callable[..., nms.Detections]
     box_loss: Callable[[Array, Array], Array] = box_losses.ciou
+    offset_loss: bool = False
     encoding: ClassEncoding = ZEROS
     normalization: Normalization = IMAGENET
     views: tuple[View, ...] = SINGLE_VIEW
@@ -93,7 +95,10 @@ class DetectionTask:
             name: rows @ real / divisor
             for name, rows in self.encoding.losses(output, scores).items()
         }
-        box = self.box_loss(output.boxes, targets.boxes)
+        pair = output.boxes, targets.boxes
+        if self.offset_loss:
+            pair = (anchors.encode(each, output.anchors[None]) for each in pair)
+        box = self.box_loss(*pair)
         terms["box"] = (jnp.where(weight > 0, box, 0.0) * weight).sum() / divisor
         if output.distances is not None:
             distance = distribution_focal_loss(output, targets.boxes)
@@ -139,7 +144,7 @@ class DetectionTask:
     ) -> assign.Targets:
         """`Targets` of every image for its predictions; crowds are not assigned."""
         scores = self.encoding.scores(output)
-        one = partial(self.assigner, context.epoch, output.points, output.strides)
+        one = partial(self.assigner, context.epoch, output.points, output.anchors)
         valid = batch["valid"] & ~batch["crowd"]
         targets = jax.vmap(one)(scores, output.boxes, batch["boxes"], batch["labels"], valid)
         return jax.lax.stop_gradient(targets)
@@ -173,26 +178,19 @@ class DetectionTask:
         }
 
 
-def make_assigner(
-    *, tal_from: int = 0, positive_iou: float = 0.5, anchor_scale: float = 4.0, **tal: Any
-) -> Assigner:
+def make_assigner(*, tal_from: int = 0, positive_iou: float = 0.5, **tal: Any) -> Assigner:
     """The assigner of a `DetectionTask`: by IoU in the first `tal_from` epochs, then task-aligned.
 
-    tal: options of `assign.task_aligned`; without any, all epochs assign by IoU with one square
-    anchor of `anchor_scale` strides per cell.
+    tal: options of `assign.task_aligned`; without any, all epochs assign by IoU with the anchors.
     """
 
-    def by_iou(points, strides, num_classes, *true):
-        anchor_boxes = anchors.anchor_boxes(points, strides, scales=(anchor_scale,))
-        return assign.max_iou(
-            anchor_boxes, *true, num_classes=num_classes, positive_iou=positive_iou
-        )
-
-    def assigner(epoch, points, strides, scores, predicted, *true):
+    def assigner(epoch, points, anchor_boxes, scores, predicted, *true):
         aligned = partial(assign.task_aligned, scores, predicted, points, *true, **tal)
         if tal and not tal_from:
             return aligned()
-        fixed = by_iou(points, strides, scores.shape[-1], *true)
+        fixed = assign.max_iou(
+            anchor_boxes, *true, num_classes=scores.shape[-1], positive_iou=positive_iou
+        )
         if not tal:
             return fixed
         late = epoch >= tal_from

@@ -527,6 +527,39 @@ REFUSED = {
         ["train", "detect", "--root", "data", "--freeze-stages", "2"],
         "--freeze-stages 2 needs --weights",
     ),
+    "tal after iou": (
+        ["train", "detect", "--root", "data", "--assigner", "iou", "--tal-from", "3"],
+        "--tal-from needs --assigner tal.*got iou",
+    ),
+    "anchors": (
+        [
+            "train",
+            "detect",
+            "--root",
+            "data",
+            "--anchors-per-cell",
+            "4",
+            "--anchor-ratios",
+            "1,2,3",
+        ],
+        "--anchors-per-cell must be .* a multiple of 3 ratios, got 4",
+    ),
+    "scales": (
+        ["train", "detect", "--root", "data", "--anchors-per-cell", "4", "--anchor-scales", "4"],
+        "--anchors-per-cell must be .* 1 scales x 1 ratios, got 4",
+    ),
+    "no anchors": (
+        ["train", "detect", "--root", "data", "--anchor-ratios", "2"],
+        "--anchor-ratios need --anchors-per-cell",
+    ),
+    "offsets": (
+        ["train", "detect", "--root", "data", "--box-loss", "smooth_l1"],
+        "--box-loss smooth_l1 needs --anchors-per-cell",
+    ),
+    "distances": (
+        ["train", "detect", "--root", "data", "--anchors-per-cell", "1", "--reg-max", "16"],
+        "--reg-max must be 1 with --anchors-per-cell",
+    ),
     "nms": (
         ["train", "detect", "--root", "data", "--nms-iou", "1.5"],
         "--nms-iou must be .*got 1.5",
@@ -589,6 +622,9 @@ CHOICES = {
         "neck": "pan",
         "neck_block": "c3",
         "assigner": "iou",
+        "anchors_per_cell": 2,
+        "anchor_ratios": (0.5, 2.0),
+        "box_loss": "smooth_l1",
     },
     "background": {
         "model": "resnet18",

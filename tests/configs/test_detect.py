@@ -1,10 +1,16 @@
 """Which parameters of the detector are trained, and at which learning rate."""
 
+import re
+import shlex
+from pathlib import Path
+
 import jax
 import pytest
 
+import jaxdet
 from jaxdet import flops
-from jaxdet.configs.detect import Config, network
+from jaxdet.cli import flags, options
+from jaxdet.configs.detect import Config, check, network
 from jaxdet.models import registry
 from tests.models.helpers import outputs, paths, shaped
 
@@ -65,3 +71,41 @@ def test_frozen_stages_have_no_backward_pass():
 
     costs = [cost(freeze) for freeze in (0, 8)]
     assert costs == sorted(set(costs), reverse=True)
+
+
+def test_the_command_of_the_assignment_freezes_the_whole_backbone():
+    text = (Path(jaxdet.__file__).parents[1] / "docs" / "assignments.md").read_text()
+    (line,) = re.findall(
+        r"^jaxdet train detect .*--out runs/assignment$", text.replace("\\\n", ""), re.M
+    )
+    words = shlex.split(line)[3:]
+    _, config = flags.parse_with_config("train detect", words, (options.Train(), Config()))
+    check(config)
+    assert registry.frozen_stages(config.model, config.freeze_stages) == registry.stage_names(
+        "lite0"
+    )
+    assert (config.rotate, config.scale, config.box_loss, config.tal_from) == (
+        30,
+        (1, 1),
+        "diou",
+        5,
+    )
+    _, unfrozen = flags.parse_with_config(
+        "train detect", [*words, "--freeze-stages", "-2"], (options.Train(), Config())
+    )
+    assert len(registry.frozen_stages(unfrozen.model, unfrozen.freeze_stages)) == 6
+
+
+def test_scales_of_anchors_follow_from_their_number_and_ratios():
+    anchors = [
+        ({"anchors_per_cell": 3}, 3),
+        ({"anchors_per_cell": 6, "anchor_ratios": (0.5, 1.0, 2.0)}, 2),
+        ({"anchors_per_cell": 2, "anchor_scales": (2.0,), "anchor_ratios": (1.0, 2.0)}, 1),
+    ]
+    for chosen, scales in anchors:
+        config = Config(**chosen)
+        check(config)
+        net, _ = network(config)
+        assert len(net.anchor_scales) == scales
+        assert net.head.keywords["anchors"] == config.anchors_per_cell
+    assert network(Config())[0].anchor_scales == ()

@@ -178,6 +178,31 @@ def test_a_detector_predicts_every_cell(levels):
     assert (inside < (bins - 1) * of_cell[None, :, None]).all()
 
 
+def test_anchors_of_a_cell_have_their_own_scores_and_boxes():
+    image, scales, ratios = normal(1, 64, 64, 3), (2.0, 4.0), (0.5, 1.0, 2.0)
+    net = detector(anchors=6).clone(anchor_scales=scales, anchor_ratios=ratios)
+    answers, variables = applied(net, image)
+    points, strides = anchors.grid_centers([(8, 8), (4, 4), (2, 2)], (8, 16, 32))
+    expected = anchors.anchor_boxes(points, strides, scales=scales, ratios=ratios)
+    np.testing.assert_array_equal(answers.anchors, expected)
+    np.testing.assert_array_equal(answers.points, np.repeat(points, 6, 0))
+    np.testing.assert_array_equal(answers.strides, np.repeat(strides, 6))
+    chex.assert_shape(answers.classes, (1, 6 * 84, 2))
+    near = np.abs(answers.boxes[0] - expected).max(-1) / answers.strides
+    assert 0 < np.median(near) < 0.5  # initial boxes are near their anchors
+
+    params = jax.tree.map(lambda x: x, variables["params"])
+    bias = params["head"]["level1_sides"]["bias"]  # [6 anchors x 4 offsets]
+    params["head"]["level1_sides"]["bias"] = bias + np.log(2) * (np.arange(24) == 4 * 5 + 3)
+    moved = run(net, variables | {"params": params}, image)
+    ratio = (moved.boxes[0, :, 3] - moved.boxes[0, :, 1]) / (
+        answers.boxes[0, :, 3] - answers.boxes[0, :, 1]
+    )
+    first = np.arange(6 * 84) < 6 * 64
+    changed = first & (np.arange(6 * 84) % 6 == 5)
+    np.testing.assert_allclose(ratio, np.where(changed, 2, 1), rtol=1e-4)
+
+
 def test_initial_boxes_have_sides_of_two_strides():
     answers, _ = applied(detector(), np.zeros((1, 64, 64, 3), np.float32))
     sides = (answers.boxes[..., 2:] - answers.boxes[..., :2])[0] / answers.strides[:, None]

@@ -106,3 +106,8 @@ def test_ltrb_round_trip_and_signs(true, points):
     dots = np.concatenate([points, points], -1)
     inside = boxes.intersection(true, dots + np.float32([-0.25, -0.25, 0.25, 0.25])) == 0.25
     np.testing.assert_array_equal((ltrb > 0).all(-1), inside)
+
+
+def test_octave_scales_are_equal_steps_and_end_before_the_next_octave():
+    assert anchors.octave_scales(1) == (4.0,)
+    np.testing.assert_allclose(anchors.octave_scales(3), [4, 5.0397, 6.3496], rtol=1e-4)

@@ -94,6 +94,14 @@ def test_photometric_applies_one_or_all_or_half_of_the_transforms():
     assert len(augmentation._photometric(replace(NONE, photometric="some", **PHOTOMETRIC))) == 1
 
 
+def test_photometric_transforms_in_random_order_are_all_applied():
+    """Noise covers the holes of images that get it after them."""
+    before, after = augmented(photometric="random_order", cutout_holes=3, noise=0.2)
+    gray = (after["image"] == 0.5).all(-1).any(axis=(1, 2))
+    assert 0 < gray.sum() < 8
+    assert ((after["image"] != before["image"]).mean(axis=(1, 2, 3)) > 0.6).all()
+
+
 @pytest.mark.parametrize(
     "invalid",
     [

@@ -44,7 +44,13 @@ def random_output(encoding, seed=0, batch=2, reg_max=1):
     boxes = np.asarray(anchors.ltrb_to_boxes(reach, points[None]), np.float32)
     objectness = rng.normal(0, 1, (batch, cells)).astype(np.float32)
     return DetectorOutput(
-        classes, boxes, objectness if encoding.objectness else None, logits, points, strides
+        classes,
+        boxes,
+        objectness if encoding.objectness else None,
+        logits,
+        points,
+        strides,
+        anchors.anchor_boxes(points, strides),
     )
 
 
@@ -105,7 +111,8 @@ def compiled_loss(found, rows, encoding, box_loss):
 @partial(jax.jit, static_argnums=3)
 def assign_targets(found, rows, epoch, assigner=None):
     points, strides = anchors.grid_centers(*LEVELS)  # NumPy arrays, as those of a detector
-    found = found._replace(points=points, strides=strides)
+    kinds = {"points": points, "anchors": anchors.anchor_boxes(points, strides)}
+    found = found._replace(strides=strides, **kinds)
     task = make_task(class_encoding.ZEROS, found, assigner)
     return task.assignments({}, rows, context(epoch=epoch))[0]
 
@@ -248,6 +255,50 @@ def test_assigner_switches_at_tal_from():
     chex.assert_trees_all_equal(early, assign_targets(found, rows, 0, plain))
     chex.assert_trees_all_close(late, assign_targets(found, rows, 0))
     assert not np.array_equal(early.positive, late.positive)
+
+
+@pytest.mark.parametrize("assigner", [None, detect.make_assigner(positive_iou=0.4)])
+def test_loss_of_several_anchors_per_cell_equals_scalar_reference(assigner):
+    """Smooth L1 of offsets, with targets of the scalar assigners over all anchors."""
+    points, strides = anchors.grid_centers(*LEVELS)
+    options = {"scales": (1.0, 1.5), "ratios": (0.5, 2.0)}
+    tables = anchors.anchor_boxes(points, strides, **options)
+    points, strides = (np.repeat(x, 4, 0) for x in (points, strides))
+    rng, rows = np.random.default_rng(4), make_batch()
+    offsets = rng.normal(0, 0.4, (2, len(tables), 4)).astype(np.float32)
+    classes = rng.normal(-1, 1, (2, len(tables), CLASSES)).astype(np.float32)
+    boxes = np.asarray(anchors.decode(offsets, tables[None]))
+    found = DetectorOutput(classes, boxes, None, None, points, strides, tables)
+    task = make_task(
+        class_encoding.ZEROS,
+        found,
+        assigner,
+        box_loss=box_losses.smooth_l1,
+        offset_loss=True,
+    )
+    _, (_, terms) = jax.jit(lambda: task.loss({}, rows, None, context()))()
+    total = divisor = 0.0
+    for i in range(2):
+        valid = rows["valid"][i] & ~rows["crowd"][i]
+        true, labels = rows["boxes"][i], rows["labels"][i]
+        if assigner:
+            on, index = reference_detection.max_iou(
+                tables, true, valid, positive_iou=0.4, allow_low_quality=True
+            )
+            weight = on.astype(float)
+        else:
+            scores = special.expit(classes[i])
+            on, index, target, _ = reference.task_aligned(
+                scores, boxes[i], points, true, labels, valid, **TAL
+            )
+            weight = target.sum(-1)
+        divisor += weight.sum()
+        assert on.sum() > 8
+        for a in np.flatnonzero(on):
+            apart = offsets[i, a] - reference_detection.encode_offsets(true[index[a]], tables[a])
+            each = np.where(abs(apart) < 1, apart**2 / 2, abs(apart) - 0.5)
+            total += weight[a] * each.mean()
+    np.testing.assert_allclose(terms["box"], total / divisor, rtol=1e-3)
 
 
 def test_predictions_equal_reference_nms_of_boxes_clipped_to_the_image():

@@ -26,7 +26,8 @@ def bright_object(variables, images, train):
     )
     count = len(images)
     logits = jnp.broadcast_to(jnp.float32([[[3.0, -3.0]]]), (count, 1, 2))
-    return DetectorOutput(logits, found[:, None], None, None, jnp.zeros((1, 2)), jnp.ones(1))
+    point, stride, anchor = jnp.zeros((1, 2)), jnp.ones(1), jnp.zeros((1, 4))
+    return DetectorOutput(logits, found[:, None], None, None, point, stride, anchor)
 
 
 def make_task(views, iou_threshold=2.0):
