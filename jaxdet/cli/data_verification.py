@@ -91,13 +91,15 @@ def _write_probes(out: Path, part: str, probes: Sequence[tuple[LabeledImage, str
 
     For the test part, a sample submission is written as well.
     """
+    files = []
     for i, (image, _) in enumerate(probes):
-        _copy(image, out / f"unknown_{part}" / f"{i:05d}.{image.file.rpartition('.')[2]}")
-    table = verification_protocol.submission_csv([label for _, label in probes])
+        files.append(out / f"unknown_{part}" / f"{i:05d}.{image.file.rpartition('.')[2]}")
+        _copy(image, files[-1])
+    table = verification_protocol.submission_csv([label for _, label in probes], files)
     run_dir.write_text(out, f"verification_{part}.csv", table)
     if part == "test":
         blank = [verification_protocol.UNKNOWN_LABEL] * len(probes)
-        sample = verification_protocol.submission_csv(blank)
+        sample = verification_protocol.submission_csv(blank, files)
         run_dir.write_text(out, "verification_sample_submission.csv", sample)
 
 

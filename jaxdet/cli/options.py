@@ -139,7 +139,8 @@ class Predict(Restored):
     """.csv table to write instead of printing: the predicted class index of each image in the given
     folder, sorted by file name"""
     sample: Path | None = None
-    """.csv table whose header and first column --submit copies; its rows must match the images"""
+    """.csv table whose rows, in any order, --submit fills: their first column is the name or number
+    of an image"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ def run(run: Run, options: Predict, files: Sequence[Path], sample: LabelTable | 
     size = min(run.config.eval_batch, len(files))
     batches = run.predict_batches(files, batch_size=size)
     labels = [int(row["label"]) for _, rows in batches for row in rows]
-    write(options.submit, labels, sample, files)
+    write(options.submit, labels, files, sample, named=True)
     if not options.json:
         print(f"wrote {options.submit}")
     return 0
@@ -38,18 +38,19 @@ def run(run: Run, options: Predict, files: Sequence[Path], sample: LabelTable | 
 def read_sample(path: Path, files: Sequence[Path]) -> LabelTable:
     """A sample table; InputError for rows that do not match the files."""
     table = verification_protocol.read_table(path)
-    wrong = verification_protocol.mismatches(table, files)
-    if wrong:
-        raise InputError(f"{path}: {len(wrong)} rows do not match the images; first: {wrong[0]}")
+    verification_protocol.match_rows(table, files)
     return table
 
 
 def write(
     path: Path,
     labels: Sequence[Any],
+    files: Sequence[Path],
     sample: LabelTable | None = None,
-    files: Sequence[Path] | None = None,
+    *,
+    named: bool = False,
 ) -> None:
-    """Write a table of labels [N], see `verification_protocol.submission_csv`."""
+    """Write a table of the labels [N] of files [N], see `verification_protocol.submission_csv`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_files.write_text(path, verification_protocol.submission_csv(labels, sample, files))
+    text = verification_protocol.submission_csv(labels, files, sample, named=named)
+    atomic_files.write_text(path, text)

@@ -74,7 +74,7 @@ def test(options: verify_options.Test) -> int:
     found = identify(options, embedder, protocol)
     labels = found.labels(value)
     if options.submit:
-        predict_submission.write(options.submit, labels, sample)
+        predict_submission.write(options.submit, labels, found.probes, sample)
         _print_line(options, f"wrote {options.submit}")
     else:
         for path, label, score in zip(found.probes, labels, found.score, strict=True):

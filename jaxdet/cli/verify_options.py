@@ -61,7 +61,8 @@ class Dev(Identify):
     """
 
     truth: Path
-    """.csv table with the label of each unknown image; n000000 means no known identity"""
+    """.csv table with the label of each unknown image, alone or beside its name or number; n000000
+    means no known identity"""
     sweep: bool = True
     """whether to find the best threshold; false keeps .4"""
     out: Path | None = None
@@ -79,9 +80,10 @@ class Test(Identify):
     """.csv table with the label of each unknown image; if given, scores are printed, and --plots,
     --worst and --out are allowed"""
     submit: Path | None = None
-    """.csv table to write instead of printing: index and label of each unknown image"""
+    """.csv table to write instead of printing: number, or name, and label of each unknown image"""
     sample: Path | None = None
-    """.csv table whose header and first column --submit copies; its rows must match the images"""
+    """.csv table whose rows, in any order, --submit fills: their first column is the name or number
+    of an image"""
     out: Path | None = None
     """with --truth: .json file to write, with the scores for `compare --verified`"""
 

@@ -1,8 +1,9 @@
 """Files of face verification: galleries and probes, tables of labels, and lists of image pairs.
 
 GALLERY/IDENTITY/FILE are images of known identities; probes are the files of a folder, in the order
-of their names.  A table of labels has a row per probe in that order: a label alone, or a key (the
-number or name of the file) and a label; a label is an identity of the gallery or `UNKNOWN_LABEL`.
+of their names.  A table of labels has a row per probe: a label alone, in that order, or a key (the
+name or number of the file) and a label, in any order; a label is an identity of the gallery or
+`UNKNOWN_LABEL`.  `match_rows` says which file a row is about.
 """
 
 import csv
@@ -45,6 +46,7 @@ class LabelTable(NamedTuple):
 
     header: tuple[str, ...] | None
     rows: list[LabelRow]
+    path: Path  # for messages
 
 
 class ImagePair(NamedTuple):
@@ -102,9 +104,7 @@ def read_truth(path: str | Path, identities: Sequence[str], files: Sequence[Path
     InputError for an unknown label, and for rows that do not match the files.
     """
     table = read_table(path)
-    wrong = mismatches(table, files)
-    if wrong:
-        raise InputError(f"{path} {wrong[0]} ({len(wrong)} such)")
+    places = match_rows(table, files)
     index = {name: number for number, name in enumerate(identities)} | {UNKNOWN_LABEL: -1}
     for row in table.rows:
         if row.label not in index:
@@ -112,7 +112,9 @@ def read_truth(path: str | Path, identities: Sequence[str], files: Sequence[Path
                 f"{path} row {row.line}: label must be an identity of the gallery or "
                 f"{UNKNOWN_LABEL}, got {row.label!r}"
             )
-    return np.array([index[row.label] for row in table.rows], np.int32)
+    true = np.empty(len(files), np.int32)
+    true[places] = [index[row.label] for row in table.rows]
+    return true
 
 
 def read_table(path: str | Path) -> LabelTable:
@@ -133,51 +135,117 @@ def read_table(path: str | Path) -> LabelTable:
             )
         key = words[column - 1] if len(words) == 2 else None
         rows.append(LabelRow(number, key, words[column]))
-    return LabelTable(header, rows)
+    return LabelTable(header, rows, Path(path))
 
 
-def mismatches(table: LabelTable, files: Sequence[Path]) -> list[str]:
-    """One line for each row of a table that does not match its file.
+def match_rows(table: LabelTable, files: Sequence[Path]) -> list[int]:
+    """The file of each row of a table: [N] indices into `files` [N], each of them once.
 
-    A key matches if it is the file's name, or its number counted from the key of the first row;
-    keys that are neither names nor numbers match every file.
+    Keys are names of files, or names without endings, or numbers, in any order.  Numbers are those
+    that are the names, if all names are numbers; otherwise, and if none of them is such a name,
+    they count the files in the order of their names.  So do rows without such keys.
+
+    InputError for a row without an image, or an image without a row or with two; and where counting
+    is ambiguous, since 10.png is before 2.png by name and after it by number.
     """
-    first = table.rows[0].key if table.rows else None
-    start = int(first) if first is not None and _is_number(first) else 0
-    found = []
-    for i, (row, file) in enumerate(zip(table.rows, files, strict=False)):
-        if row.key is None:
-            matches = True
-        elif _is_number(row.key):
-            matches = int(row.key) == start + i or row.key == file.stem
-        else:
-            is_name = Path(row.key).suffix.lower() in images.SUFFIXES
-            matches = not is_name or Path(row.key).name == file.name
-        if not matches:
-            found.append(f"row {row.line}: must be {start + i} or {file.name}, got {row.key}")
+    keys = [row.key for row in table.rows]
+    places = _find_by_name(keys, files)
+    if places is None:
+        _check_order(table, files)
+        places = _find_by_order(keys, len(files))
+    seen: dict[int, LabelRow] = {}
+    for row, place in zip(table.rows, places, strict=True):
+        location = f"{table.path} row {row.line}"
+        if place is None:
+            raise InputError(f"{location}: {row.key} is none of the {len(files)} images")
+        if seen.setdefault(place, row) is not row:
+            name = files[place].name
+            raise InputError(f"{location}: {name} is in row {seen[place].line} already")
+    missing = [file.name for place, file in enumerate(files) if place not in seen]
+    if missing:
+        raise InputError(f"{table.path}: no row for {missing[0]} ({len(missing)} such)")
+    return list(seen)
+
+
+def _find_by_name(keys: Sequence[str | None], files: Sequence[Path]) -> list[int | None] | None:
+    """The file of each key, None for unknown ones; or None if keys do not name files."""
+    given = [key for key in keys if key is not None]
+    names = [Path(key.replace("\\", "/")).name for key in given]
+    if not given or len(given) < len(keys):
+        return None
+    if any(name.lower().endswith(images.SUFFIXES) for name in names):
+        places = {file.name: place for place, file in enumerate(files)}
+        return [places.get(name) for name in names]
+    places = {file.stem: place for place, file in enumerate(files)}
+    if len(places) < len(files):  # names that differ in their endings only
+        return None
+    numbers = {int(stem): place for stem, place in places.items() if _is_number(stem)}
+    if len(numbers) == len(files) and all(map(_is_number, names)):
+        found = [numbers.get(int(name)) for name in names]
+    else:
+        found = [places.get(name) for name in names]
+    return None if set(found) == {None} else found
+
+
+def _find_by_order(keys: Sequence[str | None], count: int) -> list[int | None]:
+    """The place of each row: its number, counted from the lowest; or, without numbers, its own."""
+    numbers = [int(key) for key in keys if key is not None and _is_number(key)]
+    places = range(len(keys))
+    if len(numbers) == len(keys):
+        places = (number - min(numbers) for number in numbers)
+    return [place if place < count else None for place in places]
+
+
+def _check_order(table: LabelTable, files: Sequence[Path]) -> None:
+    """Raise InputError if rows cannot be counted."""
     if len(table.rows) != len(files):
         last = table.rows[-1].line if table.rows else 0
-        found.append(
-            f"row {last}: must have {len(files)} rows, one per image, got {len(table.rows)}"
+        raise InputError(
+            f"{table.path} row {last}: must have {len(files)} rows, one per image, got "
+            f"{len(table.rows)}"
         )
-    return found
+    if disorder := _disorder(files):
+        first, second = disorder
+        raise InputError(
+            f"{table.path}: ambiguous, since {first} is before {second} by name and after it by "
+            f"number; add a column with the names of the files"
+        )
+
+
+def _disorder(files: Sequence[Path]) -> tuple[str, str] | None:
+    """The names of two files, the first before the second by name and after it by number."""
+    by_name, by_number = (sorted(files, key=key) for key in (None, _natural_key))
+    pairs = zip(by_name, by_number, strict=True)
+    return next(((one.name, other.name) for one, other in pairs if one != other), None)
+
+
+def _natural_key(file: Path) -> list[tuple[int, str]]:
+    """Order of names in which numbers inside them count as numbers."""
+    parts = re.findall(r"(\d+)|(\D+)", file.name)
+    return [(int(number or 0), text) for number, text in parts]
 
 
 def submission_csv(
-    labels: Sequence[Any], sample: LabelTable | None = None, files: Sequence[Path] | None = None
+    labels: Sequence[Any],
+    files: Sequence[Path],
+    sample: LabelTable | None = None,
+    *,
+    named: bool = False,
 ) -> str:
-    """The text of a table of labels [N].
+    """The text of a table of the labels [N] of files [N], which `match_rows` reads.
 
-    The keys are numbers from 0, or the names of `files` [N], or those of the table `sample`, whose
-    header and order of columns are kept.
+    Rows, keys, header and the order of columns are those of the table `sample`.  Without one there
+    is a row per file; its key is the name, or, without `named`, the number if there is only one way
+    to number the files.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    header, keys = INDEX_HEADER, range(len(labels))
-    if files:
-        header, keys = FILE_HEADER, [file.name for file in files]
+    header, keys = FILE_HEADER, [file.name for file in files]
     if sample:
         header, keys = sample.header, [row.key for row in sample.rows]
+        labels = [labels[place] for place in match_rows(sample, files)]
+    elif not named:
+        header, keys = INDEX_HEADER, _number_files(files) or keys
     if header:
         writer.writerow(header)
     label_first = header is not None and len(header) == 2 and header[0].lower() == LABEL_COLUMN
@@ -185,6 +253,15 @@ def submission_csv(
         row = [label] if key is None else [key, label]
         writer.writerow(row[::-1] if label_first else row)
     return text.getvalue()
+
+
+def _number_files(files: Sequence[Path]) -> list[str] | None:
+    """The numbers that are the names of files, or numbers from 0; None if neither is clear."""
+    stems = [file.stem for file in files]
+    if not any(map(_is_number, stems)) and _disorder(files) is None:
+        return [str(number) for number in range(len(files))]
+    numbers = [str(int(stem)) for stem in stems if _is_number(stem)]
+    return numbers if len({*numbers}) == len(files) else None
 
 
 def read_pairs(path: str | Path, root: str | Path) -> PairList:

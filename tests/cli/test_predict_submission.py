@@ -73,18 +73,25 @@ def test_a_row_has_a_file_and_the_number_of_its_class(folder, capsys):
 
 @pytest.mark.parametrize("heading", ["Image,Label\n", ""])
 def test_rows_are_those_of_the_sample(folder, heading):
-    numbers = range(5, 5 + len(COLORS))
+    numbers = range(7, 7 + len(COLORS))
     blank = "".join(f"{number},0\n" for number in numbers)
     Path("sample.csv").write_text(heading + blank)
     assert submitted(folder, sample=Path("sample.csv")) == heading + rows(numbers)
 
 
-def test_rows_in_another_order_or_number_are_refused(folder):
+def test_a_sample_in_another_order_is_filled_by_name(folder):
     names = [path.name for path in verification_protocol.list_probes(folder)]
-    for wrong, count in ((names[::-1], 6), (names[:-1], 1), ([*names, "07.png"], 1)):
+    Path("sample.csv").write_text("id,label\n" + "".join(f"{name},0\n" for name in names[::-1]))
+    text = submitted(folder, sample=Path("sample.csv"))
+    assert text.splitlines() == ["id,label", *rows(names).splitlines()[::-1]]
+
+
+def test_a_sample_of_other_images_is_refused(folder):
+    names = [path.name for path in verification_protocol.list_probes(folder)]
+    for wrong, says in ((names[:-1], "no row for 06"), ([*names, "07.png"], "07.png is none of")):
         text = "".join(f"{name},0\n" for name in wrong)
         Path("sample.csv").write_text(f"id,label\n{text}")
-        with pytest.raises(InputError, match=f"sample.csv: {count} rows do not match.*row") as e:
+        with pytest.raises(InputError, match=f"sample.csv.*: {says}") as e:
             submitted(folder, sample=Path("sample.csv"))
         assert "\n" not in str(e.value)
     assert not Path("new").exists()

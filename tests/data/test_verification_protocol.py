@@ -79,7 +79,9 @@ def test_probes_are_in_alphabetical_order(tmp_path):
         "bob\nn000000\nann\n",
         "label\nbob\nn000000\nann",
         "Id,Label\n0,bob\n1,n000000\n2,ann\n",
-        "1,bob\n2,n000000\n3,ann\n",
+        "7,bob\n8,n000000\n9,ann\n",
+        "2,ann\n0,bob\n1,n000000\n",
+        "02.png,ann\n01.png,n000000\n00.png,bob\n",
         "file,label\n00.png,bob\nunknown/01.png,n000000\n02.png,ann\n",
         "label,index\r\nbob,0\r\nn000000,1\r\n\r\nann,2\r\n",
         "\ufefflabel\nbob\nn000000\nann\n",
@@ -97,8 +99,10 @@ def test_the_truth_has_a_label_per_image(tmp_path, text):
         ("label\nbob\neve\nann\n", "row 3: label must be .*, got 'eve'"),
         ("bob\nann\n", "row 2: must have 3 rows, one per image, got 2"),
         ("", "row 0: must have 3 rows, one per image, got 0"),
-        ("0,bob\n2,ann\n1,ann\n", "row 2: must be 1 or 01.png, got 2 .2 such"),
-        ("00.png,bob\n02.png,ann\n01.png,ann\n", "row 2: must be 1 or 01.png, got 02.png"),
+        ("0,bob\n2,ann\n2,ann\n", "row 3: 02.png is in row 2 already"),
+        ("0,bob\n2,ann\n", "no row for 01.png .1 such"),
+        ("1,bob\n2,ann\n3,ann\n", "row 3: 3 is none of the 3 images"),
+        ("00.png,bob\n01.jpg,ann\n02.png,ann\n", "row 2: 01.jpg is none of the 3 images"),
         ("a,b,bob\n", "row 1: 3 columns"),
         ("index,label\n0,bob\nann\n2,ann\n", "row 3: 1 columns"),
         ("label\n" + "b\0b\n" * 3, "row 2: label must be .*, got 'b.x00b'|not a table"),
@@ -118,40 +122,82 @@ def test_a_file_that_is_not_a_table_is_refused(tmp_path):
     )
 
 
-def test_keys_may_be_the_stems_of_the_files(tmp_path):
-    files = [Path(name) for name in ("0.png", "1.png", "10.png", "2.png")]
-    table = verification_protocol.read_table(written(tmp_path, "0,ann\n1,ann\n10,ann\n2,bob\n"))
-    assert not verification_protocol.mismatches(table, files)
+def matched(tmp_path, names, keys):
+    """The names of the files that the rows with these keys are about."""
+    files = sorted(tmp_path / name for name in names)
+    table = verification_protocol.read_table(written(tmp_path, "".join(f"{k},x\n" for k in keys)))
+    return [files[place].name for place in verification_protocol.match_rows(table, files)]
 
 
-def test_each_mismatch_is_a_line(tmp_path):
-    table = verification_protocol.read_table(written(tmp_path, "index,label\n0,a\n2,a\n1,a\n3,a\n"))
-    assert verification_protocol.mismatches(table, FILES) == [
-        "row 3: must be 1 or 01.png, got 2",
-        "row 4: must be 2 or 02.png, got 1",
-        "row 5: must have 3 rows, one per image, got 4",
-    ]
+NUMBERED = [f"{i}.png" for i in range(12)]  # 10.png and 11.png are before 2.png by name
 
 
-def test_a_submission_has_the_header_and_keys_of_its_sample(tmp_path):
-    assert verification_protocol.submission_csv(["a", "b"]) == "index,label\n0,a\n1,b\n"
+@pytest.mark.parametrize(
+    ("names", "keys", "found"),
+    [
+        (NUMBERED, range(12), NUMBERED),
+        (NUMBERED, range(11, -1, -1), NUMBERED[::-1]),
+        (["07.png", "8.png", "09.png"], ["9", "008", "7"], ["09.png", "8.png", "07.png"]),
+        (["100.png", "101.png"], [1, 0], ["101.png", "100.png"]),
+        (["a1.png", "a2.png"], [6, 5], ["a2.png", "a1.png"]),
+        (["a1.png", "a2.jpg"], ["a2", "a1"], ["a2.jpg", "a1.png"]),
+        (["a1.png", "a2.png"], ["unknown/a2.png", "x\\a1.png"], ["a2.png", "a1.png"]),
+        (["a1.png", "a2.png"], ["x", "y"], ["a1.png", "a2.png"]),
+    ],
+)
+def test_a_key_is_a_name_or_a_number_in_any_order(tmp_path, names, keys, found):
+    assert matched(tmp_path, names, keys) == found
+
+
+@pytest.mark.parametrize("keys", [range(20, 32), "abcdefghijkl"])
+@pytest.mark.parametrize("prefix", ["", "img"])
+def test_an_ambiguous_order_is_refused(tmp_path, prefix, keys):
+    names = [prefix + name for name in NUMBERED]
+    refused(f"{prefix}10.png is before {prefix}2.png by name", matched, tmp_path, names, keys)
+    files = sorted(map(Path, names))
+    table = verification_protocol.read_table(written(tmp_path, "ann\n" * 12))
+    refused("ambiguous", verification_protocol.match_rows, table, files)
+
+
+@pytest.mark.parametrize(
+    ("names", "keys"),
+    [
+        (NUMBERED, ["0", "1", "10", "11", *"23456789"]),
+        (["7.png", "08.png"], ["8", "7"]),
+        (["a.png", "b.png"], ["0", "1"]),
+        (["a10.png", "a2.png"], ["a10.png", "a2.png"]),
+        (["1.png", "a.png"], ["1.png", "a.png"]),
+        (["01.png", "1.png"], ["01.png", "1.png"]),
+    ],
+)
+def test_a_submission_without_a_sample_has_clear_keys(tmp_path, names, keys):
+    files = sorted(map(Path, names))
+    labels = [file.stem for file in files]
+    text = verification_protocol.submission_csv(labels, files)
+    rows = [f"{key},{label}" for key, label in zip(keys, labels, strict=True)]
+    assert text.splitlines() == ["index,label", *rows]
+    table = verification_protocol.read_table(written(tmp_path, text))
+    assert verification_protocol.match_rows(table, files) == [*range(len(files))]
+
+
+def test_a_submission_has_the_header_and_rows_of_its_sample(tmp_path):
     files = [tmp_path / "x.jpg", tmp_path / "y.jpg"]
-    assert (
-        verification_protocol.submission_csv([7, 0], files=files) == "id,label\nx.jpg,7\ny.jpg,0\n"
-    )
+    csv = verification_protocol.submission_csv
+    assert csv([7, 0], files, named=True) == "id,label\nx.jpg,7\ny.jpg,0\n"
     for heading in ("Id,Label\n", "", "label,id\n"):
-        rows = "x,7\ny,8\n" if heading.startswith("label") else "7,x\n8,y\n"
+        rows = "q,8\np,7\n" if heading.startswith("label") else "8,q\n7,p\n"
         sample = verification_protocol.read_table(written(tmp_path, heading + rows))
-        expected = heading + rows.replace("x", "a").replace("y", "b")
-        assert verification_protocol.submission_csv(["a", "b"], sample) == expected
+        expected = heading + rows.replace("q", "b").replace("p", "a")
+        assert csv(["a", "b"], files, sample) == expected
 
 
 @given(
     st.lists(st.sampled_from([*NAMES, verification_protocol.UNKNOWN_LABEL]), min_size=1, max_size=9)
 )
 def test_a_submission_is_read_as_written(tmp_path_factory, labels):
-    path = written(tmp_path_factory.mktemp("t"), verification_protocol.submission_csv(labels))
     files = [Path(f"{i}.png") for i in range(len(labels))]
+    text = verification_protocol.submission_csv(labels, files)
+    path = written(tmp_path_factory.mktemp("t"), text)
     found = verification_protocol.read_truth(path, NAMES, files)
     assert [(*NAMES, verification_protocol.UNKNOWN_LABEL)[i] for i in found] == labels
 
