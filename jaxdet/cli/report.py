@@ -51,6 +51,10 @@ LAYER_HEADINGS = summary.HEADINGS | {
 }
 PLATEAU_RISE, PLATEAU_EPOCHS = 0.002, 5  # the rest of a run rises less, over so many epochs
 LEVELS = ("high", "medium", "low")  # of `CUTOFFS`
+HELD_OUT_NOTE = (
+    "No threshold is judged on the images that it was found with: on dev, each tenth of the images "
+    "is judged at the best threshold of the others."
+)
 VERIFICATION = "verification"  # entry of `CUTOFFS` for the accuracy of `jaxdet verify`
 
 
@@ -260,7 +264,7 @@ def _cutoffs_part(
     for one in evaluated:
         scores = {name: (one.row[name], cuts) for name, cuts in cutoffs.items() if name in one.row}
         for of in verified.get(one.row["run"], ()):
-            scores[f"{VERIFICATION}, {of['part']}"] = of["accuracy"], cutoffs[VERIFICATION]
+            scores[f"{VERIFICATION}, {of['part']}"] = of["held_out_accuracy"], cutoffs[VERIFICATION]
         row = {"run": one.row["run"]}
         for name, (value, cuts) in scores.items():
             row |= {name: value, f"{name} level": level(value, cuts)}
@@ -270,7 +274,8 @@ def _cutoffs_part(
         for name, cuts in cutoffs.items()
     ]
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    return ["## Cut-offs", f"{'; '.join(goals)}.", tables.to_markdown(rows, columns)]
+    held_out = [HELD_OUT_NOTE] if any(verified.values()) else []
+    return ["## Cut-offs", f"{'; '.join(goals)}.", *held_out, tables.to_markdown(rows, columns)]
 
 
 def _system_part(system: str, evaluated: Sequence[EvaluatedRun]) -> list[str]:

@@ -97,8 +97,8 @@ def read_scores(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     scores = content["scores"]
-    if not isinstance(scores, dict) or not {"part", "accuracy"} <= scores.keys():
-        raise InputError(f"{path}: has no scores; run `jaxdet verify dev` again")
+    if not isinstance(scores, dict) or not {"part", "held_out_accuracy"} <= scores.keys():
+        raise InputError(f"{path}: has no scores on held-out images; run `jaxdet verify` again")
     return content
 
 

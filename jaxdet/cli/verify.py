@@ -21,7 +21,7 @@ from jaxdet.ops import embeddings
 from jaxdet.types import Array
 
 MAX_PAIRS = 10_000_000  # pairs of images for AUC, ROC curve and histogram
-DEFAULT_FOLDS = 10  # for a list of pairs that gives no number of folds
+DEFAULT_FOLDS = 10  # for probes, and for a list of pairs that gives no number of folds
 THUMBNAIL_SIDE = 112  # pixels
 
 Scores = dict[str, Any]
@@ -51,6 +51,7 @@ def dev(options: verify_options.Dev) -> int:
         )
         best = found.scores_at(threshold)
         scores |= {f"best_{name}": value for name, value in best.items()}
+        scores |= found.held_out()
     _print_scores(options, embedder, {**scores, **found.separation()})
     _write_results(options, "dev", threshold, embedder, found)
     return 0
@@ -231,13 +232,26 @@ class Identification(NamedTuple):
         }
 
     def scores_at(self, threshold: float) -> Scores:
-        """Accuracy over probes, and correct acceptances per gallery identity."""
-        accepted = (self.predicted == self.true) & (self.score >= threshold)
+        """Accuracy over probes, and the fraction of gallery identities found in at least one."""
+        right = (self.predicted == self.true) & (self.score >= threshold)
         return {
             "threshold": float(threshold),
             "accuracy": float(self.is_correct(threshold).mean()),
-            "known_accuracy": int(accepted.sum()) / len(self.gallery.identities),
+            "known_accuracy": len(np.unique(self.true[right])) / len(self.gallery.identities),
         }
+
+    def held_out(self) -> Scores:
+        """Accuracy where each fold of the probes is judged at the best threshold of the others."""
+        count = len(self.probes)
+        if count < 2:
+            return {}
+        found = verification_metrics.cross_validate(
+            self.score,
+            self.predicted == self.true,
+            np.arange(count) % min(DEFAULT_FOLDS, count),
+            reject=self.true < 0,
+        )
+        return {"held_out_accuracy": found.mean}
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray]:
         """(similarity, whether of the same identity) of pairs of a probe and a gallery image."""
@@ -364,6 +378,9 @@ def _write_results(
         _plot_thresholds(options, found, threshold)
     if options.out:
         scores = {"part": part, **found.counts(), **found.scores_at(threshold)}
+        scores["held_out_accuracy"] = scores["accuracy"]
+        if getattr(options, "sweep", False):  # the threshold was found with these images
+            scores |= found.held_out()
         how = {"metric": options.metric, "reduce": options.reduce}
         thresholds.write(options.out, float(threshold), embedder.checkpoint_id, scores, **how)
         _print_line(options, f"wrote {options.out}")

@@ -56,8 +56,9 @@ class Dev(Identify):
     """Find the threshold at which the most similar identity is accepted with the best accuracy.
 
     Prints scores at the default threshold .4 (cosine only) and at the best one.  `accuracy` is the
-    fraction of correct decisions; `known_accuracy` is the number of correctly identified images per
-    known identity.
+    fraction of correct decisions; `known_accuracy` is the fraction of known identities that are
+    found, that is, given to at least one of their own images.  The best threshold is found with
+    these images; `held_out_accuracy` judges each tenth of them at the best threshold of the others.
     """
 
     truth: Path

@@ -139,16 +139,23 @@ def best_threshold(
 
 
 def cross_validate(
-    scores: Array, same: Array, folds: int | Array = 10, thresholds: Array | None = None
+    scores: Array,
+    accept: Array,
+    folds: int | Array = 10,
+    thresholds: Array | None = None,
+    *,
+    reject: Array | None = None,
 ) -> CrossValidation:
     """Accuracy of verification, each fold evaluated at the best threshold of all other folds.
 
     folds: their number, for consecutive folds, or the fold [N] of each pair.
-    thresholds: as in `best_threshold`.
+    accept, thresholds, reject: as in `best_threshold`; for pairs, `accept` is whether they are of
+    the same identity.
     Raises InputError for fewer than two folds, or fewer pairs than folds.
     Huang et al. 2007, Labeled Faces in the Wild, who report the standard error over folds.
     """
-    scores, same = _check_pairs(scores, same)
+    scores, accept = _check_pairs(scores, accept)
+    reject = ~accept if reject is None else _check_pairs(scores, reject)[1]
     fold = np.asarray(folds) if np.ndim(folds) else consecutive_folds(len(scores), int(folds))
     names, results = np.unique(fold), []
     if len(names) < 2:
@@ -157,8 +164,12 @@ def cross_validate(
         )
     for name in names:
         inside = fold == name
-        threshold, _ = best_threshold(scores[~inside], same[~inside], thresholds)
-        (accuracy,) = accuracy_at_thresholds(scores[inside], same[inside], [threshold])
+        threshold, _ = best_threshold(
+            scores[~inside], accept[~inside], thresholds, reject=reject[~inside]
+        )
+        (accuracy,) = accuracy_at_thresholds(
+            scores[inside], accept[inside], [threshold], reject=reject[inside]
+        )
         results.append((accuracy, threshold))
     accuracies, chosen = np.array(results).T
     error = accuracies.std(ddof=1) / len(names) ** 0.5
