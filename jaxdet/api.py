@@ -106,6 +106,31 @@ def train(
     Raises InputError for invalid options or data, and `DivergedError` when the loss is not finite.
     """
     folder, show = Path(folder), show or Progress(quiet=True)
+    experiment = run_training(
+        config,
+        folder,
+        resume=resume,
+        overwrite=overwrite,
+        show=show,
+        callbacks=callbacks,
+        stop=stop,
+        spent=spent,
+    )
+    return _restore(folder, "best", experiment, show.line)
+
+
+def run_training(
+    config: TrainConfig | Experiment,
+    folder: Path,
+    *,
+    resume: bool,
+    overwrite: bool,
+    show: Progress,
+    callbacks: Sequence[Callback] = (),
+    stop: Callable[[], bool] = lambda: False,
+    spent: float = 0.0,
+) -> Experiment:
+    """`train` without restoring the best checkpoint; returns the experiment that was trained."""
     own = config if isinstance(config, Experiment) else None
     system = "" if own else runs.system_of(config)
     config = runs.absolute_paths(own.config if own else conform(config))
@@ -152,7 +177,7 @@ def train(
         finally:
             clock.keep()
         show.line(_end(folder, experiment.config, complete, clock))
-    return _restore(folder, "best", experiment, show.line)
+    return experiment
 
 
 def load(
@@ -422,8 +447,7 @@ def _restore(
     folder: Path, checkpoint: str | int, experiment: Experiment, warn: Callable[[str], None]
 ) -> Run:
     """A run with the variables of a checkpoint."""
-    state = jax.eval_shape(training_state.init_fn(experiment))
-    like = training_state.join_variables(state.params, state.stats)
+    like = training_state.variable_shapes(experiment)
     step, variables, epoch = checkpoints.restore_variables(folder, like, str(checkpoint), warn)
     return Run(folder, experiment, step, variables, epoch)
 

@@ -26,6 +26,8 @@ for number, handler in DEFAULTS.items():
         signal.signal(number, handler)
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 
 # Most of the time is compiling, and what is compiled here runs for moments.  Commands that tests
 # start as processes of their own are optimized as always.
@@ -34,6 +36,15 @@ jax.config.update("jax_disable_most_optimizations", True)
 
 # Traces leave millions of objects that live on; looking through them all takes a tenth of the time.
 gc.set_threshold(100_000, 50, 100)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unfitted_margins(request):
+    """Leave the margins of figures as they are: fitting them takes half the time of a figure."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.parent.name != "plots":
+            patch.setattr(Figure, "set_layout_engine", lambda figure, layout=None, **options: None)
+        yield
 
 
 WHOLE_COMMANDS = ("benchmarks", "cli", "tests", "training")  # folders of the longest tests

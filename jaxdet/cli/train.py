@@ -27,7 +27,7 @@ def run(
     if received:
         show.line("stopped before the training began: there is nothing to save")
     else:
-        trained = api.train(
+        experiment = api.run_training(
             config,
             folder,
             resume=options.resume,
@@ -37,7 +37,7 @@ def run(
             spent=progress.since_start() or 0.0,
         )
         if not received:
-            _show_labels(folder, trained.config, show)
+            _show_labels(folder, experiment.config, show)
     return 130 if signal.SIGINT in received else 0
 
 

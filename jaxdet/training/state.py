@@ -47,8 +47,7 @@ def create_state(
     """The initial state; `data` gives shapes and types of a batch.  Traceable."""
     root = jax.random.key(seed)
     context = StepContext(True, jnp.int32(0), jnp.int32(0), hparams)
-    batch = _blank_batch(data, task, context)
-    variables = task.init(rng.fold_in(root, rng.INIT), batch)
+    batch, variables = _init_variables(root, data, task, context)
     params, stats = variables["params"], variables.get("batch_stats", {})
     _, (_, terms) = jax.eval_shape(lambda v, b: task.loss(v, b, root, context), variables, batch)
     return TrainState(
@@ -61,6 +60,17 @@ def create_state(
         key=root,
         bookkeeping=_bookkeeping(terms) | ({"plateau": plateau.init(ZERO)} if plateau else {}),
     )
+
+
+def variable_shapes(experiment: Experiment) -> Tree:
+    """Shapes and types of the network's variables, without those of the optimizer."""
+    context = StepContext(True, jnp.int32(0), jnp.int32(0), experiment.initial_hparams)
+
+    def init(data):
+        _, variables = _init_variables(jax.random.key(0), data, experiment.task, context)
+        return join_variables(variables["params"], variables.get("batch_stats", {}))
+
+    return jax.eval_shape(init, experiment.splits["train"].first(1).arrays)
 
 
 def variables_of(state: TrainState) -> Tree:
@@ -85,13 +95,20 @@ def load_pretrained(state: TrainState, load: Callable[[Tree], Tree]) -> TrainSta
 def validate_weights(experiment: Experiment) -> None:
     """Raise InputError if the pretrained weights of an experiment do not fit its network."""
     if experiment.load_pretrained:
-        state = jax.eval_shape(init_fn(experiment))
-        experiment.load_pretrained(join_variables(state.params, state.stats))
+        experiment.load_pretrained(variable_shapes(experiment))
 
 
 def plateau_scale(bookkeeping: dict[str, Any]) -> Any:
     """The factor by which plateaus have lowered the learning rate."""
     return bookkeeping["plateau"].scale if "plateau" in bookkeeping else 1.0
+
+
+def _init_variables(
+    root: Array, data: Batch, task: Task, context: StepContext
+) -> tuple[Batch, Tree]:
+    """(the blank batch, the variables that it initializes)."""
+    batch = _blank_batch(data, task, context)
+    return batch, task.init(rng.fold_in(root, rng.INIT), batch)
 
 
 def _blank_batch(data: Batch, task: Task, context: StepContext) -> Batch:
