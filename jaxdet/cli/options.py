@@ -47,7 +47,7 @@ class Sweep(Process):
     grid: str = ""
     """named options and values of the system, see its configuration: cifar10 has arch, batch, aug,
     loss, opt and act; detect has ablation; faces has arch, loss, head, opt, schedule, dropout,
-    squeeze, act and reference"""
+    squeeze, act, reference and reference_tenth"""
     resume: bool = False
     """resume the runs in --out"""
     overwrite: bool = False

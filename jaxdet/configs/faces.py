@@ -90,23 +90,53 @@ _DEEP = (
     "--activation relu6"
 )
 _LAST = f"{_DEEP} --strides 1 1 2 2 2 --se-ratios .25 .25 .25 .25 .25 --optimizer sgd"
-_REFERENCE = (  # see docs/assignments.md; strides of 2 where channels double
-    f"{_PLAIN} --block convnext --channels 32 32 64 64 128 128 128 128 --strides 1 1 2 1 2 1 1 1 "
-    "--epochs 500 --schedule restarts --restart-period 20 --optimizer sgd --lr .01",
-    f"{_PLAIN} --channels 32 64 64 128 128 256 --strides 1 2 1 2 1 2 "
-    "--epochs 500 --schedule restarts --restart-period 20 --optimizer sgd --lr .01",
-    f"{_PLAIN} --channels 32 64 128 256 --strides 1 2 2 2 --stage-dropout .1 .1 .1 .1 "
-    "--epochs 500 --schedule plateau --optimizer adamw --lr .01",
-    f"{_DEEP} --strides 1 2 2 2 2 --se-ratios 0 0 .25 .25 .25 "
-    "--epochs 500 --schedule restarts --restart-period 5 --optimizer adamw --lr .01",
+_AUTHOR_ROWS = (  # options, epochs, restart period or 0; see docs/assignments.md
+    (  # strides of 2 where channels double
+        f"{_PLAIN} --block convnext --channels 32 32 64 64 128 128 128 128 "
+        "--strides 1 1 2 1 2 1 1 1 --optimizer sgd --lr .01",
+        *(500, 20),
+    ),
+    (
+        f"{_PLAIN} --channels 32 64 64 128 128 256 --strides 1 2 1 2 1 2 --optimizer sgd --lr .01",
+        *(500, 20),
+    ),
+    (
+        f"{_PLAIN} --channels 32 64 128 256 --strides 1 2 2 2 --stage-dropout .1 .1 .1 .1 "
+        "--optimizer adamw --lr .01",
+        *(500, 0),
+    ),
+    (
+        f"{_DEEP} --strides 1 2 2 2 2 --se-ratios 0 0 .25 .25 .25 --optimizer adamw --lr .01",
+        *(500, 5),
+    ),
     *(
-        f"{_LAST} --epochs {epochs} --schedule restarts --restart-period {period} --lr {lr}"
+        (f"{_LAST} --lr {lr}", epochs, period)
         for epochs, period, lr in (
             *((500, 20, 0.01), (150, 20, 0.1), (150, 50, 0.01), (150, 60, 0.01)),
             *((95, 100, 0.01), (145, 150, 0.01), (195, 200, 0.01), (478, 20, 0.001)),
         )
     ),
 )
+PATIENCE = 100  # of early stopping in these rows, and at least the period of the restarts
+
+
+def _reference_rows(scale: int = 1) -> tuple[str, ...]:
+    """Options of each row, with epochs, periods and patience divided by `scale` > 1.
+
+    Then the last cosine of each run is complete.
+    """
+    rows = []
+    for words, epochs, period in _AUTHOR_ROWS:
+        patience, schedule = max(PATIENCE, period) // scale, "plateau"
+        if scale > 1:
+            period = max(period // scale, 1) if period else 0
+            cycle = period or 1
+            epochs = round(epochs / scale / cycle) * cycle
+        if period:
+            schedule = f"restarts --restart-period {period}"
+        rows.append(f"{words} --epochs {epochs} --patience {patience} --schedule {schedule}")
+    return tuple(rows)
+
 
 if TYPE_CHECKING:
     Model = str
@@ -136,7 +166,8 @@ class Config(BackboneOptions):
         "dropout": "--model bottleneck --stage-dropout 0,0,0,0,0 .1,.1,.1,.1,.1 .2,0,.2,0,.2",
         "squeeze": "--model bottleneck --se-ratios 0,0,0,0,0 0,0,.25,.25,.25 .25,.25,.25,.25,.25",
         "act": "--model bottleneck --activation relu relu6 gelu",
-        "reference": _REFERENCE,
+        "reference": _reference_rows(),
+        "reference_tenth": _reference_rows(10),
     }
 
     root: str = ""

@@ -332,24 +332,35 @@ def test_every_run_of_a_grid_has_a_network(name):
         configs.network("faces", config)
 
 
+ROWS = [  # epochs, period, learning rate of rows 5 to 12 of the table of assignment 4
+    *((500, 20, 0.01), (150, 20, 0.1), (150, 50, 0.01), (150, 60, 0.01)),
+    *((95, 100, 0.01), (145, 150, 0.01), (195, 200, 0.01), (478, 20, 0.001)),
+]
+
+
 def test_the_reference_grid():
-    found = {title: config for config, title in grid_runs("reference", "--epochs", "3").items()}
+    found = {title: config for config, title in grid_runs("reference").items()}
     assert list(found) == [f"reference{row:02d}" for row in range(1, 13)]
-    assert {config.epochs for config in found.values()} == {3}
-    last = Config(epochs=3, batch=128, **LAST_ROWS, activation="relu6", optimizer="sgd")
-    rows = ((20, 0.01), (20, 0.1), (50, 0.01), (60, 0.01), (100, 0.01), (150, 0.01))
-    for row, (period, lr) in enumerate((*rows, (200, 0.01), (20, 0.001)), 5):
-        expected = replace(last, schedule="restarts", restart_period=period, lr=lr)
+    last = Config(batch=128, **LAST_ROWS, activation="relu6", optimizer="sgd", schedule="restarts")
+    for row, (epochs, period, lr) in enumerate(ROWS, 5):
+        options = {"epochs": epochs, "restart_period": period, "lr": lr}
+        expected = replace(last, **options, patience=max(100, period))
         assert found[f"reference{row:02d}"] == expected
     first = found["reference01"]
     assert all(getattr(first, name) == value for name, value in FIRST_ROW.items())
     assert found["reference03"].schedule == "plateau" and found["reference03"].optimizer == "adamw"
-    assert [config.epochs for config in grid_runs("reference")] == [500] * 5 + [150] * 3 + [
-        95,
-        145,
-        195,
-        478,
-    ]
+    assert {config.epochs for config in grid_runs("reference", "--epochs", "3")} == {3}
+
+
+def test_a_tenth_of_the_reference_grid_has_complete_cycles():
+    runs, whole = (list(grid_runs(name)) for name in ("reference_tenth", "reference"))
+    found = [(config.epochs, config.restart_period) for config in runs[4:]]
+    assert found == [(50, 2), (16, 2), (15, 5), (12, 6), (10, 10), (15, 15), (20, 20), (48, 2)]
+    for run, full in zip(runs, whole, strict=True):
+        period = run.restart_period if run.schedule == "restarts" else 1
+        assert run.epochs % period == 0 and run.patience >= period
+        names = ("epochs", "restart_period", "patience")
+        assert replace(run, **{name: getattr(full, name) for name in names}) == full
 
 
 def test_the_table_row_of_a_run():
