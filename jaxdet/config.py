@@ -98,6 +98,9 @@ class TrainConfig:
     """root of all random keys and of the order of the data"""
     eval_first: bool = True
     """evaluate before the first epoch"""
+    count_operations: bool = False
+    """after each epoch, print and record the additions, multiplications, maxima and operations per
+    second of its training and of its evaluation"""
     monitor: Literal["val", "test"] = "val"
     """split that is evaluated before the first epoch and after each; test: the test split as well,
     whose scores are only recorded: they select no checkpoint and end no run"""

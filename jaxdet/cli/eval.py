@@ -51,7 +51,9 @@ def run(options: Eval) -> int:
             common.warn(f"--plots has nothing to draw of a run of {run.system}")
         elif options.plots:
             _draw(rows, scores, run.classes, options.plots / split)
-        scores |= cost_summary(scores, evaluator.operations(run.variables), seconds)
+        scores |= cost_summary(
+            scores, evaluator.operations(run.variables) * evaluator.count, seconds
+        )
         if options.json:
             print(json.dumps({"step": run.step, "split": split, **scores}))
         elif report:

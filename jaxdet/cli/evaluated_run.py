@@ -56,7 +56,7 @@ def evaluate(
     scorer.compile(run.variables)
     scores, seconds = timing.timed(lambda: scorer(run.variables, run.epoch))
     predictions = scores.pop("predictions")
-    operations = scorer.operations(run.variables) // scorer.count
+    operations = scorer.operations(run.variables)
     metrics, config = run_dir.read_metrics(run.folder), run.config
     row = {
         "run": name,

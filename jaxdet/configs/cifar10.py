@@ -139,6 +139,7 @@ class Config(TrainConfig):
     batch: int = 4
     eval_batch: int = 400
     optimizer: Optimizer = "sgd"
+    count_operations: bool = True
     schedule: Schedule = "constant"
 
 

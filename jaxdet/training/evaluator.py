@@ -93,13 +93,13 @@ class Evaluator:
         with memory.explained(self.config, "eval_batch"):
             jax.block_until_ready(self.step(variables, self.data, self.hparams, np.int32(0), rows))
 
-    def operations(self, variables: Tree) -> int:
-        """Number of operations of the predictions for the whole split, see `flops.count`."""
+    def operations(self, variables: Tree) -> flops.OpCounts:
+        """Operations of the prediction for one image, see `flops.count`."""
         rows = {"index": np.zeros(1, np.int32), "real": np.ones(1, np.float32)}
         context = StepContext(False, jnp.int32(0), jnp.int32(0), self.hparams)
         data = self.source.first(1).arrays
         batch = jax.eval_shape(lambda data: prepare_batch(self.task, data, rows, context), data)
-        return flops.count(self.task.predict, variables, batch["image"]).total() * self.count
+        return flops.count(self.task.predict, variables, batch["image"]).sum()
 
     def _batches(self) -> Iterator[tuple[Any, np.ndarray]]:
         """(rows, mask of real rows [B]) of every batch."""
@@ -154,12 +154,22 @@ def samples(
     return jax.device_get(prepare(batch))
 
 
-def cost_summary(scores: dict[str, Any], operations: int, seconds: float) -> dict[str, Any]:
+def cost_summary(scores: dict[str, Any], counts: flops.OpCounts, seconds: float) -> dict[str, Any]:
     """Cost of an evaluation (operations, seconds, operations per second), and its error rate."""
     error = {"error_rate": 1 - scores["accuracy"]} if "accuracy" in scores else {}
     return {
         **error,
-        "operations": operations,
+        **operation_kinds(counts),
         "seconds": seconds,
-        "operations_per_second": operations / seconds,
+        "operations_per_second": counts.total() / seconds,
+    }
+
+
+def operation_kinds(counts: flops.OpCounts) -> dict[str, int]:
+    """Additions, multiplications, maxima, and all operations, other kinds included."""
+    return {
+        "additions": counts.additions,
+        "multiplications": counts.multiplications,
+        "maxima": counts.maxima,
+        "operations": counts.total(),
     }

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -11,8 +12,10 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from jaxdet import flops, tables
 from jaxdet.config import TrainConfig
 from jaxdet.data import sampler
+from jaxdet.flops import OpCounts
 from jaxdet.training import checkpoint, evaluator, host_init, memory, parallel, progress, run_dir
 from jaxdet.training import state as training_state
 from jaxdet.training.experiment import Experiment
@@ -116,6 +119,7 @@ class CompiledSteps:
         if not self.steps_per_call and not (self.looped and self.data):
             self.steps_per_call = 1
         self.timed_calls = 0
+        self.scales, self.counts = experiment.scales, {}  # size -> operations of a step
 
     def by_call(self, batches: Iterable[Any]) -> Iterator[list[Any]]:
         """Yield the batches of each call; the last call of an epoch may have fewer."""
@@ -157,6 +161,13 @@ class CompiledSteps:
             steps = math.ceil(CALL_SECONDS / (time.monotonic() - begun))
             self.steps_per_call = min(max(1, steps), MAX_CALL_STEPS)
         return state
+
+    def operations(self, state: TrainState, rows: Any, size: int = 0) -> OpCounts:
+        """Operations of a step at the index `size` of the image sizes, update included."""
+        if size not in self.counts:
+            step = partial(self.pure, scale=self.scales[size], axis=None)
+            self.counts[size] = flops.count(step, state, self.data, rows).sum()
+        return self.counts[size]
 
     def _replicate(self, arrays: Batch, before: "CompiledSteps | None") -> Batch:
         if before and before.devices == self.devices:
@@ -217,9 +228,9 @@ class Loop:
         self.hparams = parallel.replicate(experiment.hparams, compiled.devices)
         self.state = self._initial_state()
         self._plan_steps(int(self.state.hparams["steps"]))
-        self.step = int(jax.device_get(self.state.step))
+        self.step = self.began_at = int(jax.device_get(self.state.step))
         self.first_step_done, self.stopping = False, False
-        self.operations: int | None = None
+        self.operations: OpCounts | None = None  # of an evaluation
         self.together = 1  # number of runs in the program of the last epoch
         self.saver = Saver(self.folder, self._announce)
         # Callbacks on checkpoints are called, and may stop the run, at the step of the checkpoint.
@@ -279,8 +290,9 @@ class Loop:
         trained = time.monotonic() - self.began if book["count"] else 0.0
         variables = training_state.variables_of(self.state)
         if self.operations is None:
-            counts = [of.operations(variables) for of in self.compiled.evaluators.values()]
-            self.operations = sum(counts)
+            scorers = self.compiled.evaluators.values()
+            counts = (of.operations(variables) * of.count for of in scorers)
+            self.operations = sum(counts, OpCounts())
         begun = time.monotonic()
         epochs = completed_epochs(self.state)
         scores = {
@@ -290,6 +302,8 @@ class Loop:
         seconds = {"train": trained, "eval": time.monotonic() - begun}
         score = self._selection_score(scores["val"]) if "val" in scores else None
         means = _means(book) if book["count"] else None
+        counted = self._count_operations(book) if self.config.count_operations else None
+        resumed = self.began_at > self.step - int(book["count"])
         book = self._after_plateau(_after_evaluation(book, self.step, score), score)
         scale = training_state.plateau_scale(book)
         metrics = {
@@ -300,6 +314,7 @@ class Loop:
             "val": None,
             **scores,
             "time": seconds,
+            **({"operations": counted} if counted else {}),
             **({"together": self.together} if self.together > 1 else {}),
         }
         self.saver.wait()  # a checkpoint counts the lines of metrics
@@ -308,11 +323,25 @@ class Loop:
         self._plan_anew()
         self.save(score)
         best = score is not None and int(book["best_step"]) == self.step
-        rate = self.operations / seconds["eval"]
+        rate = self.operations.total() / seconds["eval"]
         epochs = self.plan.steps // self.plan.epoch_steps
         text = _summary_line(metrics, self.config, epochs, best, rate)
         self._notify("on_evaluation", EvaluationEvent(metrics, best, text))
+        if counted:
+            known = {"eval": seconds["eval"]} if resumed else seconds
+            self.show.line(_operations_table(counted, known))
         self._draw()
+
+    def _count_operations(self, book: dict[str, Any]) -> dict[str, dict[str, int]]:
+        """Operations by kind of the steps since the last evaluation, and of the evaluation."""
+        counts, sizes = OpCounts(), len(self.compiled.steps)
+        taken = range(self.step - int(book["count"]), self.step)
+        drawn = Counter(sampler.draw_size(self.config.seed, step, sizes) for step in taken)
+        for size, steps in drawn.items():
+            (rows,) = self.source.batches(self.batch_indices()[:1])
+            counts += self.compiled.operations(self.state, rows, size) * steps
+        passes = {"train": counts, "eval": self.operations or OpCounts()}
+        return {name: evaluator.operation_kinds(of) for name, of in passes.items() if of.total()}
 
     def _selection_score(self, scores: dict[str, Any]) -> tuple[float, float]:
         """The validation score and loss by which checkpoints are compared, in float32."""
@@ -449,6 +478,19 @@ def _after_evaluation(
         book |= {"best_score": np.float32(score[0]), "best_loss": np.float32(score[1])}
         book |= {"best_step": np.int32(step)}
     return book
+
+
+def _operations_table(counted: dict[str, dict[str, int]], seconds: dict[str, float]) -> str:
+    """The operations of an epoch's training and evaluation, by kind, and how many per second.
+
+    seconds: without those of a training that an earlier process began.
+    """
+    names, rows = {"train": "training", "eval": "evaluation"}, []
+    for name, counts in counted.items():
+        time_of = seconds.get(name)
+        rate = counts["operations"] / time_of if time_of else None
+        rows.append({"pass": names[name], **counts, "s": time_of, "operations/s": rate})
+    return tables.aligned(rows, list(rows[0]))
 
 
 def _means(book: dict[str, Any]) -> dict[str, float]:

@@ -84,7 +84,7 @@ def evaluate_trained(
 def _cost(scorers: dict[str, evaluator.Evaluator], variables: Tree) -> dict[str, int]:
     """Operations per image, and parameters of the network."""
     scorer = next(iter(scorers.values()))
-    operations = scorer.operations(variables) // scorer.count
+    operations = scorer.operations(variables).total()
     return {"operations": operations, "parameters": time_budget.count_parameters(variables)}
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdet.cli import report, sweep_table
+from jaxdet.cli import discussion, report, sweep_table
 from jaxdet.configs.cifar10 import Config
 from jaxdet.data import cifar10
 from jaxdet.plots import detection as detection_plots
@@ -36,7 +36,18 @@ SMALL = [
     "--lr",
     "0.02",
 ]
-SMALL += ["--conv", "lax", "--devices", "1", "--val-fraction", "0.25", "--epochs", "3", "--quiet"]
+SMALL += [
+    "--no-count-operations",
+    "--conv",
+    "lax",
+    "--devices",
+    "1",
+    "--val-fraction",
+    "0.25",
+    "--epochs",
+    "3",
+    "--quiet",
+]
 
 
 @pytest.fixture(scope="module")
@@ -78,21 +89,42 @@ def test_training_logs_scores_before_the_first_epoch_and_after_each(trained):
 
 def test_training_warns_of_an_uneven_batch_and_ends_with_each_label(data, tmp_path, capsys):
     words = ["--root", data, *SMALL[:-1], "--epochs", "1", "--batch", "10", "--out", tmp_path / "x"]
-    assert main("train", "cifar10", *words) == 0
+    assert main("train", "cifar10", *words, "--count-operations") == 0
     out = capsys.readouterr().out
+    check_operations(tmp_path / "x", out, capsys)
     (warned,) = re.findall("^warning: (.*)$", out, re.M)
     assert warned.startswith("--batch 10 does not divide the 27 images of train: ")
     best = max(
         run_dir.read_metrics(tmp_path / "x"),
         key=lambda line: (line["val"]["accuracy"], -line["val"]["loss"]),
     )
-    (rows,) = parse_aligned(out)
+    *_, rows = parse_aligned(out)
     assert [row["label"] for row in rows] == CLASSES
     assert out.count(f"validation scores of the best checkpoint, step {best['step']}:\n") == 1
     for row, of_label in zip(rows, best["val"]["labels"].values(), strict=True):
         assert row["accuracy"] == f"{of_label['accuracy']:.4g}"
     counts = [[int(row[f"as {name}"]) for name in CLASSES] for row in rows]
     assert counts == best["val"]["confusion"]
+
+
+def check_operations(run, out, capsys):
+    """Those of a training are the network's forward and backward, and little more."""
+    first, second = (line["operations"] for line in run_dir.read_metrics(run))
+    assert list(first) == ["eval"] and list(second) == ["train", "eval"]
+    (scores,) = answers("eval", run, "--split", "val")
+    assert {name: scores[name] for name in second["eval"]} == second["eval"] == first["eval"]
+    assert main("describe", run, "--backward", "--json") == 0
+    *_, whole = json.loads(capsys.readouterr().out)["layers"]
+    images = 30  # three batches of 10
+    for name in ("additions", "multiplications"):
+        more = second["train"][name] / (images * whole[name])
+        assert 1 < more < 1.3, name
+    before, after, _ = parse_aligned(out)
+    assert before[0]["pass"] == "evaluation"
+    assert [row["pass"] for row in after[:2]] == ["training", "evaluation"]
+    for row, counts in zip(after, second.values(), strict=False):
+        assert row["operations"] == f"{counts['operations']:,}"
+        assert float(row["operations/s"]) > 0
 
 
 def test_resumed_run_ends_in_equal_scores(place, trained):
@@ -369,9 +401,9 @@ def test_labels_are_summarized_in_words():
     row = {"labels": labels, "confusion": [[1, 1, 0], [0, 0, 0], [0, 0, 3]]}
     best_and_worst = "Highest accuracy: owl, 1.000; lowest: cat, 0.500."
     mistake = "Most frequent mistake: cat predicted as dog, 1 of 1."
-    assert report.summarize_labels(row) == f"{best_and_worst}  {mistake}"
+    assert discussion.summarize_labels(row) == f"{best_and_worst}  {mistake}"
     row["confusion"][0] = [2, 0, 0]
-    assert report.summarize_labels(row) == best_and_worst
+    assert discussion.summarize_labels(row) == best_and_worst
 
 
 def test_runs_over_the_limits_are_not_the_best_within_them(place, monkeypatch):
@@ -502,7 +534,7 @@ REFUSED = {
     "no data": (["train", "cifar10", "--root", "gone", "--out", "x"], "no CIFAR-10 in .*gone"),
     "too large": (
         ["train", "cifar10", "--model", "resnet20"],
-        "--max-params is 262144, but the network has 272474 trainable parameters",
+        "--max-params must be at least 272474, the number of trainable parameters, got 262144",
     ),
     "grid": (
         ["sweep", "cifar10", "--grid", "archs"],
@@ -522,8 +554,8 @@ REFUSED = {
         "table.csv: cifar10 predicts images, not tables of them",
     ),
     "no image": (["predict", "run", "gone.png"], "gone.png: no such image"),
-    "inspect nothing": (["data", "inspect", "cifar10"], "no CIFAR-10 without --root"),
-    "preview nothing": (["data", "preview", "cifar10"], "no CIFAR-10 without --root"),
+    "inspect nothing": (["data", "inspect", "cifar10"], "--root must be given"),
+    "preview nothing": (["data", "preview", "cifar10"], "--root must be given"),
     "no split": (["data", "split", "cifar10"], "the data of cifar10 are split already"),
     "no patience": (
         [*WITHOUT_VAL, "--patience", "3"],

@@ -150,14 +150,16 @@ def cells(text):
 
 COUNTS = {"d": 100, "o": 27}  # images of the test split
 EPOCHS = {"d": 2, "o": 1}
-COSTS = ("operations", "seconds", "operations_per_second")  # per image
+KINDS = ("additions", "multiplications", "maxima", "operations")
+COSTS = (*KINDS, "seconds", "operations_per_second")  # per image
 
 
 def test_a_row_has_the_scores_of_eval_and_the_history_of_the_run(here):
     rows, _ = printed("compare", "d", "o")
     for row in rows:
         ((scores,), _) = printed("eval", row["run"])
-        assert row["operations"] * COUNTS[row["run"]] == scores["operations"]
+        for kind in KINDS:
+            assert row[kind] * COUNTS[row["run"]] == scores[kind]
         scores = {name: value for name, value in scores.items() if name not in COSTS}
         assert {name: row[name] for name in scores} == scores
         metrics = run_dir.read_metrics(row["run"])
