@@ -37,10 +37,10 @@ def read(
 ) -> tuple[Splits, tuple[str, ...]]:
     """({"train": source, "test": source}, class names) of CIFAR-10.
 
-    The arrays are image [N, 32, 32, 3] uint8, label [N] int32 and id [N] int32; test ids go on from
-    training ids.  `root` is a file or folder in one of these layouts, a folder that contains one,
-    or `tfds:NAME`, a set prepared in `data_dir`.  Nothing is downloaded.  Raises InputError if no
-    data are found, or they are incomplete or damaged.
+    The arrays are image [N, 32, 32, 3] uint8, label [N] int32 and id [N] int32; test ids continue
+    after the training ids.  `root` is a file or folder in one of these layouts, a folder that
+    contains one, or `tfds:NAME`, a set prepared in `data_dir`.  Nothing is downloaded.  Raises
+    InputError if no data are found, or if they are incomplete or damaged.
     """
     if str(root).startswith(tfds_data.PREFIX):
         return _read_tfds(str(root).removeprefix(tfds_data.PREFIX), data_dir)
@@ -48,8 +48,8 @@ def read(
         found = _read_tree(image_folder.list_files(path))
         if found:
             return found
-    where = f"in {root}" if root else "without --root"
-    raise InputError(f"no CIFAR-10 {where}; expected {LAYOUTS}; nothing is downloaded")
+    problem = f"no CIFAR-10 in {root}" if root else "--root must be given"
+    raise InputError(f"{problem}; expected {LAYOUTS}; nothing is downloaded")
 
 
 def summarize(root: str | Path) -> tuple[list[dict[str, Any]], list[str]]:

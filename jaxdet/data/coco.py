@@ -63,8 +63,8 @@ def read(root: str | Path) -> DetectionDataset:
         for number, name in file.categories.items():
             if names.setdefault(number, name) != name:
                 raise InputError(
-                    f"{file.path}: category {number} is {printable(str(name))!r}, in another file "
-                    f"{printable(names[number])!r}"
+                    f"{file.path}: category {number} must have the same name in all files, got "
+                    f"{printable(str(name))!r} and {printable(names[number])!r}"
                 )
     names = dict(sorted(names.items()))
     splits, notes = {}, []
@@ -99,7 +99,7 @@ def _read_file(path: Path) -> _File:
     keys = content.keys() if isinstance(content, dict) else set()
     missing = sorted({"images", "categories"} - set(keys))
     if missing:
-        raise InputError(f"{path}: missing keys: {', '.join(missing)}")
+        raise InputError(f"{path}: must have the keys {', '.join(missing)}")
     for key in ("images", "annotations", "categories"):
         value = content.get(key, [])
         if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
@@ -145,7 +145,7 @@ def _read_split(
             _parse_id(annotation.get("image_id")),
         )
         if image_id not in names:
-            found = f"image {_shown(annotation.get('image_id'))} is not in images"
+            found = f"image_id must be in images, got {_shown(annotation.get('image_id'))}"
         if not isinstance(found, str):
             objects[image_id].append(found)
             continue
@@ -169,17 +169,20 @@ def _parse_annotation(annotation: dict[str, Any], labels: dict[int, int]) -> Box
     box = _parse_box(annotation)
     if box is None:
         shown = _shown(annotation.get("bbox"))
-        return f"bbox must be left, top, width, height, or segmentation polygons, got {shown}"
+        expected = "left, top, width, height (or segmentation must be polygons)"
+        return f"bbox must be {expected}, got {shown}"
     category_id = _parse_id(annotation.get("category_id"))
     if category_id not in labels:
         shown = _shown(annotation.get("category_id"))
         return f"{detection.UNKNOWN_CLASS} {shown}, not in categories"
-    crowd = [_parse_flag(annotation.get(name, False)) for name in ("iscrowd", "ignore")]
-    if None in crowd:
-        return f"iscrowd and ignore must be 0 or 1, got {_shown(annotation.get('iscrowd'))}"
+    flags = {name: annotation.get(name, False) for name in ("iscrowd", "ignore")}
+    crowd = {name: _parse_flag(value) for name, value in flags.items()}
+    for name, value in flags.items():
+        if crowd[name] is None:
+            return f"{name} must be 0 or 1, got {_shown(value)}"
     area: Any = annotation.get("area")
     area = area if _is_number(area) and area >= 0 else None
-    return BoxObject(boxes.from_xywh(box), labels[category_id], any(crowd), area)
+    return BoxObject(boxes.from_xywh(box), labels[category_id], any(crowd.values()), area)
 
 
 def _parse_box(annotation: dict[str, Any]) -> np.ndarray | None:
@@ -200,7 +203,7 @@ def _parse_box(annotation: dict[str, Any]) -> np.ndarray | None:
 
 
 def _parse_id(value: Any) -> int | str | None:
-    """An id; text that is an integer becomes one; None for other types."""
+    """An id, with an integer in place of its text; None for other types."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if (

@@ -32,7 +32,7 @@ REPEATED, EMPTY, OUTSIDE, TINY = (
     "is smaller than one pixel",
 )
 OTHER_SIZE = "size is"
-REPEATED_BOX = "are there twice"
+REPEATED_BOX = "are duplicates"
 TRAINED_ON = "trained on"  # in notes on boxes that evaluation takes into account
 
 
@@ -149,7 +149,10 @@ def without_unknown(dataset: DetectionDataset, unknown_classes: str) -> Detectio
         unknown = {id(sample) for sample in empty if sample.unknown and not sample.unread}
         dropped = unread if unknown_classes == "background" else unread | unknown
         splits[split] = [sample for sample in samples if id(sample) not in dropped]
-        for own, of_kind in ((unknown - unread, f"of an {UNKNOWN_CLASS}"), (unread, "unreadable")):
+        for own, of_kind in (
+            (unknown - unread, f"of an {UNKNOWN_CLASS}"),
+            (unread, "that cannot be read"),
+        ):
             if own:
                 end = "left out" if own <= dropped else "kept as images without objects"
                 text = f"{len(own)} of {len(samples)} images have only objects {of_kind}: {end}"
@@ -174,7 +177,7 @@ def path_inside(root: str | Path, *names: str | Path) -> Path:
     path = Path(os.path.normpath(home.joinpath(*names)))
     if not path.is_relative_to(os.path.normpath(home)):
         shown = printable("/".join(map(str, names)))
-        raise InputError(f"{shown}: leads out of {root}")
+        raise InputError(f"{shown}: must be inside {root}")
     return path
 
 
@@ -182,7 +185,7 @@ def locate(folders: Sequence[Path], name: str) -> Path:
     """The file that a name from another machine refers to, in the first folder that has it.
 
     The name may have backslashes; leading folders that do not exist are dropped one by one, so that
-    absolute paths are found as well.  If no folder has it, its path in the first folder.
+    absolute paths are found as well.  If no folder has the file, returns its path in the first one.
     """
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
     for start in range(len(parts)):
@@ -218,16 +221,17 @@ def _drop_repeated_boxes(sample: AnnotatedImage) -> tuple[AnnotatedImage, list[s
     first = np.sort(first)
     columns = {name: getattr(sample, name)[first] for name in ("boxes", "labels", "crowd", "area")}
     count = len(rows) - len(first)
-    note = f"{sample.name}: {count} of {len(rows)} boxes {REPEATED_BOX}, kept once"
+    note = f"{sample.name}: {count} of {len(rows)} boxes {REPEATED_BOX}, left out"
     return sample._replace(**columns), [note]
 
 
 def with_validation(
     splits: dict[str, list[AnnotatedImage]], fraction: float, seed: int, test_fraction: float = 0.0
 ) -> dict[str, list[AnnotatedImage]]:
-    """The splits; where `val` or `test` is missing or empty, it is made of images of `train`.
+    """The splits; a missing or empty `val` or `test` is drawn at random, by `seed`, from `train`.
 
-    They are fractions of `train`, drawn at random by `seed`.
+    The size of each is a fraction of `train`; with `test_fraction` 0, no `test` is drawn.
+    InputError for a fraction that leaves a split empty.
     """
     if "train" not in splits:
         raise InputError(f"no training images; the data have {', '.join(splits) or 'no images'}")
@@ -242,7 +246,8 @@ def with_validation(
         count = round(of_split * total)
         if not 0 < count < len(left):
             raise InputError(
-                f"--{name}-fraction {of_split:g} of {total} images leaves {name} or train empty"
+                f"--{name}-fraction must leave images for both {name} and train, got {of_split:g} "
+                f"of {total} images"
             )
         found[name], left = left[:count], left[count:]
     return {**found, "train": left}

@@ -1,7 +1,7 @@
 """Handwritten digits: scans of scikit-learn, MNIST's idx files, or a set of tensorflow-datasets.
 
 A source of digits has image [N, H, W] uint8, label [N] int32 in 0..9 and id [N] int32, which is
-unique over all splits: training ids count from 0, the others go on from there.
+unique over all splits: training ids count from 0, and the others continue after them.
 
 An idx file is two zero bytes, a code for the type of its values, the number of dimensions, one
 big-endian uint32 per dimension, then the values, big-endian, the last dimension fastest (LeCun,
@@ -42,9 +42,9 @@ def read_splits(
     """The splits `train`, `val`, `test` and `heldout` of digits.
 
     `source` is `embedded`, `mnist` (idx files in the folder `root`) or `tfds:NAME` (prepared in
-    `root`).  `heldout` has all digits that are not for training, in the order of their ids; `seed`
-    draws 30 test digits from them (300 for `embedded`), and the rest is `val`.  Raises InputError
-    for an unknown source, and for fewer than 60 held-out digits.
+    `root`).  `heldout` has all digits that are not for training, in the order of their ids.  Of
+    these, 30 (300 for `embedded`), drawn at random by `seed`, form `test`, and the others form
+    `val`.  Raises InputError for an unknown source, and for fewer than 60 held-out digits.
     """
     train, heldout = _read_train_heldout(source, root)
     if len(heldout) < 2 * TEST_DIGITS:
@@ -74,7 +74,7 @@ def _read_train_heldout(source: str, root: str | Path | None) -> TrainTest:
 
 
 def embedded() -> sources.ArraySource:
-    """The 1797 scans that come with scikit-learn as 28x28 digits; no file is needed.
+    """scikit-learn's 1,797 scans (8x8), enlarged to 28x28 digits; no file is needed.
 
     Each 8x8 scan is enlarged so that its ink stays within the central 24x24 pixels; the background
     is exactly 0, so `pixel > 0` is the ink.  The order is a fixed permutation, because neighboring

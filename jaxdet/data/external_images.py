@@ -1,9 +1,9 @@
 """Labeled images from elsewhere, such as the web, on which a run is evaluated; boxes are optional.
 
-The label of an image is the name of its folder, `LABEL/FILE` or `images/LABEL/FILE`, or that in a
-table, `annotations/*.csv` or `*.csv`: rows `file,x0,y0,x1,y1,label`, where the four numbers may be
-empty, or `file,label`, with or without a header.  The files of a table are in the folder of their
-label, beside `images/`, or in it; their names may be paths.
+The label of an image is the name of its folder, `LABEL/FILE` or `images/LABEL/FILE`, or is given in
+a table, `annotations/*.csv` or `*.csv`: rows `file,x0,y0,x1,y1,label`, where the four numbers may
+be empty, or `file,label`, with or without a header.  The files of a table are in the folder of
+their label, beside `images/`, or in it; their names may be paths.
 """
 
 from collections.abc import Sequence
@@ -33,8 +33,8 @@ class ExternalImages(NamedTuple):
 def read(root: str | Path, classes: Sequence[str], side: int) -> ExternalImages:
     """All labeled images of a folder, stretched to side x side pixels.
 
-    Tables count before folders.  InputError for a label that is not in `classes`, and without any
-    usable image.
+    A row of a table takes precedence over the folder of its image.  InputError for a label that is
+    not in `classes`, and if no image can be used.
     """
     localization.check_root(root)
     root = Path(root)
@@ -62,9 +62,9 @@ def read(root: str | Path, classes: Sequence[str], side: int) -> ExternalImages:
     boxed = int((source.arrays["boxes"] != np.float32(localization.NO_BOX)).any((1, 2)).sum())
     count = len(source)
     if boxed < count:
-        left_out = "loss and the scores of boxes are left out"
+        left_out = "the loss and the box scores are left out"
         if boxed:
-            left_out = f"loss is left out, scores of boxes are of the other {boxed}"
+            left_out = f"the loss is left out, box scores are those of the other {boxed}"
         notes.append(Remark(f"{root}: {count - boxed} of {count} images have no box: {left_out}"))
     return ExternalImages(source, (*notes, *faults), boxed == count)
 

@@ -1,4 +1,4 @@
-"""Data set of faces: which identities are trained, and the split of their images."""
+"""Data set of faces: the identities to train on, and the splits of their images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +15,10 @@ Splits = dict[str, list[LabeledImage]]
 
 
 class FaceDataset(NamedTuple):
-    """The trained identities and the sources of all splits."""
+    """The identities to train on, and the sources of all splits."""
 
     classes: tuple[str, ...]
-    splits: dict[str, sources.Source]  # train, val, test; others: identities that are not trained
+    splits: dict[str, sources.Source]  # train, val, test; others: identities not trained on
     notes: tuple[str, ...]  # one line for each file that cannot be used
 
 
@@ -29,8 +29,8 @@ class FaceDataset(NamedTuple):
 def read_dataset(config: Any) -> FaceDataset:
     """The data set of a configuration of `faces`.
 
-    The first `config.identities` identities by name are trained (0: all), the rest form the split
-    `others`.  Raises InputError if a trained identity has no usable training image.
+    The network is trained on the first `config.identities` identities by name (0: all); the rest
+    form the split `others`.  Raises InputError if one of the former has no usable training image.
     """
     _check_root(config.root)
     dataset = image_folder.read(config.root)
@@ -78,7 +78,7 @@ def _split(config: Any, splits: Splits) -> Splits:
 
 
 def _random_split(config: Any, splits: Splits) -> Splits:
-    """`train`, `val` and `test` drawn from each identity's images, except those the data have."""
+    """`train`, `val` and `test` drawn from each identity's images, except splits in the data."""
     whole = [sample for name in ("all", "train") for sample in splits.get(name, [])]
     given = {name: splits[name] for name in ("val", "test") if name in splits}
     fractions = {"test": config.test_fraction, "val": config.val_fraction}

@@ -41,9 +41,9 @@ def _read_folder(root: Path, format: str) -> DetectionDataset:
     else:
         found = format if present[format](root) or _is_labelimg(root, format) else ""
     if not found:
-        kind = "known" if format == "auto" else format
+        kind = "data of a known format" if format == "auto" else f"{format} data"
         raise InputError(
-            f"--root {root}: no {kind} data; expected data.yaml (YOLO), "
+            f"--root {root}: no {kind}; expected data.yaml (YOLO), "
             "annotations/*.json or SPLIT/_annotations.coco.json (COCO), Annotations/*.xml (VOC) or "
             "*.parquet"
         )
@@ -51,5 +51,5 @@ def _read_folder(root: Path, format: str) -> DetectionDataset:
 
 
 def _is_labelimg(root: Path, format: str) -> bool:
-    """Whether YOLO is asked for and the folder has a list of classes in place of a YAML file."""
+    """Whether `format` is YOLO and the folder has a list of classes in place of a YAML file."""
     return format == "yolo" and yolo.find_class_list(root) is not None

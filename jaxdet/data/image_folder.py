@@ -30,7 +30,7 @@ MAX_DEPTH = 4  # folders: one around all, a split, a class, and one that does no
 THREAD_CHUNKS = 64  # handing a tiny image to a thread costs more than decoding it
 EXPECTED = "expected a folder, or a .tar or .tar.gz file of one"
 LAYOUT = f"expected CLASS/FILE or SPLIT/CLASS/FILE, SPLIT one of {', '.join(SPLITS)}"
-NESTED_FOLDER = "left out: a folder inside that of a class"
+NESTED_FOLDER = "left out: a folder inside the folder of a class"
 NOT_A_SPLIT = f"left out: has no folders of classes, or is not one of {', '.join(SPLITS)}"
 
 Folder = tuple[str, ...]  # names below the root
@@ -73,11 +73,11 @@ class ImageFolderDataset(NamedTuple):
 
 
 def read(path: str | Path) -> ImageFolderDataset:
-    """The data set in a folder or tar file; InputError where no class has a file."""
+    """The data set in a folder or tar file; InputError if no class folder contains files."""
     found = find_classes(list_files(path))
     if not found.classes:
         first = f"; first: {found.notes[0]}" if found.notes else ""
-        raise InputError(f"{path}: no folder of a class with files in it; {LAYOUT}{first}")
+        raise InputError(f"{path}: no class folder contains files; {LAYOUT}{first}")
     return found
 
 
@@ -296,7 +296,7 @@ def _read_tar(path: Path) -> tuple[dict[Folder, dict[str, File]], tuple[str, ...
         for member in tar:
             names = tuple(name for name in member.name.split("/") if name not in ("", "."))
             if ".." in names or member.name.startswith("/"):
-                notes.append(f"{path}: {member.name!r} leads out of it")
+                notes.append(f"{path}: {member.name!r} leads out of the archive")
             elif not any(map(images.is_hidden, names)):
                 _add_member(files, names, member, content)
         end = slice(tar.offset, tar.offset + tarfile.BLOCKSIZE)

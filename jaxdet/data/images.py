@@ -143,7 +143,7 @@ def scan(folder: str | Path) -> tuple[list[Path], list[str]]:
             elif suffix not in ANNOTATION_SUFFIXES:
                 others[suffix or "no ending"] += 1
     counts = ", ".join(f"{suffix}: {count}" for suffix, count in sorted(others.items()))
-    text = f"{folder}: {others.total()} files are in no known image format ({counts})"
+    text = f"{folder}: {others.total()} files have no known image format ({counts})"
     return sorted(found), [printable(text)] if others else []
 
 
@@ -191,8 +191,7 @@ def _decode(file: ImageFile, mode: str, longest: int | None = None) -> tuple[Ima
     """An upright image in a mode of 8 bits per channel, "RGB" or "L"; and its original size.
 
     longest: the longer side to which it will be resized.  A much larger JPEG is decoded at a
-    fraction
-      of its size, which takes a fraction of the time and memory.
+      fraction of its size, which takes a fraction of the time and memory.
     """
     file = file() if callable(file) else file
     try:
@@ -250,7 +249,8 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     elif image.mode == "F":
         values = np.asarray(image)
         if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
-            raise ValueError("floats must be in [0, 1]")
+            low, high = values.min(), values.max()
+            raise ValueError(f"floats must be in [0, 1], got values from {low:g} to {high:g}")
         found = Image.fromarray(np.uint8(np.rint(values * 255)))
     elif image.has_transparency_data:
         whole = image.convert("RGBA")

@@ -191,7 +191,7 @@ def read_annotations(root: str | Path) -> tuple[list[Annotation], list[str]]:
 
 
 def label_order(labels: Iterable[str]) -> list[str]:
-    """Labels as the data have them: in the order of `LABEL_ORDER`, then by name."""
+    """Labels in the order in which the data are read: `LABEL_ORDER`, then by name."""
     known = {name: place for place, name in enumerate(LABEL_ORDER)}
     return sorted(labels, key=lambda name: (known.get(name, len(known)), name))
 
@@ -311,7 +311,7 @@ def read_split_files(
 def has_split(root: str | Path, folder: str | Path) -> bool:
     """Whether the tables below `root` have every row of the split in `folder`.
 
-    Then the data are those that were split, in the same place or another.
+    If so, they are the data that were split, in the same place or another.
     """
     if not Path(folder).is_dir() or not any((Path(root) / "annotations").glob("*.csv")):
         return False

@@ -10,8 +10,8 @@ in the metadata that the package `datasets` writes.  The latter count from 0; if
 first name, it is taken for the name of the whole set and left out.  Without names, classes are
 numbered.
 
-An image is read when it is needed, together with its row group.  Memory holds `CACHED_GROUPS` row
-groups and those in use by threads.
+An image is read when it is needed, together with its row group.  The last `CACHED_GROUPS` row
+groups are kept in memory, besides those that threads are using.
 """
 
 import json
@@ -80,7 +80,8 @@ def _read_file(path: Path, read_group: Callable) -> _File:
             schema = file.schema_arrow
             missing = {"image", "objects"} - set(schema.names)
             if missing:
-                raise InputError(f"{path}: no column {' and '.join(sorted(missing))}")
+                lacking = " and ".join(sorted(missing))
+                raise InputError(f"{path}: must have columns image and objects, lacks {lacking}")
             table = file.read(columns=["objects", *({*OPTIONAL_COLUMNS} & set(schema.names))])
             columns = {name: table[name].to_pylist() for name in table.column_names}
             counts = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
@@ -107,7 +108,7 @@ class _RowGroup:
         value = value.as_py()
         content = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(content, bytes) or not content:
-            raise InputError("no bytes of an image")
+            raise InputError("must have the bytes of an image, got none")
         return content
 
 
@@ -184,7 +185,8 @@ def _annotate(file: _File, class_count: int, first: int) -> tuple[list[Annotated
         fields = _object_fields(objects)
         bboxes, categories = fields["bbox"], fields["category"]
         if len(bboxes) != len(categories):
-            notes.append(f"{name}: {len(bboxes)} boxes, {len(categories)} categories")
+            shown = f"{len(bboxes)} boxes and {len(categories)} categories"
+            notes.append(f"{name}: must have one category per box, got {shown}")
             continue
         found = [
             _parse_object(dict(zip(fields, one, strict=True)), class_count, first)

@@ -16,7 +16,7 @@ NOTE_KINDS = {  # kind of note -> phrases, one of which its notes contain
     "boxes outside the image": (detection.OUTSIDE,),
     "boxes smaller than one pixel of the network's input": (detection.TINY,),
     "objects of an unknown class": (detection.UNKNOWN_CLASS,),
-    "boxes that are there twice": (detection.REPEATED_BOX,),
+    "duplicate boxes": (detection.REPEATED_BOX,),
     "images of another size than annotated": (detection.OTHER_SIZE,),
     "images listed twice": (detection.REPEATED,),
     "images that cannot be read": images.READ_ERRORS,

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxdet.errors import InputError
 
-DAMAGED_WHILE_STREAMING = "--stream cannot leave it out, remove it"
+DAMAGED_WHILE_STREAMING = "--stream cannot leave it out: remove it from the data"
 READ_THREADS = 16  # a record is a file, and reading mostly waits for the disk
 
 
@@ -23,13 +23,13 @@ class ArraySource:
         arrays: name -> array [N, ...]; `source.arrays` can be put on a device as it is.
         names: where each record comes from, such as a file name.
 
-    InputError without arrays or with arrays of different lengths.
+    InputError if there are no arrays, or if their lengths differ.
     """
 
     def __init__(self, arrays: dict[str, np.ndarray], names: list[str] | None = None) -> None:
         lengths = {name: len(array) for name, array in arrays.items()}
         if len(set(lengths.values())) != 1:
-            raise InputError(f"arrays of a source must have one length, got {lengths}")
+            raise InputError(f"arrays of a source must have the same length, got {lengths}")
         self.arrays, self.names = arrays, names
 
     def __len__(self) -> int:

@@ -3,7 +3,8 @@
 The XML files are in `Annotations/`, in any other folder, or next to the images.  An image has the
 name of its XML file or, failing that, the `filename` in it; it is searched near the file, then in
 the whole folder.  `ImageSets/Main/{train,val,test}.txt`, or `trainval.txt` for training, list the
-images; others are not used.  Without lists, splits are the folders named after them.
+images; others are not used.  Without lists, a folder with the name of a split holds its files; all
+other files are for training.
 
 Corners count pixels from 1 and are inclusive: 1 1 1 1 is the first pixel.  Objects marked difficult
 become `crowd`.  Everingham et al. 2010.
@@ -52,7 +53,7 @@ class _Folder(NamedTuple):
 def find_root(root: str | Path) -> Path | None:
     """The folder with ImageSets/ or Annotations/: `root`, or a folder directly below it.
 
-    If there is no such folder, `root`, or None if it has no XML files.
+    If there is no such folder, returns `root`, or None if it has no XML files.
     """
     folders = [Path(root), *sorted(path for path in Path(root).glob("*/"))]
     for name in (LISTS, ANNOTATIONS):
@@ -65,7 +66,7 @@ def read(root: str | Path) -> DetectionDataset:
     """The data set in a folder; classes are sorted by name."""
     home = find_root(root)
     if home is None:
-        raise InputError(f"{root}: no XML files of annotations")
+        raise InputError(f"{root}: no XML files with annotations")
     folder = _list_folder(home)
     notes: list[str] = []
     found: dict[str, list[_Annotation]] = {}
@@ -155,7 +156,8 @@ def _read_annotation(path: Path) -> _Annotation:
             raise InputError(f"{path}: XML entities are not supported")
         tree = ElementTree.fromstring(content)
         if tree.tag != ROOT_TAG:
-            raise InputError(f"{path}: must be an {ROOT_TAG}, got {printable(tree.tag)[:60]}")
+            shown = printable(tree.tag)[:60]
+            raise InputError(f"{path}: root element must be {ROOT_TAG}, got {shown}")
         nodes = enumerate(tree.findall("object"), 1)
         objects = [_parse_object(node, path, number) for number, node in nodes]
         return _Annotation(path, tree.findtext("filename") or "", _declared_size(tree), objects)

@@ -1,9 +1,9 @@
 """YOLO: a YAML file with class names and folders, and a text file per image.
 
 The YAML file is data.yaml, dataset.yaml or the only one in the folder.  Without one, class names
-are the lines of classes.txt, and the splits are the folders named after them.  The labels of
-`images/a.jpg` are in `labels/a.txt` or next to the image; an image without that file has no
-objects.
+are the lines of classes.txt, and a folder with the name of a split holds its images; without any
+such folder, all images are for training.  The labels of `images/a.jpg` are in `labels/a.txt` or
+next to the image; an image without that file has no objects.
 
 A line is `class x y width height`, with center and sides as fractions of the image, followed by
 keypoints if the YAML file has `kpt_shape`, or by anything if its `task` is detect or track.  If its
@@ -145,7 +145,7 @@ def _read_names(content: dict[str, Any], path: Path) -> tuple[tuple[str, ...], i
             f"{path}: names must be a list of classes, or a mapping from all numbers from 0 or 1"
         )
     if any(isinstance(name, list | dict) for name in names):
-        raise InputError(f"{path}: names must be texts")
+        raise InputError(f"{path}: names must be strings")
     if isinstance(count, int) and count != len(names):
         raise InputError(f"{path}: nc is {count}, but there are {len(names)} names")
     return tuple(map(str, names)), first
@@ -210,7 +210,7 @@ def _find_place(folder: _Folder, place: str) -> Path:
                 return path
     if os.path.exists(folder.root / place):
         return detection.path_inside(folder.root, place)  # which says where it leads out
-    raise InputError(f"{printable(place)}: no such folder, named in {folder.file}")
+    raise InputError(f"{printable(place)}: no such folder or file, named in {folder.file}")
 
 
 def _homes(folder: _Folder) -> list[Path]:
@@ -265,7 +265,7 @@ def _row_parser(folder: _Folder, rows: Sequence[Row]) -> tuple[Parser, list[str]
             and len(shape) == 2
             and all(isinstance(n, int) and 0 < n < 1000 for n in shape)
         ):
-            raise InputError(f"{folder.file}: kpt_shape must be two numbers, got {shape!r:.60}")
+            raise InputError(f"{folder.file}: kpt_shape must be two integers, got {shape!r:.60}")
         count = shape[0] * shape[1]
         remark = f"{longer} label rows are read as boxes with {shape[0]} keypoints"
         return _box_parser(4, 4 + count, 5 + count), [Remark(remark)] if longer else []
@@ -291,7 +291,7 @@ def _row_parser(folder: _Folder, rows: Sequence[Row]) -> tuple[Parser, list[str]
 
 
 def _has_points_in_its_box(words: Sequence[str]) -> bool:
-    """Whether the first four values are a box in the image, and the others x and y of points in it.
+    """Whether a line has a box inside the image and then x and y of points inside that box.
 
     Keypoints that are not labeled are at 0 0.
     """

@@ -67,7 +67,7 @@ def test_ten_unusable_images_are_printed_and_all_on_request(data, tmp_path, caps
 
 def test_a_folder_with_images_of_identities_is_needed(tmp_path, capsys):
     for words, message in (
-        (["--root", tmp_path], "no folder of a class"),
+        (["--root", tmp_path], "no class folder contains files"),
         ([], "--root must be a folder"),
     ):
         assert main("data", "inspect", "faces", *words) == 2

@@ -128,7 +128,7 @@ REFUSED = {
     "--channels, --fc-widths and --norm are not for --model tiny": {"norm": True, "model": "tiny"},
     "--activation is not for --model narrow": {"activation": "elu", "model": "narrow"},
     "no CIFAR-10 in gone": {"root": "gone"},
-    "no CIFAR-10 without --root": {"root": ""},
+    "--root must be given": {"root": ""},
     "--max-params must be at least 0, got -1": {"max_params": -1},
 }
 

@@ -297,7 +297,7 @@ def test_without_data_the_expected_layouts_are_named(tmp_path, found):
 
 @pytest.mark.parametrize("root", [None, ""])
 def test_a_missing_root_is_refused(root):
-    with pytest.raises(InputError, match="^no CIFAR-10 without --root; expected"):
+    with pytest.raises(InputError, match="^--root must be given; expected"):
         cifar10.read(root)
 
 

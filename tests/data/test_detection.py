@@ -104,12 +104,12 @@ def test_repeated_images_are_dropped_and_validation_is_split_off(tmp_path):
     assert not found.splits["val"]
     splits = detection.with_validation(found.splits, 0.34, 0)
     assert len(splits["val"]) == 1 and len(splits["train"]) == 2
-    with pytest.raises(InputError, match="--val-fraction 0.01 of 3 images"):
+    with pytest.raises(InputError, match="--val-fraction must leave .*, got 0.01 of 3 images"):
         detection.with_validation(found.splits, 0.01, 0)
     three = detection.with_validation(found.splits, 0.34, 0, 0.34)
     assert three["val"] == splits["val"] and list(map(len, three.values())) == [1, 1, 1]
     assert {one.name for own in three.values() for one in own} == {"0.png", "1.png", "2.png"}
-    with pytest.raises(InputError, match="--test-fraction 0.9 of 3 images leaves test or train"):
+    with pytest.raises(InputError, match="--test-fraction must leave images for both test"):
         detection.with_validation(found.splits, 0.34, 0, 0.9)
     whole = found.splits | {"val": found.splits["train"][:1]}
     assert detection.with_validation(whole, 0.34, 0) == whole

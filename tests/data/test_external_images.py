@@ -39,7 +39,7 @@ def test_labels_are_names_of_folders(base, tmp_path):
     assert found == {"cat/a.jpg": NONE, "face/a.jpg": NONE}
     (note,) = notes
     assert isinstance(note, Remark)
-    assert note.endswith("2 of 2 images have no box: loss and the scores of boxes are left out")
+    assert note.endswith("2 of 2 images have no box: the loss and the box scores are left out")
 
 
 @pytest.mark.parametrize("folder", ["", "annotations"])
@@ -52,7 +52,7 @@ def test_a_table_counts_before_folders(base, tmp_path, folder, name):
     found, notes = read(tmp_path)
     assert found == {f"dog/{name}": NONE, "face/a.jpg": (1, 2, 13, 14), "cat/a.jpg": NONE}
     assert [note.rsplit(": ")[-1] for note in notes] == [
-        "loss is left out, scores of boxes are of the other 1"
+        "the loss is left out, box scores are those of the other 1"
     ]
 
 

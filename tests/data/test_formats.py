@@ -65,13 +65,13 @@ BROKEN = {
         "a mapping from all numbers from 0",
     ),
     "yolo place": ("yolo", "data.yaml", "names: [a]\ntrain: gone", "gone: no such folder"),
-    "yolo out": ("yolo", "data.yaml", "names: [a]\ntrain: ../..", "leads out of"),
+    "yolo out": ("yolo", "data.yaml", "names: [a]\ntrain: ../..", "must be inside"),
     "coco json": ("coco", VAL, "{", "not readable JSON"),
     "coco row": (
         *("coco", VAL, '{"images": [3], "annotations": [], "categories": []}'),
         "images must be a list of objects",
     ),
-    "coco keys": ("coco", VAL, "{}", "missing keys: categories, images"),
+    "coco keys": ("coco", VAL, "{}", "must have the keys categories, images"),
 }
 
 
@@ -87,7 +87,7 @@ def test_unreadable_files_are_named(tmp_path, case):
 def test_a_voc_name_that_leads_out_of_the_folder_is_noted(tmp_path):
     datasets.write_voc(tmp_path / "set")
     (tmp_path / "set" / "ImageSets/Main/val.txt").write_text("../../x")
-    assert any("leads out of" in note for note in voc.read(tmp_path / "set").notes)
+    assert any("must be inside" in note for note in voc.read(tmp_path / "set").notes)
 
 
 def test_invalid_rows_are_noted_and_left_out(tmp_path):
@@ -108,7 +108,7 @@ def test_invalid_rows_are_noted_and_left_out(tmp_path):
     content["annotations"][2]["image_id"] = 99
     path.write_text(json.dumps(content))
     notes = coco.read(tmp_path / "coco").notes
-    assert [note.split(": ", 1)[1].split(" ")[0] for note in notes] == ["unknown", "bbox", "image"]
+    assert [note.split(": ", 1)[1].split(" ")[0] for note in notes] == ["unknown", "bbox", "image_id"]
     datasets.write_voc(tmp_path / "voc")
     annotation = tmp_path / "voc" / "Annotations" / "0.xml"
     annotation.write_text(annotation.read_text().replace("<xmin>5<", "<xmin>five<"))

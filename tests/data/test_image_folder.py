@@ -101,7 +101,10 @@ def test_hidden_files_and_files_beside_classes_are_ignored(put):
     ("files", "expected"),
     [
         ({**TREE, "fox": None}, ["data/fox: no files in it"]),
-        ({**TREE, "cat/old/a.png": A}, ["data/cat/old: left out: a folder inside that of a class"]),
+        (
+            {**TREE, "cat/old/a.png": A},
+            ["data/cat/old: left out: a folder inside the folder of a class"],
+        ),
         (
             below("train", TREE) | {"docs/a.png": A, "val/b.png": B, "test": None},
             [
@@ -122,7 +125,7 @@ def test_folders_that_are_not_classes_are_noted(put, files, expected):
 @pytest.mark.parametrize("files", [{}, {"README": b""}, {"cat": None}, {"a/b/c/d/e/f.png": A}])
 def test_data_without_classes_are_refused(put, files):
     with pytest.raises(
-        InputError, match="data: no folder of a class with files in it; expected CLASS/FILE"
+        InputError, match="data: no class folder contains files; expected CLASS/FILE"
     ):
         image_folder.read(put(files))
 
@@ -230,7 +233,7 @@ def test_a_name_that_leads_out_of_a_tar_file_is_noted_and_left_out(tmp_path, nam
     path = tmp_path / "data.tar"
     path.write_bytes(encode_tar(TREE, [member(name)]))
     found = image_folder.read(path)
-    assert found.notes == (f"{path}: {name!r} leads out of it",)
+    assert found.notes == (f"{path}: {name!r} leads out of the archive",)
     assert names(found) == {"all": ["cat/a.png", "cat/b.png", "dog/1.png"]}
     assert os.listdir(tmp_path) == ["data.tar"]
 

@@ -86,7 +86,7 @@ def test_a_row_without_bytes_is_noted_and_the_others_are_read(tmp_path, nothing)
     good = {"bytes": (tmp_path / "1.png").read_bytes()}
     write(tmp_path, [nothing, good, good], group_size=2)
     source, notes = detection.load(parquet.read(tmp_path).splits["train"], 32, 32, 1)
-    assert notes == ["train.parquet row 1: no bytes of an image"]
+    assert notes == ["train.parquet row 1: must have the bytes of an image, got none"]
     assert source.names == ["train.parquet row 2", "train.parquet row 3"]
 
 
@@ -95,7 +95,7 @@ def test_an_image_may_be_plain_bytes_and_a_missing_column_is_refused(tmp_path):
     (one,) = parquet.read(tmp_path).splits["train"]
     assert images.file_bytes(one.image) == noise_bytes(0)
     files.write_table(pyarrow.table({"image": [noise_bytes(0)]}), tmp_path / "train.parquet")
-    with pytest.raises(InputError, match=r"train\.parquet: no column objects"):
+    with pytest.raises(InputError, match=r"train\.parquet: must have columns .*, lacks objects"):
         parquet.read(tmp_path)
 
 
@@ -169,7 +169,7 @@ def test_the_script_writes_small_row_groups_and_names_rows_left_out(tmp_path, ca
     rows = [{"bytes": b"", "path": ""}, *({"bytes": b"x", "path": ""} for _ in range(count))]
     write(tmp_path, rows)
     assert script["main"]([str(tmp_path), str(out)]) == 0
-    said = "left out: train.parquet row 1: no bytes of an image\n"
+    said = "left out: train.parquet row 1: must have the bytes of an image, got none\n"
     assert capsys.readouterr() == (f"{{'train': {count}}}\n", said)
     assert files.ParquetFile(out / "train.parquet").num_row_groups == 2
     train = parquet.read(out).splits["train"]

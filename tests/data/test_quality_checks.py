@@ -36,7 +36,7 @@ COUNTS = {
     "boxes outside the image": (1, "gray.png: box 117 78 123 82 is outside the 60 x 40"),
     "boxes smaller than one pixel of the network's input": (1, "gray.png: box 29.97 16 30.03 24"),
     "objects of an unknown class": (1, "labels/train/gray.txt row 4: unknown class 5"),
-    "boxes that are there twice": (0, ""),
+    "duplicate boxes": (0, ""),
     "images of another size than annotated": (0, ""),
     "images listed twice": (0, ""),
     "images that cannot be read": (1, "images/train/text.png: not a readable image"),

@@ -27,7 +27,7 @@ def test_take_keeps_the_given_order_and_nests():
 
 @pytest.mark.parametrize("columns", [{}, {"image": np.zeros(3), "label": np.zeros(2)}])
 def test_arrays_of_different_lengths_are_refused(columns):
-    with pytest.raises(InputError, match="must have one length"):
+    with pytest.raises(InputError, match="must have the same length"):
         ArraySource(columns)
 
 
