@@ -108,7 +108,8 @@ def test_invalid_rows_are_noted_and_left_out(tmp_path):
     content["annotations"][2]["image_id"] = 99
     path.write_text(json.dumps(content))
     notes = coco.read(tmp_path / "coco").notes
-    assert [note.split(": ", 1)[1].split(" ")[0] for note in notes] == ["unknown", "bbox", "image_id"]
+    faults = [note.split(": ", 1)[1].split(" ")[0] for note in notes]
+    assert faults == ["unknown", "bbox", "image_id"]
     datasets.write_voc(tmp_path / "voc")
     annotation = tmp_path / "voc" / "Annotations" / "0.xml"
     annotation.write_text(annotation.read_text().replace("<xmin>5<", "<xmin>five<"))
