@@ -32,6 +32,7 @@ COLUMNS = {
     "epoch_seconds": "s per epoch",
     "total_seconds": "total s",
     **{name: name for name in ("loss", "accuracy", "iou", "iou50", "iou70")},
+    **{"map": "mAP", "map50": "AP50", "map75": "AP75"},
     "error_rate": "error rate",
 }
 CLASS_COLUMNS = ("accuracy", "iou")

@@ -7,7 +7,7 @@ and numbers also by commas.
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields, is_dataclass, make_dataclass
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import tyro
 
@@ -27,6 +27,47 @@ COMMAND_OPTIONS = {  # former names of options of commands
     "kind": "--metric",
     "join": "--reduce",
     "people": "--identities",
+}
+
+
+OTHER_TOOLS = {  # options of Ultralytics and of torchvision's and timm's scripts -> ours, or words
+    **dict.fromkeys(("imgsz", "img", "img-size", "input-size", "train-crop-size"), "--size"),
+    **dict.fromkeys(("conf", "conf-thres"), "--score-threshold"),
+    **dict.fromkeys(("iou", "iou-thres"), "--nms-iou"),
+    **dict.fromkeys(("data", "data-path", "data-dir", "dataset"), "--root"),
+    "batch-size": "--batch",
+    **dict.fromkeys(("lr0", "learning-rate"), "--lr"),
+    **dict.fromkeys(("device", "gpus", "nproc-per-node"), "--devices"),
+    **dict.fromkeys(("project", "name", "output", "output-dir"), "--out"),
+    **dict.fromkeys(("arch", "cfg", "backbone"), "--model"),
+    **dict.fromkeys(("pretrained", "weights-backbone"), "--weights"),
+    **dict.fromkeys(("freeze", "trainable-backbone-layers"), "--freeze-stages"),
+    **dict.fromkeys(("half", "amp", "fp16", "bf16"), "--bfloat16"),
+    **dict.fromkeys(("opt", "solver"), "--optimizer"),
+    **dict.fromkeys(("lr-scheduler", "sched", "cos-lr"), "--schedule"),
+    **dict.fromkeys(("lr-steps", "milestones"), "--decay-at"),
+    **dict.fromkeys(("lr-gamma", "decay-rate"), "--lr-decay"),
+    **dict.fromkeys(("clip-grad", "clip-grad-norm"), "--clip"),
+    **dict.fromkeys(("model-ema", "model-ema-decay"), "--ema"),
+    **dict.fromkeys(("warmup-epochs", "warmup-steps", "lr-warmup-epochs"), "--warmup"),
+    "wd": "--weight-decay",
+    "max-det": "--max-detections",
+    "exist-ok": "--overwrite",
+    "augment": "--tta",
+    "fliplr": "--flip",
+    "flipud": "--vflip",
+    "degrees": "--rotate",
+    "translate": "--shift",
+    "hsv-h": "--color-jitter",
+    "hsv-s": "--color-jitter",
+    "hsv-v": "--brightness-contrast",
+    "close-mosaic": "--close-mosaic-epochs",
+    "save": "--save-dir",
+    "source": "not an option: jaxdet predict RUN IMAGES",
+    "test-only": "not an option: jaxdet eval RUN",
+    "num-classes": "not needed: the data name the classes",
+    "nc": "not needed: the data name the classes",
+    "workers": "not needed: images are decoded in as many threads as there are processors",
 }
 
 
@@ -51,9 +92,10 @@ def parse(
     """An instance of the dataclass `kind` from command-line words.
 
     Invalid words end the process with exit code 2 and the nearest option.  Raises InputError for a
-    renamed option, with its new name (in `system`, if given).
+    renamed option (in `system`, if given), and for one of another tool, with its name here.
     """
     check_renamed(words, kind, system)
+    check_other_tools(words, kind)
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(_boolean_rule)
     settings = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
@@ -71,6 +113,32 @@ def check_renamed(words: Sequence[str], kind: type, system: str = "") -> None:
             renamed = migrations.renamed_option(word, system) or COMMAND_OPTIONS.get(name, "")
             if renamed.removeprefix("--") in known:
                 raise InputError(f"{word.partition('=')[0]} is now {renamed}")
+
+
+def check_other_tools(words: Sequence[str], kind: type) -> None:
+    """Raise InputError, with our name, for options of other tools, `--imgsz 640`, `imgsz=640`."""
+    known = _option_names(kind, lambda of: True)
+    for before, word in pairwise(["", *words]):
+        is_option = word.startswith("--")
+        name = _name(word if is_option or "=" not in word else f"--{word}")
+        if not name or (not is_option and before.startswith("--")):
+            continue
+        ours = f"--{name}" if name in known else OTHER_TOOLS.get(name, "")
+        if (is_option and name in known) or not ours:
+            continue
+        if not ours.startswith("--") or ours.removeprefix("--") in known:
+            here = " here" if ours.startswith("--") else ""
+            raise InputError(f"{word.partition('=')[0]} is {ours}{here}")
+
+
+def hide(kind: type[Kind], names: Collection[str]) -> type[Kind]:
+    """The dataclass without these options, for help that a reader of one system needs."""
+    hidden = [
+        (f.name, tyro.conf.Suppress[f.type], f) for f in fields(cast(Any, kind)) if f.name in names
+    ]
+    changed = make_dataclass(kind.__name__, hidden, bases=(kind,), frozen=True, kw_only=True)
+    changed.__doc__ = kind.__doc__
+    return changed
 
 
 def boolean_options(kind: type) -> set[str]:

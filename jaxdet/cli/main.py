@@ -5,6 +5,7 @@ and errors appear at once.
 """
 
 import difflib
+import json
 import re
 import sys
 import traceback
@@ -101,6 +102,9 @@ def _dispatch(words: list[str], received: list[int]) -> int:
     match words:
         case ["eval" | "predict" | "compare" | "describe" | "export" as command, *rest]:
             kind = getattr(options, command.capitalize())
+            if {*HELP} & {*rest} and (system := _system_of(rest)):
+                only = getattr(kind, "ONLY", {})
+                kind = flags.hide(kind, [name for name in only if system not in only[name]])
             return _run(command, flags.parse(f"jaxdet {command}", rest, kind))
         case ["train", system, *rest] if system in configs.SYSTEMS and "--seeds" in rest:
             return _dispatch(["sweep", system, *rest], received)
@@ -151,6 +155,17 @@ def _incomplete(words: list[str]) -> int:
         unknown = [f"no command '{command} {given[0]}'; "]
     ending = "" if command == "verify" else f", {systems}"
     raise InputError(f"{''.join(unknown[:1])}{usage}{ending}")
+
+
+def _system_of(words: list[str]) -> str:
+    """The system of the run folder among the words; "" if there is none."""
+    for word in words:
+        try:
+            system = json.loads((Path(word) / "config.json").read_text())["system"]
+        except (OSError, ValueError, TypeError, KeyError):
+            continue
+        return system if system in configs.SYSTEMS else ""
+    return ""
 
 
 def _nearest(word: str) -> str:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import tyro
 
@@ -64,7 +64,20 @@ class Sweep(Process):
 
 @dataclass(frozen=True, kw_only=True)
 class Restored(Process):
-    """Options of commands that restore a checkpoint and read a split of the data."""
+    """Options of commands that restore a checkpoint and read a split of the data.
+
+    ONLY: {option: the systems that have it}.
+    """
+
+    ONLY: ClassVar[dict[str, tuple[str, ...]]] = {
+        **dict.fromkeys(("score_threshold", "nms_iou", "nms_type"), ("detect",)),
+        **dict.fromkeys(("classes", "save_txt", "save_json", "save_crop"), ("detect",)),
+        **dict.fromkeys(("window_selection", "canvas"), ("digits",)),
+        "tta": ("detect", "cifar10", "faces"),
+        "show_all_images": ("digits", "objects", "cifar10", "faces"),
+        "report": ("objects", "detect"),
+        **dict.fromkeys(("submit", "sample"), ("cifar10", "faces")),
+    }
 
     run: tyro.conf.Positional[Path]
     """run folder"""
@@ -107,7 +120,11 @@ class Eval(Restored):
 
 @dataclass(frozen=True, kw_only=True)
 class Predict(Restored):
-    """Predictions for image files, or for samples of a split; boxes are in original pixels."""
+    """Predictions for image files, or for samples of a split; boxes are in original pixels.
+
+    Without --score-threshold, detections are printed, drawn and cropped from a score of .25 on;
+    --save-json has all of them, from the threshold of the run on, as COCO's evaluation needs.
+    """
 
     images: tyro.conf.Positional[tuple[Path, ...]] = ()
     """image files, folders, patterns such as 'a/**/*.jpg', or (objects) .csv tables of images with

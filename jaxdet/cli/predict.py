@@ -31,6 +31,7 @@ from jaxdet.types import Batch
 
 MIN_IOU = 0.5  # a box with a lower IoU is a failure
 TITLE_LENGTH = 40  # characters of a file name above a picture
+SCORE_THRESHOLD = 0.25  # of detections to print, draw and crop, without --score-threshold
 DETECTION_OPTIONS = ("save_txt", "save_json", "save_crop", "classes")
 
 
@@ -91,11 +92,13 @@ def run(options: Predict) -> int:
             continue
         if many:
             found = _select_classes(found, options.classes, run.classes)
+            if options.save_json:
+                results += predict_files.coco_results(found, categories, image_id, example.title)
+            if options.score_threshold is None:
+                found = _keep(found, found.scores >= SCORE_THRESHOLD)
         elif not options.show_all_images and not is_failure(example, found):
             continue
         output.add(example, found)
-        if options.save_json:
-            results += predict_files.coco_results(found, categories, image_id, example.title)
     output.finish(results)
     for error in unread:
         print(f"jaxdet: error: {printable(str(error))}", file=sys.stderr)
@@ -127,6 +130,9 @@ class Output:
         options, stem = self.options, Path(example.title).stem.replace(":", "_")
         numbered = not self.many or Path(example.title).stem in self.repeated
         stem = f"{self.count:04d}_{stem}" if numbered else stem
+        if not self.count and not options.json:
+            boxed = self.many or hasattr(found, "box")
+            print("image label score", *(("x0", "y0", "x1", "y1") if boxed else ()))
         self.count += 1
         print("\n".join(self._lines(example, found)))
         if options.figure:
@@ -336,5 +342,9 @@ def _select_classes(
     """The detections of the named classes, or all without names."""
     if not names:
         return found
-    on = np.isin(found.labels, [classes.index(name) for name in names])
+    return _keep(found, np.isin(found.labels, [classes.index(name) for name in names]))
+
+
+def _keep(found: api.Detections, on: np.ndarray) -> api.Detections:
+    """The detections where the mask [N] is true."""
     return api.Detections(*(column[on] for column in found))

@@ -135,6 +135,7 @@ class Config(TrainConfig):
     tta: bool = False
     """predict from the mean of an image and its mirror image; the loss is not affected"""
     max_params: int = MAX_PARAMETERS
+    best: Literal["accuracy"] = "accuracy"
     epochs: int = 2
     batch: int = 4
     eval_batch: int = 400

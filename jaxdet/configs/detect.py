@@ -172,7 +172,17 @@ class Config(AugmentOptions, BackboneOptions):
     weight_decay: float = 0.05
     clip: float = 10.0
     ema: float = 0.99
-    best: str = "map"
+    best: Literal[
+        "map",
+        "map50",
+        "map75",
+        "map_small",
+        "map_medium",
+        "map_large",
+        "recall1",
+        "recall10",
+        "recall100",
+    ] = "map"
 
 
 def network(config: Config, classes: int = 3) -> "tuple[nn.Module, tuple[int, ...]]":
@@ -231,7 +241,7 @@ def report(scores: Mapping[str, Any], split: str) -> str:
 
     passed = detection.passed_thresholds(scores["map"], MAP_THRESHOLDS)
     lines = [f"{name} {'yes' if reached else 'no'}" for name, reached in passed.items()]
-    return "\n".join([f"{split} map {scores['map']!r}", *lines])
+    return "\n".join([f"{split} map {scores['map']:.4f}", *lines])
 
 
 def build(config: Config) -> "Experiment":

@@ -257,6 +257,7 @@ class Config(BackboneOptions):
     """largest random change of brightness and contrast, as a fraction"""
     cutout: float = 0.0
     """largest side of a random gray rectangle in training images, as a fraction of the image"""
+    best: Literal["accuracy", "auc"] = "accuracy"
     epochs: int = 60
     batch: int = 32
     eval_batch: int = 64

@@ -188,18 +188,21 @@ def _item(part: Sequence[Any] | None, i: int) -> Any:
 
 
 def _draw_boxes(axes, true, predicted, texts, labels, line_width=None, font_size=7) -> None:
-    """Boxes of one image, and a text above each predicted one, or each true one."""
+    """Boxes of one image, and a text above each predicted one, or each true one.
+
+    The first is drawn last, since detections are in descending order of their scores.
+    """
     given = ([] if boxes is None else boxes for boxes in (true, predicted))
     true_boxes, predicted_boxes = (np.reshape(np.asarray(boxes), (-1, 4)) for boxes in given)
     line_width = line_width or (1.2 if max(len(true_boxes), len(predicted_boxes)) > 1 else 2)
     for boxes, color in ((true_boxes, TRUE), (predicted_boxes, PREDICTED)):
-        for corners in boxes:
+        for corners in boxes[::-1]:
             draw_box(axes, corners, color, line_width)
     if texts is None:
         return
     described = true_boxes if predicted is None else predicted_boxes
     labels = np.zeros(len(texts), int) if labels is None else labels
-    for corners, text, label in zip(described, texts, labels, strict=True):
+    for corners, text, label in reversed([*zip(described, texts, labels, strict=True)]):
         _draw_text(axes, corners, text, f"C{label % 10}", font_size)
 
 

@@ -137,19 +137,22 @@ def test_val_is_evaluated_where_the_data_have_no_test_split(place, trained, caps
     assert [row["split"] for row in answers("compare", "run", "--eval-batch", "1")] == ["val"]
 
 
-def test_scores_are_those_of_cocos_own_evaluation_of_the_predicted_file(place, monkeypatch):
+def test_scores_are_those_of_cocos_own_evaluation_of_the_predicted_file(place, monkeypatch, capsys):
     datasets.write_coco(Path("coco"))
     rewritten("run", root="coco")
 
     def predict(task, variables, images):  # boxes that extend into the padding left and right
         found = np.float32([[4, 0, 92, 64], [30, 14, 33, 21], [46, 9, 73, 36]])
-        rows = {"boxes": found, "scores": np.float32([0.9, 0.8, 0.7])}
+        rows = {"boxes": found, "scores": np.float32([0.9, 0.8, 0.2])}
         rows |= {"labels": np.int32([1, 0, 0]), "valid": np.ones(3, bool)}
         return {name: jnp.stack([column] * len(images)) for name, column in rows.items()}
 
     monkeypatch.setattr(DetectionTask, "predict", predict)
     (found,) = answers("eval", "run", "--split", "val")
+    capsys.readouterr()
     assert main("predict", "run", "coco/val2017", "--save-json", "all.json") == 0
+    shown = [line.split()[1:3] for line in capsys.readouterr().out.splitlines()]
+    assert shown[1:3] == [["dot", "0.9"], ["cell", "0.8"]] and len(shown) == 4  # .2 is not shown
     truth = json.loads(Path("coco/annotations/instances_val2017.json").read_text())
     written = json.loads(Path("all.json").read_text())
     category_ids = {"cell": 3, "dot": 7}
@@ -212,7 +215,7 @@ def test_report_has_the_thresholds_of_assignment_2(place, capsys):
     assert main("eval", "run", "--split", "val", "--report") == 0
     (found,) = answers("eval", "run", "--split", "val")
     first, *lines = capsys.readouterr().out.splitlines()[:4]
-    assert first == f"val map {found['map']!r}"
+    assert first == f"val map {found['map']:.4f}"
     assert lines == [
         f"map_at_least_{least} {'yes' if found['map'] >= least else 'no'}"
         for least in (0.05, 0.1, 0.2)
@@ -308,7 +311,8 @@ def test_files_of_every_format_agree_with_the_printed_boxes(place, capsys):
     (found,) = answers(*words)
     kinds = ["--save-dir", "drawn", "--save-txt", "txt", "--save-crop", "crops"]
     assert main(*words, *kinds, "--save-json", "new/boxes.json", "--figure", "all.png") == 0
-    lines = capsys.readouterr().out.splitlines()
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header == "image label score x0 y0 x1 y1"
     assert len(lines) == len(found["objects"]) + 1 and lines[-1].startswith(
         "wrote all.png, 1 images"
     )
@@ -513,7 +517,10 @@ def test_assigned_cells_are_counted_and_drawn(place, capsys):
 
 REFUSED = {
     "no root": (["train", "detect", *WORDS], "--root must be a folder of data, got none"),
-    "no data": (["train", "detect", *WORDS, "--root", "run"], "no known data; expected data.yaml"),
+    "no data": (
+        ["train", "detect", *WORDS, "--root", "run"],
+        "no data of a known format; expected data.yaml",
+    ),
     "format": (["train", "detect", "--root", "data", "--format", "voc"], "no voc data"),
     "size": (
         ["train", "detect", "--root", "data", "--size", "65", "96"],
@@ -612,7 +619,7 @@ def test_invalid_rows_stop_training_on_request(place, capsys):
     labels.write_text(labels.read_text() + "7 .5 .5 .1 .1\n")
     words = ["train", "detect", "--root", "data", *WORDS, "--out", "other"]
     assert main(*words, "--on-invalid", "error") == 2
-    assert "0.txt row 3: unknown class 7, must be 0 to 1 (1 such)" in capsys.readouterr().err
+    assert "0.txt row 3: unknown class 7, must be 0 to 1 (1 in total)" in capsys.readouterr().err
 
 
 CHOICES = {

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import fields
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -169,7 +170,7 @@ REFUSED = {
     ),
     "many devices": (
         [*TRAIN, "--devices", "64"],
-        "--devices must be at most 4, the number.*got 64",
+        "--devices must be from 0 .all. to 4, the number.*got 64",
     ),
     "epochs": ([*TRAIN, "--epochs", "0"], "--epochs must be at least 1, got 0"),
     "epochs unevaluated": (
@@ -376,6 +377,13 @@ def test_help_names_every_option_of_a_system(capsys):
         assert f"--{field.name.replace('_', '-')} " in printed
 
 
+@pytest.mark.parametrize("system", configs.SYSTEMS)
+def test_help_lists_the_scores_that_select_the_best_checkpoint(system):
+    kind = configs.config(system)
+    scores = get_args(get_type_hints(kind)["best"])
+    assert kind().best in scores and "loss" not in scores
+
+
 @pytest.mark.parametrize("command", ["train", "sweep", "data", "verify"])
 @pytest.mark.parametrize("word", ["--help", "-h"])
 def test_commands_without_a_second_word_have_help(capsys, command, word):
@@ -405,6 +413,43 @@ def test_former_options_are_refused_with_their_present_names(place, capfd, says,
     assert main(*words) == 2
     assert capfd.readouterr() == ("", f"jaxdet: error: {says}\n")
     assert files(place) == before
+
+
+OTHER_TOOLS = {
+    "--imgsz is --size here": ["train", "detect", "--imgsz", "640"],
+    "--data is --root here": ["train", "detect", "--data=data.yaml"],
+    "imgsz is --size here": ["train", "detect", "imgsz=640"],
+    "epochs is --epochs here": ["train", "cifar10", "epochs=3"],
+    "--batch-size is --batch here": ["train", "cifar10", "--batch-size", "32"],
+    "--conf is --score-threshold here": ["predict", "run", "--conf", ".3"],
+    "--iou is --nms-iou here": ["eval", "run", "--iou", ".5"],
+    "--workers is not needed: .*": ["train", "faces", "--workers", "8"],
+    "--num-classes is not needed: the data name the classes": [
+        *("train", "detect", "--num-classes", "3")
+    ],
+}
+
+
+@pytest.mark.parametrize("says, words", OTHER_TOOLS.items(), ids=OTHER_TOOLS)
+def test_options_of_other_tools_are_refused_with_ours(place, capfd, says, words):
+    assert main(*words) == 2
+    out, err = capfd.readouterr()
+    assert not out and re.fullmatch(f"jaxdet: error: {says}\n", err)
+
+
+def test_values_with_an_equals_sign_are_no_options_of_other_tools():
+    defaults = (options.Train(), configs.config("digits")())
+    words = ["--comment", "data=7", "--lr=2e-3"]
+    _, config = flags.parse_with_config("train digits", words, defaults)
+    assert (config.comment, config.lr) == ("data=7", 2e-3)
+
+
+def test_help_for_a_run_has_the_options_of_its_system_only(place, capsys):
+    for words, own in (([], True), (["run"], False)):
+        assert main("predict", *words, "--help") == 0
+        printed = capsys.readouterr().out
+        assert "--canvas " in printed and "--split " in printed
+        assert ("--save-txt " in printed) == ("--nms-iou " in printed) == own
 
 
 def test_an_option_may_have_the_former_name_of_another(capsys):
@@ -503,7 +548,11 @@ def test_predict_draws_samples_of_a_larger_canvas(place, capsys):
     assert main("predict", "run", "--count", "4", "--canvas", "70", "--figure", "a/new.png") == 0
     assert (place / "a" / "new.png").read_bytes().startswith(PNG)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines] == ["test"] * 4 + ["wrote a/new.png"]
+    assert [line.split(":")[0] for line in lines] == [
+        "image label score x0 y0 x1 y1",
+        *["test"] * 4,
+        "wrote a/new.png",
+    ]
 
 
 def answers(capsys, *words):

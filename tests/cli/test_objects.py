@@ -149,7 +149,7 @@ def test_training_keeps_its_split(trained, data):
 
 def test_training_says_what_it_leaves_out(trained, data):
     warning, head, *lines = trained[1].splitlines()[:5]
-    assert warning == "warning: --warmup 50 does not end: the run has 2 updates of the network"
+    assert warning == "warning: --warmup 50 does not end: the run has only 2 parameter updates"
     assert head == "3 images or rows cannot be used and are left out:"
     tables = [data / "annotations" / f"{label}.csv row {EACH + 1}: " for label in COLORS]
     says = ["4 columns; .*", "box 9 9 9 9 is empty.*", ".*gone.jpg: no such image"]

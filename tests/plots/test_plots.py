@@ -100,6 +100,16 @@ def test_texts_stay_inside_the_image_for_boxes_at_its_edges(tmp_path, x0, y0):
     assert (pictures[0] != pictures[1]).any(-1).sum() > 500
 
 
+def test_the_text_of_the_best_box_covers_those_of_others(tmp_path):
+    boxes = np.tile(np.float32([50, 100, 200, 200]), (2, 1))
+    for labels, best in (((0, 3), "blue"), ((3, 0), "red")):
+        detection_plots.annotated_image(
+            np.zeros((400, 400, 3)), tmp_path / "a.png", None, boxes, ["    ", "    "], labels
+        )
+        red, _, blue = pixels(tmp_path / "a.png")[94, 54]
+        assert (blue > red) == (best == "blue")
+
+
 def test_small_images_are_enlarged(tmp_path):
     detection_plots.annotated_image(np.zeros((30, 50, 1)), tmp_path / "a.png")
     assert pixels(tmp_path / "a.png").shape == (330, 550, 3)
