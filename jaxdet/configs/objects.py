@@ -127,7 +127,7 @@ class Config(TrainConfig):
     warmup: int = 50
     weight_decay: float = 0.02
     ema: float = 0.99
-    best: str = "right_iou"
+    best: Literal["right_iou", "accuracy", "iou", "iou50", "iou70", "iou_median"] = "right_iou"
     """validation score that selects the best checkpoint (right_iou: IoU, 0 where the label is
     wrong); ties go to the lower loss"""
 
