@@ -122,8 +122,8 @@ def scope_inputs(
     """{path: paths of the layers whose outputs it reads}, for the forward pass of a closed jaxpr.
 
     is_layer: whether a path is a layer; results pass through all other paths.  The last argument of
-    the jaxpr is called `input_name`; parameters have no path.  Bodies of calls are not entered.
-    The inner dictionaries serve as ordered sets.
+    the jaxpr has the path `/` + `input_name`; parameters have none.  Bodies of calls are not
+    entered.  The inner dictionaries serve as ordered sets.
     """
     origins = {closed.jaxpr.invars[-1]: {f"/{input_name}": True}}  # variable -> paths
     inputs = defaultdict(dict)
@@ -199,7 +199,7 @@ def _within(eqn, fn) -> bool:
 
 
 def _expand(scoped: ScopedEquation, padding: Padding) -> Iterator[ScopedEquation]:
-    """The equation itself, or those of its body with the number of times that the body runs."""
+    """The equation itself, or the equations of its body, repeated as often as the body runs."""
     name, params = scoped.eqn.primitive.name, scoped.eqn.params
     if name in RULES:
         yield scoped

@@ -76,8 +76,8 @@ def window_taps(
     dilation: spacing of the taps (rhs dilation).
 
     Taps between spaced inputs never count; taps on padding count only if `full`.  `transposed` is
-    for the gradient of a convolution with respect to its input: the taps of that convolution count,
-    those on its padding included.
+    for the gradient of a convolution with respect to its input: all taps of that convolution count,
+    also on its padding.
     """
     if taps == "transposed":
         low = (window - 1) * dilation - low
@@ -154,7 +154,7 @@ def _clamp(eqn, taps: Taps) -> OpCounts:
 
 
 def _integer_pow(eqn, taps: Taps) -> OpCounts:
-    """Exponentiation by squaring: one product per bit after the first, and one if it is set."""
+    """Exponentiation by squaring: a product per bit after the first, and another if it is set."""
     power, size = abs(eqn.params["y"]), _size(eqn.outvars[0])
     products = max(power.bit_length() - 1, 0) + max(power.bit_count() - 1, 0)
     inverse = size if eqn.params["y"] < 0 else 0

@@ -1,1 +1,1 @@
-"""Convolution and max pooling that are fast on CPUs; other devices use XLA's own."""
+"""Convolution and max pooling that are fast on CPUs; GPUs use XLA's own, if it is deterministic."""

@@ -21,7 +21,7 @@ def jit(fn: Callable, **options: Any) -> Callable:
 def compiler_options() -> dict[str, str] | None:
     """Options that make convolutions on a CPU faster, or None.
 
-    None on other devices, if `XLA_FLAGS` sets the option, and if XLA does not know it.
+    None on other devices, and also if `XLA_FLAGS` sets the option or XLA does not know it.
     """
     own_choice = YNN_FUSION in os.environ.get("XLA_FLAGS", "")
     return OPTIONS if jax.default_backend() == "cpu" and not own_choice and _is_known() else None

@@ -54,9 +54,10 @@ class Plan(NamedTuple):
 
 @contextmanager
 def default_impl(impl: Impl) -> Iterator[None]:
-    """Set what `auto` means while tracing: `lax` to count, `im2col` under a sweep's vmap.
+    """Set the algorithm that `auto` stands for within the context.
 
-    Functions that were traced before are not affected.
+    It is `lax` for counting operations and `im2col` under the vmap of a sweep.  Functions that were
+    traced before are not affected.
     """
     token = _default_impl.set(impl)
     try:

@@ -110,7 +110,7 @@ def _mirror(geometry, x, kernel):
     """`_shift` written so that its transpose is a sum of slices and not of pads.
 
     Each phase of the strides is a convolution of stride 1: its weighted taps are added on a canvas
-    that is larger by the kernel, which is then cropped.
+    larger than the output by the kernel's extent, and the canvas is cropped.
     """
     rows, columns = output_shape(x.shape, kernel.shape, geometry)
     x = jnp.repeat(_pad(geometry, x), kernel.shape[-1] // x.shape[-1], axis=-1)
@@ -157,7 +157,7 @@ ALGORITHMS: dict[str, Callable] = {
 
 
 def _matmul(geometry, x, matrix):
-    """x [B, H, W, C] times a matrix [C, D]; on a CPU faster with two axes than with four."""
+    """x [B, H, W, C] times a matrix [C, D], with x flattened to two axes: faster on a CPU."""
     flat = jnp.matmul(x.reshape(-1, x.shape[-1]), matrix, precision=geometry.precision)
     return flat.reshape(*x.shape[:3], -1)
 
@@ -207,7 +207,7 @@ def _flat_taps(geometry, x, kernel, rows, columns):
 
 
 def _sum_on_canvas(x, taps, rows, columns):
-    """[B, rows, columns * D] of x [B, H, W, D] and taps [(row, column, weights [D])]."""
+    """Sum [B, rows, columns * D] of x [B, H, W, D] under taps [(row, column, weights [D])]."""
     width = x.shape[-1]
     down, right = (max(tap[axis] for tap in taps) for axis in (0, 1))
     flat, repeats = x.reshape(*x.shape[:2], -1), x.shape[2]

@@ -68,8 +68,8 @@ def smooth_l1(predicted: Array, target: Array) -> jax.Array:
 def box_loss(name: BoxLoss, predicted: Array, target: Array) -> jax.Array:
     """The named loss of boxes [B, 4] in fractions of the image; [B].
 
-    `mse` is the mean squared error of the corners.  Coordinates differ by at most 1, so that
-    `smooth_l1` is half of it.
+    `mse` is the mean squared error of the corners, twice `smooth_l1` where no coordinate is off by
+    more than 1.
     """
     if name == "mse":
         return jnp.square(predicted - target).mean(-1)

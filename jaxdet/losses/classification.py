@@ -41,7 +41,7 @@ def brier(logits: Array, targets: Array) -> jax.Array:
 def multiclass_hinge(logits: Array, targets: Array) -> jax.Array:
     """Hinge loss with margin 1, mean over all K classes, of logits and targets [B, K]; [B].
 
-    PyTorch's MultiMarginLoss.  Weston and Watkins 1999.
+    As PyTorch's MultiMarginLoss for one-hot targets.  Weston and Watkins 1999.
     """
     # Crammer and Singer (2001) take the maximum over classes.  With it, the network of the CIFAR-10
     # tutorial remained at equal logits: accuracy .157 after 4 epochs.

@@ -72,7 +72,7 @@ def contrastive(a: Array, b: Array, same: Array, *, margin: float = 1.0) -> jax.
     d^2 / 2 for pairs of the same class (`same` [...]), max(0, margin - d)^2 / 2 for others, with d
     the Euclidean distance.  For all pairs of a batch, each of them twice, call
     `contrastive(x[:, None], x[None], same)` with the masks of `pair_masks`.
-    Hadsell et al. 2006 (CVPR); the margin of pytorch-metric-learning, for unit vectors.
+    Hadsell et al. 2006 (CVPR); the default margin is pytorch-metric-learning's, for unit vectors.
     """
     distance = embeddings.distance(a, b)
     return jnp.where(same, distance, jax.nn.relu(margin - distance)) ** 2 / 2
@@ -132,10 +132,10 @@ def l_softmax(
 ) -> jax.Array:
     """Large-margin softmax logits [B, K]: |w| |x| cos(angle), made harder for the true class.
 
-    For the true class psi(angle) = (-1)^k cos(margin * angle) - 2k replaces the cosine, with k the
-    number of whole pi / margin in the angle.  margin: 1 (linear logits), 2, 3 or 4.
-    annealing: lambda of the paper, the weight of the cosine beside psi, which decreases during
-    training.  Liu et al. 2016, arXiv:1612.02295.
+    For the true class psi(angle) = (-1)^k cos(margin * angle) - 2k replaces the cosine, with
+    k = floor(margin * angle / pi), at most margin - 1.  margin: 1 (linear logits), 2, 3 or 4.
+    annealing: lambda of the paper, the weight of the cosine beside psi (1); the paper decreases it
+    during training.  Liu et al. 2016, arXiv:1612.02295.
     """
     margin = int(margin)
     borders = jnp.cos(jnp.arange(1, margin) * jnp.pi / margin)
@@ -155,8 +155,8 @@ def arcface(
     """Additive angular margin logits [B, K]: scale * cos(angle), plus a margin in the true class.
 
     The true class has scale * cos(angle + margin).  margin: radians, at most pi.  Beyond an angle
-    of pi - margin, where this would rise again, it is scale * (cosine - margin * sin(margin)), as
-    in insightface.
+    of pi - margin, where that cosine would rise again, the logit is
+    scale * (cos(angle) - margin * sin(margin)), as in insightface.
     Deng et al. 2018, arXiv:1801.07698, with its defaults.
     """
 
@@ -197,8 +197,8 @@ def lgm(
     [K, D].  Logits are -(squared Mahalanobis distance + log determinant) / 2, where the distance to
     the true class is multiplied by 1 + margin.  The likelihood loss is minus the logit of the true
     class without the margin.
-    Wan et al. 2018, arXiv:1803.02988.  The margin, their alpha, is that of public implementations,
-    which weight the likelihood loss by 0.01 beside the cross-entropy.
+    Wan et al. 2018, arXiv:1803.02988.  The default margin, their alpha, is taken from public
+    implementations, which weight the likelihood loss by 0.01 beside the cross-entropy.
     """
     x, means = as_float32(features), as_float32(means)
     log_variances = jnp.broadcast_to(as_float32(jnp.asarray(log_variances)), means.shape)
