@@ -1,7 +1,9 @@
 """Scores of a whole split, computed on the host from the measurements of each image.
 
-from jaxdet import metrics
-metrics.verification.eer(scores, same)
+    from jaxdet import metrics
+    metrics.verification.eer(scores, same)
+
+`classification` covers localization too.
 """
 
 from jaxdet.metrics import (

@@ -14,8 +14,9 @@ def scores(rows: Rows, classes: Sequence[str]) -> dict[str, Any]:
     """Scores of one label per image.
 
     rows: `label` and `predicted`, indices into `classes`, [N] each.
-    Returns `count`, `correct` and `accuracy`; the same per class, by name, under `labels`; and
-    `confusion`, counts [K, K] by true class (rows) and predicted class (columns).
+    Returns `count`, `correct` and `accuracy`; the same per class, by name, under `labels` (without
+    `accuracy` for classes without images); and `confusion`, counts [K, K] by true class (rows) and
+    predicted class (columns).
     """
     return _with_classes(rows, classes, _label_scores)
 
@@ -24,16 +25,16 @@ def localization_scores(rows: Rows, classes: Sequence[str]) -> dict[str, Any]:
     """Scores of one label and one box per image.
 
     rows: as in `scores`, with `iou` and `distance` [N] of the boxes.  If there is `boxed` [N],
-      scores of boxes are of the images for which it is true, and missing if there are none.
-    Returns all of `scores` and, over all images and per class: mean `iou`, `iou_median`,
-    `right_iou`, the mean with IoU 0 for wrong labels, `iou50` and `iou70`, the fractions of images
-    with an IoU above .5 and .7, and mean `distance`.
+      scores of boxes are computed from the images where it is true, and omitted if there are none.
+    Returns all of `scores` and, in total and per class: mean `iou`; `iou_median`; `right_iou`, the
+    mean with IoU 0 for wrong labels; `iou50` and `iou70`, the fractions of images with an IoU above
+    .5 and .7; and mean `distance`.
     """
     return _with_classes(rows, classes, _box_scores)
 
 
 def plateau_start(scores: Sequence[float], *, rise: float, over: int) -> int | None:
-    """First index i such that all later scores, at least `over`, are below `scores[i] + rise`.
+    """First i such that all later scores, at least `over` of them, are below `scores[i] + rise`.
 
     None if there is no such index.  An early peak is no plateau if a better score comes later.
     """
@@ -46,7 +47,7 @@ def plateau_start(scores: Sequence[float], *, rise: float, over: int) -> int | N
 def _with_classes(
     rows: Rows, classes: Sequence[str], score: Callable[[Rows], dict[str, Any]]
 ) -> dict[str, Any]:
-    """`score(rows)` of all rows and of those of each class, and the confusion matrix."""
+    """`score(rows)` of all rows and of the rows of each class, and the confusion matrix."""
     count = len(classes)
     pairs = np.asarray(rows["label"]) * count + np.asarray(rows["predicted"])
     confusion = np.bincount(pairs, minlength=count * count).reshape(count, count)

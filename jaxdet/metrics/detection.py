@@ -41,17 +41,19 @@ def coco_scores(truth: dict[str, Any], detections: list[dict[str, Any]]) -> dict
     100 boxes per image.  Scores without any object to find are -1.  Objects with `ignore` are
     treated as crowds, as `jaxdet.data.coco` reads them.
 
-    Ids of images and categories are any integers or texts; ids of annotations are not used.
-    InputError where two images or two categories have one id, and for ids that are not there.
+    Ids of images and categories may be any integers or strings; ids of annotations are not used.
+    Raises InputError if two images or two categories share an id, or if an annotation or a
+    detection refers to an id that `truth` does not list.
     Lin et al. 2014, arXiv:1405.0312; computed by faster-coco-eval.
     """
     return _stats(_evaluate(*_renumber(truth, detections)))
 
 
 def scores(rows: Rows, classes: Sequence[str]) -> dict[str, Any]:
-    """The twelve scores of `coco_scores`, and under `labels` those of each class by name.
+    """The twelve scores of `coco_scores`, `count` (of images), and scores of each class.
 
-    Classes have `count`, the number of objects that are not crowds, `map` and `map50`.
+    `labels` holds, by name of the class, `count` (of objects that are not crowds), `map` and
+    `map50`.
     """
     evaluation = _evaluate(*_to_coco(rows, classes))
     precision = evaluation.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, class]
@@ -85,7 +87,7 @@ def passed_thresholds(value: float, thresholds: Sequence[float]) -> dict[str, bo
 def confusion_matrix(rows: Rows, classes: Sequence[str]) -> np.ndarray:
     """Counts [K + 1, K + 1] by true class (rows) and predicted class (columns); last is background.
 
-    Boxes with a score of at least `SCORE_THRESHOLD` are matched to objects, in the order of their
+    Boxes with a score of at least `SCORE_THRESHOLD` are matched to objects in descending order of
     IoU, if it exceeds `IOU_THRESHOLD`.  Objects without a box count as predicted background,
     boxes without an object as true background.  Crowds are ignored, and so are boxes without an
     object that lie in a crowd with more than `IOU_THRESHOLD` of their area, as in COCO.
@@ -127,7 +129,7 @@ def _mean(precision: np.ndarray) -> float:
 
 
 def _evaluate(truth, detections):
-    """A completed faster-coco-eval evaluation; output of the library is discarded."""
+    """A completed faster-coco-eval evaluation; what the library prints is discarded."""
     coco = packages.load("faster_coco_eval", "mAP")
     complete = {"info": {}, "images": [], "annotations": [], "categories": [], **truth}
     with contextlib.redirect_stdout(io.StringIO()):
@@ -146,19 +148,19 @@ def _evaluate(truth, detections):
 def _renumber(
     truth: dict[str, Any], detections: list[dict[str, Any]]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Truth and detections with ids from 1, the only ones that faster-coco-eval takes in all."""
+    """Truth and detections renumbered from 1; faster-coco-eval does not take all other ids."""
     numbers: dict[str, dict[Any, int]] = {}
     for kind, field in (("images", "image_id"), ("categories", "category_id")):
         ids = [one["id"] for one in truth[kind]]
         numbers[field] = {number: i for i, number in enumerate(ids, 1)}
         if len(numbers[field]) < len(ids):
             twice = next(number for i, number in enumerate(ids) if number in ids[:i])
-            raise InputError(f"two {kind} have the id {twice!r}")
+            raise InputError(f"truth: ids of {kind} must be unique, got {twice!r} twice")
 
     def renumbered(entry: dict[str, Any]) -> dict[str, Any]:
         for field, known in numbers.items():
             if entry[field] not in known:
-                raise InputError(f"{field} {entry[field]!r} is not in the truth")
+                raise InputError(f"{field} must be an id listed in truth, got {entry[field]!r}")
         return entry | {field: known[entry[field]] for field, known in numbers.items()}
 
     annotations = []

@@ -2,7 +2,8 @@
 
 A pair has a score, higher if its images are more likely of the same identity, and is accepted if
 the score is at least a threshold.  FAR, the false accept rate, is the fraction of accepted pairs
-among pairs of different identities; TAR, the true accept rate, that among pairs of the same one.
+among pairs of different identities; TAR, the true accept rate, is this fraction among pairs of the
+same identity.
 Functions raise InputError for empty input, for scores that are not finite and, if they need both
 kinds of pairs, for pairs of one kind only.
 """
@@ -65,7 +66,7 @@ def eer(scores: Array, same: Array) -> float:
 
 
 def tar_at_far(scores: Array, same: Array, fars: Sequence[float] = FAR_LEVELS) -> np.ndarray:
-    """Highest TAR [F] of the thresholds whose FAR is at most each of `fars` [F].
+    """Highest TAR [F] among the thresholds with a FAR of at most each of `fars` [F].
 
     There is no interpolation: with fewer than 1 / far pairs of different identities, none of them
     is accepted.
@@ -79,7 +80,7 @@ def dir_at_fpir(
 ) -> np.ndarray:
     """Detection and identification rate [F] at false positive identification rates `fpirs` [F].
 
-    scores, predicted [N]: the best identity of each probe and its score.  identity [N]: the true
+    predicted, scores [N]: the best identity of each probe, and its score.  identity [N]: the true
     identity, below 0 if it is not in the gallery.  FPIR is the fraction of probes without an
     identity in the gallery whose score reaches the threshold; DIR is the fraction of the other
     probes whose score reaches it and whose best identity is correct.  Open-set identification at
@@ -186,7 +187,7 @@ def consecutive_folds(count: int, folds: int) -> np.ndarray:
 
 
 def linear_probe(embeddings: Array, labels: Array, others: Array) -> np.ndarray:
-    """Labels [M] that a linear classifier, fitted to `embeddings` [N, D], gives `others` [M, D].
+    """Labels [M] of `others` [M, D], predicted by a linear classifier of `embeddings` [N, D].
 
     Multinomial logistic regression on standardized features, with scikit-learn's default
     regularization.  labels [N]: of at least two classes.  Alain and Bengio 2016, arXiv:1610.01644.
@@ -205,7 +206,7 @@ def _check_pairs(scores, same, both=False) -> tuple[np.ndarray, np.ndarray]:
     scores, flags = np.asarray(scores, np.float64), np.asarray(same)
     if flags.size and not np.isin(flags, (0, 1)).all():
         wrong = flags[~np.isin(flags, (0, 1))].ravel()[0]
-        raise InputError(f"verification: pairs must be marked by 0 or 1, got {wrong}")
+        raise InputError(f"verification: labels of pairs must be 0 or 1, got {wrong}")
     same = flags.astype(bool)
     if scores.shape != same.shape or scores.ndim != 1:
         raise InputError(
@@ -215,7 +216,10 @@ def _check_pairs(scores, same, both=False) -> tuple[np.ndarray, np.ndarray]:
     if not scores.size:
         raise InputError("verification: there are no pairs to evaluate")
     if not np.isfinite(scores).all():
-        raise InputError(f"verification: score {(~np.isfinite(scores)).argmax()} is not finite")
+        place = (~np.isfinite(scores)).argmax()
+        raise InputError(
+            f"verification: scores must be finite, got {scores[place]} at index {place}"
+        )
     if both and same.all() == same.any():
         kind = "the same identity" if same.any() else "different identities"
         raise InputError(

@@ -142,10 +142,11 @@ def test_image_ids_may_be_texts_and_flags_too():
 def test_two_images_or_categories_of_one_id_are_refused():
     for kind in ("images", "categories"):
         truth = PERFECT | {kind: PERFECT[kind] + PERFECT[kind][:1]}
-        with pytest.raises(InputError, match=f"two {kind} have the id {PERFECT[kind][0]['id']}"):
+        repeated = f"ids of {kind} must be unique, got {PERFECT[kind][0]['id']} twice"
+        with pytest.raises(InputError, match=repeated):
             detection_metrics.coco_scores(truth, [])
     unknown = [{"image_id": 8, "category_id": 3, "bbox": [0, 0, 1, 1], "score": 1.0}]
-    with pytest.raises(InputError, match="image_id 8 is not in the truth"):
+    with pytest.raises(InputError, match="image_id must be an id listed in truth, got 8"):
         detection_metrics.coco_scores(PERFECT, unknown)
 
 
