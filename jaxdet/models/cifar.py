@@ -1,4 +1,4 @@
-"""Networks for 32 x 32 pixels, all below 275,000 parameters.
+"""Networks for images of 32 x 32 pixels, each with fewer than 275,000 parameters.
 
     logits = ResNet20().apply(variables, images)  # [B, 10] of [B, 32, 32, 3]
 
@@ -62,7 +62,7 @@ class CifarModule(layers.ConvModule):
 
 
 class CifarResNet(layers.ConvModule):
-    """A 3x3 stem, stages of basic blocks, all but the first halving the map, and a linear layer.
+    """A 3x3 stem, stages of basic blocks, and a linear layer; stages after the first halve the map.
 
     He et al. 2015, arXiv:1512.03385, section 4.2: 6 * blocks + 2 layers, and projection shortcuts.
     blocks: blocks per stage.  widths: channels of each stage; the stem has those of the first.

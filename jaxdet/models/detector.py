@@ -1,8 +1,10 @@
 """Detector: backbone, neck and head, and boxes in pixels decoded from the head's outputs.
 
-net = Detector(backbone=partial(Lite0, classes=0), neck=partial(FPN, channels=96),
-               head=partial(DecoupledHead, classes=3))
-output = net.apply(variables, images)
+    net = Detector(backbone=partial(Lite0, classes=0), neck=partial(FPN, channels=96),
+                   head=partial(DecoupledHead, classes=3))
+    output = net.apply(variables, images)
+
+`models.necks` and `models.heads` define what a neck and a head take and return.
 """
 
 from collections.abc import Callable
@@ -35,12 +37,13 @@ class Detector(nn.Module):
     """A backbone, a neck and a head, given as constructors that take `axis_name` and `name`.
 
     levels: how many maps of the backbone the neck takes, counted from the coarsest.
-    anchor_scales, anchor_ratios: anchors per cell, one for each pair (see `ops.anchors`), from
-      which the head, with as many outputs per cell, predicts offsets.  Without scales, a cell
-      predicts distances from its center; its anchor, for assignment, is a square of 4 strides.
+    anchor_scales, anchor_ratios: anchors per cell, one for each pair (see `ops.anchors`).  The head
+      must have as many boxes per cell; its outputs are offsets from these anchors.  Without scales,
+      its outputs give the distances of a box's sides from the center of the cell, and the anchor
+      (for assignment only) is a square with sides of 4 strides.
     reg_max: outputs per side of a box.  A single one is the logarithm of the distance in strides;
-      several are a distribution over distances, whose mean is the distance (Li et al. 2020,
-      arXiv:2006.04388).
+      several are logits of a distribution over distances, whose mean is the distance (Li et al.
+      2020, arXiv:2006.04388).
     """
 
     backbone: Callable[..., nn.Module]

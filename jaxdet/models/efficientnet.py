@@ -4,8 +4,9 @@
     c2, c3, c4, c5 = Lite0(classes=0).apply(variables, images)  # strides 4, 8, 16 and 32
     *_, last = Lite0(classes=0, head=True).apply(variables, images)  # [B, H/32, W/32, 1280]
 
-Convolutions pad as TensorFlow does: to size / stride rounded up, the odd pixel at the end.  Lite0
-has 4,652,008 parameters and, at 224 x 224 pixels, 0.385 G multiply-adds.
+Convolutions pad as in TensorFlow: outputs have ceil(size / stride) pixels per side, and an odd
+pixel of padding is at the end.  Lite0 has 4,652,008 parameters and, at 224 x 224 pixels, 0.385 G
+multiply-adds.
 """
 
 import math
@@ -78,7 +79,10 @@ class MBConv(EfficientNetModule):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        """[B, H, W, C] to [B, H / stride, W / stride, width]; x is added where shapes agree."""
+        """[B, H, W, C] to [B, H / stride, W / stride, width], sides rounded up.
+
+        x is added if shapes agree.
+        """
         y, channels = x, x.shape[-1]
         hidden = self.expand * channels
         if self.expand > 1:
@@ -260,6 +264,6 @@ def _parse(path: str, stages: tuple[Stage, ...]) -> tuple[tuple[int, int, int] |
 
 
 def weight_map(net: EfficientNet, arrays: Mapping[str, Array]) -> pretrained.WeightMap:
-    """Weight map of EfficientNet-PyTorch's or timm's files, whichever `arrays` are from."""
+    """Weight map of EfficientNet-PyTorch's or timm's files, whichever `arrays` come from."""
     name = timm_name if "conv_stem.weight" in arrays else torch_name
     return pretrained.WeightMap(partial(name, stages=net.scaled_stages()), HEADS)

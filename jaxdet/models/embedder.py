@@ -1,9 +1,11 @@
 """Embeddings of images, and logits of their identities, from one network.
 
-net = Embedder(features=partial(ResNet18, classes=0), classes=7001)
-embedding, logits = net.apply(variables, images)
-embedding = net.apply(variables, images, method="embed")
-logits = net.apply(variables, embedding, method="classify")
+    net = Embedder(features=partial(ResNet18, classes=0), classes=7001)
+    embedding, logits = net.apply(variables, images)
+    embedding = net.apply(variables, images, method="embed")
+    logits = net.apply(variables, embedding, method="classify")
+
+Embeddings are not normalized.
 """
 
 from collections.abc import Callable

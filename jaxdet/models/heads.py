@@ -29,11 +29,11 @@ class HeadOutput(NamedTuple):
 class DecoupledHead(necks.PyramidModule):
     """The head of YOLOX (Ge et al. 2021, arXiv:2107.08430); levels share no weights.
 
-    A 1x1 stem, two branches of 3x3 convolutions, and 1x1 convolutions to classes and to boxes and,
-    from the branch of the boxes, objectness.  Scores start at `PRIOR`.
+    A 1x1 stem, a branch of 3x3 convolutions for classes and another for boxes and objectness, and
+    1x1 convolutions to the outputs.  Class scores and objectness start near `PRIOR`.
 
     anchors: boxes per cell.
-    outputs: outputs per side of a box; more than one are a distribution over distances.
+    outputs: outputs per side of a box; several are logits of a distribution over distances.
     objectness: whether boxes have an objectness logit.  convolutions: 3x3 convolutions per branch.
     """
 

@@ -31,7 +31,7 @@ class InvertedResidual(layers.ConvModule):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False, dropout_scale: float | Array = 1.0) -> Array:
-        """[B, H, W, C] to the same shape; `dropout_scale` is for blocks with stochastic depth."""
+        """[B, H, W, C] to the same shape; `dropout_scale`, for other blocks, is ignored."""
         channels = x.shape[-1]
         hidden = self.expand * channels
         y = self.conv_norm_act(x, hidden, 1, "expand", train=train)
@@ -56,8 +56,8 @@ class InvertedResidualNet(layers.Freezable):
     """A 7x7 stem with a max pool, then stages: a 3x3 transition, blocks, dropout.
 
     Stem and pool each halve the map.  Per stage: widths (channels), strides (of the transition),
-    blocks (one number for all stages, or one per stage), squeezes and dilations (of the blocks),
-    rates (of dropout after the stage); () leaves an option out.
+    blocks (one number for all stages, or one per stage), squeezes and dilations (of the blocks; ()
+    keeps their defaults), rates (of dropout after the stage; () means no dropout).
     block: constructor of a block, given the fields of a `ConvModule` and, where they are set,
       `squeeze` and `dilation`.
     classes: number of classes; 0 returns the maps of the stages instead of logits.

@@ -162,10 +162,10 @@ SHARED_FIELDS = tuple(name for name in ConvModule.__annotations__ if name not in
 
 
 class Freezable(ConvModule):
-    """A network in stages, the first of which may be frozen.
+    """A network in stages, of which the first ones may be frozen.
 
-    frozen_stages: how many stages, from the first on, stay as they are: in training no gradient is
-      computed inside them, and their batch norms use running statistics.
+    frozen_stages: number of frozen stages, from the first on: in training no gradient is computed
+      inside them, and their batch norms use running statistics.
     freeze_bn: batch norms of all stages use running statistics in training.
     """
 
@@ -227,7 +227,10 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, factor: float | Array = 1.0, train: bool = False) -> Array:
-        """In training, zero x with probability `rate * factor` and scale the rest."""
+        """In training, zero entries of x with probability p = `rate * factor`.
+
+        The others are divided by 1 - p.
+        """
         if not train or not self.rate:
             return x
         keep = 1 - self.rate * factor
@@ -262,8 +265,8 @@ def max_pool(x: Array, name: str, *, kernel: int, stride: int, padding: int = 0)
 def adaptive_avg_pool(x: Array, name: str, *, side: int) -> Array:
     """Average x [B, H, W, C] to [B, side, side, C], under the layer name `name`.
 
-    As in PyTorch, output i of n averages the pixels from floor(i H / n) to ceil((i + 1) H / n), so
-    that neighbors overlap where n does not divide H.
+    As in PyTorch, output i of n averages the pixels from floor(i H / n) up to, but excluding,
+    ceil((i + 1) H / n), so that neighbors overlap where n does not divide H.
     """
     with jax.named_scope(name):
         for axis in (1, 2):

@@ -32,7 +32,7 @@ class Inception(CifarModule):
     def __call__(self, x: Array, train: bool = False) -> Array:
         """[B, H, W, C] to [B, H, W, width]."""
         if self.width < 4:
-            raise InputError(f"inception needs at least 4 channels, got {self.width}")
+            raise InputError(f"an inception block must have at least 4 channels, got {self.width}")
         one, three, five, pooled = ((self.width + 3 - i) // 4 for i in range(4))
         branches = [
             self.conv_pool_norm_act(x, one, 1, "conv1x1", train=train),
@@ -68,7 +68,8 @@ class LeNet(CifarModule):
     def __call__(self, x: Array, train: bool = False, dropout_scale: float | Array = 1.0) -> Array:
         """Logits [B, classes] of images [B, H, W, C]; `dropout_scale` multiplies the dropout rate.
 
-        Raises InputError for images that the pools shrink to nothing, below 16 x 16 pixels.
+        Raises InputError for images that the pools shrink to nothing: with two pools, below 16 x 16
+        pixels, or below 4 x 4 for inception.
         """
         for i, channels in enumerate(self.channels, 1):
             x = self._before_pool(x, channels, f"conv{i}", train)

@@ -48,8 +48,8 @@ class DenseBoxHead(necks.PyramidModule):
 
     An FPN over the last `levels` maps and two 3x3 convolutions on its finest map.  Every cell
     predicts the distances of the box's sides from its center, as fractions of the image (Tian et
-    al. 2019, arXiv:1904.01355), and the logit of its weight.  Predictions do not depend on the
-    position of the cell, so that few training images suffice.
+    al. 2019, arXiv:1904.01355), and the logit of its weight.  All cells share one predictor, so
+    that few training images suffice.
     """
 
     channels: int = 96
@@ -108,8 +108,8 @@ class Localizer(nn.Module):
     ) -> tuple[Array, Array]:
         """(logits [B, classes], box [B, 4]) of images [B, H, W, C].
 
-        Boxes are corners x0 y0 x1 y1 as fractions of the image, in [0, 1] (those of a `box_head`
-        in evaluation only).  `dropout_scale` multiplies the dropout rates.
+        Boxes are corners x0 y0 x1 y1 as fractions of the image, in [0, 1]; a `DenseBoxHead` may
+        exceed it in training.  `dropout_scale` multiplies the dropout rates.
         """
         maps = self.features(axis_name=self.axis_name, name="features")(x, train)
         maps = maps if isinstance(maps, tuple) else (maps,)

@@ -1,10 +1,10 @@
-"""MobileNets: V2 (Sandler et al. 2018, arXiv:1801.04381), V3 (Howard et al. 2019, 1905.02244).
+"""MobileNets V2 and V3, as torchvision builds them.
 
     logits = V3Large().apply(variables, images)  # [B, 1000]
     c2, c3, c4, c5 = V2(classes=0).apply(variables, images)  # strides 4, 8, 16 and 32
 
-As torchvision builds them.  V2 has 3,504,872 parameters, V3 5,483,032 (large) and 2,542,856
-(small).
+Sandler et al. 2018, arXiv:1801.04381; Howard et al. 2019, arXiv:1905.02244.  V2 has 3,504,872
+parameters, V3 5,483,032 (large) and 2,542,856 (small).
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from jaxdet.types import Array
 
 
 class BlockConfig(NamedTuple):
-    """A row of tables 1 and 2 of V3's paper."""
+    """Sizes of an inverted residual block, as in a row of tables 1 and 2 of V3's paper."""
 
     kernel: int
     expand: int  # hidden channels
@@ -94,7 +94,10 @@ class InvertedResidual(MobileNetModule):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        """[B, H, W, C] to [B, H / stride, W / stride, width]; x is added where shapes agree."""
+        """[B, H, W, C] to [B, H / stride, W / stride, width], sides rounded up.
+
+        x is added if shapes agree.
+        """
         config, y = self.config, x
         if config.expand != x.shape[-1]:
             y = self.conv_norm_act(y, config.expand, 1, "expand", train=train)

@@ -135,7 +135,7 @@ class PAN(PyramidModule):
 def upsample_nearest(x: Array, size: tuple[int, int], name: str) -> Array:
     """Upsample x [B, h, w, C] to [B, *size, C] by nearest neighbors, under the layer name `name`.
 
-    Each pixel is repeated a whole number of times; the result is cropped to `size` at the end.
+    Each pixel is repeated a whole number of times; the result is cropped at the bottom and right.
     """
     with jax.named_scope(name):
         rows, columns = (-(-side // own) for side, own in zip(size, x.shape[1:3], strict=True))

@@ -71,7 +71,7 @@ def deeper(classes: int, *, dtype: Any = None, **fields: Any) -> Localizer:
     """Ten convolutions, and two branches of five hidden layers.
 
     At 224 x 224 pixels the last map is 7 x 7 x 512; 56,442,919 parameters with three classes.
-    fields: of the `ConvStack`.
+    fields: further fields of the `ConvStack`.
     """
     features = partial(ConvStack, layout=DEEPER, dtype=dtype, **fields)
     hidden, rates = (1024, 512, 256, 128, 64), (0.5, 0.5, 0.3, 0.3, 0.2)
@@ -79,7 +79,7 @@ def deeper(classes: int, *, dtype: Any = None, **fields: Any) -> Localizer:
 
 
 def vgg(classes: int, *, dtype: Any = None, **fields: Any) -> Localizer:
-    """VGG11 with batch norm, and 512 instead of 4096 in its dense layers.
+    """VGG11 with batch norm, and with dense layers of 512 instead of 4096 units.
 
     Simonyan and Zisserman 2014, arXiv:1409.1556, configuration A.  At 224 x 224 pixels the last map
     is 7 x 7 x 512; 35,446,023 parameters with three classes.
@@ -112,5 +112,5 @@ def vgg_name(
 
 
 def vgg_weight_map(net: ConvStack, arrays: Mapping[str, Array]) -> pretrained.WeightMap:
-    """Weight map of torchvision's VGG11, with or without batch norm as `net` is."""
+    """Weight map of torchvision's VGG11: with batch norm if `net` has it, else without."""
     return pretrained.WeightMap(partial(vgg_name, norm=net.norm))

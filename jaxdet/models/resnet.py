@@ -27,7 +27,7 @@ class BasicBlock(layers.ConvModule):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        """[B, H, W, C] to [B, H / stride, W / stride, width]."""
+        """[B, H, W, C] to [B, H / stride, W / stride, width], sides rounded up."""
         y = self.conv_norm_act(x, self.width, 3, "conv1", stride=self.stride, train=train)
         y = self.conv_norm(y, self.width, 3, "conv2", train=train)
         return add_shortcut(self, x, y, train)
@@ -41,7 +41,7 @@ class Bottleneck(layers.ConvModule):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        """[B, H, W, C] to [B, H / stride, W / stride, 4 width]."""
+        """[B, H, W, C] to [B, H / stride, W / stride, 4 width], sides rounded up."""
         y = self.conv_norm_act(x, self.width, 1, "conv1", train=train)
         y = self.conv_norm_act(y, self.width, 3, "conv2", stride=self.stride, train=train)
         y = self.conv_norm(y, 4 * self.width, 1, "conv3", train=train)
@@ -58,7 +58,9 @@ def add_shortcut(block: Any, x: Array, y: Array, train: bool) -> Array:
 
 
 class ResNet(layers.Freezable):
-    """A stem, stages of blocks that halve the map and double the width, and a linear layer.
+    """A stem, stages of blocks, and a linear layer.
+
+    Each stage after the first halves the map and doubles the width.
 
     stages: blocks per stage.  block: `BasicBlock` or `Bottleneck`.  width: channels of the stem.
     classes: number of classes; 0 returns the maps of the stages instead, strides 4, 8, 16 and 32.

@@ -106,13 +106,13 @@ class SlidingNet(nn.Module):
     @nn.nowrap
     def _check_size(self, height: int, width: int) -> None:
         if self.form == "sequential":
-            fits = height == width == self.window
+            fits, limit = height == width == self.window, "exactly"
         else:
-            fits = min(height, width) >= self.window
+            fits, limit = min(height, width) >= self.window, "at least"
         if not fits:
             raise InputError(
-                f"the {self.form} form has windows of {self.window} x {self.window} pixels and "
-                f"cannot take {height} x {width}"
+                f"input of the {self.form} form must be {limit} one window of {self.window} x "
+                f"{self.window} pixels, got {height} x {width}"
             )
 
     @nn.nowrap
