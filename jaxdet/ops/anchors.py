@@ -58,7 +58,10 @@ def anchor_boxes(
 
 
 def octave_scales(count: int) -> tuple[float, ...]:
-    """`count` scales in equal steps over the octave from `DEFAULT_SCALE` on (arXiv:1708.02002)."""
+    """`count` scales from `DEFAULT_SCALE` on, each 2^(1 / count) times the one before.
+
+    Lin et al. 2017 (RetinaNet), arXiv:1708.02002.
+    """
     return tuple(DEFAULT_SCALE * 2 ** (i / count) for i in range(count))
 
 

@@ -46,10 +46,10 @@ def task_aligned(
 
     With s the score of a true box's class and u its overlap with the predicted box, each true box
     takes the `topk` cells of largest s^alpha u^beta among those whose center is strictly inside it
-    and whose metric is positive.  A cell taken by several boxes goes to the one it overlaps most.
-    Target scores are the metric, rescaled so that the maximum over a box's cells is its largest
-    overlap with them.  Computed in float32; a negative CIoU counts as 0.  Defaults are those of
-    Feng et al. 2021 (TOOD), arXiv:2108.07755.
+    and whose metric is positive.  A cell taken by several boxes goes to the one that its predicted
+    box overlaps most.  Target scores are the metric, rescaled per true box so that the maximum over
+    its cells is their largest overlap.  Computed in float32; a negative CIoU counts as 0.
+    Defaults are those of Feng et al. 2021 (TOOD), arXiv:2108.07755.
     """
     true_boxes, true_labels, valid = _as_slots(true_boxes, true_labels, valid)
     scores, pred_boxes, points = (jnp.asarray(x) for x in (scores, pred_boxes, points))

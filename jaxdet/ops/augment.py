@@ -2,9 +2,9 @@
 
 A transform is a function `(key, sample) -> sample` of one `Sample`; options are keyword-only.
 `jax.vmap` over keys and samples makes the batch, but `mosaic` and the two mixups combine images and
-take a whole batch; `axis` is the device axis over which it is split, if it is.  Unless noted, pixel
-values are floats in [0, 1], lengths are in pixels, angles in degrees, and pixels beyond the edge of
-an image are `GRAY`.
+take a whole batch; `axis` is the device axis over which the batch is split, or None.  Unless noted,
+pixel values are floats in [0, 1], lengths are in pixels, angles in degrees, and pixels beyond the
+edge of an image are `GRAY`.
 
     transform = augment.compose(
         augment.random_flip,
@@ -149,8 +149,8 @@ def random_scale_translate(
 ) -> Sample:
     """Scale about the center by a factor in `scale`, then translate by up to `translate` of a side.
 
-    The factor is log-uniform, and the aspect ratio changes by up to `MAX_ASPECT`.  Bilinear without
-    anti-aliasing.
+    The factor is log-uniform, and the aspect ratio changes by a factor of up to `MAX_ASPECT`.
+    Bilinear without anti-aliasing.
     """
     draw = jax.random.uniform(key, (5,), minval=-1.0)  # scale, aspect of y and x, shift of y and x
     low, high = jnp.log(jnp.asarray(scale))
@@ -171,7 +171,8 @@ def random_resized_crop(
     """Crop a random rectangle and resize it to the size of the image.
 
     The crop covers a fraction of the image in `area`; its aspect ratio is that of the image times a
-    log-uniform factor in [1 / aspect, aspect].  Szegedy et al. 2014, arXiv:1409.4842.
+    log-uniform factor in [1 / aspect, aspect].  A side longer than the image's is cut to it.
+    Szegedy et al. 2014, arXiv:1409.4842.
     """
     fraction, shape, *position = jax.random.uniform(key, (4,))
     fraction = area[0] + fraction * (area[1] - area[0])
@@ -233,7 +234,7 @@ def _moved(sample, image, move_boxes):
 
 
 def brightness_contrast(key: jax.Array, sample: Sample, *, strength: float = 0.2) -> Sample:
-    """Add up to +-`strength` to all values, then scale contrast by a factor in 1 +- `strength`."""
+    """Shift all values by up to +-`strength`; scale contrast by a factor in 1 +- `strength`."""
     brightness, contrast = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
     dm_pix = packages.load("dm_pix", "brightness_contrast")
     image = dm_pix.random_brightness(brightness, sample.image, strength)
@@ -317,12 +318,13 @@ def place_on_canvas(
     degrees: float = 30.0,
     scale: tuple[float, float] = (0.75, 1.25),
 ) -> tuple[jax.Array, jax.Array]:
-    """Rotate and scale one object [h, w] and place it at random, whole, on an empty square canvas.
+    """Rotate and scale one object [h, w], and place it at random inside an empty square canvas.
 
     The angle is uniform in +-`degrees`, the factor in `scale`, and the position among those that
     keep the foreground (`> 0`) inside.  Returns the canvas [canvas, canvas, 1], rounded to
     multiples of 1/255 as if stored in 8 bits, and the tight box [4] of the foreground.  An empty
-    image gives an empty canvas and a zero box.  InputError if a rotated object might not fit.
+    image gives an empty canvas and a zero box.
+    Raises InputError if the canvas is too small for the object at some angle.
     """
     chex.assert_rank(image, 2)
     chex.assert_type(image, float)
@@ -380,7 +382,7 @@ def mixup(
 ) -> tuple[jax.Array, jax.Array]:
     """Mix images [B, ...] and their targets [B, K] with those of the next row, for classification.
 
-    The weight of the first is drawn from Beta(alpha, alpha).  Zhang et al. 2017, arXiv:1710.09412.
+    A row's own weight is drawn from Beta(alpha, alpha).  Zhang et al. 2017, arXiv:1710.09412.
     """
     weight = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha))(keys)
 
@@ -425,8 +427,8 @@ def mosaic(
     """Join each sample and its three successors around a point, with the given probability.
 
     samples: all fields [B, ...]; the result has four times as many box slots.  The point lies in
-    the middle half of the image; each of the four is scaled by a factor in `scale` and touches the
-    point with a corner.  Bochkovskiy et al. 2020, arXiv:2004.10934.
+    the middle half of each axis.  Each of the four images is scaled by a factor in `scale` and has
+    a corner at the point.  Bochkovskiy et al. 2020, arXiv:2004.10934.
     """
 
     def joined(key, four):
@@ -488,7 +490,7 @@ def _mosaic(point_key, scale_key, four, scale):
 
 
 def _tile(point, factor, before, sample):
-    """One quarter of a mosaic: the sample scaled, a corner at `point`, boxes cut to its side."""
+    """One part of a mosaic: the sample scaled, with a corner at `point`, and its boxes clipped."""
     whole = jnp.asarray(sample.image.shape[:2], jnp.float32)
     offset = point - before * factor * whole
     tile = _scale_translate_sample(sample, jnp.tile(factor, 2), offset)

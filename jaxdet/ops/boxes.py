@@ -92,7 +92,7 @@ def ciou(a: Array, b: Array, *, eps: float = 0.0) -> jax.Array:
 
 
 def clip(boxes: Array, height: float | Array, width: float | Array) -> jax.Array:
-    """Boxes [..., 4] clipped to an image of height x width pixels; those outside become empty."""
+    """Boxes [..., 4] clipped to an image of height x width pixels; boxes outside become empty."""
     chex.assert_shape(boxes, (..., 4))
     boxes = as_float32(boxes)
     limits = jnp.stack([width, height, width, height]).astype(boxes.dtype)

@@ -3,7 +3,8 @@
 All functions take N boxes, which may be none, and return the best P = `max_detections` as
 `Detections`, so that they run inside `jit` and under `vmap`.  With `labels`, boxes of different
 labels do not affect each other; without, all boxes are of one class.  Boxes overlap if their IoU is
-above `iou_threshold`; boxes whose score is not above `score_threshold` are ignored.
+above `iou_threshold`.  Scores lie in [0, 1]; boxes with a score of at most `score_threshold`, which
+is at least 0, are ignored.
 """
 
 from collections.abc import Callable
@@ -38,7 +39,7 @@ def nms(
     max_detections: int = 100,
     score_threshold: float = 0.0,
 ) -> Detections:
-    """Greedy non-maximum suppression: keep the best box, drop what overlaps it, repeat.
+    """Greedy non-maximum suppression: keep the best box, drop boxes that overlap it, repeat.
 
     boxes [N, 4], scores [N], labels [N].  Best first; of equal scores the first box is the best.
     """
@@ -63,9 +64,9 @@ def soft_nms(
 ) -> Detections:
     """Soft-NMS: boxes that overlap a better one lose score instead of being dropped.
 
-    linear: scores are multiplied by 1 - IoU where that is above `iou_threshold`; gaussian: by
-    exp(-IoU^2 / sigma).  The result has the decayed scores, or with `original_scores` the given
-    ones, still in the order of the decayed.  Bodla et al. 2017, arXiv:1704.04503.
+    linear: scores are multiplied by 1 - IoU where the IoU is above `iou_threshold`; gaussian: by
+    exp(-IoU^2 / sigma) at any IoU.  The result is sorted by the decayed scores and has these or,
+    with `original_scores`, the given ones.  Bodla et al. 2017, arXiv:1704.04503.
     """
 
     def linear(overlap):
@@ -91,10 +92,10 @@ def weighted_nms(
     max_detections: int = 100,
     score_threshold: float = 0.0,
 ) -> Detections:
-    """Non-maximum weighted (NMW): each box that `nms` keeps is averaged with those it suppresses.
+    """Non-maximum weighted (NMW): average each box that `nms` keeps with those it suppresses.
 
-    A suppressed box joins the kept box that it overlaps most, with its score times that IoU as
-    weight.  Scores are those of the kept boxes.  Zhou et al. 2017 (CAD), ICCV workshops.
+    A suppressed box joins the kept box that it overlaps most; its weight is its score times this
+    IoU.  Kept boxes keep their scores.  Zhou et al. 2017 (CAD), ICCV workshops.
     """
     boxes, scores, labels = _as_arrays(boxes, scores, labels)
     kept = nms(
@@ -133,8 +134,9 @@ def weighted_boxes_fusion(
     """Weighted boxes fusion (WBF): boxes, best first, join the fused box that they overlap most.
 
     A fused box is the score-weighted mean of its members and moves as they join.  Its score is the
-    mean or maximum of theirs, times min(members, num_models) / num_models, which lowers boxes that
-    few of several models predict.  After `max_detections` clusters no new one starts.
+    mean or maximum of theirs, times min(members, num_models) / num_models, which lowers the scores
+    of boxes that few of the models predict.  There are at most `max_detections` fused boxes; a
+    further box that joins none is dropped.
     Solovyev et al. 2019, arXiv:1910.13302.
     """
     boxes, scores, labels = _as_arrays(boxes, scores, labels)
@@ -209,7 +211,7 @@ def _greedy(boxes, scores, labels, decay: Callable, max_detections, score_thresh
 def _as_arrays(boxes, scores, labels):
     """The arguments as arrays, boxes and scores in float32, with their shapes checked.
 
-    In place of no boxes there is one with a score that is above no threshold.
+    Without boxes, returns one empty box with score -inf, which passes no threshold.
     """
     boxes, scores = (jnp.asarray(x, jnp.float32) for x in (boxes, scores))
     labels = None if labels is None else jnp.asarray(labels, jnp.int32)

@@ -75,13 +75,13 @@ _WORD = re.compile(r"[cp](?P<kernel>[1-9]\d*)(s(?P<stride>[1-9]\d*))?(p(?P<paddi
 def parse(text: str) -> Chain:
     """Chain of words like `c5,p2,c3s2p1`: c(onv) or p(ool), kernel, optional s(tride), p(adding).
 
-    Raises InputError, which names the first invalid word.
+    Raises InputError with the first invalid word.
     """
     chain = []
     for word in map(str.strip, text.split(",")):
         match = _WORD.fullmatch(word)
         if not match:
-            raise InputError(f"cannot read layer {word!r}: words look like c5, p2 or c3s2p1")
+            raise InputError(f"layers must be words such as c5, p2 or c3s2p1, got {word!r}")
         layer = conv if word.startswith("c") else pool
         numbers = {name: int(number) for name, number in match.groupdict().items() if number}
         chain.append(layer(**numbers))
@@ -95,7 +95,7 @@ def head_layer(features: Chain, window: int) -> Layer:
     """
     kernel = output_size(features, window)
     if kernel == 0:
-        raise InputError(f"window must be larger, got {window} pixels: no features remain of it")
+        raise InputError(f"window must be larger, got {window} pixels: it has no features left")
     return conv(kernel)
 
 
@@ -124,7 +124,7 @@ def grid(chain: Chain, height: int, width: int) -> Grid:
     """Windows of a chain on an image of height x width pixels, in closed form.
 
     Sliding a window at a stride is the one-layer chain `(conv(window, stride),)`.
-    Raises InputError if the image is smaller than the window.
+    Raises InputError if the image, with the padding of the chain, is smaller than the window.
     """
     window, stride, offset = receptive_field(chain)
     if output_size(chain, min(height, width)) == 0:
@@ -156,13 +156,13 @@ def differences(
     checks = (
         (
             size > window and field.offset < 0,
-            f"padding: {-field.offset} pixels of it surround the image in the dense pass, but "
-            "every window in sliding",
+            f"padding: {-field.offset} pixels surround the image in the dense pass, but every "
+            "window in the sliding one",
         ),
         (
             stride != field.stride and max(dense, sliding) > 1,
-            f"stride: sliding steps by {stride} pixels, the strides of the layers multiply to "
-            f"{field.stride}",
+            f"stride: the window steps by {stride} pixels, but the strides of the layers multiply "
+            f"to {field.stride}",
         ),
         (
             field.window < padded and dense != sliding,
@@ -200,7 +200,7 @@ def extract(image: Array, grid: Grid) -> jax.Array:
 def to_window(box: Array, window: Array) -> Array:
     """Boxes [..., 4] in units of windows [..., 4], broadcasting: 0 is a window's start, 1 its end.
 
-    Both are given in pixels of the image.  Boxes that extend beyond their window leave [0, 1].
+    Arguments are in pixels of the image.  A box that extends beyond its window exceeds [0, 1].
     """
     origin, size = _frame(window)
     return (box - origin) / size

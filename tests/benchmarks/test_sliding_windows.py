@@ -181,7 +181,7 @@ def test_check_takes_an_architecture(capsys):
     words = ["--arch", "c5,p2,c3", "c5,p2,c3,p2", "--window", "16", "--stride", "4"]
     assert main(["--check", *words, "--sizes", "28"]) == 0
     out = capsys.readouterr().out
-    assert "steps by 4 pixels, the strides of the layers multiply to 2" in out
+    assert "steps by 4 pixels, but the strides of the layers multiply to 2" in out
     assert "| c5,p2,c3,p2 | 16 | 4 | 28 | 4 x 4 | 4 x 4 | agree | agree |" in out
     assert "agree in 2 of 2 rows" in out
 
@@ -204,7 +204,7 @@ def test_layers_have_the_shapes_that_the_network_gives(pair):
     "words, message",
     [
         ("--sizes 16 10", "10 x 10 pixels is smaller than the 14 x 14 window"),
-        ("--check --arch c5,x2", "cannot read layer 'x2'"),
+        ("--check --arch c5,x2", "layers must be words such as c5, p2 or c3s2p1, got 'x2'"),
         ("--check --arch c5,p2 --window 5", "window must be larger, got 5 pixels"),
         ("--check --arch c5,p2 --sizes 10", "smaller than the 14 x 14 window"),
         ("--summary --sizes 9", "smaller than the 14 x 14 window"),

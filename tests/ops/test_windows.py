@@ -94,7 +94,7 @@ def test_parse_reads_kernel_stride_and_padding():
 
 @pytest.mark.parametrize("word", ["", "x3", "c", "c0", "c3s", "5c", "c3p1s2", "c-3"])
 def test_parse_names_the_invalid_word(word):
-    with pytest.raises(ValueError, match=f"cannot read layer '{word}'"):
+    with pytest.raises(ValueError, match=f"layers must be words such as .*, got '{word}'"):
         parse(f"c5,{word},p2")
 
 
