@@ -34,8 +34,8 @@ def gallery(
     """A grid of N images [H, W, C] in [0, 1], true boxes in green and predicted boxes in red.
 
     true, predicted: boxes [n, 4], one box [4], or None, for each image.
-    texts: one per box of each image (predicted boxes if there are any), on a color by its class
-      index in `labels`.
+    texts: one per predicted box of each image, or per true box where `predicted` is None; on the
+      color of its class index in `labels`.
     titles: one per image, in red where `wrong`.
     cell: inches per image.
     """
@@ -119,9 +119,10 @@ def precision_recall(
 ) -> None:
     """Precision against recall, one curve per class, and the mean of the curves.
 
-    curves: {class: (precision, score threshold)} at each of `recalls`, -1 for an unknown class,
-    which is left out.  marked: scores; a marker shows where the threshold falls to each of them.
-    Beyond `MAX_COLORED_CLASSES` classes, curves are thin gray lines.
+    curves: {class: (precision, score threshold)} at each of `recalls`; -1 for a class without
+    objects, which is left out.  marked: up to four score thresholds; each curve has a marker at the
+    highest recall that it reaches with them.  Beyond `MAX_COLORED_CLASSES` classes, curves are thin
+    gray lines without markers.
     """
     figure, axes = figures.single("recall", "precision at IoU 0.5", size=(7, 5))
     known = {name: (p, s) for name, (p, s) in curves.items() if (p > -1).all()}
@@ -151,7 +152,7 @@ def bar_chart(
 ) -> None:
     """A horizontal bar per {name: value in [0, 1]}, the first in black.
 
-    marked: values that vertical lines mark.
+    marked: values at which vertical lines are drawn.
     """
     figure = Figure(figsize=(7, max(2.5, 0.32 * len(values) + 1)), layout="constrained")
     axes = figure.subplots()
@@ -190,7 +191,7 @@ def _item(part: Sequence[Any] | None, i: int) -> Any:
 def _draw_boxes(axes, true, predicted, texts, labels, line_width=None, font_size=7) -> None:
     """Boxes of one image, and a text above each predicted one, or each true one.
 
-    The first is drawn last, since detections are in descending order of their scores.
+    The first box is drawn last, on top: detections are in descending order of their scores.
     """
     given = ([] if boxes is None else boxes for boxes in (true, predicted))
     true_boxes, predicted_boxes = (np.reshape(np.asarray(boxes), (-1, 4)) for boxes in given)

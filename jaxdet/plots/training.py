@@ -18,7 +18,7 @@ PANEL = (5.5, 4.0)  # inches
 LINE_STYLES = cycler(ls=["-", "--", ":"]) * rcParams["axes.prop_cycle"]
 SPLIT_COLORS = {"train": "C0", "val": "C1", "test": "C2"}
 VALIDATION_SCORES = ("iou", "map", "map50")  # not measured in training
-SPLIT_TITLES = {True: "validation", False: "test (selects nothing)"}  # by: has validation scores
+SPLIT_TITLES = {True: "validation", False: "test (no selection)"}  # by: has validation scores
 COMPARED = ("loss", "accuracy", "iou")
 
 Metrics = Sequence[dict[str, Any]]  # the lines of a `metrics.jsonl`
@@ -30,7 +30,7 @@ def learning_curves(
     """Loss terms and scores of a run against the epoch, in one panel each.
 
     Panels have the values of training, validation and a monitored test split, as far as a run has
-    them.  marked: values that horizontal lines mark in the panel of a term.
+    them.  marked: {term: values at which its panel has horizontal lines}.
     """
     trained = {name for line in metrics for name in line["train"] or ()}
     shared = trained or {"loss", "accuracy"} & {*_scores(metrics[0])}
@@ -57,9 +57,9 @@ def learning_curves(
 def compare_runs(metrics_by_run: Mapping[str, Metrics], path: Path) -> None:
     """Validation loss, accuracy and IoU of several runs against the epoch, in one panel each.
 
-    Runs without validation have the scores of the test split, which the title says.  Terms that a
-    run lacks are left out.  If all runs have logged their times, a further panel has
-    the accuracy against the seconds of training and evaluation.
+    Runs without validation are shown by their test scores, and the title says so.  A term that any
+    run lacks is left out.  If all runs have logged their times, a further panel has the accuracy
+    against the seconds of training and evaluation.
     """
     lines = [line for metrics in metrics_by_run.values() for line in metrics]
     panels = [(term, "epoch") for term in COMPARED if all(term in _scores(line) for line in lines)]

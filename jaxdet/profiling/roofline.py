@@ -48,9 +48,10 @@ class Roofline(NamedTuple):
 
 
 def measure(network: summary.NetworkSummary, rows: list[dict[str, Any]]) -> Roofline:
-    """Time the network and its layers; adds the times to `rows`, made by `summary.table_rows`.
+    """Time the network and its layers, and add the times to `rows` of `summary.table_rows`.
 
-    Rows get `forward_s`, `backward_s`, `bytes` and `operations_per_s`, the last row their sums.
+    Rows are changed in place: each gets `forward_s`, `backward_s`, `bytes` and `operations_per_s`,
+    the last one the sums over layers and the rate of the sums.
     """
     layers, seconds = time_layers(network), time_network(network)
     for row in rows[:-1]:
@@ -102,7 +103,7 @@ def split_by_layer(closed: core.ClosedJaxpr) -> Iterator[LayerJaxpr]:
 def time_layers(
     network: summary.NetworkSummary, *, seconds: float = SECONDS_PER_LAYER
 ) -> dict[str, dict[str, float]]:
-    """{path: {"forward_s", "backward_s", "bytes"}} of each layer, measured `seconds` long."""
+    """{path: {"forward_s", "backward_s", "bytes"}} of the layers; each is timed for `seconds`."""
     measured = {}
     for layer in split_by_layer(network.trace()):
         row = measured.setdefault(summary.relative_path(layer.path), {"bytes": 0})
@@ -118,7 +119,7 @@ def time_network(network: summary.NetworkSummary, *, seconds: float = SECONDS_PE
 
 
 def measure_peaks(*, seconds: float = 1.0, dtype: DTypeLike = jnp.float32) -> DevicePeaks:
-    """Peaks of the first device; `dtype` is that of the matrix product."""
+    """Peaks of the first device; `dtype` is the type of the matrices, the copy is float32."""
     length = COPY_LENGTH.get(jax.default_backend(), 2**26)
     copy = timing.measure(jax.jit(lambda x: x + 1), jnp.ones(length), seconds=seconds).median
     return DevicePeaks(matmul_peak(seconds=seconds, dtype=dtype), 2 * 4 * length / copy)

@@ -1,9 +1,9 @@
 """Wall-clock time of calls.
 
 A call is timed until its result is ready on its device.  The first call, which compiles and warms
-up, is reported separately; of the others the median counts, with the interquartile range.  Calls
-to be compared are interleaved (A B A B): the speed of a machine drifts, and interleaving keeps the
-ratio of the medians meaningful.
+up, is reported separately; the others are summarized by their median and interquartile range.
+Calls to be compared are interleaved (A B A B): the speed of a machine drifts, and interleaving
+keeps the ratio of the medians meaningful.
 """
 
 import time
@@ -27,7 +27,10 @@ class Timing(NamedTuple):
 
 
 def measure(fn: Callable, *args: Any, seconds: float = 1.0, repeats: int = 3) -> Timing:
-    """Time `fn(*args)`: at least `repeats` calls, and more until `seconds` have passed."""
+    """Time `fn(*args)`: at least `repeats` calls, and more until they have taken `seconds`.
+
+    At most `MAX_REPEATS` calls, or `repeats` if that is more.
+    """
     return measure_interleaved(partial(fn, *args), seconds=seconds, repeats=repeats)[0]
 
 
@@ -43,7 +46,10 @@ def measure_interleaved(
 def sample_interleaved(
     calls: Sequence[Callable[[], Any]], *, seconds: float = 1.0, repeats: int = 3
 ) -> list[list[float]]:
-    """Seconds of every single call, one list per function; calls as in `measure_interleaved`."""
+    """Seconds of every call, one list per function; options as in `measure_interleaved`.
+
+    There is no warm-up call, so compile the functions first.
+    """
     samples = [[] for _ in calls]
     active = list(zip(calls, samples, strict=True))
     while active:

@@ -73,7 +73,10 @@ class DetectionTask:
         return self.net.init(key, batch["image"])
 
     def augment(self, keys: jax.Array, batch: Batch, context: StepContext) -> Batch:
-        """Images with values in [0, 1]; in training they are augmented with their boxes."""
+        """Images with values in [0, 1]; in training they are augmented with their boxes.
+
+        In training, images and boxes are also resized by `context.scale`.
+        """
         batch = batch | {"image": batch["image"] / jnp.float32(255)}
         if not context.train:
             return batch
@@ -82,7 +85,10 @@ class DetectionTask:
     def loss(
         self, variables: Tree, batch: Batch, key: jax.Array, context: StepContext
     ) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
-        """This device's contribution to the loss: sums over cells over the sum of target scores."""
+        """This device's contribution to the loss.
+
+        Terms are sums over cells, divided by the sum of target scores.
+        """
         images = normalize(batch["image"], self.normalization)
         output, stats = forward(key, self.net, variables, images, context)
         targets = self._targets(output, batch, context)
@@ -124,8 +130,8 @@ class DetectionTask:
     def measure(self, predictions: dict[str, Array], batch: Batch) -> dict[str, Array]:
         """Predicted and true boxes in pixels of the original images, with labels and masks.
 
-        Predicted boxes are clipped to the original image, as `jaxdet.Run.predict` does: the
-        network's input extends beyond it where it is letterboxed.
+        Predicted boxes are clipped to the original image, as `jaxdet.Run.predict` does: a
+        letterboxed input of the network extends beyond it.
         """
         found = boxes_to_original(predictions["boxes"], batch["to_original"])
         found = jax.vmap(boxes.clip)(found, *batch["size"].T)
@@ -210,8 +216,8 @@ def boxes_to_original(found: Array, to_original: Array) -> Array:
 def distribution_focal_loss(output: DetectorOutput, true: Array) -> Array:
     """Cross-entropy [B, A] of distributions over distances, mean over the four sides.
 
-    The target is split between the two steps next to the true distance.  Li et al. 2020,
-    arXiv:2006.04388.
+    The true distance is clipped to the range of the steps, and the target is split between the two
+    next to it.  Li et al. 2020, arXiv:2006.04388.
     """
     distances = anchors.boxes_to_ltrb(true, output.points[None]) / output.strides[None, :, None]
     logits: Any = output.distances  # not None: the head has bins

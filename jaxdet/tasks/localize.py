@@ -35,7 +35,7 @@ class LocalizationTask:
     box_loss: BoxLoss = "mse"
     label_smoothing: float = 0.0
     normalization: Normalization = IMAGENET
-    boxed: bool = True  # whether every image has a box; if not, it is only evaluated
+    boxed: bool = True  # whether every image has a box; if not, the task only evaluates
 
     def init(self, key: jax.Array, batch: Batch) -> Tree:
         """Variables of the network."""
@@ -54,7 +54,7 @@ class LocalizationTask:
     ) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
         """This device's contribution to the mean loss over images, and to its terms.
 
-        Where images lack boxes, there are no terms of boxes and no term `loss`.
+        The terms `regression` and `loss` are left out unless `boxed`.
         """
         images = normalize(batch["image"], self.normalization)
         scale = context.hparams["dropout_scale"]
@@ -97,9 +97,10 @@ class LocalizationTask:
         }
 
     def measure(self, predictions: dict[str, Array], batch: Batch) -> dict[str, Array]:
-        """Labels, IoU of each box, and distance of its corners as a fraction of the image, [B].
+        """Labels, and the IoU and distance of predicted and true box, [B] each.
 
-        Where images lack boxes, `boxed` [B] says which have one.
+        The distance is Euclidean, between corners [4] as fractions of the image.  If not every
+        image has a box, the mask `boxed` [B] marks those that do.
         """
         true = batch["boxes"][:, 0]
         offset = (predictions["box"] - true) / _sides(batch["image"])

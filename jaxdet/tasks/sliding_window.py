@@ -1,7 +1,7 @@
 """Localization of the one object of an image by convolutional sliding windows.
 
-The network evaluates every window of the image at once and predicts, per window, whether the object
-is inside, its class, and its box in units of the window (0 to 1).
+The network evaluates every window of the image at once and predicts, per window, whether it
+overlaps the object, and the object's class and box, in units of the window (0 to 1).
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ CONFIDENCE_POWER, VISIBLE_POWER = 4.0, 2.0  # weights of windows under "merge"
 class WindowOutputs(NamedTuple):
     """Predictions of each window."""
 
-    detect: Array  # [...] logit that the object is inside
+    detect: Array  # [...] logit that the window overlaps the object
     classes: Array  # [..., K] log-probabilities
     box: Array  # [..., 4] corners in window units
 
@@ -43,8 +43,8 @@ class SlidingWindowTask:
 
     net: a window network; images [B, H, W, C] to [B, R, C', 1 + K + 4].
     place: (key, object) -> (image, box); draws an object at random on a canvas.
-    mask_loss_by: windows whose class and box losses count: those that hold the object ("truth"), or
-      those of them in which the network detects it ("both").
+    mask_loss_by: windows whose class and box losses count: all that overlap the object ("truth"),
+      or only those in which the network also detects it ("both").
     reduction: "sum" adds the loss over images and windows, "mean" averages it.
     box_weight_schedule: context -> factor of the box weight during training.
 
@@ -70,7 +70,10 @@ class SlidingWindowTask:
     def loss(
         self, variables: Tree, batch: Batch, key: jax.Array, context: StepContext
     ) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
-        """This device's contribution to the loss; its terms have the final box weight."""
+        """This device's contribution to the loss, and to the means of its terms over images.
+
+        Among the terms, `loss` has the final box weight, whatever the schedule.
+        """
         raw, stats = forward(key, self.net, variables, batch["image"], context)
         encode = partial(windows.encode_targets, grid=self._grid(batch["image"]))
         targets = jax.vmap(encode)(batch["boxes"][:, 0], batch["label"])
@@ -101,9 +104,10 @@ class SlidingWindowTask:
         }
 
     def report(self, rows: dict[str, Array]) -> dict[str, Any]:
-        """Accuracy, mean IoU, and fractions of images with IoU of at least .5 and both correct.
+        """Accuracy, mean `iou`, and fractions of images with an IoU of at least .5.
 
-        `right_iou` counts the IoU of an image with a wrong label as 0.
+        `iou50` counts them with any label, `joint` with a correct label only.  `right_iou` is the
+        mean with IoU 0 for wrong labels.
         """
         correct, iou = rows["right"], rows["iou"]
         return {
@@ -136,8 +140,8 @@ def loss_terms(
     """Detection, classification and regression loss per window, [...] each.
 
     targets: [..., 6], see `windows.encode_targets`.  Classification (negative log-likelihood) and
-    regression (mean squared error) count in windows that hold the object; under `mask_by="both"`
-    only where the network detects it too.  The mask has no gradient.
+    regression (mean squared error) are 0 except in windows that overlap the object and, under
+    `mask_by="both"`, in which the network also detects it.  The mask has no gradient.
     """
     inside = targets[..., 0]
     detected = (outputs.detect > 0).astype(jnp.float32) if mask_by == "both" else 1.0

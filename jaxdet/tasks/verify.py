@@ -34,7 +34,7 @@ class VerificationTask:
     transform: (key, image) -> image; augments one training image with values in [0, 255].
     head: how logits are computed from embeddings.
     embedding_loss: loss of the embeddings, added to the cross-entropy.
-    margins: (name, value) of arguments of the head that differ from its paper's.
+    margins: (name, value) pairs: arguments of the head other than the defaults of its paper.
     tta: whether to add the embedding of the mirror image to the embedding of the image.
 
     `context.hparams` holds `dropout`, a factor of the network's rates, and `embedding_loss_weight`.
@@ -133,8 +133,8 @@ class VerificationTask:
     def report(self, rows: dict[str, Array]) -> dict[str, Any]:
         """Accuracy of the labels; AUC and equal error rate of all pairs, by cosine similarity.
 
-        Pairs are those of the first `MAX_PAIRED_IMAGES` images; AUC and EER are left out where all
-        pairs show one identity, or none does.
+        Only the first `MAX_PAIRED_IMAGES` images are paired.  AUC and EER are left out unless there
+        are pairs of the same identity and pairs of different ones.
         """
         correct = rows["label"] == rows["predicted"]
         scores = {
