@@ -57,9 +57,9 @@ def save(
     score: tuple[float, float] | None = None,
     keep: int = 2,
 ) -> Path:
-    """Write `state` to `folder/checkpoints/STEP`, the returned path; delete older checkpoints.
+    """Write `state` to `folder/checkpoints/STEP`, return this path, and delete old checkpoints.
 
-    The `keep` newest checkpoints and the best one are kept.  `score` is a pair (higher is better,
+    The `keep` newest checkpoints and the best one remain.  `score` is a pair (higher is better,
     lower is better) that `best` compares, or None.  A checkpoint of the same step is replaced.  If
     writing fails, for example on a full disk, the previous checkpoints remain, and the OSError
     names the checkpoint and the reason.
@@ -102,7 +102,7 @@ def steps(folder: Path | str) -> list[int]:
 
 
 def best(folder: Path | str, warn: Warn = LOG.warning) -> int | None:
-    """The step with the highest first number of `score`; ties go to the lower second, then earlier.
+    """Step of the best checkpoint: highest first number of `score`, lowest second, earliest.
 
     None if no checkpoint has a score.  A checkpoint whose manifest cannot be read is reported
     through `warn` and ignored.
@@ -126,7 +126,7 @@ def restore(
     if _is_config_changed(folder):
         raise InputError(
             f"{folder} cannot be resumed: its {run_dir.CONFIG} is not the one that its checkpoints "
-            f"were written with; restore it"
+            f"were written with; restore the original file"
         )
     step, (state,) = _first_undamaged(folder, which, warn, lambda path: _read_state(path, like))
     return step, state
@@ -152,9 +152,10 @@ def restore_variables(
 
 
 def export(folder: Path | str, step: int, like: Tree, out: Path | str) -> Path:
-    """Write what evaluation needs of a checkpoint into another run folder; see `restore_variables`.
+    """Write the part of a checkpoint that evaluation needs to another run folder.
 
-    The checkpoint that is written, at the returned path, cannot be resumed.
+    Returns the path of the new checkpoint, which cannot be resumed; see `restore_variables`.
+    Raises InputError if the checkpoint is damaged.
     """
     path = _root(folder) / str(step)
     try:
@@ -164,7 +165,10 @@ def export(folder: Path | str, step: int, like: Tree, out: Path | str) -> Path:
 
 
 def copy(trained: Path, folder: Path) -> None:
-    """Copy the checkpoints of a run to another run with the same network, and adapt manifests."""
+    """Copy the checkpoints of a run to another run with the same network, and adapt manifests.
+
+    A run that has checkpoints already is left as it is.
+    """
     if (folder / "checkpoints").is_dir():
         return
     draft = folder / "checkpoints.partial"
@@ -189,7 +193,7 @@ def count_lost_metrics(folder: Path | str) -> int:
 
 
 def _is_config_changed(folder: Path | str) -> bool:
-    """Whether checkpoints record a configuration, and none of them the present one of the run."""
+    """Whether the checkpoints record configurations, none of which is the run's present one."""
     present, written = run_dir.config_digest(folder), set()
     for step in steps(folder):
         try:
@@ -296,7 +300,7 @@ def _write(path: Path, state: Tree) -> None:
 
 
 def _read(path: Path, like: Tree) -> Any:
-    """The arrays of the checkpoint at `path` that are in `like`, a tree of blank ones."""
+    """The arrays of the checkpoint at `path` that are in `like`, a tree of blank arrays."""
     import orbax.checkpoint as ocp
 
     wanted = ocp.args.PyTreeRestore(
@@ -338,9 +342,9 @@ def _silent(name: str) -> Iterator[None]:
 
 @contextmanager
 def _silent_threads() -> Iterator[None]:
-    """Drop what threads report of a write that has failed: its error is raised as well.
+    """Drop reports by threads of a failed write, whose error is raised as well.
 
-    After an error this stays, since the threads may end later.
+    After an error the reports stay dropped, since the threads may end later.
     """
     report = sys.unraisablehook
 
@@ -373,7 +377,7 @@ def _read_variables(path: Path, like: Tree) -> tuple[Tree, int]:
 
 
 def _read_evaluated(path: Path, like: Tree) -> dict[str, Any]:
-    """What evaluation needs of the state at `path`, moving averages in place of parameters."""
+    """The part of the state at `path` that evaluation needs; moving averages where it has them."""
     saved = _verified_arrays(path)
     averages = any(name.startswith("ema/") for name in saved)
     blank = jax.tree.map(_blank, like)

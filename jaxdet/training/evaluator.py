@@ -26,7 +26,7 @@ class Evaluator:
 
     epoch: completed epochs, on which the loss may depend.
     data: the arrays of the split on the devices, if they have been copied there before.
-    devices: default: as in the experiment.  A batch is padded to a multiple of their number.
+    devices: by default those of the experiment.  Batches are padded to a multiple of their number.
     """
 
     def __init__(
@@ -155,7 +155,10 @@ def samples(
 
 
 def cost_summary(scores: dict[str, Any], counts: flops.OpCounts, seconds: float) -> dict[str, Any]:
-    """Cost of an evaluation (operations, seconds, operations per second), and its error rate."""
+    """Cost of an evaluation (operations, seconds, operations per second), and its error rate.
+
+    There is no error rate without an accuracy.
+    """
     error = {"error_rate": 1 - scores["accuracy"]} if "accuracy" in scores else {}
     return {
         **error,

@@ -65,7 +65,7 @@ class Experiment:
 
     @property
     def scored_splits(self) -> tuple[str, ...]:
-        """Splits that are evaluated during training; only "val", if present, selects anything."""
+        """Splits that are evaluated during training; only "val" selects checkpoints."""
         names = ("val", "test") if self.config.monitor == "test" else ("val",)
         return tuple(name for name in names if name in self.splits)
 

@@ -47,11 +47,13 @@ def train(
     compiled: "CompiledSteps | None" = None,
     plan_epochs: Callable[[int, int], int] = lambda done, planned: planned,
 ) -> bool:
-    """Train in a run folder, from its last checkpoint if any; returns whether the run is complete.
+    """Train in a run folder, from its last checkpoint if any; return whether the run is complete.
 
-    The run saves and ends when `stop()`, or a method of a callback, returns True.  compiled: the
-    compiled steps of the experiment, if they exist already.  Raises `DivergedError` when the loss
-    is not finite.
+    The run saves and ends when `stop()`, or a method of a callback, returns True.
+    compiled: the compiled steps of the experiment, if they exist already.
+    plan_epochs: (completed epochs, planned epochs) -> epochs to plan, called after evaluations.
+
+    Raises `DivergedError` when the loss or its gradient is not finite.
     """
     with memory.explained(experiment.config, "batch"):
         compiled = compiled or CompiledSteps(experiment)
@@ -84,7 +86,7 @@ def draw_curves(folder: Path) -> None:
 
 
 class CompiledSteps:
-    """Data on the devices, compiled steps and evaluators, by split, of an experiment.
+    """An experiment's data on the devices, its compiled steps, and an evaluator per split.
 
     Runs that differ only in traced numbers and seeds can share them.  Data that `before` has copied
     to the same devices are not copied again.
@@ -194,9 +196,9 @@ def take_steps(
     pause: Callable[[], None],
     after: Callable[[Any], None],
 ) -> None:
-    """Take the steps of every call, between `pause()`, which may raise, and `after(batches)`.
+    """Take the steps of every call, with `pause()` before and `after(batches)` after them.
 
-    The stepper is synced at the end, also if anything raises.
+    `pause` may raise, to stop.  The stepper is synced at the end, also if anything raises.
     """
     try:
         for batches in calls:
@@ -353,7 +355,7 @@ class Loop:
         self.learning_rate = self.experiment.learning_rate(steps=steps)
 
     def _plan_anew(self) -> None:
-        """Ask for the number of epochs, which a time budget changes as the clock goes."""
+        """Adapt the length of the run to `plan_epochs`, which a time budget may change."""
         epoch_steps = self.plan.epoch_steps
         planned = self.plan.steps // epoch_steps
         epochs = self.plan_epochs(self.step // epoch_steps, planned)
@@ -397,21 +399,21 @@ class Loop:
         self._notify("on_step", event)
 
     def read_terms(self) -> dict[str, float]:
-        """Means of the loss terms since the last evaluation; raises where they are not finite."""
+        """Means of the loss terms since the last evaluation; `DivergedError` if not finite."""
         return _means(self._checked_bookkeeping())
 
     def _checked_bookkeeping(self) -> dict[str, Any]:
-        """The bookkeeping on the host; `DivergedError` where the loss was not finite."""
+        """The bookkeeping on the host; `DivergedError` if a loss or gradient was not finite."""
         book = jax.device_get(self.state.bookkeeping)
         if book["bad_step"] < 0:
             return book
         names = [*sorted(book["sums"]), "gradient"]
         self.saver.wait()
         saved = checkpoint.steps(self.folder)
-        good = f"checkpoint {saved[-1]}" if saved else "none: no epoch was completed"
+        good = f"checkpoint {saved[-1]} of {self.folder}" if saved else "none was saved"
         raise DivergedError(
             f"step {book['bad_step']}: {names[int(book['bad_term'])]} is not finite; last good "
-            f"state: {good} of {self.folder}; try a lower --lr, or --clip 1"
+            f"state: {good}; try a lower --lr, or --clip 1"
         )
 
     def _after_plateau(
@@ -427,7 +429,7 @@ class Loop:
         return book | {"plateau": jax.device_get(after)}
 
     def _draw(self) -> None:
-        """Redraw the curves, at most twice a minute, and not before the first step."""
+        """Redraw the curves, at most twice a minute, and start to time the training again."""
         if time.monotonic() - self.drawn > DRAW_SECONDS:
             draw_curves(self.folder)
             self.drawn = time.monotonic()
@@ -481,9 +483,9 @@ def _after_evaluation(
 
 
 def _operations_table(counted: dict[str, dict[str, int]], seconds: dict[str, float]) -> str:
-    """The operations of an epoch's training and evaluation, by kind, and how many per second.
+    """Table of the operations of training and evaluation, by kind, and of their rate.
 
-    seconds: without those of a training that an earlier process began.
+    seconds: time of each; a training that an earlier process began has none.
     """
     names, rows = {"train": "training", "eval": "evaluation"}, []
     for name, counts in counted.items():

@@ -25,8 +25,8 @@ def schedule(
 ) -> Callable[[Any], Any]:
     """Learning rate as a function of the update number: a linear warm-up, then the named schedule.
 
-    "cosine" falls to 0 at `steps`; with a warm-up it is one cycle (Smith and Topin 2017,
-    arXiv:1708.07120, without the momentum).  "restarts" falls to 0 after `period` updates and
+    "cosine" falls to 0 at `steps`; with a warm-up it is the one-cycle schedule (Smith and Topin
+    2017, arXiv:1708.07120, without the momentum).  "restarts" falls to 0 after `period` updates and
     starts again, each cosine `growth` times as long as the previous one, counted from the first
     update (Loshchilov and Hutter 2016, arXiv:1608.03983).  "piecewise" multiplies by `decay` at
     each fraction of `steps` in `decay_at`.  "constant" does not change, nor does "plateau", which
@@ -52,7 +52,7 @@ def schedule(
 
 
 def _restart_phase(time: Array, growth: int) -> Array:
-    """The completed fraction, in [0, 1), of the current cosine; time is in periods of the first."""
+    """Completed fraction, in [0, 1), of the current cosine; time is in units of the first one."""
     if growth == 1:
         return time % 1
     starts = [0]
@@ -67,8 +67,8 @@ def plateau(decay: float, patience: int) -> optax.GradientTransformationExtraArg
     """The rule that lowers the learning rate at a plateau, as an optax transformation.
 
     Its initial state is `init(zero)`.  `update(zero, state, value=)` multiplies `state.scale` by
-    `decay` after `patience` consecutive values that do not improve on the best by more than 1e-4 of
-    it.  PyTorch's ReduceLROnPlateau waits for one more value.
+    `decay` after `patience` consecutive values that are not lower than the best one by more than
+    1e-4 of it.  PyTorch's ReduceLROnPlateau waits for one more value.
     """
     return optax.contrib.reduce_on_plateau(decay, patience, rtol=1e-4)
 
@@ -113,9 +113,10 @@ def optimizer(
     of an L2 penalty instead, as PyTorch does.  Both apply to kernels only, not to biases and
     normalization scales (arrays of rank 1).  `clip = 0` does not clip.  With `accumulate > 1` the
     mean gradient of that many calls makes one update; if `steps`, the number of calls, is given,
-    the rest of them makes the last update.  `lr_multiplier` maps the path "a/b/kernel" of a
-    parameter to a factor of its learning rate; at 0 the parameter is frozen and its gradient takes
-    no memory.  The learning rate, `momentum`, `beta2`, `weight_decay` and `steps` may be traced.
+    the calls left over at the end make the last update.  `lr_multiplier` maps the path "a/b/kernel"
+    of a parameter to a factor of its learning rate; at 0 the parameter is frozen and has no
+    optimizer state.  The learning rate, `momentum`, `beta2`, `weight_decay` and `steps` may be
+    traced.
     """
     rule = UPDATE_RULES[name]
     scale = rule.scale(momentum, beta2)

@@ -1,4 +1,4 @@
-"""Compile a pure step for one device (`jit`) or several (`pmap`), with the same results."""
+"""Compile a pure step for one device (`jit`) or several (`pmap`); results agree up to rounding."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -23,12 +23,15 @@ CUDA_VERSIONS = (12, 13)
 
 
 def local_devices(count: int = 0) -> list[Device]:
-    """The first `count` devices of this machine; 0 means all of them."""
+    """The first `count` devices of this machine; 0 means all of them.
+
+    Raises InputError if it has fewer.
+    """
     available = jax.local_devices()
     if not 0 <= count <= len(available):
         raise InputError(
-            f"--devices must be at most {len(available)}, the number of {available[0].platform} "
-            f"devices of this machine, or 0 for all, got {count}"
+            f"--devices must be from 0 (all) to {len(available)}, the number of "
+            f"{available[0].platform} devices of this machine, got {count}"
             f"{f'; {unused}' if (unused := unused_gpu()) else ''}"
         )
     return available[: count or None]
@@ -63,7 +66,7 @@ def check_batch(batch: int, devices: Sequence[Device], option: str = "--batch") 
 
 
 def replicate(tree: Tree, devices: Sequence[Device]) -> Tree:
-    """Copies of all arrays on every device; call it once, before the loop."""
+    """A copy of every array of a tree on each device."""
     mesh = Mesh(np.array(devices), (AXIS,))
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 

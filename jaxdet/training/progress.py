@@ -15,13 +15,13 @@ _ignored_output_errors = partial(suppress, OSError, ValueError)  # of a closed p
 
 
 class StepEvent(NamedTuple):
-    """A dispatched step, which may still be running on the devices."""
+    """A dispatched call of one or several steps, which may still be running on the devices."""
 
-    step: int  # steps done
+    step: int  # steps done, those of this call included
     epoch: int  # number of the current epoch, from 1
     epochs: int
-    images: int  # images in this step
-    read_terms: Callable[[], dict[str, float]]  # waits; means since an evaluation
+    images: int  # images in the steps of this call
+    read_terms: Callable[[], dict[str, float]]  # means since the last evaluation; waits for them
 
 
 class EvaluationEvent(NamedTuple):
@@ -46,13 +46,20 @@ class Callback:
     """
 
     def on_step(self, event: StepEvent) -> bool | None:
-        """Called after every step.  Reading the loss terms at every step slows training down."""
+        """Called after every call of the compiled program.
+
+        A call takes one step, or several with --steps-per-call (on a GPU by default).  Reading the
+        loss terms after every call slows training down.
+        """
 
     def on_evaluation(self, event: EvaluationEvent) -> bool | None:
-        """Called after every evaluation of the validation split."""
+        """Called after every evaluation during training.
+
+        `metrics["val"]` is None in a run without validation.
+        """
 
     def on_checkpoint(self, event: CheckpointEvent) -> bool | None:
-        """Called after every checkpoint."""
+        """Called when a checkpoint is complete on disk."""
 
 
 class Progress(Callback):

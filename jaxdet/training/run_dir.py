@@ -45,7 +45,7 @@ MAX_OWNER = 200  # characters shown of a lock's owner
 
 
 class RunConfig(NamedTuple):
-    """The content of `config.json`, by present names."""
+    """The content of `config.json`, with the present names of options."""
 
     system: str
     config: dict[str, Any]  # fields of the configuration
@@ -216,7 +216,8 @@ def create(
     texts: (relative path, text) of further files.
     fill: called with the folder before it is moved to its final place, to add more to it.
 
-    The folder appears complete; a run that it replaces is removed only then.
+    The new folder is built under another name and moved when it is complete; only then is a run
+    that it replaces removed.
     """
     folder = Path(os.path.realpath(folder))
     draft = _make_draft(folder)
@@ -383,7 +384,7 @@ def _read(path: Path, kind: Any) -> Any:
 
 
 def read_metadata(folder: str | Path) -> dict[str, Any]:
-    """Classes, input shape and the like of a run folder."""
+    """Description of the data of a run folder, see `Metadata`."""
     return read_config(folder).metadata
 
 
@@ -415,7 +416,7 @@ def environment(devices: Sequence[Device]) -> dict[str, Any]:
 
 
 def environment_changes(folder: str | Path, devices: Sequence[Device]) -> list[str]:
-    """What makes a resumed run differ in the last bits: "threads 16, now 2" and the like.
+    """Changes that make a resumed run differ in the last bits, such as "threads 16, now 2".
 
     The number of threads and the options of the compiler matter on a CPU only.
     """
@@ -437,7 +438,7 @@ def environment_changes(folder: str | Path, devices: Sequence[Device]) -> list[s
 
 
 def _flag_as_option(before: dict[str, Any]) -> dict[str, Any]:
-    """An environment written when a flag of the command had the effect of `compiler.OPTIONS`."""
+    """An environment, with a flag that once had the effect of `compiler.OPTIONS` replaced."""
     if "flags" not in before or "compiler_options" in before:
         return before
     flags = before["flags"].split()
@@ -474,7 +475,7 @@ def append_metrics(folder: str | Path, line: Mapping[str, Any]) -> None:
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
-    """All complete lines of `metrics.jsonl`; one cut short by a kill is left out.
+    """All complete lines of `metrics.jsonl`; a last line cut short by a kill is left out.
 
     Raises InputError for a damaged line, and for steps that do not increase.
     """
@@ -529,7 +530,7 @@ def best_line(metrics: Iterable[Mapping[str, Any]], score: str) -> Mapping[str, 
 
 
 def scored_splits(line: Mapping[str, Any]) -> list[str]:
-    """The splits with scores in a line of `metrics.jsonl`, the one that selects first."""
+    """The splits with scores in a line of `metrics.jsonl`, "val" before "test"."""
     return [split for split in ("val", "test") if line.get(split)]
 
 

@@ -12,8 +12,8 @@ from jaxdet.types import Tree
 class Saver:
     """Writes checkpoints in a thread, one after the other.
 
-    Training waits while the state is copied to the host, and until the previous checkpoint is
-    written, which is kept until the new one is complete, see `checkpoint.save`.
+    Training waits until the previous checkpoint is written, and while the state is copied to the
+    host.  The previous checkpoint is kept until the new one is complete, see `checkpoint.save`.
 
     announce: called with step and path of a complete checkpoint, by `poll` or `wait`.
     """

@@ -63,7 +63,7 @@ def create_state(
 
 
 def variable_shapes(experiment: Experiment) -> Tree:
-    """Shapes and types of the network's variables, without those of the optimizer."""
+    """Shapes and types of the network's variables, found without creating the optimizer."""
     context = StepContext(True, jnp.int32(0), jnp.int32(0), experiment.initial_hparams)
 
     def init(data):
@@ -74,7 +74,7 @@ def variable_shapes(experiment: Experiment) -> Tree:
 
 
 def variables_of(state: TrainState) -> Tree:
-    """The variables that are evaluated: moving averages where they are kept."""
+    """The variables to evaluate: the moving averages if the state has them."""
     kept = state.ema or {"params": state.params, "stats": state.stats}
     return join_variables(kept["params"], kept["stats"])
 
@@ -99,7 +99,7 @@ def validate_weights(experiment: Experiment) -> None:
 
 
 def plateau_scale(bookkeeping: dict[str, Any]) -> Any:
-    """The factor by which plateaus have lowered the learning rate."""
+    """The factor by which plateaus have lowered the learning rate; 1 without such a schedule."""
     return bookkeeping["plateau"].scale if "plateau" in bookkeeping else 1.0
 
 

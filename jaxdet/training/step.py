@@ -35,11 +35,11 @@ def train_step(
     """The state after one step: gather, augment, loss, summed gradient, update, averages.
 
     data: all training arrays, on the device; rows are indices [B] into them.  If data is empty,
-    rows is the batch itself.
+    rows are the batch itself.
     axis: name of the device axis under pmap.
     scale: see `StepContext`.
 
-    A step whose loss or gradient is not finite changes the bookkeeping only.
+    A step whose loss or gradient is not finite changes only the step number and the bookkeeping.
     """
     epoch = completed_epochs(state)
     context = StepContext(True, state.step // plan.accumulate, epoch, state.hparams, axis, scale)
@@ -66,7 +66,7 @@ def train_step(
 def train_steps(
     state: TrainState, data: Batch, count: Array, rows: Any, **options: Any
 ) -> TrainState:
-    """The state after `train_step` on each of the first `count` batches of rows [B, N, ...].
+    """The state after `train_step` on each of the first `count` of N batches: rows [B, N, ...].
 
     The number of steps is traced: calls of one step and of several are one program, so that they
     give the same bits.
@@ -96,7 +96,7 @@ def _prepare_batch(
 
 
 def _not_finite(terms: dict[str, Array], grads: Tree) -> Array:
-    """Whether each term, in sorted order, and last the gradient, is not finite."""
+    """Whether each term, by name, and last the norm of the gradient, is infinite or NaN."""
     values = [terms[name] for name in sorted(terms)] + [optax.tree.norm(grads)]
     return ~jnp.isfinite(jnp.stack(values))
 

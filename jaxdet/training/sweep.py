@@ -1,9 +1,9 @@
 """Runs that differ in numbers only, trained together in one compiled program.
 
 They may differ in the traced hyper-parameters, the seed, and the fraction of the training set that
-they use: the first rows of the largest.  Each run has its own folder, and equals the run trained
-alone up to rounding.  With a time budget, a run that has used it up is saved, and the others
-continue.
+they use: smaller sets are the first rows of the largest.  Each run has its own folder, and equals
+the run trained alone up to rounding.  With a time budget, a run that has used it up is saved, and
+the others continue.
 
 The time of steps that several runs take together is divided equally among them; the time of an
 evaluation belongs to its run.  Over all runs the seconds add up to the elapsed time.
@@ -133,7 +133,10 @@ class VmappedRuns:
         self.before = {loop.folder: _unrecorded_seconds(loop, spent) for loop in self.loops}
 
     def can_train_together(self) -> bool:
-        """Whether all runs are at the start of an epoch, with data in memory and of one size."""
+        """Whether the runs can share a program now.
+
+        All must be at the start of an epoch, with data on the device and images of one size.
+        """
         if not self.compiled.data or len(self.compiled.steps) > 1:
             return False
         return all(
@@ -221,12 +224,12 @@ class VmappedRuns:
         return list(groups.values())
 
     def _start_clock(self, loops: list[training_loop.Loop]) -> None:
-        """Set the deadline of these runs: the sum of their remaining time budgets."""
+        """Set the deadline of these runs, after the sum of their remaining time budgets, if any."""
         left = sum(self.budget - self._record_seconds(loop) for loop in loops)
         self.deadline = time.monotonic() + left if self.budget else float("inf")
 
     def _record_seconds(self, loop: training_loop.Loop) -> float:
-        """Seconds of all processes of a run, which are written to its folder."""
+        """Write the seconds of all processes of a run to its folder, and return them."""
         used = self.before[loop.folder] + _recorded_seconds(loop.folder)
         run_dir.write_seconds(loop.folder, used)
         return used

@@ -44,8 +44,8 @@ def check_parameters(net: nn.Module, shape: tuple[int, ...], limit: int) -> None
     layers = [layer for layer in summary.summarize(net, images).layers if layer.parameters]
     rows = [{"layer": layer.path, "parameters": layer.parameters} for layer in layers]
     error = InputError(
-        f"--max-params is {limit}, but the network has {count} trainable parameters; choose "
-        f"another --model or smaller sizes"
+        f"--max-params must be at least {count}, the number of trainable parameters, got {limit}; "
+        f"raise it, or choose another --model or smaller sizes"
     )
     error.add_note(tables.to_markdown(rows, ["layer", "parameters"]))
     raise error
@@ -60,7 +60,7 @@ def plan_epochs(compiled: "CompiledSteps", experiment: Experiment, spent: float)
     """The experiment with as many epochs as its time budget allows.
 
     spent: seconds used before.  Steps and one evaluation are measured with a state that is then
-    discarded; every epoch includes an evaluation.  InputError if not even one epoch fits.
+    discarded; every epoch includes an evaluation.  Raises InputError if not even one epoch fits.
     """
     config, begun = experiment.config, time.monotonic()
     step, state = _measure_step(compiled, experiment)
@@ -74,8 +74,8 @@ def plan_epochs(compiled: "CompiledSteps", experiment: Experiment, spent: float)
     epoch = step * experiment.plan.epoch_steps + evaluation
     if left < epoch:
         raise InputError(
-            f"--time-budget {config.time_budget:g} leaves {max(left, 0):.0f} s after the start, "
-            f"but one epoch with its evaluation takes {epoch:.0f} s"
+            f"--time-budget must leave {epoch:.0f} s for one epoch with its evaluation, got "
+            f"{config.time_budget:g}, which leaves {max(left, 0):.0f} s after the start"
         )
     return replace(experiment, config=replace(config, epochs=int(left / epoch)))
 

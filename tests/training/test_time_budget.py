@@ -39,7 +39,7 @@ def test_too_many_parameters_are_refused_with_a_table_of_layers(model):
         time_budget.check_parameters(*net, total - 1)
     (note,) = caught.value.__notes__
     heading, _, *rows = note.splitlines()
-    assert str(caught.value).startswith(f"--max-params is {total - 1}, but")
+    assert f"must be at least {total}, " in str(caught.value)
     assert f"has {total} trainable parameters" in str(caught.value)
     assert heading == "| layer | parameters |"
     cells = [re.fullmatch(r"\| (\w+) \| ([\d,]+) \|", row).groups() for row in rows]
@@ -118,9 +118,8 @@ def test_steps_are_measured_for_a_fraction_of_the_budget_at_most(monkeypatch):
 @pytest.mark.parametrize("seconds, spent", [(1.0, 0.0), (30.0, 0.0), (1000.0, 990.0)])
 def test_a_budget_for_less_than_an_epoch_is_refused_in_one_line(monkeypatch, seconds, spent):
     clock = FakeClock(monkeypatch, step=5.0, evaluation=5.0)
-    with pytest.raises(InputError, match="one epoch with its evaluation takes 30 s$") as caught:
+    with pytest.raises(InputError, match=f"must leave 30 s .* got {seconds:g}, .*the start$"):
         clock.plan(spent, time_budget=seconds)
-    assert str(caught.value).startswith(f"--time-budget {seconds:g} leaves ")
 
 
 @pytest.fixture
