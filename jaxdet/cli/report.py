@@ -1,7 +1,8 @@
 """The Markdown report of `jaxdet compare --report`: tables, pictures, and parts of a system.
 
-If a configuration has `LIMITS`, the report names the best network within them; if it has `CUTOFFS`,
-the level that each run reaches.
+The report of runs of one system has settings, losses, the best network, within the `LIMITS` of the
+configuration if it has any, confusions, and a discussion; and for `CUTOFFS` the level that each run
+reaches.
 """
 
 import os
@@ -12,10 +13,9 @@ from typing import Any
 from urllib.parse import quote
 
 import jax
-import numpy as np
 
 from jaxdet import configs, tables
-from jaxdet.cli import common, flags, sweep_table, thresholds
+from jaxdet.cli import discussion, flags, sweep_table, thresholds
 from jaxdet.cli.evaluated_run import EvaluatedRun
 from jaxdet.cli.options import Compare
 from jaxdet.config import TrainConfig
@@ -80,8 +80,7 @@ def write(
         *_limits_part(limits),
         f"Scores of checkpoint `{options.checkpoint}` on split {splits}.",
         *parts,
-        *(differences(evaluated) if system else []),
-        *(_best_part(evaluated, limits) if limits else []),
+        *(_single_system_part(evaluated, limits) if system else []),
         *_cutoffs_part(kind.CUTOFFS, evaluated, verified),
         *(_system_part(system, evaluated) if system else []),
     ]
@@ -89,6 +88,18 @@ def write(
         link = quote(os.path.relpath(picture, options.report.parent).replace(os.sep, "/"))
         text.append(f"![{title}]({link})")
     run_dir.write_text(options.report.parent, options.report.name, "\n\n".join(text) + "\n")
+
+
+def _single_system_part(
+    evaluated: Sequence[EvaluatedRun], limits: Mapping[str, float]
+) -> Iterator[str]:
+    """Yield settings, losses, the best network, confusions and discussion of runs of one system."""
+    yield from discussion.settings(evaluated)
+    yield from differences(evaluated)
+    yield from discussion.losses(evaluated)
+    if all("accuracy" in one.row for one in evaluated):
+        yield from _best_part(evaluated, limits)
+    yield from discussion.discussion(evaluated)
 
 
 def resolve_limits(
@@ -124,23 +135,6 @@ def differences(evaluated: Sequence[EvaluatedRun]) -> Iterator[str]:
         together = max((line.get("together", 1) for line in one.metrics), default=1)
         if together > 1:
             yield SHARED_TIME_NOTE.format(run=one.row["run"], count=together)
-
-
-def summarize_labels(row: Mapping[str, Any]) -> str:
-    """The labels with the highest and lowest accuracy, and the most frequent confusion."""
-    accuracy = {name: of["accuracy"] for name, of in row["labels"].items() if of["count"]}
-    best, worst = max(accuracy, key=accuracy.get), min(accuracy, key=accuracy.get)
-    text = (
-        f"Highest accuracy: {best}, {accuracy[best]:.3f}; lowest: {worst}, {accuracy[worst]:.3f}."
-    )
-    wrong = np.array(row["confusion"])
-    np.fill_diagonal(wrong, 0)
-    if not wrong.any():
-        return text
-    true, predicted = np.unravel_index(wrong.argmax(), wrong.shape)
-    names = list(row["labels"])
-    pair = f"{names[true]} predicted as {names[predicted]}"
-    return f"{text}  Most frequent mistake: {pair}, {wrong.max()} of {wrong.sum()}."
 
 
 def read_verified(paths: Sequence[Path]) -> list[tuple[Path, dict[str, Any]]]:
@@ -181,9 +175,12 @@ def _limits_part(limits: Mapping[str, float]) -> list[str]:
 def _best_part(evaluated: Sequence[EvaluatedRun], limits: Mapping[str, float]) -> list[str]:
     """Parts of the report on the best run within the limits, or of all if none is within them."""
     within = [one for one in evaluated if all(one.row[k] <= v for k, v in limits.items())]
-    best = max(within or evaluated, key=_selection_accuracy)
+    best = max(within or evaluated, key=_selection_scores)
     row, devices = best.row, run_dir.read_environment(best.folder).get("devices", ["?"])
-    which = "Within both limits" if within else "No run is within both limits; the best of all"
+    which = "No run is within both limits; the best of all"
+    if within:
+        which = "Within both limits" if limits else "The best run"
+    iou = f"mean IoU {row['iou']:.4f}, " if "iou" in row else ""
     named = configs.network_of_run(best.folder, best.config)
     network = summary.summarize(named.net, jax.ShapeDtypeStruct(named.input, "float32"))
     *layers, total = summary.table_rows(network)
@@ -193,15 +190,13 @@ def _best_part(evaluated: Sequence[EvaluatedRun], limits: Mapping[str, float]) -
     return [
         "## The best network",
         f"{which}: `{row['run']}`, chosen by {chosen}, has accuracy "
-        f"{row['accuracy']:.4f}, error rate {row['error_rate']:.4f}, {row['parameters']:,} "
+        f"{row['accuracy']:.4f}, error rate {row['error_rate']:.4f}, {iou}{row['parameters']:,} "
         f"parameters, {row['total_seconds']:.0f} s on {len(devices)} {devices[0]}.",
         f"    jaxdet train {row['system']} {shlex.join(flags.to_words(best.config))}",
         "From the image to the prediction: X n is the output of the function F n, which has the "
         "trainable weights W n; where W is empty, nothing is trained:",
         summary.to_markdown(layers, summary.notes(network), LAYER_HEADINGS),
-        "## Accuracy of each label, and confusions",
-        tables.to_markdown(*common.label_table(row)),
-        summarize_labels(row),
+        *discussion.labels(evaluated),
         *_accuracy_part(evaluated),
         f"The first epoch after which the rest of the run, at least {PLATEAU_EPOCHS} epochs, gains "
         f"less than {PLATEAU_RISE}:",
@@ -233,10 +228,16 @@ def _is_validated(evaluated: Sequence[EvaluatedRun]) -> bool:
     return all(line["val"] for one in evaluated for line in one.metrics)
 
 
-def _selection_accuracy(one: EvaluatedRun) -> float:
-    """The accuracy by which a run is chosen: the best of validation, or the last of the test."""
-    accuracies = _accuracies(one) or [0.0]
-    return max(accuracies) if _is_validated([one]) else accuracies[-1]
+def _selection_scores(one: EvaluatedRun) -> tuple[float, float]:
+    """Scores by which a run is chosen, accuracy and negative loss.
+
+    They are the best of validation, or the last of the test.
+    """
+    line = run_dir.best_line(one.metrics, "accuracy")
+    if not line:
+        return 0.0, 0.0
+    scores = line[run_dir.scored_splits(line)[0]]
+    return scores["accuracy"], -scores["loss"]
 
 
 def _accuracies(one: EvaluatedRun) -> list[float]:

@@ -290,13 +290,17 @@ def test_classical_baselines_get_rows_with_the_same_scores(here, tmp_path, capsy
     pytest.importorskip("cv2")
     path = tmp_path / "report.md"
     assert main("compare", "o", "--classic", "--report", path) == 0
-    own, hog, haar = cells(path.read_text())
+    text = path.read_text()
+    own, hog, haar = cells(text.split("## Settings")[0])
     assert [row["run"] for row in (own, hog, haar)] == ["o", "HOG + linear SVM", "Haar cascade"]
     scored = {"loss", "accuracy", "iou", "error rate", "s per image", "face iou"}
     assert all(hog[name] and haar[name] for name in scored)
     assert not hog["operations per image"] + haar["epochs"]
     assert float(hog["accuracy"]) > 0.9
-    assert "softmax of its decision values" in path.read_text()
+    assert "softmax of its decision values" in text
+    parts = ["Losses of training and validation", "The best network", "Accuracy of each label"]
+    assert all(f"\n## {part}" in text for part in (*parts, "Discussion"))
+    assert "The best run: `o`" in text and "| label | accuracy | iou |" in text
 
 
 def test_help_names_every_option(capsys):
