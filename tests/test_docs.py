@@ -249,6 +249,7 @@ def python(page):
     return blocks((ROOT / page).read_text(), "python")
 
 
+@pytest.mark.long
 def test_the_python_of_the_readme_runs(examples, monkeypatch):
     train = api.train
 
@@ -274,6 +275,7 @@ def test_the_python_of_the_api_page_runs(examples):
     assert {path.name for path in (examples / "runs").iterdir()} >= {"own-data", "regression"}
 
 
+@pytest.mark.long
 def test_the_python_of_the_detection_page_runs(examples, monkeypatch, capsys):
     load = api.load
 
@@ -292,6 +294,7 @@ def test_the_python_of_the_page_on_sliding_windows_runs():
     exec(code, {})
 
 
+@pytest.mark.long
 def test_the_python_of_the_page_on_runs_runs(examples):
     shutil.copytree(GOLDENS / "schema2" / "digits", examples / "runs" / "digits")
     namespace = {}

@@ -169,6 +169,7 @@ def test_wheels_script_has_help_and_a_dry_run(start, tmp_path):
     ended(start("bash", script, tmp_path, "python3"), code=2)
 
 
+@pytest.mark.long
 def test_gpu_script_runs_rows_from_any_directory(checkout, start, tmp_path):
     words = ["--dry", tmp_path / "out", "--rows", "machine", "suppression", "step_detect"]
     process = start("bash", checkout / "scripts" / "gpu.sh", *words, PYTHON=sys.executable)

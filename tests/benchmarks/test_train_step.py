@@ -135,6 +135,7 @@ class DenseNet(nn.Module):
         return nn.Dense(3)(x)
 
 
+@pytest.mark.long
 def test_command_compares_and_writes(small, tmp_path, capsys):
     out = tmp_path / "rows.json"
     assert train_step.main(["--models", "digits", *QUICK, "--json", str(out)]) == 0
