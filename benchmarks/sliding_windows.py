@@ -59,6 +59,9 @@ RATIOS = {
     "sequential": "multiply-adds, sequential",
     "convolutional": "multiply-adds, convolutional",
     "multiply_adds": "their ratio",
+    "jax_loop_s": ("jax: loop", "s"),
+    "jax_chunks_s": ("jax: chunks", "s"),
+    "jax_convolutional_s": ("jax: convolutional", "s"),
     "jax_loop": "jax: loop / convolutional",
     "jax_chunks": "jax: chunks / convolutional",
     "torch_loop": "PyTorch: loop / convolutional",
@@ -90,6 +93,8 @@ class Options(harness.OutputOptions):
     """maximum number of windows on which the form `loop` is timed"""
     impl: Literal["auto", "lax"] = "auto"
     """how jaxdet computes convolutions, see jaxdet.kernels.conv"""
+    softmax: bool = False
+    """end the network with a softmax over the outputs of each window, as the lecture does"""
     seconds: float = 2.0
     """time for each form and size; at least three calls"""
     torch: bool = True
@@ -137,7 +142,7 @@ def measure(options: Options) -> dict[str, Any]:
     convolve = partial(conv.conv_general_dilated, impl=options.impl)
     sizes, pair = (
         options.sizes or SIZES,
-        sliding.build_pair(NgSlidingNet(conv_general_dilated=convolve)),
+        sliding.build_pair(NgSlidingNet(conv_general_dilated=convolve, softmax=options.softmax)),
     )
     for size in sizes:
         windows.grid(pair.convolutional.chain(), size, size)  # InputError below the window
@@ -167,7 +172,7 @@ def render(record: dict[str, Any]) -> str:
     if "ratios" in record:
         parts = (
             (record["rows"], TIMES),
-            (record["ratios"], RATIOS),
+            (costs(record), RATIOS),
             (record["agreement"], AGREEMENT),
         )
         return "\n\n".join(units.markdown_table(*part) for part in parts)
@@ -177,6 +182,19 @@ def render(record: dict[str, Any]) -> str:
     ]
     checks = [agreement.markdown(record["check"])] if "check" in record else []
     return "\n\n".join(layers + checks)
+
+
+def costs(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of multiply-adds on one image with the seconds of a batch beside them, and ratios."""
+    seconds = {
+        (row["size"], f"{row['library']}_{row['form']}_s"): row["seconds"]
+        for row in record["rows"]
+        if "seconds" in row
+    }
+    return [
+        {**row, **{way: time for (size, way), time in seconds.items() if size == row["size"]}}
+        for row in record["ratios"]
+    ]
 
 
 def summarize(record: dict[str, Any]) -> str:

@@ -301,11 +301,12 @@ def _torch_call(work, form):
     place = backend.device()
     backend.set_precision("tf32")  # as JAX, by default
     images = torch_sliding.to_channels_last(work.images).to(place)
-    nets = torch_sliding.build_nets(work.pair.converted["params"])
+    pair = work.pair
+    nets = torch_sliding.build_nets(pair.converted["params"], softmax=pair.sequential.softmax)
     sequential, convolutional = (net.to(place) for net in nets)
     if form == "convolutional":
         call = partial(torch_sliding.run_convolutional, convolutional, images)
     else:
-        window, crops = work.pair.sequential.window, work.crops[form]
+        window, crops = pair.sequential.window, work.crops[form]
         call = partial(torch_sliding.run_sequential, sequential, images, crops, window, work.stride)
     return backend.blocked(call, place), None

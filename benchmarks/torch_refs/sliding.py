@@ -19,12 +19,13 @@ def to_channels_last(x: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(x)).permute(0, 3, 1, 2)
 
 
-def build_nets(params: Mapping[str, Any]) -> tuple[nn.Module, nn.Module]:
+def build_nets(params: Mapping[str, Any], *, softmax: bool = False) -> tuple[nn.Module, nn.Module]:
     """(sequential, convolutional) modules with the parameters of jaxdet's convolutional form."""
+    last = [nn.Softmax(dim=1)] if softmax else []
     dense = [_to_conv(params[f"dense{i}"]) for i in (1, 2, 3)]
     trunk = [_to_conv(params["conv1"]), nn.MaxPool2d(2)]
-    convolutional = nn.Sequential(*trunk, *dense)
-    sequential = nn.Sequential(*trunk, nn.Flatten(), *map(_to_linear, dense))
+    convolutional = nn.Sequential(*trunk, *dense, *last)
+    sequential = nn.Sequential(*trunk, nn.Flatten(), *map(_to_linear, dense), *last)
     return tuple(
         net.eval().to(memory_format=torch.channels_last) for net in (sequential, convolutional)
     )

@@ -2,7 +2,7 @@
 
 A window network is convolutions and pools, then dense layers, for windows of one size.  Replace its
 first dense layer by a convolution as large as the features of a window, the others by 1x1
-convolutions, and it takes any larger image: each output is that of one window (OverFeat, Sermanet
+convolutions, and it takes any larger image: each output belongs to one window (OverFeat, Sermanet
 et al. 2013, arXiv:1312.6229).  `ops.windows` computes which window, and `ops.windows.differences`
 explains where the two forms disagree.
 
@@ -46,6 +46,7 @@ class SlidingNet(nn.Module):
     form: "sequential" maps windows [B, window, window, C] to [B, outputs]; "convolutional" maps
       images [B, H, W, C], at least as large as a window, to [B, rows, columns, outputs].
     activation: after each convolution and each hidden dense layer; None for a linear network.
+    softmax: whether the outputs of each window are probabilities, a softmax of the last layer.
     norm: whether batch norm precedes each activation; its device axis is `axis_name`.
     mask_channel: whether to append x > 0 to the channels, which separates faint pixels from
       background.
@@ -62,6 +63,7 @@ class SlidingNet(nn.Module):
     window: int
     form: Literal["sequential", "convolutional"] = "convolutional"
     activation: layers.Activation | None = nn.relu
+    softmax: bool = False
     norm: bool = False
     axis_name: str | None = None
     mask_channel: bool = False
@@ -83,7 +85,9 @@ class SlidingNet(nn.Module):
                 _, kernel, stride, padding = spec.layer
                 pool = {"kernel": kernel, "stride": stride, "padding": padding}
                 x = layers.max_pool(x, spec.name, **pool)
-        return self._linear(x, last)
+        x = self._linear(x, last)
+        with jax.named_scope("softmax"):
+            return nn.softmax(x) if self.softmax else x
 
     @nn.nowrap
     def plan(self) -> tuple[LayerSpec, ...]:
@@ -148,7 +152,8 @@ class SlidingNet(nn.Module):
 
 
 # Andrew Ng's lecture on convolutional sliding windows (deeplearning.ai C4W3L04): a linear map of
-# windows of 14 x 14 pixels to 4 numbers, 441,600 multiply-adds for 3 channels.
+# windows of 14 x 14 pixels to 4 numbers, 441,600 multiply-adds for 3 channels.  The lecture ends it
+# with a softmax: `NgSlidingNet(softmax=True)`.
 NgSlidingNet = partial(
     SlidingNet,
     stages=windows.parse("c5,p2"),
@@ -162,7 +167,7 @@ NgWindowNet = partial(NgSlidingNet, form="sequential")
 
 
 def to_convolutional(net: SlidingNet, variables: Tree) -> Tree:
-    """Variables of the convolutional form from those of the sequential form of a network.
+    """Convert variables of the sequential form of a network to its convolutional form.
 
     Dense kernels [k * k * C, D] are reshaped to [k, k, C, D], the order in which the sequential
     form flattens; everything else is passed on.  Convolutional variables are returned unchanged.

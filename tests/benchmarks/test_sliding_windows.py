@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from benchmarks import sliding_windows
 from benchmarks.lib import agreement, harness, sliding, units
@@ -17,6 +19,7 @@ from jaxdet import configs
 from jaxdet.configs.digits import Config
 from jaxdet.models.sliding import NgSlidingNet, multiply_adds
 from jaxdet.ops import windows
+from tests.reference import windows as reference_windows
 
 ROOT = Path(sliding_windows.__file__).parents[1]
 QUICK = ["--batch", "2", "--sample", "3", "--seconds", "0"]
@@ -243,8 +246,14 @@ def test_page_has_the_layers_of_both_forms():
 
 def test_page_has_the_multiply_adds_of_both_forms():
     net = NgSlidingNet()
-    for size, count, *costs, ratio in page_table("H"):
+    recorded = {row["size"]: row for row in sliding_windows.costs(RECORD)}
+    for size, count, *costs, ratio, chunks, whole, measured in page_table("H"):
         size = int(size)
+        own = recorded[size]
+        for cell, name in ((chunks, "jax_chunks_s"), (whole, "jax_convolutional_s")):
+            expected = units.format_quantity(own[name], "s")
+            assert in_milliseconds(cell) == in_milliseconds(expected)
+        assert measured == f"{own['jax_chunks']:.2f}"
         grid = windows.grid(net.chain(), size, size)
         sequential, convolutional = (multiply_adds(form, size, size) for form in both_forms(net))
         assert int(count.replace(",", "")) == grid.rows * grid.columns == grid.rows**2
@@ -343,6 +352,24 @@ def test_python_on_the_page_runs():
     field = windows.receptive_field(chain)
     found = names["windows"]([(layer.kernel, layer.stride) for layer in chain], 61)
     assert found == (field.window, field.stride, windows.output_size(chain, 61))
+    check_by_brute_force(names["windows"])
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.lists(
+        st.builds(windows.conv, st.integers(1, 5), st.integers(1, 3)) | st.just(windows.pool()),
+        min_size=1,
+        max_size=5,
+    ),
+    st.integers(1, 80),
+)
+def check_by_brute_force(formula, chain, height):
+    """The answer to question 8 against pixels traced through every layer."""
+    fields = reference_windows.receptive_fields(chain, height)
+    assume(fields)
+    window, stride, count = formula([(layer.kernel, layer.stride) for layer in chain], height)
+    assert fields == [(i * stride, i * stride + window) for i in range(count)]
 
 
 def test_page_has_the_recorded_times():

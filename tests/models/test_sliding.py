@@ -54,6 +54,13 @@ def test_both_forms_of_the_lecture_network_agree(activation, size):
     assert windows.differences(net.stages, net.window, size[0]) == ()
 
 
+def test_a_softmax_is_taken_window_by_window():
+    logits, probabilities = (both(NgSlidingNet(softmax=on), (16, 18)) for on in (False, True))
+    chex.assert_trees_all_close(*probabilities, atol=1e-6)
+    np.testing.assert_allclose(probabilities[1].sum(-1), 1, rtol=1e-6)
+    np.testing.assert_allclose(probabilities[1], nn.softmax(logits[1]), atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "words, window, size",
     [
