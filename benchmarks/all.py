@@ -44,6 +44,7 @@ QUICK_OPTIONS = {
     "tutorial": "--steps 4 --rounds 1 --images 400",
     "rates": "--count 2 --seconds 0.05",
     "devices": "--devices 2 --seconds 0.05",
+    "compiler": "--models digits --batch 2 --seconds 0.1",
     "input": "--batch 16 --seconds 0.05",
     "startup": "--small true --repeats 1",
     "suppression": "--boxes 50 --max-detections 10 --batch 2 --seconds 0.05",
@@ -60,8 +61,8 @@ HEADER = """# Results
 
 Written by `python -m benchmarks.all` from the records in `{folder}/`; do not edit. These are stored
 figures, from the days named below; `--tables-only` makes this page again without measuring.
-[docs/benchmarks.md](../docs/benchmarks.md) explains how they were measured. Load is that of the
-machine over 1, 5 and 15 minutes. Unless a section says otherwise:
+[docs/benchmarks.md](../docs/benchmarks.md) explains how they were measured. Load is the machine's
+load average over 1, 5 and 15 minutes. Unless a section says otherwise:
 
 {conditions}
 """
@@ -74,7 +75,7 @@ class Options:
     names: tuple[str, ...] = ()
     """benchmarks to run; all by default"""
     quick: bool = False
-    """small sizes"""
+    """use small sizes, whose figures are not meaningful"""
     tables_only: bool = False
     """run nothing; make the pages from the records in --out"""
     out: Path = Path("benchmarks/results")
@@ -145,7 +146,7 @@ def write_tables(out: Path) -> None:
 
 
 def page(out: Path) -> str:
-    """RESULTS.md from the records in a folder."""
+    """The text of RESULTS.md, from the records in a folder."""
     records = _records(out)
     usual = _usual_conditions(records.values())
     listed = "\n".join(f"- {name}: {value}" for name, value in usual.items())

@@ -4,9 +4,9 @@
 
 Prints seconds per batch of images with 8,400 cells (640 x 640 pixels at strides 8, 16 and 32), 50
 true boxes and 80 classes: of loops over boxes and cells in Python and NumPy
-(`benchmarks.lib.reference.task_aligned`), timed on `--sample` images and multiplied; of PyTorch
+(`benchmarks.lib.reference.task_aligned`), timed on `--sample` images and extrapolated; of PyTorch
 with dense tensors over the batch, the usual way; and of the compiled `assign.task_aligned` under
-`vmap`. The last two are timed interleaved. A difference between the assignments ends the run.
+`vmap`. The last two are timed interleaved. The run fails if the assignments differ.
 """
 
 import sys
@@ -49,7 +49,7 @@ class Options(harness.OutputOptions):
     boxes: int = 50
     """true boxes per image"""
     classes: int = 80
-    """classes"""
+    """number of classes"""
     side: int = SIDE
     """side of an image in pixels"""
     sample: int = 1
@@ -101,7 +101,7 @@ def compare(options: Options) -> list[dict[str, Any]]:
 
 
 def random_inputs(options: Options) -> tuple[np.ndarray, ...]:
-    """Scores, boxes, points, true boxes, true labels and valid of a batch."""
+    """Arguments of `assign.task_aligned` for a batch: scores, predicted boxes, points, targets."""
     draw = np.random.default_rng(0)
     shapes = [(options.side // s, options.side // s) for s in STRIDES]
     points, strides = anchors.grid_centers(shapes, STRIDES)
@@ -130,7 +130,7 @@ def _time_loops(options, inputs, found):
     for i, (positive, index, target_scores, _) in enumerate(assigned):
         image = jax.tree.map(itemgetter(i), found)
         _assert_equal(image, positive, index, target_scores)
-    note = f"{count} of {options.batch} images, multiplied"
+    note = f"extrapolated from {count} of {options.batch} images"
     median = seconds * options.batch / count
     return {"implementation": "loops", "median": median, "repeats": 1, "note": note}
 

@@ -2,10 +2,11 @@
 
     python -m benchmarks.devices --json FILE
 
-The step is compiled by `training.parallel`.  It has a replicated state of a few arrays, rows that
-are split over the devices, and a sum over all devices.  On a CPU the devices are virtual and share
-its cores; NPROC gives them enough threads that their collectives cannot starve.  The two forms take
-turns, and each call is waited for.
+The step is compiled by `training.parallel`.  It has a replicated state of 100 small arrays, rows
+that are split over the devices, and a sum over all devices.  On a CPU the devices are virtual and
+share its cores; NPROC (16 by default) gives them enough threads that their collectives cannot
+starve.  The two forms, and `jit` on one device, take turns; each call is timed until its result is
+ready.
 """
 
 import os
@@ -92,7 +93,7 @@ def compare(devices: Sequence[Any], options: Options) -> list[dict[str, Any]]:
 
 
 def make_call(compile_step: Callable, devices: Sequence[Any]) -> Callable[[], Any]:
-    """A function that makes one step, whose state replaces the one before."""
+    """A function that takes one step from the state that its previous call returned."""
     run = compile_step(step, devices, replicated=1, out_axes=None, donate=(0,))
     state = parallel.replicate([np.zeros(16, np.float32)] * ARRAYS, devices)
     rows = np.ones((8 * len(devices), 16), np.float32)

@@ -4,10 +4,10 @@
     python -m benchmarks.experiments --names fractions plain long --root DIR --size 112
 
 A run is `jaxdet train` into its own folder under `--out`; it is resumed if it was interrupted, kept
-if it is complete, and evaluated on the test split. `ablation` and those of `cifar10` and
-`faces` are one `jaxdet sweep` each, whose runs are evaluated on the validation split. Runs take
-minutes to hours, so `benchmarks.all` does not start them; it adds their results to its page.
-`EXPERIMENTS` lists them.
+if it is complete, and evaluated on the test split. `ablation`, the grids of `cifar10` and the
+experiments of `faces` are one `jaxdet sweep` each, whose runs are evaluated on the validation
+split. Runs take minutes to hours, so `benchmarks.all` does not start them; it adds their results to
+its page. `EXPERIMENTS` lists them.
 """
 
 import json
@@ -299,7 +299,7 @@ def run_rows(experiment: Experiment, run: Run, options: Options) -> Iterator[dic
 
 
 def convergence(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Running loss of the last epoch, and the first epoch after which it is `FLAT`."""
+    """Running loss of the last epoch, and first epoch after which it falls by less than `FLAT`."""
     losses = {line["epoch"]: line["train"]["loss"] for line in lines if line["train"]}
     later = {epoch: min(losses[after] for after in losses if after >= epoch) for epoch in losses}
     flat = (epoch for epoch, loss in losses.items() if later[epoch] > (1 - FLAT) * loss)

@@ -3,10 +3,10 @@
     python -m benchmarks.flops --json FILE --markdown FILE
     python -m benchmarks.flops --models lenet resnet50
 
-Prints one row per network of `configs.networks`, on one image of the size it is made for, then a
-table for each network with one row per layer, like `jaxdet describe MODEL --backward`. `forward`
-and `multiply-adds` are those of inference; `forward + backward` is a training pass, with batch
-statistics and gradients for the parameters. Products with padding count.
+Prints one row per network of `configs.NETWORK_NAMES`, on one image of the network's usual size,
+then a table for each network with one row per layer, like `jaxdet describe MODEL --backward`.
+`forward` and `multiply-adds` are counts of inference; `forward + backward` is a training pass, with
+batch statistics and gradients for the parameters. Products with padding count.
 """
 
 import sys

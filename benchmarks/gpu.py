@@ -111,10 +111,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the options with argparse, since `harness.run_command` needs tyro."""
     parser = argparse.ArgumentParser(
         "scripts/gpu.sh",
-        description="Take the open measurements on a GPU, the most important first.",
+        description="Run the GPU benchmarks and checks, the most important first.",
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the results")
-    parser.add_argument("--minutes", type=float, default=8.0, help="for all rows; by default 8")
+    parser.add_argument("--minutes", type=float, default=8.0, help="time limit; by default 8")
     parser.add_argument("--dry", action="store_true", help="all rows, tiny, on the CPU")
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="rows; by default all")
     parser.add_argument("--fresh", action="store_true", help="measure rows of OUT again")
@@ -123,7 +123,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def use_packages(wheels: Path | None, folder: Path) -> None:
-    """Let this process and its rows import this checkout first, and the packages of wheels last.
+    """Let this process and its rows import this checkout and the packages of `wheels`.
 
     The wheels are unpacked into `folder`: some hold libraries, which cannot be imported from a zip
     file.

@@ -3,15 +3,15 @@
     python -m benchmarks.input --batch 64 --json FILE --markdown FILE
 
 `read` loads a whole set from its files into memory, as training does once; `records` takes one
-batch of records on the host, one by one; `files` decodes image files, 480 x 640 pixels in color, as
-`jaxdet predict` does, and JPEG files in one thread and in one per core; `stream` makes batches of
-these with `--stream`'s reader. `gather` takes the rows of a batch from a set on the device, and
-`place` rotates, scales and places the digits of a batch, as every step of `digits` does. `gather,
-flip, crop, cutout` is what a step of `cifar10` does before its network, and is also timed one by
-one.
+batch of records on the host, one by one; `files` decodes color PNG files of 480 x 640 pixels, as
+`jaxdet predict` does; `decode` reads and letterboxes JPEG files of that size, in one thread and in
+one per core; `stream` makes batches of the JPEG files with the reader of `--stream`. `gather` takes
+the rows of a batch from a set on the device, and `place` rotates, scales and places the digits of a
+batch, as every step of `digits` does. `gather, flip, crop, cutout` is the work of a step of
+`cifar10` before its network; `gather` alone and with one of the others is timed as well.
 
 `--parts` chooses sources, files or augmentation. MNIST is read from $JAXDET_DATA/mnist; the set of
-tensorflow-datasets is noise, prepared for the purpose. A missing one becomes a row that says so.
+tensorflow-datasets is noise, prepared for the purpose. A missing set becomes a row that says so.
 """
 
 import os
@@ -63,7 +63,7 @@ class Options(harness.OutputOptions):
     parts: tuple[Literal["sources", "files", "augmentation"], ...] = PARTS
     """what to time"""
     batch: int = 64
-    """images of `records`, `gather` and `place`"""
+    """images per batch"""
     canvas: int = 64
     """side of the canvas of `place` in pixels"""
     seconds: float = 1.0
@@ -197,7 +197,7 @@ def augment_batch(task: Task, data: dict[str, Array], rows: Array) -> jax.Array:
 
 
 def _row(source: str, operation: str, count: int | None, call: Callable, options: Options) -> dict:
-    """The row of a call that processes `count` images; None counts those in returned sources."""
+    """The row of a call that processes `count` images; if None, as many as the returned sources."""
     count = sum(map(len, call())) if count is None else count
     found = timing.measure(call, seconds=options.seconds)
     return {

@@ -7,14 +7,14 @@ Prints two rows per layer: median time of jaxdet and of PyTorch (eager, channels
 interquartile ranges, the ratio of the medians (below 1 jaxdet is faster), and the operations of the
 layer by `jaxdet.flops`, however it is computed. Both libraries start from the same numbers and are
 timed interleaved. `difference` is the largest difference of their results, gradients included, as a
-fraction of the largest value.
+fraction of the largest value of the same array.
 
 The backward pass computes gradients for the parameters and, except for the first layer of a network
 (`conv7_stride2`), for the input. Batch norm is in training mode. On a GPU there are rows in TF32
 and in bfloat16 as well, see `benchmarks.lib.precision`, with the fraction of the peak of a large
 matrix product in that precision.
 
-`docs/benchmarks.md` lists what was tried to make convolutions and pools faster on a CPU.
+`docs/benchmarks.md` lists attempts to make convolutions and pools faster on a CPU.
 """
 
 import sys
@@ -190,7 +190,7 @@ def named_arrays(result: tuple) -> dict[str, jax.Array]:
 
 
 def largest_difference(found: dict[str, Any], expected: dict[str, Any]) -> float:
-    """Largest difference between two dictionaries of arrays, as a fraction of the largest value."""
+    """Largest difference of equally named arrays, as a fraction of the array's largest value."""
     assert found.keys() == expected.keys(), (found.keys(), expected.keys())
     pairs = [(np.asarray(found[name]), np.asarray(expected[name])) for name in found]
     return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs)

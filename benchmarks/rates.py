@@ -8,7 +8,7 @@ steps as `--seconds` allow are interleaved. Images are noise of the size of CIFA
 A ratio below 1 means that one program is faster.
 
 Under `vmap` over its kernels a convolution becomes a grouped one (`lax`), whose gradients are slow
-on CPUs and on CUDA; `im2col` makes a matrix product of it. `auto` is what a sweep does.
+on CPUs and on CUDA; `im2col` computes it as a matrix product. `auto` is the choice of a sweep.
 """
 
 import sys
@@ -49,7 +49,7 @@ class Options(harness.OutputOptions):
     batch: int = Config.batch
     """images per step of one rate"""
     convolutions: tuple[Literal["auto", "lax", "im2col"], ...] = ("auto",)
-    """how one program computes convolutions; auto: im2col on a CPU, else lax"""
+    """how the program of all rates computes convolutions; auto: im2col on a CPU, else lax"""
     seconds: float = 5.0
     """time for steps in one program, and for steps one after the other; at least three of each"""
 

@@ -10,14 +10,14 @@ network of Andrew Ng's lecture on square images:
 
 - times per batch in three forms, in jax and in PyTorch where it is installed: `loop`, one window
   per call, timed on at most `--sample` windows and extrapolated; `chunks`, `--chunk` windows per
-  call; `convolutional`, one call. Cutting windows is timed as well; compilation is separate. Forms
-  are interleaved. Peak memory is the peak during one call minus the memory in use before it.
+  call; `convolutional`, one call. Times include the extraction of windows, but not compilation.
+  Forms are interleaved. Peak memory is the peak during one call minus the memory in use before it.
 - multiply-adds of both forms and their ratio, beside the ratios of the times.
 - agreement on one image: norm of the difference, at full float32 precision.
 
 A size whose feature maps do not fit into memory becomes a row that says so. `--summary` prints the
-layers of both forms, `--check` compares the formulas of `windows.differences` with what random
-weights show. PyTorch's threads spin while they wait: on a busy machine they make its `loop` a
+layers of both forms, `--check` compares the formulas of `windows.differences` with the outputs of
+random weights. PyTorch's threads spin while they wait: on a busy machine they make its `loop` a
 hundred times slower, unless OMP_WAIT_POLICY=passive is set.
 """
 

@@ -50,7 +50,7 @@ class Options(harness.OutputOptions):
     """Time to help, and to the first training step."""
 
     repeats: int = 5
-    """processes of each kind"""
+    """number of processes per measurement"""
     small: bool = False
     """train a network of one narrow convolution instead of that of `digits`"""
 
@@ -119,7 +119,7 @@ def run_module(module: str, *words: str, cache: str | None = None) -> str:
 
 
 def _row(stage, samples):
-    """The row of a stage from its seconds with each state of the cache."""
+    """The row of a stage from its seconds {cache: per process}."""
     row = {"stage": stage, "repeats": len(samples["cold"])}
     for cache, times in samples.items():
         found = timing.summarize(0.0, times)

@@ -5,7 +5,7 @@
 Prints seconds per batch of three loops over images, rows and columns in Python and NumPy
 (`benchmarks.lib.reference.encode_targets`) and of `encode_targets`, vectorized over windows and
 images and compiled, on the windows of the `digits` config; and the ratio of the medians. Both are
-timed interleaved. A difference between their values ends the run.
+timed interleaved. The run fails if their values differ.
 """
 
 import sys

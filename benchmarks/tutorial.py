@@ -96,7 +96,7 @@ def compare(options: Options) -> list[dict[str, Any]]:
 
 
 def jax_calls(experiment: Experiment, folder: Path) -> Calls:
-    """Calls that make the steps of one epoch, and that evaluate: the loop alternates them."""
+    """(call that takes the steps of one epoch, call that evaluates), to be made in turn."""
     progress = Progress(quiet=True)
     compiled = training_loop.CompiledSteps(experiment)
     loop = training_loop.Loop(compiled, experiment, folder, progress)

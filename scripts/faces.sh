@@ -35,8 +35,8 @@ echo "unknown_dev against known:"
 .venv/bin/jaxdet verify dev "$run" --known "$root/known" --unknown "$root/unknown_dev" \
     --truth "$root/verification_dev.csv" --out "$run/threshold.json" --plots "$run/plots/verify" \
     --worst "$run/plots/verify/worst.png"
-echo "unknown_test against known, with that threshold:"
+echo "unknown_test against known, with the threshold of unknown_dev:"
 .venv/bin/jaxdet verify test "$run" --known "$root/known" --unknown "$root/unknown_test" \
     --threshold "$run/threshold.json" --submit "$run/verification.csv" "${more[@]}"
-echo "the run, and its cut-offs:"
+echo "scores of the run, and the cut-offs of assignment 4 that it reaches:"
 .venv/bin/jaxdet compare "$run" --report "$run/report.md" --overwrite --verified "${verified[@]}"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Take the open measurements on a GPU, the most important first: one JSON file per row and one table in OUT.
+# Run the GPU benchmarks and checks, the most important first: one JSON file per row and one table in OUT.
 #   scripts/gpu.sh [--minutes 8] [--wheels DIR] [--rows NAME...] [--fresh] [--dry] OUT
 # Runs from a plain checkout, without a network and without installing anything, with the packages
 # of PYTHON (python3) and PYTHONPATH; --wheels DIR adds those that scripts/wheels.sh collected.  Rows

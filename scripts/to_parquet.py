@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Convert a detection data set of any format to parquet files as `jaxdet.data.parquet` reads them.
+"""Convert a detection data set to parquet files as `jaxdet.data.parquet` reads them.
 
     python scripts/to_parquet.py ROOT OUT
 
@@ -74,7 +74,7 @@ def _write_file(path: Path, samples: list[AnnotatedImage]) -> tuple[int, list[st
 
 
 def _to_row(image_id: int, sample: AnnotatedImage) -> dict[str, Any]:
-    """A row of the table; InputError where the image has no bytes."""
+    """A row of the table; raises InputError if the image file cannot be read."""
     height, width = sample.size or (None, None)
     return {
         "image": {"bytes": images.file_bytes(sample.image), "path": sample.name},

@@ -1,7 +1,7 @@
 """Conditions under which sliding a network over windows and convolving it with the image agree.
 
 `difference_norms` compares the outputs of both forms of a network. `check` compares the reasons of
-`windows.differences` with what random weights show.
+`windows.differences` with the outputs of random weights.
 """
 
 from collections.abc import Sequence

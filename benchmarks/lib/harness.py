@@ -43,7 +43,7 @@ class FirstCall(NamedTuple):
 
     value: Any
     seconds: float
-    peak: int | None  # peak of memory in bytes, less that before the call; None if unknown
+    peak: int | None  # peak of memory in bytes, less the bytes in use before; None if unknown
     peak_source: str
 
 
@@ -103,7 +103,7 @@ def compile_call(fn: Callable, *args: Any) -> tuple[Any, float]:
 
 
 def first_call(call: Callable[[], Any]) -> FirstCall:
-    """Call a function once and measure how much memory it takes in addition to that in use."""
+    """Call a function once; measure its time, and its peak of memory beyond the bytes in use."""
     gc.collect()
     before, source = _start_peak()
     value, seconds = timed(call)

@@ -1,6 +1,6 @@
-"""Reference implementations in plain loops, which the vectorized operations are timed against.
+"""Slow reference implementations in plain loops, for the benchmarks and the tests.
 
-The tests compare with them too; those that no benchmark needs are in `tests/reference`.
+Further ones, which only the tests need, are in `tests/reference`.
 """
 
 from collections.abc import Callable, Sequence

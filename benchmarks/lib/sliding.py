@@ -1,10 +1,10 @@
-"""The two forms of a sliding-window network: run on the same images, and timed interleaved.
+"""The three forms of a sliding-window network (loop, chunks, convolutional), timed interleaved.
 
 Sequential sliding works on crops of the images: a crop is cut into windows inside the compiled
 program of the network, and crops of one size share a program. Crops of one window give the usual
 loop over windows ("loop"); larger ones give batches of bounded memory ("chunks"). The third form is
-one convolution of the whole images ("convolutional"). All start from the images, so that cutting is
-timed as well; each is available in jax and in PyTorch on the CPU.
+one convolution of the whole images ("convolutional"). All start from the same images, so that the
+extraction of windows is timed as well; each is available in jax and in PyTorch.
 """
 
 from collections.abc import Callable, Sequence
@@ -84,9 +84,10 @@ def window_grid(net: SlidingNet, shape: Sequence[int], stride: int) -> windows.G
 
 
 def split_into_crops(net: SlidingNet, shape: Sequence[int], stride: int, chunk: int) -> list[Crop]:
-    """Crops of images [B, H, W, C] that hold each window once, and at most `chunk` if possible.
+    """Crops of images [B, H, W, C] that hold each window once, at most `chunk` of them per crop.
 
-    A crop is several images, one image, or full-width rows of windows of one; at least one row.
+    A crop is several images, one image, or full rows of windows of one image.  It holds at least
+    one row, even if that is more than `chunk` windows.
     """
     grid = window_grid(net, shape, stride)
     batch, _, width, channels = shape

@@ -3,9 +3,9 @@
     python -m benchmarks.lib.startup_stages '{"epochs": 2}'
 
 The argument is a JSON object of fields of the `digits` config to change. Prints one line of JSON:
-the seconds of each stage, and the times of day at the first line of this file and after the first
-step.
-The stages are those of `jaxdet train digits`; nothing is imported before the clock starts.
+the seconds of each stage, and the times of day at the start of this module and after the first
+step. The stages are those of `jaxdet train digits`; only the standard library is imported before
+the clock starts.
 """
 
 import json
@@ -38,7 +38,7 @@ class StageTimer:
 
 
 def run_stages(fields: Mapping[str, Any], folder: str) -> StageTimer:
-    """Times of a training on one device; `folder` is an empty one for the run."""
+    """Time the stages of a training on one device; `folder`, which must be empty, gets the run."""
     timer = StageTimer()
     with timer.stage("import the command line"):
         import_module("jaxdet.cli.main")

@@ -1,4 +1,4 @@
-"""Noise: a digit set as tensorflow-datasets prepares one, and a CIFAR-10 experiment."""
+"""Noise as a digit set of tensorflow-datasets, as image folders, and as a CIFAR-10 experiment."""
 
 import io
 import sys

@@ -81,7 +81,7 @@ def count_operations(work: Workload) -> int:
 def jax_step(
     model: "Model", options: StepOptions, *, all_devices: bool = False
 ) -> Callable[[], Any]:
-    """A function that makes steps of jaxdet, on the first device or on all of them."""
+    """A function that takes `options.steps` steps of jaxdet, on the first device or on all."""
     set_matmul(options.precision)
     work = make_workload(model, options)
     devices = parallel.local_devices(0 if all_devices else 1)
@@ -124,14 +124,17 @@ def _pure_step(work: Workload) -> tuple[Callable, Callable]:
 def torch_step(
     model: "Model", options: StepOptions, device: str = "cpu", *, compiled: bool = False
 ) -> Callable[[], float]:
-    """A function that makes steps of PyTorch on a device, such as "cuda"."""
+    """A function that takes `options.steps` steps of PyTorch on a device, such as "cuda".
+
+    Raises InputError for a model without a counterpart in PyTorch.
+    """
     import torch
 
     from benchmarks.torch_refs import networks
 
     work = make_workload(model, options)
     if work.torch is None:
-        raise InputError("no such network in PyTorch")
+        raise InputError("this model has no counterpart in PyTorch; choose another of --models")
     torch.manual_seed(0)
     net, loss, images, target = work.torch(work.data)
     return networks.make_step(

@@ -34,7 +34,7 @@ def wait(place: torch.device) -> None:
 
 
 def blocked(call: Callable[[], Any], place: torch.device) -> Callable[[], Any]:
-    """A function that makes the call and waits for its result."""
+    """A function that calls `call` and waits until the device has computed its result."""
 
     def run():
         value = call()

@@ -16,10 +16,13 @@ STAGES = (  # blocks, width, kernel, stride, expansion
 
 
 class SamePadConv(nn.Conv2d):
-    """A convolution that pads to size / stride rounded up, the odd pixel at the end."""
+    """A convolution whose output has ceil(size / stride) pixels per side.
+
+    An odd pixel of padding is at the end, as in TensorFlow.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] to [B, D, H / stride, W / stride]."""
+        """[B, C, H, W] to [B, D, H / stride, W / stride], sides rounded up."""
         pads = []
         for size, kernel, stride in zip(
             x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True

@@ -185,9 +185,9 @@ def make_step(
     device: torch.device | None = None,
     steps: int = 1,
 ) -> Callable[[], float]:
-    """A function without arguments that makes AdamW steps and returns the last loss.
+    """A function without arguments that takes `steps` AdamW steps and returns the last loss.
 
-    It returns when the device has made all `steps`. The loss is computed in float32; for precision,
+    It returns once the device has computed them. The loss is computed in float32; for `precision`
     see `backend.set_precision` and `backend.autocast`. On CUDA the update is PyTorch's fused one.
     """
     device = device or torch.device("cpu")

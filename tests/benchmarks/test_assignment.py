@@ -15,7 +15,7 @@ def test_command_compares_all_implementations(tmp_path, capsys):
     assert loops["ratio"] == loops["median"] / jaxdet["median"] > 1
     assert jaxdet["ratio"] == 1 and jaxdet["cells"] == 84
     assert ("median" in torch) != (torch.get("note") == "not installed")
-    assert "1 of 2 images, multiplied" in capsys.readouterr().out
+    assert "extrapolated from 1 of 2 images" in capsys.readouterr().out
 
 
 def test_difference_ends_the_run(monkeypatch):
