@@ -129,7 +129,7 @@ def _mean(precision: np.ndarray) -> float:
 
 
 def _evaluate(truth, detections):
-    """A completed faster-coco-eval evaluation; what the library prints is discarded."""
+    """A completed faster-coco-eval evaluation; the printed output of the library is discarded."""
     coco = packages.load("faster_coco_eval", "mAP")
     complete = {"info": {}, "images": [], "annotations": [], "categories": [], **truth}
     with contextlib.redirect_stdout(io.StringIO()):

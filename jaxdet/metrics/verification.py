@@ -38,7 +38,7 @@ class CrossValidation(NamedTuple):
 
 
 def roc(scores: Array, same: Array) -> Roc:
-    """ROC curve of the scores [N] of pairs, where `same` [N] marks those of the same identity."""
+    """ROC curve of the scores [N] of pairs; `same` [N]: whether a pair is of the same identity."""
     scores, same = _check_pairs(scores, same, both=True)
     return Roc(*_sklearn_metrics().roc_curve(same, scores, drop_intermediate=False))
 

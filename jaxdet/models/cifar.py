@@ -65,7 +65,7 @@ class CifarResNet(layers.ConvModule):
     """A 3x3 stem, stages of basic blocks, and a linear layer; stages after the first halve the map.
 
     He et al. 2015, arXiv:1512.03385, section 4.2: 6 * blocks + 2 layers, and projection shortcuts.
-    blocks: blocks per stage.  widths: channels of each stage; the stem has those of the first.
+    blocks: blocks per stage.  widths: channels of each stage; the stem has as many as the first.
     classes: number of classes.  rate: dropout rate before the linear layer.
     """
 
@@ -151,7 +151,7 @@ class TiniestBlock(CifarModule):
     """Three depthwise convolutions, layer norm, a gated MLP, and the shortcut.
 
     A quarter of the channels is convolved 3x3, one 7x7, one 7x7 with dilation, and one not at all
-    (InceptionNeXt, Yu et al. 2023, arXiv:2303.16900).  The gate is that of GEGLU (Shazeer 2020,
+    (InceptionNeXt, Yu et al. 2023, arXiv:2303.16900).  The MLP is gated as in GEGLU (Shazeer 2020,
     arXiv:2002.05202).
     """
 

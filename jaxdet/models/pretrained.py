@@ -58,7 +58,7 @@ def assign_arrays(
 
     unused: prefixes of arrays that may be left over, as long as no variable takes an array with
       that prefix; `num_batches_tracked` always may.
-    source: what error messages call the file.
+    source: name of the file in error messages.
 
     Raises InputError for a variable without an array, an array that no variable takes, or a shape
     that differs.

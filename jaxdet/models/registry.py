@@ -115,8 +115,7 @@ def backbone(name: str, *, stages: int = 0) -> Callable[..., "nn.Module"]:
     """Constructor of a module that returns the feature maps of a model, fine to coarse.
 
     stages: how many of its stages are built, from the first on; 0 builds all.
-    For a localizer the maps are those of its features.  Raises InputError for a model that is no
-    backbone.
+    Of a localizer, the features are returned.  Raises InputError for a model that is no backbone.
     """
     spec = get(name)
     if spec.kind == "localizer":
@@ -180,7 +179,7 @@ def load_pretrained(
     stages: int = 0,
     **fields: Any,
 ) -> "Tree":
-    """Variables of a network, those of its backbone `name` read from published weights.
+    """Variables of a network, with published weights in its backbone `name`.
 
     source: see `pretrained.fetch`.
     module: name of the backbone in the network; "" means the network itself.

@@ -91,7 +91,7 @@ def summarize(
 ) -> NetworkSummary:
     """Summary of `net` applied to images [B, H, W, C]; nothing is compiled or run.
 
-    variables: arrays or shapes; by default those that `net.init` would create.
+    variables: arrays or shapes; by default as `net.init` would create them.
     backward: summarize a training pass, with batch statistics and with gradients for the parameters
       but not for the images.
     convention, padding: as in `flops.count`.

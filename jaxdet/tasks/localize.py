@@ -100,7 +100,7 @@ class LocalizationTask:
         """Labels, and the IoU and distance of predicted and true box, [B] each.
 
         The distance is Euclidean, between corners [4] as fractions of the image.  If not every
-        image has a box, the mask `boxed` [B] marks those that do.
+        image has a box, the mask `boxed` [B] marks the images that have one.
         """
         true = batch["boxes"][:, 0]
         offset = (predictions["box"] - true) / _sides(batch["image"])

@@ -42,6 +42,7 @@ class Experiment:
     name: str = ""  # name of the system
     read_image: Callable | None = None  # path -> (image [H, W, C] for `predict`, (height, width))
     read_table: Callable | None = None  # path -> [(image path, label, box in its own pixels)]
+    read_original: Callable | None = None  # name of a sample -> the whole image [h, w, C] in [0, 1]
     files: tuple[tuple[str, str], ...] = ()  # (path in the run folder, text) to keep with the run
     notes: tuple[str, ...] = ()  # unusable files and rows of the data
     load_pretrained: Callable[[Tree], Tree] | None = None  # variables -> pretrained variables

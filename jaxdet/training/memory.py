@@ -26,7 +26,7 @@ def explained(config: Any, batch: str) -> Iterator[None]:
 
 
 def _explain(message: str, config: Any, batch: str) -> str:
-    """What did not fit, what can be lowered, and what else takes the memory of a GPU."""
+    """The error in one line: options of the run that did not fit, and remedies."""
     device = jax.local_devices()[0]
     wanted = re.search(r"[\d.]+ ?[KMGT]?i?B\b|\d+ bytes", message)
     amount = f" ({wanted[0]} more were needed)" if wanted else ""

@@ -67,8 +67,8 @@ def plateau(decay: float, patience: int) -> optax.GradientTransformationExtraArg
     """The rule that lowers the learning rate at a plateau, as an optax transformation.
 
     Its initial state is `init(zero)`.  `update(zero, state, value=)` multiplies `state.scale` by
-    `decay` after `patience` consecutive values that are not lower than the best one by more than
-    1e-4 of it.  PyTorch's ReduceLROnPlateau waits for one more value.
+    `decay` after `patience` consecutive values of which none is lower than the best one by more
+    than a relative 1e-4.  PyTorch's ReduceLROnPlateau waits for one more value.
     """
     return optax.contrib.reduce_on_plateau(decay, patience, rtol=1e-4)
 

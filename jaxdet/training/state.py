@@ -80,7 +80,7 @@ def variables_of(state: TrainState) -> Tree:
 
 
 def join_variables(params: Tree, stats: Tree) -> Tree:
-    """Flax variables of parameters and batch statistics; the latter may be empty."""
+    """Flax variables of parameters and batch statistics, which may be empty."""
     return {"params": params, **({"batch_stats": stats} if stats else {})}
 
 
