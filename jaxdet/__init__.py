@@ -4,7 +4,7 @@
     run = jaxdet.load("runs/bccd")
     run.predict(["image.jpg"])
 
-Everything is imported when it is first used: `import jaxdet` imports no jax.
+Everything is imported on first use: `import jaxdet` does not import jax.
 """
 
 from importlib import import_module

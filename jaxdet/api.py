@@ -1,13 +1,15 @@
-"""Train, load and use models from Python; the command line is a client of this module.
+"""Train, load and use models from Python.
 
-import jaxdet
-from jaxdet.configs import detect
+    import jaxdet
+    from jaxdet.configs import detect
 
-run = jaxdet.train(detect.Config(root="bccd", epochs=24), "runs/bccd")
-run = jaxdet.load("runs/bccd")
-for found in run.predict(["a.jpg", array]):
-    print(found.boxes, [run.classes[label] for label in found.labels])
-print(run.evaluate("test")["map"])
+    run = jaxdet.train(detect.Config(root="bccd", epochs=24), "runs/bccd")
+    run = jaxdet.load("runs/bccd")
+    for found in run.predict(["a.jpg", array]):
+        print(found.boxes, [run.classes[label] for label in found.labels])
+    print(run.evaluate("test")["map"])
+
+The command line is a client of this module.
 """
 
 import logging
@@ -28,6 +30,7 @@ from jaxdet.data import images as image_files
 from jaxdet.errors import InputError
 from jaxdet.kernels import compiler
 from jaxdet.tasks.detect import DetectionTask
+from jaxdet.tasks.sliding_window import MultipleObjectsTask
 from jaxdet.training import checkpoint as checkpoints
 from jaxdet.training import loop, parallel, run_dir, time_budget
 from jaxdet.training import state as training_state
@@ -90,17 +93,19 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     spent: float = 0.0,
 ) -> "Run":
-    """Train into a run folder, exactly as `jaxdet train` does; returns its best checkpoint.
+    """Train into a run folder, as `jaxdet train` does; returns the run at its best checkpoint.
 
     Args:
         config: options of a system, such as `jaxdet.configs.detect.Config`; or an `Experiment` with
             a task, network or data of your own, which `load` then needs too.
         folder: run folder; it must be empty or absent, unless the run in it is resumed or replaced.
-        resume: continue the run in the folder, if there is one; the result is the same bit for bit.
+        resume: continue the run in the folder, if there is one; on the same devices, with the same
+            versions, the result is bit-identical to that of an uninterrupted run.
         overwrite: replace the run in the folder.
         show: where progress is shown; None shows nothing.
-        callbacks: called after steps, evaluations and checkpoints.
-        stop: called between batches; when it returns True, the run saves a checkpoint and ends.
+        callbacks: called after calls of the compiled program, evaluations and checkpoints.
+        stop: called between calls of the compiled program, and between the batches of an
+            evaluation; when it returns True, the run saves a checkpoint and ends.
         spent: seconds before the call that count as time of the run, such as a program's start.
 
     Raises InputError for invalid options or data, and `DivergedError` when the loss is not finite.
@@ -162,7 +167,10 @@ def run_training(
         lock = runs.create(folder, experiment, overwrite=overwrite)
     with lock:
         if continuing and (changes := run_dir.environment_changes(folder, devices)):
-            show.line(f"warning: {'; '.join(changes)}: resumed, but not to the same bits")
+            show.line(
+                f"warning: {'; '.join(changes)}; the resumed run may not be bit-identical to an "
+                f"uninterrupted one"
+            )
         run_dir.write_environment(folder, devices)
         try:
             complete = loop.train(
@@ -188,7 +196,9 @@ def load(
     warn: Callable[[str], None] = LOG.warning,
     **options: Any,
 ) -> "Run":
-    """The run in a folder; its data are not needed.
+    """The run in a folder, without its data.
+
+    Only runs of early versions, which have no `record` in `config.json`, need their data.
 
     Args:
         folder: a run folder, of this version or an earlier one.
@@ -206,7 +216,8 @@ def load(
 
 
 def change_options(config: TrainConfig, options: dict[str, Any]) -> TrainConfig:
-    """A configuration with some options changed; InputError for an unknown option or wrong type."""
+    """A configuration with some options changed; InputError for an unknown option or a wrong
+    type."""
     known = {field.name for field in fields(config)}
     for name in options:
         if name not in known:
@@ -248,6 +259,11 @@ class Run:
         return tuple(self.metadata["classes"])
 
     @property
+    def finds_many(self) -> bool:
+        """Whether `predict` returns `Detections`, any number of objects per image."""
+        return isinstance(self.experiment.task, DetectionTask | MultipleObjectsTask)
+
+    @property
     def network(self) -> "nn.Module":
         """The Flax module of the network."""
         task: Any = self.experiment.task
@@ -271,8 +287,8 @@ class Run:
                 list of these, of any sizes; or an array [N, H, W, C].
             batch_size: images per step; the last batch is padded.
 
-        Returns `Detections`, `Localization` or `Classification`, in pixels of the original images.
-        Raises InputError for an image that cannot be read.
+        Returns `Detections`, `Localization` or `Classification`; boxes are in pixels of the
+        original images.  Raises InputError for an image that cannot be read.
         """
         one, several = _as_list(images)
         predictions = []
@@ -311,6 +327,8 @@ class Run:
             split: "train", "val", "test", or another split of the system.
             root: folder of other data with the same classes.
             options: fields of the configuration to change, such as `score_threshold=0.1`.
+
+        Raises InputError if there is no such split, or if the classes of other data differ.
         """
         experiment = self.with_data(root=root, **options)
         losses, rows = self.measure(experiment, split)
@@ -351,7 +369,8 @@ class Run:
     def with_data(self, *, root: str = "", **options: Any) -> Experiment:
         """The experiment of the run with its data, read from the folder `root` if it is given.
 
-        Other images for a run of objects, with or without boxes, all form the split `test`.
+        For a run of objects, all images of other data, with or without boxes, form the split
+        `test`.
         """
         config = change_options(self.config, options)
         splits = self.folder / "splits"
@@ -366,7 +385,7 @@ class Run:
         return experiment
 
     def measure(self, experiment: Experiment, split: str) -> tuple[dict[str, float], dict]:
-        """(means of the loss terms, rows that the task measures) of a split."""
+        """(means of the loss terms, measurements per image, see `Task.measure`) of a split."""
         return self.evaluator(experiment, split).measure(self.variables, self.epoch)
 
     def evaluator(self, experiment: Experiment, split: str) -> Evaluator:
@@ -431,7 +450,7 @@ class Run:
 
     def to_original(self, image: PreparedImage, row: dict[str, np.ndarray]) -> Prediction:
         """A row of `predict_batches` as a `Prediction`, with boxes in pixels of the original."""
-        if isinstance(self.experiment.task, DetectionTask):
+        if "valid" in row:
             valid = row["valid"]
             boxes = row["boxes"][valid] * image.scale[None] + image.offset[None]
             height, width = image.size
@@ -483,11 +502,14 @@ def _readable(image: Any) -> str | Path | bytes | Image.Image:
     if pixels.ndim == 3 and shape[2] == 1:
         pixels = pixels[..., 0]
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and shape[2] not in (3, 4)) or 0 in shape:
-        raise InputError(f"an image array must be [H, W] or [H, W, 1, 3 or 4], got {shape}")
+        raise InputError(
+            f"an image array must be [H, W], or [H, W, C] with C of 1, 3 or 4, got {shape}"
+        )
     if pixels.dtype.kind == "f":
         if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1):
             raise InputError(
-                "a float image array must have values in [0, 1]; pass uint8 for 0..255"
+                f"a float image array must have values in [0, 1], got values from "
+                f"{pixels.min():g} to {pixels.max():g}; pass uint8 for 0..255"
             )
         pixels = np.uint8(np.rint(pixels * 255))
     if pixels.dtype != np.uint8:

@@ -1,8 +1,7 @@
 """Classical baselines for one label and one box per image, evaluated exactly as networks are.
 
 Each baseline is fitted to the training split and predicts logits and boxes, which are scored by
-`jaxdet.tasks.localize`.  They need OpenCV 4, which the
-extra `data` installs.
+`jaxdet.tasks.localize`.  The baselines need OpenCV 4, which the extra `data` installs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -62,7 +61,7 @@ def evaluate(
     box_loss: BoxLoss,
     hparams: Mapping[str, Array],
 ) -> dict[str, dict[str, Any]]:
-    """{baseline: scores on `split`, with `seconds` per image}.
+    """{baseline: scores on `split`, and `seconds` per image}.
 
     root: folder of the images that the sources name.  box_loss, hparams: as for the networks to
     compare with.  The Haar cascade is left out if there is no class `face`.  Raises InputError if
@@ -70,7 +69,7 @@ def evaluate(
     """
     train, source = splits["train"], splits[split]
     if len(np.unique(train.arrays["label"])) < 2:
-        raise InputError("classical baselines need training images of at least two labels")
+        raise InputError("--classic needs training images of at least two labels, got one label")
     fitted = {HOG: fit_hog(train, classes)}
     if FACE in classes:
         fitted[HAAR] = fit_haar(train, classes, root)
@@ -163,7 +162,7 @@ def normalized_boxes(source: ArraySource) -> np.ndarray:
 
 
 def require_opencv() -> Any:
-    """The module cv2; InputError without OpenCV 4, since 5 has neither HOG nor cascades."""
+    """The module cv2; InputError without OpenCV 4, since OpenCV 5 has neither HOG nor cascades."""
     try:
         import cv2
     except ImportError:

@@ -1,4 +1,4 @@
-"""Options that several systems share, and their checks; standard library only.
+"""Options that several systems share, and their checks, with the standard library only.
 
 A configuration is a frozen dataclass: its fields are the flags of the command line, the text below
 a field is its help, and its values are kept as JSON in the run folder.
@@ -52,18 +52,20 @@ class TrainConfig:
     """images per evaluation step, over all devices"""
     steps_per_call: int = 0
     """training steps per call of the compiled program; signals, callbacks and the progress bar wait
-    for a call to end; 0 is 1 on a CPU, and on a GPU as many steps as take 50 ms"""
+    for a call to end; 0: on a CPU 1, on a GPU as many as take 50 ms (1 with --stream or several
+    image sizes)"""
     devices: int = 0
     """number of devices; 0: all of this machine"""
     optimizer: Optimizer = "adamw"
-    """AdamW, Adam, SGD with Nesterov momentum (sgd) or plain momentum, or RMSprop"""
+    """AdamW, Adam, SGD with Nesterov momentum (sgd) or with plain momentum (momentum), or
+    RMSprop"""
     lr: float = 1e-3
     """peak learning rate"""
     schedule: Schedule = "cosine"
     """learning rate after the warm-up: one cosine, cosine restarts, piecewise constant, constant,
     or lowered when validation reaches a plateau"""
     warmup: int = 0
-    """updates of linear warm-up"""
+    """number of parameter updates of the linear warm-up"""
     decay_at: tuple[float, ...] = (0.5, 0.75)
     """piecewise: fractions of the run at which the learning rate is lowered"""
     lr_decay: float = 0.1
@@ -71,9 +73,9 @@ class TrainConfig:
     plateau_patience: int = 10
     """plateau: evaluations without improvement before the learning rate is lowered"""
     plateau_metric: Literal["loss", "score"] = "loss"
-    """plateau: validation loss, or 1 - the score of --best"""
+    """plateau: the watched value: validation loss, or 1 - the score of --best"""
     restart_period: int = 20
-    """restarts: epochs of the first cosine"""
+    """restarts: number of epochs of the first cosine"""
     restart_factor: int = 1
     """restarts: length of each cosine as a multiple of the previous one"""
     momentum: float = 0.9
@@ -84,12 +86,12 @@ class TrainConfig:
     """weight decay of kernels: decoupled for adamw and sgd; for the other optimizers an L2 penalty,
     whose gradient is added, as in PyTorch"""
     clip: float = 0.0
-    """largest global norm of the gradient; 0 does not clip"""
+    """largest global norm of the gradient; 0: no clipping"""
     accumulate: int = 1
-    """steps per update, which uses the mean of their gradients"""
+    """number of steps per parameter update, which uses the mean of their gradients"""
     ema: float = 0.0
-    """decay of moving averages of parameters and batch statistics, which are evaluated in place of
-    the latest values; 0 turns them off"""
+    """decay of the moving averages of parameters and batch statistics, which are evaluated in place
+    of the latest values; 0: no moving averages"""
     bfloat16: bool = False
     """compute in bfloat16; parameters stay float32"""
     conv: Literal["auto", "lax"] = "auto"
@@ -102,19 +104,19 @@ class TrainConfig:
     """after each epoch, print and record the additions, multiplications, maxima and operations per
     second of its training and of its evaluation"""
     monitor: Literal["val", "test"] = "val"
-    """split that is evaluated before the first epoch and after each; test: the test split as well,
-    whose scores are only recorded: they select no checkpoint and end no run"""
+    """splits that are evaluated during training: validation (val), or validation and test (test);
+    test scores are only recorded: they do not select checkpoints or end the run"""
     best: str = "accuracy"
     """validation score that selects the best checkpoint; ties go to the lower loss"""
     patience: int = 0
-    """stop after this many evaluations without improvement; 0 never stops early"""
+    """number of evaluations without improvement after which the run ends; 0: no early stopping"""
     save_minutes: float = 10.0
     """longest time between two checkpoints, in minutes"""
     time_budget: float = 0.0
-    """seconds for the whole run, evaluations and resumed processes included, which then determine
-    --epochs; 0 sets no limit"""
+    """time limit of the run in seconds, including evaluations and the processes before a resume; it
+    replaces --epochs by the number of epochs that fit; 0: no limit"""
     max_params: int = 0
-    """maximum number of trainable parameters; 0 sets no limit"""
+    """maximum number of trainable parameters; 0: no limit"""
     comment: str = ""
     """free text, shown as a column by sweep and compare"""
 
@@ -148,7 +150,8 @@ class AugmentOptions(TrainConfig):
     shift: float = 0.1
     """largest random translation, as a fraction of a side"""
     crop_area: tuple[float, float] = (1.0, 1.0)
-    """range of the area that random crops keep, as fractions; half of the images are cropped"""
+    """range of the area of random crops, as fractions of the image; half of the images are
+    cropped"""
     rotate: float = 0.0
     """largest random rotation in degrees; half of the images are rotated"""
     brightness_contrast: float = 0.2
@@ -160,8 +163,8 @@ class AugmentOptions(TrainConfig):
     cutout_holes: int = 0
     """number of gray rectangles that hide parts of a training image"""
     photometric: Literal["all", "random_order", "one", "some"] = "all"
-    """which of brightness-contrast, color-jitter, noise and cutout an image gets: all in this order,
-    all in random order, one, or a random half"""
+    """which of brightness-contrast, color-jitter, noise and cutout an image gets: all in this
+    order, all in random order, one at random, or half of them at random"""
     mosaic: float = 0.0
     """probability that a training image is a mosaic of four"""
     mixup: float = 0.0
@@ -177,7 +180,7 @@ _last_read: ContextVar[dict | None] = ContextVar("last_read", default=None)
 
 @contextmanager
 def reuse_data() -> Iterator[None]:
-    """A context in which each `cached_reader` reuses its last result if its fields are equal."""
+    """A context in which each `cached_reader` returns its last result if its fields are equal."""
     token = _last_read.set({})
     try:
         yield
@@ -248,7 +251,10 @@ def check(config: TrainConfig) -> None:
     if config.ema >= 1:
         raise InputError(f"--ema must be below 1, such as 0.999, got {config.ema:g}")
     if config.schedule == "plateau" and not 0 < config.lr_decay < 1:
-        raise InputError(f"--lr-decay must be between 0 and 1, got {config.lr_decay:g}")
+        raise InputError(
+            f"--lr-decay must be above 0 and below 1 with --schedule plateau, got "
+            f"{config.lr_decay:g}"
+        )
 
 
 def _check_range(config: TrainConfig) -> None:
@@ -265,7 +271,7 @@ def _check_range(config: TrainConfig) -> None:
 def check_to_train(config: TrainConfig) -> list[str]:
     """Raise InputError for options that cannot be combined; returns notes on those without effect.
 
-    Called when a training begins, not for a run that exists: all of its checkpoints stay usable.
+    Checked when a training starts, not when a run is loaded, so that all checkpoints stay usable.
     """
     check_fractions(config, "momentum", "beta2")
     if config.seed > MAX_SEED:
@@ -351,7 +357,9 @@ def check_scale(config: Any) -> None:
 def check_notes(config: Any, notes: Sequence[str]) -> None:
     """Raise InputError if there are `notes` on unusable data and `--on-invalid error` is given."""
     if notes and config.on_invalid == "error":
-        raise InputError(f"{notes[0]} ({len(notes)} such); --on-invalid skip leaves them out")
+        raise InputError(
+            f"{notes[0]} ({len(notes)} in total); leave them out with --on-invalid skip"
+        )
 
 
 def check_backbone(config: Any, stages: int) -> None:
@@ -375,7 +383,7 @@ def check_augment(config: AugmentOptions) -> None:
     low, high = config.crop_area
     if not 0 < low <= high <= 1:
         raise InputError(
-            f"--crop-area must be two fractions, the smaller first, got {low:g} {high:g}"
+            f"--crop-area must be two fractions above 0, the smaller first, got {low:g} {high:g}"
         )
     for name, most in (("mosaic", 1), ("mixup", 1), ("rotate", 180), ("cutout_holes", 100)):
         value = getattr(config, name)
@@ -393,7 +401,8 @@ def from_json(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
     """The configuration of class `kind` with values from JSON, where tuples became lists.
 
     ValueError names fields that this version does not know, and values that a field cannot have.
-    Any text is a `model`: `configs.build` knows those that were registered later, too.
+    Any string is accepted as `model`, since models can be registered later; `configs.build` checks
+    it.
     """
     hints = get_type_hints(kind) | {"model": str}
     unknown = sorted(set(values) - {field.name for field in fields(kind)})
@@ -403,7 +412,7 @@ def from_json(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
 
 
 def conform(config: Kind) -> Kind:
-    """A configuration whose values have the types of its fields, with paths as text.
+    """A configuration whose values have the types of its fields, with paths as strings.
 
     InputError names the first value that does not fit.
     """

@@ -11,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is
 MAX_BYTES = 2**28  # of a text file that is read whole
 MAX_INT = 2**63 - 1
 MAX_SHOWN = 60  # characters of a value in an error message
-KIND_NAMES = {dict: "an object", list: "a list", tuple: "a list", str: "a text", NoneType: "null"}
+KIND_NAMES = {dict: "an object", list: "a list", tuple: "a list", str: "a string", NoneType: "null"}
 KIND_NAMES |= {int: "an integer", float: "a number", bool: "true or false"}
 
 
@@ -48,9 +48,9 @@ def read_text(path: str | Path) -> str:
     """
     found = os.stat(path)
     if not stat.S_ISREG(found.st_mode):  # a pipe or a device could be read for ever
-        raise ValueError("is not a file")
+        raise ValueError("is not a regular file")
     if found.st_size > MAX_BYTES:
-        raise ValueError(f"has {found.st_size} bytes, more than {MAX_BYTES}")
+        raise ValueError(f"must have at most {MAX_BYTES} bytes, got {found.st_size}")
     try:
         return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -110,7 +110,7 @@ def conform(value: Any, kind: Any, name: str = "") -> Any:
 
 
 def _conform_to_any(value: Any, kinds: Iterable[Any], name: str) -> Any:
-    """The value as the first type in `kinds` that it conforms to."""
+    """The value as the first type in `kinds` that it conforms to; ValueError if there is none."""
     reasons = []
     for kind in kinds:
         try:

@@ -109,7 +109,7 @@ METADATA = {"normalisation": "normalization", "numbers": "category_ids"}
 
 
 def migrate_names(system: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a configuration of schema 1 by their present names."""
+    """The fields of a configuration of schema 1 under their present names."""
     names = OPTIONS.get(system, {})
     return {names.get(name, name): value for name, value in fields.items()}
 
@@ -126,10 +126,10 @@ def migrate_values(system: str, fields: Mapping[str, Any]) -> dict[str, Any]:
 def migrate_metadata(
     system: str, config: Mapping[str, Any], about: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The metadata of a run of schema 1, by present names.
+    """The metadata of a run of schema 1, under their present names.
 
-    config: the configuration by present names.  The earliest runs of faces have no `record`, which
-    is added.
+    config: the configuration, under present names.  The earliest runs of faces have no `record`,
+    which is added.
     """
     found = {METADATA.get(name, name): value for name, value in about.items()}
     if system == "faces" and "record" not in found:

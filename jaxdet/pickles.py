@@ -2,7 +2,7 @@
 
 A file of torch.save is a pickle with raw storages, and unpickling can run any code.  Here it is
 read without PyTorch, by an unpickler that builds dicts, tuples, numbers, strings and descriptions
-of arrays, and has nothing else to call.  Both formats are read: the zip file that PyTorch writes
+of arrays, and cannot call anything else.  Both formats are read: the zip file that PyTorch writes
 since 1.6, and the sequence of pickles before that.
 """
 
@@ -61,7 +61,7 @@ UnpicklerType = TypeVar("UnpicklerType", bound="RestrictedUnpickler")
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     """{name: array} of a weight file, whose format is recognized by its first bytes.
 
-    Arrays may share memory, be strided as in the file and be read-only; bfloat16 is returned as
+    Arrays may share memory, have the strides of the file, and be read-only; bfloat16 is returned as
     float32.  If the file holds {"state_dict": {...}} or {"model": {...}}, the inner dict is read.
     Values that are not arrays, such as the number of epochs, are ignored.
 
@@ -103,17 +103,17 @@ class RestrictedUnpickler(PythonUnpickler):
     """An unpickler that builds plain values and resolves `allowed_globals` only.
 
     A pickle can set attributes of the objects that it receives.  Therefore `allowed_globals`
-    creates its functions anew on every call, and its other values are immutable or belong to the
-    pickle.
+    creates its functions anew on every call, and its other values are immutable.
 
-    Containers are no keys: to hash a tuple of tuples that a few bytes describe can take for ever.
+    Tuples and frozen sets are rejected as keys: hashing a tuple of tuples, which a few bytes can
+    describe, can take forever.
     """
 
     dispatch = dict(PythonUnpickler.dispatch)
     expected = "only arrays and plain values are read"
 
     def allowed_globals(self) -> dict[str, Any]:
-        """{module.name: replacement of that global}."""
+        """The allowed globals: {module.name: replacement}."""
         return {}
 
     def load_setitem(self) -> None:
@@ -166,10 +166,12 @@ class RestrictedUnpickler(PythonUnpickler):
 
 
 def check_keys(values: Sequence[Any], *, step: int = 2) -> None:
-    """Raise InputError if any `step`-th value, a key, is a container that has a hash."""
+    """Raise InputError if a key is a tuple or a frozen set; every `step`-th value is a key."""
     for key in values[::step]:
         if isinstance(key, tuple | frozenset):
-            raise InputError(f"has a {type(key).__name__} as a key; keys must be texts or numbers")
+            raise InputError(
+                f"has a {type(key).__name__} as a key; keys must be strings or numbers"
+            )
 
 
 def next_unpickler(
@@ -197,7 +199,8 @@ def _read_safetensors(content: bytes) -> dict[str, np.ndarray]:
     entries = dict(safetensors.deserialize(content))
     unknown = {entry["dtype"] for entry in entries.values()} - set(SAFETENSORS_DTYPES)
     if unknown:
-        raise InputError(f"holds arrays of {unknown.pop()}, which are not supported")
+        known = ", ".join(SAFETENSORS_DTYPES)
+        raise InputError(f"type of arrays must be one of {known}, got {unknown.pop()}")
     return {
         name: _decode(entry["data"], SAFETENSORS_DTYPES[entry["dtype"]]).reshape(entry["shape"])
         for name, entry in entries.items()
@@ -214,7 +217,9 @@ def _read_zip(content: bytes) -> dict[str, np.ndarray]:
         names = file.namelist()
         roots = [name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl")]
         if len(roots) != 1:
-            raise InputError(f"is a zip file without one data.pkl; {EXPECTED}")
+            raise InputError(
+                f"must have one data.pkl in the zip file, got {len(roots)}; {EXPECTED}"
+            )
         root = roots[0]
         if f"{root}byteorder" in names:
             _check_byte_order(file.read(f"{root}byteorder") == b"little")
@@ -328,13 +333,17 @@ def _view(name: str, tensor: _Tensor, storages: Mapping[str, np.ndarray]) -> np.
     values = storages[tensor.storage.key]
     numbers = (tensor.offset, *tensor.shape, *tensor.strides)
     if any(type(number) is not int or number < 0 for number in numbers):
-        raise InputError(f"{name!r} has offset, shape and strides {numbers}")
+        raise InputError(
+            f"{name!r}: offset, shape and strides must be integers of at least 0, got {numbers}"
+        )
     steps = zip(tensor.shape, tensor.strides, strict=True)
     last = tensor.offset + sum((length - 1) * step for length, step in steps)
     if 0 in tensor.shape:
         return np.empty(tensor.shape, values.dtype)
     if last >= len(values):
-        raise InputError(f"{name!r} reaches element {last} of a storage of {len(values)}")
+        raise InputError(
+            f"{name!r} must end below element {len(values)} of its storage, got {last}"
+        )
     size = values.itemsize
     strides = [step * size for step in tensor.strides]
     return np.ndarray(tensor.shape, values.dtype, values, tensor.offset * size, strides)

@@ -29,7 +29,7 @@ def system_of(config: TrainConfig) -> str:
 
 
 def absolute_paths(config: TrainConfig) -> TrainConfig:
-    """A configuration whose paths are absolute, so that they hold in any working directory."""
+    """A configuration whose paths are absolute, so that they are valid in any working directory."""
     named = {name: getattr(config, name, "") for name in run_dir.PATHS}
     return replace(config, **{k: absolute(v) for k, v in named.items() if is_path(v)})
 
@@ -45,7 +45,7 @@ def is_path(text: str) -> bool:
 
 
 def read_config(folder: str | Path, system: str = "") -> TrainConfig:
-    """The configuration of a run; InputError where it is of another system than `system`."""
+    """The configuration of a run; InputError if it is of another system than `system`, if given."""
     kept = run_dir.read_config(folder)
     if kept.system not in configs.SYSTEMS or (system and kept.system != system):
         expected = system or f"one of {', '.join(configs.SYSTEMS)}"
@@ -109,10 +109,10 @@ def report_notes(notes: Sequence[str], line: Callable[[str], None]) -> None:
     Data that are evaluated, but left out of training, are counted separately, and so are remarks on
     data that are used.
     """
-    left_out, faults = f"but not all {detection.TRAINED_ON}", detection.faults(notes)
+    faults = detection.faults(notes)
     groups = {
         "images or rows cannot be used and are left out": [],
-        f"images or boxes are evaluated, {left_out}": [],
+        "images or boxes are evaluated, but at least partly left out of training": [],
         "remarks on the data": [note for note in notes if isinstance(note, detection.Remark)],
     }
     unusable, untrained, _ = groups.values()
@@ -132,7 +132,7 @@ def check_to_train(experiment: Experiment, line: Callable[[str], None]) -> None:
     _check_scored(experiment)
     if steps > MAX_INT:
         raise InputError(
-            f"--epochs {config.epochs} are {steps} steps; at most {MAX_INT} can be made"
+            f"--epochs must give at most {MAX_INT} steps, got {steps} with --epochs {config.epochs}"
         )
     if not config.time_budget and config.accumulate > steps:
         raise InputError(
@@ -141,19 +141,19 @@ def check_to_train(experiment: Experiment, line: Callable[[str], None]) -> None:
     updates = -(-steps // config.accumulate)
     if not config.time_budget and config.warmup >= updates:
         ineffective.append(
-            f"--warmup {config.warmup} does not end: the run has {updates} updates of the network"
+            f"--warmup {config.warmup} does not end: the run has only {updates} parameter updates"
         )
     for text in ineffective:
         line(f"warning: {text}")
 
 
 def _check_scored(experiment: Experiment) -> None:
-    """Raise InputError for a run without a split to score, or to select by where that is needed."""
+    """Raise InputError if --monitor names a missing split, or an option needs validation images."""
     config, scored = experiment.config, experiment.scored_splits
     if config.monitor not in scored:
         known = ", ".join(experiment.splits)
         raise InputError(
-            f"--monitor must be a split of the data, which have {known}, got {config.monitor}"
+            f"--monitor must be one of the splits of the data ({known}), got {config.monitor}"
         )
     needed = {
         f"--patience {config.patience}": config.patience,
@@ -165,7 +165,7 @@ def _check_scored(experiment: Experiment) -> None:
 
 
 def report_uneven_batches(experiment: Experiment, line: Callable[[str], None]) -> None:
-    """Warn where a batch does not divide its split, for systems with limits on their runs."""
+    """Warn where a batch does not divide its split, for systems with `LIMITS`."""
     config = experiment.config
     if not config.LIMITS:
         return
@@ -177,8 +177,8 @@ def report_uneven_batches(experiment: Experiment, line: Callable[[str], None]) -
     ]
     if uneven:
         line(
-            f"warning: {', '.join(uneven)}: the last training batch of an epoch is filled with its "
-            f"first images, that of an evaluation is padded"
+            f"warning: {', '.join(uneven)}: the last training batch of an epoch is filled up with "
+            f"the first images of the epoch, and the last evaluation batch is padded"
         )
 
 
@@ -199,7 +199,8 @@ def check_classes(folder: str | Path, experiment: Experiment) -> None:
     found: list[Any] = list(experiment.metadata["classes"])
     if kept != found:
         raise InputError(
-            f"the data have {_list_classes(found)}, {folder} was trained on {_list_classes(kept)}"
+            f"the data must have the classes of {folder}, {_list_classes(kept)}, got "
+            f"{_list_classes(found)}"
         )
 
 

@@ -1,16 +1,17 @@
 """Axes, batch keys, and the values that the packages pass to each other.
 
-Axes: B batch, H rows, W columns, C channels, K classes, A cells or anchors, G true-box slots,
-P predictions, D embedding.  A box is its corners `x0 y0 x1 y1`: float32, in pixels of the
-network's input image, x to the right, y down, half-open (a single lit pixel has area 1).
+Axes: B batch, H rows, W columns, C channels, K classes, A cells or anchors, G true-box slots, T
+true boxes for evaluation, P predictions, D embedding.  A box is its corners `x0 y0 x1 y1`: float32,
+in pixels of the network's input image, x to the right, y down, half-open (a single lit pixel has
+area 1).
 
 Batch keys (a task uses the subset it needs):
 `image [B,H,W,C]`, `label [B]`, `boxes [B,G,4]`, `labels [B,G]`, `valid [B,G]`, `crowd [B,G]`,
 `real [B]` (0 marks a row that only pads), `id [B]`, `size [B,2]` (original height, width),
 `to_original [B,4]` (scale and offset that take network pixels back).
 
-For evaluation, the objects of the files in pixels of the original image, whatever the network can
-see of them: `true_boxes [B,T,4]`, `true_labels`, `true_valid`, `true_crowd`, `true_area [B,T]`.
+The true objects for evaluation, in pixels of the original image and independent of the size of the
+network's input: `true_boxes [B,T,4]`, `true_labels`, `true_valid`, `true_crowd`, `true_area [B,T]`.
 """
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable

@@ -87,7 +87,7 @@ def test_more_steps_per_update_than_steps_are_refused_when_a_training_begins():
         with pytest.raises(InputError, match=f"^--accumulate must be at most {rows // 8}, "):
             runs.check_to_train(tiny.experiment(rows, accumulate=accumulate), lines.append)
     runs.check_to_train(tiny.experiment(warmup=6), lines.append)
-    assert lines == ["warning: --warmup 6 does not end: the run has 6 updates of the network"]
+    assert lines == ["warning: --warmup 6 does not end: the run has only 6 parameter updates"]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,9 @@ def test_numbers_that_no_program_can_hold_are_refused(changes, message):
 
 
 def test_more_steps_than_can_be_counted_are_refused():
-    with pytest.raises(InputError, match="--epochs 2000000000 are 6000000000 steps; at most 2147"):
+    with pytest.raises(
+        InputError, match="--epochs must give at most 2147483647 steps, got 6000000000"
+    ):
         runs.check_to_train(tiny.experiment(epochs=2_000_000_000), print)
 
 
