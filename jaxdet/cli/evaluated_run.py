@@ -26,7 +26,7 @@ class Failure(NamedTuple):
     """One of the worst predictions of a run."""
 
     title: str
-    image: np.ndarray  # [H, W, C] in [0, 1]
+    image: np.ndarray  # [h, w, C] in [0, 1]: the original, or the network's input
     true_box: np.ndarray | None  # [4] in pixels of the image; None where there are no boxes
     predicted_box: np.ndarray | None
     wrong: bool  # whether the label is wrong
@@ -118,6 +118,7 @@ def worst_predictions(
     """The `MAX_FAILURES` worst predictions of a split: wrong labels first, then the lowest IoU.
 
     Without boxes, wrong labels are ordered by descending score and right ones by ascending score.
+    Images and boxes are those of the files where the experiment can read them.
     predictions: as `RecordingTask` reports them.
     """
     classes = experiment.metadata["classes"]
@@ -135,17 +136,23 @@ def worst_predictions(
     batch = evaluator.samples(subset, split, MAX_FAILURES)
     names = source.names or [f"{split}:{number}" for number in batch["id"]]
     true, found = predictions.get("true_box"), predictions.get("predicted_box")
-    return [
-        Failure(
-            title=f"{name}: {image_name}\ntrue {classes[label[i]]}, "
-            f"predicted {classes[predicted[i]]}, {quantity} {shown[i]:.2f}",
-            image=image,
-            true_box=None if true is None else true[i],
-            predicted_box=None if found is None else found[i],
-            wrong=not right[i],
+    failures = []
+    for i, image_name, image in zip(order, names, batch["image"], strict=True):
+        scale = np.float32(1)
+        if experiment.read_original:
+            network, image = image, experiment.read_original(image_name)
+            scale = np.tile(np.divide(image.shape[1::-1], network.shape[1::-1]), 2)
+        failures.append(
+            Failure(
+                title=f"{name}: {image_name}\ntrue {classes[label[i]]}, "
+                f"predicted {classes[predicted[i]]}, {quantity} {shown[i]:.2f}",
+                image=image,
+                true_box=None if true is None else true[i] * scale,
+                predicted_box=None if found is None else found[i] * scale,
+                wrong=not right[i],
+            )
         )
-        for i, image_name, image in zip(order, names, batch["image"], strict=True)
-    ]
+    return failures
 
 
 def _history(folder: Path, metrics: Sequence[Mapping[str, Any]]) -> Row:

@@ -296,7 +296,10 @@ def _read_samples(experiment: Experiment, split: str, count: int, many: bool) ->
             box = batch["true_boxes"][i][batch["true_valid"][i]]
         elif "boxes" in batch and boxes.area(batch["boxes"][i, 0]) > 0:
             box = batch["boxes"][i, 0] * prepared.scale + prepared.offset
-        examples.append(Example(title, prepared, partial(_original_picture, prepared), label, box))
+        read = partial(_original_picture, prepared)
+        if experiment.read_original:
+            read = partial(experiment.read_original, title)
+        examples.append(Example(title, prepared, read, label, box))
     return examples
 
 

@@ -218,7 +218,7 @@ def build_external(config: Config, classes: tuple[str, ...], split: "Path") -> "
     check_notes(config, detection.faults(data.notes))
     whole = from_splits(config, classes, {"test": data.source})
     task = replace(whole.task, boxed=data.all_have_boxes)
-    return replace(whole, task=task, notes=data.notes)
+    return replace(whole, task=task, notes=data.notes, read_original=data.read_original)
 
 
 def _subset(whole: "Experiment", config: Config) -> "Experiment":
@@ -268,6 +268,7 @@ def from_splits(
         name="objects",
         read_image=partial(images.read_resized_float, side=config.size),
         read_table=partial(localization.read_labeled_images, config.root, classes),
+        read_original=partial(localization.read_original, config.root),
         load_pretrained=pretrained,
         lr_multiplier=registry.lr_multiplier(_frozen_stages(config)),
     )

@@ -28,6 +28,11 @@ class ExternalImages(NamedTuple):
     source: sources.ArraySource  # as `localization.load` makes it, with ids from 0
     notes: tuple[str, ...]  # one line for each image or row that cannot be used, and a `Remark`
     all_have_boxes: bool
+    paths: dict[str, Path]  # by the names of the source
+
+    def read_original(self, name: str) -> np.ndarray:
+        """The image with a name of the source, [h, w, 3] float32 in [0, 1]."""
+        return images.read_float(self.paths[name])
 
 
 def read(root: str | Path, classes: Sequence[str], side: int) -> ExternalImages:
@@ -52,9 +57,9 @@ def read(root: str | Path, classes: Sequence[str], side: int) -> ExternalImages:
         if path.parent == base:
             notes.append(f"{path}: has no label; {LAYOUT}")
             continue
-        label = path.relative_to(base).parts[0]
+        label, *inside = path.relative_to(base).parts
         _check_label(label, classes, str(path))
-        rows.append(Annotation(label, path.name, None, str(path), path))
+        rows.append(Annotation(label, "/".join(inside), None, str(path), path))
     if not rows:
         first = f"; first: {notes[0]}" if notes else ""
         raise InputError(f"{root}: no labeled images; {LAYOUT}{first}")
@@ -66,7 +71,8 @@ def read(root: str | Path, classes: Sequence[str], side: int) -> ExternalImages:
         if boxed:
             left_out = f"the loss is left out, box scores are those of the other {boxed}"
         notes.append(Remark(f"{root}: {count - boxed} of {count} images have no box: {left_out}"))
-    return ExternalImages(source, (*notes, *faults), boxed == count)
+    paths = {row.name: row.path for row in rows if row.path}
+    return ExternalImages(source, (*notes, *faults), boxed == count, paths)
 
 
 def _parse_row(

@@ -259,6 +259,11 @@ def read_labeled_images(
     return [(folder / row.label / row.file, classes.index(row.label), row.box) for row in rows]
 
 
+def read_original(root: str | Path, name: str) -> np.ndarray:
+    """The image of an annotation, by its name LABEL/FILE: [h, w, 3] float32 in [0, 1]."""
+    return images.read_float(Path(root) / "images" / name)
+
+
 def random_split(
     items: Sequence[Item],
     *,

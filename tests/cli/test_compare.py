@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from jaxdet.data import localization
 from jaxdet.ops import boxes
 from jaxdet.plots import detection as detection_plots
 from jaxdet.plots import training as training_plots
@@ -238,13 +239,15 @@ def test_a_report_is_replaced_with_overwrite_only(compared, here, capsys):
 def test_failures_are_the_worst_predictions_of_each_run(compared):
     (((images, _), named),) = compared.drawn
     assert (len(images), named["columns"]) == (12, 6)
-    assert {image.shape for image in images} == {(56, 56, 1), (64, 64, 3)}
-    ranks = []
+    assert {image.shape for image in images} == {(56, 56, 1), (160, 200, 3)}  # of objects: files
+    rows, _ = localization.read_annotations(compared.words[1].parent / "data")
+    annotated, ranks = {row.name: row.box for row in rows}, []
     for title, true, found in zip(named["titles"], named["true"], named["predicted"], strict=True):
         pattern = r"(\w): (\S+)\ntrue (\w+), predicted (\w+), IoU (\d\.\d\d)"
         run, name, label, predicted, iou = re.fullmatch(pattern, title).groups()
         assert float(iou) == pytest.approx(float(boxes.iou(true, found)), abs=0.006)
         assert run == "d" or name.startswith(f"{label}/")
+        assert run == "d" or tuple(np.round(true)) == annotated[name]
         ranks.append((run, label == predicted, float(iou)))
     assert ranks == sorted(ranks)
 
