@@ -1,0 +1,139 @@
+"""Training steps compiled with different options of XLA for a CPU.
+
+    python -m benchmarks.compiler --json FILE
+
+`jaxdet.kernels.compiler` says which option jaxdet sets, and why. Each choice has a process of its
+own, and the processes take turns. Times are divided by the time with jaxdet's choice.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+
+from benchmarks.lib import harness, train_steps, turns, units
+from benchmarks.lib.train_steps import StepOptions
+from jaxdet.errors import InputError
+from jaxdet.kernels import compiler
+
+NAME = "compiler"
+
+
+class Choice(NamedTuple):
+    """What a process compiles with."""
+
+    options: dict[str, str] | None = None  # of `jax.jit`
+    flag: str = ""  # in XLA_FLAGS
+
+
+CHOICES = {
+    "jaxdet": Choice(compiler.OPTIONS),
+    "without sums": Choice({compiler.YNN_FUSION: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}),
+    "XLA_FLAGS": Choice(flag=f"--{compiler.YNN_FUSION}=-individual_convolution"),
+    "XLA's default": Choice(),
+}
+COLUMNS = {
+    "model": "model",
+    "batch": "batch",
+    "choice": "choice",
+    "compile_s": ("first call", "s"),
+    "median": ("median", "s"),
+    "spread": ("spread", "s"),
+    "repeats": "repeats",
+    "ratio": "time / jaxdet's",
+    "note": "note",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(harness.OutputOptions):
+    """Training steps compiled with different options of XLA."""
+
+    models: tuple[str, ...] = tuple(train_steps.MODELS)
+    """networks to time"""
+    batch: int = 0
+    """images per step; 0: each model's default"""
+    side: int = 0
+    """side of the images in pixels; 0: each model's default"""
+    seconds: float = 3.0
+    """time for each choice; at least three calls"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    return harness.run_command(NAME, Options, argv, run)
+
+
+def run(options: Options) -> None:
+    """Time; print and write the results, the record after each model as well."""
+    harness.require_known("--models", options.models, tuple(train_steps.MODELS))
+    if jax.default_backend() != "cpu":
+        raise InputError("the options are for a CPU; run with JAX_PLATFORMS=cpu")
+    if compiler.YNN_FUSION in os.environ.get("XLA_FLAGS", ""):
+        raise InputError(f"XLA_FLAGS sets {compiler.YNN_FUSION}, which is to be compared; unset it")
+    workers = {choice: turns.Worker() for choice in CHOICES}
+    rows: list[dict[str, Any]] = []
+    try:
+        for name in options.models:
+            rows += compare(workers, name, options)
+            if options.json:
+                harness.write_record(NAME, rows, options.json, options=options)
+    finally:
+        for worker in workers.values():
+            worker.close()
+    harness.publish(NAME, options, render, rows)
+
+
+def render(record: dict[str, Any]) -> str:
+    """Markdown of a record: one row per model and choice."""
+    return units.markdown_table(record["rows"], COLUMNS)
+
+
+def summarize(record: dict[str, Any]) -> str:
+    """Markdown of a record: one row per model."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in record["rows"]:
+        cells = found.setdefault(row["model"], {"model": row["model"], "batch": row["batch"]})
+        cells[row["choice"]] = row.get("median")
+    columns = {name: (name, "s") for name in CHOICES}
+    return units.markdown_table(found.values(), {"model": "model", "batch": "batch", **columns})
+
+
+def compare(workers: dict[str, turns.Worker], name: str, options: Options) -> list[dict[str, Any]]:
+    """Rows of all choices for one model."""
+    model, step_options = train_steps.MODELS[name], StepOptions(options.batch, options.side)
+    batch = train_steps.make_workload(model, step_options).batch
+    rows = {choice: {"model": name, "batch": batch, "choice": choice} for choice in workers}
+    first: dict[str, float] = {}
+    for choice, worker in workers.items():
+        try:
+            first[choice] = worker.build(partial(build_step, choice), model, step_options)
+        except turns.WorkerError as error:  # an option that this version of XLA does not know
+            rows[choice]["note"] = f"failed: {error}"
+    measured = turns.measure({c: workers[c] for c in first}, first, seconds=options.seconds)
+    for choice, found in measured.items():
+        if isinstance(found, turns.WorkerError):
+            rows[choice]["note"] = f"failed: {found}"
+        else:
+            rows[choice] |= found._asdict()
+    reference = rows["jaxdet"].get("median")
+    for row in rows.values():
+        row["ratio"] = row["median"] / reference if reference and "median" in row else None
+    return list(rows.values())
+
+
+def build_step(choice: str, model: train_steps.Model, options: StepOptions) -> Callable[[], Any]:
+    """The training step of a model, compiled with a choice; for a process that makes no other."""
+    values, flag = CHOICES[choice]
+    if flag and flag not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+    compiler.compiler_options = lambda: values
+    return train_steps.jax_step(model, options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
