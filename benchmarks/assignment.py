@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(options: Options) -> None:
-    """Compare and time; print and write the results."""
+    """Compare and time the implementations, then print and write the results."""
     harness.require_positive(options, "batch", "boxes", "classes", "sample")
     harness.publish(NAME, options, render, compare(options))
 

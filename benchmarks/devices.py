@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(options: Options) -> None:
-    """Time; print and write the results."""
+    """Time the calls, then print and write the results."""
     if options.devices < 2:
         raise InputError(f"--devices must be at least 2, got {options.devices}")
     with suppress(RuntimeError):  # of a process that has used its devices already

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(options: Options) -> None:
-    """Count; print and write the results."""
+    """Count the operations, then print and write the results."""
     chosen = {name: configs.named_network(name) for name in options.models or configs.NETWORK_NAMES}
     rows, layers, notes = [], {}, {}
     for name, network in chosen.items():

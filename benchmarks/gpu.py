@@ -55,7 +55,7 @@ HEADING = {"title": "what", "result": "result", "goal": "goal", "seconds": "s"}
 
 @dataclass
 class Session:
-    """One call of the script: output folder, deadline, and current process."""
+    """One call of the script: output folder, deadline, and running processes."""
 
     out: Path
     dry: bool

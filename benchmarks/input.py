@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(options: Options) -> None:
-    """Time; print and write the results."""
+    """Time the calls, then print and write the results."""
     harness.require_positive(options, "batch")
     rows = []
     with tempfile.TemporaryDirectory() as folder:

@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(options: Options) -> None:
-    """Time; print and write the results."""
+    """Time the calls, then print and write the results."""
     harness.require_known("--models", options.models, TUTORIALS)
     harness.require_positive(options, "count", "batch")
     rows = [compare(*pair, options) for pair in product(options.models, options.convolutions)]

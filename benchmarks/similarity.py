@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(options: Options) -> None:
-    """Compare and time; print and write the results."""
+    """Compare and time the implementations, then print and write the results."""
     harness.require_positive(options, "probes", "gallery", "dim", "chunk")
     rows, source = compare(options)
     harness.publish(NAME, options, render, rows, memory_source=source)

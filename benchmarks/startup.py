@@ -1,4 +1,4 @@
-"""Time to help, and to the first training step.
+"""Time to print the help, and to reach the first training step.
 
     python -m benchmarks.startup --repeats 5 --json FILE --markdown FILE
 
@@ -47,7 +47,7 @@ START, TOTAL = "start Python", "from start to first step"
 
 @dataclass(frozen=True, kw_only=True)
 class Options(harness.OutputOptions):
-    """Time to help, and to the first training step."""
+    """Time to print the help, and to reach the first training step."""
 
     repeats: int = 5
     """number of processes per measurement"""

@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(options: Options) -> None:
-    """Compare and time; print and write the results."""
+    """Compare and time the implementations, then print and write the results."""
     harness.require_positive(options, "boxes", "max_detections", "batch")
     harness.publish(NAME, options, render, compare(options))
 
@@ -115,7 +115,7 @@ def compare(options: Options) -> list[dict[str, Any]]:
 
 
 def random_boxes(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes [count, 4] with sides of 10 to 100 pixels in 700, distinct scores, and labels."""
+    """Boxes [count, 4] of 10 to 100 pixels per side in 700 x 700, distinct scores, and labels."""
     draw = np.random.default_rng(0)
     low = draw.uniform(0, 600, (count, 2))
     boxes = np.concatenate([low, low + draw.uniform(10, 100, (count, 2))], -1)
@@ -127,7 +127,7 @@ def random_boxes(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def greedy_nms(
     boxes: np.ndarray, scores: np.ndarray, max_detections: int, iou_threshold: float = 0.5
 ) -> np.ndarray:
-    """Indices of the boxes that are kept, best first, as usually found in NumPy."""
+    """Indices of the boxes that are kept, best first, by the usual loop in NumPy."""
     x0, y0, x1, y1 = boxes.T
     area, order, kept = (x1 - x0) * (y1 - y0), np.argsort(-scores, kind="stable"), []
     while len(order) and len(kept) < max_detections:

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(options: Options) -> None:
-    """Compare and time; print and write the results."""
+    """Compare and time the implementations, then print and write the results."""
     harness.require_positive(options, "batch")
     harness.publish(NAME, options, render, compare(options.batch, options.seconds))
 

@@ -3,8 +3,8 @@
     python -m benchmarks.tutorial --json FILE
 
 Steps this small are nearly all overhead. The tutorial's network (6 and 16 channels, dense layers of
-120 and 84) is trained with SGD on noise of the size of CIFAR-10. jaxdet is its training loop as
-`jaxdet train` runs it, with metrics and a checkpoint at every evaluation; PyTorch has its images in
+120 and 84) is trained with SGD on noise of the size of CIFAR-10. jaxdet runs its training loop as
+`jaxdet train` does, with metrics and a checkpoint at every evaluation; PyTorch has its images in
 memory.
 
 `--steps` steps and an evaluation of `--images` images in batches of 400 are interleaved, `--rounds`
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(options: Options) -> None:
-    """Time; print and write the results."""
+    """Time the calls, then print and write the results."""
     harness.require_positive(options, "steps", "rounds", "images")
     harness.publish(NAME, options, render, compare(options))
 

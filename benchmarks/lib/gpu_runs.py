@@ -161,12 +161,12 @@ def cifar10_seeds(place: Place) -> Record:
 
 
 def same_bits_plain(place: Place) -> Record:
-    """Compare runs of two processes with the same options and separate compilation caches."""
+    """Compare two runs with the same options, each in a process that compiles its own programs."""
     return _same_bits(place, "")
 
 
 def same_bits_deterministic(place: Place) -> Record:
-    """The same with `--deterministic`; the network has a max pool."""
+    """Compare two runs as `same_bits_plain` does, with `--deterministic`."""
     return _same_bits(place, "--deterministic")
 
 

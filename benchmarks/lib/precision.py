@@ -1,10 +1,10 @@
-"""The precision of products, the same in JAX and in PyTorch, and the peak of the device in it.
+"""The precision of products, the same in JAX and in PyTorch, and the device's peak in each.
 
 - "float32": no TF32.
 - "tf32": TF32 for products of float32 arrays, on a GPU that has it; JAX's default there.
 - "bfloat16": layers in bfloat16 with float32 parameters, and TF32 for products of float32 arrays.
 
-`benchmarks.torch_refs.backend` is the other side.
+`benchmarks.torch_refs.backend` sets the precision of PyTorch.
 """
 
 from typing import Literal

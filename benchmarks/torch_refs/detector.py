@@ -66,7 +66,7 @@ class Detector(nn.Module):
             nn.init.constant_(last.bias, -math.log(99))
 
     def train(self, mode: bool = True) -> "Detector":
-        """Switch modes, except for the batch norms of the backbone, which stay in evaluation."""
+        """Set the mode of all modules but the backbone, whose batch norms stay in evaluation."""
         super().train(mode)
         self.backbone.eval()
         return self
