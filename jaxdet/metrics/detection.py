@@ -148,7 +148,7 @@ def _evaluate(truth, detections):
 def _renumber(
     truth: dict[str, Any], detections: list[dict[str, Any]]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Truth and detections renumbered from 1; faster-coco-eval does not take all other ids."""
+    """Truth and detections with ids renumbered from 1, which faster-coco-eval always accepts."""
     numbers: dict[str, dict[Any, int]] = {}
     for kind, field in (("images", "image_id"), ("categories", "category_id")):
         ids = [one["id"] for one in truth[kind]]

@@ -187,7 +187,7 @@ def consecutive_folds(count: int, folds: int) -> np.ndarray:
 
 
 def linear_probe(embeddings: Array, labels: Array, others: Array) -> np.ndarray:
-    """Labels [M] of `others` [M, D], predicted by a linear classifier of `embeddings` [N, D].
+    """Labels [M] of `others` [M, D], predicted by a classifier fitted to `embeddings` [N, D].
 
     Multinomial logistic regression on standardized features, with scikit-learn's default
     regularization.  labels [N]: of at least two classes.  Alain and Bengio 2016, arXiv:1610.01644.

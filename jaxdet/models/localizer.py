@@ -47,9 +47,9 @@ class DenseBoxHead(necks.PyramidModule):
     """One box per image: the mean of the boxes of all cells of a map, weighted by a softmax.
 
     An FPN over the last `levels` maps and two 3x3 convolutions on its finest map.  Every cell
-    predicts the distances of the box's sides from its center, as fractions of the image (Tian et
-    al. 2019, arXiv:1904.01355), and the logit of its weight.  All cells share one predictor, so
-    that few training images suffice.
+    predicts the distances of the box's sides from the cell's center, as fractions of the image
+    (Tian et al. 2019, arXiv:1904.01355), and the logit of the cell's weight.  All cells share one
+    predictor, so that few training images suffice.
     """
 
     channels: int = 96

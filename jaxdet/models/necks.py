@@ -18,7 +18,7 @@ from jaxdet.types import Array
 
 
 class PyramidModule(layers.ConvModule):
-    """Base of the modules of necks and heads: batch norm and SiLU after each convolution."""
+    """Base of the modules of necks and heads, whose activation is SiLU."""
 
     activation: layers.Activation = nn.silu
     channels: int = 64

@@ -324,7 +324,7 @@ def place_on_canvas(
     keep the foreground (`> 0`) inside.  Returns the canvas [canvas, canvas, 1], rounded to
     multiples of 1/255 as if stored in 8 bits, and the tight box [4] of the foreground.  An empty
     image gives an empty canvas and a zero box.
-    Raises InputError if the canvas is too small for the object at some angle.
+    Raises InputError if the canvas could be too small for the rotated and scaled object.
     """
     chex.assert_rank(image, 2)
     chex.assert_type(image, float)

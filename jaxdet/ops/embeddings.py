@@ -73,8 +73,8 @@ def similarity(
 
     metric: `cosine`, or `euclidean` for the negative distance, which is computed from squared norms
     and off by up to 0.001 of a norm where vectors nearly coincide.
-    chunk: probes per step, which bounds the memory beyond arguments and result: 0.41 GB in all for
-    100,000 x 1,000 embeddings of 512 numbers.
+    chunk: probes per step, which bounds the memory beyond arguments and result; with the result it
+    is 0.41 GB for 100,000 x 1,000 embeddings of 512 numbers.
     """
     chex.assert_rank([probes, gallery], 2)
     chex.assert_equal_shape([probes, gallery], dims=1)

@@ -120,9 +120,9 @@ def precision_recall(
     """Precision against recall, one curve per class, and the mean of the curves.
 
     curves: {class: (precision, score threshold)} at each of `recalls`; -1 for a class without
-    objects, which is left out.  marked: up to four score thresholds; each curve has a marker at the
-    highest recall that it reaches with them.  Beyond `MAX_COLORED_CLASSES` classes, curves are thin
-    gray lines without markers.
+    objects, which is left out.  marked: up to four score thresholds; each curve has a marker at its
+    highest recall for each of them.  Beyond `MAX_COLORED_CLASSES` classes, curves are thin gray
+    lines without markers.
     """
     figure, axes = figures.single("recall", "precision at IoU 0.5", size=(7, 5))
     known = {name: (p, s) for name, (p, s) in curves.items() if (p > -1).all()}

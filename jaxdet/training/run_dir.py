@@ -133,7 +133,9 @@ def check_vacant(folder: str | Path, *, overwrite: bool = False) -> None:
     if not is_occupied(folder):
         return
     if not is_run(folder):
-        raise InputError(f"{folder} is not a run (no {CONFIG}) and will not be replaced")
+        raise InputError(
+            f"{folder} is not a run (no {CONFIG}) and will not be replaced; choose another --out"
+        )
     try:
         files.load_json(folder / CONFIG, ConfigFile)
     except (OSError, ValueError) as error:
