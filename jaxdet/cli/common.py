@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxdet import api, runs
 from jaxdet.cli.options import Restored
+from jaxdet.config import option
 from jaxdet.errors import InputError, printable
 from jaxdet.training import parallel
 from jaxdet.types import Array
@@ -29,13 +30,19 @@ TITLE_HEIGHT = 0.3  # inches
 def load(options: Restored, **changes: Any) -> api.Run:
     """The run and checkpoint that the options name, without its data.
 
-    Given options, and `changes`, replace those of the run; InputError for an option that its system
-    does not have.
+    Options that are given, and `changes`, replace those of the run.  InputError for an option that
+    the system of the run does not have.
     """
     changes |= given_changes(options)
     if options.root:
         changes |= {"root": runs.absolute(options.root)}
-    return api.load(options.run, options.checkpoint, warn=warn, **changes)
+    run = api.load(options.run, options.checkpoint, warn=warn, **changes)
+    without_use = [name for name in ("score_threshold", "nms_iou") if name in changes]
+    if without_use and getattr(run.config, "multiple", True) is False:
+        raise InputError(
+            f"{option(without_use[0])} needs --multiple: {options.run} predicts one digit per image"
+        )
+    return run
 
 
 def given_changes(options: Any) -> dict[str, Any]:
@@ -62,7 +69,7 @@ def check_picture(path: Path | None, count: int = 1) -> None:
     if count < 1:
         raise InputError(f"--count must be at least 1, got {count}")
     if path is not None and path.suffix not in figures.SUFFIXES:
-        raise InputError(f"a picture must end in {', '.join(figures.SUFFIXES)}, got {path}")
+        raise InputError(f"a picture must end in one of {', '.join(figures.SUFFIXES)}, got {path}")
 
 
 def warn(line: str) -> None:

@@ -20,6 +20,7 @@ from jaxdet.training.experiment import Experiment
 
 Row = dict[str, Any]
 
+FAILURE_COLUMNS = 3  # of the picture of failures
 COLUMNS = {
     "run": "run",
     "model": "model",
@@ -99,7 +100,9 @@ def evaluate_all(options: Compare, *, failures: bool) -> tuple[list[EvaluatedRun
             split = common.choose_split(options.split, [*experiment.splits])
             if lost := checkpoint.count_lost_metrics(folder):
                 path = folder / run_dir.METRICS
-                common.warn(f"{path} has lost {lost} lines: history and times lack them")
+                common.warn(
+                    f"{path} has lost {lost} lines: its epochs, times and curves are incomplete"
+                )
             evaluated.append(evaluate(name, run, experiment, split, failures=failures))
             if options.classic and not classical:
                 classical = classical_rows(split, experiment)
@@ -133,7 +136,7 @@ def classical_rows(split: str, experiment: Experiment) -> list[Row]:
 def comparability_notes(
     evaluated: Sequence[EvaluatedRun], classical: Sequence[Row]
 ) -> Iterator[str]:
-    """One line for each reason why rows are not comparable, and for a baseline that is left out."""
+    """Yield a line for each reason why rows are not comparable, and for a baseline left out."""
     if len({one.row["system"] for one in evaluated}) > 1:
         yield "the runs are of different systems, each with its own data and loss"
         return
@@ -143,7 +146,7 @@ def comparability_notes(
     loss = _differing_keys([one.loss_options for one in evaluated])
     if loss:
         names = ", ".join(loss)
-        yield f"the runs do not have the same loss, only their other scores compare: {names}"
+        yield f"the runs have different losses, compare only their other scores: {names}"
     if classical and baselines.HAAR not in [row["run"] for row in classical]:
         yield f"the {baselines.HAAR} is left out: there is no label {baselines.FACE}"
 
@@ -168,7 +171,7 @@ def _check(options: Compare, *pictures: Path | None) -> None:
     if options.report and taken and not options.overwrite:
         raise InputError(f"{taken[0]} exists; choose another name, or replace it with --overwrite")
     if options.verified and not options.report:
-        raise InputError("--verified needs --report, which has its scores")
+        raise InputError("--verified needs --report, the file that shows its scores")
     for folder in options.runs:
         system = run_dir.read_config(folder).system
         if not checkpoint.steps(folder):
@@ -205,7 +208,7 @@ def _class_columns(row: Row) -> Row:
 def _draw(
     evaluated: Sequence[EvaluatedRun], curves: Path | None, gallery: Path | None
 ) -> Iterator[Path]:
-    """Draw curves and failures if a path is given; returns the paths of the pictures drawn."""
+    """Draw curves and failures where a path is given; yield the paths of the pictures drawn."""
     if curves:
         training_plots.compare_runs({one.row["run"]: one.metrics for one in evaluated}, curves)
         yield curves
@@ -219,6 +222,6 @@ def _draw(
             true=true,
             predicted=predicted,
             wrong=wrong,
-            columns=MAX_FAILURES,
+            columns=FAILURE_COLUMNS,
         )
         yield gallery

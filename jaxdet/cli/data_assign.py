@@ -23,7 +23,10 @@ def run(options: Assign) -> int:
     run = common.load(options)
     task = run.experiment.task
     if not isinstance(task, AssigningTask):
-        raise InputError(f"{options.run} is a run of {run.system}, which assigns no cells to boxes")
+        raise InputError(
+            f"{options.run} must be a run of detect, which assigns cells to boxes, got a run of "
+            f"{run.system}"
+        )
     experiment = run.with_data(root=options.root)
     split = common.choose_split(options.split, [*experiment.splits])
     batch = evaluator.samples(experiment, split, options.count)

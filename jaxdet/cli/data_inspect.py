@@ -20,7 +20,10 @@ def run(system: str, options: Inspect) -> int:
     """Print images and rows that cannot be used, then counts and sizes; returns the exit code."""
     module = import_module(f"jaxdet.configs.{system}")
     if not hasattr(module, "summarize"):
-        raise InputError(f"{system} has no folder of data to inspect")
+        raise InputError(
+            f"`jaxdet data inspect` does not support {system}; `jaxdet train {system}` checks the "
+            f"data"
+        )
     rows, notes, *checks = module.summarize(options.root)
     faults = detection.faults(notes)
     remarks = [note for note in notes if isinstance(note, detection.Remark)]
@@ -38,7 +41,7 @@ def run(system: str, options: Inspect) -> int:
                 print(f"\n{tables.aligned(table, columns)}")
     if faults and options.on_invalid == "error":
         raise InputError(
-            f"{len(faults)} images or rows cannot be used; with --on-invalid skip this is no error"
+            f"{len(faults)} images or rows cannot be used; accept this with --on-invalid skip"
         )
     return 0
 

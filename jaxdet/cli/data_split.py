@@ -13,11 +13,16 @@ def run(system: str, options: Split) -> int:
     """Write a table per split, and print the number of its images; returns the exit code."""
     module = import_module(f"jaxdet.configs.{system}")
     if not hasattr(module, "split_tables"):
-        raise InputError(f"the data of {system} are split already")
+        raise InputError(
+            f"`jaxdet data split` supports only objects, got {system}; other systems split "
+            f"the data when they read them"
+        )
     counts, files, notes = module.split_tables(options)
     names = [Path(path).name for path, _ in files]
     if any((options.out / name).exists() for name in names) and not options.overwrite:
-        raise InputError(f"{options.out} has a split; choose another --out, or --overwrite")
+        raise InputError(
+            f"{options.out} has a split; choose another --out, or replace it with --overwrite"
+        )
     for name, (_, text) in zip(names, files, strict=True):
         run_dir.write_text(options.out, name, text)
     runs.report_notes(notes, print)

@@ -21,7 +21,7 @@ def run(options: Describe) -> int:
     if options.time:
         common.check_picture(options.figure)
         if options.convention != "flop":
-            raise InputError("--time counts all operations: leave out --convention mac")
+            raise InputError(f"--time needs --convention flop, got {options.convention}")
     net, images, variables = _network(options)
     network = summary.summarize(
         net,
@@ -60,21 +60,20 @@ def _time(network: summary.NetworkSummary, rows: list[dict[str, Any]], figure: P
 
 
 def _prediction_notes(options: Describe, images: jax.ShapeDtypeStruct, variables: Any) -> list[str]:
-    """For a run, the operations of a whole prediction, as in `eval`: the network and its pre- and
-    postprocessing."""
+    """A note on the operations of a whole prediction, as `eval` counts them; [] without a run."""
     if not run_dir.is_run(options.model) or "record" not in run_dir.read_metadata(options.model):
         return []
     task = runs.without_data(options.model, runs.read_config(options.model)).task
     counting = {"convention": options.convention, "padding": options.padding}
     total = flops.count(task.predict, variables, images, **counting).total()
     return [
-        f"prediction: {total:,} operations, with those that normalize the images and turn outputs "
-        "into predictions; eval and compare count these"
+        f"prediction: {total:,} operations, as eval and compare count them: the network, the "
+        "normalization of images, and the conversion of outputs into predictions"
     ]
 
 
 def _network(options: Describe) -> tuple[Any, jax.ShapeDtypeStruct, Any]:
-    """(network, input, shapes of its variables for the network of a run, else None)."""
+    """(network, its input, shapes of its variables if it is the network of a run, else None)."""
     if run_dir.is_run(options.model):
         config = runs.read_config(options.model)
         named = configs.network_of_run(Path(options.model), config)
@@ -87,7 +86,7 @@ def _network(options: Describe) -> tuple[Any, jax.ShapeDtypeStruct, Any]:
 
 
 def _parse_shape(text: str) -> tuple[int, ...]:
-    """The four numbers of 1x32x32x3."""
+    """The shape of an input written as 1x32x32x3."""
     words = text.split("x")
     if len(words) != 4 or not all(word.isdecimal() and int(word) for word in words):
         raise InputError(

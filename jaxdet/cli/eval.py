@@ -48,7 +48,7 @@ def run(options: Eval) -> int:
         )
         scores = {**losses, **experiment.task.report(rows)}
         if options.plots and not {"confusion", "map"} & scores.keys():
-            common.warn(f"--plots has nothing to draw of a run of {run.system}")
+            common.warn(f"--plots draws nothing for a run of {run.system}")
         elif options.plots:
             _draw(rows, scores, run.classes, options.plots / split)
         scores |= cost_summary(
@@ -78,10 +78,10 @@ def to_text(scores: dict[str, Any]) -> str:
 
 
 def _find_report(system: str) -> Callable[[dict[str, Any], str], str]:
-    """The function `report(scores, split) -> text` of a system."""
+    """The function `report(scores, split) -> text` of a system; InputError if it has none."""
     report = getattr(import_module(f"jaxdet.configs.{system}"), "report", None)
     if report is None:
-        raise InputError(f"--report: the assignment of {system} asks for no report")
+        raise InputError(f"--report needs a run of objects or detect, got a run of {system}")
     return report
 
 

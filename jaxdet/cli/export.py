@@ -1,4 +1,4 @@
-"""`jaxdet export RUN OUT`: a run for use elsewhere, in one of several formats."""
+"""`jaxdet export RUN OUT`: write a run for use elsewhere."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ def run(options: Export) -> int:
 
 
 def write_checkpoint(run: api.Run, options: Export) -> str:
-    """Write a run folder for evaluation only; returns a line with its size."""
+    """Write a run folder for evaluation only; returns a line that reports its size."""
     written = run.export(options.out, overwrite=options.overwrite)
     sizes = [_megabytes(path) for path in (run.folder / "checkpoints" / str(run.step), written)]
     return (

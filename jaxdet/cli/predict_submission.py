@@ -10,7 +10,6 @@ from jaxdet.cli.options import Predict
 from jaxdet.data import verification_protocol
 from jaxdet.data.verification_protocol import LabelTable
 from jaxdet.errors import InputError
-from jaxdet.tasks.detect import DetectionTask
 
 
 def list_files(options: Predict) -> tuple[list[Path], LabelTable | None]:
@@ -24,8 +23,10 @@ def list_files(options: Predict) -> tuple[list[Path], LabelTable | None]:
 
 def run(run: Run, options: Predict, files: Sequence[Path], sample: LabelTable | None) -> int:
     """Write the index of the predicted label of each image; returns the exit code."""
-    if isinstance(run.experiment.task, DetectionTask):
-        raise InputError("--submit is for runs that predict one label per image")
+    if run.finds_many:
+        raise InputError(
+            f"--submit needs a run that predicts one label per image, got a run of {run.system}"
+        )
     size = min(run.config.eval_batch, len(files))
     batches = run.predict_batches(files, batch_size=size)
     labels = [int(row["label"]) for _, rows in batches for row in rows]

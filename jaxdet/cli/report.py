@@ -1,8 +1,8 @@
-"""The Markdown report of `jaxdet compare --report`: tables, pictures, and parts of a system.
+"""The Markdown report of `jaxdet compare --report`: tables, pictures, and sections of a system.
 
-The report of runs of one system has settings, losses, the best network, within the `LIMITS` of the
-configuration if it has any, confusions, and a discussion; and for `CUTOFFS` the level that each run
-reaches.
+For runs of one system it has their settings, their losses, the best network (within the `LIMITS` of
+the configuration, if any), confusions, and a discussion; with `CUTOFFS`, also the level that each
+run reaches.
 """
 
 import os
@@ -33,15 +33,15 @@ PICTURE_TITLES = (
 UNITS = {"parameters": "trainable parameters", "total_seconds": "seconds in all"}
 SHARED_TIME_NOTE = (
     "`{run}` was trained in one program with other runs, up to {count} in all; its seconds are the "
-    "elapsed time divided by the number of runs, and alone it may need more."
+    "elapsed time divided by the number of runs; trained alone, it may take longer."
 )
 MONITORED = (
     "Columns that end in `test` are scores on the test images, which `--monitor test` recorded "
     "during training.  They selected no checkpoint and ended no run."
 )
 BIASED_CHOICE = (
-    "its accuracy on the test images for lack of validation images (a choice by which its test "
-    "scores are biased upwards)"
+    "its accuracy on the test images for lack of validation images (a choice that biases its "
+    "test scores upwards)"
 )
 LAYER_HEADINGS = summary.HEADINGS | {
     "type": "F: type, hyper-parameters",
@@ -52,8 +52,8 @@ LAYER_HEADINGS = summary.HEADINGS | {
 PLATEAU_RISE, PLATEAU_EPOCHS = 0.002, 5  # the rest of a run rises less, over so many epochs
 LEVELS = ("high", "medium", "low")  # of `CUTOFFS`
 HELD_OUT_NOTE = (
-    "No threshold is judged on the images that it was found with: on dev, each tenth of the images "
-    "is judged at the best threshold of the others."
+    "No threshold is evaluated on the images that it was found with: on dev, each tenth of the "
+    "images is evaluated at the best threshold of the others."
 )
 VERIFICATION = "verification"  # entry of `CUTOFFS` for the accuracy of `jaxdet verify`
 
@@ -128,7 +128,7 @@ def differences(evaluated: Sequence[EvaluatedRun]) -> Iterator[str]:
     for one in evaluated:
         done, planned, budget = one.row["epochs"], one.config.epochs, one.config.time_budget
         if done is not None and budget:
-            yield f"`{one.row['run']}` has {done} epochs: its time budget of {budget:g} s ended it."
+            yield f"`{one.row['run']}` has {done} epochs: those that fit into {budget:g} s."
         elif done is not None and done < planned and not one.config.patience:
             why = "it was stopped, or its loss was not finite"
             yield f"`{one.row['run']}` has {done} of its {planned} epochs: {why}."
@@ -198,14 +198,14 @@ def _best_part(evaluated: Sequence[EvaluatedRun], limits: Mapping[str, float]) -
         summary.to_markdown(layers, summary.notes(network), LAYER_HEADINGS),
         *discussion.labels(evaluated),
         *_accuracy_part(evaluated),
-        f"The first epoch after which the rest of the run, at least {PLATEAU_EPOCHS} epochs, gains "
-        f"less than {PLATEAU_RISE}:",
+        f"The first epoch after which accuracy rises by less than {PLATEAU_RISE} in the rest of "
+        f"the run, at least {PLATEAU_EPOCHS} epochs:",
         tables.to_markdown([_plateau(one) for one in evaluated], ["run", "plateau from epoch"]),
     ]
 
 
 def _accuracy_part(evaluated: Sequence[EvaluatedRun]) -> Iterator[str]:
-    """Yield the table of the accuracy after each epoch: of validation, and of a monitored test."""
+    """Yield the table of validation accuracy after each epoch, and of test accuracy if recorded."""
     epochs: dict[int, dict[str, Any]] = {}
     columns = {"epoch": "epoch"}
     for one in evaluated:
@@ -229,9 +229,9 @@ def _is_validated(evaluated: Sequence[EvaluatedRun]) -> bool:
 
 
 def _selection_scores(one: EvaluatedRun) -> tuple[float, float]:
-    """Scores by which a run is chosen, accuracy and negative loss.
+    """(accuracy, negative loss) by which a run is chosen.
 
-    They are the best of validation, or the last of the test.
+    They are its best validation scores or, without validation, its last test scores.
     """
     line = run_dir.best_line(one.metrics, "accuracy")
     if not line:
@@ -258,7 +258,7 @@ def _cutoffs_part(
     evaluated: Sequence[EvaluatedRun],
     verified: VerifiedScores,
 ) -> list[str]:
-    """The level of each score of each run, scores of `jaxdet verify` included."""
+    """The level that each score of each run reaches, scores of `jaxdet verify` included."""
     if not cutoffs:
         return []
     rows = []

@@ -72,7 +72,8 @@ def run(
 def resolve_grid(name: str, options: Sweep, words: Sequence[str], axes: Axes) -> Grid:
     """The grid of a sweep: values given on the command line replace those of `--grid`.
 
-    `--one-at-a-time` without several values of any option uses the grid `ablation`.
+    `--one-at-a-time` without several values of any option uses the grid `ablation`, if the system
+    has one.
     """
     grids = configs.config(name).GRIDS
     chosen = options.grid
@@ -92,9 +93,10 @@ def resolve_grid(name: str, options: Sweep, words: Sequence[str], axes: Axes) ->
 
 
 def run_titles(name: str, options: Sweep, grid: Grid) -> dict[TrainConfig, str]:
-    """{configuration: name of its folder}, made of the options in which it differs from others.
+    """{configuration: name of its folder}, made of the values of all axes.
 
-    With `--one-at-a-time`, of those in which it differs from the first run, called `baseline`.
+    With `--one-at-a-time`, it is made of the values that differ from those of the first run, which
+    is called `baseline`.
     """
     titles = {}
     for number, row in enumerate(grid.rows, 1):
@@ -113,9 +115,10 @@ def run_titles(name: str, options: Sweep, grid: Grid) -> dict[TrainConfig, str]:
 
 
 def combinations(axes: Axes, one_at_a_time: bool) -> Iterator[tuple[str, ...]]:
-    """Every combination of values; `one_at_a_time`: only those with at most one non-first value.
+    """Every combination of values.
 
-    All of these are combined with all seeds.
+    one_at_a_time: only those in which at most one option, the seed aside, differs from its first
+      value; each of them is combined with all seeds.
     """
     for values in product(*axes.values()):
         if not one_at_a_time or len(_changed(axes, values)) < 2:
@@ -135,7 +138,7 @@ class SweepRunner:
     """Trains the runs of a sweep; runs that can share a compiled program are grouped.
 
     titles: {configuration: name of its folder in `options.out`}.
-    stop: called between batches; when it returns True, the runs save and end.
+    stop: called between calls of the compiled program; when it returns True, the runs save and end.
     locks: takes the locks of the run folders.
     """
 

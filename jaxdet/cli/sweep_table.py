@@ -155,7 +155,7 @@ def run_summary(title: str, config: TrainConfig, folder: Path) -> Row:
 
 
 def test_scores_note(summaries: Sequence[Row]) -> str:
-    """A note on a table with test scores, for lack of validation; "" for any other."""
+    """The note for a table in which test scores replace missing validation scores; else ""."""
     return TEST_SCORES if any(not one["val"] and one.get("test") for one in summaries) else ""
 
 

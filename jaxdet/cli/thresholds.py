@@ -42,7 +42,7 @@ def parse(text: str, metric: str) -> Threshold:
 
 
 def check_fits(threshold: Threshold, checkpoint_id: dict[str, Any], **options: str) -> float:
-    """The value of a threshold; InputError if it was found with other options or a checkpoint.
+    """The value of a threshold; InputError if other options or another checkpoint gave it.
 
     options: `metric`, and `reduce` where it matters.
     """
@@ -107,7 +107,7 @@ def _read_threshold(path: Path) -> Threshold:
         content = _read(path, "metric", "reduce")
     except OSError as error:
         why = error.strerror
-        raise InputError(f"--threshold {path}: neither a number nor a file ({why})") from None
+        raise InputError(f"--threshold must be a number or a file, got {path} ({why})") from None
     return Threshold(content.pop("threshold"), path, content)
 
 
@@ -124,4 +124,6 @@ def _read(path: Path, *names: str) -> dict[str, Any]:
             "checkpoint": checkpoint_id,
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: not a file of `jaxdet verify dev` ({error!r})") from None
+        raise InputError(
+            f"{path}: must be a file that `jaxdet verify` wrote with --out ({error!r})"
+        ) from None

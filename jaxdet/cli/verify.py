@@ -108,7 +108,8 @@ def pairs(options: verify_options.Pairs) -> int:
     listed = verification_protocol.read_pairs(options.pairs, options.root)
     if listed.missing and options.on_missing == "error":
         raise InputError(
-            f"{listed.missing[0]} ({len(listed.missing)} such); --on-missing skip leaves pairs out"
+            f"{listed.missing[0]} ({len(listed.missing)} in total); leave such pairs out with "
+            f"--on-missing skip"
         )
     if not listed.pairs:
         raise InputError(f"{options.pairs}: no pair whose images exist")
@@ -140,8 +141,11 @@ def probe(options: verify_options.Probe) -> int:
     """Fit a linear classifier to every other image of each identity; score it on the rest."""
     gallery = verification_protocol.read_gallery(options.folder)
     counts = np.bincount(gallery.labels, minlength=len(gallery.identities))
-    if (counts > 1).sum() < 2:
-        raise InputError(f"{options.folder}: must have two identities with two images each")
+    if (usable := (counts > 1).sum()) < 2:
+        raise InputError(
+            f"{options.folder}: must have at least 2 identities with at least 2 images each, got "
+            f"{usable}"
+        )
     if (counts == 1).any():
         common.warn(f"identities with one image, left out: {(counts == 1).sum()}")
     order = np.concatenate([np.arange(count) for count in counts])  # within their identity
@@ -232,7 +236,7 @@ class Identification(NamedTuple):
         }
 
     def scores_at(self, threshold: float) -> Scores:
-        """Accuracy over probes, and the fraction of gallery identities found in at least one."""
+        """Accuracy over probes, and the fraction of gallery identities found in some probe."""
         right = (self.predicted == self.true) & (self.score >= threshold)
         return {
             "threshold": float(threshold),
@@ -241,7 +245,7 @@ class Identification(NamedTuple):
         }
 
     def held_out(self) -> Scores:
-        """Accuracy where each fold of the probes is judged at the best threshold of the others."""
+        """Accuracy with each fold of the probes evaluated at the best threshold of the others."""
         count = len(self.probes)
         if count < 2:
             return {}
@@ -280,7 +284,7 @@ def identify(
     if trained:
         common.warn(
             f"{len(trained)} of {len(gallery.identities)} known identities were in the training "
-            f"data, first: {trained[0]}; scores should be of identities that the network never saw"
+            f"data, first: {trained[0]}; scores are valid only for identities unseen in training"
         )
     found = embedder.embed([*gallery.paths, *probes])
     count = len(gallery.paths)
@@ -314,7 +318,8 @@ def cross_validate(
 ) -> tuple[np.ndarray | None, Scores]:
     """(threshold [P] at which each pair is evaluated, scores) of P pairs in folds.
 
-    Warns of scores that the pairs do not allow; without any threshold the first is None.
+    Warns of scores that cannot be computed from the pairs; the first value is None if there is no
+    threshold.
     """
     if same.all() or not same.any():
         which = "the same identity" if same.any() else "different identities"

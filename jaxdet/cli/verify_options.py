@@ -56,9 +56,9 @@ class Dev(Identify):
     """Find the threshold at which the most similar identity is accepted with the best accuracy.
 
     Prints scores at the default threshold .4 (cosine only) and at the best one.  `accuracy` is the
-    fraction of correct decisions; `known_accuracy` is the fraction of known identities that are
-    found, that is, given to at least one of their own images.  The best threshold is found with
-    these images; `held_out_accuracy` judges each tenth of them at the best threshold of the others.
+    fraction of correct decisions; `known_accuracy` is the fraction of known identities that at
+    least one of their own images is assigned to.  The best threshold is found with these images;
+    for `held_out_accuracy`, each tenth of them is evaluated at the best threshold of the others.
     """
 
     truth: Path
@@ -113,8 +113,8 @@ class Pairs(Verify):
     folds: int = 0
     """number of folds; 0: that of the list, or 10 if it has none"""
     on_missing: Literal["error", "skip"] = "error"
-    """what to do with pairs of which an image is missing: stop, or leave out and count them; the
-    other pairs keep their folds"""
+    """what to do with pairs that lack an image: stop (error), or count them and leave them out
+    (skip); the other pairs keep their folds"""
     worst: Path | None = None
     """picture to write: the worst mistakes"""
     count: int = 20
@@ -141,7 +141,7 @@ class VerificationFolders(Process):
 
     classification/ has the identities to train on; known/ has gallery images of other identities.
     unknown_dev/ and unknown_test/ have further images of the gallery identities, and images of
-    unknown identities, labeled n000000; they have no identity in common.
+    unknown identities, labeled n000000; no identity is in both folders.
     """
 
     root: str = ""

@@ -135,7 +135,7 @@ def checked_module(name: str, config: Any) -> ModuleType:
 
 
 def _check_model(config: Any) -> None:
-    """Raise InputError for a model of another kind than the choices; it may be registered later."""
+    """Raise InputError for a model that the system cannot use, even if it is registered."""
     if not hasattr(config, "model"):
         return
     kinds = {registry.MODELS[name].kind for name in get_args(get_type_hints(type(config))["model"])}

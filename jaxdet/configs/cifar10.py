@@ -16,18 +16,17 @@ Validation images are drawn from the training images; nothing is selected on tes
 `--monitor test` records test scores before the first epoch and after each; with it,
 `--val-fraction 0` trains on all training images, and the last checkpoint is the result.
 
-On JPEG copies of the images (accuracy is lower on them), 2 CPU cores, one run of one seed each,
-`tiny` (227,866 parameters) with the options above and these has the test accuracy, without and with
-`eval --tta true`:
+Test accuracy of `tiny` (227,866 parameters) with the options above and those in the table, one run
+of one seed each on 2 CPU cores, trained on JPEG copies of the images (which lower the accuracy):
 
-| options | minutes | epochs | test | with --tta |
+| options | minutes | epochs | `eval` | `eval --tta true` |
 |---|---|---|---|---|
 | `--time-budget 3600` | 60 | 94 of 97 | 0.868 | 0.882 |
 | `--time-budget 1700 --cutout .5 --tta true` | 28 | 32 of 37 | 0.867 | 0.878 |
 | `--time-budget 1560`, a slower machine | 24 | 19 | 0.853 | |
 
-Test scores are those of the best checkpoint on validation.  In the first run that is epoch 46
-(0.884), while the training accuracy rises to 0.983.
+They are scores of the checkpoint with the best validation accuracy.  In the first run it is that of
+epoch 46 (0.884), while the training accuracy rises to 0.983.
 """
 
 from collections.abc import Callable
@@ -104,10 +103,11 @@ class Config(TrainConfig):
     model: Model = "tutorial"
     """network: that of PyTorch's tutorial, one of its variants, or a larger one"""
     channels: tuple[int, ...] = ()
-    """tutorial and its variants: channels of the convolutions, such as 6 16; () is the default"""
+    """tutorial and its variants: channels of the convolutions, such as 6 16; by default those of
+    the model"""
     fc_widths: tuple[int, ...] = ()
-    """tutorial and its variants: widths of the hidden dense layers, such as 120 84; () is the
-    default"""
+    """tutorial and its variants: widths of the hidden dense layers, such as 120 84; by default
+    those of the model"""
     activation: Literal[
         "default", "relu", "leaky_relu", "elu", "gelu", "swish", "tanh", "sigmoid"
     ] = "default"
@@ -123,7 +123,7 @@ class Config(TrainConfig):
     flip: bool = False
     """flip half of the training images horizontally"""
     crop_padding: int = 0
-    """pixels of padding before a random crop of training images; 4 is usual, 0 does not crop"""
+    """pixels of padding before a random crop of training images, usually 4; 0: no crop"""
     cutout: float = 0.0
     """largest side of a random gray rectangle in training images, as a fraction of the image"""
     brightness_contrast: float = 0.0
@@ -177,7 +177,7 @@ def build(config: Config) -> "Experiment":
 
 
 def _subset(whole: "Experiment", config: Config) -> "Experiment":
-    """The experiment `whole`, restricted to the first training images as `config` requires."""
+    """The experiment `whole` with the first training images only, by `config.train_fraction`."""
     train = whole.splits["train"]
     count = max(round(config.train_fraction * len(train)), 1)
     return replace(whole, config=config, splits=whole.splits | {"train": train.first(count)})
@@ -264,7 +264,8 @@ def _read_splits(config: Any) -> "tuple[dict[str, ArraySource], tuple[str, ...]]
     count = max(round(config.val_fraction * len(images)), 1) if config.val_fraction else 0
     if count == len(images):
         raise InputError(
-            f"--val-fraction {config.val_fraction:g} of {count} images leaves none for training"
+            f"--val-fraction must leave images for training, got {config.val_fraction:g} of "
+            f"{count} images"
         )
     test = data["test"].take(random.permutation(len(data["test"])))
     val = {"val": images.take(order[:count])} if count else {}
@@ -286,9 +287,17 @@ def check(config: Config) -> None:
             f"--crop-padding must be from 0 to {MAX_PADDING} pixels, got {config.crop_padding}"
         )
     check_minima(config, mixup_alpha=0)
-    if min(config.channels + config.fc_widths, default=1) < 1:
-        raise InputError("--channels and --fc-widths must be at least 1 each")
+    widths = config.channels + config.fc_widths
+    if min(widths, default=1) < 1:
+        got = " ".join(map(str, widths))
+        raise InputError(f"--channels and --fc-widths must be at least 1 each, got {got}")
     if config.model not in TUTORIALS and (config.channels or config.fc_widths or config.norm):
-        raise InputError(f"--channels, --fc-widths and --norm are not for --model {config.model}")
+        raise InputError(
+            f"--channels, --fc-widths and --norm need --model tutorial or a variant of it, got "
+            f"{config.model}"
+        )
     if config.activation != "default" and config.model in ("resnet20", "narrow", "tiniest"):
-        raise InputError(f"--activation is not for --model {config.model}")
+        raise InputError(
+            f"--activation needs a --model other than resnet20, narrow and tiniest, got "
+            f"{config.model}"
+        )

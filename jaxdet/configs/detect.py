@@ -21,9 +21,10 @@ Blood cells (BCCD: 205 images for training, 87 for validation, 72 for the test),
 | soft NMS, linear / Gaussian | .605 / .605 | .910 / .909 | |
 | weighted NMS / fusion | .601 / .584 | .912 / .888 | |
 
-In the first row platelets have .483, red cells .601, white cells .704.  Training took 31 minutes on
-2 CPU cores beside other work; alone, an epoch takes 52 s and its evaluation 5 s.  From scratch,
-`--size 256 320 --epochs 34 --vflip` gives .444, .738, .511 in 26 minutes.
+In the first row, the mAP of platelets is .483, of red cells .601, of white cells .704.  Training
+took 31 minutes on 2 CPU cores of a shared machine; on an idle one, an epoch takes 52 s and its
+evaluation 5 s.  From scratch, `--size 256 320 --epochs 34 --vflip` gives mAP .444, AP50 .738 and
+AP75 .511 in 26 minutes.
 
 With the whole backbone frozen, 12 epochs of three seeds (`python -m benchmarks.experiments --names
 assigners`): task-aligned mAP .494 (standard deviation .009), AP50 .892, AP75 .481; assignment by
@@ -32,7 +33,7 @@ IoU .500 (.007), .884, .534: no difference in mAP.  The largest gains of the abl
 background class (+.021) and mosaic (+.020); that of assignment by IoU (+.029), which three seeds do
 not confirm, shows how large the noise is.
 
-A step takes 2.6 s with nothing frozen, 2.0 with three stages of the backbone, 0.8 with all of them
+A step takes 2.6 s with nothing frozen, 2.0 s with three frozen stages, 0.8 s with a frozen backbone
 (`python -m benchmarks.train_step --models detect_unfrozen detect detect_frozen`).
 """
 
@@ -98,7 +99,7 @@ class Config(AugmentOptions, BackboneOptions):
     size: tuple[int, int] = (320, 416)
     """height and width of the network's input in pixels, multiples of 32"""
     max_boxes: int = 0
-    """maximum number of true boxes per image; 0: as many as an image of the data has"""
+    """maximum number of true boxes per image; 0: the largest number in an image of the data"""
     stream: bool = False
     """read images from disk during training instead of holding them in memory (jaxdet[data])"""
     val_fraction: float = 0.1
@@ -108,8 +109,8 @@ class Config(AugmentOptions, BackboneOptions):
     on_invalid: Literal["skip", "error"] = "skip"
     """what to do with unusable images or boxes: report and leave out, or stop"""
     unknown_classes: Literal["drop", "background", "error"] = "drop"
-    """images whose objects are all of unknown classes: leave out, keep as images without objects,
-    or stop at any such object"""
+    """what to do with images whose objects are all of unknown classes: leave out (drop), keep as
+    images without objects (background), or stop at any such object (error)"""
     model: Backbone = "lite0"
     """backbone"""
     neck: Literal["fpn", "pan"] = "fpn"
@@ -142,7 +143,7 @@ class Config(AugmentOptions, BackboneOptions):
     positive_iou: float = 0.5
     """iou: minimum IoU of an anchor with the box that it is assigned to"""
     box_loss: Literal["ciou", "diou", "giou", "iou", "smooth_l1"] = "ciou"
-    """box loss; smooth_l1 is that of the offsets from anchors"""
+    """box loss; smooth_l1 compares offsets from anchors"""
     classification_weight: float = 1.0
     """weight of the classification loss"""
     objectness_weight: float = 1.0
@@ -150,7 +151,7 @@ class Config(AugmentOptions, BackboneOptions):
     box_weight: float = 5.0
     """weight of the box loss"""
     distance_weight: float = 1.5
-    """weight of the loss of distributions over distances"""
+    """weight of the loss of distributions over distances (DFL)"""
     multiscale: tuple[float, ...] = (1.0,)
     """factors of --size, one of which is drawn per training step; each one is compiled"""
     score_threshold: float = 0.01
@@ -158,8 +159,8 @@ class Config(AugmentOptions, BackboneOptions):
     nms_iou: float = 0.6
     """NMS IoU threshold"""
     nms_type: Literal["hard", "linear", "gaussian", "nmw", "wbf"] = "hard"
-    """what happens to overlapping boxes: removed (hard), lower scores (soft NMS: linear, gaussian),
-    or merged (weighted NMS: nmw, weighted boxes fusion: wbf)"""
+    """what happens to overlapping boxes: removed (hard), lowered in score (soft NMS: linear,
+    gaussian), or merged (weighted NMS: nmw, weighted boxes fusion: wbf)"""
     max_detections: int = 100
     """maximum detections per image"""
     tta: bool = False
@@ -332,7 +333,7 @@ def _assigner(config: Config) -> "Assigner":
 
 
 def _suppress(config: Config) -> Callable:
-    """(boxes, scores, labels) -> `nms.Detections` of one image."""
+    """The function (boxes, scores, labels) -> `nms.Detections` of one image."""
     from jaxdet.ops import nms
 
     functions = {

@@ -9,15 +9,15 @@
     jaxdet verify probe runs/faces FOLDER          # whether embeddings are linearly separable
 
 DIR has a folder per identity, IDENTITY/FILE, or SPLIT/IDENTITY/FILE with the splits train, val (or
-dev) and test; or it is a tar file of that.  Without splits, images of each identity are drawn for
-validation and test; nothing is drawn where there are train and val.  Files directly in test/ are
-for `predict`.
+dev) and test; or is a tar file of such a folder.  Without splits, images of each identity are drawn
+for validation and test; nothing is drawn where there are train and val.  Files directly in test/
+are for `predict`.
 
-The 40 identities of ORL, 64 pixels, 60 epochs, 5 minutes on 2 CPU cores beside other work: with
+The 40 identities of ORL, 64 pixels, 60 epochs, 5 minutes on 2 CPU cores of a shared machine: with
 `--size 64 --val-fraction 0 --test-fraction .3`, 7 images each for training, the last checkpoint has
 an accuracy of 0.992 on the other 120 images.  Twelve identities of LFW, its split: with `--size 64
 --epochs 40 --cutout .3 --label-smoothing .1` 0.985 on the 65 test images, AUC .991 and equal error
-rate .026 of their pairs, in 12 minutes beside other work.
+rate .026 of their pairs, in 12 minutes on a shared machine.
 
 Unseen identities are harder.  Trained on 20 identities of ORL (`--identities 20 --val-fraction 0
 --test-fraction 0`), the last checkpoint has on all pairs of images of the 20 others:
@@ -187,7 +187,7 @@ class Config(BackboneOptions):
     train_fraction: float = 1.0
     """fraction of each identity's training images that is used, at least one image"""
     split_seed: int = 0
-    """seed of the random choice of these images"""
+    """seed of the random splits and of --train-fraction"""
     on_invalid: Literal["skip", "error"] = "skip"
     """what to do with files that are not readable images: report and leave out, or stop"""
     model: Model = "resnet18"
@@ -209,8 +209,8 @@ class Config(BackboneOptions):
     """bottleneck, convnext: hidden channels of squeeze-and-excitation as a fraction of each stage's
     channels, usually .25; 0 leaves it out"""
     stage_dropout: tuple[float, ...] = ()
-    """bottleneck: dropout rate after each stage; convnext: probability of leaving an image's
-    branch out in the blocks of each stage (stochastic depth)"""
+    """bottleneck: dropout rate after each stage; convnext: probability that an image skips the
+    residual branch of a block in each stage (stochastic depth)"""
     block: Literal["inverted", "convnext"] = "inverted"
     """bottleneck: type of the blocks: inverted residual, or ConvNeXt's"""
     depthwise: bool = True
@@ -479,9 +479,9 @@ def check(config: Config) -> None:
             f"{config.samples_per_class}"
         )
     if config.fc_widths and config.head != "softmax":
-        raise InputError(f"--fc-widths is for --head softmax, got --head {config.head}")
+        raise InputError(f"--fc-widths needs --head softmax, got {config.head}")
     if config.logit_scale and config.head not in ("arcface", "cosface"):
-        raise InputError(f"--logit-scale is for --head arcface or cosface, got {config.head}")
+        raise InputError(f"--logit-scale needs --head arcface or cosface, got {config.head}")
     if config.head == "l_softmax" and config.margin not in (0, 1, 2, 3, 4):
         raise InputError(
             f"--margin must be 1, 2, 3 or 4 for --head l_softmax, got {config.margin:g}"
@@ -493,7 +493,10 @@ def _check_backbone_options(config: Config) -> None:
     if config.model in STAGED:
         for name in ("weights", "freeze_stages", "freeze_bn", "backbone_stages"):
             if getattr(config, name):
-                raise InputError(f"{option(name)} is not for --model {config.model}")
+                raise InputError(
+                    f"{option(name)} needs a --model with stages that can be frozen, such as "
+                    f"resnet18, got {config.model}"
+                )
         return
     count = len(registry.stage_names(config.model))
     check_backbone(config, count)
@@ -514,11 +517,11 @@ def _check_stage_options(config: Config) -> None:
     if config.model not in STAGED:
         if changed:
             raise InputError(
-                f"{option(changed[0])} is for --model {' or '.join(STAGED)}, got {config.model}"
+                f"{option(changed[0])} needs --model {' or '.join(STAGED)}, got {config.model}"
             )
         return
     if config.model == "convnext" and config.block != "inverted":
-        raise InputError("--block is for --model bottleneck, got convnext")
+        raise InputError("--block needs --model bottleneck, got convnext")
     count = _stage_count(config)
     for name in PER_STAGE:
         values = getattr(config, name)
@@ -540,7 +543,7 @@ def _stage_count(config: Config) -> int:
     if count != default and not getattr(config, needed):
         raise InputError(
             f"{option(needed)} must be {count} values, one for each of --channels "
-            f"{_format_values(config.channels)}"
+            f"{_format_values(config.channels)}, got none"
         )
     return count
 

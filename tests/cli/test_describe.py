@@ -128,7 +128,7 @@ REFUSED = {
         ["lenet", "--input", "1x15x15x3"],
         "layer dense1: its input is empty, 1x0; .*--input",
     ),
-    "window": (["ng_sliding", "--input", "1x13x28x3"], "windows of 14 x 14 pixels .* 13 x 28"),
+    "window": (["ng_sliding", "--input", "1x13x28x3"], "window of 14 x 14 pixels, got 13 x 28"),
     "channels": (["run", "--input", "1x56x56x3"], "layer conv1 cannot process 1x56x56x6"),
     "three numbers": (["lenet", "--input", "1x32x32"], "--input must be .*1x32x32x3, got 1x32x32"),
     "a word": (["lenet", "--input", "1x32x32xc"], "--input must be .*got 1x32x32xc"),
@@ -137,7 +137,7 @@ REFUSED = {
     "two forms": (["lenet", "--json", "--csv"], "--markdown, --json and --csv exclude each other"),
     "no picture": (
         ["lenet", "--time", "--figure", "plot.txt"],
-        "a picture must end in .png.*got plot.txt",
+        "a picture must end in one of .png.*got plot.txt",
     ),
 }
 

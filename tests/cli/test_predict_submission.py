@@ -120,5 +120,5 @@ def test_images_in_folders_of_classes_are_refused(folder):
 
 def test_detection_runs_are_refused(folder):
     run = make_run(DetectionTask(None, (), None, None, None))
-    with pytest.raises(InputError, match="--submit is for runs that predict one label per image"):
+    with pytest.raises(InputError, match="--submit needs a run that predicts one label per image"):
         predict_submission.run(run, Predict(run=Path("r")), [], None)

@@ -353,7 +353,7 @@ def test_a_report_has_the_level_of_every_score(scores_of, capsys):
     assert "accuracy: high from 0.9, medium from 0.84, low from 0.82; verif" in text
     first, second = text.split("## The runs")
     (row,), (described,) = cells(first), cells(second)
-    assert "No threshold is judged on the images that it was found with" in text
+    assert "No threshold is evaluated on the images that it was found with" in text
     both = (run["accuracy"], dev["held_out_accuracy"], test["accuracy"])
     names = ("accuracy", "verification, dev", "verification, test")
     for name, value in zip(names, both, strict=True):
@@ -521,12 +521,17 @@ def test_images_and_folders_that_cannot_be_used_are_named(place):
         (verify.test, TEST, {"worst": Path("worst.png")}, "--worst needs --truth"),
         (verify.test, TEST, {"plots": Path("plots")}, "--plots needs --truth"),
         (verify.test, TEST, {"threshold": "nan"}, "--threshold must be a finite number.*got nan"),
-        (verify.test, TEST, {"threshold": "none.json"}, "none.json: neither a number nor a file"),
+        (
+            verify.test,
+            TEST,
+            {"threshold": "none.json"},
+            "must be a number or a file, got none.json",
+        ),
         (
             verify.test,
             TEST,
             {"threshold": "truth.csv"},
-            "truth.csv: not a file of `jaxdet verify dev`",
+            "truth.csv: must be a file that `jaxdet verify` wrote with --out",
         ),
         (verify.pair, PAIR, {"metric": "euclidean"}, "--threshold must be .* no default"),
         (verify.pairs, PAIRS, {}, "pairs.txt: cannot be read"),
@@ -575,7 +580,7 @@ def test_a_linear_probe_is_scored_on_every_second_image(scores_of, capsys):
     assert scores_of(verify.probe, PROBE)["accuracy"] == 0
     for name in ("n3", "n4"):
         Path(f"known/{name}/{name}_0002.png").unlink()
-    refused("known: must have two identities with two images", verify.probe, PROBE)
+    refused("known: must have at least 2 identities", verify.probe, PROBE)
 
 
 def test_a_sweep_has_the_columns_of_its_system(trained, tmp_path, monkeypatch):

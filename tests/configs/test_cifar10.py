@@ -75,7 +75,7 @@ def test_every_model_but_resnet20_is_within_the_limit_of_parameters(model):
     counted = time_budget.count_parameters(variables)
     assert (counted > Config().max_params) == (model == "resnet20")
     if model == "resnet20":
-        with pytest.raises(InputError, match=f"the network has {counted} trainable parameters"):
+        with pytest.raises(InputError, match=f"--max-params must be at least {counted}"):
             configs.build("cifar10", Config(model=model))
 
 
@@ -113,7 +113,7 @@ def test_training_images_are_augmented_by_the_options(config, change):
 REFUSED = {
     "--val-fraction must be above 0, got 0: validation selects": {"val_fraction": 0.0},
     "--val-fraction must be at least 0 and below 1, got 1": {"val_fraction": 1.0},
-    "--val-fraction 0.99 of 36 images": {"val_fraction": 0.99},
+    "--val-fraction must leave images for training, got 0.99 of 36 images": {"val_fraction": 0.99},
     "--train-fraction must be above 0 and at most 1, got 0": {"train_fraction": 0.0},
     "--train-fraction must be above 0 and at most 1, got 1.5": {"train_fraction": 1.5},
     "--dropout must be at least 0 and below 1, got 1": {"dropout": 1.0},
@@ -125,8 +125,8 @@ REFUSED = {
     "--crop-padding must be from 0 to 32 pixels, got 33": {"crop_padding": 33},
     "--mixup-alpha must be at least 0, got -1": {"mixup_alpha": -1.0},
     "--channels and --fc-widths must be at least 1 each": {"channels": (0, 3)},
-    "--channels, --fc-widths and --norm are not for --model tiny": {"norm": True, "model": "tiny"},
-    "--activation is not for --model narrow": {"activation": "elu", "model": "narrow"},
+    "--channels, --fc-widths and --norm need --model tutorial": {"norm": True, "model": "tiny"},
+    "--activation needs a --model other than resnet20": {"activation": "elu", "model": "narrow"},
     "no CIFAR-10 in gone": {"root": "gone"},
     "--root must be given": {"root": ""},
     "--max-params must be at least 0, got -1": {"max_params": -1},
