@@ -132,7 +132,7 @@ def check_other_tools(words: Sequence[str], kind: type) -> None:
 
 
 def hide(kind: type[Kind], names: Collection[str]) -> type[Kind]:
-    """The dataclass without these options, for help that a reader of one system needs."""
+    """The dataclass with these options hidden from `--help`; they are still accepted."""
     hidden = [
         (f.name, tyro.conf.Suppress[f.type], f) for f in fields(cast(Any, kind)) if f.name in names
     ]

@@ -30,7 +30,7 @@ commands:
   eval RUN              scores of a checkpoint
   predict RUN           predictions for image files or samples of a split, as text and pictures
   compare RUN...        compare runs: a table, their curves, their worst failures
-  export RUN OUT        write a run without what only training needs
+  export RUN OUT        write a run without the state that only training needs
   describe MODEL|RUN    layers of a network: shapes, parameters, operations, times
   data inspect SYSTEM   contents of a folder of data, and problems with it
   data split SYSTEM     split images into training, validation and test
@@ -141,7 +141,7 @@ def _incomplete(words: list[str]) -> int:
     """Print help, or an error if the words name no known command or system."""
     command, *rest = words
     if command not in COMMAND_USAGE:
-        raise InputError(f"no command {command!r}{_nearest(command)}; `jaxdet --help` lists them")
+        raise InputError(f"no command {command!r}{_nearest(command)}; see `jaxdet --help`")
     usage = f"usage: jaxdet {COMMAND_USAGE[command]}"
     systems = f"with SYSTEM one of {', '.join(configs.SYSTEMS)}"
     if {*HELP} & {*rest}:

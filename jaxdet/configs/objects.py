@@ -7,19 +7,19 @@
 DIR has `images/LABEL/...` and `annotations/LABEL.csv`, one line per image: file,x0,y0,x1,y1,label.
 On the 2,033 images of Caltech-101's airplanes, faces and motorcycles (--split-seed 0; 204 test
 images), checkpoints selected on validation, one run of one seed; results of the author of the
-assignment in brackets:
+assignment in brackets; shared: other programs ran on the machine:
 
 | network, command | accuracy | mean IoU | IoU > .5 | IoU > .7 | time, 2 CPU cores |
 |---|---|---|---|---|---|
-| Simple, as above | 1.000 | .822 (.803) | 1.000 (.971) | .926 (.775) | 53 min beside other work |
+| Simple, as above | 1.000 | .822 (.803) | 1.000 (.971) | .926 (.775) | 53 min, shared |
 | Deeper at 112 pixels | 1.000 | .863 (.833) | 1.000 (1.00) | .956 (.912) | 40 epochs, 43 to 55 s |
-| Lite0 at 160 pixels | 1.000 | .907 (.852, VGG) | 1.000 (1.00) | .995 (.971) | 37 min, not alone |
+| Lite0 at 160 pixels | 1.000 | .907 (.852, VGG) | 1.000 (1.00) | .995 (.971) | 37 min, shared |
 
-Deeper is `--model deeper --size 112 --epochs 40 --lr 1e-3 --clip 1 --box-weight 5
---best accuracy`.  Lite0 is `--model lite0 --transfer frozen --weights package:lite0
---unfreeze-last 4 --box-head per_cell --size 160 --epochs 12 --lr 1e-3 --clip 1 --warmup 100
---box-weight 5`; an epoch takes 130 to 140 s alone.  With `--box-head mlp` its validation IoU was
-.58 after the first epoch and .70 after four; with `per_cell` .69 after the first and .82 after two.
+Deeper is `--model deeper --size 112 --epochs 40 --lr 1e-3 --clip 1 --box-weight 5 --best accuracy`.
+Lite0 is `--model lite0 --transfer frozen --weights package:lite0 --unfreeze-last 4 --box-head
+per_cell --size 160 --epochs 12 --lr 1e-3 --clip 1 --warmup 100 --box-weight 5`; an epoch takes 130
+to 140 s on an idle machine.  With `--box-head mlp` its validation IoU was .58 after the first epoch
+and .70 after four; with `per_cell` .69 after the first and .82 after two.
 
 Experiments (`python -m benchmarks.experiments`, `benchmarks/RESULTS.md`) with Simple at 112 pixels:
 20, 50 and 200 epochs give a mean IoU of .818, .818 and .831, and .873, .917 and .951 of the boxes
@@ -27,8 +27,8 @@ exceed .7; trained on 1, 5, 10 and 20% of the images, accuracy is .387, .667, .9
 Without dropout and batch norm, 200 epochs give .842, for the best checkpoint and the last.  Lite0
 in 6 epochs reaches .700 from scratch, .867 with frozen ImageNet features, and .873 fine-tuned.
 
-Alone on the machine an epoch of Simple takes 35 to 40 s; validation IoU passes .80 in the second or
-third.
+On an idle machine, an epoch of Simple takes 35 to 40 s; validation IoU exceeds .80 in the second or
+third epoch.
 """
 
 from collections.abc import Callable, Mapping
@@ -80,7 +80,7 @@ class Config(TrainConfig):
     test_fraction: float = 0.1
     """fraction of all images for the test"""
     train_fraction: float = 1.0
-    """fraction of all images for training; limited to what the other splits leave"""
+    """fraction of all images for training, limited to the images that the other splits leave"""
     split_seed: int = 0
     """seed of the shuffle before splitting"""
     split_files: str = ""
@@ -90,8 +90,8 @@ class Config(TrainConfig):
     model: Model = "simple"
     """network"""
     transfer: Literal["scratch", "frozen", "finetune"] = "scratch"
-    """features: trained from random values, or initialized by --weights and kept frozen or
-    trained further"""
+    """features: trained from random values (scratch), or initialized by --weights and then kept
+    (frozen) or trained further (finetune)"""
     unfreeze_last: int = 0
     """with --transfer frozen: number of stages, counted from the last, that are trained"""
     weights: str = ""
@@ -207,8 +207,8 @@ def build(config: Config) -> "Experiment":
 def build_external(config: Config, classes: tuple[str, ...], split: "Path") -> "Experiment":
     """The experiment of a run, with its `Config` and `classes`, on the data in `config.root`.
 
-    Data that contain the split in the folder `split` are those of the run, which keeps it.  Of any
-    other data, all images form the split `test`.
+    Data that contain every row of the split in the folder `split` are those of the run and keep
+    this split.  Of any other data, all images form the split `test`.
     """
     from jaxdet.data import detection, external_images, localization
 
@@ -222,7 +222,7 @@ def build_external(config: Config, classes: tuple[str, ...], split: "Path") -> "
 
 
 def _subset(whole: "Experiment", config: Config) -> "Experiment":
-    """The experiment `whole`, restricted to the first training images as `config` requires."""
+    """The experiment `whole` with the first training images only, by `config.train_fraction`."""
     from jaxdet.data import localization
 
     annotations, _ = localization.read_splits(config)
@@ -313,7 +313,7 @@ def check(config: Config) -> None:
             f"per_cell; choose a resnet or lite0"
         )
     if not config.norm and config.model == "lite0":
-        raise InputError("--no-norm is not for --model lite0; choose another --model")
+        raise InputError("--norm must be true for --model lite0, got false; choose another --model")
     check_scale(config)
     check_fractions(config, "shift", "brightness_contrast", "label_smoothing")
     check_fractions(config, "val_fraction", "test_fraction")

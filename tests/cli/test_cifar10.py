@@ -262,7 +262,9 @@ def test_describe_has_the_classes_and_widths_of_the_run(place, capsys):
     softmax = (5 * 3 - 1) + 2 + 2  # of three classes, the largest probability, and its class
     assert compared["operations"] == layers[-1]["total"] + normalize + softmax
     (note,) = found["notes"]
-    assert note.startswith(f"prediction: {compared['operations']:,} operations, with those ")
+    assert note.startswith(
+        f"prediction: {compared['operations']:,} operations, as eval and compare count them"
+    )
 
 
 def test_preview_shows_images_before_and_after(place, monkeypatch):
@@ -556,7 +558,7 @@ REFUSED = {
     "no image": (["predict", "run", "gone.png"], "gone.png: no such image"),
     "inspect nothing": (["data", "inspect", "cifar10"], "--root must be given"),
     "preview nothing": (["data", "preview", "cifar10"], "--root must be given"),
-    "no split": (["data", "split", "cifar10"], "the data of cifar10 are split already"),
+    "no split": (["data", "split", "cifar10"], "supports only objects, got cifar10"),
     "no patience": (
         [*WITHOUT_VAL, "--patience", "3"],
         "--patience 3 needs validation images: give a --val-fraction above 0",
@@ -568,7 +570,7 @@ REFUSED = {
     "canvas": (["predict", "run", "--canvas", "40"], "--canvas is not an option of cifar10"),
     "cells": (
         ["data", "assign", "run"],
-        "run is a run of cifar10, which assigns no cells to boxes",
+        "run must be a run of detect, which assigns cells to boxes, got a run of cifar10",
     ),
 }
 

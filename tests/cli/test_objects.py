@@ -405,7 +405,7 @@ def test_failed_samples_have_a_wrong_box_or_label(place):
 def test_save_dir_has_a_picture_per_image(place, capsys):
     words = ["data/images/cup/1.jpg", "data/images/pen/1.jpg"]
     assert main("predict", "run", *words, "--save-dir", "new/pictures") == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "wrote 2 images to new/pictures"
+    assert capsys.readouterr().out.endswith("\nwrote predictions of 2 images to new/pictures\n")
     found = sorted(Path("new/pictures").iterdir())
     assert [path.name for path in found] == ["0000_1.png", "0001_1.png"]
     assert all(path.read_bytes().startswith(PNG) for path in found)
@@ -461,7 +461,7 @@ def test_inspect_lists_labels_and_invalid_rows(place, capfd):
     assert main(*words, "--on-invalid", "error") == 2
     out, err = capfd.readouterr()
     assert err == (
-        "jaxdet: error: 3 images or rows cannot be used; with --on-invalid skip this is no error\n"
+        "jaxdet: error: 3 images or rows cannot be used; accept this with --on-invalid skip\n"
     )
     assert main(*words) == 0
     assert capfd.readouterr() == (out, "")
@@ -540,7 +540,7 @@ REFUSED = {
     ),
     "shift": ([*TRAIN, "--shift", "-0.1"], "--shift must be at least 0.*got -0.1"),
     "smoothing": ([*TRAIN, "--label-smoothing", "nan"], "--label-smoothing must be .*got nan"),
-    "no norm": ([*TRAIN, "--model", "lite0", "--no-norm"], "--no-norm is not for --model lite0"),
+    "no norm": ([*TRAIN, "--model", "lite0", "--no-norm"], "--norm must be true for --model lite0"),
     "bad row": ([*TRAIN, "--on-invalid", "error"], r"row 9: .*\(3 such\); --on-invalid skip"),
     "cut": ([*TRAIN, "--val-fraction", "0"], "--val-fraction 0 .*26 images leave val empty"),
     "cut beyond": (
@@ -567,8 +567,8 @@ REFUSED = {
     "bad table": (["predict", "run", "data/annotations/cup.csv"], "cup.csv row 9: 4 columns"),
     "label of no class": (["predict", "run", "dog.csv"], "dog.csv row 1: unknown label .dog."),
     "folder without images": (["predict", "run", "run/splits"], "run/splits: no image files"),
-    "no inspection": (["data", "inspect", "digits"], "digits has no folder of data"),
-    "no cut": (["data", "split", "digits"], "the data of digits are split already"),
+    "no inspection": (["data", "inspect", "digits"], "does not support digits"),
+    "no cut": (["data", "split", "digits"], "supports only objects, got digits"),
     "inspect no root": (["data", "inspect", "objects"], "--root must be a folder"),
     "inspect root missing": (["data", "inspect", "objects", "--root", "gone"], "gone: no such"),
     "split no root": (["data", "split", "objects"], "--root must be a folder"),
