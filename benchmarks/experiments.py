@@ -238,7 +238,7 @@ def run(options: Options) -> None:
     """Train what is not trained yet, evaluate, and print and write one table per experiment."""
     harness.require_known("--names", options.names, tuple(EXPERIMENTS))
     if not options.root:
-        raise InputError("--root must name the folder of the data")
+        raise InputError("--root must be the folder of the data, got none")
     for name in options.names:
         experiment = EXPERIMENTS[name]
         if experiment.sweep:

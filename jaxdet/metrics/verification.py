@@ -178,10 +178,13 @@ def cross_validate(
 
 
 def consecutive_folds(count: int, folds: int) -> np.ndarray:
-    """The fold [count] of each pair: consecutive folds whose sizes differ by at most 1."""
+    """The fold [count] of each pair: consecutive folds whose sizes differ by at most 1.
+
+    Raises InputError unless there are 2 to `count` folds.
+    """
     if not 2 <= folds <= count:
         raise InputError(
-            f"verification: {count} pairs cannot be split into {folds} folds; use 2 to {count}"
+            f"verification: folds must be from 2 to {count}, the number of pairs, got {folds}"
         )
     return np.repeat(np.arange(folds), [len(f) for f in np.array_split(np.arange(count), folds)])
 

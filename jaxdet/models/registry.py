@@ -193,7 +193,9 @@ def load_pretrained(
 
     spec = get(name)
     if not spec.weight_map:
-        raise InputError(f"no pretrained weights for {name}; choose another --model")
+        raise InputError(
+            f"no pretrained weights for {name}; choose another --model, or omit --weights"
+        )
     arrays = pickles.read_arrays(pretrained.fetch(source))
     net = backbone(name)(**fields)
     weight_map = _resolve(spec.weight_map)(net, arrays)

@@ -95,7 +95,9 @@ def head_layer(features: Chain, window: int) -> Layer:
     """
     kernel = output_size(features, window)
     if kernel == 0:
-        raise InputError(f"window must be larger, got {window} pixels: it has no features left")
+        raise InputError(
+            f"window must be larger, got {window} pixels: the layers leave no features of it"
+        )
     return conv(kernel)
 
 

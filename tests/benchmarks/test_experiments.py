@@ -138,7 +138,7 @@ def test_page_of_results_contains_experiments(commands, tmp_path, monkeypatch):
     "words, message",
     [
         (["--names", "nothing", "--root", "x"], "--names must be among epochs"),
-        (["--names", "epochs"], "--root must name the folder of the data"),
+        (["--names", "epochs"], "--root must be the folder of the data, got none"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_two(words, message, capsys):

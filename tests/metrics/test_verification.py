@@ -183,7 +183,7 @@ def test_empty_infinite_and_misshapen_input_is_rejected(score):
 
 
 def test_too_few_pairs_probes_of_one_kind_and_missing_packages_are_rejected(monkeypatch):
-    with pytest.raises(InputError, match="2 pairs cannot be split into 10 folds"):
+    with pytest.raises(InputError, match="folds must be from 2 to 2, the number of pairs, got 10"):
         verification_metrics.cross_validate([0.1, 0.2], [0, 1])
     with pytest.raises(InputError, match="2 of 2 probes have an identity in the gallery"):
         verification_metrics.dir_at_fpir([0.1, 0.2], [0, 1], [0, 1])
