@@ -3,7 +3,7 @@
 GALLERY/IDENTITY/FILE are images of known identities; probes are the files of a folder, in the order
 of their names.  A table of labels has a row per probe: a label alone, in that order, or a key (the
 name or number of the file) and a label, in any order; a label is an identity of the gallery or
-`UNKNOWN_LABEL`.  `match_rows` says which file a row is about.
+`UNKNOWN_LABEL`.  `match_rows` finds the file of each row.
 """
 
 import csv
@@ -21,7 +21,7 @@ from jaxdet.errors import InputError
 UNKNOWN_LABEL = "n000000"  # label of a probe that shows no identity of the gallery
 LABEL_COLUMN = "label"
 INDEX_HEADER, FILE_HEADER = ("index", LABEL_COLUMN), ("id", LABEL_COLUMN)
-EXPECTED_COLUMNS = "a label, or a number or file and a label"
+EXPECTED_COLUMNS = "a label, or the number or name of an image and its label"
 LFW_NAME = re.compile(r"(.+)_(\d{4,})")  # file names of Labeled Faces in the Wild: NAME_0001
 
 
@@ -99,7 +99,7 @@ def list_probes(folder: str | Path) -> list[Path]:
 
 
 def read_truth(path: str | Path, identities: Sequence[str], files: Sequence[Path]) -> np.ndarray:
-    """The true identity of N probes: [N] int32, an index into `identities`, or -1 for unknown ones.
+    """The true identity of N probes: [N] int32, an index into `identities`, or -1 for none.
 
     InputError for an unknown label, and for rows that do not match the files.
     """
@@ -141,9 +141,9 @@ def read_table(path: str | Path) -> LabelTable:
 def match_rows(table: LabelTable, files: Sequence[Path]) -> list[int]:
     """The file of each row of a table: [N] indices into `files` [N], each of them once.
 
-    Keys are names of files, or names without endings, or numbers, in any order.  Numbers are those
-    that are the names, if all names are numbers; otherwise, and if none of them is such a name,
-    they count the files in the order of their names.  So do rows without such keys.
+    A key is the name of a file, with or without its ending; if all names are numbers, they are
+    compared as numbers.  If no key is the name of a file, numbers count the files in the order of
+    their names, from the lowest number.  Rows with other keys, or without keys, are in that order.
 
     InputError for a row without an image, or an image without a row or with two; and where counting
     is ambiguous, since 10.png is before 2.png by name and after it by number.
@@ -157,13 +157,16 @@ def match_rows(table: LabelTable, files: Sequence[Path]) -> list[int]:
     for row, place in zip(table.rows, places, strict=True):
         location = f"{table.path} row {row.line}"
         if place is None:
-            raise InputError(f"{location}: {row.key} is none of the {len(files)} images")
+            raise InputError(f"{location}: must be one of the {len(files)} images, got {row.key}")
         if seen.setdefault(place, row) is not row:
             name = files[place].name
             raise InputError(f"{location}: {name} is in row {seen[place].line} already")
     missing = [file.name for place, file in enumerate(files) if place not in seen]
     if missing:
-        raise InputError(f"{table.path}: no row for {missing[0]} ({len(missing)} such)")
+        count = len(missing)
+        raise InputError(
+            f"{table.path}: must have a row for each image, lacks {missing[0]} ({count} in total)"
+        )
     return list(seen)
 
 
@@ -234,9 +237,9 @@ def submission_csv(
 ) -> str:
     """The text of a table of the labels [N] of files [N], which `match_rows` reads.
 
-    Rows, keys, header and the order of columns are those of the table `sample`.  Without one there
-    is a row per file; its key is the name, or, without `named`, the number if there is only one way
-    to number the files.
+    Rows, keys, header and the order of columns are those of the table `sample`.  Without it, there
+    is a row per file.  If `named`, its key is the name of the file; otherwise it is the number of
+    the file, or its name if there are several ways to number the files.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -268,20 +271,22 @@ def read_pairs(path: str | Path, root: str | Path) -> PairList:
     """The pairs of a file like `pairs.txt` of Labeled Faces in the Wild, with images below `root`.
 
     The first line has the number of folds and the number of pairs of each kind per fold, or the
-    latter alone.
-    `NAME 1 2` is a pair of one identity, `NAME 1 OTHER 2` of two.  Image 1 of NAME is the file
-    NAME/NAME_0001 with any suffix, anywhere below `root`.
+    latter alone.  `NAME 1 2` is a pair of one identity, `NAME 1 OTHER 2` of two.  Image 1 of NAME
+    is the file NAME/NAME_0001 with any suffix, anywhere below `root`.
     """
     lines = _read_words(path)
     number, head = lines[0] if lines else (1, [])
     if not 1 <= len(head) <= 2 or not all(map(_is_number, head)):
         raise InputError(
-            f"{path} row {number}: must be the number of folds and of pairs in each fold"
+            f"{path} row {number}: must be the number of folds and of pairs in each fold, got "
+            f"{' '.join(head)!r}"
         )
     *folds, each = map(int, head)
     expected = 2 * each * (folds[0] if folds else 1)
     if len(lines) - 1 != expected:
-        raise InputError(f"{path}: {len(lines) - 1} pairs, {expected} by its first line")
+        raise InputError(
+            f"{path}: must have {expected} pairs by its first line, got {len(lines) - 1}"
+        )
     files, found, missing = _index_images(root), [], []
     for index, (number, words) in enumerate(lines[1:]):
         location = f"{path} row {number}"
