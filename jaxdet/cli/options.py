@@ -126,6 +126,13 @@ class Predict(Restored):
     --save-json has all of them, from the threshold of the run on, as COCO's evaluation needs.
     """
 
+    ONLY: ClassVar[dict[str, tuple[str, ...]]] = {
+        **Restored.ONLY,
+        **dict.fromkeys(("score_threshold", "nms_iou", "classes"), ("detect", "digits")),
+        **dict.fromkeys(("save_txt", "save_json", "save_crop"), ("detect", "digits")),
+        "multiple": ("digits",),
+    }
+
     images: tyro.conf.Positional[tuple[Path, ...]] = ()
     """image files, folders, patterns such as 'a/**/*.jpg', or (objects) .csv tables of images with
     labels and boxes; without any, samples of --split, which need the data"""
@@ -138,6 +145,9 @@ class Predict(Restored):
     """folder for one picture per image, with true boxes in green and predicted boxes in red"""
     count: int = 30
     """number of samples"""
+    multiple: bool = False
+    """digits: predict every digit of an image, as detections, instead of one; --score-threshold and
+    --nms-iou, and what is for detect below, then apply"""
     canvas: int = 0
     """digits: side of the samples in pixels; 0: as in the run"""
     figure: Path | None = None

@@ -24,7 +24,6 @@ from jaxdet.cli.options import Predict
 from jaxdet.data import images
 from jaxdet.errors import InputError, printable
 from jaxdet.ops import boxes
-from jaxdet.tasks.detect import DetectionTask
 from jaxdet.training import evaluator
 from jaxdet.training.experiment import Experiment
 from jaxdet.types import Batch
@@ -64,10 +63,11 @@ def run(options: Predict) -> int:
         raise InputError("--sample needs --submit")
     paths = images.expand_paths([*options.images, *options.filename])
     submission = predict_submission.list_files(options) if options.submit else None
-    run = common.load(options, **({"canvas": options.canvas} if options.canvas else {}))
+    changes = {name: getattr(options, name) for name in ("canvas", "multiple")}
+    run = common.load(options, **{name: value for name, value in changes.items() if value})
     if submission:
         return predict_submission.run(run, options, *submission)
-    many = isinstance(run.experiment.task, DetectionTask)
+    many = run.finds_many
     _check_options(run, options, many)
     split = options.split
     if paths:
@@ -119,7 +119,7 @@ class Output:
 
     def __init__(self, run: api.Run, options: Predict, titles: Sequence[str]):
         self.options, self.classes = options, run.classes
-        self.many = isinstance(run.experiment.task, DetectionTask)
+        self.many = run.finds_many
         stems = [Path(title).stem for title in titles]
         self.repeated = {stem for stem, count in Counter(stems).items() if count > 1}
         self.pairs: list[Pair] = []  # for --figure
@@ -292,10 +292,11 @@ def _read_samples(experiment: Experiment, split: str, count: int, many: bool) ->
         title = source.names[i] if source.names else f"{split}:{batch['id'][i]}"
         prepared = _prepared_sample(image, batch, i)
         label, box = None if many else batch["label"][i], None
-        if many:
+        if "true_boxes" in batch:
             box = batch["true_boxes"][i][batch["true_valid"][i]]
         elif "boxes" in batch and boxes.area(batch["boxes"][i, 0]) > 0:
-            box = batch["boxes"][i, 0] * prepared.scale + prepared.offset
+            own = batch["boxes"][i] if many else batch["boxes"][i, 0]
+            box = own * prepared.scale + prepared.offset
         read = partial(_original_picture, prepared)
         if experiment.read_original:
             read = partial(experiment.read_original, title)

@@ -11,8 +11,8 @@ test scans, in 3.3 minutes on 2 CPU cores.  On MNIST (four idx or idx.gz files i
     jaxdet eval runs/mnist --checkpoint last --split heldout
 
 gives accuracy 0.9854, mean IoU 0.8921, IoU >= .5 on 1.0 and both correct 0.9854 on all 10,000 test
-digits, in 36 min 18 s on 2 CPU cores (one run, one seed; 23 minutes of it beside other work).  With
-18 epochs and other initial values: 0.9865, 0.8950, 1.0, 0.9865 in 53 minutes beside other work.
+digits, in 36 min 18 s on 2 CPU cores, shared for 23 minutes (one run, one seed).  With 18 epochs
+and other initial values: 0.9865, 0.8950, 1.0, 0.9865 in 53 minutes on a shared machine.
 Training and validation accuracy still rise together at the end: longer training should help.
 
 Tried in prototypes, one seed each (accuracy / mean IoU):
@@ -28,7 +28,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from jaxdet.config import TrainConfig, cached_reader, check_minima, option, task_hparams
+from jaxdet.config import (
+    TrainConfig,
+    cached_reader,
+    check_fractions,
+    check_minima,
+    option,
+    task_hparams,
+)
 from jaxdet.errors import InputError
 
 if TYPE_CHECKING:
@@ -70,8 +77,8 @@ class Config(TrainConfig):
     window: int = 44
     """side of the window in pixels"""
     mask_loss_by: Literal["both", "truth"] = "both"
-    """windows whose class and box losses count: all that hold the digit (truth), or those of them
-    that also detect it (both)"""
+    """windows whose class and box losses count: all that contain the digit (truth), or only those
+    in which it is detected, too (both)"""
     reduction: Literal["sum", "mean"] = "sum"
     """how losses of images and windows are combined"""
     class_weight: float = 1.0
@@ -79,12 +86,21 @@ class Config(TrainConfig):
     box_weight: float = 150.0
     """final weight of the box loss"""
     box_weight_start: float = 2.0
-    """initial weight of the box loss; with a large one, the classes are not learned"""
+    """initial weight of the box loss; a large one prevents the classes from being learned"""
     box_weight_ramp: tuple[float, float] = (0.03, 0.8)
     """fractions of the run between which the weight of the box loss grows, geometrically"""
     window_selection: Literal["class", "product", "merge"] = "class"
     """how the prediction is made from all windows: the window with the highest class score, the one
     with the highest class score times detection score, or the weighted mean of all"""
+    multiple: bool = False
+    """predict every digit of an image instead of one: all windows with a score above
+    --score-threshold, of which NMS keeps the best where their boxes overlap"""
+    score_threshold: float = 0.8
+    """multiple: minimum score of a digit"""
+    nms_iou: float = 0.05
+    """multiple: NMS IoU threshold"""
+    max_detections: int = 30
+    """multiple: maximum number of digits per image"""
     best: Literal["right_iou", "joint", "accuracy", "iou", "iou50"] = "right_iou"
     """validation score that selects the best checkpoint (right_iou: IoU, 0 where the label is
     wrong; joint: correct label and IoU of at least .5); ties go to the lower loss"""
@@ -127,7 +143,7 @@ def from_splits(
     """The experiment of a `Config` for given sources, {split: source}."""
     from jaxdet.data import images
     from jaxdet.ops import augment
-    from jaxdet.tasks.sliding_window import SlidingWindowTask
+    from jaxdet.tasks.sliding_window import MultipleObjectsTask, SlidingWindowTask
     from jaxdet.training.experiment import Experiment
 
     net, (_, *shape) = network(config, len(classes))
@@ -135,8 +151,11 @@ def from_splits(
         augment.place_on_canvas, canvas=config.canvas, degrees=config.rotate, scale=config.scale
     )
     _check_sizes(config, net, place, splits["train"])
+    names = ("score_threshold", "nms_iou", "max_detections")
+    options = {name: getattr(config, name) for name in names}
+    kind = partial(MultipleObjectsTask, **options) if config.multiple else SlidingWindowTask
     return Experiment(
-        task=SlidingWindowTask(
+        task=kind(
             net,
             place,
             mask_loss_by=config.mask_loss_by,
@@ -164,6 +183,8 @@ def check(config: Config) -> None:
             values = " ".join(map(str, getattr(config, name)))
             raise InputError(f"{option(name)} must be at least 1 each, got {values}")
     check_minima(config, window=1, canvas=1, box_weight_start=0, class_weight=0)
+    check_minima(config, max_detections=1)
+    check_fractions(config, "score_threshold", "nms_iou")
     if config.box_weight <= 0:
         raise InputError(f"--box-weight must be above 0, got {config.box_weight:g}")
 

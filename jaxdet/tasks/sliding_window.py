@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdet.ops import boxes, numerics, windows
+from jaxdet.ops import boxes, nms, numerics, windows
 from jaxdet.tasks.base import forward, real_rows
 from jaxdet.types import Array, Batch, StepContext, Tree
 
@@ -128,6 +128,36 @@ class SlidingWindowTask:
         )(raw)
 
 
+@dataclass(frozen=True)
+class MultipleObjectsTask(SlidingWindowTask):
+    """A `SlidingWindowTask` that predicts every object of an image, see `detect_objects`.
+
+    It is trained, and evaluated, on images of one object: there the best detection is the answer.
+    """
+
+    score_threshold: float = 0.8
+    nms_iou: float = 0.05
+    max_detections: int = 30
+
+    def predict(self, variables: Tree, images: Array) -> dict[str, Array]:
+        """`boxes [B, P, 4]`, `scores`, `labels` and `valid [B, P]`, best first."""
+        raw = self.net.apply(variables, images, train=False)
+        detect = partial(
+            detect_objects,
+            corners=windows.window_boxes(self._grid(images)),
+            score_threshold=self.score_threshold,
+            iou_threshold=self.nms_iou,
+            max_detections=self.max_detections,
+        )
+        return jax.vmap(lambda one: detect(split_outputs(one)))(raw)
+
+    def measure(self, predictions: dict[str, Array], batch: Batch) -> dict[str, Array]:
+        """As `SlidingWindowTask.measure`, of the best detection; wrong where there is none."""
+        best = {"label": predictions["labels"][:, 0], "box": predictions["boxes"][:, 0]}
+        measured, found = super().measure(best, batch), predictions["valid"][:, 0]
+        return {"right": measured["right"] & found, "iou": jnp.where(found, measured["iou"], 0.0)}
+
+
 def split_outputs(raw: Array) -> WindowOutputs:
     """`WindowOutputs` of raw outputs [..., 1 + K + 4], in float32."""
     raw = raw.astype(jnp.float32)
@@ -176,6 +206,40 @@ def select_window(
         "label": label,
         "score": jnp.exp(confidence.ravel()[best]),
         "box": image_boxes.reshape(-1, 4)[best],
+    }
+
+
+def detect_objects(
+    outputs: WindowOutputs,
+    corners: Array,
+    *,
+    score_threshold: float,
+    iou_threshold: float,
+    max_detections: int,
+) -> dict[str, Array]:
+    """`boxes [P, 4]`, `scores`, `labels`, `valid [P]` of all objects of an image, best first.
+
+    outputs: [R, C, ...] each; corners: [R, C, 4] of the windows in pixels.  The score of a window
+    is the probability that an object is inside, times that of its class, times a power of the
+    visible fraction of the box, since a window that an object leaves in part sees it badly.  Of
+    windows with a higher score than `score_threshold`, `nms.nms` keeps the best of those whose
+    boxes overlap, whatever their classes.
+    """
+    confidence = outputs.classes.max(-1) + jax.nn.log_sigmoid(outputs.detect)  # [R, C]
+    scores = jnp.exp(confidence) * visible_fraction(outputs.box) ** VISIBLE_POWER
+    kept = nms.nms(
+        windows.from_window(outputs.box, corners).reshape(-1, 4),
+        scores.ravel(),
+        iou_threshold=iou_threshold,
+        max_detections=max_detections,
+        score_threshold=score_threshold,
+    )
+    labels = outputs.classes.argmax(-1).ravel()[kept.indices]
+    return {
+        "boxes": kept.boxes,
+        "scores": kept.scores,
+        "labels": jnp.where(kept.valid, labels, 0),
+        "valid": kept.valid,
     }
 
 

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+import jaxdet
 from jaxdet import configs
 from jaxdet.cli import flags, options
 from jaxdet.cli import main as cli
@@ -514,8 +515,50 @@ def test_eval_and_predict_choose_how_windows_are_combined(place, capsys):
         lines.append(capsys.readouterr().out)
     assert lines[0] != lines[1] and scores[0]["loss"] == scores[1]["loss"]
     assert scores[0]["operations"] < scores[1]["operations"]  # a mean over all windows
-    assert main("eval", "run", "--score-threshold", ".1") == 2
-    assert "--score-threshold is not an option of digits" in capsys.readouterr().err
+    for command in ("eval", "predict"):
+        assert main(command, "run", "--score-threshold", ".1") == 2
+        assert "--score-threshold needs --multiple: run predicts one" in capsys.readouterr().err
+
+
+def test_every_digit_of_a_larger_canvas_is_predicted_and_drawn(place, capsys):
+    """The network is hardly trained, but for the biases of its boxes: it finds something."""
+    untrained = jaxdet.load("run")
+    params, stats = untrained.variables["params"], untrained.variables["batch_stats"]
+    kernel, bias = np.array(params["dense2"]["kernel"]), np.array(params["dense2"]["bias"])
+    kernel[..., 0], kernel[..., -4:] = 0, 0
+    bias[0], bias[-4:] = 4, (0.2, 0.3, 0.7, 0.8)
+    params = params | {"dense2": {"kernel": kernel, "bias": bias}}
+    untrained.export("ready")
+    state = {"step": np.int32(99), "params": params, "stats": stats, "hparams": {}}
+    checkpoint.save("ready", 99, state, score=(2.0, 0.0))
+    canvas = np.zeros((70, 90), np.uint8)
+    for at, digit in ((5, 20), (40, 60)):
+        canvas[at : at + 24, digit : digit + 24] = 200
+    Image.fromarray(canvas).save("two.png")
+    words = ["predict", "ready", "two.png", "--multiple", "--score-threshold", "0"]
+    assert main(*words, "--json", "--save-json", "coco.json") == 0
+    record = json.loads(capsys.readouterr().out)
+    run = jaxdet.load("ready", multiple=True, score_threshold=0.0)
+    found = run.predict("two.png")
+    assert isinstance(found, jaxdet.Detections) and run.finds_many
+    assert len(record["objects"]) == len(found.labels) > 0
+    assert (
+        found.boxes.dtype == np.float32
+        and (found.boxes >= 0).all()
+        and (found.boxes <= [90, 70, 90, 70]).all()
+    )
+    for of, box, score, label in zip(record["objects"], *found, strict=True):
+        assert of == {
+            "label": run.classes[label],
+            "score": round(float(score), 4),
+            "box": [round(float(x), 2) for x in box],
+        }
+    assert len(json.loads((place / "coco.json").read_text())) == len(found.labels)
+    assert main(*words, "--save-dir", "drawn", "--figure", "all.png") == 0
+    assert all((place / name).read_bytes().startswith(PNG) for name in ("drawn/two.png", "all.png"))
+    assert main("predict", "ready", "--multiple", "--count", "2", "--figure", "samples.png") == 0
+    scores = run.evaluate("val")
+    assert 0 <= scores["iou"] <= 1 and {"accuracy", "loss"} <= {*scores}
 
 
 def test_eval_reads_the_data_of_root_instead_of_the_run(place, capsys):

@@ -105,6 +105,52 @@ def test_merging_windows_that_agree_gives_their_common_prediction():
     np.testing.assert_allclose(found["box"], box, atol=1e-3)
 
 
+@partial(jax.jit, static_argnums=1)
+def detect(raw, grid):
+    return sliding_window.detect_objects(
+        sliding_window.split_outputs(raw),
+        windows.window_boxes(grid),
+        score_threshold=0.5,
+        iou_threshold=0.05,
+        max_detections=4,
+    )
+
+
+def test_two_digits_on_a_canvas_are_found_once_each():
+    """Each window answers for the digit that it sees best, as a perfect network would."""
+    grid = windows.grid(windows.parse("c44s4"), 96, 96)  # 14 x 14 windows of 44 pixels
+    truth = {7: [10.0, 14.0, 30.0, 41.0], 3: [58.0, 50.0, 77.0, 80.0]}
+    raw = np.full((grid.rows, grid.columns, 15), -9, np.float32)
+    seen = np.zeros((grid.rows, grid.columns))
+    for label, box in truth.items():
+        target = np.asarray(windows.encode_targets(jnp.float32(box), jnp.int32(label), grid))
+        visible = np.asarray(sliding_window.visible_fraction(target[..., 2:])) * target[..., 0]
+        own = visible > seen
+        seen = np.maximum(seen, visible)
+        raw[own, 0], raw[own, 1:11], raw[own, 1 + label] = 9, -9, 9
+        raw[own, 11:] = target[own, 2:]
+    assert 2 < (seen == 1).sum() < grid.rows * grid.columns
+    found = jax.device_get(detect(raw, grid))
+    assert found["valid"].tolist() == [True, True, False, False]
+    assert {*found["labels"][:2]} == {*truth}
+    for label, box in zip(found["labels"][:2], found["boxes"][:2], strict=True):
+        np.testing.assert_allclose(box, truth[int(label)], atol=1e-3)
+    assert (found["scores"][:2] > 0.99).all() and not found["labels"][2:].any()
+
+
+def test_the_best_detection_answers_for_the_one_digit_of_a_sample():
+    task = sliding_window.MultipleObjectsTask(net=None, place=None)
+    predictions = {
+        "labels": np.array([[4, 1], [4, 1], [4, 0]]),
+        "boxes": np.float32([[[0, 0, 2, 2], [5, 5, 9, 9]]] * 3),
+        "valid": np.array([[True, True], [True, False], [False, False]]),
+    }
+    batch = {"label": np.array([4, 1, 4]), "boxes": np.float32([[[0, 0, 2, 4]]] * 3)}
+    measured = task.measure(predictions, batch)
+    assert measured["right"].tolist() == [True, False, False]
+    np.testing.assert_allclose(measured["iou"], [0.5, 0.5, 0])
+
+
 @cache
 def variables_and_batch():
     """Variables of the tiny task's network, and four prepared rows."""
