@@ -1,7 +1,7 @@
 """Benchmarks: `python -m benchmarks.NAME`, run from the root of the repository.
 
 Each prints Markdown tables; `--json FILE` writes the record that they are made from, with versions,
-processors, devices and flags. `python -m benchmarks.all` runs all of them and writes RESULTS.md.
-Common code is in `lib`, the PyTorch counterparts are in `torch_refs`, and stored records in
-`results`; see `docs/benchmarks.md`.
+processors, devices and flags. `python -m benchmarks.all` runs all but `gpu`, which needs a GPU, and
+`experiments`, whose trainings take hours, and writes RESULTS.md. Common code is in `lib`, the
+PyTorch counterparts are in `torch_refs`, and stored records in `results`; see `docs/benchmarks.md`.
 """

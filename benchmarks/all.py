@@ -1,4 +1,4 @@
-"""Run every benchmark in its own process, one after the other, and write one page of results.
+"""Run the benchmarks in processes of their own, one after the other; write one page of results.
 
     python -m benchmarks.all
     python -m benchmarks.all --names layers startup

@@ -73,9 +73,9 @@ class DetectionTask:
         return self.net.init(key, batch["image"])
 
     def augment(self, keys: jax.Array, batch: Batch, context: StepContext) -> Batch:
-        """Images with values in [0, 1]; in training they are augmented with their boxes.
+        """Images with values in [0, 1].
 
-        In training, images and boxes are also resized by `context.scale`.
+        In training they are augmented with their boxes, and resized by `context.scale`.
         """
         batch = batch | {"image": batch["image"] / jnp.float32(255)}
         if not context.train:

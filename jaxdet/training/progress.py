@@ -55,7 +55,7 @@ class Callback:
     def on_evaluation(self, event: EvaluationEvent) -> bool | None:
         """Called after every evaluation during training.
 
-        `metrics["val"]` is None in a run without validation.
+        `event.metrics["val"]` is None in a run without validation.
         """
 
     def on_checkpoint(self, event: CheckpointEvent) -> bool | None:
