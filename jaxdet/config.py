@@ -49,7 +49,7 @@ class TrainConfig:
     batch: int = 64
     """images per training step, over all devices"""
     eval_batch: int = 250
-    """images per evaluation step, over all devices"""
+    """images per evaluation step, over all devices; also called --test-batch"""
     steps_per_call: int = 0
     """training steps per call of the compiled program; signals, callbacks and the progress bar wait
     for a call to end; 0: on a CPU 1, on a GPU as many as take 50 ms (1 with --stream or several
@@ -265,7 +265,8 @@ def _check_range(config: TrainConfig) -> None:
             if isinstance(number, float) and not math.isfinite(number):
                 raise InputError(f"{option(field.name)} must be finite, got {number}")
             if isinstance(number, int) and abs(number) > MAX_INT and field.name != "seed":
-                raise InputError(f"{option(field.name)} must be at most {MAX_INT}, got {number}")
+                limit = f"at most {MAX_INT}" if number > 0 else f"at least {-MAX_INT}"
+                raise InputError(f"{option(field.name)} must be {limit}, got {number}")
 
 
 def check_to_train(config: TrainConfig) -> list[str]:

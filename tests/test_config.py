@@ -97,6 +97,7 @@ def test_more_steps_per_update_than_steps_are_refused_when_a_training_begins():
         ({"scale": (0.5, float("nan"))}, "--scale must be finite, got nan"),
         ({"box_weight": float("nan")}, "--box-weight must be finite, got nan"),
         ({"epochs": 99999999999}, "--epochs must be at most 2147483647, got 99999999999"),
+        ({"split_seed": -(2**40)}, "--split-seed must be at least -2147483647, got -1099511627776"),
         ({"channels": (8, 2**40)}, "--channels must be at most 2147483647, got 1099511627776"),
     ],
 )

@@ -61,7 +61,7 @@ def read_identities(options: VerificationFolders) -> dict[str, list[LabeledImage
             option = f"--{name.replace('_', '-')}"
             raise InputError(f"{option} must be at least {minimum}, got {value}")
     if not 0 < options.dev < 1:
-        raise InputError(f"--dev must be between 0 and 1, got {options.dev:g}")
+        raise InputError(f"--dev must be above 0 and below 1, got {options.dev:g}")
     found = image_folder.read(options.root)
     images: dict[str, list[LabeledImage]] = {name: [] for name in found.classes}
     for split in found.splits.values():

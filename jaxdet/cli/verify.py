@@ -112,7 +112,10 @@ def pairs(options: verify_options.Pairs) -> int:
             f"--on-missing skip"
         )
     if not listed.pairs:
-        raise InputError(f"{options.pairs}: no pair whose images exist")
+        raise InputError(
+            f"{options.pairs}: must list a pair whose images both exist below {options.root}, got "
+            f"none"
+        )
     index = [pair.index for pair in listed.pairs]
     count = len(index) + len(listed.missing)
     folds = options.folds or listed.folds or DEFAULT_FOLDS

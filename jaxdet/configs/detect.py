@@ -382,7 +382,7 @@ def _read_dataset(config: Any) -> _Data:
     dataset = formats.read(config.root, config.format, config.unknown_classes)
     if not dataset.classes:
         first = f"; first: {dataset.notes[0]}" if dataset.notes else ""
-        raise InputError(f"--root {config.root}: no object of a class in the data{first}")
+        raise InputError(f"--root {config.root}: must hold objects of a class, got none{first}")
     samples = detection.with_validation(
         dataset.splits, config.val_fraction, config.seed, config.test_fraction
     )
@@ -441,7 +441,7 @@ def _check_anchors(config: Config) -> None:
         )
     per_scale = len(scales) or count // max(len(ratios), 1)
     if count > MAX_ANCHORS or per_scale * len(ratios) != count:
-        many = f"{len(scales)} scales x " if scales else "a multiple of "
+        many = f"{len(scales)} scales x " if scales else "a multiple of the "
         raise InputError(
             f"--anchors-per-cell must be at most {MAX_ANCHORS} and {many}{len(ratios)} ratios, got "
             f"{count}"

@@ -549,7 +549,7 @@ REFUSED = {
             "--anchor-ratios",
             "1,2,3",
         ],
-        "--anchors-per-cell must be .* a multiple of 3 ratios, got 4",
+        "--anchors-per-cell must be .* a multiple of the 3 ratios, got 4",
     ),
     "scales": (
         ["train", "detect", "--root", "data", "--anchors-per-cell", "4", "--anchor-scales", "4"],

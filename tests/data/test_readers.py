@@ -518,7 +518,7 @@ def test_remarks_are_no_faults(tmp_path):
 
 def test_data_without_any_class_are_refused(tmp_path):
     write(tmp_path, {"Annotations/p.xml": "<annotation></annotation>", "JPEGImages/p.jpg": None})
-    with pytest.raises(InputError, match="no object of a class in the data"):
+    with pytest.raises(InputError, match="must hold objects of a class, got none"):
         configs.build("detect", Config(root=str(tmp_path), size=(32, 32), devices=1))
 
 
