@@ -24,7 +24,7 @@ NAME = "compiler"
 
 
 class Choice(NamedTuple):
-    """What a process compiles with."""
+    """The compiler options of a process."""
 
     options: dict[str, str] | None = None  # of `jax.jit`
     flag: str = ""  # in XLA_FLAGS
@@ -69,12 +69,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(options: Options) -> None:
-    """Time; print and write the results, the record after each model as well."""
+    """Time the steps, then print and write the results; write the record after each model too."""
     harness.require_known("--models", options.models, tuple(train_steps.MODELS))
     if jax.default_backend() != "cpu":
-        raise InputError("the options are for a CPU; run with JAX_PLATFORMS=cpu")
+        raise InputError(
+            f"the device must be a CPU, got {jax.default_backend()}; run with JAX_PLATFORMS=cpu"
+        )
     if compiler.YNN_FUSION in os.environ.get("XLA_FLAGS", ""):
-        raise InputError(f"XLA_FLAGS sets {compiler.YNN_FUSION}, which is to be compared; unset it")
+        raise InputError(
+            f"XLA_FLAGS must not set {compiler.YNN_FUSION}, which this benchmark varies"
+        )
     workers = {choice: turns.Worker() for choice in CHOICES}
     rows: list[dict[str, Any]] = []
     try:
@@ -127,7 +131,10 @@ def compare(workers: dict[str, turns.Worker], name: str, options: Options) -> li
 
 
 def build_step(choice: str, model: train_steps.Model, options: StepOptions) -> Callable[[], Any]:
-    """The training step of a model, compiled with a choice; for a process that makes no other."""
+    """The training step of a model, compiled with a choice.
+
+    Changes the compiler options of the process, which must build no step with another choice.
+    """
     values, flag = CHOICES[choice]
     if flag and flag not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()

@@ -132,7 +132,7 @@ class SlidingWindowTask:
 class MultipleObjectsTask(SlidingWindowTask):
     """A `SlidingWindowTask` that predicts every object of an image, see `detect_objects`.
 
-    It is trained, and evaluated, on images of one object: there the best detection is the answer.
+    It is trained and evaluated on images of one object, of which the best detection counts.
     """
 
     score_threshold: float = 0.8
@@ -152,7 +152,7 @@ class MultipleObjectsTask(SlidingWindowTask):
         return jax.vmap(lambda one: detect(split_outputs(one)))(raw)
 
     def measure(self, predictions: dict[str, Array], batch: Batch) -> dict[str, Array]:
-        """As `SlidingWindowTask.measure`, of the best detection; wrong where there is none."""
+        """As `SlidingWindowTask.measure`, for the best detection; wrong, with IoU 0, if none."""
         best = {"label": predictions["labels"][:, 0], "box": predictions["boxes"][:, 0]}
         measured, found = super().measure(best, batch), predictions["valid"][:, 0]
         return {"right": measured["right"] & found, "iou": jnp.where(found, measured["iou"], 0.0)}
@@ -220,10 +220,10 @@ def detect_objects(
     """`boxes [P, 4]`, `scores`, `labels`, `valid [P]` of all objects of an image, best first.
 
     outputs: [R, C, ...] each; corners: [R, C, 4] of the windows in pixels.  The score of a window
-    is the probability that an object is inside, times that of its class, times a power of the
-    visible fraction of the box, since a window that an object leaves in part sees it badly.  Of
-    windows with a higher score than `score_threshold`, `nms.nms` keeps the best of those whose
-    boxes overlap, whatever their classes.
+    is the probability that it overlaps an object, times the probability of the class, times a power
+    of the visible fraction of the box, since predictions of objects cut off by the window are poor.
+    Among windows with a score above `score_threshold`, `nms.nms` keeps the best of each group of
+    overlapping boxes, whatever their classes.
     """
     confidence = outputs.classes.max(-1) + jax.nn.log_sigmoid(outputs.detect)  # [R, C]
     scores = jnp.exp(confidence) * visible_fraction(outputs.box) ** VISIBLE_POWER
