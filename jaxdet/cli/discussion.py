@@ -51,6 +51,7 @@ def losses(evaluated: Sequence[EvaluatedRun]) -> Iterator[str]:
             for split, name in _named_splits(line):
                 epoch[f"{one.row['run']}, {name}"] = line[split].get("loss")
     columns = list(dict.fromkeys(key for epoch in epochs.values() for key in epoch))
+    yield "Loss after each epoch, from before the first:"
     yield tables.to_markdown([epochs[number] for number in sorted(epochs)], columns)
 
 

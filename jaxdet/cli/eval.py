@@ -1,7 +1,7 @@
 """`jaxdet eval RUN`: scores of a checkpoint."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sized
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
@@ -39,6 +39,7 @@ def run(options: Eval) -> int:
         remarks = (note for note in experiment.notes if isinstance(note, detection.Remark))
         for remark in islice(remarks, runs.MAX_NOTES):
             common.warn(remark)
+        _report_others(options.root, experiment.splits, chosen)
     present = [split for split in ALL if split in experiment.splits]
     for split in present if chosen == "all" else (chosen,):
         evaluator = run.evaluator(experiment, split)
@@ -61,6 +62,17 @@ def run(options: Eval) -> int:
         else:
             print(f"{split} split, checkpoint of step {run.step}:\n\n{to_text(scores)}\n")
     return 0
+
+
+def _report_others(root: str, splits: Mapping[str, Sized], chosen: str) -> None:
+    """Warn of images in other data that are in another split than the one that is evaluated."""
+    others = {name: len(source) for name, source in splits.items() if name != chosen}
+    if others and chosen != "all":
+        counts = ", ".join(f"{name} {count}" for name, count in others.items())
+        common.warn(
+            f"{root}: {len(splits[chosen])} images of the split {chosen} are evaluated, not those "
+            f"of other splits ({counts}); evaluate every image with --split all"
+        )
 
 
 def to_text(scores: dict[str, Any]) -> str:

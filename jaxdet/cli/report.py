@@ -275,8 +275,14 @@ def _cutoffs_part(
         for name, cuts in cutoffs.items()
     ]
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    held_out = [HELD_OUT_NOTE] if any(verified.values()) else []
-    return ["## Cut-offs", f"{'; '.join(goals)}.", *held_out, tables.to_markdown(rows, columns)]
+    notes = [HELD_OUT_NOTE] if any(verified.values()) else []
+    notes += [
+        f"The accuracy of `{one.row['run']}` is that of the split `{one.row['split']}`, whose "
+        f"images are not held out."
+        for one in evaluated
+        if one.row["split"] in ("train", "val")
+    ]
+    return ["## Cut-offs", f"{'; '.join(goals)}.", *notes, tables.to_markdown(rows, columns)]
 
 
 def _system_part(system: str, evaluated: Sequence[EvaluatedRun]) -> list[str]:

@@ -28,7 +28,7 @@ def test_settings_are_the_commands_of_the_runs():
 
 def test_losses_are_those_of_the_best_and_the_last_epoch_and_of_all():
     runs = [made_up("a", [4.0, 2.0], [3.0, 1.0, 1.5]), made_up("b", [8.0], [7.0, 6.0])]
-    *_, some, every = discussion.losses(runs)
+    *_, some, _, every = discussion.losses(runs)
     assert some.splitlines() == [
         "| run | checkpoint | epoch | training loss | training box | validation loss |",
         "| --- | --- | --- | --- | --- | --- |",

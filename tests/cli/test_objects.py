@@ -256,6 +256,9 @@ def test_images_of_the_run_in_another_folder_keep_their_split(place, evaluated, 
     assert main("eval", "run") == 2
     assert re.fullmatch("jaxdet: error: .*data: no such folder\n", capsys.readouterr().err)
     assert scores("run", "--root", "moved", split="test") == evaluated[2:]
+    count = [found["count"] for found in evaluated]
+    said = f"{count[2]} images of the split test are .* .train {count[0]}, val {count[1]}.;"
+    assert re.search(f"warning: moved: {said} .* --split all\n", capsys.readouterr().err)
 
 
 def test_every_image_from_elsewhere_is_evaluated(place, capsys):
@@ -541,7 +544,7 @@ REFUSED = {
     "shift": ([*TRAIN, "--shift", "-0.1"], "--shift must be at least 0.*got -0.1"),
     "smoothing": ([*TRAIN, "--label-smoothing", "nan"], "--label-smoothing must be .*got nan"),
     "no norm": ([*TRAIN, "--model", "lite0", "--no-norm"], "--norm must be true for --model lite0"),
-    "bad row": ([*TRAIN, "--on-invalid", "error"], r"row 9: .*\(3 such\); --on-invalid skip"),
+    "bad row": ([*TRAIN, "--on-invalid", "error"], r"row 9: .*\(3 in total\); leave them out"),
     "cut": ([*TRAIN, "--val-fraction", "0"], "--val-fraction 0 .*26 images leave val empty"),
     "cut beyond": (
         [*TRAIN, "--test-fraction", "1.5"],

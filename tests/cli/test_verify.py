@@ -363,6 +363,9 @@ def test_a_report_has_the_level_of_every_score(scores_of, capsys):
         assert row[f"{name} level"] == ("none", "low", "medium", "high")[reached]
     assert (described["run"], described["epochs"], described["optimizer"]) == ("run", "1", "adamw")
     assert described["validation accuracy"] and described["scheduler"] == "cosine"
+    assert "not held out" not in text
+    assert main(*words[:4], "--split", "val", "--overwrite") == 0
+    assert "The accuracy of `run` is that of the split `val`, whose" in Path("out.md").read_text()
 
 
 def test_scores_of_another_checkpoint_or_without_scores_are_refused(scores_of, capsys):
@@ -429,7 +432,7 @@ def test_pairs_without_images_stop_or_are_counted(scores_of):
     found = scores_of(verify.pairs, PAIRS, on_missing="skip")
     assert (found["pairs"], found["rows_missing"]) == (3, 1)
     Path("pairs.txt").write_text("1 1\neve 1 2\neve 1 ann 1\n")
-    refused("no pair whose images exist", verify.pairs, PAIRS, on_missing="skip")
+    refused("must list a pair whose images both exist", verify.pairs, PAIRS, on_missing="skip")
 
 
 def test_missing_pairs_do_not_move_others_to_another_fold(scores_of):
