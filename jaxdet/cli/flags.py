@@ -30,6 +30,8 @@ COMMAND_OPTIONS = {  # former names of options of commands
 }
 
 
+ALIASES = {"test-batch": "--eval-batch"}  # second names of options
+
 OTHER_TOOLS = {  # options of Ultralytics and of torchvision's and timm's scripts -> ours, or words
     **dict.fromkeys(("imgsz", "img", "img-size", "input-size", "train-crop-size"), "--size"),
     **dict.fromkeys(("conf", "conf-thres"), "--score-threshold"),
@@ -94,6 +96,7 @@ def parse(
     Invalid words end the process with exit code 2 and the nearest option.  Raises InputError for a
     renamed option (in `system`, if given), and for one of another tool, with its name here.
     """
+    words = replace_aliases(words)
     check_renamed(words, kind, system)
     check_other_tools(words, kind)
     registry = tyro.constructors.ConstructorRegistry()
@@ -102,6 +105,12 @@ def parse(
     args = split_commas(expand_booleans(words, boolean_options(kind)), number_list_options(kind))
     with registry:
         return tyro.cli(kind, prog=prog, args=args, config=settings, **tyro_options)
+
+
+def replace_aliases(words: Sequence[str]) -> list[str]:
+    """The words with options in place of their `ALIASES`."""
+    pairs = ((word, ALIASES.get(_name(word), "")) for word in words)
+    return [ours + word[word.find("=") :] * ("=" in word) if ours else word for word, ours in pairs]
 
 
 def check_renamed(words: Sequence[str], kind: type, system: str = "") -> None:
@@ -183,6 +192,7 @@ def split_axes(words: Sequence[str], kind: type) -> tuple[list[str], dict[str, l
     """
     lists = {option(f.name) for f in fields(kind) if "tuple" in str(f.type)}
     number_lists = {f"--{name}" for name in number_list_options(kind)}
+    words = replace_aliases(words)
     rest, axes, at = [], {}, 0
     while at < len(words):
         end = next((i for i in range(at + 1, len(words)) if words[i].startswith("--")), len(words))

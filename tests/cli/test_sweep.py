@@ -39,6 +39,20 @@ def test_options_with_several_values_are_axes(words, rest, axes):
     assert flags.split_axes(words.split(), Config) == (rest.split(), axes)
 
 
+def test_options_have_aliases():
+    words = ["--batch", "20", "--test-batch=400", "--test_batch", "3", "5", "--root", "test-batch"]
+    expected = ["--batch", "20", "--eval-batch=400", "--eval-batch", "3", "5", "--root"]
+    assert flags.replace_aliases(words) == [*expected, "test-batch"]
+    kind = configs.config("cifar10")
+    rest, axes = flags.split_axes(["--test-batch", "3", "5"], kind)
+    assert (rest, axes) == ([], {"--eval-batch": ["3", "5"]})
+    both = (Sweep(), kind())
+    _, config = flags.parse_with_config("train cifar10", ["--test-batch", "7"], both)
+    assert config.eval_batch == 7
+    with pytest.raises(SystemExit):
+        flags.parse_with_config("train cifar10", ["--test-batch", "seven"], both)
+
+
 @pytest.mark.parametrize("words", ["--channels 8 16", "--channels 8,16", "--channels 8, 16"])
 def test_numbers_of_a_list_are_separated_by_spaces_or_commas(words):
     words = [*words.split(), "--layout", "c6,p2"]
