@@ -212,7 +212,7 @@ def test_on_invalid_error_refuses_unusable_boxes_of_a_stream(tmp_path, split):
     config = Config(root=str(tmp_path / "set"), size=SIZE, stream=True)
     (note,) = detection.faults(configs.build("detect", config).notes)
     assert note.startswith(f"{number}.png: box ") and note.endswith("has no area")
-    with pytest.raises(InputError, match=rf"{number}\.png: box .* has no area \(1 such\)"):
+    with pytest.raises(InputError, match=rf"{number}\.png: box .* has no area \(1 in total\)"):
         configs.build("detect", replace(config, on_invalid="error"))
 
 
