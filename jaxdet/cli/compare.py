@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from jaxdet import api, baselines, tables
 from jaxdet.cli import common, report, sweep_table
-from jaxdet.cli.evaluated_run import MAX_FAILURES, EvaluatedRun, evaluate
+from jaxdet.cli.evaluated_run import EvaluatedRun, evaluate
 from jaxdet.cli.options import Compare
 from jaxdet.config import reuse_data
 from jaxdet.errors import InputError

@@ -1,6 +1,6 @@
 """`jaxdet predict RUN`: predictions for image files, or for samples of the data.
 
-Boxes are in pixels of the original images everywhere.
+Boxes are in pixels of the original images; only in YOLO files, they are fractions of the image.
 """
 
 import json
@@ -29,6 +29,7 @@ from jaxdet.training.experiment import Experiment
 from jaxdet.types import Batch
 
 MIN_IOU = 0.5  # a box with a lower IoU is a failure
+DIGIT_CELL = 4, 16 / 6  # inches per digit: 30 of them fill 20 x 16 inches
 TITLE_LENGTH = 40  # characters of a file name above a picture
 SCORE_THRESHOLD = 0.25  # of detections to print, draw and crop, without --score-threshold
 DETECTION_OPTIONS = ("save_txt", "save_json", "save_crop", "classes")
@@ -55,8 +56,9 @@ Pair = tuple[Example, Any]  # with its `api.Prediction`
 def run(options: Predict) -> int:
     """Print a prediction per image, and write the files that were asked for; returns the exit code.
 
-    Images are read, predicted and written in batches; only --figure keeps all of them in memory.
-    Of several images, those that cannot be read are reported at the end, with exit code 1.
+    Image files are read, predicted and written in batches (--figure keeps them all in memory); the
+    --count samples of a split are read at once.  Of several images, those that cannot be read are
+    reported at the end, with exit code 1.
     """
     common.check_picture(options.figure, options.count)
     if options.sample and not options.submit:
@@ -120,6 +122,7 @@ class Output:
     def __init__(self, run: api.Run, options: Predict, titles: Sequence[str]):
         self.options, self.classes = options, run.classes
         self.many = run.finds_many
+        self.cell = DIGIT_CELL if run.system == "digits" else None
         stems = [Path(title).stem for title in titles]
         self.repeated = {stem for stem, count in Counter(stems).items() if count > 1}
         self.pairs: list[Pair] = []  # for --figure
@@ -155,7 +158,7 @@ class Output:
             self._draw(self.pairs, options.figure)
             wrote.append(str(options.figure))
         folders = (options.save_dir, options.save_txt, options.save_crop)
-        wrote += [f"{self.count} images to {folder}" for folder in folders if folder]
+        wrote += [f"predictions of {self.count} images to {folder}" for folder in folders if folder]
         if options.save_json:
             options.save_json.parent.mkdir(parents=True, exist_ok=True)
             options.save_json.write_text(json.dumps(results))
@@ -225,6 +228,7 @@ class Output:
         else:
             shown["predicted"] = [getattr(found, "box", None) for _, found in pairs]
             shown["wrong"] = [is_failure(*pair) for pair in pairs]
+            shown["cell"] = self.cell
         common.draw(pictures, path, **shown, quiet=True)
 
     def _title(self, example: Example, found: Any) -> str:
@@ -245,7 +249,8 @@ def _check_options(run: api.Run, options: Predict, many: bool) -> None:
     given = [name for name in DETECTION_OPTIONS if getattr(options, name) and not many]
     if given:
         name = given[0].replace("_", "-")
-        raise InputError(f"--{name} is for runs of detect, {options.run} is one of {run.system}")
+        kind = "detect, or of digits with --multiple"
+        raise InputError(f"--{name} needs a run of {kind}, {options.run} is a run of {run.system}")
     for name in options.classes:
         if name not in run.classes:
             raise InputError(f"--classes must be among {', '.join(run.classes)}, got {name}")

@@ -16,6 +16,9 @@ TRUE, PREDICTED = "lime", "red"
 MAX_COLORED_CLASSES = 10  # with more classes, curves are thin and have no names
 MIN_SIDE = 320  # pixels of the shorter side of an annotated image
 MARKERS = "os^D"
+CELL_WIDTH, TITLE_LINE = 4.0, 0.22  # inches
+CHARACTER = 0.62  # width of a character, as a fraction of the font size
+TITLE_SIZES = 6.0, 12.0  # points
 
 
 def gallery(
@@ -29,7 +32,7 @@ def gallery(
     labels: Sequence[Array] | None = None,
     wrong: Sequence[bool] | None = None,
     columns: int = 5,
-    cell: tuple[float, float] = (4, 16 / 6),
+    cell: tuple[float, float] | None = None,
 ) -> None:
     """A grid of N images [H, W, C] in [0, 1], true boxes in green and predicted boxes in red.
 
@@ -37,12 +40,17 @@ def gallery(
     texts: one per predicted box of each image, or per true box where `predicted` is None; on the
       color of its class index in `labels`.
     titles: one per image, in red where `wrong`.
-    cell: inches per image.
+      Long ones are set smaller, so that they do not run into each other.
+    cell: inches per image; by default the images, in their mean aspect ratio, fill their cells.
     """
+    cell = cell or _fitting_cell(images, titles)
+    longest = max(len(line) for title in titles for line in title.split("\n"))
+    size = np.clip(72 * cell[0] / (CHARACTER * max(longest, 1)), *TITLE_SIZES)
     figure, every = figures.grid(len(images), columns, cell=cell)
     for i, (axes, image) in enumerate(zip(every, images, strict=True)):
         figures.draw_image(axes, image)
-        axes.set_title(titles[i], color=PREDICTED if wrong is not None and wrong[i] else "black")
+        color = PREDICTED if wrong is not None and wrong[i] else "black"
+        axes.set_title(titles[i], color=color, fontsize=size)
         _draw_boxes(axes, _item(true, i), _item(predicted, i), _item(texts, i), _item(labels, i))
     figures.save(figure, path)
 
@@ -147,22 +155,13 @@ def precision_recall(
     figures.save(figure, path)
 
 
-def bar_chart(
-    values: Mapping[str, float], path: Path, *, label: str, marked: Sequence[float] = ()
-) -> None:
-    """A horizontal bar per {name: value in [0, 1]}, the first in black.
-
-    marked: values at which vertical lines are drawn.
-    """
+def bar_chart(values: Mapping[str, float], path: Path, *, label: str) -> None:
+    """A horizontal bar per {name: value in [0, 1]}, the first in black."""
     figure = Figure(figsize=(7, max(2.5, 0.32 * len(values) + 1)), layout="constrained")
     axes = figure.subplots()
     for position, value in enumerate(values.values()):
         axes.barh(position, value, color="C0" if position else "black", height=0.7)
         axes.text(value + 0.01, position, f"{value:.3f}", va="center", fontsize=9)
-    for value in marked:
-        axes.axvline(value, color="red", ls="--", lw=1)
-        background = {"pad": 1, "facecolor": "white", "edgecolor": "none"}
-        axes.text(value, -0.75, f"{value:g}", color="red", ha="center", fontsize=8, bbox=background)
     axes.set_yticks(range(len(values)), list(values))
     axes.set(xlabel=label, xlim=(0, 1.08), ylim=(len(values) - 0.4, -1.1))
     figures.save(figure, path)
@@ -182,6 +181,13 @@ def draw_box(axes: Axes, corners: Array, color: str, width: float = 2) -> None:
     """Draw a half-open box [4], in pixels, along the edges of the pixels; width: points."""
     x0, y0, x1, y1 = np.asarray(corners) - 0.5  # imshow centers pixels on whole numbers
     axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=color, lw=width))
+
+
+def _fitting_cell(images, titles) -> tuple[float, float]:
+    """Inches per image of `CELL_WIDTH`, with its titles, at the mean aspect ratio of the images."""
+    aspect = np.mean([np.shape(image)[0] / np.shape(image)[1] for image in images])
+    lines = 1 + max(title.count("\n") for title in titles)
+    return CELL_WIDTH, CELL_WIDTH * float(np.clip(aspect, 0.25, 4)) + TITLE_LINE * lines
 
 
 def _item(part: Sequence[Any] | None, i: int) -> Any:

@@ -10,7 +10,7 @@ from cycler import cycler
 from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from jaxdet.plots import figures
 
@@ -19,18 +19,17 @@ LINE_STYLES = cycler(ls=["-", "--", ":"]) * rcParams["axes.prop_cycle"]
 SPLIT_COLORS = {"train": "C0", "val": "C1", "test": "C2"}
 VALIDATION_SCORES = ("iou", "map", "map50")  # not measured in training
 SPLIT_TITLES = {True: "validation", False: "test (no selection)"}  # by: has validation scores
-COMPARED = ("loss", "accuracy", "iou")
+COMPARED = ("loss", "accuracy", "iou", "map", "map50")
+LOG_RANGE = 4  # a loss that changes by less than this factor is drawn on a linear scale
 
 Metrics = Sequence[dict[str, Any]]  # the lines of a `metrics.jsonl`
 
 
-def learning_curves(
-    metrics: Metrics, path: Path, *, marked: Mapping[str, Sequence[float]] | None = None
-) -> None:
+def learning_curves(metrics: Metrics, path: Path) -> None:
     """Loss terms and scores of a run against the epoch, in one panel each.
 
     Panels have the values of training, validation and a monitored test split, as far as a run has
-    them.  marked: {term: values at which its panel has horizontal lines}.
+    them.
     """
     trained = {name for line in metrics for name in line["train"] or ()}
     shared = trained or {"loss", "accuracy"} & {*_scores(metrics[0])}
@@ -49,23 +48,22 @@ def learning_curves(
         axes.axis("on")
         _draw_curves(axes, term, curves, colors=SPLIT_COLORS)
         axes.legend()
-        for value in (marked or {}).get(term, ()):
-            axes.axhline(value, color="red", ls="--", lw=1)
     figures.save(figure, path)
 
 
 def compare_runs(metrics_by_run: Mapping[str, Metrics], path: Path) -> None:
-    """Validation loss, accuracy and IoU of several runs against the epoch, in one panel each.
+    """Validation loss, accuracy, IoU and mAP of several runs against the epoch, a panel each.
 
     Runs without validation are shown by their test scores, and the title says so.  A term that any
     run lacks is left out.  If all runs have logged their times, a further panel has the accuracy
     against the seconds of training and evaluation.
     """
     lines = [line for metrics in metrics_by_run.values() for line in metrics]
-    panels = [(term, "epoch") for term in COMPARED if all(term in _scores(line) for line in lines)]
+    known = set.intersection(*({*_scores(line)} for line in lines)) if lines else set()
+    panels = [(term, "epoch") for term in COMPARED if term in known]
     validated = {bool(line.get("val")) for line in lines}
     title = " or ".join(name for has, name in SPLIT_TITLES.items() if has in validated)
-    if lines and ("accuracy", "epoch") in panels and all("time" in line for line in lines):
+    if ("accuracy", "epoch") in panels and all("time" in line for line in lines):
         panels.append(("accuracy", "seconds"))
     longest = max(map(len, metrics_by_run), default=0)
     legend = 0.6 + 0.07 * longest  # inches
@@ -100,7 +98,11 @@ def _draw_curves(
     against: str = "epoch",
     colors: Mapping[str, str] | None = None,
 ) -> None:
-    """A line per {label: points [(x, value)]}; a loss above 0 is drawn on a logarithmic scale."""
+    """A line per {label: points [(x, value)]}.
+
+    A loss above 0 that changes by a factor of `LOG_RANGE` is drawn on a logarithmic scale, whose
+    ticks are plain numbers.
+    """
     for label, points in curves.items():
         x, values = np.array(points).reshape(-1, 2).T
         axes.plot(x, values, marker=".", label=label, color=(colors or {}).get(label))
@@ -108,6 +110,9 @@ def _draw_curves(
     axes.grid(alpha=0.3)
     if against == "epoch":
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    lowest = min((value for points in curves.values() for _, value in points), default=0)
-    if term == "loss" and lowest > 0:
+    values = [value for points in curves.values() for _, value in points]
+    if term == "loss" and values and 0 < min(values) * LOG_RANGE < max(values):
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_locator(NullLocator())

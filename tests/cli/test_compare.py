@@ -238,7 +238,7 @@ def test_a_report_is_replaced_with_overwrite_only(compared, here, capsys):
 
 def test_failures_are_the_worst_predictions_of_each_run(compared):
     (((images, _), named),) = compared.drawn
-    assert (len(images), named["columns"]) == (12, 6)
+    assert (len(images), named["columns"]) == (12, 3)
     assert {image.shape for image in images} == {(56, 56, 1), (160, 200, 3)}  # of objects: files
     rows, _ = localization.read_annotations(compared.words[1].parent / "data")
     annotated, ranks = {row.name: row.box for row in rows}, []
@@ -258,7 +258,7 @@ def test_curves_are_drawn_for_terms_that_all_runs_have(tmp_path):
 
     every, some = lines("loss", "accuracy", "iou"), lines("loss", "iou", "map")
     timed = lines("loss", "accuracy", time={"train": 3.0, "eval": 1.0})
-    widths = (({"a": every}, 3), ({"a": every, "b": some}, 2), ({"a": []}, 3))
+    widths = (({"a": every}, 3), ({"a": every, "b": some}, 2), ({"a": []}, 1))
     for of_runs, width in (*widths, ({"a": timed}, 3), ({"a": timed, "b": every}, 2)):
         training_plots.compare_runs(of_runs, tmp_path / "c" / "curves.png")
         with Image.open(tmp_path / "c" / "curves.png") as picture:

@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -36,7 +38,8 @@ LIME, RED = (0, 255, 0), (255, 0, 0)
 def test_thirty_images_fill_a_20_by_16_inch_figure(tmp_path):
     images, boxes = np.zeros((30, 16, 16, 1)), np.tile([2.0, 3.0, 9.0, 8.0], (30, 1))
     path = tmp_path / "figure.png"
-    detection_plots.gallery(images, path, titles=["3"] * 30, true=boxes, predicted=boxes + 4)
+    options = {"true": boxes, "predicted": boxes + 4, "cell": (4, 16 / 6)}
+    detection_plots.gallery(images, path, titles=["3"] * 30, **options)
     with Image.open(path) as picture:
         assert picture.size == (2000, 1600)
     assert {LIME, RED} <= colors(path)
@@ -134,24 +137,58 @@ def test_precision_recall_of_any_number_of_classes(tmp_path, classes, monkeypatc
         np.testing.assert_allclose(points[0], [[0.4, 0.6]])
 
 
-def test_bars_have_their_values_and_marked_lines(tmp_path, monkeypatch):
+def test_bars_have_their_values(tmp_path, monkeypatch):
     drawn, save = [], figures.save
     monkeypatch.setattr(figures, "save", lambda *a: drawn.append(a[0]) or save(*a))
-    detection_plots.bar_chart(
-        {"all": 0.5, "a": 0.25}, tmp_path / "a.png", label="mAP", marked=(0.2, 0.1)
-    )
+    detection_plots.bar_chart({"all": 0.5, "a": 0.25}, tmp_path / "a.png", label="mAP")
     (axes,) = drawn[0].axes
     assert [bar.get_width() for bar in axes.patches] == [0.5, 0.25]
-    assert [line.get_xdata()[0] for line in axes.lines] == [0.2, 0.1]
+    assert not axes.lines
     assert pixels(tmp_path / "a.png").any()
 
 
-def test_learning_curves_have_lines_only_at_marked_values(tmp_path, monkeypatch):
+def drawn_figure(monkeypatch, draw):
+    """The figure that a function draws."""
     drawn, save = [], figures.save
     monkeypatch.setattr(figures, "save", lambda *a: drawn.append(a[0]) or save(*a))
-    metrics = [{**line, "val": {**line["val"], "map": 0.1}} for line in lines(2)]
-    training_plots.learning_curves(metrics, tmp_path / "a.png")
-    training_plots.learning_curves(metrics, tmp_path / "a.png", marked={"map": (0.05, 0.1, 0.2)})
-    plain, marked = (a for figure in drawn for a in figure.axes if a.get_ylabel() == "map")
-    assert [line.get_ydata()[0] for line in marked.lines[-3:]] == [0.05, 0.1, 0.2]
-    assert len(marked.lines) == len(plain.lines) + 3
+    draw()
+    return drawn[0]
+
+
+@pytest.mark.parametrize(
+    "losses, ticks", [((40, 2.7), ["5", "10", "20"]), ((3.2, 2.4), None)], ids=["log", "linear"]
+)
+def test_ticks_of_losses_are_plain_numbers_and_of_epochs_whole(
+    tmp_path, monkeypatch, losses, ticks
+):
+    metrics = [
+        {"epoch": e, "train": None, "val": {"loss": loss, "accuracy": 0.5}}
+        for e, loss in enumerate(losses)
+    ]
+    draw = partial(training_plots.learning_curves, metrics, tmp_path / "a.png")
+    axes = drawn_figure(monkeypatch, draw).axes[0]
+    low, high = axes.get_ylim()
+    shown = [
+        text.get_text() for text in axes.get_yticklabels() if low <= text.get_position()[1] <= high
+    ]
+    assert axes.get_yscale() == ("log" if ticks else "linear")
+    assert not ticks or shown == ticks
+    assert all(float(text) for text in shown) and len(shown) > 2
+    assert all(tick == round(tick) for tick in axes.get_xticks())
+
+
+def test_images_of_a_gallery_fill_their_cells_and_titles_do_not_overlap(tmp_path, monkeypatch):
+    title = "run: airplanes/image_0001.jpg\ntrue airplanes, predicted motorcycles, IoU 0.42"
+    draw = partial(
+        detection_plots.gallery,
+        np.zeros((6, 40, 100, 3)),
+        tmp_path / "a.png",
+        titles=[title] * 6,
+        columns=3,
+    )
+    figure = drawn_figure(monkeypatch, draw)
+    area = sum(axes.get_position().width * axes.get_position().height for axes in figure.axes)
+    assert area > 0.7
+    renderer = figure.canvas.get_renderer()
+    spans = [axes.title.get_window_extent(renderer) for axes in figure.axes[:3]]
+    assert spans[0].x0 >= 0 and spans[0].x1 < spans[1].x0 and spans[1].x1 < spans[2].x0
