@@ -39,8 +39,7 @@ def gallery(
     true, predicted: boxes [n, 4], one box [4], or None, for each image.
     texts: one per predicted box of each image, or per true box where `predicted` is None; on the
       color of its class index in `labels`.
-    titles: one per image, in red where `wrong`.
-      Long ones are set smaller, so that they do not run into each other.
+    titles: one per image, in red where `wrong`; long titles are in a smaller font.
     cell: inches per image; by default the images, in their mean aspect ratio, fill their cells.
     """
     cell = cell or _fitting_cell(images, titles)
@@ -184,7 +183,7 @@ def draw_box(axes: Axes, corners: Array, color: str, width: float = 2) -> None:
 
 
 def _fitting_cell(images, titles) -> tuple[float, float]:
-    """Inches per image of `CELL_WIDTH`, with its titles, at the mean aspect ratio of the images."""
+    """(`CELL_WIDTH`, height) in inches of a cell for its title and an image of mean aspect ratio."""
     aspect = np.mean([np.shape(image)[0] / np.shape(image)[1] for image in images])
     lines = 1 + max(title.count("\n") for title in titles)
     return CELL_WIDTH, CELL_WIDTH * float(np.clip(aspect, 0.25, 4)) + TITLE_LINE * lines
