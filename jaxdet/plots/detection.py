@@ -183,7 +183,7 @@ def draw_box(axes: Axes, corners: Array, color: str, width: float = 2) -> None:
 
 
 def _fitting_cell(images, titles) -> tuple[float, float]:
-    """(`CELL_WIDTH`, height) in inches of a cell for its title and an image of mean aspect ratio."""
+    """(`CELL_WIDTH`, height) in inches of a cell for a title and an image of mean aspect ratio."""
     aspect = np.mean([np.shape(image)[0] / np.shape(image)[1] for image in images])
     lines = 1 + max(title.count("\n") for title in titles)
     return CELL_WIDTH, CELL_WIDTH * float(np.clip(aspect, 0.25, 4)) + TITLE_LINE * lines
