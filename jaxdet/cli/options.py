@@ -16,7 +16,7 @@ class Process:
     cache: bool = True
     """keep compiled programs in $JAXDET_CACHE, by default ~/.cache/jaxdet"""
     deterministic: bool = False
-    """on a GPU, use only operations that give the same bits every time, no autotuning (slower)"""
+    """on a GPU, use only deterministic operations, without autotuning (slower)"""
     debug: bool = False
     """show the whole traceback of an error"""
 
@@ -45,17 +45,18 @@ class Sweep(Process):
     """change one option at a time: one run with the first value of every option, and one for each
     other value, with its gain over the first run"""
     grid: str = ""
-    """named options and values of the system, see its configuration: cifar10 has arch, batch, aug,
-    loss, opt and act; detect has ablation; faces has arch, loss, head, opt, schedule, dropout,
-    squeeze, act, reference and reference_tenth"""
+    """named grid of options and values, defined by the system: cifar10 has arch, batch, aug, loss,
+    opt and act; detect has ablation; faces has arch, loss, head, opt, schedule, dropout, squeeze,
+    act, reference and reference_tenth"""
     resume: bool = False
     """resume the runs in --out"""
     overwrite: bool = False
     """replace the runs in --out"""
     vmap: Literal["auto", "yes", "no"] = "auto"
-    """train runs that differ only in learning rate, weight decay, loss weights, dropout or seed in
-    one vmapped program (yes) or one after the other (no); auto measures both and takes the faster;
-    the time of a vmapped program is divided equally among its runs"""
+    """how to train runs that differ only in numbers that may be traced, such as learning rate,
+    weight decay, loss weights, dropout and seed: in one vmapped program (yes), one after the other
+    (no), or in the way that is measured to be faster (auto); the time of a vmapped program is
+    divided equally among its runs"""
     quiet: bool = False
     """print nothing but errors and the table"""
     json: bool = False
@@ -115,15 +116,16 @@ class Eval(Restored):
     plots: Path | None = None
     """folder for plots: the confusion matrix; detect: also precision-recall curves and mAP"""
     report: bool = False
-    """print the report that the assignment of the system asks for (objects, detect)"""
+    """objects, detect: print the report that the assignment of the system requires"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predict(Restored):
     """Predictions for image files, or for samples of a split; boxes are in original pixels.
 
-    Without --score-threshold, detections are printed, drawn and cropped from a score of .25 on;
-    --save-json has all of them, from the threshold of the run on, as COCO's evaluation needs.
+    Without --score-threshold, only detections with a score of at least .25 are printed, drawn,
+    cropped and written to --save-txt; --save-json has all detections of the run, as COCO's
+    evaluation needs.
     """
 
     ONLY: ClassVar[dict[str, tuple[str, ...]]] = {
@@ -140,7 +142,8 @@ class Predict(Restored):
     """further images; on a computer with a display, each image opens in a window unless --figure or
     --save-dir is given"""
     show_all_images: bool = True
-    """false shows failures only: images with a wrong label, or IoU below .5 with the true box"""
+    """false: show failures only, images with a wrong label or with IoU below .5 with the true box;
+    no effect for detect"""
     save_dir: Path | None = None
     """folder for one picture per image, with true boxes in green and predicted boxes in red"""
     count: int = 30
@@ -158,8 +161,9 @@ class Predict(Restored):
     """detect: folder for a YOLO text file per image, `class x y width height score` per line"""
     save_json: Path | None = None
     """detect: file for all boxes in COCO's results format; category_id is that of the data of the
-    run, or counts classes from 1; image_id is that of the data for samples of --split, and for
-    files the number that is their name, or their position from 0 where a name is not a number"""
+    run, or counts classes from 1; image_id is that of the data for samples of --split; for files,
+    it is the number that is their name or, unless all names are different numbers, their position
+    from 0"""
     save_crop: Path | None = None
     """detect: folder for an image file per box, cropped to it"""
     submit: Path | None = None
@@ -263,14 +267,14 @@ class Split(Process):
     test_fraction: float = 0.1
     """fraction of all images for the test"""
     train_fraction: float = 1.0
-    """fraction of all images for training; limited to what the other splits leave"""
+    """fraction of all images for training, limited to the images that the other splits leave"""
     split_seed: int = 0
     """seed of the shuffle before splitting"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Export(Process):
-    """Write a run for use elsewhere, without the data that only training needs."""
+    """Write a run for use elsewhere, without the state that only training needs."""
 
     run: tyro.conf.Positional[Path]
     """run folder"""
@@ -296,9 +300,9 @@ class Describe(Process):
     backward: bool = False
     """count a training pass: batch statistics, and gradients of the parameters"""
     convention: Literal["flop", "mac"] = "flop"
-    """count all operations (flop), or multiply-adds, each as one (mac)"""
+    """count all operations (flop), or only multiply-adds, each as one (mac)"""
     padding: Literal["full", "valid"] = "full"
-    """count operations on padding, or leave them out as XLA does"""
+    """count operations on padding (full), or leave them out as XLA does (valid)"""
     time: bool = False
     """measure each layer, and draw the roofline plot"""
     figure: Path = Path("roofline.png")
