@@ -47,7 +47,7 @@ def run(system: str, options: Inspect) -> int:
 
 
 def _print_notes(faults: Sequence[str], remarks: Sequence[str], options: Inspect) -> None:
-    """Print the first of each kind of notes, or all."""
+    """Print the first `MAX_NOTES` notes of each kind, or all notes."""
     if not faults:
         print("every image and row can be used")
     for own, title in ((faults, "images or rows cannot be used"), (remarks, "remarks")):

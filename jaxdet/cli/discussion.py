@@ -1,4 +1,4 @@
-"""Parts of a report that say in tables and sentences what the figures of compared runs show."""
+"""Sections of a report on compared runs: settings, losses, confusions, and a discussion."""
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +29,8 @@ def settings(evaluated: Sequence[EvaluatedRun]) -> Iterator[str]:
 
 
 def losses(evaluated: Sequence[EvaluatedRun]) -> Iterator[str]:
-    """Yield the losses of training and validation, of some epochs with all terms, and of all."""
+    """Yield tables of losses: all terms at the best and last checkpoint, the total at all
+    epochs."""
     rows = [
         {"run": one.row["run"], "checkpoint": name, "epoch": line["epoch"], **_terms(line)}
         for one in evaluated
@@ -84,7 +85,7 @@ def summarize_labels(row: Mapping[str, Any]) -> str:
 
 
 def discussion(evaluated: Sequence[EvaluatedRun]) -> Iterator[str]:
-    """Yield what the figures say: on scores, losses, time, and failures."""
+    """Yield a list of sentences on scores, losses, times and failures."""
     rows = [one.row for one in evaluated]
     sentences = [
         *_ranking(rows, "accuracy", "accuracy"),
@@ -112,7 +113,7 @@ def _ranking(rows: Sequence[Row], name: str, text: str, *, lowest: bool = False)
 
 
 def _fit(one: EvaluatedRun) -> Iterator[str]:
-    """Yield how the losses of a run develop: whether it overfits, or has not converged."""
+    """Yield a sentence on the losses of a run: whether it overfits, or has not converged."""
     known = [line for line in one.metrics if (line["val"] or {}).get("loss") is not None]
     trained = [line for line in known if line["train"]]
     if len(trained) < 2:
@@ -134,7 +135,7 @@ def _fit(one: EvaluatedRun) -> Iterator[str]:
 
 
 def _failures(row: Row) -> Iterator[str]:
-    """Yield the numbers of images with a wrong label, and with a box of low IoU."""
+    """Yield a sentence on the numbers of images with a wrong label, and with a box of low IoU."""
     if "correct" not in row or "count" not in row:
         return
     wrong = row["count"] - row["correct"]

@@ -65,7 +65,7 @@ def run(options: Eval) -> int:
 
 
 def _report_others(root: str, splits: Mapping[str, Sized], chosen: str) -> None:
-    """Warn of images in other data that are in another split than the one that is evaluated."""
+    """Warn of images of other data that are not evaluated, since they are in other splits."""
     others = {name: len(source) for name, source in splits.items() if name != chosen}
     if others and chosen != "all":
         counts = ", ".join(f"{name} {count}" for name, count in others.items())

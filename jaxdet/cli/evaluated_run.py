@@ -118,7 +118,8 @@ def worst_predictions(
     """The `MAX_FAILURES` worst predictions of a split: wrong labels first, then the lowest IoU.
 
     Without boxes, wrong labels are ordered by descending score and right ones by ascending score.
-    Images and boxes are those of the files where the experiment can read them.
+    Images and boxes have the size of the original files, if the experiment can read these, or else
+    that of the network's input.
     predictions: as `RecordingTask` reports them.
     """
     classes = experiment.metadata["classes"]

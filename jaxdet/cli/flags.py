@@ -93,8 +93,9 @@ def parse(
 ) -> Kind:
     """An instance of the dataclass `kind` from command-line words.
 
-    Invalid words end the process with exit code 2 and the nearest option.  Raises InputError for a
-    renamed option (in `system`, if given), and for one of another tool, with its name here.
+    For invalid words, prints the nearest option and ends the process with exit code 2.  Raises
+    InputError for a renamed option (of `system`, if given) and for an option of another tool; the
+    message has its present name.
     """
     words = replace_aliases(words)
     check_renamed(words, kind, system)
@@ -125,7 +126,8 @@ def check_renamed(words: Sequence[str], kind: type, system: str = "") -> None:
 
 
 def check_other_tools(words: Sequence[str], kind: type) -> None:
-    """Raise InputError, with our name, for options of other tools, `--imgsz 640`, `imgsz=640`."""
+    """Raise InputError, with our name, for an option of another tool, as `--imgsz 3` or
+    `imgsz=3`."""
     known = _option_names(kind, lambda of: True)
     for before, word in pairwise(["", *words]):
         is_option = word.startswith("--")
@@ -222,7 +224,7 @@ def to_words(config: TrainConfig) -> list[str]:
 
 
 def _option_names(kind: type, has_type: Callable[[Any], bool]) -> set[str]:
-    """Names of the options of a dataclass, or nested in it, that have a type."""
+    """Names of the options of a dataclass, or nested in it, whose type satisfies `has_type`."""
     names = set()
     for field in fields(kind):
         if is_dataclass(field.type):

@@ -221,7 +221,7 @@ class SweepRunner:
         resumed: Sequence[Path],
         begun: float,
     ) -> int:
-        """Epochs that fit into the time of one run; the same for all runs, kept when resuming."""
+        """Epochs that fit into the time budget; the same for all runs, and kept when resuming."""
         if resumed:
             return runs.read_config(resumed[0], self.name).epochs
         planned = time_budget.plan_epochs(compiled, whole, time.monotonic() - begun)
@@ -258,7 +258,7 @@ class SweepRunner:
         return faster
 
     def _evaluate(self, config: TrainConfig, trained: TrainConfig) -> dict[str, int]:
-        """Evaluate the checkpoint of a run with other `EVAL_ONLY` options; its cost."""
+        """Evaluate the checkpoint of a run with other `EVAL_ONLY` options; returns its cost."""
         folder, source = self.folders[config], self.folders[trained]
         config = replace(config, epochs=runs.read_config(source, self.name).epochs)
         whole = configs.build(self.name, config)
