@@ -103,6 +103,7 @@ class Experiment(NamedTuple):
     question: str
     runs: tuple[Run, ...] = ()
     sweep: str = ""  # options of `jaxdet sweep`
+    by_label: bool = False  # whether rows have the scores of each label, too
     curves: bool = False  # whether the scores after each epoch are drawn
 
 
@@ -162,6 +163,7 @@ EXPERIMENTS = {
             Run(f"{model}_4_epochs", f"--model {model} {NETWORKS}")
             for model in ("simple", "deeper", "vgg", "resnet18")
         ),
+        by_label=True,
     ),
     "assigners": Experiment(
         "detect",
@@ -292,6 +294,7 @@ def run_rows(experiment: Experiment, run: Run, options: Options) -> Iterator[dic
             "checkpoint": checkpoint,
             "epoch": epoch,
             **{name: scores[name] for name in SCORES[experiment.system]},
+            **(label_scores(scores) if experiment.by_label else {}),
             **(convergence(lines) if experiment.curves else {}),
             "epoch_seconds": seconds[len(seconds) // 2],
             "options": " ".join(words),
@@ -314,6 +317,15 @@ def draw(experiment: Experiment, out: Path, path: Path) -> None:
     training.compare_runs(runs, path)
 
 
+def label_scores(scores: dict[str, Any]) -> dict[str, Any]:
+    """Accuracy and mean IoU of each label, as columns `LABEL SCORE`."""
+    return {
+        f"{label} {name}": of_label.get(name)
+        for label, of_label in scores["labels"].items()
+        for name in ("accuracy", "iou")
+    }
+
+
 def sweep_rows(name: str, experiment: Experiment, options: Options) -> list[dict[str, Any]]:
     """Rows of the table of a sweep."""
     words, folder = experiment.sweep.format(epochs=options.epochs).split(), options.out / name
@@ -334,7 +346,8 @@ def jaxdet(*words: str) -> str:
         text=True,
     )
     if done.returncode:
-        raise InputError(done.stderr.strip().splitlines()[-1])
+        lines = done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"]
+        raise InputError(f"jaxdet {words[0]}: {lines[-1]}")
     return done.stdout
 
 

@@ -74,6 +74,14 @@ def test_run_is_trained_once_and_evaluated_at_its_checkpoints(commands, tmp_path
     )
 
 
+def test_rows_may_have_the_scores_of_each_label():
+    labels = {"face": {"count": 2, "accuracy": 0.5, "iou": 0.7}, "airplane": {"count": 0}}
+    assert experiments.label_scores({"labels": labels}) == {
+        **{"face accuracy": 0.5, "face iou": 0.7},
+        **{"airplane accuracy": None, "airplane iou": None},
+    }
+
+
 def test_every_experiment_has_options_of_its_system(tmp_path):
     from jaxdet import configs
     from jaxdet.cli import flags, options
