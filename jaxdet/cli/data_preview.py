@@ -37,8 +37,7 @@ def run(system: str, options: Preview, config: TrainConfig) -> int:
 
 
 def _shown(experiment: Experiment, count: int, **options: Any) -> dict[str, Any]:
-    """The first inputs of the training split, as `pictures` and other arguments of
-    `common.draw`."""
+    """The first inputs of the training split: `pictures`, and other arguments of `common.draw`."""
     batch, classes = evaluator.samples(experiment, "train", count, **options), experiment.metadata
     classes = classes["classes"]
     if isinstance(experiment.task, DetectionTask):

@@ -25,8 +25,8 @@ of one seed each on 2 CPU cores, trained on JPEG copies of the images (which low
 | `--time-budget 1700 --cutout .5 --tta true` | 28 | 32 of 37 | 0.867 | 0.878 |
 | `--time-budget 1560`, a slower machine | 24 | 19 | 0.853 | |
 
-They are scores of the checkpoint with the best validation accuracy.  In the first run it is that of
-epoch 46 (0.884), while the training accuracy rises to 0.983.
+The scores are those of the checkpoint with the best validation accuracy, in the first run 0.884 at
+epoch 46; the training accuracy rises to 0.983.
 """
 
 from collections.abc import Callable

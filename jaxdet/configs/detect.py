@@ -28,10 +28,10 @@ AP75 .511 in 26 minutes.
 
 With the whole backbone frozen, 12 epochs of three seeds (`python -m benchmarks.experiments --names
 assigners`): task-aligned mAP .494 (standard deviation .009), AP50 .892, AP75 .481; assignment by
-IoU .500 (.007), .884, .534: no difference in mAP.  The largest gains of the ablation
-(`benchmarks/RESULTS.md`; 256 x 192 pixels, validation, one seed) are those of PAN (+.023), a
-background class (+.021) and mosaic (+.020); that of assignment by IoU (+.029), which three seeds do
-not confirm, shows how large the noise is.
+IoU .500 (.007), .884, .534: no difference in mAP.  In the ablation (`benchmarks/RESULTS.md`; 256 x
+192 pixels, validation, one seed) the largest gains of mAP are .029 by assignment by IoU, .023 by
+PAN, .021 by a background class and .020 by mosaic; the three seeds above do not confirm the first,
+which shows how large the noise is.
 
 A step takes 2.6 s with nothing frozen, 2.0 s with three frozen stages, 0.8 s with a frozen backbone
 (`python -m benchmarks.train_step --models detect_unfrozen detect detect_frozen`).
@@ -107,7 +107,7 @@ class Config(AugmentOptions, BackboneOptions):
     test_fraction: float = 0.0
     """fraction of the training images for the test, where the data have no test split"""
     on_invalid: Literal["skip", "error"] = "skip"
-    """what to do with unusable images or boxes: report and leave out, or stop"""
+    """what to do with unusable images or boxes: report and leave out (skip), or stop (error)"""
     unknown_classes: Literal["drop", "background", "error"] = "drop"
     """what to do with images whose objects are all of unknown classes: leave out (drop), keep as
     images without objects (background), or stop at any such object (error)"""
@@ -130,8 +130,8 @@ class Config(AugmentOptions, BackboneOptions):
     anchor_ratios: tuple[float, ...] = (1.0,)
     """height over width of the anchors; there is one anchor per scale and ratio"""
     assigner: Literal["tal", "iou"] = "tal"
-    """how cells are assigned to boxes: by their predictions (task-aligned), or by the IoU of an
-    anchor"""
+    """how cells are assigned to boxes: by their predictions (tal, task-aligned), or by the IoU of
+    an anchor (iou)"""
     tal_from: int = 0
     """first epoch of tal; epochs before it assign by IoU"""
     topk: int = 10

@@ -15,12 +15,12 @@ are for `predict`.
 
 The 40 identities of ORL, 64 pixels, 60 epochs, 5 minutes on 2 CPU cores of a shared machine: with
 `--size 64 --val-fraction 0 --test-fraction .3`, 7 images each for training, the last checkpoint has
-an accuracy of 0.992 on the other 120 images.  Twelve identities of LFW, its split: with `--size 64
---epochs 40 --cutout .3 --label-smoothing .1` 0.985 on the 65 test images, AUC .991 and equal error
-rate .026 of their pairs, in 12 minutes on a shared machine.
+an accuracy of 0.992 on the other 120 images.  Twelve identities of LFW, with the split of the data:
+`--size 64 --epochs 40 --cutout .3 --label-smoothing .1` gives an accuracy of 0.985 on the 65 test
+images, and AUC .991 and equal error rate .026 on their pairs, in 12 minutes on a shared machine.
 
-Unseen identities are harder.  Trained on 20 identities of ORL (`--identities 20 --val-fraction 0
---test-fraction 0`), the last checkpoint has on all pairs of images of the 20 others:
+Unseen identities are harder.  Scores on all pairs of images of 20 identities of ORL, by the last
+checkpoint of a training on the 20 others (`--identities 20 --val-fraction 0 --test-fraction 0`):
 
 | further options | AUC | equal error rate |
 |---|---|---|
@@ -121,9 +121,9 @@ PATIENCE = 100  # of early stopping in these rows, and at least the period of th
 
 
 def _reference_rows(scale: int = 1) -> tuple[str, ...]:
-    """Options of each row, with epochs, periods and patience divided by `scale` > 1.
+    """Options of each row, with epochs, periods and patience divided by `scale`.
 
-    Then the last cosine of each run is complete.
+    If `scale` > 1, epochs are rounded so that the last cosine of each run is complete.
     """
     rows = []
     for words, epochs, period in _AUTHOR_ROWS:
@@ -189,7 +189,8 @@ class Config(BackboneOptions):
     split_seed: int = 0
     """seed of the random splits and of --train-fraction"""
     on_invalid: Literal["skip", "error"] = "skip"
-    """what to do with files that are not readable images: report and leave out, or stop"""
+    """what to do with files that are not readable images: report and leave out (skip), or stop
+    (error)"""
     model: Model = "resnet18"
     """backbone"""
     width_multiplier: float = 0.5
@@ -197,8 +198,8 @@ class Config(BackboneOptions):
     backbone_stages: int = 0
     """number of stages of the backbone that are built, counted from the first; 0: all"""
     channels: tuple[int, ...] = ()
-    """bottleneck, convnext: channels of each stage; for this and the next options, () means the
-    default of the model"""
+    """bottleneck, convnext: channels of each stage; by default, like the next options, those of the
+    model"""
     blocks: tuple[int, ...] = ()
     """bottleneck, convnext: blocks of each stage"""
     strides: tuple[int, ...] = ()

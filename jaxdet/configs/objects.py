@@ -86,7 +86,7 @@ class Config(TrainConfig):
     split_files: str = ""
     """folder with an existing split: training_data.csv, val_data.csv and test_data.csv"""
     on_invalid: Literal["skip", "error"] = "skip"
-    """what to do with unusable images or boxes: report and leave out, or stop"""
+    """what to do with unusable images or boxes: report and leave out (skip), or stop (error)"""
     model: Model = "simple"
     """network"""
     transfer: Literal["scratch", "frozen", "finetune"] = "scratch"

@@ -86,7 +86,7 @@ def _stem(path: Path) -> str:
 
 
 def _is_coco(path: Path) -> bool:
-    """Whether a JSON file in the folder of the data has the keys of COCO's."""
+    """Whether a JSON file has the keys of a COCO file."""
     try:
         content = regular_files.read_json(path)
     except InputError:

@@ -91,7 +91,7 @@ def annotated_image(
 ) -> AnnotatedImage:
     """The `AnnotatedImage` with these objects; tuples hold the fields of a `BoxObject`.
 
-    fields: its last fields, from `size` on.
+    fields: the last fields of the `AnnotatedImage`, from `size` on.
     """
     found = [BoxObject(*one) for one in objects]
     boxes = np.array([one.box for one in found], np.float64).reshape(-1, 4)
@@ -213,7 +213,7 @@ def drop_repeated_images(
 
 
 def _drop_repeated_boxes(sample: AnnotatedImage) -> tuple[AnnotatedImage, list[str]]:
-    """(the image with each box of a label once, notes)."""
+    """(the image with equal boxes of a label kept once, notes)."""
     rows = np.column_stack([sample.boxes, sample.labels, sample.crowd])
     _, first = np.unique(rows, axis=0, return_index=True)
     if len(first) == len(rows):

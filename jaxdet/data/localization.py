@@ -222,7 +222,7 @@ def parse_table(
     A first row without numbers and without the name of an image is a header.
 
     parse: (words of a row, its location) -> annotation, or description of the problem.
-    columns: those that messages name.
+    columns: the expected columns, for messages.
     """
     path, rows, notes = Path(path), [], []
     try:
@@ -274,8 +274,9 @@ def random_split(
 ) -> dict[str, list[Item]]:
     """Items shuffled by `seed` and split into {"train", "val", "test"}.
 
-    Fractions are of all items; `train` is limited to what `val` and `test` leave.  InputError for a
-    fraction outside [0, 1] and for an empty split.  The defaults give the split of assignment 0.
+    Fractions are of all items; `train` is limited to the items that `val` and `test` leave.
+    InputError for a fraction outside [0, 1] and for an empty split.  The defaults give the split of
+    assignment 0.
     """
     fractions = {"val": val_fraction, "test": test_fraction, "train": train_fraction}
     for name, fraction in fractions.items():
