@@ -244,10 +244,15 @@ def detect_objects(
 
 
 def _merge(outputs: WindowOutputs, image_boxes: Array, confidence: Array) -> dict[str, Array]:
-    """Weighted means over windows [R, C] of log-probabilities and of boxes in image pixels."""
+    """Weighted means over windows [R, C] of log-probabilities and of boxes in image pixels.
+
+    If no window sees its box, the confidences alone are the weights.
+    """
     visible = visible_fraction(outputs.box).ravel()
-    weight = jax.nn.softmax(CONFIDENCE_POWER * confidence.ravel()) * visible**VISIBLE_POWER
-    weight = numerics.safe_divide(weight, weight.sum()[None])
+    confident = jax.nn.softmax(CONFIDENCE_POWER * confidence.ravel())
+    weight = confident * visible**VISIBLE_POWER
+    total = weight.sum()
+    weight = jnp.where(total > 0, numerics.safe_divide(weight, total[None]), confident)
     mean = weight @ outputs.classes.reshape(-1, outputs.classes.shape[-1])
     box = weight @ image_boxes.reshape(-1, 4)
     return {"label": jnp.argmax(mean), "score": jnp.exp(mean.max()), "box": box}

@@ -105,6 +105,16 @@ def test_merging_windows_that_agree_gives_their_common_prediction():
     np.testing.assert_allclose(found["box"], box, atol=1e-3)
 
 
+def test_merging_windows_whose_boxes_are_outside_of_them_weighs_by_confidence_alone():
+    raw = np.zeros((GRID.rows, GRID.columns, 15), np.float32)
+    raw[..., 0] = -9.0
+    raw[2, 1, 0], raw[2, 1, 1 + 4] = 9.0, 6.0
+    raw[..., 11:] = [5.0, 5.0, 6.0, 6.0]  # in window units, of which a window has -1 to 1
+    found = select(raw, "merge")
+    assert int(found["label"]) == 4 and 0.9 < float(found["score"]) < 1
+    np.testing.assert_allclose(found["box"], select(raw, "product")["box"], atol=0.1)
+
+
 @partial(jax.jit, static_argnums=1)
 def detect(raw, grid):
     return sliding_window.detect_objects(
