@@ -253,7 +253,8 @@ class SweepRunner:
         faster = times.together < times.in_turn
         self.show.line(
             f"a step of {count} runs takes {times.together:.3g} s in one program and "
-            f"{times.in_turn:.3g} s one after the other: {'together' if faster else 'in turn'}"
+            f"{times.in_turn:.3g} s one after the other; they are trained "
+            f"{'together' if faster else 'in turn'}"
         )
         return faster
 

@@ -95,14 +95,14 @@ def read(root: str | Path) -> DetectionDataset:
     missing = {split: sum(one.rows is None for one in own) for split, own in labels.items()}
     for split, count in missing.items():
         if count == len(labels[split]) and split != "train" and count:
-            notes.append(Remark(f"{split}: no image has a label file: left out"))
+            notes.append(Remark(f"{split}: no image has a label file: the split is left out"))
             del labels[split]
         elif count and count == len(labels[split]):
             first = labels[split][0].image
             raise InputError(f"{split}: no image has a label file; first: {first}")
         elif count:
-            text = f"{count} of {len(labels[split])} images have no label file: without objects"
-            notes.append(Remark(f"{split}: {text}"))
+            text = f"{count} of {len(labels[split])} images have no label file"
+            notes.append(Remark(f"{split}: {text}: read as without objects"))
     parse, remarks = _row_parser(
         folder, [r for own in labels.values() for one in own for r in one.rows or []]
     )
