@@ -313,13 +313,37 @@ def check_to_train(config: TrainConfig) -> list[str]:
     conditions["beta2"] = (config.optimizer in with_beta2, f"--optimizer {' or '.join(with_beta2)}")
     mixes = any(getattr(config, name, 0) for name in ("mosaic", "mixup"))
     conditions["close_mosaic_epochs"] = (mixes, "--mosaic or --mixup")
-    return [
+    ineffective = [
         f"{option(field.name)} has no effect without {conditions[field.name][1]}"
         for field in fields(config)
         if field.name in conditions
         and not conditions[field.name][0]
         and getattr(config, field.name) != field.default
     ]
+    return ineffective + _check_cycles(config)
+
+
+def _check_cycles(config: TrainConfig) -> list[str]:
+    """Notes on a run that ends, or may end, before the last cosine of its restarts does."""
+    if config.schedule != "restarts":
+        return []
+    notes, cycle, factor = [], config.restart_period, config.restart_factor
+    if 0 < config.patience < config.restart_period:
+        notes.append(
+            f"--patience {config.patience} is below --restart-period {config.restart_period}: the "
+            f"run may end within a cosine"
+        )
+    end = -(-config.epochs // cycle) * cycle if factor == 1 else cycle
+    while end < config.epochs:
+        cycle *= factor
+        end += cycle
+    if end != config.epochs and not config.time_budget:
+        before = f"{end - cycle} or " if end > cycle else ""
+        notes.append(
+            f"--epochs {config.epochs} end within a cosine of --restart-period "
+            f"{config.restart_period}, which is complete after {before}{end}"
+        )
+    return notes
 
 
 def check_minima(config: TrainConfig, **minima: float) -> None:

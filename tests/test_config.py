@@ -72,9 +72,31 @@ def test_options_that_make_no_sense_together_are_refused(system, changes, messag
             ["--close-mosaic-epochs has no effect without --mosaic or --mixup"],
         ),
         ("detect", {"close_mosaic_epochs": 2, "mosaic": 1.0}, []),
+        ("faces", {"schedule": "restarts", "restart_period": 20, "epochs": 60, "patience": 20}, []),
+        (
+            "faces",
+            {"schedule": "restarts", "restart_period": 20, "epochs": 50, "patience": 19},
+            [
+                "--patience 19 is below --restart-period 20: the run may end within a cosine",
+                "--epochs 50 end within a cosine of --restart-period 20, which is complete after "
+                "40 or 60",
+            ],
+        ),
+        (
+            "faces",
+            {"schedule": "restarts", "restart_period": 2, "restart_factor": 2, "epochs": 7},
+            [
+                "--epochs 7 end within a cosine of --restart-period 2, which is complete after 6 or 14"
+            ],
+        ),
+        (
+            "faces",
+            {"schedule": "restarts", "restart_period": 9, "epochs": 7},
+            ["--epochs 7 end within a cosine of --restart-period 9, which is complete after 9"],
+        ),
     ],
 )
-def test_options_without_effect_are_named(system, changes, warnings):
+def test_options_without_effect_and_incomplete_cycles_are_named(system, changes, warnings):
     assert check_to_train(replace(configs.config(system)(), **changes)) == warnings
 
 
