@@ -536,7 +536,8 @@ def test_every_digit_of_a_larger_canvas_is_predicted_and_drawn(place, capsys):
         canvas[at : at + 24, digit : digit + 24] = 200
     Image.fromarray(canvas).save("two.png")
     words = ["predict", "ready", "two.png", "--multiple", "--score-threshold", "0"]
-    assert main(*words, "--json", "--save-json", "coco.json") == 0
+    words += ["--save-json", "coco.json", "--save-dir", "drawn", "--figure", "all.png"]
+    assert main(*words, "--json") == 0
     record = json.loads(capsys.readouterr().out)
     run = jaxdet.load("ready", multiple=True, score_threshold=0.0)
     found = run.predict("two.png")
@@ -554,11 +555,8 @@ def test_every_digit_of_a_larger_canvas_is_predicted_and_drawn(place, capsys):
             "box": [round(float(x), 2) for x in box],
         }
     assert len(json.loads((place / "coco.json").read_text())) == len(found.labels)
-    assert main(*words, "--save-dir", "drawn", "--figure", "all.png") == 0
     assert all((place / name).read_bytes().startswith(PNG) for name in ("drawn/two.png", "all.png"))
     assert main("predict", "ready", "--multiple", "--count", "2", "--figure", "samples.png") == 0
-    scores = run.evaluate("val")
-    assert 0 <= scores["iou"] <= 1 and {"accuracy", "loss"} <= {*scores}
 
 
 def test_eval_reads_the_data_of_root_instead_of_the_run(place, capsys):
