@@ -270,9 +270,10 @@ def _check_range(config: TrainConfig) -> None:
 
 
 def check_to_train(config: TrainConfig) -> list[str]:
-    """Raise InputError for options that cannot be combined; returns notes on those without effect.
+    """Raise InputError for options that cannot be combined; returns warnings.
 
-    Checked when a training starts, not when a run is loaded, so that all checkpoints stay usable.
+    They name options without effect, and a run that ends within a cosine of its restarts.  Checked
+    when a training starts, not when a run is loaded, so that all checkpoints stay usable.
     """
     check_fractions(config, "momentum", "beta2")
     if config.seed > MAX_SEED:

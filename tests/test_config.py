@@ -86,7 +86,8 @@ def test_options_that_make_no_sense_together_are_refused(system, changes, messag
             "faces",
             {"schedule": "restarts", "restart_period": 2, "restart_factor": 2, "epochs": 7},
             [
-                "--epochs 7 end within a cosine of --restart-period 2, which is complete after 6 or 14"
+                "--epochs 7 end within a cosine of --restart-period 2, which is complete after "
+                "6 or 14"
             ],
         ),
         (
