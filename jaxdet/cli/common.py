@@ -1,7 +1,8 @@
 """Helpers of several commands: restoring a run, tables of classes, pictures."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,30 @@ def check_picture(path: Path | None, count: int = 1) -> None:
         raise InputError(f"--count must be at least 1, got {count}")
     if path is not None and path.suffix not in figures.SUFFIXES:
         raise InputError(f"a picture must end in one of {', '.join(figures.SUFFIXES)}, got {path}")
+
+
+@contextmanager
+def counting(total: int) -> Iterator[Callable[[int], Any]]:
+    """A context with a function that moves a bar by some of `total` images.
+
+    The bar goes to stderr, only to a terminal, and disappears at the end; `write_line` prints above
+    it.
+    """
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        yield lambda images: None
+        return
+    with tqdm(total=total, unit=" images", disable=None, leave=False, dynamic_ncols=True) as bar:
+        yield bar.update
+
+
+def write_line(text: str) -> None:
+    """Print a line to stdout, above the bar of `counting` if there is one."""
+    if "tqdm" in sys.modules:
+        sys.modules["tqdm"].tqdm.write(text, file=sys.stdout)
+    else:
+        print(text)
 
 
 def warn(line: str) -> None:

@@ -2,19 +2,20 @@
 
 import json
 from collections.abc import Callable, Mapping, Sized
+from functools import partial
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from jaxdet import runs, tables
+from jaxdet import api, runs, tables
 from jaxdet.cli import common
 from jaxdet.cli.options import Eval
 from jaxdet.data import detection
 from jaxdet.errors import InputError
 from jaxdet.metrics import detection as detection_metrics
 from jaxdet.profiling import timing
-from jaxdet.training.evaluator import cost_summary
+from jaxdet.training.evaluator import Evaluator, cost_summary
 
 ALL = ("train", "val", "test")  # splits of `--split all`
 MAX_CLASSES = 20  # with more classes, the confusion is not printed
@@ -44,9 +45,7 @@ def run(options: Eval) -> int:
     for split in present if chosen == "all" else (chosen,):
         evaluator = run.evaluator(experiment, split)
         evaluator.compile(run.variables)
-        (losses, rows), seconds = timing.timed(
-            lambda of=evaluator: of.measure(run.variables, run.epoch)
-        )
+        (losses, rows), seconds = timing.timed(partial(_measure, run, evaluator))
         scores = {**losses, **experiment.task.report(rows)}
         if options.plots and not {"confusion", "map"} & scores.keys():
             common.warn(f"--plots draws nothing for a run of {run.system}")
@@ -73,6 +72,13 @@ def _report_others(root: str, splits: Mapping[str, Sized], chosen: str) -> None:
             f"{root}: {len(splits[chosen])} images of the split {chosen} are evaluated, not those "
             f"of other splits ({counts}); evaluate every image with --split all"
         )
+
+
+def _measure(run: api.Run, evaluator: Evaluator) -> tuple[dict[str, float], dict[str, Any]]:
+    """Losses and rows of a split; on a terminal, a bar shows how many images are evaluated."""
+    with common.counting(evaluator.count) as advance:
+        step = partial(advance, evaluator.config.eval_batch)
+        return evaluator.measure(run.variables, run.epoch, pause=step)
 
 
 def to_text(scores: dict[str, Any]) -> str:

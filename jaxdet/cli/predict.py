@@ -88,7 +88,8 @@ def run(options: Predict) -> int:
     ids = predict_files.image_ids(titles, known_ids) if many else [None] * len(titles)
     categories = predict_files.categories(run, experiment) if options.save_json else []
     results, unread = [], []
-    for (example, found), image_id in zip(_predict(run, examples, len(titles)), ids, strict=True):
+    pairs = _counted(_predict(run, examples, len(titles)), len(titles))
+    for (example, found), image_id in zip(pairs, ids, strict=True):
         if isinstance(example, InputError):
             unread.append(example)
             continue
@@ -135,9 +136,9 @@ class Output:
         stem = f"{self.count:04d}_{stem}" if numbered else stem
         if not self.count and not options.json:
             boxed = self.many or hasattr(found, "box")
-            print("image label score", *(("x0", "y0", "x1", "y1") if boxed else ()))
+            common.write_line(f"image label score{' x0 y0 x1 y1' * boxed}")
         self.count += 1
-        print("\n".join(self._lines(example, found)))
+        common.write_line("\n".join(self._lines(example, found)))
         if options.figure:
             self.pairs.append((example, found))
         if options.save_dir:
@@ -343,6 +344,14 @@ def _predict(
                 yield example, run.to_original(example.prepared, next(rows))
             else:
                 yield example, None
+
+
+def _counted(pairs: Iterator[Any], count: int) -> Iterator[Any]:
+    """Yield the pairs, and show on a terminal how many of `count` were predicted."""
+    with common.counting(count) as advance:
+        for pair in pairs:
+            yield pair
+            advance(1)
 
 
 def _select_classes(
