@@ -314,7 +314,7 @@ def test_files_of_every_format_agree_with_the_printed_boxes(place, capsys):
     header, *lines = capsys.readouterr().out.splitlines()
     assert header == "image label score x0 y0 x1 y1"
     assert len(lines) == len(found["objects"]) + 1 and lines[-1].startswith(
-        "wrote all.png, 1 images"
+        "wrote all.png, predictions of 1 images"
     )
     height, width = datasets.SIZES[0]
     with Image.open("drawn/0.png") as drawn:

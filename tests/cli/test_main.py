@@ -155,7 +155,7 @@ REFUSED = {
     "canvas": ([*TRAIN, "--canvas", "30"], "30 x 30 pixels is smaller than the 34 x 34 window"),
     "canvas for a digit": ([*TRAIN, "--canvas", "40"], "canvas must be at least 52 pixels, got 40"),
     "window": ([*TRAIN, "--window", "5"], "window must be larger, got 5 pixels"),
-    "stages": ([*TRAIN, "--layout", "c6s4,q2"], "'q2'"),
+    "stages": ([*TRAIN, "--layout", "c6s4,q2"], "--layout: layers must be .*'q2'"),
     "widths": (
         [*TRAIN, "--channels", "8", "8"],
         "--channels must be one value for each of 1 convolutions, got",
@@ -450,7 +450,7 @@ def test_help_for_a_run_has_the_options_of_its_system_only(place, capsys):
         assert main("predict", *words, "--help") == 0
         printed = capsys.readouterr().out
         assert "--canvas " in printed and "--split " in printed
-        assert ("--save-txt " in printed) == ("--nms-iou " in printed) == own
+        assert ("--submit " in printed) == ("--nms-type " in printed) == own
 
 
 def test_an_option_may_have_the_former_name_of_another(capsys):
