@@ -19,7 +19,7 @@ from jaxdet.training.evaluator import Evaluator, cost_summary
 
 ALL = ("train", "val", "test")  # splits of `--split all`
 MAX_CLASSES = 20  # with more classes, the confusion is not printed
-MARKED_SCORES = (0.1, detection_metrics.SCORE_THRESHOLD, 0.5)  # on precision-recall curves
+MARKED_SCORES = (detection_metrics.SCORE_THRESHOLD, 0.5, 0.75)  # on precision-recall curves
 
 
 def run(options: Eval) -> int:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from flax import linen as nn
 
     from jaxdet.data.sources import Source
+    from jaxdet.ops import windows
     from jaxdet.training.experiment import Experiment
     from jaxdet.types import Array, StepContext
 
@@ -119,10 +120,9 @@ def network(config: Config, classes: int = 10) -> "tuple[nn.Module, tuple[int, .
     """The network of a `Config`, and the shape [B, H, W, C] of its input."""
     from jaxdet.models.layers import layer_options
     from jaxdet.models.sliding import SlidingNet
-    from jaxdet.ops import windows
 
     net = SlidingNet(
-        stages=windows.parse(config.layout),
+        stages=_parse_layout(config.layout),
         channels=config.channels,
         fc_widths=config.fc_widths,
         outputs=1 + classes + 4,
@@ -132,6 +132,15 @@ def network(config: Config, classes: int = 10) -> "tuple[nn.Module, tuple[int, .
         **layer_options(bfloat16=config.bfloat16, conv=config.conv),
     )
     return net, (1, config.canvas, config.canvas, 1)
+
+
+def _parse_layout(layout: str) -> "windows.Chain":
+    from jaxdet.ops import windows
+
+    try:
+        return windows.parse(layout)
+    except InputError as error:
+        raise InputError(f"--layout: {error}") from None
 
 
 def build(config: Config) -> "Experiment":

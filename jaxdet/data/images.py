@@ -134,17 +134,29 @@ def scan(folder: str | Path) -> tuple[list[Path], list[str]]:
     Hidden files, files left behind by other programs, and annotation files are skipped.
     """
     found, others = [], Counter()
-    for place, inner, names in os.walk(folder):
-        inner[:] = [name for name in inner if not is_hidden(name)]
-        for name in (name for name in names if not is_hidden(name)):
-            suffix = Path(name).suffix.lower()
-            if suffix in SUFFIXES:
-                found.append(Path(place, name))
-            elif suffix not in ANNOTATION_SUFFIXES:
-                others[suffix or "no ending"] += 1
+    for path in walk(folder):
+        suffix = path.suffix.lower()
+        if suffix in SUFFIXES:
+            found.append(path)
+        elif suffix not in ANNOTATION_SUFFIXES:
+            others[suffix or "no ending"] += 1
     counts = ", ".join(f"{suffix}: {count}" for suffix, count in sorted(others.items()))
     text = f"{folder}: {others.total()} files have no known image format ({counts})"
     return sorted(found), [printable(text)] if others else []
+
+
+def walk(folder: str | Path) -> Iterator[Path]:
+    """Files in a folder and its subfolders that are not hidden.
+
+    Links to folders are followed; a folder that several paths lead to is visited once.
+    """
+    seen = set()
+    for place, inner, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        inner[:] = [] if real in seen else sorted(name for name in inner if not is_hidden(name))
+        if real not in seen:
+            seen.add(real)
+            yield from (Path(place, name) for name in sorted(names) if not is_hidden(name))
 
 
 def is_hidden(name: str) -> bool:

@@ -89,15 +89,12 @@ def read(root: str | Path) -> DetectionDataset:
 def _list_folder(root: Path) -> _Folder:
     """The XML files and images below a folder."""
     found = _Folder(root, {}, {})
-    for place, inner, names in os.walk(root):
-        inner[:] = [name for name in inner if not images.is_hidden(name)]
-        for name in sorted(name for name in names if not images.is_hidden(name)):
-            path = Path(place, name)
-            suffix = path.suffix.lower()
-            if suffix == ".xml":
-                found.annotations.setdefault(path.stem, []).append(path)
-            elif suffix in images.SUFFIXES:
-                found.images.setdefault(path.stem, []).append(path)
+    for path in images.walk(root):
+        suffix = path.suffix.lower()
+        if suffix == ".xml":
+            found.annotations.setdefault(path.stem, []).append(path)
+        elif suffix in images.SUFFIXES:
+            found.images.setdefault(path.stem, []).append(path)
     return found
 
 

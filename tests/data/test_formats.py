@@ -84,6 +84,17 @@ def test_unreadable_files_are_named(tmp_path, case):
         formats.READERS[name].read(tmp_path / "set")
 
 
+def test_linked_folders_of_a_set_are_read_and_circular_links_end(tmp_path):
+    root = tmp_path / "set"
+    datasets.write_voc(root)
+    expected = [one.boxes.tolist() for one in voc.read(root).splits["train"]]
+    for name in ("Annotations", "JPEGImages"):
+        (root / name).rename(tmp_path / name)
+        (root / name).symlink_to(tmp_path / name)
+    (root / "loop").symlink_to(root)
+    assert [one.boxes.tolist() for one in voc.read(root).splits["train"]] == expected
+
+
 def test_a_voc_name_that_leads_out_of_the_folder_is_noted(tmp_path):
     datasets.write_voc(tmp_path / "set")
     (tmp_path / "set" / "ImageSets/Main/val.txt").write_text("../../x")
