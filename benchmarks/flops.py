@@ -6,7 +6,7 @@
 Prints one row per network of `configs.NETWORK_NAMES`, on one image of the network's usual size,
 then a table for each network with one row per layer, like `jaxdet describe MODEL --backward`.
 `forward` and `multiply-adds` are counts of inference; `forward + backward` is a training pass, with
-batch statistics and gradients for the parameters. Products with padding count.
+batch statistics and gradients for the parameters. Operations on zero padding are counted.
 """
 
 import sys

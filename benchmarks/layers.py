@@ -73,7 +73,8 @@ class Options(harness.OutputOptions):
     impl: conv.Impl = "auto"
     """how jaxdet computes convolutions, see jaxdet.kernels.conv; lax is XLA's own convolution"""
     seconds: float = 0.5
-    """time for each library, layer and direction; at least three calls"""
+    """time for each library, layer and pass (forward, and forward and backward); at least three
+    calls"""
     torch: bool = True
     """time PyTorch as well, if it is installed"""
 
@@ -132,7 +133,7 @@ def summarize(record: dict[str, Any]) -> str:
 
 
 def compare(name: str, options: Options, *, with_torch: bool) -> Iterator[dict[str, Any]]:
-    """Rows of both directions of a layer, in each type that suits the device."""
+    """Rows of both passes of a layer, in each type that suits the device."""
     case = random_case(LAYERS[name], options.batch)
     for chosen in get_args(Precision) if jax.default_backend() == "gpu" else ("float32",):
         for direction in DIRECTIONS:
@@ -143,7 +144,7 @@ def compare(name: str, options: Options, *, with_torch: bool) -> Iterator[dict[s
 
 
 def jax_call(case: LayerCase, direction: str, chosen: Precision, impl: conv.Impl) -> tuple:
-    """(call, function from its result to named arrays, operations) of a direction in jaxdet."""
+    """(call, function from its result to named arrays, operations) of a pass in jaxdet."""
     index = DIRECTIONS.index(direction)
     params = jax.device_put(case.variables.get("params", {}))
     dtype = precision.dtype(chosen)
@@ -157,7 +158,7 @@ def jax_call(case: LayerCase, direction: str, chosen: Precision, impl: conv.Impl
 
 
 def torch_call(case: LayerCase, direction: str, chosen: Precision = "float32") -> tuple:
-    """(call, function from its result to named arrays) of a direction in PyTorch."""
+    """(call, function from its result to named arrays) of a pass in PyTorch."""
     from benchmarks.torch_refs import backend
     from benchmarks.torch_refs import layers as torch_layers
 
@@ -183,7 +184,7 @@ def torch_call(case: LayerCase, direction: str, chosen: Precision = "float32") -
 
 
 def named_arrays(result: tuple) -> dict[str, jax.Array]:
-    """Output and gradients of a direction in jaxdet, by name."""
+    """Output of a pass in jaxdet, and its gradients if it went backward too, by name."""
     out, _, *gradients = result
     params, *x = gradients[0] if gradients else ({},)
     return {"output": out, **params.get("part", {}), **dict(zip(("input",), x, strict=False))}

@@ -181,7 +181,7 @@ def next_unpickler(
 
     unpickler: a subclass of `RestrictedUnpickler`, called with the pickle and `options`.
     Raises InputError for a pickle that could reach a global other than by `find_class`, or that
-    needs more memory than its length explains.
+    asks for a memo larger than itself.
     """
     start = stream.tell()
     for opcode, argument, _ in pickletools.genops(stream):
@@ -190,7 +190,7 @@ def next_unpickler(
         if (
             "PUT" in opcode.name and int(argument or 0) > stream.tell()
         ):  # a memo grows to its last index
-            raise InputError("has a pickle that needs more memory than its length explains")
+            raise InputError(f"has a pickle with a memo index beyond its end; {unpickler.expected}")
     return unpickler(io.BytesIO(stream.getbuffer()[start : stream.tell()]), **options)
 
 

@@ -151,9 +151,10 @@ def _check_scored(experiment: Experiment) -> None:
     """Raise InputError if --monitor names a missing split, or an option needs validation images."""
     config, scored = experiment.config, experiment.scored_splits
     if config.monitor not in scored:
-        known = ", ".join(experiment.splits)
+        known = ", ".join(split for split in ("val", "test") if split in experiment.splits)
         raise InputError(
-            f"--monitor must be one of the splits of the data ({known}), got {config.monitor}"
+            f"--monitor must be one of the evaluated splits of the data ({known or 'none'}), got "
+            f"{config.monitor}"
         )
     needed = {
         f"--patience {config.patience}": config.patience,

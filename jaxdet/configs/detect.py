@@ -122,7 +122,8 @@ class Config(AugmentOptions, BackboneOptions):
     background: Literal["zeros", "class", "objectness"] = "zeros"
     """how background is encoded: all-zero targets, a background class, or an objectness score"""
     reg_max: int = 1
-    """outputs per side of a box; more than 1 are a distribution over distances (DFL, usually 16)"""
+    """outputs per side of a box; above 1: logits of a distribution over distances (DFL, usually
+    16)"""
     anchors_per_cell: int = 0
     """boxes per cell, as offsets from anchors; 0: one box, as distances from the center"""
     anchor_scales: tuple[float, ...] = ()

@@ -198,20 +198,20 @@ class Config(BackboneOptions):
     backbone_stages: int = 0
     """number of stages of the backbone that are built, counted from the first; 0: all"""
     channels: tuple[int, ...] = ()
-    """bottleneck, convnext: channels of each stage; by default, like the next options, those of the
-    model"""
+    """bottleneck, convnext: channels of each stage; empty: the model's own"""
     blocks: tuple[int, ...] = ()
-    """bottleneck, convnext: blocks of each stage"""
+    """bottleneck, convnext: blocks of each stage; empty: the model's own"""
     strides: tuple[int, ...] = ()
-    """bottleneck, convnext: stride of each stage"""
+    """bottleneck, convnext: stride of each stage; empty: the model's own"""
     dilations: tuple[int, ...] = ()
-    """bottleneck, convnext: dilation of the spatial convolutions of each stage"""
+    """bottleneck, convnext: dilation of the spatial convolutions of each stage; empty: the model's
+    own"""
     se_ratios: tuple[float, ...] = ()
     """bottleneck, convnext: hidden channels of squeeze-and-excitation as a fraction of each stage's
-    channels, usually .25; 0 leaves it out"""
+    channels, usually .25; 0 leaves it out; empty: the model's own"""
     stage_dropout: tuple[float, ...] = ()
     """bottleneck: dropout rate after each stage; convnext: probability that an image skips the
-    residual branch of a block in each stage (stochastic depth)"""
+    residual branch of a block in each stage (stochastic depth); empty: the model's own"""
     block: Literal["inverted", "convnext"] = "inverted"
     """bottleneck: type of the blocks: inverted residual, or ConvNeXt's"""
     depthwise: bool = True

@@ -99,7 +99,9 @@ def _read_file(path: Path) -> _File:
     keys = content.keys() if isinstance(content, dict) else set()
     missing = sorted({"images", "categories"} - set(keys))
     if missing:
-        raise InputError(f"{path}: must have the keys {', '.join(missing)}")
+        raise InputError(
+            f"{path}: must have the keys images and categories, lacks {' and '.join(missing)}"
+        )
     for key in ("images", "annotations", "categories"):
         value = content.get(key, [])
         if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
@@ -217,7 +219,7 @@ def _parse_id(value: Any) -> int | str | None:
 
 
 def _parse_flag(value: Any) -> bool | None:
-    """A flag such as 0, "0" or false as a boolean; None for other values."""
+    """A flag (0, 1, true, false, null, or a text such as "0") as a boolean; else None."""
     if isinstance(value, str):
         return FLAGS.get(value.strip().lower())
     return bool(value) if value in (0, 1, None) else None

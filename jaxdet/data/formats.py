@@ -23,7 +23,7 @@ def read(root: str | Path, format: str = "auto", unknown_classes: str = "drop") 
     else:
         if not root or not Path(root).is_dir():
             raise InputError(f"--root must be a folder of data, got {root or 'none'}")
-        with regular_files.reading(root, f"{format} data"):
+        with regular_files.reading(root, "" if format == "auto" else f"{format} data"):
             dataset = _read_folder(Path(root), format)
     return detection.without_unknown(dataset, unknown_classes)
 

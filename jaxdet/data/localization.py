@@ -317,7 +317,7 @@ def read_split_files(
 def has_split(root: str | Path, folder: str | Path) -> bool:
     """Whether the tables below `root` have every row of the split in `folder`.
 
-    If so, they are the data that were split, in the same place or another.
+    If so, `root` holds the data set that the split was made from, possibly moved.
     """
     if not Path(folder).is_dir() or not any((Path(root) / "annotations").glob("*.csv")):
         return False

@@ -95,9 +95,9 @@ def reading(place: str | Path, kind: str = "") -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # any library may parse the content
-        kind = f" {kind}" if kind else ""
+        kind = f" as {kind}" if kind else ""
         raise InputError(
-            f"{printable(str(place))}: not readable{kind} ({one_line(error)})"
+            f"{printable(str(place))}: cannot be read{kind} ({one_line(error)})"
         ) from error
 
 

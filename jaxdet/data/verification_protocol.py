@@ -259,7 +259,10 @@ def submission_csv(
 
 
 def _number_files(files: Sequence[Path]) -> list[str] | None:
-    """The numbers that are the names of files, or numbers from 0; None if neither is clear."""
+    """A number per file: that of its name, or its position; None if names are ambiguous.
+
+    Positions number the files, from 0, if no name is a number and all orders of the names agree.
+    """
     stems = [file.stem for file in files]
     if not any(map(_is_number, stems)) and _disorder(files) is None:
         return [str(number) for number in range(len(files))]

@@ -157,10 +157,12 @@ def _renumber(
             twice = next(number for i, number in enumerate(ids) if number in ids[:i])
             raise InputError(f"truth: ids of {kind} must be unique, got {twice!r} twice")
 
-    def renumbered(entry: dict[str, Any]) -> dict[str, Any]:
+    def renumbered(place: str, entry: dict[str, Any]) -> dict[str, Any]:
         for field, known in numbers.items():
             if entry[field] not in known:
-                raise InputError(f"{field} must be an id listed in truth, got {entry[field]!r}")
+                raise InputError(
+                    f"{place}: {field} must be an id listed in truth, got {entry[field]!r}"
+                )
         return entry | {field: known[entry[field]] for field, known in numbers.items()}
 
     annotations = []
@@ -168,12 +170,17 @@ def _renumber(
         _, _, width, height = entry["bbox"]
         crowd = any(str(entry.get(flag, 0)).lower() in FLAGS_SET for flag in CROWD_FLAGS)
         area = entry.get("area", width * height)
-        found = renumbered(entry) | {"id": number, "iscrowd": int(crowd), "area": area}
+        found = renumbered(f"truth annotation {number}", entry) | {
+            "id": number,
+            "iscrowd": int(crowd),
+            "area": area,
+        }
         annotations.append(found)
     images = [entry | {"id": i} for i, entry in enumerate(truth["images"], 1)]
     categories = [entry | {"id": i} for i, entry in enumerate(truth["categories"], 1)]
     whole = {"images": images, "annotations": annotations, "categories": categories}
-    return truth | whole, [renumbered(entry) for entry in detections]
+    found = [renumbered(f"detection {i}", entry) for i, entry in enumerate(detections, 1)]
+    return truth | whole, found
 
 
 def _to_coco(rows: Rows, classes: Sequence[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:

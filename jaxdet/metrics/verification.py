@@ -106,7 +106,7 @@ def accuracy_at_thresholds(
     *,
     reject: Array | None = None,
 ) -> np.ndarray:
-    """Fraction [T] of N correct decisions at each of `thresholds` [T].
+    """Fraction [T] of the N decisions that are correct at each of `thresholds` [T].
 
     accept, reject [N]: whether accepting, and rejecting, is correct; `reject` is by default the
     opposite of `accept`.  For pairs, accepting is correct if they are of the same identity.  For

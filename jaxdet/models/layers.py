@@ -251,7 +251,7 @@ def relu(x: Array, name: str) -> Array:
 
 
 def concatenate(*maps: Array) -> Array:
-    """Join maps [B, H, W, ...] along channels."""
+    """Join maps [B, H, W, C] along channels, whose numbers may differ."""
     with jax.named_scope("join"):
         return jnp.concatenate(maps, -1)
 

@@ -3,8 +3,8 @@
     logits = ResNet18(classes=1000).apply(variables, images)  # [B, 1000]
     c2, c3, c4, c5 = ResNet18(classes=0).apply(variables, images)  # strides 4, 8, 16 and 32
 
-The 3x3 convolution of a block carries its stride.  ResNet18 has 11,689,512 parameters and, at 224 x
-224 pixels, 1.814 G multiply-adds.
+A bottleneck strides in its 3x3 convolution (ResNet v1.5), a basic block in its first.  ResNet18 has
+11,689,512 parameters and, at 224 x 224 pixels, 1.814 G multiply-adds.
 """
 
 import re

@@ -354,7 +354,10 @@ def _writer(folder: str | Path) -> str:
 
 
 def _check_record(path: Path, metadata: Metadata) -> None:
-    """Raise InputError unless arrays can have the types and shapes of the record of the data."""
+    """Raise InputError unless each `metadata["record"]` entry is the type and shape of an array.
+
+    An array has at most `MAX_RECORD` bytes.
+    """
     for name, spec in metadata.get("record", {}).items():
         try:
             kind, shape = spec

@@ -160,7 +160,7 @@ HUGE = array(VALUES, shape=(2**30, 2**30))
             pickle.dumps({b"fine_labels": [1]}, 2),
             r"must hold data and labels, got \['fine_labels'\]",
         ),
-        (b"\x80\x02}r\xff\xff\xff\x7f.", "more memory than its length explains"),
+        (b"\x80\x02}r\xff\xff\xff\x7f.", "a memo index beyond its end"),
     ],
 )
 def test_an_invalid_pickle_is_named(refused, content, message):

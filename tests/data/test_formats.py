@@ -56,7 +56,7 @@ def test_the_format_is_recognized(root, name):
 
 VAL = "annotations/instances_val2017.json"
 BROKEN = {
-    "yolo no yaml": ("yolo", "data.yaml", "a: [", "data.yaml: not readable YAML"),
+    "yolo no yaml": ("yolo", "data.yaml", "a: [", "data.yaml: cannot be read as YAML"),
     "yolo no names": ("yolo", "data.yaml", "train: images/train", "names must be a list"),
     "yolo gaps": (
         "yolo",
@@ -66,12 +66,12 @@ BROKEN = {
     ),
     "yolo place": ("yolo", "data.yaml", "names: [a]\ntrain: gone", "gone: no such folder"),
     "yolo out": ("yolo", "data.yaml", "names: [a]\ntrain: ../..", "must be inside"),
-    "coco json": ("coco", VAL, "{", "not readable JSON"),
+    "coco json": ("coco", VAL, "{", "cannot be read as JSON"),
     "coco row": (
         *("coco", VAL, '{"images": [3], "annotations": [], "categories": []}'),
         "images must be a list of objects",
     ),
-    "coco keys": ("coco", VAL, "{}", "must have the keys categories, images"),
+    "coco keys": ("coco", VAL, "{}", "must have the keys .*, lacks categories and images"),
 }
 
 

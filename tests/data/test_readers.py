@@ -169,8 +169,8 @@ REFUSED_YAML = {
     "train: images\nnames: [a]\nnc: 2": "nc is 2, but there are 1 names",
     "train: images\nnames: [[a]]": "names must be strings",
     "train: images\nnames: {2: a}": "names must be a list",
-    "names: &a [x]\ntrain: *a": "not readable YAML .aliases are not supported",
-    "[" * 400: "not readable YAML .nested too deeply",
+    "names: &a [x]\ntrain: *a": "cannot be read as YAML .aliases are not supported",
+    "[" * 400: "cannot be read as YAML .nested too deeply",
     "names: [a]\nkpt_shape: 3\ntrain: images": "kpt_shape must be two integers, got 3",
 }
 
@@ -273,8 +273,8 @@ REFUSED_JSON = {
         "category id 1 .*'a' and 'b'",
     ),
     "category id": (coco_json(categories=[{"id": [1], "name": "a"}]), "must have an integer id"),
-    "deep": ('{"images": ' + "[" * 100_000, "not readable JSON .nested too deeply"),
-    "digits": ('{"images": ' + "1" * 5000 + "}", "not readable JSON .*4300 digits"),
+    "deep": ('{"images": ' + "[" * 100_000, "cannot be read as JSON .nested too deeply"),
+    "digits": ('{"images": ' + "1" * 5000 + "}", "cannot be read as JSON .*4300 digits"),
     "rows": (coco_json(images=[3]), "images must be a list of objects"),
 }
 
@@ -413,8 +413,8 @@ def test_voc_folders_named_after_splits_tell_them_apart(tmp_path):
         (b"<a/>", "root element must be annotation, got a"),
         (b"<!DOCTYPE a><annotation/>", "entities are not supported"),
         ("<!DOCTYPE a><annotation/>".encode("utf-16"), "entities are not supported"),
-        (b"\xff\xfe\x00", "not readable XML"),
-        (b"<annotation>" + b"<a>" * 20_000, "not readable XML"),
+        (b"\xff\xfe\x00", "cannot be read as XML"),
+        (b"<annotation>" + b"<a>" * 20_000, "cannot be read as XML"),
         (b"<annotation><object><name> </name></object></annotation>", "must have a name"),
     ],
 )

@@ -42,7 +42,7 @@ def test_text_is_the_same_in_all_unicode_encodings(tmp_path, encoding):
 def test_text_in_another_encoding_is_one_line(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"caf\xe9")
-    with pytest.raises(InputError, match=r"a\.txt: not readable .*utf-8"):
+    with pytest.raises(InputError, match=r"a\.txt: cannot be read .*utf-8"):
         regular_files.read_text(path)
 
 

@@ -114,7 +114,7 @@ def test_truth_that_does_not_match_the_images_is_refused(tmp_path, text, message
 
 def test_a_file_that_is_not_a_table_is_refused(tmp_path):
     (tmp_path / "t.csv").write_bytes(b"\xff\x00\x01")
-    refused("t.csv: not readable", verification_protocol.read_table, tmp_path / "t.csv")
+    refused("t.csv: cannot be read", verification_protocol.read_table, tmp_path / "t.csv")
     refused(
         "none.csv: cannot be read: No such file",
         verification_protocol.read_table,
