@@ -216,8 +216,7 @@ def load(
 
 
 def change_options(config: TrainConfig, options: dict[str, Any]) -> TrainConfig:
-    """A configuration with some options changed; InputError for an unknown option or a wrong
-    type."""
+    """A configuration with some options changed; InputError for unknown options or wrong types."""
     known = {field.name for field in fields(config)}
     for name in options:
         if name not in known:
@@ -454,7 +453,7 @@ class Run:
             valid = row["valid"]
             boxes = row["boxes"][valid] * image.scale[None] + image.offset[None]
             height, width = image.size
-            boxes = np.clip(boxes, 0, np.float32([[width, height, width, height]]))
+            boxes = np.clip(np.float32(boxes), 0, np.float32([[width, height, width, height]]))
             return Detections(boxes, row["scores"][valid], row["labels"][valid])
         if "box" in row:
             box = np.float32(row["box"] * image.scale + image.offset)
