@@ -358,17 +358,22 @@ def test_help_does_not_import_jax(words):
     assert "jaxdet" in done.stdout
 
 
-def seconds(words):
-    """Processor time of a command."""
+def seconds(*words):
+    """Processor time of Python with these words."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-m", "jaxdet", *words], check=True, capture_output=True)
+    subprocess.run([sys.executable, *words], check=True, capture_output=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "digits", "--help"]], ids=" ".join)
 def test_help_takes_less_than_half_a_second(words):
-    assert any(seconds(words) < 0.5 for _ in range(10))  # the machine may be busy
+    """On a busy machine: less than twice the time in which its libraries are imported."""
+    for _ in range(5):
+        limit = max(0.5, 2 * seconds("-c", "import tyro, typeguard"))
+        if seconds("-m", "jaxdet", *words) < limit:
+            return
+    pytest.fail(f"more than {limit:.2g} s")
 
 
 def test_help_names_every_option_of_a_system(capsys):
