@@ -37,7 +37,10 @@ LAYOUT_CHANGES = (
 
 
 class FlopReport(NamedTuple):
-    """Operation counts of one call of a function."""
+    """Operation counts of one call of a function.
+
+    `direction` is the pass that an operation belongs to, "forward" or "backward".
+    """
 
     by_layer: dict[tuple[str, str], OpCounts]  # (path, direction), in order of first appearance
     unknown: dict[str, int]  # uncounted primitives without a rule: how often each runs
@@ -45,17 +48,17 @@ class FlopReport(NamedTuple):
     convention: Convention
 
     def sum(self, direction: str | None = None) -> OpCounts:
-        """Counts by kind over all layers, of one direction or of both."""
+        """Counts by kind, summed over all layers; of one pass, or by default of both."""
         chosen = [c for (_, way), c in self.by_layer.items() if direction in (None, way)]
         return sum(chosen, OpCounts())
 
     def total(self, direction: str | None = None) -> int:
-        """Number of operations under this report's convention."""
+        """Number of operations under this report's convention; of one pass, or of both."""
         return self.sum(direction).total(self.convention)
 
 
 class ScopedEquation(NamedTuple):
-    """An equation of a jaxpr or of one of its bodies."""
+    """An equation of a jaxpr, or of the body of a call or loop in it."""
 
     eqn: Any  # a core.JaxprEqn
     path: str
@@ -71,15 +74,16 @@ def count(
 ) -> FlopReport:
     """Operations of `fn(*args)`.
 
-    convention: `flop` counts every operation, `mac` only the multiply-adds of products.
+    convention: `flop` counts every operation, `mac` only the multiply-adds of dot products and
+      convolutions.
     padding: whether taps of convolutions and pools that fall on padding count (`full`, as in
       papers) or not (`valid`, as in XLA).  Padding that JAX adds never counts: each gradient of a
       convolution multiplies as often as the convolution itself, and `lax.conv_transpose` multiplies
       each pixel by each weight whose product is in the output.
-    Dead code is not counted, within the bodies of calls and scans either.  A `cond` costs as much
-    as its most expensive branch, a `scan` as many bodies as its length, the bodies of `pmap` and
-    `shard_map` once per device.  Convolutions count as `lax` computes them, whichever
-    implementation `kernels.conv` chose.
+    Dead code is not counted, not even within the bodies of calls and scans.  A `cond` costs as much
+    as its most expensive branch, a `while` as one iteration, a `scan` as many as its length, the
+    bodies of `pmap` and `shard_map` once per device.  Convolutions count as `lax` computes them,
+    whichever implementation `kernels.conv` chose.
     """
     with conv.default_impl("lax"):
         closed = jax.make_jaxpr(fn)(*args)
@@ -104,7 +108,11 @@ def count_jaxpr(
 
 
 def walk(closed: core.ClosedJaxpr, padding: Padding = "full") -> Iterator[ScopedEquation]:
-    """Every equation of a closed jaxpr in order, bodies of calls and loops included."""
+    """The equations of a closed jaxpr in order, without dead code; padding as in `count`.
+
+    The equations of their bodies replace those of calls and loops; of a `cond`, those of the most
+    expensive branch.
+    """
     return _walk(closed, ScopedEquation(None, "", DIRECTIONS[0], 1, True, "", padding), padding)
 
 
@@ -141,7 +149,7 @@ def scope_inputs(
 
 
 def scope(eqn: core.JaxprEqn, outer: str = "", direction: str = DIRECTIONS[0]) -> tuple[str, str]:
-    """(path, direction) of an equation.
+    """(path, direction) of an equation; the direction is "forward" or "backward".
 
     outer, direction: path and direction of the enclosing call, which the name stack continues.
     """

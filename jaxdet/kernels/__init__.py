@@ -1,1 +1,1 @@
-"""Convolution and max pooling that are fast on CPUs; GPUs use XLA's own, if it is deterministic."""
+"""Convolutions and max pools that are fast on CPUs; max pools that are deterministic on GPUs."""

@@ -3,7 +3,7 @@
     nn.Conv(64, (3, 3), conv_general_dilated=conv.conv_general_dilated)
 
 Parameters, names and outputs are those of `lax.conv_general_dilated`.  For some shapes (depthwise,
-1x1, maps of a few pixels, strides) XLA's CPU is up to 100 times slower than necessary; `auto`
+1x1, maps of a few pixels, strides) XLA on a CPU is up to 100 times slower than necessary; `auto`
 chooses another algorithm there, separately for the output and for each of the two gradients: a
 gradient is the transpose of an algorithm, not always of the one that computed the output.  On GPUs
 and TPUs, for dtypes other than float32 and for layouts other than NHWC, `auto` is `lax`.
@@ -56,8 +56,8 @@ class Plan(NamedTuple):
 def default_impl(impl: Impl) -> Iterator[None]:
     """Set the algorithm that `auto` stands for within the context.
 
-    It is `lax` for counting operations and `im2col` under the vmap of a sweep.  Functions that were
-    traced before are not affected.
+    Operations are counted with `lax`, and a vmapped sweep on a CPU uses `im2col`.  Functions that
+    were traced before are not affected.
     """
     token = _default_impl.set(impl)
     try:

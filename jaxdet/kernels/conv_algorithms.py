@@ -67,7 +67,7 @@ def output_shape(
 def compute_once(x: Array) -> jax.Array:
     """x, computed by XLA only once even if several operations use it; so is its gradient.
 
-    XLA's CPU fuses a sum of slices into every consumer and recomputes it there: a depthwise 5x5
+    XLA on a CPU fuses a sum of slices into every consumer and recomputes it there: a depthwise 5x5
     with batch norm after it was computed 25 times in its own gradient.  The result of a conditional
     is not fused, and the barrier hides that the condition is constant.
     """
@@ -180,7 +180,8 @@ def _sum_of_taps(geometry, x, kernel, broadcast):
 def _broadcast_by_doubling(weights, shape):
     """Broadcast weights [N] to [B, rows, N] by doubling; its transpose sums images in pairs.
 
-    XLA's CPU is slow at summing over all pixels of several images, and fast at adding two halves.
+    XLA on a CPU is slow at summing over all pixels of several images, and fast at adding two
+    halves.
     """
     images, rows, _ = shape
     out = jnp.broadcast_to(weights[None, None], (1, rows, len(weights)))

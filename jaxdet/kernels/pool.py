@@ -1,6 +1,6 @@
 """Max pooling with a gradient that is fast on a CPU, and deterministic on a GPU.
 
-XLA's CPU scatters the gradient of a max pool one pixel after the other: 300 ms for 3x3 windows of
+XLA on a CPU scatters the gradient of a max pool pixel by pixel: 300 ms for 3x3 windows of
 stride 2 on 16 x 112 x 112 x 64, where the pool itself takes 19 ms.  Here each pixel gathers its
 gradient from the windows whose maximum it is: 45 ms.
 

@@ -57,8 +57,8 @@ def center_update(centers: Array, sums: Array, counts: Array, *, rate: float = 0
 def pair_masks(labels: Array, mask: Array | None = None) -> tuple[jax.Array, jax.Array]:
     """(same, valid) [B, B] of all pairs of rows of labels [B].
 
-    same: both rows have the same label.  valid: the rows differ and both are in `mask` [B], which
-    has all rows by default.
+    same: both rows have the same label.  valid: they are two different rows, and both are in `mask`
+    [B], by default all rows.
     """
     labels = jnp.asarray(labels)
     mask = jnp.ones(len(labels), bool) if mask is None else jnp.asarray(mask, bool)
@@ -152,10 +152,10 @@ def l_softmax(
 def arcface(
     features: Array, weights: Array, labels: Array, *, scale: float = 64.0, margin: float = 0.5
 ) -> jax.Array:
-    """Additive angular margin logits [B, K]: scale * cos(angle), plus a margin in the true class.
+    """Additive angular margin logits [B, K]: scale * cos(angle), with a margin in the true class.
 
     The true class has scale * cos(angle + margin).  margin: radians, at most pi.  Beyond an angle
-    of pi - margin, where that cosine would rise again, the logit is
+    of pi - margin, where that cosine would rise again, its logit is
     scale * (cos(angle) - margin * sin(margin)), as in insightface.
     Deng et al. 2018, arXiv:1801.07698, with its defaults.
     """
@@ -175,9 +175,10 @@ def arcface(
 def cosface(
     features: Array, weights: Array, labels: Array, *, scale: float = 64.0, margin: float = 0.35
 ) -> jax.Array:
-    """Additive cosine margin logits [B, K]: scale * cosine, for the true class less the margin.
+    """Additive cosine margin logits [B, K]: scale * cos(angle), with a margin in the true class.
 
-    Wang et al. 2018, arXiv:1801.09414, with its defaults.
+    The true class has scale * (cos(angle) - margin).  Wang et al. 2018, arXiv:1801.09414, with its
+    defaults.
     """
     cosines = embeddings.pairwise_cosine(features, weights)
     return scale * _at_label(cosines, labels, lambda cosine: cosine - margin)

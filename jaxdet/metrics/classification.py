@@ -24,8 +24,9 @@ def scores(rows: Rows, classes: Sequence[str]) -> dict[str, Any]:
 def localization_scores(rows: Rows, classes: Sequence[str]) -> dict[str, Any]:
     """Scores of one label and one box per image.
 
-    rows: as in `scores`, with `iou` and `distance` [N] of the boxes.  If there is `boxed` [N],
-      scores of boxes are computed from the images where it is true, and omitted if there are none.
+    rows: as in `scores`, with `iou` and `distance` [N] of the boxes (see
+      `LocalizationTask.measure`).  If there is `boxed` [N], scores of boxes are computed from the
+      images where it is true, and omitted if there are none.
     Returns all of `scores` and, in total and per class: mean `iou`; `iou_median`; `right_iou`, the
     mean with IoU 0 for wrong labels; `iou50` and `iou70`, the fractions of images with an IoU above
     .5 and .7; and mean `distance`.

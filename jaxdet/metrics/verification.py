@@ -1,9 +1,9 @@
 """Scores of verification (same identity or not) and of identification, on the host, in NumPy.
 
 A pair has a score, higher if its images are more likely of the same identity, and is accepted if
-the score is at least a threshold.  FAR, the false accept rate, is the fraction of accepted pairs
-among pairs of different identities; TAR, the true accept rate, is this fraction among pairs of the
-same identity.
+the score is at least a threshold.  FAR, the false accept rate, is the accepted fraction of pairs of
+different identities; TAR, the true accept rate, is the accepted fraction of pairs of the same
+identity.
 Functions raise InputError for empty input, for scores that are not finite and, if they need both
 kinds of pairs, for pairs of one kind only.
 """
@@ -80,6 +80,7 @@ def dir_at_fpir(
 ) -> np.ndarray:
     """Detection and identification rate [F] at false positive identification rates `fpirs` [F].
 
+    Each is taken at the lowest threshold whose FPIR is at most the given one.
     predicted, scores [N]: the best identity of each probe, and its score.  identity [N]: the true
     identity, below 0 if it is not in the gallery.  FPIR is the fraction of probes without an
     identity in the gallery whose score reaches the threshold; DIR is the fraction of the other
@@ -124,10 +125,10 @@ def accuracy_at_thresholds(
 def best_threshold(
     scores: Array, accept: Array, thresholds: Array | None = None, *, reject: Array | None = None
 ) -> tuple[float, float]:
-    """(threshold, accuracy) that maximize `accuracy_at_thresholds`; the lowest threshold of ties.
+    """(threshold, accuracy) of the highest `accuracy_at_thresholds`; of ties, the lowest threshold.
 
-    thresholds [T]: the candidates; by default all that separate scores: the midpoints of
-    neighboring scores, the lowest score, and a threshold above the highest.
+    thresholds [T]: the candidates; by default the lowest score, the midpoints of neighboring
+    scores, and a threshold above the highest.
     """
     if thresholds is None:
         values = np.unique(_check_pairs(scores, accept)[0])
@@ -208,8 +209,11 @@ def _check_pairs(scores, same, both=False) -> tuple[np.ndarray, np.ndarray]:
     """Scores [N] as float64 and `same` [N], of zeros and ones, as bool; or InputError."""
     scores, flags = np.asarray(scores, np.float64), np.asarray(same)
     if flags.size and not np.isin(flags, (0, 1)).all():
-        wrong = flags[~np.isin(flags, (0, 1))].ravel()[0]
-        raise InputError(f"verification: labels of pairs must be 0 or 1, got {wrong}")
+        place = (~np.isin(flags, (0, 1))).argmax()
+        raise InputError(
+            f"verification: labels of pairs must be 0 or 1, got {flags.flat[place]} at index "
+            f"{place}"
+        )
     same = flags.astype(bool)
     if scores.shape != same.shape or scores.ndim != 1:
         raise InputError(

@@ -64,7 +64,8 @@ class CifarModule(layers.ConvModule):
 class CifarResNet(layers.ConvModule):
     """A 3x3 stem, stages of basic blocks, and a linear layer; stages after the first halve the map.
 
-    He et al. 2015, arXiv:1512.03385, section 4.2: 6 * blocks + 2 layers, and projection shortcuts.
+    He et al. 2015, arXiv:1512.03385, section 4.2, but with projection shortcuts; three stages have
+    6 * blocks + 2 layers.
     blocks: blocks per stage.  widths: channels of each stage; the stem has as many as the first.
     classes: number of classes.  rate: dropout rate before the linear layer.
     """

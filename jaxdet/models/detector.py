@@ -22,7 +22,7 @@ MAX_LOG_DISTANCE = 8.0  # caps a decoded distance at exp(8) = 2,981 strides
 
 
 class DetectorOutput(NamedTuple):
-    """Predictions of the A anchors of all levels, fine to coarse, row by row, cell by cell."""
+    """Predictions for all A anchors: level by level, fine to coarse, row by row, cell by cell."""
 
     classes: Array  # [B, A, K] logits
     boxes: Array  # [B, A, 4] in pixels of the network's input

@@ -68,7 +68,7 @@ class MBConv(EfficientNetModule):
     """1x1 to more channels, depthwise, squeeze-and-excitation, 1x1 to fewer, and the shortcut.
 
     expand: factor of the hidden channels; 1 leaves out the first convolution.  squeeze: hidden
-    channels of squeeze-and-excitation, as a fraction of the block's channels; 0 leaves it out.
+    channels of squeeze-and-excitation, as a fraction of x's channels; 0 leaves it out.
     """
 
     width: int = 16
@@ -81,7 +81,7 @@ class MBConv(EfficientNetModule):
     def __call__(self, x: Array, train: bool = False) -> Array:
         """[B, H, W, C] to [B, H / stride, W / stride, width], sides rounded up.
 
-        x is added if shapes agree.
+        x is added if the stride is 1 and C is `width`.
         """
         y, channels = x, x.shape[-1]
         hidden = self.expand * channels
@@ -102,7 +102,7 @@ class MBConv(EfficientNetModule):
 class EfficientNet(EfficientNetModule, layers.Freezable):
     """A stem, stages of MBConv blocks, a 1x1 convolution (the head) and a linear layer.
 
-    stages: the stages before multiplication.  width, depth: multipliers of channels and of blocks.
+    stages: the stages before multipliers apply.  width, depth: multipliers of channels and blocks.
     fixed_ends: whether multipliers leave the channels of stem and head, and the blocks of the first
       and last stage, as they are.
     squeeze: see `MBConv`.

@@ -19,7 +19,7 @@ PRIOR = 0.01  # initial score of every cell (RetinaNet, arXiv:1708.02002)
 
 
 class HeadOutput(NamedTuple):
-    """Outputs of the A anchors of all levels, fine to coarse, row by row, cell by cell."""
+    """Outputs for all A anchors: level by level, fine to coarse, row by row, cell by cell."""
 
     classes: Array  # [B, A, K] logits
     sides: Array  # [B, A, 4 R]: R numbers for each of left, top, right, bottom, or 4 offsets

@@ -31,7 +31,7 @@ class InvertedResidual(layers.ConvModule):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False, dropout_scale: float | Array = 1.0) -> Array:
-        """[B, H, W, C] to the same shape; `dropout_scale`, for other blocks, is ignored."""
+        """[B, H, W, C] to the same shape; `dropout_scale`, which other blocks use, is ignored."""
         channels = x.shape[-1]
         hidden = self.expand * channels
         y = self.conv_norm_act(x, hidden, 1, "expand", train=train)

@@ -239,7 +239,7 @@ class Dropout(nn.Module):
 
 
 def round_to_8(channels: float) -> int:
-    """The multiple of 8 nearest to a number of channels, at least 8 and 9/10 of it."""
+    """The multiple of 8 nearest to `channels`, but at least 8 and at least 0.9 * channels."""
     nearest = max(8, int(channels + 4) // 8 * 8)
     return nearest if nearest >= 0.9 * channels else nearest + 8
 

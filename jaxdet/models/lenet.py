@@ -32,7 +32,9 @@ class Inception(CifarModule):
     def __call__(self, x: Array, train: bool = False) -> Array:
         """[B, H, W, C] to [B, H, W, width]."""
         if self.width < 4:
-            raise InputError(f"an inception block must have at least 4 channels, got {self.width}")
+            raise InputError(
+                f"--channels of an inception block must be at least 4, got {self.width}"
+            )
         one, three, five, pooled = ((self.width + 3 - i) // 4 for i in range(4))
         branches = [
             self.conv_pool_norm_act(x, one, 1, "conv1x1", train=train),

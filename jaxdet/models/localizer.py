@@ -19,7 +19,7 @@ class MLP(nn.Module):
 
     widths: widths of the hidden layers.  outputs: width of the last layer.
     rates: dropout rates after each hidden layer; () means no dropout.  bias: initial biases of the
-    outputs.
+    outputs; by default zeros.
     """
 
     widths: tuple[int, ...]
@@ -108,8 +108,8 @@ class Localizer(nn.Module):
     ) -> tuple[Array, Array]:
         """(logits [B, classes], box [B, 4]) of images [B, H, W, C].
 
-        Boxes are corners x0 y0 x1 y1 as fractions of the image, in [0, 1]; a `DenseBoxHead` may
-        exceed it in training.  `dropout_scale` multiplies the dropout rates.
+        Boxes are corners x0 y0 x1 y1 as fractions of the image, in [0, 1]; in training, those of a
+        `DenseBoxHead` may lie outside.  `dropout_scale` multiplies the dropout rates.
         """
         maps = self.features(axis_name=self.axis_name, name="features")(x, train)
         maps = maps if isinstance(maps, tuple) else (maps,)

@@ -87,7 +87,7 @@ class MobileNetModule(layers.ConvModule):
 class InvertedResidual(MobileNetModule):
     """1x1 to more channels, depthwise, squeeze-and-excitation, 1x1 to fewer, and the shortcut.
 
-    config: sizes of the block.  activation: the activation that `config` names.
+    config: sizes of the block.  activation: must be `config.activation`.
     """
 
     config: BlockConfig = V2_BLOCKS[0]
@@ -96,7 +96,7 @@ class InvertedResidual(MobileNetModule):
     def __call__(self, x: Array, train: bool = False) -> Array:
         """[B, H, W, C] to [B, H / stride, W / stride, width], sides rounded up.
 
-        x is added if shapes agree.
+        x is added if the stride is 1 and C is `width`.
         """
         config, y = self.config, x
         if config.expand != x.shape[-1]:

@@ -60,8 +60,8 @@ def assign_arrays(
       that prefix; `num_batches_tracked` always may.
     source: name of the file in error messages.
 
-    Raises InputError for a variable without an array, an array that no variable takes, or a shape
-    that differs.
+    Raises InputError for a variable without an array, an array that no variable takes, or an array
+    whose shape differs from its variable's.
     """
     leaves = {_path(key_path): leaf for key_path, leaf in jax.tree.leaves_with_path(variables)}
     assigned = {path: name for path in leaves if (name := names(path)) is not None}
@@ -74,8 +74,12 @@ def assign_arrays(
     _refuse(source, "no variable of the model for {} arrays", left)
     values = {path: _transposed(path, arrays[name]) for path, name in assigned.items()}
     shapes = {path: (leaves[path].shape, value.shape) for path, value in values.items()}
-    differ = [f"{path} {to} from {given}" for path, (to, given) in shapes.items() if to != given]
-    _refuse(source, "the shapes of {} variables and arrays differ", differ)
+    differ = [
+        f"{path} must be {own}, got {given}"
+        for path, (own, given) in shapes.items()
+        if own != given
+    ]
+    _refuse(source, "{} arrays have another shape than the model's variable", differ)
 
     def value(key_path, leaf):
         path = _path(key_path)
@@ -99,8 +103,8 @@ def _refuse(source: str | Path, problem: str, names: list[str]) -> None:
         more = ", ..." if len(names) > MAX_NAMES else ""
         listed = ", ".join(names[:MAX_NAMES])
         raise InputError(
-            f"{source}: {problem.format(len(names))}: {listed}{more}; choose the --model of these "
-            "weights"
+            f"{source}: {problem.format(len(names))}: {listed}{more}; choose the --model that "
+            "these weights are of"
         )
 
 

@@ -49,7 +49,7 @@ class Bottleneck(layers.ConvModule):
 
 
 def add_shortcut(block: Any, x: Array, y: Array, train: bool) -> Array:
-    """Activation of x + y; x is projected by a 1x1 convolution where shapes differ."""
+    """ReLU of x + y; x is projected by a 1x1 convolution where shapes differ."""
     if x.shape != y.shape:
         x = block.conv_norm(x, y.shape[-1], 1, "around", stride=block.stride, train=train)
     with jax.named_scope("add"):

@@ -131,8 +131,8 @@ def test_the_arrays_of_a_head_may_be_unused(tiny):
         (Tiny(stages=(1, 1)), r"no variable of the model for 10 arrays: .*, \.\.\.; choose the"),
         (
             Tiny(classes=4),
-            r"the shapes of 2 variables and arrays differ: params/logits/bias \(4,\) from "
-            r"\(3,\), params/logits/kernel \(16, 4\) from \(16, 3\); choose the --model of these",
+            r"2 arrays have another shape than the model's variable: params/logits/bias must be "
+            r"\(4,\), got \(3,\), params/logits/kernel must be \(16, 4\), got \(16, 3\); choose ",
         ),
     ],
 )
