@@ -74,7 +74,7 @@ Prediction = Detections | Localization | Classification
 
 
 class PreparedImage(NamedTuple):
-    """An image as input of the network, and the map of its pixels to the original."""
+    """An image as input of the network, and how its pixels map to those of the original."""
 
     image: np.ndarray  # [H, W, C] float32 in [0, 1]
     size: tuple[int, int]  # height and width of the original
@@ -106,7 +106,8 @@ def train(
         callbacks: called after calls of the compiled program, evaluations and checkpoints.
         stop: called between calls of the compiled program, and between the batches of an
             evaluation; when it returns True, the run saves a checkpoint and ends.
-        spent: seconds before the call that count as time of the run, such as a program's start.
+        spent: seconds before the call that count towards the time of the run, such as those that
+            the program took to start.
 
     Raises InputError for invalid options or data, and `DivergedError` when the loss is not finite.
     """
@@ -207,7 +208,8 @@ def load(
         warn: called with one line for each corrupt checkpoint that is skipped.
         options: fields of the configuration to change, such as `score_threshold=0.5`.
 
-    Raises InputError where the folder is not a run, or has no such checkpoint or option.
+    Raises InputError if the folder is not a run or has no such checkpoint, or if an option is
+    unknown or invalid.
     """
     if experiment is None:
         config = change_options(runs.read_config(folder), options)
@@ -302,7 +304,9 @@ class Run:
         not finite, and for an empty list.
         """
         if not isinstance(self.experiment.task, EmbeddingTask):
-            raise InputError(f"{self.folder} is a run of {self.system}, which has no embeddings")
+            raise InputError(
+                f"{self.folder}: embeddings need a run of faces, got a run of {self.system}"
+            )
         one, several = _as_list(images)
         if not several:
             raise InputError("embed must be given at least one image, got none")
@@ -320,14 +324,17 @@ class Run:
         return found[0] if one else found
 
     def evaluate(self, split: str = "test", *, root: str = "", **options: Any) -> dict[str, Any]:
-        """Scores of a split; on the run's own data they equal those that training logged.
+        """Scores of a split; those of `val` equal the scores that training logged at this step.
+
+        They differ if `root` or `options` change the data or the predictions.
 
         Args:
             split: "train", "val", "test", or another split of the system.
             root: folder of other data with the same classes.
             options: fields of the configuration to change, such as `score_threshold=0.1`.
 
-        Raises InputError if there is no such split, or if the classes of other data differ.
+        Raises InputError if there is no such split or option, or if the classes of other data
+        differ.
         """
         experiment = self.with_data(root=root, **options)
         losses, rows = self.measure(experiment, split)

@@ -63,9 +63,9 @@ def evaluate(
 ) -> dict[str, dict[str, Any]]:
     """{baseline: scores on `split`, and `seconds` per image}.
 
-    root: folder of the images that the sources name.  box_loss, hparams: as for the networks to
-    compare with.  The Haar cascade is left out if there is no class `face`.  Raises InputError if
-    the training images have fewer than two labels.
+    root: folder whose `images/` holds the images that the sources name.  box_loss, hparams: as for
+    the networks to compare with.  The Haar cascade is left out if there is no class `face`.  Raises
+    InputError if the training images have fewer than two labels.
     """
     train, source = splits["train"], splits[split]
     if len(np.unique(train.arrays["label"])) < 2:
@@ -123,9 +123,9 @@ def fit_haar(train: ArraySource, classes: Sequence[str], root: str | Path) -> Ba
 
     An image with detections gets the label `face` and the largest detection.  Any other image gets
     the most frequent other label in `train` and the mean box of that label, so that a third label
-    is never predicted.  The predicted label has probability 0.99, the others have the rest equally.
-    The cascade searches the image files, not the square images that networks take.  Viola and Jones
-    2001.
+    is never predicted.  The predicted label has probability 0.99, the others have equal
+    probabilities.  The cascade searches the image files, not the square images that networks take.
+    Viola and Jones 2001.
     """
     cv2 = require_opencv()
     cascade = cv2.CascadeClassifier(f"{cv2.data.haarcascades}haarcascade_frontalface_default.xml")

@@ -33,7 +33,8 @@ class TrainConfig:
     EVAL_ONLY: fields that affect evaluation only; a sweep over them trains once.
     GRIDS: named grids of `sweep --grid`: options with several values, or a tuple of the options of
       each run.
-    LIMITS: {column of `compare`: upper limit}; its report names the best network within them.
+    LIMITS: {column of `compare`: upper limit}; `compare --report` names the best network within all
+      limits.
     CUTOFFS: {score: lower limits of the levels "high", "medium" and "low"}.
     """
 
@@ -95,7 +96,7 @@ class TrainConfig:
     bfloat16: bool = False
     """compute in bfloat16; parameters stay float32"""
     conv: Literal["auto", "lax"] = "auto"
-    """convolutions on a CPU: the fastest algorithm for each shape, or XLA's own"""
+    """convolutions on a CPU: the fastest algorithm for each shape (auto), or XLA's own (lax)"""
     seed: int = 0
     """root of all random keys and of the order of the data"""
     eval_first: bool = True
@@ -157,7 +158,7 @@ class AugmentOptions(TrainConfig):
     brightness_contrast: float = 0.2
     """largest random change of brightness and contrast, as a fraction"""
     color_jitter: float = 0.2
-    """largest random change of saturation, as a fraction; hue changes by a tenth of it"""
+    """largest random change of saturation, as a fraction; hue changes by at most a tenth of it"""
     noise: float = 0.0
     """largest standard deviation of Gaussian noise"""
     cutout_holes: int = 0
@@ -180,7 +181,7 @@ _last_read: ContextVar[dict | None] = ContextVar("last_read", default=None)
 
 @contextmanager
 def reuse_data() -> Iterator[None]:
-    """A context in which each `cached_reader` returns its last result if its fields are equal."""
+    """A context in which a `cached_reader` returns its last result if its fields are unchanged."""
     token = _last_read.set({})
     try:
         yield
@@ -270,10 +271,10 @@ def _check_range(config: TrainConfig) -> None:
 
 
 def check_to_train(config: TrainConfig) -> list[str]:
-    """Raise InputError for options that cannot be combined; returns warnings.
+    """Raise InputError for invalid options and combinations; returns warnings.
 
-    They name options without effect, and a run that ends within a cosine of its restarts.  Checked
-    when a training starts, not when a run is loaded, so that all checkpoints stay usable.
+    Warnings name options without effect, and a run that ends within a cosine of its restarts.
+    Checked when a training starts, not when a run is loaded, so that all checkpoints stay usable.
     """
     check_fractions(config, "momentum", "beta2")
     if config.seed > MAX_SEED:
@@ -295,9 +296,7 @@ def check_to_train(config: TrainConfig) -> list[str]:
     if not (getattr(config, "backbone_lr", 1.0) or getattr(config, "weights", "")):
         raise InputError("--backbone-lr 0 needs --weights: the backbone would stay random")
     if getattr(config, "tal_from", 0) and getattr(config, "assigner", "tal") != "tal":
-        raise InputError(
-            "--tal-from needs --assigner tal, which assigns by IoU before that epoch, got iou"
-        )
+        raise InputError("--tal-from needs --assigner tal, got --assigner iou")
     scheduled = {
         "decay_at": ("piecewise",),
         "lr_decay": ("piecewise", "plateau"),
@@ -341,8 +340,8 @@ def _check_cycles(config: TrainConfig) -> list[str]:
     if end != config.epochs and not config.time_budget:
         before = f"{end - cycle} or " if end > cycle else ""
         notes.append(
-            f"--epochs {config.epochs} end within a cosine of --restart-period "
-            f"{config.restart_period}, which is complete after {before}{end}"
+            f"--epochs {config.epochs} ends within a cosine of --restart-period "
+            f"{config.restart_period}; cosines end after {before}{end} epochs"
         )
     return notes
 
@@ -384,7 +383,7 @@ def check_notes(config: Any, notes: Sequence[str]) -> None:
     """Raise InputError if there are `notes` on unusable data and `--on-invalid error` is given."""
     if notes and config.on_invalid == "error":
         raise InputError(
-            f"{notes[0]} ({len(notes)} in total); leave them out with --on-invalid skip"
+            f"{notes[0]} ({len(notes)} in total); leave unusable data out with --on-invalid skip"
         )
 
 
@@ -409,7 +408,8 @@ def check_augment(config: AugmentOptions) -> None:
     low, high = config.crop_area
     if not 0 < low <= high <= 1:
         raise InputError(
-            f"--crop-area must be two fractions above 0, the smaller first, got {low:g} {high:g}"
+            f"--crop-area must be two fractions above 0 and at most 1, the smaller first, got "
+            f"{low:g} {high:g}"
         )
     for name, most in (("mosaic", 1), ("mixup", 1), ("rotate", 180), ("cutout_holes", 100)):
         value = getattr(config, name)

@@ -80,7 +80,7 @@ def parse_json(text: str, kind: Any) -> Any:
 
 
 def conform(value: Any, kind: Any, name: str = "") -> Any:
-    """Check that a value from JSON has the type `kind`; ValueError names the part that does not.
+    """Check that a value from JSON has the type `kind`; ValueError names a part that has another.
 
     kind: Any, None, bool, int, float, str, `Literal`, a union, `list[...]`, `tuple[...]`,
       `dict[str, ...]`, or a `TypedDict`, which may have other keys too.

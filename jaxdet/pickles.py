@@ -2,8 +2,8 @@
 
 A file of torch.save is a pickle with raw storages, and unpickling can run any code.  Here it is
 read without PyTorch, by an unpickler that builds dicts, tuples, numbers, strings and descriptions
-of arrays, and cannot call anything else.  Both formats are read: the zip file that PyTorch writes
-since 1.6, and the sequence of pickles before that.
+of arrays, and cannot call anything else.  Both formats of torch.save are read: zip files, written
+since PyTorch 1.6, and sequences of pickles, written before.
 """
 
 import io
@@ -160,7 +160,7 @@ class RestrictedUnpickler(PythonUnpickler):
         full_name, allowed = f"{module}.{name}", self.allowed_globals()
         if full_name not in allowed:
             raise InputError(
-                f"refers to {full_name!r}, which is not an array and is not run; {self.expected}"
+                f"refers to {full_name!r}, which is not an array and was not run; {self.expected}"
             )
         return allowed[full_name]
 
@@ -239,7 +239,7 @@ def _read_pickles(content: bytes) -> dict[str, np.ndarray]:
         raise InputError(f"is a pickle that torch.save did not write; {EXPECTED}")
     version, system = _unpickle(stream)[0], _unpickle(stream)[0]
     if version != PROTOCOL:
-        raise InputError(f"has format version {version!r}, must be {PROTOCOL}")
+        raise InputError(f"must have format version {PROTOCOL}, got {version!r}")
     _check_byte_order(system["little_endian"])
     tree, kinds = _unpickle(stream)
     storages = {}
@@ -297,7 +297,8 @@ class _TensorUnpickler(RestrictedUnpickler):
         if module not in ("torch", "torch.cuda") or not name.endswith("Storage"):
             return super().find_class(module, name)
         if name not in TORCH_DTYPES:
-            raise InputError(f"holds a '{module}.{name}', which is not supported")
+            known = ", ".join(TORCH_DTYPES)
+            raise InputError(f"storage must be one of {known}, got '{module}.{name}'")
         return name
 
     def persistent_load(self, pid: Any) -> _Storage:

@@ -45,7 +45,7 @@ def is_path(text: str) -> bool:
 
 
 def read_config(folder: str | Path, system: str = "") -> TrainConfig:
-    """The configuration of a run; InputError if it is of another system than `system`, if given."""
+    """The configuration of a run; InputError if a `system` is given and the run is of another."""
     kept = run_dir.read_config(folder)
     if kept.system not in configs.SYSTEMS or (system and kept.system != system):
         expected = system or f"one of {', '.join(configs.SYSTEMS)}"

@@ -23,9 +23,9 @@ def to_markdown(rows: Iterable[Mapping[str, Any]], columns: Columns) -> str:
 
 
 def aligned(rows: Sequence[Mapping[str, Any]], columns: Columns) -> str:
-    """Plain text in columns of equal width; floats have four significant digits.
+    """Plain text in aligned columns; columns of numbers are right-aligned.
 
-    Columns of numbers are right-aligned.
+    Floats have four significant digits or, from 1,000 to a million, no digits after the point.
     """
     parts = []
     for key, heading in _headings(columns).items():
@@ -60,7 +60,7 @@ def is_number(value: Any) -> bool:
 
 
 def _rounded(value: float) -> str:
-    """Four significant digits, without an exponent below a million."""
+    """Four significant digits or, from 1,000 to a million, no digits after the point."""
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.4g}"
 
 

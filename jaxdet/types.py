@@ -8,7 +8,7 @@ area 1).
 Batch keys (a task uses the subset it needs):
 `image [B,H,W,C]`, `label [B]`, `boxes [B,G,4]`, `labels [B,G]`, `valid [B,G]`, `crowd [B,G]`,
 `real [B]` (0 marks a row that only pads), `id [B]`, `size [B,2]` (original height, width),
-`to_original [B,4]` (scale and offset that take network pixels back).
+`to_original [B,4]` (scale and offset from network pixels to original pixels).
 
 The true objects for evaluation, in pixels of the original image and independent of the size of the
 network's input: `true_boxes [B,T,4]`, `true_labels`, `true_valid`, `true_crowd`, `true_area [B,T]`.

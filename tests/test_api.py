@@ -203,7 +203,7 @@ def test_wrong_arguments_are_named(cifar10, tmp_path):
         lambda: cifar10.evaluate("test", root=tmp_path / "gone"): "no CIFAR-10 in .*gone",
         lambda: cifar10.evaluate("test", sizze=3): "--sizze is not an option of cifar10",
         lambda: cifar10.evaluate("test", tta=3): "--tta must be true or false, got 3",
-        lambda: cifar10.embed(["a.png"]): "cifar10, which has no embeddings",
+        lambda: cifar10.embed(["a.png"]): "need a run of faces, got a run of cifar10",
         lambda: jaxdet.load(tmp_path): "is not a run",
         lambda: jaxdet.load(tmp_path / "gone"): "gone is not a run",
         lambda: jaxdet.load(cifar10.folder, "frist"): "--checkpoint must be best, last or .*frist",

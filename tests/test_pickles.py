@@ -146,7 +146,7 @@ def test_strides_and_offsets_are_those_of_the_file(given, form):
         ({"shape": (0, 2**62, 2**62), "strides": (1, 1, 1)}, "damaged"),
         ({"shape": (1,) * 99, "strides": (1,) * 99}, "damaged"),
         ({"key": "1"}, "damaged"),
-        ({"kind": "ComplexFloatStorage"}, "'torch.ComplexFloatStorage', which is not supported"),
+        ({"kind": "ComplexFloatStorage"}, "must be one of .*, got 'torch.ComplexFloatStorage'"),
     ],
 )
 def test_a_tensor_that_its_storage_cannot_hold_is_refused(given, form, changed, match):
@@ -264,7 +264,7 @@ def test_other_files_are_refused(given, tmp_path):
         (b"", "begins with nothing; must be"),
         (b"\x89PNG\r\n", "begins with 89 50 4e 47"),
         (pickled({"a": 1}), "pickle that torch.save did not write"),
-        (older_file(version=1002), "has format version 1002, must be 1001"),
+        (older_file(version=1002), "must have format version 1001, got 1002"),
         (older_file(little=0), "big-endian"),
         (newer_file(byteorder="big"), "big-endian"),
         (newer_file(packing=zipfile.ZIP_DEFLATED), "compressed entries"),

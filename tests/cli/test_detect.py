@@ -536,7 +536,7 @@ REFUSED = {
     ),
     "tal after iou": (
         ["train", "detect", "--root", "data", "--assigner", "iou", "--tal-from", "3"],
-        "--tal-from needs --assigner tal.*got iou",
+        "--tal-from needs --assigner tal.*got --assigner iou",
     ),
     "anchors": (
         [
