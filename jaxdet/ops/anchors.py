@@ -68,8 +68,9 @@ def octave_scales(count: int) -> tuple[float, ...]:
 def encode(boxes: Array, anchors: Array) -> jax.Array:
     """Offsets [..., 4] of boxes [..., 4] from anchors [..., 4]: dx, dy, log dw, log dh.
 
-    dx and dy are in sides of the anchor, which must not be empty; box sides below `MIN_SIDE` are
-    raised to it.  Girshick et al. 2014, arXiv:1311.2524.
+    dx and dy are differences of the centers, divided by width and height of the anchor, and dw and
+    dh ratios of the sides.  Anchors must not be empty; box sides below `MIN_SIDE` are raised to it.
+    Girshick et al. 2014, arXiv:1311.2524.
     """
     (center, sides), (anchor_center, anchor_sides) = _center_and_sides(boxes, anchors)
     log_scale = jnp.log(jnp.maximum(sides, MIN_SIDE) / anchor_sides)

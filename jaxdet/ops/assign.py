@@ -44,11 +44,12 @@ def task_aligned(
     scores [A, K]: predicted probabilities; pred_boxes [A, 4]; points [A, 2]: cell centers;
     true_boxes [G, 4]; true_labels [G]; valid [G].
 
-    With s the score of a true box's class and u its overlap with the predicted box, each true box
-    takes the `topk` cells of largest s^alpha u^beta among those whose center is strictly inside it
-    and whose metric is positive.  A cell taken by several boxes goes to the one that its predicted
-    box overlaps most.  Target scores are the metric, rescaled per true box so that the maximum over
-    its cells is their largest overlap.  Computed in float32; a negative CIoU counts as 0.
+    The metric of a true box and a cell is s^alpha u^beta, with s the cell's score for the class of
+    the box, and u the `overlap` of the box with the cell's predicted box.  Each true box takes the
+    `topk` cells with the largest positive metric whose center is strictly inside it.  A cell taken
+    by several boxes goes to the one that its predicted box overlaps most.  Target scores are the
+    metric, rescaled per true box so that the maximum over its cells is their largest overlap.
+    Computed in float32; a negative CIoU counts as 0.
     Defaults are those of Feng et al. 2021 (TOOD), arXiv:2108.07755.
     """
     true_boxes, true_labels, valid = _as_slots(true_boxes, true_labels, valid)
@@ -88,9 +89,10 @@ def max_iou(
 ) -> Targets:
     """Max-IoU assignment: each anchor [A, 4] goes to the true box of largest IoU.
 
-    That IoU must be at least `positive_iou`.  With `allow_low_quality`, each box also takes its
-    best anchors (all that tie for its largest IoU, if that is above 0); of two boxes with the same
-    best anchor the later takes it.  Target scores are 1, and no anchor is ignored.
+    An anchor whose largest IoU is below `positive_iou` goes to none.  With `allow_low_quality`,
+    each box also takes its best anchors (all that tie for its largest IoU, if that is above 0); of
+    two boxes with the same best anchor the later takes it.  Target scores are 1 for the class of
+    the box, and no anchor is ignored.
     Ren et al. 2015, arXiv:1506.01497.
     """
     true_boxes, true_labels, valid = _as_slots(true_boxes, true_labels, valid)

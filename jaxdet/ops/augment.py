@@ -1,10 +1,10 @@
 """Random image and box transforms that run inside the compiled training step.
 
 A transform is a function `(key, sample) -> sample` of one `Sample`; options are keyword-only.
-`jax.vmap` over keys and samples makes the batch, but `mosaic` and the two mixups combine images and
-take a whole batch; `axis` is the device axis over which the batch is split, or None.  Unless noted,
-pixel values are floats in [0, 1], lengths are in pixels, angles in degrees, and pixels beyond the
-edge of an image are `GRAY`.
+`jax.vmap` over keys and samples transforms a batch.  `mosaic` and the two mixups take a whole batch
+instead, and combine each image with the next ones, cyclically; `axis` is the device axis over which
+the batch is split, or None.  Unless noted, pixel values are floats in [0, 1], lengths are in
+pixels, angles in degrees, and pixels beyond the edge of an image are `GRAY`.
 
     transform = augment.compose(
         augment.random_flip,
@@ -147,8 +147,9 @@ def random_scale_translate(
     scale: tuple[float, float] = (0.75, 1.3),
     translate: float = 0.1,
 ) -> Sample:
-    """Scale about the center by a factor in `scale`, then translate by up to `translate` of a side.
+    """Scale about the center by a factor in `scale`, then translate along both axes.
 
+    The translation is uniform, up to a fraction +-`translate` of the image's side.
     The factor is log-uniform, and the aspect ratio changes by a factor of up to `MAX_ASPECT`.
     Bilinear without anti-aliasing.
     """
@@ -201,7 +202,7 @@ def random_rotate(key: jax.Array, sample: Sample, *, degrees: float = 30.0) -> S
 
 
 def pad_and_crop(key: jax.Array, sample: Sample, *, pad: int = 4) -> Sample:
-    """Pad all sides by `pad` zeros and crop a random window of the original size.
+    """Pad all sides by `pad` pixels of value 0 and crop a random window of the original size.
 
     Lee et al. 2015, arXiv:1409.5185.
     """
@@ -243,7 +244,10 @@ def brightness_contrast(key: jax.Array, sample: Sample, *, strength: float = 0.2
 
 
 def color_jitter(key: jax.Array, sample: Sample, *, strength: float = 0.2) -> Sample:
-    """Scale saturation by a factor in 1 +- `strength`; rotate hue up to `strength` / 10 turns."""
+    """Scale saturation and rotate hue.
+
+    The factor is in 1 +- `strength`, the rotation at most `strength` / 10 turns either way.
+    """
     saturation, hue = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
     dm_pix = packages.load("dm_pix", "color_jitter")
     image = dm_pix.random_saturation(saturation, sample.image, 1 - strength, 1 + strength)
@@ -424,7 +428,7 @@ def mosaic(
     scale: tuple[float, float] = (0.4, 1.0),
     axis: str | None = None,
 ) -> Sample:
-    """Join each sample and its three successors around a point, with the given probability.
+    """Join each sample and the next three around a point, with the given probability.
 
     samples: all fields [B, ...]; the result has four times as many box slots.  The point lies in
     the middle half of each axis.  Each of the four images is scaled by a factor in `scale` and has

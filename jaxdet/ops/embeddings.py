@@ -72,9 +72,9 @@ def similarity(
     """Similarity [N, M] of each probe [N, D] and each gallery embedding [M, D].
 
     metric: `cosine`, or `euclidean` for the negative distance, which is computed from squared norms
-    and off by up to 0.001 of a norm where vectors nearly coincide.
-    chunk: probes per step, which bounds the memory beyond arguments and result; with the result it
-    is 0.41 GB for 100,000 x 1,000 embeddings of 512 numbers.
+    and has an error of up to 0.001 of their norm for vectors that nearly coincide.
+    chunk: probes per step, which bounds the working memory.  Result and working memory are 0.41 GB
+    for 100,000 x 1,000 embeddings of 512 numbers.
     """
     chex.assert_rank([probes, gallery], 2)
     chex.assert_equal_shape([probes, gallery], dims=1)
@@ -99,7 +99,7 @@ def identify(
     reduce: Literal["max", "mean"] = "max",
     threshold: float | Array = THRESHOLD,
 ) -> tuple[jax.Array, jax.Array]:
-    """Most similar identity [N] of each probe, or -1 if it is rejected, and the score [N].
+    """(most similar identity [N] of each probe, or -1 if it is rejected, and its score [N]).
 
     similarities [N, M]: of N probes and M gallery images.
     gallery_ids [M]: identities from 0 to `num_identities` - 1; other numbers mark padding.

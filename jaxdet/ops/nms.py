@@ -1,10 +1,10 @@
 """Non-maximum suppression and box fusion, for one image and with fixed output sizes.
 
-All functions take N boxes, which may be none, and return the best P = `max_detections` as
-`Detections`, so that they run inside `jit` and under `vmap`.  With `labels`, boxes of different
-labels do not affect each other; without, all boxes are of one class.  Boxes overlap if their IoU is
-above `iou_threshold`.  Scores lie in [0, 1]; boxes with a score of at most `score_threshold`, which
-is at least 0, are ignored.
+All functions take N boxes (N may be 0) and return the best P = `max_detections` as `Detections`, so
+that they run inside `jit` and under `vmap`.  With `labels`, boxes of different labels do not affect
+each other; without, all boxes are of one class.  Boxes overlap if their IoU is above
+`iou_threshold`.  Scores lie in [0, 1]; boxes with a score of at most `score_threshold`, which must
+be at least 0, are ignored.
 """
 
 from collections.abc import Callable
@@ -65,8 +65,8 @@ def soft_nms(
     """Soft-NMS: boxes that overlap a better one lose score instead of being dropped.
 
     linear: scores are multiplied by 1 - IoU where the IoU is above `iou_threshold`; gaussian: by
-    exp(-IoU^2 / sigma) at any IoU.  The result is sorted by the decayed scores and has these or,
-    with `original_scores`, the given ones.  Bodla et al. 2017, arXiv:1704.04503.
+    exp(-IoU^2 / sigma) at any IoU.  The result is sorted by the decayed scores; its scores are the
+    decayed ones or, with `original_scores`, the given ones.  Bodla et al. 2017, arXiv:1704.04503.
     """
 
     def linear(overlap):
@@ -133,10 +133,10 @@ def weighted_boxes_fusion(
 ) -> Detections:
     """Weighted boxes fusion (WBF): boxes, best first, join the fused box that they overlap most.
 
+    A box that overlaps none begins a new fused box; beyond `max_detections` of these it is dropped.
     A fused box is the score-weighted mean of its members and moves as they join.  Its score is the
     mean or maximum of theirs, times min(members, num_models) / num_models, which lowers the scores
-    of boxes that few of the models predict.  There are at most `max_detections` fused boxes; a
-    further box that joins none is dropped.
+    of boxes that few of the models predict.
     Solovyev et al. 2019, arXiv:1910.13302.
     """
     boxes, scores, labels = _as_arrays(boxes, scores, labels)

@@ -96,7 +96,7 @@ def head_layer(features: Chain, window: int) -> Layer:
     kernel = output_size(features, window)
     if kernel == 0:
         raise InputError(
-            f"window must be larger, got {window} pixels: the layers leave no features of it"
+            f"window must be larger, got {window} pixels: the layers have no output for it"
         )
     return conv(kernel)
 
@@ -131,7 +131,8 @@ def grid(chain: Chain, height: int, width: int) -> Grid:
     window, stride, offset = receptive_field(chain)
     if output_size(chain, min(height, width)) == 0:
         raise InputError(
-            f"an image of {height} x {width} pixels is smaller than the {window} x {window} window"
+            f"an image of {height} x {width} pixels is smaller than the {window} x {window} window;"
+            " use a larger image, or layers with a smaller window"
         )
     rows, columns = ((size - 2 * offset - window) // stride + 1 for size in (height, width))
     return Grid(window, stride, rows, columns, offset)
@@ -140,14 +141,15 @@ def grid(chain: Chain, height: int, width: int) -> Grid:
 def differences(
     features: Chain, window: int, size: int, stride: int | None = None
 ) -> tuple[str, ...]:
-    """Reasons why a dense pass over an image differs from sliding the network; () if it does not.
+    """Reasons why a dense pass over an image differs from sliding the network; () if there is none.
 
     features: the chain before the first dense layer, which becomes `head_layer(features, window)`.
     window, size, stride: sides of window and image, and step of the sliding window, in pixels; the
     stride defaults to that of the chain.
 
-    Exact without padding; with padding, every image larger than its window is reported.  Batch
-    statistics and global pooling also break the equivalence, and do not show in a chain.
+    Exact for layers without padding; with padding, every image larger than the window is reported,
+    even if the results happen to agree.  Batch statistics and global pooling also break the
+    equivalence, but are not part of a chain.
     Raises InputError as `head_layer` does.  Sermanet et al. 2013 (OverFeat), arXiv:1312.6229.
     """
     chain = (*features, head_layer(features, window))

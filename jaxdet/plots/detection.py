@@ -37,8 +37,8 @@ def gallery(
     """A grid of N images [H, W, C] in [0, 1], true boxes in green and predicted boxes in red.
 
     true, predicted: boxes [n, 4], one box [4], or None, for each image.
-    texts: one per predicted box of each image, or per true box where `predicted` is None; on the
-      color of its class index in `labels`.
+    texts: one per predicted box of each image, or per true box where `predicted` is None.
+    labels: class index of each of these boxes, by default 0; it gives the color behind the text.
     titles: one per image, in red where `wrong`; long titles are in a smaller font.
     cell: inches per image; by default the images, in their mean aspect ratio, fill their cells.
     """
@@ -127,9 +127,9 @@ def precision_recall(
     """Precision against recall, one curve per class, and the mean of the curves.
 
     curves: {class: (precision, score threshold)} at each of `recalls`; -1 for a class without
-    objects, which is left out.  marked: up to four score thresholds; each curve has a marker at its
-    highest recall for each of them.  Beyond `MAX_COLORED_CLASSES` classes, curves are thin gray
-    lines without markers.
+    objects, which is left out.  marked: up to four score thresholds; for each, a marker shows the
+    highest recall of a curve that is reached at this threshold.  Beyond `MAX_COLORED_CLASSES`
+    classes, curves are thin gray lines without markers.
     """
     figure, axes = figures.single("recall", "precision at IoU 0.5", size=(7, 5))
     known = {name: (p, s) for name, (p, s) in curves.items() if (p > -1).all()}
@@ -155,7 +155,7 @@ def precision_recall(
 
 
 def bar_chart(values: Mapping[str, float], path: Path, *, label: str) -> None:
-    """A horizontal bar per {name: value in [0, 1]}, the first in black."""
+    """One horizontal bar for each of {name: value in [0, 1]}, the first in black."""
     figure = Figure(figsize=(7, max(2.5, 0.32 * len(values) + 1)), layout="constrained")
     axes = figure.subplots()
     for position, value in enumerate(values.values()):

@@ -20,7 +20,8 @@ def roofline(
     """Operations per second of layers against their operations per byte, below the roofline.
 
     rows: `layer`, `total` operations, `bytes` and `operations_per_s` of each layer; the `named`
-    slowest are labeled.  operations_per_s, bytes_per_s: peaks of the device.
+    slowest are labeled.  Rows without operations or without a time are left out.
+    operations_per_s, bytes_per_s: peaks of the device.
     """
     shown = [row for row in rows if row.get("operations_per_s") and row["total"]]
     shown.sort(key=lambda row: row["total"] / row["operations_per_s"], reverse=True)

@@ -28,8 +28,8 @@ Metrics = Sequence[dict[str, Any]]  # the lines of a `metrics.jsonl`
 def learning_curves(metrics: Metrics, path: Path) -> None:
     """Loss terms and scores of a run against the epoch, in one panel each.
 
-    Panels have the values of training, validation and a monitored test split, as far as a run has
-    them.
+    A panel has a curve for each of training, validation and a monitored test split that the run
+    has values of.
     """
     trained = {name for line in metrics for name in line["train"] or ()}
     shared = trained or {"loss", "accuracy"} & {*_scores(metrics[0])}
@@ -55,7 +55,7 @@ def compare_runs(metrics_by_run: Mapping[str, Metrics], path: Path) -> None:
     """Validation loss, accuracy, IoU and mAP of several runs against the epoch, a panel each.
 
     Runs without validation are shown by their test scores, and the title says so.  A term that any
-    run lacks is left out.  If all runs have logged their times, a further panel has the accuracy
+    run lacks is left out.  If all runs have an accuracy and times, a further panel has the accuracy
     against the seconds of training and evaluation.
     """
     lines = [line for metrics in metrics_by_run.values() for line in metrics]

@@ -28,7 +28,7 @@ def threshold_sweep(rows: Sequence[Mapping[str, float]], chosen: float, path: Pa
 
 
 def roc(curve: Roc, path: Path) -> None:
-    """True accept rate against false accept rate, which is on a logarithmic scale."""
+    """True accept rate against false accept rate on a logarithmic scale, without rates of 0."""
     figure, axes = figures.single("false accept rate", "true accept rate", size=SIZE)
     positive = curve.far > 0
     axes.plot(curve.far[positive], curve.tar[positive])

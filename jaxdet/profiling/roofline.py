@@ -26,7 +26,10 @@ COPY_LENGTH = {"cpu": 2**26, "gpu": 2**28, "tpu": 2**28}  # float32 numbers copi
 
 
 class LayerJaxpr(NamedTuple):
-    """The equations of one layer in one direction, as a separate jaxpr."""
+    """The equations of one layer in one pass, as a separate jaxpr.
+
+    direction: the pass, "forward" or "backward".
+    """
 
     path: str
     direction: str
@@ -50,8 +53,9 @@ class Roofline(NamedTuple):
 def measure(network: summary.NetworkSummary, rows: list[dict[str, Any]]) -> Roofline:
     """Time the network and its layers, and add the times to `rows` of `summary.table_rows`.
 
-    Rows are changed in place: each gets `forward_s`, `backward_s`, `bytes` and `operations_per_s`,
-    the last one the sums over layers and the rate of the sums.
+    Rows are changed in place.  Each layer's row gets `forward_s`, `backward_s`, `bytes` and
+    `operations_per_s`, as far as they apply; the last row gets the sums over layers, and the total
+    operations divided by the total seconds.
     """
     layers, seconds = time_layers(network), time_network(network)
     for row in rows[:-1]:
@@ -77,7 +81,7 @@ def notes(measured: Roofline, rows: list[dict[str, Any]]) -> list[str]:
 
 
 def split_by_layer(closed: core.ClosedJaxpr) -> Iterator[LayerJaxpr]:
-    """The layers of a closed jaxpr, each in each direction, in order of first appearance."""
+    """The layers of a closed jaxpr, forward and backward apart, in order of first appearance."""
     jaxpr = closed.jaxpr
     groups = {}
     for eqn in flops.live_equations(jaxpr):
@@ -103,7 +107,10 @@ def split_by_layer(closed: core.ClosedJaxpr) -> Iterator[LayerJaxpr]:
 def time_layers(
     network: summary.NetworkSummary, *, seconds: float = SECONDS_PER_LAYER
 ) -> dict[str, dict[str, float]]:
-    """{path: {"forward_s", "backward_s", "bytes"}} of the layers; each is timed for `seconds`."""
+    """{path: {"forward_s", "backward_s", "bytes"}} of the layers; each pass is timed for `seconds`.
+
+    A layer without a backward pass has no "backward_s".
+    """
     measured = {}
     for layer in split_by_layer(network.trace()):
         row = measured.setdefault(summary.relative_path(layer.path), {"bytes": 0})

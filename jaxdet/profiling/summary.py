@@ -114,7 +114,7 @@ def summarize(
 
 
 def table_rows(network: NetworkSummary, *, backward: bool = False) -> list[dict[str, Any]]:
-    """Rows of the table, one per layer and last their sum, with the keys of `HEADINGS`.
+    """Rows of the table, one per layer and a last one with their sums, with keys of `HEADINGS`.
 
     backward: include the columns `forward` and `backward` beside `total`.
     """
@@ -128,7 +128,7 @@ def table_rows(network: NetworkSummary, *, backward: bool = False) -> list[dict[
 
 
 def notes(network: NetworkSummary) -> list[str]:
-    """One sentence per quantity that the sums of the table leave out."""
+    """Sentences on what the sums of the table leave out or count only once."""
     lines = []
     if network.statistics:
         lines.append(f"running statistics: {network.statistics:,} numbers, not in the parameters")

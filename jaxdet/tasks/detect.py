@@ -87,7 +87,8 @@ class DetectionTask:
     ) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
         """This device's contribution to the loss.
 
-        Terms are sums over cells, divided by the sum of target scores.
+        Terms are sums over cells, divided by the sum of target scores, or by 1 if that is larger;
+        `positives` is the mean number of positive cells per image.
         """
         images = normalize(batch["image"], self.normalization)
         output, stats = forward(key, self.net, variables, images, context)
@@ -206,7 +207,10 @@ def make_assigner(*, tal_from: int = 0, positive_iou: float = 0.5, **tal: Any) -
 
 
 def boxes_to_original(found: Array, to_original: Array) -> Array:
-    """Boxes [B, P, 4] in pixels of the original images; to_original [B, 4]: scale and offset."""
+    """Boxes [B, P, 4] in pixels of the original images.
+
+    to_original [B, 4]: scale in x and y, and offset in x and y.
+    """
     scale, offset = (
         jnp.tile(part, 2)[:, None] for part in (to_original[:, :2], to_original[:, 2:])
     )
@@ -216,8 +220,8 @@ def boxes_to_original(found: Array, to_original: Array) -> Array:
 def distribution_focal_loss(output: DetectorOutput, true: Array) -> Array:
     """Cross-entropy [B, A] of distributions over distances, mean over the four sides.
 
-    The true distance is clipped to the range of the steps, and the target is split between the two
-    next to it.  Li et al. 2020, arXiv:2006.04388.
+    The true distance is clipped to the range of the steps, and the target probability is split
+    linearly between the two steps next to it.  Li et al. 2020, arXiv:2006.04388.
     """
     distances = anchors.boxes_to_ltrb(true, output.points[None]) / output.strides[None, :, None]
     logits: Any = output.distances  # not None: the head has bins

@@ -46,6 +46,7 @@ class SlidingWindowTask:
     mask_loss_by: windows whose class and box losses count: all that overlap the object ("truth"),
       or only those in which the network also detects it ("both").
     reduction: "sum" adds the loss over images and windows, "mean" averages it.
+    selection: how the prediction of an image follows from its windows, see `select_window`.
     box_weight_schedule: context -> factor of the box weight during training.
 
     `context.hparams` holds the weights of the terms, `class_weight` and `box_weight`.
@@ -97,7 +98,7 @@ class SlidingWindowTask:
         return self._select(self.net.apply(variables, images, train=False), images)
 
     def measure(self, predictions: dict[str, Array], batch: Batch) -> dict[str, Array]:
-        """Whether each label is correct, and the IoU of each box, [B]."""
+        """`right`, whether each label is correct, and the `iou` of each box, [B] each."""
         return {
             "right": predictions["label"] == batch["label"],
             "iou": boxes.iou(predictions["box"], batch["boxes"][:, 0]),
@@ -152,7 +153,7 @@ class MultipleObjectsTask(SlidingWindowTask):
         return jax.vmap(lambda one: detect(split_outputs(one)))(raw)
 
     def measure(self, predictions: dict[str, Array], batch: Batch) -> dict[str, Array]:
-        """As `SlidingWindowTask.measure`, for the best detection; wrong, with IoU 0, if none."""
+        """As `SlidingWindowTask.measure`, for the best detection; without one, wrong with IoU 0."""
         best = {"label": predictions["labels"][:, 0], "box": predictions["boxes"][:, 0]}
         measured, found = super().measure(best, batch), predictions["valid"][:, 0]
         return {"right": measured["right"] & found, "iou": jnp.where(found, measured["iou"], 0.0)}

@@ -34,7 +34,7 @@ class VerificationTask:
     transform: (key, image) -> image; augments one training image with values in [0, 255].
     head: how logits are computed from embeddings.
     embedding_loss: loss of the embeddings, added to the cross-entropy.
-    margins: (name, value) pairs: arguments of the head other than the defaults of its paper.
+    margins: (name, value) pairs of the head's arguments that differ from the defaults of its paper.
     tta: whether to add the embedding of the mirror image to the embedding of the image.
 
     `context.hparams` holds `dropout`, a factor of the network's rates, and `embedding_loss_weight`.
