@@ -54,7 +54,7 @@ def given_changes(options: Any) -> dict[str, Any]:
 
 
 def choose_split(split: str, splits: Sequence[str]) -> str:
-    """The split, or val where the data have no test split; InputError for unknown splits."""
+    """`split`, or `val` in place of a missing test split; InputError for an unknown split."""
     if split == "test" and split not in splits and "val" in splits:
         warn("the data have no test split; val is used")
         return "val"
@@ -70,15 +70,17 @@ def check_picture(path: Path | None, count: int = 1) -> None:
     if count < 1:
         raise InputError(f"--count must be at least 1, got {count}")
     if path is not None and path.suffix not in figures.SUFFIXES:
-        raise InputError(f"a picture must end in one of {', '.join(figures.SUFFIXES)}, got {path}")
+        raise InputError(
+            f"the name of a picture must end in one of {', '.join(figures.SUFFIXES)}, got {path}"
+        )
 
 
 @contextmanager
 def counting(total: int) -> Iterator[Callable[[int], Any]]:
-    """A context with a function that moves a bar by some of `total` images.
+    """A context with a progress bar of `total` images, as a function that advances it by a number.
 
-    The bar goes to stderr, only to a terminal, and disappears at the end; `write_line` prints above
-    it.
+    The bar is shown on stderr, if that is a terminal and tqdm is installed, and disappears at the
+    end; `write_line` prints above it.
     """
     try:
         from tqdm import tqdm

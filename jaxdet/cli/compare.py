@@ -146,7 +146,7 @@ def comparability_notes(
     loss = _differing_keys([one.loss_options for one in evaluated])
     if loss:
         names = ", ".join(loss)
-        yield f"the runs have different losses, compare only their other scores: {names}"
+        yield f"the losses of the runs differ in {names}; compare only the other scores"
     if classical and baselines.HAAR not in [row["run"] for row in classical]:
         yield f"the {baselines.HAAR} is left out: there is no label {baselines.FACE}"
 

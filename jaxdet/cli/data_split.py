@@ -21,7 +21,8 @@ def run(system: str, options: Split) -> int:
     names = [Path(path).name for path, _ in files]
     if any((options.out / name).exists() for name in names) and not options.overwrite:
         raise InputError(
-            f"{options.out} has a split; choose another --out, or replace it with --overwrite"
+            f"{options.out} already has a split; choose another --out, or replace it with "
+            f"--overwrite"
         )
     for name, (_, text) in zip(names, files, strict=True):
         run_dir.write_text(options.out, name, text)

@@ -50,7 +50,7 @@ def run(options: VerificationFolders) -> int:
 
 
 def read_identities(options: VerificationFolders) -> dict[str, list[LabeledImage]]:
-    """{identity: images}; InputError if there are too few of either for the options."""
+    """{identity: images}; InputError for invalid options, or too few identities or images."""
     if not options.root:
         raise InputError("--root must be given: a folder or tar file with a folder per identity")
     if run_dir.is_occupied(options.out):
@@ -76,7 +76,10 @@ def read_identities(options: VerificationFolders) -> dict[str, list[LabeledImage
         )
     if verification_protocol.UNKNOWN_LABEL in images:
         name = verification_protocol.UNKNOWN_LABEL
-        raise InputError(f"{options.root}: {name}: this name is reserved for unknown identities")
+        raise InputError(
+            f"{options.root}: {name}: this name is reserved for unknown identities; rename the "
+            f"folder"
+        )
     for name, own in images.items():
         if len(own) <= options.gallery_images:
             raise InputError(

@@ -42,7 +42,7 @@ def losses(evaluated: Sequence[EvaluatedRun]) -> Iterator[str]:
     yield "## Losses of training and validation"
     yield (
         "Training losses are means over an epoch, in which the network changes, on augmented "
-        "images and with dropout; validation losses are of the network after it."
+        "images and with dropout; validation losses are those of the network after the epoch."
     )
     yield tables.to_markdown(rows, list(dict.fromkeys(key for row in rows for key in row)))
     epochs: dict[int, Row] = {}
@@ -52,7 +52,7 @@ def losses(evaluated: Sequence[EvaluatedRun]) -> Iterator[str]:
             for split, name in _named_splits(line):
                 epoch[f"{one.row['run']}, {name}"] = line[split].get("loss")
     columns = list(dict.fromkeys(key for epoch in epochs.values() for key in epoch))
-    yield "Loss after each epoch, from before the first:"
+    yield "Loss after each epoch (epoch 0: before training):"
     yield tables.to_markdown([epochs[number] for number in sorted(epochs)], columns)
 
 
@@ -152,7 +152,7 @@ def _best(one: EvaluatedRun) -> Mapping[str, Any]:
 
 
 def _terms(line: Mapping[str, Any]) -> Row:
-    """The terms of the loss in a line, `NAME TERM`, first of training and then of validation."""
+    """{`SPLIT TERM`: value} of the loss terms in a line of metrics, training before validation."""
     terms = [*(line["train"] or {})]
     terms = [name for name in ("loss", *sorted(terms)) if name in terms and name != "accuracy"]
     return {

@@ -118,9 +118,8 @@ def worst_predictions(
     """The `MAX_FAILURES` worst predictions of a split: wrong labels first, then the lowest IoU.
 
     Without boxes, wrong labels are ordered by descending score and right ones by ascending score.
-    Images and boxes have the size of the original files, if the experiment can read these, or else
-    that of the network's input.
-    predictions: as `RecordingTask` reports them.
+    Images and boxes have the size of the original files, if the experiment can read them, or else
+    the size of the network's input.  predictions: as `RecordingTask` reports them.
     """
     classes = experiment.metadata["classes"]
     label, predicted, score = (predictions[k] for k in ("label", "predicted", "score"))

@@ -95,7 +95,7 @@ def parse(
 
     For invalid words, prints the nearest option and ends the process with exit code 2.  Raises
     InputError for a renamed option (of `system`, if given) and for an option of another tool; the
-    message has its present name.
+    message has the name to use.
     """
     words = replace_aliases(words)
     check_renamed(words, kind, system)
@@ -126,8 +126,10 @@ def check_renamed(words: Sequence[str], kind: type, system: str = "") -> None:
 
 
 def check_other_tools(words: Sequence[str], kind: type) -> None:
-    """Raise InputError, with our name, for an option of another tool, as `--imgsz 3` or
-    `imgsz=3`."""
+    """Raise InputError for an option of another tool, such as `--imgsz 3` or `imgsz=3`.
+
+    The message has the name of the option here, or what to do instead.
+    """
     known = _option_names(kind, lambda of: True)
     for before, word in pairwise(["", *words]):
         is_option = word.startswith("--")
@@ -153,12 +155,12 @@ def hide(kind: type[Kind], names: Collection[str]) -> type[Kind]:
 
 
 def boolean_options(kind: type) -> set[str]:
-    """Names of the boolean options of a dataclass and of those nested in it."""
+    """Names of the boolean options of a dataclass and of the dataclasses nested in it."""
     return _option_names(kind, lambda of: of in (bool, "bool"))
 
 
 def number_list_options(kind: type) -> set[str]:
-    """Names of the options of a dataclass, or nested in it, that are lists of numbers."""
+    """Names of the options that are lists of numbers, of a dataclass and those nested in it."""
     return _option_names(kind, lambda of: str(of).startswith(("tuple[int", "tuple[float")))
 
 
@@ -224,7 +226,7 @@ def to_words(config: TrainConfig) -> list[str]:
 
 
 def _option_names(kind: type, has_type: Callable[[Any], bool]) -> set[str]:
-    """Names of the options of a dataclass, or nested in it, whose type satisfies `has_type`."""
+    """Names of options whose type satisfies `has_type`, of a dataclass and those nested in it."""
     names = set()
     for field in fields(kind):
         if is_dataclass(field.type):

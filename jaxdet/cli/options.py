@@ -85,11 +85,11 @@ class Restored(Process):
     checkpoint: str = "best"
     """best, last, or a step"""
     split: str = "test"
-    """train, val, test, or another split of the system; val where the data have no test split;
-    `eval`: all means these three"""
+    """train, val, test, or another split of the system; val replaces a missing test split; `eval`
+    also accepts all, which means train, val and test"""
     root: str = ""
-    """folder with other data of the same classes; by default the data of the run; objects: all
-    images in it form the split test, and boxes are optional"""
+    """folder with other data of the same classes; default: the data of the run; objects: all images
+    of the folder form the split test, and boxes are optional"""
     score_threshold: float | None = None
     """detect: minimum score of a detection; default: as in the run"""
     nms_iou: float | None = None
@@ -97,10 +97,10 @@ class Restored(Process):
     nms_type: SuppressionType | None = None
     """detect: how overlapping boxes are suppressed (see `train`); default: as in the run"""
     window_selection: Literal["class", "product", "merge"] | None = None
-    """digits: how the prediction is made from all windows; by default as in the run"""
+    """digits: how windows are combined into a prediction (see `train`); default: as in the run"""
     tta: bool | None = None
     """test-time augmentation: detect predicts from six views of an image, three sizes, each also
-    mirrored; cifar10 and faces from an image and its mirror image"""
+    mirrored; cifar10 and faces from an image and its mirror image; default: as in the run"""
     devices: int | None = None
     """number of devices; default: as in the run, or fewer if this machine has fewer"""
     eval_batch: int | None = None
@@ -111,7 +111,7 @@ class Restored(Process):
 
 @dataclass(frozen=True, kw_only=True)
 class Eval(Restored):
-    """Scores of a checkpoint, equal to those that training logged."""
+    """Scores of a checkpoint; without changed options, they equal those that training logged."""
 
     plots: Path | None = None
     """folder for plots: the confusion matrix; detect: also precision-recall curves and mAP"""
@@ -137,41 +137,40 @@ class Predict(Restored):
 
     images: tyro.conf.Positional[tuple[Path, ...]] = ()
     """image files, folders, patterns such as 'a/**/*.jpg', or (objects) .csv tables of images with
-    labels and boxes; without any, samples of --split, which need the data"""
+    labels and boxes; if none is given, samples of --split, read from the data"""
     filename: tuple[Path, ...] = ()
     """further images; on a computer with a display, each image opens in a window unless --figure or
     --save-dir is given"""
     show_all_images: bool = True
-    """false: show failures only, images with a wrong label or with IoU below .5 with the true box;
-    no effect for detect"""
+    """false: show only failures, which are images with a wrong label, or with a box whose IoU with
+    the true box is below .5; no effect for detections"""
     save_dir: Path | None = None
     """folder for one picture per image, with true boxes in green and predicted boxes in red"""
     count: int = 30
     """number of samples"""
     multiple: bool = False
-    """digits: predict every digit of an image, as detections, instead of one; --score-threshold and
-    --nms-iou, and what is for detect below, then apply"""
+    """digits: predict every digit of an image, as detections, instead of one; --score-threshold,
+    --nms-iou, --classes, --save-txt, --save-json and --save-crop then apply, as for detect"""
     canvas: int = 0
     """digits: side of the samples in pixels; 0: as in the run"""
     figure: Path | None = None
     """picture of all images, with true boxes in green and predicted boxes in red"""
     classes: tuple[str, ...] = ()
-    """detect: classes to keep; by default all"""
+    """detect: classes to keep; default: all"""
     save_txt: Path | None = None
     """detect: folder for a YOLO text file per image, `class x y width height score` per line"""
     save_json: Path | None = None
-    """detect: file for all boxes in COCO's results format; category_id is that of the data of the
-    run, or counts classes from 1; image_id is that of the data for samples of --split; for files,
-    it is the number that is their name or, unless all names are different numbers, their position
-    from 0"""
+    """detect: file for all boxes in COCO's results format; category_id is the id in the data of the
+    run or, without ids, counts classes from 1; image_id is the id in the data, else the number in
+    the file name if all names are different numbers, else the position of the image from 0"""
     save_crop: Path | None = None
     """detect: folder for an image file per box, cropped to it"""
     submit: Path | None = None
     """.csv table to write instead of printing: the predicted class index of each image in the given
     folder, sorted by file name"""
     sample: Path | None = None
-    """.csv table whose rows, in any order, --submit fills: their first column is the name or number
-    of an image"""
+    """.csv table whose rows --submit fills, in their order; the first column has the name or number
+    of each image"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +182,7 @@ class Assign(Restored):
     count: int = 6
     """number of images"""
     epoch: int = 1_000_000
-    """epoch of the assigner, for runs with --tal-from"""
+    """epoch whose assignment is shown, for runs with --tal-from"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,13 +199,14 @@ class Compare(Process):
     checkpoint: str = "best"
     """best, last, or a step"""
     split: str = "test"
-    """train, val, test, or another split of the systems; val where the data have no test split"""
+    """train, val, test, or another split of the systems; val replaces a missing test split"""
     devices: int | None = None
     """number of devices; default: as in each run, or fewer if this machine has fewer"""
     eval_batch: int | None = None
     """images per evaluation step, over all devices; default: as in each run"""
     report: Path | None = None
-    """Markdown file to write, with the table; the two pictures are written next to it"""
+    """Markdown report to write; it includes the pictures of --figure and --failures, which are
+    written next to it by default"""
     figure: Path | None = None
     """picture to write: validation loss, accuracy and IoU against epochs, and accuracy against
     seconds"""
@@ -281,7 +281,7 @@ class Export(Process):
     out: tyro.conf.Positional[Path]
     """folder to write"""
     format: Literal["checkpoint"] = "checkpoint"
-    """checkpoint: a run folder for eval, predict, compare and verify that cannot be resumed"""
+    """checkpoint: a run folder for eval, predict, compare and verify, which cannot be resumed"""
     checkpoint: str = "best"
     """best, last, or a step"""
     overwrite: bool = False

@@ -62,7 +62,7 @@ def run(options: Predict) -> int:
     """
     common.check_picture(options.figure, options.count)
     if options.sample and not options.submit:
-        raise InputError("--sample needs --submit")
+        raise InputError("--sample needs --submit, the table to write")
     paths = images.expand_paths([*options.images, *options.filename])
     submission = predict_submission.list_files(options) if options.submit else None
     changes = {name: getattr(options, name) for name in ("canvas", "multiple")}
@@ -109,7 +109,7 @@ def run(options: Predict) -> int:
 
 
 def is_failure(example: Example, found: Any) -> bool:
-    """Whether a prediction is known to be wrong: its label, or an IoU below `MIN_IOU`."""
+    """Whether a prediction is known to be wrong, by its label or an IoU below `MIN_IOU`."""
     if example.label is None:
         return False
     if found.label != example.label:
@@ -251,7 +251,7 @@ def _check_options(run: api.Run, options: Predict, many: bool) -> None:
     if given:
         name = given[0].replace("_", "-")
         kind = "detect, or of digits with --multiple"
-        raise InputError(f"--{name} needs a run of {kind}, {options.run} is a run of {run.system}")
+        raise InputError(f"--{name} needs a run of {kind}, got a run of {run.system}")
     for name in options.classes:
         if name not in run.classes:
             raise InputError(f"--classes must be among {', '.join(run.classes)}, got {name}")
@@ -262,7 +262,7 @@ def _list_rows(run: api.Run, path: Path) -> list[tuple]:
     if path.suffix.lower() != ".csv":
         return [(path, None, None)]
     if run.experiment.read_table is None:
-        raise InputError(f"{path}: {run.system} predicts images, not tables of them")
+        raise InputError(f"{path}: must be an image for a run of {run.system}, got a table")
     return run.experiment.read_table(path)
 
 

@@ -155,7 +155,7 @@ def match_verified(
         run = runs.get(content["checkpoint"]["manifest"])
         if run is None:
             of = "checkpoint {step} of run {run!r}".format(**content["checkpoint"])
-            raise InputError(f"{path}: found with {of}, which is not among those compared")
+            raise InputError(f"{path}: has scores of {of}, which is not compared; leave it out")
         scores.setdefault(run, []).append(content["scores"])
     return scores
 
@@ -217,7 +217,7 @@ def _accuracy_part(evaluated: Sequence[EvaluatedRun]) -> Iterator[str]:
                 epoch[column] = line[split]["accuracy"]
     monitored = any(len({*line} & {"test"}) for one in evaluated for line in one.metrics)
     title = "Accuracy" if monitored else "Validation accuracy"
-    yield f"## {title} after each epoch, from before the first"
+    yield f"## {title} after each epoch (epoch 0: before training)"
     if monitored:
         yield MONITORED
     yield tables.to_markdown([epochs[epoch] for epoch in sorted(epochs)], columns)
@@ -231,7 +231,7 @@ def _is_validated(evaluated: Sequence[EvaluatedRun]) -> bool:
 def _selection_scores(one: EvaluatedRun) -> tuple[float, float]:
     """(accuracy, negative loss) by which a run is chosen.
 
-    They are its best validation scores or, without validation, its last test scores.
+    Those of its best validation or, without validation, of its last test evaluation.
     """
     line = run_dir.best_line(one.metrics, "accuracy")
     if not line:
@@ -241,7 +241,7 @@ def _selection_scores(one: EvaluatedRun) -> tuple[float, float]:
 
 
 def _accuracies(one: EvaluatedRun) -> list[float]:
-    """Accuracy after each epoch: of validation, or of the test split without validation."""
+    """Validation accuracy after each epoch; without validation, test accuracy."""
     return [line[run_dir.scored_splits(line)[0]]["accuracy"] for line in one.metrics]
 
 

@@ -12,7 +12,9 @@ END = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 
 @contextmanager
 def caught() -> Iterator[list[int]]:
-    """A list of the received signals of `END`; a second SIGINT raises KeyboardInterrupt.
+    """A context with a list of the signals in `END` received so far.
+
+    A second SIGINT raises KeyboardInterrupt.
 
     Signals that the parent process ignores, as `nohup` does SIGHUP, stay ignored.
     """

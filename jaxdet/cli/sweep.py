@@ -1,4 +1,4 @@
-"""`jaxdet sweep SYSTEM`: runs that differ in a few options, vmapped if these are numbers."""
+"""`jaxdet sweep SYSTEM`: runs that differ in a few options, vmapped if these can be traced."""
 
 import json
 import signal
@@ -95,8 +95,8 @@ def resolve_grid(name: str, options: Sweep, words: Sequence[str], axes: Axes) ->
 def run_titles(name: str, options: Sweep, grid: Grid) -> dict[TrainConfig, str]:
     """{configuration: name of its folder}, made of the values of all axes.
 
-    With `--one-at-a-time`, it is made of the values that differ from those of the first run, which
-    is called `baseline`.
+    With `--one-at-a-time`, the names have only the values that differ from those of the first run,
+    and the seed; the first run is `baseline`.
     """
     titles = {}
     for number, row in enumerate(grid.rows, 1):
@@ -283,7 +283,7 @@ def _check(options: Sweep, grid: Grid) -> None:
 
 
 def _changed(axes: Axes, values: Iterable[str]) -> list[str]:
-    """The axes, except the seed, whose value is not their first one."""
+    """The axes, except the seed, whose value is not the first of the axis."""
     pairs = zip(axes.items(), values, strict=True)
     return [axis for (axis, known), value in pairs if value != known[0] and axis != SEED]
 

@@ -52,14 +52,15 @@ def check_fits(threshold: Threshold, checkpoint_id: dict[str, Any], **options: s
     for name, value in options.items():
         if found[name] != value:
             raise InputError(
-                f"{threshold.path}: found with --{name} {found[name]}, but --{name} is {value}"
+                f"{threshold.path}: threshold was found with --{name} {found[name]}, got --{name} "
+                f"{value}"
             )
     kept = found["checkpoint"]
     if (kept["step"], kept["manifest"]) != (checkpoint_id["step"], checkpoint_id["manifest"]):
         raise InputError(
-            f"{threshold.path}: found with checkpoint {kept['step']} of run {kept['run']!r}, not "
-            f"with checkpoint {checkpoint_id['step']} of {checkpoint_id['run']!r}; run "
-            f"`jaxdet verify dev` with this one"
+            f"{threshold.path}: threshold was found with checkpoint {kept['step']} of run "
+            f"{kept['run']!r}, got checkpoint {checkpoint_id['step']} of {checkpoint_id['run']!r}; "
+            f"find its threshold with `jaxdet verify dev`"
         )
     return threshold.value
 

@@ -150,7 +150,7 @@ def probe(options: verify_options.Probe) -> int:
             f"{usable}"
         )
     if (counts == 1).any():
-        common.warn(f"identities with one image, left out: {(counts == 1).sum()}")
+        common.warn(f"identities with only one image are left out: {(counts == 1).sum()}")
     order = np.concatenate([np.arange(count) for count in counts])  # within their identity
     several = counts[gallery.labels] > 1
     fitted, others = ((order % 2 == part) & several for part in (0, 1))
@@ -181,7 +181,7 @@ class Embedder(NamedTuple):
 
 
 def load_embedder(options: verify_options.Embedding) -> Embedder:
-    """The checkpoint that the options name; InputError if it is not a run of faces."""
+    """The checkpoint that the options name; InputError unless the run is one of faces."""
     runs.read_config(options.run, "faces")
     run = api.load(options.run, options.checkpoint, warn=common.warn)
     return Embedder(run, thresholds.identify_checkpoint(options.run, run.step))
@@ -239,7 +239,7 @@ class Identification(NamedTuple):
         }
 
     def scores_at(self, threshold: float) -> Scores:
-        """Accuracy over probes, and the fraction of gallery identities found in some probe."""
+        """Accuracy over probes, and the fraction of gallery identities identified at least once."""
         right = (self.predicted == self.true) & (self.score >= threshold)
         return {
             "threshold": float(threshold),
@@ -261,13 +261,16 @@ class Identification(NamedTuple):
         return {"held_out_accuracy": found.mean}
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray]:
-        """(similarity, whether of the same identity) of pairs of a probe and a gallery image."""
+        """(similarity, whether of the same identity) of pairs of a probe and a gallery image.
+
+        At most about `MAX_PAIRS` pairs, those of the first probes.
+        """
         rows = slice(max(1, MAX_PAIRS // len(self.gallery.paths)))
         same = self.gallery.labels[None] == self.true[rows, None]
         return self.similarity[rows].ravel(), same.ravel()
 
     def separation(self) -> Scores:
-        """Scores over all thresholds; scores that need a missing kind of examples are left out."""
+        """Scores over all thresholds, except those that need a missing kind of pair or probe."""
         (score, same), scores = self.pairs(), {}
         if same.any() and not same.all():
             scores |= pair_rates(score, same)

@@ -11,7 +11,7 @@ from jaxdet.cli.options import Process
 
 @dataclass(frozen=True, kw_only=True)
 class Embedding(Process):
-    """Options of commands that embed images by a run of faces."""
+    """Options of commands that embed images with a run of faces."""
 
     run: tyro.conf.Positional[Path]
     """run folder"""
@@ -48,7 +48,8 @@ class Identify(Verify):
     """folder for plots: accuracy against the threshold, also as a table, ROC curve, and histogram
     of the scores"""
     step: float = 0.01
-    """distance between thresholds in --plots; cosines range from -1 to 1"""
+    """distance between thresholds in --plots, for cosines from -1 to 1; euclidean: as many
+    thresholds over the range of the scores"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +57,8 @@ class Dev(Identify):
     """Find the threshold at which the most similar identity is accepted with the best accuracy.
 
     Prints scores at the default threshold .4 (cosine only) and at the best one.  `accuracy` is the
-    fraction of correct decisions; `known_accuracy` is the fraction of known identities that at
-    least one of their own images is assigned to.  The best threshold is found with these images;
+    fraction of correct decisions; `known_accuracy` is the fraction of known identities that are
+    identified in at least one of their images.  The best threshold is found with these images;
     for `held_out_accuracy`, each tenth of them is evaluated at the best threshold of the others.
     """
 
@@ -83,8 +84,8 @@ class Test(Identify):
     submit: Path | None = None
     """.csv table to write instead of printing: number, or name, and label of each unknown image"""
     sample: Path | None = None
-    """.csv table whose rows, in any order, --submit fills: their first column is the name or number
-    of an image"""
+    """.csv table whose rows --submit fills, in their order; the first column has the name or number
+    of each image"""
     out: Path | None = None
     """with --truth: .json file to write, with the scores for `compare --verified`"""
 

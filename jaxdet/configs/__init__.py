@@ -61,7 +61,7 @@ def build(name: str, config: Any) -> "Experiment":
 def build_external(name: str, config: Any, classes: tuple[str, ...], split: Path) -> "Experiment":
     """The experiment of a run on the data in `config.root`, which may be those of the run.
 
-    classes: those of the run.  split: folder of its split.
+    classes: class names of the run.  split: folder of the tables that keep its split.
     """
     module = checked_module(name, config)
     if not hasattr(module, "build_external"):

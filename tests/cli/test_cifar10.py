@@ -554,7 +554,7 @@ REFUSED = {
     "no seeds": (["train", "cifar10", "--seeds", "0"], "several values, .* --seeds 3"),
     "table": (
         ["predict", "run", "table.csv"],
-        "table.csv: cifar10 predicts images, not tables of them",
+        "table.csv: must be an image for a run of cifar10, got a table",
     ),
     "no image": (["predict", "run", "gone.png"], "gone.png: no such image"),
     "inspect nothing": (["data", "inspect", "cifar10"], "--root must be given"),

@@ -600,8 +600,8 @@ def test_system_without_tables_predicts_images_only(place, monkeypatch, capfd):
         configs, "without_data", lambda *args: replace(build(*args), read_table=None)
     )
     assert main("predict", "run", "data/annotations/key.csv") == 2
-    says = "jaxdet: error: data/annotations/key.csv: objects predicts images, not tables of them\n"
-    assert re.fullmatch(says, capfd.readouterr().err)
+    says = "data/annotations/key.csv: must be an image for a run of objects, got a table\n"
+    assert capfd.readouterr().err == f"jaxdet: error: {says}"
 
 
 def test_a_run_of_objects_is_not_resumed_as_digits(place, capfd):

@@ -375,7 +375,7 @@ def test_scores_of_another_checkpoint_or_without_scores_are_refused(scores_of, c
     Path("other.json").write_text(json.dumps(kept))
     Path("none.json").write_text(json.dumps({**kept, "scores": {}}))
     for name, words in {
-        "other.json": "other.json: found with checkpoint",
+        "other.json": "other.json: has scores of checkpoint",
         "none.json": "none.json: has no scores",
         "gone.json": "gone.json: cannot be read",
     }.items():
@@ -549,7 +549,7 @@ def test_a_threshold_of_another_checkpoint_or_metric_is_refused(place):
     for command, chosen in ((verify.test, TEST), (verify.pair, PAIR)):
         chosen = replace(chosen, threshold="thr.json")
         refused(
-            "found with --metric cosine, but --metric is euclidean",
+            "found with --metric cosine, got --metric euclidean",
             command,
             chosen,
             metric="euclidean",
@@ -560,7 +560,7 @@ def test_a_threshold_of_another_checkpoint_or_metric_is_refused(place):
     kept = json.loads(Path("thr.json").read_text())
     kept["checkpoint"] |= {"manifest": "0" * 64, "run": "other"}
     Path("thr.json").write_text(json.dumps(kept))
-    message = "thr.json: found with checkpoint .* of run 'other', not with checkpoint .* of 'run'"
+    message = "thr.json: threshold was found with checkpoint .* of run 'other', got .* of 'run'"
     refused(message, verify.test, TEST, threshold="thr.json")
     refused(message, verify.pair, PAIR, threshold="thr.json")
 
@@ -568,7 +568,7 @@ def test_a_threshold_of_another_checkpoint_or_metric_is_refused(place):
 def test_a_linear_probe_is_scored_on_every_second_image(scores_of, capsys):
     face(Path("known/n5/n5_0001.png"), UNKNOWN_COLOR, 7)
     assert verify.probe(replace(PROBE, json=False)) == 0
-    assert "identities with one image, left out: 1" in capsys.readouterr().err
+    assert "identities with only one image are left out: 1" in capsys.readouterr().err
     found = scores_of(verify.probe, PROBE)
     assert {
         name: found[name] for name in ("identities", "images", "accuracy", "fitted_accuracy")
