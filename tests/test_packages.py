@@ -78,7 +78,8 @@ def test_a_terminal_without_tqdm_shows_lines_only(bare, monkeypatch, capsys):
     show.advance(5)
     show.line("epoch 1")
     show.close()
-    assert capsys.readouterr() == ("no progress bar: pip install tqdm\nepoch 1\n", "")
+    said = "no progress bar without tqdm: pip install tqdm\nepoch 1\n"
+    assert capsys.readouterr() == (said, "")
 
 
 def test_the_api_trains_evaluates_and_predicts_without_them(experiment, bare, tmp_path):

@@ -35,7 +35,7 @@ Warn = Callable[[str], Any]
 
 
 class CorruptCheckpointError(Exception):
-    """A checkpoint was changed or moved after it was written."""
+    """A checkpoint cannot be read, or was changed or moved after it was written."""
 
 
 class Manifest(TypedDict):
@@ -102,9 +102,10 @@ def steps(folder: Path | str) -> list[int]:
 
 
 def best(folder: Path | str, warn: Warn = LOG.warning) -> int | None:
-    """Step of the best checkpoint: highest first number of `score`, lowest second, earliest.
+    """Step of the best checkpoint, or None if no checkpoint has a score.
 
-    None if no checkpoint has a score.  A checkpoint whose manifest cannot be read is reported
+    The best one has the highest first number of `score`; of equal ones, the lowest second number;
+    of equal pairs, it is the earliest.  A checkpoint whose manifest cannot be read is reported
     through `warn` and ignored.
     """
     scores = {step: _score(_root(folder) / str(step), warn) for step in steps(folder)}
@@ -117,6 +118,7 @@ def restore(
 ) -> tuple[int, Tree]:
     """(step, state) of the checkpoint `which`: "last", "best" or a step number.
 
+    Without scores, "best" is the last one.
     like: a state, concrete or abstract, with the structure, shapes and types of the checkpoint.
 
     A damaged checkpoint is reported in one line through `warn`, and the newest undamaged one is
@@ -161,11 +163,13 @@ def export(folder: Path | str, step: int, like: Tree, out: Path | str) -> Path:
     try:
         return save(out, step, _read_evaluated(path, like), score=_manifest(path)["score"])
     except CorruptCheckpointError as error:
-        raise InputError(f"checkpoint {path} is damaged ({error}); choose another") from None
+        raise InputError(
+            f"checkpoint {path} is damaged ({error}); choose another --checkpoint"
+        ) from None
 
 
 def copy(trained: Path, folder: Path) -> None:
-    """Copy the checkpoints of a run to another run with the same network, and adapt manifests.
+    """Copy the checkpoints of a run to another run with the same network; manifests are adapted.
 
     A run that has checkpoints already is left as it is.
     """
@@ -217,7 +221,7 @@ def _first_undamaged(
         path = _root(folder) / str(step)
         try:
             if digest and _manifest(path).get("config_sha256", digest) not in (digest, None):
-                raise CorruptCheckpointError("it is of another run")
+                raise CorruptCheckpointError("it belongs to another run")
             return step, read(path)
         except CorruptCheckpointError as error:
             warn(_damage_line(path, error))
@@ -417,7 +421,7 @@ def _verified_arrays(path: Path) -> dict[str, str]:
         raise CorruptCheckpointError(f"{MANIFEST}: its list of arrays differs from the files")
     step = manifest.get("step", int(path.name))
     if step != int(path.name):
-        raise CorruptCheckpointError(f"it is of step {step}")
+        raise CorruptCheckpointError(f"it belongs to step {step}")
     return arrays
 
 

@@ -27,10 +27,10 @@ def schedule(
 
     "cosine" falls to 0 at `steps`; with a warm-up it is the one-cycle schedule (Smith and Topin
     2017, arXiv:1708.07120, without the momentum).  "restarts" falls to 0 after `period` updates and
-    starts again, each cosine `growth` times as long as the previous one, counted from the first
-    update (Loshchilov and Hutter 2016, arXiv:1608.03983).  "piecewise" multiplies by `decay` at
-    each fraction of `steps` in `decay_at`.  "constant" does not change, nor does "plateau", which
-    is lowered by the rule `plateau`.  `rate`, `steps` and `period` may be traced.
+    starts again, each cosine `growth` times as long as the previous one; the first period includes
+    the warm-up (Loshchilov and Hutter 2016, arXiv:1608.03983).  "piecewise" multiplies by `decay`
+    at each fraction of `steps` in `decay_at`.  "constant" does not change; neither does "plateau",
+    whose rate the rule `plateau` lowers.  `rate`, `steps` and `period` may be traced.
     """
     after = jnp.maximum(steps - warmup, 1)
     cosine = optax.cosine_decay_schedule(rate, 1.0)
@@ -77,7 +77,7 @@ class UpdateRule(NamedTuple):
     """How an optimizer turns a gradient into a step, before the learning rate."""
 
     scale: Callable[[Any, Any], optax.GradientTransformation]  # of (momentum, beta2)
-    decoupled_decay: bool  # whether weight decay is added to the step, or to the gradient
+    decoupled_decay: bool  # whether weight decay is added to the step, instead of the gradient
 
 
 def _rmsprop(momentum: Any, decay: Any) -> optax.GradientTransformation:

@@ -81,7 +81,7 @@ class Progress(Callback):
         try:
             from tqdm import tqdm
         except ImportError:
-            self.line("no progress bar: pip install tqdm")
+            self.line("no progress bar without tqdm: pip install tqdm")
             return
         with _ignored_output_errors():
             self.bar = tqdm(

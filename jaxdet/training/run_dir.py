@@ -321,7 +321,7 @@ def read_config(folder: str | Path) -> RunConfig:
     """
     path = Path(folder) / CONFIG
     if not is_run(folder):
-        raise InputError(f"{folder} is not a run: it has no {CONFIG}; give the --out of a training")
+        raise InputError(f"{folder} is not a run: it has no {CONFIG}; give the --out of a run")
     schema = _read(path, Versioned)["schema"]
     if not 1 <= schema <= SCHEMA:
         raise InputError(
@@ -366,7 +366,10 @@ def _check_record(path: Path, metadata: Metadata) -> None:
         except (TypeError, ValueError):
             fits = False
         if not fits:
-            raise InputError(f"{path} is damaged (metadata.record.{name} is no array); {REMEDY}")
+            raise InputError(
+                f"{path} is damaged (metadata.record.{name} must be the type and shape of an "
+                f"array, got {spec!r:.80}); {REMEDY}"
+            )
 
 
 def config_digest(folder: str | Path) -> str | None:
@@ -519,10 +522,10 @@ def drop_metrics(folder: str | Path, after: int) -> None:
 
 
 def best_line(metrics: Iterable[Mapping[str, Any]], score: str) -> Mapping[str, Any]:
-    """The line of `metrics.jsonl` with the highest validation `score`; {} without any.
+    """The line of `metrics.jsonl` with the highest validation `score`; {} without lines.
 
     Ties go to the lower loss, as for the best checkpoint; without validation, it is the last line.
-    InputError for an unknown score.
+    Raises InputError for an unknown score.
     """
     lines = list(metrics)
     if lines and not all(line["val"] for line in lines):

@@ -173,7 +173,7 @@ class VmappedRuns:
         return _cost(self.compiled.evaluators, variables)
 
     def run(self, *, together: bool) -> bool:
-        """Train all runs to their end; False if stopped before."""
+        """Train all runs to their end, except those that get into `failed`; False if stopped."""
         batch = self.loops[0].config.batch
         done = sum(loop.step for loop in self.loops)
         self.show.begin(done * batch, sum(loop.plan.steps for loop in self.loops) * batch)

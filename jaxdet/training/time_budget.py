@@ -34,8 +34,8 @@ KEEP_SECONDS = 30  # time between two records of the seconds used
 def check_parameters(net: nn.Module, shape: tuple[int, ...], limit: int) -> None:
     """Raise InputError for a network with more than `limit` trainable parameters; 0: no limit.
 
-    shape: shape [B, H, W, C] of the images.  A note of the error lists the parameters of
-    each layer.
+    shape: shape [B, H, W, C] of the images.  A note added to the error lists the parameters of each
+    layer.
     """
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
     count = count_parameters(jax.eval_shape(net.init, jax.random.key(0), images))
@@ -104,8 +104,8 @@ def _measure_step(compiled: "CompiledSteps", experiment: Experiment) -> tuple[fl
 class Clock:
     """The seconds that a run has used, compared with its time budget if it has one.
 
-    They are the wall time of all its processes.  They are written to the run folder every half
-    minute, so that few are lost when a process is killed.
+    These are the wall time of all processes of the run.  `is_over` writes them to the run folder
+    every half minute, so that few are lost when a process is killed.
 
     before: seconds used so far, by earlier processes and by this one.
     """
@@ -135,8 +135,8 @@ class Clock:
     def plan_epochs(self, done: int, planned: int) -> int:
         """The number of epochs of the run, planned anew after `done` epochs and their evaluation.
 
-        As many as still fit, by the median time of a whole epoch of this process, with its
-        evaluation and checkpoint; before the first one, or without a budget, the `planned` ones.
+        As many as still fit, by the median time of the whole epochs of this process, each with its
+        evaluation and checkpoint.  Before the first whole epoch, or without a budget, `planned`.
         """
         self.epoch_ends.append(self.used())
         if not self.limit or len(self.epoch_ends) < 2:

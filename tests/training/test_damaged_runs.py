@@ -230,14 +230,14 @@ def test_checkpoints_that_are_swapped_are_both_refused(run, like):
     swap(run)
     step, lines = read(run, like)
     assert step is None
-    assert [f"it is of step {LAST}" in line for line in lines].count(True) == 1
-    assert [f"it is of step {FIRST}" in line for line in lines].count(True) == 1
+    assert [f"it belongs to step {LAST}" in line for line in lines].count(True) == 1
+    assert [f"it belongs to step {FIRST}" in line for line in lines].count(True) == 1
     assert "no undamaged checkpoint" in lines[-1]
 
 
 def test_a_checkpoint_of_another_step_is_passed_over(run, like):
     (run / "checkpoints" / str(LAST)).rename(run / "checkpoints" / str(LAST + 1))
-    check_named(run, like, f"it is of step {LAST}", FIRST)
+    check_named(run, like, f"it belongs to step {LAST}", FIRST)
 
 
 def test_a_checkpoint_of_another_run_is_passed_over(run, like, tmp_path):
@@ -250,7 +250,7 @@ def test_a_checkpoint_of_another_run_is_passed_over(run, like, tmp_path):
     path.write_text(json.dumps(manifest))
     shutil.rmtree(run / "checkpoints" / str(LAST))
     shutil.copytree(path.parent, run / "checkpoints" / str(LAST))
-    check_named(run, like, "it is of another run", FIRST)
+    check_named(run, like, "it belongs to another run", FIRST)
 
 
 def test_data_that_have_moved_are_no_damage(run, like):
