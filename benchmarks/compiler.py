@@ -1,9 +1,10 @@
-"""Training steps compiled with different options of XLA for a CPU.
+"""Training steps on a CPU, compiled with different options of XLA.
 
     python -m benchmarks.compiler --json FILE
 
-`jaxdet.kernels.compiler` says which option jaxdet sets, and why. Each choice has a process of its
-own, and the processes take turns. Times are divided by the time with jaxdet's choice.
+`jaxdet.kernels.compiler` says which option jaxdet sets, and why. Each choice of options has a
+process of its own, and the processes take turns. `time / jaxdet's` is relative to the time with the
+options that jaxdet sets.
 """
 
 import os
@@ -77,7 +78,7 @@ def run(options: Options) -> None:
         )
     if compiler.YNN_FUSION in os.environ.get("XLA_FLAGS", ""):
         raise InputError(
-            f"XLA_FLAGS must not set {compiler.YNN_FUSION}, which this benchmark varies"
+            f"XLA_FLAGS must not set {compiler.YNN_FUSION}, which this benchmark varies; remove it"
         )
     workers = {choice: turns.Worker() for choice in CHOICES}
     rows: list[dict[str, Any]] = []

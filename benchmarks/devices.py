@@ -1,12 +1,12 @@
-"""What a call costs on several devices: `pmap` against `shard_map`, with next to no work.
+"""Overhead of a call on several devices: `pmap` against `shard_map`, with almost no work.
 
     python -m benchmarks.devices --json FILE
 
 The step is compiled by `training.parallel`.  It has a replicated state of 100 small arrays, rows
 that are split over the devices, and a sum over all devices.  On a CPU the devices are virtual and
-share its cores; NPROC (16 by default) gives them enough threads that their collectives cannot
-starve.  The two forms, and `jit` on one device, take turns; each call is timed until its result is
-ready.
+share its cores; NPROC (16 by default) is the number of threads, of which collectives need one per
+device at the same time.  `pmap`, `shard_map`, and `jit` on one device take turns; each call is
+timed until its result is ready.
 """
 
 import os

@@ -237,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(options: Options) -> None:
-    """Train what is not trained yet, evaluate, and print and write one table per experiment."""
+    """Train the runs that are not complete, evaluate; print and write a table per experiment."""
     harness.require_known("--names", options.names, tuple(EXPERIMENTS))
     if not options.root:
         raise InputError("--root must be the folder of the data, got none")
@@ -302,7 +302,10 @@ def run_rows(experiment: Experiment, run: Run, options: Options) -> Iterator[dic
 
 
 def convergence(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Running loss of the last epoch, and first epoch after which it falls by less than `FLAT`."""
+    """Running loss of the last epoch, and first epoch after which it falls by less than `FLAT`.
+
+    The fall is relative to the loss of that epoch.
+    """
     losses = {line["epoch"]: line["train"]["loss"] for line in lines if line["train"]}
     later = {epoch: min(losses[after] for after in losses if after >= epoch) for epoch in losses}
     flat = (epoch for epoch, loss in losses.items() if later[epoch] > (1 - FLAT) * loss)
@@ -339,7 +342,7 @@ def sweep_rows(name: str, experiment: Experiment, options: Options) -> list[dict
 
 
 def jaxdet(*words: str) -> str:
-    """Output of a command of jaxdet; InputError with the last line of its error if it fails."""
+    """Output of a jaxdet command; raises InputError with the last line of its error if it fails."""
     done = subprocess.run(
         [sys.executable, "-m", "jaxdet", *words],
         capture_output=True,

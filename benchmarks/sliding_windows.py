@@ -16,9 +16,9 @@ network of Andrew Ng's lecture on square images:
 - agreement on one image: norm of the difference, at full float32 precision.
 
 A size whose feature maps do not fit into memory becomes a row that says so. `--summary` prints the
-layers of both forms, `--check` compares the formulas of `windows.differences` with the outputs of
-random weights. PyTorch's threads spin while they wait: on a busy machine they make its `loop` a
-hundred times slower, unless OMP_WAIT_POLICY=passive is set.
+layers of both forms; `--check` compares the formulas of `windows.differences` with the outputs of
+networks with random weights. PyTorch's threads spin while they wait: on a busy machine this makes
+its `loop` a hundred times slower, unless OMP_WAIT_POLICY=passive is set.
 """
 
 import sys
@@ -102,9 +102,9 @@ class Options(harness.OutputOptions):
     plot: Path | None = None
     """picture of time against size"""
     summary: bool = False
-    """print the layers of both forms instead"""
+    """print the layers of both forms instead of timing them"""
     check: bool = False
-    """print where both forms agree, and where and why they differ, instead"""
+    """instead of timing, print where both forms agree, and where and why they differ"""
     arch: tuple[str, ...] = ()
     """--check: layers before the first dense one, such as c5,p2,c3; by default 18 cases"""
     window: int = 14

@@ -52,7 +52,7 @@ class Options(harness.OutputOptions):
     repeats: int = 5
     """number of processes per measurement"""
     small: bool = False
-    """train a network of one narrow convolution instead of that of `digits`"""
+    """train a network of one narrow convolution instead of the network of `digits`"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

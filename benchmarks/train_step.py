@@ -12,8 +12,8 @@ below 1 means faster than eager PyTorch. The models:
 - `resnet18_64`, `resnet18_224`, `resnet50_224`, `lite0_224`, `b0_224` (EfficientNets): batch 16,
   images of that side.
 - `simple_224` and `deeper_112`: networks of `objects`.
-- `detect`: the detector of `detect` (batch 8), three stages of its backbone frozen, in
-  `detect_unfrozen` none, in `detect_frozen` all (both jaxdet only).
+- `detect`: the detector of `detect` (batch 8) with three stages of its backbone frozen;
+  `detect_unfrozen`: with none, `detect_frozen`: with all of them (both jaxdet only).
 
 Both libraries compute in the precision of the row: `float32`; `tf32`, with TF32 for convolutions
 and matrix products of float32 arrays (on a GPU); `bfloat16`, with layers in bfloat16, parameters
@@ -96,7 +96,7 @@ def run(options: Options) -> None:
         if getattr(options, name) < 0:
             raise InputError(f"--{name} must be at least 0, got {getattr(options, name)}")
     if "tf32" in options.precisions and jax.default_backend() == "cpu":
-        raise InputError("--precisions tf32 needs a GPU")
+        raise InputError("--precisions tf32 needs a GPU, got a CPU; choose float32 or bfloat16")
     rows: list[dict[str, Any]] = []
     with Peers() as peers:
         peaks = {precision: peers.matmul_peak(precision) for precision in options.precisions}

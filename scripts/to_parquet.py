@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def convert(root: str, out: Path) -> tuple[dict[str, int], list[str]]:
-    """Write the files; returns (images per split, notes on what is left out)."""
+    """Write the files; returns (images per split, notes on the data and on rows left out)."""
     dataset = formats.read(root)
     out.mkdir(parents=True, exist_ok=True)
     counts, notes = {}, [*dataset.notes]

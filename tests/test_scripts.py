@@ -181,7 +181,7 @@ def test_gpu_script_runs_rows_from_any_directory(checkout, start, tmp_path):
     assert [each["status"] for each in outcomes.values()] == [
         "measured",
         "measured",
-        "in a dry run as step_others",
+        "not run: covered by step_others in a dry run",
     ]
     rows = outcomes["suppression"]["record"]["rows"]
     assert {row["boxes"] for row in rows} == {50}

@@ -54,13 +54,13 @@ class Row:
     def missing(self, *, dry: bool) -> str:
         """The first package or data set that is missing, in words, or ""."""
         if dry and self.dry_as:
-            return f"in a dry run as {self.dry_as}"
+            return f"not run: covered by {self.dry_as} in a dry run"
         needs = self.needs if self.needs_dry is None or not dry else self.needs_dry
         for name in needs:
             if find_spec(name) is None:
                 return f"needs {name.replace('_', '-')}"
         if self.data and (self.data_dry or not dry) and not data_folder(self.data).is_dir():
-            return f"no data: needs {self.data} in the folder JAXDET_DATA"
+            return f"no data: needs the folder $JAXDET_DATA/{self.data}"
         return ""
 
 

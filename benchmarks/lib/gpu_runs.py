@@ -166,7 +166,7 @@ def same_bits_plain(place: Place) -> Record:
 
 
 def same_bits_deterministic(place: Place) -> Record:
-    """Compare two runs as `same_bits_plain` does, with `--deterministic`."""
+    """Compare two runs as in `same_bits_plain`, but with `--deterministic`."""
     return _same_bits(place, "--deterministic")
 
 
@@ -298,7 +298,7 @@ def _train_and_evaluate(
 
 
 def _jaxdet(*words: str) -> str:
-    """Output of a command of jaxdet; RuntimeError with the last line of its error if it fails."""
+    """Output of a jaxdet command; RuntimeError with the last line of its error if it fails."""
     return _run(sys.executable, "-m", "jaxdet", *words)
 
 

@@ -86,8 +86,8 @@ def window_grid(net: SlidingNet, shape: Sequence[int], stride: int) -> windows.G
 def split_into_crops(net: SlidingNet, shape: Sequence[int], stride: int, chunk: int) -> list[Crop]:
     """Crops of images [B, H, W, C] that hold each window once, at most `chunk` of them per crop.
 
-    A crop is several images, one image, or full rows of windows of one image.  It holds at least
-    one row, even if that is more than `chunk` windows.
+    A crop is several whole images, one whole image, or full rows of windows of one image.  It holds
+    at least one row, even if this has more than `chunk` windows.
     """
     grid = window_grid(net, shape, stride)
     batch, _, width, channels = shape
@@ -187,7 +187,10 @@ def feature_map_bytes(net: SlidingNet, shape: Sequence[int]) -> int:
 
 
 def make_workload(pair: NetPair, images: np.ndarray, chunk: int, sample: int) -> Workload:
-    """Images with the crops of "loop", at most `sample`, and of "chunks", of `chunk` windows."""
+    """Images with the crops of "loop", at most `sample` of them, and of "chunks".
+
+    chunk: see `split_into_crops`.
+    """
     net = pair.sequential
     stride = windows.receptive_field(net.chain()).stride
     grid = window_grid(net, images.shape, stride)

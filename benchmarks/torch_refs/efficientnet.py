@@ -1,4 +1,4 @@
-"""EfficientNet-B0 and EfficientNet-Lite0 in PyTorch, and the blocks of which they are made.
+"""EfficientNet-B0 and EfficientNet-Lite0 in PyTorch, and their blocks.
 
 Written from the papers (arXiv:1905.11946, 1801.04381, 1709.01507). Images are [B, C, H, W],
 channels-last in memory.
@@ -61,7 +61,7 @@ class SqueezeExcite(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Expand, depthwise convolution, squeeze-and-excitation if there is any, project."""
+    """Expand, depthwise convolution, squeeze-and-excitation unless `squeeze` is 0, project."""
 
     def __init__(
         self,

@@ -82,7 +82,7 @@ def resnet18(classes: int = 1000) -> nn.Sequential:
 
 
 def resnet50(classes: int = 1000) -> nn.Sequential:
-    """ResNet50; the 3x3 convolution of a block carries its stride, as in torchvision."""
+    """ResNet50, whose blocks stride in the 3x3 convolution, as in torchvision (ResNet v1.5)."""
     return resnet(classes, (3, 4, 6, 3), Bottleneck)
 
 
@@ -159,7 +159,7 @@ class Localizer(nn.Module):
 def dense_layers(
     features: int, hidden: Sequence[int], rates: Sequence[float], outputs: int
 ) -> nn.Sequential:
-    """Dense layers with ReLU and dropout, and a linear one."""
+    """Dense layers with ReLU and dropout, and a last one without either."""
     layers = []
     for width, rate in zip(hidden, rates, strict=True):
         layers += [nn.Linear(features, width), nn.ReLU(), nn.Dropout(rate)]

@@ -81,7 +81,7 @@ def test_rows_are_measured_and_failures_end_nothing(run, tmp_path):
     assert found["good"]["record"] == {"rows": [{"figure": 3}]}
     assert found["bad"]["status"] == "failed" and found["bad"]["error"] == "no | room"
     assert found["last"]["status"] == "needs no-such-package"
-    assert found["data"]["status"] == "no data: needs no-such-set in the folder JAXDET_DATA"
+    assert found["data"]["status"] == "no data: needs the folder $JAXDET_DATA/no-such-set"
     _, _, *lines = (tmp_path / "table.md").read_text().splitlines()
     assert lines[0].startswith("| title of good | 3 | reached: 2 |")
     assert lines[1].startswith("| title of low | 1 | missed: 2 |")
@@ -153,7 +153,8 @@ def test_a_kill_leaves_what_was_measured(tmp_path):
 def test_dry_run_fails_if_a_row_does_and_states_no_goals(run, tmp_path):
     rows = [measuring("good", 1), measuring("other", 1, dry_as="good")]
     code, found = run(rows, "--dry")
-    assert code == 0 and found["good"]["dry"] and found["other"]["status"] == "in a dry run as good"
+    assert code == 0 and found["good"]["dry"]
+    assert found["other"]["status"] == "not run: covered by good in a dry run"
     table = (tmp_path / "table.md").read_text()
     assert table.startswith("A dry run on a CPU") and "missed" not in table
     assert run([script("bad", "raise SystemExit('no')")], "--dry")[0] == 1
@@ -285,6 +286,6 @@ def test_missing_data_and_packages_of_a_dry_run_differ(monkeypatch, tmp_path):
     assert row.missing(dry=False) == "needs no-a" and row.missing(dry=True) == "needs no-b"
     monkeypatch.setenv("JAXDET_DATA", str(tmp_path))
     row = replace(row, needs=(), needs_dry=())
-    assert row.missing(dry=False).startswith("no data: needs x") and row.missing(dry=True) == ""
+    assert row.missing(dry=False).endswith("$JAXDET_DATA/x") and row.missing(dry=True) == ""
     (tmp_path / "x").mkdir()
     assert row.missing(dry=False) == ""
