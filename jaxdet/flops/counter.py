@@ -110,7 +110,7 @@ def count_jaxpr(
 def walk(closed: core.ClosedJaxpr, padding: Padding = "full") -> Iterator[ScopedEquation]:
     """The equations of a closed jaxpr in order, without dead code; padding as in `count`.
 
-    The equations of their bodies replace those of calls and loops; of a `cond`, those of the most
+    Calls and loops are replaced by the equations of their bodies, a `cond` by those of its most
     expensive branch.
     """
     return _walk(closed, ScopedEquation(None, "", DIRECTIONS[0], 1, True, "", padding), padding)

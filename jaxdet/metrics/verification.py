@@ -80,7 +80,7 @@ def dir_at_fpir(
 ) -> np.ndarray:
     """Detection and identification rate [F] at false positive identification rates `fpirs` [F].
 
-    Each is taken at the lowest threshold whose FPIR is at most the given one.
+    Each DIR is taken at the lowest threshold whose FPIR is at most the given one.
     predicted, scores [N]: the best identity of each probe, and its score.  identity [N]: the true
     identity, below 0 if it is not in the gallery.  FPIR is the fraction of probes without an
     identity in the gallery whose score reaches the threshold; DIR is the fraction of the other

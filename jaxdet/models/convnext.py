@@ -199,7 +199,7 @@ def torch_name(path: str, modules: Mapping[str, str]) -> str:
 
 
 def weight_map(net: ConvNeXt, arrays: Mapping[str, Array]) -> pretrained.WeightMap:
-    """Weight map of the paper's or timm's files, whichever `arrays` come from."""
+    """Weight map of the paper's or timm's files, chosen by the names in `arrays`."""
     paper = "downsample_layers.0.0.weight" in arrays
     names = partial(torch_name, modules=PAPER_MODULES if paper else TIMM_MODULES)
     return pretrained.WeightMap(names, ("norm.",))

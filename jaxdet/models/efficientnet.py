@@ -264,6 +264,6 @@ def _parse(path: str, stages: tuple[Stage, ...]) -> tuple[tuple[int, int, int] |
 
 
 def weight_map(net: EfficientNet, arrays: Mapping[str, Array]) -> pretrained.WeightMap:
-    """Weight map of EfficientNet-PyTorch's or timm's files, whichever `arrays` come from."""
+    """Weight map of EfficientNet-PyTorch's or timm's files, chosen by the names in `arrays`."""
     name = timm_name if "conv_stem.weight" in arrays else torch_name
     return pretrained.WeightMap(partial(name, stages=net.scaled_stages()), HEADS)

@@ -78,7 +78,7 @@ class ConvModule(nn.Module):
         """Convolve x [B, H, W, C] with a square kernel to [B, h, w, channels].
 
         padding: pixels on each side, or "SAME" or "VALID"; None is `dilation * (kernel // 2)`, as
-          PyTorch's models pad.  kernel_init: instead of the field.
+          PyTorch's models pad.  kernel_init: by default the field of this name.
         """
         if padding is None:
             padding = dilation * (kernel // 2)

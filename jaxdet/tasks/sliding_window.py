@@ -133,7 +133,7 @@ class SlidingWindowTask:
 class MultipleObjectsTask(SlidingWindowTask):
     """A `SlidingWindowTask` that predicts every object of an image, see `detect_objects`.
 
-    It is trained and evaluated on images of one object, of which the best detection counts.
+    It is trained and evaluated on images of one object; in evaluation the best detection counts.
     """
 
     score_threshold: float = 0.8

@@ -122,8 +122,8 @@ def restore(
     like: a state, concrete or abstract, with the structure, shapes and types of the checkpoint.
 
     A damaged checkpoint is reported in one line through `warn`, and the newest undamaged one is
-    used instead.  Raises InputError if there is none, if it does not fit `like`, or if the
-    configuration of the run has changed.
+    used instead.  Raises InputError if there is no checkpoint `which` or no undamaged one, if it
+    does not fit `like` or cannot be resumed, or if the configuration of the run has changed.
     """
     if _is_config_changed(folder):
         raise InputError(

@@ -165,7 +165,7 @@ class CompiledSteps:
         return state
 
     def operations(self, state: TrainState, rows: Any, size: int = 0) -> OpCounts:
-        """Operations of a step at the index `size` of the image sizes, update included."""
+        """Operations of a step, update included; `size` is an index into `Experiment.scales`."""
         if size not in self.counts:
             step = partial(self.pure, scale=self.scales[size], axis=None)
             self.counts[size] = flops.count(step, state, self.data, rows).sum()

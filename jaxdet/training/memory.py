@@ -1,4 +1,4 @@
-"""Errors of a device whose memory is too small, in the words of the options."""
+"""Out-of-memory errors of a device, explained in terms of the options."""
 
 import re
 from collections.abc import Iterator

@@ -90,7 +90,10 @@ class Progress(Callback):
             self.bar.set_description("compiling")
 
     def on_step(self, event: StepEvent) -> None:
-        """Move the bar; show the loss twice a second on a terminal, else check it every 10 s."""
+        """Move the bar; show the loss twice a second or, without a bar, read it every 10 s.
+
+        Reading raises `DivergedError` for a loss that is not finite.
+        """
         self.advance(event.images)
         now = time.monotonic()
         if now - self.last_read >= (10.0 if self.bar is None else 0.5):

@@ -118,7 +118,7 @@ class Seconds(TypedDict):
 
 
 def is_occupied(folder: str | Path) -> bool:
-    """Whether a folder holds anything other than an unfinished draft of a run."""
+    """Whether a path is a file, or a folder that holds more than a lock or an unfinished run."""
     folder = Path(folder)
     if not folder.is_dir():
         return folder.exists()
@@ -397,7 +397,7 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
 
 
 def write_environment(folder: str | Path, devices: Sequence[Device]) -> None:
-    """Write versions, devices and flags, on which the figures of a run depend."""
+    """Write versions, devices and flags, on which scores and times of a run depend."""
     files.write_json(Path(folder) / "environment.json", environment(devices))
 
 
@@ -515,7 +515,7 @@ def count_metrics(folder: str | Path, step: int) -> int:
 
 
 def drop_metrics(folder: str | Path, after: int) -> None:
-    """Remove the lines of `metrics.jsonl` for steps beyond `after`, from which training resumes."""
+    """Remove the lines of `metrics.jsonl` beyond step `after`, at which training resumes."""
     kept = [line for line in read_metrics(folder) if line["step"] <= after]
     text = "".join(json.dumps(line) + "\n" for line in kept)
     files.write_text(Path(folder) / METRICS, text)

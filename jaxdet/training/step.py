@@ -114,7 +114,7 @@ def _record(state: TrainState, terms: dict[str, Array], bad: Array) -> dict[str,
 
 
 def _moving_averages(state: TrainState, plan: Plan) -> Tree:
-    """Averages of parameters and statistics; the decay grows from .1 to `plan.ema`."""
+    """Averages of parameters and statistics; the decay grows from 2/11 to `plan.ema`."""
     if not state.ema:
         return state.ema
     done = state.step + 1
