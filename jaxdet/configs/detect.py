@@ -29,9 +29,9 @@ AP75 .511 in 26 minutes.
 With the whole backbone frozen, 12 epochs of three seeds (`python -m benchmarks.experiments --names
 assigners`): task-aligned mAP .494 (standard deviation .009), AP50 .892, AP75 .481; assignment by
 IoU .500 (.007), .884, .534: no difference in mAP.  In the ablation (`benchmarks/RESULTS.md`; 256 x
-192 pixels, validation, one seed) the largest gains of mAP are .029 by assignment by IoU, .023 by
-PAN, .021 by a background class and .020 by mosaic; the three seeds above do not confirm the first,
-which shows how large the noise is.
+192 pixels, validation, one seed) the largest gains of mAP are .029 with assignment by IoU, .023
+with PAN, .021 with a background class and .020 with mosaic; the three seeds above do not confirm
+the first, which shows how large the noise is.
 
 A step takes 2.6 s with nothing frozen, 2.0 s with three frozen stages, 0.8 s with a frozen backbone
 (`python -m benchmarks.train_step --models detect_unfrozen detect detect_frozen`).
@@ -99,7 +99,7 @@ class Config(AugmentOptions, BackboneOptions):
     size: tuple[int, int] = (320, 416)
     """height and width of the network's input in pixels, multiples of 32"""
     max_boxes: int = 0
-    """maximum number of true boxes per image; 0: the largest number in an image of the data"""
+    """maximum number of true boxes per image in training; 0: the largest number in any image"""
     stream: bool = False
     """read images from disk during training instead of holding them in memory (jaxdet[data])"""
     val_fraction: float = 0.1
@@ -127,7 +127,7 @@ class Config(AugmentOptions, BackboneOptions):
     anchors_per_cell: int = 0
     """boxes per cell, as offsets from anchors; 0: one box, as distances from the center"""
     anchor_scales: tuple[float, ...] = ()
-    """sides of the anchors in strides; by default equal steps over the octave from 4 strides on"""
+    """sides of the anchors in strides; default: n scales of 4 x 2^(i / n) for i from 0 to n - 1"""
     anchor_ratios: tuple[float, ...] = (1.0,)
     """height over width of the anchors; there is one anchor per scale and ratio"""
     assigner: Literal["tal", "iou"] = "tal"
@@ -383,7 +383,7 @@ def _read_dataset(config: Any) -> _Data:
     dataset = formats.read(config.root, config.format, config.unknown_classes)
     if not dataset.classes:
         first = f"; first: {dataset.notes[0]}" if dataset.notes else ""
-        raise InputError(f"--root {config.root}: must hold objects of a class, got none{first}")
+        raise InputError(f"--root {config.root}: must hold objects with a class, got none{first}")
     samples = detection.with_validation(
         dataset.splits, config.val_fraction, config.seed, config.test_fraction
     )
@@ -431,7 +431,7 @@ def _check_anchors(config: Config) -> None:
             raise InputError(f"--anchor-{name} must be positive, got {given}")
     if not count:
         if scales or ratios != (1.0,):
-            raise InputError("--anchor-scales and --anchor-ratios need --anchors-per-cell")
+            raise InputError("--anchor-scales and --anchor-ratios need --anchors-per-cell above 0")
         if config.box_loss == "smooth_l1":
             raise InputError("--box-loss smooth_l1 needs --anchors-per-cell: it compares offsets")
         return

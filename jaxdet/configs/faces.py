@@ -10,7 +10,7 @@
 
 DIR has a folder per identity, IDENTITY/FILE, or SPLIT/IDENTITY/FILE with the splits train, val (or
 dev) and test; or is a tar file of such a folder.  Without splits, images of each identity are drawn
-for validation and test; nothing is drawn where there are train and val.  Files directly in test/
+for validation and test; nothing is drawn if the data have train and val.  Files directly in test/
 are for `predict`.
 
 The 40 identities of ORL, 64 pixels, 60 epochs, 5 minutes on 2 CPU cores of a shared machine: with
@@ -38,7 +38,7 @@ ImageNet weights are `--model lite0 --weights package:lite0 --backbone-stages 6 
 
 Features of stride 16 separate unseen identities best: without any training, cosines of the
 averaged, centered maps of Lite0 with strides 4, 8, 16 and 32 have an AUC of .945, .967, .989 and
-.970.  From scratch, 20 identities are too few: pixels, whitened within identities, have .959.
+.970.  From scratch, 20 identities are too few: even pixels, whitened within identities, have .959.
 """
 
 from collections.abc import Callable
@@ -182,8 +182,8 @@ class Config(BackboneOptions):
     """fraction of each identity's images for validation, if the data have no split val; with 0,
     validation uses the training images, so evaluate the last checkpoint, not the best"""
     test_fraction: float = 0.2
-    """fraction of each identity's images for the test, if the data have no split test and not both
-    train and val; with 0, the test uses the validation images"""
+    """fraction of each identity's images for the test, unless the data have a split test, or both
+    train and val; without test images, the test uses those of validation"""
     train_fraction: float = 1.0
     """fraction of each identity's training images that is used, at least one image"""
     split_seed: int = 0
@@ -245,7 +245,7 @@ class Config(BackboneOptions):
     label_smoothing: float = 0.0
     """label smoothing"""
     tta: bool = True
-    """add the embedding of its mirror image to the embedding of each image"""
+    """add to the embedding of each image the embedding of its mirror image"""
     flip: bool = True
     """flip half of the training images horizontally"""
     scale: tuple[float, float] = (0.9, 1.1)

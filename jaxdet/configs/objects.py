@@ -23,9 +23,10 @@ and .70 after four; with `per_cell` .69 after the first and .82 after two.
 
 Experiments (`python -m benchmarks.experiments`, `benchmarks/RESULTS.md`) with Simple at 112 pixels:
 20, 50 and 200 epochs give a mean IoU of .818, .818 and .831, and .873, .917 and .951 of the boxes
-exceed .7; trained on 1, 5, 10 and 20% of the images, accuracy is .387, .667, .912 and .975.
-Without dropout and batch norm, 200 epochs give .842, for the best checkpoint and the last.  Lite0
-in 6 epochs reaches .700 from scratch, .867 with frozen ImageNet features, and .873 fine-tuned.
+have an IoU above .7; trained on 1, 5, 10 and 20% of the images, accuracy is .387, .667, .912 and
+.975.  Without dropout and batch norm, 200 epochs give .842, for the best checkpoint and the last.
+Lite0 in 6 epochs reaches .700 from scratch, .867 with frozen ImageNet features, and .873
+fine-tuned.
 
 On an idle machine, an epoch of Simple takes 35 to 40 s; validation IoU exceeds .80 in the second or
 third epoch.

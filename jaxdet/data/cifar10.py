@@ -101,7 +101,9 @@ def _read_batches(tree: FileTree, folder: Folder, ending: str, decode: Callable)
         for name in names:
             file = f"{name}{ending}"
             if file not in tree.files[folder]:
-                raise InputError(f"{tree.location(*folder)}: has no {file}; download it again")
+                raise InputError(
+                    f"{tree.location(*folder)}: has no {file}; download the data again"
+                )
             with pickles.as_input_error(tree.location(*folder, file)):
                 values, label = decode(image_folder.file_bytes(tree.files[folder][file]))
                 batches.append(_check_batch(np.asarray(values), np.asarray(label)))

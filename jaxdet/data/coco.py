@@ -54,8 +54,9 @@ def annotation_files(root: str | Path) -> dict[str, Path]:
 def read(root: str | Path) -> DetectionDataset:
     """The data set in a folder.
 
-    A file without annotations is left out with a remark; for `train` it is required.
-    Raises InputError if two images or two categories have the same id, or a category has two names.
+    A file without annotations is left out with a remark; that of `train` is kept, as images without
+    objects.  Raises InputError if two images or two categories have the same id, or a category has
+    two names.
     """
     files = {name: _read_file(path) for name, path in annotation_files(root).items()}
     names: dict[int, str] = {}
@@ -116,7 +117,10 @@ def _read_categories(categories: list[dict[str, Any]], path: Path) -> dict[int, 
     for row, category in enumerate(categories, 1):
         number, name = _parse_id(category.get("id")), category.get("name")
         if not isinstance(number, int) or not isinstance(name, str | int | float):
-            raise InputError(f"{path} category {row}: must have an integer id and a name")
+            shown = _shown(category)
+            raise InputError(
+                f"{path} category {row}: must have an integer id and a name, got {shown}"
+            )
         if number in found:
             both = f"{printable(found[number])!r} and {printable(str(name))!r}"
             raise InputError(f"{path}: category id {number} must be unique, got {both}")
@@ -132,7 +136,9 @@ def _read_split(
     for row, image in enumerate(file.images, 1):
         image_id, name = _parse_id(image.get("id")), image.get("file_name")
         if image_id is None or not isinstance(name, str) or not name:
-            notes.append(f"{path} image {row}: must have an id and a file_name")
+            notes.append(
+                f"{path} image {row}: must have an id and a file_name, got {_shown(image)}"
+            )
         elif image_id in names:
             both = f"{printable(names[image_id][0])} and {printable(name)}"
             raise InputError(f"{path}: image id {image_id} must be unique, got {both}")
@@ -205,7 +211,7 @@ def _parse_box(annotation: dict[str, Any]) -> np.ndarray | None:
 
 
 def _parse_id(value: Any) -> int | str | None:
-    """An id, with an integer in place of its text; None for other types."""
+    """An id, an integer if it is a whole number or the text of one; None for other types."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if (
@@ -226,7 +232,7 @@ def _parse_flag(value: Any) -> bool | None:
 
 
 def _declared_size(image: dict[str, Any]) -> tuple[int, int] | None:
-    """Height and width in an image's entry; None unless both are positive numbers."""
+    """Height and width in an image's entry; None unless both are positive integers."""
     sides = [_parse_id(image.get(name)) for name in ("height", "width")]
     height, width = (side if isinstance(side, int) and side > 0 else None for side in sides)
     return (height, width) if height and width else None

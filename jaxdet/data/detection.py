@@ -231,7 +231,7 @@ def with_validation(
     """The splits; a missing or empty `val` or `test` is drawn at random, by `seed`, from `train`.
 
     The size of each is a fraction of `train`; with `test_fraction` 0, no `test` is drawn.
-    InputError for a fraction that leaves a split empty.
+    InputError without `train`, and for a fraction that leaves a split empty.
     """
     if "train" not in splits:
         raise InputError(f"no training images; the data have {', '.join(splits) or 'no images'}")
@@ -272,10 +272,11 @@ def load(
     the first G.
 
     For evaluation: true_boxes [N, T, 4] as in the file, in pixels of the original; true_labels,
-    true_valid, true_crowd and true_area [N, T].  They depend on neither height, width nor G.
+    true_valid, true_crowd and true_area [N, T].  They do not depend on height, width or G.
 
-    Both leave out boxes without area or outside their image, and images that cannot be read.
-    Raises InputError if no image remains.
+    Boxes without area or outside their image are left out, and so are images that cannot be read,
+    lose all their boxes, or differ in aspect ratio from the annotated size.  Raises InputError if
+    no image remains.
     """
     sizes = ArraySizes(height, width, max_boxes, _largest(samples))
     function = partial(prepare, sizes=sizes)
@@ -332,7 +333,7 @@ def prepare(
 def summarize(dataset: DetectionDataset) -> list[dict[str, Any]]:
     """A table row per split and class: images, boxes, and ranges of box width and height in pixels.
 
-    The last row of each split is that of all classes.
+    The last row of each split is that of all classes, with the number of images without boxes.
     """
     rows = []
     for name, samples in dataset.splits.items():

@@ -69,7 +69,7 @@ def _read_train_heldout(source: str, root: str | Path | None) -> TrainTest:
             return read_tfds(name, root)
     raise InputError(
         f"--source must be embedded (without --root), mnist (with --root) or tfds:NAME, got "
-        f"{source!r} with root {root}"
+        f"{source!r} {'without --root' if root is None else f'with --root {root}'}"
     )
 
 

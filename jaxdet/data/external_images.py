@@ -2,8 +2,8 @@
 
 The label of an image is the name of its folder, `LABEL/FILE` or `images/LABEL/FILE`, or is given in
 a table, `annotations/*.csv` or `*.csv`: rows `file,x0,y0,x1,y1,label`, where the four numbers may
-be empty, or `file,label`, with or without a header.  The files of a table are in the folder of
-their label, beside `images/`, or in it; their names may be paths.
+be empty, or `file,label`, with or without a header.  The files of a table are in
+`images/LABEL/`, in `images/`, or in the folder itself; their names may be paths.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class ExternalImages(NamedTuple):
     """All images of a folder."""
 
     source: sources.ArraySource  # as `localization.load` makes it, with ids from 0
-    notes: tuple[str, ...]  # one line for each image or row that cannot be used, and a `Remark`
+    notes: tuple[str, ...]  # one line for each image or row that cannot be used, and remarks
     all_have_boxes: bool
     paths: dict[str, Path]  # by the names of the source
 
@@ -80,7 +80,7 @@ def _parse_row(
 ) -> Annotation | str:
     """The annotation of a row, or a description of the problem with it."""
     if len(words) not in (2, 6):
-        return f"{location}: {len(words)} columns; expected {EXPECTED_COLUMNS}"
+        return f"{location}: must have columns {EXPECTED_COLUMNS}, got {len(words)} columns"
     file, *corners, label = words
     _check_label(label, classes, location)
     if Path(file).is_absolute() or ".." in Path(file).parts:

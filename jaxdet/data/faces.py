@@ -30,7 +30,8 @@ def read_dataset(config: Any) -> FaceDataset:
     """The data set of a configuration of `faces`.
 
     The network is trained on the first `config.identities` identities by name (0: all); the rest
-    form the split `others`.  Raises InputError if one of the former has no usable training image.
+    form the split `others`.  Raises InputError if an identity to train on has no usable training
+    image.
     """
     _check_root(config.root)
     dataset = image_folder.read(config.root)
@@ -66,7 +67,7 @@ def summarize(root: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def _split(config: Any, splits: Splits) -> Splits:
-    """The splits of the data; without `train` and `val`, fractions of each identity's images.
+    """The splits of the data; unless they have `train` and `val`, those of `_random_split`.
 
     An empty `val` becomes `train`, and an empty `test` becomes `val`.
     """
@@ -127,4 +128,6 @@ def _check_trained(root: str, classes: Sequence[str], labels: np.ndarray) -> Non
 
 def _check_root(root: str | Path) -> None:
     if not root:
-        raise InputError("--root must be a folder with a folder of images per identity, got none")
+        raise InputError(
+            "--root must be a folder or tar file with a folder of images per identity, got none"
+        )

@@ -16,7 +16,7 @@ def read(root: str | Path, format: str = "auto", unknown_classes: str = "drop") 
     """The data set in a folder, or `tfds:NAME`, a prepared set of tensorflow-datasets.
 
     `format` is a key of `READERS`, or "auto"; `unknown_classes` as in `detection.without_unknown`.
-    InputError where `root` is not a folder or does not hold data of that format.
+    InputError if `root` is not a folder, or holds no data of that format ("auto": of any).
     """
     if str(root).startswith(tfds_data.PREFIX):
         dataset = tfds_data.read_detection(str(root).removeprefix(tfds_data.PREFIX))

@@ -49,7 +49,7 @@ def read_float(file: ImageFile) -> np.ndarray:
 
 
 def read_gray(file: ImageFile) -> tuple[np.ndarray, Size]:
-    """A grayscale image [H, W, 1] float32 in [0, 1], and its size; colors by ITU-R 601 weights."""
+    """An image in grayscale by ITU-R 601 weights, [H, W, 1] float32 in [0, 1], and its size."""
     image, size = _decode(file, "L")
     return np.asarray(image, np.float32)[..., None] / 255, size
 

@@ -109,8 +109,8 @@ def split_tables(
 def summarize(root: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
     """(a table row per label, notes on rows that cannot be used) of the data in a folder.
 
-    The columns are the number of rows and of usable ones, and ranges of the sizes of images and
-    boxes in pixels of the original image.
+    The columns are the number of rows and of usable ones, ranges of the sizes of images and boxes
+    in pixels of the original image, and the range of box areas in percent of the image.
     """
     check_root(root)
     rows, notes = read_annotations(root)
@@ -180,7 +180,9 @@ def read_annotations(root: str | Path) -> tuple[list[Annotation], list[str]]:
     folder = Path(root) / "annotations"
     tables = {path.stem: path for path in sorted(folder.glob("*.csv"))}
     if not tables:
-        raise InputError(f"{folder}: no tables; expected LABEL.csv for each label, {COLUMNS}")
+        raise InputError(
+            f"{folder}: no tables; expected LABEL.csv for each label, with columns {COLUMNS}"
+        )
     rows, notes = [], []
     for name in label_order(tables):
         own, faults = read_table(tables[name], root)
@@ -291,8 +293,9 @@ def random_split(
     empty = [name for name, split in splits.items() if not split]
     if empty:
         raise InputError(
-            f"--val-fraction {val_fraction:g} --test-fraction {test_fraction:g} --train-fraction "
-            f"{train_fraction:g} of {len(items)} images leave {' and '.join(empty)} empty"
+            f"--val-fraction {val_fraction:g}, --test-fraction {test_fraction:g} and "
+            f"--train-fraction {train_fraction:g} of {len(items)} images leave "
+            f"{' and '.join(empty)} empty"
         )
     return splits
 
@@ -310,7 +313,9 @@ def read_split_files(
     for name, rows in splits.items():
         for row in rows:
             if homes.setdefault(row.name, name) != name:
-                raise InputError(f"{row.location}: {row.name} is in {homes[row.name]} as well")
+                raise InputError(
+                    f"{row.location}: {row.name} must be in one split, is in {homes[row.name]} too"
+                )
     return splits, [note for _, notes in found.values() for note in notes]
 
 
@@ -375,7 +380,7 @@ def _read_image(row: Annotation, root: str | Path, side: int) -> tuple[np.ndarra
         return str(error) if row.location == str(path) else f"{row.location}: {error}"
     height, width = size
     if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
-        return f"{row.location}: box {box} leaves the {width} x {height} image"
+        return f"{row.location}: box {box} must be inside the {width} x {height} image"
     return image, size
 
 
@@ -396,7 +401,7 @@ def parse_box(corners: Sequence[str], location: str) -> Box | str:
 def _parse_row(words: list[str], location: str, labels: set[str]) -> Annotation | str:
     """The annotation of a row, or a description of the problem with it."""
     if len(words) != 6:
-        return f"{location}: {len(words)} columns; expected {COLUMNS}"
+        return f"{location}: must have columns {COLUMNS}, got {len(words)} columns"
     file, *corners, label = words
     box = parse_box(corners, location)
     if isinstance(box, str):

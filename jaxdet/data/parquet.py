@@ -1,14 +1,14 @@
 """Detection sets in parquet files: one row per image, as on data hubs.
 
-The columns are `image {bytes, path}`, `image_id` and `objects {bbox [n][4], category [n]}`, or a
-list of such objects; boxes are left, top, width and height in pixels.  Optional are `width` and
-`height` of the image, and `area` and `iscrowd` of objects.  The files of a split are
+The columns are `image {bytes, path}` and `objects {bbox [n][4], category [n]}`, or a list of such
+objects; boxes are left, top, width and height in pixels.  Optional are the columns `image_id`,
+`width` and `height`, and `area` and `iscrowd` of objects.  The files of a split are
 `SPLIT*.parquet`, in the folder itself or in `data/`.
 
 Categories count from 1 unless one of them is 0.  Their names are in `classes.txt`, one per line, or
-in the metadata that the package `datasets` writes.  The latter count from 0; if no object has the
-first name, it is taken for the name of the whole set and left out.  Without names, classes are
-numbered.
+in the metadata that the package `datasets` writes.  The names in metadata count from 0; if no
+object has the first one, it is taken for the name of the whole set and left out.  Without names,
+classes are numbered.
 
 An image is read when it is needed, together with its row group.  The last `CACHED_GROUPS` row
 groups are kept in memory, besides those that threads are using.
@@ -146,7 +146,7 @@ def _read_classes(root: str | Path, files: list[_File]) -> tuple[tuple[str, ...]
         names = names[1:] if low > 0 and high < len(names) else names
     if not names and high > MAX_CLASSES:
         raise InputError(
-            f"{root}: categories without names must be at most {MAX_CLASSES}, got {high}"
+            f"{root}: without class names, categories must be at most {MAX_CLASSES}, got {high}"
         )
     first = 0 if low == 0 and high < (len(names) or high + 1) else 1
     return tuple(names) or tuple(f"class {i}" for i in range(first, high + 1)), first

@@ -1,6 +1,6 @@
-"""Reading the files of data sets, with InputError of one line, naming the file, for any problem.
+"""Reading the files of data sets; any problem raises InputError, one line that names the file.
 
-Files must be regular and of limited size: a pipe or a device could be read for ever.
+Files must be regular and of limited size: a pipe or a device could be read forever.
 """
 
 import codecs

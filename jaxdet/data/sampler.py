@@ -26,12 +26,12 @@ def shuffled_batches(seed: int, epoch: int, count: int, batch: int) -> np.ndarra
 def pk_sampler(labels: np.ndarray, samples_per_class: int) -> BatchOrder:
     """PK sampling: batches that consist of groups of `samples_per_class` images of one class.
 
-    The images of each class, by `labels [N]`, are shuffled and split into such groups; the last one
-    is filled up with the first images.  If there are more groups than an epoch holds, some are left
-    out at random; if there are fewer, some occur twice.  A class with n groups has at most
-    `ceil(n / steps)` of them in a batch, so that the groups of a batch are of different classes
-    unless a class has more groups than the epoch has steps.  The batch size must be a multiple of
-    `samples_per_class`.  Hermans et al. 2017, arXiv:1703.07737.
+    The images of each class, by `labels [N]`, are shuffled and split into such groups; the last
+    group is filled up with the first images of the class.  If there are more groups than an epoch
+    holds, some are left out at random; if there are fewer, some occur twice.  A class with n groups
+    has at most `ceil(n / steps)` of them in a batch, so that the groups of a batch are of different
+    classes unless a class has more groups than the epoch has steps.  The batch size must be a
+    multiple of `samples_per_class`.  Hermans et al. 2017, arXiv:1703.07737.
     """
     members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
 

@@ -2,8 +2,8 @@
 
 Sets are read through `tfds.data_source`, which does not import TensorFlow but needs records in the
 array_record format.  Nothing is downloaded.  A set is named as in tensorflow-datasets (`mnist`,
-`emnist/digits`); its folder is `data_dir`, or else the variable TFDS_DATA_DIR, or else
-`~/tensorflow_datasets`.
+`emnist/digits`); its folder is `data_dir`, or else that named by the environment variable
+TFDS_DATA_DIR, or else `~/tensorflow_datasets`.
 """
 
 import io

@@ -82,7 +82,10 @@ def read_gallery(folder: str | Path) -> Gallery:
     if not identities:
         raise InputError(f"{folder}: no folders of identities in it; expected IDENTITY/FILE")
     if UNKNOWN_LABEL in identities:
-        raise InputError(f"{folder / UNKNOWN_LABEL}: this name is reserved for unknown identities")
+        raise InputError(
+            f"{folder / UNKNOWN_LABEL}: this name is reserved for unknown identities; rename the "
+            f"folder"
+        )
     files = [images.list_images(folder / name) for name in identities]
     indices = np.arange(len(identities), dtype=np.int32)
     labels = np.repeat(indices, [len(paths) for paths in files])
@@ -131,7 +134,7 @@ def read_table(path: str | Path) -> LabelTable:
     for number, words in lines:
         if len(words) > 2 or (header and len(words) != len(header)):
             raise InputError(
-                f"{path} row {number}: {len(words)} columns; expected {EXPECTED_COLUMNS}"
+                f"{path} row {number}: must have {EXPECTED_COLUMNS}, got {len(words)} columns"
             )
         key = words[column - 1] if len(words) == 2 else None
         rows.append(LabelRow(number, key, words[column]))
@@ -142,11 +145,12 @@ def match_rows(table: LabelTable, files: Sequence[Path]) -> list[int]:
     """The file of each row of a table: [N] indices into `files` [N], each of them once.
 
     A key is the name of a file, with or without its ending; if all names are numbers, they are
-    compared as numbers.  If no key is the name of a file, numbers count the files in the order of
-    their names, from the lowest number.  Rows with other keys, or without keys, are in that order.
+    compared as numbers.  If no key names a file, and all keys are numbers, they count the files in
+    the order of their names, from the lowest key.  Otherwise the rows are in the order of the
+    names.
 
-    InputError for a row without an image, or an image without a row or with two; and where counting
-    is ambiguous, since 10.png is before 2.png by name and after it by number.
+    InputError for a row without an image, or an image without a row or with two; and if the order
+    of the names is ambiguous: 10.png is before 2.png by name and after it by number.
     """
     keys = [row.key for row in table.rows]
     places = _find_by_name(keys, files)
@@ -200,7 +204,7 @@ def _find_by_order(keys: Sequence[str | None], count: int) -> list[int | None]:
 
 
 def _check_order(table: LabelTable, files: Sequence[Path]) -> None:
-    """Raise InputError if rows cannot be counted."""
+    """Raise InputError if rows cannot be matched to files by their order."""
     if len(table.rows) != len(files):
         last = table.rows[-1].line if table.rows else 0
         raise InputError(
@@ -210,8 +214,8 @@ def _check_order(table: LabelTable, files: Sequence[Path]) -> None:
     if disorder := _disorder(files):
         first, second = disorder
         raise InputError(
-            f"{table.path}: ambiguous, since {first} is before {second} by name and after it by "
-            f"number; add a column with the names of the files"
+            f"{table.path}: order of rows is ambiguous: {first} is before {second} by name and "
+            f"after it by number; add a column with the names of the files"
         )
 
 
@@ -273,16 +277,16 @@ def _number_files(files: Sequence[Path]) -> list[str] | None:
 def read_pairs(path: str | Path, root: str | Path) -> PairList:
     """The pairs of a file like `pairs.txt` of Labeled Faces in the Wild, with images below `root`.
 
-    The first line has the number of folds and the number of pairs of each kind per fold, or the
-    latter alone.  `NAME 1 2` is a pair of one identity, `NAME 1 OTHER 2` of two.  Image 1 of NAME
-    is the file NAME/NAME_0001 with any suffix, anywhere below `root`.
+    The first line has the number of folds and the number of pairs of each kind per fold, or only
+    the number of pairs of each kind.  `NAME 1 2` is a pair of one identity, `NAME 1 OTHER 2` of
+    two.  Image 1 of NAME is the file NAME/NAME_0001 with any suffix, anywhere below `root`.
     """
     lines = _read_words(path)
     number, head = lines[0] if lines else (1, [])
     if not 1 <= len(head) <= 2 or not all(map(_is_number, head)):
         raise InputError(
-            f"{path} row {number}: must be the number of folds and of pairs in each fold, got "
-            f"{' '.join(head)!r}"
+            f"{path} row {number}: must be the number of folds (optional) and of pairs of each "
+            f"kind per fold, got {' '.join(head)!r}"
         )
     *folds, each = map(int, head)
     expected = 2 * each * (folds[0] if folds else 1)
@@ -297,7 +301,9 @@ def read_pairs(path: str | Path, root: str | Path) -> PairList:
         candidates = [files.get(key, []) for key in keys]
         for paths in candidates:
             if len(paths) > 1:
-                raise InputError(f"{location}: ambiguous, {paths[0]} or {paths[1]}; remove one")
+                raise InputError(
+                    f"{location}: image is ambiguous, {paths[0]} or {paths[1]}; remove one"
+                )
         if all(candidates):
             (first, *_), (second, *_) = candidates
             found.append(ImagePair(first, second, len(words) == 3, index))

@@ -161,7 +161,7 @@ def _read_annotation(path: Path) -> _Annotation:
 
 
 def _declared_size(tree: ElementTree.Element) -> Size | None:
-    """Height and width of the image as given in the file; None if they are missing."""
+    """Height and width of the image as given in the file; None unless both are positive."""
     try:
         height, width = (int(float(tree.findtext(f"size/{s}", "0"))) for s in ("height", "width"))
     except (ValueError, OverflowError):

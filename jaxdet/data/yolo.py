@@ -9,10 +9,10 @@ A line is `class x y width height`, with center and sides as fractions of the im
 keypoints if the YAML file has `kpt_shape`, or by anything if its `task` is detect or track.  If its
 `task` is segment or obb, a line is a class and the x and y of a polygon.
 
-Without these keys, a score may follow.  Longer lines have a score and a track id if all of them
-have seven values and the last one is an integer, and keypoints if all have the same number of
-values and every point is in its box; otherwise they are polygons.  Polygons become their bounding
-box.
+Without `kpt_shape` and `task`, a score may follow.  Longer lines have a score and a track id if all
+of them have seven values and the last one is an integer, and keypoints if all have the same number
+of values and every point is in its box; otherwise they are polygons.  Polygons become their
+bounding box.
 """
 
 import os
@@ -99,7 +99,10 @@ def read(root: str | Path) -> DetectionDataset:
             del labels[split]
         elif count and count == len(labels[split]):
             first = labels[split][0].image
-            raise InputError(f"{split}: no image has a label file; first: {first}")
+            raise InputError(
+                f"{split}: no image has a label file, labels/NAME.txt or beside the image; first: "
+                f"{first}"
+            )
         elif count:
             text = f"{count} of {len(labels[split])} images have no label file"
             notes.append(Remark(f"{split}: {text}: read as without objects"))
@@ -142,12 +145,13 @@ def _read_names(content: dict[str, Any], path: Path) -> tuple[tuple[str, ...], i
         names = [by_number[i] for i in numbers] if by_number.keys() == set(numbers) else None
     if not isinstance(names, list) or not 0 < len(names) <= MAX_CLASSES:
         raise InputError(
-            f"{path}: names must be a list of classes, or a mapping from all numbers from 0 or 1"
+            f"{path}: names must be a list of classes, or a mapping from consecutive numbers, from "
+            f"0 or 1, to classes"
         )
     if any(isinstance(name, list | dict) for name in names):
         raise InputError(f"{path}: names must be strings")
     if isinstance(count, int) and count != len(names):
-        raise InputError(f"{path}: nc is {count}, but there are {len(names)} names")
+        raise InputError(f"{path}: nc must be the number of names, {len(names)}, got {count}")
     return tuple(map(str, names)), first
 
 
@@ -164,9 +168,7 @@ def _split_places(folder: _Folder) -> dict[str, list[str]]:
         places = value if isinstance(value, list) else [value]
         if not all(isinstance(place, str) for place in places):
             shown = printable(repr(value)[:60])
-            raise InputError(
-                f"{folder.file}: {key} must be a folder or a list of them, got {shown}"
-            )
+            raise InputError(f"{folder.file}: {key} must be a path or a list of paths, got {shown}")
         found[key] = places
     return found
 
@@ -224,7 +226,7 @@ def _homes(folder: _Folder) -> list[Path]:
 
 
 def _read_labels(root: Path, image: Path) -> _Labels:
-    """The rows of the label file of an image, whose header gives the size in pixels."""
+    """The rows of an image's label file, and the size of the image in pixels, from its header."""
     path = _label_path(root, image)
     if path is None:
         return _Labels(image, None, None)
@@ -238,8 +240,8 @@ def _read_labels(root: Path, image: Path) -> _Labels:
 def _label_path(root: Path, image: Path) -> Path | None:
     """The label file of an image, None without any.
 
-    In its path, a folder `images` below the root, the last one that gives a file, is replaced by
-    `labels`; otherwise it is next to the image.
+    It is at the path of the image with `images` replaced by `labels`, for the last folder `images`
+    below the root for which that file exists; otherwise it is next to the image.
     """
     parts = image.parts
     own = len(parts) - len(image.relative_to(root).parts) if image.is_relative_to(root) else 0

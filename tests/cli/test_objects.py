@@ -545,7 +545,7 @@ REFUSED = {
     "smoothing": ([*TRAIN, "--label-smoothing", "nan"], "--label-smoothing must be .*got nan"),
     "no norm": ([*TRAIN, "--model", "lite0", "--no-norm"], "--norm must be true for --model lite0"),
     "bad row": ([*TRAIN, "--on-invalid", "error"], r"row 9: .*\(3 in total\); leave them out"),
-    "cut": ([*TRAIN, "--val-fraction", "0"], "--val-fraction 0 .*26 images leave val empty"),
+    "cut": ([*TRAIN, "--val-fraction", "0"], "--val-fraction 0, .*26 images leave val empty"),
     "cut beyond": (
         [*TRAIN, "--test-fraction", "1.5"],
         "--test-fraction must be at least 0 and below 1, got 1.5",

@@ -62,7 +62,7 @@ BROKEN = {
         "yolo",
         "data.yaml",
         "names: {0: a, 2: b}\n",
-        "a mapping from all numbers from 0",
+        "a mapping from consecutive numbers, from 0",
     ),
     "yolo place": ("yolo", "data.yaml", "names: [a]\ntrain: gone", "gone: no such folder"),
     "yolo out": ("yolo", "data.yaml", "names: [a]\ntrain: ../..", "must be inside"),

@@ -87,7 +87,7 @@ def test_only_the_first_row_can_be_a_header(root, table):
 
 
 WRONG = {
-    "few columns": ("b.jpg,1,2,3,face", "5 columns; expected file,x0,y0,x1,y1,label"),
+    "few columns": ("b.jpg,1,2,3,face", "must have columns file,x0,y0,x1,y1,label, got 5 columns"),
     "many columns": ("b.jpg,1,2,3,4,face,1", "7 columns"),
     "spaces": ("  ", "1 columns"),
     "word": ("b.jpg,1,two,3,4,face", "box must be four numbers, got '1 two 3 4'"),
@@ -106,10 +106,10 @@ WRONG = {
     "flat": ("b.jpg,3,2,13,2,face", "box 3 2 13 2 is empty; must have x0 < x1 and y0 < y1"),
     "narrow": ("b.jpg,3,2,3,14,face", "is empty"),
     "swapped": ("b.jpg,13,2,1,14,face", "box 13 2 1 14 is empty"),
-    "left": ("b.jpg,-0.5,2,13,14,face", "box -0.5 2 13 14 leaves the 20 x 30 image"),
+    "left": ("b.jpg,-0.5,2,13,14,face", "box -0.5 2 13 14 must be inside the 20 x 30 image"),
     "above": ("b.jpg,1,-1,13,14,face", "leaves"),
     "right": ("b.jpg,1,2,21,14,face", "leaves"),
-    "below": ("b.jpg,1,2,13,30.0001,face", "box 1 2 13 30.0001 leaves the 20 x 30 image"),
+    "below": ("b.jpg,1,2,13,30.0001,face", "box 1 2 13 30.0001 must be inside the 20 x 30 image"),
     "missing": ("gone.jpg,1,2,13,14,face", "gone.jpg: no such image"),
     "folder": ("..,1,2,13,14,face", "not a readable image"),
     "no file": (",1,2,13,14,face", "not a readable image"),
@@ -155,7 +155,7 @@ def test_labels_are_in_the_order_of_assignment_0_and_then_by_name(tmp_path):
     order = ["motorcycle", "airplane", "face", "bird", "zebra"]
     assert [row.name for row in rows] == [f"{label}/{name}.jpg" for label in order for name in "ba"]
     tables = [f"{tmp_path}/annotations/{label}.csv" for label in order]
-    assert bad == [f"{name} row 3: 1 columns; expected {HEADER}" for name in tables]
+    assert bad == [f"{name} row 3: must have columns {HEADER}, got 1 columns" for name in tables]
 
 
 def test_an_image_has_one_row_and_file_names_may_repeat_across_labels(root, table):
@@ -342,7 +342,9 @@ def test_split_files_are_read(folder):
 def test_split_files_with_an_image_in_two_splits_are_refused(folder):
     path = folder / "test_data.csv"
     path.write_text(path.read_text() + "b.jpg,3,4,5,6,cat\n")
-    with pytest.raises(InputError, match="test_data.csv row 2: cat/b.jpg is in train as well"):
+    with pytest.raises(
+        InputError, match="test_data.csv row 2: cat/b.jpg must be in one split, is in train too"
+    ):
         localization.read_split_files(folder, folder)
 
 

@@ -254,5 +254,8 @@ def test_invalid_lists_of_pairs_are_refused(faces, text, message):
 def test_ambiguous_images_are_refused(faces):
     write_tree(faces, {"z/ann/ann_0001.bmp": IMAGE})
     refused(
-        "row 2: ambiguous, .*ann_0001.* or .*ann_0001", listed, faces, "1 1\nann 1 2\nann 1 2\n"
+        "row 2: image is ambiguous, .*ann_0001.* or .*ann_0001",
+        listed,
+        faces,
+        "1 1\nann 1 2\nann 1 2\n",
     )
