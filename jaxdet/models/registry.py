@@ -123,7 +123,8 @@ def backbone(name: str, *, stages: int = 0) -> Callable[..., "nn.Module"]:
     elif spec.kind in ("backbone", "staged"):
         constructor = partial(_resolve(spec.constructor), classes=0)
     else:
-        raise InputError(f"{name} is not a backbone; backbones: {', '.join(names('backbone'))}")
+        known = ", ".join(names("backbone", "staged", "localizer"))
+        raise InputError(f"{name} is not a backbone; backbones: {known}")
     return partial(constructor, **constructor().first_stages(stages)) if stages else constructor
 
 

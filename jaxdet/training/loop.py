@@ -410,7 +410,7 @@ class Loop:
         names = [*sorted(book["sums"]), "gradient"]
         self.saver.wait()
         saved = checkpoint.steps(self.folder)
-        good = f"checkpoint {saved[-1]} of {self.folder}" if saved else "none was saved"
+        good = f"checkpoint {saved[-1]} of {self.folder}" if saved else "not saved yet"
         raise DivergedError(
             f"step {book['bad_step']}: {names[int(book['bad_term'])]} is not finite; last good "
             f"state: {good}; try a lower --lr, or --clip 1"

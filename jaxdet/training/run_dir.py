@@ -497,7 +497,7 @@ def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
         try:
             metrics.append(files.parse_json(text, MetricsLine))
             if not scored_splits(metrics[-1]):
-                raise ValueError("val or test must have scores")
+                raise ValueError("val or test must have scores, got neither")
             steps = [line["step"] for line in metrics[-2:]]
             if steps != sorted(set(steps)):
                 raise ValueError(f"step must be above {steps[0]}, got {steps[1]}")
