@@ -47,7 +47,7 @@ COLUMNS = {
     "shape": "input",
     "output": "output",
     "type": "type",
-    "direction": "direction",
+    "direction": "pass",
     "jaxdet_s": ("jaxdet", "s"),
     "jaxdet_spread": ("spread", "s"),
     "torch_s": ("PyTorch", "s"),
@@ -105,7 +105,7 @@ def run(options: Options) -> None:
 
 
 def render(record: dict[str, Any]) -> str:
-    """Markdown of a record: two rows per layer."""
+    """Markdown of a record: one row per layer, type and pass."""
     return units.markdown_table(record["rows"], COLUMNS)
 
 

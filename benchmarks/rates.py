@@ -68,7 +68,7 @@ def run(options: Options) -> None:
 
 
 def render(record: dict[str, Any]) -> str:
-    """Markdown of a record: one row per network."""
+    """Markdown of a record: one row per network and form of convolution."""
     return units.markdown_table(record["rows"], COLUMNS)
 
 

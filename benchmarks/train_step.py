@@ -166,7 +166,7 @@ class Peers:
         return self.workers[implementation]
 
     def build(self, implementation: str, model: train_steps.Model, options: StepOptions) -> float:
-        """Build the step of an implementation; seconds of its first call."""
+        """Build the step of an implementation; returns the seconds of its first call."""
         build = {
             "jit": train_steps.jax_step,
             "pmap": partial(train_steps.jax_step, all_devices=True),

@@ -65,7 +65,7 @@ class Row:
 
 
 def step_result(record: Record) -> Result:
-    """Time of a training step and its ratios to PyTorch, per precision, of one model or several."""
+    """Time of the training step of each model and precision, and its speed relative to PyTorch."""
     steps: dict[tuple[str, str], dict[str, Record]] = {}
     for row in record["rows"]:
         steps.setdefault((row["model"], row["precision"]), {})[row["implementation"]] = row

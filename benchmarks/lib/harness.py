@@ -103,7 +103,7 @@ def compile_call(fn: Callable, *args: Any) -> tuple[Any, float]:
 
 
 def first_call(call: Callable[[], Any]) -> FirstCall:
-    """Call a function once; measure its time, and its peak of memory beyond the bytes in use."""
+    """Call a function once; measure its time, and its peak memory less the bytes in use before."""
     gc.collect()
     before, source = _start_peak()
     value, seconds = timed(call)

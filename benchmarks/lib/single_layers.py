@@ -104,7 +104,7 @@ def random_case(layer: LayerSpec, batch: int) -> LayerCase:
 
 
 def passes(net: SingleLayer, variables: dict) -> tuple[Callable, Callable]:
-    """The two `DIRECTIONS`: functions of (params, x) and of (params, x, cotangent).
+    """(forward pass of (params, x), forward and backward pass of (params, x, cotangent)).
 
     Both return (output, new statistics); the second also returns the gradients with respect to the
     parameters and, unless the layer is the first of its network, to x.

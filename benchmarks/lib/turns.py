@@ -43,7 +43,7 @@ class Worker:
         return self._ask("run", function, args)
 
     def build(self, builder: Callable[..., Callable[[], Any]], *args: Any) -> float:
-        """Build the call `builder(*args)`, in place of an earlier one; seconds of its first run."""
+        """Build the call `builder(*args)`, replacing an earlier one; returns its first seconds."""
         return self._ask("build", builder, args)
 
     def sample(self, seconds: float) -> list[float]:
