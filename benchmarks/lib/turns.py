@@ -43,7 +43,10 @@ class Worker:
         return self._ask("run", function, args)
 
     def build(self, builder: Callable[..., Callable[[], Any]], *args: Any) -> float:
-        """Build the call `builder(*args)`, replacing an earlier one; returns its first seconds."""
+        """Build the call `builder(*args)`, replacing an earlier one.
+
+        Returns the seconds of its first run.
+        """
         return self._ask("build", builder, args)
 
     def sample(self, seconds: float) -> list[float]:

@@ -195,9 +195,9 @@ def lgm(
     """Large-margin Gaussian mixture: (logits [B, K], likelihood loss [B]).
 
     Each class is a Gaussian with `means` [K, D] and diagonal `log_variances`, which broadcast to
-    [K, D].  Logits are -(squared Mahalanobis distance + log determinant) / 2, where the distance to
-    the true class is multiplied by 1 + margin.  The likelihood loss is minus the logit of the true
-    class without the margin.
+    [K, D].  Logits are -(squared Mahalanobis distance + log determinant) / 2, where the squared
+    distance to the true class is multiplied by 1 + margin.  The likelihood loss is minus the logit
+    of the true class without the margin.
     Wan et al. 2018, arXiv:1803.02988.  The default margin, their alpha, is taken from public
     implementations, which weight the likelihood loss by 0.01 beside the cross-entropy.
     """

@@ -62,8 +62,9 @@ def soft_nms(
     score_threshold: float = SOFT_SCORE_THRESHOLD,
     original_scores: bool = False,
 ) -> Detections:
-    """Soft-NMS: boxes that overlap a better one lose score instead of being dropped.
+    """Soft-NMS: boxes that overlap a better one lose score instead of being dropped at once.
 
+    A box is dropped when its score has fallen to `score_threshold`.
     linear: scores are multiplied by 1 - IoU where the IoU is above `iou_threshold`; gaussian: by
     exp(-IoU^2 / sigma) at any IoU.  The result is sorted by the decayed scores; its scores are the
     decayed ones or, with `original_scores`, the given ones.  Bodla et al. 2017, arXiv:1704.04503.

@@ -154,6 +154,7 @@ class Lock:
     """An exclusive lock for writing into a run folder, held until released or the process ends.
 
     Raises InputError, which names the owner, if another process holds it.  Reading needs no lock.
+    On a file system without locks, nobody is kept out.
     """
 
     def __init__(self, folder: str | Path):
