@@ -274,8 +274,8 @@ class Run:
         """The pure function `(variables, images [B, H, W, C]) -> predictions` of the task.
 
         Images have values in [0, 1] and the size of the network's input; boxes are in pixels of
-        these images, and the number of detections is fixed, with a mask `valid`.  It works under
-        `jax.jit`, `jax.vmap` and `jax.export`.
+        these images, and the number of detections is fixed, with a mask `valid`.  The function
+        works under `jax.jit`, `jax.vmap` and `jax.export`.
         """
         return self.experiment.task.predict
 

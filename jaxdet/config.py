@@ -53,8 +53,8 @@ class TrainConfig:
     """images per evaluation step, over all devices; also called --test-batch"""
     steps_per_call: int = 0
     """training steps per call of the compiled program; signals, callbacks and the progress bar wait
-    for a call to end; 0: on a CPU 1, on a GPU as many as take 50 ms (1 with --stream or several
-    image sizes)"""
+    for a call to end; 0 chooses: 1 on a CPU; on a GPU as many as take 50 ms, or 1 with --stream or
+    several image sizes"""
     devices: int = 0
     """number of devices; 0: all of this machine"""
     optimizer: Optimizer = "adamw"
@@ -74,7 +74,7 @@ class TrainConfig:
     plateau_patience: int = 10
     """plateau: evaluations without improvement before the learning rate is lowered"""
     plateau_metric: Literal["loss", "score"] = "loss"
-    """plateau: the watched value: validation loss, or 1 - the score of --best"""
+    """plateau: value that is watched: validation loss (loss), or 1 - the score of --best (score)"""
     restart_period: int = 20
     """restarts: number of epochs of the first cosine"""
     restart_factor: int = 1
@@ -89,7 +89,7 @@ class TrainConfig:
     clip: float = 0.0
     """largest global norm of the gradient; 0: no clipping"""
     accumulate: int = 1
-    """number of steps per parameter update, which uses the mean of their gradients"""
+    """number of steps per parameter update; the update uses the mean of their gradients"""
     ema: float = 0.0
     """decay of the moving averages of parameters and batch statistics, which are evaluated in place
     of the latest values; 0: no moving averages"""
@@ -324,7 +324,7 @@ def check_to_train(config: TrainConfig) -> list[str]:
 
 
 def _check_cycles(config: TrainConfig) -> list[str]:
-    """Notes on a run that ends, or may end, before the last cosine of its restarts does."""
+    """Notes on a run that ends, or may end, within a cosine of its restarts."""
     if config.schedule != "restarts":
         return []
     notes, cycle, factor = [], config.restart_period, config.restart_factor
@@ -418,8 +418,8 @@ def check_augment(config: AugmentOptions) -> None:
     check_minima(config, close_mosaic_epochs=0)
     if (config.mosaic or config.mixup) and config.close_mosaic_epochs >= config.epochs:
         raise InputError(
-            f"--close-mosaic-epochs must be below --epochs {config.epochs} with mosaic or mixup, "
-            f"got {config.close_mosaic_epochs}"
+            f"--close-mosaic-epochs must be below --epochs {config.epochs} with --mosaic or "
+            f"--mixup, got {config.close_mosaic_epochs}"
         )
 
 

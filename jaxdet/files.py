@@ -54,11 +54,11 @@ def read_text(path: str | Path) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"is not UTF-8 text (byte {error.start})") from None
+        raise ValueError(f"is not UTF-8 text (invalid byte at position {error.start})") from None
 
 
 def reason(error: OSError | ValueError) -> str:
-    """The reason why a file cannot be read, in one line, without its name."""
+    """The reason why a file cannot be read, in one line, without the name of the file."""
     text = error.strerror if isinstance(error, OSError) else str(error)
     return text or type(error).__name__
 
@@ -80,7 +80,7 @@ def parse_json(text: str, kind: Any) -> Any:
 
 
 def conform(value: Any, kind: Any, name: str = "") -> Any:
-    """Check that a value from JSON has the type `kind`; ValueError names a part that has another.
+    """Check that a value from JSON conforms to `kind`; ValueError names a part that does not.
 
     kind: Any, None, bool, int, float, str, `Literal`, a union, `list[...]`, `tuple[...]`,
       `dict[str, ...]`, or a `TypedDict`, which may have other keys too.

@@ -126,7 +126,7 @@ def report_notes(notes: Sequence[str], line: Callable[[str], None]) -> None:
 
 
 def check_to_train(experiment: Experiment, line: Callable[[str], None]) -> None:
-    """Raise InputError for options that cannot be combined; warn about those without effect."""
+    """Raise InputError for invalid options and combinations; warn of options without effect."""
     config, steps = experiment.config, experiment.plan.steps
     ineffective = check_options(config)
     _check_scored(experiment)
@@ -136,7 +136,8 @@ def check_to_train(experiment: Experiment, line: Callable[[str], None]) -> None:
         )
     if not config.time_budget and config.accumulate > steps:
         raise InputError(
-            f"--accumulate must be at most {steps}, the steps of the run, got {config.accumulate}"
+            f"--accumulate must be at most {steps}, the number of steps of the run, got "
+            f"{config.accumulate}"
         )
     updates = -(-steps // config.accumulate)
     if not config.time_budget and config.warmup >= updates:

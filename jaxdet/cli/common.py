@@ -77,7 +77,7 @@ def check_picture(path: Path | None, count: int = 1) -> None:
 
 @contextmanager
 def counting(total: int) -> Iterator[Callable[[int], Any]]:
-    """A context with a progress bar of `total` images, as a function that advances it by a number.
+    """A context with a bar of `total` images; its value is the function that advances the bar.
 
     The bar is shown on stderr, if that is a terminal and tqdm is installed, and disappears at the
     end; `write_line` prints above it.

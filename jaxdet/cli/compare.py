@@ -177,7 +177,7 @@ def _check(options: Compare, *pictures: Path | None) -> None:
         if not checkpoint.steps(folder):
             raise InputError(f"{folder} has no checkpoints; train it, or leave it out")
         if options.classic and system != "objects":
-            raise InputError(f"--classic needs runs of objects, but {folder} is a run of {system}")
+            raise InputError(f"--classic needs runs of objects, got {folder}, a run of {system}")
     if options.classic:
         baselines.require_opencv()
 

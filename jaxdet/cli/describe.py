@@ -15,8 +15,7 @@ from jaxdet.training import run_dir
 
 
 def run(options: Describe) -> int:
-    """Print the table of a network and, with `--time`, draw its roofline plot; returns the exit
-    code."""
+    """Print the table of a network, and draw its roofline plot if timed; returns the exit code."""
     if options.markdown + options.json + options.csv > 1:
         raise InputError("--markdown, --json and --csv exclude each other")
     if options.time:
@@ -61,7 +60,7 @@ def _time(network: summary.NetworkSummary, rows: list[dict[str, Any]], figure: P
 
 
 def _prediction_notes(options: Describe, images: jax.ShapeDtypeStruct, variables: Any) -> list[str]:
-    """A note on the operations of a whole prediction, as `eval` counts them; [] unless of a run."""
+    """The operations of a whole prediction, as `eval` counts them; [] for a model by name."""
     if not run_dir.is_run(options.model) or "record" not in run_dir.read_metadata(options.model):
         return []
     task = runs.without_data(options.model, runs.read_config(options.model)).task

@@ -29,8 +29,7 @@ def settings(evaluated: Sequence[EvaluatedRun]) -> Iterator[str]:
 
 
 def losses(evaluated: Sequence[EvaluatedRun]) -> Iterator[str]:
-    """Yield tables of losses: all terms at the best and last checkpoint, the total at all
-    epochs."""
+    """Yield tables of losses: all terms at the best and last checkpoint, totals at all epochs."""
     rows = [
         {"run": one.row["run"], "checkpoint": name, "epoch": line["epoch"], **_terms(line)}
         for one in evaluated

@@ -23,7 +23,7 @@ MARKED_SCORES = (detection_metrics.SCORE_THRESHOLD, 0.5, 0.75)  # on precision-r
 
 
 def run(options: Eval) -> int:
-    """Print the scores of one split of the data, or of all; returns the exit code."""
+    """Print the scores of one split, or of train, val and test; returns the exit code."""
     if options.report and options.json:
         raise InputError("--report and --json exclude each other")
     run = common.load(options)

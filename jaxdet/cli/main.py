@@ -175,7 +175,7 @@ def _nearest(word: str) -> str:
 
 
 def _run(command: str, *arguments: Any) -> int:
-    """Call the module of a command; bad input becomes one line and exit code 2."""
+    """Call the module of a command; bad input gives one line and exit code 2, failures 1."""
     from jaxdet.cli import options
 
     chosen = next(each for each in arguments if isinstance(each, options.Process))
@@ -197,7 +197,7 @@ def _run(command: str, *arguments: Any) -> int:
 
 
 def _report_error(error: object, code: int = 2) -> int:
-    """Print an error in one line, and below it its notes, such as tables, without JAX's notes."""
+    """Print an error in one line, and its notes, such as tables, below; not JAX's notes."""
     notes = [note for note in getattr(error, "__notes__", ()) if JAX_NOTE not in note]
     print("\n".join([f"jaxdet: error: {printable(str(error))}", *notes]), file=sys.stderr)
     return code

@@ -54,7 +54,7 @@ Pair = tuple[Example, Any]  # with its `api.Prediction`
 
 
 def run(options: Predict) -> int:
-    """Print a prediction per image, and write the files that were asked for; returns the exit code.
+    """Print a prediction per image, and write the files that options name; returns the exit code.
 
     Image files are read, predicted and written in batches (--figure keeps them all in memory); the
     --count samples of a split are read at once.  Of several images, those that cannot be read are

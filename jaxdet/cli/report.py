@@ -155,7 +155,9 @@ def match_verified(
         run = runs.get(content["checkpoint"]["manifest"])
         if run is None:
             of = "checkpoint {step} of run {run!r}".format(**content["checkpoint"])
-            raise InputError(f"{path}: has scores of {of}, which is not compared; leave it out")
+            raise InputError(
+                f"{path}: has scores of {of}, which is not compared; leave it out of --verified"
+            )
         scores.setdefault(run, []).append(content["scores"])
     return scores
 

@@ -14,9 +14,8 @@ END = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 def caught() -> Iterator[list[int]]:
     """A context with a list of the signals in `END` received so far.
 
-    A second SIGINT raises KeyboardInterrupt.
-
-    Signals that the parent process ignores, as `nohup` does SIGHUP, stay ignored.
+    A second SIGINT raises KeyboardInterrupt.  Signals that the parent process ignores, as `nohup`
+    does SIGHUP, stay ignored.
     """
     received: list[int] = []
 

@@ -130,7 +130,7 @@ def mean_and_spread(values: Mapping[str, Any], scores: Sequence[Row]) -> Row:
 
 
 def column_names(rows: Sequence[Row]) -> list[str]:
-    """Keys of any of the rows, in the order of the longest row."""
+    """All keys of the rows, those of the longest row first."""
     return list(dict.fromkeys(chain(max(rows, key=len), *rows)))
 
 
@@ -182,7 +182,7 @@ def system_rows(system: str, summaries: Sequence[Row]) -> list[Row]:
 
 
 def seed_rows(evaluated: Sequence[EvaluatedRun]) -> list[Row]:
-    """Mean and spread of runs that differ in seed, comment and planned epochs only.
+    """Mean and spread of runs that differ only in seed, comment and, with a time budget, epochs.
 
     Only the first of several runs with the same seed counts.
     """

@@ -42,7 +42,7 @@ def parse(text: str, metric: str) -> Threshold:
 
 
 def check_fits(threshold: Threshold, checkpoint_id: dict[str, Any], **options: str) -> float:
-    """The value of a threshold; InputError if other options or another checkpoint gave it.
+    """The value of a threshold; InputError if found with other options or another checkpoint.
 
     options: `metric`, and `reduce` where it matters.
     """

@@ -114,7 +114,8 @@ class Config(AugmentOptions, BackboneOptions):
     model: Backbone = "lite0"
     """backbone"""
     neck: Literal["fpn", "pan"] = "fpn"
-    """how feature maps of different scales are combined"""
+    """how feature maps of different scales are combined: top-down (fpn), or top-down and then
+    bottom-up (pan)"""
     neck_block: Literal["conv", "c3", "c2f"] = "conv"
     """block of the neck: a 3x3 convolution as in the papers, YOLOv5's C3, or YOLOv8's C2f"""
     neck_channels: int = 96
@@ -142,7 +143,7 @@ class Config(AugmentOptions, BackboneOptions):
     beta: float = 6.0
     """tal: exponent of the IoU"""
     positive_iou: float = 0.5
-    """iou: minimum IoU of an anchor with the box that it is assigned to"""
+    """iou, and before --tal-from: minimum IoU of an anchor with the box that it is assigned to"""
     box_loss: Literal["ciou", "diou", "giou", "iou", "smooth_l1"] = "ciou"
     """box loss; smooth_l1 compares offsets from anchors"""
     classification_weight: float = 1.0

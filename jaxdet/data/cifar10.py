@@ -38,7 +38,7 @@ def read(
     """({"train": source, "test": source}, class names) of CIFAR-10.
 
     The arrays are image [N, 32, 32, 3] uint8, label [N] int32 and id [N] int32; test ids continue
-    after the training ids.  `root` is a file or folder in one of these layouts, a folder that
+    after the training ids.  `root` is a file or folder in a layout of this module, a folder that
     contains one, or `tfds:NAME`, a set prepared in `data_dir`.  Nothing is downloaded.  Raises
     InputError if no data are found, or if they are incomplete or damaged.
     """
@@ -132,8 +132,8 @@ def _read_tfds(name: str, data_dir: str | Path | None) -> tuple[Splits, tuple[st
     classes = tuple(getattr(features["label"], "names", ())) if "label" in shapes else ()
     if shapes.get("image") != (IMAGE_SIDE, IMAGE_SIDE, 3) or not classes:
         raise InputError(
-            f"tfds set {name!r}: features must be image ({IMAGE_SIDE}, {IMAGE_SIDE}, 3) and label, "
-            f"one of named classes, got {shapes}"
+            f"tfds set {name!r}: features must be image ({IMAGE_SIDE}, {IMAGE_SIDE}, 3) and label "
+            f"with class names, got {shapes}"
         )
     columns = {}
     for split, source in {"train": train, "test": test}.items():
@@ -156,7 +156,7 @@ def _to_sources(columns: dict[str, Any]) -> Splits:
 
 
 def _check_batch(values: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Images [N, 32, 32, 3] and labels [N] int32 of values [N, 3072] and labels [N]."""
+    """(images [N, 32, 32, 3], labels [N] int32) of the values [N, 3072] and labels of a file."""
     if values.dtype != np.uint8 or values.shape[1:] != (VALUES_PER_IMAGE,) or not len(values):
         raise InputError(
             f"images must be uint8 [N, {VALUES_PER_IMAGE}], got {values.dtype} {list(values.shape)}"

@@ -106,7 +106,7 @@ def _read_file(path: Path) -> _File:
     for key in ("images", "annotations", "categories"):
         value = content.get(key, [])
         if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
-            raise InputError(f"{path}: {key} must be a list of objects")
+            raise InputError(f"{path}: {key} must be a list of objects, got {_shown(value)}")
     categories = _read_categories(content["categories"], path)
     return _File(path, content["images"], content.get("annotations") or None, categories)
 

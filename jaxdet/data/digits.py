@@ -213,7 +213,7 @@ def _idx_header(content: bytes, path: Path) -> tuple[np.dtype, tuple[int, ...]]:
     """(type, shape) of the values of an idx file."""
     if content[:2] != b"\0\0" or len(content) < 4:
         found = content[:4].hex(" ") or "nothing"
-        raise InputError(f"{path}: must begin with 00 00, type and rank as idx does, got {found}")
+        raise InputError(f"{path}: must begin with 00 00, a type code and a rank, got {found}")
     code, rank = content[2:4]
     if code not in IDX_DTYPES or not 1 <= rank <= IDX_MAX_RANK:
         known = " ".join(f"{known:02x}" for known in IDX_DTYPES)

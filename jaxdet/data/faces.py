@@ -79,7 +79,7 @@ def _split(config: Any, splits: Splits) -> Splits:
 
 
 def _random_split(config: Any, splits: Splits) -> Splits:
-    """`train`, `val` and `test` drawn from each identity's images, except splits in the data."""
+    """Splits drawn from each identity's images; `val` or `test` is kept if the data have it."""
     whole = [sample for name in ("all", "train") for sample in splits.get(name, [])]
     given = {name: splits[name] for name in ("val", "test") if name in splits}
     fractions = {"test": config.test_fraction, "val": config.val_fraction}

@@ -166,9 +166,9 @@ def summarize(dataset: ImageFolderDataset) -> tuple[list[dict[str, Any]], list[s
 def list_files(path: str | Path) -> FileTree:
     """The files of a folder, or of a tar file, recognized by its content.
 
-    In a tar file, the last of several files with the same name counts, links and devices are
-    ignored, and a name that leads out of the archive is left out with a note.  InputError for a
-    path that cannot be read, and for a file that is truncated or damaged.
+    Of several files with the same name in a tar file, the last one is used.  Links and devices are
+    ignored; a name that leads out of the archive is left out with a note.  InputError for a path
+    that cannot be read, and for a file that is truncated or damaged.
     """
     path = Path(path)
     if not path.is_file():

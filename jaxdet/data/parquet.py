@@ -223,7 +223,7 @@ def _parse_object(fields: dict[str, Any], class_count: int, first: int) -> BoxOb
 
 
 def _object_fields(objects: Any) -> dict[str, list[Any]]:
-    """The fields `OBJECT_FIELDS` of the objects of a row in any of the layouts, as columns.
+    """`OBJECT_FIELDS` of a row's objects, which may have any of the layouts, as columns.
 
     One category, by itself or as a list of one, applies to all boxes.
     """

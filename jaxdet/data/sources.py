@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxdet.errors import InputError
 
-DAMAGED_WHILE_STREAMING = "--stream cannot leave it out: remove it from the data"
+DAMAGED_WHILE_STREAMING = "--stream cannot leave out this image: remove it from the data"
 READ_THREADS = 16  # a record is a file, and reading mostly waits for the disk
 
 

@@ -195,7 +195,10 @@ def _find_by_name(keys: Sequence[str | None], files: Sequence[Path]) -> list[int
 
 
 def _find_by_order(keys: Sequence[str | None], count: int) -> list[int | None]:
-    """The place of each row: its number, counted from the lowest; or, without numbers, its own."""
+    """The place of each row's file: by numbers, counted from the lowest, or else the row's place.
+
+    None for a place outside the `count` files.
+    """
     numbers = [int(key) for key in keys if key is not None and _is_number(key)]
     places = range(len(keys))
     if len(numbers) == len(keys):
@@ -227,7 +230,7 @@ def _disorder(files: Sequence[Path]) -> tuple[str, str] | None:
 
 
 def _natural_key(file: Path) -> list[tuple[int, str]]:
-    """Order of names in which numbers inside them count as numbers."""
+    """Sort key of a name in which digits are compared as numbers."""
     parts = re.findall(r"(\d+)|(\D+)", file.name)
     return [(int(number or 0), text) for number, text in parts]
 
@@ -265,7 +268,7 @@ def submission_csv(
 def _number_files(files: Sequence[Path]) -> list[str] | None:
     """A number per file: that of its name, or its position; None if names are ambiguous.
 
-    Positions number the files, from 0, if no name is a number and all orders of the names agree.
+    Positions, from 0, are used if no name is a number, and the orders by name and number agree.
     """
     stems = [file.stem for file in files]
     if not any(map(_is_number, stems)) and _disorder(files) is None:

@@ -105,7 +105,7 @@ def read(root: str | Path) -> DetectionDataset:
             )
         elif count:
             text = f"{count} of {len(labels[split])} images have no label file"
-            notes.append(Remark(f"{split}: {text}: read as without objects"))
+            notes.append(Remark(f"{split}: {text} and are read as images without objects"))
     parse, remarks = _row_parser(
         folder, [r for own in labels.values() for one in own for r in one.rows or []]
     )
@@ -133,7 +133,7 @@ def _read_folder(root: Path) -> _Folder:
 
 
 def _read_names(content: dict[str, Any], path: Path) -> tuple[tuple[str, ...], int]:
-    """(class names, number of the first)."""
+    """(class names, number of the first class)."""
     names, count = content.get("names"), content.get("nc")
     if names is None and isinstance(count, int) and 0 < count <= MAX_CLASSES:
         names = [f"class {i}" for i in range(count)]
@@ -311,7 +311,7 @@ def _has_points_in_its_box(words: Sequence[str]) -> bool:
 
 
 def _box_parser(*counts: int) -> Parser:
-    """A parser of lines with one of these numbers of values, the first four of which are a box."""
+    """A parser of lines whose number of values is one of `counts`; the first four are a box."""
     return lambda values: boxes.from_cxcywh(np.array(values[:4])) if len(values) in counts else None
 
 

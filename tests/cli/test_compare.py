@@ -274,7 +274,7 @@ REFUSED = {
     "split": (["o", "--split", "all"], "--split must be one of train, val, test, got all"),
     "figure": (["o", "--figure", "curves.txt"], "a picture must end in .*, got curves.txt"),
     "failures": (["o", "--failures", "worst"], "a picture must end in .*, got worst"),
-    "classic digits": (["o", "d", "--classic"], "--classic needs runs of objects, but d .*digits"),
+    "classic digits": (["o", "d", "--classic"], "--classic needs runs of objects, got d, .*digits"),
 }
 
 

@@ -328,7 +328,7 @@ def test_a_prepared_set(prepared):
     [
         ("nowhere", "not found; prepare it once"),
         ("gray", r"image \(32, 32, 3\).*\(32, 32, 1\)"),
-        ("unlabeled", "label, one of named classes, got .*'name'"),
+        ("unlabeled", "label with class names, got .*'name'"),
     ],
 )
 def test_an_unprepared_or_unsuitable_set_is_refused(prepared, name, message):

@@ -159,7 +159,9 @@ def test_converted_sets_read_as_the_original(tmp_path, capsys, script, name):
     assert_same(before, after)
     crowds = sum(one.crowd.sum() for samples in before.splits.values() for one in samples)
     assert crowds == (name in ("coco", "voc"))
-    remark = "remark: train: 1 of 3 images have no label file: read as without objects\n"
+    remark = (
+        "remark: train: 1 of 3 images have no label file and are read as images without objects\n"
+    )
     said = remark * (name == "yolo")
     assert capsys.readouterr() == ("{'train': 3, 'val': 1}\n", said)
 

@@ -117,7 +117,7 @@ def test_images_without_a_label_file_are_counted(tmp_path):
     found = yolo.read(write(tmp_path, files))
     assert not faults(found) and found.splits.keys() == {"train"}
     assert [str(note) for note in found.notes] == [
-        "train: 1 of 2 images have no label file: read as without objects",
+        "train: 1 of 2 images have no label file and are read as images without objects",
         "val: no image has a label file: the split is left out",
     ]
     (tmp_path / "labels/train/p.txt").unlink()
@@ -512,7 +512,7 @@ def test_remarks_are_no_faults(tmp_path):
     runs.report_notes(configs.build("detect", replace(config, val_fraction=0.5)).notes, said.append)
     assert said == [
         "1 remarks on the data:",
-        "  train: 2 of 3 images have no label file: read as without objects",
+        "  train: 2 of 3 images have no label file and are read as images without objects",
     ]
 
 
