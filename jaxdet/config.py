@@ -158,7 +158,8 @@ class AugmentOptions(TrainConfig):
     brightness_contrast: float = 0.2
     """largest random change of brightness and contrast, as a fraction"""
     color_jitter: float = 0.2
-    """largest random change of saturation, as a fraction; hue changes by at most a tenth of it"""
+    """largest random change of saturation, as a fraction; a tenth of it is the largest rotation of
+    hue, in turns"""
     noise: float = 0.0
     """largest standard deviation of Gaussian noise"""
     cutout_holes: int = 0

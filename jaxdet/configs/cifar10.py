@@ -129,7 +129,8 @@ class Config(TrainConfig):
     brightness_contrast: float = 0.0
     """largest random change of brightness and contrast, as a fraction"""
     color_jitter: float = 0.0
-    """largest random change of saturation, as a fraction; hue changes by at most a tenth of it"""
+    """largest random change of saturation, as a fraction; a tenth of it is the largest rotation of
+    hue, in turns"""
     mixup_alpha: float = 0.0
     """mixup: weights of mixed training images are drawn from Beta(alpha, alpha); 0 turns it off"""
     tta: bool = False
