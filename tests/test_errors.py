@@ -38,4 +38,4 @@ def test_predictions_for_a_file_with_any_name_are_one_line(tmp_path, capsys):
     Image.new("L", (56, 56)).save(path)
     assert main(["predict", str(SCHEMA2 / "digits"), str(path)]) == 0
     out = capsys.readouterr().out
-    assert printable(path.name) in out and out.count("\n") == 1 and "\x1b" not in out
+    assert printable(path.name) in out and out.count("\n") == 2 and "\x1b" not in out  # a header

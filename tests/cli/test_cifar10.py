@@ -222,7 +222,7 @@ def test_image_files_and_samples_have_equal_labels_and_scores(place, capsys):
     assert right == answers("eval", "run")[0]["correct"]
     assert main("predict", "run", paths[0]) == 0
     line = capsys.readouterr().out
-    assert line == f"{paths[0]} {found[0]['label']} {found[0]['score']}\n"
+    assert line == f"image label score\n{paths[0]} {found[0]['label']} {found[0]['score']}\n"
 
 
 def test_titles_of_wrong_labels_are_red_and_no_boxes_are_drawn(place, monkeypatch):
