@@ -177,7 +177,10 @@ def _parse_object(node: ElementTree.Element, path: Path, number: int) -> ClassOb
     try:
         corners = np.array([float(box.findtext(corner, "")) for corner in CORNERS])
     except (TypeError, ValueError):
-        raise InputError(f"{place}: bndbox must have numbers {', '.join(CORNERS)}") from None
+        shown = printable(" ".join(box.findtext(corner, "none") for corner in CORNERS))[:60]
+        raise InputError(
+            f"{place}: bndbox must have numbers {', '.join(CORNERS)}, got {shown}"
+        ) from None
     difficult = node.findtext("difficult", "0").strip().lower() in ("1", "true")
     return corners - ONE_BASED_INCLUSIVE, name.strip(), difficult
 

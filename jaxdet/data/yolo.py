@@ -128,13 +128,15 @@ def _read_folder(root: Path) -> _Folder:
         return _Folder(root, path, names, 0, {})
     content = regular_files.read_yaml(path)
     if not isinstance(content, dict):
-        raise InputError(f"{path}: must have the keys names, train and val")
+        kind = type(content).__name__
+        raise InputError(f"{path}: must be a mapping with names, train and val, got {kind}")
     return _Folder(root, path, *_read_names(content, path), content)
 
 
 def _read_names(content: dict[str, Any], path: Path) -> tuple[tuple[str, ...], int]:
     """(class names, number of the first class)."""
     names, count = content.get("names"), content.get("nc")
+    shown = printable(repr(names))[:60]
     if names is None and isinstance(count, int) and 0 < count <= MAX_CLASSES:
         names = [f"class {i}" for i in range(count)]
     first = 0
@@ -146,10 +148,10 @@ def _read_names(content: dict[str, Any], path: Path) -> tuple[tuple[str, ...], i
     if not isinstance(names, list) or not 0 < len(names) <= MAX_CLASSES:
         raise InputError(
             f"{path}: names must be a list of classes, or a mapping from consecutive numbers, from "
-            f"0 or 1, to classes"
+            f"0 or 1, to classes, got {shown}"
         )
     if any(isinstance(name, list | dict) for name in names):
-        raise InputError(f"{path}: names must be strings")
+        raise InputError(f"{path}: names must be strings, got {shown}")
     if isinstance(count, int) and count != len(names):
         raise InputError(f"{path}: nc must be the number of names, {len(names)}, got {count}")
     return tuple(map(str, names)), first
