@@ -1,8 +1,8 @@
 """Image classification data in one folder per class, on disk or in a tar file.
 
 The layout is `CLASS/FILE`, or `SPLIT/CLASS/FILE` with the splits train, val and test, possibly
-below one more folder.  A tar file, plain or gzipped, is read once, into memory; none of its names
-becomes a name on disk.
+below one more folder.  A tar file, plain or gzipped, is read once, into memory; nothing is unpacked
+to disk.
 
 Files next to the folders of classes, hidden files and folders, and files directly in a split `test`
 (unlabeled images for `jaxdet predict`) are ignored.  A folder without files is reported, and is not
