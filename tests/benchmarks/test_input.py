@@ -10,6 +10,8 @@ from jaxdet.configs import cifar10
 from jaxdet.data import digits
 from tests.cli.test_main import mnist
 
+pytestmark = pytest.mark.long  # it runs and times whole programs
+
 CORES = len(os.sched_getaffinity(0))
 THREADS = [f"decode, threads: {count}" for count in sorted({1, CORES})]
 OPERATIONS = ["read", "records", "read", "read", "files", *THREADS, "stream, batches of 4"]

@@ -9,6 +9,8 @@ from benchmarks import layers
 from benchmarks.lib import harness, precision
 from benchmarks.lib.single_layers import DIRECTIONS, LAYERS, random_case
 
+pytestmark = pytest.mark.long  # it runs and times whole programs
+
 QUICK = ["--batch", "2", "--seconds", "0"]
 
 

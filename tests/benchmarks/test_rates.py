@@ -5,6 +5,8 @@ import pytest
 from benchmarks import rates
 from jaxdet.kernels import conv
 
+pytestmark = pytest.mark.long  # it runs and times whole programs
+
 
 def test_step_of_all_rates_is_timed_vmapped_and_sequential(tmp_path, capsys):
     out = tmp_path / "rows.json"

@@ -6,6 +6,8 @@ import pytest
 from benchmarks import similarity
 from jaxdet.ops import embeddings
 
+pytestmark = pytest.mark.long  # it runs and times whole programs
+
 SMALL = ["--probes", "30", "--gallery", "7", "--dim", "5", "--chunk", "8", "--seconds", "0"]
 
 

@@ -21,6 +21,8 @@ from jaxdet.models.sliding import NgSlidingNet, multiply_adds
 from jaxdet.ops import windows
 from tests.reference import windows as reference_windows
 
+pytestmark = pytest.mark.long  # it runs and times whole programs
+
 ROOT = Path(sliding_windows.__file__).parents[1]
 QUICK = ["--batch", "2", "--sample", "3", "--seconds", "0"]
 

@@ -5,6 +5,8 @@ import pytest
 
 from benchmarks import startup
 
+pytestmark = pytest.mark.long  # it runs and times whole programs
+
 
 @pytest.fixture(scope="module")
 def stages():

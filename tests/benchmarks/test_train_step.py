@@ -21,6 +21,8 @@ from jaxdet.training import host_init
 from jaxdet.types import StepContext
 from tests import tiny
 
+pytestmark = pytest.mark.long  # it runs and times whole programs
+
 ZERO = np.zeros(1, np.int32)
 QUICK = ["--batch", "2", "--seconds", "0", "--compiled", "false"]
 
@@ -135,7 +137,6 @@ class DenseNet(nn.Module):
         return nn.Dense(3)(x)
 
 
-@pytest.mark.long
 def test_command_compares_and_writes(small, tmp_path, capsys):
     out = tmp_path / "rows.json"
     assert train_step.main(["--models", "digits", *QUICK, "--json", str(out)]) == 0

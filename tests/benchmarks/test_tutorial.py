@@ -14,6 +14,8 @@ from jaxdet.training import host_init, parallel
 from jaxdet.training import loop as training_loop
 from jaxdet.training import state as training_state
 
+pytestmark = pytest.mark.long  # it runs and times whole programs
+
 
 def test_pytorch_takes_the_same_steps():
     torch = pytest.importorskip("torch")

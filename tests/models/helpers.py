@@ -1,6 +1,6 @@
 """Helpers for the tests of models: shapes and random values of variables."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ def shaped(*shape):
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
+@cache  # tracing a large network takes a second
 def outputs(net, *inputs):
     """(outputs, variables) of a network, as shapes."""
     return jax.eval_shape(net.init_with_output, jax.random.key(0), *inputs)
