@@ -217,7 +217,7 @@ def test_root_operations_and_unused_layers_are_listed():
         (
             *configs.network_of_config("digits", tiny.CONFIG)[:1],
             (1, 20, 20, 1),
-            "40 pixels .* take 20 x 20",
+            "40 pixels, got 20 x 20",
         ),
     ],
 )
