@@ -14,13 +14,14 @@ idx.gz files in DIR),
 gives, on all 10,000 test digits, accuracy 0.9854, mean IoU 0.8921, IoU >= .5 for every digit, and
 both correct 0.9854, in 36 min 18 s on 2 CPU cores, shared for 23 minutes (one run, one seed).  A
 run of 18 epochs with other initial values gives accuracy 0.9865, mean IoU 0.8950, IoU >= .5 for
-every digit, and both correct 0.9865, in 53 minutes on a shared machine.
-Training and validation accuracy still rise together at the end: longer training should help.
+every digit, and both correct 0.9865, in 53 minutes on a shared machine.  Training and validation
+accuracy still rise together at the end: longer training should help.
 
 Tried in prototypes, one seed each (accuracy / mean IoU):
-- A box weight of 50 to 100 from the first step prevents the classes from being learned (0.18 to
-  0.20 after 0.35 to 0.7 epochs of MNIST, four networks); with 2 they are (0.86), so the weight
-  grows from 2.  Final weights of 50, 120 and 300 give 0.987 / 0.79, 0.977 / 0.81, 0.967 / 0.85.
+- A box weight of 50 to 100 from the first step prevents the classes from being learned (accuracy
+  0.18 to 0.20 after 0.35 to 0.7 epochs of MNIST, four networks); a weight of 2 gives 0.86, so the
+  weight grows from 2.  Final weights of 50, 120 and 300 give 0.987 / 0.79, 0.977 / 0.81, and
+  0.967 / 0.85.
 - Averaging the windows (`--window-selection merge`) adds 0.03 to 0.05 of IoU, and no accuracy.
 - Weighting the box loss by the visible fraction of the box did not help (IoU 0.81, before 0.83).
 """
