@@ -79,7 +79,7 @@ def assign_arrays(
         for path, (own, given) in shapes.items()
         if own != given
     ]
-    _refuse(source, "{} arrays have another shape than the model's variable", differ)
+    _refuse(source, "wrong shape for {} of the model's variables", differ)
 
     def value(key_path, leaf):
         path = _path(key_path)
