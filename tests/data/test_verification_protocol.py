@@ -103,8 +103,8 @@ def test_the_truth_has_a_label_per_image(tmp_path, text):
         ("0,bob\n2,ann\n", "row for each image, lacks 01.png .1 in total"),
         ("1,bob\n2,ann\n3,ann\n", "row 3: must be one of the 3 images, got 3"),
         ("00.png,bob\n01.jpg,ann\n02.png,ann\n", "row 2: must be one of the 3 images, got 01.jpg"),
-        ("a,b,bob\n", "row 1: 3 columns"),
-        ("index,label\n0,bob\nann\n2,ann\n", "row 3: 1 columns"),
+        ("a,b,bob\n", "row 1: .* got 3 columns"),
+        ("index,label\n0,bob\nann\n2,ann\n", "row 3: .* got 1 columns"),
         ("label\n" + "b\0b\n" * 3, "row 2: label must be .*, got 'b.x00b'|not a table"),
     ],
 )
