@@ -555,7 +555,7 @@ def test_a_threshold_of_another_checkpoint_or_metric_is_refused(place):
             metric="euclidean",
         )
     refused(
-        "--reduce max, but --reduce is mean", verify.test, TEST, threshold="thr.json", reduce="mean"
+        "--reduce max, got --reduce mean", verify.test, TEST, threshold="thr.json", reduce="mean"
     )
     kept = json.loads(Path("thr.json").read_text())
     kept["checkpoint"] |= {"manifest": "0" * 64, "run": "other"}
