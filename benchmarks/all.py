@@ -110,14 +110,14 @@ def run(options: Options) -> int:
 
 
 def benchmark_options(name: str, options: Options) -> list[str]:
-    """The command-line words for a benchmark."""
+    """The command-line arguments of a benchmark."""
     small = shlex.split(QUICK_OPTIONS[name]) if options.quick else []
     plot = ["--plot", f"{options.out / name}.png"] if name == "sliding_windows" else []
     return [*small, *plot, "--json", f"{options.out / name}.json"]
 
 
 def run_python(words: Sequence[str], environment: dict[str, str]) -> str:
-    """Run Python with these words; returns the last line of its error, or "" if it succeeds."""
+    """Run Python with these arguments; returns the last line of stderr, or "" on success."""
     done = subprocess.run(
         [sys.executable, *words],
         env={**ENVIRONMENT, **environment, **os.environ},

@@ -5,8 +5,8 @@
     python -m benchmarks.sliding_windows --check
     python -m benchmarks.sliding_windows --check --arch c5,p2,c3 c5,p2,p2 --window 16 --stride 4
 
-`docs/sliding_windows.md` explains the results. The first command prints three tables for the
-network of Andrew Ng's lecture on square images:
+`docs/sliding_windows.md` explains the results. The first command prints three tables, for square
+images and the network of Andrew Ng's lecture:
 
 - times per batch in three forms, in jax and in PyTorch where it is installed: `loop`, one window
   per call, timed on at most `--sample` windows and extrapolated; `chunks`, `--chunk` windows per

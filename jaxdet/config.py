@@ -117,7 +117,7 @@ class TrainConfig:
     """time limit of the run in seconds, including evaluations and the processes before a resume; it
     replaces --epochs by the number of epochs that fit; 0: no limit"""
     max_params: int = 0
-    """maximum number of trainable parameters; 0: no limit"""
+    """maximum number of parameters, those of frozen stages included; 0: no limit"""
     comment: str = ""
     """free text, shown as a column by sweep and compare"""
 
@@ -274,7 +274,7 @@ def _check_range(config: TrainConfig) -> None:
 def check_to_train(config: TrainConfig) -> list[str]:
     """Raise InputError for invalid options and combinations; returns warnings.
 
-    Warnings name options without effect, and a run that ends within a cosine of its restarts.
+    Warnings name options without effect, and a run that ends in the middle of a restart cycle.
     Checked when a training starts, not when a run is loaded, so that all checkpoints stay usable.
     """
     check_fractions(config, "momentum", "beta2")
@@ -325,14 +325,14 @@ def check_to_train(config: TrainConfig) -> list[str]:
 
 
 def _check_cycles(config: TrainConfig) -> list[str]:
-    """Notes on a run that ends, or may end, within a cosine of its restarts."""
+    """Notes on a run that ends, or may end, in the middle of a restart cycle."""
     if config.schedule != "restarts":
         return []
     notes, cycle, factor = [], config.restart_period, config.restart_factor
     if 0 < config.patience < config.restart_period:
         notes.append(
             f"--patience {config.patience} is below --restart-period {config.restart_period}: the "
-            f"run may end within a cosine"
+            f"run may end in mid-cycle"
         )
     end = -(-config.epochs // cycle) * cycle if factor == 1 else cycle
     while end < config.epochs:
@@ -341,8 +341,8 @@ def _check_cycles(config: TrainConfig) -> list[str]:
     if end != config.epochs and not config.time_budget:
         before = f"{end - cycle} or " if end > cycle else ""
         notes.append(
-            f"--epochs {config.epochs} ends within a cosine of --restart-period "
-            f"{config.restart_period}; cosines end after {before}{end} epochs"
+            f"--epochs {config.epochs} cuts short a cycle of --restart-period "
+            f"{config.restart_period}; cycles end after {before}{end} epochs"
         )
     return notes
 

@@ -197,10 +197,10 @@ def next_unpickler(
 def _read_safetensors(content: bytes) -> dict[str, np.ndarray]:
     safetensors = packages.load("safetensors", "weights in safetensors")
     entries = dict(safetensors.deserialize(content))
-    unknown = {entry["dtype"] for entry in entries.values()} - set(SAFETENSORS_DTYPES)
-    if unknown:
-        known = ", ".join(SAFETENSORS_DTYPES)
-        raise InputError(f"type of arrays must be one of {known}, got {unknown.pop()}")
+    for name, entry in entries.items():
+        if entry["dtype"] not in SAFETENSORS_DTYPES:
+            known = ", ".join(SAFETENSORS_DTYPES)
+            raise InputError(f"dtype of {name} must be one of {known}, got {entry['dtype']}")
     return {
         name: _decode(entry["data"], SAFETENSORS_DTYPES[entry["dtype"]]).reshape(entry["shape"])
         for name, entry in entries.items()

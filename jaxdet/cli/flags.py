@@ -91,7 +91,7 @@ def parse_with_config(command: str, words: Sequence[str], defaults: tuple[Any, A
 def parse(
     prog: str, words: Sequence[str], kind: type[Kind], system: str = "", **tyro_options: Any
 ) -> Kind:
-    """An instance of the dataclass `kind` from command-line words.
+    """An instance of the dataclass `kind` from command-line arguments.
 
     For invalid words, prints the nearest option and ends the process with exit code 2.  Raises
     InputError for a renamed option (of `system`, if given) and for an option of another tool; the
@@ -214,7 +214,7 @@ def split_axes(words: Sequence[str], kind: type) -> tuple[list[str], dict[str, l
 
 
 def to_words(config: TrainConfig) -> list[str]:
-    """The command-line words for a configuration: its values that differ from the defaults."""
+    """The command-line arguments for a configuration: its values that differ from the defaults."""
     out = []
     for field in fields(config):
         value = getattr(config, field.name)

@@ -85,7 +85,7 @@ class Restored(Process):
     checkpoint: str = "best"
     """best, last, or a step"""
     split: str = "test"
-    """train, val, test, or another split of the system; val replaces a missing test split; `eval`
+    """train, val, test, or another split of the data; val replaces a missing test split; `eval`
     also accepts all, which means train, val and test"""
     root: str = ""
     """folder with other data of the same classes; default: the data of the run; objects: all images
@@ -199,7 +199,7 @@ class Compare(Process):
     checkpoint: str = "best"
     """best, last, or a step"""
     split: str = "test"
-    """train, val, test, or another split of the systems; val replaces a missing test split"""
+    """train, val, test, or another split of the runs' data; val replaces a missing test split"""
     devices: int | None = None
     """number of devices; default: as in each run, or fewer if this machine has fewer"""
     eval_batch: int | None = None

@@ -1,6 +1,6 @@
 """`jaxdet predict RUN`: predictions for image files, or for samples of the data.
 
-Boxes are in pixels of the original images; only in YOLO files, they are fractions of the image.
+Boxes are in pixels of the original image, except in YOLO files: there, in fractions of its sides.
 """
 
 import json

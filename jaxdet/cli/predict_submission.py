@@ -16,7 +16,10 @@ def list_files(options: Predict) -> tuple[list[Path], LabelTable | None]:
     """(images of the one folder that the options name, table of `--sample` or None)."""
     paths = [*options.images, *options.filename]
     if len(paths) != 1 or not paths[0].is_dir():
-        raise InputError("--submit needs exactly one folder of images: jaxdet predict RUN FOLDER")
+        given = f"the file {paths[0]}" if len(paths) == 1 else f"{len(paths)} paths"
+        raise InputError(
+            f"--submit needs exactly one folder of images (jaxdet predict RUN FOLDER), got {given}"
+        )
     files = verification_protocol.list_probes(paths[0])
     return files, read_sample(options.sample, files) if options.sample else None
 

@@ -408,8 +408,10 @@ def check(config: Config) -> None:
     from jaxdet.tasks.detect import STRIDE
 
     height, width = config.size
-    if height % STRIDE or width % STRIDE or not height * width:
-        raise InputError(f"--size must be two multiples of {STRIDE} pixels, got {height} {width}")
+    if height % STRIDE or width % STRIDE or min(height, width) < STRIDE:
+        raise InputError(
+            f"--size must be two positive multiples of {STRIDE} pixels, got {height} {width}"
+        )
     check_backbone(config, len(registry.stage_names(config.model)))
     check_augment(config)
     check_fractions(config, "test_fraction", "score_threshold", "nms_iou", "positive_iou")

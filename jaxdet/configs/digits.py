@@ -81,8 +81,8 @@ class Config(TrainConfig):
     window: int = 44
     """side of the window in pixels"""
     mask_loss_by: Literal["both", "truth"] = "both"
-    """windows whose class and box losses count: all that contain the digit (truth), or only those
-    in which it is detected, too (both)"""
+    """windows whose class and box losses count: all that overlap the digit (truth), or only those
+    in which the network detects it as well (both)"""
     reduction: Literal["sum", "mean"] = "sum"
     """how losses of images and windows are combined"""
     class_weight: float = 1.0

@@ -446,7 +446,7 @@ def table_row(config: Config) -> dict[str, Any]:
         "scheduler": _describe_schedule(config),
         "optimizer": config.optimizer,
         "lr": config.lr,
-        "SE": _format_values(config.se_ratios) or "none" if staged else "its own",
+        "SE": _format_values(config.se_ratios) or "none" if staged else "the model's",
         "activation": config.activation,
     }
 

@@ -48,6 +48,8 @@ def center_sums(
 def center_update(centers: Array, sums: Array, counts: Array, *, rate: float = 0.5) -> Array:
     """Centers [K, D] moved towards the features of their class; classes without features stay.
 
+    sums [K, D] (of center minus feature) and counts [K] are results of `center_sums`.
+
     The center of a class with n rows moves by rate * n / (n + 1) of the way to their mean.
     Wen et al. 2016 (ECCV), equation 4, where `rate` is alpha.
     """

@@ -89,7 +89,7 @@ class Embedder(nn.Module):
 
     @nn.nowrap  # keeps `embed` out of the layer names
     def embed(self, x: Array, train: bool = False) -> Array:
-        """Embeddings [B, D] of images [B, H, W, C], not normalized, float32."""
+        """Embeddings [B, D] of images [B, H, W, C], float32, not L2-normalized."""
         maps = self.backbone(x, train)
         x = maps[-1] if isinstance(maps, tuple) else maps
         with jax.named_scope("pool"):

@@ -503,7 +503,7 @@ def _means(book: dict[str, Any]) -> dict[str, float]:
 def _summary_line(
     metrics: dict[str, Any], config: TrainConfig, epochs: int, best: bool, rate: float
 ) -> str:
-    """An evaluation in one line, beginning with the score that selects the best checkpoint.
+    """An evaluation in one line; each split begins with the score that selects the best checkpoint.
 
     rate: operations per second of the evaluation.
     """

@@ -1,4 +1,4 @@
-"""Limits of a run: trainable parameters, and seconds over all its processes."""
+"""Limits of a run: parameters, and seconds over all its processes."""
 
 import statistics
 import time
@@ -32,7 +32,7 @@ KEEP_SECONDS = 30  # time between two records of the seconds used
 
 
 def check_parameters(net: nn.Module, shape: tuple[int, ...], limit: int) -> None:
-    """Raise InputError for a network with more than `limit` trainable parameters; 0: no limit.
+    """Raise InputError for a network with more than `limit` parameters; 0: no limit.
 
     shape: shape [B, H, W, C] of the images.  A note added to the error lists the parameters of each
     layer.
@@ -44,7 +44,7 @@ def check_parameters(net: nn.Module, shape: tuple[int, ...], limit: int) -> None
     layers = [layer for layer in summary.summarize(net, images).layers if layer.parameters]
     rows = [{"layer": layer.path, "parameters": layer.parameters} for layer in layers]
     error = InputError(
-        f"--max-params must be at least {count}, the number of trainable parameters, got {limit}; "
+        f"--max-params must be at least {count}, the number of parameters, got {limit}; "
         f"raise it, or choose another --model or smaller sizes"
     )
     error.add_note(tables.to_markdown(rows, ["layer", "parameters"]))
@@ -52,7 +52,7 @@ def check_parameters(net: nn.Module, shape: tuple[int, ...], limit: int) -> None
 
 
 def count_parameters(variables: Tree) -> int:
-    """Number of trainable parameters of flax variables: the size of `params`."""
+    """Number of parameters of flax variables, frozen ones included: the size of `params`."""
     return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 
 

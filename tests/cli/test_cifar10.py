@@ -537,7 +537,7 @@ REFUSED = {
     "no data": (["train", "cifar10", "--root", "gone", "--out", "x"], "no CIFAR-10 in .*gone"),
     "too large": (
         ["train", "cifar10", "--model", "resnet20"],
-        "--max-params must be at least 272474, the number of trainable parameters, got 262144",
+        "--max-params must be at least 272474, the number of parameters, got 262144",
     ),
     "grid": (
         ["sweep", "cifar10", "--grid", "archs"],

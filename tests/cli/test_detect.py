@@ -524,7 +524,11 @@ REFUSED = {
     "format": (["train", "detect", "--root", "data", "--format", "voc"], "no voc data"),
     "size": (
         ["train", "detect", "--root", "data", "--size", "65", "96"],
-        "--size must be two multiples of 32 pixels, got 65 96",
+        "--size must be two positive multiples of 32 pixels, got 65 96",
+    ),
+    "negative size": (
+        ["train", "detect", "--root", "data", "--size", "-32", "-32"],
+        "--size must be two positive multiples of 32 pixels, got -32 -32",
     ),
     "freeze": (
         ["train", "detect", "--root", "data", "--freeze-stages", "9"],

@@ -376,5 +376,5 @@ def test_the_table_row_of_a_run():
         "activation": "relu6",
     }
     plain = faces.table_row(Config(schedule="plateau"))
-    assert (plain["architecture"], plain["SE"]) == ("resnet18, width 0.5", "its own")
+    assert (plain["architecture"], plain["SE"]) == ("resnet18, width 0.5", "the model's")
     assert plain["scheduler"] == "plateau, 0.1 after 10, loss"

@@ -7,15 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def shaped(*shape):
-    """A float32 array of this shape without values."""
-    return jax.ShapeDtypeStruct(shape, jnp.float32)
+def shaped(*shape, dtype=jnp.float32):
+    """An array of this shape and type without values."""
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def outputs(net, *inputs):
+    """(outputs, variables) of a network, as shapes."""
+    return _trace(net, *jax.tree.map(lambda x: shaped(*x.shape, dtype=x.dtype), inputs))
 
 
 @cache  # tracing a large network takes a second
-def outputs(net, *inputs):
-    """(outputs, variables) of a network, as shapes."""
-    return jax.eval_shape(net.init_with_output, jax.random.key(0), *inputs)
+def _trace(net, *shapes):
+    return jax.eval_shape(net.init_with_output, jax.random.key(0), *shapes)
 
 
 def variable_shapes(net):

@@ -39,7 +39,7 @@ def test_too_many_parameters_are_refused_with_a_table_of_layers(model):
         time_budget.check_parameters(*net, total - 1)
     (note,) = caught.value.__notes__
     heading, _, *rows = note.splitlines()
-    said = f"must be at least {total}, the number of trainable parameters, got {total - 1}; "
+    said = f"must be at least {total}, the number of parameters, got {total - 1}; "
     assert said in str(caught.value)
     assert heading == "| layer | parameters |"
     cells = [re.fullmatch(r"\| (\w+) \| ([\d,]+) \|", row).groups() for row in rows]
