@@ -177,11 +177,14 @@ def few_runs(monkeypatch):
 def test_commands_run(title, data, small_networks, few_runs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "images").mkdir()
-    Image.fromarray(np.zeros((40, 56, 3), np.uint8)).save("images/a.jpg")
+    for name in ("images/a.jpg", "canvas.png"):
+        Image.fromarray(np.zeros((40, 56, 3), np.uint8)).save(name)
     for words in RUN[title]:
         words = [str(data[_system(words)]) if word == "DIR" else word for word in words]
         for name in {"runs/a", "runs/b"} & {*words}:
             shutil.copytree("runs/detect", name)
+        if "runs/digits" in words and not Path("runs/digits").exists():  # made by run.sh
+            shutil.copytree(GOLDENS / "schema2" / "digits", "runs/digits")
         match words:
             case ["jaxdet", *words]:
                 code = main(*_words_of_jaxdet(words))

@@ -207,7 +207,10 @@ def test_failures_are_rows(small, monkeypatch):
 @pytest.mark.parametrize(
     "words, error",
     [
-        (["--precisions", "tf32"], "--precisions tf32 needs a GPU"),
+        (
+            ["--precisions", "tf32"],
+            "--precisions tf32 needs a GPU, got a CPU; choose float32 or bfloat16",
+        ),
         (["--side", "-1"], "--side must be at least 0, got -1"),
     ],
 )
