@@ -94,6 +94,13 @@ def render(record: dict[str, Any]) -> str:
     return units.markdown_table(record["rows"], COLUMNS)
 
 
+def summarize(record: dict[str, Any]) -> str:
+    """Markdown of a record, without the augmentations that are timed one by one."""
+    alone = [row["operation"].count(", ") == 1 for row in record["rows"]]
+    rows = [row for row, one in zip(record["rows"], alone, strict=True) if not one]
+    return render({"rows": rows})
+
+
 def time_sources(options: Options, folder: Path) -> Iterator[dict[str, Any]]:
     """Rows of the data sets: `read` of each, and `records` of the embedded one."""
     source = digits.embedded()

@@ -77,6 +77,11 @@ def render(record: dict[str, Any]) -> str:
     return units.markdown_table(record["rows"], COLUMNS)
 
 
+def summarize(record: dict[str, Any]) -> str:
+    """Markdown of a record: the stages that take at least a tenth of a second."""
+    return render({"rows": [row for row in record["rows"] if (row["cold_s"] or 0) >= 0.1]})
+
+
 def time_help() -> float:
     """Seconds of a process that prints help."""
     return timing.timed(lambda: run_module("jaxdet", "--help"))[1]

@@ -74,7 +74,7 @@ Prediction = Detections | Localization | Classification
 
 
 class PreparedImage(NamedTuple):
-    """An image as input of the network, and how its pixels map to those of the original."""
+    """An image as input of the network, and how its pixels map to the original image."""
 
     image: np.ndarray  # [H, W, C] float32 in [0, 1]
     size: tuple[int, int]  # height and width of the original
@@ -100,7 +100,7 @@ def train(
             a task, network or data of your own, which `load` then needs too.
         folder: run folder; it must be empty or absent, unless the run in it is resumed or replaced.
         resume: continue the run in the folder, if there is one; on the same devices, with the same
-            versions, the result is bit-identical to that of an uninterrupted run.
+            versions, the result is bit-identical to an uninterrupted run.
         overwrite: replace the run in the folder.
         show: where progress is shown; None shows nothing.
         callbacks: called after calls of the compiled program, evaluations and checkpoints.
@@ -324,7 +324,7 @@ class Run:
         return found[0] if one else found
 
     def evaluate(self, split: str = "test", *, root: str = "", **options: Any) -> dict[str, Any]:
-        """Scores of a split; those of `val` equal the scores that training logged at this step.
+        """Scores of a split; for `val`, they equal the scores that training logged at this step.
 
         They differ if `root` or `options` change the data or the predictions.
 

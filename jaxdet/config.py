@@ -117,7 +117,7 @@ class TrainConfig:
     """time limit of the run in seconds, including evaluations and the processes before a resume; it
     replaces --epochs by the number of epochs that fit; 0: no limit"""
     max_params: int = 0
-    """maximum number of parameters, those of frozen stages included; 0: no limit"""
+    """maximum number of parameters, including frozen stages; 0: no limit"""
     comment: str = ""
     """free text, shown as a column by sweep and compare"""
 

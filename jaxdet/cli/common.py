@@ -31,7 +31,7 @@ TITLE_HEIGHT = 0.3  # inches
 def load(options: Restored, **changes: Any) -> api.Run:
     """The run and checkpoint that the options name, without its data.
 
-    Options that are given, and `changes`, replace those of the run.  InputError for an option that
+    Options that are given, and `changes`, replace the run's options.  InputError for an option that
     the system of the run does not have.
     """
     changes |= given_changes(options)

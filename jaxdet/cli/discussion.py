@@ -41,7 +41,7 @@ def losses(evaluated: Sequence[EvaluatedRun]) -> Iterator[str]:
     yield "## Losses of training and validation"
     yield (
         "Training losses are means over an epoch, in which the network changes, on augmented "
-        "images and with dropout; validation losses are those of the network after the epoch."
+        "images and with dropout; validation losses come from the network after the epoch."
     )
     yield tables.to_markdown(rows, list(dict.fromkeys(key for row in rows for key in row)))
     epochs: dict[int, Row] = {}

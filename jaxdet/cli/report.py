@@ -279,7 +279,7 @@ def _cutoffs_part(
     columns = list(dict.fromkeys(key for row in rows for key in row))
     notes = [HELD_OUT_NOTE] if any(verified.values()) else []
     notes += [
-        f"The accuracy of `{one.row['run']}` is that of the split `{one.row['split']}`, whose "
+        f"The accuracy of `{one.row['run']}` is on the split `{one.row['split']}`, whose "
         f"images are not held out."
         for one in evaluated
         if one.row["split"] in ("train", "val")

@@ -95,7 +95,7 @@ def resolve_grid(name: str, options: Sweep, words: Sequence[str], axes: Axes) ->
 def run_titles(name: str, options: Sweep, grid: Grid) -> dict[TrainConfig, str]:
     """{configuration: name of its folder}, made of the values of all axes.
 
-    With `--one-at-a-time`, the names have only the values that differ from those of the first run,
+    With `--one-at-a-time`, the names have only the values that differ from the first run,
     and the seed; the first run is `baseline`.
     """
     titles = {}

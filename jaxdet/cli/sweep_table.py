@@ -130,7 +130,7 @@ def mean_and_spread(values: Mapping[str, Any], scores: Sequence[Row]) -> Row:
 
 
 def column_names(rows: Sequence[Row]) -> list[str]:
-    """All keys of the rows, those of the longest row first."""
+    """All keys of the rows, the longest row's first."""
     return list(dict.fromkeys(chain(max(rows, key=len), *rows)))
 
 

@@ -263,7 +263,7 @@ class Identification(NamedTuple):
     def pairs(self) -> tuple[np.ndarray, np.ndarray]:
         """(similarity, whether of the same identity) of pairs of a probe and a gallery image.
 
-        At most about `MAX_PAIRS` pairs, those of the first probes.
+        At most about `MAX_PAIRS` pairs, of the first probes.
         """
         rows = slice(max(1, MAX_PAIRS // len(self.gallery.paths)))
         same = self.gallery.labels[None] == self.true[rows, None]

@@ -59,7 +59,7 @@ def build(name: str, config: Any) -> "Experiment":
 
 
 def build_external(name: str, config: Any, classes: tuple[str, ...], split: Path) -> "Experiment":
-    """The experiment of a run on the data in `config.root`, which may be those of the run.
+    """The experiment of a run on the data in `config.root`, which may be the run's own data.
 
     classes: class names of the run.  split: folder of the tables that keep its split.
     """

@@ -25,7 +25,7 @@ of one seed each on 2 CPU cores, trained on JPEG copies of the images (which low
 | `--time-budget 1700 --cutout .5 --tta true` | 28 | 32 of 37 | 0.867 | 0.878 |
 | `--time-budget 1560`, a slower machine | 24 | 19 | 0.853 | |
 
-The scores are those of the checkpoint with the best validation accuracy, in the first run 0.884 at
+Scores are for the checkpoint with the best validation accuracy, in the first run 0.884 at
 epoch 46; the training accuracy rises to 0.983.
 """
 
@@ -103,11 +103,11 @@ class Config(TrainConfig):
     model: Model = "tutorial"
     """network: that of PyTorch's tutorial, one of its variants, or a larger one"""
     channels: tuple[int, ...] = ()
-    """tutorial and its variants: channels of the convolutions, such as 6 16; by default those of
-    the model"""
+    """tutorial and its variants: channels of the convolutions, such as 6 16; by default the
+    model's"""
     fc_widths: tuple[int, ...] = ()
-    """tutorial and its variants: widths of the hidden dense layers, such as 120 84; by default
-    those of the model"""
+    """tutorial and its variants: widths of the hidden dense layers, such as 120 84; by default the
+    model's"""
     activation: Literal[
         "default", "relu", "leaky_relu", "elu", "gelu", "swish", "tanh", "sigmoid"
     ] = "default"

@@ -95,11 +95,11 @@ class Config(TrainConfig):
     """fractions of the run between which the weight of the box loss grows, geometrically"""
     window_selection: Literal["class", "product", "merge"] = "class"
     """how the prediction is made from all windows: the window with the highest class score (class),
-    that with the highest class score times detection score (product), or the weighted mean of all
-    windows (merge)"""
+    the one with the highest class score times detection score (product), or the weighted mean of
+    all windows (merge)"""
     multiple: bool = False
     """predict every digit of an image instead of one: windows with a score of at least
-    --score-threshold, without those whose box overlaps that of a better one (NMS)"""
+    --score-threshold, unless their box overlaps the box of a better window (NMS)"""
     score_threshold: float = 0.8
     """multiple: minimum score of a digit"""
     nms_iou: float = 0.05

@@ -183,7 +183,7 @@ class Config(BackboneOptions):
     validation uses the training images, so evaluate the last checkpoint, not the best"""
     test_fraction: float = 0.2
     """fraction of each identity's images for the test, unless the data have a split test, or both
-    train and val; without test images, the test uses those of validation"""
+    train and val; without test images, the test uses the validation images"""
     train_fraction: float = 1.0
     """fraction of each identity's training images that is used, at least one image"""
     split_seed: int = 0

@@ -208,7 +208,7 @@ def build(config: Config) -> "Experiment":
 def build_external(config: Config, classes: tuple[str, ...], split: "Path") -> "Experiment":
     """The experiment of a run, with its `Config` and `classes`, on the data in `config.root`.
 
-    Data that contain every row of the split in the folder `split` are those of the run and keep
+    Data that contain every row of the split in the folder `split` are the run's own data and keep
     this split.  Of any other data, all images form the split `test`.
     """
     from jaxdet.data import detection, external_images, localization

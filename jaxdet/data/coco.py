@@ -54,9 +54,9 @@ def annotation_files(root: str | Path) -> dict[str, Path]:
 def read(root: str | Path) -> DetectionDataset:
     """The data set in a folder.
 
-    A file without annotations is left out with a remark; that of `train` is kept, as images without
-    objects.  Raises InputError if two images or two categories have the same id, or a category has
-    two names.
+    A file without annotations is left out with a remark; the file of `train` is kept, as images
+    without objects.  Raises InputError if two images or two categories have the same id, or a
+    category has two names.
     """
     files = {name: _read_file(path) for name, path in annotation_files(root).items()}
     names: dict[int, str] = {}

@@ -333,7 +333,7 @@ def prepare(
 def summarize(dataset: DetectionDataset) -> list[dict[str, Any]]:
     """A table row per split and class: images, boxes, and ranges of box width and height in pixels.
 
-    The last row of each split is that of all classes, with the number of images without boxes.
+    The last row of each split counts all classes, with the number of images without boxes.
     """
     rows = []
     for name, samples in dataset.splits.items():

@@ -69,7 +69,7 @@ def read(root: str | Path, classes: Sequence[str], side: int) -> ExternalImages:
     if boxed < count:
         left_out = "the loss and the box scores are left out"
         if boxed:
-            left_out = f"the loss is left out, box scores are those of the other {boxed}"
+            left_out = f"the loss is left out, box scores are of the other {boxed}"
         notes.append(Remark(f"{root}: {count - boxed} of {count} images have no box: {left_out}"))
     paths = {row.name: row.path for row in rows if row.path}
     return ExternalImages(source, (*notes, *faults), boxed == count, paths)

@@ -67,7 +67,7 @@ def summarize(root: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def _split(config: Any, splits: Splits) -> Splits:
-    """The splits of the data; unless they have `train` and `val`, those of `_random_split`.
+    """The splits of the data if they have `train` and `val`, else the result of `_random_split`.
 
     An empty `val` becomes `train`, and an empty `test` becomes `val`.
     """

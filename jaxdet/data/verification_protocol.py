@@ -244,7 +244,7 @@ def submission_csv(
 ) -> str:
     """The text of a table of the labels [N] of files [N], which `match_rows` reads.
 
-    Rows, keys, header and the order of columns are those of the table `sample`.  Without it, there
+    Rows, keys, header and the order of columns follow the table `sample`.  Without it, there
     is a row per file.  If `named`, its key is the name of the file; otherwise it is the number of
     the file, or its name if there are several ways to number the files.
     """
@@ -266,7 +266,7 @@ def submission_csv(
 
 
 def _number_files(files: Sequence[Path]) -> list[str] | None:
-    """A number per file: that of its name, or its position; None if names are ambiguous.
+    """A number per file: from its name, or its position; None if names are ambiguous.
 
     Positions, from 0, are used if no name is a number, and the orders by name and number agree.
     """

@@ -110,8 +110,8 @@ def count_jaxpr(
 def walk(closed: core.ClosedJaxpr, padding: Padding = "full") -> Iterator[ScopedEquation]:
     """The equations of a closed jaxpr in order, without dead code; padding as in `count`.
 
-    Calls and loops are replaced by the equations of their bodies, a `cond` by those of its most
-    expensive branch.
+    Calls and loops are replaced by the equations of their bodies, a `cond` by the equations of
+    its most expensive branch.
     """
     return _walk(closed, ScopedEquation(None, "", DIRECTIONS[0], 1, True, "", padding), padding)
 

@@ -108,7 +108,7 @@ class Localizer(nn.Module):
     ) -> tuple[Array, Array]:
         """(logits [B, classes], box [B, 4]) of images [B, H, W, C].
 
-        Boxes are corners x0 y0 x1 y1 as fractions of the image, in [0, 1]; in training, those of a
+        Boxes are corners x0 y0 x1 y1 as fractions of the image, in [0, 1]; in training, boxes of a
         `DenseBoxHead` may lie outside.  `dropout_scale` multiplies the dropout rates.
         """
         maps = self.features(axis_name=self.axis_name, name="features")(x, train)

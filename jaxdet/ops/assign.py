@@ -50,7 +50,7 @@ def task_aligned(
     by several boxes goes to the one that its predicted box overlaps most.  Target scores are the
     metric, rescaled per true box so that the maximum over its cells is their largest overlap.
     Computed in float32; a negative CIoU counts as 0.
-    Defaults are those of Feng et al. 2021 (TOOD), arXiv:2108.07755.
+    Defaults follow Feng et al. 2021 (TOOD), arXiv:2108.07755.
     """
     true_boxes, true_labels, valid = _as_slots(true_boxes, true_labels, valid)
     scores, pred_boxes, points = (jnp.asarray(x) for x in (scores, pred_boxes, points))

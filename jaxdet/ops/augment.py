@@ -171,8 +171,8 @@ def random_resized_crop(
 ) -> Sample:
     """Crop a random rectangle and resize it to the size of the image.
 
-    The crop's fraction of the image's area is uniform in `area`; its aspect ratio is that of the
-    image times a log-uniform factor in [1 / aspect, aspect].  A side longer than the image's is cut
+    The crop's fraction of the image's area is uniform in `area`; its aspect ratio is the image's
+    times a log-uniform factor in [1 / aspect, aspect].  A side longer than the image's is cut
     to it.
     Szegedy et al. 2014, arXiv:1409.4842.
     """

@@ -26,7 +26,7 @@ class Evaluator:
 
     epoch: completed epochs, on which the loss may depend.
     data: the arrays of the split on the devices, if they have been copied there before.
-    devices: by default those of the experiment.  Batches are padded to a multiple of their number.
+    devices: by default the experiment's.  Batches are padded to a multiple of their number.
     """
 
     def __init__(

@@ -17,7 +17,7 @@ _ignored_output_errors = partial(suppress, OSError, ValueError)  # of a closed p
 class StepEvent(NamedTuple):
     """A dispatched call of one or several steps, which may still be running on the devices."""
 
-    step: int  # steps done, those of this call included
+    step: int  # steps done, including this call
     epoch: int  # number of the current epoch, from 1
     epochs: int
     images: int  # images in the steps of this call

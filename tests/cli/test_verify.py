@@ -365,7 +365,7 @@ def test_a_report_has_the_level_of_every_score(scores_of, capsys):
     assert described["validation accuracy"] and described["scheduler"] == "cosine"
     assert "not held out" not in text
     assert main(*words[:4], "--split", "val", "--overwrite") == 0
-    assert "The accuracy of `run` is that of the split `val`, whose" in Path("out.md").read_text()
+    assert "The accuracy of `run` is on the split `val`, whose" in Path("out.md").read_text()
 
 
 def test_scores_of_another_checkpoint_or_without_scores_are_refused(scores_of, capsys):

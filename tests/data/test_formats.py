@@ -71,7 +71,12 @@ BROKEN = {
         *("coco", VAL, '{"images": [3], "annotations": [], "categories": []}'),
         "images must be a list of objects",
     ),
-    "coco keys": ("coco", VAL, "{}", "must have the keys .*, lacks categories and images"),
+    "coco keys": (
+        "coco",
+        VAL,
+        "{}",
+        "must have the keys images and categories, lacks categories and images",
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""A training step of the detector on several devices is that on one."""
+"""A training step of the detector on several devices equals the step on one."""
 
 from functools import partial
 
