@@ -76,7 +76,7 @@ def check_picture(path: Path | None, count: int = 1) -> None:
 
 
 @contextmanager
-def counting(total: int) -> Iterator[Callable[[int], Any]]:
+def counting(total: int, name: str | None = None) -> Iterator[Callable[[int], Any]]:
     """A context with a bar of `total` images; its value is the function that advances the bar.
 
     The bar is shown on stderr, if that is a terminal and tqdm is installed, and disappears at the
@@ -87,7 +87,9 @@ def counting(total: int) -> Iterator[Callable[[int], Any]]:
     except ImportError:
         yield lambda images: None
         return
-    with tqdm(total=total, unit=" images", disable=None, leave=False, dynamic_ncols=True) as bar:
+    with tqdm(
+        desc=name, total=total, unit=" images", disable=None, leave=False, dynamic_ncols=True
+    ) as bar:
         yield bar.update
 
 

@@ -1,5 +1,6 @@
 """`jaxdet describe MODEL|RUN`: the layers of a network, their operations and times."""
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ def run(options: Describe) -> int:
     elif options.markdown:
         print(summary.to_markdown(rows, notes))
     else:
-        print(summary.to_text(rows, notes))
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        print(summary.to_text(rows, notes, width))
     return 0
 
 

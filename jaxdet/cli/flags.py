@@ -7,6 +7,7 @@ and numbers also by commas.
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields, is_dataclass, make_dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import tyro
@@ -134,7 +135,7 @@ def check_other_tools(words: Sequence[str], kind: type) -> None:
     for before, word in pairwise(["", *words]):
         is_option = word.startswith("--")
         name = _name(word if is_option or "=" not in word else f"--{word}")
-        if not name or (not is_option and before.startswith("--")):
+        if not name or (not is_option and (before.startswith("--") or Path(word).exists())):
             continue
         ours = f"--{name}" if name in known else OTHER_TOOLS.get(name, "")
         if (is_option and name in known) or not ours:

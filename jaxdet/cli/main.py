@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -179,14 +180,18 @@ def _run(command: str, *arguments: Any) -> int:
     from jaxdet.cli import options
 
     chosen = next(each for each in arguments if isinstance(each, options.Process))
+    quiet = getattr(chosen, "quiet", False)
     process.prepare(chosen)
+    from jaxdet.cli import common
+    from jaxdet.data import threads
     from jaxdet.training import parallel
     from jaxdet.training.loop import DivergedError
 
     if unused := parallel.unused_gpu():
         print(f"jaxdet: warning: {unused}", file=sys.stderr)
     try:
-        return import_module(f"jaxdet.cli.{command}").run(*arguments)
+        with nullcontext() if quiet else threads.shown_by(partial(common.counting, name="reading")):
+            return import_module(f"jaxdet.cli.{command}").run(*arguments)
     except BrokenPipeError:
         raise
     except (InputError, DivergedError, DeviceMemoryError, MemoryError, OSError) as error:

@@ -1,29 +1,28 @@
 """Detection data sets: images with any number of boxes, as arrays of fixed size.
 
-The readers of formats return a `DetectionDataset`; `load` and `stream` turn its images into
-sources.  Boxes of an `AnnotatedImage` are corners in pixels of the original image, half-open; each
-reader converts to them once.
+The reader of each format returns a `DetectionDataset`; `load` and `stream` turn its images into
+sources.  Readers convert boxes to corners `x0 y0 x1 y1` in pixels of the original image, half-open;
+an `AnnotatedImage` holds them in this form.
 """
 
 import os
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdet.data import images, sources
+from jaxdet.data import images, sources, threads
 from jaxdet.data.images import ImageFile, Size
 from jaxdet.errors import InputError, printable
 from jaxdet.types import Array
 
 SPLIT_ALIASES = {"training": "train", "valid": "val", "validation": "val", "dev": "val"}
-MIN_BOX_SIDE = 1.0  # pixels of the network's input; smaller boxes are left out
-# Phrases of notes by which `quality_checks` sorts them.
+MIN_BOX_SIDE = 1.0  # pixels of the network's input; smaller boxes are not trained on
+# Phrases that notes contain, and by which `quality_checks` sorts the notes.
 UNKNOWN_CLASS = "unknown class"
 REPEATED, EMPTY, OUTSIDE, TINY = (
     "already",
@@ -33,7 +32,7 @@ REPEATED, EMPTY, OUTSIDE, TINY = (
 )
 OTHER_SIZE = "size is"
 REPEATED_BOX = "are duplicates"
-TRAINED_ON = "trained on"  # in notes on boxes that evaluation takes into account
+TRAINED_ON = "trained on"  # in notes on boxes that are evaluated, but not trained on
 
 
 class BoxObject(NamedTuple):
@@ -51,21 +50,21 @@ class AnnotatedImage(NamedTuple):
     image: ImageFile
     boxes: np.ndarray  # [n, 4] float32, corners in pixels of the image
     labels: np.ndarray  # [n] int32
-    crowd: np.ndarray  # [n] bool: ignored: a crowd, or an object marked as difficult
-    area: np.ndarray  # [n] float32, square pixels: of the object, where the file has it, or its box
+    crowd: np.ndarray  # [n] bool, objects to be ignored: crowds, or objects marked as difficult
+    area: np.ndarray  # [n] float32, square pixels: the object's if the file has it, else its box's
     name: str  # for messages and pictures: the file, or the file and row
     id: int | str | None = None  # image id, in formats that have one
-    size: Size | None = None  # size that the boxes refer to, in formats that have it
-    unknown: int = 0  # number of further objects, of an unknown class
-    unread: int = 0  # number of further objects, left out for other reasons
+    size: Size | None = None  # image size that the boxes refer to, in formats that have it
+    unknown: int = 0  # number of objects left out because their class is unknown
+    unread: int = 0  # number of objects left out for other reasons
 
 
 class Remark(str):
-    """A note on data that are used nevertheless."""
+    """A note that reports no fault of the data, such as one on data that are used as they are."""
 
 
 class ArraySizes(NamedTuple):
-    """Sizes of the arrays of an image."""
+    """Sizes of the arrays into which an image and its boxes are converted."""
 
     height: int  # of the network's input
     width: int
@@ -89,9 +88,9 @@ def annotated_image(
     id: int | str | None = None,
     **fields: Any,
 ) -> AnnotatedImage:
-    """The `AnnotatedImage` with these objects; tuples hold the fields of a `BoxObject`.
+    """Make an `AnnotatedImage`; each object is a `BoxObject` or a tuple of its fields.
 
-    fields: the last fields of the `AnnotatedImage`, from `size` on.
+    `fields` are the fields `size`, `unknown` and `unread` of the `AnnotatedImage`, by keyword.
     """
     found = [BoxObject(*one) for one in objects]
     boxes = np.array([one.box for one in found], np.float64).reshape(-1, 4)
@@ -117,9 +116,9 @@ def assemble(
     notes: Sequence[str],
     class_ids: Sequence[int] = (),
 ) -> DetectionDataset:
-    """The data set of the images that a reader found; repeated images and boxes are kept once.
+    """Make the data set of the images that a reader found; repeated images and boxes are kept once.
 
-    Numbers are appended to the names of classes with the same name.
+    If several classes have the same name, the later ones get their index appended: `cat (3)`.
     """
     names = [f"{n} ({i})" if classes.index(n) < i else n for i, n in enumerate(classes)]
     kept, found = drop_repeated_images(splits)
@@ -131,18 +130,19 @@ def assemble(
 
 
 def without_unknown(dataset: DetectionDataset, unknown_classes: str) -> DetectionDataset:
-    """The data set without the images whose objects are all left out, with a remark per split.
+    """Drop the images whose objects have all been left out, and add remarks with their number.
 
-    If `unknown_classes` is "background", an image with only objects of unknown classes is kept as
-    one without objects; if it is "error", any object of an unknown class raises InputError.
+    If `unknown_classes` is "background", an image whose objects are all of unknown classes is kept
+    as an image without objects.  If it is "error", any object of an unknown class raises
+    InputError.  If it is "drop", all these images are dropped.
     """
     splits, remarks = {}, []
     for split, samples in dataset.splits.items():
         for sample in samples:
             if sample.unknown and unknown_classes == "error":
                 raise InputError(
-                    f"{sample.name}: {sample.unknown} objects of an {UNKNOWN_CLASS}; "
-                    "--unknown-classes drop leaves them out"
+                    f"{sample.name}: number of objects of an {UNKNOWN_CLASS} must be 0, got "
+                    f"{sample.unknown}; --unknown-classes drop leaves them out"
                 )
         empty = [sample for sample in samples if not len(sample.boxes)]
         unread = {id(sample) for sample in empty if sample.unread}
@@ -166,13 +166,13 @@ def faults(notes: Sequence[str]) -> list[str]:
 
 
 def split_name(name: str) -> str:
-    """The name of a split given by a folder or file: `valid2017` is `val`."""
+    """Convert the name of a folder or file to the name of a split: `valid2017` gives `val`."""
     plain = name.lower().rstrip("0123456789_-")
     return SPLIT_ALIASES.get(plain, plain)
 
 
 def path_inside(root: str | Path, *names: str | Path) -> Path:
-    """The path `root/names`, with names read from a file; InputError if it leads out of `root`."""
+    """Join `root` and names that were read from a file; InputError if the path leaves `root`."""
     home = Path(root).absolute()
     path = Path(os.path.normpath(home.joinpath(*names)))
     if not path.is_relative_to(os.path.normpath(home)):
@@ -182,10 +182,11 @@ def path_inside(root: str | Path, *names: str | Path) -> Path:
 
 
 def locate(folders: Sequence[Path], name: str) -> Path:
-    """The file that a name from another machine refers to, in the first folder that has it.
+    """Find the file called `name`, which may be a path on another machine, in one of the folders.
 
-    The name may have backslashes; leading folders that do not exist are dropped one by one, so that
-    absolute paths are found as well.  If no folder has the file, returns its path in the first one.
+    The name may have backslashes.  If no folder has the file, the first part of the path is dropped
+    and the search repeated, so that absolute paths of other machines are found as well.  If the
+    file is nowhere, its path in the first folder is returned.
     """
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
     for start in range(len(parts)):
@@ -198,14 +199,17 @@ def locate(folders: Sequence[Path], name: str) -> Path:
 def drop_repeated_images(
     splits: dict[str, list[AnnotatedImage]],
 ) -> tuple[dict[str, list[AnnotatedImage]], list[str]]:
-    """(splits with each image file once, where it first occurs; a note for each image dropped)."""
+    """Keep each image file only where it first occurs; return (splits, one note per dropped image).
+
+    Images that are not files are all kept.
+    """
     seen, notes, kept = {}, [], {}
     for name, samples in splits.items():
         kept[name] = []
         for sample in samples:
             file = sample.image
             if isinstance(file, Path) and file in seen:
-                notes.append(f"{sample.name}: {file.name} is in {seen[file]} {REPEATED}")
+                notes.append(f"{sample.name}: {file.name} is in {seen[file]} {REPEATED}, left out")
             else:
                 seen[file if isinstance(file, Path) else id(sample)] = name
                 kept[name].append(sample)
@@ -213,7 +217,7 @@ def drop_repeated_images(
 
 
 def _drop_repeated_boxes(sample: AnnotatedImage) -> tuple[AnnotatedImage, list[str]]:
-    """(the image with equal boxes of a label kept once, notes)."""
+    """Keep equal boxes with equal labels once; return (image, notes)."""
     rows = np.column_stack([sample.boxes, sample.labels, sample.crowd])
     _, first = np.unique(rows, axis=0, return_index=True)
     if len(first) == len(rows):
@@ -228,10 +232,11 @@ def _drop_repeated_boxes(sample: AnnotatedImage) -> tuple[AnnotatedImage, list[s
 def with_validation(
     splits: dict[str, list[AnnotatedImage]], fraction: float, seed: int, test_fraction: float = 0.0
 ) -> dict[str, list[AnnotatedImage]]:
-    """The splits; a missing or empty `val` or `test` is drawn at random, by `seed`, from `train`.
+    """Draw a missing or empty `val`, and optionally `test`, at random from `train`.
 
-    The size of each is a fraction of `train`; with `test_fraction` 0, no `test` is drawn.
-    InputError without `train`, and for a fraction that leaves a split empty.
+    `fraction` of the images of `train` become `val`, and `test_fraction` of them become `test` (0:
+    no `test` is drawn); `seed` determines which.  Splits that already have images are kept.
+    Raises InputError without a split `train`, and for a fraction that leaves a split empty.
     """
     if "train" not in splits:
         raise InputError(f"no training images; the data have {', '.join(splits) or 'no images'}")
@@ -261,22 +266,24 @@ def largest_box_count(splits: dict[str, list[AnnotatedImage]]) -> int:
 def load(
     samples: Sequence[AnnotatedImage], height: int, width: int, max_boxes: int, *, first_id: int = 0
 ) -> tuple[sources.ArraySource, list[str]]:
-    """(source of the images that can be read, notes on the images and boxes left out).
+    """Read images; return (source of the images that can be used, notes on what was left out).
 
-    The arrays are image [N, height, width, 3] uint8, letterboxed; size [N, 2], original height and
-    width; to_original [N, 4], where original = network x (first two) + (last two) for x and y; and
-    id [N], counting `samples` from `first_id`.
+    The arrays are image [N, height, width, 3] uint8, letterboxed; size [N, 2], the original height
+    and width; to_original [N, 4], a scale (sx, sy) and an offset (ox, oy) such that x in the
+    original is sx * x + ox for x in the network's input, and likewise for y; and id [N], where the
+    first of `samples` has the id `first_id`.
 
     For training, with G = `max_boxes`: boxes [N, G, 4] in pixels of `image`, clipped to it; labels,
     valid and crowd [N, G].  They leave out boxes with a side below `MIN_BOX_SIDE`, and boxes beyond
     the first G.
 
-    For evaluation: true_boxes [N, T, 4] as in the file, in pixels of the original; true_labels,
-    true_valid, true_crowd and true_area [N, T].  They do not depend on height, width or G.
+    For evaluation: true_boxes [N, T, 4] as in the file, in pixels of the original image;
+    true_labels, true_valid, true_crowd and true_area [N, T].  T is the largest number of boxes in
+    an image.  These arrays do not depend on height, width or G.
 
-    Boxes without area or outside their image are left out, and so are images that cannot be read,
-    lose all their boxes, or differ in aspect ratio from the annotated size.  Raises InputError if
-    no image remains.
+    Boxes without area or outside their image are left out.  Images are left out if they cannot be
+    read, if none of their boxes can be used, or if their aspect ratio differs from that of the
+    annotated size.  Raises InputError if no image remains.
     """
     sizes = ArraySizes(height, width, max_boxes, _largest(samples))
     function = partial(prepare, sizes=sizes)
@@ -290,9 +297,9 @@ def load(
 def stream(
     samples: Sequence[AnnotatedImage], height: int, width: int, max_boxes: int, *, first_id: int = 0
 ) -> tuple[sources.StreamSource, list[str]]:
-    """`load` as a `StreamSource`: only the headers of images are read now.
+    """The same as `load`, but with a `StreamSource`: for now, only headers of images are read.
 
-    Reading an image that turns out to be damaged raises InputError.
+    An image that turns out to be damaged when it is read later raises InputError.
     """
 
     sizes = ArraySizes(height, width, max_boxes, _largest(samples))
@@ -321,7 +328,7 @@ def stream(
 def prepare(
     sample: AnnotatedImage, sizes: ArraySizes
 ) -> tuple[dict[str, np.ndarray] | None, list[str]]:
-    """(arrays of one image as in `load`, or None where it cannot be used; notes)."""
+    """Read one image; return (its arrays as in `load`, or None if it cannot be used; notes)."""
     try:
         image, size = images.read_letterboxed(sample.image, sizes.height, sizes.width)
     except InputError as error:
@@ -331,9 +338,10 @@ def prepare(
 
 
 def summarize(dataset: DetectionDataset) -> list[dict[str, Any]]:
-    """A table row per split and class: images, boxes, and ranges of box width and height in pixels.
+    """One table row per split and class: images, boxes, and ranges of box width and height.
 
-    The last row of each split counts all classes, with the number of images without boxes.
+    The ranges are in pixels of the original image.  The last row of each split covers all classes,
+    and has the number of images without boxes in place of a range.
     """
     rows = []
     for name, samples in dataset.splits.items():
@@ -360,12 +368,13 @@ def _largest(samples: Sequence[AnnotatedImage]) -> int:
 def _map_usable(
     samples: Sequence[AnnotatedImage], function: Callable[[AnnotatedImage], tuple[Any, list[str]]]
 ) -> tuple[list[tuple[int, Any]], list[str]]:
-    """([(index, result)] of the images whose result is not None, all notes).
+    """Apply `function`, which returns (result, notes) for an image, to all images in threads.
 
-    `function` returns (result, notes) of an image; it runs in threads.
+    Returns ([(index, result)] of the images whose result is not None, all notes).  Raises
+    InputError if all results are None.
     """
-    with ThreadPoolExecutor() as pool:
-        results, faults = zip(*pool.map(function, samples), strict=True) if samples else ((), ())
+    found = threads.map_images(function, samples)
+    results, faults = zip(*found, strict=True) if samples else ((), ())
     notes = [note for of_image in faults for note in of_image]
     kept = [(number, result) for number, result in enumerate(results) if result is not None]
     if not kept:
@@ -377,10 +386,10 @@ def _map_usable(
 def _prepare_boxes(
     sample: AnnotatedImage, size: Size, sizes: ArraySizes
 ) -> tuple[dict[str, np.ndarray] | None, list[str]]:
-    """(arrays of one image of `size`, except the image itself, or None; notes).
+    """Convert the boxes of an image of `size`; return (arrays as in `load`, or None; notes).
 
-    None for an image whose size differs from the annotated one in aspect ratio, and for an image
-    whose boxes are all unusable, since it does have objects.
+    The arrays do not include `image`.  None means that the image cannot be used: its aspect ratio
+    differs from that of the annotated size, or it has boxes but none that can be used.
     """
     scaled, notes = _scale_to(sample, size)
     if scaled is None:
@@ -422,15 +431,18 @@ def _prepare_boxes(
 
 
 def _scale_to(sample: AnnotatedImage, size: Size) -> tuple[AnnotatedImage | None, list[str]]:
-    """(the sample with boxes in pixels of an image of `size`, or None; notes)."""
+    """Scale boxes from the annotated image size to `size`; return (sample, notes).
+
+    The sample is None if the two sizes differ in aspect ratio.
+    """
     if sample.size is None or sample.size == size:
         return sample, []
     (height, width), (old_height, old_width) = size, sample.size
     shown = f"{old_width} x {old_height} in the annotations, the image is {width} x {height}"
     if abs(width * old_height - height * old_width) > max(old_height, old_width, height, width):
         turned = (old_width, old_height) == size
-        why = "without its EXIF rotation?" if turned else "another aspect ratio"
-        return None, [f"{sample.name}: {OTHER_SIZE} {shown} ({why})"]
+        why = "does the annotated size ignore the EXIF rotation?" if turned else "left out"
+        return None, [f"{sample.name}: {OTHER_SIZE} {shown}: another aspect ratio, {why}"]
     factor = np.array([width / old_width, height / old_height] * 2, np.float32)
     scaled = sample._replace(
         boxes=sample.boxes * factor[None], area=sample.area * factor[0] * factor[1]
@@ -439,7 +451,7 @@ def _scale_to(sample: AnnotatedImage, size: Size) -> tuple[AnnotatedImage | None
 
 
 def _box_fault(box: np.ndarray, limits: np.ndarray) -> str:
-    """The reason why a box [4] is left out; limits: width, height, width, height of the image."""
+    """Say why a box [4] is left out; `limits` is (width, height, width, height) of the image."""
     if not np.isfinite(box).all():
         return "is not finite"
     if (box[2:] <= box[:2]).any():

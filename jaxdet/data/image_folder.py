@@ -13,7 +13,6 @@ import io
 import os
 import tarfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from jaxdet import pickles
-from jaxdet.data import detection, images, regular_files, sources
+from jaxdet.data import detection, images, regular_files, sources, threads
 from jaxdet.errors import InputError
 
 SPLITS = ("train", "val", "test")
@@ -244,9 +243,8 @@ def _find_usable(
 
 def _map_chunks(function: Callable[[np.ndarray], list], count: int) -> list:
     """The results of a function of indices over 0..count - 1, computed in threads."""
-    with ThreadPoolExecutor() as pool:
-        chunks = np.array_split(np.arange(count), THREAD_CHUNKS)
-        return [result for results in pool.map(function, chunks) for result in results]
+    chunks = np.array_split(np.arange(count), THREAD_CHUNKS)
+    return [each for results in threads.map_images(function, chunks, len) for each in results]
 
 
 def _attempt(sample: LabeledImage, function: Callable) -> tuple[Any, str | None]:

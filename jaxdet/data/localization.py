@@ -10,7 +10,6 @@ import io
 import random
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from jaxdet.config import cached_reader
-from jaxdet.data import images, regular_files, sources
+from jaxdet.data import images, regular_files, sources, threads
 from jaxdet.data.images import Size
 from jaxdet.errors import InputError
 
@@ -148,13 +147,12 @@ def load(
     annotation can be used.
     """
     kept, notes = [], []
-    with ThreadPoolExecutor() as pool:
-        results = pool.map(partial(_read_image, root=root, side=side), annotations)
-        for number, (row, result) in enumerate(zip(annotations, results, strict=True)):
-            if isinstance(result, str):
-                notes.append(result)
-            else:
-                kept.append((first_id + number, row, *result))
+    results = threads.map_images(partial(_read_image, root=root, side=side), annotations)
+    for number, (row, result) in enumerate(zip(annotations, results, strict=True)):
+        if isinstance(result, str):
+            notes.append(result)
+        else:
+            kept.append((first_id + number, row, *result))
     if not kept:
         first = f"; first: {notes[0]}" if notes else ""
         raise InputError(f"{root}: none of {len(annotations)} images can be used{first}")

@@ -1,13 +1,12 @@
 """Checks of a detection data set before training: counts of problems and peculiarities."""
 
 import hashlib
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from jaxdet.data import detection, images
+from jaxdet.data import detection, images, threads
 from jaxdet.data.detection import AnnotatedImage, DetectionDataset
 
 DUPLICATES = "duplicate images (same bytes)"
@@ -34,17 +33,16 @@ def check_dataset(
     """
     named = [(split, sample) for split, samples in dataset.splits.items() for sample in samples]
     notes, found, seen = list(dataset.notes), {DUPLICATES: []}, {}
-    with ThreadPoolExecutor() as pool:
-        function = partial(_check_image, height=height, width=width)
-        results = pool.map(function, [sample for _, sample in named])
-        for (split, sample), (counts, faults, digest) in zip(named, results, strict=True):
-            notes += faults
-            for check, count in counts.items():
-                found.setdefault(check, []).extend([sample.name] * count)
-            if digest in seen:
-                found[DUPLICATES].append(f"{sample.name} ({split}), same as {seen[digest]}")
-            elif digest:
-                seen[digest] = f"{sample.name} ({split})"
+    function = partial(_check_image, height=height, width=width)
+    results = threads.map_images(function, [sample for _, sample in named])
+    for (split, sample), (counts, faults, digest) in zip(named, results, strict=True):
+        notes += faults
+        for check, count in counts.items():
+            found.setdefault(check, []).extend([sample.name] * count)
+        if digest in seen:
+            found[DUPLICATES].append(f"{sample.name} ({split}), same as {seen[digest]}")
+        elif digest:
+            seen[digest] = f"{sample.name} ({split})"
     found |= {kind: [] for kind in (*NOTE_KINDS, OTHER_NOTES)}
     for note in detection.faults(notes):
         found[_note_kind(note)].append(note)

@@ -50,6 +50,7 @@ HEADINGS = {
     "bytes": "bytes",
     "operations_per_s": "operations / s",
 }
+NARROW_WITHOUT = ("inputs", "weights", "type", "other", "maxima", "additions", "multiplications")
 TEXT_COLUMNS = ("layer", "type", "output", "inputs", "weights")  # which have no sum
 OTHER_KINDS = ("minima", "comparisons", "divisions", "transcendentals")
 ROOT = "(network)"  # what the network does outside its layers
@@ -139,9 +140,25 @@ def notes(network: NetworkSummary) -> list[str]:
     return lines
 
 
-def to_text(rows: Sequence[dict[str, Any]], notes: Sequence[str] = ()) -> str:
-    """The table and the notes below it, for a terminal."""
-    return _with_notes(tables.aligned(rows, _headings(rows, HEADINGS)), notes)
+def to_text(
+    rows: Sequence[dict[str, Any]], notes: Sequence[str] = (), width: int | None = None
+) -> str:
+    """The table in aligned columns, and the notes below it.
+
+    width: number of characters per line, such as a terminal's.  If the table is wider, columns of
+      `NARROW_WITHOUT` are left out until it fits, and a note names them.
+    """
+    shown, left_out = _headings(rows, HEADINGS), []
+    table = tables.aligned(rows, shown)
+    for key in NARROW_WITHOUT:
+        if width is None or table.index("\n") <= width:
+            break
+        if key in shown:
+            left_out.append(shown.pop(key))
+            table = tables.aligned(rows, shown)
+    if left_out:
+        notes = [*notes, f"too wide for the terminal: {', '.join(left_out)}; --csv has all columns"]
+    return _with_notes(table, notes)
 
 
 def to_markdown(

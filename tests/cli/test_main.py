@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import fields
+from pathlib import Path
 from typing import get_args, get_type_hints
 
 import numpy as np
@@ -21,6 +22,7 @@ import jaxdet
 from jaxdet import configs
 from jaxdet.cli import flags, options
 from jaxdet.cli import main as cli
+from jaxdet.errors import InputError
 from jaxdet.training import checkpoint, evaluator, run_dir
 from tests import tiny
 
@@ -450,6 +452,15 @@ def test_values_with_an_equals_sign_are_no_options_of_other_tools():
     words = ["--comment", "data=7", "--lr=2e-3"]
     _, config = flags.parse_with_config("train digits", words, defaults)
     assert (config.comment, config.lr) == ("data=7", 2e-3)
+
+
+def test_an_existing_file_is_no_option_of_other_tools(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["run", "data=1.png"]
+    with pytest.raises(InputError, match="data is --root"):
+        flags.check_other_tools(words, options.Predict)
+    Path("data=1.png").touch()
+    flags.check_other_tools(words, options.Predict)
 
 
 def test_help_for_a_run_has_the_options_of_its_system_only(place, capsys):

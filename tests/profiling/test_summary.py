@@ -267,3 +267,23 @@ def test_tables_can_be_parsed_back():
     text = summary.to_text(rows, ["a note"]).split("\n")
     assert text[0].split()[:2] == ["layer", "type,"] and text[-2:] == ["", "a note"]
     assert len(text) == len(lines) + 4
+
+
+def test_a_narrow_terminal_gets_fewer_columns_and_is_told_so():
+    rows = summary.table_rows(summary.summarize(LeNet(), shaped(1, 32, 32, 3)))
+    whole = summary.to_text(rows, ["a note"])
+    width = whole.index("\n")
+    assert summary.to_text(rows, ["a note"], width) == whole
+    narrow = summary.to_text(rows, ["a note"], width - 1)
+    assert narrow.index("\n") < width and "weights" not in narrow.split("\n")[0]
+    assert narrow.endswith("a note\ntoo wide for the terminal: weights; --csv has all columns")
+    least = summary.to_text(rows, [], 1)
+    assert least.split("\n")[0].split() == [
+        "layer",
+        "output",
+        "parameters",
+        "total",
+        "%",
+        "of",
+        "total",
+    ]

@@ -1,0 +1,50 @@
+"""Map a function over the images of a data set in threads, and report progress to a display."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Display = Callable[[int], AbstractContextManager[Callable[[int], Any]]]  # total -> advance(count)
+
+
+def _no_display(total: int) -> AbstractContextManager[Callable[[int], Any]]:
+    return nullcontext(lambda count: None)
+
+
+_display: ContextVar[Display] = ContextVar("display", default=_no_display)
+
+
+@contextmanager
+def shown_by(display: Display) -> Iterator[None]:
+    """A context in which `map_images` reports its progress to a display.
+
+    display: called with the total number of images, it returns a context whose value is called with
+      each number of images that are done.
+    """
+    token = _display.set(display)
+    try:
+        yield
+    finally:
+        _display.reset(token)
+
+
+def map_images(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    count: Callable[[Item], int] = lambda item: 1,
+) -> Iterator[Result]:
+    """Yield `function(item)` of each item, in order; the function runs in threads.
+
+    count: number of images in an item, by default 1.
+    """
+    with (
+        ThreadPoolExecutor() as pool,
+        _display.get()(sum(map(count, items))) as advance,
+    ):
+        for item, result in zip(items, pool.map(function, items), strict=True):
+            advance(count(item))
+            yield result
