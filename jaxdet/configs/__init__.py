@@ -1,14 +1,14 @@
-"""The five systems, one file each: the options `Config`, their checks, network and experiment.
+"""The five systems, one module each: its options, their checks, its network and its experiment.
 
     config = configs.config("digits")(epochs=30)
     experiment = configs.build("digits", config)  # reads the data
 
-The fields of a `Config` are the options of the command line; the text below a field is its help.
-Each module has `network`, `build`, `from_splits` (the experiment for given sources) and
-`check`; it may have `summarize` for `jaxdet data inspect`, `split_tables` for `jaxdet data split`,
-`table_row` for `jaxdet compare --report`, `report` for `jaxdet eval --report` and `build_external`
-for `jaxdet eval --root`.  Importing a configuration imports neither jax nor flax, so that `--help`
-is fast.
+The options are the fields of the class `Config`; the text below a field is its help on the command
+line.  Each module also has the functions `network`, `build`, `from_splits` (the experiment on given
+sources) and `check`; it may have `summarize` for `jaxdet data inspect`, `split_tables` for
+`jaxdet data split`, `table_row` for `jaxdet compare --report`, `report` for `jaxdet eval --report`
+and `build_external` for `jaxdet eval --root`.  Importing a configuration imports neither jax nor
+flax, so that `--help` is fast.
 """
 
 import difflib
@@ -29,25 +29,25 @@ if TYPE_CHECKING:
 
 SYSTEMS = ("digits", "objects", "detect", "cifar10", "faces")
 NETWORK_NAMES = (*SYSTEMS, *registry.MODELS)
-_SYSTEM_OF_KIND = {"localizer": "objects", "cifar": "cifar10"}  # system that builds such a model
+_SYSTEM_OF_KIND = {"localizer": "objects", "cifar": "cifar10"}  # kind of model -> its system
 
 
 class NamedNetwork(NamedTuple):
-    """A network, and the input shape for which it is described."""
+    """A network, and the shape of an input of its usual size."""
 
     net: "nn.Module"  # called as net(images, train)
     input: tuple[int, ...]  # B, H, W, C
 
 
 def config(name: str) -> type[TrainConfig]:
-    """The configuration class of a system."""
+    """The class `Config` of a system, one of `SYSTEMS`."""
     return import_module(f"jaxdet.configs.{name}").Config
 
 
 def build(name: str, config: Any) -> "Experiment":
-    """The experiment of a configuration of the system `name`, with its data.
+    """Read the data of a configuration of the system `name`, and build its experiment.
 
-    Raises InputError, which names the invalid option or file.
+    Raises InputError, which names the option or file, if one is invalid.
     """
     from jaxdet.training import time_budget
 
@@ -59,9 +59,10 @@ def build(name: str, config: Any) -> "Experiment":
 
 
 def build_external(name: str, config: Any, classes: tuple[str, ...], split: Path) -> "Experiment":
-    """The experiment of a run on the data in `config.root`, which may be the run's own data.
+    """The experiment of a finished run on the data in `config.root`, its own or other data.
 
-    classes: class names of the run.  split: folder of the tables that keep its split.
+    classes: class names of the run.  split: folder with the tables of the run's split.
+    Systems without a function `build_external` treat all data as their own.
     """
     module = checked_module(name, config)
     if not hasattr(module, "build_external"):
@@ -70,9 +71,9 @@ def build_external(name: str, config: Any, classes: tuple[str, ...], split: Path
 
 
 def without_data(name: str, config: Any, metadata: Mapping[str, Any]) -> "Experiment":
-    """The experiment of a run, with one blank record in place of its data.
+    """The experiment of a finished run, with a single blank record in place of its data.
 
-    metadata: metadata of the run, with `classes` and `record` (see `data.sources.record_spec`).
+    metadata: the run's metadata, with `classes` and `record` (see `data.sources.record_spec`).
     """
     from jaxdet.data import sources
 
@@ -82,24 +83,27 @@ def without_data(name: str, config: Any, metadata: Mapping[str, Any]) -> "Experi
 
 
 def network(name: str, config: Any, *classes: int) -> "tuple[nn.Module, tuple[int, ...]]":
-    """(network, input shape [B, H, W, C]) of a configuration, without its data.
+    """The network of a configuration and its input shape (B, H, W, C); no data are read.
 
-    classes: number of classes; by default that of the system's usual data.
+    classes: the number of classes; by default that of the system's usual data set.
     """
     check(config)
     return import_module(f"jaxdet.configs.{name}").network(config, *classes)
 
 
 def named_network(name: str) -> NamedNetwork:
-    """The network of a model or, with its default options, of a system.
+    """The network of a registered model, or of a system with its default options.
 
-    InputError lists all `NETWORK_NAMES`, the nearest first.
+    Raises InputError for any other name; the message lists all `NETWORK_NAMES`, the nearest first.
     """
     if name in SYSTEMS:
         return network_of_config(name, config(name)())
     if name not in registry.MODELS:
         near = difflib.get_close_matches(name, NETWORK_NAMES, n=len(NETWORK_NAMES), cutoff=0.0)
-        raise InputError(f"no model and no run {name!r}; models, nearest first: {', '.join(near)}")
+        raise InputError(
+            f"{name!r} is neither a model nor a run folder; models, nearest first: "
+            f"{', '.join(near)}"
+        )
     spec = registry.get(name)
     if spec.kind in _SYSTEM_OF_KIND:
         system = _SYSTEM_OF_KIND[spec.kind]
@@ -110,7 +114,11 @@ def named_network(name: str) -> NamedNetwork:
 
 
 def network_of_config(name: str, config: Any, *classes: int) -> NamedNetwork:
-    """`network` with the dropout rate of the configuration, which is traced in training."""
+    """The network of a configuration, to be described; no data are read.
+
+    Training passes the dropout rate of `cifar10` to its network as a traced factor; here the rate
+    is set in the network.
+    """
     net, shape = network(name, config, *classes)
     if name == "cifar10":
         net = net.clone(rate=config.dropout)
@@ -118,7 +126,10 @@ def network_of_config(name: str, config: Any, *classes: int) -> NamedNetwork:
 
 
 def network_of_run(folder: Path, config: Any) -> NamedNetwork:
-    """The network of a run with the configuration `config`, for the classes of its data."""
+    """The network of the run in `folder`, with as many classes as the run's data.
+
+    config: the configuration of the run.
+    """
     from jaxdet.training import run_dir
 
     run = run_dir.read_config(folder)
@@ -126,7 +137,7 @@ def network_of_run(folder: Path, config: Any) -> NamedNetwork:
 
 
 def checked_module(name: str, config: Any) -> ModuleType:
-    """The module of a system, once its `check` has accepted the configuration."""
+    """The module of a system.  Raises InputError if the configuration has an invalid option."""
     module = import_module(f"jaxdet.configs.{name}")
     check(config)
     _check_model(config)
@@ -135,7 +146,7 @@ def checked_module(name: str, config: Any) -> ModuleType:
 
 
 def _check_model(config: Any) -> None:
-    """Raise InputError for a model that the system cannot use, even if it is registered."""
+    """Raise InputError for a model, even a registered one, of a kind that the system cannot use."""
     if not hasattr(config, "model"):
         return
     kinds = {registry.MODELS[name].kind for name in get_args(get_type_hints(type(config))["model"])}

@@ -8,7 +8,7 @@
         --label-smoothing .1 --flip --crop-padding 4 --seeds 5 --out runs/five  # an hour each
     jaxdet compare runs/five/*/                      # test scores, their mean and spread
     jaxdet train cifar10 --root DIR --time-budget 3600 --schedule piecewise --lr .01 --batch 20
-    jaxdet sweep cifar10 --root DIR --grid arch      # compares the networks; other grids: GRIDS
+    jaxdet sweep cifar10 --root DIR --grid arch      # compares the networks; GRIDS has other grids
     jaxdet compare runs/a runs/b --report out.md
 
 DIR holds CIFAR-10 in one of the layouts that `jaxdet.data.cifar10` lists.  Nothing is downloaded.
@@ -19,14 +19,14 @@ Validation images are drawn from the training images; nothing is selected on tes
 Test accuracy of `tiny` (227,866 parameters) with the options above and those in the table, one run
 of one seed each on 2 CPU cores, trained on JPEG copies of the images (which lower the accuracy):
 
-| options | minutes | epochs | `eval` | `eval --tta true` |
+| options | minutes | epochs done, planned | `eval` | `eval --tta true` |
 |---|---|---|---|---|
 | `--time-budget 3600` | 60 | 94 of 97 | 0.868 | 0.882 |
 | `--time-budget 1700 --cutout .5 --tta true` | 28 | 32 of 37 | 0.867 | 0.878 |
 | `--time-budget 1560`, a slower machine | 24 | 19 | 0.853 | |
 
-Scores are for the checkpoint with the best validation accuracy, in the first run 0.884 at
-epoch 46; the training accuracy rises to 0.983.
+The scores are those of the checkpoint with the best validation accuracy, which was 0.884, at epoch
+46, in the first run; there, the training accuracy rises to 0.983.
 """
 
 from collections.abc import Callable
@@ -68,7 +68,7 @@ else:
 
 @dataclass(frozen=True)
 class Config(TrainConfig):
-    """One label per image of 32 x 32 pixels."""
+    """Classify color images of 32 x 32 pixels."""
 
     HPARAMS: ClassVar = ("dropout",)
     SUBSET_FIELDS: ClassVar = ("train_fraction",)
@@ -91,50 +91,63 @@ class Config(TrainConfig):
     }
 
     root: str = ""
-    """folder or file of CIFAR-10, or tfds:NAME, a prepared set in ~/tensorflow_datasets or the
-    folder that TFDS_DATA_DIR names"""
+    """folder or tar file with CIFAR-10; or tfds:NAME, a data set that tensorflow-datasets has
+    prepared in ~/tensorflow_datasets or in the folder named by TFDS_DATA_DIR"""
     val_fraction: float = 0.1
-    """fraction of the training images for validation; 0, with --monitor test, trains on all of
-    them, and the last checkpoint counts as the best"""
+    """fraction of the training images that is set aside for validation; 0, which needs --monitor
+    test, trains on all of them, and the last checkpoint counts as the best"""
     train_fraction: float = 1.0
-    """fraction of the remaining training images that is used"""
+    """fraction to train on of the training images that are not set aside for validation; at least
+    one image is used"""
     split_seed: int = 0
     """seed of the random choice of validation images"""
     model: Model = "tutorial"
-    """network: that of PyTorch's tutorial, one of its variants, or a larger one"""
+    """network: PyTorch's tutorial network (tutorial), a variant of it (doubled to inception), or a
+    residual or depthwise network (resnet20 to tiniest)"""
     channels: tuple[int, ...] = ()
-    """tutorial and its variants: channels of the convolutions, such as 6 16; by default the
-    model's"""
+    """tutorial and its variants: number of channels of each convolution before a pool, such as
+    6 16; empty: the model's own"""
     fc_widths: tuple[int, ...] = ()
-    """tutorial and its variants: widths of the hidden dense layers, such as 120 84; by default the
-    model's"""
+    """tutorial and its variants: number of units of each hidden dense layer, such as 120 84; empty:
+    the model's own"""
     activation: Literal[
         "default", "relu", "leaky_relu", "elu", "gelu", "swish", "tanh", "sigmoid"
     ] = "default"
-    """activation of all hidden layers; default: relu, but gelu for tiny and deep"""
+    """activation of all hidden layers; default: gelu for tiny, deep and tiniest, relu for all
+    others; resnet20, narrow and tiniest allow only default"""
     norm: bool = False
-    """tutorial and its variants: batch norm after each convolution; other models always have it"""
+    """tutorial and its variants: add batch norm after each convolution; the other models always
+    have norms"""
     dropout: float = 0.0
-    """dropout rate before dense layers"""
+    """dropout rate: after each hidden dense layer of tutorial and its variants, before the last
+    layer of other models; 0: no dropout"""
     loss: Literal["cross_entropy", "binary", "squared", "hinge"] = "cross_entropy"
-    """classification loss"""
+    """classification loss: softmax cross-entropy (cross_entropy), binary cross-entropy of each
+    class (binary), squared error of the softmax probabilities (squared), or multi-class hinge loss
+    (hinge)"""
     label_smoothing: float = 0.0
-    """label smoothing"""
+    """fraction of the target probability that is spread evenly over all classes; 0: no label
+    smoothing"""
     flip: bool = False
     """flip half of the training images horizontally"""
     crop_padding: int = 0
-    """pixels of padding before a random crop of training images, usually 4; 0: no crop"""
+    """pad training images by this many pixels on each side, usually 4, and crop them at random to
+    their original size; 0: no crop"""
     cutout: float = 0.0
-    """largest side of a random gray rectangle in training images, as a fraction of the image"""
+    """largest side of a random gray rectangle in each training image, as a fraction of the image's
+    side; 0: no rectangle"""
     brightness_contrast: float = 0.0
-    """largest random change of brightness and contrast, as a fraction"""
+    """largest random change of brightness, as a fraction of white, and of contrast, as a fraction
+    of its value; 0: no change"""
     color_jitter: float = 0.0
-    """largest random change of saturation, as a fraction; a tenth of it is the largest rotation of
-    hue, in turns"""
+    """largest random change of saturation, as a fraction of its value; hue is rotated by up to a
+    tenth of this number of turns; 0: no change"""
     mixup_alpha: float = 0.0
-    """mixup: weights of mixed training images are drawn from Beta(alpha, alpha); 0 turns it off"""
+    """mix each training image with another one (mixup), with a weight drawn from Beta(alpha,
+    alpha) for this alpha; 0: no mixup"""
     tta: bool = False
-    """predict from the mean of an image and its mirror image; the loss is not affected"""
+    """test-time augmentation: predict from the mean logits of an image and its mirror image; the
+    loss is not affected"""
     max_params: int = MAX_PARAMETERS
     best: Literal["accuracy"] = "accuracy"
     epochs: int = 2
@@ -146,7 +159,7 @@ class Config(TrainConfig):
 
 
 def network(config: Config, classes: int = 10) -> "tuple[nn.Module, tuple[int, ...]]":
-    """The network of a `Config`, and the shape [B, H, W, C] of its input."""
+    """The network of a `Config`, and its input shape (B, H, W, C)."""
     from flax import linen as nn
 
     from jaxdet.models.layers import layer_options
@@ -164,21 +177,21 @@ def network(config: Config, classes: int = 10) -> "tuple[nn.Module, tuple[int, .
 
 
 def summarize(root: str) -> tuple[list[dict[str, Any]], list[str]]:
-    """`data.cifar10.summarize` of a folder or file, for `jaxdet data inspect`."""
+    """(a table row per class, notes) on the data at `root`, for `jaxdet data inspect`."""
     from jaxdet.data import cifar10
 
     return cifar10.summarize(root)
 
 
 def build(config: Config) -> "Experiment":
-    """The experiment of a `Config`, with its data."""
+    """Read the data of a `Config`, and build its experiment."""
     splits, classes = _read_splits(config)
     subset = partial(_subset, from_splits(config, classes, splits))
     return replace(subset(config), subset=subset)
 
 
 def _subset(whole: "Experiment", config: Config) -> "Experiment":
-    """The experiment `whole` with the first training images only, by `config.train_fraction`."""
+    """The experiment `whole` with only the first `config.train_fraction` of its training images."""
     train = whole.splits["train"]
     count = max(round(config.train_fraction * len(train)), 1)
     return replace(whole, config=config, splits=whole.splits | {"train": train.first(count)})
@@ -187,7 +200,7 @@ def _subset(whole: "Experiment", config: Config) -> "Experiment":
 def from_splits(
     config: Config, classes: tuple[str, ...], splits: "dict[str, Source]"
 ) -> "Experiment":
-    """The experiment of a `Config` for given sources, {split: source}."""
+    """The experiment of a `Config` on given data, {split: source}."""
     from jaxdet.data import images
     from jaxdet.training.experiment import Experiment
 
@@ -254,7 +267,7 @@ def _transform(config: Config) -> Callable | None:
 
 @cached_reader("root", "val_fraction", "split_seed")
 def _read_splits(config: Any) -> "tuple[dict[str, ArraySource], tuple[str, ...]]":
-    """({split: source}, classes), shuffled; validation is drawn from the training images."""
+    """({split: shuffled source}, class names); `val` is drawn from the training images."""
     import numpy as np
 
     from jaxdet.data import cifar10
@@ -279,8 +292,8 @@ def check(config: Config) -> None:
     check_fractions(config, "brightness_contrast", "color_jitter")
     if not config.val_fraction and config.monitor != "test":
         raise InputError(
-            "--val-fraction must be above 0, got 0: validation selects the best checkpoint; "
-            "--monitor test records test scores instead, and takes the last checkpoint"
+            "--val-fraction must be above 0, got 0: validation images select the best checkpoint; "
+            "with --monitor test it may be 0, and the last checkpoint counts as the best"
         )
     check_train_fraction(config)
     if not 0 <= config.crop_padding <= MAX_PADDING:
@@ -294,7 +307,7 @@ def check(config: Config) -> None:
         raise InputError(f"--channels and --fc-widths must be at least 1 each, got {got}")
     if config.model not in TUTORIALS and (config.channels or config.fc_widths or config.norm):
         raise InputError(
-            f"--channels, --fc-widths and --norm need --model tutorial or a variant of it, got "
+            f"--channels, --fc-widths and --norm need --model {' or '.join(TUTORIALS)}, got "
             f"{config.model}"
         )
     if config.activation != "default" and config.model in ("resnet20", "narrow", "tiniest"):

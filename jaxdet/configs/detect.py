@@ -8,8 +8,8 @@
     jaxdet data assign runs/detect                     # which cells are assigned to which box
     jaxdet sweep detect --root DIR --one-at-a-time     # ablation
 
-DIR is a COCO, Pascal VOC, YOLO or parquet folder; the format is recognized by its files.
-`scripts/to_parquet.py` writes the parquet layout.
+DIR is a folder in the COCO, Pascal VOC, YOLO or parquet format, which is recognized by its files.
+`scripts/to_parquet.py` converts other data to the parquet format.
 
 Blood cells (BCCD: 205 images for training, 87 for validation, 72 for the test), 416 x 320 pixels,
 24 epochs, best checkpoint on validation, scores of the test split, one run of one seed:
@@ -21,20 +21,21 @@ Blood cells (BCCD: 205 images for training, 87 for validation, 72 for the test),
 | soft NMS, linear / Gaussian | .605 / .605 | .910 / .909 | |
 | weighted NMS / fusion | .601 / .584 | .912 / .888 | |
 
-In the first row, the mAP of platelets is .483, of red cells .601, of white cells .704.  Training
+In the first row, mAP is .483 for platelets, .601 for red cells and .704 for white cells.  Training
 took 31 minutes on 2 CPU cores of a shared machine; on an idle one, an epoch takes 52 s and its
 evaluation 5 s.  From scratch, `--size 256 320 --epochs 34 --vflip` gives mAP .444, AP50 .738 and
 AP75 .511 in 26 minutes.
 
-With the whole backbone frozen, 12 epochs of three seeds (`python -m benchmarks.experiments --names
-assigners`): task-aligned mAP .494 (standard deviation .009), AP50 .892, AP75 .481; assignment by
-IoU .500 (.007), .884, .534: no difference in mAP.  In the ablation (`benchmarks/RESULTS.md`; 256 x
-192 pixels, validation, one seed) the largest gains of mAP are .029 with assignment by IoU, .023
-with PAN, .021 with a background class and .020 with mosaic; the three seeds above do not confirm
-the first, which shows how large the noise is.
+With the whole backbone frozen, training for 12 epochs with each of three seeds (`python -m
+benchmarks.experiments --names assigners`) gives mAP .494 (standard deviation .009), AP50 .892 and
+AP75 .481 with task-aligned assignment, and mAP .500 (.007), AP50 .884 and AP75 .534 with assignment
+by IoU: the two do not differ in mAP.  In the ablation (`benchmarks/RESULTS.md`; 256 x 192 pixels,
+scores on validation, one seed) the largest gains of mAP are .029 with assignment by IoU, .023 with
+PAN, .021 with a background class and .020 with mosaic; the three seeds above do not confirm the
+first, which shows how large the noise is.
 
-A step takes 2.6 s with nothing frozen, 2.0 s with three frozen stages, 0.8 s with a frozen backbone
-(`python -m benchmarks.train_step --models detect_unfrozen detect detect_frozen`).
+A training step takes 2.6 s with nothing frozen, 2.0 s with three frozen stages and 0.8 s with a
+frozen backbone (`python -m benchmarks.train_step --models detect_unfrozen detect detect_frozen`).
 """
 
 from collections.abc import Callable, Mapping
@@ -75,7 +76,7 @@ else:
 
 @dataclass(frozen=True)
 class Config(AugmentOptions, BackboneOptions):
-    """Boxes and classes of all objects in an image."""
+    """Predict the box and the class of every object in an image."""
 
     HPARAMS: ClassVar = (
         "classification_weight",
@@ -92,81 +93,97 @@ class Config(AugmentOptions, BackboneOptions):
     }
 
     root: str = ""
-    """folder of the data: COCO, Pascal VOC, YOLO or parquet; or tfds:NAME, a prepared set in
-    ~/tensorflow_datasets or the folder that TFDS_DATA_DIR names"""
+    """folder with the data; or tfds:NAME, a data set that tensorflow-datasets has prepared in
+    ~/tensorflow_datasets or in the folder named by TFDS_DATA_DIR"""
     format: Literal["auto", "coco", "voc", "yolo", "parquet"] = "auto"
-    """format of the data; auto recognizes it by its files"""
+    """format of the data in the folder; auto: recognize it by the files"""
     size: tuple[int, int] = (320, 416)
     """height and width of the network's input in pixels, multiples of 32"""
     max_boxes: int = 0
-    """maximum number of true boxes per image in training; 0: the largest number in any image"""
+    """maximum number of true boxes per image in training, where further boxes are ignored; 0: the
+    largest number of boxes in any image"""
     stream: bool = False
-    """read images from disk during training instead of holding them in memory (jaxdet[data])"""
+    """read images from disk during training instead of holding them in memory; needs the package
+    grain: pip install jaxdet[data]"""
     val_fraction: float = 0.1
-    """fraction of the training images for validation, where the data have no validation split"""
+    """fraction of the training images that is set aside for validation, if the data have no
+    validation split"""
     test_fraction: float = 0.0
-    """fraction of the training images for the test, where the data have no test split"""
+    """fraction of the training images that is set aside for the test, if the data have no test
+    split; 0: no test split"""
     on_invalid: Literal["skip", "error"] = "skip"
-    """what to do with unusable images or boxes: report and leave out (skip), or stop (error)"""
+    """what to do with unusable images and boxes: report them and leave them out (skip), or stop
+    (error)"""
     unknown_classes: Literal["drop", "background", "error"] = "drop"
-    """what to do with images whose objects are all of unknown classes: leave out (drop), keep as
-    images without objects (background), or stop at any such object (error)"""
+    """what to do with an image whose objects are all of classes that the data do not list: leave it
+    out (drop), or keep it as an image without objects (background); error: stop at any object of
+    such a class"""
     model: Backbone = "lite0"
-    """backbone"""
+    """backbone of the network"""
     neck: Literal["fpn", "pan"] = "fpn"
     """how feature maps of different scales are combined: top-down (fpn), or top-down and then
     bottom-up (pan)"""
     neck_block: Literal["conv", "c3", "c2f"] = "conv"
-    """block of the neck: a 3x3 convolution as in the papers, YOLOv5's C3, or YOLOv8's C2f"""
+    """block of the neck: a 3x3 convolution as in the papers (conv), the C3 block of YOLOv5 (c3), or
+    the C2f block of YOLOv8 (c2f)"""
     neck_channels: int = 96
-    """channels of neck and head"""
+    """number of channels in the neck and in the head"""
     background: Literal["zeros", "class", "objectness"] = "zeros"
-    """how background is encoded: all-zero targets, a background class, or an objectness score"""
+    """how background is encoded: by all-zero targets (zeros), a background class (class), or an
+    objectness score (objectness)"""
     reg_max: int = 1
-    """outputs per side of a box; above 1: logits of a distribution over distances (DFL, usually
-    16)"""
+    """number of outputs for each side of a box; 1: the distance of the side from the cell's center;
+    above 1, usually 16: a distribution over distances (DFL)"""
     anchors_per_cell: int = 0
-    """boxes per cell, as offsets from anchors; 0: one box, as distances from the center"""
+    """number of boxes per cell, predicted as offsets from anchors; 0: one box per cell, predicted
+    as distances of its sides from the cell's center"""
     anchor_scales: tuple[float, ...] = ()
-    """sides of the anchors in strides; default: n scales of 4 x 2^(i / n) for i from 0 to n - 1"""
+    """sides of square anchors, in strides; empty: 4 x 2^(i / n) for i from 0 to n - 1, where n is
+    --anchors-per-cell divided by the number of --anchor-ratios"""
     anchor_ratios: tuple[float, ...] = (1.0,)
-    """height over width of the anchors; there is one anchor per scale and ratio"""
+    """height over width of the anchors; each cell has one anchor for each pair of scale and
+    ratio"""
     assigner: Literal["tal", "iou"] = "tal"
-    """how cells are assigned to boxes: by their predictions (tal, task-aligned), or by the IoU of
-    an anchor (iou)"""
+    """how true boxes are assigned to cells: by the scores and boxes that the cells predict (tal,
+    task-aligned), or by IoU with the cells' anchors (iou)"""
     tal_from: int = 0
-    """first epoch of tal; epochs before it assign by IoU"""
+    """tal: first epoch of task-aligned assignment, counted from 0; epochs before it assign by IoU
+    with the anchors"""
     topk: int = 10
-    """tal: maximum number of cells (or anchors) per box"""
+    """tal: maximum number of cells (or anchors) that are assigned to a true box"""
     alpha: float = 0.5
-    """tal: exponent of the score"""
+    """tal: exponent of the score in the alignment metric"""
     beta: float = 6.0
-    """tal: exponent of the IoU"""
+    """tal: exponent of the IoU in the alignment metric"""
     positive_iou: float = 0.5
-    """iou, and before --tal-from: minimum IoU of an anchor with the box that it is assigned to"""
+    """iou, and tal before --tal-from: an anchor is assigned to the true box that it overlaps most
+    if their IoU is at least this; a true box always gets its best anchor"""
     box_loss: Literal["ciou", "diou", "giou", "iou", "smooth_l1"] = "ciou"
-    """box loss; smooth_l1 compares offsets from anchors"""
+    """box loss; smooth_l1 compares offsets from anchors and needs --anchors-per-cell"""
     classification_weight: float = 1.0
     """weight of the classification loss"""
     objectness_weight: float = 1.0
-    """weight of the objectness loss"""
+    """weight of the objectness loss, which only --background objectness has"""
     box_weight: float = 5.0
     """weight of the box loss"""
     distance_weight: float = 1.5
-    """weight of the loss of distributions over distances (DFL)"""
+    """weight of the distribution focal loss (DFL), which --reg-max 1 does not have"""
     multiscale: tuple[float, ...] = (1.0,)
-    """factors of --size, one of which is drawn per training step; each one is compiled"""
+    """factors of --size, of which each training step draws one; the scaled sides are rounded to
+    multiples of 32 pixels, and a step is compiled for each factor"""
     score_threshold: float = 0.01
-    """minimum score of a detection"""
+    """score that a detection must exceed"""
     nms_iou: float = 0.6
-    """NMS IoU threshold"""
+    """IoU above which NMS takes two boxes of one class for the same object"""
     nms_type: Literal["hard", "linear", "gaussian", "nmw", "wbf"] = "hard"
-    """what happens to overlapping boxes: removed (hard), lowered in score (soft NMS: linear,
-    gaussian), or merged (weighted NMS: nmw, weighted boxes fusion: wbf)"""
+    """what happens to overlapping boxes: all but the best are removed (hard), their scores are
+    lowered (soft NMS: linear, gaussian), or they are merged (weighted NMS: nmw; weighted boxes
+    fusion: wbf)"""
     max_detections: int = 100
-    """maximum detections per image"""
+    """maximum number of detections per image"""
     tta: bool = False
-    """predict from six views of an image: three sizes, each also mirrored"""
+    """test-time augmentation: predict from six views of an image, three sizes and their mirror
+    images"""
     epochs: int = 24
     batch: int = 8
     eval_batch: int = 8
@@ -189,7 +206,7 @@ class Config(AugmentOptions, BackboneOptions):
 
 
 def network(config: Config, classes: int = 3) -> "tuple[nn.Module, tuple[int, ...]]":
-    """The network of a `Config`, and the shape [B, H, W, C] of its input."""
+    """The network of a `Config`, and its input shape (B, H, W, C)."""
     from jaxdet.models import necks
     from jaxdet.models.detector import Detector
     from jaxdet.models.heads import DecoupledHead
@@ -227,9 +244,10 @@ def network(config: Config, classes: int = 3) -> "tuple[nn.Module, tuple[int, ..
 def summarize(
     root: str,
 ) -> tuple[list[dict[str, Any]], list[str], list[dict[str, Any]]]:
-    """(a table row per split and class, notes, a table row per quality check) of a folder.
+    """Tables for `jaxdet data inspect` of the data in the folder `root`.
 
-    Boxes are checked at the default size of the network's input.
+    Returns (a row per split and class, notes, a row per quality check).  Boxes are checked at the
+    default size of the network's input.
     """
     from jaxdet.data import detection, formats, quality_checks
 
@@ -239,7 +257,7 @@ def summarize(
 
 
 def report(scores: Mapping[str, Any], split: str) -> str:
-    """The mAP of a split, and which thresholds of assignment 2 it reaches."""
+    """Text for `jaxdet eval --report`: the mAP, and which thresholds of assignment 2 it reaches."""
     from jaxdet.metrics import detection
 
     passed = detection.passed_thresholds(scores["map"], MAP_THRESHOLDS)
@@ -248,7 +266,7 @@ def report(scores: Mapping[str, Any], split: str) -> str:
 
 
 def build(config: Config) -> "Experiment":
-    """The experiment of a `Config`, with its data."""
+    """Read the data of a `Config`, and build its experiment."""
     from jaxdet.data import detection
 
     data = _read_dataset(config)
@@ -263,7 +281,7 @@ def build(config: Config) -> "Experiment":
 def from_splits(
     config: Config, classes: tuple[str, ...], splits: "dict[str, Source]"
 ) -> "Experiment":
-    """The experiment of a `Config` for given sources, {split: source}."""
+    """The experiment of a `Config` on given data, {split: source}."""
     from jaxdet.data import images
     from jaxdet.training.experiment import Experiment
 
@@ -359,8 +377,6 @@ def _frozen_stages(config: Config) -> tuple[str, ...]:
 
 
 class _Data(NamedTuple):
-    """The data of a `Config`."""
-
     dataset: "DetectionDataset"
     image_ids: dict[str, dict[str, int | str]]  # split -> {image name: its id in the data's files}
     splits: "dict[str, Source]"
@@ -383,7 +399,7 @@ def _read_dataset(config: Any) -> _Data:
 
     dataset = formats.read(config.root, config.format, config.unknown_classes)
     if not dataset.classes:
-        first = f"; first: {dataset.notes[0]}" if dataset.notes else ""
+        first = f"; first note: {dataset.notes[0]}" if dataset.notes else ""
         raise InputError(f"--root {config.root}: must hold objects with a class, got none{first}")
     samples = detection.with_validation(
         dataset.splits, config.val_fraction, config.seed, config.test_fraction
@@ -417,7 +433,9 @@ def check(config: Config) -> None:
     check_fractions(config, "test_fraction", "score_threshold", "nms_iou", "positive_iou")
     if not config.multiscale or not all(0.1 <= factor <= 10 for factor in config.multiscale):
         factors = " ".join(f"{factor:g}" for factor in config.multiscale)
-        raise InputError(f"--multiscale must be factors from 0.1 to 10, got {factors or 'none'}")
+        raise InputError(
+            f"--multiscale must be one or more factors from 0.1 to 10, got {factors or 'none'}"
+        )
     check_minima(
         config, max_boxes=0, val_fraction=0, reg_max=1, max_detections=1, topk=1, neck_channels=1
     )
@@ -434,19 +452,25 @@ def _check_anchors(config: Config) -> None:
             raise InputError(f"--anchor-{name} must be positive, got {given}")
     if not count:
         if scales or ratios != (1.0,):
-            raise InputError("--anchor-scales and --anchor-ratios need --anchors-per-cell above 0")
+            raise InputError(
+                "--anchor-scales and --anchor-ratios need --anchors-per-cell above 0, got 0"
+            )
         if config.box_loss == "smooth_l1":
-            raise InputError("--box-loss smooth_l1 needs --anchors-per-cell: it compares offsets")
+            raise InputError(
+                "--box-loss smooth_l1 needs --anchors-per-cell above 0, got 0: it compares offsets "
+                "from anchors"
+            )
         return
     if config.reg_max > 1:
         raise InputError(
-            f"--reg-max must be 1 with --anchors-per-cell, which predicts offsets, got "
-            f"{config.reg_max}"
+            f"--reg-max must be 1 with --anchors-per-cell, since boxes are predicted as offsets "
+            f"from anchors, got {config.reg_max}"
         )
     per_scale = len(scales) or count // max(len(ratios), 1)
     if count > MAX_ANCHORS or per_scale * len(ratios) != count:
-        many = f"{len(scales)} scales x " if scales else "a multiple of the "
+        number = f"a multiple of {len(ratios)}, the number of ratios"
+        if scales:
+            number = f"the number of scales times the number of ratios, {per_scale * len(ratios)}"
         raise InputError(
-            f"--anchors-per-cell must be at most {MAX_ANCHORS} and {many}{len(ratios)} ratios, got "
-            f"{count}"
+            f"--anchors-per-cell must be at most {MAX_ANCHORS} and {number}, got {count}"
         )

@@ -12,18 +12,20 @@ idx.gz files in DIR),
     jaxdet eval runs/mnist --checkpoint last --split heldout
 
 gives, on all 10,000 test digits, accuracy 0.9854, mean IoU 0.8921, IoU >= .5 for every digit, and
-both correct 0.9854, in 36 min 18 s on 2 CPU cores, shared for 23 minutes (one run, one seed).  A
-run of 18 epochs with other initial values gives accuracy 0.9865, mean IoU 0.8950, IoU >= .5 for
-every digit, and both correct 0.9865, in 53 minutes on a shared machine.  Training and validation
-accuracy still rise together at the end: longer training should help.
+both correct 0.9854 (one run, one seed), in 36 min 18 s on 2 CPU cores, which other programs shared
+for 23 minutes.  A run of 18 epochs with other initial values gives accuracy 0.9865, mean IoU
+0.8950, IoU >= .5 for every digit, and both correct 0.9865, in 53 minutes on a shared machine.
+Training and validation accuracy still rise together at the end: longer training should help.
 
 Tried in prototypes, one seed each (accuracy / mean IoU):
 - A box weight of 50 to 100 from the first step prevents the classes from being learned (accuracy
   0.18 to 0.20 after 0.35 to 0.7 epochs of MNIST, four networks); a weight of 2 gives 0.86, so the
   weight grows from 2.  Final weights of 50, 120 and 300 give 0.987 / 0.79, 0.977 / 0.81, and
   0.967 / 0.85.
-- Averaging the windows (`--window-selection merge`) adds 0.03 to 0.05 of IoU, and no accuracy.
-- Weighting the box loss by the visible fraction of the box did not help (IoU 0.81, before 0.83).
+- Averaging the windows (`--window-selection merge`) raises the IoU by 0.03 to 0.05, and does not
+  change the accuracy.
+- Weighting the box loss by the visible fraction of the box did not help (IoU 0.81; without it
+  0.83).
 """
 
 from collections.abc import Callable
@@ -59,32 +61,35 @@ class Config(TrainConfig):
     HPARAMS: ClassVar = ("class_weight", "box_weight")
 
     source: str = "embedded"
-    """embedded (scikit-learn's 1,797 scans), mnist (idx files in --root), or tfds:NAME, a prepared
-    set in ~/tensorflow_datasets or the folder that TFDS_DATA_DIR names"""
+    """data: embedded (scikit-learn's 1,797 scans), mnist (idx files in --root), or tfds:NAME, a
+    data set that tensorflow-datasets has prepared in --root or, without --root, in the folder named
+    by TFDS_DATA_DIR or in ~/tensorflow_datasets"""
     root: str = ""
-    """folder of the idx files, or of the prepared tfds sets"""
+    """folder with the idx files of mnist, or with the data sets of tensorflow-datasets; must be
+    empty for embedded"""
     split_seed: int = 0
-    """seed of the random choice of test digits among those held out"""
+    """seed of the random division of the held-out digits into validation and test"""
     canvas: int = 64
-    """side of the canvas, the network's input, in pixels"""
+    """side, in pixels, of the square canvas on which a digit is placed, the input of the network"""
     rotate: float = 30.0
-    """largest random rotation in degrees"""
+    """largest random rotation of a digit, in degrees; 0: no rotation"""
     scale: tuple[float, float] = (0.75, 1.25)
-    """range of the random scale of digits"""
+    """range of the random factor by which a digit is scaled; 1 1: no scaling"""
     layout: str = "c6s2,c4s2,c3,c3,c3"
-    """convolutions (c) and max pools (p) before the fully connected layers, with kernel size and,
-    after s, stride, such as c5,p2,c3s2"""
+    """convolutions (c) and max pools (p) before the fully connected layers: kernel size and, after
+    s, stride of each, such as c5,p2,c3s2"""
     channels: tuple[int, ...] = (16, 32, 48, 48, 64)
-    """channels of each convolution"""
+    """number of channels of each convolution of --layout"""
     fc_widths: tuple[int, ...] = (96, 96)
-    """widths of the fully connected layers, which slide as convolutions"""
+    """number of units of each hidden fully connected layer; on a canvas, these layers slide as
+    convolutions"""
     window: int = 44
-    """side of the window in pixels"""
+    """side, in pixels, of the square window that slides over the canvas"""
     mask_loss_by: Literal["both", "truth"] = "both"
-    """windows whose class and box losses count: all that overlap the digit (truth), or only those
-    in which the network detects it as well (both)"""
+    """which windows have class and box losses: all that overlap the digit (truth), or only those of
+    them in which the network detects it (both)"""
     reduction: Literal["sum", "mean"] = "sum"
-    """how losses of images and windows are combined"""
+    """whether the losses of all images and windows of a batch are added (sum) or averaged (mean)"""
     class_weight: float = 1.0
     """weight of the classification loss"""
     box_weight: float = 150.0
@@ -92,20 +97,21 @@ class Config(TrainConfig):
     box_weight_start: float = 2.0
     """initial weight of the box loss; a large one prevents the classes from being learned"""
     box_weight_ramp: tuple[float, float] = (0.03, 0.8)
-    """fractions of the run between which the weight of the box loss grows, geometrically"""
+    """fractions of the run between which the weight of the box loss grows geometrically from
+    --box-weight-start to --box-weight"""
     window_selection: Literal["class", "product", "merge"] = "class"
-    """how the prediction is made from all windows: the window with the highest class score (class),
-    the one with the highest class score times detection score (product), or the weighted mean of
-    all windows (merge)"""
+    """how the digit of an image is predicted from its windows: by the window with the highest class
+    score (class), by the one with the highest product of class and detection score (product), or by
+    the weighted mean of all windows (merge)"""
     multiple: bool = False
-    """predict every digit of an image instead of one: windows with a score of at least
-    --score-threshold, unless their box overlaps the box of a better window (NMS)"""
+    """predict every digit of an image instead of one: the digits of all windows with a score above
+    --score-threshold, except those whose box overlaps the box of a better window (NMS)"""
     score_threshold: float = 0.8
-    """multiple: minimum score of a digit"""
+    """with --multiple: score that a predicted digit must exceed"""
     nms_iou: float = 0.05
-    """multiple: NMS IoU threshold"""
+    """with --multiple: IoU above which NMS takes two boxes for the same digit"""
     max_detections: int = 30
-    """multiple: maximum number of digits per image"""
+    """with --multiple: maximum number of digits per image"""
     best: Literal["right_iou", "joint", "accuracy", "iou", "iou50"] = "right_iou"
     """validation score that selects the best checkpoint (right_iou: IoU, 0 where the label is
     wrong; joint: correct label and IoU of at least .5); ties go to the lower loss"""
@@ -119,7 +125,7 @@ class Config(TrainConfig):
 
 
 def network(config: Config, classes: int = 10) -> "tuple[nn.Module, tuple[int, ...]]":
-    """The network of a `Config`, and the shape [B, H, W, C] of its input."""
+    """The network of a `Config`, and its input shape (B, H, W, C)."""
     from jaxdet.models.layers import layer_options
     from jaxdet.models.sliding import SlidingNet
 
@@ -146,14 +152,14 @@ def _parse_layout(layout: str) -> "windows.Chain":
 
 
 def build(config: Config) -> "Experiment":
-    """The experiment of a `Config`, with its data."""
+    """Read the data of a `Config`, and build its experiment."""
     return from_splits(config, CLASSES, _read_splits(config))
 
 
 def from_splits(
     config: Config, classes: tuple[str, ...], splits: "dict[str, Source]"
 ) -> "Experiment":
-    """The experiment of a `Config` for given sources, {split: source}."""
+    """The experiment of a `Config` on given data, {split: source}."""
     from jaxdet.data import images
     from jaxdet.ops import augment
     from jaxdet.tasks.sliding_window import MultipleObjectsTask, SlidingWindowTask
@@ -222,7 +228,7 @@ def _check_sizes(config: Config, net: Any, place: Callable, source: "Source") ->
 
 
 def _box_weight_factor(config: Config, context: "StepContext") -> "Array":
-    """Factor of the final box weight; it grows geometrically to 1 (see `box_weight_ramp`)."""
+    """Factor of the final box weight, which grows geometrically to 1; see `box_weight_ramp`."""
     import jax.numpy as jnp
 
     first, last = config.box_weight_ramp

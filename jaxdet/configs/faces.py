@@ -3,24 +3,25 @@
     jaxdet data inspect faces --root DIR           # images per identity, sizes, unreadable files
     jaxdet train faces --root DIR
     jaxdet eval runs/faces                         # accuracy; AUC and equal error rate of pairs
-    jaxdet train faces --root DIR --identities 20  # the other identities, unseen in training,
-    jaxdet eval runs/faces --split others          # are the split `others`
+    jaxdet train faces --root DIR --identities 20  # identities not used in training
+    jaxdet eval runs/faces --split others          # form the split `others`
     jaxdet predict runs/faces TEST --submit classification.csv --sample SAMPLE.csv
     jaxdet verify probe runs/faces FOLDER          # whether embeddings are linearly separable
 
-DIR has a folder per identity, IDENTITY/FILE, or SPLIT/IDENTITY/FILE with the splits train, val (or
-dev) and test; or is a tar file of such a folder.  Without splits, images of each identity are drawn
-for validation and test; nothing is drawn if the data have train and val.  Files directly in test/
-are for `predict`.
+DIR is a folder, or a tar file of a folder, with the files IDENTITY/FILE, or SPLIT/IDENTITY/FILE
+where SPLIT is train, val (or dev) or test.  If the data have no splits, images of each identity are
+drawn for validation and test; if they have train and val, nothing is drawn.  Files directly in
+test/ are for `predict`.
 
-The 40 identities of ORL, 64 pixels, 60 epochs, 5 minutes on 2 CPU cores of a shared machine: with
-`--size 64 --val-fraction 0 --test-fraction .3`, 7 images each for training, the last checkpoint has
-an accuracy of 0.992 on the other 120 images.  Twelve identities of LFW, with the split of the data:
+On the 40 identities of ORL, `--size 64 --val-fraction 0 --test-fraction .3` trains on 7 images of
+each; the last checkpoint has an accuracy of 0.992 on the other 120 images, after 60 epochs in 5
+minutes on 2 CPU cores of a shared machine.  On twelve identities of LFW, which come with a split,
 `--size 64 --epochs 40 --cutout .3 --label-smoothing .1` gives an accuracy of 0.985 on the 65 test
 images, and AUC .991 and equal error rate .026 on their pairs, in 12 minutes on a shared machine.
 
-Unseen identities are harder.  Scores on all pairs of images of 20 identities of ORL, by the last
-checkpoint of a training on the 20 others (`--identities 20 --val-fraction 0 --test-fraction 0`):
+Identities not seen in training are harder to tell apart.  The table has scores on all pairs of
+images of 20 identities of ORL, for the last checkpoint of a training on the 20 others
+(`--identities 20 --val-fraction 0 --test-fraction 0`):
 
 | further options | AUC | equal error rate |
 |---|---|---|
@@ -31,14 +32,16 @@ checkpoint of a training on the 20 others (`--identities 20 --val-fraction 0 --t
 | the same, more augmentation: `--cutout .4 --scale .8 1.25 --shift .1` | .945 | .100 |
 | this augmentation, `--head arcface --logit-scale 16 --margin .3` | .952 | .126 |
 
-ImageNet weights are `--model lite0 --weights package:lite0 --backbone-stages 6 --freeze-stages 6
---embedding-dim 0 --bnneck true --size 96 --epochs 40`; in the second row `--freeze-stages 5
---freeze-bn --backbone-lr .1 --label-smoothing .1 --epochs 30` instead.  Triplets have
-`--embedding-loss-weight 1`, more augmentation also `--brightness-contrast .4 --label-smoothing .1`.
+The first row has the options `--model lite0 --weights package:lite0 --backbone-stages 6
+--freeze-stages 6 --embedding-dim 0 --bnneck true --size 96 --epochs 40`; the second has
+`--freeze-stages 5 --freeze-bn --backbone-lr .1 --label-smoothing .1 --epochs 30` in place of the
+same options of the first.  The rows with triplets also have `--embedding-loss-weight 1`, and those
+with more augmentation `--brightness-contrast .4 --label-smoothing .1`.
 
-Features of stride 16 separate unseen identities best: without any training, cosines of the
-averaged, centered maps of Lite0 with strides 4, 8, 16 and 32 have an AUC of .945, .967, .989 and
-.970.  From scratch, 20 identities are too few: even pixels, whitened within identities, have .959.
+Features of stride 16 separate unseen identities best: without any training on faces, the cosines of
+averaged and centered feature maps of Lite0 with strides 4, 8, 16 and 32 have an AUC of .945, .967,
+.989 and .970.  Twenty identities are too few for training from scratch: even the cosines of pixels,
+whitened within identities, have an AUC of .959.
 """
 
 from collections.abc import Callable
@@ -68,7 +71,7 @@ if TYPE_CHECKING:
     from jaxdet.data.sources import Source
     from jaxdet.training.experiment import Experiment
 
-MIN_SIZE = 32  # pixels per side that remain for stem and stages
+MIN_SIZE = 32  # pixels per side; smaller images would leave the last stages nothing to convolve
 STEM_STRIDE = 4
 
 STAGED = registry.names("staged")
@@ -90,7 +93,7 @@ _DEEP = (
     "--activation relu6"
 )
 _LAST = f"{_DEEP} --strides 1 1 2 2 2 --se-ratios .25 .25 .25 .25 .25 --optimizer sgd"
-_AUTHOR_ROWS = (  # options, epochs, restart period or 0; see docs/assignments.md
+_AUTHOR_ROWS = (  # (options, epochs, restart period or 0) of a run; see docs/assignments.md
     (  # strides of 2 where channels double
         f"{_PLAIN} --block convnext --channels 32 32 64 64 128 128 128 128 "
         "--strides 1 1 2 1 2 1 1 1 --optimizer sgd --lr .01",
@@ -117,13 +120,14 @@ _AUTHOR_ROWS = (  # options, epochs, restart period or 0; see docs/assignments.m
         )
     ),
 )
-PATIENCE = 100  # of early stopping in these rows, and at least the period of the restarts
+PATIENCE = 100  # evaluations; runs with a longer restart period have that period as patience
 
 
 def _reference_rows(scale: int = 1) -> tuple[str, ...]:
-    """Options of each row, with epochs, periods and patience divided by `scale`.
+    """The options of each run of the grids `reference` (`scale` 1) and `reference_tenth` (10).
 
-    If `scale` > 1, epochs are rounded so that the last cosine of each run is complete.
+    Epochs, restart periods and patience are divided by `scale`.  If `scale` > 1, epochs are rounded
+    so that the last cosine of each run is complete.
     """
     rows = []
     for words, epochs, period in _AUTHOR_ROWS:
@@ -146,7 +150,7 @@ else:
 
 @dataclass(frozen=True)
 class Config(BackboneOptions):
-    """Classify faces by embeddings that also compare identities unseen in training."""
+    """Classify faces, by embeddings that can also compare identities not seen in training."""
 
     HPARAMS: ClassVar = ("dropout", "embedding_loss_weight")
     CUTOFFS: ClassVar = {"accuracy": (0.9, 0.84, 0.82), "verification": (0.55, 0.49, 0.3)}
@@ -171,93 +175,105 @@ class Config(BackboneOptions):
     }
 
     root: str = ""
-    """folder or tar file with a folder of images per identity"""
+    """folder or tar file that contains a folder of images for each identity"""
     size: int = 112
     """side of the network's input in pixels"""
     stream: bool = False
-    """read images from disk during training instead of holding them in memory (jaxdet[data])"""
+    """read images from disk during training instead of holding them in memory; needs the package
+    grain: pip install jaxdet[data]"""
     identities: int = 0
-    """number of identities to train on, first by name; the rest form the split `others`; 0: all"""
+    """number of identities to train on, in the order of their names; the remaining identities form
+    the split others; 0: all"""
     val_fraction: float = 0.1
-    """fraction of each identity's images for validation, if the data have no split val; with 0,
-    validation uses the training images, so evaluate the last checkpoint, not the best"""
+    """fraction of each identity's images that is set aside for validation, if the data have no
+    split val; with 0, validation uses the training images, so evaluate the last checkpoint, not the
+    best"""
     test_fraction: float = 0.2
-    """fraction of each identity's images for the test, unless the data have a split test, or both
-    train and val; without test images, the test uses the validation images"""
+    """fraction of each identity's images that is set aside for the test, unless the data have a
+    split test, or both train and val; if there are no test images, the test uses the validation
+    images"""
     train_fraction: float = 1.0
-    """fraction of each identity's training images that is used, at least one image"""
+    """fraction of each identity's training images that is used; at least one image is used"""
     split_seed: int = 0
-    """seed of the random splits and of --train-fraction"""
+    """seed of the random splits and of the random choice of --train-fraction"""
     on_invalid: Literal["skip", "error"] = "skip"
-    """what to do with files that are not readable images: report and leave out (skip), or stop
-    (error)"""
+    """what to do with files that cannot be read as images: report them and leave them out (skip),
+    or stop (error)"""
     model: Model = "resnet18"
-    """backbone"""
+    """backbone of the network"""
     width_multiplier: float = 0.5
-    """resnets: factor of the number of channels; pretrained weights need 1"""
+    """resnets: factor by which the number of channels is multiplied; must be 1 with --weights"""
     backbone_stages: int = 0
-    """number of stages of the backbone that are built, counted from the first; 0: all"""
+    """number of stages of the backbone that are built, counted from the stem; 0: all"""
     channels: tuple[int, ...] = ()
-    """bottleneck, convnext: channels of each stage; empty: the model's own"""
+    """bottleneck, convnext: number of channels in each stage; empty: the model's own"""
     blocks: tuple[int, ...] = ()
-    """bottleneck, convnext: blocks of each stage; empty: the model's own"""
+    """bottleneck, convnext: number of blocks in each stage; empty: the model's own"""
     strides: tuple[int, ...] = ()
     """bottleneck, convnext: stride of each stage; empty: the model's own"""
     dilations: tuple[int, ...] = ()
-    """bottleneck, convnext: dilation of the spatial convolutions of each stage; empty: the model's
+    """bottleneck, convnext: dilation of the spatial convolutions in each stage; empty: the model's
     own"""
     se_ratios: tuple[float, ...] = ()
-    """bottleneck, convnext: hidden channels of squeeze-and-excitation as a fraction of each stage's
-    channels, usually .25; 0 leaves it out; empty: the model's own"""
+    """bottleneck, convnext: for each stage, the hidden channels of squeeze-and-excitation as a
+    fraction of the stage's channels, usually .25; 0: no squeeze-and-excitation; empty: the model's
+    own"""
     stage_dropout: tuple[float, ...] = ()
-    """bottleneck: dropout rate after each stage; convnext: probability that an image skips the
-    residual branch of a block in each stage (stochastic depth); empty: the model's own"""
+    """bottleneck: dropout rate after each stage; convnext: for each stage, the probability that an
+    image skips the residual branch of a block (stochastic depth); empty: the model's own"""
     block: Literal["inverted", "convnext"] = "inverted"
-    """bottleneck: type of the blocks: inverted residual, or ConvNeXt's"""
+    """bottleneck: type of the blocks, inverted residual (inverted) or ConvNeXt block (convnext)"""
     depthwise: bool = True
-    """bottleneck, convnext: depthwise spatial convolutions"""
+    """bottleneck, convnext: make the spatial convolutions of the blocks depthwise"""
     activation: Literal["default", "relu", "relu6", "gelu"] = "default"
     """bottleneck, convnext: activation; default: relu6 for bottleneck, gelu for convnext"""
     embedding_dim: int = 256
-    """dimension of embeddings; 0: the channels of the last map"""
+    """dimension of the embeddings, which a linear layer computes from the averaged last feature
+    map; 0: no such layer, the average is the embedding"""
     bnneck: bool = False
-    """batch norm of the embedding (arXiv:1903.07071)"""
+    """apply batch norm to the embedding (BNNeck, arXiv:1903.07071)"""
     fc_widths: tuple[int, ...] = ()
-    """widths of the classifier's hidden layers"""
+    """number of units of each hidden layer of the classifier; empty: a linear classifier"""
     dropout: float = 0.0
-    """dropout rate of embeddings before the classifier"""
+    """dropout rate of the embedding and of the hidden layers in the classifier; 0: no dropout"""
     head: Literal["softmax", "arcface", "cosface", "l_softmax", "lgm"] = "softmax"
-    """logits in training: plain softmax, or with a margin"""
+    """how logits are computed in training: by a linear layer (softmax), or with a margin for the
+    true identity (arcface, cosface, l_softmax, lgm)"""
     logit_scale: float = 0.0
-    """arcface, cosface: factor of the cosines; 0: 64 as in the papers, suited to many identities"""
+    """arcface, cosface: factor that turns cosines into logits; 0: 64, the value of the papers,
+    which suits many identities"""
     margin: float = 0.0
-    """margin of --head (l_softmax: 1, 2, 3 or 4); 0: the value in its paper"""
+    """margin of --head, for l_softmax 1, 2, 3 or 4; softmax has none; 0: the value of the head's
+    paper"""
     embedding_loss: Literal["none", "center", "contrastive", "triplet_hard", "triplet_semihard"] = (
         "none"
     )
-    """metric-learning loss of the embeddings, added to the cross-entropy"""
+    """metric-learning loss of the embeddings that is added to the classification loss"""
     embedding_loss_weight: float = 0.003
-    """weight of --embedding-loss: 0.003 for center, as in its paper; about 1 for pairs and
-    triplets"""
+    """weight of --embedding-loss: 0.003 for center, as in its paper; about 1 for contrastive and
+    the triplet losses"""
     samples_per_class: int = 0
-    """images per identity in a batch (PK sampling), usually 4 for pairs and triplets; 0 shuffles
-    images independently of identities"""
+    """number of images per identity in a batch (PK sampling), usually 4 for contrastive and the
+    triplet losses; 0: images are shuffled regardless of their identities"""
     label_smoothing: float = 0.0
-    """label smoothing"""
+    """fraction of the target probability that is spread evenly over all identities; 0: no label
+    smoothing"""
     tta: bool = True
-    """add to the embedding of each image the embedding of its mirror image"""
+    """test-time augmentation: add the embedding of the mirror image to the embedding of an image"""
     flip: bool = True
     """flip half of the training images horizontally"""
     scale: tuple[float, float] = (0.9, 1.1)
-    """range of the random scale of training images"""
+    """range of the random factor by which training images are scaled; 1 1: no scaling"""
     shift: float = 0.06
-    """largest random translation, as a fraction of a side"""
+    """largest random translation of training images, as a fraction of the image's side; 0: none"""
     rotate: float = 0.0
-    """largest random rotation in degrees"""
+    """largest random rotation of training images, in degrees; 0: no rotation"""
     brightness_contrast: float = 0.2
-    """largest random change of brightness and contrast, as a fraction"""
+    """largest random change of brightness, as a fraction of white, and of contrast, as a fraction
+    of its value; 0: no change"""
     cutout: float = 0.0
-    """largest side of a random gray rectangle in training images, as a fraction of the image"""
+    """largest side of a random gray rectangle in each training image, as a fraction of the image's
+    side; 0: no rectangle"""
     best: Literal["accuracy", "auc"] = "accuracy"
     epochs: int = 60
     batch: int = 32
@@ -269,7 +285,7 @@ class Config(BackboneOptions):
 
 
 def network(config: Config, classes: int = 40) -> "tuple[nn.Module, tuple[int, ...]]":
-    """The network of a `Config`, and the shape [B, H, W, C] of its input."""
+    """The network of a `Config`, and its input shape (B, H, W, C)."""
     from jaxdet.models.embedder import Embedder
     from jaxdet.models.layers import layer_options
 
@@ -302,7 +318,7 @@ def _features(config: Config) -> "Callable[..., nn.Module]":
 
 
 def _stage_fields(config: Config) -> dict[str, Any]:
-    """Fields of a network in `STAGED` that differ from their defaults."""
+    """Fields, by name, of a network in `STAGED` that the options set."""
     from flax import linen as nn
 
     from jaxdet.models import convnext, layers
@@ -333,14 +349,14 @@ def _normalization(config: Config) -> "Normalization":
 
 
 def summarize(root: str) -> tuple[list[dict[str, Any]], list[str]]:
-    """`data.faces.summarize` of a folder, for `jaxdet data inspect`."""
+    """(a table row per identity, notes) on the data at `root`, for `jaxdet data inspect`."""
     from jaxdet.data import faces
 
     return faces.summarize(root)
 
 
 def build(config: Config) -> "Experiment":
-    """The experiment of a `Config`, with its data."""
+    """Read the data of a `Config`, and build its experiment."""
     from jaxdet.data import faces
 
     data = faces.read_dataset(config)
@@ -351,7 +367,7 @@ def build(config: Config) -> "Experiment":
 def from_splits(
     config: Config, classes: tuple[str, ...], splits: "dict[str, Source]"
 ) -> "Experiment":
-    """The experiment of a `Config` for given sources, {split: source}."""
+    """The experiment of a `Config` on given data, {split: source}."""
     from jaxdet.data import images, sampler
     from jaxdet.tasks.verify import VerificationTask
     from jaxdet.training.experiment import Experiment
@@ -425,7 +441,7 @@ def _transform(config: Config) -> Callable:
 
 
 def table_row(config: Config) -> dict[str, Any]:
-    """Columns of a run in the table of a sweep: its network, schedule and optimizer."""
+    """A run's row in the table of `jaxdet compare --report`: network, schedule, optimizer."""
     staged = config.model in STAGED
     parts = [config.model]
     if staged:
@@ -538,7 +554,11 @@ def _check_stage_options(config: Config) -> None:
 
 
 def _stage_count(config: Config) -> int:
-    """Number of stages; InputError if a changed number of channels requires a missing option."""
+    """Number of stages: of --channels, or of the model without that option.
+
+    Raises InputError if --channels changes this number and an option with a value per stage is
+    missing.
+    """
     default = len(registry.get(config.model).build().widths)
     count, needed = len(config.channels) or default, _NEEDED[config.model]
     if count != default and not getattr(config, needed):

@@ -1,13 +1,14 @@
-"""Objects: label and box of the one object in an image.
+"""Objects: predict the label and the box of the one object in an image.
 
     jaxdet data inspect objects --root DIR
     jaxdet train objects --root DIR --epochs 30 --lr 2e-3
     jaxdet eval runs/objects --split all
 
-DIR has `images/LABEL/...` and `annotations/LABEL.csv`, one line per image: file,x0,y0,x1,y1,label.
-On the 2,033 images of Caltech-101's airplanes, faces and motorcycles (--split-seed 0; 204 test
-images), checkpoints selected on validation, one run of one seed; results of the author of the
-assignment in brackets; shared: other programs ran on the machine:
+DIR has images in `images/LABEL/` and their boxes in `annotations/LABEL.csv`, one line per image:
+file,x0,y0,x1,y1,label.  The table has scores on 204 test images of the 2,033 airplanes, faces and
+motorcycles of Caltech-101 (--split-seed 0), of the checkpoint selected on validation, for one run
+of one seed each.  Results of the author of the assignment are in parentheses; "shared" means that
+other programs ran on the machine.
 
 | network, command | accuracy | mean IoU | IoU > .5 | IoU > .7 | time, 2 CPU cores |
 |---|---|---|---|---|---|
@@ -21,12 +22,12 @@ per_cell --size 160 --epochs 12 --lr 1e-3 --clip 1 --warmup 100 --box-weight 5`;
 to 140 s on an idle machine.  With `--box-head mlp` its validation IoU was .58 after the first epoch
 and .70 after four; with `per_cell` .69 after the first and .82 after two.
 
-Experiments (`python -m benchmarks.experiments`, `benchmarks/RESULTS.md`) with Simple at 112 pixels:
-20, 50 and 200 epochs give a mean IoU of .818, .818 and .831, and .873, .917 and .951 of the boxes
-have an IoU above .7; trained on 1, 5, 10 and 20% of the images, accuracy is .387, .667, .912 and
-.975.  Without dropout and batch norm, 200 epochs give .842, for the best checkpoint and the last.
-Lite0 in 6 epochs reaches .700 from scratch, .867 with frozen ImageNet features, and .873
-fine-tuned.
+In experiments with Simple at 112 pixels (`python -m benchmarks.experiments`,
+`benchmarks/RESULTS.md`), 20, 50 and 200 epochs give a mean IoU of .818, .818 and .831, and .873,
+.917 and .951 of the boxes have an IoU above .7.  Trained on 1, 5, 10 and 20% of the images, it has
+an accuracy of .387, .667, .912 and .975.  Without dropout and batch norm, 200 epochs give a mean
+IoU of .842, both for the best checkpoint and for the last.  Lite0 reaches, in 6 epochs, a mean IoU
+of .700 from scratch, .867 with frozen ImageNet features, and .873 fine-tuned.
 
 On an idle machine, an epoch of Simple takes 35 to 40 s; validation IoU exceeds .80 in the second or
 third epoch.
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
     from jaxdet.training.experiment import Experiment
 
 SET_NAMES = {"val": "validation"}  # of splits, in `report`
-MIN_SIZE = 64  # pixels per side that remain for every network's pools
+MIN_SIZE = 64  # pixels per side; the pools of some networks leave nothing of smaller images
 
 if TYPE_CHECKING:
     Model = str
@@ -67,44 +68,48 @@ else:
 
 @dataclass(frozen=True)
 class Config(TrainConfig):
-    """Label and box of the one object in an image."""
+    """Predict the label and the box of the one object in an image."""
 
     HPARAMS: ClassVar = ("class_weight", "box_weight", "dropout_scale")
     SUBSET_FIELDS: ClassVar = ("train_fraction",)
 
     root: str = ""
-    """folder with images/ and annotations/"""
+    """folder that contains the folders images and annotations"""
     size: int = 224
     """side of the network's input in pixels"""
     val_fraction: float = 0.1
-    """fraction of all images for validation"""
+    """fraction of all images that is set aside for validation"""
     test_fraction: float = 0.1
-    """fraction of all images for the test"""
+    """fraction of all images that is set aside for the test"""
     train_fraction: float = 1.0
-    """fraction of all images for training, limited to the images that the other splits leave"""
+    """number of training images as a fraction of all images; at most the images that are not set
+    aside are used"""
     split_seed: int = 0
-    """seed of the shuffle before splitting"""
+    """seed of the random order in which images are divided into splits"""
     split_files: str = ""
-    """folder with an existing split: training_data.csv, val_data.csv and test_data.csv"""
+    """folder with an existing split in training_data.csv, val_data.csv and test_data.csv; empty:
+    split at random"""
     on_invalid: Literal["skip", "error"] = "skip"
-    """what to do with unusable images or boxes: report and leave out (skip), or stop (error)"""
+    """what to do with unusable images and boxes: report them and leave them out (skip), or stop
+    (error)"""
     model: Model = "simple"
-    """network"""
+    """network: a small one (simple, deeper, vgg), or a classifier's backbone with two branches (the
+    others)"""
     transfer: Literal["scratch", "frozen", "finetune"] = "scratch"
-    """features: trained from random values (scratch), or initialized by --weights and then kept
-    (frozen) or trained further (finetune)"""
+    """how the feature layers start and train: from random values (scratch), or from --weights and
+    then kept (frozen) or trained further (finetune)"""
     unfreeze_last: int = 0
-    """with --transfer frozen: number of stages, counted from the last, that are trained"""
+    """with --transfer frozen: number of stages, counted from the last, that are trained; 0: none"""
     weights: str = ""
-    """pretrained weights of the features: a .safetensors or .pth file, hf:OWNER/NAME, or
-    package:lite0"""
+    """pretrained weights of the feature layers, for --transfer frozen or finetune: a .safetensors
+    or .pth file, hf:OWNER/NAME, or package:lite0"""
     box_head: Literal["mlp", "per_cell"] = "mlp"
-    """box branch: fully connected layers on pooled features (mlp), or the weighted mean of one box
-    per cell of the feature maps (per_cell)"""
+    """how the box is predicted: by fully connected layers from pooled features (mlp), or as the
+    weighted mean of the boxes that all cells of a feature map predict (per_cell: resnets, lite0)"""
     norm: bool = True
-    """batch norm in the features"""
+    """use batch norm in the feature layers; lite0 cannot do without"""
     dropout_scale: float = 1.0
-    """factor of the network's dropout rates; 0 turns dropout off"""
+    """factor of the network's dropout rates; 0: no dropout"""
     box_loss: Literal["mse", "smooth_l1", "giou", "diou", "ciou"] = "ciou"
     """box loss"""
     class_weight: float = 1.0
@@ -112,15 +117,17 @@ class Config(TrainConfig):
     box_weight: float = 2.0
     """weight of the box loss"""
     label_smoothing: float = 0.0
-    """label smoothing"""
+    """fraction of the target probability that is spread evenly over all classes; 0: no label
+    smoothing"""
     flip: bool = True
     """flip half of the training images horizontally"""
     scale: tuple[float, float] = (0.8, 1.25)
-    """range of the random scale of training images"""
+    """range of the random factor by which training images are scaled; 1 1: no scaling"""
     shift: float = 0.1
-    """largest random translation, as a fraction of a side"""
+    """largest random translation of training images, as a fraction of the image's side; 0: none"""
     brightness_contrast: float = 0.3
-    """largest random change of brightness and contrast, as a fraction"""
+    """largest random change of brightness, as a fraction of white, and of contrast, as a fraction
+    of its value; 0: no change"""
     epochs: int = 20
     batch: int = 32
     eval_batch: int = 68
@@ -134,7 +141,7 @@ class Config(TrainConfig):
 
 
 def network(config: Config, classes: int = 3) -> "tuple[nn.Module, tuple[int, ...]]":
-    """The network of a `Config`, and the shape [B, H, W, C] of its input."""
+    """The network of a `Config`, and its input shape (B, H, W, C)."""
     from jaxdet.models.layers import layer_options
     from jaxdet.models.localizer import DenseBoxHead, Localizer
 
@@ -158,21 +165,21 @@ def network(config: Config, classes: int = 3) -> "tuple[nn.Module, tuple[int, ..
 
 
 def summarize(root: str) -> tuple[list[dict[str, Any]], list[str]]:
-    """`data.localization.summarize` of a folder, for `jaxdet data inspect`."""
+    """(a table row per label, notes) on the data in `root`, for `jaxdet data inspect`."""
     from jaxdet.data import localization
 
     return localization.summarize(root)
 
 
 def split_tables(options: Any) -> tuple:
-    """`data.localization.split_tables` of the options of `jaxdet data split`."""
+    """The tables that `jaxdet data split` writes; see `data.localization.split_tables`."""
     from jaxdet.data import localization
 
     return localization.split_tables(options)
 
 
 def report(scores: Mapping[str, Any], split: str) -> str:
-    """The scores of a split as assignment 0 prints them: accuracies by label, then all scores.
+    """Text for `jaxdet eval --report`: accuracy of each label, as in assignment 0, then all scores.
 
     Labels are in the order in which the data are read.
     """
@@ -192,7 +199,7 @@ def report(scores: Mapping[str, Any], split: str) -> str:
 
 
 def build(config: Config) -> "Experiment":
-    """The experiment of a `Config`, with its data."""
+    """Read the data of a `Config`, and build its experiment."""
     from jaxdet.data import localization
 
     data = localization.read_dataset(config)
@@ -206,10 +213,10 @@ def build(config: Config) -> "Experiment":
 
 
 def build_external(config: Config, classes: tuple[str, ...], split: "Path") -> "Experiment":
-    """The experiment of a run, with its `Config` and `classes`, on the data in `config.root`.
+    """The experiment of a finished run, with its `Config` and `classes`, on data in `config.root`.
 
-    Data that contain every row of the split in the folder `split` are the run's own data and keep
-    this split.  Of any other data, all images form the split `test`.
+    Data that contain every row of the run's split, which the folder `split` holds, are the run's
+    own data and keep this split.  Of any other data, all images form the split `test`.
     """
     from jaxdet.data import detection, external_images, localization
 
@@ -223,7 +230,7 @@ def build_external(config: Config, classes: tuple[str, ...], split: "Path") -> "
 
 
 def _subset(whole: "Experiment", config: Config) -> "Experiment":
-    """The experiment `whole` with the first training images only, by `config.train_fraction`."""
+    """The experiment `whole` with only the first training images; see `config.train_fraction`."""
     from jaxdet.data import localization
 
     annotations, _ = localization.read_splits(config)
@@ -238,7 +245,7 @@ def _subset(whole: "Experiment", config: Config) -> "Experiment":
 def from_splits(
     config: Config, classes: tuple[str, ...], splits: "dict[str, Source]"
 ) -> "Experiment":
-    """The experiment of a `Config` for given sources, {split: source}."""
+    """The experiment of a `Config` on given data, {split: source}."""
     from jaxdet.data import images, localization
     from jaxdet.tasks.localize import LocalizationTask
     from jaxdet.training.experiment import Experiment
@@ -299,7 +306,9 @@ def check(config: Config) -> None:
     if config.size < MIN_SIZE:
         raise InputError(f"--size must be at least {MIN_SIZE} pixels, got {config.size}")
     if config.transfer != "scratch" and not config.weights:
-        raise InputError(f"--transfer {config.transfer} needs --weights FILE")
+        raise InputError(
+            f"--transfer {config.transfer} needs --weights: a file, hf:OWNER/NAME or package:lite0"
+        )
     if config.weights and config.transfer == "scratch":
         raise InputError("--weights needs --transfer frozen or finetune, got scratch")
     stages = len(registry.stage_names(config.model))

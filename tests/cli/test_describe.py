@@ -118,8 +118,8 @@ def test_time_measures_and_draws(monkeypatch, tmp_path, capsys, form):
 
 
 REFUSED = {
-    "unknown model": (["lenett"], "no model and no run 'lenett'; .*nearest first: lenet, "),
-    "folder without a run": (["."], "no model and no run '.'"),
+    "unknown model": (["lenett"], "'lenett' is neither a model nor .*nearest first: lenet, "),
+    "folder without a run": (["."], "'.' is neither a model nor a run folder"),
     "too small": (
         ["lenet", "--input", "1x8x8x3"],
         "layer conv2: its output is empty, 1x0x0x16 from 1x2x2x6; .*--input",

@@ -553,11 +553,11 @@ REFUSED = {
             "--anchor-ratios",
             "1,2,3",
         ],
-        "--anchors-per-cell must be .* a multiple of the 3 ratios, got 4",
+        "--anchors-per-cell must be .* a multiple of 3, the number of ratios, got 4",
     ),
     "scales": (
         ["train", "detect", "--root", "data", "--anchors-per-cell", "4", "--anchor-scales", "4"],
-        "--anchors-per-cell must be .* 1 scales x 1 ratios, got 4",
+        "--anchors-per-cell must be .* times the number of ratios, 1, got 4",
     ),
     "no anchors": (
         ["train", "detect", "--root", "data", "--anchor-ratios", "2"],

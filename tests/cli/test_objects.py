@@ -280,7 +280,7 @@ def test_every_image_from_elsewhere_is_evaluated(place, capsys):
     (found,) = answers("eval", "run", "--root", "web")
     unread, bare = capsys.readouterr().err.splitlines()
     assert re.search("1 images or rows .*none.jpg: not a readable image", unread)
-    assert "no box: the loss is left out, box scores are of the other 1" in bare
+    assert "no box: the loss is left out, and the box scores cover only the other 1" in bare
     counts = {name: of["count"] for name, of in found["labels"].items()}
     assert (found["split"], found["count"], counts) == ("test", 4, {"cup": 3, "key": 0, "pen": 1})
     predicted = {of["image"]: of for of in answers("predict", "run", "--root", "web")}
@@ -524,8 +524,8 @@ REFUSED = {
     "root missing": (["train", "objects", "--root", "gone"], "--root .*gone: no such folder"),
     "root without tables": (["train", "objects", "--root", "run"], "run/annotations: no tables"),
     "size": ([*TRAIN, "--size", "63"], "--size must be at least 64 pixels, got 63"),
-    "frozen": ([*TRAIN, "--transfer", "frozen"], "--transfer frozen needs --weights FILE"),
-    "finetune": ([*TRAIN, "--transfer", "finetune"], "--transfer finetune needs --weights FILE"),
+    "frozen": ([*TRAIN, "--transfer", "frozen"], "--transfer frozen needs --weights"),
+    "finetune": ([*TRAIN, "--transfer", "finetune"], "--transfer finetune needs --weights"),
     "scratch": (
         [*TRAIN, "--weights", "a.pth"],
         "--weights needs --transfer frozen or finetune, got scratch",

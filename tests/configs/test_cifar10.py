@@ -111,7 +111,7 @@ def test_training_images_are_augmented_by_the_options(config, change):
 
 
 REFUSED = {
-    "--val-fraction must be above 0, got 0: validation selects": {"val_fraction": 0.0},
+    "--val-fraction must be above 0, got 0: validation images select": {"val_fraction": 0.0},
     "--val-fraction must be at least 0 and below 1, got 1": {"val_fraction": 1.0},
     "--val-fraction must leave images for training, got 0.99 of 36 images": {"val_fraction": 0.99},
     "--train-fraction must be above 0 and at most 1, got 0": {"train_fraction": 0.0},
