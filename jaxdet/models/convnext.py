@@ -1,9 +1,10 @@
-"""ConvNeXts (Liu et al. 2022, arXiv:2201.03545): ResNets modernized after vision transformers.
+"""ConvNeXts (Liu et al. 2022, arXiv:2201.03545): ResNets modernized like vision transformers.
 
     logits = Tiny().apply(variables, images)  # [B, 1000]
     c2, c3, c4, c5 = Tiny(classes=0).apply(variables, images)  # strides 4, 8, 16 and 32
 
-Tiny has 28,589,128 parameters and, at 224 x 224 pixels, 4.456 G multiply-adds, as torchvision's.
+Tiny has 28,589,128 parameters and, at 224 x 224 pixels, 4.456 G multiply-adds, the numbers of
+torchvision's convnext_tiny.
 """
 
 import re
@@ -23,16 +24,16 @@ GELU = partial(nn.gelu, approximate=False)
 
 
 class Block(layers.ConvModule):
-    """Depthwise 7x7 convolution, layer norm, an MLP four times as wide, and the shortcut.
+    """A residual block of a 7x7 convolution, layer norm, and an MLP with 4 C hidden units.
 
-    depthwise: whether the 7x7 convolution is depthwise.  dilation: its dilation.
+    depthwise: whether the 7x7 convolution is depthwise.  dilation: dilation of this convolution.
     activation: activation of the MLP.
-    squeeze: hidden channels of squeeze-and-excitation after the activation, as a fraction of x's
-      channels; 0, as in the paper, leaves it out.
-    scale: initial factor of each channel of the branch (layer scale, Touvron et al. 2021,
-      arXiv:2103.17239); 0 leaves it out.
-    rate: probability of leaving an image's branch out in training (stochastic depth, Huang et al.
-      2016, arXiv:1603.09382).
+    squeeze: hidden channels of squeeze-and-excitation after the activation, as a fraction of C; 0,
+      as in the paper, leaves squeeze-and-excitation out.
+    scale: initial value of the trainable factor of each channel of the residual branch (layer
+      scale, Touvron et al. 2021, arXiv:2103.17239); 0 leaves the factors out.
+    rate: probability that an image skips the residual branch in training (stochastic depth, Huang
+      et al. 2016, arXiv:1603.09382).
     """
 
     epsilon: float = 1e-6
@@ -46,7 +47,7 @@ class Block(layers.ConvModule):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False, dropout_scale: float | Array = 1.0) -> Array:
-        """[B, H, W, C] to the same shape; `dropout_scale` multiplies the rate."""
+        """Map x [B, H, W, C] to the same shape; `dropout_scale` multiplies the rate."""
         width = x.shape[-1]
         dense = {"kernel_init": self.kernel_init, "dtype": self.dtype}
         name, groups = ("depthwise", width) if self.depthwise else ("conv", 1)
@@ -70,14 +71,17 @@ class Block(layers.ConvModule):
 
 
 class ConvNeXt(layers.Freezable):
-    """A stem of 4x4 patches, stages of blocks, 2x2 patches between them, and a linear layer.
+    """A stem that convolves 4x4 patches, stages of blocks, and a linear layer.
 
-    Per stage: widths (channels), blocks (how many), strides (of the patches before it; () means 1,
-    2, 2, ...), squeezes and dilations (of its blocks, see `Block`; () keeps their defaults).
+    Between stages, a convolution of 2x2 patches halves the map.
+
+    widths, blocks: number of channels, and of blocks, in each stage.
+    strides: side of the patches that are convolved before each stage; () means 1, 2, 2, ...
+    squeezes, dilations: `Block.squeeze` and `Block.dilation` in each stage; () keeps the defaults.
     block: constructor of a block.
-    rate: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
-    rates: instead, one rate per stage for all of its blocks.
-    classes: number of classes; 0 returns the maps of the stages instead, strides 4, 8, 16 and 32.
+    rate: rate of stochastic depth in the last block; the rate rises linearly from 0 in the first.
+    rates: one rate of stochastic depth for each stage, in place of `rate`; () uses `rate`.
+    classes: number of classes; 0 returns the maps of the stages instead of logits.
     """
 
     epsilon: float = 1e-6
@@ -100,7 +104,7 @@ class ConvNeXt(layers.Freezable):
 
     @nn.nowrap
     def first_stages(self, count: int) -> dict[str, Any]:
-        """Fields that cut the network off after its first `count` stages."""
+        """Fields of a network that has only the first `count` of these stages."""
         per_stage = ("widths", "blocks", "strides", "squeezes", "dilations", "rates")
         return {name: getattr(self, name)[: count - 1] for name in per_stage}
 
@@ -108,7 +112,7 @@ class ConvNeXt(layers.Freezable):
     def __call__(
         self, x: Array, train: bool = False, dropout_scale: float | Array = 1.0
     ) -> Array | tuple[Array, ...]:
-        """Logits [B, classes] of images [B, H, W, C], or maps, fine to coarse.
+        """Logits [B, classes] of images [B, H, W, C] or, for `classes` 0, maps, fine to coarse.
 
         `dropout_scale` multiplies the rates.
         """
@@ -199,7 +203,7 @@ def torch_name(path: str, modules: Mapping[str, str]) -> str:
 
 
 def weight_map(net: ConvNeXt, arrays: Mapping[str, Array]) -> pretrained.WeightMap:
-    """Weight map of the paper's or timm's files, chosen by the names in `arrays`."""
+    """Weight map of files of the authors or of timm, told apart by the names in `arrays`."""
     paper = "downsample_layers.0.0.weight" in arrays
     names = partial(torch_name, modules=PAPER_MODULES if paper else TIMM_MODULES)
     return pretrained.WeightMap(names, ("norm.",))

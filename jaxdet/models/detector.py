@@ -1,4 +1,4 @@
-"""Detector: backbone, neck and head, and boxes in pixels decoded from the head's outputs.
+"""A detector of a backbone, a neck and a head, whose outputs are decoded to boxes in pixels.
 
     net = Detector(backbone=partial(Lite0, classes=0), neck=partial(FPN, channels=96),
                    head=partial(DecoupledHead, classes=3))
@@ -22,7 +22,10 @@ MAX_LOG_DISTANCE = 8.0  # caps a decoded distance at exp(8) = 2,981 strides
 
 
 class DetectorOutput(NamedTuple):
-    """Predictions for all A anchors: level by level, fine to coarse, row by row, cell by cell."""
+    """Predictions for all A anchors, ordered by level (fine to coarse), row, column, anchor.
+
+    In a network without anchors, A is the number of cells.
+    """
 
     classes: Array  # [B, A, K] logits
     boxes: Array  # [B, A, 4] in pixels of the network's input
@@ -36,11 +39,11 @@ class DetectorOutput(NamedTuple):
 class Detector(nn.Module):
     """A backbone, a neck and a head, given as constructors that take `axis_name` and `name`.
 
-    levels: how many maps of the backbone the neck takes, counted from the coarsest.
-    anchor_scales, anchor_ratios: anchors per cell, one for each pair (see `ops.anchors`).  The head
-      must have as many boxes per cell; its outputs are offsets from these anchors.  Without scales,
-      its outputs give the distances of a box's sides from the center of the cell, and the anchor
-      (for assignment only) is a square with sides of 4 strides.
+    levels: number of maps of the backbone that the neck takes, counted from the coarsest.
+    anchor_scales, anchor_ratios: each cell has one anchor for each pair (see `ops.anchors`), and
+      the head must predict as many boxes per cell, as offsets from these anchors.  Without scales,
+      the head predicts the distances of a box's sides from the center of the cell; the cell's
+      anchor, a square with sides of 4 strides, only serves assignment.
     reg_max: outputs per side of a box.  A single one is the logarithm of the distance in strides;
       several are logits of a distribution over distances, whose mean is the distance (Li et al.
       2020, arXiv:2006.04388).
@@ -94,5 +97,5 @@ class Detector(nn.Module):
 
 
 def _stride(height: int, rows: int) -> int:
-    """Stride of a map with `rows` rows of an image of this height: the nearest power of two."""
+    """Stride of a map with `rows` rows: the power of two nearest to `height / rows`."""
     return 2 ** round(float(np.log2(height / rows)))

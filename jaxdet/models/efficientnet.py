@@ -5,8 +5,8 @@
     *_, last = Lite0(classes=0, head=True).apply(variables, images)  # [B, H/32, W/32, 1280]
 
 Convolutions pad as in TensorFlow: outputs have ceil(size / stride) pixels per side, and an odd
-pixel of padding is at the end.  Lite0 has 4,652,008 parameters and, at 224 x 224 pixels, 0.385 G
-multiply-adds.
+number of padding pixels puts the extra one at the bottom and right.  Lite0 has 4,652,008 parameters
+and, at 224 x 224 pixels, 0.385 G multiply-adds.
 """
 
 import math
@@ -22,7 +22,7 @@ from jaxdet.types import Array
 
 
 class Stage(NamedTuple):
-    """Number of blocks in a stage, and their fields; only the first block has the stride."""
+    """A stage: its number of blocks, and their fields; only the first block has the stride."""
 
     blocks: int
     width: int
@@ -44,7 +44,7 @@ STEM_CHANNELS, HEAD_CHANNELS = 32, 1280
 
 
 class EfficientNetModule(layers.ConvModule):
-    """Base of the modules: padding, batch norm and initial values of TensorFlow's networks."""
+    """Base of the modules, with padding, batch norm and initial values as in TensorFlow."""
 
     epsilon: float = 1e-3
     momentum: float = 0.99
@@ -60,15 +60,19 @@ class EfficientNetModule(layers.ConvModule):
 
     @nn.nowrap
     def activate(self, x: Array, name: str) -> Array:
-        """Apply the activation, under the layer name `name_activation`."""
+        """Apply the activation to x, under the layer name `{name}_activation`."""
         return layers.apply_activation(self.activation, x, f"{name}_activation")
 
 
 class MBConv(EfficientNetModule):
-    """1x1 to more channels, depthwise, squeeze-and-excitation, 1x1 to fewer, and the shortcut.
+    """An inverted residual block with squeeze-and-excitation.
 
-    expand: factor of the hidden channels; 1 leaves out the first convolution.  squeeze: hidden
-    channels of squeeze-and-excitation, as a fraction of x's channels; 0 leaves it out.
+    A 1x1 convolution to more channels, a depthwise convolution, squeeze-and-excitation, and a 1x1
+    convolution to fewer channels, with a shortcut.
+
+    width: output channels.  kernel, stride: of the depthwise convolution.
+    expand: hidden channels as a multiple of C; 1 leaves the first convolution out.
+    squeeze: hidden channels of squeeze-and-excitation as a fraction of C; 0 leaves it out.
     """
 
     width: int = 16
@@ -79,7 +83,7 @@ class MBConv(EfficientNetModule):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        """[B, H, W, C] to [B, H / stride, W / stride, width], sides rounded up.
+        """Map x [B, H, W, C] to [B, H / stride, W / stride, width], sides rounded up.
 
         x is added if the stride is 1 and C is `width`.
         """
@@ -102,7 +106,8 @@ class MBConv(EfficientNetModule):
 class EfficientNet(EfficientNetModule, layers.Freezable):
     """A stem, stages of MBConv blocks, a 1x1 convolution (the head) and a linear layer.
 
-    stages: the stages before multipliers apply.  width, depth: multipliers of channels and blocks.
+    stages: the stages to which the multipliers are applied.
+    width, depth: multipliers of the number of channels, and of blocks.
     fixed_ends: whether multipliers leave the channels of stem and head, and the blocks of the first
       and last stage, as they are.
     squeeze: see `MBConv`.
@@ -120,18 +125,18 @@ class EfficientNet(EfficientNetModule, layers.Freezable):
 
     @nn.nowrap
     def stage_names(self) -> tuple[str, ...]:
-        """`stem`, `stage1`, ..., and `head` where there is one."""
+        """`stem`, `stage1`, `stage2`, ..., and `head` if there is one."""
         head = ("head",) if self.classes or self.head else ()
         return ("stem", *(f"stage{i}" for i in range(1, len(self.stages) + 1)), *head)
 
     @nn.nowrap
     def first_stages(self, count: int) -> dict[str, Any]:
-        """Fields that cut the network off after its first `count` stages."""
+        """Fields of a network that has only the first `count` of these stages."""
         return {"stages": self.stages[: count - 1]}
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array | tuple[Array, ...]:
-        """Logits [B, classes] of images [B, H, W, C], or maps, fine to coarse."""
+        """Logits [B, classes] of images [B, H, W, C] or, for `classes` 0, maps, fine to coarse."""
         stem, head = (
             n if self.fixed_ends else layers.round_to_8(n * self.width)
             for n in (STEM_CHANNELS, HEAD_CHANNELS)
@@ -231,7 +236,7 @@ def torch_name(path: str, stages: tuple[Stage, ...] = STAGES) -> str:
 
     `batch_stats/stage1_block1/depthwise_norm/mean` is `_blocks.0._bn1.running_mean`.
     stages: `scaled_stages` of the network; by default the stages of B0 and Lite0.
-    Raises KeyError where the network has no such module.
+    Raises KeyError for a variable that the network does not have.
     """
     block, module, leaf = _parse(path, stages)
     place = f"_blocks.{block[0]}." if block else ""
@@ -255,7 +260,10 @@ def timm_name(path: str, stages: tuple[Stage, ...] = STAGES) -> str:
 
 
 def _parse(path: str, stages: tuple[Stage, ...]) -> tuple[tuple[int, int, int] | None, str, str]:
-    """((number of the block, its stage, number in the stage) or None, module, leaf) of a path."""
+    """(block, module, leaf) of a path, where block is None outside the stages.
+
+    Otherwise block is (number among all blocks, number of its stage, number in the stage), from 0.
+    """
     _, first, *rest, leaf = path.split("/")
     places = [(i, j) for i, stage in enumerate(stages) for j in range(stage.blocks)]
     blocks = {f"stage{i + 1}_block{j + 1}": (n, i, j) for n, (i, j) in enumerate(places)}
@@ -264,6 +272,6 @@ def _parse(path: str, stages: tuple[Stage, ...]) -> tuple[tuple[int, int, int] |
 
 
 def weight_map(net: EfficientNet, arrays: Mapping[str, Array]) -> pretrained.WeightMap:
-    """Weight map of EfficientNet-PyTorch's or timm's files, chosen by the names in `arrays`."""
+    """Weight map of files of EfficientNet-PyTorch or timm, told apart by the names in `arrays`."""
     name = timm_name if "conv_stem.weight" in arrays else torch_name
     return pretrained.WeightMap(partial(name, stages=net.scaled_stages()), HEADS)

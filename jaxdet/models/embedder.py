@@ -21,30 +21,30 @@ from jaxdet.types import Array
 
 
 class ClassVariances(nn.Module):
-    """Trainable log-variances of each class's embeddings, initially 0.
+    """A trainable log-variance for each class and each dimension of the embedding, initially 0.
 
-    Weight decay draws them to 0, a variance of 1.
+    Weight decay draws them to 0, which is a variance of 1.
     """
 
     classes: int
 
     @nn.compact
     def __call__(self, embedding: Array) -> Array:
-        """[classes, D] for embeddings [B, D]."""
+        """The log-variances [classes, D] for embeddings [B, D]."""
         return self.param("log", nn.initializers.zeros, (self.classes, embedding.shape[1]))
 
 
 class Embedder(nn.Module):
-    """Global average of a backbone's last map, a linear embedding, and a classifier on it.
+    """A backbone, the global average of its last map, a linear embedding, and a classifier.
 
-    features: constructor of the backbone, given `axis_name` and `name`; the last map is used.
-    dim: dimension of the embedding; 0 uses the average itself.
-    bnneck: batch norm of the embedding, with scales and without shifts (Luo et al. 2019,
+    features: constructor of the backbone, called with `axis_name` and `name`.
+    dim: dimension of the embedding; 0 uses the average itself as embedding.
+    bnneck: whether the embedding has batch norm, with scales and without shifts (Luo et al. 2019,
       arXiv:1903.07071).
     hidden: widths of the classifier's hidden layers, with ReLU; with () it is one linear layer,
       whose kernel [D, classes] holds the class weights of `jaxdet.losses.metric_learning`.
-    rates: dropout rates of the embedding and of each hidden layer, in the classifier only; () means
-      no dropout.
+    rates: dropout rates in the classifier, of the embedding and of each hidden layer; () means no
+      dropout.
     variances: whether each class has trainable variances, for `metric_learning.lgm`; logits here
       are computed without them.
     """

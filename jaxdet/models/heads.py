@@ -19,7 +19,7 @@ PRIOR = 0.01  # initial score of every cell (RetinaNet, arXiv:1708.02002)
 
 
 class HeadOutput(NamedTuple):
-    """Outputs for all A anchors: level by level, fine to coarse, row by row, cell by cell."""
+    """Outputs for all A anchors, ordered by level (fine to coarse), row, column, anchor."""
 
     classes: Array  # [B, A, K] logits
     sides: Array  # [B, A, 4 R]: R numbers for each of left, top, right, bottom, or 4 offsets
@@ -29,8 +29,9 @@ class HeadOutput(NamedTuple):
 class DecoupledHead(necks.PyramidModule):
     """The head of YOLOX (Ge et al. 2021, arXiv:2107.08430); levels share no weights.
 
-    A 1x1 stem, a branch of 3x3 convolutions for classes and another for boxes and objectness, and
-    1x1 convolutions to the outputs.  Class scores and objectness start near `PRIOR`.
+    Each level has a 1x1 stem, a branch of 3x3 convolutions for classes, another for boxes and
+    objectness, and 1x1 convolutions to the outputs.  Class scores and objectness start near
+    `PRIOR`.
 
     anchors: boxes per cell.
     outputs: outputs per side of a box; several are logits of a distribution over distances.

@@ -1,9 +1,9 @@
-"""Networks of inverted residual blocks, with a transition before each stage.
+"""Networks of inverted residual blocks, with a 3x3 convolution (transition) before each stage.
 
     net = InvertedResidualNet(widths=(32, 64, 128, 256, 512), strides=(1, 1, 2, 2, 2), classes=7001)
     maps = net.clone(classes=0).apply(variables, images)  # one map per stage
 
-Blocks after Sandler et al. 2018, arXiv:1801.04381.
+The blocks follow Sandler et al. 2018, arXiv:1801.04381.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,11 +17,14 @@ from jaxdet.types import Array
 
 
 class InvertedResidual(layers.ConvModule):
-    """1x1 to more channels, 3x3, squeeze-and-excitation, 1x1 back, and the identity shortcut.
+    """An inverted residual block, with as many output as input channels.
 
-    expand: factor of the hidden channels.  depthwise: whether the 3x3 convolution is depthwise.
-    dilation: its dilation.  squeeze: hidden channels of squeeze-and-excitation, as a fraction of
-    x's channels; 0 leaves it out.
+    A 1x1 convolution to more channels, a 3x3 convolution, squeeze-and-excitation, and a 1x1
+    convolution back to C channels, with an identity shortcut.
+
+    expand: hidden channels as a multiple of C.
+    depthwise, dilation: whether the 3x3 convolution is depthwise, and its dilation.
+    squeeze: hidden channels of squeeze-and-excitation as a fraction of C; 0 leaves it out.
     """
 
     expand: int = 4
@@ -31,7 +34,10 @@ class InvertedResidual(layers.ConvModule):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False, dropout_scale: float | Array = 1.0) -> Array:
-        """[B, H, W, C] to the same shape; `dropout_scale`, which other blocks use, is ignored."""
+        """Map x [B, H, W, C] to the same shape.
+
+        `dropout_scale`, which other types of blocks use, is ignored.
+        """
         channels = x.shape[-1]
         hidden = self.expand * channels
         y = self.conv_norm_act(x, hidden, 1, "expand", train=train)
@@ -53,13 +59,17 @@ def squeeze_excite(block: layers.ConvModule, x: Array, width: float) -> Array:
 
 
 class InvertedResidualNet(layers.Freezable):
-    """A 7x7 stem with a max pool, then stages: a 3x3 transition, blocks, dropout.
+    """A 7x7 stem with a max pool, then stages of a 3x3 transition, blocks and dropout.
 
-    Stem and pool each halve the map.  Per stage: widths (channels), strides (of the transition),
-    blocks (one number for all stages, or one per stage), squeezes and dilations (of the blocks; ()
-    keeps their defaults), rates (of dropout after the stage; () means no dropout).
-    block: constructor of a block, given the fields of a `ConvModule` and, where they are set,
-      `squeeze` and `dilation`.
+    Stem and pool each halve the map.
+
+    widths, strides: channels of each stage, and stride of its transition.
+    blocks: number of blocks, one for all stages or one for each.
+    squeezes, dilations: `squeeze` and `dilation` of the blocks in each stage; () keeps their
+      defaults.
+    rates: dropout rate after each stage; () means no dropout.
+    block: constructor of a block, called with the fields of a `ConvModule` and, where they differ
+      from 0 and 1, `squeeze` and `dilation`.
     classes: number of classes; 0 returns the maps of the stages instead of logits.
     """
 
@@ -82,7 +92,7 @@ class InvertedResidualNet(layers.Freezable):
     def __call__(
         self, x: Array, train: bool = False, dropout_scale: float | Array = 1.0
     ) -> Array | tuple[Array, ...]:
-        """Logits [B, classes] of images [B, H, W, C], or maps, fine to coarse.
+        """Logits [B, classes] of images [B, H, W, C] or, for `classes` 0, maps, fine to coarse.
 
         `dropout_scale` multiplies the dropout rates.
         """
@@ -117,7 +127,7 @@ class InvertedResidualNet(layers.Freezable):
 
 
 def block_fields(squeezes: tuple[float, ...], dilations: tuple[int, ...]) -> list[dict[str, Any]]:
-    """Per stage, the fields `squeeze` and `dilation` of its blocks, where they are set."""
+    """For each stage, the fields `squeeze` (unless 0) and `dilation` (unless 1) of its blocks."""
     return [
         {**({"squeeze": squeeze} if squeeze else {}), **({"dilation": d} if d > 1 else {})}
         for squeeze, d in zip(squeezes, dilations, strict=True)

@@ -16,7 +16,8 @@ from jaxdet.kernels import pool
 from jaxdet.kernels.conv import conv_general_dilated
 from jaxdet.types import Array
 
-# He et al. 2015, arXiv:1502.01852: of convolutions, as in torchvision, and of linear layers.
+# He et al. 2015, arXiv:1502.01852: by fan-out for convolutions, as in torchvision, and by fan-in
+# for linear layers.
 KAIMING_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 KAIMING_FAN_IN = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
@@ -26,8 +27,8 @@ Activation = Callable[[Array], Array]
 def layer_options(*, bfloat16: bool = False, conv: str = "auto") -> dict[str, Any]:
     """Fields of a `ConvModule` that select precision and convolution algorithm.
 
-    conv: "auto" computes convolutions on a CPU by the fastest algorithm for each shape, "lax" by
-    XLA's own; see `jaxdet.kernels.conv`.
+    conv: "auto" computes a convolution on a CPU by the fastest algorithm for its shape, "lax" by
+    XLA's own algorithm; see `jaxdet.kernels.conv`.
     """
     return {
         "conv_general_dilated": partial(conv_general_dilated, impl=conv),
@@ -36,13 +37,14 @@ def layer_options(*, bfloat16: bool = False, conv: str = "auto") -> dict[str, An
 
 
 class ConvModule(nn.Module):
-    """Base of convolutional modules: their common fields, and layers built from them.
+    """Base of convolutional modules, with their common fields and methods that add layers.
 
-    axis_name: device axis over which batch norm averages in training.
-    dtype: data type of the computation; parameters stay float32.
-    conv_general_dilated: replaces `jax.lax.conv_general_dilated`, see `jaxdet.kernels.conv`.
+    axis_name: device axis over which batch norm averages in training; None on one device.
+    dtype: data type of the computation; None follows the inputs; parameters stay float32.
+    conv_general_dilated: function in place of `jax.lax.conv_general_dilated`, such as that of
+      `jaxdet.kernels.conv`.
     norm: whether convolutions are batch-normalized; without it they have a bias.
-    epsilon: added to the variance.  momentum: decay of the running statistics.
+    epsilon: added to the variance in norms.  momentum: decay of the running statistics.
     activation: activation of hidden layers.  kernel_init: initializer of convolution kernels.
     """
 
@@ -57,7 +59,7 @@ class ConvModule(nn.Module):
 
     @nn.nowrap
     def shared_fields(self) -> dict[str, Any]:
-        """The fields above, to pass on to submodules."""
+        """The common fields, by name, to be passed on to submodules."""
         return {name: getattr(self, name) for name in SHARED_FIELDS}
 
     @nn.nowrap
@@ -78,7 +80,8 @@ class ConvModule(nn.Module):
         """Convolve x [B, H, W, C] with a square kernel to [B, h, w, channels].
 
         padding: pixels on each side, or "SAME" or "VALID"; None is `dilation * (kernel // 2)`, as
-          PyTorch's models pad.  kernel_init: by default the field of this name.
+          PyTorch's models pad.
+        kernel_init: initializer of the kernel; None is the field of the same name.
         """
         if padding is None:
             padding = dilation * (kernel // 2)
@@ -110,7 +113,10 @@ class ConvModule(nn.Module):
         bias: bool = False,
         train: bool = False,
     ) -> Array:
-        """`conv` and its batch norm, named `name` and `name_norm`."""
+        """Apply `conv` and, if the field `norm` is set, batch norm.
+
+        The layers are named `{name}` and `{name}_norm`.
+        """
         bias = bias or not self.norm
         options = {"stride": stride, "groups": groups, "dilation": dilation, "bias": bias}
         x = self.conv(x, channels, kernel, name, **options)
@@ -120,7 +126,7 @@ class ConvModule(nn.Module):
     def conv_norm_act(
         self, x: Array, channels: int, kernel: int, name: str, **options: Any
     ) -> Array:
-        """`conv_norm` with these options, and the activation."""
+        """Apply `conv_norm` with these options, and the activation."""
         return self.activate(self.conv_norm(x, channels, kernel, name, **options), name)
 
     @nn.nowrap
@@ -142,19 +148,19 @@ class ConvModule(nn.Module):
 
     @nn.nowrap
     def activate(self, x: Array, name: str) -> Array:
-        """Apply the activation, under a layer name such as `conv1_relu`."""
+        """Apply the activation to x, under a layer name such as `conv1_relu`."""
         own = getattr(self.activation, "__name__", "activation")
         return apply_activation(self.activation, x, f"{name}_{own}")
 
 
 def apply_activation(activation: Activation, x: Array, name: str) -> Array:
-    """Apply an activation under its own layer name."""
+    """Apply an activation to x, under the layer name `name`."""
     with jax.named_scope(name):
         return activation(x)
 
 
 def numbered_stages(count: int) -> tuple[str, ...]:
-    """`stem`, `stage1`, `stage2`, ..."""
+    """The names `stem`, `stage1`, ..., of a network with `count` stages after its stem."""
     return ("stem", *(f"stage{i}" for i in range(1, count + 1)))
 
 
@@ -164,9 +170,9 @@ SHARED_FIELDS = tuple(name for name in ConvModule.__annotations__ if name not in
 class Freezable(ConvModule):
     """A network in stages, of which the first ones may be frozen.
 
-    frozen_stages: number of frozen stages, from the first on: in training no gradient is computed
-      inside them, and their batch norms use running statistics.
-    freeze_bn: batch norms of all stages use running statistics in training.
+    frozen_stages: number of frozen stages, counted from the first: in training no gradient is
+      computed inside them, and their batch norms use running statistics.
+    freeze_bn: whether the batch norms of all stages use running statistics in training.
     """
 
     frozen_stages: int = 0
@@ -174,22 +180,22 @@ class Freezable(ConvModule):
 
     @nn.nowrap
     def stage_names(self) -> tuple[str, ...]:
-        """Name of each stage; layer `stage1_block2` belongs to the stage `stage1`."""
+        """Names of the stages; the layer `stage1_block2` belongs to the stage `stage1`."""
         return ()
 
     @nn.nowrap
     def first_stages(self, count: int) -> dict[str, Any]:
-        """Fields that cut the network off after its first `count` stages."""
+        """Fields of a network that has only the first `count` of these stages."""
         raise NotImplementedError(f"{type(self).__name__} cannot be cut after a stage")
 
     @nn.nowrap
     def stage_train(self, train: bool, stage: int) -> bool:
-        """Whether batch norms of a stage (counted from 0) use batch statistics."""
+        """Whether the batch norms of stage number `stage`, from 0, use batch statistics."""
         return train and not self.freeze_bn and stage >= self.frozen_stages
 
     @nn.nowrap
     def stop_frozen_gradient(self, x: Array, stage: int, train: bool) -> Array:
-        """x, the output of a stage (counted from 0); no gradient in training if it is frozen."""
+        """x, the output of stage number `stage`, from 0; no gradient if `train` and it is frozen."""
         return jax.lax.stop_gradient(x) if train and stage < self.frozen_stages else x
 
 
@@ -198,7 +204,7 @@ class SqueezeExcite(ConvModule):
 
     Hu et al. 2017, arXiv:1709.01507.
 
-    width: hidden channels.  gate: activation that gives the weights of the channels.
+    width: hidden channels.  gate: activation that computes the weights.
     """
 
     width: int = 4
@@ -206,7 +212,7 @@ class SqueezeExcite(ConvModule):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """[B, H, W, C] to the same shape."""
+        """Map x [B, H, W, C] to the same shape."""
         with jax.named_scope("pool"):
             y = x.mean((1, 2), keepdims=True)  # [B, 1, 1, C]
         y = self.conv(y, self.width, 1, "reduce")
@@ -220,7 +226,7 @@ class SqueezeExcite(ConvModule):
 class Dropout(nn.Module):
     """Dropout whose rate may be scaled by a traced factor (Srivastava et al. 2014).
 
-    Flax's Dropout takes no traced rate, which a sweep over rates needs.
+    A sweep over dropout rates needs such a factor; the rate of Flax's Dropout cannot be traced.
     """
 
     rate: float
@@ -251,7 +257,7 @@ def relu(x: Array, name: str) -> Array:
 
 
 def concatenate(*maps: Array) -> Array:
-    """Join maps [B, H, W, C] along channels, whose numbers may differ."""
+    """Concatenate maps [B, H, W, C], whose C may differ, along channels."""
     with jax.named_scope("join"):
         return jnp.concatenate(maps, -1)
 

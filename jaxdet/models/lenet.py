@@ -20,20 +20,20 @@ from jaxdet.types import Array
 
 
 class Inception(CifarModule):
-    """Parallel 1x1, 3x3 and 5x5 convolutions and a projected max pool, concatenated.
+    """1x1, 3x3 and 5x5 convolutions and a projected max pool of the input, concatenated.
 
-    Szegedy et al. 2014, arXiv:1409.4842, figure 2, without reductions.  width: output channels,
-    split evenly among the four branches.
+    Szegedy et al. 2014, arXiv:1409.4842, figure 2b, without reductions before the convolutions.
+    width: output channels, divided evenly among the four branches.
     """
 
     width: int = 16
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        """[B, H, W, C] to [B, H, W, width]."""
+        """Map x [B, H, W, C] to [B, H, W, width]."""
         if self.width < 4:
             raise InputError(
-                f"--channels of an inception block must be at least 4, got {self.width}"
+                f"--channels must be at least 4 for each inception block, got {self.width}"
             )
         one, three, five, pooled = ((self.width + 3 - i) // 4 for i in range(4))
         branches = [
@@ -47,12 +47,13 @@ class Inception(CifarModule):
 
 
 class LeNet(CifarModule):
-    """Two 5x5 convolutions without padding, each max-pooled, then three dense layers.
+    """Two 5x5 convolutions without padding, each followed by a max pool, and three dense layers.
 
-    channels: output channels of the convolutions.  fc_widths: widths of the hidden dense layers.
-    extra: channels of further 3x3 convolutions, padded, after the last pool.
-    form: layers before each pool: one 5x5 convolution, two 3x3 convolutions, or `Inception`, which
-      is padded.
+    channels: output channels of the layers before each pool; there are as many pools as numbers.
+    fc_widths: widths of the hidden dense layers.
+    extra: channels of further 3x3 convolutions, with padding, after the last pool.
+    form: layers before each pool: "5x5" is one 5x5 convolution, "3x3" two 3x3 convolutions, both
+      without padding; "inception" is an `Inception`, with padding.
     norm: whether batch norm follows each convolution.
     rate: dropout rate after each hidden dense layer.
     classes: number of classes.

@@ -1,4 +1,4 @@
-"""Label and one box per image: two branches on shared features."""
+"""Localizers: a label and one box per image, predicted by two branches from shared features."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,8 +18,8 @@ class MLP(nn.Module):
     """Dense layers with ReLU between them, and dropout after each ReLU.
 
     widths: widths of the hidden layers.  outputs: width of the last layer.
-    rates: dropout rates after each hidden layer; () means no dropout.  bias: initial biases of the
-    outputs; by default zeros.
+    rates: dropout rate after each hidden layer; () means no dropout.
+    bias: initial biases of the outputs; None means zeros.
     """
 
     widths: tuple[int, ...]
@@ -30,7 +30,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False, dropout_scale: float | Array = 1.0) -> Array:
-        """[B, D] to [B, outputs]; `dropout_scale` multiplies the dropout rates."""
+        """Map x [B, D] to [B, outputs]; `dropout_scale` multiplies the dropout rates."""
         rates = self.rates or (0.0,) * len(self.widths)
         for i, (width, rate) in enumerate(zip(self.widths, rates, strict=True), 1):
             x = nn.Dense(width, dtype=self.dtype, name=f"dense{i}")(x)
@@ -44,12 +44,12 @@ class MLP(nn.Module):
 
 
 class DenseBoxHead(necks.PyramidModule):
-    """One box per image: the mean of the boxes of all cells of a map, weighted by a softmax.
+    """One box per image: the mean of the boxes that all cells of a map predict, weighted.
 
-    An FPN over the last `levels` maps and two 3x3 convolutions on its finest map.  Every cell
-    predicts the distances of the box's sides from the cell's center, as fractions of the image
-    (Tian et al. 2019, arXiv:1904.01355), and the logit of the cell's weight.  All cells share one
-    predictor, so that few training images suffice.
+    The map is the finest one of an FPN over the last `levels` maps, after two 3x3 convolutions.
+    Each cell predicts the distances of the box's sides from the cell's center, as fractions of the
+    image (Tian et al. 2019, arXiv:1904.01355), and a logit; a softmax over all cells turns the
+    logits into weights.  All cells share one predictor, so that few training images suffice.
     """
 
     channels: int = 96
@@ -85,12 +85,13 @@ class DenseBoxHead(necks.PyramidModule):
 
 
 class Localizer(nn.Module):
-    """Features pooled to side x side cells and flattened, a classifier, and a box branch.
+    """A backbone, whose last map is pooled to side x side cells, a classifier, and a box branch.
 
-    features: constructor of the feature maps, given `axis_name` and `name`; the last map is used.
-    hidden: widths of the hidden layers of both branches.  rates: dropout rates of the classifier.
-    box_head: constructor of a box branch that takes all maps, such as `DenseBoxHead`; None is an
-      `MLP` on the pooled features.
+    features: constructor of the backbone, called with `axis_name` and `name`.
+    hidden: widths of the hidden layers of both branches.
+    rates: dropout rate after each hidden layer of the classifier.
+    box_head: constructor of a box branch that takes all maps of the backbone, such as
+      `DenseBoxHead`; None is an `MLP` on the pooled map.
     """
 
     features: Callable[..., nn.Module]

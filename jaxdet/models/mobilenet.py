@@ -30,7 +30,8 @@ class BlockConfig(NamedTuple):
 
 
 def _v2_blocks() -> tuple[BlockConfig, ...]:
-    """Table 2 of V2's paper: factor of the hidden channels, channels, blocks, first stride."""
+    """Table 2 of V2's paper, one `BlockConfig` per block."""
+    # factor of the hidden channels, output channels, blocks, stride of the first block
     stages = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2))
     stages += ((6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
     channels, blocks = 32, []
@@ -76,25 +77,29 @@ V3_SMALL_BLOCKS = (
 
 
 class MobileNetModule(layers.ConvModule):
-    """Base of the modules: how activations are named."""
+    """Base of the modules, which name their activations alike."""
 
     @nn.nowrap
     def activate(self, x: Array, name: str) -> Array:
-        """Apply the activation, under the layer name `name_activation`."""
+        """Apply the activation to x, under the layer name `{name}_activation`."""
         return layers.apply_activation(self.activation, x, f"{name}_activation")
 
 
 class InvertedResidual(MobileNetModule):
-    """1x1 to more channels, depthwise, squeeze-and-excitation, 1x1 to fewer, and the shortcut.
+    """An inverted residual block.
 
-    config: sizes of the block.  activation: must be `config.activation`.
+    A 1x1 convolution to more channels, a depthwise convolution, squeeze-and-excitation, and a 1x1
+    convolution to fewer channels, with a shortcut.
+
+    config: sizes of the block; they tell which of these layers it has.
+    activation: must be `config.activation`.
     """
 
     config: BlockConfig = V2_BLOCKS[0]
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        """[B, H, W, C] to [B, H / stride, W / stride, width], sides rounded up.
+        """Map x [B, H, W, C] to [B, H / stride, W / stride, width], sides rounded up.
 
         x is added if the stride is 1 and C is `width`.
         """
@@ -115,11 +120,12 @@ class InvertedResidual(MobileNetModule):
 
 
 class MobileNet(MobileNetModule, layers.Freezable):
-    """A stem, inverted residuals, a 1x1 convolution (`last`), and one or two linear layers.
+    """A stem, inverted residual blocks, a 1x1 convolution (`last`), and one or two linear layers.
 
-    stem, last: channels of these convolutions.  hidden: outputs of the first linear layer; 0 leaves
-      it out.
-    activation: activation after stem, last and hidden.
+    blocks: sizes of each block.
+    stem, last: output channels of these convolutions.
+    hidden: outputs of the first of two linear layers; 0 leaves this layer out.
+    activation: activation after the layers stem, last and hidden.
     classes: number of classes; 0 returns the maps of strides 4, 8, 16 and 32 instead of logits; the
       coarsest is the output of the last block.
     """
@@ -133,18 +139,18 @@ class MobileNet(MobileNetModule, layers.Freezable):
 
     @nn.nowrap
     def stage_names(self) -> tuple[str, ...]:
-        """`stem`, `block1`, `block2`, ..., and `last` where there is one."""
+        """`stem`, `block1`, `block2`, ..., and `last` unless `classes` is 0."""
         last = ("last",) if self.classes else ()
         return ("stem", *(f"block{i}" for i in range(1, len(self.blocks) + 1)), *last)
 
     @nn.nowrap
     def first_stages(self, count: int) -> dict[str, Any]:
-        """Fields that cut the network off after its first `count` stages."""
+        """Fields of a network that has only the first `count` of these stages."""
         return {"blocks": self.blocks[: count - 1]}
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array | tuple[Array, ...]:
-        """Logits [B, classes] of images [B, H, W, C], or maps, fine to coarse."""
+        """Logits [B, classes] of images [B, H, W, C] or, for `classes` 0, maps, fine to coarse."""
         stem = {"stride": 2, "train": self.stage_train(train, 0)}
         x = self.stop_frozen_gradient(self.conv_norm_act(x, self.stem, 3, "stem", **stem), 0, train)
         maps = []
@@ -194,7 +200,7 @@ def torch_name(path: str, net: MobileNet) -> str:
 
 
 def _torch_block_place(net: MobileNet, number: int, modules: list[str]) -> str:
-    """Place of a module in the sequence of torchvision's block `number`."""
+    """Place of a module in torchvision's block `number`, such as 0.1 or 2.fc1."""
     config = net.blocks[number - 1]
     channels = net.blocks[number - 2].width if number > 1 else net.stem
     first, norm = modules[0].removesuffix("_norm"), int(modules[0].endswith("_norm"))

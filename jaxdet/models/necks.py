@@ -29,18 +29,18 @@ class ConvBlock(PyramidModule):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        """[B, H, W, C] to [B, H, W, channels]."""
+        """Map x [B, H, W, C] to [B, H, W, channels]."""
         return self.conv_norm_act(x, self.channels, 3, "conv", train=train)
 
 
 class Bottleneck(PyramidModule):
-    """A `kernel` x `kernel` and a 3x3 convolution, and a shortcut if shapes agree."""
+    """A `kernel` x `kernel` and a 3x3 convolution, with a shortcut if C equals `channels`."""
 
     kernel: int = 1
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        """[B, H, W, C] to [B, H, W, channels]."""
+        """Map x [B, H, W, C] to [B, H, W, channels]."""
         y = self.conv_norm_act(x, self.channels, self.kernel, "conv1", train=train)
         y = self.conv_norm_act(y, self.channels, 3, "conv2", train=train)
         if y.shape != x.shape:
@@ -50,13 +50,13 @@ class Bottleneck(PyramidModule):
 
 
 class C3(PyramidModule):
-    """Cross stage partial block of YOLOv5: bottlenecks on one of two halves (arXiv:1911.11929)."""
+    """Cross stage partial block of YOLOv5 (arXiv:1911.11929): bottlenecks on half the channels."""
 
     blocks: int = 1
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        """[B, H, W, C] to [B, H, W, channels]."""
+        """Map x [B, H, W, C] to [B, H, W, channels]."""
         half = self.channels // 2
         deep = self.conv_norm_act(x, half, 1, "deep", train=train)
         around = self.conv_norm_act(x, half, 1, "around", train=train)
@@ -68,13 +68,13 @@ class C3(PyramidModule):
 
 
 class C2f(PyramidModule):
-    """Cross stage partial block of YOLOv8: a chain of bottlenecks whose outputs are all joined."""
+    """Cross stage partial block of YOLOv8: a chain of bottlenecks, all outputs concatenated."""
 
     blocks: int = 1
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        """[B, H, W, C] to [B, H, W, channels]."""
+        """Map x [B, H, W, C] to [B, H, W, channels]."""
         half = self.channels // 2
         fields = {**self.shared_fields(), "channels": half, "kernel": 3}
         x = self.conv_norm_act(x, 2 * half, 1, "in", train=train)
@@ -85,7 +85,7 @@ class C2f(PyramidModule):
 
 
 class FPN(PyramidModule):
-    """Feature pyramid network: coarse maps are upsampled and added to finer ones.
+    """Feature pyramid network: each coarse map is upsampled and added to the next finer one.
 
     Lin et al. 2016, arXiv:1612.03144.
     """
@@ -111,9 +111,10 @@ class FPN(PyramidModule):
 
 
 class PAN(PyramidModule):
-    """Path aggregation network: an FPN, then fine maps are halved and joined to coarser ones.
+    """Path aggregation network: after an FPN, fine maps are halved and joined to coarser ones.
 
-    Liu et al. 2018, arXiv:1803.01534, which adds; concatenated as in YOLOX, arXiv:2107.08430.
+    Liu et al. 2018, arXiv:1803.01534, add the two maps; here they are concatenated, as in YOLOX
+    (arXiv:2107.08430).
     """
 
     channels: int = 256
@@ -135,7 +136,8 @@ class PAN(PyramidModule):
 def upsample_nearest(x: Array, size: tuple[int, int], name: str) -> Array:
     """Upsample x [B, h, w, C] to [B, *size, C] by nearest neighbors, under the layer name `name`.
 
-    Each pixel is repeated a whole number of times; the result is cropped at the bottom and right.
+    Each pixel is repeated a whole number of times along each axis, and what exceeds `size` is
+    cropped at the bottom and right.
     """
     with jax.named_scope(name):
         rows, columns = (-(-side // own) for side, own in zip(size, x.shape[1:3], strict=True))

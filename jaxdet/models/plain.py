@@ -1,7 +1,7 @@
 """Stacks of convolutions and max pools, and the localizers built on them.
 
-A layout such as `32 32 M4 64 512/1` is 3x3 convolutions with these output channels, each with batch
-norm and ReLU; max pools of 4x4 pixels with stride 4; and a 1x1 convolution.
+In a layout such as `32 32 M4 64 512/1`, a number is a 3x3 convolution with so many output channels,
+batch norm and ReLU, `512/1` is a 1x1 convolution, and `M4` is a 4x4 max pool with stride 4.
 """
 
 import re
@@ -22,10 +22,12 @@ VGG = "64 M2 128 M2 256 256 M2 512 512 M2 512 512 M2"
 
 
 class ConvStack(layers.Freezable):
-    """Convolutions conv1, conv2, ... and pools pool1, pool2, ... of a layout.
+    """The convolutions conv1, conv2, ... and pools pool1, pool2, ... of a layout.
 
-    bias: whether convolutions before batch norm have a bias too, as in torchvision's VGG files.
     Each convolution is a stage that may be frozen.
+
+    layout: see the module docstring.
+    bias: whether convolutions before batch norm have a bias too, as in torchvision's VGG files.
     """
 
     layout: str = ""
@@ -93,9 +95,9 @@ def vgg(classes: int, *, dtype: Any = None, **fields: Any) -> Localizer:
 def vgg_name(
     path: str, *, norm: bool = False, convolutions: tuple[int, ...] = (1, 1, 2, 2, 2)
 ) -> str:
-    """Name of a variable of a `ConvStack` in the weights of torchvision's VGGs.
+    """Name of a variable of a `ConvStack` in the weight files of torchvision's VGGs.
 
-    There, layers are numbered with their ReLUs and pools: `params/conv2/kernel` is
+    In these files the numbers of layers also count ReLUs and pools: `params/conv2/kernel` is
     `features.3.weight`.
     norm: whether the file is of a network with batch norm, such as vgg11_bn.
     convolutions: number of convolutions before each pool; by default VGG11's.
@@ -112,5 +114,5 @@ def vgg_name(
 
 
 def vgg_weight_map(net: ConvStack, arrays: Mapping[str, Array]) -> pretrained.WeightMap:
-    """Weight map of torchvision's VGG11: with batch norm if `net` has it, else without."""
+    """Weight map of torchvision's vgg11_bn if `net` has batch norm, else of vgg11."""
     return pretrained.WeightMap(partial(vgg_name, norm=net.norm))

