@@ -15,6 +15,7 @@ The command line is a client of this module.
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +33,7 @@ from jaxdet.kernels import compiler
 from jaxdet.tasks.detect import DetectionTask
 from jaxdet.tasks.sliding_window import MultipleObjectsTask
 from jaxdet.training import checkpoint as checkpoints
-from jaxdet.training import loop, parallel, run_dir, time_budget
+from jaxdet.training import hosts, loop, parallel, run_dir, time_budget
 from jaxdet.training import state as training_state
 from jaxdet.training.evaluator import Evaluator
 from jaxdet.training.experiment import Experiment
@@ -140,7 +141,8 @@ def run_training(
     own = config if isinstance(config, Experiment) else None
     system = "" if own else runs.system_of(config)
     config = runs.absolute_paths(own.config if own else conform(config))
-    continuing = resume and run_dir.is_occupied(folder)
+    hosts.check_same("options", asdict(config))
+    continuing = hosts.from_main(lambda: resume and run_dir.is_occupied(folder))
     if not continuing:
         run_dir.check_vacant(folder, overwrite=overwrite)
     elif not own:
@@ -152,11 +154,14 @@ def run_training(
     if not (own or continuing):
         runs.check_config(system, config)
     experiment = own or configs.build(system, config)
-    devices, compiled = experiment.devices, None
     if continuing:
+        experiment = runs.with_kept_streams(folder, experiment)
+    hosts.check_same("images", {name: len(source) for name, source in experiment.splits.items()})
+    devices, compiled, lock = experiment.devices, None, nullcontext()
+    if continuing and hosts.is_main():
         lock = run_dir.Lock(folder)
-    else:
-        training_state.validate_weights(experiment)
+    if not continuing:
+        training_state.validate_weights(experiment, show.line)
         runs.check_to_train(experiment, show.line)
         runs.report_notes(experiment.notes, show.line)
         runs.report_uneven_batches(experiment, show.line)
@@ -165,14 +170,16 @@ def run_training(
             experiment = time_budget.plan_epochs(compiled, experiment, clock.used())
             epochs = experiment.config.epochs
             show.line(f"{epochs} epochs fit into {config.time_budget:g} s")
-        lock = runs.create(folder, experiment, overwrite=overwrite)
+        if hosts.is_main():
+            lock = runs.create(folder, experiment, overwrite=overwrite)
     with lock:
         if continuing and (changes := run_dir.environment_changes(folder, devices)):
             show.line(
                 f"warning: {'; '.join(changes)}; the resumed run may not be bit-identical to an "
                 f"uninterrupted one"
             )
-        run_dir.write_environment(folder, devices)
+        if hosts.is_main():
+            run_dir.write_environment(folder, devices)
         try:
             complete = loop.train(
                 experiment,
@@ -185,6 +192,7 @@ def run_training(
             )
         finally:
             clock.keep()
+        hosts.barrier()  # the last checkpoint is complete
         show.line(_end(folder, experiment.config, complete, clock))
     return experiment
 

@@ -33,6 +33,18 @@ class Train(Process):
     """replace the run in --out"""
     quiet: bool = False
     """print nothing but errors"""
+    distributed: Literal["auto", "off"] = "auto"
+    """auto: train in several processes, usually one per host, if Slurm or Open MPI has started more
+    than one task, or with --coordinator; see docs/hosts.md"""
+    coordinator: str = ""
+    """HOST:PORT of process 0, where neither Slurm nor Open MPI has started the processes"""
+    num_processes: int = 0
+    """number of processes, with --coordinator"""
+    process_id: int = -1
+    """number of this process, from 0, with --coordinator"""
+    peer_timeout: float = 300.0
+    """seconds to wait for another process before this one ends: longer than any step, evaluation
+    or checkpoint takes"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,14 +1,19 @@
 """`jaxdet train SYSTEM`: train a run, or resume one."""
 
+import os
 import signal
+import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from jaxdet import api, runs, tables
-from jaxdet.cli import common, flags
+from jaxdet.cli import common, flags, signals
 from jaxdet.cli.options import Train
 from jaxdet.config import TrainConfig
-from jaxdet.training import progress, run_dir
+from jaxdet.errors import InputError, printable
+from jaxdet.training import hosts, progress, run_dir
 from jaxdet.training.progress import Progress
 
 
@@ -19,12 +24,40 @@ def run(
     words: Sequence[str],
     received: Sequence[int],
 ) -> int:
-    """Train into `options.out` until the end or a received signal; returns the exit code."""
-    folder, show = options.out, Progress(quiet=options.quiet)
+    """Train into `options.out` until the end or a received signal; returns the exit code.
+
+    An error in one of several processes ends the others.
+    """
+    if options.distributed == "auto":
+        hosts.initialize(
+            options.coordinator,
+            options.num_processes,
+            options.process_id,
+            timeout=options.peer_timeout,
+            lost=_end_process,
+        )
+    elif options.coordinator:
+        raise InputError("--coordinator must be left out with --distributed off")
+    try:
+        return _train(system, options, config, words, received)
+    except BaseException as error:
+        if hosts.count() == 1:
+            raise
+        _end_all(error, options)
+
+
+def _train(
+    system: str,
+    options: Train,
+    config: TrainConfig,
+    words: Sequence[str],
+    received: Sequence[int],
+) -> int:
+    folder, show = options.out, Progress(quiet=options.quiet or not hosts.is_main())
     if options.resume and run_dir.is_occupied(folder):  # its options instead of the defaults
         kept = runs.read_config(folder, system)
         _, config = flags.parse_with_config(f"train {system}", words, (options, kept))
-    if received:
+    if hosts.agree(len(received)):
         show.line("stopped before the training began: there is nothing to save")
     else:
         experiment = api.run_training(
@@ -36,9 +69,27 @@ def run(
             stop=lambda: bool(received),
             spent=progress.since_start() or 0.0,
         )
-        if not received:
+        if not received and hosts.is_main():
             _show_labels(folder, experiment.config, show)
     return 130 if signal.SIGINT in received else 0
+
+
+def _end_all(error: BaseException, options: Train) -> NoReturn:
+    """End this process, one of several, because of an error, and tell the others."""
+    line = hosts.explain(error)
+    if options.debug:
+        traceback.print_exception(error)
+    says = hosts.report(line)
+    code = 2 if isinstance(error, InputError | OSError) else 1
+    _end_process(line if says else "", 130 if isinstance(error, KeyboardInterrupt) else code)
+
+
+def _end_process(line: str, code: int = 1) -> NoReturn:
+    """End this process at once: on its way out, JAX would wait for processes that do not answer."""
+    if line:
+        print(f"jaxdet: error: {printable(line)}", file=sys.stderr)
+    signals.flush_outputs()
+    os._exit(code)
 
 
 def _show_labels(folder: Path, config: TrainConfig, show: Progress) -> None:

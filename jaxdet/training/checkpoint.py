@@ -291,15 +291,34 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
 
 
-# All calls of orbax are in the next three functions.
+# All calls of orbax are in the next four functions.
+
+
+def _own_process() -> Any:
+    """Options by which orbax does not wait for other processes that train the run."""
+    import orbax.checkpoint as ocp
+
+    own = jax.process_index()
+    return ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
+
+
+def _reader() -> Any:
+    """A checkpointer that reads trees of arrays."""
+    import orbax.checkpoint as ocp
+
+    own = _own_process()
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=own)
+    return ocp.Checkpointer(handler, multiprocessing_options=own)
 
 
 def _write(path: Path, state: Tree) -> None:
     """Write a tree of host arrays to the new folder `path`."""
     import orbax.checkpoint as ocp
 
-    handler = ocp.StandardCheckpointHandler()
-    with _silent("absl"), _silent_threads(), ocp.Checkpointer(handler) as checkpointer:
+    own = _own_process()
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=own)
+    checkpointer = ocp.Checkpointer(handler, multiprocessing_options=own)
+    with _silent("absl"), _silent_threads(), checkpointer:
         checkpointer.save(path, args=ocp.args.StandardSave(state))
 
 
@@ -312,15 +331,13 @@ def _read(path: Path, like: Tree) -> Any:
         restore_args=ocp.checkpoint_utils.construct_restore_args(like),
         partial_restore=True,
     )
-    with _named_as_corrupt(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    with _named_as_corrupt(), _reader() as checkpointer:
         return checkpointer.restore(path / "state", args=wanted)
 
 
 def _read_shapes(path: Path) -> dict[str, str]:
     """Types and shapes of the arrays of the checkpoint at `path`, see `_describe_arrays`."""
-    import orbax.checkpoint as ocp
-
-    with _named_as_corrupt(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    with _named_as_corrupt(), _reader() as checkpointer:
         return _describe_arrays(checkpointer.metadata(path / "state").item_metadata.tree)
 
 

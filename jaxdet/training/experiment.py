@@ -112,7 +112,7 @@ class Experiment:
 
 def select_devices(config: TrainConfig) -> list[Device]:
     """The devices of a configuration; InputError if they cannot split its batches equally."""
-    devices = parallel.local_devices(config.devices)
+    devices = parallel.run_devices(config.devices)
     parallel.check_batch(config.batch, devices)
     parallel.check_batch(config.eval_batch, devices, "--eval-batch")
     return devices

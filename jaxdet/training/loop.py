@@ -15,8 +15,18 @@ import numpy as np
 from jaxdet import flops, tables
 from jaxdet.config import TrainConfig
 from jaxdet.data import sampler
+from jaxdet.data.sources import UnreadableError
 from jaxdet.flops import OpCounts
-from jaxdet.training import checkpoint, evaluator, host_init, memory, parallel, progress, run_dir
+from jaxdet.training import (
+    checkpoint,
+    evaluator,
+    host_init,
+    hosts,
+    memory,
+    parallel,
+    progress,
+    run_dir,
+)
 from jaxdet.training import state as training_state
 from jaxdet.training.experiment import Experiment
 from jaxdet.training.progress import Callback, CheckpointEvent, EvaluationEvent, StepEvent
@@ -26,6 +36,7 @@ from jaxdet.types import Batch, TrainState, Tree
 
 CALL_SECONDS = 0.05  # aim for a call on a GPU, whose overhead is then small
 MAX_CALL_STEPS = 64  # for data on the device, whose rows are only indices
+SAVE, STOP = 1, 2  # what is due between two batches
 DRAW_SECONDS = 30  # minimum time between two plots of the curves
 
 
@@ -78,6 +89,8 @@ def train(
 
 def draw_curves(folder: Path) -> None:
     """Draw the curves of a run, if it has metrics, into `plots/convergence.png`."""
+    if not hosts.is_main():
+        return
     # Imported here: the first step need not wait half a second for matplotlib.
     from jaxdet.plots import training as training_plots
 
@@ -160,7 +173,7 @@ class CompiledSteps:
         state = jax.block_until_ready(call())
         self.timed_calls += 1
         if self.timed_calls == 2:
-            steps = math.ceil(CALL_SECONDS / (time.monotonic() - begun))
+            steps = hosts.agree(math.ceil(CALL_SECONDS / (time.monotonic() - begun)))
             self.steps_per_call = min(max(1, steps), MAX_CALL_STEPS)
         return state
 
@@ -244,17 +257,25 @@ class Loop:
     def _initial_state(self) -> TrainState:
         """The state to continue from, on the devices; metrics of later steps are dropped."""
         make = training_state.init_fn(self.experiment)
-        if checkpoint.steps(self.folder):
+        if not hosts.is_main():
+            state = host_init.initialize(make)  # types and shapes; the values come from process 0
+        elif checkpoint.steps(self.folder):
             _, state = checkpoint.restore(self.folder, jax.eval_shape(make), warn=self.show.line)
         else:
             state = host_init.initialize(make)
             if self.experiment.load_pretrained:
                 state = training_state.load_pretrained(state, self.experiment.load_pretrained)
-        run_dir.drop_metrics(self.folder, int(state.bookkeeping["evaluated"]))
+        state = hosts.broadcast(state)
+        if hosts.is_main():
+            self._drop_metrics(int(state.bookkeeping["evaluated"]))
+        return parallel.replicate(state, self.compiled.devices)
+
+    def _drop_metrics(self, after: int) -> None:
+        """Remove the lines of metrics beyond step `after`; warn if earlier ones are missing."""
+        run_dir.drop_metrics(self.folder, after)
         if lost := checkpoint.count_lost_metrics(self.folder):
             path = self.folder / run_dir.METRICS
             self.show.line(f"warning: {path} has lost {lost} lines: curves and tables lack them")
-        return parallel.replicate(state, self.compiled.devices)
 
     def is_complete(self) -> bool:
         """Whether the last step (or early stopping) is reached and evaluated."""
@@ -270,7 +291,8 @@ class Loop:
             self.evaluate()
         elif self.step < self.plan.steps:
             self.began = time.monotonic()
-            calls = self.compiled.by_call(self.source.batches(self.batch_indices()))
+            rows = hosts.own_rows(self.batch_indices())
+            calls = self.compiled.by_call(self.source.batches(rows))
             take_steps(calls, _SingleRun(self), pause=self._pause, after=self._after_call)
             self.read_terms()
 
@@ -320,7 +342,8 @@ class Loop:
             **({"together": self.together} if self.together > 1 else {}),
         }
         self.saver.wait()  # a checkpoint counts the lines of metrics
-        run_dir.append_metrics(self.folder, metrics)
+        if hosts.is_main():
+            run_dir.append_metrics(self.folder, metrics)
         self.state = self.state.replace(bookkeeping=parallel.replicate(book, self.compiled.devices))
         self._plan_anew()
         self.save(score)
@@ -358,7 +381,7 @@ class Loop:
         """Adapt the length of the run to `plan_epochs`, which a time budget may change."""
         epoch_steps = self.plan.epoch_steps
         planned = self.plan.steps // epoch_steps
-        epochs = self.plan_epochs(self.step // epoch_steps, planned)
+        epochs = hosts.from_main(lambda: self.plan_epochs(self.step // epoch_steps, planned))
         if epochs != planned:
             self._plan_steps(epochs * epoch_steps)
             steps = parallel.replicate(np.int32(self.plan.steps), self.compiled.devices)
@@ -369,7 +392,8 @@ class Loop:
         """Begin to write a checkpoint; without a score, only if this step has none yet."""
         self._checked_bookkeeping()
         self.saver.wait()
-        if score is not None or self.step not in checkpoint.steps(self.folder):
+        absent = hosts.is_main() and self.step not in checkpoint.steps(self.folder)
+        if absent or (hosts.is_main() and score is not None):
             self.saver.save(self.step, self.state, score)
             if self.saves_at_once:
                 self.saver.wait()
@@ -384,11 +408,14 @@ class Loop:
             self.stopping |= bool(getattr(callback, method)(event))
 
     def _pause(self) -> None:
-        """Stop or save between two batches, if due."""
+        """Stop or save between two batches, if due: all processes at the same step."""
         self.saver.poll()
-        if self.stopping or self.stop():
+        saves = time.monotonic() - self.saved > 60 * self.config.save_minutes
+        due = STOP if self.stopping or self.stop() else SAVE if saves else 0
+        due = hosts.agree_at_step(due)
+        if due == STOP:
             raise StopRequested
-        if time.monotonic() - self.saved > 60 * self.config.save_minutes:
+        if due == SAVE:
             self.save(None)
 
     def _after_call(self, batches: Sequence[Any]) -> None:

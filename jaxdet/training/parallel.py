@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdet.errors import InputError
 from jaxdet.kernels import compiler
+from jaxdet.training import hosts
 from jaxdet.types import Device, Tree
 
 AXIS = "devices"
@@ -35,6 +37,19 @@ def local_devices(count: int = 0) -> list[Device]:
             f"{f'; {unused}' if (unused := unused_gpu()) else ''}"
         )
     return available[: count or None]
+
+
+def run_devices(count: int = 0) -> list[Device]:
+    """`local_devices` of every process that trains the run, in the order of the processes.
+
+    Raises InputError if processes have different numbers of devices.
+    """
+    own = local_devices(count)
+    if hosts.count() == 1:
+        return own
+    hosts.check_same("the number of devices of a process", len(own))
+    groups = groupby(jax.devices(), key=lambda device: device.process_index)
+    return [device for _, group in groups for device in list(group)[: len(own)]]
 
 
 def available_devices(count: int = 0) -> list[Device]:
@@ -66,9 +81,20 @@ def check_batch(batch: int, devices: Sequence[Device], option: str = "--batch") 
 
 
 def replicate(tree: Tree, devices: Sequence[Device]) -> Tree:
-    """A copy of every array of a tree on each device."""
-    mesh = Mesh(np.array(devices), (AXIS,))
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    """A copy of every array of a tree on each device.
+
+    On devices of several processes, each process gives the same tree.
+    """
+    sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec())
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def put(array):  # `device_put` would send the array to all processes, to compare them
+        if isinstance(array, jax.Array) and array.sharding == sharding:
+            return array
+        return jax.make_array_from_callback(np.shape(array), sharding, lambda _: array)
+
+    return jax.tree.map(put, tree)
 
 
 def compile_step(
@@ -84,7 +110,7 @@ def compile_step(
     The first `replicated` arguments are the same on every device; the last one is a tree of rows
     [B, ...] that are split over the devices.  `out_axes` is as in `pmap`: None for replicated
     results, 0 for rows, which several devices return as [devices, B / devices, ...] (`unshard` them
-    on the host).
+    on the host).  With several processes, each gives and gets the rows of its own devices.
     """
     if len(devices) == 1:
         return compiler.jit(partial(step, axis=None), donate_argnums=donate)
@@ -95,6 +121,7 @@ def compile_pmap(
     step: Callable, devices: Sequence[Device], replicated: int, out_axes: OutAxes, donate: Argnums
 ) -> Callable:
     """`compile_step` for several devices by `jax.pmap`, which takes no compiler options."""
+    own = sum(device.process_index == jax.process_index() for device in devices)
 
     @partial(
         jax.pmap,
@@ -108,7 +135,7 @@ def compile_pmap(
         return step(*args, axis=AXIS)
 
     def call(*args):
-        return parallel_step(*args[:replicated], shard(args[replicated], len(devices)))
+        return parallel_step(*args[:replicated], shard(args[replicated], own))
 
     return call
 
@@ -116,7 +143,10 @@ def compile_pmap(
 def compile_shard_map(
     step: Callable, devices: Sequence[Device], replicated: int, out_axes: OutAxes, donate: Argnums
 ) -> Callable:
-    """`compile_step` for several devices by `jax.shard_map`: equals `compile_pmap` bit for bit."""
+    """`compile_step` for several devices by `jax.shard_map`: equals `compile_pmap` bit for bit.
+
+    Not for several processes.
+    """
     whole, split = PartitionSpec(), PartitionSpec(AXIS)
     axes = out_axes if isinstance(out_axes, tuple) else (out_axes,)
 

@@ -28,6 +28,7 @@ import jaxdet
 from jaxdet import files, migrations, tables
 from jaxdet.errors import InputError, printable
 from jaxdet.kernels import compiler
+from jaxdet.training import hosts
 from jaxdet.types import Device
 
 SCHEMA = 2  # of config.json; raised when a field changes its name or meaning
@@ -106,6 +107,7 @@ class Environment(TypedDict, total=False):
 
     packages: dict[str, str]
     devices: list[str]
+    processes: NotRequired[int]  # with several
     flags: str
     compiler_options: dict[str, str]
     threads: int
@@ -418,6 +420,7 @@ def environment(devices: Sequence[Device]) -> dict[str, Any]:
         "processors": os.cpu_count(),
         "threads": _cpu_threads(),
         "devices": [device.device_kind for device in devices],
+        **({"processes": hosts.count()} if hosts.count() > 1 else {}),
         "flags": os.environ.get("XLA_FLAGS", ""),
         "compiler_options": compiler.compiler_options() or {},
         "malloc": os.environ.get("GLIBC_TUNABLES", ""),
@@ -429,9 +432,11 @@ def environment_changes(folder: str | Path, devices: Sequence[Device]) -> list[s
 
     The number of threads and the options of the compiler matter on a CPU only.
     """
-    before, now = _flag_as_option(read_environment(folder)), environment(devices)
+    alone = {"processes": 1}
+    before = alone | _flag_as_option(read_environment(folder))
+    now = alone | environment(devices)
     on_cpu = {"threads", "compiler_options"} if devices[0].platform == "cpu" else set()
-    kinds = {"devices", "flags", *on_cpu}
+    kinds = {"devices", "processes", "flags", *on_cpu}
     pairs = {name: (before[name], now[name]) for name in sorted(kinds & before.keys())}
     versions = before.get("packages", {})
     pairs |= {

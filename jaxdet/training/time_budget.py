@@ -16,7 +16,7 @@ from jaxdet import tables
 from jaxdet.config import TrainConfig
 from jaxdet.errors import InputError
 from jaxdet.profiling import summary, timing
-from jaxdet.training import host_init, parallel, progress, run_dir
+from jaxdet.training import host_init, hosts, parallel, progress, run_dir
 from jaxdet.training import state as training_state
 from jaxdet.training.experiment import Experiment
 from jaxdet.types import Tree
@@ -72,12 +72,18 @@ def plan_epochs(compiled: "CompiledSteps", experiment: Experiment, spent: float)
     first = evaluation if config.eval_first else 0.0
     left = config.time_budget * (1 - RESERVE) - spent - (time.monotonic() - begun) - first
     epoch = step * experiment.plan.epoch_steps + evaluation
+    epochs = hosts.from_main(lambda: _fitting_epochs(left, epoch, config.time_budget))
+    return replace(experiment, config=replace(config, epochs=epochs))
+
+
+def _fitting_epochs(left: float, epoch: float, budget: float) -> int:
+    """Number of epochs of `epoch` seconds in the `left` seconds; InputError if none fits."""
     if left < epoch:
         raise InputError(
             f"--time-budget must leave {epoch:.0f} s for one epoch with its evaluation, got "
-            f"{config.time_budget:g}, which leaves {max(left, 0):.0f} s after the start"
+            f"{budget:g}, which leaves {max(left, 0):.0f} s after the start"
         )
-    return replace(experiment, config=replace(config, epochs=int(left / epoch)))
+    return int(left / epoch)
 
 
 def _measure_step(compiled: "CompiledSteps", experiment: Experiment) -> tuple[float, Any]:
@@ -87,7 +93,7 @@ def _measure_step(compiled: "CompiledSteps", experiment: Experiment) -> tuple[fl
     state = parallel.replicate(state, compiled.devices)
     index = experiment.batch_order(config.seed, 0, len(source), config.batch)
     begun, count, next_wait = 0.0, 0, 3
-    for count, rows in enumerate(source.batches(index)):
+    for count, rows in enumerate(source.batches(hosts.own_rows(index))):
         state = compiled.take_steps(state, [rows])
         if count == 0:
             jax.block_until_ready(state)  # the first step includes compilation
@@ -95,7 +101,7 @@ def _measure_step(compiled: "CompiledSteps", experiment: Experiment) -> tuple[fl
         elif count == next_wait:  # rarely, so that the device is never idle
             jax.block_until_ready(state)
             next_wait = 2 * count
-            if time.monotonic() - begun > TRIAL_FRACTION * config.time_budget:
+            if hosts.agree(time.monotonic() - begun > TRIAL_FRACTION * config.time_budget):
                 break
     jax.block_until_ready(state)
     return (time.monotonic() - begun) / count if count else 0.0, state
@@ -130,7 +136,8 @@ class Clock:
     def keep(self) -> None:
         """Write the used seconds for the next process of the run."""
         self.kept = self.used()
-        run_dir.write_seconds(self.folder, self.kept)
+        if hosts.is_main():
+            run_dir.write_seconds(self.folder, self.kept)
 
     def plan_epochs(self, done: int, planned: int) -> int:
         """The number of epochs of the run, planned anew after `done` epochs and their evaluation.

@@ -107,7 +107,7 @@ def test_a_state_is_restored_bit_for_bit_from_its_abstract_shape(tmp_path):
 
 
 def test_the_next_interface_of_orbax_reads_the_folder(run):
-    """So that it can take the place of the calls in `checkpoint`, see its three functions."""
+    """So that it can take the place of the calls in `checkpoint`, see its four functions."""
     from orbax.checkpoint import v1
 
     found = v1.load(path_of(run, 3) / "state")
@@ -119,7 +119,7 @@ def test_the_next_interface_of_orbax_reads_the_folder(run):
     assert int(found["step"]) == 7
 
 
-def test_all_calls_of_orbax_are_in_three_functions():
+def test_all_calls_of_orbax_are_in_four_functions():
     tree = ast.parse(Path(checkpoint.__file__).read_text())
     used = {
         function.name
@@ -127,7 +127,7 @@ def test_all_calls_of_orbax_are_in_three_functions():
         if isinstance(function, ast.FunctionDef)
         and any(isinstance(node, ast.Name) and node.id == "ocp" for node in ast.walk(function))
     }
-    assert used == {"_write", "_read", "_read_shapes"}
+    assert used == {"_own_process", "_reader", "_write", "_read"}
 
 
 def test_a_checkpoint_does_not_depend_on_the_number_of_devices(tmp_path):
