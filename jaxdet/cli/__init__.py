@@ -1,1 +1,1 @@
-"""The command line: one file per command, a client of `jaxdet.api`."""
+"""The command line: one file per command, built on `jaxdet.api`."""

@@ -1,4 +1,4 @@
-"""Helpers of several commands: restoring a run, tables of classes, pictures."""
+"""Helpers used by several commands: restoring a run, tables of classes, pictures."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -23,16 +23,16 @@ CHANGES = (
     "tta",
     "devices",
     "eval_batch",
-)  # options that replace those of the run
-COLUMNS, CELL_HEIGHT = 4, 4.0  # of a figure of images with many boxes; inches
-TITLE_HEIGHT = 0.3  # inches
+)  # options that, if given, replace those of the run
+COLUMNS = 4  # of images in a figure of images with many boxes
+CELL_HEIGHT, TITLE_HEIGHT = 4.0, 0.3  # inches, of each image and its title in such a figure
 
 
 def load(options: Restored, **changes: Any) -> api.Run:
-    """The run and checkpoint that the options name, without its data.
+    """Load the run and checkpoint that the options name, without the data.
 
-    Options that are given, and `changes`, replace the run's options.  InputError for an option that
-    the system of the run does not have.
+    Options that are given, and `changes`, replace the run's options.  Raises InputError for an
+    option that the run has no use for.
     """
     changes |= given_changes(options)
     if options.root:
@@ -47,14 +47,17 @@ def load(options: Restored, **changes: Any) -> api.Run:
 
 
 def given_changes(options: Any) -> dict[str, Any]:
-    """The options among `CHANGES` that are given; InputError for more devices than there are."""
+    """The options among `CHANGES` that are given, as {name: value}.
+
+    Raises InputError for more devices than there are.
+    """
     given = {name: getattr(options, name, None) for name in CHANGES}
     parallel.local_devices(given["devices"] or 0)
     return {name: value for name, value in given.items() if value is not None}
 
 
 def choose_split(split: str, splits: Sequence[str]) -> str:
-    """`split`, or `val` in place of a missing test split; InputError for an unknown split."""
+    """Return `split`, or `val` if there is no test split; InputError for an unknown split."""
     if split == "test" and split not in splits and "val" in splits:
         warn("the data have no test split; val is used")
         return "val"
@@ -64,7 +67,7 @@ def choose_split(split: str, splits: Sequence[str]) -> str:
 
 
 def check_picture(path: Path | None, count: int = 1) -> None:
-    """Raise InputError for a picture file that cannot be drawn, or a `count` below 1."""
+    """Raise InputError if the suffix of a picture file is unknown, or if `count` is below 1."""
     from jaxdet.plots import figures
 
     if count < 1:
@@ -79,8 +82,8 @@ def check_picture(path: Path | None, count: int = 1) -> None:
 def counting(total: int, name: str | None = None) -> Iterator[Callable[[int], Any]]:
     """A context with a bar of `total` images; its value is the function that advances the bar.
 
-    The bar is shown on stderr, if that is a terminal and tqdm is installed, and disappears at the
-    end; `write_line` prints above it.
+    The bar is shown on stderr, but only if that is a terminal and tqdm is installed.  It disappears
+    at the end; `write_line` prints above it.
     """
     try:
         from tqdm import tqdm
@@ -107,8 +110,11 @@ def warn(line: str) -> None:
 
 
 def draw(pictures: Sequence[Array], path: Path, *, quiet: bool = False, **shown: Any) -> None:
-    """Draw pictures [H, W, C] into one figure; `shown`: options of `plots.detection.gallery`."""
-    # Imported here: matplotlib takes half a second.
+    """Draw pictures [H, W, C] as one figure, and print its path unless `quiet`.
+
+    `shown` is passed on to `plots.detection.gallery`.
+    """
+    # Imported here because importing matplotlib takes half a second.
     from jaxdet.plots import detection as detection_plots
 
     detection_plots.gallery(pictures, path, **shown)
@@ -124,7 +130,10 @@ def large_cells(pictures: Sequence[Array]) -> dict[str, Any]:
 
 
 def label_table(scores: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
-    """(rows, columns) with the scores of each label, and its row of the confusion matrix."""
+    """Return (rows, columns) of a table with the scores of each label.
+
+    If the scores include the confusion matrix, each label's row of it is included.
+    """
     labels = scores["labels"]
     rows = [{"label": name, **of_label} for name, of_label in labels.items()]
     columns = dict.fromkeys(key for row in rows for key in row)

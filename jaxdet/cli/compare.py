@@ -1,4 +1,4 @@
-"""`jaxdet compare RUN...`: runs side by side, in a table, in curves and by their failures."""
+"""`jaxdet compare RUN...`: runs side by side, in a table, a plot of curves and their failures."""
 
 import json
 from collections import Counter
@@ -20,7 +20,7 @@ from jaxdet.training.experiment import Experiment
 
 Row = dict[str, Any]
 
-FAILURE_COLUMNS = 3  # of the picture of failures
+FAILURE_COLUMNS = 3  # columns of images in the picture of failures
 COLUMNS = {
     "run": "run",
     "model": "model",
@@ -53,7 +53,7 @@ class Table(NamedTuple):
     title: str = ""
 
     def parts(self, to_text: Callable[[list[Row], dict[str, str]], str]) -> list[str]:
-        """The title, if there is one, and the table as text."""
+        """The title, unless it is empty, and the text of the table."""
         return [part for part in (self.title, to_text(self.rows, self.columns)) if part]
 
 
@@ -89,7 +89,10 @@ def run(options: Compare) -> int:
 
 
 def evaluate_all(options: Compare, *, failures: bool) -> tuple[list[EvaluatedRun], list[Row]]:
-    """(all runs, evaluated on their own data; rows of the classical baselines with `--classic`)."""
+    """Evaluate each run on its own data; return (evaluated runs, rows of classical baselines).
+
+    There are no rows of classical baselines without `--classic`.
+    """
     evaluated: list[EvaluatedRun] = []
     classical: list[Row] = []
     with reuse_data():
@@ -110,14 +113,17 @@ def evaluate_all(options: Compare, *, failures: bool) -> tuple[list[EvaluatedRun
 
 
 def unique_names(folders: Iterable[Path]) -> dict[str, Path]:
-    """{name: folder}: the last part of each path, or the whole path where that is not unique."""
+    """Name each folder by the last part of its path, or by the whole path if that is not unique.
+
+    Returns {name: folder}.
+    """
     own = {folder: folder.resolve().name for folder in folders}
     count = Counter(own.values())
     return {name if count[name] == 1 else str(folder): folder for folder, name in own.items()}
 
 
 def classical_rows(split: str, experiment: Experiment) -> list[Row]:
-    """Rows of the classical baselines on the data of a run of `objects`, with its loss."""
+    """Table rows of the classical baselines, with the data and the loss of a run of `objects`."""
     config: Any = experiment.config
     found = baselines.evaluate(
         experiment.splits,
@@ -136,13 +142,13 @@ def classical_rows(split: str, experiment: Experiment) -> list[Row]:
 def comparability_notes(
     evaluated: Sequence[EvaluatedRun], classical: Sequence[Row]
 ) -> Iterator[str]:
-    """Yield a line for each reason why rows are not comparable, and for a baseline left out."""
+    """Yield a line for each reason why rows cannot be compared, and for a baseline left out."""
     if len({one.row["system"] for one in evaluated}) > 1:
         yield "the runs are of different systems, each with its own data and loss"
         return
     data = _differing_keys([one.data for one in evaluated])
     if data:
-        yield f"the runs do not have the same data: {', '.join(data)}"
+        yield f"the runs do not have the same data; these differ: {', '.join(data)}"
     loss = _differing_keys([one.loss_options for one in evaluated])
     if loss:
         names = ", ".join(loss)
@@ -152,7 +158,10 @@ def comparability_notes(
 
 
 def _picture_paths(options: Compare) -> tuple[Path | None, Path | None]:
-    """(path of the curves or None, path of the failures or None); `--report` implies both."""
+    """Return (path of the curves or None, path of the failures or None).
+
+    With `--report`, both pictures are drawn: their default paths are next to the report.
+    """
     curves, failures = options.figure, options.failures
     if options.report:
         stem = options.report.stem
@@ -189,7 +198,7 @@ def _differing_keys(dicts: Sequence[Mapping[str, Hashable]]) -> list[str]:
 
 
 def _with_class_columns(rows: Sequence[Row]) -> Table:
-    """The table of the runs: all columns that any row has, per-class columns included."""
+    """Make the table of the runs: all columns that any row has, including those per class."""
     classes = dict.fromkeys(chain.from_iterable(row.get("labels", ()) for row in rows))
     columns = COLUMNS | {
         f"{name} {key}": f"{name} {key}" for name in classes for key in CLASS_COLUMNS
@@ -200,7 +209,7 @@ def _with_class_columns(rows: Sequence[Row]) -> Table:
 
 
 def _class_columns(row: Row) -> Row:
-    """The scores of each class as columns `SCORE CLASS`."""
+    """The scores of each class as columns called `CLASS SCORE`, such as `face iou`."""
     classes = row.get("labels", {})
     return {f"{name} {key}": value for name in classes for key, value in classes[name].items()}
 
@@ -208,7 +217,7 @@ def _class_columns(row: Row) -> Row:
 def _draw(
     evaluated: Sequence[EvaluatedRun], curves: Path | None, gallery: Path | None
 ) -> Iterator[Path]:
-    """Draw curves and failures where a path is given; yield the paths of the pictures drawn."""
+    """Draw the curves and the failures for which a path is given; yield the paths drawn."""
     if curves:
         training_plots.compare_runs({one.row["run"]: one.metrics for one in evaluated}, curves)
         yield curves

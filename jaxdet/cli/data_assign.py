@@ -43,7 +43,10 @@ def run(options: Assign) -> int:
 
 
 def _count_cells(batch: Batch, targets: Any, strides: Array) -> list[dict[str, Any]]:
-    """Per image: number of true boxes, of boxes without a cell, and of cells by stride."""
+    """Count, for each image, the true boxes, those without a cell, and the cells of each stride.
+
+    Crowds are not counted; cells are counted if they are assigned to a box.
+    """
     rows = []
     for i, valid in enumerate(batch["valid"] & ~batch["crowd"]):
         on, indices = targets.positive[i], targets.indices[i]
@@ -55,7 +58,7 @@ def _count_cells(batch: Batch, targets: Any, strides: Array) -> list[dict[str, A
 
 
 def _draw(batch: Batch, targets: Any, centers: Array, strides: Array, options: Assign) -> None:
-    """Draw true boxes and their cells."""
+    """Draw the true boxes and the cells that are assigned to them."""
     from jaxdet.plots import detection as detection_plots
 
     cells = []

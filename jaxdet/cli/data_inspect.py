@@ -1,4 +1,4 @@
-"""`jaxdet data inspect SYSTEM`: contents of a folder of data, and problems with it."""
+"""`jaxdet data inspect SYSTEM`: the contents of a folder of data, and problems with them."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ from jaxdet.cli.options import Inspect
 from jaxdet.data import detection
 from jaxdet.errors import InputError, printable
 
-MAX_NOTES = 10  # that are printed without --all
+MAX_NOTES = 10  # notes of each kind that are printed without --all
 
 
 def run(system: str, options: Inspect) -> int:
@@ -61,7 +61,7 @@ def _print_notes(faults: Sequence[str], remarks: Sequence[str], options: Inspect
 
 
 def _write_csv(path: Path, notes: Mapping[str, Sequence[str]]) -> None:
-    """Write a table of notes and their kind."""
+    """Write a CSV table with the columns kind and note."""
     text = io.StringIO()
     rows = [(kind, note) for kind, own in notes.items() for note in own]
     csv.writer(text, lineterminator="\n").writerows([("kind", "note"), *rows])

@@ -15,7 +15,7 @@ from jaxdet.training import evaluator
 from jaxdet.training.experiment import Experiment
 from jaxdet.types import Array, Batch
 
-MIN_FRACTION = 0.1  # smallest fraction of a class that is named in the title of a mixed image
+MIN_FRACTION = 0.1  # the title of a mixed image names classes with at least this fraction
 
 
 def run(system: str, options: Preview, config: TrainConfig) -> int:
@@ -37,7 +37,7 @@ def run(system: str, options: Preview, config: TrainConfig) -> int:
 
 
 def _shown(experiment: Experiment, count: int, **options: Any) -> dict[str, Any]:
-    """The first inputs of the training split: `pictures`, and other arguments of `common.draw`."""
+    """The first inputs of the training split, as keyword arguments of `common.draw`."""
     batch, classes = evaluator.samples(experiment, "train", count, **options), experiment.metadata
     classes = classes["classes"]
     if isinstance(experiment.task, DetectionTask):
@@ -49,7 +49,7 @@ def _shown(experiment: Experiment, count: int, **options: Any) -> dict[str, Any]
 
 
 def _many_boxes(batch: Batch, classes: Sequence[str]) -> dict[str, Sequence[Any]]:
-    """Titles, true boxes and their classes of images with many boxes."""
+    """Titles, true boxes and their class names, for images with many boxes."""
     columns = zip(batch["boxes"], batch["labels"], batch["valid"], strict=True)
     true, labels = zip(*((boxes[on], labels[on]) for boxes, labels, on in columns), strict=True)
     return {
@@ -61,7 +61,7 @@ def _many_boxes(batch: Batch, classes: Sequence[str]) -> dict[str, Sequence[Any]
 
 
 def _describe_target(classes: Sequence[str], fractions: Array) -> str:
-    """The class of an image, or the classes of a mixed one with their fractions."""
+    """The class of an image or, for a mixed image, its classes with their fractions."""
     named = [i for i in np.argsort(-fractions) if fractions[i] >= MIN_FRACTION]
     if len(named) < 2:
         return classes[int(fractions.argmax())]

@@ -1,4 +1,4 @@
-"""`jaxdet data split SYSTEM`: split images into training, validation and test, as tables."""
+"""`jaxdet data split SYSTEM`: split images into training, validation and test, in CSV tables."""
 
 from importlib import import_module
 from pathlib import Path
@@ -10,7 +10,7 @@ from jaxdet.training import run_dir
 
 
 def run(system: str, options: Split) -> int:
-    """Write a table per split, and print the number of its images; returns the exit code."""
+    """Write one table per split, and print the numbers of images; returns the exit code."""
     module = import_module(f"jaxdet.configs.{system}")
     if not hasattr(module, "split_tables"):
         raise InputError(

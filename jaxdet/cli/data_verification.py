@@ -1,4 +1,7 @@
-"""`jaxdet data verification`: folders of a verification protocol from a folder per identity."""
+"""`jaxdet data verification`: make the folders of a verification protocol.
+
+The source is one folder of images per identity.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +20,10 @@ MIN_TRAINING_IDENTITIES = 2
 
 
 def run(options: VerificationFolders) -> int:
-    """Write classification/, known/, unknown_dev/, unknown_test/ and their tables."""
+    """Write classification/, known/, unknown_dev/, unknown_test/ and the tables of labels.
+
+    Returns the exit code.
+    """
     images = read_identities(options)
     rng = np.random.default_rng(options.seed)
     names = [list(images)[i] for i in rng.permutation(len(images))]
@@ -50,9 +56,14 @@ def run(options: VerificationFolders) -> int:
 
 
 def read_identities(options: VerificationFolders) -> dict[str, list[LabeledImage]]:
-    """{identity: images}; InputError for invalid options, or too few identities or images."""
+    """Check the options, and list the images of each identity: {identity: images}.
+
+    Raises InputError for invalid options, and for too few identities or images.
+    """
     if not options.root:
-        raise InputError("--root must be given: a folder or tar file with a folder per identity")
+        raise InputError(
+            "--root must be given: a folder or tar file with one folder of images per identity"
+        )
     if run_dir.is_occupied(options.out):
         raise InputError(f"{options.out} is not empty; choose another --out")
     for name, minimum in (("known", 2), ("unknown_identities", 2), ("gallery_images", 1)):
@@ -83,16 +94,16 @@ def read_identities(options: VerificationFolders) -> dict[str, list[LabeledImage
     for name, own in images.items():
         if len(own) <= options.gallery_images:
             raise InputError(
-                f"{options.root}: {name} must have more than {options.gallery_images} images "
-                f"(--gallery-images), got {len(own)}"
+                f"{options.root}: identity {name} must have more images than --gallery-images "
+                f"{options.gallery_images}, got {len(own)}"
             )
     return images
 
 
 def _write_probes(out: Path, part: str, probes: Sequence[tuple[LabeledImage, str]]) -> None:
-    """Write the images of a part, named by their index, and the table of their labels.
+    """Write the probes of a part, "dev" or "test", and the table of their labels.
 
-    For the test part, a sample submission is written as well.
+    The image files are named by their index.  For "test", a sample submission is written as well.
     """
     files = []
     for i, (image, _) in enumerate(probes):

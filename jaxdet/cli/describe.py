@@ -16,9 +16,9 @@ from jaxdet.training import run_dir
 
 
 def run(options: Describe) -> int:
-    """Print the table of a network, and draw its roofline plot if timed; returns the exit code."""
+    """Print the table of a network; with --time, draw its roofline plot; returns the exit code."""
     if options.markdown + options.json + options.csv > 1:
-        raise InputError("--markdown, --json and --csv exclude each other")
+        raise InputError("--markdown, --json and --csv exclude each other; give one of them")
     if options.time:
         common.check_picture(options.figure)
         if options.convention != "flop":
@@ -52,8 +52,8 @@ def run(options: Describe) -> int:
 
 
 def _time(network: summary.NetworkSummary, rows: list[dict[str, Any]], figure: Path) -> list[str]:
-    """Measure the layers, add their times to the rows, draw the roofline plot; returns notes."""
-    # Imported here: without --time, matplotlib is not needed.
+    """Measure the layers, add their times to `rows`, and draw the roofline plot; returns notes."""
+    # Imported here because only --time needs matplotlib.
     from jaxdet.plots import profiling as profiling_plots
 
     measured = roofline.measure(network, rows)
@@ -62,7 +62,10 @@ def _time(network: summary.NetworkSummary, rows: list[dict[str, Any]], figure: P
 
 
 def _prediction_notes(options: Describe, images: jax.ShapeDtypeStruct, variables: Any) -> list[str]:
-    """The operations of a whole prediction, as `eval` counts them; [] for a model by name."""
+    """A note on the number of operations of a whole prediction, as `eval` counts them.
+
+    [] unless the network is that of a run with a record of its data.
+    """
     if not run_dir.is_run(options.model) or "record" not in run_dir.read_metadata(options.model):
         return []
     task = runs.without_data(options.model, runs.read_config(options.model)).task
@@ -75,7 +78,10 @@ def _prediction_notes(options: Describe, images: jax.ShapeDtypeStruct, variables
 
 
 def _network(options: Describe) -> tuple[Any, jax.ShapeDtypeStruct, Any]:
-    """(network, its input, shapes of its variables if it is the network of a run, else None)."""
+    """Return (network, shape of its input, shapes of its variables).
+
+    The last is None for a model given by name: only a run determines the variables.
+    """
     if run_dir.is_run(options.model):
         config = runs.read_config(options.model)
         named = configs.network_of_run(Path(options.model), config)
@@ -88,7 +94,7 @@ def _network(options: Describe) -> tuple[Any, jax.ShapeDtypeStruct, Any]:
 
 
 def _parse_shape(text: str) -> tuple[int, ...]:
-    """The shape of an input written as 1x32x32x3."""
+    """Parse the shape of an input that is written as 1x32x32x3."""
     words = text.split("x")
     if len(words) != 4 or not all(word.isdecimal() and int(word) for word in words):
         raise InputError(

@@ -14,12 +14,12 @@ from jaxdet.training import run_dir
 
 Row = dict[str, Any]
 
-OVERFIT = 1.1  # the last validation loss divided by the lowest one, from which a run overfits
-GOOD_IOU = "iou50"  # a box with a lower IoU is a failure
+OVERFIT = 1.1  # a run overfits if its last validation loss exceeds the lowest one by this factor
+GOOD_IOU = "iou50"  # the fraction of images with an IoU above 0.5; the others are failures
 
 
 def settings(evaluated: Sequence[EvaluatedRun]) -> Iterator[str]:
-    """Yield the command that trains each run."""
+    """Yield a section with the command that trains each run."""
     yield "## Settings"
     yield "\n".join(
         f"- `{one.row['run']}`: `jaxdet train {one.row['system']} "
@@ -29,7 +29,7 @@ def settings(evaluated: Sequence[EvaluatedRun]) -> Iterator[str]:
 
 
 def losses(evaluated: Sequence[EvaluatedRun]) -> Iterator[str]:
-    """Yield tables of losses: all terms at the best and last checkpoint, totals at all epochs."""
+    """Yield a section on losses: all terms at the best and last checkpoint, totals per epoch."""
     rows = [
         {"run": one.row["run"], "checkpoint": name, "epoch": line["epoch"], **_terms(line)}
         for one in evaluated
@@ -56,7 +56,7 @@ def losses(evaluated: Sequence[EvaluatedRun]) -> Iterator[str]:
 
 
 def labels(evaluated: Sequence[EvaluatedRun]) -> Iterator[str]:
-    """Yield the scores of each label and the confusions of each run, in a table and in words."""
+    """Yield a section with each run's scores per label and confusions, in a table and in words."""
     known = [one for one in evaluated if 0 < len(one.row.get("labels", ())) <= MAX_CLASSES]
     if known:
         yield "## Accuracy of each label, and confusions"
@@ -84,7 +84,7 @@ def summarize_labels(row: Mapping[str, Any]) -> str:
 
 
 def discussion(evaluated: Sequence[EvaluatedRun]) -> Iterator[str]:
-    """Yield a list of sentences on scores, losses, times and failures."""
+    """Yield a section with sentences on scores, losses, times and failures."""
     rows = [one.row for one in evaluated]
     sentences = [
         *_ranking(rows, "accuracy", "accuracy"),
@@ -126,7 +126,7 @@ def _fit(one: EvaluatedRun) -> Iterator[str]:
         f"{low['epoch']}"
     )
     if last is low:
-        yield f"{text}, which is the last: more epochs may help."
+        yield f"{text}, the last one: more epochs may help."
     elif last["val"]["loss"] > OVERFIT * low["val"]["loss"]:
         yield f"{text}; at the end it is {last['val']['loss']:.4g}: the run overfits."
     else:
@@ -134,24 +134,24 @@ def _fit(one: EvaluatedRun) -> Iterator[str]:
 
 
 def _failures(row: Row) -> Iterator[str]:
-    """Yield a sentence on the numbers of images with a wrong label, and with a box of low IoU."""
+    """Yield a sentence on how many images have a wrong label, and how many a box of low IoU."""
     if "correct" not in row or "count" not in row:
         return
     wrong = row["count"] - row["correct"]
     text = f"`{row['run']}` gives {wrong} of {row['count']} images a wrong label"
     if GOOD_IOU in row:
         low = round(row["count"] * (1 - row[GOOD_IOU]))
-        text = f"{text}, and {low} a box with an IoU of at most 0.5"
+        text = f"{text}, and {low} images a box with an IoU of at most 0.5"
     yield f"{text}."
 
 
 def _best(one: EvaluatedRun) -> Mapping[str, Any]:
-    """The line of the best checkpoint of a run."""
+    """The line of metrics of a run's best checkpoint."""
     return run_dir.best_line(one.metrics, one.config.best)
 
 
 def _terms(line: Mapping[str, Any]) -> Row:
-    """{`SPLIT TERM`: value} of the loss terms in a line of metrics, training before validation."""
+    """The loss terms in a line of metrics, as {"SPLIT TERM": value}, training before validation."""
     terms = [*(line["train"] or {})]
     terms = [name for name in ("loss", *sorted(terms)) if name in terms and name != "accuracy"]
     return {

@@ -1,4 +1,4 @@
-"""`jaxdet eval RUN`: scores of a checkpoint."""
+"""`jaxdet eval RUN`: compute the scores of a checkpoint."""
 
 import json
 from collections.abc import Callable, Mapping, Sized
@@ -17,15 +17,16 @@ from jaxdet.metrics import detection as detection_metrics
 from jaxdet.profiling import timing
 from jaxdet.training.evaluator import Evaluator, cost_summary
 
-ALL = ("train", "val", "test")  # splits of `--split all`
+ALL = ("train", "val", "test")  # the splits that `--split all` evaluates
 MAX_CLASSES = 20  # with more classes, the confusion is not printed
-MARKED_SCORES = (detection_metrics.SCORE_THRESHOLD, 0.5, 0.75)  # on precision-recall curves
+# Score thresholds that are marked on precision-recall curves.
+MARKED_SCORES = (detection_metrics.SCORE_THRESHOLD, 0.5, 0.75)
 
 
 def run(options: Eval) -> int:
     """Print the scores of one split, or of train, val and test; returns the exit code."""
     if options.report and options.json:
-        raise InputError("--report and --json exclude each other")
+        raise InputError("--report and --json exclude each other; give one of them")
     run = common.load(options)
     report = _find_report(run.system) if options.report else None
     experiment = run.with_data(root=options.root)
@@ -64,25 +65,25 @@ def run(options: Eval) -> int:
 
 
 def _report_others(root: str, splits: Mapping[str, Sized], chosen: str) -> None:
-    """Warn of images of other data that are not evaluated, since they are in other splits."""
+    """Warn that images in other splits of the data at `root`, if any, are not evaluated."""
     others = {name: len(source) for name, source in splits.items() if name != chosen}
     if others and chosen != "all":
         counts = ", ".join(f"{name} {count}" for name, count in others.items())
         common.warn(
-            f"{root}: {len(splits[chosen])} images of the split {chosen} are evaluated, not those "
-            f"of other splits ({counts}); evaluate every image with --split all"
+            f"{root}: only the {len(splits[chosen])} images of the split {chosen} are evaluated, "
+            f"not those of the other splits ({counts}); evaluate every image with --split all"
         )
 
 
 def _measure(run: api.Run, evaluator: Evaluator) -> tuple[dict[str, float], dict[str, Any]]:
-    """Losses and rows of a split; on a terminal, a bar shows how many images are evaluated."""
+    """Compute the losses and measurements of a split, with a progress bar on a terminal."""
     with common.counting(evaluator.count) as advance:
         step = partial(advance, evaluator.config.eval_batch)
         return evaluator.measure(run.variables, run.epoch, pause=step)
 
 
 def to_text(scores: dict[str, Any]) -> str:
-    """Scores, overall and per class, in aligned columns; numbers are rounded."""
+    """Format scores, overall and per class, in aligned columns with rounded numbers."""
     numbers = [
         {"score": name, "value": value}
         for name, value in scores.items()
@@ -96,7 +97,7 @@ def to_text(scores: dict[str, Any]) -> str:
 
 
 def _find_report(system: str) -> Callable[[dict[str, Any], str], str]:
-    """The function `report(scores, split) -> text` of a system; InputError if it has none."""
+    """Find the function `report(scores, split) -> text` of a system; InputError if it has none."""
     report = getattr(import_module(f"jaxdet.configs.{system}"), "report", None)
     if report is None:
         raise InputError(f"--report needs a run of objects or detect, got a run of {system}")
@@ -104,7 +105,7 @@ def _find_report(system: str) -> Callable[[dict[str, Any], str], str]:
 
 
 def _draw(rows: dict[str, Any], scores: dict[str, Any], classes: tuple[str, ...], folder: Path):
-    """Draw the confusion matrix; for detection also precision-recall curves and mAP."""
+    """Draw the confusion matrix and, for detection, precision-recall curves and mAP per class."""
     from jaxdet.plots import detection as detection_plots
 
     if "confusion" in scores:

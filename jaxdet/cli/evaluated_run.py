@@ -26,8 +26,8 @@ class Failure(NamedTuple):
     """One of the worst predictions of a run."""
 
     title: str
-    image: np.ndarray  # [h, w, C] in [0, 1]: the original, or the network's input
-    true_box: np.ndarray | None  # [4] in pixels of the image; None where there are no boxes
+    image: np.ndarray  # [h, w, C] in [0, 1]: the original image, or the network's input
+    true_box: np.ndarray | None  # [4] in pixels of `image`; None for a system without boxes
     predicted_box: np.ndarray | None
     wrong: bool  # whether the label is wrong
 
@@ -35,10 +35,10 @@ class Failure(NamedTuple):
 class EvaluatedRun(NamedTuple):
     """A run with the scores of one of its checkpoints."""
 
-    row: Row  # columns of the table, and all other scores
+    row: Row  # the row of the table, and scores that are not in the table
     metrics: list[dict[str, Any]]  # lines of `metrics.jsonl`
     failures: list[Failure]
-    data: dict[str, Hashable]  # {split or file: identity of its samples}
+    data: dict[str, Hashable]  # for each split, a value that is equal for equal samples
     loss_options: dict[str, Any]  # the fields among `LOSS_OPTIONS` that the run has
     folder: Path
     config: TrainConfig
@@ -47,9 +47,9 @@ class EvaluatedRun(NamedTuple):
 def evaluate(
     name: str, run: api.Run, experiment: Experiment, split: str, *, failures: bool = False
 ) -> EvaluatedRun:
-    """Scores, costs and history of a run; with `failures`, its worst predictions too.
+    """Evaluate a run on a split: scores, costs, history and, if `failures`, worst predictions.
 
-    experiment: the run's experiment, with its data.
+    `name` is the name of the run in tables, and `experiment` is the run's experiment with its data.
     """
     recording = replace(experiment, task=RecordingTask(experiment.task))
     scorer = run.evaluator(recording, split)
@@ -85,10 +85,11 @@ def evaluate(
 
 @dataclass(frozen=True)
 class RecordingTask:
-    """The task `task`, whose report also has `predictions`: labels and boxes per image.
+    """A task like `task`, but its report also has `predictions`, the label and box of each image.
 
-    `predictions` has `label`, `predicted`, `score` [N]; with boxes `true_box`, `predicted_box`
-    [N, 4] and `iou` [N]; it is empty for tasks without one label per image.
+    `predictions` has the arrays `label`, `predicted` and `score` [N] and, if there are boxes,
+    `true_box` and `predicted_box` [N, 4] and `iou` [N].  It is empty for a task without one label
+    per image.
     """
 
     task: Task
@@ -97,7 +98,7 @@ class RecordingTask:
         return getattr(self.task, name)
 
     def measure(self, predictions: dict[str, Array], batch: Batch) -> dict[str, Any]:
-        """The measurements of the task, with the columns of `predictions` added."""
+        """The measurements of `task`, and those for `predictions`."""
         rows: dict[str, Array] = {}
         if "label" in predictions and "label" in batch:
             rows = {"label": batch["label"], "predicted": predictions["label"]}
@@ -108,7 +109,7 @@ class RecordingTask:
         return {"measured": self.task.measure(predictions, batch), "predictions": rows}
 
     def report(self, rows: dict[str, Any]) -> dict[str, Any]:
-        """Scores of the task, and `predictions`."""
+        """The scores of `task`, and `predictions`."""
         return {**self.task.report(rows["measured"]), "predictions": rows["predictions"]}
 
 
@@ -117,9 +118,10 @@ def worst_predictions(
 ) -> list[Failure]:
     """The `MAX_FAILURES` worst predictions of a split: wrong labels first, then the lowest IoU.
 
-    Without boxes, wrong labels are ordered by descending score and right ones by ascending score.
-    Images and boxes have the size of the original files, if the experiment can read them, or else
-    the size of the network's input.  predictions: as `RecordingTask` reports them.
+    Without boxes, images with a wrong label come first by descending score, then those with the
+    right label by ascending score.  Images and boxes have the size of the original files if the
+    experiment can read them, else the size of the network's input.  `predictions` are those that
+    `RecordingTask` reports.
     """
     classes = experiment.metadata["classes"]
     label, predicted, score = (predictions[k] for k in ("label", "predicted", "score"))
@@ -156,7 +158,10 @@ def worst_predictions(
 
 
 def _history(folder: Path, metrics: Sequence[Mapping[str, Any]]) -> Row:
-    """Number of epochs of a run, its best epoch, median seconds per epoch, and total seconds."""
+    """The number of epochs of a run, its best epoch, median seconds per epoch and total seconds.
+
+    A value that the run did not record is None.
+    """
     epochs = {line["step"]: line["epoch"] for line in metrics}
     return {
         "epochs": max(epochs.values(), default=None),
@@ -167,7 +172,11 @@ def _history(folder: Path, metrics: Sequence[Mapping[str, Any]]) -> Row:
 
 
 def _sample_identities(experiment: Experiment) -> dict[str, Hashable]:
-    """{split or file: identity of its samples}: rows of split tables, or names, or ids."""
+    """For each split, a value that is equal for equal samples.
+
+    It is made of the rows of split tables or, without these, of the names of the samples or of
+    their ids and labels.
+    """
     if experiment.files:
         return {name: frozenset(text.splitlines()) for name, text in experiment.files}
     return {split: _identify(source) for split, source in experiment.splits.items()}

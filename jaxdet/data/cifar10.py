@@ -1,8 +1,8 @@
 """CIFAR-10: color images of 32 x 32 pixels in ten classes.
 
-The layouts on disk are those of its author, Python pickles and binary records, in a folder or a tar
-file; image files in one folder per class, see `image_folder`; and a prepared tensorflow-datasets
-set.  Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
+Three kinds of data can be read: the author's files, either Python pickles or binary records, in a
+folder or a tar file; image files in one folder per class (see `image_folder`); and a prepared set
+of tensorflow-datasets.  Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
 """
 
 import io
@@ -35,7 +35,7 @@ Splits = dict[str, sources.ArraySource]
 def read(
     root: str | Path | None, data_dir: str | Path | None = None
 ) -> tuple[Splits, tuple[str, ...]]:
-    """({"train": source, "test": source}, class names) of CIFAR-10.
+    """Read CIFAR-10, and return ({"train": source, "test": source}, class names).
 
     The arrays are image [N, 32, 32, 3] uint8, label [N] int32 and id [N] int32; test ids continue
     after the training ids.  `root` is a file or folder in a layout of this module, a folder that
@@ -53,9 +53,10 @@ def read(
 
 
 def summarize(root: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """(a table row per class, notes on files that cannot be used) of the data at `root`.
+    """Return (one table row per class, notes on files that cannot be used) for the data at `root`.
 
-    The columns are those of `image_folder.summarize`; only image files have notes.
+    The columns are those of `image_folder.summarize`.  There are notes only for data in image
+    files; other layouts must be complete.
     """
     for path in _candidates(root):
         found = image_folder.find_classes(image_folder.list_files(path))
@@ -75,7 +76,7 @@ def summarize(root: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def _candidates(root: str | Path | None) -> Iterator[Path]:
-    """The root, if it exists, then the tar files in it."""
+    """Yield the root, if it exists, and then the tar files in it."""
     if root and Path(root).exists():
         yield Path(root)
         for pattern in ARCHIVES:
@@ -83,7 +84,7 @@ def _candidates(root: str | Path | None) -> Iterator[Path]:
 
 
 def _read_tree(tree: FileTree) -> tuple[Splits, tuple[str, ...]] | None:
-    """The result of `read` for the first layout found in a tree of files; None if there is none."""
+    """Read the first layout found in a tree of files, as `read` does; None if there is none."""
     for ending, decode in {"": _decode_pickle, ".bin": _decode_records}.items():
         expected = {f"{name}{ending}" for names in BATCH_FILES.values() for name in names}
         for folder in sorted(tree.files):
@@ -94,7 +95,7 @@ def _read_tree(tree: FileTree) -> tuple[Splits, tuple[str, ...]] | None:
 
 
 def _read_batches(tree: FileTree, folder: Folder, ending: str, decode: Callable) -> Splits:
-    """The splits of the batch files in a folder of a tree."""
+    """Read the batch files in one folder of a tree, and return the splits."""
     columns = {}
     for split, names in BATCH_FILES.items():
         batches = []
@@ -102,7 +103,7 @@ def _read_batches(tree: FileTree, folder: Folder, ending: str, decode: Callable)
             file = f"{name}{ending}"
             if file not in tree.files[folder]:
                 raise InputError(
-                    f"{tree.location(*folder)}: has no {file}; download the data again"
+                    f"{tree.location(*folder)}: {file} is missing; download the data again"
                 )
             with pickles.as_input_error(tree.location(*folder, file)):
                 values, label = decode(image_folder.file_bytes(tree.files[folder][file]))
@@ -112,7 +113,7 @@ def _read_batches(tree: FileTree, folder: Folder, ending: str, decode: Callable)
 
 
 def _read_images(found: ImageFolderDataset) -> tuple[Splits, tuple[str, ...]]:
-    """The result of `read` for images in one folder per class; every image must be usable."""
+    """Read images in one folder per class, as `read` does; every image must be usable."""
     splits, notes, first = {}, list(found.notes), 0
     for name in BATCH_FILES:
         samples = found.splits[name]
@@ -121,7 +122,7 @@ def _read_images(found: ImageFolderDataset) -> tuple[Splits, tuple[str, ...]]:
         notes += faults
     if notes:
         others = f" (and {len(notes) - 1} more)" if notes[1:] else ""
-        raise InputError(f"{notes[0]}{others}; CIFAR-10 must be complete")
+        raise InputError(f"{notes[0]}{others}; every file of CIFAR-10 must be usable")
     return splits, found.classes
 
 
@@ -146,7 +147,7 @@ def _read_tfds(name: str, data_dir: str | Path | None) -> tuple[Splits, tuple[st
 
 
 def _to_sources(columns: dict[str, Any]) -> Splits:
-    """The sources of {split: (images, labels)}."""
+    """Convert {split: (images, labels)} to sources, with ids that count through all splits."""
     splits, first = {}, 0
     for name, (image, label) in columns.items():
         ids = np.arange(first, first + len(image), dtype=np.int32)
@@ -156,10 +157,14 @@ def _to_sources(columns: dict[str, Any]) -> Splits:
 
 
 def _check_batch(values: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(images [N, 32, 32, 3], labels [N] int32) of the values [N, 3072] and labels of a file."""
+    """Convert values [N, 3072] and labels [N] of a file to (images [N, 32, 32, 3], int32 labels).
+
+    Raises InputError for wrong types, shapes or labels.
+    """
     if values.dtype != np.uint8 or values.shape[1:] != (VALUES_PER_IMAGE,) or not len(values):
         raise InputError(
-            f"images must be uint8 [N, {VALUES_PER_IMAGE}], got {values.dtype} {list(values.shape)}"
+            f"images must be uint8 [N, {VALUES_PER_IMAGE}] with N of at least 1, got "
+            f"{values.dtype} {list(values.shape)}"
         )
     planes = values.reshape(-1, 3, IMAGE_SIDE, IMAGE_SIDE)
     image = np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
@@ -167,7 +172,7 @@ def _check_batch(values: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def _check_labels(label: np.ndarray, count: int, classes: int) -> np.ndarray:
-    """Labels [count] in 0..classes - 1 as int32."""
+    """Return labels [count] as int32; InputError if one of them is not in 0..classes - 1."""
     if label.shape != (count,) or label.dtype.kind not in "iu":
         raise InputError(
             f"labels must be integers [{count}], one per image, got {label.dtype} "
@@ -180,11 +185,12 @@ def _check_labels(label: np.ndarray, count: int, classes: int) -> np.ndarray:
 
 
 def _decode_records(content: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Values and labels of the binary layout: per image one byte of label, then its values."""
+    """Values and labels of the binary layout: for each image one byte of label, then its values."""
     size = VALUES_PER_IMAGE + 1
     if not content or len(content) % size:
         raise InputError(
-            f"size must be a multiple of {size} bytes, got {len(content)}; download it again"
+            f"file size must be a positive multiple of {size} bytes, got {len(content)}; "
+            "download it again"
         )
     rows = np.frombuffer(content, np.uint8).reshape(-1, size)
     return rows[:, 1:], rows[:, 0]
@@ -197,7 +203,7 @@ def _decode_pickle(content: bytes) -> tuple[np.ndarray, np.ndarray]:
         raise InputError(f"must hold a dict with data and labels, got a {type(batch).__name__}")
     batch = {_to_text(key): each for key, each in batch.items()}
     if not {"data", "labels"} <= set(batch):
-        raise InputError(f"must hold data and labels, got {[*batch][:5]}")
+        raise InputError(f"must hold a dict with keys data and labels, got keys {[*batch][:5]}")
     return _to_array(batch["data"]), _to_array(batch["labels"])
 
 
@@ -211,10 +217,10 @@ def _to_array(value: Any) -> np.ndarray:
 
 
 class _Unpickler(pickles.RestrictedUnpickler):
-    """An unpickler for NumPy arrays, and bytes pickled by Python 3 with protocol 2."""
+    """Reads basic Python types, NumPy arrays, and bytes pickled by Python 3 with protocol 2."""
 
     def allowed_globals(self) -> dict[str, Any]:
-        """Replacements of the globals that NumPy's pickles call, in NumPy 1 and 2."""
+        """Replacements for the globals that occur in pickles of NumPy 1 and NumPy 2."""
         return {
             "numpy.core.multiarray._reconstruct": lambda *_: _Array(),
             "numpy._core.multiarray._reconstruct": lambda *_: _Array(),
@@ -225,7 +231,7 @@ class _Unpickler(pickles.RestrictedUnpickler):
 
 
 class _DType:
-    """A pickled data type."""
+    """Replaces `numpy.dtype` while a pickle is read."""
 
     def __init__(self, name: str) -> None:
         if name not in PICKLED_DTYPES:
@@ -238,7 +244,7 @@ class _DType:
 
 
 class _Array:
-    """A pickled array: built empty, then filled."""
+    """Replaces `numpy.ndarray` while a pickle is read: created empty, and filled afterwards."""
 
     array: np.ndarray
 

@@ -1,10 +1,12 @@
 """COCO: one JSON file per split, boxes as left, top, width and height in pixels.
 
-The files are `annotations/instances_SPLIT.json` (without any, all JSON files there), with the
-images in `SPLIT/`, `images/SPLIT/` or `images/`; or `SPLIT/_annotations.coco.json` or
-`SPLIT/labels.json` next to the images; or JSON files in the folder itself (a single one not named
-after a split is `train`).  Category ids may have gaps; classes are in the order of their ids, and a
-file may lack some of them.  Objects without a box get the bounding box of their polygons.
+Three layouts are known.  JSON files in `annotations/`, named `instances_SPLIT.json` (or, if there
+are no such files, all JSON files there), with the images in `SPLIT/`, `images/SPLIT/` or `images/`.
+`SPLIT/_annotations.coco.json` or `SPLIT/labels.json` next to the images.  JSON files in the folder
+itself.  If there is only one file and its name is not that of a split, it is used as `train`.
+
+Category ids may have gaps; the classes are in the order of their ids.  A file may lack some of the
+categories.  An object without a box gets the bounding box of its polygons.
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,16 +32,16 @@ class _File(NamedTuple):
 
     path: Path
     images: list[dict[str, Any]]
-    annotations: list[dict[str, Any]] | None  # None: of a test set whose objects are kept secret
+    annotations: list[dict[str, Any]] | None  # None if there are none, as in a secret test set
     categories: dict[int, str]
 
 
 def annotation_files(root: str | Path) -> dict[str, Path]:
-    """{split: JSON file} of a folder; empty where it has none."""
+    """The JSON file of each split in a folder, as {split: path}; {} if the folder has none."""
     root = Path(root)
     beside = [path for name in BESIDE_IMAGES for path in _visible(root.glob(f"*/{name}"))]
     found = {path.parent.name: path for path in beside}
-    every = _visible((root / "annotations").glob("*.json"))  # captions and keypoints among them
+    every = _visible((root / "annotations").glob("*.json"))  # may include captions and keypoints
     for path in [path for path in every if path.stem.startswith(INSTANCES_PREFIX)] or every:
         found[path.stem.removeprefix(INSTANCES_PREFIX)] = path
     if not found:
@@ -52,11 +54,11 @@ def annotation_files(root: str | Path) -> dict[str, Path]:
 
 
 def read(root: str | Path) -> DetectionDataset:
-    """The data set in a folder.
+    """Read the data set in a folder.
 
-    A file without annotations is left out with a remark; the file of `train` is kept, as images
-    without objects.  Raises InputError if two images or two categories have the same id, or a
-    category has two names.
+    A split without annotations is left out with a remark, except `train`, whose images are kept as
+    images without objects.  Raises InputError if two images or two categories of a file have the
+    same id, or if a category has different names in two files.
     """
     files = {name: _read_file(path) for name, path in annotation_files(root).items()}
     names: dict[int, str] = {}
@@ -87,7 +89,7 @@ def _stem(path: Path) -> str:
 
 
 def _is_coco(path: Path) -> bool:
-    """Whether a JSON file has the keys of a COCO file."""
+    """Whether a file is readable JSON with the keys of a COCO file."""
     try:
         content = regular_files.read_json(path)
     except InputError:
@@ -112,7 +114,7 @@ def _read_file(path: Path) -> _File:
 
 
 def _read_categories(categories: list[dict[str, Any]], path: Path) -> dict[int, str]:
-    """{id: name}; categories without objects count too."""
+    """{id: name} of all categories, including those without objects."""
     found: dict[int, str] = {}
     for row, category in enumerate(categories, 1):
         number, name = _parse_id(category.get("id")), category.get("name")
@@ -131,7 +133,7 @@ def _read_categories(categories: list[dict[str, Any]], path: Path) -> dict[int, 
 def _read_split(
     root: Path, file: _File, category_ids: list[int]
 ) -> tuple[list[AnnotatedImage], list[str]]:
-    """(images, notes) of one file."""
+    """Convert one file to (images, notes)."""
     path, notes, names = file.path, [], {}
     for row, image in enumerate(file.images, 1):
         image_id, name = _parse_id(image.get("id")), image.get("file_name")
@@ -146,14 +148,14 @@ def _read_split(
             names[image_id] = name, _declared_size(image)
     labels = {number: label for label, number in enumerate(category_ids)}
     objects = {image_id: [] for image_id in names}
-    faults = {image_id: [0, 0] for image_id in names}  # unknown classes, other faults
+    faults = {image_id: [0, 0] for image_id in names}  # objects of unknown classes, other faults
     for row, annotation in enumerate(file.annotations or [], 1):
         found, image_id = (
             _parse_annotation(annotation, labels),
             _parse_id(annotation.get("image_id")),
         )
         if image_id not in names:
-            found = f"image_id must be in images, got {_shown(annotation.get('image_id'))}"
+            found = f"image_id must be the id of an image, got {_shown(annotation.get('image_id'))}"
         if not isinstance(found, str):
             objects[image_id].append(found)
             continue
@@ -194,7 +196,10 @@ def _parse_annotation(annotation: dict[str, Any], labels: dict[int, int]) -> Box
 
 
 def _parse_box(annotation: dict[str, Any]) -> np.ndarray | None:
-    """Left, top, width and height [4] of an annotation's box, or else of its polygons."""
+    """Left, top, width and height [4] of an annotation's box or, without one, of its polygons.
+
+    None if there is neither, or if the one to be used is malformed.
+    """
     box = annotation.get("bbox")
     if isinstance(box, list) and len(box) == 4 and all(map(_is_number, box)):
         return np.array(box, float)
@@ -211,7 +216,10 @@ def _parse_box(annotation: dict[str, Any]) -> np.ndarray | None:
 
 
 def _parse_id(value: Any) -> int | str | None:
-    """An id, an integer if it is a whole number or the text of one; None for other types."""
+    """Convert an id to an integer if it is a whole number or the text of one.
+
+    Other texts are returned as they are; other values become None.
+    """
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if (
@@ -225,14 +233,17 @@ def _parse_id(value: Any) -> int | str | None:
 
 
 def _parse_flag(value: Any) -> bool | None:
-    """A flag (0, 1, true, false, null, or a text such as "0") as a boolean; else None."""
+    """Convert a flag (0, 1, true, false, null, or a text such as "0") to a boolean.
+
+    None for other values.
+    """
     if isinstance(value, str):
         return FLAGS.get(value.strip().lower())
     return bool(value) if value in (0, 1, None) else None
 
 
 def _declared_size(image: dict[str, Any]) -> tuple[int, int] | None:
-    """Height and width in an image's entry; None unless both are positive integers."""
+    """(height, width) from an image's entry; None unless both are positive integers."""
     sides = [_parse_id(image.get(name)) for name in ("height", "width")]
     height, width = (side if isinstance(side, int) and side > 0 else None for side in sides)
     return (height, width) if height and width else None
@@ -244,7 +255,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _image_folders(root: Path, path: Path) -> Sequence[Path]:
-    """The folders that may hold the images of a file, the most likely ones first."""
+    """The folders in which to look for the images of the JSON file `path`, in this order."""
     split = _stem(path)
     below = [root / folder / split for folder in IMAGE_FOLDERS] + [path.parent / "data"]
     return [path.parent, *below, *(root / folder for folder in IMAGE_FOLDERS)]

@@ -1,11 +1,11 @@
-"""Handwritten digits: scans of scikit-learn, MNIST's idx files, or a set of tensorflow-datasets.
+"""Handwritten digits from scikit-learn, from MNIST's idx files or from tensorflow-datasets.
 
-A source of digits has image [N, H, W] uint8, label [N] int32 in 0..9 and id [N] int32, which is
-unique over all splits: training ids count from 0, and the others continue after them.
+A source of digits has the arrays image [N, H, W] uint8, label [N] int32 in 0..9 and id [N] int32.
+Ids are unique over all splits: training ids count from 0, and test ids continue after them.
 
-An idx file is two zero bytes, a code for the type of its values, the number of dimensions, one
-big-endian uint32 per dimension, then the values, big-endian, the last dimension fastest (LeCun,
-Cortes and Burges, "The MNIST database of handwritten digits").
+An idx file consists of two zero bytes, a code for the type of its values, the number of dimensions,
+the size of each dimension as a big-endian uint32, and then the values, big-endian, in row-major
+order (LeCun, Cortes and Burges, "The MNIST database of handwritten digits").
 """
 
 import gzip
@@ -27,7 +27,7 @@ CLASSES = 10
 TEST_DIGITS = 30  # as many as one figure shows
 EMBEDDED_TRAIN, EMBEDDED_TEST = 1297, 300  # of 1797; the other 200 are for validation
 MAX_DARKNESS = 16  # maximum of a pixel of an embedded scan
-FAINT_DARKNESS = 3  # up to here a pixel is the blur around a stroke, not ink
+FAINT_DARKNESS = 3  # a pixel of at most this darkness is the blur around a stroke, not ink
 IDX_DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 IDX_MAX_RANK = 32
 MNIST_EXPECTED = "expected MNIST's four idx files"
@@ -39,12 +39,13 @@ TrainTest = tuple[sources.ArraySource, sources.ArraySource]
 def read_splits(
     source: str, root: str | Path | None = None, seed: int = 0
 ) -> dict[str, sources.ArraySource]:
-    """The splits `train`, `val`, `test` and `heldout` of digits.
+    """Read the splits `train`, `val`, `test` and `heldout` of a source of digits.
 
-    `source` is `embedded`, `mnist` (idx files in the folder `root`) or `tfds:NAME` (prepared in
-    `root`).  `heldout` has all digits that are not for training, in the order of their ids.  Of
-    these, 30 (300 for `embedded`), drawn at random by `seed`, form `test`, and the others form
-    `val`.  Raises InputError for an unknown source, and for fewer than 60 held-out digits.
+    `source` is `embedded` (scikit-learn's scans), `mnist` (idx files in the folder `root`) or
+    `tfds:NAME` (a set prepared in `root`).  `heldout` has all digits that are not for training, in
+    the order of their ids.  30 of them (300 for `embedded`), drawn at random by `seed`, are also
+    the split `test`, and the others the split `val`.  Raises InputError for an unknown source, and
+    for fewer than 60 held-out digits.
     """
     train, heldout = _read_train_heldout(source, root)
     if len(heldout) < 2 * TEST_DIGITS:
@@ -88,7 +89,7 @@ def embedded() -> sources.ArraySource:
 
 
 def read_mnist(folder: str | Path) -> TrainTest:
-    """The sources (train, test) of MNIST's four idx files in a folder.
+    """Read MNIST's four idx files in a folder, and return the sources (train, test).
 
     File names are `train-images-idx3-ubyte` or `train-images.idx3-ubyte`, with or without `.gz`;
     those of the test split begin with `t10k`.  InputError for a missing folder or file.
@@ -101,10 +102,10 @@ def read_mnist(folder: str | Path) -> TrainTest:
 
 
 def read_idx(path: str | Path) -> np.ndarray:
-    """The array in an idx file, plain or gzipped (recognized by content), in native byte order.
+    """Read the array in an idx file, and return it in native byte order.
 
-    InputError for a file that cannot be read, is not idx, is truncated, has bytes after its last
-    value, or holds no value.
+    The file may be gzipped, whatever its name.  InputError for a file that cannot be read, is not
+    an idx file, is truncated, has bytes after its last value, or holds no value.
     """
     path = Path(path)
     content = _unzip(path)
@@ -114,17 +115,18 @@ def read_idx(path: str | Path) -> np.ndarray:
     if len(content) != expected:
         state = "is truncated" if len(content) < expected else "is too long"
         raise InputError(
-            f"{path}: {state}: {len(content)} bytes, {expected} by its header; {AGAIN}"
+            f"{path}: {state}: must have {expected} bytes by its header, got {len(content)}; "
+            f"{AGAIN}"
         )
     values = np.frombuffer(content, dtype, offset=start).reshape(shape)
     return values.astype(dtype.newbyteorder("="))
 
 
 def read_tfds(name: str, data_dir: str | Path | None = None) -> TrainTest:
-    """The sources (train, test) of a prepared set of tensorflow-datasets; see `data.tfds`.
+    """Read a prepared set of tensorflow-datasets, and return the sources (train, test).
 
-    InputError for a set that is unknown or not prepared, has no grayscale `image` of one size and
-    `label`, or has labels beyond 0..9.
+    InputError for a set that is unknown or not prepared (see `data.tfds`), that lacks grayscale
+    images of a fixed size or labels, or whose labels are not all in 0..9.
     """
     splits = tfds_data.open_dataset(name, data_dir, split=["train", "test"])
     features = splits[0].dataset_info.features
@@ -140,15 +142,15 @@ def read_tfds(name: str, data_dir: str | Path | None = None) -> TrainTest:
 
 
 def digit_source(image: Any, label: Any, *, where: str, first_id: int = 0) -> sources.ArraySource:
-    """The source of images [N, H, W] and labels [N], with ids counting from `first_id`.
+    """Make a source of images [N, H, W] and labels [N], with ids counting from `first_id`.
 
-    InputError, beginning with `where`, unless images are grayscale uint8 with at least one pixel,
-    and there is a label in 0..9 for each.
+    Raises InputError, with a message that begins with `where`, unless the images are grayscale
+    uint8 with at least one pixel, and each has a label in 0..9.
     """
     image, label = np.asarray(image), np.asarray(label)
     if image.ndim != 3 or image.dtype != np.uint8 or not image.size:
         raise InputError(
-            f"{where}: images must be grayscale, uint8 [N, H, W], got {image.dtype} "
+            f"{where}: images must be grayscale, uint8 [N, H, W] without a zero, got {image.dtype} "
             f"{list(image.shape)}"
         )
     if label.shape != (len(image),):
@@ -177,7 +179,10 @@ def _load_scans() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _enlarge_scan(scan: np.ndarray) -> np.ndarray:
-    """A scan [8, 8] with darkness 0..16 as a digit [28, 28] uint8: bicubic, faint pixels zero."""
+    """Enlarge a scan [8, 8] with darkness 0..16 to [28, 28] uint8 by bicubic interpolation.
+
+    Faint pixels become 0.
+    """
     bordered = Image.fromarray(np.pad(scan, 1).astype(np.float32))
     dark = np.asarray(bordered.resize((28, 28), Image.Resampling.BICUBIC))
     ink = (dark - FAINT_DARKNESS) / (MAX_DARKNESS - FAINT_DARKNESS)
@@ -196,8 +201,8 @@ def _find_idx(folder: Path, stem: str, kind: str) -> Path:
         path = folder / f"{stem}{mark}{kind}{ending}"
         if path.is_file():
             return path
-    state = "has no" if any(folder.iterdir()) else "is empty, has no"
-    raise InputError(f"{folder}: {state} {stem}-{kind}[.gz]; {MNIST_EXPECTED}")
+    why = "" if any(folder.iterdir()) else ", the folder is empty"
+    raise InputError(f"{folder}: no file {stem}-{kind}[.gz]{why}; {MNIST_EXPECTED}")
 
 
 def _unzip(path: Path) -> bytes:
@@ -210,7 +215,7 @@ def _unzip(path: Path) -> bytes:
 
 
 def _idx_header(content: bytes, path: Path) -> tuple[np.dtype, tuple[int, ...]]:
-    """(type, shape) of the values of an idx file."""
+    """(type, shape) of the values of an idx file, from its header."""
     if content[:2] != b"\0\0" or len(content) < 4:
         found = content[:4].hex(" ") or "nothing"
         raise InputError(f"{path}: must begin with 00 00, a type code and a rank, got {found}")
@@ -225,12 +230,12 @@ def _idx_header(content: bytes, path: Path) -> tuple[np.dtype, tuple[int, ...]]:
         raise InputError(f"{path}: is truncated within its header of rank {rank}; {AGAIN}")
     shape = tuple(np.frombuffer(content, ">u4", count=rank, offset=4).tolist())
     if 0 in shape:
-        raise InputError(f"{path}: shape {list(shape)} holds no value; {AGAIN}")
+        raise InputError(f"{path}: must hold at least one value, got shape {list(shape)}; {AGAIN}")
     return np.dtype(IDX_DTYPES[code]), shape
 
 
 def _tfds_columns(split: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Images [N, H, W] and labels [N] of all records."""
+    """Images [N, H, W] and labels [N] of all records of a split of tensorflow-datasets."""
     records = list(split)
     images = np.array([record["image"][..., 0] for record in records])
     return images, np.array([record["label"] for record in records])

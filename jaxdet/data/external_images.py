@@ -1,9 +1,9 @@
 """Labeled images from elsewhere, such as the web, on which a run is evaluated; boxes are optional.
 
-The label of an image is the name of its folder, `LABEL/FILE` or `images/LABEL/FILE`, or is given in
-a table, `annotations/*.csv` or `*.csv`: rows `file,x0,y0,x1,y1,label`, where the four numbers may
-be empty, or `file,label`, with or without a header.  The files of a table are in
-`images/LABEL/`, in `images/`, or in the folder itself; their names may be paths.
+The label of an image is either the name of its folder (`LABEL/FILE` or `images/LABEL/FILE`), or is
+given in a table (`annotations/*.csv` or, without these, `*.csv`).  The rows of a table are
+`file,x0,y0,x1,y1,label`, where the four numbers may be empty, or `file,label`; a header is
+optional.  `file` is a name or a path in `images/LABEL/`, in `images/` or in the folder itself.
 """
 
 from collections.abc import Sequence
@@ -23,23 +23,23 @@ LAYOUT = "expected LABEL/FILE, images/LABEL/FILE, or a table of file,label"
 
 
 class ExternalImages(NamedTuple):
-    """All images of a folder."""
+    """The labeled images of a folder."""
 
-    source: sources.ArraySource  # as `localization.load` makes it, with ids from 0
+    source: sources.ArraySource  # the result of `localization.load`, with ids from 0
     notes: tuple[str, ...]  # one line for each image or row that cannot be used, and remarks
     all_have_boxes: bool
-    paths: dict[str, Path]  # by the names of the source
+    paths: dict[str, Path]  # the file of each image, by its name in `source.names`
 
     def read_original(self, name: str) -> np.ndarray:
-        """The image with a name of the source, [h, w, 3] float32 in [0, 1]."""
+        """Read an image at its original size, [h, w, 3] float32 in [0, 1]; `name` as in `paths`."""
         return images.read_float(self.paths[name])
 
 
 def read(root: str | Path, classes: Sequence[str], side: int) -> ExternalImages:
-    """All labeled images of a folder, stretched to side x side pixels.
+    """Read all labeled images of a folder, stretched to side x side pixels.
 
-    A row of a table takes precedence over the folder of its image.  InputError for a label that is
-    not in `classes`, and if no image can be used.
+    An image that is listed in a table has the label of the table, not that of its folder.  Raises
+    InputError for a label that is not in `classes`, and if no image can be used.
     """
     localization.check_root(root)
     root = Path(root)
@@ -69,7 +69,7 @@ def read(root: str | Path, classes: Sequence[str], side: int) -> ExternalImages:
     if boxed < count:
         left_out = "the loss and the box scores are left out"
         if boxed:
-            left_out = f"the loss is left out, box scores are of the other {boxed}"
+            left_out = f"the loss is left out, and the box scores cover only the other {boxed}"
         notes.append(Remark(f"{root}: {count - boxed} of {count} images have no box: {left_out}"))
     paths = {row.name: row.path for row in rows if row.path}
     return ExternalImages(source, (*notes, *faults), boxed == count, paths)
@@ -78,7 +78,7 @@ def read(root: str | Path, classes: Sequence[str], side: int) -> ExternalImages:
 def _parse_row(
     words: list[str], location: str, *, root: Path, classes: Sequence[str]
 ) -> Annotation | str:
-    """The annotation of a row, or a description of the problem with it."""
+    """Convert a row to an annotation, or return a description of the row's problem."""
     if len(words) not in (2, 6):
         return f"{location}: must have columns {EXPECTED_COLUMNS}, got {len(words)} columns"
     file, *corners, label = words

@@ -13,10 +13,11 @@ READERS = {"yolo": yolo, "coco": coco, "voc": voc, "parquet": parquet}
 
 
 def read(root: str | Path, format: str = "auto", unknown_classes: str = "drop") -> DetectionDataset:
-    """The data set in a folder, or `tfds:NAME`, a prepared set of tensorflow-datasets.
+    """Read the data set in a folder, or `tfds:NAME`, a prepared set of tensorflow-datasets.
 
-    `format` is a key of `READERS`, or "auto"; `unknown_classes` as in `detection.without_unknown`.
-    InputError if `root` is not a folder, or holds no data of that format ("auto": of any).
+    `format` is a key of `READERS`, or "auto", which tries all of them.  `unknown_classes` is passed
+    on to `detection.without_unknown`.  Raises InputError if `root` is not a folder, or if it holds
+    no data of that format.
     """
     if str(root).startswith(tfds_data.PREFIX):
         dataset = tfds_data.read_detection(str(root).removeprefix(tfds_data.PREFIX))
@@ -29,7 +30,7 @@ def read(root: str | Path, format: str = "auto", unknown_classes: str = "drop") 
 
 
 def _read_folder(root: Path, format: str) -> DetectionDataset:
-    present: dict[str, Callable[[Path], Any]] = {  # in order, and only as far as needed
+    present: dict[str, Callable[[Path], Any]] = {  # in the order in which "auto" tries the formats
         "yolo": yolo.find_yaml,
         "coco": coco.annotation_files,
         "parquet": parquet.parquet_files,

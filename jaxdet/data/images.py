@@ -1,9 +1,9 @@
 """Image files as arrays: decoded upright, resized or letterboxed to the network's input.
 
-An image is given by its path, by the bytes of a file, by a function that returns one of these, or
-as a PIL image.  Images that are missing or cannot be decoded raise InputError.  Sizes are (height,
-width); EXIF orientation is applied, and grayscale images become three equal channels.  Values of
-16 bits and floats are scaled by the range of their type, and transparent pixels become white.
+An image is given as a path, as the bytes of a file, as a function that returns one of these, or as
+a PIL image.  Images that are missing or cannot be decoded raise InputError.  Sizes are (height,
+width).  EXIF orientation is applied.  RGB arrays of grayscale images have three equal channels.
+Integers of 16 bits are scaled from 0..65535, floats from [0, 1].  Transparent pixels become white.
 """
 
 import io
@@ -25,8 +25,9 @@ ImageFile = str | Path | bytes | Image.Image | Callable[[], str | Path | bytes]
 Size = tuple[int, int]  # height, width
 
 LETTERBOX_FILL = 114  # pixel value of the padding, as in YOLO
-FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # none runs a program
-Image.preinit()  # the common formats first: otherwise every JPEG is tried as several others
+# Formats that Pillow decodes itself; for others, such as EPS, it runs a program.
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+Image.preinit()  # registers common formats first, so that a JPEG is not tried as rarer ones before
 SUFFIXES = tuple(sorted(end for end, of in Image.registered_extensions().items() if of in FORMATS))
 READ_ERRORS = MISSING, BROKEN = "no such image", "not a readable image"
 LEFT_BEHIND = ("__MACOSX", "__pycache__", "Thumbs.db", "desktop.ini")
@@ -34,45 +35,48 @@ ANNOTATION_SUFFIXES = (
     *(".txt", ".xml", ".json", ".csv", ".yaml", ".yml", ".cache", ".md", ".npy", ".names"),
 )
 TRANSPARENT_FILL = 255  # pixel value behind transparent pixels: white, as browsers show them
-RANGE_65535 = ("PNG", "PPM")  # formats whose integers are read as 32 bits but range over 16
-DRAFT_FACTOR = 2  # sides of a JPEG decoded at a fraction of its size, relative to those needed
+RANGE_65535 = ("PNG", "PPM")  # formats whose 16-bit values may be read as 32-bit integers
+DRAFT_FACTOR = 2  # a JPEG decoded at reduced size is at least this many times as large as needed
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 MAX_LOST = 0.05  # fraction of the pixels of a JPEG that may be missing
-CUT = "truncated"  # in Pillow's reason for a file that is cut short
+CUT = "truncated"  # word in Pillow's error for a file that is cut short
 LOG = logging.getLogger(__name__)
 ORIENTATION, FIRST_SWAPPED = 0x0112, 5  # EXIF tag; its first value that swaps height and width
 
 
 def read_float(file: ImageFile) -> np.ndarray:
-    """An image at its original size, [H, W, 3] float32 in [0, 1]."""
+    """Read an image at its original size as [H, W, 3] float32 in [0, 1]."""
     return np.asarray(_decode(file, "RGB")[0], np.float32) / 255
 
 
 def read_gray(file: ImageFile) -> tuple[np.ndarray, Size]:
-    """An image in grayscale by ITU-R 601 weights, [H, W, 1] float32 in [0, 1], and its size."""
+    """Read an image in grayscale; return ([H, W, 1] float32 in [0, 1], its size).
+
+    Colors are converted with the weights of ITU-R 601.
+    """
     image, size = _decode(file, "L")
     return np.asarray(image, np.float32)[..., None] / 255, size
 
 
 def read_resized(file: ImageFile, side: int) -> tuple[np.ndarray, Size]:
-    """An image stretched to [side, side, 3] uint8, and its original size.
+    """Read an image and stretch it; return ([side, side, 3] uint8, its original size).
 
-    Resampling is bilinear, with area averaging when shrinking.
+    Resampling is bilinear, antialiased when shrinking.
     """
     image, size = _decode(file, "RGB", side)
     return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR)), size
 
 
 def read_resized_float(file: ImageFile, side: int) -> tuple[np.ndarray, Size]:
-    """`read_resized` as float32 in [0, 1]."""
+    """The same as `read_resized`, with the image as float32 in [0, 1]."""
     image, size = read_resized(file, side)
     return image / np.float32(255), size
 
 
 def read_letterboxed(file: ImageFile, height: int, width: int) -> tuple[np.ndarray, Size]:
-    """An image letterboxed to [height, width, 3] uint8, and its original size.
+    """Read and letterbox an image; return ([height, width, 3] uint8, its original size).
 
-    It is resized by `letterbox_transform`; the padding is `LETTERBOX_FILL`.
+    It is placed as `letterbox_transform` says; pixels of the padding are `LETTERBOX_FILL`.
     """
     image, size = _decode(file, "RGB", max(height, width))
     scale, offset = letterbox_transform(size, height, width)
@@ -85,7 +89,7 @@ def read_letterboxed(file: ImageFile, height: int, width: int) -> tuple[np.ndarr
 
 
 def read_letterboxed_float(file: ImageFile, height: int, width: int) -> tuple[np.ndarray, Size]:
-    """`read_letterboxed` as float32 in [0, 1]."""
+    """The same as `read_letterboxed`, with the image as float32 in [0, 1]."""
     image, size = read_letterboxed(file, height, width)
     return image / np.float32(255), size
 
@@ -103,13 +107,13 @@ def letterbox_transform(size: Size, height: int, width: int) -> tuple[np.ndarray
 
 
 def check_header(file: ImageFile) -> None:
-    """Raise InputError for an image that is missing or whose header cannot be read."""
+    """Raise InputError if an image is missing or its header cannot be read."""
     with _open(file):
         return
 
 
 def read_size(file: ImageFile) -> Size:
-    """Size of an upright image, from its header."""
+    """Read the (height, width) of an image after EXIF rotation; only its header is read."""
     with _open(file) as image:
         swapped = image.getexif().get(ORIENTATION, 1) >= FIRST_SWAPPED
         width, height = image.size
@@ -117,7 +121,7 @@ def read_size(file: ImageFile) -> Size:
 
 
 def read_header(content: bytes) -> tuple[bool, bool]:
-    """(is grayscale, is rotated or flipped by EXIF) of the bytes of an image."""
+    """Return (is grayscale, is rotated or flipped by EXIF) for the bytes of an image file."""
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         return image.mode[0] in "1LIF", image.getexif().get(ORIENTATION, 1) > 1
 
@@ -129,9 +133,10 @@ def file_bytes(file: ImageFile) -> bytes:
 
 
 def scan(folder: str | Path) -> tuple[list[Path], list[str]]:
-    """(image files in a folder and its subfolders, sorted; remarks on files of other formats).
+    """Return (sorted image files in a folder and its subfolders, remarks).
 
-    Hidden files, files left behind by other programs, and annotation files are skipped.
+    The remarks count files of other formats.  Hidden files, files left behind by other programs,
+    and annotation files are skipped and not counted.
     """
     found, others = [], Counter()
     for path in walk(folder):
@@ -146,9 +151,9 @@ def scan(folder: str | Path) -> tuple[list[Path], list[str]]:
 
 
 def walk(folder: str | Path) -> Iterator[Path]:
-    """Files in a folder and its subfolders that are not hidden.
+    """Yield the files in a folder and its subfolders; hidden files and folders are skipped.
 
-    Links to folders are followed; a folder that several paths lead to is visited once.
+    Links to folders are followed, but no folder is visited twice.
     """
     seen = set()
     for place, inner, names in os.walk(folder, followlinks=True):
@@ -160,14 +165,14 @@ def walk(folder: str | Path) -> Iterator[Path]:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is hidden or left behind by another program, not data."""
+    """Whether a name belongs to a hidden file or folder, or to one left behind by a program."""
     return name.startswith(".") or name in LEFT_BEHIND
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """Image files in a folder and its subfolders, sorted; InputError where there are none.
+    """Sorted image files in a folder and its subfolders; InputError if there are none.
 
-    Files of other formats are counted in a warning.
+    A warning is logged with the number of files of other formats, if there are any.
     """
     found, remarks = scan(folder)
     if not found:
@@ -178,10 +183,11 @@ def list_images(folder: str | Path) -> list[Path]:
 
 
 def expand_paths(paths: Iterable[Path]) -> list[Path]:
-    """Files given by paths: the files themselves, images of folders, and matches of patterns.
+    """Replace each folder by the image files in it, and each pattern by the files it matches.
 
-    Tables (.csv) stay as they are.  InputError for a path that does not exist, a folder without
-    images, and a pattern without matches.
+    Paths of files, and of tables (.csv) even if they do not exist, stay as they are.  Raises
+    InputError for other paths that do not exist, a folder without images, and a pattern without
+    matches.
     """
     found = []
     for path in paths:
@@ -200,10 +206,11 @@ def expand_paths(paths: Iterable[Path]) -> list[Path]:
 
 
 def _decode(file: ImageFile, mode: str, longest: int | None = None) -> tuple[Image.Image, Size]:
-    """An upright image in a mode of 8 bits per channel, "RGB" or "L"; and its original size.
+    """Decode an image in `mode` "RGB" or "L"; return (upright image, its original size).
 
-    longest: the longer side to which it will be resized.  A much larger JPEG is decoded at a
-      fraction of its size, which takes a fraction of the time and memory.
+    `longest` is the longer side to which the image will be resized, None if it will not be.  A much
+    larger JPEG is decoded at a fraction of its size, which takes a fraction of the time and memory.
+    A JPEG that is cut short is completed by `_mend_jpeg` if possible, with a warning.
     """
     file = file() if callable(file) else file
     try:
@@ -231,9 +238,10 @@ def _decode_once(
 
 
 def _mend_jpeg(file: str | Path | bytes) -> bytes:
-    """The bytes of a truncated JPEG, with an end-of-image marker added; b"" if too much is lost.
+    """Add an end-of-image marker to the bytes of a truncated JPEG.
 
-    A fraction of up to `MAX_LOST` of its pixels, those after the cut, may be lost.
+    Returns b"" if the file is not a JPEG, or if the cut affects more than a fraction `MAX_LOST` of
+    its pixels.
     """
     content = file_bytes(file)
     if not content.startswith(JPEG_START):
@@ -248,16 +256,18 @@ def _mend_jpeg(file: str | Path | bytes) -> bytes:
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """An image with 8 bits per channel, by the range of its mode, and without transparency.
+    """Convert an image to 8 bits per channel, without transparency.
 
-    Gray values of 16 bits are divided by 257, floats multiplied by 255.  Transparent pixels are
-    composited on `TRANSPARENT_FILL`.  ValueError for values without a known range.
+    Gray values of 16 bits are divided by 257, and floats are multiplied by 255.  Transparent pixels
+    are composited on `TRANSPARENT_FILL`.  Images of 8 bits without transparency are returned as
+    they are.  Raises ValueError for 32-bit integers, whose range is unknown, and for floats outside
+    [0, 1].
     """
     exif, found = image.getexif(), image
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in RANGE_65535):
         found = Image.fromarray(np.uint8(np.rint(np.asarray(image, np.float64) / 257)))
     elif image.mode == "I":
-        raise ValueError("32-bit integers have no stated range: save as 8 or 16 bits")
+        raise ValueError("must have 8 or 16 bits per value, got 32-bit integers; save it again")
     elif image.mode == "F":
         values = np.asarray(image)
         if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
@@ -275,7 +285,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 @contextmanager
 def _open(file: ImageFile) -> Iterator[Image.Image]:
-    """A context with the PIL image of a file; any exception inside it becomes InputError."""
+    """A context with the PIL image of a file; converts any exception raised in it to InputError."""
     file = file() if callable(file) else file
     if isinstance(file, Image.Image):
         with _image_errors("image"):
@@ -283,7 +293,7 @@ def _open(file: ImageFile) -> Iterator[Image.Image]:
         return
     with _image_errors(_shown(file)):
         if not isinstance(file, bytes) and not stat.S_ISREG(os.stat(file).st_mode):
-            raise ValueError("not a regular file")  # a pipe or a device could be read for ever
+            raise ValueError("not a regular file")  # reading a pipe or a device may never end
         source = io.BytesIO(file) if isinstance(file, bytes) else file
         with Image.open(source, formats=FORMATS) as image:
             yield image
@@ -291,7 +301,7 @@ def _open(file: ImageFile) -> Iterator[Image.Image]:
 
 @contextmanager
 def _image_errors(name: str) -> Iterator[None]:
-    """A context that turns any exception into InputError; decoders raise more than OSError."""
+    """A context that converts any exception to InputError; decoders raise more than OSError."""
     try:
         yield
     except InputError:

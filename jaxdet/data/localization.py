@@ -1,8 +1,8 @@
 """Localization data sets: images with one label and one box each.
 
-`images/LABEL/FILE` are the images, and `annotations/LABEL.csv` has a row per image:
-`file,x0,y0,x1,y1,label`, in pixels of the original image, with or without a header.  File names may
-repeat across labels: an image is identified by its label and its file.
+The images are `images/LABEL/FILE`.  The table `annotations/LABEL.csv` has one row per image,
+`file,x0,y0,x1,y1,label`, with the box in pixels of the original image; a header is optional.
+Images of different labels may have the same file name: label and file together identify an image.
 """
 
 import csv
@@ -23,7 +23,7 @@ from jaxdet.errors import InputError
 
 SPLIT_FILES = {"train": "training_data.csv", "val": "val_data.csv", "test": "test_data.csv"}
 COLUMNS = "file,x0,y0,x1,y1,label"
-LABEL_ORDER = ("motorcycle", "airplane", "face")  # as in assignment 0: fixes its random split
+LABEL_ORDER = ("motorcycle", "airplane", "face")  # order of assignment 0, whose split depends on it
 NO_BOX = (0.0, 0.0, 0.0, 0.0)
 THUMBNAIL_SIDE = 32  # pixels; enough where only the sizes of images matter
 
@@ -32,7 +32,7 @@ Item = TypeVar("Item")
 
 
 class Annotation(NamedTuple):
-    """A row of a table; `load` checks its image, and that the box is inside it."""
+    """A row of a table; only `load` checks the image, and that the box is inside it."""
 
     label: str
     file: str
@@ -42,7 +42,7 @@ class Annotation(NamedTuple):
 
     @property
     def name(self) -> str:
-        """LABEL/FILE, which identifies the image."""
+        """The name LABEL/FILE, which identifies the image."""
         return f"{self.label}/{self.file}"
 
 
@@ -59,7 +59,7 @@ class LocalizationDataset(NamedTuple):
     "root", "split_files", "val_fraction", "test_fraction", "train_fraction", "split_seed", "size"
 )
 def read_dataset(config: Any) -> LocalizationDataset:
-    """The data set of a configuration of `objects`."""
+    """Read the data set of a configuration of `objects`."""
     annotations, notes = read_splits(config)
     classes = tuple(sorted({row.label for rows in annotations.values() for row in rows}))
     splits, first = {}, 0
@@ -71,9 +71,10 @@ def read_dataset(config: Any) -> LocalizationDataset:
 
 
 def read_splits(config: Any) -> tuple[dict[str, list[Annotation]], list[str]]:
-    """(annotations of each split, notes on invalid rows) of a configuration of `objects`.
+    """Return (annotations of each split, notes on invalid rows) for a configuration of `objects`.
 
-    The split is read from the folder `config.split_files`, or drawn by `random_split`.
+    The split is read from the folder `config.split_files` or, if that is "", drawn by
+    `random_split`.
     """
     check_root(config.root)
     if getattr(config, "split_files", ""):
@@ -92,9 +93,10 @@ def read_splits(config: Any) -> tuple[dict[str, list[Annotation]], list[str]]:
 def split_tables(
     config: Any,
 ) -> tuple[list[dict[str, Any]], tuple[tuple[str, str], ...], list[str]]:
-    """(a table row per split, files of `format_splits`, notes) of the split of a configuration.
+    """Split the data of a configuration; return (one table row per split, files, notes).
 
-    The columns are the number of images, in total and of each label.
+    The columns of the table are the number of images, in total and of each label.  The files are
+    those of `format_splits`, and the notes are on invalid rows.
     """
     splits, notes = read_splits(config)
     labels = sorted({row.label for rows in splits.values() for row in rows})
@@ -106,10 +108,11 @@ def split_tables(
 
 
 def summarize(root: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """(a table row per label, notes on rows that cannot be used) of the data in a folder.
+    """Return (one table row per label, notes on rows that cannot be used) for the data in a folder.
 
-    The columns are the number of rows and of usable ones, ranges of the sizes of images and boxes
-    in pixels of the original image, and the range of box areas in percent of the image.
+    The columns are the number of rows, the number of usable rows, the ranges of height and width of
+    images and of boxes in pixels of the original image, and the range of box areas in percent of
+    the image.  Raises InputError if no row can be used.
     """
     check_root(root)
     rows, notes = read_annotations(root)
@@ -139,12 +142,12 @@ def load(
     *,
     first_id: int = 0,
 ) -> tuple[sources.ArraySource, list[str]]:
-    """(source of the usable annotations, notes on the others).
+    """Read the images of annotations; return (source of the usable ones, notes on the others).
 
     The arrays are image [N, side, side, 3] uint8; label [N], an index into `classes`; boxes [N, 1,
-    4] in pixels of the resized image, zeros for an annotation without a box; size [N, 2], original
-    height and width; and id [N], counting `annotations` from `first_id`.  InputError where no
-    annotation can be used.
+    4] in pixels of the resized image, zeros for an annotation without a box; size [N, 2], the
+    original height and width; and id [N], where the first of `annotations` has the id `first_id`.
+    Raises InputError if no annotation can be used.
     """
     kept, notes = [], []
     results = threads.map_images(partial(_read_image, root=root, side=side), annotations)
@@ -170,10 +173,10 @@ def load(
 
 
 def read_annotations(root: str | Path) -> tuple[list[Annotation], list[str]]:
-    """(annotations, notes on invalid rows) of `root/annotations/*.csv`.
+    """Read `root/annotations/*.csv`; return (annotations, notes on invalid rows).
 
-    Labels are in the order of `LABEL_ORDER`, then by name; rows are in the order of their table.
-    Of several rows for one image only the first is valid.  InputError without tables.
+    Tables are read in the order of `label_order`.  If several rows are for the same image, only the
+    first of them is valid.  Raises InputError if there are no tables.
     """
     folder = Path(root) / "annotations"
     tables = {path.stem: path for path in sorted(folder.glob("*.csv"))}
@@ -191,7 +194,7 @@ def read_annotations(root: str | Path) -> tuple[list[Annotation], list[str]]:
 
 
 def label_order(labels: Iterable[str]) -> list[str]:
-    """Labels in the order in which the data are read: `LABEL_ORDER`, then by name."""
+    """Sort labels into the order in which tables are read: `LABEL_ORDER`, then others by name."""
     known = {name: place for place, name in enumerate(LABEL_ORDER)}
     return sorted(labels, key=lambda name: (known.get(name, len(known)), name))
 
@@ -199,17 +202,17 @@ def label_order(labels: Iterable[str]) -> list[str]:
 def unique_rows(
     rows: Iterable[Annotation], image: Callable[[Annotation], Hashable]
 ) -> tuple[list[Annotation], list[str]]:
-    """(the first row of each `image(row)`, notes on the others)."""
+    """Keep the first of the rows with equal `image(row)`; return (rows kept, notes on others)."""
     first, notes = {}, []
     for row in rows:
         kept = first.setdefault(image(row), row)
         if kept is not row:
-            notes.append(f"{row.location}: {row.name} is in {kept.location} already")
+            notes.append(f"{row.location}: {row.name} is in {kept.location} already, left out")
     return list(first.values()), notes
 
 
 def read_table(path: str | Path, root: str | Path) -> tuple[list[Annotation], list[str]]:
-    """(annotations, notes on invalid rows) of one table of images below `root`."""
+    """Read one table of images in `root/images`; return (annotations, notes on invalid rows)."""
     labels = {folder.name for folder in (Path(root) / "images").glob("*/")}
     return parse_table(path, partial(_parse_row, labels=labels))
 
@@ -217,12 +220,13 @@ def read_table(path: str | Path, root: str | Path) -> tuple[list[Annotation], li
 def parse_table(
     path: str | Path, parse: Callable[[list[str], str], Annotation | str], columns: str = COLUMNS
 ) -> tuple[list[Annotation], list[str]]:
-    """(annotations, notes on invalid rows) of a table.
+    """Read a table; return (annotations, notes on invalid rows).
 
-    A first row without numbers and without the name of an image is a header.
+    The first row is taken as a header if it has no number and no file name of an image.
 
-    parse: (words of a row, its location) -> annotation, or description of the problem.
-    columns: the expected columns, for messages.
+    Args:
+        parse: (words of a row, location of the row) -> annotation, or a description of the problem.
+        columns: the expected columns, for messages.
     """
     path, rows, notes = Path(path), [], []
     try:
@@ -241,9 +245,9 @@ def parse_table(
 def read_labeled_images(
     root: str | Path, classes: Sequence[str], path: str | Path
 ) -> list[tuple[Path, int, Box | None]]:
-    """(path, label, box in original pixels) of the images that a table lists.
+    """Read a table; return [(path of the image, index of its label, box in original pixels)].
 
-    InputError for an invalid row or an unknown label.
+    Raises InputError for an invalid row or a label that is not in `classes`.
     """
     check_root(root)
     rows, notes = read_table(path, root)
@@ -260,7 +264,7 @@ def read_labeled_images(
 
 
 def read_original(root: str | Path, name: str) -> np.ndarray:
-    """The image of an annotation, by its name LABEL/FILE: [h, w, 3] float32 in [0, 1]."""
+    """Read the image `name`, LABEL/FILE, at its original size: [h, w, 3] float32 in [0, 1]."""
     return images.read_float(Path(root) / "images" / name)
 
 
@@ -272,11 +276,11 @@ def random_split(
     train_fraction: float = 1.0,
     seed: int = 0,
 ) -> dict[str, list[Item]]:
-    """Items shuffled by `seed` and split into {"train", "val", "test"}.
+    """Shuffle items, as determined by `seed`, and split them into {"train", "val", "test"}.
 
-    Fractions are of all items; `train` is limited to the items that `val` and `test` leave.
-    InputError for a fraction outside [0, 1] and for an empty split.  The defaults give the split of
-    assignment 0.
+    All three fractions are of the number of all items; `train` gets at most the items that are not
+    in `val` or `test`.  Raises InputError for a fraction outside [0, 1] and for an empty split.
+    The defaults give the split of assignment 0.
     """
     fractions = {"val": val_fraction, "test": test_fraction, "train": train_fraction}
     for name, fraction in fractions.items():
@@ -291,9 +295,9 @@ def random_split(
     empty = [name for name, split in splits.items() if not split]
     if empty:
         raise InputError(
-            f"--val-fraction {val_fraction:g}, --test-fraction {test_fraction:g} and "
-            f"--train-fraction {train_fraction:g} of {len(items)} images leave "
-            f"{' and '.join(empty)} empty"
+            f"every split must have images, but --val-fraction {val_fraction:g}, --test-fraction "
+            f"{test_fraction:g} and --train-fraction {train_fraction:g} of {len(items)} images "
+            f"leave {' and '.join(empty)} empty"
         )
     return splits
 
@@ -301,9 +305,9 @@ def random_split(
 def read_split_files(
     folder: str | Path, root: str | Path
 ) -> tuple[dict[str, list[Annotation]], list[str]]:
-    """(annotations of each split, notes on invalid rows) of a folder with `SPLIT_FILES`.
+    """Read `SPLIT_FILES` in a folder; return (annotations of each split, notes on invalid rows).
 
-    InputError for an image in two splits.
+    The images are in `root/images`.  Raises InputError for an image in two splits.
     """
     found = {name: read_table(Path(folder) / file, root) for name, file in SPLIT_FILES.items()}
     splits = {name: rows for name, (rows, _) in found.items()}
@@ -318,9 +322,10 @@ def read_split_files(
 
 
 def has_split(root: str | Path, folder: str | Path) -> bool:
-    """Whether the tables below `root` have every row of the split in `folder`.
+    """Whether every row of the split in `folder` is also in the tables of `root`.
 
-    If so, `root` holds the data set that the split was made from, possibly moved.
+    If so, `root` holds the data set from which the split was made, even if it has been moved.
+    False also if `folder` or the tables do not exist.
     """
     if not Path(folder).is_dir() or not any((Path(root) / "annotations").glob("*.csv")):
         return False
@@ -331,12 +336,12 @@ def has_split(root: str | Path, folder: str | Path) -> bool:
 
 
 def format_splits(splits: dict[str, list[Annotation]]) -> tuple[tuple[str, str], ...]:
-    """(path in the run folder, text) of the tables that keep a split."""
+    """The tables that record a split: (path in the run folder, text) of each."""
     return tuple((f"splits/{SPLIT_FILES[name]}", to_csv(rows)) for name, rows in splits.items())
 
 
 def to_csv(annotations: Sequence[Annotation]) -> str:
-    """The text of a table without a header."""
+    """The text of a table of annotations, without a header."""
     text = io.StringIO()
     lines = [[row.file, *map(_format_number, row.box or ()), row.label] for row in annotations]
     csv.writer(text, lineterminator="\n").writerows(lines)
@@ -344,12 +349,18 @@ def to_csv(annotations: Sequence[Annotation]) -> str:
 
 
 def to_network(boxes: np.ndarray, size: np.ndarray, side: int) -> np.ndarray:
-    """Boxes [..., 4] of images of `size` [..., 2] (height, width), in pixels of side x side."""
+    """Convert boxes [..., 4] from pixels of the original to pixels of the side x side image.
+
+    `size` [..., 2] is the original (height, width).
+    """
     return boxes * side / _width_height_twice(size)
 
 
 def to_original(boxes: np.ndarray, size: np.ndarray, side: int) -> np.ndarray:
-    """The inverse of `to_network`."""
+    """Convert boxes from pixels of the side x side image to pixels of the original.
+
+    It is the inverse of `to_network`.
+    """
     return boxes * _width_height_twice(size) / side
 
 
@@ -366,7 +377,7 @@ def check_root(root: str | Path) -> None:
 
 
 def _read_image(row: Annotation, root: str | Path, side: int) -> tuple[np.ndarray, Size] | str:
-    """(resized image, original size) of a row, or a description of the problem with it."""
+    """Return (resized image, original size) for a row, or a description of the row's problem."""
     x0, y0, x1, y1 = row.box or NO_BOX
     box = " ".join(map(_format_number, (x0, y0, x1, y1)))
     if row.box and (x1 <= x0 or y1 <= y0):
@@ -388,7 +399,7 @@ def _is_header(line: Sequence[str]) -> bool:
 
 
 def parse_box(corners: Sequence[str], location: str) -> Box | str:
-    """The box of four words, or a description of the problem with them."""
+    """Convert four words to a box; if that is impossible, return a description of the problem."""
     numbers = [number for number in map(_parse_number, corners) if number is not None]
     if len(numbers) != 4:
         return f"{location}: box must be four numbers, got {' '.join(corners)!r}"
@@ -397,7 +408,7 @@ def parse_box(corners: Sequence[str], location: str) -> Box | str:
 
 
 def _parse_row(words: list[str], location: str, labels: set[str]) -> Annotation | str:
-    """The annotation of a row, or a description of the problem with it."""
+    """Convert a row to an annotation, or return a description of the row's problem."""
     if len(words) != 6:
         return f"{location}: must have columns {COLUMNS}, got {len(words)} columns"
     file, *corners, label = words
@@ -423,7 +434,7 @@ def _parse_number(word: str) -> float | None:
 
 
 def _format_number(value: float) -> str:
-    """The shortest text that gives the same number."""
+    """The shortest text that is read as the same number."""
     return repr(float(value)).removesuffix(".0")
 
 

@@ -20,7 +20,7 @@ CENTERED = Normalization((0.5,) * 3, (0.5,) * 3)  # to [-1, 1]
 
 
 def normalize(images: Array, normalization: Normalization) -> Array:
-    """`(images - mean) / std` of images [..., C] with pixel values in [0, 1]."""
+    """Compute `(images - mean) / std` for images [..., C] with pixel values in [0, 1]."""
     channels = (1,) * (images.ndim - 1) + (-1,)
     mean, std = (np.array(values, np.float32).reshape(channels) for values in normalization)
     return (images - mean) / std

@@ -1,14 +1,15 @@
-"""Detection sets in parquet files: one row per image, as on data hubs.
+"""Detection data sets in parquet files with one row per image, as the Hugging Face hub has them.
 
-The columns are `image {bytes, path}` and `objects {bbox [n][4], category [n]}`, or a list of such
-objects; boxes are left, top, width and height in pixels.  Optional are the columns `image_id`,
-`width` and `height`, and `area` and `iscrowd` of objects.  The files of a split are
-`SPLIT*.parquet`, in the folder itself or in `data/`.
+The columns are `image {bytes, path}` and `objects {bbox [n][4], category [n]}`, or for `objects` a
+list of n structs; boxes are left, top, width and height in pixels.  The columns `image_id`, `width`
+and `height` are optional, and so are the fields `area` and `iscrowd` of objects.  The files of a
+split are `SPLIT*.parquet`, in the folder itself or in `data/`.
 
-Categories count from 1 unless one of them is 0.  Their names are in `classes.txt`, one per line, or
-in the metadata that the package `datasets` writes.  The names in metadata count from 0; if no
-object has the first one, it is taken for the name of the whole set and left out.  Without names,
-classes are numbered.
+Categories are numbered from 1 unless one of them is 0.  Their names are in `classes.txt`, one per
+line, or in the metadata that the package `datasets` writes.  The names in metadata are numbered
+from 0 unless there are too few of them for that; if no object has category 0, the first name is
+taken as the name of the whole set and left out.  Without names, classes are called `class 1`,
+`class 2` and so on.
 
 An image is read when it is needed, together with its row group.  The last `CACHED_GROUPS` row
 groups are kept in memory, besides those that threads are using.
@@ -32,20 +33,20 @@ from jaxdet.ops import boxes
 OPTIONAL_COLUMNS = ("image_id", "width", "height")
 OBJECT_FIELDS = ("bbox", "category", "area", "iscrowd")
 MAX_CLASSES = 100_000
-CACHED_GROUPS = 2  # threads reading a file in order are in at most two row groups
+CACHED_GROUPS = 2  # threads that read a file in order need at most two row groups at a time
 
 
 class _File(NamedTuple):
-    """The rows of a file, without their images."""
+    """The rows of a file; their images are read later."""
 
     path: Path
-    columns: dict[str, list[Any]]  # objects, in any of the layouts, and `OPTIONAL_COLUMNS`
-    images: list[Callable[[], bytes]]
+    columns: dict[str, list[Any]]  # the column objects, as in the file, and `OPTIONAL_COLUMNS`
+    images: list[Callable[[], bytes]]  # one function per row, which reads the image
     metadata: dict[bytes, bytes]  # of the schema
 
 
 def parquet_files(root: str | Path) -> dict[str, list[Path]]:
-    """{split: files} of a folder; empty where it has none."""
+    """The parquet files of each split in a folder, as {split: paths}; {} if it has none."""
     found = {}
     every = sorted([*Path(root).glob("*.parquet"), *Path(root).glob("data/*.parquet")])
     for path in (path for path in every if not images.is_hidden(path.name)):
@@ -54,7 +55,10 @@ def parquet_files(root: str | Path) -> dict[str, list[Path]]:
 
 
 def read(root: str | Path) -> DetectionDataset:
-    """The data set in a folder; InputError without pyarrow, or where a file cannot be read."""
+    """Read the data set in a folder.
+
+    Raises InputError if pyarrow is not installed, or if a file cannot be read.
+    """
     read_group = lru_cache(CACHED_GROUPS)(_read_group)
     files = {
         split: [_read_file(path, read_group) for path in paths]
@@ -96,24 +100,24 @@ def _read_file(path: Path, read_group: Callable) -> _File:
 
 
 class _RowGroup:
-    """A row group, read by `read_group(group)` in one thread while others wait."""
+    """A row group; while one thread reads it by `read_group(group)`, others that need it wait."""
 
     def __init__(self, path: Path, number: int, read_group: Callable) -> None:
         self.path, self.number, self.read_group, self.lock = path, number, read_group, Lock()
 
     def image(self, row: int) -> bytes:
-        """The bytes of an image; InputError where the row has none."""
+        """Read the bytes of the image in a row of this group; InputError if it has none."""
         with self.lock:
             value = self.read_group(self)[row]
         value = value.as_py()
         content = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(content, bytes) or not content:
-            raise InputError("must have the bytes of an image, got none")
+            raise InputError("image must be the bytes of an image file, got none")
         return content
 
 
 def _read_group(group: _RowGroup) -> Any:
-    """The column of images of a row group; OSError where the file cannot be read."""
+    """Read the column `image` of a row group; OSError if the file cannot be read."""
     pyarrow, parquet = _load_pyarrow()
     try:
         with parquet.ParquetFile(group.path) as file:
@@ -132,7 +136,7 @@ def _unreadable(path: Path, error: Exception) -> str:
 
 
 def _read_classes(root: str | Path, files: list[_File]) -> tuple[tuple[str, ...], int]:
-    """(class names, number of the first class); the module docstring has the rules."""
+    """Return (class names, number of the first class), by the rules in the module docstring."""
     every = [objects for file in files for objects in file.columns["objects"]]
     fields = [_object_fields(objects) for objects in every]
     used = {n for of_row in fields for n in of_row["category"] if _is_integer(n) and n >= 0}
@@ -153,7 +157,7 @@ def _read_classes(root: str | Path, files: list[_File]) -> tuple[tuple[str, ...]
 
 
 def _names_in_metadata(metadata: bytes | None) -> tuple[str, ...]:
-    """Class names in the metadata of `datasets`, at any depth; empty where there are none."""
+    """Find class names anywhere in the metadata that `datasets` writes; () if there are none."""
     try:
         objects = json.loads(metadata or "")["info"]["features"]["objects"]
     except (TypeError, KeyError, ValueError):
@@ -171,7 +175,7 @@ def _names_in_metadata(metadata: bytes | None) -> tuple[str, ...]:
 
 
 def _annotate(file: _File, class_count: int, first: int) -> tuple[list[AnnotatedImage], list[str]]:
-    """(images, notes) of a file; its categories count from `first`."""
+    """Convert a file to (images, notes); categories are numbered from `first`."""
     samples, notes = [], []
     columns = zip(*(file.columns[n] for n in ("objects", *OPTIONAL_COLUMNS)), strict=True)
     for row, (image, values) in enumerate(zip(file.images, columns, strict=True), 1):
@@ -180,7 +184,7 @@ def _annotate(file: _File, class_count: int, first: int) -> tuple[list[Annotated
         given = objects.get("bbox", []) if isinstance(objects, dict) else objects
         if not isinstance(given, list | None):
             shown = printable(str(objects))[:60]
-            notes.append(f"{name}: objects must have lists bbox and category, got {shown}")
+            notes.append(f"{name}: objects must have the lists bbox and category, got {shown}")
             continue
         fields = _object_fields(objects)
         bboxes, categories = fields["bbox"], fields["category"]
@@ -210,22 +214,23 @@ def _annotate(file: _File, class_count: int, first: int) -> tuple[list[Annotated
 
 
 def _parse_object(fields: dict[str, Any], class_count: int, first: int) -> BoxObject | str:
-    """The object with these fields, or a description of the problem with it."""
+    """Make an object of the fields of one box, or return a description of the problem."""
     category, bbox, area = fields["category"], fields["bbox"], fields["area"]
     if not _is_integer(category) or not first <= category < first + class_count:
         last = first + class_count - 1
         return f"{detection.UNKNOWN_CLASS} {printable(str(category))}, must be {first} to {last}"
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(tables.is_number, bbox)):
-        return f"bbox must be left, top, width, height, got {printable(str(bbox))}"
+        return f"bbox must be numbers left, top, width, height, got {printable(str(bbox))}"
     crowd = fields["iscrowd"] in (1, True)
     area = area if tables.is_number(area) and area >= 0 else None
     return BoxObject(boxes.from_xywh(np.array(bbox, float)), category - first, crowd, area)
 
 
 def _object_fields(objects: Any) -> dict[str, list[Any]]:
-    """`OBJECT_FIELDS` of a row's objects, which may have any of the layouts, as columns.
+    """Convert a row's objects, in either layout, to {field: list of n values or None}.
 
-    One category, by itself or as a list of one, applies to all boxes.
+    The keys are `OBJECT_FIELDS`.  A single value, by itself or as a list of length 1, applies to
+    all boxes.  A list of wrong length is replaced by Nones, except for categories.
     """
     if isinstance(objects, list):
         rows = [one if isinstance(one, dict) else {} for one in objects]

@@ -10,7 +10,7 @@ from jaxdet.data import detection, images, threads
 from jaxdet.data.detection import AnnotatedImage, DetectionDataset
 
 DUPLICATES = "duplicate images (same bytes)"
-NOTE_KINDS = {  # kind of note -> phrases, one of which its notes contain
+NOTE_KINDS = {  # kind of note -> phrases; a note is of this kind if it contains one of them
     "boxes without area": (detection.EMPTY,),
     "boxes outside the image": (detection.OUTSIDE,),
     "boxes smaller than one pixel of the network's input": (detection.TINY,),
@@ -21,15 +21,17 @@ NOTE_KINDS = {  # kind of note -> phrases, one of which its notes contain
     "images that cannot be read": images.READ_ERRORS,
 }
 OTHER_NOTES = "other rows that cannot be used"
-OUTSIDE_TOLERANCE = 0.5  # pixels by which a box may leave its image: numbers in files are rounded
+OUTSIDE_TOLERANCE = 0.5  # pixels; boxes leave their image by less because files round numbers
 
 
 def check_dataset(
     dataset: DetectionDataset, height: int, width: int
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """({"check", "count", "first"} per check, notes) of a data set.
+    """Read all images of a data set; return (one row per check, notes).
 
-    Every image is read, and letterboxed to height x width to find boxes that become too small.
+    The keys of a row are "check" (what was looked for), "count" (how often it was found) and
+    "first" (where it was found first, or "").  Images are letterboxed to height x width, to find
+    boxes that become too small.
     """
     named = [(split, sample) for split, samples in dataset.splits.items() for sample in samples]
     notes, found, seen = list(dataset.notes), {DUPLICATES: []}, {}
@@ -56,7 +58,10 @@ def check_dataset(
 def _check_image(
     sample: AnnotatedImage, height: int, width: int
 ) -> tuple[dict[str, int], list[str], bytes | None]:
-    """({check: count}, notes, digest of the file or None) of an image."""
+    """Check one image; return ({check: count}, notes, SHA-256 of the file).
+
+    If the image cannot be used, returns ({}, notes, None).
+    """
     count = max(len(sample.boxes), 1)
     row, notes = detection.prepare(sample, detection.ArraySizes(height, width, count, count))
     if row is None:

@@ -1,6 +1,6 @@
 """Reading the files of data sets; any problem raises InputError, one line that names the file.
 
-Files must be regular and of limited size: a pipe or a device could be read forever.
+Files must be regular and of limited size, because reading a pipe or a device may never end.
 """
 
 import codecs
@@ -21,14 +21,14 @@ from jaxdet.errors import InputError, printable
 MAX_JSON = 2**32  # bytes: the largest file of COCO has 0.5 GB, of LVIS 1.1 GB
 MAX_TEXT = 2**28  # bytes of other text files
 MAX_YAML = 2**24
-MAX_UNPACKED = 2**31  # bytes of an archive, held in memory
+MAX_UNPACKED = 2**31  # bytes of an archive after decompression, held in memory
 GZIP_MAGIC = b"\x1f\x8b"
-MAX_REASON = 200  # characters of a library's error in a message
+MAX_REASON = 200  # a library's error is cut to this many characters in a message
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def check_regular(path: str | Path, limit: int | None = None) -> None:
-    """Raise InputError unless a path is a regular file of at most `limit` bytes."""
+    """Raise InputError unless `path` is a regular file, of at most `limit` bytes if given."""
     try:
         found = os.stat(path)
     except (OSError, ValueError) as error:
@@ -42,14 +42,17 @@ def check_regular(path: str | Path, limit: int | None = None) -> None:
 
 
 def read_bytes(path: str | Path, limit: int | None = None) -> bytes:
-    """The bytes of a regular file of at most `limit` bytes."""
+    """Read the bytes of a regular file, of at most `limit` bytes if given."""
     check_regular(path, limit)
     with reading(path):
         return Path(path).read_bytes()
 
 
 def read_unpacked(path: str | Path) -> bytes:
-    """The bytes of a file, decompressed if it is gzipped, of at most `MAX_UNPACKED` bytes."""
+    """Read the bytes of a file, decompressed if it is gzipped.
+
+    Raises InputError for more than `MAX_UNPACKED` bytes, before or after decompression.
+    """
     content = read_bytes(path, MAX_UNPACKED)
     if not content.startswith(GZIP_MAGIC):
         return content
@@ -61,27 +64,33 @@ def read_unpacked(path: str | Path) -> bytes:
 
 
 def read_text(path: str | Path, limit: int = MAX_TEXT) -> str:
-    """The text of a file in UTF-8 or, by its byte-order mark, UTF-16; the mark is left out."""
+    """Read the text of a file, without its byte-order mark if it has one.
+
+    The encoding is UTF-16 if the file begins with a byte-order mark of UTF-16, else UTF-8.
+    """
     content = read_bytes(path, limit)
     with reading(path):
         return content.decode("utf-16" if content.startswith(UTF_16) else "utf-8-sig")
 
 
 def read_lines(path: str | Path) -> list[tuple[int, str]]:
-    """(number from 1, text) of the lines of a text file that are not blank, stripped."""
+    """Return [(line number from 1, stripped text)] for the lines of a file that are not blank."""
     lines = enumerate(read_text(path).splitlines(), 1)
     return [(number, line.strip()) for number, line in lines if line.strip()]
 
 
 def read_json(path: str | Path) -> Any:
-    """The value in a JSON file."""
+    """Read the value in a JSON file."""
     text = read_text(path, MAX_JSON)
     with reading(path, "JSON"):
         return json.loads(text)
 
 
 def read_yaml(path: str | Path) -> Any:
-    """The value in a YAML file without aliases, which can stand for values of any size."""
+    """Read the value in a YAML file.
+
+    Aliases raise InputError, because a small file with aliases can stand for a huge value.
+    """
     text = read_text(path, MAX_YAML)
     with reading(path, "YAML"):
         return yaml.load(text, _PlainLoader)
@@ -89,7 +98,10 @@ def read_yaml(path: str | Path) -> Any:
 
 @contextmanager
 def reading(place: str | Path, kind: str = "") -> Iterator[None]:
-    """A context that turns any exception into InputError, which begins with `place`."""
+    """A context that converts any exception to InputError, with a message that begins with `place`.
+
+    `kind` names what the content should have been, such as "JSON"; "" leaves that out.
+    """
     try:
         yield
     except InputError:
@@ -102,7 +114,7 @@ def reading(place: str | Path, kind: str = "") -> Iterator[None]:
 
 
 def one_line(error: Exception) -> str:
-    """The message of an exception in one line of limited length."""
+    """The message of an exception as one line of at most about `MAX_REASON` characters."""
     if isinstance(error, RecursionError):
         return "nested too deeply"
     if isinstance(error, OSError) and error.strerror:

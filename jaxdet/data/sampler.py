@@ -1,4 +1,4 @@
-"""The records of each batch, as functions of seed and epoch alone."""
+"""Which records are in which batch: functions of the seed and the epoch, without any state."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,9 +13,11 @@ BatchOrder = Callable[[int, int, int, int], np.ndarray]  # seed, epoch, count, b
 
 
 def shuffled_batches(seed: int, epoch: int, count: int, batch: int) -> np.ndarray:
-    """Record indices of one training epoch, [steps, batch] int32, with `ceil(count / batch)` steps.
+    """Indices of records for one epoch of training, [steps, batch] int32.
 
-    Every batch is full: the last one is filled with the first records of the epoch, and a set
+    The number of steps is `ceil(count / batch)`.
+
+    Every batch is full: the last one is filled up with the first records of the epoch, and a set
     smaller than the batch is repeated.
     """
     rows = np.random.default_rng((seed, epoch)).permutation(count).astype(np.int32)
@@ -26,12 +28,13 @@ def shuffled_batches(seed: int, epoch: int, count: int, batch: int) -> np.ndarra
 def pk_sampler(labels: np.ndarray, samples_per_class: int) -> BatchOrder:
     """PK sampling: batches that consist of groups of `samples_per_class` images of one class.
 
-    The images of each class, by `labels [N]`, are shuffled and split into such groups; the last
-    group is filled up with the first images of the class.  If there are more groups than an epoch
-    holds, some are left out at random; if there are fewer, some occur twice.  A class with n groups
-    has at most `ceil(n / steps)` of them in a batch, so that the groups of a batch are of different
-    classes unless a class has more groups than the epoch has steps.  The batch size must be a
-    multiple of `samples_per_class`.  Hermans et al. 2017, arXiv:1703.07737.
+    Returns a function that orders an epoch.  It shuffles the images of each class, according to
+    `labels [N]`, and splits them into such groups; the last group is filled up with images of the
+    same class.  If there are more groups than an epoch holds, some are left out at random; if there
+    are fewer, some are repeated.  A class with n groups in an epoch has at most `ceil(n / steps)`
+    of them in a batch, so that the groups of a batch are of different classes unless a class has
+    more groups than the epoch has steps.  The batch size must be a multiple of `samples_per_class`.
+    Hermans et al. 2017, arXiv:1703.07737.
     """
     members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
 
@@ -46,7 +49,7 @@ def pk_sampler(labels: np.ndarray, samples_per_class: int) -> BatchOrder:
         owner = np.repeat(np.arange(len(groups)), [*map(len, groups)])
         kept = np.resize(random.permutation(len(owner)), steps * (batch // samples_per_class))
         classes = np.concatenate([*_spread_classes(np.bincount(owner[kept]), steps, random)])
-        placed = np.empty_like(kept)  # the kept groups of each class, at the slots of the class
+        placed = np.empty_like(kept)  # the group at each place, of the class given by `classes`
         placed[np.argsort(classes, kind="stable")] = kept[np.argsort(owner[kept], kind="stable")]
         return np.concatenate(groups)[placed].reshape(steps, batch).astype(np.int32)
 
@@ -56,7 +59,11 @@ def pk_sampler(labels: np.ndarray, samples_per_class: int) -> BatchOrder:
 def _spread_classes(
     counts: np.ndarray, steps: int, random: np.random.Generator
 ) -> Iterator[np.ndarray]:
-    """The classes [counts.sum() / steps] of each step, each class spread evenly over the steps."""
+    """Spread the groups of each class evenly over the steps.
+
+    `counts[k]` is the number of groups of class k in the epoch.  Yields, for each step, the classes
+    of its groups, [counts.sum() / steps].
+    """
     each = counts.sum() // steps
     for remaining in range(steps, 0, -1):
         now = counts // remaining
@@ -67,14 +74,14 @@ def _spread_classes(
 
 
 def draw_size(seed: int, step: int, count: int) -> int:
-    """The index, uniform in 0..count - 1, of the image size used at a step."""
+    """Draw the index of the image size to be used at a step, uniformly from 0..count - 1."""
     return int(np.random.default_rng((seed, step)).integers(count)) if count > 1 else 0
 
 
 def eval_batches(count: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """All records in order: indices [steps, batch] int32, and a mask [steps, batch] float32.
+    """All records in order: (indices [steps, batch] int32, mask [steps, batch] float32).
 
-    The last batch is filled with record 0, with mask 0.
+    The mask is 1.  The last batch is filled up with record 0, where the mask is 0.
     """
     steps = -(-count // batch)
     places = np.arange(steps * batch).reshape(steps, batch)
@@ -83,7 +90,10 @@ def eval_batches(count: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def gather(data: dict[str, Array], rows: Any) -> Any:
-    """The batch at indices `rows [B]` of arrays on the device; without arrays, `rows` itself."""
+    """Gather the batch at indices `rows [B]` from the arrays of a data set on the device.
+
+    If `data` is empty, as for streamed data, `rows` is the batch itself and is returned.
+    """
     if not data:
         return rows
     return jax.tree.map(lambda column: jnp.take(column, rows, axis=0), data)

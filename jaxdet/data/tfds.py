@@ -2,8 +2,8 @@
 
 Sets are read through `tfds.data_source`, which does not import TensorFlow but needs records in the
 array_record format.  Nothing is downloaded.  A set is named as in tensorflow-datasets (`mnist`,
-`emnist/digits`); its folder is `data_dir`, or else that named by the environment variable
-TFDS_DATA_DIR, or else `~/tensorflow_datasets`.
+`emnist/digits`).  It is in the folder `data_dir`, whose default is the environment variable
+TFDS_DATA_DIR or, if that is not set, `~/tensorflow_datasets`.
 """
 
 import io
@@ -20,12 +20,15 @@ from jaxdet.data.detection import AnnotatedImage, DetectionDataset
 from jaxdet.errors import InputError
 from jaxdet.ops import boxes
 
-PREFIX = "tfds:"  # of a name in place of a folder
+PREFIX = "tfds:"  # marks the name of a prepared set, in place of a folder
 CROWD_FLAGS = ("is_crowd", "is_difficult")
 
 
 def open_dataset(name: str, data_dir: str | Path | None, **options: Any) -> Any:
-    """`tfds.data_source` of a prepared set; InputError, with the remedy, where there is none."""
+    """Open a prepared set by `tfds.data_source`; `options` are passed on to it.
+
+    If the set is not prepared, raises InputError with the call that prepares it.
+    """
     tfds = _load_tfds()
     try:
         return tfds.data_source(name, data_dir=data_dir, download=False, **options)
@@ -41,9 +44,9 @@ def open_dataset(name: str, data_dir: str | Path | None, **options: Any) -> Any:
 
 
 def read_detection(name: str, data_dir: str | Path | None = None) -> DetectionDataset:
-    """The detection data set of a prepared set; an image is read when it is needed.
+    """Read the boxes of a prepared set as a detection data set; images are read when needed.
 
-    InputError for a set that is unknown, not prepared, or has no boxes.
+    Raises InputError for a set that is unknown or not prepared, or that has no boxes.
     """
     undecoded = {"image": _load_tfds().decode.SkipDecoding()}
     sources = open_dataset(name, data_dir, split=None, decoders=undecoded)
@@ -51,8 +54,8 @@ def read_detection(name: str, data_dir: str | Path | None = None) -> DetectionDa
     objects = features["objects"].feature if "objects" in features else {}
     if "image" not in features or not {"bbox", "label"} <= set(objects):
         raise InputError(
-            f"tfds set {name!r}: must have image, and objects with bbox and label, got "
-            f"{', '.join(features)}"
+            f"tfds set {name!r}: must have the features image and objects, objects with bbox and "
+            f"label, got {', '.join(features)}"
         )
     classes = tuple(objects["label"].names)
     splits = {
@@ -63,7 +66,7 @@ def read_detection(name: str, data_dir: str | Path | None = None) -> DetectionDa
 
 
 def _annotate(source: Any, index: int, split: str) -> AnnotatedImage:
-    """The annotated image of a record."""
+    """Convert a record to an annotated image."""
     record = source[index]
     with Image.open(io.BytesIO(record["image"])) as image:
         width, height = image.size

@@ -22,8 +22,8 @@ _display: ContextVar[Display] = ContextVar("display", default=_no_display)
 def shown_by(display: Display) -> Iterator[None]:
     """A context in which `map_images` reports its progress to a display.
 
-    display: called with the total number of images, it returns a context whose value is called with
-      each number of images that are done.
+    `display(total)`, with the total number of images, returns a context manager; its value is a
+    function that is called with the number of images done since the last call.
     """
     token = _display.set(display)
     try:
@@ -37,9 +37,9 @@ def map_images(
     items: Sequence[Item],
     count: Callable[[Item], int] = lambda item: 1,
 ) -> Iterator[Result]:
-    """Yield `function(item)` of each item, in order; the function runs in threads.
+    """Yield `function(item)` for each item, in order; the function runs in threads.
 
-    count: number of images in an item, by default 1.
+    `count(item)` is the number of images in an item, by default 1.
     """
     with (
         ThreadPoolExecutor() as pool,

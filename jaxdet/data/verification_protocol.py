@@ -1,9 +1,12 @@
 """Files of face verification: galleries and probes, tables of labels, and lists of image pairs.
 
-GALLERY/IDENTITY/FILE are images of known identities; probes are the files of a folder, in the order
-of their names.  A table of labels has a row per probe: a label alone, in that order, or a key (the
-name or number of the file) and a label, in any order; a label is an identity of the gallery or
-`UNKNOWN_LABEL`.  `match_rows` finds the file of each row.
+The gallery has images of known identities, GALLERY/IDENTITY/FILE.  Probes are the files of a
+folder, in the order of their names.
+
+A table of labels has one row per probe.  Either a row has only a label, and the rows are in the
+order of the probes; or a row has a key (the name or number of a file) and a label, and the rows are
+in any order.  A label is an identity of the gallery or `UNKNOWN_LABEL`.  `match_rows` finds the
+file of each row.
 """
 
 import csv
@@ -30,21 +33,21 @@ class Gallery(NamedTuple):
 
     identities: tuple[str, ...]  # sorted
     paths: list[Path]  # [M]
-    labels: np.ndarray  # [M] int32: index of each image's identity
+    labels: np.ndarray  # [M] int32: each image's identity, as an index into `identities`
 
 
 class LabelRow(NamedTuple):
     """A row of a table of labels."""
 
-    line: int  # in the file, from 1
-    key: str | None  # the other column: number or name of the image
+    line: int  # number of the line in the file, from 1
+    key: str | None  # number or name of the image; None if the row has only a label
     label: str
 
 
 class LabelTable(NamedTuple):
-    """The header, where there is one, and rows of a table of labels."""
+    """The header and the rows of a table of labels."""
 
-    header: tuple[str, ...] | None
+    header: tuple[str, ...] | None  # None if there is no header
     rows: list[LabelRow]
     path: Path  # for messages
 
@@ -55,21 +58,22 @@ class ImagePair(NamedTuple):
     first: Path
     second: Path
     same: bool
-    index: int  # among all pairs of the file, from 0
+    index: int  # position among all pairs of the file, from 0
 
 
 class PairList(NamedTuple):
     """The content of a file of pairs."""
 
-    folds: int | None  # given in its first line
+    folds: int | None  # number of folds, None if the first line does not give it
     pairs: list[ImagePair]
     missing: tuple[str, ...]  # one line for each pair with a missing image
 
 
 def read_gallery(folder: str | Path) -> Gallery:
-    """The gallery in a folder; InputError for an identity without images.
+    """Read the gallery in a folder.
 
-    Images beside the folders of identities raise InputError, since the layout may be another one.
+    Raises InputError for an identity without images.  Images next to the folders of identities also
+    raise InputError, because the layout may be a different one.
     """
     folder = _check_folder(folder)
     shown = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
@@ -93,7 +97,7 @@ def read_gallery(folder: str | Path) -> Gallery:
 
 
 def list_probes(folder: str | Path) -> list[Path]:
-    """The images of a folder in the order of their names; InputError for one in a subfolder."""
+    """List the images of a folder by name; InputError for an image in a subfolder."""
     found = images.list_images(_check_folder(folder))
     for path in found:
         if path.parent != Path(folder):
@@ -102,9 +106,10 @@ def list_probes(folder: str | Path) -> list[Path]:
 
 
 def read_truth(path: str | Path, identities: Sequence[str], files: Sequence[Path]) -> np.ndarray:
-    """The true identity of N probes: [N] int32, an index into `identities`, or -1 for none.
+    """Read the true identities of N probes from a table of labels.
 
-    InputError for an unknown label, and for rows that do not match the files.
+    Returns [N] int32, indices into `identities`, or -1 for a probe with `UNKNOWN_LABEL`.  Raises
+    InputError for a label that is not an identity, and for rows that do not match the files.
     """
     table = read_table(path)
     places = match_rows(table, files)
@@ -121,7 +126,7 @@ def read_truth(path: str | Path, identities: Sequence[str], files: Sequence[Path
 
 
 def read_table(path: str | Path) -> LabelTable:
-    """The table of labels in a CSV file; a first row with the word `label` is its header."""
+    """Read the table of labels in a CSV file; a first row with the word `label` is its header."""
     try:
         reader = csv.reader(io.StringIO(regular_files.read_text(path), newline=""))
         lines = [(reader.line_num, tuple(map(str.strip, line))) for line in reader if line]
@@ -142,15 +147,16 @@ def read_table(path: str | Path) -> LabelTable:
 
 
 def match_rows(table: LabelTable, files: Sequence[Path]) -> list[int]:
-    """The file of each row of a table: [N] indices into `files` [N], each of them once.
+    """Find the file of each row of a table: [N] indices into `files` [N], each of them once.
 
     A key is the name of a file, with or without its ending; if all names are numbers, they are
-    compared as numbers.  If no key names a file, and all keys are numbers, they count the files in
-    the order of their names, from the lowest key.  Otherwise the rows are in the order of the
-    names.
+    compared as numbers.  If no key names a file but all keys are numbers, a key is the position of
+    a file in the order of file names, where the lowest key is the first position.  Otherwise the
+    rows are in the order of file names.
 
-    InputError for a row without an image, or an image without a row or with two; and if the order
-    of the names is ambiguous: 10.png is before 2.png by name and after it by number.
+    Raises InputError for a row without an image, for an image without a row or with two rows, and
+    if rows are matched by the order of file names although that is ambiguous: 10.png is before
+    2.png by name and after it by number.
     """
     keys = [row.key for row in table.rows]
     places = _find_by_name(keys, files)
@@ -161,7 +167,9 @@ def match_rows(table: LabelTable, files: Sequence[Path]) -> list[int]:
     for row, place in zip(table.rows, places, strict=True):
         location = f"{table.path} row {row.line}"
         if place is None:
-            raise InputError(f"{location}: must be one of the {len(files)} images, got {row.key}")
+            raise InputError(
+                f"{location}: image must be one of the {len(files)} probes, got {row.key}"
+            )
         if seen.setdefault(place, row) is not row:
             name = files[place].name
             raise InputError(f"{location}: {name} is in row {seen[place].line} already")
@@ -169,13 +177,17 @@ def match_rows(table: LabelTable, files: Sequence[Path]) -> list[int]:
     if missing:
         count = len(missing)
         raise InputError(
-            f"{table.path}: must have a row for each image, lacks {missing[0]} ({count} in total)"
+            f"{table.path}: must have a row for each image, got none for {missing[0]} ({count} "
+            f"without a row)"
         )
     return list(seen)
 
 
 def _find_by_name(keys: Sequence[str | None], files: Sequence[Path]) -> list[int | None] | None:
-    """The file of each key, None for unknown ones; or None if keys do not name files."""
+    """Find the file of each key by its name, None for an unknown key; or None if no key is known.
+
+    None also unless every row has a key, and if file names differ only in their endings.
+    """
     given = [key for key in keys if key is not None]
     names = [Path(key.replace("\\", "/")).name for key in given]
     if not given or len(given) < len(keys):
@@ -195,9 +207,10 @@ def _find_by_name(keys: Sequence[str | None], files: Sequence[Path]) -> list[int
 
 
 def _find_by_order(keys: Sequence[str | None], count: int) -> list[int | None]:
-    """The place of each row's file: by numbers, counted from the lowest, or else the row's place.
+    """Find the position of each row's file in the order of file names.
 
-    None for a place outside the `count` files.
+    If all keys are numbers, the lowest key is position 0, and the others count from there.
+    Otherwise the position of the file is that of the row.  None for a position of `count` or more.
     """
     numbers = [int(key) for key in keys if key is not None and _is_number(key)]
     places = range(len(keys))
@@ -223,14 +236,14 @@ def _check_order(table: LabelTable, files: Sequence[Path]) -> None:
 
 
 def _disorder(files: Sequence[Path]) -> tuple[str, str] | None:
-    """The names of two files, the first before the second by name and after it by number."""
+    """Names of two files, the first before the second by name and after it by number; or None."""
     by_name, by_number = (sorted(files, key=key) for key in (None, _natural_key))
     pairs = zip(by_name, by_number, strict=True)
     return next(((one.name, other.name) for one, other in pairs if one != other), None)
 
 
 def _natural_key(file: Path) -> list[tuple[int, str]]:
-    """Sort key of a name in which digits are compared as numbers."""
+    """Sort key of a file name that compares sequences of digits as numbers."""
     parts = re.findall(r"(\d+)|(\D+)", file.name)
     return [(int(number or 0), text) for number, text in parts]
 
@@ -242,11 +255,11 @@ def submission_csv(
     *,
     named: bool = False,
 ) -> str:
-    """The text of a table of the labels [N] of files [N], which `match_rows` reads.
+    """The text of a table with the labels [N] of files [N], in a form that `match_rows` accepts.
 
-    Rows, keys, header and the order of columns follow the table `sample`.  Without it, there
-    is a row per file.  If `named`, its key is the name of the file; otherwise it is the number of
-    the file, or its name if there are several ways to number the files.
+    With a table `sample`, the rows, keys, header and order of columns are those of `sample`.
+    Without it, there is one row per file.  Its key is the name of the file if `named`; otherwise it
+    is the number of the file, or its name if there are several ways to number the files.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -266,9 +279,11 @@ def submission_csv(
 
 
 def _number_files(files: Sequence[Path]) -> list[str] | None:
-    """A number per file: from its name, or its position; None if names are ambiguous.
+    """Number the files by the numbers that are their names, or else by position from 0.
 
-    Positions, from 0, are used if no name is a number, and the orders by name and number agree.
+    Positions are used if no name is a number, and if sorting by name and by number gives the same
+    order.  None if only some names are numbers, if two are the same number, or if the order is
+    ambiguous.
     """
     stems = [file.stem for file in files]
     if not any(map(_is_number, stems)) and _disorder(files) is None:
@@ -278,18 +293,20 @@ def _number_files(files: Sequence[Path]) -> list[str] | None:
 
 
 def read_pairs(path: str | Path, root: str | Path) -> PairList:
-    """The pairs of a file like `pairs.txt` of Labeled Faces in the Wild, with images below `root`.
+    """Read a file like `pairs.txt` of Labeled Faces in the Wild; its images are below `root`.
 
     The first line has the number of folds and the number of pairs of each kind per fold, or only
-    the number of pairs of each kind.  `NAME 1 2` is a pair of one identity, `NAME 1 OTHER 2` of
-    two.  Image 1 of NAME is the file NAME/NAME_0001 with any suffix, anywhere below `root`.
+    the number of pairs of each kind.  A line `NAME 1 2` is a pair of images of one identity, and
+    `NAME 1 OTHER 2` of two identities.  Image 1 of NAME is the file NAME/NAME_0001 with any suffix,
+    anywhere below `root`.  Raises InputError for a file that does not follow these rules; pairs
+    with a missing image are listed in `missing`.
     """
     lines = _read_words(path)
     number, head = lines[0] if lines else (1, [])
     if not 1 <= len(head) <= 2 or not all(map(_is_number, head)):
         raise InputError(
-            f"{path} row {number}: must be the number of folds (optional) and of pairs of each "
-            f"kind per fold, got {' '.join(head)!r}"
+            f"{path} row {number}: must be the number of folds (optional) and the number of pairs "
+            f"of each kind per fold, got {' '.join(head)!r}"
         )
     *folds, each = map(int, head)
     expected = 2 * each * (folds[0] if folds else 1)
@@ -305,7 +322,7 @@ def read_pairs(path: str | Path, root: str | Path) -> PairList:
         for paths in candidates:
             if len(paths) > 1:
                 raise InputError(
-                    f"{location}: image is ambiguous, {paths[0]} or {paths[1]}; remove one"
+                    f"{location}: image must be one file, got {paths[0]} and {paths[1]}; remove one"
                 )
         if all(candidates):
             (first, *_), (second, *_) = candidates
@@ -317,12 +334,12 @@ def read_pairs(path: str | Path, root: str | Path) -> PairList:
 
 
 def _read_words(path: str | Path) -> list[tuple[int, list[str]]]:
-    """(number, words) of the lines of a text file that are not blank."""
+    """Return [(line number, words)] for the lines of a text file that are not blank."""
     return [(number, line.split()) for number, line in regular_files.read_lines(path)]
 
 
 def _parse_pair(words: list[str], location: str) -> tuple[tuple[str, int], tuple[str, int]]:
-    """The (name, number) of both images of a row."""
+    """Convert a row to the (name, number) of its two images."""
     match words:
         case [name, i, j] if _is_number(i) and _is_number(j):
             return (name, int(i)), (name, int(j))
@@ -332,7 +349,7 @@ def _parse_pair(words: list[str], location: str) -> tuple[tuple[str, int], tuple
 
 
 def _index_images(root: str | Path) -> dict[tuple[str, int], list[Path]]:
-    """{(name, number): paths} of the images NAME/NAME_0001.* below a folder."""
+    """Find the images NAME/NAME_0001.* and so on below a folder: {(name, number): paths}."""
     found = {}
     for path in images.list_images(_check_folder(root)):
         match = LFW_NAME.fullmatch(path.stem)

@@ -1,13 +1,15 @@
-"""Pascal VOC: an XML file per image, and optionally lists of the images of each split.
+"""Pascal VOC: one XML file per image, and optionally a list of the images of each split.
 
-The XML files are in `Annotations/`, in any other folder, or next to the images.  An image has the
-name of its XML file or, failing that, the `filename` in it; it is searched near the file, then in
-the whole folder.  `ImageSets/Main/{train,val,test}.txt`, or `trainval.txt` for training, list the
-images; others are not used.  Without lists, a folder with the name of a split holds its files; all
-other files are for training.
+The XML files are in `Annotations/`, in any other folder, or next to the images.  The image of an
+XML file has the same name or, if there is none, the `filename` given in the XML file.  It is
+searched for near the XML file, then in the whole folder.
 
-Corners count pixels from 1 and are inclusive: 1 1 1 1 is the first pixel.  Objects marked difficult
-become `crowd`.  Everingham et al. 2010.
+The lists are `ImageSets/Main/{train,val,test}.txt`; without train.txt, `trainval.txt` lists the
+training images.  Images that are in no list are not used.  Without lists, XML files in a folder
+named after a split belong to that split, and all others are for training.
+
+Corners are in pixels, counted from 1 and inclusive: the box 1 1 1 1 is the first pixel.  Objects
+marked as difficult become `crowd`.  Everingham et al. 2010.
 """
 
 import os
@@ -27,7 +29,7 @@ TRAINVAL = "trainval"
 LISTS = Path("ImageSets", "Main")
 ANNOTATIONS, IMAGES = "Annotations", "JPEGImages"
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
-ONE_BASED_INCLUSIVE = np.array([1, 1, 0, 0])  # less this, corners are zero-based and half-open
+ONE_BASED_INCLUSIVE = np.array([1, 1, 0, 0])  # subtract it to get zero-based, half-open corners
 ROOT_TAG = "annotation"
 
 ClassObject = tuple[np.ndarray, str, bool]  # box [4], class, difficult
@@ -43,17 +45,17 @@ class _Annotation(NamedTuple):
 
 
 class _Folder(NamedTuple):
-    """The files of a folder."""
+    """The XML files and images in a folder and its subfolders."""
 
     root: Path
-    annotations: dict[str, list[Path]]  # by stem
-    images: dict[str, list[Path]]  # by stem
+    annotations: dict[str, list[Path]]  # XML files by their name without the ending
+    images: dict[str, list[Path]]  # images by their name without the ending
 
 
 def find_root(root: str | Path) -> Path | None:
-    """The folder with ImageSets/ or Annotations/: `root`, or a folder directly below it.
+    """Find the folder with ImageSets/Main/ or Annotations/: `root`, or a folder directly below it.
 
-    If there is no such folder, returns `root`, or None if it has no XML files.
+    If there is no such folder, returns `root`, or None if there are no XML files in it.
     """
     folders = [Path(root), *sorted(path for path in Path(root).glob("*/"))]
     for name in (LISTS, ANNOTATIONS):
@@ -63,10 +65,14 @@ def find_root(root: str | Path) -> Path | None:
 
 
 def read(root: str | Path) -> DetectionDataset:
-    """The data set in a folder; classes are sorted by name."""
+    """Read the data set in a folder.
+
+    Classes are sorted by name.  Invalid XML files are left out with a note.  Raises InputError if
+    there are no XML files.
+    """
     home = find_root(root)
     if home is None:
-        raise InputError(f"{root}: no XML files with annotations")
+        raise InputError(f"{root}: no XML files; expected one XML file per image")
     folder = _list_folder(home)
     notes: list[str] = []
     found: dict[str, list[_Annotation]] = {}
@@ -87,7 +93,7 @@ def read(root: str | Path) -> DetectionDataset:
 
 
 def _list_folder(root: Path) -> _Folder:
-    """The XML files and images below a folder."""
+    """List the XML files and images in a folder and its subfolders."""
     found = _Folder(root, {}, {})
     for path in images.walk(root):
         suffix = path.suffix.lower()
@@ -99,7 +105,7 @@ def _list_folder(root: Path) -> _Folder:
 
 
 def _split_paths(folder: _Folder, notes: list[str]) -> dict[str, list[Path]]:
-    """{split: XML files}; adds to `notes`."""
+    """Find the XML files of each split: {split: paths}.  Problems are appended to `notes`."""
     lists = {name: folder.root / LISTS / f"{name}.txt" for name in (*SETS, TRAINVAL)}
     lists = {name: path for name, path in lists.items() if path.is_file()}
     if "train" not in lists and TRAINVAL in lists:
@@ -118,7 +124,10 @@ def _split_paths(folder: _Folder, notes: list[str]) -> dict[str, list[Path]]:
 
 
 def _read_list(folder: _Folder, path: Path, notes: list[str]) -> list[Path]:
-    """The XML files in a list, whose lines have a stem or a file name, and optionally a flag."""
+    """Find the XML files that a list names; missing ones are appended to `notes`.
+
+    A line of the list is a file name, with or without its ending, and optionally a flag.
+    """
     found = []
     for number, line in regular_files.read_lines(path):
         whole, first = _listed_stem(folder, line), _listed_stem(folder, line.split()[0])
@@ -138,7 +147,7 @@ def _read_list(folder: _Folder, path: Path, notes: list[str]) -> list[Path]:
 
 
 def _listed_stem(folder: _Folder, name: str) -> str:
-    """The stem of a name in a list, which may have the ending of an image or XML file."""
+    """Remove the ending of an image or XML file from a name in a list, if it has one."""
     if name in folder.annotations:
         return name
     stem, suffix = os.path.splitext(name)
@@ -161,7 +170,7 @@ def _read_annotation(path: Path) -> _Annotation:
 
 
 def _declared_size(tree: ElementTree.Element) -> Size | None:
-    """Height and width of the image as given in the file; None unless both are positive."""
+    """(height, width) of the image as given in the XML file; None unless both are positive."""
     try:
         height, width = (int(float(tree.findtext(f"size/{s}", "0"))) for s in ("height", "width"))
     except (ValueError, OverflowError):
@@ -173,7 +182,8 @@ def _parse_object(node: ElementTree.Element, path: Path, number: int) -> ClassOb
     place = f"{path} object {number}"
     name, box = node.findtext("name"), node.find("bndbox")
     if not name or not name.strip() or box is None:
-        raise InputError(f"{place}: must have a name and a bndbox")
+        shown = "no bndbox" if box is None else f"name {name!r}"
+        raise InputError(f"{place}: must have a name and a bndbox, got {shown}")
     try:
         corners = np.array([float(box.findtext(corner, "")) for corner in CORNERS])
     except (TypeError, ValueError):
@@ -186,7 +196,7 @@ def _parse_object(node: ElementTree.Element, path: Path, number: int) -> ClassOb
 
 
 def _annotate(folder: _Folder, annotation: _Annotation, numbers: dict[str, int]) -> AnnotatedImage:
-    """The annotated image of an XML file, with the numbers of its classes."""
+    """Convert an XML file to an annotated image; `numbers` maps class names to labels."""
     objects = [(box, numbers[name], crowd) for box, name, crowd in annotation.objects]
     stem = annotation.path.stem
     image = _find_image(folder, annotation)
@@ -194,7 +204,11 @@ def _annotate(folder: _Folder, annotation: _Annotation, numbers: dict[str, int])
 
 
 def _find_image(folder: _Folder, annotation: _Annotation) -> Path:
-    """The image with the name of its XML file, the nearest of several, or else its `filename`."""
+    """Find the image of an XML file: by the name of the XML file, else by the `filename` in it.
+
+    Of several images with this name, the one nearest to the XML file is taken.  If there is none,
+    returns the path in JPEGImages/ at which it should be.
+    """
     name = annotation.file_name.replace("\\", "/").rpartition("/")[2]
     beside = annotation.path.parent
     for stem in (annotation.path.stem, os.path.splitext(name)[0]):

@@ -1,18 +1,23 @@
-"""YOLO: a YAML file with class names and folders, and a text file per image.
+"""YOLO: a YAML file with class names and the folders of splits, and one text file per image.
 
-The YAML file is data.yaml, dataset.yaml or the only one in the folder.  Without one, class names
-are the lines of classes.txt, and a folder with the name of a split holds its images; without any
-such folder, all images are for training.  The labels of `images/a.jpg` are in `labels/a.txt` or
-next to the image; an image without that file has no objects.
+The YAML file is data.yaml, dataset.yaml or the only one in the folder that describes a data set.
+Without a YAML file, the class names are the lines of classes.txt, and a folder named after a split
+holds the images of that split; if there is no such folder, all images are for training.  The labels
+of `images/a.jpg` are in `labels/a.txt`, or in `a.txt` next to the image.  An image without a label
+file has no objects.
 
-A line is `class x y width height`, with center and sides as fractions of the image, followed by
-keypoints if the YAML file has `kpt_shape`, or by anything if its `task` is detect or track.  If its
-`task` is segment or obb, a line is a class and the x and y of a polygon.
+A line of a label file is `class x y width height`, where x and y are the center of the box, and all
+four numbers are fractions of the image's sides.  What may follow depends on the YAML file:
 
-Without `kpt_shape` and `task`, a score may follow.  Longer lines have a score and a track id if all
-of them have seven values and the last one is an integer, and keypoints if all have the same number
-of values and every point is in its box; otherwise they are polygons.  Polygons become their
-bounding box.
+- with `kpt_shape`: keypoints;
+- with `task: detect` or `task: track`: anything, which is ignored;
+- with `task: segment` or `task: obb`: nothing; lines with more values are polygons, `class x y x y`
+  and so on;
+- with neither: a score.  Longer lines are interpreted together.  If all of them have seven values,
+  and the last value is an integer, they have a score and a track id.  If all have the same number
+  of values, and every point is in its box, they have keypoints.  Otherwise they are polygons.
+
+A polygon is replaced by its bounding box.
 """
 
 import os
@@ -34,12 +39,12 @@ KEYS = ("train", "val", "test")
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 CLASS_LISTS = ("classes.txt", "labels/classes.txt", "obj.names")
 MAX_CLASSES = 100_000
-SHORT = (5, 6)  # values of a line with a box, or a box and its score
-TRIANGLE = 7  # values of a line that is a polygon of three points, or has a score and a track id
-POINT_SLACK = 0.1  # a keypoint may lie outside its box by this fraction of its sides
-FRACTION_SLACK = 0.05  # a point may lie outside its image by this fraction of its sides
+SHORT = (5, 6)  # number of values of a line with a box, or with a box and its score
+TRIANGLE = 7  # number of values of a polygon of three points, or of a box, score and track id
+POINT_SLACK = 0.1  # a keypoint may lie outside its box by this fraction of the box's sides
+FRACTION_SLACK = 0.05  # a point may lie outside its image by this fraction of the image's sides
 
-Row = tuple[str, list[str]]  # place, for messages, and words of a line
+Row = tuple[str, list[str]]  # file and row of a line, for messages; its words
 
 
 class _Folder(NamedTuple):
@@ -48,20 +53,23 @@ class _Folder(NamedTuple):
     root: Path
     file: Path
     classes: tuple[str, ...]
-    first: int  # number of the first class
-    content: dict[str, Any]
+    first: int  # number of the first class, 0 or 1
+    content: dict[str, Any]  # of the YAML file; {} without one
 
 
 class _Labels(NamedTuple):
     """The label file of an image."""
 
     image: Path
-    size: Size | None  # None: the image cannot be read
-    rows: list[Row] | None  # None: there is no file
+    size: Size | None  # None if the image cannot be read, or if it has no label file
+    rows: list[Row] | None  # None if it has no label file
 
 
 def find_yaml(root: str | Path) -> Path | None:
-    """The YAML file of a folder: one of `YAML_NAMES`, or the only one that describes a data set."""
+    """Find the YAML file of a folder: one of `YAML_NAMES`, or the only one that describes data.
+
+    None if there is no such file, or several.
+    """
     for name in YAML_NAMES:
         if (Path(root) / name).is_file():
             return Path(root) / name
@@ -79,13 +87,13 @@ def _describes_data(path: Path) -> bool:
 
 
 def find_class_list(root: str | Path) -> Path | None:
-    """The list of classes of a folder without a YAML file."""
+    """Find the file with the class names in a folder without a YAML file; None if there is none."""
     paths = [Path(root) / name for name in CLASS_LISTS]
     return next((path for path in paths if path.is_file()), None)
 
 
 def read(root: str | Path) -> DetectionDataset:
-    """The data set in a folder; InputError where no training image has a label file."""
+    """Read the data set in a folder; InputError if no training image has a label file."""
     folder = _read_folder(Path(root))
     labels, notes = {}, []
     for split, places in _split_places(folder).items():
@@ -100,8 +108,8 @@ def read(root: str | Path) -> DetectionDataset:
         elif count and count == len(labels[split]):
             first = labels[split][0].image
             raise InputError(
-                f"{split}: no image has a label file, labels/NAME.txt or beside the image; first: "
-                f"{first}"
+                f"{split}: no image has a label file, labels/NAME.txt or NAME.txt next to the "
+                f"image; first image: {first}"
             )
         elif count:
             text = f"{count} of {len(labels[split])} images have no label file"
@@ -123,7 +131,7 @@ def _read_folder(root: Path) -> _Folder:
     if path is None:
         path = find_class_list(root)
         if path is None:
-            raise InputError(f"{root}: no data.yaml and no classes.txt")
+            raise InputError(f"{root}: has no data.yaml and no classes.txt; expected one of them")
         names = tuple(name for _, name in regular_files.read_lines(path))
         return _Folder(root, path, names, 0, {})
     content = regular_files.read_yaml(path)
@@ -134,7 +142,7 @@ def _read_folder(root: Path) -> _Folder:
 
 
 def _read_names(content: dict[str, Any], path: Path) -> tuple[tuple[str, ...], int]:
-    """(class names, number of the first class)."""
+    """Return (class names, number of the first class) from the content of a YAML file."""
     names, count = content.get("names"), content.get("nc")
     shown = printable(repr(names))[:60]
     if names is None and isinstance(count, int) and 0 < count <= MAX_CLASSES:
@@ -158,7 +166,10 @@ def _read_names(content: dict[str, Any], path: Path) -> tuple[tuple[str, ...], i
 
 
 def _split_places(folder: _Folder) -> dict[str, list[str]]:
-    """{split: folders or lists of files} in the YAML file."""
+    """The places of each split's images: folders, or text files that list images.
+
+    They are as written in the YAML file or, without one, as found by name.
+    """
     if folder.file.suffix not in (".yaml", ".yml"):
         return _folders_by_name(folder.root)
     found = {}
@@ -176,7 +187,10 @@ def _split_places(folder: _Folder) -> dict[str, list[str]]:
 
 
 def _folders_by_name(root: Path) -> dict[str, list[str]]:
-    """Folders named after splits, below the root or below `images`; without any, the root."""
+    """Find folders named after splits in `images` or else in the root.
+
+    If there are none, the root is the place of the training images.
+    """
     for home in (root / "images", root):
         inner = sorted(path for path in home.glob("*/") if not images.is_hidden(path.name))
         names = {path: detection.split_name(path.name) for path in inner}
@@ -187,7 +201,7 @@ def _folders_by_name(root: Path) -> dict[str, list[str]]:
 
 
 def _list_files(folder: _Folder, places: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """(image files of the places of one split, remarks)."""
+    """List the image files in the places of one split; return (files, remarks)."""
     files, notes = [], []
     for place in places:
         path = _find_place(folder, place)
@@ -202,10 +216,11 @@ def _list_files(folder: _Folder, places: Sequence[str]) -> tuple[list[Path], lis
 
 
 def _find_place(folder: _Folder, place: str) -> Path:
-    """The path of a folder or list of files, also if the YAML file was made on another machine.
+    """Find a folder or a list of files, even if the YAML file was made on another machine.
 
-    `path: ../datasets/NAME` of ultralytics, `../train/images` of Roboflow, and absolute paths of
-    other machines are found below the folder of the YAML file.
+    Paths like `../datasets/NAME` (ultralytics) or `../train/images` (Roboflow), and absolute paths
+    of other machines, are looked for below the folder of the YAML file.  Raises InputError if the
+    place does not exist or is outside that folder.
     """
     parts = [part for part in place.replace("\\", "/").split("/") if part not in ("", ".", "..")]
     for start in range(len(parts)):
@@ -213,12 +228,15 @@ def _find_place(folder: _Folder, place: str) -> Path:
             if os.path.exists(path := home.joinpath(*parts[start:])):
                 return path
     if os.path.exists(folder.root / place):
-        return detection.path_inside(folder.root, place)  # which says where it leads out
+        return detection.path_inside(folder.root, place)  # raises InputError if it is outside
     raise InputError(f"{printable(place)}: no such folder or file, named in {folder.file}")
 
 
 def _homes(folder: _Folder) -> list[Path]:
-    """Folders to which places may be relative: `path`, if it is inside the root, and the root."""
+    """Folders to which places may be relative: `path` of the YAML file, and the root.
+
+    Leading parts of `path` that lead elsewhere are dropped, so that it is below the root.
+    """
     base = folder.content.get("path")
     if not isinstance(base, str):
         return [folder.root]
@@ -228,7 +246,7 @@ def _homes(folder: _Folder) -> list[Path]:
 
 
 def _read_labels(root: Path, image: Path) -> _Labels:
-    """The rows of an image's label file, and the size of the image in pixels, from its header."""
+    """Read an image's label file, and the size of the image from its header."""
     path = _label_path(root, image)
     if path is None:
         return _Labels(image, None, None)
@@ -236,14 +254,14 @@ def _read_labels(root: Path, image: Path) -> _Labels:
     try:
         return _Labels(image, images.read_size(image), rows)
     except InputError:
-        return _Labels(image, None, rows)  # `detection.load` notes it
+        return _Labels(image, None, rows)  # `detection.load` adds a note on such an image
 
 
 def _label_path(root: Path, image: Path) -> Path | None:
-    """The label file of an image, None without any.
+    """Find the label file of an image; None if there is none.
 
-    It is at the path of the image with `images` replaced by `labels`, for the last folder `images`
-    below the root for which that file exists; otherwise it is next to the image.
+    It has the path of the image with one folder `images` (the last one for which such a file
+    exists) replaced by `labels`; otherwise it is next to the image.
     """
     parts = image.parts
     own = len(parts) - len(image.relative_to(root).parts) if image.is_relative_to(root) else 0
@@ -260,7 +278,11 @@ Parser = Callable[[list[float]], Array | None]
 
 
 def _row_parser(folder: _Folder, rows: Sequence[Row]) -> tuple[Parser, list[str]]:
-    """(function from the values after the class to corners as fractions, or None; remarks)."""
+    """Choose how to read label rows; return (parser, remarks).
+
+    The parser takes the values of a row without the class, and returns the corners [4] of a box as
+    fractions of the image, or None for an invalid row.
+    """
     lengths = Counter(len(words) for _, words in rows)
     content, longer = folder.content, sum(n for length, n in lengths.items() if length > SHORT[-1])
     if shape := content.get("kpt_shape"):
@@ -269,7 +291,9 @@ def _row_parser(folder: _Folder, rows: Sequence[Row]) -> tuple[Parser, list[str]
             and len(shape) == 2
             and all(isinstance(n, int) and 0 < n < 1000 for n in shape)
         ):
-            raise InputError(f"{folder.file}: kpt_shape must be two integers, got {shape!r:.60}")
+            raise InputError(
+                f"{folder.file}: kpt_shape must be two integers in 1..999, got {shape!r:.60}"
+            )
         count = shape[0] * shape[1]
         remark = f"{longer} label rows are read as boxes with {shape[0]} keypoints"
         return _box_parser(4, 4 + count, 5 + count), [Remark(remark)] if longer else []
@@ -295,9 +319,9 @@ def _row_parser(folder: _Folder, rows: Sequence[Row]) -> tuple[Parser, list[str]
 
 
 def _has_points_in_its_box(words: Sequence[str]) -> bool:
-    """Whether a line has a box inside the image and then x and y of points inside that box.
+    """Whether a line has a box inside the image, followed by x and y of points inside that box.
 
-    Keypoints that are not labeled are at 0 0.
+    A point at 0 0 is also accepted: it is a keypoint that is not labeled.
     """
     try:
         values = np.array(words[1:], float)
@@ -313,7 +337,10 @@ def _has_points_in_its_box(words: Sequence[str]) -> bool:
 
 
 def _box_parser(*counts: int) -> Parser:
-    """A parser of lines whose number of values is one of `counts`; the first four are a box."""
+    """Make a parser that reads the first four values as a box, if one of `counts` is their number.
+
+    Rows with another number of values are invalid.
+    """
     return lambda values: boxes.from_cxcywh(np.array(values[:4])) if len(values) in counts else None
 
 
@@ -329,7 +356,7 @@ def _parse_polygon_or_box(values: list[float]) -> Array | None:
 
 
 def _annotate(labels: _Labels, folder: _Folder, parse: Parser) -> tuple[AnnotatedImage, list[str]]:
-    """(annotated image, notes) of a label file."""
+    """Convert a label file to (annotated image, notes)."""
     objects, notes, unknown = [], [], 0
     for place, words in labels.rows or [] if labels.size else []:
         found = _parse_row(words, folder, parse, labels.size)
@@ -344,7 +371,7 @@ def _annotate(labels: _Labels, folder: _Folder, parse: Parser) -> tuple[Annotate
 
 
 def _parse_row(words: list[str], folder: _Folder, parse: Parser, size: Size) -> BoxObject | str:
-    """The object of a line in an image of `size`, or a description of the problem with it."""
+    """Convert a row to an object in an image of `size`, or return a description of its problem."""
     try:
         label, *values = map(float, words)
     except ValueError:

@@ -72,7 +72,7 @@ def test_a_seed_gives_the_same_folders(options, tmp_path):
         ({"root": ""}, "--root must be given"),
         ({"known": 6}, "at least 11 identities for --known 6, .*, got 10"),
         ({"unknown_identities": 1}, "--unknown-identities must be at least 2, got 1"),
-        ({"gallery_images": 4}, "n0 must have more than 4 images .*, got 4"),
+        ({"gallery_images": 4}, "identity n0 must have more images than --gallery-images 4, got 4"),
         ({"dev": 1.0}, "--dev must be above 0 and below 1, got 1"),
     ],
 )

@@ -50,7 +50,7 @@ def test_losses_are_those_of_the_best_and_the_last_epoch_and_of_all():
 @pytest.mark.parametrize(
     "train, val, says",
     [
-        ([4, 2], [3, 2, 1], "falls from 4 to 2; .* is 1, after epoch 2, which is the last: more"),
+        ([4, 2], [3, 2, 1], "falls from 4 to 2; .* is 1, after epoch 2, the last one: more"),
         ([4, 2], [3, 1, 1.2], "is 1, after epoch 1; at the end it is 1.2: the run overfits"),
         ([4, 5], [3, 1, 1.05], "rises from 4 to 5; .*at the end it is 1.05: the run does not over"),
         ([4], [3, 1], None),
@@ -77,7 +77,7 @@ def test_the_discussion_ranks_runs_and_counts_failures():
         "- Highest accuracy: `b` 0.95, then `a` 0.9, `c` 0.8.",
         "- Highest mean IoU: `a` 0.7, then `c` 0.7, `b` 0.6.",
         "- Lowest median time per epoch in seconds: `b` 3, then `c` 4, `a` 12.",
-        "- `a` gives 2 of 20 images a wrong label, and 5 a box with an IoU of at most 0.5.",
+        "- `a` gives 2 of 20 images a wrong label, and 5 images a box with an IoU of at most 0.5.",
     ]
     equal = discussion.discussion([made_up(name, [], [1], accuracy=1.0) for name in "ab"])
     assert [*equal][1] == "- All runs have the same accuracy, 1."

@@ -137,14 +137,14 @@ REFUSED = {
         "gone: no such folder",
     ),
     "data folder not given": ([*TRAIN, "--source", "mnist"], "root"),
-    "data folder empty": ([*TRAIN, "--source", "mnist", "--root", "empty"], "empty: is empty"),
+    "data folder empty": ([*TRAIN, "--source", "mnist", "--root", "empty"], "the folder is empty"),
     "data unknown": (
         [*TRAIN, "--source", "svhn"],
         "--source must be embedded.*mnist.*tfds.*'svhn'",
     ),
     "idx truncated": (
         [*TRAIN, "--source", "mnist", "--root", "truncated"],
-        "images.*is truncated: 47055 bytes, 47056 by its header",
+        "images.*is truncated: must have 47056 bytes.*, got 47055",
     ),
     "idx magic": (
         [*TRAIN, "--source", "mnist", "--root", "magic"],

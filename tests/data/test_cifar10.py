@@ -146,7 +146,7 @@ HUGE = array(VALUES, shape=(2**30, 2**30))
         (python2(VALUES, array(VALUES)), r"labels must be .* got uint8 \[2, 3072\]"),
         (
             python2(VALUES[:, :-1], LABELS),
-            r"images must be uint8 \[N, 3072\], got uint8 \[2, 3071\]",
+            r"images must be uint8 \[N, 3072\] with N of at least 1, got uint8 \[2, 3071\]",
         ),
         (python2(VALUES[:0], []), r"images must be .* got uint8 \[0, 3072\]"),
         (
@@ -158,7 +158,7 @@ HUGE = array(VALUES, shape=(2**30, 2**30))
         (pickle.dumps([1, 2], 2), "must hold a dict with data and labels, got a list"),
         (
             pickle.dumps({b"fine_labels": [1]}, 2),
-            r"must hold data and labels, got \['fine_labels'\]",
+            r"must hold a dict with keys data and labels, got keys \['fine_labels'\]",
         ),
         (b"\x80\x02}r\xff\xff\xff\x7f.", "a memo index beyond its end"),
     ],
@@ -170,8 +170,11 @@ def test_an_invalid_pickle_is_named(refused, content, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "size must be a multiple of 3073 bytes, got 0; download it again"),
-        (binary(VALUES, LABELS)[:-1], "size must be a multiple of 3073 bytes, got 6145"),
+        (b"", "file size must be a positive multiple of 3073 bytes, got 0; download it again"),
+        (
+            binary(VALUES, LABELS)[:-1],
+            "file size must be a positive multiple of 3073 bytes, got 6145",
+        ),
         (binary(VALUES, [9, 10]), "row 1: label must be 0 to 9, got 10"),
     ],
 )
@@ -185,7 +188,7 @@ def test_invalid_records_are_named(refused, content, message):
 def test_a_missing_batch_is_named(refused, form, name):
     ending = ".bin" if form == "binary" else ""
     found = {file: each for file, each in FORMS[form].items() if file != name + ending}
-    assert refused(found).startswith(f": has no {name}{ending}; download")
+    assert refused(found).startswith(f": {name}{ending} is missing; download")
 
 
 @pytest.mark.parametrize("module", ["os", "posix", "subprocess", "builtins", "numpy"])
@@ -267,12 +270,12 @@ def test_images_in_folders_of_classes(tmp_path, form, inside):
     [
         (
             {"train/cat/2.png": b"x"},
-            "/train/cat/2.png: not a readable image .*; CIFAR-10 must be complete",
+            "/train/cat/2.png: not a readable image .*; every file of CIFAR-10 must be usable",
         ),
-        ({"test/fox": None}, "/test/fox: no files in it; CIFAR-10 must be complete"),
+        ({"test/fox": None}, "/test/fox: no files in it; every file of CIFAR-10 must be usable"),
         (
             {"test/a/0.png": b"", "test/b": None},
-            r"/test/b: no files in it \(and 1 more\); CIFAR-10 must",
+            r"/test/b: no files in it \(and 1 more\); every file of CIFAR-10",
         ),
     ],
 )

@@ -52,7 +52,7 @@ def test_a_table_counts_before_folders(base, tmp_path, folder, name):
     found, notes = read(tmp_path)
     assert found == {f"dog/{name}": NONE, "face/a.jpg": (1, 2, 13, 14), "cat/a.jpg": NONE}
     assert [note.rsplit(": ")[-1] for note in notes] == [
-        "the loss is left out, box scores are of the other 1"
+        "the loss is left out, and the box scores cover only the other 1"
     ]
 
 

@@ -203,7 +203,9 @@ def test_invalid_parquet_rows_are_noted(tmp_path):
     assert found.notes == ("train.parquet row 1: unknown class 9, must be 1 to 2",)
     write_parquet(tmp_path, [{"bbox": [[1.0, 2.0], [1.0, 2.0, 3.0, 4.0]], "category": [1, 2]}])
     (note,) = parquet.read(tmp_path).notes
-    assert note == "train.parquet row 1: bbox must be left, top, width, height, got [1.0, 2.0]"
+    assert (
+        note == "train.parquet row 1: bbox must be numbers left, top, width, height, got [1.0, 2.0]"
+    )
 
 
 def test_a_corrupt_parquet_file_is_named(tmp_path):

@@ -73,7 +73,7 @@ def test_values_are_scaled_by_the_range_of_their_type(tmp_path, name, values):
 @pytest.mark.parametrize(
     "values, says",
     [
-        (np.int32(RAMP * 65535), "32-bit integers have no stated range"),
+        (np.int32(RAMP * 65535), "8 or 16 bits per value, got 32-bit integers"),
         (np.float32(RAMP * 255), r"floats must be in \[0, 1\]"),
         (np.full((8, 8), np.nan, np.float32), "floats must be in"),
     ],

@@ -165,8 +165,8 @@ def test_an_image_has_one_row_and_file_names_may_repeat_across_labels(root, tabl
     assert [row.name for row in rows] == ["face/a.jpg", "face/b.jpg", "cat/a.jpg"]
     assert rows[0].box == (1, 2, 13, 14)
     assert bad == [
-        f"{table} row 3: face/a.jpg is in {table} row 1 already",
-        f"{other} row 2: face/a.jpg is in {table} row 1 already",
+        f"{table} row 3: face/a.jpg is in {table} row 1 already, left out",
+        f"{other} row 2: face/a.jpg is in {table} row 1 already, left out",
     ]
 
 

@@ -86,7 +86,7 @@ def test_a_row_without_bytes_is_noted_and_the_others_are_read(tmp_path, nothing)
     good = {"bytes": (tmp_path / "1.png").read_bytes()}
     write(tmp_path, [nothing, good, good], group_size=2)
     source, notes = detection.load(parquet.read(tmp_path).splits["train"], 32, 32, 1)
-    assert notes == ["train.parquet row 1: must have the bytes of an image, got none"]
+    assert notes == ["train.parquet row 1: image must be the bytes of an image file, got none"]
     assert source.names == ["train.parquet row 2", "train.parquet row 3"]
 
 
@@ -102,12 +102,12 @@ def test_an_image_may_be_plain_bytes_and_a_missing_column_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "objects, says",
     [
-        (3, "objects must have lists bbox and category, got 3"),
-        ({"bbox": 3, "category": [1]}, "objects must have lists"),
-        ({"bbox": [["a"] * 4], "category": [1]}, "bbox must be left, top, width, height"),
+        (3, "objects must have the lists bbox and category, got 3"),
+        ({"bbox": 3, "category": [1]}, "objects must have the lists"),
+        ({"bbox": [["a"] * 4], "category": [1]}, "bbox must be numbers left, top, width, height"),
         ({"bbox": [[1.0] * 4], "category": ["cat"]}, "unknown class cat"),
         ({"bbox": [[1.0] * 4], "category": [2**60]}, "must be at most 100000, got 11529"),
-        ([{"bbox": "x", "category": 1}], "bbox must be left"),
+        ([{"bbox": "x", "category": 1}], "bbox must be numbers left"),
     ],
 )
 def test_columns_of_other_types_are_noted_or_refused(tmp_path, objects, says):
@@ -171,7 +171,7 @@ def test_the_script_writes_small_row_groups_and_names_rows_left_out(tmp_path, ca
     rows = [{"bytes": b"", "path": ""}, *({"bytes": b"x", "path": ""} for _ in range(count))]
     write(tmp_path, rows)
     assert script["main"]([str(tmp_path), str(out)]) == 0
-    said = "left out: train.parquet row 1: must have the bytes of an image, got none\n"
+    said = "left out: train.parquet row 1: image must be the bytes of an image file, got none\n"
     assert capsys.readouterr() == (f"{{'train': {count}}}\n", said)
     assert files.ParquetFile(out / "train.parquet").num_row_groups == 2
     train = parquet.read(out).splits["train"]

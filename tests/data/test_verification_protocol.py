@@ -100,9 +100,12 @@ def test_the_truth_has_a_label_per_image(tmp_path, text):
         ("bob\nann\n", "row 2: must have 3 rows, one per image, got 2"),
         ("", "row 0: must have 3 rows, one per image, got 0"),
         ("0,bob\n2,ann\n2,ann\n", "row 3: 02.png is in row 2 already"),
-        ("0,bob\n2,ann\n", "row for each image, lacks 01.png .1 in total"),
-        ("1,bob\n2,ann\n3,ann\n", "row 3: must be one of the 3 images, got 3"),
-        ("00.png,bob\n01.jpg,ann\n02.png,ann\n", "row 2: must be one of the 3 images, got 01.jpg"),
+        ("0,bob\n2,ann\n", "row for each image, got none for 01.png .1 without"),
+        ("1,bob\n2,ann\n3,ann\n", "row 3: image must be one of the 3 probes, got 3"),
+        (
+            "00.png,bob\n01.jpg,ann\n02.png,ann\n",
+            "row 2: image must be one of the 3 probes, got 01.jpg",
+        ),
         ("a,b,bob\n", "row 1: .* got 3 columns"),
         ("index,label\n0,bob\nann\n2,ann\n", "row 3: .* got 1 columns"),
         ("label\n" + "b\0b\n" * 3, "row 2: label must be .*, got 'b.x00b'|not a table"),
@@ -254,7 +257,7 @@ def test_invalid_lists_of_pairs_are_refused(faces, text, message):
 def test_ambiguous_images_are_refused(faces):
     write_tree(faces, {"z/ann/ann_0001.bmp": IMAGE})
     refused(
-        "row 2: image is ambiguous, .*ann_0001.* or .*ann_0001",
+        "row 2: image must be one file, got .*ann_0001.* and .*ann_0001",
         listed,
         faces,
         "1 1\nann 1 2\nann 1 2\n",
