@@ -148,7 +148,7 @@ def run_training(
     elif not own:
         kept = runs.read_config(folder, system)
         runs.check_same(folder, runs.absolute_paths(kept), config)
-        config = replace(kept, steps_per_call=config.steps_per_call)
+        config = replace(kept, **runs.changeable(config))
     before = run_dir.read_seconds(folder) if continuing else 0.0
     clock = time_budget.Clock(folder, config, before + spent)
     if not (own or continuing):

@@ -1,12 +1,13 @@
 """Creating and reopening run folders, for the API and for sweeps."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 from jaxdet import configs
-from jaxdet.config import MAX_INT, TrainConfig, from_json, option
+from jaxdet.config import MAX_INT, RUN, TrainConfig, from_json, option
 from jaxdet.config import check_to_train as check_options
 from jaxdet.data import detection, sources
 from jaxdet.errors import InputError
@@ -30,13 +31,16 @@ def system_of(config: TrainConfig) -> str:
 
 def absolute_paths(config: TrainConfig) -> TrainConfig:
     """A configuration whose paths are absolute, so that they are valid in any working directory."""
-    named = {name: getattr(config, name, "") for name in run_dir.PATHS}
-    return replace(config, **{k: absolute(v) for k, v in named.items() if is_path(v)})
+    named = {name: absolute(getattr(config, name, "")) for name in run_dir.PATHS}
+    return replace(config, **{name: path for name, path in named.items() if path})
 
 
 def absolute(path: str | Path) -> str:
-    """The absolute form of a path; `tfds:NAME` and the like are returned unchanged."""
-    return str(Path(path).absolute()) if is_path(str(path)) else str(path)
+    """The absolute form of a path, also in `run:DIR`; `tfds:NAME` and the like are unchanged."""
+    text = str(path)
+    if text.startswith(RUN):
+        return f"{RUN}{Path(text.removeprefix(RUN)).absolute()}"
+    return str(Path(text).absolute()) if is_path(text) else text
 
 
 def is_path(text: str) -> bool:
@@ -68,9 +72,9 @@ def read_config(folder: str | Path, system: str = "") -> TrainConfig:
 def check_same(folder: str | Path, kept: TrainConfig, config: TrainConfig) -> None:
     """Raise InputError if the options differ from those of a run to resume.
 
-    The number of steps per call may differ and, with a time budget, the number of epochs.
+    The options of `changeable` may differ and, with a time budget, the number of epochs.
     """
-    config = replace(config, steps_per_call=kept.steps_per_call)
+    config = replace(config, **changeable(kept))
     if kept.time_budget:
         config = replace(config, epochs=kept.epochs)
     for field in fields(kept):
@@ -82,25 +86,64 @@ def check_same(folder: str | Path, kept: TrainConfig, config: TrainConfig) -> No
             )
 
 
+def changeable(config: TrainConfig) -> dict[str, Any]:
+    """The options of a run that may change when it is resumed, with their values."""
+    names = ("steps_per_call", *(("on_invalid",) if getattr(config, "stream", False) else ()))
+    return {name: getattr(config, name) for name in names}
+
+
 def check_config(system: str, config: TrainConfig) -> None:
     """Raise InputError for invalid options and missing weights, before any data are read."""
     configs.checked_module(system, config)
     weights = getattr(config, "weights", "")
-    if weights and not pretrained.fetch(weights).is_file():
+    if weights.startswith(RUN):
+        run_dir.read_config(weights.removeprefix(RUN))
+    elif weights and not pretrained.fetch(weights).is_file():
         raise InputError(f"--weights must be a file, got {weights}")
 
 
 def create(folder: str | Path, experiment: Experiment, *, overwrite: bool = False) -> run_dir.Lock:
     """Create a run folder, locked, with everything that resuming and evaluation need later."""
     record = sources.record_spec(experiment.splits["train"])
+    streams = _streams(experiment)
+    listed = ((run_dir.STREAMS, json.dumps(streams)),) if streams else ()
     return run_dir.create(
         folder,
         experiment.name,
         asdict(experiment.config),
         experiment.metadata | {"record": record},
-        experiment.files,
+        (*experiment.files, *listed),
         overwrite=overwrite,
     )
+
+
+def with_kept_streams(folder: str | Path, experiment: Experiment) -> Experiment:
+    """The experiment of a run to resume, whose streams have the images that the run began with.
+
+    An image that cannot be read any more keeps its place in the order of an epoch.  Raises
+    InputError if images were added to the data, or removed from a folder without annotations.
+    """
+    kept, splits = run_dir.read_streams(folder), dict(experiment.splits)
+    for split, source in experiment.splits.items():
+        if isinstance(source, sources.StreamSource) and split in kept:
+            before, now = kept[split]["names"], source.every_name
+            if before != now:
+                changed = sorted({*(before or ())} ^ {*(now or ())}) or ["their order"]
+                raise InputError(
+                    f"images of {split} must be those that the run in {folder} began with, "
+                    f"different: {changed[0]} ({len(changed)} in total)"
+                )
+            splits[split] = source.leaving_out(kept[split]["left_out"])
+    return replace(experiment, splits=splits)
+
+
+def _streams(experiment: Experiment) -> dict[str, run_dir.StreamedImages]:
+    """The images of the streams of an experiment, by split."""
+    return {
+        split: {"names": source.every_name, "left_out": [*map(int, source.left_out)]}
+        for split, source in experiment.splits.items()
+        if isinstance(source, sources.StreamSource)
+    }
 
 
 def report_notes(notes: Sequence[str], line: Callable[[str], None]) -> None:

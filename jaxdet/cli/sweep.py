@@ -198,13 +198,15 @@ class SweepRunner:
                 "--vmap yes needs data in memory and images of one size; leave out --stream and "
                 "--multiscale"
             )
-        training_state.validate_weights(whole)
+        training_state.validate_weights(whole, self.show.line)
         for config in group:
             runs.check_to_train(sweep.with_config(whole, config), self.show.line)
         runs.report_notes(whole.notes, self.show.line)
         runs.report_uneven_batches(whole, self.show.line)
         folders = [self.folders[config] for config in group]
         resumed = [path for path in folders if self._is_resumed(path)]
+        if resumed:
+            whole = runs.with_kept_streams(resumed[0], whole)
         compiled = loop.CompiledSteps(whole, self.compiled)
         if group[0].time_budget:
             epochs = self._planned_epochs(whole, compiled, resumed, begun)

@@ -282,6 +282,7 @@ def from_splits(
     config: Config, classes: tuple[str, ...], splits: "dict[str, Source]"
 ) -> "Experiment":
     """The experiment of a `Config` on given data, {split: source}."""
+    from jaxdet.configs import starting_weights
     from jaxdet.data import images
     from jaxdet.training.experiment import Experiment
 
@@ -289,9 +290,7 @@ def from_splits(
     height, width = config.size
     task = make_task(config, net, classes)
     mean, std = task.normalization
-    pretrained = None
-    if config.weights:
-        pretrained = partial(registry.load_pretrained, config.model, config.weights)
+    normalized = f"(pixel value / 255 - {mean}) / {std}"
     return Experiment(
         task=task,
         splits=splits,
@@ -299,13 +298,13 @@ def from_splits(
         metadata={
             "classes": list(classes),
             "input": shape,
-            "normalization": f"(pixel value / 255 - {mean}) / {std}",
+            "normalization": normalized,
         },
         config=config,
         name="detect",
         read_image=partial(images.read_letterboxed_float, height=height, width=width),
         scales=config.multiscale,
-        load_pretrained=pretrained,
+        load_pretrained=starting_weights("detect", config, classes, normalized),
         lr_multiplier=registry.lr_multiplier(_frozen_stages(config), config.backbone_lr),
     )
 
@@ -393,6 +392,7 @@ class _Data(NamedTuple):
     "max_boxes",
     "size",
     "stream",
+    "on_invalid",
 )
 def _read_dataset(config: Any) -> _Data:
     from jaxdet.data import detection, formats
@@ -405,7 +405,9 @@ def _read_dataset(config: Any) -> _Data:
         dataset.splits, config.val_fraction, config.seed, config.test_fraction
     )
     max_boxes = config.max_boxes or detection.largest_box_count(samples)
-    load = detection.stream if config.stream else detection.load
+    load = detection.load
+    if config.stream:
+        load = partial(detection.stream, on_invalid=config.on_invalid)
     height, width = config.size
     splits, notes, first = {}, [*dataset.notes], 0
     for name, own in samples.items():

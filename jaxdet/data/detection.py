@@ -295,11 +295,17 @@ def load(
 
 
 def stream(
-    samples: Sequence[AnnotatedImage], height: int, width: int, max_boxes: int, *, first_id: int = 0
+    samples: Sequence[AnnotatedImage],
+    height: int,
+    width: int,
+    max_boxes: int,
+    *,
+    first_id: int = 0,
+    on_invalid: str = "skip",
 ) -> tuple[sources.StreamSource, list[str]]:
     """The same as `load`, but with a `StreamSource`: for now, only headers of images are read.
 
-    An image that turns out to be damaged when it is read later raises InputError.
+    on_invalid: what the source does with an image that turns out to be damaged later.
     """
 
     sizes = ArraySizes(height, width, max_boxes, _largest(samples))
@@ -313,16 +319,19 @@ def stream(
         return None if row is None else True, notes
 
     kept, notes = _map_usable(samples, check)
-    usable = [number for number, _ in kept]
 
-    def read(index: int) -> dict[str, Any]:
-        row, faults = prepare(samples[usable[index]], sizes)
+    def read(number: int) -> dict[str, Any]:
+        row, faults = prepare(samples[number], sizes)
         if row is None:
-            raise InputError(f"{faults[0]}; {sources.DAMAGED_WHILE_STREAMING}")
-        return {**row, "id": np.int32(first_id + usable[index])}
+            raise InputError(faults[0])
+        return {**row, "id": np.int32(first_id + number)}
 
-    names = [samples[number].name for number in usable]
-    return sources.StreamSource(read, len(usable), names), notes
+    names = [sample.name for sample in samples]
+    left_out = sorted({*range(len(samples))} - {number for number, _ in kept})
+    source = sources.StreamSource(
+        read, len(samples), names, left_out=left_out, on_invalid=on_invalid
+    )
+    return source, notes
 
 
 def prepare(

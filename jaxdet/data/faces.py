@@ -1,6 +1,7 @@
-"""Data set of faces: the identities to train on, and the splits of their images."""
+"""Data sets of faces: which identities to train on, and how their images are split."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,20 +19,20 @@ class FaceDataset(NamedTuple):
     """The identities to train on, and the sources of all splits."""
 
     classes: tuple[str, ...]
-    splits: dict[str, sources.Source]  # train, val, test; others: identities not trained on
+    splits: dict[str, sources.Source]  # train, val and test; `others` has identities not trained on
     notes: tuple[str, ...]  # one line for each file that cannot be used
 
 
 @cached_reader(
     *("root", "size", "identities", "val_fraction", "test_fraction", "train_fraction"),
-    *("split_seed", "stream"),
+    *("split_seed", "stream", "on_invalid"),
 )
 def read_dataset(config: Any) -> FaceDataset:
-    """The data set of a configuration of `faces`.
+    """Read the data set of a configuration of `faces`.
 
-    The network is trained on the first `config.identities` identities by name (0: all); the rest
-    form the split `others`.  Raises InputError if an identity to train on has no usable training
-    image.
+    The network is trained on the first `config.identities` identities in alphabetical order (all
+    of them if it is 0); the images of the remaining identities form the split `others`.  Raises
+    InputError if an identity to train on has no usable training image.
     """
     _check_root(config.root)
     dataset = image_folder.read(config.root)
@@ -49,7 +50,9 @@ def read_dataset(config: Any) -> FaceDataset:
     if others:
         every = (sample for own in dataset.splits.values() for sample in own)
         samples["others"] = [sample for sample in every if sample.label in others]
-    load = image_folder.stream if config.stream else image_folder.load
+    load = image_folder.load
+    if config.stream:
+        load = partial(image_folder.stream, on_invalid=config.on_invalid)
     splits, notes, first = {}, list(dataset.notes), 0
     for name, own in samples.items():
         names = dataset.classes if name == "others" else classes
@@ -61,15 +64,15 @@ def read_dataset(config: Any) -> FaceDataset:
 
 
 def summarize(root: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """(a table row per identity, notes) of the data in a folder: `image_folder.summarize`."""
+    """Return (one table row per identity, notes), see `image_folder.summarize`."""
     _check_root(root)
     return image_folder.summarize(image_folder.read(root))
 
 
 def _split(config: Any, splits: Splits) -> Splits:
-    """The splits of the data if they have `train` and `val`, else the result of `_random_split`.
+    """Split the images: as the data are split if they have `train` and `val`, else at random.
 
-    An empty `val` becomes `train`, and an empty `test` becomes `val`.
+    An empty `val` is replaced by `train`, and an empty `test` by `val`.
     """
     given = {"train", "val"} <= {*splits}
     made = {"test": [], **splits} if given else _random_split(config, splits)
@@ -79,7 +82,7 @@ def _split(config: Any, splits: Splits) -> Splits:
 
 
 def _random_split(config: Any, splits: Splits) -> Splits:
-    """Splits drawn from each identity's images; `val` or `test` is kept if the data have it."""
+    """Draw the splits from each identity's images; keep `val` or `test` if the data have it."""
     whole = [sample for name in ("all", "train") for sample in splits.get(name, [])]
     given = {name: splits[name] for name in ("val", "test") if name in splits}
     fractions = {"test": config.test_fraction, "val": config.val_fraction}
@@ -96,7 +99,10 @@ def _random_split(config: Any, splits: Splits) -> Splits:
 
 
 def _training_fraction(config: Any, samples: list[LabeledImage]) -> list[LabeledImage]:
-    """A fraction of each identity's training images; a larger fraction contains a smaller one."""
+    """Draw a fraction of each identity's training images, at least one image.
+
+    The images of a smaller fraction are a subset of those of a larger one.
+    """
     if config.train_fraction == 1:
         return samples
     random, kept = np.random.default_rng(config.split_seed), []
@@ -129,5 +135,5 @@ def _check_trained(root: str, classes: Sequence[str], labels: np.ndarray) -> Non
 def _check_root(root: str | Path) -> None:
     if not root:
         raise InputError(
-            "--root must be a folder or tar file with a folder of images per identity, got none"
+            "--root must be a folder or tar file with one folder of images per identity, got none"
         )

@@ -1,12 +1,12 @@
 """Image classification data in one folder per class, on disk or in a tar file.
 
-The layout is `CLASS/FILE`, or `SPLIT/CLASS/FILE` with the splits train, val and test, possibly
-below one more folder.  A tar file, plain or gzipped, is read once, into memory; nothing is unpacked
-to disk.
+The layout is `CLASS/FILE`, or `SPLIT/CLASS/FILE` with the splits train, val and test; one more
+folder may be around all of these.  A tar file, plain or gzipped, is read once, into memory; nothing
+is unpacked to disk.
 
 Files next to the folders of classes, hidden files and folders, and files directly in a split `test`
-(unlabeled images for `jaxdet predict`) are ignored.  A folder without files is reported, and is not
-a class.
+(unlabeled images for `jaxdet predict`) are ignored.  An empty folder is reported, and is not used
+as a class.
 """
 
 import io
@@ -25,19 +25,19 @@ from jaxdet.errors import InputError
 
 SPLITS = ("train", "val", "test")
 UNSPLIT = "all"  # the split of data without splits
-MAX_DEPTH = 4  # folders: one around all, a split, a class, and one that does not belong there
-THREAD_CHUNKS = 64  # handing a tiny image to a thread costs more than decoding it
-EXPECTED = "expected a folder, or a .tar or .tar.gz file of one"
+MAX_DEPTH = 4  # levels of folders: one around all, splits, classes, and misplaced ones to report
+THREAD_CHUNKS = 64  # because handing a tiny image to a thread costs more than decoding it
+EXPECTED = "expected a folder, or a .tar or .tar.gz file of a folder"
 LAYOUT = f"expected CLASS/FILE or SPLIT/CLASS/FILE, SPLIT one of {', '.join(SPLITS)}"
 NESTED_FOLDER = "left out: a folder inside the folder of a class"
-NOT_A_SPLIT = f"left out: has no folders of classes, or is not one of {', '.join(SPLITS)}"
+NOT_A_SPLIT = f"left out: must be one of {', '.join(SPLITS)}, and have folders of classes"
 
-Folder = tuple[str, ...]  # names below the root
+Folder = tuple[str, ...]  # the names of the path from the root to the folder; () is the root
 File = Path | Callable[[], bytes]
 
 
 class LabeledImage(NamedTuple):
-    """A file in the folder of a class; `load` finds out whether it is an image."""
+    """A file in the folder of a class; only `load` checks that it is an image."""
 
     label: str
     file: str
@@ -46,7 +46,7 @@ class LabeledImage(NamedTuple):
 
     @property
     def name(self) -> str:
-        """LABEL/FILE, unique in its split."""
+        """The name LABEL/FILE, which is unique in a split."""
         return f"{self.label}/{self.file}"
 
 
@@ -54,11 +54,11 @@ class FileTree(NamedTuple):
     """All files of a folder or tar file."""
 
     path: Path
-    files: dict[Folder, dict[str, File]]  # by folder, including empty ones
+    files: dict[Folder, dict[str, File]]  # the files of each folder by name; {} if it is empty
     notes: tuple[str, ...]  # one line for each problem
 
     def location(self, *names: str) -> str:
-        """The path of a file or folder as one printable line."""
+        """The path of the file or folder at `names` below the root, as one printable line."""
         text = "/".join((str(self.path), *names))
         return text if text.isprintable() else ascii(text)
 
@@ -72,7 +72,7 @@ class ImageFolderDataset(NamedTuple):
 
 
 def read(path: str | Path) -> ImageFolderDataset:
-    """The data set in a folder or tar file; InputError if no class folder contains files."""
+    """Read the data set in a folder or tar file; InputError if no class folder contains files."""
     found = find_classes(list_files(path))
     if not found.classes:
         first = f"; first: {found.notes[0]}" if found.notes else ""
@@ -83,11 +83,11 @@ def read(path: str | Path) -> ImageFolderDataset:
 def load(
     samples: Sequence[LabeledImage], classes: Sequence[str], side: int, *, first_id: int = 0
 ) -> tuple[sources.ArraySource, list[str]]:
-    """(source of the images that can be read, notes on the others).
+    """Read images; return (source of the images that can be read, notes on the others).
 
-    The arrays are image [N, side, side, 3] uint8 by `images.read_resized`; label [N] int32, an
-    index into `classes`; and id [N] int32, counting `samples` from `first_id`.  Raises InputError
-    if no image can be read, or for a sample of another class.
+    The arrays are image [N, side, side, 3] uint8, from `images.read_resized`; label [N] int32, an
+    index into `classes`; and id [N] int32, where the first of `samples` has the id `first_id`.
+    Raises InputError if no image can be read, or if a label is not one of `classes`.
     """
     labels = _label_indices(samples, classes)
     image = np.empty((len(samples), side, side, 3), np.uint8)
@@ -111,11 +111,16 @@ def load(
 
 
 def stream(
-    samples: Sequence[LabeledImage], classes: Sequence[str], side: int, *, first_id: int = 0
+    samples: Sequence[LabeledImage],
+    classes: Sequence[str],
+    side: int,
+    *,
+    first_id: int = 0,
+    on_invalid: str = "skip",
 ) -> tuple[sources.StreamSource, list[str]]:
-    """`load` as a `StreamSource`: only the headers of images are read now.
+    """The same as `load`, but with a `StreamSource`: for now, only headers of images are read.
 
-    Reading an image that turns out to be damaged raises InputError.
+    on_invalid: what the source does with an image that turns out to be damaged later.
     """
     labels = _label_indices(samples, classes)
 
@@ -124,22 +129,25 @@ def stream(
 
     usable, notes = _find_usable(samples, check)
 
-    def read_record(index: int) -> dict[str, Any]:
-        number = usable[index]
+    def read_record(number: int) -> dict[str, Any]:
         result, fault = _attempt(samples[number], partial(images.read_resized, side=side))
         if fault:
-            raise InputError(f"{fault}; {sources.DAMAGED_WHILE_STREAMING}")
-        return {"image": result[0], "label": labels[number], "id": first_id + number}
+            raise InputError(fault)
+        return {"image": result[0], "label": labels[number], "id": np.int32(first_id + number)}
 
-    names = [samples[i].name for i in usable]
-    return sources.StreamSource(read_record, len(usable), names, labels[usable]), notes
+    names = [sample.name for sample in samples]
+    left_out = np.setdiff1d(np.arange(len(samples)), usable)
+    source = sources.StreamSource(
+        read_record, len(samples), names, labels, left_out=left_out, on_invalid=on_invalid
+    )
+    return source, notes
 
 
 def summarize(dataset: ImageFolderDataset) -> tuple[list[dict[str, Any]], list[str]]:
-    """(a table row per class, notes on files and folders that cannot be used).
+    """Return (one table row per class, notes on files and folders that cannot be used).
 
-    The columns are the number of usable images in each split, the number of unusable ones, and the
-    ranges of height and width in pixels.
+    The columns are the number of usable images in each split, the number of unusable ones in all
+    splits, and the ranges of image height and width in pixels.
     """
     every = [(split, sample) for split, samples in dataset.splits.items() for sample in samples]
 
@@ -163,11 +171,12 @@ def summarize(dataset: ImageFolderDataset) -> tuple[list[dict[str, Any]], list[s
 
 
 def list_files(path: str | Path) -> FileTree:
-    """The files of a folder, or of a tar file, recognized by its content.
+    """List the files in a folder or in a tar file, which may have any name.
 
-    Of several files with the same name in a tar file, the last one is used.  Links and devices are
-    ignored; a name that leads out of the archive is left out with a note.  InputError for a path
-    that cannot be read, and for a file that is truncated or damaged.
+    If several files in a tar file have the same name, the last one is used.  Links and devices in a
+    tar file are ignored, and files whose path leads out of the archive are left out with a note.
+    Raises InputError for a path that cannot be read, and for a file that is not a tar file or is
+    damaged.
     """
     path = Path(path)
     if not path.is_file():
@@ -177,7 +186,7 @@ def list_files(path: str | Path) -> FileTree:
 
 
 def find_classes(tree: FileTree) -> ImageFolderDataset:
-    """The data set in a tree of files; it has no classes if there are no folders of classes."""
+    """Find the data set in a tree of files; `classes` is () if no folder of a class has files."""
     children = {folder: [] for folder in tree.files}
     for folder in sorted(tree.files):
         if folder:
@@ -210,12 +219,12 @@ def find_classes(tree: FileTree) -> ImageFolderDataset:
 
 
 def file_bytes(file: File) -> bytes:
-    """The content of a file of a `FileTree`."""
+    """The bytes of a file of a `FileTree`."""
     return file() if callable(file) else file.read_bytes()
 
 
 def _label_indices(samples: Sequence[LabeledImage], classes: Sequence[str]) -> np.ndarray:
-    """The index of the class of each sample, [N] int32."""
+    """Class index [N] int32 of each sample; InputError for a label that is not in `classes`."""
     label = {name: number for number, name in enumerate(classes)}
     for sample in samples:
         if sample.label not in label:
@@ -228,10 +237,10 @@ def _label_indices(samples: Sequence[LabeledImage], classes: Sequence[str]) -> n
 def _find_usable(
     samples: Sequence[LabeledImage], faults: Callable[[np.ndarray], list[str | None]]
 ) -> tuple[np.ndarray, list[str]]:
-    """(indices [M] int32 of the usable samples, notes on the others).
+    """Return (indices [M] int32 of the usable samples, notes on the others).
 
-    `faults` maps indices of samples to a description of each sample's problem, or None; it runs in
-    threads.
+    `faults` takes indices of samples and returns, for each, a description of its problem or None
+    if it is usable; it is called in threads.  Raises InputError if no sample is usable.
     """
     found = _map_chunks(faults, len(samples))
     notes = [fault for fault in found if fault]
@@ -242,13 +251,13 @@ def _find_usable(
 
 
 def _map_chunks(function: Callable[[np.ndarray], list], count: int) -> list:
-    """The results of a function of indices over 0..count - 1, computed in threads."""
+    """Call `function` on arrays of indices, together 0..count - 1, in threads; join the results."""
     chunks = np.array_split(np.arange(count), THREAD_CHUNKS)
     return [each for results in threads.map_images(function, chunks, len) for each in results]
 
 
 def _attempt(sample: LabeledImage, function: Callable) -> tuple[Any, str | None]:
-    """(result of a function of the image, None), or (None, the problem with the image)."""
+    """Return (`function` of the image, None), or (None, description of the image's problem)."""
     try:
         return function(sample.image), None
     except InputError as error:
@@ -256,7 +265,10 @@ def _attempt(sample: LabeledImage, function: Callable) -> tuple[Any, str | None]
 
 
 def _find_home(children: dict[Folder, list[Folder]]) -> Folder:
-    """The folder with the folders of classes or splits: the root, or the only folder in it."""
+    """Find the folder that holds the folders of classes or splits.
+
+    It is the root, or the only folder in the root if that has folders and is not a split.
+    """
     match children[()]:
         case [alone] if children[alone] and not _is_split(alone):
             return alone
@@ -268,7 +280,7 @@ def _is_split(folder: Folder) -> bool:
 
 
 def _walk(path: Path) -> dict[Folder, dict[str, File]]:
-    """Files by folder below a folder on disk; links are followed."""
+    """List the files of a folder on disk, by folder, down to `MAX_DEPTH`; links are followed."""
 
     def refuse(error: OSError) -> NoReturn:
         raise InputError(f"{error.filename}: cannot be read: {error.strerror}") from error
@@ -285,7 +297,7 @@ def _walk(path: Path) -> dict[Folder, dict[str, File]]:
 
 
 def _read_tar(path: Path) -> tuple[dict[Folder, dict[str, File]], tuple[str, ...]]:
-    """(files by folder in a tar file, notes)."""
+    """List the files of a tar file; return (files by folder, notes)."""
     content = regular_files.read_unpacked(path)
     if not tarfile.is_tarfile(io.BytesIO(content)):
         raise InputError(f"not a tar file; {EXPECTED}")
@@ -298,7 +310,7 @@ def _read_tar(path: Path) -> tuple[dict[Folder, dict[str, File]], tuple[str, ...
             elif not any(map(images.is_hidden, names)):
                 _add_member(files, names, member, content)
         end = slice(tar.offset, tar.offset + tarfile.BLOCKSIZE)
-    if content[end] != bytes(tarfile.BLOCKSIZE):  # tarfile takes any invalid block for the end
+    if content[end] != bytes(tarfile.BLOCKSIZE):  # tarfile takes any invalid block as the end
         raise EOFError(f"no end-of-archive mark at byte {tar.offset}")
     return {folder: dict(sorted(files[folder].items())) for folder in files}, tuple(notes)
 
@@ -306,7 +318,7 @@ def _read_tar(path: Path) -> tuple[dict[Folder, dict[str, File]], tuple[str, ...
 def _add_member(
     files: dict[Folder, dict[str, File]], names: Folder, member: tarfile.TarInfo, content: bytes
 ) -> None:
-    """Add a file or folder of a tar file; links and devices are ignored."""
+    """Add a member of a tar file to `files`, unless it is a link or a device."""
     is_file = member.isreg() and not member.issparse()
     if is_file or member.isdir():
         folder = names[:-1] if is_file else names

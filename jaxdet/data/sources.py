@@ -1,9 +1,10 @@
 """Sources of records: held in memory as arrays, or read from files when needed.
 
-A source is random access: `len(source)` counts its records, and record i is a dict of NumPy values,
-the same on every access.
+A record is a dict of NumPy arrays or numbers.  Records can be read in any order, and a record has
+the same values whenever it is read; `len(source)` is their number.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -12,16 +13,21 @@ import numpy as np
 
 from jaxdet.errors import InputError
 
-DAMAGED_WHILE_STREAMING = "--stream cannot leave out this image: remove it from the data"
 READ_THREADS = 16  # a record is a file, and reading mostly waits for the disk
+SUBSTITUTES = 16  # records tried in place of an unreadable one: if all fail, the disk does
+LOG = logging.getLogger(__name__)
+
+
+class UnreadableError(InputError):
+    """A record that could be read when the run began cannot be read, and none takes its place."""
 
 
 class ArraySource:
-    """A source of arrays of equal length N: record i is row i of each array.
+    """A source in memory: arrays of equal length N, where record i is row i of each array.
 
     Args:
         arrays: name -> array [N, ...]; `source.arrays` can be put on a device as it is.
-        names: where each record comes from, such as a file name.
+        names: where each record comes from, such as a file name; None if unknown.
 
     InputError if there are no arrays, or if their lengths differ.
     """
@@ -55,20 +61,39 @@ class ArraySource:
         return ArraySource(self[indices], self.names and [self.names[i] for i in indices])
 
     def batches(self, index: np.ndarray) -> Iterator[np.ndarray]:
-        """The rows of `index [S, B]`, one by one; the arrays themselves are on the device."""
+        """Yield the B indices of each of the S batches `index [S, B]`.
+
+        The indices suffice, because the arrays themselves are on the device.
+        """
         return iter(index)
+
+    def masked_batches(
+        self, index: np.ndarray, real: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield (indices [B], mask `real` [B]) of each of the S batches `index`, `real [S, B]`."""
+        return zip(index, real, strict=True)
 
 
 class StreamSource:
     """A source that reads a record from its file each time it is needed.
 
-    Args:
-        read: index of a record -> the record, a dict of arrays.
-        count: number of records.
-        names: where each record comes from.
-        labels: label [count] of each record, where known without reading it.
+    A record that cannot be read any more, because its file is damaged or has vanished, is named in
+    one warning.  In training, another record takes its place: the first that can be read of a
+    sequence that depends only on the number of the record, with the same label where labels are
+    known.  So the records of a batch depend only on the indices and on which files can be read.  In
+    evaluation, its row is masked.  With `on_invalid="error"`, `UnreadableError` is raised instead.
 
-    `arrays` is empty.  InputError where the package `grain`, which reads ahead, is not installed.
+    Args:
+        read: number of a record, 0..count - 1 -> the record, a dict of arrays; InputError if it
+            cannot be read.
+        count: number of records, including those left out.
+        names: where each of the records comes from, such as a file name; None if unknown.
+        labels: label [count] of each record; None if unknown until a record is read.
+        left_out: numbers of the records that are not in the source; an index counts the others.
+        on_invalid: "skip" or "error".
+
+    `arrays` is empty.  Raises InputError unless the package `grain`, which reads ahead, is
+    installed.
     """
 
     def __init__(
@@ -77,33 +102,102 @@ class StreamSource:
         count: int,
         names: list[str] | None = None,
         labels: np.ndarray | None = None,
+        *,
+        left_out: Sequence[int] = (),
+        on_invalid: str = "skip",
     ) -> None:
         if find_spec("grain") is None:
             raise InputError("--stream needs the package grain: pip install jaxdet[data]")
-        self.read, self.count, self.names, self.labels = read, count, names, labels
+        self.read, self.count, self.left_out, self.on_invalid = read, count, left_out, on_invalid
+        self.numbers = np.setdiff1d(np.arange(count), left_out)
+        self.every_name, self.every_label = names, labels
+        self.names = names and [names[number] for number in self.numbers]
+        self.labels = None if labels is None else labels[self.numbers]
         self.arrays: dict[str, np.ndarray] = {}
+        self.unreadable: dict[int, object] = {}  # index of each record that was named
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.numbers)
+
+    def leaving_out(self, left_out: Sequence[int]) -> "StreamSource":
+        """The source of all records but those with the numbers `left_out`."""
+        return StreamSource(
+            self.read,
+            self.count,
+            self.every_name,
+            self.every_label,
+            left_out=left_out,
+            on_invalid=self.on_invalid,
+        )
 
     def first(self, count: int) -> ArraySource:
-        """The first `count` records, read now."""
-        return self.take(range(min(count, self.count)))
+        """Read the first `count` records now, and return them as an `ArraySource`."""
+        return self.take(range(min(count, len(self))))
 
     def take(self, indices: Sequence[int] | np.ndarray) -> ArraySource:
-        """The records at `indices`, in that order, read now."""
-        rows = [self.read(int(i)) for i in indices]
+        """Read the records at `indices` now, and return them as an `ArraySource` in that order.
+
+        An unreadable record is replaced, together with its name.
+        """
+        rows, found = zip(*(self._read_usable(int(i)) for i in indices), strict=True)
         columns = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-        return ArraySource(columns, self.names and [self.names[i] for i in indices])
+        return ArraySource(columns, self.names and [self.names[i] for i in found])
 
     def batches(self, index: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
-        """The batches of records at `index [S, B]`, one by one, read ahead in threads."""
+        """Yield the S batches of the B records at `index [S, B]`, reading ahead in threads."""
+        return (batch for batch, _ in self._batches(index))
+
+    def masked_batches(
+        self, index: np.ndarray, real: np.ndarray
+    ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+        """Yield (batch, mask [B]) for each of the S batches at `index`, with masks `real [S, B]`.
+
+        The mask is also 0 where a record cannot be read.
+        """
+        for (batch, found), row, mask in zip(self._batches(index), index, real, strict=True):
+            yield batch, mask * (found == row)
+
+    def _batches(self, index: np.ndarray) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+        """Yield (batch, index [B] of the records in it) for each row of `index [S, B]`."""
         import grain
 
-        ahead = max(2 * index.shape[1], READ_THREADS)
-        options = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=ahead)
-        source = grain.MapDataset.source(index.reshape(-1).tolist()).map(self.read)
-        yield from source.batch(index.shape[1]).to_iter_dataset(options)
+        size = index.shape[1]
+        options = grain.ReadOptions(
+            num_threads=READ_THREADS, prefetch_buffer_size=max(2 * size, READ_THREADS)
+        )
+        records = grain.MapDataset.source(index.reshape(-1).tolist()).map(self._read_usable)
+        batches: Any = iter(records.to_iter_dataset(options).batch(size))
+        try:
+            yield from batches
+        except UnreadableError as error:
+            raise UnreadableError(str(error)) from None  # without the notes that grain adds
+        finally:
+            batches.close()
+
+    def _read_usable(self, index: int) -> tuple[dict[str, Any], int]:
+        """(record, its index) at an index or, if it cannot be read, of one that takes its place."""
+        for found in self._candidates(index):
+            try:
+                return self.read(int(self.numbers[found])), found
+            except InputError as error:
+                text = str(error)
+            if self.on_invalid == "error":
+                raise UnreadableError(f"{text}; leave unusable data out with --on-invalid skip")
+            token = object()
+            if self.unreadable.setdefault(found, token) is token:  # once, by one of the threads
+                LOG.warning("%s; left out", text)
+        raise UnreadableError(f"{text}; no image can be read in its place either")
+
+    def _candidates(self, index: int) -> Iterator[int]:
+        """Yield an index, then those of the records that may take its place, in order."""
+        yield index
+        others = np.delete(np.arange(len(self)), index)
+        order = np.random.default_rng(index).permutation(others)
+        if self.labels is not None:
+            same = self.labels[order] == self.labels[index]
+            yield from order[same][:SUBSTITUTES].tolist()
+            order = order[~same]
+        yield from order[:SUBSTITUTES].tolist()
 
 
 Source = ArraySource | StreamSource
@@ -116,7 +210,7 @@ def record_spec(source: Source) -> dict[str, list]:
 
 
 def blank_source(spec: dict[str, list]) -> ArraySource:
-    """A source of one record of zeros with the types and shapes of `record_spec`."""
+    """Make a source of one record of zeros, with the types and shapes that `record_spec` gave."""
     return ArraySource(
         {name: np.zeros((1, *shape), dtype) for name, (dtype, shape) in spec.items()}
     )

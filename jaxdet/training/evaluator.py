@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxdet import flops, rng
 from jaxdet.data import sampler
-from jaxdet.training import memory, parallel
+from jaxdet.training import hosts, memory, parallel
 from jaxdet.training.experiment import Experiment
 from jaxdet.types import Array, Batch, Device, StepContext, Task, Tree
 
@@ -22,7 +22,8 @@ from jaxdet.types import Array, Batch, Device, StepContext, Task, Tree
 class Evaluator:
     """Scores of one split, compiled once: `evaluator(variables, epoch) -> {name: value}`.
 
-    `loss` and its terms are means over the split; the other values come from `task.report`.
+    `loss` and its terms are means over the split; the other values come from `task.report`.  Images
+    of a stream that cannot be read any more do not count.
 
     epoch: completed epochs, on which the loss may depend.
     data: the arrays of the split on the devices, if they have been copied there before.
@@ -58,7 +59,7 @@ class Evaluator:
         `pause` is called between batches; it may raise to end the evaluation.
         """
         losses, rows = self.measure(variables, epoch, pause, hparams)
-        return {**losses, **self.task.report(rows)}
+        return hosts.from_main(lambda: {**losses, **self.task.report(rows)})
 
     def measure(
         self,
@@ -69,21 +70,25 @@ class Evaluator:
     ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """(means of the loss terms, rows of `task.measure` for the whole split), on the host."""
         variables, hparams = parallel.replicate(variables, self.devices), hparams or self.hparams
-        results, epoch = [], np.int32(epoch)  # one program for all epochs
+        results, masks, epoch = [], [], np.int32(epoch)  # one program for all epochs
         with memory.explained(self.config, "eval_batch"):
             for index, real in self._batches():
                 pause()
                 rows = {"index": index, "real": real}
                 results.append(self.step(variables, self.data, hparams, epoch, rows))
+                masks.append(real)
             results = jax.device_get(results)
         terms, measures = zip(*results, strict=True)
-        weights = self.rows[1].sum(1) / self.count
+        measures = [parallel.unshard(m, len(self.devices)) for m in measures]
+        rows = jax.tree.map(lambda *parts: np.concatenate(parts), *measures)
+        rows, real = hosts.gather_rows((rows, np.concatenate(masks)), len(masks))
+        counts = real.reshape(len(masks), -1).sum(1)
+        weights = counts / max(counts.sum(), 1)
         losses = {
             name: float(sum(w * t[name] for w, t in zip(weights, terms, strict=True)))
             for name in terms[0]
         }
-        measures = [parallel.unshard(m, len(self.devices)) for m in measures]
-        return losses, jax.tree.map(lambda *parts: np.concatenate(parts)[: self.count], *measures)
+        return losses, jax.tree.map(lambda column: column[real > 0], rows)
 
     def compile(self, variables: Tree) -> None:
         """Compile the evaluation step, so that a later pass can be timed without compilation."""
@@ -102,9 +107,8 @@ class Evaluator:
         return flops.count(self.task.predict, variables, batch["image"]).sum()
 
     def _batches(self) -> Iterator[tuple[Any, np.ndarray]]:
-        """(rows, mask of real rows [B]) of every batch."""
-        index, real = self.rows
-        return zip(self.source.batches(index), real, strict=True)
+        """(rows, mask of real rows [B]) of every batch; those of this process."""
+        return self.source.masked_batches(*map(hosts.own_rows, self.rows))
 
 
 def eval_step(

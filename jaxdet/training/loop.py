@@ -64,7 +64,8 @@ def train(
     compiled: the compiled steps of the experiment, if they exist already.
     plan_epochs: (completed epochs, planned epochs) -> epochs to plan, called after evaluations.
 
-    Raises `DivergedError` when the loss or its gradient is not finite.
+    Raises `DivergedError` when the loss or its gradient is not finite, and `UnreadableError`, after
+    saving, when an image of a stream cannot be read any more and must not be left out.
     """
     with memory.explained(experiment.config, "batch"):
         compiled = compiled or CompiledSteps(experiment)
@@ -80,6 +81,9 @@ def train(
         loop.saver.wait()
         show.line(f"stopped at step {loop.step} of {loop.plan.steps}")
         return False
+    except UnreadableError as error:
+        loop.save(None)
+        raise UnreadableError(f"{error}; step {loop.step} is saved in {folder}") from None
     finally:
         loop.saver.wait()
         show.close()

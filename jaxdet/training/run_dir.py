@@ -35,7 +35,7 @@ SCHEMA = 2  # of config.json; raised when a field changes its name or meaning
 FORMER_FLAG = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 PATHS = ("root", "split_files", "weights")  # options that name a file or folder, which may move
-CONFIG, METRICS, LOCK = "config.json", "metrics.jsonl", "lock"
+CONFIG, METRICS, LOCK, STREAMS = "config.json", "metrics.jsonl", "lock", "streams.json"
 DRAFT = "run.partial"  # temporary name of a new run, if it must be built inside its folder
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # errors of file systems without locks
 REMEDY = "restore it, or train again"
@@ -51,6 +51,13 @@ class RunConfig(NamedTuple):
     system: str
     config: dict[str, Any]  # fields of the configuration
     metadata: dict[str, Any]  # classes, input shape, normalization, record of the data
+
+
+class StreamedImages(TypedDict):
+    """The images of a streamed split, as in `streams.json`."""
+
+    names: list[str] | None
+    left_out: list[int]  # numbers of those that could not be used when the run began
 
 
 class Metadata(TypedDict, total=False):
@@ -397,6 +404,12 @@ def _read(path: Path, kind: Any) -> Any:
 def read_metadata(folder: str | Path) -> dict[str, Any]:
     """Description of the data of a run folder, see `Metadata`."""
     return read_config(folder).metadata
+
+
+def read_streams(folder: str | Path) -> dict[str, StreamedImages]:
+    """The images of each streamed split of a run; {} without any, InputError if damaged."""
+    path = Path(folder) / STREAMS
+    return _read(path, dict[str, StreamedImages]) if path.exists() else {}
 
 
 def write_environment(folder: str | Path, devices: Sequence[Device]) -> None:

@@ -100,7 +100,7 @@ def test_repeated_images_are_dropped_and_validation_is_split_off(tmp_path):
     (tmp_path / "set" / "data.yaml").write_text(text.replace("images/val", "images/train"))
     found = yolo.read(tmp_path / "set")
     repeats = detection.faults(found.notes)
-    assert len(repeats) == 3 and "0.png is in train already" in repeats[0]
+    assert len(repeats) == 3 and "0.png is in train already, left out" in repeats[0]
     assert not found.splits["val"]
     splits = detection.with_validation(found.splits, 0.34, 0)
     assert len(splits["val"]) == 1 and len(splits["train"]) == 2
@@ -191,15 +191,22 @@ def test_a_stream_leaves_out_and_notes_the_same_as_memory(tmp_path):
 
 
 @needs_grain
-def test_reading_a_damaged_image_from_a_stream_names_it(tmp_path):
+def test_an_image_that_is_damaged_later_is_left_out_or_an_error(tmp_path, caplog):
     found = write_faulty(tmp_path)
-    whole = found[3].image.read_bytes()
-    found[3].image.write_bytes(whole[:-200])
-    streamed, _ = detection.stream(found, *SIZE, 2)
-    assert streamed.names == ["a.png", "b.jpg"]
-    with pytest.raises(InputError, match=r"^b\.jpg: .*not a readable image.*remove it") as error:
-        list(streamed.batches(np.arange(2)[None]))
-    assert "\n" not in str(error.value)
+    streamed = {
+        what: detection.stream(found, *SIZE, 2, first_id=3, on_invalid=what)[0]
+        for what in ("skip", "error")
+    }
+    found[3].image.write_bytes(found[3].image.read_bytes()[:-200])
+    index = np.array([[0, 1], [1, 0]])
+    assert [batch["id"].tolist() for batch in streamed["skip"].batches(index)] == [[4, 4]] * 2
+    masks = [mask.tolist() for _, mask in streamed["skip"].masked_batches(index, np.ones((2, 2)))]
+    assert masks == [[1, 0], [0, 1]]
+    (warning,) = caplog.messages
+    assert re.match(r"b\.jpg: .*not a readable image.*; left out$", warning)
+    with pytest.raises(sources.UnreadableError, match=r"^b\.jpg: .*not a readable") as error:
+        list(streamed["error"].batches(index))
+    assert "\n" not in str(error.value) and not hasattr(error.value, "__notes__")
 
 
 @needs_grain

@@ -1,0 +1,124 @@
+"""Runs that stream their images, while files are damaged or vanish."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from jaxdet import runs
+from jaxdet.configs import detect
+from jaxdet.data.sources import StreamSource, UnreadableError
+from jaxdet.errors import InputError
+from jaxdet.plots import training as training_plots
+from jaxdet.training import checkpoint, evaluator, loop, run_dir
+from jaxdet.training import state as training_state
+from jaxdet.training.progress import Callback, Progress
+from tests.training.test_resume import CONFIG, ROWS, after, line_experiment, outcome
+
+pytest.importorskip("grain")
+
+
+@pytest.fixture(autouse=True)
+def _no_plots(monkeypatch):
+    monkeypatch.setattr(training_plots, "learning_curves", lambda *_: None)
+
+
+class Disk(Callback):
+    """Files of which those in `later` cannot be read after the first epoch."""
+
+    def __init__(self, *later):
+        self.later, self.unreadable = later, set()
+
+    def on_evaluation(self, event):
+        if event.metrics["epoch"] == 1:
+            self.unreadable.update(self.later)
+
+
+def streamed(disk, left_out=(), **options):
+    """The noisy line, two epochs of three steps, whose records are read from a disk."""
+    experiment = line_experiment()
+    arrays = experiment.splits["train"].arrays
+
+    def read(number):
+        if number in disk.unreadable:
+            raise InputError(f"{number}.jpg: no such image")
+        return {name: column[number] for name, column in arrays.items()}
+
+    names = [f"{number}.jpg" for number in range(ROWS)]
+    source = StreamSource(read, ROWS, names, left_out=left_out, **options)
+    return replace(experiment, splits={"train": source, "val": source})
+
+
+def train(folder, experiment, *callbacks, **options):
+    return loop.train(
+        experiment, folder, show=Progress(quiet=True), callbacks=callbacks, **options
+    )
+
+
+def test_a_run_resumed_after_an_image_has_vanished_gives_the_same_bits(tmp_path, caplog):
+    disk = Disk(5)
+    whole = streamed(disk)
+    for name in ("whole", "halves"):
+        runs.create(tmp_path / name, whole).release()
+    options = {"compiled": loop.CompiledSteps(whole)}
+    assert train(tmp_path / "whole", whole, disk, **options)
+    assert caplog.messages == ["5.jpg: no such image; left out"]
+    disk.unreadable.clear()
+    assert not train(tmp_path / "halves", whole, disk, stop=after(9), **options)
+    assert 3 < checkpoint.steps(tmp_path / "halves")[-1] < 6
+    # A reader that starts now leaves the image out, which would change the order of the others.
+    anew = streamed(disk, left_out=[5])
+    assert len(anew.splits["train"]) == ROWS - 1
+    kept = runs.with_kept_streams(tmp_path / "halves", anew)
+    assert len(kept.splits["train"]) == ROWS
+    assert train(tmp_path / "halves", kept, disk, **options)
+    assert outcome(tmp_path / "halves", kept) == outcome(tmp_path / "whole", whole)
+
+
+def test_with_on_invalid_error_the_run_is_saved_before_it_ends(tmp_path):
+    disk = Disk(5)
+    experiment = streamed(disk, on_invalid="error")
+    options = {"compiled": loop.CompiledSteps(experiment)}
+    with pytest.raises(UnreadableError, match=r"^5\.jpg: no such image; .* is saved in ") as error:
+        train(tmp_path, experiment, disk, **options)
+    assert f" step {checkpoint.steps(tmp_path)[-1]} is saved" in str(error.value)
+    disk.unreadable.clear()
+    assert train(tmp_path, experiment, **options)
+    assert checkpoint.steps(tmp_path)[-1] == 6
+
+
+def test_images_must_be_those_that_the_run_began_with(tmp_path):
+    experiment = streamed(Disk())
+    runs.create(tmp_path / "run", experiment).release()
+    source = experiment.splits["train"]
+    fewer = StreamSource(source.read, ROWS - 1, source.every_name[1:])
+    with pytest.raises(InputError, match=r"images of train must be .* 0\.jpg \(1 in total\)"):
+        runs.with_kept_streams(tmp_path / "run", replace(experiment, splits={"train": fewer}))
+    memory = line_experiment()
+    assert runs.with_kept_streams(tmp_path / "run", memory).splits == memory.splits
+    (tmp_path / "run" / run_dir.STREAMS).write_text("{")
+    with pytest.raises(InputError, match="streams.json is damaged"):
+        runs.with_kept_streams(tmp_path / "run", experiment)
+
+
+def test_only_a_streamed_run_may_change_on_invalid_when_it_is_resumed():
+    kept = detect.Config(stream=True, on_invalid="error")
+    runs.check_same("run", kept, replace(kept, on_invalid="skip", steps_per_call=3))
+    assert runs.changeable(kept) == {"steps_per_call": 0, "on_invalid": "error"}
+    kept = replace(kept, stream=False)
+    with pytest.raises(InputError, match="--on-invalid skip differs from error"):
+        runs.check_same("run", kept, replace(kept, on_invalid="skip"))
+    assert runs.changeable(CONFIG) == {"steps_per_call": 0}
+
+
+def test_an_evaluation_leaves_unreadable_images_out_of_its_means():
+    disk = Disk()
+    experiment = streamed(disk)
+    variables = training_state.variables_of(training_state.init_fn(experiment)())
+    disk.unreadable.update([3, ROWS - 1])
+    losses, rows = evaluator.Evaluator(experiment, "val").measure(variables, 0)
+    left = np.delete(np.arange(ROWS), [3, ROWS - 1])
+    held = replace(experiment, splits={"val": line_experiment().splits["train"].take(left)})
+    expected, expected_rows = evaluator.Evaluator(held, "val").measure(variables, 0)
+    assert losses["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+    np.testing.assert_array_equal(rows["error"], expected_rows["error"])
