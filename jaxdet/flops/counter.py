@@ -39,11 +39,11 @@ LAYOUT_CHANGES = (
 class FlopReport(NamedTuple):
     """Operation counts of one call of a function.
 
-    `direction` is the pass that an operation belongs to, "forward" or "backward".
+    The `direction` of an operation is the pass that it belongs to, "forward" or "backward".
     """
 
     by_layer: dict[tuple[str, str], OpCounts]  # (path, direction), in order of first appearance
-    unknown: dict[str, int]  # uncounted primitives without a rule: how often each runs
+    unknown: dict[str, int]  # {primitive without a rule, not counted: how often it runs}
     unbounded: tuple[str, ...]  # paths of `while` loops, whose bodies are counted once
     convention: Convention
 
@@ -72,18 +72,18 @@ class ScopedEquation(NamedTuple):
 def count(
     fn: Callable, *args: Any, convention: Convention = "flop", padding: Padding = "full"
 ) -> FlopReport:
-    """Operations of `fn(*args)`.
+    """Count the operations of `fn(*args)`.
 
     convention: `flop` counts every operation, `mac` only the multiply-adds of dot products and
       convolutions.
     padding: whether taps of convolutions and pools that fall on padding count (`full`, as in
-      papers) or not (`valid`, as in XLA).  Padding that JAX adds never counts: each gradient of a
-      convolution multiplies as often as the convolution itself, and `lax.conv_transpose` multiplies
-      each pixel by each weight whose product is in the output.
-    Dead code is not counted, not even within the bodies of calls and scans.  A `cond` costs as much
-    as its most expensive branch, a `while` as one iteration, a `scan` as many as its length, the
-    bodies of `pmap` and `shard_map` once per device.  Convolutions count as `lax` computes them,
-    whichever implementation `kernels.conv` chose.
+      papers) or not (`valid`, as in XLA).  Padding that JAX itself adds never counts, so that each
+      gradient of a convolution has as many multiplications as the convolution, and
+      `lax.conv_transpose` multiplies each pixel by each weight whose product is in the output.
+    Dead code is not counted, not even within the bodies of calls and scans.  A `cond` counts as its
+      most expensive branch, a `while` loop as one iteration, a `scan` as all of its iterations; the
+      bodies of `pmap` and `shard_map` count once per device.  Convolutions are counted as `lax`
+      computes them, whichever algorithm `kernels.conv` would choose.
     """
     with conv.default_impl("lax"):
         closed = jax.make_jaxpr(fn)(*args)
@@ -127,11 +127,13 @@ def live_equations(jaxpr: core.Jaxpr) -> list[core.JaxprEqn]:
 def scope_inputs(
     closed: core.ClosedJaxpr, is_layer: Callable[[str], bool], input_name: str = "input"
 ) -> dict[str, dict[str, bool]]:
-    """{path: paths of the layers whose outputs it reads}, for the forward pass of a closed jaxpr.
+    """{path of a layer: paths of the layers whose outputs it reads}, in the forward pass.
 
-    is_layer: whether a path is a layer; results pass through all other paths.  The last argument of
-    the jaxpr has the path `/` + `input_name`; parameters have none.  Bodies of calls are not
-    entered.  The inner dictionaries serve as ordered sets.
+    is_layer: whether a path is a layer; operations outside layers are followed back to the layers
+      whose outputs they read.
+    input_name: the last argument of the jaxpr counts as a layer with the path `/` + `input_name`;
+      the other arguments, the parameters, do not.
+    Bodies of calls are not entered.  The inner dictionaries serve as ordered sets.
     """
     origins = {closed.jaxpr.invars[-1]: {f"/{input_name}": True}}  # variable -> paths
     inputs = defaultdict(dict)
@@ -174,7 +176,7 @@ def _walk(jaxpr, outer: ScopedEquation, padding: Padding) -> Iterator[ScopedEqua
 
 
 def _convolution_taps(eqn, direction, sources, padding: Padding) -> Taps:
-    """The taps that count, without taps on padding that JAX adds.
+    """The taps of a convolution that count; taps on padding that JAX adds do not.
 
     direction: direction of the enclosing call.  sources: {variable: equation that computes it}.
     """
@@ -207,7 +209,7 @@ def _within(eqn, fn) -> bool:
 
 
 def _expand(scoped: ScopedEquation, padding: Padding) -> Iterator[ScopedEquation]:
-    """The equation itself, or the equations of its body, repeated as often as the body runs."""
+    """The equation itself or, for a call, loop or `cond`, the equations of its body."""
     name, params = scoped.eqn.primitive.name, scoped.eqn.params
     if name in RULES:
         yield scoped

@@ -1,11 +1,12 @@
-"""Cost of each JAX primitive: additions, multiplications, maxima and so on, from its shapes.
+"""Cost of each JAX primitive, in additions, multiplications, maxima and so on, from its shapes.
 
 A rule maps an equation of a jaxpr to its `OpCounts`.  A dot product of K numbers is K
 multiplications and K - 1 additions; a sum or maximum of K numbers is K - 1 operations.
-Subtractions and negations count as additions; absolute values, signs and rounding as comparisons;
-sorting n numbers as n ceil(log2 n) comparisons, an estimate.  Moving, reshaping, selecting and
-converting numbers is free, and so are bitwise operations.  Operations on complex numbers count as
-those on their real and imaginary parts: a product as four multiplications and two additions.
+Subtractions and negations count as additions; absolute values, signs and rounding count as
+comparisons; sorting n numbers counts as n ceil(log2 n) comparisons, an estimate.  Moving,
+reshaping, selecting and converting numbers is free, and so are bitwise operations.  An operation on
+complex numbers counts as the operations on their real and imaginary parts: a product as four
+multiplications and two additions.
 
 Primitives without a rule are reported by name: random bits, collectives, and Fourier transforms and
 matrix factorizations, whose cost depends on the algorithm and, for some, on the values.
@@ -26,10 +27,10 @@ Rule = Callable[[Any, Taps], "OpCounts"]
 
 @dataclass(frozen=True)
 class OpCounts:
-    """Numbers of operations by kind.
+    """Number of operations of each kind.
 
-    `multiply_adds` counts the products in dot products and convolutions.  They are included in
-    `multiplications`, and their sums in `additions`.
+    `multiply_adds` counts the products in dot products and convolutions.  The same products are
+    also counted in `multiplications`, and the additions of their sums in `additions`.
     """
 
     additions: int = 0
@@ -42,7 +43,7 @@ class OpCounts:
     multiply_adds: int = 0
 
     def __add__(self, other: "OpCounts") -> "OpCounts":
-        """Sum, kind by kind."""
+        """The sums of the counts of each kind."""
         return OpCounts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     def __mul__(self, repeats: int) -> "OpCounts":
@@ -50,7 +51,7 @@ class OpCounts:
         return OpCounts(*(number * repeats for number in astuple(self)))
 
     def total(self, convention: Literal["flop", "mac"] = "flop") -> int:
-        """All operations (`flop`), or the multiply-adds alone, one per pair (`mac`)."""
+        """Number of all operations (`flop`), or of the multiply-adds alone (`mac`)."""
         return self.multiply_adds if convention == "mac" else sum(astuple(self)[:-1])
 
 
@@ -70,14 +71,15 @@ def window_taps(
     dilation: int,
     taps: Taps = "full",
 ) -> tuple[int, int]:
-    """(taps over all outputs, outputs with at least one tap) of a sliding window along one axis.
+    """(number of taps, number of outputs with a tap) of a sliding window along one axis.
+
+    The number of taps is the sum over all outputs.
 
     low: padding before the first of `size` inputs.  base: spacing of the inputs (lhs dilation).
     dilation: spacing of the taps (rhs dilation).
-
-    Taps between spaced inputs never count; taps on padding count only if `full`.  `transposed` is
-    for the gradient of a convolution with respect to its input: all taps of that convolution count,
-    also on its padding.
+    taps: "valid" counts the taps that fall on an input, "full" also those on padding, but not those
+      between spaced inputs.  "transposed" is for the gradient of a convolution with respect to its
+      input: it counts all taps of that convolution, including those on its padding.
     """
     if taps == "transposed":
         low = (window - 1) * dilation - low
@@ -131,7 +133,7 @@ def _free(eqn, taps: Taps) -> OpCounts:
 
 
 def _one_minus_square(eqn, taps: Taps) -> OpCounts:
-    """(1 - x) (1 + x)."""
+    """Counted as (1 - x) (1 + x)."""
     size = _size(eqn.outvars[0])
     return OpCounts(additions=2 * size, multiplications=size)
 
@@ -154,7 +156,7 @@ def _clamp(eqn, taps: Taps) -> OpCounts:
 
 
 def _integer_pow(eqn, taps: Taps) -> OpCounts:
-    """Exponentiation by squaring: a product per bit after the first, and another if it is set."""
+    """Exponentiation by squaring: a product for each bit after the first, two if the bit is 1."""
     power, size = abs(eqn.params["y"]), _size(eqn.outvars[0])
     products = max(power.bit_length() - 1, 0) + max(power.bit_count() - 1, 0)
     inverse = size if eqn.params["y"] < 0 else 0
@@ -207,7 +209,7 @@ def _windows(
     dilations: Sequence[int],
     taps: Taps,
 ) -> tuple[int, int]:
-    """`window_taps` over all spatial axes, whose counts multiply."""
+    """`window_taps` of all spatial axes together: the product of their counts."""
     lows = [low for low, _ in pads]
     axes = zip(outputs, sizes, windows, strides, lows, bases, dilations, strict=True)
     counted, reached = zip(*(window_taps(*axis, taps=taps) for axis in axes), strict=True)
@@ -241,7 +243,7 @@ def _reduce_window(kind: str, eqn, taps: Taps) -> OpCounts:
 
 
 def _select_and_scatter_add(eqn, taps: Taps) -> OpCounts:
-    """Gradient of a max pool: find the maximum of each window again, add one number there."""
+    """Gradient of a max pool: the maximum of each window is found again, one number added to it."""
     source, operand = eqn.invars
     counted, reached = _pool_windows(eqn.params, _shape(source), _shape(operand), taps)
     return OpCounts(additions=_size(source), comparisons=counted - reached)

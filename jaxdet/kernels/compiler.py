@@ -14,7 +14,11 @@ OPTIONS = {YNN_FUSION: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_R
 
 
 def jit(fn: Callable, **options: Any) -> Callable:
-    """`jax.jit(fn, **options)` with `compiler_options()`; only for outermost functions."""
+    """`jax.jit(fn, **options)` with `compiler_options()`.
+
+    JAX accepts such options for an outermost function only, not for one that is called within
+    another jitted function.
+    """
     return jax.jit(fn, compiler_options=compiler_options(), **options)
 
 

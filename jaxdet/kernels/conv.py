@@ -2,24 +2,25 @@
 
     nn.Conv(64, (3, 3), conv_general_dilated=conv.conv_general_dilated)
 
-Parameters, names and outputs are those of `lax.conv_general_dilated`.  For some shapes (depthwise,
-1x1, maps of a few pixels, strides) XLA on a CPU is up to 100 times slower than necessary; `auto`
-chooses another algorithm there, separately for the output and for each of the two gradients: a
-gradient is the transpose of an algorithm, not always of the one that computed the output.  On GPUs
-and TPUs, for dtypes other than float32 and for layouts other than NHWC, `auto` is `lax`.
+Arguments and results are those of `lax.conv_general_dilated`.  For some convolutions (depthwise,
+1x1, strided, on maps of a few pixels) XLA on a CPU is up to 100 times slower than necessary; `auto`
+chooses another algorithm for them, separately for the output and for each of the two gradients.  A
+gradient is computed by the transpose of an algorithm, which need not be the algorithm of the
+output.  On GPUs and TPUs, for dtypes other than float32 and for layouts other than NHWC, `auto` is
+`lax`.
 
 Algorithms, which all compute the same function of x [B, H, W, C] and kernel
 [h, w, C / groups, D]:
-- lax: XLA's own
+- lax: XLA's own algorithm
 - dot: for 1x1 kernels, a matrix product over channels
-- im2col: patches of all taps, then one matrix product
+- im2col: the pixels under all taps of the kernel are copied side by side, then one matrix product
 - shift: for depthwise kernels, the sum over taps of a shifted image times a weight per channel
 - pairs: `shift`, but the kernel gradient adds images in pairs before it sums over pixels
 - mirror: `shift`, but the image gradient is a sum of shifted images again
 - blocks: for strides, space-to-depth: blocks of stride x stride pixels become channels, and the
   kernel, padded to a multiple of the stride, becomes a smaller one of stride 1
 
-`python -m benchmarks.layers` measures them.
+`python -m benchmarks.layers` measures the algorithms.
 """
 
 from collections.abc import Iterator, Sequence
@@ -54,10 +55,10 @@ class Plan(NamedTuple):
 
 @contextmanager
 def default_impl(impl: Impl) -> Iterator[None]:
-    """Set the algorithm that `auto` stands for within the context.
+    """A context in which `auto` stands for the algorithm `impl`.
 
-    Operations are counted with `lax`, and a vmapped sweep on a CPU uses `im2col`.  Functions that
-    were traced before are not affected.
+    Operations are counted in the context of `lax`; a vmapped sweep on a CPU runs in that of
+    `im2col`.  Functions that were traced before are not affected.
     """
     token = _default_impl.set(impl)
     try:
@@ -112,7 +113,7 @@ def conv_general_dilated(
 
 
 def auto_enabled(dtype: Any = jnp.float32) -> bool:
-    """Whether `auto` may choose: on a CPU, in float32, and outside `default_impl("lax")`."""
+    """Whether `auto` is more than `lax`: on a CPU, in float32, outside `default_impl("lax")`."""
     return jax.default_backend() == "cpu" and dtype == jnp.float32 and not uses_lax()
 
 
@@ -128,7 +129,7 @@ def choose_plan(
     impl: Impl = "auto",
     dtype: Any = jnp.float32,
 ) -> Plan:
-    """The `Plan` for shapes image [B, H, W, C] and kernel [h, w, C / groups, D]."""
+    """The `Plan` for an image of shape (B, H, W, C) and a kernel of (h, w, C / groups, D)."""
     impl = _default_impl.get() or impl if impl == "auto" else impl
     if impl == "auto":
         fastest = auto_enabled(dtype)

@@ -1,8 +1,8 @@
 """Convolution algorithms for x [B, H, W, C] and kernel [h, w, C / groups, D].
 
 All compute the same function, which is linear in x and in the kernel.  The transpose of an
-algorithm, which computes a gradient, can be much slower or faster than the algorithm itself;
-`kernels.conv` chooses for each.
+algorithm, which computes a gradient, can be much slower or faster than the algorithm itself, so
+`kernels.conv` chooses an algorithm for the output and for each gradient.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +26,7 @@ class Geometry(NamedTuple):
     """Static arguments of a convolution."""
 
     strides: tuple[int, ...]
-    padding: tuple[tuple[int, ...], ...]
+    padding: tuple[tuple[int, ...], ...]  # (low, high) for rows and columns
     dilation: tuple[int, ...]  # of the kernel
     groups: int
     precision: lax.Precision | None
@@ -35,7 +35,10 @@ class Geometry(NamedTuple):
 def supports(
     algorithm: Algorithm, image: Sequence[int], kernel: Sequence[int], geometry: Geometry
 ) -> bool:
-    """Whether an algorithm applies to image [B, H, W, C] and kernel [h, w, C / groups, D]."""
+    """Whether an algorithm applies to the shapes of an image and a kernel.
+
+    image: (B, H, W, C).  kernel: (h, w, C / groups, D).
+    """
     ungrouped = geometry.groups == 1
     match algorithm:
         case "dot":
@@ -52,7 +55,7 @@ def supports(
 def output_shape(
     image: Sequence[int], kernel: Sequence[int], geometry: Geometry
 ) -> tuple[int, ...]:
-    """Rows and columns of the output."""
+    """Numbers of rows and columns of the output; arguments as in `supports`."""
     sides = zip(
         image[1:3],
         kernel[:2],
@@ -224,7 +227,7 @@ def _sum_on_canvas(x, taps, rows, columns):
 
 
 def _space_to_depth(x, rows, columns):
-    """[..., H, W, C, D] to [..., H / rows, W / columns, rows * columns * C, D]."""
+    """Reshape x [..., H, W, C, D] to [..., H / rows, W / columns, rows * columns * C, D]."""
     *lead, height, width, channels, out = x.shape
     x = x.reshape(*lead, height // rows, rows, width // columns, columns, channels, out)
     x = jnp.moveaxis(x, -5, -4)

@@ -4,8 +4,8 @@ XLA on a CPU scatters the gradient of a max pool pixel by pixel: 300 ms for 3x3 
 stride 2 on 16 x 112 x 112 x 64, where the pool itself takes 19 ms.  Here each pixel gathers its
 gradient from the windows whose maximum it is: 45 ms.
 
-On a GPU, XLA refuses to scatter if `XLA_FLAGS` require deterministic operations, since the order of
-its additions varies; the gathered gradient is used instead.
+On a GPU, XLA refuses to scatter if `XLA_FLAGS` require deterministic operations, since the order in
+which it adds varies from run to run; then the gathered gradient is used as well.
 """
 
 import os
@@ -38,7 +38,7 @@ def max_pool(x: Array, *, kernel: int, stride: int, padding: int = 0) -> jax.Arr
 
 
 def _must_be_deterministic() -> bool:
-    """Whether XLA's flags exclude operations whose result varies from run to run on a GPU."""
+    """Whether `XLA_FLAGS` exclude operations whose result varies from run to run on a GPU."""
     return bool(DETERMINISTIC.search(os.environ.get("XLA_FLAGS", "")))
 
 

@@ -2,8 +2,8 @@
 
 `(losses.boxes.ciou(predicted, target) * mask).sum() / jnp.maximum(mask.sum(), 1)` is a masked mean.
 
-The IoU losses are one minus an overlap of `jaxdet.ops.boxes`, which documents the edge cases.  For
-boxes with positive area, values and gradients are those of torchvision's box losses.
+The IoU losses are one minus a measure of overlap in `jaxdet.ops.boxes`, which documents the edge
+cases.  For boxes with positive area, values and gradients are those of torchvision's box losses.
 """
 
 from typing import Literal
@@ -23,8 +23,8 @@ BoxLoss = Literal["mse", "smooth_l1", "giou", "diou", "ciou"]
 def iou(predicted: Array, target: Array) -> jax.Array:
     """One minus IoU of corner boxes [..., 4], broadcasting; [...] in [0, 1].
 
-    Disjoint boxes and empty boxes give 1 without a gradient.  Yu et al. 2016, arXiv:1608.01471, in
-    its linear form.
+    Disjoint boxes and empty boxes give 1 without a gradient.  The linear form of the loss of Yu et
+    al. 2016, arXiv:1608.01471.
     """
     return 1 - boxes.iou(predicted, target, eps=EPS)
 
@@ -58,7 +58,7 @@ def ciou(predicted: Array, target: Array) -> jax.Array:
 
 
 def smooth_l1(predicted: Array, target: Array) -> jax.Array:
-    """Smooth L1 of coordinates or offsets [..., 4], mean over the four; [...], at least 0.
+    """Smooth L1 loss of coordinates or offsets [..., 4], mean over the four; [...], at least 0.
 
     Quadratic up to a difference of 1, linear above.  Girshick 2015, arXiv:1504.08083.
     """
@@ -66,10 +66,10 @@ def smooth_l1(predicted: Array, target: Array) -> jax.Array:
 
 
 def box_loss(name: BoxLoss, predicted: Array, target: Array) -> jax.Array:
-    """The named loss of boxes [B, 4] in fractions of the image; [B].
+    """The named loss of boxes [B, 4] given as fractions of the image; [B].
 
-    `mse` is the mean squared error of the corners, twice `smooth_l1` where no coordinate is off by
-    more than 1.
+    `mse` is the mean squared error of the coordinates, twice `smooth_l1` if no coordinate differs
+    by more than 1.
     """
     if name == "mse":
         return jnp.square(predicted - target).mean(-1)

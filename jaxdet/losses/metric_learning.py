@@ -24,7 +24,7 @@ def center(features: Array, centers: Array, labels: Array) -> jax.Array:
     """Center loss: half the squared distance of features [B, D] to the center of their class; [B].
 
     No gradient flows to the centers [K, D]; `center_sums` and `center_update` move them.
-    Wen et al. 2016 (ECCV), who weight it by 0.003 beside the cross-entropy.
+    Wen et al. 2016 (ECCV), who add it to the cross-entropy with weight 0.003.
     """
     return embeddings.distance(features, jax.lax.stop_gradient(centers)[labels]) ** 2 / 2
 
@@ -32,9 +32,10 @@ def center(features: Array, centers: Array, labels: Array) -> jax.Array:
 def center_sums(
     features: Array, centers: Array, labels: Array, mask: Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """(sums [K, D] of center minus feature, counts [K]) of a batch, by class.
+    """(sums [K, D] of center minus feature, numbers [K] of rows) of each class in a batch.
 
-    mask [B]: the rows that count; all by default.  Sum both over devices before `center_update`.
+    mask [B]: the rows that count; all by default.  Sum both results over devices before
+    `center_update`.
     """
     chex.assert_equal_shape_prefix([features, labels], 1)
     mask = jnp.ones(len(labels)) if mask is None else as_float32(mask)
@@ -48,10 +49,10 @@ def center_sums(
 def center_update(centers: Array, sums: Array, counts: Array, *, rate: float = 0.5) -> Array:
     """Centers [K, D] moved towards the features of their class; classes without features stay.
 
-    sums [K, D] (of center minus feature) and counts [K] are results of `center_sums`.
+    sums [K, D], counts [K]: results of `center_sums`.
 
-    The center of a class with n rows moves by rate * n / (n + 1) of the way to their mean.
-    Wen et al. 2016 (ECCV), equation 4, where `rate` is alpha.
+    The center of a class with n rows moves by a fraction rate * n / (n + 1) of the way to the mean
+    of their features.  Wen et al. 2016 (ECCV), equation 4, where `rate` is alpha.
     """
     return (centers - rate * sums / (1 + counts[:, None])).astype(centers.dtype)
 
@@ -71,9 +72,9 @@ def pair_masks(labels: Array, mask: Array | None = None) -> tuple[jax.Array, jax
 def contrastive(a: Array, b: Array, same: Array, *, margin: float = 1.0) -> jax.Array:
     """Contrastive loss of pairs a and b [..., D], broadcasting; [...].
 
-    d^2 / 2 for pairs of the same class (`same` [...]), max(0, margin - d)^2 / 2 for others, with d
-    the Euclidean distance.  For all pairs of a batch, each of them twice, call
-    `contrastive(x[:, None], x[None], same)` with the masks of `pair_masks`.
+    With the Euclidean distance d of a pair, the loss is d^2 / 2 for pairs of the same class (`same`
+    [...]), and max(0, margin - d)^2 / 2 for others.  `contrastive(x[:, None], x[None], same)`, with
+    the masks of `pair_masks`, has all pairs of a batch, each of them twice.
     Hadsell et al. 2006 (CVPR); the default margin is pytorch-metric-learning's, for unit vectors.
     """
     distance = embeddings.distance(a, b)
@@ -90,10 +91,13 @@ def triplet_hard(
 ) -> tuple[jax.Array, jax.Array]:
     """Batch-hard triplet loss of each row as the anchor: (loss [B], valid [B]).
 
-    max(0, d_p - d_n + margin) with the distances to the farthest positive and to the nearest
-    negative; 0 for invalid anchors.  valid: the anchor is in `mask` [B], which has all rows by
-    default, and has a positive and a negative.  soft: softplus instead of the hinge, best with
-    margin 0.  Hermans et al. 2017, arXiv:1703.07737.
+    The loss is max(0, d_p - d_n + margin), with the distances d_p to the farthest positive and d_n
+    to the nearest negative; 0 for invalid anchors.
+
+    valid: whether the anchor is in `mask` [B], by default all rows, and has a positive and a
+      negative.
+    soft: use softplus instead of max(0, .), best with margin 0.
+    Hermans et al. 2017, arXiv:1703.07737.
     """
     distance, same, valid = _pairwise(features, labels, mask)
     positive, negative = same & valid, ~same & valid
@@ -112,11 +116,13 @@ def triplet_semihard(
 ) -> tuple[jax.Array, jax.Array]:
     """Semi-hard triplet loss of each (anchor, positive): (loss [B, B], valid [B, B]).
 
-    max(0, d_p^2 - d_n^2 + margin) with the nearest negative that is farther than the positive or,
-    if there is none, the farthest negative, as in TensorFlow Addons; 0 for invalid pairs.
-    valid: both rows are in `mask` [B] and of the same class, and the anchor has a negative.
-    soft: as in `triplet_hard`.  Schroff et al. 2015, arXiv:1503.03832, for features of norm 1
-    and with the default margin.
+    The loss is max(0, d_p^2 - d_n^2 + margin), with the distances d_p to the positive and d_n to
+    the nearest negative that is farther than the positive or, if there is none, to the farthest
+    negative, as in TensorFlow Addons; 0 for invalid pairs.
+
+    valid: whether both rows are in `mask` [B] and of the same class, and the anchor has a negative.
+    soft: as in `triplet_hard`.
+    Schroff et al. 2015, arXiv:1503.03832, for features of norm 1 and with the default margin.
     """
     distance, same, valid = _pairwise(features, labels, mask)
     squared = distance**2
@@ -134,10 +140,13 @@ def l_softmax(
 ) -> jax.Array:
     """Large-margin softmax logits [B, K]: |w| |x| cos(angle), made harder for the true class.
 
-    For the true class psi(angle) = (-1)^k cos(margin * angle) - 2k replaces the cosine, with
-    k = floor(margin * angle / pi), at most margin - 1.  margin: 1 (linear logits), 2, 3 or 4.
-    annealing: lambda of the paper, the weight of the cosine beside psi (1); the paper decreases it
-    during training.  Liu et al. 2016, arXiv:1612.02295.
+    For the true class, psi(angle) = (-1)^k cos(margin * angle) - 2k replaces the cosine, with
+    k = floor(margin * angle / pi), at most margin - 1.
+
+    margin: 1 (linear logits), 2, 3 or 4.
+    annealing: lambda of the paper: psi is replaced by the mean of psi, with weight 1, and the
+      cosine, with this weight.  The paper decreases it during training.
+    Liu et al. 2016, arXiv:1612.02295.
     """
     margin = int(margin)
     borders = jnp.cos(jnp.arange(1, margin) * jnp.pi / margin)
@@ -156,9 +165,11 @@ def arcface(
 ) -> jax.Array:
     """Additive angular margin logits [B, K]: scale * cos(angle), with a margin in the true class.
 
-    The true class has scale * cos(angle + margin).  margin: radians, at most pi.  Beyond an angle
-    of pi - margin, where that cosine would rise again, its logit is
-    scale * (cos(angle) - margin * sin(margin)), as in insightface.
+    The logit of the true class is scale * cos(angle + margin).  Beyond an angle of pi - margin,
+    where this cosine would rise again, it is scale * (cos(angle) - margin * sin(margin)), as in
+    insightface.
+
+    margin: in radians, at most pi.
     Deng et al. 2018, arXiv:1801.07698, with its defaults.
     """
 
@@ -179,8 +190,8 @@ def cosface(
 ) -> jax.Array:
     """Additive cosine margin logits [B, K]: scale * cos(angle), with a margin in the true class.
 
-    The true class has scale * (cos(angle) - margin).  Wang et al. 2018, arXiv:1801.09414, with its
-    defaults.
+    The logit of the true class is scale * (cos(angle) - margin).  Wang et al. 2018,
+    arXiv:1801.09414, with its defaults.
     """
     cosines = embeddings.pairwise_cosine(features, weights)
     return scale * _at_label(cosines, labels, lambda cosine: cosine - margin)
@@ -201,7 +212,7 @@ def lgm(
     distance to the true class is multiplied by 1 + margin.  The likelihood loss is minus the logit
     of the true class without the margin.
     Wan et al. 2018, arXiv:1803.02988.  The default margin, their alpha, is taken from public
-    implementations, which weight the likelihood loss by 0.01 beside the cross-entropy.
+    implementations, which add the likelihood loss to the cross-entropy with weight 0.01.
     """
     x, means = as_float32(features), as_float32(means)
     log_variances = jnp.broadcast_to(as_float32(jnp.asarray(log_variances)), means.shape)

@@ -11,33 +11,33 @@ Rows = Mapping[str, Array]
 
 
 def scores(rows: Rows, classes: Sequence[str]) -> dict[str, Any]:
-    """Scores of one label per image.
+    """Scores of predictions of one label per image.
 
-    rows: `label` and `predicted`, indices into `classes`, [N] each.
-    Returns `count`, `correct` and `accuracy`; the same per class, by name, under `labels` (without
-    `accuracy` for classes without images); and `confusion`, counts [K, K] by true class (rows) and
-    predicted class (columns).
+    rows: `label` and `predicted`, indices into `classes`, [N] each; N is at least 1.
+    Returns `count`, `correct` and `accuracy`; `labels`, the same three of each class, by its name
+    (a class without images has no `accuracy`); and `confusion`, the counts [K, K] of images by true
+    class (rows) and predicted class (columns).
     """
     return _with_classes(rows, classes, _label_scores)
 
 
 def localization_scores(rows: Rows, classes: Sequence[str]) -> dict[str, Any]:
-    """Scores of one label and one box per image.
+    """Scores of predictions of one label and one box per image.
 
     rows: as in `scores`, with `iou` and `distance` [N] of the boxes (see
-      `LocalizationTask.measure`).  If there is `boxed` [N], scores of boxes are computed from the
-      images where it is true, and omitted if there are none.
-    Returns all of `scores` and, in total and per class: mean `iou`; `iou_median`; `right_iou`, the
-    mean with IoU 0 for wrong labels; `iou50` and `iou70`, the fractions of images with an IoU above
-    .5 and .7; and mean `distance`.
+      `LocalizationTask.measure`).  If it has a mask `boxed` [N], scores of boxes are computed from
+      the images where the mask is true, and left out if there are none.
+    Returns all of `scores` and, in total and for each class, the mean `iou`; `iou_median`;
+    `right_iou`, the mean IoU with 0 for wrong labels; `iou50` and `iou70`, the fractions of images
+    with an IoU above .5 and .7; and the mean `distance`.
     """
     return _with_classes(rows, classes, _box_scores)
 
 
 def plateau_start(scores: Sequence[float], *, rise: float, over: int) -> int | None:
-    """First i such that all later scores, at least `over` of them, are below `scores[i] + rise`.
+    """The first index i after which all scores stay below `scores[i] + rise`.
 
-    None if there is no such index.  An early peak is no plateau if a better score comes later.
+    At least `over` scores must come after it; None if there is no such index.
     """
     for start in range(len(scores) - over):
         if max(scores[start + 1 :]) - scores[start] < rise:
@@ -48,7 +48,7 @@ def plateau_start(scores: Sequence[float], *, rise: float, over: int) -> int | N
 def _with_classes(
     rows: Rows, classes: Sequence[str], score: Callable[[Rows], dict[str, Any]]
 ) -> dict[str, Any]:
-    """`score(rows)` of all rows and of the rows of each class, and the confusion matrix."""
+    """`score` of all rows and of the rows of each class, and the confusion matrix."""
     count = len(classes)
     pairs = np.asarray(rows["label"]) * count + np.asarray(rows["predicted"])
     confusion = np.bincount(pairs, minlength=count * count).reshape(count, count)

@@ -1,8 +1,9 @@
 """Scores of detections: COCO's mAP, precision-recall curves and the confusion matrix.
 
-`rows` are the measurements of `jaxdet.tasks.detect` for N images: predicted `boxes [N, P, 4]`,
-`labels`, `scores` and `valid [N, P]`; true `true_boxes [N, G, 4]`, `true_labels`, `true_valid`,
-`true_crowd` and `true_area [N, G]`; and `size [N, 2]`, height and width.
+`rows` are the measurements of `jaxdet.tasks.detect` for N images, in pixels of the original images:
+predicted `boxes [N, P, 4]`, `labels`, `scores` and `valid [N, P]`; `true_boxes [N, T, 4]`,
+`true_labels`, `true_valid`, `true_crowd` and `true_area [N, T]`; and the height and width
+`size [N, 2]`.
 """
 
 import contextlib
@@ -24,8 +25,8 @@ COCO_STATS = (  # in COCO's order
     *("recall1", "recall10", "recall100", "recall_small", "recall_medium", "recall_large"),
 )
 RECALL_LEVELS = np.linspace(0, 1, 101)  # at which COCO samples precision
-SCORE_THRESHOLD = 0.25  # of the boxes in the confusion matrix
-IOU_THRESHOLD = 0.5  # above which a box matches an object
+SCORE_THRESHOLD = 0.25  # lowest score of the boxes in the confusion matrix
+IOU_THRESHOLD = 0.5  # IoU above which a box matches an object
 
 CROWD_FLAGS = ("iscrowd", "ignore")
 FLAGS_SET = ("1", "1.0", "true")  # values of a flag that is set, as text
@@ -36,9 +37,11 @@ Rows = Mapping[str, Array]
 def coco_scores(truth: dict[str, Any], detections: list[dict[str, Any]]) -> dict[str, float]:
     """COCO's twelve scores, with the names `COCO_STATS`, from data in COCO's JSON format.
 
-    truth: {"images", "annotations", "categories"}; detections: [{"image_id", "category_id",
-    "bbox", "score"}].  mAP is the mean over IoU thresholds .5 to .95 and over classes, with at most
-    100 boxes per image.  Scores without any object to find are -1.  Objects with `ignore` are
+    truth: {"images", "annotations", "categories"}.
+    detections: [{"image_id", "category_id", "bbox", "score"}].
+
+    mAP is the mean over IoU thresholds .5 to .95 and over classes, with at most 100 boxes per
+    image.  A score is -1 if there is no object to find.  Objects whose flag `ignore` is set are
     treated as crowds, as `jaxdet.data.coco` reads them.
 
     Ids of images and categories may be any integers or strings; ids of annotations are not used.
@@ -50,10 +53,10 @@ def coco_scores(truth: dict[str, Any], detections: list[dict[str, Any]]) -> dict
 
 
 def scores(rows: Rows, classes: Sequence[str]) -> dict[str, Any]:
-    """The twelve scores of `coco_scores`, `count` (of images), and scores of each class.
+    """The twelve scores of `coco_scores`, the number of images (`count`), and scores by class.
 
-    `labels` holds, by name of the class, `count` (of objects that are not crowds), `map` and
-    `map50`.
+    `labels` has, for the name of each class, `map`, `map50`, and `count`, the number of its objects
+    that are not crowds.
     """
     evaluation = _evaluate(*_to_coco(rows, classes))
     precision = evaluation.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, class]
@@ -85,17 +88,18 @@ def passed_thresholds(value: float, thresholds: Sequence[float]) -> dict[str, bo
 
 
 def confusion_matrix(rows: Rows, classes: Sequence[str]) -> np.ndarray:
-    """Counts [K + 1, K + 1] by true class (rows) and predicted class (columns); last is background.
+    """Counts [K + 1, K + 1] by true class (rows) and predicted class (columns).
 
-    Boxes with a score of at least `SCORE_THRESHOLD` are matched to objects in descending order of
-    IoU, if it exceeds `IOU_THRESHOLD`.  Objects without a box count as predicted background,
-    boxes without an object as true background.  Crowds are ignored, and so are boxes without an
-    object that lie in a crowd with more than `IOU_THRESHOLD` of their area, as in COCO.
+    The last row and the last column stand for the background.  Boxes with a score of at least
+    `SCORE_THRESHOLD` are matched to objects in descending order of IoU, if it exceeds
+    `IOU_THRESHOLD`.  Objects without a box count as predicted background, boxes without an object
+    as true background.  Crowds are ignored, and so are unmatched boxes of which more than a
+    fraction `IOU_THRESHOLD` lies in a crowd, as in COCO.
     """
     counts = np.zeros((len(classes) + 1,) * 2, int)
     overlaps = jax.jit(_overlaps)  # per image: all images of COCO at once would take gigabytes
     for i, (true, predicted) in enumerate(zip(rows["true_boxes"], rows["boxes"], strict=True)):
-        iou, inside = map(np.asarray, overlaps(true[:, None], predicted[None]))  # [G, P] each
+        iou, inside = map(np.asarray, overlaps(true[:, None], predicted[None]))  # [T, P] each
         valid, crowd = rows["true_valid"][i], rows["true_crowd"][i]
         objects, crowds = np.flatnonzero(valid & ~crowd), np.flatnonzero(valid & crowd)
         kept = np.flatnonzero(rows["valid"][i] & (rows["scores"][i] >= SCORE_THRESHOLD))

@@ -1,11 +1,11 @@
 """Scores of verification (same identity or not) and of identification, on the host, in NumPy.
 
-A pair has a score, higher if its images are more likely of the same identity, and is accepted if
-the score is at least a threshold.  FAR, the false accept rate, is the accepted fraction of pairs of
-different identities; TAR, the true accept rate, is the accepted fraction of pairs of the same
-identity.
-Functions raise InputError for empty input, for scores that are not finite and, if they need both
-kinds of pairs, for pairs of one kind only.
+A pair of images has a score, the higher the more likely they show the same identity, and is
+accepted if its score is at least a threshold.  FAR, the false accept rate, is the fraction of the
+pairs of different identities that are accepted; TAR, the true accept rate, is the fraction of the
+pairs of the same identity that are accepted.
+Functions of scores raise InputError for empty input, for scores that are not finite and, if they
+need both kinds of pairs, for pairs of one kind only.
 """
 
 from collections.abc import Sequence
@@ -34,11 +34,11 @@ class CrossValidation(NamedTuple):
     mean: float
     error: float  # standard error of the mean
     accuracies: np.ndarray  # [folds], sorted by the number of the fold
-    thresholds: np.ndarray  # [folds]
+    thresholds: np.ndarray  # [folds], the best threshold of all other folds
 
 
 def roc(scores: Array, same: Array) -> Roc:
-    """ROC curve of the scores [N] of pairs; `same` [N]: whether a pair is of the same identity."""
+    """ROC curve of the scores [N] of pairs; `same` [N] is whether a pair shows one identity."""
     scores, same = _check_pairs(scores, same, both=True)
     return Roc(*_sklearn_metrics().roc_curve(same, scores, drop_intermediate=False))
 
@@ -46,15 +46,15 @@ def roc(scores: Array, same: Array) -> Roc:
 def auc(scores: Array, same: Array) -> float:
     """Area under the ROC curve; arguments as in `roc`.
 
-    The probability that a pair of the same identity scores higher than a pair of different ones,
-    where ties count half.
+    It is the probability that a pair of the same identity has a higher score than a pair of
+    different identities; ties count half.
     """
     scores, same = _check_pairs(scores, same, both=True)
     return float(_sklearn_metrics().roc_auc_score(same, scores))
 
 
 def eer(scores: Array, same: Array) -> float:
-    """Equal error rate: FAR where it equals 1 - TAR, in [0, 1]; arguments as in `roc`.
+    """Equal error rate: the FAR at which FAR equals 1 - TAR, in [0, 1]; arguments as in `roc`.
 
     The ROC curve is interpolated linearly between thresholds.
     """
@@ -66,10 +66,11 @@ def eer(scores: Array, same: Array) -> float:
 
 
 def tar_at_far(scores: Array, same: Array, fars: Sequence[float] = FAR_LEVELS) -> np.ndarray:
-    """Highest TAR [F] among the thresholds with a FAR of at most each of `fars` [F].
+    """TAR [F] at each of the false accept rates `fars` [F].
 
-    There is no interpolation: with fewer than 1 / far pairs of different identities, none of them
-    is accepted.
+    It is the highest TAR of all thresholds whose FAR is at most the given one, without
+    interpolation: with fewer than 1 / far pairs of different identities, none of them may be
+    accepted.
     """
     far, tar, _ = roc(scores, same)
     return tar[np.searchsorted(far, fars, side="right") - 1]
@@ -109,10 +110,12 @@ def accuracy_at_thresholds(
 ) -> np.ndarray:
     """Fraction [T] of the N decisions that are correct at each of `thresholds` [T].
 
-    accept, reject [N]: whether accepting, and rejecting, is correct; `reject` is by default the
-    opposite of `accept`.  For pairs, accepting is correct if they are of the same identity.  For
-    probes, accepting is correct if the best identity is theirs, rejecting if they have none in the
-    gallery: a known probe with the wrong identity is an error at any threshold.
+    accept [N]: whether it is correct to accept.
+    reject [N]: whether it is correct to reject; by default, where it is not correct to accept.
+
+    It is correct to accept a pair of the same identity.  It is correct to accept a probe whose best
+    identity is its own, and to reject a probe whose identity is not in the gallery; a probe whose
+    identity is in the gallery but not the best one is an error at any threshold.
     """
     scores, accept = _check_pairs(scores, accept)
     reject = ~accept if reject is None else _check_pairs(scores, reject)[1]
@@ -125,7 +128,9 @@ def accuracy_at_thresholds(
 def best_threshold(
     scores: Array, accept: Array, thresholds: Array | None = None, *, reject: Array | None = None
 ) -> tuple[float, float]:
-    """(threshold, accuracy) of the highest `accuracy_at_thresholds`; of ties, the lowest threshold.
+    """(threshold, accuracy) at the highest accuracy; the lowest of several such thresholds.
+
+    Arguments as in `accuracy_at_thresholds`.
 
     thresholds [T]: the candidates; by default the lowest score, the midpoints of neighboring
     scores, and a threshold above the highest.
@@ -150,7 +155,7 @@ def cross_validate(
 ) -> CrossValidation:
     """Accuracy of verification, each fold evaluated at the best threshold of all other folds.
 
-    folds: their number, for consecutive folds, or the fold [N] of each pair.
+    folds: the number of folds, which are then consecutive, or the fold [N] of each pair.
     accept, thresholds, reject: as in `best_threshold`; for pairs, `accept` is whether they are of
     the same identity.
     Raises InputError for fewer than two folds, or fewer pairs than folds.
@@ -193,8 +198,9 @@ def consecutive_folds(count: int, folds: int) -> np.ndarray:
 def linear_probe(embeddings: Array, labels: Array, others: Array) -> np.ndarray:
     """Labels [M] of `others` [M, D], predicted by a classifier fitted to `embeddings` [N, D].
 
-    Multinomial logistic regression on standardized features, with scikit-learn's default
-    regularization.  labels [N]: of at least two classes.  Alain and Bengio 2016, arXiv:1610.01644.
+    The classifier is multinomial logistic regression on standardized features, with scikit-learn's
+    default regularization.  labels [N]: labels of `embeddings`, of at least two classes.  Alain and
+    Bengio 2016, arXiv:1610.01644.
     """
     pipeline, preprocessing, linear_model = (
         packages.load(f"sklearn.{name}", "the linear probe")

@@ -195,7 +195,10 @@ class Freezable(ConvModule):
 
     @nn.nowrap
     def stop_frozen_gradient(self, x: Array, stage: int, train: bool) -> Array:
-        """x, the output of stage number `stage`, from 0; without gradient if it is frozen in training."""
+        """Pass on x, the output of stage number `stage` (from 0), without gradient if frozen.
+
+        Only in training (`train`) is the gradient stopped.
+        """
         return jax.lax.stop_gradient(x) if train and stage < self.frozen_stages else x
 
 

@@ -46,10 +46,11 @@ def anchor_boxes(
     scales: Sequence[float] = (DEFAULT_SCALE,),
     ratios: Sequence[float] = (1.0,),
 ) -> np.ndarray:
-    """Anchors [A * R, 4] centered at points [A, 2], one for each of the R (scale, ratio) pairs.
+    """Anchors [A * R, 4] centered at points [A, 2], one for each of R pairs of scale and ratio.
 
-    An anchor covers (stride * scale)^2 pixels, and its height is `ratio` times its width.  The
-    anchors of a point are adjacent.  Ren et al. 2015, arXiv:1506.01497.
+    strides [A]: stride of the cell of each point.  An anchor covers (stride * scale)^2 pixels, and
+    its height is `ratio` times its width.  The anchors of a point are consecutive rows.  Ren et al.
+    2015, arXiv:1506.01497.
     """
     sides = np.array([(s / r**0.5, s * r**0.5) for s in scales for r in ratios], np.float32)
     half = np.asarray(strides)[:, None, None] * sides[None] / 2  # [A, R, 2]
@@ -58,7 +59,7 @@ def anchor_boxes(
 
 
 def octave_scales(count: int) -> tuple[float, ...]:
-    """`count` scales from `DEFAULT_SCALE` on, each 2^(1 / count) times the one before.
+    """`count` scales, the first `DEFAULT_SCALE`, each further one 2^(1 / count) times the previous.
 
     Lin et al. 2017 (RetinaNet), arXiv:1708.02002.
     """
@@ -68,9 +69,9 @@ def octave_scales(count: int) -> tuple[float, ...]:
 def encode(boxes: Array, anchors: Array) -> jax.Array:
     """Offsets [..., 4] of boxes [..., 4] from anchors [..., 4]: dx, dy, log dw, log dh.
 
-    dx and dy are differences of the centers, divided by width and height of the anchor, and dw and
-    dh ratios of the sides.  Anchors must not be empty; box sides below `MIN_SIDE` are raised to it.
-    Girshick et al. 2014, arXiv:1311.2524.
+    dx and dy are the differences of the centers, divided by width and height of the anchor; dw and
+    dh are the ratios of the sides.  Anchors must not be empty; sides of boxes below `MIN_SIDE` are
+    raised to it.  Girshick et al. 2014, arXiv:1311.2524.
     """
     (center, sides), (anchor_center, anchor_sides) = _center_and_sides(boxes, anchors)
     log_scale = jnp.log(jnp.maximum(sides, MIN_SIDE) / anchor_sides)
@@ -92,7 +93,8 @@ def decode(offsets: Array, anchors: Array) -> jax.Array:
 def boxes_to_ltrb(boxes: Array, points: Array) -> jax.Array:
     """Distances [..., 4] (left, top, right, bottom) from points [..., 2] to the sides of boxes.
 
-    All four are positive where the point lies strictly inside.  Tian et al. 2019, arXiv:1904.01355.
+    All four are positive if the point lies strictly inside its box.  Tian et al. 2019,
+    arXiv:1904.01355.
     """
     chex.assert_shape(boxes, (..., 4))
     boxes = as_float32(boxes)

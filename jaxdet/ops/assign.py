@@ -13,17 +13,17 @@ import jax.numpy as jnp
 from jaxdet.ops import anchors, boxes
 from jaxdet.types import Array
 
-INSIDE_MARGIN = 1e-9  # pixels that an inside point is at least away from every side
+INSIDE_MARGIN = 1e-9  # pixels; a point is inside a box if it is farther than this from each side
 EPS = 1e-9  # added to the denominator of normalized scores
 
 
 class Targets(NamedTuple):
-    """Targets of each cell."""
+    """Targets of all cells."""
 
     positive: Array  # [A] bool: assigned to a true box
     indices: Array  # [A] slot of that box; 0 where not positive
     scores: Array  # [A, K] class scores in [0, 1]; zeros where not positive
-    boxes: Array  # [A, 4] box of that slot
+    boxes: Array  # [A, 4] true box of that slot
 
 
 def task_aligned(
@@ -39,18 +39,18 @@ def task_aligned(
     beta: float = 6.0,
     overlap: Literal["iou", "ciou"] = "iou",
 ) -> Targets:
-    """Task-aligned assignment (TAL): objects go to cells that predict both class and box well.
+    """Task-aligned assignment (TAL) of true boxes to cells that predict both class and box well.
 
     scores [A, K]: predicted probabilities; pred_boxes [A, 4]; points [A, 2]: cell centers;
     true_boxes [G, 4]; true_labels [G]; valid [G].
 
-    The metric of a true box and a cell is s^alpha u^beta, with s the cell's score for the class of
-    the box, and u the `overlap` of the box with the cell's predicted box.  Each true box takes the
-    `topk` cells with the largest positive metric whose center is strictly inside it.  A cell taken
-    by several boxes goes to the one that its predicted box overlaps most.  Target scores are the
-    metric, rescaled per true box so that the maximum over its cells is their largest overlap.
-    Computed in float32; a negative CIoU counts as 0.
-    Defaults follow Feng et al. 2021 (TOOD), arXiv:2108.07755.
+    The metric of a true box and a cell is s^alpha u^beta, where s is the cell's score for the class
+    of the true box, and u the `overlap` of the true box and the cell's predicted box; a negative
+    CIoU counts as 0.  Each true box takes the cells whose center is strictly inside it and whose
+    metric is positive, at most the `topk` largest.  A cell taken by several true boxes goes to the
+    one that its predicted box overlaps most.  The target score of a cell is its metric, scaled so
+    that the largest score of each true box is the largest overlap of its cells.
+    Computed in float32.  Defaults follow Feng et al. 2021 (TOOD), arXiv:2108.07755.
     """
     true_boxes, true_labels, valid = _as_slots(true_boxes, true_labels, valid)
     scores, pred_boxes, points = (jnp.asarray(x) for x in (scores, pred_boxes, points))
@@ -89,10 +89,10 @@ def max_iou(
 ) -> Targets:
     """Max-IoU assignment: each anchor [A, 4] goes to the true box of largest IoU.
 
-    An anchor whose largest IoU is below `positive_iou` goes to none.  With `allow_low_quality`,
-    each box also takes its best anchors (all that tie for its largest IoU, if that is above 0); of
-    two boxes with the same best anchor the later takes it.  Target scores are 1 for the class of
-    the box, and no anchor is ignored.
+    An anchor whose largest IoU is below `positive_iou` goes to no box.  With `allow_low_quality`,
+    each true box also takes its best anchors: all that tie for its largest IoU, if that is above 0.
+    If two boxes have the same best anchor, it goes to the one with the higher index.  Target scores
+    are 1 for the class of the box; no anchor is left out of the loss.
     Ren et al. 2015, arXiv:1506.01497.
     """
     true_boxes, true_labels, valid = _as_slots(true_boxes, true_labels, valid)
@@ -122,7 +122,7 @@ def points_in_boxes(points: Array, boxes: Array) -> jax.Array:
 def topk_mask(metric: Array, k: int) -> jax.Array:
     """Mask [G, A] of the k largest positive entries in each row of metric [G, A].
 
-    Ties go to the first.
+    Of equal entries the first are taken.
     """
     values, columns = jax.lax.top_k(metric, min(k, metric.shape[1]))  # [G, k]
     rows = jnp.arange(len(metric))[:, None]
@@ -139,6 +139,6 @@ def _as_slots(true_boxes, true_labels, valid) -> tuple[jax.Array, jax.Array, jax
 
 
 def _no_cells(num_classes: int) -> Targets:
-    """The targets of no cells."""
+    """`Targets` of an image without cells."""
     empty = jnp.zeros(0, jnp.int32)
     return Targets(empty.astype(bool), empty, jnp.zeros((0, num_classes)), jnp.zeros((0, 4)))

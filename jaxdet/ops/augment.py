@@ -2,9 +2,9 @@
 
 A transform is a function `(key, sample) -> sample` of one `Sample`; options are keyword-only.
 `jax.vmap` over keys and samples transforms a batch.  `mosaic` and the two mixups take a whole batch
-instead, and combine each image with the next ones, cyclically; `axis` is the device axis over which
-the batch is split, or None.  Unless noted, pixel values are floats in [0, 1], lengths are in
-pixels, angles in degrees, and pixels beyond the edge of an image are `GRAY`.
+instead, and combine each image with those after it in the batch, cyclically; `axis` is the device
+axis over which the batch is split, or None.  Unless noted, pixel values are floats in [0, 1],
+lengths are in pixels, angles in degrees, and pixels beyond the edge of an image are `GRAY`.
 
     transform = augment.compose(
         augment.random_flip,
@@ -32,14 +32,15 @@ from jaxdet.types import Array
 
 GRAY = 0.5  # pixel value beyond the edge of an image
 MAX_ASPECT = 1.1  # `random_scale_translate` changes the aspect ratio by at most this factor
-MIN_VISIBLE = 0.2  # fraction of a box that must stay inside the image for it to stay valid
+MIN_VISIBLE = 0.2  # a box stays valid only if a larger fraction of it stays inside the image
 
 
 class Sample(NamedTuple):
     """One image and its objects.
 
-    Fields other than the image may be None.  Transforms that move boxes clip them to the image and,
-    if `valid` is given, clear it for boxes of which a fraction of `MIN_VISIBLE` or less remains.
+    Fields other than the image may be None.  Transforms that move boxes, other than flips, clip
+    them to the image; if `valid` is given, it becomes False for boxes of which a fraction of
+    `MIN_VISIBLE` or less remains.
     """
 
     image: Array  # [H, W, C]
@@ -149,9 +150,9 @@ def random_scale_translate(
 ) -> Sample:
     """Scale about the center by a factor in `scale`, then translate along both axes.
 
-    The translation is uniform, up to a fraction +-`translate` of the image's side.
-    The factor is log-uniform, and the aspect ratio changes by a factor of up to `MAX_ASPECT`.
-    Bilinear without anti-aliasing.
+    The factor is log-uniform, and the aspect ratio changes by a factor of up to `MAX_ASPECT`.  The
+    translation is uniform, by up to a fraction `translate` of the image's side in each direction.
+    Resampling is bilinear, without anti-aliasing.
     """
     draw = jax.random.uniform(key, (5,), minval=-1.0)  # scale, aspect of y and x, shift of y and x
     low, high = jnp.log(jnp.asarray(scale))
@@ -171,10 +172,9 @@ def random_resized_crop(
 ) -> Sample:
     """Crop a random rectangle and resize it to the size of the image.
 
-    The crop's fraction of the image's area is uniform in `area`; its aspect ratio is the image's
-    times a log-uniform factor in [1 / aspect, aspect].  A side longer than the image's is cut
-    to it.
-    Szegedy et al. 2014, arXiv:1409.4842.
+    The area of the crop, as a fraction of the image, is uniform in `area`; its aspect ratio is that
+    of the image times a log-uniform factor in [1 / aspect, aspect].  A side that would be longer
+    than the image is shortened to it.  Szegedy et al. 2014, arXiv:1409.4842.
     """
     fraction, shape, *position = jax.random.uniform(key, (4,))
     fraction = area[0] + fraction * (area[1] - area[0])
@@ -186,7 +186,7 @@ def random_resized_crop(
 
 
 def random_rotate(key: jax.Array, sample: Sample, *, degrees: float = 30.0) -> Sample:
-    """Rotate about the center by an angle in +-`degrees`.
+    """Rotate about the center by an angle that is uniform in [-degrees, degrees].
 
     A box becomes the axis-aligned box around its four rotated corners.
     """
@@ -203,7 +203,7 @@ def random_rotate(key: jax.Array, sample: Sample, *, degrees: float = 30.0) -> S
 
 
 def pad_and_crop(key: jax.Array, sample: Sample, *, pad: int = 4) -> Sample:
-    """Pad all sides by `pad` pixels of value 0 and crop a random window of the original size.
+    """Pad all sides by `pad` pixels of value 0, and crop the original size at random.
 
     Lee et al. 2015, arXiv:1409.5185.
     """
@@ -236,7 +236,11 @@ def _moved(sample, image, move_boxes):
 
 
 def brightness_contrast(key: jax.Array, sample: Sample, *, strength: float = 0.2) -> Sample:
-    """Shift all values by up to +-`strength`; scale contrast by a factor in 1 +- `strength`."""
+    """Change brightness and contrast at random, and clip the values to [0, 1].
+
+    A number in [-strength, strength] is added to all values, and the contrast is multiplied by a
+    factor in [1 - strength, 1 + strength].
+    """
     brightness, contrast = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
     dm_pix = packages.load("dm_pix", "brightness_contrast")
     image = dm_pix.random_brightness(brightness, sample.image, strength)
@@ -245,9 +249,10 @@ def brightness_contrast(key: jax.Array, sample: Sample, *, strength: float = 0.2
 
 
 def color_jitter(key: jax.Array, sample: Sample, *, strength: float = 0.2) -> Sample:
-    """Scale saturation and rotate hue.
+    """Change saturation and hue at random, and clip the values to [0, 1].
 
-    The factor is in 1 +- `strength`, the rotation at most `strength` / 10 turns either way.
+    The saturation is multiplied by a factor in [1 - strength, 1 + strength], and the hue is rotated
+    by up to `strength` / 10 turns in either direction.
     """
     saturation, hue = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
     dm_pix = packages.load("dm_pix", "color_jitter")
@@ -256,7 +261,7 @@ def color_jitter(key: jax.Array, sample: Sample, *, strength: float = 0.2) -> Sa
 
 
 def gaussian_noise(key: jax.Array, sample: Sample, *, strength: float = 0.05) -> Sample:
-    """Add Gaussian noise whose standard deviation is uniform in [0, strength]."""
+    """Add Gaussian noise whose standard deviation is uniform in [0, strength]; clip to [0, 1]."""
     std = jax.random.uniform(jax.random.fold_in(key, 0), maxval=strength)
     noise = jax.random.normal(jax.random.fold_in(key, 1), sample.image.shape)
     return sample._replace(image=jnp.clip(sample.image + std * noise, 0, 1))
@@ -265,10 +270,11 @@ def gaussian_noise(key: jax.Array, sample: Sample, *, strength: float = 0.05) ->
 def cutout(
     key: jax.Array, sample: Sample, *, count: int = 1, size: float = 0.5, fill: float = GRAY
 ) -> Sample:
-    """Fill `count` random rectangles, whose sides are up to a fraction `size` of the image's sides.
+    """Fill `count` random rectangles with the pixel value `fill`.
 
-    Centers are uniform over the image, boxes stay as they are, and the image may have any dtype and
-    range.  DeVries and Taylor 2017, arXiv:1708.04552, use one square.
+    Their sides are uniform, up to a fraction `size` of the image's sides; their centers are uniform
+    over the image.  Boxes stay as they are, and the image may have any dtype and range.  DeVries
+    and Taylor 2017, arXiv:1708.04552, use one square.
     """
     image = sample.image
     height, width = image.shape[:2]
@@ -296,10 +302,10 @@ def standard(
     translate: float = 0.1,
     lighting: float = 0.3,
 ) -> Sample:
-    """`random_flip`, `random_scale_translate` and `brightness_contrast` of strength `lighting`.
+    """Apply `random_flip`, `random_scale_translate`, and `brightness_contrast` with `lighting`.
 
     `flip=False` turns the first off, `scale=(1.0, 1.0)` with `translate=0` the second, and
-    `lighting=0` the third.
+    `lighting=0`, which is the strength, the third.
     """
     chex.assert_rank(sample.image, 3)
     if sample.boxes is not None:
@@ -325,10 +331,10 @@ def place_on_canvas(
 ) -> tuple[jax.Array, jax.Array]:
     """Rotate and scale one object [h, w], and place it at random inside an empty square canvas.
 
-    The angle is uniform in +-`degrees`, the factor in `scale`, and the position among those that
-    keep the foreground (`> 0`) inside.  Returns the canvas [canvas, canvas, 1], rounded to
+    The angle is uniform in [-degrees, degrees], the factor in `scale`, and the position among all
+    that keep the foreground (`> 0`) inside.  Returns the canvas [canvas, canvas, 1], rounded to
     multiples of 1/255 as if stored in 8 bits, and the tight box [4] of the foreground.  An empty
-    image gives an empty canvas and a zero box.
+    image gives an empty canvas and a box of zeros.
     Raises InputError if the canvas could be too small for the rotated and scaled object.
     """
     chex.assert_rank(image, 2)
@@ -338,7 +344,7 @@ def place_on_canvas(
         height, width = image.shape
         raise InputError(
             f"canvas must be at least {side} pixels, got {canvas}: an image of {height} x {width} "
-            f"pixels scaled by {max(scale)} may need as many when rotated"
+            f"pixels, scaled by {max(scale)} and rotated, may need as many"
         )
     low, high = scale
     angle = jax.random.uniform(jax.random.fold_in(key, _ANGLE), minval=-degrees, maxval=degrees)
@@ -350,15 +356,15 @@ def place_on_canvas(
 
 
 def _patch_side(shape, scale):
-    """Side of a square that holds the scaled image at any angle, and its bilinear blur."""
+    """Side of a square that holds the scaled image at any angle, with its interpolated edge."""
     return math.ceil(max(scale) * math.sqrt(2) * (max(shape) + 1))
 
 
 def _rotate_and_scale(image, angle, scale, side):
     """Image [h, w] rotated counter-clockwise about the center of its foreground, then scaled.
 
-    [side, side] with that center in the middle.  The center keeps its fraction of a pixel, so that
-    an angle of 0 radians and a scale of 1 copy the pixels exactly.
+    The result [side, side] has that center in the middle.  The center keeps its fraction of a
+    pixel, so that an angle of 0 radians and a scale of 1 copy the pixels exactly.
     """
     corners = box_ops.mask_to_box(image)
     center = (corners[:2] + corners[2:]) / 2
@@ -379,15 +385,16 @@ def _at_random_position(key, patch, canvas):
     return jax.lax.dynamic_slice(jnp.pad(patch, canvas), (y, x), (canvas, canvas))
 
 
-# Batches: keys [B] and B images that are combined with their successors in the batch.
+# Batches: functions of keys [B] and B images, each combined with those after it in the batch.
 
 
 def mixup(
     keys: jax.Array, images: Array, targets: Array, *, alpha: float = 0.2, axis: str | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Mix images [B, ...] and their targets [B, K] with those of the next row, for classification.
+    """Mix each image [B, ...] and its target [B, K] with those of the next row, for classification.
 
-    A row's own weight is drawn from Beta(alpha, alpha).  Zhang et al. 2017, arXiv:1710.09412.
+    The weight of a row itself is drawn from Beta(alpha, alpha), that of the next row is the rest to
+    1.  Zhang et al. 2017, arXiv:1710.09412.
     """
     weight = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha))(keys)
 
@@ -406,10 +413,10 @@ def detection_mixup(
     alpha: float = 32.0,
     axis: str | None = None,
 ) -> Sample:
-    """Mix each sample with the next, with the given probability; the result has the boxes of both.
+    """Mix each sample with the next one, with the given probability, and keep the boxes of both.
 
     samples: all fields [B, ...]; the result has twice as many box slots.  The weight of the first
-    image is drawn from Beta(alpha, alpha).  Zhang et al. 2019, arXiv:1902.04103.
+    of the two images is drawn from Beta(alpha, alpha).  Zhang et al. 2019, arXiv:1902.04103.
     """
 
     def mixed(key, pair):
@@ -429,11 +436,11 @@ def mosaic(
     scale: tuple[float, float] = (0.4, 1.0),
     axis: str | None = None,
 ) -> Sample:
-    """Join each sample and the next three around a point, with the given probability.
+    """Join each sample and the next three around a random point, with the given probability.
 
     samples: all fields [B, ...]; the result has four times as many box slots.  The point lies in
-    the middle half of each axis.  Each of the four images is scaled by a factor in `scale` and has
-    a corner at the point.  Bochkovskiy et al. 2020, arXiv:2004.10934.
+    the middle half of each axis.  Each of the four images is scaled by a factor in `scale` and
+    placed with one corner at the point.  Bochkovskiy et al. 2020, arXiv:2004.10934.
     """
 
     def joined(key, four):
@@ -468,7 +475,7 @@ def _followed(rows, count, axis):
 
 
 def _flatten_slots(group):
-    """One sample with the box slots of samples [N, G, ...], [N * G, ...], and the first image."""
+    """One sample with the first of N images and the box slots of all, [N * G, ...]."""
     flat = jax.tree.map(lambda rows: rows.reshape(-1, *rows.shape[2:]), group._replace(image=()))
     return flat._replace(image=group.image[0])
 
@@ -512,9 +519,9 @@ def _tile(point, factor, before, sample):
 def scale_translate(image: Array, scale: Array, offset: Array) -> jax.Array:
     """Image [H, W, C] with the pixel at (row, column) moved to (row, column) * scale + offset.
 
-    scale, offset [2]; positions are measured from the top-left corner of the image.  Bilinear, rows
-    first.  On a CPU five times as fast as `jax.image.scale_and_translate`, which multiplies by a
-    matrix.
+    scale, offset [2]: for rows and columns; positions are measured from the top-left corner of the
+    image.  Interpolation is bilinear, first along rows.  On a CPU it is five times as fast as
+    `jax.image.scale_and_translate`, which multiplies by a matrix.
     """
     for axis in (0, 1):
         image = _resample_axis(image, axis, scale[axis], offset[axis])

@@ -50,8 +50,9 @@ def enclosing_box(a: Array, b: Array) -> jax.Array:
 def iou(a: Array, b: Array, *, eps: float = 0.0) -> jax.Array:
     """Intersection over union of boxes [..., 4], broadcasting, in [0, 1].
 
-    Equal boxes give 1; two empty boxes give 0 with a finite gradient.  `eps`, here and in the next
-    three functions, is added to denominators.  Everingham et al. 2010 (PASCAL VOC).
+    Equal boxes that are not empty give 1; two empty boxes give 0 with a finite gradient.  `eps`,
+    here and in the next three functions, is added to denominators.  Everingham et al. 2010 (PASCAL
+    VOC).
     """
     return safe_divide(intersection(a, b), union(a, b), eps)
 
@@ -59,8 +60,9 @@ def iou(a: Array, b: Array, *, eps: float = 0.0) -> jax.Array:
 def giou(a: Array, b: Array, *, eps: float = 0.0) -> jax.Array:
     """Generalized IoU of boxes [..., 4], broadcasting, in [-1, 1].
 
-    IoU minus the fraction of the enclosing box that neither box covers.  Equal boxes give 1; two
-    empty boxes give at most 0, with a finite gradient.  Rezatofighi et al. 2019, arXiv:1902.09630.
+    It is the IoU minus the fraction of the enclosing box that neither box covers.  Equal boxes that
+    are not empty give 1; two empty boxes give at most 0, with a finite gradient.  Rezatofighi et
+    al. 2019, arXiv:1902.09630.
     """
     enclosing = area(enclosing_box(a, b))
     return iou(a, b, eps=eps) - safe_divide(enclosing - union(a, b), enclosing, eps)
@@ -69,9 +71,9 @@ def giou(a: Array, b: Array, *, eps: float = 0.0) -> jax.Array:
 def diou(a: Array, b: Array, *, eps: float = 0.0) -> jax.Array:
     """Distance-IoU of boxes [..., 4], broadcasting, in [-1, 1].
 
-    IoU minus the squared distance of the centers over the squared diagonal of the enclosing box.
-    Equal boxes give 1; equal points give 0 with a finite gradient.
-    Zheng et al. 2020, arXiv:1911.08287.
+    It is the IoU minus the squared distance of the centers over the squared diagonal of the
+    enclosing box.  Equal boxes that are not empty give 1; equal empty boxes give 0 with a finite
+    gradient.  Zheng et al. 2020, arXiv:1911.08287.
     """
     between = _center(a) - _center(b)
     diagonal = _sides(*_corners(enclosing_box(a, b)))
@@ -82,9 +84,9 @@ def diou(a: Array, b: Array, *, eps: float = 0.0) -> jax.Array:
 def ciou(a: Array, b: Array, *, eps: float = 0.0) -> jax.Array:
     """Complete IoU of boxes [..., 4], broadcasting, in [-1.5, 1].
 
-    DIoU minus a penalty for different aspect ratios, whose weight passes no gradient.  Equal boxes
-    give 1; a point has aspect ratio 0, with a finite gradient.
-    Zheng et al. 2020, arXiv:1911.08287.
+    It is the DIoU minus a penalty for different aspect ratios; no gradient flows through the weight
+    of the penalty.  Equal boxes that are not empty give 1.  The aspect ratio of a point counts as
+    0, with a finite gradient.  Zheng et al. 2020, arXiv:1911.08287.
     """
     v = ((_aspect_angle(a) - _aspect_angle(b)) * 2 / jnp.pi) ** 2  # in [0, 1]
     alpha = safe_divide(v, 1 - iou(a, b, eps=eps) + v, eps)
@@ -102,7 +104,7 @@ def clip(boxes: Array, height: float | Array, width: float | Array) -> jax.Array
 def from_xywh(boxes: Array) -> Array:
     """Corner boxes [..., 4] from left, top, width and height, as in COCO files.
 
-    This and the following conversions keep NumPy arrays in NumPy and in their own precision, for
+    For NumPy arrays, this and the following conversions return NumPy arrays of the same dtype, for
     readers of files on the host.
     """
     xp, boxes = _namespace(boxes)
@@ -133,7 +135,7 @@ def from_yxyx(boxes: Array) -> Array:
 def mask_to_box(mask: Array) -> jax.Array:
     """Tight box [4], float32, around the foreground (`> 0`) of a mask [H, W].
 
-    A single pixel gives area 1, an empty mask four zeros.
+    A single pixel gives a box of area 1, an empty mask four zeros.
     """
     chex.assert_rank(mask, 2)
     foreground = mask > 0
@@ -186,6 +188,6 @@ def _aspect_angle(boxes):
 
 
 def _extent(occupied):
-    """Index of the first true entry of occupied [N] and one past the last; (0, 0) if none is."""
+    """Index of the first true entry of occupied [N], and one past the last; (0, 0) if none is."""
     first, past = jnp.argmax(occupied), occupied.size - jnp.argmax(occupied[::-1])
     return jnp.where(occupied.any(), first, 0), jnp.where(occupied.any(), past, 0)

@@ -71,10 +71,10 @@ def similarity(
 ) -> jax.Array:
     """Similarity [N, M] of each probe [N, D] and each gallery embedding [M, D].
 
-    metric: `cosine`, or `euclidean` for the negative distance, which is computed from squared norms
-    and has an error of up to 0.001 of their norm for vectors that nearly coincide.
-    chunk: probes per step, which bounds the working memory.  Result and working memory are 0.41 GB
-    for 100,000 x 1,000 embeddings of 512 numbers.
+    metric: `cosine`, or `euclidean` for the negative distance.  The distance is computed from
+      squared norms; for vectors that nearly coincide, its error is up to 0.001 of their norm.
+    chunk: number of probes per step, which bounds the working memory.  With 100,000 probes, 1,000
+      gallery embeddings and D = 512, result and working memory take 0.41 GB.
     """
     chex.assert_rank([probes, gallery], 2)
     chex.assert_equal_shape([probes, gallery], dims=1)
@@ -99,13 +99,16 @@ def identify(
     reduce: Literal["max", "mean"] = "max",
     threshold: float | Array = THRESHOLD,
 ) -> tuple[jax.Array, jax.Array]:
-    """(most similar identity [N] of each probe, or -1 if it is rejected, and its score [N]).
+    """(identity [N], score [N]): the most similar identity of each probe, and its score.
+
+    The identity is -1 if the probe is rejected; the score is then still that of the most similar
+    identity.  The first of equally similar identities is taken.  An empty gallery gives -1, with a
+    score of minus infinity.
 
     similarities [N, M]: of N probes and M gallery images.
     gallery_ids [M]: identities from 0 to `num_identities` - 1; other numbers mark padding.
-    reduce: how the similarities to the images of an identity are combined into its score.
+    reduce: how the similarities of a probe and all images of an identity are combined to a score.
     threshold: lowest score at which a probe is accepted.
-    The first of equally similar identities wins; an empty gallery gives -1 and minus infinity.
     """
     chex.assert_shape(similarities, (None, *gallery_ids.shape))
     segments = jnp.where(gallery_ids < 0, num_identities, gallery_ids)  # out of bounds is dropped

@@ -2,9 +2,9 @@
 
 All functions take N boxes (N may be 0) and return the best P = `max_detections` as `Detections`, so
 that they run inside `jit` and under `vmap`.  With `labels`, boxes of different labels do not affect
-each other; without, all boxes are of one class.  Boxes overlap if their IoU is above
-`iou_threshold`.  Scores lie in [0, 1]; boxes with a score of at most `score_threshold`, which must
-be at least 0, are ignored.
+each other; without, all boxes count as one class.  Boxes overlap if their IoU is above
+`iou_threshold`.  Scores lie in [0, 1].  Boxes whose score does not exceed `score_threshold`, which
+must be at least 0, are ignored.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ SOFT_SCORE_THRESHOLD = 0.001  # as in the code of Bodla et al.
 
 
 class Detections(NamedTuple):
-    """Boxes that remain; rows that are not `valid` are zeros."""
+    """The boxes that remain; rows that are not `valid` are zeros."""
 
     boxes: Array  # [P, 4]
     scores: Array  # [P]
@@ -41,7 +41,8 @@ def nms(
 ) -> Detections:
     """Greedy non-maximum suppression: keep the best box, drop boxes that overlap it, repeat.
 
-    boxes [N, 4], scores [N], labels [N].  Best first; of equal scores the first box is the best.
+    boxes [N, 4], scores [N], labels [N].  The best box comes first; of boxes with equal scores, the
+    first is the best.
     """
 
     def decay(overlap):
@@ -65,9 +66,12 @@ def soft_nms(
     """Soft-NMS: boxes that overlap a better one lose score instead of being dropped at once.
 
     A box is dropped when its score has fallen to `score_threshold`.
-    linear: scores are multiplied by 1 - IoU where the IoU is above `iou_threshold`; gaussian: by
-    exp(-IoU^2 / sigma) at any IoU.  The result is sorted by the decayed scores; its scores are the
-    decayed ones or, with `original_scores`, the given ones.  Bodla et al. 2017, arXiv:1704.04503.
+
+    method: "linear" multiplies scores by 1 - IoU if the IoU is above `iou_threshold`; "gaussian"
+      multiplies them by exp(-IoU^2 / sigma) at any IoU.
+    original_scores: whether the scores of the result are the given ones instead of the lowered
+      ones, by which the result is sorted in both cases.
+    Bodla et al. 2017, arXiv:1704.04503.
     """
 
     def linear(overlap):
@@ -95,8 +99,9 @@ def weighted_nms(
 ) -> Detections:
     """Non-maximum weighted (NMW): average each box that `nms` keeps with those it suppresses.
 
-    A suppressed box joins the kept box that it overlaps most; its weight is its score times this
-    IoU.  Kept boxes keep their scores.  Zhou et al. 2017 (CAD), ICCV workshops.
+    A suppressed box joins, of the kept boxes whose score is not lower, the one that it overlaps
+    most; its weight in the average is its score times this IoU.  Kept boxes keep their scores.
+    Zhou et al. 2017 (CAD), ICCV workshops.
     """
     boxes, scores, labels = _as_arrays(boxes, scores, labels)
     kept = nms(
@@ -134,10 +139,12 @@ def weighted_boxes_fusion(
 ) -> Detections:
     """Weighted boxes fusion (WBF): boxes, best first, join the fused box that they overlap most.
 
-    A box that overlaps none begins a new fused box; beyond `max_detections` of these it is dropped.
-    A fused box is the score-weighted mean of its members and moves as they join.  Its score is the
-    mean or maximum of theirs, times min(members, num_models) / num_models, which lowers the scores
-    of boxes that few of the models predict.
+    A box that overlaps no fused box begins a new one or, if there are `max_detections` already, is
+    dropped.  A fused box is the score-weighted mean of its members, updated with each of them.
+
+    score_reduction: whether its score is the mean or the maximum of the members' scores.
+    num_models: number of models that predicted the boxes; the score is multiplied by
+      min(members, num_models) / num_models, which lowers it if few of the models predict the box.
     Solovyev et al. 2019, arXiv:1910.13302.
     """
     boxes, scores, labels = _as_arrays(boxes, scores, labels)
@@ -160,7 +167,7 @@ def weighted_boxes_fusion(
 
 
 class _Clusters(NamedTuple):
-    """Running sums of P clusters."""
+    """Running sums of P fused boxes, each over the boxes that joined it (its members)."""
 
     boxes: Array  # [P, 4] score-weighted sums
     weight: Array  # [P] sums of scores
@@ -170,7 +177,7 @@ class _Clusters(NamedTuple):
 
 
 def _join_cluster(boxes, scores, labels, iou_threshold, score_threshold, clusters, i):
-    """Add box i to the cluster that it overlaps most, or to a new one; a step of `lax.scan`."""
+    """A step of `lax.scan`: box i joins the cluster that it overlaps most, or a new one."""
     box, score, capacity = boxes[i], scores[i], len(clusters.size)
     mean = clusters.boxes / jnp.where(clusters.size > 0, clusters.weight, 1.0)[:, None]
     overlap = box_ops.iou(mean, box[None])

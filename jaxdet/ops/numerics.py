@@ -9,7 +9,8 @@ from jaxdet.types import Array
 def as_float32(x: Array) -> jax.Array:
     """An array of any shape as float32; float64 stays float64.
 
-    Lengths and areas need it: bfloat16 cannot represent odd integers above 256.
+    Lengths and areas are computed in this precision: bfloat16 cannot represent odd integers above
+    256.
     """
     return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
 

@@ -1,14 +1,14 @@
 """Sliding windows: the receptive fields of a chain of convolutions and pools.
 
-A chain is a tuple of `Layer`s.  With kernels k_i, strides s_i, paddings p_i and the cumulative
-stride S_i = s_1 ... s_i, output i of a chain of n layers sees the pixels from
-`offset + i * stride` to `offset + i * stride + window`, where
+A chain is a tuple of `Layer`s.  Along one axis, output number j of a chain of n layers sees the
+pixels from `offset + j * stride` to `offset + j * stride + window`.  With the kernels k_i, strides
+s_i and paddings p_i of the layers, and the cumulative strides S_i = s_1 ... s_i,
 
     window = 1 + sum (k_i - 1) S_(i-1)      stride = S_n      offset = - sum p_i S_(i-1)
 
-and a side of H pixels has floor((H - 2 offset - window) / stride) + 1 outputs: the floors of the
-individual layers fold into one.  Dumoulin & Visin 2016, arXiv:1603.07285; Araujo et al. 2019,
-doi:10.23915/distill.00021.
+A side of H pixels has floor((H - 2 offset - window) / stride) + 1 outputs: rounding down once gives
+the same number as rounding down in each layer.  Dumoulin & Visin 2016, arXiv:1603.07285; Araujo et
+al. 2019, doi:10.23915/distill.00021.
 
 The geometry consists of Python integers, known before compilation.  Windows and layers are square.
 """
@@ -26,7 +26,7 @@ from jaxdet.types import Array
 
 
 class Layer(NamedTuple):
-    """Geometry of one layer, in pixels of its input."""
+    """Geometry of one layer; lengths are in pixels of its input."""
 
     kind: Literal["conv", "pool"]
     kernel: int
@@ -38,25 +38,25 @@ Chain = tuple[Layer, ...]
 
 
 class ReceptiveField(NamedTuple):
-    """Receptive fields of a chain, in pixels of the image; padding counts as pixels."""
+    """Receptive fields of the outputs of a chain, in pixels of the image, including padding."""
 
-    window: int  # side
-    stride: int  # between neighbors
-    offset: int  # of the first one; negative if the chain pads
+    window: int  # side of a receptive field
+    stride: int  # distance of neighboring receptive fields
+    offset: int  # start of the first receptive field; negative if the chain pads
 
 
 class Grid(NamedTuple):
-    """Rows x columns windows over one image, in pixels.
+    """A grid of rows x columns windows over one image.
 
-    Plain integers: close over a grid, pass it to `jax.vmap` with `in_axes=None`, or make it a
-    static argument of `jax.jit`.
+    Its fields are Python integers: a jitted function may close over a grid or take it as a static
+    argument; `jax.vmap` takes it with `in_axes=None`.
     """
 
-    window: int
-    stride: int
+    window: int  # side of a window in pixels
+    stride: int  # distance of neighboring windows in pixels
     rows: int
     columns: int
-    offset: int = 0
+    offset: int = 0  # first pixel of the first window, along both axes
 
 
 def conv(kernel: int, stride: int = 1, padding: int = 0) -> Layer:
@@ -73,9 +73,10 @@ _WORD = re.compile(r"[cp](?P<kernel>[1-9]\d*)(s(?P<stride>[1-9]\d*))?(p(?P<paddi
 
 
 def parse(text: str) -> Chain:
-    """Chain of words like `c5,p2,c3s2p1`: c(onv) or p(ool), kernel, optional s(tride), p(adding).
+    """The chain that words such as `c5,p2,c3s2p1` describe.
 
-    Raises InputError with the first invalid word.
+    A word is c for a convolution or p for a pool, the kernel size and, optionally, s with the
+    stride and p with the padding.  Raises InputError, which names the first invalid word.
     """
     chain = []
     for word in map(str.strip, text.split(",")):
@@ -89,14 +90,14 @@ def parse(text: str) -> Chain:
 
 
 def head_layer(features: Chain, window: int) -> Layer:
-    """Convolution that replaces the first dense layer: its kernel covers one window's features.
+    """The convolution that replaces the first dense layer; its kernel covers a window's features.
 
     Raises InputError if `features` has no output for a window of this many pixels.
     """
     kernel = output_size(features, window)
     if kernel == 0:
         raise InputError(
-            f"window must be larger, got {window} pixels: the layers have no output for it"
+            f"--window must be larger, got {window} pixels, for which the layers have no output"
         )
     return conv(kernel)
 
@@ -112,9 +113,9 @@ def receptive_field(chain: Chain) -> ReceptiveField:
 
 
 def output_size(chain: Chain, size: int) -> int:
-    """Outputs of a chain along a side of `size` pixels, layer by layer; 0 if it does not fit.
+    """Number of outputs of a chain along a side of `size` pixels, computed layer by layer.
 
-    Once a layer has no output, padding of a later layer does not bring it back.
+    It is 0 if any layer has no output, even if a later layer pads.
     """
     for _, kernel, stride, padding in chain:
         room = size + 2 * padding - kernel
@@ -123,9 +124,9 @@ def output_size(chain: Chain, size: int) -> int:
 
 
 def grid(chain: Chain, height: int, width: int) -> Grid:
-    """Windows of a chain on an image of height x width pixels, in closed form.
+    """The windows of a chain on an image of height x width pixels, in closed form.
 
-    Sliding a window at a stride is the one-layer chain `(conv(window, stride),)`.
+    The chain `(conv(window, stride),)` of one layer gives a plain sliding window.
     Raises InputError if the image, with the padding of the chain, is smaller than the window.
     """
     window, stride, offset = receptive_field(chain)
@@ -141,15 +142,15 @@ def grid(chain: Chain, height: int, width: int) -> Grid:
 def differences(
     features: Chain, window: int, size: int, stride: int | None = None
 ) -> tuple[str, ...]:
-    """Reasons why a dense pass over an image differs from sliding the network; () if there is none.
+    """Reasons why a dense pass over an image differs from sliding the network; () if it does not.
 
     features: the chain before the first dense layer, which becomes `head_layer(features, window)`.
-    window, size, stride: sides of window and image, and step of the sliding window, in pixels; the
-    stride defaults to that of the chain.
+    window, size: sides of the window and of the image, in pixels.
+    stride: step of the sliding window in pixels; by default the stride of the chain.
 
-    Exact for layers without padding; with padding, every image larger than the window is reported,
-    even if the results happen to agree.  Batch statistics and global pooling also break the
-    equivalence, but are not part of a chain.
+    The answer is exact for layers without padding.  With padding, every image larger than the
+    window is reported, even if the results happen to agree.  Batch statistics and global pooling
+    also make a difference, but are not part of a chain.
     Raises InputError as `head_layer` does.  Sermanet et al. 2013 (OverFeat), arXiv:1312.6229.
     """
     chain = (*features, head_layer(features, window))
@@ -204,14 +205,15 @@ def extract(image: Array, grid: Grid) -> jax.Array:
 def to_window(box: Array, window: Array) -> Array:
     """Boxes [..., 4] in units of windows [..., 4], broadcasting: 0 is a window's start, 1 its end.
 
-    Arguments are in pixels of the image.  A box that extends beyond its window exceeds [0, 1].
+    Arguments are in pixels of the image.  Coordinates of a box that extends beyond its window are
+    outside [0, 1].
     """
     origin, size = _frame(window)
     return (box - origin) / size
 
 
 def from_window(box: Array, window: Array) -> Array:
-    """Boxes [..., 4] in pixels of the image; the inverse of `to_window`."""
+    """Boxes [..., 4] in pixels of the image from boxes in window units; inverse of `to_window`."""
     origin, size = _frame(window)
     return box * size + origin
 
@@ -233,7 +235,7 @@ def encode_targets(box: Array, label: Array, grid: Grid) -> jax.Array:
 
 
 def _starts(grid):
-    """First pixel of each window: vertically [rows] and horizontally [columns]."""
+    """First row of each row of windows [rows], and first column of each column [columns]."""
     return tuple(grid.offset + grid.stride * jnp.arange(n) for n in (grid.rows, grid.columns))
 
 

@@ -13,12 +13,12 @@ from jaxdet.plots import figures
 from jaxdet.types import Array
 
 TRUE, PREDICTED = "lime", "red"
-MAX_COLORED_CLASSES = 10  # with more classes, curves are thin and have no names
+MAX_COLORED_CLASSES = 10  # with more classes, curves are thin, gray and without names
 MIN_SIDE = 320  # pixels of the shorter side of an annotated image
 MARKERS = "os^D"
-CELL_WIDTH, TITLE_LINE = 4.0, 0.22  # inches
+CELL_WIDTH, TITLE_LINE = 4.0, 0.22  # width of a cell, height of a line of a title, in inches
 CHARACTER = 0.62  # width of a character, as a fraction of the font size
-TITLE_SIZES = 6.0, 12.0  # points
+TITLE_SIZES = 6.0, 12.0  # smallest and largest font size of titles, in points
 
 
 def gallery(
@@ -34,13 +34,16 @@ def gallery(
     columns: int = 5,
     cell: tuple[float, float] | None = None,
 ) -> None:
-    """A grid of N images [H, W, C] in [0, 1], true boxes in green and predicted boxes in red.
+    """Draw a grid of images [H, W, C] in [0, 1], with true boxes in green, predicted boxes in red.
 
-    true, predicted: boxes [n, 4], one box [4], or None, for each image.
-    texts: one per predicted box of each image, or per true box where `predicted` is None.
-    labels: class index of each of these boxes, by default 0; it gives the color behind the text.
-    titles: one per image, in red where `wrong`; long titles are in a smaller font.
-    cell: inches per image; by default the images, in their mean aspect ratio, fill their cells.
+    path: file to write, see `figures.save`.
+    titles: title of each image, in red where `wrong` is true; long titles get a smaller font.
+    true, predicted: for each image boxes [n, 4], one box [4], or None.
+    texts: for each image, a text for each predicted box or, if it has no `predicted`, for each true
+      box.
+    labels: class index of each box with a text, by default 0; it selects the color behind the text.
+    cell: width and height of a cell in inches; by default the height fits the mean aspect ratio of
+      the images.
     """
     cell = cell or _fitting_cell(images, titles)
     longest = max(len(line) for title in titles for line in title.split("\n"))
@@ -62,7 +65,7 @@ def annotated_image(
     texts: Sequence[str] | None = None,
     labels: Array | None = None,
 ) -> None:
-    """One image [H, W, C] in [0, 1] at its own size, with boxes and texts as in `gallery`.
+    """Draw one image [H, W, C] in [0, 1] at its own size, with boxes and texts as in `gallery`.
 
     An image whose shorter side is below `MIN_SIDE` pixels is enlarged by a whole factor.
     """
@@ -83,10 +86,11 @@ def assignments(
     path: Path,
     columns: int = 3,
 ) -> None:
-    """Images [H, W, C] with true boxes [n, 4] and, in the same colors, the cells assigned to them.
+    """Draw images [H, W, C] with true boxes [n, 4] and, in the same colors, the cells of each box.
 
-    cells: (centers [m, 2], strides [m], box indices [m], target scores [m]) of each image.  A dot
-    is half as wide as its cell, and the more opaque the higher its score is.
+    cells: for each image, (centers [m, 2], strides [m], indices of the boxes to which the cells are
+      assigned [m], target scores [m]).  A dot marks a cell; it is half as wide as the cell, and the
+      more opaque the higher the score.
     """
     figure, every = figures.grid(len(images), columns, cell=(6, 5))
     given = zip(every, images, true, cells, strict=True)
@@ -102,7 +106,10 @@ def assignments(
 
 
 def confusion_matrix(counts: Array, names: Sequence[str], path: Path, title: str = "") -> None:
-    """Counts [K, K] by true class (rows) and predicted class (columns), shaded by row fraction."""
+    """Draw counts [K, K] by true class (rows) and predicted class (columns).
+
+    The shade of a cell is its fraction of the counts in its row.
+    """
     counts = np.asarray(counts)
     fractions = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = max(4, 0.6 * len(names) + 2)
@@ -124,12 +131,13 @@ def precision_recall(
     path: Path,
     marked: Sequence[float] = (),
 ) -> None:
-    """Precision against recall, one curve per class, and the mean of the curves.
+    """Plot precision against recall, with one curve per class and the mean of the curves.
 
-    curves: {class: (precision, score threshold)} at each of `recalls`; -1 for a class without
-    objects, which is left out.  marked: up to four score thresholds; for each, a marker shows the
-    highest recall of a curve that is reached at this threshold.  Beyond `MAX_COLORED_CLASSES`
-    classes, curves are thin gray lines without markers.
+    curves: {class: (precision, score threshold)} at each of `recalls`; a class without objects has
+      -1 and is left out.
+    marked: up to four score thresholds; for each, a marker on a curve shows the highest recall that
+      the class reaches at this threshold.
+    Beyond `MAX_COLORED_CLASSES` classes, curves are thin gray lines without markers.
     """
     figure, axes = figures.single("recall", "precision at IoU 0.5", size=(7, 5))
     known = {name: (p, s) for name, (p, s) in curves.items() if (p > -1).all()}
@@ -155,7 +163,10 @@ def precision_recall(
 
 
 def bar_chart(values: Mapping[str, float], path: Path, *, label: str) -> None:
-    """One horizontal bar for each of {name: value in [0, 1]}, the first in black."""
+    """Draw a horizontal bar for each of {name: value in [0, 1]}, the first one in black.
+
+    label: name of the axis of values.
+    """
     figure = Figure(figsize=(7, max(2.5, 0.32 * len(values) + 1)), layout="constrained")
     axes = figure.subplots()
     for position, value in enumerate(values.values()):
@@ -167,7 +178,7 @@ def bar_chart(values: Mapping[str, float], path: Path, *, label: str) -> None:
 
 
 def show_file(path: Path) -> None:
-    """Show an image file in a window; returns once the window is closed."""
+    """Show an image file in a window, and return once the window is closed."""
     import matplotlib.pyplot as plt  # selects a backend, which nothing else here needs
 
     plt.imshow(plt.imread(path))
@@ -194,9 +205,9 @@ def _item(part: Sequence[Any] | None, i: int) -> Any:
 
 
 def _draw_boxes(axes, true, predicted, texts, labels, line_width=None, font_size=7) -> None:
-    """Boxes of one image, and a text above each predicted one, or each true one.
+    """Draw the boxes of one image, and a text above each predicted or, without these, true box.
 
-    The first box is drawn last, on top: detections are in descending order of their scores.
+    The first box is drawn last, on top, since detections are in descending order of their scores.
     """
     given = ([] if boxes is None else boxes for boxes in (true, predicted))
     true_boxes, predicted_boxes = (np.reshape(np.asarray(boxes), (-1, 4)) for boxes in given)
@@ -213,7 +224,7 @@ def _draw_boxes(axes, true, predicted, texts, labels, line_width=None, font_size
 
 
 def _draw_text(axes, corners, text, color, size) -> None:
-    """A small text above a box, or inside it where it would leave the image."""
+    """Write a small text above a box, or inside it where it would extend beyond the image."""
     x0, y0, x1, _ = corners
     width, height = axes.get_xlim()[1], axes.get_ylim()[0]
     top, right = y0 < 0.05 * height, x0 > 0.85 * width

@@ -17,11 +17,12 @@ def roofline(
     bytes_per_s: float,
     named: int = 10,
 ) -> None:
-    """Operations per second of layers against their operations per byte, below the roofline.
+    """Plot operations per second of layers against their operations per byte, with the roofline.
 
-    rows: `layer`, `total` operations, `bytes` and `operations_per_s` of each layer; the `named`
-    slowest are labeled.  Rows without operations or without a time are left out.
-    operations_per_s, bytes_per_s: peaks of the device.
+    rows: `layer`, `total` operations, `bytes` and `operations_per_s` of each layer.  Rows without
+      operations or without a time are left out; one at least must remain.
+    operations_per_s, bytes_per_s: peaks of the device, which determine the roofline.
+    named: number of layers, those that take most time, that are labeled with their names.
     """
     shown = [row for row in rows if row.get("operations_per_s") and row["total"]]
     shown.sort(key=lambda row: row["total"] / row["operations_per_s"], reverse=True)

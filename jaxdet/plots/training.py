@@ -17,8 +17,8 @@ from jaxdet.plots import figures
 PANEL = (5.5, 4.0)  # inches
 LINE_STYLES = cycler(ls=["-", "--", ":"]) * rcParams["axes.prop_cycle"]
 SPLIT_COLORS = {"train": "C0", "val": "C1", "test": "C2"}
-VALIDATION_SCORES = ("iou", "map", "map50")  # not measured in training
-SPLIT_TITLES = {True: "validation", False: "test (no selection)"}  # by: has validation scores
+VALIDATION_SCORES = ("iou", "map", "map50")  # not measured on training images
+SPLIT_TITLES = {True: "validation", False: "test (no selection)"}  # key: with validation scores?
 COMPARED = ("loss", "accuracy", "iou", "map", "map50")
 LOG_RANGE = 4  # a loss that changes by less than this factor is drawn on a linear scale
 
@@ -26,10 +26,10 @@ Metrics = Sequence[dict[str, Any]]  # the lines of a `metrics.jsonl`
 
 
 def learning_curves(metrics: Metrics, path: Path) -> None:
-    """Loss terms and scores of a run against the epoch, in one panel each.
+    """Plot the loss terms and scores of a run against the epoch, each in a panel of its own.
 
-    A panel has a curve for each of training, validation and a monitored test split that the run
-    has values of.
+    A panel has a curve for each of training, validation and (with --monitor test) test of which the
+    run has values.
     """
     trained = {name for line in metrics for name in line["train"] or ()}
     shared = trained or {"loss", "accuracy"} & {*_scores(metrics[0])}
@@ -52,11 +52,11 @@ def learning_curves(metrics: Metrics, path: Path) -> None:
 
 
 def compare_runs(metrics_by_run: Mapping[str, Metrics], path: Path) -> None:
-    """Validation loss, accuracy, IoU and mAP of several runs against the epoch, a panel each.
+    """Plot validation loss, accuracy, IoU and mAP of several runs against the epoch, a panel each.
 
-    Runs without validation are shown by their test scores, and the title says so.  A term that any
-    run lacks is left out.  If all runs have an accuracy and times, a further panel has the accuracy
-    against the seconds of training and evaluation.
+    For runs without validation, test scores are plotted instead, and the title says so.  A term
+    that is missing in any run is left out.  If all runs have an accuracy and times, a further panel
+    has the accuracy against the seconds of training and evaluation.
     """
     lines = [line for metrics in metrics_by_run.values() for line in metrics]
     known = set.intersection(*({*_scores(line)} for line in lines)) if lines else set()
@@ -98,10 +98,10 @@ def _draw_curves(
     against: str = "epoch",
     colors: Mapping[str, str] | None = None,
 ) -> None:
-    """A line per {label: points [(x, value)]}.
+    """Draw a line for each of {label: points [(x, value)]}.
 
-    A loss above 0 that changes by a factor of `LOG_RANGE` is drawn on a logarithmic scale, whose
-    ticks are plain numbers.
+    A loss above 0 that changes by more than a factor of `LOG_RANGE` is drawn on a logarithmic
+    scale, whose ticks are plain numbers.
     """
     for label, points in curves.items():
         x, values = np.array(points).reshape(-1, 2).T

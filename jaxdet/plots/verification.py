@@ -14,9 +14,9 @@ BINS = 60
 
 
 def threshold_sweep(rows: Sequence[Mapping[str, float]], chosen: float, path: Path) -> None:
-    """Accuracy against the threshold, and the chosen threshold.
+    """Plot accuracies against the threshold, and mark the chosen threshold.
 
-    rows: `threshold`, `accuracy` and `known_accuracy` of each point.
+    rows: `threshold`, `accuracy` and `known_accuracy` (of probes in the gallery) of each point.
     """
     figure, axes = figures.single("threshold", "accuracy", size=SIZE)
     thresholds = [row["threshold"] for row in rows]
@@ -28,7 +28,10 @@ def threshold_sweep(rows: Sequence[Mapping[str, float]], chosen: float, path: Pa
 
 
 def roc(curve: Roc, path: Path) -> None:
-    """True accept rate against false accept rate on a logarithmic scale, without rates of 0."""
+    """Plot the true accept rate against the false accept rate, on a logarithmic scale.
+
+    Points with a false accept rate of 0 are left out.
+    """
     figure, axes = figures.single("false accept rate", "true accept rate", size=SIZE)
     positive = curve.far > 0
     axes.plot(curve.far[positive], curve.tar[positive])
@@ -37,7 +40,10 @@ def roc(curve: Roc, path: Path) -> None:
 
 
 def score_histogram(scores: Array, same: Array, path: Path) -> None:
-    """Densities of the scores [N] of pairs of the same identity (`same` [N]) and of others."""
+    """Plot the densities of the scores [N] of pairs of the same identity and of other pairs.
+
+    same [N]: bool, whether a pair is of the same identity.
+    """
     figure, axes = figures.single("score", "density", size=SIZE)
     bins = np.histogram_bin_edges(scores, BINS).tolist()
     for name, values in (("same identity", scores[same]), ("different", scores[~same])):

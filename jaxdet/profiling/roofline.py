@@ -3,7 +3,7 @@
 Layers are compiled and timed one by one, on random inputs.  In the whole network the compiler fuses
 neighboring layers, so that the whole takes less time than the sum; both are measured.  The bytes
 of a layer are the least that it has to move: its inputs, weights and outputs, once each.  A layer
-whose data fit into a cache can exceed the roofline, which is set by main memory.
+whose data fit into a cache can exceed the roofline, which is that of the main memory.
 Williams, Waterman and Patterson 2009, the roofline model.
 """
 
@@ -53,9 +53,9 @@ class Roofline(NamedTuple):
 def measure(network: summary.NetworkSummary, rows: list[dict[str, Any]]) -> Roofline:
     """Time the network and its layers, and add the times to `rows` of `summary.table_rows`.
 
-    Rows are changed in place.  Each layer's row gets `forward_s`, `backward_s`, `bytes` and
-    `operations_per_s`, as far as they apply; the last row gets the sums over layers, and the total
-    operations divided by the total seconds.
+    Rows are changed in place.  The row of a layer that was timed gets `forward_s`, `backward_s` (if
+    it has a backward pass), `bytes` and `operations_per_s`.  The last row gets the sums of the
+    first three over all layers, and the total operations divided by the total seconds.
     """
     layers, seconds = time_layers(network), time_network(network)
     for row in rows[:-1]:
@@ -70,7 +70,7 @@ def measure(network: summary.NetworkSummary, rows: list[dict[str, Any]]) -> Roof
 
 
 def notes(measured: Roofline, rows: list[dict[str, Any]]) -> list[str]:
-    """Sentences on the whole network and the device, to print below the table."""
+    """Sentences on the whole network and the device, to be printed below the table."""
     operations, peaks = rows[-1]["total"], measured.peaks
     return [
         f"whole pass, compiled as one program: {measured.seconds:.4g} s, "
@@ -107,9 +107,11 @@ def split_by_layer(closed: core.ClosedJaxpr) -> Iterator[LayerJaxpr]:
 def time_layers(
     network: summary.NetworkSummary, *, seconds: float = SECONDS_PER_LAYER
 ) -> dict[str, dict[str, float]]:
-    """{path: {"forward_s", "backward_s", "bytes"}} of the layers; each pass is timed for `seconds`.
+    """{path of a layer: {"forward_s", "backward_s", "bytes"}}.
 
     A layer without a backward pass has no "backward_s".
+
+    seconds: each pass of each layer is repeated until it has taken so many seconds.
     """
     measured = {}
     for layer in split_by_layer(network.trace()):

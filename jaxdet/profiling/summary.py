@@ -53,8 +53,8 @@ HEADINGS = {
 NARROW_WITHOUT = ("inputs", "weights", "type", "other", "maxima", "additions", "multiplications")
 TEXT_COLUMNS = ("layer", "type", "output", "inputs", "weights")  # which have no sum
 OTHER_KINDS = ("minima", "comparisons", "divisions", "transcendentals")
-ROOT = "(network)"  # what the network does outside its layers
-HIDDEN_FIELDS = ("name", "parent", "use_running_average")  # of modules: not hyper-parameters
+ROOT = "(network)"  # name of the row of operations outside all layers
+HIDDEN_FIELDS = ("name", "parent", "use_running_average")  # of modules; not hyper-parameters
 POOLS = {"reduce_window_max": "max pool", "reduce_window_sum": "sum pool"}
 
 
@@ -115,9 +115,9 @@ def summarize(
 
 
 def table_rows(network: NetworkSummary, *, backward: bool = False) -> list[dict[str, Any]]:
-    """Rows of the table, one per layer and a last one with their sums, with keys of `HEADINGS`.
+    """Rows of the table, one for each layer and a last one with sums; keys as in `HEADINGS`.
 
-    backward: include the columns `forward` and `backward` beside `total`.
+    backward: whether there are columns `forward` and `backward` beside `total`.
     """
     convention = network.report.convention
     whole = sum((layer.forward + layer.backward for layer in network.layers), OpCounts())
@@ -176,17 +176,17 @@ def to_json(rows: Sequence[dict[str, Any]], notes: Sequence[str] = ()) -> str:
 
 
 def to_csv(rows: Sequence[dict[str, Any]]) -> str:
-    """The table with comma-separated values, `other` operations also by kind."""
+    """The table as comma-separated values, with a column for each kind of `other` operations."""
     return tables.to_csv(rows, [*_headings(rows, HEADINGS), *OTHER_KINDS])
 
 
 def relative_path(path: str) -> str:
-    """A path of the name stack without its first part, the name of the network."""
+    """A path of the name stack without its first name, that of the network."""
     return path.partition("/")[2]
 
 
 def _headings(rows, headings) -> dict[str, str]:
-    """The headings of those columns that any row has."""
+    """The headings of the columns that at least one row has."""
     return {key: name for key, name in headings.items() if any(key in row for row in rows)}
 
 
@@ -287,7 +287,7 @@ def _scope_type(equations) -> str:
 
 
 def _module_type(module) -> str:
-    """Class of a module and those simple fields that differ from their defaults."""
+    """Class of a module, and its fields that are simple values other than their defaults."""
     words = [type(module).__name__]
     for field in fields(module):
         value = getattr(module, field.name, None)

@@ -27,9 +27,9 @@ class Timing(NamedTuple):
 
 
 def measure(fn: Callable, *args: Any, seconds: float = 1.0, repeats: int = 3) -> Timing:
-    """Time `fn(*args)`: at least `repeats` calls, and more until they have taken `seconds`.
+    """Time `fn(*args)`: a first call, `repeats` more, and further ones until these took `seconds`.
 
-    At most `MAX_REPEATS` calls, or `repeats` if that is more.
+    The calls after the first are at most `MAX_REPEATS`, or `repeats` if that is more.
     """
     return measure_interleaved(partial(fn, *args), seconds=seconds, repeats=repeats)[0]
 

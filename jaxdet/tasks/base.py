@@ -1,4 +1,4 @@
-"""The forward pass and means over real rows, as all tasks compute them."""
+"""The forward pass, and means over the real rows of a batch, as all tasks compute them."""
 
 from typing import Any
 
@@ -18,12 +18,13 @@ def forward(
     context: StepContext,
     **extra: Any,
 ) -> tuple[Any, Tree]:
-    """(outputs, batch statistics) of `net`.
+    """(outputs, running statistics) of `net` for images [B, H, W, C].
+
+    In training, dropout is on, and batch norm uses the statistics of the batch of all devices and
+    updates the running statistics.  In evaluation the running statistics are used and returned
+    unchanged.
 
     extra: further keyword arguments of the network.
-
-    In training, dropout is on and batch norm uses the statistics of the whole batch, over all
-    devices; in evaluation the running statistics are used and returned unchanged.
     """
     before = variables.get("batch_stats", {})
     if not context.train:
@@ -36,7 +37,7 @@ def forward(
 
 
 def real_rows(batch: Batch, context: StepContext) -> Array:
-    """Number of real rows in the global batch, the denominator of means; at least 1."""
+    """The divisor of means: the number of real rows in the batch of all devices, at least 1."""
     return jnp.maximum(parallel.psum(batch["real"].sum(), context.axis), 1.0)
 
 

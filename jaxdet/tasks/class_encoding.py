@@ -1,6 +1,7 @@
 """How a detector encodes background: all-zero targets, a background class, or an objectness score.
 
-Target scores [B, A, K] are those of `ops.assign.Targets`: in [0, 1], at most one class per cell.
+Target scores [B, A, K] are those of `ops.assign.Targets`: they are in [0, 1], and at most one class
+of a cell has a score above 0.
 """
 
 import math
@@ -19,10 +20,11 @@ from jaxdet.types import Array
 class ClassEncoding(NamedTuple):
     """One way to encode background."""
 
-    num_logits: Callable[[int], int]  # K -> class logits per cell
-    objectness: bool  # whether cells have an objectness logit as well
-    scores: Callable[[DetectorOutput], Array]  # [B, A, K] in [0, 1]
-    losses: Callable[[DetectorOutput, Array], dict[str, Array]]  # {term: [B]}, summed over cells
+    num_logits: Callable[[int], int]  # from the number of classes to that of class logits per cell
+    objectness: bool  # whether cells also have an objectness logit
+    scores: Callable[[DetectorOutput], Array]  # predicted scores [B, A, K] in [0, 1]
+    # from an output and target scores [B, A, K] to {term: [B]}, each summed over cells
+    losses: Callable[[DetectorOutput, Array], dict[str, Array]]
 
 
 def _zeros_scores(output: DetectorOutput) -> Array:
@@ -39,7 +41,7 @@ def _objectness_scores(output: DetectorOutput) -> Array:
 
 
 def _objectness_losses(output: DetectorOutput, target: Array) -> dict[str, Array]:
-    """Class loss at positive cells, weighted by their target score; objectness loss everywhere."""
+    """Class loss of positive cells, weighted by the target score; objectness loss of all cells."""
     weight = target.max(-1)  # [B, A]
     classes = optax.sigmoid_binary_cross_entropy(output.classes, (target > 0).astype(jnp.float32))
     objectness = optax.sigmoid_binary_cross_entropy(output.objectness, weight)
@@ -50,7 +52,10 @@ def _objectness_losses(output: DetectorOutput, target: Array) -> dict[str, Array
 
 
 def _log_probabilities(output: DetectorOutput) -> Array:
-    """[B, A, 1 + K], background first; equal logits give it a probability of 1 - PRIOR."""
+    """Log-probabilities [B, A, 1 + K], background first.
+
+    If all logits are equal, the background has a probability of 1 - PRIOR.
+    """
     classes = output.classes.shape[-1] - 1
     bias = math.log(classes * (1 - PRIOR) / PRIOR) * (jnp.arange(1 + classes) == 0)
     return jax.nn.log_softmax(output.classes + bias[None, None])

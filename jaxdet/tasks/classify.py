@@ -18,14 +18,17 @@ from jaxdet.types import Array, Batch, StepContext, Tree
 
 @dataclass(frozen=True)
 class ClassificationTask:
-    """Classification with a softmax, or one of the other `LabelLoss`es.
+    """Classification with softmax cross-entropy, or with another `LabelLoss`.
 
-    net: images [B, H, W, C] to logits [B, K].
+    net: network from images [B, H, W, C] to logits [B, K].
     classes: names of the K classes.
-    transform: (key, image) -> image; augments one training image [H, W, C], values in [0, 255].
-    mix: (keys [B], images, targets [B, K], axis=) -> (images, targets); mixes a batch, which may be
-      split over a device axis; values in [0, 1].
-    tta: predict from the mean logits of an image and its mirror image; the loss is not affected.
+    transform: function (key, image) -> image that augments one training image [H, W, C] with values
+      in [0, 255]; None: no augmentation.
+    mix: function (keys [B], images, targets [B, K], axis=) -> (images, targets) that mixes a batch
+      with values in [0, 1]; the batch is split over the device axis `axis`, unless it is None.
+      `mix` itself may be None: no mixing.
+    tta: whether to predict from the mean logits of an image and its mirror image; the loss is not
+      affected.
 
     `context.hparams["dropout"]` multiplies the dropout rates of the network.
     """
@@ -44,7 +47,10 @@ class ClassificationTask:
         return self.net.init(key, batch["image"])
 
     def augment(self, keys: jax.Array, batch: Batch, context: StepContext) -> Batch:
-        """Images with values in [0, 1], augmented in training, and target probabilities [B, K]."""
+        """The batch with target probabilities [B, K] and with images scaled to [0, 1].
+
+        In training, labels are smoothed and images augmented.
+        """
         image, target = batch["image"], jax.nn.one_hot(batch["label"], len(self.classes))
         if context.train:
             target = optax.smooth_labels(target, self.label_smoothing)

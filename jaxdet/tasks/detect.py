@@ -1,4 +1,4 @@
-"""Detection: any number of boxes per image, predicted by cells that are assigned to them."""
+"""Detection: any number of boxes per image, predicted by the cells of a feature pyramid."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,10 +21,10 @@ from jaxdet.training import parallel
 from jaxdet.types import Array, Batch, StepContext, Tree
 
 STRIDE = 32  # pixels per cell of the coarsest level
-TRUTH = (  # what a batch holds for evaluation only
+TRUTH = (  # keys of a batch that only evaluation reads
     *("true_boxes", "true_labels", "true_valid", "true_crowd", "true_area", "size"),
 )
-PRE_NMS_TOP_K = 1000  # best pairs of cell and class that NMS receives (TOOD)
+PRE_NMS_TOP_K = 1000  # NMS receives so many best pairs of cell and class, as in TOOD
 
 Assigner = Callable[..., assign.Targets]
 
@@ -32,7 +32,7 @@ Assigner = Callable[..., assign.Targets]
 class View(NamedTuple):
     """A view of an image for test-time augmentation."""
 
-    scale: float = 1.0  # of its sides, rounded to multiples of `STRIDE` pixels
+    scale: float = 1.0  # factor of the sides, which are rounded to multiples of `STRIDE` pixels
     mirrored: bool = False
 
 
@@ -44,17 +44,19 @@ TTA = tuple(View(scale, mirrored) for scale in (1.0, 0.83, 1.17) for mirrored in
 class DetectionTask:
     """Detection with dense targets.
 
-    net: images [B, H, W, C] to `DetectorOutput`.
-    transform: (keys [B], batch, context) -> batch; augments training images with their boxes.
-    assigner: (epoch, points, anchors, scores, boxes, true boxes, labels, valid) -> `Targets` of one
-      image; see `make_assigner`.
-    suppress: (boxes, scores, labels) -> `nms.Detections` of one image.
-    box_loss: (boxes, true boxes) -> loss per box.
-    offset_loss: whether `box_loss` compares offsets from the anchors, not boxes.
+    net: network from images [B, H, W, C] to a `DetectorOutput`.
+    classes: names of the classes.
+    transform: function (keys [B], batch, context) -> batch that augments training images with their
+      boxes.
+    assigner: function (epoch, points, anchors, scores, boxes, true boxes, labels, valid) ->
+      `Targets` of one image; see `make_assigner`.
+    suppress: function (boxes, scores, labels) -> `nms.Detections` of one image.
+    box_loss: function (boxes, true boxes) -> loss of each box.
+    offset_loss: whether `box_loss` compares offsets from the anchors instead of boxes.
     encoding: how background is encoded.
-    views: views of each image whose predictions are suppressed together.
+    views: views of an image from which the network predicts; NMS takes the boxes of all of them.
 
-    `context.hparams` holds the weights of the terms, `classification_weight` and so on.
+    `context.hparams` holds the weight of each loss term, such as `classification_weight`.
     """
 
     net: nn.Module
@@ -73,9 +75,9 @@ class DetectionTask:
         return self.net.init(key, batch["image"])
 
     def augment(self, keys: jax.Array, batch: Batch, context: StepContext) -> Batch:
-        """Images with values in [0, 1].
+        """The batch with images scaled to [0, 1].
 
-        In training they are augmented with their boxes, and resized by `context.scale`.
+        In training, images and boxes are augmented, and resized by the factor `context.scale`.
         """
         batch = batch | {"image": batch["image"] / jnp.float32(255)}
         if not context.train:
@@ -85,10 +87,10 @@ class DetectionTask:
     def loss(
         self, variables: Tree, batch: Batch, key: jax.Array, context: StepContext
     ) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
-        """This device's contribution to the loss.
+        """This device's contribution to the loss and to its terms.
 
-        Terms are sums over cells, divided by the sum of target scores, or by 1 if that is larger;
-        `positives` is the mean number of positive cells per image.
+        Terms are sums over cells, divided by the sum of target scores, or by 1 if that is larger.
+        The term `positives` is the mean number of positive cells per image.
         """
         images = normalize(batch["image"], self.normalization)
         output, stats = forward(key, self.net, variables, images, context)
@@ -149,7 +151,7 @@ class DetectionTask:
     def _targets(
         self, output: DetectorOutput, batch: Batch, context: StepContext
     ) -> assign.Targets:
-        """`Targets` of every image for its predictions; crowds are not assigned."""
+        """`Targets` of every image for its predictions; crowds are assigned to no cell."""
         scores = self.encoding.scores(output)
         one = partial(self.assigner, context.epoch, output.points, output.anchors)
         valid = batch["valid"] & ~batch["crowd"]
@@ -186,9 +188,10 @@ class DetectionTask:
 
 
 def make_assigner(*, tal_from: int = 0, positive_iou: float = 0.5, **tal: Any) -> Assigner:
-    """The assigner of a `DetectionTask`: by IoU in the first `tal_from` epochs, then task-aligned.
+    """An assigner for a `DetectionTask`: by IoU in the first `tal_from` epochs, then task-aligned.
 
-    tal: options of `assign.task_aligned`; without any, all epochs assign by IoU with the anchors.
+    positive_iou: option of `assign.max_iou`, which assigns by IoU with the anchors.
+    tal: options of `assign.task_aligned`; without any, all epochs assign by IoU.
     """
 
     def assigner(epoch, points, anchor_boxes, scores, predicted, *true):
@@ -218,13 +221,17 @@ def boxes_to_original(found: Array, to_original: Array) -> Array:
 
 
 def distribution_focal_loss(output: DetectorOutput, true: Array) -> Array:
-    """Cross-entropy [B, A] of distributions over distances, mean over the four sides.
+    """Distribution focal loss (DFL) [B, A] of the distances of a box's sides from the cell center.
 
-    The true distance is clipped to the range of the steps, and the target probability is split
-    linearly between the two steps next to it.  Li et al. 2020, arXiv:2006.04388.
+    It is the cross-entropy of the predicted distribution over steps of one stride, averaged over
+    the four sides.  The true distance is clipped to the range of the steps, and the target
+    probability is split linearly between the two steps next to it.
+
+    true: true boxes [B, A, 4].
+    Li et al. 2020, arXiv:2006.04388.
     """
     distances = anchors.boxes_to_ltrb(true, output.points[None]) / output.strides[None, :, None]
-    logits: Any = output.distances  # not None: the head has bins
+    logits: Any = output.distances  # not None: callers check it
     last = logits.shape[-1] - 1
     distances = jnp.clip(distances, 0, last - 0.01)
     log_probabilities = jax.nn.log_softmax(logits)  # [B, A, 4, R]

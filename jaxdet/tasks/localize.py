@@ -22,10 +22,13 @@ from jaxdet.types import Array, Batch, StepContext, Tree
 class LocalizationTask:
     """Label and box of the one object in an image.
 
-    net: images [B, H, W, C] to logits [B, K] and boxes [B, 4] as fractions of the image.
-    transform: (key, image, box) -> (image, box); augments one training image [H, W, C] in [0, 1].
+    net: network from images [B, H, W, C] to logits [B, K] and boxes [B, 4], which are fractions of
+      the image.
+    classes: names of the K classes.
+    transform: function (key, image, box) -> (image, box) that augments one training image [H, W, C]
+      with values in [0, 1].
 
-    `context.hparams` holds the weights of the terms, `class_weight` and `box_weight`, and
+    `context.hparams` holds the weights of the loss terms, `class_weight` and `box_weight`, and
     `dropout_scale`, a factor of the dropout rates of the network.
     """
 
@@ -42,7 +45,7 @@ class LocalizationTask:
         return self.net.init(key, batch["image"])
 
     def augment(self, keys: jax.Array, batch: Batch, context: StepContext) -> Batch:
-        """Images with values in [0, 1]; in training each is augmented with its box."""
+        """The batch with images scaled to [0, 1]; in training each is augmented with its box."""
         image = batch["image"] / jnp.float32(255)
         if not context.train:
             return batch | {"image": image}
@@ -54,7 +57,7 @@ class LocalizationTask:
     ) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
         """This device's contribution to the mean loss over images, and to its terms.
 
-        The terms `regression` and `loss` are left out unless `boxed`.
+        The terms `regression` and `loss` are left out if `boxed` is False.
         """
         images = normalize(batch["image"], self.normalization)
         scale = context.hparams["dropout_scale"]
@@ -97,10 +100,10 @@ class LocalizationTask:
         }
 
     def measure(self, predictions: dict[str, Array], batch: Batch) -> dict[str, Array]:
-        """Labels, and the IoU and distance of predicted and true box, [B] each.
+        """True and predicted labels, and IoU and distance of predicted and true box, [B] each.
 
-        The distance is Euclidean, between corners [4] as fractions of the image.  If not every
-        image has a box, the mask `boxed` [B] marks the images that have one.
+        The distance is the Euclidean distance of the two vectors of corners [4], as fractions of
+        the image.  If the field `boxed` is False, a mask `boxed [B]` marks the images with a box.
         """
         true = batch["boxes"][:, 0]
         offset = (predictions["box"] - true) / _sides(batch["image"])

@@ -1,7 +1,7 @@
 """Localization of the one object of an image by convolutional sliding windows.
 
-The network evaluates every window of the image at once and predicts, per window, whether it
-overlaps the object, and the object's class and box, in units of the window (0 to 1).
+The network evaluates all windows of the image at once.  It predicts, for each window, whether the
+window overlaps the object, the object's class, and its box in units of the window (0 to 1).
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ CONFIDENCE_POWER, VISIBLE_POWER = 4.0, 2.0  # weights of windows under "merge"
 
 
 class WindowOutputs(NamedTuple):
-    """Predictions of each window."""
+    """Predictions of all windows."""
 
     detect: Array  # [...] logit that the window overlaps the object
     classes: Array  # [..., K] log-probabilities
@@ -33,7 +33,7 @@ class WindowOutputs(NamedTuple):
 
 
 def constant_weight(context: StepContext) -> float:
-    """The schedule of a constant box weight."""
+    """A `box_weight_schedule` that keeps the box weight constant."""
     return 1.0
 
 
@@ -41,15 +41,15 @@ def constant_weight(context: StepContext) -> float:
 class SlidingWindowTask:
     """Label and box of the one object of an image, from the predictions of all windows.
 
-    net: a window network; images [B, H, W, C] to [B, R, C', 1 + K + 4].
-    place: (key, object) -> (image, box); draws an object at random on a canvas.
+    net: window network from images [B, H, W, C] to outputs [B, rows, columns, 1 + K + 4].
+    place: function (key, object) -> (image, box) that places an object at random on a canvas.
     mask_loss_by: windows whose class and box losses count: all that overlap the object ("truth"),
-      or only those in which the network also detects it ("both").
-    reduction: "sum" adds the loss over images and windows, "mean" averages it.
-    selection: how the prediction of an image follows from its windows, see `select_window`.
-    box_weight_schedule: context -> factor of the box weight during training.
+      or only those of them in which the network detects it ("both").
+    reduction: whether losses are added ("sum") or averaged ("mean") over images and windows.
+    selection: how an image is predicted from its windows, see `select_window`.
+    box_weight_schedule: function from the context to a factor of the box weight in training.
 
-    `context.hparams` holds the weights of the terms, `class_weight` and `box_weight`.
+    `context.hparams` holds the weights of the loss terms, `class_weight` and `box_weight`.
     """
 
     net: Any
@@ -64,7 +64,10 @@ class SlidingWindowTask:
         return self.net.init(key, batch["image"])
 
     def augment(self, keys: jax.Array, batch: Batch, context: StepContext) -> Batch:
-        """Place every object on a canvas, at random; in evaluation, at a place fixed per image."""
+        """Place every object on a canvas, at random.
+
+        In evaluation, an image is placed at the same position every time.
+        """
         image, box = jax.vmap(self.place)(keys, batch["image"] / 255.0)
         return batch | {"image": image, "boxes": box[:, None]}
 
@@ -73,7 +76,7 @@ class SlidingWindowTask:
     ) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
         """This device's contribution to the loss, and to the means of its terms over images.
 
-        Among the terms, `loss` has the final box weight, whatever the schedule.
+        The term `loss` is computed with the final box weight, whatever the schedule.
         """
         raw, stats = forward(key, self.net, variables, batch["image"], context)
         encode = partial(windows.encode_targets, grid=self._grid(batch["image"]))
@@ -94,7 +97,10 @@ class SlidingWindowTask:
         return loss, (stats, {name: total / rows for name, total in sums.items()})
 
     def predict(self, variables: Tree, images: Array) -> dict[str, Array]:
-        """`label [B]`, `score [B]` and `box [B, 4]` of images at least as large as the window."""
+        """`label [B]`, `score [B]` and `box [B, 4]` in pixels.
+
+        Images must be at least as large as a window.
+        """
         return self._select(self.net.apply(variables, images, train=False), images)
 
     def measure(self, predictions: dict[str, Array], batch: Batch) -> dict[str, Array]:
@@ -105,10 +111,11 @@ class SlidingWindowTask:
         }
 
     def report(self, rows: dict[str, Array]) -> dict[str, Any]:
-        """Accuracy, mean `iou`, and fractions of images with an IoU of at least .5.
+        """`accuracy`, `iou`, `iou50`, `joint` and `right_iou` of a split.
 
-        `iou50` counts them with any label, `joint` with a correct label only.  `right_iou` is the
-        mean with IoU 0 for wrong labels.
+        `iou` is the mean IoU, and `right_iou` the mean with IoU 0 for wrong labels.  `iou50` is the
+        fraction of images with an IoU of at least .5, and `joint` the fraction of images with such
+        an IoU and a correct label.
         """
         correct, iou = rows["right"], rows["iou"]
         return {
@@ -133,7 +140,7 @@ class SlidingWindowTask:
 class MultipleObjectsTask(SlidingWindowTask):
     """A `SlidingWindowTask` that predicts every object of an image, see `detect_objects`.
 
-    It is trained and evaluated on images of one object; in evaluation the best detection counts.
+    It is trained and evaluated on images of one object; evaluation takes the best detection.
     """
 
     score_threshold: float = 0.8
@@ -153,7 +160,10 @@ class MultipleObjectsTask(SlidingWindowTask):
         return jax.vmap(lambda one: detect(split_outputs(one)))(raw)
 
     def measure(self, predictions: dict[str, Array], batch: Batch) -> dict[str, Array]:
-        """As `SlidingWindowTask.measure`, for the best detection; without one, wrong with IoU 0."""
+        """As `SlidingWindowTask.measure`, for the best detection.
+
+        An image without detections counts as wrong, with IoU 0.
+        """
         best = {"label": predictions["labels"][:, 0], "box": predictions["boxes"][:, 0]}
         measured, found = super().measure(best, batch), predictions["valid"][:, 0]
         return {"right": measured["right"] & found, "iou": jnp.where(found, measured["iou"], 0.0)}
@@ -168,11 +178,13 @@ def split_outputs(raw: Array) -> WindowOutputs:
 def loss_terms(
     outputs: WindowOutputs, targets: Array, *, mask_by: LossMask = "both"
 ) -> dict[str, Array]:
-    """Detection, classification and regression loss per window, [...] each.
+    """The losses `detection`, `classification` and `regression` of each window, [...] each.
 
-    targets: [..., 6], see `windows.encode_targets`.  Classification (negative log-likelihood) and
-    regression (mean squared error) are 0 except in windows that overlap the object and, under
-    `mask_by="both"`, in which the network also detects it.  The mask has no gradient.
+    targets: [..., 6], see `windows.encode_targets`.
+
+    Classification (negative log-likelihood) and regression (mean squared error) are 0 in windows
+    that do not overlap the object and, with `mask_by="both"`, in windows in which the network does
+    not detect it.  No gradient flows through this mask.
     """
     inside = targets[..., 0]
     detected = (outputs.detect > 0).astype(jnp.float32) if mask_by == "both" else 1.0
@@ -190,14 +202,16 @@ def select_window(
 ) -> dict[str, Array]:
     """`label`, `score` and `box [4]` of an image from the predictions of its windows.
 
-    outputs: [R, C, ...] each; corners: [R, C, 4] of the windows in pixels.  "class" takes the
-    window with the highest class log-probability; "product" adds the log-probability of detection,
-    since classes are not trained in windows without an object; "merge" averages all windows,
-    weighted by both probabilities and by the visible fraction of the predicted box (after OverFeat,
-    Sermanet et al. 2013, arXiv:1312.6229).
+    outputs: arrays [rows, columns, ...].
+    corners: corners [rows, columns, 4] of the windows in pixels.
+    selection: "class" takes the window with the highest class probability; "product" the one with
+      the highest product of class and detection probability, since classes are not trained in
+      windows without an object; "merge" averages all windows, weighted by both probabilities and by
+      the visible fraction of the predicted box (after OverFeat, Sermanet et al. 2013,
+      arXiv:1312.6229).
     """
     log_detect = jax.nn.log_sigmoid(outputs.detect)
-    confidence = outputs.classes.max(-1) + (0.0 if selection == "class" else log_detect)  # [R, C]
+    confidence = outputs.classes.max(-1) + (0.0 if selection == "class" else log_detect)
     image_boxes = windows.from_window(outputs.box, corners)
     if selection == "merge":
         return _merge(outputs, image_boxes, confidence)
@@ -220,13 +234,15 @@ def detect_objects(
 ) -> dict[str, Array]:
     """`boxes [P, 4]`, `scores`, `labels`, `valid [P]` of all objects of an image, best first.
 
-    outputs: [R, C, ...] each; corners: [R, C, 4] of the windows in pixels.  The score of a window
-    is the probability that it overlaps an object, times the probability of the class, times a power
-    of the visible fraction of the box, since predictions of objects cut off by the window are poor.
-    Among windows with a score above `score_threshold`, `nms.nms` keeps the best of each group of
-    overlapping boxes, whatever their classes.
+    outputs: arrays [rows, columns, ...].
+    corners: corners [rows, columns, 4] of the windows in pixels.
+
+    The score of a window is the probability that it overlaps an object, times the probability of
+    the class, times a power of the visible fraction of the box, since predictions of objects cut
+    off by the window are poor.  `nms.nms` takes the windows with a score above `score_threshold`,
+    without regard to their classes; P = `max_detections`.
     """
-    confidence = outputs.classes.max(-1) + jax.nn.log_sigmoid(outputs.detect)  # [R, C]
+    confidence = outputs.classes.max(-1) + jax.nn.log_sigmoid(outputs.detect)  # [rows, columns]
     scores = jnp.exp(confidence) * visible_fraction(outputs.box) ** VISIBLE_POWER
     kept = nms.nms(
         windows.from_window(outputs.box, corners).reshape(-1, 4),
@@ -245,9 +261,9 @@ def detect_objects(
 
 
 def _merge(outputs: WindowOutputs, image_boxes: Array, confidence: Array) -> dict[str, Array]:
-    """Weighted means over windows [R, C] of log-probabilities and of boxes in image pixels.
+    """`select_window` by weighted means of log-probabilities and boxes over all windows.
 
-    If no window sees its box, the confidences alone are the weights.
+    If no predicted box is visible in its window, the confidences alone are the weights.
     """
     visible = visible_fraction(outputs.box).ravel()
     confident = jax.nn.softmax(CONFIDENCE_POWER * confidence.ravel())
@@ -260,5 +276,5 @@ def _merge(outputs: WindowOutputs, image_boxes: Array, confidence: Array) -> dic
 
 
 def visible_fraction(box: Array) -> Array:
-    """Fraction of boxes [..., 4], in window units, that lies inside the window: [...] in [0, 1]."""
+    """Fraction [...] of the area of boxes [..., 4], in window units, that is inside the window."""
     return numerics.safe_divide(boxes.area(boxes.clip(box, 1, 1)), boxes.area(box))

@@ -1,4 +1,4 @@
-"""Face classification, and embeddings that compare identities unknown in training."""
+"""Face classification, and embeddings that compare identities not seen in training."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,24 +20,26 @@ from jaxdet.types import Array, Batch, StepContext, Tree
 
 Head = Literal["softmax", "arcface", "cosface", "l_softmax", "lgm"]
 EmbeddingLoss = Literal["none", "center", "contrastive", "triplet_hard", "triplet_semihard"]
-LIKELIHOOD_WEIGHT = 0.01  # beside the cross-entropy of L-GM, as in published code
-MAX_PAIRED_IMAGES = 4096  # images of a split, at most, whose pairs are scored
+LIKELIHOOD_WEIGHT = 0.01  # of L-GM's likelihood loss, added to the cross-entropy; published code's
+MAX_PAIRED_IMAGES = 4096  # only the pairs of so many images of a split are scored
 CENTERS = "centres"  # key of the class centers among the batch statistics of a checkpoint
 
 
 @dataclass(frozen=True)
 class VerificationTask:
-    """Classification of known identities, with embeddings that also compare unknown ones.
+    """Classification of known identities, with embeddings that can also compare unknown ones.
 
     net: a `models.embedder.Embedder`, with `variances` for the head "lgm".
     num_classes: number of identities in training.
-    transform: (key, image) -> image; augments one training image with values in [0, 255].
+    transform: function (key, image) -> image that augments one training image with values in
+      [0, 255]; None: no augmentation.
     head: how logits are computed from embeddings.
-    embedding_loss: loss of the embeddings, added to the cross-entropy.
+    embedding_loss: loss of the embeddings that is added to the cross-entropy.
     margins: (name, value) pairs of the head's arguments that differ from the defaults of its paper.
-    tta: whether to add the embedding of the mirror image to the embedding of the image.
+    tta: whether predictions add the embedding of the mirror image to the embedding of an image.
 
-    `context.hparams` holds `dropout`, a factor of the network's rates, and `embedding_loss_weight`.
+    `context.hparams` holds `dropout`, a factor of the network's dropout rates, and
+    `embedding_loss_weight`.
     """
 
     net: nn.Module
@@ -51,7 +53,7 @@ class VerificationTask:
     normalization: Normalization = CENTERED
 
     def init(self, key: jax.Array, batch: Batch) -> Tree:
-        """Variables of the network, and class centers if the embedding loss needs them."""
+        """Variables of the network and, if the embedding loss needs them, class centers."""
         variables: Any = self.net.init(key, batch["image"])
         if self.embedding_loss == "center":
             (embedding, _) = jax.eval_shape(self.net.apply, variables, batch["image"])
@@ -61,7 +63,7 @@ class VerificationTask:
         return variables
 
     def augment(self, keys: jax.Array, batch: Batch, context: StepContext) -> Batch:
-        """Images with values in [0, 1]; in training each is augmented."""
+        """The batch with images scaled to [0, 1]; in training they are augmented."""
         image = batch["image"]
         if context.train and self.transform:
             image = jax.vmap(self.transform)(keys, image)
@@ -134,7 +136,7 @@ class VerificationTask:
         """Accuracy of the labels; AUC and equal error rate of all pairs, by cosine similarity.
 
         Only the first `MAX_PAIRED_IMAGES` images are paired.  AUC and EER are left out unless there
-        are pairs of the same identity and pairs of different ones.
+        are both pairs of the same identity and pairs of different identities.
         """
         correct = rows["label"] == rows["predicted"]
         scores = {
@@ -159,7 +161,7 @@ class VerificationTask:
         return self._margin_logits(variables, embedding, no_label)[0]
 
     def _margin_logits(self, variables: Tree, embedding: Array, labels: Array) -> tuple:
-        """(logits [B, K] with the margin at the labels [B], likelihood loss [B] or 0)."""
+        """(logits [B, K] with a margin for the labels [B], likelihood loss [B] or 0)."""
         weights = variables["params"]["logits"]["kernel"].T  # [K, D]
         margins: dict[str, Any] = dict(self.margins)
         if self.head == "lgm":
@@ -174,7 +176,7 @@ class VerificationTask:
     def _embedding_term(
         self, embedding: Array, centers: Array | None, batch: Batch, context: StepContext
     ) -> Array:
-        """This device's contribution to the mean embedding loss over its valid elements."""
+        """This device's contribution to the mean of the embedding loss over valid elements."""
         label, mask = batch["label"], batch["real"] > 0
         match self.embedding_loss:
             case "center":
@@ -195,9 +197,9 @@ class VerificationTask:
 
 
 def all_pairs(embedding: Array, label: Array) -> tuple[np.ndarray, np.ndarray]:
-    """(cosine similarity, whether of one identity) of all pairs of N images: [N (N - 1) / 2] each.
+    """(cosine similarity, same identity or not) of all pairs of N images: [N (N - 1) / 2] each.
 
-    embedding: [N, D] of norm 1; label: [N].
+    embedding: embeddings [N, D] of norm 1.  label: their labels [N].
     """
     first, second = np.triu_indices(len(label), 1)
     cosine = np.asarray(embedding, np.float32) @ np.asarray(embedding, np.float32).T
