@@ -21,6 +21,7 @@ Schedule = Literal["cosine", "restarts", "piecewise", "constant", "plateau"]
 
 Optimizer = Literal["adamw", "adam", "sgd", "momentum", "rmsprop"]
 
+RUN = "run:"  # prefix of --weights that names a run folder
 OPTIMIZER_HPARAMS = ("lr", "momentum", "beta2", "weight_decay")  # may be traced
 
 
@@ -118,6 +119,9 @@ class TrainConfig:
     replaces --epochs by the number of epochs that fit; 0: no limit"""
     max_params: int = 0
     """maximum number of parameters, including frozen stages; 0: no limit"""
+    weights: str = ""
+    """start from the variables of another run, as run:DIR: class outputs are matched by the names
+    of the classes"""
     comment: str = ""
     """free text, shown as a column by sweep and compare"""
 
@@ -128,7 +132,8 @@ class BackboneOptions(TrainConfig):
 
     weights: str = ""
     """pretrained weights of the backbone: a .safetensors or .pth file, hf:OWNER/NAME, or
-    package:lite0"""
+    package:lite0; or run:DIR, the variables of another run, whose class outputs are matched by the
+    names of the classes"""
     freeze_stages: int = 0
     """number of stages of the backbone, counted from the first, that are not trained; -2: all but
     the last two"""
@@ -385,6 +390,14 @@ def check_notes(config: Any, notes: Sequence[str]) -> None:
     if notes and config.on_invalid == "error":
         raise InputError(
             f"{notes[0]} ({len(notes)} in total); leave unusable data out with --on-invalid skip"
+        )
+
+
+def check_starting_run(config: Any) -> None:
+    """Raise InputError for published weights, where the network has none."""
+    if config.weights and not config.weights.startswith(RUN):
+        raise InputError(
+            f"--weights must be the variables of another run, as {RUN}DIR, got {config.weights}"
         )
 
 

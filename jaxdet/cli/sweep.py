@@ -51,7 +51,7 @@ def run(
 ) -> int:
     """Train every combination of the values in `axes`, and print one table; returns the exit code.
 
-    words: options that all runs share.  received: signals, which end the training.
+    `words` are options that all runs share.  A signal in `received` ends the training.
     """
     grid = resolve_grid(name, options, words, axes)
     _check(options, grid)
@@ -93,7 +93,7 @@ def resolve_grid(name: str, options: Sweep, words: Sequence[str], axes: Axes) ->
 
 
 def run_titles(name: str, options: Sweep, grid: Grid) -> dict[TrainConfig, str]:
-    """{configuration: name of its folder}, made of the values of all axes.
+    """Name the folder of each run by the values of all axes; return {configuration: name}.
 
     With `--one-at-a-time`, the names have only the values that differ from the first run,
     and the seed; the first run is `baseline`.
@@ -117,8 +117,8 @@ def run_titles(name: str, options: Sweep, grid: Grid) -> dict[TrainConfig, str]:
 def combinations(axes: Axes, one_at_a_time: bool) -> Iterator[tuple[str, ...]]:
     """Every combination of values.
 
-    one_at_a_time: only those in which at most one option, the seed aside, differs from its first
-      value; each of them is combined with all seeds.
+    If `one_at_a_time`, yields only those in which at most one option (not counting the seed)
+    differs from its first value; each of them is combined with all seeds.
     """
     for values in product(*axes.values()):
         if not one_at_a_time or len(_changed(axes, values)) < 2:
@@ -128,7 +128,10 @@ def combinations(axes: Axes, one_at_a_time: bool) -> Iterator[tuple[str, ...]]:
 def shared_training(
     kind: type[TrainConfig], chosen: Sequence[TrainConfig]
 ) -> dict[TrainConfig, TrainConfig]:
-    """{configuration: the first one that differs from it in `EVAL_ONLY` fields only}."""
+    """Map each configuration to the first one that is equal, or differs in `EVAL_ONLY` fields only.
+
+    Those that are mapped to another one need no training of their own.
+    """
     values = {name: getattr(chosen[0], name) for name in kind.EVAL_ONLY}
     first: dict[TrainConfig, TrainConfig] = {}
     return {config: first.setdefault(replace(config, **values), config) for config in chosen}
@@ -301,7 +304,7 @@ def _config(
 
 
 def _program(config: TrainConfig) -> str:
-    """A text that is equal for configurations that share a compiled program."""
+    """A text that is the same for all configurations that can share a compiled program."""
     numbers = traceable_fields(type(config))
     return json.dumps({k: v for k, v in asdict(config).items() if k not in numbers})
 

@@ -12,13 +12,14 @@ flax, so that `--help` is fast.
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_type_hints
 
-from jaxdet.config import TrainConfig, check
+from jaxdet.config import RUN, TrainConfig, check
 from jaxdet.errors import InputError
 from jaxdet.models import registry
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from flax import linen as nn
 
     from jaxdet.training.experiment import Experiment
+    from jaxdet.types import Tree
 
 SYSTEMS = ("digits", "objects", "detect", "cifar10", "faces")
 NETWORK_NAMES = (*SYSTEMS, *registry.MODELS)
@@ -89,6 +91,32 @@ def network(name: str, config: Any, *classes: int) -> "tuple[nn.Module, tuple[in
     """
     check(config)
     return import_module(f"jaxdet.configs.{name}").network(config, *classes)
+
+
+def starting_weights(
+    name: str, config: Any, classes: Sequence[str], normalization: str, **backbone: Any
+) -> "Callable[[Tree], Tree] | None":
+    """The function initial variables -> variables to train from that `config.weights` stands for.
+
+    None without weights.  The file or run is not read before the function is called.
+    backbone: further arguments of `registry.load_pretrained`, for published weights.
+    """
+    if not config.weights:
+        return None
+    if config.weights.startswith(RUN):
+        from jaxdet.training.warm_start import WarmStart
+
+        shapes = partial(_variable_shapes, name, config)
+        return WarmStart(config.weights.removeprefix(RUN), tuple(classes), shapes, normalization)
+    return partial(registry.load_pretrained, config.model, config.weights, **backbone)
+
+
+def _variable_shapes(name: str, config: Any, classes: int) -> "Tree":
+    """Shapes of the variables of a system's network for a number of classes."""
+    import jax
+
+    net, shape = network(name, config, classes)
+    return jax.eval_shape(net.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, "float32"))
 
 
 def named_network(name: str) -> NamedNetwork:

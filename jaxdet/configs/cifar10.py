@@ -41,6 +41,7 @@ from jaxdet.config import (
     cached_reader,
     check_fractions,
     check_minima,
+    check_starting_run,
     check_train_fraction,
     task_hparams,
 )
@@ -201,10 +202,12 @@ def from_splits(
     config: Config, classes: tuple[str, ...], splits: "dict[str, Source]"
 ) -> "Experiment":
     """The experiment of a `Config` on given data, {split: source}."""
+    from jaxdet.configs import starting_weights
     from jaxdet.data import images
     from jaxdet.training.experiment import Experiment
 
     net, (_, *shape) = network(config, len(classes))
+    normalized = "(pixel value / 255 - .5) / .5"
     return Experiment(
         task=make_task(config, net, classes),
         splits=splits,
@@ -212,11 +215,12 @@ def from_splits(
         metadata={
             "classes": list(classes),
             "input": shape,
-            "normalization": "(pixel value / 255 - .5) / .5",
+            "normalization": normalized,
         },
         config=config,
         name="cifar10",
         read_image=partial(images.read_resized_float, side=shape[0]),
+        load_pretrained=starting_weights("cifar10", config, classes, normalized),
     )
 
 
@@ -290,6 +294,7 @@ def check(config: Config) -> None:
     """Raise InputError for invalid options, before any image is read."""
     check_fractions(config, "val_fraction", "dropout", "label_smoothing", "cutout")
     check_fractions(config, "brightness_contrast", "color_jitter")
+    check_starting_run(config)
     if not config.val_fraction and config.monitor != "test":
         raise InputError(
             "--val-fraction must be above 0, got 0: validation images select the best checkpoint; "

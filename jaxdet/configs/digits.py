@@ -38,6 +38,7 @@ from jaxdet.config import (
     cached_reader,
     check_fractions,
     check_minima,
+    check_starting_run,
     option,
     task_hparams,
 )
@@ -160,6 +161,7 @@ def from_splits(
     config: Config, classes: tuple[str, ...], splits: "dict[str, Source]"
 ) -> "Experiment":
     """The experiment of a `Config` on given data, {split: source}."""
+    from jaxdet.configs import starting_weights
     from jaxdet.data import images
     from jaxdet.ops import augment
     from jaxdet.tasks.sliding_window import MultipleObjectsTask, SlidingWindowTask
@@ -172,6 +174,7 @@ def from_splits(
     _check_sizes(config, net, place, splits["train"])
     names = ("score_threshold", "nms_iou", "max_detections")
     options = {name: getattr(config, name) for name in names}
+    normalized = "pixel value / 255"
     kind = partial(MultipleObjectsTask, **options) if config.multiple else SlidingWindowTask
     return Experiment(
         task=kind(
@@ -187,11 +190,12 @@ def from_splits(
         metadata={
             "classes": list(classes),
             "input": shape,
-            "normalization": "pixel value / 255",
+            "normalization": normalized,
         },
         config=config,
         name="digits",
         read_image=images.read_gray,
+        load_pretrained=starting_weights("digits", config, classes, normalized),
     )
 
 
@@ -203,6 +207,7 @@ def check(config: Config) -> None:
             raise InputError(f"{option(name)} must be at least 1 each, got {values}")
     check_minima(config, window=1, canvas=1, box_weight_start=0, class_weight=0)
     check_minima(config, max_detections=1)
+    check_starting_run(config)
     check_fractions(config, "score_threshold", "nms_iou")
     if config.box_weight <= 0:
         raise InputError(f"--box-weight must be above 0, got {config.box_weight:g}")

@@ -51,12 +51,14 @@ from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from jaxdet.config import (
+    RUN,
     BackboneOptions,
     check_backbone,
     check_fractions,
     check_minima,
     check_notes,
     check_scale,
+    check_starting_run,
     check_train_fraction,
     option,
     task_hparams,
@@ -202,7 +204,11 @@ class Config(BackboneOptions):
     model: Model = "resnet18"
     """backbone of the network"""
     width_multiplier: float = 0.5
-    """resnets: factor by which the number of channels is multiplied; must be 1 with --weights"""
+    """resnets: factor by which the number of channels is multiplied; must be 1 with published
+    --weights"""
+    normalization: Literal["auto", "centered", "published"] = "auto"
+    """normalization of images: to the range -1 to 1 (centered), or as the published weights of the
+    model expect (published); auto: published with published --weights, else centered"""
     backbone_stages: int = 0
     """number of stages of the backbone that are built, counted from the stem; 0: all"""
     channels: tuple[int, ...] = ()
@@ -342,10 +348,12 @@ def _frozen_stages(config: Config) -> tuple[str, ...]:
 
 
 def _normalization(config: Config) -> "Normalization":
-    """The normalization of the pretrained weights, or `CENTERED` without weights."""
+    """The normalization that `config.normalization` stands for."""
     from jaxdet.data.normalize import CENTERED
 
-    return registry.normalization(config.model) if config.weights else CENTERED
+    published = config.weights and not config.weights.startswith(RUN)
+    centered = {"auto": not published, "centered": True, "published": False}[config.normalization]
+    return CENTERED if centered else registry.normalization(config.model)
 
 
 def summarize(root: str) -> tuple[list[dict[str, Any]], list[str]]:
@@ -368,6 +376,7 @@ def from_splits(
     config: Config, classes: tuple[str, ...], splits: "dict[str, Source]"
 ) -> "Experiment":
     """The experiment of a `Config` on given data, {split: source}."""
+    from jaxdet.configs import starting_weights
     from jaxdet.data import images, sampler
     from jaxdet.tasks.verify import VerificationTask
     from jaxdet.training.experiment import Experiment
@@ -378,10 +387,8 @@ def from_splits(
     order = sampler.shuffled_batches
     if config.samples_per_class:
         order = sampler.pk_sampler(splits["train"].labels, config.samples_per_class)
-    pretrained = None
-    if config.weights:
-        stages = config.backbone_stages
-        pretrained = partial(registry.load_pretrained, config.model, config.weights, stages=stages)
+    normalized = f"(pixel value / 255 - {normalization.mean}) / {normalization.std}"
+    stages = config.backbone_stages
     return Experiment(
         task=VerificationTask(
             net,
@@ -399,12 +406,12 @@ def from_splits(
         metadata={
             "classes": list(classes),
             "input": shape,
-            "normalization": f"(pixel value / 255 - {normalization.mean}) / {normalization.std}",
+            "normalization": normalized,
         },
         config=config,
         name="faces",
         read_image=partial(images.read_resized_float, side=config.size),
-        load_pretrained=pretrained,
+        load_pretrained=starting_weights("faces", config, classes, normalized, stages=stages),
         lr_multiplier=registry.lr_multiplier(_frozen_stages(config), config.backbone_lr),
         batch_order=order,
     )
@@ -508,7 +515,8 @@ def check(config: Config) -> None:
 def _check_backbone_options(config: Config) -> None:
     """Raise InputError for options that do not fit the backbone or each other."""
     if config.model in STAGED:
-        for name in ("weights", "freeze_stages", "freeze_bn", "backbone_stages"):
+        check_starting_run(config)
+        for name in ("freeze_stages", "freeze_bn", "backbone_stages"):
             if getattr(config, name):
                 raise InputError(
                     f"{option(name)} needs a --model with stages that can be frozen, such as "
@@ -522,9 +530,11 @@ def _check_backbone_options(config: Config) -> None:
             f"--backbone-stages must be from 2 to {count} for --model {config.model}, got "
             f"{config.backbone_stages}"
         )
-    if config.weights and config.model.startswith("resnet") and config.width_multiplier != 1:
+    published = config.weights and not config.weights.startswith(RUN)
+    if published and config.model.startswith("resnet") and config.width_multiplier != 1:
         raise InputError(
-            f"--width-multiplier must be 1 with --weights, got {config.width_multiplier:g}"
+            f"--width-multiplier must be 1 with published --weights, got "
+            f"{config.width_multiplier:g}"
         )
 
 

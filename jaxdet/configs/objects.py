@@ -246,16 +246,15 @@ def from_splits(
     config: Config, classes: tuple[str, ...], splits: "dict[str, Source]"
 ) -> "Experiment":
     """The experiment of a `Config` on given data, {split: source}."""
+    from jaxdet.configs import starting_weights
     from jaxdet.data import images, localization
     from jaxdet.tasks.localize import LocalizationTask
     from jaxdet.training.experiment import Experiment
 
     net, (_, *shape) = network(config, len(classes))
     normalization = registry.normalization(config.model)
-    pretrained = None
-    if config.transfer != "scratch":
-        fields = {} if config.norm else {"norm": False}
-        pretrained = partial(registry.load_pretrained, config.model, config.weights, **fields)
+    normalized = f"(pixel value / 255 - {normalization.mean}) / {normalization.std}"
+    fields = {} if config.norm else {"norm": False}
     return Experiment(
         task=LocalizationTask(
             net,
@@ -270,14 +269,14 @@ def from_splits(
         metadata={
             "classes": list(classes),
             "input": shape,
-            "normalization": f"(pixel value / 255 - {normalization.mean}) / {normalization.std}",
+            "normalization": normalized,
         },
         config=config,
         name="objects",
         read_image=partial(images.read_resized_float, side=config.size),
         read_table=partial(localization.read_labeled_images, config.root, classes),
         read_original=partial(localization.read_original, config.root),
-        load_pretrained=pretrained,
+        load_pretrained=starting_weights("objects", config, classes, normalized, **fields),
         lr_multiplier=registry.lr_multiplier(_frozen_stages(config)),
     )
 
@@ -307,7 +306,8 @@ def check(config: Config) -> None:
         raise InputError(f"--size must be at least {MIN_SIZE} pixels, got {config.size}")
     if config.transfer != "scratch" and not config.weights:
         raise InputError(
-            f"--transfer {config.transfer} needs --weights: a file, hf:OWNER/NAME or package:lite0"
+            f"--transfer {config.transfer} needs --weights: a file, hf:OWNER/NAME, package:lite0 "
+            f"or run:DIR"
         )
     if config.weights and config.transfer == "scratch":
         raise InputError("--weights needs --transfer frozen or finetune, got scratch")

@@ -22,8 +22,10 @@ from typing import Any, NotRequired, TypedDict
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from jaxdet import files
+from jaxdet.config import RUN
 from jaxdet.errors import InputError
 from jaxdet.training import run_dir
 from jaxdet.types import Array, Tree
@@ -151,6 +153,17 @@ def restore_variables(
         )
     step, found = _first_undamaged(folder, which, warn, lambda path: _read_variables(path, like))
     return step, *found
+
+
+def read_variables(
+    folder: Path | str, which: str | int = "best", warn: Warn = LOG.warning
+) -> tuple[int, Tree]:
+    """(step, variables) of the checkpoint `which`, with the shapes that the checkpoint has.
+
+    See `restore_variables`, which also checks that they are the shapes of a network.
+    """
+    step, (variables, _) = _first_undamaged(folder, which, warn, _read_own_variables)
+    return step, variables
 
 
 def export(folder: Path | str, step: int, like: Tree, out: Path | str) -> Path:
@@ -397,6 +410,17 @@ def _read_variables(path: Path, like: Tree) -> tuple[Tree, int]:
     return variables, int(state["step"]) // epoch_steps if epoch_steps else 0
 
 
+def _read_own_variables(path: Path) -> tuple[Tree, int]:
+    """`_read_variables` with the shapes of the checkpoint."""
+    saved = _verified_arrays(path)
+    averages = any(name.startswith("ema/") for name in saved)
+    found = _variables_of(saved, "ema/" if averages else "")
+    blank = {tuple(name.split("/")): _parse_array(text) for name, text in found.items()}
+    own = traverse_util.unflatten_dict(blank)
+    stats = {"batch_stats": own["stats"]} if own.get("stats") else {}
+    return _read_variables(path, {"params": own["params"], **stats})
+
+
 def _read_evaluated(path: Path, like: Tree) -> dict[str, Any]:
     """The part of the state at `path` that evaluation needs; moving averages where it has them."""
     saved = _verified_arrays(path)
@@ -469,6 +493,12 @@ def _describe(leaf: Any) -> str:
     return f"{data.dtype}{list(data.shape)}"
 
 
+def _parse_array(text: str) -> jax.ShapeDtypeStruct:
+    """The array that `_describe` describes as, say, float32[3, 8]."""
+    dtype, _, shape = text.removesuffix("]").partition("[")
+    return jax.ShapeDtypeStruct([int(side) for side in shape.split(", ") if side], dtype)
+
+
 def _check_resumable(path: Path, saved: Mapping[str, str]) -> None:
     """Raise InputError for a state that cannot be resumed with any network."""
     if "hyper/lr" in saved:
@@ -478,8 +508,8 @@ def _check_resumable(path: Path, saved: Mapping[str, str]) -> None:
     else:
         return
     raise InputError(
-        f"{path} {problem} and cannot be resumed: evaluate it with this version, or continue from "
-        f"its weights in a new run (docs/runs.md)"
+        f"{path} {problem} and cannot be resumed: evaluate it with this version, or start a new run "
+        f"from its variables with --weights {RUN}DIR"
     )
 
 

@@ -12,6 +12,7 @@ import optax
 from jaxdet import rng
 from jaxdet.data import sampler
 from jaxdet.training.experiment import Experiment
+from jaxdet.training.warm_start import WarmStart
 from jaxdet.types import Array, Batch, StepContext, Task, TrainState, Tree
 
 ZERO = np.float32(0)
@@ -92,10 +93,16 @@ def load_pretrained(state: TrainState, load: Callable[[Tree], Tree]) -> TrainSta
     return state.replace(params=params, stats=stats, ema=jax.tree.map(jnp.copy, ema))
 
 
-def validate_weights(experiment: Experiment) -> None:
-    """Raise InputError if the pretrained weights of an experiment do not fit its network."""
-    if experiment.load_pretrained:
-        experiment.load_pretrained(variable_shapes(experiment))
+def validate_weights(experiment: Experiment, line: Callable[[str], None]) -> None:
+    """Raise InputError if the pretrained weights of an experiment do not fit its network.
+
+    If they are the variables of another run, `line` is called with a table of what is copied.
+    """
+    load = experiment.load_pretrained
+    if isinstance(load, WarmStart):
+        line(load.summary(variable_shapes(experiment)))
+    elif load:
+        load(variable_shapes(experiment))
 
 
 def plateau_scale(bookkeeping: dict[str, Any]) -> Any:

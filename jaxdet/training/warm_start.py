@@ -1,0 +1,211 @@
+"""Start a run from the variables of another run, whose classes and input size may differ.
+
+    start = WarmStart("runs/detect", classes, shapes, normalization)
+    variables = start(variables)  # initial variables -> variables to train from
+
+A variable is copied if the other run has one of the same name and shape.  Class outputs are matched
+by the names of the classes: those that both runs have are copied, new ones keep their initial
+values.  The backbone must fit as a whole.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from jaxdet import tables
+from jaxdet.config import RUN
+from jaxdet.errors import InputError
+from jaxdet.training import checkpoint, run_dir
+from jaxdet.types import Array, Tree
+
+BACKBONE = "features"  # name of the backbone in a network
+COPIED, BY_CLASS, INITIAL, DROPPED = OUTCOMES = ("copied", "by class", "initial", "dropped")
+MAX_NAMES = 5  # classes that are listed
+
+
+class Layout(NamedTuple):
+    """Where the classes are along an axis: in each of `groups` equal parts, as its last entries."""
+
+    axis: int
+    groups: int
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """The variables of the run in `folder`, for a network with these classes.
+
+    shapes: number of classes -> shapes of the variables of the network to train.
+    normalization: of the network's images, as in the metadata of a run.
+
+    Raises InputError if the run has no checkpoint, if its backbone is another one, or if none of
+    its variables fits.
+    """
+
+    folder: str
+    classes: tuple[str, ...]
+    shapes: Callable[[int], Tree]
+    normalization: str = ""
+
+    def __call__(self, variables: Tree) -> Tree:
+        """The variables to train from; `variables` are the initial ones, or only their shapes."""
+        return self._transfer(variables)[0]
+
+    def summary(self, variables: Tree) -> str:
+        """A table of what is copied, and what happens to each class; `variables` as above."""
+        _, outcomes = self._transfer(variables)
+        before = run_dir.read_metadata(self.folder)
+        rows: dict[str, dict[str, Any]] = {}
+        for path, outcome in outcomes.items():
+            module = path.split("/")[1]
+            row = rows.setdefault(module, {"module": module, **dict.fromkeys(OUTCOMES, 0)})
+            row[outcome] += 1
+        known = before["classes"]
+        classes = {
+            "kept": [name for name in self.classes if name in known],
+            "new": [name for name in self.classes if name not in known],
+            DROPPED: [name for name in known if name not in self.classes],
+        }
+        lines = [
+            f"variables of {RUN}{self.folder}, by module:",
+            tables.aligned(list(rows.values()), ["module", *OUTCOMES]),
+            "classes: " + ", ".join(_listed(key, names) for key, names in classes.items()),
+        ]
+        own = before.get("normalization", "")
+        if self.normalization and own != self.normalization:
+            lines.append(
+                f"warning: {self.folder} was trained on images normalized as {own}; this run "
+                f"normalizes them as {self.normalization}"
+            )
+        return "\n".join(lines)
+
+    def _transfer(self, variables: Tree) -> tuple[Tree, dict[str, str]]:
+        _, source = checkpoint.read_variables(self.folder)
+        count = len(self.classes)
+        layouts = find_layouts(self.shapes(count), self.shapes(count + 1))
+        before = run_dir.read_metadata(self.folder)["classes"]
+        values, outcomes = transfer(variables, source, layouts, self.classes, before)
+        if BACKBONE in source["params"] and (misfit := _find_misfit(outcomes)):
+            raise InputError(
+                f"--weights {RUN}{self.folder}: its backbone is another one ({misfit} does not "
+                f"fit); choose the --model of that run"
+            )
+        if not {COPIED, BY_CLASS} & {*outcomes.values()}:
+            raise InputError(
+                f"--weights {RUN}{self.folder}: no variable of that run fits the network"
+            )
+        return values, outcomes
+
+
+def find_layouts(shapes: Tree, more: Tree) -> dict[str, Layout]:
+    """The layouts of all variables that depend on the number of classes, {path: layout}.
+
+    shapes, more: the variables of a network for some number of classes, and for one class more.
+    """
+    layouts, larger = {}, _by_path(more)
+    for path, leaf in _by_path(shapes).items():
+        grown = np.subtract(larger[path].shape, leaf.shape)
+        if grown.any():
+            (axis,) = np.flatnonzero(grown)
+            layouts[path] = Layout(int(axis), int(grown[axis]))
+    return layouts
+
+
+def transfer(
+    variables: Tree,
+    source: Tree,
+    layouts: Mapping[str, Layout],
+    classes: Sequence[str],
+    source_classes: Sequence[str],
+) -> tuple[Tree, dict[str, str]]:
+    """(variables with values of `source` where they fit, {path: one of `OUTCOMES`}).
+
+    Variables may be shapes only.  Paths that only `source` has are `DROPPED`.
+    """
+    given, outcomes = _by_path(source), {}
+
+    def value(key_path: tuple, leaf: Any) -> Any:
+        path = _path(key_path)
+        old, layout = given.pop(path, None), layouts.get(path)
+        if old is None:
+            outcomes[path] = INITIAL
+        elif layout is not None and _fits(leaf.shape, old.shape, layout, classes, source_classes):
+            outcomes[path] = BY_CLASS
+            leaf = _match_classes(leaf, old, layout, classes, source_classes)
+        elif layout is None and leaf.shape == old.shape:
+            outcomes[path] = COPIED
+            leaf = jnp.asarray(old, leaf.dtype)
+        else:
+            outcomes[path] = INITIAL
+        return leaf
+
+    values = jax.tree.map_with_path(value, variables)
+    return values, outcomes | dict.fromkeys(given, DROPPED)
+
+
+def _find_misfit(outcomes: Mapping[str, str]) -> str:
+    """A variable that shows that two backbones differ; "" if there is none.
+
+    A backbone may have fewer stages than the other, but not fewer blocks in a stage.
+    """
+    stages: dict[str, dict[str, str]] = {}  # outcome -> {stage: a path in it}
+    for path, outcome in outcomes.items():
+        _, module, *layers = path.split("/")
+        if module == BACKBONE:
+            stages.setdefault(outcome, {}).setdefault(layers[0].partition("_")[0], path)
+    copied, dropped = stages.get(COPIED, {}), stages.get(DROPPED, {})
+    partly = [path for stage, path in dropped.items() if stage in copied]
+    return next(iter([*stages.get(INITIAL, {}).values(), *partly]), "")
+
+
+def _fits(
+    shape: tuple[int, ...],
+    old: tuple[int, ...],
+    layout: Layout,
+    classes: Sequence[str],
+    source_classes: Sequence[str],
+) -> bool:
+    """Whether two shapes differ by their numbers of classes alone."""
+    expected = list(shape)
+    expected[layout.axis] += layout.groups * (len(source_classes) - len(classes))
+    return tuple(expected) == old
+
+
+def _match_classes(
+    leaf: Any, old: Array, layout: Layout, classes: Sequence[str], source_classes: Sequence[str]
+) -> Any:
+    """`leaf` with the entries of `old` for the classes of the same name, and all other entries."""
+    if not isinstance(leaf, jax.Array | np.ndarray):
+        return leaf  # its shape is all there is
+    new, old = (_grouped(np.asarray(array), layout) for array in (leaf, old))
+    new = new.copy()
+    others = new.shape[1] - len(classes)
+    new[:, :others] = old[:, :others]
+    for place, name in enumerate(classes):
+        if name in source_classes:
+            new[:, others + place] = old[:, others + source_classes.index(name)]
+    moved = np.moveaxis(leaf, layout.axis, 0).shape
+    return jnp.asarray(np.moveaxis(new.reshape(moved), 0, layout.axis), leaf.dtype)
+
+
+def _grouped(array: np.ndarray, layout: Layout) -> np.ndarray:
+    """[groups, entries of a group, other axes ...]."""
+    moved = np.moveaxis(array, layout.axis, 0)
+    return moved.reshape(layout.groups, -1, *moved.shape[1:])
+
+
+def _by_path(tree: Tree) -> dict[str, Any]:
+    return traverse_util.flatten_dict(tree, sep="/")
+
+
+def _path(key_path: tuple) -> str:
+    return jax.tree_util.keystr(key_path, simple=True, separator="/")
+
+
+def _listed(key: str, names: Sequence[str]) -> str:
+    more = ", ..." if len(names) > MAX_NAMES else ""
+    return f"{len(names)} {key}" + (f" ({', '.join(names[:MAX_NAMES])}{more})" if names else "")
