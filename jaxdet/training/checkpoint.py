@@ -106,9 +106,9 @@ def steps(folder: Path | str) -> list[int]:
 def best(folder: Path | str, warn: Warn = LOG.warning) -> int | None:
     """Step of the best checkpoint, or None if no checkpoint has a score.
 
-    The best one has the highest first number of `score`; of equal ones, the lowest second number;
-    of equal pairs, it is the earliest.  A checkpoint whose manifest cannot be read is reported
-    through `warn` and ignored.
+    The best one has the highest first number of `score`; among those, the lowest second number;
+    among those, the lowest step.  A checkpoint whose manifest cannot be read is reported through
+    `warn` and ignored.
     """
     scores = {step: _score(_root(folder) / str(step), warn) for step in steps(folder)}
     ranked = [(score[0], -score[1], -step) for step, score in scores.items() if score]
@@ -120,7 +120,7 @@ def restore(
 ) -> tuple[int, Tree]:
     """(step, state) of the checkpoint `which`: "last", "best" or a step number.
 
-    Without scores, "best" is the last one.
+    If no checkpoint has a score, "best" is the last one.
     like: a state, concrete or abstract, with the structure, shapes and types of the checkpoint.
 
     A damaged checkpoint is reported in one line through `warn`, and the newest undamaged one is
@@ -167,9 +167,9 @@ def read_variables(
 
 
 def export(folder: Path | str, step: int, like: Tree, out: Path | str) -> Path:
-    """Write the part of a checkpoint that evaluation needs to another run folder.
+    """Write a copy of a checkpoint, reduced to what evaluation needs, to the run folder `out`.
 
-    Returns the path of the new checkpoint, which cannot be resumed; see `restore_variables`.
+    Returns the path of the new checkpoint, which `restore_variables` can read and `restore` cannot.
     Raises InputError if the checkpoint is damaged.
     """
     path = _root(folder) / str(step)
@@ -182,9 +182,10 @@ def export(folder: Path | str, step: int, like: Tree, out: Path | str) -> Path:
 
 
 def copy(trained: Path, folder: Path) -> None:
-    """Copy the checkpoints of a run to another run with the same network; manifests are adapted.
+    """Copy the checkpoints of a run to another run with the same network.
 
-    A run that has checkpoints already is left as it is.
+    Their manifests then name the configuration of the other run.  If that run has checkpoints
+    already, nothing is copied.
     """
     if (folder / "checkpoints").is_dir():
         return
@@ -226,7 +227,9 @@ def _first_undamaged(
     """(step, read(path)) of the chosen checkpoint, or else of the newest undamaged one."""
     known = steps(folder)
     if not known:
-        raise InputError(f"{folder} has no checkpoints; train it first (jaxdet train ... --out)")
+        raise InputError(
+            f"{folder} has no checkpoints; train it first: jaxdet train ... --out {folder}"
+        )
     warn = _once(warn)
     first = _resolve(folder, which, known, warn)
     digest = None if _is_config_changed(folder) else run_dir.config_digest(folder)
@@ -267,7 +270,8 @@ def _resolve(folder: Path | str, which: str | int, known: list[int], warn: Warn)
     if str(which).isdigit() and int(which) in known:
         return int(which)
     raise InputError(
-        f"--checkpoint must be best, last or one of the steps {known} of {folder}, got {which}"
+        f"--checkpoint must be best, last or one of the steps {', '.join(map(str, known))} of "
+        f"{folder}, got {which}"
     )
 
 
@@ -308,7 +312,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _own_process() -> Any:
-    """Options by which orbax does not wait for other processes that train the run."""
+    """Options with which orbax does not wait for other processes that train the same run."""
     import orbax.checkpoint as ocp
 
     own = jax.process_index()
@@ -422,7 +426,7 @@ def _read_own_variables(path: Path) -> tuple[Tree, int]:
 
 
 def _read_evaluated(path: Path, like: Tree) -> dict[str, Any]:
-    """The part of the state at `path` that evaluation needs; moving averages where it has them."""
+    """The part of the state at `path` that evaluation needs, with moving averages if it has any."""
     saved = _verified_arrays(path)
     averages = any(name.startswith("ema/") for name in saved)
     blank = jax.tree.map(_blank, like)
@@ -444,7 +448,7 @@ def _read_evaluated(path: Path, like: Tree) -> dict[str, Any]:
 
 
 def _variables_of(saved: Mapping[str, str], prefix: str) -> dict[str, str]:
-    """The arrays of parameters and batch statistics below a prefix, without it."""
+    """The parameters and batch statistics below a prefix, with names without the prefix."""
     own = {name.removeprefix(prefix): of for name, of in saved.items() if name.startswith(prefix)}
     return {name: of for name, of in own.items() if name.startswith(("params/", "stats/"))}
 
@@ -508,8 +512,8 @@ def _check_resumable(path: Path, saved: Mapping[str, str]) -> None:
     else:
         return
     raise InputError(
-        f"{path} {problem} and cannot be resumed: evaluate it with this version, or start a new run "
-        f"from its variables with --weights {RUN}DIR"
+        f"{path} {problem} and cannot be resumed: evaluate it with this version, or start a new "
+        f"run from its variables with --weights {RUN}DIR"
     )
 
 
@@ -536,7 +540,7 @@ def _prune(folder: Path | str, keep: int) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Delete a checkpoint; if interrupted, no incomplete one remains under its name.
+    """Delete a checkpoint, so that even after an interruption no part of it has its name.
 
     A file that is not a checkpoint is renamed instead.
     """
