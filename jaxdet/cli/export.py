@@ -1,4 +1,4 @@
-"""`jaxdet export RUN OUT`: write a run for use elsewhere."""
+"""`jaxdet export RUN OUT`: write a run for use elsewhere, without the state for training."""
 
 from collections.abc import Callable
 from pathlib import Path

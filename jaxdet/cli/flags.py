@@ -1,7 +1,7 @@
 """Command-line options from frozen dataclasses, read by tyro.
 
-A boolean is `--x true`, `--x false`, `--x` or `--no-x`; values of a list are separated by spaces,
-and numbers also by commas.
+A boolean option is given as `--x true`, `--x false`, `--x` or `--no-x`.  The values of a list are
+separated by spaces; those of a list of numbers may also be separated by commas.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -18,7 +18,7 @@ from jaxdet.errors import InputError
 
 Kind = TypeVar("Kind")
 
-COMMAND_OPTIONS = {  # former names of options of commands
+COMMAND_OPTIONS = {  # former name of an option of a command -> the option
     "score": "--score-threshold",
     "nms": "--nms-iou",
     "nms-kind": "--nms-type",
@@ -31,9 +31,10 @@ COMMAND_OPTIONS = {  # former names of options of commands
 }
 
 
-ALIASES = {"test-batch": "--eval-batch"}  # second names of options
+ALIASES = {"test-batch": "--eval-batch"}  # second name of an option -> the option
 
-OTHER_TOOLS = {  # options of Ultralytics and of torchvision's and timm's scripts -> ours, or words
+# Option of Ultralytics, or of the scripts of torchvision or timm -> our option, or an explanation.
+OTHER_TOOLS = {
     **dict.fromkeys(("imgsz", "img", "img-size", "input-size", "train-crop-size"), "--size"),
     **dict.fromkeys(("conf", "conf-thres"), "--score-threshold"),
     **dict.fromkeys(("iou", "iou-thres"), "--nms-iou"),
@@ -75,10 +76,10 @@ OTHER_TOOLS = {  # options of Ultralytics and of torchvision's and timm's script
 
 
 def parse_with_config(command: str, words: Sequence[str], defaults: tuple[Any, Any]) -> Any:
-    """(options, configuration) from the words after `jaxdet COMMAND SYSTEM`.
+    """Parse the words after `jaxdet COMMAND SYSTEM`; return (command's options, configuration).
 
-    command: the command and the system, such as "train detect".  defaults: options of the command
-    and a configuration of the system.
+    `command` is the command and the system, such as "train detect".  `defaults` are the options of
+    the command and the configuration of the system that hold unless a word changes them.
     """
     names = ("command", "system")
     kinds = [type(default) for default in defaults]
@@ -92,11 +93,11 @@ def parse_with_config(command: str, words: Sequence[str], defaults: tuple[Any, A
 def parse(
     prog: str, words: Sequence[str], kind: type[Kind], system: str = "", **tyro_options: Any
 ) -> Kind:
-    """An instance of the dataclass `kind` from command-line arguments.
+    """Parse command-line arguments into an instance of the dataclass `kind`.
 
     For invalid words, prints the nearest option and ends the process with exit code 2.  Raises
     InputError for a renamed option (of `system`, if given) and for an option of another tool; the
-    message has the name to use.
+    message has the name to use.  `prog` is the name of the command in the help.
     """
     words = replace_aliases(words)
     check_renamed(words, kind, system)
@@ -110,13 +111,13 @@ def parse(
 
 
 def replace_aliases(words: Sequence[str]) -> list[str]:
-    """The words with options in place of their `ALIASES`."""
+    """Replace second names of options, the keys of `ALIASES`, by the names of the options."""
     pairs = ((word, ALIASES.get(_name(word), "")) for word in words)
     return [ours + word[word.find("=") :] * ("=" in word) if ours else word for word, ours in pairs]
 
 
 def check_renamed(words: Sequence[str], kind: type, system: str = "") -> None:
-    """Raise InputError, with the new name, for a renamed option."""
+    """Raise InputError, with the new name, for an option given by its former name."""
     known = _option_names(kind, lambda of: True)
     for word in words:
         name = _name(word)
@@ -166,7 +167,7 @@ def number_list_options(kind: type) -> set[str]:
 
 
 def expand_booleans(words: Sequence[str], names: Collection[str]) -> list[str]:
-    """The words with every boolean option followed by true or false."""
+    """Write each boolean option among the words in the form `--x true` or `--x false`."""
     out = []
     for word, following in pairwise([*words, ""]):
         name = "" if "=" in word else _name(word)
@@ -180,7 +181,7 @@ def expand_booleans(words: Sequence[str], names: Collection[str]) -> list[str]:
 
 
 def split_commas(words: Sequence[str], names: Collection[str]) -> list[str]:
-    """The words with the values of the named options split at commas."""
+    """Split the values of the options called `names` at commas."""
     out, splits = [], False
     for word in words:
         is_option = word.startswith("--")
@@ -190,10 +191,10 @@ def split_commas(words: Sequence[str], names: Collection[str]) -> list[str]:
 
 
 def split_axes(words: Sequence[str], kind: type) -> tuple[list[str], dict[str, list[str]]]:
-    """(other words, {option: values}) of the options with several values.
+    """Separate the options with several values; return (other words, {option: values}).
 
-    `--seeds N` means the seeds 0 to N - 1.  Options of the dataclass `kind` that are lists always
-    take several values; several lists of numbers are written with commas: `--x 1,2 3,4`.
+    `--seeds N` means the seeds 0 to N - 1.  For an option of the dataclass `kind` that is a list,
+    `--x 1 2` is one value, a list of two numbers; several lists are written as `--x 1,2 3,4`.
     """
     lists = {option(f.name) for f in fields(kind) if "tuple" in str(f.type)}
     number_lists = {f"--{name}" for name in number_list_options(kind)}
@@ -238,14 +239,14 @@ def _option_names(kind: type, has_type: Callable[[Any], bool]) -> set[str]:
 
 
 def _name(word: str) -> str:
-    """The name of an option, `two-words` of `--two_words=3`; "" of any other word."""
+    """The name of an option, such as `two-words` for `--two_words=3`; "" for any other word."""
     if not word.startswith("--"):
         return ""
     return word.removeprefix("--").partition("=")[0].replace("_", "-")
 
 
 def _boolean_rule(info: Any) -> Any:
-    """Tyro's rule for booleans: lower-case true or false."""
+    """A rule for tyro: booleans are written true and false, in lower case."""
     if info.type is not bool:
         return None
     return tyro.constructors.PrimitiveConstructorSpec(

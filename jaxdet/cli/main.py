@@ -28,19 +28,19 @@ Train, evaluate and use image models written in JAX.
 commands:
   train SYSTEM          train a system into a run folder, or resume a run; --seeds N trains N runs
   sweep SYSTEM          train every combination of options with several values
-  eval RUN              scores of a checkpoint
-  predict RUN           predictions for image files or samples of a split, as text and pictures
+  eval RUN              compute the scores of a checkpoint
+  predict RUN           predict image files or samples of a split, as text and pictures
   compare RUN...        compare runs: a table, their curves, their worst failures
   export RUN OUT        write a run without the state that only training needs
-  describe MODEL|RUN    layers of a network: shapes, parameters, operations, times
-  data inspect SYSTEM   contents of a folder of data, and problems with it
+  describe MODEL|RUN    list the layers of a network: shapes, parameters, operations, times
+  data inspect SYSTEM   list the contents of a folder of data, and problems with them
   data split SYSTEM     split images into training, validation and test
-  data preview SYSTEM   picture of training inputs with their true boxes
-  data assign RUN       picture of the cells of a detector that are assigned to each true box
-  data verification     galleries and probes for `verify`, from a folder of identities
+  data preview SYSTEM   draw training inputs with their true boxes
+  data assign RUN       draw the cells of a detector that are assigned to each true box
+  data verification     make the folders for `verify` from one folder of images per identity
   verify dev|test RUN   identify probes: tune the threshold on dev, apply it to test
   verify pair|pairs RUN compare two images, or all pairs of a file (LFW protocol)
-  verify probe RUN      linear separability of the embeddings of identities
+  verify probe RUN      measure how well a linear classifier separates identities
 
 systems: {systems}
 models: {models}
@@ -60,7 +60,7 @@ COMMAND_USAGE = {  # commands that need a second word
 
 
 def enter(argv: Sequence[str] | None = None) -> int:
-    """Entry point of the command: `main`, restarted with large pages; see `process`."""
+    """Entry point of the command: restart with large pages if that helps, then call `main`."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words and not {*HELP, "--version"} & set(words):
         process.restart_with_large_pages()
@@ -70,7 +70,8 @@ def enter(argv: Sequence[str] | None = None) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code.
 
-    0 done, 1 failed, 2 wrong arguments or input, 130 interrupted.
+    The exit code is 0 for success, 1 for a failure, 2 for wrong arguments or input, and 130 for an
+    interrupt.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     trains = words[:1] in (["train"], ["sweep"])
@@ -88,7 +89,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(words: list[str], received: list[int]) -> int:
-    """Call the command that the words name; received: signals that ask a training to end."""
+    """Call the command that the words name.
+
+    A signal in `received`, to which signals are added as they arrive, asks a training to end.
+    """
     match words:
         case [] | ["-h" | "--help"]:
             names = " ".join(configs.SYSTEMS), " ".join(configs.NETWORK_NAMES)
@@ -159,7 +163,7 @@ def _incomplete(words: list[str]) -> int:
 
 
 def _system_of(words: list[str]) -> str:
-    """The system of the run folder among the words; "" if there is none."""
+    """The system of the first run folder among the words; "" if there is none."""
     for word in words:
         try:
             system = json.loads((Path(word) / "config.json").read_text())["system"]
@@ -202,7 +206,10 @@ def _run(command: str, *arguments: Any) -> int:
 
 
 def _report_error(error: object, code: int = 2) -> int:
-    """Print an error in one line, and its notes, such as tables, below; not JAX's notes."""
+    """Print an error as one line, and below it its notes, such as tables, but not those of JAX.
+
+    Returns the exit code `code`.
+    """
     notes = [note for note in getattr(error, "__notes__", ()) if JAX_NOTE not in note]
     print("\n".join([f"jaxdet: error: {printable(str(error))}", *notes]), file=sys.stderr)
     return code

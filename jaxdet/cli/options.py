@@ -23,7 +23,7 @@ class Process:
 
 @dataclass(frozen=True, kw_only=True)
 class Train(Process):
-    """Train a system into a run folder, or resume a run; `--seeds N` trains N runs, as `sweep`."""
+    """Train a system into a run folder, or resume a run; `--seeds N` trains N runs like `sweep`."""
 
     out: Path = Path("runs")
     """run folder"""
@@ -79,7 +79,7 @@ class Sweep(Process):
 class Restored(Process):
     """Options of commands that restore a checkpoint and read a split of the data.
 
-    ONLY: {option: the systems that have it}.
+    `ONLY` lists the systems of those options that do not apply to all systems.
     """
 
     ONLY: ClassVar[dict[str, tuple[str, ...]]] = {
@@ -100,8 +100,8 @@ class Restored(Process):
     """train, val, test, or another split of the data; val replaces a missing test split; `eval`
     also accepts all, which means train, val and test"""
     root: str = ""
-    """folder with other data of the same classes; default: the data of the run; objects: all images
-    of the folder form the split test, and boxes are optional"""
+    """folder with other data of the same classes; default: the data of the run; objects: unless the
+    folder has the images of the run, all its images form the split test, and boxes are optional"""
     score_threshold: float | None = None
     """detect: minimum score of a detection; default: as in the run"""
     nms_iou: float | None = None
@@ -123,7 +123,7 @@ class Restored(Process):
 
 @dataclass(frozen=True, kw_only=True)
 class Eval(Restored):
-    """Scores of a checkpoint; without changed options, they equal those that training logged."""
+    """Scores of a checkpoint; for val, with the run's options, those that training logged."""
 
     plots: Path | None = None
     """folder for plots: the confusion matrix; detect: also precision-recall curves and mAP"""
@@ -136,8 +136,8 @@ class Predict(Restored):
     """Predictions for image files, or for samples of a split; boxes are in original pixels.
 
     Without --score-threshold, only detections with a score of at least .25 are printed, drawn,
-    cropped and written to --save-txt; --save-json has all detections of the run, as COCO's
-    evaluation needs.
+    cropped and written to --save-txt; --save-json also has those with lower scores, down to the
+    threshold of the run, because COCO's evaluation needs them.
     """
 
     ONLY: ClassVar[dict[str, tuple[str, ...]]] = {
@@ -151,8 +151,8 @@ class Predict(Restored):
     """image files, folders, patterns such as 'a/**/*.jpg', or (objects) .csv tables of images with
     labels and boxes; if none is given, samples of --split, read from the data"""
     filename: tuple[Path, ...] = ()
-    """further images; on a computer with a display, each image opens in a window unless --figure or
-    --save-dir is given"""
+    """further images; with this option, on a computer with a display, each image opens in a window
+    unless --figure or --save-dir is given"""
     show_all_images: bool = True
     """false: show only failures, which are images with a wrong label, or with a box whose IoU with
     the true box is below .5; no effect for detections"""
@@ -170,13 +170,14 @@ class Predict(Restored):
     classes: tuple[str, ...] = ()
     """detect: classes to keep; default: all"""
     save_txt: Path | None = None
-    """detect: folder for a YOLO text file per image, `class x y width height score` per line"""
+    """detect: folder for one YOLO text file per image, with a line `class x y width height score`
+    per box"""
     save_json: Path | None = None
     """detect: file for all boxes in COCO's results format; category_id is the id in the data of the
     run or, without ids, counts classes from 1; image_id is the id in the data, else the number in
     the file name if all names are different numbers, else the position of the image from 0"""
     save_crop: Path | None = None
-    """detect: folder for an image file per box, cropped to it"""
+    """detect: folder for one image file per box, the image cropped to the box"""
     submit: Path | None = None
     """.csv table to write instead of printing: the predicted class index of each image in the given
     folder, sorted by file name"""
@@ -190,11 +191,11 @@ class Assign(Restored):
     """The cells of a detector that are assigned to each true box: a picture, and counts."""
 
     out: Path = Path("assigned.png")
-    """picture to write: true boxes, and the centers of their cells in the same colors"""
+    """picture to write: true boxes, and in the color of each box the centers of its cells"""
     count: int = 6
     """number of images"""
     epoch: int = 1_000_000
-    """epoch whose assignment is shown, for runs with --tal-from"""
+    """epoch whose assignment is shown, for runs with --tal-from; default: after the last epoch"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,13 +224,14 @@ class Compare(Process):
     """picture to write: validation loss, accuracy and IoU against epochs, and accuracy against
     seconds"""
     failures: Path | None = None
-    """picture to write: the six worst predictions of each run, true boxes green, predicted red"""
+    """picture to write: the six worst predictions of each run, with true boxes in green and
+    predicted boxes in red"""
     classic: bool = False
-    """objects: rows for HOG features with a linear SVM and for a Haar cascade, on the data of the
-    first run (pip install jaxdet[data])"""
+    """objects: add rows for two classical baselines, HOG features with a linear SVM and a Haar
+    cascade, on the data of the first run (needs pip install jaxdet[data])"""
     verified: tuple[Path, ...] = ()
     """faces: files that `verify dev --out` and `verify test --out` wrote for these runs; the report
-    shows which cut-offs their scores reach"""
+    shows which of the assignment's cut-offs their scores reach"""
     overwrite: bool = False
     """replace --report and its pictures"""
     json: bool = False
@@ -245,7 +247,7 @@ class Preview(Process):
     count: int = 30
     """number of inputs"""
     before: bool = False
-    """show each input before augmentation beside it"""
+    """show each input also as it is before augmentation"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,11 +257,11 @@ class Inspect(Process):
     root: str = ""
     """folder of the data, in any form that `train` reads"""
     on_invalid: Literal["error", "skip"] = "skip"
-    """what to do if images or rows cannot be used: exit with code 0 (skip) or 2 (error)"""
+    """exit code if images or rows cannot be used: 0 (skip) or 2 (error)"""
     all: bool = False
-    """print every image and row that cannot be used, not only the first ten"""
+    """print every remark, and every image and row that cannot be used, not only the first ten"""
     csv: Path | None = None
-    """.csv file to write, with every image and row that cannot be used"""
+    """.csv file to write, with every remark, and every image and row that cannot be used"""
     json: bool = False
     """print JSON"""
 
@@ -279,7 +281,7 @@ class Split(Process):
     test_fraction: float = 0.1
     """fraction of all images for the test"""
     train_fraction: float = 1.0
-    """fraction of all images for training, limited to the images that the other splits leave"""
+    """fraction of all images for training; at most the images that are not in another split"""
     split_seed: int = 0
     """seed of the shuffle before splitting"""
 
@@ -307,10 +309,10 @@ class Describe(Process):
     model: tyro.conf.Positional[str]
     """name of a model or system, or run folder"""
     input: str = ""
-    """shape of the input, batch x height x width x channels, such as 1x32x32x3; by default that of
-    the model"""
+    """shape of the input, batch x height x width x channels, such as 1x32x32x3; default: the input
+    of the model or run"""
     backward: bool = False
-    """count a training pass: batch statistics, and gradients of the parameters"""
+    """count a training step: the forward pass with batch statistics, and the parameter gradients"""
     convention: Literal["flop", "mac"] = "flop"
     """count all operations (flop), or only multiply-adds, each as one (mac)"""
     padding: Literal["full", "valid"] = "full"

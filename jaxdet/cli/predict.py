@@ -1,6 +1,7 @@
 """`jaxdet predict RUN`: predictions for image files, or for samples of the data.
 
-Boxes are in pixels of the original image, except in YOLO files: there, in fractions of its sides.
+Boxes are in pixels of the original image, except in YOLO files, where they are fractions of the
+image's sides.
 """
 
 import json
@@ -31,12 +32,12 @@ from jaxdet.types import Batch
 MIN_IOU = 0.5  # a box with a lower IoU is a failure
 DIGIT_CELL = 4, 16 / 6  # inches per digit: 30 of them fill 20 x 16 inches
 TITLE_LENGTH = 40  # characters of a file name above a picture
-SCORE_THRESHOLD = 0.25  # of detections to print, draw and crop, without --score-threshold
+SCORE_THRESHOLD = 0.25  # lowest score that is printed, drawn and cropped without --score-threshold
 DETECTION_OPTIONS = ("save_txt", "save_json", "save_crop", "classes")
 
 
 class Example(NamedTuple):
-    """An image to predict, and the truth where it is known."""
+    """An image to predict, and its true label and boxes if they are known."""
 
     title: str
     prepared: api.PreparedImage
@@ -46,19 +47,19 @@ class Example(NamedTuple):
 
     @property
     def picture(self) -> np.ndarray:
-        """The original image, decoded on access, since most predictions need no picture."""
+        """The original image; it is decoded on access, because most predictions need no picture."""
         return self.read_picture()
 
 
-Pair = tuple[Example, Any]  # with its `api.Prediction`
+Pair = tuple[Example, Any]  # an example and its prediction
 
 
 def run(options: Predict) -> int:
     """Print a prediction per image, and write the files that options name; returns the exit code.
 
     Image files are read, predicted and written in batches (--figure keeps them all in memory); the
-    --count samples of a split are read at once.  Of several images, those that cannot be read are
-    reported at the end, with exit code 1.
+    --count samples of a split are read at once.  If some of several images cannot be read, they are
+    reported at the end, and the exit code is 1.
     """
     common.check_picture(options.figure, options.count)
     if options.sample and not options.submit:
@@ -126,7 +127,7 @@ class Output:
         self.cell = DIGIT_CELL if run.system == "digits" else None
         stems = [Path(title).stem for title in titles]
         self.repeated = {stem for stem, count in Counter(stems).items() if count > 1}
-        self.pairs: list[Pair] = []  # for --figure
+        self.pairs: list[Pair] = []  # kept for --figure
         self.count = 0
 
     def add(self, example: Example, found: Any) -> None:
@@ -168,7 +169,10 @@ class Output:
             print("wrote", ", ".join(wrote))
 
     def _lines(self, example: Example, found: Any) -> list[str]:
-        """One JSON object, or one line per found object: image, label, score, box x0 y0 x1 y1."""
+        """The lines to print for one image: a JSON object, or one line per label or detection.
+
+        Such a line has the image, the label, the score and, if there are boxes, x0 y0 x1 y1.
+        """
         if self.many:
             columns = zip(found.labels, found.scores, found.boxes, strict=True)
             objects = [self._fields(*of_object) for of_object in columns]
@@ -191,7 +195,7 @@ class Output:
         return fields if box is None else {**fields, "box": predict_files.rounded(box)}
 
     def _draw_one(self, example: Example, found: Any, path: Path) -> None:
-        """Draw one picture: detections at the size of the image, other predictions with a title."""
+        """Draw one prediction: detections in the original size, others as a figure with a title."""
         from jaxdet.plots import detection as detection_plots
 
         if not self.many:
@@ -258,7 +262,10 @@ def _check_options(run: api.Run, options: Predict, many: bool) -> None:
 
 
 def _list_rows(run: api.Run, path: Path) -> list[tuple]:
-    """(path, label, box) of an image file, or of each image in a .csv table."""
+    """The (path, label, box) of an image file, or of each image in a .csv table.
+
+    Label and box are None for an image file.
+    """
     if path.suffix.lower() != ".csv":
         return [(path, None, None)]
     if run.experiment.read_table is None:
@@ -267,9 +274,9 @@ def _list_rows(run: api.Run, path: Path) -> list[tuple]:
 
 
 def _read_files(run: api.Run, rows: Sequence[tuple]) -> Iterator[Example | InputError]:
-    """Yield the examples of files, read in threads, a batch at a time.
+    """Read files in threads, a batch at a time, and yield their examples.
 
-    With several files, an InputError is yielded in place of an example that cannot be read.
+    If there are several files, an InputError is yielded in place of one that cannot be read.
     """
     read = partial(_read_file if len(rows) == 1 else _try_to_read_file, run)
     with ThreadPoolExecutor() as pool:
@@ -291,7 +298,7 @@ def _read_file(run: api.Run, row: tuple) -> Example:
 
 
 def _read_samples(experiment: Experiment, split: str, count: int, many: bool) -> list[Example]:
-    """The first samples of a split, as every evaluation sees them, with the truth."""
+    """The first samples of a split, prepared as for evaluation, with true labels and boxes."""
     source, batch = experiment.splits[split], evaluator.samples(experiment, split, count)
     examples = []
     for i, image in enumerate(batch["image"]):
@@ -311,7 +318,7 @@ def _read_samples(experiment: Experiment, split: str, count: int, many: bool) ->
 
 
 def _prepared_sample(image: np.ndarray, batch: Batch, i: int) -> api.PreparedImage:
-    """Row `i` of a batch as a `PreparedImage`: letterboxed, stretched, or the original."""
+    """Row `i` of a batch as a `PreparedImage`; it may be letterboxed, stretched or the original."""
     size = tuple(map(int, batch["size"][i])) if "size" in batch else image.shape[:2]
     if "to_original" in batch:
         scale, offset = (np.tile(part, 2) for part in np.split(batch["to_original"][i], 2))
@@ -347,7 +354,7 @@ def _predict(
 
 
 def _counted(pairs: Iterator[Any], count: int) -> Iterator[Any]:
-    """Yield the pairs, and show on a terminal how many of `count` were predicted."""
+    """Yield the pairs; on a terminal, a bar shows how many of the `count` images are done."""
     with common.counting(count) as advance:
         for pair in pairs:
             yield pair
@@ -357,7 +364,7 @@ def _counted(pairs: Iterator[Any], count: int) -> Iterator[Any]:
 def _select_classes(
     found: api.Detections, names: Sequence[str], classes: Sequence[str]
 ) -> api.Detections:
-    """The detections of the named classes, or all without names."""
+    """The detections of the classes called `names`, or all detections if that is empty."""
     if not names:
         return found
     return _keep(found, np.isin(found.labels, [classes.index(name) for name in names]))

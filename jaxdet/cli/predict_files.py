@@ -15,7 +15,10 @@ from jaxdet.types import Array
 
 
 def write_yolo(path: Path, found: Detections, size: tuple[int, int]) -> None:
-    """Write a line per box: class, center, sides, as fractions of the image, and score."""
+    """Write one line per box: its class, its center and sides as fractions of the image, its score.
+
+    `size` is the height and width of the image.
+    """
     height, width = size
     lines = []
     for (x0, y0, x1, y1), score, label in zip(*found, strict=True):
@@ -28,7 +31,10 @@ def write_yolo(path: Path, found: Detections, size: tuple[int, int]) -> None:
 def write_crops(
     folder: Path, stem: str, picture: np.ndarray, found: Detections, classes: Sequence[str]
 ) -> None:
-    """Crop a picture [h, w, C] in [0, 1] to each box, and write it as `STEM_NUMBER_CLASS.png`."""
+    """Crop a picture [h, w, C] in [0, 1] to each box, and write it as `STEM_NUMBER_CLASS.png`.
+
+    Boxes without a pixel are skipped.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     pixels = np.rint(picture * 255).astype(np.uint8)
     for i, (box, label) in enumerate(zip(found.boxes, found.labels, strict=True)):
@@ -41,7 +47,10 @@ def write_crops(
 def coco_results(
     found: Detections, categories: Sequence[tuple[int, str]], image_id: Any, file_name: str
 ) -> list[dict[str, Any]]:
-    """The detections of one image in COCO's results format; categories: (id, name) by label."""
+    """The detections of one image in COCO's results format.
+
+    `categories` has the (id, name) of each label.
+    """
     results = []
     for box, score, label in zip(boxes.to_xywh(found.boxes.astype(float)), *found[1:], strict=True):
         category_id, name = categories[label]
@@ -59,16 +68,21 @@ def coco_results(
 
 
 def categories(run: Run, experiment: Experiment) -> list[tuple[int, str]]:
-    """(COCO id, name) of each class: id in the data, else in the run's metadata, else from 1."""
+    """The (COCO id, name) of each class.
+
+    The ids are those in the data or, if the data have none, those recorded in the run or, if there
+    are none, 1, 2 and so on.
+    """
     ids = experiment.metadata.get("category_ids")
     ids = ids or run_dir.read_metadata(run.folder).get("category_ids")
     return list(zip(ids or range(1, len(run.classes) + 1), run.classes, strict=True))
 
 
 def image_ids(titles: Sequence[str], known: Mapping[str, int | str]) -> list[int | str]:
-    """COCO ids of images: `known` ids by title, if every image has a different one.
+    """COCO ids of images, which have the given titles.
 
-    Otherwise the file names, if these are different numbers as in COCO, else positions from 0.
+    They are the ids that `known` has for the titles, if every image has a different one; else the
+    file names, if these are different numbers as in COCO; else the positions of the images, from 0.
     """
     if len({known.get(title) for title in titles} - {None}) == len(titles):
         return [known[title] for title in titles]
@@ -79,5 +93,5 @@ def image_ids(titles: Sequence[str], known: Mapping[str, int | str]) -> list[int
 
 
 def rounded(box: Array | Sequence[float]) -> list[float]:
-    """Corners to a hundredth of a pixel, for text."""
+    """The corners of a box, rounded to a hundredth of a pixel."""
     return [round(float(value), 2) for value in box]

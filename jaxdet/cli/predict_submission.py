@@ -1,4 +1,4 @@
-"""Tables of predicted labels for the images of a folder, with the rows of a sample table."""
+"""Tables of predicted labels for the images of a folder, in the order of a sample table."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from jaxdet.errors import InputError
 
 
 def list_files(options: Predict) -> tuple[list[Path], LabelTable | None]:
-    """(images of the one folder that the options name, table of `--sample` or None)."""
+    """Return (images of the one folder that the options name, table of `--sample` or None)."""
     paths = [*options.images, *options.filename]
     if len(paths) != 1 or not paths[0].is_dir():
         given = f"the file {paths[0]}" if len(paths) == 1 else f"{len(paths)} paths"
@@ -40,7 +40,7 @@ def run(run: Run, options: Predict, files: Sequence[Path], sample: LabelTable | 
 
 
 def read_sample(path: Path, files: Sequence[Path]) -> LabelTable:
-    """A sample table; InputError for rows that do not match the files."""
+    """Read a sample table; InputError for rows that do not match the files."""
     table = verification_protocol.read_table(path)
     verification_protocol.match_rows(table, files)
     return table

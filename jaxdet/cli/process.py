@@ -1,9 +1,10 @@
 """Process-wide settings of the command line, which importing the library never changes.
 
-XLA flags, the compilation cache, and large pages for large arrays.  On a CPU, XLA allocates new
-memory for every call, and the kernel provides it page by page.  With pages of 2 MiB instead of 4
-KiB a copy of 200 MB takes 52 ms instead of 87, and batch norm with its gradient 366 instead of 520
-(2 CPU cores).  glibc reads the setting when a process starts.
+They are XLA flags, the compilation cache, and large pages for large arrays.  On a CPU, XLA
+allocates new memory for every call, and the kernel provides it page by page.  With pages of 2 MiB
+instead of 4 KiB, a copy of 200 MB takes 52 ms instead of 87 ms, and batch norm with its gradient
+366 ms instead of 520 ms (2 CPU cores).  glibc reads the setting for large pages when a process
+starts.
 """
 
 import os
@@ -17,16 +18,16 @@ if TYPE_CHECKING:
 SETTING = "glibc.malloc.hugetlb=1"
 KERNEL = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
-# On a GPU: only operations that give the same bits every time, and no autotuning, whose choice of
-# algorithms depends on timings.  `kernels.pool` reads the flag too.
+# On a GPU, the flag permits only operations that give the same bits every time, and no autotuning,
+# whose choice of algorithms depends on timings.  `kernels.pool` reads the flag too.
 DETERMINISTIC_FLAG = "--xla_gpu_deterministic_ops=true"
 
 
 def restart_with_large_pages() -> None:
-    """Restart this process with large pages, where they have an effect and are not configured yet.
+    """Restart this process with large pages, if they have an effect and are not configured yet.
 
-    They have an effect where Linux gives large pages on request (`madvise`).  Process id, arguments
-    and open files stay the same.
+    They have an effect if Linux gives large pages on request (`madvise`).  The process id, the
+    arguments and the open files stay the same.
     """
     if "GLIBC_TUNABLES" in os.environ or not KERNEL.is_file():
         return
@@ -36,7 +37,10 @@ def restart_with_large_pages() -> None:
 
 
 def prepare(options: "Process") -> None:
-    """Set the flags and the compilation cache of this process, before jax is imported."""
+    """Set XLA's flags and the compilation cache of this process; must be called before jax starts.
+
+    Environment variables that already configure JAX's compilation cache take precedence.
+    """
     if options.deterministic:
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} {DETERMINISTIC_FLAG}".strip()

@@ -1,8 +1,8 @@
 """The Markdown report of `jaxdet compare --report`: tables, pictures, and sections of a system.
 
-For runs of one system it has their settings, their losses, the best network (within the `LIMITS` of
-the configuration, if any), confusions, and a discussion; with `CUTOFFS`, also the level that each
-run reaches.
+For runs of one system, the report has their settings, their losses, the best network, confusions,
+and a discussion.  If the configuration has `LIMITS`, the best network is chosen within them.  If it
+has `CUTOFFS`, the report shows the level (high, medium or low) that each run reaches.
 """
 
 import os
@@ -32,8 +32,8 @@ PICTURE_TITLES = (
 )
 UNITS = {"parameters": "trainable parameters", "total_seconds": "seconds in all"}
 SHARED_TIME_NOTE = (
-    "`{run}` was trained in one program with other runs, up to {count} in all; its seconds are the "
-    "elapsed time divided by the number of runs; trained alone, it may take longer."
+    "`{run}` was trained in one program with other runs, up to {count} runs in all.  Its seconds "
+    "are the elapsed time divided by the number of runs; trained alone, it may take longer."
 )
 MONITORED = (
     "Columns that end in `test` are scores on the test images, which `--monitor test` recorded "
@@ -46,14 +46,15 @@ BIASED_CHOICE = (
 LAYER_HEADINGS = summary.HEADINGS | {
     "type": "F: type, hyper-parameters",
     "output": "X: output",
-    "inputs": "of the X of",
+    "inputs": "input: X of",
     "weights": "W: weights",
 }
-PLATEAU_RISE, PLATEAU_EPOCHS = 0.002, 5  # the rest of a run rises less, over so many epochs
+# On a plateau, accuracy rises by less than this in the rest of the run, at least so many epochs.
+PLATEAU_RISE, PLATEAU_EPOCHS = 0.002, 5
 LEVELS = ("high", "medium", "low")  # of `CUTOFFS`
 HELD_OUT_NOTE = (
     "No threshold is evaluated on the images that it was found with: on dev, each tenth of the "
-    "images is evaluated at the best threshold of the others."
+    "images is evaluated at the threshold that is best for the other images."
 )
 VERIFICATION = "verification"  # entry of `CUTOFFS` for the accuracy of `jaxdet verify`
 
@@ -65,10 +66,10 @@ def write(
     pictures: Sequence[Path],
     verified: VerifiedScores,
 ) -> None:
-    """Write the report of the evaluated runs.
+    """Write the report of the evaluated runs to `options.report`.
 
-    parts: paragraphs and tables in Markdown about all runs.  pictures: files to link to, curves
-    first.
+    `parts` are paragraphs and tables in Markdown about all runs.  `pictures` are the files to link
+    to: the curves, then the failures.
     """
     systems = {one.row["system"] for one in evaluated}
     system = next(iter(systems)) if len(systems) == 1 else None
@@ -93,7 +94,7 @@ def write(
 def _single_system_part(
     evaluated: Sequence[EvaluatedRun], limits: Mapping[str, float]
 ) -> Iterator[str]:
-    """Yield settings, losses, the best network, confusions and discussion of runs of one system."""
+    """Yield the sections for runs of one system, from their settings to the discussion."""
     yield from discussion.settings(evaluated)
     yield from differences(evaluated)
     yield from discussion.losses(evaluated)
@@ -105,14 +106,14 @@ def _single_system_part(
 def resolve_limits(
     kind: type[TrainConfig], evaluated: Sequence[EvaluatedRun]
 ) -> Mapping[str, float]:
-    """`LIMITS` of a configuration, with the lowest `--max-params` of the runs."""
+    """The `LIMITS` of a configuration; the one on parameters is the runs' lowest `--max-params`."""
     given = [one.config.max_params for one in evaluated if one.config.max_params]
     limits = kind.LIMITS
     return limits | {"parameters": min(given)} if given and "parameters" in limits else limits
 
 
 def differences(evaluated: Sequence[EvaluatedRun]) -> Iterator[str]:
-    """Yield parts of the report: differing options, incomplete runs, and times shared by runs."""
+    """Yield paragraphs on options that differ, on incomplete runs, and on times shared by runs."""
     names = [
         field
         for field in vars(evaluated[0].config)
@@ -138,14 +139,20 @@ def differences(evaluated: Sequence[EvaluatedRun]) -> Iterator[str]:
 
 
 def read_verified(paths: Sequence[Path]) -> list[tuple[Path, dict[str, Any]]]:
-    """[(file, its checkpoint and scores)] of `--verified`; InputError for files of another kind."""
+    """Read the files of `--verified`; return [(path, content with checkpoint and scores)].
+
+    Raises InputError for files that `jaxdet verify` did not write.
+    """
     return [(path, thresholds.read_scores(path)) for path in paths]
 
 
 def match_verified(
     files: Sequence[tuple[Path, dict[str, Any]]], evaluated: Sequence[EvaluatedRun]
 ) -> VerifiedScores:
-    """The scores of `read_verified` by run; InputError for scores of a run that is not compared."""
+    """Sort the result of `read_verified` by run: {name of the run: its scores}.
+
+    Raises InputError for scores of a checkpoint that is not compared.
+    """
     runs = {
         thresholds.identify_checkpoint(one.folder, one.row["step"])["manifest"]: one.row["run"]
         for one in evaluated
@@ -175,7 +182,7 @@ def _limits_part(limits: Mapping[str, float]) -> list[str]:
 
 
 def _best_part(evaluated: Sequence[EvaluatedRun], limits: Mapping[str, float]) -> list[str]:
-    """Parts of the report on the best run within the limits, or of all if none is within them."""
+    """A section on the best run within the limits, or the best of all if none is within them."""
     within = [one for one in evaluated if all(one.row[k] <= v for k, v in limits.items())]
     best = max(within or evaluated, key=_selection_scores)
     row, devices = best.row, run_dir.read_environment(best.folder).get("devices", ["?"])
@@ -207,7 +214,7 @@ def _best_part(evaluated: Sequence[EvaluatedRun], limits: Mapping[str, float]) -
 
 
 def _accuracy_part(evaluated: Sequence[EvaluatedRun]) -> Iterator[str]:
-    """Yield the table of validation accuracy after each epoch, and of test accuracy if recorded."""
+    """Yield a section with the validation accuracy (and any test accuracy) after each epoch."""
     epochs: dict[int, dict[str, Any]] = {}
     columns = {"epoch": "epoch"}
     for one in evaluated:
@@ -231,9 +238,10 @@ def _is_validated(evaluated: Sequence[EvaluatedRun]) -> bool:
 
 
 def _selection_scores(one: EvaluatedRun) -> tuple[float, float]:
-    """(accuracy, negative loss) by which a run is chosen.
+    """The (accuracy, negative loss) by which the best run is chosen.
 
-    Those of its best validation or, without validation, of its last test evaluation.
+    They are from the run's best validation or, without validation, from its last evaluation on the
+    test images; (0, 0) for a run without evaluations.
     """
     line = run_dir.best_line(one.metrics, "accuracy")
     if not line:
@@ -260,7 +268,10 @@ def _cutoffs_part(
     evaluated: Sequence[EvaluatedRun],
     verified: VerifiedScores,
 ) -> list[str]:
-    """The level that each score of each run reaches, scores of `jaxdet verify` included."""
+    """A section with the level that each run reaches by each of its scores.
+
+    The scores of `jaxdet verify` are included.  [] if there are no cut-offs.
+    """
     if not cutoffs:
         return []
     rows = []
@@ -288,7 +299,7 @@ def _cutoffs_part(
 
 
 def _system_part(system: str, evaluated: Sequence[EvaluatedRun]) -> list[str]:
-    """The columns that the system adds for each run."""
+    """A section with the columns that the system adds for each run; [] if it adds none."""
     summaries = [
         sweep_table.run_summary(one.row["run"], one.config, one.folder) for one in evaluated
     ]

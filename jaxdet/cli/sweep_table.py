@@ -1,4 +1,4 @@
-"""Tables of several runs: options, best evaluation, mean and spread over random seeds."""
+"""Tables of several runs: their options, best evaluations, and mean and spread over seeds."""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -47,8 +47,11 @@ def report(
 ) -> None:
     """Print the table of a sweep, and write table, log and curves of its runs to `options.out`.
 
-    titles: name of each run's folder.  axes: options that are columns.  costs: operations and
-    parameters of each network.  failed: folders of runs that diverged or exceeded their time.
+    Args:
+        titles: name of each run's folder.
+        axes: options that are columns of the table.
+        costs: operations and parameters of each network.
+        failed: folders of runs that diverged or exceeded their time.
     """
     rows = sweep_rows(titles, axes, options.out, costs, failed)
     hidden = []
@@ -70,7 +73,7 @@ def report(
 
 
 def option_value(config: TrainConfig, option: str) -> Any:
-    """The value of an option given as on the command line, such as `--box-loss`."""
+    """The value that a configuration has for an option such as `--box-loss`."""
     return getattr(config, option.removeprefix("--").replace("-", "_"))
 
 
@@ -81,9 +84,9 @@ def sweep_rows(
     costs: Mapping[TrainConfig, Mapping[str, int]],
     failed: Collection[Path],
 ) -> list[Row]:
-    """One row per combination of options other than the seed: scores over seeds, and cost.
+    """One row per combination of options: mean and spread of scores over seeds, and costs.
 
-    If runs failed, the rows count them as `unfinished`.
+    If runs failed, each row has their number as `unfinished`.
     """
     groups: dict[tuple, list[tuple[TrainConfig, Path]]] = {}
     for config, title in titles.items():
@@ -99,7 +102,7 @@ def sweep_rows(
 
 
 def gain_rows(rows: Sequence[Row], axes: Sequence[str], score: str) -> list[Row]:
-    """The rows with their differences from the first one: options, and gain in `score`."""
+    """Add to each row how it differs from the first one: `changed` options, `gain` in a score."""
     names, first = [axis.strip("-") for axis in axes], rows[0]
     gains = []
     for row in rows:
@@ -110,10 +113,10 @@ def gain_rows(rows: Sequence[Row], axes: Sequence[str], score: str) -> list[Row]
 
 
 def mean_and_spread(values: Mapping[str, Any], scores: Sequence[Row]) -> Row:
-    """A row of option values, means of several scores, and their deviations as `NAME +-`.
+    """A row with option values, the mean of each score, and its standard deviation as `NAME +-`.
 
-    Deviations are sample standard deviations; a single score has none.  A score with the name of an
-    option, such as `loss`, becomes `val NAME`.
+    `scores` has one dict per run.  Deviations are sample standard deviations; a single run has
+    none.  A score with the name of an option, such as `loss`, is called `val NAME`.
     """
     row = {axis.strip("-"): value for axis, value in values.items()}
     taken = {*row}
@@ -130,12 +133,12 @@ def mean_and_spread(values: Mapping[str, Any], scores: Sequence[Row]) -> Row:
 
 
 def column_names(rows: Sequence[Row]) -> list[str]:
-    """All keys of the rows, the longest row's first."""
+    """All keys of the rows, beginning with those of the row that has most."""
     return list(dict.fromkeys(chain(max(rows, key=len), *rows)))
 
 
 def run_summary(title: str, config: TrainConfig, folder: Path) -> Row:
-    """One run for the log: its options other than the defaults, and its best evaluation."""
+    """The log entry of a run: its options that are not the defaults, and its best evaluation."""
     metrics = run_dir.read_metrics(folder)
     best = run_dir.best_line(metrics, config.best)
     return {
@@ -155,15 +158,15 @@ def run_summary(title: str, config: TrainConfig, folder: Path) -> Row:
 
 
 def test_scores_note(summaries: Sequence[Row]) -> str:
-    """The note for a table in which test scores replace missing validation scores; else ""."""
+    """The note on a table in which test scores replace missing validation scores; "" for others."""
     return TEST_SCORES if any(not one["val"] and one.get("test") for one in summaries) else ""
 
 
 def system_rows(system: str, summaries: Sequence[Row]) -> list[Row]:
-    """Rows with the columns that a system adds to reports; [] for a system without any.
+    """One row per run with the columns that a system adds to reports; [] if it adds none.
 
-    Accuracies are from the best evaluation; training accuracy is the mean over the last epoch
-    before it.
+    Validation accuracy is that of the best evaluation, and training accuracy is the mean over the
+    last epoch before it.
     """
     describe = getattr(import_module(f"jaxdet.configs.{system}"), "table_row", None)
     if describe is None:
@@ -196,7 +199,10 @@ def seed_rows(evaluated: Sequence[EvaluatedRun]) -> list[Row]:
 
 
 def seed_columns(rows: Sequence[Row], columns: Mapping[str, str]) -> dict[str, str]:
-    """{key: heading} of `seed_rows`: the `columns` that have a spread, each with its spread."""
+    """The columns of a table of `seed_rows`, as {key: heading}.
+
+    They are `SEED_COLUMNS`, and those of `columns` that have a spread, each followed by its spread.
+    """
     spread = {k: name for k, name in columns.items() if any(f"{k} +-" in row for row in rows)}
     both = {f"{k}{end}": f"{name}{end}" for k, name in spread.items() for end in ("", " +-")}
     return SEED_COLUMNS | both
@@ -232,8 +238,8 @@ def _write(
     summaries: Sequence[Row],
     of_system: Sequence[Row],
 ) -> None:
-    """Write tables in Markdown and JSON, a line of JSON per run, and the curves of all runs."""
-    # Imported here: the first step need not wait half a second for matplotlib.
+    """Write the tables in Markdown and JSON, a log with one line per run, and a plot of curves."""
+    # Imported here so that the first training step does not wait for matplotlib, half a second.
     from jaxdet.plots import training as training_plots
 
     curves = {one["run"]: run_dir.read_metrics(out / one["run"]) for one in summaries}

@@ -1,4 +1,4 @@
-"""Verification thresholds, and files that keep them with their checkpoint and options."""
+"""Verification thresholds, and files that store them with their checkpoint and options."""
 
 import hashlib
 import json
@@ -11,21 +11,22 @@ from jaxdet.errors import InputError
 from jaxdet.ops import embeddings
 from jaxdet.training import checkpoint
 
-FORMER_NAMES = {"kind": "metric", "join": "reduce", "embedder": "checkpoint"}
+FORMER_NAMES = {"kind": "metric", "join": "reduce", "embedder": "checkpoint"}  # of entries in files
 
 
 class Threshold(NamedTuple):
     """The lowest similarity at which two images are accepted as the same identity."""
 
     value: float
-    path: Path | None = None  # of the file that it was read from
-    found_with: dict[str, Any] | None = None  # metric, reduce and checkpoint of that file
+    path: Path | None = None  # file that it was read from; None if it was given as a number
+    found_with: dict[str, Any] | None = None  # metric, reduce and checkpoint in that file
 
 
 def parse(text: str, metric: str) -> Threshold:
-    """The threshold given as a number or as the name of a threshold file.
+    """Parse a threshold, given as a number or as the path of a threshold file.
 
-    The empty text means the default threshold of cosine similarity.
+    The empty text means the default threshold for cosine similarity.  Raises InputError for other
+    texts, and for an empty text with another metric.
     """
     if not text and metric == "cosine":
         return Threshold(embeddings.THRESHOLD)
@@ -42,9 +43,10 @@ def parse(text: str, metric: str) -> Threshold:
 
 
 def check_fits(threshold: Threshold, checkpoint_id: dict[str, Any], **options: str) -> float:
-    """The value of a threshold; InputError if found with other options or another checkpoint.
+    """Return the value of a threshold, after checking that it fits the options and the checkpoint.
 
-    options: `metric`, and `reduce` where it matters.
+    `options` are `metric` and, if it matters, `reduce`.  Raises InputError if the threshold was
+    found with other options or another checkpoint.
     """
     found = threshold.found_with
     if found is None:
@@ -53,7 +55,7 @@ def check_fits(threshold: Threshold, checkpoint_id: dict[str, Any], **options: s
         if found[name] != value:
             raise InputError(
                 f"{threshold.path}: threshold was found with --{name} {found[name]}, got --{name} "
-                f"{value}"
+                f"{value}; find a threshold for it with `jaxdet verify dev`"
             )
     kept = found["checkpoint"]
     if (kept["step"], kept["manifest"]) != (checkpoint_id["step"], checkpoint_id["manifest"]):
@@ -66,7 +68,7 @@ def check_fits(threshold: Threshold, checkpoint_id: dict[str, Any], **options: s
 
 
 def identify_checkpoint(folder: str | Path, step: int) -> dict[str, Any]:
-    """Identity of a checkpoint: run, step, and sha256 of its manifest."""
+    """What identifies a checkpoint: the name of the run, the step, and the manifest's sha256."""
     manifest = Path(folder) / "checkpoints" / str(step) / checkpoint.MANIFEST
     return {
         "run": Path(folder).absolute().name,
@@ -92,7 +94,10 @@ def write(
 
 
 def read_scores(path: Path) -> dict[str, Any]:
-    """`checkpoint` and `scores` of a file that `write` wrote; InputError if they are missing."""
+    """Read a file that `write` wrote, as a dict with the keys `checkpoint` and `scores`.
+
+    Raises InputError if the file cannot be read, or has no scores on held-out images.
+    """
     try:
         content = _read(path, "scores")
     except OSError as error:
@@ -113,7 +118,7 @@ def _read_threshold(path: Path) -> Threshold:
 
 
 def _read(path: Path, *names: str) -> dict[str, Any]:
-    """Threshold, checkpoint and entries `names` of a file that any version of `write` wrote."""
+    """Read `threshold`, `checkpoint` and the entries `names` of a file written by any version."""
     try:
         content = json.loads(path.read_text())
         content = {FORMER_NAMES.get(name, name): value for name, value in content.items()}

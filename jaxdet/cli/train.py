@@ -54,7 +54,7 @@ def _train(
     received: Sequence[int],
 ) -> int:
     folder, show = options.out, Progress(quiet=options.quiet or not hosts.is_main())
-    if options.resume and run_dir.is_occupied(folder):  # its options instead of the defaults
+    if options.resume and run_dir.is_occupied(folder):  # the run's options are the defaults
         kept = runs.read_config(folder, system)
         _, config = flags.parse_with_config(f"train {system}", words, (options, kept))
     if hosts.agree(len(received)):
@@ -93,7 +93,7 @@ def _end_process(line: str, code: int = 1) -> NoReturn:
 
 
 def _show_labels(folder: Path, config: TrainConfig, show: Progress) -> None:
-    """Show the scores of each label in the best evaluation, where it has them."""
+    """Show the scores of each label in the best evaluation, if it has any."""
     best = run_dir.best_line(run_dir.read_metrics(folder), config.best)
     which = "best" if best.get("val") else "last"
     for split in run_dir.scored_splits(best):

@@ -34,7 +34,10 @@ def run(command: str, options: Any) -> int:
 
 
 def dev(options: verify_options.Dev) -> int:
-    """Find the threshold with the best accuracy on probes with known labels; print the scores."""
+    """Find the threshold with the best accuracy on labeled probes, and print the scores.
+
+    Like the other commands here, it returns the exit code.
+    """
     common.check_picture(options.worst, options.count)
     _check_step(options.step)
     if not options.sweep and options.metric != "cosine":
@@ -108,8 +111,8 @@ def pairs(options: verify_options.Pairs) -> int:
     listed = verification_protocol.read_pairs(options.pairs, options.root)
     if listed.missing and options.on_missing == "error":
         raise InputError(
-            f"{listed.missing[0]} ({len(listed.missing)} in total); leave such pairs out with "
-            f"--on-missing skip"
+            f"{listed.missing[0]} ({len(listed.missing)} pairs lack an image); leave such pairs "
+            f"out with --on-missing skip"
         )
     if not listed.pairs:
         raise InputError(
@@ -151,7 +154,7 @@ def probe(options: verify_options.Probe) -> int:
         )
     if (counts == 1).any():
         common.warn(f"identities with only one image are left out: {(counts == 1).sum()}")
-    order = np.concatenate([np.arange(count) for count in counts])  # within their identity
+    order = np.concatenate([np.arange(count) for count in counts])  # position within its identity
     several = counts[gallery.labels] > 1
     fitted, others = ((order % 2 == part) & several for part in (0, 1))
     embedder = load_embedder(options)
@@ -169,7 +172,7 @@ def probe(options: verify_options.Probe) -> int:
 
 
 class Embedder(NamedTuple):
-    """A run that embeds images, and the identity of its checkpoint."""
+    """A run that embeds images, and what identifies its checkpoint."""
 
     run: api.Run
     checkpoint_id: dict[str, Any]  # see `thresholds.identify_checkpoint`
@@ -181,22 +184,22 @@ class Embedder(NamedTuple):
 
 
 def load_embedder(options: verify_options.Embedding) -> Embedder:
-    """The checkpoint that the options name; InputError unless the run is one of faces."""
+    """Load the checkpoint that the options name; InputError unless it is from a run of faces."""
     runs.read_config(options.run, "faces")
     run = api.load(options.run, options.checkpoint, warn=common.warn)
     return Embedder(run, thresholds.identify_checkpoint(options.run, run.step))
 
 
 class Protocol(NamedTuple):
-    """Images of the assignment's protocol for verification."""
+    """The images of a verification protocol, and the true identities of its probes."""
 
     gallery: verification_protocol.Gallery
     probes: list[Path]  # [N]
-    true: np.ndarray | None  # [N] index of the identity, -1 for none of the gallery; None: unknown
+    true: np.ndarray | None  # [N] index of an identity, -1 if not in the gallery; None if unknown
 
 
 def read_protocol(options: verify_options.Dev | verify_options.Test) -> Protocol:
-    """Gallery, probes, and true labels if there is a table of them."""
+    """Read the gallery, the probes and, if the options name a table of them, the true labels."""
     gallery = verification_protocol.read_gallery(options.known)
     probes = verification_protocol.list_probes(options.unknown)
     true = None
@@ -210,14 +213,14 @@ class Identification(NamedTuple):
 
     gallery: verification_protocol.Gallery
     probes: list[Path]  # [N]
-    true: Any  # [N] index of the identity, -1 for none of the gallery; None where unknown
+    true: Any  # [N] index of an identity, -1 if not in the gallery; None if unknown
     similarity: np.ndarray  # [N, M]
-    predicted: np.ndarray  # [N] the most similar identity
-    score: np.ndarray  # [N] float64: its similarity
-    trained: int  # identities of the gallery that the network was trained on
+    predicted: np.ndarray  # [N] index of the most similar identity
+    score: np.ndarray  # [N] float64: similarity to that identity
+    trained: int  # number of identities of the gallery that the network was trained on
 
     def labels(self, threshold: float) -> list[str]:
-        """The label [N] of each probe at a threshold."""
+        """The predicted label of each probe: its identity, or "unknown" below the threshold."""
         accepted = zip(self.predicted, self.score >= threshold, strict=True)
         return [
             self.gallery.identities[index] if accept else verification_protocol.UNKNOWN_LABEL
@@ -225,7 +228,7 @@ class Identification(NamedTuple):
         ]
 
     def is_correct(self, threshold: float) -> np.ndarray:
-        """Whether each decision [N] at a threshold is correct."""
+        """Whether the decision on each probe [N] at a threshold is correct."""
         return np.where(self.score >= threshold, self.predicted == self.true, self.true < 0)
 
     def counts(self) -> Scores:
@@ -248,7 +251,10 @@ class Identification(NamedTuple):
         }
 
     def held_out(self) -> Scores:
-        """Accuracy with each fold of the probes evaluated at the best threshold of the others."""
+        """Cross-validated accuracy: each fold is evaluated at the best threshold for the others.
+
+        {} for fewer than two probes.
+        """
         count = len(self.probes)
         if count < 2:
             return {}
@@ -261,16 +267,20 @@ class Identification(NamedTuple):
         return {"held_out_accuracy": found.mean}
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray]:
-        """(similarity, whether of the same identity) of pairs of a probe and a gallery image.
+        """Pair probes with gallery images; return (similarity, whether of the same identity).
 
-        At most about `MAX_PAIRS` pairs, of the first probes.
+        Only the first probes are taken if there would be more than `MAX_PAIRS` pairs.
         """
         rows = slice(max(1, MAX_PAIRS // len(self.gallery.paths)))
         same = self.gallery.labels[None] == self.true[rows, None]
         return self.similarity[rows].ravel(), same.ravel()
 
     def separation(self) -> Scores:
-        """Scores over all thresholds, except those that need a missing kind of pair or probe."""
+        """Scores that do not depend on one threshold.
+
+        Scores of pairs are left out unless there are pairs of both kinds, and identification rates
+        unless there are known and unknown probes.
+        """
         (score, same), scores = self.pairs(), {}
         if same.any() and not same.all():
             scores |= pair_rates(score, same)
@@ -284,7 +294,7 @@ class Identification(NamedTuple):
 def identify(
     options: verify_options.Identify, embedder: Embedder, protocol: Protocol
 ) -> Identification:
-    """Compare all probes with the gallery; warns of identities that the network was trained on."""
+    """Compare all probes with the gallery; warn if the network was trained on its identities."""
     gallery, probes, true = protocol
     trained = sorted({*gallery.identities} & {*embedder.run.classes})
     if trained:
@@ -310,7 +320,10 @@ def identify(
 def pair_scores(
     metric: embeddings.Metric, embedder: Embedder, listed: Sequence[verification_protocol.ImagePair]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(similarity, whether of the same identity) [P] of pairs; each image is embedded once."""
+    """Compare P pairs; return (similarity [P], whether of the same identity [P]).
+
+    Each image is embedded once, even if it is in several pairs.
+    """
     paths = sorted({path for pair in listed for path in pair[:2]})
     found, index = embedder.embed(paths), {path: number for number, path in enumerate(paths)}
     first, second = np.array([[index[path] for path in pair[:2]] for pair in listed]).T
@@ -322,10 +335,10 @@ def pair_scores(
 def cross_validate(
     score: np.ndarray, same: np.ndarray, fold: np.ndarray
 ) -> tuple[np.ndarray | None, Scores]:
-    """(threshold [P] at which each pair is evaluated, scores) of P pairs in folds.
+    """Evaluate each fold of P pairs at the threshold that is best for the other folds.
 
-    Warns of scores that cannot be computed from the pairs; the first value is None if there is no
-    threshold.
+    Returns (threshold [P] at which each pair is evaluated, scores).  If the pairs are all of one
+    kind, or all in one fold, a warning says which scores are missing, and the first value is None.
     """
     if same.all() or not same.any():
         which = "the same identity" if same.any() else "different identities"
@@ -349,7 +362,7 @@ def cross_validate(
 
 
 def pair_rates(score: np.ndarray, same: np.ndarray) -> Scores:
-    """AUC, equal error rate and accept rates of pairs, which must be of both kinds."""
+    """AUC, equal error rate, and true accept rates of pairs; there must be pairs of both kinds."""
     rates = verification_metrics.tar_at_far(score, same)
     rates = zip(verification_metrics.FAR_LEVELS, rates, strict=True)
     return {
@@ -365,7 +378,7 @@ def _check_step(step: float) -> None:
 
 
 def _print_scores(options: verify_options.Embedding, embedder: Embedder, scores: Scores) -> None:
-    """Print a table of rounded scores; or JSON, with the hash of the checkpoint."""
+    """Print a table of rounded scores or, with `--json`, the scores and the checkpoint's hash."""
     if options.json:
         print(json.dumps({**embedder.checkpoint_id, **scores}))
         return
@@ -422,7 +435,7 @@ def _plot_pairs(options: Any, score: np.ndarray, same: np.ndarray) -> None:
 
 
 def _plot_thresholds(options: Any, found: Identification, chosen: float) -> None:
-    """Plot accuracy against the threshold, and write it as a table."""
+    """Plot the accuracy against the threshold, and write it as a table."""
     from jaxdet.plots import verification as verification_plots
 
     low, high = found.score.min(), found.score.max()
@@ -442,7 +455,7 @@ def _draw_worst(
     wrong: Array,
     error: Array,
 ) -> None:
-    """Draw pairs of images with wrong decisions, those with the largest error first."""
+    """Draw the pairs of images with wrong decisions, the largest `error` first."""
     order = [i for i in np.argsort(-error, kind="stable") if wrong[i]][: options.count]
     if not order:
         _print_line(options, f"no mistakes: {options.worst} is not written")

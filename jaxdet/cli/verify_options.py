@@ -34,9 +34,9 @@ class Identify(Verify):
     """Options of commands that identify unknown images among known identities."""
 
     known: Path
-    """folder of the gallery: a folder of images per identity"""
+    """folder of the gallery, with one folder of images per identity"""
     unknown: Path
-    """folder of the probes: images in the order of their names"""
+    """folder of the probes, images that are read in the order of their names"""
     reduce: Literal["max", "mean"] = "max"
     """similarity to an identity: maximum or mean over its gallery images"""
     worst: Path | None = None
@@ -45,7 +45,7 @@ class Identify(Verify):
     count: int = 20
     """number of mistakes in --worst"""
     plots: Path | None = None
-    """folder for plots: accuracy against the threshold, also as a table, ROC curve, and histogram
+    """folder for plots: accuracy against the threshold (also as a table), ROC curve, and histogram
     of the scores"""
     step: float = 0.01
     """distance between thresholds in --plots, for cosines from -1 to 1; euclidean: as many
@@ -54,17 +54,18 @@ class Identify(Verify):
 
 @dataclass(frozen=True, kw_only=True)
 class Dev(Identify):
-    """Find the threshold at which the most similar identity is accepted with the best accuracy.
+    """Find the best similarity threshold for accepting the most similar identity.
 
-    Prints scores at the default threshold .4 (cosine only) and at the best one.  `accuracy` is the
-    fraction of correct decisions; `known_accuracy` is the fraction of known identities that are
-    identified in at least one of their images.  The best threshold is found with these images;
-    for `held_out_accuracy`, each tenth of them is evaluated at the best threshold of the others.
+    Prints scores at the default threshold .4 (cosine only) and at the threshold with the best
+    accuracy.  `accuracy` is the fraction of correct decisions; `known_accuracy` is the fraction of
+    known identities that are identified in at least one of their images.  The best threshold is
+    found with these images; for `held_out_accuracy`, each tenth of them is evaluated at the
+    threshold that is best for the others.
     """
 
     truth: Path
-    """.csv table with the label of each unknown image, alone or beside its name or number; n000000
-    means no known identity"""
+    """.csv table with the label of each unknown image, either alone or with the image's name or
+    number in another column; n000000 means no known identity"""
     sweep: bool = True
     """whether to find the best threshold; false keeps .4"""
     out: Path | None = None
@@ -82,7 +83,8 @@ class Test(Identify):
     """.csv table with the label of each unknown image; if given, scores are printed, and --plots,
     --worst and --out are allowed"""
     submit: Path | None = None
-    """.csv table to write instead of printing: number, or name, and label of each unknown image"""
+    """.csv table to write instead of printing: the number or name of each unknown image, and its
+    label"""
     sample: Path | None = None
     """.csv table whose rows --submit fills, in their order; the first column has the name or number
     of each image"""
@@ -104,7 +106,7 @@ class Pair(Verify):
 class Pairs(Verify):
     """Evaluate a list of image pairs by the protocol of Labeled Faces in the Wild.
 
-    Each fold is evaluated at the best threshold of the other folds.
+    Each fold is evaluated at the threshold that is best for the other folds.
     """
 
     pairs: tyro.conf.Positional[Path]
@@ -112,7 +114,7 @@ class Pairs(Verify):
     root: Path
     """folder with the images NAME/NAME_0001.jpg, at any depth"""
     folds: int = 0
-    """number of folds; 0: that of the list, or 10 if it has none"""
+    """number of folds; 0: the number given in the list, or 10 if it gives none"""
     on_missing: Literal["error", "skip"] = "error"
     """what to do with pairs that lack an image: stop (error), or count them and leave them out
     (skip); the other pairs keep their folds"""
@@ -128,25 +130,25 @@ class Pairs(Verify):
 class Probe(Embedding):
     """Measure how well a linear classifier separates identities by their embeddings.
 
-    It is fitted to every second image of each identity, in the order of their names; `accuracy` is
-    measured on the other images, `fitted_accuracy` on the fitted ones.
+    The classifier is fitted to every second image of each identity, in the order of their names;
+    `accuracy` is measured on the other images, `fitted_accuracy` on those used for fitting.
     """
 
     folder: tyro.conf.Positional[Path]
-    """folder with a folder of images per identity"""
+    """folder with one folder of images per identity"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerificationFolders(Process):
-    """Make the folders of a verification protocol from a folder of images per identity.
+    """Make the folders of a verification protocol from one folder of images per identity.
 
     classification/ has the identities to train on; known/ has gallery images of other identities.
     unknown_dev/ and unknown_test/ have further images of the gallery identities, and images of
-    unknown identities, labeled n000000; no identity is in both folders.
+    unknown identities, labeled n000000; no identity is in both unknown_dev/ and unknown_test/.
     """
 
     root: str = ""
-    """folder or tar file with a folder of images per identity"""
+    """folder or tar file with one folder of images per identity"""
     out: Path = Path("verification")
     """folder to write"""
     known: int = 12
@@ -154,8 +156,9 @@ class VerificationFolders(Process):
     unknown_identities: int = 6
     """number of unknown identities; the remaining identities are for training"""
     gallery_images: int = 1
-    """images per known identity in known/; its other images are probes"""
+    """number of images of each known identity in known/; its other images are probes"""
     dev: float = 0.34
-    """fraction of the known and of the unknown identities in unknown_dev/"""
+    """fraction of the known identities, and of the unknown ones, whose probes are in unknown_dev/;
+    the probes of the others are in unknown_test/"""
     seed: int = 0
     """seed of the random choice of identities and images"""

@@ -261,7 +261,7 @@ def test_images_of_the_run_in_another_folder_keep_their_split(place, evaluated, 
     assert re.fullmatch("jaxdet: error: .*data: no such folder\n", capsys.readouterr().err)
     assert scores("run", "--root", "moved", split="test") == evaluated[2:]
     count = [found["count"] for found in evaluated]
-    said = f"only the {count[2]} images of the split test are .* .train {count[0]}, val {count[1]}.;"
+    said = f"only the {count[2]} images .* .train {count[0]}, val {count[1]}.;"
     assert re.search(f"warning: moved: {said} .* --split all\n", capsys.readouterr().err)
 
 

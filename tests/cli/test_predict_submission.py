@@ -88,7 +88,7 @@ def test_a_sample_in_another_order_is_filled_by_name(folder):
 
 def test_a_sample_of_other_images_is_refused(folder):
     names = [path.name for path in verification_protocol.list_probes(folder)]
-    cases = (names[:-1], ".*, lacks 06"), ([*names, "07.png"], ".* images, got 07.png")
+    cases = (names[:-1], ".*, got none for 06"), ([*names, "07.png"], ".* probes, got 07.png")
     for wrong, says in cases:
         text = "".join(f"{name},0\n" for name in wrong)
         Path("sample.csv").write_text(f"id,label\n{text}")
