@@ -20,14 +20,13 @@ from jaxdet.types import Array, Batch, Device, StepContext, Task, Tree
 
 
 class Evaluator:
-    """Scores of one split, compiled once: `evaluator(variables, epoch) -> {name: value}`.
+    """Computes the scores of one split: `evaluator(variables, epoch) -> {name: value}`.
 
     `loss` and its terms are means over the split; the other values come from `task.report`.  Images
-    of a stream that cannot be read any more do not count.
+    of a stream that cannot be read any more do not count.  The program is compiled once.
 
-    epoch: completed epochs, on which the loss may depend.
-    data: the arrays of the split on the devices, if they have been copied there before.
-    devices: by default the experiment's.  Batches are padded to a multiple of their number.
+    data: the arrays of the split on the devices, if they have been copied there already.
+    devices: by default those of the experiment.  Batches are padded to a multiple of their number.
     """
 
     def __init__(
@@ -54,9 +53,11 @@ class Evaluator:
         pause: Callable[[], None] = lambda: None,
         hparams: dict[str, Array] | None = None,
     ) -> dict[str, Any]:
-        """Scores of `variables`; `hparams` replaces the hyper-parameters of the experiment.
+        """Scores of `variables` on the split.
 
-        `pause` is called between batches; it may raise to end the evaluation.
+        epoch: number of completed epochs, on which the loss may depend.
+        pause: called before each batch; it may raise an exception to end the evaluation.
+        hparams: hyper-parameters in place of those of the experiment.
         """
         losses, rows = self.measure(variables, epoch, pause, hparams)
         return hosts.from_main(lambda: {**losses, **self.task.report(rows)})
@@ -68,7 +69,10 @@ class Evaluator:
         pause: Callable[[], None] = lambda: None,
         hparams: dict[str, Array] | None = None,
     ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """(means of the loss terms, rows of `task.measure` for the whole split), on the host."""
+        """(means of the loss terms, rows of `task.measure` for the whole split), on the host.
+
+        Arguments as in `__call__`.
+        """
         variables, hparams = parallel.replicate(variables, self.devices), hparams or self.hparams
         results, masks, epoch = [], [], np.int32(epoch)  # one program for all epochs
         with memory.explained(self.config, "eval_batch"):
@@ -99,7 +103,7 @@ class Evaluator:
             jax.block_until_ready(self.step(variables, self.data, self.hparams, np.int32(0), rows))
 
     def operations(self, variables: Tree) -> flops.OpCounts:
-        """Operations of the prediction for one image, see `flops.count`."""
+        """Number of operations of the prediction for one image, see `flops.count`."""
         rows = {"index": np.zeros(1, np.int32), "real": np.ones(1, np.float32)}
         context = StepContext(False, jnp.int32(0), jnp.int32(0), self.hparams)
         data = self.source.first(1).arrays
@@ -107,7 +111,7 @@ class Evaluator:
         return flops.count(self.task.predict, variables, batch["image"]).sum()
 
     def _batches(self) -> Iterator[tuple[Any, np.ndarray]]:
-        """(rows, mask of real rows [B]) of every batch; those of this process."""
+        """(rows of this process, mask of real rows [B]) of every batch."""
         return self.source.masked_batches(*map(hosts.own_rows, self.rows))
 
 
@@ -133,7 +137,7 @@ def eval_step(
 
 
 def prepare_batch(task: Task, data: Batch, rows: Batch, context: StepContext) -> Batch:
-    """The evaluation batch of `rows {index [B], real [B]}`, with keys from the samples' ids."""
+    """The evaluation batch of `rows {index [B], real [B]}`; random keys follow from sample ids."""
     batch = {**sampler.gather(data, rows["index"]), "real": rows["real"]}
     root = rng.fold_in(jax.random.key(0), rng.EVALUATE)
     return task.augment(rng.row_keys(root, batch["id"]), batch, context)
@@ -144,7 +148,7 @@ def samples(
 ) -> Batch:
     """The first `count` rows of a split as inputs of the network, on the host.
 
-    With `train` they are augmented as in training, at random by `seed`.
+    train: whether they are augmented as in training, with random numbers from `seed`.
     """
     batch = experiment.splits[split].first(count).arrays
     root = rng.fold_in(jax.random.key(seed), rng.AUGMENT if train else rng.EVALUATE)
@@ -161,7 +165,7 @@ def samples(
 def cost_summary(scores: dict[str, Any], counts: flops.OpCounts, seconds: float) -> dict[str, Any]:
     """Cost of an evaluation (operations, seconds, operations per second), and its error rate.
 
-    There is no error rate without an accuracy.
+    The error rate is left out if `scores` has no accuracy.
     """
     error = {"error_rate": 1 - scores["accuracy"]} if "accuracy" in scores else {}
     return {
@@ -173,7 +177,7 @@ def cost_summary(scores: dict[str, Any], counts: flops.OpCounts, seconds: float)
 
 
 def operation_kinds(counts: flops.OpCounts) -> dict[str, int]:
-    """Additions, multiplications, maxima, and all operations, other kinds included."""
+    """Numbers of additions, multiplications and maxima, and of all operations of any kind."""
     return {
         "additions": counts.additions,
         "multiplications": counts.multiplications,

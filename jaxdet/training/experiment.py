@@ -21,10 +21,10 @@ LENGTHS = ("epoch_steps", "steps")  # fields of a plan that a step reads from th
 class Plan(NamedTuple):
     """The length of a run, and the options of its steps."""
 
-    epoch_steps: int
-    steps: int
-    accumulate: int
-    ema: float
+    epoch_steps: int  # steps per epoch
+    steps: int  # steps of the whole run
+    accumulate: int  # steps per parameter update
+    ema: float  # decay of the moving averages; 0: none
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Experiment:
     """
 
     task: Task
-    splits: dict[str, Source]  # by name; "train" and, unless it monitors "test", "val" among them
+    splits: dict[str, Source]  # by name; has "train" and, unless --monitor is test, "val"
     hparams: dict[str, float]  # traced hyper-parameters of the task
     metadata: dict[str, Any]  # class names, input shape, normalization: kept with the run
     config: TrainConfig = field(default_factory=TrainConfig)  # checked options of the run
@@ -43,8 +43,8 @@ class Experiment:
     read_image: Callable | None = None  # path -> (image [H, W, C] for `predict`, (height, width))
     read_table: Callable | None = None  # path -> [(image path, label, box in its own pixels)]
     read_original: Callable | None = None  # name of a sample -> the whole image [h, w, C] in [0, 1]
-    files: tuple[tuple[str, str], ...] = ()  # (path in the run folder, text) to keep with the run
-    notes: tuple[str, ...] = ()  # unusable files and rows of the data
+    files: tuple[tuple[str, str], ...] = ()  # (path in the run folder, text) of files to write
+    notes: tuple[str, ...] = ()  # on unusable files and rows of the data
     load_pretrained: Callable[[Tree], Tree] | None = None  # variables -> pretrained variables
     lr_multiplier: Callable[[str], float] | None = None  # parameter path -> factor of its rate
     batch_order: sampler.BatchOrder = sampler.shuffled_batches
@@ -89,7 +89,10 @@ class Experiment:
     def learning_rate(
         self, *, peak: Any = None, steps: Any = None, epoch_steps: Any = None
     ) -> Callable[[Any], Any]:
-        """The schedule, update number -> learning rate; arguments replace the planned values."""
+        """The schedule: a function from the number of an update to its learning rate.
+
+        The arguments replace the peak of the configuration and the lengths of the plan.
+        """
         config, plan = self.config, self.plan
         steps = plan.steps if steps is None else steps
         epoch_steps = plan.epoch_steps if epoch_steps is None else epoch_steps
@@ -106,7 +109,7 @@ class Experiment:
 
     @property
     def optimizer(self) -> Callable[[dict[str, Array]], optax.GradientTransformation]:
-        """The optax transformation as a function of traced hyper-parameters."""
+        """The function from traced hyper-parameters to the optax transformation."""
         return partial(_optimizer, self)
 
 

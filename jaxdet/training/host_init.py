@@ -5,9 +5,9 @@ Initializing a network is such a case: for ResNet18 it takes seconds to compile 
     state = host_init.initialize(create)
 
 Random bits are drawn by NumPy's Philox, seeded with the key's data: values have the distribution
-that the function asks for and are the same for the same key on every machine, but are not those
-that jax would draw.  Equations that no output depends on are skipped: in a module's `init`, the
-whole forward pass.
+that the function asks for and are the same for the same key on every machine, but they are not the
+values that jax would draw.  Equations that no output depends on are skipped; in a module's `init`,
+this is the whole forward pass.
 """
 
 from collections.abc import Callable, Sequence

@@ -23,14 +23,17 @@ def schedule(
     period: Any = 1,
     growth: int = 1,
 ) -> Callable[[Any], Any]:
-    """Learning rate as a function of the update number: a linear warm-up, then the named schedule.
+    """The learning rate as a function of the update number: a warm-up, then the named schedule.
 
     "cosine" falls to 0 at `steps`; with a warm-up it is the one-cycle schedule (Smith and Topin
     2017, arXiv:1708.07120, without the momentum).  "restarts" falls to 0 after `period` updates and
     starts again, each cosine `growth` times as long as the previous one; the first period includes
     the warm-up (Loshchilov and Hutter 2016, arXiv:1608.03983).  "piecewise" multiplies by `decay`
-    at each fraction of `steps` in `decay_at`.  "constant" does not change; neither does "plateau",
-    whose rate the rule `plateau` lowers.  `rate`, `steps` and `period` may be traced.
+    at each fraction of `steps` in `decay_at`.  "constant" does not change; neither does "plateau"
+    here, since the rule `plateau` lowers its rate.
+
+    rate: the rate after the warm-up.  warmup: number of updates in which it rises linearly.
+    `rate`, `steps` and `period` may be traced.
     """
     after = jnp.maximum(steps - warmup, 1)
     cosine = optax.cosine_decay_schedule(rate, 1.0)
@@ -52,7 +55,7 @@ def schedule(
 
 
 def _restart_phase(time: Array, growth: int) -> Array:
-    """Completed fraction, in [0, 1), of the current cosine; time is in units of the first one."""
+    """Completed fraction, in [0, 1), of the current cosine; the first cosine is the unit."""
     if growth == 1:
         return time % 1
     starts = [0]
@@ -67,8 +70,8 @@ def plateau(decay: float, patience: int) -> optax.GradientTransformationExtraArg
     """The rule that lowers the learning rate at a plateau, as an optax transformation.
 
     Its initial state is `init(zero)`.  `update(zero, state, value=)` multiplies `state.scale` by
-    `decay` after `patience` consecutive values of which none is lower than the best one by more
-    than a relative 1e-4.  PyTorch's ReduceLROnPlateau waits for one more value.
+    `decay` after `patience` consecutive values none of which is lower than the best one before by
+    more than a fraction of 1e-4.  PyTorch's ReduceLROnPlateau waits for one more value.
     """
     return optax.contrib.reduce_on_plateau(decay, patience, rtol=1e-4)
 
@@ -106,17 +109,19 @@ def optimizer(
     steps: Any = None,
     lr_multiplier: Callable[[str], float] | None = None,
 ) -> optax.GradientTransformation:
-    """Clipping by global norm, then one of `UPDATE_RULES`.
+    """The named one of `UPDATE_RULES`, after clipping of the gradient by its global norm.
 
-    "adamw" (Loshchilov and Hutter 2017, arXiv:1711.05101) and "sgd", which has Nesterov momentum,
-    have decoupled weight decay.  "adam", "momentum" (the heavy ball) and "rmsprop" add the gradient
-    of an L2 penalty instead, as PyTorch does.  Both apply to kernels only, not to biases and
-    normalization scales (arrays of rank 1).  `clip = 0` does not clip.  With `accumulate > 1` the
-    mean gradient of that many calls makes one update; if `steps`, the number of calls, is given,
-    the calls left over at the end make the last update.  `lr_multiplier` maps the path "a/b/kernel"
-    of a parameter to a factor of its learning rate; at 0 the parameter is frozen and has no
-    optimizer state.  The learning rate, `momentum`, `beta2`, `weight_decay` and `steps` may be
-    traced.
+    weight_decay: of kernels only, not of biases and normalization scales (arrays of rank 1).
+      "adamw" (Loshchilov and Hutter 2017, arXiv:1711.05101) and "sgd", which has Nesterov momentum,
+      have decoupled weight decay.  "adam", "momentum" (the heavy ball) and "rmsprop" add the
+      gradient of an L2 penalty instead, as PyTorch does.
+    clip: largest norm of the gradient; 0 does not clip.
+    accumulate: number of calls whose mean gradient makes one update.
+    steps: total number of calls, if known: then the calls left over at the end make a last update.
+    lr_multiplier: function from the path of a parameter, such as "a/b/kernel", to a factor of its
+      learning rate; if it is 0, the parameter is frozen and has no optimizer state.
+
+    The learning rate, `momentum`, `beta2`, `weight_decay` and `steps` may be traced.
     """
     rule = UPDATE_RULES[name]
     scale = rule.scale(momentum, beta2)
@@ -133,7 +138,7 @@ def optimizer(
 
 
 def _calls_of_update(accumulate: int, steps: Any, update: Array) -> Array:
-    """Number of calls in this update; the calls after the last full update form one, too."""
+    """Number of calls in update number `update`; calls left over at the end make an update too."""
     rest = steps % accumulate
     return jnp.where((update == steps // accumulate) & (rest > 0), rest, accumulate)
 
@@ -158,5 +163,5 @@ def _with_multiplier(
 
 
 def is_kernel(params: Tree) -> Tree:
-    """True for the leaves of rank 2 and more, which weight decay applies to."""
+    """True for the leaves of rank 2 and more, to which weight decay applies."""
     return jax.tree.map(lambda p: p.ndim > 1, params)

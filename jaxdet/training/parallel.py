@@ -145,7 +145,7 @@ def compile_shard_map(
 ) -> Callable:
     """`compile_step` for several devices by `jax.shard_map`: equals `compile_pmap` bit for bit.
 
-    Not for several processes.
+    It does not support several processes.
     """
     whole, split = PartitionSpec(), PartitionSpec(AXIS)
     axes = out_axes if isinstance(out_axes, tuple) else (out_axes,)

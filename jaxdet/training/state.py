@@ -45,7 +45,12 @@ def create_state(
     ema: float,
     plateau: Any = None,
 ) -> TrainState:
-    """The initial state; `data` gives shapes and types of a batch.  Traceable."""
+    """The initial state of a run; JAX can trace this function.
+
+    data: arrays of the training set; only their types and the shapes of their rows matter.
+    hparams: traced hyper-parameters, see `Experiment.initial_hparams`.
+    ema: decay of the moving averages; 0: none.
+    """
     root = jax.random.key(seed)
     context = StepContext(True, jnp.int32(0), jnp.int32(0), hparams)
     batch, variables = _init_variables(root, data, task, context)
@@ -64,7 +69,7 @@ def create_state(
 
 
 def variable_shapes(experiment: Experiment) -> Tree:
-    """Shapes and types of the network's variables, found without creating the optimizer."""
+    """Shapes and types of the network's variables, found without the state of the optimizer."""
     context = StepContext(True, jnp.int32(0), jnp.int32(0), experiment.initial_hparams)
 
     def init(data):
@@ -86,7 +91,7 @@ def join_variables(params: Tree, stats: Tree) -> Tree:
 
 
 def load_pretrained(state: TrainState, load: Callable[[Tree], Tree]) -> TrainState:
-    """An initial state with `load(variables)` in place of its variables."""
+    """An initial state in which `load(variables)` replaces the variables."""
     variables = load(join_variables(state.params, state.stats))
     params, stats = variables["params"], variables.get("batch_stats", {})
     ema = {"params": params, "stats": stats} if state.ema else {}
@@ -113,7 +118,7 @@ def plateau_scale(bookkeeping: dict[str, Any]) -> Any:
 def _init_variables(
     root: Array, data: Batch, task: Task, context: StepContext
 ) -> tuple[Batch, Tree]:
-    """(the blank batch, the variables that it initializes)."""
+    """(a batch of zeros, the variables that the network gets from it)."""
     batch = _blank_batch(data, task, context)
     return batch, task.init(rng.fold_in(root, rng.INIT), batch)
 

@@ -32,14 +32,16 @@ def train_step(
     axis: str | None,
     scale: float = 1.0,
 ) -> TrainState:
-    """The state after one step: gather, augment, loss, summed gradient, update, averages.
+    """The state after one training step.
 
-    data: all training arrays, on the device; rows are indices [B] into them.  If data is empty,
-    rows are the batch itself.
-    axis: name of the device axis under pmap.
+    A step gathers and augments a batch, computes the gradient of the loss, summed over devices, and
+    updates the parameters and the moving averages.  A step whose loss or gradient is not finite
+    changes only the step number and the bookkeeping.
+
+    data, rows: all training arrays, on the device, and indices [B] into them; or {} and the batch
+      itself.
+    axis: name of the device axis under pmap; None on one device.
     scale: see `StepContext`.
-
-    A step whose loss or gradient is not finite changes only the step number and the bookkeeping.
     """
     epoch = completed_epochs(state)
     context = StepContext(True, state.step // plan.accumulate, epoch, state.hparams, axis, scale)
@@ -66,10 +68,11 @@ def train_step(
 def train_steps(
     state: TrainState, data: Batch, count: Array, rows: Any, **options: Any
 ) -> TrainState:
-    """The state after `train_step` on each of the first `count` of N batches: rows [B, N, ...].
+    """The state after `train_step` on each of the first `count` of N batches.
 
-    The number of steps is traced: calls of one step and of several are one program, so that they
-    give the same bits.
+    rows: rows of all batches, [B, N, ...].
+
+    `count` is traced, so that one program takes one step or several, with the same bits.
     """
 
     def body(i, state):
@@ -96,7 +99,7 @@ def _prepare_batch(
 
 
 def _not_finite(terms: dict[str, Array], grads: Tree) -> Array:
-    """Whether each term, by name, and last the norm of the gradient, is infinite or NaN."""
+    """Whether each term, in order of names, and lastly the norm of the gradient is not finite."""
     values = [terms[name] for name in sorted(terms)] + [optax.tree.norm(grads)]
     return ~jnp.isfinite(jnp.stack(values))
 
@@ -114,7 +117,7 @@ def _record(state: TrainState, terms: dict[str, Array], bad: Array) -> dict[str,
 
 
 def _moving_averages(state: TrainState, plan: Plan) -> Tree:
-    """Averages of parameters and statistics; the decay grows from 2/11 to `plan.ema`."""
+    """Moving averages of parameters and statistics; their decay grows from 2/11 to `plan.ema`."""
     if not state.ema:
         return state.ema
     done = state.step + 1

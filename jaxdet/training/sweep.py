@@ -35,8 +35,8 @@ from jaxdet.types import Tree
 class StepTimes(NamedTuple):
     """Seconds of one step of all runs."""
 
-    together: float  # in one program
-    in_turn: float  # one run after the other
+    together: float  # if they share one program
+    in_turn: float  # if they take the step one after the other
 
 
 class TimeBudgetExceeded(Exception):
@@ -44,7 +44,7 @@ class TimeBudgetExceeded(Exception):
 
 
 def with_config(experiment: Experiment, config: TrainConfig) -> Experiment:
-    """The experiment of one of the runs: same task and data, with the numbers of `config`."""
+    """The experiment of one of the runs: the same task and data, and the numbers of `config`."""
     part = experiment.subset(config) if experiment.subset else experiment
     hparams = {name: getattr(config, name) for name in part.hparams}
     return replace(part, hparams=hparams, config=config)
@@ -63,10 +63,11 @@ def unstack(tree: Tree, count: int) -> list[Tree]:
 def evaluate_trained(
     experiment: Experiment, folder: Path, trained: Path, show: progress.Progress
 ) -> dict[str, int]:
-    """Evaluate a run that differs from the run in `trained` in `EVAL_ONLY` options only.
+    """Make a run of one that is trained and differs only in options that affect evaluation.
 
-    The checkpoints of `trained` are copied to `folder`, and the best one is evaluated.  Returns the
-    cost, see `VmappedRuns.cost`.
+    The checkpoints of the run in `trained` are copied to `folder`, and the best one is evaluated
+    with the options of `experiment`, see `TrainConfig.EVAL_ONLY`.  Returns the cost, see
+    `VmappedRuns.cost`.
     """
     checkpoint.copy(trained, folder)
     like = jax.eval_shape(training_state.init_fn(experiment))
@@ -82,7 +83,7 @@ def evaluate_trained(
 
 
 def _cost(scorers: dict[str, evaluator.Evaluator], variables: Tree) -> dict[str, int]:
-    """Operations per image, and parameters of the network."""
+    """Numbers of operations per image, and of parameters of the network."""
     scorer = next(iter(scorers.values()))
     operations = scorer.operations(variables).total()
     return {"operations": operations, "parameters": time_budget.count_parameters(variables)}
@@ -135,7 +136,7 @@ class VmappedRuns:
     def can_train_together(self) -> bool:
         """Whether the runs can share a program now.
 
-        All must be at the start of an epoch, with data on the device and images of one size.
+        All must be at the start of an epoch, and have data on the device and images of one size.
         """
         if not self.compiled.data or len(self.compiled.steps) > 1:
             return False
@@ -168,12 +169,15 @@ class VmappedRuns:
         return StepTimes(together=every.median, in_turn=one.median * len(rows))
 
     def cost(self) -> dict[str, int]:
-        """Operations per image and parameters of the network, the same for all runs."""
+        """Numbers of operations per image and of parameters of the network, equal for all runs."""
         variables = training_state.variables_of(self.loops[0].state)
         return _cost(self.compiled.evaluators, variables)
 
     def run(self, *, together: bool) -> bool:
-        """Train all runs to their end, except those that get into `failed`; False if stopped."""
+        """Train all runs to their end; return False if they were asked to stop before.
+
+        A run that diverges or uses up its time budget ends early and is recorded in `failed`.
+        """
         batch = self.loops[0].config.batch
         done = sum(loop.step for loop in self.loops)
         self.show.begin(done * batch, sum(loop.plan.steps for loop in self.loops) * batch)
@@ -202,12 +206,12 @@ class VmappedRuns:
         return True
 
     def step_together(self, states: Tree, rows: np.ndarray) -> Tree:
-        """One step of all stacked states at rows [runs, B]."""
+        """The states after one step of all runs, on rows [runs, B] of the training set."""
         with conv.default_impl(self.conv_impl):
             return self.vmapped(states, self.compiled.data, rows)
 
     def call_together(self, states: Tree, batches: Sequence[np.ndarray]) -> Tree:
-        """A step of all stacked states on each of the batches [runs, B]."""
+        """The states after a step of all runs on each of the batches [runs, B]."""
         if self.compiled.looped:
             count, rows = self.compiled.stack(batches, axis=2)
             with conv.default_impl(self.conv_impl):
@@ -224,7 +228,7 @@ class VmappedRuns:
         return list(groups.values())
 
     def _start_clock(self, loops: list[training_loop.Loop]) -> None:
-        """Set the deadline of these runs, after the sum of their remaining time budgets, if any."""
+        """Set the deadline of these runs: now plus the sum of their remaining time budgets."""
         left = sum(self.budget - self._record_seconds(loop) for loop in loops)
         self.deadline = time.monotonic() + left if self.budget else float("inf")
 

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 TRIAL_FRACTION = 0.03  # at most this fraction of the budget is used to measure steps
 RESERVE = 0.04  # fraction of the budget that is not planned for epochs
-REPLAN_RESERVE = 0.015  # the same, once whole epochs were measured
+REPLAN_RESERVE = 0.015  # the same, once whole epochs have been measured
 CLOSING = 0.005  # fraction left for the last checkpoint and the end of the process
-KEEP_SECONDS = 30  # time between two records of the seconds used
+KEEP_SECONDS = 30  # the used seconds are written to the run folder at most this often
 
 
 def check_parameters(net: nn.Module, shape: tuple[int, ...], limit: int) -> None:
@@ -142,8 +142,9 @@ class Clock:
     def plan_epochs(self, done: int, planned: int) -> int:
         """The number of epochs of the run, planned anew after `done` epochs and their evaluation.
 
-        As many as still fit, by the median time of the whole epochs of this process, each with its
-        evaluation and checkpoint.  Before the first whole epoch, or without a budget, `planned`.
+        It is `done` and as many more as still fit into the budget, by the median time of the whole
+        epochs of this process with their evaluations and checkpoints.  Without a budget, and before
+        the first whole epoch, it stays `planned`.
         """
         self.epoch_ends.append(self.used())
         if not self.limit or len(self.epoch_ends) < 2:
