@@ -74,7 +74,7 @@ def compare_runs(metrics_by_run: Mapping[str, Metrics], path: Path) -> None:
     for axes, (term, against) in zip(every, panels, strict=False):
         curves = {}
         for name, metrics in metrics_by_run.items():
-            seconds = accumulate(sum(line["time"].values()) for line in metrics)
+            seconds = accumulate(line["time"]["train"] + line["time"]["eval"] for line in metrics)
             x = seconds if against == "seconds" else (line["epoch"] for line in metrics)
             curves[name] = [(at, _scores(line)[term]) for at, line in zip(x, metrics, strict=True)]
         axes.set_prop_cycle(LINE_STYLES)

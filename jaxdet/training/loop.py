@@ -28,13 +28,14 @@ from jaxdet.training import (
     run_dir,
 )
 from jaxdet.training import state as training_state
+from jaxdet.training.data_wait import DataWait
 from jaxdet.training.experiment import Experiment
 from jaxdet.training.progress import Callback, CheckpointEvent, EvaluationEvent, StepEvent
 from jaxdet.training.saver import Saver
 from jaxdet.training.step import completed_epochs, train_step, train_steps
 from jaxdet.types import Batch, TrainState, Tree
 
-CALL_SECONDS = 0.05  # aim for a call on a GPU, whose overhead is then small
+CALL_SECONDS = 0.05  # duration that a call on a GPU should have, so that its overhead is small
 MAX_CALL_STEPS = 64  # for data on the device, whose rows are only indices
 SAVE, STOP = 1, 2  # what is due between two batches
 DRAW_SECONDS = 30  # minimum time between two plots of the curves
@@ -62,7 +63,8 @@ def train(
 
     The run saves and ends when `stop()`, or a method of a callback, returns True.
     compiled: the compiled steps of the experiment, if they exist already.
-    plan_epochs: (completed epochs, planned epochs) -> epochs to plan, called after evaluations.
+    plan_epochs: called after evaluations; function from the completed and the planned number of
+      epochs to the new number of epochs of the run.
 
     Raises `DivergedError` when the loss or its gradient is not finite, and `UnreadableError`, after
     saving, when an image of a stream cannot be read any more and must not be left out.
@@ -160,7 +162,7 @@ class CompiledSteps:
         return state
 
     def stack(self, batches: Sequence[Any], axis: int = 1) -> tuple[Any, Any]:
-        """(number of batches, their columns stacked along an axis and padded) for `loop`."""
+        """(number of batches, their rows stacked along an axis and padded): arguments of `loop`."""
         count = len(batches)
         padded = [*batches, *[batches[0]] * (self.capacity - count)]
         return np.int32(count), jax.tree.map(lambda *columns: np.stack(columns, axis), *padded)
@@ -251,6 +253,7 @@ class Loop:
         self.first_step_done, self.stopping = False, False
         self.operations: OpCounts | None = None  # of an evaluation
         self.together = 1  # number of runs in the program of the last epoch
+        self.data_wait = None if compiled.data else DataWait()  # of batches that are read
         self.saver = Saver(self.folder, self._announce)
         # Callbacks on checkpoints are called, and may stop the run, at the step of the checkpoint.
         self.saves_at_once = any(
@@ -297,6 +300,7 @@ class Loop:
             self.began = time.monotonic()
             rows = hosts.own_rows(self.batch_indices())
             calls = self.compiled.by_call(self.source.batches(rows))
+            calls = self.data_wait.counted(calls) if self.data_wait else calls
             take_steps(calls, _SingleRun(self), pause=self._pause, after=self._after_call)
             self.read_terms()
 
@@ -328,6 +332,8 @@ class Loop:
             for split, score in self.compiled.evaluators.items()
         }
         seconds = {"train": trained, "eval": time.monotonic() - begun}
+        if self.data_wait and trained:
+            seconds["data"] = self.data_wait.restart()
         score = self._selection_score(scores["val"]) if "val" in scores else None
         means = _means(book) if book["count"] else None
         counted = self._count_operations(book) if self.config.count_operations else None
@@ -426,7 +432,10 @@ class Loop:
         epoch = (self.step - 1) // self.plan.epoch_steps + 1
         epochs = self.plan.steps // self.plan.epoch_steps
         images = len(batches) * self.config.batch
-        event = StepEvent(self.step, epoch, epochs, images, self.read_terms)
+        waited = None
+        if self.data_wait:
+            waited = self.data_wait.seconds / (time.monotonic() - self.began)
+        event = StepEvent(self.step, epoch, epochs, images, self.read_terms, waited)
         self._notify("on_step", event)
 
     def read_terms(self) -> dict[str, float]:
@@ -481,6 +490,8 @@ class _SingleRun:
             for i in range(len(batches))
         ]
         loop.state = compiled.timed(lambda: compiled.take_steps(loop.state, batches, sizes))
+        if loop.data_wait:
+            loop.data_wait.dispatched(loop.state)
         loop.step += len(batches)
         if not loop.first_step_done:
             jax.block_until_ready(loop.state.step)
@@ -514,9 +525,9 @@ def _after_evaluation(
 
 
 def _operations_table(counted: dict[str, dict[str, int]], seconds: dict[str, float]) -> str:
-    """Table of the operations of training and evaluation, by kind, and of their rate.
+    """Table of the operations of training and of evaluation, by kind, and of their rates.
 
-    seconds: time of each; a training that an earlier process began has none.
+    seconds: time of each; a training that an earlier process began has no time and no rate.
     """
     names, rows = {"train": "training", "eval": "evaluation"}, []
     for name, counts in counted.items():
@@ -546,6 +557,9 @@ def _summary_line(
             parts.append(split + "".join(f" {name} {numbers[name]:.4g}" for name in names))
     if best:
         parts.append("best")
-    parts.append(f"{metrics['time']['train']:.1f} + {metrics['time']['eval']:.1f} s")
+    seconds = metrics["time"]
+    parts.append(f"{seconds['train']:.1f} + {seconds['eval']:.1f} s")
+    if "data" in seconds:
+        parts.append(f"{seconds['data'] / seconds['train']:.0%} waiting for data")
     parts.append(f"{rate / 1e9:.3g} Gop/s")
     return " | ".join(parts)

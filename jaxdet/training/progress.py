@@ -22,6 +22,7 @@ class StepEvent(NamedTuple):
     epochs: int
     images: int  # images in the steps of this call
     read_terms: Callable[[], dict[str, float]]  # means since the last evaluation; waits for them
+    data_wait: float | None = None  # fraction of the epoch's time in which devices waited for data
 
 
 class EvaluationEvent(NamedTuple):
@@ -90,7 +91,7 @@ class Progress(Callback):
             self.bar.set_description("compiling")
 
     def on_step(self, event: StepEvent) -> None:
-        """Move the bar; show the loss twice a second or, without a bar, read it every 10 s.
+        """Move the bar, and read the loss: twice a second to show it or, without a bar, every 10 s.
 
         Reading raises `DivergedError` for a loss that is not finite.
         """
@@ -117,7 +118,10 @@ class Progress(Callback):
         if self.bar is not None:
             with _ignored_output_errors():
                 self.bar.set_description(f"epoch {event.epoch}/{event.epochs}", refresh=False)
-                self.bar.set_postfix_str(" ".join(f"{k} {v:.3g}" for k, v in terms.items()))
+                shown = [f"{name} {value:.3g}" for name, value in terms.items()]
+                if event.data_wait is not None:
+                    shown.append(f"{event.data_wait:.0%} waiting for data")
+                self.bar.set_postfix_str(" ".join(shown))
 
     def on_evaluation(self, event: EvaluationEvent) -> None:
         """Print the evaluation in one line."""

@@ -42,7 +42,7 @@ REMEDY = "restore it, or train again"
 WITHOUT_METRICS = "restore or remove it: checkpoints do not need it"
 STEP_OF_LINE = re.compile(rb'^{"step": (\d+)', re.MULTILINE)
 MAX_RECORD = 2**32  # bytes of the arrays of one image
-MAX_OWNER = 200  # characters shown of a lock's owner
+MAX_OWNER = 200  # longest text, in characters, about the owner of a lock
 
 
 class RunConfig(NamedTuple):
@@ -57,7 +57,7 @@ class StreamedImages(TypedDict):
     """The images of a streamed split, as in `streams.json`."""
 
     names: list[str] | None
-    left_out: list[int]  # numbers of those that could not be used when the run began
+    left_out: list[int]  # numbers of the images that could not be used when the run began
 
 
 class Metadata(TypedDict, total=False):
@@ -354,7 +354,7 @@ def read_config(folder: str | Path) -> RunConfig:
 
 
 def _writer(folder: str | Path) -> str:
-    """ " of jaxdet VERSION", the version that wrote a run of a newer schema; "" if unreadable."""
+    """The words " of jaxdet VERSION", for the version that wrote a run; "" if it is not known."""
     try:
         environment = files.load_json(Path(folder) / "environment.json", Environment)
     except (OSError, ValueError):
@@ -364,9 +364,9 @@ def _writer(folder: str | Path) -> str:
 
 
 def _check_record(path: Path, metadata: Metadata) -> None:
-    """Raise InputError unless each `metadata["record"]` entry is the type and shape of an array.
+    """Raise InputError unless each entry of `metadata["record"]` is the type and shape of an array.
 
-    An array has at most `MAX_RECORD` bytes.
+    Arrays may have at most `MAX_RECORD` bytes.
     """
     for name, spec in metadata.get("record", {}).items():
         try:
@@ -424,7 +424,7 @@ def read_environment(folder: str | Path) -> dict[str, Any]:
 
 
 def environment(devices: Sequence[Device]) -> dict[str, Any]:
-    """Conditions of measured figures: versions, processor, devices, flags, compiler options."""
+    """What measured figures depend on: versions, processor, devices, flags, compiler options."""
     versions = {name: _version(name) for name in PACKAGES}
     return {
         "python": platform.python_version(),
@@ -465,7 +465,7 @@ def environment_changes(folder: str | Path, devices: Sequence[Device]) -> list[s
 
 
 def _flag_as_option(before: dict[str, Any]) -> dict[str, Any]:
-    """An environment, with a flag that once had the effect of `compiler.OPTIONS` replaced."""
+    """An environment, with `compiler.OPTIONS` in place of the flag that once had their effect."""
     if "flags" not in before or "compiler_options" in before:
         return before
     flags = before["flags"].split()
@@ -541,10 +541,10 @@ def drop_metrics(folder: str | Path, after: int) -> None:
 
 
 def best_line(metrics: Iterable[Mapping[str, Any]], score: str) -> Mapping[str, Any]:
-    """The line of `metrics.jsonl` with the highest validation `score`; {} without lines.
+    """The line of `metrics.jsonl` with the highest validation `score`; {} if there are no lines.
 
-    Ties go to the lower loss, as for the best checkpoint; without validation, it is the last line.
-    Raises InputError for an unknown score.
+    Ties go to the lower loss, as for the best checkpoint.  For a run without validation it is the
+    last line.  Raises InputError for an unknown score.
     """
     lines = list(metrics)
     if lines and not all(line["val"] for line in lines):
@@ -573,8 +573,8 @@ def score_value(scores: Mapping[str, Any], name: str) -> float:
 def epoch_seconds(metrics: Iterable[Mapping[str, Any]]) -> float | None:
     """Median training seconds per epoch from the lines of `metrics.jsonl`; None without any.
 
-    Of an even number of epochs, the lower of the two middle values, since the first epoch includes
-    compilation.
+    For an even number of epochs it is the lower of the two middle values, since the first epoch
+    includes compilation.
     """
     seconds = [line["time"]["train"] for line in metrics if line["train"]]
     return statistics.median_low(seconds) if seconds else None
@@ -582,7 +582,7 @@ def epoch_seconds(metrics: Iterable[Mapping[str, Any]]) -> float | None:
 
 def total_seconds(metrics: Iterable[Mapping[str, Any]]) -> float:
     """Seconds of all training and evaluation in the lines of `metrics.jsonl`."""
-    return sum(sum(line["time"].values()) for line in metrics)
+    return sum(line["time"]["train"] + line["time"]["eval"] for line in metrics)
 
 
 def write_seconds(folder: str | Path, seconds: float) -> None:
@@ -591,7 +591,7 @@ def write_seconds(folder: str | Path, seconds: float) -> None:
 
 
 def read_seconds(folder: str | Path) -> float:
-    """The value of `write_seconds`; without a file, the `total_seconds` of the metrics."""
+    """The seconds that `write_seconds` wrote; without a file, `total_seconds` of the metrics."""
     path = Path(folder) / "seconds.json"
     if path.exists():
         return _read(path, Seconds)["used"]

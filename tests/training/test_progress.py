@@ -1,4 +1,5 @@
 import time
+from types import SimpleNamespace
 
 from jaxdet.training import progress
 
@@ -40,6 +41,14 @@ def test_the_loss_is_read_every_ten_seconds_without_a_terminal(monkeypatch):
     show.on_step(event)
     show.on_step(event)
     assert len(reads) == 1
+
+
+def test_the_bar_shows_the_time_that_devices_wait_for_data():
+    show, shown = progress.Progress(), []
+    show.bar = SimpleNamespace(set_description=lambda *_, **__: None, set_postfix_str=shown.append)
+    for fraction in (None, 0.25):
+        show.show_terms(step_event()._replace(data_wait=fraction))
+    assert shown == ["loss 1", "loss 1 25% waiting for data"]
 
 
 def test_close_before_begin_is_harmless():

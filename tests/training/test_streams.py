@@ -1,5 +1,6 @@
 """Runs that stream their images, while files are damaged or vanish."""
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -28,8 +29,13 @@ class Disk(Callback):
 
     def __init__(self, *later):
         self.later, self.unreadable = later, set()
+        self.lines, self.waits = [], []
+
+    def on_step(self, event):
+        self.waits.append(event.data_wait)
 
     def on_evaluation(self, event):
+        self.lines.append(event.text)
         if event.metrics["epoch"] == 1:
             self.unreadable.update(self.later)
 
@@ -50,9 +56,7 @@ def streamed(disk, left_out=(), **options):
 
 
 def train(folder, experiment, *callbacks, **options):
-    return loop.train(
-        experiment, folder, show=Progress(quiet=True), callbacks=callbacks, **options
-    )
+    return loop.train(experiment, folder, show=Progress(quiet=True), callbacks=callbacks, **options)
 
 
 def test_a_run_resumed_after_an_image_has_vanished_gives_the_same_bits(tmp_path, caplog):
@@ -73,6 +77,19 @@ def test_a_run_resumed_after_an_image_has_vanished_gives_the_same_bits(tmp_path,
     assert len(kept.splits["train"]) == ROWS
     assert train(tmp_path / "halves", kept, disk, **options)
     assert outcome(tmp_path / "halves", kept) == outcome(tmp_path / "whole", whole)
+
+
+def test_the_time_that_the_devices_wait_for_data_is_shown_and_recorded(tmp_path):
+    disk = Disk()
+    read = (experiment := streamed(disk)).splits["train"].read
+    experiment.splits["train"].read = lambda number: time.sleep(0.01) or read(number)
+    assert train(tmp_path, experiment, disk)
+    before, *lines = run_dir.read_metrics(tmp_path)
+    assert "data" not in before["time"]
+    for line, text in zip(lines, disk.lines[1:], strict=True):
+        waited = line["time"]["data"] / line["time"]["train"]
+        assert 0 < waited <= 1 and f" | {waited:.0%} waiting for data | " in text
+    assert len(disk.waits) == 6 and all(0 < fraction <= 1 for fraction in disk.waits)
 
 
 def test_with_on_invalid_error_the_run_is_saved_before_it_ends(tmp_path):
