@@ -58,7 +58,6 @@ from jaxdet.config import (
     check_minima,
     check_notes,
     check_scale,
-    check_starting_run,
     check_train_fraction,
     option,
     task_hparams,
@@ -351,9 +350,14 @@ def _normalization(config: Config) -> "Normalization":
     """The normalization that `config.normalization` stands for."""
     from jaxdet.data.normalize import CENTERED
 
-    published = config.weights and not config.weights.startswith(RUN)
-    centered = {"auto": not published, "centered": True, "published": False}[config.normalization]
-    return CENTERED if centered else registry.normalization(config.model)
+    auto = "published" if _has_published_weights(config) else "centered"
+    chosen = auto if config.normalization == "auto" else config.normalization
+    return CENTERED if chosen == "centered" else registry.normalization(config.model)
+
+
+def _has_published_weights(config: Config) -> bool:
+    """Whether `--weights` names published weights, not another run."""
+    return bool(config.weights) and not config.weights.startswith(RUN)
 
 
 def summarize(root: str) -> tuple[list[dict[str, Any]], list[str]]:
@@ -515,8 +519,8 @@ def check(config: Config) -> None:
 def _check_backbone_options(config: Config) -> None:
     """Raise InputError for options that do not fit the backbone or each other."""
     if config.model in STAGED:
-        check_starting_run(config)
-        for name in ("freeze_stages", "freeze_bn", "backbone_stages"):
+        names = ("freeze_stages", "freeze_bn", "backbone_stages")
+        for name in ("weights", *names) if _has_published_weights(config) else names:
             if getattr(config, name):
                 raise InputError(
                     f"{option(name)} needs a --model with stages that can be frozen, such as "
@@ -530,8 +534,8 @@ def _check_backbone_options(config: Config) -> None:
             f"--backbone-stages must be from 2 to {count} for --model {config.model}, got "
             f"{config.backbone_stages}"
         )
-    published = config.weights and not config.weights.startswith(RUN)
-    if published and config.model.startswith("resnet") and config.width_multiplier != 1:
+    is_resnet = config.model.startswith("resnet")
+    if _has_published_weights(config) and is_resnet and config.width_multiplier != 1:
         raise InputError(
             f"--width-multiplier must be 1 with published --weights, got "
             f"{config.width_multiplier:g}"
