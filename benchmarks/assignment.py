@@ -55,7 +55,7 @@ class Options(harness.OutputOptions):
     sample: int = 1
     """number of images on which the loops are timed"""
     seconds: float = 5.0
-    """time for each compiled implementation; at least three calls"""
+    """seconds for which each compiled implementation is timed; at least three calls are made"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -118,7 +118,7 @@ def random_inputs(options: Options) -> tuple[np.ndarray, ...]:
 
 
 def _time_loops(options, inputs, found):
-    """The row of the loops, after a comparison with jaxdet's assignment."""
+    """The row of the loops, whose assignments are compared with jaxdet's."""
     count = min(options.sample, options.batch)
     scores, boxes, points, *true = inputs
 

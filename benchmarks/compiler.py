@@ -61,7 +61,7 @@ class Options(harness.OutputOptions):
     side: int = 0
     """side of the images in pixels; 0: each model's default"""
     seconds: float = 3.0
-    """time for each choice; at least three calls"""
+    """seconds for which each choice is timed; at least three calls are made"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

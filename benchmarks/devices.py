@@ -26,7 +26,7 @@ from jaxdet.profiling import timing
 from jaxdet.training import parallel
 
 NAME = "devices"
-ARRAYS = 100  # of a state: parameters and optimizer of a small network
+ARRAYS = 100  # arrays in the state, as many as parameters and optimizer of a small network have
 COLUMNS = {
     "implementation": "implementation",
     "devices": "devices",
@@ -45,7 +45,7 @@ class Options(harness.OutputOptions):
     devices: int = 4
     """number of devices, virtual ones on a CPU"""
     seconds: float = 3.0
-    """time for each implementation; at least three calls"""
+    """seconds for which each implementation is timed; at least three calls are made"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

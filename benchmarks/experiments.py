@@ -89,11 +89,11 @@ SWEEP_COLUMNS = {  # columns that are kept; `loss` is an option if it varies, el
 
 
 class Run(NamedTuple):
-    """One training."""
+    """One training run."""
 
     name: str
     words: str  # options of `jaxdet train`; {size} and {epochs} are options of the benchmark
-    checkpoints: tuple[str, ...] = ("best",)  # to evaluate
+    checkpoints: tuple[str, ...] = ("best",)  # checkpoints to evaluate
 
 
 class Experiment(NamedTuple):
@@ -220,7 +220,7 @@ class Options:
     names: tuple[str, ...] = tuple(EXPERIMENTS)
     """experiments to run; all by default"""
     root: str = ""
-    """folder of the data"""
+    """folder of the data, which must be given"""
     size: int = 224
     """objects: side of the input in pixels"""
     epochs: int = 12
@@ -228,7 +228,8 @@ class Options:
     out: Path = Path("runs/experiments")
     """folder of the runs"""
     results: Path | None = None
-    """folder for experiment_NAME.json and experiment_NAME.md"""
+    """folder for the files experiment_NAME.json and experiment_NAME.md; by default none are
+    written"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -302,9 +303,9 @@ def run_rows(experiment: Experiment, run: Run, options: Options) -> Iterator[dic
 
 
 def convergence(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Running loss of the last epoch, and first epoch after which it falls by less than `FLAT`.
+    """Running loss of the last epoch, and the first epoch after which it falls by less than `FLAT`.
 
-    The fall is relative to the loss of that epoch.
+    The fall is a fraction of the loss of that epoch.
     """
     losses = {line["epoch"]: line["train"]["loss"] for line in lines if line["train"]}
     later = {epoch: min(losses[after] for after in losses if after >= epoch) for epoch in losses}

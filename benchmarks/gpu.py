@@ -37,7 +37,7 @@ from jaxdet import files, tables
 
 MEASURED, FAILED, LATE = "measured", "failed", "not measured: it does not fit"
 SIGNALS = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
-KILL_SECONDS = 5.0  # between SIGTERM and SIGKILL
+KILL_SECONDS = 5.0  # time between SIGTERM and SIGKILL
 DRY_WORKERS, DRY_LIMIT = 2, 300
 DRY_ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
@@ -59,13 +59,13 @@ class Session:
 
     out: Path
     dry: bool
-    deadline: float  # in time of time.monotonic
+    deadline: float  # on the clock of time.monotonic
     running: set[subprocess.Popen] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
     stopped: bool = False
 
     def outcome_path(self, row: Row) -> Path:
-        """File of a row's outcome."""
+        """Path of the file with the outcome of a row."""
         return self.out / f"{row.name}.json"
 
     def outcomes(self) -> dict[str, dict[str, Any]]:
@@ -108,17 +108,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the options with argparse, since `harness.run_command` needs tyro."""
+    """Parse the options with argparse; `harness.run_command` would need tyro."""
     parser = argparse.ArgumentParser(
         "scripts/gpu.sh",
         description="Run the GPU benchmarks and checks, the most important first.",
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the results")
-    parser.add_argument("--minutes", type=float, default=8.0, help="time limit; by default 8")
-    parser.add_argument("--dry", action="store_true", help="all rows, tiny, on the CPU")
-    parser.add_argument("--rows", nargs="+", metavar="NAME", help="rows; by default all")
-    parser.add_argument("--fresh", action="store_true", help="measure rows of OUT again")
-    parser.add_argument("--wheels", type=Path, help="folder of wheels, see scripts/wheels.sh")
+    parser.add_argument(
+        "--minutes", type=float, default=8.0, help="time limit in minutes; by default 8"
+    )
+    parser.add_argument(
+        "--dry", action="store_true", help="run all rows at tiny sizes on a CPU, to test them"
+    )
+    parser.add_argument(
+        "--rows", nargs="+", metavar="NAME", help="names of the rows to run; by default all"
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="measure rows again that OUT already has"
+    )
+    parser.add_argument(
+        "--wheels", type=Path, help="folder of wheels to import, see scripts/wheels.sh"
+    )
     return parser.parse_args(argv)
 
 
@@ -153,7 +163,9 @@ def run_row(session: Session, row: Row) -> None:
     if missing:
         outcome: dict[str, Any] = {"status": missing}
     elif not session.dry and left < row.seconds:
-        outcome = {"status": f"{LATE} into the {max(left, 0):.0f} s left, takes {row.seconds} s"}
+        outcome = {
+            "status": f"{LATE} into the {max(left, 0):.0f} s left, since it takes {row.seconds} s"
+        }
     else:
         outcome = measure(session, row, DRY_LIMIT if session.dry else min(row.limit, left))
     if not session.stopped:
@@ -164,7 +176,7 @@ def run_row(session: Session, row: Row) -> None:
 
 
 def measure(session: Session, row: Row, limit: float) -> dict[str, Any]:
-    """The outcome of a row that is run for at most `limit` seconds."""
+    """Run a row for at most `limit` seconds, and return its outcome."""
     folder = session.out / "files" / row.name
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "record.json"
@@ -187,9 +199,10 @@ def measure(session: Session, row: Row, limit: float) -> dict[str, Any]:
 
 
 def call(session: Session, words: list[str], log: Path, limit: float) -> tuple[int, str]:
-    """(exit code, last line of the error) of a Python process, whose output goes to the file `log`.
+    """Run Python with these words; returns (exit code, last line of its output).
 
-    After `limit` seconds, the process and its children are ended.
+    The output goes to the file `log`.  After `limit` seconds, the process and its children are
+    ended, and the exit code is 124.
     """
     cache = {} if session.dry else {"JAXDET_CACHE": str((session.out / "cache").absolute())}
     own = {**ROW_ENVIRONMENT, **cache, **os.environ}
@@ -237,7 +250,7 @@ def end_group(process: subprocess.Popen, number: signal.Signals) -> None:
 
 
 def stop(session: Session, code: int) -> None:
-    """End all rows and this process; outcomes so far are on disk."""
+    """End all rows and this process; the outcomes of finished rows are on disk."""
     session.stopped = True
     for process in list(session.running):
         end_group(process, signal.SIGKILL)

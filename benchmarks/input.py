@@ -49,8 +49,8 @@ COLUMNS = {
     "repeats": "repeats",
     "note": "note",
 }
-FILES, SHAPE = 4, (480, 640, 3)
-JPEG_FILES, SIDE = 64, 416  # per core; side to which they are letterboxed
+FILES, SHAPE = 4, (480, 640, 3)  # number of PNG files, and shape of all images in files
+JPEG_FILES, SIDE = 64, 416  # number of JPEG files per core, and side to which they are letterboxed
 PARTS = ("sources", "files", "augmentation")
 AUGMENTATIONS = {"flip": {"flip": True}, "crop": {"crop_padding": 4}, "cutout": {"cutout": 0.5}}
 NOISE = 10_000  # images of the size of CIFAR-10
@@ -61,13 +61,13 @@ class Options(harness.OutputOptions):
     """Images per second of data sets, batches and augmentation."""
 
     parts: tuple[Literal["sources", "files", "augmentation"], ...] = PARTS
-    """what to time"""
+    """what to time: data sets (sources), image files (files) or augmentation (augmentation)"""
     batch: int = 64
     """images per batch"""
     canvas: int = 64
     """side of the canvas of `place` in pixels"""
     seconds: float = 1.0
-    """time for each row; at least three calls"""
+    """seconds for which each row is timed; at least three calls are made"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -204,7 +204,7 @@ def augment_batch(task: Task, data: dict[str, Array], rows: Array) -> jax.Array:
 
 
 def _row(source: str, operation: str, count: int | None, call: Callable, options: Options) -> dict:
-    """The row of a call that processes `count` images; if None, as many as the returned sources."""
+    """The row of a call that processes `count` images; if None, the images of what it returns."""
     count = sum(map(len, call())) if count is None else count
     found = timing.measure(call, seconds=options.seconds)
     return {

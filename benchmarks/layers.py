@@ -73,8 +73,8 @@ class Options(harness.OutputOptions):
     impl: conv.Impl = "auto"
     """how jaxdet computes convolutions, see jaxdet.kernels.conv; lax is XLA's own convolution"""
     seconds: float = 0.5
-    """time for each library, layer and pass (forward, and forward and backward); at least three
-    calls"""
+    """seconds for which each library, layer and pass (forward, and forward with backward) is timed;
+    at least three calls are made"""
     torch: bool = True
     """time PyTorch as well, if it is installed"""
 
@@ -184,7 +184,7 @@ def torch_call(case: LayerCase, direction: str, chosen: Precision = "float32") -
 
 
 def named_arrays(result: tuple) -> dict[str, jax.Array]:
-    """Output of a pass in jaxdet, and its gradients if it went backward too, by name."""
+    """Output of a pass in jaxdet and, if it includes the backward pass, the gradients, by name."""
     out, _, *gradients = result
     params, *x = gradients[0] if gradients else ({},)
     return {"output": out, **params.get("part", {}), **dict(zip(("input",), x, strict=False))}
@@ -198,7 +198,7 @@ def largest_difference(found: dict[str, Any], expected: dict[str, Any]) -> float
 
 
 def add_percent_of_peak(rows: Sequence[dict[str, Any]]) -> None:
-    """Add to each row the percentage of its type's peak that it reached."""
+    """Add to each row the percentage that it reached of the device's peak in its type."""
     peak = {chosen: precision.matmul_peak(chosen) for chosen in {row.get("type") for row in rows}}
     for row in rows:
         if "operations_per_s" in row:

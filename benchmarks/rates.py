@@ -43,15 +43,16 @@ class Options(harness.OutputOptions):
     """Several learning rates in one program, against one after the other."""
 
     models: tuple[str, ...] = ("tutorial",)
-    """PyTorch's tutorial network, or its variants"""
+    """networks: PyTorch's tutorial network, or variants of it"""
     count: int = 8
     """number of learning rates"""
     batch: int = Config.batch
-    """images per step of one rate"""
+    """images per step of each rate"""
     convolutions: tuple[Literal["auto", "lax", "im2col"], ...] = ("auto",)
     """how the program of all rates computes convolutions; auto: im2col on a CPU, else lax"""
     seconds: float = 5.0
-    """time for steps in one program, and for steps one after the other; at least three of each"""
+    """seconds for which steps in one program are timed, and steps one after the other as well; at
+    least three of each are made"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -43,15 +43,15 @@ class Options(harness.OutputOptions):
     """Cosines of all pairs of embeddings, in NumPy and in jaxdet."""
 
     probes: int = 100_000
-    """number of embeddings to compare"""
+    """number of probe embeddings"""
     gallery: int = 1_000
-    """number of embeddings that each probe is compared with"""
+    """number of gallery embeddings, with each of which each probe is compared"""
     dim: int = 512
-    """dimensions of an embedding"""
+    """dimension of the embeddings"""
     chunk: int = embeddings.CHUNK
-    """probes that jaxdet processes at a time"""
+    """number of probes that jaxdet processes at a time"""
     seconds: float = 5.0
-    """time for each implementation; at least three calls"""
+    """seconds for which each implementation is timed; at least three calls are made"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,7 +72,7 @@ def render(record: dict[str, Any]) -> str:
 
 
 def compare(options: Options) -> tuple[list[dict[str, Any]], str]:
-    """(one row per implementation, how their memory was measured)."""
+    """(one row per implementation, how the memory was measured)."""
     probes, gallery = (random_embeddings(n, options.dim) for n in (options.probes, options.gallery))
     arrays = jax.device_put((probes, gallery))
     normalized = l2_normalize(probes), l2_normalize(gallery)

@@ -94,13 +94,13 @@ class Options(harness.OutputOptions):
     impl: Literal["auto", "lax"] = "auto"
     """how jaxdet computes convolutions, see jaxdet.kernels.conv"""
     softmax: bool = False
-    """end the network with a softmax over the outputs of each window, as the lecture does"""
+    """end the network with a softmax over the outputs of each window, as in the lecture"""
     seconds: float = 2.0
-    """time for each form and size; at least three calls"""
+    """seconds for which each form is timed at each size; at least three calls are made"""
     torch: bool = True
     """time PyTorch as well, if it is installed"""
     plot: Path | None = None
-    """picture of time against size"""
+    """image file for a plot of time against size"""
     summary: bool = False
     """print the layers of both forms instead of timing them"""
     check: bool = False
@@ -256,7 +256,7 @@ def summarize_layers(size: int) -> dict[str, list[dict[str, Any]]]:
 def layer_rows(
     net: SlidingNet, variables: Any, size: int, channels: int = 3
 ) -> list[dict[str, Any]]:
-    """Rows of name, output shape and parameters of the layers of a network, and their sum."""
+    """A row per layer, with its name, output shape and number of parameters, and a row of sums."""
     rows = [{"layer": "input", "output": [size, size, channels], "parameters": 0}]
     for spec in net.plan():
         size, channels = windows.output_size((spec.layer,), size), spec.channels or channels
@@ -269,7 +269,7 @@ def layer_rows(
 
 
 def check(options: Options) -> list[dict[str, Any]]:
-    """Rows of `agreement.check`: its own cases, or --arch at --sizes."""
+    """Rows of `agreement.check`, of each --arch at each of --sizes, or of `agreement.CASES`."""
     cases = [
         agreement.Case(arch, options.window, options.stride, size)
         for arch in options.arch

@@ -47,7 +47,7 @@ class Options(harness.OutputOptions):
     batch: int = 16
     """images per batch"""
     seconds: float = 3.0
-    """time for each implementation; at least three calls"""
+    """seconds for which each implementation is timed; at least three calls are made"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

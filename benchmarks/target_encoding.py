@@ -42,7 +42,7 @@ class Options(harness.OutputOptions):
     batch: int = 64
     """images per batch"""
     seconds: float = 2.0
-    """time for each implementation; at least three calls"""
+    """seconds for which each implementation is timed; at least three calls are made"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -67,7 +67,7 @@ class Options(harness.OutputOptions):
     models: tuple[str, ...] = tuple(train_steps.MODELS)
     """networks to time"""
     precisions: tuple[Precision, ...] = ("float32",)
-    """precisions of products: float32, tf32 (GPU only), bfloat16"""
+    """precisions in which products are computed: float32, tf32 (on a GPU only), bfloat16"""
     batch: int = 0
     """images per step; 0: each model's default"""
     side: int = 0
@@ -79,9 +79,9 @@ class Options(harness.OutputOptions):
     torch: bool = True
     """time PyTorch as well, if it is installed"""
     compiled: bool = True
-    """time torch.compile as well, which takes a minute per model"""
+    """time torch.compile as well, which takes a minute per model to compile"""
     seconds: float = 3.0
-    """time for each implementation; at least three calls"""
+    """seconds for which each implementation is timed; at least three calls are made"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -159,7 +159,7 @@ class Peers:
             worker.close()
 
     def worker(self, implementation: str) -> turns.Worker:
-        """The process of an implementation; JAX leaves the GPU alone in the process of PyTorch."""
+        """The process of an implementation; in that of PyTorch, JAX does not use the GPU."""
         if implementation not in self.workers:
             platform = "cpu" if implementation.startswith("torch") else None
             self.workers[implementation] = turns.Worker(platform)

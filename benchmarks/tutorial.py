@@ -51,9 +51,9 @@ class Options(harness.OutputOptions):
     """The tutorial's training, jaxdet against PyTorch."""
 
     steps: int = 1500
-    """steps per round"""
+    """training steps per round"""
     rounds: int = 7
-    """rounds of steps and evaluation"""
+    """number of rounds, each of steps and an evaluation"""
     images: int = 10_000
     """images per evaluation"""
 
@@ -96,7 +96,7 @@ def compare(options: Options) -> list[dict[str, Any]]:
 
 
 def jax_calls(experiment: Experiment, folder: Path) -> Calls:
-    """(call that takes the steps of one epoch, call that evaluates), to be made in turn."""
+    """(call that takes the steps of one epoch, call that evaluates), to be called in turns."""
     progress = Progress(quiet=True)
     compiled = training_loop.CompiledSteps(experiment)
     loop = training_loop.Loop(compiled, experiment, folder, progress)

@@ -1,7 +1,7 @@
-"""Conditions under which sliding a network over windows and convolving it with the image agree.
+"""Conditions under which the two forms of a sliding-window network agree.
 
-`difference_norms` compares the outputs of both forms of a network. `check` compares the reasons of
-`windows.differences` with the outputs of random weights.
+`difference_norms` compares the outputs of both forms of a network. `check` compares what
+`windows.differences` predicts with the outputs of networks with random weights.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ class Case(NamedTuple):
     window: int
     stride: int  # step of the sliding window; 0 is the product of the layers' strides
     size: int  # side of the image
-    question: str = ""  # of assignment 1, see docs/assignments.md
+    question: str = ""  # question of assignment 1, see docs/assignments.md
 
 
 CASES = (
@@ -62,10 +62,10 @@ COLUMNS = {
 
 
 def difference_norms(net: SlidingNet, size: int) -> dict[str, Any]:
-    """Row with norms of the difference between both forms on one image of `size` pixels.
+    """Norms of the difference between both forms on one image of size x size pixels.
 
-    It is measured with normal weights, and with small integer weights, for which float32 is exact
-    and the order of a sum does not matter.
+    The difference is measured with normal weights, and with small integer weights, for which
+    float32 is exact and the order of a sum does not matter.
     """
     image, stride = random_images(size), _dense_stride(net)
     slid, dense = sliding.run_both(sliding.build_pair(net), image, stride)
@@ -96,12 +96,12 @@ def sparse_signs(draw: np.random.Generator, shape: tuple[int, ...]) -> np.ndarra
 
 
 def check(cases: Sequence[Case]) -> list[dict[str, Any]]:
-    """One row per case: windows of both forms, and whether formulas and numbers say they agree."""
+    """A row per case: the windows of both forms, and whether they agree, predicted and measured."""
     return [_check_case(case) for case in cases]
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """Table of the rows of `check`, and how often formulas and numbers agree."""
+    """Table of the rows of `check`, and a line on how often formulas and numbers agree."""
     right = sum(row["predicted"] == row["measured"] for row in rows)
     note = f"Formulas and numbers agree in {right} of {len(rows)} rows."
     return f"{units.markdown_table(rows, COLUMNS)}\n\n{note}"

@@ -36,12 +36,12 @@ class Row:
     result: Callable[[Record], Result]
     benchmark: str = ""  # of `benchmarks`; "" is the function `name` of `gpu_runs`
     options: str = ""  # of the benchmark
-    dry: str = ""  # options of a dry run instead
-    needs: tuple[str, ...] = JAXDET
-    needs_dry: tuple[str, ...] | None = None  # where a dry run needs others
-    data: str = ""  # folder in $JAXDET_DATA
-    data_dry: bool = False  # whether a dry run needs it too
-    dry_as: str = ""  # the row that a dry run runs instead: it differs in the model only
+    dry: str = ""  # options of the benchmark in a dry run
+    needs: tuple[str, ...] = JAXDET  # packages
+    needs_dry: tuple[str, ...] | None = None  # packages in a dry run; None: the same
+    data: str = ""  # folder in $JAXDET_DATA with the data
+    data_dry: bool = False  # whether a dry run needs the data too
+    dry_as: str = ""  # a dry run leaves this row out, since that row differs in the model only
 
     def words(self, record: Path, folder: Path, *, dry: bool) -> list[str]:
         """Command-line words of the row, after `python`."""
@@ -52,7 +52,7 @@ class Row:
         return [*module, *(["--dry"] if dry else [])]
 
     def missing(self, *, dry: bool) -> str:
-        """The first package or data set that is missing, in words, or ""."""
+        """Why the row cannot run: its first missing package or data set; "" if it can."""
         if dry and self.dry_as:
             return f"not run: covered by {self.dry_as} in a dry run"
         needs = self.needs if self.needs_dry is None or not dry else self.needs_dry
@@ -110,7 +110,10 @@ def rates_result(record: Record) -> Result:
 
 
 def rows_result(*columns: str, label: str, unit: str = "s") -> Callable[[Record], Result]:
-    """Function from a record to a result that lists `columns` of its rows, named by `label`."""
+    """The function from a record to a result that lists `columns` of its rows.
+
+    label: format of a row's name, such as "{implementation}".  unit: unit of the columns.
+    """
     from benchmarks.lib import units
 
     def result(record: Record) -> Result:
@@ -124,7 +127,7 @@ def rows_result(*columns: str, label: str, unit: str = "s") -> Callable[[Record]
 
 
 def sliding_result(record: Record) -> Result:
-    """Seconds of the convolutional form per size and library."""
+    """Seconds of the convolutional form, for each size and library."""
     from benchmarks.lib import units
 
     sizes: dict[int, list[str]] = {}
@@ -154,9 +157,9 @@ def parity_result(record: Record) -> Result:
 
 
 def train_result(score: str, least: float, seconds: float | None = None) -> Callable:
-    """Function from a record of `_train_and_evaluate` to its result.
+    """The function from a record of `gpu_runs._train_and_evaluate` to its result.
 
-    The goal is a `score` of at least `least` after at most `seconds` of training.
+    The goal is a `score` of at least `least` after at most `seconds` of training; None: any time.
     """
 
     def result(record: Record) -> Result:
@@ -198,9 +201,9 @@ def plain_bits_result(record: Record) -> Result:
 
 
 def export_result(record: Record) -> Result:
-    """Device that ran the exported program, and largest difference of its logits from the CPU's.
+    """The device that ran the exported program, and how much its logits differ from the CPU's.
 
-    The difference is relative to the largest logit.
+    This is the largest difference, as a fraction of the largest logit.
     """
     (row,) = record["rows"]
     text = f"made on a CPU for {' and '.join(row['platforms'])}, run on {row['device']}: "

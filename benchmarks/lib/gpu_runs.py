@@ -1,4 +1,4 @@
-"""The rows of `benchmarks.gpu` other than benchmarks: trainings, tests, exported programs.
+"""The rows of `benchmarks.gpu` that are not benchmarks: trainings, tests, an exported program.
 
     python -m benchmarks.lib.gpu_runs NAME RECORD FOLDER [--dry]
 
@@ -29,12 +29,12 @@ Record = dict[str, Any]
 class Place(NamedTuple):
     """Folder and mode in which a row of this module runs."""
 
-    folder: Path  # for its files
-    dry: bool
+    folder: Path  # folder for its files
+    dry: bool  # whether it runs at a tiny size, as a test
 
 
 def data_folder(name: str) -> Path:
-    """A folder of $JAXDET_DATA."""
+    """The folder `name` in $JAXDET_DATA."""
     return Path(os.environ.get("JAXDET_DATA", "/nonexistent")) / name
 
 
@@ -276,7 +276,7 @@ def make_export(path: Path, side: int) -> tuple[Any, Any, Any]:
 def _train_and_evaluate(
     place: Place, system: str, options: str, checkpoint: str, split: str
 ) -> Record:
-    """Row of a run: seconds of its steps and of the whole command, and scores of a split."""
+    """Train and evaluate a run; the row has seconds of steps and of the command, and scores."""
     from jaxdet.training import run_dir
 
     folder = place.folder / "run"

@@ -33,9 +33,10 @@ class OutputOptions:
     """Files of a benchmark's results."""
 
     json: Path | None = None
-    """JSON file for the rows, with versions, devices, flags and options"""
+    """JSON file for the measured rows, with versions, devices, flags and options; by default
+    none"""
     markdown: Path | None = None
-    """Markdown file for the printed tables"""
+    """Markdown file for the printed tables; by default none"""
 
 
 class FirstCall(NamedTuple):
@@ -44,7 +45,7 @@ class FirstCall(NamedTuple):
     value: Any
     seconds: float
     peak: int | None  # peak of memory in bytes, less the bytes in use before; None if unknown
-    peak_source: str
+    peak_source: str  # how the peak was measured
 
 
 def run_command(
@@ -103,7 +104,7 @@ def compile_call(fn: Callable, *args: Any) -> tuple[Any, float]:
 
 
 def first_call(call: Callable[[], Any]) -> FirstCall:
-    """Call a function once; measure its time, and its peak memory less the bytes in use before."""
+    """Call a function once, and measure its time and memory."""
     gc.collect()
     before, source = _start_peak()
     value, seconds = timed(call)
@@ -218,6 +219,6 @@ def _peak() -> int:
 
 
 def _proc_field(path: Path, name: str) -> int:
-    """A size in kB from a file of /proc, in bytes."""
+    """A field of a file in /proc, a size in kB, in bytes."""
     lines = (line.split() for line in path.read_text().splitlines())
     return next(int(words[1]) * 1024 for words in lines if words[0] == f"{name}:")

@@ -1,4 +1,4 @@
-"""The precision of products, the same in JAX and in PyTorch, and the device's peak in each.
+"""Precisions of products, the same in JAX and in PyTorch, and the peak of the device in each.
 
 - "float32": no TF32.
 - "tf32": TF32 for products of float32 arrays, on a GPU that has it; JAX's default there.

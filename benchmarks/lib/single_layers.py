@@ -23,7 +23,7 @@ class LayerSpec(NamedTuple):
     stride: int = 1
     padding: int = 0
     groups: int = 1
-    first: bool = False  # of its network: its input is images, which need no gradient
+    first: bool = False  # whether it is the first of a network, so that its input needs no gradient
 
 
 MAPS = (56, 56, 64)

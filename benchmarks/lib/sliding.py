@@ -57,7 +57,7 @@ class PreparedForm(NamedTuple):
 
     row: dict[str, Any]
     call: Callable[[], Any]
-    fraction: float  # of all windows covered by one call
+    fraction: float  # fraction of all windows that one call covers
 
 
 def scaled_normal(draw: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -109,7 +109,7 @@ def split_into_crops(net: SlidingNet, shape: Sequence[int], stride: int, chunk: 
 
 
 def single_windows(net: SlidingNet, shape: Sequence[int], stride: int, count: int) -> list[Crop]:
-    """Crops of one window of images [B, H, W, C]: all, or `count` of them, evenly spread."""
+    """Crops of one window each of images [B, H, W, C]: all, or `count` that are evenly spread."""
     grid = window_grid(net, shape, stride)
     whole = (shape[0], grid.rows, grid.columns)
     total = int(np.prod(whole))
@@ -176,7 +176,7 @@ def require_map_memory(net: SlidingNet, shape: Sequence[int]) -> None:
 
 
 def feature_map_bytes(net: SlidingNet, shape: Sequence[int]) -> int:
-    """Bytes of all float32 feature maps of the convolutional form on images [B, H, W, C]."""
+    """Bytes of all float32 feature maps that the convolutional form makes of images [B, H, W, C]."""
     batch, *sides, channels = shape
     total = 0
     for layer in net.plan():
@@ -266,7 +266,7 @@ def _planned_row(work, library, form):
 
 
 def _prepare(work, row) -> PreparedForm:
-    """Compile a form and run it once; MemoryError if it does not fit."""
+    """Compile a form and run it once; raises MemoryError if its feature maps do not fit."""
     form = row["form"]
     if form == "convolutional":
         require_map_memory(work.pair.convolutional, work.images.shape)

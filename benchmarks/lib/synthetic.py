@@ -18,7 +18,7 @@ TRAIN_IMAGES, TEST_IMAGES, SIDE = 400, 100, 28
 
 
 def prepare_tfds(folder: Path, name: str) -> None:
-    """Prepare a tensorflow-datasets set under `folder`: noise of SIDE x SIDE pixels."""
+    """Prepare a data set of tensorflow-datasets in `folder`: noise of SIDE x SIDE pixels."""
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()
@@ -36,7 +36,7 @@ def encode_image(pixels: np.ndarray, kind: str = "PNG") -> bytes:
 
 
 def write_image_folders(root: Path, *, per_class: int = 4) -> None:
-    """Write CIFAR-10 as image files, SPLIT/CLASS/NUMBER.png: noise, a few images per class."""
+    """Write image files SPLIT/CLASS/NUMBER.png in the layout of CIFAR-10, with noise as images."""
     draw = np.random.default_rng(0)
     for split in ("train", "test"):
         for name in cifar10_data.CLASSES:

@@ -39,14 +39,14 @@ DETECTOR_PARTS = ("backbone", "neck", "head")
 
 
 class Workload(NamedTuple):
-    """A task with a batch, and the same work in PyTorch."""
+    """A task and a batch, and the same work in PyTorch."""
 
     batch: int
     side: int
     task: Task
     data: dict[str, np.ndarray]
     hparams: dict[str, float]
-    torch: Callable | None  # data -> (network, loss, images, target) in PyTorch
+    torch: Callable | None  # data -> (network, loss, images, target) in PyTorch; None: jaxdet only
     lr_multiplier: Callable | None = None  # argument of `optim.optimizer`
 
 
@@ -158,7 +158,7 @@ def digit_locator(
     drawn: bool = False,
     **changes: Any,
 ) -> Workload:
-    """The network of `digits` on prepared canvases, or (`drawn`) on canvases drawn in the step."""
+    """The network of `digits` on prepared canvases or, if `drawn`, on canvases made in the step."""
     config = replace(digits.Config(), canvas=side, **changes)
     net = configs.network("digits", config)[0].clone(conv_general_dilated=convolve, dtype=dtype)
     experiment = configs.build("digits", digits.Config())
@@ -184,7 +184,7 @@ def _draw_canvases(task, data):
 
 
 def _keep_canvas(key, image):
-    """An unchanged canvas and the box of its foreground, in place of drawing one."""
+    """Return a canvas as it is, and the box of its foreground, instead of drawing one."""
     return image, boxes.mask_to_box(image[..., 0])
 
 
@@ -210,7 +210,7 @@ def _torch_digit_locator(net, data):
 def classifier(
     count: int, convolve: Callable, dtype: Any, *, model: str, side: int = 224
 ) -> Workload:
-    """A model of the registry and the cross entropy of 1000 classes, on random images."""
+    """A model of the registry with the cross-entropy of 1000 classes, on random images."""
     batch = count or 16
     draw = np.random.default_rng(0)
     data = {
@@ -242,7 +242,7 @@ def _torch_classifier(model, data):
 
 @dataclass(frozen=True)
 class _CrossEntropy:
-    """The minimal task for a step: mean cross entropy, without augmentation."""
+    """The smallest task that a step needs: mean cross-entropy, without augmentation."""
 
     net: nn.Module
 

@@ -17,7 +17,7 @@ import jax
 from jaxdet.profiling import timing
 from jaxdet.profiling.timing import Timing
 
-TURNS = 3  # of each process per comparison
+TURNS = 3  # number of turns of each process in a comparison
 JOIN_SECONDS = 10.0
 
 
@@ -50,7 +50,10 @@ class Worker:
         return self._ask("build", builder, args)
 
     def sample(self, seconds: float) -> list[float]:
-        """Seconds of each call, for `seconds` and at least one; a first call is not counted."""
+        """Repeat the call for `seconds`, at least once; returns the seconds of each repetition.
+
+        A call before these, which is not counted, warms up.
+        """
         return self._ask("sample", seconds)
 
     def close(self) -> None:
@@ -75,9 +78,10 @@ class Worker:
 def measure(
     workers: Mapping[str, Worker], first: Mapping[str, float], *, seconds: float
 ) -> dict[str, Timing | WorkerError]:
-    """Timing, or the error, of the call that each worker has built.
+    """Time the call that each worker has built; a call that fails has its error instead.
 
-    first: seconds of the first run of each call. seconds: time for each, over all turns.
+    first: seconds of the first run of each call.
+    seconds: seconds for which each call is timed, over all turns.
     """
     samples: dict[str, list[float]] = {name: [] for name in workers}
     errors: dict[str, WorkerError] = {}

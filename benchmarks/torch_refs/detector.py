@@ -26,7 +26,10 @@ def head_module(
 
 
 class Backbone(nn.Module):
-    """Feature maps of strides 8, 16 and 32; of stem and stages, the first `frozen` are frozen."""
+    """A backbone with maps of strides 8, 16 and 32, whose first `frozen` stages are not trained.
+
+    The stem counts as the first stage.
+    """
 
     def __init__(self, frozen: int):
         super().__init__()
@@ -36,7 +39,7 @@ class Backbone(nn.Module):
             stage.requires_grad_(False)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """[B, 3, H, W] to three maps, fine to coarse."""
+        """Three feature maps, fine to coarse, of images x [B, 3, H, W]."""
         maps = []
         for i, stage in enumerate(self.stages):
             x = stage(x)
@@ -46,7 +49,7 @@ class Backbone(nn.Module):
 
 
 class Detector(nn.Module):
-    """Class logits [B, A, K], boxes [B, A, 4] in pixels, points [A, 2] of images [B, 3, H, W]."""
+    """A detector: backbone, FPN, and a decoupled head per level."""
 
     def __init__(self, classes: int, width: int = 96, frozen: int = 3):
         super().__init__()
@@ -66,13 +69,16 @@ class Detector(nn.Module):
             nn.init.constant_(last.bias, -math.log(99))
 
     def train(self, mode: bool = True) -> "Detector":
-        """Set the mode of all modules but the backbone, whose batch norms stay in evaluation."""
+        """Set the mode of all modules but the backbone, which stays in evaluation mode."""
         super().train(mode)
         self.backbone.eval()
         return self
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(class logits [B, A, K], boxes [B, A, 4], points [A, 2]) of images [B, 3, H, W]."""
+        """(class logits [B, A, K], boxes [B, A, 4], points [A, 2]) of images [B, 3, H, W].
+
+        Boxes are in pixels, and points are the centers of the cells.
+        """
         maps = [lateral(m) for lateral, m in zip(self.lateral, self.backbone(x), strict=True)]
         for i in (1, 0):
             maps[i] = maps[i] + functional.interpolate(maps[i + 1], size=maps[i].shape[-2:])

@@ -18,11 +18,12 @@ STAGES = (  # blocks, width, kernel, stride, expansion
 class SamePadConv(nn.Conv2d):
     """A convolution whose output has ceil(size / stride) pixels per side.
 
-    An odd pixel of padding is at the end, as in TensorFlow.
+    If the number of padding pixels is odd, the extra one is at the bottom or right, as in
+    TensorFlow.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] to [B, D, H / stride, W / stride], sides rounded up."""
+        """Map x [B, C, H, W] to [B, D, H / stride, W / stride], sides rounded up."""
         pads = []
         for size, kernel, stride in zip(
             x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True
@@ -48,20 +49,20 @@ def conv_module(
 
 
 class SqueezeExcite(nn.Module):
-    """Squeeze-and-excitation: channels scaled by weights from their global averages."""
+    """Squeeze-and-excitation: scale channels by weights computed from their global averages."""
 
     def __init__(self, channels: int, width: int):
         super().__init__()
         self.reduce, self.expand = nn.Conv2d(channels, width, 1), nn.Conv2d(width, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] to the same shape."""
+        """Map x [B, C, H, W] to the same shape."""
         y = functional.silu(self.reduce(x.mean((2, 3), keepdim=True)))
         return x * self.expand(y).sigmoid()
 
 
 class InvertedResidual(nn.Module):
-    """Expand, depthwise convolution, squeeze-and-excitation unless `squeeze` is 0, project."""
+    """An inverted residual block, with squeeze-and-excitation unless `squeeze` is 0."""
 
     def __init__(
         self,
@@ -87,7 +88,7 @@ class InvertedResidual(nn.Module):
         self.has_shortcut = stride == 1 and channels == width
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] to [B, width, H / stride, W / stride]."""
+        """Map x [B, C, H, W] to [B, width, H / stride, W / stride]."""
         y = self.layers(x)
         return x + y if self.has_shortcut else y
 
@@ -111,7 +112,7 @@ def build_stages(
 def classifier(
     classes: int = 1000, *, activation: type[nn.Module] = nn.ReLU6, squeeze: float = 0.0
 ) -> nn.Sequential:
-    """Logits [B, classes] of images [B, 3, H, W]; without dropout, as in jaxdet."""
+    """A network from images [B, 3, H, W] to logits [B, classes], without dropout, as in jaxdet."""
     head = conv_module(320, 1280, 1, activation=activation)
     pool = nn.AdaptiveAvgPool2d(1), nn.Flatten()
     return nn.Sequential(*build_stages(activation, squeeze), head, *pool, nn.Linear(1280, classes))

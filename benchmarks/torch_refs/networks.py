@@ -24,7 +24,7 @@ def conv_norm(
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions; the shortcut is the identity or a 1x1 convolution."""
+    """A residual block of two 3x3 convolutions; its shortcut may be a 1x1 convolution."""
 
     expansion = 1
 
@@ -36,13 +36,13 @@ class BasicBlock(nn.Module):
         self.shortcut = nn.Identity() if same else conv_norm(channels, width, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] to [B, width, H / stride, W / stride]."""
+        """Map x [B, C, H, W] to [B, width, H / stride, W / stride]."""
         residual = self.conv2(functional.relu(self.conv1(x)))
         return functional.relu(residual + self.shortcut(x))
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions, the last four times as wide, and a shortcut."""
+    """A residual block of 1x1, 3x3 and 1x1 convolutions, the last with 4 * width channels."""
 
     expansion = 4
 
@@ -56,7 +56,7 @@ class Bottleneck(nn.Module):
         self.shortcut = nn.Identity() if same else conv_norm(channels, wide, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] to [B, 4 width, H / stride, W / stride]."""
+        """Map x [B, C, H, W] to [B, 4 width, H / stride, W / stride]."""
         y = functional.relu(self.conv2(functional.relu(self.conv1(x))))
         return functional.relu(self.conv3(y) + self.shortcut(x))
 
@@ -64,7 +64,7 @@ class Bottleneck(nn.Module):
 def resnet(
     classes: int, stages: Sequence[int], block: type[BasicBlock] | type[Bottleneck]
 ) -> nn.Sequential:
-    """A ResNet with these numbers of blocks. He et al. 2015, arXiv:1512.03385."""
+    """A ResNet with these numbers of blocks in its stages. He et al. 2015, arXiv:1512.03385."""
     layers = [conv_norm(3, 64, 7, 2, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
     channels = 64
     for i, blocks in enumerate(stages):
@@ -82,12 +82,12 @@ def resnet18(classes: int = 1000) -> nn.Sequential:
 
 
 def resnet50(classes: int = 1000) -> nn.Sequential:
-    """ResNet50, whose blocks stride in the 3x3 convolution, as in torchvision (ResNet v1.5)."""
+    """ResNet50, with the stride of a block in its 3x3 convolution, as in torchvision (v1.5)."""
     return resnet(classes, (3, 4, 6, 3), Bottleneck)
 
 
 class SlidingWindowNet(nn.Module):
-    """The convolutional form of a `SlidingNet`, from its plan."""
+    """The convolutional form of a `SlidingNet`, built from the layers of its plan."""
 
     def __init__(self, plan: Sequence[LayerSpec], channels: int = 2):
         super().__init__()
@@ -111,7 +111,8 @@ class SlidingWindowNet(nn.Module):
 def sliding_window_loss(outputs: Tensor, target: Tensor, box_weight: float = 150.0) -> Tensor:
     """Loss of `SlidingWindowTask`, summed over windows; target [B, rows, columns, 6].
 
-    Label and box losses count in windows with an object that the network detects.
+    Label and box losses count only in windows that overlap the object and in which the network
+    detects it.
     """
     present, label, box = target[..., 0], target[..., 1].long(), target[..., 2:]
     mask = present * (outputs[..., 0].detach() > 0)
@@ -125,7 +126,7 @@ def sliding_window_loss(outputs: Tensor, target: Tensor, box_weight: float = 150
 
 
 class Localizer(nn.Module):
-    """Label and box of an image; `layout` is written as in `jaxdet.models.plain`."""
+    """A network that predicts label and box of an image; for `layout` see `jaxdet.models.plain`."""
 
     def __init__(
         self,
@@ -159,7 +160,7 @@ class Localizer(nn.Module):
 def dense_layers(
     features: int, hidden: Sequence[int], rates: Sequence[float], outputs: int
 ) -> nn.Sequential:
-    """Dense layers with ReLU and dropout, and a last one without either."""
+    """Hidden dense layers with ReLU and dropout, and a last layer without them."""
     layers = []
     for width, rate in zip(hidden, rates, strict=True):
         layers += [nn.Linear(features, width), nn.ReLU(), nn.Dropout(rate)]
@@ -187,8 +188,9 @@ def make_step(
 ) -> Callable[[], float]:
     """A function without arguments that takes `steps` AdamW steps and returns the last loss.
 
-    It returns once the device has computed them. The loss is computed in float32; for `precision`
-    see `backend.set_precision` and `backend.autocast`. On CUDA the update is PyTorch's fused one.
+    It returns once the device has finished the steps. The loss is computed in float32; for
+    `precision` see `backend.set_precision` and `backend.autocast`. On CUDA the update is PyTorch's
+    fused AdamW.
     """
     device = device or torch.device("cpu")
     backend.set_precision(precision)

@@ -41,7 +41,7 @@ def run_sequential(
 
 @torch.no_grad()
 def run_convolutional(net: nn.Module, images: Tensor) -> Tensor:
-    """Outputs [B, rows, columns, outputs]."""
+    """Outputs [B, rows, columns, outputs] of the convolutional form on images [B, C, H, W]."""
     return net(images).permute(0, 2, 3, 1)
 
 

@@ -44,7 +44,7 @@ class Trainer:
         )
 
     def train_steps(self, rows: np.ndarray) -> float:
-        """One step for each batch of rows [S, B]; waits for all steps and returns the last loss."""
+        """Take one step for each batch of rows [S, B]; waits for them and returns the last loss."""
         for index in torch.from_numpy(rows).long().to(self.device):
             self.optimizer.zero_grad(set_to_none=True)
             logits = self.net(normalize(self.images[index]))
@@ -55,7 +55,7 @@ class Trainer:
 
     @torch.no_grad()
     def accuracy(self, images: np.ndarray, labels: np.ndarray, batch: int) -> float:
-        """Fraction of correct labels."""
+        """Fraction of the images [N, 32, 32, 3] whose label is predicted correctly."""
         placed = self._place(images, labels)
         parts = zip(*(tensor.split(batch) for tensor in placed), strict=True)
         correct = sum((self.net(normalize(x)).argmax(1) == y).sum().item() for x, y in parts)
@@ -73,5 +73,5 @@ def to_nchw(images: np.ndarray) -> Tensor:
 
 
 def normalize(x: Tensor) -> Tensor:
-    """Pixel values 0..255 as -1..1."""
+    """Scale pixel values from [0, 255] to [-1, 1]."""
     return (x / 255 - 0.5) / 0.5
