@@ -176,7 +176,7 @@ def require_map_memory(net: SlidingNet, shape: Sequence[int]) -> None:
 
 
 def feature_map_bytes(net: SlidingNet, shape: Sequence[int]) -> int:
-    """Bytes of all float32 feature maps that the convolutional form makes of images [B, H, W, C]."""
+    """Bytes of all float32 feature maps of the convolutional form for images [B, H, W, C]."""
     batch, *sides, channels = shape
     total = 0
     for layer in net.plan():
