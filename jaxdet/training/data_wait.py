@@ -9,7 +9,7 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 
-from jaxdet.types import TrainState
+from jaxdet.types import Tree
 
 Batches = TypeVar("Batches")
 MAX_CALLS = 2  # under way on the devices, each with its batches
@@ -49,7 +49,7 @@ class DataWait:
             self.seconds += arrived - idle_since
             yield batches
 
-    def dispatched(self, state: TrainState) -> None:
+    def dispatched(self, state: Tree) -> None:
         """Note that a call which returns `state` was dispatched."""
         step = state.step.addressable_shards[
             0
