@@ -9,7 +9,7 @@
         print(found.boxes, [run.classes[label] for label in found.labels])
     print(run.evaluate("test")["map"])
 
-The command line is a client of this module.
+The command line is built on this module.
 """
 
 import logging
@@ -56,7 +56,7 @@ class Detections(NamedTuple):
 
 
 class Localization(NamedTuple):
-    """Label and box of the one object of an image."""
+    """The label and the box of one image, which has one object."""
 
     label: np.ndarray  # [] int32: index into `Run.classes`
     score: np.ndarray  # [] float32
@@ -75,7 +75,7 @@ Prediction = Detections | Localization | Classification
 
 
 class PreparedImage(NamedTuple):
-    """An image as input of the network, and how its pixels map to the original image."""
+    """An image as input of the network, and how its coordinates map to the original image."""
 
     image: np.ndarray  # [H, W, C] float32 in [0, 1]
     size: tuple[int, int]  # height and width of the original
@@ -205,7 +205,7 @@ def load(
     warn: Callable[[str], None] = LOG.warning,
     **options: Any,
 ) -> "Run":
-    """The run in a folder, without its data.
+    """Load the run in a folder; its data are not needed.
 
     Only runs of early versions, which have no `record` in `config.json`, need their data.
 
@@ -226,7 +226,7 @@ def load(
 
 
 def change_options(config: TrainConfig, options: dict[str, Any]) -> TrainConfig:
-    """A configuration with some options changed; InputError for unknown options or wrong types."""
+    """Change options of a configuration; InputError for unknown options and for wrong types."""
     known = {field.name for field in fields(config)}
     for name in options:
         if name not in known:
@@ -306,10 +306,11 @@ class Run:
         return predictions[0] if one else predictions
 
     def embed(self, images: Any, *, batch_size: int = PREDICT_BATCH) -> np.ndarray:
-        """Embeddings [N, D] of N images, or [D] of one, not normalized; see `ops.embeddings`.
+        """Embeddings [N, D] of a list of N images, or [D] of a single image.
 
-        images: as in `predict`.  Raises InputError if the run has no embeddings, if an embedding is
-        not finite, and for an empty list.
+        `images` has the same forms as in `predict`.  Embeddings are not normalized; see
+        `ops.embeddings` for comparing them.  Raises InputError if the run has no embeddings, if an
+        embedding is not finite, and for an empty list.
         """
         if not isinstance(self.experiment.task, EmbeddingTask):
             raise InputError(
@@ -381,10 +382,10 @@ class Run:
         return Path(folder) / "checkpoints" / str(self.step)
 
     def with_data(self, *, root: str = "", **options: Any) -> Experiment:
-        """The experiment of the run with its data, read from the folder `root` if it is given.
+        """The experiment of the run with its data, or with the data in the folder `root`, if given.
 
-        For a run of objects, all images of other data, with or without boxes, form the split
-        `test`.
+        For a run of objects, if `root` does not hold the data of the run, all its images form the
+        split `test`, and they may lack boxes.
         """
         config = change_options(self.config, options)
         splits = self.folder / "splits"
@@ -399,7 +400,10 @@ class Run:
         return experiment
 
     def measure(self, experiment: Experiment, split: str) -> tuple[dict[str, float], dict]:
-        """(means of the loss terms, measurements per image, see `Task.measure`) of a split."""
+        """Evaluate a split; return (means of the loss terms, measurements [N, ...] of N images).
+
+        `Task.report` computes scores from the measurements.
+        """
         return self.evaluator(experiment, split).measure(self.variables, self.epoch)
 
     def evaluator(self, experiment: Experiment, split: str) -> Evaluator:
@@ -414,7 +418,7 @@ class Run:
         return Evaluator(experiment, split, devices=devices)
 
     def prepare(self, image: Any) -> PreparedImage:
-        """An image, in any form that `predict` accepts, as input of the network."""
+        """Prepare an image, in any form that `predict` accepts, as input of the network."""
         if self.experiment.read_image is None:
             raise InputError(f"{self.folder} has no reader of images; set Experiment.read_image")
         prepared, size = self.experiment.read_image(_readable(image))
@@ -428,9 +432,9 @@ class Run:
     def predict_batches(
         self, images: Sequence[Any], *, batch_size: int = PREDICT_BATCH
     ) -> Iterator[tuple[list[PreparedImage], list[dict[str, np.ndarray]]]]:
-        """Yield (prepared images, predictions in pixels of the network's input) per batch.
+        """Yield (prepared images, predictions) for each batch; boxes are in pixels of the input.
 
-        Decoding runs in threads.  Images of one shape share a compiled program.
+        Images are decoded in threads.  Images of the same shape share a compiled program.
         """
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {batch_size}")
@@ -443,7 +447,10 @@ class Run:
     def predict_arrays(
         self, images: Sequence[np.ndarray], batch_size: int
     ) -> list[dict[str, np.ndarray]]:
-        """Predictions for prepared images, in batches of one shape, padded to `batch_size`."""
+        """Predictions for prepared images [H, W, C], in the order of the images.
+
+        Images of the same shape are predicted together, in batches padded to `batch_size`.
+        """
         found: list[dict[str, np.ndarray]] = [{}] * len(images)
         shapes: dict[tuple[int, ...], list[int]] = {}
         for i, image in enumerate(images):
@@ -463,7 +470,7 @@ class Run:
         return compiler.jit(self.predict_fn())
 
     def to_original(self, image: PreparedImage, row: dict[str, np.ndarray]) -> Prediction:
-        """A row of `predict_batches` as a `Prediction`, with boxes in pixels of the original."""
+        """Convert predictions for one image to a `Prediction`, with boxes in original pixels."""
         if "valid" in row:
             valid = row["valid"]
             boxes = row["boxes"][valid] * image.scale[None] + image.offset[None]
@@ -479,14 +486,14 @@ class Run:
 def _restore(
     folder: Path, checkpoint: str | int, experiment: Experiment, warn: Callable[[str], None]
 ) -> Run:
-    """A run with the variables of a checkpoint."""
+    """Make a run with the variables of a checkpoint."""
     like = training_state.variable_shapes(experiment)
     step, variables, epoch = checkpoints.restore_variables(folder, like, str(checkpoint), warn)
     return Run(folder, experiment, step, variables, epoch)
 
 
 def _end(folder: Path, config: TrainConfig, complete: bool, clock: time_budget.Clock) -> str:
-    """One line on how a run ended."""
+    """One line that says how a training ended, and what to do next."""
     if complete:
         return f"{folder} is complete; see jaxdet eval {folder}, jaxdet predict {folder}"
     if clock.is_over():
@@ -496,7 +503,7 @@ def _end(folder: Path, config: TrainConfig, complete: bool, clock: time_budget.C
 
 
 def _as_list(images: Any) -> tuple[bool, list[Any]]:
-    """(whether `images` is a single image, a list of the images), for `Run.predict`."""
+    """Return (whether `images` is a single image, list of the images)."""
     if isinstance(images, np.ndarray | jax.Array) and images.ndim == 4:
         return False, list(np.asarray(images))
     if isinstance(images, list | tuple):
@@ -505,7 +512,7 @@ def _as_list(images: Any) -> tuple[bool, list[Any]]:
 
 
 def _readable(image: Any) -> str | Path | bytes | Image.Image:
-    """An image as `data.images` reads it: arrays become PIL images."""
+    """Convert an image to a form that `data.images` reads: arrays become PIL images."""
     if isinstance(image, str | Path | bytes | Image.Image):
         return image
     if not isinstance(image, np.ndarray | jax.Array):

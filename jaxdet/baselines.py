@@ -1,7 +1,7 @@
-"""Classical baselines for one label and one box per image, evaluated exactly as networks are.
+"""Classical baselines for images with one label and one box, evaluated exactly as networks are.
 
-Each baseline is fitted to the training split and predicts logits and boxes, which are scored by
-`jaxdet.tasks.localize`.  The baselines need OpenCV 4, which the extra `data` installs.
+Each baseline is fitted to the training split.  It predicts logits and boxes, which are scored by
+`jaxdet.tasks.localize`.  The baselines need OpenCV 4: `pip install jaxdet[data]`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,8 +26,8 @@ HOG, HAAR = "HOG + linear SVM", "Haar cascade"
 FACE = "face"  # label of the objects that the cascade detects
 HOG_SIDE = 64  # pixels of the square images that HOG describes
 RIDGE_ALPHA = 10.0  # best mean IoU on the mask data set among 0.1, 1, 10 and 100
-HAAR_MAX_SIDE = 640  # pixels of the longer side of the images that the cascade searches
-HAAR_PROBABILITY = 0.99  # of the label that the cascade predicts
+HAAR_MAX_SIDE = 640  # pixels; larger images are shrunk to this longer side before the search
+HAAR_PROBABILITY = 0.99  # probability given to the label that the cascade predicts
 
 
 class Predictions(NamedTuple):
@@ -38,17 +38,17 @@ class Predictions(NamedTuple):
 
 
 class Baseline(NamedTuple):
-    """A fitted baseline."""
+    """A fitted baseline: `predict(inputs(source))` are its predictions for a source."""
 
-    inputs: Callable[[ArraySource], Any]  # source -> input of `predict`; its time does not count
+    inputs: Callable[[ArraySource], Any]  # not included in the time per image
     predict: Callable[[Any], Predictions]
 
 
 class FixedOutputs:
-    """A stand-in for a network, whose variables are its outputs."""
+    """A stand-in for a network: its outputs are its variables."""
 
     def apply(self, variables: Mapping[str, Array], images: Array, **_: Any) -> tuple[Array, Array]:
-        """The logits [N, K] and boxes [N, 4] among the variables."""
+        """Return the variables `logits` [N, K] and `box` [N, 4]; the images are ignored."""
         return variables["logits"], variables["box"]
 
 
@@ -61,11 +61,19 @@ def evaluate(
     box_loss: BoxLoss,
     hparams: Mapping[str, Array],
 ) -> dict[str, dict[str, Any]]:
-    """{baseline: scores on `split`, and `seconds` per image}.
+    """Fit the baselines to the split `train`, and evaluate them on another split.
 
-    root: folder whose `images/` holds the images that the sources name.  box_loss, hparams: as for
-    the networks to compare with.  The Haar cascade is left out if there is no class `face`.  Raises
-    InputError if the training images have fewer than two labels.
+    Args:
+        splits: the sources by name of the split; `train` is required.
+        split: name of the split to evaluate on.
+        classes: names of the classes.
+        root: folder whose `images/` holds the images that the sources name.
+        box_loss: loss of boxes, that of the networks to compare with.
+        hparams: loss weights, those of the networks to compare with.
+
+    Returns {name of the baseline: scores}, where `seconds` is the time per image.  The Haar cascade
+    is left out if there is no class `face`.  Raises InputError if the training images have fewer
+    than two labels.
     """
     train, source = splits["train"], splits[split]
     if len(np.unique(train.arrays["label"])) < 2:
@@ -86,9 +94,9 @@ def evaluate(
 def evaluate_predictions(
     predictions: Predictions, source: ArraySource, task: Task, hparams: Mapping[str, Array]
 ) -> dict[str, Any]:
-    """Loss terms and scores of predictions for a source, computed as for a network.
+    """Compute the loss terms and scores of predictions for a source, as for a network.
 
-    task: a `LocalizationTask` whose network is `FixedOutputs`.
+    `task` is a `LocalizationTask` whose network is `FixedOutputs`.
     """
     step = jax.jit(partial(evaluator.eval_step, task=task, axis=None))
     rows = {"index": np.arange(len(source)), "real": np.ones(len(source), np.float32)}
@@ -98,10 +106,11 @@ def evaluate_predictions(
 
 
 def fit_hog(train: ArraySource, classes: Sequence[str]) -> Baseline:
-    """Histograms of oriented gradients: labels by a linear SVM, boxes by ridge regression.
+    """Fit a linear SVM (labels) and a ridge regression (boxes) to HOG descriptors.
 
-    Logits are the one-vs-rest decision values of the SVM; their softmax replaces the probabilities,
-    which an SVM does not estimate.  Dalal and Triggs 2005.
+    HOG are histograms of oriented gradients.  The logits are the one-vs-rest decision values of the
+    SVM; their softmax takes the place of probabilities, which an SVM does not estimate.  Dalal and
+    Triggs 2005.
     """
     linear_model, svms = (
         packages.load(f"sklearn.{name}", "HOG") for name in ("linear_model", "svm")
@@ -121,11 +130,11 @@ def fit_hog(train: ArraySource, classes: Sequence[str]) -> Baseline:
 def fit_haar(train: ArraySource, classes: Sequence[str], root: str | Path) -> Baseline:
     """OpenCV's Haar cascade for frontal faces, which detects no other objects.
 
-    An image with detections gets the label `face` and the largest detection.  Any other image gets
-    the most frequent other label in `train` and the mean box of that label, so that a third label
-    is never predicted.  The predicted label has probability 0.99, the others have equal
-    probabilities.  The cascade searches the image files, not the square images that networks take.
-    Viola and Jones 2001.
+    An image with detections gets the label `face` and the box of the largest detection.  Any other
+    image gets the most frequent other label in `train` and the mean box of that label, so that a
+    third label is never predicted.  The predicted label has probability 0.99; the other labels
+    share the rest equally.  The cascade searches the image files, not the square images that are
+    the input of networks.  Viola and Jones 2001.
     """
     cv2 = require_opencv()
     cascade = cv2.CascadeClassifier(f"{cv2.data.haarcascades}haarcascade_frontalface_default.xml")
@@ -162,7 +171,7 @@ def normalized_boxes(source: ArraySource) -> np.ndarray:
 
 
 def require_opencv() -> Any:
-    """The module cv2; InputError without OpenCV 4, since OpenCV 5 has neither HOG nor cascades."""
+    """Import cv2; InputError without OpenCV 4, because OpenCV 5 has neither HOG nor cascades."""
     try:
         import cv2
     except ImportError:
@@ -177,9 +186,9 @@ def _no_transform(key, image, box):
 
 
 def _decision_values(svm, features, count) -> np.ndarray:
-    """Decision values [N, count]; labels absent from training get the lowest of all values."""
+    """Decision values [N, count]; labels that were not trained on get the lowest of all values."""
     values = svm.decision_function(features)
-    if values.ndim == 1:  # two labels: values of the second
+    if values.ndim == 1:  # with two labels, scikit-learn gives only the values of the second one
         values = np.stack([-values, values], 1)
     every = np.full((len(values), count), values.min(), np.float32)
     every[:, svm.classes_] = values
@@ -187,7 +196,7 @@ def _decision_values(svm, features, count) -> np.ndarray:
 
 
 def _read_grayscale(path: Path) -> np.ndarray:
-    """An image file [H, W] uint8, upright, at most `HAAR_MAX_SIDE` pixels long."""
+    """Read an image as upright grayscale [H, W] uint8, its longer side at most `HAAR_MAX_SIDE`."""
     levels, size = images.read_gray(path)
     factor = min(1.0, HAAR_MAX_SIDE / max(size))
     cv2 = require_opencv()
@@ -196,7 +205,10 @@ def _read_grayscale(path: Path) -> np.ndarray:
 
 
 def _largest_face(cascade, image: np.ndarray) -> np.ndarray | None:
-    """The largest detection [4] in an image [H, W], in fractions of the image, or None."""
+    """The box [4] of the largest detection in an image [H, W], as fractions of the image's sides.
+
+    None if there is no detection.
+    """
     found = cascade.detectMultiScale(image, scaleFactor=1.1, minNeighbors=5)
     if not len(found):
         return None

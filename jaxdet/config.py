@@ -1,7 +1,7 @@
 """Options that several systems share, and their checks, with the standard library only.
 
-A configuration is a frozen dataclass: its fields are the flags of the command line, the text below
-a field is its help, and its values are kept as JSON in the run folder.
+A configuration is a frozen dataclass.  Its fields are options of the command line, the text below a
+field is its help, and the values are stored as JSON in the run folder.
 """
 
 import json
@@ -22,18 +22,20 @@ Schedule = Literal["cosine", "restarts", "piecewise", "constant", "plateau"]
 Optimizer = Literal["adamw", "adam", "sgd", "momentum", "rmsprop"]
 
 RUN = "run:"  # prefix of --weights that names a run folder
-OPTIMIZER_HPARAMS = ("lr", "momentum", "beta2", "weight_decay")  # may be traced
+OPTIMIZER_HPARAMS = ("lr", "momentum", "beta2", "weight_decay")  # fields that may be traced
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Options of the training loop, shared by every system.
 
-    HPARAMS: fields that are traced hyper-parameters of the task, kept by name in the state.
+    A system sets these class variables:
+
+    HPARAMS: fields that are traced hyper-parameters of the task, stored by name in the state.
     SUBSET_FIELDS: fields that select a part of the training set; see `Experiment.subset`.
-    EVAL_ONLY: fields that affect evaluation only; a sweep over them trains once.
-    GRIDS: named grids of `sweep --grid`: options with several values, or a tuple of the options of
-      each run.
+    EVAL_ONLY: fields that affect only evaluation; a sweep over them trains once.
+    GRIDS: named grids of `sweep --grid`.  A grid is a text of options with several values, or a
+      tuple with the text of the options of each run.
     LIMITS: {column of `compare`: upper limit}; `compare --report` names the best network within all
       limits.
     CUTOFFS: {score: lower limits of the levels "high", "medium" and "low"}.
@@ -54,10 +56,10 @@ class TrainConfig:
     """images per evaluation step, over all devices; also called --test-batch"""
     steps_per_call: int = 0
     """training steps per call of the compiled program; signals, callbacks and the progress bar wait
-    for a call to end; 0 chooses: 1 on a CPU; on a GPU as many as take 50 ms, or 1 with --stream or
-    several image sizes"""
+    for a call to end; 0: 1 on a CPU, with --stream and with several image sizes; otherwise as many
+    as take 50 ms"""
     devices: int = 0
-    """number of devices; 0: all of this machine"""
+    """number of devices; 0: all devices of this machine"""
     optimizer: Optimizer = "adamw"
     """AdamW, Adam, SGD with Nesterov momentum (sgd) or with plain momentum (momentum), or
     RMSprop"""
@@ -115,12 +117,12 @@ class TrainConfig:
     save_minutes: float = 10.0
     """longest time between two checkpoints, in minutes"""
     time_budget: float = 0.0
-    """time limit of the run in seconds, including evaluations and the processes before a resume; it
+    """time limit of the run in seconds, including evaluations and the time used before a resume; it
     replaces --epochs by the number of epochs that fit; 0: no limit"""
     max_params: int = 0
     """maximum number of parameters, including frozen stages; 0: no limit"""
     weights: str = ""
-    """start from the variables of another run, as run:DIR: class outputs are matched by the names
+    """run:DIR, to start from the variables of another run; class outputs are matched by the names
     of the classes"""
     comment: str = ""
     """free text, shown as a column by sweep and compare"""
@@ -135,10 +137,10 @@ class BackboneOptions(TrainConfig):
     package:lite0; or run:DIR, the variables of another run, whose class outputs are matched by the
     names of the classes"""
     freeze_stages: int = 0
-    """number of stages of the backbone, counted from the first, that are not trained; -2: all but
-    the last two"""
+    """number of stages of the backbone, counted from the first, that are not trained; a negative
+    number leaves so many stages trainable: -2 freezes all but the last two"""
     freeze_bn: bool = False
-    """use the running statistics of the backbone's batch norms in training too"""
+    """also in training, use the running statistics of the backbone's batch norms"""
     backbone_lr: float = 1.0
     """learning rate of the backbone as a factor of --lr"""
 
@@ -166,7 +168,7 @@ class AugmentOptions(TrainConfig):
     """largest random change of saturation, as a fraction; a tenth of it is the largest rotation of
     hue, in turns"""
     noise: float = 0.0
-    """largest standard deviation of Gaussian noise"""
+    """largest standard deviation of Gaussian noise, as a fraction of the range of pixel values"""
     cutout_holes: int = 0
     """number of gray rectangles that hide parts of a training image"""
     photometric: Literal["all", "random_order", "one", "some"] = "all"
@@ -187,7 +189,7 @@ _last_read: ContextVar[dict | None] = ContextVar("last_read", default=None)
 
 @contextmanager
 def reuse_data() -> Iterator[None]:
-    """A context in which a `cached_reader` returns its last result if its fields are unchanged."""
+    """A context in which a `cached_reader` returns its last result if called with equal fields."""
     token = _last_read.set({})
     try:
         yield
@@ -196,10 +198,10 @@ def reuse_data() -> Iterator[None]:
 
 
 def cached_reader(*names: str) -> Callable[[Callable], Callable]:
-    """Decorate a reader of data that depends on the named fields of a configuration only.
+    """Decorate a reader of data that depends only on the named fields of a configuration.
 
-    The reader is called with a namespace of these fields.  Its result must not be modified: inside
-    `reuse_data` it is shared.
+    The reader is called with a namespace of these fields.  Its result must not be modified, because
+    inside `reuse_data` it is shared.
     """
 
     def decorate(read: Callable[[SimpleNamespace], Any]) -> Callable[[Any], Any]:
@@ -219,17 +221,17 @@ def cached_reader(*names: str) -> Callable[[Callable], Callable]:
 
 
 def task_hparams(config: TrainConfig) -> dict[str, float]:
-    """Traced hyper-parameters of a configuration's task, by field name."""
+    """The traced hyper-parameters of a configuration's task, as {field: value}."""
     return {name: getattr(config, name) for name in config.HPARAMS}
 
 
 def traceable_fields(kind: type[TrainConfig]) -> set[str]:
-    """Fields in which runs of one compiled program may differ."""
+    """Fields in which runs that share a compiled program may differ."""
     return {*kind.HPARAMS, *kind.SUBSET_FIELDS, *OPTIMIZER_HPARAMS, "seed", "comment"}
 
 
 def largest_subset(configs: Sequence[TrainConfig]) -> TrainConfig:
-    """The configuration that uses the most data, of several that differ in `traceable_fields`."""
+    """Of configurations that differ only in `traceable_fields`, the one that uses the most data."""
     return max(configs, key=lambda config: [getattr(config, name) for name in config.SUBSET_FIELDS])
 
 
@@ -238,10 +240,10 @@ def option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-MAX_INT = 2**31 - 1  # of the integers of a compiled program
-MAX_SEED = 2**32 - 1  # of jax.random.key, which takes larger seeds modulo 2^32
+MAX_INT = 2**31 - 1  # a compiled program has integers of 32 bits
+MAX_SEED = 2**32 - 1  # jax.random.key takes larger seeds modulo 2^32
 
-MINIMA = {
+MINIMA = {  # field -> its smallest valid value
     **dict.fromkeys(("epochs", "batch", "eval_batch", "accumulate"), 1),
     **dict.fromkeys(("restart_period", "restart_factor", "plateau_patience"), 1),
     **dict.fromkeys(("devices", "lr", "warmup", "momentum", "weight_decay", "clip", "ema"), 0),
@@ -252,7 +254,7 @@ MINIMA = {
 
 
 def check(config: TrainConfig) -> None:
-    """Raise InputError, which names the option, for invalid values."""
+    """Raise InputError, naming the option, for an invalid value."""
     check_minima(config, **MINIMA)
     _check_range(config)
     if config.ema >= 1:
@@ -265,7 +267,7 @@ def check(config: TrainConfig) -> None:
 
 
 def _check_range(config: TrainConfig) -> None:
-    """Raise InputError for numbers that are not finite, and integers of more than 32 bits."""
+    """Raise InputError for numbers that are not finite, and for integers beyond 32 bits."""
     for field in fields(config):
         value = getattr(config, field.name)
         for number in value if isinstance(value, tuple) else (value,):
@@ -280,7 +282,8 @@ def check_to_train(config: TrainConfig) -> list[str]:
     """Raise InputError for invalid options and combinations; returns warnings.
 
     Warnings name options without effect, and a run that ends in the middle of a restart cycle.
-    Checked when a training starts, not when a run is loaded, so that all checkpoints stay usable.
+    This is checked when training starts, but not when a run is loaded, so that all checkpoints stay
+    usable.
     """
     check_fractions(config, "momentum", "beta2")
     if config.seed > MAX_SEED:
@@ -330,14 +333,14 @@ def check_to_train(config: TrainConfig) -> list[str]:
 
 
 def _check_cycles(config: TrainConfig) -> list[str]:
-    """Notes on a run that ends, or may end, in the middle of a restart cycle."""
+    """Warnings about a run that ends, or may end, in the middle of a restart cycle."""
     if config.schedule != "restarts":
         return []
     notes, cycle, factor = [], config.restart_period, config.restart_factor
     if 0 < config.patience < config.restart_period:
         notes.append(
             f"--patience {config.patience} is below --restart-period {config.restart_period}: the "
-            f"run may end in mid-cycle"
+            f"run may end in the middle of a cycle"
         )
     end = -(-config.epochs // cycle) * cycle if factor == 1 else cycle
     while end < config.epochs:
@@ -346,14 +349,14 @@ def _check_cycles(config: TrainConfig) -> list[str]:
     if end != config.epochs and not config.time_budget:
         before = f"{end - cycle} or " if end > cycle else ""
         notes.append(
-            f"--epochs {config.epochs} cuts short a cycle of --restart-period "
+            f"--epochs {config.epochs} ends in the middle of a cycle of --restart-period "
             f"{config.restart_period}; cycles end after {before}{end} epochs"
         )
     return notes
 
 
 def check_minima(config: TrainConfig, **minima: float) -> None:
-    """Raise InputError for values below {field: minimum}, and for NaN."""
+    """Raise InputError for a field whose value is below its minimum or is NaN."""
     for name, least in minima.items():
         value = getattr(config, name)
         if not value >= least:
@@ -361,7 +364,7 @@ def check_minima(config: TrainConfig, **minima: float) -> None:
 
 
 def check_fractions(config: TrainConfig, *names: str) -> None:
-    """Raise InputError for values of these fields outside [0, 1)."""
+    """Raise InputError for a field whose value is outside [0, 1)."""
     for name in names:
         value = getattr(config, name)
         if not 0 <= value < 1:
@@ -394,7 +397,7 @@ def check_notes(config: Any, notes: Sequence[str]) -> None:
 
 
 def check_starting_run(config: Any) -> None:
-    """Raise InputError for published weights, where the network has none."""
+    """Raise InputError for `weights` other than `run:DIR`, for networks without published ones."""
     if config.weights and not config.weights.startswith(RUN):
         raise InputError(
             f"--weights must be the variables of another run, as {RUN}DIR, got {config.weights}"
@@ -416,7 +419,7 @@ def check_backbone(config: Any, stages: int) -> None:
 
 
 def check_augment(config: AugmentOptions) -> None:
-    """Raise InputError, which names the option, for invalid augmentation."""
+    """Raise InputError, naming the option, for an invalid augmentation option."""
     check_scale(config)
     check_fractions(config, "shift", "brightness_contrast", "color_jitter", "noise")
     low, high = config.crop_area
@@ -438,11 +441,11 @@ def check_augment(config: AugmentOptions) -> None:
 
 
 def from_json(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
-    """The configuration of class `kind` with values from JSON, where tuples became lists.
+    """Make a configuration of class `kind` from the values in JSON, where tuples became lists.
 
-    ValueError names fields that this version does not know, and values that a field cannot have.
-    Any string is accepted as `model`, since models can be registered later; `configs.build` checks
-    it.
+    Raises ValueError, naming the fields, for fields that this version does not know and for values
+    that a field cannot have.  Any string is accepted as `model`, because models can be registered
+    later; `configs.build` checks it.
     """
     hints = get_type_hints(kind) | {"model": str}
     unknown = sorted(set(values) - {field.name for field in fields(kind)})
@@ -452,11 +455,11 @@ def from_json(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
 
 
 def conform(config: Kind) -> Kind:
-    """A configuration whose values have the types of its fields, with paths as strings.
+    """Convert the values of a configuration to the types of its fields, paths to strings.
 
-    InputError names the first value that does not fit.
+    Raises InputError for the first value that cannot be converted.
     """
-    values = json.loads(json.dumps(asdict(config), default=str))  # lists of tuples, text of paths
+    values = json.loads(json.dumps(asdict(config), default=str))  # tuples to lists, paths to text
     try:
         return from_json(type(config), values)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Errors with a message for the user; this module imports nothing, so it does not load jax."""
+"""Errors with a message for the user; importing this module does not import jax."""
 
 
 class InputError(ValueError):

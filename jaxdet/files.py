@@ -8,29 +8,29 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-MAX_BYTES = 2**28  # of a text file that is read whole
+MAX_BYTES = 2**28  # larger text files are refused
 MAX_INT = 2**63 - 1
-MAX_SHOWN = 60  # characters of a value in an error message
+MAX_SHOWN = 60  # longer values are not shown in error messages
 KIND_NAMES = {dict: "an object", list: "a list", tuple: "a list", str: "a string", NoneType: "null"}
 KIND_NAMES |= {int: "an integer", float: "a number", bool: "true or false"}
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a file atomically: to a temporary name, synced to disk, then renamed."""
+    """Write a file atomically: to a temporary file, which is synced to disk and then renamed."""
     draft = Path(f"{path}.partial")
     write_synced(draft, "w", text)
     os.replace(draft, path)
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write indented JSON atomically."""
+    """Write a value as indented JSON atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def write_synced(path: str | Path, mode: str, text: str) -> None:
-    """Write text with the given mode of `open` and sync it to disk.
+    """Write text with the given mode of `open`, and sync it to disk.
 
-    An OSError, such as a full disk, names the file.
+    An OSError, such as one for a full disk, has the name of the file.
     """
     try:
         with open(path, mode, encoding="utf-8") as file:
@@ -42,12 +42,12 @@ def write_synced(path: str | Path, mode: str, text: str) -> None:
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a regular UTF-8 file of at most `MAX_BYTES`.
+    """Read the text of a regular UTF-8 file of at most `MAX_BYTES`.
 
     Raises OSError, or ValueError with the reason but without the name of the file.
     """
     found = os.stat(path)
-    if not stat.S_ISREG(found.st_mode):  # a pipe or a device could be read for ever
+    if not stat.S_ISREG(found.st_mode):  # reading a pipe or a device may never end
         raise ValueError("is not a regular file")
     if found.st_size > MAX_BYTES:
         raise ValueError(f"must have at most {MAX_BYTES} bytes, got {found.st_size}")
@@ -58,18 +58,18 @@ def read_text(path: str | Path) -> str:
 
 
 def reason(error: OSError | ValueError) -> str:
-    """The reason why a file cannot be read, in one line, without the name of the file."""
+    """The reason why a file cannot be read, without the name of the file."""
     text = error.strerror if isinstance(error, OSError) else str(error)
     return text or type(error).__name__
 
 
 def load_json(path: str | Path, kind: Any) -> Any:
-    """The JSON in a file as a value of the type `kind`; see `read_text` and `parse_json`."""
+    """Read the JSON in a file as a value of the type `kind`; see `read_text` and `parse_json`."""
     return parse_json(read_text(path), kind)
 
 
 def parse_json(text: str, kind: Any) -> Any:
-    """Parse JSON as a value of the type `kind`, see `conform`; ValueError if it is not."""
+    """Parse JSON as a value of the type `kind`, see `conform`; ValueError if that is impossible."""
     try:
         value = json.loads(text)
     except RecursionError:
@@ -80,12 +80,16 @@ def parse_json(text: str, kind: Any) -> Any:
 
 
 def conform(value: Any, kind: Any, name: str = "") -> Any:
-    """Check that a value from JSON conforms to `kind`; ValueError names a part that does not.
+    """Check that a value from JSON conforms to the type `kind`.
 
-    kind: Any, None, bool, int, float, str, `Literal`, a union, `list[...]`, `tuple[...]`,
-      `dict[str, ...]`, or a `TypedDict`, which may have other keys too.
+    Args:
+        value: a value as `json.loads` returns it.
+        kind: Any, None, bool, int, float, str, a `Literal` of strings, a union, `list[...]`,
+            `tuple[...]`, `dict[str, ...]`, or a `TypedDict`, whose values may have further keys.
+        name: what to call the value in messages.
 
-    Returns the value, with lists as tuples and integers as floats where `kind` requires them.
+    Returns the value, with lists converted to tuples, and integers to floats, where `kind` requires
+    them.  Raises ValueError, naming the part of the value that does not conform.
     """
     origin, args = get_origin(kind), get_args(kind)
     if kind is Any:
@@ -110,7 +114,7 @@ def conform(value: Any, kind: Any, name: str = "") -> Any:
 
 
 def _conform_to_any(value: Any, kinds: Iterable[Any], name: str) -> Any:
-    """The value as the first type in `kinds` that it conforms to; ValueError if there is none."""
+    """Convert a value to the first type in `kinds` that it conforms to; ValueError without one."""
     reasons = []
     for kind in kinds:
         try:
@@ -121,7 +125,7 @@ def _conform_to_any(value: Any, kinds: Iterable[Any], name: str) -> Any:
 
 
 def _conform_keys(value: Any, kind: Any, name: str) -> dict[str, Any]:
-    """A dict in which the keys of the `TypedDict` `kind` are checked; other keys are kept."""
+    """Check the keys of a dict that the `TypedDict` `kind` has; other keys are kept."""
     _check_base(value, dict, name)
     for key in sorted(kind.__required_keys__ - value.keys()):
         raise ValueError(f"{_subject(name)} must have {key!r}")
@@ -143,7 +147,7 @@ def _conform_items(value: list[Any], base: type, args: tuple[Any, ...], name: st
 
 
 def _check_base(value: Any, base: type, name: str) -> None:
-    """Raise ValueError for a value of another type than `base`, and for integers beyond 64 bits."""
+    """Raise ValueError for a value that is not of type `base`, and for integers beyond 64 bits."""
     accepted = {tuple: (list, tuple), float: (float, int)}.get(base, (base,))
     if type(value) not in accepted or (type(value) is int and abs(value) > MAX_INT):
         raise ValueError(f"{_subject(name)} must be {KIND_NAMES[base]}, got {_show(value)}")
@@ -158,7 +162,7 @@ def _join(name: str, key: str) -> str:
 
 
 def _show(value: Any) -> str:
-    """A value as shown in an error message; only its type if it is long or nested."""
+    """The text of a value in an error message; only its type if it is long or nested."""
     if isinstance(value, dict | list):
         return KIND_NAMES[type(value)]
     if isinstance(value, int) and abs(value) > MAX_INT:

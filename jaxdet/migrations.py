@@ -24,7 +24,7 @@ _SPLITS = {
 _BACKBONE = {"freeze": "freeze_stages", "fixed_norm": "freeze_bn"}
 _LIGHTING = {"light": "brightness_contrast"}
 
-OPTIONS: dict[str, dict[str, str]] = {
+OPTIONS: dict[str, dict[str, str]] = {  # system: {old name: new name}
     "digits": {
         **_SCHEDULE,
         "stages": "layout",
@@ -109,13 +109,13 @@ METADATA = {"normalisation": "normalization", "numbers": "category_ids"}
 
 
 def migrate_names(system: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a configuration of schema 1 under their present names."""
+    """Rename the fields of a configuration of schema 1 to their present names."""
     names = OPTIONS.get(system, {})
     return {names.get(name, name): value for name, value in fields.items()}
 
 
 def migrate_values(system: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a configuration of any schema, with renamed values replaced."""
+    """Replace the values that were renamed in the fields of a configuration of any schema."""
     tables = {name: values for (of, name), values in VALUES.items() if of == system}
     return {
         name: tables[name].get(value, value) if name in tables else value
@@ -126,10 +126,10 @@ def migrate_values(system: str, fields: Mapping[str, Any]) -> dict[str, Any]:
 def migrate_metadata(
     system: str, config: Mapping[str, Any], about: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The metadata of a run of schema 1, under their present names.
+    """Rename the metadata of a run of schema 1 to their present names.
 
-    config: the configuration, under present names.  The earliest runs of faces have no `record`,
-    which is added.
+    `config` is the configuration with present names.  The earliest runs of faces have no `record`;
+    it is added.
     """
     found = {METADATA.get(name, name): value for name, value in about.items()}
     if system == "faces" and "record" not in found:
@@ -141,7 +141,7 @@ def migrate_metadata(
 def renamed_option(word: str, system: str = "") -> str | None:
     """The present name of a renamed option such as `--cut-val`; None for any other word.
 
-    Without a system, the name is given only if it is the same in all systems.
+    Without a system, the result is None if the new name is not the same in all systems.
     """
     if not word.startswith("--"):
         return None

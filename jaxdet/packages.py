@@ -17,9 +17,10 @@ INSTALL = {  # module -> argument of `pip install`
 
 
 def load(name: str, purpose: str) -> Any:
-    """Import a package in `INSTALL`, or one of its modules.
+    """Import a package in `INSTALL`, or a module of such a package.
 
-    Raises InputError if it is missing, with the `purpose` and the command to install it.
+    `purpose` says what needs it.  Raises InputError, with the command to install the package, if it
+    is missing.
     """
     package = name.partition(".")[0]
     try:

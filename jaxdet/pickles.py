@@ -1,9 +1,9 @@
 """Reading weight files without running code: safetensors, and the formats of torch.save.
 
-A file of torch.save is a pickle with raw storages, and unpickling can run any code.  Here it is
-read without PyTorch, by an unpickler that builds dicts, tuples, numbers, strings and descriptions
-of arrays, and cannot call anything else.  Both formats of torch.save are read: zip files, written
-since PyTorch 1.6, and sequences of pickles, written before.
+A file written by torch.save consists of a pickle and of raw storages, and unpickling can run any
+code.  Here the file is read without PyTorch, by an unpickler that builds dicts, tuples, numbers,
+strings and descriptions of arrays, and cannot call anything else.  Both formats of torch.save are
+read: zip files, which PyTorch writes since version 1.6, and the older sequences of pickles.
 """
 
 import io
@@ -25,7 +25,7 @@ import numpy as np
 from jaxdet import packages
 from jaxdet.errors import InputError
 
-BFLOAT16 = np.dtype(jnp.bfloat16)  # read as float32, which represents all of its values
+BFLOAT16 = np.dtype(jnp.bfloat16)  # converted to float32, which represents all of its values
 TORCH_DTYPES = {
     "DoubleStorage": "<f8",
     "FloatStorage": "<f4",
@@ -50,7 +50,7 @@ SAFETENSORS_DTYPES = {
     "U8": "u1",
     "BOOL": "?",
 }
-PythonUnpickler: Any = vars(pickle)["_Unpickler"]  # unlike that in C, its steps can be checked
+PythonUnpickler: Any = vars(pickle)["_Unpickler"]  # unlike the one in C, its steps can be checked
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # the first two pickles of the older format
 WRAPPERS = ("state_dict", "model")  # keys under which training scripts store the arrays
 EXPECTED = "must be a safetensors file, or written by torch.save(model.state_dict(), ...)"
@@ -59,21 +59,22 @@ UnpicklerType = TypeVar("UnpicklerType", bound="RestrictedUnpickler")
 
 
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
-    """{name: array} of a weight file, whose format is recognized by its first bytes.
+    """Read the arrays of a weight file: {name: array}.
 
-    Arrays may share memory, have the strides of the file, and be read-only; bfloat16 is returned as
-    float32.  If the file holds {"state_dict": {...}} or {"model": {...}}, the inner dict is read.
-    Values that are not arrays, such as the number of epochs, are ignored.
+    The format is recognized by the first bytes of the file.  Arrays may share memory, may have the
+    strides of the file, and may be read-only; bfloat16 is converted to float32.  If the file holds
+    {"state_dict": {...}} or {"model": {...}}, the inner dict is read.  Values that are not arrays,
+    such as the number of epochs, are ignored.
 
-    Raises InputError when the file cannot be read, has an unknown format, is cut short or damaged,
-    refers to anything but arrays, or holds none.
+    Raises InputError if the file cannot be read, has an unknown format, is cut short or damaged,
+    refers to anything but arrays, or holds no arrays.
     """
     with as_input_error(path):
         mode = os.stat(path).st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # it could be read for ever
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # reading others may never end
             raise InputError("is not a regular file")
         content = Path(path).read_bytes()
-        if content[4:9] == b"\0\0\0\0{":  # after the length of its header
+        if content[4:9] == b"\0\0\0\0{":  # safetensors: 8 bytes of length, then a JSON header
             return _read_safetensors(content)
         if content.startswith(b"PK\x03\x04"):
             return _read_zip(content)
@@ -84,7 +85,7 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
 
 @contextmanager
 def as_input_error(name: str | Path) -> Iterator[None]:
-    """A context that turns any exception into an InputError of one line that starts with `name`.
+    """A context that converts any exception to an InputError of one line that starts with `name`.
 
     Damaged files raise many types of exceptions in pickle, zipfile, tarfile and NumPy.
     """
@@ -93,27 +94,27 @@ def as_input_error(name: str | Path) -> Iterator[None]:
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
     except Exception as error:
-        if isinstance(error, OSError) and error.strerror:  # of the file system
+        if isinstance(error, OSError) and error.strerror:  # an error of the file system
             raise InputError(f"{name}: cannot be read: {error.strerror}") from error
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise InputError(f"{name}: is cut short or damaged ({reason}); fetch it again") from error
 
 
 class RestrictedUnpickler(PythonUnpickler):
-    """An unpickler that builds plain values and resolves `allowed_globals` only.
+    """An unpickler that builds plain values, and that resolves only `allowed_globals`.
 
     A pickle can set attributes of the objects that it receives.  Therefore `allowed_globals`
     creates its functions anew on every call, and its other values are immutable.
 
-    Tuples and frozen sets are rejected as keys: hashing a tuple of tuples, which a few bytes can
-    describe, can take forever.
+    Tuples and frozen sets are rejected as keys, because a few bytes can describe a tuple of tuples
+    whose hash takes forever to compute.
     """
 
     dispatch = dict(PythonUnpickler.dispatch)
     expected = "only arrays and plain values are read"
 
     def allowed_globals(self) -> dict[str, Any]:
-        """The allowed globals: {module.name: replacement}."""
+        """The globals that a pickle may refer to, as {"module.name": replacement}."""
         return {}
 
     def load_setitem(self) -> None:
@@ -142,7 +143,7 @@ class RestrictedUnpickler(PythonUnpickler):
         super().load_frozenset()
 
     def load_reduce(self) -> None:
-        """Call a function; Python 2 stored dicts as calls with (key, value) pairs."""
+        """Call a function; Python 2 stored an OrderedDict as a call with (key, value) pairs."""
         function, arguments = self.stack[-2:]
         if function is OrderedDict:
             check_keys([key for pairs in arguments for key, _ in pairs], step=1)
@@ -156,7 +157,7 @@ class RestrictedUnpickler(PythonUnpickler):
     dispatch[pickle.FROZENSET[0]] = load_frozenset
 
     def find_class(self, module: str, name: str) -> Any:
-        """The replacement of a global; raises InputError for one that is not allowed."""
+        """Return the replacement for a global; InputError for a global that is not allowed."""
         full_name, allowed = f"{module}.{name}", self.allowed_globals()
         if full_name not in allowed:
             raise InputError(
@@ -166,7 +167,10 @@ class RestrictedUnpickler(PythonUnpickler):
 
 
 def check_keys(values: Sequence[Any], *, step: int = 2) -> None:
-    """Raise InputError if a key is a tuple or a frozen set; every `step`-th value is a key."""
+    """Raise InputError if a key is a tuple or a frozen set.
+
+    The keys are every `step`-th of the values, beginning with the first.
+    """
     for key in values[::step]:
         if isinstance(key, tuple | frozenset):
             raise InputError(
@@ -177,20 +181,22 @@ def check_keys(values: Sequence[Any], *, step: int = 2) -> None:
 def next_unpickler(
     stream: io.BytesIO, unpickler: type[UnpicklerType], **options: Any
 ) -> UnpicklerType:
-    """An unpickler for the next pickle of a stream, which is advanced past the pickle.
+    """Make an unpickler for the next pickle in a stream, and advance the stream past that pickle.
 
-    unpickler: a subclass of `RestrictedUnpickler`, called with the pickle and `options`.
-    Raises InputError for a pickle that could reach a global other than by `find_class`, or that
-    asks for a memo larger than itself.
+    `unpickler` is a subclass of `RestrictedUnpickler`; it is called with a stream of the pickle
+    alone and with `options`.  Raises InputError for a pickle that could reach a global without
+    `find_class`, or that asks for a memo larger than the pickle itself.
     """
     start = stream.tell()
     for opcode, argument, _ in pickletools.genops(stream):
         if opcode.name.startswith("EXT"):  # a global that may bypass find_class
             raise InputError(f"refers to a global by {opcode.name}; {unpickler.expected}")
-        if (
-            "PUT" in opcode.name and int(argument or 0) > stream.tell()
-        ):  # a memo grows to its last index
-            raise InputError(f"has a pickle with a memo index beyond its end; {unpickler.expected}")
+        if "PUT" in opcode.name and int(argument or 0) > stream.tell():
+            # The memo of an unpickler may grow to the largest index.
+            raise InputError(
+                f"memo indices of a pickle must be within its length, got {argument}; "
+                f"{unpickler.expected}"
+            )
     return unpickler(io.BytesIO(stream.getbuffer()[start : stream.tell()]), **options)
 
 
@@ -208,7 +214,7 @@ def _read_safetensors(content: bytes) -> dict[str, np.ndarray]:
 
 
 def _read_zip(content: bytes) -> dict[str, np.ndarray]:
-    """The newer format of torch.save: `NAME/data.pkl`, and each storage in `NAME/data/KEY`."""
+    """Read the newer format of torch.save: `NAME/data.pkl`, and each storage in `NAME/data/KEY`."""
     with zipfile.ZipFile(io.BytesIO(content)) as file:
         entries = file.infolist()
         compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
@@ -230,9 +236,10 @@ def _read_zip(content: bytes) -> dict[str, np.ndarray]:
 
 
 def _read_pickles(content: bytes) -> dict[str, np.ndarray]:
-    """The older format of torch.save: five pickles, then storages.
+    """Read the older format of torch.save: five pickles, then the storages.
 
-    The fourth pickle describes the arrays, the fifth lists the keys of the storages.
+    The first three pickles are headers, the fourth describes the arrays, and the fifth lists the
+    keys of the storages.
     """
     stream = io.BytesIO(content)
     if _unpickle(stream)[0] != MAGIC:
@@ -254,7 +261,7 @@ def _read_pickles(content: bytes) -> dict[str, np.ndarray]:
 
 def _check_byte_order(little: bool) -> None:
     if not little:
-        raise InputError("holds big-endian numbers, which are not supported")
+        raise InputError("numbers must be little-endian, got big-endian; save the file again")
 
 
 def _decode(raw: bytes, dtype: Any) -> np.ndarray:
@@ -275,7 +282,10 @@ class _Tensor(NamedTuple):
 
 
 class _TensorUnpickler(RestrictedUnpickler):
-    """Builds `_Storage` and `_Tensor` records; `kinds` has the type of each storage, by key."""
+    """An unpickler that builds `_Storage` and `_Tensor` records in place of PyTorch's objects.
+
+    `kinds` has the type of each storage, by the key of the storage.
+    """
 
     expected = EXPECTED
 
@@ -284,7 +294,7 @@ class _TensorUnpickler(RestrictedUnpickler):
         self.kinds: dict[str, str] = {}
 
     def allowed_globals(self) -> dict[str, Any]:
-        """The globals of PyTorch that describe arrays."""
+        """Replacements for the globals by which PyTorch describes arrays."""
         return {
             "collections.OrderedDict": OrderedDict,
             "torch.Size": tuple,
@@ -293,7 +303,7 @@ class _TensorUnpickler(RestrictedUnpickler):
         }
 
     def find_class(self, module: str, name: str) -> Any:
-        """The name of a storage type, or the replacement of another global."""
+        """Return the name of a storage type, or the replacement for another global."""
         if module not in ("torch", "torch.cuda") or not name.endswith("Storage"):
             return super().find_class(module, name)
         if name not in TORCH_DTYPES:
@@ -302,7 +312,7 @@ class _TensorUnpickler(RestrictedUnpickler):
         return name
 
     def persistent_load(self, pid: Any) -> _Storage:
-        """The record of a storage; torch.save stores it outside the pickle, by key."""
+        """Return the record of a storage; the storage itself is outside the pickle."""
         _, kind, key, *_ = pid
         check_keys([key, kind], step=1)
         if self.kinds.setdefault(key, kind) != kind:
@@ -311,7 +321,7 @@ class _TensorUnpickler(RestrictedUnpickler):
 
 
 def _unpickle(stream: io.BytesIO) -> tuple[Any, dict[str, str]]:
-    """(value, kinds of storages by key) of the next pickle of a stream."""
+    """Read the next pickle in a stream; return (value, {key of a storage: its type})."""
     unpickler = next_unpickler(stream, _TensorUnpickler)
     return unpickler.load(), unpickler.kinds
 
@@ -330,7 +340,7 @@ def _to_arrays(tree: Any, storages: Mapping[str, np.ndarray]) -> dict[str, np.nd
 
 
 def _view(name: str, tensor: _Tensor, storages: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The array that a record describes; its last element must lie within the storage."""
+    """Make the array that a record describes; InputError if it exceeds its storage."""
     values = storages[tensor.storage.key]
     numbers = (tensor.offset, *tensor.shape, *tensor.strides)
     if any(type(number) is not int or number < 0 for number in numbers):
@@ -343,7 +353,8 @@ def _view(name: str, tensor: _Tensor, storages: Mapping[str, np.ndarray]) -> np.
         return np.empty(tensor.shape, values.dtype)
     if last >= len(values):
         raise InputError(
-            f"{name!r} must end below element {len(values)} of its storage, got {last}"
+            f"{name!r}: last element must be below {len(values)}, the size of its storage, got "
+            f"{last}"
         )
     size = values.itemsize
     strides = [step * size for step in tensor.strides]

@@ -1,13 +1,14 @@
-"""Random keys by `fold_in` chains: purpose, step, and the row's index in the global batch.
+"""Random keys derived by `fold_in` from the purpose, the step, and the row in the global batch.
 
-A key is folded or split, never both: `split(key, n)[i]` equals `fold_in(key, i)` bit for bit.
+A key is either folded or split, never both, because `split(key, n)[i]` equals `fold_in(key, i)` bit
+for bit.
 """
 
 import jax
 
 from jaxdet.types import Array
 
-INIT, AUGMENT, DROPOUT, EVALUATE = range(4)  # purposes: the first number of every chain
+INIT, AUGMENT, DROPOUT, EVALUATE = range(4)  # purposes, which are folded into a key first
 
 
 def fold_in(key: jax.Array, *data: int | Array) -> jax.Array:
@@ -18,10 +19,13 @@ def fold_in(key: jax.Array, *data: int | Array) -> jax.Array:
 
 
 def row_keys(key: jax.Array, rows: Array) -> jax.Array:
-    """Keys [B]: `key` with each integer of rows [B] folded in; equal integers give equal keys."""
+    """Keys [B], each the fold of one integer of `rows` [B] into `key`.
+
+    Equal integers give equal keys.
+    """
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows)
 
 
 def fold_in_each(keys: jax.Array, data: int | Array) -> jax.Array:
-    """Fold the same integer into each of keys [B]."""
+    """Fold the same integer into each of the keys [B]."""
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, data)

@@ -1,4 +1,4 @@
-"""Creating and reopening run folders, for the API and for sweeps."""
+"""Functions that create and reopen run folders, used by the API and by sweeps."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -30,13 +30,13 @@ def system_of(config: TrainConfig) -> str:
 
 
 def absolute_paths(config: TrainConfig) -> TrainConfig:
-    """A configuration whose paths are absolute, so that they are valid in any working directory."""
+    """Make the paths in a configuration absolute, so that they hold in any working directory."""
     named = {name: absolute(getattr(config, name, "")) for name in run_dir.PATHS}
     return replace(config, **{name: path for name, path in named.items() if path})
 
 
 def absolute(path: str | Path) -> str:
-    """The absolute form of a path, also in `run:DIR`; `tfds:NAME` and the like are unchanged."""
+    """Make a path absolute, also the one in `run:DIR`; `tfds:NAME` and the like are unchanged."""
     text = str(path)
     if text.startswith(RUN):
         return f"{RUN}{Path(text.removeprefix(RUN)).absolute()}"
@@ -44,12 +44,15 @@ def absolute(path: str | Path) -> str:
 
 
 def is_path(text: str) -> bool:
-    """Whether a value names a file or folder, not `tfds:NAME`, `hf:NAME` or `package:NAME`."""
+    """Whether a value is the path of a file or folder: not empty, and not such as `tfds:NAME`."""
     return bool(text) and ":" not in text
 
 
 def read_config(folder: str | Path, system: str = "") -> TrainConfig:
-    """The configuration of a run; InputError if a `system` is given and the run is of another."""
+    """Read the configuration of a run.
+
+    Raises InputError if it is damaged, or if `system` is given and the run is of another system.
+    """
     kept = run_dir.read_config(folder)
     if kept.system not in configs.SYSTEMS or (system and kept.system != system):
         expected = system or f"one of {', '.join(configs.SYSTEMS)}"
@@ -87,7 +90,7 @@ def check_same(folder: str | Path, kept: TrainConfig, config: TrainConfig) -> No
 
 
 def changeable(config: TrainConfig) -> dict[str, Any]:
-    """The options of a run that may change when it is resumed, with their values."""
+    """The options that may change when a run is resumed, as {name: value}."""
     names = ("steps_per_call", *(("on_invalid",) if getattr(config, "stream", False) else ()))
     return {name: getattr(config, name) for name in names}
 
@@ -103,7 +106,7 @@ def check_config(system: str, config: TrainConfig) -> None:
 
 
 def create(folder: str | Path, experiment: Experiment, *, overwrite: bool = False) -> run_dir.Lock:
-    """Create a run folder, locked, with everything that resuming and evaluation need later."""
+    """Create a run folder with all that resuming and evaluation need later; return its lock."""
     record = sources.record_spec(experiment.splits["train"])
     streams = _streams(experiment)
     listed = ((run_dir.STREAMS, json.dumps(streams)),) if streams else ()
@@ -147,10 +150,10 @@ def _streams(experiment: Experiment) -> dict[str, run_dir.StreamedImages]:
 
 
 def report_notes(notes: Sequence[str], line: Callable[[str], None]) -> None:
-    """Report unusable data: the number of notes, and the first `MAX_NOTES` of them.
+    """Report notes on the data, line by line: their number, and the first `MAX_NOTES` of them.
 
-    Data that are evaluated, but left out of training, are counted separately, and so are remarks on
-    data that are used.
+    There are three groups: data that cannot be used, data that are evaluated but left out of
+    training, and remarks.
     """
     faults = detection.faults(notes)
     groups = {
@@ -169,7 +172,10 @@ def report_notes(notes: Sequence[str], line: Callable[[str], None]) -> None:
 
 
 def check_to_train(experiment: Experiment, line: Callable[[str], None]) -> None:
-    """Raise InputError for invalid options and combinations; warn of options without effect."""
+    """Raise InputError for invalid options and combinations; warn of options without effect.
+
+    `line` is called with each warning.
+    """
     config, steps = experiment.config, experiment.plan.steps
     ineffective = check_options(config)
     _check_scored(experiment)
@@ -210,7 +216,7 @@ def _check_scored(experiment: Experiment) -> None:
 
 
 def report_uneven_batches(experiment: Experiment, line: Callable[[str], None]) -> None:
-    """Warn where a batch does not divide its split, for systems with `LIMITS`."""
+    """For a system with `LIMITS`, warn if the size of a split is no multiple of the batch size."""
     config = experiment.config
     if not config.LIMITS:
         return
@@ -228,9 +234,9 @@ def report_uneven_batches(experiment: Experiment, line: Callable[[str], None]) -
 
 
 def without_data(folder: str | Path, config: TrainConfig) -> Experiment:
-    """The experiment of a run, with a blank record in place of its data.
+    """Build the experiment of a run, with a blank record in place of its data.
 
-    Runs whose metadata do not describe a record need their data.
+    Runs of early versions, whose metadata do not describe a record, need their data.
     """
     kept = run_dir.read_config(folder)
     if "record" not in kept.metadata:

@@ -1,7 +1,7 @@
 """Tables as text: Markdown, aligned columns for a terminal, comma-separated values.
 
-Rows are dictionaries; columns are their keys, or a dictionary {key: heading}.  Missing values leave
-their cell empty.
+Rows are dictionaries.  `columns` are the keys to show, or a dictionary {key: heading}.  The cell of
+a missing value is empty.
 """
 
 import csv
@@ -15,7 +15,7 @@ Columns = Mapping[str, str] | Iterable[str]
 
 
 def to_markdown(rows: Iterable[Mapping[str, Any]], columns: Columns) -> str:
-    """Markdown table; integers have thousands separators, floats five significant digits."""
+    """A Markdown table; integers have thousands separators, floats five significant digits."""
     headings = _headings(columns)
     lines = [headings.values(), ["---"] * len(headings)]
     lines += [[_cell(row.get(key)) for key in headings] for row in rows]
@@ -23,7 +23,7 @@ def to_markdown(rows: Iterable[Mapping[str, Any]], columns: Columns) -> str:
 
 
 def aligned(rows: Sequence[Mapping[str, Any]], columns: Columns) -> str:
-    """Plain text in aligned columns; columns of numbers are right-aligned.
+    """A table in plain text with aligned columns; columns of numbers are right-aligned.
 
     Floats have four significant digits or, from 1,000 to a million, no digits after the point.
     """
@@ -60,7 +60,7 @@ def is_number(value: Any) -> bool:
 
 
 def _rounded(value: float) -> str:
-    """Four significant digits or, from 1,000 to a million, no digits after the point."""
+    """A float with four significant digits or, from 1,000 to a million, as an integer."""
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.4g}"
 
 

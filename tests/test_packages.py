@@ -51,7 +51,7 @@ SAMPLE = augment.Sample(np.zeros((4, 4, 3), np.float32), *np.zeros((4, 1, 4)))
     [
         (lambda: augment.color_jitter(None, SAMPLE), r"color_jitter: .*pip install dm-pix\)$"),
         (lambda: detection._evaluate({}, []), r"mAP: .*pip install faster-coco-eval\)$"),
-        (lambda: tfds.open_dataset("mnist", None), r"tfds: .*pip install tensorflow-datasets\)$"),
+        (lambda: tfds.open_dataset("mnist", None), r"tfds:NAME: .*install tensorflow-datasets\)$"),
         (parquet._load_pyarrow, r"parquet files: needs pyarrow \(pip install jaxdet\[data\]\)$"),
     ],
     ids=["augment", "coco", "tfds", "parquet"],

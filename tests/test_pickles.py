@@ -134,9 +134,9 @@ def test_strides_and_offsets_are_those_of_the_file(given, form):
 @pytest.mark.parametrize(
     ("changed", "match"),
     [
-        ({"offset": 1}, "'a' must end below element 6 of its storage, got 6"),
-        ({"shape": (3, 3)}, "must end below element 6 of its storage, got 8"),
-        ({"strides": (2**70, 1)}, "must end below element"),
+        ({"offset": 1}, "'a': last element must be below 6, the size of its storage, got 6"),
+        ({"shape": (3, 3)}, "must be below 6, the size of its storage, got 8"),
+        ({"strides": (2**70, 1)}, "last element must be below"),
         ({"offset": -1}, "'a': offset, shape and strides must be integers of at least 0, got"),
         ({"strides": (-3, 1)}, "'a': offset, shape and strides must be"),
         ({"shape": (2, -3)}, "'a': offset, shape and strides must be"),
@@ -235,7 +235,7 @@ def test_only_regular_files_are_read(tmp_path, device):
 @BOTH
 def test_a_file_cannot_allocate_excessive_memory(given, form):
     far = b"\x80\x02}r" + struct.pack("<I", 2**31) + b"."
-    refused(given, form(far), "a memo index beyond its end")
+    refused(given, form(far), "memo indices of a pickle must be within its length, got")
     refused(given, form(b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"."), "damaged")
 
 

@@ -83,7 +83,7 @@ def _annotate(source: Any, index: int, split: str) -> AnnotatedImage:
 
 
 def _load_tfds() -> Any:
-    return packages.load("tensorflow_datasets", "tfds: sets")
+    return packages.load("tensorflow_datasets", "data from tfds:NAME")
 
 
 def _image_bytes(source: Any, index: int) -> bytes:

@@ -134,6 +134,6 @@ def test_identities_without_a_training_image_are_refused(root, config, tmp_path)
 def test_a_missing_root_is_refused():
     for read in (lambda: faces.summarize(""), lambda: faces.read_dataset(Config())):
         with pytest.raises(
-            InputError, match="--root must be a folder or tar file with a folder of images"
+            InputError, match="--root must be a folder or tar file with one folder of images"
         ):
             read()

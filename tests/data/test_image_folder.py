@@ -108,7 +108,7 @@ def test_hidden_files_and_files_beside_classes_are_ignored(put):
         (
             below("train", TREE) | {"docs/a.png": A, "val/b.png": B, "test": None},
             [
-                f"data/{name}: left out: has no folders of classes, or"
+                f"data/{name}: left out: must be one of train, val, test"
                 for name in ("docs", "test", "val")
             ],
         ),
