@@ -94,11 +94,18 @@ def network(name: str, config: Any, *classes: int) -> "tuple[nn.Module, tuple[in
 
 
 def starting_weights(
-    name: str, config: Any, classes: Sequence[str], normalization: str, **backbone: Any
+    name: str,
+    config: Any,
+    classes: Sequence[str],
+    normalization: str,
+    *,
+    first_class: int | None = None,
+    **backbone: Any,
 ) -> "Callable[[Tree], Tree] | None":
     """The function initial variables -> variables to train from that `config.weights` stands for.
 
     None without weights.  The file or run is not read before the function is called.
+    first_class: place of the first class in the network's outputs, see `warm_start.Layout`.
     backbone: further arguments of `registry.load_pretrained`, for published weights.
     """
     if not config.weights:
@@ -107,7 +114,8 @@ def starting_weights(
         from jaxdet.training.warm_start import WarmStart
 
         shapes = partial(_variable_shapes, name, config)
-        return WarmStart(config.weights.removeprefix(RUN), tuple(classes), shapes, normalization)
+        folder = config.weights.removeprefix(RUN)
+        return WarmStart(folder, tuple(classes), shapes, normalization, first_class)
     return partial(registry.load_pretrained, config.model, config.weights, **backbone)
 
 

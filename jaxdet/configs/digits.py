@@ -164,6 +164,7 @@ def from_splits(
     from jaxdet.configs import starting_weights
     from jaxdet.data import images
     from jaxdet.ops import augment
+    from jaxdet.tasks import sliding_window
     from jaxdet.tasks.sliding_window import MultipleObjectsTask, SlidingWindowTask
     from jaxdet.training.experiment import Experiment
 
@@ -195,7 +196,9 @@ def from_splits(
         config=config,
         name="digits",
         read_image=images.read_gray,
-        load_pretrained=starting_weights("digits", config, classes, normalized),
+        load_pretrained=starting_weights(
+            "digits", config, classes, normalized, first_class=sliding_window.FIRST_CLASS
+        ),
     )
 
 

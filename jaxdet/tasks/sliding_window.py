@@ -21,6 +21,7 @@ from jaxdet.types import Array, Batch, StepContext, Tree
 LossMask = Literal["both", "truth"]
 Selection = Literal["class", "product", "merge"]
 
+FIRST_CLASS = 1  # place of the first class in the outputs of the network
 CONFIDENCE_POWER, VISIBLE_POWER = 4.0, 2.0  # weights of windows under "merge"
 
 
@@ -172,7 +173,8 @@ class MultipleObjectsTask(SlidingWindowTask):
 def split_outputs(raw: Array) -> WindowOutputs:
     """`WindowOutputs` of raw outputs [..., 1 + K + 4], in float32."""
     raw = raw.astype(jnp.float32)
-    return WindowOutputs(raw[..., 0], jax.nn.log_softmax(raw[..., 1:-4]), raw[..., -4:])
+    classes = jax.nn.log_softmax(raw[..., FIRST_CLASS:-4])
+    return WindowOutputs(raw[..., 0], classes, raw[..., -4:])
 
 
 def loss_terms(

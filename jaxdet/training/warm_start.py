@@ -29,10 +29,14 @@ MAX_NAMES = 5  # classes that are listed
 
 
 class Layout(NamedTuple):
-    """Where the classes are along an axis: in each of `groups` equal parts, as its last entries."""
+    """Where the classes are along an axis: in each of `groups` equal parts, one after the other.
+
+    first: place of the first class in a part; None: the classes are its last entries.
+    """
 
     axis: int
     groups: int
+    first: int | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class WarmStart:
 
     shapes: number of classes -> shapes of the variables of the network to train.
     normalization: of the network's images, as in the metadata of a run.
+    first_class: `Layout.first` of the network's outputs.
 
     Raises InputError if the run has no checkpoint, if its backbone is another one, or if none of
     its variables fits.
@@ -50,6 +55,7 @@ class WarmStart:
     classes: tuple[str, ...]
     shapes: Callable[[int], Tree]
     normalization: str = ""
+    first_class: int | None = None
 
     def __call__(self, variables: Tree) -> Tree:
         """The variables to train from; `variables` are the initial ones, or only their shapes."""
@@ -86,7 +92,7 @@ class WarmStart:
     def _transfer(self, variables: Tree) -> tuple[Tree, dict[str, str]]:
         _, source = checkpoint.read_variables(self.folder)
         count = len(self.classes)
-        layouts = find_layouts(self.shapes(count), self.shapes(count + 1))
+        layouts = find_layouts(self.shapes(count), self.shapes(count + 1), self.first_class)
         before = run_dir.read_metadata(self.folder)["classes"]
         values, outcomes = transfer(variables, source, layouts, self.classes, before)
         if BACKBONE in source["params"] and (misfit := _find_misfit(outcomes)):
@@ -101,17 +107,18 @@ class WarmStart:
         return values, outcomes
 
 
-def find_layouts(shapes: Tree, more: Tree) -> dict[str, Layout]:
+def find_layouts(shapes: Tree, more: Tree, first: int | None = None) -> dict[str, Layout]:
     """The layouts of all variables that depend on the number of classes, {path: layout}.
 
     shapes, more: the variables of a network for some number of classes, and for one class more.
+    first: see `Layout`.
     """
     layouts, larger = {}, _by_path(more)
     for path, leaf in _by_path(shapes).items():
         grown = np.subtract(larger[path].shape, leaf.shape)
         if grown.any():
             (axis,) = np.flatnonzero(grown)
-            layouts[path] = Layout(int(axis), int(grown[axis]))
+            layouts[path] = Layout(int(axis), int(grown[axis]), first)
     return layouts
 
 
@@ -184,10 +191,12 @@ def _match_classes(
     new, old = (_grouped(np.asarray(array), layout) for array in (leaf, old))
     new = new.copy()
     others = new.shape[1] - len(classes)
-    new[:, :others] = old[:, :others]
-    for place, name in enumerate(classes):
+    first = others if layout.first is None else layout.first
+    new[:, :first] = old[:, :first]
+    new[:, first + len(classes) :] = old[:, first + len(source_classes) :]
+    for place, name in enumerate(classes, first):
         if name in source_classes:
-            new[:, others + place] = old[:, others + source_classes.index(name)]
+            new[:, place] = old[:, first + source_classes.index(name)]
     moved = np.moveaxis(leaf, layout.axis, 0).shape
     return jnp.asarray(np.moveaxis(new.reshape(moved), 0, layout.axis), leaf.dtype)
 

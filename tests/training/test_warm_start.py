@@ -12,6 +12,7 @@ import pytest
 import jaxdet
 from jaxdet import configs
 from jaxdet.errors import InputError
+from jaxdet.tasks import sliding_window
 from jaxdet.training import checkpoint, run_dir, warm_start
 from jaxdet.training.progress import Progress
 from jaxdet.training.warm_start import Layout
@@ -35,8 +36,8 @@ def random_tree(shapes, seed):
     return jax.tree.map(lambda leaf: draw.normal(size=leaf.shape).astype(leaf.dtype), shapes)
 
 
-@pytest.mark.parametrize("axis, groups", [(0, 1), (1, 3)])
-def test_classes_are_matched_by_name_as_an_obvious_loop_does(axis, groups):
+@pytest.mark.parametrize("axis, groups, first", [(0, 1, None), (1, 3, None), (1, 2, 1)])
+def test_classes_are_matched_by_name_as_an_obvious_loop_does(axis, groups, first):
     classes, before, others = ["c", "new", "a"], ["a", "b", "c", "d"], 2
     sides = {"new": [5, 5], "old": [5, 5]}
     sides["new"][axis] = groups * (others + len(classes))
@@ -45,15 +46,18 @@ def test_classes_are_matched_by_name_as_an_obvious_loop_does(axis, groups):
     new, old = (draw.normal(size=shape).astype(np.float32) for shape in sides.values())
     path = "params/head/kernel"
     trees = ({"params": {"head": {"kernel": leaf}}} for leaf in (new, old))
-    found, outcomes = warm_start.transfer(*trees, {path: Layout(axis, groups)}, classes, before)
+    found, outcomes = warm_start.transfer(
+        *trees, {path: Layout(axis, groups, first)}, classes, before
+    )
     expected, old = np.moveaxis(new.copy(), axis, 0), np.moveaxis(old, axis, 0)
     for group in range(groups):
         to, of = group * (others + len(classes)), group * (others + len(before))
-        for i in range(others):
-            expected[to + i] = old[of + i]
-        for i, name in enumerate(classes):
-            if name in before:
-                expected[to + others + i] = old[of + others + before.index(name)]
+        entries = [("other", i) for i in range(others)]
+        place = others if first is None else first
+        own, theirs = ([*entries[:place], *names, *entries[place:]] for names in (classes, before))
+        for i, entry in enumerate(own):
+            if entry in theirs:
+                expected[to + i] = old[of + theirs.index(entry)]
     np.testing.assert_array_equal(
         np.moveaxis(np.asarray(found["params"]["head"]["kernel"]), axis, 0), expected
     )
@@ -61,7 +65,7 @@ def test_classes_are_matched_by_name_as_an_obvious_loop_does(axis, groups):
 
 
 def digits_logits(output):
-    return output[..., 5:]
+    return output[..., 1:-4]
 
 
 NETWORKS = {
@@ -95,7 +99,8 @@ def test_outputs_of_common_classes_are_those_of_the_other_run(system):
             n: jax.eval_shape(net.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, "float32"))
             for n, (net, shape) in nets.items()
         }
-        layouts = warm_start.find_layouts(shapes[3], shapes[4])
+        first = sliding_window.FIRST_CLASS if system == "digits" else None
+        layouts = warm_start.find_layouts(shapes[3], shapes[4], first)
         own, given = (random_tree(shapes[n], n) for n in (3, 4))
         variables, outcomes = warm_start.transfer(own, given, layouts, classes, before)
         image = np.random.default_rng(1).random(nets[3][1], np.float32)
