@@ -83,7 +83,7 @@ class Options:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run with the options in `argv`, by default those of the process; returns the exit code."""
     return harness.run_command("all", Options, argv, run)
 
 

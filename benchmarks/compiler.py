@@ -65,7 +65,7 @@ class Options(harness.OutputOptions):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run with the options in `argv`, by default those of the process; returns the exit code."""
     return harness.run_command(NAME, Options, argv, run)
 
 
@@ -132,9 +132,10 @@ def compare(workers: dict[str, turns.Worker], name: str, options: Options) -> li
 
 
 def build_step(choice: str, model: train_steps.Model, options: StepOptions) -> Callable[[], Any]:
-    """The training step of a model, compiled with a choice.
+    """The training step of a model, compiled with one of `CHOICES`.
 
-    Changes the compiler options of the process, which must build no step with another choice.
+    This changes the compiler options of the process, in which no step with another choice may be
+    built.
     """
     values, flag = CHOICES[choice]
     if flag and flag not in os.environ.get("XLA_FLAGS", ""):

@@ -49,7 +49,7 @@ class Options(harness.OutputOptions):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run with the options in `argv`, by default those of the process; returns the exit code."""
     if argv is None:
         os.environ.setdefault("NPROC", "16")  # read when the CPU is first used
     return harness.run_command(NAME, Options, argv, run)

@@ -79,7 +79,7 @@ class Session:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run with the options in `argv`, by default those of the process; returns the exit code."""
     options = parse(argv)
     names = options.rows or [row.name for row in ROWS]
     unknown = sorted({*names} - {row.name for row in ROWS})
@@ -258,7 +258,7 @@ def stop(session: Session, code: int) -> None:
 
 
 def record_outcome(session: Session, row: Row, outcome: dict[str, Any]) -> None:
-    """Write the file of a row, and the table."""
+    """Write the outcome of a row to its file, and the table of all rows to table.md."""
     shared = {
         "row": row.name,
         "title": row.title,

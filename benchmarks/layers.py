@@ -80,7 +80,7 @@ class Options(harness.OutputOptions):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run with the options in `argv`, by default those of the process; returns the exit code."""
     return harness.run_command(NAME, Options, argv, run)
 
 
@@ -144,7 +144,7 @@ def compare(name: str, options: Options, *, with_torch: bool) -> Iterator[dict[s
 
 
 def jax_call(case: LayerCase, direction: str, chosen: Precision, impl: conv.Impl) -> tuple:
-    """(call, function from its result to named arrays, operations) of a pass in jaxdet."""
+    """A pass in jaxdet: (call, function from its result to named arrays, number of operations)."""
     index = DIRECTIONS.index(direction)
     params = jax.device_put(case.variables.get("params", {}))
     dtype = precision.dtype(chosen)
@@ -158,7 +158,7 @@ def jax_call(case: LayerCase, direction: str, chosen: Precision, impl: conv.Impl
 
 
 def torch_call(case: LayerCase, direction: str, chosen: Precision = "float32") -> tuple:
-    """(call, function from its result to named arrays) of a pass in PyTorch."""
+    """A pass in PyTorch: (call, function from its result to named arrays)."""
     from benchmarks.torch_refs import backend
     from benchmarks.torch_refs import layers as torch_layers
 

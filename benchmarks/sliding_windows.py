@@ -114,7 +114,7 @@ class Options(harness.OutputOptions):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run with the options in `argv`, by default those of the process; returns the exit code."""
     return harness.run_command(NAME, Options, argv, run)
 
 
@@ -198,7 +198,7 @@ def costs(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def summarize(record: dict[str, Any]) -> str:
-    """Markdown of a record: one row of times per size; a star marks extrapolated ones."""
+    """Markdown of a record: one row of times per size; a star marks extrapolated times."""
     found: dict[int, dict] = {}
     for row in record["rows"]:
         if "size" in row:

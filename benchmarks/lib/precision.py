@@ -24,7 +24,7 @@ def set_matmul(precision: Precision) -> None:
 
 
 def dtype(precision: Precision) -> jnp.dtype:
-    """The type in which layers compute."""
+    """The data type in which layers compute."""
     return jnp.dtype(jnp.bfloat16 if precision == "bfloat16" else jnp.float32)
 
 

@@ -154,7 +154,8 @@ def run_both(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Outputs of both forms on images [B, H, W, C], each [B, rows, columns, outputs].
 
-    Computed in full float32 on any device. Raises MemoryError as `require_map_memory` does.
+    They are computed in full float32 on any device. Raises MemoryError as `require_map_memory`
+    does.
     """
     require_map_memory(pair.convolutional, images.shape)
     net, grid = pair.sequential, window_grid(pair.sequential, images.shape, stride)
@@ -202,7 +203,7 @@ def make_workload(pair: NetPair, images: np.ndarray, chunk: int, sample: int) ->
 
 
 def compare(work: Workload, libraries: Sequence[str], seconds: float) -> list[dict[str, Any]]:
-    """One row per library and form, timed interleaved; `seconds` is the time for each."""
+    """One row per library and form; calls are interleaved, each form for `seconds` in total."""
     rows = [_planned_row(work, library, form) for library in libraries for form in FORMS]
     prepared = [harness.within_memory(_prepare, work, row) for row in rows]
     ready = [form for form in prepared if form]

@@ -57,7 +57,7 @@ def set_precision(precision: str) -> None:
 
 
 def layer_dtype(precision: str) -> torch.dtype:
-    """The type in which layers compute."""
+    """The data type in which layers compute."""
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 

@@ -103,7 +103,7 @@ class SlidingWindowNet(nn.Module):
         self.net = nn.Sequential(*layers, nn.Conv2d(channels, last.channels, last.layer.kernel))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Outputs [B, rows, columns, 15] of x [B, 1, H, W]; `x > 0` is a second channel."""
+        """Outputs [B, rows, columns, 15] of x [B, 1, H, W], with the mask `x > 0` as a channel."""
         x = torch.cat([x, (x > 0).float()], 1)
         return self.net(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
 

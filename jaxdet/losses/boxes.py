@@ -21,16 +21,16 @@ BoxLoss = Literal["mse", "smooth_l1", "giou", "diou", "ciou"]
 
 
 def iou(predicted: Array, target: Array) -> jax.Array:
-    """One minus IoU of corner boxes [..., 4], broadcasting; [...] in [0, 1].
+    """One minus the IoU [...] of corner boxes [..., 4], broadcasting, in [0, 1].
 
-    Disjoint boxes and empty boxes give 1 without a gradient.  The linear form of the loss of Yu et
-    al. 2016, arXiv:1608.01471.
+    Disjoint boxes and empty boxes give 1 without a gradient.  It is the linear form of the loss of
+    Yu et al. 2016, arXiv:1608.01471.
     """
     return 1 - boxes.iou(predicted, target, eps=EPS)
 
 
 def giou(predicted: Array, target: Array) -> jax.Array:
-    """One minus generalized IoU of corner boxes [..., 4], broadcasting; [...] in [0, 2].
+    """One minus the generalized IoU [...] of corner boxes [..., 4], broadcasting, in [0, 2].
 
     Disjoint boxes are pulled together.  If even the enclosing box is empty, the loss is 1 without
     a gradient.  Rezatofighi et al. 2019, arXiv:1902.09630.
@@ -39,7 +39,7 @@ def giou(predicted: Array, target: Array) -> jax.Array:
 
 
 def diou(predicted: Array, target: Array) -> jax.Array:
-    """One minus distance-IoU of corner boxes [..., 4], broadcasting; [...] in [0, 2].
+    """One minus the distance-IoU [...] of corner boxes [..., 4], broadcasting, in [0, 2].
 
     Centers are pulled together even if one box contains the other.  Two empty boxes at the same
     point give 1 without a gradient.  Zheng et al. 2020, arXiv:1911.08287.
@@ -48,25 +48,25 @@ def diou(predicted: Array, target: Array) -> jax.Array:
 
 
 def ciou(predicted: Array, target: Array) -> jax.Array:
-    """One minus complete IoU of corner boxes [..., 4], broadcasting; [...] in [0, 2.5].
+    """One minus the complete IoU [...] of corner boxes [..., 4], broadcasting, in [0, 2.5].
 
-    `diou` with a penalty on the difference of aspect ratios.  No gradient flows through the weight
-    alpha of the penalty, nor through the aspect ratio of a point.
+    It is `diou` plus a penalty on the difference of the aspect ratios.  No gradient flows through
+    the weight alpha of the penalty, nor through the aspect ratio of a point.
     Zheng et al. 2020, arXiv:1911.08287.
     """
     return 1 - boxes.ciou(predicted, target, eps=EPS)
 
 
 def smooth_l1(predicted: Array, target: Array) -> jax.Array:
-    """Smooth L1 loss of coordinates or offsets [..., 4], mean over the four; [...], at least 0.
+    """Smooth L1 loss [...] of coordinates or offsets [..., 4], the mean over the four.
 
-    Quadratic up to a difference of 1, linear above.  Girshick 2015, arXiv:1504.08083.
+    It is quadratic up to a difference of 1, and linear above.  Girshick 2015, arXiv:1504.08083.
     """
     return optax.huber_loss(predicted, target).mean(-1)
 
 
 def box_loss(name: BoxLoss, predicted: Array, target: Array) -> jax.Array:
-    """The named loss of boxes [B, 4] given as fractions of the image; [B].
+    """The named loss [B] of boxes [B, 4], which are given as fractions of the image.
 
     `mse` is the mean squared error of the coordinates, twice `smooth_l1` if no coordinate differs
     by more than 1.

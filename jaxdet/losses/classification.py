@@ -15,7 +15,7 @@ LabelLoss = Literal["cross_entropy", "binary", "squared", "hinge"]
 
 
 def label_loss(name: LabelLoss, logits: Array, targets: Array) -> jax.Array:
-    """The named loss of logits [B, K] for target probabilities [B, K]; [B].
+    """The named loss [B] of logits [B, K] for target probabilities [B, K].
 
     `cross_entropy` is softmax cross-entropy, `binary` the sum of K sigmoid cross-entropies,
     `squared` is `brier`, and `hinge` is `multiclass_hinge`.
@@ -31,7 +31,7 @@ def label_loss(name: LabelLoss, logits: Array, targets: Array) -> jax.Array:
 
 
 def brier(logits: Array, targets: Array) -> jax.Array:
-    """Squared distance of softmax probabilities from target probabilities, both [B, K]; [B].
+    """Brier score [B]: squared distance of the softmax of logits [B, K] from targets [B, K].
 
     In [0, 2].  Brier 1950.
     """
@@ -39,9 +39,9 @@ def brier(logits: Array, targets: Array) -> jax.Array:
 
 
 def multiclass_hinge(logits: Array, targets: Array) -> jax.Array:
-    """Hinge loss with margin 1, mean over all K classes, of logits and targets [B, K]; [B].
+    """Multi-class hinge loss [B] of logits [B, K] for targets [B, K]: margin 1, mean over classes.
 
-    As PyTorch's MultiMarginLoss for one-hot targets.  Weston and Watkins 1999.
+    For one-hot targets it equals PyTorch's MultiMarginLoss.  Weston and Watkins 1999.
     """
     # Crammer and Singer (2001) take the maximum over classes.  With it, the network of the CIFAR-10
     # tutorial remained at equal logits: accuracy .157 after 4 epochs.

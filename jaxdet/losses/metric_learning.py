@@ -21,7 +21,7 @@ from jaxdet.types import Array
 
 
 def center(features: Array, centers: Array, labels: Array) -> jax.Array:
-    """Center loss: half the squared distance of features [B, D] to the center of their class; [B].
+    """Center loss [B]: half the squared distance of features [B, D] to the center of their class.
 
     No gradient flows to the centers [K, D]; `center_sums` and `center_update` move them.
     Wen et al. 2016 (ECCV), who add it to the cross-entropy with weight 0.003.
@@ -70,7 +70,7 @@ def pair_masks(labels: Array, mask: Array | None = None) -> tuple[jax.Array, jax
 
 
 def contrastive(a: Array, b: Array, same: Array, *, margin: float = 1.0) -> jax.Array:
-    """Contrastive loss of pairs a and b [..., D], broadcasting; [...].
+    """Contrastive loss [...] of pairs a and b [..., D], broadcasting.
 
     With the Euclidean distance d of a pair, the loss is d^2 / 2 for pairs of the same class (`same`
     [...]), and max(0, margin - d)^2 / 2 for others.  `contrastive(x[:, None], x[None], same)`, with

@@ -234,5 +234,5 @@ def check_not_empty(x: Array, layer: str) -> None:
     if 0 in x.shape:
         shape = "x".join(map(str, x.shape))
         raise InputError(
-            f"layer {layer}: its input is empty, {shape}; use a larger --input or fewer pools"
+            f"layer {layer}: its input is empty, shape {shape}; use a larger --input or fewer pools"
         )

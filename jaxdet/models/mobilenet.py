@@ -77,7 +77,7 @@ V3_SMALL_BLOCKS = (
 
 
 class MobileNetModule(layers.ConvModule):
-    """Base of the modules, which name their activations alike."""
+    """Base of the modules; it determines the layer names of activations."""
 
     @nn.nowrap
     def activate(self, x: Array, name: str) -> Array:

@@ -115,7 +115,7 @@ def max_iou(
 
 
 def points_in_boxes(points: Array, boxes: Array) -> jax.Array:
-    """Whether points [A, 2] lie strictly inside boxes [G, 4]: [G, A] bool."""
+    """Mask [G, A]: whether each of the points [A, 2] lies strictly inside each box [G, 4]."""
     return anchors.boxes_to_ltrb(boxes[:, None], points[None]).min(-1) > INSIDE_MARGIN
 
 

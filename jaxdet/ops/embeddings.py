@@ -56,7 +56,7 @@ def distance(a: Array, b: Array) -> jax.Array:
 
 
 def pairwise_cosine(a: Array, b: Array) -> jax.Array:
-    """`cosine` of all pairs of vectors a [N, D] and b [M, D] by a matrix product: [N, M]."""
+    """`cosine` [N, M] of all pairs of vectors a [N, D] and b [M, D], by a matrix product."""
     return pairwise_dot(l2_normalize(a), l2_normalize(b))
 
 

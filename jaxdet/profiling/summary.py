@@ -72,13 +72,13 @@ class LayerSummary(NamedTuple):
 
 
 class NetworkSummary(NamedTuple):
-    """A network applied to inputs of one shape."""
+    """The summary of a network for inputs of one shape."""
 
     layers: tuple[LayerSummary, ...]
-    jaxpr: core.ClosedJaxpr  # what was counted: convolutions as `lax` computes them
+    jaxpr: core.ClosedJaxpr  # the pass that was counted, with convolutions as `lax` computes them
     report: flops.FlopReport
-    trace: Callable[[], core.ClosedJaxpr]  # convolutions as the network really computes them
-    statistics: int  # numbers in the batch-norm running statistics
+    trace: Callable[[], core.ClosedJaxpr]  # the same pass, with the convolutions of the network
+    statistics: int  # how many numbers the running statistics of batch norm have
 
 
 def summarize(
@@ -326,20 +326,22 @@ class _Recorder:
         given = " ".join(map(_sides, inputs))
         name = path or type(module).__name__
         if any(0 in shape for shape in inputs):
-            raise InputError(f"layer {name}: its input is empty, {given}; use a larger --input")
+            raise InputError(
+                f"layer {name}: its input is empty, shape {given}; use a larger --input"
+            )
         try:
             outputs = call(*args, **kwargs)
         except InputError:
             raise
         except (TypeError, ValueError, ZeroDivisionError, errors.FlaxError) as error:
             why = str(error).splitlines()[0]
-            raise InputError(f"layer {name} cannot process {given}: {why}") from error
+            raise InputError(f"layer {name} cannot process shape {given}: {why}") from error
         for leaf in jax.tree.leaves(outputs):
             self.outputs[path] = leaf.shape
             if 0 in leaf.shape:
                 output = _sides(leaf.shape)
                 raise InputError(
-                    f"layer {name}: its output is empty, {output} from {given}; "
+                    f"layer {name}: its output is empty, shape {output} from {given}; "
                     "use a larger --input"
                 )
         return outputs

@@ -122,14 +122,14 @@ REFUSED = {
     "folder without a run": (["."], "'.' is neither a model nor a run folder"),
     "too small": (
         ["lenet", "--input", "1x8x8x3"],
-        "layer conv2: its output is empty, 1x0x0x16 from 1x2x2x6; .*--input",
+        "layer conv2: its output is empty, shape 1x0x0x16 from 1x2x2x6; .*--input",
     ),
     "too small for dense": (
         ["lenet", "--input", "1x15x15x3"],
-        "layer dense1: its input is empty, 1x0; .*--input",
+        "layer dense1: its input is empty, shape 1x0; .*--input",
     ),
     "window": (["ng_sliding", "--input", "1x13x28x3"], "window of 14 x 14 pixels, got 13 x 28"),
-    "channels": (["run", "--input", "1x56x56x3"], "layer conv1 cannot process 1x56x56x6"),
+    "channels": (["run", "--input", "1x56x56x3"], "layer conv1 cannot process shape 1x56x56x6"),
     "three numbers": (["lenet", "--input", "1x32x32"], "--input must be .*1x32x32x3, got 1x32x32"),
     "a word": (["lenet", "--input", "1x32x32xc"], "--input must be .*got 1x32x32xc"),
     "no pixels": (["lenet", "--input", "1x0x32x3"], "--input must be .*got 1x0x32x3"),

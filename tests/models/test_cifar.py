@@ -214,7 +214,7 @@ def test_the_activation_applies_to_all_submodules(name):
 @pytest.mark.parametrize("make", [LeNet, Tiny, Tiniest])
 def test_images_too_small_for_the_pools_are_refused(make):
     with pytest.raises(
-        InputError, match=r"layer \w+: its input is empty, [\dx]+; use a larger"
+        InputError, match=r"layer \w+: its input is empty, shape [\dx]+; use a larger"
     ) as caught:
         outputs(make(), shaped(2, 1, 1, 3))
     assert "\n" not in str(caught.value)

@@ -148,12 +148,16 @@ def test_norm_follows_every_convolution_and_no_dense_layer():
 @pytest.mark.parametrize(
     "net, images, said",
     [
-        (LeNet(), (2, 15, 15, 3), "layer dense1: its input is empty, 2x0; use a larger --input"),
-        (LeNet(), (2, 3, 32, 3), "layer dense1: its input is empty, 2x0"),
+        (
+            LeNet(),
+            (2, 15, 15, 3),
+            "layer dense1: its input is empty, shape 2x0; use a larger --input",
+        ),
+        (LeNet(), (2, 3, 32, 3), "layer dense1: its input is empty, shape 2x0"),
         (
             LeNet(fc_widths=(), channels=(4,) * 3),
             (1, 32, 32, 3),
-            "layer logits: its input is empty, 1x0; .* fewer pools",
+            "layer logits: its input is empty, shape 1x0; .* fewer pools",
         ),
         (LeNet(form="7x7"), (1, 32, 32, 3), "form must be 5x5, 3x3 or inception, got '7x7'"),
         (Parallel(channels=(4, 3)), (1, 32, 32, 3), "--channels must be at least 4 .*, got 3"),

@@ -210,10 +210,14 @@ def test_root_operations_and_unused_layers_are_listed():
         (
             LeNet(),
             (1, 8, 8, 3),
-            "layer conv2: its output is empty, 1x0x0x16 from 1x2x2x6; use a larger",
+            "layer conv2: its output is empty, shape 1x0x0x16 from 1x2x2x6; use a larger",
         ),
-        (LeNet(), (1, 15, 15, 3), "layer dense1: its input is empty, 1x0; use a larger --input"),
-        (LeNet(), (2, 3, 32, 3), "layer conv1: its output is empty, 2x0x28x6 from 2x3x32x3"),
+        (
+            LeNet(),
+            (1, 15, 15, 3),
+            "layer dense1: its input is empty, shape 1x0; use a larger --input",
+        ),
+        (LeNet(), (2, 3, 32, 3), "layer conv1: its output is empty, shape 2x0x28x6 from 2x3x32x3"),
         (
             *configs.network_of_config("digits", tiny.CONFIG)[:1],
             (1, 20, 20, 1),
@@ -229,9 +233,13 @@ def test_inputs_that_are_too_small_name_the_layer_and_shapes(net, shape, message
 @pytest.mark.parametrize(
     "net, shape, message",
     [
-        (LeNet(), (1, 32, 32, 1), "layer conv1 cannot process 1x32x32x1: .*kernel.*5, 5, 3, 6"),
-        (LeNet(), (1, 36, 36, 3), "layer dense1 cannot process 1x576: .*kernel.*400, 120"),
-        (Tiny, (1, 32, 32, 4), "layer stem cannot process 1x32x32x4: .*kernel.*7, 7, 3, 8"),
+        (
+            LeNet(),
+            (1, 32, 32, 1),
+            "layer conv1 cannot process shape 1x32x32x1: .*kernel.*5, 5, 3, 6",
+        ),
+        (LeNet(), (1, 36, 36, 3), "layer dense1 cannot process shape 1x576: .*kernel.*400, 120"),
+        (Tiny, (1, 32, 32, 4), "layer stem cannot process shape 1x32x32x4: .*kernel.*7, 7, 3, 8"),
     ],
 )
 def test_inputs_that_do_not_fit_the_weights_name_the_layer(net, shape, message):
