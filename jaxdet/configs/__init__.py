@@ -61,7 +61,7 @@ def build(name: str, config: Any) -> "Experiment":
 
 
 def build_external(name: str, config: Any, classes: tuple[str, ...], split: Path) -> "Experiment":
-    """The experiment of a finished run on the data in `config.root`, its own or other data.
+    """The experiment of an existing run on the data in `config.root`, its own or other data.
 
     classes: class names of the run.  split: folder with the tables of the run's split.
     Systems without a function `build_external` treat all data as their own.
@@ -73,7 +73,7 @@ def build_external(name: str, config: Any, classes: tuple[str, ...], split: Path
 
 
 def without_data(name: str, config: Any, metadata: Mapping[str, Any]) -> "Experiment":
-    """The experiment of a finished run, with a single blank record in place of its data.
+    """The experiment of an existing run, with a single blank record in place of its data.
 
     metadata: the run's metadata, with `classes` and `record` (see `data.sources.record_spec`).
     """
@@ -102,9 +102,12 @@ def starting_weights(
     first_class: int | None = None,
     **backbone: Any,
 ) -> "Callable[[Tree], Tree] | None":
-    """The function initial variables -> variables to train from that `config.weights` stands for.
+    """A function from initial variables to those that training starts from, by `config.weights`.
 
-    None without weights.  The file or run is not read before the function is called.
+    None if `config.weights` is empty.  The file or run is read when the function is called.
+
+    name: the system.  classes: names of the classes of this run.
+    normalization: of the network's images, as in the metadata of a run.
     first_class: place of the first class in the network's outputs, see `warm_start.Layout`.
     backbone: further arguments of `registry.load_pretrained`, for published weights.
     """

@@ -101,8 +101,9 @@ class Config(TrainConfig):
     unfreeze_last: int = 0
     """with --transfer frozen: number of stages, counted from the last, that are trained; 0: none"""
     weights: str = ""
-    """pretrained weights of the feature layers, for --transfer frozen or finetune: a .safetensors
-    or .pth file, hf:OWNER/NAME, or package:lite0"""
+    """for --transfer frozen or finetune: pretrained weights of the feature layers, in a
+    .safetensors or .pth file, hf:OWNER/NAME, or package:lite0; or run:DIR, the variables of another
+    run, whose class outputs are matched by the names of the classes"""
     box_head: Literal["mlp", "per_cell"] = "mlp"
     """how the box is predicted: by fully connected layers from pooled features (mlp), or as the
     weighted mean of the boxes that all cells of a feature map predict (per_cell: resnets, lite0)"""
@@ -213,7 +214,7 @@ def build(config: Config) -> "Experiment":
 
 
 def build_external(config: Config, classes: tuple[str, ...], split: "Path") -> "Experiment":
-    """The experiment of a finished run, with its `Config` and `classes`, on data in `config.root`.
+    """The experiment of an existing run, with its `Config` and `classes`, on `config.root`.
 
     Data that contain every row of the run's split, which the folder `split` holds, are the run's
     own data and keep this split.  Of any other data, all images form the split `test`.

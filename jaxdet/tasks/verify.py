@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from jaxdet.data.normalize import CENTERED, Normalization, normalize
 from jaxdet.losses import metric_learning
+from jaxdet.metrics import bootstrap
 from jaxdet.metrics import verification as verification_metrics
 from jaxdet.ops import embeddings
 from jaxdet.tasks.base import forward, masked_means
@@ -132,6 +133,16 @@ class VerificationTask:
             "embedding": embeddings.l2_normalize(predictions["embedding"]),
         }
 
+    def bootstrap(self, rows: dict[str, Array], resamples: int) -> dict[str, Array]:
+        """Accuracy of resampled images.
+
+        There is no AUC, since an image that is drawn twice would be paired with itself.
+        """
+        correct = {"correct": rows["label"] == rows["predicted"]}
+        return bootstrap.resample(
+            lambda drawn: {"accuracy": float(drawn["correct"].mean())}, correct, resamples=resamples
+        )
+
     def report(self, rows: dict[str, Array]) -> dict[str, Any]:
         """Accuracy of the labels; AUC and equal error rate of all pairs, by cosine similarity.
 
@@ -197,7 +208,7 @@ class VerificationTask:
 
 
 def all_pairs(embedding: Array, label: Array) -> tuple[np.ndarray, np.ndarray]:
-    """(cosine similarity, same identity or not) of all pairs of N images: [N (N - 1) / 2] each.
+    """(cosine similarity, whether the identity is the same) of all N (N - 1) / 2 pairs of N images.
 
     embedding: embeddings [N, D] of norm 1.  label: their labels [N].
     """

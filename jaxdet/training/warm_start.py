@@ -4,8 +4,8 @@
     variables = start(variables)  # initial variables -> variables to train from
 
 A variable is copied if the other run has one of the same name and shape.  Class outputs are matched
-by the names of the classes: those that both runs have are copied, new ones keep their initial
-values.  The backbone must fit as a whole.
+by the names of the classes: outputs of classes that both runs have are copied, those of new classes
+keep their initial values.  The backbone must fit as a whole.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,13 +25,14 @@ from jaxdet.types import Array, Tree
 
 BACKBONE = "features"  # name of the backbone in a network
 COPIED, BY_CLASS, INITIAL, DROPPED = OUTCOMES = ("copied", "by class", "initial", "dropped")
-MAX_NAMES = 5  # classes that are listed
+MAX_NAMES = 5  # largest number of classes that are listed by name
 
 
 class Layout(NamedTuple):
-    """Where the classes are along an axis: in each of `groups` equal parts, one after the other.
+    """Where the classes are in a variable: consecutive entries in each part of one of its axes.
 
-    first: place of the first class in a part; None: the classes are its last entries.
+    axis: the axis.  groups: number of equal parts of the axis, each with an entry per class.
+    first: place of the first class in a part; None: the classes are the last entries of a part.
     """
 
     axis: int
@@ -41,9 +42,9 @@ class Layout(NamedTuple):
 
 @dataclass(frozen=True)
 class WarmStart:
-    """The variables of the run in `folder`, for a network with these classes.
+    """The variables of the run in `folder`, adapted to a network with the given classes.
 
-    shapes: number of classes -> shapes of the variables of the network to train.
+    shapes: function from a number of classes to the shapes of the variables of that network.
     normalization: of the network's images, as in the metadata of a run.
     first_class: `Layout.first` of the network's outputs.
 
@@ -97,12 +98,13 @@ class WarmStart:
         values, outcomes = transfer(variables, source, layouts, self.classes, before)
         if BACKBONE in source["params"] and (misfit := _find_misfit(outcomes)):
             raise InputError(
-                f"--weights {RUN}{self.folder}: its backbone is another one ({misfit} does not "
+                f"--weights {RUN}{self.folder}: the run has another backbone ({misfit} does not "
                 f"fit); choose the --model of that run"
             )
         if not {COPIED, BY_CLASS} & {*outcomes.values()}:
             raise InputError(
-                f"--weights {RUN}{self.folder}: no variable of that run fits the network"
+                f"--weights {RUN}{self.folder}: no variable of that run fits the network; choose "
+                f"the --model and options of that run"
             )
         return values, outcomes
 
@@ -131,7 +133,8 @@ def transfer(
 ) -> tuple[Tree, dict[str, str]]:
     """(variables with values of `source` where they fit, {path: one of `OUTCOMES`}).
 
-    Variables may be shapes only.  Paths that only `source` has are `DROPPED`.
+    The leaves of `variables` may be arrays or only their shapes.  Paths that only `source` has are
+    `DROPPED`.
     """
     given, outcomes = _by_path(source), {}
 
@@ -185,7 +188,7 @@ def _fits(
 def _match_classes(
     leaf: Any, old: Array, layout: Layout, classes: Sequence[str], source_classes: Sequence[str]
 ) -> Any:
-    """`leaf` with the entries of `old` for the classes of the same name, and all other entries."""
+    """`leaf` with the entries of `old` for classes of the same name and for what is no class."""
     if not isinstance(leaf, jax.Array | np.ndarray):
         return leaf  # its shape is all there is
     new, old = (_grouped(np.asarray(array), layout) for array in (leaf, old))
@@ -202,7 +205,7 @@ def _match_classes(
 
 
 def _grouped(array: np.ndarray, layout: Layout) -> np.ndarray:
-    """[groups, entries of a group, other axes ...]."""
+    """An array as [groups, entries of a group, other axes ...]."""
     moved = np.moveaxis(array, layout.axis, 0)
     return moved.reshape(layout.groups, -1, *moved.shape[1:])
 

@@ -171,11 +171,11 @@ def test_other_backbones_and_networks_are_refused(trained, monkeypatch):
     whole, fewer = ({f"stage1_block{i}": {"kernel": np.ones(2)} for i in range(n)} for n in (3, 2))
     start = warm_start.WarmStart(str(trained), tuple("ab"), lambda count: {"params": {}})
     trees = {
-        "its backbone is another one .params/features/stage1_block2": (
+        "the run has another backbone .params/features/stage1_block2": (
             {"params": {"features": fewer}},
             {"params": {"features": whole}},
         ),
-        "its backbone is another one .params/features/stage1_block2/kernel ": (
+        "the run has another backbone .params/features/stage1_block2/kernel ": (
             {"params": {"features": whole}},
             {"params": {"features": fewer}},
         ),
@@ -196,7 +196,7 @@ def test_other_backbones_and_networks_are_refused(trained, monkeypatch):
             "--weights must be the variables of another run, as run:DIR",
         ),
         ("digits", {"weights": "run:nowhere"}, "nowhere is not a run"),
-        ("faces", {"weights": "package:lite0", "model": "bottleneck"}, "as run:DIR"),
+        ("faces", {"weights": "package:lite0", "model": "bottleneck"}, "can be frozen"),
     ],
 )
 def test_wrong_sources_are_refused_before_data_are_read(system, changes, message, tmp_path):
