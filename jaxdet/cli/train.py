@@ -76,12 +76,11 @@ def _train(
 
 def _end_all(error: BaseException, options: Train) -> NoReturn:
     """End this process, one of several, because of an error, and tell the others."""
-    line = hosts.explain(error)
     if options.debug:
         traceback.print_exception(error)
-    says = hosts.report(line)
+    line = hosts.report(error)
     code = 2 if isinstance(error, InputError | OSError) else 1
-    _end_process(line if says else "", 130 if isinstance(error, KeyboardInterrupt) else code)
+    _end_process(line, 130 if isinstance(error, KeyboardInterrupt) else code)
 
 
 def _end_process(line: str, code: int = 1) -> NoReturn:

@@ -11,13 +11,16 @@ has a time limit.
 """
 
 import atexit
+import ctypes
 import itertools
 import json
 import os
+import signal
 import socket
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -77,19 +80,22 @@ class Peers:
     def explain(self, error: Exception, call: int | None = None) -> str:
         """One line on a failed operation among processes, which names those that are missing."""
         try:
-            reports = self._values("failed")
-            if failed := sorted(set(reports) - {self.index}):
-                return f"{self.name(failed[0])} has ended: {reports[failed[0]]}"
+            if line := self._reported():
+                return line
             if call is not None:
                 missing = set(range(self.count)) - set(self._values(f"values/{call}"))
                 if missing:
                     limit = f"within --peer-timeout {self.timeout:g} s"
                     return f"{self.name(*sorted(missing))} has not answered {limit}"
         except jax.errors.JaxRuntimeError:
-            return f"{self.name(0)}, the coordinator, has ended or cannot be reached"
+            return self.lost_coordinator()
         if silent := self.silent(2.5 * BEAT):
             return f"{self.name(*silent)} has ended or cannot be reached"
         return f"an operation among processes has failed: {str(error).splitlines()[0]}"
+
+    def lost_coordinator(self) -> str:
+        """The line for a coordinator that does not answer."""
+        return f"{self.name(0)}, which has the coordinator, has ended or cannot be reached"
 
     def silent(self, seconds: float) -> list[int]:
         """The processes that have given no sign of life for this long."""
@@ -98,43 +104,57 @@ class Peers:
 
     def watch(self, lost: Callable[[str], Any]) -> None:
         """Beat until closed; call `lost(line)` once another process fails, ends or hangs."""
-        for beat in itertools.count():
-            try:
-                self.client.key_value_set(f"jaxdet/beats/{self.index}", str(beat), True)
-                line = self._problem()
-            except jax.errors.JaxRuntimeError as error:
-                line = self.explain(error)
-            if self.closing.wait(BEAT):
-                return
-            if line:
-                lost(line)
+        with ThreadPoolExecutor(1, "beats") as pool:
+            for beat in itertools.count():
+                try:
+                    line = pool.submit(self._beat, str(beat)).result(self.timeout)
+                except (TimeoutError, jax.errors.JaxRuntimeError):
+                    line = self.lost_coordinator()
+                if self.closing.wait(BEAT):
+                    return
+                if line:
+                    time.sleep(self._linger())
+                    lost(line)
 
-    def _problem(self) -> str:
-        """What is wrong with the other processes, in one line; "" if nothing is."""
+    def _beat(self, beat: str) -> str:
+        """Give a sign of life; returns what is wrong with the others in one line, or ""."""
+        self.client.key_value_set(f"jaxdet/beats/{self.index}", beat, True)
         now, beats = time.monotonic(), self._values("beats")
         for each in set(range(self.count)) - {self.index}:
-            beat = beats.get(each, "")
-            if each not in self.seen or self.seen[each][0] != beat:
-                self.seen[each] = beat, now
-        reports = self._values("failed")
-        for each in sorted(set(reports) - {self.index}):
-            return f"{self.name(each)} has ended: {reports[each]}"
+            last = beats.get(each, "")
+            if each not in self.seen or self.seen[each][0] != last:
+                self.seen[each] = last, now
         limit = f"--peer-timeout {self.timeout:g} s"
+        if line := self._reported():
+            return line
         if silent := self.silent(self.timeout):
             return f"{self.name(*silent)} has given no sign of life for {limit}"
         if self.stepped is not None and now - self.stepped > self.timeout:
             return f"{self.name(self.index)} has not come to its next step within {limit}"
         return ""
 
-    def report(self, line: str) -> bool:
+    def _reported(self) -> str:
+        """The line of another process that has ended, or ""."""
+        reports = self._values("failed")
+        return next((reports[each] for each in sorted(set(reports) - {self.index})), "")
+
+    def _linger(self) -> float:
+        """Seconds for the others to hear of an end; with the main process, the coordinator ends."""
+        return 4 * BEAT if self.index == 0 else 2 * BEAT
+
+    def report(self, error: BaseException, line: str) -> bool:
         """Tell the other processes that this one ends, and why.
 
-        Returns whether the main process has not ended for the same reason, and said so.
+        Returns whether to say it here: not if the main process ends for the same reason.
         """
+        told = [
+            line if isinstance(error, PeerError) else f"{self.name(each)} has ended: {line}"
+            for each in (self.index, 0)
+        ]
         try:
-            self.client.key_value_set(f"jaxdet/failed/{self.index}", line, True)
-            time.sleep(3 * BEAT)  # with the main process, the coordinator ends
-            return self.index == 0 or self._values("failed").get(0) != line
+            self.client.key_value_set(f"jaxdet/failed/{self.index}", told[0], True)
+            time.sleep(self._linger())
+            return self.index == 0 or self._values("failed").get(0) != told[1]
         except jax.errors.JaxRuntimeError:  # the coordinator has ended
             return True
 
@@ -145,6 +165,7 @@ class Peers:
 
 
 _peers = Peers(0, 1)
+_abort_handler: Any = None  # of C, which must not be collected
 
 
 def initialize(
@@ -175,6 +196,7 @@ def initialize(
         return
     jax.config.update("jax_enable_preemption_service", False)  # it would take over SIGTERM
     where = f"the coordinator at {coordinator}" if coordinator else "the coordinator"
+    _call_instead_of_abort(lost)
     timer = threading.Timer(
         timeout,
         lost,
@@ -202,6 +224,17 @@ def initialize(
     atexit.register(_peers.closing.set)
     check_same("--num-processes", _peers.count)
     _peers.names = _peers.gather(socket.gethostname())
+
+
+def _call_instead_of_abort(lost: Callable[[str], NoReturn]) -> None:
+    """Let `lost` end this process where the runtime, in one of its threads, would abort it.
+
+    So it does, after lines of its own, when the coordinator ends or refuses this process.
+    """
+    global _abort_handler
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_int)
+    _abort_handler = kind(lambda _: lost(_peers.lost_coordinator()))
+    ctypes.CDLL(None).signal(signal.SIGABRT, _abort_handler)
 
 
 def _check(coordinator: Any, num_processes: Any, process_id: Any, timeout: float) -> None:
@@ -309,7 +342,7 @@ def check_same(what: str, value: Any) -> None:
 
 
 def own_rows(index: np.ndarray) -> np.ndarray:
-    """The columns [S, B / processes] of `index [S, B]`, rows of batches, that this process reads."""
+    """The columns [S, B / processes] that this process reads of the rows `index [S, B]`."""
     return np.split(index, count(), axis=1)[_peers.index]
 
 
@@ -356,18 +389,15 @@ def broadcast(tree: Tree) -> Tree:
     return jax.tree.unflatten(structure, leaves)
 
 
-def explain(error: BaseException) -> str:
-    """One line on why this process ends: the error, or the process that has caused it."""
+def report(error: BaseException) -> str:
+    """Tell the other processes that this one ends because of an error; returns the line to print.
+
+    The line is about another process if that has caused the error, and "" if the main process
+    prints the same.
+    """
     if isinstance(error, jax.errors.JaxRuntimeError):
         time.sleep(3 * BEAT)  # whoever has ended is silent by now
-        return _peers.explain(error)
-    return str(error).partition("\n")[0] or type(error).__name__
-
-
-def report(line: str) -> bool:
-    """Tell the other processes that this one ends, and why; wait until they have heard it.
-
-    Returns whether to say it: not where the main process ends for the same reason.
-    """
+        error = PeerError(_peers.explain(error))
     _peers.closing.set()
-    return _peers.report(line)
+    line = str(error).partition("\n")[0] or type(error).__name__
+    return line if _peers.report(error, line) else ""
