@@ -78,9 +78,20 @@ def check_picture(path: Path | None, count: int = 1) -> None:
         )
 
 
+def check_bootstrap(resamples: int) -> None:
+    """Raise InputError for a negative number of resamples."""
+    if resamples < 0:
+        raise InputError(f"--bootstrap must be at least 0, got {resamples}")
+
+
+def range_text(*ends: float) -> str:
+    """The two ends of an interval with four significant digits; "" without ends."""
+    return " to ".join(f"{end:.4g}" for end in ends)
+
+
 @contextmanager
 def counting(total: int, name: str | None = None) -> Iterator[Callable[[int], Any]]:
-    """A context with a bar of `total` images; its value is the function that advances the bar.
+    """A context with a progress bar of `total` images; its value is a function that advances it.
 
     The bar is shown on stderr, but only if that is a terminal and tqdm is installed.  It disappears
     at the end; `write_line` prints above it.

@@ -1,4 +1,4 @@
-"""`jaxdet compare RUN...`: runs side by side, in a table, a plot of curves and their failures."""
+"""`jaxdet compare RUN...`: a table of runs, a plot of their curves, and their worst predictions."""
 
 import json
 from collections import Counter
@@ -13,6 +13,7 @@ from jaxdet.cli.evaluated_run import EvaluatedRun, evaluate
 from jaxdet.cli.options import Compare
 from jaxdet.config import reuse_data
 from jaxdet.errors import InputError
+from jaxdet.metrics.bootstrap import LEVEL, interval
 from jaxdet.plots import detection as detection_plots
 from jaxdet.plots import training as training_plots
 from jaxdet.training import checkpoint, run_dir
@@ -35,6 +36,11 @@ COLUMNS = {
     **{name: name for name in ("loss", "accuracy", "iou", "iou50", "iou70")},
     **{"map": "mAP", "map50": "AP50", "map75": "AP75"},
     "error_rate": "error rate",
+}
+DIFFERENCE_COLUMNS = {
+    **{name: name for name in ("run", "score", "difference")},
+    "interval": f"{100 * LEVEL:g}% interval",
+    "differs": "differs",
 }
 CLASS_COLUMNS = ("accuracy", "iou")
 CLASSICAL_NOTE = (
@@ -70,11 +76,15 @@ def run(options: Compare) -> int:
     rows = [one.row for one in evaluated] + classical
     over_seeds = sweep_table.seed_rows(evaluated)
     shown = [_with_class_columns(rows)]
+    differences = difference_rows(evaluated)
+    if differences:
+        title = f"Differences from {evaluated[0].row['run']}:"
+        shown.append(Table(differences, DIFFERENCE_COLUMNS, title))
     if over_seeds:
         columns = sweep_table.seed_columns(over_seeds, COLUMNS)
         shown.append(Table(over_seeds, columns, "Mean and spread (+-) over seeds:"))
     if options.json:
-        print("\n".join(map(json.dumps, rows + over_seeds)))
+        print("\n".join(map(json.dumps, rows + differences + over_seeds)))
     else:
         print("\n\n".join(part for table in shown for part in table.parts(tables.aligned)))
     written = list(_draw(evaluated, curves, failures))
@@ -104,12 +114,42 @@ def evaluate_all(options: Compare, *, failures: bool) -> tuple[list[EvaluatedRun
             if lost := checkpoint.count_lost_metrics(folder):
                 path = folder / run_dir.METRICS
                 common.warn(
-                    f"{path} has lost {lost} lines: its epochs, times and curves are incomplete"
+                    f"{path} has lost {lost} lines: epochs, times and curves of the run are "
+                    f"incomplete"
                 )
-            evaluated.append(evaluate(name, run, experiment, split, failures=failures))
+            found = evaluate(
+                name, run, experiment, split, failures=failures, resamples=options.bootstrap
+            )
+            evaluated.append(found)
             if options.classic and not classical:
                 classical = classical_rows(split, experiment)
     return evaluated, classical
+
+
+def difference_rows(evaluated: Sequence[EvaluatedRun]) -> list[Row]:
+    """A row per score and run after the first: how much it differs from the score of the first run.
+
+    The interval is of the difference on the same resamples of the images; two runs differ if it
+    does not contain 0.  Runs without resamples, or on other images than the first, have no rows.
+    """
+    first, rows = evaluated[0], []
+    for name in first.samples:
+        for other in evaluated[1:]:
+            split = first.row["split"]
+            same = other.row["split"] == split and other.data.get(split) == first.data.get(split)
+            if not same or name not in other.samples:
+                continue
+            low, high = interval(other.samples[name] - first.samples[name])
+            rows.append(
+                {
+                    "run": other.row["run"],
+                    "score": name,
+                    "difference": other.row[name] - first.row[name],
+                    "interval": common.range_text(low, high),
+                    "differs": not low <= 0 <= high,
+                }
+            )
+    return rows
 
 
 def unique_names(folders: Iterable[Path]) -> dict[str, Path]:
@@ -172,6 +212,7 @@ def _picture_paths(options: Compare) -> tuple[Path | None, Path | None]:
 
 def _check(options: Compare, *pictures: Path | None) -> None:
     """Raise InputError for runs that cannot be compared, or files that cannot be written."""
+    common.check_bootstrap(options.bootstrap)
     if not options.runs:
         raise InputError("no runs to compare; give run folders: jaxdet compare RUN...")
     for path in pictures:

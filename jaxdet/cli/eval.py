@@ -14,8 +14,9 @@ from jaxdet.cli.options import Eval
 from jaxdet.data import detection
 from jaxdet.errors import InputError
 from jaxdet.metrics import detection as detection_metrics
+from jaxdet.metrics.bootstrap import LEVEL, interval
 from jaxdet.profiling import timing
-from jaxdet.training.evaluator import Evaluator, cost_summary
+from jaxdet.training.evaluator import Evaluator, bootstrap, cost_summary
 
 ALL = ("train", "val", "test")  # the splits that `--split all` evaluates
 MAX_CLASSES = 20  # with more classes, the confusion is not printed
@@ -27,6 +28,7 @@ def run(options: Eval) -> int:
     """Print the scores of one split, or of train, val and test; returns the exit code."""
     if options.report and options.json:
         raise InputError("--report and --json exclude each other; give one of them")
+    common.check_bootstrap(options.bootstrap)
     run = common.load(options)
     report = _find_report(run.system) if options.report else None
     experiment = run.with_data(root=options.root)
@@ -48,6 +50,9 @@ def run(options: Eval) -> int:
         evaluator.compile(run.variables)
         (losses, rows), seconds = timing.timed(partial(_measure, run, evaluator))
         scores = {**losses, **experiment.task.report(rows)}
+        if options.bootstrap:
+            samples = bootstrap(experiment.task, rows, options.bootstrap)
+            scores["intervals"] = {name: interval(values) for name, values in samples.items()}
         if options.plots and not {"confusion", "map"} & scores.keys():
             common.warn(f"--plots draws nothing for a run of {run.system}")
         elif options.plots:
@@ -84,12 +89,14 @@ def _measure(run: api.Run, evaluator: Evaluator) -> tuple[dict[str, float], dict
 
 def to_text(scores: dict[str, Any]) -> str:
     """Format scores, overall and per class, in aligned columns with rounded numbers."""
+    intervals, heading = scores.get("intervals", {}), f"{100 * LEVEL:g}% interval"
     numbers = [
-        {"score": name, "value": value}
+        {"score": name, "value": value, heading: common.range_text(*intervals.get(name, ()))}
         for name, value in scores.items()
         if isinstance(value, int | float)
     ]
-    parts = [tables.aligned(numbers, ("score", "value"))]
+    columns = ("score", "value", heading) if intervals else ("score", "value")
+    parts = [tables.aligned(numbers, columns)]
     if scores.get("labels"):
         shown = scores if len(scores["labels"]) <= MAX_CLASSES else {"labels": scores["labels"]}
         parts.append(tables.aligned(*common.label_table(shown)))

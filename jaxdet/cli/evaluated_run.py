@@ -38,24 +38,31 @@ class EvaluatedRun(NamedTuple):
     row: Row  # the row of the table, and scores that are not in the table
     metrics: list[dict[str, Any]]  # lines of `metrics.jsonl`
     failures: list[Failure]
-    data: dict[str, Hashable]  # for each split, a value that is equal for equal samples
+    data: dict[str, Hashable]  # {split: value}; runs with equal values have equal samples
     loss_options: dict[str, Any]  # the fields among `LOSS_OPTIONS` that the run has
     folder: Path
     config: TrainConfig
+    samples: dict[str, np.ndarray]  # scores of resampled images, see `training.evaluator.bootstrap`
 
 
 def evaluate(
-    name: str, run: api.Run, experiment: Experiment, split: str, *, failures: bool = False
+    name: str,
+    run: api.Run,
+    experiment: Experiment,
+    split: str,
+    *,
+    failures: bool = False,
+    resamples: int = 0,
 ) -> EvaluatedRun:
     """Evaluate a run on a split: scores, costs, history and, if `failures`, worst predictions.
 
     `name` is the name of the run in tables, and `experiment` is the run's experiment with its data.
     """
-    recording = replace(experiment, task=RecordingTask(experiment.task))
+    recording = replace(experiment, task=RecordingTask(experiment.task, resamples))
     scorer = run.evaluator(recording, split)
     scorer.compile(run.variables)
     scores, seconds = timing.timed(lambda: scorer(run.variables, run.epoch))
-    predictions = scores.pop("predictions")
+    predictions, samples = scores.pop("predictions"), scores.pop("samples")
     operations = scorer.operations(run.variables)
     metrics, config = run_dir.read_metrics(run.folder), run.config
     row = {
@@ -80,19 +87,21 @@ def evaluate(
         loss_options={k: getattr(config, k) for k in LOSS_OPTIONS if hasattr(config, k)},
         folder=run.folder,
         config=config,
+        samples=samples,
     )
 
 
 @dataclass(frozen=True)
 class RecordingTask:
-    """A task like `task`, but its report also has `predictions`, the label and box of each image.
+    """A task like `task`, whose report also has `predictions`, the label and box of each image.
 
     `predictions` has the arrays `label`, `predicted` and `score` [N] and, if there are boxes,
     `true_box` and `predicted_box` [N, 4] and `iou` [N].  It is empty for a task without one label
-    per image.
+    per image.  The report also has `samples`, the scores of `resamples` resamples of the images.
     """
 
     task: Task
+    resamples: int = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.task, name)
@@ -109,8 +118,11 @@ class RecordingTask:
         return {"measured": self.task.measure(predictions, batch), "predictions": rows}
 
     def report(self, rows: dict[str, Any]) -> dict[str, Any]:
-        """The scores of `task`, and `predictions`."""
-        return {**self.task.report(rows["measured"]), "predictions": rows["predictions"]}
+        """The scores of `task`, `predictions` and `samples`."""
+        measured = rows["measured"]
+        samples = evaluator.bootstrap(self.task, measured, self.resamples) if self.resamples else {}
+        added = {"predictions": rows["predictions"], "samples": samples}
+        return {**self.task.report(measured), **added}
 
 
 def worst_predictions(
@@ -172,10 +184,10 @@ def _history(folder: Path, metrics: Sequence[Mapping[str, Any]]) -> Row:
 
 
 def _sample_identities(experiment: Experiment) -> dict[str, Hashable]:
-    """For each split, a value that is equal for equal samples.
+    """A value for each split; two runs with equal values have equal samples in the split.
 
-    It is made of the rows of split tables or, without these, of the names of the samples or of
-    their ids and labels.
+    The values are made of the rows of split tables or, without these, of the names of the samples
+    or, without these, of their ids and labels.
     """
     if experiment.files:
         return {name: frozenset(text.splitlines()) for name, text in experiment.files}

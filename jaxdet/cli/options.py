@@ -35,16 +35,16 @@ class Train(Process):
     """print nothing but errors"""
     distributed: Literal["auto", "off"] = "auto"
     """auto: train in several processes, usually one per host, if Slurm or Open MPI has started more
-    than one task, or with --coordinator; see docs/hosts.md"""
+    than one task, or with --coordinator; off: train in this process only; see docs/hosts.md"""
     coordinator: str = ""
-    """HOST:PORT of process 0, where neither Slurm nor Open MPI has started the processes"""
+    """HOST:PORT of process 0; needed if neither Slurm nor Open MPI has started the processes"""
     num_processes: int = 0
     """number of processes, with --coordinator"""
     process_id: int = -1
     """number of this process, from 0, with --coordinator"""
     peer_timeout: float = 300.0
-    """seconds to wait for another process before this one ends: longer than any step, evaluation
-    or checkpoint takes"""
+    """seconds to wait for another process before this one ends; must be longer than any step,
+    evaluation or checkpoint takes"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,10 +123,16 @@ class Restored(Process):
 
 @dataclass(frozen=True, kw_only=True)
 class Eval(Restored):
-    """Scores of a checkpoint; for val, with the run's options, those that training logged."""
+    """Compute the scores of a checkpoint.
+
+    On the split val, without changed options, they equal the scores that training logged.
+    """
 
     plots: Path | None = None
     """folder for plots: the confusion matrix; detect: also precision-recall curves and mAP"""
+    bootstrap: int = 0
+    """add the 95% interval of each score, from this number of resamples of the images, such as
+    1000; 0: no intervals"""
     report: bool = False
     """objects, detect: print the report that the assignment of the system requires"""
 
@@ -191,7 +197,8 @@ class Assign(Restored):
     """The cells of a detector that are assigned to each true box: a picture, and counts."""
 
     out: Path = Path("assigned.png")
-    """picture to write: true boxes, and in the color of each box the centers of its cells"""
+    """picture to write: the true boxes, and the centers of the cells assigned to each box in the
+    color of the box"""
     count: int = 6
     """number of images"""
     epoch: int = 1_000_000
@@ -226,6 +233,9 @@ class Compare(Process):
     failures: Path | None = None
     """picture to write: the six worst predictions of each run, with true boxes in green and
     predicted boxes in red"""
+    bootstrap: int = 0
+    """add, for each run after the first, the differences of its scores from those of the first run
+    and their 95% intervals, from this number of resamples of the images, such as 1000; 0: none"""
     classic: bool = False
     """objects: add rows for two classical baselines, HOG features with a linear SVM and a Haar
     cascade, on the data of the first run (needs pip install jaxdet[data])"""
@@ -281,7 +291,7 @@ class Split(Process):
     test_fraction: float = 0.1
     """fraction of all images for the test"""
     train_fraction: float = 1.0
-    """fraction of all images for training; at most the images that are not in another split"""
+    """fraction of all images for training; limited to images that are not for validation or test"""
     split_seed: int = 0
     """seed of the shuffle before splitting"""
 
@@ -312,7 +322,7 @@ class Describe(Process):
     """shape of the input, batch x height x width x channels, such as 1x32x32x3; default: the input
     of the model or run"""
     backward: bool = False
-    """count a training step: the forward pass with batch statistics, and the parameter gradients"""
+    """count training: forward pass with batch statistics, and the gradients of the parameters"""
     convention: Literal["flop", "mac"] = "flop"
     """count all operations (flop), or only multiply-adds, each as one (mac)"""
     padding: Literal["full", "valid"] = "full"

@@ -1,8 +1,8 @@
-"""Average precision of detections as a function of image weights, and its bootstrap intervals.
+"""Average precision of detections as a function of image weights, for the bootstrap.
 
     matches = match(rows, num_classes)
     ap = average_precision(matches, np.ones(N))  # [IoU threshold, class], as COCO's
-    samples = bootstrap(matches, resamples=1000, seed=0)  # [resample, IoU threshold, class]
+    samples = bootstrap(matches, resamples=1000)  # {score: [resamples]}
 
 `rows` are as in `jaxdet.metrics.detection`.  Boxes are matched to objects once; a resample of the
 images only changes their weights.
@@ -22,7 +22,6 @@ from jaxdet.types import Array
 
 IOU_THRESHOLDS = np.arange(0.5, 1, 0.05)  # COCO's
 MAX_DETECTIONS = 100  # per image and class, as in COCO
-LEVEL = 0.95  # of the intervals
 
 
 class Matches(NamedTuple):
@@ -95,31 +94,27 @@ def average_precision(matches: Matches, weights: Array) -> Array:
     return jnp.where(objects[..., 0] > 0, sampled.mean(-1), jnp.nan)
 
 
-def bootstrap(matches: Matches, *, resamples: int = 1000, seed: int = 0) -> np.ndarray:
-    """`average_precision` of images drawn with replacement, [resamples, I, K]."""
+def bootstrap(
+    matches: Matches,
+    *,
+    resamples: int,
+    seed: int = 0,
+    iou_thresholds: np.ndarray = IOU_THRESHOLDS,
+) -> dict[str, np.ndarray]:
+    """`map`, `map50` and `map75` of images drawn with replacement, [resamples] each.
+
+    iou_thresholds: those of `matches`.
+    """
     count = len(matches.objects)
     draws = np.random.default_rng(seed).multinomial(count, [1 / count] * count, resamples)
-    weights = draws.astype(np.float32)
-    of = jax.device_put(matches)
-    return np.asarray(jax.lax.map(lambda each: average_precision(of, each), weights))
-
-
-def interval(samples: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
-    """The central interval that holds a fraction `level` of the samples; NaN are left out."""
-    known = samples[np.isfinite(samples)]
-    if not known.size:
-        return float("nan"), float("nan")
-    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def intervals(samples: np.ndarray, iou_thresholds: np.ndarray = IOU_THRESHOLDS) -> dict:
-    """{score: `interval`} of map, map50 and map75 from `bootstrap` samples [R, I, K]."""
-    means = {"map": np.nanmean(samples, (1, 2))}
+    on_device = jax.device_put(matches)
+    samples = jax.lax.map(lambda weights: average_precision(on_device, weights), np.float32(draws))
+    of_threshold = jnp.nanmean(samples, -1)  # [resamples, I]
+    found = {"map": of_threshold.mean(-1)}
     for name, threshold in (("map50", 0.5), ("map75", 0.75)):
         (place,) = np.flatnonzero(np.isclose(iou_thresholds, threshold))
-        means[name] = np.nanmean(samples[:, place], -1)
-    return {name: interval(values) for name, values in means.items()}
+        found[name] = of_threshold[:, place]
+    return {name: np.asarray(values) for name, values in found.items()}
 
 
 @jax.jit

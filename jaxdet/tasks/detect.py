@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from jaxdet.data.normalize import IMAGENET, Normalization, normalize
 from jaxdet.losses import boxes as box_losses
+from jaxdet.metrics import average_precision
 from jaxdet.metrics import detection as detection_metrics
 from jaxdet.models.detector import DetectorOutput
 from jaxdet.ops import anchors, assign, boxes, nms
@@ -143,6 +144,11 @@ class DetectionTask:
     def report(self, rows: dict[str, Array]) -> dict[str, Any]:
         """COCO's twelve scores, and mAP per class."""
         return detection_metrics.scores(rows, classes=self.classes)
+
+    def bootstrap(self, rows: dict[str, Array], resamples: int) -> dict[str, np.ndarray]:
+        """`map`, `map50` and `map75` of resampled images, see `average_precision.bootstrap`."""
+        matches = average_precision.match(rows, len(self.classes))
+        return average_precision.bootstrap(matches, resamples=resamples)
 
     def _apply(self, variables: Tree, images: Array) -> DetectorOutput:
         output: Any = self.net.apply(variables, normalize(images, self.normalization), train=False)

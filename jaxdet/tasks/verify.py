@@ -133,7 +133,7 @@ class VerificationTask:
             "embedding": embeddings.l2_normalize(predictions["embedding"]),
         }
 
-    def bootstrap(self, rows: dict[str, Array], resamples: int) -> dict[str, Array]:
+    def bootstrap(self, rows: dict[str, Array], resamples: int) -> dict[str, np.ndarray]:
         """Accuracy of resampled images.
 
         There is no AUC, since an image that is drawn twice would be paired with itself.

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxdet import flops, rng
 from jaxdet.data import sampler
+from jaxdet.metrics import bootstrap as metrics_bootstrap
 from jaxdet.training import hosts, memory, parallel
 from jaxdet.training.experiment import Experiment
 from jaxdet.types import Array, Batch, Device, StepContext, Task, Tree
@@ -113,6 +114,17 @@ class Evaluator:
     def _batches(self) -> Iterator[tuple[Any, np.ndarray]]:
         """(rows of this process, mask of real rows [B]) of every batch."""
         return self.source.masked_batches(*map(hosts.own_rows, self.rows))
+
+
+def bootstrap(task: Task, rows: Batch, resamples: int) -> dict[str, np.ndarray]:
+    """Scores of a task on resampled images, {score: [resamples]}; the same images in every call.
+
+    rows: from `Evaluator.measure`.
+    """
+    own: Any = getattr(task, "bootstrap", None)
+    if own:
+        return own(rows, resamples)
+    return metrics_bootstrap.resample(task.report, rows, resamples=resamples)
 
 
 def eval_step(

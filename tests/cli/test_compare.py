@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from jaxdet.cli import compare
+from jaxdet.cli.evaluated_run import EvaluatedRun
 from jaxdet.data import localization
 from jaxdet.ops import boxes
 from jaxdet.plots import detection as detection_plots
@@ -138,6 +140,39 @@ def printed(*words):
     with captured() as (out, err):
         assert main(*words, "--json") == 0
     return [json.loads(line) for line in out.getvalue().splitlines()], err.getvalue()
+
+
+def test_differences_are_those_of_scores_on_the_same_images(place, tmp_path, capsys):
+    shutil.copytree(place / "d", tmp_path / "same")
+    words = ["compare", place / "d", tmp_path / "same", place / "o", "--bootstrap", "30"]
+    (one, *_), _ = found = printed(*words)
+    differences = [row for row in found[0] if "difference" in row]
+    assert {row["score"] for row in differences} == {
+        "accuracy",
+        "iou",
+        "iou50",
+        "joint",
+        "right_iou",
+    }
+    for row in differences:  # of a run and itself; that of other images is left out
+        assert row["run"] == "same" and not row["difference"] and not row["differs"]
+        assert row["interval"] == "0 to 0"
+    assert main(*words) == 0
+    assert f"Differences from {one['run']}:" in capsys.readouterr().out
+
+
+def test_a_difference_whose_interval_excludes_zero_counts():
+    def evaluated(name, samples, score):
+        fields = dict.fromkeys(EvaluatedRun._fields)
+        row = {"run": name, "split": "test", "accuracy": score}
+        return EvaluatedRun(**fields | {"row": row, "data": {}, "samples": {"accuracy": samples}})
+
+    base, noise = np.linspace(0.4, 0.6, 50), np.linspace(-0.01, 0.01, 50)
+    runs = [("a", base, 0.5), ("b", base + noise, 0.5), ("c", base + noise - 0.1, 0.4)]
+    b, c = compare.difference_rows([evaluated(*each) for each in runs])
+    assert (b["run"], b["difference"], b["differs"]) == ("b", 0, False)
+    assert c["run"] == "c" and c["differs"]
+    np.testing.assert_allclose(c["difference"], -0.1)
 
 
 def cells(text):

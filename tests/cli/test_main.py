@@ -513,6 +513,24 @@ def test_eval_prints_rounded_scores_in_aligned_columns(trained, capsys):
     assert len({len(line) for line in out.splitlines()[2:-1]}) == 1
 
 
+def test_eval_prints_intervals_of_the_scores_of_resampled_images(trained, capsys):
+    words = ["eval", trained, "--split", "val", "--bootstrap", "40"]
+    assert main(*words, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {*found["intervals"]} == {"accuracy", "iou", "iou50", "joint", "right_iou"}
+    for name, (low, high) in found["intervals"].items():
+        assert low <= found[name] <= high
+    low, high = found["intervals"]["iou"]
+    assert low < high
+    assert main(*words) == 0
+    (rows,) = parse_aligned(capsys.readouterr().out)
+    shown = {row["score"]: row["95% interval"] for row in rows}
+    assert shown["iou"] == "{:.4g} to {:.4g}".format(*found["intervals"]["iou"])
+    assert not shown["loss"]
+    assert main("eval", trained, "--bootstrap", "-1") == 2
+    assert "--bootstrap must be at least 0, got -1" in capsys.readouterr().err
+
+
 def test_eval_prints_json(trained, capsys):
     assert main("eval", trained, "--checkpoint", "last", "--split", "val", "--json") == 0
     last = run_dir.read_metrics(trained)[-1]
