@@ -183,7 +183,7 @@ def section(path: Path, record: dict[str, Any], usual: dict[str, str]) -> str:
 
 
 def command(name: str, options: dict[str, Any]) -> str:
-    """The command line of a record: the options that differ from their defaults."""
+    """The command that made a record, with the options that differ from their defaults."""
     module = import_module(f"benchmarks.{name}")
     defaults = json.loads(json.dumps(vars(module.Options()), default=str))
     paths = {field.name for field in fields(harness.OutputOptions)} | {"plot"}

@@ -45,7 +45,7 @@ class Options(harness.OutputOptions):
     probes: int = 100_000
     """number of probe embeddings"""
     gallery: int = 1_000
-    """number of gallery embeddings, with each of which each probe is compared"""
+    """number of gallery embeddings; each probe is compared with all of them"""
     dim: int = 512
     """dimension of the embeddings"""
     chunk: int = embeddings.CHUNK

@@ -86,7 +86,7 @@ class Options(harness.OutputOptions):
     batch: int = 5
     """images per call"""
     sizes: tuple[int, ...] = ()
-    """sides of the images in pixels; by default 16 28 64 256 720 1080, for --check 16 28 64"""
+    """sides of the images in pixels; by default 16 28 64 256 720 1080, or 16 28 64 with --check"""
     chunk: int = 4096
     """windows per call in the form `chunks`"""
     sample: int = 2000
@@ -106,11 +106,13 @@ class Options(harness.OutputOptions):
     check: bool = False
     """instead of timing, print where both forms agree, and where and why they differ"""
     arch: tuple[str, ...] = ()
-    """--check: layers before the first dense one, such as c5,p2,c3; by default 18 cases"""
+    """with --check: layers before the first dense one, such as c5,p2,c3; by default 18 cases with
+    sizes, windows and strides of their own"""
     window: int = 14
-    """--check with --arch: side of the window in pixels"""
+    """with --check and --arch: side of the window in pixels"""
     stride: int = 0
-    """--check with --arch: stride of sliding in pixels; 0: the product of the layers' strides"""
+    """with --check and --arch: stride of the sliding window in pixels; 0: the product of the
+    strides of the layers"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

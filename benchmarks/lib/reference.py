@@ -27,7 +27,10 @@ def intersection_and_union(a: Box, b: Box) -> tuple[float, float]:
 def encode_targets(
     boxes: np.ndarray, labels: np.ndarray, window: int, stride: int, rows: int, columns: int
 ) -> np.ndarray:
-    """Targets [N, rows, columns, 6] of one box [N, 4] and label [N] per image."""
+    """`windows.encode_targets` in loops: targets [N, rows, columns, 6] of N images.
+
+    boxes [N, 4] and labels [N] of the one object in each image; window and stride in pixels.
+    """
     targets = np.zeros((len(boxes), rows, columns, 6))
     for n in range(len(boxes)):
         x0, y0, x1, y1 = boxes[n]
@@ -55,10 +58,10 @@ def task_aligned(
     beta: float,
     iou_fn: Callable[[Box, Box], float] = iou,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(positive [A], index [A], scores [A, K], boxes [A, 4]) of one image.
+    """`assign.task_aligned` in loops: (positive [A], index [A], scores [A, K], boxes [A, 4]).
 
-    Inputs: scores [A, K], predicted boxes [A, 4], points [A, 2], true boxes [G, 4], true labels and
-    valid [G].
+    Inputs of one image: scores [A, K], predicted boxes [A, 4], points [A, 2], true boxes [G, 4],
+    true labels and valid [G].
     """
     cells, classes = scores.shape
     overlap, metric = {}, {}

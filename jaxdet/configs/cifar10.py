@@ -98,8 +98,8 @@ class Config(TrainConfig):
     """fraction of the training images that is set aside for validation; 0, which needs --monitor
     test, trains on all of them, and the last checkpoint counts as the best"""
     train_fraction: float = 1.0
-    """fraction to train on of the training images that are not set aside for validation; at least
-    one image is used"""
+    """fraction that is used of the training images, once the validation images are set aside; at
+    least one image is used"""
     split_seed: int = 0
     """seed of the random choice of validation images"""
     model: Model = "tutorial"

@@ -112,7 +112,8 @@ class Config(TrainConfig):
     dropout_scale: float = 1.0
     """factor of the network's dropout rates; 0: no dropout"""
     box_loss: Literal["mse", "smooth_l1", "giou", "diou", "ciou"] = "ciou"
-    """box loss"""
+    """box loss: mean squared error (mse) or smooth L1 loss (smooth_l1) of the corners, or 1 minus
+    GIoU, DIoU or CIoU"""
     class_weight: float = 1.0
     """weight of the classification loss"""
     box_weight: float = 2.0

@@ -48,12 +48,12 @@ class FlopReport(NamedTuple):
     convention: Convention
 
     def sum(self, direction: str | None = None) -> OpCounts:
-        """Counts by kind, summed over all layers; of one pass, or by default of both."""
+        """Counts by kind, summed over all layers, of one pass or, by default, of both."""
         chosen = [c for (_, way), c in self.by_layer.items() if direction in (None, way)]
         return sum(chosen, OpCounts())
 
     def total(self, direction: str | None = None) -> int:
-        """Number of operations under this report's convention; of one pass, or of both."""
+        """Number of operations under this report's convention, of one pass or, by default, both."""
         return self.sum(direction).total(self.convention)
 
 

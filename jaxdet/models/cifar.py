@@ -94,7 +94,7 @@ Narrow = partial(CifarResNet, widths=(16, 32, 60))
 class TinyBlock(CifarModule):
     """A residual block of two 3x3 convolutions, or of 1x1, 3x3 and 1x1 convolutions.
 
-    The last activation comes before the sum, so that x is passed on unchanged.
+    The last activation comes before the sum, so that the shortcut passes x on unchanged.
     middle: channels between the 1x1 convolutions; 0 for a block of two 3x3 convolutions.
     """
 

@@ -99,7 +99,7 @@ MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _SPECS}
 
 
 def get(name: str) -> ModelSpec:
-    """The row of a model.  For an unknown name, InputError lists all names, nearest first."""
+    """The `ModelSpec` called `name`; if unknown, InputError lists all names, nearest first."""
     if name not in MODELS:
         near = difflib.get_close_matches(name, MODELS, n=len(MODELS), cutoff=0.0)
         raise InputError(f"unknown model {name!r}; models, nearest first: {', '.join(near)}")

@@ -520,8 +520,8 @@ def scale_translate(image: Array, scale: Array, offset: Array) -> jax.Array:
     """Image [H, W, C] with the pixel at (row, column) moved to (row, column) * scale + offset.
 
     scale, offset [2]: for rows and columns; positions are measured from the top-left corner of the
-    image.  Interpolation is bilinear, first along rows.  On a CPU it is five times as fast as
-    `jax.image.scale_and_translate`, which multiplies by a matrix.
+    image.  Interpolation is bilinear, first vertical, then horizontal.  On a CPU it is five times
+    as fast as `jax.image.scale_and_translate`, which multiplies by a matrix.
     """
     for axis in (0, 1):
         image = _resample_axis(image, axis, scale[axis], offset[axis])

@@ -99,9 +99,9 @@ def weighted_nms(
 ) -> Detections:
     """Non-maximum weighted (NMW): average each box that `nms` keeps with those it suppresses.
 
-    A suppressed box joins, of the kept boxes whose score is not lower, the one that it overlaps
-    most; its weight in the average is its score times this IoU.  Kept boxes keep their scores.
-    Zhou et al. 2017 (CAD), ICCV workshops.
+    A suppressed box joins the kept box that it overlaps most, among those whose score is not lower
+    than its own; its weight in the average is its score times their IoU.  Kept boxes keep their
+    scores.  Zhou et al. 2017 (CAD), ICCV workshops.
     """
     boxes, scores, labels = _as_arrays(boxes, scores, labels)
     kept = nms(

@@ -1,8 +1,9 @@
 """Sliding windows: the receptive fields of a chain of convolutions and pools.
 
 A chain is a tuple of `Layer`s.  Along one axis, output number j of a chain of n layers sees the
-pixels from `offset + j * stride` to `offset + j * stride + window`.  With the kernels k_i, strides
-s_i and paddings p_i of the layers, and the cumulative strides S_i = s_1 ... s_i,
+pixels from `offset + j * stride` up to, but excluding, `offset + j * stride + window`.  With the
+kernels k_i, strides s_i and paddings p_i of the layers, and the cumulative strides
+S_i = s_1 ... s_i,
 
     window = 1 + sum (k_i - 1) S_(i-1)      stride = S_n      offset = - sum p_i S_(i-1)
 

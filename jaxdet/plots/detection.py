@@ -205,9 +205,10 @@ def _item(part: Sequence[Any] | None, i: int) -> Any:
 
 
 def _draw_boxes(axes, true, predicted, texts, labels, line_width=None, font_size=7) -> None:
-    """Draw the boxes of one image, and a text above each predicted or, without these, true box.
+    """Draw the boxes of one image, and a text above each predicted box.
 
-    The first box is drawn last, on top, since detections are in descending order of their scores.
+    Without predicted boxes the texts are above the true boxes.  The first box is drawn last, on
+    top, since detections are in descending order of their scores.
     """
     given = ([] if boxes is None else boxes for boxes in (true, predicted))
     true_boxes, predicted_boxes = (np.reshape(np.asarray(boxes), (-1, 4)) for boxes in given)

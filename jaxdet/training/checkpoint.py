@@ -43,7 +43,7 @@ class CorruptCheckpointError(Exception):
 class Manifest(TypedDict):
     """The content of `manifest.json`; older files lack the keys that are not required."""
 
-    score: tuple[float, float] | None  # higher is better, lower is better
+    score: tuple[float, float] | None  # score (higher is better) and loss (lower is better)
     arrays: dict[str, str]  # data type and shape of every array, by path
     sha256: dict[str, str]  # hash of every file below `state`, by path
     step: NotRequired[int]
@@ -61,10 +61,10 @@ def save(
 ) -> Path:
     """Write `state` to `folder/checkpoints/STEP`, return this path, and delete old checkpoints.
 
-    The `keep` newest checkpoints and the best one remain.  `score` is a pair (higher is better,
-    lower is better) that `best` compares, or None.  A checkpoint of the same step is replaced.  If
-    writing fails, for example on a full disk, the previous checkpoints remain, and the OSError
-    names the checkpoint and the reason.
+    The `keep` newest checkpoints and the best one remain.  `score`, which `best` compares, is a
+    pair of a score (higher is better) and a loss (lower is better), or None.  A checkpoint of the
+    same step is replaced.  If writing fails, for example on a full disk, the previous checkpoints
+    remain, and the OSError names the checkpoint and the reason.
     """
     path = _root(folder) / str(int(step))
     draft = path.with_suffix(".partial")
@@ -211,7 +211,7 @@ def count_lost_metrics(folder: Path | str) -> int:
 
 
 def _is_config_changed(folder: Path | str) -> bool:
-    """Whether the checkpoints record configurations, none of which is the run's present one."""
+    """Whether the configuration of the run differs from all that its checkpoints record."""
     present, written = run_dir.config_digest(folder), set()
     for step in steps(folder):
         try:
@@ -245,7 +245,7 @@ def _first_undamaged(
 
 
 def _once(warn: Warn) -> Warn:
-    """`warn`, called once per line."""
+    """A function that passes each line on to `warn` only once."""
     seen: set[str] = set()
 
     def warn_once(line):
@@ -284,7 +284,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _to_host(leaf: Array) -> np.ndarray:
-    """An array on the host; the key data of a random key."""
+    """The array on the host; of a random key, its key data."""
     return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
@@ -380,7 +380,7 @@ def _silent(name: str) -> Iterator[None]:
 
 @contextmanager
 def _silent_threads() -> Iterator[None]:
-    """Drop reports by threads of a failed write, whose error is raised as well.
+    """Drop what the threads of a failed write report, since its error is raised anyway.
 
     After an error the reports stay dropped, since the threads may end later.
     """
@@ -518,7 +518,7 @@ def _check_resumable(path: Path, saved: Mapping[str, str]) -> None:
 
 
 def _check_fit(path: Path, saved: dict[str, str], expected: dict[str, str]) -> None:
-    """Raise InputError unless {path: type and shape} of the arrays are the expected ones."""
+    """Raise InputError unless the arrays, {path: type and shape}, are the expected ones."""
     for name in sorted(saved.keys() | expected.keys()):
         if saved.get(name) != expected.get(name):
             raise InputError(

@@ -81,7 +81,10 @@ class Experiment:
 
     @property
     def plateau(self) -> optax.GradientTransformationExtraArgs | None:
-        """The rule that lowers the learning rate at a plateau, see `optim.plateau`; or None."""
+        """The rule that lowers the learning rate at a plateau, see `optim.plateau`.
+
+        None for other schedules.
+        """
         if self.config.schedule != "plateau":
             return None
         return optim.plateau(self.config.lr_decay, self.config.plateau_patience)

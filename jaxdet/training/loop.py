@@ -153,7 +153,7 @@ class CompiledSteps:
     ) -> TrainState:
         """The state after a step on each of the batches.
 
-        sizes: indices of the image sizes, one per batch; by default all 0.
+        sizes: index of the image size of each batch; by default 0 for all.
         """
         if self.looped:
             return self.loop(state, self.data, *self.stack(batches))
@@ -215,9 +215,9 @@ def take_steps(
     pause: Callable[[], None],
     after: Callable[[Any], None],
 ) -> None:
-    """Take the steps of every call, with `pause()` before and `after(batches)` after them.
+    """Take the steps of every call; call `pause()` before them and `after(batches)` after them.
 
-    `pause` may raise, to stop.  The stepper is synced at the end, also if anything raises.
+    `pause` may raise an exception to stop.  The stepper is synced at the end in any case.
     """
     try:
         for batches in calls:
@@ -305,7 +305,7 @@ class Loop:
             self.read_terms()
 
     def evaluation_is_due(self) -> bool:
-        """Whether the state must be evaluated before the next step: once between epochs."""
+        """Whether the state must be evaluated before the next step, once between two epochs."""
         if self.step % self.plan.epoch_steps or not (self.step or self.config.eval_first):
             return False
         return int(self.state.bookkeeping["evaluated"]) != self.step
@@ -418,7 +418,7 @@ class Loop:
             self.stopping |= bool(getattr(callback, method)(event))
 
     def _pause(self) -> None:
-        """Stop or save between two batches, if due: all processes at the same step."""
+        """If it is due, stop or save between two batches, all processes at the same step."""
         self.saver.poll()
         saves = time.monotonic() - self.saved > 60 * self.config.save_minutes
         due = STOP if self.stopping or self.stop() else SAVE if saves else 0

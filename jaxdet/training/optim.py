@@ -109,7 +109,9 @@ def optimizer(
     steps: Any = None,
     lr_multiplier: Callable[[str], float] | None = None,
 ) -> optax.GradientTransformation:
-    """The named one of `UPDATE_RULES`, after clipping of the gradient by its global norm.
+    """An optimizer: clipping of the gradient by its global norm, then the rule `name`.
+
+    name: one of `UPDATE_RULES`.
 
     weight_decay: of kernels only, not of biases and normalization scales (arrays of rank 1).
       "adamw" (Loshchilov and Hutter 2017, arXiv:1711.05101) and "sgd", which has Nesterov momentum,

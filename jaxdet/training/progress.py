@@ -15,7 +15,10 @@ _ignored_output_errors = partial(suppress, OSError, ValueError)  # of a closed p
 
 
 class StepEvent(NamedTuple):
-    """A dispatched call of one or several steps, which may still be running on the devices."""
+    """A call of the compiled program, of one or several steps, that has been dispatched.
+
+    It may still be running on the devices.
+    """
 
     step: int  # steps done, including this call
     epoch: int  # number of the current epoch, from 1

@@ -124,7 +124,7 @@ def _init_variables(
 
 
 def _blank_batch(data: Batch, task: Task, context: StepContext) -> Batch:
-    """A batch of one row of zeros, prepared as for the network."""
+    """A batch with one row, of zeros, in the form in which the network takes it."""
 
     def prepare(data):
         rows = jnp.zeros(1, jnp.int32)

@@ -155,6 +155,6 @@ class Clock:
 
 
 def _now() -> float:
-    """Seconds of a steady clock."""
+    """Seconds on a steady clock: since the start of the process or, if unknown, of another time."""
     since_start = progress.since_start()
     return time.monotonic() if since_start is None else since_start
