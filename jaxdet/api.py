@@ -205,9 +205,9 @@ def load(
     warn: Callable[[str], None] = LOG.warning,
     **options: Any,
 ) -> "Run":
-    """Load the run in a folder; its data are not needed.
+    """Load the run in a folder.
 
-    Only runs of early versions, which have no `record` in `config.json`, need their data.
+    Its data are not read, except for runs of early versions without `record` in `config.json`.
 
     Args:
         folder: a run folder, of this version or an earlier one.
@@ -329,7 +329,9 @@ class Run:
         if not finite.all():
             bad = several[finite.argmin()]
             name = bad if isinstance(bad, str | Path) else f"image {finite.argmin()}"
-            raise InputError(f"{name}: embedding is not finite: the network has diverged")
+            raise InputError(
+                f"{name}: embedding is not finite: the network has diverged; use another checkpoint"
+            )
         return found[0] if one else found
 
     def evaluate(self, split: str = "test", *, root: str = "", **options: Any) -> dict[str, Any]:
@@ -470,7 +472,10 @@ class Run:
         return compiler.jit(self.predict_fn())
 
     def to_original(self, image: PreparedImage, row: dict[str, np.ndarray]) -> Prediction:
-        """Convert predictions for one image to a `Prediction`, with boxes in original pixels."""
+        """Convert `row`, the predictions for a prepared image, to a `Prediction`.
+
+        Its boxes are in pixels of the original image.
+        """
         if "valid" in row:
             valid = row["valid"]
             boxes = row["boxes"][valid] * image.scale[None] + image.offset[None]

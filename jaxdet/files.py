@@ -114,7 +114,7 @@ def conform(value: Any, kind: Any, name: str = "") -> Any:
 
 
 def _conform_to_any(value: Any, kinds: Iterable[Any], name: str) -> Any:
-    """Convert a value to the first type in `kinds` that it conforms to; ValueError without one."""
+    """Return a value as the first type in `kinds` that it conforms to; ValueError if none fits."""
     reasons = []
     for kind in kinds:
         try:

@@ -48,13 +48,16 @@ class Task(Protocol):
         ...
 
     def augment(self, keys: jax.Array, batch: Batch, context: StepContext) -> Batch:
-        """The batch as input of the network, augmented in training; keys [B], one per row."""
+        """Convert a batch to input of the network, with augmentation if `context.train`.
+
+        `keys` [B] are random keys, one per row.
+        """
         ...
 
     def loss(
         self, variables: Tree, batch: Batch, key: jax.Array, context: StepContext
     ) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
-        """(loss, (batch statistics, terms)): this device's contribution to the global loss.
+        """Return (loss, (batch statistics, terms)), this device's contribution to the global loss.
 
         Summed over devices, loss and terms are means over the real rows of the global batch.
         """
@@ -65,7 +68,7 @@ class Task(Protocol):
         ...
 
     def measure(self, predictions: dict[str, Array], batch: Batch) -> dict[str, Array]:
-        """Measurements of each image, [B, ...], for `report`."""
+        """Measurements of each image, [B, ...], from which `report` computes scores."""
         ...
 
     def report(self, rows: dict[str, Array]) -> dict[str, Any]:
@@ -78,7 +81,7 @@ class AssigningTask(Protocol):
     """A task whose targets depend on the predictions, such as detection."""
 
     def assignments(self, variables: Tree, batch: Batch, context: StepContext) -> tuple:
-        """(targets per image, centers [A, 2], strides [A]) of a prepared batch."""
+        """Return (targets per image, centers [A, 2], strides [A]) for a prepared batch."""
         ...
 
 
@@ -92,7 +95,7 @@ class EmbeddingTask(Protocol):
 
 
 class TrainState(struct.PyTreeNode):
-    """The complete state of a run between two steps, which a checkpoint holds."""
+    """The complete state of a run between two steps; a checkpoint holds it."""
 
     step: Array  # int32: steps done
     params: Tree

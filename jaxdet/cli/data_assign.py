@@ -1,4 +1,4 @@
-"""`jaxdet data assign RUN`: the cells of a detector that are assigned to each true box."""
+"""`jaxdet data assign RUN`: show the cells of a detector that are assigned to each true box."""
 
 import json
 from functools import partial

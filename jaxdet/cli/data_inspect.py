@@ -1,4 +1,4 @@
-"""`jaxdet data inspect SYSTEM`: the contents of a folder of data, and problems with them."""
+"""`jaxdet data inspect SYSTEM`: list the contents of a folder of data, and problems with them."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""`jaxdet data preview SYSTEM`: training inputs with their true boxes."""
+"""`jaxdet data preview SYSTEM`: draw training inputs with their true boxes."""
 
 from collections.abc import Sequence
 from itertools import chain

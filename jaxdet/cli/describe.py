@@ -1,4 +1,4 @@
-"""`jaxdet describe MODEL|RUN`: the layers of a network, their operations and times."""
+"""`jaxdet describe MODEL|RUN`: list the layers of a network, their operations and times."""
 
 import shutil
 import sys

@@ -80,7 +80,7 @@ def summarize_labels(row: Mapping[str, Any]) -> str:
     true, predicted = np.unravel_index(wrong.argmax(), wrong.shape)
     names = list(row["labels"])
     pair = f"{names[true]} predicted as {names[predicted]}"
-    return f"{text}  Most frequent mistake: {pair}, {wrong.max()} of {wrong.sum()}."
+    return f"{text}  Most frequent mistake: {pair}, {wrong.max()} of {wrong.sum()} mistakes."
 
 
 def discussion(evaluated: Sequence[EvaluatedRun]) -> Iterator[str]:

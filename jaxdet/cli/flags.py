@@ -157,12 +157,12 @@ def hide(kind: type[Kind], names: Collection[str]) -> type[Kind]:
 
 
 def boolean_options(kind: type) -> set[str]:
-    """Names of the boolean options of a dataclass and of the dataclasses nested in it."""
+    """Names of the boolean options in a dataclass, including those in nested dataclasses."""
     return _option_names(kind, lambda of: of in (bool, "bool"))
 
 
 def number_list_options(kind: type) -> set[str]:
-    """Names of the options that are lists of numbers, of a dataclass and those nested in it."""
+    """Names of the options that are lists of numbers, including those in nested dataclasses."""
     return _option_names(kind, lambda of: str(of).startswith(("tuple[int", "tuple[float")))
 
 
@@ -228,7 +228,7 @@ def to_words(config: TrainConfig) -> list[str]:
 
 
 def _option_names(kind: type, has_type: Callable[[Any], bool]) -> set[str]:
-    """Names of options whose type satisfies `has_type`, of a dataclass and those nested in it."""
+    """Names of the options in a dataclass, and in nested ones, whose type satisfies `has_type`."""
     names = set()
     for field in fields(kind):
         if is_dataclass(field.type):

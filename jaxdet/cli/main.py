@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dispatch(words: list[str], received: list[int]) -> int:
     """Call the command that the words name.
 
-    A signal in `received`, to which signals are added as they arrive, asks a training to end.
+    `received` lists the signals that have arrived so far; any signal in it asks a training to end.
     """
     match words:
         case [] | ["-h" | "--help"]:

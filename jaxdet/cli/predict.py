@@ -11,6 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from jaxdet import api
-from jaxdet.cli import common, predict_files, predict_submission
+from jaxdet.cli import common, operating_point, predict_files, predict_submission
 from jaxdet.cli.options import Predict
 from jaxdet.data import images
 from jaxdet.errors import InputError, printable
@@ -66,10 +67,13 @@ def run(options: Predict) -> int:
         raise InputError("--sample needs --submit, the table to write")
     paths = images.expand_paths([*options.images, *options.filename])
     submission = predict_submission.list_files(options) if options.submit else None
+    if applies_chosen := options.score_threshold == "chosen":
+        options = replace(options, score_threshold=None)
     changes = {name: getattr(options, name) for name in ("canvas", "multiple")}
     run = common.load(options, **{name: value for name, value in changes.items() if value})
     if submission:
         return predict_submission.run(run, options, *submission)
+    thresholds = operating_point.read(run) if applies_chosen else None
     many = run.finds_many
     _check_options(run, options, many)
     split = options.split
@@ -96,9 +100,11 @@ def run(options: Predict) -> int:
             continue
         if many:
             found = _select_classes(found, options.classes, run.classes)
+            if thresholds is not None:
+                found = _keep(found, found.scores >= thresholds[found.labels])
             if options.save_json:
                 results += predict_files.coco_results(found, categories, image_id, example.title)
-            if options.score_threshold is None:
+            if thresholds is None and options.score_threshold is None:
                 found = _keep(found, found.scores >= SCORE_THRESHOLD)
         elif not options.show_all_images and not is_failure(example, found):
             continue
@@ -217,7 +223,7 @@ class Output:
             detection_plots.show_file(path)
 
     def _draw(self, pairs: Sequence[Pair], path: Path) -> None:
-        """Draw a figure with true and predicted boxes; titles of wrong labels are red."""
+        """Draw a figure with true and predicted boxes; the titles of failures are red."""
         pictures = [example.picture for example, _ in pairs]
         shown: dict[str, Any] = {
             "titles": [self._title(*pair) for pair in pairs],

@@ -25,7 +25,7 @@ def list_files(options: Predict) -> tuple[list[Path], LabelTable | None]:
 
 
 def run(run: Run, options: Predict, files: Sequence[Path], sample: LabelTable | None) -> int:
-    """Write the index of the predicted label of each image; returns the exit code."""
+    """Write a table with the index of each image's predicted label; returns the exit code."""
     if run.finds_many:
         raise InputError(
             f"--submit needs a run that predicts one label per image, got a run of {run.system}"

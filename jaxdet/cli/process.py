@@ -37,7 +37,7 @@ def restart_with_large_pages() -> None:
 
 
 def prepare(options: "Process") -> None:
-    """Set XLA's flags and the compilation cache of this process; must be called before jax starts.
+    """Set XLA's flags and the compilation cache; must be called before jax is imported.
 
     Environment variables that already configure JAX's compilation cache take precedence.
     """

@@ -106,7 +106,10 @@ def _single_system_part(
 def resolve_limits(
     kind: type[TrainConfig], evaluated: Sequence[EvaluatedRun]
 ) -> Mapping[str, float]:
-    """The `LIMITS` of a configuration; the one on parameters is the runs' lowest `--max-params`."""
+    """The `LIMITS` of a configuration, adapted to the options of the runs.
+
+    A limit on parameters is replaced by the lowest `--max-params` of the runs, if any is given.
+    """
     given = [one.config.max_params for one in evaluated if one.config.max_params]
     limits = kind.LIMITS
     return limits | {"parameters": min(given)} if given and "parameters" in limits else limits
@@ -149,7 +152,7 @@ def read_verified(paths: Sequence[Path]) -> list[tuple[Path, dict[str, Any]]]:
 def match_verified(
     files: Sequence[tuple[Path, dict[str, Any]]], evaluated: Sequence[EvaluatedRun]
 ) -> VerifiedScores:
-    """Sort the result of `read_verified` by run: {name of the run: its scores}.
+    """Group the result of `read_verified` by run: {name of the run: its scores}.
 
     Raises InputError for scores of a checkpoint that is not compared.
     """

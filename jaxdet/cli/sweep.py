@@ -1,4 +1,7 @@
-"""`jaxdet sweep SYSTEM`: runs that differ in a few options, vmapped if these can be traced."""
+"""`jaxdet sweep SYSTEM`: train every combination of options with several values.
+
+Runs that differ only in numbers that can be traced may be trained in one vmapped program.
+"""
 
 import json
 import signal
@@ -41,7 +44,7 @@ class Grid(NamedTuple):
     rows: list[list[str]]  # further options of each row; one empty row where there are none
 
     def columns(self) -> list[str]:
-        """Options in the table: all options of rows and axes, except the seed."""
+        """The options that are columns of the table: those of rows and axes, except the seed."""
         given = [word for words in (*self.rows, self.axes) for word in words]
         return list(dict.fromkeys(w for w in given if w.startswith("--") and w != SEED))
 
@@ -65,7 +68,7 @@ def run(
         costs = runner.costs()
     sweep_table.report(name, options, titles, grid.columns(), costs, runner.failed)
     if SEED in grid.axes:
-        show.line(f"mean and spread of test scores: jaxdet compare {options.out}/*/")
+        show.line(f"for mean and spread of test scores, run: jaxdet compare {options.out}/*/")
     return 0
 
 
@@ -140,9 +143,14 @@ def shared_training(
 class SweepRunner:
     """Trains the runs of a sweep; runs that can share a compiled program are grouped.
 
-    titles: {configuration: name of its folder in `options.out`}.
-    stop: called between calls of the compiled program; when it returns True, the runs save and end.
-    locks: takes the locks of the run folders.
+    Args:
+        name: name of the system.
+        options: options of the command.
+        titles: {configuration: name of its folder in `options.out`}.
+        show: where progress is shown.
+        stop: called between calls of the compiled program; when it returns True, the runs save a
+            checkpoint and end.
+        locks: stack that will hold the locks of the run folders.
     """
 
     def __init__(
@@ -164,7 +172,7 @@ class SweepRunner:
         self.startup = progress.since_start() or 0.0  # counted for every program
 
     def train(self) -> bool:
-        """Train all runs, one program after the other; False when stopped."""
+        """Train all runs, one program after the other; return False if stopped before the end."""
         first = sorted(dict.fromkeys(self.trained_as.values()), key=_program)
         groups = [list(group) for _, group in groupby(first, _program)]
         for number, group in enumerate(groups, 1):
@@ -179,7 +187,7 @@ class SweepRunner:
         return True
 
     def costs(self) -> dict[TrainConfig, dict[str, int]]:
-        """Operations and parameters of each network; evaluates the runs that need no training."""
+        """Evaluate the runs that need no training; return operations and parameters of each run."""
         for config, trained in self.trained_as.items():
             if config != trained and checkpoint.steps(self.folders[trained]):
                 self.program_costs[_program(config)] = self._evaluate(config, trained)
@@ -187,7 +195,7 @@ class SweepRunner:
         return {config: self.program_costs[_program(config)] for config in self.folders}
 
     def _prepare(self, group: Sequence[TrainConfig]) -> sweep.VmappedRuns:
-        """The runs of a group, each at its last checkpoint or in a new folder."""
+        """Prepare the runs of a group, each at its last checkpoint or in a new folder."""
         begun = time.monotonic() - self.startup
         devices = experiment.select_devices(group[0])
         runs.check_config(self.name, group[0])
@@ -226,7 +234,10 @@ class SweepRunner:
         resumed: Sequence[Path],
         begun: float,
     ) -> int:
-        """Epochs that fit into the time budget; the same for all runs, and kept when resuming."""
+        """The number of epochs that fit into the time budget.
+
+        It is the same for all runs; resumed runs keep theirs.
+        """
         if resumed:
             return runs.read_config(resumed[0], self.name).epochs
         planned = time_budget.plan_epochs(compiled, whole, time.monotonic() - begun)
@@ -248,7 +259,10 @@ class SweepRunner:
         return run_dir.is_run(folder) and not self.options.overwrite
 
     def _is_faster_together(self, together: sweep.VmappedRuns) -> bool:
-        """Whether to train the runs in one program: by `--vmap`, or if measured to be faster."""
+        """Whether to train the runs in one program.
+
+        `--vmap` decides or, if it is auto, a measurement of which way is faster.
+        """
         count = len(together.loops)
         if self.options.vmap != "auto" or count == 1 or len(together.compiled.devices) > 1:
             return self.options.vmap == "yes"
@@ -269,7 +283,9 @@ class SweepRunner:
         config = replace(config, epochs=runs.read_config(source, self.name).epochs)
         whole = configs.build(self.name, config)
         self._open(folder, sweep.with_config(whole, config))
-        self.show.line(f"{folder.name}: trained as {source.name}, evaluated with its own options")
+        self.show.line(
+            f"{folder.name}: has the network of {source.name}, is evaluated with its own options"
+        )
         return sweep.evaluate_trained(whole, folder, source, self.show)
 
 
@@ -288,7 +304,7 @@ def _check(options: Sweep, grid: Grid) -> None:
 
 
 def _changed(axes: Axes, values: Iterable[str]) -> list[str]:
-    """The axes, except the seed, whose value is not the first of the axis."""
+    """The axes, except the seed, that have another value than the first one in their list."""
     pairs = zip(axes.items(), values, strict=True)
     return [axis for (axis, known), value in pairs if value != known[0] and axis != SEED]
 
@@ -296,7 +312,7 @@ def _changed(axes: Axes, values: Iterable[str]) -> list[str]:
 def _config(
     name: str, options: Sweep, words: Sequence[str], axes: Axes, values: Iterable[str]
 ) -> TrainConfig:
-    """The configuration of one combination of values."""
+    """The configuration with one combination of values."""
     chosen = [word for pair in zip(axes, values, strict=True) for word in pair]
     defaults = (options, configs.config(name)())
     _, config = flags.parse_with_config(f"sweep {name}", [*words, *chosen], defaults)
@@ -310,5 +326,5 @@ def _program(config: TrainConfig) -> str:
 
 
 def _word(value: Any) -> Any:
-    """A value as part of a folder name."""
+    """A value in the form in which it is part of a folder name."""
     return "-".join(f"{each:g}" for each in value) if isinstance(value, tuple) else value

@@ -86,7 +86,7 @@ def write(
     metric: str,
     reduce: str,
 ) -> None:
-    """Write a threshold with its checkpoint, its options and its scores, for `parse`."""
+    """Write a threshold with its checkpoint, options and scores, to a file that `parse` reads."""
     path.parent.mkdir(parents=True, exist_ok=True)
     options = {"metric": metric, "reduce": reduce}
     content = {"threshold": value, **options, "checkpoint": checkpoint_id, "scores": scores}

@@ -106,7 +106,10 @@ def pair(options: verify_options.Pair) -> int:
 
 
 def pairs(options: verify_options.Pairs) -> int:
-    """Print the scores of a list of pairs, each fold evaluated at the others' best threshold."""
+    """Print the scores of a list of pairs.
+
+    Each fold is evaluated at the threshold that is best for the other folds.
+    """
     common.check_picture(options.worst, options.count)
     listed = verification_protocol.read_pairs(options.pairs, options.root)
     if listed.missing and options.on_missing == "error":
@@ -144,7 +147,7 @@ def pairs(options: verify_options.Pairs) -> int:
 
 
 def probe(options: verify_options.Probe) -> int:
-    """Fit a linear classifier to every other image of each identity; score it on the rest."""
+    """Fit a linear classifier to every second image of each identity; print scores on the rest."""
     gallery = verification_protocol.read_gallery(options.folder)
     counts = np.bincount(gallery.labels, minlength=len(gallery.identities))
     if (usable := (counts > 1).sum()) < 2:
@@ -220,7 +223,10 @@ class Identification(NamedTuple):
     trained: int  # number of identities of the gallery that the network was trained on
 
     def labels(self, threshold: float) -> list[str]:
-        """The predicted label of each probe: its identity, or "unknown" below the threshold."""
+        """The label of each probe: the most similar identity, or `UNKNOWN_LABEL`.
+
+        It is `UNKNOWN_LABEL` if the similarity to that identity is below the threshold.
+        """
         accepted = zip(self.predicted, self.score >= threshold, strict=True)
         return [
             self.gallery.identities[index] if accept else verification_protocol.UNKNOWN_LABEL

@@ -48,8 +48,8 @@ class Identify(Verify):
     """folder for plots: accuracy against the threshold (also as a table), ROC curve, and histogram
     of the scores"""
     step: float = 0.01
-    """distance between thresholds in --plots, for cosines from -1 to 1; euclidean: as many
-    thresholds over the range of the scores"""
+    """distance between the thresholds in --plots, which range from -1 to 1; for euclidean, the same
+    number of thresholds covers the range of the scores"""
 
 
 @dataclass(frozen=True, kw_only=True)

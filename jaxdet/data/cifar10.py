@@ -39,8 +39,8 @@ def read(
 
     The arrays are image [N, 32, 32, 3] uint8, label [N] int32 and id [N] int32; test ids continue
     after the training ids.  `root` is a file or folder in a layout of this module, a folder that
-    contains one, or `tfds:NAME`, a set prepared in `data_dir`.  Nothing is downloaded.  Raises
-    InputError if no data are found, or if they are incomplete or damaged.
+    contains such a file or folder, or `tfds:NAME`, a set prepared in `data_dir`.  Nothing is
+    downloaded.  Raises InputError if no data are found, or if they are incomplete or damaged.
     """
     if str(root).startswith(tfds_data.PREFIX):
         return _read_tfds(str(root).removeprefix(tfds_data.PREFIX), data_dir)
@@ -49,7 +49,7 @@ def read(
         if found:
             return found
     problem = f"no CIFAR-10 in {root}" if root else "--root must be given"
-    raise InputError(f"{problem}; expected {LAYOUTS}; nothing is downloaded")
+    raise InputError(f"{problem}; expected {LAYOUTS}; jaxdet does not download the data")
 
 
 def summarize(root: str | Path) -> tuple[list[dict[str, Any]], list[str]]:

@@ -1,9 +1,13 @@
 """COCO: one JSON file per split, boxes as left, top, width and height in pixels.
 
-Three layouts are known.  JSON files in `annotations/`, named `instances_SPLIT.json` (or, if there
-are no such files, all JSON files there), with the images in `SPLIT/`, `images/SPLIT/` or `images/`.
-`SPLIT/_annotations.coco.json` or `SPLIT/labels.json` next to the images.  JSON files in the folder
-itself.  If there is only one file and its name is not that of a split, it is used as `train`.
+The JSON files may be in three places:
+
+- `annotations/instances_SPLIT.json` or, if there are no such files, all JSON files in
+  `annotations/`; the images are in `SPLIT/`, `images/SPLIT/` or `images/`;
+- `SPLIT/_annotations.coco.json` or `SPLIT/labels.json`, next to the images;
+- the folder itself.
+
+If there is only one file, and it is not named after a split, it is used as `train`.
 
 Category ids may have gaps; the classes are in the order of their ids.  A file may lack some of the
 categories.  An object without a box gets the bounding box of its polygons.
@@ -175,7 +179,7 @@ def _read_split(
 
 
 def _parse_annotation(annotation: dict[str, Any], labels: dict[int, int]) -> BoxObject | str:
-    """The object of an annotation, or a description of the problem with it."""
+    """Convert an annotation to an object, or return a description of its problem."""
     box = _parse_box(annotation)
     if box is None:
         shown = _shown(annotation.get("bbox"))

@@ -150,8 +150,8 @@ def digit_source(image: Any, label: Any, *, where: str, first_id: int = 0) -> so
     image, label = np.asarray(image), np.asarray(label)
     if image.ndim != 3 or image.dtype != np.uint8 or not image.size:
         raise InputError(
-            f"{where}: images must be grayscale, uint8 [N, H, W] without a zero, got {image.dtype} "
-            f"{list(image.shape)}"
+            f"{where}: images must be grayscale, uint8 [N, H, W] with at least one pixel, got "
+            f"{image.dtype} {list(image.shape)}"
         )
     if label.shape != (len(image),):
         raise InputError(

@@ -276,7 +276,7 @@ def random_split(
     train_fraction: float = 1.0,
     seed: int = 0,
 ) -> dict[str, list[Item]]:
-    """Shuffle items, as determined by `seed`, and split them into {"train", "val", "test"}.
+    """Shuffle items, as determined by `seed`, and split them into "train", "val" and "test".
 
     All three fractions are of the number of all items; `train` gets at most the items that are not
     in `val` or `test`.  Raises InputError for a fraction outside [0, 1] and for an empty split.

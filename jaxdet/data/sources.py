@@ -175,7 +175,7 @@ class StreamSource:
             batches.close()
 
     def _read_usable(self, index: int) -> tuple[dict[str, Any], int]:
-        """(record, its index) at an index or, if it cannot be read, of one that takes its place."""
+        """Read the record at an index or, failing that, one in its place; return (record, index)."""
         for found in self._candidates(index):
             try:
                 return self.read(int(self.numbers[found])), found

@@ -54,8 +54,8 @@ def read_detection(name: str, data_dir: str | Path | None = None) -> DetectionDa
     objects = features["objects"].feature if "objects" in features else {}
     if "image" not in features or not {"bbox", "label"} <= set(objects):
         raise InputError(
-            f"tfds set {name!r}: must have the features image and objects, objects with bbox and "
-            f"label, got {', '.join(features)}"
+            f"tfds set {name!r}: features must include image, and objects with bbox and label, got "
+            f"{', '.join(features)}"
         )
     classes = tuple(objects["label"].names)
     splits = {

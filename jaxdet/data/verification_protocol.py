@@ -172,7 +172,9 @@ def match_rows(table: LabelTable, files: Sequence[Path]) -> list[int]:
             )
         if seen.setdefault(place, row) is not row:
             name = files[place].name
-            raise InputError(f"{location}: {name} is in row {seen[place].line} already")
+            raise InputError(
+                f"{location}: {name} is in row {seen[place].line} already; remove one of the rows"
+            )
     missing = [file.name for place, file in enumerate(files) if place not in seen]
     if missing:
         count = len(missing)

@@ -159,7 +159,7 @@ def _read_annotation(path: Path) -> _Annotation:
     with regular_files.reading(path, "XML"):
         text = content.decode("utf-16") if content[:2] in regular_files.UTF_16 else None
         if any(mark in (text or content.decode("latin-1")) for mark in ("<!DOCTYPE", "<!ENTITY")):
-            raise InputError(f"{path}: XML entities are not supported")
+            raise InputError(f"{path}: must not define XML entities; remove the DOCTYPE")
         tree = ElementTree.fromstring(content)
         if tree.tag != ROOT_TAG:
             shown = printable(tree.tag)[:60]

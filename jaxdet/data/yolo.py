@@ -9,9 +9,9 @@ file has no objects.
 A line of a label file is `class x y width height`, where x and y are the center of the box, and all
 four numbers are fractions of the image's sides.  What may follow depends on the YAML file:
 
-- with `kpt_shape`: keypoints;
+- with `kpt_shape`: keypoints, and a score after them;
 - with `task: detect` or `task: track`: anything, which is ignored;
-- with `task: segment` or `task: obb`: nothing; lines with more values are polygons, `class x y x y`
+- with `task: segment` or `task: obb`: a score; lines with more values are polygons, `class x y x y`
   and so on;
 - with neither: a score.  Longer lines are interpreted together.  If all of them have seven values,
   and the last value is an integer, they have a score and a track id.  If all have the same number
@@ -155,8 +155,8 @@ def _read_names(content: dict[str, Any], path: Path) -> tuple[tuple[str, ...], i
         names = [by_number[i] for i in numbers] if by_number.keys() == set(numbers) else None
     if not isinstance(names, list) or not 0 < len(names) <= MAX_CLASSES:
         raise InputError(
-            f"{path}: names must be a list of classes, or a mapping from consecutive numbers, from "
-            f"0 or 1, to classes, got {shown}"
+            f"{path}: names must be a list of class names, or a mapping from the numbers 0, 1, ... "
+            f"or 1, 2, ... to class names, got {shown}"
         )
     if any(isinstance(name, list | dict) for name in names):
         raise InputError(f"{path}: names must be strings, got {shown}")

@@ -403,7 +403,7 @@ def test_labels_are_summarized_in_words():
     labels["owl"]["accuracy"] = 1.0
     row = {"labels": labels, "confusion": [[1, 1, 0], [0, 0, 0], [0, 0, 3]]}
     best_and_worst = "Highest accuracy: owl, 1.000; lowest: cat, 0.500."
-    mistake = "Most frequent mistake: cat predicted as dog, 1 of 1."
+    mistake = "Most frequent mistake: cat predicted as dog, 1 of 1 mistakes."
     assert discussion.summarize_labels(row) == f"{best_and_worst}  {mistake}"
     row["confusion"][0] = [2, 0, 0]
     assert discussion.summarize_labels(row) == best_and_worst

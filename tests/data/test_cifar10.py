@@ -295,7 +295,7 @@ def test_without_data_the_expected_layouts_are_named(tmp_path, found):
             cifar10.read(root)
         message = str(raised.value)
         assert "cifar-10-python.tar.gz" in message and "\n" not in message
-        assert "nothing is downloaded" in message
+        assert "does not download" in message
 
 
 @pytest.mark.parametrize("root", [None, ""])

@@ -62,7 +62,7 @@ BROKEN = {
         "yolo",
         "data.yaml",
         "names: {0: a, 2: b}\n",
-        "a mapping from consecutive numbers, from 0",
+        "a mapping from the numbers 0, 1, ... or 1, 2, ...",
     ),
     "yolo place": ("yolo", "data.yaml", "names: [a]\ntrain: gone", "gone: no such folder"),
     "yolo out": ("yolo", "data.yaml", "names: [a]\ntrain: ../..", "must be inside"),
@@ -133,7 +133,7 @@ def test_invalid_rows_are_noted_and_left_out(tmp_path):
     notes = voc.read(tmp_path / "voc").notes
     assert (
         "object 1: bndbox must have numbers" in notes[0]
-        and "entities are not supported" in notes[1]
+        and "must not define XML entities" in notes[1]
     )
 
 

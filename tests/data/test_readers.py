@@ -413,8 +413,8 @@ def test_voc_folders_named_after_splits_tell_them_apart(tmp_path):
     "content, says",
     [
         (b"<a/>", "root element must be annotation, got a"),
-        (b"<!DOCTYPE a><annotation/>", "entities are not supported"),
-        ("<!DOCTYPE a><annotation/>".encode("utf-16"), "entities are not supported"),
+        (b"<!DOCTYPE a><annotation/>", "must not define XML entities"),
+        ("<!DOCTYPE a><annotation/>".encode("utf-16"), "must not define XML entities"),
         (b"\xff\xfe\x00", "cannot be read as XML"),
         (b"<annotation>" + b"<a>" * 20_000, "cannot be read as XML"),
         (b"<annotation><object><name> </name></object></annotation>", "must have a name"),

@@ -82,9 +82,7 @@ def test_the_script_converts_a_set_to_parquet(root, tmp_path, monkeypatch, capsy
 
 
 def test_a_set_without_boxes_and_an_unknown_set_are_refused_in_one_line(root, monkeypatch):
-    with pytest.raises(
-        InputError, match="'bare': must have the features image and objects, .* image$"
-    ):
+    with pytest.raises(InputError, match="'bare': features must include image, .* image$"):
         tfds_data.read_detection("bare", root)
     monkeypatch.setenv("TFDS_DATA_DIR", str(root))
     with pytest.raises(InputError, match="prepare it once") as error:
