@@ -243,7 +243,7 @@ def _reduce_window(kind: str, eqn, taps: Taps) -> OpCounts:
 
 
 def _select_and_scatter_add(eqn, taps: Taps) -> OpCounts:
-    """Gradient of a max pool: the maximum of each window is found again, one number added to it."""
+    """Gradient of a max pool: find the maximum of each window again, and add a number there."""
     source, operand = eqn.invars
     counted, reached = _pool_windows(eqn.params, _shape(source), _shape(operand), taps)
     return OpCounts(additions=_size(source), comparisons=counted - reached)

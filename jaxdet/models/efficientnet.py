@@ -4,9 +4,9 @@
     c2, c3, c4, c5 = Lite0(classes=0).apply(variables, images)  # strides 4, 8, 16 and 32
     *_, last = Lite0(classes=0, head=True).apply(variables, images)  # [B, H/32, W/32, 1280]
 
-Convolutions pad as in TensorFlow: outputs have ceil(size / stride) pixels per side, and an odd
-number of padding pixels puts the extra one at the bottom and right.  Lite0 has 4,652,008 parameters
-and, at 224 x 224 pixels, 0.385 G multiply-adds.
+Convolutions pad as in TensorFlow: outputs have ceil(size / stride) pixels per side, and if the
+number of padding pixels is odd, the extra one is at the bottom or right.  Lite0 has 4,652,008
+parameters and, at 224 x 224 pixels, 0.385 G multiply-adds.
 """
 
 import math
@@ -125,7 +125,7 @@ class EfficientNet(EfficientNetModule, layers.Freezable):
 
     @nn.nowrap
     def stage_names(self) -> tuple[str, ...]:
-        """`stem`, `stage1`, `stage2`, ..., and `head` if there is one."""
+        """The names `stem`, `stage1`, `stage2`, ..., and `head` if there is one."""
         head = ("head",) if self.classes or self.head else ()
         return ("stem", *(f"stage{i}" for i in range(1, len(self.stages) + 1)), *head)
 

@@ -40,7 +40,8 @@ class ConvModule(nn.Module):
     """Base of convolutional modules, with their common fields and methods that add layers.
 
     axis_name: device axis over which batch norm averages in training; None on one device.
-    dtype: data type of the computation; None follows the inputs; parameters stay float32.
+    dtype: data type of the computation; None promotes those of inputs and parameters.  Parameters
+      are float32 in any case.
     conv_general_dilated: function in place of `jax.lax.conv_general_dilated`, such as that of
       `jaxdet.kernels.conv`.
     norm: whether convolutions are batch-normalized; without it they have a bias.

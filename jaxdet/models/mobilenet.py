@@ -139,7 +139,7 @@ class MobileNet(MobileNetModule, layers.Freezable):
 
     @nn.nowrap
     def stage_names(self) -> tuple[str, ...]:
-        """`stem`, `block1`, `block2`, ..., and `last` unless `classes` is 0."""
+        """The names `stem`, `block1`, `block2`, ..., and `last` unless `classes` is 0."""
         last = ("last",) if self.classes else ()
         return ("stem", *(f"block{i}" for i in range(1, len(self.blocks) + 1)), *last)
 

@@ -35,7 +35,7 @@ class ConvStack(layers.Freezable):
 
     @nn.nowrap
     def stage_names(self) -> tuple[str, ...]:
-        """`conv1`, `conv2`, ..."""
+        """The names `conv1`, `conv2`, ..."""
         count = sum(not word.startswith("M") for word in self.layout.split())
         return tuple(f"conv{i}" for i in range(1, count + 1))
 
@@ -62,7 +62,8 @@ class ConvStack(layers.Freezable):
 def simple(classes: int, *, dtype: Any = None, **fields: Any) -> Localizer:
     """Three convolutions, each followed by a 4x4 max pool, and two small branches.
 
-    At 224 x 224 pixels the last map is 3 x 3 x 64; 94,583 parameters with three classes.
+    At 224 x 224 pixels the last map is 3 x 3 x 64, and the network has 94,583 parameters with three
+    classes.
     fields: further fields of the `ConvStack`, such as `norm` and `frozen_stages`.
     """
     features = partial(ConvStack, layout=SIMPLE, dtype=dtype, **fields)
@@ -72,7 +73,8 @@ def simple(classes: int, *, dtype: Any = None, **fields: Any) -> Localizer:
 def deeper(classes: int, *, dtype: Any = None, **fields: Any) -> Localizer:
     """Ten convolutions, and two branches of five hidden layers.
 
-    At 224 x 224 pixels the last map is 7 x 7 x 512; 56,442,919 parameters with three classes.
+    At 224 x 224 pixels the last map is 7 x 7 x 512, and the network has 56,442,919 parameters with
+    three classes.
     fields: further fields of the `ConvStack`.
     """
     features = partial(ConvStack, layout=DEEPER, dtype=dtype, **fields)
@@ -84,7 +86,7 @@ def vgg(classes: int, *, dtype: Any = None, **fields: Any) -> Localizer:
     """VGG11 with batch norm, and with dense layers of 512 instead of 4096 units.
 
     Simonyan and Zisserman 2014, arXiv:1409.1556, configuration A.  At 224 x 224 pixels the last map
-    is 7 x 7 x 512; 35,446,023 parameters with three classes.
+    is 7 x 7 x 512, and the network has 35,446,023 parameters with three classes.
     fields: further fields of the `ConvStack`, whose convolutions have biases as in torchvision's
     files.
     """

@@ -38,7 +38,7 @@ class ModelSpec:
       "classifier", any other classifier; "sliding", a window network.
     weight_map: "module:name" of a function (network, arrays) -> `pretrained.WeightMap`; "" where
       there are no published weights.
-    image_size: height and width, in pixels, of the images for which `jaxdet describe` shows it.
+    image_size: height and width, in pixels, of the images for which the model is described.
     normalization: "module:name" of the `Normalization` that its published weights expect.
     """
 

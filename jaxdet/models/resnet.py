@@ -74,7 +74,7 @@ class ResNet(layers.Freezable):
 
     @nn.nowrap
     def stage_names(self) -> tuple[str, ...]:
-        """`stem`, `stage1`, `stage2`, ..."""
+        """The names `stem`, `stage1`, `stage2`, ..."""
         return layers.numbered_stages(len(self.stages))
 
     @nn.nowrap

@@ -51,7 +51,8 @@ class SlidingNet(nn.Module):
       averages in training.
     mask_channel: whether the mask x > 0 is appended to the channels of the input, which separates
       faint pixels from background.
-    dtype: data type of the computation; None follows the inputs; parameters stay float32.
+    dtype: data type of the computation; None promotes those of inputs and parameters.  Parameters
+      are float32 in any case.
     conv_general_dilated: function in place of `jax.lax.conv_general_dilated`, such as that of
       `jaxdet.kernels.conv`.
 

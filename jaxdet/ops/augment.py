@@ -343,8 +343,8 @@ def place_on_canvas(
     if canvas < side:
         height, width = image.shape
         raise InputError(
-            f"canvas must be at least {side} pixels, got {canvas}: an image of {height} x {width} "
-            f"pixels, scaled by {max(scale)} and rotated, may need as many"
+            f"--canvas must be at least {side} pixels, got {canvas}: an image of {height} x "
+            f"{width} pixels, scaled by {max(scale)} and rotated, may need as many"
         )
     low, high = scale
     angle = jax.random.uniform(jax.random.fold_in(key, _ANGLE), minval=-degrees, maxval=degrees)

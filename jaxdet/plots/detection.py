@@ -188,7 +188,10 @@ def show_file(path: Path) -> None:
 
 
 def draw_box(axes: Axes, corners: Array, color: str, width: float = 2) -> None:
-    """Draw a half-open box [4], in pixels, along the edges of the pixels; width: points."""
+    """Draw a half-open box [4], in pixels, along the edges of the pixels.
+
+    width: width of the line in points.
+    """
     x0, y0, x1, y1 = np.asarray(corners) - 0.5  # imshow centers pixels on whole numbers
     axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=color, lw=width))
 

@@ -13,7 +13,7 @@ SUFFIXES = (".png", ".jpg", ".pdf", ".svg")
 
 
 def single(xlabel: str, ylabel: str, *, size: tuple[float, float]) -> tuple[Figure, Axes]:
-    """A figure with one labeled plot; size: inches."""
+    """A figure with one labeled plot; size: width and height in inches."""
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     axes.set(xlabel=xlabel, ylabel=ylabel)
@@ -22,7 +22,10 @@ def single(xlabel: str, ylabel: str, *, size: tuple[float, float]) -> tuple[Figu
 
 
 def grid(count: int, columns: int, *, cell: tuple[float, float]) -> tuple[Figure, list[Axes]]:
-    """A figure with `count` plots in a grid, whose axes are hidden; cell: inches per plot."""
+    """A figure with `count` plots in a grid, whose axes are hidden.
+
+    cell: width and height of a plot in inches.
+    """
     columns = min(columns, count)
     rows = -(-count // columns)
     figure = Figure(figsize=(cell[0] * columns, cell[1] * rows), layout="constrained")
