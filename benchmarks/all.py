@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(options: Options) -> int:
-    """Run the benchmarks and write the pages; 1 if a benchmark failed."""
+    """Run the benchmarks and write the pages; returns 1 if a benchmark failed, else 0."""
     harness.require_known("--names", options.names, NAMES)
     options.out.mkdir(parents=True, exist_ok=True)
     chosen = () if options.tables_only else options.names or NAMES

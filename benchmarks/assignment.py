@@ -6,7 +6,7 @@ Prints seconds per batch of images with 8,400 cells (640 x 640 pixels at strides
 true boxes and 80 classes: of loops over boxes and cells in Python and NumPy
 (`benchmarks.lib.reference.task_aligned`), timed on `--sample` images and extrapolated; of PyTorch
 with dense tensors over the batch, the usual way; and of the compiled `assign.task_aligned` under
-`vmap`. The last two are timed interleaved. The run fails if the assignments differ.
+`vmap`. Calls of the last two are interleaved. The run fails if the assignments differ.
 """
 
 import sys

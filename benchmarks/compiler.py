@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(options: Options) -> None:
-    """Time the steps, then print and write the results; write the record after each model too."""
+    """Time the steps; print and write the results, the record after each model already."""
     harness.require_known("--models", options.models, tuple(train_steps.MODELS))
     if jax.default_backend() != "cpu":
         raise InputError(

@@ -238,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(options: Options) -> None:
-    """Train the runs that are not complete, evaluate; print and write a table per experiment."""
+    """Train the runs that are not complete, evaluate them, and print and write their tables."""
     harness.require_known("--names", options.names, tuple(EXPERIMENTS))
     if not options.root:
         raise InputError("--root must be the folder of the data, got none")

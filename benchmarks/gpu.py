@@ -10,7 +10,8 @@ row only. Rows that were measured before are skipped; `--fresh` measures them ag
 fails, is not started or lacks a package does not end the others: the exit code is 0, or 1 if a row
 of a dry run failed.
 
-Needs only the packages of the rows: no network, no Slurm, and no tyro for its own options.
+The script needs only the packages of the rows: no network, no Slurm, and no tyro for its own
+options.
 """
 
 import argparse
@@ -151,7 +152,7 @@ def use_packages(wheels: Path | None, folder: Path) -> None:
 
 
 def is_final(outcome: dict[str, Any] | None, session: Session) -> bool:
-    """Whether a row has been measured before, in the same mode."""
+    """Whether a row has been measured before in the same mode, dry or not."""
     return bool(outcome) and outcome["status"] == MEASURED and outcome["dry"] == session.dry
 
 

@@ -44,7 +44,7 @@ class Row:
     dry_as: str = ""  # a dry run leaves this row out, since that row differs in the model only
 
     def words(self, record: Path, folder: Path, *, dry: bool) -> list[str]:
-        """Command-line words of the row, after `python`."""
+        """The arguments of `python` that run the row."""
         if self.benchmark:
             options = shlex.split(self.dry if dry else self.options)
             return ["-m", f"benchmarks.{self.benchmark}", *options, "--json", str(record)]
@@ -103,7 +103,7 @@ TITLES = {"torch": "PyTorch", "torch_compiled": "torch.compile"}
 
 
 def rates_result(record: Record) -> Result:
-    """Speed of one program relative to one rate after the other, per form of convolution."""
+    """How many times as fast one program is as one rate after the other, by form of convolution."""
     gains = {row["convolutions"]: 1 / row["ratio"] for row in record["rows"]}
     text = "; ".join(f"{form}: {gain:.2f} x as fast" for form, gain in gains.items())
     return Result(text, "4 x as fast", max(gains.values()) >= 4)
@@ -184,7 +184,7 @@ def cifar10_result(record: Record) -> Result:
 
 
 def same_bits_result(record: Record) -> Result:
-    """Number of arrays that are equal."""
+    """How many arrays of two runs are equal."""
     (row,) = record["rows"]
     same = row["equal"] == row["arrays"] and len({*row["steps"]}) == 1
     text = f"{row['equal']} of {row['arrays']} arrays equal after {row['steps'][0]} steps"
@@ -196,7 +196,7 @@ def same_bits_result(record: Record) -> Result:
 
 
 def plain_bits_result(record: Record) -> Result:
-    """Number of arrays that are equal; without `--deterministic`, equality is not a goal."""
+    """How many arrays of two runs are equal; without `--deterministic`, this is not a goal."""
     return same_bits_result(record)._replace(goal="", reached=None)
 
 

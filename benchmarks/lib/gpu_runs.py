@@ -39,7 +39,7 @@ def data_folder(name: str) -> Path:
 
 
 def machine(place: Place) -> Record:
-    """Versions, devices and `nvidia-smi`."""
+    """Versions, devices, and the output of `nvidia-smi`."""
     import jax
 
     names = "jax jaxlib flax optax orbax-checkpoint chex numpy torch torchvision timm"
@@ -212,7 +212,7 @@ def _small_run(place: Place) -> list[str]:
 
 
 def _difference(one: Path, two: Path) -> Record:
-    """Numbers of equal arrays, and largest difference, of the last checkpoints of two runs."""
+    """How many arrays of the last checkpoints of two runs are equal, and the largest difference."""
     import jax
     import numpy as np
 

@@ -40,7 +40,7 @@ class OutputOptions:
 
 
 class FirstCall(NamedTuple):
-    """The first call of a function."""
+    """The result, time and memory of the first call of a function."""
 
     value: Any
     seconds: float
@@ -71,7 +71,7 @@ def run_command(
 
 
 def require_positive(options: Any, *names: str) -> None:
-    """Raise InputError if one of these options is less than 1."""
+    """Raise InputError if one of the options called `names` is less than 1."""
     for name in names:
         value = getattr(options, name)
         if value < 1:

@@ -79,7 +79,7 @@ def build_pair(
 
 
 def window_grid(net: SlidingNet, shape: Sequence[int], stride: int) -> windows.Grid:
-    """The windows of images [B, H, W, C], slid over by `stride` pixels."""
+    """The windows that slide over images [B, H, W, C] by `stride` pixels; shape: of the images."""
     return windows.grid((windows.conv(net.window, stride),), *shape[1:3])
 
 

@@ -69,7 +69,7 @@ def make_workload(model: "Model", options: StepOptions) -> Workload:
 
 
 def count_operations(work: Workload) -> int:
-    """Additions and multiplications of the matrix products and convolutions of a step."""
+    """Number of additions and multiplications in the matrix products and convolutions of a step."""
     init, step = _pure_step(work)
     rows = jax.ShapeDtypeStruct((work.batch,), np.int32)
     report = flops.count(
@@ -283,7 +283,7 @@ def localizer(count: int, convolve: Callable, dtype: Any, *, model: str, side: i
 
 
 def _torch_localizer(model, net, data):
-    """Network, loss, images and targets in PyTorch."""
+    """(network, loss, images, targets) in PyTorch."""
     import torch
 
     from benchmarks.torch_refs import networks
@@ -337,7 +337,7 @@ def detector(
 
 
 def _torch_detector(classes, data):
-    """Network, loss, images and targets in PyTorch."""
+    """(network, loss, images, targets) in PyTorch."""
     import torch
 
     from benchmarks.torch_refs import detector

@@ -25,7 +25,7 @@ def markdown_table(rows: Iterable[Mapping[str, Any]], columns: Columns) -> str:
 
 
 def format_quantity(value: float, unit: str) -> str:
-    """A number with an SI prefix: 0.0017003 "s" is "1.70 ms". Seconds have no prefix above 1."""
+    """A number with an SI prefix: 0.0017003 "s" is "1.70 ms". From 1 s on there is no prefix."""
     if not value or not math.isfinite(value):
         return f"{value:g} {unit}".strip()
     exponent = _exponent(value)

@@ -96,7 +96,7 @@ class Detector(nn.Module):
 
 
 def detection_loss(outputs: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
-    """Binary cross entropy and 5 x CIoU loss, divided by the sum of the target scores.
+    """Binary cross-entropy plus 5 times the CIoU loss, divided by the sum of the target scores.
 
     target: true boxes [B, G, 4], true labels [B, G] and valid [B, G].
     """

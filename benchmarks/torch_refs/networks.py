@@ -169,7 +169,7 @@ def dense_layers(
 
 
 def localization_loss(outputs: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor]) -> Tensor:
-    """Cross entropy and twice 1 - CIoU, both means over images."""
+    """Cross-entropy plus 2 (1 - CIoU), both averaged over images."""
     logits, boxes = outputs
     label, true = target
     return functional.cross_entropy(logits, label) + 2 * (1 - ciou(boxes, true)).mean()

@@ -32,7 +32,7 @@ class Net(nn.Module):
 
 
 class Trainer:
-    """SGD with Nesterov momentum on images [N, 32, 32, 3] uint8 and labels [N]."""
+    """Trains `Net` by SGD with Nesterov momentum on images [N, 32, 32, 3] uint8 and labels [N]."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, *, lr: float, momentum: float):
         self.device = backend.device()
