@@ -90,7 +90,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(options: Options) -> None:
-    """Time the steps; print and write the results, the record after each model already."""
+    """Time the steps, then print and write the results.
+
+    The record is also written after each model.
+    """
     harness.require_known("--models", options.models, tuple(train_steps.MODELS))
     for name in ("batch", "side", "steps"):
         if getattr(options, name) < 0:

@@ -29,7 +29,7 @@ def prepare_tfds(folder: Path, name: str) -> None:
 
 
 def encode_image(pixels: np.ndarray, kind: str = "PNG") -> bytes:
-    """Image file of pixels [H, W] or [H, W, 3] uint8."""
+    """The bytes of an image file of the pixels [H, W] or [H, W, 3], uint8."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind)
     return buffer.getvalue()

@@ -98,7 +98,7 @@ class Config(TrainConfig):
     """fraction of the training images that is set aside for validation; 0, which needs --monitor
     test, trains on all of them, and the last checkpoint counts as the best"""
     train_fraction: float = 1.0
-    """fraction that is used of the training images, once the validation images are set aside; at
+    """fraction of the training images (without those set aside for validation) that is used; at
     least one image is used"""
     split_seed: int = 0
     """seed of the random choice of validation images"""
@@ -138,11 +138,11 @@ class Config(TrainConfig):
     """largest side of a random gray rectangle in each training image, as a fraction of the image's
     side; 0: no rectangle"""
     brightness_contrast: float = 0.0
-    """largest random change of brightness, as a fraction of white, and of contrast, as a fraction
-    of its value; 0: no change"""
+    """random change of brightness, by at most this fraction of the range of pixel values, and of
+    contrast, by at most this fraction; 0: no change"""
     color_jitter: float = 0.0
-    """largest random change of saturation, as a fraction of its value; hue is rotated by up to a
-    tenth of this number of turns; 0: no change"""
+    """random change of saturation, by at most this fraction, and rotation of hue, by at most this
+    fraction of a tenth of a turn; 0: no change"""
     mixup_alpha: float = 0.0
     """mix each training image with another one (mixup), with a weight drawn from Beta(alpha,
     alpha) for this alpha; 0: no mixup"""

@@ -71,7 +71,8 @@ class Config(TrainConfig):
     split_seed: int = 0
     """seed of the random division of the held-out digits into validation and test"""
     canvas: int = 64
-    """side, in pixels, of the square canvas on which a digit is placed, the input of the network"""
+    """side, in pixels, of the square canvas on which a digit is placed; the canvas is the input of
+    the network"""
     rotate: float = 30.0
     """largest random rotation of a digit, in degrees; 0: no rotation"""
     scale: tuple[float, float] = (0.75, 1.25)

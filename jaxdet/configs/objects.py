@@ -93,8 +93,8 @@ class Config(TrainConfig):
     """what to do with unusable images and boxes: report them and leave them out (skip), or stop
     (error)"""
     model: Model = "simple"
-    """network: a small one (simple, deeper, vgg), or a classifier's backbone with two branches (the
-    others)"""
+    """network: a stack of convolutions and max pools (simple, deeper, vgg), or the backbone of a
+    classifier (resnets, lite0), each with a class branch and a box branch"""
     transfer: Literal["scratch", "frozen", "finetune"] = "scratch"
     """how the feature layers start and train: from random values (scratch), or from --weights and
     then kept (frozen) or trained further (finetune)"""
@@ -128,8 +128,8 @@ class Config(TrainConfig):
     shift: float = 0.1
     """largest random translation of training images, as a fraction of the image's side; 0: none"""
     brightness_contrast: float = 0.3
-    """largest random change of brightness, as a fraction of white, and of contrast, as a fraction
-    of its value; 0: no change"""
+    """random change of brightness, by at most this fraction of the range of pixel values, and of
+    contrast, by at most this fraction; 0: no change"""
     epochs: int = 20
     batch: int = 32
     eval_batch: int = 68

@@ -93,7 +93,7 @@ def count(
 def count_jaxpr(
     closed: core.ClosedJaxpr, *, convention: Convention = "flop", padding: Padding = "full"
 ) -> FlopReport:
-    """Operations of a closed jaxpr; options as in `count`."""
+    """Count the operations of a closed jaxpr; options as in `count`."""
     by_layer, unknown, unbounded = defaultdict(OpCounts), Counter(), {}
     for scoped in walk(closed, padding):
         name = scoped.eqn.primitive.name
