@@ -127,10 +127,11 @@ def evaluate_all(options: Compare, *, failures: bool) -> tuple[list[EvaluatedRun
 
 
 def difference_rows(evaluated: Sequence[EvaluatedRun]) -> list[Row]:
-    """A row per score and run after the first: how much it differs from the score of the first run.
+    """One row for each score of each run after the first: its difference from the first run's.
 
-    The interval is of the difference on the same resamples of the images; two runs differ if it
-    does not contain 0.  Runs without resamples, or on other images than the first, have no rows.
+    The interval is that of the difference, computed on the same resamples of the images for both
+    runs; the runs differ if it does not contain 0.  A run without resamples, or evaluated on other
+    images than the first run, has no rows.
     """
     first, rows = evaluated[0], []
     for name in first.samples:

@@ -18,7 +18,7 @@ from jaxdet.types import Array, Batch, Task
 
 Row = dict[str, Any]
 
-MAX_FAILURES = 6  # per run
+MAX_FAILURES = 6  # largest number of failures shown per run
 LOSS_OPTIONS = ("loss", "box_loss", "class_weight", "box_weight", "mask_loss_by", "reduction")
 
 
@@ -172,7 +172,7 @@ def worst_predictions(
 def _history(folder: Path, metrics: Sequence[Mapping[str, Any]]) -> Row:
     """The number of epochs of a run, its best epoch, median seconds per epoch and total seconds.
 
-    A value that the run did not record is None.
+    The first three are None if nothing was recorded.
     """
     epochs = {line["step"]: line["epoch"] for line in metrics}
     return {

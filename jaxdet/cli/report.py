@@ -51,7 +51,7 @@ LAYER_HEADINGS = summary.HEADINGS | {
 }
 # On a plateau, accuracy rises by less than this in the rest of the run, at least so many epochs.
 PLATEAU_RISE, PLATEAU_EPOCHS = 0.002, 5
-LEVELS = ("high", "medium", "low")  # of `CUTOFFS`
+LEVELS = ("high", "medium", "low")  # names of the three limits in `CUTOFFS`
 HELD_OUT_NOTE = (
     "No threshold is evaluated on the images that it was found with: on dev, each tenth of the "
     "images is evaluated at the threshold that is best for the other images."

@@ -169,7 +169,7 @@ class SweepRunner:
         self.failed: dict[Path, str] = {}  # folder of a run that diverged or ran out of time -> why
         self.program_costs: dict[str, dict[str, int]] = {}
         self.compiled: loop.CompiledSteps | None = None  # compiled steps of the previous program
-        self.startup = progress.since_start() or 0.0  # counted for every program
+        self.startup = progress.since_start() or 0.0  # seconds, counted for every program
 
     def train(self) -> bool:
         """Train all runs, one program after the other; return False if stopped before the end."""

@@ -11,7 +11,7 @@ from jaxdet.errors import InputError
 from jaxdet.ops import embeddings
 from jaxdet.training import checkpoint
 
-FORMER_NAMES = {"kind": "metric", "join": "reduce", "embedder": "checkpoint"}  # of entries in files
+FORMER_NAMES = {"kind": "metric", "join": "reduce", "embedder": "checkpoint"}  # in files
 
 
 class Threshold(NamedTuple):

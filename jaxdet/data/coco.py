@@ -26,7 +26,8 @@ from jaxdet.ops import boxes
 
 BESIDE_IMAGES = ("_annotations.coco.json", "labels.json")
 INSTANCES_PREFIX = "instances_"
-IMAGE_FOLDERS = ("", "images", "data", "JPEGImages")  # below the root, with or without the split
+# Folders below the root that may hold the images, with or without a folder for each split.
+IMAGE_FOLDERS = ("", "images", "data", "JPEGImages")
 SPLITS = ("train", "val", "test")
 FLAGS = {"0": False, "false": False, "": False, "1": True, "true": True}
 

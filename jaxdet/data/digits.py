@@ -26,7 +26,7 @@ from jaxdet.errors import InputError
 CLASSES = 10
 TEST_DIGITS = 30  # as many as one figure shows
 EMBEDDED_TRAIN, EMBEDDED_TEST = 1297, 300  # of 1797; the other 200 are for validation
-MAX_DARKNESS = 16  # maximum of a pixel of an embedded scan
+MAX_DARKNESS = 16  # largest darkness of a pixel of an embedded scan
 FAINT_DARKNESS = 3  # a pixel of at most this darkness is the blur around a stroke, not ink
 IDX_DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 IDX_MAX_RANK = 32
@@ -125,8 +125,8 @@ def read_idx(path: str | Path) -> np.ndarray:
 def read_tfds(name: str, data_dir: str | Path | None = None) -> TrainTest:
     """Read a prepared set of tensorflow-datasets, and return the sources (train, test).
 
-    InputError for a set that is unknown or not prepared (see `data.tfds`), that lacks grayscale
-    images of a fixed size or labels, or whose labels are not all in 0..9.
+    Raises InputError for a set that is unknown or not prepared (see `data.tfds`), that has no
+    labels or no grayscale images of a fixed size, or whose labels are not all in 0..9.
     """
     splits = tfds_data.open_dataset(name, data_dir, split=["train", "test"])
     features = splits[0].dataset_info.features

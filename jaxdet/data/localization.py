@@ -51,7 +51,7 @@ class LocalizationDataset(NamedTuple):
 
     annotations: dict[str, list[Annotation]]
     classes: tuple[str, ...]
-    splits: dict[str, sources.ArraySource]  # of the usable annotations
+    splits: dict[str, sources.ArraySource]  # sources of the usable annotations
     notes: tuple[str, ...]  # one line for each row that cannot be used
 
 

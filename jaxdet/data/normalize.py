@@ -14,9 +14,9 @@ class Normalization(NamedTuple):
     std: tuple[float, ...]
 
 
-IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # torchvision's
+IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # as in torchvision
 EFFICIENTNET_LITE = Normalization((127 / 255,) * 3, (128 / 255,) * 3)  # of the published weights
-CENTERED = Normalization((0.5,) * 3, (0.5,) * 3)  # to [-1, 1]
+CENTERED = Normalization((0.5,) * 3, (0.5,) * 3)  # maps [0, 1] to [-1, 1]
 
 
 def normalize(images: Array, normalization: Normalization) -> Array:

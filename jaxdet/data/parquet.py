@@ -42,7 +42,7 @@ class _File(NamedTuple):
     path: Path
     columns: dict[str, list[Any]]  # the column objects, as in the file, and `OPTIONAL_COLUMNS`
     images: list[Callable[[], bytes]]  # one function per row, which reads the image
-    metadata: dict[bytes, bytes]  # of the schema
+    metadata: dict[bytes, bytes]  # metadata of the schema
 
 
 def parquet_files(root: str | Path) -> dict[str, list[Path]]:

@@ -21,7 +21,7 @@ NOTE_KINDS = {  # kind of note -> phrases; a note is of this kind if it contains
     "images that cannot be read": images.READ_ERRORS,
 }
 OTHER_NOTES = "other rows that cannot be used"
-OUTSIDE_TOLERANCE = 0.5  # pixels; boxes leave their image by less because files round numbers
+OUTSIDE_TOLERANCE = 0.5  # pixels; files have rounded numbers, so less is not counted
 
 
 def check_dataset(

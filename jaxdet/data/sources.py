@@ -1,7 +1,8 @@
 """Sources of records: held in memory as arrays, or read from files when needed.
 
 A record is a dict of NumPy arrays or numbers.  Records can be read in any order, and a record has
-the same values whenever it is read; `len(source)` is their number.
+the same values whenever it is read (see `StreamSource` for files that become unreadable);
+`len(source)` is the number of records.
 """
 
 import logging
@@ -14,12 +15,12 @@ import numpy as np
 from jaxdet.errors import InputError
 
 READ_THREADS = 16  # a record is a file, and reading mostly waits for the disk
-SUBSTITUTES = 16  # records tried in place of an unreadable one: if all fail, the disk does
+SUBSTITUTES = 16  # records tried in place of an unreadable one; if all fail, so does the disk
 LOG = logging.getLogger(__name__)
 
 
 class UnreadableError(InputError):
-    """A record that could be read when the run began cannot be read, and none takes its place."""
+    """Raised for a record that was readable when the run began and is not now, nor a substitute."""
 
 
 class ArraySource:
@@ -78,10 +79,9 @@ class StreamSource:
     """A source that reads a record from its file each time it is needed.
 
     A record that cannot be read any more, because its file is damaged or has vanished, is named in
-    one warning.  In training, another record takes its place: the first that can be read of a
-    sequence that depends only on the number of the record, with the same label where labels are
-    known.  So the records of a batch depend only on the indices and on which files can be read.  In
-    evaluation, its row is masked.  With `on_invalid="error"`, `UnreadableError` is raised instead.
+    one warning.  In training, another record takes its place, if possible one with the same label;
+    which one depends only on the indices and on which files can be read.  In evaluation, its row is
+    masked.  With `on_invalid="error"`, `UnreadableError` is raised instead.
 
     Args:
         read: number of a record, 0..count - 1 -> the record, a dict of arrays; InputError if it
@@ -114,7 +114,7 @@ class StreamSource:
         self.names = names and [names[number] for number in self.numbers]
         self.labels = None if labels is None else labels[self.numbers]
         self.arrays: dict[str, np.ndarray] = {}
-        self.unreadable: dict[int, object] = {}  # index of each record that was named
+        self.unreadable: dict[int, object] = {}  # indices of the records that a warning has named
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -175,7 +175,7 @@ class StreamSource:
             batches.close()
 
     def _read_usable(self, index: int) -> tuple[dict[str, Any], int]:
-        """Read the record at an index or, failing that, one in its place; return (record, index)."""
+        """Read the record at an index or, failing that, a substitute; return (record, index)."""
         for found in self._candidates(index):
             try:
                 return self.read(int(self.numbers[found])), found

@@ -32,7 +32,7 @@ CORNERS = ("xmin", "ymin", "xmax", "ymax")
 ONE_BASED_INCLUSIVE = np.array([1, 1, 0, 0])  # subtract it to get zero-based, half-open corners
 ROOT_TAG = "annotation"
 
-ClassObject = tuple[np.ndarray, str, bool]  # box [4], class, difficult
+ClassObject = tuple[np.ndarray, str, bool]  # box [4], name of the class, whether difficult
 
 
 class _Annotation(NamedTuple):

@@ -54,7 +54,7 @@ class _Folder(NamedTuple):
     file: Path
     classes: tuple[str, ...]
     first: int  # number of the first class, 0 or 1
-    content: dict[str, Any]  # of the YAML file; {} without one
+    content: dict[str, Any]  # content of the YAML file; {} without one
 
 
 class _Labels(NamedTuple):
