@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from jaxdet.cli.options import Restored
 from jaxdet.config import option
 from jaxdet.errors import InputError, printable
 from jaxdet.training import parallel
+from jaxdet.training.evaluator import Evaluator
 from jaxdet.types import Array
 
 CHANGES = (
@@ -24,8 +26,8 @@ CHANGES = (
     "devices",
     "eval_batch",
 )  # options that, if given, replace those of the run
-COLUMNS = 4  # of images in a figure of images with many boxes
-CELL_HEIGHT, TITLE_HEIGHT = 4.0, 0.3  # inches, of each image and its title in such a figure
+COLUMNS = 4  # number of columns in a figure of images with many boxes
+CELL_HEIGHT, TITLE_HEIGHT = 4.0, 0.3  # inches, of an image and of its title in it
 
 
 def load(options: Restored, **changes: Any) -> api.Run:
@@ -57,7 +59,7 @@ def given_changes(options: Any) -> dict[str, Any]:
 
 
 def choose_split(split: str, splits: Sequence[str]) -> str:
-    """Return `split`, or `val` if there is no test split; InputError for an unknown split."""
+    """Return `split`, or `val` in place of a missing `test`; InputError for an unknown split."""
     if split == "test" and split not in splits and "val" in splits:
         warn("the data have no test split; val is used")
         return "val"
@@ -76,6 +78,13 @@ def check_picture(path: Path | None, count: int = 1) -> None:
         raise InputError(
             f"the name of a picture must end in one of {', '.join(figures.SUFFIXES)}, got {path}"
         )
+
+
+def measure(run: api.Run, evaluator: Evaluator) -> tuple[dict[str, float], dict[str, Any]]:
+    """Compute the losses and measurements of a split, with a progress bar on a terminal."""
+    with counting(evaluator.count) as advance:
+        step = partial(advance, evaluator.config.eval_batch)
+        return evaluator.measure(run.variables, run.epoch, pause=step)
 
 
 def check_bootstrap(resamples: int) -> None:

@@ -8,15 +8,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from jaxdet import api, runs, tables
-from jaxdet.cli import common
+from jaxdet import runs, tables
+from jaxdet.cli import common, operating_point
 from jaxdet.cli.options import Eval
 from jaxdet.data import detection
 from jaxdet.errors import InputError
+from jaxdet.metrics import average_precision
 from jaxdet.metrics import detection as detection_metrics
 from jaxdet.metrics.bootstrap import LEVEL, interval
 from jaxdet.profiling import timing
-from jaxdet.training.evaluator import Evaluator, bootstrap, cost_summary
+from jaxdet.training.evaluator import bootstrap, cost_summary
 
 ALL = ("train", "val", "test")  # the splits that `--split all` evaluates
 MAX_CLASSES = 20  # with more classes, the confusion is not printed
@@ -29,7 +30,11 @@ def run(options: Eval) -> int:
     if options.report and options.json:
         raise InputError("--report and --json exclude each other; give one of them")
     common.check_bootstrap(options.bootstrap)
+    if options.choose_threshold:
+        return operating_point.run(options)
     run = common.load(options)
+    if options.per_image and run.system != "detect":
+        raise InputError(f"--per-image needs a run of detect, got a run of {run.system}")
     report = _find_report(run.system) if options.report else None
     experiment = run.with_data(root=options.root)
     chosen = common.choose_split(options.split, [*experiment.splits, "all"])
@@ -45,11 +50,18 @@ def run(options: Eval) -> int:
             common.warn(remark)
         _report_others(options.root, experiment.splits, chosen)
     present = [split for split in ALL if split in experiment.splits]
+    images: list[dict[str, Any]] = []  # a row per image, for --per-image
     for split in present if chosen == "all" else (chosen,):
         evaluator = run.evaluator(experiment, split)
         evaluator.compile(run.variables)
-        (losses, rows), seconds = timing.timed(partial(_measure, run, evaluator))
+        (losses, rows), seconds = timing.timed(partial(common.measure, run, evaluator))
         scores = {**losses, **experiment.task.report(rows)}
+        if run.system == "detect":
+            matches = average_precision.match(rows, len(run.classes))
+            threshold = options.score_threshold or detection_metrics.SCORE_THRESHOLD
+            operating_point.add_rates(scores["labels"], matches, threshold)
+            names = experiment.splits[split].names
+            images += operating_point.image_rows(split, names, matches, threshold)
         if options.bootstrap:
             samples = bootstrap(experiment.task, rows, options.bootstrap)
             scores["intervals"] = {name: interval(values) for name, values in samples.items()}
@@ -66,6 +78,9 @@ def run(options: Eval) -> int:
             print(report(scores, split))
         else:
             print(f"{split} split, checkpoint of step {run.step}:\n\n{to_text(scores)}\n")
+    if options.per_image:
+        options.per_image.parent.mkdir(parents=True, exist_ok=True)
+        options.per_image.write_text(tables.to_csv(images, list(images[0])) + "\n")
     return 0
 
 
@@ -78,13 +93,6 @@ def _report_others(root: str, splits: Mapping[str, Sized], chosen: str) -> None:
             f"{root}: only the {len(splits[chosen])} images of the split {chosen} are evaluated, "
             f"not those of the other splits ({counts}); evaluate every image with --split all"
         )
-
-
-def _measure(run: api.Run, evaluator: Evaluator) -> tuple[dict[str, float], dict[str, Any]]:
-    """Compute the losses and measurements of a split, with a progress bar on a terminal."""
-    with common.counting(evaluator.count) as advance:
-        step = partial(advance, evaluator.config.eval_batch)
-        return evaluator.measure(run.variables, run.epoch, pause=step)
 
 
 def to_text(scores: dict[str, Any]) -> str:

@@ -89,6 +89,7 @@ class Restored(Process):
         "tta": ("detect", "cifar10", "faces"),
         "show_all_images": ("digits", "objects", "cifar10", "faces"),
         "report": ("objects", "detect"),
+        **dict.fromkeys(("per_image", "choose_threshold"), ("detect",)),
         **dict.fromkeys(("submit", "sample"), ("cifar10", "faces")),
     }
 
@@ -130,9 +131,16 @@ class Eval(Restored):
 
     plots: Path | None = None
     """folder for plots: the confusion matrix; detect: also precision-recall curves and mAP"""
+    per_image: Path | None = None
+    """detect: CSV file to write: the numbers of correct boxes (tp), wrong boxes (fp) and missed
+    objects (fn) of each image, for scores of at least --score-threshold (default: .25)"""
+    choose_threshold: str = ""
+    """detect: choose the score threshold of each class on the validation split, store it in the run
+    and print the scores at it; the rule is f1 (highest F1), recall=R (recall of at least R) or
+    precision=P (precision of at least P)"""
     bootstrap: int = 0
-    """add the 95% interval of each score, from this number of resamples of the images, such as
-    1000; 0: no intervals"""
+    """number of resamples of the images, such as 1000, from which a 95% interval of each score is
+    computed; 0: no intervals"""
     report: bool = False
     """objects, detect: print the report that the assignment of the system requires"""
 
@@ -153,6 +161,9 @@ class Predict(Restored):
         "multiple": ("digits",),
     }
 
+    score_threshold: float | Literal["chosen"] | None = None
+    """minimum score of a detection; chosen: the threshold of each class that `eval
+    --choose-threshold` has stored in the run; default: see above"""
     images: tyro.conf.Positional[tuple[Path, ...]] = ()
     """image files, folders, patterns such as 'a/**/*.jpg', or (objects) .csv tables of images with
     labels and boxes; if none is given, samples of --split, read from the data"""
@@ -234,8 +245,8 @@ class Compare(Process):
     """picture to write: the six worst predictions of each run, with true boxes in green and
     predicted boxes in red"""
     bootstrap: int = 0
-    """add, for each run after the first, the differences of its scores from those of the first run
-    and their 95% intervals, from this number of resamples of the images, such as 1000; 0: none"""
+    """number of resamples of the images, such as 1000, from which 95% intervals are computed for
+    the differences between the scores of each run and those of the first run; 0: no differences"""
     classic: bool = False
     """objects: add rows for two classical baselines, HOG features with a linear SVM and a Haar
     cascade, on the data of the first run (needs pip install jaxdet[data])"""

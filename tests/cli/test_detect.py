@@ -1,5 +1,6 @@
 """The detect system through its commands, on small sets of images made here."""
 
+import csv
 import io
 import json
 import re
@@ -125,7 +126,9 @@ def test_eval_has_the_scores_that_training_logged(place, trained):
     logged = next(m for m in run_dir.read_metrics("run") if m["step"] == found["step"])["val"]
     for name in ("map", "map50", "loss"):
         assert found[name] == logged[name]
-    assert found["labels"] == logged["labels"]
+    names = ("count", "map", "map50")
+    of_eval = {k: {name: v[name] for name in names} for k, v in found["labels"].items()}
+    assert of_eval == logged["labels"]
 
 
 def test_val_is_evaluated_where_the_data_have_no_test_split(place, trained, capsys):
@@ -137,7 +140,9 @@ def test_val_is_evaluated_where_the_data_have_no_test_split(place, trained, caps
     assert [row["split"] for row in answers("compare", "run", "--eval-batch", "1")] == ["val"]
 
 
-def test_scores_are_those_of_cocos_own_evaluation_of_the_predicted_file(place, monkeypatch, capsys):
+@pytest.fixture
+def fixed(place, monkeypatch):
+    """A run on a COCO set that predicts the same three boxes on every image."""
     datasets.write_coco(Path("coco"))
     rewritten("run", root="coco")
 
@@ -148,6 +153,9 @@ def test_scores_are_those_of_cocos_own_evaluation_of_the_predicted_file(place, m
         return {name: jnp.stack([column] * len(images)) for name, column in rows.items()}
 
     monkeypatch.setattr(DetectionTask, "predict", predict)
+
+
+def test_scores_are_those_of_cocos_own_evaluation_of_the_predicted_file(fixed, capsys):
     (found,) = answers("eval", "run", "--split", "val")
     capsys.readouterr()
     assert main("predict", "run", "coco/val2017", "--save-json", "all.json") == 0
@@ -161,6 +169,48 @@ def test_scores_are_those_of_cocos_own_evaluation_of_the_predicted_file(place, m
     assert expected == pytest.approx({name: found[name] for name in expected}, abs=1e-6)
     assert found["labels"]["dot"]["map"] == pytest.approx(1)  # .5 if the padding counted
     assert 0 < found["labels"]["cell"]["map"] < 1
+
+
+def test_chosen_thresholds_are_kept_in_the_run_and_applied_by_predict(fixed, capsys):
+    words = ("predict", "run", "coco/val2017", "--score-threshold", "chosen", "--save-json", "j")
+    assert main(*words) == 2
+    assert "run has no chosen thresholds; choose them with jaxdet eval" in capsys.readouterr().err
+    (found,) = answers("eval", "run", "--choose-threshold", "f1")
+    kept = json.loads(Path("run/thresholds.json").read_text())
+    assert kept == {name: found[name] for name in ("rule", "step", "all", "classes")}
+    cell, dot, both = found["val"]
+    assert (cell["class"], dot["class"], both["class"]) == ("cell", "dot", "all")
+    assert dot["threshold"] == pytest.approx(0.9) and dot["f1"] == dot["best_f1"] == 1
+    assert main("eval", "run", "--choose-threshold", "f1") == 0
+    assert "run/thresholds.json; apply it with predict" in capsys.readouterr().out
+    Path("run/thresholds.json").write_text(
+        json.dumps(kept | {"classes": {"cell": 0.15, "dot": None}})
+    )
+    assert main(*words) == 0
+    shown = [line.split()[1:3] for line in capsys.readouterr().out.splitlines()[1:-1]]
+    assert {tuple(each) for each in shown} == {("cell", "0.8"), ("cell", "0.2")}
+    assert {row["category"] for row in json.loads(Path("j").read_text())} == {"cell"}
+    Path("run/thresholds.json").write_text("{}")
+    assert main(*words) == 2
+    assert "run/thresholds.json is damaged" in capsys.readouterr().err
+
+
+def test_eval_counts_right_wrong_and_missed_boxes(fixed, capsys):
+    (found,) = answers("eval", "run", "--split", "val", "--per-image", "out/images.csv")
+    with open("out/images.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["split"] for row in rows} == {"val"} and len(rows) == found["count"]
+    total = {name: sum(int(row[name]) for row in rows) for name in ("tp", "fp", "fn")}
+    labels = found["labels"].values()
+    assert total["tp"] == sum(round(of["recall"] * of["count"]) for of in labels)
+    assert total["tp"] + total["fn"] == sum(of["count"] for of in labels)
+    assert total["tp"] + total["fp"] == 2 * len(rows)  # the third box has a score below .25
+    for words, message in {
+        ("--choose-threshold", "f2"): "must be f1, recall=R or precision=P",
+        ("--choose-threshold", "f1", "--root", "coco"): "leave out --root",
+    }.items():
+        assert main("eval", "run", *words) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_one_program_evaluates_with_the_assigners_of_all_epochs(data):
@@ -207,7 +257,7 @@ def test_eval_prints_a_table_of_scores_and_one_of_classes(place, capsys):
     scores, labels = parse_aligned(capsys.readouterr().out)
     (mean,) = [row["value"] for row in scores if row["score"] == "map"]
     assert re.fullmatch(r"-?[\d.e-]+", mean)
-    assert list(labels[0]) == ["label", "count", "map", "map50"]
+    assert list(labels[0]) == ["label", "count", "map", "map50", "precision", "recall", "f1"]
     assert [(row["label"], row["count"]) for row in labels] == [("cell", "2"), ("dot", "1")]
 
 

@@ -1,0 +1,158 @@
+"""`jaxdet eval RUN --choose-threshold RULE`: choose score thresholds on the validation split.
+
+They are stored in the run folder, where `predict --score-threshold chosen` finds them.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+
+from jaxdet import api, files, tables
+from jaxdet.cli import common
+from jaxdet.cli.options import Eval
+from jaxdet.errors import InputError
+from jaxdet.metrics import average_precision, operating_point
+from jaxdet.metrics.average_precision import Matches
+from jaxdet.training.experiment import Experiment
+
+FILE = "thresholds.json"
+ALL = "all"  # the row of all classes together
+COLUMNS = {
+    "class": "class",
+    "threshold": "threshold",
+    "count": "objects",
+    **{name: name for name in ("precision", "recall", "f1")},
+    "best_f1": "f1 at the best threshold of the split",
+}
+
+
+class Thresholds(TypedDict):
+    """The content of `thresholds.json`; a threshold is null where the rule cannot be met."""
+
+    rule: str
+    step: int  # step of the checkpoint
+    all: float | None  # one threshold for all classes
+    classes: dict[str, float | None]
+
+
+def run(options: Eval) -> int:
+    """Choose the thresholds, store them, and print the scores at them; returns the exit code."""
+    rule = options.choose_threshold
+    operating_point.check_rule(rule)
+    if options.root:
+        raise InputError(
+            "--choose-threshold needs the validation split of the run; leave out --root"
+        )
+    run = common.load(options)
+    if run.system != "detect":
+        raise InputError(f"--choose-threshold needs a run of detect, got a run of {run.system}")
+    experiment = run.with_data()
+    if "val" not in experiment.splits:
+        raise InputError(f"{options.run} has no validation split to choose thresholds on")
+    matches = {
+        name: _match(run, experiment, name) for name in ("val", "test") if name in experiment.splits
+    }
+    chosen = _with_all(matches["val"], rule)
+    named = dict(zip([*run.classes, ALL], map(_known, chosen), strict=True))
+    content = Thresholds(rule=rule, step=run.step, all=named.pop(ALL), classes=named)
+    files.write_json(Path(options.run) / FILE, content)
+    found = {split: _table(own, chosen, run.classes) for split, own in matches.items()}
+    if options.json:
+        print(json.dumps({**content, **found}))
+        return 0
+    for split, rows in found.items():
+        where = "chosen here" if split == "val" else "chosen on val"
+        print(f"{split} split, checkpoint of step {run.step}, thresholds {where} by {rule}:\n")
+        print(f"{tables.aligned(rows, COLUMNS)}\n")
+    print(f"wrote {Path(options.run) / FILE}; apply it with predict --score-threshold chosen")
+    return 0
+
+
+def add_rates(labels: dict[str, dict[str, Any]], matches: Matches, threshold: float) -> None:
+    """Add precision, recall and F1 at a score threshold to the scores of each class."""
+    found = operating_point.rates(matches, np.full(len(labels), threshold))
+    for k, of_label in enumerate(labels.values()):
+        of_label |= {name: _known(values[k]) for name, values in found.items()}
+
+
+def image_rows(
+    split: str, names: list[str] | None, matches: Matches, threshold: float
+) -> list[dict[str, Any]]:
+    """One row per image of a split: its name or number, and its counts of boxes.
+
+    The counts are of correct boxes, wrong boxes and missed objects.
+    """
+    counts = operating_point.per_image(matches, np.full(matches.objects.shape[1], threshold))
+    return [
+        {
+            "split": split,
+            "image": names[i] if names else i,
+            **{name: int(values[i]) for name, values in counts.items()},
+        }
+        for i in range(len(matches.objects))
+    ]
+
+
+def read(run: api.Run) -> np.ndarray:
+    """Read the thresholds chosen for a run: one per class [K], infinite for a class without one.
+
+    Raises InputError if no thresholds have been chosen for the run, or if their file is damaged.
+    """
+    path = Path(run.folder) / FILE
+    if not path.exists():
+        raise InputError(
+            f"{run.folder} has no chosen thresholds; choose them with jaxdet eval {run.folder} "
+            f"--choose-threshold f1"
+        )
+    try:
+        content = files.load_json(path, Thresholds)
+        found = [content["classes"][name] for name in run.classes]
+    except (KeyError, ValueError) as error:
+        raise InputError(
+            f"{path} is damaged ({files.reason(error)}); choose the thresholds again with jaxdet "
+            f"eval {run.folder} --choose-threshold f1"
+        ) from None
+    if content["step"] != run.step:
+        common.warn(
+            f"{path} was chosen for the checkpoint of step {content['step']}, not {run.step}"
+        )
+    return np.array([math.inf if each is None else each for each in found])
+
+
+def _match(run: api.Run, experiment: Experiment, split: str) -> Matches:
+    """Match the detections of a split to its objects."""
+    evaluator = run.evaluator(experiment, split)
+    _, rows = common.measure(run, evaluator)
+    return average_precision.match(rows, len(run.classes))
+
+
+def _with_all(matches: Matches, rule: str) -> np.ndarray:
+    """Choose a threshold for each class, and one for all classes together: [K + 1]."""
+    both = (operating_point.choose(of, rule) for of in (matches, operating_point.pooled(matches)))
+    return np.concatenate([*both])
+
+
+def _table(
+    matches: Matches, thresholds: np.ndarray, classes: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """One row per class, and one for all classes: scores at the threshold, and the best F1.
+
+    The best F1 is that at the threshold which is best for the split itself.
+    """
+    best = _with_all(matches, "f1")
+    columns: dict[str, list] = {"class": [*classes, ALL], "threshold": [*map(_known, thresholds)]}
+    columns["count"] = [*map(int, matches.objects.sum(0)), int(matches.objects.sum())]
+    for at, prefix in ((thresholds, ""), (best, "best_")):
+        own = operating_point.rates(matches, at[:-1])
+        whole = operating_point.rates(operating_point.pooled(matches), at[-1:])
+        for name in own:
+            columns[prefix + name] = [*map(_known, np.concatenate([own[name], whole[name]]))]
+    kept = [name for name in columns if name in COLUMNS]
+    return [dict(zip(kept, row, strict=True)) for row in zip(*map(columns.get, kept), strict=True)]
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
