@@ -27,7 +27,7 @@ MAX_DETECTIONS = 100  # per image and class, as in COCO
 class Matches(NamedTuple):
     """Predicted boxes of each class, the highest score first, padded to D; and object counts.
 
-    A box is neither right nor wrong (`counted` is false) if it matches a crowd, and in padding.
+    A box that matches a crowd is neither right nor wrong: its `counted` is False, as in padding.
     """
 
     image: np.ndarray  # [K, D] index of the image
@@ -40,8 +40,9 @@ class Matches(NamedTuple):
 def match(rows: Rows, num_classes: int, iou_thresholds: np.ndarray = IOU_THRESHOLDS) -> Matches:
     """Match the boxes of every image to its objects, as COCO does, at each of I IoU thresholds.
 
-    In order of score, a box takes the object of its class, not taken yet, with the highest IoU.  A
-    box without an object is ignored if it lies in a crowd by at least the threshold.
+    In order of score, each box takes, of the objects of its class that are not taken yet, the one
+    with the highest IoU.  A box without an object is ignored if the fraction of its area that lies
+    in a crowd is at least the threshold.
     """
     names = ("boxes", "labels", "scores", "valid", "true_boxes", "true_labels", "true_valid")
     columns = [np.asarray(rows[name]) for name in (*names, "true_crowd")]
