@@ -16,15 +16,15 @@ Blood cells (BCCD: 205 images for training, 87 for validation, 72 for the test),
 
 | suppression | mAP | AP50 | AP75 |
 |---|---|---|---|
-| NMS IoU .6, score threshold .01, as above | .596 | .911 | .669 |
-| NMS IoU .5, score threshold .1 | .592 | .904 | .665 |
-| soft NMS, linear / Gaussian | .605 / .605 | .910 / .909 | |
-| weighted NMS / fusion | .601 / .584 | .912 / .888 | |
+| NMS IoU .6, score threshold .01, as above | .589 | .908 | .674 |
+| NMS IoU .5, score threshold .1 | .584 | .900 | .667 |
+| soft NMS, linear / Gaussian | .595 / .595 | .907 / .906 | .688 / .688 |
+| weighted NMS / fusion | .594 / .576 | .907 / .879 | .689 / .669 |
 
-In the first row, mAP is .483 for platelets, .601 for red cells and .704 for white cells.  Training
+In the first row, mAP is .483 for platelets, .589 for red cells and .694 for white cells.  Training
 took 31 minutes on 2 CPU cores of a shared machine; on an idle one, an epoch takes 52 s and its
-evaluation 5 s.  From scratch, `--size 256 320 --epochs 34 --vflip` gives mAP .444, AP50 .738 and
-AP75 .511 in 26 minutes.
+evaluation 5 s.  From scratch, `--size 256 320 --epochs 34 --vflip` gives mAP .445, AP50 .735 and
+AP75 .514 in 26 minutes.
 
 With the whole backbone frozen, training for 12 epochs with each of three seeds (`python -m
 benchmarks.experiments --names assigners`) gives mAP .494 (standard deviation .009), AP50 .892 and
@@ -105,6 +105,9 @@ class Config(AugmentOptions, BackboneOptions):
     stream: bool = False
     """read images from disk during training instead of holding them in memory; needs the package
     grain: pip install jaxdet[data]"""
+    image_cache: str = ""
+    """--stream: folder in which decoded and resized images are kept, height x width x 3 bytes each,
+    so that later epochs and runs need not decode them; several runs may share it; empty: none"""
     val_fraction: float = 0.1
     """fraction of the training images that is set aside for validation, if the data have no
     validation split"""
@@ -159,15 +162,16 @@ class Config(AugmentOptions, BackboneOptions):
     """iou, and tal before --tal-from: an anchor is assigned to the true box that it overlaps most
     if their IoU is at least this; a true box always gets its best anchor"""
     box_loss: Literal["ciou", "diou", "giou", "iou", "smooth_l1"] = "ciou"
-    """box loss; smooth_l1 compares offsets from anchors and needs --anchors-per-cell"""
+    """box loss: 1 minus CIoU, DIoU, GIoU or IoU, or the smooth L1 loss of offsets from anchors
+    (smooth_l1), which needs --anchors-per-cell"""
     classification_weight: float = 1.0
     """weight of the classification loss"""
     objectness_weight: float = 1.0
-    """weight of the objectness loss, which only --background objectness has"""
+    """weight of the objectness loss, which exists only with --background objectness"""
     box_weight: float = 5.0
     """weight of the box loss"""
     distance_weight: float = 1.5
-    """weight of the distribution focal loss (DFL), which --reg-max 1 does not have"""
+    """weight of the distribution focal loss (DFL), which exists only with --reg-max above 1"""
     multiscale: tuple[float, ...] = (1.0,)
     """factors of --size, of which each training step draws one; the scaled sides are rounded to
     multiples of 32 pixels, and a step is compiled for each factor"""
@@ -393,6 +397,7 @@ class _Data(NamedTuple):
     "size",
     "stream",
     "on_invalid",
+    "image_cache",
 )
 def _read_dataset(config: Any) -> _Data:
     from jaxdet.data import detection, formats
@@ -407,7 +412,8 @@ def _read_dataset(config: Any) -> _Data:
     max_boxes = config.max_boxes or detection.largest_box_count(samples)
     load = detection.load
     if config.stream:
-        load = partial(detection.stream, on_invalid=config.on_invalid)
+        options = {"on_invalid": config.on_invalid, "cache": config.image_cache}
+        load = partial(detection.stream, **options)
     height, width = config.size
     splits, notes, first = {}, [*dataset.notes], 0
     for name, own in samples.items():
