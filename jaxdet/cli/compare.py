@@ -189,7 +189,7 @@ def comparability_notes(
         return
     data = _differing_keys([one.data for one in evaluated])
     if data:
-        yield f"the runs do not have the same data; these differ: {', '.join(data)}"
+        yield f"the data of the runs differ in {', '.join(data)}"
     loss = _differing_keys([one.loss_options for one in evaluated])
     if loss:
         names = ", ".join(loss)
