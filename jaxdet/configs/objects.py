@@ -124,7 +124,8 @@ class Config(TrainConfig):
     flip: bool = True
     """flip half of the training images horizontally"""
     scale: tuple[float, float] = (0.8, 1.25)
-    """range of the random factor by which training images are scaled; 1 1: no scaling"""
+    """range of the random factor by which training images are scaled; 1 1 with --shift 0: no
+    scaling"""
     shift: float = 0.1
     """largest random translation of training images, as a fraction of the image's side; 0: none"""
     brightness_contrast: float = 0.3

@@ -248,7 +248,7 @@ def _at_label(cosines: Array, labels: Array, change: Callable[[jax.Array], jax.A
 
 
 def _is_label(labels, logits) -> jax.Array:
-    """Whether a class is the label of the row, [B, K]."""
+    """Mask [B, K]: whether a class is the label of the row."""
     return labels[:, None] == jnp.arange(logits.shape[1])[None]
 
 
