@@ -56,8 +56,8 @@ class TrainConfig:
     """images per evaluation step, over all devices; also called --test-batch"""
     steps_per_call: int = 0
     """training steps per call of the compiled program; signals, callbacks and the progress bar wait
-    for a call to end; 0: 1 on a CPU, with --stream and with several image sizes; otherwise as many
-    as take 50 ms"""
+    for a call to end; 0: one step on a CPU, and also with --stream or with several image sizes;
+    otherwise as many steps as take 50 ms"""
     devices: int = 0
     """number of devices; 0: all devices of this machine"""
     optimizer: Optimizer = "adamw"
@@ -73,11 +73,12 @@ class TrainConfig:
     decay_at: tuple[float, ...] = (0.5, 0.75)
     """piecewise: fractions of the run at which the learning rate is lowered"""
     lr_decay: float = 0.1
-    """piecewise, plateau: factor by which the learning rate is lowered"""
+    """piecewise, plateau: factor by which the learning rate is multiplied to lower it"""
     plateau_patience: int = 10
     """plateau: evaluations without improvement before the learning rate is lowered"""
     plateau_metric: Literal["loss", "score"] = "loss"
-    """plateau: value that is watched: validation loss (loss), or 1 - the score of --best (score)"""
+    """plateau: value that must fall, the validation loss (loss) or 1 minus the score of --best
+    (score)"""
     restart_period: int = 20
     """restarts: number of epochs of the first cosine"""
     restart_factor: int = 1
@@ -106,7 +107,7 @@ class TrainConfig:
     """evaluate before the first epoch"""
     count_operations: bool = False
     """after each epoch, print and record the additions, multiplications, maxima and operations per
-    second of its training and of its evaluation"""
+    second of the epoch's training and evaluation"""
     monitor: Literal["val", "test"] = "val"
     """splits that are evaluated during training: validation (val), or validation and test (test);
     test scores are only recorded: they do not select checkpoints or end the run"""
@@ -154,26 +155,28 @@ class AugmentOptions(TrainConfig):
     vflip: bool = False
     """flip half of the training images vertically"""
     scale: tuple[float, float] = (0.75, 1.3)
-    """range of the random scale of training images"""
+    """range of the random factor by which training images are scaled; 1 1 with --shift 0: no
+    scaling"""
     shift: float = 0.1
-    """largest random translation, as a fraction of a side"""
+    """largest random translation of training images, as a fraction of the image's side; 0: none"""
     crop_area: tuple[float, float] = (1.0, 1.0)
     """range of the area of random crops, as fractions of the image; half of the images are
     cropped"""
     rotate: float = 0.0
     """largest random rotation in degrees; half of the images are rotated"""
     brightness_contrast: float = 0.2
-    """largest random change of brightness and contrast, as a fraction"""
+    """random change of brightness, by at most this fraction of the range of pixel values, and of
+    contrast, by at most this fraction; 0: no change"""
     color_jitter: float = 0.2
-    """largest random change of saturation, as a fraction; a tenth of it is the largest rotation of
-    hue, in turns"""
+    """random change of saturation, by at most this fraction, and rotation of hue, by at most this
+    fraction of a tenth of a turn; 0: no change"""
     noise: float = 0.0
     """largest standard deviation of Gaussian noise, as a fraction of the range of pixel values"""
     cutout_holes: int = 0
     """number of gray rectangles that hide parts of a training image"""
     photometric: Literal["all", "random_order", "one", "some"] = "all"
     """which of brightness-contrast, color-jitter, noise and cutout an image gets: all in this
-    order, all in random order, one at random, or half of them at random"""
+    order, all in random order, one at random, or half of them (rounded up) at random"""
     mosaic: float = 0.0
     """probability that a training image is a mosaic of four"""
     mixup: float = 0.0
@@ -320,6 +323,7 @@ def check_to_train(config: TrainConfig) -> list[str]:
     }
     with_beta2 = ("adamw", "adam", "rmsprop")
     conditions["beta2"] = (config.optimizer in with_beta2, f"--optimizer {' or '.join(with_beta2)}")
+    conditions["image_cache"] = (getattr(config, "stream", False), "--stream")
     mixes = any(getattr(config, name, 0) for name in ("mosaic", "mixup"))
     conditions["close_mosaic_epochs"] = (mixes, "--mosaic or --mixup")
     ineffective = [
@@ -397,7 +401,7 @@ def check_notes(config: Any, notes: Sequence[str]) -> None:
 
 
 def check_starting_run(config: Any) -> None:
-    """Raise InputError for `weights` other than `run:DIR`, for networks without published ones."""
+    """Raise InputError for `weights` other than `run:DIR`, if the network has no published ones."""
     if config.weights and not config.weights.startswith(RUN):
         raise InputError(
             f"--weights must be the variables of another run, as {RUN}DIR, got {config.weights}"

@@ -73,7 +73,7 @@ def read_config(folder: str | Path, system: str = "") -> TrainConfig:
 
 
 def check_same(folder: str | Path, kept: TrainConfig, config: TrainConfig) -> None:
-    """Raise InputError if the options differ from those of a run to resume.
+    """Raise InputError if options differ from `kept`, those of the run in `folder` to be resumed.
 
     The options of `changeable` may differ and, with a time budget, the number of epochs.
     """
@@ -91,7 +91,8 @@ def check_same(folder: str | Path, kept: TrainConfig, config: TrainConfig) -> No
 
 def changeable(config: TrainConfig) -> dict[str, Any]:
     """The options that may change when a run is resumed, as {name: value}."""
-    names = ("steps_per_call", *(("on_invalid",) if getattr(config, "stream", False) else ()))
+    streamed = ("on_invalid", "image_cache") if getattr(config, "stream", False) else ()
+    names = ("steps_per_call", *streamed)
     return {name: getattr(config, name) for name in names}
 
 
@@ -102,7 +103,7 @@ def check_config(system: str, config: TrainConfig) -> None:
     if weights.startswith(RUN):
         run_dir.read_config(weights.removeprefix(RUN))
     elif weights and not pretrained.fetch(weights).is_file():
-        raise InputError(f"--weights must be a file, got {weights}")
+        raise InputError(f"--weights must be an existing file, got {weights}")
 
 
 def create(folder: str | Path, experiment: Experiment, *, overwrite: bool = False) -> run_dir.Lock:
@@ -203,7 +204,8 @@ def _check_scored(experiment: Experiment) -> None:
     if config.monitor not in scored:
         known = ", ".join(split for split in ("val", "test") if split in experiment.splits)
         raise InputError(
-            f"--monitor must be one of the evaluated splits of the data ({known or 'none'}), got "
+            f"--monitor {config.monitor} needs a split {config.monitor}, but the data have "
+            f"{known or 'neither val nor test'}; change --monitor, or split off images for "
             f"{config.monitor}"
         )
     needed = {

@@ -182,6 +182,9 @@ class Config(BackboneOptions):
     stream: bool = False
     """read images from disk during training instead of holding them in memory; needs the package
     grain: pip install jaxdet[data]"""
+    image_cache: str = ""
+    """--stream: folder in which decoded and resized images are kept, height x width x 3 bytes each,
+    so that later epochs and runs need not decode them; several runs may share it; empty: none"""
     identities: int = 0
     """number of identities to train on, in the order of their names; the remaining identities form
     the split others; 0: all"""
@@ -268,14 +271,15 @@ class Config(BackboneOptions):
     flip: bool = True
     """flip half of the training images horizontally"""
     scale: tuple[float, float] = (0.9, 1.1)
-    """range of the random factor by which training images are scaled; 1 1: no scaling"""
+    """range of the random factor by which training images are scaled; 1 1 with --shift 0: no
+    scaling"""
     shift: float = 0.06
     """largest random translation of training images, as a fraction of the image's side; 0: none"""
     rotate: float = 0.0
     """largest random rotation of training images, in degrees; 0: no rotation"""
     brightness_contrast: float = 0.2
-    """largest random change of brightness, as a fraction of white, and of contrast, as a fraction
-    of its value; 0: no change"""
+    """random change of brightness, by at most this fraction of the range of pixel values, and of
+    contrast, by at most this fraction; 0: no change"""
     cutout: float = 0.0
     """largest side of a random gray rectangle in each training image, as a fraction of the image's
     side; 0: no rectangle"""

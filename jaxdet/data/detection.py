@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdet.data import images, sources, threads
+from jaxdet.data import image_cache, images, sources, threads
 from jaxdet.data.images import ImageFile, Size
 from jaxdet.errors import InputError, printable
 from jaxdet.types import Array
@@ -302,13 +302,15 @@ def stream(
     *,
     first_id: int = 0,
     on_invalid: str = "skip",
+    cache: str | Path = "",
 ) -> tuple[sources.StreamSource, list[str]]:
     """The same as `load`, but with a `StreamSource`: for now, only headers of images are read.
 
-    on_invalid: what the source does with an image that turns out to be damaged later.
+    `on_invalid` says what the source does with an image that turns out to be damaged later, see
+    `StreamSource`.  `cache` is the folder of an `image_cache`, "" for no cache.
     """
-
     sizes = ArraySizes(height, width, max_boxes, _largest(samples))
+    read_image = image_cache.cached(images.read_letterboxed, cache)
 
     def check(sample: AnnotatedImage) -> tuple[bool | None, list[str]]:
         try:
@@ -321,7 +323,7 @@ def stream(
     kept, notes = _map_usable(samples, check)
 
     def read(number: int) -> dict[str, Any]:
-        row, faults = prepare(samples[number], sizes)
+        row, faults = prepare(samples[number], sizes, read_image)
         if row is None:
             raise InputError(faults[0])
         return {**row, "id": np.int32(first_id + number)}
@@ -335,11 +337,11 @@ def stream(
 
 
 def prepare(
-    sample: AnnotatedImage, sizes: ArraySizes
+    sample: AnnotatedImage, sizes: ArraySizes, read: Callable = images.read_letterboxed
 ) -> tuple[dict[str, np.ndarray] | None, list[str]]:
     """Read one image; return (its arrays as in `load`, or None if it cannot be used; notes)."""
     try:
-        image, size = images.read_letterboxed(sample.image, sizes.height, sizes.width)
+        image, size = read(sample.image, sizes.height, sizes.width)
     except InputError as error:
         return None, [f"{sample.name}: {error}"]
     row, notes = _prepare_boxes(sample, size, sizes)

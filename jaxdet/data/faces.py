@@ -25,7 +25,7 @@ class FaceDataset(NamedTuple):
 
 @cached_reader(
     *("root", "size", "identities", "val_fraction", "test_fraction", "train_fraction"),
-    *("split_seed", "stream", "on_invalid"),
+    *("split_seed", "stream", "on_invalid", "image_cache"),
 )
 def read_dataset(config: Any) -> FaceDataset:
     """Read the data set of a configuration of `faces`.
@@ -52,7 +52,8 @@ def read_dataset(config: Any) -> FaceDataset:
         samples["others"] = [sample for sample in every if sample.label in others]
     load = image_folder.load
     if config.stream:
-        load = partial(image_folder.stream, on_invalid=config.on_invalid)
+        options = {"on_invalid": config.on_invalid, "cache": config.image_cache}
+        load = partial(image_folder.stream, **options)
     splits, notes, first = {}, list(dataset.notes), 0
     for name, own in samples.items():
         names = dataset.classes if name == "others" else classes
@@ -70,7 +71,7 @@ def summarize(root: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def _split(config: Any, splits: Splits) -> Splits:
-    """Split the images: as the data are split if they have `train` and `val`, else at random.
+    """Return the splits of the data if there are `train` and `val`; otherwise split at random.
 
     An empty `val` is replaced by `train`, and an empty `test` by `val`.
     """
@@ -99,7 +100,7 @@ def _random_split(config: Any, splits: Splits) -> Splits:
 
 
 def _training_fraction(config: Any, samples: list[LabeledImage]) -> list[LabeledImage]:
-    """Draw a fraction of each identity's training images, at least one image.
+    """Draw a fraction of the training images of each identity, at least one of each.
 
     The images of a smaller fraction are a subset of those of a larger one.
     """

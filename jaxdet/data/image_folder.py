@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from jaxdet import pickles
-from jaxdet.data import detection, images, regular_files, sources, threads
+from jaxdet.data import detection, image_cache, images, regular_files, sources, threads
 from jaxdet.errors import InputError
 
 SPLITS = ("train", "val", "test")
@@ -117,12 +117,15 @@ def stream(
     *,
     first_id: int = 0,
     on_invalid: str = "skip",
+    cache: str | Path = "",
 ) -> tuple[sources.StreamSource, list[str]]:
     """The same as `load`, but with a `StreamSource`: for now, only headers of images are read.
 
-    on_invalid: what the source does with an image that turns out to be damaged later.
+    `on_invalid` says what the source does with an image that turns out to be damaged later, see
+    `StreamSource`.  `cache` is the folder of an `image_cache`, "" for no cache.
     """
     labels = _label_indices(samples, classes)
+    read_image = partial(image_cache.cached(images.read_resized, cache), side=side)
 
     def check(numbers: np.ndarray) -> list[str | None]:
         return [_attempt(samples[number], images.check_header)[1] for number in numbers]
@@ -130,7 +133,7 @@ def stream(
     usable, notes = _find_usable(samples, check)
 
     def read_record(number: int) -> dict[str, Any]:
-        result, fault = _attempt(samples[number], partial(images.read_resized, side=side))
+        result, fault = _attempt(samples[number], read_image)
         if fault:
             raise InputError(fault)
         return {"image": result[0], "label": labels[number], "id": np.int32(first_id + number)}
@@ -306,7 +309,7 @@ def _read_tar(path: Path) -> tuple[dict[Folder, dict[str, File]], tuple[str, ...
         for member in tar:
             names = tuple(name for name in member.name.split("/") if name not in ("", "."))
             if ".." in names or member.name.startswith("/"):
-                notes.append(f"{path}: {member.name!r} leads out of the archive")
+                notes.append(f"{path}: {member.name!r} leads out of the archive, left out")
             elif not any(map(images.is_hidden, names)):
                 _add_member(files, names, member, content)
         end = slice(tar.offset, tar.offset + tarfile.BLOCKSIZE)

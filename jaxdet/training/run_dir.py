@@ -34,7 +34,8 @@ from jaxdet.types import Device
 SCHEMA = 2  # of config.json; raised when a field changes its name or meaning
 FORMER_FLAG = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-PATHS = ("root", "split_files", "weights")  # options that name a file or folder, which may move
+# Options that name a file or folder, which may move.
+PATHS = ("root", "split_files", "weights", "image_cache")
 CONFIG, METRICS, LOCK, STREAMS = "config.json", "metrics.jsonl", "lock", "streams.json"
 DRAFT = "run.partial"  # temporary name of a new run, if it must be built inside its folder
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # errors of file systems without locks
@@ -160,10 +161,10 @@ def check_vacant(folder: str | Path, *, overwrite: bool = False) -> None:
 
 
 class Lock:
-    """An exclusive lock for writing into a run folder, held until released or the process ends.
+    """An exclusive lock for writing to a run folder, held until released or until the process ends.
 
     Raises InputError, which names the owner, if another process holds it.  Reading needs no lock.
-    On a file system without locks, nobody is kept out.
+    On a file system without locks, no process is kept out.
     """
 
     def __init__(self, folder: str | Path):
@@ -441,11 +442,11 @@ def environment(devices: Sequence[Device]) -> dict[str, Any]:
 
 
 def environment_changes(folder: str | Path, devices: Sequence[Device]) -> list[str]:
-    """Changes that make a resumed run differ in the last bits, such as "threads 16, now 2".
+    """Changes since a run was written that affect the last bits, such as "threads 16, now 2".
 
     The number of threads and the options of the compiler matter on a CPU only.
     """
-    alone = {"processes": 1}
+    alone: dict[str, Any] = {"processes": 1}
     before = alone | _flag_as_option(read_environment(folder))
     now = alone | environment(devices)
     on_cpu = {"threads", "compiler_options"} if devices[0].platform == "cpu" else set()
@@ -562,7 +563,7 @@ def scored_splits(line: Mapping[str, Any]) -> list[str]:
 
 
 def score_value(scores: Mapping[str, Any], name: str) -> float:
-    """The score called `name`; InputError, about `--best`, if there is no such number."""
+    """The score called `name`.  Raises InputError, which names `--best`, if there is none."""
     value: Any = scores.get(name)
     if not tables.is_number(value):
         known = ", ".join(key for key, each in scores.items() if tables.is_number(each))

@@ -207,6 +207,7 @@ def test_a_run_of_an_earlier_version_gives_the_same_embeddings(place):
 def test_a_stream_of_images_trains_to_the_same_scores(place, trained):
     pytest.importorskip("grain")
     words = ["--root", trained / "train", *WORDS, "--stream", "--out", "streamed"]
+    words += ["--image-cache", "cache"]
     assert main("train", "faces", *words) == 0
     one, other = (
         [line["val"] for line in run_dir.read_metrics(run)] for run in ("run", "streamed")

@@ -149,6 +149,18 @@ def test_streamed_batches_equal_those_in_memory(both, caplog):
 
 
 @needs_grain
+def test_streamed_batches_are_the_same_from_an_image_cache(both, tmp_path):
+    held, _, root = both
+    found = formats.read(str(root)).splits["train"]
+    index = sampler.shuffled_batches(0, 1, len(held), 2)
+    for _ in range(2):  # written, and read
+        streamed, _ = detection.stream(found, *SIZE, 5, first_id=3, cache=tmp_path / "cache")
+        for row, batch in zip(index, streamed.batches(index), strict=True):
+            same(held[row], batch)
+    assert len([*tmp_path.rglob("*.rgb")]) == len(held)
+
+
+@needs_grain
 def test_first_reads_records_into_memory(both):
     held, streamed, _ = both
     assert len(streamed) == len(held) and not streamed.arrays

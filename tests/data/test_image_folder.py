@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jaxdet.data import image_folder
+from jaxdet.data.sources import UnreadableError
 from jaxdet.errors import InputError
 from tests.datasets import (
     below,
@@ -233,7 +234,7 @@ def test_a_name_that_leads_out_of_a_tar_file_is_noted_and_left_out(tmp_path, nam
     path = tmp_path / "data.tar"
     path.write_bytes(encode_tar(TREE, [member(name)]))
     found = image_folder.read(path)
-    assert found.notes == (f"{path}: {name!r} leads out of the archive",)
+    assert found.notes == (f"{path}: {name!r} leads out of the archive, left out",)
     assert names(found) == {"all": ["cat/a.png", "cat/b.png", "dog/1.png"]}
     assert os.listdir(tmp_path) == ["data.tar"]
 
@@ -379,13 +380,19 @@ def test_a_stream_equals_the_data_in_memory(put):
         same(batch, held[row])
 
 
-def test_reading_a_damaged_image_from_a_stream_names_it(put):
+def test_a_damaged_image_of_a_stream_is_an_error_or_replaced_by_one_of_its_class(put, caplog):
     pytest.importorskip("grain")
     found = image_folder.read(put(TREE | {"cat/c.png": A[: len(A) // 2]}))
-    streamed, notes = image_folder.stream(found.splits["all"], found.classes, 5)
-    assert not notes and len(streamed) == 4
-    with pytest.raises(InputError, match=r"cat/c\.png: .*not a readable image.*remove it") as e:
-        list(streamed.batches(np.arange(4)[None]))
+    samples, classes = found.splits["all"], found.classes
+    strict, notes = image_folder.stream(samples, classes, 5, on_invalid="error")
+    assert not notes and len(strict) == 4
+    with pytest.raises(UnreadableError, match=r"cat/c\.png: .*not a readable image") as e:
+        list(strict.batches(np.arange(4)[None]))
     assert "\n" not in str(e.value)
+    streamed, _ = image_folder.stream(samples, classes, 5)
+    (batch,) = streamed.batches(np.arange(4)[None])
+    np.testing.assert_array_equal(batch["label"], streamed.labels)
+    (damaged,) = np.flatnonzero(batch["id"] != np.arange(4))
+    assert streamed.names[damaged] == "cat/c.png" and "cat/c.png" in caplog.text
     with pytest.raises(InputError, match="none of 1 images can be used"):
         image_folder.stream([found.splits["all"][0]._replace(image=Path("gone"))], found.classes, 5)

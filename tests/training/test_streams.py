@@ -118,10 +118,12 @@ def test_images_must_be_those_that_the_run_began_with(tmp_path):
         runs.with_kept_streams(tmp_path / "run", experiment)
 
 
-def test_only_a_streamed_run_may_change_on_invalid_when_it_is_resumed():
+def test_only_a_streamed_run_may_change_options_of_reading_when_it_is_resumed():
     kept = detect.Config(stream=True, on_invalid="error")
-    runs.check_same("run", kept, replace(kept, on_invalid="skip", steps_per_call=3))
-    assert runs.changeable(kept) == {"steps_per_call": 0, "on_invalid": "error"}
+    changed = replace(kept, on_invalid="skip", steps_per_call=3, image_cache="/new")
+    runs.check_same("run", kept, changed)
+    options = {"steps_per_call": 0, "on_invalid": "error", "image_cache": ""}
+    assert runs.changeable(kept) == options
     kept = replace(kept, stream=False)
     with pytest.raises(InputError, match="--on-invalid skip differs from error"):
         runs.check_same("run", kept, replace(kept, on_invalid="skip"))
