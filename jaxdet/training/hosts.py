@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax._src import distributed  # barriers and values of the coordinator have no public name
 from jax.experimental import multihost_utils
@@ -370,7 +371,7 @@ def broadcast(tree: Tree) -> Tree:
     if count() == 1:
         return tree
     leaves, structure = jax.tree.flatten(tree)
-    keys = [jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves]
+    keys = [jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves]
     arrays = [
         np.asarray(jax.random.key_data(leaf) if is_key else leaf)
         for leaf, is_key in zip(leaves, keys, strict=True)

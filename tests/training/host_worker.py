@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -35,16 +36,16 @@ def experiment(devices):
     The sum of the bits of the augmented images is a loss term, which is exact in float32.
     """
     line = line_experiment(devices=devices)
+    task: Any = line.task
 
     def loss(variables, batch, key, context):
         without_dropout = context._replace(train=False)
-        total, (stats, terms) = line.task.loss(variables, batch, key, without_dropout)
+        total, (stats, terms) = task.loss(variables, batch, key, without_dropout)
         bits = jax.lax.bitcast_convert_type(batch["image"], np.uint32) & 0xFFF
         return total, (stats, terms | {"bits": bits.astype(np.float32).sum()})
 
     metadata = {"classes": ["0"], "input": [1, 1, 1]}
-    task = line.task._replace(loss=loss)
-    return replace(line, task=task, name="digits", metadata=metadata)
+    return replace(line, task=task._replace(loss=loss), name="digits", metadata=metadata)
 
 
 if __name__ == "__main__":

