@@ -13,11 +13,13 @@ from jaxdet.cli import common, operating_point
 from jaxdet.cli.options import Eval
 from jaxdet.data import detection
 from jaxdet.errors import InputError
-from jaxdet.metrics import average_precision
+from jaxdet.metrics import average_precision, calibration
 from jaxdet.metrics import detection as detection_metrics
+from jaxdet.metrics import operating_point as operating_points
 from jaxdet.metrics.bootstrap import LEVEL, interval
 from jaxdet.profiling import timing
 from jaxdet.training.evaluator import bootstrap, cost_summary
+from jaxdet.types import Array
 
 ALL = ("train", "val", "test")  # the splits that `--split all` evaluates
 MAX_CLASSES = 20  # with more classes, the confusion is not printed
@@ -60,6 +62,11 @@ def run(options: Eval) -> int:
             matches = average_precision.match(rows, len(run.classes))
             threshold = options.score_threshold or detection_metrics.SCORE_THRESHOLD
             operating_point.add_rates(scores["labels"], matches, threshold)
+            boxes = operating_points.scored_boxes(matches, threshold)
+            scores["ece"] = calibration.expected_calibration_error(*boxes)
+            if options.plots:
+                title = f"boxes with scores from {threshold:g}, ECE {scores['ece']:.3f}"
+                _draw_reliability(boxes, options.plots / split / "reliability.png", title)
             names = experiment.splits[split].names
             images += operating_point.image_rows(split, names, matches, threshold)
         if options.bootstrap:
@@ -117,6 +124,13 @@ def _find_report(system: str) -> Callable[[dict[str, Any], str], str]:
     if report is None:
         raise InputError(f"--report needs a run of objects or detect, got a run of {system}")
     return report
+
+
+def _draw_reliability(boxes: tuple[Array, Array], path: Path, title: str) -> None:
+    """Draw the reliability of (scores, whether each is right)."""
+    from jaxdet.plots import detection as detection_plots
+
+    detection_plots.reliability(calibration.reliability(*boxes), path, title=title)
 
 
 def _draw(rows: dict[str, Any], scores: dict[str, Any], classes: tuple[str, ...], folder: Path):

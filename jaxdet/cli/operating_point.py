@@ -14,7 +14,7 @@ from jaxdet import api, files, tables
 from jaxdet.cli import common
 from jaxdet.cli.options import Eval
 from jaxdet.errors import InputError
-from jaxdet.metrics import average_precision, operating_point
+from jaxdet.metrics import average_precision, calibration, operating_point
 from jaxdet.metrics.average_precision import Matches
 from jaxdet.training.experiment import Experiment
 
@@ -60,13 +60,20 @@ def run(options: Eval) -> int:
     content = Thresholds(rule=rule, step=run.step, all=named.pop(ALL), classes=named)
     files.write_json(Path(options.run) / FILE, content)
     found = {split: _table(own, chosen, run.classes) for split, own in matches.items()}
+    boxes = {split: operating_point.scored_boxes(own) for split, own in matches.items()}
+    temperature = calibration.fit_temperature(*boxes["val"])
+    errors = {split: _calibration_errors(*own, temperature) for split, own in boxes.items()}
     if options.json:
-        print(json.dumps({**content, **found}))
+        calibrated = {"temperature": temperature, "ece": errors}
+        print(json.dumps({**content, **calibrated, **found}))
         return 0
     for split, rows in found.items():
         where = "chosen here" if split == "val" else "chosen on val"
         print(f"{split} split, checkpoint of step {run.step}, thresholds {where} by {rule}:\n")
         print(f"{tables.aligned(rows, COLUMNS)}\n")
+    print(f"calibration error (ECE) of all boxes, at temperature {temperature:.4g}, fitted on val:")
+    for split, (before, after) in errors.items():
+        print(f"  {split}: {before:.4f}, with the temperature {after:.4f}")
     print(f"wrote {Path(options.run) / FILE}; apply it with predict --score-threshold chosen")
     return 0
 
@@ -120,6 +127,17 @@ def read(run: api.Run) -> np.ndarray:
             f"{path} was chosen for the checkpoint of step {content['step']}, not {run.step}"
         )
     return np.array([math.inf if each is None else each for each in found])
+
+
+def _calibration_errors(
+    scores: np.ndarray, correct: np.ndarray, temperature: float
+) -> tuple[float, float]:
+    """Calibration errors of scores as they are, and at a temperature."""
+    calibrated = calibration.apply_temperature(scores, temperature)
+    before, after = (
+        calibration.expected_calibration_error(each, correct) for each in (scores, calibrated)
+    )
+    return before, after
 
 
 def _match(run: api.Run, experiment: Experiment, split: str) -> Matches:

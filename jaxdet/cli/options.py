@@ -130,7 +130,8 @@ class Eval(Restored):
     """
 
     plots: Path | None = None
-    """folder for plots: the confusion matrix; detect: also precision-recall curves and mAP"""
+    """folder for plots: the confusion matrix; detect: also precision-recall curves, mAP
+    and reliability"""
     per_image: Path | None = None
     """detect: CSV file to write: the numbers of correct boxes (tp), wrong boxes (fp) and missed
     objects (fn) of each image, for scores of at least --score-threshold (default: .25)"""

@@ -73,6 +73,12 @@ def per_image(matches: Matches, thresholds: np.ndarray) -> dict[str, np.ndarray]
     return {"tp": right, "fp": wrong, "fn": matches.objects.sum(1) - right}
 
 
+def scored_boxes(matches: Matches, threshold: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """(scores, whether each is right) of all boxes with a score of at least `threshold`."""
+    kept = matches.counted[0] & (matches.score >= threshold)
+    return matches.score[kept], matches.hit[0][kept]
+
+
 def _choose_one(matches: Matches, k: int, objects: int, rule: str) -> float:
     score, counted = matches.score[k], matches.counted[0, k]
     ends = np.isfinite(score) & (score > np.append(score[1:], -np.inf))  # the last of equal scores

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
 
+from jaxdet.metrics.calibration import Reliability
 from jaxdet.plots import figures
 from jaxdet.types import Array
 
@@ -159,6 +160,21 @@ def precision_recall(
     axes.set(xlim=(0, 1), ylim=(0, 1.02))
     if known:
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    figures.save(figure, path)
+
+
+def reliability(found: Reliability, path: Path, *, title: str = "") -> None:
+    """Draw the accuracy of each bin of scores beside the diagonal of calibrated scores.
+
+    The size of a point shows how many scores the bin has.
+    """
+    figure, axes = figures.single("score", "fraction that is correct", size=(5, 4.5))
+    axes.plot([0, 1], [0, 1], color="gray", ls="--", lw=1, label="calibrated")
+    (line,) = axes.plot(found.score, found.accuracy, lw=1)
+    sizes = 10 + 150 * found.count / max(found.count.max(), 1)
+    axes.scatter(found.score, found.accuracy, sizes, color=line.get_color(), label="boxes")
+    axes.set(xlim=(0, 1), ylim=(0, 1), title=title)
+    axes.legend(loc="upper left")
     figures.save(figure, path)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxdet.metrics import calibration
 from jaxdet.plots import detection as detection_plots
 from jaxdet.plots import figures
 from jaxdet.plots import training as training_plots
@@ -144,6 +145,18 @@ def test_bars_have_their_values(tmp_path, monkeypatch):
     (axes,) = drawn[0].axes
     assert [bar.get_width() for bar in axes.patches] == [0.5, 0.25]
     assert not axes.lines
+    assert pixels(tmp_path / "a.png").any()
+
+
+def test_reliability_has_a_point_for_each_bin_that_is_not_empty(tmp_path, monkeypatch):
+    scores, correct = np.array([0.1, 0.15, 0.9]), np.array([True, False, True])
+    found = calibration.reliability(scores, correct, 4)
+    draw = partial(detection_plots.reliability, found, tmp_path / "a.png", title="t")
+    (axes,) = drawn_figure(monkeypatch, draw).axes
+    points = np.ma.filled(axes.collections[0].get_offsets(), np.nan)
+    np.testing.assert_allclose(
+        points[np.isfinite(points).all(1)], [[0.125, 0.5], [0.9, 1]], rtol=1e-6
+    )
     assert pixels(tmp_path / "a.png").any()
 
 
