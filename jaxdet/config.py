@@ -59,7 +59,7 @@ class TrainConfig:
     for a call to end; 0: one step on a CPU, and also with --stream or with several image sizes;
     otherwise as many steps as take 50 ms"""
     devices: int = 0
-    """number of devices; 0: all devices of this machine"""
+    """number of devices of each process; 0: all devices of its machine"""
     optimizer: Optimizer = "adamw"
     """AdamW, Adam, SGD with Nesterov momentum (sgd) or with plain momentum (momentum), or
     RMSprop"""

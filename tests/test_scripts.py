@@ -274,6 +274,25 @@ def test_job_ends_with_the_scores_of_its_run_or_sweep(tmp_path, kind):
     assert last == ends.get(kind, "compare out/seed=0/ out/seed=1/")
 
 
+def test_job_on_several_nodes_starts_a_process_on_each(tmp_path):
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    program(tmp_path / ".venv" / "bin" / "jaxdet", 'echo "$@"')
+    program(tmp_path / "srun", 'echo "srun $1 $2 $SRUN_CPUS_PER_TASK"; shift 2; "$@"')
+    variables = {
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_CPUS_PER_TASK": "8",
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+    }
+    words = ["bash", ROOT / "scripts" / "train.sbatch", "digits", "--out", "out"]
+    done = subprocess.run(
+        words, env={**os.environ, **variables}, check=True, capture_output=True, text=True
+    )
+    first, second, _ = done.stdout.splitlines()
+    assert first == "srun --ntasks-per-node=1 --kill-on-bad-exit=1 8"
+    assert second == "train digits --out out --resume --out out"
+
+
 def untimed(scores):
     """The scores that do not depend on the speed of the machine."""
     return {name: value for name, value in scores.items() if "second" not in name}

@@ -164,7 +164,8 @@ class Lock:
     """An exclusive lock for writing to a run folder, held until released or until the process ends.
 
     Raises InputError, which names the owner, if another process holds it.  Reading needs no lock.
-    On a file system without locks, no process is kept out.
+    On a file system without locks, only processes of the same host keep each other out, as far as
+    the file names one that runs.
     """
 
     def __init__(self, folder: str | Path):
@@ -196,9 +197,9 @@ def _open_locked(folder: Path) -> int:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno in WITHOUT_LOCKS:
-                return file
             owner = os.read(file, MAX_OWNER).decode(errors="replace") or "another process"
+            if error.errno in WITHOUT_LOCKS and not _runs_here(owner):
+                return file
             os.close(file)
             raise InputError(
                 f"{folder} is being trained by {printable(owner)}; wait for it, or choose another "
@@ -207,6 +208,18 @@ def _open_locked(folder: Path) -> int:
         if _is_at(path, file):
             return file
         os.close(file)  # meanwhile, its owner has removed it or moved its folder
+
+
+def _runs_here(owner: str) -> bool:
+    """Whether the owner of a lock is another process of this host that runs."""
+    found = re.fullmatch(r"process (\d+) on (.+)", owner)
+    if not found or found[2] != socket.gethostname() or int(found[1]) == os.getpid():
+        return False
+    try:
+        os.kill(int(found[1]), 0)
+    except OSError as error:
+        return error.errno != errno.ESRCH
+    return True
 
 
 def _is_at(path: Path, file: int) -> bool:
@@ -442,9 +455,10 @@ def environment(devices: Sequence[Device]) -> dict[str, Any]:
 
 
 def environment_changes(folder: str | Path, devices: Sequence[Device]) -> list[str]:
-    """Changes since a run was written that affect the last bits, such as "threads 16, now 2".
+    """Changes of the environment, since a run was written, that affect the last bits of results.
 
-    The number of threads and the options of the compiler matter on a CPU only.
+    Each is text such as "threads 16, now 2".  The number of threads and the options of the compiler
+    matter on a CPU only.
     """
     alone: dict[str, Any] = {"processes": 1}
     before = alone | _flag_as_option(read_environment(folder))

@@ -3,6 +3,7 @@ import itertools
 import json
 import os
 import resource
+import socket
 import subprocess
 import sys
 from contextlib import contextmanager, suppress
@@ -242,11 +243,22 @@ def test_two_locks_in_one_process_exclude_each_other(run):
     run_dir.Lock(run).release()
 
 
-def test_a_file_system_without_locks_is_written_to_all_the_same(run, monkeypatch):
+def test_a_file_system_without_locks_is_refused_to_a_second_process_of_the_host(
+    run, holder, monkeypatch
+):
     def fail(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(run_dir.fcntl, "flock", fail)
+    with pytest.raises(InputError, match=f"is being trained by process {holder.pid} on "):
+        run_dir.Lock(run)
+    elsewhere = f"process {holder.pid} on another-host"
+    (run / "lock").write_text(elsewhere)
+    with run_dir.Lock(run):
+        pass
+    holder.kill()
+    holder.wait()
+    (run / "lock").write_text(f"process {holder.pid} on {socket.gethostname()}")
     with run_dir.Lock(run):
         pass
 
