@@ -112,7 +112,9 @@ def test_a_run_of_schema_1_is_not_resumed_and_stays_as_it_is(golden, tmp_path):
         kept["config"]["root"] = root
         (folder / "config.json").write_text(json.dumps(kept))
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    with pytest.raises(jaxdet.InputError, match="earlier version.* resumed: evaluate.*--weights run:DIR"):
+    with pytest.raises(
+        jaxdet.InputError, match="earlier version.* resumed: evaluate.*--weights run:DIR"
+    ):
         jaxdet.train(config, folder, resume=True)
     after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     changed = {path.name for path in before if before[path] != after[path]}

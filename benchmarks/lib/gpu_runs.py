@@ -307,7 +307,8 @@ def _run(*words: str) -> str:
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr or done.stdout).strip().splitlines()[-1:]
-        raise RuntimeError(f"{shlex.join(words[:4])}: {' '.join(last) or done.returncode}")
+        reason = " ".join(last) or f"exit code {done.returncode}"
+        raise RuntimeError(f"{shlex.join(words[:4])} failed: {reason}")
     return done.stdout
 
 

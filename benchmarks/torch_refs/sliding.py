@@ -68,7 +68,7 @@ def _to_conv(params):
 
 
 def _to_linear(convolution):
-    """A convolution over its whole input as a dense layer on flattened channels, rows, columns."""
+    """The dense layer, on inputs flattened from [C, k, k], that equals a k x k convolution."""
     weight = convolution.weight.flatten(1)  # [width, C k k]
     module = nn.Linear(weight.shape[1], weight.shape[0])
     module.load_state_dict({"weight": weight, "bias": convolution.bias})

@@ -43,6 +43,7 @@ from jaxdet.config import (
     check_minima,
     check_starting_run,
     check_train_fraction,
+    option,
     task_hparams,
 )
 from jaxdet.errors import InputError
@@ -306,10 +307,10 @@ def check(config: Config) -> None:
             f"--crop-padding must be from 0 to {MAX_PADDING} pixels, got {config.crop_padding}"
         )
     check_minima(config, mixup_alpha=0)
-    widths = config.channels + config.fc_widths
-    if min(widths, default=1) < 1:
-        got = " ".join(map(str, widths))
-        raise InputError(f"--channels and --fc-widths must be at least 1 each, got {got}")
+    for name in ("channels", "fc_widths"):
+        if min(getattr(config, name), default=1) < 1:
+            values = " ".join(map(str, getattr(config, name)))
+            raise InputError(f"each value of {option(name)} must be at least 1, got {values}")
     if config.model not in TUTORIALS and (config.channels or config.fc_widths or config.norm):
         raise InputError(
             f"--channels, --fc-widths and --norm need --model {' or '.join(TUTORIALS)}, got "

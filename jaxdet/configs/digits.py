@@ -208,7 +208,7 @@ def check(config: Config) -> None:
     for name in ("channels", "fc_widths"):
         if min(getattr(config, name), default=1) < 1:
             values = " ".join(map(str, getattr(config, name)))
-            raise InputError(f"{option(name)} must be at least 1 each, got {values}")
+            raise InputError(f"each value of {option(name)} must be at least 1, got {values}")
     check_minima(config, window=1, canvas=1, box_weight_start=0, class_weight=0)
     check_minima(config, max_detections=1)
     check_starting_run(config)

@@ -23,8 +23,8 @@ BoxLoss = Literal["mse", "smooth_l1", "giou", "diou", "ciou"]
 def iou(predicted: Array, target: Array) -> jax.Array:
     """One minus the IoU [...] of corner boxes [..., 4], broadcasting, in [0, 1].
 
-    Disjoint boxes and empty boxes give 1 without a gradient.  It is the linear form of the loss of
-    Yu et al. 2016, arXiv:1608.01471.
+    Disjoint boxes and empty boxes give 1 without a gradient.  This is the linear form of the IoU
+    loss of Yu et al. 2016, arXiv:1608.01471.
     """
     return 1 - boxes.iou(predicted, target, eps=EPS)
 

@@ -25,7 +25,7 @@ MAX_DETECTIONS = 100  # per image and class, as in COCO
 
 
 class Matches(NamedTuple):
-    """Predicted boxes of each class, the highest score first, padded to D; and object counts.
+    """Predicted boxes of each class, highest score first, padded to D boxes, and object counts.
 
     A box that matches a crowd is neither right nor wrong: its `counted` is False, as in padding.
     """
@@ -79,8 +79,8 @@ def match(rows: Rows, num_classes: int, iou_thresholds: np.ndarray = IOU_THRESHO
 def average_precision(matches: Matches, weights: Array) -> Array:
     """Average precision [I, K] over images with these weights [N]; NaN for absent classes.
 
-    It is COCO's: the mean precision at 101 recall levels.  With weights of 1 it is the usual one;
-    a weight of 2 counts an image twice.
+    As in COCO, it is the mean precision at 101 recall levels.  An image with a weight of 2 counts
+    twice; if all weights are 1, the result is the ordinary average precision.
     """
     of_boxes = weights[matches.image][None]  # [1, K, D]
     right = jnp.cumsum(of_boxes * (matches.hit & matches.counted), -1)  # [I, K, D]

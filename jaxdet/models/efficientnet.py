@@ -136,7 +136,7 @@ class EfficientNet(EfficientNetModule, layers.Freezable):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array | tuple[Array, ...]:
-        """Logits [B, classes] of images [B, H, W, C] or, for `classes` 0, maps, fine to coarse."""
+        """Logits [B, classes] of images [B, H, W, C]; if `classes` is 0, maps, fine to coarse."""
         stem, head = (
             n if self.fixed_ends else layers.round_to_8(n * self.width)
             for n in (STEM_CHANNELS, HEAD_CHANNELS)

@@ -92,7 +92,7 @@ class InvertedResidualNet(layers.Freezable):
     def __call__(
         self, x: Array, train: bool = False, dropout_scale: float | Array = 1.0
     ) -> Array | tuple[Array, ...]:
-        """Logits [B, classes] of images [B, H, W, C] or, for `classes` 0, maps, fine to coarse.
+        """Logits [B, classes] of images [B, H, W, C]; if `classes` is 0, maps, fine to coarse.
 
         `dropout_scale` multiplies the dropout rates.
         """

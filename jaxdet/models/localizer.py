@@ -85,13 +85,16 @@ class DenseBoxHead(necks.PyramidModule):
 
 
 class Localizer(nn.Module):
-    """A backbone, whose last map is pooled to side x side cells, a classifier, and a box branch.
+    """A backbone with two branches, a classifier and a box branch.
+
+    The classifier takes the last map of the backbone, pooled to side x side cells; so does the box
+    branch, unless `box_head` replaces it.
 
     features: constructor of the backbone, called with `axis_name` and `name`.
     hidden: widths of the hidden layers of both branches.
     rates: dropout rate after each hidden layer of the classifier.
     box_head: constructor of a box branch that takes all maps of the backbone, such as
-      `DenseBoxHead`; None is an `MLP` on the pooled map.
+      `DenseBoxHead`; None: an `MLP` on the pooled map.
     """
 
     features: Callable[..., nn.Module]

@@ -150,7 +150,7 @@ class MobileNet(MobileNetModule, layers.Freezable):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array | tuple[Array, ...]:
-        """Logits [B, classes] of images [B, H, W, C] or, for `classes` 0, maps, fine to coarse."""
+        """Logits [B, classes] of images [B, H, W, C]; if `classes` is 0, maps, fine to coarse."""
         stem = {"stride": 2, "train": self.stage_train(train, 0)}
         x = self.stop_frozen_gradient(self.conv_norm_act(x, self.stem, 3, "stem", **stem), 0, train)
         maps = []

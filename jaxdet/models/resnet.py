@@ -84,7 +84,7 @@ class ResNet(layers.Freezable):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array | tuple[Array, ...]:
-        """Logits [B, classes] of images [B, H, W, C] or, for `classes` 0, maps, fine to coarse."""
+        """Logits [B, classes] of images [B, H, W, C]; if `classes` is 0, maps, fine to coarse."""
         stem = {"stride": 2, "train": self.stage_train(train, 0)}
         x = self.conv_norm_act(x, self.width, 7, "stem", **stem)
         x = layers.max_pool(x, "stem_pool", kernel=3, stride=2, padding=1)

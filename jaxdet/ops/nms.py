@@ -167,7 +167,7 @@ def weighted_boxes_fusion(
 
 
 class _Clusters(NamedTuple):
-    """Running sums of P fused boxes, each over the boxes that joined it (its members)."""
+    """P fused boxes, each as running sums over the boxes that joined it, its members."""
 
     boxes: Array  # [P, 4] score-weighted sums
     weight: Array  # [P] sums of scores

@@ -266,7 +266,7 @@ def _summarize_layer(path, equations, report, recorder, weights):
 
 
 def _weights(params):
-    """{path of a module: {name: shape}} of its own parameters."""
+    """{path of a module: {name: shape}} of the parameters of each module itself."""
     found = defaultdict(dict)
     leaves: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(params)
     for (*path, name), leaf in leaves.items():

@@ -1,13 +1,13 @@
 """Several processes, usually one per host, that train one run together.
 
 JAX's distributed runtime connects them: collectives of the compiled step go over NCCL or gloo, and
-its coordinator, in process 0, has the barriers and small values by which the processes agree.  Each
-process reads its own rows of a batch; process 0, the main one, alone writes the run folder.  All
-processes call the functions of this module in the same order.  In a single process they cost
-nothing: `gather` returns its own value, and so on.
+its coordinator, in process 0, provides the barriers and the small values with which the processes
+agree.  Each process reads its own rows of a batch; only process 0, the main one, writes the run
+folder.  All processes must call the functions of this module in the same order.  In a single
+process they cost nothing: `gather`, for example, returns the value of that process.
 
-A process that ends or hangs is noticed by the others: each sets a beat every second, and a barrier
-has a time limit.
+The others notice when a process ends or hangs: each process gives a sign of life, called a beat,
+every second, and barriers have a time limit.
 """
 
 import atexit
@@ -64,7 +64,10 @@ class Peers:
         return ", ".join(f"process {each} on {self.names[each]}" for each in processes)
 
     def gather(self, value: str) -> list[str]:
-        """The values of all processes, in their order; `PeerError` if one does not come in time."""
+        """The values of all processes, in the order of the processes.
+
+        Raises `PeerError` if the value of a process does not come in time.
+        """
         if self.count == 1:
             return [value]
         call = next(self.calls)
@@ -79,7 +82,7 @@ class Peers:
         return [values[each] for each in sorted(values)]
 
     def explain(self, error: Exception, call: int | None = None) -> str:
-        """One line on a failed operation among processes, which names those that are missing."""
+        """One line about an operation among processes that failed; it names missing processes."""
         try:
             if line := self._reported():
                 return line
@@ -95,7 +98,7 @@ class Peers:
         return f"an operation among processes has failed: {str(error).splitlines()[0]}"
 
     def lost_coordinator(self) -> str:
-        """The line for a coordinator that does not answer."""
+        """The error line for a coordinator that does not answer."""
         return f"{self.name(0)}, which has the coordinator, has ended or cannot be reached"
 
     def silent(self, seconds: float) -> list[int]:
@@ -104,7 +107,7 @@ class Peers:
         return [each for each, (_, at) in sorted(self.seen.items()) if at < limit]
 
     def watch(self, lost: Callable[[str], Any]) -> None:
-        """Beat until closed; call `lost(line)` once another process fails, ends or hangs."""
+        """Give signs of life until closed; call `lost(line)` if a process fails, ends or hangs."""
         with ThreadPoolExecutor(1, "beats") as pool:
             for beat in itertools.count():
                 try:
@@ -118,7 +121,7 @@ class Peers:
                     lost(line)
 
     def _beat(self, beat: str) -> str:
-        """Give a sign of life; returns what is wrong with the others in one line, or ""."""
+        """Give a sign of life; returns one line about a process that is lost or hangs, or ""."""
         self.client.key_value_set(f"jaxdet/beats/{self.index}", beat, True)
         now, beats = time.monotonic(), self._values("beats")
         for each in set(range(self.count)) - {self.index}:
@@ -135,18 +138,21 @@ class Peers:
         return ""
 
     def _reported(self) -> str:
-        """The line of another process that has ended, or ""."""
+        """The line that another process reported when it ended, or ""."""
         reports = self._values("failed")
         return next((reports[each] for each in sorted(set(reports) - {self.index})), "")
 
     def _linger(self) -> float:
-        """Seconds for the others to hear of an end; with the main process, the coordinator ends."""
+        """Seconds that this process waits before it ends, so that the others hear of it.
+
+        The main process waits longer, because the coordinator ends with it.
+        """
         return 4 * BEAT if self.index == 0 else 2 * BEAT
 
     def report(self, error: BaseException, line: str) -> bool:
         """Tell the other processes that this one ends, and why.
 
-        Returns whether to say it here: not if the main process ends for the same reason.
+        Returns whether to print the reason here: False if the main process prints the same one.
         """
         told = [
             line if isinstance(error, PeerError) else f"{self.name(each)} has ended: {line}"
@@ -160,7 +166,7 @@ class Peers:
             return True
 
     def _values(self, folder: str) -> dict[int, str]:
-        """{process: its value} below a key of the coordinator."""
+        """{process: value} of the values that the coordinator holds in a folder."""
         pairs = self.client.key_value_dir_get(f"jaxdet/{folder}/")
         return {int(key.rpartition("/")[2]): value for key, value in pairs}
 
@@ -180,7 +186,8 @@ def initialize(
     """Join the other processes of a run, before anything uses a device.
 
     Args:
-        coordinator: host and port of process 0; "" asks Slurm or Open MPI for this and the numbers.
+        coordinator: host and port of process 0; "": Slurm or Open MPI tells this, and the number of
+            processes and of this process.
         num_processes: number of processes.
         process_id: number of this process, from 0.
         timeout: seconds to wait for another process, here and later.
@@ -228,9 +235,10 @@ def initialize(
 
 
 def _call_instead_of_abort(lost: Callable[[str], NoReturn]) -> None:
-    """Let `lost` end this process where the runtime, in one of its threads, would abort it.
+    """Call `lost` when the runtime aborts this process.
 
-    So it does, after lines of its own, when the coordinator ends or refuses this process.
+    When the coordinator ends or refuses this process, the runtime prints lines of its own and calls
+    `abort` in one of its threads.
     """
     global _abort_handler
     kind = ctypes.CFUNCTYPE(None, ctypes.c_int)
@@ -239,7 +247,7 @@ def _call_instead_of_abort(lost: Callable[[str], NoReturn]) -> None:
 
 
 def _check(coordinator: Any, num_processes: Any, process_id: Any, timeout: float) -> None:
-    """Raise InputError unless the options of `initialize` are all given, or none, and valid."""
+    """Raise InputError unless all or none of the options of `initialize` are given, and valid."""
     given = [each is not None for each in (coordinator, num_processes, process_id)]
     if any(given) and not all(given):
         raise InputError("--coordinator, --num-processes and --process-id must be given together")
@@ -260,9 +268,10 @@ def _check(coordinator: Any, num_processes: Any, process_id: Any, timeout: float
 
 
 def _launched_tasks() -> int:
-    """Number of tasks that `srun` or Open MPI has started together with this process, or 1.
+    """Number of tasks, including this process, that `srun` or Open MPI has started together.
 
-    The variables of a job script that `srun` has not started are not complete.
+    It is 1 for a process that neither has started, such as a job script itself, in which only some
+    of the variables are set.
     """
     for count, others in LAUNCHERS.items():
         if {count, *others} <= os.environ.keys():
@@ -281,6 +290,12 @@ def _visible_gpus() -> int:
     return len([*Path("/dev").glob("nvidia[0-9]*")])
 
 
+def check_single(what: str) -> None:
+    """Raise InputError if `srun` or Open MPI has started several tasks, for `what` of one process."""
+    if (tasks := _launched_tasks()) > 1:
+        raise InputError(f"{what} must be started in a single task, got {tasks} tasks")
+
+
 def count() -> int:
     """Number of processes that train the run."""
     return _peers.count
@@ -292,7 +307,7 @@ def is_main() -> bool:
 
 
 def barrier() -> None:
-    """Wait until all processes are here; `PeerError` if one does not come in time."""
+    """Wait until all processes are here.  Raises `PeerError` if one does not come in time."""
     _peers.gather("")
 
 
@@ -302,16 +317,19 @@ def agree(value: int) -> int:
 
 
 def agree_at_step(value: int) -> int:
-    """`agree`, once per call of the compiled step: from the first on, a hang has a time limit."""
+    """Like `agree`, for use once per call of the compiled step.
+
+    From the first use on, a process that does not come to its next step in time is ended.
+    """
     value = agree(value)
     _peers.stepped = time.monotonic()
     return value
 
 
 def from_main(fn: Callable[[], T]) -> T:
-    """What `fn()` returns, or the InputError that it raises, in the main process, in all of them.
+    """Call `fn` in the main process, and return its value, or raise its InputError, in all of them.
 
-    With several processes, the value must be what JSON can express.
+    With several processes, the value must be one that JSON can express.
     """
     if count() == 1:
         return fn()
@@ -329,7 +347,13 @@ def from_main(fn: Callable[[], T]) -> T:
 
 
 def check_same(what: str, value: Any) -> None:
-    """Raise InputError if a value, which JSON can express, differs between processes."""
+    """Raise InputError if a value differs between processes.
+
+    what: name of the value in the message.
+    value: anything that JSON can express.
+    """
+    if count() == 1:
+        return
     first, *others = [json.loads(text) for text in _peers.gather(json.dumps(value))]
     for process, other in enumerate(others, 1):
         if other != first:
@@ -343,12 +367,12 @@ def check_same(what: str, value: Any) -> None:
 
 
 def own_rows(index: np.ndarray) -> np.ndarray:
-    """The columns [S, B / processes] that this process reads of the rows `index [S, B]`."""
+    """The columns [S, B / processes] of the row indices `index` [S, B] that this process reads."""
     return np.split(index, count(), axis=1)[_peers.index]
 
 
 def gather_rows(rows: Tree, steps: int) -> Tree:
-    """Rows of all processes, in the order of one process.
+    """Rows of all processes, joined in the order that a single process would give them.
 
     rows: arrays [steps * b, ...] on the host, b rows of each batch.
     """
@@ -364,9 +388,9 @@ def gather_rows(rows: Tree, steps: int) -> Tree:
 
 
 def broadcast(tree: Tree) -> Tree:
-    """The arrays of the main process, bit for bit, in all processes: arrays on the host, and keys.
+    """The arrays and random keys of the main process, bit for bit, in all processes.
 
-    Types and shapes must be the same everywhere.
+    The arrays returned are on the host.  Types and shapes must be the same in all processes.
     """
     if count() == 1:
         return tree

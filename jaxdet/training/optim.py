@@ -1,4 +1,4 @@
-"""Learning-rate schedules and optimizers, as optax transformations whose numbers may be traced."""
+"""Learning-rate schedules and optimizers for optax, whose hyperparameters may be traced."""
 
 from collections.abc import Callable, Sequence
 from functools import partial

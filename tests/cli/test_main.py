@@ -162,7 +162,7 @@ REFUSED = {
         [*TRAIN, "--channels", "8", "8"],
         "--channels must be one value for each of 1 convolutions, got",
     ),
-    "no width": ([*TRAIN, "--channels", "0"], "--channels must be at least 1 each, got 0"),
+    "no width": ([*TRAIN, "--channels", "0"], "each value of --channels must be at least 1, got 0"),
     "batch": (
         [*TRAIN, "--devices", "4", "--batch", "63"],
         "--batch must be a positive multiple of 4.*got 63",

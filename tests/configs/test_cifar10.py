@@ -124,7 +124,7 @@ REFUSED = {
     "--crop-padding must be from 0 to 32 pixels, got -1": {"crop_padding": -1},
     "--crop-padding must be from 0 to 32 pixels, got 33": {"crop_padding": 33},
     "--mixup-alpha must be at least 0, got -1": {"mixup_alpha": -1.0},
-    "--channels and --fc-widths must be at least 1 each": {"channels": (0, 3)},
+    "each value of --channels must be at least 1, got 0 3": {"channels": (0, 3)},
     "--channels, --fc-widths and --norm need --model tutorial": {"norm": True, "model": "tiny"},
     "--activation needs a --model other than resnet20": {"activation": "elu", "model": "narrow"},
     "no CIFAR-10 in gone": {"root": "gone"},
