@@ -21,6 +21,7 @@ from jaxdet.errors import InputError
 from jaxdet.training import (
     checkpoint,
     experiment,
+    hosts,
     loop,
     memory,
     progress,
@@ -56,6 +57,7 @@ def run(
 
     `words` are options that all runs share.  A signal in `received` ends the training.
     """
+    hosts.check_single("a sweep")
     grid = resolve_grid(name, options, words, axes)
     _check(options, grid)
     titles = run_titles(name, options, grid)

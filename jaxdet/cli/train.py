@@ -8,13 +8,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import jax
+
 from jaxdet import api, runs, tables
 from jaxdet.cli import common, flags, signals
 from jaxdet.cli.options import Train
 from jaxdet.config import TrainConfig
-from jaxdet.errors import InputError, printable
+from jaxdet.errors import DeviceMemoryError, InputError, printable
 from jaxdet.training import hosts, progress, run_dir
+from jaxdet.training.loop import DivergedError
 from jaxdet.training.progress import Progress
+
+EXPECTED = (  # errors whose one line is enough
+    *(InputError, DivergedError, DeviceMemoryError, MemoryError, OSError),
+    *(hosts.PeerError, jax.errors.JaxRuntimeError, KeyboardInterrupt),
+)
 
 
 def run(
@@ -76,7 +84,7 @@ def _train(
 
 def _end_all(error: BaseException, options: Train) -> NoReturn:
     """End this process, one of several, because of an error, and tell the others."""
-    if options.debug:
+    if options.debug or not isinstance(error, EXPECTED):
         traceback.print_exception(error)
     line = hosts.report(error)
     code = 2 if isinstance(error, InputError | OSError) else 1

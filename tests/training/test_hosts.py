@@ -20,6 +20,7 @@ from jaxdet.errors import InputError
 from jaxdet.training import checkpoint, hosts, loop, run_dir
 from jaxdet.training import state as training_state
 from jaxdet.training.progress import Progress
+from tests.cli.test_main import main
 from tests.training import host_worker
 from tests.training.test_resume import metrics, outcome
 
@@ -171,6 +172,14 @@ def test_tasks_of_slurm_are_counted(monkeypatch, changes, tasks):
         if value is not None:
             monkeypatch.setenv(name, value)
     assert hosts._launched_tasks() == tasks
+
+
+def test_a_sweep_in_several_tasks_is_refused(monkeypatch, capsys, tmp_path):
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    assert main("train", "digits", "--seeds", "2", "--out", tmp_path / "sweep") == 2
+    assert "a sweep must be started in a single task, got 2 tasks" in capsys.readouterr().err
+    assert not (tmp_path / "sweep").exists()
 
 
 def test_an_invalid_number_of_tasks_is_refused(monkeypatch):
