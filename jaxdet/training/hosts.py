@@ -291,7 +291,7 @@ def _visible_gpus() -> int:
 
 
 def check_single(what: str) -> None:
-    """Raise InputError if `srun` or Open MPI has started several tasks: `what` needs a single one."""
+    """Raise InputError if `srun` or Open MPI has started more tasks than the one for `what`."""
     if (tasks := _launched_tasks()) > 1:
         raise InputError(f"{what} must be started in a single task, got {tasks} tasks")
 

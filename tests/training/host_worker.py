@@ -1,8 +1,8 @@
 """One of several processes that train a line: `python -m tests.training.host_worker WORDS`.
 
 WORDS are those of `jaxdet train digits`; the line takes the place of its data and network.  $AT is
-"STEP ACTION", what this process does to itself after a step.  $ROWS is a file for the indices of
-the rows that it reads, a line per batch.
+"STEP ACTION", what this process does to itself after a step.  $ROWS is a file for the ids of the
+images that it reads for training, a line per batch.
 """
 
 import os
@@ -21,6 +21,7 @@ from jaxdet.cli import main
 from jaxdet.errors import InputError
 from jaxdet.training import loop, parallel
 from tests.training.test_resume import line_experiment
+from tests.training.test_steps_per_call import streamed
 
 ACTIONS = {
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
@@ -60,13 +61,13 @@ if __name__ == "__main__":
             ACTIONS[action]()
 
     def noting_shard(rows, count):
-        if isinstance(rows, np.ndarray):
+        if "id" in rows:
             with Path(os.environ["ROWS"]).open("a") as file:
-                print(*rows, file=file)
+                print(*rows["id"], file=file)
         return shard(rows, count)
 
     api.run_training = lambda config, folder, **options: train(
-        experiment(config.devices), folder, **options
+        streamed(experiment(config.devices)), folder, **options
     )
     loop.Loop._after_call, parallel.shard = _after_call, noting_shard
     sys.exit(main.main(sys.argv[1:]))
