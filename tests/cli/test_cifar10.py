@@ -426,7 +426,7 @@ def test_a_report_notes_seconds_of_runs_that_shared_a_program():
     run = {"row": {"run": "a", "epochs": 2}, "config": Config()}
     for metrics, count in (([{}, {"together": 3}], 1), ([{}, {}], 0)):
         parts = list(report.differences([SimpleNamespace(**run, metrics=metrics)]))
-        assert len(parts) == count and all("up to 3 in all" in part for part in parts)
+        assert len(parts) == count and all("up to 3 runs in all" in part for part in parts)
 
 
 def test_the_limit_of_parameters_is_the_lowest_that_was_given():
