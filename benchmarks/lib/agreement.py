@@ -96,7 +96,7 @@ def sparse_signs(draw: np.random.Generator, shape: tuple[int, ...]) -> np.ndarra
 
 
 def check(cases: Sequence[Case]) -> list[dict[str, Any]]:
-    """A row per case: the windows of both forms, and whether they agree, predicted and measured."""
+    """A row per case: windows of both forms, and whether they agree, as predicted and measured."""
     return [_check_case(case) for case in cases]
 
 

@@ -27,7 +27,7 @@ Sampler = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 
 
 class NetPair(NamedTuple):
-    """The two forms of one network, with the same weights."""
+    """A network in sequential and in convolutional form, with the same weights."""
 
     sequential: SlidingNet
     variables: dict
@@ -49,7 +49,7 @@ class Workload(NamedTuple):
     images: np.ndarray  # [B, H, W, C]
     stride: int
     shape: tuple[int, int, int]  # images, rows and columns of windows
-    crops: dict[str, list[Crop]]  # of "loop" and "chunks"
+    crops: dict[str, list[Crop]]  # crops for the forms "loop" and "chunks"
 
 
 class PreparedForm(NamedTuple):
@@ -79,7 +79,7 @@ def build_pair(
 
 
 def window_grid(net: SlidingNet, shape: Sequence[int], stride: int) -> windows.Grid:
-    """The windows that slide over images [B, H, W, C] by `stride` pixels; shape: of the images."""
+    """The windows that slide by `stride` pixels over images of shape (B, H, W, C)."""
     return windows.grid((windows.conv(net.window, stride),), *shape[1:3])
 
 

@@ -112,7 +112,7 @@ class TinyBlock(CifarModule):
 
 
 class Tiny(CifarModule):
-    """A 3x3 stem, stages of a pooled convolution and residual blocks, and a scaled linear layer.
+    """A 3x3 stem, stages (a pooled convolution, then residual blocks), and a scaled linear layer.
 
     stem: channels of the stem.  widths: channels of each stage; each stage halves the map.
     entry: kernel size of each stage's first convolution.  depth: blocks in each stage.

@@ -57,7 +57,7 @@ class DataWait:
         self.calls.append(self.pool.submit(_time_when_ready, jnp.copy(step)))
 
     def restart(self) -> float:
-        """The seconds counted; begin again at 0."""
+        """Return the seconds counted, and begin again at 0."""
         seconds, self.seconds = self.seconds, 0.0
         return seconds
 

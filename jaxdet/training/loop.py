@@ -305,7 +305,10 @@ class Loop:
             self.read_terms()
 
     def evaluation_is_due(self) -> bool:
-        """Whether the state must be evaluated before the next step, once between two epochs."""
+        """Whether the state is at the end of an epoch and has not been evaluated there.
+
+        With `eval_first`, the start of the run, step 0, counts as the end of an epoch.
+        """
         if self.step % self.plan.epoch_steps or not (self.step or self.config.eval_first):
             return False
         return int(self.state.bookkeeping["evaluated"]) != self.step
@@ -399,7 +402,7 @@ class Loop:
             self.show.set_total(self.plan.steps * self.config.batch)
 
     def save(self, score: tuple[float, float] | None) -> None:
-        """Begin to write a checkpoint; without a score, only if this step has none yet."""
+        """Begin to write a checkpoint; if `score` is None, only if this step has no checkpoint yet."""
         self._checked_bookkeeping()
         self.saver.wait()
         absent = hosts.is_main() and self.step not in checkpoint.steps(self.folder)
@@ -483,7 +486,10 @@ class _SingleRun:
         self.loop = loop
 
     def step(self, batches: Sequence[Any]) -> None:
-        """Dispatch a call; wait for the first one, to report the time since the start."""
+        """Dispatch a call of the compiled program.
+
+        The first call is waited for, to report the time since the start of the program.
+        """
         loop, compiled = self.loop, self.loop.compiled
         sizes = [
             sampler.draw_size(loop.config.seed, loop.step + i, len(compiled.steps))

@@ -80,8 +80,8 @@ def _fitting_epochs(left: float, epoch: float, budget: float) -> int:
     """Number of epochs of `epoch` seconds in the `left` seconds; InputError if none fits."""
     if left < epoch:
         raise InputError(
-            f"--time-budget must leave {epoch:.0f} s for one epoch with its evaluation, got "
-            f"{budget:g}, which leaves {max(left, 0):.0f} s after the start"
+            f"--time-budget {budget:g} is too short: one epoch with its evaluation takes "
+            f"{epoch:.0f} s, and {max(left, 0):.0f} s are left after the start; raise it"
         )
     return int(left / epoch)
 
@@ -110,8 +110,8 @@ def _measure_step(compiled: "CompiledSteps", experiment: Experiment) -> tuple[fl
 class Clock:
     """The seconds that a run has used, compared with its time budget if it has one.
 
-    These are the wall time of all processes of the run.  `is_over` writes them to the run folder
-    every half minute, so that few are lost when a process is killed.
+    They are wall time, including that of earlier processes if the run was resumed.  `is_over`
+    writes them to the run folder every half minute, so that few are lost when a process is killed.
 
     before: seconds used so far, by earlier processes and by this one.
     """
