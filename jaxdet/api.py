@@ -35,7 +35,7 @@ from jaxdet.tasks.sliding_window import MultipleObjectsTask
 from jaxdet.training import checkpoint as checkpoints
 from jaxdet.training import hosts, loop, parallel, run_dir, time_budget
 from jaxdet.training import state as training_state
-from jaxdet.training.evaluator import Evaluator
+from jaxdet.training.evaluator import Evaluator, details
 from jaxdet.training.experiment import Experiment
 from jaxdet.training.progress import Callback, Progress
 from jaxdet.types import Array, EmbeddingTask, Tree
@@ -226,7 +226,10 @@ def load(
 
 
 def change_options(config: TrainConfig, options: dict[str, Any]) -> TrainConfig:
-    """Change options of a configuration; InputError for unknown options and for wrong types."""
+    """A copy of a configuration with changed options.
+
+    Raises InputError for an unknown option and for a value of the wrong type.
+    """
     known = {field.name for field in fields(config)}
     for name in options:
         if name not in known:
@@ -335,9 +338,10 @@ class Run:
         return found[0] if one else found
 
     def evaluate(self, split: str = "test", *, root: str = "", **options: Any) -> dict[str, Any]:
-        """Scores of a split; for `val`, they equal the scores that training logged at this step.
+        """Scores of a split, as `jaxdet eval` prints them.
 
-        They differ if `root` or `options` change the data or the predictions.
+        For `val`, the scores that training logged at this step are among them, with equal values
+        unless `root` or `options` change the data or the predictions.
 
         Args:
             split: "train", "val", "test", or another split of the system.
@@ -349,7 +353,7 @@ class Run:
         """
         experiment = self.with_data(root=root, **options)
         losses, rows = self.measure(experiment, split)
-        return {**losses, **experiment.task.report(rows)}
+        return {**losses, **details(experiment.task, rows, options.get("score_threshold"))}
 
     def export(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write a run folder for evaluation only: this checkpoint without the optimizer's state.
@@ -539,5 +543,7 @@ def _readable(image: Any) -> str | Path | bytes | Image.Image:
             )
         pixels = np.uint8(np.rint(pixels * 255))
     if pixels.dtype != np.uint8:
-        raise InputError(f"an image array must be uint8 or float, got {pixels.dtype}")
+        raise InputError(
+            f"an image array must be uint8 (0..255) or float (0..1), got {pixels.dtype}; convert it"
+        )
     return Image.fromarray(pixels)

@@ -12,14 +12,13 @@ from jaxdet import runs, tables
 from jaxdet.cli import common, operating_point
 from jaxdet.cli.options import Eval
 from jaxdet.data import detection
-from jaxdet.errors import InputError
+from jaxdet.errors import InputError, first_problem
 from jaxdet.metrics import average_precision, calibration
 from jaxdet.metrics import detection as detection_metrics
 from jaxdet.metrics import operating_point as operating_points
 from jaxdet.metrics.bootstrap import LEVEL, interval
 from jaxdet.profiling import timing
-from jaxdet.training.evaluator import bootstrap, cost_summary
-from jaxdet.types import Array
+from jaxdet.training.evaluator import bootstrap, cost_summary, details
 
 ALL = ("train", "val", "test")  # the splits that `--split all` evaluates
 MAX_CLASSES = 20  # with more classes, the confusion is not printed
@@ -43,8 +42,8 @@ def run(options: Eval) -> int:
     unusable = [n for n in detection.faults(experiment.notes) if detection.TRAINED_ON not in n]
     if unusable:
         common.warn(
-            f"{len(unusable)} images or rows of the data cannot be used and are not evaluated; "
-            f"first: {unusable[0]}"
+            f"{len(unusable)} images or rows of the data cannot be used and are not evaluated"
+            f"{first_problem(unusable)}"
         )
     if options.root:
         remarks = (note for note in experiment.notes if isinstance(note, detection.Remark))
@@ -57,18 +56,10 @@ def run(options: Eval) -> int:
         evaluator = run.evaluator(experiment, split)
         evaluator.compile(run.variables)
         (losses, rows), seconds = timing.timed(partial(common.measure, run, evaluator))
-        scores = {**losses, **experiment.task.report(rows)}
-        if run.system == "detect":
-            matches = average_precision.match(rows, len(run.classes))
-            threshold = options.score_threshold or detection_metrics.SCORE_THRESHOLD
-            operating_point.add_rates(scores["labels"], matches, threshold)
-            boxes = operating_points.scored_boxes(matches, threshold)
-            scores["ece"] = calibration.expected_calibration_error(*boxes)
-            if options.plots:
-                title = f"boxes with scores from {threshold:g}, ECE {scores['ece']:.3f}"
-                _draw_reliability(boxes, options.plots / split / "reliability.png", title)
+        scores = {**losses, **details(experiment.task, rows, options.score_threshold)}
+        if run.system == "detect" and (options.per_image or options.plots):
             names = experiment.splits[split].names
-            images += operating_point.image_rows(split, names, matches, threshold)
+            images += _inspect_boxes(options, run.classes, split, names, rows)
         if options.bootstrap:
             samples = bootstrap(experiment.task, rows, options.bootstrap)
             scores["intervals"] = {name: interval(values) for name, values in samples.items()}
@@ -126,11 +117,26 @@ def _find_report(system: str) -> Callable[[dict[str, Any], str], str]:
     return report
 
 
-def _draw_reliability(boxes: tuple[Array, Array], path: Path, title: str) -> None:
-    """Draw the reliability of (scores, whether each is right)."""
-    from jaxdet.plots import detection as detection_plots
+def _inspect_boxes(
+    options: Eval,
+    classes: tuple[str, ...],
+    split: str,
+    names: list[str] | None,
+    rows: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """Draw the reliability of the boxes of a split if --plots is given; return a row per image."""
+    given = options.score_threshold
+    threshold = detection_metrics.SCORE_THRESHOLD if given is None else given
+    matches = average_precision.match(rows, len(classes))
+    if options.plots:
+        from jaxdet.plots import detection as detection_plots
 
-    detection_plots.reliability(calibration.reliability(*boxes), path, title=title)
+        boxes = operating_points.scored_boxes(matches, threshold)
+        error = calibration.expected_calibration_error(*boxes)
+        title = f"boxes with scores from {threshold:g}, ECE {error:.3f}"
+        path = options.plots / split / "reliability.png"
+        detection_plots.reliability(calibration.reliability(*boxes), path, title=title)
+    return operating_point.image_rows(split, names, matches, threshold)
 
 
 def _draw(rows: dict[str, Any], scores: dict[str, Any], classes: tuple[str, ...], folder: Path):

@@ -78,13 +78,6 @@ def run(options: Eval) -> int:
     return 0
 
 
-def add_rates(labels: dict[str, dict[str, Any]], matches: Matches, threshold: float) -> None:
-    """Add precision, recall and F1 at a score threshold to the scores of each class."""
-    found = operating_point.rates(matches, np.full(len(labels), threshold))
-    for k, of_label in enumerate(labels.values()):
-        of_label |= {name: _known(values[k]) for name, values in found.items()}
-
-
 def image_rows(
     split: str, names: list[str] | None, matches: Matches, threshold: float
 ) -> list[dict[str, Any]]:

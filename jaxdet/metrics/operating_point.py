@@ -8,11 +8,15 @@ Boxes are right or wrong at the first IoU threshold of `matches`, .5.
 """
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from jaxdet.errors import InputError
-from jaxdet.metrics.average_precision import Matches
+from jaxdet.metrics import calibration
+from jaxdet.metrics.average_precision import Matches, match
+from jaxdet.metrics.detection import Rows
 
 RULE = re.compile(r"(f1)|(recall|precision)=(0?\.\d+|1(?:\.0*)?)")
 
@@ -73,10 +77,30 @@ def per_image(matches: Matches, thresholds: np.ndarray) -> dict[str, np.ndarray]
     return {"tp": right, "fp": wrong, "fn": matches.objects.sum(1) - right}
 
 
+def details(rows: Rows, classes: Sequence[str], threshold: float) -> dict[str, Any]:
+    """Scores of the boxes with a score of at least `threshold`.
+
+    `ece` is their expected calibration error; `labels` has the `precision`, `recall` and `f1` of
+    each class.  They are None without boxes, or for a class without objects.
+    """
+    matches = match(rows, len(classes))
+    found = rates(matches, np.full(len(classes), threshold))
+    labels = {
+        name: {key: _known(values[k]) for key, values in found.items()}
+        for k, name in enumerate(classes)
+    }
+    error = calibration.expected_calibration_error(*scored_boxes(matches, threshold))
+    return {"ece": _known(error), "labels": labels}
+
+
 def scored_boxes(matches: Matches, threshold: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """(scores, whether each is right) of all boxes with a score of at least `threshold`."""
     kept = matches.counted[0] & (matches.score >= threshold)
     return matches.score[kept], matches.hit[0][kept]
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
 
 
 def _choose_one(matches: Matches, k: int, objects: int, rule: str) -> float:

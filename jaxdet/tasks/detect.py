@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from jaxdet.data.normalize import IMAGENET, Normalization, normalize
 from jaxdet.losses import boxes as box_losses
-from jaxdet.metrics import average_precision
+from jaxdet.metrics import average_precision, operating_point
 from jaxdet.metrics import detection as detection_metrics
 from jaxdet.models.detector import DetectorOutput
 from jaxdet.ops import anchors, assign, boxes, nms
@@ -90,8 +90,8 @@ class DetectionTask:
     ) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
         """This device's contribution to the loss and to its terms.
 
-        Terms are sums over cells, divided by the sum of target scores, or by 1 if that is larger.
-        The term `positives` is the mean number of positive cells per image.
+        A loss term is a sum over cells, divided by max(1, sum of the target scores).  The term
+        `positives` is the mean number of positive cells per image.
         """
         images = normalize(batch["image"], self.normalization)
         output, stats = forward(key, self.net, variables, images, context)
@@ -144,6 +144,16 @@ class DetectionTask:
     def report(self, rows: dict[str, Array]) -> dict[str, Any]:
         """COCO's twelve scores, and mAP per class."""
         return detection_metrics.scores(rows, classes=self.classes)
+
+    def details(self, rows: dict[str, Array], threshold: float | None = None) -> dict[str, Any]:
+        """`report`, with the `ece` of all boxes, and precision, recall and F1 of each class.
+
+        These are scores of the boxes with a score of at least `threshold`; None: .25.
+        """
+        least = detection_metrics.SCORE_THRESHOLD if threshold is None else threshold
+        scores, found = self.report(rows), operating_point.details(rows, self.classes, least)
+        labels = {name: of | found["labels"][name] for name, of in scores["labels"].items()}
+        return {**scores, "ece": found["ece"], "labels": labels}
 
     def bootstrap(self, rows: dict[str, Array], resamples: int) -> dict[str, np.ndarray]:
         """`map`, `map50` and `map75` of resampled images, see `average_precision.bootstrap`."""

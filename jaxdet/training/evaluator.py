@@ -116,6 +116,15 @@ class Evaluator:
         return self.source.masked_batches(*map(hosts.own_rows, self.rows))
 
 
+def details(task: Task, rows: Batch, score_threshold: float | None = None) -> dict[str, Any]:
+    """The scores of a task: its report, or its `details` at a score threshold, where it has them.
+
+    rows: from `Evaluator.measure`.
+    """
+    own: Any = getattr(task, "details", None)
+    return own(rows, score_threshold) if own else task.report(rows)
+
+
 def bootstrap(task: Task, rows: Batch, resamples: int) -> dict[str, np.ndarray]:
     """Scores of a task on resampled images, {score: [resamples]}; the same images in every call.
 
