@@ -5,10 +5,12 @@
 `read` loads a whole set from its files into memory, as training does once; `records` takes one
 batch of records on the host, one by one; `files` decodes color PNG files of 480 x 640 pixels, as
 `jaxdet predict` does; `decode` reads and letterboxes JPEG files of that size, in one thread and in
-one per core; `stream` makes batches of the JPEG files with the reader of `--stream`. `gather` takes
-the rows of a batch from a set on the device, and `place` rotates, scales and places the digits of a
-batch, as every step of `digits` does. `gather, flip, crop, cutout` is the work of a step of
-`cifar10` before its network; `gather` alone and with one of the others is timed as well.
+one per core; `stream` makes batches of the JPEG files with the reader of `--stream`, also from an
+image cache. Beside it stand grain alone and PyTorch's `DataLoader`, which decode the files with
+Pillow, at full size, and resize them to the same size. `gather` takes the rows of a batch from a
+set on the device, and `place` rotates, scales and places the digits of a batch, as every step of
+`digits` does. `gather, flip, crop, cutout` is the work of a step of `cifar10` before its network;
+`gather` alone and with one of the others is timed as well.
 
 `--parts` chooses sources, files or augmentation. MNIST is read from $JAXDET_DATA/mnist; the set of
 tensorflow-datasets is noise, prepared for the purpose. A missing set becomes a row that says so.
@@ -30,10 +32,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.lib import harness, synthetic, units
+from benchmarks.torch_refs import loading
 from jaxdet import rng
 from jaxdet.configs import cifar10
-from jaxdet.data import digits, images, sampler
-from jaxdet.data.sources import StreamSource
+from jaxdet.data import digits, image_cache, images, sampler
+from jaxdet.data.sources import READ_THREADS, StreamSource
 from jaxdet.ops import augment
 from jaxdet.profiling import timing
 from jaxdet.types import Array, StepContext, Task
@@ -156,13 +159,53 @@ def time_threads(options: Options, folder: Path) -> Iterator[dict[str, Any]]:
             call = partial(_read_all, pool, read, chosen)
             title = f"decode, threads: {threads}"
             yield _row(name, title, len(chosen), call, options)
+    size = min(JPEG_FILES, options.batch)
     if find_spec("grain") is None:
         yield {"source": name, "operation": "stream", "note": "needs grain"}
-        return
-    source = StreamSource(lambda i: {"image": read(paths[i])[0]}, count)
-    index = np.arange(count).reshape(-1, min(JPEG_FILES, options.batch))
-    stream = partial(_last_batch, source, index)
-    yield _row(name, f"stream, batches of {index.shape[1]}", count, stream, options)
+    else:
+        cached = image_cache.cached(images.read_letterboxed, folder / "cache")
+        index = np.arange(count).reshape(-1, size)
+        for title, reader in {
+            f"stream, batches of {size}": read,
+            "stream, image cache": partial(cached, height=SIDE, width=SIDE),
+        }.items():
+            source = StreamSource(partial(_read_record, reader, paths), count)
+            _last_batch(source, index)  # fills the cache
+            yield _row(name, title, count, partial(_last_batch, source, index), options)
+        yield _row(name, "grain alone", count, partial(_last_of_grain, paths, size), options)
+    yield time_loader(options, name, paths, size, cores)
+
+
+def time_loader(
+    options: Options, name: str, paths: Sequence[Path], size: int, workers: int
+) -> dict[str, Any]:
+    """The row of PyTorch's `DataLoader` on the same files, with a worker process per core."""
+    title = f"PyTorch DataLoader, workers: {workers}"
+    if find_spec("torch") is None:
+        return {"source": name, "operation": title, "note": "PyTorch is not installed"}
+    from torch.utils.data import DataLoader
+
+    loader = DataLoader(
+        loading.LetterboxedFiles(paths, SIDE),  # pyright: ignore[reportArgumentType]
+        batch_size=size,
+        num_workers=workers,
+        multiprocessing_context="spawn",  # as jax has threads
+        persistent_workers=True,
+    )
+    return _row(name, title, len(paths), lambda: list(loader)[-1], options)
+
+
+def _read_record(read, paths, index):
+    return {"image": read(paths[index])[0]}
+
+
+def _last_of_grain(paths, size):
+    import grain
+
+    options = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=2 * size)
+    read = partial(loading.read_letterboxed, side=SIDE)
+    records = grain.MapDataset.source(paths).map(read)
+    return list(records.to_iter_dataset(options).batch(size))[-1]
 
 
 def _read_all(pool, read, paths):

@@ -103,7 +103,7 @@ def _is_coco(path: Path) -> bool:
 
 
 def _read_file(path: Path) -> _File:
-    content = regular_files.read_json(path)
+    content = regular_files.read_json(path, _without_polygons)
     keys = content.keys() if isinstance(content, dict) else set()
     missing = sorted({"images", "categories"} - set(keys))
     if missing:
@@ -116,6 +116,13 @@ def _read_file(path: Path) -> _File:
             raise InputError(f"{path}: {key} must be a list of objects, got {_shown(value)}")
     categories = _read_categories(content["categories"], path)
     return _File(path, content["images"], content.get("annotations") or None, categories)
+
+
+def _without_polygons(entry: dict[str, Any]) -> dict[str, Any]:
+    """An object of the file; one with a box loses its polygons, most of the memory of the file."""
+    if entry.get("bbox"):
+        entry.pop("segmentation", None)
+    return entry
 
 
 def _read_categories(categories: list[dict[str, Any]], path: Path) -> dict[int, str]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxdet.data import image_cache, images, sources, threads
 from jaxdet.data.images import ImageFile, Size
-from jaxdet.errors import InputError, printable
+from jaxdet.errors import InputError, first_problem, printable
 from jaxdet.types import Array
 
 SPLIT_ALIASES = {"training": "train", "valid": "val", "validation": "val", "dev": "val"}
@@ -218,11 +218,11 @@ def drop_repeated_images(
 
 def _drop_repeated_boxes(sample: AnnotatedImage) -> tuple[AnnotatedImage, list[str]]:
     """Keep equal boxes with equal labels once; return (image, notes)."""
-    rows = np.column_stack([sample.boxes, sample.labels, sample.crowd])
-    _, first = np.unique(rows, axis=0, return_index=True)
-    if len(first) == len(rows):
+    rows = np.column_stack([sample.boxes, sample.labels, sample.crowd]).tolist()
+    seen = {tuple(row): number for number, row in reversed([*enumerate(rows)])}
+    if len(seen) == len(rows):
         return sample, []
-    first = np.sort(first)
+    first = sorted(seen.values())
     columns = {name: getattr(sample, name)[first] for name in ("boxes", "labels", "crowd", "area")}
     count = len(rows) - len(first)
     note = f"{sample.name}: {count} of {len(rows)} boxes {REPEATED_BOX}, left out"
@@ -389,8 +389,7 @@ def _map_usable(
     notes = [note for of_image in faults for note in of_image]
     kept = [(number, result) for number, result in enumerate(results) if result is not None]
     if not kept:
-        first = f"; first: {notes[0]}" if notes else ""
-        raise InputError(f"none of {len(samples)} images can be used{first}")
+        raise InputError(f"none of {len(samples)} images can be used{first_problem(notes)}")
     return kept, notes
 
 

@@ -9,7 +9,7 @@ import io
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,11 +79,14 @@ def read_lines(path: str | Path) -> list[tuple[int, str]]:
     return [(number, line.strip()) for number, line in lines if line.strip()]
 
 
-def read_json(path: str | Path) -> Any:
-    """Read the value in a JSON file."""
+def read_json(path: str | Path, convert: Callable[[dict], Any] | None = None) -> Any:
+    """Read the value in a JSON file; each object in it is replaced by `convert(object)`, if given.
+
+    Objects inside an object are replaced before it.
+    """
     text = read_text(path, MAX_JSON)
     with reading(path, "JSON"):
-        return json.loads(text)
+        return json.loads(text, object_hook=convert)
 
 
 def read_yaml(path: str | Path) -> Any:

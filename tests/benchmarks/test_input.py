@@ -15,6 +15,7 @@ pytestmark = pytest.mark.long  # it runs and times whole programs
 CORES = len(os.sched_getaffinity(0))
 THREADS = [f"decode, threads: {count}" for count in sorted({1, CORES})]
 OPERATIONS = ["read", "records", "read", "read", "files", *THREADS, "stream, batches of 4"]
+OPERATIONS += ["stream, image cache", "grain alone", f"PyTorch DataLoader, workers: {CORES}"]
 OPERATIONS += ["gather", "place"]
 OPERATIONS += [
     "gather",
@@ -36,11 +37,12 @@ def rows(tmp_path):
 def test_every_source_and_operation_is_timed(tmp_path, monkeypatch, capsys):
     pytest.importorskip("tensorflow_datasets")
     pytest.importorskip("grain")
+    pytest.importorskip("torch")
     mnist(tmp_path / "mnist")
     monkeypatch.setenv("JAXDET_DATA", str(tmp_path))
     found = rows(tmp_path)
     assert [row["operation"] for row in found] == OPERATIONS
-    decoded = [4 * count for count in (*sorted({1, CORES}), CORES)]
+    decoded = [4 * count for count in (*sorted({1, CORES}), *[CORES] * 4)]
     counts = [1797, 4, 120, 500, input_benchmark.FILES, *decoded, *[4] * 7]
     assert [row["images"] for row in found] == counts
     for row in found:
@@ -56,7 +58,7 @@ def test_missing_source_is_a_row(tmp_path, monkeypatch, capsys):
     notes = {row["source"]: row["note"] for row in rows(tmp_path) if "note" in row}
     assert notes == {
         "MNIST, idx": "no data in $JAXDET_DATA/mnist",
-        "JPEG, 480 x 640": "needs grain",
+        "JPEG, 480 x 640": "PyTorch is not installed",
         "tensorflow-datasets, array_record": "not installed",
     }
     out = capsys.readouterr().out

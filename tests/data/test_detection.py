@@ -67,7 +67,7 @@ def test_load_clips_boxes_and_notes_those_left_out(tmp_path):
         "trained on",
         "gone.png: no such image",
     ]
-    with pytest.raises(InputError, match="none of 1 images can be used; first: gone.png"):
+    with pytest.raises(InputError, match="none of 1 images can be used; first problem: gone.png"):
         detection.load([gone], 32, 64, 2)
 
 
@@ -195,7 +195,7 @@ def test_a_stream_leaves_out_and_notes_the_same_as_memory(tmp_path):
     same(streamed.first(9).arrays, held.arrays)
     np.testing.assert_array_equal(streamed.take([1, 0]).arrays["id"], [6, 4])
     with pytest.raises(
-        InputError, match="none of 1 images can be used; first: gone.png: .*no such"
+        InputError, match="none of 1 images can be used; first problem: gone.png: .*no such"
     ):
         detection.stream(found[:1], *SIZE, 2)
     with pytest.raises(InputError, match="none of 0 images can be used"):
@@ -231,7 +231,7 @@ def test_on_invalid_error_refuses_unusable_boxes_of_a_stream(tmp_path, split):
     config = Config(root=str(tmp_path / "set"), size=SIZE, stream=True)
     (note,) = detection.faults(configs.build("detect", config).notes)
     assert note.startswith(f"{number}.png: box ") and note.endswith("has no area")
-    with pytest.raises(InputError, match=rf"{number}\.png: box .* has no area \(1 in total\)"):
+    with pytest.raises(InputError, match=rf"{number}\.png: box .* has no area \(problem 1 of 1\)"):
         configs.build("detect", replace(config, on_invalid="error"))
 
 
