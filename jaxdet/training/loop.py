@@ -402,7 +402,7 @@ class Loop:
             self.show.set_total(self.plan.steps * self.config.batch)
 
     def save(self, score: tuple[float, float] | None) -> None:
-        """Begin to write a checkpoint; if `score` is None, only if this step has no checkpoint yet."""
+        """Begin to write a checkpoint; without a score, only if this step has no checkpoint yet."""
         self._checked_bookkeeping()
         self.saver.wait()
         absent = hosts.is_main() and self.step not in checkpoint.steps(self.folder)
