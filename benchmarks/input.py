@@ -239,7 +239,7 @@ def time_augmentations(options: Options) -> Iterator[dict[str, Any]]:
         yield _row("CIFAR-10 size", ", ".join(["gather", *names]), options.batch, call, options)
 
 
-def augment_batch(task: Task, data: dict[str, Array], rows: Array) -> jax.Array:
+def augment_batch(task: Task, data: dict[str, Array], rows: Array) -> Array:
     """Images of a batch as the first training step gives them to the network."""
     context = StepContext(True, jnp.int32(0), jnp.int32(0), {})
     keys = rng.row_keys(jax.random.key(0), jnp.arange(len(rows)))
