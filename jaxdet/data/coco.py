@@ -180,14 +180,18 @@ def _read_split(
         unknown, unread = faults[image_id]
         image = detection.locate(folders, name)
         fields = {"size": size, "unknown": unknown, "unread": unread}
-        samples.append(
-            detection.annotated_image(image, objects[image_id], printable(name), image_id, **fields)
-        )
+        own = objects[image_id]
+        corners = boxes.from_xywh(np.array([each.box for each in own], float).reshape(-1, 4))
+        own = [each._replace(box=box) for each, box in zip(own, corners, strict=True)]
+        samples.append(detection.annotated_image(image, own, printable(name), image_id, **fields))
     return samples, notes
 
 
 def _parse_annotation(annotation: dict[str, Any], labels: dict[int, int]) -> BoxObject | str:
-    """Convert an annotation to an object, or return a description of its problem."""
+    """Convert an annotation to an object, or return a description of its problem.
+
+    The box of the object is still left, top, width and height.
+    """
     box = _parse_box(annotation)
     if box is None:
         shown = _shown(annotation.get("bbox"))
@@ -204,17 +208,17 @@ def _parse_annotation(annotation: dict[str, Any], labels: dict[int, int]) -> Box
             return f"{name} must be 0 or 1, got {_shown(value)}"
     area: Any = annotation.get("area")
     area = area if _is_number(area) and area >= 0 else None
-    return BoxObject(boxes.from_xywh(box), labels[category_id], any(crowd.values()), area)
+    return BoxObject(box, labels[category_id], any(crowd.values()), area)
 
 
-def _parse_box(annotation: dict[str, Any]) -> np.ndarray | None:
+def _parse_box(annotation: dict[str, Any]) -> Sequence[float] | np.ndarray | None:
     """Left, top, width and height [4] of an annotation's box or, without one, of its polygons.
 
     None if there is neither, or if the one to be used is malformed.
     """
     box = annotation.get("bbox")
     if isinstance(box, list) and len(box) == 4 and all(map(_is_number, box)):
-        return np.array(box, float)
+        return box
     polygons = annotation.get("segmentation")
     if box not in (None, []) or not isinstance(polygons, list) or not polygons:
         return None
