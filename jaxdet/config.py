@@ -396,7 +396,8 @@ def check_notes(config: Any, notes: Sequence[str]) -> None:
     """Raise InputError if there are `notes` on unusable data and `--on-invalid error` is given."""
     if notes and config.on_invalid == "error":
         raise InputError(
-            f"{notes[0]} ({len(notes)} in total); leave unusable data out with --on-invalid skip"
+            f"{notes[0]} (problem 1 of {len(notes)}); leave unusable data out with "
+            f"--on-invalid skip"
         )
 
 

@@ -1,5 +1,7 @@
 """Errors with a message for the user; importing this module does not import jax."""
 
+from collections.abc import Sequence
+
 
 class InputError(ValueError):
     """Bad input from the user: a one-line message with the cause, the place and the remedy."""
@@ -17,3 +19,8 @@ def printable(text: str, keep: str = "") -> str:
     return "".join(
         c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text
     )
+
+
+def first_problem(notes: Sequence[str]) -> str:
+    """The words "; first problem: NOTE", to end a message; "" if there are no `notes`."""
+    return f"; first problem: {notes[0]}" if notes else ""

@@ -57,6 +57,12 @@ def read_text(path: str | Path) -> str:
         raise ValueError(f"is not UTF-8 text (invalid byte at position {error.start})") from None
 
 
+def problem(error: OSError | ValueError) -> str:
+    """What is wrong with a file, to be written after its name: it cannot be read, or is damaged."""
+    what = "cannot be read" if isinstance(error, OSError) else "is damaged"
+    return f"{what} ({reason(error)})"
+
+
 def reason(error: OSError | ValueError) -> str:
     """The reason why a file cannot be read, without the name of the file."""
     text = error.strerror if isinstance(error, OSError) else str(error)

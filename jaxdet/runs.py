@@ -125,20 +125,30 @@ def with_kept_streams(folder: str | Path, experiment: Experiment) -> Experiment:
     """The experiment of a run to resume, whose streams have the images that the run began with.
 
     An image that cannot be read any more keeps its place in the order of an epoch.  Raises
-    InputError if images were added to the data, or removed from a folder without annotations.
+    InputError if images were added to the data, removed from a folder without annotations, or
+    are now in another order.
     """
     kept, splits = run_dir.read_streams(folder), dict(experiment.splits)
     for split, source in experiment.splits.items():
         if isinstance(source, sources.StreamSource) and split in kept:
             before, now = kept[split]["names"], source.every_name
             if before != now:
-                changed = sorted({*(before or ())} ^ {*(now or ())}) or ["their order"]
                 raise InputError(
-                    f"images of {split} must be those that the run in {folder} began with, "
-                    f"different: {changed[0]} ({len(changed)} in total)"
+                    f"images of {split} have changed since the run in {folder} began: "
+                    f"{_describe_change(before or (), now or ())}; restore them, or train a new "
+                    f"run with another --out"
                 )
             splits[split] = source.leaving_out(kept[split]["left_out"])
     return replace(experiment, splits=splits)
+
+
+def _describe_change(before: Sequence[str], now: Sequence[str]) -> str:
+    """What differs between two lists of image names: one name and counts, or only the order."""
+    missing, new = sorted({*before} - {*now}), sorted({*now} - {*before})
+    if not missing and not new:
+        return "their order differs"
+    example = f"{missing[0]} is missing" if missing else f"{new[0]} is new"
+    return f"{example} ({len(missing)} missing, {len(new)} new)"
 
 
 def _streams(experiment: Experiment) -> dict[str, run_dir.StreamedImages]:

@@ -2,7 +2,7 @@ import pytest
 from PIL import Image
 
 from jaxdet.cli.main import main
-from jaxdet.errors import printable
+from jaxdet.errors import first_problem, printable
 from tests.test_golden_runs import SCHEMA2
 
 NAMES = {
@@ -22,6 +22,11 @@ def test_printable_escapes_what_a_terminal_would_obey(name, shown):
 
 def test_printable_keeps_what_it_is_told_to_keep():
     assert printable("a\nb\x1b", keep="\n") == "a\nb\\x1b"
+
+
+def test_a_message_ends_with_the_first_of_several_problems():
+    assert first_problem(["a.png: empty", "b.png: empty"]) == "; first problem: a.png: empty"
+    assert first_problem([]) == ""
 
 
 @pytest.mark.parametrize("command", ["describe", "eval", "predict", "compare", "export"])

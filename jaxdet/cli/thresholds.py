@@ -55,14 +55,15 @@ def check_fits(threshold: Threshold, checkpoint_id: dict[str, Any], **options: s
         if found[name] != value:
             raise InputError(
                 f"{threshold.path}: threshold was found with --{name} {found[name]}, got --{name} "
-                f"{value}; find a threshold for it with `jaxdet verify dev`"
+                f"{value}; give --{name} {found[name]}, or find a threshold for --{name} {value} "
+                f"with `jaxdet verify dev`"
             )
     kept = found["checkpoint"]
     if (kept["step"], kept["manifest"]) != (checkpoint_id["step"], checkpoint_id["manifest"]):
         raise InputError(
             f"{threshold.path}: threshold was found with checkpoint {kept['step']} of run "
             f"{kept['run']!r}, got checkpoint {checkpoint_id['step']} of {checkpoint_id['run']!r}; "
-            f"find its threshold with `jaxdet verify dev`"
+            f"find a threshold for this checkpoint with `jaxdet verify dev`"
         )
     return threshold.value
 
@@ -104,7 +105,10 @@ def read_scores(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     scores = content["scores"]
     if not isinstance(scores, dict) or not {"part", "held_out_accuracy"} <= scores.keys():
-        raise InputError(f"{path}: has no scores on held-out images; run `jaxdet verify` again")
+        raise InputError(
+            f"{path}: has no scores on held-out images; write it again with `jaxdet verify dev "
+            f"--out` or `jaxdet verify test --truth ... --out`"
+        )
     return content
 
 

@@ -300,13 +300,13 @@ class Identification(NamedTuple):
 def identify(
     options: verify_options.Identify, embedder: Embedder, protocol: Protocol
 ) -> Identification:
-    """Compare all probes with the gallery; warn if the network was trained on its identities."""
+    """Compare all probes with the gallery; warn if training used some of its identities."""
     gallery, probes, true = protocol
     trained = sorted({*gallery.identities} & {*embedder.run.classes})
     if trained:
         common.warn(
             f"{len(trained)} of {len(gallery.identities)} known identities were in the training "
-            f"data, first: {trained[0]}; scores are valid only for identities unseen in training"
+            f"data, such as {trained[0]}; scores are valid only for identities unseen in training"
         )
     found = embedder.embed([*gallery.paths, *probes])
     count = len(gallery.paths)

@@ -16,7 +16,7 @@ import numpy as np
 from jaxdet.data import images, localization, sources
 from jaxdet.data.detection import Remark
 from jaxdet.data.localization import COLUMNS, Annotation
-from jaxdet.errors import InputError
+from jaxdet.errors import InputError, first_problem
 
 EXPECTED_COLUMNS = f"{COLUMNS} or file,label"
 LAYOUT = "expected LABEL/FILE, images/LABEL/FILE, or a table of file,label"
@@ -61,8 +61,7 @@ def read(root: str | Path, classes: Sequence[str], side: int) -> ExternalImages:
         _check_label(label, classes, str(path))
         rows.append(Annotation(label, "/".join(inside), None, str(path), path))
     if not rows:
-        first = f"; first: {notes[0]}" if notes else ""
-        raise InputError(f"{root}: no labeled images; {LAYOUT}{first}")
+        raise InputError(f"{root}: no labeled images; {LAYOUT}{first_problem(notes)}")
     source, faults = localization.load(rows, root, side, classes)
     boxed = int((source.arrays["boxes"] != np.float32(localization.NO_BOX)).any((1, 2)).sum())
     count = len(source)
@@ -78,7 +77,10 @@ def read(root: str | Path, classes: Sequence[str], side: int) -> ExternalImages:
 def _parse_row(
     words: list[str], location: str, *, root: Path, classes: Sequence[str]
 ) -> Annotation | str:
-    """Convert a row to an annotation, or return a description of the row's problem."""
+    """Convert a row to an annotation, or return a description of the row's problem.
+
+    Raises InputError for a label that is not in `classes`.
+    """
     if len(words) not in (2, 6):
         return f"{location}: must have columns {EXPECTED_COLUMNS}, got {len(words)} columns"
     file, *corners, label = words

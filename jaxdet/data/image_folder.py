@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxdet import pickles
 from jaxdet.data import detection, image_cache, images, regular_files, sources, threads
-from jaxdet.errors import InputError
+from jaxdet.errors import InputError, first_problem
 
 SPLITS = ("train", "val", "test")
 UNSPLIT = "all"  # the split of data without splits
@@ -75,8 +75,8 @@ def read(path: str | Path) -> ImageFolderDataset:
     """Read the data set in a folder or tar file; InputError if no class folder contains files."""
     found = find_classes(list_files(path))
     if not found.classes:
-        first = f"; first: {found.notes[0]}" if found.notes else ""
-        raise InputError(f"{path}: no class folder contains files; {LAYOUT}{first}")
+        problem = first_problem(found.notes)
+        raise InputError(f"{path}: no class folder contains files; {LAYOUT}{problem}")
     return found
 
 
@@ -248,8 +248,7 @@ def _find_usable(
     found = _map_chunks(faults, len(samples))
     notes = [fault for fault in found if fault]
     if len(notes) == len(samples):
-        first = f"; first: {notes[0]}" if notes else ""
-        raise InputError(f"none of {len(samples)} images can be used{first}")
+        raise InputError(f"none of {len(samples)} images can be used{first_problem(notes)}")
     return np.array([i for i, fault in enumerate(found) if not fault], np.int32), notes
 
 

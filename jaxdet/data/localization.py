@@ -19,7 +19,7 @@ import numpy as np
 from jaxdet.config import cached_reader
 from jaxdet.data import images, regular_files, sources, threads
 from jaxdet.data.images import Size
-from jaxdet.errors import InputError
+from jaxdet.errors import InputError, first_problem
 
 SPLIT_FILES = {"train": "training_data.csv", "val": "val_data.csv", "test": "test_data.csv"}
 COLUMNS = "file,x0,y0,x1,y1,label"
@@ -117,7 +117,8 @@ def summarize(root: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
     check_root(root)
     rows, notes = read_annotations(root)
     if not rows:
-        raise InputError(f"{root}: no valid rows{'; first: ' + notes[0] if notes else ''}")
+        problem = first_problem(notes)
+        raise InputError(f"{root}: the tables in annotations/ have no valid rows{problem}")
     classes = sorted({row.label for row in rows})
     source, faults = load(rows, root, THUMBNAIL_SIDE, classes)
     size, label = source.arrays["size"], source.arrays["label"]
@@ -157,8 +158,8 @@ def load(
         else:
             kept.append((first_id + number, row, *result))
     if not kept:
-        first = f"; first: {notes[0]}" if notes else ""
-        raise InputError(f"{root}: none of {len(annotations)} images can be used{first}")
+        problem = first_problem(notes)
+        raise InputError(f"{root}: none of {len(annotations)} images can be used{problem}")
     ids, rows, image, size = zip(*kept, strict=True)
     size = np.array(size, np.int32)
     corners = np.array([row.box or NO_BOX for row in rows], np.float32)

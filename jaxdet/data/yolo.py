@@ -161,7 +161,7 @@ def _read_names(content: dict[str, Any], path: Path) -> tuple[tuple[str, ...], i
     if any(isinstance(name, list | dict) for name in names):
         raise InputError(f"{path}: names must be strings, got {shown}")
     if isinstance(count, int) and count != len(names):
-        raise InputError(f"{path}: nc must be the number of names, {len(names)}, got {count}")
+        raise InputError(f"{path}: nc must be {len(names)}, the number of names, got {count}")
     return tuple(map(str, names)), first
 
 

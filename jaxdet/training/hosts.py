@@ -307,7 +307,7 @@ def is_main() -> bool:
 
 
 def barrier() -> None:
-    """Wait until all processes are here.  Raises `PeerError` if one does not come in time."""
+    """Wait until all processes have called this; raise `PeerError` if one does not in time."""
     _peers.gather("")
 
 

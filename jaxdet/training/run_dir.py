@@ -47,7 +47,7 @@ MAX_OWNER = 200  # longest text, in characters, about the owner of a lock
 
 
 class RunConfig(NamedTuple):
-    """The content of `config.json`, with the present names of options."""
+    """The content of `config.json`; former names of options are replaced by the present ones."""
 
     system: str
     config: dict[str, Any]  # fields of the configuration
@@ -128,7 +128,7 @@ class Seconds(TypedDict):
 
 
 def is_occupied(folder: str | Path) -> bool:
-    """Whether a path is a file, or a folder that holds more than a lock or an unfinished run."""
+    """Whether a path is a file, or a folder with anything but a lock or an unfinished run."""
     folder = Path(folder)
     if not folder.is_dir():
         return folder.exists()
@@ -408,11 +408,11 @@ def config_digest(folder: str | Path) -> str | None:
 
 
 def _read(path: Path, kind: Any) -> Any:
-    """The content of a JSON file of a run; InputError if it is damaged."""
+    """The content of a JSON file of a run; InputError if it is damaged or cannot be read."""
     try:
         return files.load_json(path, kind)
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged ({files.reason(error)}); {REMEDY}") from None
+        raise InputError(f"{path} {files.problem(error)}; {REMEDY}") from None
 
 
 def read_metadata(folder: str | Path) -> dict[str, Any]:
@@ -525,7 +525,7 @@ def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
     try:
         lines = files.read_text(path).split("\n")[:-1] if path.exists() else []
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged ({files.reason(error)}); {WITHOUT_METRICS}") from None
+        raise InputError(f"{path} {files.problem(error)}; {WITHOUT_METRICS}") from None
     metrics: list[dict[str, Any]] = []
     for number, text in enumerate(lines, 1):
         try:

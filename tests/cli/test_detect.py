@@ -673,7 +673,7 @@ def test_invalid_rows_stop_training_on_request(place, capsys):
     labels.write_text(labels.read_text() + "7 .5 .5 .1 .1\n")
     words = ["train", "detect", "--root", "data", *WORDS, "--out", "other"]
     assert main(*words, "--on-invalid", "error") == 2
-    assert "0.txt row 3: unknown class 7, must be 0 to 1 (1 in total)" in capsys.readouterr().err
+    assert "row 3: unknown class 7, must be 0 to 1 (problem 1 of 1)" in capsys.readouterr().err
 
 
 CHOICES = {

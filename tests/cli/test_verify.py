@@ -283,7 +283,7 @@ def test_test_and_pairs_make_the_pictures_of_dev(place, capsys):
 def test_known_identities_in_the_training_data_are_warned_of(place, capsys):
     """Of n1, n3 and n4, n1 was in it."""
     assert verify.dev(DEV) == 0
-    message = "1 of 3 known identities were in the training data, first: n1;"
+    message = "1 of 3 known identities were in the training data, such as n1;"
     assert message in capsys.readouterr().err
     shutil.rmtree("known/n1")
     assert verify.test(TEST) == 0

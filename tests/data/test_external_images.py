@@ -81,5 +81,5 @@ def test_an_unknown_label_is_refused(base, tmp_path, rows, place):
 
 def test_a_folder_without_labeled_images_is_refused(tmp_path):
     save_gradient(tmp_path / "a.jpg")
-    with pytest.raises(InputError, match="no labeled images; expected .*first: .*has no label"):
+    with pytest.raises(InputError, match="no labeled images; .*first problem: .*has no label"):
         read(tmp_path)

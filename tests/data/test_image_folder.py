@@ -190,7 +190,7 @@ def test_a_file_that_is_not_an_image_is_noted_and_left_out(put):
 def test_load_without_a_usable_image_or_with_an_unknown_class_is_refused(put):
     rows = image_folder.read(put({"cat/a.png": b"a", "cat/b.png": b"b"})).splits["all"]
     with pytest.raises(
-        InputError, match=r"none of 2 images can be used; first: .*data/cat/a.png: "
+        InputError, match=r"none of 2 images can be used; first problem: .*data/cat/a.png: "
     ):
         image_folder.load(rows, ["cat"], 8)
     with pytest.raises(InputError, match="none of 0 images can be used$"):

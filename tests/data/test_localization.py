@@ -406,7 +406,7 @@ def test_labeled_images_are_those_of_a_table(root, table):
 
 def test_load_without_a_usable_image_is_refused(root):
     rows = [Annotation("face", f"{name}.jpg", (0.0, 0.0, 1.0, 1.0), f"row {name}") for name in "xy"]
-    with pytest.raises(InputError, match="none of 2 images can be used; first: row x: .*no such"):
+    with pytest.raises(InputError, match="none of 2 .*; first problem: row x: .*no such"):
         localization.load(rows, root, 16, CLASSES)
     with pytest.raises(InputError, match="none of 0 images can be used$"):
         localization.load([], root, 16, CLASSES)
@@ -439,7 +439,7 @@ def test_a_summary_of_tables_without_valid_rows_is_refused(root, table):
     with pytest.raises(InputError, match="no valid rows$"):
         localization.summarize(root)
     write(table, "a.jpg,1,2,3,face")
-    with pytest.raises(InputError, match="no valid rows; first: .*row 1: .* got 5 columns"):
+    with pytest.raises(InputError, match="no valid rows; first problem: .*row 1: .* got 5 columns"):
         localization.summarize(root)
 
 

@@ -168,7 +168,7 @@ REFUSED_YAML = {
     "train: 5\nnames: [a]": "train must be a path or a list of paths, got 5",
     "train: gone\nnames: [a]": "gone: no such folder or file, named in",
     "train: ../../gone\nnames: [a]": "gone: no such folder or file, named in",
-    "train: images\nnames: [a]\nnc: 2": "nc must be the number of names, 1, got 2",
+    "train: images\nnames: [a]\nnc: 2": "nc must be 1, the number of names, got 2",
     "train: images\nnames: [[a]]": "names must be strings",
     "train: images\nnames: {2: a}": "names must be a list",
     "names: &a [x]\ntrain: *a": "cannot be read as YAML .aliases are not supported",

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from contextlib import contextmanager, suppress
+from unittest.mock import Mock
 
 import jax
 import pytest
@@ -391,6 +392,14 @@ def test_metrics_are_read_as_appended(run):
     for count, line in enumerate(LINES, 1):
         run_dir.append_metrics(run, line)
         assert run_dir.read_metrics(run) == LINES[:count]
+
+
+def test_metrics_that_cannot_be_read_are_not_called_damaged(run, monkeypatch):
+    (run / "metrics.jsonl").touch()
+    refused = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    monkeypatch.setattr(files, "read_text", Mock(side_effect=refused))
+    with pytest.raises(InputError, match=r"metrics.jsonl cannot be read \(Permission denied\); "):
+        run_dir.read_metrics(run)
 
 
 def test_an_incomplete_line_of_metrics_is_ignored_and_replaced(run):

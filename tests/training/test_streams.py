@@ -109,8 +109,11 @@ def test_images_must_be_those_that_the_run_began_with(tmp_path):
     runs.create(tmp_path / "run", experiment).release()
     source = experiment.splits["train"]
     fewer = StreamSource(source.read, ROWS - 1, source.every_name[1:])
-    with pytest.raises(InputError, match=r"images of train must be .* 0\.jpg \(1 in total\)"):
+    with pytest.raises(InputError, match=r"0\.jpg is missing \(1 missing, 0 new\); restore"):
         runs.with_kept_streams(tmp_path / "run", replace(experiment, splits={"train": fewer}))
+    turned = StreamSource(source.read, ROWS, source.every_name[::-1])
+    with pytest.raises(InputError, match=r"images of train have changed .*: their order differs;"):
+        runs.with_kept_streams(tmp_path / "run", replace(experiment, splits={"train": turned}))
     memory = line_experiment()
     assert runs.with_kept_streams(tmp_path / "run", memory).splits == memory.splits
     (tmp_path / "run" / run_dir.STREAMS).write_text("{")
