@@ -166,7 +166,7 @@ def page(out: Path) -> str:
 
 
 def section(path: Path, record: dict[str, Any], usual: dict[str, str]) -> str:
-    """The section of a record: description, origin, and short table."""
+    """The section of a record: description, origin, short table, and picture if there is one."""
     module, folder, name = _module(record), path.parent.name, path.stem
     short = getattr(module, "summarize", module.render)
     describe = getattr(module, "describe", lambda record: _first_line(module))

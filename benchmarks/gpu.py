@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the options with argparse; `harness.run_command` would need tyro."""
+    """Parse the options, with argparse: tyro, which `harness.run_command` needs, may be missing."""
     parser = argparse.ArgumentParser(
         "scripts/gpu.sh",
         description="Run the GPU benchmarks and checks, the most important first.",

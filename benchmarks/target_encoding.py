@@ -2,10 +2,10 @@
 
     python -m benchmarks.target_encoding --batch 64 --json FILE
 
-Prints seconds per batch of three loops over images, rows and columns in Python and NumPy
-(`benchmarks.lib.reference.encode_targets`) and of `encode_targets`, vectorized over windows and
-images and compiled, on the windows of the `digits` config; and the ratio of the medians. Both are
-timed interleaved. The run fails if their values differ.
+Times two implementations, interleaved, on the windows of the `digits` config: nested Python loops
+over images, rows and columns (`benchmarks.lib.reference.encode_targets`), and the compiled
+`encode_targets`, vectorized over windows and images. Prints seconds per batch of each, and the
+ratio of their medians. The run fails if their targets differ.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Precisions of products, the same in JAX and in PyTorch, and the peak of the device in each.
+"""Precisions of matrix products and convolutions, in JAX and PyTorch, and the device's peaks.
 
 - "float32": no TF32.
 - "tf32": TF32 for products of float32 arrays, on a GPU that has it; JAX's default there.

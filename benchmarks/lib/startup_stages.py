@@ -23,7 +23,10 @@ TRAINING = ("jaxdet.training.loop", "jaxdet.training.progress")
 
 
 class StageTimer:
-    """Seconds of the stages of a process, by name, in order."""
+    """Seconds of the stages of a process, by name, in order.
+
+    first_step_time: time of day, as from `time.time`, after the first training step.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

@@ -262,7 +262,10 @@ class _CrossEntropy:
 
 
 def localizer(count: int, convolve: Callable, dtype: Any, *, model: str, side: int) -> Workload:
-    """A network of `objects` on random images, without augmentation."""
+    """A network of `objects` on random images, without augmentation.
+
+    count: images per batch; 0 is the batch of `objects`.
+    """
     config = objects.Config(model=model, size=side)
     batch, draw = count or config.batch, np.random.default_rng(0)
     low = draw.uniform(0, side / 2, (batch, 1, 2))
@@ -310,6 +313,7 @@ def detector(
 ) -> Workload:
     """The network of `detect`, its first `freeze` stages frozen, on random images.
 
+    count: images per batch; 0 is the batch of `detect`.
     side: height and width of the images; 0 is the size of `detect`.
     """
     config = detect.Config(weights="package:lite0", freeze_stages=freeze, freeze_bn=True)
