@@ -223,7 +223,10 @@ class Output:
             detection_plots.show_file(path)
 
     def _draw(self, pairs: Sequence[Pair], path: Path) -> None:
-        """Draw a figure with true and predicted boxes; the titles of failures are red."""
+        """Draw a figure with true and predicted boxes.
+
+        The titles of failures are red, except for detections, which have no single true label.
+        """
         pictures = [example.picture for example, _ in pairs]
         shown: dict[str, Any] = {
             "titles": [self._title(*pair) for pair in pairs],

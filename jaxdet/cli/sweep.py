@@ -306,7 +306,7 @@ def _check(options: Sweep, grid: Grid) -> None:
 
 
 def _changed(axes: Axes, values: Iterable[str]) -> list[str]:
-    """The axes, except the seed, that have another value than the first one in their list."""
+    """The axes, except the seed, whose value is not the first in their list."""
     pairs = zip(axes.items(), values, strict=True)
     return [axis for (axis, known), value in pairs if value != known[0] and axis != SEED]
 

@@ -102,9 +102,10 @@ def starting_weights(
     first_class: int | None = None,
     **backbone: Any,
 ) -> "Callable[[Tree], Tree] | None":
-    """A function from initial variables to those that training starts from, by `config.weights`.
+    """A function from the initial variables to those that training starts from.
 
-    None if `config.weights` is empty.  The file or run is read when the function is called.
+    The latter have the weights that `config.weights` names, read when the function is called.  None
+    if `config.weights` is empty.
 
     name: the system.  classes: names of the classes of this run.
     normalization: of the network's images, as in the metadata of a run.

@@ -3,8 +3,8 @@
     jaxdet data inspect faces --root DIR           # images per identity, sizes, unreadable files
     jaxdet train faces --root DIR
     jaxdet eval runs/faces                         # accuracy; AUC and equal error rate of pairs
-    jaxdet train faces --root DIR --identities 20  # identities not used in training
-    jaxdet eval runs/faces --split others          # form the split `others`
+    jaxdet train faces --root DIR --identities 20  # train on 20 identities only
+    jaxdet eval runs/faces --split others          # scores on all the others
     jaxdet predict runs/faces TEST --submit classification.csv --sample SAMPLE.csv
     jaxdet verify probe runs/faces FOLDER          # whether embeddings are linearly separable
 

@@ -218,8 +218,9 @@ def build(config: Config) -> "Experiment":
 def build_external(config: Config, classes: tuple[str, ...], split: "Path") -> "Experiment":
     """The experiment of an existing run, with its `Config` and `classes`, on `config.root`.
 
-    Data that contain every row of the run's split, which the folder `split` holds, are the run's
-    own data and keep this split.  Of any other data, all images form the split `test`.
+    split: folder with the tables of the run's split.  If `config.root` has every row of these
+      tables, it holds the run's own data, and the split is kept; otherwise all of its images form
+      the split `test`.
     """
     from jaxdet.data import detection, external_images, localization
 
@@ -338,7 +339,7 @@ def check(config: Config) -> None:
 
 
 def _frozen_stages(config: Config) -> tuple[str, ...]:
-    """Names of the stages of the features that are not trained."""
+    """Names of the stages of the backbone that are not trained."""
     if config.transfer != "frozen":
         return ()
     names = registry.stage_names(config.model)
