@@ -59,7 +59,8 @@ class Task(Protocol):
     ) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
         """Return (loss, (batch statistics, terms)), this device's contribution to the global loss.
 
-        Summed over devices, loss and terms are means over the real rows of the global batch.
+        Summed over devices, they are the loss and the terms of the global batch without its padding
+        rows: means over rows, in most tasks.
         """
         ...
 

@@ -186,7 +186,10 @@ def _convolution_taps(eqn, direction, sources, padding: Padding) -> Taps:
 
 
 def _mirrored(kernel, direction, sources) -> bool:
-    """Whether an odd number of gradients with respect to an input have mirrored the kernel."""
+    """Whether gradients with respect to the input have mirrored the kernel an odd number of times.
+
+    Two mirrorings cancel, as in the gradient of a gradient.
+    """
     times = 0
     while not isinstance(kernel, core.Literal) and kernel in sources:
         eqn = sources[kernel]

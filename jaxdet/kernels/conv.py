@@ -118,7 +118,7 @@ def auto_enabled(dtype: Any = jnp.float32) -> bool:
 
 
 def uses_lax() -> bool:
-    """Whether `default_impl("lax")` is set."""
+    """Whether this is called in the context `default_impl("lax")`."""
     return _default_impl.get() == "lax"
 
 

@@ -41,8 +41,8 @@ def match(rows: Rows, num_classes: int, iou_thresholds: np.ndarray = IOU_THRESHO
     """Match the boxes of every image to its objects, as COCO does, at each of I IoU thresholds.
 
     In order of score, each box takes, of the objects of its class that are not taken yet, the one
-    with the highest IoU.  A box without an object is ignored if the fraction of its area that lies
-    in a crowd is at least the threshold.
+    with the highest IoU, which must be at least the threshold.  A box that takes none is ignored
+    if a crowd of its class contains at least this fraction of its area.
     """
     names = ("boxes", "labels", "scores", "valid", "true_boxes", "true_labels", "true_valid")
     columns = [np.asarray(rows[name]) for name in (*names, "true_crowd")]

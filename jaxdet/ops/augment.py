@@ -481,7 +481,7 @@ def _flatten_slots(group):
 
 
 def _only_first(group):
-    """The first of several samples, with box slots for all of them."""
+    """The first of N samples, with as many box slots as all N have; only its own can be valid."""
     first = (jnp.arange(len(group.valid)) == 0)[:, None]
     return _flatten_slots(group._replace(valid=group.valid & first))
 

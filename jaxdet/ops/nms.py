@@ -177,7 +177,10 @@ class _Clusters(NamedTuple):
 
 
 def _join_cluster(boxes, scores, labels, iou_threshold, score_threshold, clusters, i):
-    """A step of `lax.scan`: box i joins the cluster that it overlaps most, or a new one."""
+    """A step of `lax.scan`: box i joins the cluster that it overlaps most, or begins a new one.
+
+    It is dropped if its score is not above the threshold, or if all clusters are in use.
+    """
     box, score, capacity = boxes[i], scores[i], len(clusters.size)
     mean = clusters.boxes / jnp.where(clusters.size > 0, clusters.weight, 1.0)[:, None]
     overlap = box_ops.iou(mean, box[None])

@@ -16,7 +16,8 @@ BINS = 60
 def threshold_sweep(rows: Sequence[Mapping[str, float]], chosen: float, path: Path) -> None:
     """Plot accuracies against the threshold, and mark the chosen threshold.
 
-    rows: `threshold`, `accuracy` and `known_accuracy` (of probes in the gallery) of each point.
+    rows: `threshold`, `accuracy`, and `known_accuracy` (fraction of the gallery's identities that
+      are identified at least once) of each point.
     """
     figure, axes = figures.single("threshold", "accuracy", size=SIZE)
     thresholds = [row["threshold"] for row in rows]

@@ -103,7 +103,8 @@ class LocalizationTask:
         """True and predicted labels, and IoU and distance of predicted and true box, [B] each.
 
         The distance is the Euclidean distance of the two vectors of corners [4], as fractions of
-        the image.  If the field `boxed` is False, a mask `boxed [B]` marks the images with a box.
+        the image.  If `self.boxed` is False, the mask `boxed [B]` of the images that have a box is
+        also returned.
         """
         true = batch["boxes"][:, 0]
         offset = (predictions["box"] - true) / _sides(batch["image"])
