@@ -27,8 +27,8 @@ evaluation 5 s.  From scratch, `--size 256 320 --epochs 34 --vflip` gives mAP .4
 AP75 .514 in 26 minutes.
 
 With the whole backbone frozen, training for 12 epochs with each of three seeds (`python -m
-benchmarks.experiments --names assigners`) gives mAP .494 (standard deviation .009), AP50 .892 and
-AP75 .481 with task-aligned assignment, and mAP .500 (.007), AP50 .884 and AP75 .534 with assignment
+benchmarks.experiments --names assigners`) gives mAP .506 (standard deviation .014), AP50 .890 and
+AP75 .529 with task-aligned assignment, and mAP .510 (.012), AP50 .884 and AP75 .559 with assignment
 by IoU: the two do not differ in mAP.  In the ablation (`benchmarks/RESULTS.md`; 256 x 192 pixels,
 scores on validation, one seed) the largest gains of mAP are .029 with assignment by IoU, .023 with
 PAN, .021 with a background class and .020 with mosaic; the three seeds above do not confirm the
