@@ -94,7 +94,7 @@ def _network(options: Describe) -> tuple[Any, jax.ShapeDtypeStruct, Any]:
 
 
 def _parse_shape(text: str) -> tuple[int, ...]:
-    """Parse the shape of an input that is written as 1x32x32x3."""
+    """Parse the shape of an input, written as 1x32x32x3; InputError for any other text."""
     words = text.split("x")
     if len(words) != 4 or not all(word.isdecimal() and int(word) for word in words):
         raise InputError(

@@ -143,7 +143,7 @@ def _dispatch(words: list[str], received: list[int]) -> int:
 
 
 def _incomplete(words: list[str]) -> int:
-    """Print help, or an error if the words name no known command or system."""
+    """Print help if the words ask for it; else raise InputError, which says what is missing."""
     command, *rest = words
     if command not in COMMAND_USAGE:
         raise InputError(f"no command {command!r}{_nearest(command)}; see `jaxdet --help`")

@@ -273,7 +273,8 @@ def _check_options(run: api.Run, options: Predict, many: bool) -> None:
 def _list_rows(run: api.Run, path: Path) -> list[tuple]:
     """The (path, label, box) of an image file, or of each image in a .csv table.
 
-    Label and box are None for an image file.
+    Label and box are None for an image file.  Raises InputError for a table if the run's system has
+    no tables.
     """
     if path.suffix.lower() != ".csv":
         return [(path, None, None)]

@@ -13,7 +13,10 @@ from jaxdet.errors import InputError
 
 
 def list_files(options: Predict) -> tuple[list[Path], LabelTable | None]:
-    """Return (images of the one folder that the options name, table of `--sample` or None)."""
+    """Return (images of the one folder that the options name, table of `--sample` or None).
+
+    Raises InputError if they name several paths, or a file.
+    """
     paths = [*options.images, *options.filename]
     if len(paths) != 1 or not paths[0].is_dir():
         given = f"the file {paths[0]}" if len(paths) == 1 else f"{len(paths)} paths"
@@ -25,7 +28,10 @@ def list_files(options: Predict) -> tuple[list[Path], LabelTable | None]:
 
 
 def run(run: Run, options: Predict, files: Sequence[Path], sample: LabelTable | None) -> int:
-    """Write a table with the index of each image's predicted label; returns the exit code."""
+    """Write a table with the index of each image's predicted label; returns the exit code.
+
+    Raises InputError for a run that predicts any number of boxes per image.
+    """
     if run.finds_many:
         raise InputError(
             f"--submit needs a run that predicts one label per image, got a run of {run.system}"

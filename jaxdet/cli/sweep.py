@@ -78,7 +78,7 @@ def resolve_grid(name: str, options: Sweep, words: Sequence[str], axes: Axes) ->
     """The grid of a sweep: values given on the command line replace those of `--grid`.
 
     `--one-at-a-time` without several values of any option uses the grid `ablation`, if the system
-    has one.
+    has one.  Raises InputError if the system has no grid of the name that `--grid` gives.
     """
     grids = configs.config(name).GRIDS
     chosen = options.grid
@@ -197,7 +197,10 @@ class SweepRunner:
         return {config: self.program_costs[_program(config)] for config in self.folders}
 
     def _prepare(self, group: Sequence[TrainConfig]) -> sweep.VmappedRuns:
-        """Prepare the runs of a group, each at its last checkpoint or in a new folder."""
+        """Prepare the runs of a group, each at its last checkpoint or in a new folder.
+
+        Raises InputError for `--vmap yes` if the runs cannot share a program.
+        """
         begun = time.monotonic() - self.startup
         devices = experiment.select_devices(group[0])
         runs.check_config(self.name, group[0])

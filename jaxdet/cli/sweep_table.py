@@ -102,7 +102,10 @@ def sweep_rows(
 
 
 def gain_rows(rows: Sequence[Row], axes: Sequence[str], score: str) -> list[Row]:
-    """Add to each row how it differs from the first one: `changed` options, `gain` in a score."""
+    """Add to each row how it differs from the first row: `changed` options, `gain` in a score.
+
+    A row without the score, or compared with a first row without it, has no gain.
+    """
     names, first = [axis.strip("-") for axis in axes], rows[0]
     gains = []
     for row in rows:
@@ -133,7 +136,7 @@ def mean_and_spread(values: Mapping[str, Any], scores: Sequence[Row]) -> Row:
 
 
 def column_names(rows: Sequence[Row]) -> list[str]:
-    """All keys of the rows, beginning with those of the row that has most."""
+    """All keys of the rows, beginning with those of the row that has most keys."""
     return list(dict.fromkeys(chain(max(rows, key=len), *rows)))
 
 

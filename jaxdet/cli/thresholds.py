@@ -122,7 +122,10 @@ def _read_threshold(path: Path) -> Threshold:
 
 
 def _read(path: Path, *names: str) -> dict[str, Any]:
-    """Read `threshold`, `checkpoint` and the entries `names` of a file written by any version."""
+    """Read `threshold`, `checkpoint` and the entries `names` of a file written by any version.
+
+    Raises OSError if the file cannot be read, and InputError if it has other content.
+    """
     try:
         content = json.loads(path.read_text())
         content = {FORMER_NAMES.get(name, name): value for name, value in content.items()}

@@ -300,7 +300,7 @@ class Identification(NamedTuple):
 def identify(
     options: verify_options.Identify, embedder: Embedder, protocol: Protocol
 ) -> Identification:
-    """Compare all probes with the gallery; warn if training used some of its identities."""
+    """Compare all probes with the gallery; warn of gallery identities used in training."""
     gallery, probes, true = protocol
     trained = sorted({*gallery.identities} & {*embedder.run.classes})
     if trained:
