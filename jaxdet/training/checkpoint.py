@@ -224,7 +224,10 @@ def _is_config_changed(folder: Path | str) -> bool:
 def _first_undamaged(
     folder: Path | str, which: str | int, warn: Warn, read: Callable[[Path], tuple]
 ) -> tuple[int, tuple]:
-    """(step, read(path)) of the chosen checkpoint, or else of the newest undamaged one."""
+    """(step, read(path)) of the chosen checkpoint or, if damaged, of the newest undamaged one.
+
+    Raises InputError if there is no checkpoint `which`, or no undamaged one.
+    """
     known = steps(folder)
     if not known:
         raise InputError(
@@ -261,7 +264,7 @@ def _damage_line(path: Path, error: Exception) -> str:
 
 
 def _resolve(folder: Path | str, which: str | int, known: list[int], warn: Warn) -> int:
-    """The step that `which` refers to."""
+    """The step that `which` refers to; InputError if no checkpoint has it."""
     if which == "last":
         return known[-1]
     if which == "best":
@@ -454,7 +457,10 @@ def _variables_of(saved: Mapping[str, str], prefix: str) -> dict[str, str]:
 
 
 def _verified_arrays(path: Path) -> dict[str, str]:
-    """Types and shapes of the arrays at `path`, after files, place and manifest are checked."""
+    """Types and shapes of the arrays at `path`, after files, place and manifest are checked.
+
+    Raises CorruptCheckpointError if any of these is wrong.
+    """
     manifest = _manifest(path)
     written, found = manifest["sha256"], _hashes(path)
     for name in sorted(written | found):

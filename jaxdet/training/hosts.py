@@ -7,7 +7,8 @@ folder.  All processes must call the functions of this module in the same order.
 process they cost nothing: `gather`, for example, returns the value of that process.
 
 The others notice when a process ends or hangs: each process gives a sign of life, called a beat,
-every second, and barriers have a time limit.
+every second, and barriers have a time limit: `barrier`, `agree`, `from_main` and `check_same` raise
+`PeerError` if another process does not come in time.
 """
 
 import atexit
@@ -82,7 +83,7 @@ class Peers:
         return [values[each] for each in sorted(values)]
 
     def explain(self, error: Exception, call: int | None = None) -> str:
-        """One line about an operation among processes that failed; it names missing processes."""
+        """One line about a failed operation among processes; the line names missing processes."""
         try:
             if line := self._reported():
                 return line
@@ -196,6 +197,7 @@ def initialize(
 
     Without a coordinator, and with at most one task of Slurm or Open MPI, nothing happens.  A
     process uses all GPUs that it sees, unless `JAX_LOCAL_DEVICE_IDS` chooses some.
+    Raises InputError for arguments that do not fit together, or if joining is refused.
     """
     global _peers
     given = (coordinator or None, num_processes or None, process_id if process_id >= 0 else None)
@@ -271,7 +273,7 @@ def _launched_tasks() -> int:
     """Number of tasks, including this process, that `srun` or Open MPI has started together.
 
     It is 1 for a process that neither has started, such as a job script itself, in which only some
-    of the variables are set.
+    of the variables are set.  Raises InputError if the variable with the number holds another text.
     """
     for count, others in LAUNCHERS.items():
         if {count, *others} <= os.environ.keys():
@@ -307,7 +309,7 @@ def is_main() -> bool:
 
 
 def barrier() -> None:
-    """Wait until all processes have called this; raise `PeerError` if one does not in time."""
+    """Wait until all processes have called this."""
     _peers.gather("")
 
 
@@ -417,8 +419,8 @@ def broadcast(tree: Tree) -> Tree:
 def report(error: BaseException) -> str:
     """Tell the other processes that this one ends because of an error; returns the line to print.
 
-    The line is about another process if that has caused the error, and "" if the main process
-    prints the same.
+    If another process has caused the error, the line is about that process.  It is "" if the main
+    process prints the same line.
     """
     if isinstance(error, jax.errors.JaxRuntimeError):
         time.sleep(3 * BEAT)  # whoever has ended is silent by now

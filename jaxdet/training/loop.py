@@ -421,7 +421,7 @@ class Loop:
             self.stopping |= bool(getattr(callback, method)(event))
 
     def _pause(self) -> None:
-        """If it is due, stop or save between two batches, all processes at the same step."""
+        """Save if that is due, or raise StopRequested; all processes do so at the same step."""
         self.saver.poll()
         saves = time.monotonic() - self.saved > 60 * self.config.save_minutes
         due = STOP if self.stopping or self.stop() else SAVE if saves else 0

@@ -341,7 +341,7 @@ def is_run(folder: str | Path) -> bool:
 def read_config(folder: str | Path) -> RunConfig:
     """The content of `config.json`, with renamed options and values replaced.
 
-    Raises InputError if it is missing, damaged, or of a newer schema.
+    Raises InputError if the file is missing, damaged, unreadable, or of a newer schema.
     """
     path = Path(folder) / CONFIG
     if not is_run(folder):
@@ -416,12 +416,12 @@ def _read(path: Path, kind: Any) -> Any:
 
 
 def read_metadata(folder: str | Path) -> dict[str, Any]:
-    """Description of the data of a run folder, see `Metadata`."""
+    """Description of the data of a run folder, see `Metadata`; raises as `read_config` does."""
     return read_config(folder).metadata
 
 
 def read_streams(folder: str | Path) -> dict[str, StreamedImages]:
-    """The images of each streamed split of a run; {} without any, InputError if damaged."""
+    """The images of each streamed split of a run; {} without any, InputError for a bad file."""
     path = Path(folder) / STREAMS
     return _read(path, dict[str, StreamedImages]) if path.exists() else {}
 
@@ -432,7 +432,7 @@ def write_environment(folder: str | Path, devices: Sequence[Device]) -> None:
 
 
 def read_environment(folder: str | Path) -> dict[str, Any]:
-    """The content of `environment.json`; {} without a file, InputError if it is damaged."""
+    """The content of `environment.json`; {} without a file, InputError for a bad one."""
     path = Path(folder) / "environment.json"
     return _read(path, Environment) if path.exists() else {}
 
@@ -519,7 +519,7 @@ def append_metrics(folder: str | Path, line: Mapping[str, Any]) -> None:
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
     """All complete lines of `metrics.jsonl`; a last line cut short by a kill is left out.
 
-    Raises InputError for a damaged line, and for steps that do not increase.
+    Raises InputError for an unreadable file, a damaged line, and steps that do not increase.
     """
     path = Path(folder) / METRICS
     try:
