@@ -90,11 +90,11 @@ def passed_thresholds(value: float, thresholds: Sequence[float]) -> dict[str, bo
 def confusion_matrix(rows: Rows, classes: Sequence[str]) -> np.ndarray:
     """Counts [K + 1, K + 1] by true class (rows) and predicted class (columns).
 
-    The last row and the last column stand for the background.  Boxes with a score of at least
-    `SCORE_THRESHOLD` are matched to objects in descending order of IoU, if it exceeds
-    `IOU_THRESHOLD`.  Objects without a box count as predicted background, boxes without an object
-    as true background.  Crowds are ignored, and so are unmatched boxes of which more than a
-    fraction `IOU_THRESHOLD` lies in a crowd, as in COCO.
+    The last row and the last column stand for the background.  Boxes with a score below
+    `SCORE_THRESHOLD` are left out; the others are matched to objects in descending order of IoU, as
+    far as the IoU exceeds `IOU_THRESHOLD`.  Objects without a box count as predicted background,
+    boxes without an object as true background.  Crowds are ignored, and so are unmatched boxes of
+    which more than a fraction `IOU_THRESHOLD` lies in a crowd, as in COCO.
     """
     counts = np.zeros((len(classes) + 1,) * 2, int)
     overlaps = jax.jit(_overlaps)  # per image: all images of COCO at once would take gigabytes

@@ -85,8 +85,9 @@ def dir_at_fpir(
     predicted, scores [N]: the best identity of each probe, and its score.  identity [N]: the true
     identity, below 0 if it is not in the gallery.  FPIR is the fraction of probes without an
     identity in the gallery whose score reaches the threshold; DIR is the fraction of the other
-    probes whose score reaches it and whose best identity is correct.  Open-set identification at
-    rank 1, Guenther et al. 2017, arXiv:1705.01567.
+    probes whose score reaches the threshold and whose best identity is correct.
+    Raises InputError unless there are probes with and without an identity in the gallery.
+    Open-set identification at rank 1, Guenther et al. 2017, arXiv:1705.01567.
     """
     scores, predicted, identity = map(np.asarray, (scores, predicted, identity))
     known = identity >= 0

@@ -78,7 +78,10 @@ def random_apply(probability: float, transform: Transform) -> Transform:
 
 
 def some_of(count: int, *transforms: Transform) -> Transform:
-    """Apply `count` of the transforms, drawn without replacement, in the given order."""
+    """Apply `count` of the transforms, or all if there are fewer, in the given order.
+
+    They are drawn without replacement.
+    """
 
     def transform(key, sample):
         chosen = jax.random.permutation(jax.random.fold_in(key, 0), len(transforms)) < count

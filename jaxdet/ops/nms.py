@@ -142,9 +142,9 @@ def weighted_boxes_fusion(
     A box that overlaps no fused box begins a new one or, if there are `max_detections` already, is
     dropped.  A fused box is the score-weighted mean of its members, updated with each of them.
 
-    score_reduction: whether its score is the mean or the maximum of the members' scores.
+    score_reduction: whether a fused box has the mean or the maximum of its members' scores.
     num_models: number of models that predicted the boxes; the score is multiplied by
-      min(members, num_models) / num_models, which lowers it if few of the models predict the box.
+      min(members, num_models) / num_models, so that boxes of few models have lower scores.
     Solovyev et al. 2019, arXiv:1910.13302.
     """
     boxes, scores, labels = _as_arrays(boxes, scores, labels)
@@ -179,7 +179,8 @@ class _Clusters(NamedTuple):
 def _join_cluster(boxes, scores, labels, iou_threshold, score_threshold, clusters, i):
     """A step of `lax.scan`: box i joins the cluster that it overlaps most, or begins a new one.
 
-    It is dropped if its score is not above the threshold, or if all clusters are in use.
+    A box is dropped if its score is not above the threshold, or if it overlaps no cluster and all
+    are in use.
     """
     box, score, capacity = boxes[i], scores[i], len(clusters.size)
     mean = clusters.boxes / jnp.where(clusters.size > 0, clusters.weight, 1.0)[:, None]
@@ -220,7 +221,7 @@ def _greedy(boxes, scores, labels, decay: Callable, max_detections, score_thresh
 
 
 def _as_arrays(boxes, scores, labels):
-    """The arguments as arrays, boxes and scores in float32, with their shapes checked.
+    """The arguments as arrays, boxes and scores in float32; AssertionError for other shapes.
 
     Without boxes, returns one empty box with score -inf, which passes no threshold.
     """

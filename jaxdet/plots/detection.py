@@ -40,7 +40,7 @@ def gallery(
     path: file to write, see `figures.save`.
     titles: title of each image, in red where `wrong` is true; long titles get a smaller font.
     true, predicted: for each image boxes [n, 4], one box [4], or None.
-    texts: for each image, a text for each predicted box or, if it has no `predicted`, for each true
+    texts: for each image, a text for each predicted box or, without predicted boxes, for each true
       box.
     labels: class index of each box with a text, by default 0; it selects the color behind the text.
     cell: width and height of a cell in inches; by default the height fits the mean aspect ratio of
@@ -90,8 +90,8 @@ def assignments(
     """Draw images [H, W, C] with true boxes [n, 4] and, in the same colors, the cells of each box.
 
     cells: for each image, (centers [m, 2], strides [m], indices of the boxes to which the cells are
-      assigned [m], target scores [m]).  A dot marks a cell; it is half as wide as the cell, and the
-      more opaque the higher the score.
+      assigned [m], target scores [m]).  A dot of half a cell's width marks each cell; a dot is the
+      more opaque, the higher the score.
     """
     figure, every = figures.grid(len(images), columns, cell=(6, 5))
     given = zip(every, images, true, cells, strict=True)

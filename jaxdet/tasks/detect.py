@@ -240,8 +240,8 @@ def distribution_focal_loss(output: DetectorOutput, true: Array) -> Array:
     """Distribution focal loss (DFL) [B, A] of the distances of a box's sides from the cell center.
 
     It is the cross-entropy of the predicted distribution over steps of one stride, averaged over
-    the four sides.  The true distance is clipped to the range of the steps, and the target
-    probability is split linearly between the two steps next to it.
+    the four sides.  The true distance is clipped to the range of the steps, and the two steps next
+    to the distance share the target probability linearly.
 
     true: true boxes [B, A, 4].
     Li et al. 2020, arXiv:2006.04388.

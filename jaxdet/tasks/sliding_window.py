@@ -45,7 +45,7 @@ class SlidingWindowTask:
     net: window network from images [B, H, W, C] to outputs [B, rows, columns, 1 + K + 4].
     place: function (key, object) -> (image, box) that places an object at random on a canvas.
     mask_loss_by: windows whose class and box losses count: all that overlap the object ("truth"),
-      or only those of them in which the network detects it ("both").
+      or only those in which the network also detects the object ("both").
     reduction: whether losses are added ("sum") or averaged ("mean") over images and windows.
     selection: how an image is predicted from its windows, see `select_window`.
     box_weight_schedule: function from the context to a factor of the box weight in training.
@@ -100,7 +100,7 @@ class SlidingWindowTask:
     def predict(self, variables: Tree, images: Array) -> dict[str, Array]:
         """`label [B]`, `score [B]` and `box [B, 4]` in pixels.
 
-        Images must be at least as large as a window.
+        Raises InputError for images smaller than a window.
         """
         return self._select(self.net.apply(variables, images, train=False), images)
 
@@ -149,7 +149,10 @@ class MultipleObjectsTask(SlidingWindowTask):
     max_detections: int = 30
 
     def predict(self, variables: Tree, images: Array) -> dict[str, Array]:
-        """`boxes [B, P, 4]`, `scores`, `labels` and `valid [B, P]`, best first."""
+        """`boxes [B, P, 4]`, `scores`, `labels` and `valid [B, P]`, best first.
+
+        Raises InputError for images smaller than a window.
+        """
         raw = self.net.apply(variables, images, train=False)
         detect = partial(
             detect_objects,
