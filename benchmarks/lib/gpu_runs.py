@@ -34,7 +34,7 @@ class Place(NamedTuple):
 
 
 def data_folder(name: str) -> Path:
-    """The folder `name` in $JAXDET_DATA."""
+    """The folder `name` in $JAXDET_DATA; a path that does not exist if the variable is not set."""
     return Path(os.environ.get("JAXDET_DATA", "/nonexistent")) / name
 
 
@@ -64,7 +64,10 @@ PARITY = "nms assign boxes windows embeddings anchors"
 
 
 def parity(place: Place) -> Record:
-    """Tests of the operations against slow references, on the default device in full float32."""
+    """Tests of the operations against slow references, on the default device in full float32.
+
+    Raises RuntimeError, with the last line of the output, if no test has run.
+    """
     import jax
 
     names = ("nms", "assign") if place.dry else PARITY.split()

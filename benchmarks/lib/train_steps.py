@@ -158,7 +158,10 @@ def digit_locator(
     drawn: bool = False,
     **changes: Any,
 ) -> Workload:
-    """The network of `digits` on prepared canvases or, if `drawn`, on canvases made in the step."""
+    """The network of `digits` on prepared canvases or, if `drawn`, on canvases made in the step.
+
+    count: images per batch; 0 is the batch of `digits`.
+    """
     config = replace(digits.Config(), canvas=side, **changes)
     net = configs.network("digits", config)[0].clone(conv_general_dilated=convolve, dtype=dtype)
     experiment = configs.build("digits", digits.Config())
@@ -210,7 +213,10 @@ def _torch_digit_locator(net, data):
 def classifier(
     count: int, convolve: Callable, dtype: Any, *, model: str, side: int = 224
 ) -> Workload:
-    """A model of the registry with the cross-entropy of 1000 classes, on random images."""
+    """A model of the registry with the cross-entropy of 1000 classes, on random images.
+
+    count: images per batch; 0 is 16.
+    """
     batch = count or 16
     draw = np.random.default_rng(0)
     data = {
