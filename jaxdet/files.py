@@ -131,7 +131,10 @@ def _conform_to_any(value: Any, kinds: Iterable[Any], name: str) -> Any:
 
 
 def _conform_keys(value: Any, kind: Any, name: str) -> dict[str, Any]:
-    """Check the keys of a dict that the `TypedDict` `kind` has; other keys are kept."""
+    """Check the keys of a dict that the `TypedDict` `kind` has; other keys are kept.
+
+    Raises ValueError for a missing key and for a value of another type.
+    """
     _check_base(value, dict, name)
     for key in sorted(kind.__required_keys__ - value.keys()):
         raise ValueError(f"{_subject(name)} must have {key!r}")

@@ -214,7 +214,10 @@ def _read_safetensors(content: bytes) -> dict[str, np.ndarray]:
 
 
 def _read_zip(content: bytes) -> dict[str, np.ndarray]:
-    """Read the newer format of torch.save: `NAME/data.pkl`, and each storage in `NAME/data/KEY`."""
+    """Read the newer format of torch.save: `NAME/data.pkl`, and each storage in `NAME/data/KEY`.
+
+    Raises InputError for another zip file.
+    """
     with zipfile.ZipFile(io.BytesIO(content)) as file:
         entries = file.infolist()
         compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
@@ -239,7 +242,7 @@ def _read_pickles(content: bytes) -> dict[str, np.ndarray]:
     """Read the older format of torch.save: five pickles, then the storages.
 
     The first three pickles are headers, the fourth describes the arrays, and the fifth lists the
-    keys of the storages.
+    keys of the storages.  Raises InputError for other pickles.
     """
     stream = io.BytesIO(content)
     if _unpickle(stream)[0] != MAGIC:
@@ -303,7 +306,10 @@ class _TensorUnpickler(RestrictedUnpickler):
         }
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return the name of a storage type, or the replacement for another global."""
+        """Return the name of a storage type, or the replacement for another global.
+
+        Raises InputError for a storage of an unknown type.
+        """
         if module not in ("torch", "torch.cuda") or not name.endswith("Storage"):
             return super().find_class(module, name)
         if name not in TORCH_DTYPES:
@@ -312,7 +318,10 @@ class _TensorUnpickler(RestrictedUnpickler):
         return name
 
     def persistent_load(self, pid: Any) -> _Storage:
-        """Return the record of a storage; the storage itself is outside the pickle."""
+        """Return the record of a storage; the storage itself is outside the pickle.
+
+        Raises InputError if a storage has two types.
+        """
         _, kind, key, *_ = pid
         check_keys([key, kind], step=1)
         if self.kinds.setdefault(key, kind) != kind:

@@ -272,7 +272,10 @@ def _transform(config: Config) -> Callable | None:
 
 @cached_reader("root", "val_fraction", "split_seed")
 def _read_splits(config: Any) -> "tuple[dict[str, ArraySource], tuple[str, ...]]":
-    """({split: shuffled source}, class names); `val` is drawn from the training images."""
+    """({split: shuffled source}, class names); `val` is drawn from the training images.
+
+    Raises InputError if no image is left for training.
+    """
     import numpy as np
 
     from jaxdet.data import cifar10

@@ -95,7 +95,10 @@ def _read_tree(tree: FileTree) -> tuple[Splits, tuple[str, ...]] | None:
 
 
 def _read_batches(tree: FileTree, folder: Folder, ending: str, decode: Callable) -> Splits:
-    """Read the batch files in one folder of a tree, and return the splits."""
+    """Read the batch files in one folder of a tree, and return the splits.
+
+    Raises InputError if a file is missing or damaged.
+    """
     columns = {}
     for split, names in BATCH_FILES.items():
         batches = []
@@ -113,7 +116,7 @@ def _read_batches(tree: FileTree, folder: Folder, ending: str, decode: Callable)
 
 
 def _read_images(found: ImageFolderDataset) -> tuple[Splits, tuple[str, ...]]:
-    """Read images in one folder per class, as `read` does; every image must be usable."""
+    """Read images in one folder per class, as `read` does; InputError if any is unusable."""
     splits, notes, first = {}, list(found.notes), 0
     for name in BATCH_FILES:
         samples = found.splits[name]
@@ -185,7 +188,10 @@ def _check_labels(label: np.ndarray, count: int, classes: int) -> np.ndarray:
 
 
 def _decode_records(content: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Values and labels of the binary layout: for each image one byte of label, then its values."""
+    """Values and labels of the binary layout: for each image one byte of label, then its values.
+
+    Raises InputError if the size is not that of whole images.
+    """
     size = VALUES_PER_IMAGE + 1
     if not content or len(content) % size:
         raise InputError(
@@ -197,7 +203,10 @@ def _decode_records(content: bytes) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _decode_pickle(content: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Values and labels of the Python layout: a dict pickled by Python 2 and NumPy."""
+    """Values and labels of the Python layout: a dict pickled by Python 2 and NumPy.
+
+    Raises InputError if it is no dict with data and labels.
+    """
     batch = pickles.next_unpickler(io.BytesIO(content), _Unpickler, encoding="bytes").load()
     if not isinstance(batch, dict):
         raise InputError(f"must hold a dict with data and labels, got a {type(batch).__name__}")

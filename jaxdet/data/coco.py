@@ -126,7 +126,10 @@ def _without_polygons(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_categories(categories: list[dict[str, Any]], path: Path) -> dict[int, str]:
-    """{id: name} of all categories, including those without objects."""
+    """{id: name} of all categories, including those without objects.
+
+    Raises InputError for a category without id and name, and for an id that is not unique.
+    """
     found: dict[int, str] = {}
     for row, category in enumerate(categories, 1):
         number, name = _parse_id(category.get("id")), category.get("name")
@@ -145,7 +148,7 @@ def _read_categories(categories: list[dict[str, Any]], path: Path) -> dict[int, 
 def _read_split(
     root: Path, file: _File, category_ids: list[int]
 ) -> tuple[list[AnnotatedImage], list[str]]:
-    """Convert one file to (images, notes)."""
+    """Convert one file to (images, notes); InputError if two images share an id."""
     path, notes, names = file.path, [], {}
     for row, image in enumerate(file.images, 1):
         image_id, name = _parse_id(image.get("id")), image.get("file_name")

@@ -168,7 +168,8 @@ def digit_source(image: Any, label: Any, *, where: str, first_id: int = 0) -> so
 def _load_scans() -> tuple[np.ndarray, np.ndarray]:
     """Scans [1797, 8, 8] and labels [1797] of `sklearn.datasets.load_digits`.
 
-    Read from scikit-learn's own data file, because importing scikit-learn takes longer.
+    Read from scikit-learn's own data file, because importing scikit-learn takes longer.  Raises
+    InputError if scikit-learn is not installed.
     """
     package = find_spec("sklearn")
     if package is None or package.origin is None:
@@ -215,7 +216,7 @@ def _unzip(path: Path) -> bytes:
 
 
 def _idx_header(content: bytes, path: Path) -> tuple[np.dtype, tuple[int, ...]]:
-    """(type, shape) of the values of an idx file, from its header."""
+    """(type, shape) of the values of an idx file, from its header; InputError for a bad one."""
     if content[:2] != b"\0\0" or len(content) < 4:
         found = content[:4].hex(" ") or "nothing"
         raise InputError(f"{path}: must begin with 00 00, a type code and a rank, got {found}")

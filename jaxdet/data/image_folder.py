@@ -282,7 +282,10 @@ def _is_split(folder: Folder) -> bool:
 
 
 def _walk(path: Path) -> dict[Folder, dict[str, File]]:
-    """List the files of a folder on disk, by folder, down to `MAX_DEPTH`; links are followed."""
+    """List the files of a folder on disk, by folder, down to `MAX_DEPTH`; links are followed.
+
+    Raises InputError for a folder that cannot be read.
+    """
 
     def refuse(error: OSError) -> NoReturn:
         raise InputError(f"{error.filename}: cannot be read: {error.strerror}") from error
@@ -299,7 +302,10 @@ def _walk(path: Path) -> dict[Folder, dict[str, File]]:
 
 
 def _read_tar(path: Path) -> tuple[dict[Folder, dict[str, File]], tuple[str, ...]]:
-    """List the files of a tar file; return (files by folder, notes)."""
+    """List the files of a tar file; return (files by folder, notes).
+
+    Raises InputError for another file, and EOFError or an error of `tarfile` for a damaged one.
+    """
     content = regular_files.read_unpacked(path)
     if not tarfile.is_tarfile(io.BytesIO(content)):
         raise InputError(f"not a tar file; {EXPECTED}")

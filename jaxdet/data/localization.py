@@ -223,7 +223,8 @@ def parse_table(
 ) -> tuple[list[Annotation], list[str]]:
     """Read a table; return (annotations, notes on invalid rows).
 
-    The first row is taken as a header if it has no number and no file name of an image.
+    The first row is taken as a header if it has no number and no file name of an image.  Raises
+    InputError for a file that is not a readable table.
 
     Args:
         parse: (words of a row, location of the row) -> annotation, or a description of the problem.

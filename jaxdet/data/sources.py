@@ -158,7 +158,10 @@ class StreamSource:
             yield batch, mask * (found == row)
 
     def _batches(self, index: np.ndarray) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
-        """Yield (batch, index [B] of the records in it) for each row of `index [S, B]`."""
+        """Yield (batch, index [B] of its records) for each row of `index [S, B]`.
+
+        Raises UnreadableError as `_read_usable` does.
+        """
         import grain
 
         size = index.shape[1]
@@ -175,7 +178,10 @@ class StreamSource:
             batches.close()
 
     def _read_usable(self, index: int) -> tuple[dict[str, Any], int]:
-        """Read the record at an index or, failing that, a substitute; return (record, index)."""
+        """Read the record at an index or, failing that, a substitute; return (record, index).
+
+        Raises UnreadableError with `on_invalid` "error", or if no substitute can be read either.
+        """
         for found in self._candidates(index):
             try:
                 return self.read(int(self.numbers[found])), found

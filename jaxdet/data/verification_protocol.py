@@ -126,7 +126,10 @@ def read_truth(path: str | Path, identities: Sequence[str], files: Sequence[Path
 
 
 def read_table(path: str | Path) -> LabelTable:
-    """Read the table of labels in a CSV file; a first row with the word `label` is its header."""
+    """Read the table of labels in a CSV file; a first row with the word `label` is its header.
+
+    Raises InputError for a file that is no such table, and for rows with other columns.
+    """
     try:
         reader = csv.reader(io.StringIO(regular_files.read_text(path), newline=""))
         lines = [(reader.line_num, tuple(map(str.strip, line))) for line in reader if line]
@@ -341,7 +344,7 @@ def _read_words(path: str | Path) -> list[tuple[int, list[str]]]:
 
 
 def _parse_pair(words: list[str], location: str) -> tuple[tuple[str, int], tuple[str, int]]:
-    """Convert a row to the (name, number) of its two images."""
+    """Convert a row to the (name, number) of its two images; InputError for any other row."""
     match words:
         case [name, i, j] if _is_number(i) and _is_number(j):
             return (name, int(i)), (name, int(j))

@@ -142,7 +142,10 @@ def _read_folder(root: Path) -> _Folder:
 
 
 def _read_names(content: dict[str, Any], path: Path) -> tuple[tuple[str, ...], int]:
-    """Return (class names, number of the first class) from the content of a YAML file."""
+    """Return (class names, number of the first class) from the content of a YAML file.
+
+    Raises InputError for names that are no list or mapping of strings, or that are not `nc`.
+    """
     names, count = content.get("names"), content.get("nc")
     shown = printable(repr(names))[:60]
     if names is None and isinstance(count, int) and 0 < count <= MAX_CLASSES:
@@ -168,7 +171,8 @@ def _read_names(content: dict[str, Any], path: Path) -> tuple[tuple[str, ...], i
 def _split_places(folder: _Folder) -> dict[str, list[str]]:
     """The places of each split's images: folders, or text files that list images.
 
-    They are as written in the YAML file or, without one, as found by name.
+    They are as written in the YAML file, or as found by name without a YAML file.  Raises
+    InputError for values in the file that are no paths.
     """
     if folder.file.suffix not in (".yaml", ".yml"):
         return _folders_by_name(folder.root)
@@ -281,7 +285,7 @@ def _row_parser(folder: _Folder, rows: Sequence[Row]) -> tuple[Parser, list[str]
     """Choose how to read label rows; return (parser, remarks).
 
     The parser takes the values of a row without the class, and returns the corners [4] of a box as
-    fractions of the image, or None for an invalid row.
+    fractions of the image, or None for an invalid row.  Raises InputError for a bad `kpt_shape`.
     """
     lengths = Counter(len(words) for _, words in rows)
     content, longer = folder.content, sum(n for length, n in lengths.items() if length > SHORT[-1])
