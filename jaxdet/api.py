@@ -365,7 +365,8 @@ class Run:
             folder: the folder to write; it must be empty or absent, or a run to overwrite.
             overwrite: replace the run in `folder`.
 
-        Returns the path of the checkpoint.
+        Returns the path of the checkpoint.  Raises InputError for a folder with other content, for
+        a run without `overwrite`, and for a folder inside or around this run.
         """
         source, target = self.folder.resolve(), Path(folder).resolve()
         if source == target or source in target.parents or target in source.parents:
@@ -424,7 +425,10 @@ class Run:
         return Evaluator(experiment, split, devices=devices)
 
     def prepare(self, image: Any) -> PreparedImage:
-        """Prepare an image, in any form that `predict` accepts, as input of the network."""
+        """Prepare an image, in any form that `predict` accepts, as input of the network.
+
+        Raises InputError as `predict` does, and if the experiment has no reader of images.
+        """
         if self.experiment.read_image is None:
             raise InputError(f"{self.folder} has no reader of images; set Experiment.read_image")
         prepared, size = self.experiment.read_image(_readable(image))
@@ -440,7 +444,8 @@ class Run:
     ) -> Iterator[tuple[list[PreparedImage], list[dict[str, np.ndarray]]]]:
         """Yield (prepared images, predictions) for each batch; boxes are in pixels of the input.
 
-        Images are decoded in threads.  Images of the same shape share a compiled program.
+        Images are decoded in threads.  Images of the same shape share a compiled program.  Raises
+        InputError as `prepare` does, and for a `batch_size` below 1.
         """
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {batch_size}")
@@ -521,7 +526,10 @@ def _as_list(images: Any) -> tuple[bool, list[Any]]:
 
 
 def _readable(image: Any) -> str | Path | bytes | Image.Image:
-    """Convert an image to a form that `data.images` reads: arrays become PIL images."""
+    """Convert an image to a form that `data.images` reads: arrays become PIL images.
+
+    Raises InputError for other types, and for arrays of other shapes, types or values.
+    """
     if isinstance(image, str | Path | bytes | Image.Image):
         return image
     if not isinstance(image, np.ndarray | jax.Array):

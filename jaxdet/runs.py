@@ -19,7 +19,7 @@ MAX_NOTES = 5  # notes on unusable data that are printed in full
 
 
 def system_of(config: TrainConfig) -> str:
-    """The name of the system of a configuration."""
+    """The name of the system of a configuration; InputError for any other object."""
     for name in configs.SYSTEMS:
         if isinstance(config, configs.config(name)):
             return name

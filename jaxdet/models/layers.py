@@ -186,7 +186,10 @@ class Freezable(ConvModule):
 
     @nn.nowrap
     def first_stages(self, count: int) -> dict[str, Any]:
-        """Fields of a network that has only the first `count` of these stages."""
+        """Fields of a network that has only the first `count` of these stages.
+
+        Raises NotImplementedError for a network that cannot be cut, as here.
+        """
         raise NotImplementedError(f"{type(self).__name__} cannot be cut after a stage")
 
     @nn.nowrap

@@ -30,7 +30,7 @@ class Inception(CifarModule):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        """Map x [B, H, W, C] to [B, H, W, width]."""
+        """Map x [B, H, W, C] to [B, H, W, width]; InputError for a width below 4."""
         if self.width < 4:
             raise InputError(
                 f"--channels must be at least 4 for each inception block, got {self.width}"

@@ -208,7 +208,10 @@ def multiply_adds(net: SlidingNet, height: int, width: int, channels: int = 3) -
 def _number(
     chain: Sequence[windows.Layer], channels: tuple[int, ...], name: str | None = None
 ) -> Iterator[LayerSpec]:
-    """Specs of layers, numbered from 1 per kind; each convolution takes the next channels."""
+    """Specs of layers, numbered from 1 per kind; each convolution takes the next channels.
+
+    Raises InputError unless `channels` has one value per convolution.
+    """
     convolutions = sum(layer.kind == "conv" for layer in chain)
     if convolutions != len(channels):
         raise InputError(

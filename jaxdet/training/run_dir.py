@@ -190,7 +190,7 @@ class Lock:
 
 
 def _open_locked(folder: Path) -> int:
-    """File descriptor of a folder's lock file, opened and locked."""
+    """File descriptor of a folder's lock file, opened and locked; InputError if that is held."""
     path = folder / LOCK
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
