@@ -350,7 +350,7 @@ def cross_validate(
         which = "the same identity" if same.any() else "different identities"
         common.warn(
             f"all {len(same)} pairs found are of {which}: accuracy, auc, eer and tar_at_far need "
-            f"both kinds and are left out"
+            f"pairs of both kinds and are left out"
         )
         return None, {}
     rates = pair_rates(score, same)

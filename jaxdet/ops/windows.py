@@ -162,8 +162,8 @@ def differences(
     checks = (
         (
             size > window and field.offset < 0,
-            f"padding: {-field.offset} pixels surround the image in the dense pass, but every "
-            "window in the sliding one",
+            f"padding: {-field.offset} pixels surround the image in the dense pass, but each "
+            "window in the sliding pass",
         ),
         (
             stride != field.stride and max(dense, sliding) > 1,

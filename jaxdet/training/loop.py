@@ -132,7 +132,7 @@ class CompiledSteps:
             compiled(partial(self.pure, scale=scale), replicated=2) for scale in experiment.scales
         ]
         # On a CPU, whose calls cost little, a call of N steps is N calls of the single step: in a
-        # loop it would round differently.  So it is with images of several sizes.
+        # loop the steps would round differently.  The same holds for images of several sizes.
         self.looped = self.devices[0].platform != "cpu" and len(self.steps) == 1
         self.loop = compiled(partial(self.pure_steps, scale=experiment.scales[0]), replicated=3)
         self.steps_per_call = experiment.config.steps_per_call  # 0: decided by `timed`

@@ -45,7 +45,7 @@ def check_parameters(net: nn.Module, shape: tuple[int, ...], limit: int) -> None
     rows = [{"layer": layer.path, "parameters": layer.parameters} for layer in layers]
     error = InputError(
         f"--max-params must be at least {count}, the number of parameters, got {limit}; "
-        f"raise it, or choose another --model or smaller sizes"
+        f"raise --max-params, or choose another --model or smaller sizes"
     )
     error.add_note(tables.to_markdown(rows, ["layer", "parameters"]))
     raise error
@@ -81,7 +81,7 @@ def _fitting_epochs(left: float, epoch: float, budget: float) -> int:
     if left < epoch:
         raise InputError(
             f"--time-budget {budget:g} is too short: one epoch with its evaluation takes "
-            f"{epoch:.0f} s, and {max(left, 0):.0f} s are left after the start; raise it"
+            f"{epoch:.0f} s, and {max(left, 0):.0f} s are left after the start; raise --time-budget"
         )
     return int(left / epoch)
 

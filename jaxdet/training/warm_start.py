@@ -86,7 +86,7 @@ class WarmStart:
         if self.normalization and own != self.normalization:
             lines.append(
                 f"warning: {self.folder} was trained on images normalized as {own}; this run "
-                f"normalizes them as {self.normalization}"
+                f"normalizes images as {self.normalization}"
             )
         return "\n".join(lines)
 
