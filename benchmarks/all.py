@@ -44,6 +44,7 @@ QUICK_OPTIONS = {
     "tutorial": "--steps 4 --rounds 1 --images 400",
     "rates": "--count 2 --seconds 0.05",
     "devices": "--devices 2 --seconds 0.05",
+    "scaling": "--models digits --batch 4 --predicted digits --repeats 1",
     "compiler": "--models digits --batch 2 --seconds 0.1",
     "input": "--batch 16 --seconds 0.05",
     "startup": "--small true --repeats 1",

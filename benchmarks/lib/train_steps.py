@@ -23,7 +23,7 @@ from jaxdet.ops import augment, boxes, windows
 from jaxdet.tasks.base import forward, masked_means
 from jaxdet.tasks.localize import LocalizationTask
 from jaxdet.tasks.sliding_window import SlidingWindowTask
-from jaxdet.training import host_init, optim, parallel
+from jaxdet.training import host_init, hosts, optim, parallel
 from jaxdet.training import state as training_state
 from jaxdet.training.experiment import LENGTHS, Plan
 from jaxdet.training.step import train_step
@@ -70,7 +70,7 @@ def make_workload(model: "Model", options: StepOptions) -> Workload:
 
 def count_operations(work: Workload) -> int:
     """Number of additions and multiplications in the matrix products and convolutions of a step."""
-    init, step = _pure_step(work)
+    init, step = pure_step(work)
     rows = jax.ShapeDtypeStruct((work.batch,), np.int32)
     report = flops.count(
         partial(step, axis=None), jax.eval_shape(init), work.data, rows, convention="mac"
@@ -81,14 +81,18 @@ def count_operations(work: Workload) -> int:
 def jax_step(
     model: "Model", options: StepOptions, *, all_devices: bool = False
 ) -> Callable[[], Any]:
-    """A function that takes `options.steps` steps of jaxdet, on the first device or on all."""
+    """A function that takes `options.steps` steps of jaxdet, on the first device or on all.
+
+    With several processes, the batch is split over the devices of all of them.
+    """
     set_matmul(options.precision)
     work = make_workload(model, options)
-    devices = parallel.local_devices(0 if all_devices else 1)
+    devices = jax.devices() if all_devices else parallel.local_devices(1)
     parallel.check_batch(work.batch, devices)
-    init, step = _pure_step(work)
+    init, step = pure_step(work)
     state = parallel.replicate(host_init.initialize(init), devices)
-    data, rows = parallel.replicate(work.data, devices), np.arange(work.batch)
+    data = parallel.replicate(work.data, devices)
+    (rows,) = hosts.own_rows(np.arange(work.batch)[None])
     run = parallel.compile_step(step, devices, replicated=2, donate=(0,))
 
     def call():
@@ -107,7 +111,7 @@ def describe_torch() -> dict[str, Any]:
     return backend.describe()
 
 
-def _pure_step(work: Workload) -> tuple[Callable, Callable]:
+def pure_step(work: Workload) -> tuple[Callable, Callable]:
     """(function that creates the state, training step for `parallel.compile_step`)."""
     adamw = optim.optimizer(
         "adamw", 1e-3, beta2=0.999, weight_decay=0.02, lr_multiplier=work.lr_multiplier
