@@ -182,7 +182,7 @@ def test_commands_run(title, data, small_networks, few_runs, tmp_path, monkeypat
     for words in RUN[title]:
         words = [str(data[_system(words)]) if word == "DIR" else word for word in words]
         for name in {"runs/a", "runs/b"} & {*words}:
-            shutil.copytree("runs/detect", name)
+            shutil.copytree("runs/detect", name, dirs_exist_ok=True)
         if "train" not in words and "runs/digits" in words and not Path("runs/digits").exists():
             shutil.copytree(GOLDENS / "schema2" / "digits", "runs/digits")  # made by run.sh
         match words:
