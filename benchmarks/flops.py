@@ -18,9 +18,11 @@ import jax
 
 from benchmarks.lib import harness, units
 from jaxdet import configs
+from jaxdet.configs import cifar10
 from jaxdet.profiling import summary, timing
 
 NAME = "flops"
+VARIANTS = cifar10.TUTORIALS[1:]  # `experiments cifar10_arch` has their operations
 NETWORKS = {
     "model": "model",
     "input": "input",
@@ -60,7 +62,7 @@ def run(options: Options) -> None:
 
 def render(record: dict[str, Any]) -> str:
     """Markdown of a record: the networks, then a table of layers for each."""
-    parts = [summarize(record)]
+    parts = [units.markdown_table(record["rows"], NETWORKS)]
     for row in record["rows"]:
         size, layers = " x ".join(map(str, row["input"])), record["layers"][row["model"]]
         table = units.markdown_table(layers, summary.HEADINGS)
@@ -70,8 +72,15 @@ def render(record: dict[str, Any]) -> str:
 
 
 def summarize(record: dict[str, Any]) -> str:
-    """Markdown of a record: one row per network."""
-    return units.markdown_table(record["rows"], NETWORKS)
+    """Markdown of a record: one row per network, without repetitions and variants of the tutorial.
+
+    Networks with the same numbers, such as that of a system and its default model, have one row.
+    """
+    distinct = {}
+    for row in record["rows"]:
+        if row["model"] not in VARIANTS:
+            distinct.setdefault((*row["input"], row["parameters"], row["multiply_adds"]), row)
+    return units.markdown_table(list(distinct.values()), NETWORKS)
 
 
 def count(

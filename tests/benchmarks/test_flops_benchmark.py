@@ -49,6 +49,16 @@ def test_page_has_a_table_per_network_below_the_summary(outputs):
     assert all(part.count("\n| sum |") == 1 for part in parts)
 
 
+def test_the_short_table_has_each_network_once(outputs):
+    lenet, other = outputs[0]["rows"]
+    rows = [{**lenet, "model": name} for name in ("cifar10", "tutorial", "doubled")]
+    table = flops.summarize({"rows": [*rows, other]})
+    assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == [
+        "| cifar10",
+        "| ng_sliding",
+    ]
+
+
 def test_unknown_network_is_one_line_and_exit_code_two(capsys):
     assert flops.main(["--models", "lennet"]) == 2
     err = capsys.readouterr().err
