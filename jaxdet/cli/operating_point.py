@@ -47,8 +47,7 @@ def run(options: Eval) -> int:
             "--choose-threshold needs the validation split of the run; leave out --root"
         )
     run = common.load(options)
-    if run.system != "detect":
-        raise InputError(f"--choose-threshold needs a run of detect, got a run of {run.system}")
+    _check_system(run, "--choose-threshold")
     experiment = run.with_data()
     if "val" not in experiment.splits:
         raise InputError(f"{options.run} has no validation split to choose thresholds on")
@@ -101,6 +100,7 @@ def read(run: api.Run) -> np.ndarray:
 
     Raises InputError if no thresholds have been chosen for the run, or if their file is damaged.
     """
+    _check_system(run, "--score-threshold chosen")
     path = Path(run.folder) / FILE
     if not path.exists():
         raise InputError(
@@ -120,6 +120,12 @@ def read(run: api.Run) -> np.ndarray:
             f"{path} was chosen for the checkpoint of step {content['step']}, not {run.step}"
         )
     return np.array([math.inf if each is None else each for each in found])
+
+
+def _check_system(run: api.Run, option: str) -> None:
+    """Raise InputError for an option that only runs of `detect` have, with another run."""
+    if run.system != "detect":
+        raise InputError(f"{option} needs a run of detect, got a run of {run.system}")
 
 
 def _calibration_errors(
