@@ -22,7 +22,7 @@ from jaxdet.configs import cifar10
 from jaxdet.profiling import summary, timing
 
 NAME = "flops"
-VARIANTS = cifar10.TUTORIALS[1:]  # `experiments cifar10_arch` has their operations
+VARIANTS = (*cifar10.TUTORIALS[1:], "ng_windows")  # in `cifar10_arch` and `sliding_windows`
 NETWORKS = {
     "model": "model",
     "input": "input",
@@ -72,7 +72,7 @@ def render(record: dict[str, Any]) -> str:
 
 
 def summarize(record: dict[str, Any]) -> str:
-    """Markdown of a record: one row per network, without repetitions and variants of the tutorial.
+    """Markdown of a record: one row per network, without repetitions and `VARIANTS`.
 
     Networks with the same numbers, such as that of a system and its default model, have one row.
     """
