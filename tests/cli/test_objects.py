@@ -548,7 +548,7 @@ REFUSED = {
     "shift": ([*TRAIN, "--shift", "-0.1"], "--shift must be at least 0.*got -0.1"),
     "smoothing": ([*TRAIN, "--label-smoothing", "nan"], "--label-smoothing must be .*got nan"),
     "no norm": ([*TRAIN, "--model", "lite0", "--no-norm"], "--norm must be true for --model lite0"),
-    "bad row": ([*TRAIN, "--on-invalid", "error"], r"row 9: .*\(3 in total\); leave unusable"),
+    "bad row": ([*TRAIN, "--on-invalid", "error"], r"row 9: .*\(problem 1 of 3\); leave unusable"),
     "cut": ([*TRAIN, "--val-fraction", "0"], "--val-fraction 0, .*26 images leave val empty"),
     "cut beyond": (
         [*TRAIN, "--test-fraction", "1.5"],

@@ -119,8 +119,15 @@ def test_outputs_of_common_classes_are_those_of_the_other_run(system):
 
 
 def test_variables_that_do_not_fit_keep_their_values():
-    own = {"params": {"a": {"kernel": np.zeros(3)}, "b": {"kernel": np.ones(2)}}}
-    given = {"params": {"a": {"kernel": np.ones(4)}, "c": {"kernel": np.ones(2)}}}
+    own = {
+        "params": {
+            "a": {"kernel": np.zeros(3, np.float32)},
+            "b": {"kernel": np.ones(2, np.float32)},
+        }
+    }
+    given = {
+        "params": {"a": {"kernel": np.ones(4, np.float32)}, "c": {"kernel": np.ones(2, np.float32)}}
+    }
     found, outcomes = warm_start.transfer(own, given, {}, (), ())
     assert jax.tree.all(jax.tree.map(np.array_equal, found, own))
     assert outcomes == {
@@ -168,7 +175,9 @@ def test_variables_are_read_as_they_are_for_a_network(trained):
 
 
 def test_other_backbones_and_networks_are_refused(trained, monkeypatch):
-    whole, fewer = ({f"stage1_block{i}": {"kernel": np.ones(2)} for i in range(n)} for n in (3, 2))
+    whole, fewer = (
+        {f"stage1_block{i}": {"kernel": np.ones(2, np.float32)} for i in range(n)} for n in (3, 2)
+    )
     start = warm_start.WarmStart(str(trained), tuple("ab"), lambda count: {"params": {}})
     trees = {
         "the run has another backbone .params/features/stage1_block2": (
@@ -179,7 +188,7 @@ def test_other_backbones_and_networks_are_refused(trained, monkeypatch):
             {"params": {"features": whole}},
             {"params": {"features": fewer}},
         ),
-        "no variable of that run fits": ({"params": {"a": np.ones(2)}}, {"params": {}}),
+        "no variable of that run fits": ({"params": {"a": np.ones(2, np.float32)}}, {"params": {}}),
     }
     for message, (own, given) in trees.items():
         monkeypatch.setattr(checkpoint, "read_variables", lambda folder, given=given: (1, given))
