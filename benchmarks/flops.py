@@ -74,7 +74,7 @@ def render(record: dict[str, Any]) -> str:
 def summarize(record: dict[str, Any]) -> str:
     """Markdown of a record: one row per network, without repetitions and `VARIANTS`.
 
-    Networks with the same numbers, such as that of a system and its default model, have one row.
+    A system and its default model, which have the same numbers, share one row.
     """
     distinct = {}
     for row in record["rows"]:

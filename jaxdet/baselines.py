@@ -68,8 +68,8 @@ def evaluate(
         split: name of the split to evaluate on.
         classes: names of the classes.
         root: folder whose `images/` holds the images that the sources name.
-        box_loss: loss of boxes, that of the networks to compare with.
-        hparams: loss weights, those of the networks to compare with.
+        box_loss: loss of boxes, the same as for the networks to compare with.
+        hparams: loss weights, the same as for the networks to compare with.
 
     Returns {name of the baseline: scores}, where `seconds` is the time per image.  The Haar cascade
     is left out if there is no class `face`.  Raises InputError if the training images have fewer

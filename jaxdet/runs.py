@@ -73,7 +73,7 @@ def read_config(folder: str | Path, system: str = "") -> TrainConfig:
 
 
 def check_same(folder: str | Path, kept: TrainConfig, config: TrainConfig) -> None:
-    """Raise InputError if options differ from `kept`, those of the run in `folder` to be resumed.
+    """Raise InputError if options differ from `kept`, the options of the run to resume in `folder`.
 
     The options of `changeable` may differ and, with a time budget, the number of epochs.
     """

@@ -129,7 +129,7 @@ def evaluate_all(options: Compare, *, failures: bool) -> tuple[list[EvaluatedRun
 def difference_rows(evaluated: Sequence[EvaluatedRun]) -> list[Row]:
     """One row for each score of each run after the first: its difference from the first run's.
 
-    The interval is that of the difference, computed on the same resamples of the images for both
+    The interval is of the difference, computed on the same resamples of the images for both
     runs; the runs differ if it does not contain 0.  A run without resamples, or evaluated on other
     images than the first run, has no rows.
     """

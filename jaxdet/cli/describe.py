@@ -64,7 +64,7 @@ def _time(network: summary.NetworkSummary, rows: list[dict[str, Any]], figure: P
 def _prediction_notes(options: Describe, images: jax.ShapeDtypeStruct, variables: Any) -> list[str]:
     """A note on the number of operations of a whole prediction, as `eval` counts them.
 
-    [] unless the network is that of a run with a record of its data.
+    [] for a model by name, and for a run without a record of its data.
     """
     if not run_dir.is_run(options.model) or "record" not in run_dir.read_metadata(options.model):
         return []

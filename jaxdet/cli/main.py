@@ -206,7 +206,7 @@ def _run(command: str, *arguments: Any) -> int:
 
 
 def _report_error(error: object, code: int = 2) -> int:
-    """Print an error as one line, and below it its notes, such as tables, but not those of JAX.
+    """Print an error as one line, and below it its notes, such as tables, without the notes of JAX.
 
     Returns the exit code `code`.
     """

@@ -45,7 +45,7 @@ class Grid(NamedTuple):
     rows: list[list[str]]  # further options of each row; one empty row where there are none
 
     def columns(self) -> list[str]:
-        """The options that are columns of the table: those of rows and axes, except the seed."""
+        """Options that are columns of the table: those of rows or axes, except the seed."""
         given = [word for words in (*self.rows, self.axes) for word in words]
         return list(dict.fromkeys(w for w in given if w.startswith("--") and w != SEED))
 

@@ -136,7 +136,7 @@ def mean_and_spread(values: Mapping[str, Any], scores: Sequence[Row]) -> Row:
 
 
 def column_names(rows: Sequence[Row]) -> list[str]:
-    """All keys of the rows, beginning with those of the row that has most keys."""
+    """All keys of the rows, beginning with the keys of the row that has most."""
     return list(dict.fromkeys(chain(max(rows, key=len), *rows)))
 
 
@@ -168,7 +168,7 @@ def test_scores_note(summaries: Sequence[Row]) -> str:
 def system_rows(system: str, summaries: Sequence[Row]) -> list[Row]:
     """One row per run with the columns that a system adds to reports; [] if it adds none.
 
-    Validation accuracy is that of the best evaluation, and training accuracy is the mean over the
+    Validation accuracy is taken from the best evaluation; training accuracy is the mean over the
     last epoch before it.
     """
     describe = getattr(import_module(f"jaxdet.configs.{system}"), "table_row", None)
@@ -204,7 +204,7 @@ def seed_rows(evaluated: Sequence[EvaluatedRun]) -> list[Row]:
 def seed_columns(rows: Sequence[Row], columns: Mapping[str, str]) -> dict[str, str]:
     """The columns of a table of `seed_rows`, as {key: heading}.
 
-    They are `SEED_COLUMNS`, and those of `columns` that have a spread, each followed by its spread.
+    They are `SEED_COLUMNS`, and each of `columns` that has a spread, followed by the spread.
     """
     spread = {k: name for k, name in columns.items() if any(f"{k} +-" in row for row in rows)}
     both = {f"{k}{end}": f"{name}{end}" for k, name in spread.items() for end in ("", " +-")}

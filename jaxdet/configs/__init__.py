@@ -87,7 +87,7 @@ def without_data(name: str, config: Any, metadata: Mapping[str, Any]) -> "Experi
 def network(name: str, config: Any, *classes: int) -> "tuple[nn.Module, tuple[int, ...]]":
     """The network of a configuration and its input shape (B, H, W, C); no data are read.
 
-    classes: the number of classes; by default that of the system's usual data set.
+    classes: the number of classes; by default, as in the system's usual data set.
     """
     check(config)
     return import_module(f"jaxdet.configs.{name}").network(config, *classes)

@@ -88,8 +88,8 @@ class Config(TrainConfig):
     window: int = 44
     """side, in pixels, of the square window that slides over the canvas"""
     mask_loss_by: Literal["both", "truth"] = "both"
-    """which windows have class and box losses: all that overlap the digit (truth), or only those of
-    them in which the network detects it (both)"""
+    """which windows have class and box losses: all that overlap the digit (truth), or only the
+    windows among these in which the network detects it (both)"""
     reduction: Literal["sum", "mean"] = "sum"
     """whether the losses of all images and windows of a batch are added (sum) or averaged (mean)"""
     class_weight: float = 1.0

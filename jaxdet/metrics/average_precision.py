@@ -104,7 +104,7 @@ def bootstrap(
 ) -> dict[str, np.ndarray]:
     """`map`, `map50` and `map75` of images drawn with replacement, [resamples] each.
 
-    iou_thresholds: those of `matches`.
+    iou_thresholds: the thresholds that `matches` was made with.
     """
     count = len(matches.objects)
     draws = np.random.default_rng(seed).multinomial(count, [1 / count] * count, resamples)

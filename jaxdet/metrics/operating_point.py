@@ -31,7 +31,7 @@ def check_rule(rule: str) -> None:
 
 
 def pooled(matches: Matches) -> Matches:
-    """The boxes of all classes as those of a single one."""
+    """The boxes of all classes, as if they were of a single class."""
     order = np.argsort(-matches.score.ravel(), kind="stable")
     levels = len(matches.hit)
     return Matches(

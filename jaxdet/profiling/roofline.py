@@ -3,7 +3,7 @@
 Layers are compiled and timed one by one, on random inputs.  In the whole network the compiler fuses
 neighboring layers, so that the whole takes less time than the sum; both are measured.  The bytes
 of a layer are the least that it has to move: its inputs, weights and outputs, once each.  A layer
-whose data fit into a cache can exceed the roofline, which is that of the main memory.
+whose data fit into a cache can exceed the roofline, which assumes the speed of the main memory.
 Williams, Waterman and Patterson 2009, the roofline model.
 """
 

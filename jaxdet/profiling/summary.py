@@ -181,7 +181,7 @@ def to_csv(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def relative_path(path: str) -> str:
-    """A path of the name stack without its first name, that of the network."""
+    """A path of the name stack without its first name, the name of the network."""
     return path.partition("/")[2]
 
 

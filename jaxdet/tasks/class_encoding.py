@@ -20,7 +20,7 @@ from jaxdet.types import Array
 class ClassEncoding(NamedTuple):
     """One way to encode background."""
 
-    num_logits: Callable[[int], int]  # from the number of classes to that of class logits per cell
+    num_logits: Callable[[int], int]  # number of classes -> number of class logits per cell
     objectness: bool  # whether cells also have an objectness logit
     scores: Callable[[DetectorOutput], Array]  # predicted scores [B, A, K] in [0, 1]
     # from an output and target scores [B, A, K] to {term: [B]}, each summed over cells

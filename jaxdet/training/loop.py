@@ -37,7 +37,7 @@ from jaxdet.types import Batch, TrainState, Tree
 
 CALL_SECONDS = 0.05  # duration that a call on a GPU should have, so that its overhead is small
 MAX_CALL_STEPS = 64  # for data on the device, whose rows are only indices
-SAVE, STOP = 1, 2  # what is due between two batches
+SAVE, STOP = 1, 2  # actions between two batches
 DRAW_SECONDS = 30  # minimum time between two plots of the curves
 
 

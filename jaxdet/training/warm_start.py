@@ -188,7 +188,7 @@ def _fits(
 def _match_classes(
     leaf: Any, old: Array, layout: Layout, classes: Sequence[str], source_classes: Sequence[str]
 ) -> Any:
-    """`leaf` with the entries of `old` for classes of the same name and for what is no class."""
+    """`leaf` with the entries of `old` for classes of the same name and for all other outputs."""
     if not isinstance(leaf, jax.Array | np.ndarray):
         return leaf  # its shape is all there is
     new, old = (_grouped(np.asarray(array), layout) for array in (leaf, old))

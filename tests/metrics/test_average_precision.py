@@ -1,4 +1,4 @@
-"""Average precision by image weights equals COCO's, and that of images written twice."""
+"""Average precision by image weights equals COCO's; a weight of 2 counts an image twice."""
 
 import numpy as np
 import pytest
