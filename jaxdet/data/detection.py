@@ -408,7 +408,7 @@ def _prepare_boxes(
     scale, offset = images.letterbox_transform(size, sizes.height, sizes.width)
     limits = np.array([size[1], size[0]] * 2, np.float32)
     clipped = np.clip(sample.boxes, 0, limits[None])
-    true = (clipped[:, 2:] > clipped[:, :2]).all(1)
+    true = np.isfinite(sample.boxes).all(1) & (clipped[:, 2:] > clipped[:, :2]).all(1)
     moved = clipped * np.tile(scale, 2)[None] + np.tile(offset, 2)[None]
     large = true & (moved[:, 2:] - moved[:, :2] >= MIN_BOX_SIDE).all(1)
     notes += [

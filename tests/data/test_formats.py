@@ -257,6 +257,16 @@ def test_polygons_give_their_bounding_box_and_scores_are_ignored(tmp_path):
     assert notes == ["0.png: box nan 10 nan 30 is not finite"]
 
 
+def test_boxes_beyond_the_range_of_float32_are_left_out(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    boxes = [((0, 0, 1e39, 1e39), 0), ((1, 1, 7, 7), 0)]
+    image = detection.annotated_image(tmp_path / "a.png", boxes, "a.png")
+    source, notes = detection.load([image], 32, 32, 2)
+    assert notes == ["a.png: box 0 0 inf inf is not finite"]
+    assert source.arrays["valid"].sum() == source.arrays["true_valid"].sum() == 1
+    assert np.isfinite(source.arrays["true_boxes"]).all()
+
+
 def readable_image(folder):
     Image.new("RGB", (8, 8)).save(folder / "a.png")
     return detection.annotated_image(folder / "a.png", [], "a.png")
