@@ -29,5 +29,4 @@ FORMATS: dict[str, Callable[[api.Run, Export], str]] = {"checkpoint": write_chec
 
 
 def _megabytes(folder: Path) -> float:
-    """The size of all files below a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6

@@ -48,7 +48,7 @@ class Example(NamedTuple):
 
     @property
     def picture(self) -> np.ndarray:
-        """The original image; it is decoded on access, because most predictions need no picture."""
+        """The original image [h, w, C] in [0, 1], decoded on access: few predictions need it."""
         return self.read_picture()
 
 
@@ -175,10 +175,7 @@ class Output:
             print("wrote", ", ".join(wrote))
 
     def _lines(self, example: Example, found: Any) -> list[str]:
-        """The lines to print for one image: a JSON object, or one line per label or detection.
-
-        Such a line has the image, the label, the score and, if there are boxes, x0 y0 x1 y1.
-        """
+        """A JSON object, or one line per label or detection."""
         if self.many:
             columns = zip(found.labels, found.scores, found.boxes, strict=True)
             objects = [self._fields(*of_object) for of_object in columns]
@@ -201,7 +198,6 @@ class Output:
         return fields if box is None else {**fields, "box": predict_files.rounded(box)}
 
     def _draw_one(self, example: Example, found: Any, path: Path) -> None:
-        """Draw one prediction: detections in the original size, others as a figure with a title."""
         from jaxdet.plots import detection as detection_plots
 
         if not self.many:
@@ -223,10 +219,6 @@ class Output:
             detection_plots.show_file(path)
 
     def _draw(self, pairs: Sequence[Pair], path: Path) -> None:
-        """Draw a figure with true and predicted boxes.
-
-        The titles of failures are red, except for detections, which have no single true label.
-        """
         pictures = [example.picture for example, _ in pairs]
         shown: dict[str, Any] = {
             "titles": [self._title(*pair) for pair in pairs],
@@ -259,7 +251,6 @@ class Output:
 
 
 def _check_options(run: api.Run, options: Predict, many: bool) -> None:
-    """Raise InputError for options that do not fit the run."""
     given = [name for name in DETECTION_OPTIONS if getattr(options, name) and not many]
     if given:
         name = given[0].replace("_", "-")
@@ -271,11 +262,7 @@ def _check_options(run: api.Run, options: Predict, many: bool) -> None:
 
 
 def _list_rows(run: api.Run, path: Path) -> list[tuple]:
-    """The (path, label, box) of an image file, or of each image in a .csv table.
-
-    Label and box are None for an image file.  Raises InputError for a table if the run's system has
-    no tables.
-    """
+    """(path, label, box) per image; label and box are None for an image file."""
     if path.suffix.lower() != ".csv":
         return [(path, None, None)]
     if run.experiment.read_table is None:
@@ -284,10 +271,7 @@ def _list_rows(run: api.Run, path: Path) -> list[tuple]:
 
 
 def _read_files(run: api.Run, rows: Sequence[tuple]) -> Iterator[Example | InputError]:
-    """Read files in threads, a batch at a time, and yield their examples.
-
-    If there are several files, an InputError is yielded in place of one that cannot be read.
-    """
+    """Yield an example per file; with several files, an InputError per unreadable one."""
     read = partial(_read_file if len(rows) == 1 else _try_to_read_file, run)
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(rows), api.PREDICT_BATCH):
@@ -328,7 +312,6 @@ def _read_samples(experiment: Experiment, split: str, count: int, many: bool) ->
 
 
 def _prepared_sample(image: np.ndarray, batch: Batch, i: int) -> api.PreparedImage:
-    """Row `i` of a batch as a `PreparedImage`; it may be letterboxed, stretched or the original."""
     size = tuple(map(int, batch["size"][i])) if "size" in batch else image.shape[:2]
     if "to_original" in batch:
         scale, offset = (np.tile(part, 2) for part in np.split(batch["to_original"][i], 2))
@@ -351,7 +334,7 @@ def _original_picture(prepared: api.PreparedImage) -> np.ndarray:
 def _predict(
     run: api.Run, examples: Iterator[Example | InputError], count: int
 ) -> Iterator[Pair | tuple[InputError, None]]:
-    """Yield the examples with their predictions, computed in batches; errors pass through."""
+    """Predict in batches; an InputError among the examples is yielded with None."""
     size = 1 if count == 1 else api.PREDICT_BATCH
     while batch := list(islice(examples, size)):
         read = [example for example in batch if isinstance(example, Example)]
@@ -364,7 +347,7 @@ def _predict(
 
 
 def _counted(pairs: Iterator[Any], count: int) -> Iterator[Any]:
-    """Yield the pairs; on a terminal, a bar shows how many of the `count` images are done."""
+    """Yield the pairs unchanged and, on a terminal, show a progress bar."""
     with common.counting(count) as advance:
         for pair in pairs:
             yield pair
@@ -374,7 +357,7 @@ def _counted(pairs: Iterator[Any], count: int) -> Iterator[Any]:
 def _select_classes(
     found: api.Detections, names: Sequence[str], classes: Sequence[str]
 ) -> api.Detections:
-    """The detections of the classes called `names`, or all detections if that is empty."""
+    """The detections of the classes called `names`; all detections if `names` is empty."""
     if not names:
         return found
     return _keep(found, np.isin(found.labels, [classes.index(name) for name in names]))

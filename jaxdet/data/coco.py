@@ -119,17 +119,14 @@ def _read_file(path: Path) -> _File:
 
 
 def _without_polygons(entry: dict[str, Any]) -> dict[str, Any]:
-    """An object of the file; one with a box loses its polygons, most of the memory of the file."""
+    """Drop the polygons of an object with a box, to save memory."""
     if entry.get("bbox"):
         entry.pop("segmentation", None)
     return entry
 
 
 def _read_categories(categories: list[dict[str, Any]], path: Path) -> dict[int, str]:
-    """{id: name} of all categories, including those without objects.
-
-    Raises InputError for a category without id and name, and for an id that is not unique.
-    """
+    """{id: name}; InputError for a missing id or name, or an id that is not unique."""
     found: dict[int, str] = {}
     for row, category in enumerate(categories, 1):
         number, name = _parse_id(category.get("id")), category.get("name")
@@ -191,10 +188,7 @@ def _read_split(
 
 
 def _parse_annotation(annotation: dict[str, Any], labels: dict[int, int]) -> BoxObject | str:
-    """Convert an annotation to an object, or return a description of its problem.
-
-    The box of the object is still left, top, width and height.
-    """
+    """An object whose box is left, top, width, height; or a description of its problem."""
     box = _parse_box(annotation)
     if box is None:
         shown = _shown(annotation.get("bbox"))
@@ -215,10 +209,7 @@ def _parse_annotation(annotation: dict[str, Any], labels: dict[int, int]) -> Box
 
 
 def _parse_box(annotation: dict[str, Any]) -> Sequence[float] | np.ndarray | None:
-    """Left, top, width and height [4] of an annotation's box or, without one, of its polygons.
-
-    None if there is neither, or if the one to be used is malformed.
-    """
+    """Left, top, width, height of the box or, without one, of the polygons; None if malformed."""
     box = annotation.get("bbox")
     if isinstance(box, list) and len(box) == 4 and all(map(_is_number, box)):
         return box
@@ -235,10 +226,7 @@ def _parse_box(annotation: dict[str, Any]) -> Sequence[float] | np.ndarray | Non
 
 
 def _parse_id(value: Any) -> int | str | None:
-    """Convert an id to an integer if it is a whole number or the text of one.
-
-    Other texts are returned as they are; other values become None.
-    """
+    """A whole number or its text as an integer, other texts unchanged, other values as None."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if (
@@ -252,17 +240,14 @@ def _parse_id(value: Any) -> int | str | None:
 
 
 def _parse_flag(value: Any) -> bool | None:
-    """Convert a flag (0, 1, true, false, null, or a text such as "0") to a boolean.
-
-    None for other values.
-    """
+    """A flag such as 0, true, null or "0" as a boolean; None for other values."""
     if isinstance(value, str):
         return FLAGS.get(value.strip().lower())
     return bool(value) if value in (0, 1, None) else None
 
 
 def _declared_size(image: dict[str, Any]) -> tuple[int, int] | None:
-    """(height, width) from an image's entry; None unless both are positive integers."""
+    """(height, width); None unless both are positive integers."""
     sides = [_parse_id(image.get(name)) for name in ("height", "width")]
     height, width = (side if isinstance(side, int) and side > 0 else None for side in sides)
     return (height, width) if height and width else None
@@ -274,7 +259,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _image_folders(root: Path, path: Path) -> Sequence[Path]:
-    """The folders in which to look for the images of the JSON file `path`, in this order."""
+    """Where to look for the images of the JSON file `path`, in this order."""
     split = _stem(path)
     below = [root / folder / split for folder in IMAGE_FOLDERS] + [path.parent / "data"]
     return [path.parent, *below, *(root / folder for folder in IMAGE_FOLDERS)]

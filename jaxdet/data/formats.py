@@ -52,5 +52,5 @@ def _read_folder(root: Path, format: str) -> DetectionDataset:
 
 
 def _is_labelimg(root: Path, format: str) -> bool:
-    """Whether `format` is YOLO and the folder has a list of classes in place of a YAML file."""
+    """Whether the folder has YOLO data with a list of classes in place of a YAML file."""
     return format == "yolo" and yolo.find_class_list(root) is not None

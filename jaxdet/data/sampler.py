@@ -59,11 +59,7 @@ def pk_sampler(labels: np.ndarray, samples_per_class: int) -> BatchOrder:
 def _spread_classes(
     counts: np.ndarray, steps: int, random: np.random.Generator
 ) -> Iterator[np.ndarray]:
-    """Spread the groups of each class evenly over the steps.
-
-    `counts[k]` is the number of groups of class k in the epoch.  Yields, for each step, the classes
-    of its groups, [counts.sum() / steps].
-    """
+    """Yield the classes of each step's groups, evenly; class k has `counts[k]` groups in all."""
     each = counts.sum() // steps
     for remaining in range(steps, 0, -1):
         now = counts // remaining
@@ -81,7 +77,7 @@ def draw_size(seed: int, step: int, count: int) -> int:
 def eval_batches(count: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
     """All records in order: (indices [steps, batch] int32, mask [steps, batch] float32).
 
-    The mask is 1.  The last batch is filled up with record 0, where the mask is 0.
+    The last batch is filled up with record 0; the mask is 0 there, and 1 elsewhere.
     """
     steps = -(-count // batch)
     places = np.arange(steps * batch).reshape(steps, batch)

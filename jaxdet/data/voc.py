@@ -36,8 +36,6 @@ ClassObject = tuple[np.ndarray, str, bool]  # box [4], name of the class, whethe
 
 
 class _Annotation(NamedTuple):
-    """The content of an XML file."""
-
     path: Path
     file_name: str
     size: Size | None
@@ -93,7 +91,6 @@ def read(root: str | Path) -> DetectionDataset:
 
 
 def _list_folder(root: Path) -> _Folder:
-    """List the XML files and images in a folder and its subfolders."""
     found = _Folder(root, {}, {})
     for path in images.walk(root):
         suffix = path.suffix.lower()
@@ -105,7 +102,7 @@ def _list_folder(root: Path) -> _Folder:
 
 
 def _split_paths(folder: _Folder, notes: list[str]) -> dict[str, list[Path]]:
-    """Find the XML files of each split: {split: paths}.  Problems are appended to `notes`."""
+    """The XML files of each split; problems are appended to `notes`."""
     lists = {name: folder.root / LISTS / f"{name}.txt" for name in (*SETS, TRAINVAL)}
     lists = {name: path for name, path in lists.items() if path.is_file()}
     if "train" not in lists and TRAINVAL in lists:
@@ -124,10 +121,7 @@ def _split_paths(folder: _Folder, notes: list[str]) -> dict[str, list[Path]]:
 
 
 def _read_list(folder: _Folder, path: Path, notes: list[str]) -> list[Path]:
-    """Find the XML files that a list names; missing ones are appended to `notes`.
-
-    A line of the list is a file name, with or without its ending, and optionally a flag.
-    """
+    """The XML files that a list of names refers to; missing ones are appended to `notes`."""
     found = []
     for number, line in regular_files.read_lines(path):
         whole, first = _listed_stem(folder, line), _listed_stem(folder, line.split()[0])
@@ -170,7 +164,7 @@ def _read_annotation(path: Path) -> _Annotation:
 
 
 def _declared_size(tree: ElementTree.Element) -> Size | None:
-    """(height, width) of the image as given in the XML file; None unless both are positive."""
+    """(height, width); None unless both are positive."""
     try:
         height, width = (int(float(tree.findtext(f"size/{s}", "0"))) for s in ("height", "width"))
     except (ValueError, OverflowError):
@@ -204,11 +198,7 @@ def _annotate(folder: _Folder, annotation: _Annotation, numbers: dict[str, int])
 
 
 def _find_image(folder: _Folder, annotation: _Annotation) -> Path:
-    """Find the image of an XML file: by the name of the XML file, else by the `filename` in it.
-
-    Of several images with this name, the one nearest to the XML file is taken.  If there is none,
-    returns the path in JPEGImages/ at which it should be.
-    """
+    """The image of an XML file, or the path in JPEGImages/ where it should be."""
     name = annotation.file_name.replace("\\", "/").rpartition("/")[2]
     beside = annotation.path.parent
     for stem in (annotation.path.stem, os.path.splitext(name)[0]):

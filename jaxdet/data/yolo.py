@@ -58,8 +58,6 @@ class _Folder(NamedTuple):
 
 
 class _Labels(NamedTuple):
-    """The label file of an image."""
-
     image: Path
     size: Size | None  # None if the image cannot be read, or if it has no label file
     rows: list[Row] | None  # None if it has no label file
@@ -142,10 +140,7 @@ def _read_folder(root: Path) -> _Folder:
 
 
 def _read_names(content: dict[str, Any], path: Path) -> tuple[tuple[str, ...], int]:
-    """Return (class names, number of the first class) from the content of a YAML file.
-
-    Raises InputError for names that are no list or mapping of strings, or that are not `nc`.
-    """
+    """(class names, number of the first class); InputError for invalid names or a wrong `nc`."""
     names, count = content.get("names"), content.get("nc")
     shown = printable(repr(names))[:60]
     if names is None and isinstance(count, int) and 0 < count <= MAX_CLASSES:
@@ -169,11 +164,7 @@ def _read_names(content: dict[str, Any], path: Path) -> tuple[tuple[str, ...], i
 
 
 def _split_places(folder: _Folder) -> dict[str, list[str]]:
-    """The places of each split's images: folders, or text files that list images.
-
-    They are as written in the YAML file, or as found by name without a YAML file.  Raises
-    InputError for values in the file that are no paths.
-    """
+    """{split: folders, or text files that list images}; InputError for values that are no paths."""
     if folder.file.suffix not in (".yaml", ".yml"):
         return _folders_by_name(folder.root)
     found = {}
@@ -191,10 +182,7 @@ def _split_places(folder: _Folder) -> dict[str, list[str]]:
 
 
 def _folders_by_name(root: Path) -> dict[str, list[str]]:
-    """Find folders named after splits in `images` or else in the root.
-
-    If there are none, the root is the place of the training images.
-    """
+    """Folders named after splits, in `images` or the root; without any, the root is `train`."""
     for home in (root / "images", root):
         inner = sorted(path for path in home.glob("*/") if not images.is_hidden(path.name))
         names = {path: detection.split_name(path.name) for path in inner}
@@ -205,7 +193,7 @@ def _folders_by_name(root: Path) -> dict[str, list[str]]:
 
 
 def _list_files(folder: _Folder, places: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """List the image files in the places of one split; return (files, remarks)."""
+    """(image files, remarks) of one split."""
     files, notes = [], []
     for place in places:
         path = _find_place(folder, place)
@@ -220,12 +208,7 @@ def _list_files(folder: _Folder, places: Sequence[str]) -> tuple[list[Path], lis
 
 
 def _find_place(folder: _Folder, place: str) -> Path:
-    """Find a folder or a list of files, even if the YAML file was made on another machine.
-
-    Paths like `../datasets/NAME` (ultralytics) or `../train/images` (Roboflow), and absolute paths
-    of other machines, are looked for below the folder of the YAML file.  Raises InputError if the
-    place does not exist or is outside that folder.
-    """
+    """A folder or list of images; paths from other machines are looked for below the YAML file."""
     parts = [part for part in place.replace("\\", "/").split("/") if part not in ("", ".", "..")]
     for start in range(len(parts)):
         for home in _homes(folder):
@@ -237,10 +220,7 @@ def _find_place(folder: _Folder, place: str) -> Path:
 
 
 def _homes(folder: _Folder) -> list[Path]:
-    """Folders to which places may be relative: `path` of the YAML file, and the root.
-
-    Leading parts of `path` that lead elsewhere are dropped, so that it is below the root.
-    """
+    """Folders to which places may be relative: `path` of the YAML file, and the root."""
     base = folder.content.get("path")
     if not isinstance(base, str):
         return [folder.root]
@@ -262,11 +242,7 @@ def _read_labels(root: Path, image: Path) -> _Labels:
 
 
 def _label_path(root: Path, image: Path) -> Path | None:
-    """Find the label file of an image; None if there is none.
-
-    It has the path of the image with one folder `images` (the last one for which such a file
-    exists) replaced by `labels`; otherwise it is next to the image.
-    """
+    """The label file of an image, in a folder `labels` or next to the image; None without one."""
     parts = image.parts
     own = len(parts) - len(image.relative_to(root).parts) if image.is_relative_to(root) else 0
     for place in reversed(range(own, len(parts) - 1)):
@@ -282,11 +258,7 @@ Parser = Callable[[list[float]], Array | None]
 
 
 def _row_parser(folder: _Folder, rows: Sequence[Row]) -> tuple[Parser, list[str]]:
-    """Choose how to read label rows; return (parser, remarks).
-
-    The parser takes the values of a row without the class, and returns the corners [4] of a box as
-    fractions of the image, or None for an invalid row.  Raises InputError for a bad `kpt_shape`.
-    """
+    """(parser, remarks); the parser returns corners [4] as fractions or, for a bad row, None."""
     lengths = Counter(len(words) for _, words in rows)
     content, longer = folder.content, sum(n for length, n in lengths.items() if length > SHORT[-1])
     if shape := content.get("kpt_shape"):
@@ -323,10 +295,7 @@ def _row_parser(folder: _Folder, rows: Sequence[Row]) -> tuple[Parser, list[str]
 
 
 def _has_points_in_its_box(words: Sequence[str]) -> bool:
-    """Whether a line has a box inside the image, followed by x and y of points inside that box.
-
-    A point at 0 0 is also accepted: it is a keypoint that is not labeled.
-    """
+    """Whether a row has a box in the image, and keypoints in the box or (unlabeled) at 0 0."""
     try:
         values = np.array(words[1:], float)
     except ValueError:
@@ -341,10 +310,7 @@ def _has_points_in_its_box(words: Sequence[str]) -> bool:
 
 
 def _box_parser(*counts: int) -> Parser:
-    """Make a parser that reads the first four values as a box, if one of `counts` is their number.
-
-    Rows with another number of values are invalid.
-    """
+    """A parser that reads the first four values as a box; rows must have one of `counts` values."""
     return lambda values: boxes.from_cxcywh(np.array(values[:4])) if len(values) in counts else None
 
 
@@ -360,7 +326,6 @@ def _parse_polygon_or_box(values: list[float]) -> Array | None:
 
 
 def _annotate(labels: _Labels, folder: _Folder, parse: Parser) -> tuple[AnnotatedImage, list[str]]:
-    """Convert a label file to (annotated image, notes)."""
     objects, notes, unknown = [], [], 0
     for place, words in labels.rows or [] if labels.size else []:
         found = _parse_row(words, folder, parse, labels.size)
@@ -375,7 +340,7 @@ def _annotate(labels: _Labels, folder: _Folder, parse: Parser) -> tuple[Annotate
 
 
 def _parse_row(words: list[str], folder: _Folder, parse: Parser, size: Size) -> BoxObject | str:
-    """Convert a row to an object in an image of `size`, or return a description of its problem."""
+    """An object in an image of `size`, or a description of the row's problem."""
     try:
         label, *values = map(float, words)
     except ValueError:

@@ -33,7 +33,7 @@ MIXERS = {"depthwise3": (3, 1), "depthwise7": (7, 1), "dilated7": (7, 2)}  # ker
 
 
 class CifarModule(layers.ConvModule):
-    """Base of these networks' modules: Flax's default initializer, and pooling before norms."""
+    """Base of the modules in this file: Flax's default initializer, and pools before norms."""
 
     kernel_init: Callable[..., Array] = LECUN_NORMAL
 

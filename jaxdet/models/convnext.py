@@ -104,7 +104,7 @@ class ConvNeXt(layers.Freezable):
 
     @nn.nowrap
     def first_stages(self, count: int) -> dict[str, Any]:
-        """Fields of a network that has only the first `count` of these stages."""
+        """Fields for a copy that ends after the first `count` stages; the stem is a stage."""
         per_stage = ("widths", "blocks", "strides", "squeezes", "dilations", "rates")
         return {name: getattr(self, name)[: count - 1] for name in per_stage}
 
@@ -139,12 +139,11 @@ class ConvNeXt(layers.Freezable):
 
     @nn.nowrap
     def _patches(self, x: Array, channels: int, side: int, name: str) -> Array:
-        """Convolve patches of side x side pixels that do not overlap."""
         return self.conv(x, channels, side, name, stride=side, padding=0)
 
     @nn.nowrap
     def _stages(self) -> Iterator[tuple[int, int, list[float], dict[str, Any]]]:
-        """(channels, stride, rates of the blocks, their other fields) of each stage."""
+        """Per stage: channels, stride, stochastic depth rates, other fields of the blocks."""
         none = (0,) * len(self.widths)
         fields = inverted_residual.block_fields(self.squeezes or none, self.dilations or none)
         total = sum(self.blocks)
@@ -185,8 +184,9 @@ TIMM_MODULES = {  # such as hf:timm/convnext_tiny.fb_in1k
 
 
 def torch_name(path: str, modules: Mapping[str, str]) -> str:
-    """Name of a variable in weights with the module names `PAPER_MODULES` or `TIMM_MODULES`.
+    """Name, in a weight file, of the variable at `path`.
 
+    modules: `PAPER_MODULES` for the paper's files, `TIMM_MODULES` for timm's.
     `params/stage3_block2/expand/kernel` is `stages.2.1.pwconv1.weight` in the paper's files.
     """
     _, *names, leaf = path.split("/")

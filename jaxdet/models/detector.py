@@ -88,7 +88,7 @@ class Detector(nn.Module):
 
     @nn.nowrap
     def _distances(self, sides: Array) -> tuple[Array | None, Array]:
-        """(logits over distances or None, distances [B, A, 4] in strides)."""
+        """Logits over distances (None if `reg_max` is 1), and distances [B, A, 4] in strides."""
         if self.reg_max == 1:
             return None, jnp.exp(jnp.minimum(sides, MAX_LOG_DISTANCE))
         logits = sides.reshape(*sides.shape[:-1], 4, self.reg_max)
@@ -97,5 +97,5 @@ class Detector(nn.Module):
 
 
 def _stride(height: int, rows: int) -> int:
-    """Stride of a map with `rows` rows: the power of two nearest to `height / rows`."""
+    """The power of two nearest to `height / rows`."""
     return 2 ** round(float(np.log2(height / rows)))

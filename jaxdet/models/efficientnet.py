@@ -131,7 +131,7 @@ class EfficientNet(EfficientNetModule, layers.Freezable):
 
     @nn.nowrap
     def first_stages(self, count: int) -> dict[str, Any]:
-        """Fields of a network that has only the first `count` of these stages."""
+        """Fields for a copy that ends after the first `count` stages; the stem is a stage."""
         return {"stages": self.stages[: count - 1]}
 
     @nn.compact
@@ -260,10 +260,7 @@ def timm_name(path: str, stages: tuple[Stage, ...] = STAGES) -> str:
 
 
 def _parse(path: str, stages: tuple[Stage, ...]) -> tuple[tuple[int, int, int] | None, str, str]:
-    """(block, module, leaf) of a path, where block is None outside the stages.
-
-    Otherwise block is (number among all blocks, number of its stage, number in the stage), from 0.
-    """
+    """(block, module, leaf); block is (number in network, stage, number in stage) or None."""
     _, first, *rest, leaf = path.split("/")
     places = [(i, j) for i, stage in enumerate(stages) for j in range(stage.blocks)]
     blocks = {f"stage{i + 1}_block{j + 1}": (n, i, j) for n, (i, j) in enumerate(places)}

@@ -72,7 +72,7 @@ class DecoupledHead(necks.PyramidModule):
 
     @nn.nowrap
     def _predict(self, x: Array, channels: int, name: str, prior: float = 0.5) -> Array:
-        """1x1 convolution to [B, h w anchors, channels] in float32; sigmoids start near `prior`."""
+        """Apply a 1x1 convolution; sigmoids of its outputs start near `prior`."""
         x = nn.Conv(
             self.anchors * channels,
             kernel_size=(1, 1),

@@ -119,7 +119,7 @@ class InvertedResidualNet(layers.Freezable):
 
     @nn.nowrap
     def _stages(self) -> Iterator[tuple[int, int, int, dict[str, Any], float]]:
-        """(channels, stride, blocks, fields of the blocks, dropout rate) of each stage."""
+        """Per stage: channels, stride, number of blocks, fields of the blocks, and dropout rate."""
         none = (0,) * len(self.widths)
         fields = block_fields(self.squeezes or none, self.dilations or none)
         blocks = (self.blocks,) * len(none) if isinstance(self.blocks, int) else self.blocks

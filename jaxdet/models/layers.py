@@ -40,9 +40,9 @@ class ConvModule(nn.Module):
     """Base of convolutional modules, with their common fields and methods that add layers.
 
     axis_name: device axis over which batch norm averages in training; None on one device.
-    dtype: data type of the computation; None promotes those of inputs and parameters.  Parameters
-      are float32 in any case.
-    conv_general_dilated: function in place of `jax.lax.conv_general_dilated`, such as that of
+    dtype: data type of the computation; None uses the promoted type of inputs and parameters.
+      Parameters are float32 in any case.
+    conv_general_dilated: function in place of `jax.lax.conv_general_dilated`, such as the one in
       `jaxdet.kernels.conv`.
     norm: whether convolutions are batch-normalized; without it they have a bias.
     epsilon: added to the variance in norms.  momentum: decay of the running statistics.
@@ -186,7 +186,7 @@ class Freezable(ConvModule):
 
     @nn.nowrap
     def first_stages(self, count: int) -> dict[str, Any]:
-        """Fields of a network that has only the first `count` of these stages.
+        """Fields for a copy that ends after the first `count` stages; the stem is a stage.
 
         Raises NotImplementedError for a network that cannot be cut, as here.
         """
@@ -199,9 +199,9 @@ class Freezable(ConvModule):
 
     @nn.nowrap
     def stop_frozen_gradient(self, x: Array, stage: int, train: bool) -> Array:
-        """Pass on x, the output of stage number `stage` (from 0), without gradient if frozen.
+        """Return x, the output of stage number `stage` (from 0).
 
-        Only in training (`train`) is the gradient stopped.
+        In training, its gradient is stopped if the stage is frozen.
         """
         return jax.lax.stop_gradient(x) if train and stage < self.frozen_stages else x
 

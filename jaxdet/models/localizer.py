@@ -44,7 +44,7 @@ class MLP(nn.Module):
 
 
 class DenseBoxHead(necks.PyramidModule):
-    """One box per image: the mean of the boxes that all cells of a map predict, weighted.
+    """One box per image: a weighted mean of the boxes that the cells of a map predict.
 
     The map is the finest one of an FPN over the last `levels` maps, after two 3x3 convolutions.
     Each cell predicts the distances of the box's sides from the cell's center, as fractions of the

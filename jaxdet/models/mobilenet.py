@@ -30,7 +30,7 @@ class BlockConfig(NamedTuple):
 
 
 def _v2_blocks() -> tuple[BlockConfig, ...]:
-    """Table 2 of V2's paper, one `BlockConfig` per block."""
+    """One `BlockConfig` per block in table 2 of V2's paper."""
     # factor of the hidden channels, output channels, blocks, stride of the first block
     stages = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2))
     stages += ((6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -145,7 +145,7 @@ class MobileNet(MobileNetModule, layers.Freezable):
 
     @nn.nowrap
     def first_stages(self, count: int) -> dict[str, Any]:
-        """Fields of a network that has only the first `count` of these stages."""
+        """Fields for a copy that ends after the first `count` stages; the stem is a stage."""
         return {"blocks": self.blocks[: count - 1]}
 
     @nn.compact

@@ -136,8 +136,8 @@ class PAN(PyramidModule):
 def upsample_nearest(x: Array, size: tuple[int, int], name: str) -> Array:
     """Upsample x [B, h, w, C] to [B, *size, C] by nearest neighbors, under the layer name `name`.
 
-    Each pixel is repeated a whole number of times along each axis, and what exceeds `size` is
-    cropped at the bottom and right.
+    Each pixel is repeated a whole number of times along each axis; rows and columns beyond `size`
+    are cropped.
     """
     with jax.named_scope(name):
         rows, columns = (-(-side // own) for side, own in zip(size, x.shape[1:3], strict=True))

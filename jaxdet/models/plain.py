@@ -1,7 +1,7 @@
 """Stacks of convolutions and max pools, and the localizers built on them.
 
-In a layout such as `32 32 M4 64 512/1`, a number is a 3x3 convolution with so many output channels,
-batch norm and ReLU, `512/1` is a 1x1 convolution, and `M4` is a 4x4 max pool with stride 4.
+In a layout such as `32 32 M4 64 512/1`, `32` is a 3x3 convolution with 32 output channels, batch
+norm and ReLU, `512/1` is such a layer with a 1x1 kernel, and `M4` is a 4x4 max pool with stride 4.
 """
 
 import re

@@ -79,7 +79,7 @@ class ResNet(layers.Freezable):
 
     @nn.nowrap
     def first_stages(self, count: int) -> dict[str, Any]:
-        """Fields of a network that has only the first `count` of these stages."""
+        """Fields for a copy that ends after the first `count` stages; the stem is a stage."""
         return {"stages": self.stages[: count - 1]}
 
     @nn.compact

@@ -2,9 +2,9 @@
 
 A window network consists of convolutions and pools, then dense layers, and takes windows of one
 size.  If its first dense layer is replaced by a convolution as large as the features of a window,
-and the other ones by 1x1 convolutions, it takes any larger image, and each of its outputs belongs
-to one window (OverFeat, Sermanet et al. 2013, arXiv:1312.6229).  `ops.windows` computes to which
-one, and `ops.windows.differences` explains why the two forms may disagree.
+and the other dense layers by 1x1 convolutions, it takes any larger image, and each of its outputs
+belongs to one window (OverFeat, Sermanet et al. 2013, arXiv:1312.6229).  `ops.windows` computes the
+window of each output, and `ops.windows.differences` explains why the two forms may disagree.
 
     net = NgSlidingNet(form="sequential")
     variables = net.init(key, jnp.zeros((1, 14, 14, 3)))
@@ -208,10 +208,7 @@ def multiply_adds(net: SlidingNet, height: int, width: int, channels: int = 3) -
 def _number(
     chain: Sequence[windows.Layer], channels: tuple[int, ...], name: str | None = None
 ) -> Iterator[LayerSpec]:
-    """Specs of layers, numbered from 1 per kind; each convolution takes the next channels.
-
-    Raises InputError unless `channels` has one value per convolution.
-    """
+    """Number the layers of each kind from 1; InputError if `channels` do not fit."""
     convolutions = sum(layer.kind == "conv" for layer in chain)
     if convolutions != len(channels):
         raise InputError(
