@@ -34,7 +34,7 @@ def load(options: Restored, **changes: Any) -> api.Run:
     """Load the run and checkpoint that the options name, without the data.
 
     Options that are given, and `changes`, replace the run's options.  Raises InputError for an
-    option that the run has no use for.
+    option that does not apply to the run.
     """
     changes |= given_changes(options)
     if options.root:
@@ -152,7 +152,7 @@ def large_cells(pictures: Sequence[Array]) -> dict[str, Any]:
 def label_table(scores: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
     """Return (rows, columns) of a table with the scores of each label.
 
-    If the scores include the confusion matrix, each label's row of it is included.
+    If the scores include a confusion matrix, the row of a label also has its row of the matrix.
     """
     labels = scores["labels"]
     rows = [{"label": name, **of_label} for name, of_label in labels.items()]

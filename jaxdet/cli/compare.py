@@ -129,9 +129,9 @@ def evaluate_all(options: Compare, *, failures: bool) -> tuple[list[EvaluatedRun
 def difference_rows(evaluated: Sequence[EvaluatedRun]) -> list[Row]:
     """One row for each score of each run after the first: its difference from the first run's.
 
-    The interval is of the difference, computed on the same resamples of the images for both
-    runs; the runs differ if it does not contain 0.  A run without resamples, or evaluated on other
-    images than the first run, has no rows.
+    A row has the bootstrap interval of the difference, computed on the same resamples of the images
+    for both runs; if it does not contain 0, the runs differ.  A run without resamples, or evaluated
+    on other images than the first run, has no rows.
     """
     first, rows = evaluated[0], []
     for name in first.samples:
@@ -154,7 +154,7 @@ def difference_rows(evaluated: Sequence[EvaluatedRun]) -> list[Row]:
 
 
 def unique_names(folders: Iterable[Path]) -> dict[str, Path]:
-    """Name each folder by the last part of its path, or by the whole path if that is not unique.
+    """Name each folder by the last part of its path or, if this is not unique, by the whole path.
 
     Returns {name: folder}.
     """
@@ -199,10 +199,7 @@ def comparability_notes(
 
 
 def _picture_paths(options: Compare) -> tuple[Path | None, Path | None]:
-    """Return (path of the curves or None, path of the failures or None).
-
-    With `--report`, both pictures are drawn: their default paths are next to the report.
-    """
+    """(path of the curves, path of the failures); None for a picture that is not drawn."""
     curves, failures = options.figure, options.failures
     if options.report:
         stem = options.report.stem
@@ -212,7 +209,6 @@ def _picture_paths(options: Compare) -> tuple[Path | None, Path | None]:
 
 
 def _check(options: Compare, *pictures: Path | None) -> None:
-    """Raise InputError for runs that cannot be compared, or files that cannot be written."""
     common.check_bootstrap(options.bootstrap)
     if not options.runs:
         raise InputError("no runs to compare; give run folders: jaxdet compare RUN...")
@@ -240,7 +236,7 @@ def _differing_keys(dicts: Sequence[Mapping[str, Hashable]]) -> list[str]:
 
 
 def _with_class_columns(rows: Sequence[Row]) -> Table:
-    """Make the table of the runs: all columns that any row has, including those per class."""
+    """The table of the runs, with every column for which some row has a value."""
     classes = dict.fromkeys(chain.from_iterable(row.get("labels", ()) for row in rows))
     columns = COLUMNS | {
         f"{name} {key}": f"{name} {key}" for name in classes for key in CLASS_COLUMNS
@@ -259,7 +255,7 @@ def _class_columns(row: Row) -> Row:
 def _draw(
     evaluated: Sequence[EvaluatedRun], curves: Path | None, gallery: Path | None
 ) -> Iterator[Path]:
-    """Draw the curves and the failures for which a path is given; yield the paths drawn."""
+    """Draw the pictures whose paths are given; yield the paths of the files written."""
     if curves:
         training_plots.compare_runs({one.row["run"]: one.metrics for one in evaluated}, curves)
         yield curves

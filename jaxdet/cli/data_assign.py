@@ -43,10 +43,7 @@ def run(options: Assign) -> int:
 
 
 def _count_cells(batch: Batch, targets: Any, strides: Array) -> list[dict[str, Any]]:
-    """Count, for each image, the true boxes, those without a cell, and the cells of each stride.
-
-    Crowds are not counted; cells are counted if they are assigned to a box.
-    """
+    """Per image, without crowds: true boxes, boxes without a cell, cells per stride."""
     rows = []
     for i, valid in enumerate(batch["valid"] & ~batch["crowd"]):
         on, indices = targets.positive[i], targets.indices[i]
@@ -58,7 +55,6 @@ def _count_cells(batch: Batch, targets: Any, strides: Array) -> list[dict[str, A
 
 
 def _draw(batch: Batch, targets: Any, centers: Array, strides: Array, options: Assign) -> None:
-    """Draw the true boxes and the cells that are assigned to them."""
     from jaxdet.plots import detection as detection_plots
 
     cells = []

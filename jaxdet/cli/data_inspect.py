@@ -47,7 +47,6 @@ def run(system: str, options: Inspect) -> int:
 
 
 def _print_notes(faults: Sequence[str], remarks: Sequence[str], options: Inspect) -> None:
-    """Print the first `MAX_NOTES` notes of each kind, or all notes."""
     if not faults:
         print("every image and row can be used")
     for own, title in ((faults, "images or rows cannot be used"), (remarks, "remarks")):

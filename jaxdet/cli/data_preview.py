@@ -49,7 +49,7 @@ def _shown(experiment: Experiment, count: int, **options: Any) -> dict[str, Any]
 
 
 def _many_boxes(batch: Batch, classes: Sequence[str]) -> dict[str, Sequence[Any]]:
-    """Titles, true boxes and their class names, for images with many boxes."""
+    """Keyword arguments of `common.draw` for images with many boxes."""
     columns = zip(batch["boxes"], batch["labels"], batch["valid"], strict=True)
     true, labels = zip(*((boxes[on], labels[on]) for boxes, labels, on in columns), strict=True)
     return {

@@ -101,10 +101,7 @@ def read_identities(options: VerificationFolders) -> dict[str, list[LabeledImage
 
 
 def _write_probes(out: Path, part: str, probes: Sequence[tuple[LabeledImage, str]]) -> None:
-    """Write the probes of a part, "dev" or "test", and the table of their labels.
-
-    The image files are named by their index.  For "test", a sample submission is written as well.
-    """
+    """Write the probes of `part`, "dev" or "test", named by index, and their labels."""
     files = []
     for i, (image, _) in enumerate(probes):
         files.append(out / f"unknown_{part}" / f"{i:05d}.{image.file.rpartition('.')[2]}")

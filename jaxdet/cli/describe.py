@@ -52,7 +52,7 @@ def run(options: Describe) -> int:
 
 
 def _time(network: summary.NetworkSummary, rows: list[dict[str, Any]], figure: Path) -> list[str]:
-    """Measure the layers, add their times to `rows`, and draw the roofline plot; returns notes."""
+    """Add times to `rows`, and draw the roofline plot; returns notes."""
     # Imported here because only --time needs matplotlib.
     from jaxdet.plots import profiling as profiling_plots
 
@@ -62,10 +62,7 @@ def _time(network: summary.NetworkSummary, rows: list[dict[str, Any]], figure: P
 
 
 def _prediction_notes(options: Describe, images: jax.ShapeDtypeStruct, variables: Any) -> list[str]:
-    """A note on the number of operations of a whole prediction, as `eval` counts them.
-
-    [] for a model by name, and for a run without a record of its data.
-    """
+    """The number of operations of a whole prediction; [] unless `model` is a trained run."""
     if not run_dir.is_run(options.model) or "record" not in run_dir.read_metadata(options.model):
         return []
     task = runs.without_data(options.model, runs.read_config(options.model)).task
@@ -78,10 +75,7 @@ def _prediction_notes(options: Describe, images: jax.ShapeDtypeStruct, variables
 
 
 def _network(options: Describe) -> tuple[Any, jax.ShapeDtypeStruct, Any]:
-    """Return (network, shape of its input, shapes of its variables).
-
-    The last is None for a model given by name: only a run determines the variables.
-    """
+    """(network, shape of its input, shapes of its variables or, for a model by name, None)."""
     if run_dir.is_run(options.model):
         config = runs.read_config(options.model)
         named = configs.network_of_run(Path(options.model), config)

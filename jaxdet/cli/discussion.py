@@ -134,7 +134,7 @@ def _fit(one: EvaluatedRun) -> Iterator[str]:
 
 
 def _failures(row: Row) -> Iterator[str]:
-    """Yield a sentence on how many images have a wrong label, and how many a box of low IoU."""
+    """Yield a sentence on the numbers of wrong labels, and of boxes with a low IoU."""
     if "correct" not in row or "count" not in row:
         return
     wrong = row["count"] - row["correct"]
@@ -146,7 +146,6 @@ def _failures(row: Row) -> Iterator[str]:
 
 
 def _best(one: EvaluatedRun) -> Mapping[str, Any]:
-    """The line of metrics of a run's best checkpoint."""
     return run_dir.best_line(one.metrics, one.config.best)
 
 

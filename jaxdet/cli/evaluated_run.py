@@ -107,7 +107,7 @@ class RecordingTask:
         return getattr(self.task, name)
 
     def measure(self, predictions: dict[str, Array], batch: Batch) -> dict[str, Any]:
-        """The measurements of `task`, and those for `predictions`."""
+        """The measurements of `task`, and the arrays of `predictions`."""
         rows: dict[str, Array] = {}
         if "label" in predictions and "label" in batch:
             rows = {"label": batch["label"], "predicted": predictions["label"]}
@@ -132,8 +132,9 @@ def worst_predictions(
 
     Without boxes, images with a wrong label come first by descending score, then those with the
     right label by ascending score.  Images and boxes have the size of the original files if the
-    experiment can read them, else the size of the network's input.  `predictions` are those that
-    `RecordingTask` reports.
+    experiment can read them, else the size of the network's input.
+
+    predictions: as in the report of `RecordingTask`.
     """
     classes = experiment.metadata["classes"]
     label, predicted, score = (predictions[k] for k in ("label", "predicted", "score"))
@@ -170,10 +171,7 @@ def worst_predictions(
 
 
 def _history(folder: Path, metrics: Sequence[Mapping[str, Any]]) -> Row:
-    """The number of epochs of a run, its best epoch, median seconds per epoch and total seconds.
-
-    The first three are None if nothing was recorded.
-    """
+    """Epochs, best epoch, median seconds per epoch, total seconds; None if not recorded."""
     epochs = {line["step"]: line["epoch"] for line in metrics}
     return {
         "epochs": max(epochs.values(), default=None),
@@ -184,11 +182,7 @@ def _history(folder: Path, metrics: Sequence[Mapping[str, Any]]) -> Row:
 
 
 def _sample_identities(experiment: Experiment) -> dict[str, Hashable]:
-    """A value for each split; two runs with equal values have equal samples in the split.
-
-    The values are made of the rows of split tables or, without these, of the names of the samples
-    or, without these, of their ids and labels.
-    """
+    """A value per split; runs with equal values have equal samples in the split."""
     if experiment.files:
         return {name: frozenset(text.splitlines()) for name, text in experiment.files}
     return {split: _identify(source) for split, source in experiment.splits.items()}

@@ -114,7 +114,7 @@ def parse(
 
 
 def replace_aliases(words: Sequence[str]) -> list[str]:
-    """Replace second names of options, the keys of `ALIASES`, by the names of the options."""
+    """Replace aliases of options, the keys of `ALIASES`, by the options' names."""
     pairs = ((word, ALIASES.get(_name(word), "")) for word in words)
     return [ours + word[word.find("=") :] * ("=" in word) if ours else word for word, ours in pairs]
 

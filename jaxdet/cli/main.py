@@ -89,10 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(words: list[str], received: list[int]) -> int:
-    """Call the command that the words name.
-
-    `received` lists the signals that have arrived so far; any signal in it asks a training to end.
-    """
+    """Call the command that the words name; a signal in `received` asks a training to end."""
     match words:
         case [] | ["-h" | "--help"]:
             names = " ".join(configs.SYSTEMS), " ".join(configs.NETWORK_NAMES)
@@ -143,7 +140,7 @@ def _dispatch(words: list[str], received: list[int]) -> int:
 
 
 def _incomplete(words: list[str]) -> int:
-    """Print help if the words ask for it; else raise InputError, which says what is missing."""
+    """Print help if the words ask for it; else raise InputError."""
     command, *rest = words
     if command not in COMMAND_USAGE:
         raise InputError(f"no command {command!r}{_nearest(command)}; see `jaxdet --help`")
@@ -206,10 +203,7 @@ def _run(command: str, *arguments: Any) -> int:
 
 
 def _report_error(error: object, code: int = 2) -> int:
-    """Print an error as one line, and below it its notes, such as tables, without the notes of JAX.
-
-    Returns the exit code `code`.
-    """
+    """Print an error as one line, and its notes below it; returns `code`."""
     notes = [note for note in getattr(error, "__notes__", ()) if JAX_NOTE not in note]
     print("\n".join([f"jaxdet: error: {printable(str(error))}", *notes]), file=sys.stderr)
     return code

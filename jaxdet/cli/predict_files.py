@@ -70,8 +70,7 @@ def coco_results(
 def categories(run: Run, experiment: Experiment) -> list[tuple[int, str]]:
     """The (COCO id, name) of each class.
 
-    The ids are those in the data or, if the data have none, those recorded in the run or, if there
-    are none, 1, 2 and so on.
+    The ids are taken from the data, else from the run's record, else they are 1, 2 and so on.
     """
     ids = experiment.metadata.get("category_ids")
     ids = ids or run_dir.read_metadata(run.folder).get("category_ids")
@@ -79,10 +78,10 @@ def categories(run: Run, experiment: Experiment) -> list[tuple[int, str]]:
 
 
 def image_ids(titles: Sequence[str], known: Mapping[str, int | str]) -> list[int | str]:
-    """COCO ids of images, which have the given titles.
+    """COCO ids of the images with these titles.
 
-    They are the ids that `known` has for the titles, if every image has a different one; else the
-    file names, if these are different numbers as in COCO; else the positions of the images, from 0.
+    If every image has its own id in `known {title: id}`, these ids are used; else the file names,
+    if they are different numbers, as in COCO; else the positions of the images, from 0.
     """
     if len({known.get(title) for title in titles} - {None}) == len(titles):
         return [known[title] for title in titles]
