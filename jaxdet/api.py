@@ -500,14 +500,13 @@ class Run:
 def _restore(
     folder: Path, checkpoint: str | int, experiment: Experiment, warn: Callable[[str], None]
 ) -> Run:
-    """Make a run with the variables of a checkpoint."""
     like = training_state.variable_shapes(experiment)
     step, variables, epoch = checkpoints.restore_variables(folder, like, str(checkpoint), warn)
     return Run(folder, experiment, step, variables, epoch)
 
 
 def _end(folder: Path, config: TrainConfig, complete: bool, clock: time_budget.Clock) -> str:
-    """One line that says how a training ended, and what to do next."""
+    """One line that says how a training ended, and which command to use next."""
     if complete:
         return f"{folder} is complete; see jaxdet eval {folder}, jaxdet predict {folder}"
     if clock.is_over():
@@ -526,10 +525,7 @@ def _as_list(images: Any) -> tuple[bool, list[Any]]:
 
 
 def _readable(image: Any) -> str | Path | bytes | Image.Image:
-    """Convert an image to a form that `data.images` reads: arrays become PIL images.
-
-    Raises InputError for other types, and for arrays of other shapes, types or values.
-    """
+    """Convert arrays to PIL images; InputError for other types, shapes or values."""
     if isinstance(image, str | Path | bytes | Image.Image):
         return image
     if not isinstance(image, np.ndarray | jax.Array):

@@ -186,7 +186,7 @@ def _no_transform(key, image, box):
 
 
 def _decision_values(svm, features, count) -> np.ndarray:
-    """Decision values [N, count]; labels that were not trained on get the lowest of all values."""
+    """Decision values [N, count]; a label without training images gets the lowest of them."""
     values = svm.decision_function(features)
     if values.ndim == 1:  # with two labels, scikit-learn gives only the values of the second one
         values = np.stack([-values, values], 1)
@@ -205,10 +205,7 @@ def _read_grayscale(path: Path) -> np.ndarray:
 
 
 def _largest_face(cascade, image: np.ndarray) -> np.ndarray | None:
-    """The box [4] of the largest detection in an image [H, W], as fractions of the image's sides.
-
-    None if there is no detection.
-    """
+    """The box [4] of the largest detection, as fractions of image [H, W]; None without one."""
     found = cascade.detectMultiScale(image, scaleFactor=1.1, minNeighbors=5)
     if not len(found):
         return None

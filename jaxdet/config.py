@@ -402,7 +402,7 @@ def check_notes(config: Any, notes: Sequence[str]) -> None:
 
 
 def check_starting_run(config: Any) -> None:
-    """Raise InputError for `weights` other than `run:DIR`, if the network has no published ones."""
+    """Raise InputError for `weights` other than `run:DIR`, in systems without published weights."""
     if config.weights and not config.weights.startswith(RUN):
         raise InputError(
             f"--weights must be the variables of another run, as {RUN}DIR, got {config.weights}"

@@ -58,7 +58,7 @@ def read_text(path: str | Path) -> str:
 
 
 def problem(error: OSError | ValueError) -> str:
-    """What is wrong with a file, to be written after its name: it cannot be read, or is damaged."""
+    """The text `cannot be read (REASON)` or `is damaged (REASON)`, to follow the name of a file."""
     what = "cannot be read" if isinstance(error, OSError) else "is damaged"
     return f"{what} ({reason(error)})"
 
@@ -131,10 +131,7 @@ def _conform_to_any(value: Any, kinds: Iterable[Any], name: str) -> Any:
 
 
 def _conform_keys(value: Any, kind: Any, name: str) -> dict[str, Any]:
-    """Check the keys of a dict that the `TypedDict` `kind` has; other keys are kept.
-
-    Raises ValueError for a missing key and for a value of another type.
-    """
+    """Check the keys of the `TypedDict` `kind`; other keys are kept."""
     _check_base(value, dict, name)
     for key in sorted(kind.__required_keys__ - value.keys()):
         raise ValueError(f"{_subject(name)} must have {key!r}")

@@ -118,27 +118,27 @@ class RestrictedUnpickler(PythonUnpickler):
         return {}
 
     def load_setitem(self) -> None:
-        """Set one item of a dict."""
+        """Set one item of a dict, after checking its key."""
         check_keys(self.stack[-2:])
         super().load_setitem()
 
     def load_setitems(self) -> None:
-        """Set several items of a dict."""
+        """Set several items of a dict, after checking their keys."""
         check_keys(self.stack)
         super().load_setitems()
 
     def load_dict(self) -> None:
-        """Make a dict of several items."""
+        """Make a dict of several items, after checking their keys."""
         check_keys(self.stack)
         super().load_dict()
 
     def load_additems(self) -> None:
-        """Add values to a set."""
+        """Add values to a set, after checking them as keys."""
         check_keys(self.stack, step=1)
         super().load_additems()
 
     def load_frozenset(self) -> None:
-        """Make a frozen set."""
+        """Make a frozen set, after checking its values as keys."""
         check_keys(self.stack, step=1)
         super().load_frozenset()
 
@@ -214,10 +214,7 @@ def _read_safetensors(content: bytes) -> dict[str, np.ndarray]:
 
 
 def _read_zip(content: bytes) -> dict[str, np.ndarray]:
-    """Read the newer format of torch.save: `NAME/data.pkl`, and each storage in `NAME/data/KEY`.
-
-    Raises InputError for another zip file.
-    """
+    """Read the newer format of torch.save: `NAME/data.pkl`, and storages `NAME/data/KEY`."""
     with zipfile.ZipFile(io.BytesIO(content)) as file:
         entries = file.infolist()
         compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
@@ -239,11 +236,7 @@ def _read_zip(content: bytes) -> dict[str, np.ndarray]:
 
 
 def _read_pickles(content: bytes) -> dict[str, np.ndarray]:
-    """Read the older format of torch.save: five pickles, then the storages.
-
-    The first three pickles are headers, the fourth describes the arrays, and the fifth lists the
-    keys of the storages.  Raises InputError for other pickles.
-    """
+    """Read the older format of torch.save: five pickles, then the storages."""
     stream = io.BytesIO(content)
     if _unpickle(stream)[0] != MAGIC:
         raise InputError(f"is a pickle that torch.save did not write; {EXPECTED}")
@@ -285,10 +278,7 @@ class _Tensor(NamedTuple):
 
 
 class _TensorUnpickler(RestrictedUnpickler):
-    """An unpickler that builds `_Storage` and `_Tensor` records in place of PyTorch's objects.
-
-    `kinds` has the type of each storage, by the key of the storage.
-    """
+    """Builds `_Storage` and `_Tensor` records; `kinds` is {key of a storage: its type}."""
 
     expected = EXPECTED
 
@@ -306,10 +296,7 @@ class _TensorUnpickler(RestrictedUnpickler):
         }
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return the name of a storage type, or the replacement for another global.
-
-        Raises InputError for a storage of an unknown type.
-        """
+        """Return the name of a storage type, or the replacement for another global."""
         if module not in ("torch", "torch.cuda") or not name.endswith("Storage"):
             return super().find_class(module, name)
         if name not in TORCH_DTYPES:
@@ -318,10 +305,7 @@ class _TensorUnpickler(RestrictedUnpickler):
         return name
 
     def persistent_load(self, pid: Any) -> _Storage:
-        """Return the record of a storage; the storage itself is outside the pickle.
-
-        Raises InputError if a storage has two types.
-        """
+        """Return the record of a storage, whose values are outside the pickle."""
         _, kind, key, *_ = pid
         check_keys([key, kind], step=1)
         if self.kinds.setdefault(key, kind) != kind:

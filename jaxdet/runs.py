@@ -44,7 +44,7 @@ def absolute(path: str | Path) -> str:
 
 
 def is_path(text: str) -> bool:
-    """Whether a value is the path of a file or folder: not empty, and not such as `tfds:NAME`."""
+    """Whether a value is a path: not empty, and without a colon as in `tfds:NAME`."""
     return bool(text) and ":" not in text
 
 
@@ -143,7 +143,7 @@ def with_kept_streams(folder: str | Path, experiment: Experiment) -> Experiment:
 
 
 def _describe_change(before: Sequence[str], now: Sequence[str]) -> str:
-    """What differs between two lists of image names: one name and counts, or only the order."""
+    """How two lists of image names differ: one name and counts, or only the order."""
     missing, new = sorted({*before} - {*now}), sorted({*now} - {*before})
     if not missing and not new:
         return "their order differs"
@@ -268,6 +268,5 @@ def check_classes(folder: str | Path, experiment: Experiment) -> None:
 
 
 def _list_classes(classes: Sequence[str], most: int = 5) -> str:
-    """The number of classes, and the first of them."""
     more = ", ..." if len(classes) > most else ""
     return f"{len(classes)} classes ({', '.join(classes[:most])}{more})"

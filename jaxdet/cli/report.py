@@ -94,7 +94,6 @@ def write(
 def _single_system_part(
     evaluated: Sequence[EvaluatedRun], limits: Mapping[str, float]
 ) -> Iterator[str]:
-    """Yield the sections for runs of one system, from their settings to the discussion."""
     yield from discussion.settings(evaluated)
     yield from differences(evaluated)
     yield from discussion.losses(evaluated)
@@ -217,7 +216,7 @@ def _best_part(evaluated: Sequence[EvaluatedRun], limits: Mapping[str, float]) -
 
 
 def _accuracy_part(evaluated: Sequence[EvaluatedRun]) -> Iterator[str]:
-    """Yield a section with the validation accuracy (and any test accuracy) after each epoch."""
+    """Yield a section with the accuracy after each epoch, on validation or test images."""
     epochs: dict[int, dict[str, Any]] = {}
     columns = {"epoch": "epoch"}
     for one in evaluated:
@@ -241,11 +240,7 @@ def _is_validated(evaluated: Sequence[EvaluatedRun]) -> bool:
 
 
 def _selection_scores(one: EvaluatedRun) -> tuple[float, float]:
-    """The (accuracy, negative loss) by which the best run is chosen.
-
-    They are from the run's best validation or, without validation, from its last evaluation on the
-    test images; (0, 0) for a run without evaluations.
-    """
+    """(accuracy, negative loss) of the best evaluation; (0, 0) without evaluations."""
     line = run_dir.best_line(one.metrics, "accuracy")
     if not line:
         return 0.0, 0.0
@@ -254,7 +249,6 @@ def _selection_scores(one: EvaluatedRun) -> tuple[float, float]:
 
 
 def _accuracies(one: EvaluatedRun) -> list[float]:
-    """Validation accuracy after each epoch; without validation, test accuracy."""
     return [line[run_dir.scored_splits(line)[0]]["accuracy"] for line in one.metrics]
 
 
@@ -271,10 +265,7 @@ def _cutoffs_part(
     evaluated: Sequence[EvaluatedRun],
     verified: VerifiedScores,
 ) -> list[str]:
-    """A section with the level that each run reaches by each of its scores.
-
-    The scores of `jaxdet verify` are included.  [] if there are no cut-offs.
-    """
+    """A section with the level that each run reaches by each score; [] without cut-offs."""
     if not cutoffs:
         return []
     rows = []

@@ -135,7 +135,7 @@ def shared_training(
 ) -> dict[TrainConfig, TrainConfig]:
     """Map each configuration to the first one that is equal, or differs in `EVAL_ONLY` fields only.
 
-    Those that are mapped to another one need no training of their own.
+    A configuration that is mapped to another one needs no training of its own.
     """
     values = {name: getattr(chosen[0], name) for name in kind.EVAL_ONLY}
     first: dict[TrainConfig, TrainConfig] = {}
@@ -197,10 +197,7 @@ class SweepRunner:
         return {config: self.program_costs[_program(config)] for config in self.folders}
 
     def _prepare(self, group: Sequence[TrainConfig]) -> sweep.VmappedRuns:
-        """Prepare the runs of a group, each at its last checkpoint or in a new folder.
-
-        Raises InputError for `--vmap yes` if the runs cannot share a program.
-        """
+        """Prepare the runs of a group, each at its last checkpoint or in a new folder."""
         begun = time.monotonic() - self.startup
         devices = experiment.select_devices(group[0])
         runs.check_config(self.name, group[0])
@@ -239,10 +236,7 @@ class SweepRunner:
         resumed: Sequence[Path],
         begun: float,
     ) -> int:
-        """The number of epochs that fit into the time budget.
-
-        It is the same for all runs; resumed runs keep theirs.
-        """
+        """The number of epochs that fit into the time budget; resumed runs keep theirs."""
         if resumed:
             return runs.read_config(resumed[0], self.name).epochs
         planned = time_budget.plan_epochs(compiled, whole, time.monotonic() - begun)
@@ -264,10 +258,7 @@ class SweepRunner:
         return run_dir.is_run(folder) and not self.options.overwrite
 
     def _is_faster_together(self, together: sweep.VmappedRuns) -> bool:
-        """Whether to train the runs in one program.
-
-        `--vmap` decides or, if it is auto, a measurement of which way is faster.
-        """
+        """Whether to train the runs in one program, by `--vmap` or a measurement."""
         count = len(together.loops)
         if self.options.vmap != "auto" or count == 1 or len(together.compiled.devices) > 1:
             return self.options.vmap == "yes"
@@ -283,7 +274,7 @@ class SweepRunner:
         return faster
 
     def _evaluate(self, config: TrainConfig, trained: TrainConfig) -> dict[str, int]:
-        """Evaluate the checkpoint of a run with other `EVAL_ONLY` options; returns its cost."""
+        """Evaluate the run `trained` with the `EVAL_ONLY` options of `config`; returns costs."""
         folder, source = self.folders[config], self.folders[trained]
         config = replace(config, epochs=runs.read_config(source, self.name).epochs)
         whole = configs.build(self.name, config)
@@ -295,7 +286,6 @@ class SweepRunner:
 
 
 def _check(options: Sweep, grid: Grid) -> None:
-    """Raise InputError for a sweep without several values, or a folder that is in use."""
     for axis, values in grid.axes.items():
         if hasattr(options, axis.strip("-").replace("-", "_")):
             raise InputError(f"{axis} must be one value, got {' '.join(values)}")
@@ -331,5 +321,4 @@ def _program(config: TrainConfig) -> str:
 
 
 def _word(value: Any) -> Any:
-    """A value in the form in which it is part of a folder name."""
     return "-".join(f"{each:g}" for each in value) if isinstance(value, tuple) else value

@@ -217,10 +217,7 @@ def _seed_row(rows: list[Row]) -> Row:
 
 
 def _best_scores(config: TrainConfig, folder: Path) -> Row:
-    """Scores and seconds of the best evaluation of a run; {} if there was none.
-
-    Without validation, these are the test scores of the last evaluation.
-    """
+    """Scores and seconds of the best evaluation of a run; {} if there was none."""
     metrics = run_dir.read_metrics(folder)
     line = run_dir.best_line(metrics, config.best)
     if not line:

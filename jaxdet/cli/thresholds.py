@@ -69,7 +69,7 @@ def check_fits(threshold: Threshold, checkpoint_id: dict[str, Any], **options: s
 
 
 def identify_checkpoint(folder: str | Path, step: int) -> dict[str, Any]:
-    """What identifies a checkpoint: the name of the run, the step, and the manifest's sha256."""
+    """The identity of a checkpoint: name of the run, step, and sha256 of the manifest."""
     manifest = Path(folder) / "checkpoints" / str(step) / checkpoint.MANIFEST
     return {
         "run": Path(folder).absolute().name,
@@ -122,10 +122,7 @@ def _read_threshold(path: Path) -> Threshold:
 
 
 def _read(path: Path, *names: str) -> dict[str, Any]:
-    """Read `threshold`, `checkpoint` and the entries `names` of a file written by any version.
-
-    Raises OSError if the file cannot be read, and InputError if it has other content.
-    """
+    """Read `threshold`, `checkpoint` and the entries `names` of a file from any version."""
     try:
         content = json.loads(path.read_text())
         content = {FORMER_NAMES.get(name, name): value for name, value in content.items()}

@@ -92,7 +92,7 @@ def _end_all(error: BaseException, options: Train) -> NoReturn:
 
 
 def _end_process(line: str, code: int = 1) -> NoReturn:
-    """End this process at once: on its way out, JAX would wait for processes that do not answer."""
+    """End this process at once; JAX would first wait for processes that do not answer."""
     if line:
         print(f"jaxdet: error: {printable(line)}", file=sys.stderr)
     signals.flush_outputs()

@@ -175,7 +175,7 @@ def probe(options: verify_options.Probe) -> int:
 
 
 class Embedder(NamedTuple):
-    """A run that embeds images, and what identifies its checkpoint."""
+    """A run that embeds images, and the identity of its checkpoint."""
 
     run: api.Run
     checkpoint_id: dict[str, Any]  # see `thresholds.identify_checkpoint`
@@ -429,7 +429,6 @@ def _write_results(
 
 
 def _plot_pairs(options: Any, score: np.ndarray, same: np.ndarray) -> None:
-    """Plot the histogram of the scores, and the ROC curve if there are both kinds of pairs."""
     from jaxdet.plots import verification as verification_plots
 
     options.plots.mkdir(parents=True, exist_ok=True)
