@@ -102,15 +102,14 @@ def starting_weights(
     first_class: int | None = None,
     **backbone: Any,
 ) -> "Callable[[Tree], Tree] | None":
-    """A function from the initial variables to those that training starts from.
+    """A function that puts the weights that `config.weights` names into the initial variables.
 
-    The latter have the weights that `config.weights` names, read when the function is called.  None
-    if `config.weights` is empty.
+    The weights are read when the function is called.  None if `config.weights` is empty.
 
-    name: the system.  classes: names of the classes of this run.
-    normalization: of the network's images, as in the metadata of a run.
-    first_class: place of the first class in the network's outputs, see `warm_start.Layout`.
-    backbone: further arguments of `registry.load_pretrained`, for published weights.
+    name: the system.  classes: names of the classes of this run.  normalization: of the network's
+    images, as in the metadata of a run.  first_class: place of the first class in the network's
+    outputs, see `warm_start.Layout`.  backbone: further arguments of `registry.load_pretrained`,
+    for published weights.
     """
     if not config.weights:
         return None
@@ -186,7 +185,7 @@ def checked_module(name: str, config: Any) -> ModuleType:
 
 
 def _check_model(config: Any) -> None:
-    """Raise InputError for a model, even a registered one, of a kind that the system cannot use."""
+    """Raise InputError for a model of a kind that the system cannot use."""
     if not hasattr(config, "model"):
         return
     kinds = {registry.MODELS[name].kind for name in get_args(get_type_hints(type(config))["model"])}

@@ -25,8 +25,8 @@ of one seed each on 2 CPU cores, trained on JPEG copies of the images (which low
 | `--time-budget 1700 --cutout .5 --tta true` | 28 | 32 of 37 | 0.867 | 0.878 |
 | `--time-budget 1560`, a slower machine | 24 | 19 | 0.853 | |
 
-The scores are those of the checkpoint with the best validation accuracy, which was 0.884, at epoch
-46, in the first run; there, the training accuracy rises to 0.983.
+All scores are of the checkpoint with the best validation accuracy.  In the first run this accuracy
+was 0.884, at epoch 46, and the training accuracy rises to 0.983.
 """
 
 from collections.abc import Callable
@@ -272,10 +272,7 @@ def _transform(config: Config) -> Callable | None:
 
 @cached_reader("root", "val_fraction", "split_seed")
 def _read_splits(config: Any) -> "tuple[dict[str, ArraySource], tuple[str, ...]]":
-    """({split: shuffled source}, class names); `val` is drawn from the training images.
-
-    Raises InputError if no image is left for training.
-    """
+    """({split: shuffled source}, class names); `val` is drawn from the training images."""
     import numpy as np
 
     from jaxdet.data import cifar10

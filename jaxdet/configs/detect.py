@@ -375,7 +375,6 @@ def _suppress(config: Config) -> Callable:
 
 
 def _frozen_stages(config: Config) -> tuple[str, ...]:
-    """Names of the stages of the backbone that are not trained."""
     return registry.frozen_stages(config.model, config.freeze_stages)
 
 

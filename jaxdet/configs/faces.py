@@ -125,11 +125,7 @@ PATIENCE = 100  # evaluations; runs with a longer restart period have that perio
 
 
 def _reference_rows(scale: int = 1) -> tuple[str, ...]:
-    """The options of each run of the grids `reference` (`scale` 1) and `reference_tenth` (10).
-
-    Epochs, restart periods and patience are divided by `scale`.  If `scale` > 1, epochs are rounded
-    so that the last cosine of each run is complete.
-    """
+    """Options of each run of the grids `reference` (`scale` 1) and `reference_tenth` (10)."""
     rows = []
     for words, epochs, period in _AUTHOR_ROWS:
         patience, schedule = max(PATIENCE, period) // scale, "plateau"
@@ -314,7 +310,6 @@ def network(config: Config, classes: int = 40) -> "tuple[nn.Module, tuple[int, .
 
 
 def _features(config: Config) -> "Callable[..., nn.Module]":
-    """Constructor of the backbone."""
     if config.model in STAGED:
         return partial(registry.backbone(config.model), **_stage_fields(config))
     fields: dict[str, Any] = {
@@ -327,7 +322,7 @@ def _features(config: Config) -> "Callable[..., nn.Module]":
 
 
 def _stage_fields(config: Config) -> dict[str, Any]:
-    """Fields, by name, of a network in `STAGED` that the options set."""
+    """The fields of a network in `STAGED` that the options set, by name."""
     from flax import linen as nn
 
     from jaxdet.models import convnext, layers
@@ -346,7 +341,6 @@ def _stage_fields(config: Config) -> dict[str, Any]:
 
 
 def _frozen_stages(config: Config) -> tuple[str, ...]:
-    """Names of the stages of the backbone that are not trained."""
     return registry.frozen_stages(config.model, config.freeze_stages, built=config.backbone_stages)
 
 
@@ -521,7 +515,6 @@ def check(config: Config) -> None:
 
 
 def _check_backbone_options(config: Config) -> None:
-    """Raise InputError for options that do not fit the backbone or each other."""
     if config.model in STAGED:
         names = ("freeze_stages", "freeze_bn", "backbone_stages")
         for name in ("weights", *names) if _has_published_weights(config) else names:
@@ -547,7 +540,6 @@ def _check_backbone_options(config: Config) -> None:
 
 
 def _check_stage_options(config: Config) -> None:
-    """Raise InputError for stage options that do not fit the network or each other."""
     changed = [name for name in STAGE_OPTIONS if getattr(config, name) != getattr(Config, name)]
     if config.model not in STAGED:
         if changed:
@@ -572,11 +564,7 @@ def _check_stage_options(config: Config) -> None:
 
 
 def _stage_count(config: Config) -> int:
-    """Number of stages: of --channels, or of the model without that option.
-
-    Raises InputError if --channels changes this number and an option with a value per stage is
-    missing.
-    """
+    """Number of stages; InputError if --channels changes it and a value per stage is missing."""
     default = len(registry.get(config.model).build().widths)
     count, needed = len(config.channels) or default, _NEEDED[config.model]
     if count != default and not getattr(config, needed):

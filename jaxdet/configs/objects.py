@@ -339,7 +339,6 @@ def check(config: Config) -> None:
 
 
 def _frozen_stages(config: Config) -> tuple[str, ...]:
-    """Names of the stages of the backbone that are not trained."""
     if config.transfer != "frozen":
         return ()
     names = registry.stage_names(config.model)

@@ -55,8 +55,8 @@ def read(
 def summarize(root: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
     """Return (one table row per class, notes on files that cannot be used) for the data at `root`.
 
-    The columns are those of `image_folder.summarize`.  There are notes only for data in image
-    files; other layouts must be complete.
+    The columns are as in `image_folder.summarize`.  There are notes only for data in image files;
+    other layouts must be complete.
     """
     for path in _candidates(root):
         found = image_folder.find_classes(image_folder.list_files(path))
@@ -84,7 +84,7 @@ def _candidates(root: str | Path | None) -> Iterator[Path]:
 
 
 def _read_tree(tree: FileTree) -> tuple[Splits, tuple[str, ...]] | None:
-    """Read the first layout found in a tree of files, as `read` does; None if there is none."""
+    """Read the first layout found in a tree of files; None if there is none."""
     for ending, decode in {"": _decode_pickle, ".bin": _decode_records}.items():
         expected = {f"{name}{ending}" for names in BATCH_FILES.values() for name in names}
         for folder in sorted(tree.files):
@@ -95,10 +95,7 @@ def _read_tree(tree: FileTree) -> tuple[Splits, tuple[str, ...]] | None:
 
 
 def _read_batches(tree: FileTree, folder: Folder, ending: str, decode: Callable) -> Splits:
-    """Read the batch files in one folder of a tree, and return the splits.
-
-    Raises InputError if a file is missing or damaged.
-    """
+    """Read the batch files in one folder; InputError if one is missing or damaged."""
     columns = {}
     for split, names in BATCH_FILES.items():
         batches = []
@@ -160,10 +157,7 @@ def _to_sources(columns: dict[str, Any]) -> Splits:
 
 
 def _check_batch(values: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Convert values [N, 3072] and labels [N] of a file to (images [N, 32, 32, 3], int32 labels).
-
-    Raises InputError for wrong types, shapes or labels.
-    """
+    """Convert values [N, 3072] and labels [N] to (images [N, 32, 32, 3], int32 labels)."""
     if values.dtype != np.uint8 or values.shape[1:] != (VALUES_PER_IMAGE,) or not len(values):
         raise InputError(
             f"images must be uint8 [N, {VALUES_PER_IMAGE}] with N of at least 1, got "
@@ -188,10 +182,7 @@ def _check_labels(label: np.ndarray, count: int, classes: int) -> np.ndarray:
 
 
 def _decode_records(content: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Values and labels of the binary layout: for each image one byte of label, then its values.
-
-    Raises InputError if the size is not that of whole images.
-    """
+    """Values and labels of the binary layout: per image, a byte of label, then its values."""
     size = VALUES_PER_IMAGE + 1
     if not content or len(content) % size:
         raise InputError(
@@ -203,10 +194,7 @@ def _decode_records(content: bytes) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _decode_pickle(content: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Values and labels of the Python layout: a dict pickled by Python 2 and NumPy.
-
-    Raises InputError if it is no dict with data and labels.
-    """
+    """Values and labels of the Python layout: a dict pickled by Python 2 and NumPy."""
     batch = pickles.next_unpickler(io.BytesIO(content), _Unpickler, encoding="bytes").load()
     if not isinstance(batch, dict):
         raise InputError(f"must hold a dict with data and labels, got a {type(batch).__name__}")

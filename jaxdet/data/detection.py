@@ -60,7 +60,7 @@ class AnnotatedImage(NamedTuple):
 
 
 class Remark(str):
-    """A note that reports no fault of the data, such as one on data that are used as they are."""
+    """A note that reports no fault, for example on data that are used unchanged."""
 
 
 class ArraySizes(NamedTuple):
@@ -304,10 +304,13 @@ def stream(
     on_invalid: str = "skip",
     cache: str | Path = "",
 ) -> tuple[sources.StreamSource, list[str]]:
-    """The same as `load`, but with a `StreamSource`: for now, only headers of images are read.
+    """Like `load`, but returns a `StreamSource`, which reads an image when it is used.
 
-    `on_invalid` says what the source does with an image that turns out to be damaged later, see
-    `StreamSource`.  `cache` is the folder of an `image_cache`, "" for no cache.
+    Now, only the headers of the images are read.
+
+    on_invalid: what the source does with an image that turns out to be damaged later, see
+      `StreamSource`.
+    cache: folder of an `image_cache`; "" for no cache.
     """
     sizes = ArraySizes(height, width, max_boxes, _largest(samples))
     read_image = image_cache.cached(images.read_letterboxed, cache)
@@ -379,11 +382,7 @@ def _largest(samples: Sequence[AnnotatedImage]) -> int:
 def _map_usable(
     samples: Sequence[AnnotatedImage], function: Callable[[AnnotatedImage], tuple[Any, list[str]]]
 ) -> tuple[list[tuple[int, Any]], list[str]]:
-    """Apply `function`, which returns (result, notes) for an image, to all images in threads.
-
-    Returns ([(index, result)] of the images whose result is not None, all notes).  Raises
-    InputError if all results are None.
-    """
+    """Map `function` over the images in threads: ([(index, result)] without None, notes)."""
     found = threads.map_images(function, samples)
     results, faults = zip(*found, strict=True) if samples else ((), ())
     notes = [note for of_image in faults for note in of_image]
@@ -396,11 +395,7 @@ def _map_usable(
 def _prepare_boxes(
     sample: AnnotatedImage, size: Size, sizes: ArraySizes
 ) -> tuple[dict[str, np.ndarray] | None, list[str]]:
-    """Convert the boxes of an image of `size`; return (arrays as in `load`, or None; notes).
-
-    The arrays do not include `image`.  None means that the image cannot be used: its aspect ratio
-    differs from that of the annotated size, or it has boxes but none that can be used.
-    """
+    """(arrays of the boxes as in `load`, or None if the image cannot be used; notes)."""
     scaled, notes = _scale_to(sample, size)
     if scaled is None:
         return None, notes
@@ -441,10 +436,7 @@ def _prepare_boxes(
 
 
 def _scale_to(sample: AnnotatedImage, size: Size) -> tuple[AnnotatedImage | None, list[str]]:
-    """Scale boxes from the annotated image size to `size`; return (sample, notes).
-
-    The sample is None if the two sizes differ in aspect ratio.
-    """
+    """Scale boxes from the annotated size to `size`; (None, notes) for another aspect ratio."""
     if sample.size is None or sample.size == size:
         return sample, []
     (height, width), (old_height, old_width) = size, sample.size
@@ -461,7 +453,7 @@ def _scale_to(sample: AnnotatedImage, size: Size) -> tuple[AnnotatedImage | None
 
 
 def _box_fault(box: np.ndarray, limits: np.ndarray) -> str:
-    """Say why a box [4] is left out; `limits` is (width, height, width, height) of the image."""
+    """Why a box [4] is left out; `limits` is (width, height, width, height) of the image."""
     if not np.isfinite(box).all():
         return "is not finite"
     if (box[2:] <= box[:2]).any():

@@ -92,7 +92,8 @@ def read_mnist(folder: str | Path) -> TrainTest:
     """Read MNIST's four idx files in a folder, and return the sources (train, test).
 
     File names are `train-images-idx3-ubyte` or `train-images.idx3-ubyte`, with or without `.gz`;
-    those of the test split begin with `t10k`.  InputError for a missing folder or file.
+    for the test split, they begin with `t10k` in place of `train`.  InputError for a missing folder
+    or file.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -166,11 +167,7 @@ def digit_source(image: Any, label: Any, *, where: str, first_id: int = 0) -> so
 
 
 def _load_scans() -> tuple[np.ndarray, np.ndarray]:
-    """Scans [1797, 8, 8] and labels [1797] of `sklearn.datasets.load_digits`.
-
-    Read from scikit-learn's own data file, because importing scikit-learn takes longer.  Raises
-    InputError if scikit-learn is not installed.
-    """
+    """Scans [1797, 8, 8] and labels [1797] from a file that scikit-learn installs."""
     package = find_spec("sklearn")
     if package is None or package.origin is None:
         raise InputError("--source embedded needs scikit-learn: pip install scikit-learn")
@@ -180,10 +177,7 @@ def _load_scans() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _enlarge_scan(scan: np.ndarray) -> np.ndarray:
-    """Enlarge a scan [8, 8] with darkness 0..16 to [28, 28] uint8 by bicubic interpolation.
-
-    Faint pixels become 0.
-    """
+    """Enlarge a scan [8, 8] with darkness 0..16 to [28, 28] uint8; faint pixels become 0."""
     bordered = Image.fromarray(np.pad(scan, 1).astype(np.float32))
     dark = np.asarray(bordered.resize((28, 28), Image.Resampling.BICUBIC))
     ink = (dark - FAINT_DARKNESS) / (MAX_DARKNESS - FAINT_DARKNESS)

@@ -38,8 +38,8 @@ class ExternalImages(NamedTuple):
 def read(root: str | Path, classes: Sequence[str], side: int) -> ExternalImages:
     """Read all labeled images of a folder, stretched to side x side pixels.
 
-    An image that is listed in a table has the label of the table, not that of its folder.  Raises
-    InputError for a label that is not in `classes`, and if no image can be used.
+    An image that is listed in a table has the table's label, not its folder's.  Raises InputError
+    for a label that is not in `classes`, and if no image can be used.
     """
     localization.check_root(root)
     root = Path(root)
@@ -77,10 +77,7 @@ def read(root: str | Path, classes: Sequence[str], side: int) -> ExternalImages:
 def _parse_row(
     words: list[str], location: str, *, root: Path, classes: Sequence[str]
 ) -> Annotation | str:
-    """Convert a row to an annotation, or return a description of the row's problem.
-
-    Raises InputError for a label that is not in `classes`.
-    """
+    """An annotation, or a description of the row's problem; InputError for an unknown label."""
     if len(words) not in (2, 6):
         return f"{location}: must have columns {EXPECTED_COLUMNS}, got {len(words)} columns"
     file, *corners, label = words

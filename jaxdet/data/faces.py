@@ -71,10 +71,7 @@ def summarize(root: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def _split(config: Any, splits: Splits) -> Splits:
-    """Return the splits of the data if there are `train` and `val`; otherwise split at random.
-
-    An empty `val` is replaced by `train`, and an empty `test` by `val`.
-    """
+    """Take or draw the splits; an empty `val` is replaced by `train`, an empty `test` by `val`."""
     given = {"train", "val"} <= {*splits}
     made = {"test": [], **splits} if given else _random_split(config, splits)
     made["train"] = _training_fraction(config, made["train"])
@@ -100,10 +97,7 @@ def _random_split(config: Any, splits: Splits) -> Splits:
 
 
 def _training_fraction(config: Any, samples: list[LabeledImage]) -> list[LabeledImage]:
-    """Draw a fraction of the training images of each identity, at least one of each.
-
-    The images of a smaller fraction are a subset of those of a larger one.
-    """
+    """Draw images of each identity; the images of a smaller fraction are also in a larger one."""
     if config.train_fraction == 1:
         return samples
     random, kept = np.random.default_rng(config.split_seed), []

@@ -51,10 +51,7 @@ def cached(read: Reader, folder: str | Path) -> Reader:
 def _read(
     read: Reader, folder: Path, failures: list[str], file: ImageFile, *args: int, **named: int
 ) -> tuple[np.ndarray, Size]:
-    """Call `read(file, ...)`, or load its result from the cache.
-
-    `failures` collects the errors of writing entries; only the first one is logged.
-    """
+    """Call `read(file, ...)`, or load its result; errors of writing are added to `failures`."""
     if not isinstance(file, str | Path):
         return read(file, *args, **named)
     try:
@@ -73,7 +70,7 @@ def _read(
 
 
 def _entry(folder: Path, file: str | Path, resized: tuple) -> Path:
-    """Path of the entry of an image file resized as `resized` says; OSError if it is missing."""
+    """Where the cache keeps `file`, resized as `resized` describes; OSError if there is no file."""
     status = os.stat(file)
     key = (os.path.abspath(file), status.st_size, status.st_mtime_ns, *resized)
     name = hashlib.sha256(repr((FORMAT, PIL.__version__, key)).encode()).hexdigest()

@@ -119,10 +119,13 @@ def stream(
     on_invalid: str = "skip",
     cache: str | Path = "",
 ) -> tuple[sources.StreamSource, list[str]]:
-    """The same as `load`, but with a `StreamSource`: for now, only headers of images are read.
+    """Like `load`, but returns a `StreamSource`, which reads an image when it is used.
 
-    `on_invalid` says what the source does with an image that turns out to be damaged later, see
-    `StreamSource`.  `cache` is the folder of an `image_cache`, "" for no cache.
+    Now, only the headers of the images are read.
+
+    on_invalid: what the source does with an image that turns out to be damaged later, see
+      `StreamSource`.
+    cache: folder of an `image_cache`; "" for no cache.
     """
     labels = _label_indices(samples, classes)
     read_image = partial(image_cache.cached(images.read_resized, cache), side=side)
@@ -240,11 +243,7 @@ def _label_indices(samples: Sequence[LabeledImage], classes: Sequence[str]) -> n
 def _find_usable(
     samples: Sequence[LabeledImage], faults: Callable[[np.ndarray], list[str | None]]
 ) -> tuple[np.ndarray, list[str]]:
-    """Return (indices [M] int32 of the usable samples, notes on the others).
-
-    `faults` takes indices of samples and returns, for each, a description of its problem or None
-    if it is usable; it is called in threads.  Raises InputError if no sample is usable.
-    """
+    """(indices [M] int32 of the usable samples, notes); InputError if no sample is usable."""
     found = _map_chunks(faults, len(samples))
     notes = [fault for fault in found if fault]
     if len(notes) == len(samples):
@@ -253,7 +252,7 @@ def _find_usable(
 
 
 def _map_chunks(function: Callable[[np.ndarray], list], count: int) -> list:
-    """Call `function` on arrays of indices, together 0..count - 1, in threads; join the results."""
+    """Split the indices 0..count - 1, call `function` on the parts in threads, join the results."""
     chunks = np.array_split(np.arange(count), THREAD_CHUNKS)
     return [each for results in threads.map_images(function, chunks, len) for each in results]
 
@@ -267,10 +266,7 @@ def _attempt(sample: LabeledImage, function: Callable) -> tuple[Any, str | None]
 
 
 def _find_home(children: dict[Folder, list[Folder]]) -> Folder:
-    """Find the folder that holds the folders of classes or splits.
-
-    It is the root, or the only folder in the root if that has folders and is not a split.
-    """
+    """The folder with the folders of classes or splits: the root, or the only folder in it."""
     match children[()]:
         case [alone] if children[alone] and not _is_split(alone):
             return alone
@@ -282,10 +278,7 @@ def _is_split(folder: Folder) -> bool:
 
 
 def _walk(path: Path) -> dict[Folder, dict[str, File]]:
-    """List the files of a folder on disk, by folder, down to `MAX_DEPTH`; links are followed.
-
-    Raises InputError for a folder that cannot be read.
-    """
+    """List the files of a folder, by folder, down to `MAX_DEPTH`; links are followed."""
 
     def refuse(error: OSError) -> NoReturn:
         raise InputError(f"{error.filename}: cannot be read: {error.strerror}") from error
@@ -302,10 +295,7 @@ def _walk(path: Path) -> dict[Folder, dict[str, File]]:
 
 
 def _read_tar(path: Path) -> tuple[dict[Folder, dict[str, File]], tuple[str, ...]]:
-    """List the files of a tar file; return (files by folder, notes).
-
-    Raises InputError for another file, and EOFError or an error of `tarfile` for a damaged one.
-    """
+    """(files by folder, notes) of a tar file; InputError for another file."""
     content = regular_files.read_unpacked(path)
     if not tarfile.is_tarfile(io.BytesIO(content)):
         raise InputError(f"not a tar file; {EXPECTED}")
