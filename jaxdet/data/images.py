@@ -206,12 +206,7 @@ def expand_paths(paths: Iterable[Path]) -> list[Path]:
 
 
 def _decode(file: ImageFile, mode: str, longest: int | None = None) -> tuple[Image.Image, Size]:
-    """Decode an image in `mode` "RGB" or "L"; return (upright image, its original size).
-
-    `longest` is the longer side to which the image will be resized, None if it will not be.  A much
-    larger JPEG is decoded at a fraction of its size, which takes a fraction of the time and memory.
-    A JPEG that is cut short is completed by `_mend_jpeg` if possible, with a warning.
-    """
+    """(upright image in `mode`, original size); a JPEG is decoded smaller if `longest` allows."""
     file = file() if callable(file) else file
     try:
         return _decode_once(file, mode, longest)
@@ -238,11 +233,7 @@ def _decode_once(
 
 
 def _mend_jpeg(file: str | Path | bytes) -> bytes:
-    """Add an end-of-image marker to the bytes of a truncated JPEG.
-
-    Returns b"" if the file is not a JPEG, or if the cut affects more than a fraction `MAX_LOST` of
-    its pixels.
-    """
+    """A truncated JPEG with an end marker; b"" for other files, and if too much is lost."""
     content = file_bytes(file)
     if not content.startswith(JPEG_START):
         return b""
@@ -256,13 +247,7 @@ def _mend_jpeg(file: str | Path | bytes) -> bytes:
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Convert an image to 8 bits per channel, without transparency.
-
-    Gray values of 16 bits are divided by 257, and floats are multiplied by 255.  Transparent pixels
-    are composited on `TRANSPARENT_FILL`.  Images of 8 bits without transparency are returned as
-    they are.  Raises ValueError for 32-bit integers, whose range is unknown, and for floats outside
-    [0, 1].
-    """
+    """Convert to 8 bits per channel without transparency; ValueError for an unknown range."""
     exif, found = image.getexif(), image
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in RANGE_65535):
         found = Image.fromarray(np.uint8(np.rint(np.asarray(image, np.float64) / 257)))

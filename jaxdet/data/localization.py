@@ -410,7 +410,7 @@ def parse_box(corners: Sequence[str], location: str) -> Box | str:
 
 
 def _parse_row(words: list[str], location: str, labels: set[str]) -> Annotation | str:
-    """Convert a row to an annotation, or return a description of the row's problem."""
+    """An annotation, or a description of the row's problem."""
     if len(words) != 6:
         return f"{location}: must have columns {COLUMNS}, got {len(words)} columns"
     file, *corners, label = words

@@ -58,10 +58,7 @@ def check_dataset(
 def _check_image(
     sample: AnnotatedImage, height: int, width: int
 ) -> tuple[dict[str, int], list[str], bytes | None]:
-    """Check one image; return ({check: count}, notes, SHA-256 of the file).
-
-    If the image cannot be used, returns ({}, notes, None).
-    """
+    """({check: count}, notes, SHA-256 of the file); ({}, notes, None) for an unusable image."""
     count = max(len(sample.boxes), 1)
     row, notes = detection.prepare(sample, detection.ArraySizes(height, width, count, count))
     if row is None:

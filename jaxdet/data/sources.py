@@ -20,7 +20,7 @@ LOG = logging.getLogger(__name__)
 
 
 class UnreadableError(InputError):
-    """Raised for a record that was readable when the run began and is not now, nor a substitute."""
+    """Raised for a record that can no longer be read, and that no other record replaces."""
 
 
 class ArraySource:
@@ -158,10 +158,7 @@ class StreamSource:
             yield batch, mask * (found == row)
 
     def _batches(self, index: np.ndarray) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
-        """Yield (batch, index [B] of its records) for each row of `index [S, B]`.
-
-        Raises UnreadableError as `_read_usable` does.
-        """
+        """Yield (batch, index [B] of the records read) for each row of `index [S, B]`."""
         import grain
 
         size = index.shape[1]
@@ -178,10 +175,7 @@ class StreamSource:
             batches.close()
 
     def _read_usable(self, index: int) -> tuple[dict[str, Any], int]:
-        """Read the record at an index or, failing that, a substitute; return (record, index).
-
-        Raises UnreadableError with `on_invalid` "error", or if no substitute can be read either.
-        """
+        """(record, its index): the record at `index` or, if it is unreadable, another one."""
         for found in self._candidates(index):
             try:
                 return self.read(int(self.numbers[found])), found
@@ -195,7 +189,7 @@ class StreamSource:
         raise UnreadableError(f"{text}; no image can be read in its place either")
 
     def _candidates(self, index: int) -> Iterator[int]:
-        """Yield an index, then those of the records that may take its place, in order."""
+        """Yield `index`, then the indices of records that may take its place, in order."""
         yield index
         others = np.delete(np.arange(len(self)), index)
         order = np.random.default_rng(index).permutation(others)

@@ -66,7 +66,6 @@ def read_detection(name: str, data_dir: str | Path | None = None) -> DetectionDa
 
 
 def _annotate(source: Any, index: int, split: str) -> AnnotatedImage:
-    """Convert a record to an annotated image."""
     record = source[index]
     with Image.open(io.BytesIO(record["image"])) as image:
         width, height = image.size

@@ -189,10 +189,7 @@ def match_rows(table: LabelTable, files: Sequence[Path]) -> list[int]:
 
 
 def _find_by_name(keys: Sequence[str | None], files: Sequence[Path]) -> list[int | None] | None:
-    """Find the file of each key by its name, None for an unknown key; or None if no key is known.
-
-    None also unless every row has a key, and if file names differ only in their endings.
-    """
+    """The file of each key by name, None for an unknown key; None if no key names a file."""
     given = [key for key in keys if key is not None]
     names = [Path(key.replace("\\", "/")).name for key in given]
     if not given or len(given) < len(keys):
@@ -212,11 +209,7 @@ def _find_by_name(keys: Sequence[str | None], files: Sequence[Path]) -> list[int
 
 
 def _find_by_order(keys: Sequence[str | None], count: int) -> list[int | None]:
-    """Find the position of each row's file in the order of file names.
-
-    If all keys are numbers, the lowest key is position 0, and the others count from there.
-    Otherwise the position of the file is that of the row.  None for a position of `count` or more.
-    """
+    """The position of each row's file, by the row's key or place; None beyond the last file."""
     numbers = [int(key) for key in keys if key is not None and _is_number(key)]
     places = range(len(keys))
     if len(numbers) == len(keys):
@@ -284,12 +277,7 @@ def submission_csv(
 
 
 def _number_files(files: Sequence[Path]) -> list[str] | None:
-    """Number the files by the numbers that are their names, or else by position from 0.
-
-    Positions are used if no name is a number, and if sorting by name and by number gives the same
-    order.  None if only some names are numbers, if two are the same number, or if the order is
-    ambiguous.
-    """
+    """The numbers that are the files' names, or positions from 0; None if this is ambiguous."""
     stems = [file.stem for file in files]
     if not any(map(_is_number, stems)) and _disorder(files) is None:
         return [str(number) for number in range(len(files))]

@@ -176,20 +176,14 @@ def _walk(jaxpr, outer: ScopedEquation, padding: Padding) -> Iterator[ScopedEqua
 
 
 def _convolution_taps(eqn, direction, sources, padding: Padding) -> Taps:
-    """The taps of a convolution that count; taps on padding that JAX adds do not.
-
-    direction: direction of the enclosing call.  sources: {variable: equation that computes it}.
-    """
+    """The taps of a convolution that count; taps on padding that JAX adds do not."""
     if padding == "valid" or _within(eqn, lax.conv_transpose):
         return "valid"
     return "transposed" if _mirrored(eqn.invars[1], direction, sources) else "full"
 
 
 def _mirrored(kernel, direction, sources) -> bool:
-    """Whether gradients with respect to the input have mirrored the kernel an odd number of times.
-
-    Two mirrorings cancel, as in the gradient of a gradient.
-    """
+    """Whether gradients with respect to the input mirror the kernel an odd number of times."""
     times = 0
     while not isinstance(kernel, core.Literal) and kernel in sources:
         eqn = sources[kernel]

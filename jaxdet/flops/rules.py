@@ -94,11 +94,9 @@ def window_taps(
 
 
 def _complex(counts: OpCounts) -> OpCounts:
-    """Counts of operations on complex numbers, converted to operations on real numbers.
-
-    A quotient is a product with the conjugate, divided by a squared norm.  Any other operation
-    becomes two, one per part; for transcendental functions this is an estimate.
-    """
+    """Convert counts of complex operations to counts of real ones, in part an estimate."""
+    # A quotient is a product with the conjugate, divided by a squared norm.  Any other operation
+    # becomes two, one per part.
     products, quotients = counts.multiplications, counts.divisions
     return OpCounts(
         additions=2 * counts.additions + 2 * products + 3 * quotients,

@@ -2,7 +2,7 @@
 
     nn.Conv(64, (3, 3), conv_general_dilated=conv.conv_general_dilated)
 
-Arguments and results are those of `lax.conv_general_dilated`.  For some convolutions (depthwise,
+Arguments and results are as in `lax.conv_general_dilated`.  For some convolutions (depthwise,
 1x1, strided, on maps of a few pixels) XLA on a CPU is up to 100 times slower than necessary; `auto`
 chooses another algorithm for them, separately for the output and for each of the two gradients.  A
 gradient is computed by the transpose of an algorithm, which need not be the algorithm of the
@@ -57,7 +57,7 @@ class Plan(NamedTuple):
 def default_impl(impl: Impl) -> Iterator[None]:
     """A context in which `auto` stands for the algorithm `impl`.
 
-    Operations are counted in the context of `lax`; a vmapped sweep on a CPU runs in that of
+    Operations are counted in the context of `lax`; a vmapped sweep on a CPU runs in the context of
     `im2col`.  Functions that were traced before are not affected.
     """
     token = _default_impl.set(impl)

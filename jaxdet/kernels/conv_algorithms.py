@@ -110,11 +110,9 @@ def _pairs(geometry, x, kernel):
 
 
 def _mirror(geometry, x, kernel):
-    """`_shift` written so that its transpose is a sum of slices and not of pads.
-
-    Each phase of the strides is a convolution of stride 1: its weighted taps are added on a canvas
-    larger than the output by the kernel's extent, and the canvas is cropped.
-    """
+    """`_shift` written so that its transpose is a sum of slices and not of pads."""
+    # Each phase of the strides is a convolution of stride 1: its weighted taps are added on a canvas
+    # larger than the output by the kernel's extent, and the canvas is cropped.
     rows, columns = output_shape(x.shape, kernel.shape, geometry)
     x = jnp.repeat(_pad(geometry, x), kernel.shape[-1] // x.shape[-1], axis=-1)
     phases = {}
@@ -166,10 +164,7 @@ def _matmul(geometry, x, matrix):
 
 
 def _sum_of_taps(geometry, x, kernel, broadcast):
-    """Sum over kernel taps of the shifted x times the weights [columns * D] of the tap.
-
-    `broadcast(weights, shape)` broadcasts the weights to the shape [B, rows, columns * D].
-    """
+    """Sum over taps of the shifted x times the tap's weights, which `broadcast` broadcasts."""
     rows, columns = output_shape(x.shape, kernel.shape, geometry)
     weights = jnp.tile(kernel.reshape(-1, kernel.shape[-1]), (1, columns))  # [taps, columns * D]
     x = lax.optimization_barrier(_pad(geometry, x))  # padded once
@@ -181,11 +176,8 @@ def _sum_of_taps(geometry, x, kernel, broadcast):
 
 
 def _broadcast_by_doubling(weights, shape):
-    """Broadcast weights [N] to [B, rows, N] by doubling; its transpose sums images in pairs.
-
-    XLA on a CPU is slow at summing over all pixels of several images, and fast at adding two
-    halves.
-    """
+    """Broadcast weights [N] to [B, rows, N] by doubling; its transpose sums images in pairs."""
+    # XLA on a CPU is slow at summing over all pixels of several images, and fast at adding halves.
     images, rows, _ = shape
     out = jnp.broadcast_to(weights[None, None], (1, rows, len(weights)))
     out = lax.optimization_barrier(out)
@@ -195,10 +187,8 @@ def _broadcast_by_doubling(weights, shape):
 
 
 def _flat_taps(geometry, x, kernel, rows, columns):
-    """Pixels of padded x under each tap, [B, rows, columns * D] with columns and channels merged.
-
-    With a column stride of 1 a tap is then one slice of each row.
-    """
+    """Pixels of padded x under each tap, [B, rows, columns * D]: columns and channels merged."""
+    # With a column stride of 1 a tap is then one slice of each row.
     if geometry.strides[1] > 1:
         for tap in _taps(geometry._replace(padding=NO_PADDING), x, kernel):
             yield tap.reshape(len(x), rows, -1)

@@ -238,10 +238,7 @@ def _hinge(violation, valid, soft) -> tuple[jax.Array, jax.Array]:
 
 
 def _at_label(cosines: Array, labels: Array, change: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """Cosines [B, K] with `change` applied to the cosine of the true class.
-
-    Labels outside of 0 to K - 1 leave their rows unchanged.
-    """
+    """Apply `change` to the cosine of the true class, where the label is in 0..K - 1."""
     chex.assert_shape(labels, (len(cosines),))
     own = jnp.take_along_axis(cosines, labels[:, None], 1, mode="clip")  # [B, 1]
     return jnp.where(_is_label(labels, cosines), change(own), cosines)

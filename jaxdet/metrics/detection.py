@@ -152,10 +152,7 @@ def _evaluate(truth, detections):
 def _renumber(
     truth: dict[str, Any], detections: list[dict[str, Any]]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Truth and detections with ids renumbered from 1, which faster-coco-eval always accepts.
-
-    Raises InputError for ids that are not unique or not listed, see `coco_scores`.
-    """
+    """Truth and detections with ids from 1; InputError for repeated or unknown ids."""
     numbers: dict[str, dict[Any, int]] = {}
     for kind, field in (("images", "image_id"), ("categories", "category_id")):
         ids = [one["id"] for one in truth[kind]]

@@ -1,7 +1,7 @@
 """Precision, recall and F1 at a score threshold, and the threshold that a rule chooses.
 
     matches = average_precision.match(rows, num_classes)
-    thresholds = choose(matches, "f1")  # per class; `pooled(matches)` for one for all classes
+    thresholds = choose(matches, "f1")  # one per class; of `pooled(matches)`, one for all classes
     scores = rates(matches, thresholds)
 
 Boxes are right or wrong at the first IoU threshold of `matches`, .5.
