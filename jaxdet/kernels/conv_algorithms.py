@@ -111,8 +111,8 @@ def _pairs(geometry, x, kernel):
 
 def _mirror(geometry, x, kernel):
     """`_shift` written so that its transpose is a sum of slices and not of pads."""
-    # Each phase of the strides is a convolution of stride 1: its weighted taps are added on a canvas
-    # larger than the output by the kernel's extent, and the canvas is cropped.
+    # Each phase of the strides is a convolution of stride 1: its weighted taps are added on a
+    # canvas larger than the output by the kernel's extent, and the canvas is cropped.
     rows, columns = output_shape(x.shape, kernel.shape, geometry)
     x = jnp.repeat(_pad(geometry, x), kernel.shape[-1] // x.shape[-1], axis=-1)
     phases = {}

@@ -175,9 +175,9 @@ def random_resized_crop(
 ) -> Sample:
     """Crop a random rectangle and resize it to the size of the image.
 
-    The area of the crop, as a fraction of the image, is uniform in `area`; its aspect ratio is that
-    of the image times a log-uniform factor in [1 / aspect, aspect].  A side that would be longer
-    than the image is shortened to it.  Szegedy et al. 2014, arXiv:1409.4842.
+    The area of the crop, as a fraction of the image, is uniform in `area`; its aspect ratio is the
+    image's times a log-uniform factor in [1 / aspect, aspect].  A side that would be longer than
+    the image is shortened to it.  Szegedy et al. 2014, arXiv:1409.4842.
     """
     fraction, shape, *position = jax.random.uniform(key, (4,))
     fraction = area[0] + fraction * (area[1] - area[0])
@@ -364,11 +364,9 @@ def _patch_side(shape, scale):
 
 
 def _rotate_and_scale(image, angle, scale, side):
-    """Image [h, w] rotated counter-clockwise about the center of its foreground, then scaled.
-
-    The result [side, side] has that center in the middle.  The center keeps its fraction of a
-    pixel, so that an angle of 0 radians and a scale of 1 copy the pixels exactly.
-    """
+    """Image [h, w] rotated counter-clockwise about the center of its foreground, then scaled."""
+    # The center keeps its fraction of a pixel, so that an angle of 0 radians and a scale of 1 copy
+    # the pixels exactly.
     corners = box_ops.mask_to_box(image)
     center = (corners[:2] + corners[2:]) / 2
     pixels = jnp.arange(side) + 0.5
@@ -394,10 +392,10 @@ def _at_random_position(key, patch, canvas):
 def mixup(
     keys: jax.Array, images: Array, targets: Array, *, alpha: float = 0.2, axis: str | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Mix each image [B, ...] and its target [B, K] with those of the next row, for classification.
+    """Mix each image [B, ...] and its target [B, K] with the next row, for classification.
 
-    The weight of a row itself is drawn from Beta(alpha, alpha), that of the next row is the rest to
-    1.  Zhang et al. 2017, arXiv:1710.09412.
+    The weight w of a row is drawn from Beta(alpha, alpha); the next row has the weight 1 - w.
+    Zhang et al. 2017, arXiv:1710.09412.
     """
     weight = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha))(keys)
 
@@ -484,7 +482,7 @@ def _flatten_slots(group):
 
 
 def _only_first(group):
-    """The first of N samples, with as many box slots as all N have; only its own can be valid."""
+    """The first of N samples, with the box slots of all N; only its own boxes are valid."""
     first = (jnp.arange(len(group.valid)) == 0)[:, None]
     return _flatten_slots(group._replace(valid=group.valid & first))
 
@@ -553,11 +551,9 @@ def _resample_axis(image, axis, scale, offset):
 
 
 def _bilinear(image, row, column, outside=0.0):
-    """Values [H, W, C] of image [h, w, C] at row, column [H, W], in pixel indices.
-
-    outside: pixel value beyond the edge.  The four neighbors of a position are stored side by side
-    in a table: one gather instead of four, almost twice as fast on a CPU.
-    """
+    """Values [H, W, C] of image [h, w, C] at row, column [H, W], in pixel indices."""
+    # The four neighbors of a position are stored side by side in a table: one gather instead of
+    # four, almost twice as fast on a CPU.
     height, width = image.shape[:2]
     row, column = jnp.clip(row, -1, height), jnp.clip(column, -1, width)
     top, left = jnp.floor(row).astype(int), jnp.floor(column).astype(int)

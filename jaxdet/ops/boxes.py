@@ -50,9 +50,10 @@ def enclosing_box(a: Array, b: Array) -> jax.Array:
 def iou(a: Array, b: Array, *, eps: float = 0.0) -> jax.Array:
     """Intersection over union of boxes [..., 4], broadcasting, in [0, 1].
 
-    Equal boxes that are not empty give 1; two empty boxes give 0 with a finite gradient.  `eps`,
-    here and in the next three functions, is added to denominators.  Everingham et al. 2010 (PASCAL
-    VOC).
+    Equal boxes that are not empty give 1; two empty boxes give 0 with a finite gradient.
+    Everingham et al. 2010 (PASCAL VOC).
+
+    eps: added to the denominator, also in the next three functions.
     """
     return safe_divide(intersection(a, b), union(a, b), eps)
 
@@ -163,10 +164,7 @@ def _area(low, high):
 
 
 def _sides(low, high):
-    """Width and height [..., 2] between corners [..., 2]; 0 where they are swapped.
-
-    Sides of 0 have gradient 0, and so has the intersection of boxes that touch.
-    """
+    """Width and height [..., 2] between corners [..., 2]; 0 where they are swapped."""
     return jax.nn.relu(high - low)
 
 

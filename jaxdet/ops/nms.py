@@ -97,7 +97,7 @@ def weighted_nms(
     max_detections: int = 100,
     score_threshold: float = 0.0,
 ) -> Detections:
-    """Non-maximum weighted (NMW): average each box that `nms` keeps with those it suppresses.
+    """Non-maximum weighted (NMW): average each box that `nms` keeps with the boxes it suppresses.
 
     A suppressed box joins the kept box that it overlaps most, among those whose score is not lower
     than its own; its weight in the average is its score times their IoU.  Kept boxes keep their
@@ -177,11 +177,7 @@ class _Clusters(NamedTuple):
 
 
 def _join_cluster(boxes, scores, labels, iou_threshold, score_threshold, clusters, i):
-    """A step of `lax.scan`: box i joins the cluster that it overlaps most, or begins a new one.
-
-    A box is dropped if its score is not above the threshold, or if it overlaps no cluster and all
-    are in use.
-    """
+    """A step of `lax.scan`: box i joins a cluster, begins a new one, or is dropped."""
     box, score, capacity = boxes[i], scores[i], len(clusters.size)
     mean = clusters.boxes / jnp.where(clusters.size > 0, clusters.weight, 1.0)[:, None]
     overlap = box_ops.iou(mean, box[None])
@@ -221,10 +217,7 @@ def _greedy(boxes, scores, labels, decay: Callable, max_detections, score_thresh
 
 
 def _as_arrays(boxes, scores, labels):
-    """The arguments as arrays, boxes and scores in float32; AssertionError for other shapes.
-
-    Without boxes, returns one empty box with score -inf, which passes no threshold.
-    """
+    """The arguments as arrays; without boxes, one empty box that passes no threshold."""
     boxes, scores = (jnp.asarray(x, jnp.float32) for x in (boxes, scores))
     labels = None if labels is None else jnp.asarray(labels, jnp.int32)
     if not boxes.size:

@@ -224,11 +224,8 @@ def _item(part: Sequence[Any] | None, i: int) -> Any:
 
 
 def _draw_boxes(axes, true, predicted, texts, labels, line_width=None, font_size=7) -> None:
-    """Draw the boxes of one image, and a text above each predicted box.
-
-    Without predicted boxes the texts are above the true boxes.  The first box is drawn last, on
-    top, since detections are in descending order of their scores.
-    """
+    """Draw the boxes of one image, with texts above the predicted or, without these, true ones."""
+    # The first box, which has the highest score, is drawn last, on top.
     given = ([] if boxes is None else boxes for boxes in (true, predicted))
     true_boxes, predicted_boxes = (np.reshape(np.asarray(boxes), (-1, 4)) for boxes in given)
     line_width = line_width or (1.2 if max(len(true_boxes), len(predicted_boxes)) > 1 else 2)

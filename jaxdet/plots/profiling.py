@@ -20,7 +20,7 @@ def roofline(
     """Plot operations per second of layers against their operations per byte, with the roofline.
 
     rows: `layer`, `total` operations, `bytes` and `operations_per_s` of each layer.  Rows without
-      operations or without a time are left out; one at least must remain.
+      operations or without a time are left out; at least one must remain.
     operations_per_s, bytes_per_s: peaks of the device, which determine the roofline.
     named: number of layers, those that take most time, that are labeled with their names.
     """

@@ -28,8 +28,8 @@ Metrics = Sequence[dict[str, Any]]  # the lines of a `metrics.jsonl`
 def learning_curves(metrics: Metrics, path: Path) -> None:
     """Plot the loss terms and scores of a run against the epoch, each in a panel of its own.
 
-    A panel has a curve for each of training, validation and (with --monitor test) test of which the
-    run has values.
+    A panel has a curve for each split of which the run has values: training, validation and, with
+    --monitor test, test.
     """
     trained = {name for line in metrics for name in line["train"] or ()}
     shared = trained or {"loss", "accuracy"} & {*_scores(metrics[0])}
@@ -98,11 +98,7 @@ def _draw_curves(
     against: str = "epoch",
     colors: Mapping[str, str] | None = None,
 ) -> None:
-    """Draw a line for each of {label: points [(x, value)]}.
-
-    A loss above 0 that changes by more than a factor of `LOG_RANGE` is drawn on a logarithmic
-    scale, whose ticks are plain numbers.
-    """
+    """Draw a line for each of {label: points [(x, value)]}."""
     for label, points in curves.items():
         x, values = np.array(points).reshape(-1, 2).T
         axes.plot(x, values, marker=".", label=label, color=(colors or {}).get(label))

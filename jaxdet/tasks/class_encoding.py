@@ -1,7 +1,7 @@
 """How a detector encodes background: all-zero targets, a background class, or an objectness score.
 
-Target scores [B, A, K] are those of `ops.assign.Targets`: they are in [0, 1], and at most one class
-of a cell has a score above 0.
+Target scores [B, A, K], as in `ops.assign.Targets`, are in [0, 1]; at most one class of a cell has
+a score above 0.
 """
 
 import math
@@ -52,10 +52,7 @@ def _objectness_losses(output: DetectorOutput, target: Array) -> dict[str, Array
 
 
 def _log_probabilities(output: DetectorOutput) -> Array:
-    """Log-probabilities [B, A, 1 + K], background first.
-
-    If all logits are equal, the background has a probability of 1 - PRIOR.
-    """
+    """Log-probabilities [B, A, 1 + K], background first; equal logits give it 1 - PRIOR."""
     classes = output.classes.shape[-1] - 1
     bias = math.log(classes * (1 - PRIOR) / PRIOR) * (jnp.arange(1 + classes) == 0)
     return jax.nn.log_softmax(output.classes + bias[None, None])

@@ -224,10 +224,7 @@ def _is_config_changed(folder: Path | str) -> bool:
 def _first_undamaged(
     folder: Path | str, which: str | int, warn: Warn, read: Callable[[Path], tuple]
 ) -> tuple[int, tuple]:
-    """(step, read(path)) of the chosen checkpoint or, if damaged, of the newest undamaged one.
-
-    Raises InputError if there is no checkpoint `which`, or no undamaged one.
-    """
+    """(step, read(path)) of the chosen checkpoint or, if damaged, of the newest good one."""
     known = steps(folder)
     if not known:
         raise InputError(
@@ -323,7 +320,6 @@ def _own_process() -> Any:
 
 
 def _reader() -> Any:
-    """A checkpointer that reads trees of arrays."""
     import orbax.checkpoint as ocp
 
     own = _own_process()
@@ -383,10 +379,7 @@ def _silent(name: str) -> Iterator[None]:
 
 @contextmanager
 def _silent_threads() -> Iterator[None]:
-    """Drop what the threads of a failed write report, since its error is raised anyway.
-
-    After an error the reports stay dropped, since the threads may end later.
-    """
+    """Drop reports of threads, even after a failed write, whose error is raised anyway."""
     report = sys.unraisablehook
 
     def report_others(unraisable):
@@ -457,10 +450,7 @@ def _variables_of(saved: Mapping[str, str], prefix: str) -> dict[str, str]:
 
 
 def _verified_arrays(path: Path) -> dict[str, str]:
-    """Types and shapes of the arrays at `path`, after files, place and manifest are checked.
-
-    Raises CorruptCheckpointError if any of these is wrong.
-    """
+    """Types and shapes of the arrays at `path`; CorruptCheckpointError if any file is wrong."""
     manifest = _manifest(path)
     written, found = manifest["sha256"], _hashes(path)
     for name in sorted(written | found):
@@ -504,7 +494,7 @@ def _describe(leaf: Any) -> str:
 
 
 def _parse_array(text: str) -> jax.ShapeDtypeStruct:
-    """The array that `_describe` describes as, say, float32[3, 8]."""
+    """The array that a text such as float32[3, 8] describes."""
     dtype, _, shape = text.removesuffix("]").partition("[")
     return jax.ShapeDtypeStruct([int(side) for side in shape.split(", ") if side], dtype)
 
@@ -546,10 +536,7 @@ def _prune(folder: Path | str, keep: int) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Delete a checkpoint, so that even after an interruption no part of it has its name.
-
-    A file that is not a checkpoint is renamed instead.
-    """
+    """Delete a checkpoint so that even after an interruption no part of it has its name."""
     if path.is_dir() or path.is_symlink():
         trash = path.with_suffix(".gone.partial")
         path.rename(trash)

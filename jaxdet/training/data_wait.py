@@ -28,9 +28,9 @@ class DataWait:
         self.calls: deque[Future[float]] = deque()  # -> the time at which the devices finished it
 
     def counted(self, calls: Iterable[Batches]) -> Iterator[Batches]:
-        """Yield the batches of each call; the time until they arrive counts where devices idle.
+        """Yield the batches of each call, and count the time until they arrive while devices idle.
 
-        Batches are not taken before all but the last `MAX_CALLS` - 1 calls are finished.
+        At most `MAX_CALLS` calls are unfinished at a time.
         """
         calls = iter(calls)
         while True:

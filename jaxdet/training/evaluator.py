@@ -117,7 +117,7 @@ class Evaluator:
 
 
 def details(task: Task, rows: Batch, score_threshold: float | None = None) -> dict[str, Any]:
-    """The scores of a task: its report, or its `details` at a score threshold, where it has them.
+    """The scores of a task: its `details` at a score threshold or, without this method, its report.
 
     rows: from `Evaluator.measure`.
     """

@@ -144,10 +144,8 @@ class Peers:
         return next((reports[each] for each in sorted(set(reports) - {self.index})), "")
 
     def _linger(self) -> float:
-        """Seconds that this process waits before it ends, so that the others hear of it.
-
-        The main process waits longer, because the coordinator ends with it.
-        """
+        """Seconds that this process waits before it ends, so that the others hear of it."""
+        # The main process waits longer, because the coordinator ends with it.
         return 4 * BEAT if self.index == 0 else 2 * BEAT
 
     def report(self, error: BaseException, line: str) -> bool:
@@ -237,11 +235,9 @@ def initialize(
 
 
 def _call_instead_of_abort(lost: Callable[[str], NoReturn]) -> None:
-    """Call `lost` when the runtime aborts this process.
-
-    When the coordinator ends or refuses this process, the runtime prints lines of its own and calls
-    `abort` in one of its threads.
-    """
+    """Call `lost` when the runtime aborts this process."""
+    # When the coordinator ends or refuses this process, the runtime prints lines of its own and
+    # calls `abort` in one of its threads.
     global _abort_handler
     kind = ctypes.CFUNCTYPE(None, ctypes.c_int)
     _abort_handler = kind(lambda _: lost(_peers.lost_coordinator()))
@@ -270,11 +266,8 @@ def _check(coordinator: Any, num_processes: Any, process_id: Any, timeout: float
 
 
 def _launched_tasks() -> int:
-    """Number of tasks, including this process, that `srun` or Open MPI has started together.
-
-    It is 1 for a process that neither has started, such as a job script itself, in which only some
-    of the variables are set.  Raises InputError if the variable with the number holds another text.
-    """
+    """Number of tasks that `srun` or Open MPI has started together; 1 without them."""
+    # A job script itself, which neither has started, has only some of the variables.
     for count, others in LAUNCHERS.items():
         if {count, *others} <= os.environ.keys():
             text = os.environ[count]
@@ -329,7 +322,7 @@ def agree_at_step(value: int) -> int:
 
 
 def from_main(fn: Callable[[], T]) -> T:
-    """Call `fn` in the main process, and return its value, or raise its InputError, in all of them.
+    """Call `fn` in the main process; return its value, or raise its InputError, in all processes.
 
     With several processes, the value must be one that JSON can express.
     """

@@ -486,10 +486,7 @@ class _SingleRun:
         self.loop = loop
 
     def step(self, batches: Sequence[Any]) -> None:
-        """Dispatch a call of the compiled program.
-
-        The first call is waited for, to report the time since the start of the program.
-        """
+        """Dispatch a call of the compiled program; wait for the first one, to report its time."""
         loop, compiled = self.loop, self.loop.compiled
         sizes = [
             sampler.draw_size(loop.config.seed, loop.step + i, len(compiled.steps))
@@ -512,10 +509,7 @@ class _SingleRun:
 def _after_evaluation(
     book: dict[str, Any], step: int, score: tuple[float, float] | None
 ) -> dict[str, Any]:
-    """The bookkeeping after an evaluation: sums restart, best score and patience are updated.
-
-    score: validation score and loss; None without validation.
-    """
+    """The bookkeeping after an evaluation; `score` is (score, loss), None without validation."""
     best = (float(book["best_score"]), -float(book["best_loss"]))
     better = score is not None and (score[0], -score[1]) > best
     book = book | {
@@ -531,10 +525,7 @@ def _after_evaluation(
 
 
 def _operations_table(counted: dict[str, dict[str, int]], seconds: dict[str, float]) -> str:
-    """Table of the operations of training and of evaluation, by kind, and of their rates.
-
-    seconds: time of each; a training that an earlier process began has no time and no rate.
-    """
+    """A table of operations by kind and of rates; a pass without seconds has no rate."""
     names, rows = {"train": "training", "eval": "evaluation"}, []
     for name, counts in counted.items():
         time_of = seconds.get(name)
@@ -551,10 +542,7 @@ def _means(book: dict[str, Any]) -> dict[str, float]:
 def _summary_line(
     metrics: dict[str, Any], config: TrainConfig, epochs: int, best: bool, rate: float
 ) -> str:
-    """An evaluation in one line; each split begins with the score that selects the best checkpoint.
-
-    rate: operations per second of the evaluation.
-    """
+    """An evaluation in one line; `rate` is its operations per second."""
     parts = [f"epoch {metrics['epoch']}/{epochs}"]
     for split in ("val", "test", "train"):
         if metrics.get(split):

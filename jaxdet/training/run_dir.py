@@ -190,7 +190,7 @@ class Lock:
 
 
 def _open_locked(folder: Path) -> int:
-    """File descriptor of a folder's lock file, opened and locked; InputError if that is held."""
+    """File descriptor of a folder's lock file; InputError if another process holds the lock."""
     path = folder / LOCK
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -378,10 +378,7 @@ def _writer(folder: str | Path) -> str:
 
 
 def _check_record(path: Path, metadata: Metadata) -> None:
-    """Raise InputError unless each entry of `metadata["record"]` is the type and shape of an array.
-
-    Arrays may have at most `MAX_RECORD` bytes.
-    """
+    """Raise InputError for an entry of `record` that is not the type and shape of an array."""
     for name, spec in metadata.get("record", {}).items():
         try:
             kind, shape = spec

@@ -63,7 +63,10 @@ class WarmStart:
         return self._transfer(variables)[0]
 
     def summary(self, variables: Tree) -> str:
-        """A table of what is copied, and what happens to each class; `variables` as above."""
+        """A table of the numbers of copied variables, and what happens to each class.
+
+        variables: as in `__call__`.
+        """
         _, outcomes = self._transfer(variables)
         before = run_dir.read_metadata(self.folder)
         rows: dict[str, dict[str, Any]] = {}
@@ -158,10 +161,8 @@ def transfer(
 
 
 def _find_misfit(outcomes: Mapping[str, str]) -> str:
-    """A variable that shows that two backbones differ; "" if there is none.
-
-    A backbone may have fewer stages than the other, but not fewer blocks in a stage.
-    """
+    """A variable that shows that two backbones differ; "" if there is none."""
+    # A backbone may have fewer stages than the other, but not fewer blocks in a stage.
     stages: dict[str, dict[str, str]] = {}  # outcome -> {stage: a path in it}
     for path, outcome in outcomes.items():
         _, module, *layers = path.split("/")
