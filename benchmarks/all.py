@@ -84,12 +84,10 @@ class Options:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run with the options in `argv`, by default those of the process; returns the exit code."""
     return harness.run_command("all", Options, argv, run)
 
 
 def run(options: Options) -> int:
-    """Run the benchmarks and write the pages; returns 1 if a benchmark failed, else 0."""
     harness.require_known("--names", options.names, NAMES)
     options.out.mkdir(parents=True, exist_ok=True)
     chosen = () if options.tables_only else options.names or NAMES
@@ -217,7 +215,6 @@ def conditions(record: dict[str, Any]) -> dict[str, str]:
 
 
 def _records(out: Path) -> dict[Path, dict[str, Any]]:
-    """{path: record} of a folder, sorted by path."""
     return {path: json.loads(path.read_text()) for path in sorted(out.glob("*.json"))}
 
 
@@ -240,7 +237,6 @@ def _first_line(module) -> str:
 
 
 def _word(value) -> str:
-    """A value of JSON as a word of the command line."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

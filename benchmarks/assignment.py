@@ -59,23 +59,19 @@ class Options(harness.OutputOptions):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run with the options in `argv`, by default those of the process; returns the exit code."""
     return harness.run_command(NAME, Options, argv, run)
 
 
 def run(options: Options) -> None:
-    """Compare and time the implementations, then print and write the results."""
     harness.require_positive(options, "batch", "boxes", "classes", "sample")
     harness.publish(NAME, options, render, compare(options))
 
 
 def render(record: dict[str, Any]) -> str:
-    """Markdown of a record: one row per implementation."""
     return units.markdown_table(record["rows"], COLUMNS)
 
 
 def compare(options: Options) -> list[dict[str, Any]]:
-    """Rows of the loops, of PyTorch and of jaxdet."""
     inputs = random_inputs(options)
     task_aligned = partial(assign.task_aligned, **SETTINGS)
     program = jax.jit(jax.vmap(task_aligned, (0, 0, None, 0, 0, 0)))

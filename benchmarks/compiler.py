@@ -65,7 +65,6 @@ class Options(harness.OutputOptions):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run with the options in `argv`, by default those of the process; returns the exit code."""
     return harness.run_command(NAME, Options, argv, run)
 
 
@@ -97,7 +96,6 @@ def run(options: Options) -> None:
 
 
 def render(record: dict[str, Any]) -> str:
-    """Markdown of a record: one row per model and choice."""
     return units.markdown_table(record["rows"], COLUMNS)
 
 
@@ -112,7 +110,6 @@ def summarize(record: dict[str, Any]) -> str:
 
 
 def compare(workers: dict[str, turns.Worker], name: str, options: Options) -> list[dict[str, Any]]:
-    """Rows of all choices for one model."""
     model, step_options = train_steps.MODELS[name], StepOptions(options.batch, options.side)
     batch = train_steps.make_workload(model, step_options).batch
     rows = {choice: {"model": name, "batch": batch, "choice": choice} for choice in workers}

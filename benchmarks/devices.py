@@ -49,14 +49,12 @@ class Options(harness.OutputOptions):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run with the options in `argv`, by default those of the process; returns the exit code."""
     if argv is None:
         os.environ.setdefault("NPROC", "16")  # read when the CPU is first used
     return harness.run_command(NAME, Options, argv, run)
 
 
 def run(options: Options) -> None:
-    """Time the calls, then print and write the results."""
     if options.devices < 2:
         raise InputError(f"--devices must be at least 2, got {options.devices}")
     with suppress(RuntimeError):  # of a process that has used its devices already
@@ -67,12 +65,10 @@ def run(options: Options) -> None:
 
 
 def render(record: dict[str, Any]) -> str:
-    """Markdown of a record: one row per implementation."""
     return units.markdown_table(record["rows"], COLUMNS)
 
 
 def compare(devices: Sequence[Any], options: Options) -> list[dict[str, Any]]:
-    """One row per implementation, and one for a single device."""
     calls = {
         "jit, one device": make_call(parallel.compile_step, devices[:1]),
         "pmap": make_call(parallel.compile_pmap, devices),

@@ -233,7 +233,6 @@ class Options:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run with the options in `argv`, by default those of the process; returns the exit code."""
     return harness.run_command("experiments", Options, argv, run)
 
 
@@ -266,7 +265,6 @@ def run(options: Options) -> None:
 
 
 def render(record: dict[str, Any]) -> str:
-    """Markdown of a record: one row per run."""
     columns = {key: key.replace("_", " ") for row in record["rows"] for key in row}
     if "epoch_seconds" in columns:
         columns["epoch_seconds"] = ("time per epoch", "s")
@@ -274,7 +272,6 @@ def render(record: dict[str, Any]) -> str:
 
 
 def describe(record: dict[str, Any]) -> str:
-    """The question of an experiment, for the page of all results."""
     return f"{EXPERIMENTS[record['question']].question} (`{record['system']}`)."
 
 
@@ -314,7 +311,6 @@ def convergence(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def draw(experiment: Experiment, out: Path, path: Path) -> None:
-    """Draw the scores of an experiment's runs after each epoch."""
     from jaxdet.plots import training
 
     runs = {run.name: run_dir.read_metrics(out / run.name) for run in experiment.runs}
@@ -331,7 +327,6 @@ def label_scores(scores: dict[str, Any]) -> dict[str, Any]:
 
 
 def sweep_rows(name: str, experiment: Experiment, options: Options) -> list[dict[str, Any]]:
-    """Rows of the table of a sweep."""
     words, folder = experiment.sweep.format(epochs=options.epochs).split(), options.out / name
     jaxdet(
         *("sweep", experiment.system, *words),

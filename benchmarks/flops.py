@@ -44,12 +44,10 @@ class Options(harness.OutputOptions):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run with the options in `argv`, by default those of the process; returns the exit code."""
     return harness.run_command(NAME, Options, argv, run)
 
 
 def run(options: Options) -> None:
-    """Count the operations, then print and write the results."""
     chosen = {name: configs.named_network(name) for name in options.models or configs.NETWORK_NAMES}
     rows, layers, notes = [], {}, {}
     for name, network in chosen.items():

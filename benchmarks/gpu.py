@@ -66,11 +66,9 @@ class Session:
     stopped: bool = False
 
     def outcome_path(self, row: Row) -> Path:
-        """Path of the file with the outcome of a row."""
         return self.out / f"{row.name}.json"
 
     def outcomes(self) -> dict[str, dict[str, Any]]:
-        """{name: outcome} of the rows that have an outcome."""
         paths = {row.name: self.outcome_path(row) for row in ROWS}
         return {name: json.loads(p.read_text()) for name, p in paths.items() if p.is_file()}
 
@@ -80,7 +78,6 @@ class Session:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run with the options in `argv`, by default those of the process; returns the exit code."""
     options = parse(argv)
     names = options.rows or [row.name for row in ROWS]
     unknown = sorted({*names} - {row.name for row in ROWS})

@@ -74,12 +74,10 @@ class Options(harness.OutputOptions):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run with the options in `argv`, by default those of the process; returns the exit code."""
     return harness.run_command(NAME, Options, argv, run)
 
 
 def run(options: Options) -> None:
-    """Time the calls, then print and write the results."""
     harness.require_positive(options, "batch")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -93,7 +91,6 @@ def run(options: Options) -> None:
 
 
 def render(record: dict[str, Any]) -> str:
-    """Markdown of a record: one row per source and operation."""
     return units.markdown_table(record["rows"], COLUMNS)
 
 

@@ -80,12 +80,10 @@ class Options(harness.OutputOptions):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run with the options in `argv`, by default those of the process; returns the exit code."""
     return harness.run_command(NAME, Options, argv, run)
 
 
 def run(options: Options) -> None:
-    """Time the layers; print and write the results."""
     harness.require_known("--layers", options.layers, tuple(LAYERS))
     harness.require_positive(options, "batch")
     missing = harness.torch_unavailable(options.torch)
@@ -105,7 +103,6 @@ def run(options: Options) -> None:
 
 
 def render(record: dict[str, Any]) -> str:
-    """Markdown of a record: one row per layer, type and pass."""
     return units.markdown_table(record["rows"], COLUMNS)
 
 

@@ -83,7 +83,6 @@ class ChangedImage(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
     return harness.run_command(NAME, Options, argv, run)
 
 
@@ -204,7 +203,6 @@ def _changed_source(
 
 
 def encode(image: Image.Image) -> bytes:
-    """The JPEG file of an image."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=QUALITY)
     return buffer.getvalue()

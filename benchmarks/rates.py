@@ -56,12 +56,10 @@ class Options(harness.OutputOptions):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run with the options in `argv`, by default those of the process; returns the exit code."""
     return harness.run_command(NAME, Options, argv, run)
 
 
 def run(options: Options) -> None:
-    """Time the calls, then print and write the results."""
     harness.require_known("--models", options.models, TUTORIALS)
     harness.require_positive(options, "count", "batch")
     rows = [compare(*pair, options) for pair in product(options.models, options.convolutions)]
@@ -69,7 +67,6 @@ def run(options: Options) -> None:
 
 
 def render(record: dict[str, Any]) -> str:
-    """Markdown of a record: one row per network and form of convolution."""
     return units.markdown_table(record["rows"], COLUMNS)
 
 

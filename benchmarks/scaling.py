@@ -89,12 +89,10 @@ class Options(harness.OutputOptions):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run with the options in `argv`, by default those of the process; returns the exit code."""
     return harness.run_command(NAME, Options, argv, run)
 
 
 def run(options: Options) -> None:
-    """Time the steps and compute the predictions, then print and write the results."""
     harness.require_positive(options, "repeats", "gpu_tflops", "gpus_per_host", "link", "network")
     for name in ("models", "predicted"):
         harness.require_known(f"--{name}", getattr(options, name), tuple(train_steps.MODELS))

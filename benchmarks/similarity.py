@@ -55,19 +55,16 @@ class Options(harness.OutputOptions):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run with the options in `argv`, by default those of the process; returns the exit code."""
     return harness.run_command(NAME, Options, argv, run)
 
 
 def run(options: Options) -> None:
-    """Compare and time the implementations, then print and write the results."""
     harness.require_positive(options, "probes", "gallery", "dim", "chunk")
     rows, source = compare(options)
     harness.publish(NAME, options, render, rows, memory_source=source)
 
 
 def render(record: dict[str, Any]) -> str:
-    """Markdown of a record: one row per implementation."""
     return units.markdown_table(record["rows"], COLUMNS)
 
 

@@ -116,12 +116,10 @@ class Options(harness.OutputOptions):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run with the options in `argv`, by default those of the process; returns the exit code."""
     return harness.run_command(NAME, Options, argv, run)
 
 
 def run(options: Options) -> None:
-    """Print the chosen tables, and write the files."""
     harness.require_positive(options, "batch", "chunk", "sample")
     if min(options.sizes, default=1) < 1:
         raise InputError(f"--sizes must be at least 1, got {min(options.sizes)}")

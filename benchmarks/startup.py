@@ -56,12 +56,10 @@ class Options(harness.OutputOptions):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run with the options in `argv`, by default those of the process; returns the exit code."""
     return harness.run_command(NAME, Options, argv, run)
 
 
 def run(options: Options) -> None:
-    """Start processes and time them; print and write the results."""
     harness.require_positive(options, "repeats")
     rows = [_row(HELP, {"cold": [time_help() for _ in range(options.repeats)]})]
     seconds = time_trainings(options.repeats, SMALL if options.small else {})
@@ -73,7 +71,6 @@ def run(options: Options) -> None:
 
 
 def render(record: dict[str, Any]) -> str:
-    """Markdown of a record: one row per stage."""
     return units.markdown_table(record["rows"], COLUMNS)
 
 
@@ -83,7 +80,6 @@ def summarize(record: dict[str, Any]) -> str:
 
 
 def time_help() -> float:
-    """Seconds of a process that prints help."""
     return timing.timed(lambda: run_module("jaxdet", "--help"))[1]
 
 

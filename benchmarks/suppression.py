@@ -51,23 +51,19 @@ class Options(harness.OutputOptions):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run with the options in `argv`, by default those of the process; returns the exit code."""
     return harness.run_command(NAME, Options, argv, run)
 
 
 def run(options: Options) -> None:
-    """Compare and time the implementations, then print and write the results."""
     harness.require_positive(options, "boxes", "max_detections", "batch")
     harness.publish(NAME, options, render, compare(options))
 
 
 def render(record: dict[str, Any]) -> str:
-    """Markdown of a record: one row per implementation."""
     return units.markdown_table(record["rows"], COLUMNS)
 
 
 def compare(options: Options) -> list[dict[str, Any]]:
-    """One row per implementation."""
     boxes, scores, labels = random_boxes(options.boxes)
     count = options.max_detections
     arrays = jax.device_put((boxes, scores, labels))

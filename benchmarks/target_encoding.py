@@ -46,18 +46,15 @@ class Options(harness.OutputOptions):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run with the options in `argv`, by default those of the process; returns the exit code."""
     return harness.run_command(NAME, Options, argv, run)
 
 
 def run(options: Options) -> None:
-    """Compare and time the implementations, then print and write the results."""
     harness.require_positive(options, "batch")
     harness.publish(NAME, options, render, compare(options.batch, options.seconds))
 
 
 def render(record: dict[str, Any]) -> str:
-    """Markdown of a record: the loops and the vectorized function."""
     return units.markdown_table(record["rows"], COLUMNS)
 
 

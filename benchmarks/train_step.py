@@ -85,7 +85,6 @@ class Options(harness.OutputOptions):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run with the options in `argv`, by default those of the process; returns the exit code."""
     return harness.run_command(NAME, Options, argv, run)
 
 

@@ -59,23 +59,19 @@ class Options(harness.OutputOptions):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run with the options in `argv`, by default those of the process; returns the exit code."""
     return harness.run_command(NAME, Options, argv, run)
 
 
 def run(options: Options) -> None:
-    """Time the calls, then print and write the results."""
     harness.require_positive(options, "steps", "rounds", "images")
     harness.publish(NAME, options, render, compare(options))
 
 
 def render(record: dict[str, Any]) -> str:
-    """Markdown of a record: jaxdet and PyTorch."""
     return units.markdown_table(record["rows"], COLUMNS)
 
 
 def compare(options: Options) -> list[dict[str, Any]]:
-    """Rows of jaxdet and of PyTorch."""
     config = Config(epochs=ENDLESS, eval_first=False, devices=1)
     experiment = synthetic.cifar10_experiment(
         config, train=options.steps * config.batch, val=options.images

@@ -141,5 +141,4 @@ def _dense_stride(net):
 
 
 def _norm(x):
-    """Euclidean norm of all elements of an array."""
     return float(np.linalg.norm(np.asarray(x, np.float64)))

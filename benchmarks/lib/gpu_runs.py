@@ -316,7 +316,6 @@ def _run(*words: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the function of a row and write its record; returns the exit code."""
     name, record, folder, *dry = sys.argv[1:] if argv is None else argv
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a row starts processes
     try:

@@ -4,8 +4,8 @@
 
 The argument is a JSON object of fields of the `digits` config to change. Prints one line of JSON:
 the seconds of each stage, and the times of day at the start of this module and after the first
-step. The stages are those of `jaxdet train digits`; only the standard library is imported before
-the clock starts.
+step. The stages are the same as in `jaxdet train digits`; only the standard library is imported
+before the clock starts.
 """
 
 import json

@@ -66,8 +66,6 @@ def cifar10_experiment(config: cifar10.Config, *, train: int, val: int) -> Exper
 
 
 def _noise_builder(tfds, set_name):
-    """The builder class of the set."""
-
     class Noise(tfds.core.GeneratorBasedBuilder):
         """Noise with labels 0 to 9 in turn."""
 

@@ -61,7 +61,6 @@ class StepOptions(NamedTuple):
 
 
 def make_workload(model: "Model", options: StepOptions) -> Workload:
-    """The workload of a model."""
     dtype = jnp.bfloat16 if options.precision == "bfloat16" else None
     convolve = partial(conv.conv_general_dilated, impl=options.impl)
     sides = {"side": options.side} if options.side else {}
@@ -105,7 +104,6 @@ def jax_step(
 
 
 def describe_torch() -> dict[str, Any]:
-    """Version and settings of PyTorch, for the record."""
     from benchmarks.torch_refs import backend
 
     return backend.describe()

@@ -119,10 +119,8 @@ def classifier(
 
 
 def lite0(classes: int = 1000) -> nn.Sequential:
-    """EfficientNet-Lite0."""
     return classifier(classes)
 
 
 def b0(classes: int = 1000) -> nn.Sequential:
-    """EfficientNet-B0."""
     return classifier(classes, activation=nn.SiLU, squeeze=0.25)

@@ -77,7 +77,6 @@ def _empty_module(layer):
 
 
 def _to_torch_axes(array):
-    """A parameter of jaxdet in PyTorch's order of axes."""
     return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
 
 

@@ -77,7 +77,6 @@ def resnet(
 
 
 def resnet18(classes: int = 1000) -> nn.Sequential:
-    """ResNet18."""
     return resnet(classes, (2, 2, 2, 2), BasicBlock)
 
 

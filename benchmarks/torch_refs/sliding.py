@@ -1,6 +1,6 @@
 """The network of Andrew Ng's lecture in PyTorch, sequential and convolutional.
 
-The weights are those of jaxdet's network, so that the outputs agree. Images are [B, 3, H, W],
+The weights are taken from jaxdet's network, so that the outputs agree. Images are [B, 3, H, W],
 channels-last in memory; no gradients are kept; the number of threads is PyTorch's default.
 """
 
