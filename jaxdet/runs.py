@@ -84,8 +84,8 @@ def check_same(folder: str | Path, kept: TrainConfig, config: TrainConfig) -> No
         before, now = getattr(kept, field.name), getattr(config, field.name)
         if before != now:
             raise InputError(
-                f"{option(field.name)} {now} differs from {before} of {folder}: leave it out to "
-                f"resume, or start anew with another --out"
+                f"{option(field.name)} must be {before} to resume {folder}, got {now}; leave it "
+                f"out, or start anew with another --out"
             )
 
 
@@ -256,9 +256,8 @@ def without_data(folder: str | Path, config: TrainConfig) -> Experiment:
     return configs.without_data(kept.system, config, kept.metadata)
 
 
-def check_classes(folder: str | Path, experiment: Experiment) -> None:
-    """Raise InputError if the classes of the data are not those that a run was trained on."""
-    kept = list(run_dir.read_metadata(folder)["classes"])
+def check_classes(folder: str | Path, kept: list[str], experiment: Experiment) -> None:
+    """Raise InputError if the classes of the data are not `kept`, the classes of a run."""
     found: list[Any] = list(experiment.metadata["classes"])
     if kept != found:
         raise InputError(

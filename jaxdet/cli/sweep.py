@@ -280,7 +280,7 @@ class SweepRunner:
         whole = configs.build(self.name, config)
         self._open(folder, sweep.with_config(whole, config))
         self.show.line(
-            f"{folder.name}: has the network of {source.name}, is evaluated with its own options"
+            f"{folder.name}: not trained; evaluates the network of {source.name} with other options"
         )
         return sweep.evaluate_trained(whole, folder, source, self.show)
 

@@ -66,8 +66,8 @@ class Config(TrainConfig):
     data set that tensorflow-datasets has prepared in --root or, without --root, in the folder named
     by TFDS_DATA_DIR or in ~/tensorflow_datasets"""
     root: str = ""
-    """folder with the idx files of mnist, or with the data sets of tensorflow-datasets; must be
-    empty for embedded"""
+    """folder with the idx files of mnist, or with the data sets of tensorflow-datasets; to be left
+    out for embedded"""
     split_seed: int = 0
     """seed of the random division of the held-out digits into validation and test"""
     canvas: int = 64

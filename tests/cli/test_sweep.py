@@ -183,7 +183,7 @@ def test_the_command_trains_all_runs_and_prints_a_table(tmp_path, capsys):
     assert main("sweep", "digits", *words, "--out", out) == 2
     assert "--resume" in capsys.readouterr().err
     assert main("sweep", "digits", *words, "--batch", "32", "--resume", "--out", out) == 2
-    assert "--batch 32 differs from 64 of" in capsys.readouterr().err
+    assert "--batch must be 64 to resume" in capsys.readouterr().err
     assert main("sweep", "digits", *words, "--out", out, "--resume") == 0
     assert (out / "lr=0.002" / "metrics.jsonl").read_bytes() == before
 

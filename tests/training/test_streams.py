@@ -128,7 +128,7 @@ def test_only_a_streamed_run_may_change_options_of_reading_when_it_is_resumed():
     options = {"steps_per_call": 0, "on_invalid": "error", "image_cache": ""}
     assert runs.changeable(kept) == options
     kept = replace(kept, stream=False)
-    with pytest.raises(InputError, match="--on-invalid skip differs from error"):
+    with pytest.raises(InputError, match="--on-invalid must be error to resume .*, got skip"):
         runs.check_same("run", kept, replace(kept, on_invalid="skip"))
     assert runs.changeable(CONFIG) == {"steps_per_call": 0}
 
