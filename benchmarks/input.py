@@ -244,7 +244,7 @@ def augment_batch(task: Task, data: dict[str, Array], rows: Array) -> Array:
 
 
 def _row(source: str, operation: str, count: int | None, call: Callable, options: Options) -> dict:
-    """The row of a call that processes `count` images; if None, the images of what it returns."""
+    """The row of a call that processes `count` images; if None, the images in its result."""
     count = sum(map(len, call())) if count is None else count
     found = timing.measure(call, seconds=options.seconds)
     return {

@@ -71,7 +71,7 @@ def render(record: dict[str, Any]) -> str:
 
 
 def compare(name: str, convolutions: str, options: Options) -> dict[str, Any]:
-    """The row of a network and a form of convolution: seconds of one step of all rates."""
+    """The row of a network and a form of convolution: seconds of one step of all learning rates."""
     config = Config(model=name, batch=options.batch, devices=1)
     experiment = synthetic.cifar10_experiment(config, train=8 * config.batch, val=config.eval_batch)
     rates = np.geomspace(1e-4, 1e-2, options.count)

@@ -75,7 +75,7 @@ def load_json(path: str | Path, kind: Any) -> Any:
 
 
 def parse_json(text: str, kind: Any) -> Any:
-    """Parse JSON as a value of the type `kind`, see `conform`; ValueError if that is impossible."""
+    """Parse JSON as a value of the type `kind`, see `conform`; ValueError for other text."""
     try:
         value = json.loads(text)
     except RecursionError:

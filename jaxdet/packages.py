@@ -19,8 +19,8 @@ INSTALL = {  # module -> argument of `pip install`
 def load(name: str, purpose: str) -> Any:
     """Import a package in `INSTALL`, or a module of such a package.
 
-    `purpose` says what needs it.  Raises InputError, with the command to install the package, if it
-    is missing.
+    `purpose` names the feature that needs it.  Raises InputError, with the command to install the
+    package, if it is missing.
     """
     package = name.partition(".")[0]
     try:

@@ -1,6 +1,6 @@
 """Slow reference implementations in plain loops, for the benchmarks and the tests.
 
-Further ones, which only the tests need, are in `tests/reference`.
+Further implementations, which only the tests need, are in `tests/reference`.
 """
 
 from collections.abc import Callable, Sequence

@@ -2,9 +2,9 @@
 
 Sequential sliding works on crops of the images: a crop is cut into windows inside the compiled
 program of the network, and crops of one size share a program. Crops of one window give the usual
-loop over windows ("loop"); larger ones give batches of bounded memory ("chunks"). The third form is
-one convolution of the whole images ("convolutional"). All start from the same images, so that the
-extraction of windows is timed as well; each is available in jax and in PyTorch.
+loop over windows ("loop"); larger crops give batches of bounded memory ("chunks"). The third form
+is one convolution of the whole images ("convolutional"). All start from the same images, so that
+the extraction of windows is timed as well; each is available in jax and in PyTorch.
 """
 
 from collections.abc import Callable, Sequence

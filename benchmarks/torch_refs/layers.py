@@ -1,7 +1,7 @@
 """Single layers in PyTorch, with jaxdet's parameters, for `benchmarks.layers`.
 
-Images are [B, C, H, W], channels-last in memory, and so are kernels. Batch norm is in training
-mode; the number of threads is PyTorch's default. Results are returned in jaxdet's layout.
+Images [B, C, H, W] and kernels are channels-last in memory. Batch norm is in training mode; the
+number of threads is PyTorch's default. Results are returned in jaxdet's layout.
 """
 
 from collections.abc import Mapping

@@ -130,8 +130,8 @@ def worst_predictions(
 ) -> list[Failure]:
     """The `MAX_FAILURES` worst predictions of a split: wrong labels first, then the lowest IoU.
 
-    Without boxes, images with a wrong label come first by descending score, then those with the
-    right label by ascending score.  Images and boxes have the size of the original files if the
+    Without boxes, images with a wrong label come first, by descending score, then images with the
+    right label, by ascending score.  Images and boxes have the size of the original files if the
     experiment can read them, else the size of the network's input.
 
     predictions: as in the report of `RecordingTask`.

@@ -1,7 +1,7 @@
 """Command-line options from frozen dataclasses, read by tyro.
 
 A boolean option is given as `--x true`, `--x false`, `--x` or `--no-x`.  The values of a list are
-separated by spaces; those of a list of numbers may also be separated by commas.
+separated by spaces; numbers may also be separated by commas.
 """
 
 from collections.abc import Callable, Collection, Sequence

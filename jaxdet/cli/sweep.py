@@ -45,7 +45,7 @@ class Grid(NamedTuple):
     rows: list[list[str]]  # further options of each row; one empty row where there are none
 
     def columns(self) -> list[str]:
-        """Options that are columns of the table: those of rows or axes, except the seed."""
+        """Options that are columns of the table: the options of rows and axes, except the seed."""
         given = [word for words in (*self.rows, self.axes) for word in words]
         return list(dict.fromkeys(w for w in given if w.startswith("--") and w != SEED))
 
@@ -75,7 +75,7 @@ def run(
 
 
 def resolve_grid(name: str, options: Sweep, words: Sequence[str], axes: Axes) -> Grid:
-    """The grid of a sweep: values given on the command line replace those of `--grid`.
+    """The grid of a sweep: values given on the command line replace the values of `--grid`.
 
     `--one-at-a-time` without several values of any option uses the grid `ablation`, if the system
     has one.  Raises InputError if the system has no grid of the name that `--grid` gives.
@@ -122,8 +122,8 @@ def run_titles(name: str, options: Sweep, grid: Grid) -> dict[TrainConfig, str]:
 def combinations(axes: Axes, one_at_a_time: bool) -> Iterator[tuple[str, ...]]:
     """Every combination of values.
 
-    If `one_at_a_time`, yields only those in which at most one option (not counting the seed)
-    differs from its first value; each of them is combined with all seeds.
+    If `one_at_a_time`, yields only combinations in which at most one option, besides the seed,
+    differs from its first value.
     """
     for values in product(*axes.values()):
         if not one_at_a_time or len(_changed(axes, values)) < 2:

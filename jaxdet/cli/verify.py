@@ -147,7 +147,7 @@ def pairs(options: verify_options.Pairs) -> int:
 
 
 def probe(options: verify_options.Probe) -> int:
-    """Fit a linear classifier to every second image of each identity; print scores on the rest."""
+    """Fit a linear classifier to half of the images; print its scores on the other images."""
     gallery = verification_protocol.read_gallery(options.folder)
     counts = np.bincount(gallery.labels, minlength=len(gallery.identities))
     if (usable := (counts > 1).sum()) < 2:

@@ -131,7 +131,7 @@ class Probe(Embedding):
     """Measure how well a linear classifier separates identities by their embeddings.
 
     The classifier is fitted to every second image of each identity, in the order of their names;
-    `accuracy` is measured on the other images, `fitted_accuracy` on those used for fitting.
+    `fitted_accuracy` is measured on these images, `accuracy` on the other images.
     """
 
     folder: tyro.conf.Positional[Path]

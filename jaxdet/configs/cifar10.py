@@ -16,8 +16,9 @@ Validation images are drawn from the training images; nothing is selected on tes
 `--monitor test` records test scores before the first epoch and after each; with it,
 `--val-fraction 0` trains on all training images, and the last checkpoint is the result.
 
-Test accuracy of `tiny` (227,866 parameters) with the options above and those in the table, one run
-of one seed each on 2 CPU cores, trained on JPEG copies of the images (which lower the accuracy):
+Test accuracy of `tiny` (227,866 parameters) with the options above and in the table.  Each row is
+one run with one seed, on 2 CPU cores, trained on JPEG copies of the images, which lower the
+accuracy:
 
 | options | minutes | epochs done, planned | `eval` | `eval --tta true` |
 |---|---|---|---|---|

@@ -152,7 +152,7 @@ def stream(
 def summarize(dataset: ImageFolderDataset) -> tuple[list[dict[str, Any]], list[str]]:
     """Return (one table row per class, notes on files and folders that cannot be used).
 
-    The columns are the number of usable images in each split, the number of unusable ones in all
+    The columns are the number of usable images in each split, the number of unusable images in all
     splits, and the ranges of image height and width in pixels.
     """
     every = [(split, sample) for split, samples in dataset.splits.items() for sample in samples]

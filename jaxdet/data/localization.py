@@ -96,7 +96,7 @@ def split_tables(
     """Split the data of a configuration; return (one table row per split, files, notes).
 
     The columns of the table are the number of images, in total and of each label.  The files are
-    those of `format_splits`, and the notes are on invalid rows.
+    the result of `format_splits`; the notes are on invalid rows.
     """
     splits, notes = read_splits(config)
     labels = sorted({row.label for rows in splits.values() for row in rows})
@@ -143,7 +143,7 @@ def load(
     *,
     first_id: int = 0,
 ) -> tuple[sources.ArraySource, list[str]]:
-    """Read the images of annotations; return (source of the usable ones, notes on the others).
+    """Read the images of annotations; return (source of usable ones, notes on the others).
 
     The arrays are image [N, side, side, 3] uint8; label [N], an index into `classes`; boxes [N, 1,
     4] in pixels of the resized image, zeros for an annotation without a box; size [N, 2], the
@@ -401,7 +401,7 @@ def _is_header(line: Sequence[str]) -> bool:
 
 
 def parse_box(corners: Sequence[str], location: str) -> Box | str:
-    """Convert four words to a box; if that is impossible, return a description of the problem."""
+    """Convert four words to a box; return a description of the problem if they are no box."""
     numbers = [number for number in map(_parse_number, corners) if number is not None]
     if len(numbers) != 4:
         return f"{location}: box must be four numbers, got {' '.join(corners)!r}"

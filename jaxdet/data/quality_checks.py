@@ -29,9 +29,9 @@ def check_dataset(
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Read all images of a data set; return (one row per check, notes).
 
-    The keys of a row are "check" (what was looked for), "count" (how often it was found) and
-    "first" (where it was found first, or "").  Images are letterboxed to height x width, to find
-    boxes that become too small.
+    The keys of a row are "check" (the problem), "count" (number of cases) and "first" (place of the
+    first case, or "").  Images are letterboxed to height x width, to find boxes that become too
+    small.
     """
     named = [(split, sample) for split, samples in dataset.splits.items() for sample in samples]
     notes, found, seen = list(dataset.notes), {DUPLICATES: []}, {}

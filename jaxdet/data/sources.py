@@ -86,10 +86,11 @@ class StreamSource:
     Args:
         read: number of a record, 0..count - 1 -> the record, a dict of arrays; InputError if it
             cannot be read.
-        count: number of records, including those left out.
+        count: number of records, including the numbers in `left_out`.
         names: where each of the records comes from, such as a file name; None if unknown.
         labels: label [count] of each record; None if unknown until a record is read.
-        left_out: numbers of the records that are not in the source; an index counts the others.
+        left_out: numbers of the records that are not in the source; an index counts only the
+          records in it.
         on_invalid: "skip" or "error".
 
     `arrays` is empty.  Raises InputError unless the package `grain`, which reads ahead, is
@@ -120,7 +121,7 @@ class StreamSource:
         return len(self.numbers)
 
     def leaving_out(self, left_out: Sequence[int]) -> "StreamSource":
-        """The source of all records but those with the numbers `left_out`."""
+        """The source of all records except the numbers `left_out`."""
         return StreamSource(
             self.read,
             self.count,

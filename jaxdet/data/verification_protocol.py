@@ -255,7 +255,7 @@ def submission_csv(
 ) -> str:
     """The text of a table with the labels [N] of files [N], in a form that `match_rows` accepts.
 
-    With a table `sample`, the rows, keys, header and order of columns are those of `sample`.
+    With a table `sample`, the rows, keys, header and order of columns are taken from `sample`.
     Without it, there is one row per file.  Its key is the name of the file if `named`; otherwise it
     is the number of the file, or its name if there are several ways to number the files.
     """

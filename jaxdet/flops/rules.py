@@ -4,8 +4,8 @@ A rule maps an equation of a jaxpr to its `OpCounts`.  A dot product of K number
 multiplications and K - 1 additions; a sum or maximum of K numbers is K - 1 operations.
 Subtractions and negations count as additions; absolute values, signs and rounding count as
 comparisons; sorting n numbers counts as n ceil(log2 n) comparisons, an estimate.  Moving,
-reshaping, selecting and converting numbers is free, and so are bitwise operations.  An operation on
-complex numbers counts as the operations on their real and imaginary parts: a product as four
+reshaping, selecting and converting numbers is free; bitwise operations are free, too.  An operation
+on complex numbers counts as the operations on their real and imaginary parts: a product as four
 multiplications and two additions.
 
 Primitives without a rule are reported by name: random bits, collectives, and Fourier transforms and
@@ -77,9 +77,10 @@ def window_taps(
 
     low: padding before the first of `size` inputs.  base: spacing of the inputs (lhs dilation).
     dilation: spacing of the taps (rhs dilation).
-    taps: "valid" counts the taps that fall on an input, "full" also those on padding, but not those
-      between spaced inputs.  "transposed" is for the gradient of a convolution with respect to its
-      input: it counts all taps of that convolution, including those on its padding.
+    taps: "valid" counts the taps that fall on an input; "full" also counts the taps on padding, but
+      no taps between spaced inputs.  "transposed" is for the gradient of a convolution with respect
+      to its
+      input: it counts all taps of that convolution, including the taps on its padding.
     """
     if taps == "transposed":
         low = (window - 1) * dilation - low

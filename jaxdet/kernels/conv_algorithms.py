@@ -68,7 +68,7 @@ def output_shape(
 
 
 def compute_once(x: Array) -> jax.Array:
-    """x, computed by XLA only once even if several operations use it; so is its gradient.
+    """x, which XLA computes once even if several operations use it, and so for its gradient.
 
     XLA on a CPU fuses a sum of slices into every consumer and recomputes it there: a depthwise 5x5
     with batch norm after it was computed 25 times in its own gradient.  The result of a conditional

@@ -3,7 +3,7 @@
 `(losses.boxes.ciou(predicted, target) * mask).sum() / jnp.maximum(mask.sum(), 1)` is a masked mean.
 
 The IoU losses are one minus a measure of overlap in `jaxdet.ops.boxes`, which documents the edge
-cases.  For boxes with positive area, values and gradients are those of torchvision's box losses.
+cases.  For boxes with positive area, values and gradients equal torchvision's.
 """
 
 from typing import Literal

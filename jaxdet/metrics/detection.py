@@ -93,8 +93,8 @@ def confusion_matrix(rows: Rows, classes: Sequence[str]) -> np.ndarray:
     The last row and the last column stand for the background.  Boxes with a score below
     `SCORE_THRESHOLD` are left out; the others are matched to objects in descending order of IoU, as
     far as the IoU exceeds `IOU_THRESHOLD`.  Objects without a box count as predicted background,
-    boxes without an object as true background.  Crowds are ignored, and so are unmatched boxes of
-    which more than a fraction `IOU_THRESHOLD` lies in a crowd, as in COCO.
+    boxes without an object as true background.  Crowds are ignored; unmatched boxes with more than
+    a fraction `IOU_THRESHOLD` of their area in a crowd are ignored, too, as in COCO.
     """
     counts = np.zeros((len(classes) + 1,) * 2, int)
     overlaps = jax.jit(_overlaps)  # per image: all images of COCO at once would take gigabytes

@@ -66,7 +66,8 @@ class CifarResNet(layers.ConvModule):
 
     He et al. 2015, arXiv:1512.03385, section 4.2, but with projection shortcuts; a network of three
     stages has 6 * blocks + 2 layers.
-    blocks: blocks per stage.  widths: channels of each stage; the stem has as many as the first.
+    blocks: blocks per stage.  widths: channels of each stage; the stem has as many as the first
+      stage.
     classes: number of classes.  rate: dropout rate before the linear layer.
     """
 

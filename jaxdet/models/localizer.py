@@ -87,8 +87,8 @@ class DenseBoxHead(necks.PyramidModule):
 class Localizer(nn.Module):
     """A backbone with two branches, a classifier and a box branch.
 
-    The classifier takes the last map of the backbone, pooled to side x side cells; so does the box
-    branch, unless `box_head` replaces it.
+    The classifier takes the last map of the backbone, pooled to side x side cells.  The box branch
+    takes the same pooled map, unless `box_head` replaces it.
 
     features: constructor of the backbone, called with `axis_name` and `name`.
     hidden: widths of the hidden layers of both branches.

@@ -51,9 +51,9 @@ class SlidingNet(nn.Module):
       averages in training.
     mask_channel: whether the mask x > 0 is appended to the channels of the input, which separates
       faint pixels from background.
-    dtype: data type of the computation; None promotes those of inputs and parameters.  Parameters
-      are float32 in any case.
-    conv_general_dilated: function in place of `jax.lax.conv_general_dilated`, such as that of
+    dtype: data type of the computation; None uses the promoted type of inputs and parameters.
+      Parameters are float32 in any case.
+    conv_general_dilated: function in place of `jax.lax.conv_general_dilated`, such as the one in
       `jaxdet.kernels.conv`.
 
     Both forms name their layers alike: conv1, conv1_norm, pool1, dense1, and so on.

@@ -307,8 +307,8 @@ def standard(
 ) -> Sample:
     """Apply `random_flip`, `random_scale_translate`, and `brightness_contrast` with `lighting`.
 
-    `flip=False` turns the first off, `scale=(1.0, 1.0)` with `translate=0` the second, and
-    `lighting=0`, which is the strength, the third.
+    `flip=False` turns off the flip, `scale=(1.0, 1.0)` with `translate=0` the scaling and
+    translation, and `lighting=0`, a strength, the change of brightness and contrast.
     """
     chex.assert_rank(sample.image, 3)
     if sample.boxes is not None:

@@ -69,8 +69,8 @@ def soft_nms(
 
     method: "linear" multiplies scores by 1 - IoU if the IoU is above `iou_threshold`; "gaussian"
       multiplies them by exp(-IoU^2 / sigma) at any IoU.
-    original_scores: whether the scores of the result are the given ones instead of the lowered
-      ones, by which the result is sorted in both cases.
+    original_scores: whether the result has the original scores instead of the lowered scores.  It
+      is sorted by the lowered scores in any case.
     Bodla et al. 2017, arXiv:1704.04503.
     """
 

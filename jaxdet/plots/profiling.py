@@ -22,7 +22,7 @@ def roofline(
     rows: `layer`, `total` operations, `bytes` and `operations_per_s` of each layer.  Rows without
       operations or without a time are left out; at least one must remain.
     operations_per_s, bytes_per_s: peaks of the device, which determine the roofline.
-    named: number of layers, those that take most time, that are labeled with their names.
+    named: number of layers with a label, beginning with the slowest.
     """
     shown = [row for row in rows if row.get("operations_per_s") and row["total"]]
     shown.sort(key=lambda row: row["total"] / row["operations_per_s"], reverse=True)

@@ -54,9 +54,9 @@ def learning_curves(metrics: Metrics, path: Path) -> None:
 def compare_runs(metrics_by_run: Mapping[str, Metrics], path: Path) -> None:
     """Plot validation loss, accuracy, IoU and mAP of several runs against the epoch, a panel each.
 
-    For runs without validation, test scores are plotted instead, and the title says so.  A term
-    that is missing in any run is left out.  If all runs have an accuracy and times, a further panel
-    has the accuracy against the seconds of training and evaluation.
+    For runs without validation, test scores are plotted instead, under a title that says so.  A
+    term that is missing in any run is left out.  If all runs have an accuracy and times, a further
+    panel has the accuracy against the seconds of training and evaluation.
     """
     lines = [line for metrics in metrics_by_run.values() for line in metrics]
     known = set.intersection(*({*_scores(line)} for line in lines)) if lines else set()

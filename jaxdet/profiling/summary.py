@@ -216,7 +216,7 @@ def _train_pass(net, variables, images):
 
 
 def _summarize_layers(closed, report, recorder, variables):
-    """Layers in the order in which they first run, then those that never run."""
+    """Layers in the order in which they first run, then layers that never run."""
     equations = defaultdict(list)
     for scoped in flops.walk(closed):
         equations[relative_path(scoped.path)].append(scoped)

@@ -27,7 +27,7 @@ class Timing(NamedTuple):
 
 
 def measure(fn: Callable, *args: Any, seconds: float = 1.0, repeats: int = 3) -> Timing:
-    """Time `fn(*args)`: a first call, `repeats` more, and further ones until these took `seconds`.
+    """Time `fn(*args)`: a first call, then `repeats` calls or more, until they took `seconds`.
 
     The calls after the first are at most `MAX_REPEATS`, or `repeats` if that is more.
     """

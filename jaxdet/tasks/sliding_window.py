@@ -44,8 +44,8 @@ class SlidingWindowTask:
 
     net: window network from images [B, H, W, C] to outputs [B, rows, columns, 1 + K + 4].
     place: function (key, object) -> (image, box) that places an object at random on a canvas.
-    mask_loss_by: windows whose class and box losses count: all that overlap the object ("truth"),
-      or only those in which the network also detects the object ("both").
+    mask_loss_by: windows whose class and box losses count: all windows that overlap the object
+      ("truth"), or only the windows among them in which the network detects the object ("both").
     reduction: whether losses are added ("sum") or averaged ("mean") over images and windows.
     selection: how an image is predicted from its windows, see `select_window`.
     box_weight_schedule: function from the context to a factor of the box weight in training.

@@ -106,8 +106,8 @@ def steps(folder: Path | str) -> list[int]:
 def best(folder: Path | str, warn: Warn = LOG.warning) -> int | None:
     """Step of the best checkpoint, or None if no checkpoint has a score.
 
-    The best one has the highest first number of `score`; among those, the lowest second number;
-    among those, the lowest step.  A checkpoint whose manifest cannot be read is reported through
+    The best checkpoint has the highest first number of `score`.  Ties go to the lowest second
+    number, then to the lowest step.  A checkpoint whose manifest cannot be read is reported through
     `warn` and ignored.
     """
     scores = {step: _score(_root(folder) / str(step), warn) for step in steps(folder)}
@@ -160,7 +160,7 @@ def read_variables(
 ) -> tuple[int, Tree]:
     """(step, variables) of the checkpoint `which`, with the shapes that the checkpoint has.
 
-    See `restore_variables`, which also checks that they are the shapes of a network.
+    `restore_variables` also checks the shapes against a network.
     """
     step, (variables, _) = _first_undamaged(folder, which, warn, _read_own_variables)
     return step, variables

@@ -27,7 +27,7 @@ class Evaluator:
     of a stream that cannot be read any more do not count.  The program is compiled once.
 
     data: the arrays of the split on the devices, if they have been copied there already.
-    devices: by default those of the experiment.  Batches are padded to a multiple of their number.
+    devices: by default the experiment's.  Batches are padded to a multiple of their number.
     """
 
     def __init__(

@@ -185,8 +185,8 @@ def initialize(
     """Join the other processes of a run, before anything uses a device.
 
     Args:
-        coordinator: host and port of process 0; "": Slurm or Open MPI tells this, and the number of
-            processes and of this process.
+        coordinator: host and port of process 0; "": Slurm or Open MPI provides this,
+            `num_processes` and `process_id`.
         num_processes: number of processes.
         process_id: number of this process, from 0.
         timeout: seconds to wait for another process, here and later.

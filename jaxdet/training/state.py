@@ -101,7 +101,7 @@ def load_pretrained(state: TrainState, load: Callable[[Tree], Tree]) -> TrainSta
 def validate_weights(experiment: Experiment, line: Callable[[str], None]) -> None:
     """Raise InputError if the pretrained weights of an experiment do not fit its network.
 
-    If they are the variables of another run, `line` is called with a table of what is copied.
+    If they are the variables of another run, `line` is called with a table of the copied variables.
     """
     load = experiment.load_pretrained
     if isinstance(load, WarmStart):
