@@ -90,7 +90,7 @@ class StreamSource:
         names: where each of the records comes from, such as a file name; None if unknown.
         labels: label [count] of each record; None if unknown until a record is read.
         left_out: numbers of the records that are not in the source; an index counts only the
-          records in it.
+            records in it.
         on_invalid: "skip" or "error".
 
     `arrays` is empty.  Raises InputError unless the package `grain`, which reads ahead, is

@@ -79,8 +79,7 @@ def window_taps(
     dilation: spacing of the taps (rhs dilation).
     taps: "valid" counts the taps that fall on an input; "full" also counts the taps on padding, but
       no taps between spaced inputs.  "transposed" is for the gradient of a convolution with respect
-      to its
-      input: it counts all taps of that convolution, including the taps on its padding.
+      to its input: it counts all taps of that convolution, including the taps on its padding.
     """
     if taps == "transposed":
         low = (window - 1) * dilation - low

@@ -68,7 +68,7 @@ def output_shape(
 
 
 def compute_once(x: Array) -> jax.Array:
-    """x, which XLA computes once even if several operations use it, and so for its gradient.
+    """Make XLA compute x, and its gradient, only once even if several operations use it.
 
     XLA on a CPU fuses a sum of slices into every consumer and recomputes it there: a depthwise 5x5
     with batch norm after it was computed 25 times in its own gradient.  The result of a conditional

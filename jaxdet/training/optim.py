@@ -29,8 +29,8 @@ def schedule(
     2017, arXiv:1708.07120, without the momentum).  "restarts" falls to 0 after `period` updates and
     starts again, each cosine `growth` times as long as the previous one; the first period includes
     the warm-up (Loshchilov and Hutter 2016, arXiv:1608.03983).  "piecewise" multiplies by `decay`
-    at each fraction of `steps` in `decay_at`.  "constant" and "plateau" do not change the rate; the
-    rule `plateau` lowers it in the latter.
+    at each fraction of `steps` in `decay_at`.  "constant" and "plateau" do not change the rate here;
+    for "plateau", the rule `plateau` lowers it.
 
     rate: the rate after the warm-up.  warmup: number of updates in which it rises linearly.
     `rate`, `steps` and `period` may be traced.
