@@ -4,6 +4,7 @@ The same annotated images in every detection format, colored images in folders o
 files in a folder or tar file, and sets of tensorflow-datasets.
 """
 
+import base64
 import gzip
 import io
 import json
@@ -30,6 +31,12 @@ def draw_image(number):
     for (x0, y0, x1, y1), label in BOXES[number]:
         pixels[y0:y1, x0:x1] = (250, 40, 40) if label == 0 else (40, 40, 250)
     return Image.fromarray(pixels)
+
+
+def png_bytes(image):
+    content = io.BytesIO()
+    image.save(content, "PNG")
+    return content.getvalue()
 
 
 def write_coco(root):
@@ -97,11 +104,9 @@ def write_parquet(root):
     for split, numbers in SPLITS.items():
         rows = []
         for i in numbers:
-            content = io.BytesIO()
-            draw_image(i).save(content, "PNG")
             bbox = [[x0, y0, x1 - x0, y1 - y0] for (x0, y0, x1, y1), _ in BOXES[i]]
             category = [label + 1 for _, label in BOXES[i]]
-            image = {"bytes": content.getvalue(), "path": f"{i}.png"}
+            image = {"bytes": png_bytes(draw_image(i)), "path": f"{i}.png"}
             objects = {"bbox": bbox, "category": category}
             rows.append({"image": image, "image_id": i, "objects": objects})
         name = {"val": "validation"}.get(split, split)
@@ -111,7 +116,68 @@ def write_parquet(root):
     (root / "classes.txt").write_text("\n".join(CLASSES))
 
 
-FORMATS = {"coco": write_coco, "voc": write_voc, "yolo": write_yolo, "parquet": write_parquet}
+def write_labelme(root):
+    """LabelMe: the last box of the last image is difficult; image 1 is inside its JSON file."""
+    for split, numbers in SPLITS.items():
+        (root / split).mkdir(parents=True)
+        for i in numbers:
+            shapes = [
+                {"label": CLASSES[label], "shape_type": "rectangle", "difficult": k == 2}
+                | {"points": [[x1, y1], [x0, y0]]}
+                for k, ((x0, y0, x1, y1), label) in enumerate(BOXES[i])
+            ]
+            content = {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": f"{i}.png"}
+            content |= dict(zip(("imageHeight", "imageWidth"), SIZES[i], strict=True))
+            if i == 1:
+                content["imageData"] = base64.b64encode(png_bytes(draw_image(i))).decode()
+            else:
+                draw_image(i).save(root / split / f"{i}.png")
+            (root / split / f"{i}.json").write_text(json.dumps(content))
+
+
+def write_cvat(root):
+    """CVAT for images: one file with subsets; the last box of the last image is difficult."""
+    nodes = []
+    for split, numbers in SPLITS.items():
+        _save_images(root / "images" / split, numbers)
+        for i in numbers:
+            shapes = "".join(
+                f'<box label="{CLASSES[label]}" xtl="{x0}" ytl="{y0}" xbr="{x1}" ybr="{y1}">'
+                f'<attribute name="difficult">{"true" if k == 2 else "false"}</attribute></box>'
+                for k, ((x0, y0, x1, y1), label) in enumerate(BOXES[i])
+            )
+            height, width = SIZES[i]
+            attributes = f'name="{i}.png" subset="{split}" width="{width}" height="{height}"'
+            nodes.append(f"<image {attributes}>{shapes}</image>")
+    labels = "".join(f"<label><name>{name}</name></label>" for name in CLASSES)
+    meta = f"<meta><project><labels>{labels}</labels></project></meta>"
+    text = f"<annotations><version>1.1</version>{meta}{''.join(nodes)}</annotations>"
+    (root / "annotations.xml").write_text(f'<?xml version="1.0" encoding="utf-8"?>\n{text}')
+
+
+def write_csv(root):
+    """CSV: a table with a heading and one without; an image without objects has a row."""
+    for split, numbers in SPLITS.items():
+        _save_images(root / "images" / split, numbers)
+        rows = [["file", "x0", "y0", "x1", "y1", "label"]] if split == "train" else []
+        for i in numbers:
+            name = f"{split}/{i}.png"
+            rows += [[name, *box, CLASSES[label]] for box, label in BOXES[i]]
+            rows += [] if BOXES[i] else [[name, *[""] * 5]]
+        text = "".join(f"{','.join(map(str, row))}\n" for row in rows)
+        (root / f"{split}.csv").write_text(text)
+
+
+FORMATS = {
+    "coco": write_coco,
+    "voc": write_voc,
+    "yolo": write_yolo,
+    "parquet": write_parquet,
+    "labelme": write_labelme,
+    "cvat": write_cvat,
+    "csv": write_csv,
+}
+MARKED = ("coco", "voc", "labelme", "cvat")  # the last object of the last image is marked
 
 
 COLORS = {"cat": (230, 60, 40), "dog": (40, 200, 60), "owl": (50, 60, 220)}

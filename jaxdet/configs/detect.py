@@ -95,7 +95,7 @@ class Config(AugmentOptions, BackboneOptions):
     root: str = ""
     """folder with the data; or tfds:NAME, a data set that tensorflow-datasets has prepared in
     ~/tensorflow_datasets or in the folder named by TFDS_DATA_DIR"""
-    format: Literal["auto", "coco", "voc", "yolo", "parquet"] = "auto"
+    format: Literal["auto", "coco", "voc", "yolo", "parquet", "labelme", "cvat", "csv"] = "auto"
     """format of the data in the folder; auto: recognize it by the files"""
     size: tuple[int, int] = (320, 416)
     """height and width of the network's input in pixels, multiples of 32"""

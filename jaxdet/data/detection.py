@@ -20,6 +20,7 @@ from jaxdet.data.images import ImageFile, Size
 from jaxdet.errors import InputError, first_problem, printable
 from jaxdet.types import Array
 
+SPLITS = ("train", "val", "test")
 SPLIT_ALIASES = {"training": "train", "valid": "val", "validation": "val", "dev": "val"}
 MIN_BOX_SIDE = 1.0  # pixels of the network's input; smaller boxes are not trained on
 # Phrases that notes contain, and by which `quality_checks` sorts the notes.
@@ -42,6 +43,7 @@ class BoxObject(NamedTuple):
     label: int
     crowd: bool = False
     area: float | None = None  # square pixels; by default the area of the box
+    row: int | None = None  # see `AnnotatedImage.rows`; by default the position of the object
 
 
 class AnnotatedImage(NamedTuple):
@@ -57,6 +59,8 @@ class AnnotatedImage(NamedTuple):
     size: Size | None = None  # image size that the boxes refer to, in formats that have it
     unknown: int = 0  # number of objects left out because their class is unknown
     unread: int = 0  # number of objects left out for other reasons
+    rows: np.ndarray = np.zeros(0, np.int32)  # [n] number of each object in `file`, from 1
+    file: str = ""  # where the objects are from; "" if that is not a file
 
 
 class Remark(str):
@@ -90,10 +94,11 @@ def annotated_image(
 ) -> AnnotatedImage:
     """Make an `AnnotatedImage`; each object is a `BoxObject` or a tuple of its fields.
 
-    `fields` are the fields `size`, `unknown` and `unread` of the `AnnotatedImage`, by keyword.
+    `fields` are `size`, `unknown`, `unread` and `file` of the `AnnotatedImage`, by keyword.
     """
     found = [BoxObject(*one) for one in objects]
     boxes = np.array([one.box for one in found], np.float64).reshape(-1, 4)
+    rows = [number if one.row is None else one.row for number, one in enumerate(found, 1)]
     with np.errstate(invalid="ignore", over="ignore"):  # boxes that are not finite are noted later
         areas = np.prod(boxes[:, 2:] - boxes[:, :2], 1)
         boxes = boxes.astype(np.float32)
@@ -107,6 +112,7 @@ def annotated_image(
             name,
             id,
             **fields,
+            rows=np.array(rows, np.int32),
         )
 
 
@@ -189,6 +195,18 @@ def locate(folders: Sequence[Path], name: str) -> Path:
     file is nowhere, its path in the first folder is returned.
     """
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+def split_of(path: Path, root: Path) -> str:
+    """The split after which a folder between `root` and a file is named; `train` without one."""
+    names = map(split_name, path.relative_to(root).parts[:-1])
+    return next((name for name in names if name in SPLITS), "train")
+
+
+def declared_size(height: Any, width: Any) -> Size | None:
+    """(height, width) as a file declares them; None unless both are positive integers."""
+    whole = all(isinstance(side, int) and not isinstance(side, bool) for side in (height, width))
+    return (height, width) if whole and height > 0 and width > 0 else None
+
+
     for start in range(len(parts)):
         for folder in folders:
             if os.path.isfile(path := folder.joinpath(*parts[start:])):
@@ -223,7 +241,8 @@ def _drop_repeated_boxes(sample: AnnotatedImage) -> tuple[AnnotatedImage, list[s
     if len(seen) == len(rows):
         return sample, []
     first = sorted(seen.values())
-    columns = {name: getattr(sample, name)[first] for name in ("boxes", "labels", "crowd", "area")}
+    names = ("boxes", "labels", "crowd", "area", "rows")
+    columns = {name: getattr(sample, name)[first] for name in names}
     count = len(rows) - len(first)
     note = f"{sample.name}: {count} of {len(rows)} boxes {REPEATED_BOX}, left out"
     return sample._replace(**columns), [note]
@@ -266,7 +285,7 @@ def largest_box_count(splits: dict[str, list[AnnotatedImage]]) -> int:
 def load(
     samples: Sequence[AnnotatedImage], height: int, width: int, max_boxes: int, *, first_id: int = 0
 ) -> tuple[sources.ArraySource, list[str]]:
-    """Read images; return (source of the images that can be used, notes on what was left out).
+    """Read images; return (source of the usable images, notes on images and boxes left out).
 
     The arrays are image [N, height, width, 3] uint8, letterboxed; size [N, 2], the original height
     and width; to_original [N, 4], a scale (sx, sy) and an offset (ox, oy) such that x in the
@@ -282,8 +301,8 @@ def load(
     an image.  These arrays do not depend on height, width or G.
 
     Boxes without area or outside their image are left out.  Images are left out if they cannot be
-    read, if none of their boxes can be used, or if their aspect ratio differs from that of the
-    annotated size.  Raises InputError if no image remains.
+    read, if none of their boxes can be used, or if the annotated size has another aspect ratio.
+    Raises InputError if no image remains.
     """
     sizes = ArraySizes(height, width, max_boxes, _largest(samples))
     function = partial(prepare, sizes=sizes)

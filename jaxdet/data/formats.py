@@ -4,37 +4,71 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jaxdet.data import coco, detection, parquet, regular_files, voc, yolo
+from jaxdet.data import (
+    coco,
+    csv_boxes,
+    cvat,
+    detection,
+    labelme,
+    parquet,
+    regular_files,
+    voc,
+    yolo,
+)
 from jaxdet.data import tfds as tfds_data
 from jaxdet.data.detection import DetectionDataset
 from jaxdet.errors import InputError
 
-READERS = {"yolo": yolo, "coco": coco, "voc": voc, "parquet": parquet}
+READERS = {
+    "yolo": yolo,
+    "coco": coco,
+    "parquet": parquet,
+    "cvat": cvat,
+    "labelme": labelme,
+    "voc": voc,
+    "csv": csv_boxes,
+}
+EXPECTED = (
+    "data.yaml (YOLO), annotations/*.json or SPLIT/_annotations.coco.json (COCO), "
+    "Annotations/*.xml (VOC), *.parquet, one JSON file per image (LabelMe), annotations.xml (CVAT) "
+    "or SPLIT.csv"
+)
 
 
-def read(root: str | Path, format: str = "auto", unknown_classes: str = "drop") -> DetectionDataset:
+def read(
+    root: str | Path,
+    format: str = "auto",
+    unknown_classes: str = "drop",
+    *,
+    argument: str = "--root",
+) -> DetectionDataset:
     """Read the data set in a folder, or `tfds:NAME`, a prepared set of tensorflow-datasets.
 
     `format` is a key of `READERS`, or "auto", which tries all of them.  `unknown_classes` is passed
-    on to `detection.without_unknown`.  Raises InputError if `root` is not a folder, or if it holds
-    no data of that format.
+    on to `detection.without_unknown`.
+
+    Raises InputError if `root` is not a folder, or if it holds no data of that format; the message
+    calls it `argument`.
     """
     if str(root).startswith(tfds_data.PREFIX):
         dataset = tfds_data.read_detection(str(root).removeprefix(tfds_data.PREFIX))
     else:
         if not root or not Path(root).is_dir():
-            raise InputError(f"--root must be a folder of data, got {root or 'none'}")
+            raise InputError(f"{argument} must be a folder of data, got {root or 'none'}")
         with regular_files.reading(root, "" if format == "auto" else f"{format} data"):
-            dataset = _read_folder(Path(root), format)
+            dataset = _read_folder(Path(root), format, argument)
     return detection.without_unknown(dataset, unknown_classes)
 
 
-def _read_folder(root: Path, format: str) -> DetectionDataset:
+def _read_folder(root: Path, format: str, argument: str) -> DetectionDataset:
     present: dict[str, Callable[[Path], Any]] = {  # in the order in which "auto" tries the formats
         "yolo": yolo.find_yaml,
         "coco": coco.annotation_files,
         "parquet": parquet.parquet_files,
+        "cvat": cvat.annotation_files,
+        "labelme": labelme.annotation_files,
         "voc": voc.find_root,
+        "csv": csv_boxes.annotation_files,
     }
     if format == "auto":
         names = (name for name, find in present.items() if find(root))
@@ -43,11 +77,7 @@ def _read_folder(root: Path, format: str) -> DetectionDataset:
         found = format if present[format](root) or _is_labelimg(root, format) else ""
     if not found:
         kind = "data of a known format" if format == "auto" else f"{format} data"
-        raise InputError(
-            f"--root {root}: no {kind}; expected data.yaml (YOLO), "
-            "annotations/*.json or SPLIT/_annotations.coco.json (COCO), Annotations/*.xml (VOC) or "
-            "*.parquet"
-        )
+        raise InputError(f"{argument} {root}: no {kind}; expected {EXPECTED}")
     return READERS[found].read(root)
 
 

@@ -2,8 +2,8 @@
 
 The columns are `image {bytes, path}` and `objects {bbox [n][4], category [n]}`, or for `objects` a
 list of n structs; boxes are left, top, width and height in pixels.  The columns `image_id`, `width`
-and `height` are optional, and so are the fields `area` and `iscrowd` of objects.  The files of a
-split are `SPLIT*.parquet`, in the folder itself or in `data/`.
+and `height`, and the fields `area` and `iscrowd` of objects, are optional.  The files of a split
+are `SPLIT*.parquet`, in the folder itself or in `data/`.
 
 Categories are numbered from 1 unless one of them is 0.  Their names are in `classes.txt`, one per
 line, or in the metadata that the package `datasets` writes.  The names in metadata are numbered
@@ -12,7 +12,7 @@ taken as the name of the whole set and left out.  Without names, classes are cal
 `class 2` and so on.
 
 An image is read when it is needed, together with its row group.  The last `CACHED_GROUPS` row
-groups are kept in memory, besides those that threads are using.
+groups are kept in memory, besides the row groups that threads are using.
 """
 
 import json
@@ -100,7 +100,7 @@ def _read_file(path: Path, read_group: Callable) -> _File:
 
 
 class _RowGroup:
-    """A row group; while one thread reads it by `read_group(group)`, others that need it wait."""
+    """A row group; threads that need its images wait while one of them reads it."""
 
     def __init__(self, path: Path, number: int, read_group: Callable) -> None:
         self.path, self.number, self.read_group, self.lock = path, number, read_group, Lock()
@@ -180,7 +180,7 @@ def _annotate(file: _File, class_count: int, first: int) -> tuple[list[Annotated
     columns = zip(*(file.columns[n] for n in ("objects", *OPTIONAL_COLUMNS)), strict=True)
     for row, (image, values) in enumerate(zip(file.images, columns, strict=True), 1):
         name = f"{file.path.name} row {row}"
-        objects, image_id, *sides = values
+        objects, image_id, width, height = values
         given = objects.get("bbox", []) if isinstance(objects, dict) else objects
         if not isinstance(given, list | None):
             shown = printable(str(objects))[:60]
@@ -193,8 +193,8 @@ def _annotate(file: _File, class_count: int, first: int) -> tuple[list[Annotated
             notes.append(f"{name}: must have one category per box, got {shown}")
             continue
         found = [
-            _parse_object(dict(zip(fields, one, strict=True)), class_count, first)
-            for one in zip(*fields.values(), strict=True)
+            _parse_object(dict(zip(fields, one, strict=True)), class_count, first, number)
+            for number, one in enumerate(zip(*fields.values(), strict=True), 1)
         ]
         faults = [fault for fault in found if isinstance(fault, str)]
         unknown = sum(fault.startswith(detection.UNKNOWN_CLASS) for fault in faults)
@@ -205,7 +205,8 @@ def _annotate(file: _File, class_count: int, first: int) -> tuple[list[Annotated
                 [one for one in found if not isinstance(one, str)],
                 name,
                 image_id if isinstance(image_id, int | str) else None,
-                size=_declared_size(*sides),
+                size=detection.declared_size(height, width),
+                file=str(file.path),
                 unknown=unknown,
                 unread=len(faults) - unknown,
             )
@@ -213,8 +214,10 @@ def _annotate(file: _File, class_count: int, first: int) -> tuple[list[Annotated
     return samples, notes
 
 
-def _parse_object(fields: dict[str, Any], class_count: int, first: int) -> BoxObject | str:
-    """Make an object of the fields of one box, or return a description of the problem."""
+def _parse_object(
+    fields: dict[str, Any], class_count: int, first: int, number: int
+) -> BoxObject | str:
+    """An object made of the fields of one box, or a description of the problem."""
     category, bbox, area = fields["category"], fields["bbox"], fields["area"]
     if not _is_integer(category) or not first <= category < first + class_count:
         last = first + class_count - 1
@@ -223,15 +226,11 @@ def _parse_object(fields: dict[str, Any], class_count: int, first: int) -> BoxOb
         return f"bbox must be numbers left, top, width, height, got {printable(str(bbox))}"
     crowd = fields["iscrowd"] in (1, True)
     area = area if tables.is_number(area) and area >= 0 else None
-    return BoxObject(boxes.from_xywh(np.array(bbox, float)), category - first, crowd, area)
+    return BoxObject(boxes.from_xywh(np.array(bbox, float)), category - first, crowd, area, number)
 
 
 def _object_fields(objects: Any) -> dict[str, list[Any]]:
-    """Convert a row's objects, in either layout, to {field: list of n values or None}.
-
-    The keys are `OBJECT_FIELDS`.  A single value, by itself or as a list of length 1, applies to
-    all boxes.  A list of wrong length is replaced by Nones, except for categories.
-    """
+    """{field: list of n values or None} from a row's objects, in either layout."""
     if isinstance(objects, list):
         rows = [one if isinstance(one, dict) else {} for one in objects]
         return {name: [one.get(name) for one in rows] for name in OBJECT_FIELDS}
@@ -250,11 +249,6 @@ def _object_fields(objects: Any) -> dict[str, list[Any]]:
             column = [None] * len(bboxes)
         found[name] = column
     return found
-
-
-def _declared_size(width: Any, height: Any) -> tuple[int, int] | None:
-    whole = _is_integer(width) and _is_integer(height) and width > 0 and height > 0
-    return (height, width) if whole else None
 
 
 def _is_integer(value: Any) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import yaml
 
@@ -87,6 +88,20 @@ def read_json(path: str | Path, convert: Callable[[dict], Any] | None = None) ->
     text = read_text(path, MAX_JSON)
     with reading(path, "JSON"):
         return json.loads(text, object_hook=convert)
+
+
+def read_xml(path: str | Path) -> ElementTree.Element:
+    """Read the root element of an XML file.
+
+    A DOCTYPE raises InputError, because a small file that defines entities can stand for a huge
+    text.
+    """
+    content = read_bytes(path, MAX_TEXT)
+    with reading(path, "XML"):
+        text = content.decode("utf-16") if content[:2] in UTF_16 else content.decode("latin-1")
+        if any(mark in text for mark in ("<!DOCTYPE", "<!ENTITY")):
+            raise InputError(f"{path}: must not define XML entities; remove the DOCTYPE")
+        return ElementTree.fromstring(content)
 
 
 def read_yaml(path: str | Path) -> Any:

@@ -8,6 +8,8 @@ The lists are `ImageSets/Main/{train,val,test}.txt`; without train.txt, `trainva
 training images.  Images that are in no list are not used.  Without lists, XML files in a folder
 named after a split belong to that split, and all others are for training.
 
+Classes are sorted by name, after those of `labelmap.txt`, a list that CVAT and Datumaro write.
+
 Corners are in pixels, counted from 1 and inclusive: the box 1 1 1 1 is the first pixel.  Objects
 marked as difficult become `crowd`.  Everingham et al. 2010.
 """
@@ -24,13 +26,14 @@ from jaxdet.data.detection import AnnotatedImage, DetectionDataset, Remark
 from jaxdet.data.images import Size
 from jaxdet.errors import InputError, printable
 
-SETS = ("train", "val", "test")
 TRAINVAL = "trainval"
 LISTS = Path("ImageSets", "Main")
 ANNOTATIONS, IMAGES = "Annotations", "JPEGImages"
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 ONE_BASED_INCLUSIVE = np.array([1, 1, 0, 0])  # subtract it to get zero-based, half-open corners
 ROOT_TAG = "annotation"
+LABEL_MAP = "labelmap.txt"  # lines `class:color:parts:actions`
+LABEL_MAP_HEADING, BACKGROUND = "# label:color_rgb:parts:actions", "background"
 
 ClassObject = tuple[np.ndarray, str, bool]  # box [4], name of the class, whether difficult
 
@@ -65,8 +68,7 @@ def find_root(root: str | Path) -> Path | None:
 def read(root: str | Path) -> DetectionDataset:
     """Read the data set in a folder.
 
-    Classes are sorted by name.  Invalid XML files are left out with a note.  Raises InputError if
-    there are no XML files.
+    Invalid XML files are left out with a note.  Raises InputError if there are no XML files.
     """
     home = find_root(root)
     if home is None:
@@ -82,12 +84,22 @@ def read(root: str | Path) -> DetectionDataset:
             except InputError as error:
                 notes.append(str(error))
     every = [one for own in found.values() for one in own]
-    classes = tuple(sorted({name for one in every for _, name, _ in one.objects}))
+    names = {name for one in every for _, name, _ in one.objects}
+    listed = [name for name in _read_label_map(home) if name in names or name != BACKGROUND]
+    classes = (*listed, *sorted(names - {*listed}))
     numbers = {name: label for label, name in enumerate(classes)}
     splits = {
         split: [_annotate(folder, one, numbers) for one in own] for split, own in found.items()
     }
     return detection.assemble(classes, splits, notes)
+
+
+def _read_label_map(root: Path) -> list[str]:
+    """The classes in `labelmap.txt`, in their order; [] without the file."""
+    path = root / LABEL_MAP
+    lines = regular_files.read_lines(path) if path.is_file() else []
+    names = [line.rsplit(":", 3)[0] for _, line in lines if line != LABEL_MAP_HEADING]
+    return list(dict.fromkeys(names))
 
 
 def _list_folder(root: Path) -> _Folder:
@@ -103,7 +115,8 @@ def _list_folder(root: Path) -> _Folder:
 
 def _split_paths(folder: _Folder, notes: list[str]) -> dict[str, list[Path]]:
     """The XML files of each split; problems are appended to `notes`."""
-    lists = {name: folder.root / LISTS / f"{name}.txt" for name in (*SETS, TRAINVAL)}
+    names = (*detection.SPLITS, TRAINVAL)
+    lists = {name: folder.root / LISTS / f"{name}.txt" for name in names}
     lists = {name: path for name, path in lists.items() if path.is_file()}
     if "train" not in lists and TRAINVAL in lists:
         lists = {"train": lists[TRAINVAL]} | lists
@@ -112,8 +125,7 @@ def _split_paths(folder: _Folder, notes: list[str]) -> dict[str, list[Path]]:
         return {split: _read_list(folder, path, notes) for split, path in lists.items()}
     splits: dict[str, list[Path]] = {}
     for path in sorted(path for own in folder.annotations.values() for path in own):
-        names = map(detection.split_name, path.relative_to(folder.root).parts[:-1])
-        splits.setdefault(next((name for name in names if name in SETS), "train"), []).append(path)
+        splits.setdefault(detection.split_of(path, folder.root), []).append(path)
     stems = folder.images.keys() - folder.annotations.keys()
     if count := sum(len(folder.images[stem]) for stem in stems):
         notes.append(Remark(f"{folder.root}: {count} images have no XML file and are not used"))
@@ -149,12 +161,8 @@ def _listed_stem(folder: _Folder, name: str) -> str:
 
 
 def _read_annotation(path: Path) -> _Annotation:
-    content = regular_files.read_bytes(path, regular_files.MAX_TEXT)
+    tree = regular_files.read_xml(path)
     with regular_files.reading(path, "XML"):
-        text = content.decode("utf-16") if content[:2] in regular_files.UTF_16 else None
-        if any(mark in (text or content.decode("latin-1")) for mark in ("<!DOCTYPE", "<!ENTITY")):
-            raise InputError(f"{path}: must not define XML entities; remove the DOCTYPE")
-        tree = ElementTree.fromstring(content)
         if tree.tag != ROOT_TAG:
             shown = printable(tree.tag)[:60]
             raise InputError(f"{path}: root element must be {ROOT_TAG}, got {shown}")
@@ -194,7 +202,8 @@ def _annotate(folder: _Folder, annotation: _Annotation, numbers: dict[str, int])
     objects = [(box, numbers[name], crowd) for box, name, crowd in annotation.objects]
     stem = annotation.path.stem
     image = _find_image(folder, annotation)
-    return detection.annotated_image(image, objects, printable(stem), size=annotation.size)
+    fields = {"size": annotation.size, "file": str(annotation.path)}
+    return detection.annotated_image(image, objects, printable(stem), **fields)
 
 
 def _find_image(folder: _Folder, annotation: _Annotation) -> Path:

@@ -35,7 +35,6 @@ from jaxdet.errors import InputError, printable
 from jaxdet.ops import boxes
 from jaxdet.types import Array
 
-KEYS = ("train", "val", "test")
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 CLASS_LISTS = ("classes.txt", "labels/classes.txt", "obj.names")
 MAX_CLASSES = 100_000
@@ -44,7 +43,7 @@ TRIANGLE = 7  # number of values of a polygon of three points, or of a box, scor
 POINT_SLACK = 0.1  # a keypoint may lie outside its box by this fraction of the box's sides
 FRACTION_SLACK = 0.05  # a point may lie outside its image by this fraction of the image's sides
 
-Row = tuple[str, list[str]]  # file and row of a line, for messages; its words
+Row = tuple[int, list[str]]  # number of a line, from 1; its words
 
 
 class _Folder(NamedTuple):
@@ -61,6 +60,7 @@ class _Labels(NamedTuple):
     image: Path
     size: Size | None  # None if the image cannot be read, or if it has no label file
     rows: list[Row] | None  # None if it has no label file
+    file: Path | None = None
 
 
 def find_yaml(root: str | Path) -> Path | None:
@@ -168,7 +168,7 @@ def _split_places(folder: _Folder) -> dict[str, list[str]]:
     if folder.file.suffix not in (".yaml", ".yml"):
         return _folders_by_name(folder.root)
     found = {}
-    for key in KEYS:
+    for key in detection.SPLITS:
         value = folder.content.get(key)
         value = folder.content.get("valid") if key == "val" and value is None else value
         if value in (None, "", []):
@@ -186,7 +186,7 @@ def _folders_by_name(root: Path) -> dict[str, list[str]]:
     for home in (root / "images", root):
         inner = sorted(path for path in home.glob("*/") if not images.is_hidden(path.name))
         names = {path: detection.split_name(path.name) for path in inner}
-        found = {split: [str(path)] for path, split in names.items() if split in KEYS}
+        found = {split: [str(path)] for path, split in names.items() if split in detection.SPLITS}
         if found:
             return found
     return {"train": ["."]}
@@ -234,11 +234,11 @@ def _read_labels(root: Path, image: Path) -> _Labels:
     path = _label_path(root, image)
     if path is None:
         return _Labels(image, None, None)
-    rows = [(f"{path} row {n}", line.split()) for n, line in regular_files.read_lines(path)]
+    rows = [(number, line.split()) for number, line in regular_files.read_lines(path)]
     try:
-        return _Labels(image, images.read_size(image), rows)
+        return _Labels(image, images.read_size(image), rows, path)
     except InputError:
-        return _Labels(image, None, rows)  # `detection.load` adds a note on such an image
+        return _Labels(image, None, rows, path)  # `detection.load` adds a note on such an image
 
 
 def _label_path(root: Path, image: Path) -> Path | None:
@@ -327,16 +327,17 @@ def _parse_polygon_or_box(values: list[float]) -> Array | None:
 
 def _annotate(labels: _Labels, folder: _Folder, parse: Parser) -> tuple[AnnotatedImage, list[str]]:
     objects, notes, unknown = [], [], 0
-    for place, words in labels.rows or [] if labels.size else []:
+    file = str(labels.file or "")
+    for number, words in labels.rows or [] if labels.size else []:
         found = _parse_row(words, folder, parse, labels.size)
         if isinstance(found, str):
-            notes.append(f"{printable(place)}: {found}")
+            notes.append(printable(f"{file} row {number}: ") + found)
             unknown += found.startswith(detection.UNKNOWN_CLASS)
         else:
-            objects.append(found)
-    name, unread = printable(labels.image.name), len(notes) - unknown
-    sample = detection.annotated_image(labels.image, objects, name, unknown=unknown, unread=unread)
-    return sample, notes
+            objects.append(found._replace(row=number))
+    fields = {"unknown": unknown, "unread": len(notes) - unknown, "file": file}
+    name = printable(labels.image.name)
+    return detection.annotated_image(labels.image, objects, name, **fields), notes
 
 
 def _parse_row(words: list[str], folder: _Folder, parse: Parser, size: Size) -> BoxObject | str:

@@ -45,7 +45,7 @@ def test_every_format_is_read_as_written(root, name):
     known = [one.id for own in found.splits.values() for one in own]
     assert known == ([0, 1, 2, 3] if name in ids else [None] * 4)
     crowds = found.splits["val"][0].crowd.tolist()
-    assert crowds == [False, False, name in ("coco", "voc")]
+    assert crowds == [False, False, name in datasets.MARKED]
 
 
 @each_format

@@ -158,7 +158,7 @@ def test_converted_sets_read_as_the_original(tmp_path, capsys, script, name):
     before, after = (formats.read(tmp_path / name) for name in ("set", "out"))
     assert_same(before, after)
     crowds = sum(one.crowd.sum() for samples in before.splits.values() for one in samples)
-    assert crowds == (name in ("coco", "voc"))
+    assert crowds == (name in datasets.MARKED)
     remark = (
         "remark: train: 1 of 3 images have no label file and are read as images without objects\n"
     )

@@ -426,6 +426,171 @@ def test_an_xml_file_that_cannot_be_used_is_noted_in_one_line(tmp_path, content,
     assert re.search(says, note) and "\n" not in note
 
 
+# LabelMe
+
+
+def labelme_json(*shapes, **changes):
+    shapes = [{"label": "a", "points": [[40, 24], [60, 36]]} | one for one in shapes or ({},)]
+    size = {"imageHeight": 60, "imageWidth": 100}
+    return {"version": "5", "flags": {}, "shapes": shapes, "imagePath": "p.png"} | size | changes
+
+
+TRIANGLE = [[40, 24], [60, 30], [50, 36]]
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"shape_type": "rectangle", "points": [[60, 24], [40, 36]]},
+        {"shape_type": "polygon", "points": TRIANGLE},
+        {"shape_type": None, "points": TRIANGLE},
+        {"shape_type": "mask", "points": [[40, 24], [59, 35]]},
+        {"shape_type": "circle", "points": [[50, 30], [58, 36]]},
+    ],
+    ids=lambda shape: str(shape["shape_type"]),
+)
+def test_shapes_of_labelme_become_boxes(tmp_path, shape):
+    found = formats.read(write(tmp_path, {"p.json": labelme_json(shape), "p.png": None}))
+    expected = [[40, 20, 60, 40]] if shape["shape_type"] == "circle" else BOX
+    assert boxes_of(found) == {"p.png": expected} and not found.notes
+    (one,) = found.splits["train"]
+    assert one.rows.tolist() == [1] and one.file.endswith("p.json") and one.size == (60, 100)
+
+
+def test_labelme_sets_of_all_layouts(tmp_path):
+    files = {
+        "annotations/p.json": labelme_json(imagePath="..\\images\\p.png"),
+        "images/p.png": None,
+        "images/unused.png": None,
+        "valid/q.json": labelme_json({"flags": {"difficult": True}}, imagePath="C:\\q.bmp"),
+        "valid/q.png": None,
+        "train/r.json": labelme_json(imagePath="../../../r.png"),
+        "train/broken.json": b'{"shapes": [',
+        "train/other.json": {"name": "web"},
+    }
+    found = formats.read(write(tmp_path, files))
+    assert boxes_of(found) == {"p.png": BOX, "r.png": BOX} and boxes_of(found, "val")
+    assert found.splits["val"][0].crowd.tolist() == [True]
+    assert found.splits["train"][1].image == tmp_path / "train/r.png"  # inside the folder
+    assert len(faults(found)) == 1 and "broken.json: cannot be read as JSON" in faults(found)[0]
+    assert "1 images have no JSON file and are not used" in found.notes[-1]
+
+
+@pytest.mark.parametrize("key", ["label", "points", "shape_type", "flags"])
+def test_any_value_in_a_labelme_shape_is_read_or_noted(tmp_path, key):
+    values = [*ODD, [[1]], [["x", 1], [2, 3]], [[1, 1e400], [2, 3]]]
+    content = labelme_json({}, *({key: value} for value in values))
+    found = formats.read(write(tmp_path, {"p.json": content, "p.png": None}))
+    assert boxes_of(found)["p.png"][0] == BOX[0]
+    assert all("p.json shape" in note or "duplicates" in note for note in found.notes)
+    assert all("\n" not in note and "\0" not in note for note in found.notes)
+
+
+@pytest.mark.parametrize("content", [[], {"shapes": 3}, {"shapes": [3]}])
+def test_a_labelme_file_that_cannot_be_used_is_noted(tmp_path, content):
+    write(tmp_path, {"p.json": labelme_json(), "q.json": content, "p.png": None})
+    content and (tmp_path / "q.json").write_text(json.dumps({"imagePath": "q"} | content))
+    found = formats.read(tmp_path)
+    assert boxes_of(found) == {"p.png": BOX} and len(faults(found)) == bool(content)
+
+
+# CVAT
+
+
+def cvat_xml(shapes, labels="ab", attributes=""):
+    names = "".join(f"<label><name>{name}</name></label>" for name in labels)
+    image = f'<image name="p.png" width="100" height="60" {attributes}>{shapes}</image>'
+    return f"<annotations><meta><task><labels>{names}</labels></task></meta>{image}</annotations>"
+
+
+CVAT_BOX = '<box label="a" xtl="40" ytl="24" xbr="60" ybr="36"{}/>'
+
+
+@pytest.mark.parametrize(
+    "shape",
+    {
+        "box": CVAT_BOX.format(""),
+        "turned": '<box label="a" xtl="44" ytl="20" xbr="56" ybr="40" rotation="90"/>',
+        "polygon": '<polygon label="a" points="40.0,24;60,30;50,36"/>',
+        "ellipse": '<ellipse label="a" cx="50" cy="30" rx="6" ry="10" rotation="270"/>',
+        "mask": '<mask label="a" rle="0, 240" left="40" top="24" width="20" height="12"/>',
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_shapes_of_cvat_become_boxes(tmp_path, shape):
+    text = cvat_xml(f'<tag label="b"/>{shape[1]}')
+    found = formats.read(write(tmp_path, {"annotations.xml": text, "images/p.png": None}))
+    assert boxes_of(found) == {"p.png": BOX} and found.classes == ("a", "b") and not found.notes
+
+
+def test_invalid_shapes_of_cvat_are_noted_by_their_number(tmp_path):
+    shapes = [
+        CVAT_BOX.format(""),
+        CVAT_BOX.format("").replace('"a"', '"c"'),
+        '<points label="a" points="1,2"/>',
+        '<box label="a" xtl="1"/>',
+        '<polygon label="a" points="1;2"/>',
+    ]
+    text = cvat_xml("".join(shapes), attributes='subset="Validation"')
+    found = formats.read(
+        write(tmp_path, {"annotations.xml": text, "images/Validation/p.png": None})
+    )
+    assert boxes_of(found, "val") == {"p.png": BOX}
+    says = ["2: unknown class 'c'", "3: shape must be one of", "4: box must", "5: polygon must"]
+    for note, text in zip(faults(found), says, strict=True):
+        assert f"annotations.xml image p.png object {text}" in note
+    (one,) = found.splits["val"]
+    assert (one.unknown, one.unread, one.image) == (1, 3, tmp_path / "images/Validation/p.png")
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("<annotations><track/></annotations>", "got tracks of CVAT for video"),
+        ("<!DOCTYPE a><annotations></annotations>", "must not define XML entities"),
+        ("<annotations>", "cannot be read as XML"),
+    ],
+)
+def test_a_cvat_file_that_cannot_be_used_is_one_line(tmp_path, text, says):
+    with pytest.raises(InputError, match=says) as error:
+        formats.read(write(tmp_path, {"annotations.xml": text}))
+    assert "\n" not in str(error.value)
+
+
+# CSV
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "p.png,40,24,60,36,a\nq.png,,,,,\n",
+        "label,x0,x1,y0,y1,file,note\na,40,60,24,36,p.png,good\n,,,,,q.png,\n",
+        'FILE,X0,Y0,X1,Y1,LABEL\r\n"C:\\set\\p.png",40.0,24,60,36,"a"\r\n\r\nq.png\r\n',
+        codecs.BOM_UTF8 + b"p.png,40,24,60,36,a\nq.png,,,,,\n",
+        "p.png,40,24,60,36,a\nq.png,,,,,\n".encode("utf-16"),
+    ],
+)
+def test_csv_tables_with_and_without_a_heading(tmp_path, text):
+    found = formats.read(write(tmp_path, {"boxes.csv": text, "p.png": None, "images/q.png": None}))
+    assert boxes_of(found) == {"p.png": BOX, "q.png": []} and found.classes == ("a",)
+    assert not found.notes and found.splits["train"][1].image.is_file()
+
+
+def test_invalid_rows_of_csv_are_noted_by_their_number(tmp_path):
+    rows = ["p.png,40,24,60,36,a", "p.png,40,x,60,36,a", "p.png,40,24,60,36,", ",1,2,3,4,a"]
+    rows += ["p.png,40,24,,36,a", "p.png,nan,1,2,3,a", "../../p.png,1,1,5,5,a", "q.png,1,1,2,y,a"]
+    files = {"train.csv": "\n".join(rows), "val.csv": "p.png,1,2,x,4,a", "p.png": None}
+    found = formats.read(write(tmp_path, files | {"more.csv": "a,b\n"}))
+    says = ["2: x0, y0", "3: label must", "4: file must", "5: x0, y0", "8: x0, y0"]
+    for note, text in zip(faults(found), says, strict=True):
+        assert f"train.csv row {text}" in note
+    (one,) = found.splits["train"]  # q.png has no valid row
+    assert (one.unread, one.rows.tolist(), one.file) == (3, [1, 6, 7], str(tmp_path / "train.csv"))
+    assert one.image == tmp_path / "p.png"  # inside the folder
+    with pytest.raises(InputError, match="no csv data"):
+        formats.read(write(tmp_path / "other", {"train.csv": "a,b,c\n"}), "csv")
+
+
 # All formats
 
 
