@@ -2,9 +2,9 @@
 
     python -m benchmarks.similarity --json FILE
 
-Prints seconds of NumPy's `a @ b.T` on rows that are normalized already, of NumPy normalizing them
-as well, and of `similarity`, which `jaxdet verify` calls and which does both, `--chunk` rows at a
-time. They are timed interleaved, and a sample of their results is compared.
+Prints seconds of NumPy's `a @ b.T` on normalized rows, of NumPy including the normalization, and of
+`similarity`, which `jaxdet verify` calls: it normalizes and multiplies `--chunk` rows at a time.
+The three are timed interleaved, and a sample of their results is compared.
 
 Memory is the largest resident size of the process during a call that was compiled before, less the
 size before the call (VmHWM and VmRSS in /proc/self/status; on a GPU the device's own count). It

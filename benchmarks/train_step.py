@@ -7,8 +7,9 @@ mode, on a batch in memory. It is measured as `jit` on one device, `pmap` on all
 are several, PyTorch (eager) and `torch.compile`, each in its own process, taking turns. A ratio
 below 1 means faster than eager PyTorch. The models:
 
-- `digits`: the network of `digits` (batch 32) on prepared canvases; `digits_drawn` draws them in
-  the step (jaxdet only); `digits_wide` is the wider network trained on MNIST (batch 64).
+- `digits`: the network of `digits` (batch 32) on prepared canvases; `digits_drawn` draws the
+  canvases in the step (jaxdet only); `digits_wide` is the wider network trained on MNIST (batch
+  64).
 - `resnet18_64`, `resnet18_224`, `resnet50_224`, `lite0_224`, `b0_224` (EfficientNets): batch 16,
   images of that side.
 - `simple_224` and `deeper_112`: networks of `objects`.

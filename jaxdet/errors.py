@@ -14,7 +14,7 @@ class DeviceMemoryError(RuntimeError):
 def printable(text: str, keep: str = "") -> str:
     """Text in which control and invisible characters, except those in `keep`, are escaped.
 
-    File names may contain any of them: newlines, escape codes, and bytes that are not characters.
+    File names may contain newlines, escape codes, and bytes that are not characters.
     """
     return "".join(
         c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text

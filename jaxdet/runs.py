@@ -161,7 +161,7 @@ def _streams(experiment: Experiment) -> dict[str, run_dir.StreamedImages]:
 
 
 def report_notes(notes: Sequence[str], line: Callable[[str], None]) -> None:
-    """Report notes on the data, line by line: their number, and the first `MAX_NOTES` of them.
+    """Report notes on the data, line by line: their number, and the first `MAX_NOTES` notes.
 
     There are three groups: data that cannot be used, data that are evaluated but left out of
     training, and remarks.

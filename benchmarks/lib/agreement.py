@@ -89,7 +89,7 @@ def random_images(size: int, batch: int = 1) -> np.ndarray:
 def sparse_signs(draw: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """Weights -1, 0 and 1, of which one in eight is not 0.
 
-    With them, no partial sum of `NgSlidingNet` exceeds 2^24.
+    With these weights, no partial sum of `NgSlidingNet` exceeds 2^24.
     """
     signs = draw.integers(-1, 2, shape) * (draw.random(shape) < 3 / 16)
     return signs.astype(np.float32)

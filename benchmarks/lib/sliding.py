@@ -154,8 +154,8 @@ def run_both(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Outputs of both forms on images [B, H, W, C], each [B, rows, columns, outputs].
 
-    They are computed in full float32 on any device. Raises MemoryError as `require_map_memory`
-    does.
+    The outputs are computed in full float32 on any device. Raises MemoryError as
+    `require_map_memory` does.
     """
     require_map_memory(pair.convolutional, images.shape)
     net, grid = pair.sequential, window_grid(pair.sequential, images.shape, stride)

@@ -1,7 +1,7 @@
 """PyTorch's CIFAR-10 tutorial: its network, trained and evaluated on images held in memory.
 
 After pytorch.org/tutorials/beginner/blitz/cifar10_tutorial.html. Images are uint8 [N, C, H, W];
-each batch is taken from them and normalized, which is faster than the tutorial's loader.
+each batch is taken from this array and normalized, which is faster than the tutorial's loader.
 """
 
 import numpy as np

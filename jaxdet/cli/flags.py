@@ -81,8 +81,8 @@ OTHER_TOOLS = {
 def parse_with_config(command: str, words: Sequence[str], defaults: tuple[Any, Any]) -> Any:
     """Parse the words after `jaxdet COMMAND SYSTEM`; return (command's options, configuration).
 
-    `command` is the command and the system, such as "train detect".  `defaults` are the options of
-    the command and the configuration of the system that hold unless a word changes them.
+    `command` is the command and the system, such as "train detect".  `defaults` are the command's
+    options and the system's configuration before the words change them.
     """
     names = ("command", "system")
     kinds = [type(default) for default in defaults]

@@ -58,9 +58,9 @@ Pair = tuple[Example, Any]  # an example and its prediction
 def run(options: Predict) -> int:
     """Print a prediction per image, and write the files that options name; returns the exit code.
 
-    Image files are read, predicted and written in batches (--figure keeps them all in memory); the
-    --count samples of a split are read at once.  If some of several images cannot be read, they are
-    reported at the end, and the exit code is 1.
+    Image files are read, predicted and written in batches (--figure keeps all images in memory);
+    the --count samples of a split are read at once.  If there are several images, unreadable ones
+    are reported at the end, and the exit code is 1.
     """
     common.check_picture(options.figure, options.count)
     if options.sample and not options.submit:

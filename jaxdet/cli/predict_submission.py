@@ -15,7 +15,7 @@ from jaxdet.errors import InputError
 def list_files(options: Predict) -> tuple[list[Path], LabelTable | None]:
     """Return (images of the one folder that the options name, table of `--sample` or None).
 
-    Raises InputError if they name several paths, or a file.
+    Raises InputError if the options name several paths, or a file.
     """
     paths = [*options.images, *options.filename]
     if len(paths) != 1 or not paths[0].is_dir():

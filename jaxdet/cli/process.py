@@ -1,6 +1,6 @@
 """Process-wide settings of the command line, which importing the library never changes.
 
-They are XLA flags, the compilation cache, and large pages for large arrays.  On a CPU, XLA
+The settings are XLA flags, the compilation cache, and large pages for large arrays.  On a CPU, XLA
 allocates new memory for every call, and the kernel provides it page by page.  With pages of 2 MiB
 instead of 4 KiB, a copy of 200 MB takes 52 ms instead of 87 ms, and batch norm with its gradient
 366 ms instead of 520 ms (2 CPU cores).  glibc reads the setting for large pages when a process
@@ -24,9 +24,9 @@ DETERMINISTIC_FLAG = "--xla_gpu_deterministic_ops=true"
 
 
 def restart_with_large_pages() -> None:
-    """Restart this process with large pages, if they have an effect and are not configured yet.
+    """Restart this process with large pages, if Linux supports this and it is not done yet.
 
-    They have an effect if Linux gives large pages on request (`madvise`).  The process id, the
+    Linux supports this if it gives large pages on request (`madvise`).  The process id, the
     arguments and the open files stay the same.
     """
     if "GLIBC_TUNABLES" in os.environ or not KERNEL.is_file():

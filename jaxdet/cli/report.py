@@ -1,8 +1,9 @@
 """The Markdown report of `jaxdet compare --report`: tables, pictures, and sections of a system.
 
 For runs of one system, the report has their settings, their losses, the best network, confusions,
-and a discussion.  If the configuration has `LIMITS`, the best network is chosen within them.  If it
-has `CUTOFFS`, the report shows the level (high, medium or low) that each run reaches.
+and a discussion.  If the configuration has `LIMITS`, the best network is the best within these
+limits.  If it has `CUTOFFS`, the report shows the level (high, medium or low) that each run
+reaches.
 """
 
 import os

@@ -204,7 +204,7 @@ def seed_rows(evaluated: Sequence[EvaluatedRun]) -> list[Row]:
 def seed_columns(rows: Sequence[Row], columns: Mapping[str, str]) -> dict[str, str]:
     """The columns of a table of `seed_rows`, as {key: heading}.
 
-    They are `SEED_COLUMNS`, and each of `columns` that has a spread, followed by the spread.
+    The columns are `SEED_COLUMNS`, and each of `columns` that has a spread, followed by the spread.
     """
     spread = {k: name for k, name in columns.items() if any(f"{k} +-" in row for row in rows)}
     both = {f"{k}{end}": f"{name}{end}" for k, name in spread.items() for end in ("", " +-")}

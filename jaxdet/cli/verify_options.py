@@ -59,8 +59,8 @@ class Dev(Identify):
     Prints scores at the default threshold .4 (cosine only) and at the threshold with the best
     accuracy.  `accuracy` is the fraction of correct decisions; `known_accuracy` is the fraction of
     known identities that are identified in at least one of their images.  The best threshold is
-    found with these images; for `held_out_accuracy`, each tenth of them is evaluated at the
-    threshold that is best for the others.
+    found with these images; for `held_out_accuracy`, each tenth of the images is evaluated at the
+    threshold that is best for the other nine tenths.
     """
 
     truth: Path

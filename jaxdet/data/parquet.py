@@ -7,7 +7,7 @@ are `SPLIT*.parquet`, in the folder itself or in `data/`.
 
 Categories are numbered from 1 unless one of them is 0.  Their names are in `classes.txt`, one per
 line, or in the metadata that the package `datasets` writes.  The names in metadata are numbered
-from 0 unless there are too few of them for that; if no object has category 0, the first name is
+from 0, unless there are fewer names than that needs; if no object has category 0, the first name is
 taken as the name of the whole set and left out.  Without names, classes are called `class 1`,
 `class 2` and so on.
 

@@ -32,8 +32,8 @@ def pk_sampler(labels: np.ndarray, samples_per_class: int) -> BatchOrder:
     `labels [N]`, and splits them into such groups; the last group is filled up with images of the
     same class.  If there are more groups than an epoch holds, some are left out at random; if there
     are fewer, some are repeated.  A class with n groups in an epoch has at most `ceil(n / steps)`
-    of them in a batch, so that the groups of a batch are of different classes unless a class has
-    more groups than the epoch has steps.  The batch size must be a multiple of `samples_per_class`.
+    groups in a batch: the groups of a batch are of different classes, unless a class has more
+    groups than the epoch has steps.  The batch size must be a multiple of `samples_per_class`.
     Hermans et al. 2017, arXiv:1703.07737.
     """
     members = [np.flatnonzero(labels == label) for label in np.unique(labels)]

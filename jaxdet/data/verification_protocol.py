@@ -150,7 +150,7 @@ def read_table(path: str | Path) -> LabelTable:
 
 
 def match_rows(table: LabelTable, files: Sequence[Path]) -> list[int]:
-    """Find the file of each row of a table: [N] indices into `files` [N], each of them once.
+    """Find the file of each row of a table: a permutation [N] of the indices into `files` [N].
 
     A key is the name of a file, with or without its ending; if all names are numbers, they are
     compared as numbers.  If no key names a file but all keys are numbers, a key is the position of

@@ -13,9 +13,10 @@ four numbers are fractions of the image's sides.  What may follow depends on the
 - with `task: detect` or `task: track`: anything, which is ignored;
 - with `task: segment` or `task: obb`: a score; lines with more values are polygons, `class x y x y`
   and so on;
-- with neither: a score.  Longer lines are interpreted together.  If all of them have seven values,
-  and the last value is an integer, they have a score and a track id.  If all have the same number
-  of values, and every point is in its box, they have keypoints.  Otherwise they are polygons.
+- with neither: a score.  Longer lines are interpreted together.  If all longer lines have seven
+  values, and the last value is an integer, they have a score and a track id.  If all longer lines
+  have the same number of values, and every point is in its box, they have keypoints.  Otherwise
+  they are polygons.
 
 A polygon is replaced by its bounding box.
 """

@@ -237,7 +237,7 @@ def _taps(geometry, x, kernel) -> Iterator[Array]:
 
 
 def _pad(geometry, x, sizes=None):
-    """x with its padding; with `sizes`, cropped or padded to them at the bottom and right."""
+    """x with its padding; with `sizes`, cropped or padded to this size at bottom and right."""
     (top, bottom), (left, right) = geometry.padding
     if sizes:
         bottom, right = sizes[0] - x.shape[1] - top, sizes[1] - x.shape[2] - left

@@ -5,8 +5,8 @@ invalid, a mask is returned as well: `(loss * valid).sum() / jnp.maximum(valid.s
 
 Features are the embeddings [B, D] of a batch.  Weights and centers [K, D] have a row per class:
 `weights` is the transposed kernel of a linear layer.  Rows with label -1 get logits without a
-margin, as evaluation needs them.  Everything is computed in float32 or wider.  Gradients are
-finite, also for zero vectors, equal vectors and angles of 0 and pi.
+margin, for evaluation.  Everything is computed in float32 or wider.  Gradients are finite, also for
+zero vectors, equal vectors and angles of 0 and pi.
 """
 
 from collections.abc import Callable
@@ -74,8 +74,8 @@ def contrastive(a: Array, b: Array, same: Array, *, margin: float = 1.0) -> jax.
 
     With the Euclidean distance d of a pair, the loss is d^2 / 2 for pairs of the same class (`same`
     [...]), and max(0, margin - d)^2 / 2 for others.  `contrastive(x[:, None], x[None], same)`, with
-    the masks of `pair_masks`, has all pairs of a batch, each of them twice.
-    Hadsell et al. 2006 (CVPR); the default margin is pytorch-metric-learning's, for unit vectors.
+    the masks of `pair_masks`, has all pairs of a batch, each pair twice.  Hadsell et al. 2006
+    (CVPR); the default margin is pytorch-metric-learning's, for unit vectors.
     """
     distance = embeddings.distance(a, b)
     return jnp.where(same, distance, jax.nn.relu(margin - distance)) ** 2 / 2

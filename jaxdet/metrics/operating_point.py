@@ -46,8 +46,8 @@ def pooled(matches: Matches) -> Matches:
 def rates(matches: Matches, thresholds: np.ndarray) -> dict[str, np.ndarray]:
     """`precision`, `recall` and `f1` [K] of the boxes with a score of at least `thresholds [K]`.
 
-    They are NaN for classes without objects and for a NaN threshold; a class without boxes has a
-    precision of 0.
+    The values are NaN for classes without objects and for a NaN threshold; a class without boxes
+    has a precision of 0.
     """
     kept = matches.counted[0] & (matches.score >= thresholds[:, None])
     found = _rates((matches.hit[0] & kept).sum(1), kept.sum(1), matches.objects.sum(0))
@@ -81,7 +81,7 @@ def details(rows: Rows, classes: Sequence[str], threshold: float) -> dict[str, A
     """Scores of the boxes with a score of at least `threshold`.
 
     `ece` is their expected calibration error; `labels` has the `precision`, `recall` and `f1` of
-    each class.  They are None without boxes, or for a class without objects.
+    each class.  Values are None without boxes, or for a class without objects.
     """
     matches = match(rows, len(classes))
     found = rates(matches, np.full(len(classes), threshold))

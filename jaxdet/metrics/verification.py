@@ -1,11 +1,10 @@
 """Scores of verification (same identity or not) and of identification, on the host, in NumPy.
 
-A pair of images has a score, the higher the more likely they show the same identity, and is
+A pair of images has a score, which is higher if both more likely show the same identity.  It is
 accepted if its score is at least a threshold.  FAR, the false accept rate, is the fraction of the
 pairs of different identities that are accepted; TAR, the true accept rate, is the fraction of the
-pairs of the same identity that are accepted.
-Functions of scores raise InputError for empty input, for scores that are not finite and, if they
-need both kinds of pairs, for pairs of one kind only.
+pairs of the same identity that are accepted.  Functions of scores raise InputError for empty input,
+for scores that are not finite and, if they need both kinds of pairs, for pairs of one kind only.
 """
 
 from collections.abc import Sequence
@@ -157,9 +156,8 @@ def cross_validate(
     """Accuracy of verification, each fold evaluated at the best threshold of all other folds.
 
     folds: the number of folds, which are then consecutive, or the fold [N] of each pair.
-    accept, thresholds, reject: as in `best_threshold`; for pairs, `accept` is whether they are of
-    the same identity.
-    Raises InputError for fewer than two folds, or fewer pairs than folds.
+    accept, thresholds, reject: as in `best_threshold`; for pairs, `accept` says whether a pair
+    shows one identity.  Raises InputError for fewer than two folds, or fewer pairs than folds.
     Huang et al. 2007, Labeled Faces in the Wild, who report the standard error over folds.
     """
     scores, accept = _check_pairs(scores, accept)

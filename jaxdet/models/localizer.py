@@ -59,8 +59,8 @@ class DenseBoxHead(necks.PyramidModule):
     def __call__(self, maps: Sequence[Array], train: bool = False) -> Array:
         """Maps [B, h, w, C], fine to coarse, to corners [B, 4] as fractions of the image.
 
-        In evaluation corners are clipped to [0, 1]; in training they are not, since a clipped
-        corner has no gradient.
+        In evaluation, corners are clipped to [0, 1]; not in training, since a clipped corner has no
+        gradient.
         """
         fpn = necks.FPN(**self.shared_fields(), channels=self.channels, name="neck")
         x, *_ = fpn(maps[-self.levels :], train)

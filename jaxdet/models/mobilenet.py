@@ -91,7 +91,7 @@ class InvertedResidual(MobileNetModule):
     A 1x1 convolution to more channels, a depthwise convolution, squeeze-and-excitation, and a 1x1
     convolution to fewer channels, with a shortcut.
 
-    config: sizes of the block; they tell which of these layers it has.
+    config: sizes of the block, and which of these layers it has.
     activation: must be `config.activation`.
     """
 

@@ -9,8 +9,8 @@
 - `augment`: random image and box transforms
 - `numerics`: safe division and precision
 
-Functions are pure and can be jitted, vmapped and differentiated.  They are written for one image or
-broadcast; `jax.vmap` adds the batch:
+Functions are pure and can be jitted, vmapped and differentiated.  Each function is written for one
+image, or broadcasts; `jax.vmap` adds the batch:
 
     from jaxdet import ops
 

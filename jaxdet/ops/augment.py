@@ -80,7 +80,7 @@ def random_apply(probability: float, transform: Transform) -> Transform:
 def some_of(count: int, *transforms: Transform) -> Transform:
     """Apply `count` of the transforms, or all if there are fewer, in the given order.
 
-    They are drawn without replacement.
+    The transforms are drawn without replacement.
     """
 
     def transform(key, sample):

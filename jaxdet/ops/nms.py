@@ -137,10 +137,10 @@ def weighted_boxes_fusion(
     score_reduction: Literal["mean", "max"] = "mean",
     num_models: int = 1,
 ) -> Detections:
-    """Weighted boxes fusion (WBF): boxes, best first, join the fused box that they overlap most.
+    """Weighted boxes fusion (WBF): each box, best first, joins the fused box that it overlaps most.
 
     A box that overlaps no fused box begins a new one or, if there are `max_detections` already, is
-    dropped.  A fused box is the score-weighted mean of its members, updated with each of them.
+    dropped.  A fused box is the score-weighted mean of its members, updated with each new member.
 
     score_reduction: whether a fused box has the mean or the maximum of its members' scores.
     num_models: number of models that predicted the boxes; the score is multiplied by

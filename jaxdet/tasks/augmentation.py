@@ -15,7 +15,7 @@ from jaxdet.types import Batch, StepContext
 def pipeline(config: AugmentOptions) -> Callable[[jax.Array, Batch, StepContext], Batch]:
     """The function `(keys [B], batch, context) -> batch` that applies the options.
 
-    Mosaic and mixup come first; they are off in the last `close_mosaic_epochs` epochs.
+    Mosaic and mixup come first, and are off in the last `close_mosaic_epochs` epochs.
     """
     mixes = ((augment.mosaic, config.mosaic), (augment.detection_mixup, config.mixup))
     mixes = [(mix, probability) for mix, probability in mixes if probability]

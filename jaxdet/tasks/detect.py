@@ -55,7 +55,7 @@ class DetectionTask:
     box_loss: function (boxes, true boxes) -> loss of each box.
     offset_loss: whether `box_loss` compares offsets from the anchors instead of boxes.
     encoding: how background is encoded.
-    views: views of an image from which the network predicts; NMS takes the boxes of all of them.
+    views: views of an image from which the network predicts; NMS takes the boxes of all views.
 
     `context.hparams` holds the weight of each loss term, such as `classification_weight`.
     """

@@ -143,8 +143,9 @@ def restore_variables(
 
     like: variables of the network, concrete or abstract.
 
-    The variables are the moving averages if the checkpoint has them.  Besides them, only the step
-    and the length of an epoch are read, so that checkpoints of other versions can be evaluated.
+    The variables are the moving averages if the checkpoint has them.  Besides the variables, only
+    the step and the length of an epoch are read, so that checkpoints of other versions can be
+    evaluated.
     """
     if _is_config_changed(folder):
         warn(

@@ -18,8 +18,8 @@ MAX_CALLS = 2  # under way on the devices, each with its batches
 class DataWait:
     """Counts the seconds for which the devices have no work because batches are still being read.
 
-    A call of the compiled program returns before the devices have finished it, so a thread notes
-    when they have.
+    A call of the compiled program returns before the devices have finished it; a thread notes the
+    time at which they finish.
     """
 
     def __init__(self) -> None:

@@ -4,7 +4,7 @@ JAX's distributed runtime connects them: collectives of the compiled step go ove
 its coordinator, in process 0, provides the barriers and the small values with which the processes
 agree.  Each process reads its own rows of a batch; only process 0, the main one, writes the run
 folder.  All processes must call the functions of this module in the same order.  In a single
-process they cost nothing: `gather`, for example, returns the value of that process.
+process the functions cost nothing: `gather`, for example, returns the value of that process.
 
 The others notice when a process ends or hangs: each process gives a sign of life, called a beat,
 every second, and barriers have a time limit: `barrier`, `agree`, `from_main` and `check_same` raise

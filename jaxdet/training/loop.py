@@ -107,8 +107,8 @@ def draw_curves(folder: Path) -> None:
 class CompiledSteps:
     """An experiment's data on the devices, its compiled steps, and an evaluator per split.
 
-    Runs that differ only in traced numbers and seeds can share them.  Data that `before` has copied
-    to the same devices are not copied again.
+    Runs that differ only in traced numbers and seeds can share one instance.  Data that `before`
+    has copied to the same devices are not copied again.
     """
 
     def __init__(self, experiment: Experiment, before: "CompiledSteps | None" = None):

@@ -25,9 +25,9 @@ CUDA_VERSIONS = (12, 13)
 
 
 def local_devices(count: int = 0) -> list[Device]:
-    """The first `count` devices of this machine; 0 means all of them.
+    """The first `count` devices of this machine; 0 means all devices.
 
-    Raises InputError if it has fewer.
+    Raises InputError if the machine has fewer.
     """
     available = jax.local_devices()
     if not 0 <= count <= len(available):
@@ -53,7 +53,7 @@ def run_devices(count: int = 0) -> list[Device]:
 
 
 def available_devices(count: int = 0) -> list[Device]:
-    """The first `count` devices of this machine, or all if it has fewer; 0 means all of them."""
+    """The first `count` devices of this machine, or all if it has fewer; 0 means all devices."""
     return jax.local_devices()[: count or None]
 
 

@@ -1,4 +1,4 @@
-"""Callbacks of the training loop, and the progress display, which is one of them."""
+"""Callbacks of the training loop, such as the progress display."""
 
 import os
 import sys

@@ -62,7 +62,7 @@ class StreamedImages(TypedDict):
 
 
 class Metadata(TypedDict, total=False):
-    """Description of a run's data, so that predicting does not need them."""
+    """Description of a run's data, so that predicting does not need the data."""
 
     classes: list[str]
     input: list[int]  # height, width and channels of the network's input

@@ -38,7 +38,7 @@ def train_step(
     updates the parameters and the moving averages.  A step whose loss or gradient is not finite
     changes only the step number and the bookkeeping.
 
-    data, rows: all training arrays, on the device, and indices [B] into them; or {} and the batch
+    data, rows: all training arrays, on the device, and indices [B] of rows; or {} and the batch
       itself.
     axis: name of the device axis under pmap; None on one device.
     scale: see `StepContext`.

@@ -1,9 +1,9 @@
 """Runs that differ in numbers only, trained together in one compiled program.
 
-They may differ in the traced hyper-parameters, the seed, and the fraction of the training set that
-they use: smaller sets are the first rows of the largest.  Each run has its own folder, and equals
-the run trained alone up to rounding.  With a time budget, a run that has used it up is saved, and
-the others continue.
+The runs may differ in the traced hyper-parameters, the seed, and the fraction of the training set
+that they use: smaller sets are the first rows of the largest.  Each run has its own folder, and
+equals the run trained alone up to rounding.  With a time budget, a run that has used it up is
+saved, and the others continue.
 
 The time of steps that several runs take together is divided equally among them; the time of an
 evaluation belongs to its run.  Over all runs the seconds add up to the elapsed time.
@@ -174,7 +174,7 @@ class VmappedRuns:
         return _cost(self.compiled.evaluators, variables)
 
     def run(self, *, together: bool) -> bool:
-        """Train all runs to their end; return False if they were asked to stop before.
+        """Train all runs to their end; return False if they were asked to stop earlier.
 
         A run that diverges or uses up its time budget ends early and is recorded in `failed`.
         """

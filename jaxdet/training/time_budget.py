@@ -110,8 +110,9 @@ def _measure_step(compiled: "CompiledSteps", experiment: Experiment) -> tuple[fl
 class Clock:
     """The seconds that a run has used, compared with its time budget if it has one.
 
-    They are wall time, and include earlier processes if the run was resumed.  `is_over`
-    writes them to the run folder every half minute, so that few are lost when a process is killed.
+    These seconds are wall time, and include earlier processes if the run was resumed.  `is_over`
+    writes the seconds to the run folder every half minute, so that few are lost when a process is
+    killed.
 
     before: seconds used so far, by earlier processes and by this one.
     """
