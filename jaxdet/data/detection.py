@@ -97,8 +97,8 @@ def annotated_image(
     `fields` are `size`, `unknown`, `unread` and `file` of the `AnnotatedImage`, by keyword.
     """
     found = [BoxObject(*one) for one in objects]
-    boxes = np.array([one.box for one in found], np.float64).reshape(-1, 4)
     rows = [number if one.row is None else one.row for number, one in enumerate(found, 1)]
+    boxes = np.array([one.box for one in found], np.float64).reshape(-1, 4)
     with np.errstate(invalid="ignore", over="ignore"):  # boxes that are not finite are noted later
         areas = np.prod(boxes[:, 2:] - boxes[:, :2], 1)
         boxes = boxes.astype(np.float32)
@@ -111,8 +111,8 @@ def annotated_image(
             np.array(areas, np.float32),
             name,
             id,
-            **fields,
             rows=np.array(rows, np.int32),
+            **fields,
         )
 
 
@@ -177,6 +177,18 @@ def split_name(name: str) -> str:
     return SPLIT_ALIASES.get(plain, plain)
 
 
+def split_of(path: Path, root: Path) -> str:
+    """The split after which a folder between `root` and a file is named; `train` without one."""
+    names = map(split_name, path.relative_to(root).parts[:-1])
+    return next((name for name in names if name in SPLITS), "train")
+
+
+def declared_size(height: Any, width: Any) -> Size | None:
+    """(height, width) as a file declares them; None unless both are positive integers."""
+    whole = all(isinstance(side, int) and not isinstance(side, bool) for side in (height, width))
+    return (height, width) if whole and height > 0 and width > 0 else None
+
+
 def path_inside(root: str | Path, *names: str | Path) -> Path:
     """Join `root` and names that were read from a file; InputError if the path leaves `root`."""
     home = Path(root).absolute()
@@ -195,18 +207,6 @@ def locate(folders: Sequence[Path], name: str) -> Path:
     file is nowhere, its path in the first folder is returned.
     """
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
-def split_of(path: Path, root: Path) -> str:
-    """The split after which a folder between `root` and a file is named; `train` without one."""
-    names = map(split_name, path.relative_to(root).parts[:-1])
-    return next((name for name in names if name in SPLITS), "train")
-
-
-def declared_size(height: Any, width: Any) -> Size | None:
-    """(height, width) as a file declares them; None unless both are positive integers."""
-    whole = all(isinstance(side, int) and not isinstance(side, bool) for side in (height, width))
-    return (height, width) if whole and height > 0 and width > 0 else None
-
-
     for start in range(len(parts)):
         for folder in folders:
             if os.path.isfile(path := folder.joinpath(*parts[start:])):
@@ -285,7 +285,7 @@ def largest_box_count(splits: dict[str, list[AnnotatedImage]]) -> int:
 def load(
     samples: Sequence[AnnotatedImage], height: int, width: int, max_boxes: int, *, first_id: int = 0
 ) -> tuple[sources.ArraySource, list[str]]:
-    """Read images; return (source of the usable images, notes on images and boxes left out).
+    """Read images; return (source of the images that can be used, notes on what was left out).
 
     The arrays are image [N, height, width, 3] uint8, letterboxed; size [N, 2], the original height
     and width; to_original [N, 4], a scale (sx, sy) and an offset (ox, oy) such that x in the
@@ -301,8 +301,8 @@ def load(
     an image.  These arrays do not depend on height, width or G.
 
     Boxes without area or outside their image are left out.  Images are left out if they cannot be
-    read, if none of their boxes can be used, or if the annotated size has another aspect ratio.
-    Raises InputError if no image remains.
+    read, if none of their boxes can be used, or if their aspect ratio differs from that of the
+    annotated size.  Raises InputError if no image remains.
     """
     sizes = ArraySizes(height, width, max_boxes, _largest(samples))
     function = partial(prepare, sizes=sizes)
