@@ -6,11 +6,11 @@
 batch of records on the host, one by one; `files` decodes color PNG files of 480 x 640 pixels, as
 `jaxdet predict` does; `decode` reads and letterboxes JPEG files of that size, in one thread and in
 one per core; `stream` makes batches of the JPEG files with the reader of `--stream`, also from an
-image cache. grain alone and PyTorch's `DataLoader`, which decode the files with Pillow at full size
-and resize the images, are timed for comparison. `gather` takes the rows of a batch from a set on
-the device, and `place` rotates, scales and places the digits of a batch, as every step of `digits`
-does. `gather, flip, crop, cutout` is the work of a step of `cifar10` before its network; `gather`
-alone and with one of the others is timed as well.
+image cache. For comparison, grain alone and PyTorch's `DataLoader` decode the files with Pillow at
+full size and resize the images. `gather` takes the rows of a batch from a set on the device, and
+`place` rotates, scales and places the digits of a batch, as every step of `digits` does. `gather,
+flip, crop, cutout` is the work of a step of `cifar10` before its network; `gather` alone and with
+one of the others is timed as well.
 
 `--parts` chooses sources, files or augmentation. MNIST is read from $JAXDET_DATA/mnist; the set of
 tensorflow-datasets is noise, prepared for the purpose. A missing set becomes a row that says so.

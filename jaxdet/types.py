@@ -59,8 +59,8 @@ class Task(Protocol):
     ) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
         """Return (loss, (batch statistics, terms)), this device's contribution to the global loss.
 
-        Summed over devices, they are the loss and the terms of the global batch without its padding
-        rows: means over rows, in most tasks.
+        The sums over devices are the loss and terms of the global batch without its padding rows; in
+        most tasks, these are means over rows.
         """
         ...
 

@@ -44,8 +44,8 @@ def read_splits(
     `source` is `embedded` (scikit-learn's scans), `mnist` (idx files in the folder `root`) or
     `tfds:NAME` (a set prepared in `root`).  `heldout` has all digits that are not for training, in
     the order of their ids.  Of these digits, 30 (300 for `embedded`), drawn at random by `seed`,
-    are also the split `test`; all others are also the split `val`.  Raises InputError for an
-    unknown source, and for fewer than 60 held-out digits.
+    form the split `test`; the others form the split `val`.  Raises InputError for an unknown
+    source, and for fewer than 60 held-out digits.
     """
     train, heldout = _read_train_heldout(source, root)
     if len(heldout) < 2 * TEST_DIGITS:

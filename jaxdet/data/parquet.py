@@ -5,11 +5,10 @@ list of n structs; boxes are left, top, width and height in pixels.  The columns
 and `height`, and the fields `area` and `iscrowd` of objects, are optional.  The files of a split
 are `SPLIT*.parquet`, in the folder itself or in `data/`.
 
-Categories are numbered from 1 unless one of them is 0.  Their names are in `classes.txt`, one per
-line, or in the metadata that the package `datasets` writes.  The names in metadata are numbered
-from 0, unless there are fewer names than that needs; if no object has category 0, the first name is
-taken as the name of the whole set and left out.  Without names, classes are called `class 1`,
-`class 2` and so on.
+Categories are numbered from 0 if one of them is 0, else from 1.  Their names are in `classes.txt`,
+one per line, or in the metadata that the package `datasets` writes.  If the metadata have more
+names than the highest category, but no object has category 0, the first name belongs to the whole
+set and is left out.  Without names, classes are called `class 1`, `class 2` and so on.
 
 An image is read when it is needed, together with its row group.  The last `CACHED_GROUPS` row
 groups are kept in memory, besides the row groups that threads are using.

@@ -1,6 +1,6 @@
 """Scores of verification (same identity or not) and of identification, on the host, in NumPy.
 
-A pair of images has a score, which is higher if both more likely show the same identity.  It is
+A pair of images has a score: the higher, the more likely the pair shows one identity.  The pair is
 accepted if its score is at least a threshold.  FAR, the false accept rate, is the fraction of the
 pairs of different identities that are accepted; TAR, the true accept rate, is the fraction of the
 pairs of the same identity that are accepted.  Functions of scores raise InputError for empty input,
