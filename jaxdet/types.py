@@ -59,8 +59,8 @@ class Task(Protocol):
     ) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
         """Return (loss, (batch statistics, terms)), this device's contribution to the global loss.
 
-        The sums over devices are the loss and terms of the global batch without its padding rows; in
-        most tasks, these are means over rows.
+        The sums over devices are the loss and terms of the global batch without its padding rows;
+        in most tasks, these are means over rows.
         """
         ...
 
