@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from jaxdet import runs, tables
-from jaxdet.cli import common, operating_point
+from jaxdet.cli import common, operating_point, worst_images
 from jaxdet.cli.options import Eval
 from jaxdet.data import detection
 from jaxdet.errors import InputError, first_problem
-from jaxdet.metrics import average_precision, calibration
+from jaxdet.metrics import average_precision, calibration, error_types
 from jaxdet.metrics import detection as detection_metrics
 from jaxdet.metrics import operating_point as operating_points
 from jaxdet.metrics.bootstrap import LEVEL, interval
 from jaxdet.profiling import timing
 from jaxdet.training.evaluator import bootstrap, cost_summary, details
+from jaxdet.training.experiment import Experiment
 
 ALL = ("train", "val", "test")  # the splits that `--split all` evaluates
 MAX_CLASSES = 20  # with more classes, the confusion is not printed
@@ -52,14 +53,14 @@ def run(options: Eval) -> int:
         _report_others(options.root, experiment.splits, chosen)
     present = [split for split in ALL if split in experiment.splits]
     images: list[dict[str, Any]] = []  # a row per image, for --per-image
+    by_class: list[dict[str, Any]] = []  # a row per class, for --per-class
     for split in present if chosen == "all" else (chosen,):
         evaluator = run.evaluator(experiment, split)
         evaluator.compile(run.variables)
         (losses, rows), seconds = timing.timed(partial(common.measure, run, evaluator))
         scores = {**losses, **details(experiment.task, rows, options.score_threshold)}
         if run.system == "detect" and (options.per_image or options.plots):
-            names = experiment.splits[split].names
-            images += _inspect_boxes(options, run.classes, split, names, rows)
+            images += _inspect_boxes(options, experiment, split, rows)
         if options.bootstrap:
             samples = bootstrap(experiment.task, rows, options.bootstrap)
             scores["intervals"] = {name: interval(values) for name, values in samples.items()}
@@ -67,6 +68,11 @@ def run(options: Eval) -> int:
             common.warn(f"--plots draws nothing for a run of {run.system}")
         elif options.plots:
             _draw(rows, scores, run.classes, options.plots / split)
+        if options.per_class:
+            if not scores.get("labels"):
+                raise InputError(f"--per-class: a run of {run.system} has no scores per class")
+            rows_of_split, _ = common.label_table(scores)
+            by_class += [{"split": split, **row} for row in rows_of_split]
         scores |= cost_summary(
             scores, evaluator.operations(run.variables) * evaluator.count, seconds
         )
@@ -76,14 +82,16 @@ def run(options: Eval) -> int:
             print(report(scores, split))
         else:
             print(f"{split} split, checkpoint of step {run.step}:\n\n{to_text(scores)}\n")
-    if options.per_image:
-        options.per_image.parent.mkdir(parents=True, exist_ok=True)
-        options.per_image.write_text(tables.to_csv(images, list(images[0])) + "\n")
+    for path, table in ((options.per_image, images), (options.per_class, by_class)):
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            columns = dict.fromkeys(key for row in table for key in row)
+            path.write_text(tables.to_csv(table, columns) + "\n")
     return 0
 
 
 def _report_others(root: str, splits: Mapping[str, Sized], chosen: str) -> None:
-    """Warn that images in other splits of the data at `root`, if any, are not evaluated."""
+    """Warn that the images of other splits, if there are any, are not evaluated."""
     others = {name: len(source) for name, source in splits.items() if name != chosen}
     if others and chosen != "all":
         counts = ", ".join(f"{name} {count}" for name, count in others.items())
@@ -118,25 +126,25 @@ def _find_report(system: str) -> Callable[[dict[str, Any], str], str]:
 
 
 def _inspect_boxes(
-    options: Eval,
-    classes: tuple[str, ...],
-    split: str,
-    names: list[str] | None,
-    rows: dict[str, Any],
+    options: Eval, experiment: Experiment, split: str, rows: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Draw the reliability of the boxes of a split if --plots is given; return a row per image."""
-    given = options.score_threshold
+    """Return one table row per image; with --plots, draw a reliability diagram of the boxes."""
+    given, classes = options.score_threshold, experiment.metadata["classes"]
     threshold = detection_metrics.SCORE_THRESHOLD if given is None else given
     matches = average_precision.match(rows, len(classes))
+    errors = error_types.find(rows, threshold)
     if options.plots:
         from jaxdet.plots import detection as detection_plots
 
         boxes = operating_points.scored_boxes(matches, threshold)
         error = calibration.expected_calibration_error(*boxes)
         title = f"boxes with scores from {threshold:g}, ECE {error:.3f}"
-        path = options.plots / split / "reliability.png"
-        detection_plots.reliability(calibration.reliability(*boxes), path, title=title)
-    return operating_point.image_rows(split, names, matches, threshold)
+        folder = options.plots / split
+        found = calibration.reliability(*boxes)
+        detection_plots.reliability(found, folder / "reliability.png", title=title)
+        worst_images.draw(experiment, split, rows, errors, folder)
+    names = experiment.splits[split].names
+    return operating_point.image_rows(split, names, matches, errors, threshold)
 
 
 def _draw(rows: dict[str, Any], scores: dict[str, Any], classes: tuple[str, ...], folder: Path):

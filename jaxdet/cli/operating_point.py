@@ -1,6 +1,6 @@
 """`jaxdet eval RUN --choose-threshold RULE`: choose score thresholds on the validation split.
 
-They are stored in the run folder, where `predict --score-threshold chosen` finds them.
+The thresholds are stored in the run folder, where `predict --score-threshold chosen` finds them.
 """
 
 import json
@@ -16,6 +16,7 @@ from jaxdet.cli.options import Eval
 from jaxdet.errors import InputError
 from jaxdet.metrics import average_precision, calibration, operating_point
 from jaxdet.metrics.average_precision import Matches
+from jaxdet.metrics.error_types import KINDS, Errors
 from jaxdet.training.experiment import Experiment
 
 FILE = "thresholds.json"
@@ -78,13 +79,15 @@ def run(options: Eval) -> int:
 
 
 def image_rows(
-    split: str, names: list[str] | None, matches: Matches, threshold: float
+    split: str, names: list[str] | None, matches: Matches, errors: Errors, threshold: float
 ) -> list[dict[str, Any]]:
     """One row per image of a split: its name or number, and its counts of boxes.
 
-    The counts are of correct boxes, wrong boxes and missed objects.
+    The counts are of correct boxes (`tp`), wrong boxes (`fp`), missed objects (`fn`), and of wrong
+    boxes by kind, see `jaxdet.metrics.error_types`.
     """
     counts = operating_point.per_image(matches, np.full(matches.objects.shape[1], threshold))
+    counts |= {kind: getattr(errors, kind).sum(1) for kind in KINDS}
     return [
         {
             "split": split,
@@ -96,7 +99,7 @@ def image_rows(
 
 
 def read(run: api.Run) -> np.ndarray:
-    """Read the thresholds chosen for a run: one per class [K], infinite for a class without one.
+    """Read the thresholds chosen for a run: one per class [K], infinite if the class has none.
 
     Raises InputError if no thresholds have been chosen for the run, or if their file is damaged.
     """
@@ -123,7 +126,6 @@ def read(run: api.Run) -> np.ndarray:
 
 
 def _check_system(run: api.Run, option: str) -> None:
-    """Raise InputError for an option that only runs of `detect` have, with another run."""
     if run.system != "detect":
         raise InputError(f"{option} needs a run of detect, got a run of {run.system}")
 
@@ -131,7 +133,7 @@ def _check_system(run: api.Run, option: str) -> None:
 def _calibration_errors(
     scores: np.ndarray, correct: np.ndarray, temperature: float
 ) -> tuple[float, float]:
-    """Calibration errors of scores as they are, and at a temperature."""
+    """Expected calibration errors of the scores: before and after a temperature is applied."""
     calibrated = calibration.apply_temperature(scores, temperature)
     before, after = (
         calibration.expected_calibration_error(each, correct) for each in (scores, calibrated)
@@ -140,7 +142,6 @@ def _calibration_errors(
 
 
 def _match(run: api.Run, experiment: Experiment, split: str) -> Matches:
-    """Match the detections of a split to its objects."""
     evaluator = run.evaluator(experiment, split)
     _, rows = common.measure(run, evaluator)
     return average_precision.match(rows, len(run.classes))
@@ -155,10 +156,7 @@ def _with_all(matches: Matches, rule: str) -> np.ndarray:
 def _table(
     matches: Matches, thresholds: np.ndarray, classes: tuple[str, ...]
 ) -> list[dict[str, Any]]:
-    """One row per class, and one for all classes: scores at the threshold, and the best F1.
-
-    The best F1 is that at the threshold which is best for the split itself.
-    """
+    """Per class, and for all classes: scores at the threshold, and the best F1 of this split."""
     best = _with_all(matches, "f1")
     columns: dict[str, list] = {"class": [*classes, ALL], "threshold": [*map(_known, thresholds)]}
     columns["count"] = [*map(int, matches.objects.sum(0)), int(matches.objects.sum())]

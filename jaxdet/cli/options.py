@@ -79,7 +79,7 @@ class Sweep(Process):
 class Restored(Process):
     """Options of commands that restore a checkpoint and read a split of the data.
 
-    `ONLY` lists the systems of those options that do not apply to all systems.
+    `ONLY` gives the systems of each option that does not apply to all systems.
     """
 
     ONLY: ClassVar[dict[str, tuple[str, ...]]] = {
@@ -126,15 +126,18 @@ class Restored(Process):
 class Eval(Restored):
     """Compute the scores of a checkpoint.
 
-    On the split val, without changed options, they equal the scores that training logged.
+    On the split val, without changed options, the scores equal the values that training logged.
     """
 
     plots: Path | None = None
-    """folder for plots: the confusion matrix; detect: also precision-recall curves, mAP
-    and reliability"""
+    """folder for plots: the confusion matrix; detect: also precision-recall curves, mAP,
+    reliability, and the worst images by kind of error"""
+    per_class: Path | None = None
+    """CSV file to write: the scores of each class"""
     per_image: Path | None = None
-    """detect: CSV file to write: the numbers of correct boxes (tp), wrong boxes (fp) and missed
-    objects (fn) of each image, for scores of at least --score-threshold (default: .25)"""
+    """detect: CSV file to write: the numbers of correct boxes (tp), wrong boxes (fp), missed
+    objects (fn), and wrong boxes by kind of error, of each image, for scores of at least
+    --score-threshold (default: .25)"""
     choose_threshold: str = ""
     """detect: choose the score threshold of each class on the validation split, store it in the run
     and print the scores at it; the rule is f1 (highest F1), recall=R (recall of at least R) or
@@ -151,8 +154,8 @@ class Predict(Restored):
     """Predictions for image files, or for samples of a split; boxes are in original pixels.
 
     Without --score-threshold, only detections with a score of at least .25 are printed, drawn,
-    cropped and written to --save-txt; --save-json also has those with lower scores, down to the
-    threshold of the run, because COCO's evaluation needs them.
+    cropped and written to --save-txt; --save-json also has detections with lower scores, down to
+    the threshold of the run, because COCO's evaluation needs them.
     """
 
     ONLY: ClassVar[dict[str, tuple[str, ...]]] = {
@@ -247,7 +250,7 @@ class Compare(Process):
     predicted boxes in red"""
     bootstrap: int = 0
     """number of resamples of the images, such as 1000, from which 95% intervals are computed for
-    the differences between the scores of each run and those of the first run; 0: no differences"""
+    the differences between each run's scores and the first run's; 0: no differences"""
     classic: bool = False
     """objects: add rows for two classical baselines, HOG features with a linear SVM and a Haar
     cascade, on the data of the first run (needs pip install jaxdet[data])"""

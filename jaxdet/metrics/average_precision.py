@@ -37,6 +37,15 @@ class Matches(NamedTuple):
     objects: np.ndarray  # [N, K] objects in each image that are not crowds
 
 
+class ImageMatches(NamedTuple):
+    """The matches of N images with P boxes and T objects each."""
+
+    hit: Array  # [I, N, P] whether the box is right at an IoU threshold
+    ignored: Array  # [I, N, P] whether it is neither right nor wrong: it lies in a crowd
+    taken: Array  # [I, N, T] whether a box matches the object
+    counted: Array  # [N, P] whether it is among the `MAX_DETECTIONS` of its class
+
+
 def match(rows: Rows, num_classes: int, iou_thresholds: np.ndarray = IOU_THRESHOLDS) -> Matches:
     """Match the boxes of every image to its objects, as COCO does, at each of I IoU thresholds.
 
@@ -46,7 +55,7 @@ def match(rows: Rows, num_classes: int, iou_thresholds: np.ndarray = IOU_THRESHO
     """
     names = ("boxes", "labels", "scores", "valid", "true_boxes", "true_labels", "true_valid")
     columns = [np.asarray(rows[name]) for name in (*names, "true_crowd")]
-    hit, ignored, counted = map(np.asarray, _match_images(iou_thresholds, *columns))
+    hit, ignored, _, counted = map(np.asarray, match_images(iou_thresholds, *columns))
     labels, scores = columns[1], columns[2]
     true_labels, objects = columns[5], columns[6] & ~columns[7]
     found = [np.nonzero(counted & (labels == k)) for k in range(num_classes)]
@@ -119,16 +128,31 @@ def bootstrap(
 
 
 @jax.jit
-def _match_images(thresholds, found, labels, scores, valid, true, true_labels, true_valid, crowd):
-    """(hit [I, N, P], ignored [I, N, P], counted [N, P]) of all images."""
+def match_images(
+    thresholds: Array,
+    found: Array,
+    labels: Array,
+    scores: Array,
+    valid: Array,
+    true: Array,
+    true_labels: Array,
+    true_valid: Array,
+    crowd: Array,
+) -> ImageMatches:
+    """Match the boxes [N, P, 4] to the objects [N, T, 4] at IoU `thresholds` [I], see `match`.
+
+    labels, scores, valid: of the boxes, [N, P]; true_labels, true_valid, crowd: of the objects,
+    [N, T].
+    """
     images = (found, labels, scores, valid, true, true_labels, true_valid, crowd)
     one = jax.vmap(_match_image, (0, *(None,) * 8))
-    hit, ignored, counted = jax.lax.map(lambda image: one(thresholds, *image), images)
-    return jnp.moveaxis(hit, 1, 0), jnp.moveaxis(ignored, 1, 0), counted[:, 0]
+    *masks, counted = jax.lax.map(lambda image: one(thresholds, *image), images)
+    hit, ignored, taken = (jnp.moveaxis(mask, 1, 0) for mask in masks)
+    return ImageMatches(hit, ignored, taken, counted[:, 0])
 
 
 def _match_image(threshold, found, labels, scores, valid, true, true_labels, true_valid, crowd):
-    """(hit [P], ignored [P], counted [P]) of one image at one IoU threshold."""
+    """(hit [P], ignored [P], taken [T], counted [P]) of one image at one IoU threshold."""
     order = jnp.argsort(-jnp.where(valid, scores, -jnp.inf))  # stable
     same = labels[:, None] == labels[None]
     place = jnp.argsort(order)  # position of each box in the order
@@ -147,6 +171,6 @@ def _match_image(threshold, found, labels, scores, valid, true, true_labels, tru
         is_hit = candidates[last_best] >= 0
         return taken.at[last_best].max(is_hit), is_hit
 
-    _, hits = jax.lax.scan(step, jnp.zeros(len(true), bool), order)
+    taken, hits = jax.lax.scan(step, jnp.zeros(len(true), bool), order)
     hit = jnp.zeros(len(found), bool).at[order].set(hits)
-    return hit, in_crowd & ~hit, counted
+    return hit, in_crowd & ~hit, taken, counted

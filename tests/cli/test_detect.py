@@ -21,6 +21,7 @@ from jaxdet import configs, runs
 from jaxdet.configs import detect
 from jaxdet.data import formats, sampler
 from jaxdet.metrics import detection as metrics
+from jaxdet.metrics import error_types
 from jaxdet.models import efficientnet, heads, necks, registry
 from jaxdet.models.layers import Freezable
 from jaxdet.models.resnet import BasicBlock, ResNet
@@ -196,7 +197,9 @@ def test_chosen_thresholds_are_kept_in_the_run_and_applied_by_predict(fixed, cap
 
 
 def test_eval_counts_right_wrong_and_missed_boxes(fixed, capsys):
-    (found,) = answers("eval", "run", "--split", "val", "--per-image", "out/images.csv")
+    words = ("--per-image", "out/images.csv", "--per-class", "out/classes.csv", "--plots", "out")
+    at = ("--score-threshold", ".85")
+    (found,) = answers("eval", "run", "--split", "val", *words, *at)
     with open("out/images.csv") as file:
         rows = list(csv.DictReader(file))
     assert {row["split"] for row in rows} == {"val"} and len(rows) == found["count"]
@@ -204,7 +207,16 @@ def test_eval_counts_right_wrong_and_missed_boxes(fixed, capsys):
     labels = found["labels"].values()
     assert total["tp"] == sum(round(of["recall"] * of["count"]) for of in labels)
     assert total["tp"] + total["fn"] == sum(of["count"] for of in labels)
-    assert total["tp"] + total["fp"] == 2 * len(rows)  # the third box has a score below .25
+    assert total["tp"] + total["fp"] == len(rows)  # the other boxes have lower scores
+    kinds = {kind: sum(int(row[kind]) for row in rows) for kind in error_types.KINDS}
+    assert sum(kinds.values()) == total["fp"]
+    drawn = {path.stem for path in Path("out/val").iterdir()}
+    assert drawn & {*kinds, "missed"} == {"missed"} and total["fn"] > 0
+    with open("out/classes.csv") as file:
+        by_class = {row["label"]: row for row in csv.DictReader(file)}
+    assert {name: float(row["map"]) for name, row in by_class.items()} == {
+        name: of["map"] for name, of in found["labels"].items()
+    }
     for words, message in {
         ("--choose-threshold", "f2"): "must be f1, recall=R or precision=P",
         ("--choose-threshold", "f1", "--root", "coco"): "leave out --root",
