@@ -122,7 +122,7 @@ def create(folder: str | Path, experiment: Experiment, *, overwrite: bool = Fals
 
 
 def with_kept_streams(folder: str | Path, experiment: Experiment) -> Experiment:
-    """The experiment of a run to resume, whose streams have the images that the run began with.
+    """The experiment of a run to resume, streaming the images that the run began with.
 
     An image that cannot be read any more keeps its place in the order of an epoch.  Raises
     InputError if images were added to the data, removed from a folder without annotations, or

@@ -88,7 +88,7 @@ class InvertedResidual(nn.Module):
         self.has_shortcut = stride == 1 and channels == width
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x [B, C, H, W] to [B, width, H / stride, W / stride]."""
+        """Map x [B, C, H, W] to [B, width, H / stride, W / stride], sides rounded up."""
         y = self.layers(x)
         return x + y if self.has_shortcut else y
 

@@ -36,7 +36,7 @@ class BasicBlock(nn.Module):
         self.shortcut = nn.Identity() if same else conv_norm(channels, width, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x [B, C, H, W] to [B, width, H / stride, W / stride]."""
+        """Map x [B, C, H, W] to [B, width, H / stride, W / stride], sides rounded up."""
         residual = self.conv2(functional.relu(self.conv1(x)))
         return functional.relu(residual + self.shortcut(x))
 
@@ -56,7 +56,7 @@ class Bottleneck(nn.Module):
         self.shortcut = nn.Identity() if same else conv_norm(channels, wide, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x [B, C, H, W] to [B, 4 width, H / stride, W / stride]."""
+        """Map x [B, C, H, W] to [B, 4 width, H / stride, W / stride], sides rounded up."""
         y = functional.relu(self.conv2(functional.relu(self.conv1(x))))
         return functional.relu(self.conv3(y) + self.shortcut(x))
 

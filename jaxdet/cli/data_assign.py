@@ -43,7 +43,7 @@ def run(options: Assign) -> int:
 
 
 def _count_cells(batch: Batch, targets: Any, strides: Array) -> list[dict[str, Any]]:
-    """Per image, without crowds: true boxes, boxes without a cell, cells per stride."""
+    """Counts per image, without crowds: true boxes, boxes without a cell, cells per stride."""
     rows = []
     for i, valid in enumerate(batch["valid"] & ~batch["crowd"]):
         on, indices = targets.positive[i], targets.indices[i]

@@ -137,7 +137,7 @@ class Output:
         self.count = 0
 
     def add(self, example: Example, found: Any) -> None:
-        """Print one prediction, and write the files that belong to it alone."""
+        """Print the prediction for one image; write its picture, text file and crops if wanted."""
         options, stem = self.options, Path(example.title).stem.replace(":", "_")
         numbered = not self.many or Path(example.title).stem in self.repeated
         stem = f"{self.count:04d}_{stem}" if numbered else stem

@@ -116,7 +116,7 @@ def resolve_limits(
 
 
 def differences(evaluated: Sequence[EvaluatedRun]) -> Iterator[str]:
-    """Yield paragraphs on options that differ, on incomplete runs, and on times shared by runs."""
+    """Yield paragraphs on options that differ, incomplete runs, and runs of one program."""
     names = [
         field
         for field in vars(evaluated[0].config)

@@ -136,12 +136,12 @@ def mean_and_spread(values: Mapping[str, Any], scores: Sequence[Row]) -> Row:
 
 
 def column_names(rows: Sequence[Row]) -> list[str]:
-    """All keys of the rows, beginning with the keys of the row that has most."""
+    """All keys of the rows, beginning with the keys of the longest row."""
     return list(dict.fromkeys(chain(max(rows, key=len), *rows)))
 
 
 def run_summary(title: str, config: TrainConfig, folder: Path) -> Row:
-    """The log entry of a run: its options that are not the defaults, and its best evaluation."""
+    """The log entry of a run: options that differ from the defaults, and the best evaluation."""
     metrics = run_dir.read_metrics(folder)
     best = run_dir.best_line(metrics, config.best)
     return {
@@ -161,7 +161,7 @@ def run_summary(title: str, config: TrainConfig, folder: Path) -> Row:
 
 
 def test_scores_note(summaries: Sequence[Row]) -> str:
-    """The note on a table in which test scores replace missing validation scores; "" for others."""
+    """The note on a table in which test scores replace validation scores; "" if none do."""
     return TEST_SCORES if any(not one["val"] and one.get("test") for one in summaries) else ""
 
 

@@ -202,7 +202,7 @@ class Protocol(NamedTuple):
 
 
 def read_protocol(options: verify_options.Dev | verify_options.Test) -> Protocol:
-    """Read the gallery, the probes and, if the options name a table of them, the true labels."""
+    """Read the gallery, the probes and, if the options name their table, the true labels."""
     gallery = verification_protocol.read_gallery(options.known)
     probes = verification_protocol.list_probes(options.unknown)
     true = None
@@ -223,10 +223,7 @@ class Identification(NamedTuple):
     trained: int  # number of identities of the gallery that the network was trained on
 
     def labels(self, threshold: float) -> list[str]:
-        """The label of each probe: the most similar identity, or `UNKNOWN_LABEL`.
-
-        It is `UNKNOWN_LABEL` if the similarity to that identity is below the threshold.
-        """
+        """Per probe, the most similar identity, or `UNKNOWN_LABEL` below the threshold."""
         accepted = zip(self.predicted, self.score >= threshold, strict=True)
         return [
             self.gallery.identities[index] if accept else verification_protocol.UNKNOWN_LABEL
@@ -257,7 +254,7 @@ class Identification(NamedTuple):
         }
 
     def held_out(self) -> Scores:
-        """Cross-validated accuracy: each fold is evaluated at the best threshold for the others.
+        """Cross-validated accuracy: each fold at the best threshold of the other folds.
 
         {} for fewer than two probes.
         """

@@ -86,7 +86,7 @@ def _first_row(path: Path) -> list[str]:
 
 
 def _order(first: list[str]) -> list[int] | None:
-    """Positions of `COLUMNS` in a table with this first row; None if it is no such table."""
+    """Positions of `COLUMNS` in a table with this first row; None for another kind of table."""
     names = [name.strip().lower() for name in first]
     if _is_heading(first):
         return [names.index(name) for name in COLUMNS]

@@ -1,9 +1,9 @@
 """CVAT for images 1.1: one XML file for all images, with the corners of each box in pixels.
 
 The XML file is in the folder itself, or is `annotations.xml` in a folder below it.  The images are
-in `images/`, `images/SUBSET/` or next to the file.  The split of an image is its `subset`;
-otherwise it is the name of the file or of its folder; `train` if these name no split.  The classes
-are the labels of the task or project, in their order.
+in `images/`, `images/SUBSET/` or next to the file.  The split of an image is its `subset`; without
+one, the split after which the file or its folder is named; otherwise `train`.  The classes are the
+labels of the task or project, in their order.
 
 A polygon, ellipse, mask or rotated box is replaced by its bounding box.  Other shapes, such as
 points and polylines, are left out with a note; tags of whole images are ignored.  Objects with a

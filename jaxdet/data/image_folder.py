@@ -121,7 +121,7 @@ def stream(
 ) -> tuple[sources.StreamSource, list[str]]:
     """Like `load`, but returns a `StreamSource`, which reads an image when it is used.
 
-    Now, only the headers of the images are read.
+    This call reads only the headers of the images.
 
     on_invalid: what the source does with an image that turns out to be damaged later, see
       `StreamSource`.

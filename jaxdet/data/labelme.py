@@ -157,7 +157,7 @@ def _annotate(root: Path, annotation: _Annotation, labels: dict[str, int]) -> An
 
 
 def _find_image(root: Path, annotation: _Annotation) -> ImageFile:
-    """The image of a JSON file or, without one, the bytes in it; a path if there is neither."""
+    """The image file, or else the bytes in the JSON file, or else the path of the missing file."""
     path = annotation.path
     folders = [path.parent, *(root / folder for folder in FOLDERS)]
     named = detection.locate(folders, annotation.image_path or path.with_suffix(".jpg").name)

@@ -80,8 +80,8 @@ class StreamSource:
 
     A record that cannot be read any more, because its file is damaged or has vanished, is named in
     one warning.  In training, another record takes its place, if possible one with the same label;
-    which one depends only on the indices and on which files can be read.  In evaluation, its row is
-    masked.  With `on_invalid="error"`, `UnreadableError` is raised instead.
+    the choice depends only on the indices and on which files can be read.  In evaluation, its row
+    is masked.  With `on_invalid="error"`, `UnreadableError` is raised instead.
 
     Args:
         read: number of a record, 0..count - 1 -> the record, a dict of arrays; InputError if it

@@ -8,7 +8,8 @@ The lists are `ImageSets/Main/{train,val,test}.txt`; without train.txt, `trainva
 training images.  Images that are in no list are not used.  Without lists, XML files in a folder
 named after a split belong to that split, and all others are for training.
 
-Classes are sorted by name, after those of `labelmap.txt`, a list that CVAT and Datumaro write.
+The classes are first those in `labelmap.txt`, a list that CVAT and Datumaro write, and then all
+others, sorted by name.
 
 Corners are in pixels, counted from 1 and inclusive: the box 1 1 1 1 is the first pixel.  Objects
 marked as difficult become `crowd`.  Everingham et al. 2010.

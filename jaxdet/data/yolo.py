@@ -7,7 +7,7 @@ of `images/a.jpg` are in `labels/a.txt`, or in `a.txt` next to the image.  An im
 file has no objects.
 
 A line of a label file is `class x y width height`, where x and y are the center of the box, and all
-four numbers are fractions of the image's sides.  What may follow depends on the YAML file:
+four numbers are fractions of the image's sides.  Further values depend on the YAML file:
 
 - with `kpt_shape`: keypoints, and a score after them;
 - with `task: detect` or `task: track`: anything, which is ignored;

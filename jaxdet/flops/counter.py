@@ -77,9 +77,8 @@ def count(
     convention: `flop` counts every operation, `mac` only the multiply-adds of dot products and
       convolutions.
     padding: whether taps of convolutions and pools that fall on padding count (`full`, as in
-      papers) or not (`valid`, as in XLA).  Padding that JAX itself adds never counts, so that each
-      gradient of a convolution has as many multiplications as the convolution, and
-      `lax.conv_transpose` multiplies each pixel by each weight whose product is in the output.
+      papers) or not (`valid`, as in XLA).  Padding that JAX itself adds never counts: each gradient
+      of a convolution has as many multiplications as the convolution.
     Dead code is not counted, not even within the bodies of calls and scans.  A `cond` counts as its
       most expensive branch, a `while` loop as one iteration, a `scan` as all of its iterations; the
       bodies of `pmap` and `shard_map` count once per device.  Convolutions are counted as `lax`

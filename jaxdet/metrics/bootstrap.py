@@ -21,7 +21,7 @@ def resample(
     resamples: int,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """The scores that are floats, of images drawn with replacement: {score: [resamples]}.
+    """The float scores of images drawn with replacement: {name of a score: [resamples]}.
 
     report: rows of a split -> scores.  rows: columns [N, ...], one row per image.
     A score that a resample does not have is NaN.

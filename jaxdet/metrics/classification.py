@@ -13,10 +13,10 @@ Rows = Mapping[str, Array]
 def scores(rows: Rows, classes: Sequence[str]) -> dict[str, Any]:
     """Scores of predictions of one label per image.
 
-    rows: `label` and `predicted`, indices into `classes`, [N] each; N is at least 1.
-    Returns `count`, `correct` and `accuracy`; `labels`, the same three of each class, by its name
-    (a class without images has no `accuracy`); and `confusion`, the counts [K, K] of images by true
-    class (rows) and predicted class (columns).
+    rows: `label` and `predicted`, indices into `classes`, [N] each; N is at least 1.  Returns
+    `count`, `correct` and `accuracy`; `labels`, a dictionary from each class to the same three
+    scores (a class without images has no `accuracy`); and `confusion`, the counts [K, K] of images
+    by true class (rows) and predicted class (columns).
     """
     return _with_classes(rows, classes, _label_scores)
 
@@ -25,8 +25,8 @@ def localization_scores(rows: Rows, classes: Sequence[str]) -> dict[str, Any]:
     """Scores of predictions of one label and one box per image.
 
     rows: as in `scores`, with `iou` and `distance` [N] of the boxes (see
-      `LocalizationTask.measure`).  If it has a mask `boxed` [N], scores of boxes are computed from
-      the images where the mask is true, and left out if there are none.
+      `LocalizationTask.measure`).  If `rows` has a mask `boxed` [N], scores of boxes are computed
+      from the images where the mask is true, and left out if there are none.
     Returns all of `scores` and, in total and for each class, the mean `iou`; `iou_median`;
     `right_iou`, the mean IoU with 0 for wrong labels; `iou50` and `iou70`, the fractions of images
     with an IoU above .5 and .7; and the mean `distance`.

@@ -43,8 +43,8 @@ def find(rows: Rows, threshold: float) -> Errors:
 
     rows: as in `jaxdet.metrics.detection`.
 
-    Every box with such a score has one of the first five masks, unless it lies in a crowd of its
-    class.  Crowds are never missed.
+    Every box with such a score is correct or has one kind of error, unless it lies in a crowd of
+    its class.  Crowds are never missed.
     """
     names = ("boxes", "labels", "scores", "valid", "true_boxes", "true_labels", "true_valid")
     columns = {name: np.asarray(rows[name]) for name in (*names, "true_crowd")}

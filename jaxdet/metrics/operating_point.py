@@ -1,10 +1,9 @@
 """Precision, recall and F1 at a score threshold, and the threshold that a rule chooses.
 
-    matches = average_precision.match(rows, num_classes)
-    thresholds = choose(matches, "f1")  # one per class; of `pooled(matches)`, one for all classes
-    scores = rates(matches, thresholds)
+    matches = average_precision.match(rows, num_classes) thresholds = choose(matches, "f1")  # one
+    per class; `pooled(matches)` gives one for all classes scores = rates(matches, thresholds)
 
-Boxes are right or wrong at the first IoU threshold of `matches`, .5.
+A box is right if it matches an object at the first IoU threshold of `matches`, .5.
 """
 
 import re
@@ -80,8 +79,8 @@ def per_image(matches: Matches, thresholds: np.ndarray) -> dict[str, np.ndarray]
 def details(rows: Rows, classes: Sequence[str], threshold: float) -> dict[str, Any]:
     """Scores of the boxes with a score of at least `threshold`.
 
-    `ece` is their expected calibration error; `labels` has the `precision`, `recall` and `f1` of
-    each class.  Values are None without boxes, or for a class without objects.
+    `ece` is the expected calibration error of these boxes; `labels` has the `precision`, `recall`
+    and `f1` of each class.  Values are None without boxes, or for a class without objects.
     """
     matches = match(rows, len(classes))
     found = rates(matches, np.full(len(classes), threshold))

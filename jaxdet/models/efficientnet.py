@@ -112,7 +112,7 @@ class EfficientNet(EfficientNetModule, layers.Freezable):
       and last stage, as they are.
     squeeze: see `MBConv`.
     classes: number of classes; 0 returns the maps of strides 4, 8, 16 and 32 instead of logits.
-    head: whether the last of these maps is the output of the head, not of the last stage.
+    head: whether the coarsest map is the output of the head instead of the last stage.
     """
 
     stages: tuple[Stage, ...] = STAGES

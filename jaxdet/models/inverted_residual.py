@@ -68,8 +68,8 @@ class InvertedResidualNet(layers.Freezable):
     squeezes, dilations: `squeeze` and `dilation` of the blocks in each stage; () keeps their
       defaults.
     rates: dropout rate after each stage; () means no dropout.
-    block: constructor of a block, called with the fields of a `ConvModule` and, where they differ
-      from 0 and 1, `squeeze` and `dilation`.
+    block: constructor of a block, called with the fields of a `ConvModule`, with `squeeze` unless
+      it is 0, and with `dilation` unless it is 1.
     classes: number of classes; 0 returns the maps of the stages instead of logits.
     """
 

@@ -127,7 +127,7 @@ class MobileNet(MobileNetModule, layers.Freezable):
     hidden: outputs of the first of two linear layers; 0 leaves this layer out.
     activation: activation after the layers stem, last and hidden.
     classes: number of classes; 0 returns the maps of strides 4, 8, 16 and 32 instead of logits; the
-      coarsest is the output of the last block.
+      coarsest map is the output of the last block.
     """
 
     blocks: tuple[BlockConfig, ...] = V2_BLOCKS

@@ -266,7 +266,7 @@ def detect_objects(
 
 
 def _merge(outputs: WindowOutputs, image_boxes: Array, confidence: Array) -> dict[str, Array]:
-    """`select_window` by weighted means of log-probabilities and boxes over all windows."""
+    """The prediction by weighted means of log-probabilities and boxes over all windows."""
     visible = visible_fraction(outputs.box).ravel()
     confident = jax.nn.softmax(CONFIDENCE_POWER * confidence.ravel())
     weight = confident * visible**VISIBLE_POWER
