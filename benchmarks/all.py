@@ -12,10 +12,9 @@ benchmark succeeds, and the exit code is 1. `--quick` uses sizes at which everyt
 two minutes; its figures are not meaningful, so give it its own folder. `--tables-only` runs nothing
 and only makes the pages from the records.
 
-Unless the environment says otherwise, PyTorch's threads sleep while they wait
-(OMP_WAIT_POLICY=passive): spinning, they would slow down the call that follows. Waking up costs
-about 0.1 ms per operation, so `tutorial`, whose operations are all small, runs without that
-setting.
+Unless the environment sets OMP_WAIT_POLICY, it is passive here: PyTorch's threads sleep while they
+wait, since threads that spin slow down the next call. Waking up costs about 0.1 ms per operation,
+so `tutorial`, whose operations are all small, runs without that setting.
 """
 
 import json

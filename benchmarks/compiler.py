@@ -3,8 +3,8 @@
     python -m benchmarks.compiler --json FILE
 
 `jaxdet.kernels.compiler` says which option jaxdet sets, and why. Each choice of options has a
-process of its own, and the processes take turns. `time / jaxdet's` is relative to the time with the
-options that jaxdet sets.
+process of its own, and the processes take turns. The column `time / jaxdet's` is relative to the
+time with the options that jaxdet sets.
 """
 
 import os
@@ -134,8 +134,8 @@ def compare(workers: dict[str, turns.Worker], name: str, options: Options) -> li
 def build_step(choice: str, model: train_steps.Model, options: StepOptions) -> Callable[[], Any]:
     """The training step of a model, compiled with one of `CHOICES`.
 
-    This changes the compiler options of the process, in which no step with another choice may be
-    built.
+    This changes the compiler options of the process, so no step with another choice may be built in
+    it.
     """
     values, flag = CHOICES[choice]
     if flag and flag not in os.environ.get("XLA_FLAGS", ""):

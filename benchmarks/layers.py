@@ -5,9 +5,9 @@
 
 Prints two rows per layer: median time of jaxdet and of PyTorch (eager, channels-last) with
 interquartile ranges, the ratio of the medians (below 1 jaxdet is faster), and the operations of the
-layer by `jaxdet.flops`, however it is computed. Both libraries start from the same numbers and are
-timed interleaved. `difference` is the largest difference of their results, gradients included, as a
-fraction of the largest value of the same array.
+layer by `jaxdet.flops`, whichever algorithm computes it. Both libraries start from the same numbers
+and are timed interleaved. `difference` is the largest difference of their results, gradients
+included, as a fraction of the largest value of the same array.
 
 The backward pass computes gradients for the parameters and, except for the first layer of a network
 (`conv7_stride2`), for the input. Batch norm is in training mode. On a GPU there are rows in TF32

@@ -5,8 +5,8 @@
 `coco-like` is a set in the COCO format with the statistics of COCO: JPEG files of about 130 kB, a
 few to dozens of objects per image, many of them small, crowds, and images without objects. Each
 image is a photo of the COCO128 set in $JAXDET_DATA/coco128, or of the data set in --source, that is
-cropped, mirrored, and changed in brightness and color; some consist of four. The boxes follow. One
-image in 24 is for validation, as in COCO.
+cropped, mirrored, and changed in brightness and color; some images combine four photos. The boxes
+are moved with the pixels. One image in 24 is for validation, as in COCO.
 
 Images depend only on the seed and their number, so a larger set begins with the images of a smaller
 one. COCO (train2017) has 7.3 objects per image; 41 % of them are small, 34 % medium and 24 % large,

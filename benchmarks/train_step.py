@@ -162,7 +162,7 @@ class Peers:
             worker.close()
 
     def worker(self, implementation: str) -> turns.Worker:
-        """The process of an implementation; in PyTorch's, JAX does not use the GPU."""
+        """The process of an implementation; in the process of PyTorch, JAX does not use the GPU."""
         if implementation not in self.workers:
             platform = "cpu" if implementation.startswith("torch") else None
             self.workers[implementation] = turns.Worker(platform)

@@ -219,6 +219,6 @@ def _peak() -> int:
 
 
 def _proc_field(path: Path, name: str) -> int:
-    """A field of a file in /proc, a size in kB, in bytes."""
+    """A size field of a file in /proc, converted from kB to bytes."""
     lines = (line.split() for line in path.read_text().splitlines())
     return next(int(words[1]) * 1024 for words in lines if words[0] == f"{name}:")

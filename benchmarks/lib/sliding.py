@@ -84,7 +84,7 @@ def window_grid(net: SlidingNet, shape: Sequence[int], stride: int) -> windows.G
 
 
 def split_into_crops(net: SlidingNet, shape: Sequence[int], stride: int, chunk: int) -> list[Crop]:
-    """Crops of images [B, H, W, C] that hold each window once, at most `chunk` of them per crop.
+    """Crops of images [B, H, W, C] that hold each window once, at most `chunk` windows per crop.
 
     A crop is several whole images, one whole image, or full rows of windows of one image.  It holds
     at least one row, even if this has more than `chunk` windows.
@@ -109,7 +109,7 @@ def split_into_crops(net: SlidingNet, shape: Sequence[int], stride: int, chunk: 
 
 
 def single_windows(net: SlidingNet, shape: Sequence[int], stride: int, count: int) -> list[Crop]:
-    """Crops of one window each of images [B, H, W, C]: all, or `count` that are evenly spread."""
+    """Crops of one window each from images [B, H, W, C]: all, or `count` evenly spread ones."""
     grid = window_grid(net, shape, stride)
     whole = (shape[0], grid.rows, grid.columns)
     total = int(np.prod(whole))

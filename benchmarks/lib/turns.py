@@ -1,6 +1,6 @@
 """Calls timed in turns, each in a process of its own.
 
-In one process, libraries wait for each other's threads and share one allocator: on a CPU that
+In one process, libraries wait for each other's threads and share one allocator: on a CPU this
 favors PyTorch by 20 to 35%, and on a GPU the libraries may load different versions of cuDNN. All
 processes live as long as the comparison, one of them works at a time, and their turns alternate,
 since the speed of a machine drifts.
@@ -52,7 +52,7 @@ class Worker:
     def sample(self, seconds: float) -> list[float]:
         """Repeat the call for `seconds`, at least once; returns the seconds of each repetition.
 
-        A call before these, which is not counted, warms up.
+        An uncounted call before the first repetition warms up.
         """
         return self._ask("sample", seconds)
 

@@ -49,9 +49,9 @@ class ImageMatches(NamedTuple):
 def match(rows: Rows, num_classes: int, iou_thresholds: np.ndarray = IOU_THRESHOLDS) -> Matches:
     """Match the boxes of every image to its objects, as COCO does, at each of I IoU thresholds.
 
-    In order of score, each box takes, of the objects of its class that are not taken yet, the one
-    with the highest IoU, which must be at least the threshold.  A box that takes none is ignored
-    if a crowd of its class contains at least this fraction of its area.
+    In descending order of score, each box takes the object of its class with the highest IoU among
+    the objects that no box has taken, if this IoU is at least the threshold.  A box that takes no
+    object is ignored if a crowd of its class contains at least this fraction of its area.
     """
     names = ("boxes", "labels", "scores", "valid", "true_boxes", "true_labels", "true_valid")
     columns = [np.asarray(rows[name]) for name in (*names, "true_crowd")]

@@ -1,7 +1,7 @@
 """Assignment of true boxes to cells: the targets of a dense detector, for one image.
 
-A: cells or anchors; G: true-box slots, of which `valid` marks those in use; K: classes.  Padded
-slots do not change the result, and targets pass no gradient.  A and G may be 0.
+A: cells or anchors; G: true-box slots; `valid` marks the slots in use; K: classes.  Padded slots do
+not change the result, and targets pass no gradient.  A and G may be 0.
 """
 
 from typing import Literal, NamedTuple
@@ -48,9 +48,9 @@ def task_aligned(
     of the true box, and u the `overlap` of the true box and the cell's predicted box; a negative
     CIoU counts as 0.  Each true box takes the cells whose center is strictly inside it and whose
     metric is positive, at most the `topk` largest.  A cell taken by several true boxes goes to the
-    one that its predicted box overlaps most.  The target score of a cell is its metric, scaled so
-    that the largest score of each true box is the largest overlap of its cells.
-    Computed in float32.  Defaults follow Feng et al. 2021 (TOOD), arXiv:2108.07755.
+    true box that its predicted box overlaps most.  The target score of a cell is its metric, scaled
+    so that the largest score of each true box is the largest overlap of its cells.  Computed in
+    float32.  Defaults follow Feng et al. 2021 (TOOD), arXiv:2108.07755.
     """
     true_boxes, true_labels, valid = _as_slots(true_boxes, true_labels, valid)
     scores, pred_boxes, points = (jnp.asarray(x) for x in (scores, pred_boxes, points))
@@ -90,10 +90,10 @@ def max_iou(
     """Max-IoU assignment: each anchor [A, 4] goes to the true box of largest IoU.
 
     An anchor whose largest IoU is below `positive_iou` goes to no box.  With `allow_low_quality`,
-    each true box also takes its best anchors: all that tie for its largest IoU, if that is above 0.
-    If two boxes have the same best anchor, it goes to the one with the higher index.  Target scores
-    are 1 for the class of the box; no anchor is left out of the loss.
-    Ren et al. 2015, arXiv:1506.01497.
+    each true box also takes its best anchors: all anchors that tie for its largest IoU, if this IoU
+    is above 0.  A best anchor of two boxes goes to the box with the higher index.  Target scores
+    are 1 for the class of the box; no anchor is left out of the loss.  Ren et al. 2015,
+    arXiv:1506.01497.
     """
     true_boxes, true_labels, valid = _as_slots(true_boxes, true_labels, valid)
     anchor_boxes = jnp.asarray(anchor_boxes)

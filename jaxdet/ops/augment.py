@@ -2,9 +2,9 @@
 
 A transform is a function `(key, sample) -> sample` of one `Sample`; options are keyword-only.
 `jax.vmap` over keys and samples transforms a batch.  `mosaic` and the two mixups take a whole batch
-instead, and combine each image with those after it in the batch, cyclically; `axis` is the device
-axis over which the batch is split, or None.  Unless noted, pixel values are floats in [0, 1],
-lengths are in pixels, angles in degrees, and pixels beyond the edge of an image are `GRAY`.
+instead, and combine each image with the images after it in the batch, cyclically; `axis` is the
+device axis over which the batch is split, or None.  Unless noted, pixel values are floats in [0,
+1], lengths are in pixels, angles in degrees, and pixels beyond the edge of an image are `GRAY`.
 
     transform = augment.compose(
         augment.random_flip,
@@ -176,8 +176,8 @@ def random_resized_crop(
     """Crop a random rectangle and resize it to the size of the image.
 
     The area of the crop, as a fraction of the image, is uniform in `area`; its aspect ratio is the
-    image's times a log-uniform factor in [1 / aspect, aspect].  A side that would be longer than
-    the image is shortened to it.  Szegedy et al. 2014, arXiv:1409.4842.
+    aspect ratio of the image times a log-uniform factor in [1 / aspect, aspect].  A side that would
+    be longer than the image is shortened to it.  Szegedy et al. 2014, arXiv:1409.4842.
     """
     fraction, shape, *position = jax.random.uniform(key, (4,))
     fraction = area[0] + fraction * (area[1] - area[0])
@@ -275,9 +275,9 @@ def cutout(
 ) -> Sample:
     """Fill `count` random rectangles with the pixel value `fill`.
 
-    Their sides are uniform, up to a fraction `size` of the image's sides; their centers are uniform
-    over the image.  Boxes stay as they are, and the image may have any dtype and range.  DeVries
-    and Taylor 2017, arXiv:1708.04552, use one square.
+    The sides of a rectangle are uniform, up to a fraction `size` of the image's sides; its center
+    is uniform over the image.  Boxes stay as they are, and the image may have any dtype and range.
+    DeVries and Taylor 2017, arXiv:1708.04552, use one square.
     """
     image = sample.image
     height, width = image.shape[:2]
@@ -335,10 +335,10 @@ def place_on_canvas(
     """Rotate and scale one object [h, w], and place it at random inside an empty square canvas.
 
     The angle is uniform in [-degrees, degrees], the factor in `scale`, and the position among all
-    that keep the foreground (`> 0`) inside.  Returns the canvas [canvas, canvas, 1], rounded to
-    multiples of 1/255 as if stored in 8 bits, and the tight box [4] of the foreground.  An empty
-    image gives an empty canvas and a box of zeros.
-    Raises InputError if the canvas could be too small for the rotated and scaled object.
+    positions that keep the foreground (`> 0`) inside.  Returns the canvas [canvas, canvas, 1],
+    rounded to multiples of 1/255 as if stored in 8 bits, and the tight box [4] of the foreground.
+    An empty image gives an empty canvas and a box of zeros.  Raises InputError if the canvas could
+    be too small for the rotated and scaled object.
     """
     chex.assert_rank(image, 2)
     chex.assert_type(image, float)

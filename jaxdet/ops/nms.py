@@ -2,7 +2,7 @@
 
 All functions take N boxes (N may be 0) and return the best P = `max_detections` as `Detections`, so
 that they run inside `jit` and under `vmap`.  With `labels`, boxes of different labels do not affect
-each other; without, all boxes count as one class.  Boxes overlap if their IoU is above
+each other; without labels, all boxes count as one class.  Boxes overlap if their IoU is above
 `iou_threshold`.  Scores lie in [0, 1].  Boxes whose score does not exceed `score_threshold`, which
 must be at least 0, are ignored.
 """
@@ -99,9 +99,9 @@ def weighted_nms(
 ) -> Detections:
     """Non-maximum weighted (NMW): average each box that `nms` keeps with the boxes it suppresses.
 
-    A suppressed box joins the kept box that it overlaps most, among those whose score is not lower
-    than its own; its weight in the average is its score times their IoU.  Kept boxes keep their
-    scores.  Zhou et al. 2017 (CAD), ICCV workshops.
+    A suppressed box joins the kept box that it overlaps most, among the kept boxes with at least
+    its score; its weight in the average is its score times the IoU of the two boxes.  Kept boxes
+    keep their scores.  Zhou et al. 2017 (CAD), ICCV workshops.
     """
     boxes, scores, labels = _as_arrays(boxes, scores, labels)
     kept = nms(

@@ -223,8 +223,8 @@ def encode_targets(box: Array, label: Array, grid: Grid) -> jax.Array:
     """Targets [rows, columns, 6], float32, of a sliding-window network for one object.
 
     A window that overlaps the box [4] (in pixels of the image) gets 1, the label [] and the box in
-    window units; any other gets zeros.  Boxes are half-open: windows that only touch do not overlap
-    the box, and an empty box overlaps none.
+    window units; any other window gets zeros.  Boxes are half-open: windows that only touch do not
+    overlap the box, and an empty box overlaps no window.
     """
     chex.assert_shape(box, (4,))
     chex.assert_rank(label, 0)

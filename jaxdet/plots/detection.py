@@ -179,7 +179,7 @@ def reliability(found: Reliability, path: Path, *, title: str = "") -> None:
 
 
 def bar_chart(values: Mapping[str, float], path: Path, *, label: str) -> None:
-    """Draw a horizontal bar for each of {name: value in [0, 1]}, the first one in black.
+    """Draw a horizontal bar for each of {name: value in [0, 1]}, the first bar in black.
 
     label: name of the axis of values.
     """

@@ -107,7 +107,7 @@ def split_by_layer(closed: core.ClosedJaxpr) -> Iterator[LayerJaxpr]:
 def time_layers(
     network: summary.NetworkSummary, *, seconds: float = SECONDS_PER_LAYER
 ) -> dict[str, dict[str, float]]:
-    """{path of a layer: {"forward_s", "backward_s", "bytes"}}.
+    """Seconds and bytes of each layer: {path: {"forward_s", "backward_s", "bytes"}}.
 
     A layer without a backward pass has no "backward_s".
 

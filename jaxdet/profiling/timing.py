@@ -27,9 +27,9 @@ class Timing(NamedTuple):
 
 
 def measure(fn: Callable, *args: Any, seconds: float = 1.0, repeats: int = 3) -> Timing:
-    """Time `fn(*args)`: a first call, then `repeats` calls or more, until they took `seconds`.
+    """Time `fn(*args)`: a first call, then `repeats` or more calls, until `seconds` have passed.
 
-    The calls after the first are at most `MAX_REPEATS`, or `repeats` if that is more.
+    At most max(`repeats`, `MAX_REPEATS`) calls follow the first.
     """
     return measure_interleaved(partial(fn, *args), seconds=seconds, repeats=repeats)[0]
 
@@ -37,7 +37,7 @@ def measure(fn: Callable, *args: Any, seconds: float = 1.0, repeats: int = 3) ->
 def measure_interleaved(
     *calls: Callable[[], Any], seconds: float = 1.0, repeats: int = 3
 ) -> list[Timing]:
-    """Time functions without arguments, interleaved; `seconds` and `repeats` are for each."""
+    """Time functions without arguments, interleaved; `seconds` and `repeats` apply to each."""
     first = [timed(call)[1] for call in calls]
     rest = sample_interleaved(calls, seconds=seconds, repeats=repeats)
     return [summarize(once, samples) for once, samples in zip(first, rest, strict=True)]

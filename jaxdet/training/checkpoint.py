@@ -183,10 +183,10 @@ def export(folder: Path | str, step: int, like: Tree, out: Path | str) -> Path:
 
 
 def copy(trained: Path, folder: Path) -> None:
-    """Copy the checkpoints of a run to another run with the same network.
+    """Copy the checkpoints of the run `trained` to the run `folder`, which has the same network.
 
-    Their manifests then name the configuration of the other run.  If that run has checkpoints
-    already, nothing is copied.
+    The manifests of the copies name the configuration of `folder`.  If `folder` already has
+    checkpoints, nothing is copied.
     """
     if (folder / "checkpoints").is_dir():
         return

@@ -27,7 +27,8 @@ class Evaluator:
     of a stream that cannot be read any more do not count.  The program is compiled once.
 
     data: the arrays of the split on the devices, if they have been copied there already.
-    devices: by default the experiment's.  Batches are padded to a multiple of their number.
+    devices: by default the devices of the experiment.  Batches are padded to a multiple of their
+      number.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Evaluator:
 
         epoch: number of completed epochs, on which the loss may depend.
         pause: called before each batch; it may raise an exception to end the evaluation.
-        hparams: hyper-parameters in place of the experiment's.
+        hparams: hyper-parameters in place of the hyper-parameters of the experiment.
         """
         losses, rows = self.measure(variables, epoch, pause, hparams)
         return hosts.from_main(lambda: {**losses, **self.task.report(rows)})
@@ -117,7 +118,7 @@ class Evaluator:
 
 
 def details(task: Task, rows: Batch, score_threshold: float | None = None) -> dict[str, Any]:
-    """The scores of a task: its `details` at a score threshold or, without this method, its report.
+    """The scores of a task: by its method `details` or, if it has none, by `report`.
 
     rows: from `Evaluator.measure`.
     """
@@ -126,7 +127,7 @@ def details(task: Task, rows: Batch, score_threshold: float | None = None) -> di
 
 
 def bootstrap(task: Task, rows: Batch, resamples: int) -> dict[str, np.ndarray]:
-    """Scores of a task on resampled images, {score: [resamples]}; the same images in every call.
+    """Scores of a task on resampled images, {score: [resamples]}; every call draws the same images.
 
     rows: from `Evaluator.measure`.
     """
@@ -169,7 +170,7 @@ def samples(
 ) -> Batch:
     """The first `count` rows of a split as inputs of the network, on the host.
 
-    train: whether they are augmented as in training, with random numbers from `seed`.
+    train: whether the rows are augmented as in training, with random numbers from `seed`.
     """
     batch = experiment.splits[split].first(count).arrays
     root = rng.fold_in(jax.random.key(seed), rng.AUGMENT if train else rng.EVALUATE)

@@ -151,7 +151,7 @@ class Peers:
     def report(self, error: BaseException, line: str) -> bool:
         """Tell the other processes that this one ends, and why.
 
-        Returns whether to print the reason here: False if the main process prints the same one.
+        Returns whether to print the reason here: False if the main process prints the same reason.
         """
         told = [
             line if isinstance(error, PeerError) else f"{self.name(each)} has ended: {line}"

@@ -162,7 +162,7 @@ class CompiledSteps:
         return state
 
     def stack(self, batches: Sequence[Any], axis: int = 1) -> tuple[Any, Any]:
-        """(number of batches, their rows stacked along an axis and padded): arguments of `loop`."""
+        """Arguments of `loop`: (number of batches, their rows stacked along an axis, padded)."""
         count = len(batches)
         padded = [*batches, *[batches[0]] * (self.capacity - count)]
         return np.int32(count), jax.tree.map(lambda *columns: np.stack(columns, axis), *padded)
@@ -171,7 +171,7 @@ class CompiledSteps:
         """The state that `call()` returns.
 
         If the number of steps per call is not decided yet, the time of the second call decides it;
-        the first one compiles.
+        the first call compiles.
         """
         if self.steps_per_call:
             return call()

@@ -29,8 +29,8 @@ def schedule(
     2017, arXiv:1708.07120, without the momentum).  "restarts" falls to 0 after `period` updates and
     starts again, each cosine `growth` times as long as the previous one; the first period includes
     the warm-up (Loshchilov and Hutter 2016, arXiv:1608.03983).  "piecewise" multiplies by `decay`
-    at each fraction of `steps` in `decay_at`.  "constant" and "plateau" do not change the rate here;
-    for "plateau", the rule `plateau` lowers it.
+    at each fraction of `steps` in `decay_at`.  "constant" and "plateau" do not change the rate; for
+    "plateau", the rule `plateau` lowers it.
 
     rate: the rate after the warm-up.  warmup: number of updates in which it rises linearly.
     `rate`, `steps` and `period` may be traced.
@@ -70,7 +70,7 @@ def plateau(decay: float, patience: int) -> optax.GradientTransformationExtraArg
     """The rule that lowers the learning rate at a plateau, as an optax transformation.
 
     Its initial state is `init(zero)`.  `update(zero, state, value=)` multiplies `state.scale` by
-    `decay` after `patience` consecutive values none of which is lower than the best one before by
+    `decay` after `patience` consecutive values that are not lower than the best earlier value by
     more than a fraction of 1e-4.  PyTorch's ReduceLROnPlateau waits for one more value.
     """
     return optax.contrib.reduce_on_plateau(decay, patience, rtol=1e-4)

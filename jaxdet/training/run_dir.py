@@ -164,8 +164,8 @@ class Lock:
     """An exclusive lock for writing to a run folder, held until released or until the process ends.
 
     Raises InputError, which names the owner, if another process holds it.  Reading needs no lock.
-    On a file system without locks, only processes of the same host keep each other out, as far as
-    the file names one that runs.
+    On a file system without locks, another process is only detected if it runs on the same host and
+    its id is in the lock file.
     """
 
     def __init__(self, folder: str | Path):
@@ -211,7 +211,7 @@ def _open_locked(folder: Path) -> int:
 
 
 def _runs_here(owner: str) -> bool:
-    """Whether the owner of a lock is another process of this host that runs."""
+    """Whether the owner of a lock is another running process of this host."""
     found = re.fullmatch(r"process (\d+) on (.+)", owner)
     if not found or found[2] != socket.gethostname() or int(found[1]) == os.getpid():
         return False
@@ -242,8 +242,8 @@ def create(
     texts: (relative path, text) of further files.
     fill: called with the folder before it is moved to its final place, to add more to it.
 
-    The new folder is built under another name and moved when it is complete; only then is a run
-    that it replaces removed.
+    The new folder is built under another name and moved when it is complete; a run that is
+    overwritten is removed only then.
     """
     folder = Path(os.path.realpath(folder))
     draft = _make_draft(folder)

@@ -2,8 +2,8 @@
 
 The runs may differ in the traced hyper-parameters, the seed, and the fraction of the training set
 that they use: smaller sets are the first rows of the largest.  Each run has its own folder, and
-equals the run trained alone up to rounding.  With a time budget, a run that has used it up is
-saved, and the others continue.
+equals the run trained alone up to rounding.  A run that has used up its time budget is saved, and
+the other runs continue.
 
 The time of steps that several runs take together is divided equally among them; the time of an
 evaluation belongs to its run.  Over all runs the seconds add up to the elapsed time.
@@ -56,7 +56,7 @@ def stack(trees: Sequence[Tree]) -> Tree:
 
 
 def unstack(tree: Tree, count: int) -> list[Tree]:
-    """The `count` trees of a stacked one."""
+    """The `count` trees of a stacked tree."""
     return [jax.tree.map(itemgetter(i), tree) for i in range(count)]
 
 

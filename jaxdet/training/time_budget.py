@@ -143,9 +143,9 @@ class Clock:
     def plan_epochs(self, done: int, planned: int) -> int:
         """The number of epochs of the run, planned anew after `done` epochs and their evaluation.
 
-        It is `done` and as many more as still fit into the budget, by the median time of the whole
-        epochs of this process with their evaluations and checkpoints.  Without a budget, and before
-        the first whole epoch, it stays `planned`.
+        It is `done` plus the number of epochs that still fit into the budget, by the median time of
+        the whole epochs of this process with their evaluations and checkpoints.  Without a budget,
+        and before the first whole epoch, it stays `planned`.
         """
         self.epoch_ends.append(self.used())
         if not self.limit or len(self.epoch_ends) < 2:
