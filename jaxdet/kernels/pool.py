@@ -27,9 +27,9 @@ DETERMINISTIC = re.compile(
 def max_pool(x: Array, *, kernel: int, stride: int, padding: int = 0) -> jax.Array:
     """Maxima [B, h, w, C] of x [B, H, W, C] over windows of kernel x kernel pixels.
 
-    Pixels that tie for the maximum of a window get equal parts of its gradient where it is
-    gathered: on a CPU in float32, and on a GPU with deterministic operations.  Elsewhere, and
-    within `conv.default_impl("lax")`, the first one gets all of it.
+    On a CPU in float32, and on a GPU with deterministic operations, pixels that tie for the maximum
+    of a window get equal parts of the window's gradient.  Elsewhere, and within
+    `conv.default_impl("lax")`, the first of these pixels gets all of it.
     """
     deterministic = jax.default_backend() == "gpu" and _must_be_deterministic()
     if conv.auto_enabled(x.dtype) or (deterministic and not conv.uses_lax()):
@@ -62,7 +62,7 @@ def _backward(kernel, stride, padding, residuals, g):
     _, height, width, _ = x.shape
     rows, columns = -(-height // stride), -(-width // stride)
     edge = ((0, 0), (0, rows * stride - height), (0, columns * stride - width), (0, 0))
-    x = jnp.pad(x, edge).reshape(len(x), rows, stride, columns, stride, -1)
+    x = jnp.pad(x, edge).reshape(x.shape[0], rows, stride, columns, stride, -1)
     shared = g / jnp.maximum(_ties(residuals, kernel, stride, padding), 1)
     maxima, g = (
         _Windows(values, kernel, stride, padding, (rows, columns), fill)
@@ -77,7 +77,7 @@ def _backward(kernel, stride, padding, residuals, g):
         return sum(terms, jnp.zeros_like(pixel))
 
     blocks = [jnp.stack([gradient(i, j) for j in range(stride)], 3) for i in range(stride)]
-    whole = jnp.stack(blocks, 2).reshape(len(x), rows * stride, columns * stride, -1)
+    whole = jnp.stack(blocks, 2).reshape(x.shape[0], rows * stride, columns * stride, -1)
     return (whole[:, :height, :width],)
 
 

@@ -210,9 +210,9 @@ def lgm(
     Each class is a Gaussian with `means` [K, D] and diagonal `log_variances`, which broadcast to
     [K, D].  Logits are -(squared Mahalanobis distance + log determinant) / 2, where the squared
     distance to the true class is multiplied by 1 + margin.  The likelihood loss is minus the logit
-    of the true class without the margin.
-    Wan et al. 2018, arXiv:1803.02988.  The default margin, their alpha, is taken from public
-    implementations, which add the likelihood loss to the cross-entropy with weight 0.01.
+    of the true class without the margin.  Wan et al. 2018, arXiv:1803.02988.  The default margin
+    (alpha in the paper) is taken from public implementations, which add the likelihood loss to the
+    cross-entropy with weight 0.01.
     """
     x, means = as_float32(features), as_float32(means)
     log_variances = jnp.broadcast_to(as_float32(jnp.asarray(log_variances)), means.shape)
@@ -239,7 +239,7 @@ def _hinge(violation, valid, soft) -> tuple[jax.Array, jax.Array]:
 
 def _at_label(cosines: Array, labels: Array, change: Callable[[jax.Array], jax.Array]) -> jax.Array:
     """Apply `change` to the cosine of the true class, where the label is in 0..K - 1."""
-    chex.assert_shape(labels, (len(cosines),))
+    chex.assert_shape(labels, cosines.shape[:1])
     own = jnp.take_along_axis(cosines, labels[:, None], 1, mode="clip")  # [B, 1]
     return jnp.where(_is_label(labels, cosines), change(own), cosines)
 

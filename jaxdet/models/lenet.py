@@ -49,7 +49,7 @@ class Inception(CifarModule):
 class LeNet(CifarModule):
     """Two 5x5 convolutions without padding, each followed by a max pool, and three dense layers.
 
-    channels: output channels of the layers before each pool; there are as many pools as numbers.
+    channels: output channels of the layers before each pool; one pool follows for each number.
     fc_widths: widths of the hidden dense layers.
     extra: channels of further 3x3 convolutions, with padding, after the last pool.
     form: layers before each pool: "5x5" is one 5x5 convolution, "3x3" two 3x3 convolutions, both
@@ -80,7 +80,7 @@ class LeNet(CifarModule):
         for i, channels in enumerate(self.extra, len(self.channels) + 1):
             x = self.conv_pool_norm_act(x, channels, 3, f"conv{i}", train=train)
         with jax.named_scope("flatten"):
-            x = x.reshape(len(x), -1)  # [B, h * w * C]
+            x = x.reshape(x.shape[0], -1)  # [B, h * w * C]
         check_not_empty(x, "dense1" if self.fc_widths else "logits")
         for i, width in enumerate(self.fc_widths, 1):
             x = nn.Dense(width, dtype=self.dtype, name=f"dense{i}")(x)

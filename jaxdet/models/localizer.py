@@ -46,7 +46,7 @@ class MLP(nn.Module):
 class DenseBoxHead(necks.PyramidModule):
     """One box per image: a weighted mean of the boxes that the cells of a map predict.
 
-    The map is the finest one of an FPN over the last `levels` maps, after two 3x3 convolutions.
+    The map is the finest map of an FPN over the last `levels` maps, after two 3x3 convolutions.
     Each cell predicts the distances of the box's sides from the cell's center, as fractions of the
     image (Tian et al. 2019, arXiv:1904.01355), and a logit; a softmax over all cells turns the
     logits into weights.  All cells share one predictor, so that few training images suffice.
@@ -77,7 +77,7 @@ class DenseBoxHead(necks.PyramidModule):
         )(x).astype(jnp.float32)
         points, _ = anchors.grid_centers([x.shape[1:3]], [1])
         with jax.named_scope("mean"):
-            cells = cells.reshape(len(x), -1, 5)
+            cells = cells.reshape(x.shape[0], -1, 5)
             points = (points / x.shape[2:0:-1])[None]  # [1, A, 2]
             corners = anchors.ltrb_to_boxes(cells[..., :4], points)
             box = (nn.softmax(cells[..., 4:], 1) * corners).sum(1)
@@ -118,7 +118,7 @@ class Localizer(nn.Module):
         maps = self.features(axis_name=self.axis_name, name="features")(x, train)
         maps = maps if isinstance(maps, tuple) else (maps,)
         x = layers.adaptive_avg_pool(maps[-1], "pool", side=self.side)
-        x = x.reshape(len(x), -1)  # [B, side * side * C]
+        x = x.reshape(x.shape[0], -1)  # [B, side * side * C]
         classifier = MLP(self.hidden, self.classes, self.rates, self.dtype, name="classifier")
         logits = classifier(x, train, dropout_scale)
         if self.box_head:  # "boxer" is the name of the box branch in checkpoints

@@ -142,7 +142,7 @@ class SlidingNet(nn.Module):
         """Apply the convolution of a spec or, in the sequential form, its dense layer."""
         options = {"use_bias": use_bias, "dtype": self.dtype, "name": spec.name}
         if spec.dense and self.form == "sequential":
-            x = x.reshape(len(x), -1)  # [B, h * w * C], in that order
+            x = x.reshape(x.shape[0], -1)  # [B, h * w * C], in that order
             return nn.Dense(spec.channels, **options)(x)
         return nn.Conv(
             spec.channels,

@@ -146,9 +146,10 @@ class DetectionTask:
         return detection_metrics.scores(rows, classes=self.classes)
 
     def details(self, rows: dict[str, Array], threshold: float | None = None) -> dict[str, Any]:
-        """`report`, with the `ece` of all boxes, and precision, recall and F1 of each class.
+        """`report`, with `ece`, and with the precision, recall and F1 of each class.
 
-        These are scores of the boxes with a score of at least `threshold`; None: .25.
+        These additional scores are of the boxes with a score of at least `threshold`; None: .25.
+        `ece` is the expected calibration error of all classes together.
         """
         least = detection_metrics.SCORE_THRESHOLD if threshold is None else threshold
         scores, found = self.report(rows), operating_point.details(rows, self.classes, least)
@@ -207,7 +208,7 @@ def make_assigner(*, tal_from: int = 0, positive_iou: float = 0.5, **tal: Any) -
     """An assigner for a `DetectionTask`: by IoU in the first `tal_from` epochs, then task-aligned.
 
     positive_iou: option of `assign.max_iou`, which assigns by IoU with the anchors.
-    tal: options of `assign.task_aligned`; without any, all epochs assign by IoU.
+    tal: options of `assign.task_aligned`; without options, all epochs assign by IoU.
     """
 
     def assigner(epoch, points, anchor_boxes, scores, predicted, *true):
@@ -261,7 +262,7 @@ def _resize(images: Array, scale: float) -> Array:
     if scale == 1:
         return images
     height, width = (max(round(side * scale / STRIDE), 1) * STRIDE for side in images.shape[1:3])
-    return jax.image.resize(images, (len(images), height, width, 3), "linear")
+    return jax.image.resize(images, (images.shape[0], height, width, 3), "linear")
 
 
 def _rescale(batch: Batch, scale: float) -> Batch:

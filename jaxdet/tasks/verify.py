@@ -28,7 +28,7 @@ CENTERS = "centres"  # key of the class centers among the batch statistics of a 
 
 @dataclass(frozen=True)
 class VerificationTask:
-    """Classification of known identities, with embeddings that can also compare unknown ones.
+    """Classification of known identities, with embeddings that can also compare unknown identities.
 
     net: a `models.embedder.Embedder`, with `variances` for the head "lgm".
     num_classes: number of identities in training.
@@ -168,7 +168,7 @@ class VerificationTask:
         """Logits [B, K] of the head without a margin."""
         if self.head == "softmax":
             return raw
-        no_label = jnp.full(len(embedding), -1)
+        no_label = jnp.full(embedding.shape[:1], -1)
         return self._margin_logits(variables, embedding, no_label)[0]
 
     def _margin_logits(self, variables: Tree, embedding: Array, labels: Array) -> tuple:
