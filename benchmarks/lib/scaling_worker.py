@@ -21,7 +21,7 @@ PEER_TIMEOUT = 120.0  # seconds to wait for another process
 
 
 class Job(NamedTuple):
-    """What a process does."""
+    """The training step that a process takes."""
 
     model: str
     step_options: dict[str, Any]  # fields of `StepOptions`

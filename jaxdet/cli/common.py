@@ -100,7 +100,7 @@ def range_text(*ends: float) -> str:
 
 @contextmanager
 def counting(total: int, name: str | None = None) -> Iterator[Callable[[int], Any]]:
-    """A context with a progress bar of `total` images; its value is a function that advances it.
+    """A context with a progress bar of `total` images; it gives a function that advances the bar.
 
     The bar is shown on stderr, but only if that is a terminal and tqdm is installed.  It disappears
     at the end; `write_line` prints above it.

@@ -19,7 +19,7 @@ def draw(
 ) -> None:
     """Draw `KIND.png` for each kind of error that the split has, with its worst images.
 
-    rows: as in `jaxdet.metrics.detection`; errors: found in them.
+    rows: as in `jaxdet.metrics.detection`; errors: the errors in `rows`.
 
     The pictures are inputs of the network.  Wrong boxes are red, with class and score; missed
     objects are green, with their class, and so are all objects beside misplaced and mislabeled

@@ -43,7 +43,7 @@ def annotation_files(root: str | Path) -> list[Path]:
 def read(root: str | Path) -> DetectionDataset:
     """Read the data set in a folder; objects that are invalid are left out with a note.
 
-    Raises InputError for a file that cannot be read, and for one of CVAT for video.
+    Raises InputError for a file that cannot be read, and for a file of CVAT for video.
     """
     root, notes = Path(root), []
     trees = {path: _read_tree(path) for path in annotation_files(root)}

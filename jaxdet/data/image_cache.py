@@ -34,8 +34,8 @@ def cached(read: Reader, folder: str | Path) -> Reader:
     """Wrap `read(file, ...)`, which returns (uint8 image, original size), with a cache in a folder.
 
     Only images that are files are cached.  If `folder` is "", `read` itself is returned.  Raises
-    InputError if the folder cannot be created.  If entries cannot be written, as on a full disk, a
-    warning says so once.
+    InputError if the folder cannot be created.  If entries cannot be written, for example on a full
+    disk, one warning is logged.
     """
     if not folder:
         return read

@@ -65,7 +65,10 @@ def fit_temperature(scores: np.ndarray, correct: np.ndarray) -> float:
 
 
 def apply_temperature(scores: np.ndarray, temperature: float) -> np.ndarray:
-    """Scores whose logits are divided by a temperature; one above 1 moves scores towards .5."""
+    """Scores whose logits are divided by a temperature.
+
+    A temperature above 1 moves scores towards .5.
+    """
     return special.expit(_logits(scores) / temperature)
 
 

@@ -154,10 +154,9 @@ Deep = partial(Tiny, stem=24, widths=(48, 96, 128), entry=1, depth=(3, 3, 2), mi
 class TiniestBlock(CifarModule):
     """A residual block of three depthwise convolutions, layer norm and a gated MLP.
 
-    One quarter of the channels goes through a 3x3 convolution, the second through a 7x7
-    convolution, the third through a 7x7 convolution with dilation 2; the last quarter stays
-    unchanged (InceptionNeXt, Yu et al. 2023, arXiv:2303.16900).  The MLP is gated as in GEGLU
-    (Shazeer 2020, arXiv:2002.05202).
+    The first quarter of the channels stays unchanged; the others go through a 3x3 convolution, a
+    7x7 convolution, and a 7x7 convolution with dilation 2 (InceptionNeXt, Yu et al. 2023,
+    arXiv:2303.16900).  The MLP is gated as in GEGLU (Shazeer 2020, arXiv:2002.05202).
     """
 
     @nn.compact

@@ -224,7 +224,7 @@ def _item(part: Sequence[Any] | None, i: int) -> Any:
 
 
 def _draw_boxes(axes, true, predicted, texts, labels, line_width=None, font_size=7) -> None:
-    """Draw the boxes of one image, with texts above the predicted or, without these, true ones."""
+    """Draw the boxes of an image; texts are above predicted or, without these, true boxes."""
     # The first box, which has the highest score, is drawn last, on top.
     given = ([] if boxes is None else boxes for boxes in (true, predicted))
     true_boxes, predicted_boxes = (np.reshape(np.asarray(boxes), (-1, 4)) for boxes in given)
