@@ -30,6 +30,7 @@ TRANSFER = (
 NETWORKS = "--size {size} --epochs 4 --lr 1e-3 --clip 1 --best accuracy"
 PRETRAINED = "--weights package:lite0"
 DETECT = "--epochs {epochs} --vflip --weights package:lite0 --freeze-stages 8 --freeze-bn"
+FROZEN = "--size 256 320 --vflip --freeze-stages 8 --freeze-bn"
 CIFAR10 = "--epochs 4 --batch 20 --schedule cosine"
 CIFAR10_GRIDS = {
     "arch": "Networks",
@@ -92,7 +93,7 @@ class Run(NamedTuple):
     """One training run."""
 
     name: str
-    words: str  # options of `jaxdet train`; {size} and {epochs} are options of the benchmark
+    words: str  # options of `jaxdet train`; {size}, {epochs} and {out} are those of the benchmark
     checkpoints: tuple[str, ...] = ("best",)  # checkpoints to evaluate
 
 
@@ -176,6 +177,23 @@ EXPERIMENTS = {
             for assigner in ("tal", "iou")
             for seed in range(3)
         ),
+    ),
+    "warm_start": Experiment(
+        "detect",
+        "A new class: 3 epochs from a run that was trained for 12 epochs without it (warm), "
+        "or from ImageNet weights (cold)",
+        (
+            Run("without_platelets", f"{FROZEN} {PRETRAINED} --epochs 12 --classes RBC WBC"),
+            *(
+                Run(f"{name}_{seed}", f"{FROZEN} {weights} --epochs 3 --seed {seed}")
+                for name, weights in (
+                    ("cold", PRETRAINED),
+                    ("warm", "--weights run:{out}/without_platelets"),
+                )
+                for seed in range(3)
+            ),
+        ),
+        by_label=True,
     ),
     "ablation": Experiment(
         "detect",
@@ -277,7 +295,7 @@ def describe(record: dict[str, Any]) -> str:
 
 def run_rows(experiment: Experiment, run: Run, options: Options) -> Iterator[dict[str, Any]]:
     """Rows of a run, one per checkpoint: scores on the test split, median time per epoch."""
-    words = run.words.format(size=options.size, epochs=options.epochs).split()
+    words = fill(run.words, options)
     folder = options.out / run.name
     first = [] if run_dir.is_occupied(folder) else [*words, "--root", options.root]
     jaxdet("train", experiment.system, "--out", str(folder), "--resume", *first)
@@ -295,8 +313,13 @@ def run_rows(experiment: Experiment, run: Run, options: Options) -> Iterator[dic
             **(label_scores(scores) if experiment.by_label else {}),
             **(convergence(lines) if experiment.curves else {}),
             "epoch_seconds": seconds[len(seconds) // 2],
-            "options": " ".join(words),
+            "options": " ".join(fill(run.words, replace(options, out=Options.out))),
         }
+
+
+def fill(words: str, options: Options) -> list[str]:
+    """The options of a run, with values in place of {size}, {epochs} and {out}."""
+    return words.format(size=options.size, epochs=options.epochs, out=options.out).split()
 
 
 def convergence(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -318,11 +341,14 @@ def draw(experiment: Experiment, out: Path, path: Path) -> None:
 
 
 def label_scores(scores: dict[str, Any]) -> dict[str, Any]:
-    """Accuracy and mean IoU of each label, as columns `LABEL SCORE`."""
+    """Accuracy and mean IoU, or mAP, of each label, as columns `LABEL SCORE`."""
+    labels = scores["labels"]
+    found = {name for of_label in labels.values() for name in of_label}
+    names = [name for name in ("accuracy", "iou", "map") if name in found]
     return {
         f"{label} {name}": of_label.get(name)
-        for label, of_label in scores["labels"].items()
-        for name in ("accuracy", "iou")
+        for label, of_label in labels.items()
+        for name in names
     }
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdet.data import image_cache, images, sources, threads
+from jaxdet.data import image_cache, image_sizes, images, sources, threads
 from jaxdet.data.images import ImageFile, Size
 from jaxdet.errors import InputError, first_problem, printable
 from jaxdet.types import Array
@@ -74,6 +74,7 @@ class ArraySizes(NamedTuple):
     width: int
     max_boxes: int  # for training
     true_boxes: int  # for evaluation
+    letterbox: images.Letterbox = images.CENTERED
 
 
 class DetectionDataset(NamedTuple):
@@ -166,6 +167,52 @@ def without_unknown(dataset: DetectionDataset, unknown_classes: str) -> Detectio
     return dataset._replace(splits=splits, notes=(*dataset.notes, *remarks))
 
 
+def select_classes(dataset: DetectionDataset, classes: Sequence[str]) -> DetectionDataset:
+    """The data set with these classes only, in this order; none: unchanged.
+
+    Objects of other classes are left out and counted as `unknown`.  Raises InputError for a class
+    that the data set does not have.
+    """
+    if not classes:
+        return dataset
+    for name in classes:
+        if name not in dataset.classes:
+            raise InputError(f"--classes must be among {', '.join(dataset.classes)}, got {name}")
+    chosen = tuple(dict.fromkeys(classes))
+    index = np.array([chosen.index(n) if n in chosen else -1 for n in dataset.classes], np.int32)
+    splits = {
+        name: [_select_labels(sample, index) for sample in samples]
+        for name, samples in dataset.splits.items()
+    }
+    ids = dict(zip(dataset.classes, dataset.class_ids, strict=False))  # not all formats have ids
+    class_ids = tuple(ids[name] for name in chosen) if ids else ()
+    return dataset._replace(classes=chosen, splits=splits, class_ids=class_ids)
+
+
+def match_classes(dataset: DetectionDataset, classes: Sequence[str]) -> DetectionDataset:
+    """The data set with labels that are indices into `classes`.
+
+    A data set with a class that is not in `classes` is returned unchanged.
+    """
+    if dataset.classes == tuple(classes) or not {*dataset.classes} <= {*classes}:
+        return dataset
+    index = np.array([classes.index(name) for name in dataset.classes], np.int32)
+    splits = {
+        name: [sample._replace(labels=index[sample.labels]) for sample in samples]
+        for name, samples in dataset.splits.items()
+    }
+    ids = dict(zip(dataset.classes, dataset.class_ids, strict=False))  # not all formats have ids
+    class_ids = tuple(ids[name] for name in classes) if len(ids) == len(classes) else ()
+    return dataset._replace(classes=tuple(classes), splits=splits, class_ids=class_ids)
+
+
+def _select_labels(sample: AnnotatedImage, index: np.ndarray) -> AnnotatedImage:
+    """The sample with labels `index[label]`; objects where that is -1 are unknown."""
+    labels = index[sample.labels]
+    kept = _take_objects(sample._replace(labels=labels), labels >= 0)
+    return kept._replace(unknown=sample.unknown + int((labels < 0).sum()))
+
+
 def faults(notes: Sequence[str]) -> list[str]:
     """The notes on data that cannot be used, which are not `Remark`s."""
     return [note for note in notes if not isinstance(note, Remark)]
@@ -209,8 +256,8 @@ def locate(folders: Sequence[Path], name: str) -> Path:
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
     for start in range(len(parts)):
         for folder in folders:
-            if os.path.isfile(path := folder.joinpath(*parts[start:])):
-                return path
+            if os.path.isfile(path := os.path.join(folder, *parts[start:])):
+                return Path(path)
     return folders[0].joinpath(*parts)
 
 
@@ -236,16 +283,23 @@ def drop_repeated_images(
 
 def _drop_repeated_boxes(sample: AnnotatedImage) -> tuple[AnnotatedImage, list[str]]:
     """Keep equal boxes with equal labels once; return (image, notes)."""
+    left = sample.boxes[:, 0].tolist()
+    if len(set(left)) == len(left):  # as in most images; saves time
+        return sample, []
     rows = np.column_stack([sample.boxes, sample.labels, sample.crowd]).tolist()
     seen = {tuple(row): number for number, row in reversed([*enumerate(rows)])}
     if len(seen) == len(rows):
         return sample, []
     first = sorted(seen.values())
-    names = ("boxes", "labels", "crowd", "area", "rows")
-    columns = {name: getattr(sample, name)[first] for name in names}
     count = len(rows) - len(first)
     note = f"{sample.name}: {count} of {len(rows)} boxes {REPEATED_BOX}, left out"
-    return sample._replace(**columns), [note]
+    return _take_objects(sample, np.array(first)), [note]
+
+
+def _take_objects(sample: AnnotatedImage, objects: np.ndarray) -> AnnotatedImage:
+    """The sample with the objects at these positions, or where this mask is true."""
+    names = ("boxes", "labels", "crowd", "area", "rows")
+    return sample._replace(**{name: getattr(sample, name)[objects] for name in names})
 
 
 def with_validation(
@@ -253,12 +307,10 @@ def with_validation(
 ) -> dict[str, list[AnnotatedImage]]:
     """Draw a missing or empty `val`, and optionally `test`, at random from `train`.
 
-    `fraction` of the images of `train` become `val`, and `test_fraction` of them become `test` (0:
-    no `test` is drawn); `seed` determines which.  Splits that already have images are kept.
-    Raises InputError without a split `train`, and for a fraction that leaves a split empty.
+    `fraction` of the images of `train` become `val`, and `test_fraction` of the images become
+    `test` (0: no `test` is drawn); `seed` determines which.  Splits that already have images are
+    kept.  Raises InputError for a fraction that leaves a split empty.
     """
-    if "train" not in splits:
-        raise InputError(f"no training images; the data have {', '.join(splits) or 'no images'}")
     fractions = {"val": fraction, "test": test_fraction}
     fractions = {n: f for n, f in fractions.items() if not splits.get(n) and (n == "val" or f)}
     if not fractions:
@@ -283,9 +335,15 @@ def largest_box_count(splits: dict[str, list[AnnotatedImage]]) -> int:
 
 
 def load(
-    samples: Sequence[AnnotatedImage], height: int, width: int, max_boxes: int, *, first_id: int = 0
+    samples: Sequence[AnnotatedImage],
+    height: int,
+    width: int,
+    max_boxes: int,
+    *,
+    first_id: int = 0,
+    letterbox: images.Letterbox = images.CENTERED,
 ) -> tuple[sources.ArraySource, list[str]]:
-    """Read images; return (source of the images that can be used, notes on what was left out).
+    """Read images; return (source of the usable images, notes on images and boxes left out).
 
     The arrays are image [N, height, width, 3] uint8, letterboxed; size [N, 2], the original height
     and width; to_original [N, 4], a scale (sx, sy) and an offset (ox, oy) such that x in the
@@ -301,10 +359,10 @@ def load(
     an image.  These arrays do not depend on height, width or G.
 
     Boxes without area or outside their image are left out.  Images are left out if they cannot be
-    read, if none of their boxes can be used, or if their aspect ratio differs from that of the
-    annotated size.  Raises InputError if no image remains.
+    read, if none of their boxes can be used, or if the annotated size has another aspect ratio.
+    Raises InputError if no image remains.
     """
-    sizes = ArraySizes(height, width, max_boxes, _largest(samples))
+    sizes = ArraySizes(height, width, max_boxes, _largest(samples), letterbox)
     function = partial(prepare, sizes=sizes)
     kept, notes = _map_usable(samples, function)
     names = [samples[number].name for number, _ in kept]
@@ -320,29 +378,35 @@ def stream(
     max_boxes: int,
     *,
     first_id: int = 0,
+    letterbox: images.Letterbox = images.CENTERED,
     on_invalid: str = "skip",
     cache: str | Path = "",
+    index: Path | None = None,
 ) -> tuple[sources.StreamSource, list[str]]:
     """Like `load`, but returns a `StreamSource`, which reads an image when it is used.
 
-    Now, only the headers of the images are read.
+    This call reads only the headers of the images.
 
     on_invalid: what the source does with an image that turns out to be damaged later, see
       `StreamSource`.
     cache: folder of an `image_cache`; "" for no cache.
+    index: folder in which `image_sizes` keeps what the headers say; None: all headers are read.
     """
-    sizes = ArraySizes(height, width, max_boxes, _largest(samples))
+    sizes = ArraySizes(height, width, max_boxes, _largest(samples), letterbox)
     read_image = image_cache.cached(images.read_letterboxed, cache)
 
-    def check(sample: AnnotatedImage) -> tuple[bool | None, list[str]]:
-        try:
-            size = images.read_size(sample.image)
-        except InputError as error:
-            return None, [f"{sample.name}: {error}"]
-        row, notes = _prepare_boxes(sample, size, sizes)
-        return None if row is None else True, notes
-
-    kept, notes = _map_usable(samples, check)
+    left_out, notes = [], []
+    found = image_sizes.read([sample.image for sample in samples], index)
+    for number in np.flatnonzero(~_surely_usable(samples, found, sizes)).tolist():
+        sample, size = samples[number], found[number]
+        if isinstance(size, InputError):
+            row, faults = None, [f"{sample.name}: {size}"]
+        else:
+            row, faults = _prepare_boxes(sample, size, sizes)
+        notes += faults
+        left_out += [number] * (row is None)
+    if len(left_out) == len(samples):
+        raise _none_usable(len(samples), notes)
 
     def read(number: int) -> dict[str, Any]:
         row, faults = prepare(samples[number], sizes, read_image)
@@ -351,7 +415,6 @@ def stream(
         return {**row, "id": np.int32(first_id + number)}
 
     names = [sample.name for sample in samples]
-    left_out = sorted({*range(len(samples))} - {number for number, _ in kept})
     source = sources.StreamSource(
         read, len(samples), names, left_out=left_out, on_invalid=on_invalid
     )
@@ -363,11 +426,31 @@ def prepare(
 ) -> tuple[dict[str, np.ndarray] | None, list[str]]:
     """Read one image; return (its arrays as in `load`, or None if it cannot be used; notes)."""
     try:
-        image, size = read(sample.image, sizes.height, sizes.width)
+        # A default is left out, so that an `image_cache` of an earlier version stays usable.
+        own = () if sizes.letterbox == images.CENTERED else (sizes.letterbox,)
+        image, size = read(sample.image, sizes.height, sizes.width, *own)
     except InputError as error:
         return None, [f"{sample.name}: {error}"]
     row, notes = _prepare_boxes(sample, size, sizes)
     return row and {"image": image, **row}, notes
+
+
+def usable_boxes(sample: AnnotatedImage, size: Size) -> tuple[AnnotatedImage | None, list[str]]:
+    """The boxes that can be evaluated, in pixels of an image of `size`; return (sample, notes).
+
+    Boxes that are not finite, have no area or are outside the image are left out.  The sample is
+    None if no box remains of at least one, and if the annotated size has another aspect ratio.
+    """
+    scaled, notes = _scale_to(sample, size)
+    if scaled is None:
+        return None, notes
+    limits = np.array([size[1], size[0]] * 2, np.float32)
+    clipped = np.clip(scaled.boxes, 0, limits[None])
+    good = np.isfinite(scaled.boxes).all(1) & (clipped[:, 2:] > clipped[:, :2]).all(1)
+    notes += [_box_note(sample, box, _box_fault(box, limits)) for box in scaled.boxes[~good]]
+    if len(good) and not good.any():
+        return None, notes
+    return _take_objects(scaled, good)._replace(size=size), notes
 
 
 def summarize(dataset: DetectionDataset) -> list[dict[str, Any]]:
@@ -401,36 +484,58 @@ def _largest(samples: Sequence[AnnotatedImage]) -> int:
 def _map_usable(
     samples: Sequence[AnnotatedImage], function: Callable[[AnnotatedImage], tuple[Any, list[str]]]
 ) -> tuple[list[tuple[int, Any]], list[str]]:
-    """Map `function` over the images in threads: ([(index, result)] without None, notes)."""
+    """Return ([(index, result)], notes) of `function`, mapped in threads; drop results of None."""
     found = threads.map_images(function, samples)
     results, faults = zip(*found, strict=True) if samples else ((), ())
     notes = [note for of_image in faults for note in of_image]
     kept = [(number, result) for number, result in enumerate(results) if result is not None]
     if not kept:
-        raise InputError(f"none of {len(samples)} images can be used{first_problem(notes)}")
+        raise _none_usable(len(samples), notes)
     return kept, notes
+
+
+def _none_usable(count: int, notes: Sequence[str]) -> InputError:
+    return InputError(f"none of {count} images can be used{first_problem(notes)}")
+
+
+def _surely_usable(
+    samples: Sequence[AnnotatedImage], found: Sequence[Size | InputError], sizes: ArraySizes
+) -> np.ndarray:
+    """Whether `_prepare_boxes` surely uses all of an image without a note, [N]; a quick check."""
+    readable = np.array([isinstance(size, tuple) for size in found], bool)
+    same = [one.size in (None, size) for one, size in zip(samples, found, strict=True)]
+    counts = np.array([len(sample.boxes) for sample in samples], int)
+    usable = readable & np.array(same, bool) & (counts <= sizes.max_boxes)
+    if not counts.any():
+        return usable
+    shapes = [size if isinstance(size, tuple) else (1, 1) for size in found]
+    height, width = np.array(shapes, np.float64).T
+    # The letterbox rounds the sides of the image to pixels, at most down by one.
+    scale = np.minimum(sizes.height / height, sizes.width / width) - 1 / np.minimum(height, width)
+    owner = np.repeat(np.arange(len(samples)), counts)
+    boxes = np.concatenate([sample.boxes for sample in samples])
+    limits = np.stack([width, height, width, height], 1)[owner]
+    clipped = np.clip(boxes, 0, limits)
+    sides = (clipped[:, 2:] - clipped[:, :2]) * scale[owner, None]
+    large = np.isfinite(boxes).all(1) & (sides > 1.01 * MIN_BOX_SIDE).all(1)
+    return usable & (np.bincount(owner[~large], minlength=len(samples)) == 0)
 
 
 def _prepare_boxes(
     sample: AnnotatedImage, size: Size, sizes: ArraySizes
 ) -> tuple[dict[str, np.ndarray] | None, list[str]]:
     """(arrays of the boxes as in `load`, or None if the image cannot be used; notes)."""
-    scaled, notes = _scale_to(sample, size)
+    scaled, notes = usable_boxes(sample, size)
     if scaled is None:
         return None, notes
     sample = scaled
-    scale, offset = images.letterbox_transform(size, sizes.height, sizes.width)
+    scale, offset = images.letterbox_transform(size, sizes.height, sizes.width, sizes.letterbox)
     limits = np.array([size[1], size[0]] * 2, np.float32)
     clipped = np.clip(sample.boxes, 0, limits[None])
-    true = np.isfinite(sample.boxes).all(1) & (clipped[:, 2:] > clipped[:, :2]).all(1)
     moved = clipped * np.tile(scale, 2)[None] + np.tile(offset, 2)[None]
-    large = true & (moved[:, 2:] - moved[:, :2] >= MIN_BOX_SIDE).all(1)
-    notes += [
-        f"{sample.name}: box {' '.join(f'{v:g}' for v in box)} {_box_fault(box, limits)}"
-        for box in sample.boxes[~large]
-    ]
-    if len(true) and not true.any():
-        return None, notes
+    large = (moved[:, 2:] - moved[:, :2] >= MIN_BOX_SIDE).all(1)
+    tiny = f"{TINY} of the network's input: evaluated, not {TRAINED_ON}"
+    notes += [_box_note(sample, box, tiny) for box in sample.boxes[~large]]
     if large.sum() > sizes.max_boxes:
         notes.append(
             f"{sample.name}: {large.sum()} boxes, only the first {sizes.max_boxes} are "
@@ -445,10 +550,8 @@ def _prepare_boxes(
 
     columns = {"boxes": moved, "labels": sample.labels, "valid": large, "crowd": sample.crowd}
     row = {name: padded(column[trained], sizes.max_boxes) for name, column in columns.items()}
-    columns |= {"boxes": sample.boxes, "valid": true, "area": sample.area}
-    row |= {
-        f"true_{name}": padded(column[true], sizes.true_boxes) for name, column in columns.items()
-    }
+    columns |= {"boxes": sample.boxes, "valid": np.ones_like(large), "area": sample.area}
+    row |= {f"true_{name}": padded(column, sizes.true_boxes) for name, column in columns.items()}
     row["size"] = np.array(size, np.int32)
     row["to_original"] = np.concatenate([1 / scale, -offset / scale]).astype(np.float32)
     return row, notes
@@ -477,10 +580,11 @@ def _box_fault(box: np.ndarray, limits: np.ndarray) -> str:
         return "is not finite"
     if (box[2:] <= box[:2]).any():
         return EMPTY
-    clipped = np.clip(box, 0, limits)
-    if (clipped[2:] <= clipped[:2]).any():
-        return f"{OUTSIDE} the {limits[0]:.0f} x {limits[1]:.0f} image"
-    return f"{TINY} of the network's input: evaluated, not {TRAINED_ON}"
+    return f"{OUTSIDE} the {limits[0]:.0f} x {limits[1]:.0f} image"
+
+
+def _box_note(sample: AnnotatedImage, box: np.ndarray, fault: str) -> str:
+    return f"{sample.name}: box {' '.join(f'{v:g}' for v in box)} {fault}"
 
 
 def _describe_range(values: np.ndarray) -> str:

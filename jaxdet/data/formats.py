@@ -1,6 +1,6 @@
 """Detection data sets of any format; the reader is chosen by name or by the files in the folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +40,19 @@ def read(
     format: str = "auto",
     unknown_classes: str = "drop",
     *,
+    classes: Sequence[str] = (),
     argument: str = "--root",
+    cache: Path | None = None,
 ) -> DetectionDataset:
     """Read the data set in a folder, or `tfds:NAME`, a prepared set of tensorflow-datasets.
 
-    `format` is a key of `READERS`, or "auto", which tries all of them.  `unknown_classes` is passed
-    on to `detection.without_unknown`.
+    `format` is a key of `READERS`, or "auto", which tries all of them.  `classes` is passed on to
+    `detection.select_classes`, and `unknown_classes` to `detection.without_unknown`.
 
     Raises InputError if `root` is not a folder, or if it holds no data of that format; the message
-    calls it `argument`.
+    calls the folder `argument`.
+
+    cache: folder of an `array_cache`, which COCO's reader uses; None for no cache.
     """
     if str(root).startswith(tfds_data.PREFIX):
         dataset = tfds_data.read_detection(str(root).removeprefix(tfds_data.PREFIX))
@@ -56,11 +60,12 @@ def read(
         if not root or not Path(root).is_dir():
             raise InputError(f"{argument} must be a folder of data, got {root or 'none'}")
         with regular_files.reading(root, "" if format == "auto" else f"{format} data"):
-            dataset = _read_folder(Path(root), format, argument)
+            dataset = _read_folder(Path(root), format, argument, cache)
+    dataset = detection.select_classes(dataset, classes)
     return detection.without_unknown(dataset, unknown_classes)
 
 
-def _read_folder(root: Path, format: str, argument: str) -> DetectionDataset:
+def _read_folder(root: Path, format: str, argument: str, cache: Path | None) -> DetectionDataset:
     present: dict[str, Callable[[Path], Any]] = {  # in the order in which "auto" tries the formats
         "yolo": yolo.find_yaml,
         "coco": coco.annotation_files,
@@ -78,7 +83,7 @@ def _read_folder(root: Path, format: str, argument: str) -> DetectionDataset:
     if not found:
         kind = "data of a known format" if format == "auto" else f"{format} data"
         raise InputError(f"{argument} {root}: no {kind}; expected {EXPECTED}")
-    return READERS[found].read(root)
+    return coco.read(root, cache) if found == "coco" else READERS[found].read(root)
 
 
 def _is_labelimg(root: Path, format: str) -> bool:

@@ -80,6 +80,8 @@ def test_rows_may_have_the_scores_of_each_label():
         **{"face accuracy": 0.5, "face iou": 0.7},
         **{"airplane accuracy": None, "airplane iou": None},
     }
+    labels = {"RBC": {"count": 2, "map": 0.5, "map50": 0.7}}
+    assert experiments.label_scores({"labels": labels}) == {"RBC map": 0.5}
 
 
 def test_every_experiment_has_options_of_its_system(tmp_path):
@@ -91,7 +93,7 @@ def test_every_experiment_has_options_of_its_system(tmp_path):
         names = [run.name for run in experiment.runs]
         assert len(set(names)) == len(names)
         for run in experiment.runs:
-            words = run.words.format(size=96, epochs=3).split()
+            words = experiments.fill(run.words, experiments.Options(size=96, epochs=3))
             _, config = flags.parse_with_config("train", words, (options.Train(), kind()))
             assert config != kind()
         if experiment.sweep:

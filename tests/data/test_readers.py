@@ -640,6 +640,29 @@ def test_images_with_unknown_classes_only_are_no_background(tmp_path):
         configs.build("detect", replace(config, unknown_classes="error"))
 
 
+def test_chosen_classes_are_kept_in_their_order(tmp_path):
+    own = [{"id": i, "file_name": f"{i}.png"} for i in range(3)]
+    told = coco_json()["annotations"][0]
+    classes = [{"id": 2, "name": "a"}, {"id": 5, "name": "b"}, {"id": 7, "name": "c"}]
+    pairs = [(0, 2), (0, 7), (0, 5), (1, 5), (2, 7)]  # image, category
+    annotations = [
+        told | {"image_id": i, "category_id": c, "bbox": [4, 4, 10 + c, 10]} for i, c in pairs
+    ]
+    whole = coco_json(images=own, annotations=annotations, categories=classes)
+    write(tmp_path, {"train.json": whole} | {f"{i}.png": None for i in range(3)})
+    found = formats.read(tmp_path, classes=("c", "a"))
+    assert found.classes == ("c", "a") and found.class_ids == (7, 2)
+    first, last = found.splits["train"]  # the other image has only objects of other classes
+    assert (first.name, list(first.labels), first.unknown) == ("0.png", [1, 0], 1)
+    assert list(first.boxes[:, 2]) == [16, 21] and list(last.labels) == [0]
+    found = formats.read(tmp_path, classes=("c", "a"), unknown_classes="background")
+    assert [len(sample.boxes) for sample in found.splits["train"]] == [2, 0, 1]
+    assert formats.read(tmp_path, classes=("a", "b", "c")).classes == ("a", "b", "c")
+    config = Config(root=str(tmp_path), size=(32, 32), classes=("a", "d"), devices=1)
+    with pytest.raises(InputError, match=r"^--classes must be among a, b, c, got d$"):
+        configs.build("detect", config)
+
+
 def test_an_image_whose_boxes_are_all_unusable_is_no_background(tmp_path):
     write(tmp_path, {"p.png": None, "q.png": None})
     bad = detection.annotated_image(tmp_path / "p.png", [((5, 5, 5, 9), 0)], "p.png")
