@@ -124,7 +124,7 @@ def measure(model: str, options: Options) -> Iterator[dict[str, Any]]:
 
 
 def time_setup(model: str, options: Options, processes: int, devices: int) -> dict[str, Any]:
-    """The timing of a step, as the first of the processes takes it; InputError if one fails."""
+    """The timing of a step in the first of the processes; InputError if a process fails."""
     port = _free_port()
     jobs = [
         Job(

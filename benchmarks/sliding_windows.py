@@ -185,7 +185,7 @@ def render(record: dict[str, Any]) -> str:
 
 
 def costs(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows of multiply-adds on one image with the seconds of a batch beside them, and ratios."""
+    """Rows with the multiply-adds on one image, the seconds per batch, and ratios."""
     seconds = {
         (row["size"], f"{row['library']}_{row['form']}_s"): row["seconds"]
         for row in record["rows"]

@@ -103,7 +103,7 @@ TITLES = {"torch": "PyTorch", "torch_compiled": "torch.compile"}
 
 
 def rates_result(record: Record) -> Result:
-    """The speed gained when one program runs all dilation rates, per form of convolution."""
+    """The speed gained when one program takes the steps of all learning rates, by convolution."""
     gains = {row["convolutions"]: 1 / row["ratio"] for row in record["rows"]}
     text = "; ".join(f"{form}: {gain:.2f} x as fast" for form, gain in gains.items())
     return Result(text, "4 x as fast", max(gains.values()) >= 4)

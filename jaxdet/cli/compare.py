@@ -127,7 +127,7 @@ def evaluate_all(options: Compare, *, failures: bool) -> tuple[list[EvaluatedRun
 
 
 def difference_rows(evaluated: Sequence[EvaluatedRun]) -> list[Row]:
-    """One row for each score of each run after the first: its difference from the first run's.
+    """Differences from the first run: one row for each score of each later run.
 
     A row has the bootstrap interval of the difference, computed on the same resamples of the images
     for both runs; if it does not contain 0, the runs differ.  A run without resamples, or evaluated

@@ -104,7 +104,7 @@ def sweep_rows(
 def gain_rows(rows: Sequence[Row], axes: Sequence[str], score: str) -> list[Row]:
     """Add to each row how it differs from the first row: `changed` options, `gain` in a score.
 
-    A row without the score, or compared with a first row without it, has no gain.
+    If the row or the first row lacks the score, the row has no gain.
     """
     names, first = [axis.strip("-") for axis in axes], rows[0]
     gains = []

@@ -439,7 +439,7 @@ def usable_boxes(sample: AnnotatedImage, size: Size) -> tuple[AnnotatedImage | N
     """The boxes that can be evaluated, in pixels of an image of `size`; return (sample, notes).
 
     Boxes that are not finite, have no area or are outside the image are left out.  The sample is
-    None if no box remains of at least one, and if the annotated size has another aspect ratio.
+    None if it has boxes but none remains, or if the annotated size has another aspect ratio.
     """
     scaled, notes = _scale_to(sample, size)
     if scaled is None:
@@ -501,7 +501,7 @@ def _none_usable(count: int, notes: Sequence[str]) -> InputError:
 def _surely_usable(
     samples: Sequence[AnnotatedImage], found: Sequence[Size | InputError], sizes: ArraySizes
 ) -> np.ndarray:
-    """Whether `_prepare_boxes` surely uses all of an image without a note, [N]; a quick check."""
+    """[N]: whether `_prepare_boxes` certainly keeps all boxes without a note; a quick check."""
     readable = np.array([isinstance(size, tuple) for size in found], bool)
     same = [one.size in (None, size) for one, size in zip(samples, found, strict=True)]
     counts = np.array([len(sample.boxes) for sample in samples], int)

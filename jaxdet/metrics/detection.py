@@ -83,7 +83,7 @@ def precision_recall(rows: Rows, classes: Sequence[str]) -> dict[str, tuple[Arra
 
 
 def passed_thresholds(value: float, thresholds: Sequence[float]) -> dict[str, bool]:
-    """{"map_at_least_<threshold>": whether the mAP `value` reaches it} for each threshold."""
+    """{"map_at_least_<threshold>": whether the mAP `value` is at least the threshold}."""
     return {f"map_at_least_{threshold:g}": value >= threshold for threshold in thresholds}
 
 

@@ -49,7 +49,7 @@ class Inception(CifarModule):
 class LeNet(CifarModule):
     """Two 5x5 convolutions without padding, each followed by a max pool, and three dense layers.
 
-    channels: output channels of the layers before each pool; one pool follows for each number.
+    channels: output channels of the layers before each pool, one number per pool.
     fc_widths: widths of the hidden dense layers.
     extra: channels of further 3x3 convolutions, with padding, after the last pool.
     form: layers before each pool: "5x5" is one 5x5 convolution, "3x3" two 3x3 convolutions, both

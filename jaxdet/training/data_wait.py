@@ -28,7 +28,7 @@ class DataWait:
         self.calls: deque[Future[float]] = deque()  # -> the time at which the devices finished it
 
     def counted(self, calls: Iterable[Batches]) -> Iterator[Batches]:
-        """Yield the batches of each call, and count the time until they arrive while devices idle.
+        """Yield the batches of each call; count how long the devices idle until they arrive.
 
         At most `MAX_CALLS` calls are unfinished at a time.
         """

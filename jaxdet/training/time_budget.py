@@ -156,6 +156,6 @@ class Clock:
 
 
 def _now() -> float:
-    """Seconds on a steady clock: since the start of the process or, if unknown, of another time."""
+    """Seconds on a steady clock, since the start of the process or, if unknown, another time."""
     since_start = progress.since_start()
     return time.monotonic() if since_start is None else since_start
