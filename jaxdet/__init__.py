@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxdet import configs, flops, losses, metrics, models, ops
-    from jaxdet.api import Classification, Detections, Localization, Run, load, train
+    from jaxdet.api import (
+        Classification,
+        Detections,
+        Localization,
+        Run,
+        load,
+        load_pretrained,
+        train,
+    )
     from jaxdet.errors import InputError
     from jaxdet.flops import count as count_flops
     from jaxdet.training.experiment import Experiment
@@ -33,6 +41,7 @@ __all__ = [
     "count_flops",
     "flops",
     "load",
+    "load_pretrained",
     "losses",
     "metrics",
     "models",
@@ -52,6 +61,7 @@ _NAMES = {
     "Run": "jaxdet.api:Run",
     "count_flops": "jaxdet.flops:count",
     "load": "jaxdet.api:load",
+    "load_pretrained": "jaxdet.api:load_pretrained",
     "train": "jaxdet.api:train",
 }
 

@@ -27,9 +27,11 @@ from PIL import Image
 
 from jaxdet import configs, runs
 from jaxdet.config import TrainConfig, conform, option
+from jaxdet.data import coco
 from jaxdet.data import images as image_files
 from jaxdet.errors import InputError
 from jaxdet.kernels import compiler
+from jaxdet.models import registry
 from jaxdet.tasks.detect import DetectionTask
 from jaxdet.tasks.sliding_window import MultipleObjectsTask
 from jaxdet.training import checkpoint as checkpoints
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from flax import linen as nn
 
 LOG = logging.getLogger(__name__)
+PUBLISHED_NMS_IOU = 0.65  # with which the scores of YOLOX were published
 PREDICT_BATCH = 8  # images per step of `Run.predict`; the last batch is padded
 
 
@@ -107,8 +110,8 @@ def train(
         callbacks: called after calls of the compiled program, evaluations and checkpoints.
         stop: called between calls of the compiled program, and between the batches of an
             evaluation; when it returns True, the run saves a checkpoint and ends.
-        spent: seconds before the call that count towards the time of the run, such as those that
-            the program took to start.
+        spent: seconds before the call that count towards the time of the run, such as the seconds
+            that the program took to start.
 
     Raises InputError for invalid options or data, and `DivergedError` when the loss is not finite.
     """
@@ -225,6 +228,41 @@ def load(
     return _restore(Path(folder), checkpoint, experiment, warn)
 
 
+def load_pretrained(
+    model: str, weights: str | Path, *, classes: Sequence[str] = (), **options: Any
+) -> "Run":
+    """Load a published detector: a `Run` that predicts and evaluates without training.
+
+    Args:
+        model: "yolox_s" or another published detector, see `models.registry`.
+        weights: its weights: a .pth or .safetensors file, or "hf:OWNER/REPO:FILE".
+        classes: names of the classes; by default COCO's or, if the weights have another number of
+            classes, `class 0`, `class 1` and so on.
+        options: fields of `configs.detect.Config` to change, such as `score_threshold=0.3` or
+            `size=(416, 416)`; by default the size of the published evaluation.
+
+    Raises InputError if the model is not a published detector, if the weights do not fit it, or if
+    an option is unknown or invalid.
+    """
+    from jaxdet.configs import detect
+
+    variables, found = registry.load_detector(model, weights)
+    if classes and len(classes) != len(found):
+        raise InputError(
+            f"classes must have the names of the {len(found)} classes of {weights}, got "
+            f"{len(classes)}"
+        )
+    side = registry.get(model).image_size
+    config = detect.Config(model=model, size=(side, side), nms_iou=PUBLISHED_NMS_IOU)
+    config = change_options(config, options)
+    names = tuple(classes) or found
+    experiment = configs.checked_module("detect", config).from_splits(config, names, {})
+    if names == coco.CLASSES:
+        metadata = {**experiment.metadata, "category_ids": list(coco.CLASS_IDS)}
+        experiment = replace(experiment, metadata=metadata)
+    return Run(Path(weights), experiment, 0, variables, 0)
+
+
 def change_options(config: TrainConfig, options: dict[str, Any]) -> TrainConfig:
     """A copy of a configuration with changed options.
 
@@ -239,7 +277,10 @@ def change_options(config: TrainConfig, options: dict[str, Any]) -> TrainConfig:
 
 
 class Run:
-    """A trained model: configuration, network and variables, ready to predict and evaluate."""
+    """A trained model: configuration, network and variables, ready to predict and evaluate.
+
+    The `folder` of a published detector is its weight file.
+    """
 
     def __init__(
         self, folder: Path, experiment: Experiment, step: int, variables: Tree, epoch: int
@@ -264,6 +305,12 @@ class Run:
     def metadata(self) -> dict[str, Any]:
         """Classes, input shape and normalization, as in `config.json`."""
         return self.experiment.metadata
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The metadata stored with the run; for a published detector, `metadata`."""
+        is_run = run_dir.is_run(self.folder)
+        return run_dir.read_metadata(self.folder) if is_run else self.metadata
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -340,7 +387,7 @@ class Run:
     def evaluate(self, split: str = "test", *, root: str = "", **options: Any) -> dict[str, Any]:
         """Scores of a split, as `jaxdet eval` prints them.
 
-        For `val`, the scores that training logged at this step are among them, with equal values
+        For `val`, they include the scores that training logged at this step, with equal values
         unless `root` or `options` change the data or the predictions.
 
         Args:
@@ -359,7 +406,7 @@ class Run:
         """Write a run folder for evaluation only: this checkpoint without the optimizer's state.
 
         `load`, `jaxdet eval` and `jaxdet predict` read it; it cannot be resumed.  Splits, metrics
-        and versions are those of the run.
+        and versions are copied from the run.
 
         Args:
             folder: the folder to write; it must be empty or absent, or a run to overwrite.
@@ -403,7 +450,7 @@ class Run:
             if splits.is_dir():
                 config = change_options(config, {"split_files": str(splits.absolute())})
             experiment = configs.build(self.system, config)
-        runs.check_classes(self.folder, experiment)
+        runs.check_classes(self.folder, self.recorded["classes"], experiment)
         return experiment
 
     def measure(self, experiment: Experiment, split: str) -> tuple[dict[str, float], dict]:
@@ -434,7 +481,8 @@ class Run:
         prepared, size = self.experiment.read_image(_readable(image))
         height, width = prepared.shape[:2]
         if isinstance(self.experiment.task, DetectionTask):
-            scale, offset = image_files.letterbox_transform(size, height, width)
+            letterbox = self.experiment.letterbox
+            scale, offset = image_files.letterbox_transform(size, height, width, letterbox)
             return PreparedImage(prepared, size, np.tile(1 / scale, 2), np.tile(-offset / scale, 2))
         scale = np.tile(np.asarray(size, np.float32) / (height, width), 2)[[1, 0, 3, 2]]
         return PreparedImage(prepared, size, scale, np.zeros(4, np.float32))

@@ -33,7 +33,7 @@ class TrainConfig:
 
     HPARAMS: fields that are traced hyper-parameters of the task, stored by name in the state.
     SUBSET_FIELDS: fields that select a part of the training set; see `Experiment.subset`.
-    EVAL_ONLY: fields that affect only evaluation; a sweep over them trains once.
+    EVAL_ONLY: fields that affect only evaluation; a sweep over these fields trains once.
     GRIDS: named grids of `sweep --grid`.  A grid is a text of options with several values, or a
       tuple with the text of the options of each run.
     LIMITS: {column of `compare`: upper limit}; `compare --report` names the best network within all
@@ -200,17 +200,19 @@ def reuse_data() -> Iterator[None]:
         _last_read.reset(token)
 
 
-def cached_reader(*names: str) -> Callable[[Callable], Callable]:
+def cached_reader(*names: str, **derived: Callable[[Any], Any]) -> Callable[[Callable], Callable]:
     """Decorate a reader of data that depends only on the named fields of a configuration.
 
-    The reader is called with a namespace of these fields.  Its result must not be modified, because
-    inside `reuse_data` it is shared.
+    The reader is called with a namespace of these fields and of the values `derived`, functions of
+    the configuration, such as `letterbox=lambda config: ...`.  Its result must not be modified,
+    because inside `reuse_data` it is shared.
     """
 
     def decorate(read: Callable[[SimpleNamespace], Any]) -> Callable[[Any], Any]:
         @wraps(read)
         def cached(config: Any) -> Any:
             values, cache = {name: getattr(config, name) for name in names}, _last_read.get()
+            values |= {name: function(config) for name, function in derived.items()}
             if cache is None:
                 return read(SimpleNamespace(**values))
             if read not in cache or cache[read][0] != values:

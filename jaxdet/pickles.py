@@ -277,6 +277,15 @@ class _Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
+class _Ignored:
+    """A value in place of a NumPy number, such as a score beside the arrays."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        """Ignore the state."""
+
+
 class _TensorUnpickler(RestrictedUnpickler):
     """Builds `_Storage` and `_Tensor` records; `kinds` is {key of a storage: its type}."""
 
@@ -293,6 +302,10 @@ class _TensorUnpickler(RestrictedUnpickler):
             "torch.Size": tuple,
             "torch._utils._rebuild_tensor_v2": lambda *arguments: _Tensor(*arguments[:4]),
             "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
+            "_codecs.encode": lambda *_: b"",  # of the bytes of a NumPy number
+            "numpy.dtype": lambda *_: _Ignored(),
+            "numpy.core.multiarray.scalar": lambda *_: _Ignored(),
+            "numpy._core.multiarray.scalar": lambda *_: _Ignored(),
         }
 
     def find_class(self, module: str, name: str) -> Any:

@@ -9,7 +9,6 @@ from PIL import Image
 
 from jaxdet.api import Detections, Run
 from jaxdet.ops import boxes
-from jaxdet.training import run_dir
 from jaxdet.training.experiment import Experiment
 from jaxdet.types import Array
 
@@ -72,8 +71,7 @@ def categories(run: Run, experiment: Experiment) -> list[tuple[int, str]]:
 
     The ids are taken from the data, else from the run's record, else they are 1, 2 and so on.
     """
-    ids = experiment.metadata.get("category_ids")
-    ids = ids or run_dir.read_metadata(run.folder).get("category_ids")
+    ids = experiment.metadata.get("category_ids") or run.recorded.get("category_ids")
     return list(zip(ids or range(1, len(run.classes) + 1), run.classes, strict=True))
 
 

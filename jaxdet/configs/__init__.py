@@ -113,12 +113,15 @@ def starting_weights(
     """
     if not config.weights:
         return None
-    if config.weights.startswith(RUN):
-        from jaxdet.training.warm_start import WarmStart
+    is_run = config.weights.startswith(RUN)
+    if is_run or registry.is_detector(config.model):
+        from jaxdet.training import warm_start
 
         shapes = partial(_variable_shapes, name, config)
-        folder = config.weights.removeprefix(RUN)
-        return WarmStart(folder, tuple(classes), shapes, normalization, first_class)
+        read = partial(warm_start.read_detector, getattr(config, "model", ""), config.weights)
+        if is_run:
+            read = partial(warm_start.read_run, config.weights.removeprefix(RUN))
+        return warm_start.WarmStart(read, tuple(classes), shapes, normalization, first_class)
     return partial(registry.load_pretrained, config.model, config.weights, **backbone)
 
 

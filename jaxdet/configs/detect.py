@@ -39,7 +39,7 @@ frozen backbone (`python -m benchmarks.train_step --models detect_unfrozen detec
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
@@ -53,25 +53,34 @@ from jaxdet.config import (
     check_minima,
     check_notes,
     task_hparams,
+    option,
 )
 from jaxdet.errors import InputError
 from jaxdet.models import registry
 
 if TYPE_CHECKING:
     from flax import linen as nn
+    from pathlib import Path
+
 
     from jaxdet.data.detection import DetectionDataset
     from jaxdet.data.sources import Source
+    from jaxdet.data.images import Letterbox
     from jaxdet.tasks.detect import Assigner, DetectionTask
+    from jaxdet.tasks.class_encoding import ClassEncoding
     from jaxdet.training.experiment import Experiment
 
 MAX_ANCHORS = 100  # per cell
 MAP_THRESHOLDS = (0.05, 0.1, 0.2)  # of assignment 2, for `report`
+COMPOSED = (  # options of the parts around a backbone
+    *("neck", "neck_block", "neck_channels", "background", "reg_max"),
+    *("anchors_per_cell", "anchor_scales", "anchor_ratios"),
+)
 
 if TYPE_CHECKING:
     Backbone = str
 else:
-    Backbone = Literal[*registry.names("backbone")]
+    Backbone = Literal[*registry.names("backbone", "detector")]
 
 
 @dataclass(frozen=True)
@@ -122,7 +131,9 @@ class Config(AugmentOptions, BackboneOptions):
     out (drop), or keep it as an image without objects (background); error: stop at any object of
     such a class"""
     model: Backbone = "lite0"
-    """backbone of the network"""
+    """backbone of the network; or a whole published detector, yolox_nano to yolox_x, which has its
+    own neck and head and takes images as published (BGR, placed at the top left): the options of
+    neck, head, anchors and background then stay at their defaults"""
     neck: Literal["fpn", "pan"] = "fpn"
     """how feature maps of different scales are combined: top-down (fpn), or top-down and then
     bottom-up (pan)"""
@@ -215,18 +226,20 @@ def network(config: Config, classes: int = 3) -> "tuple[nn.Module, tuple[int, ..
     from jaxdet.models.detector import Detector
     from jaxdet.models.heads import DecoupledHead
     from jaxdet.models.layers import layer_options
-    from jaxdet.tasks.class_encoding import ENCODINGS
 
     options = layer_options(bfloat16=config.bfloat16, conv=config.conv)
     neck = {"fpn": necks.FPN, "pan": necks.PAN}[config.neck]
     block = {"conv": necks.ConvBlock, "c3": necks.C3, "c2f": necks.C2f}[config.neck_block]
-    encoding = ENCODINGS[config.background]
+    encoding = _encoding(config)
     scales = _anchor_scales(config)
+    stages = {"frozen_stages": len(_frozen_stages(config)), "freeze_bn": config.freeze_bn}
+    shape = (1, *config.size, 3)
+    if registry.is_detector(config.model):
+        return registry.get(config.model).build(classes=classes, **stages, **options), shape
     net = Detector(
         backbone=partial(
             registry.backbone(config.model),
-            frozen_stages=len(_frozen_stages(config)),
-            freeze_bn=config.freeze_bn,
+            **stages,
             **options,
         ),
         neck=partial(neck, block=block, channels=config.neck_channels, **options),
@@ -242,7 +255,7 @@ def network(config: Config, classes: int = 3) -> "tuple[nn.Module, tuple[int, ..
         anchor_ratios=config.anchor_ratios if scales else (1.0,),
         reg_max=config.reg_max,
     )
-    return net, (1, *config.size, 3)
+    return net, shape
 
 
 def summarize(
@@ -273,8 +286,26 @@ def build(config: Config) -> "Experiment":
     """Read the data of a `Config`, and build its experiment."""
     from jaxdet.data import detection
 
-    data = _read_dataset(config)
     check_notes(config, detection.faults(data.notes))
+    data = _read_dataset(config)
+    if "train" not in data.splits:
+        known = ", ".join(data.splits)
+        raise InputError(f"--root {config.root}: must have training images, got only {known}")
+    return _experiment(config, data)
+
+
+def build_external(config: Config, classes: tuple[str, ...], split: "Path") -> "Experiment":
+    """The experiment of an existing run on the data in `config.root`, its own or other data.
+
+    classes: class names of the run.  Other data may have only some of these classes, in any order.
+    split: is ignored.
+
+    Unlike for `build`, the data need no training images.
+    """
+    return _experiment(config, _read(config, registry.letterbox(config.model), classes))
+
+
+def _experiment(config: Config, data: "_Data") -> "Experiment":
     experiment = from_splits(config, data.dataset.classes, data.splits)
     metadata = experiment.metadata
     if data.dataset.class_ids:
@@ -293,8 +324,8 @@ def from_splits(
     net, (_, *shape) = network(config, len(classes))
     height, width = config.size
     task = make_task(config, net, classes)
-    mean, std = task.normalization
-    normalized = f"(pixel value / 255 - {mean}) / {std}"
+    normalized, letterbox = task.normalization.formula, registry.letterbox(config.model)
+    sizes = {"height": height, "width": width, "letterbox": letterbox}
     return Experiment(
         task=task,
         splits=splits,
@@ -306,7 +337,8 @@ def from_splits(
         },
         config=config,
         name="detect",
-        read_image=partial(images.read_letterboxed_float, height=height, width=width),
+        read_image=partial(images.read_letterboxed_float, **sizes),
+        letterbox=letterbox,
         scales=config.multiscale,
         load_pretrained=starting_weights("detect", config, classes, normalized),
         lr_multiplier=registry.lr_multiplier(_frozen_stages(config), config.backbone_lr),
@@ -317,7 +349,6 @@ def make_task(config: Config, net: "nn.Module", classes: tuple[str, ...]) -> "De
     """The task of a `Config`, for a network and the names of its classes."""
     from jaxdet.losses import boxes as box_losses
     from jaxdet.tasks import augmentation, detect
-    from jaxdet.tasks.class_encoding import ENCODINGS
 
     return detect.DetectionTask(
         net,
@@ -327,7 +358,7 @@ def make_task(config: Config, net: "nn.Module", classes: tuple[str, ...]) -> "De
         suppress=_suppress(config),
         box_loss=getattr(box_losses, config.box_loss),
         offset_loss=config.box_loss == "smooth_l1",
-        encoding=ENCODINGS[config.background],
+        encoding=_encoding(config),
         normalization=registry.normalization(config.model),
         views=detect.TTA if config.tta else detect.SINGLE_VIEW,
     )
@@ -336,6 +367,12 @@ def make_task(config: Config, net: "nn.Module", classes: tuple[str, ...]) -> "De
 def _anchor_scales(config: Config) -> tuple[float, ...]:
     """Scales of the anchors of a cell; empty without anchors."""
     from jaxdet.ops import anchors
+
+def _encoding(config: Config) -> "ClassEncoding":
+    from jaxdet.tasks.class_encoding import ENCODINGS, OBJECTNESS
+
+    return OBJECTNESS if registry.is_detector(config.model) else ENCODINGS[config.background]
+
 
     count = config.anchors_per_cell // len(config.anchor_ratios)
     return config.anchor_scales or anchors.octave_scales(count) if count else ()
@@ -402,12 +439,21 @@ def _read_dataset(config: Any) -> _Data:
     from jaxdet.data import detection, formats
 
     dataset = formats.read(config.root, config.format, config.unknown_classes)
+    letterbox=lambda config: registry.letterbox(config.model),
     if not dataset.classes:
         first = f"; first note: {dataset.notes[0]}" if dataset.notes else ""
+    return _read(config, config.letterbox)
+
+
+def _read(config: Any, letterbox: "Letterbox", classes: tuple[str, ...] = ()) -> _Data:
+    """Read the data of a configuration; `classes` are the classes of the run to evaluate."""
         raise InputError(f"--root {config.root}: must hold objects with a class, got none{first}")
-    samples = detection.with_validation(
-        dataset.splits, config.val_fraction, config.seed, config.test_fraction
-    )
+    if classes:
+        dataset = detection.match_classes(dataset, classes)
+    samples = dataset.splits
+    if "train" in samples:
+        fractions = config.val_fraction, config.seed, config.test_fraction
+        samples = detection.with_validation(samples, *fractions)
     max_boxes = config.max_boxes or detection.largest_box_count(samples)
     load = detection.load
     if config.stream:
@@ -416,7 +462,8 @@ def _read_dataset(config: Any) -> _Data:
     height, width = config.size
     splits, notes, first = {}, [*dataset.notes], 0
     for name, own in samples.items():
-        splits[name], faults = load(own, height, width, max_boxes, first_id=first)
+        options = {"first_id": first, "letterbox": letterbox}
+        splits[name], faults = load(own, height, width, max_boxes, **options)
         notes += faults
         first += len(own)
     image_ids = {
@@ -454,6 +501,21 @@ def _check_anchors(config: Config) -> None:
     check_minima(config, anchors_per_cell=0)
     count, scales, ratios = config.anchors_per_cell, config.anchor_scales, config.anchor_ratios
     for name, values in (("scales", scales), ("ratios", ratios)):
+    _check_detector(config)
+
+
+def _check_detector(config: Config) -> None:
+    """Raise InputError for an option that a published detector does not have."""
+    if not registry.is_detector(config.model):
+        return
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name in COMPOSED and value != field.default:
+            shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            raise InputError(
+                f"{option(field.name)} has no effect with --model {config.model}, which is a whole "
+                f"detector, got {shown}; leave it out"
+            )
         if not all(value > 0 for value in values):
             given = " ".join(f"{value:g}" for value in values)
             raise InputError(f"--anchor-{name} must be positive, got {given}")

@@ -35,8 +35,8 @@ images of 20 identities of ORL, for the last checkpoint of a training on the 20 
 The first row has the options `--model lite0 --weights package:lite0 --backbone-stages 6
 --freeze-stages 6 --embedding-dim 0 --bnneck true --size 96 --epochs 40`; the second has
 `--freeze-stages 5 --freeze-bn --backbone-lr .1 --label-smoothing .1 --epochs 30` in place of the
-same options of the first.  The rows with triplets also have `--embedding-loss-weight 1`, and those
-with more augmentation `--brightness-contrast .4 --label-smoothing .1`.
+same options of the first row.  The rows with triplets also have `--embedding-loss-weight 1`, and
+the rows with more augmentation also have `--brightness-contrast .4 --label-smoothing .1`.
 
 Features of stride 16 separate unseen identities best: without any training on faces, the cosines of
 averaged and centered feature maps of Lite0 with strides 4, 8, 16 and 32 have an AUC of .945, .967,
@@ -389,7 +389,7 @@ def from_splits(
     order = sampler.shuffled_batches
     if config.samples_per_class:
         order = sampler.pk_sampler(splits["train"].labels, config.samples_per_class)
-    normalized = f"(pixel value / 255 - {normalization.mean}) / {normalization.std}"
+    normalized = normalization.formula
     stages = config.backbone_stages
     return Experiment(
         task=VerificationTask(

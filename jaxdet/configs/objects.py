@@ -257,7 +257,7 @@ def from_splits(
 
     net, (_, *shape) = network(config, len(classes))
     normalization = registry.normalization(config.model)
-    normalized = f"(pixel value / 255 - {normalization.mean}) / {normalization.std}"
+    normalized = normalization.formula
     fields = {} if config.norm else {"norm": False}
     return Experiment(
         task=LocalizationTask(
@@ -286,7 +286,7 @@ def from_splits(
 
 
 def _transform(config: Config) -> Callable:
-    """Augmentation of one training image and its box."""
+    """The function that augments one training image and its box."""
     from jaxdet.ops import augment
 
     transform = partial(

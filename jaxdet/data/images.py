@@ -13,8 +13,11 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from fractions import Fraction
+from functools import cache
 from glob import glob
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -24,6 +27,21 @@ from jaxdet.errors import InputError, printable
 ImageFile = str | Path | bytes | Image.Image | Callable[[], str | Path | bytes]
 Size = tuple[int, int]  # height, width
 
+
+class Letterbox(NamedTuple):
+    """How an image is scaled and placed in the network's input, which may have another shape.
+
+    centered: whether the image is centered, its sides rounded to the nearest pixel; otherwise it is
+      at the top left, and its sides are rounded down.
+    antialias: whether shrinking averages all pixels, rather than the four nearest pixels.
+    """
+
+    centered: bool = True
+    antialias: bool = True
+
+
+CENTERED = Letterbox()
+TOP_LEFT = Letterbox(centered=False, antialias=False)  # of YOLOX, which resizes as OpenCV does
 LETTERBOX_FILL = 114  # pixel value of the padding, as in YOLO
 # Formats that Pillow decodes itself; for others, such as EPS, it runs a program.
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
@@ -73,37 +91,68 @@ def read_resized_float(file: ImageFile, side: int) -> tuple[np.ndarray, Size]:
     return image / np.float32(255), size
 
 
-def read_letterboxed(file: ImageFile, height: int, width: int) -> tuple[np.ndarray, Size]:
+def read_letterboxed(
+    file: ImageFile, height: int, width: int, letterbox: Letterbox = CENTERED
+) -> tuple[np.ndarray, Size]:
     """Read and letterbox an image; return ([height, width, 3] uint8, its original size).
 
-    It is placed as `letterbox_transform` says; pixels of the padding are `LETTERBOX_FILL`.
+    The image is placed as `letterbox_transform` says; pixels of the padding are `LETTERBOX_FILL`.
     """
-    image, size = _decode(file, "RGB", max(height, width))
-    scale, offset = letterbox_transform(size, height, width)
+    image, size = _decode(file, "RGB", max(height, width) if letterbox.antialias else None)
+    scale, offset = letterbox_transform(size, height, width, letterbox)
     columns, rows = np.rint(scale * [size[1], size[0]]).astype(int)
     left, top = offset.astype(int)
     out = np.full((height, width, 3), LETTERBOX_FILL, np.uint8)
-    small = image.resize((int(columns), int(rows)), Image.Resampling.BILINEAR)
+    small = _resize(image, int(columns), int(rows), antialias=letterbox.antialias)
     out[top : top + rows, left : left + columns] = np.asarray(small)
     return out, size
 
 
-def read_letterboxed_float(file: ImageFile, height: int, width: int) -> tuple[np.ndarray, Size]:
+def read_letterboxed_float(
+    file: ImageFile, height: int, width: int, letterbox: Letterbox = CENTERED
+) -> tuple[np.ndarray, Size]:
     """The same as `read_letterboxed`, with the image as float32 in [0, 1]."""
-    image, size = read_letterboxed(file, height, width)
+    image, size = read_letterboxed(file, height, width, letterbox)
     return image / np.float32(255), size
 
 
-def letterbox_transform(size: Size, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+def letterbox_transform(
+    size: Size, height: int, width: int, letterbox: Letterbox = CENTERED
+) -> tuple[np.ndarray, np.ndarray]:
     """Scale [2] and offset [2], for x and y, that letterbox an image of `size` into height x width.
 
     Network pixel = original pixel x scale + offset.  The aspect ratio is kept up to rounding to
-    whole pixels, and the image is centered.
+    whole pixels.
     """
-    factor = min(height / size[0], width / size[1])
-    inner = np.maximum(np.round(np.array([size[1], size[0]]) * factor), 1)
-    offset = (np.array([width, height]) - inner) // 2
+    if letterbox.centered:  # without rounding errors, as in `ops.resize`
+        factor = min(Fraction(height, size[0]), Fraction(width, size[1]))
+        inner = np.array([max(round(side * factor), 1) for side in (size[1], size[0])])
+    else:
+        factor = min(height / size[0], width / size[1])
+        inner = np.maximum(np.floor(np.array([size[1], size[0]]) * factor), 1)
+    offset = (np.array([width, height]) - inner) // 2 * letterbox.centered
     return (inner / [size[1], size[0]]).astype(np.float32), offset.astype(np.float32)
+
+
+def _resize(image: Image.Image, width: int, height: int, *, antialias: bool) -> Image.Image:
+    """Resize with bilinear interpolation, with antialiasing or as OpenCV's INTER_LINEAR does."""
+    if antialias:
+        return image.resize((width, height), Image.Resampling.BILINEAR)
+    steps = (image.width / width, 0, 0, 0, image.height / height, 0)
+    return image.transform(
+        (width, height), Image.Transform.AFFINE, steps, Image.Resampling.BILINEAR
+    )
+
+
+@cache
+def shrinks_rows_first() -> bool:
+    """Whether this Pillow resizes the rows of a tall image before its columns, as version 13 does.
+
+    The order changes roundings, see `ops.resize`.
+    """
+    image = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(16, 4) * 37)
+    once, row_by_row = (image.resize(size, Image.Resampling.BILINEAR) for size in ((3, 5), (4, 5)))
+    return once.tobytes() == row_by_row.resize((3, 5), Image.Resampling.BILINEAR).tobytes()
 
 
 def check_header(file: ImageFile) -> None:

@@ -40,13 +40,16 @@ class Detector(nn.Module):
     """A backbone, a neck and a head, given as constructors that take `axis_name` and `name`.
 
     levels: number of maps of the backbone that the neck takes, counted from the coarsest.
-    anchor_scales, anchor_ratios: each cell has one anchor for each pair (see `ops.anchors`), and
-      the head must predict as many boxes per cell, as offsets from these anchors.  Without scales,
-      the head predicts the distances of a box's sides from the center of the cell; the cell's
-      anchor, a square with sides of 4 strides, only serves assignment.
-    reg_max: outputs per side of a box.  A single one is the logarithm of the distance in strides;
-      several are logits of a distribution over distances, whose mean is the distance (Li et al.
-      2020, arXiv:2006.04388).
+    anchor_scales, anchor_ratios: each cell has one anchor for each pair of a scale and a ratio (see
+      `ops.anchors`), and the head must predict as many boxes per cell, as offsets from these
+      anchors.  Without scales, the head predicts the distances of a box's sides from the center of
+      the cell; the cell's anchor, a square with sides of 4 strides, only serves assignment.
+    center_offsets: without scales, the head predicts the center of a box as its offset from the top
+      left corner of the cell, and the logarithms of its width and height, all in strides, as YOLOX
+      does; instead of distances.
+    reg_max: outputs per side of a box.  A single output is the logarithm of the distance in
+      strides; several outputs are logits of a distribution over distances, whose mean is the
+      distance (Li et al.  2020, arXiv:2006.04388).
     """
 
     backbone: Callable[..., nn.Module]
@@ -55,6 +58,7 @@ class Detector(nn.Module):
     levels: int = 3
     anchor_scales: tuple[float, ...] = ()
     anchor_ratios: tuple[float, ...] = (1.0,)
+    center_offsets: bool = False
     reg_max: int = 1
     axis_name: str | None = None
     dtype: Any = None
@@ -79,6 +83,11 @@ class Detector(nn.Module):
         with jax.named_scope("boxes"):
             if self.anchor_scales:
                 logits, boxes = None, anchors.decode(output.sides, anchor_boxes[None])
+            elif self.center_offsets:
+                corners = points - strides[:, None] / 2
+                cells = anchors.anchor_boxes(corners, strides, scales=(1.0,))[None]
+                limit = MAX_LOG_DISTANCE
+                logits, boxes = None, anchors.decode(output.sides, cells, max_log_scale=limit)
             else:
                 logits, distances = self._distances(output.sides)
                 boxes = anchors.ltrb_to_boxes(distances * strides[None, :, None], points[None])

@@ -34,8 +34,9 @@ class DecoupledHead(necks.PyramidModule):
     `PRIOR`.
 
     anchors: boxes per cell.
-    outputs: outputs per side of a box; several are logits of a distribution over distances.
+    outputs: outputs per side of a box; several outputs are logits of a distribution over distances.
     objectness: whether boxes have an objectness logit.  convolutions: 3x3 convolutions per branch.
+    depthwise: whether the 3x3 convolutions are separable.
     """
 
     classes: int = 80
@@ -43,6 +44,7 @@ class DecoupledHead(necks.PyramidModule):
     outputs: int = 1
     objectness: bool = True
     convolutions: int = 2
+    depthwise: bool = False
 
     @nn.compact
     def __call__(self, maps: Sequence[Array], train: bool = False) -> HeadOutput:
@@ -58,7 +60,8 @@ class DecoupledHead(necks.PyramidModule):
         for branch in ("class", "box"):
             y = x
             for i in range(1, self.convolutions + 1):
-                y = self.conv_norm_act(y, self.channels, 3, f"{name}_{branch}{i}", train=train)
+                options = {"depthwise": self.depthwise, "train": train}
+                y = self.conv_3x3(y, self.channels, f"{name}_{branch}{i}", **options)
             branches.append(y)
         class_branch, box_branch = branches
         objectness = None
@@ -82,4 +85,4 @@ class DecoupledHead(necks.PyramidModule):
             conv_general_dilated=self.conv_general_dilated,
             name=name,
         )(x)
-        return x.reshape(len(x), -1, channels).astype(jnp.float32)
+        return x.reshape(x.shape[0], -1, channels).astype(jnp.float32)

@@ -131,6 +131,22 @@ class ConvModule(nn.Module):
         return self.activate(self.conv_norm(x, channels, kernel, name, **options), name)
 
     @nn.nowrap
+    def conv_3x3(
+        self, x: Array, channels: int, name: str, *, depthwise: bool, **options: Any
+    ) -> Array:
+        """Apply `conv_norm_act` with a 3x3 kernel and these options.
+
+        depthwise: whether a 3x3 depthwise and a 1x1 convolution, each with norm and activation,
+          replace the convolution; they are named `{name}_depthwise` and `{name}_pointwise`.
+        """
+        if not depthwise:
+            return self.conv_norm_act(x, channels, 3, name, **options)
+        count = x.shape[-1]
+        x = self.conv_norm_act(x, count, 3, f"{name}_depthwise", groups=count, **options)
+        train = options.get("train", False)
+        return self.conv_norm_act(x, channels, 1, f"{name}_pointwise", train=train)
+
+    @nn.nowrap
     def batch_norm(self, x: Array, name: str, train: bool) -> Array:
         """Normalize x [..., C] by batch statistics in training, else by running statistics."""
         return nn.BatchNorm(
@@ -188,7 +204,7 @@ class Freezable(ConvModule):
     def first_stages(self, count: int) -> dict[str, Any]:
         """Fields for a copy that ends after the first `count` stages; the stem is a stage.
 
-        Raises NotImplementedError for a network that cannot be cut, as here.
+        Raises NotImplementedError for a network that cannot be cut, always in this base class.
         """
         raise NotImplementedError(f"{type(self).__name__} cannot be cut after a stage")
 
@@ -242,7 +258,7 @@ class Dropout(nn.Module):
     def __call__(self, x: Array, factor: float | Array = 1.0, train: bool = False) -> Array:
         """In training, zero entries of x with probability p = `rate * factor`.
 
-        The others are divided by 1 - p.
+        The other entries are divided by 1 - p.
         """
         if not train or not self.rate:
             return x

@@ -2,8 +2,9 @@
 
     p3, p4, p5 = FPN(channels=96).apply(variables, (c3, c4, c5))
 
-Maps, any number of them, are ordered from fine to coarse; each output [B, h, w, channels] has the
-size of its input.  `block` replaces the 3x3 convolutions of the papers: `ConvBlock`, `C3` or `C2f`.
+There may be any number of maps, ordered from fine to coarse; each output [B, h, w, channels] has
+the size of its input.  `block` replaces the 3x3 convolutions of the papers: `ConvBlock`, `C3` or
+`C2f`.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,25 +35,35 @@ class ConvBlock(PyramidModule):
 
 
 class Bottleneck(PyramidModule):
-    """A `kernel` x `kernel` and a 3x3 convolution, with a shortcut if C equals `channels`."""
+    """A `kernel` x `kernel` and a 3x3 convolution, with a shortcut if C equals `channels`.
+
+    depthwise: whether the 3x3 convolution is separable.  shortcut: False leaves the shortcut out.
+    """
 
     kernel: int = 1
+    depthwise: bool = False
+    shortcut: bool = True
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         """Map x [B, H, W, C] to [B, H, W, channels]."""
         y = self.conv_norm_act(x, self.channels, self.kernel, "conv1", train=train)
-        y = self.conv_norm_act(y, self.channels, 3, "conv2", train=train)
-        if y.shape != x.shape:
+        y = self.conv_3x3(y, self.channels, "conv2", depthwise=self.depthwise, train=train)
+        if not self.shortcut or y.shape != x.shape:
             return y
         with jax.named_scope("add"):
             return x + y
 
 
 class C3(PyramidModule):
-    """Cross stage partial block of YOLOv5 (arXiv:1911.11929): bottlenecks on half the channels."""
+    """Cross stage partial block of YOLOv5 (arXiv:1911.11929): bottlenecks on half the channels.
+
+    blocks: number of bottlenecks.  depthwise, shortcut: see `Bottleneck`.
+    """
 
     blocks: int = 1
+    depthwise: bool = False
+    shortcut: bool = True
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
@@ -61,7 +72,13 @@ class C3(PyramidModule):
         deep = self.conv_norm_act(x, half, 1, "deep", train=train)
         around = self.conv_norm_act(x, half, 1, "around", train=train)
         for i in range(1, self.blocks + 1):
-            block = Bottleneck(**self.shared_fields(), channels=half, name=f"block{i}")
+            block = Bottleneck(
+                **self.shared_fields(),
+                channels=half,
+                depthwise=self.depthwise,
+                shortcut=self.shortcut,
+                name=f"block{i}",
+            )
             deep = block(deep, train)
         both = layers.concatenate(deep, around)
         return self.conv_norm_act(both, self.channels, 1, "out", train=train)
@@ -111,7 +128,7 @@ class FPN(PyramidModule):
 
 
 class PAN(PyramidModule):
-    """Path aggregation network: after an FPN, fine maps are halved and joined to coarser ones.
+    """Path aggregation network: after an FPN, fine maps are halved and joined to coarse maps.
 
     Liu et al. 2018, arXiv:1803.01534, add the two maps; here they are concatenated, as in YOLOX
     (arXiv:2107.08430).

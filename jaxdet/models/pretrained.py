@@ -5,7 +5,7 @@
 
 A name map is a function from the path of a variable, such as `params/stage1_block1/conv1/kernel`,
 to the name of its array in the file, such as `layer1.0.conv1.weight`, or to None for a variable
-that keeps its value.  `registry.load_pretrained` does all of this for a model by name.
+that keeps its value.  `registry.load_pretrained` does all this for a model of the registry.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -34,14 +34,16 @@ MAX_NAMES = 3  # listed in an error message
 
 
 class WeightMap(NamedTuple):
-    """How the arrays of a weight file are named, and which of them a backbone does not need.
+    """Names of the arrays in a weight file, and the arrays that a backbone does not need.
 
     names: name of the array of each variable, see the module docstring.
     heads: prefixes of arrays that belong to layers after the backbone, besides `HEADS`.
+    classes: number of classes of the file, for a whole detector.
     """
 
     names: NameMap
     heads: tuple[str, ...] = ()
+    classes: int = 0
 
 
 def assign_arrays(
@@ -63,7 +65,7 @@ def assign_arrays(
     source: name of the file in error messages.
 
     Raises InputError for a variable without an array, an array that no variable takes, or an array
-    whose shape differs from its variable's.
+    whose shape differs from the shape of its variable.
     """
     leaves = {_path(key_path): leaf for key_path, leaf in jax.tree.leaves_with_path(variables)}
     assigned = {path: name for path in leaves if (name := names(path)) is not None}

@@ -21,10 +21,11 @@ from jaxdet.errors import InputError
 if TYPE_CHECKING:
     from flax import linen as nn
 
+    from jaxdet.data.images import Letterbox
     from jaxdet.data.normalize import Normalization
     from jaxdet.types import Tree
 
-Kind = Literal["backbone", "staged", "localizer", "cifar", "classifier", "sliding"]
+Kind = Literal["backbone", "detector", "staged", "localizer", "cifar", "classifier", "sliding"]
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,16 @@ class ModelSpec:
 
     constructor: "module:name" of the model's constructor, or the constructor itself.
     kind: "backbone", a `layers.Freezable` that returns maps, fine to coarse, for classes=0;
-      "staged", a backbone whose stages are options of the `faces` system; "localizer", built from a
-      number of classes, which returns label and box; "cifar", a choice of the `cifar10` system;
-      "classifier", any other classifier; "sliding", a window network.
+      "detector", a whole `detector.Detector`; "staged", a backbone whose stages are options of the
+      `faces` system; "localizer", built from a number of classes, which returns label and box;
+      "cifar", a choice of the `cifar10` system; "classifier", any other classifier; "sliding", a
+      window network.
     weight_map: "module:name" of a function (network, arrays) -> `pretrained.WeightMap`; "" where
       there are no published weights.
     image_size: height and width, in pixels, of the images for which the model is described.
     normalization: "module:name" of the `Normalization` that its published weights expect.
+    letterbox: "module:name" of the `Letterbox` that the published weights of a detector expect.
+    classes: "module:name" of the class names of these weights.
     """
 
     name: str
@@ -48,6 +52,8 @@ class ModelSpec:
     weight_map: str = ""
     image_size: int = 224
     normalization: str = "jaxdet.data.normalize:IMAGENET"
+    letterbox: str = "jaxdet.data.images:CENTERED"
+    classes: str = ""
 
     def build(self, *args: Any, **fields: Any) -> "nn.Module":
         """Build the module with these fields."""
@@ -59,6 +65,15 @@ _EFFICIENTNET = "jaxdet.models.efficientnet:weight_map"
 _MOBILENET = "jaxdet.models.mobilenet:weight_map"
 _CONVNEXT = "jaxdet.models.convnext:weight_map"
 _LITE = "jaxdet.data.normalize:EFFICIENTNET_LITE"
+_YOLOX = partial(
+    ModelSpec,
+    kind="detector",
+    weight_map="jaxdet.models.yolox:weight_map",
+    image_size=640,
+    normalization="jaxdet.data.normalize:BGR_255",
+    letterbox="jaxdet.data.images:TOP_LEFT",
+    classes="jaxdet.data.coco:CLASSES",
+)
 
 _SPECS = (
     ModelSpec("lite0", "jaxdet.models.efficientnet:Lite0", "backbone", _EFFICIENTNET, 224, _LITE),
@@ -74,6 +89,12 @@ _SPECS = (
     ModelSpec("mobilenet_v3_small", "jaxdet.models.mobilenet:V3Small", "backbone", _MOBILENET),
     ModelSpec("convnext_tiny", "jaxdet.models.convnext:Tiny", "backbone", _CONVNEXT),
     ModelSpec("convnext_small", "jaxdet.models.convnext:Small", "backbone", _CONVNEXT),
+    _YOLOX("yolox_nano", "jaxdet.models.yolox:Nano", image_size=416),
+    _YOLOX("yolox_tiny", "jaxdet.models.yolox:Tiny", image_size=416),
+    _YOLOX("yolox_s", "jaxdet.models.yolox:S"),
+    _YOLOX("yolox_m", "jaxdet.models.yolox:M"),
+    _YOLOX("yolox_l", "jaxdet.models.yolox:L"),
+    _YOLOX("yolox_x", "jaxdet.models.yolox:X"),
     ModelSpec("bottleneck", "jaxdet.models.inverted_residual:InvertedResidualNet", "staged"),
     ModelSpec("convnext", "jaxdet.models.convnext:Tiny", "staged"),
     ModelSpec("simple", "jaxdet.models.plain:simple", "localizer"),
@@ -115,12 +136,14 @@ def backbone(name: str, *, stages: int = 0) -> Callable[..., "nn.Module"]:
     """Constructor of a module that returns the feature maps of a model, fine to coarse.
 
     stages: number of stages that are built, counted from the first; 0 means all.
-    For a localizer it is the constructor of its backbone.  Raises InputError for a model that is
-    not a backbone.
+    For a localizer or a detector it is the constructor of its backbone.  Raises InputError for a
+    model without a backbone.
     """
     spec = get(name)
     if spec.kind == "localizer":
         constructor = spec.build(1).features
+    elif spec.kind == "detector":
+        constructor = spec.build().backbone
     elif spec.kind in ("backbone", "staged"):
         constructor = partial(_resolve(spec.constructor), classes=0)
     else:
@@ -172,6 +195,43 @@ def normalization(name: str) -> "Normalization":
     return _resolve(get(name).normalization)
 
 
+def letterbox(name: str) -> "Letterbox":
+    """The letterbox that the published weights of a detector expect; centered for other models."""
+    return _resolve(get(name).letterbox)
+
+
+def is_detector(name: str) -> bool:
+    """Whether a model is a whole detector rather than a backbone.  Raises InputError if unknown."""
+    return get(name).kind == "detector"
+
+
+def load_detector(name: str, source: str | Path) -> tuple["Tree", tuple[str, ...]]:
+    """Variables of a detector with published weights, and the names of its classes.
+
+    source: weight file or reference to one, see `pretrained.fetch`.  If it has another number of
+    classes than the published weights, the classes are called `class 0`, `class 1` and so on.
+
+    Raises InputError if the model is not a detector, or the weights do not fit.
+    """
+    import jax
+
+    from jaxdet import pickles
+    from jaxdet.models import pretrained
+
+    if not is_detector(name):
+        raise InputError(f"--model must be one of {', '.join(names('detector'))}, got {name}")
+    spec, arrays = get(name), pickles.read_arrays(pretrained.fetch(source))
+    weight_map = _resolve(spec.weight_map)(spec.build(), arrays)
+    net = spec.build(classes=weight_map.classes)
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), "float32")
+    shapes = jax.eval_shape(net.init, jax.random.key(0), images)
+    variables = pretrained.assign_arrays(shapes, arrays, weight_map.names, source=source)
+    published = _resolve(spec.classes)
+    if len(published) == weight_map.classes:
+        return variables, published
+    return variables, tuple(f"class {i}" for i in range(weight_map.classes))
+
+
 def load_pretrained(
     name: str,
     source: str | Path,
@@ -189,7 +249,7 @@ def load_pretrained(
     stages: number of stages of the backbone that are built, counted from the first; 0 means all.
     fields: fields of the backbone that change the names in the file, such as `norm`.
 
-    Raises InputError if there are no published weights for the model, or they do not fit.
+    Raises InputError if there are no published weights for the model, or if the weights do not fit.
     """
     from jaxdet import pickles
     from jaxdet.models import pretrained

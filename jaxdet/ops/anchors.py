@@ -59,7 +59,7 @@ def anchor_boxes(
 
 
 def octave_scales(count: int) -> tuple[float, ...]:
-    """`count` scales, the first `DEFAULT_SCALE`, each further one 2^(1 / count) times the previous.
+    """`count` scales from `DEFAULT_SCALE` up, each 2^(1 / count) times the previous one.
 
     Lin et al. 2017 (RetinaNet), arXiv:1708.02002.
     """
@@ -78,15 +78,18 @@ def encode(boxes: Array, anchors: Array) -> jax.Array:
     return jnp.concatenate([(center - anchor_center) / anchor_sides, log_scale], -1)
 
 
-def decode(offsets: Array, anchors: Array) -> jax.Array:
+def decode(
+    offsets: Array, anchors: Array, *, max_log_scale: float = MAX_LOG_SCALE
+) -> jax.Array:
     """Boxes [..., 4] at offsets [..., 4] from anchors [..., 4]; the inverse of `encode`.
 
-    A side is at most 1000 / 16 times that of its anchor, which keeps early predictions finite.
+    A side is at most exp(max_log_scale), by default 1000 / 16, times the side of its anchor, which
+    keeps early predictions finite.
     """
     chex.assert_shape(offsets, (..., 4))
     offsets, ((anchor_center, anchor_sides),) = as_float32(offsets), _center_and_sides(anchors)
     center = anchor_center + offsets[..., :2] * anchor_sides
-    half = anchor_sides * jnp.exp(jnp.minimum(offsets[..., 2:], MAX_LOG_SCALE)) / 2
+    half = anchor_sides * jnp.exp(jnp.minimum(offsets[..., 2:], max_log_scale)) / 2
     return jnp.concatenate([center - half, center + half], -1)
 
 

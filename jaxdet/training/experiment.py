@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from jaxdet.config import OPTIMIZER_HPARAMS, TrainConfig
-from jaxdet.data import sampler
+from jaxdet.data import images, sampler
 from jaxdet.data.sources import Source
 from jaxdet.training import optim, parallel
 from jaxdet.types import Array, Device, Task, Tree
@@ -41,6 +41,7 @@ class Experiment:
     config: TrainConfig = field(default_factory=TrainConfig)  # checked options of the run
     name: str = ""  # name of the system
     read_image: Callable | None = None  # path -> (image [H, W, C] for `predict`, (height, width))
+    letterbox: images.Letterbox = images.CENTERED  # of `read_image`, if it letterboxes images
     read_table: Callable | None = None  # path -> [(image path, label, box in its own pixels)]
     read_original: Callable | None = None  # name of a sample -> the whole image [h, w, C] in [0, 1]
     files: tuple[tuple[str, str], ...] = ()  # (path in the run folder, text) of files to write

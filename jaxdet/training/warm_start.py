@@ -1,11 +1,11 @@
-"""Start a run from the variables of another run, whose classes and input size may differ.
+"""Start a run from a trained network, whose classes and input size may differ.
 
-    start = WarmStart("runs/detect", classes, shapes, normalization)
+    start = WarmStart(partial(read_run, "runs/detect"), classes, shapes, normalization)
     variables = start(variables)  # initial variables -> variables to train from
 
-A variable is copied if the other run has one of the same name and shape.  Class outputs are matched
-by the names of the classes: outputs of classes that both runs have are copied, those of new classes
-keep their initial values.  The backbone must fit as a whole.
+A variable is copied if the trained network has one of the same name and shape.  Class outputs are
+matched by the names of the classes: outputs of classes that both networks have are copied; outputs
+of new classes keep their initial values.  The backbone must fit as a whole.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,12 +20,36 @@ from flax import traverse_util
 from jaxdet import tables
 from jaxdet.config import RUN
 from jaxdet.errors import InputError
+from jaxdet.models import registry
 from jaxdet.training import checkpoint, run_dir
 from jaxdet.types import Array, Tree
 
 BACKBONE = "features"  # name of the backbone in a network
 COPIED, BY_CLASS, INITIAL, DROPPED = OUTCOMES = ("copied", "by class", "initial", "dropped")
 MAX_NAMES = 5  # largest number of classes that are listed by name
+
+
+class Trained(NamedTuple):
+    """A trained network: another run, or a published detector."""
+
+    weights: str  # as given by --weights
+    variables: Tree
+    classes: tuple[str, ...]
+    normalization: str  # of its images, as in the metadata of a run
+
+
+def read_run(folder: str) -> Trained:
+    """The network of the run in `folder`; InputError if it has no checkpoint."""
+    _, variables = checkpoint.read_variables(folder)
+    metadata = run_dir.read_metadata(folder)
+    normalization = metadata.get("normalization", "")
+    return Trained(f"{RUN}{folder}", variables, tuple(metadata["classes"]), normalization)
+
+
+def read_detector(model: str, weights: str) -> Trained:
+    """A published detector; InputError if the weights do not fit the model."""
+    normalization = registry.normalization(model).formula
+    return Trained(weights, *registry.load_detector(model, weights), normalization)
 
 
 class Layout(NamedTuple):
@@ -42,71 +66,70 @@ class Layout(NamedTuple):
 
 @dataclass(frozen=True)
 class WarmStart:
-    """The variables of the run in `folder`, adapted to a network with the given classes.
+    """The variables of a trained network, adapted to a network with the given classes.
 
+    read: function that reads the trained network, such as `partial(read_run, folder)`.
     shapes: function from a number of classes to the shapes of the variables of that network.
     normalization: of the network's images, as in the metadata of a run.
     first_class: `Layout.first` of the network's outputs.
 
-    Raises InputError if the run has no checkpoint, if its backbone is another one, or if none of
-    its variables fits.
+    Raises InputError if the trained network cannot be read, if its backbone is another one, or if
+    none of its variables fits.
     """
 
-    folder: str
+    read: Callable[[], Trained]
     classes: tuple[str, ...]
     shapes: Callable[[int], Tree]
     normalization: str = ""
     first_class: int | None = None
 
     def __call__(self, variables: Tree) -> Tree:
-        """The variables to train from; `variables` are the initial ones, or only their shapes."""
-        return self._transfer(variables)[0]
+        """The variables to train from; `variables` are initial values, or only their shapes."""
+        return self._transfer(variables, self.read())[0]
 
     def summary(self, variables: Tree) -> str:
         """A table of the numbers of copied variables, and what happens to each class.
 
         variables: as in `__call__`.
         """
-        _, outcomes = self._transfer(variables)
-        before = run_dir.read_metadata(self.folder)
+        trained = self.read()
+        _, outcomes = self._transfer(variables, trained)
         rows: dict[str, dict[str, Any]] = {}
         for path, outcome in outcomes.items():
             module = path.split("/")[1]
             row = rows.setdefault(module, {"module": module, **dict.fromkeys(OUTCOMES, 0)})
             row[outcome] += 1
-        known = before["classes"]
+        known = trained.classes
         classes = {
             "kept": [name for name in self.classes if name in known],
             "new": [name for name in self.classes if name not in known],
             DROPPED: [name for name in known if name not in self.classes],
         }
         lines = [
-            f"variables of {RUN}{self.folder}, by module:",
+            f"variables of {trained.weights}, by module:",
             tables.aligned(list(rows.values()), ["module", *OUTCOMES]),
             "classes: " + ", ".join(_listed(key, names) for key, names in classes.items()),
         ]
-        own = before.get("normalization", "")
-        if self.normalization and own != self.normalization:
+        if self.normalization and trained.normalization != self.normalization:
             lines.append(
-                f"warning: {self.folder} was trained on images normalized as {own}; this run "
-                f"normalizes images as {self.normalization}"
+                f"warning: {trained.weights} was trained on images normalized as "
+                f"{trained.normalization}; this run normalizes images as {self.normalization}"
             )
         return "\n".join(lines)
 
-    def _transfer(self, variables: Tree) -> tuple[Tree, dict[str, str]]:
-        _, source = checkpoint.read_variables(self.folder)
+    def _transfer(self, variables: Tree, trained: Trained) -> tuple[Tree, dict[str, str]]:
         count = len(self.classes)
         layouts = find_layouts(self.shapes(count), self.shapes(count + 1), self.first_class)
-        before = run_dir.read_metadata(self.folder)["classes"]
-        values, outcomes = transfer(variables, source, layouts, self.classes, before)
+        source, known = trained.variables, trained.classes
+        values, outcomes = transfer(variables, source, layouts, self.classes, known)
         if BACKBONE in source["params"] and (misfit := _find_misfit(outcomes)):
             raise InputError(
-                f"--weights {RUN}{self.folder}: the run has another backbone ({misfit} does not "
+                f"--weights {trained.weights}: the run has another backbone ({misfit} does not "
                 f"fit); choose the --model of that run"
             )
         if not {COPIED, BY_CLASS} & {*outcomes.values()}:
             raise InputError(
-                f"--weights {RUN}{self.folder}: no variable of that run fits the network; choose "
+                f"--weights {trained.weights}: no variable of that run fits the network; choose "
                 f"the --model and options of that run"
             )
         return values, outcomes

@@ -105,7 +105,7 @@ def test_the_table_is_read_without_jax_and_flax():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("name", registry.MODELS)
+@pytest.mark.parametrize("name", [*json.loads(GOLDEN.read_text())])
 def test_variables_are_those_of_earlier_releases(name):
     digest = hashlib.sha256(json.dumps(described(name)).encode()).hexdigest()
     assert digest == json.loads(GOLDEN.read_text())[name]

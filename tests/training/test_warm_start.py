@@ -178,7 +178,9 @@ def test_other_backbones_and_networks_are_refused(trained, monkeypatch):
     whole, fewer = (
         {f"stage1_block{i}": {"kernel": np.ones(2, np.float32)} for i in range(n)} for n in (3, 2)
     )
-    start = warm_start.WarmStart(str(trained), tuple("ab"), lambda count: {"params": {}})
+    start = warm_start.WarmStart(
+        partial(warm_start.read_run, str(trained)), tuple("ab"), lambda count: {"params": {}}
+    )
     trees = {
         "the run has another backbone .params/features/stage1_block2": (
             {"params": {"features": fewer}},
