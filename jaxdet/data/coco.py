@@ -29,10 +29,6 @@ INSTANCES_PREFIX = "instances_"
 # Folders below the root that may hold the images, with or without a folder for each split.
 IMAGE_FOLDERS = ("", "images", "data", "JPEGImages")
 FLAGS = {"0": False, "false": False, "": False, "1": True, "true": True}
-
-
-class _File(NamedTuple):
-    """The content of a JSON file."""
 # The classes of the data set COCO (Lin et al. 2014, arXiv:1405.0312), and their category ids.
 CLASSES = (
     *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat"),
@@ -48,6 +44,10 @@ CLASSES = (
     "toothbrush",
 )
 CLASS_IDS = tuple(i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
+
+
+class _File(NamedTuple):
+    """The content of a JSON file."""
 
     path: Path
     images: list[dict[str, Any]]
@@ -90,10 +90,10 @@ def read(root: str | Path) -> DetectionDataset:
                     f"{printable(str(name))!r} and {printable(names[number])!r}"
                 )
     names = dict(sorted(names.items()))
-    lists, notes, arrays = {}, [], {}
+    splits, notes = {}, []
     for split, file in files.items():
         if file.annotations is None and split != "train":
-            notes.append((f"{file.path}: no annotations, split {split} is left out", True))
+            notes.append(Remark(f"{file.path}: no annotations, split {split} is left out"))
             continue
         splits[split], faults = _read_split(Path(root), file, list(names))
         notes += faults
@@ -166,11 +166,11 @@ def _read_split(
         image_id, name = _parse_id(image.get("id")), image.get("file_name")
         if image_id is None or not isinstance(name, str) or not name:
             notes.append(
-                f"{file.path} image {row}: must have an id and a file_name, got {_shown(image)}"
+                f"{path} image {row}: must have an id and a file_name, got {_shown(image)}"
             )
-        elif image_id in found:
-            both = f"{printable(found[image_id][0])} and {printable(name)}"
-            raise InputError(f"{file.path}: image id {image_id} must be unique, got {both}")
+        elif image_id in names:
+            both = f"{printable(names[image_id][0])} and {printable(name)}"
+            raise InputError(f"{path}: image id {image_id} must be unique, got {both}")
         else:
             names[image_id] = name, _declared_size(image)
     labels = {number: label for label, number in enumerate(category_ids)}
@@ -191,29 +191,19 @@ def _read_split(
             faults[image_id][not found.startswith(detection.UNKNOWN_CLASS)] += 1
     folders = _image_folders(root, path)
     samples = []
-    for number, (start, end, unknown, unread) in enumerate(counts.tolist()):
-        name, size = split.names[number], split.sizes[number]
-        samples.append(
-            AnnotatedImage(
-                detection.locate(folders, name),
-                split.boxes[start:end],
-                split.labels[start:end],
-                split.crowd[start:end],
-                split.area[start:end],
-                printable(name),
-                split.ids[number],
-                size and (size[0], size[1]),
-                unknown,
-                unread,
-                split.rows[start:end],
-                str(path),
-            )
-        )
-    return samples
+    for image_id, (name, size) in names.items():
+        unknown, unread = faults[image_id]
+        image = detection.locate(folders, name)
+        fields = {"size": size, "unknown": unknown, "unread": unread, "file": str(path)}
+        own = objects[image_id]
+        corners = boxes.from_xywh(np.array([each.box for each in own], float).reshape(-1, 4))
+        own = [each._replace(box=box) for each, box in zip(own, corners, strict=True)]
+        samples.append(detection.annotated_image(image, own, printable(name), image_id, **fields))
+    return samples, notes
 
 
 def _parse_annotation(annotation: dict[str, Any], labels: dict[int, int]) -> BoxObject | str:
-    """The object (its box is left, top, width, height), or a description of its problem."""
+    """An object whose box is left, top, width, height; or a description of its problem."""
     box = _parse_box(annotation)
     if box is None:
         shown = _shown(annotation.get("bbox"))
@@ -223,15 +213,14 @@ def _parse_annotation(annotation: dict[str, Any], labels: dict[int, int]) -> Box
     if category_id not in labels:
         shown = _shown(annotation.get("category_id"))
         return f"{detection.UNKNOWN_CLASS} {shown}, not in categories"
-    crowd = False
-    for name in ("iscrowd", "ignore"):
-        flag = _parse_flag(annotation.get(name, False))
-        if flag is None:
-            return f"{name} must be 0 or 1, got {_shown(annotation[name])}"
-        crowd |= flag
+    flags = {name: annotation.get(name, False) for name in ("iscrowd", "ignore")}
+    crowd = {name: _parse_flag(value) for name, value in flags.items()}
+    for name, value in flags.items():
+        if crowd[name] is None:
+            return f"{name} must be 0 or 1, got {_shown(value)}"
     area: Any = annotation.get("area")
     area = area if _is_number(area) and area >= 0 else None
-    return BoxObject(box, labels[category_id], crowd, area)
+    return BoxObject(box, labels[category_id], any(crowd.values()), area)
 
 
 def _parse_box(annotation: dict[str, Any]) -> Sequence[float] | np.ndarray | None:
@@ -262,7 +251,7 @@ def _parse_id(value: Any) -> int | str | None:
         and (value == "0" or value[0] != "0")
     ):
         return int(value)
-    return value if isinstance(value, str) else None
+    return value if isinstance(value, int | str) and not isinstance(value, bool) else None
 
 
 def _parse_flag(value: Any) -> bool | None:
@@ -281,7 +270,7 @@ def _declared_size(image: dict[str, Any]) -> tuple[int, int] | None:
 
 def _is_number(value: Any) -> bool:
     """Whether a value is a number that a float can hold."""
-    return type(value) in (int, float) and abs(value) < 1e300
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _image_folders(root: Path, path: Path) -> Sequence[Path]:
@@ -294,5 +283,3 @@ def _image_folders(root: Path, path: Path) -> Sequence[Path]:
 def _shown(value: Any) -> str:
     text = printable(repr(value)) if not isinstance(value, list | dict) else printable(str(value))
     return text if len(text) <= 60 else f"{text[:60]}..."
-    if type(value) is int:  # by far the most
-        return value
