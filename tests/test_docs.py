@@ -200,8 +200,8 @@ def test_commands_run(title, data, small_networks, few_runs, tmp_path, monkeypat
 
 def _system(words):
     """The system that a command is about."""
-    names = experiments.EXPERIMENTS
-    named = [names[word].system if word in names else word for word in words]
+    systems = {name: one.system for name, one in experiments.EXPERIMENTS.items()}
+    named = [(systems | {"convert": "detect"}).get(word, word) for word in words]
     return next((word for word in named if word in configs.SYSTEMS), "faces")
 
 

@@ -37,6 +37,7 @@ commands:
   data split SYSTEM     split images into training, validation and test
   data preview SYSTEM   draw training inputs with their true boxes
   data assign RUN       draw the cells of a detector that are assigned to each true box
+  data convert SRC DST  write a detection data set as COCO, Pascal VOC, YOLO or parquet
   data verification     make the folders for `verify` from one folder of images per identity
   verify dev|test RUN   identify probes: tune the threshold on dev, apply it to test
   verify pair|pairs RUN compare two images, or all pairs of a file (LFW protocol)
@@ -54,7 +55,8 @@ VERIFY_COMMANDS = ("dev", "test", "pair", "pairs", "probe")
 COMMAND_USAGE = {  # commands that need a second word
     "train": "train SYSTEM [options]",
     "sweep": "sweep SYSTEM [options]",
-    "data": "data inspect|split|preview SYSTEM, data assign RUN, or data verification",
+    "data": "data inspect|split|preview SYSTEM, data assign RUN, data convert SRC DST, or data "
+    "verification",
     "verify": f"verify {'|'.join(VERIFY_COMMANDS)} RUN [options]",
 }
 
@@ -128,6 +130,8 @@ def _dispatch(words: list[str], received: list[int]) -> int:
             return _run("data_verification", flags.parse("jaxdet data verification", rest, kind))
         case ["data", "assign", *rest]:
             return _run("data_assign", flags.parse("jaxdet data assign", rest, options.Assign))
+        case ["data", "convert", *rest]:
+            return _run("data_convert", flags.parse("jaxdet data convert", rest, options.Convert))
         case ["data", "preview", system, *rest] if system in configs.SYSTEMS:
             defaults = (options.Preview(), configs.config(system)())
             parsed = flags.parse_with_config(f"data preview {system}", rest, defaults)

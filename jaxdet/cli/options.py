@@ -292,6 +292,25 @@ class Inspect(Process):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Convert(Process):
+    """Write a detection data set in another format; splits and the order of classes are kept."""
+
+    src: tyro.conf.Positional[str]
+    """folder of the data, in any form that `train detect` reads, or tfds:NAME"""
+    dst: tyro.conf.Positional[Path]
+    """folder to write; it must be absent or empty"""
+    to: Literal["coco", "voc", "yolo", "parquet"]
+    """format to write"""
+    format: Literal["auto", "coco", "voc", "yolo", "parquet", "labelme", "cvat", "csv"] = "auto"
+    """format of the data in SRC; auto: recognize it by the files"""
+    images: Literal["copy", "link"] = "copy"
+    """copy image files, or make symbolic links to them; parquet files hold the images"""
+    on_invalid: Literal["skip", "error"] = "skip"
+    """what to do with unusable images and boxes: report them and leave them out (skip), or stop
+    before anything is written (error)"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Split(Process):
     """Split a folder of images into training, validation and test, written as three tables."""
 

@@ -8,8 +8,8 @@
     jaxdet data assign runs/detect                     # which cells are assigned to which box
     jaxdet sweep detect --root DIR --one-at-a-time     # ablation
 
-DIR is a folder in the COCO, Pascal VOC, YOLO or parquet format, which is recognized by its files.
-`scripts/to_parquet.py` converts other data to the parquet format.
+DIR is a folder in one of seven formats, such as COCO or YOLO, which is recognized by its files;
+`jaxdet data convert` converts between formats.
 
 Blood cells (BCCD: 205 images for training, 87 for validation, 72 for the test), 416 x 320 pixels,
 24 epochs, best checkpoint on validation, scores of the test split, one run of one seed:

@@ -31,6 +31,7 @@ from jaxdet.ops import boxes
 
 OPTIONAL_COLUMNS = ("image_id", "width", "height")
 OBJECT_FIELDS = ("bbox", "category", "area", "iscrowd")
+CLASS_LIST = "classes.txt"
 MAX_CLASSES = 100_000
 CACHED_GROUPS = 2  # threads that read a file in order need at most two row groups at a time
 
@@ -140,7 +141,7 @@ def _read_classes(root: str | Path, files: list[_File]) -> tuple[tuple[str, ...]
     fields = [_object_fields(objects) for objects in every]
     used = {n for of_row in fields for n in of_row["category"] if _is_integer(n) and n >= 0}
     low, high = min(used, default=1), max(used, default=0)
-    path = Path(root) / "classes.txt"
+    path = Path(root) / CLASS_LIST
     if path.is_file():
         names = [name for _, name in regular_files.read_lines(path)]
     else:

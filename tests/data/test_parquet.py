@@ -1,14 +1,12 @@
 """Images of parquet files are read when needed, a few row groups at a time."""
 
-import runpy
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from jaxdet.data import detection, formats, images, parquet
+from jaxdet.data import detection, images, parquet
 from jaxdet.errors import InputError
 from tests import datasets
 
@@ -130,61 +128,3 @@ def test_area_crowds_and_size_are_read_where_they_are_there(tmp_path):
     (one,) = parquet.read(tmp_path).splits["train"]
     assert one.area.tolist() == area and one.crowd.tolist() == [False, True]
     assert one.size == (20, 30)
-
-
-# scripts/to_parquet.py
-
-
-@pytest.fixture(scope="module")
-def script():
-    return runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "to_parquet.py"))
-
-
-def assert_same(before, after):
-    assert after.classes == before.classes and after.splits.keys() == before.splits.keys()
-    for split, samples in before.splits.items():
-        for one, other in zip(samples, after.splits[split], strict=True):
-            np.testing.assert_array_equal(one.boxes, other.boxes)
-            for name in ("labels", "crowd", "area"):
-                np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
-            assert one.size == other.size
-            assert images.file_bytes(other.image) == images.file_bytes(one.image)
-
-
-@pytest.mark.parametrize("name", datasets.FORMATS)
-def test_converted_sets_read_as_the_original(tmp_path, capsys, script, name):
-    datasets.FORMATS[name](tmp_path / "set")
-    assert script["main"]([str(tmp_path / "set"), str(tmp_path / "out")]) == 0
-    before, after = (formats.read(tmp_path / name) for name in ("set", "out"))
-    assert_same(before, after)
-    crowds = sum(one.crowd.sum() for samples in before.splits.values() for one in samples)
-    assert crowds == (name in datasets.MARKED)
-    remark = (
-        "remark: train: 1 of 3 images have no label file and are read as images without objects\n"
-    )
-    said = remark * (name == "yolo")
-    assert capsys.readouterr() == ("{'train': 3, 'val': 1}\n", said)
-
-
-def test_the_script_writes_small_row_groups_and_names_rows_left_out(tmp_path, capsys, script):
-    count, out = script["GROUP_SIZE"] + 6, tmp_path / "out"
-    rows = [{"bytes": b"", "path": ""}, *({"bytes": b"x", "path": ""} for _ in range(count))]
-    write(tmp_path, rows)
-    assert script["main"]([str(tmp_path), str(out)]) == 0
-    said = "left out: train.parquet row 1: image must be the bytes of an image file, got none\n"
-    assert capsys.readouterr() == (f"{{'train': {count}}}\n", said)
-    assert files.ParquetFile(out / "train.parquet").num_row_groups == 2
-    train = parquet.read(out).splits["train"]
-    assert [images.file_bytes(one.image) for one in train] == [b"x"] * count
-
-
-def test_the_script_leaves_no_partial_file_and_fails_with_one_line(tmp_path, capsys, script):
-    out = tmp_path / "out"
-    assert script["main"](["gone", str(out)]) == 2
-    assert "--root must be a folder of data, got gone" in capsys.readouterr().err
-    datasets.write_coco(tmp_path / "set")
-    (tmp_path / "set" / "val2017" / "3.png").unlink()
-    assert script["main"]([str(tmp_path / "set"), str(out)]) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("to_parquet: error: ") and err.endswith("3.png'\n")
-    assert sorted(path.name for path in out.glob("*.parquet")) == ["train.parquet"]

@@ -1,8 +1,6 @@
 """Detection sets of tensorflow-datasets."""
 
-import runpy
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +10,7 @@ from jaxdet.data import detection, formats
 from jaxdet.data import tfds as tfds_data
 from jaxdet.errors import InputError
 from tests import datasets
+from tests.cli.test_main import main
 
 COUNTS = {"train": 3, "validation": 2}
 BOXES = [tfds.features.BBox(0.25, 0.5, 0.75, x1) for x1 in (1.0, 0.75)]  # y0 x0 y1 x1
@@ -68,17 +67,18 @@ def test_images_are_read_when_needed(root):
     assert record["valid"].sum() == len(one.boxes) and (record["image"] == len(one.boxes)).all()
 
 
-def test_the_script_converts_a_set_to_parquet(root, tmp_path, monkeypatch, capsys):
-    pytest.importorskip("pyarrow")
-    from tests.data.test_parquet import assert_same
-
+def test_a_set_is_converted_to_coco(root, tmp_path, monkeypatch, capsys):
     before = tfds_data.read_detection("boxed", root)
     reader = partial(tfds_data.read_detection, data_dir=root)
     monkeypatch.setattr(tfds_data, "read_detection", reader)
-    script = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "to_parquet.py"))
-    assert script["main"](["tfds:boxed", str(tmp_path / "out")]) == 0
-    assert capsys.readouterr() == ("{'train': 3, 'val': 2}\n", "")
-    assert_same(before, formats.read(tmp_path / "out"))
+    assert main("data", "convert", "tfds:boxed", str(tmp_path / "out"), "--to", "coco") == 0
+    assert capsys.readouterr().out.endswith("images: train 3, val 2\n")
+    after = formats.read(tmp_path / "out")
+    assert after.classes == before.classes
+    for split, samples in before.splits.items():
+        for one, other in zip(samples, after.splits[split], strict=True):
+            np.testing.assert_array_equal(one.boxes, other.boxes)
+            assert other.image.suffix == ".png" and other.image.read_bytes() == one.image()
 
 
 def test_a_set_without_boxes_and_an_unknown_set_are_refused_in_one_line(root, monkeypatch):
