@@ -16,6 +16,8 @@ def printable(text: str, keep: str = "") -> str:
 
     File names may contain newlines, escape codes, and bytes that are not characters.
     """
+    if text.isprintable():
+        return text
     return "".join(
         c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text
     )

@@ -15,10 +15,32 @@ KIND_NAMES = {dict: "an object", list: "a list", tuple: "a list", str: "a string
 KIND_NAMES |= {int: "an integer", float: "a number", bool: "true or false"}
 
 
+def cache_folder(name: str = "") -> Path | None:
+    """The folder `name` in $JAXDET_CACHE, by default in ~/.cache/jaxdet, for use by later runs.
+
+    None if the variable is empty, or for a user without a home.
+    """
+    given = os.environ.get("JAXDET_CACHE")
+    if given == "":
+        return None
+    try:
+        return (Path(given) if given else Path.home() / ".cache" / "jaxdet") / name
+    except RuntimeError:
+        return None
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a file atomically: to a temporary file, which is synced to disk and then renamed."""
     draft = Path(f"{path}.partial")
     write_synced(draft, "w", text)
+    os.replace(draft, path)
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a binary file atomically, as `write_text` does, and its folder if it is missing."""
+    draft = Path(f"{path}.partial")
+    draft.parent.mkdir(parents=True, exist_ok=True)
+    write_synced(draft, "wb", content)
     os.replace(draft, path)
 
 
@@ -27,14 +49,14 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def write_synced(path: str | Path, mode: str, text: str) -> None:
-    """Write text with the given mode of `open`, and sync it to disk.
+def write_synced(path: str | Path, mode: str, content: str | bytes) -> None:
+    """Write text or bytes with the given mode of `open`, and sync them to disk.
 
     An OSError, such as one for a full disk, has the name of the file.
     """
     try:
-        with open(path, mode, encoding="utf-8") as file:
-            file.write(text)
+        with open(path, mode, encoding=None if "b" in mode else "utf-8") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
@@ -55,6 +77,18 @@ def read_text(path: str | Path) -> str:
         return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"is not UTF-8 text (invalid byte at position {error.start})") from None
+
+
+def safetensors_metadata(content: bytes) -> dict[str, str]:
+    """The metadata in the header of a safetensors file, from its first bytes; {} without any.
+
+    Raises ValueError if the header is not complete, or is not one of safetensors.
+    """
+    size = int.from_bytes(content[:8], "little")
+    if len(content) < 8 + size:
+        raise ValueError("has no header of safetensors")
+    header = parse_json(content[8 : 8 + size].decode(), dict[str, Any])
+    return conform(header.get("__metadata__", {}), dict[str, str])
 
 
 def problem(error: OSError | ValueError) -> str:

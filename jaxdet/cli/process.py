@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jaxdet import files
+
 if TYPE_CHECKING:
     from jaxdet.cli.options import Process
 
@@ -44,16 +46,7 @@ def prepare(options: "Process") -> None:
     if options.deterministic:
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} {DETERMINISTIC_FLAG}".strip()
-    cache = os.environ.get("JAXDET_CACHE", _default_cache())
-    if options.cache and cache:
-        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
+    if options.cache and (cache := files.cache_folder()):
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
-
-
-def _default_cache() -> str:
-    """The folder for compiled programs in the user's home; "" for a user without one."""
-    try:
-        return str(Path.home() / ".cache" / "jaxdet")
-    except RuntimeError:
-        return ""

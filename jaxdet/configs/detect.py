@@ -43,6 +43,7 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
+from jaxdet import files
 from jaxdet.config import (
     AugmentOptions,
     BackboneOptions,
@@ -52,30 +53,30 @@ from jaxdet.config import (
     check_fractions,
     check_minima,
     check_notes,
-    task_hparams,
     option,
+    task_hparams,
 )
 from jaxdet.errors import InputError
 from jaxdet.models import registry
 
 if TYPE_CHECKING:
-    from flax import linen as nn
     from pathlib import Path
 
+    from flax import linen as nn
 
     from jaxdet.data.detection import DetectionDataset
-    from jaxdet.data.sources import Source
     from jaxdet.data.images import Letterbox
-    from jaxdet.tasks.detect import Assigner, DetectionTask
+    from jaxdet.data.sources import Source
     from jaxdet.tasks.class_encoding import ClassEncoding
+    from jaxdet.tasks.detect import Assigner, DetectionTask
     from jaxdet.training.experiment import Experiment
 
 MAX_ANCHORS = 100  # per cell
-MAP_THRESHOLDS = (0.05, 0.1, 0.2)  # of assignment 2, for `report`
 COMPOSED = (  # options of the parts around a backbone
     *("neck", "neck_block", "neck_channels", "background", "reg_max"),
     *("anchors_per_cell", "anchor_scales", "anchor_ratios"),
 )
+MAP_THRESHOLDS = (0.05, 0.1, 0.2)  # of assignment 2, for `report`
 
 if TYPE_CHECKING:
     Backbone = str
@@ -130,6 +131,9 @@ class Config(AugmentOptions, BackboneOptions):
     """what to do with an image whose objects are all of classes that the data do not list: leave it
     out (drop), or keep it as an image without objects (background); error: stop at any object of
     such a class"""
+    classes: tuple[str, ...] = ()
+    """classes to learn, by name; objects of other classes are left out, as if the data did not list
+    their classes (see --unknown-classes); default: all classes of the data"""
     model: Backbone = "lite0"
     """backbone of the network; or a whole published detector, yolox_nano to yolox_x, which has its
     own neck and head and takes images as published (BGR, placed at the top left): the options of
@@ -228,14 +232,14 @@ def network(config: Config, classes: int = 3) -> "tuple[nn.Module, tuple[int, ..
     from jaxdet.models.layers import layer_options
 
     options = layer_options(bfloat16=config.bfloat16, conv=config.conv)
-    neck = {"fpn": necks.FPN, "pan": necks.PAN}[config.neck]
-    block = {"conv": necks.ConvBlock, "c3": necks.C3, "c2f": necks.C2f}[config.neck_block]
-    encoding = _encoding(config)
-    scales = _anchor_scales(config)
     stages = {"frozen_stages": len(_frozen_stages(config)), "freeze_bn": config.freeze_bn}
     shape = (1, *config.size, 3)
     if registry.is_detector(config.model):
         return registry.get(config.model).build(classes=classes, **stages, **options), shape
+    neck = {"fpn": necks.FPN, "pan": necks.PAN}[config.neck]
+    block = {"conv": necks.ConvBlock, "c3": necks.C3, "c2f": necks.C2f}[config.neck_block]
+    encoding = _encoding(config)
+    scales = _anchor_scales(config)
     net = Detector(
         backbone=partial(
             registry.backbone(config.model),
@@ -284,9 +288,6 @@ def report(scores: Mapping[str, Any], split: str) -> str:
 
 def build(config: Config) -> "Experiment":
     """Read the data of a `Config`, and build its experiment."""
-    from jaxdet.data import detection
-
-    check_notes(config, detection.faults(data.notes))
     data = _read_dataset(config)
     if "train" not in data.splits:
         known = ", ".join(data.splits)
@@ -306,6 +307,9 @@ def build_external(config: Config, classes: tuple[str, ...], split: "Path") -> "
 
 
 def _experiment(config: Config, data: "_Data") -> "Experiment":
+    from jaxdet.data import detection
+
+    check_notes(config, detection.faults(data.notes))
     experiment = from_splits(config, data.dataset.classes, data.splits)
     metadata = experiment.metadata
     if data.dataset.class_ids:
@@ -364,15 +368,15 @@ def make_task(config: Config, net: "nn.Module", classes: tuple[str, ...]) -> "De
     )
 
 
-def _anchor_scales(config: Config) -> tuple[float, ...]:
-    """Scales of the anchors of a cell; empty without anchors."""
-    from jaxdet.ops import anchors
-
 def _encoding(config: Config) -> "ClassEncoding":
     from jaxdet.tasks.class_encoding import ENCODINGS, OBJECTNESS
 
     return OBJECTNESS if registry.is_detector(config.model) else ENCODINGS[config.background]
 
+
+def _anchor_scales(config: Config) -> tuple[float, ...]:
+    """Scales of the anchors of a cell; empty without anchors."""
+    from jaxdet.ops import anchors
 
     count = config.anchors_per_cell // len(config.anchor_ratios)
     return config.anchor_scales or anchors.octave_scales(count) if count else ()
@@ -426,6 +430,7 @@ class _Data(NamedTuple):
     "root",
     "format",
     "unknown_classes",
+    "classes",
     "val_fraction",
     "test_fraction",
     "seed",
@@ -434,19 +439,21 @@ class _Data(NamedTuple):
     "stream",
     "on_invalid",
     "image_cache",
+    letterbox=lambda config: registry.letterbox(config.model),
 )
 def _read_dataset(config: Any) -> _Data:
-    from jaxdet.data import detection, formats
-
-    dataset = formats.read(config.root, config.format, config.unknown_classes)
-    letterbox=lambda config: registry.letterbox(config.model),
-    if not dataset.classes:
-        first = f"; first note: {dataset.notes[0]}" if dataset.notes else ""
     return _read(config, config.letterbox)
 
 
 def _read(config: Any, letterbox: "Letterbox", classes: tuple[str, ...] = ()) -> _Data:
     """Read the data of a configuration; `classes` are the classes of the run to evaluate."""
+    from jaxdet.data import detection, formats
+
+    index = files.cache_folder("index") if config.stream else None
+    options = {"classes": config.classes, "cache": index}
+    dataset = formats.read(config.root, config.format, config.unknown_classes, **options)
+    if not dataset.classes:
+        first = f"; first note: {dataset.notes[0]}" if dataset.notes else ""
         raise InputError(f"--root {config.root}: must hold objects with a class, got none{first}")
     if classes:
         dataset = detection.match_classes(dataset, classes)
@@ -457,7 +464,7 @@ def _read(config: Any, letterbox: "Letterbox", classes: tuple[str, ...] = ()) ->
     max_boxes = config.max_boxes or detection.largest_box_count(samples)
     load = detection.load
     if config.stream:
-        options = {"on_invalid": config.on_invalid, "cache": config.image_cache}
+        options = {"on_invalid": config.on_invalid, "cache": config.image_cache, "index": index}
         load = partial(detection.stream, **options)
     height, width = config.size
     splits, notes, first = {}, [*dataset.notes], 0
@@ -494,13 +501,6 @@ def check(config: Config) -> None:
         config, max_boxes=0, val_fraction=0, reg_max=1, max_detections=1, topk=1, neck_channels=1
     )
     _check_anchors(config)
-
-
-def _check_anchors(config: Config) -> None:
-    """Raise InputError for options of anchors that contradict each other."""
-    check_minima(config, anchors_per_cell=0)
-    count, scales, ratios = config.anchors_per_cell, config.anchor_scales, config.anchor_ratios
-    for name, values in (("scales", scales), ("ratios", ratios)):
     _check_detector(config)
 
 
@@ -516,6 +516,13 @@ def _check_detector(config: Config) -> None:
                 f"{option(field.name)} has no effect with --model {config.model}, which is a whole "
                 f"detector, got {shown}; leave it out"
             )
+
+
+def _check_anchors(config: Config) -> None:
+    """Raise InputError for options of anchors that contradict each other."""
+    check_minima(config, anchors_per_cell=0)
+    count, scales, ratios = config.anchors_per_cell, config.anchor_scales, config.anchor_ratios
+    for name, values in (("scales", scales), ("ratios", ratios)):
         if not all(value > 0 for value in values):
             given = " ".join(f"{value:g}" for value in values)
             raise InputError(f"--anchor-{name} must be positive, got {given}")

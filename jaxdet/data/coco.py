@@ -14,13 +14,17 @@ categories.  An object without a box gets the bounding box of its polygons.
 """
 
 from collections.abc import Iterable, Sequence
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdet.data import detection, images, labelme, regular_files
+from jaxdet.data import array_cache, detection, images, labelme, regular_files
+from jaxdet.data.array_cache import Arrays
 from jaxdet.data.detection import AnnotatedImage, BoxObject, DetectionDataset, Remark
+from jaxdet.data.images import Size
 from jaxdet.errors import InputError, printable
 from jaxdet.ops import boxes
 
@@ -55,6 +59,25 @@ class _File(NamedTuple):
     categories: dict[int, str]
 
 
+class _Split(NamedTuple):
+    """The N images and M objects of a file, as columns; the objects are ordered by image."""
+
+    names: Sequence[str]  # [N], file names as in the JSON file
+    ids: Sequence[int | str]  # [N]
+    sizes: Sequence[Size | None]  # [N], as declared
+    objects: np.ndarray  # [N], number of objects in each image
+    unknown: np.ndarray  # [N], number of objects left out because their class is unknown
+    unread: np.ndarray  # [N], number of objects left out for other reasons
+    boxes: np.ndarray  # [M, 4] float32, corners
+    labels: np.ndarray  # [M] int32
+    crowd: np.ndarray  # [M] bool
+    area: np.ndarray  # [M] float32
+    rows: np.ndarray  # [M] int32, numbers of the annotations, from 1
+
+
+LISTS = ("names", "ids", "sizes")  # fields of a `_Split` that are no arrays
+
+
 def annotation_files(root: str | Path) -> dict[str, Path]:
     """The JSON file of each split in a folder, as {split: path}; {} if the folder has none."""
     root = Path(root)
@@ -73,14 +96,31 @@ def annotation_files(root: str | Path) -> dict[str, Path]:
     return found
 
 
-def read(root: str | Path) -> DetectionDataset:
+def read(root: str | Path, cache: Path | None = None) -> DetectionDataset:
     """Read the data set in a folder.
 
     A split without annotations is left out with a remark, except `train`, whose images are kept as
     images without objects.  Raises InputError if two images or two categories of a file have the
     same id, or if a category has different names in two files.
+
+    cache: folder of an `array_cache` for the content of large JSON files; None for no cache.
     """
-    files = {name: _read_file(path) for name, path in annotation_files(root).items()}
+    paths = annotation_files(root)
+    arrays = array_cache.cached(partial(_read_files, paths), [*paths.values()], cache)
+    categories, notes, lists = array_cache.from_bytes(arrays["texts"])
+    splits = {}
+    for split, of_split in lists.items():
+        columns = {name: arrays[f"{split} {name}"] for name in _Split._fields if name not in LISTS}
+        table = _Split(**dict(zip(LISTS, of_split, strict=True)), **columns)
+        splits[split] = _annotate(Path(root), paths[split], table)
+    numbers, names = zip(*categories, strict=True) if categories else ((), ())
+    notes = [Remark(text) if is_remark else text for text, is_remark in notes]
+    return detection.assemble(names, splits, notes, numbers)
+
+
+def _read_files(paths: dict[str, Path]) -> Arrays:
+    """The JSON file of each split as arrays; texts are arrays of bytes."""
+    files = {name: _read_file(path) for name, path in paths.items()}
     names: dict[int, str] = {}
     for file in files.values():
         for number, name in file.categories.items():
@@ -90,14 +130,17 @@ def read(root: str | Path) -> DetectionDataset:
                     f"{printable(str(name))!r} and {printable(names[number])!r}"
                 )
     names = dict(sorted(names.items()))
-    splits, notes = {}, []
+    lists, notes, arrays = {}, [], {}
     for split, file in files.items():
         if file.annotations is None and split != "train":
-            notes.append(Remark(f"{file.path}: no annotations, split {split} is left out"))
+            notes.append((f"{file.path}: no annotations, split {split} is left out", True))
             continue
-        splits[split], faults = _read_split(Path(root), file, list(names))
-        notes += faults
-    return detection.assemble(tuple(names.values()), splits, notes, tuple(names))
+        table, faults = _read_split(file, list(names))
+        notes += [(fault, False) for fault in faults]
+        lists[split] = [getattr(table, name) for name in LISTS]
+        columns = {name: column for name, column in table._asdict().items() if name not in LISTS}
+        arrays |= {f"{split} {name}": column for name, column in columns.items()}
+    return {"texts": array_cache.to_bytes((list(names.items()), notes, lists)), **arrays}
 
 
 def _visible(paths: Iterable[Path]) -> list[Path]:
@@ -157,53 +200,91 @@ def _read_categories(categories: list[dict[str, Any]], path: Path) -> dict[int, 
     return found
 
 
-def _read_split(
-    root: Path, file: _File, category_ids: list[int]
-) -> tuple[list[AnnotatedImage], list[str]]:
-    """Convert one file to (images, notes); InputError if two images share an id."""
-    path, notes, names = file.path, [], {}
+def _read_split(file: _File, category_ids: list[int]) -> tuple[_Split, list[str]]:
+    """Convert one file to (columns, notes); InputError if two images share an id."""
+    found, notes = _read_images(file)
+    numbers = {image_id: number for number, image_id in enumerate(found)}
+    labels = {number: label for label, number in enumerate(category_ids)}
+    objects, left_out = [], np.zeros((2, len(found)), np.int32)  # of unknown classes, others
+    for row, annotation in enumerate(file.annotations or [], 1):
+        one = _parse_annotation(annotation, labels)
+        image = numbers.get(_parse_id(annotation.get("image_id")), -1)
+        if image < 0:
+            one = f"image_id must be the id of an image, got {_shown(annotation.get('image_id'))}"
+        if not isinstance(one, str):
+            objects.append((image, row, one.box, one.label, one.crowd, one.area))
+            continue
+        notes.append(f"{file.path} annotation {row}: {one}")
+        if image >= 0:
+            left_out[int(not one.startswith(detection.UNKNOWN_CLASS)), image] += 1
+    objects.sort(key=itemgetter(0))  # of one image, they keep their order
+    image, rows, box, label, crowd, area = zip(*objects, strict=True) if objects else ((),) * 6
+    names, sizes = zip(*found.values(), strict=True) if found else ((), ())
+    corners = boxes.from_xywh(np.array(box, np.float64).reshape(-1, 4))
+    area = np.array(area, np.float64)  # NaN where the file has none
+    with np.errstate(invalid="ignore", over="ignore"):  # boxes that are not finite are noted later
+        of_boxes = np.prod(corners[:, 2:] - corners[:, :2], 1)
+        return _Split(
+            names,
+            [*found],
+            sizes,
+            np.bincount(np.array(image, np.int64), minlength=len(found)),
+            *left_out,
+            corners.astype(np.float32),
+            np.array(label, np.int32),
+            np.array(crowd, bool),
+            np.where(np.isnan(area), of_boxes, area).astype(np.float32),
+            np.array(rows, np.int32),
+        ), notes
+
+
+def _read_images(file: _File) -> tuple[dict[int | str, tuple[str, Size | None]], list[str]]:
+    """({id: (file name, declared size)}, notes); InputError if two images share an id."""
+    found, notes = {}, []
     for row, image in enumerate(file.images, 1):
         image_id, name = _parse_id(image.get("id")), image.get("file_name")
         if image_id is None or not isinstance(name, str) or not name:
             notes.append(
-                f"{path} image {row}: must have an id and a file_name, got {_shown(image)}"
+                f"{file.path} image {row}: must have an id and a file_name, got {_shown(image)}"
             )
-        elif image_id in names:
-            both = f"{printable(names[image_id][0])} and {printable(name)}"
-            raise InputError(f"{path}: image id {image_id} must be unique, got {both}")
+        elif image_id in found:
+            both = f"{printable(found[image_id][0])} and {printable(name)}"
+            raise InputError(f"{file.path}: image id {image_id} must be unique, got {both}")
         else:
-            names[image_id] = name, _declared_size(image)
-    labels = {number: label for label, number in enumerate(category_ids)}
-    objects = {image_id: [] for image_id in names}
-    faults = {image_id: [0, 0] for image_id in names}  # objects of unknown classes, other faults
-    for row, annotation in enumerate(file.annotations or [], 1):
-        found, image_id = (
-            _parse_annotation(annotation, labels),
-            _parse_id(annotation.get("image_id")),
-        )
-        if image_id not in names:
-            found = f"image_id must be the id of an image, got {_shown(annotation.get('image_id'))}"
-        if not isinstance(found, str):
-            objects[image_id].append(found._replace(row=row))
-            continue
-        notes.append(f"{path} annotation {row}: {found}")
-        if image_id in names:
-            faults[image_id][not found.startswith(detection.UNKNOWN_CLASS)] += 1
-    folders = _image_folders(root, path)
+            found[image_id] = name, _declared_size(image)
+    return found, notes
+
+
+def _annotate(root: Path, path: Path, split: _Split) -> list[AnnotatedImage]:
+    """Find the image files that the JSON file `path` lists; return them with their objects."""
+    first, *others = _image_folders(root, path)
+    folders = [first, *filter(Path.is_dir, others)]
+    ends = np.cumsum(split.objects)
+    counts = np.stack([ends - split.objects, ends, split.unknown, split.unread], 1)
     samples = []
-    for image_id, (name, size) in names.items():
-        unknown, unread = faults[image_id]
-        image = detection.locate(folders, name)
-        fields = {"size": size, "unknown": unknown, "unread": unread, "file": str(path)}
-        own = objects[image_id]
-        corners = boxes.from_xywh(np.array([each.box for each in own], float).reshape(-1, 4))
-        own = [each._replace(box=box) for each, box in zip(own, corners, strict=True)]
-        samples.append(detection.annotated_image(image, own, printable(name), image_id, **fields))
-    return samples, notes
+    for number, (start, end, unknown, unread) in enumerate(counts.tolist()):
+        name, size = split.names[number], split.sizes[number]
+        samples.append(
+            AnnotatedImage(
+                detection.locate(folders, name),
+                split.boxes[start:end],
+                split.labels[start:end],
+                split.crowd[start:end],
+                split.area[start:end],
+                printable(name),
+                split.ids[number],
+                size and (size[0], size[1]),
+                unknown,
+                unread,
+                split.rows[start:end],
+                str(path),
+            )
+        )
+    return samples
 
 
 def _parse_annotation(annotation: dict[str, Any], labels: dict[int, int]) -> BoxObject | str:
-    """An object whose box is left, top, width, height; or a description of its problem."""
+    """The object (its box is left, top, width, height), or a description of its problem."""
     box = _parse_box(annotation)
     if box is None:
         shown = _shown(annotation.get("bbox"))
@@ -213,14 +294,15 @@ def _parse_annotation(annotation: dict[str, Any], labels: dict[int, int]) -> Box
     if category_id not in labels:
         shown = _shown(annotation.get("category_id"))
         return f"{detection.UNKNOWN_CLASS} {shown}, not in categories"
-    flags = {name: annotation.get(name, False) for name in ("iscrowd", "ignore")}
-    crowd = {name: _parse_flag(value) for name, value in flags.items()}
-    for name, value in flags.items():
-        if crowd[name] is None:
-            return f"{name} must be 0 or 1, got {_shown(value)}"
+    crowd = False
+    for name in ("iscrowd", "ignore"):
+        flag = _parse_flag(annotation.get(name, False))
+        if flag is None:
+            return f"{name} must be 0 or 1, got {_shown(annotation[name])}"
+        crowd |= flag
     area: Any = annotation.get("area")
     area = area if _is_number(area) and area >= 0 else None
-    return BoxObject(box, labels[category_id], any(crowd.values()), area)
+    return BoxObject(box, labels[category_id], crowd, area)
 
 
 def _parse_box(annotation: dict[str, Any]) -> Sequence[float] | np.ndarray | None:
@@ -242,6 +324,8 @@ def _parse_box(annotation: dict[str, Any]) -> Sequence[float] | np.ndarray | Non
 
 def _parse_id(value: Any) -> int | str | None:
     """A whole number or its text as an integer, other texts unchanged, other values as None."""
+    if type(value) is int:  # by far the most
+        return value
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if (
@@ -251,7 +335,7 @@ def _parse_id(value: Any) -> int | str | None:
         and (value == "0" or value[0] != "0")
     ):
         return int(value)
-    return value if isinstance(value, int | str) and not isinstance(value, bool) else None
+    return value if isinstance(value, str) else None
 
 
 def _parse_flag(value: Any) -> bool | None:
@@ -270,7 +354,7 @@ def _declared_size(image: dict[str, Any]) -> tuple[int, int] | None:
 
 def _is_number(value: Any) -> bool:
     """Whether a value is a number that a float can hold."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+    return type(value) in (int, float) and abs(value) < 1e300
 
 
 def _image_folders(root: Path, path: Path) -> Sequence[Path]:
