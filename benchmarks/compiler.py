@@ -46,6 +46,7 @@ COLUMNS = {
     "spread": ("spread", "s"),
     "repeats": "repeats",
     "ratio": "time / jaxdet's",
+    "others": "other load",
     "note": "note",
 }
 
@@ -61,7 +62,7 @@ class Options(harness.OutputOptions):
     side: int = 0
     """side of the images in pixels; 0: each model's default"""
     seconds: float = 3.0
-    """seconds for which each choice is timed; at least three calls are made"""
+    """seconds for which each choice is timed; at least seven calls are made"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -120,11 +121,8 @@ def compare(workers: dict[str, turns.Worker], name: str, options: Options) -> li
         except turns.WorkerError as error:  # an option that this version of XLA does not know
             rows[choice]["note"] = f"failed: {error}"
     measured = turns.measure({c: workers[c] for c in first}, first, seconds=options.seconds)
-    for choice, found in measured.items():
-        if isinstance(found, turns.WorkerError):
-            rows[choice]["note"] = f"failed: {found}"
-        else:
-            rows[choice] |= found._asdict()
+    for choice, cells in measured.items():
+        rows[choice] |= cells
     reference = rows["jaxdet"].get("median")
     for row in rows.values():
         row["ratio"] = row["median"] / reference if reference and "median" in row else None

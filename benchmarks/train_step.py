@@ -21,7 +21,9 @@ and matrix products of float32 arrays (on a GPU); `bfloat16`, with layers in bfl
 and loss in float32, and TF32 for other products. PyTorch uses channels-last images and kernels and,
 on a GPU, the fused AdamW and `cudnn.benchmark`. `of peak` is the rate of additions and
 multiplications in convolutions and matrix products, as a fraction of the rate that a large matrix
-product of that precision reaches on the device.
+product of that precision reaches on the device. `memory` is the peak of memory during a step, less
+the memory in use before it: parameters and the state of the optimizer do not count. `other load` is
+the number of processors that other processes kept busy; above 0.05, the row is marked as disturbed.
 
 Set OMP_WAIT_POLICY=passive on a CPU: PyTorch's threads spin while they wait. See
 `docs/benchmarks.md` for results.
@@ -57,6 +59,9 @@ COLUMNS = {
     "images_per_s": ("images/s", ""),
     "ratio": "time / PyTorch",
     "of_peak": "of peak",
+    "memory": ("memory", "B"),
+    "memory_ratio": "memory / PyTorch",
+    "others": "other load",
     "note": "note",
 }
 
@@ -82,7 +87,7 @@ class Options(harness.OutputOptions):
     compiled: bool = True
     """time torch.compile as well, which takes a minute per model to compile"""
     seconds: float = 3.0
-    """seconds for which each implementation is timed; at least three calls are made"""
+    """seconds for which each implementation is timed; at least seven calls are made"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -130,7 +135,8 @@ def summarize(record: dict[str, Any]) -> str:
         cells = found.setdefault(tuple(own.values()), own)
         cells[row["implementation"]] = row.get("median")
         if row["implementation"] == "jit":
-            cells |= {key: row.get(key) for key in ("ratio", "images_per_s", "of_peak")}
+            names = ("ratio", "images_per_s", "of_peak", "memory_ratio")
+            cells |= {key: row.get(key) for key in names}
     columns = {
         "model": "model",
         "precision": "precision",
@@ -143,6 +149,7 @@ def summarize(record: dict[str, Any]) -> str:
         "ratio": "jaxdet / PyTorch",
         "images_per_s": ("jaxdet images/s", ""),
         "of_peak": "of peak",
+        "memory_ratio": "memory / PyTorch",
     }
     return units.markdown_table(found.values(), columns)
 
@@ -182,6 +189,14 @@ class Peers:
             self.workers.pop(implementation).close()  # it may be gone, or hold memory
             raise
 
+    def peak(self, implementation: str) -> int | None:
+        """Peak memory of the step that an implementation has built, in bytes.
+
+        None if unknown, as for PyTorch on a GPU.
+        """
+        unknown = self.device == "cuda" and implementation.startswith("torch")
+        return None if unknown else self.worker(implementation).peak()
+
     def matmul_peak(self, precision: Precision) -> float:
         """Operations per second of a large matrix product on the device."""
         return self.worker("jit").run(matmul_peak, precision)
@@ -211,27 +226,25 @@ def compare(
             continue
         try:
             first[implementation] = peers.build(implementation, model, step_options)
+            row["memory"] = peers.peak(implementation)
         except turns.WorkerError as error:  # torch.compile fails in many ways
             row["note"] = f"failed: {error}"
     workers = {implementation: peers.worker(implementation) for implementation in first}
     measured = turns.measure(workers, first, seconds=options.seconds)
-    for implementation, found in measured.items():
-        if isinstance(found, turns.WorkerError):
-            rows[implementation]["note"] = f"failed: {found}"
+    for implementation, cells in measured.items():
+        row = rows[implementation]
+        row |= cells
+        if "median" not in cells:
             peers.workers.pop(implementation).close()
             continue
-        step_s = found.median / steps
-        rows[implementation] |= {
-            **found._asdict(),
-            "median": step_s,
-            "spread": found.spread / steps,
-            "images_per_s": work.batch / step_s,
-            "operations": operations,
-            "of_peak": operations / step_s / peak,
-        }
-    torch_s = rows["torch"].get("median")
-    for row in rows.values():
-        row["ratio"] = row["median"] / torch_s if torch_s and "median" in row else None
+        row["median"] /= steps
+        row["spread"] /= steps
+        row["images_per_s"] = work.batch / row["median"]
+        row |= {"operations": operations, "of_peak": operations / row["median"] / peak}
+    for ratio, value in (("ratio", "median"), ("memory_ratio", "memory")):
+        of_torch = rows["torch"].get(value)
+        for row in rows.values():
+            row[ratio] = row[value] / of_torch if of_torch and row.get(value) else None
     return list(rows.values())
 
 

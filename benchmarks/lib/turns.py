@@ -8,17 +8,22 @@ since the speed of a machine drifts.
 
 import gc
 import multiprocessing
-from collections.abc import Callable, Mapping
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import jax
 
+from benchmarks.lib import harness
 from jaxdet.profiling import timing
-from jaxdet.profiling.timing import Timing
 
-TURNS = 3  # number of turns of each process in a comparison
+TURNS = 7  # number of turns of each process in a comparison
+DISTURBED = 0.05  # processors that other processes may keep busy during a comparison
 JOIN_SECONDS = 10.0
+PROC_STAT = Path("/proc/stat")
 
 
 class WorkerError(Exception):
@@ -38,6 +43,10 @@ class Worker:
         self._process.start()
         theirs.close()
 
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid
+
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
         """`function(*args)` in the process; WorkerError if it fails."""
         return self._ask("run", function, args)
@@ -55,6 +64,10 @@ class Worker:
         An uncounted call before the first repetition warms up.
         """
         return self._ask("sample", seconds)
+
+    def peak(self) -> int | None:
+        """Run the call once; returns the peak of its memory in bytes, see `harness.FirstCall`."""
+        return self._ask("peak")
 
     def close(self) -> None:
         """End the process."""
@@ -77,14 +90,19 @@ class Worker:
 
 def measure(
     workers: Mapping[str, Worker], first: Mapping[str, float], *, seconds: float
-) -> dict[str, Timing | WorkerError]:
-    """Time the call that each worker has built; a call that fails has its error instead.
+) -> dict[str, dict[str, Any]]:
+    """Time the call that each worker has built; returns the cells of a row for each.
 
     first: seconds of the first run of each call.
     seconds: seconds for which each call is timed, over all turns.
+
+    The cells are the fields of `Timing`, and `others`, the number of processors that other
+    processes kept busy meanwhile. A `note` says that a call failed, which then has no time, or that
+    other processes disturbed the comparison.
     """
     samples: dict[str, list[float]] = {name: [] for name in workers}
     errors: dict[str, WorkerError] = {}
+    start = time.monotonic(), _busy_elsewhere(workers.values())
     for _ in range(TURNS):
         for name, worker in workers.items():
             if name not in errors:
@@ -92,9 +110,30 @@ def measure(
                     samples[name] += worker.sample(seconds / TURNS)
                 except WorkerError as error:
                     errors[name] = error
+    end = time.monotonic(), _busy_elsewhere(workers.values())
+    load: dict[str, Any] = {}
+    if start[1] is not None and end[1] is not None and not errors:
+        load["others"] = max(0.0, (end[1] - start[1]) / (end[0] - start[0]))
+        if load["others"] > DISTURBED:
+            load["note"] = "disturbed by other processes"
     return {
-        name: errors.get(name) or timing.summarize(first[name], samples[name]) for name in workers
+        name: {"note": f"failed: {errors[name]}"}
+        if name in errors
+        else {**timing.summarize(first[name], samples[name])._asdict(), **load}
+        for name in workers
     }
+
+
+def _busy_elsewhere(workers: Iterable[Worker]) -> float | None:
+    """Seconds that all processors have been busy with other processes; None if unknown."""
+    try:
+        user, nice, system, *_ = map(int, PROC_STAT.read_text().split()[1:5])
+        pids = ["self", *(worker.pid for worker in workers)]
+        own = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
+    except (OSError, ValueError):
+        return None
+    ticks = user + nice + system - sum(int(u) + int(s) for u, s in (row[11:13] for row in own))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _serve(connection: Connection, platform: str | None) -> None:
@@ -117,6 +156,8 @@ def _serve(connection: Connection, platform: str | None) -> None:
                 gc.collect()
                 call = builder(*values)
                 answer = timing.timed(call)[1]
+            elif command == "peak":
+                answer = harness.first_call(call).peak
             else:
                 timing.timed(call)
                 answer = timing.sample_interleaved([call], seconds=args[0], repeats=1)[0]

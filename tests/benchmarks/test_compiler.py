@@ -28,6 +28,8 @@ def test_xla_knows_the_options_of_every_choice(choice):
 class Worker:
     """A worker that fails to compile one choice."""
 
+    pid = None
+
     def __init__(self, choice):
         self.choice = choice
 

@@ -150,6 +150,7 @@ def test_command_compares_and_writes(small, tmp_path, capsys):
     assert rows["torch_compiled"]["note"] in ("not asked for", "not installed")
     if find_spec("torch"):
         assert jit["ratio"] == jit["median"] / rows["torch"]["median"]
+        assert jit["memory_ratio"] == jit["memory"] / rows["torch"]["memory"] > 0
         assert record["torch"]["threads"] > 0
     out = capsys.readouterr().out
     assert "| digits | float32 | 2 |" in out and "A large matrix product: float32 " in out
@@ -178,12 +179,15 @@ class FakeWorker:
     """A worker whose builds or calls fail."""
 
     def __init__(self, platform=None):
-        self.platform = platform
+        self.platform, self.pid = platform, None
 
     def build(self, builder, model, options):
         if self.platform == "cpu":  # where PyTorch runs
             raise turns.WorkerError("RuntimeError: no compiler")
         return 1.0
+
+    def peak(self):
+        return None
 
     def sample(self, seconds):
         raise turns.WorkerError("its process ended with code -9")
