@@ -44,7 +44,7 @@ class Trainer:
         )
 
     def train_steps(self, rows: np.ndarray) -> float:
-        """Take one step for each batch of rows [S, B]; waits for them and returns the last loss."""
+        """Take one step for each batch of rows [S, B]; returns the last loss."""
         for index in torch.from_numpy(rows).long().to(self.device):
             self.optimizer.zero_grad(set_to_none=True)
             logits = self.net(normalize(self.images[index]))

@@ -132,7 +132,7 @@ def differences(evaluated: Sequence[EvaluatedRun]) -> Iterator[str]:
     for one in evaluated:
         done, planned, budget = one.row["epochs"], one.config.epochs, one.config.time_budget
         if done is not None and budget:
-            yield f"`{one.row['run']}` has {done} epochs: those that fit into {budget:g} s."
+            yield f"`{one.row['run']}` has {done} epochs, as many as fit into {budget:g} s."
         elif done is not None and done < planned and not one.config.patience:
             why = "it was stopped, or its loss was not finite"
             yield f"`{one.row['run']}` has {done} of its {planned} epochs: {why}."

@@ -150,7 +150,7 @@ def _parse_shape(shape: Element, labels: dict[str, int]) -> BoxObject | str:
     try:
         box = SHAPES[shape.tag](shape)
     except (KeyError, ValueError) as error:
-        return f"{shape.tag} must have numbers, got {regular_files.one_line(error)}"
+        return f"{shape.tag} must have numbers as coordinates ({regular_files.one_line(error)})"
     if name not in labels:
         return f"{detection.UNKNOWN_CLASS} {printable(name)[:60]!r}, not in labels"
     marks = [node for node in shape.findall("attribute") if node.get("name") in CROWD_ATTRIBUTES]

@@ -116,8 +116,8 @@ def read_idx(path: str | Path) -> np.ndarray:
     if len(content) != expected:
         state = "is truncated" if len(content) < expected else "is too long"
         raise InputError(
-            f"{path}: {state}: must have {expected} bytes by its header, got {len(content)}; "
-            f"{AGAIN}"
+            f"{path}: {state}: must have {expected} bytes according to its header, got "
+            f"{len(content)}; {AGAIN}"
         )
     values = np.frombuffer(content, dtype, offset=start).reshape(shape)
     return values.astype(dtype.newbyteorder("="))

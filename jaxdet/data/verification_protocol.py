@@ -128,7 +128,7 @@ def read_truth(path: str | Path, identities: Sequence[str], files: Sequence[Path
 def read_table(path: str | Path) -> LabelTable:
     """Read the table of labels in a CSV file; a first row with the word `label` is its header.
 
-    Raises InputError for a file that is no such table, and for rows with other columns.
+    Raises InputError for a file that is not a table, and for rows with other columns.
     """
     try:
         reader = csv.reader(io.StringIO(regular_files.read_text(path), newline=""))
@@ -305,7 +305,7 @@ def read_pairs(path: str | Path, root: str | Path) -> PairList:
     expected = 2 * each * (folds[0] if folds else 1)
     if len(lines) - 1 != expected:
         raise InputError(
-            f"{path}: must have {expected} pairs by its first line, got {len(lines) - 1}"
+            f"{path}: must have {expected} pairs according to its first line, got {len(lines) - 1}"
         )
     files, found, missing = _index_images(root), [], []
     for index, (number, words) in enumerate(lines[1:]):

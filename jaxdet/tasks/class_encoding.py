@@ -52,7 +52,7 @@ def _objectness_losses(output: DetectorOutput, target: Array) -> dict[str, Array
 
 
 def _log_probabilities(output: DetectorOutput) -> Array:
-    """Log-probabilities [B, A, 1 + K], background first; for equal logits, it has 1 - PRIOR."""
+    """Log-probabilities [B, A, 1 + K]; background, the first, has the prior 1 - PRIOR."""
     classes = output.classes.shape[-1] - 1
     bias = math.log(classes * (1 - PRIOR) / PRIOR) * (jnp.arange(1 + classes) == 0)
     return jax.nn.log_softmax(output.classes + bias[None, None])

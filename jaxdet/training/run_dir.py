@@ -435,7 +435,7 @@ def read_environment(folder: str | Path) -> dict[str, Any]:
 
 
 def environment(devices: Sequence[Device]) -> dict[str, Any]:
-    """What measured figures depend on: versions, processor, devices, flags, compiler options."""
+    """The conditions of a measurement: versions, processor, devices, flags, compiler options."""
     versions = {name: _version(name) for name in PACKAGES}
     return {
         "python": platform.python_version(),

@@ -245,7 +245,7 @@ def test_missing_images_are_noted(faces):
     [
         ("", "row 1: must be the number of folds"),
         ("ann 1 2\n", "row 1: must be the number of folds"),
-        ("1 1\nann 1 2\n", "must have 2 pairs by its first line, got 1"),
+        ("1 1\nann 1 2\n", "must have 2 pairs according to its first line, got 1"),
         ("1 1\nann 1 2\nann 1\n", "row 3: must be NAME 1 2 .* got 'ann 1'"),
         ("1 1\nann 1 2\nann one ann 2\n", "row 3: must be .* got 'ann one ann 2'"),
     ],
