@@ -99,7 +99,7 @@ def discussion(evaluated: Sequence[EvaluatedRun]) -> Iterator[str]:
 
 
 def _ranking(rows: Sequence[Row], name: str, text: str, *, lowest: bool = False) -> Iterator[str]:
-    """Yield a sentence that orders the runs by a column, if they all have it."""
+    """Yield a sentence that orders the runs by a column, if all runs have the column."""
     if len(rows) < 2 or any(row.get(name) is None for row in rows):
         return
     ordered = sorted(rows, key=lambda row: row[name], reverse=not lowest)

@@ -244,7 +244,7 @@ def make_task(config: Config, net: "nn.Module", classes: tuple[str, ...]) -> "Cl
 
 
 def _transform(config: Config) -> Callable | None:
-    """Augmentation of one training image with values in [0, 255], or None."""
+    """The function that augments one training image with values in [0, 255], or None."""
     import jax.numpy as jnp
 
     from jaxdet.ops import augment

@@ -420,7 +420,7 @@ def from_splits(
 
 
 def _transform(config: Config) -> Callable:
-    """Augmentation of one training image with values in [0, 255]."""
+    """The function that augments one training image with values in [0, 255]."""
     import jax
     import jax.numpy as jnp
 

@@ -358,7 +358,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _image_folders(root: Path, path: Path) -> Sequence[Path]:
-    """Where to look for the images of the JSON file `path`, in this order."""
+    """Folders that may hold the images of the JSON file `path`, in order of search."""
     split = _stem(path)
     below = [root / folder / split for folder in IMAGE_FOLDERS] + [path.parent / "data"]
     return [path.parent, *below, *(root / folder for folder in IMAGE_FOLDERS)]

@@ -59,7 +59,7 @@ def pk_sampler(labels: np.ndarray, samples_per_class: int) -> BatchOrder:
 def _spread_classes(
     counts: np.ndarray, steps: int, random: np.random.Generator
 ) -> Iterator[np.ndarray]:
-    """Yield the classes of each step's groups, evenly; class k has `counts[k]` groups in all."""
+    """Yield the classes of the groups of each step, evenly; class k has `counts[k]` groups."""
     each = counts.sum() // steps
     for remaining in range(steps, 0, -1):
         now = counts // remaining

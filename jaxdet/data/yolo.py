@@ -221,7 +221,7 @@ def _find_place(folder: _Folder, place: str) -> Path:
 
 
 def _homes(folder: _Folder) -> list[Path]:
-    """Folders to which places may be relative: `path` of the YAML file, and the root."""
+    """Folders to which paths in the YAML file may be relative: its `path`, and the root."""
     base = folder.content.get("path")
     if not isinstance(base, str):
         return [folder.root]

@@ -23,7 +23,7 @@ from jaxdet.types import Array
 class ClassVariances(nn.Module):
     """A trainable log-variance for each class and each dimension of the embedding, initially 0.
 
-    Weight decay draws log-variances to 0, so variances to 1.
+    Weight decay draws log-variances to 0, and thus variances to 1.
     """
 
     classes: int

@@ -6,9 +6,9 @@ agree.  Each process reads its own rows of a batch; only process 0, the main one
 folder.  All processes must call the functions of this module in the same order.  In a single
 process the functions cost nothing: `gather`, for example, returns the value of that process.
 
-The others notice when a process ends or hangs: each process gives a sign of life, called a beat,
-every second, and barriers have a time limit: `barrier`, `agree`, `from_main` and `check_same` raise
-`PeerError` if another process does not come in time.
+Processes notice when another process ends or hangs: each process gives a sign of life, called a
+beat, every second, and barriers have a time limit: `barrier`, `agree`, `from_main` and `check_same`
+raise `PeerError` if another process does not come in time.
 """
 
 import atexit
