@@ -11,6 +11,8 @@ its page. `EXPERIMENTS` lists them.
 """
 
 import json
+import re
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -287,6 +289,32 @@ def render(record: dict[str, Any]) -> str:
     if "epoch_seconds" in columns:
         columns["epoch_seconds"] = ("time per epoch", "s")
     return units.markdown_table(record["rows"], columns)
+
+
+def summarize(record: dict[str, Any]) -> str:
+    """Markdown of a record: one row per run, with the mean of runs that differ in the seed only.
+
+    `deviation` is the standard deviation of their first score.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in record["rows"]:
+        key = re.sub(r" --seed \d+", "", row.get("options", ""))
+        groups.setdefault(key or str(len(groups)), []).append(row)
+    if len(groups) == len(record["rows"]):
+        return render(record)
+    return render({"rows": [_mean(rows, key) for key, rows in groups.items()]})
+
+
+def _mean(rows: Sequence[dict[str, Any]], options: str) -> dict[str, Any]:
+    names = [name for name, value in rows[0].items() if isinstance(value, float)]
+    score = next(iter(names))
+    return {
+        "run": re.sub(r"_\d+$", "", rows[0]["run"]) if len(rows) > 1 else rows[0]["run"],
+        "seeds": len(rows),
+        "deviation": statistics.stdev(row[score] for row in rows) if len(rows) > 1 else None,
+        **{name: statistics.fmean(row[name] for row in rows) for name in names},
+        "options": options,
+    }
 
 
 def describe(record: dict[str, Any]) -> str:

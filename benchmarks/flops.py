@@ -23,6 +23,10 @@ from jaxdet.profiling import summary, timing
 
 NAME = "flops"
 VARIANTS = (*cifar10.TUTORIALS[1:], "ng_windows")  # in `cifar10_arch` and `sliding_windows`
+RELATIVES = (  # of networks in the short table
+    *("b1", "b2", "b3", "resnet34", "mobilenet_v3_small", "convnext_small", "bottleneck"),
+    *("narrow", "deep", "tiniest"),
+)
 NETWORKS = {
     "model": "model",
     "input": "input",
@@ -70,13 +74,13 @@ def render(record: dict[str, Any]) -> str:
 
 
 def summarize(record: dict[str, Any]) -> str:
-    """Markdown of a record: one row per network, without repetitions and `VARIANTS`.
+    """Markdown of a record: one row per network, without `VARIANTS` and `RELATIVES`.
 
     A system and its default model, which have the same numbers, share one row.
     """
     distinct = {}
     for row in record["rows"]:
-        if row["model"] not in VARIANTS:
+        if row["model"] not in VARIANTS + RELATIVES:
             distinct.setdefault((*row["input"], row["parameters"], row["multiply_adds"]), row)
     return units.markdown_table(list(distinct.values()), NETWORKS)
 

@@ -75,8 +75,9 @@ def render(record: dict[str, Any]) -> str:
 
 
 def summarize(record: dict[str, Any]) -> str:
-    """Markdown of a record: the stages that take at least a tenth of a second."""
-    return render({"rows": [row for row in record["rows"] if (row["cold_s"] or 0) >= 0.1]})
+    """Markdown of a record: `HELP`, and the stages that take at least a second."""
+    rows = record["rows"]
+    return render({"rows": [row for row in rows if row["stage"] == HELP or row["cold_s"] >= 1]})
 
 
 def time_help() -> float:

@@ -84,6 +84,22 @@ def test_rows_may_have_the_scores_of_each_label():
     assert experiments.label_scores({"labels": labels}) == {"RBC map": 0.5}
 
 
+def test_a_summary_has_the_mean_over_seeds():
+    rows = [
+        {"run": f"{name}_{seed}", "epoch": seed, "map": 0.25 * seed + base, "options": words}
+        for name, base, option in (("warm", 0.25, "--lr 2"), ("cold", 0.0, "--lr 1"))
+        for seed in (0, 2)
+        for words in [f"{option} --seed {seed} --vflip"]
+    ]
+    rows = [{"run": "first_0", "map": 0.125, "options": "--lr 3"}, *rows]
+    assert experiments.summarize({"rows": rows}).splitlines()[2:] == [
+        "| first_0 | 1 |  | 0.125 | --lr 3 |",
+        "| warm | 2 | 0.354 | 0.500 | --lr 2 --vflip |",
+        "| cold | 2 | 0.354 | 0.250 | --lr 1 --vflip |",
+    ]
+    assert experiments.summarize({"rows": rows[:1]}) == experiments.render({"rows": rows[:1]})
+
+
 def test_every_experiment_has_options_of_its_system(tmp_path):
     from jaxdet import configs
     from jaxdet.cli import flags, options
