@@ -136,7 +136,7 @@ def torch_step(
 
     work = make_workload(model, options)
     if work.torch is None:
-        raise InputError("this model has no counterpart in PyTorch; choose another of --models")
+        raise InputError("this model has no counterpart in PyTorch; choose other --models")
     torch.manual_seed(0)
     net, loss, images, target = work.torch(work.data)
     return networks.make_step(

@@ -158,7 +158,7 @@ class VerificationFolders(Process):
     gallery_images: int = 1
     """number of images of each known identity in known/; its other images are probes"""
     dev: float = 0.34
-    """fraction of the known identities, and of the unknown ones, whose probes are in unknown_dev/;
-    the probes of the others are in unknown_test/"""
+    """fraction of the known identities, and of the unknown identities, whose probes are in
+    unknown_dev/; the probes of the others are in unknown_test/"""
     seed: int = 0
     """seed of the random choice of identities and images"""

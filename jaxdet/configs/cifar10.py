@@ -108,11 +108,11 @@ class Config(TrainConfig):
     """network: PyTorch's tutorial network (tutorial), a variant of it (doubled to inception), or a
     residual or depthwise network (resnet20 to tiniest)"""
     channels: tuple[int, ...] = ()
-    """tutorial and its variants: number of channels of each convolution before a pool, such as
-    6 16; empty: the model's own"""
+    """tutorial and its variants: number of channels of each convolution before a pool, such as 6
+    16; empty: the model's default"""
     fc_widths: tuple[int, ...] = ()
     """tutorial and its variants: number of units of each hidden dense layer, such as 120 84; empty:
-    the model's own"""
+    the model's default"""
     activation: Literal[
         "default", "relu", "leaky_relu", "elu", "gelu", "swish", "tanh", "sigmoid"
     ] = "default"

@@ -97,14 +97,14 @@ class Config(TrainConfig):
     box_weight: float = 150.0
     """final weight of the box loss"""
     box_weight_start: float = 2.0
-    """initial weight of the box loss; a large one prevents the classes from being learned"""
+    """initial weight of the box loss; a large weight prevents the classes from being learned"""
     box_weight_ramp: tuple[float, float] = (0.03, 0.8)
     """fractions of the run between which the weight of the box loss grows geometrically from
     --box-weight-start to --box-weight"""
     window_selection: Literal["class", "product", "merge"] = "class"
     """how the digit of an image is predicted from its windows: by the window with the highest class
-    score (class), by the one with the highest product of class and detection score (product), or by
-    the weighted mean of all windows (merge)"""
+    score (class), by the window with the highest product of class and detection score (product), or
+    by the weighted mean of all windows (merge)"""
     multiple: bool = False
     """predict every digit of an image instead of one: the digits of all windows with a score above
     --score-threshold, except those whose box overlaps the box of a better window (NMS)"""

@@ -210,21 +210,21 @@ class Config(BackboneOptions):
     backbone_stages: int = 0
     """number of stages of the backbone that are built, counted from the stem; 0: all"""
     channels: tuple[int, ...] = ()
-    """bottleneck, convnext: number of channels in each stage; empty: the model's own"""
+    """bottleneck, convnext: number of channels in each stage; empty: the model's default"""
     blocks: tuple[int, ...] = ()
-    """bottleneck, convnext: number of blocks in each stage; empty: the model's own"""
+    """bottleneck, convnext: number of blocks in each stage; empty: the model's default"""
     strides: tuple[int, ...] = ()
-    """bottleneck, convnext: stride of each stage; empty: the model's own"""
+    """bottleneck, convnext: stride of each stage; empty: the model's default"""
     dilations: tuple[int, ...] = ()
     """bottleneck, convnext: dilation of the spatial convolutions in each stage; empty: the model's
-    own"""
+    default"""
     se_ratios: tuple[float, ...] = ()
     """bottleneck, convnext: for each stage, the hidden channels of squeeze-and-excitation as a
     fraction of the stage's channels, usually .25; 0: no squeeze-and-excitation; empty: the model's
-    own"""
+    default"""
     stage_dropout: tuple[float, ...] = ()
     """bottleneck: dropout rate after each stage; convnext: for each stage, the probability that an
-    image skips the residual branch of a block (stochastic depth); empty: the model's own"""
+    image skips the residual branch of a block (stochastic depth); empty: the model's default"""
     block: Literal["inverted", "convnext"] = "inverted"
     """bottleneck: type of the blocks, inverted residual (inverted) or ConvNeXt block (convnext)"""
     depthwise: bool = True
@@ -386,9 +386,12 @@ def from_splits(
     net, (_, *shape) = network(config, len(classes))
     normalization = _normalization(config)
     margins = (("scale", config.logit_scale), ("margin", config.margin))
-    order = sampler.shuffled_batches
+    order = None
     if config.samples_per_class:
-        order = sampler.pk_sampler(splits["train"].labels, config.samples_per_class)
+
+        def order(source: Source) -> sampler.BatchOrder:
+            return sampler.pk_sampler(source.labels, config.samples_per_class)
+
     normalized = normalization.formula
     stages = config.backbone_stages
     return Experiment(
@@ -415,7 +418,7 @@ def from_splits(
         read_image=partial(images.read_resized_float, side=config.size),
         load_pretrained=starting_weights("faces", config, classes, normalized, stages=stages),
         lr_multiplier=registry.lr_multiplier(_frozen_stages(config), config.backbone_lr),
-        batch_order=order,
+        make_order=order,
     )
 
 

@@ -108,7 +108,7 @@ class Config(TrainConfig):
     """how the box is predicted: by fully connected layers from pooled features (mlp), or as the
     weighted mean of the boxes that all cells of a feature map predict (per_cell: resnets, lite0)"""
     norm: bool = True
-    """use batch norm in the feature layers; lite0 cannot do without"""
+    """use batch norm in the feature layers; must be true for lite0"""
     dropout_scale: float = 1.0
     """factor of the network's dropout rates; 0: no dropout"""
     box_loss: Literal["mse", "smooth_l1", "giou", "diou", "ciou"] = "ciou"

@@ -318,7 +318,7 @@ def read_split_files(
         for row in rows:
             if homes.setdefault(row.name, name) != name:
                 raise InputError(
-                    f"{row.location}: {row.name} must be in one split, is in {homes[row.name]} too"
+                    f"{row.location}: {row.name} must be in one split, is also in {homes[row.name]}"
                 )
     return splits, [note for _, notes in found.values() for note in notes]
 

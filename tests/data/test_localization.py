@@ -343,7 +343,7 @@ def test_split_files_with_an_image_in_two_splits_are_refused(folder):
     path = folder / "test_data.csv"
     path.write_text(path.read_text() + "b.jpg,3,4,5,6,cat\n")
     with pytest.raises(
-        InputError, match="test_data.csv row 2: cat/b.jpg must be in one split, is in train too"
+        InputError, match="test_data.csv row 2: cat/b.jpg must be in one split, is also in train"
     ):
         localization.read_split_files(folder, folder)
 
