@@ -83,7 +83,7 @@ def read_lines(path: str | Path) -> list[tuple[int, str]]:
 def read_json(path: str | Path, convert: Callable[[dict], Any] | None = None) -> Any:
     """Read the value in a JSON file; each object in it is replaced by `convert(object)`, if given.
 
-    Objects inside an object are replaced before it.
+    Inner objects are replaced before outer objects.
     """
     text = read_text(path, MAX_JSON)
     with reading(path, "JSON"):

@@ -13,10 +13,11 @@ Rows = Mapping[str, Array]
 def scores(rows: Rows, classes: Sequence[str]) -> dict[str, Any]:
     """Scores of predictions of one label per image.
 
-    rows: `label` and `predicted`, indices into `classes`, [N] each; N is at least 1.  Returns
-    `count`, `correct` and `accuracy`; `labels`, a dictionary from each class to the same three
-    scores (a class without images has no `accuracy`); and `confusion`, the counts [K, K] of images
-    by true class (rows) and predicted class (columns).
+    rows: `label` and `predicted`, indices into `classes`, [N] each; N is at least 1.
+
+    Returns `count`, `correct` and `accuracy`; `labels`, a dictionary from each class to the same
+    three scores (a class without images has no `accuracy`); and `confusion`, the counts [K, K] of
+    images by true class (rows) and predicted class (columns).
     """
     return _with_classes(rows, classes, _label_scores)
 

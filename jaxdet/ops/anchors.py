@@ -70,8 +70,8 @@ def encode(boxes: Array, anchors: Array) -> jax.Array:
     """Offsets [..., 4] of boxes [..., 4] from anchors [..., 4]: dx, dy, log dw, log dh.
 
     dx and dy are the differences of the centers, divided by width and height of the anchor; dw and
-    dh are the ratios of the sides.  Anchors must not be empty; sides of boxes below `MIN_SIDE` are
-    raised to it.  Girshick et al. 2014, arXiv:1311.2524.
+    dh are the ratios of the sides.  Anchors must not be empty; sides of boxes below `MIN_SIDE`
+    count as `MIN_SIDE`.  Girshick et al. 2014, arXiv:1311.2524.
     """
     (center, sides), (anchor_center, anchor_sides) = _center_and_sides(boxes, anchors)
     log_scale = jnp.log(jnp.maximum(sides, MIN_SIDE) / anchor_sides)

@@ -63,7 +63,7 @@ def unstack(tree: Tree, count: int) -> list[Tree]:
 def evaluate_trained(
     experiment: Experiment, folder: Path, trained: Path, show: progress.Progress
 ) -> dict[str, int]:
-    """Make a run from a trained one that differs only in options that affect evaluation.
+    """Make a run from a trained run that differs only in options that affect evaluation.
 
     The checkpoints of the run in `trained` are copied to `folder`, and the best one is evaluated
     with the options of `experiment`, see `TrainConfig.EVAL_ONLY`.  Returns the cost, see
