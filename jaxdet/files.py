@@ -82,7 +82,7 @@ def read_text(path: str | Path) -> str:
 def safetensors_metadata(content: bytes) -> dict[str, str]:
     """The metadata in the header of a safetensors file, from its first bytes; {} without any.
 
-    Raises ValueError if the header is not complete, or is not one of safetensors.
+    Raises ValueError if the header is not complete, or is not a header of safetensors.
     """
     size = int.from_bytes(content[:8], "little")
     if len(content) < 8 + size:

@@ -236,7 +236,7 @@ class SweepRunner:
         resumed: Sequence[Path],
         begun: float,
     ) -> int:
-        """The number of epochs that fit into the time budget; resumed runs keep theirs."""
+        """The number of epochs that fit into the time budget; resumed runs keep their number."""
         if resumed:
             return runs.read_config(resumed[0], self.name).epochs
         planned = time_budget.plan_epochs(compiled, whole, time.monotonic() - begun)

@@ -106,10 +106,10 @@ def starting_weights(
 
     The weights are read when the function is called.  None if `config.weights` is empty.
 
-    name: the system.  classes: names of the classes of this run.  normalization: of the network's
-    images, as in the metadata of a run.  first_class: place of the first class in the network's
-    outputs, see `warm_start.Layout`.  backbone: further arguments of `registry.load_pretrained`,
-    for published weights.
+    name: the system.  classes: names of the classes of this run.  normalization: normalization of
+    the network's images, as in the metadata of a run.  first_class: place of the first class in the
+    network's outputs, see `warm_start.Layout`.  backbone: for published weights, further arguments
+    of `registry.load_pretrained`.
     """
     if not config.weights:
         return None

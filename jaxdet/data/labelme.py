@@ -51,7 +51,7 @@ def annotation_files(root: str | Path) -> list[Path]:
 
 
 def is_annotation(path: Path) -> bool:
-    """Whether a file looks like one of LabelMe; only its first bytes are read."""
+    """Whether a file looks like a file of LabelMe; only its first bytes are read."""
     try:
         regular_files.check_regular(path)
         with path.open("rb") as file:

@@ -307,8 +307,8 @@ def standard(
 ) -> Sample:
     """Apply `random_flip`, `random_scale_translate`, and `brightness_contrast` with `lighting`.
 
-    `flip=False` turns off the flip, `scale=(1.0, 1.0)` with `translate=0` the scaling and
-    translation, and `lighting=0`, a strength, the change of brightness and contrast.
+    `flip=False` turns off the flip, `scale=(1.0, 1.0)` with `translate=0` turns off scaling and
+    translation, and `lighting=0` turns off the change of brightness and contrast.
     """
     chex.assert_rank(sample.image, 3)
     if sample.boxes is not None:
@@ -453,7 +453,7 @@ def mosaic(
 
 
 def _with_successors(samples, count, axis):
-    """Each sample of a batch with the `count - 1` that follow it, [B, count, ...]."""
+    """Each sample of a batch with the `count - 1` samples after it, [B, count, ...]."""
 
     def windows(rows):
         longer = _followed(rows, count - 1, axis)

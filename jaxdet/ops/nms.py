@@ -167,7 +167,7 @@ def weighted_boxes_fusion(
 
 
 class _Clusters(NamedTuple):
-    """P fused boxes, each as running sums over the boxes that joined it, its members."""
+    """P fused boxes, each as running sums over its members, the boxes that joined it."""
 
     boxes: Array  # [P, 4] score-weighted sums
     weight: Array  # [P] sums of scores

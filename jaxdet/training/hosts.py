@@ -245,7 +245,7 @@ def _call_instead_of_abort(lost: Callable[[str], NoReturn]) -> None:
 
 
 def _check(coordinator: Any, num_processes: Any, process_id: Any, timeout: float) -> None:
-    """Raise InputError unless all or none of the options of `initialize` are given, and valid."""
+    """Raise InputError if only some options of `initialize` are given, or if one is invalid."""
     given = [each is not None for each in (coordinator, num_processes, process_id)]
     if any(given) and not all(given):
         raise InputError("--coordinator, --num-processes and --process-id must be given together")
