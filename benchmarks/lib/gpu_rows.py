@@ -112,7 +112,8 @@ def rates_result(record: Record) -> Result:
 def rows_result(*columns: str, label: str, unit: str = "s") -> Callable[[Record], Result]:
     """The function from a record to a result that lists `columns` of its rows.
 
-    label: format of a row's name, such as "{implementation}".  unit: unit of the columns.
+    label: format of a row's name, such as "{implementation}".
+    unit: unit of the columns.
     """
     from benchmarks.lib import units
 

@@ -63,7 +63,8 @@ def build(name: str, config: Any) -> "Experiment":
 def build_external(name: str, config: Any, classes: tuple[str, ...], split: Path) -> "Experiment":
     """The experiment of an existing run on the data in `config.root`, its own or other data.
 
-    classes: class names of the run.  split: folder with the tables of the run's split.
+    classes: class names of the run.
+    split: folder with the tables of the run's split.
     Systems without a function `build_external` treat all data as their own.
     """
     module = checked_module(name, config)
@@ -106,10 +107,11 @@ def starting_weights(
 
     The weights are read when the function is called.  None if `config.weights` is empty.
 
-    name: the system.  classes: names of the classes of this run.  normalization: normalization of
-    the network's images, as in the metadata of a run.  first_class: place of the first class in the
-    network's outputs, see `warm_start.Layout`.  backbone: for published weights, further arguments
-    of `registry.load_pretrained`.
+    name: the system.
+    classes: names of the classes of this run.
+    normalization: normalization of the network's images, as in the metadata of a run.
+    first_class: place of the first class in the network's outputs, see `warm_start.Layout`.
+    backbone: for published weights, further arguments of `registry.load_pretrained`.
     """
     if not config.weights:
         return None

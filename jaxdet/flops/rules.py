@@ -75,7 +75,8 @@ def window_taps(
 
     The number of taps is the sum over all outputs.
 
-    low: padding before the first of `size` inputs.  base: spacing of the inputs (lhs dilation).
+    low: padding before the first of `size` inputs.
+    base: spacing of the inputs (lhs dilation).
     dilation: spacing of the taps (rhs dilation).
     taps: "valid" counts the taps that fall on an input; "full" also counts the taps on padding, but
       no taps between spaced inputs.  "transposed" is for the gradient of a convolution with respect

@@ -37,7 +37,8 @@ def supports(
 ) -> bool:
     """Whether an algorithm applies to the shapes of an image and a kernel.
 
-    image: (B, H, W, C).  kernel: (h, w, C / groups, D).
+    image: (B, H, W, C).
+    kernel: (h, w, C / groups, D).
     """
     ungrouped = geometry.groups == 1
     match algorithm:

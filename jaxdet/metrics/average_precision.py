@@ -141,8 +141,8 @@ def match_images(
 ) -> ImageMatches:
     """Match the boxes [N, P, 4] to the objects [N, T, 4] at IoU `thresholds` [I], see `match`.
 
-    labels, scores, valid: of the boxes, [N, P]; true_labels, true_valid, crowd: of the objects,
-    [N, T].
+    labels, scores, valid: labels, scores and mask of the boxes, [N, P].
+    true_labels, true_valid, crowd: labels and masks of the objects, [N, T].
     """
     images = (found, labels, scores, valid, true, true_labels, true_valid, crowd)
     one = jax.vmap(_match_image, (0, *(None,) * 8))

@@ -23,7 +23,8 @@ def resample(
 ) -> dict[str, np.ndarray]:
     """The float scores of images drawn with replacement: {name of a score: [resamples]}.
 
-    report: rows of a split -> scores.  rows: columns [N, ...], one row per image.
+    report: function from rows of a split to scores.
+    rows: columns [N, ...], one row per image.
     A score that a resample does not have is NaN.
     """
     count = len(next(iter(rows.values())))

@@ -80,11 +80,14 @@ def dir_at_fpir(
 ) -> np.ndarray:
     """Detection and identification rate [F] at false positive identification rates `fpirs` [F].
 
-    Each DIR is taken at the lowest threshold whose FPIR is at most the given one.
-    predicted, scores [N]: the best identity of each probe, and its score.  identity [N]: the true
-    identity, below 0 if it is not in the gallery.  FPIR is the fraction of probes without an
-    identity in the gallery whose score reaches the threshold; DIR is the fraction of the other
-    probes whose score reaches the threshold and whose best identity is correct.
+    FPIR is the fraction of probes without an identity in the gallery whose score reaches the
+    threshold; DIR is the fraction of the other probes whose score reaches the threshold and whose
+    best identity is correct.  Each DIR is taken at the lowest threshold whose FPIR is at most the
+    given rate.
+
+    predicted, scores [N]: the best identity of each probe, and its score.
+    identity [N]: the true identity, below 0 if it is not in the gallery.
+
     Raises InputError unless there are probes with and without an identity in the gallery.
     Open-set identification at rank 1, Guenther et al. 2017, arXiv:1705.01567.
     """

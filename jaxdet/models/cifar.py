@@ -66,9 +66,10 @@ class CifarResNet(layers.ConvModule):
 
     He et al. 2015, arXiv:1512.03385, section 4.2, but with projection shortcuts; a network of three
     stages has 6 * blocks + 2 layers.
-    blocks: blocks per stage.  widths: channels of each stage; the stem has as many as the first
-      stage.
-    classes: number of classes.  rate: dropout rate before the linear layer.
+    blocks: blocks per stage.
+    widths: channels of each stage; the stem has as many as the first stage.
+    classes: number of classes.
+    rate: dropout rate before the linear layer.
     """
 
     blocks: int = 3
@@ -115,12 +116,16 @@ class TinyBlock(CifarModule):
 class Tiny(CifarModule):
     """A 3x3 stem, stages (a pooled convolution, then residual blocks), and a scaled linear layer.
 
-    stem: channels of the stem.  widths: channels of each stage; each stage halves the map.
-    entry: kernel size of each stage's first convolution.  depth: blocks in each stage.
+    stem: channels of the stem.
+    widths: channels of each stage; each stage halves the map.
+    entry: kernel size of each stage's first convolution.
+    depth: blocks in each stage.
     middle: `TinyBlock.middle` as a fraction of a stage's channels; 0 for blocks of two 3x3
       convolutions.
-    pool: global pool of the last map, jnp.max or jnp.mean.  scale: factor of the logits.
-    classes: number of classes.  rate: dropout rate before the linear layer.
+    pool: global pool of the last map, jnp.max or jnp.mean.
+    scale: factor of the logits.
+    classes: number of classes.
+    rate: dropout rate before the linear layer.
     """
 
     stem: int = 16
@@ -183,8 +188,10 @@ class Tiniest(CifarModule):
 
     A max pool, which halves the map, and a 1x1 convolution come before each stage but the first.
 
-    widths: channels of each stage, multiples of 4.  depth: blocks in each stage.
-    norm: whether there are layer norms.  classes: number of classes.
+    widths: channels of each stage, multiples of 4.
+    depth: blocks in each stage.
+    norm: whether there are layer norms.
+    classes: number of classes.
     rate: dropout rate before the linear layer.
     """
 
@@ -220,8 +227,8 @@ def classifier_head(
 ) -> Array:
     """Logits [B, classes] of a map [B, h, w, C], by a global pool, dropout and a linear layer.
 
-    net: the calling module, with the fields `classes`, `rate` and `dtype`.  pool: jnp.mean or
-    jnp.max.
+    net: the calling module, with the fields `classes`, `rate` and `dtype`.
+    pool: jnp.mean or jnp.max.
     """
     check_not_empty(x, "logits")
     with jax.named_scope("pool"):

@@ -26,7 +26,8 @@ GELU = partial(nn.gelu, approximate=False)
 class Block(layers.ConvModule):
     """A residual block of a 7x7 convolution, layer norm, and an MLP with 4 C hidden units.
 
-    depthwise: whether the 7x7 convolution is depthwise.  dilation: dilation of this convolution.
+    depthwise: whether the 7x7 convolution is depthwise.
+    dilation: dilation of this convolution.
     activation: activation of the MLP.
     squeeze: hidden channels of squeeze-and-excitation after the activation, as a fraction of C; 0,
       as in the paper, leaves squeeze-and-excitation out.

@@ -70,7 +70,8 @@ class MBConv(EfficientNetModule):
     A 1x1 convolution to more channels, a depthwise convolution, squeeze-and-excitation, and a 1x1
     convolution to fewer channels, with a shortcut.
 
-    width: output channels.  kernel, stride: of the depthwise convolution.
+    width: output channels.
+    kernel, stride: kernel size and stride of the depthwise convolution.
     expand: hidden channels as a multiple of C; 1 leaves the first convolution out.
     squeeze: hidden channels of squeeze-and-excitation as a fraction of C; 0 leaves it out.
     """

@@ -35,7 +35,8 @@ class DecoupledHead(necks.PyramidModule):
 
     anchors: boxes per cell.
     outputs: outputs per side of a box; several outputs are logits of a distribution over distances.
-    objectness: whether boxes have an objectness logit.  convolutions: 3x3 convolutions per branch.
+    objectness: whether boxes have an objectness logit.
+    convolutions: 3x3 convolutions per branch.
     depthwise: whether the 3x3 convolutions are separable.
     """
 

@@ -45,8 +45,10 @@ class ConvModule(nn.Module):
     conv_general_dilated: function in place of `jax.lax.conv_general_dilated`, such as the one in
       `jaxdet.kernels.conv`.
     norm: whether convolutions are batch-normalized; without it they have a bias.
-    epsilon: added to the variance in norms.  momentum: decay of the running statistics.
-    activation: activation of hidden layers.  kernel_init: initializer of convolution kernels.
+    epsilon: added to the variance in norms.
+    momentum: decay of the running statistics.
+    activation: activation of hidden layers.
+    kernel_init: initializer of convolution kernels.
     """
 
     axis_name: str | None = None
@@ -227,7 +229,8 @@ class SqueezeExcite(ConvModule):
 
     Hu et al. 2017, arXiv:1709.01507.
 
-    width: hidden channels.  gate: activation that computes the weights.
+    width: hidden channels.
+    gate: activation that computes the weights.
     """
 
     width: int = 4

@@ -17,7 +17,8 @@ BOX_BIAS = (-1.4, -1.4, 1.4, 1.4)  # through the sigmoid, a box over the middle 
 class MLP(nn.Module):
     """Dense layers with ReLU between them, and dropout after each ReLU.
 
-    widths: widths of the hidden layers.  outputs: width of the last layer.
+    widths: widths of the hidden layers.
+    outputs: width of the last layer.
     rates: dropout rate after each hidden layer; () means no dropout.
     bias: initial biases of the outputs; None means zeros.
     """

@@ -37,7 +37,8 @@ class ConvBlock(PyramidModule):
 class Bottleneck(PyramidModule):
     """A `kernel` x `kernel` and a 3x3 convolution, with a shortcut if C equals `channels`.
 
-    depthwise: whether the 3x3 convolution is separable.  shortcut: False leaves the shortcut out.
+    depthwise: whether the 3x3 convolution is separable.
+    shortcut: False leaves the shortcut out.
     """
 
     kernel: int = 1
@@ -58,7 +59,8 @@ class Bottleneck(PyramidModule):
 class C3(PyramidModule):
     """Cross stage partial block of YOLOv5 (arXiv:1911.11929): bottlenecks on half the channels.
 
-    blocks: number of bottlenecks.  depthwise, shortcut: see `Bottleneck`.
+    blocks: number of bottlenecks.
+    depthwise, shortcut: see `Bottleneck`.
     """
 
     blocks: int = 1

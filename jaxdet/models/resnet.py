@@ -62,7 +62,9 @@ class ResNet(layers.Freezable):
 
     Each stage after the first halves the map and doubles the width.
 
-    stages: blocks per stage.  block: `BasicBlock` or `Bottleneck`.  width: channels of the stem.
+    stages: blocks per stage.
+    block: `BasicBlock` or `Bottleneck`.
+    width: channels of the stem.
     classes: number of classes; 0 returns the maps of the stages, of strides 4, 8, 16 and 32,
       instead of logits.
     """

@@ -104,10 +104,10 @@ def identify(
     A rejected probe has the identity -1, and the score of its most similar identity.  The first of
     equally similar identities is taken.  An empty gallery gives -1, with a score of minus infinity.
 
-    similarities [N, M]: of N probes and M gallery images.  gallery_ids [M]: identities from 0 to
-    `num_identities` - 1; other numbers mark padding.  reduce: how the similarities of a probe and
-    all images of an identity are combined to a score.  threshold: lowest score at which a probe is
-    accepted.
+    similarities [N, M]: similarities of N probes and M gallery images.
+    gallery_ids [M]: identities from 0 to `num_identities` - 1; other numbers mark padding.
+    reduce: how the similarities of a probe and all images of an identity are combined to a score.
+    threshold: lowest score at which a probe is accepted.
     """
     chex.assert_shape(similarities, (None, *gallery_ids.shape))
     segments = jnp.where(gallery_ids < 0, num_identities, gallery_ids)  # out of bounds is dropped

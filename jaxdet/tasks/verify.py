@@ -210,7 +210,8 @@ class VerificationTask:
 def all_pairs(embedding: Array, label: Array) -> tuple[np.ndarray, np.ndarray]:
     """(cosine similarity, whether the identity is the same) of all N (N - 1) / 2 pairs of N images.
 
-    embedding: embeddings [N, D] of norm 1.  label: their labels [N].
+    embedding: embeddings [N, D] of norm 1.
+    label: their labels [N].
     """
     first, second = np.triu_indices(len(label), 1)
     cosine = np.asarray(embedding, np.float32) @ np.asarray(embedding, np.float32).T

@@ -15,7 +15,8 @@ from jaxdet.errors import DeviceMemoryError
 def explained(config: Any, batch: str) -> Iterator[None]:
     """A context that turns the out-of-memory error of XLA into a `DeviceMemoryError`.
 
-    config: the configuration of the run.  batch: the field with the number of images per step.
+    config: the configuration of the run.
+    batch: the field with the number of images per step.
     """
     try:
         yield

@@ -32,7 +32,8 @@ def schedule(
     at each fraction of `steps` in `decay_at`.  "constant" and "plateau" do not change the rate; for
     "plateau", the rule `plateau` lowers it.
 
-    rate: the rate after the warm-up.  warmup: number of updates in which it rises linearly.
+    rate: the rate after the warm-up.
+    warmup: number of updates in which the rate rises linearly.
     `rate`, `steps` and `period` may be traced.
     """
     after = jnp.maximum(steps - warmup, 1)
