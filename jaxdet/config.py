@@ -103,6 +103,12 @@ class TrainConfig:
     """convolutions on a CPU: the fastest algorithm for each shape (auto), or XLA's own (lax)"""
     seed: int = 0
     """root of all random keys and of the order of the data"""
+    sampling: Literal["shuffled", "balanced"] = "shuffled"
+    """images of an epoch: each once (shuffled), or images with rare classes more often and others
+    less often (balanced: repeat-factor sampling)"""
+    balance_below: float = 0.5
+    """balanced: a class that a fraction f below this of the training images have is sampled more
+    often, by the square root of this fraction over f"""
     eval_first: bool = True
     """evaluate before the first epoch"""
     count_operations: bool = False
@@ -262,6 +268,10 @@ def check(config: TrainConfig) -> None:
     """Raise InputError, naming the option, for an invalid value."""
     check_minima(config, **MINIMA)
     _check_range(config)
+    if not 0 < config.balance_below <= 1:
+        raise InputError(
+            f"--balance-below must be above 0 and at most 1, got {config.balance_below:g}"
+        )
     if config.ema >= 1:
         raise InputError(f"--ema must be below 1, such as 0.999, got {config.ema:g}")
     if config.schedule == "plateau" and not 0 < config.lr_decay < 1:
@@ -326,6 +336,7 @@ def check_to_train(config: TrainConfig) -> list[str]:
     with_beta2 = ("adamw", "adam", "rmsprop")
     conditions["beta2"] = (config.optimizer in with_beta2, f"--optimizer {' or '.join(with_beta2)}")
     conditions["image_cache"] = (getattr(config, "stream", False), "--stream")
+    conditions["balance_below"] = (config.sampling == "balanced", "--sampling balanced")
     mixes = any(getattr(config, name, 0) for name in ("mosaic", "mixup"))
     conditions["close_mosaic_epochs"] = (mixes, "--mosaic or --mixup")
     ineffective = [

@@ -389,7 +389,7 @@ def from_splits(
     order = None
     if config.samples_per_class:
 
-        def order(source: Source) -> sampler.BatchOrder:
+        def order(source: "Source") -> sampler.BatchOrder:
             return sampler.pk_sampler(source.labels, config.samples_per_class)
 
     normalized = normalization.formula
@@ -506,6 +506,11 @@ def check(config: Config) -> None:
         raise InputError(
             f"--samples-per-class must divide --batch {config.batch}, got "
             f"{config.samples_per_class}"
+        )
+    if config.samples_per_class and config.sampling != "shuffled":
+        raise InputError(
+            f"--samples-per-class {config.samples_per_class} needs --sampling shuffled, got "
+            f"{config.sampling}"
         )
     if config.fc_widths and config.head != "softmax":
         raise InputError(f"--fc-widths needs --head softmax, got {config.head}")

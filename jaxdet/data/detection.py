@@ -207,7 +207,7 @@ def match_classes(dataset: DetectionDataset, classes: Sequence[str]) -> Detectio
 
 
 def _select_labels(sample: AnnotatedImage, index: np.ndarray) -> AnnotatedImage:
-    """The sample with labels `index[label]`; objects where that is -1 are unknown."""
+    """The sample with labels `index[label]`; objects whose new label is -1 become unknown."""
     labels = index[sample.labels]
     kept = _take_objects(sample._replace(labels=labels), labels >= 0)
     return kept._replace(unknown=sample.unknown + int((labels < 0).sum()))
@@ -396,6 +396,7 @@ def stream(
     read_image = image_cache.cached(images.read_letterboxed, cache)
 
     left_out, notes = [], []
+    label_sets = [sample.labels for sample in samples]
     found = image_sizes.read([sample.image for sample in samples], index)
     for number in np.flatnonzero(~_surely_usable(samples, found, sizes)).tolist():
         sample, size = samples[number], found[number]
@@ -404,7 +405,10 @@ def stream(
         else:
             row, faults = _prepare_boxes(sample, size, sizes)
         notes += faults
-        left_out += [number] * (row is None)
+        if row is None:
+            left_out.append(number)
+        else:
+            label_sets[number] = row["true_labels"][row["true_valid"]]
     if len(left_out) == len(samples):
         raise _none_usable(len(samples), notes)
 
@@ -415,9 +419,8 @@ def stream(
         return {**row, "id": np.int32(first_id + number)}
 
     names = [sample.name for sample in samples]
-    source = sources.StreamSource(
-        read, len(samples), names, left_out=left_out, on_invalid=on_invalid
-    )
+    options = {"label_sets": label_sets, "left_out": left_out, "on_invalid": on_invalid}
+    source = sources.StreamSource(read, len(samples), names, **options)
     return source, notes
 
 

@@ -1,6 +1,6 @@
 """Which records are in which batch: functions of the seed and the epoch, without any state."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -23,6 +23,39 @@ def shuffled_batches(seed: int, epoch: int, count: int, batch: int) -> np.ndarra
     rows = np.random.default_rng((seed, epoch)).permutation(count).astype(np.int32)
     steps = -(-count // batch)
     return np.resize(rows, (steps, batch))
+
+
+def repeat_factor_sampler(label_sets: Sequence[np.ndarray], balance_below: float) -> BatchOrder:
+    """Repeat-factor sampling: images with rare classes occur more often in an epoch.
+
+    The factor of a class that a fraction f of the images have is max(1, sqrt(balance_below / f)),
+    and the factor of an image is the largest factor of its classes, 1 without objects.  It is the
+    expected number of times that the image is in the list from which an epoch is drawn.  An epoch
+    has as many batches as with `shuffled_batches`, so frequent images are left out for rare ones.
+
+    label_sets: labels of the objects of each image, N arrays.
+    Gupta et al. 2019, arXiv:1908.03195.
+    """
+    factors = repeat_factors(label_sets, balance_below)
+
+    def order(seed: int, epoch: int, count: int, batch: int) -> np.ndarray:
+        random, whole = np.random.default_rng((seed, epoch)), factors.astype(int)
+        times = whole + (random.random(len(factors)) < factors - whole)
+        rows = random.permutation(np.repeat(np.arange(len(factors)), times)).astype(np.int32)
+        return np.resize(rows, (-(-count // batch), batch))
+
+    return order
+
+
+def repeat_factors(label_sets: Sequence[np.ndarray], balance_below: float) -> np.ndarray:
+    """The factor [N] of each image, at least 1; see `repeat_factor_sampler`."""
+    owner = np.repeat(np.arange(len(label_sets)), [*map(len, label_sets)])
+    pairs = np.stack([owner, np.concatenate([*label_sets, np.zeros(0)])], 1).astype(int)
+    owner, labels = np.unique(pairs, axis=0).T  # each class of each image once
+    fraction = np.bincount(labels) / len(label_sets)
+    factors = np.ones(len(label_sets))
+    np.maximum.at(factors, owner, np.sqrt(balance_below / fraction[labels]))
+    return factors
 
 
 def pk_sampler(labels: np.ndarray, samples_per_class: int) -> BatchOrder:

@@ -50,6 +50,14 @@ class ArraySource:
         """Label [N] of each record; None where records have no single label."""
         return self.arrays.get("label")
 
+    @property
+    def label_sets(self) -> list[np.ndarray] | None:
+        """Labels of the objects of each record, N arrays; None where records have no labels."""
+        if "true_labels" in self.arrays:
+            pairs = zip(self.arrays["true_labels"], self.arrays["true_valid"], strict=True)
+            return [labels[valid] for labels, valid in pairs]
+        return None if self.labels is None else [*self.labels[:, None]]
+
     def first(self, count: int) -> "ArraySource":
         """The source of the first `count` records, sharing the memory of this one."""
         if count >= len(self):
@@ -89,6 +97,7 @@ class StreamSource:
         count: number of records, including the numbers in `left_out`.
         names: where each of the records comes from, such as a file name; None if unknown.
         labels: label [count] of each record; None if unknown until a record is read.
+        label_sets: labels of the objects of each record, `count` arrays; None if unknown.
         left_out: numbers of the records that are not in the source; an index counts only the
             records in it.
         on_invalid: "skip" or "error".
@@ -104,6 +113,7 @@ class StreamSource:
         names: list[str] | None = None,
         labels: np.ndarray | None = None,
         *,
+        label_sets: Sequence[np.ndarray] | None = None,
         left_out: Sequence[int] = (),
         on_invalid: str = "skip",
     ) -> None:
@@ -111,7 +121,7 @@ class StreamSource:
             raise InputError("--stream needs the package grain: pip install jaxdet[data]")
         self.read, self.count, self.left_out, self.on_invalid = read, count, left_out, on_invalid
         self.numbers = np.setdiff1d(np.arange(count), left_out)
-        self.every_name, self.every_label = names, labels
+        self.every_name, self.every_label, self.every_set = names, labels, label_sets
         self.names = names and [names[number] for number in self.numbers]
         self.labels = None if labels is None else labels[self.numbers]
         self.arrays: dict[str, np.ndarray] = {}
@@ -120,6 +130,13 @@ class StreamSource:
     def __len__(self) -> int:
         return len(self.numbers)
 
+    @property
+    def label_sets(self) -> list[np.ndarray] | None:
+        """Labels of the objects of each record, N arrays; None if unknown."""
+        if self.every_set is not None:
+            return [self.every_set[number] for number in self.numbers]
+        return None if self.labels is None else [*self.labels[:, None]]
+
     def leaving_out(self, left_out: Sequence[int]) -> "StreamSource":
         """The source of all records except the numbers `left_out`."""
         return StreamSource(
@@ -127,6 +144,7 @@ class StreamSource:
             self.count,
             self.every_name,
             self.every_label,
+            label_sets=self.every_set,
             left_out=left_out,
             on_invalid=self.on_invalid,
         )

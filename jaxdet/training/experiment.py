@@ -12,6 +12,7 @@ import optax
 from jaxdet.config import OPTIMIZER_HPARAMS, TrainConfig
 from jaxdet.data import images, sampler
 from jaxdet.data.sources import Source
+from jaxdet.errors import InputError
 from jaxdet.training import optim, parallel
 from jaxdet.types import Array, Device, Task, Tree
 
@@ -48,9 +49,10 @@ class Experiment:
     notes: tuple[str, ...] = ()  # on unusable files and rows of the data
     load_pretrained: Callable[[Tree], Tree] | None = None  # variables -> pretrained variables
     lr_multiplier: Callable[[str], float] | None = None  # parameter path -> factor of its rate
-    batch_order: sampler.BatchOrder = sampler.shuffled_batches
+    make_order: Callable[[Source], sampler.BatchOrder] | None = None  # default: `config.sampling`
     scales: tuple[float, ...] = (1.0,)  # relative sizes of training images; each compiles a program
     image_ids: dict[str, dict] | None = None  # split -> {image name: its id in the data's files}
+    samples: dict[str, list] | None = None  # split -> annotated images as read, ordered by `id`
     subset: Callable[[Any], "Experiment"] | None = None  # configuration -> experiment on less data
 
     @cached_property
@@ -64,6 +66,18 @@ class Experiment:
     def devices(self) -> list[Device]:
         """The devices of the run; InputError if they cannot split its batches equally."""
         return select_devices(self.config)
+
+    def batch_order(self, source: Source) -> sampler.BatchOrder:
+        """The order of the records of a source, the training set, in the batches of an epoch."""
+        if self.make_order:
+            return self.make_order(source)
+        if self.config.sampling == "shuffled":
+            return sampler.shuffled_batches
+        if source.label_sets is None:
+            raise InputError(
+                f"--sampling {self.config.sampling} needs records with labels, got records without"
+            )
+        return sampler.repeat_factor_sampler(source.label_sets, self.config.balance_below)
 
     @property
     def scored_splits(self) -> tuple[str, ...]:

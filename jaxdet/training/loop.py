@@ -246,6 +246,7 @@ class Loop:
         self.show, self.stop, self.callbacks = show, stop, (show, *callbacks)
         self.config, self.plan = experiment.config, experiment.plan
         self.source = experiment.splits["train"]
+        self.order = experiment.batch_order(self.source)
         self.hparams = parallel.replicate(experiment.hparams, compiled.devices)
         self.state = self._initial_state()
         self._plan_steps(int(self.state.hparams["steps"]))
@@ -316,8 +317,8 @@ class Loop:
     def batch_indices(self) -> np.ndarray:
         """Rows [steps, B] of the remaining batches of the epoch."""
         epoch, start = divmod(self.step, self.plan.epoch_steps)
-        order = self.experiment.batch_order
-        return order(self.config.seed, epoch, len(self.source), self.config.batch)[start:]
+        rows = self.order(self.config.seed, epoch, len(self.source), self.config.batch)
+        return rows[start:]
 
     def evaluate(self) -> None:
         """Score the state, record the scores in `metrics.jsonl`, and save a checkpoint."""

@@ -91,7 +91,7 @@ def _measure_step(compiled: "CompiledSteps", experiment: Experiment) -> tuple[fl
     config, source = experiment.config, experiment.splits["train"]
     state = host_init.initialize(training_state.init_fn(experiment))
     state = parallel.replicate(state, compiled.devices)
-    index = experiment.batch_order(config.seed, 0, len(source), config.batch)
+    index = experiment.batch_order(source)(config.seed, 0, len(source), config.batch)
     begun, count, next_wait = 0.0, 0, 3
     for count, rows in enumerate(source.batches(hosts.own_rows(index))):
         state = compiled.take_steps(state, [rows])

@@ -46,10 +46,11 @@ def test_batches_hold_several_images_per_identity(root):
     config = Config(root=str(root), size=32, samples_per_class=4, batch=8)
     experiment = configs.build("faces", config)
     labels = experiment.splits["train"].arrays["label"]
-    rows = experiment.batch_order(0, 0, len(labels), 8)
+    order = experiment.batch_order(experiment.splits["train"])
+    rows = order(0, 0, len(labels), 8)
     assert (labels[rows].reshape(-1, 4) == labels[rows].reshape(-1, 4)[:, :1]).all()
     shuffled = configs.build("faces", Config(root=str(root), size=32))
-    assert shuffled.batch_order is shuffled_batches
+    assert shuffled.batch_order(shuffled.splits["train"]) is shuffled_batches
 
 
 def test_a_stream_gives_the_same_samples_in_the_same_order(root):
@@ -63,7 +64,8 @@ def test_a_stream_gives_the_same_samples_in_the_same_order(root):
         for key, column in seen[0].items():
             np.testing.assert_array_equal(column, seen[1][key])
     count = len(held.splits["train"])
-    orders = [each.batch_order(0, 1, count, 8) for each in (held, streamed)]
+    sources = [(each, each.splits["train"]) for each in (held, streamed)]
+    orders = [each.batch_order(source)(0, 1, count, 8) for each, source in sources]
     np.testing.assert_array_equal(*orders)
 
 

@@ -1,8 +1,12 @@
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxdet import configs
+from jaxdet.configs import detect
 from jaxdet.data import sampler
+from tests import datasets
 
 sizes = {"count": st.integers(1, 60), "batch": st.integers(1, 25)}
 
@@ -100,3 +104,41 @@ def test_a_batch_has_as_many_identities_as_groups():
         seen += [frozenset(owners) for owners in labels[rows[:, ::2]]]
     assert {len(labels) for labels in seen} == {4}
     assert len({*seen}) > 20  # their combination changes
+
+
+SETS = [np.array(own, int) for own in ([0, 0], [0, 1], [0], [], [0], [0], [2, 2], [0, 1])]
+
+
+def test_repeat_factors_are_those_of_the_rarest_class():
+    # 6 of 8 images have class 0, 2 have class 1, and 1 has class 2.
+    rare, rarest = (0.5 / 0.25) ** 0.5, (0.5 / 0.125) ** 0.5
+    factors = sampler.repeat_factors(SETS, 0.5)
+    np.testing.assert_allclose(factors, [1, rare, 1, 1, 1, 1, rarest, rare])
+    assert (sampler.repeat_factors(SETS, 0.1) == 1).all()
+    np.testing.assert_array_equal(sampler.repeat_factors([np.zeros(0, int)] * 3, 1), 1)
+
+
+def test_balanced_epochs_repeat_images_as_often_as_their_factors_say():
+    order, factors = sampler.repeat_factor_sampler(SETS, 0.5), sampler.repeat_factors(SETS, 0.5)
+    epochs = [order(3, epoch, 8, 3) for epoch in range(400)]
+    assert all(rows.shape == (3, 3) and rows.dtype == np.int32 for rows in epochs)
+    counts = np.mean([np.bincount(rows.ravel(), minlength=8) for rows in epochs], 0)
+    np.testing.assert_allclose(counts / counts.sum(), factors / factors.sum(), atol=0.01)
+    np.testing.assert_array_equal(order(3, 5, 8, 3), epochs[5])  # of seed and epoch alone
+    assert (order(4, 5, 8, 3) != epochs[5]).any()
+
+
+def test_balanced_batches_are_the_same_from_memory_and_from_a_stream(tmp_path):
+    pytest.importorskip("grain")
+    datasets.write_coco(tmp_path / "set")
+    orders = []
+    for stream in (False, True):
+        options = {"root": str(tmp_path / "set"), "size": (32, 32), "stream": stream}
+        experiment = configs.build("detect", detect.Config(sampling="balanced", **options))
+        source = experiment.splits["train"]
+        assert [labels.tolist() for labels in source.label_sets] == [[0, 1], [1], []]
+        orders.append(experiment.batch_order(source)(0, 1, 3, 8))
+    np.testing.assert_array_equal(*orders)
+    left = source.leaving_out([0])
+    assert [labels.tolist() for labels in left.label_sets] == [[1], []]
+    assert set(experiment.batch_order(left)(0, 1, 2, 8).ravel()) <= {0, 1}
