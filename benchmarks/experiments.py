@@ -351,9 +351,9 @@ def fill(words: str, options: Options) -> list[str]:
 
 
 def convergence(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Running loss of the last epoch, and the first epoch after which it falls by less than `FLAT`.
+    """Running loss of the last epoch, and the first epoch after which the loss is nearly flat.
 
-    The fall is a fraction of the loss of that epoch.
+    It is nearly flat if, in all later epochs, it is less than a fraction `FLAT` lower.
     """
     losses = {line["epoch"]: line["train"]["loss"] for line in lines if line["train"]}
     later = {epoch: min(losses[after] for after in losses if after >= epoch) for epoch in losses}

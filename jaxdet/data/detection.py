@@ -168,7 +168,7 @@ def without_unknown(dataset: DetectionDataset, unknown_classes: str) -> Detectio
 
 
 def select_classes(dataset: DetectionDataset, classes: Sequence[str]) -> DetectionDataset:
-    """The data set with these classes only, in this order; none: unchanged.
+    """The data set with only these classes, in this order; unchanged if `classes` is empty.
 
     Objects of other classes are left out and counted as `unknown`.  Raises InputError for a class
     that the data set does not have.
@@ -307,9 +307,9 @@ def with_validation(
 ) -> dict[str, list[AnnotatedImage]]:
     """Draw a missing or empty `val`, and optionally `test`, at random from `train`.
 
-    `fraction` of the images of `train` become `val`, and `test_fraction` of the images become
-    `test` (0: no `test` is drawn); `seed` determines which.  Splits that already have images are
-    kept.  Raises InputError for a fraction that leaves a split empty.
+    `val` gets the fraction `fraction` of the images of `train`, and `test` gets the fraction
+    `test_fraction` (0: no `test` is drawn); `seed` determines which images.  Splits that already
+    have images are kept.  Raises InputError for a fraction that leaves a split empty.
     """
     fractions = {"val": fraction, "test": test_fraction}
     fractions = {n: f for n, f in fractions.items() if not splits.get(n) and (n == "val" or f)}

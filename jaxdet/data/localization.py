@@ -143,7 +143,8 @@ def load(
     *,
     first_id: int = 0,
 ) -> tuple[sources.ArraySource, list[str]]:
-    """Read the images of annotations; return (source of usable ones, notes on the others).
+    """Read the images of annotations; return (source of the usable annotations, notes on the
+    others).
 
     The arrays are image [N, side, side, 3] uint8; label [N], an index into `classes`; boxes [N, 1,
     4] in pixels of the resized image, zeros for an annotation without a box; size [N, 2], the

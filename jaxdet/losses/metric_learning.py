@@ -73,8 +73,8 @@ def contrastive(a: Array, b: Array, same: Array, *, margin: float = 1.0) -> jax.
     """Contrastive loss [...] of pairs a and b [..., D], broadcasting.
 
     With the Euclidean distance d of a pair, the loss is d^2 / 2 for pairs of the same class (`same`
-    [...]), and max(0, margin - d)^2 / 2 for others.  `contrastive(x[:, None], x[None], same)`, with
-    the masks of `pair_masks`, has all pairs of a batch, each pair twice.  Hadsell et al. 2006
+    [...]), and max(0, margin - d)^2 / 2 for other pairs.  `contrastive(x[:, None], x[None], same)`,
+    with the masks of `pair_masks`, has all pairs of a batch, each pair twice.  Hadsell et al. 2006
     (CVPR); the default margin is pytorch-metric-learning's, for unit vectors.
     """
     distance = embeddings.distance(a, b)

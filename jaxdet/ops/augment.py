@@ -177,7 +177,8 @@ def random_resized_crop(
 
     The area of the crop, as a fraction of the image, is uniform in `area`; its aspect ratio is the
     aspect ratio of the image times a log-uniform factor in [1 / aspect, aspect].  A side that would
-    be longer than the image is shortened to it.  Szegedy et al. 2014, arXiv:1409.4842.
+    be longer than the image is shortened to the side of the image.  Szegedy et al. 2014,
+    arXiv:1409.4842.
     """
     fraction, shape, *position = jax.random.uniform(key, (4,))
     fraction = area[0] + fraction * (area[1] - area[0])
