@@ -230,7 +230,6 @@ def _check(options: Compare, *pictures: Path | None) -> None:
 
 
 def _differing_keys(dicts: Sequence[Mapping[str, Hashable]]) -> list[str]:
-    """Keys whose values are not the same in all dictionaries."""
     keys = dict.fromkeys(chain(*dicts))
     return [key for key in keys if len({one.get(key) for one in dicts}) > 1]
 

@@ -60,7 +60,6 @@ def _print_notes(faults: Sequence[str], remarks: Sequence[str], options: Inspect
 
 
 def _write_csv(path: Path, notes: Mapping[str, Sequence[str]]) -> None:
-    """Write a CSV table with the columns kind and note."""
     text = io.StringIO()
     rows = [(kind, note) for kind, own in notes.items() for note in own]
     csv.writer(text, lineterminator="\n").writerows([("kind", "note"), *rows])

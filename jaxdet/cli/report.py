@@ -236,7 +236,6 @@ def _accuracy_part(evaluated: Sequence[EvaluatedRun]) -> Iterator[str]:
 
 
 def _is_validated(evaluated: Sequence[EvaluatedRun]) -> bool:
-    """Whether all evaluations during training have validation scores."""
     return all(line["val"] for one in evaluated for line in one.metrics)
 
 

@@ -307,7 +307,6 @@ def _changed(axes: Axes, values: Iterable[str]) -> list[str]:
 def _config(
     name: str, options: Sweep, words: Sequence[str], axes: Axes, values: Iterable[str]
 ) -> TrainConfig:
-    """The configuration with one combination of values."""
     chosen = [word for pair in zip(axes, values, strict=True) for word in pair]
     defaults = (options, configs.config(name)())
     _, config = flags.parse_with_config(f"sweep {name}", [*words, *chosen], defaults)

@@ -128,7 +128,6 @@ def starting_weights(
 
 
 def _variable_shapes(name: str, config: Any, classes: int) -> "Tree":
-    """Shapes of the variables of a system's network for a number of classes."""
     import jax
 
     net, shape = network(name, config, classes)

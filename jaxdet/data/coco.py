@@ -51,8 +51,6 @@ CLASS_IDS = tuple(i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 6
 
 
 class _File(NamedTuple):
-    """The content of a JSON file."""
-
     path: Path
     images: list[dict[str, Any]]
     annotations: list[dict[str, Any]] | None  # None if there are none, as in a secret test set
@@ -152,7 +150,6 @@ def _stem(path: Path) -> str:
 
 
 def _is_coco(path: Path) -> bool:
-    """Whether a file is readable JSON with the keys of a COCO file."""
     try:
         content = regular_files.read_json(path)
     except InputError:

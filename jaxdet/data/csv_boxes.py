@@ -28,16 +28,12 @@ START = 2**16  # bytes in which the first row is looked for
 
 
 class _Object(NamedTuple):
-    """An object of an image."""
-
     row: int  # line of the table, from 1
     box: Array  # [4]
     name: str  # of the class
 
 
 class _Image(NamedTuple):
-    """The rows of an image."""
-
     file: Path
     objects: list[_Object]
     unread: int  # number of rows left out
@@ -106,7 +102,6 @@ def _is_number(text: str) -> bool:
 
 
 def _read_table(path: Path) -> tuple[list[_Image], list[str]]:
-    """Read a table; return (images, notes)."""
     text = regular_files.read_text(path)
     with regular_files.reading(path, "CSV"):
         reader = csv.reader(io.StringIO(text, newline=""))

@@ -106,7 +106,6 @@ def _split(root: Path, path: Path, image: Element) -> str:
 def _annotate(
     root: Path, path: Path, node: Element, labels: dict[str, int]
 ) -> tuple[AnnotatedImage, list[str]]:
-    """Convert an image and its objects; return (annotated image, notes)."""
     name, subset = node.get("name", ""), node.get("subset", "").strip("./\\")
     objects, notes, unknown = [], [], 0
     shapes = [shape for shape in node if shape.tag != IGNORED]

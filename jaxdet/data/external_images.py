@@ -77,7 +77,6 @@ def read(root: str | Path, classes: Sequence[str], side: int) -> ExternalImages:
 def _parse_row(
     words: list[str], location: str, *, root: Path, classes: Sequence[str]
 ) -> Annotation | str:
-    """An annotation, or a description of the row's problem; InputError for an unknown label."""
     if len(words) not in (2, 6):
         return f"{location}: must have columns {EXPECTED_COLUMNS}, got {len(words)} columns"
     file, *corners, label = words

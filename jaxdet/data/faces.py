@@ -108,7 +108,6 @@ def _training_fraction(config: Any, samples: list[LabeledImage]) -> list[Labeled
 
 
 def _by_identity(samples: Sequence[LabeledImage]) -> list[list[LabeledImage]]:
-    """The images of each identity, in the order in which identities first occur."""
     found = {}
     for sample in samples:
         found.setdefault(sample.label, []).append(sample)

@@ -34,8 +34,6 @@ NamedBox = tuple[Array, str, bool, int]  # box [4], name of the class, whether d
 
 
 class _Annotation(NamedTuple):
-    """The content of a JSON file."""
-
     path: Path
     image_path: str
     embedded: bool  # whether the file holds the image

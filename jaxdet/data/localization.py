@@ -143,12 +143,12 @@ def load(
     *,
     first_id: int = 0,
 ) -> tuple[sources.ArraySource, list[str]]:
-    """Read the images of annotations; return (source of the usable annotations, notes on the
-    others).
+    """Read the images of annotations; return (source of the usable annotations, notes on others).
 
     The arrays are image [N, side, side, 3] uint8; label [N], an index into `classes`; boxes [N, 1,
     4] in pixels of the resized image, zeros for an annotation without a box; size [N, 2], the
     original height and width; and id [N], where the first of `annotations` has the id `first_id`.
+
     Raises InputError if no annotation can be used.
     """
     kept, notes = [], []
@@ -411,7 +411,6 @@ def parse_box(corners: Sequence[str], location: str) -> Box | str:
 
 
 def _parse_row(words: list[str], location: str, labels: set[str]) -> Annotation | str:
-    """An annotation, or a description of the row's problem."""
     if len(words) != 6:
         return f"{location}: must have columns {COLUMNS}, got {len(words)} columns"
     file, *corners, label = words

@@ -194,7 +194,6 @@ def _folders_by_name(root: Path) -> dict[str, list[str]]:
 
 
 def _list_files(folder: _Folder, places: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """(image files, remarks) of one split."""
     files, notes = [], []
     for place in places:
         path = _find_place(folder, place)

@@ -248,6 +248,5 @@ def _body_repeats(eqn, padding: Padding) -> int:
 
 
 def _cost(branch: list[ScopedEquation]) -> int:
-    """Operations of the equations of one branch of a `cond`."""
     known = [scoped for scoped in branch if scoped.eqn.primitive.name in RULES]
     return sum(count_operations(s.eqn, s.taps).total() * s.repeats for s in known)

@@ -30,7 +30,6 @@ class BlockConfig(NamedTuple):
 
 
 def _v2_blocks() -> tuple[BlockConfig, ...]:
-    """One `BlockConfig` per block in table 2 of V2's paper."""
     # factor of the hidden channels, output channels, blocks, stride of the first block
     stages = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2))
     stages += ((6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))

@@ -139,6 +139,5 @@ def _as_slots(true_boxes, true_labels, valid) -> tuple[jax.Array, jax.Array, jax
 
 
 def _no_cells(num_classes: int) -> Targets:
-    """`Targets` of an image without cells."""
     empty = jnp.zeros(0, jnp.int32)
     return Targets(empty.astype(bool), empty, jnp.zeros((0, num_classes)), jnp.zeros((0, 4)))

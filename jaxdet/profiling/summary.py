@@ -186,7 +186,6 @@ def relative_path(path: str) -> str:
 
 
 def _headings(rows, headings) -> dict[str, str]:
-    """The headings of the columns that at least one row has."""
     return {key: name for key, name in headings.items() if any(key in row for row in rows)}
 
 

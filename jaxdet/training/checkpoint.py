@@ -329,7 +329,6 @@ def _reader() -> Any:
 
 
 def _write(path: Path, state: Tree) -> None:
-    """Write a tree of host arrays to the new folder `path`."""
     import orbax.checkpoint as ocp
 
     own = _own_process()

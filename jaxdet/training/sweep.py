@@ -221,7 +221,6 @@ class VmappedRuns:
         return states
 
     def _by_epoch_length(self) -> list[list[training_loop.Loop]]:
-        """Runs grouped by their number of steps per epoch."""
         groups: dict[int, list[training_loop.Loop]] = {}
         for loop in self.loops:
             groups.setdefault(loop.plan.epoch_steps, []).append(loop)
@@ -332,7 +331,6 @@ class _Stacked:
 
 
 def _recorded_seconds(folder: Path) -> float:
-    """Seconds of training and evaluation in the metrics of a run."""
     return run_dir.total_seconds(run_dir.read_metrics(folder))
 
 
