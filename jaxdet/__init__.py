@@ -18,10 +18,13 @@ if TYPE_CHECKING:
         Localization,
         Run,
         load,
+        load_exported,
         load_pretrained,
         train,
     )
+    from jaxdet.compilation_cache import enable_compilation_cache
     from jaxdet.errors import InputError
+    from jaxdet.export.model import ExportedModel
     from jaxdet.flops import count as count_flops
     from jaxdet.training.experiment import Experiment
     from jaxdet.training.progress import Callback, Progress
@@ -33,14 +36,17 @@ __all__ = [
     "Classification",
     "Detections",
     "Experiment",
+    "ExportedModel",
     "InputError",
     "Localization",
     "Progress",
     "Run",
     "configs",
     "count_flops",
+    "enable_compilation_cache",
     "flops",
     "load",
+    "load_exported",
     "load_pretrained",
     "losses",
     "metrics",
@@ -55,12 +61,15 @@ _NAMES = {
     "Classification": "jaxdet.api:Classification",
     "Detections": "jaxdet.api:Detections",
     "Experiment": "jaxdet.training.experiment:Experiment",
+    "ExportedModel": "jaxdet.export.model:ExportedModel",
     "InputError": "jaxdet.errors:InputError",
     "Localization": "jaxdet.api:Localization",
     "Progress": "jaxdet.training.progress:Progress",
     "Run": "jaxdet.api:Run",
     "count_flops": "jaxdet.flops:count",
+    "enable_compilation_cache": "jaxdet.compilation_cache:enable_compilation_cache",
     "load": "jaxdet.api:load",
+    "load_exported": "jaxdet.api:load_exported",
     "load_pretrained": "jaxdet.api:load_pretrained",
     "train": "jaxdet.api:train",
 }

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxdet import files
+from jaxdet import compilation_cache, files
 
 if TYPE_CHECKING:
     from jaxdet.cli.options import Process
@@ -47,6 +47,5 @@ def prepare(options: "Process") -> None:
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} {DETERMINISTIC_FLAG}".strip()
     if options.cache and (cache := files.cache_folder()):
-        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
-        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
+        for name, value in {compilation_cache.FOLDER: cache, **compilation_cache.LIMITS}.items():
+            os.environ.setdefault(name.upper(), str(value))

@@ -73,6 +73,18 @@ def test_only_deterministic_adds_a_flag(monkeypatch, given, deterministic, expec
     assert os.environ.get("XLA_FLAGS") == expected
 
 
+def test_compiled_programs_are_kept_unless_the_environment_says_where(monkeypatch, tmp_path):
+    monkeypatch.setenv("JAXDET_CACHE", str(tmp_path))
+    names = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
+    for name in names:
+        monkeypatch.setenv(name, "")  # so that it is restored
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "7")
+    process.prepare(Process())
+    assert [os.environ[name] for name in names] == [str(tmp_path), "0.5"]
+    assert os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] == "7"
+
+
 def test_restarted_process_keeps_its_arguments():
     code = (
         "import sys; from jaxdet.cli import process; process.restart_with_large_pages(); "
