@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import all as everything
-from benchmarks.lib import harness, units
+from benchmarks.lib import harness
 
 ROOT = Path(everything.__file__).parents[1]
 
@@ -36,6 +36,7 @@ def finished(tmp_path_factory):
     return out
 
 
+@pytest.mark.long  # it runs and times whole programs
 def test_page_has_a_section_for_each(finished):
     page = (finished / "RESULTS.md").read_text()
     head, *_ = page.split("\n## ")
@@ -50,6 +51,7 @@ def test_page_has_a_section_for_each(finished):
         assert f"(results/{name}.md)" in part and f"(results/{name}.json)" in part
 
 
+@pytest.mark.long  # it runs and times whole programs
 def test_tables_are_made_from_the_records(finished, monkeypatch):
     page = (finished / "RESULTS.md").read_text()
     complete = {path: path.read_text() for path in (finished / "results").glob("*.md")}
@@ -61,6 +63,7 @@ def test_tables_are_made_from_the_records(finished, monkeypatch):
     assert {path: path.read_text() for path in complete} == complete
 
 
+@pytest.mark.long  # it runs and times whole programs
 def test_conditions_that_differ_are_named_in_their_section(finished, tmp_path):
     shutil.copytree(finished / "results", tmp_path / "results")
     flops = tmp_path / "results" / "flops.json"
@@ -75,6 +78,7 @@ def test_conditions_that_differ_are_named_in_their_section(finished, tmp_path):
     assert [part.count("XLA_FLAGS: none") for part in page.split("\n## ")] == [0, 0, 1, 0, 0]
 
 
+@pytest.mark.long  # it runs and times whole programs
 def test_commands_of_the_page_can_be_parsed(finished):
     for name in ("target_encoding", "flops"):
         record = json.loads((finished / "results" / f"{name}.json").read_text())
@@ -94,6 +98,7 @@ def test_stored_page_is_short():
     assert len((ROOT / "benchmarks" / "RESULTS.md").read_text().splitlines()) <= 400
 
 
+@pytest.mark.long  # it runs and times whole programs
 def test_failure_is_visible_and_other_results_stay(finished, monkeypatch, capsys):
     monkeypatch.setitem(everything.QUICK_OPTIONS, "target_encoding", "--batch 0")
     code, page = run(finished, "--quick", "--names", "target_encoding")
@@ -156,31 +161,3 @@ def test_commands_of_the_guide_can_be_parsed(line):
     name, *words = line.split()
     module = import_module(f"benchmarks.{name}")
     assert harness.run_command(name, module.Options, words, lambda options: None) == 0
-
-
-def test_guide_has_the_recorded_ratios():
-    def records(name):
-        return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())["rows"]
-
-    steps = {row["model"]: row for row in records("train_step") if row["implementation"] == "jit"}
-    for model, title in (
-        ("digits", "digit locator, 64 pixels"),
-        ("digits_wide", "wide digit locator, 64 pixels"),
-        ("resnet18_64", "ResNet18, 64 pixels"),
-        ("resnet18_224", "ResNet18, 224 pixels"),
-    ):
-        ratio = units.format_number(steps[model]["ratio"])
-        assert re.search(rf"^\| {title} \| .* \| {ratio} \|$", GUIDE, re.M)
-    for layer, title in (
-        ("conv3", "3 x 3 convolution"),
-        ("conv3_stride2", "3 x 3, stride 2"),
-        ("conv1", "1 x 1 convolution"),
-        ("depthwise3", "depthwise 3 x 3"),
-        ("norm", "batch norm"),
-        ("relu", "ReLU"),
-        ("max_pool", "max pool 2 x 2"),
-        ("average_pool", "average pool 2 x 2"),
-    ):
-        rows = (row for row in records("layers") if row["layer"] == layer)
-        ratios = " | ".join(units.format_number(row["ratio"]) for row in rows)
-        assert f"| {title} | {ratios} |" in GUIDE

@@ -8,6 +8,7 @@ from benchmarks import assignment
 SMALL = ["--batch", "2", "--boxes", "5", "--classes", "4", "--side", "64", "--seconds", "0"]
 
 
+@pytest.mark.long  # it runs and times whole programs
 def test_command_compares_all_implementations(tmp_path, capsys):
     path = tmp_path / "a.json"
     assert assignment.main([*SMALL, "--json", str(path)]) == 0

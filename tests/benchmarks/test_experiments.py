@@ -173,6 +173,7 @@ def test_wrong_input_is_one_line_and_exit_code_two(words, message, capsys):
     assert message in error and error.count("\n") == 1
 
 
+@pytest.mark.long  # it runs and times whole programs
 def test_failing_training_is_one_line(tmp_path, capsys):
     out = str(tmp_path / "runs")
     assert experiments.main(["--names", "long", "--root", str(tmp_path / "no"), "--out", out]) == 2

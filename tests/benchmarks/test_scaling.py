@@ -10,6 +10,7 @@ from benchmarks.lib.train_steps import StepOptions
 from jaxdet.errors import InputError
 
 
+@pytest.mark.long  # it runs and times whole programs
 def test_a_step_sums_its_gradients_over_the_devices():
     work = train_steps.make_workload(train_steps.MODELS["digits"], StepOptions(batch=2))
     init, _ = train_steps.pure_step(work)
@@ -19,6 +20,7 @@ def test_a_step_sums_its_gradients_over_the_devices():
     assert scaling.summed_bytes(work, 1) == 0
 
 
+@pytest.mark.long  # it runs and times whole programs
 def test_predictions_follow_from_the_stated_speeds(monkeypatch):
     monkeypatch.setattr(scaling, "summed_bytes", lambda work, devices: 10**6)
     options = scaling.Options(gpu_tflops=50.0, gpus_per_host=8, link=100.0, network=10.0)
