@@ -6,6 +6,7 @@ Times come from `jaxdet.profiling.timing`, tables from `benchmarks.lib.units`.
 import ctypes
 import datetime
 import gc
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -173,10 +174,7 @@ def write_record(
     name: str, rows: Sequence[dict[str, Any]], path: Path, *, options: Any, **extra: Any
 ) -> None:
     """Write rows as JSON with date, load, versions, devices, flags and options."""
-    values = {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in vars(options).items()
-    }
+    values = json.loads(json.dumps(vars(options), default=str))
     record = {
         "benchmark": name,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
