@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 
     from flax import linen as nn
 
-    from jaxdet.data.detection import DetectionDataset
+    from jaxdet.data.detection import AnnotatedImage, DetectionDataset
     from jaxdet.data.images import Letterbox
     from jaxdet.data.sources import Source
     from jaxdet.tasks.class_encoding import ClassEncoding
@@ -175,7 +175,7 @@ class Config(AugmentOptions, BackboneOptions):
     """tal: exponent of the IoU in the alignment metric"""
     positive_iou: float = 0.5
     """iou, and tal before --tal-from: an anchor is assigned to the true box that it overlaps most
-    if their IoU is at least this; a true box always gets its best anchor"""
+    if their IoU is at least this value; a true box always gets its best anchor"""
     box_loss: Literal["ciou", "diou", "giou", "iou", "smooth_l1"] = "ciou"
     """box loss: 1 minus CIoU, DIoU, GIoU or IoU, or the smooth L1 loss of offsets from anchors
     (smooth_l1), which needs --anchors-per-cell"""
@@ -187,6 +187,10 @@ class Config(AugmentOptions, BackboneOptions):
     """weight of the box loss"""
     distance_weight: float = 1.5
     """weight of the distribution focal loss (DFL), which exists only with --reg-max above 1"""
+    class_weights: str = ""
+    """factors of the training losses of cells that are assigned to an object of each class:
+    "balanced", inversely proportional to the number of objects of a class, or one number per class,
+    such as 1,1,5, in the order of the classes; empty: no factors"""
     multiscale: tuple[float, ...] = (1.0,)
     """factors of --size, of which each training step draws one; the scaled sides are rounded to
     multiples of 32 pixels, and a step is compiled for each factor"""
@@ -314,7 +318,8 @@ def _experiment(config: Config, data: "_Data") -> "Experiment":
     metadata = experiment.metadata
     if data.dataset.class_ids:
         metadata = {**metadata, "category_ids": list(data.dataset.class_ids)}
-    return replace(experiment, notes=data.notes, metadata=metadata, image_ids=data.image_ids)
+    fields = {"image_ids": data.image_ids, "samples": data.samples}
+    return replace(experiment, notes=data.notes, metadata=metadata, **fields)
 
 
 def from_splits(
@@ -327,7 +332,7 @@ def from_splits(
 
     net, (_, *shape) = network(config, len(classes))
     height, width = config.size
-    task = make_task(config, net, classes)
+    task = make_task(config, net, classes, _class_weights(config, classes, splits))
     normalized, letterbox = task.normalization.formula, registry.letterbox(config.model)
     sizes = {"height": height, "width": width, "letterbox": letterbox}
     return Experiment(
@@ -349,8 +354,16 @@ def from_splits(
     )
 
 
-def make_task(config: Config, net: "nn.Module", classes: tuple[str, ...]) -> "DetectionTask":
-    """The task of a `Config`, for a network and the names of its classes."""
+def make_task(
+    config: Config,
+    net: "nn.Module",
+    classes: tuple[str, ...],
+    class_weights: tuple[float, ...] = (),
+) -> "DetectionTask":
+    """The task of a `Config`, for a network and the names of its classes.
+
+    class_weights: see `DetectionTask`.
+    """
     from jaxdet.losses import boxes as box_losses
     from jaxdet.tasks import augmentation, detect
 
@@ -365,7 +378,41 @@ def make_task(config: Config, net: "nn.Module", classes: tuple[str, ...]) -> "De
         encoding=_encoding(config),
         normalization=registry.normalization(config.model),
         views=detect.TTA if config.tta else detect.SINGLE_VIEW,
+        class_weights=class_weights,
     )
+
+
+def _class_weights(
+    config: Config, classes: tuple[str, ...], splits: "dict[str, Source]"
+) -> tuple[float, ...]:
+    """The weight of each class, () for none; "balanced" counts the objects of the training set."""
+    if config.class_weights == "balanced":
+        import numpy as np
+
+        from jaxdet.losses.classification import balanced_weights
+
+        sets = splits["train"].label_sets if "train" in splits else None
+        labels = np.concatenate([*(sets or []), np.zeros(0, int)]).astype(int)
+        return tuple(balanced_weights(np.bincount(labels, minlength=len(classes))).tolist())
+    weights = _parse_weights(config.class_weights)
+    if weights and len(weights) != len(classes):
+        raise InputError(
+            f"--class-weights must be one number per class ({', '.join(classes)}), got "
+            f"{config.class_weights}"
+        )
+    return weights
+
+
+def _parse_weights(text: str) -> tuple[float, ...]:
+    try:
+        weights = tuple(float(word) for word in text.split(",")) if text else ()
+    except ValueError:
+        weights = (-1.0,)
+    if not all(0 < weight < float("inf") for weight in weights):
+        raise InputError(
+            f"--class-weights must be balanced, or positive numbers such as 1,1,5, got {text}"
+        )
+    return weights
 
 
 def _encoding(config: Config) -> "ClassEncoding":
@@ -422,6 +469,7 @@ def _frozen_stages(config: Config) -> tuple[str, ...]:
 class _Data(NamedTuple):
     dataset: "DetectionDataset"
     image_ids: dict[str, dict[str, int | str]]  # split -> {image name: its id in the data's files}
+    samples: "dict[str, list[AnnotatedImage]]"
     splits: "dict[str, Source]"
     notes: tuple[str, ...]
 
@@ -477,7 +525,7 @@ def _read(config: Any, letterbox: "Letterbox", classes: tuple[str, ...] = ()) ->
         name: {sample.name: sample.id for sample in own if sample.id is not None}
         for name, own in samples.items()
     }
-    return _Data(dataset, image_ids, splits, tuple(notes))
+    return _Data(dataset, image_ids, samples, splits, tuple(notes))
 
 
 def check(config: Config) -> None:
@@ -500,6 +548,8 @@ def check(config: Config) -> None:
     check_minima(
         config, max_boxes=0, val_fraction=0, reg_max=1, max_detections=1, topk=1, neck_channels=1
     )
+    if config.class_weights != "balanced":
+        _parse_weights(config.class_weights)
     _check_anchors(config)
     _check_detector(config)
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxdet.types import Array
@@ -28,6 +29,17 @@ def label_loss(name: LabelLoss, logits: Array, targets: Array) -> jax.Array:
         case "hinge":
             return multiclass_hinge(logits, targets)
     return optax.softmax_cross_entropy(logits, targets)
+
+
+def balanced_weights(counts: np.ndarray) -> np.ndarray:
+    """Weights [K] of classes, inversely proportional to their numbers of objects, `counts [K]`.
+
+    The mean weight of an object is 1.  Classes without objects get 1.  King and Zeng 2001.
+    """
+    present = counts > 0
+    weights = np.ones(len(counts))
+    weights[present] = counts.sum() / (present.sum() * counts[present])
+    return weights
 
 
 def brier(logits: Array, targets: Array) -> jax.Array:

@@ -23,16 +23,17 @@ class ClassEncoding(NamedTuple):
     num_logits: Callable[[int], int]  # number of classes -> number of class logits per cell
     objectness: bool  # whether cells also have an objectness logit
     scores: Callable[[DetectorOutput], Array]  # predicted scores [B, A, K] in [0, 1]
-    # from an output and target scores [B, A, K] to {term: [B]}, each summed over cells
-    losses: Callable[[DetectorOutput, Array], dict[str, Array]]
+    # from an output, target scores [B, A, K], and weights of the cells [B, A] or None, to
+    # {term: [B]}, each summed over cells
+    losses: Callable[[DetectorOutput, Array, Array | None], dict[str, Array]]
 
 
 def _zeros_scores(output: DetectorOutput) -> Array:
     return jax.nn.sigmoid(output.classes)
 
 
-def _zeros_losses(output: DetectorOutput, target: Array) -> dict[str, Array]:
-    loss = optax.sigmoid_binary_cross_entropy(output.classes, target)
+def _zeros_losses(output: DetectorOutput, target: Array, weights: Array | None) -> dict[str, Array]:
+    loss = _weighted(optax.sigmoid_binary_cross_entropy(output.classes, target), weights)
     return {"classification": loss.sum((1, 2))}
 
 
@@ -40,11 +41,14 @@ def _objectness_scores(output: DetectorOutput) -> Array:
     return jax.nn.sigmoid(output.classes) * jax.nn.sigmoid(output.objectness)[..., None]
 
 
-def _objectness_losses(output: DetectorOutput, target: Array) -> dict[str, Array]:
+def _objectness_losses(
+    output: DetectorOutput, target: Array, weights: Array | None
+) -> dict[str, Array]:
     """Class loss of positive cells, weighted by the target score; objectness loss of all cells."""
     weight = target.max(-1)  # [B, A]
     classes = optax.sigmoid_binary_cross_entropy(output.classes, (target > 0).astype(jnp.float32))
-    objectness = optax.sigmoid_binary_cross_entropy(output.objectness, weight)
+    classes = _weighted(classes, weights)
+    objectness = _weighted(optax.sigmoid_binary_cross_entropy(output.objectness, weight), weights)
     return {
         "classification": (classes.sum(-1) * weight).sum(1),
         "objectness": objectness.sum(1),
@@ -62,9 +66,19 @@ def _background_scores(output: DetectorOutput) -> Array:
     return jnp.exp(_log_probabilities(output)[..., 1:])
 
 
-def _background_losses(output: DetectorOutput, target: Array) -> dict[str, Array]:
+def _background_losses(
+    output: DetectorOutput, target: Array, weights: Array | None
+) -> dict[str, Array]:
     full = jnp.concatenate([1 - target.sum(-1, keepdims=True), target], -1)
-    return {"classification": -(full * _log_probabilities(output)).sum((1, 2))}
+    loss = _weighted(full * _log_probabilities(output), weights)
+    return {"classification": -loss.sum((1, 2))}
+
+
+def _weighted(loss: Array, weights: Array | None) -> Array:
+    """A loss [B, A] or [B, A, K] times the weights [B, A] of the cells."""
+    if weights is None:
+        return loss
+    return loss * (weights[..., None] if loss.ndim > weights.ndim else weights)
 
 
 ZEROS = ClassEncoding(lambda classes: classes, False, _zeros_scores, _zeros_losses)

@@ -55,6 +55,8 @@ class DetectionTask:
     box_loss: function (boxes, true boxes) -> loss of each box.
     offset_loss: whether `box_loss` compares offsets from the anchors instead of boxes.
     encoding: how background is encoded.
+    class_weights: in training, factors of the losses of cells that are assigned to an object of
+      each class; (): none.
     views: views of an image from which the network predicts; NMS takes the boxes of all views.
 
     `context.hparams` holds the weight of each loss term, such as `classification_weight`.
@@ -70,6 +72,7 @@ class DetectionTask:
     encoding: ClassEncoding = ZEROS
     normalization: Normalization = IMAGENET
     views: tuple[View, ...] = SINGLE_VIEW
+    class_weights: tuple[float, ...] = ()
 
     def init(self, key: jax.Array, batch: Batch) -> Tree:
         """Variables of the network."""
@@ -90,20 +93,24 @@ class DetectionTask:
     ) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
         """This device's contribution to the loss and to its terms.
 
-        A loss term is a sum over cells, divided by max(1, sum of the target scores).  The term
-        `positives` is the mean number of positive cells per image.
+        A loss term is a sum over cells, divided by max(1, sum of the target scores); class weights
+        multiply both sums.  The term `positives` is the mean number of positive cells per image.
         """
         images = normalize(batch["image"], self.normalization)
         output, stats = forward(key, self.net, variables, images, context)
         targets = self._targets(output, batch, context)
         real = batch["real"]
         scores = targets.scores * real[:, None, None]
-        weight = scores.sum(-1)  # [B, A]
+        weight, factors = scores.sum(-1), None  # [B, A] each
+        if self.class_weights and context.train:
+            own = jnp.asarray(self.class_weights)[scores.argmax(-1)]
+            factors = jnp.where(weight > 0, own, 1.0)
+            weight = weight * factors
         divisor = parallel.psum(jax.lax.stop_gradient(weight.sum()), context.axis)
         divisor = jnp.maximum(divisor, 1.0)
         terms: dict[str, Any] = {
             name: rows @ real / divisor
-            for name, rows in self.encoding.losses(output, scores).items()
+            for name, rows in self.encoding.losses(output, scores, factors).items()
         }
         pair = output.boxes, targets.boxes
         if self.offset_loss:
@@ -127,9 +134,14 @@ class DetectionTask:
 
     def predict(self, variables: Tree, images: Array) -> dict[str, Array]:
         """`boxes [B, P, 4]` in pixels, `scores`, `labels` and `valid [B, P]`, best first."""
-        views = [self._predict_view(variables, images, view) for view in self.views]
-        scores, candidates = (jnp.concatenate(parts, 1) for parts in zip(*views, strict=True))
+        scores, candidates = self.candidates(variables, images)
         return jax.vmap(partial(self._suppress, images.shape[1:3]))(scores, candidates)
+
+    def candidates(self, variables: Tree, images: Array) -> tuple[Array, Array]:
+        """All scores [B, A, K] and boxes [B, A, 4] in pixels, before non-maximum suppression."""
+        views = [self._predict_view(variables, images, view) for view in self.views]
+        scores, boxes_ = (jnp.concatenate(parts, 1) for parts in zip(*views, strict=True))
+        return scores, boxes_
 
     def measure(self, predictions: dict[str, Array], batch: Batch) -> dict[str, Array]:
         """Predicted and true boxes in pixels of the original images, with labels and masks.

@@ -5,12 +5,15 @@ import shlex
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 import jaxdet
 from jaxdet import flops
 from jaxdet.cli import flags, options
-from jaxdet.configs.detect import Config, check, network
+from jaxdet.configs.detect import Config, check, from_splits, network
+from jaxdet.data.sources import ArraySource
+from jaxdet.errors import InputError
 from jaxdet.models import registry
 from tests.models.helpers import outputs, paths, shaped
 
@@ -109,3 +112,19 @@ def test_scales_of_anchors_follow_from_their_number_and_ratios():
         assert len(net.anchor_scales) == scales
         assert net.head.keywords["anchors"] == config.anchors_per_cell
     assert network(Config())[0].anchor_scales == ()
+
+
+def test_class_weights_are_balanced_or_given():
+    labels, valid = np.array([[0, 0, 1], [0, 2, 2]]), np.array([[True] * 3, [True, False, False]])
+    splits = {"train": ArraySource({"true_labels": labels, "true_valid": valid})}
+
+    def weights(text):
+        return from_splits(Config(class_weights=text), ("a", "b", "c"), splits).task.class_weights
+
+    assert weights("") == () and weights("1,2,.5") == (1, 2, 0.5)
+    assert weights("balanced") == pytest.approx((4 / 6, 4 / 2, 1))  # class c has no objects
+    with pytest.raises(InputError, match=r"one number per class \(a, b, c\), got 1,2"):
+        weights("1,2")
+    for text in ("1,x", "1,0,1", "even", "1,inf,1"):
+        with pytest.raises(InputError, match="--class-weights must be balanced, or positive"):
+            check(Config(class_weights=text))

@@ -84,7 +84,12 @@ TAL = {"topk": 4, "alpha": 0.5, "beta": 2.0}
 
 def make_task(encoding, found, assigner=None, **changes):
     """The task of a network that outputs `found` for any image."""
-    net = SimpleNamespace(apply=lambda variables, images, train: found)
+
+    def apply(variables, images, train, **_):
+        return (found, {}) if train else found
+
+    net = SimpleNamespace(apply=apply)
+    net.clone = lambda axis_name: net
     return detect.DetectionTask(
         net,
         tuple("abc"),
@@ -96,15 +101,15 @@ def make_task(encoding, found, assigner=None, **changes):
     )
 
 
-def loss(found, rows, encoding=class_encoding.ZEROS, box_loss=box_losses.ciou):
-    """(loss, terms), compiled."""
-    return compiled_loss(found, rows, encoding, box_loss)
+def loss(found, rows, encoding=class_encoding.ZEROS, box_loss=box_losses.ciou, weights=()):
+    """(loss, terms), compiled; with weights of the classes as in training."""
+    return compiled_loss(found, rows, encoding, box_loss, weights)
 
 
-@partial(jax.jit, static_argnums=(2, 3))
-def compiled_loss(found, rows, encoding, box_loss):
-    task = make_task(encoding, found, box_loss=box_loss)
-    value, (_, terms) = task.loss({}, rows, None, context())
+@partial(jax.jit, static_argnums=(2, 3, 4))
+def compiled_loss(found, rows, encoding, box_loss, weights):
+    task = make_task(encoding, found, box_loss=box_loss, class_weights=weights)
+    value, (_, terms) = task.loss({}, rows, None, context(train=bool(weights)))
     return value, terms
 
 
@@ -126,11 +131,12 @@ def context(train=False, epoch=0):
     return StepContext(train, jnp.int32(0), jnp.int32(epoch), WEIGHTS)
 
 
+@pytest.mark.parametrize("weights", [(), (1.0, 4.0, 0.5)], ids=["unweighted", "weighted"])
 @each_encoding
-def test_loss_equals_scalar_reference(name):
+def test_loss_equals_scalar_reference(name, weights):
     encoding = ENCODINGS[name]
     found, rows = random_output(encoding), make_batch()
-    value, terms = loss(found, rows, encoding)
+    value, terms = loss(found, rows, encoding, weights=weights)
     scores = np.asarray(encoding.scores(found))
     divisor, sums = 0.0, {"classification": 0.0, "objectness": 0.0, "box": 0.0}
     for i in range(2):
@@ -144,14 +150,17 @@ def test_loss_equals_scalar_reference(name):
             valid,
         )
         on, index, target, _ = reference.task_aligned(*arguments, **TAL)
-        divisor += target.sum()
         for a in range(len(on)):
+            factor = weights[target[a].argmax()] if weights and target[a].any() else 1
+            divisor += factor * target[a].sum()
             for term, amount in _cell_losses(name, found, i, a, target[a]).items():
-                sums[term] += amount
+                sums[term] += factor * amount
             if on[a]:
                 true = rows["boxes"][i][index[a]]
-                sums["box"] += target[a].sum() * (
-                    1 - reference_boxes.ciou(found.boxes[i, a], true, eps=1e-7)
+                sums["box"] += (
+                    factor
+                    * target[a].sum()
+                    * (1 - reference_boxes.ciou(found.boxes[i, a], true, eps=1e-7))
                 )
     assert divisor > 1  # the smallest divisor is 1
     for term in sums:

@@ -56,6 +56,7 @@ def make_task():
         transform=add_noise,
         assigner=detect.make_assigner(tal_from=1, positive_iou=0.4, topk=4, alpha=0.5, beta=2.0),
         suppress=None,
+        class_weights=(1.0, 3.0),
     )
 
 

@@ -41,8 +41,11 @@ class Disk(Callback):
 
 
 def streamed(disk, left_out=(), **options):
-    """The noisy line, two epochs of three steps, whose records are read from a disk."""
-    experiment = line_experiment()
+    """The noisy line, two epochs of three steps, whose records are read from a disk.
+
+    One record in seven has a rare class, and is sampled more often.
+    """
+    experiment = line_experiment(sampling="balanced")
     arrays = experiment.splits["train"].arrays
 
     def read(number):
@@ -51,7 +54,8 @@ def streamed(disk, left_out=(), **options):
         return {name: column[number] for name, column in arrays.items()}
 
     names = [f"{number}.jpg" for number in range(ROWS)]
-    source = StreamSource(read, ROWS, names, left_out=left_out, **options)
+    sets = [np.array([number % 7 == 0]) for number in range(ROWS)]
+    source = StreamSource(read, ROWS, names, label_sets=sets, left_out=left_out, **options)
     return replace(experiment, splits={"train": source, "val": source})
 
 
