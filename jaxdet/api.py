@@ -12,6 +12,7 @@
 The command line is built on this module.
 """
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,71 +20,48 @@ from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import numpy as np
-from PIL import Image
 
-from jaxdet import configs, runs
-from jaxdet.config import TrainConfig, conform, option
-from jaxdet.data import coco
+from jaxdet import configs, files, runs
+from jaxdet.config import TrainConfig, conform, from_json, option
+from jaxdet.data import coco, image_inputs, sources
 from jaxdet.data import images as image_files
 from jaxdet.errors import InputError
+from jaxdet.export import onnx_graph, package, program, replay
+from jaxdet.export.model import ExportedModel, to_prediction
 from jaxdet.kernels import compiler
 from jaxdet.models import registry
 from jaxdet.tasks.detect import DetectionTask
 from jaxdet.tasks.sliding_window import MultipleObjectsTask
 from jaxdet.training import checkpoint as checkpoints
-from jaxdet.training import hosts, loop, parallel, run_dir, time_budget
+from jaxdet.training import hosts, loop, parallel, run_dir, time_budget, weight_file
 from jaxdet.training import state as training_state
 from jaxdet.training.evaluator import Evaluator, details
 from jaxdet.training.experiment import Experiment
 from jaxdet.training.progress import Callback, Progress
-from jaxdet.types import Array, EmbeddingTask, Tree
+from jaxdet.types import (
+    Array,
+    Candidates,
+    Classification,
+    Detections,
+    EmbeddingTask,
+    Localization,
+    Prediction,
+    PreparedImage,
+    Tree,
+)
 
 if TYPE_CHECKING:
     from flax import linen as nn
 
 LOG = logging.getLogger(__name__)
 PUBLISHED_NMS_IOU = 0.65  # with which the scores of YOLOX were published
+ExportFormat = Literal["checkpoint", "stablehlo", "onnx", "safetensors"]
+EXPORT_SUFFIXES = {"stablehlo": package.SUFFIX, "onnx": ".onnx", "safetensors": ".safetensors"}
 PREDICT_BATCH = 8  # images per step of `Run.predict`; the last batch is padded
-
-
-class Detections(NamedTuple):
-    """The objects found in one image, best first."""
-
-    boxes: np.ndarray  # [N, 4] float32: corners in pixels of the original image
-    scores: np.ndarray  # [N] float32
-    labels: np.ndarray  # [N] int32: indices into `Run.classes`
-
-
-class Localization(NamedTuple):
-    """The label and the box of one image, which has one object."""
-
-    label: np.ndarray  # [] int32: index into `Run.classes`
-    score: np.ndarray  # [] float32
-    box: np.ndarray  # [4] float32: corners in pixels of the original image
-
-
-class Classification(NamedTuple):
-    """The label of one image."""
-
-    label: np.ndarray  # [] int32: index into `Run.classes`
-    score: np.ndarray  # [] float32: the probability of the label
-    probabilities: np.ndarray  # [K] float32
-
-
-Prediction = Detections | Localization | Classification
-
-
-class PreparedImage(NamedTuple):
-    """An image as input of the network, and how its coordinates map to the original image."""
-
-    image: np.ndarray  # [H, W, C] float32 in [0, 1]
-    size: tuple[int, int]  # height and width of the original
-    scale: np.ndarray  # [4]: original corner = network corner * scale + offset
-    offset: np.ndarray  # [4]
 
 
 def train(
@@ -208,12 +186,12 @@ def load(
     warn: Callable[[str], None] = LOG.warning,
     **options: Any,
 ) -> "Run":
-    """Load the run in a folder.
+    """Load the run in a folder, or in a file that `Run.export` has written.
 
     Its data are not read, except for runs of early versions without `record` in `config.json`.
 
     Args:
-        folder: a run folder, of this version or an earlier one.
+        folder: a run folder, of this version or an earlier one, or a .safetensors or .jaxdet file.
         checkpoint: "best", "last" or a step.
         experiment: the experiment of a run with a task, network or data of your own.
         warn: called with one line for each corrupt checkpoint that is skipped.
@@ -222,10 +200,20 @@ def load(
     Raises InputError if the folder is not a run or has no such checkpoint, or if an option is
     unknown or invalid.
     """
+    if Path(folder).is_file():
+        return _load_file(Path(folder), options)
     if experiment is None:
         config = change_options(runs.read_config(folder), options)
         experiment = runs.without_data(folder, config)
     return _restore(Path(folder), checkpoint, experiment, warn)
+
+
+def load_exported(file: str | Path) -> ExportedModel:
+    """Load the program in a `.jaxdet` file, which predicts without the code of its network.
+
+    Raises InputError if the file is damaged, or if this version of JAX cannot read its program.
+    """
+    return ExportedModel(file)
 
 
 def load_pretrained(
@@ -283,10 +271,18 @@ class Run:
     """
 
     def __init__(
-        self, folder: Path, experiment: Experiment, step: int, variables: Tree, epoch: int
+        self,
+        folder: Path,
+        experiment: Experiment,
+        step: int,
+        variables: Tree,
+        epoch: int,
+        *,
+        saved: weight_file.SavedNetwork | None = None,
     ):
         self.folder, self.experiment = folder, experiment
         self.step, self.variables, self.epoch = step, variables, epoch
+        self.saved = saved  # the content of the file that the run was loaded from
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r}, system={self.system!r}, step={self.step})"
@@ -349,11 +345,18 @@ class Run:
         Returns `Detections`, `Localization` or `Classification`; boxes are in pixels of the
         original images.  Raises InputError for an image that cannot be read.
         """
-        one, several = _as_list(images)
+        one, several = image_inputs.as_list(images)
         predictions = []
         for prepared, rows in self.predict_batches(several, batch_size=batch_size):
             predictions += [self.to_original(*pair) for pair in zip(prepared, rows, strict=True)]
         return predictions[0] if one else predictions
+
+    def predict_prepared(
+        self, images: Sequence[PreparedImage], batch_size: int = PREDICT_BATCH
+    ) -> list[Prediction]:
+        """Predictions for images from `prepare`, in their order; see `predict`."""
+        rows = self.predict_arrays([one.image for one in images], batch_size)
+        return [self.to_original(*pair) for pair in zip(images, rows, strict=True)]
 
     def embed(self, images: Any, *, batch_size: int = PREDICT_BATCH) -> np.ndarray:
         """Embeddings [N, D] of a list of N images, or [D] of a single image.
@@ -366,7 +369,7 @@ class Run:
             raise InputError(
                 f"{self.folder}: embeddings need a run of faces, got a run of {self.system}"
             )
-        one, several = _as_list(images)
+        one, several = image_inputs.as_list(images)
         if not several:
             raise InputError("embed must be given at least one image, got none")
         rows = [
@@ -402,22 +405,88 @@ class Run:
         losses, rows = self.measure(experiment, split)
         return {**losses, **details(experiment.task, rows, options.get("score_threshold"))}
 
-    def export(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Write a run folder for evaluation only: this checkpoint without the optimizer's state.
-
-        `load`, `jaxdet eval` and `jaxdet predict` read it; it cannot be resumed.  Splits, metrics
-        and versions are copied from the run.
+    def export(
+        self,
+        out: str | Path,
+        format: ExportFormat = "checkpoint",
+        *,
+        batch: int | None = None,
+        nms: bool | None = None,
+        overwrite: bool = False,
+        show: Callable[[str], None] = LOG.info,
+    ) -> Path:
+        """Write the model for use elsewhere.
 
         Args:
-            folder: the folder to write; it must be empty or absent, or a run to overwrite.
-            overwrite: replace the run in `folder`.
+            out: the file to write; for a checkpoint, a folder that is empty or absent.
+            format: checkpoint: a run folder for evaluation only, this checkpoint without the
+                optimizer's state, which `load` and all commands read; it cannot be resumed.
+                stablehlo: a `.jaxdet` file with the whole program from pixels to predictions,
+                for CPUs and CUDA, which `load_exported` reads.
+                onnx: the network with the decoding of its boxes, for images of its input's size;
+                boxes are in pixels of that input.
+                safetensors: the variables and the metadata to rebuild the run, which `load` and
+                the option `weights` read.
+            batch: images per call of the program; None: any number.
+            nms: whether the program of a detector includes non-maximum suppression; None: it does,
+                except in ONNX, which cannot.
+            overwrite: replace the file, or the run in the folder.
+            show: called with a line about the proof of the file.
 
-        Returns the path of the checkpoint.  Raises InputError for a folder with other content, for
-        a run without `overwrite`, and for a folder inside or around this run.
+        A program is compared with `predict` on `replay.COUNT` images, in a process of its own,
+        before `out` is replaced.
+
+        Returns the path of the file or of the checkpoint.  Raises InputError if `out` exists
+        without `overwrite` or is inside or around this run, and for options that the model does
+        not allow; `ReplayError` if the file does not give the same predictions.
         """
-        source, target = self.folder.resolve(), Path(folder).resolve()
+        if format == "checkpoint":
+            return self._export_checkpoint(out, overwrite=overwrite)
+        path = Path(out)
+        if path.suffix != EXPORT_SUFFIXES[format]:
+            raise InputError(f"OUT must end in {EXPORT_SUFFIXES[format]}, got {out}")
+        if format == "onnx" and nms:
+            raise InputError(
+                "--nms true needs --format stablehlo: the operator of ONNX keeps other boxes"
+            )
+        if path.is_dir() or (path.exists() and not overwrite):
+            raise InputError(f"{out} exists; give another OUT, or --overwrite to replace a file")
+        draft = Path(f"{out}.partial{path.suffix}")
+        try:
+            files.write_bytes(draft, self._exported(format, batch, nms is not False))
+            if format == "safetensors":
+                weight_file.read(draft)
+            else:
+                show(self._prove(draft, nms=nms is not False))
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+        return path
+
+    def _exported(self, format: ExportFormat, batch: int | None, nms: bool) -> bytes:
+        """The content of a file in a format other than `checkpoint`."""
+        network = self._network()
+        if format == "safetensors":
+            return weight_file.to_bytes(network)
+        if format == "onnx":
+            kept = {"jaxdet": json.dumps({"system": self.system, "metadata": network.metadata})}
+            shape = self.metadata["input"]
+            return onnx_graph.to_bytes(self._unsuppressed, shape, batch=batch, metadata=kept)
+        exported = program.export_program(self.experiment, self.variables, batch=batch, nms=nms)
+        return package.to_bytes(network, exported, program.resizing_of(self.experiment))
+
+    def _unsuppressed(self, images: Array) -> dict[str, Array]:
+        """The predictions of the task; of a detector, all boxes before suppression."""
+        task: Any = self.experiment.task
+        if isinstance(task, DetectionTask):
+            scores, boxes = task.candidates(self.variables, images)
+            return {"boxes": boxes, "scores": scores}
+        return task.predict(self.variables, images)
+
+    def _export_checkpoint(self, out: str | Path, *, overwrite: bool) -> Path:
+        source, target = self.folder.resolve(), Path(out).resolve()
         if source == target or source in target.parents or target in source.parents:
-            raise InputError(f"OUT must be a folder outside the run {self.folder}, got {folder}")
+            raise InputError(f"OUT must be a folder outside the run {self.folder}, got {out}")
         kept = run_dir.read_config(self.folder)
 
         def fill(draft: Path) -> None:
@@ -425,7 +494,7 @@ class Run:
             checkpoints.export(self.folder, self.step, self.variables, draft)
 
         lock = run_dir.create(
-            folder,
+            out,
             kept.system,
             asdict(self.config),
             kept.metadata,
@@ -433,7 +502,66 @@ class Run:
             overwrite=overwrite,
         )
         lock.release()
-        return Path(folder) / "checkpoints" / str(self.step)
+        return Path(out) / "checkpoints" / str(self.step)
+
+    def _network(self) -> weight_file.SavedNetwork:
+        """What a file must hold to rebuild the run; InputError for an experiment of one's own."""
+        if self.system not in configs.SYSTEMS:
+            raise InputError(
+                f"{self.folder}: export needs a run of {', '.join(configs.SYSTEMS)}, got an "
+                f"experiment of its own"
+            )
+        metadata, thresholds = self.metadata | self.recorded, None
+        if "train" in self.experiment.splits:
+            metadata |= {"record": sources.record_spec(self.experiment.splits["train"])}
+        if run_dir.is_run(self.folder):
+            thresholds = run_dir.read_thresholds(self.folder)
+        elif self.saved is not None:
+            thresholds = self.saved.thresholds
+        variables = jax.device_get(self.variables)
+        config = asdict(self.config)
+        return weight_file.SavedNetwork(
+            self.system, config, metadata, self.step, self.epoch, variables, thresholds
+        )
+
+    def _prove(self, path: Path, *, nms: bool) -> str:
+        """Replay a written program; returns a line with the largest differences."""
+        try:
+            given, what = replay.split_images(self._own_data()), "images of the data"
+        except InputError:
+            given, what = [], "images of noise, as the data of the run are not here,"
+        height, width, _ = self.metadata["input"]
+        size = (height, width) if program.resizing_of(self.experiment) == "none" else None
+        images = replay.images_to_replay(given, size)
+        if path.suffix == ".onnx":
+            images = [self.prepare(image).image for image in images]
+            run = compiler.jit(self._unsuppressed)
+            expected = [to_prediction(_first(run(image[None]))) for image in images]
+        else:
+            expected = self.predict(images) if nms else self._candidates(images)
+        names = ("score_threshold", "max_detections")
+        limits = {name: getattr(self.config, name) for name in names if hasattr(self.config, name)}
+        pixels, score = replay.prove(path, images, expected, replay.run_process, **limits)
+        count = sum(np.size(getattr(one, "scores", 0)) for one in expected)
+        return (
+            f"replayed {len(images)} {what} in a new process: {count} scores differ by at most "
+            f"{score:.2g}, boxes by {pixels:.2g} pixels"
+        )
+
+    def _own_data(self) -> Experiment:
+        """The experiment with the data of the run, also of a run from a file."""
+        if run_dir.is_run(self.folder):
+            return self.with_data()
+        return configs.build(self.system, self.config)
+
+    def _candidates(self, images: Sequence[np.ndarray]) -> list[Candidates]:
+        """The boxes of a detector in original pixels, before non-maximum suppression."""
+        run, found = compiler.jit(self._unsuppressed), []
+        for image in map(self.prepare, images):
+            row: dict[str, Any] = _first(run(image.image[None]))
+            row |= {"labels": row["scores"], "valid": slice(None)}
+            found.append(Candidates(*self.to_original(image, row)[:2]))
+        return found
 
     def with_data(self, *, root: str = "", **options: Any) -> Experiment:
         """The experiment of the run with its data, or with the data in the folder `root`, if given.
@@ -443,6 +571,10 @@ class Run:
         """
         config = change_options(self.config, options)
         splits = self.folder / "splits"
+        if not (root or run_dir.is_run(self.folder)):
+            raise InputError(
+                f"--root must name the data: {self.folder} is a weight file, not a run"
+            )
         if root:
             config = change_options(config, {"root": runs.absolute(root)})
             experiment = configs.build_external(self.system, config, self.classes, splits)
@@ -478,7 +610,7 @@ class Run:
         """
         if self.experiment.read_image is None:
             raise InputError(f"{self.folder} has no reader of images; set Experiment.read_image")
-        prepared, size = self.experiment.read_image(_readable(image))
+        prepared, size = self.experiment.read_image(image_inputs.readable(image))
         height, width = prepared.shape[:2]
         if isinstance(self.experiment.task, DetectionTask):
             letterbox = self.experiment.letterbox
@@ -545,6 +677,31 @@ class Run:
         return Classification(row["label"], row["score"], row["probabilities"])
 
 
+def _first(rows: dict[str, Array]) -> dict[str, np.ndarray]:
+    """The predictions of the first image of a batch."""
+    return {name: column[0] for name, column in jax.device_get(rows).items()}
+
+
+def _load_file(path: Path, options: dict[str, Any]) -> Run:
+    """Rebuild a run from a `.safetensors` or `.jaxdet` file."""
+    is_package = path.suffix == package.SUFFIX
+    saved = package.read(path).network if is_package else weight_file.read(path)
+    if saved.system not in configs.SYSTEMS:
+        raise InputError(f"{path}: its system must be one of {', '.join(configs.SYSTEMS)}")
+    try:
+        config = from_json(configs.config(saved.system), saved.config)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: {error}; another version of jaxdet wrote it") from None
+    config = change_options(config, options)
+    if "record" in saved.metadata:
+        experiment = configs.without_data(saved.system, config, saved.metadata)
+    else:  # a published detector
+        module = configs.checked_module(saved.system, config)
+        experiment = module.from_splits(config, tuple(saved.metadata["classes"]), {})
+    experiment = replace(experiment, metadata=saved.metadata)
+    return Run(path, experiment, saved.step, saved.variables, saved.epoch, saved=saved)
+
+
 def _restore(
     folder: Path, checkpoint: str | int, experiment: Experiment, warn: Callable[[str], None]
 ) -> Run:
@@ -561,41 +718,3 @@ def _end(folder: Path, config: TrainConfig, complete: bool, clock: time_budget.C
         used = f"has used its --time-budget of {config.time_budget:g} s"
         return f"{folder} {used}; see jaxdet eval {folder}"
     return f"{folder} is not complete; continue with --resume"
-
-
-def _as_list(images: Any) -> tuple[bool, list[Any]]:
-    """Return (whether `images` is a single image, list of the images)."""
-    if isinstance(images, np.ndarray | jax.Array) and images.ndim == 4:
-        return False, list(np.asarray(images))
-    if isinstance(images, list | tuple):
-        return False, list(images)
-    return True, [images]
-
-
-def _readable(image: Any) -> str | Path | bytes | Image.Image:
-    """Convert arrays to PIL images; InputError for other types, shapes or values."""
-    if isinstance(image, str | Path | bytes | Image.Image):
-        return image
-    if not isinstance(image, np.ndarray | jax.Array):
-        kind = type(image).__name__
-        raise InputError(f"an image must be a path, bytes, a PIL image or an array, got {kind}")
-    pixels = np.asarray(image)
-    shape = pixels.shape
-    if pixels.ndim == 3 and shape[2] == 1:
-        pixels = pixels[..., 0]
-    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and shape[2] not in (3, 4)) or 0 in shape:
-        raise InputError(
-            f"an image array must be [H, W], or [H, W, C] with C of 1, 3 or 4, got {shape}"
-        )
-    if pixels.dtype.kind == "f":
-        if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1):
-            raise InputError(
-                f"a float image array must have values in [0, 1], got values from "
-                f"{pixels.min():g} to {pixels.max():g}; pass uint8 for 0..255"
-            )
-        pixels = np.uint8(np.rint(pixels * 255))
-    if pixels.dtype != np.uint8:
-        raise InputError(
-            f"an image array must be uint8 (0..255) or float (0..1), got {pixels.dtype}; convert it"
-        )
-    return Image.fromarray(pixels)

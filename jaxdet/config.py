@@ -129,8 +129,8 @@ class TrainConfig:
     max_params: int = 0
     """maximum number of parameters, including frozen stages; 0: no limit"""
     weights: str = ""
-    """run:DIR, to start from the variables of another run; class outputs are matched by the names
-    of the classes"""
+    """run:DIR, or a .safetensors file of `jaxdet export`, to start from the variables of
+    another run; class outputs are matched by the names of the classes"""
     comment: str = ""
     """free text, shown as a column by sweep and compare"""
 
@@ -141,8 +141,8 @@ class BackboneOptions(TrainConfig):
 
     weights: str = ""
     """pretrained weights of the backbone: a .safetensors or .pth file, hf:OWNER/NAME, or
-    package:lite0; or run:DIR, the variables of another run, whose class outputs are matched by the
-    names of the classes"""
+    package:lite0; or the variables of a run, as run:DIR or a .safetensors file of `jaxdet export`,
+    whose class outputs are matched by the names of the classes"""
     freeze_stages: int = 0
     """number of stages of the backbone, counted from the first, that are not trained; a negative
     number leaves so many stages trainable: -2 freezes all but the last two"""

@@ -11,6 +11,10 @@ class DeviceMemoryError(RuntimeError):
     """The memory of a device is too small; the message names the program and an option to lower."""
 
 
+class ReplayError(RuntimeError):
+    """A written file does not give the predictions of the run that it was written from."""
+
+
 def printable(text: str, keep: str = "") -> str:
     """Text in which control and invisible characters, except those in `keep`, are escaped.
 

@@ -82,13 +82,26 @@ def read_text(path: str | Path) -> str:
 def safetensors_metadata(content: bytes) -> dict[str, str]:
     """The metadata in the header of a safetensors file, from its first bytes; {} without any.
 
-    Raises ValueError if the header is not complete, or is not a header of safetensors.
+    Raises ValueError if the header is not complete, or is not one of safetensors.
     """
     size = int.from_bytes(content[:8], "little")
     if len(content) < 8 + size:
         raise ValueError("has no header of safetensors")
     header = parse_json(content[8 : 8 + size].decode(), dict[str, Any])
     return conform(header.get("__metadata__", {}), dict[str, str])
+
+
+def has_metadata(path: str | Path, name: str) -> bool:
+    """Whether a file is a safetensors file with `name` in its metadata; its arrays are not read."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return False
+        with open(path, "rb") as file:
+            start = file.read(8)
+            size = int.from_bytes(start, "little")
+            return size < MAX_BYTES and name in safetensors_metadata(start + file.read(size))
+    except (OSError, ValueError):
+        return False
 
 
 def problem(error: OSError | ValueError) -> str:

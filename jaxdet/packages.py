@@ -7,10 +7,14 @@ from jaxdet.errors import InputError
 
 INSTALL = {  # module -> argument of `pip install`
     "dm_pix": "dm-pix",
+    "flatbuffers": "jaxdet[export]",
     "faster_coco_eval": "faster-coco-eval",
+    "onnx": "jaxdet[export]",
+    "onnxruntime": "jaxdet[export]",
     "pyarrow": "jaxdet[data]",
     "safetensors": "jaxdet[weights]",
     "sklearn": "scikit-learn",
+    "tensorboardX": "jaxdet[track]",
     "tensorflow_datasets": "tensorflow-datasets",
     "tyro": "tyro",
 }

@@ -75,12 +75,26 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
             raise InputError("is not a regular file")
         content = Path(path).read_bytes()
         if content[4:9] == b"\0\0\0\0{":  # safetensors: 8 bytes of length, then a JSON header
-            return _read_safetensors(content)
+            return read_safetensors(content)
         if content.startswith(b"PK\x03\x04"):
             return _read_zip(content)
         if content.startswith(b"\x80"):
             return _read_pickles(content)
         raise InputError(f"begins with {content[:4].hex(' ') or 'nothing'}; {EXPECTED}")
+
+
+def read_safetensors(content: bytes) -> dict[str, np.ndarray]:
+    """The arrays in the content of a safetensors file, {name: array}; see `read_arrays`."""
+    safetensors = packages.load("safetensors", "weights in safetensors")
+    entries = dict(safetensors.deserialize(content))
+    for name, entry in entries.items():
+        if entry["dtype"] not in SAFETENSORS_DTYPES:
+            known = ", ".join(SAFETENSORS_DTYPES)
+            raise InputError(f"dtype of {name} must be one of {known}, got {entry['dtype']}")
+    return {
+        name: _decode(entry["data"], SAFETENSORS_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        for name, entry in entries.items()
+    }
 
 
 @contextmanager
@@ -198,19 +212,6 @@ def next_unpickler(
                 f"{unpickler.expected}"
             )
     return unpickler(io.BytesIO(stream.getbuffer()[start : stream.tell()]), **options)
-
-
-def _read_safetensors(content: bytes) -> dict[str, np.ndarray]:
-    safetensors = packages.load("safetensors", "weights in safetensors")
-    entries = dict(safetensors.deserialize(content))
-    for name, entry in entries.items():
-        if entry["dtype"] not in SAFETENSORS_DTYPES:
-            known = ", ".join(SAFETENSORS_DTYPES)
-            raise InputError(f"dtype of {name} must be one of {known}, got {entry['dtype']}")
-    return {
-        name: _decode(entry["data"], SAFETENSORS_DTYPES[entry["dtype"]]).reshape(entry["shape"])
-        for name, entry in entries.items()
-    }
 
 
 def _read_zip(content: bytes) -> dict[str, np.ndarray]:

@@ -6,13 +6,13 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from jaxdet import configs
+from jaxdet import configs, files
 from jaxdet.config import MAX_INT, RUN, TrainConfig, from_json, option
 from jaxdet.config import check_to_train as check_options
 from jaxdet.data import detection, sources
 from jaxdet.errors import InputError
 from jaxdet.models import pretrained
-from jaxdet.training import run_dir
+from jaxdet.training import run_dir, weight_file
 from jaxdet.training.experiment import Experiment
 
 MAX_NOTES = 5  # notes on unusable data that are printed in full
@@ -30,8 +30,14 @@ def system_of(config: TrainConfig) -> str:
 
 
 def absolute_paths(config: TrainConfig) -> TrainConfig:
-    """Make the paths in a configuration absolute, so that they hold in any working directory."""
+    """Make the paths in a configuration absolute, so that they hold in any working directory.
+
+    Weights in a file that `jaxdet export` has written become `run:FILE`.
+    """
     named = {name: absolute(getattr(config, name, "")) for name in run_dir.PATHS}
+    weights = named["weights"]
+    if is_path(weights) and files.has_metadata(weights, weight_file.KEY):
+        named["weights"] = f"{RUN}{weights}"
     return replace(config, **{name: path for name, path in named.items() if path})
 
 
@@ -101,7 +107,8 @@ def check_config(system: str, config: TrainConfig) -> None:
     configs.checked_module(system, config)
     weights = getattr(config, "weights", "")
     if weights.startswith(RUN):
-        run_dir.read_config(weights.removeprefix(RUN))
+        source = weights.removeprefix(RUN)
+        weight_file.read(source) if Path(source).is_file() else run_dir.read_config(source)
     elif weights and not pretrained.fetch(weights).is_file():
         raise InputError(f"--weights must be an existing file, got {weights}")
 

@@ -106,3 +106,46 @@ class TrainState(struct.PyTreeNode):
     hparams: dict[str, Array]
     key: Array  # root of the fold_in chain
     bookkeeping: dict[str, Any]  # sums of loss terms, best score, patience, first non-finite step
+
+
+class Detections(NamedTuple):
+    """The objects found in one image, best first."""
+
+    boxes: np.ndarray  # [N, 4] float32: corners in pixels of the original image
+    scores: np.ndarray  # [N] float32
+    labels: np.ndarray  # [N] int32: indices into `Run.classes`
+
+
+class Localization(NamedTuple):
+    """The label and the box of one image, which has one object."""
+
+    label: np.ndarray  # [] int32: index into `Run.classes`
+    score: np.ndarray  # [] float32
+    box: np.ndarray  # [4] float32: corners in pixels of the original image
+
+
+class Classification(NamedTuple):
+    """The label of one image."""
+
+    label: np.ndarray  # [] int32: index into `Run.classes`
+    score: np.ndarray  # [] float32: the probability of the label
+    probabilities: np.ndarray  # [K] float32
+
+
+class Candidates(NamedTuple):
+    """All boxes of a detector for one image, before non-maximum suppression."""
+
+    boxes: np.ndarray  # [A, 4] float32: corners in pixels of the original image
+    scores: np.ndarray  # [A, K] float32
+
+
+Prediction = Detections | Localization | Classification
+
+
+class PreparedImage(NamedTuple):
+    """An image as input of a network or program, and how its pixels map to the original image."""
+
+    image: np.ndarray  # [H, W, C] float32 in [0, 1]; of a program that resizes images: uint8
+    size: tuple[int, int]  # height and width of the original
+    scale: np.ndarray  # [4]: original corner = network corner * scale + offset
+    offset: np.ndarray  # [4]

@@ -18,6 +18,7 @@ from benchmarks import all as all_benchmarks
 from benchmarks import experiments
 from jaxdet import api, configs
 from jaxdet.configs import detect, faces
+from jaxdet.export import replay
 from jaxdet.models import plain, registry
 from jaxdet.training import parallel, time_budget
 from tests import datasets, tiny
@@ -287,9 +288,13 @@ def test_the_python_of_the_detection_page_runs(examples, monkeypatch, capsys):
         return load(GOLDENS / "schema1" / "detect", "last", **options | {"score_threshold": 0.0})
 
     monkeypatch.setattr(api, "load", golden)
-    (code,) = python("docs/detection.md")
-    exec(code, {})
+    monkeypatch.setattr(replay, "run_process", replay.main)
+    predicting, exported = python("docs/detection.md")
+    exec(predicting, {})
     assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == {"a.jpg", "b.jpg"}
+    golden("runs/detect").export("detector.jaxdet", "stablehlo")
+    exec(exported, {})
+    assert capsys.readouterr().out.count("array([") > 2
 
 
 def test_the_python_of_the_page_on_sliding_windows_runs():

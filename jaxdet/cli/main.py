@@ -19,7 +19,7 @@ from typing import Any
 import jaxdet
 from jaxdet import configs, packages
 from jaxdet.cli import process, signals
-from jaxdet.errors import DeviceMemoryError, InputError, printable
+from jaxdet.errors import DeviceMemoryError, InputError, ReplayError, printable
 
 USAGE = """usage: jaxdet COMMAND ...
 
@@ -31,7 +31,8 @@ commands:
   eval RUN              compute the scores of a checkpoint
   predict RUN           predict image files or samples of a split, as text and pictures
   compare RUN...        compare runs: a table, their curves, their worst failures
-  export RUN OUT        write a run without the state that only training needs
+  export RUN OUT        write a run for use elsewhere: as a program, as weights, as a checkpoint
+  report RUN...         one HTML page: curves, scores, classes, confusion, images, operations
   describe MODEL|RUN    list the layers of a network: shapes, parameters, operations, times
   data inspect SYSTEM   list the contents of a folder of data, and problems with them
   data split SYSTEM     split images into training, validation and test
@@ -199,11 +200,11 @@ def _run(command: str, *arguments: Any) -> int:
             return import_module(f"jaxdet.cli.{command}").run(*arguments)
     except BrokenPipeError:
         raise
-    except (InputError, DivergedError, DeviceMemoryError, MemoryError, OSError) as error:
+    failures = DivergedError, DeviceMemoryError, ReplayError, MemoryError
+    except (InputError, OSError, *failures) as error:
         if chosen.debug:
             traceback.print_exc()
-        failed = isinstance(error, DivergedError | DeviceMemoryError | MemoryError)
-        return _report_error(error, 1 if failed else 2)
+        return _report_error(error, 1 if isinstance(error, failures) else 2)
 
 
 def _report_error(error: object, code: int = 2) -> int:

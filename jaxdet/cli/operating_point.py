@@ -14,12 +14,13 @@ from jaxdet import api, files, tables
 from jaxdet.cli import common
 from jaxdet.cli.options import Eval
 from jaxdet.errors import InputError
+from jaxdet.export.model import ExportedModel
 from jaxdet.metrics import average_precision, calibration, operating_point
 from jaxdet.metrics.average_precision import Matches
 from jaxdet.metrics.error_types import KINDS, Errors
+from jaxdet.training import run_dir
 from jaxdet.training.experiment import Experiment
 
-FILE = "thresholds.json"
 ALL = "all"  # the row of all classes together
 COLUMNS = {
     "class": "class",
@@ -58,7 +59,8 @@ def run(options: Eval) -> int:
     chosen = _with_all(matches["val"], rule)
     named = dict(zip([*run.classes, ALL], map(_known, chosen), strict=True))
     content = Thresholds(rule=rule, step=run.step, all=named.pop(ALL), classes=named)
-    files.write_json(Path(options.run) / FILE, content)
+    path = Path(options.run) / run_dir.THRESHOLDS
+    files.write_json(path, content)
     found = {split: _table(own, chosen, run.classes) for split, own in matches.items()}
     boxes = {split: operating_point.scored_boxes(own) for split, own in matches.items()}
     temperature = calibration.fit_temperature(*boxes["val"])
@@ -71,10 +73,10 @@ def run(options: Eval) -> int:
         where = "chosen here" if split == "val" else "chosen on val"
         print(f"{split} split, checkpoint of step {run.step}, thresholds {where} by {rule}:\n")
         print(f"{tables.aligned(rows, COLUMNS)}\n")
-    print(f"calibration error (ECE) of all boxes, at temperature {temperature:.4g}, fitted on val:")
+    print(f"calibration error (ECE) of all boxes; temperature fitted on val: {temperature:.4g}")
     for split, (before, after) in errors.items():
-        print(f"  {split}: {before:.4f}, with the temperature {after:.4f}")
-    print(f"wrote {Path(options.run) / FILE}; apply it with predict --score-threshold chosen")
+        print(f"  {split}: {before:.4f} without the temperature, {after:.4f} with it")
+    print(f"wrote {path}; apply it with predict --score-threshold chosen")
     return 0
 
 
@@ -98,29 +100,34 @@ def image_rows(
     ]
 
 
-def read(run: api.Run) -> np.ndarray:
+def read(run: api.Run | ExportedModel) -> np.ndarray:
     """Read the thresholds chosen for a run: one per class [K], infinite if the class has none.
 
-    Raises InputError if no thresholds have been chosen for the run, or if their file is damaged.
+    A file that was exported from the run has them too.  Raises InputError if no thresholds have
+    been chosen for the run, or if their file is damaged.
     """
-    _check_system(run, "--score-threshold chosen")
-    path = Path(run.folder) / FILE
-    if not path.exists():
-        raise InputError(
-            f"{run.folder} has no chosen thresholds; choose them with jaxdet eval {run.folder} "
-            f"--choose-threshold f1"
-        )
+    if isinstance(run, ExportedModel):
+        folder, step, content = run.path, run.package.network.step, run.package.network.thresholds
+        path, remedy = folder, "choose them for its run, and export it again"
+    else:
+        _check_system(run, "--score-threshold chosen")
+        folder, step, content = run.folder, run.step, run_dir.read_thresholds(run.folder)
+        path = Path(folder) / run_dir.THRESHOLDS
+        remedy = f"choose them with jaxdet eval {folder} --choose-threshold f1"
+    if content is None:
+        raise InputError(f"{folder} has no chosen thresholds; {remedy}")
     try:
-        content = files.load_json(path, Thresholds)
-        found = [content["classes"][name] for name in run.classes]
+        checked: Thresholds = files.conform(content, Thresholds)
+        found = [checked["classes"][name] for name in run.classes]
     except (KeyError, ValueError) as error:
         raise InputError(
             f"{path} is damaged ({files.reason(error)}); choose the thresholds again with jaxdet "
-            f"eval {run.folder} --choose-threshold f1"
+            f"eval {folder} --choose-threshold f1"
         ) from None
-    if content["step"] != run.step:
+    if checked["step"] != step:
         common.warn(
-            f"{path} was chosen for the checkpoint of step {content['step']}, not {run.step}"
+            f"{path}: thresholds were chosen for the checkpoint of step {checked['step']}, and are "
+            f"applied to step {step}"
         )
     return np.array([math.inf if each is None else each for each in found])
 
@@ -128,6 +135,8 @@ def read(run: api.Run) -> np.ndarray:
 def _check_system(run: api.Run, option: str) -> None:
     if run.system != "detect":
         raise InputError(f"{option} needs a run of detect, got a run of {run.system}")
+    if not run_dir.is_run(run.folder):
+        raise InputError(f"{option} needs a run, which stores the thresholds, got {run.folder}")
 
 
 def _calibration_errors(

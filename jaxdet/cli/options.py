@@ -332,18 +332,24 @@ class Split(Process):
 
 @dataclass(frozen=True, kw_only=True)
 class Export(Process):
-    """Write a run for use elsewhere, without the state that only training needs."""
+    """Write a run for use elsewhere, without the state that only training needs.
+
+    A program is compared with the run on 16 images, in a process of its own, before it is kept.
+    """
 
     run: tyro.conf.Positional[Path]
-    """run folder"""
-    out: tyro.conf.Positional[Path]
-    """folder to write"""
-    format: Literal["checkpoint"] = "checkpoint"
-    """checkpoint: a run folder for eval, predict, compare and verify, which cannot be resumed"""
+    """run folder, or a .jaxdet or .safetensors file"""
+    out: tyro.conf.Positional[Path | None] = None
+    """folder (checkpoint) or file to write; with --renew, the .jaxdet file itself by default"""
+    format: Literal["checkpoint", "stablehlo", "onnx", "safetensors"] = "checkpoint"
+    """checkpoint: a run folder for eval, predict, compare and verify, which cannot be resumed;
+    stablehlo: a .jaxdet file with the whole program, from pixels to predictions, for predict;
+    onnx: an .onnx file with the network and the decoding of its boxes;
+    safetensors: a .safetensors file for --weights of train"""
     checkpoint: str = "best"
     """best, last, or a step"""
     overwrite: bool = False
-    """replace the run in OUT"""
+    """replace OUT"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -371,3 +377,10 @@ class Describe(Process):
     """print JSON"""
     csv: bool = False
     """print comma-separated values"""
+    batch: int | Literal["dynamic"] = "dynamic"
+    """stablehlo, onnx: images per call; dynamic: any number"""
+    nms: bool | None = None
+    """stablehlo: false: the program of a detector returns all boxes, without non-maximum
+    suppression; default: true, but false for onnx, which cannot have it"""
+    renew: bool = False
+    """make the program of a .jaxdet file again, with this version of JAX"""

@@ -11,7 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -22,9 +22,12 @@ from PIL import Image
 
 from jaxdet import api
 from jaxdet.cli import common, operating_point, predict_files, predict_submission
-from jaxdet.cli.options import Predict
+from jaxdet.cli.options import Predict, Process
+from jaxdet.config import option
 from jaxdet.data import images
 from jaxdet.errors import InputError, printable
+from jaxdet.export.model import ExportedModel
+from jaxdet.export.package import SUFFIX
 from jaxdet.ops import boxes
 from jaxdet.training import evaluator
 from jaxdet.training.experiment import Experiment
@@ -53,6 +56,7 @@ class Example(NamedTuple):
 
 
 Pair = tuple[Example, Any]  # an example and its prediction
+Model = api.Run | ExportedModel
 
 
 def run(options: Predict) -> int:
@@ -70,15 +74,18 @@ def run(options: Predict) -> int:
     if applies_chosen := options.score_threshold == "chosen":
         options = replace(options, score_threshold=None)
     changes = {name: getattr(options, name) for name in ("canvas", "multiple")}
-    run = common.load(options, **{name: value for name, value in changes.items() if value})
-    if submission:
+    if options.run.suffix == SUFFIX:
+        run = _load_exported(options, paths)
+    else:
+        run = common.load(options, **{name: value for name, value in changes.items() if value})
+    if submission and isinstance(run, api.Run):
         return predict_submission.run(run, options, *submission)
     thresholds = operating_point.read(run) if applies_chosen else None
     many = run.finds_many
     _check_options(run, options, many)
     split = options.split
-    if paths:
-        experiment = run.experiment
+    if isinstance(run, ExportedModel) or paths:
+        experiment = run if isinstance(run, ExportedModel) else run.experiment
         rows = [row for path in paths for row in _list_rows(run, path)]
         titles = [str(path) for path, *_ in rows]
         examples = _read_files(run, rows)
@@ -100,11 +107,14 @@ def run(options: Predict) -> int:
             continue
         if many:
             found = _select_classes(found, options.classes, run.classes)
+            least = options.score_threshold
             if thresholds is not None:
                 found = _keep(found, found.scores >= thresholds[found.labels])
+            elif least is not None:
+                found = _keep(found, found.scores >= least)
             if options.save_json:
                 results += predict_files.coco_results(found, categories, image_id, example.title)
-            if thresholds is None and options.score_threshold is None:
+            if thresholds is None and least is None:
                 found = _keep(found, found.scores >= SCORE_THRESHOLD)
         elif not options.show_all_images and not is_failure(example, found):
             continue
@@ -127,7 +137,7 @@ def is_failure(example: Example, found: Any) -> bool:
 class Output:
     """Prints predictions and writes pictures and files."""
 
-    def __init__(self, run: api.Run, options: Predict, titles: Sequence[str]):
+    def __init__(self, run: Model, options: Predict, titles: Sequence[str]):
         self.options, self.classes = options, run.classes
         self.many = run.finds_many
         self.cell = DIGIT_CELL if run.system == "digits" else None
@@ -250,7 +260,26 @@ class Output:
         return [f"{self.classes[label]} {score:.2f}" for label, score in pairs]
 
 
-def _check_options(run: api.Run, options: Predict, many: bool) -> None:
+def _load_exported(options: Predict, paths: Sequence[Path]) -> ExportedModel:
+    """Load a `.jaxdet` file; InputError for options that need a run, or without images."""
+    kept = {"run", "images", "filename", *DETECTION_OPTIONS, "score_threshold", "show_all_images"}
+    kept |= {"save_dir", "figure", "json", "count", *(field.name for field in fields(Process))}
+    for field in fields(options):
+        if field.name not in kept and getattr(options, field.name) != field.default:
+            raise InputError(
+                f"{option(field.name)} needs a run: the program in {options.run} is fixed"
+            )
+    if not paths:
+        raise InputError(f"{options.run} has no data; give images to predict")
+    model = api.load_exported(options.run)
+    if "scores" in model.package.description["outputs"] and not model.finds_many:
+        raise InputError(
+            f"{options.run} has no non-maximum suppression; export it without --nms false"
+        )
+    return model
+
+
+def _check_options(run: Model, options: Predict, many: bool) -> None:
     given = [name for name in DETECTION_OPTIONS if getattr(options, name) and not many]
     if given:
         name = given[0].replace("_", "-")
@@ -261,16 +290,17 @@ def _check_options(run: api.Run, options: Predict, many: bool) -> None:
             raise InputError(f"--classes must be among {', '.join(run.classes)}, got {name}")
 
 
-def _list_rows(run: api.Run, path: Path) -> list[tuple]:
+def _list_rows(run: Model, path: Path) -> list[tuple]:
     """(path, label, box) per image; label and box are None for an image file."""
     if path.suffix.lower() != ".csv":
         return [(path, None, None)]
-    if run.experiment.read_table is None:
+    read_table = run.experiment.read_table if isinstance(run, api.Run) else None
+    if read_table is None:
         raise InputError(f"{path}: must be an image for a run of {run.system}, got a table")
-    return run.experiment.read_table(path)
+    return read_table(path)
 
 
-def _read_files(run: api.Run, rows: Sequence[tuple]) -> Iterator[Example | InputError]:
+def _read_files(run: Model, rows: Sequence[tuple]) -> Iterator[Example | InputError]:
     """Yield an example per file; with several files, an InputError per unreadable one."""
     read = partial(_read_file if len(rows) == 1 else _try_to_read_file, run)
     with ThreadPoolExecutor() as pool:
@@ -278,14 +308,14 @@ def _read_files(run: api.Run, rows: Sequence[tuple]) -> Iterator[Example | Input
             yield from pool.map(read, rows[start : start + api.PREDICT_BATCH])
 
 
-def _try_to_read_file(run: api.Run, row: tuple) -> Example | InputError:
+def _try_to_read_file(run: Model, row: tuple) -> Example | InputError:
     try:
         return _read_file(run, row)
     except InputError as error:
         return error
 
 
-def _read_file(run: api.Run, row: tuple) -> Example:
+def _read_file(run: Model, row: tuple) -> Example:
     path, label, box = row
     box = None if box is None else np.asarray(box, np.float32)
     return Example(str(path), run.prepare(path), partial(images.read_float, path), label, box)
@@ -332,16 +362,16 @@ def _original_picture(prepared: api.PreparedImage) -> np.ndarray:
 
 
 def _predict(
-    run: api.Run, examples: Iterator[Example | InputError], count: int
+    run: Model, examples: Iterator[Example | InputError], count: int
 ) -> Iterator[Pair | tuple[InputError, None]]:
     """Predict in batches; an InputError among the examples is yielded with None."""
     size = 1 if count == 1 else api.PREDICT_BATCH
     while batch := list(islice(examples, size)):
         read = [example for example in batch if isinstance(example, Example)]
-        rows = iter(run.predict_arrays([example.prepared.image for example in read], size))
+        found = iter(run.predict_prepared([example.prepared for example in read], size))
         for example in batch:
             if isinstance(example, Example):
-                yield example, run.to_original(example.prepared, next(rows))
+                yield example, next(found)
             else:
                 yield example, None
 

@@ -102,8 +102,9 @@ class Config(TrainConfig):
     """with --transfer frozen: number of stages, counted from the last, that are trained; 0: none"""
     weights: str = ""
     """for --transfer frozen or finetune: pretrained weights of the feature layers, in a
-    .safetensors or .pth file, hf:OWNER/NAME, or package:lite0; or run:DIR, the variables of another
-    run, whose class outputs are matched by the names of the classes"""
+    .safetensors or .pth file, hf:OWNER/NAME, or package:lite0; or the variables of a run, as
+    run:DIR or a .safetensors file of `jaxdet export`, whose class outputs are matched by the names
+    of the classes"""
     box_head: Literal["mlp", "per_cell"] = "mlp"
     """how the box is predicted: by fully connected layers from pooled features (mlp), or as the
     weighted mean of the boxes that all cells of a feature map predict (per_cell: resnets, lite0)"""

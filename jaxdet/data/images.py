@@ -67,6 +67,16 @@ def read_float(file: ImageFile) -> np.ndarray:
     return np.asarray(_decode(file, "RGB")[0], np.float32) / 255
 
 
+def read_pixels(file: ImageFile, longest: int | None = None) -> tuple[np.ndarray, Size]:
+    """Read an image; return ([h, w, 3] uint8, its original size).
+
+    A JPEG that is much larger than `longest`, the longer side to which it will be resized, is
+    decoded at a fraction of its size.
+    """
+    image, size = _decode(file, "RGB", longest)
+    return np.asarray(image), size
+
+
 def read_gray(file: ImageFile) -> tuple[np.ndarray, Size]:
     """Read an image in grayscale; return ([H, W, 1] float32 in [0, 1], its size).
 

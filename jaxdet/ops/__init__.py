@@ -8,6 +8,7 @@
 - `embeddings`: normalization, similarity, identification
 - `augment`: random image and box transforms
 - `numerics`: safe division and precision
+- `resize`: resizing of 8-bit images to the bits of Pillow
 
 Functions are pure and can be jitted, vmapped and differentiated.  Each function is written for one
 image, or broadcasts; `jax.vmap` adds the batch:
@@ -18,6 +19,16 @@ image, or broadcasts; `jax.vmap` adds the batch:
     jax.vmap(ops.nms.nms)(boxes, scores, labels)  # [B, N, 4], [B, N], [B, N]
 """
 
-from jaxdet.ops import anchors, assign, augment, boxes, embeddings, nms, numerics, windows
+from jaxdet.ops import anchors, assign, augment, boxes, embeddings, nms, numerics, resize, windows
 
-__all__ = ["anchors", "assign", "augment", "boxes", "embeddings", "nms", "numerics", "windows"]
+__all__ = [
+    "anchors",
+    "assign",
+    "augment",
+    "boxes",
+    "embeddings",
+    "nms",
+    "numerics",
+    "resize",
+    "windows",
+]

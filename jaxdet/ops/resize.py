@@ -7,9 +7,6 @@ passes to 8 bits.  All of it is integer arithmetic, so that results are the same
 Sizes and offsets are pairs (rows, columns), in int32.
 """
 
-from functools import partial
-
-import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -21,64 +18,67 @@ MAX_SIDE = 2**15 - 1  # pixels per side of an image; larger ones may overflow 32
 
 
 def letterbox(
-    images: Array,
-    sizes: Array,
+    image: Array,
+    size: Array,
     inner: Array,
-    offsets: Array,
+    offset: Array,
     *,
     shape: tuple[int, int],
     fill: int,
-    rows_first: Array | None = None,
+    rows_first: Array | bool = False,
 ) -> Array:
-    """Resize each image, bilinear and antialiased, onto a canvas: [B, height, width, C] uint8.
+    """Resize an image, bilinear and antialiased, onto a canvas: [height, width, C] uint8.
 
-    The resized images equal those of Pillow's `resize(..., Resampling.BILINEAR)`.  Loops run as
-    often as the largest image of the batch requires.
+    The resized image equals that of Pillow's `resize(..., Resampling.BILINEAR)`.  Loops run as
+    often as the sizes require: `jax.lax.map` over a batch costs less than `jax.vmap`.
 
     Args:
-        images: [B, H, W, C] uint8, with sides of at most `MAX_SIDE` pixels.
-        sizes: [B, 2], the used part of each image, from its upper left corner.
-        inner: [B, 2], the size of each resized image.
-        offsets: [B, 2], where its upper left corner is on the canvas.
+        image: [H, W, C] uint8, with sides of at most `MAX_SIDE` pixels.
+        size: [2], the used part of the image, from its upper left corner.
+        inner: [2], the size of the resized image.
+        offset: [2], where its upper left corner is on the canvas.
         shape: height and width of the canvas.
         fill: pixel value of the canvas outside the resized image.
-        rows_first: [B] bool, whether rows are resampled before columns; see `shrinks_rows_first`.
-          None: columns are always first, as in Pillow before version 13.
+        rows_first: [] bool, whether rows are resampled before columns; see `shrinks_rows_first`.
+          Pillow before version 13 always resamples columns first.
     """
-    rows, columns = (
-        jnp.arange(side)[None] - offsets[:, axis, None] for axis, side in enumerate(shape)
+    rows, columns = (jnp.arange(side) - offset[axis] for axis, side in enumerate(shape))
+
+    def resample_rows(image):
+        return _resample(image, size[0], inner[0], rows)
+
+    def resample_columns(image):
+        return _resample(image.swapaxes(0, 1), size[1], inner[1], columns).swapaxes(0, 1)
+
+    found = lax.cond(
+        rows_first,
+        lambda image: resample_columns(resample_rows(image)),
+        lambda image: resample_rows(resample_columns(image)),
+        image,
     )
-    between = sizes[:, 0]
-    if rows_first is not None:
-        between = jnp.where(rows_first, inner[:, 0], between)
-        every_row = jnp.broadcast_to(jnp.arange(images.shape[1])[None], images.shape[:2])
-        first = partial(_resample, size=sizes[:, 0], inner=between, places=every_row)
-        images = lax.cond(rows_first.any(), first, lambda images: images, images)
-    found = _resample(images.swapaxes(1, 2), sizes[:, 1], inner[:, 1], columns).swapaxes(1, 2)
-    found = _resample(found, between, inner[:, 0], rows)
-    inside = _is_within(rows, inner[:, :1])[:, :, None] & _is_within(columns, inner[:, 1:])[:, None]
+    inside = _is_within(rows, inner[0])[:, None] & _is_within(columns, inner[1])[None]
     return jnp.where(inside[..., None], found, jnp.uint8(fill))
 
 
-def letterbox_geometry(sizes: Array, height: int, width: int) -> tuple[Array, Array]:
-    """Sizes [B, 2] of images that fill the canvas as far as possible, and their offsets [B, 2].
+def letterbox_geometry(size: Array, height: int, width: int) -> tuple[Array, Array]:
+    """Size [2] of an image that fills the canvas as far as possible, and its offset [2].
 
-    sizes: [B, 2], original sizes.  `data.images.letterbox_transform` has the same geometry.
+    size: [2], original size.  `data.images.letterbox_transform` has the same geometry.
     """
-    rows, columns = sizes[:, 0], sizes[:, 1]
+    rows, columns = size
     fitted = jnp.where(
-        (height * columns <= width * rows)[:, None],
-        jnp.stack([jnp.full_like(rows, height), _round_half_even(columns * height, rows)], 1),
-        jnp.stack([_round_half_even(rows * width, columns), jnp.full_like(rows, width)], 1),
+        height * columns <= width * rows,
+        jnp.stack([jnp.int32(height), _round_half_even(columns * height, rows)]),
+        jnp.stack([_round_half_even(rows * width, columns), jnp.int32(width)]),
     )
     inner = jnp.maximum(fitted, 1)
-    return inner, (jnp.array([[height, width]], jnp.int32) - inner) // 2
+    return inner, (jnp.array([height, width], jnp.int32) - inner) // 2
 
 
-def shrinks_rows_first(sizes: Array, inner: Array) -> Array:
-    """Whether Pillow, from version 13 on, resamples rows before columns: [B] bool."""
-    removed = sizes - inner
-    return removed[:, 0] > 2 * jnp.maximum(removed[:, 1], 0)
+def shrinks_rows_first(size: Array, inner: Array) -> Array:
+    """Whether Pillow, from version 13 on, resamples rows before columns: [] bool."""
+    rows, columns = size - inner
+    return rows > 2 * jnp.maximum(columns, 0)
 
 
 def gray(images: Array) -> Array:
@@ -87,13 +87,12 @@ def gray(images: Array) -> Array:
     return ((red * 19595 + green * 38470 + blue * 7471 + 2**15) >> 16).astype(jnp.uint8)[..., None]
 
 
-def _resample(images: Array, size: Array, inner: Array, places: Array) -> Array:
-    """Rows `places` [B, N] of images [B, H, W, C] whose first `size` [B] rows become `inner` [B].
+def _resample(image: Array, size: Array, inner: Array, places: Array) -> Array:
+    """Rows `places` [N] of an image [H, W, C] whose first `size` rows become `inner` rows.
 
     Distances are in units of 1 / (2 * inner) input rows, in which they are integers.
     """
-    taps = 2 * jnp.max(-(-size // inner)) + 1  # the largest number of input rows per output row
-    size, inner = size[:, None], inner[:, None]
+    taps = 2 * -(-size // inner) + 1  # the largest number of input rows per output row
     center = (2 * jnp.clip(places, 0, inner - 1) + 1) * size
     support = 2 * jnp.maximum(size, inner)
     first = (center - support + inner) // (2 * inner)
@@ -105,12 +104,11 @@ def _resample(images: Array, size: Array, inner: Array, places: Array) -> Array:
 
     def add(tap, sum_):
         index, weight = weigh(tap)
-        index = jnp.clip(index, 0, images.shape[1] - 1)
-        values = jax.vmap(lambda image, index: image[index])(images, index).astype(jnp.int32)
-        return sum_ + _rounded_ratio(weight, total)[..., None, None] * values
+        values = image[jnp.clip(index, 0, image.shape[0] - 1)].astype(jnp.int32)
+        return sum_ + _rounded_ratio(weight, total)[:, None, None] * values
 
     total = lax.fori_loop(0, taps, lambda tap, sum_: sum_ + weigh(tap)[1], jnp.zeros_like(center))
-    start = jnp.full((*places.shape, *images.shape[2:]), ONE // 2, jnp.int32)
+    start = jnp.full((len(places), *image.shape[1:]), ONE // 2, jnp.int32)
     return (lax.fori_loop(0, taps, add, start) >> WEIGHT_BITS).astype(jnp.uint8)
 
 

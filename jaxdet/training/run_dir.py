@@ -37,6 +37,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 # Options that name a file or folder, which may move.
 PATHS = ("root", "split_files", "weights", "image_cache")
 CONFIG, METRICS, LOCK, STREAMS = "config.json", "metrics.jsonl", "lock", "streams.json"
+THRESHOLDS = "thresholds.json"  # score thresholds that `jaxdet eval --choose-threshold` stores
 DRAFT = "run.partial"  # temporary name of a new run, if it must be built inside its folder
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # errors of file systems without locks
 REMEDY = "restore it, or train again"
@@ -365,6 +366,12 @@ def read_config(folder: str | Path) -> RunConfig:
         return RunConfig(system, migrations.migrate_values(system, config), metadata)
     except (KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged ({error!r}); {REMEDY}") from None
+
+
+def read_thresholds(folder: str | Path) -> dict[str, Any] | None:
+    """The content of `thresholds.json`; None without the file, InputError if it is damaged."""
+    path = Path(folder) / THRESHOLDS
+    return _read(path, dict[str, Any]) if path.exists() else None
 
 
 def _writer(folder: str | Path) -> str:

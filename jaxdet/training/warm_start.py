@@ -10,6 +10,7 @@ of new classes keep their initial values.  The backbone must fit as a whole.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ from jaxdet import tables
 from jaxdet.config import RUN
 from jaxdet.errors import InputError
 from jaxdet.models import registry
-from jaxdet.training import checkpoint, run_dir
+from jaxdet.training import checkpoint, run_dir, weight_file
 from jaxdet.types import Array, Tree
 
 BACKBONE = "features"  # name of the backbone in a network
@@ -39,9 +40,16 @@ class Trained(NamedTuple):
 
 
 def read_run(folder: str) -> Trained:
-    """The network of the run in `folder`; InputError if it has no checkpoint."""
-    _, variables = checkpoint.read_variables(folder)
-    metadata = run_dir.read_metadata(folder)
+    """The network of the run in a folder, or in a file that `jaxdet export` has written.
+
+    Raises InputError if the folder has no checkpoint, or if the file is damaged.
+    """
+    if Path(folder).is_file():
+        saved = weight_file.read(folder)
+        variables, metadata = saved.variables, saved.metadata
+    else:
+        _, variables = checkpoint.read_variables(folder)
+        metadata = run_dir.read_metadata(folder)
     normalization = metadata.get("normalization", "")
     return Trained(f"{RUN}{folder}", variables, tuple(metadata["classes"]), normalization)
 
@@ -55,7 +63,8 @@ def read_detector(model: str, weights: str) -> Trained:
 class Layout(NamedTuple):
     """Where the classes are in a variable: consecutive entries in each part of one of its axes.
 
-    axis: the axis.  groups: number of equal parts of the axis, each with an entry per class.
+    axis: the axis.
+    groups: number of equal parts of the axis, each with an entry per class.
     first: place of the first class in a part; None: the classes are the last entries of a part.
     """
 
@@ -70,7 +79,7 @@ class WarmStart:
 
     read: function that reads the trained network, such as `partial(read_run, folder)`.
     shapes: function from a number of classes to the shapes of the variables of that network.
-    normalization: of the network's images, as in the metadata of a run.
+    normalization: normalization of the network's images, as in the metadata of a run.
     first_class: `Layout.first` of the network's outputs.
 
     Raises InputError if the trained network cannot be read, if its backbone is another one, or if

@@ -1,0 +1,167 @@
+"""Prediction with the program in a `.jaxdet` file, without the code or options of the network.
+
+model = jaxdet.load_exported("detector.jaxdet")
+for found in model.predict(["a.jpg", array]):
+    print(found.boxes, [model.classes[label] for label in found.labels])
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxdet.data import image_inputs
+from jaxdet.data import images as image_files
+from jaxdet.errors import InputError
+from jaxdet.export import package, program
+from jaxdet.kernels import compiler
+from jaxdet.ops import resize
+from jaxdet.types import (
+    Array,
+    Candidates,
+    Classification,
+    Detections,
+    Localization,
+    Prediction,
+    PreparedImage,
+)
+
+BATCH = 8  # images per call of the program, unless the program has a fixed number
+MIN_SIDE = 64  # pixels per side of the smallest array of images
+MAX_PIXELS = 2**23  # per call; larger images are predicted in smaller batches
+
+
+class ExportedModel:
+    """A model that `Run.export` has written: its program, weights and metadata."""
+
+    def __init__(self, path: str | Path):
+        """Read a `.jaxdet` file; InputError if it is damaged, or if JAX cannot read its program."""
+        self.path = Path(path)
+        self.package = package.read(path)
+        self._exported = package.load_program(self.package, path)
+
+    def __repr__(self) -> str:
+        return f"ExportedModel({str(self.path)!r}, system={self.system!r})"
+
+    @property
+    def system(self) -> str:
+        """Name of the system of the run: digits, objects, detect, cifar10 or faces."""
+        return self.package.network.system
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Classes, input shape and normalization of the run."""
+        return self.package.network.metadata
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The same as `metadata`: all that the run was trained with is in the file."""
+        return self.metadata
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes; a label is an index into them."""
+        return tuple(self.metadata["classes"])
+
+    @property
+    def finds_many(self) -> bool:
+        """Whether `predict` returns `Detections`, any number of objects per image."""
+        return "valid" in self.package.description["outputs"]
+
+    @property
+    def batch(self) -> int | None:
+        """Images per call of the program; None: any number."""
+        return self.package.description["batch"]
+
+    def predict(self, images: Any, *, batch_size: int = BATCH) -> Any:
+        """The prediction for one image, or a list of predictions for a list of images.
+
+        Arguments and results are as in `Run.predict`; a detector without non-maximum suppression
+        gives `Candidates`.  Raises InputError for an image that cannot be read and, if the program
+        does not resize images, for an image of another size.
+        """
+        one, several = image_inputs.as_list(images)
+        if batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, got {batch_size}")
+        predictions = []
+        with ThreadPoolExecutor() as pool:
+            for start in range(0, len(several), batch_size):
+                prepared = list(pool.map(self.prepare, several[start : start + batch_size]))
+                predictions += self.predict_prepared(prepared, batch_size)
+        return predictions[0] if one else predictions
+
+    def prepare(self, image: Any) -> PreparedImage:
+        """Decode an image, in any form that `predict` accepts; it keeps its size."""
+        height, width, _ = self.metadata["input"]
+        resized = self.package.description["resizing"] != "none"
+        file = image_inputs.readable(image)
+        pixels, size = image_files.read_pixels(file, max(height, width) if resized else None)
+        name = file if isinstance(file, str | Path) else "image"
+        if not resized and size != (height, width):
+            raise InputError(
+                f"{name}: must have {height} x {width} pixels, the input of {self.path}, got "
+                f"{size[0]} x {size[1]}"
+            )
+        if max(pixels.shape) > resize.MAX_SIDE:
+            raise InputError(
+                f"{name}: sides must have at most {resize.MAX_SIDE} pixels, got {size[0]} x "
+                f"{size[1]}"
+            )
+        return PreparedImage(pixels, size, np.ones(4, np.float32), np.zeros(4, np.float32))
+
+    def predict_prepared(
+        self, images: Sequence[PreparedImage], batch_size: int = BATCH
+    ) -> list[Any]:
+        """Predictions for images from `prepare`, in their order.
+
+        Images that the program resizes are padded to squares of one size, whose side is a power of
+        two, so that few programs are compiled.
+        """
+        if not images:
+            return []
+        height, width = np.max([image.image.shape[:2] for image in images], 0).tolist()
+        if self.package.description["resizing"] != "none":
+            side = max(MIN_SIDE, 1 << (max(height, width) - 1).bit_length())
+            height = width = min(side, resize.MAX_SIDE)
+        count = self.batch or max(min(batch_size, MAX_PIXELS // (height * width)), 1)
+        found = []
+        for start in range(0, len(images), count):
+            own = images[start : start + count]
+            rows = self._call(own, (height, width), count)
+            for i in range(len(own)):
+                found.append(to_prediction({name: rows[name][i] for name in rows}))
+        return found
+
+    def _call(
+        self, images: Sequence[PreparedImage], size: tuple[int, int], count: int
+    ) -> dict[str, np.ndarray]:
+        """The outputs of the program for at most `count` images, padded to arrays of this size."""
+        pixels = np.zeros((count, *size, 3), np.uint8)
+        sizes = np.ones((2, count, 2), np.int32)
+        for i, image in enumerate(images):
+            height, width = image.image.shape[:2]
+            pixels[i, :height, :width] = image.image
+            sizes[:, i] = (height, width), image.size
+        return jax.device_get(self._compiled(self._weights, pixels, *sizes))
+
+    @cached_property
+    def _weights(self) -> dict[str, Array]:
+        return jax.device_put(program.flatten(self.package.network.variables))
+
+    @cached_property
+    def _compiled(self) -> Callable[..., dict[str, Array]]:
+        return compiler.jit(self._exported.call)
+
+
+def to_prediction(row: dict[str, np.ndarray]) -> Prediction | Candidates:
+    """A prediction from the outputs of a program or model for one image."""
+    if "valid" in row:
+        return Detections(*(row[name][row["valid"]] for name in Detections._fields))
+    if "boxes" in row:
+        return Candidates(row["boxes"], row["scores"])
+    kind = Localization if "box" in row else Classification
+    return kind(*(row[name] for name in kind._fields))
