@@ -111,9 +111,10 @@ def difference(
 ) -> tuple[float, float]:
     """The largest difference of two predictions of an image: (of boxes in pixels, of scores).
 
-    Each detection is compared with the most similar one of the same label.  A detection may be
-    missing if its score is within `MAX_SCORE` of `score_threshold` or, among `max_detections`, of
-    the lowest score.  Infinite for different labels and for other missing detections.
+    Each detection is compared with the most similar detection of the same label.  A detection may
+    be missing if its score is within `MAX_SCORE` of `score_threshold` or, among `max_detections`,
+    of the lowest score.  The difference is infinite for different labels and for other missing
+    detections.
     """
     if isinstance(expected, Detections) and isinstance(found, Detections):
         most = max_detections or np.inf
@@ -187,7 +188,7 @@ def _tiled(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _missing(one: Detections, other: Detections, least: float) -> tuple[float, float]:
-    """The largest difference of a detection of `one` from the most similar one in `other`.
+    """The largest difference of a detection of `one` from the most similar detection in `other`.
 
     Detections with a score of at most `least` may be missing.
     """
