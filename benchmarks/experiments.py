@@ -292,9 +292,10 @@ def render(record: dict[str, Any]) -> str:
 
 
 def summarize(record: dict[str, Any]) -> str:
-    """Markdown of a record: one row per run, with the mean of runs that differ in the seed only.
+    """Markdown of a record, in which runs that differ only in the seed share one row.
 
-    `deviation` is the standard deviation of their first score.
+    Such a row has the mean of each score over the seeds; `deviation` is the standard deviation of
+    the first score.
     """
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in record["rows"]:

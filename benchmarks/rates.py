@@ -1,11 +1,11 @@
-"""A step of several learning rates: all in one vmapped program against one after the other.
+"""Training steps at several learning rates: one vmapped program against one rate after the other.
 
     python -m benchmarks.rates --count 8 --json FILE
     python -m benchmarks.rates --convolutions auto im2col
 
 `jaxdet sweep` measures the same before a sweep, on a few steps, and takes the faster; here as many
 steps as `--seconds` allow are interleaved. Images are noise of the size of CIFAR-10, on one device.
-A ratio below 1 means that one program is faster.
+The ratio is the time of the vmapped program divided by the time of one rate after the other.
 
 Under `vmap` over its kernels a convolution becomes a grouped one (`lax`), whose gradients are slow
 on CPUs and on CUDA; `im2col` computes it as a matrix product. `auto` is the choice of a sweep.

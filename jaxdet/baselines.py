@@ -94,7 +94,7 @@ def evaluate(
 def evaluate_predictions(
     predictions: Predictions, source: ArraySource, task: Task, hparams: Mapping[str, Array]
 ) -> dict[str, Any]:
-    """Compute the loss terms and scores of predictions for a source, as for a network.
+    """Compute the loss terms and scores of predictions, in the same way as for a network.
 
     `task` is a `LocalizationTask` whose network is `FixedOutputs`.
     """

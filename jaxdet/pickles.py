@@ -208,8 +208,8 @@ def next_unpickler(
         if "PUT" in opcode.name and int(argument or 0) > stream.tell():
             # The memo of an unpickler may grow to the largest index.
             raise InputError(
-                f"memo indices of a pickle must be within its length, got {argument}; "
-                f"{unpickler.expected}"
+                f"is damaged: its pickle stores an object at index {argument}, beyond its own "
+                f"length; fetch it again"
             )
     return unpickler(io.BytesIO(stream.getbuffer()[start : stream.tell()]), **options)
 

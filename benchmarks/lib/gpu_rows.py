@@ -202,9 +202,9 @@ def plain_bits_result(record: Record) -> Result:
 
 
 def export_result(record: Record) -> Result:
-    """The device that ran the exported program, and how much its logits differ from the CPU's.
+    """The device that ran the exported program, and the largest difference of its logits.
 
-    This is the largest difference, as a fraction of the largest logit.
+    The difference is from the logits of the CPU, as a fraction of the largest logit.
     """
     (row,) = record["rows"]
     text = f"made on a CPU for {' and '.join(row['platforms'])}, run on {row['device']}: "

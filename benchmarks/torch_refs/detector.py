@@ -98,6 +98,8 @@ class Detector(nn.Module):
 def detection_loss(outputs: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
     """Binary cross-entropy plus 5 times the CIoU loss, divided by the sum of the target scores.
 
+    The CIoU loss of a cell is weighted by its target score.
+
     target: true boxes [B, G, 4], true labels [B, G] and valid [B, G].
     """
     classes, boxes, points = outputs

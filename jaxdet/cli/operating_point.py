@@ -52,7 +52,10 @@ def run(options: Eval) -> int:
     _check_system(run, "--choose-threshold")
     experiment = run.with_data()
     if "val" not in experiment.splits:
-        raise InputError(f"{options.run} has no validation split to choose thresholds on")
+        raise InputError(
+            f"{options.run} has no validation split to choose thresholds on; give a threshold with "
+            f"--score-threshold"
+        )
     matches = {
         name: _match(run, experiment, name) for name in ("val", "test") if name in experiment.splits
     }

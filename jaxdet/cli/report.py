@@ -116,7 +116,10 @@ def resolve_limits(
 
 
 def differences(evaluated: Sequence[EvaluatedRun]) -> Iterator[str]:
-    """Yield paragraphs on options that differ, incomplete runs, and runs of one program."""
+    """Yield paragraphs on options that differ, runs that ended early, and runs trained together.
+
+    Runs that one vmapped program has trained together share their time.
+    """
     names = [
         field
         for field in vars(evaluated[0].config)

@@ -324,8 +324,8 @@ def check(config: Config) -> None:
         )
     if config.box_head == "per_cell" and registry.get(config.model).kind == "localizer":
         raise InputError(
-            f"--box-head must be mlp for --model {config.model}, which has one feature map, got "
-            f"per_cell; choose a resnet or lite0"
+            f"--box-head per_cell needs a resnet or lite0, got --model {config.model}; choose "
+            f"--box-head mlp or another model"
         )
     if not config.norm and config.model == "lite0":
         raise InputError("--norm must be true for --model lite0, got false; choose another --model")

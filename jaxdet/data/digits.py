@@ -114,10 +114,9 @@ def read_idx(path: str | Path) -> np.ndarray:
     start = 4 + 4 * len(shape)
     expected = start + dtype.itemsize * math.prod(shape)
     if len(content) != expected:
-        state = "is truncated" if len(content) < expected else "is too long"
+        state = "truncated" if len(content) < expected else "too long"
         raise InputError(
-            f"{path}: {state}: must have {expected} bytes according to its header, got "
-            f"{len(content)}; {AGAIN}"
+            f"{path} is {state}: its header announces {expected} bytes, got {len(content)}; {AGAIN}"
         )
     values = np.frombuffer(content, dtype, offset=start).reshape(shape)
     return values.astype(dtype.newbyteorder("="))

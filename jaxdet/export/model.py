@@ -5,7 +5,7 @@ for found in model.predict(["a.jpg", array]):
     print(found.boxes, [model.classes[label] for label in found.labels])
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -59,7 +59,7 @@ class ExportedModel:
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """The same as `metadata`: all that the run was trained with is in the file."""
+        """The metadata stored with the run, which a `.jaxdet` file holds once: `metadata`."""
         return self.metadata
 
     @property
@@ -85,14 +85,21 @@ class ExportedModel:
         does not resize images, for an image of another size.
         """
         one, several = image_inputs.as_list(images)
-        if batch_size < 1:
-            raise InputError(f"batch_size must be at least 1, got {batch_size}")
-        predictions = []
-        with ThreadPoolExecutor() as pool:
-            for start in range(0, len(several), batch_size):
-                prepared = list(pool.map(self.prepare, several[start : start + batch_size]))
-                predictions += self.predict_prepared(prepared, batch_size)
-        return predictions[0] if one else predictions
+        found = [to_prediction(row) for row in self._rows_of(several, batch_size)]
+        return found[0] if one else found
+
+    def embed(self, images: Any, *, batch_size: int = BATCH) -> np.ndarray:
+        """Embeddings [N, D] of a list of N images, or [D] of a single image; see `Run.embed`.
+
+        Raises InputError as `predict` does, for an empty list, and for a model without embeddings.
+        """
+        if "embedding" not in self.package.description["outputs"]:
+            raise InputError(f"{self.path}: embeddings need faces, got a model of {self.system}")
+        one, several = image_inputs.as_list(images)
+        if not several:
+            raise InputError("embed must be given at least one image, got none")
+        found = np.stack([row["embedding"] for row in self._rows_of(several, batch_size)])
+        return found[0] if one else found
 
     def prepare(self, image: Any) -> PreparedImage:
         """Decode an image, in any form that `predict` accepts; it keeps its size."""
@@ -116,25 +123,37 @@ class ExportedModel:
     def predict_prepared(
         self, images: Sequence[PreparedImage], batch_size: int = BATCH
     ) -> list[Any]:
-        """Predictions for images from `prepare`, in their order.
+        """Predictions for images from `prepare`, in their order."""
+        return [to_prediction(row) for row in self._rows(images, batch_size)]
+
+    def _rows_of(self, images: Sequence[Any], batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+        """The outputs of the program for each image, read in threads, a batch at a time."""
+        if batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, got {batch_size}")
+        with ThreadPoolExecutor() as pool:
+            for start in range(0, len(images), batch_size):
+                prepared = list(pool.map(self.prepare, images[start : start + batch_size]))
+                yield from self._rows(prepared, batch_size)
+
+    def _rows(
+        self, images: Sequence[PreparedImage], batch_size: int
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """The outputs of the program for each image.
 
         Images that the program resizes are padded to squares of one size, whose side is a power of
         two, so that few programs are compiled.
         """
         if not images:
-            return []
+            return
         height, width = np.max([image.image.shape[:2] for image in images], 0).tolist()
         if self.package.description["resizing"] != "none":
             side = max(MIN_SIDE, 1 << (max(height, width) - 1).bit_length())
             height = width = min(side, resize.MAX_SIDE)
         count = self.batch or max(min(batch_size, MAX_PIXELS // (height * width)), 1)
-        found = []
         for start in range(0, len(images), count):
             own = images[start : start + count]
             rows = self._call(own, (height, width), count)
-            for i in range(len(own)):
-                found.append(to_prediction({name: rows[name][i] for name in rows}))
-        return found
+            yield from ({name: rows[name][i] for name in rows} for i in range(len(own)))
 
     def _call(
         self, images: Sequence[PreparedImage], size: tuple[int, int], count: int

@@ -50,16 +50,17 @@ def images_to_replay(
 
 
 def split_images(experiment: Experiment) -> list[np.ndarray]:
-    """Images [h, w, 3] uint8 of the validation split of an experiment, or of its first split.
+    """The first images [h, w, 3] uint8 of the validation split or, without one, the first split.
 
-    The images are as the network reads them, without the padding of letterboxed images.
+    At most `COUNT - len(SIZES)` images are returned, as the network reads them, but without the
+    padding of letterboxed images.
     """
     split = "val" if "val" in experiment.splits else next(iter(experiment.splits))
     batch, found = experiment.splits[split].first(COUNT - len(SIZES)).arrays, []
-    for i, image in enumerate(batch["image"]):
-        image = image if image.ndim == 3 else image[..., None]
-        if image.dtype != np.uint8:
-            image = np.uint8(np.rint(image * 255))
+    images = np.asarray(batch["image"])
+    if images.dtype != np.uint8:
+        images = np.rint(images * 255).astype(np.uint8)
+    for i, image in enumerate(images if images.ndim == 4 else images[..., None]):
         if "to_original" in batch:
             scale, offset = np.split(batch["to_original"][i], 2)
             left, top = np.rint(-offset / scale).astype(int)
@@ -120,11 +121,12 @@ def difference(
         most = max_detections or np.inf
         differences = []
         for one, other in ((expected, found), (found, expected)):
-            full = len(one.scores) >= most
-            least = max(score_threshold, one.scores.min() if full else 0.0) + MAX_SCORE
-            differences.append(_missing(one, other, least))
-        return tuple(max(column) for column in zip(*differences, strict=True))
-    if isinstance(expected, Localization) and expected.label != found.label:
+            lowest = one.scores.min(initial=1.0) if len(one.scores) >= most else 0.0
+            differences.append(_missing(one, other, max(score_threshold, lowest) + MAX_SCORE))
+        pixels, score = np.max(differences, 0)
+        return float(pixels), float(score)
+    boxed = isinstance(expected, Localization) and isinstance(found, Localization)
+    if boxed and expected.label != found.label:
         return np.inf, np.inf
 
     def largest(*names):
@@ -135,8 +137,8 @@ def difference(
 
 
 def run_process(words: Sequence[str]) -> None:
-    """Run this module in a process of its own; ReplayError if it fails."""
-    environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    """Run this module in a process of its own, on the CPU; ReplayError if it fails."""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", __name__, *words]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -192,7 +194,7 @@ def _missing(one: Detections, other: Detections, least: float) -> tuple[float, f
 
     Detections with a score of at most `least` may be missing.
     """
-    largest = 0.0, 0.0
+    largest = np.zeros(2)
     for box, score, label in zip(*one, strict=True):
         same = other.labels == label
         boxes = np.abs(other.boxes[same] - box[None]).max(1, initial=0)
@@ -203,8 +205,8 @@ def _missing(one: Detections, other: Detections, least: float) -> tuple[float, f
         if not len(worst):
             return np.inf, np.inf
         best = worst.argmin()
-        largest = max(largest[0], float(boxes[best])), max(largest[1], float(scores[best]))
-    return largest
+        largest = np.maximum(largest, (boxes[best], scores[best]))  # keeps NaN
+    return float(largest[0]), float(largest[1])
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ def conv_general_dilated(
 
 
 def auto_enabled(dtype: Any = jnp.float32) -> bool:
-    """Whether `auto` is more than `lax`: on a CPU, in float32, outside `default_impl("lax")`."""
+    """Whether `auto` may differ from `lax`: on a CPU, in float32, outside `default_impl("lax")`."""
     return jax.default_backend() == "cpu" and dtype == jnp.float32 and not uses_lax()
 
 

@@ -51,8 +51,8 @@ def ciou(predicted: Array, target: Array) -> jax.Array:
     """One minus the complete IoU [...] of corner boxes [..., 4], broadcasting, in [0, 2.5].
 
     It is `diou` plus a penalty on the difference of the aspect ratios.  No gradient flows through
-    the weight alpha of the penalty, nor through the aspect ratio of a point.
-    Zheng et al. 2020, arXiv:1911.08287.
+    the weight alpha of the penalty, nor through the aspect ratio of a box without
+    width and height.  Zheng et al. 2020, arXiv:1911.08287.
     """
     return 1 - boxes.ciou(predicted, target, eps=EPS)
 

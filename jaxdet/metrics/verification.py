@@ -113,6 +113,8 @@ def accuracy_at_thresholds(
 ) -> np.ndarray:
     """Fraction [T] of the N decisions that are correct at each of `thresholds` [T].
 
+    A score of at least the threshold is accepted.
+
     accept [N]: whether it is correct to accept.
     reject [N]: whether it is correct to reject; by default, where it is not correct to accept.
 

@@ -74,10 +74,11 @@ class Block(layers.ConvModule):
 class ConvNeXt(layers.Freezable):
     """A stem that convolves 4x4 patches, stages of blocks, and a linear layer.
 
-    Between stages, a convolution of 2x2 patches halves the map.
+    Before each stage but the first, a convolution of patches makes the map smaller.
 
     widths, blocks: number of channels, and of blocks, in each stage.
-    strides: side of the patches that are convolved before each stage; () means 1, 2, 2, ...
+    strides: for each stage, the side of these patches, by which the sides of the map are divided;
+      () means 1, 2, 2, ...  A 1 for the first stage adds no convolution.
     squeezes, dilations: `Block.squeeze` and `Block.dilation` in each stage; () keeps the defaults.
     block: constructor of a block.
     rate: rate of stochastic depth in the last block; the rate rises linearly from 0 in the first.

@@ -77,7 +77,9 @@ def parse(text: str) -> Chain:
     """The chain that words such as `c5,p2,c3s2p1` describe.
 
     A word is c for a convolution or p for a pool, the kernel size and, optionally, s with the
-    stride and p with the padding.  Raises InputError, which names the first invalid word.
+    stride and p with the padding.  The stride of a pool is its kernel size by default.
+
+    Raises InputError, which names the first invalid word.
     """
     chain = []
     for word in map(str.strip, text.split(",")):

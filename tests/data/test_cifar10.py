@@ -160,7 +160,7 @@ HUGE = array(VALUES, shape=(2**30, 2**30))
             pickle.dumps({b"fine_labels": [1]}, 2),
             r"must hold a dict with keys data and labels, got keys \['fine_labels'\]",
         ),
-        (b"\x80\x02}r\xff\xff\xff\x7f.", "memo indices of a pickle must be within its length, got"),
+        (b"\x80\x02}r\xff\xff\xff\x7f.", "is damaged: its pickle stores an object at index"),
     ],
 )
 def test_an_invalid_pickle_is_named(refused, content, message):
