@@ -16,9 +16,9 @@ Columns = Mapping[str, str] | Iterable[str]
 
 def to_markdown(rows: Iterable[Mapping[str, Any]], columns: Columns) -> str:
     """A Markdown table; integers have thousands separators, floats five significant digits."""
-    headings = _headings(columns)
-    lines = [headings.values(), ["---"] * len(headings)]
-    lines += [[_cell(row.get(key)) for key in headings] for row in rows]
+    shown = headings(columns)
+    lines = [shown.values(), ["---"] * len(shown)]
+    lines += [[_cell(row.get(key)) for key in shown] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -28,10 +28,9 @@ def aligned(rows: Sequence[Mapping[str, Any]], columns: Columns) -> str:
     Floats have four significant digits or, from 1,000 to a million, no digits after the point.
     """
     parts = []
-    for key, heading in _headings(columns).items():
+    for key, heading in headings(columns).items():
         values = [row.get(key) for row in rows]
-        cells = [heading, *(_rounded(v) if isinstance(v, float) else _cell(v) for v in values)]
-        cells = [printable(cell) for cell in cells]
+        cells = [printable(cell) for cell in (heading, *map(cell_text, values))]
         width = max(map(len, cells))
         numeric = all(value is None or is_number(value) for value in values)
         cells = [cell.rjust(width) if numeric else cell.ljust(width) for cell in cells]
@@ -50,13 +49,19 @@ def to_csv(rows: Iterable[Mapping[str, Any]], columns: Collection[str]) -> str:
     return lines.getvalue().rstrip("\n")
 
 
-def _headings(columns: Columns) -> dict[str, str]:
+def headings(columns: Columns) -> dict[str, str]:
+    """The heading of each column, {key: heading}."""
     return dict(columns) if isinstance(columns, Mapping) else {key: key for key in columns}
 
 
 def is_number(value: Any) -> bool:
     """Whether a value is a number, and not a boolean."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def cell_text(value: Any) -> str:
+    """The text of a value in a table for people; floats have four significant digits."""
+    return _rounded(value) if isinstance(value, float) else _cell(value)
 
 
 def _rounded(value: float) -> str:

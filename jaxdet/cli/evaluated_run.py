@@ -23,7 +23,7 @@ LOSS_OPTIONS = ("loss", "box_loss", "class_weight", "box_weight", "mask_loss_by"
 
 
 class Failure(NamedTuple):
-    """One of the worst predictions of a run."""
+    """One of the worst, or best, predictions of a run."""
 
     title: str
     image: np.ndarray  # [h, w, C] in [0, 1]: the original image, or the network's input
@@ -136,19 +136,40 @@ def worst_predictions(
 
     predictions: as in the report of `RecordingTask`.
     """
+    return _shown(name, experiment, split, predictions, _by_quality(predictions)[:MAX_FAILURES])
+
+
+def best_predictions(
+    name: str, experiment: Experiment, split: str, predictions: dict[str, np.ndarray]
+) -> list[Failure]:
+    """The `MAX_FAILURES` best predictions of a split, best first, as in `worst_predictions`."""
+    order = _by_quality(predictions)[::-1][:MAX_FAILURES]
+    return _shown(name, experiment, split, predictions, order)
+
+
+def _by_quality(predictions: dict[str, np.ndarray]) -> np.ndarray:
+    """Numbers of the images from the worst prediction to the best."""
+    right = predictions["label"] == predictions["predicted"]
+    score = predictions["score"]
+    quality = predictions.get("iou", np.where(right, score, -score))
+    return np.lexsort((quality, right))
+
+
+def _shown(
+    name: str,
+    experiment: Experiment,
+    split: str,
+    predictions: dict[str, np.ndarray],
+    order: np.ndarray,
+) -> list[Failure]:
+    """The predictions for the images with the numbers `order`, with their images."""
     classes = experiment.metadata["classes"]
     label, predicted, score = (predictions[k] for k in ("label", "predicted", "score"))
     right = label == predicted
-    if "iou" in predictions:
-        quantity, shown = "IoU", predictions["iou"]
-        quality = shown
-    else:
-        quantity, shown = "score", score
-        quality = np.where(right, score, -score)
-    order = np.lexsort((quality, right))[:MAX_FAILURES]
+    quantity, shown = ("IoU", predictions["iou"]) if "iou" in predictions else ("score", score)
     source = experiment.splits[split].take(order)
     subset = replace(experiment, splits={split: source})
-    batch = evaluator.samples(subset, split, MAX_FAILURES)
+    batch = evaluator.samples(subset, split, len(order))
     names = source.names or [f"{split}:{number}" for number in batch["id"]]
     true, found = predictions.get("true_box"), predictions.get("predicted_box")
     failures = []

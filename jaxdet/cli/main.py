@@ -38,6 +38,7 @@ commands:
   data split SYSTEM     split images into training, validation and test
   data preview SYSTEM   draw training inputs with their true boxes
   data assign RUN       draw the cells of a detector that are assigned to each true box
+  data audit RUN        rank likely label errors: missing, misplaced, mislabeled, duplicate boxes
   data convert SRC DST  write a detection data set as COCO, Pascal VOC, YOLO or parquet
   data verification     make the folders for `verify` from one folder of images per identity
   verify dev|test RUN   identify probes: tune the threshold on dev, apply it to test
@@ -56,8 +57,8 @@ VERIFY_COMMANDS = ("dev", "test", "pair", "pairs", "probe")
 COMMAND_USAGE = {  # commands that need a second word
     "train": "train SYSTEM [options]",
     "sweep": "sweep SYSTEM [options]",
-    "data": "data inspect|split|preview SYSTEM, data assign RUN, data convert SRC DST, or data "
-    "verification",
+    "data": "data inspect|split|preview SYSTEM, data assign|audit RUN, data convert SRC DST, or "
+    "data verification",
     "verify": f"verify {'|'.join(VERIFY_COMMANDS)} RUN [options]",
 }
 
@@ -105,6 +106,8 @@ def _dispatch(words: list[str], received: list[int]) -> int:
     from jaxdet.cli import flags, options
 
     match words:
+        case ["report", *rest]:
+            return _run("run_report", flags.parse("jaxdet report", rest, options.Report))
         case ["eval" | "predict" | "compare" | "describe" | "export" as command, *rest]:
             kind = getattr(options, command.capitalize())
             if {*HELP} & {*rest} and (system := _system_of(rest)):
@@ -131,6 +134,8 @@ def _dispatch(words: list[str], received: list[int]) -> int:
             return _run("data_verification", flags.parse("jaxdet data verification", rest, kind))
         case ["data", "assign", *rest]:
             return _run("data_assign", flags.parse("jaxdet data assign", rest, options.Assign))
+        case ["data", "audit", *rest]:
+            return _run("data_audit", flags.parse("jaxdet data audit", rest, options.Audit))
         case ["data", "convert", *rest]:
             return _run("data_convert", flags.parse("jaxdet data convert", rest, options.Convert))
         case ["data", "preview", system, *rest] if system in configs.SYSTEMS:

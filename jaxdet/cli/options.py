@@ -33,6 +33,12 @@ class Train(Process):
     """replace the run in --out"""
     quiet: bool = False
     """print nothing but errors"""
+    track: Literal["none", "tensorboard"] = "none"
+    """tensorboard: also write every number of metrics.jsonl for TensorBoard, into the folder
+    tensorboard in --out; needs tensorboardX: pip install jaxdet[track]"""
+    profile: int = 0
+    """write a trace of this many training steps, by jax.profiler, into the folder profile in --out;
+    0: no trace"""
     distributed: Literal["auto", "off"] = "auto"
     """auto: train in several processes, usually one per host, if Slurm or Open MPI has started more
     than one task, or with --coordinator; off: train in this process only; see docs/hosts.md"""
@@ -221,6 +227,27 @@ class Assign(Restored):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Audit(Restored):
+    """Likely label errors: missing, misplaced, mislabeled and duplicate true boxes.
+
+    Boxes are ranked by the scores of `jaxdet.metrics.label_errors`.  Predictions on images that the
+    run was trained on point to few errors, because it has learned them; audit other splits.
+    """
+
+    split: str = "test"
+    """train, val, test, or another split of the data; all: all of them; val replaces a missing test
+    split"""
+    out: Path = Path("audit.csv")
+    """.csv file to write, with the file, the row (number of the object in the file, from 1), the
+    score and the box of each likely error, and the box that is suggested"""
+    picture: Path | None = None
+    """contact sheet of the first boxes of each kind: true boxes green, predictions red; default:
+    --out with the ending .png"""
+    top: int = 20
+    """largest number of boxes of each kind; boxes with a score below .1 are left out"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Compare(Process):
     """Compare runs: one table of scores and costs, their validation curves, their worst failures.
 
@@ -261,6 +288,29 @@ class Compare(Process):
     """replace --report and its pictures"""
     json: bool = False
     """print JSON, one object per row"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(Process):
+    """One HTML page on a run, or on several side by side, that needs no server and no network."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """run folders"""
+    out: Path = Path("report.html")
+    """.html file to write"""
+    checkpoint: str = "best"
+    """best, last, or a step"""
+    split: str = "test"
+    """train, val, test, or another split of the runs' data; val replaces a missing test split"""
+    bootstrap: int = 1000
+    """number of resamples of the images, from which a 95% interval of each score is computed; 0: no
+    intervals"""
+    devices: int | None = None
+    """number of devices; default: as in each run, or fewer if this machine has fewer"""
+    eval_batch: int | None = None
+    """images per evaluation step, over all devices; default: as in each run"""
+    overwrite: bool = False
+    """replace --out"""
 
 
 @dataclass(frozen=True, kw_only=True)

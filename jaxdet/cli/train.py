@@ -4,7 +4,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,9 +16,9 @@ from jaxdet.cli import common, flags, signals
 from jaxdet.cli.options import Train
 from jaxdet.config import TrainConfig
 from jaxdet.errors import DeviceMemoryError, InputError, printable
-from jaxdet.training import hosts, progress, run_dir
+from jaxdet.training import hosts, progress, run_dir, tracking
 from jaxdet.training.loop import DivergedError
-from jaxdet.training.progress import Progress
+from jaxdet.training.progress import Callback, Progress
 
 EXPECTED = (  # errors whose one line is enough
     *(InputError, DivergedError, DeviceMemoryError, MemoryError, OSError),
@@ -68,18 +69,37 @@ def _train(
     if hosts.agree(len(received)):
         show.line("stopped before the training began: there is nothing to save")
     else:
-        experiment = api.run_training(
-            config,
-            folder,
-            resume=options.resume,
-            overwrite=options.overwrite,
-            show=show,
-            stop=lambda: bool(received),
-            spent=progress.since_start() or 0.0,
-        )
+        with _callbacks(options) as callbacks:
+            experiment = api.run_training(
+                config,
+                folder,
+                resume=options.resume,
+                overwrite=options.overwrite,
+                show=show,
+                callbacks=callbacks,
+                stop=lambda: bool(received),
+                spent=progress.since_start() or 0.0,
+            )
         if not received and hosts.is_main():
             _show_labels(folder, experiment.config, show)
     return 130 if signal.SIGINT in received else 0
+
+
+@contextmanager
+def _callbacks(options: Train) -> Iterator[list[Callback]]:
+    """The callbacks that the options ask for, closed at the end."""
+    if options.profile < 0:
+        raise InputError(f"--profile must be at least 0, got {options.profile}")
+    found: list[tracking.TensorBoard | tracking.Profile] = []
+    if options.track == "tensorboard" and hosts.is_main():
+        found.append(tracking.TensorBoard(options.out))
+    if options.profile and hosts.is_main():
+        found.append(tracking.Profile(options.out, options.profile))
+    try:
+        yield [*found]
+    finally:
+        for callback in found:
+            callback.close()
 
 
 def _end_all(error: BaseException, options: Train) -> NoReturn:

@@ -24,6 +24,7 @@ from jaxdet.training import checkpoint, run_dir
 from tests import tiny
 from tests.cli.test_main import PNG, files, main, parse_aligned
 from tests.cli.test_objects import small  # noqa: F401
+from tests.plots import test_page
 
 LABELS = ("face", "tall", "wide")
 OBJECTS = [
@@ -285,6 +286,22 @@ def test_failures_are_the_worst_predictions_of_each_run(compared):
         assert run == "d" or tuple(np.round(true)) == annotated[name]
         ranks.append((run, label == predicted, float(iou)))
     assert ranks == sorted(ranks)
+
+
+@pytest.mark.long
+def test_a_page_on_runs_of_different_systems_has_their_worst_and_best_images(here, tmp_path):
+    path = tmp_path / "report.html"
+    assert main("report", "d", "o", "--out", path, "--bootstrap", "0") == 0
+    text = path.read_text()
+    found = test_page.Page(text)
+    test_page.check_self_contained(found, text)
+    sizes = [test_page.decode(e[1]["href"]).size for e in found.all("image")]
+    assert sizes == [(56, 56)] * 12 + [(200, 160)] * 12
+    said = [e[2] for e in found.all("figcaption") if "IoU" in e[2]]
+    overlaps = [float(text.rsplit(maxsplit=1)[1]) for text in said]
+    for run in range(0, 24, 12):
+        worst, best = overlaps[run : run + 6], overlaps[run + 6 : run + 12]
+        assert sum(best) > sum(worst)
 
 
 def test_curves_are_drawn_for_terms_that_all_runs_have(tmp_path):

@@ -33,6 +33,7 @@ from jaxdet.training import state as training_state
 from tests import datasets
 from tests.cli.test_main import PNG, main, parse_aligned
 from tests.cli.test_objects import answers
+from tests.plots import test_page
 
 WORDS = [
     *("--size", "64", "96", "--epochs", "1", "--batch", "2", "--eval-batch", "1"),
@@ -223,6 +224,63 @@ def test_eval_counts_right_wrong_and_missed_boxes(fixed, capsys):
     }.items():
         assert main("eval", "run", *words) == 2
         assert message in capsys.readouterr().err
+
+
+def test_audit_ranks_label_errors_and_names_their_rows(fixed, capsys):
+    path = Path("coco/annotations/instances_val2017.json")
+    content = json.loads(path.read_text())
+    content["annotations"][1]["category_id"] = 3  # a dot labeled as a cell
+    del content["annotations"][2]  # a crowd, in which there is a prediction
+    path.write_text(json.dumps(content))
+    assert main("data", "audit", "run", "--out", "out/audit.csv", "--split", "val") == 0
+    said = capsys.readouterr().out
+    assert "wrote out/audit.csv\nwrote out/audit.png\n" in said
+    assert Path("out/audit.png").read_bytes().startswith(PNG)
+    with open("out/audit.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["split"] for row in rows} == {"val"} and {row["image"] for row in rows} == {"3.png"}
+    assert {row["file"] for row in rows} == {str(path)}
+    found = [(row["kind"], row["row"], row["class"], row["suggested"]) for row in rows]
+    assert found == [
+        ("missing", "", "cell", ""),
+        ("misplaced", "2", "cell", "cell"),
+        ("mislabeled", "2", "cell", "dot"),
+    ]
+    assert [float(rows[2][name]) for name in ("x0", "y0", "x1", "y1")] == [0, 0, 45, 45]
+    assert float(rows[0]["score"]) == pytest.approx(0.2 * (1 - 0.18), abs=0.01)
+    assert main("data", "audit", "run", "--top", "1", "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [row["kind"] for row in shown] == ["missing", "misplaced", "mislabeled"]
+    assert main("data", "audit", "run", "--top", "0") == 2
+    assert "--top must be at least 1, got 0" in capsys.readouterr().err
+
+
+def test_report_is_one_page_with_the_data_of_the_runs(fixed, capsys):
+    shutil.copytree("run", "other <b>")
+    words = ("report", "run", "other <b>", "--bootstrap", "20", "--out", "out/report.html")
+    assert main(*words, "--split", "val") == 0
+    assert capsys.readouterr().out == "wrote out/report.html\n"
+    text = Path("out/report.html").read_text()
+    found = test_page.Page(text)
+    test_page.check_self_contained(found, text)
+    headings = " ".join(e[2] for e in found.all("h2"))
+    parts = "Configuration Scores Curves Classes Confusion Images Operations Environment"
+    assert headings == parts
+    (scores,) = answers("eval", "run", "--split", "val")
+    shown = {float(e[1]["data-v"]) for e in found.all("td") if "data-v" in e[1]}
+    assert {scores["map"], scores["labels"]["dot"]["map50"], scores["additions"]} <= shown
+    charts = {e[1]["aria-label"]: e for e in found.all("svg", "chart")}
+    held = {(float(e[1]["data-x"]), float(e[1]["data-y"])) for e in found.all("circle")}
+    lines = [line for line in run_dir.read_metrics("run") if line["val"]]
+    expected = {(line["epoch"], line["val"]["loss"]) for line in lines}
+    assert expected <= held and "loss" in charts
+    images = [test_page.decode(e[1]["href"]) for e in found.all("image")]
+    assert len(images) == 2 and images[0].size == (96, 64)
+    assert len(found.all("rect", "predicted")) == 2 * 2 and len(found.all("rect", "true")) == 2 * 3
+    assert main(*words) == 2
+    assert "out/report.html exists" in capsys.readouterr().err
+    assert main("report") == 2
+    assert "must be given at least one run folder" in capsys.readouterr().err
 
 
 def test_one_program_evaluates_with_the_assigners_of_all_epochs(data):
