@@ -69,7 +69,7 @@ def plan(dataset: DetectionDataset, to: str) -> Plan:
     for name in dataset.classes:
         if not name.strip() or name != name.strip() or not name.isprintable():
             raise InputError(
-                f"names of classes must be printable, without spaces at either end, got {name!r}"
+                f"class names must be printable, without spaces at either end, got {name!r}"
             )
     if to in FIXED_SPLITS and (others := [*dataset.splits.keys() - {*detection.SPLITS}]):
         raise InputError(f"--to {to}: splits must be train, val or test, got {others[0]}")

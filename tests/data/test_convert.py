@@ -126,7 +126,7 @@ def test_splits_and_names_that_a_format_cannot_hold_are_refused():
     other = detection.DetectionDataset(("a",), {"unlabeled": [sample]}, ())
     with pytest.raises(InputError, match="splits must be train, val or test, got unlabeled"):
         convert.plan(other, "yolo")
-    with pytest.raises(InputError, match=r"names of classes must be visible text .* got 'a\\n'"):
+    with pytest.raises(InputError, match=r"class names must be printable, .* got 'a\\n'"):
         convert.plan(other._replace(classes=("a\n",)), "coco")
 
 
