@@ -39,6 +39,8 @@ class DetectorOutput(NamedTuple):
 class Detector(nn.Module):
     """A backbone, a neck and a head, given as constructors that take `axis_name` and `name`.
 
+    The constructor of the head also takes `outputs`, the number of outputs per side of a box.
+
     levels: number of maps of the backbone that the neck takes, counted from the coarsest.
     anchor_scales, anchor_ratios: each cell has one anchor for each pair of a scale and a ratio (see
       `ops.anchors`), and the head must predict as many boxes per cell, as offsets from these
