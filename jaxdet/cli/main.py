@@ -198,6 +198,7 @@ def _run(command: str, *arguments: Any) -> int:
     from jaxdet.training import parallel
     from jaxdet.training.loop import DivergedError
 
+    failures = DivergedError, DeviceMemoryError, ReplayError, MemoryError
     if unused := parallel.unused_gpu():
         print(f"jaxdet: warning: {unused}", file=sys.stderr)
     try:
@@ -205,7 +206,6 @@ def _run(command: str, *arguments: Any) -> int:
             return import_module(f"jaxdet.cli.{command}").run(*arguments)
     except BrokenPipeError:
         raise
-    failures = DivergedError, DeviceMemoryError, ReplayError, MemoryError
     except (InputError, OSError, *failures) as error:
         if chosen.debug:
             traceback.print_exc()
