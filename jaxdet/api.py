@@ -200,8 +200,9 @@ def load(
     Raises InputError if the folder is not a run or has no such checkpoint, or if an option is
     unknown or invalid.
     """
-    if Path(folder).is_file():
-        return _load_file(Path(folder), options)
+    path = Path(folder)
+    if path.suffix in (package.SUFFIX, EXPORT_SUFFIXES["safetensors"]) and path.is_file():
+        return _load_file(path, options)
     if experiment is None:
         config = change_options(runs.read_config(folder), options)
         experiment = runs.without_data(folder, config)
@@ -533,20 +534,22 @@ class Run:
         height, width, _ = self.metadata["input"]
         size = (height, width) if program.resizing_of(self.experiment) == "none" else None
         images = replay.images_to_replay(given, size)
-        if path.suffix == ".onnx":
-            images = [self.prepare(image).image for image in images]
-            run = compiler.jit(self._unsuppressed)
-            expected = [to_prediction(_first(run(image[None]))) for image in images]
-        else:
-            expected = self.predict(images) if nms else self._candidates(images)
+        # On the CPU: a GPU may round inputs of convolutions to TF32, differently in each program.
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            if path.suffix == ".onnx":
+                images = [self.prepare(image).image for image in images]
+                run = compiler.jit(self._unsuppressed)
+                expected = [to_prediction(_first(run(image[None]))) for image in images]
+            else:
+                expected = self.predict(images) if nms else self._candidates(images)
         names = ("score_threshold", "max_detections")
         limits = {name: getattr(self.config, name) for name in names if hasattr(self.config, name)}
         pixels, score = replay.prove(path, images, expected, replay.run_process, **limits)
         count = sum(np.size(getattr(one, "scores", 0)) for one in expected)
-        return (
-            f"replayed {len(images)} {what} in a new process: {count} scores differ by at most "
-            f"{score:.2g}, boxes by {pixels:.2g} pixels"
-        )
+        said = f"replayed {len(images)} {what} in a new process:"
+        if not count:
+            return f"{said} no objects are found in them"
+        return f"{said} {count} scores differ by at most {score:.2g}, boxes by {pixels:.2g} pixels"
 
     def _own_data(self) -> Experiment:
         """The experiment with the data of the run, also of a run from a file."""

@@ -96,7 +96,8 @@ def run(options: Predict) -> int:
         titles = [example.title for example in samples]
         examples = iter(samples)
     output = Output(run, options, titles)
-    known_ids = {} if paths else (experiment.image_ids or {}).get(split, {})
+    given_ids = getattr(experiment, "image_ids", None) or {}
+    known_ids = {} if paths else given_ids.get(split, {})
     ids = predict_files.image_ids(titles, known_ids) if many else [None] * len(titles)
     categories = predict_files.categories(run, experiment) if options.save_json else []
     results, unread = [], []

@@ -3,5 +3,6 @@
 - `program`: a run as one function from pixels to predictions in pixels of the original images
 - `package`: the files `NAME.jaxdet`, which hold a compiled program, the weights and their hashes
 - `model`: prediction with such a file, without the code of the network
+- `onnx_graph`: networks in ONNX
 - `replay`: a written file is compared with its run, in a process of its own
 """

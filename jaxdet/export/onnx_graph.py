@@ -175,7 +175,7 @@ class Graph:
         product = self.node("Mul", [self.constant(factors), size])
         return self.node("Add", [product, self.constant(fixed)])
 
-    def _equation(self, eqn: Any, inputs: list[Any]) -> list[Value | Unsupported]:
+    def _equation(self, eqn: Any, inputs: list[Any]) -> Sequence[Value | Unsupported]:
         kind, params = eqn.primitive.name, eqn.params
         body = next((params[name] for name in BODY_PARAMS if name in params), None)
         if body is not None and kind not in ("scan", "while", "cond"):

@@ -59,7 +59,10 @@ def make(experiment: Experiment, *, nms: bool = True) -> Program:
         "none": image_files.read_gray,
     }
     if reader is not readers[kind] or experiment.letterbox != image_files.CENTERED:
-        raise InputError("--format stablehlo needs a model whose images are resized by Pillow")
+        raise InputError(
+            "--format stablehlo needs images that are resized with antialiasing, unlike those of "
+            "YOLOX; choose --format onnx"
+        )
     if not nms and kind != "letterbox":
         raise InputError(f"--nms false needs a run of detect, got a run of {experiment.name}")
     predict = task.predict if nms else partial(_candidates, task)
@@ -117,7 +120,8 @@ def export_program(
 
 def flatten(variables: Tree) -> dict[str, Array]:
     """The variables of a network by path, such as `params/head/kernel`."""
-    return traverse_util.flatten_dict(variables, sep="/")
+    paths: Any = traverse_util.flatten_dict(variables, sep="/")
+    return paths
 
 
 def unflatten(weights: dict[str, Array]) -> Tree:

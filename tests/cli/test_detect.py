@@ -17,9 +17,11 @@ import pytest
 from flax import linen as nn
 from PIL import Image
 
+import jaxdet
 from jaxdet import configs, runs
 from jaxdet.configs import detect
 from jaxdet.data import formats, sampler
+from jaxdet.export import replay
 from jaxdet.metrics import detection as metrics
 from jaxdet.metrics import error_types
 from jaxdet.models import efficientnet, heads, necks, registry
@@ -40,6 +42,9 @@ WORDS = [
     *("--max-detections", "10"),
     *("--devices", "1", "--neck-channels", "8", "--model", "resnet18", "--warmup", "0"),
 ]
+
+
+KEYS = "image_id", "category_id"  # of COCO's results
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +200,47 @@ def test_chosen_thresholds_are_kept_in_the_run_and_applied_by_predict(fixed, cap
     Path("run/thresholds.json").write_text("{}")
     assert main(*words) == 2
     assert "run/thresholds.json is damaged" in capsys.readouterr().err
+
+
+@pytest.fixture
+def exporting(place, monkeypatch):
+    """The working folder; exported files are replayed in this process, on few small images."""
+    monkeypatch.setattr(replay, "run_process", replay.main)
+    monkeypatch.setattr(replay, "SIZES", [(1, 1), (30, 9), (7, 60), (60, 90)])
+    rewritten("run", score_threshold=0.0)
+
+
+def test_an_exported_program_is_replayed_and_keeps_the_chosen_thresholds(exporting, capsys):
+    step = next(path.name for path in Path("run/checkpoints").iterdir())
+    chosen = {"rule": "f1", "step": int(step), "all": None, "classes": {"cell": 0.0, "dot": None}}
+    Path("run/thresholds.json").write_text(json.dumps(chosen))
+    assert main("export", "run", "m.jaxdet", "--format", "stablehlo") == 0
+    said = capsys.readouterr().out
+    assert "replayed 16 images of the data" in said and "160 scores differ by at most" in said
+    words = ("data/images/val", "--score-threshold", "chosen", "--json")
+    lines = answers("predict", "m.jaxdet", *words)
+    assert {each["label"] for line in lines for each in line["objects"]} == {"cell"}
+
+
+@pytest.mark.long
+def test_an_exported_program_predicts_as_its_run(exporting, capsys):
+    assert main("export", "run", "m.jaxdet", "--format", "stablehlo") == 0
+    images, names = "data/images/val", ("run", "m.jaxdet")
+    for words in ((), ("--score-threshold", ".004")):
+        for name in names:
+            assert main("predict", name, images, *words, "--save-json", f"{name}.json") == 0
+        expected, found = (json.loads(Path(f"{name}.json").read_text()) for name in names)
+        assert expected and len(expected) == len(found)
+        for one, other in zip(expected, found, strict=True):
+            assert [one[key] for key in KEYS] == [other[key] for key in KEYS]
+            assert one["score"] == pytest.approx(other["score"], abs=1e-4)
+            assert one["bbox"] == pytest.approx(other["bbox"], abs=0.03)
+    assert main("export", "run", "raw.jaxdet", "--format", "stablehlo", "--nms", "false") == 0
+    capsys.readouterr()
+    assert main("predict", "raw.jaxdet", images) == 2
+    assert "has no non-maximum suppression" in capsys.readouterr().err
+    found = jaxdet.load_exported("raw.jaxdet").predict(np.zeros((40, 50, 3), np.uint8))
+    assert found.boxes.shape == (len(found.scores), 4) and found.scores.shape[1] == 2
 
 
 def test_eval_counts_right_wrong_and_missed_boxes(fixed, capsys):

@@ -62,6 +62,18 @@ def test_a_file_predicts_as_its_run(run, file):
     assert_equal_predictions([run.predict(pictures()[0])], [model.predict(pictures()[0])])
 
 
+def test_wrong_arguments_of_a_model(file):
+    model = jaxdet.load_exported(file)
+    assert model.predict([]) == []
+    for call, message in (
+        (lambda: model.predict(pictures(), batch_size=0), "batch_size must be at least 1"),
+        (lambda: model.predict(3), "must be a path, bytes, a PIL image or an array"),
+        (lambda: model.embed(pictures()), "embeddings need faces"),
+    ):
+        with pytest.raises(jaxdet.InputError, match=message):
+            call()
+
+
 def test_a_file_is_loaded_as_the_run(run, file):
     again = jaxdet.load(file)
     assert (again.config, again.step, again.classes) == (run.config, run.step, run.classes)
@@ -189,3 +201,6 @@ def test_every_system_in_a_process_of_its_own(system, tmp_path):
     sizes = [run.metadata["input"][:2]] * 4 if system == "digits" else SIZES
     model = jaxdet.load_exported(path)
     assert_equal_predictions(run.predict(pictures(sizes)), model.predict(pictures(sizes)))
+    if system == "faces":
+        found = model.embed(pictures())
+        np.testing.assert_allclose(found, run.embed(pictures()), rtol=1e-4, atol=1e-5)
