@@ -125,8 +125,11 @@ def difference(
             differences.append(_missing(one, other, max(score_threshold, lowest) + MAX_SCORE))
         pixels, score = np.max(differences, 0)
         return float(pixels), float(score)
-    boxed = isinstance(expected, Localization) and isinstance(found, Localization)
-    if boxed and expected.label != found.label:
+    if (
+        isinstance(expected, Localization)
+        and isinstance(found, Localization)
+        and expected.label != found.label
+    ):
         return np.inf, np.inf
 
     def largest(*names):

@@ -152,6 +152,27 @@ def test_another_model_does_not_pass_the_replay(run, file, in_process):
         replay.prove(file, images, moved, replay.run_process)
 
 
+def test_a_file_that_differs_from_its_run_is_not_kept(place, capsys, monkeypatch):
+    monkeypatch.setattr(jaxdet.Run, "_exported", lambda *_: (place / "model.jaxdet").read_bytes())
+    monkeypatch.setattr(jaxdet.Run, "predict", lambda *_: [None])
+
+    def prove(path, images, *_, **__):
+        assert path.exists() and len(images) == replay.COUNT
+        raise ReplayError(f"{path} does not give the predictions of its run")
+
+    monkeypatch.setattr(replay, "prove", prove)
+    assert main("export", "model.jaxdet", "new.jaxdet", "--format", "stablehlo") == 1
+    error = capsys.readouterr().err
+    assert "does not give the predictions" in error and error.count("\n") == 1
+    assert sorted(path.name for path in place.iterdir()) == ["a.png", "model.jaxdet"]
+
+
+def test_a_process_that_fails_is_reported(tmp_path):
+    (tmp_path / "images.npz").write_bytes(b"")
+    with pytest.raises(ReplayError, match="none.jaxdet cannot be replayed: "):
+        replay.run_process(["none.jaxdet", str(tmp_path / "images.npz"), "out.npz"])
+
+
 def test_images_to_replay_are_of_all_kinds():
     made = replay.images_to_replay(pictures())
     sizes = {image.shape[:2] for image in made}
