@@ -104,24 +104,21 @@ def render(record: dict[str, Any]) -> str:
 
 def compare(rows: Rows, fraction: float, repeats: int, cleanlab: str) -> list[dict[str, Any]]:
     """A row per kind and method, with means and standard deviations over the draws."""
+    draws = [inject(rows, fraction, seed) for seed in range(repeats)]
+    methods = {"jaxdet": [label_errors.find(draw.rows)._asdict() for draw in draws]}
+    if cleanlab:
+        methods |= cleanlab_scores([draw.rows for draw in draws], cleanlab)
     found: dict[tuple[str, str], list[dict[str, float]]] = {}
-    for seed in range(repeats):
-        injected = inject(rows, fraction, seed)
-        methods = {"jaxdet": label_errors.find(injected.rows)._asdict()}
-        if cleanlab:
-            for threshold in CLEANLAB_THRESHOLDS:
-                name = f"cleanlab, threshold {threshold:g}"
-                methods[name] = cleanlab_scores(injected.rows, cleanlab, threshold)
-        for kind in label_errors.KINDS:
-            for method, scores in methods.items():
-                if kind in scores:
-                    own = evaluate(injected, kind, scores[kind])
-                    found.setdefault((kind, method), []).append(own)
+    for kind in label_errors.KINDS:
+        for method, scores in methods.items():
+            if kind in scores[0]:
+                pairs = zip(draws, scores, strict=True)
+                found[kind, method] = [evaluate(draw, kind, own[kind]) for draw, own in pairs]
     table = []
-    for (kind, method), draws in found.items():
+    for (kind, method), figures in found.items():
         row: dict[str, Any] = {"kind": kind, "method": method}
-        for name in draws[0]:
-            values = [draw[name] for draw in draws]
+        for name in figures[0]:
+            values = [of_draw[name] for of_draw in figures]
             mean, spread = np.mean(values), np.std(values, ddof=1) if repeats > 1 else 0.0
             row[name] = int(mean) if name == "injected" else f"{mean:.2f} ({spread:.2f})"
         table.append(row)
@@ -188,18 +185,24 @@ def evaluate(injected: Injected, kind: str, scores: np.ndarray) -> dict[str, flo
     }
 
 
-def cleanlab_scores(rows: Rows, python: str, threshold: float) -> Rows:
-    """The scores of cleanlab, see `benchmarks.lib.cleanlab_scores`."""
+def cleanlab_scores(draws: Sequence[Rows], python: str) -> dict[str, list[Rows]]:
+    """The scores of cleanlab in each draw, as {method: [scores]}."""
     with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder) / "rows.npz", Path(folder) / "scores.npz"
-        np.savez(source, **rows)
-        words = [python, str(SCORES_SCRIPT), str(source), str(target), str(threshold)]
+        for number, rows in enumerate(draws):
+            np.savez(Path(folder) / f"{number}.npz", **rows)
+        words = [python, str(SCORES_SCRIPT), folder, *map(str, CLEANLAB_THRESHOLDS)]
         with regular_files.reading(f"--cleanlab {python}"):
             done = subprocess.run(words, capture_output=True, text=True)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise InputError(f"--cleanlab {python}: failed: {last}")
-        return dict(np.load(target))
+        return {
+            f"cleanlab, threshold {threshold:g}": [
+                dict(np.load(Path(folder) / f"{number}-{threshold}.scores"))
+                for number in range(len(draws))
+            ]
+            for threshold in CLEANLAB_THRESHOLDS
+        }
 
 
 def _removed_at(injected: Injected, place: Place) -> Place | None:

@@ -1,21 +1,34 @@
 """Box scores of cleanlab's object detection, computed in the environment that has cleanlab.
 
-    PYTHON cleanlab_scores.py INPUT.npz OUTPUT.npz THRESHOLD
+    PYTHON cleanlab_scores.py FOLDER THRESHOLD...
 
-INPUT has the columns of `jaxdet.metrics.label_errors`; OUTPUT has `missing` [N, P], `misplaced` and
-`mislabeled` [N, T], which are 1 minus the scores of cleanlab, with 0 for boxes that it does not
-score. THRESHOLD is cleanlab's high_probability_threshold. Imports nothing of jaxdet.
+Every FOLDER/NAME.npz has the columns of `jaxdet.metrics.label_errors`. For each threshold, which is
+cleanlab's high_probability_threshold, FOLDER/NAME-THRESHOLD.scores is written, an NPZ file with the
+arrays `missing` [N, P], `misplaced` and `mislabeled` [N, T]: 1 minus the scores of cleanlab, with 0
+for boxes that it does not score. Imports nothing of jaxdet.
 """
 
 import sys
-from functools import partial
+from pathlib import Path
 
 import numpy as np
+from cleanlab.internal.constants import ALPHA
 from cleanlab.object_detection import rank
 
 
-def main(source: str, target: str, threshold: str) -> None:
-    columns = dict(np.load(source))
+def main(folder: str, *thresholds: str) -> None:
+    for path in sorted(Path(folder).glob("*.npz")):
+        columns = dict(np.load(path))
+        labels, predictions, order = convert(columns)
+        auxiliary = rank._get_valid_inputs_for_compute_scores(ALPHA, labels, predictions)
+        for threshold in thresholds:
+            scores = score(columns, auxiliary, order, float(threshold))
+            with path.with_name(f"{path.stem}-{threshold}.scores").open("wb") as file:
+                np.savez(file, **scores)
+
+
+def convert(columns: dict) -> tuple[list, list, list]:
+    """(labels, predictions, places of their boxes in the columns) as cleanlab takes them."""
     count = int(max(columns["labels"].max(), columns["true_labels"].max())) + 1
     kept = columns["true_valid"] & ~columns["true_crowd"]
     labels, predictions, order = [], [], []
@@ -30,18 +43,27 @@ def main(source: str, target: str, threshold: str) -> None:
         order.append((np.concatenate(of_class), true))
         boxes = columns["true_boxes"][i, true]
         labels.append({"bboxes": boxes, "labels": columns["true_labels"][i, true]})
-    high = {"high_probability_threshold": float(threshold)}
+    return labels, predictions, order
+
+
+def score(columns: dict, auxiliary: list, order: list, threshold: float) -> dict[str, np.ndarray]:
+    """The scores of each kind of error."""
+    high = {"auxiliary_inputs": auxiliary, "high_probability_threshold": threshold}
     found = {
-        "missing": (partial(rank.compute_overlooked_box_scores, **high), 0, columns["valid"].shape),
-        "misplaced": (rank.compute_badloc_box_scores, 1, kept.shape),
-        "mislabeled": (partial(rank.compute_swap_box_scores, **high), 1, kept.shape),
+        "missing": (rank.compute_overlooked_box_scores(**high), 0, columns["valid"].shape),
+        "misplaced": (
+            rank.compute_badloc_box_scores(auxiliary_inputs=auxiliary),
+            1,
+            columns["true_valid"].shape,
+        ),
+        "mislabeled": (rank.compute_swap_box_scores(**high), 1, columns["true_valid"].shape),
     }
     results = {}
-    for kind, (function, part, shape) in found.items():
+    for kind, (of_images, part, shape) in found.items():
         results[kind] = np.zeros(shape)
-        for i, scores in enumerate(function(labels=labels, predictions=predictions)):
+        for i, scores in enumerate(of_images):
             results[kind][i, order[i][part]] = np.nan_to_num(1 - scores)
-    np.savez(target, **results)
+    return results
 
 
 if __name__ == "__main__":

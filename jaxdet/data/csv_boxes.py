@@ -62,8 +62,7 @@ def read(root: str | Path) -> DetectionDataset:
         own, faults = tables[split]
         splits[split] = [_annotate(path, image, labels) for image in own]
         notes += faults
-    used = {sample.image for samples in splits.values() for sample in samples}
-    if count := len({*images.scan(root)[0]} - used):
+    if count := detection.count_unused(root, splits):
         notes.append(Remark(f"{root}: {count} images are in no CSV file and are not used"))
     return detection.assemble(classes, splits, notes)
 

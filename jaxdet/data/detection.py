@@ -136,6 +136,17 @@ def assemble(
     return DetectionDataset(tuple(names), kept, (*notes, *found), tuple(class_ids))
 
 
+def count_unused(root: str | Path, splits: dict[str, list[AnnotatedImage]]) -> int:
+    """The number of image files in a folder and its subfolders that are no image of the splits."""
+    used = {
+        sample.image
+        for samples in splits.values()
+        for sample in samples
+        if isinstance(sample.image, Path)
+    }
+    return len({*images.scan(root)[0]} - used)
+
+
 def without_unknown(dataset: DetectionDataset, unknown_classes: str) -> DetectionDataset:
     """Drop the images whose objects have all been left out, and add remarks with their number.
 

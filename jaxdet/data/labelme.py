@@ -76,8 +76,7 @@ def read(root: str | Path) -> DetectionDataset:
         splits.setdefault(detection.split_of(one.path, root), []).append(
             _annotate(root, one, labels)
         )
-    used = {sample.image for samples in splits.values() for sample in samples}
-    if count := len({*images.scan(root)[0]} - used):
+    if count := detection.count_unused(root, splits):
         notes.append(Remark(f"{root}: {count} images have no JSON file and are not used"))
     return detection.assemble(classes, splits, notes)
 
