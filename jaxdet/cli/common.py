@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from jaxdet import api, runs
-from jaxdet.cli.options import Restored
+from jaxdet.cli.options import Restored, RestoredOrPublished
 from jaxdet.config import option
 from jaxdet.errors import InputError, printable
+from jaxdet.models import registry
 from jaxdet.training import parallel
 from jaxdet.training.evaluator import Evaluator
 from jaxdet.types import Array
@@ -31,7 +32,7 @@ CELL_HEIGHT, TITLE_HEIGHT = 4.0, 0.3  # inches, of an image and of its title in 
 
 
 def load(options: Restored, **changes: Any) -> api.Run:
-    """Load the run and checkpoint that the options name, without the data.
+    """Load the run and checkpoint, or the published detector, that the options name, without data.
 
     Options that are given, and `changes`, replace the run's options.  Raises InputError for an
     option that does not apply to the run.
@@ -39,6 +40,11 @@ def load(options: Restored, **changes: Any) -> api.Run:
     changes |= given_changes(options)
     if options.root:
         changes |= {"root": runs.absolute(options.root)}
+    if isinstance(options, RestoredOrPublished) and (options.weights or options.model):
+        if not options.model:
+            known = ", ".join(registry.names("detector"))
+            raise InputError(f"--weights needs --model, one of {known}")
+        return api.load_pretrained(options.model, options.weights or options.run, **changes)
     run = api.load(options.run, options.checkpoint, warn=warn, **changes)
     without_use = [name for name in ("score_threshold", "nms_iou") if name in changes]
     if without_use and getattr(run.config, "multiple", True) is False:

@@ -81,7 +81,8 @@ def run(options: Eval) -> int:
         elif report:
             print(report(scores, split))
         else:
-            print(f"{split} split, checkpoint of step {run.step}:\n\n{to_text(scores)}\n")
+            source = run.folder if options.model else f"checkpoint of step {run.step}"
+            print(f"{split} split, {source}:\n\n{to_text(scores)}\n")
     for path, table in ((options.per_image, images), (options.per_class, by_class)):
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +98,7 @@ def _report_others(root: str, splits: Mapping[str, Sized], chosen: str) -> None:
         counts = ", ".join(f"{name} {count}" for name, count in others.items())
         common.warn(
             f"{root}: only the {len(splits[chosen])} images of the split {chosen} are evaluated, "
-            f"not those of the other splits ({counts}); evaluate every image with --split all"
+            f"not the images of other splits ({counts}); evaluate every image with --split all"
         )
 
 

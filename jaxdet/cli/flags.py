@@ -119,6 +119,14 @@ def replace_aliases(words: Sequence[str]) -> list[str]:
     return [ours + word[word.find("=") :] * ("=" in word) if ours else word for word, ours in pairs]
 
 
+def weights_first(words: Sequence[str]) -> list[str]:
+    """Put the value of `--weights`, if there is one, also before all words, in place of RUN."""
+    for word, following in pairwise([*words, ""]):
+        if _name(word) == "weights":
+            return [word.partition("=")[2] or following, *words]
+    return list(words)
+
+
 def check_renamed(words: Sequence[str], kind: type, system: str = "") -> None:
     """Raise InputError, with the new name, for an option given by its former name."""
     known = _option_names(kind, lambda of: True)

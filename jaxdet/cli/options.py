@@ -129,7 +129,24 @@ class Restored(Process):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Eval(Restored):
+class RestoredOrPublished(Restored):
+    """Options of commands that take a published detector in place of a run."""
+
+    ONLY: ClassVar[dict[str, tuple[str, ...]]] = {
+        **Restored.ONLY,
+        **dict.fromkeys(("weights", "model"), ("detect",)),
+    }
+
+    weights: str = ""
+    """in place of RUN: weights of a published detector, a .pth or .safetensors file or
+    hf:OWNER/REPO:FILE; needs --model"""
+    model: str = ""
+    """published detector to which --weights belong: yolox_nano, yolox_tiny, yolox_s, yolox_m,
+    yolox_l or yolox_x"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval(RestoredOrPublished):
     """Compute the scores of a checkpoint.
 
     On the split val, without changed options, the scores equal the values that training logged.
@@ -156,7 +173,7 @@ class Eval(Restored):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict(Restored):
+class Predict(RestoredOrPublished):
     """Predictions for image files, or for samples of a split; boxes are in original pixels.
 
     Without --score-threshold, only detections with a score of at least .25 are printed, drawn,
@@ -165,7 +182,7 @@ class Predict(Restored):
     """
 
     ONLY: ClassVar[dict[str, tuple[str, ...]]] = {
-        **Restored.ONLY,
+        **RestoredOrPublished.ONLY,
         **dict.fromkeys(("score_threshold", "nms_iou", "classes"), ("detect", "digits")),
         **dict.fromkeys(("save_txt", "save_json", "save_crop"), ("detect", "digits")),
         "multiple": ("digits",),
@@ -277,7 +294,8 @@ class Compare(Process):
     predicted boxes in red"""
     bootstrap: int = 0
     """number of resamples of the images, such as 1000, from which 95% intervals are computed for
-    the differences between each run's scores and the first run's; 0: no differences"""
+    the differences between the scores of each run and the scores of the first run; 0: no
+    differences"""
     classic: bool = False
     """objects: add rows for two classical baselines, HOG features with a linear SVM and a Haar
     cascade, on the data of the first run (needs pip install jaxdet[data])"""
@@ -398,6 +416,13 @@ class Export(Process):
     safetensors: a .safetensors file for --weights of train"""
     checkpoint: str = "best"
     """best, last, or a step"""
+    batch: int | Literal["dynamic"] = "dynamic"
+    """stablehlo, onnx: images per call; dynamic: any number"""
+    nms: bool | None = None
+    """stablehlo: false: the program of a detector returns all boxes, without non-maximum
+    suppression; default: true, but false for onnx, which cannot have it"""
+    renew: bool = False
+    """make the program of a .jaxdet file again, with this version of JAX"""
     overwrite: bool = False
     """replace OUT"""
 
@@ -427,10 +452,3 @@ class Describe(Process):
     """print JSON"""
     csv: bool = False
     """print comma-separated values"""
-    batch: int | Literal["dynamic"] = "dynamic"
-    """stablehlo, onnx: images per call; dynamic: any number"""
-    nms: bool | None = None
-    """stablehlo: false: the program of a detector returns all boxes, without non-maximum
-    suppression; default: true, but false for onnx, which cannot have it"""
-    renew: bool = False
-    """make the program of a .jaxdet file again, with this version of JAX"""

@@ -239,3 +239,19 @@ def test_images_are_listed_from_all_subfolders(tmp_path):
     assert images.list_images(tmp_path) == [tmp_path / name for name in names]
     with pytest.raises(InputError, match="album.jpg: no image files in it"):
         images.list_images(tmp_path / "face" / "album.jpg")
+
+
+@pytest.mark.parametrize("size", [(37, 53), (120, 90), (16, 150)])
+def test_letterbox_at_the_top_left_resizes_as_opencv_does(size):
+    """Up to one value, since OpenCV interpolates with 11 bits."""
+    cv2 = pytest.importorskip("cv2")
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    found, read_size = images.read_letterboxed(Image.fromarray(pixels), 64, 96, images.TOP_LEFT)
+    factor = min(64 / size[0], 96 / size[1])
+    height, width = int(size[0] * factor), int(size[1] * factor)
+    expected = np.full((64, 96, 3), 114, np.uint8)
+    expected[:height, :width] = cv2.resize(pixels, (width, height))
+    assert read_size == size and abs(found.astype(int) - expected).max() <= 1
+    scale, offset = images.letterbox_transform(size, 64, 96, images.TOP_LEFT)
+    np.testing.assert_allclose(scale, [width / size[1], height / size[0]], rtol=1e-6)
+    assert not offset.any()

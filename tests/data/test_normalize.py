@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.data.normalize import CENTERED, EFFICIENTNET_LITE, IMAGENET, normalize
+from jaxdet.data.normalize import BGR_255, CENTERED, EFFICIENTNET_LITE, IMAGENET, normalize
 
 
 @pytest.mark.parametrize(
@@ -21,3 +21,9 @@ def test_pixels_are_normalized_as_for_the_published_weights(normalization, expec
     pixel = normalize(jnp.full(shape, 51 / 255), normalization)
     assert pixel.shape == shape and pixel.dtype == np.float32
     np.testing.assert_allclose(pixel.reshape(3), expected, rtol=1e-5)
+
+
+def test_channels_are_reversed_for_networks_that_take_bgr():
+    pixel = normalize(jnp.array([10.0, 20.0, 30.0]) / 255, BGR_255)
+    np.testing.assert_allclose(pixel, [30, 20, 10], rtol=1e-6)
+    assert "BGR" in BGR_255.formula and "BGR" not in IMAGENET.formula
