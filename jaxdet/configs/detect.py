@@ -38,6 +38,7 @@ A training step takes 2.6 s with nothing frozen, 2.0 s with three frozen stages 
 frozen backbone (`python -m benchmarks.train_step --models detect_unfrozen detect detect_frozen`).
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -67,11 +68,14 @@ if TYPE_CHECKING:
     from jaxdet.data.detection import AnnotatedImage, DetectionDataset
     from jaxdet.data.images import Letterbox
     from jaxdet.data.sources import Source
+    from jaxdet.ops.tiles import Tiling
     from jaxdet.tasks.class_encoding import ClassEncoding
     from jaxdet.tasks.detect import Assigner, DetectionTask
     from jaxdet.training.experiment import Experiment
 
 MAX_ANCHORS = 100  # per cell
+MAX_OVERLAP = 0.9  # of tiles
+TILES = re.compile("([1-9][0-9]?)x([1-9][0-9]?)")
 COMPOSED = (  # options of the parts around a backbone
     *("neck", "neck_block", "neck_channels", "background", "reg_max"),
     *("anchors_per_cell", "anchor_scales", "anchor_ratios"),
@@ -109,6 +113,13 @@ class Config(AugmentOptions, BackboneOptions):
     """format of the data in the folder; auto: recognize it by the files"""
     size: tuple[int, int] = (320, 416)
     """height and width of the network's input in pixels, multiples of 32"""
+    tiles: str = ""
+    """rows x columns of overlapping tiles of --size pixels, such as 2x2, into which images are cut:
+    training sees a random tile of each image, and predictions come from all tiles and from the
+    whole image; empty: images are not cut"""
+    overlap: float = 0.2
+    """--tiles: fraction of a tile's side that it shares with its neighbor; tiles are placed at
+    multiples of 32 pixels"""
     max_boxes: int = 0
     """maximum number of true boxes per image in training, where further boxes are ignored; 0: the
     largest number of boxes in any image"""
@@ -331,9 +342,10 @@ def from_splits(
     from jaxdet.training.experiment import Experiment
 
     net, (_, *shape) = network(config, len(classes))
-    height, width = config.size
+    height, width = _canvas(config)
     task = make_task(config, net, classes, _class_weights(config, classes, splits))
     normalized, letterbox = task.normalization.formula, registry.letterbox(config.model)
+    shape[:2] = height, width
     sizes = {"height": height, "width": width, "letterbox": letterbox}
     return Experiment(
         task=task,
@@ -379,7 +391,27 @@ def make_task(
         normalization=registry.normalization(config.model),
         views=detect.TTA if config.tta else detect.SINGLE_VIEW,
         class_weights=class_weights,
+        tiling=_tiling(config),
     )
+
+
+def _tiling(config: Config) -> "Tiling | None":
+    from jaxdet.ops.tiles import Tiling
+
+    if not config.tiles:
+        return None
+    found = TILES.fullmatch(config.tiles)
+    if not found:
+        raise InputError(
+            f"--tiles must be rows x columns from 1x1 to 99x99, such as 2x2, got {config.tiles}"
+        )
+    return Tiling(int(found[1]), int(found[2]), config.overlap, *config.size)
+
+
+def _canvas(config: Config) -> tuple[int, int]:
+    """Height and width at which images are read: of all tiles together, or --size."""
+    tiling = _tiling(config)
+    return tiling.canvas if tiling else config.size
 
 
 def _class_weights(
@@ -484,6 +516,8 @@ class _Data(NamedTuple):
     "seed",
     "max_boxes",
     "size",
+    "tiles",
+    "overlap",
     "stream",
     "on_invalid",
     "image_cache",
@@ -514,7 +548,7 @@ def _read(config: Any, letterbox: "Letterbox", classes: tuple[str, ...] = ()) ->
     if config.stream:
         options = {"on_invalid": config.on_invalid, "cache": config.image_cache, "index": index}
         load = partial(detection.stream, **options)
-    height, width = config.size
+    height, width = _canvas(config)
     splits, notes, first = {}, [*dataset.notes], 0
     for name, own in samples.items():
         options = {"first_id": first, "letterbox": letterbox}
@@ -548,6 +582,9 @@ def check(config: Config) -> None:
     check_minima(
         config, max_boxes=0, val_fraction=0, reg_max=1, max_detections=1, topk=1, neck_channels=1
     )
+    _tiling(config)
+    if not 0 <= config.overlap <= MAX_OVERLAP:
+        raise InputError(f"--overlap must be from 0 to {MAX_OVERLAP}, got {config.overlap:g}")
     if config.class_weights != "balanced":
         _parse_weights(config.class_weights)
     _check_anchors(config)

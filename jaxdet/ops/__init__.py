@@ -9,6 +9,7 @@
 - `augment`: random image and box transforms
 - `numerics`: safe division and precision
 - `resize`: resizing of 8-bit images to the bits of Pillow
+- `tiles`: large images as overlapping tiles, and merging of the boxes of all tiles
 
 Functions are pure and can be jitted, vmapped and differentiated.  Each function is written for one
 image, or broadcasts; `jax.vmap` adds the batch:
@@ -19,7 +20,18 @@ image, or broadcasts; `jax.vmap` adds the batch:
     jax.vmap(ops.nms.nms)(boxes, scores, labels)  # [B, N, 4], [B, N], [B, N]
 """
 
-from jaxdet.ops import anchors, assign, augment, boxes, embeddings, nms, numerics, resize, windows
+from jaxdet.ops import (
+    anchors,
+    assign,
+    augment,
+    boxes,
+    embeddings,
+    nms,
+    numerics,
+    resize,
+    tiles,
+    windows,
+)
 
 __all__ = [
     "anchors",
@@ -30,5 +42,6 @@ __all__ = [
     "nms",
     "numerics",
     "resize",
+    "tiles",
     "windows",
 ]

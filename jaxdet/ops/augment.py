@@ -217,6 +217,16 @@ def pad_and_crop(key: jax.Array, sample: Sample, *, pad: int = 4) -> Sample:
     return _moved(sample, image, lambda boxes: boxes + jnp.tile(pad - start[::-1], 2)[None])
 
 
+def random_tile(key: jax.Array, sample: Sample, *, regions: np.ndarray) -> Sample:
+    """Crop one of the equally large boxes `regions [T, 4]`, whole pixels, at random."""
+    places = regions.astype(np.int32)
+    width, height = places[0, 2:] - places[0, :2]
+    x, y = jnp.asarray(places[:, :2])[jax.random.randint(key, (), 0, len(places))]
+    shape = (int(height), int(width), sample.image.shape[-1])
+    image = jax.lax.dynamic_slice(sample.image, (y, x, 0), shape)
+    return _moved(sample, image, lambda boxes: boxes - jnp.stack([x, y, x, y])[None])
+
+
 def _scale_translate_sample(sample, scale, offset):
     """`scale_translate` of a sample's image and boxes; scale, offset [2]: rows, columns."""
     image = scale_translate(sample.image, scale, offset)

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from jaxdet import rng
 from jaxdet.data.normalize import IMAGENET, Normalization, normalize
 from jaxdet.losses import boxes as box_losses
 from jaxdet.metrics import average_precision, operating_point
 from jaxdet.metrics import detection as detection_metrics
 from jaxdet.models.detector import DetectorOutput
-from jaxdet.ops import anchors, assign, boxes, nms
+from jaxdet.ops import anchors, assign, augment, boxes, nms, tiles
 from jaxdet.tasks.base import forward, real_rows
 from jaxdet.tasks.class_encoding import ZEROS, ClassEncoding
 from jaxdet.training import parallel
@@ -25,6 +26,7 @@ STRIDE = 32  # pixels per cell of the coarsest level
 TRUTH = (  # keys of a batch that only evaluation reads
     *("true_boxes", "true_labels", "true_valid", "true_crowd", "true_area", "size"),
 )
+TILE = 100  # folded into a row's key to choose a tile; `augmentation.pipeline` folds less
 PRE_NMS_TOP_K = 1000  # NMS receives so many best pairs of cell and class, as in TOOD
 
 Assigner = Callable[..., assign.Targets]
@@ -59,6 +61,10 @@ class DetectionTask:
       each class; (): none.
     views: views of an image from which the network predicts; NMS takes the boxes of all views.
 
+    tiling: how images, which then have `tiling.canvas` pixels, are cut.  The network predicts from
+      every tile and, if there are several, from the whole image at the size of a tile; in training,
+      it sees a random tile of each image.  None: images are not cut.
+
     `context.hparams` holds the weight of each loss term, such as `classification_weight`.
     """
 
@@ -73,6 +79,7 @@ class DetectionTask:
     normalization: Normalization = IMAGENET
     views: tuple[View, ...] = SINGLE_VIEW
     class_weights: tuple[float, ...] = ()
+    tiling: tiles.Tiling | None = None
 
     def init(self, key: jax.Array, batch: Batch) -> Tree:
         """Variables of the network."""
@@ -86,6 +93,8 @@ class DetectionTask:
         batch = batch | {"image": batch["image"] / jnp.float32(255)}
         if not context.train:
             return batch
+        if self.tiling:
+            batch = _random_tiles(rng.fold_in_each(keys, TILE), batch, self.tiling)
         return _rescale(self.transform(keys, batch, context), context.scale)
 
     def loss(
@@ -138,7 +147,30 @@ class DetectionTask:
         return jax.vmap(partial(self._suppress, images.shape[1:3]))(scores, candidates)
 
     def candidates(self, variables: Tree, images: Array) -> tuple[Array, Array]:
-        """All scores [B, A, K] and boxes [B, A, 4] in pixels, before non-maximum suppression."""
+        """All scores [B, A, K] and boxes [B, A, 4] in pixels, before non-maximum suppression.
+
+        With tiles, the A boxes are those of each tile in turn and of the whole image.
+        """
+        if not self.tiling:
+            return self._predict_views(variables, images)
+        count, regions = len(images), tiles.tile_boxes(self.tiling)
+        parts = jax.vmap(partial(tiles.cut, tiling=self.tiling))(images)  # [B, T, h, w, C]
+        found = self._predict_views(variables, parts.reshape(-1, *parts.shape[2:]))
+        scores, boxes_ = (each.reshape(count, len(regions), *each.shape[1:]) for each in found)
+        boxes_ = boxes_ + np.tile(regions[:, :2], 2)[None, :, None]
+        scores, boxes_ = (each.reshape(count, -1, each.shape[-1]) for each in (scores, boxes_))
+        if len(regions) == 1:
+            return scores, boxes_
+        small = jax.image.resize(images, (count, *parts.shape[2:]), "linear")
+        of_whole, whole = self._predict_views(variables, small)
+        sides = np.divide(images.shape[1:3], small.shape[1:3])
+        factor = np.tile(sides[::-1], 2).astype(np.float32)[None, None]
+        return (
+            jnp.concatenate([scores, of_whole], 1),
+            jnp.concatenate([boxes_, whole * factor], 1),
+        )
+
+    def _predict_views(self, variables: Tree, images: Array) -> tuple[Array, Array]:
         views = [self._predict_view(variables, images, view) for view in self.views]
         scores, boxes_ = (jnp.concatenate(parts, 1) for parts in zip(*views, strict=True))
         return scores, boxes_
@@ -207,13 +239,37 @@ class DetectionTask:
         """Detections of one image from scores [A, K] and boxes [A, 4]."""
         top, index = jax.lax.top_k(scores.reshape(-1), min(PRE_NMS_TOP_K, scores.size))
         cell, label = jnp.divmod(index, scores.shape[-1])
-        kept = self.suppress(boxes.clip(candidates, *shape)[cell], top, label)
+        candidates = boxes.clip(candidates, *shape)[cell]
+        if self.tiling:
+            candidates, top = self._merge_cut(shape, cell, len(scores), candidates, top, label)
+        kept = self.suppress(candidates, top, label)
         return {
             "boxes": kept.boxes,
             "scores": kept.scores,
             "valid": kept.valid,
             "labels": jnp.where(kept.valid, label[kept.indices], 0),
         }
+
+    def _merge_cut(
+        self,
+        shape: tuple[int, int],
+        cell: Array,
+        cells: int,
+        found: Array,
+        scores: Array,
+        labels: Array,
+    ) -> tuple[Array, Array]:
+        """Boxes and scores after `tiles.merge_cut`; `cell` numbers the boxes of all tiles."""
+        regions = tiles.tile_boxes(self.tiling)
+        if len(regions) == 1:
+            return found, scores
+        regions = np.concatenate([regions, np.float32([[0, 0, *shape[::-1]]])])
+        tile = cell // (cells // len(regions))
+        own = jnp.asarray(regions)[tile]
+        low, high = (jnp.clip(part, own[:, :2], own[:, 2:]) for part in jnp.split(found, 2, -1))
+        found = jnp.concatenate([low, high], -1)
+        cut = tiles.is_cut(found, own, shape)
+        return tiles.merge_cut(found, scores, labels, tile, regions, cut)
 
 
 def make_assigner(*, tal_from: int = 0, positive_iou: float = 0.5, **tal: Any) -> Assigner:
@@ -267,6 +323,13 @@ def distribution_focal_loss(output: DetectorOutput, true: Array) -> Array:
     steps = jnp.arange(last + 1)[None, None, None]
     target = jnp.maximum(1 - jnp.abs(steps - distances[..., None]), 0)
     return -(target * log_probabilities).sum(-1).mean(-1)
+
+
+def _random_tiles(keys: jax.Array, batch: Batch, tiling: tiles.Tiling) -> Batch:
+    """A batch in which every image is one of its tiles, at random, with the boxes in it."""
+    samples = augment.Sample(*(batch[name] for name in augment.Sample._fields))
+    cut = partial(augment.random_tile, regions=tiles.tile_boxes(tiling))
+    return batch | jax.vmap(cut)(keys, samples)._asdict()
 
 
 def _resize(images: Array, scale: float) -> Array:

@@ -128,3 +128,20 @@ def test_class_weights_are_balanced_or_given():
     for text in ("1,x", "1,0,1", "even", "1,inf,1"):
         with pytest.raises(InputError, match="--class-weights must be balanced, or positive"):
             check(Config(class_weights=text))
+
+
+def test_tiles_make_images_larger_than_the_input_of_the_network():
+    def experiment(**options):
+        config = Config(size=(64, 96), overlap=0.25, **options)
+        check(config)
+        return from_splits(config, ("a",), {})
+
+    plain, alone, several = experiment(), experiment(tiles="1x1"), experiment(tiles="2x3")
+    assert plain.task.tiling is None
+    assert plain.metadata["input"] == alone.metadata["input"] == [64, 96, 3]
+    assert several.metadata["input"] == [128, 224, 3]
+    for text in ("2", "0x2", "2x", "100x1", "axb"):
+        with pytest.raises(InputError, match="--tiles must be rows x columns from 1x1 to 99x99"):
+            experiment(tiles=text)
+    with pytest.raises(InputError, match="--overlap must be from 0 to 0.9, got 1"):
+        check(Config(tiles="2x2", overlap=1.0))

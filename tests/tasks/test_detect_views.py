@@ -1,4 +1,4 @@
-"""Test-time augmentation: every view detects the same objects, in pixels of the image."""
+"""Several views, or tiles, of an image: all detect the same objects, in pixels of the image."""
 
 from dataclasses import replace
 from functools import partial
@@ -12,6 +12,7 @@ import pytest
 from jaxdet.data.normalize import Normalization
 from jaxdet.models.detector import DetectorOutput
 from jaxdet.ops import boxes, nms
+from jaxdet.ops.tiles import Tiling
 from jaxdet.tasks import class_encoding, detect
 from jaxdet.types import StepContext
 
@@ -85,3 +86,45 @@ def test_single_and_mirrored_views_are_exact(images):
     for views in (detect.SINGLE_VIEW, (detect.View(1.0, True),)):
         found = make_task(views).predict({}, images)
         np.testing.assert_array_equal(found["boxes"][0, 0], BOX)
+
+
+def tiled(rows, columns, views=detect.SINGLE_VIEW):
+    """The task with tiles of 96 x 96 or, if it is alone, 96 x 128 pixels."""
+    width = 128 if rows == columns == 1 else 96
+    tiling = Tiling(rows, columns, 0.6, 96, width)
+    return replace(make_task(views, 0.5), tiling=tiling)
+
+
+def test_a_tile_as_large_as_the_image_gives_identical_boxes(images):
+    views = (detect.View(), detect.View(0.67, True))
+    expected = jax.jit(make_task(views, 0.5).predict)({}, images)
+    found = jax.jit(tiled(1, 1, views).predict)({}, images)
+    for name, column in expected.items():
+        np.testing.assert_array_equal(found[name], column)
+
+
+def test_an_object_that_tiles_show_in_part_is_one_box(images):
+    task = tiled(1, 2)  # 0..96 and 32..128: both tiles show the first object whole
+    assert task.tiling.canvas == (96, 128)
+    wide = np.zeros((1, 96, 128, 3), np.float32)
+    wide[:, 20:60, 10:120] = 1  # which both tiles cut
+    images = np.concatenate([images, wide])
+    found = jax.jit(task.predict)({}, images)
+    assert found["valid"].sum(1).tolist() == [1, 1, 1]
+    mirrored = (128 - BOX[2], BOX[1], 128 - BOX[0], BOX[3])
+    for box, expected in zip(found["boxes"], (BOX, mirrored, (10, 20, 120, 60)), strict=True):
+        np.testing.assert_allclose(box[0], expected, atol=1)
+
+
+def test_training_sees_a_tile_of_each_image(images):
+    task = replace(tiled(1, 2), transform=lambda keys, batch, context: batch)
+    batch = {"image": images * 255, "boxes": np.float32([[BOX], [(56, 20, 88, 60)]])}
+    batch |= dict.fromkeys(("labels", "valid", "crowd"), np.ones((2, 1), bool))
+    keys = jax.random.split(jax.random.key(1), 2)
+    context = StepContext(True, jnp.int32(0), jnp.int32(0), {})
+    found = jax.jit(partial(task.augment, context=context))(keys, batch)
+    assert found["image"].shape == (2, 96, 96, 3) and found["valid"].all()
+    for image, box in zip(found["image"], found["boxes"], strict=True):
+        np.testing.assert_allclose(boxes.mask_to_box((image[..., 0] > 0.5) * 1.0), box[0], atol=1)
+    whole = task.augment(keys, batch, context._replace(train=False))
+    assert whole["image"].shape == images.shape

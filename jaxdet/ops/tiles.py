@@ -1,0 +1,102 @@
+"""Large images as overlapping tiles: where they lie, how they are cut, and how boxes are merged.
+
+    tiling = Tiling(rows=2, columns=2, overlap=0.2, height=320, width=416)
+    parts = cut(image, tiling)  # [4, 320, 416, C] of an image of `tiling.canvas` pixels
+
+Boxes of all tiles are merged by the functions of `ops.nms`, after `merge_cut` has joined the parts
+of objects that a border cuts.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdet.ops import boxes as box_ops
+from jaxdet.ops.numerics import safe_divide
+from jaxdet.types import Array
+
+STRIDE = 32  # pixels; the distance of two tiles is a multiple of it
+BORDER = 0.02  # a box is cut if it ends within this fraction of a tile's side from its inner border
+SAME_OBJECT = 0.5  # IoU of two boxes of one object, in the region that both of their tiles show
+
+
+class Tiling(NamedTuple):
+    """A grid of equal tiles, of which neighbors overlap by about a fraction of their side."""
+
+    rows: int
+    columns: int
+    overlap: float  # below 1
+    height: int  # of a tile, in pixels, as the width
+    width: int
+
+    @property
+    def canvas(self) -> tuple[int, int]:
+        """(height, width) of the image that the tiles cover."""
+        y, x = self.steps
+        return (self.rows - 1) * y + self.height, (self.columns - 1) * x + self.width
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """Distances (y, x) of neighboring tiles, multiples of `STRIDE` pixels."""
+        sides = (side * (1 - self.overlap) / STRIDE for side in (self.height, self.width))
+        y, x = (STRIDE * max(round(side), 1) for side in sides)
+        return y, x
+
+
+def tile_boxes(tiling: Tiling) -> np.ndarray:
+    """The T tiles as corner boxes [T, 4] float32 in pixels of the image, row by row."""
+    y, x = tiling.steps
+    places = np.indices((tiling.rows, tiling.columns)).reshape(2, -1).T * [y, x]
+    low = places[:, ::-1]
+    return np.concatenate([low, low + [tiling.width, tiling.height]], 1).astype(np.float32)
+
+
+def cut(image: Array, tiling: Tiling) -> jax.Array:
+    """The tiles [T, height, width, C] of an image [H, W, C] of `tiling.canvas` pixels."""
+    size = tiling.height, tiling.width, image.shape[-1]
+    corners = tile_boxes(tiling)[:, 1::-1].astype(np.int32)  # y, x
+    return jax.vmap(lambda corner: jax.lax.dynamic_slice(image, (*corner, 0), size))(corners)
+
+
+def is_cut(boxes: Array, tiles: Array, canvas: tuple[int, int]) -> jax.Array:
+    """Whether each box [..., 4] ends at a border of its tile [..., 4] inside the image.
+
+    canvas: height and width of the image.
+    """
+    height, width = canvas
+    margin = BORDER * jnp.tile(tiles[..., 2:] - tiles[..., :2], 2)
+    edges = np.array([0, 0, width, height], np.float32)
+    inner = tiles != jnp.broadcast_to(edges, tiles.shape)
+    return ((jnp.abs(boxes - tiles) <= margin) & inner).any(-1)
+
+
+def merge_cut(
+    boxes: Array, scores: Array, labels: Array, tile: Array, regions: Array, cut: Array
+) -> tuple[jax.Array, jax.Array]:
+    """Join the parts of objects that borders of tiles cut; returns (boxes [N, 4], scores [N]).
+
+    Two boxes of one class show the same object if, in the region that both of their tiles show,
+    their IoU is above `SAME_OBJECT`.  The score of a cut box becomes 0 if another tile shows its
+    object whole, with at least half its score.  Other cut boxes of one object are replaced by the
+    box around them, so that non-maximum suppression keeps one of them.
+
+    boxes [N, 4], clipped to their tiles; scores, labels [N].
+    tile: index of the tile of each box, [N].
+    regions: the tiles, [T, 4]; one may be the whole image.
+    cut: whether each box is cut, [N].
+    """
+    inside = box_ops.intersection(boxes[:, None], regions[None])[:, tile]  # of i in the tile of j
+    both = box_ops.intersection(boxes[:, None], boxes[None])
+    same = safe_divide(both, inside + inside.T - both) > SAME_OBJECT
+    same &= (labels[:, None] == labels[None]) & (tile[:, None] != tile[None])
+    whole = same & ~cut[None] & (scores[None] >= scores[:, None] / 2)
+    scores = jnp.where(cut & whole.any(1), 0.0, scores)
+    left = cut & (scores > 0)
+    joined = (same & left[:, None] & left[None]) | jnp.eye(len(boxes), dtype=bool)
+    for _ in range(len(regions).bit_length()):  # parts of parts
+        low = jnp.where(joined[..., None], boxes[None, :, :2], jnp.inf).min(1)
+        high = jnp.where(joined[..., None], boxes[None, :, 2:], -jnp.inf).max(1)
+        boxes = jnp.concatenate([low, high], -1)
+    return boxes, scores
