@@ -220,11 +220,6 @@ EXPERIMENTS = {
         ),
         curves=True,
     ),
-    "faces_reference": Experiment(
-        "faces",
-        "The rows of the table of assignment 4, 15 epochs",
-        sweep=f"--grid reference --epochs 15 {FACES}",
-    ),
     "faces_tenth": Experiment(
         "faces",
         "The rows of the table of assignment 4 at a tenth of its epochs, with early stopping",
