@@ -6,12 +6,15 @@ import re
 import shlex
 import shutil
 from contextlib import redirect_stdout
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 import jaxdet
 from benchmarks import all as all_benchmarks
@@ -19,11 +22,13 @@ from benchmarks import experiments
 from jaxdet import api, configs
 from jaxdet.configs import detect, faces
 from jaxdet.export import replay
-from jaxdet.models import plain, registry
+from jaxdet.models import plain, pretrained, registry
+from jaxdet.models.detector import Detector
 from jaxdet.training import parallel, time_budget
 from tests import datasets, tiny
 from tests.cli import test_detect, test_objects, test_verify
 from tests.cli.test_main import main
+from tests.models.helpers import random_like, torch_arrays, variable_shapes
 
 ROOT = Path(jaxdet.__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -53,6 +58,7 @@ SMALL = {  # options that are put after those of the page
     "cifar10": ["--batch", "16", "--eval-batch", "16"],
     "faces": ["--size", "32", "--batch", "8", "--eval-batch", "8"],
 }
+OF_DETECT = ("convert", "yolox_s")  # words of commands about detect that do not name it
 OUTPUTS = {"--out", "--report", "--plots", "--save-dir", "--save-txt", "--save-json", "--figure"}
 OUTPUTS |= {"--submit", "--json", "--markdown", "--plot"}
 
@@ -129,8 +135,32 @@ def small_networks(monkeypatch):
     for name in ("simple", "deeper", "vgg"):
         monkeypatch.setattr(plain, name, test_objects.one_convolution)
     monkeypatch.setattr(faces, "_features", lambda config: test_verify.Features)
+    small_detector(monkeypatch)
     with test_detect.small():
         yield
+
+
+def small_detector(monkeypatch):
+    """A detector of three convolutions in place of YOLOX-s."""
+    parts = {"backbone": test_detect.Features, "neck": test_detect.Neck}
+
+    def build(classes=2, frozen_stages=0, freeze_bn=False, **options):
+        head = partial(test_detect.Head, classes=classes)
+        return Detector(**parts, head=head, center_offsets=True)
+
+    def weight_map(network, arrays):
+        return pretrained.WeightMap(lambda path: path, classes=2)
+
+    made = {"constructor": build, "weight_map": weight_map, "classes": datasets.CLASSES}
+    spec = replace(registry.get("yolox_s"), image_size=64, **made)
+    monkeypatch.setitem(registry.MODELS, "yolox_s", spec)
+
+
+def write_small_detector(path):
+    """Weights of this detector."""
+    net = registry.get("yolox_s").build()
+    arrays = torch_arrays(random_like(variable_shapes(net)), lambda name: name)
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
 
 
 @pytest.fixture
@@ -180,6 +210,7 @@ def test_commands_run(title, data, small_networks, few_runs, tmp_path, monkeypat
     (tmp_path / "images").mkdir()
     for name in ("images/a.jpg", "canvas.png"):
         Image.fromarray(np.zeros((40, 56, 3), np.uint8)).save(name)
+    write_small_detector("yolox_s.pth")
     for words in RUN[title]:
         words = [str(data[_system(words)]) if word == "DIR" else word for word in words]
         for name in {"runs/a", "runs/b"} & {*words}:
@@ -202,7 +233,7 @@ def test_commands_run(title, data, small_networks, few_runs, tmp_path, monkeypat
 def _system(words):
     """The system that a command is about."""
     systems = {name: one.system for name, one in experiments.EXPERIMENTS.items()}
-    named = [(systems | {"convert": "detect"}).get(word, word) for word in words]
+    named = [(systems | dict.fromkeys(OF_DETECT, "detect")).get(word, word) for word in words]
     return next((word for word in named if word in configs.SYSTEMS), "faces")
 
 
@@ -210,7 +241,10 @@ def _words_of_jaxdet(words):
     """The words of a command, with few epochs, small images and one device."""
     match words:
         case ["train" | "sweep", system, *_] | ["data", "preview", system, *_]:
-            words = [*_without(words, PRETRAINED), *SMALL[system], "--devices", "1"]
+            small = SMALL[system]
+            if "yolox_s" in words:  # which has a neck of its own
+                small = _without(small, ["--neck-channels", "8"])
+            words = [*_without(words, PRETRAINED), *small, "--devices", "1"]
             if words[0] == "data":
                 return [*words, "--count", "2"]
             return [*_with_few_epochs(words), "--warmup", "0", "--quiet"]
@@ -270,7 +304,9 @@ def test_the_python_of_the_readme_runs(examples, monkeypatch):
 
 
 @pytest.mark.long
-def test_the_python_of_the_api_page_runs(examples):
+def test_the_python_of_the_api_page_runs(examples, monkeypatch):
+    small_detector(monkeypatch)
+    write_small_detector("yolox_s.pth")
     code = python("docs/python.md")
     namespace = {}
     for block in code:
