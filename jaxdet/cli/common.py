@@ -3,13 +3,15 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-from jaxdet import api, runs
+from jaxdet import api, flops, runs
 from jaxdet.cli.options import Restored, RestoredOrPublished
 from jaxdet.config import option
 from jaxdet.errors import InputError, printable
@@ -22,6 +24,8 @@ CHANGES = (
     "score_threshold",
     "nms_iou",
     "nms_type",
+    "tiles",
+    "overlap",
     "window_selection",
     "tta",
     "devices",
@@ -51,7 +55,27 @@ def load(options: Restored, **changes: Any) -> api.Run:
         raise InputError(
             f"{option(without_use[0])} needs --multiple: {options.run} predicts one digit per image"
         )
+    if getattr(run.config, "tiles", ""):
+        print(f"jaxdet: {_cost_of_tiles(run)}", file=sys.stderr)
     return run
+
+
+def _cost_of_tiles(run: api.Run) -> str:
+    """A line with the multiply-adds of a prediction from tiles, beside those without tiles."""
+    task, config = run.experiment.task, run.config
+
+    def multiply_adds(task, height, width):
+        image = jax.ShapeDtypeStruct((1, height, width, 3), np.float32)
+        return flops.count(task.predict, run.variables, image).sum().multiply_adds
+
+    height, width = task.tiling.canvas
+    tiled = multiply_adds(task, height, width)
+    ratio = tiled / multiply_adds(replace(task, tiling=None), *config.size)
+    tile = " x ".join(map(str, config.size))
+    return (
+        f"--tiles {config.tiles}: images of {height} x {width} pixels in tiles of {tile}, "
+        f"{tiled / 1e9:.3g} G multiply-adds per image, {ratio:.3g} times as many as without tiles"
+    )
 
 
 def given_changes(options: Any) -> dict[str, Any]:

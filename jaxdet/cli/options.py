@@ -90,6 +90,7 @@ class Restored(Process):
 
     ONLY: ClassVar[dict[str, tuple[str, ...]]] = {
         **dict.fromkeys(("score_threshold", "nms_iou", "nms_type"), ("detect",)),
+        **dict.fromkeys(("tiles", "overlap"), ("detect",)),
         **dict.fromkeys(("classes", "save_txt", "save_json", "save_crop"), ("detect",)),
         **dict.fromkeys(("window_selection", "canvas"), ("digits",)),
         "tta": ("detect", "cifar10", "faces"),
@@ -115,6 +116,11 @@ class Restored(Process):
     """detect: NMS IoU threshold; default: as in the run"""
     nms_type: SuppressionType | None = None
     """detect: how overlapping boxes are suppressed (see `train`); default: as in the run"""
+    tiles: str | None = None
+    """detect: rows x columns of overlapping tiles, such as 2x2, into which images are cut (see
+    `train`); default: as in the run"""
+    overlap: float | None = None
+    """detect: fraction of a tile's side that it shares with its neighbor; default: as in the run"""
     window_selection: Literal["class", "product", "merge"] | None = None
     """digits: how windows are combined into a prediction (see `train`); default: as in the run"""
     tta: bool | None = None

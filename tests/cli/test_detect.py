@@ -457,6 +457,19 @@ def test_six_views_change_predictions_and_soft_nms_keeps_all_boxes(place):
     assert linear != gaussian
 
 
+def test_tiles_state_their_cost_and_give_boxes_in_pixels_of_the_image(place, capsys):
+    words = ["--tiles", "1x2", "--overlap", "0.3", *LOW]
+    (found,) = answers("predict", "run", "data/images/val/3.png", *words)
+    said = capsys.readouterr().err
+    assert "--tiles 1x2: images of 64 x 160 pixels in tiles of 64 x 96, " in said
+    (ratio,) = re.findall(r" G multiply-adds per image, ([\d.]+) times as many as", said)
+    assert float(ratio) > 3  # two tiles and the whole image
+    boxes = np.array([one["box"] for one in found["objects"]])
+    assert len(boxes) > 3 and (boxes >= 0).all() and (boxes <= 45).all()
+    (sample,) = answers("predict", "run", "--split", "val", *words)
+    assert sample["objects"] == found["objects"]
+
+
 def test_samples_folders_and_patterns_have_equal_predictions(place):
     samples = answers("predict", "run", "--split", "train", "--count", "3", *LOW)
     folder = answers("predict", "run", "data/images/train", *LOW)
