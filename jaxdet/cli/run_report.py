@@ -175,16 +175,16 @@ def _curves(found: Sequence[ReportedRun]) -> Iterator[str]:
     """Yield a chart per loss term and score, with a curve for each run and split."""
     terms: dict[str, dict[str, list[page.Point]]] = {}
     for one in found:
-        for line in one.metrics:
-            for split in SPLITS:
+        for split in SPLITS:
+            name = split if len(found) == 1 else f"{one.name} {split}"
+            for line in one.metrics:
                 for term, value in (line.get(split) or {}).items():
                     if isinstance(value, int | float):
-                        name = split if len(found) == 1 else f"{one.name} {split}"
                         series = terms.setdefault(term, {}).setdefault(name, [])
                         series.append((line["epoch"], value))
     moving = {
         term: series
-        for term, series in terms.items()
+        for term, series in sorted(terms.items(), key=lambda item: (item[0] != "loss", item[0]))
         if any(len({y for _, y in points}) > 1 for points in series.values())
     }
     if moving:
