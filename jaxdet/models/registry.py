@@ -77,6 +77,8 @@ _YOLOX = partial(
 
 _SPECS = (
     ModelSpec("lite0", "jaxdet.models.efficientnet:Lite0", "backbone", _EFFICIENTNET, 224, _LITE),
+    ModelSpec("lite1", "jaxdet.models.efficientnet:Lite1", "backbone", _EFFICIENTNET, 240, _LITE),
+    ModelSpec("lite2", "jaxdet.models.efficientnet:Lite2", "backbone", _EFFICIENTNET, 260, _LITE),
     ModelSpec("b0", "jaxdet.models.efficientnet:B0", "backbone", _EFFICIENTNET),
     ModelSpec("b1", "jaxdet.models.efficientnet:B1", "backbone", _EFFICIENTNET, 240),
     ModelSpec("b2", "jaxdet.models.efficientnet:B2", "backbone", _EFFICIENTNET, 260),

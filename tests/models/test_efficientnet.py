@@ -16,6 +16,8 @@ from jaxdet.models.efficientnet import (
     STAGES,
     EfficientNet,
     Lite0,
+    Lite1,
+    Lite2,
     MBConv,
     Stage,
     timm_name,
@@ -29,18 +31,20 @@ Tiny = partial(EfficientNet, stages=SMALL, width=0.25, classes=3)
 
 
 # The paper's networks as torchvision's documentation has them, in parameters and giga multiply-adds
-# at its sizes; Lite0 and 4 by github.com/tensorflow/tpu, efficientnet/lite: 4.7 and 13.0 M.
+# at its sizes; Lite0 to 4 by github.com/tensorflow/tpu, efficientnet/lite: 4.7 to 13.0 M.
 @pytest.mark.parametrize(
     "net, side, parameters, multiply_adds",
     [
         (Lite0(), 224, 4_652_008, 0.385),
+        (Lite1(), 240, 5_416_680, 0.6),
+        (Lite2(), 260, 6_092_072, 0.86),
         (Lite0(width=1.4, depth=1.8), 300, 13_006_568, 2.553),
         (B0(), 224, 5_288_548, 0.386),
         (B1(), 240, 7_794_184, 0.687),
         (B2(), 288, 9_109_994, 1.088),
         (B3(), 300, 12_233_232, 1.827),
     ],
-    ids=["Lite0", "Lite4", "B0", "B1", "B2", "B3"],
+    ids=["Lite0", "Lite1", "Lite2", "Lite4", "B0", "B1", "B2", "B3"],
 )
 def test_parameters_and_multiply_adds(net, side, parameters, multiply_adds):
     trace = jax.make_jaxpr(net.init_with_output, return_shape=True)

