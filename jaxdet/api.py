@@ -39,6 +39,7 @@ from jaxdet.tasks.sliding_window import MultipleObjectsTask
 from jaxdet.training import checkpoint as checkpoints
 from jaxdet.training import hosts, loop, parallel, run_dir, time_budget, weight_file
 from jaxdet.training import state as training_state
+from jaxdet.training.auto_batch import GIGABYTE, largest_batch
 from jaxdet.training.evaluator import Evaluator, details
 from jaxdet.training.experiment import Experiment
 from jaxdet.training.progress import Callback, Progress
@@ -74,6 +75,8 @@ def train(
     callbacks: Sequence[Callback] = (),
     stop: Callable[[], bool] = lambda: False,
     spent: float = 0.0,
+    auto_batch: bool = False,
+    memory: float = 0.0,
 ) -> "Run":
     """Train into a run folder, as `jaxdet train` does; returns the run at its best checkpoint.
 
@@ -90,6 +93,8 @@ def train(
             evaluation; when it returns True, the run saves a checkpoint and ends.
         spent: seconds before the call that count towards the time of the run, such as the seconds
             that the program took to start.
+        auto_batch: of a new run, replace the option `batch` by the largest one that fits.
+        memory: gigabytes that a step may need on each device; 0: what the devices have.
 
     Raises InputError for invalid options or data, and `DivergedError` when the loss is not finite.
     """
@@ -103,6 +108,8 @@ def train(
         callbacks=callbacks,
         stop=stop,
         spent=spent,
+        auto_batch=auto_batch,
+        memory=memory,
     )
     return _restore(folder, "best", experiment, show.line)
 
@@ -117,6 +124,8 @@ def run_training(
     callbacks: Sequence[Callback] = (),
     stop: Callable[[], bool] = lambda: False,
     spent: float = 0.0,
+    auto_batch: bool = False,
+    memory: float = 0.0,
 ) -> Experiment:
     """`train` without restoring the best checkpoint; returns the experiment that was trained."""
     own = config if isinstance(config, Experiment) else None
@@ -137,6 +146,11 @@ def run_training(
     experiment = own or configs.build(system, config)
     if continuing:
         experiment = runs.with_kept_streams(folder, experiment)
+    if auto_batch and not continuing:
+        limit = memory * GIGABYTE
+        batch = hosts.from_main(lambda: largest_batch(experiment, limit, show.line))
+        config = replace(experiment.config, batch=batch)
+        experiment = replace(experiment, config=config)
     hosts.check_same("images", {name: len(source) for name, source in experiment.splits.items()})
     devices, compiled, lock = experiment.devices, None, nullcontext()
     if continuing and hosts.is_main():

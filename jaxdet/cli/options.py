@@ -33,6 +33,12 @@ class Train(Process):
     """replace the run in --out"""
     quiet: bool = False
     """print nothing but errors"""
+    auto_batch: bool = False
+    """replace --batch by the largest batch whose training step fits into memory, according to the
+    compiler; nothing is run to find it; the learning rate stays as given"""
+    memory: float = 0.0
+    """--auto-batch: gigabytes (of 10^9 bytes) that a step may need on each device; 0: 90% of what a
+    GPU has, or of the free memory of the machine"""
     track: Literal["none", "tensorboard"] = "none"
     """tensorboard: also write every number of metrics.jsonl for TensorBoard, into the folder
     tensorboard in --out; needs tensorboardX: pip install jaxdet[track]"""

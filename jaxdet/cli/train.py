@@ -37,6 +37,10 @@ def run(
 
     An error in one of several processes ends the others.
     """
+    if options.memory < 0 or (options.memory and not options.auto_batch):
+        raise InputError(
+            f"--memory must be positive and needs --auto-batch, got {options.memory:g}"
+        )
     if options.distributed == "auto":
         hosts.initialize(
             options.coordinator,
@@ -79,6 +83,8 @@ def _train(
                 callbacks=callbacks,
                 stop=lambda: bool(received),
                 spent=progress.since_start() or 0.0,
+                auto_batch=options.auto_batch,
+                memory=options.memory,
             )
         if not received and hosts.is_main():
             _show_labels(folder, experiment.config, show)

@@ -18,6 +18,7 @@ from jaxdet.data import sampler
 from jaxdet.data.sources import UnreadableError
 from jaxdet.flops import OpCounts
 from jaxdet.training import (
+    auto_batch,
     checkpoint,
     evaluator,
     host_init,
@@ -69,13 +70,16 @@ def train(
     Raises `DivergedError` when the loss or its gradient is not finite, and `UnreadableError`, after
     saving, when an image of a stream cannot be read any more and must not be left out.
     """
-    with memory.explained(experiment.config, "batch"):
+    explained = partial(
+        memory.explained, experiment.config, "batch", partial(auto_batch.largest_batch, experiment)
+    )
+    with explained():
         compiled = compiled or CompiledSteps(experiment)
     loop = Loop(compiled, experiment, folder, show, stop, callbacks, plan_epochs)
     batch = experiment.config.batch
     show.begin(loop.step * batch, loop.plan.steps * batch)
     try:
-        with memory.explained(experiment.config, "batch"):
+        with explained():
             while not loop.is_complete():
                 loop.run_epoch()
     except StopRequested:

@@ -1,7 +1,7 @@
 """Out-of-memory errors of a device, explained in terms of the options."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,21 +12,30 @@ from jaxdet.errors import DeviceMemoryError
 
 
 @contextmanager
-def explained(config: Any, batch: str) -> Iterator[None]:
+def explained(config: Any, batch: str, fitting: Callable[[], int] | None = None) -> Iterator[None]:
     """A context that turns the out-of-memory error of XLA into a `DeviceMemoryError`.
 
     config: the configuration of the run.
     batch: the field with the number of images per step.
+    fitting: called after an error, returns the number of images per step that would fit.
     """
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise DeviceMemoryError(_explain(str(error), config, batch)) from error
+        fits = _try(fitting) if fitting else 0
+        raise DeviceMemoryError(_explain(str(error), config, batch, fits)) from error
 
 
-def _explain(message: str, config: Any, batch: str) -> str:
+def _try(fitting: Callable[[], int]) -> int:
+    try:
+        return fitting()
+    except (DeviceMemoryError, jax.errors.JaxRuntimeError):
+        return 0
+
+
+def _explain(message: str, config: Any, batch: str, fits: int) -> str:
     """The error in one line: options of the run that did not fit, and remedies."""
     device = jax.local_devices()[0]
     wanted = re.search(r"[\d.]+ ?[KMGT]?i?B\b|\d+ bytes", message)
@@ -34,6 +43,8 @@ def _explain(message: str, config: Any, batch: str) -> str:
     used = {batch: getattr(config, batch), "size": getattr(config, "size", None)}
     text = " ".join(f"{option(name)} {_words(value)}" for name, value in used.items() if value)
     advice = [f"lower {' or '.join(option(name) for name, value in used.items() if value)}"]
+    if 0 < fits < getattr(config, batch):
+        advice[0] += f" ({option(batch)} {fits} would fit)"
     if batch == "batch":
         advice.append("use --accumulate to keep the number of images per update")
     if getattr(config, "bfloat16", True) is False:
