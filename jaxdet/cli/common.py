@@ -62,7 +62,8 @@ def load(options: Restored, **changes: Any) -> api.Run:
 
 def _cost_of_tiles(run: api.Run) -> str:
     """A line with the multiply-adds of a prediction from tiles, beside those without tiles."""
-    task, config = run.experiment.task, run.config
+    task: Any = run.experiment.task
+    config: Any = run.config
 
     def multiply_adds(task, height, width):
         image = jax.ShapeDtypeStruct((1, height, width, 3), np.float32)

@@ -386,11 +386,9 @@ def from_splits(
     net, (_, *shape) = network(config, len(classes))
     normalization = _normalization(config)
     margins = (("scale", config.logit_scale), ("margin", config.margin))
-    order = None
-    if config.samples_per_class:
 
-        def order(source: "Source") -> sampler.BatchOrder:
-            return sampler.pk_sampler(source.labels, config.samples_per_class)
+    def pk_order(source: "Source") -> sampler.BatchOrder:
+        return sampler.pk_sampler(source.labels, config.samples_per_class)
 
     normalized = normalization.formula
     stages = config.backbone_stages
@@ -418,7 +416,7 @@ def from_splits(
         read_image=partial(images.read_resized_float, side=config.size),
         load_pretrained=starting_weights("faces", config, classes, normalized, stages=stages),
         lr_multiplier=registry.lr_multiplier(_frozen_stages(config), config.backbone_lr),
-        make_order=order,
+        make_order=pk_order if config.samples_per_class else None,
     )
 
 

@@ -74,7 +74,7 @@ def is_cut(boxes: Array, tiles: Array, canvas: tuple[int, int]) -> jax.Array:
 
 def merge_cut(
     boxes: Array, scores: Array, labels: Array, tile: Array, regions: Array, cut: Array
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Array, Array]:
     """Join the parts of objects that borders of tiles cut; returns (boxes [N, 4], scores [N]).
 
     Two boxes of one class show the same object if, in the region that both of their tiles show,
