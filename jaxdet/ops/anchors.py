@@ -78,9 +78,7 @@ def encode(boxes: Array, anchors: Array) -> jax.Array:
     return jnp.concatenate([(center - anchor_center) / anchor_sides, log_scale], -1)
 
 
-def decode(
-    offsets: Array, anchors: Array, *, max_log_scale: float = MAX_LOG_SCALE
-) -> jax.Array:
+def decode(offsets: Array, anchors: Array, *, max_log_scale: float = MAX_LOG_SCALE) -> jax.Array:
     """Boxes [..., 4] at offsets [..., 4] from anchors [..., 4]; the inverse of `encode`.
 
     A side is at most exp(max_log_scale), by default 1000 / 16, times the side of its anchor, which
