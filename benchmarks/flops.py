@@ -25,7 +25,7 @@ NAME = "flops"
 VARIANTS = (*cifar10.TUTORIALS[1:], "ng_windows")  # in `cifar10_arch` and `sliding_windows`
 RELATIVES = (  # of networks in the short table
     *("b1", "b2", "b3", "resnet34", "mobilenet_v3_small", "convnext_small", "bottleneck"),
-    *("narrow", "deep", "tiniest"),
+    *("mobilenet_v2", "deeper", "resnet20", "narrow", "deep", "tiniest", "ng_sliding"),
 )
 NETWORKS = {
     "model": "model",

@@ -301,7 +301,7 @@ def _torch_localizer(model, net, data):
 
     layout = {"simple": plain.SIMPLE, "deeper": plain.DEEPER}[model]
     module = networks.Localizer(layout, net.side, net.hidden, net.rates)
-    mean, std = (np.array(values, np.float32) for values in IMAGENET)
+    mean, std = (np.array(values, np.float32) for values in IMAGENET[:2])
     images = (data["image"] / np.float32(255) - mean) / std
     inputs = torch.from_numpy(images).permute(0, 3, 1, 2)
     true = torch.from_numpy(data["boxes"][:, 0] / images.shape[1])
