@@ -63,6 +63,11 @@ def render(record: dict[str, Any]) -> str:
     return units.markdown_table(record["rows"], COLUMNS)
 
 
+def summarize(record: dict[str, Any]) -> str:
+    """Markdown of a record: the rows that have a time."""
+    return render({**record, "rows": [row for row in record["rows"] if row.get("median")]})
+
+
 def compare(options: Options) -> list[dict[str, Any]]:
     boxes, scores, labels = random_boxes(options.boxes)
     count = options.max_detections

@@ -97,18 +97,19 @@ def quantity(value, unit):
 def test_training_steps_are_those_of_the_record():
     found = table("Training steps")
     assert len(found) > 4
-    for name, batch, own, torch, ratio in found:
+    for name, batch, own, torch, ratio, memory in found:
         if MODELS[name] == "cifar10":
             times = [find("tutorial", implementation=each) for each in ("jaxdet", "PyTorch")]
             times = [row["step_s"] for row in times]
-            expected = [*times, times[0] / times[1]]
+            expected = [*times, times[0] / times[1], None]
         else:
             same = {"model": MODELS[name], "batch": int(batch)}
             row = find("train_step", implementation="jit", **same)
             peer = find("train_step", implementation="torch", **same)
-            expected = [row["median"], peer["median"], row["ratio"]]
+            expected = [row["median"], peer["median"], row["ratio"], row["memory_ratio"]]
         assert [own, torch] == [quantity(value, "s") for value in expected[:2]], name
-        assert ratio == units.format_number(expected[2]), name
+        ratios = [value and units.format_number(value) or "" for value in expected[2:]]
+        assert [ratio, memory] == ratios, name
 
 
 def test_layers_are_those_of_the_record():
