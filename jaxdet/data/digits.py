@@ -116,7 +116,8 @@ def read_idx(path: str | Path) -> np.ndarray:
     if len(content) != expected:
         state = "truncated" if len(content) < expected else "too long"
         raise InputError(
-            f"{path} is {state}: its header announces {expected} bytes, got {len(content)}; {AGAIN}"
+            f"{path}: is {state}; its header announces {expected} bytes, got {len(content)}; "
+            f"{AGAIN}"
         )
     values = np.frombuffer(content, dtype, offset=start).reshape(shape)
     return values.astype(dtype.newbyteorder("="))

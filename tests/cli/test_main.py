@@ -144,7 +144,7 @@ REFUSED = {
     ),
     "idx truncated": (
         [*TRAIN, "--source", "mnist", "--root", "truncated"],
-        "images.* is truncated: its header announces 47056 bytes, got 47055",
+        "images.*: is truncated; its header announces 47056 bytes, got 47055",
     ),
     "idx magic": (
         [*TRAIN, "--source", "mnist", "--root", "magic"],
