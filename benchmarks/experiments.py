@@ -95,7 +95,7 @@ class Run(NamedTuple):
     """One training run."""
 
     name: str
-    words: str  # options of `jaxdet train`; {size}, {epochs} and {out} are those of the benchmark
+    words: str  # options of `jaxdet train`; {size}, {epochs}, {out}: of the benchmark
     checkpoints: tuple[str, ...] = ("best",)  # checkpoints to evaluate
 
 

@@ -57,7 +57,7 @@ class Plan(NamedTuple):
     classes: tuple[str, ...]
     class_ids: tuple[int, ...]
     splits: dict[str, list[PlacedImage]]
-    notes: tuple[str, ...]  # on what is left out and on marks that are lost
+    notes: tuple[str, ...]  # on images and boxes left out, and on marks that are lost
 
 
 def plan(dataset: DetectionDataset, to: str) -> Plan:

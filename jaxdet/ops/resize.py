@@ -29,8 +29,8 @@ def letterbox(
 ) -> Array:
     """Resize an image, bilinear and antialiased, onto a canvas: [height, width, C] uint8.
 
-    The resized image equals that of Pillow's `resize(..., Resampling.BILINEAR)`.  Loops run as
-    often as the sizes require: `jax.lax.map` over a batch costs less than `jax.vmap`.
+    The result equals Pillow's `resize(..., Resampling.BILINEAR)`.  Loops run as often as the sizes
+    require: `jax.lax.map` over a batch costs less than `jax.vmap`.
 
     Args:
         image: [H, W, C] uint8, with sides of at most `MAX_SIDE` pixels.

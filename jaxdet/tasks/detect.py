@@ -149,7 +149,7 @@ class DetectionTask:
     def candidates(self, variables: Tree, images: Array) -> tuple[Array, Array]:
         """All scores [B, A, K] and boxes [B, A, 4] in pixels, before non-maximum suppression.
 
-        With tiles, the A boxes are those of each tile in turn and of the whole image.
+        With tiles, the A boxes are the boxes of each tile in turn, then of the whole image.
         """
         if not self.tiling:
             return self._predict_views(variables, images)
