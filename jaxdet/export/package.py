@@ -114,7 +114,7 @@ def load_program(package: Package, path: str | Path) -> Any:
     packages.load("flatbuffers", PURPOSE)
     try:
         return export.deserialize(bytearray(package.program))
-    except Exception as error:  # of any class: the format is not that of this version
+    except Exception as error:  # JAX raises errors of many classes for a program it cannot read
         description = package.description
         raise InputError(
             f"{path}: JAX {jax.__version__} cannot read a program that JAX {description['jax']} "
