@@ -2,11 +2,12 @@
 
     python -m benchmarks.assignment --batch 16 --json FILE
 
-Prints seconds per batch of images with 8,400 cells (640 x 640 pixels at strides 8, 16 and 32), 50
-true boxes and 80 classes: of loops over boxes and cells in Python and NumPy
-(`benchmarks.lib.reference.task_aligned`), timed on `--sample` images and extrapolated; of PyTorch
-with dense tensors over the batch, the usual way; and of the compiled `assign.task_aligned` under
-`vmap`. Calls of the last two are interleaved. The run fails if the assignments differ.
+Times a batch of images with 8,400 cells (640 x 640 pixels at strides 8, 16 and 32), 50 true boxes
+and 80 classes, and prints the seconds per batch of three implementations: loops over boxes and
+cells in Python and NumPy (`benchmarks.lib.reference.task_aligned`), timed on `--sample` images and
+extrapolated; PyTorch with dense tensors over the batch, the usual way; and the compiled
+`assign.task_aligned` under `vmap`. Calls of the last two are interleaved. The run fails if the
+assignments differ.
 """
 
 import sys

@@ -3,13 +3,13 @@
     python -m benchmarks.label_errors --run runs/detect --cleanlab /PATH/TO/ENV/bin/python
 
 The run predicts the split once. Of its true boxes, four times `--fraction`, drawn at random, get an
-error each: a box is removed (missing), moved and scaled until its IoU with itself is .1 to .5
+error each: a box is removed (missing), moved and scaled to an IoU of .1 to .5 with the original
 (misplaced), given another class (mislabeled), or repeated with an IoU of at least .7 (duplicate).
 The table has, for each kind with n injected errors, the fraction of true hits among the first 10
 and the first n boxes of the ranking (precision), and the fraction of the errors among the first n
 and 2n (recall); means and standard deviations of `--repeats` draws. A missing box is found by a
-prediction with an IoU of at least .5, and a duplicate by either box of the pair. Errors that the
-data had before count as false.
+prediction with an IoU of at least .5, and a duplicate by either box of the pair. Label errors that
+were in the data before count as false hits.
 
 cleanlab's object detection scores (Tkachenko et al. 2023, arXiv:2309.00832; it has no score for
 duplicates) rank the same boxes from the same predictions, in an environment of its own. Missing and

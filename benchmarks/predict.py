@@ -2,12 +2,12 @@
 
     python -m benchmarks.predict --runs runs/detect --images photo.jpg --json FILE
 
-For each run, `predict` is `Run.predict` on a warm run, from the file to boxes in its pixels:
-decoding, resizing, network, suppression. `predict, array` starts from decoded pixels. `network` is
-the compiled function that both call, on resized images and without copying its result to the host.
-`onnxruntime` is the same function in the file that `jaxdet export --format onnx` writes, if the
-package is installed. `overhead` is the median less the median of `network`. All are timed
-interleaved, at each batch size, on the given images in turn.
+For each run, `predict` is `Run.predict` on a warm run, from the file to boxes in pixels of the
+image: decoding, resizing, network, suppression. `predict, array` starts from decoded pixels.
+`network` is the compiled function that both call, on resized images and without copying its result
+to the host. `onnxruntime` is the same function in the file that `jaxdet export --format onnx`
+writes, if the package is installed. `overhead` is the median less the median of `network`. All are
+timed interleaved, at each batch size, on the given images in turn.
 """
 
 import sys

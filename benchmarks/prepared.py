@@ -34,7 +34,7 @@ from jaxdet.data.detection import AnnotatedImage
 from jaxdet.errors import InputError
 
 NAME = "prepared"
-VAL_EVERY = 24  # images per image of validation; COCO has 118,287 and 5,000
+VAL_EVERY = 24  # number of images for each validation image; COCO has 118,287 and 5,000
 CROWDS, EMPTY = 0.012, 0.009  # fractions of objects and of images
 TILED = 0.05  # fraction of images made of four
 FILLED = 0.6  # fraction of a box that its object fills; COCO's areas are those of objects

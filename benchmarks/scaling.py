@@ -179,7 +179,7 @@ def summed_bytes(work: train_steps.Workload, devices: int) -> int:
 
 
 def predict(model: str, options: Options) -> dict[str, Any]:
-    """The predicted row of a model, see the head of this module."""
+    """The row of a model in the table `predicted`, by the formulas of the module docstring."""
     work = train_steps.make_workload(train_steps.MODELS[model], _step_options(options))
     operations, size = train_steps.count_operations(work), summed_bytes(work, 2)
     step = operations / (options.gpu_tflops * 1e12)

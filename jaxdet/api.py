@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from flax import linen as nn
 
 LOG = logging.getLogger(__name__)
-PUBLISHED_NMS_IOU = 0.65  # with which the scores of YOLOX were published
+PUBLISHED_NMS_IOU = 0.65  # NMS IoU threshold of the published scores of YOLOX
 ExportFormat = Literal["checkpoint", "stablehlo", "onnx", "safetensors"]
 EXPORT_SUFFIXES = {"stablehlo": package.SUFFIX, "onnx": ".onnx", "safetensors": ".safetensors"}
 PREDICT_BATCH = 8  # images per step of `Run.predict`; the last batch is padded
@@ -93,8 +93,10 @@ def train(
             evaluation; when it returns True, the run saves a checkpoint and ends.
         spent: seconds before the call that count towards the time of the run, such as the seconds
             that the program took to start.
-        auto_batch: of a new run, replace the option `batch` by the largest one that fits.
-        memory: gigabytes that a step may need on each device; 0: what the devices have.
+        auto_batch: for a new run, replace the option `batch` by the largest batch that fits into
+            memory.
+        memory: for `auto_batch`, gigabytes that a step may need on each device; 0: 90% of the
+            memory of the device.
 
     Raises InputError for invalid options or data, and `DivergedError` when the loss is not finite.
     """
@@ -443,13 +445,13 @@ class Run:
                 safetensors: the variables and the metadata to rebuild the run, which `load` and
                 the option `weights` read.
             batch: images per call of the program; None: any number.
-            nms: whether the program of a detector includes non-maximum suppression; None: it does,
-                except in ONNX, which cannot.
+            nms: whether the program of a detector includes non-maximum suppression; None: yes for
+                StableHLO, no for ONNX, where True is an error.
             overwrite: replace the file, or the run in the folder.
-            show: called with a line about the proof of the file.
+            show: called with a line about this comparison.
 
-        A program is compared with `predict` on `replay.COUNT` images, in a process of its own,
-        before `out` is replaced.
+        A program is compared with `predict` on `replay.COUNT` images, in a new process, before
+        `out` is replaced.
 
         Returns the path of the file or of the checkpoint.  Raises InputError if `out` exists
         without `overwrite` or is inside or around this run, and for options that the model does
@@ -462,7 +464,7 @@ class Run:
             raise InputError(f"OUT must end in {EXPORT_SUFFIXES[format]}, got {out}")
         if format == "onnx" and nms:
             raise InputError(
-                "--nms true needs --format stablehlo: the operator of ONNX keeps other boxes"
+                "--nms true needs --format stablehlo: the NMS operator of ONNX keeps other boxes"
             )
         if path.is_dir() or (path.exists() and not overwrite):
             raise InputError(f"{out} exists; give another OUT, or --overwrite to replace a file")
@@ -520,11 +522,11 @@ class Run:
         return Path(out) / "checkpoints" / str(self.step)
 
     def _network(self) -> weight_file.SavedNetwork:
-        """What a file must hold to rebuild the run; InputError for an experiment of one's own."""
+        """The variables and metadata that rebuild the run; InputError for a custom experiment."""
         if self.system not in configs.SYSTEMS:
             raise InputError(
-                f"{self.folder}: export needs a run of {', '.join(configs.SYSTEMS)}, got an "
-                f"experiment of its own"
+                f"{self.folder}: export needs a run of {', '.join(configs.SYSTEMS)}, got a custom "
+                f"experiment"
             )
         metadata, thresholds = self.metadata | self.recorded, None
         if "train" in self.experiment.splits:
@@ -544,7 +546,7 @@ class Run:
         try:
             given, what = replay.split_images(self._own_data()), "images of the data"
         except InputError:
-            given, what = [], "images of noise, as the data of the run are not here,"
+            given, what = [], "images of noise (the data of the run were not found)"
         height, width, _ = self.metadata["input"]
         size = (height, width) if program.resizing_of(self.experiment) == "none" else None
         images = replay.images_to_replay(given, size)

@@ -107,8 +107,8 @@ class TrainConfig:
     """images of an epoch: each once (shuffled), or images with rare classes more often and others
     less often (balanced: repeat-factor sampling)"""
     balance_below: float = 0.5
-    """balanced: a class that a fraction f below this of the training images have is sampled more
-    often, by the square root of this fraction over f"""
+    """balanced: threshold t for the fraction f of training images that have a class; images with a
+    class whose f is below t are sampled about sqrt(t / f) times as often"""
     eval_first: bool = True
     """evaluate before the first epoch"""
     count_operations: bool = False

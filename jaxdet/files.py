@@ -52,7 +52,7 @@ def write_json(path: str | Path, value: Any) -> None:
 def write_synced(path: str | Path, mode: str, content: str | bytes) -> None:
     """Write text or bytes with the given mode of `open`, and sync them to disk.
 
-    An OSError, such as one for a full disk, has the name of the file.
+    An OSError, such as for a full disk, names the file.
     """
     try:
         with open(path, mode, encoding=None if "b" in mode else "utf-8") as file:

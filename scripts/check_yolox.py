@@ -1,11 +1,11 @@
-"""Compare our YOLOX with onnxruntime on real weights.
+"""Compare jaxdet's YOLOX with onnxruntime on real weights.
 
     pip install onnx onnxruntime
     pip install --no-deps ddddocr
     python scripts/check_yolox.py [MODEL.onnx]
 
 The package ddddocr (MIT license) has a YOLOX-tiny with one class, trained to find characters, as an
-ONNX file.  Its weights are read into our network, and both predict from the same image of text.
+ONNX file.  Its weights are read into jaxdet's network, and both predict from one image of text.
 The largest differences are printed; the exit code is 1 if one exceeds `TOLERANCE`.
 """
 

@@ -34,14 +34,14 @@ class Row:
     seconds: int  # usual time on a GPU; the row is not started with less time left
     limit: int  # seconds after which it is ended
     result: Callable[[Record], Result]
-    benchmark: str = ""  # of `benchmarks`; "" is the function `name` of `gpu_runs`
+    benchmark: str = ""  # module of `benchmarks`; "" runs the function `name` of `gpu_runs`
     options: str = ""  # of the benchmark
     dry: str = ""  # options of the benchmark in a dry run
     needs: tuple[str, ...] = JAXDET  # packages
     needs_dry: tuple[str, ...] | None = None  # packages in a dry run; None: the same
     data: str = ""  # folder in $JAXDET_DATA with the data
     data_dry: bool = False  # whether a dry run needs the data too
-    dry_as: str = ""  # a dry run leaves this row out, since that row differs in the model only
+    dry_as: str = ""  # name of a row with another model, which a dry run runs in place of this row
 
     def words(self, record: Path, folder: Path, *, dry: bool) -> list[str]:
         """The arguments of `python` that run the row."""

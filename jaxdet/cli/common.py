@@ -30,9 +30,9 @@ CHANGES = (
     "tta",
     "devices",
     "eval_batch",
-)  # options that, if given, replace those of the run
+)  # options that, if given, replace the options of the run
 COLUMNS = 4  # number of columns in a figure of images with many boxes
-CELL_HEIGHT, TITLE_HEIGHT = 4.0, 0.3  # inches, of an image and of its title in it
+CELL_HEIGHT, TITLE_HEIGHT = 4.0, 0.3  # inches; height of an image, and of the title above it
 
 
 def load(options: Restored, **changes: Any) -> api.Run:
@@ -61,7 +61,7 @@ def load(options: Restored, **changes: Any) -> api.Run:
 
 
 def _cost_of_tiles(run: api.Run) -> str:
-    """A line with the multiply-adds of a prediction from tiles, beside those without tiles."""
+    """A line that compares the multiply-adds of a prediction with tiles and without."""
     task: Any = run.experiment.task
     config: Any = run.config
 

@@ -25,7 +25,8 @@ OTHER = ("suggested", *(f"suggested_{name}" for name in CORNERS), "duplicate_of"
 COLUMNS = ("kind", "score", "split", "image", "file", "row", "class", *CORNERS, *OTHER)
 MIN_SCORE = 0.1  # boxes with lower scores are not listed
 SHOWN = 6  # boxes of each kind in the contact sheet
-CONTEXT, MIN_CROP = 1.0, 64  # margin around a box in the contact sheet: of its sides; in pixels
+CONTEXT = 1.0  # total margin around a box in the contact sheet, as a fraction of the box's sides
+MIN_CROP = 64  # smallest total margin, in pixels
 
 
 class Finding(NamedTuple):
@@ -82,7 +83,7 @@ def run(options: Audit) -> int:
 
 
 def find(run: api.Run, experiment: Experiment, split: str) -> list[Finding]:
-    """Every box of a split with a score of at least `MIN_SCORE` of being a label error."""
+    """The likely label errors of a split, with a score of at least `MIN_SCORE`."""
     recording = replace(experiment, task=TaskWithIds(experiment.task))
     _, rows = common.measure(run, run.evaluator(recording, split))
     scores = label_errors.find(rows)

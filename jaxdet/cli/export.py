@@ -48,7 +48,7 @@ def _renew(run: api.Run, options: Export) -> int:
         overwrite=options.out is None or options.overwrite,
         show=print,
     )
-    print(f"wrote {out}: its program was of JAX {before['jax']}, {before['written']}")
+    print(f"wrote {out}: replaced the program of JAX {before['jax']} from {before['written']}")
     return 0
 
 

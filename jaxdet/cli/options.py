@@ -37,8 +37,8 @@ class Train(Process):
     """replace --batch by the largest batch whose training step fits into memory, according to the
     compiler; nothing is run to find it; the learning rate stays as given"""
     memory: float = 0.0
-    """--auto-batch: gigabytes (of 10^9 bytes) that a step may need on each device; 0: 90% of what a
-    GPU has, or of the free memory of the machine"""
+    """--auto-batch: gigabytes (of 10^9 bytes) that a step may need on each device; 0: 90% of the
+    memory that JAX may use on a GPU, or of the free memory of the machine"""
     track: Literal["none", "tensorboard"] = "none"
     """tensorboard: also write every number of metrics.jsonl for TensorBoard, into the folder
     tensorboard in --out; needs tensorboardX: pip install jaxdet[track]"""
@@ -414,7 +414,7 @@ class Split(Process):
 class Export(Process):
     """Write a run for use elsewhere, without the state that only training needs.
 
-    A program is compared with the run on 16 images, in a process of its own, before it is kept.
+    A program is compared with the run on 16 images, in a new process, before it replaces OUT.
     """
 
     run: tyro.conf.Positional[Path]
@@ -431,8 +431,8 @@ class Export(Process):
     batch: int | Literal["dynamic"] = "dynamic"
     """stablehlo, onnx: images per call; dynamic: any number"""
     nms: bool | None = None
-    """stablehlo: false: the program of a detector returns all boxes, without non-maximum
-    suppression; default: true, but false for onnx, which cannot have it"""
+    """stablehlo: whether the program of a detector includes non-maximum suppression, by default
+    true; without it, as always in onnx, the program returns all boxes"""
     renew: bool = False
     """make the program of a .jaxdet file again, with this version of JAX"""
     overwrite: bool = False

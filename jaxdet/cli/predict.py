@@ -148,7 +148,7 @@ class Output:
         self.count = 0
 
     def add(self, example: Example, found: Any) -> None:
-        """Print the prediction for one image; write its picture, text file and crops if wanted."""
+        """Print the prediction for one image; write the files that the options ask for."""
         options, stem = self.options, Path(example.title).stem.replace(":", "_")
         numbered = not self.many or Path(example.title).stem in self.repeated
         stem = f"{self.count:04d}_{stem}" if numbered else stem

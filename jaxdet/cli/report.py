@@ -50,7 +50,8 @@ LAYER_HEADINGS = summary.HEADINGS | {
     "inputs": "input: X of",
     "weights": "W: weights",
 }
-# On a plateau, accuracy rises by less than this in the rest of the run, at least so many epochs.
+# On a plateau, accuracy rises by less than `PLATEAU_RISE` until the end of the run, at least
+# `PLATEAU_EPOCHS` epochs later.
 PLATEAU_RISE, PLATEAU_EPOCHS = 0.002, 5
 LEVELS = ("high", "medium", "low")  # names of the three limits in `CUTOFFS`
 HELD_OUT_NOTE = (
@@ -213,8 +214,8 @@ def _best_part(evaluated: Sequence[EvaluatedRun], limits: Mapping[str, float]) -
         summary.to_markdown(layers, summary.notes(network), LAYER_HEADINGS),
         *discussion.labels(evaluated),
         *_accuracy_part(evaluated),
-        f"The first epoch after which accuracy rises by less than {PLATEAU_RISE} in the rest of "
-        f"the run, at least {PLATEAU_EPOCHS} epochs:",
+        f"The first epoch after which accuracy rises by less than {PLATEAU_RISE} until the end of "
+        f"the run, at least {PLATEAU_EPOCHS} epochs later:",
         tables.to_markdown([_plateau(one) for one in evaluated], ["run", "plateau from epoch"]),
     ]
 

@@ -23,8 +23,8 @@ from jaxdet.errors import printable
 
 Arrays = dict[str, np.ndarray]
 
-FORMAT = 1  # version of the entries; to be raised when a reader gives other arrays
-MIN_BYTES = 2**24  # files that are smaller in total are read faster than an entry pays off
+FORMAT = 1  # version of the entries; increase it when a reader returns different arrays
+MIN_BYTES = 2**24  # smallest total size of files for which an entry saves time
 KEY = "key"  # name of the array with the state of the files
 DIGEST = hashlib.sha256().digest_size
 LOG = logging.getLogger(__name__)

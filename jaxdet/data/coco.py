@@ -73,7 +73,7 @@ class _Split(NamedTuple):
     rows: np.ndarray  # [M] int32, numbers of the annotations, from 1
 
 
-LISTS = ("names", "ids", "sizes")  # fields of a `_Split` that are no arrays
+LISTS = ("names", "ids", "sizes")  # fields of a `_Split` that are not arrays
 
 
 def annotation_files(root: str | Path) -> dict[str, Path]:

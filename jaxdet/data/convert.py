@@ -1,9 +1,9 @@
-"""Writing detection data sets as COCO, Pascal VOC, YOLO or parquet, as the readers expect them.
+"""Writing detection data sets as COCO, Pascal VOC, YOLO or parquet, in the layouts of the readers.
 
     plan = convert.plan(formats.read("scenes"), "yolo")
     convert.write(plan, Path("scenes-yolo"))
 
-Splits, the order of the classes, and coordinates are kept: the result reads as the original did.
+Splits, coordinates and the order of the classes are kept: reading the result gives the same data.
 Marks that a format cannot express are lost, and a remark counts them.
 """
 
@@ -61,7 +61,9 @@ class Plan(NamedTuple):
 
 
 def plan(dataset: DetectionDataset, to: str) -> Plan:
-    """Check what can be written in the format `to`, a key of `WRITERS`, and name the files.
+    """Check that a data set can be written in the format `to`, and choose the names of its files.
+
+    to: a key of `WRITERS`.
 
     Images and boxes that cannot be used are left out with a note.  Raises InputError for splits
     and names of classes that the format cannot hold.
@@ -136,7 +138,7 @@ def _name(sample: AnnotatedImage) -> tuple[str, str]:
 
 
 def _unique(stem: str, taken: set[str]) -> str:
-    """A stem that any system allows and that is not in `taken`, in any case; it is added."""
+    """A stem that every file system allows, unique in `taken` regardless of case; adds it there."""
     safe = (c if c.isprintable() and c not in UNSAFE else "_" for c in stem)
     stem = "".join(safe).strip(" .") or "image"
     names = chain([stem], (f"{stem}_{number}" for number in count(2)))

@@ -4,8 +4,8 @@ The tables are `train.csv`, `val.csv` and `test.csv` in the folder, or a single 
 name, which is for training.  The first row may name the columns; they are then in any order, and
 other columns are ignored.  An image without objects has a row with its file alone.
 
-Corners are half-open: the box 0 0 1 1 is the first pixel.  A file is relative to the folder of the
-table, or to `images/` in it.  Classes are sorted by name.
+Corners are half-open: the box 0 0 1 1 is the first pixel.  Paths of files are relative to the
+folder of the table, or to `images/` in it.  Classes are sorted by name.
 """
 
 import csv
@@ -24,7 +24,7 @@ from jaxdet.types import Array
 COLUMNS = ("file", "x0", "y0", "x1", "y1", "label")
 CORNERS = slice(1, 5)  # of `COLUMNS`
 FOLDERS = ("", "images")  # folders beside a table that may hold the images
-START = 2**16  # bytes in which the first row is looked for
+START = 2**16  # number of bytes that are searched for the first row
 
 
 class _Object(NamedTuple):

@@ -25,7 +25,7 @@ from jaxdet.errors import InputError, printable
 from jaxdet.types import Array
 
 ROOT_TAG = "annotations"
-FIRST_TAG, START = re.compile(rb"<([A-Za-z]\w*)[\s/>]"), 4096  # looked for in so many bytes
+FIRST_TAG, START = re.compile(rb"<([A-Za-z]\w*)[\s/>]"), 4096  # searched for in the first bytes
 CROWD_ATTRIBUTES = ("difficult", "is_crowd", "iscrowd")
 IGNORED = "tag"  # the class of a whole image
 

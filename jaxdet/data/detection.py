@@ -137,7 +137,7 @@ def assemble(
 
 
 def count_unused(root: str | Path, splits: dict[str, list[AnnotatedImage]]) -> int:
-    """The number of image files in a folder and its subfolders that are no image of the splits."""
+    """The number of image files in a folder and its subfolders that are in none of the splits."""
     used = {
         sample.image
         for samples in splits.values()
@@ -401,7 +401,7 @@ def stream(
     on_invalid: what the source does with an image that turns out to be damaged later, see
       `StreamSource`.
     cache: folder of an `image_cache`; "" for no cache.
-    index: folder in which `image_sizes` keeps what the headers say; None: all headers are read.
+    index: folder in which `image_sizes` keeps the sizes of the images; None: all headers are read.
     """
     sizes = ArraySizes(height, width, max_boxes, _largest(samples), letterbox)
     read_image = image_cache.cached(images.read_letterboxed, cache)

@@ -25,7 +25,7 @@ from jaxdet.data.images import ImageFile, Size
 from jaxdet.errors import InputError, printable
 
 Reader = Callable[..., tuple[np.ndarray, Size]]  # image file and size -> pixels, original size
-FORMAT = 1  # version of the entries; to be raised when `jaxdet.data.images` gives other pixels
+FORMAT = 1  # version of the entries; increase it when `jaxdet.data.images` returns other pixels
 HEADER = np.dtype([("crc32", "<u4"), ("size", "<u4", 2), ("shape", "<u4", 3)])
 LOG = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from jaxdet.data import array_cache, images, threads
 from jaxdet.data.images import ImageFile, Size
 from jaxdet.errors import InputError
 
-MIN_IMAGES = 10_000  # fewer headers are read faster than an entry pays off
+MIN_IMAGES = 10_000  # smallest number of images for which an entry saves time
 CHUNK = 64  # images that a thread reads at a time
-FORMAT = 1  # version of the entries; to be raised when `images.read_size` gives other sizes
+FORMAT = 1  # version of the entries; increase it when `images.read_size` returns other sizes
 
 
 def read(files: Sequence[ImageFile], folder: Path | None = None) -> list[Size | InputError]:

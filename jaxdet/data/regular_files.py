@@ -118,7 +118,7 @@ def read_yaml(path: str | Path) -> Any:
 def reading(place: str | Path, kind: str = "") -> Iterator[None]:
     """A context that converts any exception to InputError, with a message that begins with `place`.
 
-    `kind` names what the content should have been, such as "JSON"; "" leaves that out.
+    kind: the expected kind of content for the message, such as "JSON"; "" names none.
     """
     try:
         yield

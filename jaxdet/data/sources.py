@@ -15,7 +15,7 @@ import numpy as np
 from jaxdet.errors import InputError
 
 READ_THREADS = 16  # a record is a file, and reading mostly waits for the disk
-SUBSTITUTES = 16  # records tried in place of an unreadable one; if all fail, so does the disk
+SUBSTITUTES = 16  # largest number of records that are tried in place of an unreadable one
 LOG = logging.getLogger(__name__)
 
 

@@ -59,7 +59,7 @@ class ExportedModel:
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """The metadata stored with the run, which a `.jaxdet` file holds once: `metadata`."""
+        """The same as `metadata`, under the name that `Run` has for it."""
         return self.metadata
 
     @property

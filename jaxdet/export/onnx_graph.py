@@ -4,7 +4,8 @@
 
 The first axis of the inputs is the batch.  It is traced as `BATCH`, a prime number that no other
 side of a network has, so that the axes that depend on it are known and can be left open.  A value
-is kept with sides of 1, which the operators of ONNX broadcast, until one needs its whole shape.
+that is broadcast keeps sides of 1, since the operators of ONNX broadcast too; it is expanded only
+for operators that need its whole shape.
 """
 
 import math
@@ -134,17 +135,17 @@ class Graph:
         return name
 
     def tensor(self, value: Value) -> str:
-        """The name of a value of its `kept` shape."""
+        """The name of the tensor of a value, in its `kept` shape."""
         return self.constant(value.array) if value.array is not None else value.name
 
     def constant(self, array: Any) -> str:
-        """The name of a constant."""
+        """Add a constant; return its name."""
         name = f"c{next(self.numbers)}"
         self.constants[name] = np.asarray(array)
         return name
 
     def whole(self, value: Value) -> str:
-        """The name of a value of its whole shape."""
+        """The name of the tensor of a value, expanded to its whole shape."""
         name = self.tensor(value)
         if value.kept == value.shape:
             return name
@@ -166,7 +167,7 @@ class Graph:
         return [make(array, name) for name, array in self.constants.items() if name in used]
 
     def _sides(self, shape: Sequence[int]) -> str:
-        """The name of a shape, with the present number of images in place of `BATCH`."""
+        """The name of a tensor with a shape, in which the number of images replaces `BATCH`."""
         if not any(side % BATCH == 0 for side in shape if side):
             return self.constant(np.int64(shape))
         size = self.node("Shape", [self.batched], start=0, end=1)

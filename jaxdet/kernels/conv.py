@@ -118,7 +118,7 @@ def auto_enabled(dtype: Any = jnp.float32) -> bool:
 
 
 def uses_lax() -> bool:
-    """Whether this is called in the context `default_impl("lax")`."""
+    """Whether the context `default_impl("lax")` is active."""
     return _default_impl.get() == "lax"
 
 

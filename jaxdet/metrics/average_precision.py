@@ -1,7 +1,7 @@
 """Average precision of detections as a function of image weights, for the bootstrap.
 
     matches = match(rows, num_classes)
-    ap = average_precision(matches, np.ones(N))  # [IoU threshold, class], as COCO's
+    ap = average_precision(matches, np.ones(N))  # [IoU threshold, class], as in COCO
     samples = bootstrap(matches, resamples=1000)  # {score: [resamples]}
 
 `rows` are as in `jaxdet.metrics.detection`.  Boxes are matched to objects once; a resample of the

@@ -21,11 +21,11 @@ def resample(
     resamples: int,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """The float scores of images drawn with replacement: {name of a score: [resamples]}.
+    """Scores of images drawn with replacement: {name of a score: [resamples]}.
 
-    report: function from rows of a split to scores.
+    report: function from the rows of a split to its scores; scores that are not floats are ignored.
     rows: columns [N, ...], one row per image.
-    A score that a resample does not have is NaN.
+    A score is NaN where the report of a resample lacks it.
     """
     count = len(next(iter(rows.values())))
     draw = np.random.default_rng(seed)

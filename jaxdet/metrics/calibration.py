@@ -20,12 +20,15 @@ class Reliability(NamedTuple):
     """Means of B bins of equal width, over scores from 0 to 1; NaN in empty bins."""
 
     score: np.ndarray  # [B]
-    accuracy: np.ndarray  # [B] fraction of correct ones
+    accuracy: np.ndarray  # [B] fraction of boxes or labels that are correct
     count: np.ndarray  # [B]
 
 
 def reliability(scores: np.ndarray, correct: np.ndarray, bins: int = BINS) -> Reliability:
-    """Mean score and accuracy in each bin of `scores [N]`, given which are `correct [N]`."""
+    """Mean score and accuracy in each bin of `scores` [N].
+
+    correct [N]: whether the box or label with each score is correct.
+    """
     places = np.minimum((np.asarray(scores) * bins).astype(int), bins - 1)
     count = np.bincount(places, minlength=bins)
     sums = (np.bincount(places, weights, bins) for weights in (scores, correct))
@@ -36,9 +39,10 @@ def reliability(scores: np.ndarray, correct: np.ndarray, bins: int = BINS) -> Re
 
 
 def expected_calibration_error(scores: np.ndarray, correct: np.ndarray, bins: int = BINS) -> float:
-    """Mean over all N scores of the distance between score and accuracy of their bin.
+    """Expected calibration error (ECE) of N scores, in [0, 1]; NaN without scores.
 
-    NaN without scores.
+    It is the mean, over all scores, of the absolute difference between the mean score and the
+    accuracy of the score's bin.  Arguments are as in `reliability`.
     """
     found = reliability(scores, correct, bins)
     if not found.count.sum():
@@ -48,9 +52,9 @@ def expected_calibration_error(scores: np.ndarray, correct: np.ndarray, bins: in
 
 
 def fit_temperature(scores: np.ndarray, correct: np.ndarray) -> float:
-    """The temperature with which the scores have the lowest cross-entropy; 1 without scores.
+    """The temperature that minimizes the cross-entropy of the scores; 1 without scores.
 
-    It is searched between exp(-3) and exp(3).
+    It is searched between exp(-3) and exp(3).  Arguments are as in `reliability`.
     """
     if not len(scores):
         return 1.0

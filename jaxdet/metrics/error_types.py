@@ -62,9 +62,9 @@ def find(rows: Rows, threshold: float) -> Errors:
 
 
 def severity(errors: Errors, scores: Array) -> dict[str, np.ndarray]:
-    """How bad each image is, by kind of error: {kind: [N]}; 0 without errors of the kind.
+    """Severity of the errors of each kind in each image: {kind: [N]}; 0 without such errors.
 
-    It is the sum of the scores of the boxes or, for `missed`, the number of objects.
+    It is the sum of the scores of the wrong boxes or, for `missed`, the number of missed objects.
     """
     found = {kind: (getattr(errors, kind) * np.asarray(scores)).sum(1) for kind in KINDS}
     return {"missed": errors.missed.sum(1).astype(float), **found}

@@ -1,7 +1,8 @@
 """Precision, recall and F1 at a score threshold, and the threshold that a rule chooses.
 
-    matches = average_precision.match(rows, num_classes) thresholds = choose(matches, "f1")  # one
-    per class; `pooled(matches)` gives one for all classes scores = rates(matches, thresholds)
+    matches = average_precision.match(rows, num_classes)
+    thresholds = choose(matches, "f1")  # one per class; of `pooled(matches)`: one for all classes
+    scores = rates(matches, thresholds)
 
 A box is right if it matches an object at the first IoU threshold of `matches`, .5.
 """

@@ -1,4 +1,4 @@
-"""A detector of a backbone, a neck and a head, whose outputs are decoded to boxes in pixels.
+"""A detector built from a backbone, a neck and a head, with outputs decoded to boxes in pixels.
 
     net = Detector(backbone=partial(Lite0, classes=0), neck=partial(FPN, channels=96),
                    head=partial(DecoupledHead, classes=3))

@@ -3,9 +3,9 @@
     net = S(classes=80)
     output = net.apply(variables, images)  # a `DetectorOutput`; cells from stride 8 to stride 32
 
-The published weights, under the Apache-2.0 license, take images as `normalize.BGR_255` says, with
-the letterbox `images.TOP_LEFT`.  With 80 classes, `S` has 8,968,255 parameters and, at 640 x 640
-pixels, 13.3 G multiply-adds.
+The published weights, under the Apache-2.0 license, expect the normalization `normalize.BGR_255`
+and the letterbox `images.TOP_LEFT`.  With 80 classes, `S` has 8,968,255 parameters and, at 640 x
+640 pixels, 13.3 G multiply-adds.
 """
 
 from collections.abc import Mapping, Sequence

@@ -8,7 +8,7 @@
 - `embeddings`: normalization, similarity, identification
 - `augment`: random image and box transforms
 - `numerics`: safe division and precision
-- `resize`: resizing of 8-bit images to the bits of Pillow
+- `resize`: resizing of 8-bit images, bit-exact with Pillow
 - `tiles`: large images as overlapping tiles, and merging of the boxes of all tiles
 
 Functions are pure and can be jitted, vmapped and differentiated.  Each function is written for one

@@ -92,8 +92,8 @@ def max_iou(
     An anchor whose largest IoU is below `positive_iou` goes to no box.  With `allow_low_quality`,
     each true box also takes its best anchors: all anchors that tie for its largest IoU, if this IoU
     is above 0.  A best anchor of two boxes goes to the box with the higher index.  Target scores
-    are 1 for the class of the box; no anchor is left out of the loss.  Ren et al. 2015,
-    arXiv:1506.01497.
+    are 1 for the class of the box, else 0.  No range of IoUs is ignored: anchors that go to no box
+    are background.  Ren et al. 2015, arXiv:1506.01497.
     """
     true_boxes, true_labels, valid = _as_slots(true_boxes, true_labels, valid)
     anchor_boxes = jnp.asarray(anchor_boxes)

@@ -218,7 +218,7 @@ def pad_and_crop(key: jax.Array, sample: Sample, *, pad: int = 4) -> Sample:
 
 
 def random_tile(key: jax.Array, sample: Sample, *, regions: np.ndarray) -> Sample:
-    """Crop one of the equally large boxes `regions [T, 4]`, whole pixels, at random."""
+    """Crop a random one of `regions` [T, 4], boxes of equal size with whole-pixel corners."""
     places = regions.astype(np.int32)
     width, height = places[0, 2:] - places[0, :2]
     x, y = jnp.asarray(places[:, :2])[jax.random.randint(key, (), 0, len(places))]
@@ -397,7 +397,7 @@ def _at_random_position(key, patch, canvas):
     return jax.lax.dynamic_slice(jnp.pad(patch, canvas), (y, x), (canvas, canvas))
 
 
-# Batches: functions of keys [B] and B images, each combined with those after it in the batch.
+# Batches: functions of keys [B] and B images; each image is combined with the images after it.
 
 
 def mixup(

@@ -106,7 +106,7 @@ def identify(
 
     similarities [N, M]: similarities of N probes and M gallery images.
     gallery_ids [M]: identities from 0 to `num_identities` - 1; other numbers mark padding.
-    reduce: how the similarities of a probe and all images of an identity are combined to a score.
+    reduce: how the similarities of a probe to all images of an identity become one score.
     threshold: lowest score at which a probe is accepted.
     """
     chex.assert_shape(similarities, (None, *gallery_ids.shape))

@@ -1,8 +1,8 @@
-"""Resizing of 8-bit images to the bits of Pillow's `Image.resize`, inside a compiled program.
+"""Resizing of 8-bit images inside a compiled program, bit-exact with Pillow's `Image.resize`.
 
 Each output value is a weighted mean of input values, first along one axis of the image and then
-along the other.  Pillow rounds the weights to `WEIGHT_BITS` bits and the values after each of both
-passes to 8 bits.  All of it is integer arithmetic, so that results are the same on all devices.
+along the other.  As in Pillow, weights are rounded to `WEIGHT_BITS` bits, and values are rounded to
+8 bits after each axis.  All arithmetic is on integers, so results are the same on all devices.
 
 Sizes and offsets are pairs (rows, columns), in int32.
 """
@@ -12,7 +12,7 @@ from jax import lax
 
 from jaxdet.types import Array
 
-WEIGHT_BITS = 22  # of Pillow's weights
+WEIGHT_BITS = 22  # fractional bits of Pillow's weights
 ONE = 1 << WEIGHT_BITS
 MAX_SIDE = 2**15 - 1  # pixels per side of an image; larger ones may overflow 32 bits
 

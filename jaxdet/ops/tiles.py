@@ -18,17 +18,17 @@ from jaxdet.ops.numerics import safe_divide
 from jaxdet.types import Array
 
 STRIDE = 32  # pixels; the distance of two tiles is a multiple of it
-BORDER = 0.02  # a box is cut if it ends within this fraction of a tile's side from its inner border
+BORDER = 0.02  # a box is cut if it ends this near an inner border, as a fraction of the tile's side
 SAME_OBJECT = 0.5  # IoU of two boxes of one object, in the region that both of their tiles show
 
 
 class Tiling(NamedTuple):
-    """A grid of equal tiles, of which neighbors overlap by about a fraction of their side."""
+    """A grid of equal tiles; neighbors overlap by about the fraction `overlap` of their side."""
 
     rows: int
     columns: int
     overlap: float  # below 1
-    height: int  # of a tile, in pixels, as the width
+    height: int  # height and width of a tile in pixels
     width: int
 
     @property
@@ -61,8 +61,9 @@ def cut(image: Array, tiling: Tiling) -> jax.Array:
 
 
 def is_cut(boxes: Array, tiles: Array, canvas: tuple[int, int]) -> jax.Array:
-    """Whether each box [..., 4] ends at a border of its tile [..., 4] inside the image.
+    """Whether each box [..., 4] ends at an inner border of its tile [..., 4].
 
+    Inner borders are the borders of a tile that are not borders of the image.
     canvas: height and width of the image.
     """
     height, width = canvas

@@ -111,7 +111,7 @@ def time_layers(
 
     A layer without a backward pass has no "backward_s".
 
-    seconds: each pass of each layer is repeated until it has taken so many seconds.
+    seconds: time for which each pass of each layer is repeated.
     """
     measured = {}
     for layer in split_by_layer(network.trace()):

@@ -78,7 +78,7 @@ class NetworkSummary(NamedTuple):
     jaxpr: core.ClosedJaxpr  # the pass that was counted, with convolutions as `lax` computes them
     report: flops.FlopReport
     trace: Callable[[], core.ClosedJaxpr]  # the same pass, with the convolutions of the network
-    statistics: int  # how many numbers the running statistics of batch norm have
+    statistics: int  # number of values in the running statistics of batch norm
 
 
 def summarize(

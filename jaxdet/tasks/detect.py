@@ -26,8 +26,8 @@ STRIDE = 32  # pixels per cell of the coarsest level
 TRUTH = (  # keys of a batch that only evaluation reads
     *("true_boxes", "true_labels", "true_valid", "true_crowd", "true_area", "size"),
 )
-TILE = 100  # folded into a row's key to choose a tile; `augmentation.pipeline` folds less
-PRE_NMS_TOP_K = 1000  # NMS receives so many best pairs of cell and class, as in TOOD
+TILE = 100  # folded into a row's key to choose a tile; `augmentation.pipeline` folds lower numbers
+PRE_NMS_TOP_K = 1000  # number of (cell, class) pairs, highest scores first, for NMS, as in TOOD
 
 Assigner = Callable[..., assign.Targets]
 

@@ -21,8 +21,8 @@ from jaxdet.types import Array, Batch, StepContext, Tree
 
 Head = Literal["softmax", "arcface", "cosface", "l_softmax", "lgm"]
 EmbeddingLoss = Literal["none", "center", "contrastive", "triplet_hard", "triplet_semihard"]
-LIKELIHOOD_WEIGHT = 0.01  # of L-GM's likelihood loss, added to the cross-entropy; published code's
-MAX_PAIRED_IMAGES = 4096  # only the pairs of so many images of a split are scored
+LIKELIHOOD_WEIGHT = 0.01  # of L-GM's likelihood loss beside the cross-entropy, as in public code
+MAX_PAIRED_IMAGES = 4096  # largest number of images of a split whose pairs are scored
 CENTERS = "centres"  # key of the class centers among the batch statistics of a checkpoint
 
 

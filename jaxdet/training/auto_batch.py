@@ -1,7 +1,7 @@
-"""The largest batch that fits into memory, from what XLA says of the compiled training step.
+"""The largest batch that fits into memory, by XLA's memory analysis of the training step.
 
-Nothing is executed: the step is compiled for a few batches, XLA states how much memory each
-program needs, and the next batch to try follows from the last two.
+Nothing is executed: the step is compiled for a few batch sizes, XLA reports the memory that each
+program needs, and each batch size to try is extrapolated from the last two.
 """
 
 import math
@@ -21,9 +21,9 @@ from jaxdet.training.experiment import Experiment
 from jaxdet.training.step import train_step
 from jaxdet.types import Device
 
-USED = 0.9  # fraction of the memory that a step may need; the rest is for evaluation and others
+USED = 0.9  # fraction of the memory that a step may need; the rest is a reserve
 MAX_COMPILATIONS = 6
-GROWTH = 8  # a batch is at most so many times as large as the one tried before
+GROWTH = 8  # largest factor from one batch size to the next
 GIGABYTE = 10**9
 
 
@@ -112,8 +112,8 @@ def step_bytes(experiment: Experiment, batch: int) -> int:
 def device_memory(devices: list[Device]) -> float:
     """Bytes of memory that each of the devices of this machine may use.
 
-    For a GPU it is what JAX may allocate, for a CPU the free memory of the machine, or of its
-    control group, divided by the number of devices.
+    For a GPU it is the memory that JAX may allocate; for a CPU it is the free memory of the machine
+    or, if smaller, of the control group, divided by the number of devices.
     """
     stats = devices[0].memory_stats() or {}
     if "bytes_limit" in stats:

@@ -129,8 +129,8 @@ def restore(
     """
     if _is_config_changed(folder):
         raise InputError(
-            f"{folder} cannot be resumed: its {run_dir.CONFIG} is not the one that its checkpoints "
-            f"were written with; restore the original file"
+            f"{folder} cannot be resumed: its {run_dir.CONFIG} has changed since its checkpoints "
+            f"were written; restore the original file"
         )
     step, (state,) = _first_undamaged(folder, which, warn, lambda path: _read_state(path, like))
     return step, state
@@ -149,8 +149,8 @@ def restore_variables(
     """
     if _is_config_changed(folder):
         warn(
-            f"{Path(folder) / run_dir.CONFIG} is not the one that its checkpoints were written "
-            f"with: scores may differ from those in training"
+            f"{Path(folder) / run_dir.CONFIG} has changed since the checkpoints of the run were "
+            f"written: scores may differ from the scores in training"
         )
     step, found = _first_undamaged(folder, which, warn, lambda path: _read_variables(path, like))
     return step, *found
@@ -212,7 +212,7 @@ def count_lost_metrics(folder: Path | str) -> int:
 
 
 def _is_config_changed(folder: Path | str) -> bool:
-    """Whether the configuration of the run differs from all that its checkpoints record."""
+    """Whether the configuration of the run differs from every one that its checkpoints record."""
     present, written = run_dir.config_digest(folder), set()
     for step in steps(folder):
         try:
@@ -309,7 +309,7 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
 
 
-# All calls of orbax are in the next four functions.
+# Only the next five functions call orbax.
 
 
 def _own_process() -> Any:
@@ -379,7 +379,7 @@ def _silent(name: str) -> Iterator[None]:
 
 @contextmanager
 def _silent_threads() -> Iterator[None]:
-    """Drop reports of threads, even after a failed write, whose error is raised anyway."""
+    """Drop the error reports of orbax's threads; the error of a failed write is raised anyway."""
     report = sys.unraisablehook
 
     def report_others(unraisable):
@@ -430,7 +430,7 @@ def _read_evaluated(path: Path, like: Tree) -> dict[str, Any]:
     _check_fit(path, _variables_of(saved, "ema/" if averages else ""), _describe_arrays(kept))
     number = np.zeros((), np.int32)
     item = {"step": number, **({"ema": kept} if averages else kept)}
-    lengths = "hparams" if "hparams/epoch_steps" in saved else "hyper"  # that of schema 1
+    lengths = "hparams" if "hparams/epoch_steps" in saved else "hyper"  # the name in schema 1
     if f"{lengths}/epoch_steps" in saved:
         item[lengths] = {"epoch_steps": number}
     state = _read(path, item)

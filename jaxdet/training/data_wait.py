@@ -50,7 +50,7 @@ class DataWait:
             yield batches
 
     def dispatched(self, state: Tree) -> None:
-        """Record that a call was dispatched that returns `state`."""
+        """Record the dispatch of a call that returns `state`."""
         step = state.step.addressable_shards[
             0
         ].data  # a copy, as the next call is donated the state

@@ -59,7 +59,7 @@ class Evaluator:
 
         epoch: number of completed epochs, on which the loss may depend.
         pause: called before each batch; it may raise an exception to end the evaluation.
-        hparams: hyper-parameters in place of the hyper-parameters of the experiment.
+        hparams: traced hyper-parameters; by default the initial values of the experiment.
         """
         losses, rows = self.measure(variables, epoch, pause, hparams)
         return hosts.from_main(lambda: {**losses, **self.task.report(rows)})

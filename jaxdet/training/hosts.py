@@ -171,7 +171,7 @@ class Peers:
 
 
 _peers = Peers(0, 1)
-_abort_handler: Any = None  # of C, which must not be collected
+_abort_handler: Any = None  # a callback from C, kept here from garbage collection
 
 
 def initialize(
@@ -212,7 +212,7 @@ def initialize(
     )
     timer.daemon = True
     timer.start()
-    patience = int(2 * timeout) + 60  # the runtime aborts the process where `lost` ends it
+    patience = int(2 * timeout) + 60  # longer, so that `lost` ends the process before JAX aborts it
     ids = os.environ.get("JAX_LOCAL_DEVICE_IDS")
     try:
         jax.distributed.initialize(

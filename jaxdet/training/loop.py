@@ -37,7 +37,7 @@ from jaxdet.training.step import completed_epochs, train_step, train_steps
 from jaxdet.types import Batch, TrainState, Tree
 
 CALL_SECONDS = 0.05  # duration that a call on a GPU should have, so that its overhead is small
-MAX_CALL_STEPS = 64  # for data on the device, whose rows are only indices
+MAX_CALL_STEPS = 64  # largest number of steps per call, for data on the device
 SAVE, STOP = 1, 2  # actions between two batches
 DRAW_SECONDS = 30  # minimum time between two plots of the curves
 
@@ -203,7 +203,7 @@ class CompiledSteps:
 
 
 class Stepper(Protocol):
-    """Takes steps of one run, or of several that share a program."""
+    """Takes steps of one run, or of several runs that share a program."""
 
     def step(self, batches: Any) -> None:
         """Take the steps of a call, one on each batch."""

@@ -223,7 +223,7 @@ def _match_classes(
 ) -> Any:
     """`leaf` with the entries of `old` for classes of the same name and for all other outputs."""
     if not isinstance(leaf, jax.Array | np.ndarray):
-        return leaf  # its shape is all there is
+        return leaf  # a shape without values
     new, old = (_grouped(np.asarray(array), layout) for array in (leaf, old))
     new = new.copy()
     others = new.shape[1] - len(classes)
