@@ -10,8 +10,8 @@ below 1 means faster than eager PyTorch. The models:
 - `digits`: the network of `digits` (batch 32) on prepared canvases; `digits_drawn` draws the
   canvases in the step (jaxdet only); `digits_wide` is the wider network trained on MNIST (batch
   64).
-- `resnet18_64`, `resnet18_224`, `resnet50_224`, `lite0_224`, `b0_224` (EfficientNets): batch 16,
-  images of that side.
+- `resnet18_64`, `resnet18_224`, `resnet50_224`, `mobilenet_v2_224`, `lite0_224`, `b0_224`
+  (EfficientNets): batch 16, images of that side.
 - `simple_224` and `deeper_112`: networks of `objects`.
 - `detect`: the detector of `detect` (batch 8) with three stages of its backbone frozen;
   `detect_unfrozen`: with none, `detect_frozen`: with all of them (both jaxdet only).

@@ -235,13 +235,14 @@ def _torch_classifier(model, data):
     """(network, loss, images, labels) in PyTorch."""
     import torch
 
-    from benchmarks.torch_refs import efficientnet, networks
+    from benchmarks.torch_refs import efficientnet, mobilenet, networks
 
     build = {
         "resnet18": networks.resnet18,
         "resnet50": networks.resnet50,
         "lite0": efficientnet.lite0,
         "b0": efficientnet.b0,
+        "mobilenet_v2": mobilenet.v2,
     }[model]
     images = torch.from_numpy(data["image"]).permute(0, 3, 1, 2)
     label = torch.from_numpy(data["label"]).long()
@@ -372,6 +373,7 @@ MODELS: dict[str, Model] = {
     "resnet50_224": partial(classifier, model="resnet50"),
     "lite0_224": partial(classifier, model="lite0"),
     "b0_224": partial(classifier, model="b0"),
+    "mobilenet_v2_224": partial(classifier, model="mobilenet_v2"),
     "simple_224": partial(localizer, model="simple", side=224),
     "deeper_112": partial(localizer, model="deeper", side=112),
     "detect": detector,

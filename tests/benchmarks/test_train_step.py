@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -76,7 +77,7 @@ def test_torch_digit_locator_has_the_same_outputs_and_loss(small):
     assert value == pytest.approx(whole, rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "lite0", "b0"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenet_v2", "lite0", "b0"])
 def test_torch_classifier_has_the_same_outputs(name):
     torch = pytest.importorskip("torch")
     images = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype(np.float32)
@@ -91,16 +92,18 @@ def test_torch_classifier_has_the_same_outputs(name):
 
 
 def classifier_arrays(params):
-    """Parameters of a ResNet or an EfficientNet in the order of PyTorch's modules."""
+    """Parameters of a classifier in the order of PyTorch's modules."""
     arrays = norms(params, "stem")
-    for block in (name for name in params if "block" in name):
+    blocks = (name for name in params if "block" in name)
+    for block in sorted(blocks, key=lambda name: [int(n) for n in re.findall(r"\d+", name)]):
         layers = ("conv1", "conv2", "conv3", "around", "expand", "depthwise", "squeeze", "project")
         for layer in (name for name in layers if name in params[block]):
             if layer == "squeeze":
                 arrays += [params[block][layer][part] for part in ("reduce", "expand")]
             else:
                 arrays += norms(params, block, layer)
-    return arrays + (norms(params, "head") if "head" in params else []) + [params["logits"]]
+    last = [name for name in ("head", "last") if name in params]
+    return arrays + [array for name in last for array in norms(params, name)] + [params["logits"]]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
