@@ -90,6 +90,8 @@ class Config(TrainConfig):
     mask_loss_by: Literal["both", "truth"] = "both"
     """which windows have class and box losses: all that overlap the digit (truth), or only the
     windows among these in which the network detects it (both)"""
+    box_loss: Literal["mse", "smooth_l1", "giou", "diou", "ciou"] = "mse"
+    """loss of the boxes, in units of the window"""
     reduction: Literal["sum", "mean"] = "sum"
     """whether the losses of all images and windows of a batch are added (sum) or averaged (mean)"""
     class_weight: float = 1.0
@@ -183,6 +185,7 @@ def from_splits(
             net,
             place,
             mask_loss_by=config.mask_loss_by,
+            box_loss=config.box_loss,
             reduction=config.reduction,
             selection=config.window_selection,
             box_weight_schedule=partial(_box_weight_factor, config),

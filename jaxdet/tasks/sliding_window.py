@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxdet.losses import boxes as box_losses
+from jaxdet.losses.boxes import BoxLoss
 from jaxdet.ops import boxes, nms, numerics, windows
 from jaxdet.tasks.base import forward, real_rows
 from jaxdet.types import Array, Batch, StepContext, Tree
@@ -46,6 +48,7 @@ class SlidingWindowTask:
     place: function (key, object) -> (image, box) that places an object at random on a canvas.
     mask_loss_by: windows whose class and box losses count: all windows that overlap the object
       ("truth"), or only the windows among them in which the network detects the object ("both").
+    box_loss: loss of the boxes, in units of the window.
     reduction: whether losses are added ("sum") or averaged ("mean") over images and windows.
     selection: how an image is predicted from its windows, see `select_window`.
     box_weight_schedule: function from the context to a factor of the box weight in training.
@@ -56,6 +59,7 @@ class SlidingWindowTask:
     net: Any
     place: Callable
     mask_loss_by: LossMask = "both"
+    box_loss: BoxLoss = "mse"
     reduction: Literal["sum", "mean"] = "sum"
     selection: Selection = "class"
     box_weight_schedule: Callable[[StepContext], Array | float] = constant_weight
@@ -82,7 +86,9 @@ class SlidingWindowTask:
         raw, stats = forward(key, self.net, variables, batch["image"], context)
         encode = partial(windows.encode_targets, grid=self._grid(batch["image"]))
         targets = jax.vmap(encode)(batch["boxes"][:, 0], batch["label"])
-        terms = loss_terms(split_outputs(raw), targets, mask_by=self.mask_loss_by)
+        terms = loss_terms(
+            split_outputs(raw), targets, mask_by=self.mask_loss_by, box_loss=self.box_loss
+        )
         sums = {name: term.sum((1, 2)) @ batch["real"] for name, term in terms.items()}
         classification = (
             sums["detection"] + context.hparams["class_weight"] * sums["classification"]
@@ -181,15 +187,19 @@ def split_outputs(raw: Array) -> WindowOutputs:
 
 
 def loss_terms(
-    outputs: WindowOutputs, targets: Array, *, mask_by: LossMask = "both"
+    outputs: WindowOutputs,
+    targets: Array,
+    *,
+    mask_by: LossMask = "both",
+    box_loss: BoxLoss = "mse",
 ) -> dict[str, Array]:
     """The losses `detection`, `classification` and `regression` of each window, [...] each.
 
     targets: [..., 6], see `windows.encode_targets`.
 
-    Classification (negative log-likelihood) and regression (mean squared error) are 0 in windows
-    that do not overlap the object and, with `mask_by="both"`, in windows in which the network does
-    not detect it.  No gradient flows through this mask.
+    Classification (negative log-likelihood) and regression (`box_loss`) are 0 in windows that do
+    not overlap the object and, with `mask_by="both"`, in windows in which the network does not
+    detect it.  No gradient flows through this mask.
     """
     inside = targets[..., 0]
     detected = (outputs.detect > 0).astype(jnp.float32) if mask_by == "both" else 1.0
@@ -198,7 +208,7 @@ def loss_terms(
     return {
         "detection": optax.sigmoid_binary_cross_entropy(outputs.detect, inside),
         "classification": inside * detected * nll,
-        "regression": inside * detected * jnp.square(outputs.box - box).mean(-1),
+        "regression": inside * detected * box_losses.box_loss(box_loss, outputs.box, box),
     }
 
 

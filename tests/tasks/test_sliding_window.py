@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxdet import rng
+from jaxdet.losses import boxes as box_losses
 from jaxdet.ops import windows
 from jaxdet.tasks import sliding_window
 from jaxdet.training import host_init
@@ -32,10 +33,10 @@ def encode(box, label):
     return windows.encode_targets(box, label, GRID)
 
 
-@partial(jax.jit, static_argnums=2)
-def loss_terms(raw, target, mask_by):
+@partial(jax.jit, static_argnums=(2, 3))
+def loss_terms(raw, target, mask_by, box_loss="mse"):
     outputs = sliding_window.split_outputs(raw)
-    return sliding_window.loss_terms(outputs, target, mask_by=mask_by)
+    return sliding_window.loss_terms(outputs, target, mask_by=mask_by, box_loss=box_loss)
 
 
 @partial(jax.jit, static_argnums=1)
@@ -51,6 +52,22 @@ def test_loss_equals_scalar_reference(seed, mask_by):
     terms = loss_terms(raw, target, mask_by)
     for name, expected in reference.sliding_window_loss(raw, target, mask_by).items():
         assert float(terms[name].sum()) == pytest.approx(expected, rel=1e-5), name
+
+
+@pytest.mark.parametrize("name", ["smooth_l1", "giou", "diou", "ciou"])
+def test_any_box_loss_counts_in_windows_with_the_object(name):
+    raw, target, _ = random_outputs(0)
+    with_object = np.arange(GRID.rows) % 2 == 0  # every second row of windows
+    target = target * with_object[:, None, None]
+    found = loss_terms(raw, target, "truth", name)["regression"]
+    pairs = zip(
+        raw[with_object][..., -4:].reshape(-1, 4),
+        target[with_object][..., 2:].reshape(-1, 4),
+        strict=True,
+    )
+    expected = [box_losses.box_loss(name, *pair) for pair in pairs]
+    np.testing.assert_allclose(found[with_object].ravel(), expected, rtol=1e-4, atol=1e-6)
+    assert not found[~with_object].any()
 
 
 def test_mask_has_no_gradient():
