@@ -54,6 +54,7 @@ from jaxdet.config import (
     check_fractions,
     check_minima,
     check_notes,
+    check_train_fraction,
     option,
     task_hparams,
 )
@@ -135,6 +136,9 @@ class Config(AugmentOptions, BackboneOptions):
     test_fraction: float = 0.0
     """fraction of the training images that is set aside for the test, if the data have no test
     split; 0: no test split"""
+    train_fraction: float = 1.0
+    """fraction of the training images that is used, drawn at random (see --seed); at least one
+    image is used"""
     on_invalid: Literal["skip", "error"] = "skip"
     """what to do with unusable images and boxes: report them and leave them out (skip), or stop
     (error)"""
@@ -513,6 +517,7 @@ class _Data(NamedTuple):
     "classes",
     "val_fraction",
     "test_fraction",
+    "train_fraction",
     "seed",
     "max_boxes",
     "size",
@@ -543,6 +548,8 @@ def _read(config: Any, letterbox: "Letterbox", classes: tuple[str, ...] = ()) ->
     if "train" in samples:
         fractions = config.val_fraction, config.seed, config.test_fraction
         samples = detection.with_validation(samples, *fractions)
+        train = detection.draw_fraction(samples["train"], config.train_fraction, config.seed)
+        samples = {**samples, "train": train}
     max_boxes = config.max_boxes or detection.largest_box_count(samples)
     load = detection.load
     if config.stream:
@@ -573,6 +580,7 @@ def check(config: Config) -> None:
         )
     check_backbone(config, len(registry.stage_names(config.model)))
     check_augment(config)
+    check_train_fraction(config)
     check_fractions(config, "test_fraction", "score_threshold", "nms_iou", "positive_iou")
     if not config.multiscale or not all(0.1 <= factor <= 10 for factor in config.multiscale):
         factors = " ".join(f"{factor:g}" for factor in config.multiscale)

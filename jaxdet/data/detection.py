@@ -340,6 +340,17 @@ def with_validation(
     return {**found, "train": left}
 
 
+def draw_fraction(
+    samples: Sequence[AnnotatedImage], fraction: float, seed: int
+) -> list[AnnotatedImage]:
+    """A random choice of round(fraction * N) of N samples, at least one if N > 0, in their order.
+
+    fraction: in (0, 1]; 1 keeps all.  `seed` determines which samples.
+    """
+    count = min(max(round(fraction * len(samples)), 1), len(samples))
+    return [samples[i] for i in sorted(random.Random(seed).sample(range(len(samples)), count))]
+
+
 def largest_box_count(splits: dict[str, list[AnnotatedImage]]) -> int:
     """The largest number of boxes in an image, at least 1."""
     return max(map(_largest, splits.values()), default=1)

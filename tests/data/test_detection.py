@@ -115,6 +115,18 @@ def test_repeated_images_are_dropped_and_validation_is_split_off(tmp_path):
     assert detection.with_validation(whole, 0.34, 0) == whole
 
 
+def test_a_fraction_of_the_samples_is_drawn_by_the_seed_in_their_order():
+    samples = list(range(20))
+    drawn = [detection.draw_fraction(samples, 0.26, seed) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert all(
+        len(set(own)) == 5 and own == sorted(own) and set(own) < set(samples) for own in drawn
+    )
+    assert detection.draw_fraction(samples, 1.0, 0) == samples
+    assert len(detection.draw_fraction(samples, 0.001, 0)) == 1
+    assert detection.draw_fraction([], 0.5, 0) == []
+
+
 # Streams
 
 
