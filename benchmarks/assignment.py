@@ -115,7 +115,7 @@ def random_inputs(options: Options) -> tuple[np.ndarray, ...]:
 
 
 def _time_loops(options, inputs, found):
-    """The row of the loops, whose assignments are compared with jaxdet's."""
+    """The row of the loops; fails if their assignments differ from jaxdet's."""
     count = min(options.sample, options.batch)
     scores, boxes, points, *true = inputs
 

@@ -7,7 +7,7 @@ A run is `jaxdet train` into its own folder under `--out`; it is resumed if it w
 if it is complete, and evaluated on the test split. `ablation`, the grids of `cifar10` and the
 experiments of `faces` are one `jaxdet sweep` each, whose runs are evaluated on the validation
 split. Runs take minutes to hours, so `benchmarks.all` does not start them; it adds their results to
-its page. `EXPERIMENTS` lists them.
+its page. `EXPERIMENTS` lists the experiments.
 """
 
 import json
@@ -349,7 +349,8 @@ def fill(words: str, options: Options) -> list[str]:
 def convergence(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Running loss of the last epoch, and the first epoch after which the loss is nearly flat.
 
-    It is nearly flat if, in all later epochs, it is less than a fraction `FLAT` lower.
+    The loss is nearly flat after an epoch if it falls, in all later epochs together, by less than a
+    fraction `FLAT`.
     """
     losses = {line["epoch"]: line["train"]["loss"] for line in lines if line["train"]}
     later = {epoch: min(losses[after] for after in losses if after >= epoch) for epoch in losses}

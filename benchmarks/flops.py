@@ -88,7 +88,7 @@ def summarize(record: dict[str, Any]) -> str:
 def count(
     network: configs.NamedNetwork,
 ) -> tuple[dict[str, Any], list[dict[str, Any]], list[str]]:
-    """(row of the network, rows of its layers, notes on what is not counted)."""
+    """(row of the network, rows of its layers, notes on operations that are not counted)."""
     images = jax.ShapeDtypeStruct(network.input, "float32")
     inference = summary.summarize(network.net, images).report.sum()
     training = summary.summarize(network.net, images, backward=True)

@@ -102,7 +102,7 @@ def summarize(record: dict[str, Any]) -> str:
 
 
 def time_sources(options: Options, folder: Path) -> Iterator[dict[str, Any]]:
-    """Rows of the data sets: `read` of each, and `records` of the embedded one."""
+    """Rows of the data sets: the time to read each, and to take records of the embedded one."""
     source = digits.embedded()
     yield _row("embedded", "read", len(source), digits.embedded, options)
 
@@ -128,7 +128,7 @@ def time_sources(options: Options, folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def time_files(options: Options, folder: Path) -> dict[str, Any]:
-    """The row of image files, which are created in `folder`."""
+    """The row for reading image files, which are created in `folder`."""
     draw = np.random.default_rng(0)
     height, width, _ = SHAPE
     paths = [folder / f"{i}.png" for i in range(FILES)]
@@ -214,7 +214,7 @@ def _last_batch(source, index):
 
 
 def time_digits(options: Options) -> Iterator[dict[str, Any]]:
-    """Rows of `gather` and `place`, compiled, on the embedded set."""
+    """Rows of the compiled functions `gather` and `place` on the embedded digits."""
     arrays = digits.embedded().arrays
     rows = sampler.shuffled_batches(0, 0, len(arrays["id"]), options.batch)[0]
     data, gather = jax.device_put(arrays), jax.jit(sampler.gather)
@@ -244,7 +244,7 @@ def augment_batch(task: Task, data: dict[str, Array], rows: Array) -> Array:
 
 
 def _row(source: str, operation: str, count: int | None, call: Callable, options: Options) -> dict:
-    """The row of a call that processes `count` images; if None, the images in its result."""
+    """The row of a timed call; count: images per call, None for the number in its result."""
     count = sum(map(len, call())) if count is None else count
     found = timing.measure(call, seconds=options.seconds)
     return {

@@ -45,7 +45,7 @@ COLUMNS = {
     "recall_2n": "recall at 2n",
 }
 MISPLACED_IOU, DUPLICATE_IOU, FOUND_IOU = (0.1, 0.5), 0.7, 0.5
-CLEANLAB_THRESHOLDS = (0.95, 0.5)  # of confident predictions; its default, and a lower one
+CLEANLAB_THRESHOLDS = (0.95, 0.5)  # high_probability_threshold: the default, and a lower one
 MAX_SHIFT, MAX_SCALE, MAX_JITTER = 0.7, 1.5, 0.1  # of the sides of a box
 SCORES_SCRIPT = Path(__file__).parent / "lib" / "cleanlab_scores.py"
 
@@ -72,7 +72,7 @@ class Options(harness.OutputOptions):
 
 
 class Injected(NamedTuple):
-    """Rows with injected errors, and where they are."""
+    """The rows of a split with injected label errors, and the places of these errors."""
 
     rows: Rows
     removed: dict[Place, np.ndarray]  # boxes [4] of the missing objects
@@ -162,7 +162,7 @@ def inject(rows: Rows, fraction: float, seed: int) -> Injected:
 
 
 def evaluate(injected: Injected, kind: str, scores: np.ndarray) -> dict[str, float]:
-    """Precision and recall of the ranking by `scores` [N, B] of the boxes of a kind."""
+    """Precision and recall, for one kind of error, of the ranking of boxes by `scores` [N, B]."""
     order = np.argsort(-scores, axis=None, kind="stable")
     order = order[scores.ravel()[order] > 0]
     places = [(int(i), int(b)) for i, b in zip(*np.unravel_index(order, scores.shape), strict=True)]
@@ -206,7 +206,7 @@ def cleanlab_scores(draws: Sequence[Rows], python: str) -> dict[str, list[Rows]]
 
 
 def _removed_at(injected: Injected, place: Place) -> Place | None:
-    """The removed object that a predicted box finds, if any."""
+    """The place of the removed object that a predicted box finds; None if it finds none."""
     image, box = place
     own = [(p, removed) for p, removed in injected.removed.items() if p[0] == image]
     overlaps = [iou(injected.rows["boxes"][image, box], removed) for _, removed in own]

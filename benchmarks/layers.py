@@ -203,7 +203,7 @@ def add_percent_of_peak(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _measure(case, direction, chosen, options, with_torch):
-    """The measured columns of a row."""
+    """Time a pass of a layer in both libraries; returns the measured columns of its row."""
     call, arrays, operations = jax_call(case, direction, chosen, options.impl)
     calls = (
         [(call, arrays), torch_call(case, direction, chosen)] if with_torch else [(call, arrays)]

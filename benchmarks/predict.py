@@ -59,7 +59,7 @@ class Options(harness.OutputOptions):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run with the options in `argv`, by default those of the process; returns the exit code."""
+    """Run with the options `argv`, by default the process's arguments; returns the exit code."""
     return harness.run_command(NAME, Options, argv, run)
 
 
@@ -126,7 +126,7 @@ def compare(
 
 
 def onnx_call(run: jaxdet.Run, resized: np.ndarray) -> Callable[[], Any]:
-    """The network in onnxruntime; InputError if it cannot be exported or run."""
+    """A call of the exported network in onnxruntime; InputError if it cannot be exported or run."""
     if find_spec("onnxruntime") is None or find_spec("onnx") is None:
         raise InputError("not installed")
     import onnxruntime

@@ -37,7 +37,7 @@ NAME = "prepared"
 VAL_EVERY = 24  # number of images for each validation image; COCO has 118,287 and 5,000
 CROWDS, EMPTY = 0.012, 0.009  # fractions of objects and of images
 TILED = 0.05  # fraction of images made of four
-FILLED = 0.6  # fraction of a box that its object fills; COCO's areas are those of objects
+FILLED = 0.6  # fraction of a box that its object fills; in COCO, the area is the object's
 MIN_CROP = 0.8  # smallest side of a crop, as a fraction
 MIN_VISIBLE = 0.3  # fraction of a box that must be inside the crop
 QUALITY = 96  # of JPEG, for about 130 kB
@@ -180,7 +180,7 @@ def changed_image(sources: Sequence[AnnotatedImage], seed: int, number: int) -> 
 def _changed_source(
     sources: Sequence[AnnotatedImage], random: np.random.Generator
 ) -> tuple[Image.Image, np.ndarray, np.ndarray, np.ndarray]:
-    """One of the sources, cropped, mirrored and recolored: (image, boxes, labels, crowd)."""
+    """Crop, mirror and recolor a random source; return (image, boxes, labels, crowd)."""
     sample = sources[random.integers(len(sources))]
     with Image.open(io.BytesIO(images.file_bytes(sample.image))) as opened:
         whole = opened.convert("RGB")

@@ -110,7 +110,7 @@ def render(record: dict[str, Any]) -> str:
 
 
 def measure(model: str, options: Options) -> Iterator[dict[str, Any]]:
-    """A row for each of `SETUPS`, or one with a note for a batch that its devices cannot split."""
+    """A row for each of `SETUPS`; a note instead of times if its devices cannot split the batch."""
     work = train_steps.make_workload(train_steps.MODELS[model], _step_options(options))
     for processes, devices in SETUPS:
         row = {"model": model, "batch": work.batch, "processes": processes}
@@ -165,7 +165,7 @@ def time_setup(model: str, options: Options, processes: int, devices: int) -> di
 
 
 def summed_bytes(work: train_steps.Workload, devices: int) -> int:
-    """Bytes of the arrays that a step sums, or exchanges, over the devices; each device has all."""
+    """Bytes of the arrays on each device that a step sums or exchanges over the devices."""
     if devices == 1:
         return 0
     init, step = train_steps.pure_step(work)

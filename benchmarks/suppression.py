@@ -128,7 +128,7 @@ def random_boxes(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def greedy_nms(
     boxes: np.ndarray, scores: np.ndarray, max_detections: int, iou_threshold: float = 0.5
 ) -> np.ndarray:
-    """Indices of the boxes that are kept, best first, by the usual loop in NumPy."""
+    """Indices of the boxes [N, 4] that are kept, best first, by the usual loop in NumPy."""
     x0, y0, x1, y1 = boxes.T
     area, order, kept = (x1 - x0) * (y1 - y0), np.argsort(-scores, kind="stable"), []
     while len(order) and len(kept) < max_detections:

@@ -254,7 +254,7 @@ def load_pretrained(
     variables, found = registry.load_detector(model, weights)
     if classes and len(classes) != len(found):
         raise InputError(
-            f"classes must have the names of the {len(found)} classes of {weights}, got "
+            f"classes must be {len(found)} names, one for each class of {weights}, got "
             f"{len(classes)}"
         )
     side = registry.get(model).image_size
@@ -448,7 +448,7 @@ class Run:
             nms: whether the program of a detector includes non-maximum suppression; None: yes for
                 StableHLO, no for ONNX, where True is an error.
             overwrite: replace the file, or the run in the folder.
-            show: called with a line about this comparison.
+            show: called with a line about the comparison described below.
 
         A program is compared with `predict` on `replay.COUNT` images, in a new process, before
         `out` is replaced.
@@ -568,7 +568,7 @@ class Run:
         return f"{said} {count} scores differ by at most {score:.2g}, boxes by {pixels:.2g} pixels"
 
     def _own_data(self) -> Experiment:
-        """The experiment with the data of the run, also of a run from a file."""
+        """The experiment of the run with its data, even if the run was loaded from a file."""
         if run_dir.is_run(self.folder):
             return self.with_data()
         return configs.build(self.system, self.config)
@@ -706,11 +706,15 @@ def _load_file(path: Path, options: dict[str, Any]) -> Run:
     is_package = path.suffix == package.SUFFIX
     saved = package.read(path).network if is_package else weight_file.read(path)
     if saved.system not in configs.SYSTEMS:
-        raise InputError(f"{path}: its system must be one of {', '.join(configs.SYSTEMS)}")
+        raise InputError(
+            f"{path}: its system must be one of {', '.join(configs.SYSTEMS)}, got {saved.system!r}"
+        )
     try:
         config = from_json(configs.config(saved.system), saved.config)
     except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: {error}; another version of jaxdet wrote it") from None
+        raise InputError(
+            f"{path}: {error}; another version of jaxdet wrote it: install that version"
+        ) from None
     config = change_options(config, options)
     if "record" in saved.metadata:
         experiment = configs.without_data(saved.system, config, saved.metadata)

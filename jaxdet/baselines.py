@@ -38,7 +38,7 @@ class Predictions(NamedTuple):
 
 
 class Baseline(NamedTuple):
-    """A fitted baseline: `predict(inputs(source))` are its predictions for a source."""
+    """A fitted baseline; `predict(inputs(source))` gives its predictions for a source."""
 
     inputs: Callable[[ArraySource], Any]  # not included in the time per image
     predict: Callable[[Any], Predictions]
@@ -186,7 +186,7 @@ def _no_transform(key, image, box):
 
 
 def _decision_values(svm, features, count) -> np.ndarray:
-    """Decision values [N, count]; a label without training images gets the lowest of them."""
+    """Decision values [N, count]; a label without training images gets the lowest value."""
     values = svm.decision_function(features)
     if values.ndim == 1:  # with two labels, scikit-learn gives only the values of the second one
         values = np.stack([-values, values], 1)

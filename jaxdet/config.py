@@ -242,7 +242,7 @@ def traceable_fields(kind: type[TrainConfig]) -> set[str]:
 
 
 def largest_subset(configs: Sequence[TrainConfig]) -> TrainConfig:
-    """Of configurations that differ only in `traceable_fields`, the one that uses the most data."""
+    """Choose the configuration with the most data; all differ in `traceable_fields` only."""
     return max(configs, key=lambda config: [getattr(config, name) for name in config.SUBSET_FIELDS])
 
 

@@ -215,7 +215,7 @@ def _join(name: str, key: str) -> str:
 
 
 def _show(value: Any) -> str:
-    """The text of a value in an error message; only its type if it is long or nested."""
+    """A value as text for an error message; if it is long or nested, only its type."""
     if isinstance(value, dict | list):
         return KIND_NAMES[type(value)]
     if isinstance(value, int) and abs(value) > MAX_INT:

@@ -279,7 +279,7 @@ class _Tensor(NamedTuple):
 
 
 class _Ignored:
-    """A value in place of a NumPy number, such as a score beside the arrays."""
+    """Stands for a NumPy number, such as a score stored beside the arrays, which is not read."""
 
     __slots__ = ()
 
@@ -338,11 +338,11 @@ def _to_arrays(tree: Any, storages: Mapping[str, np.ndarray]) -> dict[str, np.nd
         if isinstance(tree, dict) and isinstance(tree.get(wrapper), dict):
             tree = tree[wrapper]
     if not isinstance(tree, dict):
-        raise InputError(f"holds a {type(tree).__name__} and no arrays by name; {EXPECTED}")
+        raise InputError(f"holds no arrays by name, only a {type(tree).__name__}; {EXPECTED}")
     named = {name: value for name, value in tree.items() if isinstance(name, str)}
     tensors = {name: value for name, value in named.items() if isinstance(value, _Tensor)}
     if not tensors:
-        raise InputError(f"holds no arrays by name, only {[*named][:5]}; {EXPECTED}")
+        raise InputError(f"holds no arrays by name, but keys {[*named][:5]}; {EXPECTED}")
     return {name: _view(name, tensor, storages) for name, tensor in tensors.items()}
 
 

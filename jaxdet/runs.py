@@ -42,7 +42,7 @@ def absolute_paths(config: TrainConfig) -> TrainConfig:
 
 
 def absolute(path: str | Path) -> str:
-    """Make a path absolute, also the one in `run:DIR`; `tfds:NAME` and the like are unchanged."""
+    """Make a path, or the path in `run:DIR`, absolute; `tfds:NAME` and the like are unchanged."""
     text = str(path)
     if text.startswith(RUN):
         return f"{RUN}{Path(text.removeprefix(RUN)).absolute()}"
@@ -150,7 +150,7 @@ def with_kept_streams(folder: str | Path, experiment: Experiment) -> Experiment:
 
 
 def _describe_change(before: Sequence[str], now: Sequence[str]) -> str:
-    """How two lists of image names differ: one name and counts, or only the order."""
+    """The difference of two lists of image names in words: an example and counts, or the order."""
     missing, new = sorted({*before} - {*now}), sorted({*now} - {*before})
     if not missing and not new:
         return "their order differs"
@@ -235,7 +235,7 @@ def _check_scored(experiment: Experiment) -> None:
 
 
 def report_uneven_batches(experiment: Experiment, line: Callable[[str], None]) -> None:
-    """For a system with `LIMITS`, warn if the size of a split is no multiple of the batch size."""
+    """For a system with `LIMITS`, warn of splits whose size is not a multiple of the batch size."""
     config = experiment.config
     if not config.LIMITS:
         return

@@ -28,7 +28,7 @@ def main(folder: str, *thresholds: str) -> None:
 
 
 def convert(columns: dict) -> tuple[list, list, list]:
-    """(labels, predictions, places of their boxes in the columns) as cleanlab takes them."""
+    """Convert columns for cleanlab: (labels, predictions, places of the boxes in the columns)."""
     count = int(max(columns["labels"].max(), columns["true_labels"].max())) + 1
     kept = columns["true_valid"] & ~columns["true_crowd"]
     labels, predictions, order = [], [], []
@@ -47,7 +47,7 @@ def convert(columns: dict) -> tuple[list, list, list]:
 
 
 def score(columns: dict, auxiliary: list, order: list, threshold: float) -> dict[str, np.ndarray]:
-    """The scores of each kind of error."""
+    """The scores for each kind of error: [N, P] of predictions, or [N, T] of true boxes."""
     high = {"auxiliary_inputs": auxiliary, "high_probability_threshold": threshold}
     found = {
         "missing": (rank.compute_overlooked_box_scores(**high), 0, columns["valid"].shape),

@@ -27,7 +27,7 @@ class Result(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table."""
+    """A row of the table: a benchmark or a function of `gpu_runs`, with its time limits."""
 
     name: str
     title: str
@@ -44,7 +44,7 @@ class Row:
     dry_as: str = ""  # name of a row with another model, which a dry run runs in place of this row
 
     def words(self, record: Path, folder: Path, *, dry: bool) -> list[str]:
-        """The arguments of `python` that run the row."""
+        """The command-line arguments of Python that run the row."""
         if self.benchmark:
             options = shlex.split(self.dry if dry else self.options)
             return ["-m", f"benchmarks.{self.benchmark}", *options, "--json", str(record)]
@@ -103,7 +103,7 @@ TITLES = {"torch": "PyTorch", "torch_compiled": "torch.compile"}
 
 
 def rates_result(record: Record) -> Result:
-    """The speed gained when one program takes the steps of all learning rates, by convolution."""
+    """Speed of one program for all learning rates relative to one rate after the other."""
     gains = {row["convolutions"]: 1 / row["ratio"] for row in record["rows"]}
     text = "; ".join(f"{form}: {gain:.2f} x as fast" for form, gain in gains.items())
     return Result(text, "4 x as fast", max(gains.values()) >= 4)
@@ -185,7 +185,7 @@ def cifar10_result(record: Record) -> Result:
 
 
 def same_bits_result(record: Record) -> Result:
-    """How many arrays of two runs are equal."""
+    """Number of equal arrays in the last checkpoints of two runs."""
     (row,) = record["rows"]
     same = row["equal"] == row["arrays"] and len({*row["steps"]}) == 1
     text = f"{row['equal']} of {row['arrays']} arrays equal after {row['steps'][0]} steps"
@@ -197,7 +197,7 @@ def same_bits_result(record: Record) -> Result:
 
 
 def plain_bits_result(record: Record) -> Result:
-    """How many arrays of two runs are equal; without `--deterministic`, this is not a goal."""
+    """The same as `same_bits_result`, without a goal, for runs without `--deterministic`."""
     return same_bits_result(record)._replace(goal="", reached=None)
 
 

@@ -100,7 +100,7 @@ MNIST += " --ema 0.999 --box-weight 250 --box-weight-ramp 0.03 0.6 --window-sele
 
 
 def digits_mnist(place: Place) -> Record:
-    """The digit locator on MNIST, with the options of `jaxdet/configs/digits.py`."""
+    """Train the digit locator on MNIST, with the options in `jaxdet/configs/digits.py`."""
     if place.dry:
         options = f"{TINY} --epochs 1 --batch 64 --eval-batch 100 --eval-first false"
         return _train_and_evaluate(place, "digits", options, "last", "test")
@@ -109,7 +109,7 @@ def digits_mnist(place: Place) -> Record:
 
 
 def detect_bccd(place: Place) -> Record:
-    """The detector on blood cells, with the options of `jaxdet/configs/detect.py`."""
+    """Train the detector on blood cells, with the options in `jaxdet/configs/detect.py`."""
     root = shlex.quote(str(data_folder("bccd")))
     options = "--weights package:lite0 --freeze-stages 3 --freeze-bn --backbone-lr .25 --vflip"
     if place.dry:
@@ -140,7 +140,7 @@ SEEDS, CIFAR10_SECONDS = 5, 140.0
 
 
 def cifar10_seeds(place: Place) -> Record:
-    """Five seeds of `tiny` on CIFAR-10 in one program, which share a time budget."""
+    """Train five seeds of `tiny` on CIFAR-10 in one program, within one time budget."""
     root, seeds = data_folder("cifar10"), SEEDS
     root = next(iter(sorted(root.glob("*.tar.gz"))), root)
     limit = f"--time-budget {CIFAR10_SECONDS / SEEDS:g}"
@@ -182,7 +182,7 @@ def _same_bits(place: Place, options: str) -> Record:
 
 
 def same_bits_resumed(place: Place) -> Record:
-    """Compare a run that is killed and resumed with one that is not, both `--deterministic`."""
+    """Compare an uninterrupted run with one that is killed and resumed, with `--deterministic`."""
     from jaxdet.training import run_dir
 
     whole, killed = (place.folder / name for name in ("whole", "killed"))
@@ -206,7 +206,7 @@ def same_bits_resumed(place: Place) -> Record:
 
 
 def _small_run(place: Place) -> list[str]:
-    """A short training of a digit locator with a max pool, on MNIST if it is there."""
+    """Words of a command that trains a small digit locator with a max pool; MNIST unless dry."""
     options = f"{TINY} --batch 64 --eval-batch 100 --epochs 3 --eval-first false"
     if not place.dry:
         options = options.replace("--channels 8", "--channels 64") + " --cache false"
@@ -215,7 +215,7 @@ def _small_run(place: Place) -> list[str]:
 
 
 def _difference(one: Path, two: Path) -> Record:
-    """How many arrays of the last checkpoints of two runs are equal, and the largest difference."""
+    """Compare the last checkpoints of two runs: number of equal arrays, largest difference."""
     import jax
     import numpy as np
 
@@ -230,7 +230,7 @@ def _difference(one: Path, two: Path) -> Record:
 
 
 def export_on_cpu(place: Place) -> Record:
-    """A `jax.export` file made in a process with a CPU only, run on the default device."""
+    """Export a network in a CPU-only process, run it on the default device, and compare logits."""
     import jax
     import numpy as np
     from jax import export

@@ -50,7 +50,7 @@ def main(text: str) -> int:
 
 
 def _end(line: str) -> NoReturn:
-    """End the process because another one has failed."""
+    """Print why another process has failed, and end this process."""
     print(line, file=sys.stderr, flush=True)
     os._exit(1)
 

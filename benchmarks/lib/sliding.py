@@ -244,7 +244,7 @@ def cost_ratios(pair: NetPair, size: int, rows: Sequence[dict[str, Any]]) -> dic
 
 
 def _crop_outputs(net, stride, size, variables, images, start):
-    """Outputs of one crop: cut it out, cut it into windows, apply the network to their batch."""
+    """Outputs for a crop of the images: its windows are one batch of the network."""
     crop = jax.lax.dynamic_slice(images, tuple(start), size)  # [n, h, W, C]
     grid = window_grid(net, size, stride)
     cut = jax.vmap(windows.extract, (0, None))(crop, grid)  # [n, rows, columns, window, window, C]
@@ -253,7 +253,7 @@ def _crop_outputs(net, stride, size, variables, images, start):
 
 
 def _planned_row(work, library, form):
-    """The columns that are known before anything runs."""
+    """The columns of a row that are known before the form runs."""
     total = int(np.prod(work.shape))
     timed = len(work.crops["loop"]) if form == "loop" else total
     return {

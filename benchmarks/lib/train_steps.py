@@ -182,14 +182,14 @@ def digit_locator(
 
 
 def _draw_canvases(task, data):
-    """Canvases [B, side, side, 1] in 0..255."""
+    """Draw a canvas [side, side, 1] with values in 0..255 for each digit of a batch."""
     keys = jax.random.split(jax.random.key(0), len(data["label"]))
     drawn = jax.jit(lambda keys, data: task.augment(keys, data, None)["image"])(keys, data)
     return np.array(drawn) * 255
 
 
 def _keep_canvas(key, image):
-    """Return a canvas as it is, and the box of its foreground, instead of drawing one."""
+    """Return a prepared canvas and the box of its digit, as `SlidingWindowTask.place` must."""
     return image, boxes.mask_to_box(image[..., 0])
 
 

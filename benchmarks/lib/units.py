@@ -45,7 +45,7 @@ def format_number(value: float) -> str:
 
 
 def _exponent(value: float) -> int:
-    """Power of ten of a number rounded to three significant digits."""
+    """Decimal exponent of a number, after rounding to three significant digits."""
     return int(f"{value:.2e}".partition("e")[2])
 
 

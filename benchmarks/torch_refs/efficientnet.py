@@ -96,7 +96,7 @@ class InvertedResidual(nn.Module):
 def build_stages(
     activation: type[nn.Module] = nn.ReLU6, squeeze: float = 0.0
 ) -> list[nn.Sequential]:
-    """The stem and the seven stages of blocks; by default Lite0's."""
+    """The stem and the seven stages of blocks; by default of EfficientNet-Lite0."""
     stages, channels = [conv_module(3, 32, 3, 2, activation=activation)], 32
     for blocks, width, kernel, stride, expand in STAGES:
         stage = []

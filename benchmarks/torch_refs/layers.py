@@ -58,7 +58,7 @@ def named_arrays(
 
 
 def _empty_module(layer):
-    """A module with the sizes of the layer, not yet with its parameters."""
+    """A module with the sizes of the layer and PyTorch's initial parameters."""
     channels, sizes = layer.shape[-1], (layer.kernel, layer.stride, layer.padding)
     match layer.op:
         case "dense":
@@ -81,7 +81,7 @@ def _to_torch_axes(array):
 
 
 def _to_jaxdet(name, value):
-    """(name, array) in jaxdet for a result of PyTorch."""
+    """Convert a named result of PyTorch to jaxdet's name and layout: (name, array)."""
     if name in ("output", "input"):
         return name, (value.permute(0, 2, 3, 1) if value.ndim == 4 else value).numpy()
     if name == "bias":

@@ -168,7 +168,10 @@ def dense_layers(
 
 
 def localization_loss(outputs: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor]) -> Tensor:
-    """Cross-entropy plus 2 (1 - CIoU), both averaged over images."""
+    """Cross-entropy plus 2 (1 - CIoU), both averaged over images.
+
+    outputs: logits [B, K] and boxes [B, 4]; target: labels [B] and boxes [B, 4].
+    """
     logits, boxes = outputs
     label, true = target
     return functional.cross_entropy(logits, label) + 2 * (1 - ciou(boxes, true)).mean()

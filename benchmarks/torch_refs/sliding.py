@@ -46,7 +46,7 @@ def run_convolutional(net: nn.Module, images: Tensor) -> Tensor:
 
 
 def _crop_outputs(net, images, crop, window, stride):
-    """Outputs of one crop: its windows are cut out and passed to the network as a batch."""
+    """Outputs for a crop of the images: its windows are one batch of the network."""
     first, row, column, _ = map(int, crop.start)
     count, height, width, channels = crop.size
     part = images[first : first + count, :, row : row + height, column : column + width]
@@ -68,7 +68,7 @@ def _to_conv(params):
 
 
 def _to_linear(convolution):
-    """The dense layer, on inputs flattened from [C, k, k], that equals a k x k convolution."""
+    """The dense layer that equals a k x k convolution, on inputs flattened from [C, k, k]."""
     weight = convolution.weight.flatten(1)  # [width, C k k]
     module = nn.Linear(weight.shape[1], weight.shape[0])
     module.load_state_dict({"weight": weight, "bias": convolution.bias})

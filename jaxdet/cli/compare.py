@@ -235,7 +235,7 @@ def _differing_keys(dicts: Sequence[Mapping[str, Hashable]]) -> list[str]:
 
 
 def _with_class_columns(rows: Sequence[Row]) -> Table:
-    """The table of the runs, with every column for which some row has a value."""
+    """The table of the runs, with the columns in which at least one row has a value."""
     classes = dict.fromkeys(chain.from_iterable(row.get("labels", ()) for row in rows))
     columns = COLUMNS | {
         f"{name} {key}": f"{name} {key}" for name in classes for key in CLASS_COLUMNS

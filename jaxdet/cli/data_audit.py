@@ -138,7 +138,7 @@ def _in_image(
     errors: label_errors.LabelErrors,
     classes: Sequence[str],
 ) -> list[Finding]:
-    """The findings in an image; its true boxes are the boxes of the sample, in their order."""
+    """The findings in an image, whose true boxes are `sample.boxes`, in their order."""
     place = {"split": split, "image": sample.name, "file": sample.file}
     findings = []
     for kind in label_errors.KINDS:

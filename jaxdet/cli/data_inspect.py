@@ -1,4 +1,4 @@
-"""`jaxdet data inspect SYSTEM`: list the contents of a folder of data, and problems with them."""
+"""`jaxdet data inspect SYSTEM`: list what a folder of data contains, and what cannot be used."""
 
 import csv
 import io

@@ -162,7 +162,7 @@ def _shown(
     predictions: dict[str, np.ndarray],
     order: np.ndarray,
 ) -> list[Failure]:
-    """The predictions for the images with the numbers `order`, with their images."""
+    """The predictions of the images with the numbers `order`, and the images to draw them on."""
     classes = experiment.metadata["classes"]
     label, predicted, score = (predictions[k] for k in ("label", "predicted", "score"))
     right = label == predicted
@@ -192,7 +192,7 @@ def _shown(
 
 
 def _history(folder: Path, metrics: Sequence[Mapping[str, Any]]) -> Row:
-    """Epochs, best epoch, median seconds per epoch, total seconds; None if not recorded."""
+    """Columns of the epochs and times of a run; None in a column that is not recorded."""
     epochs = {line["step"]: line["epoch"] for line in metrics}
     return {
         "epochs": max(epochs.values(), default=None),
@@ -203,7 +203,7 @@ def _history(folder: Path, metrics: Sequence[Mapping[str, Any]]) -> Row:
 
 
 def _sample_identities(experiment: Experiment) -> dict[str, Hashable]:
-    """A value per split; runs with equal values have equal samples in the split."""
+    """A fingerprint of the samples of each split, equal for runs with the same samples."""
     if experiment.files:
         return {name: frozenset(text.splitlines()) for name, text in experiment.files}
     return {split: _identify(source) for split, source in experiment.splits.items()}

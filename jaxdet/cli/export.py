@@ -37,7 +37,7 @@ def run(options: Export) -> int:
 
 
 def _renew(run: api.Run, options: Export) -> int:
-    """Write the program of a file anew, with its number of images and its outputs."""
+    """Make the program of a `.jaxdet` file again, with the same batch and outputs."""
     before = package.read(options.run).description
     out = options.out or options.run
     run.export(
@@ -53,7 +53,7 @@ def _renew(run: api.Run, options: Export) -> int:
 
 
 def _check(options: Export) -> None:
-    """Raise InputError for options that do not belong together."""
+    """Raise InputError for a missing OUT, and for options that the format does not have."""
     if options.renew and options.run.suffix != package.SUFFIX:
         raise InputError(f"--renew needs a {package.SUFFIX} file, got {options.run}")
     if options.out is None and not options.renew:
@@ -68,6 +68,6 @@ def _check(options: Export) -> None:
 
 
 def _megabytes(path: Path) -> float:
-    """The size of a file, or of all files below a folder."""
+    """The size of a file, or of all files below a folder, in MB."""
     found = path.rglob("*") if path.is_dir() else [path]
     return sum(each.stat().st_size for each in found if each.is_file()) / 1e6

@@ -120,7 +120,7 @@ def replace_aliases(words: Sequence[str]) -> list[str]:
 
 
 def weights_first(words: Sequence[str]) -> list[str]:
-    """Put the value of `--weights`, if there is one, also before all words, in place of RUN."""
+    """Insert the value of `--weights`, if given, before all words, as the argument RUN."""
     for word, following in pairwise([*words, ""]):
         if _name(word) == "weights":
             return [word.partition("=")[2] or following, *words]
@@ -257,7 +257,7 @@ def _name(word: str) -> str:
 
 
 def _boolean_rule(info: Any) -> Any:
-    """A rule for tyro: booleans are written true and false, in lower case."""
+    """The rule by which tyro reads and shows booleans as `true` and `false`."""
     if info.type is not bool:
         return None
     return tyro.constructors.PrimitiveConstructorSpec(

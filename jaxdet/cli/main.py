@@ -183,7 +183,7 @@ def _system_of(words: list[str]) -> str:
 
 
 def _nearest(word: str) -> str:
-    """The command that is most similar to a word, as a question; "" if none is similar."""
+    """The text " (did you mean COMMAND?)" with the most similar command; "" if none is similar."""
     near = difflib.get_close_matches(word, re.findall(r"^  (\w+) ", USAGE, re.M), n=1)
     return f" (did you mean {near[0]}?)" if near else ""
 

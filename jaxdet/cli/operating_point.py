@@ -168,7 +168,7 @@ def _with_all(matches: Matches, rule: str) -> np.ndarray:
 def _table(
     matches: Matches, thresholds: np.ndarray, classes: tuple[str, ...]
 ) -> list[dict[str, Any]]:
-    """Per class, and for all classes: scores at the threshold, and the best F1 of this split."""
+    """Rows with scores at the threshold and the best F1: one per class, and one for all classes."""
     best = _with_all(matches, "f1")
     columns: dict[str, list] = {"class": [*classes, ALL], "threshold": [*map(_known, thresholds)]}
     columns["count"] = [*map(int, matches.objects.sum(0)), int(matches.objects.sum())]

@@ -259,8 +259,8 @@ class Assign(Restored):
 class Audit(Restored):
     """Likely label errors: missing, misplaced, mislabeled and duplicate true boxes.
 
-    Boxes are ranked by the scores of `jaxdet.metrics.label_errors`.  Predictions on images that the
-    run was trained on point to few errors, because it has learned them; audit other splits.
+    Boxes are ranked by the scores of `jaxdet.metrics.label_errors`.  The network has learned the
+    errors in its training images, and finds few of them there; audit other splits.
     """
 
     split: str = "test"

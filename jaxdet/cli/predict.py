@@ -186,7 +186,7 @@ class Output:
             print("wrote", ", ".join(wrote))
 
     def _lines(self, example: Example, found: Any) -> list[str]:
-        """A JSON object, or one line per label or detection."""
+        """The lines to print for an image: a JSON object, or one line per label or detection."""
         if self.many:
             columns = zip(found.labels, found.scores, found.boxes, strict=True)
             objects = [self._fields(*of_object) for of_object in columns]
@@ -275,7 +275,7 @@ def _load_exported(options: Predict, paths: Sequence[Path]) -> ExportedModel:
     model = api.load_exported(options.run)
     if "scores" in model.package.description["outputs"] and not model.finds_many:
         raise InputError(
-            f"{options.run} has no non-maximum suppression; export it without --nms false"
+            f"{options.run} has no non-maximum suppression; export it again with --nms true"
         )
     return model
 
@@ -302,7 +302,7 @@ def _list_rows(run: Model, path: Path) -> list[tuple]:
 
 
 def _read_files(run: Model, rows: Sequence[tuple]) -> Iterator[Example | InputError]:
-    """Yield an example per file; with several files, an InputError per unreadable one."""
+    """Yield an example per file; among several files, an InputError for an unreadable file."""
     read = partial(_read_file if len(rows) == 1 else _try_to_read_file, run)
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(rows), api.PREDICT_BATCH):
@@ -365,7 +365,7 @@ def _original_picture(prepared: api.PreparedImage) -> np.ndarray:
 def _predict(
     run: Model, examples: Iterator[Example | InputError], count: int
 ) -> Iterator[Pair | tuple[InputError, None]]:
-    """Predict in batches; an InputError among the examples is yielded with None."""
+    """Yield (example, prediction), predicted in batches; (error, None) for an unreadable file."""
     size = 1 if count == 1 else api.PREDICT_BATCH
     while batch := list(islice(examples, size)):
         read = [example for example in batch if isinstance(example, Example)]

@@ -189,7 +189,7 @@ def _limits_part(limits: Mapping[str, float]) -> list[str]:
 
 
 def _best_part(evaluated: Sequence[EvaluatedRun], limits: Mapping[str, float]) -> list[str]:
-    """A section on the best run within the limits, or the best of all if none is within them."""
+    """A section on the best run within the limits; on the best of all runs if none is within."""
     within = [one for one in evaluated if all(one.row[k] <= v for k, v in limits.items())]
     best = max(within or evaluated, key=_selection_scores)
     row, devices = best.row, run_dir.read_environment(best.folder).get("devices", ["?"])
@@ -297,7 +297,7 @@ def _cutoffs_part(
 
 
 def _system_part(system: str, evaluated: Sequence[EvaluatedRun]) -> list[str]:
-    """A section with the columns that the system adds for each run; [] if it adds none."""
+    """A section with a table of the columns that the system adds; [] if it adds none."""
     summaries = [
         sweep_table.run_summary(one.row["run"], one.config, one.folder) for one in evaluated
     ]

@@ -242,7 +242,7 @@ def _flat(environment: Mapping[str, Any]) -> dict[str, Any]:
 def _detection_pictures(
     experiment: Experiment, split: str, rows: dict[str, Any], classes: Sequence[str]
 ) -> dict[str, list[str]]:
-    """The images with most wrong and missed boxes, and the images with most boxes and no fault."""
+    """{"worst": images with the most errors, "best": without errors, with the most boxes}, HTML."""
     threshold = detection_metrics.SCORE_THRESHOLD
     matches = average_precision.match(rows, len(classes))
     counts = operating_point.per_image(matches, np.full(len(classes), threshold))

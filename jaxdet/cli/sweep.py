@@ -299,7 +299,7 @@ def _check(options: Sweep, grid: Grid) -> None:
 
 
 def _changed(axes: Axes, values: Iterable[str]) -> list[str]:
-    """The axes, except the seed, whose value is not the first in their list."""
+    """The options, except the seed, whose value differs from the first value of the option."""
     pairs = zip(axes.items(), values, strict=True)
     return [axis for (axis, known), value in pairs if value != known[0] and axis != SEED]
 
@@ -314,7 +314,7 @@ def _config(
 
 
 def _program(config: TrainConfig) -> str:
-    """A text that is the same for all configurations that can share a compiled program."""
+    """A key that is equal for configurations that can share a compiled program."""
     numbers = traceable_fields(type(config))
     return json.dumps({k: v for k, v in asdict(config).items() if k not in numbers})
 

@@ -161,7 +161,7 @@ def run_summary(title: str, config: TrainConfig, folder: Path) -> Row:
 
 
 def test_scores_note(summaries: Sequence[Row]) -> str:
-    """The note on a table in which test scores replace validation scores; "" if none do."""
+    """The note on a table in which test scores replace validation scores; "" for other tables."""
     return TEST_SCORES if any(not one["val"] and one.get("test") for one in summaries) else ""
 
 

@@ -93,7 +93,7 @@ def _train(
 
 @contextmanager
 def _callbacks(options: Train) -> Iterator[list[Callback]]:
-    """The callbacks that the options ask for, closed at the end."""
+    """A context with the callbacks that the options ask for; closes them at the end."""
     if options.profile < 0:
         raise InputError(f"--profile must be at least 0, got {options.profile}")
     found: list[tracking.TensorBoard | tracking.Profile] = []
@@ -109,7 +109,7 @@ def _callbacks(options: Train) -> Iterator[list[Callback]]:
 
 
 def _end_all(error: BaseException, options: Train) -> NoReturn:
-    """End this process, one of several, because of an error, and tell the others."""
+    """Tell the other processes about an error in this process, and end this process."""
     if options.debug or not isinstance(error, EXPECTED):
         traceback.print_exception(error)
     line = hosts.report(error)

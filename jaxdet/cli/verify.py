@@ -181,7 +181,7 @@ class Embedder(NamedTuple):
     checkpoint_id: dict[str, Any]  # see `thresholds.identify_checkpoint`
 
     def embed(self, paths: Sequence[Path]) -> np.ndarray:
-        """Embeddings [N, D] of N image files, in the batches of the run's evaluation."""
+        """Embeddings [N, D] of N image files, computed in batches of the run's `eval_batch`."""
         batch = min(self.run.config.eval_batch, len(paths))
         return self.run.embed(list(paths), batch_size=batch)
 
@@ -270,7 +270,7 @@ class Identification(NamedTuple):
         return {"held_out_accuracy": found.mean}
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray]:
-        """Pair probes with gallery images; return (similarity, whether of the same identity).
+        """Pair probes with gallery images: (similarity [N], whether of the same identity [N]).
 
         Only the first probes are taken if there would be more than `MAX_PAIRS` pairs.
         """
@@ -365,7 +365,10 @@ def cross_validate(
 
 
 def pair_rates(score: np.ndarray, same: np.ndarray) -> Scores:
-    """AUC, equal error rate, and true accept rates of pairs; there must be pairs of both kinds."""
+    """AUC, equal error rate, and true accept rates of pairs with scores [N] and flags `same` [N].
+
+    There must be pairs of the same identity and pairs of different identities.
+    """
     rates = verification_metrics.tar_at_far(score, same)
     rates = zip(verification_metrics.FAR_LEVELS, rates, strict=True)
     return {

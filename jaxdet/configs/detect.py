@@ -32,7 +32,7 @@ AP75 .529 with task-aligned assignment, and mAP .510 (.012), AP50 .884 and AP75 
 by IoU: the two do not differ in mAP.  In the ablation (`benchmarks/RESULTS.md`; 256 x 192 pixels,
 scores on validation, one seed) the largest gains of mAP are .029 with assignment by IoU, .023 with
 PAN, .021 with a background class and .020 with mosaic; the three seeds above do not confirm the
-first, which shows how large the noise is.
+first gain, which shows how large the noise is.
 
 A training step takes 2.6 s with nothing frozen, 2.0 s with three frozen stages and 0.8 s with a
 frozen backbone (`python -m benchmarks.train_step --models detect_unfrozen detect detect_frozen`).
@@ -413,7 +413,7 @@ def _tiling(config: Config) -> "Tiling | None":
 
 
 def _canvas(config: Config) -> tuple[int, int]:
-    """Height and width at which images are read: of all tiles together, or --size."""
+    """Height and width at which images are read: of the whole grid of tiles, or --size."""
     tiling = _tiling(config)
     return tiling.canvas if tiling else config.size
 
@@ -533,7 +533,7 @@ def _read_dataset(config: Any) -> _Data:
 
 
 def _read(config: Any, letterbox: "Letterbox", classes: tuple[str, ...] = ()) -> _Data:
-    """Read the data of a configuration; `classes` are the classes of the run to evaluate."""
+    """Read the data of a configuration; classes: of an existing run, () for a new run."""
     from jaxdet.data import detection, formats
 
     index = files.cache_folder("index") if config.stream else None
@@ -608,8 +608,8 @@ def _check_detector(config: Config) -> None:
         if field.name in COMPOSED and value != field.default:
             shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
             raise InputError(
-                f"{option(field.name)} has no effect with --model {config.model}, which is a whole "
-                f"detector, got {shown}; leave it out"
+                f"{option(field.name)} {shown} has no effect with --model {config.model}, a whole "
+                f"detector; leave it out"
             )
 
 

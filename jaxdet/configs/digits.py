@@ -240,7 +240,7 @@ def _check_sizes(config: Config, net: Any, place: Callable, source: "Source") ->
 
 
 def _box_weight_factor(config: Config, context: "StepContext") -> "Array":
-    """Factor of the final box weight, which grows geometrically to 1; see `box_weight_ramp`."""
+    """Box weight relative to its final value; grows geometrically to 1, see `box_weight_ramp`."""
     import jax.numpy as jnp
 
     first, last = config.box_weight_ramp

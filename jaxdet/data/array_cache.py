@@ -1,9 +1,9 @@
 """Arrays that took long to read from files, kept on disk for later runs.
 
-An entry belongs to some files: it holds their sizes and modification times, and is used only while
-these do not change.  It begins with its SHA-256, so that an entry that is damaged or cut short is
-made again, and it contains arrays of numbers and bytes only, never pickled objects.  It is written
-under another name and then renamed, so that several runs may use one folder.
+An entry is made from a set of files.  It holds their sizes and modification times, and is used only
+while both stay the same.  It begins with its SHA-256, so that an entry that is damaged or cut short
+is made again, and it contains arrays of numbers and bytes only, never pickled objects.  An entry is
+written under another name and then renamed, so that several runs may share one folder.
 """
 
 import hashlib

@@ -117,7 +117,7 @@ def read(root: str | Path, cache: Path | None = None) -> DetectionDataset:
 
 
 def _read_files(paths: dict[str, Path]) -> Arrays:
-    """The JSON file of each split as arrays; texts are arrays of bytes."""
+    """The content of the JSON files of all splits as arrays; texts are arrays of bytes."""
     files = {name: _read_file(path) for name, path in paths.items()}
     names: dict[int, str] = {}
     for file in files.values():

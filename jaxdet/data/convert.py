@@ -127,7 +127,7 @@ def _prepare(sample: AnnotatedImage) -> tuple[PlacedImage | None, list[str]]:
 
 
 def _name(sample: AnnotatedImage) -> tuple[str, str]:
-    """Stem and suffix for the file of an image that can be read."""
+    """Stem and suffix of the new file of an image, which must be readable."""
     path = sample.image if isinstance(sample.image, Path) else None
     if path and path.suffix.lower() in images.SUFFIXES:
         return path.stem, path.suffix
@@ -148,14 +148,14 @@ def _unique(stem: str, taken: set[str]) -> str:
 
 
 def _class_ids(dataset: DetectionDataset) -> tuple[int, ...]:
-    """The category ids of a data set if they are in the order of the classes, else 1, 2, ..."""
+    """The category ids of a data set if they ascend with the classes, else 1, 2, ..."""
     ids = dataset.class_ids
     ordered = len(ids) == len(dataset.classes) and [*ids] == sorted({*ids})
     return tuple(ids) if ordered else tuple(range(1, len(dataset.classes) + 1))
 
 
 def _lost(to: str, class_ids: Sequence[int], samples: Sequence[AnnotatedImage]) -> list[Remark]:
-    """Remarks on marks of objects and on ids that the format does not have."""
+    """Remarks on marks, areas and ids that are lost because the format cannot hold them."""
     found = []
     crowds = sum(int(one.crowd.sum()) for one in samples)
     if to in WITHOUT_MARKS and crowds:
@@ -320,7 +320,7 @@ def _schema(pyarrow: Any) -> Any:
 
 
 def _image_ids(placed: Sequence[PlacedImage]) -> list[int]:
-    """The ids of images as the data have them if they are different integers, else 0, 1, ..."""
+    """The ids of the images in the data if all are different integers, else 0, 1, ..."""
     ids = [one.sample.id for one in placed]
     known = [number for number in ids if isinstance(number, int)]
     return known if len({*known}) == len(ids) else [*range(len(ids))]

@@ -236,7 +236,7 @@ def split_name(name: str) -> str:
 
 
 def split_of(path: Path, root: Path) -> str:
-    """The split after which a folder between `root` and a file is named; `train` without one."""
+    """The split that a folder between `root` and a file is named after, by default `train`."""
     names = map(split_name, path.relative_to(root).parts[:-1])
     return next((name for name in names if name in SPLITS), "train")
 
@@ -526,7 +526,7 @@ def _none_usable(count: int, notes: Sequence[str]) -> InputError:
 def _surely_usable(
     samples: Sequence[AnnotatedImage], found: Sequence[Size | InputError], sizes: ArraySizes
 ) -> np.ndarray:
-    """[N]: whether `_prepare_boxes` certainly keeps all boxes without a note; a quick check."""
+    """Quick check [N]: True only if `_prepare_boxes` would keep all boxes without a note."""
     readable = np.array([isinstance(size, tuple) for size in found], bool)
     same = [one.size in (None, size) for one, size in zip(samples, found, strict=True)]
     counts = np.array([len(sample.boxes) for sample in samples], int)

@@ -210,7 +210,7 @@ def _unzip(path: Path) -> bytes:
 
 
 def _idx_header(content: bytes, path: Path) -> tuple[np.dtype, tuple[int, ...]]:
-    """(type, shape) of the values of an idx file, from its header; InputError for a bad one."""
+    """(type, shape) of the values of an idx file; InputError for an invalid header."""
     if content[:2] != b"\0\0" or len(content) < 4:
         found = content[:4].hex(" ") or "nothing"
         raise InputError(f"{path}: must begin with 00 00, a type code and a rank, got {found}")

@@ -70,7 +70,7 @@ def _read(
 
 
 def _entry(folder: Path, file: str | Path, resized: tuple) -> Path:
-    """Where the cache keeps `file`, resized as `resized` describes; OSError if there is no file."""
+    """The path in the cache for `file`, resized as in `resized`; OSError if `file` is missing."""
     status = os.stat(file)
     key = (os.path.abspath(file), status.st_size, status.st_mtime_ns, *resized)
     name = hashlib.sha256(repr((FORMAT, PIL.__version__, key)).encode()).hexdigest()

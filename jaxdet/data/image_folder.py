@@ -295,7 +295,7 @@ def _walk(path: Path) -> dict[Folder, dict[str, File]]:
 
 
 def _read_tar(path: Path) -> tuple[dict[Folder, dict[str, File]], tuple[str, ...]]:
-    """(files by folder, notes) of a tar file; InputError for another file."""
+    """(files by folder, notes) of a tar file; InputError for a file of another kind."""
     content = regular_files.read_unpacked(path)
     if not tarfile.is_tarfile(io.BytesIO(content)):
         raise InputError(f"not a tar file; {EXPECTED}")

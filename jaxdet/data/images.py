@@ -224,7 +224,7 @@ def walk(folder: str | Path) -> Iterator[Path]:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a name belongs to a hidden file or folder, or to one left behind by a program."""
+    """Whether a file or folder of this name is hidden, or one of `LEFT_BEHIND`."""
     return name.startswith(".") or name in LEFT_BEHIND
 
 

@@ -360,9 +360,9 @@ def to_network(boxes: np.ndarray, size: np.ndarray, side: int) -> np.ndarray:
 
 
 def to_original(boxes: np.ndarray, size: np.ndarray, side: int) -> np.ndarray:
-    """Convert boxes from pixels of the side x side image to pixels of the original.
+    """Convert boxes [..., 4] from pixels of the side x side image to pixels of the original.
 
-    It is the inverse of `to_network`.
+    This is the inverse of `to_network`.
     """
     return boxes * _width_height_twice(size) / side
 
@@ -402,7 +402,7 @@ def _is_header(line: Sequence[str]) -> bool:
 
 
 def parse_box(corners: Sequence[str], location: str) -> Box | str:
-    """Convert four words to a box; return a description of the problem if they are no box."""
+    """Convert four words to a box; return a description of the problem if they are not a box."""
     numbers = [number for number in map(_parse_number, corners) if number is not None]
     if len(numbers) != 4:
         return f"{location}: box must be four numbers, got {' '.join(corners)!r}"

@@ -100,7 +100,7 @@ def _read_file(path: Path, read_group: Callable) -> _File:
 
 
 class _RowGroup:
-    """A row group; threads that need its images wait while one of them reads it."""
+    """A row group; while a thread reads it, other threads that need its images wait."""
 
     def __init__(self, path: Path, number: int, read_group: Callable) -> None:
         self.path, self.number, self.read_group, self.lock = path, number, read_group, Lock()
@@ -150,7 +150,8 @@ def _read_classes(root: str | Path, files: list[_File]) -> tuple[tuple[str, ...]
         names = names[1:] if low > 0 and high < len(names) else names
     if not names and high > MAX_CLASSES:
         raise InputError(
-            f"{root}: without class names, categories must be at most {MAX_CLASSES}, got {high}"
+            f"{root}: without class names, categories must be at most {MAX_CLASSES}, got {high}; "
+            f"list the names in {CLASS_LIST}"
         )
     first = 0 if low == 0 and high < (len(names) or high + 1) else 1
     return tuple(names) or tuple(f"class {i}" for i in range(first, high + 1)), first

@@ -62,8 +62,8 @@ def pk_sampler(labels: np.ndarray, samples_per_class: int) -> BatchOrder:
     """PK sampling: batches that consist of groups of `samples_per_class` images of one class.
 
     Returns a function that orders an epoch.  It shuffles the images of each class, according to
-    `labels [N]`, and splits them into such groups; the last group is filled up with images of the
-    same class.  If there are more groups than an epoch holds, some are left out at random; if there
+    `labels [N]`, and splits them into groups; the last group is filled up with images of the same
+    class.  If there are more groups than an epoch holds, some are left out at random; if there
     are fewer, some are repeated.  A class with n groups in an epoch has at most `ceil(n / steps)`
     groups in a batch: the groups of a batch are of different classes, unless a class has more
     groups than the epoch has steps.  The batch size must be a multiple of `samples_per_class`.
@@ -92,7 +92,7 @@ def pk_sampler(labels: np.ndarray, samples_per_class: int) -> BatchOrder:
 def _spread_classes(
     counts: np.ndarray, steps: int, random: np.random.Generator
 ) -> Iterator[np.ndarray]:
-    """Yield the classes of the groups of each step, evenly; class k has `counts[k]` groups."""
+    """Yield the classes of the groups in each step; spreads all `counts[k]` groups evenly."""
     each = counts.sum() // steps
     for remaining in range(steps, 0, -1):
         now = counts // remaining

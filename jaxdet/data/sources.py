@@ -70,7 +70,7 @@ class ArraySource:
         return ArraySource(self[indices], self.names and [self.names[i] for i in indices])
 
     def batches(self, index: np.ndarray) -> Iterator[np.ndarray]:
-        """Yield the B indices of each of the S batches `index [S, B]`.
+        """Yield the indices [B] of each batch, the rows of `index` [S, B].
 
         The indices suffice, because the arrays themselves are on the device.
         """
@@ -79,7 +79,7 @@ class ArraySource:
     def masked_batches(
         self, index: np.ndarray, real: np.ndarray
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield (indices [B], mask `real` [B]) of each of the S batches `index`, `real [S, B]`."""
+        """Yield (indices [B], mask [B]) for each row of `index` [S, B] and `real` [S, B]."""
         return zip(index, real, strict=True)
 
 
@@ -163,13 +163,13 @@ class StreamSource:
         return ArraySource(columns, self.names and [self.names[i] for i in found])
 
     def batches(self, index: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
-        """Yield the S batches of the B records at `index [S, B]`, reading ahead in threads."""
+        """Yield a batch of B records for each row of `index` [S, B], reading ahead in threads."""
         return (batch for batch, _ in self._batches(index))
 
     def masked_batches(
         self, index: np.ndarray, real: np.ndarray
     ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
-        """Yield (batch, mask [B]) for each of the S batches at `index`, with masks `real [S, B]`.
+        """Yield (batch, mask [B]) for each row of `index` [S, B] and `real` [S, B].
 
         The mask is also 0 where a record cannot be read.
         """

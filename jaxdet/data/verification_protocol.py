@@ -209,7 +209,7 @@ def _find_by_name(keys: Sequence[str | None], files: Sequence[Path]) -> list[int
 
 
 def _find_by_order(keys: Sequence[str | None], count: int) -> list[int | None]:
-    """The position of each row's file, by the row's key or place; None beyond the last file."""
+    """The index of each row's file, from its key or its position; None beyond the last file."""
     numbers = [int(key) for key in keys if key is not None and _is_number(key)]
     places = range(len(keys))
     if len(numbers) == len(keys):
@@ -277,7 +277,7 @@ def submission_csv(
 
 
 def _number_files(files: Sequence[Path]) -> list[str] | None:
-    """The numbers that are the files' names, or positions from 0; None if this is ambiguous."""
+    """The names of files as numbers or, without numbers, positions from 0; None if ambiguous."""
     stems = [file.stem for file in files]
     if not any(map(_is_number, stems)) and _disorder(files) is None:
         return [str(number) for number in range(len(files))]

@@ -8,8 +8,8 @@ The lists are `ImageSets/Main/{train,val,test}.txt`; without train.txt, `trainva
 training images.  Images that are in no list are not used.  Without lists, XML files in a folder
 named after a split belong to that split, and all others are for training.
 
-The classes are first those in `labelmap.txt`, a list that CVAT and Datumaro write, and then all
-others, sorted by name.
+The classes in `labelmap.txt`, a list that CVAT and Datumaro write, come first; the other classes
+follow, sorted by name.
 
 Corners are in pixels, counted from 1 and inclusive: the box 1 1 1 1 is the first pixel.  Objects
 marked as difficult become `crowd`.  Everingham et al. 2010.
@@ -134,7 +134,7 @@ def _split_paths(folder: _Folder, notes: list[str]) -> dict[str, list[Path]]:
 
 
 def _read_list(folder: _Folder, path: Path, notes: list[str]) -> list[Path]:
-    """The XML files that a list of names refers to; missing ones are appended to `notes`."""
+    """The XML files of the names in a list; appends a note to `notes` for each missing file."""
     found = []
     for number, line in regular_files.read_lines(path):
         whole, first = _listed_stem(folder, line), _listed_stem(folder, line.split()[0])

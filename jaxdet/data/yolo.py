@@ -165,7 +165,7 @@ def _read_names(content: dict[str, Any], path: Path) -> tuple[tuple[str, ...], i
 
 
 def _split_places(folder: _Folder) -> dict[str, list[str]]:
-    """{split: folders, or text files that list images}; InputError for values that are no paths."""
+    """{split: folders, or text files that list images}; InputError for values other than paths."""
     if folder.file.suffix not in (".yaml", ".yml"):
         return _folders_by_name(folder.root)
     found = {}
@@ -208,7 +208,10 @@ def _list_files(folder: _Folder, places: Sequence[str]) -> tuple[list[Path], lis
 
 
 def _find_place(folder: _Folder, place: str) -> Path:
-    """A folder or list of images; paths from other machines are looked for below the YAML file."""
+    """The folder or list of images that the YAML file calls `place`.
+
+    For a path from another machine, its last parts are searched for in the folders of `_homes`.
+    """
     parts = [part for part in place.replace("\\", "/").split("/") if part not in ("", ".", "..")]
     for start in range(len(parts)):
         for home in _homes(folder):
@@ -220,7 +223,10 @@ def _find_place(folder: _Folder, place: str) -> Path:
 
 
 def _homes(folder: _Folder) -> list[Path]:
-    """Folders to which paths in the YAML file may be relative: its `path`, and the root."""
+    """Folders to which paths in the YAML file may be relative.
+
+    The folders below the root that the entry `path`, or its last parts, name; then the root.
+    """
     base = folder.content.get("path")
     if not isinstance(base, str):
         return [folder.root]

@@ -158,7 +158,7 @@ class ExportedModel:
     def _call(
         self, images: Sequence[PreparedImage], size: tuple[int, int], count: int
     ) -> dict[str, np.ndarray]:
-        """The outputs of the program for at most `count` images, padded to arrays of this size."""
+        """The outputs of one call, for at most `count` images, padded to arrays of this size."""
         pixels = np.zeros((count, *size, 3), np.uint8)
         sizes = np.ones((2, count, 2), np.int32)
         for i, image in enumerate(images):

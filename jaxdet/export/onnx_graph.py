@@ -275,7 +275,7 @@ class Graph:
         return self._reshaped(inputs[0], kept, aval)
 
     def _reshaped(self, value: Value, kept: tuple[int, ...], aval: Any) -> Value:
-        """A value of the shape of `aval`, kept as another shape of as many entries."""
+        """Give a value the shape of `aval`, and its tensor the shape `kept` of equal size."""
         found = Value(aval.shape, kept, value.dtype)
         if value.array is not None:
             return found._replace(array=value.array.reshape(kept))
@@ -436,7 +436,7 @@ def _names(outputs: Any) -> list[str]:
 
 
 def _chosen(inputs: Sequence[Any]) -> Any:
-    """The case that a constant predicate chooses everywhere; None if there is no such case."""
+    """The case of `select_n` that a constant predicate chooses everywhere, else None."""
     predicate, *cases = inputs
     if isinstance(predicate, Unsupported) or predicate.array is None or not predicate.array.size:
         return None
@@ -445,7 +445,7 @@ def _chosen(inputs: Sequence[Any]) -> Any:
 
 
 def _fold(eqn: Any, inputs: Sequence[Value]) -> list[Value]:
-    """The outputs of an equation of constants that is computed here; [] for any other equation."""
+    """The outputs of an equation of constants, computed by JAX if possible; else []."""
     if any(each.array is None for each in inputs):
         return []
     avals = [var.aval for var in eqn.outvars]

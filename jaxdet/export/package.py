@@ -94,17 +94,19 @@ def read(path: str | Path) -> Package:
                     f"is not a file of jaxdet export --format stablehlo: it has no {min(missing)}"
                 )
             if sum(entry.file_size for entry in found.values()) > len(content):
-                raise InputError("is damaged: it has compressed entries")
+                raise InputError("is damaged: it has compressed entries; export it again")
             description = files.parse_json(file.read(DESCRIPTION).decode(), Description)
             if description["schema"] > SCHEMA:
                 raise InputError(
                     f"has schema {description['schema']} of jaxdet {description['jaxdet']}; jaxdet "
-                    f"{jaxdet.__version__} reads schema {SCHEMA}"
+                    f"{jaxdet.__version__} reads schema {SCHEMA}; install that version"
                 )
             entries = {name: file.read(name) for name in (PROGRAM, MODEL)}
             for name, entry in entries.items():
                 if description["sha256"].get(name) != _digest(entry):
-                    raise InputError(f"is damaged: {name} does not have the recorded hash")
+                    raise InputError(
+                        f"is damaged: {name} does not have the recorded hash; export it again"
+                    )
     network = weight_file.from_bytes(entries[MODEL], path)
     return Package(network, description, entries[PROGRAM])
 

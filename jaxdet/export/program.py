@@ -60,8 +60,8 @@ def make(experiment: Experiment, *, nms: bool = True) -> Program:
     }
     if reader is not readers[kind] or experiment.letterbox != image_files.CENTERED:
         raise InputError(
-            "--format stablehlo needs images that are resized with antialiasing, but YOLOX resizes "
-            "without; choose --format onnx"
+            "--format stablehlo needs images that are resized with antialiasing, and the images of "
+            "YOLOX are resized without it; choose --format onnx"
         )
     if not nms and kind != "letterbox":
         raise InputError(f"--nms false needs a run of detect, got a run of {experiment.name}")

@@ -132,7 +132,7 @@ def _free(eqn, taps: Taps) -> OpCounts:
 
 
 def _one_minus_square(eqn, taps: Taps) -> OpCounts:
-    """Counted as (1 - x) (1 + x)."""
+    """The operation 1 - x^2, counted as (1 - x) (1 + x)."""
     size = _size(eqn.outvars[0])
     return OpCounts(additions=2 * size, multiplications=size)
 
@@ -225,7 +225,7 @@ def _cumulative(kind: str, eqn, taps: Taps) -> OpCounts:
 
 
 def _polynomial(eqn, taps: Taps) -> OpCounts:
-    """Horner's rule: one product and one addition per coefficient after the first."""
+    """A polynomial by Horner's rule: a product and an addition per coefficient after the first."""
     steps = (len(eqn.invars) - 2) * _size(eqn.outvars[0])
     return OpCounts(additions=steps, multiplications=steps)
 

@@ -165,7 +165,7 @@ def _matmul(geometry, x, matrix):
 
 
 def _sum_of_taps(geometry, x, kernel, broadcast):
-    """Sum over taps of the shifted x times the tap's weights, which `broadcast` broadcasts."""
+    """Sum over taps of the shifted x times the weights of the tap, broadcast by `broadcast`."""
     rows, columns = output_shape(x.shape, kernel.shape, geometry)
     weights = jnp.tile(kernel.reshape(-1, kernel.shape[-1]), (1, columns))  # [taps, columns * D]
     x = lax.optimization_barrier(_pad(geometry, x))  # padded once

@@ -108,7 +108,7 @@ class _Windows:
         self.values = jnp.pad(values, ((0, 0), *margins, (0, 0)), constant_values=fill)
 
     def over(self, i):
-        """Windows that contain pixel i of a block, as offsets from the block's own index."""
+        """Indices of the windows that contain pixel i of a block, minus the index of the block."""
         last = (i + self.padding) // self.stride
         return range(-((self.kernel - 1 - i - self.padding) // self.stride), last + 1)
 

@@ -41,9 +41,9 @@ class ImageMatches(NamedTuple):
     """The matches of N images with P boxes and T objects each."""
 
     hit: Array  # [I, N, P] whether the box is right at an IoU threshold
-    ignored: Array  # [I, N, P] whether it is neither right nor wrong: it lies in a crowd
+    ignored: Array  # [I, N, P] whether the box, in a crowd, counts as neither right nor wrong
     taken: Array  # [I, N, T] whether a box matches the object
-    counted: Array  # [N, P] whether it is among the `MAX_DETECTIONS` of its class
+    counted: Array  # [N, P] whether the box is among the `MAX_DETECTIONS` of its class
 
 
 def match(rows: Rows, num_classes: int, iou_thresholds: np.ndarray = IOU_THRESHOLDS) -> Matches:
@@ -51,7 +51,8 @@ def match(rows: Rows, num_classes: int, iou_thresholds: np.ndarray = IOU_THRESHO
 
     In descending order of score, each box takes the object of its class with the highest IoU among
     the objects that no box has taken, if this IoU is at least the threshold.  A box that takes no
-    object is ignored if a crowd of its class contains at least this fraction of its area.
+    object is ignored if a fraction of its area of at least the threshold is in a crowd of its
+    class.
     """
     names = ("boxes", "labels", "scores", "valid", "true_boxes", "true_labels", "true_valid")
     columns = [np.asarray(rows[name]) for name in (*names, "true_crowd")]

@@ -39,7 +39,7 @@ def resample(
 
 
 def interval(samples: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
-    """The central interval that holds a fraction `level` of the samples.
+    """(low, high): the central interval that holds a fraction `level` of the samples [N].
 
     NaN are left out; without any other sample, both ends are NaN.
     """

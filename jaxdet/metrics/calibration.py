@@ -69,7 +69,7 @@ def fit_temperature(scores: np.ndarray, correct: np.ndarray) -> float:
 
 
 def apply_temperature(scores: np.ndarray, temperature: float) -> np.ndarray:
-    """Scores whose logits are divided by a temperature.
+    """The scores [N] after their logits are divided by a temperature.
 
     A temperature above 1 moves scores towards .5.
     """

@@ -133,7 +133,7 @@ def _mean(precision: np.ndarray) -> float:
 
 
 def _evaluate(truth, detections):
-    """A completed faster-coco-eval evaluation; the printed output of the library is discarded."""
+    """Run an evaluation of faster-coco-eval; discards the output that the library prints."""
     coco = packages.load("faster_coco_eval", "mAP")
     complete = {"info": {}, "images": [], "annotations": [], "categories": [], **truth}
     with contextlib.redirect_stdout(io.StringIO()):

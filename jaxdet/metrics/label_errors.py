@@ -50,7 +50,7 @@ class LabelErrors(NamedTuple):
 
 
 def find(rows: Rows) -> LabelErrors:
-    """Scores of all boxes of N images, [N, P] and [N, T].
+    """Label-error scores of all boxes of N images: [N, P] for predictions, [N, T] for true boxes.
 
     rows: as in `jaxdet.metrics.detection`.
     """

@@ -1,7 +1,8 @@
 """Precision, recall and F1 at a score threshold, and the threshold that a rule chooses.
 
     matches = average_precision.match(rows, num_classes)
-    thresholds = choose(matches, "f1")  # one per class; of `pooled(matches)`: one for all classes
+    thresholds = choose(matches, "f1")  # one per class
+    (threshold,) = choose(pooled(matches), "f1")  # one for all classes
     scores = rates(matches, thresholds)
 
 A box is right if it matches an object at the first IoU threshold of `matches`, .5.
@@ -94,7 +95,7 @@ def details(rows: Rows, classes: Sequence[str], threshold: float) -> dict[str, A
 
 
 def scored_boxes(matches: Matches, threshold: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """(scores, whether each is right) of all boxes with a score of at least `threshold`."""
+    """(scores [M], whether each box is right [M]) of the M boxes with a score >= `threshold`."""
     kept = matches.counted[0] & (matches.score >= threshold)
     return matches.score[kept], matches.hit[0][kept]
 

@@ -67,9 +67,8 @@ def eer(scores: Array, same: Array) -> float:
 def tar_at_far(scores: Array, same: Array, fars: Sequence[float] = FAR_LEVELS) -> np.ndarray:
     """TAR [F] at each of the false accept rates `fars` [F].
 
-    It is the highest TAR of all thresholds whose FAR is at most the given one, without
-    interpolation: with fewer than 1 / far pairs of different identities, none of them may be
-    accepted.
+    It is the highest TAR of all thresholds whose FAR is at most `far`, without interpolation: with
+    fewer than 1 / far pairs of different identities, none of them may be accepted.
     """
     far, tar, _ = roc(scores, same)
     return tar[np.searchsorted(far, fars, side="right") - 1]
@@ -216,7 +215,7 @@ def linear_probe(embeddings: Array, labels: Array, others: Array) -> np.ndarray:
 
 
 def _check_pairs(scores, same, both=False) -> tuple[np.ndarray, np.ndarray]:
-    """Scores [N] as float64 and `same` [N], of zeros and ones, as bool; or InputError."""
+    """Convert scores [N] to float64 and flags `same` [N] to bool; InputError for invalid values."""
     scores, flags = np.asarray(scores, np.float64), np.asarray(same)
     if flags.size and not np.isin(flags, (0, 1)).all():
         place = (~np.isin(flags, (0, 1))).argmax()

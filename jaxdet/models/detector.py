@@ -46,12 +46,12 @@ class Detector(nn.Module):
       `ops.anchors`), and the head must predict as many boxes per cell, as offsets from these
       anchors.  Without scales, the head predicts the distances of a box's sides from the center of
       the cell; the cell's anchor, a square with sides of 4 strides, only serves assignment.
-    center_offsets: without scales, the head predicts the center of a box as its offset from the top
-      left corner of the cell, and the logarithms of its width and height, all in strides, as YOLOX
-      does; instead of distances.
+    center_offsets: instead of distances, without scales, the head predicts the offset of a box's
+      center from the top left corner of the cell, and the logarithms of the box's width and height,
+      all in strides, as YOLOX does.
     reg_max: outputs per side of a box.  A single output is the logarithm of the distance in
       strides; several outputs are logits of a distribution over distances, whose mean is the
-      distance (Li et al.  2020, arXiv:2006.04388).
+      distance (Li et al. 2020, arXiv:2006.04388).
     """
 
     backbone: Callable[..., nn.Module]

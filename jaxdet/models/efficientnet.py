@@ -173,7 +173,7 @@ class EfficientNet(EfficientNetModule, layers.Freezable):
 
     @nn.nowrap
     def scaled_stages(self) -> tuple[Stage, ...]:
-        """The stages with both multipliers applied."""
+        """The stages, with numbers of blocks scaled by `depth`, and widths scaled by `width`."""
         ends = (0, len(self.stages) - 1) if self.fixed_ends else ()
         return tuple(
             stage._replace(
@@ -251,8 +251,8 @@ def torch_name(path: str, stages: tuple[Stage, ...] = STAGES) -> str:
 def timm_name(path: str, stages: tuple[Stage, ...] = STAGES) -> str:
     """Name of a variable in timm's weights, like `torch_name`.
 
-    Weights whose name begins with tf_ match these networks.  Others expect symmetric padding and an
-    epsilon of 1e-5, and are only a starting point for training.
+    Weights whose name begins with tf_ match these networks.  Other weights expect symmetric padding
+    and an epsilon of 1e-5, and are only a starting point for training.
     """
     block, module, leaf = _parse(path, stages)
     name, place = TIMM_MODULES[module], ""
@@ -265,7 +265,7 @@ def timm_name(path: str, stages: tuple[Stage, ...] = STAGES) -> str:
 
 
 def _parse(path: str, stages: tuple[Stage, ...]) -> tuple[tuple[int, int, int] | None, str, str]:
-    """(block, module, leaf); block is (number in network, stage, number in stage) or None."""
+    """(block, module, leaf); block: None or (index in the network, stage, index in the stage)."""
     _, first, *rest, leaf = path.split("/")
     places = [(i, j) for i, stage in enumerate(stages) for j in range(stage.blocks)]
     blocks = {f"stage{i + 1}_block{j + 1}": (n, i, j) for n, (i, j) in enumerate(places)}

@@ -44,7 +44,7 @@ class ConvModule(nn.Module):
       Parameters are float32 in any case.
     conv_general_dilated: function in place of `jax.lax.conv_general_dilated`, such as the one in
       `jaxdet.kernels.conv`.
-    norm: whether convolutions are batch-normalized; without it they have a bias.
+    norm: whether convolutions are batch-normalized; without norms they have a bias.
     epsilon: added to the variance in norms.
     momentum: decay of the running statistics.
     activation: activation of hidden layers.
@@ -84,7 +84,7 @@ class ConvModule(nn.Module):
 
         padding: pixels on each side, or "SAME" or "VALID"; None is `dilation * (kernel // 2)`, as
           PyTorch's models pad.
-        kernel_init: initializer of the kernel; None is the field of the same name.
+        kernel_init: initializer of the kernel; None is the module's field `kernel_init`.
         """
         if padding is None:
             padding = dilation * (kernel // 2)

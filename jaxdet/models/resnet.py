@@ -49,7 +49,10 @@ class Bottleneck(layers.ConvModule):
 
 
 def add_shortcut(block: Any, x: Array, y: Array, train: bool) -> Array:
-    """ReLU of x + y, where a 1x1 convolution projects x if x and y differ in shape."""
+    """ReLU of x + y, the input and output [B, H, W, C] of a block's convolutions.
+
+    If x and y differ in shape, a 1x1 convolution projects x.
+    """
     if x.shape != y.shape:
         x = block.conv_norm(x, y.shape[-1], 1, "around", stride=block.stride, train=train)
     with jax.named_scope("add"):

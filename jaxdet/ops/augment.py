@@ -228,7 +228,7 @@ def random_tile(key: jax.Array, sample: Sample, *, regions: np.ndarray) -> Sampl
 
 
 def _scale_translate_sample(sample, scale, offset):
-    """`scale_translate` of a sample's image and boxes; scale, offset [2]: rows, columns."""
+    """`scale_translate` of the image and boxes of a sample; scale, offset [2]: rows, columns."""
     image = scale_translate(sample.image, scale, offset)
     factor, shift = (jnp.tile(v[::-1], 2)[None] for v in (scale, offset))
     return _moved(sample, image, lambda boxes: boxes * factor + shift)
@@ -487,7 +487,7 @@ def _followed(rows, count, axis):
 
 
 def _flatten_slots(group):
-    """One sample with the first of N images and the box slots of all, [N * G, ...]."""
+    """One sample with the first of N images and the box slots of all N, [N * G, ...]."""
     flat = jax.tree.map(lambda rows: rows.reshape(-1, *rows.shape[2:]), group._replace(image=()))
     return flat._replace(image=group.image[0])
 

@@ -105,8 +105,8 @@ def clip(boxes: Array, height: float | Array, width: float | Array) -> jax.Array
 def from_xywh(boxes: Array) -> Array:
     """Corner boxes [..., 4] from left, top, width and height, as in COCO files.
 
-    For NumPy arrays, this and the following conversions return NumPy arrays of the same dtype, for
-    readers of files on the host.
+    For NumPy arrays, all conversions of formats return NumPy arrays of the same dtype, for readers
+    of files on the host.
     """
     xp, boxes = _namespace(boxes)
     corner, sides = boxes[..., :2], boxes[..., 2:]
@@ -186,6 +186,6 @@ def _aspect_angle(boxes):
 
 
 def _extent(occupied):
-    """Index of the first true entry of occupied [N], and one past the last; (0, 0) if none is."""
+    """(index of the first true entry of occupied [N], index after the last); (0, 0) without any."""
     first, past = jnp.argmax(occupied), occupied.size - jnp.argmax(occupied[::-1])
     return jnp.where(occupied.any(), first, 0), jnp.where(occupied.any(), past, 0)

@@ -1,10 +1,10 @@
 """Non-maximum suppression and box fusion, for one image and with fixed output sizes.
 
-All functions take N boxes (N may be 0) and return the best P = `max_detections` as `Detections`, so
-that they run inside `jit` and under `vmap`.  With `labels`, boxes of different labels do not affect
-each other; without labels, all boxes count as one class.  Boxes overlap if their IoU is above
-`iou_threshold`.  Scores lie in [0, 1].  Boxes whose score does not exceed `score_threshold`, which
-must be at least 0, are ignored.
+All functions take boxes [N, 4] and scores [N] in [0, 1], where N may be 0, and return the best
+P = `max_detections` boxes as `Detections`, so that they run inside `jit` and under `vmap`.  With
+`labels` [N], boxes of different labels do not affect each other; without labels, all boxes count as
+one class.  Boxes overlap if their IoU is above `iou_threshold`.  Boxes whose score does not exceed
+`score_threshold`, which must be at least 0, are ignored.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ SOFT_SCORE_THRESHOLD = 0.001  # as in the code of Bodla et al.
 
 
 class Detections(NamedTuple):
-    """The boxes that remain; rows that are not `valid` are zeros."""
+    """The boxes that suppression or fusion leaves; rows that are not `valid` are zeros."""
 
     boxes: Array  # [P, 4]
     scores: Array  # [P]

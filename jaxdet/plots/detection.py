@@ -134,8 +134,8 @@ def precision_recall(
 ) -> None:
     """Plot precision against recall, with one curve per class and the mean of the curves.
 
-    curves: {class: (precision, score threshold)} at each of `recalls`; a class without objects has
-      -1 and is left out.
+    curves: {class: (precision [R], score threshold [R])} at each of `recalls` [R]; a class without
+      objects has -1 and is left out.
     marked: up to four score thresholds; for each, a marker on a curve shows the highest recall that
       the class reaches at this threshold.
     Beyond `MAX_COLORED_CLASSES` classes, curves are thin gray lines without markers.
@@ -213,7 +213,7 @@ def draw_box(axes: Axes, corners: Array, color: str, width: float = 2) -> None:
 
 
 def _fitting_cell(images, titles) -> tuple[float, float]:
-    """(`CELL_WIDTH`, height) in inches of a cell for a title and an image of mean aspect ratio."""
+    """(width, height) in inches of a cell with a title and an image of mean aspect ratio."""
     aspect = np.mean([np.shape(image)[0] / np.shape(image)[1] for image in images])
     lines = 1 + max(title.count("\n") for title in titles)
     return CELL_WIDTH, CELL_WIDTH * float(np.clip(aspect, 0.25, 4)) + TITLE_LINE * lines
@@ -224,7 +224,7 @@ def _item(part: Sequence[Any] | None, i: int) -> Any:
 
 
 def _draw_boxes(axes, true, predicted, texts, labels, line_width=None, font_size=7) -> None:
-    """Draw the boxes of an image; texts are above predicted or, without these, true boxes."""
+    """Draw the boxes of an image; texts are above predicted boxes or, without any, true boxes."""
     # The first box, which has the highest score, is drawn last, on top.
     given = ([] if boxes is None else boxes for boxes in (true, predicted))
     true_boxes, predicted_boxes = (np.reshape(np.asarray(boxes), (-1, 4)) for boxes in given)

@@ -137,7 +137,7 @@ def code(text: str) -> str:
 
 
 def folded(summary: str, html: str) -> str:
-    """A part that is shown when its summary is opened, or when the page is printed."""
+    """`html` below a line `summary`; it is shown after a click on the line, and in print."""
     return f"<details><summary>{escape(summary)}</summary>{html}</details>"
 
 

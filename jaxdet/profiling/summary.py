@@ -129,7 +129,7 @@ def table_rows(network: NetworkSummary, *, backward: bool = False) -> list[dict[
 
 
 def notes(network: NetworkSummary) -> list[str]:
-    """Sentences on what the sums of the table leave out or count only once."""
+    """Sentences on numbers that the sums of the table leave out or count only once."""
     lines = []
     if network.statistics:
         lines.append(f"running statistics: {network.statistics:,} numbers, not in the parameters")
@@ -237,7 +237,7 @@ def _summarize_layers(closed, report, recorder, variables):
 
 
 def _with_dropout(equations, recorder):
-    """Paths of `equations` in order, and of dropouts, which have no equations in inference."""
+    """Paths of `equations`, with the dropouts inserted, which have no equations in inference."""
     order, following = list(equations), None
     for path in reversed(recorder.types):
         if path in recorder.dropouts and path not in equations:

@@ -176,7 +176,7 @@ class DetectionTask:
         return scores, boxes_
 
     def measure(self, predictions: dict[str, Array], batch: Batch) -> dict[str, Array]:
-        """Predicted and true boxes in pixels of the original images, with labels and masks.
+        """The `rows` of `metrics.detection`: predicted and true boxes, with labels and masks.
 
         Predicted boxes are clipped to the original image, as `jaxdet.Run.predict` does: a
         letterboxed input of the network extends beyond it.
@@ -259,7 +259,7 @@ class DetectionTask:
         scores: Array,
         labels: Array,
     ) -> tuple[Array, Array]:
-        """Boxes and scores after `tiles.merge_cut`; `cell` numbers the boxes of all tiles."""
+        """Apply `tiles.merge_cut`; cell [N]: index of each box in all `cells` of all tiles."""
         regions = tiles.tile_boxes(self.tiling)
         if len(regions) == 1:
             return found, scores
@@ -326,7 +326,7 @@ def distribution_focal_loss(output: DetectorOutput, true: Array) -> Array:
 
 
 def _random_tiles(keys: jax.Array, batch: Batch, tiling: tiles.Tiling) -> Batch:
-    """A batch in which every image is one of its tiles, at random, with the boxes in it."""
+    """Replace every image of a batch by one of its tiles, drawn at random, with the boxes in it."""
     samples = augment.Sample(*(batch[name] for name in augment.Sample._fields))
     cut = partial(augment.random_tile, regions=tiles.tile_boxes(tiling))
     return batch | jax.vmap(cut)(keys, samples)._asdict()

@@ -45,7 +45,7 @@ class LocalizationTask:
         return self.net.init(key, batch["image"])
 
     def augment(self, keys: jax.Array, batch: Batch, context: StepContext) -> Batch:
-        """The batch with images scaled to [0, 1]; in training each is augmented with its box."""
+        """The batch with images in [0, 1]; in training, images are augmented with their boxes."""
         image = batch["image"] / jnp.float32(255)
         if not context.train:
             return batch | {"image": image}
@@ -122,6 +122,6 @@ class LocalizationTask:
 
 
 def _sides(images: Array) -> np.ndarray:
-    """[1, 4]: width, height, width, height of images [B, H, W, C], the unit of box fractions."""
+    """(width, height, width, height) [1, 4] of images [B, H, W, C], to scale box fractions."""
     height, width = images.shape[1:3]
     return np.array([[width, height, width, height]], np.float32)

@@ -219,11 +219,11 @@ def select_window(
 
     outputs: arrays [rows, columns, ...].
     corners: corners [rows, columns, 4] of the windows in pixels.
-    selection: "class" takes the window with the highest class probability; "product" the one with
-      the highest product of class and detection probability, since classes are not trained in
-      windows without an object; "merge" averages all windows, weighted by both probabilities and by
-      the visible fraction of the predicted box (after OverFeat, Sermanet et al. 2013,
-      arXiv:1312.6229).
+    selection: "class" takes the window with the highest class probability; "product" takes the
+      window with the highest product of class and detection probability, since classes are not
+      trained in windows without an object; "merge" averages all windows, weighted by both
+      probabilities and by the visible fraction of the predicted box (after OverFeat, Sermanet et
+      al. 2013, arXiv:1312.6229).
     """
     log_detect = jax.nn.log_sigmoid(outputs.detect)
     confidence = outputs.classes.max(-1) + (0.0 if selection == "class" else log_detect)
@@ -276,7 +276,7 @@ def detect_objects(
 
 
 def _merge(outputs: WindowOutputs, image_boxes: Array, confidence: Array) -> dict[str, Array]:
-    """The prediction by weighted means of log-probabilities and boxes over all windows."""
+    """The prediction for an image: weighted means, over windows, of log-probabilities and boxes."""
     visible = visible_fraction(outputs.box).ravel()
     confident = jax.nn.softmax(CONFIDENCE_POWER * confidence.ravel())
     weight = confident * visible**VISIBLE_POWER

@@ -35,7 +35,7 @@ def largest_batch(
     It is a multiple of the number of devices, and of the images per identity of PK sampling, and at
     most the number of training images.
 
-    limit: bytes that a step may need on each device; 0: `USED` of `device_memory`.
+    limit: bytes that a step may need on each device; 0: the fraction `USED` of `device_memory`.
     show: called with a line about the result.
 
     Raises DeviceMemoryError if not even one image per device fits.

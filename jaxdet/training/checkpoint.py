@@ -92,7 +92,7 @@ def save(
 
 
 def copy_to_host(state: Tree) -> Tree:
-    """A copy of a state for `save` that is independent of the state's buffers."""
+    """Copy a state to the host for `save`; the copy shares no memory with the state."""
     data = jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, state)
     return jax.tree.map(np.array, jax.device_get(data))
 
@@ -168,7 +168,7 @@ def read_variables(
 
 
 def export(folder: Path | str, step: int, like: Tree, out: Path | str) -> Path:
-    """Write a copy of a checkpoint, reduced to what evaluation needs, to the run folder `out`.
+    """Copy the part of a checkpoint that evaluation needs to the run folder `out`.
 
     Returns the path of the new checkpoint, which `restore_variables` can read and `restore` cannot.
     Raises InputError if the checkpoint is damaged.
@@ -285,7 +285,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _to_host(leaf: Array) -> np.ndarray:
-    """The array on the host; of a random key, its key data."""
+    """Copy an array, or the key data of a random key, to the host."""
     return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
@@ -339,7 +339,7 @@ def _write(path: Path, state: Tree) -> None:
 
 
 def _read(path: Path, like: Tree) -> Any:
-    """The arrays of the checkpoint at `path` that are in `like`, a tree of blank arrays."""
+    """Restore the arrays of the checkpoint at `path` that are in `like`, a tree of blank arrays."""
     import orbax.checkpoint as ocp
 
     wanted = ocp.args.PyTreeRestore(
@@ -536,7 +536,7 @@ def _prune(folder: Path | str, keep: int) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Delete a checkpoint so that even after an interruption no part of it has its name."""
+    """Delete a checkpoint; an interruption leaves no partial checkpoint under its name."""
     if path.is_dir() or path.is_symlink():
         trash = path.with_suffix(".gone.partial")
         path.rename(trash)

@@ -28,7 +28,7 @@ class DataWait:
         self.calls: deque[Future[float]] = deque()  # -> the time at which the devices finished it
 
     def counted(self, calls: Iterable[Batches]) -> Iterator[Batches]:
-        """Yield the batches of each call; count how long the devices idle until they arrive.
+        """Yield the batches of each call; add the seconds for which the devices idled before them.
 
         At most `MAX_CALLS` calls are unfinished at a time.
         """

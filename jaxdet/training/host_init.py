@@ -46,7 +46,7 @@ def _run(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
 
 
 def _apply(jaxpr: Any, eqn: Any, values: list[Any]) -> list[Any]:
-    """Outputs of one equation: by NumPy if there is a rule for it, else by jax."""
+    """Outputs of one equation, computed by NumPy if it has a rule in `RULES`, else by jax."""
     name, params = eqn.primitive.name, eqn.params
     if name in ("jit", "pjit"):
         inner = params["jaxpr"]
@@ -92,7 +92,7 @@ def _broadcast(
 
 
 def _without_params(fn: Callable) -> Callable:
-    """A NumPy function as a rule that ignores the primitive's parameters."""
+    """A rule that calls a NumPy function and ignores the parameters of the primitive."""
     return lambda *values, **_: fn(*values)
 
 

@@ -122,7 +122,7 @@ class Peers:
                     lost(line)
 
     def _beat(self, beat: str) -> str:
-        """Give a sign of life; returns one line about a process that is lost or hangs, or ""."""
+        """Give a sign of life; returns a line about a process that has ended or hangs, or ""."""
         self.client.key_value_set(f"jaxdet/beats/{self.index}", beat, True)
         now, beats = time.monotonic(), self._values("beats")
         for each in set(range(self.count)) - {self.index}:
@@ -144,7 +144,7 @@ class Peers:
         return next((reports[each] for each in sorted(set(reports) - {self.index})), "")
 
     def _linger(self) -> float:
-        """Seconds that this process waits before it ends, so that the others hear of it."""
+        """Seconds to wait before this process ends, so that the other processes can read why."""
         # The main process waits longer, because the coordinator ends with it.
         return 4 * BEAT if self.index == 0 else 2 * BEAT
 
@@ -286,7 +286,7 @@ def _visible_gpus() -> int:
 
 
 def check_single(what: str) -> None:
-    """Raise InputError if `srun` or Open MPI has started more tasks than the one for `what`."""
+    """Raise InputError if `srun` or Open MPI has started several tasks; what: the command."""
     if (tasks := _launched_tasks()) > 1:
         raise InputError(f"{what} must be started in a single task, got {tasks} tasks")
 

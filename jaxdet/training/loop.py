@@ -283,7 +283,7 @@ class Loop:
         return parallel.replicate(state, self.compiled.devices)
 
     def _drop_metrics(self, after: int) -> None:
-        """Remove the lines of metrics beyond step `after`; warn if earlier ones are missing."""
+        """Remove the lines of metrics beyond step `after`; warn if earlier lines are missing."""
         run_dir.drop_metrics(self.folder, after)
         if lost := checkpoint.count_lost_metrics(self.folder):
             path = self.folder / run_dir.METRICS
@@ -396,7 +396,7 @@ class Loop:
         self.learning_rate = self.experiment.learning_rate(steps=steps)
 
     def _plan_anew(self) -> None:
-        """Adapt the length of the run to `plan_epochs`, which a time budget may change."""
+        """Set the length of the run to the number of epochs that `plan_epochs` returns."""
         epoch_steps = self.plan.epoch_steps
         planned = self.plan.steps // epoch_steps
         epochs = hosts.from_main(lambda: self.plan_epochs(self.step // epoch_steps, planned))
@@ -426,7 +426,7 @@ class Loop:
             self.stopping |= bool(getattr(callback, method)(event))
 
     def _pause(self) -> None:
-        """Save if that is due, or raise StopRequested; all processes do so at the same step."""
+        """Save if a checkpoint is due, or raise StopRequested; all processes at the same step."""
         self.saver.poll()
         saves = time.monotonic() - self.saved > 60 * self.config.save_minutes
         due = STOP if self.stopping or self.stop() else SAVE if saves else 0

@@ -36,7 +36,7 @@ def _try(fitting: Callable[[], int]) -> int:
 
 
 def _explain(message: str, config: Any, batch: str, fits: int) -> str:
-    """The error in one line: options of the run that did not fit, and remedies."""
+    """An out-of-memory error as one line: the options that need the memory, and remedies."""
     device = jax.local_devices()[0]
     wanted = re.search(r"[\d.]+ ?[KMGT]?i?B\b|\d+ bytes", message)
     amount = f" ({wanted[0]} more were needed)" if wanted else ""

@@ -56,7 +56,7 @@ def schedule(
 
 
 def _restart_phase(time: Array, growth: int) -> Array:
-    """Completed fraction, in [0, 1), of the current cosine; the first cosine is the unit."""
+    """Completed fraction of the current cosine, in [0, 1); the unit of time is the first cosine."""
     if growth == 1:
         return time % 1
     starts = [0]

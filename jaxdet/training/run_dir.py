@@ -295,7 +295,7 @@ def copy_records(folder: Path, other: Path) -> None:
 
 
 def _move(draft: Path, folder: Path) -> None:
-    """Move a draft to its final place, an empty or missing folder; its configuration last."""
+    """Move a draft to its final place, an empty or missing folder; moves `config.json` last."""
     if draft.parent != folder:
         draft.replace(folder)
         return
@@ -305,7 +305,7 @@ def _move(draft: Path, folder: Path) -> None:
 
 
 def _empty(folder: Path, draft: Path | None = None) -> None:
-    """Remove everything but the lock and a draft; the configuration last, as it marks a run."""
+    """Remove everything but the lock and a draft; `config.json`, which marks a run, last."""
     for path in sorted(folder.iterdir(), key=lambda path: path.name == CONFIG):
         if path.name != LOCK and path != draft:
             remove(path)
@@ -340,7 +340,7 @@ def is_run(folder: str | Path) -> bool:
 
 
 def read_config(folder: str | Path) -> RunConfig:
-    """The content of `config.json`, with renamed options and values replaced.
+    """The content of `config.json`; options and values that were renamed have their new names.
 
     Raises InputError if the file is missing, damaged, unreadable, or of a newer schema.
     """
@@ -484,7 +484,7 @@ def environment_changes(folder: str | Path, devices: Sequence[Device]) -> list[s
 
 
 def _flag_as_option(before: dict[str, Any]) -> dict[str, Any]:
-    """An environment, with `compiler.OPTIONS` in place of the flag that once had their effect."""
+    """The environment with `compiler.OPTIONS` in place of the flag that earlier versions set."""
     if "flags" not in before or "compiler_options" in before:
         return before
     flags = before["flags"].split()

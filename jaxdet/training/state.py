@@ -21,7 +21,7 @@ ZERO = np.float32(0)
 def init_fn(experiment: Experiment) -> Callable[[], TrainState]:
     """A function without arguments that creates the initial state.
 
-    `jax.eval_shape` of it gives the structure of a checkpoint of the run.
+    `jax.eval_shape` of this function gives the structure of a checkpoint of the run.
     """
     return partial(
         create_state,
@@ -118,13 +118,13 @@ def plateau_scale(bookkeeping: dict[str, Any]) -> Any:
 def _init_variables(
     root: Array, data: Batch, task: Task, context: StepContext
 ) -> tuple[Batch, Tree]:
-    """(a batch of zeros, the variables that the network gets from it)."""
+    """(a batch of zeros, initial variables of the network)."""
     batch = _blank_batch(data, task, context)
     return batch, task.init(rng.fold_in(root, rng.INIT), batch)
 
 
 def _blank_batch(data: Batch, task: Task, context: StepContext) -> Batch:
-    """A batch with one row, of zeros, in the form in which the network takes it."""
+    """A batch with one row of zeros, prepared as input of the network."""
 
     def prepare(data):
         rows = jnp.zeros(1, jnp.int32)

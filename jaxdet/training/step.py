@@ -99,7 +99,7 @@ def _prepare_batch(
 
 
 def _not_finite(terms: dict[str, Array], grads: Tree) -> Array:
-    """Whether each term, in order of names, and lastly the norm of the gradient is not finite."""
+    """Mask of the terms, sorted by name, and of the gradient norm: which are not finite."""
     values = [terms[name] for name in sorted(terms)] + [optax.tree.norm(grads)]
     return ~jnp.isfinite(jnp.stack(values))
 

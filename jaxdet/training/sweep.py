@@ -176,6 +176,7 @@ class VmappedRuns:
     def run(self, *, together: bool) -> bool:
         """Train all runs to their end; return False if they were asked to stop earlier.
 
+        together: whether the runs share one program; otherwise they are trained one by one.
         A run that diverges or uses up its time budget ends early and is recorded in `failed`.
         """
         batch = self.loops[0].config.batch
@@ -249,7 +250,7 @@ class VmappedRuns:
         return [x for x in loops if x.folder not in self.failed and not x.is_complete()]
 
     def _catch_up(self, loops: list[training_loop.Loop]) -> None:
-        """Train runs that were killed at an earlier step than the others up to the latest step."""
+        """Train the runs that stopped at an earlier step until all runs are at the latest step."""
         furthest = max(loop.step for loop in loops)
         for loop in loops:
             while loop.step < furthest and loop.folder not in self.failed:
@@ -335,6 +336,6 @@ def _recorded_seconds(folder: Path) -> float:
 
 
 def _unrecorded_seconds(loop: training_loop.Loop, spent: float) -> float:
-    """Seconds of a run that its metrics do not include: of earlier processes, and `spent`."""
+    """Seconds of a run that are not in its metrics: rest of earlier processes, and `spent`."""
     earlier = run_dir.read_seconds(loop.folder) - _recorded_seconds(loop.folder)
     return earlier if loop.is_complete() else earlier + spent

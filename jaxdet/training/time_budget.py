@@ -135,7 +135,7 @@ class Clock:
         return bool(self.limit) and used > self.limit * (1 - CLOSING)
 
     def keep(self) -> None:
-        """Write the used seconds for the next process of the run."""
+        """Write the used seconds to the run folder, for a process that resumes the run."""
         self.kept = self.used()
         if hosts.is_main():
             run_dir.write_seconds(self.folder, self.kept)
@@ -156,6 +156,6 @@ class Clock:
 
 
 def _now() -> float:
-    """Seconds on a steady clock, since the start of the process or, if unknown, another time."""
+    """Seconds of a monotonic clock, since the start of the process if that is known."""
     since_start = progress.since_start()
     return time.monotonic() if since_start is None else since_start

@@ -193,7 +193,7 @@ def transfer(
 
 
 def _find_misfit(outcomes: Mapping[str, str]) -> str:
-    """A variable that shows that two backbones differ; "" if there is none."""
+    """The path of a variable that does not fit the other backbone; "" if all variables fit."""
     # A backbone may have fewer stages than the other, but not fewer blocks in a stage.
     stages: dict[str, dict[str, str]] = {}  # outcome -> {stage: a path in it}
     for path, outcome in outcomes.items():
@@ -221,7 +221,7 @@ def _fits(
 def _match_classes(
     leaf: Any, old: Array, layout: Layout, classes: Sequence[str], source_classes: Sequence[str]
 ) -> Any:
-    """`leaf` with the entries of `old` for classes of the same name and for all other outputs."""
+    """Copy from `old` to `leaf` the entries of classes with equal names, and of other outputs."""
     if not isinstance(leaf, jax.Array | np.ndarray):
         return leaf  # a shape without values
     new, old = (_grouped(np.asarray(array), layout) for array in (leaf, old))
@@ -238,7 +238,7 @@ def _match_classes(
 
 
 def _grouped(array: np.ndarray, layout: Layout) -> np.ndarray:
-    """An array as [groups, entries of a group, other axes ...]."""
+    """Reshape an array to [groups, entries of a group, other axes ...]."""
     moved = np.moveaxis(array, layout.axis, 0)
     return moved.reshape(layout.groups, -1, *moved.shape[1:])
 

@@ -81,10 +81,12 @@ def from_bytes(content: bytes, name: str | Path) -> SavedNetwork:
         if not 1 <= found["schema"] <= run_dir.SCHEMA:
             raise InputError(
                 f"has schema {found['schema']} of jaxdet {found['jaxdet']}; jaxdet "
-                f"{jaxdet.__version__} reads schemas 1 to {run_dir.SCHEMA}"
+                f"{jaxdet.__version__} reads schemas 1 to {run_dir.SCHEMA}; install that version"
             )
         if found["sha256"] != _digest(content):
-            raise InputError("is damaged: its arrays do not have the recorded hash")
+            raise InputError(
+                "is damaged: its arrays do not have the recorded hash; export the run again"
+            )
         arrays = pickles.read_safetensors(content)
         config = migrations.migrate_values(found["system"], found["config"])
         return SavedNetwork(
