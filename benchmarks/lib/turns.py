@@ -125,7 +125,7 @@ def measure(
 
 
 def _busy_elsewhere(workers: Iterable[Worker]) -> float | None:
-    """Seconds that all processors have been busy with other processes; None if unknown."""
+    """Processor seconds used by processes other than this one and `workers`; None if unknown."""
     try:
         user, nice, system, *_ = map(int, PROC_STAT.read_text().split()[1:5])
         pids = ["self", *(worker.pid for worker in workers)]

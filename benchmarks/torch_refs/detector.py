@@ -1,4 +1,4 @@
-"""A detector in PyTorch: EfficientNet-Lite0, FPN, a decoupled head per level, TAL targets.
+"""A detector in PyTorch: EfficientNet-Lite0, FPN, a decoupled head per level, and targets by TAL.
 
 Written from the papers (arXiv:1612.03144, 2107.08430, 2108.07755). Images are
 [B, C, H, W], channels-last in memory.

@@ -122,7 +122,7 @@ def _read_threshold(path: Path) -> Threshold:
 
 
 def _read(path: Path, *names: str) -> dict[str, Any]:
-    """Read `threshold`, `checkpoint` and the entries `names` of a file from any version."""
+    """Read `threshold`, `checkpoint` and the entries `names` of a file of any jaxdet version."""
     try:
         content = json.loads(path.read_text())
         content = {FORMER_NAMES.get(name, name): value for name, value in content.items()}

@@ -44,7 +44,7 @@ def find(rows: Rows, threshold: float) -> Errors:
     rows: as in `jaxdet.metrics.detection`.
 
     Every box with such a score is correct or has one kind of error, unless it lies in a crowd of
-    its class.  Crowds are never missed.
+    its class.  A crowd does not count as missed.
     """
     names = ("boxes", "labels", "scores", "valid", "true_boxes", "true_labels", "true_valid")
     columns = {name: np.asarray(rows[name]) for name in (*names, "true_crowd")}
