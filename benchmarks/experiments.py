@@ -182,15 +182,19 @@ EXPERIMENTS = {
     ),
     "warm_start": Experiment(
         "detect",
-        "A new class: 3 epochs from a run that was trained for 12 epochs without it (warm), "
-        "or from ImageNet weights (cold)",
+        "A new class: 3 epochs from a run that was trained for 12 epochs without platelets or "
+        "without white cells (warm), or from ImageNet weights (cold)",
         (
-            Run("without_platelets", f"{FROZEN} {PRETRAINED} --epochs 12 --classes RBC WBC"),
+            *(
+                Run(f"without_{name}", f"{FROZEN} {PRETRAINED} --epochs 12 --classes {others}")
+                for name, others in (("platelets", "RBC WBC"), ("white", "RBC Platelets"))
+            ),
             *(
                 Run(f"{name}_{seed}", f"{FROZEN} {weights} --epochs 3 --seed {seed}")
                 for name, weights in (
                     ("cold", PRETRAINED),
-                    ("warm", "--weights run:{out}/without_platelets"),
+                    ("warm_platelets", "--weights run:{out}/without_platelets"),
+                    ("warm_white", "--weights run:{out}/without_white"),
                 )
                 for seed in range(3)
             ),
