@@ -5,8 +5,8 @@
     python scripts/check_yolox.py [MODEL.onnx]
 
 The package ddddocr (MIT license) has a YOLOX-tiny with one class, trained to find characters, as an
-ONNX file.  Its weights are read into jaxdet's network, and both predict from one image of text.
-The largest differences are printed; the exit code is 1 if one exceeds `TOLERANCE`.
+ONNX file.  Its weights are read into jaxdet's network, and jaxdet and onnxruntime predict from one
+image of text.  The largest differences are printed; the exit code is 1 if one exceeds `TOLERANCE`.
 """
 
 import sys
@@ -76,8 +76,8 @@ def main(words: list[str]) -> int:
 def published_arrays(graph: onnx.GraphProto) -> Mapping[str, np.ndarray]:
     """The weights of a YOLOX-tiny in ONNX under the names of the published checkpoints.
 
-    Its convolutions are in the order in which they run, with the batch norms folded into them: the
-    batch norms here only add the bias.
+    The file's convolutions are in the order in which they run, with the batch norms folded into
+    them, so that the batch norms of jaxdet's network only add the bias.
     """
     initializers = {one.name: numpy_helper.to_array(one) for one in graph.initializer}
     convolutions = [node for node in graph.node if node.op_type == "Conv"]

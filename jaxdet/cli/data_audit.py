@@ -138,7 +138,7 @@ def _in_image(
     errors: label_errors.LabelErrors,
     classes: Sequence[str],
 ) -> list[Finding]:
-    """The findings in an image, whose true boxes are `sample.boxes`, in their order."""
+    """The findings in an image; `errors` has its true boxes in the order of `sample.boxes`."""
     place = {"split": split, "image": sample.name, "file": sample.file}
     findings = []
     for kind in label_errors.KINDS:

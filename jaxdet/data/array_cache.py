@@ -53,7 +53,7 @@ def cached(make: Callable[[], Arrays], paths: Sequence[Path], folder: Path | Non
 
 
 def entry_name(texts: Any) -> str:
-    """The name of the entry that belongs to some texts, such as paths."""
+    """The name of the entry for these texts, such as the paths of files."""
     return hashlib.sha256(json.dumps([*texts]).encode()).hexdigest()
 
 

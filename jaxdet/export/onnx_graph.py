@@ -1,6 +1,6 @@
 """Networks in ONNX: each primitive of a jaxpr becomes one or a few ONNX nodes.
 
-    content = onnx_graph.to_bytes(function, [jax.ShapeDtypeStruct((1, 64, 64, 3), "float32")])
+    content = onnx_graph.to_bytes(function, (64, 64, 3))  # function: images -> {name: array}
 
 The first axis of the inputs is the batch.  It is traced as `BATCH`, a prime number that no other
 side of a network has, so that the axes that depend on it are known and can be left open.  A value

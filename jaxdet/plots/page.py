@@ -169,7 +169,7 @@ def matrix(counts: Array, names: Sequence[str], *, caption: str = "") -> str:
 
 
 def chart(title: str, series: Mapping[str, Sequence[Point]], *, xlabel: str = "epoch") -> str:
-    """Curves {name: [(x, y)]}, with the values of the point nearest to the pointer below.
+    """Curves {name: [(x, y)]} and, below them, the values of the point nearest to the pointer.
 
     Points that are not finite are left out.
     """
