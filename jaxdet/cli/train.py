@@ -37,10 +37,10 @@ def run(
 
     An error in one of several processes ends the others.
     """
-    if options.memory < 0 or (options.memory and not options.auto_batch):
-        raise InputError(
-            f"--memory must be positive and needs --auto-batch, got {options.memory:g}"
-        )
+    if options.memory < 0:
+        raise InputError(f"--memory must be at least 0, got {options.memory:g}")
+    if options.memory and not options.auto_batch:
+        raise InputError("--memory limits --auto-batch; add --auto-batch or leave it out")
     if options.distributed == "auto":
         hosts.initialize(
             options.coordinator,

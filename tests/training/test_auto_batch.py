@@ -109,7 +109,14 @@ def test_an_out_of_memory_error_names_the_batch_that_would_fit(experiment, tmp_p
         loop.train(experiment, tmp_path, show=Progress(quiet=True))
 
 
-def test_a_limit_needs_auto_batch(tmp_path, capsys):
-    assert main(["train", "digits", "--out", str(tmp_path / "run"), "--memory", "2"]) == 2
-    assert "--memory must be positive and needs --auto-batch, got 2" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["2"], "--memory limits --auto-batch; add --auto-batch or leave it out"),
+        (["-1", "--auto-batch"], "--memory must be at least 0, got -1"),
+    ],
+)
+def test_a_limit_is_positive_and_needs_auto_batch(tmp_path, capsys, words, message):
+    assert main(["train", "digits", "--out", str(tmp_path / "run"), "--memory", *words]) == 2
+    assert message in capsys.readouterr().err
     assert jax.local_device_count() > 1  # the tests above use two devices
