@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         load,
         load_exported,
         load_pretrained,
+        report,
         train,
     )
     from jaxdet.compilation_cache import enable_compilation_cache
@@ -52,6 +53,7 @@ __all__ = [
     "metrics",
     "models",
     "ops",
+    "report",
     "train",
 ]
 
@@ -71,6 +73,7 @@ _NAMES = {
     "load": "jaxdet.api:load",
     "load_exported": "jaxdet.api:load_exported",
     "load_pretrained": "jaxdet.api:load_pretrained",
+    "report": "jaxdet.api:report",
     "train": "jaxdet.api:train",
 }
 

@@ -14,11 +14,11 @@ The command line is built on this module.
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,23 +26,25 @@ import jax
 import numpy as np
 
 from jaxdet import configs, files, runs
-from jaxdet.config import TrainConfig, conform, from_json, option
+from jaxdet.config import TrainConfig, conform, from_json, option, reuse_data
 from jaxdet.data import coco, image_inputs, sources
 from jaxdet.data import images as image_files
 from jaxdet.errors import InputError
-from jaxdet.export import onnx_graph, package, program, replay
+from jaxdet.export import onnx_graph, onnx_nms, package, program, replay
 from jaxdet.export.model import ExportedModel, to_prediction
 from jaxdet.kernels import compiler
+from jaxdet.metrics import average_precision, operating_point
 from jaxdet.models import registry
-from jaxdet.tasks.detect import DetectionTask
+from jaxdet.reports import audit, run_page, thresholds
+from jaxdet.tasks.detect import PRE_NMS_TOP_K, DetectionTask
 from jaxdet.tasks.sliding_window import MultipleObjectsTask
 from jaxdet.training import checkpoint as checkpoints
 from jaxdet.training import hosts, loop, parallel, run_dir, time_budget, weight_file
 from jaxdet.training import state as training_state
 from jaxdet.training.auto_batch import GIGABYTE, largest_batch
-from jaxdet.training.evaluator import Evaluator, details
+from jaxdet.training.evaluator import Evaluator, bootstrap, details
 from jaxdet.training.experiment import Experiment
-from jaxdet.training.progress import Callback, Progress
+from jaxdet.training.progress import Callback, Counting, Progress, uncounted
 from jaxdet.types import (
     Array,
     Candidates,
@@ -77,6 +79,7 @@ def train(
     spent: float = 0.0,
     auto_batch: bool = False,
     memory: float = 0.0,
+    weights: str | Path = "",
 ) -> "Run":
     """Train into a run folder, as `jaxdet train` does; returns the run at its best checkpoint.
 
@@ -97,10 +100,15 @@ def train(
             memory.
         memory: for `auto_batch`, gigabytes that a step may need on each device; 0: 90% of the
             memory of the device.
+        weights: replaces the option `weights` of the configuration: "run:DIR" or a file.
 
     Raises InputError for invalid options or data, and `DivergedError` when the loss is not finite.
     """
     folder, show = Path(folder), show or Progress(quiet=True)
+    if weights:
+        if isinstance(config, Experiment):
+            raise InputError("weights needs a configuration of a system, got an Experiment")
+        config = change_options(config, {"weights": str(weights)})
     experiment = run_training(
         config,
         folder,
@@ -223,6 +231,54 @@ def load(
         config = change_options(runs.read_config(folder), options)
         experiment = runs.without_data(folder, config)
     return _restore(Path(folder), checkpoint, experiment, warn)
+
+
+def report(
+    folders: Sequence[str | Path],
+    out: str | Path,
+    *,
+    split: str = "test",
+    checkpoint: str | int = "best",
+    bootstrap: int = 1000,
+    overwrite: bool = False,
+    warn: Callable[[str], None] = LOG.warning,
+    progress: Counting = uncounted,
+    **options: Any,
+) -> Path:
+    """Write an HTML page on one run, or on several side by side, as `jaxdet report` does.
+
+    The page has options, scores, curves, confusion, worst and best images, and operations; it needs
+    no server and no network.
+
+    Args:
+        folders: run folders.
+        out: .html file to write.
+        split: split that is evaluated; "val" replaces a missing "test".
+        checkpoint: "best", "last" or a step.
+        bootstrap: number of resamples of the images, for 95% intervals of the scores; 0: none.
+        overwrite: replace the file.
+        warn: called with one line for each remark.
+        progress: shows the number of evaluated images.
+        options: as in `load`.
+
+    Returns the path of the page.  Raises InputError as `load` does, if `out` exists without
+    `overwrite`, and if there is no such split.
+    """
+    names = runs.unique_names(map(Path, folders))
+    if not names:
+        raise InputError("report must be given at least one run folder, got none")
+    loaded = (
+        (name, load(folder, checkpoint, warn=warn, **options)) for name, folder in names.items()
+    )
+    return _write_report(
+        loaded,
+        Path(out),
+        split=split,
+        bootstrap=bootstrap,
+        overwrite=overwrite,
+        warn=warn,
+        progress=progress,
+    )
 
 
 def load_exported(file: str | Path) -> ExportedModel:
@@ -422,6 +478,116 @@ class Run:
         losses, rows = self.measure(experiment, split)
         return {**losses, **details(experiment.task, rows, options.get("score_threshold"))}
 
+    def bootstrap(
+        self, split: str = "test", resamples: int = 1000, *, root: str = "", **options: Any
+    ) -> dict[str, np.ndarray]:
+        """Scores of a split on resampled images, {score: [resamples]}.
+
+        `metrics.bootstrap.interval` gives a 95% interval of a score or, of the difference of two
+        runs on the same images, whether the runs differ: both draw the same images.  Arguments and
+        errors are as in `evaluate`.
+        """
+        runs.check_bootstrap(resamples)
+        experiment = self.with_data(root=root, **options)
+        _, rows = self.measure(experiment, split)
+        return bootstrap(experiment.task, rows, resamples)
+
+    def choose_threshold(
+        self, rule: str = "f1", *, progress: Counting = uncounted
+    ) -> thresholds.Thresholds:
+        """Choose score thresholds of a detector on `val`, and store them in the run.
+
+        rule: "f1", the highest F1; "recall=R" or "precision=P", at least this recall or precision.
+
+        Returns the threshold of each class, and of all classes together, as in `thresholds.json`.
+        Raises InputError for another rule or system, and if the run has no folder or no `val`.
+        """
+        operating_point.check_rule(rule)
+        self._require_detector("choose_threshold")
+        if not run_dir.is_run(self.folder):
+            raise InputError(f"{self.folder}: choose_threshold needs a run folder")
+        _, rows = self.measure(self.with_data(), "val", progress=progress)
+        chosen = thresholds.choose(average_precision.match(rows, len(self.classes)), rule)
+        return thresholds.store(self.folder, chosen, rule, self.step, self.classes)
+
+    def chosen_thresholds(self, *, warn: Callable[[str], None] = LOG.warning) -> np.ndarray:
+        """The threshold of each class [K] that `choose_threshold` has stored in the run.
+
+        It is infinite for a class without a threshold.  Detections of `predict` that reach it are
+        `found.scores >= thresholds[found.labels]`.
+
+        warn: called with a line if the thresholds were chosen for another checkpoint.
+
+        Raises InputError if none have been chosen, or if their file is damaged.
+        """
+        saved = self.saved.thresholds if self.saved else None
+        is_run = run_dir.is_run(self.folder)
+        content = run_dir.read_thresholds(self.folder) if is_run else saved
+        if content is None:
+            raise InputError(
+                f"{self.folder} has no chosen thresholds; choose them with jaxdet eval "
+                f"{self.folder} --choose-threshold f1"
+            )
+        path = self.folder / run_dir.THRESHOLDS if is_run else self.folder
+        return thresholds.read(content, path, self.step, self.classes, warn=warn)
+
+    def audit(
+        self,
+        split: str = "test",
+        *,
+        top: int = 20,
+        root: str = "",
+        warn: Callable[[str], None] = LOG.warning,
+        progress: Counting = uncounted,
+    ) -> list[audit.Finding]:
+        """Likely label errors: boxes that are missing, misplaced, mislabeled or duplicate.
+
+        Predictions on images that the run was trained on point to few errors.  `reports.audit`
+        writes findings as a table, and draws them.
+
+        Args:
+            split: split whose boxes are audited, or "all"; "val" replaces a missing "test".
+            top: largest number of findings of each kind.
+            root: folder of other data with the same classes.
+            warn: called with one line for each remark.
+            progress: shows the number of evaluated images.
+
+        Returns the findings by kind, highest score first.  Raises InputError for another system,
+        and as `evaluate` does.
+        """
+        if top < 1:
+            raise InputError(f"--top must be at least 1, got {top}")
+        self._require_detector("audit")
+        experiment = self.with_data(root=root)
+        chosen = runs.choose_split(split, [*experiment.splits, "all"], warn)
+        recording = replace(experiment, task=audit.TaskWithIds(experiment.task))
+        findings = []
+        for own in experiment.splits if chosen == "all" else (chosen,):
+            _, rows = self.measure(recording, own, progress=progress)
+            findings += audit.find(experiment, own, rows, self.classes)
+        return audit.rank(findings, top)
+
+    def report(
+        self,
+        out: str | Path,
+        *,
+        split: str = "test",
+        bootstrap: int = 1000,
+        overwrite: bool = False,
+        warn: Callable[[str], None] = LOG.warning,
+    ) -> Path:
+        """Write an HTML page on this run; see `jaxdet.report`."""
+        named = [(self.folder.resolve().name, self)]
+        return _write_report(
+            named, Path(out), split=split, bootstrap=bootstrap, overwrite=overwrite, warn=warn
+        )
+
+    def _require_detector(self, what: str) -> None:
+        if self.system != "detect":
+            raise InputError(
+                f"{self.folder}: {what} needs a run of detect, got a run of {self.system}"
+            )
+
     def export(
         self,
         out: str | Path,
@@ -445,8 +611,8 @@ class Run:
                 safetensors: the variables and the metadata to rebuild the run, which `load` and
                 the option `weights` read.
             batch: images per call of the program; None: any number.
-            nms: whether the program of a detector includes non-maximum suppression; None: yes for
-                StableHLO, no for ONNX, where True is an error.
+            nms: whether the program of a detector includes non-maximum suppression; None: it does,
+                except in ONNX.  ONNX can have `nms_type="hard"`, and no tiles.
             overwrite: replace the file, or the run in the folder.
             show: called with a line about the comparison described below.
 
@@ -462,19 +628,18 @@ class Run:
         path = Path(out)
         if path.suffix != EXPORT_SUFFIXES[format]:
             raise InputError(f"OUT must end in {EXPORT_SUFFIXES[format]}, got {out}")
-        if format == "onnx" and nms:
-            raise InputError(
-                "--nms true needs --format stablehlo: the NMS operator of ONNX keeps other boxes"
-            )
+        suppressed = format == "stablehlo" if nms is None else nms
+        if format == "onnx":
+            self._check_onnx(suppressed)
         if path.is_dir() or (path.exists() and not overwrite):
             raise InputError(f"{out} exists; give another OUT, or --overwrite to replace a file")
         draft = Path(f"{out}.partial{path.suffix}")
         try:
-            files.write_bytes(draft, self._exported(format, batch, nms is not False))
+            files.write_bytes(draft, self._exported(format, batch, suppressed))
             if format == "safetensors":
                 weight_file.read(draft)
             else:
-                show(self._prove(draft, nms=nms is not False))
+                show(self._prove(draft, nms=suppressed))
             draft.replace(path)
         finally:
             draft.unlink(missing_ok=True)
@@ -487,10 +652,37 @@ class Run:
             return weight_file.to_bytes(network)
         if format == "onnx":
             kept = {"jaxdet": json.dumps({"system": self.system, "metadata": network.metadata})}
-            shape = self.metadata["input"]
-            return onnx_graph.to_bytes(self._unsuppressed, shape, batch=batch, metadata=kept)
+            shape, finish = self.metadata["input"], None
+            if nms:
+                config: Any = self.config
+                finish = onnx_nms.Suppression(
+                    *shape[:2],
+                    candidates=PRE_NMS_TOP_K,
+                    iou_threshold=config.nms_iou,
+                    max_detections=config.max_detections,
+                    score_threshold=config.score_threshold,
+                )
+            return onnx_graph.to_bytes(
+                self._unsuppressed, shape, batch=batch, metadata=kept, finish=finish
+            )
         exported = program.export_program(self.experiment, self.variables, batch=batch, nms=nms)
         return package.to_bytes(network, exported, program.resizing_of(self.experiment))
+
+    def _check_onnx(self, nms: bool) -> None:
+        """Raise InputError for a detector with tiles, and unless ONNX suppresses as this run."""
+        config: Any = self.config
+        if nms and not isinstance(self.experiment.task, DetectionTask):
+            raise InputError(f"--nms true needs a run of detect, got a run of {self.system}")
+        if nms and config.nms_type != "hard":
+            raise InputError(
+                f"--format onnx --nms true needs --nms-type hard, got {config.nms_type}; choose "
+                f"--format stablehlo, or leave out --nms"
+            )
+        if getattr(config, "tiles", ""):
+            raise InputError(
+                f"--format onnx needs a run without --tiles, got {config.tiles}; choose --format "
+                f"stablehlo"
+            )
 
     def _unsuppressed(self, images: Array) -> dict[str, Array]:
         """The predictions of the task; of a detector, all boxes before suppression."""
@@ -528,17 +720,17 @@ class Run:
                 f"{self.folder}: export needs a run of {', '.join(configs.SYSTEMS)}, got a custom "
                 f"experiment"
             )
-        metadata, thresholds = self.metadata | self.recorded, None
+        metadata, chosen = self.metadata | self.recorded, None
         if "train" in self.experiment.splits:
             metadata |= {"record": sources.record_spec(self.experiment.splits["train"])}
         if run_dir.is_run(self.folder):
-            thresholds = run_dir.read_thresholds(self.folder)
+            chosen = run_dir.read_thresholds(self.folder)
         elif self.saved is not None:
-            thresholds = self.saved.thresholds
+            chosen = self.saved.thresholds
         variables = jax.device_get(self.variables)
         config = asdict(self.config)
         return weight_file.SavedNetwork(
-            self.system, config, metadata, self.step, self.epoch, variables, thresholds
+            self.system, config, metadata, self.step, self.epoch, variables, chosen
         )
 
     def _prove(self, path: Path, *, nms: bool) -> str:
@@ -554,7 +746,10 @@ class Run:
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
             if path.suffix == ".onnx":
                 images = [self.prepare(image).image for image in images]
-                run = compiler.jit(self._unsuppressed)
+                predict = self._unsuppressed
+                if nms:
+                    predict = partial(self.predict_fn(), self.variables)
+                run = compiler.jit(predict)
                 expected = [to_prediction(_first(run(image[None]))) for image in images]
             else:
                 expected = self.predict(images) if nms else self._candidates(images)
@@ -604,12 +799,15 @@ class Run:
         runs.check_classes(self.folder, self.recorded["classes"], experiment)
         return experiment
 
-    def measure(self, experiment: Experiment, split: str) -> tuple[dict[str, float], dict]:
+    def measure(
+        self, experiment: Experiment, split: str, *, progress: Counting = uncounted
+    ) -> tuple[dict[str, float], dict]:
         """Evaluate a split; return (means of the loss terms, measurements [N, ...] of N images).
 
-        `Task.report` computes scores from the measurements.
+        `Task.report` computes scores from the measurements.  `progress` shows the number of images.
         """
-        return self.evaluator(experiment, split).measure(self.variables, self.epoch)
+        evaluator = self.evaluator(experiment, split)
+        return evaluator.measure_counted(self.variables, self.epoch, progress)
 
     def evaluator(self, experiment: Experiment, split: str) -> Evaluator:
         """The compiled evaluation of a split, on as many of the run's devices as this machine has.
@@ -699,6 +897,32 @@ class Run:
 def _first(rows: dict[str, Array]) -> dict[str, np.ndarray]:
     """The predictions of the first image of a batch."""
     return {name: column[0] for name, column in jax.device_get(rows).items()}
+
+
+def _write_report(
+    named: "Iterable[tuple[str, Run]]",
+    path: Path,
+    *,
+    split: str,
+    bootstrap: int,
+    overwrite: bool,
+    warn: Callable[[str], None],
+    progress: Counting = uncounted,
+) -> Path:
+    """Evaluate runs, and write the page on them."""
+    runs.check_bootstrap(bootstrap)
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists; choose another --out, or give --overwrite")
+    found = []
+    with reuse_data():
+        for name, run in named:
+            experiment = run.with_data()
+            chosen = runs.choose_split(split, [*experiment.splits], warn)
+            options = {"resamples": bootstrap, "progress": progress}
+            found.append(run_page.evaluate(name, run, experiment, chosen, **options))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_text(path, run_page.to_html(found))
+    return path
 
 
 def _load_file(path: Path, options: dict[str, Any]) -> Run:

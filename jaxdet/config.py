@@ -251,6 +251,18 @@ def option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def to_words(config: TrainConfig) -> list[str]:
+    """The command-line arguments for a configuration: its values that differ from the defaults."""
+    words: list[str] = []
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if value != field.default:
+            values = value if isinstance(value, tuple) else (value,)
+            words.append(option(field.name))
+            words += [str(v).lower() if isinstance(v, bool) else str(v) for v in values]
+    return words
+
+
 MAX_INT = 2**31 - 1  # a compiled program has integers of 32 bits
 MAX_SEED = 2**32 - 1  # jax.random.key takes larger seeds modulo 2^32
 

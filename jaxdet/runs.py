@@ -1,7 +1,8 @@
 """Functions that create and reopen run folders, used by the API and by sweeps."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -261,6 +262,32 @@ def without_data(folder: str | Path, config: TrainConfig) -> Experiment:
     if "record" not in kept.metadata:
         return configs.build(kept.system, config)
     return configs.without_data(kept.system, config, kept.metadata)
+
+
+def choose_split(split: str, splits: Sequence[str], warn: Callable[[str], None]) -> str:
+    """Return `split`, or `val` in place of a missing `test`; InputError for an unknown split."""
+    if split == "test" and split not in splits and "val" in splits:
+        warn("the data have no test split; val is used")
+        return "val"
+    if split not in splits:
+        raise InputError(f"--split must be one of {', '.join(splits)}, got {split}")
+    return split
+
+
+def unique_names(folders: Iterable[Path]) -> dict[str, Path]:
+    """Name each folder by the last part of its path or, if this is not unique, by the whole path.
+
+    Returns {name: folder}.
+    """
+    own = {folder: folder.resolve().name for folder in folders}
+    count = Counter(own.values())
+    return {name if count[name] == 1 else str(folder): folder for folder, name in own.items()}
+
+
+def check_bootstrap(resamples: int) -> None:
+    """Raise InputError for a negative number of resamples."""
+    if resamples < 0:
+        raise InputError(f"--bootstrap must be at least 0, got {resamples}")
 
 
 def check_classes(folder: str | Path, kept: list[str], experiment: Experiment) -> None:

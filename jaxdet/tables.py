@@ -54,6 +54,27 @@ def headings(columns: Columns) -> dict[str, str]:
     return dict(columns) if isinstance(columns, Mapping) else {key: key for key in columns}
 
 
+def label_table(scores: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return (rows, columns) of a table with the scores of each label.
+
+    If the scores include a confusion matrix, the row of a label also has its row of the matrix.
+    """
+    labels = scores["labels"]
+    rows = [{"label": name, **of_label} for name, of_label in labels.items()]
+    columns = dict.fromkeys(key for row in rows for key in row)
+    if "confusion" in scores:
+        columns = [key for key in columns if key not in ("count", "correct")]
+        columns += [f"as {name}" for name in labels]
+        for row, counts in zip(rows, scores["confusion"], strict=True):
+            row |= {f"as {name}": count for name, count in zip(labels, counts, strict=True)}
+    return rows, list(columns)
+
+
+def range_text(*ends: float) -> str:
+    """The two ends of an interval with four significant digits; "" without ends."""
+    return " to ".join(f"{end:.4g}" for end in ends)
+
+
 def is_number(value: Any) -> bool:
     """Whether a value is a number, and not a boolean."""
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -14,6 +14,7 @@ from jaxdet import api, configs
 from jaxdet.cli import predict as predict_command
 from jaxdet.config import conform
 from jaxdet.configs import detect, digits
+from jaxdet.metrics.bootstrap import interval
 from jaxdet.models import registry
 from jaxdet.training import checkpoint, run_dir
 from tests import tiny
@@ -206,6 +207,15 @@ def test_wrong_arguments_are_named(cifar10, tmp_path):
         lambda: cifar10.evaluate("test", sizze=3): "--sizze is not an option of cifar10",
         lambda: cifar10.evaluate("test", tta=3): "--tta must be true or false, got 3",
         lambda: cifar10.embed(["a.png"]): "need a run of faces, got a run of cifar10",
+        cifar10.audit: "audit needs a run of detect, got a run of cifar10",
+        lambda: cifar10.audit(top=0): "--top must be at least 1, got 0",
+        cifar10.choose_threshold: "choose_threshold needs a run of detect, got a run of cifar10",
+        lambda: cifar10.choose_threshold("best"): "must be f1, recall=R or precision=P",
+        cifar10.chosen_thresholds: "cifar10 has no chosen thresholds; choose them with",
+        lambda: cifar10.bootstrap(resamples=-1): "--bootstrap must be at least 0, got -1",
+        lambda: cifar10.report(tmp_path): "exists; choose another --out, or give --overwrite",
+        lambda: jaxdet.report([], tmp_path / "r.html"): "at least one run folder, got none",
+        lambda: jaxdet.report([tmp_path / "none"], tmp_path / "r.html"): "none is not a run",
         lambda: jaxdet.load(tmp_path): "is not a run",
         lambda: jaxdet.load(tmp_path / "gone"): "gone is not a run",
         lambda: jaxdet.load(cifar10.folder, "frist"): "--checkpoint must be best, last or .*frist",
@@ -255,8 +265,24 @@ def test_models_may_be_registered_after_the_configuration(monkeypatch, tmp_path)
 @pytest.mark.parametrize("weights, says", [("gone.pth", "gone.pth"), ("package:x", "package:x")])
 def test_missing_weights_are_named_before_the_data_are_read(weights, says, tmp_path, monkeypatch):
     monkeypatch.setattr(detect, "build", lambda config: pytest.fail("reads the data"))
+    config = detect.Config(root=str(tmp_path))
     with pytest.raises(jaxdet.InputError, match=says):
         jaxdet.train(detect.Config(root=str(tmp_path), weights=weights), tmp_path / "run")
+    with pytest.raises(jaxdet.InputError, match=says):
+        jaxdet.train(config, tmp_path / "run", weights=weights)
+    with pytest.raises(jaxdet.InputError, match="--weights is not an option of digits"):
+        jaxdet.train(digits.Config(), tmp_path / "run", weights=weights)
+
+
+def test_a_run_has_a_report_and_resampled_scores(cifar10, tmp_path):
+    samples = cifar10.bootstrap("val", 20)
+    assert {"accuracy"} <= samples.keys() and samples["accuracy"].shape == (20,)
+    one = cifar10.report(tmp_path / "one.html", split="val", bootstrap=20)
+    several = jaxdet.report([cifar10.folder], tmp_path / "a" / "b.html", split="val", bootstrap=0)
+    texts = [path.read_text() for path in (one, several)]
+    low, high = interval(samples["accuracy"])
+    assert ["95% interval" in text for text in texts] == [True, False]
+    assert f"{low:.4g} to {high:.4g}" in texts[0]
 
 
 def test_lists_and_paths_are_values_of_a_configuration(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from jaxdet import configs, runs
 from jaxdet.cli import flags, options
-from jaxdet.config import cached_reader, check_to_train, from_json, reuse_data
+from jaxdet.config import cached_reader, check_to_train, from_json, reuse_data, to_words
 from jaxdet.configs.digits import Config
 from jaxdet.errors import InputError
 from tests import tiny
@@ -25,10 +25,10 @@ def test_a_configuration_survives_the_command_line(name):
     kind = configs.config(name)
     changed = {"epochs": 7, "lr": 0.25, "bfloat16": True, "eval_first": False, "root": "a b"}
     config = replace(kind(), **changed, schedule="piecewise", decay_at=(0.1, 0.2))
-    words = flags.to_words(config)
+    words = to_words(config)
     _, found = flags.parse_with_config(f"train {name}", words, (options.Train(), kind()))
     assert found == config and words.count("--lr") == 1
-    assert flags.to_words(kind()) == []
+    assert to_words(kind()) == []
 
 
 @pytest.mark.parametrize(

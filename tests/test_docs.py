@@ -320,16 +320,23 @@ def test_the_python_of_the_api_page_runs(examples, monkeypatch):
 @pytest.mark.long
 def test_the_python_of_the_detection_page_runs(examples, monkeypatch, capsys):
     load = api.load
+    for name in ("detect", "a", "b"):
+        shutil.copytree(GOLDENS / "schema1" / "detect", f"runs/{name}")
 
-    def golden(folder, **options):
-        assert folder == "runs/detect"
-        return load(GOLDENS / "schema1" / "detect", "last", **options | {"score_threshold": 0.0})
+    def golden(folder, *_, **options):
+        changed = {"score_threshold": 0.0, "root": str(GOLDENS / "data" / "detect")}
+        return load(folder, "last", **options | changed)
 
     monkeypatch.setattr(api, "load", golden)
     monkeypatch.setattr(replay, "run_process", replay.main)
-    predicting, exported = python("docs/detection.md")
+    predicting, methods, exported = python("docs/detection.md")
     exec(predicting, {})
     assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == {"a.jpg", "b.jpg"}
+    exec(methods, {})
+    written = {path.name for path in examples.iterdir()}
+    assert {"audit.csv", "audit.png", "report.html", "both.html"} <= written
+    assert (examples / "runs" / "detect" / "thresholds.json").is_file()
+    capsys.readouterr()
     golden("runs/detect").export("detector.jaxdet", "stablehlo")
     exec(exported, {})
     assert capsys.readouterr().out.count("array([") > 2

@@ -23,7 +23,7 @@ plots profiling
 training
 tasks
 configs baselines
-runs export api
+runs export reports api
 cli __main__
 """
 LEVEL_OF = {name: i for i, line in enumerate(LEVELS.split("\n")) for name in line.split()}

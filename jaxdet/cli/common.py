@@ -4,7 +4,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import jax
 import numpy as np
 
 from jaxdet import api, flops, runs
-from jaxdet.cli.options import Restored, RestoredOrPublished
+from jaxdet.cli.options import Export, Restored
 from jaxdet.config import option
 from jaxdet.errors import InputError, printable
 from jaxdet.models import registry
@@ -44,11 +43,8 @@ def load(options: Restored, **changes: Any) -> api.Run:
     changes |= given_changes(options)
     if options.root:
         changes |= {"root": runs.absolute(options.root)}
-    if isinstance(options, RestoredOrPublished) and (options.weights or options.model):
-        if not options.model:
-            known = ", ".join(registry.names("detector"))
-            raise InputError(f"--weights needs --model, one of {known}")
-        return api.load_pretrained(options.model, options.weights or options.run, **changes)
+    if published := load_published(options, **changes):
+        return published
     run = api.load(options.run, options.checkpoint, warn=warn, **changes)
     without_use = [name for name in ("score_threshold", "nms_iou") if name in changes]
     if without_use and getattr(run.config, "multiple", True) is False:
@@ -58,6 +54,17 @@ def load(options: Restored, **changes: Any) -> api.Run:
     if getattr(run.config, "tiles", ""):
         print(f"jaxdet: {_cost_of_tiles(run)}", file=sys.stderr)
     return run
+
+
+def load_published(options: Restored | Export, **changes: Any) -> api.Run | None:
+    """Load the published detector that `--weights` and `--model` name; None without them."""
+    weights, model = (getattr(options, name, "") for name in ("weights", "model"))
+    if not (weights or model):
+        return None
+    if not model:
+        known = ", ".join(registry.names("detector"))
+        raise InputError(f"--weights needs --model, one of {known}")
+    return api.load_pretrained(model, weights or options.run, **changes)
 
 
 def _cost_of_tiles(run: api.Run) -> str:
@@ -90,13 +97,8 @@ def given_changes(options: Any) -> dict[str, Any]:
 
 
 def choose_split(split: str, splits: Sequence[str]) -> str:
-    """Return `split`, or `val` in place of a missing `test`; InputError for an unknown split."""
-    if split == "test" and split not in splits and "val" in splits:
-        warn("the data have no test split; val is used")
-        return "val"
-    if split not in splits:
-        raise InputError(f"--split must be one of {', '.join(splits)}, got {split}")
-    return split
+    """`runs.choose_split`, with a warning where `val` replaces `test`."""
+    return runs.choose_split(split, splits, warn)
 
 
 def check_picture(path: Path | None, count: int = 1) -> None:
@@ -113,20 +115,7 @@ def check_picture(path: Path | None, count: int = 1) -> None:
 
 def measure(run: api.Run, evaluator: Evaluator) -> tuple[dict[str, float], dict[str, Any]]:
     """Compute the losses and measurements of a split, with a progress bar on a terminal."""
-    with counting(evaluator.count) as advance:
-        step = partial(advance, evaluator.config.eval_batch)
-        return evaluator.measure(run.variables, run.epoch, pause=step)
-
-
-def check_bootstrap(resamples: int) -> None:
-    """Raise InputError for a negative number of resamples."""
-    if resamples < 0:
-        raise InputError(f"--bootstrap must be at least 0, got {resamples}")
-
-
-def range_text(*ends: float) -> str:
-    """The two ends of an interval with four significant digits; "" without ends."""
-    return " to ".join(f"{end:.4g}" for end in ends)
+    return evaluator.measure_counted(run.variables, run.epoch, counting)
 
 
 @contextmanager
@@ -178,19 +167,3 @@ def large_cells(pictures: Sequence[Array]) -> dict[str, Any]:
     height, width = np.mean([picture.shape[:2] for picture in pictures], 0)
     cell = (CELL_HEIGHT * width / height, CELL_HEIGHT + TITLE_HEIGHT)
     return {"columns": COLUMNS, "cell": cell}
-
-
-def label_table(scores: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return (rows, columns) of a table with the scores of each label.
-
-    If the scores include a confusion matrix, the row of a label also has its row of the matrix.
-    """
-    labels = scores["labels"]
-    rows = [{"label": name, **of_label} for name, of_label in labels.items()]
-    columns = dict.fromkeys(key for row in rows for key in row)
-    if "confusion" in scores:
-        columns = [key for key in columns if key not in ("count", "correct")]
-        columns += [f"as {name}" for name in labels]
-        for row, counts in zip(rows, scores["confusion"], strict=True):
-            row |= {f"as {name}": count for name, count in zip(labels, counts, strict=True)}
-    return rows, list(columns)

@@ -1,13 +1,12 @@
 """`jaxdet compare RUN...`: a table of runs, a plot of their curves, and their worst predictions."""
 
 import json
-from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxdet import api, baselines, tables
+from jaxdet import api, baselines, runs, tables
 from jaxdet.cli import common, report, sweep_table
 from jaxdet.cli.evaluated_run import EvaluatedRun, evaluate
 from jaxdet.cli.options import Compare
@@ -106,7 +105,7 @@ def evaluate_all(options: Compare, *, failures: bool) -> tuple[list[EvaluatedRun
     evaluated: list[EvaluatedRun] = []
     classical: list[Row] = []
     with reuse_data():
-        for name, folder in unique_names(options.runs).items():
+        for name, folder in runs.unique_names(options.runs).items():
             changes = common.given_changes(options)
             run = api.load(folder, options.checkpoint, warn=common.warn, **changes)
             experiment = run.with_data()
@@ -146,21 +145,11 @@ def difference_rows(evaluated: Sequence[EvaluatedRun]) -> list[Row]:
                     "run": other.row["run"],
                     "score": name,
                     "difference": other.row[name] - first.row[name],
-                    "interval": common.range_text(low, high),
+                    "interval": tables.range_text(low, high),
                     "differs": not low <= 0 <= high,
                 }
             )
     return rows
-
-
-def unique_names(folders: Iterable[Path]) -> dict[str, Path]:
-    """Name each folder by the last part of its path or, if this is not unique, by the whole path.
-
-    Returns {name: folder}.
-    """
-    own = {folder: folder.resolve().name for folder in folders}
-    count = Counter(own.values())
-    return {name if count[name] == 1 else str(folder): folder for folder, name in own.items()}
 
 
 def classical_rows(split: str, experiment: Experiment) -> list[Row]:
@@ -209,7 +198,7 @@ def _picture_paths(options: Compare) -> tuple[Path | None, Path | None]:
 
 
 def _check(options: Compare, *pictures: Path | None) -> None:
-    common.check_bootstrap(options.bootstrap)
+    runs.check_bootstrap(options.bootstrap)
     if not options.runs:
         raise InputError("no runs to compare; give run folders: jaxdet compare RUN...")
     for path in pictures:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from jaxdet import tables
-from jaxdet.cli import common, flags
 from jaxdet.cli.eval import MAX_CLASSES
 from jaxdet.cli.evaluated_run import EvaluatedRun
+from jaxdet.config import to_words
 from jaxdet.training import run_dir
 
 Row = dict[str, Any]
@@ -23,7 +23,7 @@ def settings(evaluated: Sequence[EvaluatedRun]) -> Iterator[str]:
     yield "## Settings"
     yield "\n".join(
         f"- `{one.row['run']}`: `jaxdet train {one.row['system']} "
-        f"{shlex.join(flags.to_words(one.config))}`"
+        f"{shlex.join(to_words(one.config))}`"
         for one in evaluated
     )
 
@@ -62,7 +62,7 @@ def labels(evaluated: Sequence[EvaluatedRun]) -> Iterator[str]:
         yield "## Accuracy of each label, and confusions"
     for one in known:
         yield f"`{one.row['run']}`:"
-        yield tables.to_markdown(*common.label_table(one.row))
+        yield tables.to_markdown(*tables.label_table(one.row))
         yield summarize_labels(one.row)
 
 

@@ -31,7 +31,7 @@ def run(options: Eval) -> int:
     """Print the scores of one split, or of train, val and test; returns the exit code."""
     if options.report and options.json:
         raise InputError("--report and --json exclude each other; give one of them")
-    common.check_bootstrap(options.bootstrap)
+    runs.check_bootstrap(options.bootstrap)
     if options.choose_threshold:
         return operating_point.run(options)
     run = common.load(options)
@@ -71,7 +71,7 @@ def run(options: Eval) -> int:
         if options.per_class:
             if not scores.get("labels"):
                 raise InputError(f"--per-class: a run of {run.system} has no scores per class")
-            rows_of_split, _ = common.label_table(scores)
+            rows_of_split, _ = tables.label_table(scores)
             by_class += [{"split": split, **row} for row in rows_of_split]
         scores |= cost_summary(
             scores, evaluator.operations(run.variables) * evaluator.count, seconds
@@ -106,7 +106,7 @@ def to_text(scores: dict[str, Any]) -> str:
     """Format scores, overall and per class, in aligned columns with rounded numbers."""
     intervals, heading = scores.get("intervals", {}), f"{100 * LEVEL:g}% interval"
     numbers = [
-        {"score": name, "value": value, heading: common.range_text(*intervals.get(name, ()))}
+        {"score": name, "value": value, heading: tables.range_text(*intervals.get(name, ()))}
         for name, value in scores.items()
         if isinstance(value, int | float)
     ]
@@ -114,7 +114,7 @@ def to_text(scores: dict[str, Any]) -> str:
     parts = [tables.aligned(numbers, columns)]
     if scores.get("labels"):
         shown = scores if len(scores["labels"]) <= MAX_CLASSES else {"labels": scores["labels"]}
-        parts.append(tables.aligned(*common.label_table(shown)))
+        parts.append(tables.aligned(*tables.label_table(shown)))
     return "\n\n".join(parts)
 
 

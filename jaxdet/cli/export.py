@@ -14,7 +14,9 @@ PROGRAMS = ("stablehlo", "onnx")  # formats that can be run
 def run(options: Export) -> int:
     """Write the run in the chosen format, and print a summary; returns the exit code."""
     _check(options)
-    run = api.load(options.run, options.checkpoint, warn=common.warn)
+    run = common.load_published(options) or api.load(
+        options.run, options.checkpoint, warn=common.warn
+    )
     if options.renew:
         return _renew(run, options)
     written = run.export(

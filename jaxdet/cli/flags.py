@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 import tyro
 
 from jaxdet import migrations
-from jaxdet.config import TrainConfig, option
+from jaxdet.config import option
 from jaxdet.errors import InputError
 
 Kind = TypeVar("Kind")
@@ -224,18 +224,6 @@ def split_axes(words: Sequence[str], kind: type) -> tuple[list[str], dict[str, l
             rest += words[at:end]
         at = end
     return rest, axes
-
-
-def to_words(config: TrainConfig) -> list[str]:
-    """The command-line arguments for a configuration: its values that differ from the defaults."""
-    out = []
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if value != field.default:
-            values = value if isinstance(value, tuple) else (value,)
-            out.append(option(field.name))
-            out += [str(v).lower() if isinstance(v, bool) else str(v) for v in values]
-    return out
 
 
 def _option_names(kind: type, has_type: Callable[[Any], bool]) -> set[str]:

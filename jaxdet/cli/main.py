@@ -113,7 +113,7 @@ def _dispatch(words: list[str], received: list[int]) -> int:
             if {*HELP} & {*rest} and (system := _system_of(rest)):
                 only = getattr(kind, "ONLY", {})
                 kind = flags.hide(kind, [name for name in only if system not in only[name]])
-            if command in ("eval", "predict"):
+            if command in ("eval", "predict", "export"):
                 rest = flags.weights_first(rest)
             return _run(command, flags.parse(f"jaxdet {command}", rest, kind))
         case ["train", system, *rest] if system in configs.SYSTEMS and "--seeds" in rest:

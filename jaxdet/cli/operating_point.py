@@ -5,12 +5,11 @@ The thresholds are stored in the run folder, where `predict --score-threshold ch
 
 import json
 import math
-from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 
-from jaxdet import api, files, tables
+from jaxdet import api, tables
 from jaxdet.cli import common
 from jaxdet.cli.options import Eval
 from jaxdet.errors import InputError
@@ -18,6 +17,7 @@ from jaxdet.export.model import ExportedModel
 from jaxdet.metrics import average_precision, calibration, operating_point
 from jaxdet.metrics.average_precision import Matches
 from jaxdet.metrics.error_types import KINDS, Errors
+from jaxdet.reports import thresholds
 from jaxdet.training import run_dir
 from jaxdet.training.experiment import Experiment
 
@@ -29,15 +29,6 @@ COLUMNS = {
     **{name: name for name in ("precision", "recall", "f1")},
     "best_f1": "f1 at the best threshold of the split",
 }
-
-
-class Thresholds(TypedDict):
-    """The content of `thresholds.json`; a threshold is null where the rule cannot be met."""
-
-    rule: str
-    step: int  # step of the checkpoint
-    all: float | None  # one threshold for all classes
-    classes: dict[str, float | None]
 
 
 def run(options: Eval) -> int:
@@ -59,11 +50,8 @@ def run(options: Eval) -> int:
     matches = {
         name: _match(run, experiment, name) for name in ("val", "test") if name in experiment.splits
     }
-    chosen = _with_all(matches["val"], rule)
-    named = dict(zip([*run.classes, ALL], map(_known, chosen), strict=True))
-    content = Thresholds(rule=rule, step=run.step, all=named.pop(ALL), classes=named)
-    path = Path(options.run) / run_dir.THRESHOLDS
-    files.write_json(path, content)
+    chosen = thresholds.choose(matches["val"], rule)
+    content = thresholds.store(run.folder, chosen, rule, run.step, run.classes)
     found = {split: _table(own, chosen, run.classes) for split, own in matches.items()}
     boxes = {split: operating_point.scored_boxes(own) for split, own in matches.items()}
     temperature = calibration.fit_temperature(*boxes["val"])
@@ -79,7 +67,9 @@ def run(options: Eval) -> int:
     print(f"calibration error (ECE) of all boxes; temperature fitted on val: {temperature:.4g}")
     for split, (before, after) in errors.items():
         print(f"  {split}: {before:.4f} without the temperature, {after:.4f} with it")
-    print(f"wrote {path}; apply it with predict --score-threshold chosen")
+    print(
+        f"wrote {run.folder / run_dir.THRESHOLDS}; apply it with predict --score-threshold chosen"
+    )
     return 0
 
 
@@ -109,30 +99,9 @@ def read(run: api.Run | ExportedModel) -> np.ndarray:
     A file that was exported from the run has them too.  Raises InputError if no thresholds have
     been chosen for the run, or if their file is damaged.
     """
-    if isinstance(run, ExportedModel):
-        folder, step, content = run.path, run.package.network.step, run.package.network.thresholds
-        path, remedy = folder, "choose them for its run, and export it again"
-    else:
+    if not isinstance(run, ExportedModel):
         _check_system(run, "--score-threshold chosen")
-        folder, step, content = run.folder, run.step, run_dir.read_thresholds(run.folder)
-        path = Path(folder) / run_dir.THRESHOLDS
-        remedy = f"choose them with jaxdet eval {folder} --choose-threshold f1"
-    if content is None:
-        raise InputError(f"{folder} has no chosen thresholds; {remedy}")
-    try:
-        checked: Thresholds = files.conform(content, Thresholds)
-        found = [checked["classes"][name] for name in run.classes]
-    except (KeyError, ValueError) as error:
-        raise InputError(
-            f"{path} is damaged ({files.reason(error)}); choose the thresholds again with jaxdet "
-            f"eval {folder} --choose-threshold f1"
-        ) from None
-    if checked["step"] != step:
-        common.warn(
-            f"{path}: thresholds were chosen for the checkpoint of step {checked['step']}, and are "
-            f"applied to step {step}"
-        )
-    return np.array([math.inf if each is None else each for each in found])
+    return run.chosen_thresholds(warn=common.warn)
 
 
 def _check_system(run: api.Run, option: str) -> None:
@@ -159,20 +128,12 @@ def _match(run: api.Run, experiment: Experiment, split: str) -> Matches:
     return average_precision.match(rows, len(run.classes))
 
 
-def _with_all(matches: Matches, rule: str) -> np.ndarray:
-    """Choose a threshold for each class, and one for all classes together: [K + 1]."""
-    both = (operating_point.choose(of, rule) for of in (matches, operating_point.pooled(matches)))
-    return np.concatenate([*both])
-
-
-def _table(
-    matches: Matches, thresholds: np.ndarray, classes: tuple[str, ...]
-) -> list[dict[str, Any]]:
+def _table(matches: Matches, chosen: np.ndarray, classes: tuple[str, ...]) -> list[dict[str, Any]]:
     """Rows with scores at the threshold and the best F1: one per class, and one for all classes."""
-    best = _with_all(matches, "f1")
-    columns: dict[str, list] = {"class": [*classes, ALL], "threshold": [*map(_known, thresholds)]}
+    best = thresholds.choose(matches, "f1")
+    columns: dict[str, list] = {"class": [*classes, ALL], "threshold": [*map(_known, chosen)]}
     columns["count"] = [*map(int, matches.objects.sum(0)), int(matches.objects.sum())]
-    for at, prefix in ((thresholds, ""), (best, "best_")):
+    for at, prefix in ((chosen, ""), (best, "best_")):
         own = operating_point.rates(matches, at[:-1])
         whole = operating_point.rates(operating_point.pooled(matches), at[-1:])
         for name in own:

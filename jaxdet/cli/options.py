@@ -81,6 +81,9 @@ class Sweep(Process):
     weight decay, loss weights, dropout and seed: in one vmapped program (yes), one after the other
     (no), or in the way that is measured to be faster (auto); the time of a vmapped program is
     divided equally among its runs"""
+    track: Literal["none", "tensorboard"] = "none"
+    """tensorboard: also write every number of metrics.jsonl for TensorBoard, into the folder
+    tensorboard of each run; needs tensorboardX: pip install jaxdet[track]"""
     quiet: bool = False
     """print nothing but errors and the table"""
     json: bool = False
@@ -141,13 +144,8 @@ class Restored(Process):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RestoredOrPublished(Restored):
-    """Options of commands that take a published detector in place of a run."""
-
-    ONLY: ClassVar[dict[str, tuple[str, ...]]] = {
-        **Restored.ONLY,
-        **dict.fromkeys(("weights", "model"), ("detect",)),
-    }
+class Published:
+    """Options that name a published detector in place of a run."""
 
     weights: str = ""
     """in place of RUN: weights of a published detector, a .pth or .safetensors file or
@@ -155,6 +153,16 @@ class RestoredOrPublished(Restored):
     model: str = ""
     """published detector to which --weights belong: yolox_nano, yolox_tiny, yolox_s, yolox_m,
     yolox_l or yolox_x"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestoredOrPublished(Published, Restored):
+    """Options of commands that take a published detector in place of a run."""
+
+    ONLY: ClassVar[dict[str, tuple[str, ...]]] = {
+        **Restored.ONLY,
+        **dict.fromkeys(("weights", "model"), ("detect",)),
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -411,7 +419,7 @@ class Split(Process):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export(Process):
+class Export(Published, Process):
     """Write a run for use elsewhere, without the state that only training needs.
 
     A program is compared with the run on 16 images, in a new process, before it replaces OUT.
@@ -424,15 +432,16 @@ class Export(Process):
     format: Literal["checkpoint", "stablehlo", "onnx", "safetensors"] = "checkpoint"
     """checkpoint: a run folder for eval, predict, compare and verify, which cannot be resumed;
     stablehlo: a .jaxdet file with the whole program, from pixels to predictions, for predict;
-    onnx: an .onnx file with the network and the decoding of its boxes;
+    onnx: an .onnx file with the network and the decoding of its boxes, for images of the size of
+    its input;
     safetensors: a .safetensors file for --weights of train"""
     checkpoint: str = "best"
     """best, last, or a step"""
     batch: int | Literal["dynamic"] = "dynamic"
     """stablehlo, onnx: images per call; dynamic: any number"""
     nms: bool | None = None
-    """stablehlo: whether the program of a detector includes non-maximum suppression, by default
-    true; without it, as always in onnx, the program returns all boxes"""
+    """stablehlo, onnx: whether the program of a detector contains non-maximum suppression, or
+    returns all boxes; default: true for stablehlo, false for onnx"""
     renew: bool = False
     """make the program of a .jaxdet file again, with this version of JAX"""
     overwrite: bool = False

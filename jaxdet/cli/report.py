@@ -16,10 +16,10 @@ from urllib.parse import quote
 import jax
 
 from jaxdet import configs, tables
-from jaxdet.cli import discussion, flags, sweep_table, thresholds
+from jaxdet.cli import discussion, sweep_table, thresholds
 from jaxdet.cli.evaluated_run import EvaluatedRun
 from jaxdet.cli.options import Compare
-from jaxdet.config import TrainConfig
+from jaxdet.config import TrainConfig, to_words
 from jaxdet.errors import InputError
 from jaxdet.metrics import classification as classification_metrics
 from jaxdet.profiling import summary
@@ -208,7 +208,7 @@ def _best_part(evaluated: Sequence[EvaluatedRun], limits: Mapping[str, float]) -
         f"{which}: `{row['run']}`, chosen by {chosen}, has accuracy "
         f"{row['accuracy']:.4f}, error rate {row['error_rate']:.4f}, {iou}{row['parameters']:,} "
         f"parameters, {row['total_seconds']:.0f} s on {len(devices)} {devices[0]}.",
-        f"    jaxdet train {row['system']} {shlex.join(flags.to_words(best.config))}",
+        f"    jaxdet train {row['system']} {shlex.join(to_words(best.config))}",
         "From the image to the prediction: X n is the output of the function F n, which has the "
         "trainable weights W n; where W is empty, nothing is trained:",
         summary.to_markdown(layers, summary.notes(network), LAYER_HEADINGS),

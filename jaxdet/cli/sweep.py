@@ -28,6 +28,7 @@ from jaxdet.training import (
     run_dir,
     sweep,
     time_budget,
+    tracking,
 )
 from jaxdet.training import state as training_state
 
@@ -152,7 +153,7 @@ class SweepRunner:
         show: where progress is shown.
         stop: called between calls of the compiled program; when it returns True, the runs save a
             checkpoint and end.
-        locks: stack that will hold the locks of the run folders.
+        locks: stack that will hold the locks of the run folders, and their trackers.
     """
 
     def __init__(
@@ -224,10 +225,21 @@ class SweepRunner:
         if group[0].time_budget:
             epochs = self._planned_epochs(whole, compiled, resumed, begun)
             group = [replace(config, epochs=epochs) for config in group]
+        boards = [self._tracked(folder) for folder in folders]
         for folder, config in zip(folders, group, strict=True):
             self._open(folder, sweep.with_config(whole, config))
         spent = time.monotonic() - begun
-        return sweep.VmappedRuns(whole, group, folders, self.show, self.stop, compiled, spent)
+        return sweep.VmappedRuns(
+            whole, group, folders, self.show, self.stop, compiled, spent, boards
+        )
+
+    def _tracked(self, folder: Path) -> list[tracking.TensorBoard]:
+        """The callbacks that `--track` asks for, which are closed with the locks."""
+        if self.options.track == "none":
+            return []
+        board = tracking.TensorBoard(folder)
+        self.locks.callback(board.close)
+        return [board]
 
     def _planned_epochs(
         self,
@@ -282,7 +294,11 @@ class SweepRunner:
         self.show.line(
             f"{folder.name}: not trained; evaluates the network of {source.name} with other options"
         )
-        return sweep.evaluate_trained(whole, folder, source, self.show)
+        cost = sweep.evaluate_trained(whole, folder, source, self.show)
+        for board in self._tracked(folder):
+            for line in run_dir.read_metrics(folder):
+                board.on_evaluation(progress.EvaluationEvent(line, False, ""))
+        return cost
 
 
 def _check(options: Sweep, grid: Grid) -> None:

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from jaxdet import files, tables
-from jaxdet.cli import flags
 from jaxdet.cli.evaluated_run import EvaluatedRun
 from jaxdet.cli.options import Sweep
-from jaxdet.config import TrainConfig
+from jaxdet.config import TrainConfig, to_words
 from jaxdet.training import run_dir
 
 Row = dict[str, Any]
@@ -146,7 +145,7 @@ def run_summary(title: str, config: TrainConfig, folder: Path) -> Row:
     best = run_dir.best_line(metrics, config.best)
     return {
         "run": title,
-        "options": flags.to_words(config),
+        "options": to_words(config),
         "config": config,
         "epochs": max((line["epoch"] for line in metrics), default=None),
         "best_epoch": best.get("epoch"),

@@ -12,7 +12,7 @@ from typing import NoReturn
 import jax
 
 from jaxdet import api, runs, tables
-from jaxdet.cli import common, flags, signals
+from jaxdet.cli import flags, signals
 from jaxdet.cli.options import Train
 from jaxdet.config import TrainConfig
 from jaxdet.errors import DeviceMemoryError, InputError, printable
@@ -133,4 +133,4 @@ def _show_labels(folder: Path, config: TrainConfig, show: Progress) -> None:
         if "confusion" in best[split]:
             name = {"val": "validation"}.get(split, split)
             show.line(f"{name} scores of the {which} checkpoint, step {best['step']}:")
-            show.line(tables.aligned(*common.label_table(best[split])))
+            show.line(tables.aligned(*tables.label_table(best[split])))

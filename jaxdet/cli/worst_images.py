@@ -1,6 +1,5 @@
 """Pictures of the images of a split with the worst errors of a detector, by kind of error."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import numpy as np
 
 from jaxdet.metrics import error_types
 from jaxdet.metrics.error_types import Errors
-from jaxdet.training import evaluator
+from jaxdet.reports import examples
 from jaxdet.training.experiment import Experiment
 
 MAX_IMAGES = 6  # per kind of error
@@ -35,24 +34,21 @@ def draw(
 def _draw_kind(experiment, split, rows, errors, kind, order, path) -> None:
     from jaxdet.plots import detection as detection_plots
 
-    classes, source = experiment.metadata["classes"], experiment.splits[split].take(order)
-    batch = evaluator.samples(replace(experiment, splits={split: source}), split, len(order))
-    names = source.names or [f"{split}:{number}" for number in batch["id"]]
+    classes, found = experiment.metadata["classes"], examples.read_images(experiment, split, order)
     missed, with_objects = kind == "missed", kind in ("misplaced", "mislabeled")
     shown: dict[str, list] = {name: [] for name in ("titles", "true", "predicted", "texts")}
     for place, i in enumerate(order):
-        scale, offset = (np.tile(part, 2) for part in np.split(batch["to_original"][place], 2))
         wrong = np.flatnonzero(getattr(errors, kind)[i])
         objects = np.flatnonzero(rows["true_valid"][i] & ~rows["true_crowd"][i])
         count = len(wrong)
-        shown["titles"].append(f"{names[place]}: {count} {kind}, {len(objects)} objects")
+        shown["titles"].append(f"{found.names[place]}: {count} {kind}, {len(objects)} objects")
         true = wrong if missed else objects if with_objects else []
-        shown["true"].append((rows["true_boxes"][i][true] - offset) / scale)
+        shown["true"].append(found.to_input(place, rows["true_boxes"][i][true]))
         if missed:
             shown["texts"].append([classes[k] for k in rows["true_labels"][i][wrong]])
             continue
-        shown["predicted"].append((rows["boxes"][i][wrong] - offset) / scale)
+        shown["predicted"].append(found.to_input(place, rows["boxes"][i][wrong]))
         pairs = zip(rows["labels"][i][wrong], rows["scores"][i][wrong], strict=True)
         shown["texts"].append([f"{classes[k]} {score:.2f}" for k, score in pairs])
     shown["predicted"] = shown["predicted"] or None
-    detection_plots.gallery(list(batch["image"]), path, columns=3, cell=None, **shown)
+    detection_plots.gallery(list(found.images), path, columns=3, cell=None, **shown)

@@ -8,6 +8,7 @@ Integers of 16 bits are scaled from 0..65535, floats from [0, 1].  Transparent p
 
 import io
 import logging
+import math
 import os
 import stat
 from collections import Counter
@@ -113,8 +114,11 @@ def read_letterboxed(
     columns, rows = np.rint(scale * [size[1], size[0]]).astype(int)
     left, top = offset.astype(int)
     out = np.full((height, width, 3), LETTERBOX_FILL, np.uint8)
-    small = _resize(image, int(columns), int(rows), antialias=letterbox.antialias)
-    out[top : top + rows, left : left + columns] = np.asarray(small)
+    if letterbox.antialias:
+        small = np.asarray(image.resize((int(columns), int(rows)), Image.Resampling.BILINEAR))
+    else:
+        small = _interpolate(np.asarray(image), int(rows), int(columns))
+    out[top : top + rows, left : left + columns] = small
     return out, size
 
 
@@ -134,24 +138,37 @@ def letterbox_transform(
     Network pixel = original pixel x scale + offset.  The aspect ratio is kept up to rounding to
     whole pixels.
     """
-    if letterbox.centered:  # without rounding errors, as in `ops.resize`
-        factor = min(Fraction(height, size[0]), Fraction(width, size[1]))
-        inner = np.array([max(round(side * factor), 1) for side in (size[1], size[0])])
-    else:
-        factor = min(height / size[0], width / size[1])
-        inner = np.maximum(np.floor(np.array([size[1], size[0]]) * factor), 1)
+    # Without rounding errors, as in `ops.resize`.
+    factor = min(Fraction(height, size[0]), Fraction(width, size[1]))
+    rounded = round if letterbox.centered else math.floor
+    inner = np.array([max(rounded(side * factor), 1) for side in (size[1], size[0])])
     offset = (np.array([width, height]) - inner) // 2 * letterbox.centered
     return (inner / [size[1], size[0]]).astype(np.float32), offset.astype(np.float32)
 
 
-def _resize(image: Image.Image, width: int, height: int, *, antialias: bool) -> Image.Image:
-    """Resize with bilinear interpolation, with antialiasing or as OpenCV's INTER_LINEAR does."""
-    if antialias:
-        return image.resize((width, height), Image.Resampling.BILINEAR)
-    steps = (image.width / width, 0, 0, 0, image.height / height, 0)
-    return image.transform(
-        (width, height), Image.Transform.AFFINE, steps, Image.Resampling.BILINEAR
+def _interpolate(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize [H, W, C] uint8 from the four nearest pixels, as OpenCV's INTER_LINEAR does.
+
+    Exact values are rounded to the nearest integer, as in `ops.resize.letterbox_top_left`.
+    """
+    kind = np.uint32 if 4 * 256 * height * width < 2**32 else np.uint64
+
+    def neighbors(size, inner):
+        center = (2 * np.arange(inner) + 1) * size - inner
+        first = center // (2 * inner)
+        low, high = (np.clip(row, 0, size - 1) for row in (first, first + 1))
+        return low, high, (center - first * 2 * inner).astype(kind)[:, None]
+
+    top, bottom, down = neighbors(image.shape[0], height)
+    left, right, across = neighbors(image.shape[1], width)
+    columns, rows = kind(2 * width), kind(2 * height)
+    upper, lower = (
+        (columns - across) * row.take(left, 1) + across * row.take(right, 1)
+        for row in (image.take(top, 0), image.take(bottom, 0))
     )
+    total = (rows - down[..., None]) * upper + down[..., None] * lower
+    area = kind(4 * height * width)
+    return ((total + area // kind(2)) // area).astype(np.uint8)
 
 
 @cache

@@ -5,6 +5,7 @@ for found in model.predict(["a.jpg", array]):
     print(found.boxes, [model.classes[label] for label in found.labels])
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -20,6 +21,7 @@ from jaxdet.errors import InputError
 from jaxdet.export import package, program
 from jaxdet.kernels import compiler
 from jaxdet.ops import resize
+from jaxdet.reports import thresholds
 from jaxdet.types import (
     Array,
     Candidates,
@@ -30,6 +32,7 @@ from jaxdet.types import (
     PreparedImage,
 )
 
+LOG = logging.getLogger(__name__)
 BATCH = 8  # images per call of the program, unless the program has a fixed number
 MIN_SIDE = 64  # pixels per side of the smallest array of images
 MAX_PIXELS = 2**23  # per call; larger images are predicted in smaller batches
@@ -101,12 +104,23 @@ class ExportedModel:
         found = np.stack([row["embedding"] for row in self._rows_of(several, batch_size)])
         return found[0] if one else found
 
+    def chosen_thresholds(self, *, warn: Callable[[str], None] = LOG.warning) -> np.ndarray:
+        """The score thresholds that were chosen for the run; see `Run.chosen_thresholds`."""
+        network = self.package.network
+        if network.thresholds is None:
+            raise InputError(
+                f"{self.path} has no chosen thresholds; choose them for its run, and export it "
+                f"again"
+            )
+        return thresholds.read(network.thresholds, self.path, network.step, self.classes, warn=warn)
+
     def prepare(self, image: Any) -> PreparedImage:
         """Decode an image, in any form that `predict` accepts; it keeps its size."""
         height, width, _ = self.metadata["input"]
-        resized = self.package.description["resizing"] != "none"
+        kind = self.package.description["resizing"]
+        resized, antialias = kind != "none", kind in ("letterbox", "stretch")
         file = image_inputs.readable(image)
-        pixels, size = image_files.read_pixels(file, max(height, width) if resized else None)
+        pixels, size = image_files.read_pixels(file, max(height, width) if antialias else None)
         name = file if isinstance(file, str | Path) else "image"
         if not resized and size != (height, width):
             raise InputError(

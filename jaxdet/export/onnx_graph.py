@@ -64,11 +64,13 @@ def to_bytes(
     *,
     batch: int | None = None,
     metadata: dict[str, str] | None = None,
+    finish: "Finish | None" = None,
 ) -> bytes:
     """The ONNX model of a function of images [B, H, W, C] float32, which returns named arrays.
 
     shape: H, W and C.  batch: number of images; None: any number.
     metadata: properties of the model.
+    finish: adds nodes to the graph; its outputs replace the outputs of the function.
 
     Raises InputError if a primitive of the function has no rule.
     """
@@ -79,10 +81,14 @@ def to_bytes(
     graph = Graph(onnx, "images")
     given = Value(images.shape, images.shape, np.dtype(np.float32), "images")
     found = graph.lower(closed.jaxpr, [_constant(each) for each in closed.consts], [given])
-    names = _names(outputs)
-    for name, value in zip(names, found, strict=True):
+    named: dict[str, Value] = {}
+    for name, value in zip(_names(outputs), found, strict=True):
         if isinstance(value, Unsupported):
             raise InputError(f"--format onnx: ONNX has no rule for the primitive {value.primitive}")
+        named[name] = value
+    if finish:
+        named = finish(graph, named)
+    for name, value in named.items():
         graph.node("Identity", [graph.whole(value)], name)
 
     def info(name, value):
@@ -91,10 +97,10 @@ def to_bytes(
         return onnx.helper.make_tensor_value_info(name, kind, sides)
 
     made = onnx.helper.make_graph(
-        graph.live_nodes(names),
+        graph.live_nodes([*named]),
         "jaxdet",
         [info("images", given)],
-        [info(name, value) for name, value in zip(names, found, strict=True)],
+        [info(name, value) for name, value in named.items()],
     )
     made.initializer.extend(graph.used_constants(made.node))
     opset = [onnx.helper.make_opsetid("", OPSET)]
@@ -133,6 +139,23 @@ class Graph:
         name = name or f"v{next(self.numbers)}"
         self.nodes.append(self.onnx.helper.make_node(kind, [*inputs], [name], **attributes))
         return name
+
+    def top_k(self, name: str, count: int) -> tuple[str, str]:
+        """The largest values along the last axis, descending, and their places."""
+        outputs = [f"v{next(self.numbers)}" for _ in range(2)]
+        inputs = [name, self.constant(np.int64([count]))]
+        self.nodes.append(self.onnx.helper.make_node("TopK", inputs, outputs, axis=-1))
+        return outputs[0], outputs[1]
+
+    def rows(self, name: str, places: str) -> str:
+        """Rows [B, N, ...] of each image from a tensor [B, A, ...] and places [B, N]."""
+        places = self.node("Unsqueeze", [places, self.constant(np.int64([2]))])
+        return self.node("GatherND", [name, places], batch_dims=1)
+
+    def filled(self, shape: str, number: float) -> str:
+        """A float32 tensor of one number, of a shape that a tensor gives."""
+        value = self.onnx.numpy_helper.from_array(np.float32([number]))
+        return self.node("ConstantOfShape", [shape], value=value)
 
     def tensor(self, value: Value) -> str:
         """The name of the tensor of a value, in its `kept` shape."""
@@ -419,6 +442,9 @@ class Graph:
             **options,
         )
         return self._whole_value(self.node("Transpose", [found], perm=[0, 2, 3, 1]), aval)
+
+
+Finish = Callable[[Graph, dict[str, Value]], dict[str, Value]]
 
 
 def _constant(array: Any) -> Value:

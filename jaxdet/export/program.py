@@ -23,14 +23,17 @@ from jaxdet.training.experiment import Experiment
 from jaxdet.types import Array, Tree
 
 PLATFORMS = ("cpu", "cuda")
-Resizing = Literal["letterbox", "stretch", "none"]
+Resizing = Literal["letterbox", "top_left", "stretch", "none"]
 Program = Callable[[dict[str, Array], Array, Array, Array], dict[str, Array]]
 
 
 def resizing_of(experiment: Experiment) -> Resizing:
-    """How images become the network's input: letterboxed, stretched, or not resized."""
+    """How images become the network's input: letterboxed, stretched, or not resized.
+
+    A letterboxed image is centered and antialiased, or at the top left without antialiasing.
+    """
     if isinstance(experiment.task, DetectionTask):
-        return "letterbox"
+        return "letterbox" if experiment.letterbox.centered else "top_left"
     return "none" if isinstance(experiment.task, SlidingWindowTask) else "stretch"
 
 
@@ -54,28 +57,34 @@ def make(experiment: Experiment, *, nms: bool = True) -> Program:
     kind = resizing_of(experiment)
     reader = getattr(experiment.read_image, "func", experiment.read_image)
     readers = {
-        "letterbox": image_files.read_letterboxed_float,
+        **dict.fromkeys(("letterbox", "top_left"), image_files.read_letterboxed_float),
         "stretch": image_files.read_resized_float,
         "none": image_files.read_gray,
     }
-    if reader is not readers[kind] or experiment.letterbox != image_files.CENTERED:
-        raise InputError(
-            "--format stablehlo needs images that are resized with antialiasing, and the images of "
-            "YOLOX are resized without it; choose --format onnx"
-        )
-    if not nms and kind != "letterbox":
+    if reader is not readers[kind]:
+        raise InputError("--format stablehlo needs a system's own reader of images; choose onnx")
+    if not nms and not isinstance(task, DetectionTask):
         raise InputError(f"--nms false needs a run of detect, got a run of {experiment.name}")
     predict = task.predict if nms else partial(_candidates, task)
     height, width, _ = experiment.metadata["input"]
+    if kind == "top_left" and height * width > resize.MAX_AREA:
+        raise InputError(
+            f"--format stablehlo: --size must have at most {resize.MAX_AREA:,} pixels for this "
+            f"model, got {height} x {width}"
+        )
     rows_first = image_files.shrinks_rows_first()
 
     def resize_one(image, size, original_size):
+        fill = image_files.LETTERBOX_FILL
+        if kind == "top_left":
+            found = resize.letterbox_geometry(original_size, height, width, centered=False)
+            options = {"shape": (height, width), "fill": fill}
+            return resize.letterbox_top_left(image, size, found[0], **options), *found
         if kind == "letterbox":
             inner, offset = resize.letterbox_geometry(original_size, height, width)
         else:
             inner, offset = jnp.array([height, width], jnp.int32), jnp.zeros(2, jnp.int32)
         first = resize.shrinks_rows_first(size, inner) if rows_first else False
-        fill = image_files.LETTERBOX_FILL
         resized = resize.letterbox(
             image, size, inner, offset, shape=(height, width), fill=fill, rows_first=first
         )

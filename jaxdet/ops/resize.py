@@ -15,6 +15,7 @@ from jaxdet.types import Array
 WEIGHT_BITS = 22  # fractional bits of Pillow's weights
 ONE = 1 << WEIGHT_BITS
 MAX_SIDE = 2**15 - 1  # pixels per side of an image; larger ones may overflow 32 bits
+MAX_AREA = 2**32 // (4 * 256) - 1  # pixels of the canvas of `letterbox_top_left`
 
 
 def letterbox(
@@ -60,19 +61,50 @@ def letterbox(
     return jnp.where(inside[..., None], found, jnp.uint8(fill))
 
 
-def letterbox_geometry(size: Array, height: int, width: int) -> tuple[Array, Array]:
+def letterbox_top_left(
+    image: Array, size: Array, inner: Array, *, shape: tuple[int, int], fill: int
+) -> Array:
+    """Resize an image, bilinear from its four nearest pixels, onto the upper left of a canvas.
+
+    Exact values are rounded to the nearest integer, as in `data.images`; OpenCV's INTER_LINEAR
+    rounds weights to 11 bits, and may differ by one.  The canvas must have at most `MAX_AREA`
+    pixels; arguments and result are as in `letterbox`.
+    """
+    low, high, part = zip(*map(_neighbors, (size[0], size[1]), inner, shape), strict=True)
+    rows, columns = (jnp.uint32(2 * side) for side in inner)
+
+    def across(row):
+        left, right = (image[row[:, None], at[None]].astype(jnp.uint32) for at in (low[1], high[1]))
+        weight = part[1][None, :, None]
+        return (columns - weight) * left + weight * right
+
+    weight = part[0][:, None, None]
+    total = (rows - weight) * across(low[0]) + weight * across(high[0])
+    inside = [jnp.arange(side) < used for side, used in zip(shape, inner, strict=True)]
+    area = rows * columns
+    found = ((total + area // 2) // area).astype(jnp.uint8)
+    return jnp.where((inside[0][:, None] & inside[1][None])[..., None], found, jnp.uint8(fill))
+
+
+def letterbox_geometry(
+    size: Array, height: int, width: int, *, centered: bool = True
+) -> tuple[Array, Array]:
     """Size [2] of an image that fills the canvas as far as possible, and its offset [2].
 
-    size: [2], original size.  `data.images.letterbox_transform` has the same geometry.
+    size: [2], original size.
+    centered: otherwise the image is at the top left, and its sides are rounded down.
+
+    `data.images.letterbox_transform` has the same geometry.
     """
     rows, columns = size
+    divide = _round_half_even if centered else jnp.floor_divide
     fitted = jnp.where(
         height * columns <= width * rows,
-        jnp.stack([jnp.int32(height), _round_half_even(columns * height, rows)]),
-        jnp.stack([_round_half_even(rows * width, columns), jnp.int32(width)]),
+        jnp.stack([jnp.int32(height), divide(columns * height, rows)]),
+        jnp.stack([divide(rows * width, columns), jnp.int32(width)]),
     )
     inner = jnp.maximum(fitted, 1)
-    return inner, (jnp.array([height, width], jnp.int32) - inner) // 2
+    return inner, (jnp.array([height, width], jnp.int32) - inner) // 2 * centered
 
 
 def shrinks_rows_first(size: Array, inner: Array) -> Array:
@@ -85,6 +117,17 @@ def gray(images: Array) -> Array:
     """Convert RGB images [..., 3] uint8 to grayscale [..., 1] uint8, as Pillow does (ITU-R 601)."""
     red, green, blue = jnp.moveaxis(images.astype(jnp.int32), -1, 0)
     return ((red * 19595 + green * 38470 + blue * 7471 + 2**15) >> 16).astype(jnp.uint8)[..., None]
+
+
+def _neighbors(size: Array, inner: Array, side: int) -> tuple[Array, Array, Array]:
+    """Both input rows [side] next to each output row, and the weight of the second one.
+
+    Weights are in units of 1 / (2 * inner).
+    """
+    center = (2 * jnp.minimum(jnp.arange(side), inner - 1) + 1) * size - inner
+    first = center // (2 * inner)
+    low, high = (jnp.clip(row, 0, size - 1) for row in (first, first + 1))
+    return low, high, (center - first * 2 * inner).astype(jnp.uint32)
 
 
 def _resample(image: Array, size: Array, inner: Array, places: Array) -> Array:

@@ -20,7 +20,7 @@ from PIL import Image
 from jaxdet import tables
 from jaxdet.types import Array
 
-WIDTH, HEIGHT = 480, 260  # of a chart, in units of its view box
+WIDTH, HEIGHT = 360, 220  # of a chart, in units of its view box
 LEFT, RIGHT, TOP, BOTTOM = 52, 8, 8, 34  # margins around the curves
 MAX_TICKS = 6
 MAX_PICTURE = 640  # pixels of the longer side of an embedded picture
@@ -34,14 +34,16 @@ STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 72rem; }
 body { padding: 0 1rem 3rem; }
 h1, h2, h3 { line-height: 1.2; overflow-wrap: anywhere; }
+h3 { font-size: 1em; }
 h2 { border-top: 1px solid var(--line); padding-top: 1rem; margin-top: 2rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .5rem 0; }
 caption { text-align: left; font-weight: 600; padding: .3rem 0; }
 th, td { border: 1px solid var(--line); padding: .2rem .5rem; text-align: left; }
-td { vertical-align: top; }
-td { overflow-wrap: anywhere; }
-td.n { text-align: right; white-space: nowrap; }
+td { vertical-align: top; overflow-wrap: anywhere; min-width: 5em; }
+td:first-child { overflow-wrap: normal; background: #fff; }
+.scroll :is(th, td):first-child { position: sticky; left: 0; }
+td.n { text-align: right; white-space: nowrap; min-width: 0; }
 th { background: var(--soft); }
 th button { all: unset; cursor: pointer; }
 th button:focus-visible { outline: 2px solid; }
@@ -50,7 +52,9 @@ th[aria-sort=descending] button::after { content: " \\25BC"; }
 .grid { display: grid; gap: 1rem; }
 .grid { grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); }
 figure { margin: 0; break-inside: avoid; }
-figure svg { width: 100%; height: auto; display: block; background: #fff; }
+figure :is(svg, img) { width: 100%; height: auto; display: block; background: #fff; }
+.picture { position: relative; }
+.picture svg { position: absolute; inset: 0; height: 100%; background: none; }
 figcaption { font-size: .9em; overflow-wrap: anywhere; }
 figcaption output { display: block; min-height: 1.4em; }
 .chart text { font: 11px sans-serif; fill: #444; }
@@ -60,8 +64,21 @@ figcaption output { display: block; min-height: 1.4em; }
 .box { fill: none; stroke-width: 2; vector-effect: non-scaling-stroke; }
 .true { stroke: #00c800; } .predicted { stroke: #e00000; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--soft); padding: .5rem; }
-@media print { body { max-width: none; font-size: 11px; } .scroll { overflow: visible; }
-  th button::after { content: none !important; } h2 { break-after: avoid; } }
+@media (max-width: 40rem) {
+  body { padding: 0 .6rem 2rem; }
+  table { font-size: .8em; }
+  th, td { padding: .15rem .3rem; }
+}
+@media print {
+  body { max-width: none; padding: 0; font-size: 10px; }
+  .scroll { overflow: visible; }
+  .grid { grid-template-columns: repeat(3, 1fr); }
+  th button { display: contents; }  /* or headings repeated on later pages are empty */
+  th button::after { content: none !important; }
+  .scroll :is(th, td):first-child { position: static; }
+  h2, h3, summary, caption { break-after: avoid; }
+  tr { break-inside: avoid; }
+}
 """
 PALETTE = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#777")
 SCRIPT = """
@@ -71,12 +88,13 @@ for (const table of document.querySelectorAll("table.sortable")) {
   heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
     const up = head.getAttribute("aria-sort") !== "ascending";
     const value = row => row.cells[column].dataset.v ?? row.cells[column].textContent;
-    const compare = (a, b) => {
+    const compare = (a, b) => {  // numbers before texts, and empty cells last
       const [x, y] = [value(a), value(b)], [p, q] = [parseFloat(x), parseFloat(y)];
-      if (isNaN(p) || isNaN(q)) return isNaN(p) - isNaN(q) || x.localeCompare(y);
-      return p - q;
+      if (!x || !y) return !x - !y;
+      const order = isNaN(p) || isNaN(q) ? isNaN(p) - isNaN(q) || x.localeCompare(y) : p - q;
+      return up ? order : -order;
     };
-    const rows = [...body.rows].sort((a, b) => up ? compare(a, b) : compare(b, a));
+    const rows = [...body.rows].sort(compare);
     heads.forEach(other => other.removeAttribute("aria-sort"));
     head.setAttribute("aria-sort", up ? "ascending" : "descending");
     body.append(...rows);
@@ -131,6 +149,11 @@ def paragraph(text: str) -> str:
     return f"<p>{escape(text)}</p>"
 
 
+def heading(text: str) -> str:
+    """A heading of a part of a section."""
+    return f"<h3>{escape(text)}</h3>"
+
+
 def code(text: str) -> str:
     """A block of preformatted text, whose long lines wrap."""
     return f"<pre>{escape(text)}</pre>"
@@ -168,10 +191,18 @@ def matrix(counts: Array, names: Sequence[str], *, caption: str = "") -> str:
     return f'<div class="scroll"><table>{inner}</table></div>'
 
 
-def chart(title: str, series: Mapping[str, Sequence[Point]], *, xlabel: str = "epoch") -> str:
+def chart(
+    title: str,
+    series: Mapping[str, Sequence[Point]],
+    *,
+    xlabel: str = "epoch",
+    names: Sequence[str] = (),
+) -> str:
     """Curves {name: [(x, y)]} and, below them, the values of the point nearest to the pointer.
 
     Points that are not finite are left out.
+
+    names: names of the curves of all charts of a page, which give a name the same color in each.
     """
     kept = {
         name: [(x, y) for x, y in points if isfinite(x) and isfinite(y)]
@@ -197,9 +228,9 @@ def chart(title: str, series: Mapping[str, Sequence[Point]], *, xlabel: str = "e
         parts.append(f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{at:.1f}" y2="{at:.1f}"/>')
         parts.append(_text(LEFT - 5, at + 4, f"{y:.4g}", "end"))
     parts.append(_text((LEFT + right) / 2, HEIGHT - 4, xlabel, "middle"))
-    keys = []
-    for number, (name, points) in enumerate(kept.items()):
-        color = PALETTE[number % len(PALETTE)]
+    keys, known = [], [*names] or [*kept]
+    for name, points in kept.items():
+        color = PALETTE[known.index(name) % len(PALETTE)]
         places = [place(*point) for point in points]
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         parts.append(f'<polyline points="{line}" style="stroke:{color}"/>')
@@ -222,8 +253,8 @@ def picture(image: Array, title: str, boxes: Sequence[BoxMark] = ()) -> str:
     height, width = image.shape[:2]
     marks = "".join(_box(mark) for mark in boxes)
     return (
-        f'<figure><svg role="img" viewBox="0 0 {width} {height}" aria-label="{escape(title)}">'
-        f'<image width="{width}" height="{height}" href="{_data_url(image)}"/>{marks}</svg>'
+        f'<figure><div class="picture"><img src="{_data_url(image)}" alt="{escape(title)}">'
+        f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none">{marks}</svg></div>'
         f"<figcaption>{escape(title)}</figcaption></figure>"
     )
 

@@ -153,7 +153,7 @@ class DetectionTask:
         """
         if not self.tiling:
             return self._predict_views(variables, images)
-        count, regions = len(images), tiles.tile_boxes(self.tiling)
+        count, regions = images.shape[0], tiles.tile_boxes(self.tiling)
         parts = jax.vmap(partial(tiles.cut, tiling=self.tiling))(images)  # [B, T, h, w, C]
         found = self._predict_views(variables, parts.reshape(-1, *parts.shape[2:]))
         scores, boxes_ = (each.reshape(count, len(regions), *each.shape[1:]) for each in found)

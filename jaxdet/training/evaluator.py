@@ -17,6 +17,7 @@ from jaxdet.data import sampler
 from jaxdet.metrics import bootstrap as metrics_bootstrap
 from jaxdet.training import hosts, memory, parallel
 from jaxdet.training.experiment import Experiment
+from jaxdet.training.progress import Counting
 from jaxdet.types import Array, Batch, Device, StepContext, Task, Tree
 
 
@@ -95,6 +96,13 @@ class Evaluator:
             for name in terms[0]
         }
         return losses, jax.tree.map(lambda column: column[real > 0], rows)
+
+    def measure_counted(
+        self, variables: Tree, epoch: Any, progress: Counting
+    ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """`measure`, with a display of the number of images."""
+        with progress(self.count) as advance:
+            return self.measure(variables, epoch, partial(advance, self.config.eval_batch))
 
     def compile(self, variables: Tree) -> None:
         """Compile the evaluation step, so that a later pass can be timed without compilation."""

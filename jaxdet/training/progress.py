@@ -3,8 +3,8 @@
 import os
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +12,16 @@ from typing import Any, NamedTuple
 from jaxdet.errors import printable
 
 _ignored_output_errors = partial(suppress, OSError, ValueError)  # of a closed pipe or file
+
+
+# From a number of images, a context that gives a function, which is called with images done.
+Counting = Callable[[int], AbstractContextManager[Callable[[int], Any]]]
+
+
+@contextmanager
+def uncounted(total: int) -> Iterator[Callable[[int], Any]]:
+    """A `Counting` that shows nothing."""
+    yield lambda images: None
 
 
 class StepEvent(NamedTuple):

@@ -95,6 +95,7 @@ class VmappedRuns:
     experiment: an experiment with all the data that any of the runs uses.
     compiled: the compiled steps of the first configuration, if they exist already.
     spent: seconds used before, which count against the time budget of each run.
+    callbacks: of each run, called as in `training.loop.train`.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class VmappedRuns:
         stop: Callable[[], bool],
         compiled: training_loop.CompiledSteps | None = None,
         spent: float = 0.0,
+        callbacks: Sequence[Sequence[progress.Callback]] = (),
     ):
         first = replace(experiment, config=configs[0])
         self.compiled = compiled or training_loop.CompiledSteps(first)
@@ -117,8 +119,11 @@ class VmappedRuns:
                 folder,
                 progress.Named(show, Path(folder).name),
                 self._should_stop,
+                of_run,
             )
-            for config, folder in zip(configs, folders, strict=True)
+            for config, folder, of_run in zip(
+                configs, folders, callbacks or [()] * len(folders), strict=True
+            )
         ]
         self.budget, self.deadline = configs[0].time_budget, float("inf")
         # On a CPU, a convolution with one kernel per run is fastest as a matrix product.

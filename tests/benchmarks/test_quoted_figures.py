@@ -1,4 +1,4 @@
-"""Figures that docs/benchmarks.md quotes are those of the stored records."""
+"""Figures that docs/benchmarks.md and docs/detection.md quote are those of the stored records."""
 
 import json
 import re
@@ -11,6 +11,7 @@ from benchmarks.lib import units
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "benchmarks.md").read_text()
+DETECTION = (ROOT / "docs" / "detection.md").read_text()
 MODELS = {  # network in the text -> model in the records
     "digit locator, 64 pixels": "digits",
     "wide digit locator, 64 pixels": "digits_wide",
@@ -140,3 +141,25 @@ def test_other_parts_are_those_of_the_record(name):
         quantity(find(record, **row)[field], unit) for record, row, field, unit in PARTS[name]
     ]
     assert figures == expected
+
+
+def percent(row, field):
+    return str(round(100 * float(row[field].split()[0])))
+
+
+def test_label_errors_are_those_of_the_record():
+    kinds = ("missing", "misplaced", "mislabeled", "duplicate")
+    methods = ("jaxdet", "cleanlab, threshold 0.5", "cleanlab, threshold 0.95")
+    known = {(row["kind"], row["method"]): row for row in rows("label_errors")}
+    part = DETECTION.split("## Auditing the labels")[1].split("\n## ")[0]
+    lines = part[part.index("| | missing |") :].splitlines()[2 : 2 + len(methods)]
+    for line, method in zip(lines, methods, strict=True):
+        cells = [cell.strip() for cell in line.strip("|").split("|")][1:]
+        found = [known.get((kind, method)) for kind in kinds]
+        assert cells == [percent(row, "precision_n") if row else "no score" for row in found]
+    last = [percent(known[kind, "jaxdet"], "recall_2n") for kind in kinds]
+    assert f"contain {last[0]}, {last[1]}, {last[2]} and {last[3]}% of the injected" in part
+    count = known["missing", "jaxdet"]["injected"]
+    assert f"({count}) of the" in part and f"The first {2 * count} boxes" in part
+    spreads = [float(row["precision_n"].split("(")[1][:-1]) for row in known.values()]
+    assert f"deviations of at most {round(100 * max(spreads))}" in part.replace("\n", " ")

@@ -295,7 +295,7 @@ def test_a_page_on_runs_of_different_systems_has_their_worst_and_best_images(her
     text = path.read_text()
     found = test_page.Page(text)
     test_page.check_self_contained(found, text)
-    sizes = [test_page.decode(e[1]["href"]).size for e in found.all("image")]
+    sizes = [test_page.decode(e[1]["src"]).size for e in found.all("img")]
     assert sizes == [(56, 56)] * 12 + [(200, 160)] * 12
     said = [e[2] for e in found.all("figcaption") if "IoU" in e[2]]
     overlaps = [float(text.rsplit(maxsplit=1)[1]) for text in said]

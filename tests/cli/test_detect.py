@@ -32,7 +32,7 @@ from jaxdet.tasks.detect import DetectionTask
 from jaxdet.training import evaluator, host_init, run_dir
 from jaxdet.training import loop as training_loop
 from jaxdet.training import state as training_state
-from tests import datasets
+from tests import browser, datasets
 from tests.cli.test_main import PNG, main, parse_aligned
 from tests.cli.test_objects import answers
 from tests.plots import test_page
@@ -190,6 +190,9 @@ def test_chosen_thresholds_are_kept_in_the_run_and_applied_by_predict(fixed, cap
     assert dot["threshold"] == pytest.approx(0.9) and dot["f1"] == dot["best_f1"] == 1
     assert main("eval", "run", "--choose-threshold", "f1") == 0
     assert "run/thresholds.json; apply it with predict" in capsys.readouterr().out
+    run = jaxdet.load("run")
+    assert run.choose_threshold("f1") == json.loads(Path("run/thresholds.json").read_text()) == kept
+    assert run.chosen_thresholds().tolist() == [kept["classes"][name] for name in run.classes]
     Path("run/thresholds.json").write_text(
         json.dumps(kept | {"classes": {"cell": 0.15, "dot": None}})
     )
@@ -301,6 +304,39 @@ def test_audit_ranks_label_errors_and_names_their_rows(fixed, capsys):
     assert "--top must be at least 1, got 0" in capsys.readouterr().err
 
 
+IN_A_BROWSER = """
+const values = table => [...table.tBodies[0].rows].map(row => row.cells[0].textContent);
+const tables = [...document.querySelectorAll("table.sortable")].map(table => {
+  const before = values(table);
+  table.tHead.querySelector("button").click();
+  return [before, values(table)];
+});
+const charts = [...document.querySelectorAll("svg.chart")].map(chart => {
+  const point = [...chart.querySelectorAll("circle")].at(-1);
+  const box = point.getBoundingClientRect();
+  const at = {clientX: box.x, clientY: box.y, bubbles: true};
+  chart.dispatchEvent(new window.PointerEvent("pointermove", at));
+  return [point.textContent, chart.parentElement.querySelector("output").textContent];
+});
+const images = [...document.images].map(image => [image.naturalWidth, image.width]);
+window.dispatchEvent(new Event("beforeprint"));
+const closed = document.querySelectorAll("details:not([open])").length;
+return {tables, charts, images, closed, width: document.documentElement.scrollWidth};
+"""
+
+
+def check_in_a_browser(text, folder):
+    """On a phone, a report sorts its tables, shows its images, and says the values of curves."""
+    found, said = browser.evaluate(text, IN_A_BROWSER, folder, width=390)
+    assert said == []
+    assert found["width"] <= 390 and found["closed"] == 0
+    assert found["images"] == [[96, found["images"][0][1]]] * 2 and found["images"][0][1] > 300
+    assert found["charts"] and all(point == shown != "" for point, shown in found["charts"])
+    scores = next(table for table in found["tables"] if "map" in table[0])
+    assert scores[0] != scores[1] == sorted(scores[0])
+    assert all(sorted(before) == sorted(after) for before, after in found["tables"])
+
+
 def test_report_is_one_page_with_the_data_of_the_runs(fixed, capsys):
     shutil.copytree("run", "other <b>")
     words = ("report", "run", "other <b>", "--bootstrap", "20", "--out", "out/report.html")
@@ -320,9 +356,10 @@ def test_report_is_one_page_with_the_data_of_the_runs(fixed, capsys):
     lines = [line for line in run_dir.read_metrics("run") if line["val"]]
     expected = {(line["epoch"], line["val"]["loss"]) for line in lines}
     assert expected <= held and "loss" in charts
-    images = [test_page.decode(e[1]["href"]) for e in found.all("image")]
+    images = [test_page.decode(e[1]["src"]) for e in found.all("img")]
     assert len(images) == 2 and images[0].size == (96, 64)
     assert len(found.all("rect", "predicted")) == 2 * 2 and len(found.all("rect", "true")) == 2 * 3
+    check_in_a_browser(text, Path("out"))
     assert main(*words) == 2
     assert "out/report.html exists" in capsys.readouterr().err
     assert main("report") == 2

@@ -16,6 +16,7 @@ from jaxdet.configs import detect
 from jaxdet.data import coco
 from jaxdet.data.normalize import normalize
 from jaxdet.errors import InputError
+from jaxdet.export import replay
 from jaxdet.models import registry, yolox
 from jaxdet.training.state import variable_shapes
 from tests.cli.test_main import main
@@ -134,6 +135,29 @@ def test_predict_takes_a_weight_file_in_place_of_a_run(weights, tmp_path, capsys
     }.items():
         assert main(*words) == 2
         assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.long
+def test_export_takes_a_weight_file_with_the_letterbox_in_the_program(
+    weights, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(replay, "run_process", replay.main)
+    monkeypatch.setattr(replay, "SIZES", [(1, 1), (30, 9), (7, 160), (160, 150)])
+    published = ["--weights", weights, "--model", "yolox_nano", "--format"]
+    out = tmp_path / "dog.jaxdet"
+    assert main("export", out, *published, "stablehlo") == 0
+    assert re.search(r"replayed 16 images of noise.* scores differ", capsys.readouterr().out)
+    images = [*random_images(1), np.zeros((90, 33, 3), np.uint8), np.zeros((9, 150, 3), np.uint8)]
+    run, model = jaxdet.load_pretrained("yolox_nano", weights), jaxdet.load_exported(out)
+    for expected, found in zip(run.predict(images), model.predict(images), strict=True):
+        assert max(replay.difference(expected, found, score_threshold=0.01)) < 1e-3
+    assert jaxdet.load(out).classes == coco.CLASSES
+    assert main("export", tmp_path / "dog.onnx", *published, "onnx", "--nms", "true") == 0
+    assert "scores differ by at most" in capsys.readouterr().out
+    assert main("export", tmp_path / "dog", *published, "checkpoint") == 2
+    assert "is not a run" in capsys.readouterr().err
+    assert main("export", out, *published[:2], "--format", "onnx") == 2
+    assert "--weights needs --model, one of" in capsys.readouterr().err
 
 
 @pytest.mark.long

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -10,7 +11,7 @@ from jaxdet import configs
 from jaxdet.cli import flags, sweep, sweep_table
 from jaxdet.cli.options import Sweep, Train
 from jaxdet.configs.digits import Config
-from jaxdet.training import run_dir, time_budget
+from jaxdet.training import run_dir, time_budget, tracking
 from tests import tiny
 from tests.cli.test_compare import cells
 from tests.cli.test_main import main
@@ -156,8 +157,29 @@ def test_gains_are_shown_beside_the_changed_options():
     assert [{k: row[k] for k in one} for row, one in zip(found, rows, strict=True)] == rows
 
 
-def test_the_command_trains_all_runs_and_prints_a_table(tmp_path, capsys):
+class Recorder:
+    """A `SummaryWriter` that keeps {folder: {(tag, step): value}} of all writers."""
+
+    found: ClassVar[dict[str, dict]] = {}
+
+    def __init__(self, folder, **options):
+        self.own = self.found.setdefault(folder, {})
+
+    def add_scalar(self, tag, value, step):
+        self.own[tag, step] = value
+
+    def flush(self):
+        pass
+
+    def close(self):
+        self.own["closed"] = True
+
+
+def test_the_command_trains_all_runs_and_prints_a_table(tmp_path, capsys, monkeypatch):
+    package = SimpleNamespace(SummaryWriter=Recorder)  # tensorboardX takes seconds to import
+    monkeypatch.setattr(tracking.packages, "load", lambda *_: package)
     words = [*tiny.WORDS, "--lr", "1e-3", "2e-3", "--vmap", "no", "--quiet"]
+    words += ["--track", "tensorboard"]
     out = tmp_path / "sweep"
     assert main("sweep", "digits", *words, "--out", out) == 0
     printed = capsys.readouterr().out
@@ -178,6 +200,14 @@ def test_the_command_trains_all_runs_and_prints_a_table(tmp_path, capsys):
     metrics = run_dir.read_metrics(out / "lr=0.001")
     timed = sum(sum(line["time"].values()) for line in metrics)
     assert rows[0]["total_seconds"] == run_dir.read_seconds(out / "lr=0.001") > timed
+
+    for name in names:
+        lines = run_dir.read_metrics(out / name)
+        expected = {
+            (tag, line["step"]): value for line in lines for tag, value in tracking.scalars(line)
+        }
+        found = Recorder.found[str(out / name / tracking.TENSORBOARD)]
+        assert expected and found == expected | {"closed": True}
 
     before = (out / "lr=0.002" / "metrics.jsonl").read_bytes()
     assert main("sweep", "digits", *words, "--out", out) == 2

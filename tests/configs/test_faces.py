@@ -14,7 +14,7 @@ from PIL import Image
 from jaxdet import configs, flops
 from jaxdet.cli import flags, sweep
 from jaxdet.cli.options import Sweep, Train
-from jaxdet.config import check, from_json
+from jaxdet.config import check, from_json, to_words
 from jaxdet.configs import faces
 from jaxdet.configs.faces import Config, network
 from jaxdet.data.normalize import CENTERED, EFFICIENTNET_LITE, IMAGENET
@@ -312,7 +312,7 @@ def test_options_of_stages_survive_the_command_line_and_json(capsys):
         assert f"--{name.replace('_', '-')} " in text
     config = Config(**LAST_ROWS)
     assert from_json(Config, json.loads(json.dumps(asdict(config)))) == config
-    found = flags.parse_with_config("train faces", flags.to_words(config), (Train(), Config()))
+    found = flags.parse_with_config("train faces", to_words(config), (Train(), Config()))
     assert found[1] == config
 
 

@@ -8,7 +8,8 @@ from flax import linen as nn
 from jax import lax
 
 import jaxdet
-from jaxdet.export import onnx_graph, replay
+from jaxdet.export import onnx_graph, onnx_nms, replay
+from jaxdet.ops import nms
 from tests.test_golden_runs import SCHEMA2
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -111,5 +112,44 @@ def test_every_system_is_exported_and_replayed(system, tmp_path, monkeypatch):
     shape = onnxruntime.InferenceSession(path).get_inputs()[0].shape
     assert shape == ["batch", *run.metadata["input"]]
     if system == "detect":
-        with pytest.raises(jaxdet.InputError, match="--nms true needs --format stablehlo"):
-            run.export(tmp_path / "n.onnx", "onnx", nms=True)
+        run.export(tmp_path / "n.onnx", "onnx", nms=True, show=said.append)
+        assert "scores differ by at most" in said[1]
+        for options, message in (
+            ({"nms_type": "linear"}, "needs --nms-type hard, got linear"),
+            ({"tiles": "2x2"}, "needs a run without --tiles, got 2x2"),
+        ):
+            other = jaxdet.load(SCHEMA2 / system, "last", **options)
+            with pytest.raises(jaxdet.InputError, match=message):
+                other.export(tmp_path / "o.onnx", "onnx", nms="nms_type" in options)
+
+
+def candidates(x):
+    """Boxes and scores of two classes that overlap much, with equal scores and empty boxes."""
+    flat = x.reshape(x.shape[0], -1, 8)  # [B, 48, 8]
+    low, size = 30 * flat[..., :2] - 5, jnp.round(12 * flat[..., 2:4])
+    boxes = jnp.concatenate([low, low + size], -1)
+    return {"boxes": boxes, "scores": jnp.round(flat[..., 4:6], 1)}
+
+
+@pytest.mark.parametrize("options", [(24, 0.5, 9, 0.0), (1000, 0.2, 500, 0.35), (96, 0.9, 100, 0)])
+def test_suppression_keeps_the_boxes_of_the_task(options):
+    count, iou_threshold, most, score_threshold = options
+    limits = {"iou_threshold": iou_threshold, "max_detections": most}
+    limits |= {"score_threshold": score_threshold}
+    shape, size = (24, 16, 1), (20, 22)
+    finish = onnx_nms.Suppression(*size, candidates=count, **limits)
+    content = onnx_graph.to_bytes(candidates, shape, finish=finish)
+    images = np.random.default_rng(0).random((3, *shape), dtype=np.float32)
+    images[2] = 0  # no score above the threshold
+    found, _ = run_onnx(content, images)
+    for i, (boxes, scores) in enumerate(zip(*candidates(images).values(), strict=True)):
+        top, places = lax.top_k(scores.ravel(), min(count, scores.size))
+        clipped = jnp.clip(boxes, 0, np.float32([22, 20, 22, 20])[None])[places // 2]
+        kept = nms.nms(clipped, top, places % 2, **limits)
+        valid, own = np.asarray(kept.valid), found["valid"][i]
+        assert valid.sum() == own.sum() and (i == 2) == (not own.any())
+        np.testing.assert_allclose(found["boxes"][i][own], kept.boxes[valid], atol=1e-5)
+        np.testing.assert_array_equal(found["scores"][i][own], kept.scores[valid])
+        labels = (places % 2)[kept.indices[valid]]
+        np.testing.assert_array_equal(found["labels"][i][own], labels)
+        assert not found["boxes"][i][~own].any() and not found["labels"][i][~own].any()

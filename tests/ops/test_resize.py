@@ -41,6 +41,24 @@ def letterboxed(batch, sizes):
     return jax.lax.map(one, (batch, sizes))
 
 
+def test_images_at_the_top_left_equal_those_of_the_reader(pictures):
+    @jax.jit
+    @jax.vmap
+    def placed(image, size):
+        inner, offset = resize.letterbox_geometry(size, *CANVAS, centered=False)
+        fill = images.LETTERBOX_FILL
+        canvas = resize.letterbox_top_left(image, size, inner, shape=CANVAS, fill=fill)
+        return canvas, inner, offset
+
+    found = zip(*placed(*padded(pictures)), pictures, strict=True)
+    for canvas, inner, offset, picture in found:
+        expected, size = images.read_letterboxed(Image.fromarray(picture), *CANVAS, images.TOP_LEFT)
+        np.testing.assert_array_equal(canvas, expected)
+        scale, _ = images.letterbox_transform(size, *CANVAS, images.TOP_LEFT)
+        np.testing.assert_allclose(scale[::-1] * size, inner, rtol=1e-6)
+        assert not np.asarray(offset).any()
+
+
 @jax.jit
 @jax.vmap
 def stretched(image, size, rows_first):
