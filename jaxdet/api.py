@@ -720,7 +720,9 @@ class Run:
                 f"{self.folder}: export needs a run of {', '.join(configs.SYSTEMS)}, got a custom "
                 f"experiment"
             )
-        metadata, chosen = self.metadata | self.recorded, None
+        # A run that was not trained with tiles has another input with them.
+        metadata = self.metadata | self.recorded | {"input": self.metadata["input"]}
+        chosen = None
         if "train" in self.experiment.splits:
             metadata |= {"record": sources.record_spec(self.experiment.splits["train"])}
         if run_dir.is_run(self.folder):
