@@ -305,10 +305,11 @@ def test_audit_ranks_label_errors_and_names_their_rows(fixed, capsys):
 
 
 IN_A_BROWSER = """
-const values = table => [...table.tBodies[0].rows].map(row => row.cells[0].textContent);
+const pair = cells => [cells[0].textContent, parseFloat(cells[1].dataset.v)];
+const values = table => [...table.tBodies[0].rows].map(row => pair(row.cells));
 const tables = [...document.querySelectorAll("table.sortable")].map(table => {
   const before = values(table);
-  table.tHead.querySelector("button").click();
+  table.tHead.querySelectorAll("button")[1].click();
   return [before, values(table)];
 });
 const charts = [...document.querySelectorAll("svg.chart")].map(chart => {
@@ -332,9 +333,9 @@ def check_in_a_browser(text, folder):
     assert found["width"] <= 390 and found["closed"] == 0
     assert found["images"] == [[96, found["images"][0][1]]] * 2 and found["images"][0][1] > 300
     assert found["charts"] and all(point == shown != "" for point, shown in found["charts"])
-    scores = next(table for table in found["tables"] if "map" in table[0])
-    assert scores[0] != scores[1] == sorted(scores[0])
-    assert all(sorted(before) == sorted(after) for before, after in found["tables"])
+    before, after = next(each for each in found["tables"] if "map" in dict(each[0]))
+    numbers = [number for _, number in after]
+    assert before != after and numbers == sorted(numbers) and dict(before) == dict(after)
 
 
 def test_report_is_one_page_with_the_data_of_the_runs(fixed, capsys):
