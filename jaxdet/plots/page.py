@@ -23,6 +23,7 @@ from jaxdet.types import Array
 WIDTH, HEIGHT = 360, 220  # of a chart, in units of its view box
 LEFT, RIGHT, TOP, BOTTOM = 52, 8, 8, 34  # margins around the curves
 MAX_TICKS = 6
+MAX_UNBROKEN = 24  # characters of a text that stays on one line of its cell
 MAX_PICTURE = 640  # pixels of the longer side of an embedded picture
 QUALITY = 85  # of the embedded JPEG files
 
@@ -41,9 +42,10 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .
 caption { text-align: left; font-weight: 600; padding: .3rem 0; }
 th, td { border: 1px solid var(--line); padding: .2rem .5rem; text-align: left; }
 td { vertical-align: top; overflow-wrap: anywhere; min-width: 5em; }
+td.s { white-space: nowrap; min-width: 0; }
 td:first-child { overflow-wrap: normal; background: #fff; }
 .scroll :is(th, td):first-child { position: sticky; left: 0; }
-td.n { text-align: right; white-space: nowrap; min-width: 0; }
+td.n { text-align: right; }
 th { background: var(--soft); }
 th button { all: unset; cursor: pointer; }
 th button:focus-visible { outline: 2px solid; }
@@ -165,10 +167,18 @@ def folded(summary: str, html: str) -> str:
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: tables.Columns, *, caption: str = "") -> str:
-    """A table that a click on a heading sorts by exact values; columns as in `jaxdet.tables`."""
+    """A table that a click on a heading sorts by exact values; columns as in `jaxdet.tables`.
+
+    Columns of numbers are right-aligned.
+    """
     headings = tables.headings(columns)
+    numeric = {
+        key: all(row.get(key) is None or tables.is_number(row[key]) for row in rows)
+        for key in headings
+    }
     head = "".join(f'<th scope="col"><button>{escape(h)}</button></th>' for h in headings.values())
-    body = "".join(f"<tr>{''.join(_cell(row.get(key)) for key in headings)}</tr>" for row in rows)
+    cells = ([_cell(row.get(key), numeric[key]) for key in headings] for row in rows)
+    body = "".join(f"<tr>{''.join(of_row)}</tr>" for of_row in cells)
     named = f"<caption>{escape(caption)}</caption>" if caption else ""
     inner = f"{named}<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
     return f'<div class="scroll"><table class="sortable">{inner}</table></div>'
@@ -182,7 +192,7 @@ def matrix(counts: Array, names: Sequence[str], *, caption: str = "") -> str:
     rows = []
     for name, values, of_row in zip(names, counts.tolist(), shades.tolist(), strict=True):
         cells = "".join(
-            f'<td class="n" style="background:rgba(31,119,180,{0.6 * shade:.2f})">{value}</td>'
+            f'<td class="n s" style="background:rgba(31,119,180,{0.6 * shade:.2f})">{value}</td>'
             for value, shade in zip(values, of_row, strict=True)
         )
         rows.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
@@ -264,10 +274,11 @@ def grid(parts: Iterable[str]) -> str:
     return f'<div class="grid">{"".join(parts)}</div>'
 
 
-def _cell(value: Any) -> str:
-    if tables.is_number(value):
-        return f'<td class="n" data-v="{value!r}">{escape(tables.cell_text(value))}</td>'
-    return f"<td>{escape(tables.cell_text(value))}</td>"
+def _cell(value: Any, numeric: bool) -> str:
+    text = tables.cell_text(value)
+    kind = "n s" if numeric else "s" if len(text) <= MAX_UNBROKEN else ""
+    exact = f' data-v="{value!r}"' if tables.is_number(value) else ""
+    return f'<td class="{kind}"{exact}>{escape(text)}</td>'
 
 
 def _ticks(low: float, high: float) -> list[float]:
