@@ -126,9 +126,9 @@ def test_every_system_is_exported_and_replayed(system, tmp_path, monkeypatch):
 def candidates(x):
     """Boxes and scores of two classes that overlap much, with equal scores and empty boxes."""
     flat = x.reshape(x.shape[0], -1, 8)  # [B, 48, 8]
-    low, size = 30 * flat[..., :2] - 5, jnp.round(12 * flat[..., 2:4])
+    low, size = 30 * flat[..., :2] - 5, jnp.floor(13 * flat[..., 2:4])
     boxes = jnp.concatenate([low, low + size], -1)
-    return {"boxes": boxes, "scores": jnp.round(flat[..., 4:6], 1)}
+    return {"boxes": boxes, "scores": jnp.floor(8 * flat[..., 4:6]) / 8}
 
 
 @pytest.mark.parametrize("options", [(24, 0.5, 9, 0.0), (1000, 0.2, 500, 0.35), (96, 0.9, 100, 0)])
