@@ -36,6 +36,7 @@ from jaxdet.kernels import compiler
 from jaxdet.metrics import average_precision, operating_point
 from jaxdet.models import registry
 from jaxdet.reports import audit, run_page, thresholds
+from jaxdet.reports.audit import Finding
 from jaxdet.tasks.detect import PRE_NMS_TOP_K, DetectionTask
 from jaxdet.tasks.sliding_window import MultipleObjectsTask
 from jaxdet.training import checkpoint as checkpoints
@@ -539,7 +540,7 @@ class Run:
         root: str = "",
         warn: Callable[[str], None] = LOG.warning,
         progress: Counting = uncounted,
-    ) -> list[audit.Finding]:
+    ) -> list[Finding]:
         """Likely label errors: boxes that are missing, misplaced, mislabeled or duplicate.
 
         Predictions on images that the run was trained on point to few errors.  `reports.audit`
