@@ -270,8 +270,9 @@ def test_missing_weights_are_named_before_the_data_are_read(weights, says, tmp_p
         jaxdet.train(detect.Config(root=str(tmp_path), weights=weights), tmp_path / "run")
     with pytest.raises(jaxdet.InputError, match=says):
         jaxdet.train(config, tmp_path / "run", weights=weights)
-    with pytest.raises(jaxdet.InputError, match="--weights is not an option of digits"):
-        jaxdet.train(digits.Config(), tmp_path / "run", weights=weights)
+    own = jaxdet.Experiment(task=None, splits={}, hparams={}, metadata={}, config=config)
+    with pytest.raises(jaxdet.InputError, match="weights needs a configuration of a system"):
+        jaxdet.train(own, tmp_path / "run", weights=weights)
 
 
 def test_a_run_has_a_report_and_resampled_scores(cifar10, tmp_path):
