@@ -132,7 +132,7 @@ def candidates(x):
     return {"boxes": boxes, "scores": jnp.floor(8 * flat[..., 4:6]) / 8}
 
 
-@pytest.mark.parametrize("options", [(24, 0.5, 9, 0.0), (1000, 0.2, 500, 0.35), (96, 0.9, 100, 0)])
+@pytest.mark.parametrize("options", [(24, 0.5, 9, 0.0), (1000, 0.2, 500, 0.35)])
 def test_suppression_keeps_the_boxes_of_the_task(options):
     count, iou_threshold, most, score_threshold = options
     limits = {"iou_threshold": iou_threshold, "max_detections": most}
