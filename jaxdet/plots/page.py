@@ -62,7 +62,8 @@ figcaption output { display: block; min-height: 1.4em; }
 .chart text { font: 11px sans-serif; fill: #444; }
 .chart .axis { stroke: #ddd; }
 .chart polyline { fill: none; stroke-width: 1.6; }
-.key { display: inline-block; width: .8em; height: .8em; margin: 0 .3em 0 .8em; }
+.name { display: inline-block; margin-left: .8em; }
+.key { display: inline-block; width: .8em; height: .8em; margin-right: .3em; }
 .box { fill: none; stroke-width: 2; vector-effect: non-scaling-stroke; }
 .true { stroke: #00c800; } .predicted { stroke: #e00000; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--soft); padding: .5rem; }
@@ -250,7 +251,8 @@ def chart(
                 f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="2" style="fill:{color}" data-x="{x!r}" '
                 f'data-y="{y!r}"><title>{said}</title></circle>'
             )
-        keys.append(f'<span class="key" style="background:{color}"></span>{escape(name)}')
+        key = f'<span class="key" style="background:{color}"></span>'
+        keys.append(f'<span class="name">{key}{escape(name)}</span>')
     return (
         f'<figure><svg class="chart" role="img" viewBox="0 0 {WIDTH} {HEIGHT}" '
         f'aria-label="{escape(title)}">{"".join(parts)}</svg><figcaption><b>{escape(title)}</b>'
