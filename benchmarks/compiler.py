@@ -32,7 +32,8 @@ class Choice(NamedTuple):
 
 
 CHOICES = {
-    "jaxdet": Choice(compiler.OPTIONS),
+    "jaxdet": Choice(compiler.TRAINING_OPTIONS),
+    "level 3": Choice(compiler.OPTIONS),
     "without sums": Choice({compiler.YNN_FUSION: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}),
     "XLA_FLAGS": Choice(flag=f"--{compiler.YNN_FUSION}=-individual_convolution"),
     "XLA's default": Choice(),
@@ -138,7 +139,7 @@ def build_step(choice: str, model: train_steps.Model, options: StepOptions) -> C
     values, flag = CHOICES[choice]
     if flag and flag not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
-    compiler.compiler_options = lambda: values
+    compiler.compiler_options = lambda **_: values
     return train_steps.jax_step(model, options)
 
 

@@ -15,7 +15,6 @@ The command line is built on this module.
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
 from functools import cached_property, partial
@@ -24,17 +23,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import numpy as np
+from flax import traverse_util
 
 from jaxdet import configs, files, runs
 from jaxdet.config import TrainConfig, conform, from_json, option, reuse_data
-from jaxdet.data import coco, image_inputs, sources
+from jaxdet.data import coco, image_inputs, sources, threads
 from jaxdet.data import images as image_files
 from jaxdet.errors import InputError
 from jaxdet.export import onnx_graph, onnx_nms, package, program, replay
 from jaxdet.export.model import ExportedModel, to_prediction
-from jaxdet.kernels import compiler
+from jaxdet.kernels import compiler, program_cache
 from jaxdet.metrics import average_precision, operating_point
-from jaxdet.models import registry
+from jaxdet.models import folding, registry
 from jaxdet.reports import audit, run_page, thresholds
 from jaxdet.reports.audit import Finding
 from jaxdet.tasks.detect import PRE_NMS_TOP_K, DetectionTask
@@ -228,10 +228,13 @@ def load(
     path = Path(folder)
     if path.suffix in (package.SUFFIX, EXPORT_SUFFIXES["safetensors"]) and path.is_file():
         return _load_file(path, options)
+    identity = None
     if experiment is None:
         config = change_options(runs.read_config(folder), options)
         experiment = runs.without_data(folder, config)
-    return _restore(Path(folder), checkpoint, experiment, warn)
+        metadata = [experiment.metadata, run_dir.read_metadata(folder)]
+        identity = [experiment.name, asdict(config), metadata]
+    return _restore(Path(folder), checkpoint, experiment, warn, identity)
 
 
 def report(
@@ -353,10 +356,15 @@ class Run:
         epoch: int,
         *,
         saved: weight_file.SavedNetwork | None = None,
+        norms: folding.Norms | None = None,
+        identity: Any = None,
     ):
         self.folder, self.experiment = folder, experiment
         self.step, self.variables, self.epoch = step, variables, epoch
         self.saved = saved  # the content of the file that the run was loaded from
+        self._norms = norms  # from `folding.find_norms`; None: not known yet
+        self._identity = identity  # for `program_cache`; None: not a run of a system
+        self._programs: dict[tuple, Callable] = {}  # by shape of a batch of images, and device
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r}, system={self.system!r}, step={self.step})"
@@ -844,16 +852,14 @@ class Run:
     ) -> Iterator[tuple[list[PreparedImage], list[dict[str, np.ndarray]]]]:
         """Yield (prepared images, predictions) for each batch; boxes are in pixels of the input.
 
-        Images are decoded in threads.  Images of the same shape share a compiled program.  Raises
-        InputError as `prepare` does, and for a `batch_size` below 1.
+        Images are decoded in threads, a batch ahead.  Images of the same shape share a compiled
+        program.  Raises InputError as `prepare` does, and for a `batch_size` below 1.
         """
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {batch_size}")
-        with ThreadPoolExecutor() as pool:
-            for start in range(0, len(images), batch_size):
-                prepared = list(pool.map(self.prepare, images[start : start + batch_size]))
-                size = 1 if len(images) == 1 else batch_size
-                yield prepared, self.predict_arrays([one.image for one in prepared], size)
+        size = 1 if len(images) == 1 else batch_size
+        for prepared in threads.map_batches(self.prepare, images, batch_size):
+            yield prepared, self.predict_arrays([one.image for one in prepared], size)
 
     def predict_arrays(
         self, images: Sequence[np.ndarray], batch_size: int
@@ -871,14 +877,30 @@ class Run:
                 own = indices[start : start + batch_size]
                 batch = np.zeros((batch_size, *shape), np.float32)
                 batch[: len(own)] = np.stack([images[i] for i in own])
-                rows = jax.device_get(self._compiled(self.variables, batch))
+                rows = jax.device_get(self._compiled(batch)(self.inference_variables, batch))
                 for place, i in enumerate(own):
                     found[i] = {name: column[place] for name, column in rows.items()}
         return found
 
     @cached_property
-    def _compiled(self) -> Callable[[Tree, Array], dict[str, Array]]:
-        return compiler.jit(self.predict_fn())
+    def inference_variables(self) -> Tree:
+        """`variables` with batch norm folded into convolutions, on the device, for `predict_fn`.
+
+        The predictions are the same up to rounding.
+        """
+        norms = self._norms
+        if norms is None:
+            image = jax.ShapeDtypeStruct((1, *self.metadata["input"]), np.float32)
+            norms = folding.find_norms(self.predict_fn(), self.variables, image)
+        return jax.device_put(folding.fold_batch_norm(self.variables, norms))
+
+    def _compiled(self, images: np.ndarray) -> Callable[[Tree, Array], dict[str, Array]]:
+        key = images.shape, program_cache.default_device()
+        if key not in self._programs:
+            arguments = (self.inference_variables, images)
+            program = program_cache.compiled(self.predict_fn(), self._identity, *arguments)
+            self._programs[key] = program
+        return self._programs[key]
 
     def to_original(self, image: PreparedImage, row: dict[str, np.ndarray]) -> Prediction:
         """Convert `row`, the predictions for a prepared image, to a `Prediction`.
@@ -953,11 +975,32 @@ def _load_file(path: Path, options: dict[str, Any]) -> Run:
 
 
 def _restore(
-    folder: Path, checkpoint: str | int, experiment: Experiment, warn: Callable[[str], None]
+    folder: Path,
+    checkpoint: str | int,
+    experiment: Experiment,
+    warn: Callable[[str], None],
+    identity: Any = None,
 ) -> Run:
-    like = training_state.variable_shapes(experiment)
+    """The run in a folder; `identity`, for `program_cache`, names its experiment."""
+    like, norms = _network_shapes(experiment, identity)
     step, variables, epoch = checkpoints.restore_variables(folder, like, str(checkpoint), warn)
-    return Run(folder, experiment, step, variables, epoch)
+    return Run(folder, experiment, step, variables, epoch, norms=norms, identity=identity)
+
+
+def _network_shapes(experiment: Experiment, identity: Any) -> tuple[Tree, folding.Norms]:
+    """Shapes of the variables of a network, and the norms that can be folded."""
+
+    def trace() -> list[dict[str, Any]]:
+        with folding.recorded_norms() as norms:
+            like = training_state.variable_shapes(experiment)
+        shapes: dict[str, Any] = traverse_util.flatten_dict(like, sep="/")
+        arrays = {name: [str(leaf.dtype), leaf.shape] for name, leaf in shapes.items()}
+        return [arrays, {"/".join(path): epsilon for path, epsilon in norms.items()}]
+
+    arrays, norms = program_cache.remembered(identity, trace)
+    shapes = {name: jax.ShapeDtypeStruct(shape, dtype) for name, (dtype, shape) in arrays.items()}
+    like = traverse_util.unflatten_dict(shapes, sep="/")
+    return like, {tuple(name.split("/")): epsilon for name, epsilon in norms.items()}
 
 
 def _end(folder: Path, config: TrainConfig, complete: bool, clock: time_budget.Clock) -> str:

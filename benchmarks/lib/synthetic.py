@@ -1,17 +1,21 @@
-"""Noise as a digit set of tensorflow-datasets, as image folders, and as a CIFAR-10 experiment."""
+"""Noise as data sets in files and in memory; and runs that have not been trained."""
 
 import io
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from jaxdet import configs
+from jaxdet import configs, runs
+from jaxdet.config import from_json
 from jaxdet.configs import cifar10
 from jaxdet.data import cifar10 as cifar10_data
 from jaxdet.data.sources import ArraySource
+from jaxdet.training import checkpoint, host_init
+from jaxdet.training import state as training_state
 from jaxdet.training.experiment import Experiment
 
 TRAIN_IMAGES, TEST_IMAGES, SIDE = 400, 100, 28
@@ -45,6 +49,43 @@ def write_image_folders(root: Path, *, per_class: int = 4) -> None:
             for i in range(per_class):
                 pixels = draw.integers(0, 256, (32, 32, 3), np.uint8)
                 (folder / f"{i}.png").write_bytes(encode_image(pixels))
+
+
+def write_identities(root: Path) -> None:
+    """Write image files IDENTITY/NUMBER.png of ten identities, with noise as images."""
+    for name in map(str, range(10)):
+        write_images(root / name, count=8)
+
+
+def write_yolo(root: Path) -> None:
+    """Write a data set in YOLO's layout: noise, one box per image, two classes."""
+    for split, count in (("train", 16), ("val", 8)):
+        for path in write_images(root / "images" / split, count=count):
+            label = root / "labels" / split / f"{path.stem}.txt"
+            label.parent.mkdir(parents=True, exist_ok=True)
+            label.write_text(f"{int(path.stem) % 2} .5 .5 .4 .3\n")
+    names = "train: images/train\nval: images/val\nnames: [a, b]\n"
+    (root / "data.yaml").write_text(names)
+
+
+def write_images(folder: Path, *, count: int, height: int = 320, width: int = 416) -> list[Path]:
+    """Write noise as image files NUMBER.png; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draw = np.random.default_rng(0)
+    paths = [folder / f"{i}.png" for i in range(count)]
+    for path in paths:
+        path.write_bytes(encode_image(draw.integers(0, 256, (height, width, 3), np.uint8)))
+    return paths
+
+
+def write_run(folder: Path, system: str, fields: dict[str, Any]) -> None:
+    """Write a run that has not been trained: its checkpoint has the initial variables."""
+    config = from_json(configs.config(system), fields)
+    experiment = configs.build(system, config)
+    state = host_init.initialize(training_state.init_fn(experiment))
+    lock = runs.create(folder, experiment)
+    checkpoint.save(folder, 0, state)
+    lock.release()
 
 
 def cifar10_experiment(config: cifar10.Config, *, train: int, val: int) -> Experiment:

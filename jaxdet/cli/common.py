@@ -103,11 +103,13 @@ def choose_split(split: str, splits: Sequence[str]) -> str:
 
 def check_picture(path: Path | None, count: int = 1) -> None:
     """Raise InputError if the suffix of a picture file is unknown, or if `count` is below 1."""
-    from jaxdet.plots import figures
-
     if count < 1:
         raise InputError(f"--count must be at least 1, got {count}")
-    if path is not None and path.suffix not in figures.SUFFIXES:
+    if path is None:
+        return
+    from jaxdet.plots import figures
+
+    if path.suffix not in figures.SUFFIXES:
         raise InputError(
             f"the name of a picture must end in one of {', '.join(figures.SUFFIXES)}, got {path}"
         )

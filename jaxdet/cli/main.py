@@ -20,6 +20,7 @@ import jaxdet
 from jaxdet import configs, packages
 from jaxdet.cli import process, signals
 from jaxdet.errors import DeviceMemoryError, InputError, ReplayError, printable
+from jaxdet.kernels import program_cache
 
 USAGE = """usage: jaxdet COMMAND ...
 
@@ -68,6 +69,7 @@ def enter(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words and not {*HELP, "--version"} & set(words):
         process.restart_with_large_pages()
+        program_cache.enable()
     return main(words)
 
 

@@ -10,7 +10,6 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from functools import partial
 from itertools import islice
@@ -24,7 +23,7 @@ from jaxdet import api
 from jaxdet.cli import common, operating_point, predict_files, predict_submission
 from jaxdet.cli.options import Predict, Process
 from jaxdet.config import option
-from jaxdet.data import images
+from jaxdet.data import images, threads
 from jaxdet.errors import InputError, printable
 from jaxdet.export.model import ExportedModel
 from jaxdet.export.package import SUFFIX
@@ -304,9 +303,8 @@ def _list_rows(run: Model, path: Path) -> list[tuple]:
 def _read_files(run: Model, rows: Sequence[tuple]) -> Iterator[Example | InputError]:
     """Yield an example per file; among several files, an InputError for an unreadable file."""
     read = partial(_read_file if len(rows) == 1 else _try_to_read_file, run)
-    with ThreadPoolExecutor() as pool:
-        for start in range(0, len(rows), api.PREDICT_BATCH):
-            yield from pool.map(read, rows[start : start + api.PREDICT_BATCH])
+    for batch in threads.map_batches(read, rows, api.PREDICT_BATCH):
+        yield from batch
 
 
 def _try_to_read_file(run: Model, row: tuple) -> Example | InputError:

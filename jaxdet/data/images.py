@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from fractions import Fraction
 from functools import cache
 from glob import glob
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,7 +48,9 @@ LETTERBOX_FILL = 114  # pixel value of the padding, as in YOLO
 # Formats that Pillow decodes itself; for others, such as EPS, it runs a program.
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 Image.preinit()  # registers common formats first, so that a JPEG is not tried as rarer ones before
-SUFFIXES = tuple(sorted(end for end, of in Image.registered_extensions().items() if of in FORMATS))
+for name in ("Jpeg2K", "Tiff", "WebP"):  # `Image.init` would import all formats
+    import_module(f"PIL.{name}ImagePlugin")
+SUFFIXES = tuple(sorted(end for end, of in Image.EXTENSION.items() if of in FORMATS))
 READ_ERRORS = MISSING, BROKEN = "no such image", "not a readable image"
 LEFT_BEHIND = ("__MACOSX", "__pycache__", "Thumbs.db", "desktop.ini")
 ANNOTATION_SUFFIXES = (

@@ -48,3 +48,22 @@ def map_images(
         for item, result in zip(items, pool.map(function, items), strict=True):
             advance(count(item))
             yield result
+
+
+def map_batches(
+    function: Callable[[Item], Result], items: Sequence[Item], size: int
+) -> Iterator[list[Result]]:
+    """Yield lists of `function(item)` for `size` items each; the last list may be shorter.
+
+    The function runs in threads, which compute the next list while the caller uses the current one.
+    """
+    with ThreadPoolExecutor() as pool:
+        batches = (items[start : start + size] for start in range(0, len(items), size))
+        current: Iterator[Result] | None = None
+        for batch in batches:
+            following = pool.map(function, batch)
+            if current is not None:
+                yield list(current)
+            current = following
+        if current is not None:
+            yield list(current)

@@ -7,7 +7,6 @@ for found in model.predict(["a.jpg", array]):
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdet.data import image_inputs
+from jaxdet.data import image_inputs, threads
 from jaxdet.data import images as image_files
 from jaxdet.errors import InputError
 from jaxdet.export import package, program
@@ -144,10 +143,8 @@ class ExportedModel:
         """The outputs of the program for each image, read in threads, a batch at a time."""
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {batch_size}")
-        with ThreadPoolExecutor() as pool:
-            for start in range(0, len(images), batch_size):
-                prepared = list(pool.map(self.prepare, images[start : start + batch_size]))
-                yield from self._rows(prepared, batch_size)
+        for prepared in threads.map_batches(self.prepare, images, batch_size):
+            yield from self._rows(prepared, batch_size)
 
     def _rows(
         self, images: Sequence[PreparedImage], batch_size: int

@@ -9,7 +9,7 @@ Guo et al. 2017, arXiv:1706.04599; for detection Küppers et al. 2020, arXiv:200
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, special
+import scipy  # its modules are imported on first use, which `predict` does without
 
 BINS = 15
 SMALLEST = 1e-6  # scores are clipped to [SMALLEST, 1 - SMALLEST] before their logits are taken
@@ -64,7 +64,7 @@ def fit_temperature(scores: np.ndarray, correct: np.ndarray) -> float:
         scaled = logits / np.exp(log_temperature)
         return float(np.mean(np.logaddexp(0, scaled) - right * scaled))
 
-    found = optimize.minimize_scalar(cross_entropy, bounds=LOG_TEMPERATURES, method="bounded")
+    found = scipy.optimize.minimize_scalar(cross_entropy, bounds=LOG_TEMPERATURES, method="bounded")
     return float(np.exp(found.x))
 
 
@@ -73,8 +73,8 @@ def apply_temperature(scores: np.ndarray, temperature: float) -> np.ndarray:
 
     A temperature above 1 moves scores towards .5.
     """
-    return special.expit(_logits(scores) / temperature)
+    return scipy.special.expit(_logits(scores) / temperature)
 
 
 def _logits(scores: np.ndarray) -> np.ndarray:
-    return special.logit(np.clip(np.asarray(scores, float), SMALLEST, 1 - SMALLEST))
+    return scipy.special.logit(np.clip(np.asarray(scores, float), SMALLEST, 1 - SMALLEST))

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxdet.errors import InputError
-from jaxdet.models import layers
+from jaxdet.models import folding, layers
 from jaxdet.models.resnet import BasicBlock
 from jaxdet.types import Array
 
@@ -53,10 +53,12 @@ class CifarModule(layers.ConvModule):
 
         pool: side and stride of the max pool; 1 leaves it out.
         """
-        x = self.conv(x, channels, kernel, name, padding=padding, bias=not self.norm)
+        # A norm after a pool is not folded: maxima and a negative scale do not commute.
+        norm = self.norm and not (pool == 1 and folding.is_folded(self, name, self.epsilon))
+        x = self.conv(x, channels, kernel, name, padding=padding, bias=not norm)
         if pool > 1:
             x = layers.max_pool(x, f"{name}_pool", kernel=pool, stride=pool)
-        if self.norm:
+        if norm:
             x = self.batch_norm(x, f"{name}_norm", train)
         return self.activate(x, name)
 

@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from jaxdet.kernels import pool
 from jaxdet.kernels.conv import conv_general_dilated
+from jaxdet.models import folding
 from jaxdet.types import Array
 
 # He et al. 2015, arXiv:1502.01852: by fan-out for convolutions, as in torchvision, and by fan-in
@@ -118,12 +119,13 @@ class ConvModule(nn.Module):
     ) -> Array:
         """Apply `conv` and, if the field `norm` is set, batch norm.
 
-        The layers are named `{name}` and `{name}_norm`.
+        The layers are named `{name}` and `{name}_norm`.  Without variables of the norm, it is
+        folded into the convolution, see `models.folding`.
         """
-        bias = bias or not self.norm
-        options = {"stride": stride, "groups": groups, "dilation": dilation, "bias": bias}
-        x = self.conv(x, channels, kernel, name, **options)
-        return self.batch_norm(x, f"{name}_norm", train) if self.norm else x
+        norm = self.norm and not folding.is_folded(self, name, self.epsilon)
+        options = {"stride": stride, "groups": groups, "dilation": dilation}
+        x = self.conv(x, channels, kernel, name, bias=bias or not norm, **options)
+        return self.batch_norm(x, f"{name}_norm", train) if norm else x
 
     @nn.nowrap
     def conv_norm_act(

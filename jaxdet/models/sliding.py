@@ -23,9 +23,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxdet.errors import InputError
-from jaxdet.models import layers
+from jaxdet.models import folding, layers
 from jaxdet.ops import windows
 from jaxdet.types import Array, Tree
+
+EPSILON = 1e-5  # of batch norm
 
 
 class LayerSpec(NamedTuple):
@@ -125,11 +127,13 @@ class SlidingNet(nn.Module):
     @nn.nowrap
     def _hidden(self, x: Array, spec: LayerSpec, train: bool) -> Array:
         """Apply a layer, its norm (which replaces the bias) and its activation."""
-        x = self._linear(x, spec, use_bias=not self.norm)
-        if self.norm:
+        norm = self.norm and not folding.is_folded(self, spec.name, EPSILON)
+        x = self._linear(x, spec, use_bias=not norm)
+        if norm:
             x = nn.BatchNorm(
                 use_running_average=not train,
                 momentum=0.9,
+                epsilon=EPSILON,
                 axis_name=self.axis_name,
                 dtype=self.dtype,
                 name=f"{spec.name}_norm",

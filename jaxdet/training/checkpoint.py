@@ -8,6 +8,7 @@ renamed.  Orbax does not detect flipped bytes, so hashes are checked before anyt
 
 import errno
 import hashlib
+import json
 import logging
 import os
 import re
@@ -31,6 +32,8 @@ from jaxdet.training import run_dir
 from jaxdet.types import Array, Tree
 
 MANIFEST = "manifest.json"
+ARRAY_KEY = "/.zarray"  # of the type and shape of an array
+CACHED_BYTES = 10**8  # of the index of the arrays, and of those that share a file
 LOG = logging.getLogger(__name__)
 
 Warn = Callable[[str], Any]
@@ -309,7 +312,9 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
 
 
-# Only the next five functions call orbax.
+# Orbax writes the arrays, in zarr format in an OCDBT key-value store.  They are read by
+# tensorstore, on which orbax is based: orbax needs a second to be imported, and more to read a
+# detector.
 
 
 def _own_process() -> Any:
@@ -318,14 +323,6 @@ def _own_process() -> Any:
 
     own = jax.process_index()
     return ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
-
-
-def _reader() -> Any:
-    import orbax.checkpoint as ocp
-
-    own = _own_process()
-    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=own)
-    return ocp.Checkpointer(handler, multiprocessing_options=own)
 
 
 def _write(path: Path, state: Tree) -> None:
@@ -340,21 +337,39 @@ def _write(path: Path, state: Tree) -> None:
 
 def _read(path: Path, like: Tree) -> Any:
     """Restore the arrays of the checkpoint at `path` that are in `like`, a tree of blank arrays."""
-    import orbax.checkpoint as ocp
+    import tensorstore
 
-    wanted = ocp.args.PyTreeRestore(
-        like,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(like),
-        partial_restore=True,
-    )
-    with _named_as_corrupt(), _reader() as checkpointer:
-        return checkpointer.restore(path / "state", args=wanted)
+    context = tensorstore.Context({"cache_pool": {"total_bytes_limit": CACHED_BYTES}})
+
+    def open_array(names: Any, _: Any) -> Any:
+        name = jax.tree_util.keystr(names, simple=True, separator=".")
+        spec = {"driver": "zarr", "kvstore": {**_store(path), "path": f"{name}/"}}
+        return tensorstore.open(spec, open=True, read=True, context=context)
+
+    with _named_as_corrupt():
+        opened = jax.tree_util.tree_map_with_path(open_array, like)
+        reading = jax.tree.map(lambda array: array.result().read(), opened)
+        return jax.tree.map(lambda values: np.asarray(values.result()), reading)
 
 
 def _read_shapes(path: Path) -> dict[str, str]:
-    """Types and shapes of the arrays of the checkpoint at `path`, see `_describe_arrays`."""
-    with _named_as_corrupt(), _reader() as checkpointer:
-        return _describe_arrays(checkpointer.metadata(path / "state").item_metadata.tree)
+    """Types and shapes of the arrays at `path`, see `_describe`; names are separated by dots."""
+    import tensorstore
+
+    with _named_as_corrupt():
+        store = tensorstore.KvStore.open(_store(path)).result()
+        keys = [key.decode() for key in store.list().result()]
+        keys = [key for key in keys if key.endswith(ARRAY_KEY)]
+        read = [store.read(key) for key in keys]
+        found = [json.loads(each.result().value) for each in read]
+    return {
+        key.removesuffix(ARRAY_KEY): f"{np.dtype(array['dtype']).name}{array['shape']}"
+        for key, array in zip(keys, found, strict=True)
+    }
+
+
+def _store(path: Path) -> dict[str, Any]:
+    return {"driver": "ocdbt", "base": {"driver": "file", "path": f"{path}/state/"}}
 
 
 @contextmanager
@@ -457,8 +472,8 @@ def _verified_arrays(path: Path) -> dict[str, str]:
         if written.get(name) != found.get(name):
             state = "is missing" if name not in found else "has changed"
             raise CorruptCheckpointError(f"{name} {state}")
-    arrays = _read_shapes(path)
-    if arrays != manifest["arrays"]:
+    arrays = manifest["arrays"]
+    if _read_shapes(path) != {name.replace("/", "."): of for name, of in arrays.items()}:
         raise CorruptCheckpointError(f"{MANIFEST}: its list of arrays differs from the files")
     step = manifest.get("step", int(path.name))
     if step != int(path.name):

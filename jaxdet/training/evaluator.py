@@ -15,6 +15,7 @@ import numpy as np
 from jaxdet import flops, rng
 from jaxdet.data import sampler
 from jaxdet.metrics import bootstrap as metrics_bootstrap
+from jaxdet.models import folding
 from jaxdet.training import hosts, memory, parallel
 from jaxdet.training.experiment import Experiment
 from jaxdet.training.progress import Counting
@@ -46,6 +47,7 @@ class Evaluator:
         batch = -(-self.config.eval_batch // len(self.devices)) * len(self.devices)
         self.rows = sampler.eval_batches(len(self.source), batch)
         self.count = len(self.source)
+        self.norms: folding.Norms | None = None  # found by the first evaluation
         step = partial(eval_step, task=self.task)
         self.step = parallel.compile_step(step, self.devices, replicated=4, out_axes=(None, 0))
 
@@ -76,7 +78,7 @@ class Evaluator:
 
         Arguments as in `__call__`.
         """
-        variables, hparams = parallel.replicate(variables, self.devices), hparams or self.hparams
+        variables, hparams = self._folded(variables), hparams or self.hparams
         results, masks, epoch = [], [], np.int32(epoch)  # one program for all epochs
         with memory.explained(self.config, "eval_batch"):
             for index, real in self._batches():
@@ -107,18 +109,29 @@ class Evaluator:
     def compile(self, variables: Tree) -> None:
         """Compile the evaluation step, so that a later pass can be timed without compilation."""
         index, real = next(self._batches())
-        variables = parallel.replicate(variables, self.devices)
+        variables = self._folded(variables)
         rows = {"index": index, "real": real}
         with memory.explained(self.config, "eval_batch"):
             jax.block_until_ready(self.step(variables, self.data, self.hparams, np.int32(0), rows))
 
     def operations(self, variables: Tree) -> flops.OpCounts:
         """Number of operations of the prediction for one image, see `flops.count`."""
+        return flops.count(self.task.predict, variables, self._image()).sum()
+
+    def _image(self) -> jax.ShapeDtypeStruct:
+        """A batch of one image."""
         rows = {"index": np.zeros(1, np.int32), "real": np.ones(1, np.float32)}
         context = StepContext(False, jnp.int32(0), jnp.int32(0), self.hparams)
         data = self.source.first(1).arrays
         batch = jax.eval_shape(lambda data: prepare_batch(self.task, data, rows, context), data)
-        return flops.count(self.task.predict, variables, batch["image"]).sum()
+        return batch["image"]
+
+    def _folded(self, variables: Tree) -> Tree:
+        """Variables on the devices, with batch norm folded into convolutions."""
+        if self.norms is None:
+            self.norms = folding.find_norms(self.task.predict, variables, self._image())
+        folded = folding.fold_batch_norm(variables, self.norms)
+        return parallel.replicate(folded, self.devices)
 
     def _batches(self) -> Iterator[tuple[Any, np.ndarray]]:
         """(rows of this process, mask of real rows [B]) of every batch."""

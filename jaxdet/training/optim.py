@@ -11,6 +11,8 @@ import optax
 from jaxdet.config import Optimizer, Schedule
 from jaxdet.types import Array, Tree
 
+SMALL_ARRAY = 2**15  # numbers
+
 
 def schedule(
     name: Schedule,
@@ -130,7 +132,7 @@ def optimizer(
     scale = rule.scale(momentum, beta2)
     decay = optax.add_decayed_weights(weight_decay, is_kernel)
     whole = optax.chain(
-        optax.clip_by_global_norm(clip) if clip else optax.identity(),
+        optax.stateless(partial(_clip, clip)) if clip else optax.identity(),
         *((scale, decay) if rule.decoupled_decay else (decay, scale)),
         optax.scale_by_learning_rate(learning_rate),
     )
@@ -138,6 +140,22 @@ def optimizer(
         calls = accumulate if steps is None else partial(_calls_of_update, accumulate, steps)
         whole = optax.MultiSteps(whole, calls).gradient_transformation()
     return whole if lr_multiplier is None else _with_multiplier(whole, lr_multiplier)
+
+
+def global_norm(tree: Tree) -> Array:
+    """Square root of the sum of the squares of all numbers in a tree."""
+    # Small arrays are joined: every size of an array takes as long to compile as a large one.
+    rows = [leaf.reshape(-1) for leaf in jax.tree.leaves(tree)]
+    small = [row for row in rows if len(row) < SMALL_ARRAY]
+    joined = [row for row in rows if len(row) >= SMALL_ARRAY]
+    joined += [jnp.concatenate(small)] if small else []
+    return jnp.sqrt(sum(jnp.vdot(row, row) for row in joined))
+
+
+def _clip(limit: float, updates: Tree, _: Any = None) -> Tree:
+    """`optax.clip_by_global_norm` with `global_norm`."""
+    norm = global_norm(updates)
+    return jax.tree.map(lambda x: jnp.where(norm < limit, x, x / norm * limit), updates)
 
 
 def _calls_of_update(accumulate: int, steps: Any, update: Array) -> Array:

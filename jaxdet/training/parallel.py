@@ -110,10 +110,12 @@ def compile_step(
     The first `replicated` arguments are the same on every device; the last one is a tree of rows
     [B, ...] that are split over the devices.  `out_axes` is as in `pmap`: None for replicated
     results, 0 for rows, which several devices return as [devices, B / devices, ...] (`unshard` them
-    on the host).  With several processes, each gives and gets the rows of its own devices.
+    on the host).  With several processes, each gives and gets the rows of its own devices.  A step
+    that donates arguments is compiled as a training step.
     """
     if len(devices) == 1:
-        return compiler.jit(partial(step, axis=None), donate_argnums=donate)
+        step = partial(step, axis=None)
+        return compiler.jit(step, training=bool(donate), donate_argnums=donate)
     return _compile_on_devices(step, devices, replicated, out_axes, donate)
 
 

@@ -10,7 +10,7 @@ import optax
 
 from jaxdet import rng
 from jaxdet.data import sampler
-from jaxdet.training import parallel
+from jaxdet.training import optim, parallel
 from jaxdet.training.experiment import Plan
 from jaxdet.training.state import join_variables, plateau_scale
 from jaxdet.types import Array, Batch, StepContext, Task, TrainState, Tree
@@ -100,7 +100,7 @@ def _prepare_batch(
 
 def _not_finite(terms: dict[str, Array], grads: Tree) -> Array:
     """Mask of the terms, sorted by name, and of the gradient norm: which are not finite."""
-    values = [terms[name] for name in sorted(terms)] + [optax.tree.norm(grads)]
+    values = [terms[name] for name in sorted(terms)] + [optim.global_norm(grads)]
     return ~jnp.isfinite(jnp.stack(values))
 
 

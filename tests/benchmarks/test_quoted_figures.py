@@ -67,7 +67,12 @@ PARTS = {  # other parts: (record, row, field, unit), in the order of the figure
         ("input", {"operation": "gather, flip, crop, cutout"}, "median", "s"),
     ],
     "start of `jaxdet train digits`": [
-        ("startup", {"stage": "from start to first step"}, name, "s")
+        (
+            "startup",
+            {"command": "jaxdet train digits", "stage": "from start to first step"},
+            name,
+            "s",
+        )
         for name in ("cold_s", "warm_s")
     ],
 }

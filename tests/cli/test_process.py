@@ -9,6 +9,7 @@ import pytest
 from jaxdet.cli import main as cli
 from jaxdet.cli import process
 from jaxdet.cli.options import Process
+from jaxdet.kernels import program_cache
 
 
 @pytest.fixture
@@ -48,12 +49,13 @@ def test_no_restart_where_the_user_set_the_variable_or_the_kernel_has_no_such_pa
     assert not restarts
 
 
-def test_commands_restart_but_not_for_help(restarts, monkeypatch):
+def test_commands_restart_and_keep_programs_but_not_for_help(restarts, monkeypatch):
+    monkeypatch.setattr(program_cache, "_enabled", False)
     monkeypatch.setattr(cli, "main", lambda argv: argv)
     assert cli.enter(["train", "--help"]) == ["train", "--help"]
-    assert not restarts
+    assert not restarts and not program_cache._enabled
     cli.enter(["eval", "somewhere"])
-    assert restarts
+    assert restarts and program_cache._enabled
 
 
 @pytest.mark.parametrize(

@@ -53,3 +53,24 @@ def test_an_error_reaches_the_caller_and_closes_the_display():
     with threads.shown_by(display), pytest.raises(ValueError, match="7"):
         list(threads.map_images(fail, [7]))
     assert (display.totals, display.counts, display.closed) == ([1], [], 1)
+
+
+def test_the_next_batch_is_computed_while_the_current_one_is_used():
+    begun = [threading.Event() for _ in range(5)]
+
+    def double(number):
+        begun[number].set()
+        return 2 * number
+
+    batches = threads.map_batches(double, range(5), 2)
+    assert next(batches) == [0, 2]
+    assert begun[2].wait(30) and begun[3].wait(30) and not begun[4].is_set()
+    assert list(batches) == [[4, 6], [8]]
+    assert list(threads.map_batches(double, (), 2)) == []
+
+
+def test_an_error_in_a_batch_comes_after_the_batches_before_it():
+    batches = threads.map_batches(lambda number: 1 / number, (2, 1, 0), 2)
+    assert next(batches) == [0.5, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(batches)

@@ -119,7 +119,7 @@ def test_the_next_interface_of_orbax_reads_the_folder(run):
     assert int(found["step"]) == 7
 
 
-def test_all_calls_of_orbax_are_in_four_functions():
+def test_all_calls_of_orbax_are_in_two_functions():
     tree = ast.parse(Path(checkpoint.__file__).read_text())
     used = {
         function.name
@@ -127,7 +127,7 @@ def test_all_calls_of_orbax_are_in_four_functions():
         if isinstance(function, ast.FunctionDef)
         and any(isinstance(node, ast.Name) and node.id == "ocp" for node in ast.walk(function))
     }
-    assert used == {"_own_process", "_reader", "_write", "_read"}
+    assert used == {"_own_process", "_write"}
 
 
 def test_a_checkpoint_does_not_depend_on_the_number_of_devices(tmp_path):

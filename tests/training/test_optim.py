@@ -144,6 +144,16 @@ def test_weight_decay_does_not_apply_to_biases():
     np.testing.assert_array_equal(moved["b"], 0)
 
 
+def test_the_global_norm_is_the_norm_of_all_numbers():
+    draw = np.random.default_rng(0)
+    sizes = (1, 7, optim.SMALL_ARRAY - 1, optim.SMALL_ARRAY)
+    tree = {str(size): draw.normal(size=size).astype(np.float32) for size in sizes}
+    expected = np.linalg.norm(np.concatenate([*tree.values()]).astype(float))
+    assert float(optim.global_norm(tree)) == pytest.approx(expected, rel=1e-5)
+    assert optim.global_norm({"a": np.float32([[3], [4]])}) == 5
+    assert not np.isfinite(optim.global_norm(tree | {"b": np.float32(np.nan)}))
+
+
 @pytest.mark.parametrize(("clip", "expected"), [(1.0, 1.0), (0.0, 6.0), (100.0, 6.0)])
 def test_gradients_are_clipped_by_their_global_norm(clip, expected):
     params = {"w": jnp.zeros((3, 3)), "b": jnp.zeros(3)}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxdet.errors import InputError
+from jaxdet.kernels import compiler
 from jaxdet.training import evaluator, host_init, parallel
 from jaxdet.training import state as training_state
 from jaxdet.training.step import train_step
@@ -34,13 +35,16 @@ def history(devices, **changes):
 
 
 def compiled(experiment):
+    """The training step; its code is generated as for `pmap`, which takes no compiler options."""
     step = partial(
         train_step,
         task=experiment.task,
         optimizer=experiment.optimizer,
         plan=experiment.plan,
     )
-    return parallel.compile_step(step, experiment.devices, replicated=2, donate=(0,))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "TRAINING_OPTIONS", compiler.OPTIONS)
+        return parallel.compile_step(step, experiment.devices, replicated=2, donate=(0,))
 
 
 def leaves(state):

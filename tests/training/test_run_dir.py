@@ -354,7 +354,7 @@ def test_the_environment_names_versions_devices_and_flags(run, monkeypatch):
     assert kept["packages"]["jax"] == jax.__version__
     assert len(kept["devices"]) == len(devices)
     assert kept["flags"] == "--some_flag"
-    assert kept["compiler_options"] == compiler.OPTIONS
+    assert kept["compiler_options"] == compiler.TRAINING_OPTIONS
 
 
 @pytest.mark.parametrize(
