@@ -1,7 +1,7 @@
 """Learning-rate schedules and optimizers for optax, whose hyperparameters may be traced."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -69,6 +69,7 @@ def _restart_phase(time: Array, growth: int) -> Array:
     return (time - jnp.float32(starts)[number]) / lengths[number]
 
 
+@cache
 def plateau(decay: float, patience: int) -> optax.GradientTransformationExtraArgs:
     """The rule that lowers the learning rate at a plateau, as an optax transformation.
 
@@ -76,7 +77,8 @@ def plateau(decay: float, patience: int) -> optax.GradientTransformationExtraArg
     `decay` after `patience` consecutive values that are not lower than the best earlier value by
     more than a fraction of 1e-4.  PyTorch's ReduceLROnPlateau waits for one more value.
     """
-    return optax.contrib.reduce_on_plateau(decay, patience, rtol=1e-4)
+    rule = optax.contrib.reduce_on_plateau(decay, patience, rtol=1e-4)
+    return rule._replace(update=jax.jit(rule.update))  # not compiled, an update takes 0.1 s
 
 
 class UpdateRule(NamedTuple):

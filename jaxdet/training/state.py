@@ -53,7 +53,7 @@ def create_state(
     """
     root = jax.random.key(seed)
     context = StepContext(True, jnp.int32(0), jnp.int32(0), hparams)
-    batch, variables = _init_variables(root, data, task, context)
+    batch, variables = _init_variables(root, data, task, hparams)
     params, stats = variables["params"], variables.get("batch_stats", {})
     _, (_, terms) = jax.eval_shape(lambda v, b: task.loss(v, b, root, context), variables, batch)
     return TrainState(
@@ -70,10 +70,10 @@ def create_state(
 
 def variable_shapes(experiment: Experiment) -> Tree:
     """Shapes and types of the network's variables, found without the state of the optimizer."""
-    context = StepContext(True, jnp.int32(0), jnp.int32(0), experiment.initial_hparams)
 
     def init(data):
-        _, variables = _init_variables(jax.random.key(0), data, experiment.task, context)
+        key, hparams = jax.random.key(0), experiment.initial_hparams
+        _, variables = _init_variables(key, data, experiment.task, hparams)
         return join_variables(variables["params"], variables.get("batch_stats", {}))
 
     return jax.eval_shape(init, experiment.splits["train"].first(1).arrays)
@@ -116,15 +116,16 @@ def plateau_scale(bookkeeping: dict[str, Any]) -> Any:
 
 
 def _init_variables(
-    root: Array, data: Batch, task: Task, context: StepContext
+    root: Array, data: Batch, task: Task, hparams: dict[str, Array]
 ) -> tuple[Batch, Tree]:
     """(a batch of zeros, initial variables of the network)."""
-    batch = _blank_batch(data, task, context)
+    batch = _blank_batch(data, task, hparams)
     return batch, task.init(rng.fold_in(root, rng.INIT), batch)
 
 
-def _blank_batch(data: Batch, task: Task, context: StepContext) -> Batch:
-    """A batch with one row of zeros, prepared as input of the network."""
+def _blank_batch(data: Batch, task: Task, hparams: dict[str, Array]) -> Batch:
+    """A batch with one row of zeros, prepared as for evaluation; augmentation changes no shapes."""
+    context = StepContext(False, jnp.int32(0), jnp.int32(0), hparams)
 
     def prepare(data):
         rows = jnp.zeros(1, jnp.int32)

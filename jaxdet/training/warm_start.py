@@ -10,6 +10,7 @@ of new classes keep their initial values.  The backbone must fit as a whole.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -126,9 +127,13 @@ class WarmStart:
             )
         return "\n".join(lines)
 
+    @cached_property
+    def _larger(self) -> Tree:
+        """Shapes of the variables of the network with one class more; they take long to trace."""
+        return self.shapes(len(self.classes) + 1)
+
     def _transfer(self, variables: Tree, trained: Trained) -> tuple[Tree, dict[str, str]]:
-        count = len(self.classes)
-        layouts = find_layouts(self.shapes(count), self.shapes(count + 1), self.first_class)
+        layouts = find_layouts(variables, self._larger, self.first_class)
         source, known = trained.variables, trained.classes
         values, outcomes = transfer(variables, source, layouts, self.classes, known)
         if BACKBONE in source["params"] and (misfit := _find_misfit(outcomes)):
@@ -148,10 +153,13 @@ def find_layouts(shapes: Tree, more: Tree, first: int | None = None) -> dict[str
     """The layouts of all variables that depend on the number of classes, {path: layout}.
 
     shapes, more: the variables of a network for some number of classes, and for one class more.
+      Variables of the task, which only `shapes` has, have no layout.
     first: see `Layout`.
     """
     layouts, larger = {}, _by_path(more)
     for path, leaf in _by_path(shapes).items():
+        if path not in larger:
+            continue
         grown = np.subtract(larger[path].shape, leaf.shape)
         if grown.any():
             (axis,) = np.flatnonzero(grown)
