@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -15,6 +16,11 @@ SETTINGS = {
 }
 for name, value in SETTINGS.items():
     os.environ.setdefault(name, value)
+# Temporary files are kept in memory: tests that save checkpoints would wait for the disk for longer
+# than they compute.  Containers may have only a few megabytes there.
+MEMORY = Path("/dev/shm")
+if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 2**31:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 FLAG = "--xla_force_host_platform_device_count"
 if FLAG not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAG}=4".strip()
@@ -27,7 +33,6 @@ for number, handler in DEFAULTS.items():
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
-from matplotlib.axis import Axis  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 # Most of the time is compiling, and what is compiled here runs for moments.  Commands that tests
@@ -40,15 +45,14 @@ gc.set_threshold(100_000, 50, 100)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def sketched_figures(request):
-    """Outside the tests of plots, draw figures without ticks and without fitting their margins.
+def blank_figures(request):
+    """Outside the tests of plots, save figures of their size that are blank.
 
-    Both take most of the time of a figure, and figures take a third of a tiny training.
+    Drawing takes half of the time of a figure, and figures take a third of a tiny training.
     """
     with pytest.MonkeyPatch.context() as patch:
         if request.path.parent.name != "plots":
-            patch.setattr(Figure, "set_layout_engine", lambda figure, layout=None, **options: None)
-            patch.setattr(Axis, "draw", lambda axis, renderer: None)
+            patch.setattr(Figure, "draw", lambda figure, renderer: None)
         yield
 
 
@@ -63,3 +67,8 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
     """Run the tests of whole commands first: they take longest, so that workers end together."""
     items.sort(key=lambda item: item.path.parent.name not in WHOLE_COMMANDS)
+
+
+def pytest_unconfigure():
+    """Let the process end without another search through all objects."""
+    gc.freeze()

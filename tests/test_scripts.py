@@ -150,6 +150,7 @@ def test_python_scripts_have_help(checkout, start, words):
     assert f"usage: jaxdet {script.removesuffix('.py')}" in out
 
 
+@pytest.mark.long  # the suite itself is started by this command
 def test_the_test_command_runs_pytest_on_the_checkout(checkout, start):
     words = ["--collect-only", "-p", "no:cacheprovider", "tests/test_rng.py"]
     out = ended(start("bash", checkout / "scripts" / "test.sh", *words))

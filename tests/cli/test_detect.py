@@ -35,12 +35,14 @@ from jaxdet.training import state as training_state
 from tests import browser, datasets
 from tests.cli.test_main import PNG, main, parse_aligned
 from tests.cli.test_objects import answers
+from tests.marks import long_for
 from tests.plots import test_page
 
 WORDS = [
     *("--size", "64", "96", "--epochs", "1", "--batch", "2", "--eval-batch", "1"),
     *("--max-detections", "10"),
     *("--devices", "1", "--neck-channels", "8", "--model", "resnet18", "--warmup", "0"),
+    *("--scale", "1", "1", "--shift", "0", "--color-jitter", "0", "--brightness-contrast", "0"),
 ]
 
 
@@ -447,6 +449,7 @@ def test_a_training_at_several_sizes_has_a_program_for_each(data, tmp_path, monk
     assert all(np.isfinite(line["val"]["loss"]) for line in run_dir.read_metrics(tmp_path / "run"))
 
 
+@pytest.mark.long  # that streamed batches are the same ones: tests/data/test_detection.py
 def test_a_streamed_training_logs_the_same_numbers(data, trained, tmp_path):
     pytest.importorskip("grain")
     with small():
@@ -872,7 +875,7 @@ SHALLOW = {  # with a block a stage
 }
 
 
-@pytest.mark.parametrize("case", CHOICES)
+@pytest.mark.parametrize("case", long_for(CHOICES, {"b0"}))
 def test_every_choice_has_a_loss_and_predictions(data, monkeypatch, case):
     monkeypatch.setattr(registry, "backbone", SHALLOW.get)
     config = detect.Config(root=str(data), size=(64, 64), neck_channels=8)

@@ -587,6 +587,7 @@ def test_a_linear_probe_is_scored_on_every_second_image(scores_of, capsys):
     refused("known: must have at least 2 identities", verify.probe, PROBE)
 
 
+@pytest.mark.long  # the columns of a run: tests/configs/test_faces.py
 def test_a_sweep_has_the_columns_of_its_system(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(resnet, "ResNet18", Features)
     words = ["--root", trained / "train", *WORDS, "--head", "softmax", "lgm", "--lr", "0.01"]

@@ -19,6 +19,7 @@ from tests.cli import test_main as test_cli
 from tests.cli import test_verify as test_verify_command
 from tests.cli.test_main import main
 from tests.cli.test_objects import answers
+from tests.marks import long_for
 
 
 def write_identities(root):
@@ -61,7 +62,11 @@ def small():
         yield
 
 
-@pytest.fixture(scope="module", params=SYSTEMS)
+# In tests/test_golden_runs.py, runs of all systems predict image files without their data.
+LONG = {"objects", "cifar10", "faces"}
+
+
+@pytest.fixture(scope="module", params=long_for(SYSTEMS, LONG))
 def trained(request, tmp_path_factory):
     name, folder = request.param, tmp_path_factory.mktemp("gone")
     MAKERS[name](folder / "data")

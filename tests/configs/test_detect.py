@@ -59,7 +59,8 @@ def test_frozen_stages_have_no_backward_pass():
     """A gradient that is computed and masked afterwards would have the operations."""
 
     def cost(freeze):
-        config = Config(size=(64, 64), freeze_stages=freeze, freeze_bn=True, conv="lax")
+        options = {"freeze_stages": freeze, "freeze_bn": True, "conv": "lax"}
+        config = Config(model="resnet18", size=(64, 64), **options)
         net, shape = network(config)
         images = shaped(1, *shape[1:])
         variables = outputs(net, images)[1]
@@ -72,7 +73,7 @@ def test_frozen_stages_have_no_backward_pass():
         counted = flops.count(jax.grad(total), variables["params"], rest, images)
         return counted.total("backward")
 
-    costs = [cost(freeze) for freeze in (0, 8)]
+    costs = [cost(freeze) for freeze in (0, 5)]
     assert costs == sorted(set(costs), reverse=True)
 
 

@@ -23,6 +23,7 @@ from jaxdet.errors import InputError
 from jaxdet.models import convnext, layers
 from jaxdet.training import evaluator
 from tests.cli.test_main import main
+from tests.marks import long_for
 from tests.models.helpers import outputs, shaped, size
 
 IDENTITIES, EACH = 5, 10
@@ -70,9 +71,11 @@ def test_a_stream_gives_the_same_samples_in_the_same_order(root):
 
 
 SIMILAR = {"b1", "b2", "b3", "resnet34"}  # to another model, with more layers
+MODELS = {*get_args(get_type_hints(Config)["model"])} - SIMILAR
+FAMILIES = {"bottleneck", "convnext_tiny", "lite0", "mobilenet_v2", "resnet18"}  # one model of each
 
 
-@pytest.mark.parametrize("model", sorted({*get_args(get_type_hints(Config)["model"])} - SIMILAR))
+@pytest.mark.parametrize("model", long_for(sorted(MODELS), MODELS - FAMILIES))
 def test_every_model_gives_embeddings_and_logits(model):
     config = Config(model=model, width_multiplier=0.25, embedding_dim=24)
     net, _ = network(config, 7)
@@ -325,7 +328,7 @@ def grid_runs(grid, *words):
     return sweep.run_titles("faces", options, sweep.resolve_grid("faces", options, words, {}))
 
 
-@pytest.mark.parametrize("name", Config.GRIDS)
+@pytest.mark.parametrize("name", long_for(Config.GRIDS, {"reference_tenth"}))  # see below
 def test_every_run_of_a_grid_has_a_network(name):
     found = grid_runs(name)
     assert len(set(found.values())) == len(found) > 1

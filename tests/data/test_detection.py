@@ -265,6 +265,7 @@ def test_state_and_samples_equal_those_of_data_in_memory(both):
     *_, root = both
     config = Config(
         root=str(root),
+        model="resnet18",
         size=SIZE,
         batch=2,
         devices=1,

@@ -24,6 +24,7 @@ from jaxdet.models.cifar import (
 )
 from jaxdet.models.lenet import LeNet
 from jaxdet.profiling import summary
+from tests.marks import long_for
 from tests.models.helpers import outputs, paths, random_like, shaped, size
 
 IMAGES = shaped(1, 32, 32, 3)
@@ -87,7 +88,7 @@ def test_presets_are_within_the_budget(net):
     assert size(variables["params"]) < 250_000
 
 
-@pytest.fixture(scope="module", params=["lenet", "tiny", "tiniest"])  # Basic has its own tests
+@pytest.fixture(scope="module", params=long_for(["lenet", "tiny", "tiniest"], {"tiny"}))
 def example(request):
     """A small network of each kind, random variables, images, and a pass without dropout."""
     net = NETS[request.param]()

@@ -35,16 +35,17 @@ Tiny = partial(EfficientNet, stages=SMALL, width=0.25, classes=3)
 @pytest.mark.parametrize(
     "net, side, parameters, multiply_adds",
     [
-        (Lite0(), 224, 4_652_008, 0.385),
-        (Lite1(), 240, 5_416_680, 0.6),
-        (Lite2(), 260, 6_092_072, 0.86),
-        (Lite0(width=1.4, depth=1.8), 300, 13_006_568, 2.553),
-        (B0(), 224, 5_288_548, 0.386),
-        (B1(), 240, 7_794_184, 0.687),
-        (B2(), 288, 9_109_994, 1.088),
-        (B3(), 300, 12_233_232, 1.827),
+        pytest.param(Lite0(), 224, 4_652_008, 0.385, id="Lite0"),
+        pytest.param(Lite1(), 240, 5_416_680, 0.6, id="Lite1", marks=pytest.mark.long),
+        pytest.param(Lite2(), 260, 6_092_072, 0.86, id="Lite2", marks=pytest.mark.long),
+        pytest.param(
+            Lite0(width=1.4, depth=1.8), 300, 13_006_568, 2.553, id="Lite4", marks=pytest.mark.long
+        ),
+        pytest.param(B0(), 224, 5_288_548, 0.386, id="B0"),
+        pytest.param(B1(), 240, 7_794_184, 0.687, id="B1", marks=pytest.mark.long),
+        pytest.param(B2(), 288, 9_109_994, 1.088, id="B2"),
+        pytest.param(B3(), 300, 12_233_232, 1.827, id="B3", marks=pytest.mark.long),
     ],
-    ids=["Lite0", "Lite1", "Lite2", "Lite4", "B0", "B1", "B2", "B3"],
 )
 def test_parameters_and_multiply_adds(net, side, parameters, multiply_adds):
     trace = jax.make_jaxpr(net.init_with_output, return_shape=True)

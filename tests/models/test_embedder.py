@@ -12,6 +12,7 @@ from jaxdet.models.convnext import ConvNeXt
 from jaxdet.models.embedder import Embedder
 from jaxdet.models.inverted_residual import InvertedResidualNet
 from jaxdet.models.resnet import ResNet, ResNet18
+from tests.marks import long_for
 from tests.models.helpers import outputs, random_like, shaped, size
 from tests.models.test_mobilenet import TinyV3
 
@@ -22,7 +23,7 @@ BACKBONES = {
     "bottlenecks": partial(InvertedResidualNet, widths=(4, 6), strides=(1, 2), classes=0),
 }
 LAST = {"resnet": 8, "mobilenet": 8, "convnext": 6, "bottlenecks": 6}
-each_backbone = pytest.mark.parametrize("name", BACKBONES)
+each_backbone = pytest.mark.parametrize("name", long_for(BACKBONES, {"mobilenet", "convnext"}))
 
 
 def example(name, **fields):
@@ -114,7 +115,7 @@ def test_a_backbone_has_its_own_dropout_rates():
     assert abs(run(0.0) - plain).max() > 1e-4
 
 
-@pytest.mark.parametrize("name", ["convnext", "bottlenecks"])
+@pytest.mark.parametrize("name", long_for(["convnext", "bottlenecks"], {"convnext"}))
 def test_gradients_reach_every_layer_and_are_finite(name):
     net, variables, images = example(name, hidden=(7,))
 

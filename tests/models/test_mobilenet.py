@@ -22,8 +22,11 @@ TinyV3 = partial(mobilenet.V3, blocks=MINI, stem=8, last=16, hidden=12, classes=
 # As torchvision's documentation has them, in parameters and giga multiply-adds.
 @pytest.mark.parametrize(
     "net, parameters, multiply_adds",
-    [(V2(), 3_504_872, 0.30), (V3Large(), 5_483_032, 0.22), (V3Small(), 2_542_856, 0.06)],
-    ids=["v2", "v3", "v3_small"],
+    [
+        pytest.param(V2(), 3_504_872, 0.30, id="v2"),
+        pytest.param(V3Large(), 5_483_032, 0.22, id="v3", marks=pytest.mark.long),
+        pytest.param(V3Small(), 2_542_856, 0.06, id="v3_small"),
+    ],
 )
 def test_parameters_and_multiply_adds(net, parameters, multiply_adds):
     trace = jax.make_jaxpr(net.init_with_output, return_shape=True)

@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 
 from jaxdet.errors import InputError
 from jaxdet.models import convnext, efficientnet, layers, registry
+from tests.marks import long_for
 from tests.models.helpers import (
     apply,
     outputs,
@@ -88,6 +89,14 @@ def test_learning_rates_differ_in_frozen_stages_the_backbone_and_the_rest():
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "model_variables.json"
 BACKBONES = registry.names("backbone")
+LARGER = {  # than another model of the same blocks
+    *("lite1", "lite2", "b1", "b2", "b3", "resnet34", "mobilenet_v3", "convnext_small"),
+}
+
+
+def each_model(names):
+    """Test each model of these names; the larger ones take long."""
+    return pytest.mark.parametrize("name", long_for(names, LARGER))
 
 
 def described(name):
@@ -105,7 +114,7 @@ def test_the_table_is_read_without_jax_and_flax():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("name", [*json.loads(GOLDEN.read_text())])
+@each_model(json.loads(GOLDEN.read_text()))
 def test_variables_are_those_of_earlier_releases(name):
     digest = hashlib.sha256(json.dumps(described(name)).encode()).hexdigest()
     assert digest == json.loads(GOLDEN.read_text())[name]
@@ -122,7 +131,7 @@ def test_a_classifier_is_not_a_backbone():
         registry.backbone("tiny")
 
 
-@pytest.mark.parametrize("name", registry.names("backbone", "staged", "localizer"))
+@each_model(registry.names("backbone", "staged", "localizer"))
 def test_every_layer_of_a_backbone_belongs_to_one_stage(name):
     stages = registry.stage_names(name)
     layer_names = {path.split("/")[1] for path in paths(variable_shapes(registry.backbone(name)()))}
@@ -132,7 +141,7 @@ def test_every_layer_of_a_backbone_belongs_to_one_stage(name):
         assert any(registry.in_stages(layer, [stage]) for layer in layer_names), stage
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@each_model(BACKBONES)
 def test_the_first_stages_have_the_variables_of_the_whole_backbone(name):
     whole = paths(variable_shapes(registry.backbone(name)()))
     count = len(registry.stage_names(name)) - 1

@@ -11,9 +11,10 @@ from jaxdet.training import evaluator, host_init, parallel
 from jaxdet.training import state as training_state
 from jaxdet.training.step import train_step
 from tests import tiny
+from tests.marks import long_for
 
 
-@pytest.fixture(scope="module", params=["sum", "mean"])
+@pytest.fixture(scope="module", params=long_for(["sum", "mean"], {"mean"}))
 def histories(request):
     """The states after 0 to 3 steps of the tiny locator, on one device and on four."""
     return [history(devices, reduction=request.param) for devices in (1, 4)]

@@ -296,14 +296,6 @@ def call(*options):
     return main("train", "digits", *options)
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """An uninterrupted run."""
-    run = tmp_path_factory.mktemp("whole") / "run"
-    assert call("--out", run, *OPTIONS) == 0
-    return run
-
-
 def assert_stopped(run, out):
     """A training has said at which step it was stopped, before its end, and has saved that step."""
     (step,) = re.findall(r"stopped at step (\d+) of 84", out)
@@ -311,10 +303,9 @@ def assert_stopped(run, out):
 
 
 @pytest.mark.long
-def test_a_run_terminated_preempted_and_killed_gives_the_same_bits(
-    tmp_path, whole, capsys, monkeypatch
-):
-    run = tmp_path / "run"
+def test_a_run_terminated_preempted_and_killed_gives_the_same_bits(tmp_path, capsys, monkeypatch):
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert call("--out", whole, *OPTIONS) == 0
     process = launch(run, *OPTIONS, "--resume")
     send(process, run, signal.SIGTERM, evaluations=1)
     assert_stopped(run, finish(process))
@@ -336,12 +327,29 @@ def test_a_run_terminated_preempted_and_killed_gives_the_same_bits(
     assert outcome_of_command(run) == outcome_of_command(whole)
 
 
+@pytest.fixture
+def few_digits():
+    """Epochs of three steps."""
+    with tiny.few_digits():
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run on few digits."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    with tiny.few_digits():
+        assert call("--out", run, *OPTIONS) == 0
+    return run
+
+
 def run_files(run):
     """The bytes of the configuration, metrics and checkpoints of a run."""
     paths = [run / "config.json", run / "metrics.jsonl", *(run / "checkpoints").rglob("*")]
     return {str(path): path.read_bytes() for path in paths if path.is_file()}
 
 
+@pytest.mark.usefixtures("few_digits")
 @pytest.mark.parametrize("options", [[], OPTIONS, ["--epochs", "4"]], ids=["none", "all", "one"])
 def test_resuming_a_complete_run_changes_nothing(whole, options, capsys):
     before = run_files(whole)
@@ -350,6 +358,7 @@ def test_resuming_a_complete_run_changes_nothing(whole, options, capsys):
     assert "complete" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("few_digits")
 @pytest.mark.parametrize(
     "options",
     [

@@ -3,6 +3,7 @@
 import itertools
 import json
 from dataclasses import dataclass, replace
+from functools import cache
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -82,13 +83,21 @@ def line_experiment():
     return replace(whole, subset=subset)
 
 
+@cache
+def compiled_steps():
+    """The program of one run, which all sweeps share."""
+    config = replace(CONFIG, **VARIED[0])
+    return training_loop.CompiledSteps(replace(line_experiment(), config=config))
+
+
 def make_runs(folder, stop=lambda: False, varied=VARIED, spent=0.0):
     """Runs with varied options in `folder/0`, `folder/1` and so on."""
     configs = [replace(CONFIG, **options) for options in varied]
     folders = [folder / str(i) for i in range(len(configs))]
     for path in folders:
         path.mkdir(parents=True, exist_ok=True)
-    return sweep.VmappedRuns(line_experiment(), configs, folders, QUIET, stop, spent=spent)
+    shared = {"compiled": compiled_steps(), "spent": spent}
+    return sweep.VmappedRuns(line_experiment(), configs, folders, QUIET, stop, **shared)
 
 
 def last_state(folder, index):
