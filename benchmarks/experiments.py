@@ -201,6 +201,21 @@ EXPERIMENTS = {
         ),
         by_label=True,
     ),
+    "skew": Experiment(
+        "detect",
+        "A rare class (`python -m benchmarks.prepared skewed`, BCCD with a tenth of the training "
+        "images with platelets): plain, with repeat-factor sampling, or with class weights",
+        tuple(
+            Run(f"skew_{name}_{seed}", f"{FROZEN} {PRETRAINED} --epochs 12 {words} --seed {seed}")
+            for name, words in (
+                ("plain", ""),
+                ("sampling", "--sampling balanced"),
+                ("weights", "--class-weights balanced"),
+            )
+            for seed in range(3)
+        ),
+        by_label=True,
+    ),
     "ablation": Experiment(
         "detect",
         "Frozen ImageNet backbone at half the pixels: one part changed at a time",

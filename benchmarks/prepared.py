@@ -1,6 +1,7 @@
 """Data sets made for benchmarks.
 
     python -m benchmarks.prepared coco-like --images 20000 --out DIR
+    python -m benchmarks.prepared skewed --source SOURCE --rare Platelets --out DIR
 
 `coco-like` is a set in the COCO format with the statistics of COCO: JPEG files of about 130 kB, a
 few to dozens of objects per image, many of them small, crowds, and images without objects. Each
@@ -12,6 +13,10 @@ Images depend only on the seed and their number, so a larger set begins with the
 one. COCO (train2017) has 7.3 objects per image; 41 % of them are small, 34 % medium and 24 % large,
 and 1.2 % are crowds; 0.9 % of its images have no object. The printed table has the numbers of the
 prepared set.
+
+`skewed` is the data set in --source, in the COCO format, without most of the training images in
+which there are objects of the class --rare: a fraction --keep of them, drawn at random, is left.
+Other splits are unchanged.
 """
 
 import io
@@ -29,7 +34,7 @@ from PIL import Image, ImageEnhance
 
 from benchmarks.lib import harness, units
 from jaxdet import files
-from jaxdet.data import formats, images, threads
+from jaxdet.data import convert, detection, formats, images, threads
 from jaxdet.data.detection import AnnotatedImage
 from jaxdet.errors import InputError
 
@@ -59,15 +64,19 @@ COLUMNS = {
 class Options:
     """Prepare a data set for benchmarks."""
 
-    kind: tyro.conf.Positional[Literal["coco-like"]] = "coco-like"
+    kind: tyro.conf.Positional[Literal["coco-like", "skewed"]] = "coco-like"
     """data set to prepare"""
     out: Path = Path("coco-like")
     """folder of the data set; it must be empty or absent"""
     images: int = 1000
-    """number of images of both splits"""
+    """coco-like: number of images of both splits"""
     source: Path | None = None
-    """folder with a detection data set, whose images are changed; by default
+    """folder with a detection data set, whose images are changed or left out; by default
     $JAXDET_DATA/coco128"""
+    rare: str = ""
+    """skewed: name of the class that becomes rare"""
+    keep: float = 0.1
+    """skewed: fraction of the training images with this class that is kept, at least one image"""
     seed: int = 0
     """seed of all random changes"""
 
@@ -95,6 +104,13 @@ def run(options: Options) -> None:
     if not root.is_dir():
         raise InputError(f"--source must be a folder with a detection data set, got {root}")
     dataset = formats.read(root)
+    if options.kind == "skewed":
+        dataset = skewed(dataset, options.rare, options.keep, options.seed)
+        convert.write(convert.plan(dataset, "coco"), options.out)
+        rows = detection.summarize(dataset)
+        names = ("split", "class", "images", "boxes")
+        harness.write_tables(units.markdown_table(rows, {name: name for name in names}))
+        return
     sources = [sample for own in dataset.splits.values() for sample in own if len(sample.boxes)]
     numbers = np.arange(options.images)
     of_val = numbers % VAL_EVERY == VAL_EVERY - 1
@@ -105,6 +121,30 @@ def run(options: Options) -> None:
         if len(own)
     ]
     harness.write_tables(units.markdown_table(rows, COLUMNS))
+
+
+def skewed(
+    dataset: detection.DetectionDataset, rare: str, keep: float, seed: int
+) -> detection.DetectionDataset:
+    """The data set with a fraction `keep` of its training images with objects of the class `rare`.
+
+    Raises InputError for an unknown class, for another fraction than 0 to 1, and if no training
+    image has the class.
+    """
+    if rare not in dataset.classes:
+        raise InputError(
+            f"--rare must be one of {', '.join(dataset.classes)}, got {rare or 'none'}"
+        )
+    if not 0 <= keep <= 1:
+        raise InputError(f"--keep must be from 0 to 1, got {keep:g}")
+    train, label = dataset.splits.get("train", []), dataset.classes.index(rare)
+    having = [number for number, sample in enumerate(train) if label in sample.labels]
+    if not having:
+        raise InputError(f"--source must have training images with {rare}, got none")
+    random = np.random.default_rng(seed)
+    dropped = {*random.permutation(having)[max(round(keep * len(having)), 1) :].tolist()}
+    left = [sample for number, sample in enumerate(train) if number not in dropped]
+    return dataset._replace(splits={**dataset.splits, "train": left})
 
 
 def write_split(

@@ -171,6 +171,8 @@ def run_training(
         runs.check_to_train(experiment, show.line)
         runs.report_notes(experiment.notes, show.line)
         runs.report_uneven_batches(experiment, show.line)
+        if line := runs.cost_of_tiles(experiment):
+            show.line(line)
         if config.time_budget:
             compiled = loop.CompiledSteps(experiment)
             experiment = time_budget.plan_epochs(compiled, experiment, clock.used())

@@ -136,6 +136,17 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class ClassWeightOptions(TrainConfig):
+    """Options of systems whose losses may be weighted by class."""
+
+    class_weights: str = ""
+    """factors of the training losses of each class: of its images or, for detect, of the cells that
+    are assigned to its objects; "balanced", inversely proportional to the number of training images
+    (objects) of the class, or one number per class, such as 1,1,5, in the order of the classes;
+    empty: no factors"""
+
+
+@dataclass(frozen=True)
 class BackboneOptions(TrainConfig):
     """Options of systems whose backbone, `model`, may start from pretrained weights."""
 
@@ -446,6 +457,22 @@ def check_backbone(config: Any, stages: int) -> None:
             f"--freeze-stages {config.freeze_stages} needs --weights: without them the frozen "
             f"stages would keep their random values"
         )
+
+
+def parse_class_weights(text: str) -> tuple[float, ...]:
+    """The numbers in a value of `class_weights`, () for "balanced" and for an empty value.
+
+    Raises InputError for anything else, and for numbers that are not positive.
+    """
+    try:
+        weights = tuple(map(float, text.split(","))) if text not in ("", "balanced") else ()
+    except ValueError:
+        weights = (-1.0,)
+    if not all(0 < weight < math.inf for weight in weights):
+        raise InputError(
+            f"--class-weights must be balanced, or positive numbers such as 1,1,5, got {text}"
+        )
+    return weights
 
 
 def check_augment(config: AugmentOptions) -> None:

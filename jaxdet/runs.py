@@ -7,14 +7,19 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from jaxdet import configs, files
+import jax
+import numpy as np
+
+from jaxdet import configs, files, flops
 from jaxdet.config import MAX_INT, RUN, TrainConfig, from_json, option
 from jaxdet.config import check_to_train as check_options
 from jaxdet.data import detection, sources
 from jaxdet.errors import InputError
 from jaxdet.models import pretrained
 from jaxdet.training import run_dir, weight_file
+from jaxdet.training import state as training_state
 from jaxdet.training.experiment import Experiment
+from jaxdet.types import Tree
 
 MAX_NOTES = 5  # notes on unusable data that are printed in full
 
@@ -188,6 +193,37 @@ def report_notes(notes: Sequence[str], line: Callable[[str], None]) -> None:
             line(f"{len(own)} {text}:")
         for note in own[:MAX_NOTES]:
             line(f"  {note}")
+
+
+def cost_of_tiles(
+    experiment: Experiment, variables: Tree = None, canvas: Sequence[int] = ()
+) -> str:
+    """A line with the multiply-adds of a prediction from tiles, and of one without; "" if untiled.
+
+    variables: of the network, or their shapes; None: the shapes of the experiment's network.
+    canvas: height and width of all tiles of an image; (): of the largest image of the data.
+    """
+    task: Any = experiment.task
+    config: Any = experiment.config
+    if getattr(task, "tiling", None) is None:
+        return ""
+    variables = training_state.variable_shapes(experiment) if variables is None else variables
+    height, width = canvas or experiment.metadata["input"][:2]
+    tiling = task.tiling.covering(height, width)
+
+    def multiply_adds(task: Any, *sides: int) -> int:
+        image = jax.ShapeDtypeStruct((1, *sides, 3), np.float32)
+        return flops.count(task.predict, variables, image).sum().multiply_adds
+
+    tiled = multiply_adds(task, height, width)
+    ratio = tiled / multiply_adds(replace(task, tiling=None), tiling.height, tiling.width)
+    most = "up to " * (not task.tiling.rows)
+    return (
+        f"--tiles {config.tiles}: images of {most}{height} x {width} pixels "
+        f"in {tiling.rows} x {tiling.columns} tiles of {tiling.height} x {tiling.width}, "
+        f"{most}{tiled / 1e9:.3g} G multiply-adds per image, {ratio:.3g} times as many as without "
+        f"tiles"
+    )
 
 
 def check_to_train(experiment: Experiment, line: Callable[[str], None]) -> None:

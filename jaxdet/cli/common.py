@@ -3,20 +3,20 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from jaxdet import api, flops, runs
+from jaxdet import api, runs
 from jaxdet.cli.options import Export, Restored
 from jaxdet.config import option
+from jaxdet.data import image_sizes, images
 from jaxdet.errors import InputError, printable
 from jaxdet.models import registry
 from jaxdet.training import parallel
 from jaxdet.training.evaluator import Evaluator
+from jaxdet.training.experiment import Experiment
 from jaxdet.types import Array
 
 CHANGES = (
@@ -51,8 +51,6 @@ def load(options: Restored, **changes: Any) -> api.Run:
         raise InputError(
             f"{option(without_use[0])} needs --multiple: {options.run} predicts one digit per image"
         )
-    if getattr(run.config, "tiles", ""):
-        print(f"jaxdet: {_cost_of_tiles(run)}", file=sys.stderr)
     return run
 
 
@@ -67,23 +65,19 @@ def load_published(options: Restored | Export, **changes: Any) -> api.Run | None
     return api.load_pretrained(model, weights or options.run, **changes)
 
 
-def _cost_of_tiles(run: api.Run) -> str:
-    """A line that compares the multiply-adds of a prediction with tiles and without."""
+def report_tiles(run: api.Run, experiment: Experiment, paths: Sequence[Path] = ()) -> None:
+    """Print the multiply-adds of a prediction from tiles to stderr, if the run has tiles.
+
+    They are for the largest of the images at `paths` or, without paths, of the experiment's data.
+    """
     task: Any = run.experiment.task
-    config: Any = run.config
-
-    def multiply_adds(task, height, width):
-        image = jax.ShapeDtypeStruct((1, height, width, 3), np.float32)
-        return flops.count(task.predict, run.variables, image).sum().multiply_adds
-
-    height, width = task.tiling.canvas
-    tiled = multiply_adds(task, height, width)
-    ratio = tiled / multiply_adds(replace(task, tiling=None), *config.size)
-    tile = " x ".join(map(str, config.size))
-    return (
-        f"--tiles {config.tiles}: images of {height} x {width} pixels in tiles of {tile}, "
-        f"{tiled / 1e9:.3g} G multiply-adds per image, {ratio:.3g} times as many as without tiles"
-    )
+    canvas, scale = experiment.metadata["input"][:2], run.experiment.letterbox.scale
+    if paths and scale:
+        found = [size for size in image_sizes.read(paths) if isinstance(size, tuple)]
+        scaled = [images.scaled_size(size, scale) for size in found]
+        canvas = task.tiling.covering(*map(max, zip((1, 1), *scaled, strict=True))).canvas
+    if line := runs.cost_of_tiles(run.experiment, run.variables, canvas):
+        print(f"jaxdet: {line}", file=sys.stderr)
 
 
 def given_changes(options: Any) -> dict[str, Any]:

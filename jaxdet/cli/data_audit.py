@@ -15,6 +15,7 @@ def run(options: Audit) -> int:
     picture = options.picture or options.out.with_suffix(".png")
     common.check_picture(picture)
     run = common.load(options)
+    common.report_tiles(run, run.experiment)
     findings = run.audit(
         options.split,
         top=options.top,

@@ -39,6 +39,7 @@ def run(options: Eval) -> int:
         raise InputError(f"--per-image needs a run of detect, got a run of {run.system}")
     report = _find_report(run.system) if options.report else None
     experiment = run.with_data(root=options.root)
+    common.report_tiles(run, experiment)
     chosen = common.choose_split(options.split, [*experiment.splits, "all"])
     unusable = [n for n in detection.faults(experiment.notes) if detection.TRAINED_ON not in n]
     if unusable:

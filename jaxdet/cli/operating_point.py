@@ -42,6 +42,7 @@ def run(options: Eval) -> int:
     run = common.load(options)
     _check_system(run, "--choose-threshold")
     experiment = run.with_data()
+    common.report_tiles(run, experiment)
     if "val" not in experiment.splits:
         raise InputError(
             f"{options.run} has no validation split to choose thresholds on; give a threshold with "

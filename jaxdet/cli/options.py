@@ -126,8 +126,8 @@ class Restored(Process):
     nms_type: SuppressionType | None = None
     """detect: how overlapping boxes are suppressed (see `train`); default: as in the run"""
     tiles: str | None = None
-    """detect: rows x columns of overlapping tiles, such as 2x2, into which images are cut (see
-    `train`); default: as in the run"""
+    """detect: overlapping tiles into which images are cut: rows x columns, such as 2x2, or pixels,
+    such as 640 (see `train`); default: as in the run"""
     overlap: float | None = None
     """detect: fraction of a tile's side that it shares with its neighbor; default: as in the run"""
     window_selection: Literal["class", "product", "merge"] | None = None

@@ -28,6 +28,7 @@ from jaxdet.errors import InputError, printable
 from jaxdet.export.model import ExportedModel
 from jaxdet.export.package import SUFFIX
 from jaxdet.ops import boxes
+from jaxdet.tasks.detect import DetectionTask
 from jaxdet.training import evaluator
 from jaxdet.training.experiment import Experiment
 from jaxdet.types import Batch
@@ -86,10 +87,13 @@ def run(options: Predict) -> int:
     if isinstance(run, ExportedModel) or paths:
         experiment = run if isinstance(run, ExportedModel) else run.experiment
         rows = [row for path in paths for row in _list_rows(run, path)]
+        if isinstance(run, api.Run):
+            common.report_tiles(run, run.experiment, [path for path, *_ in rows])
         titles = [str(path) for path, *_ in rows]
         examples = _read_files(run, rows)
     else:
         experiment = run.with_data(root=options.root)
+        common.report_tiles(run, experiment)
         split = common.choose_split(split, [*experiment.splits])
         samples = _read_samples(experiment, split, options.count, many)
         titles = [example.title for example in samples]
@@ -323,8 +327,13 @@ def _read_file(run: Model, row: tuple) -> Example:
 def _read_samples(experiment: Experiment, split: str, count: int, many: bool) -> list[Example]:
     """The first samples of a split, prepared as for evaluation, with true labels and boxes."""
     source, batch = experiment.splits[split], evaluator.samples(experiment, split, count)
-    examples = []
-    for i, image in enumerate(batch["image"]):
+    examples, inputs = [], [*batch["image"]]
+    if isinstance(experiment.task, DetectionTask):
+        sides = np.asarray(experiment.task.extents(batch)).tolist()
+        inputs = [
+            image[:rows, :columns] for image, (rows, columns) in zip(inputs, sides, strict=True)
+        ]
+    for i, image in enumerate(inputs):
         title = source.names[i] if source.names else f"{split}:{batch['id'][i]}"
         prepared = _prepared_sample(image, batch, i)
         label, box = None if many else batch["label"][i], None

@@ -19,18 +19,20 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_type_hints
 
-from jaxdet.config import RUN, TrainConfig, check
+from jaxdet.config import RUN, TrainConfig, check, parse_class_weights
 from jaxdet.errors import InputError
 from jaxdet.models import registry
 
 if TYPE_CHECKING:
     from flax import linen as nn
 
+    from jaxdet.data.sources import Source
     from jaxdet.training.experiment import Experiment
     from jaxdet.types import Tree
 
 SYSTEMS = ("digits", "objects", "detect", "cifar10", "faces")
 NETWORK_NAMES = (*SYSTEMS, *registry.MODELS)
+MAX_NAMED = 10  # classes in a message
 _SYSTEM_OF_KIND = {"localizer": "objects", "cifar": "cifar10"}  # kind of model -> its system
 
 
@@ -125,6 +127,30 @@ def starting_weights(
             read = partial(warm_start.read_run, config.weights.removeprefix(RUN))
         return warm_start.WarmStart(read, tuple(classes), shapes, normalization, first_class)
     return partial(registry.load_pretrained, config.model, config.weights, **backbone)
+
+
+def class_weights(
+    config: Any, classes: Sequence[str], splits: "Mapping[str, Source]"
+) -> tuple[float, ...]:
+    """The weight of each class, () for none; "balanced" counts the labels of the training set.
+
+    Raises InputError if `config.class_weights` has another number of values than there are classes.
+    """
+    if config.class_weights == "balanced":
+        import numpy as np
+
+        from jaxdet.losses.classification import balanced_weights
+
+        sets = splits["train"].label_sets if "train" in splits else None
+        labels = np.concatenate([*(sets or []), np.zeros(0, int)]).astype(int)
+        return tuple(balanced_weights(np.bincount(labels, minlength=len(classes))).tolist())
+    weights = parse_class_weights(config.class_weights)
+    if weights and len(weights) != len(classes):
+        few = ", ".join(classes[:MAX_NAMED]) + ", ..." * (len(classes) > MAX_NAMED)
+        raise InputError(
+            f"--class-weights must be one number per class ({few}), got {config.class_weights}"
+        )
+    return weights
 
 
 def _variable_shapes(name: str, config: Any, classes: int) -> "Tree":

@@ -36,15 +36,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from jaxdet.config import (
+    ClassWeightOptions,
     Optimizer,
     Schedule,
-    TrainConfig,
     cached_reader,
     check_fractions,
     check_minima,
     check_starting_run,
     check_train_fraction,
     option,
+    parse_class_weights,
     task_hparams,
 )
 from jaxdet.errors import InputError
@@ -70,7 +71,7 @@ else:
 
 
 @dataclass(frozen=True)
-class Config(TrainConfig):
+class Config(ClassWeightOptions):
     """Classify color images of 32 x 32 pixels."""
 
     HPARAMS: ClassVar = ("dropout",)
@@ -204,14 +205,14 @@ def from_splits(
     config: Config, classes: tuple[str, ...], splits: "dict[str, Source]"
 ) -> "Experiment":
     """The experiment of a `Config` on given data, {split: source}."""
-    from jaxdet.configs import starting_weights
+    from jaxdet.configs import class_weights, starting_weights
     from jaxdet.data import images
     from jaxdet.training.experiment import Experiment
 
     net, (_, *shape) = network(config, len(classes))
     normalized = "(pixel value / 255 - .5) / .5"
     return Experiment(
-        task=make_task(config, net, classes),
+        task=make_task(config, net, classes, class_weights(config, classes, splits)),
         splits=splits,
         hparams=task_hparams(config),
         metadata={
@@ -226,8 +227,16 @@ def from_splits(
     )
 
 
-def make_task(config: Config, net: "nn.Module", classes: tuple[str, ...]) -> "ClassificationTask":
-    """The task of a `Config`, for a network and the names of its classes."""
+def make_task(
+    config: Config,
+    net: "nn.Module",
+    classes: tuple[str, ...],
+    class_weights: tuple[float, ...] = (),
+) -> "ClassificationTask":
+    """The task of a `Config`, for a network and the names of its classes.
+
+    class_weights: see `ClassificationTask`.
+    """
     from jaxdet.ops import augment
     from jaxdet.tasks.classify import ClassificationTask
 
@@ -240,6 +249,7 @@ def make_task(config: Config, net: "nn.Module", classes: tuple[str, ...]) -> "Cl
         loss_name=config.loss,
         label_smoothing=config.label_smoothing,
         tta=config.tta,
+        class_weights=class_weights,
     )
 
 
@@ -297,6 +307,7 @@ def check(config: Config) -> None:
     check_fractions(config, "val_fraction", "dropout", "label_smoothing", "cutout")
     check_fractions(config, "brightness_contrast", "color_jitter")
     check_starting_run(config)
+    parse_class_weights(config.class_weights)
     if not config.val_fraction and config.monitor != "test":
         raise InputError(
             "--val-fraction must be above 0, got 0: validation images select the best checkpoint; "

@@ -39,7 +39,7 @@ frozen backbone (`python -m benchmarks.train_step --models detect_unfrozen detec
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
@@ -48,6 +48,7 @@ from jaxdet import files
 from jaxdet.config import (
     AugmentOptions,
     BackboneOptions,
+    ClassWeightOptions,
     cached_reader,
     check_augment,
     check_backbone,
@@ -56,6 +57,7 @@ from jaxdet.config import (
     check_notes,
     check_train_fraction,
     option,
+    parse_class_weights,
     task_hparams,
 )
 from jaxdet.errors import InputError
@@ -64,10 +66,11 @@ from jaxdet.models import registry
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
     from flax import linen as nn
 
     from jaxdet.data.detection import AnnotatedImage, DetectionDataset
-    from jaxdet.data.images import Letterbox
+    from jaxdet.data.images import ImageFile, Letterbox, Size
     from jaxdet.data.sources import Source
     from jaxdet.ops.tiles import Tiling
     from jaxdet.tasks.class_encoding import ClassEncoding
@@ -76,7 +79,7 @@ if TYPE_CHECKING:
 
 MAX_ANCHORS = 100  # per cell
 MAX_OVERLAP = 0.9  # of tiles
-TILES = re.compile("([1-9][0-9]?)x([1-9][0-9]?)")
+TILES = re.compile("([1-9][0-9]?)x([1-9][0-9]?)|([1-9][0-9]{1,4})")
 COMPOSED = (  # options of the parts around a backbone
     *("neck", "neck_block", "neck_channels", "background", "reg_max"),
     *("anchors_per_cell", "anchor_scales", "anchor_ratios"),
@@ -90,7 +93,7 @@ else:
 
 
 @dataclass(frozen=True)
-class Config(AugmentOptions, BackboneOptions):
+class Config(AugmentOptions, BackboneOptions, ClassWeightOptions):
     """Predict the box and the class of every object in an image."""
 
     HPARAMS: ClassVar = (
@@ -115,9 +118,11 @@ class Config(AugmentOptions, BackboneOptions):
     size: tuple[int, int] = (320, 416)
     """height and width of the network's input in pixels, multiples of 32"""
     tiles: str = ""
-    """rows x columns of overlapping tiles of --size pixels, such as 2x2, into which images are cut:
-    training sees a random tile of each image, and predictions come from all tiles and from the
-    whole image; empty: images are not cut"""
+    """overlapping tiles of --size pixels into which images are cut: rows x columns, such as 2x2, to
+    which each image is resized; or how many pixels of an image the longer side of a tile shows,
+    such as 640: then all images are resized by the same factor, and each has as many tiles as it
+    needs; training sees a random tile of each image, and predictions come from all tiles and from
+    the whole image; empty: images are not cut"""
     overlap: float = 0.2
     """--tiles: fraction of a tile's side that it shares with its neighbor; tiles are placed at
     multiples of 32 pixels"""
@@ -202,10 +207,6 @@ class Config(AugmentOptions, BackboneOptions):
     """weight of the box loss"""
     distance_weight: float = 1.5
     """weight of the distribution focal loss (DFL), which exists only with --reg-max above 1"""
-    class_weights: str = ""
-    """factors of the training losses of cells that are assigned to an object of each class:
-    "balanced", inversely proportional to the number of objects of a class, or one number per class,
-    such as 1,1,5, in the order of the classes; empty: no factors"""
     multiscale: tuple[float, ...] = (1.0,)
     """factors of --size, of which each training step draws one; the scaled sides are rounded to
     multiples of 32 pixels, and a step is compiled for each factor"""
@@ -322,7 +323,7 @@ def build_external(config: Config, classes: tuple[str, ...], split: "Path") -> "
 
     Unlike for `build`, the data need no training images.
     """
-    return _experiment(config, _read(config, registry.letterbox(config.model), classes))
+    return _experiment(config, _read(config, _letterbox(config), classes))
 
 
 def _experiment(config: Config, data: "_Data") -> "Experiment":
@@ -341,16 +342,15 @@ def from_splits(
     config: Config, classes: tuple[str, ...], splits: "dict[str, Source]"
 ) -> "Experiment":
     """The experiment of a `Config` on given data, {split: source}."""
-    from jaxdet.configs import starting_weights
-    from jaxdet.data import images
+    from jaxdet.configs import class_weights, starting_weights
     from jaxdet.training.experiment import Experiment
 
     net, (_, *shape) = network(config, len(classes))
-    height, width = _canvas(config)
-    task = make_task(config, net, classes, _class_weights(config, classes, splits))
-    normalized, letterbox = task.normalization.formula, registry.letterbox(config.model)
-    shape[:2] = height, width
-    sizes = {"height": height, "width": width, "letterbox": letterbox}
+    task = make_task(config, net, classes, class_weights(config, classes, splits))
+    normalized, letterbox = task.normalization.formula, _letterbox(config)
+    shape[:2] = _canvas(config, letterbox.scale)
+    if letterbox.scale and splits:
+        shape = [*next(iter(splits.values())).first(1).arrays["image"].shape[1:]]
     return Experiment(
         task=task,
         splits=splits,
@@ -362,7 +362,7 @@ def from_splits(
         },
         config=config,
         name="detect",
-        read_image=partial(images.read_letterboxed_float, **sizes),
+        read_image=_image_reader(config),
         letterbox=letterbox,
         scales=config.multiscale,
         load_pretrained=starting_weights("detect", config, classes, normalized),
@@ -407,48 +407,57 @@ def _tiling(config: Config) -> "Tiling | None":
     found = TILES.fullmatch(config.tiles)
     if not found:
         raise InputError(
-            f"--tiles must be rows x columns from 1x1 to 99x99, such as 2x2, got {config.tiles}"
+            f"--tiles must be rows x columns from 1x1 to 99x99, such as 2x2, or pixels from 10 to "
+            f"99999, such as 640, got {config.tiles}"
         )
-    return Tiling(int(found[1]), int(found[2]), config.overlap, *config.size)
+    rows, columns, pixels = (number and int(number) for number in found.groups())
+    grid = (None, None) if pixels else (rows, columns)
+    return Tiling(*grid, config.overlap, *config.size)
 
 
-def _canvas(config: Config) -> tuple[int, int]:
-    """Height and width at which images are read: of the whole grid of tiles, or --size."""
+def _letterbox(config: Config) -> "Letterbox":
+    """The letterbox of the model; with --tiles in pixels, at their scale and the upper left."""
+    found = registry.letterbox(config.model)
+    if not config.tiles.isdecimal():
+        return found
+    return found._replace(centered=False, scale=max(config.size) / int(config.tiles))
+
+
+def _canvas(config: Config, scale: float, sizes: "Iterable[Size]" = ()) -> tuple[int, int]:
+    """Height and width of the array into which images are read.
+
+    scale: of the letterbox; with it, all of the `sizes` of images fit.
+    """
+    from jaxdet.data import images
+
     tiling = _tiling(config)
-    return tiling.canvas if tiling else config.size
+    if not tiling:
+        return config.size
+    scaled = [images.scaled_size(size, scale) for size in sizes]
+    height, width = map(max, zip((1, 1), *scaled, strict=True))
+    return tiling.covering(height, width).canvas
 
 
-def _class_weights(
-    config: Config, classes: tuple[str, ...], splits: "dict[str, Source]"
-) -> tuple[float, ...]:
-    """The weight of each class, () for none; "balanced" counts the objects of the training set."""
-    if config.class_weights == "balanced":
-        import numpy as np
+def _image_reader(config: Config) -> Callable:
+    """The function from an image file to (input of the network, original size)."""
+    from jaxdet.data import images
 
-        from jaxdet.losses.classification import balanced_weights
-
-        sets = splits["train"].label_sets if "train" in splits else None
-        labels = np.concatenate([*(sets or []), np.zeros(0, int)]).astype(int)
-        return tuple(balanced_weights(np.bincount(labels, minlength=len(classes))).tolist())
-    weights = _parse_weights(config.class_weights)
-    if weights and len(weights) != len(classes):
-        raise InputError(
-            f"--class-weights must be one number per class ({', '.join(classes)}), got "
-            f"{config.class_weights}"
-        )
-    return weights
+    letterbox = _letterbox(config)
+    if letterbox.scale:
+        return partial(_read_tiled, config, letterbox)
+    height, width = _canvas(config, letterbox.scale)
+    sizes = {"height": height, "width": width, "letterbox": letterbox}
+    return partial(images.read_letterboxed_float, **sizes)
 
 
-def _parse_weights(text: str) -> tuple[float, ...]:
-    try:
-        weights = tuple(float(word) for word in text.split(",")) if text else ()
-    except ValueError:
-        weights = (-1.0,)
-    if not all(0 < weight < float("inf") for weight in weights):
-        raise InputError(
-            f"--class-weights must be balanced, or positive numbers such as 1,1,5, got {text}"
-        )
-    return weights
+def _read_tiled(
+    config: Config, letterbox: "Letterbox", file: "ImageFile"
+) -> "tuple[np.ndarray, Size]":
+    """Read an image into the smallest grid of tiles that covers it."""
+    from jaxdet.data import images
+
+    canvas = _canvas(config, letterbox.scale, [images.read_size(file)])
+    return images.read_letterboxed_float(file, *canvas, letterbox)
 
 
 def _encoding(config: Config) -> "ClassEncoding":
@@ -526,7 +535,7 @@ class _Data(NamedTuple):
     "stream",
     "on_invalid",
     "image_cache",
-    letterbox=lambda config: registry.letterbox(config.model),
+    letterbox=_letterbox,
 )
 def _read_dataset(config: Any) -> _Data:
     return _read(config, config.letterbox)
@@ -534,7 +543,7 @@ def _read_dataset(config: Any) -> _Data:
 
 def _read(config: Any, letterbox: "Letterbox", classes: tuple[str, ...] = ()) -> _Data:
     """Read the data of a configuration; classes: of an existing run, () for a new run."""
-    from jaxdet.data import detection, formats
+    from jaxdet.data import detection, formats, image_sizes
 
     index = files.cache_folder("index") if config.stream else None
     options = {"classes": config.classes, "cache": index}
@@ -555,7 +564,11 @@ def _read(config: Any, letterbox: "Letterbox", classes: tuple[str, ...] = ()) ->
     if config.stream:
         options = {"on_invalid": config.on_invalid, "cache": config.image_cache, "index": index}
         load = partial(detection.stream, **options)
-    height, width = _canvas(config)
+    sizes = []
+    if letterbox.scale:
+        listed = [sample.image for of_split in samples.values() for sample in of_split]
+        sizes = [size for size in image_sizes.read(listed, index) if isinstance(size, tuple)]
+    height, width = _canvas(config, letterbox.scale, sizes)
     splits, notes, first = {}, [*dataset.notes], 0
     for name, own in samples.items():
         options = {"first_id": first, "letterbox": letterbox}
@@ -593,8 +606,7 @@ def check(config: Config) -> None:
     _tiling(config)
     if not 0 <= config.overlap <= MAX_OVERLAP:
         raise InputError(f"--overlap must be from 0 to {MAX_OVERLAP}, got {config.overlap:g}")
-    if config.class_weights != "balanced":
-        _parse_weights(config.class_weights)
+    parse_class_weights(config.class_weights)
     _check_anchors(config)
     _check_detector(config)
 

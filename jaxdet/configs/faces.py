@@ -53,6 +53,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from jaxdet.config import (
     RUN,
     BackboneOptions,
+    ClassWeightOptions,
     check_backbone,
     check_fractions,
     check_minima,
@@ -60,6 +61,7 @@ from jaxdet.config import (
     check_scale,
     check_train_fraction,
     option,
+    parse_class_weights,
     task_hparams,
 )
 from jaxdet.errors import InputError
@@ -146,7 +148,7 @@ else:
 
 
 @dataclass(frozen=True)
-class Config(BackboneOptions):
+class Config(BackboneOptions, ClassWeightOptions):
     """Classify faces, by embeddings that can also compare identities not seen in training."""
 
     HPARAMS: ClassVar = ("dropout", "embedding_loss_weight")
@@ -378,7 +380,7 @@ def from_splits(
     config: Config, classes: tuple[str, ...], splits: "dict[str, Source]"
 ) -> "Experiment":
     """The experiment of a `Config` on given data, {split: source}."""
-    from jaxdet.configs import starting_weights
+    from jaxdet.configs import class_weights, starting_weights
     from jaxdet.data import images, sampler
     from jaxdet.tasks.verify import VerificationTask
     from jaxdet.training.experiment import Experiment
@@ -403,6 +405,7 @@ def from_splits(
             label_smoothing=config.label_smoothing,
             tta=config.tta,
             normalization=normalization,
+            class_weights=class_weights(config, classes, splits),
         ),
         splits=splits,
         hparams=task_hparams(config),
@@ -499,6 +502,7 @@ def check(config: Config) -> None:
     if not 0 <= config.rotate <= 180:
         raise InputError(f"--rotate must be from 0 to 180 degrees, got {config.rotate:g}")
     check_scale(config)
+    parse_class_weights(config.class_weights)
     check_minima(config, identities=0, samples_per_class=0)
     if config.batch % max(config.samples_per_class, 1):
         raise InputError(

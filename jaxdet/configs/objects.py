@@ -39,11 +39,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from jaxdet.config import (
-    TrainConfig,
+    ClassWeightOptions,
     check_fractions,
     check_notes,
     check_scale,
     check_train_fraction,
+    parse_class_weights,
     task_hparams,
 )
 from jaxdet.errors import InputError
@@ -67,7 +68,7 @@ else:
 
 
 @dataclass(frozen=True)
-class Config(TrainConfig):
+class Config(ClassWeightOptions):
     """Predict the label and the box of the one object in an image."""
 
     HPARAMS: ClassVar = ("class_weight", "box_weight", "dropout_scale")
@@ -251,7 +252,7 @@ def from_splits(
     config: Config, classes: tuple[str, ...], splits: "dict[str, Source]"
 ) -> "Experiment":
     """The experiment of a `Config` on given data, {split: source}."""
-    from jaxdet.configs import starting_weights
+    from jaxdet.configs import class_weights, starting_weights
     from jaxdet.data import images, localization
     from jaxdet.tasks.localize import LocalizationTask
     from jaxdet.training.experiment import Experiment
@@ -268,6 +269,7 @@ def from_splits(
             box_loss=config.box_loss,
             label_smoothing=config.label_smoothing,
             normalization=normalization,
+            class_weights=class_weights(config, classes, splits),
         ),
         splits=splits,
         hparams=task_hparams(config),
@@ -333,6 +335,7 @@ def check(config: Config) -> None:
     check_fractions(config, "shift", "brightness_contrast", "label_smoothing")
     check_fractions(config, "val_fraction", "test_fraction")
     check_train_fraction(config)
+    parse_class_weights(config.class_weights)
     if not 0 <= config.dropout_scale < 2:
         raise InputError(
             f"--dropout-scale must be at least 0 and below 2, got {config.dropout_scale:g}"

@@ -36,10 +36,12 @@ class Letterbox(NamedTuple):
     centered: whether the image is centered, its sides rounded to the nearest pixel; otherwise it is
       at the top left, and its sides are rounded down.
     antialias: whether shrinking averages all pixels, rather than the four nearest pixels.
+    scale: pixels of the input per pixel of the image; 0: as many as fit.
     """
 
     centered: bool = True
     antialias: bool = True
+    scale: float = 0.0
 
 
 CENTERED = Letterbox()
@@ -141,12 +143,20 @@ def letterbox_transform(
     Network pixel = original pixel x scale + offset.  The aspect ratio is kept up to rounding to
     whole pixels.
     """
-    # Without rounding errors, as in `ops.resize`.
-    factor = min(Fraction(height, size[0]), Fraction(width, size[1]))
-    rounded = round if letterbox.centered else math.floor
-    inner = np.array([max(rounded(side * factor), 1) for side in (size[1], size[0])])
+    if letterbox.scale:
+        inner = np.array(scaled_size(size, letterbox.scale)[::-1])
+    else:  # without rounding errors, as in `ops.resize`
+        factor = min(Fraction(height, size[0]), Fraction(width, size[1]))
+        rounded = round if letterbox.centered else math.floor
+        inner = np.array([max(rounded(side * factor), 1) for side in (size[1], size[0])])
     offset = (np.array([width, height]) - inner) // 2 * letterbox.centered
     return (inner / [size[1], size[0]]).astype(np.float32), offset.astype(np.float32)
+
+
+def scaled_size(size: Size, scale: float) -> Size:
+    """(height, width) of an image of `size` that is resized by a factor, at least one pixel."""
+    height, width = (max(round(side * scale), 1) for side in size)
+    return height, width
 
 
 def _interpolate(image: np.ndarray, height: int, width: int) -> np.ndarray:

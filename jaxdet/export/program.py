@@ -61,6 +61,11 @@ def make(experiment: Experiment, *, nms: bool = True) -> Program:
         "stretch": image_files.read_resized_float,
         "none": image_files.read_gray,
     }
+    if experiment.letterbox.scale:
+        raise InputError(
+            "--format stablehlo needs inputs of one size, which --tiles in pixels does not give; "
+            "train with rows x columns, such as --tiles 2x2"
+        )
     if reader is not readers[kind]:
         raise InputError("--format stablehlo needs a system's own reader of images; choose onnx")
     if not nms and not isinstance(task, DetectionTask):

@@ -217,11 +217,18 @@ def pad_and_crop(key: jax.Array, sample: Sample, *, pad: int = 4) -> Sample:
     return _moved(sample, image, lambda boxes: boxes + jnp.tile(pad - start[::-1], 2)[None])
 
 
-def random_tile(key: jax.Array, sample: Sample, *, regions: np.ndarray) -> Sample:
-    """Crop a random one of `regions` [T, 4], boxes of equal size with whole-pixel corners."""
+def random_tile(
+    key: jax.Array, sample: Sample, possible: Array | None = None, *, regions: np.ndarray
+) -> Sample:
+    """Crop a random one of `regions` [T, 4], boxes of equal size with whole-pixel corners.
+
+    possible: mask [T] of the regions to choose from; None: all.
+    """
     places = regions.astype(np.int32)
     width, height = places[0, 2:] - places[0, :2]
-    x, y = jnp.asarray(places[:, :2])[jax.random.randint(key, (), 0, len(places))]
+    possible = np.ones(len(places), bool) if possible is None else possible
+    chosen = jnp.argsort(~possible)[jax.random.randint(key, (), 0, possible.sum())]
+    x, y = jnp.asarray(places[:, :2])[chosen]
     shape = (int(height), int(width), sample.image.shape[-1])
     image = jax.lax.dynamic_slice(sample.image, (y, x, 0), shape)
     return _moved(sample, image, lambda boxes: boxes - jnp.stack([x, y, x, y])[None])

@@ -1,7 +1,7 @@
 """Large images as overlapping tiles: where they lie, how they are cut, and how boxes are merged.
 
     tiling = Tiling(rows=2, columns=2, overlap=0.2, height=320, width=416)
-    parts = cut(image, tiling)  # [4, 320, 416, C] of an image of `tiling.canvas` pixels
+    parts = cut(image, corners(tiling), (320, 416))  # of an image of `tiling.canvas` pixels
 
 Boxes of all tiles are merged by the functions of `ops.nms`, after `merge_cut` has joined the parts
 of objects that a border cuts.
@@ -23,10 +23,13 @@ SAME_OBJECT = 0.5  # IoU of two boxes of one object, in the region that both of 
 
 
 class Tiling(NamedTuple):
-    """A grid of equal tiles; neighbors overlap by about the fraction `overlap` of their side."""
+    """A grid of equal tiles; neighbors overlap by about the fraction `overlap` of their side.
 
-    rows: int
-    columns: int
+    Without rows and columns, each image has the smallest grid that covers it, see `covering`.
+    """
+
+    rows: int | None
+    columns: int | None
     overlap: float  # below 1
     height: int  # height and width of a tile in pixels
     width: int
@@ -34,8 +37,8 @@ class Tiling(NamedTuple):
     @property
     def canvas(self) -> tuple[int, int]:
         """(height, width) of the image that the tiles cover."""
-        y, x = self.steps
-        return (self.rows - 1) * y + self.height, (self.columns - 1) * x + self.width
+        (y, x), rows, columns = self.steps, self.rows or 1, self.columns or 1
+        return (rows - 1) * y + self.height, (columns - 1) * x + self.width
 
     @property
     def steps(self) -> tuple[int, int]:
@@ -44,23 +47,66 @@ class Tiling(NamedTuple):
         y, x = (STRIDE * max(round(side), 1) for side in sides)
         return y, x
 
+    def covering(self, height: int, width: int) -> "Tiling":
+        """The grid of an image of `height` x `width` pixels: this one, if it has rows."""
+        if self.rows:
+            return self
+        high, wide = self.extent(np.array([height, width])).tolist()
+        y, x = self.steps
+        return self._replace(
+            rows=(high - self.height) // y + 1, columns=(wide - self.width) // x + 1
+        )
+
+    def extent(self, size: Array) -> Array:
+        """(height, width) [2] of the smallest grid that covers an image of `size` [2].
+
+        In whole pixels; `rows` and `columns` have no effect.
+        """
+        tile, step = np.array([self.height, self.width]), np.array(self.steps)
+        more = -((tile - size) // step)  # tiles after the first
+        return tile + more * (more > 0) * step
+
+
+def corners(tiling: Tiling) -> np.ndarray:
+    """y and x of the upper left corners of the T tiles, [T, 2] int32, row by row."""
+    grid = tiling.rows or 1, tiling.columns or 1
+    return (np.indices(grid).reshape(2, -1).T * tiling.steps).astype(np.int32)
+
 
 def tile_boxes(tiling: Tiling) -> np.ndarray:
     """The T tiles as corner boxes [T, 4] float32 in pixels of the image, row by row."""
-    y, x = tiling.steps
-    places = np.indices((tiling.rows, tiling.columns)).reshape(2, -1).T * [y, x]
-    low = places[:, ::-1]
+    low = corners(tiling)[:, ::-1]
     return np.concatenate([low, low + [tiling.width, tiling.height]], 1).astype(np.float32)
 
 
-def cut(image: Array, tiling: Tiling) -> jax.Array:
-    """The tiles [T, height, width, C] of an image [H, W, C] of `tiling.canvas` pixels."""
-    size = tiling.height, tiling.width, image.shape[-1]
-    corners = tile_boxes(tiling)[:, 1::-1].astype(np.int32)  # y, x
-    return jax.vmap(lambda corner: jax.lax.dynamic_slice(image, (*corner, 0), size))(corners)
+def cut(image: Array, places: Array, shape: tuple[int, int]) -> jax.Array:
+    """The tiles [T, *shape, C] of an image [H, W, C] at the `corners` places [T, 2]."""
+    size = *shape, image.shape[-1]
+    return jax.vmap(lambda corner: jax.lax.dynamic_slice(image, (*corner, 0), size))(places)
 
 
-def is_cut(boxes: Array, tiles: Array, canvas: tuple[int, int]) -> jax.Array:
+def shrink(image: Array, extent: Array, shape: tuple[int, int]) -> jax.Array:
+    """The first `extent` [2] rows and columns of an image [H, W, C], resized to [*shape, C].
+
+    The result equals `jax.image.resize(image[:rows, :columns], ..., "linear")`, up to rounding, but
+    `extent` may be traced.
+    """
+    pairs = zip(extent, image.shape[:2], shape, strict=True)
+    rows, columns = (_averages(*pair) for pair in pairs)
+    return jnp.einsum("hy,yxc,wx->hwc", rows, image, columns, precision="highest")
+
+
+def _averages(extent: Array, length: int, count: int) -> jax.Array:
+    """Weights [count, length] by which the first `extent` pixels of a line are resampled."""
+    step = extent / count
+    centers = (jnp.arange(count) + 0.5) * step - 0.5
+    places = jnp.arange(length)[None]
+    weights = jax.nn.relu(1 - jnp.abs(places - centers[:, None]) / jnp.maximum(step, 1))
+    weights = jnp.where(places < extent, weights, 0)
+    return weights / weights.sum(1, keepdims=True)
+
+
+def is_cut(boxes: Array, tiles: Array, canvas: Array | tuple[int, int]) -> jax.Array:
     """Whether each box [..., 4] ends at an inner border of its tile [..., 4].
 
     Inner borders are the borders of a tile that are not borders of the image.
@@ -68,7 +114,7 @@ def is_cut(boxes: Array, tiles: Array, canvas: tuple[int, int]) -> jax.Array:
     """
     height, width = canvas
     margin = BORDER * jnp.tile(tiles[..., 2:] - tiles[..., :2], 2)
-    edges = np.array([0, 0, width, height], np.float32)
+    edges = jnp.array([0, 0, width, height], jnp.float32)
     inner = tiles != jnp.broadcast_to(edges, tiles.shape)
     return ((jnp.abs(boxes - tiles) <= margin) & inner).any(-1)
 

@@ -41,7 +41,29 @@ def real_rows(batch: Batch, context: StepContext) -> Array:
     return jnp.maximum(parallel.psum(batch["real"].sum(), context.axis), 1.0)
 
 
-def masked_means(terms: dict[str, Array], batch: Batch, context: StepContext) -> dict[str, Array]:
-    """This device's contribution to the means of per-image terms [B] over the real rows."""
-    rows = real_rows(batch, context)
-    return {name: values @ batch["real"] / rows for name, values in terms.items()}
+def masked_means(
+    terms: dict[str, Array], batch: Batch, context: StepContext, factors: Array | None = None
+) -> dict[str, Array]:
+    """This device's contribution to the means of per-image terms [B] over the real rows.
+
+    factors: weights [B] of the images in the means; None: all are equal.
+    """
+    if factors is None:
+        rows = real_rows(batch, context)
+        return {name: values @ batch["real"] / rows for name, values in terms.items()}
+    weights = batch["real"] * factors
+    total = parallel.psum(weights.sum(), context.axis)
+    total = jnp.where(total > 0, total, 1.0)
+    return {name: values @ weights / total for name, values in terms.items()}
+
+
+def class_factors(
+    targets: Array, class_weights: tuple[float, ...], context: StepContext
+) -> Array | None:
+    """In training, the mean class weight [B] of target probabilities [B, K]; else None.
+
+    class_weights: factors of the losses of each class; (): none.
+    """
+    if not (class_weights and context.train):
+        return None
+    return targets @ jnp.asarray(class_weights, jnp.float32)

@@ -12,7 +12,7 @@ from flax import linen as nn
 from jaxdet.data.normalize import CENTERED, Normalization, normalize
 from jaxdet.losses.classification import LabelLoss, label_loss
 from jaxdet.metrics import classification as classification_metrics
-from jaxdet.tasks.base import forward, masked_means
+from jaxdet.tasks.base import class_factors, forward, masked_means
 from jaxdet.types import Array, Batch, StepContext, Tree
 
 
@@ -29,6 +29,7 @@ class ClassificationTask:
       `mix` itself may be None: no mixing.
     tta: whether to predict from the mean logits of an image and its mirror image; the loss is not
       affected.
+    class_weights: in training, factors of the losses of images of each class; (): none.
 
     `context.hparams["dropout"]` multiplies the dropout rates of the network.
     """
@@ -41,6 +42,7 @@ class ClassificationTask:
     label_smoothing: float = 0.0
     tta: bool = False
     normalization: Normalization = CENTERED
+    class_weights: tuple[float, ...] = ()
 
     def init(self, key: jax.Array, batch: Batch) -> Tree:
         """Variables of the network."""
@@ -63,16 +65,19 @@ class ClassificationTask:
     def loss(
         self, variables: Tree, batch: Batch, key: jax.Array, context: StepContext
     ) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
-        """This device's contribution to the mean loss and accuracy over images."""
+        """This device's contribution to the mean loss and accuracy over images.
+
+        Class weights are weights of this mean of losses.
+        """
         images = normalize(batch["image"], self.normalization)
         extra = {"dropout_scale": context.hparams["dropout"]}
         logits, stats = forward(key, self.net, variables, images, context, **extra)
         logits = logits.astype(jnp.float32)
-        terms = {
-            "accuracy": (logits.argmax(-1) == batch["label"]).astype(jnp.float32),
-            "loss": label_loss(self.loss_name, logits, batch["target"]),
-        }
-        terms = masked_means(terms, batch, context)
+        correct = (logits.argmax(-1) == batch["label"]).astype(jnp.float32)
+        losses = label_loss(self.loss_name, logits, batch["target"])
+        factors = class_factors(batch["target"], self.class_weights, context)
+        terms = masked_means({"accuracy": correct}, batch, context)
+        terms |= masked_means({"loss": losses}, batch, context, factors)
         return terms["loss"], (stats, terms)
 
     def predict(self, variables: Tree, images: Array) -> dict[str, Array]:

@@ -27,6 +27,7 @@ TRUTH = (  # keys of a batch that only evaluation reads
     *("true_boxes", "true_labels", "true_valid", "true_crowd", "true_area", "size"),
 )
 TILE = 100  # folded into a row's key to choose a tile; `augmentation.pipeline` folds lower numbers
+TILES_AT_ONCE = 16  # of each image; with more tiles, the network is applied to so many at a time
 PRE_NMS_TOP_K = 1000  # number of (cell, class) pairs, highest scores first, for NMS, as in TOOD
 
 Assigner = Callable[..., assign.Targets]
@@ -61,9 +62,11 @@ class DetectionTask:
       each class; (): none.
     views: views of an image from which the network predicts; NMS takes the boxes of all views.
 
-    tiling: how images, which then have `tiling.canvas` pixels, are cut.  The network predicts from
-      every tile and, if there are several, from the whole image at the size of a tile; in training,
-      it sees a random tile of each image.  None: images are not cut.
+    tiling: how images, whose sides are then those of a grid of tiles, are cut.  The network
+      predicts from every tile and, if there are several, from the whole image at the size of a
+      tile; in training, it sees a random tile of each image.  Without `tiling.rows`, an image in
+      the upper left corner of a larger array has only the tiles that cover it.  None: images are
+      not cut.
 
     `context.hparams` holds the weight of each loss term, such as `classification_weight`.
     """
@@ -94,7 +97,7 @@ class DetectionTask:
         if not context.train:
             return batch
         if self.tiling:
-            batch = _random_tiles(rng.fold_in_each(keys, TILE), batch, self.tiling)
+            batch = self._random_tiles(rng.fold_in_each(keys, TILE), batch, self.tiling)
         return _rescale(self.transform(keys, batch, context), context.scale)
 
     def loss(
@@ -143,32 +146,74 @@ class DetectionTask:
 
     def predict(self, variables: Tree, images: Array) -> dict[str, Array]:
         """`boxes [B, P, 4]` in pixels, `scores`, `labels` and `valid [B, P]`, best first."""
-        scores, candidates = self.candidates(variables, images)
-        return jax.vmap(partial(self._suppress, images.shape[1:3]))(scores, candidates)
+        return self._predict(variables, images, _whole(images))
 
-    def candidates(self, variables: Tree, images: Array) -> tuple[Array, Array]:
+    def predict_batch(self, variables: Tree, batch: Batch) -> dict[str, Array]:
+        """`predict` for the images of a prepared batch, each with its own grid of tiles."""
+        return self._predict(variables, batch["image"], self.extents(batch))
+
+    def extents(self, batch: Batch) -> Array:
+        """Height and width [B, 2] of the upper left part of each image that its tiles cover."""
+        if not self.tiling or self.tiling.rows:
+            return _whole(batch["image"])
+        inner = jnp.rint(batch["size"] / batch["to_original"][:, 1::-1]).astype(jnp.int32)
+        return jax.vmap(self.tiling.extent)(inner)
+
+    def candidates(
+        self, variables: Tree, images: Array, extents: Array | None = None
+    ) -> tuple[Array, Array]:
         """All scores [B, A, K] and boxes [B, A, 4] in pixels, before non-maximum suppression.
 
-        With tiles, the A boxes are the boxes of each tile in turn, then of the whole image.
+        With tiles, the A boxes are the boxes of each tile in turn, then of the whole image; scores
+        are 0 beyond the `extents` of an image.
         """
         if not self.tiling:
             return self._predict_views(variables, images)
-        count, regions = images.shape[0], tiles.tile_boxes(self.tiling)
-        parts = jax.vmap(partial(tiles.cut, tiling=self.tiling))(images)  # [B, T, h, w, C]
-        found = self._predict_views(variables, parts.reshape(-1, *parts.shape[2:]))
-        scores, boxes_ = (each.reshape(count, len(regions), *each.shape[1:]) for each in found)
-        boxes_ = boxes_ + np.tile(regions[:, :2], 2)[None, :, None]
-        scores, boxes_ = (each.reshape(count, -1, each.shape[-1]) for each in (scores, boxes_))
-        if len(regions) == 1:
-            return scores, boxes_
-        small = jax.image.resize(images, (count, *parts.shape[2:]), "linear")
+        tiling = self.tiling.covering(*images.shape[1:3])
+        extents = _whole(images) if extents is None else extents
+        corners, shape = tiles.corners(tiling), (tiling.height, tiling.width)
+        scores, found = self._predict_tiles(variables, images, corners, shape)
+        scores *= _inside(tiling, extents)[..., None, None]
+        found += np.tile(corners[:, ::-1], 2)[None, :, None]
+        scores, found = (
+            each.reshape(images.shape[0], -1, each.shape[-1]) for each in (scores, found)
+        )
+        if len(corners) == 1:
+            return scores, found
+        small = jax.vmap(partial(tiles.shrink, shape=shape))(images, extents)
         of_whole, whole = self._predict_views(variables, small)
-        sides = np.divide(images.shape[1:3], small.shape[1:3])
-        factor = np.tile(sides[::-1], 2).astype(np.float32)[None, None]
+        of_whole *= (extents > np.array([shape])).any(-1)[:, None, None]  # not of a single tile
+        factor = jnp.tile((extents / np.array([shape]))[:, ::-1], 2)[:, None]
         return (
             jnp.concatenate([scores, of_whole], 1),
-            jnp.concatenate([boxes_, whole * factor], 1),
+            jnp.concatenate([found, whole * factor], 1),
         )
+
+    def _predict(self, variables: Tree, images: Array, extents: Array) -> dict[str, Array]:
+        scores, candidates = self.candidates(variables, images, extents)
+        suppress = partial(self._suppress, images.shape[1:3])
+        return jax.vmap(suppress)(scores, candidates, extents)
+
+    def _predict_tiles(
+        self, variables: Tree, images: Array, corners: np.ndarray, shape: tuple[int, int]
+    ) -> tuple[Array, Array]:
+        """Scores [B, T, A, K] and boxes [B, T, A, 4] of each tile, in pixels of the tile."""
+
+        def predict(corners):
+            parts = jax.vmap(partial(tiles.cut, places=corners, shape=shape))(images)
+            found = self._predict_views(variables, parts.reshape(-1, *parts.shape[2:]))
+            return [each.reshape(*parts.shape[:2], *each.shape[1:]) for each in found]
+
+        count = len(corners)
+        if count <= TILES_AT_ONCE:
+            scores, found = predict(corners)
+            return scores, found
+        groups = np.resize(corners, (-(-count // TILES_AT_ONCE), TILES_AT_ONCE, 2))
+        grouped = (jnp.moveaxis(each, 0, 1) for each in jax.lax.map(predict, groups))
+        scores, found = (
+            each.reshape(images.shape[0], -1, *each.shape[3:])[:, :count] for each in grouped
+        )
+        return scores, found
 
     def _predict_views(self, variables: Tree, images: Array) -> tuple[Array, Array]:
         views = [self._predict_view(variables, images, view) for view in self.views]
@@ -234,14 +279,18 @@ class DetectionTask:
         return self.encoding.scores(output), found * factor
 
     def _suppress(
-        self, shape: tuple[int, int], scores: Array, candidates: Array
+        self, shape: tuple[int, int], scores: Array, candidates: Array, extent: Array
     ) -> dict[str, Array]:
         """Detections of one image from scores [A, K] and boxes [A, 4]."""
         top, index = jax.lax.top_k(scores.reshape(-1), min(PRE_NMS_TOP_K, scores.size))
         cell, label = jnp.divmod(index, scores.shape[-1])
-        candidates = boxes.clip(candidates, *shape)[cell]
+        candidates = boxes.clip(candidates, *extent)[cell]
         if self.tiling:
-            candidates, top = self._merge_cut(shape, cell, len(scores), candidates, top, label)
+            regions = tiles.tile_boxes(self.tiling.covering(*shape))
+            if len(regions) > 1:
+                each = len(scores) // (len(regions) + 1)  # number of boxes of a tile
+                parts = candidates, top, label, cell // each
+                candidates, top = _merge_cut(*parts, regions, extent)
         kept = self.suppress(candidates, top, label)
         return {
             "boxes": kept.boxes,
@@ -250,26 +299,13 @@ class DetectionTask:
             "labels": jnp.where(kept.valid, label[kept.indices], 0),
         }
 
-    def _merge_cut(
-        self,
-        shape: tuple[int, int],
-        cell: Array,
-        cells: int,
-        found: Array,
-        scores: Array,
-        labels: Array,
-    ) -> tuple[Array, Array]:
-        """Apply `tiles.merge_cut`; cell [N]: index of each box in all `cells` of all tiles."""
-        regions = tiles.tile_boxes(self.tiling)
-        if len(regions) == 1:
-            return found, scores
-        regions = np.concatenate([regions, np.float32([[0, 0, *shape[::-1]]])])
-        tile = cell // (cells // len(regions))
-        own = jnp.asarray(regions)[tile]
-        low, high = (jnp.clip(part, own[:, :2], own[:, 2:]) for part in jnp.split(found, 2, -1))
-        found = jnp.concatenate([low, high], -1)
-        cut = tiles.is_cut(found, own, shape)
-        return tiles.merge_cut(found, scores, labels, tile, regions, cut)
+    def _random_tiles(self, keys: jax.Array, batch: Batch, tiling: tiles.Tiling) -> Batch:
+        """Replace every image of a batch by one of its tiles, drawn at random, with its boxes."""
+        samples = augment.Sample(*(batch[name] for name in augment.Sample._fields))
+        tiling = tiling.covering(*batch["image"].shape[1:3])
+        possible = _inside(tiling, self.extents(batch))
+        cut = partial(augment.random_tile, regions=tiles.tile_boxes(tiling))
+        return batch | jax.vmap(cut)(keys, samples, possible)._asdict()
 
 
 def make_assigner(*, tal_from: int = 0, positive_iou: float = 0.5, **tal: Any) -> Assigner:
@@ -325,11 +361,29 @@ def distribution_focal_loss(output: DetectorOutput, true: Array) -> Array:
     return -(target * log_probabilities).sum(-1).mean(-1)
 
 
-def _random_tiles(keys: jax.Array, batch: Batch, tiling: tiles.Tiling) -> Batch:
-    """Replace every image of a batch by one of its tiles, drawn at random, with the boxes in it."""
-    samples = augment.Sample(*(batch[name] for name in augment.Sample._fields))
-    cut = partial(augment.random_tile, regions=tiles.tile_boxes(tiling))
-    return batch | jax.vmap(cut)(keys, samples)._asdict()
+def _inside(tiling: tiles.Tiling, extents: Array) -> jax.Array:
+    """Whether each of T tiles is inside the `extents` [B, 2] of each image, [B, T]."""
+    ends = tiles.corners(tiling) + [tiling.height, tiling.width]
+    return (ends[None] <= extents[:, None]).all(-1)
+
+
+def _whole(images: Array) -> jax.Array:
+    """Height and width [B, 2] of the images of a batch."""
+    return jnp.broadcast_to(jnp.array(images.shape[1:3]), (images.shape[0], 2))
+
+
+def _merge_cut(
+    found: Array, scores: Array, labels: Array, tile: Array, regions: Array, extent: Array
+) -> tuple[Array, Array]:
+    """Boxes and scores after `tiles.merge_cut`; the last tile is the whole image."""
+    height, width = extent
+    whole = jnp.array([[0, 0, width, height]], jnp.float32)
+    regions = jnp.concatenate([regions, whole])
+    own = regions[tile]
+    low, high = (jnp.clip(part, own[:, :2], own[:, 2:]) for part in jnp.split(found, 2, -1))
+    found = jnp.concatenate([low, high], -1)
+    cut = tiles.is_cut(found, own, extent)
+    return tiles.merge_cut(found, scores, labels, tile, regions, cut)
 
 
 def _resize(images: Array, scale: float) -> Array:

@@ -14,7 +14,7 @@ from jaxdet.data.normalize import IMAGENET, Normalization, normalize
 from jaxdet.losses.boxes import BoxLoss, box_loss
 from jaxdet.metrics import classification as classification_metrics
 from jaxdet.ops import boxes
-from jaxdet.tasks.base import forward, masked_means
+from jaxdet.tasks.base import class_factors, forward, masked_means
 from jaxdet.types import Array, Batch, StepContext, Tree
 
 
@@ -27,6 +27,7 @@ class LocalizationTask:
     classes: names of the K classes.
     transform: function (key, image, box) -> (image, box) that augments one training image [H, W, C]
       with values in [0, 1].
+    class_weights: in training, factors of the losses of images of each class; (): none.
 
     `context.hparams` holds the weights of the loss terms, `class_weight` and `box_weight`, and
     `dropout_scale`, a factor of the dropout rates of the network.
@@ -39,6 +40,7 @@ class LocalizationTask:
     label_smoothing: float = 0.0
     normalization: Normalization = IMAGENET
     boxed: bool = True  # whether every image has a box; if not, the task only evaluates
+    class_weights: tuple[float, ...] = ()
 
     def init(self, key: jax.Array, batch: Batch) -> Tree:
         """Variables of the network."""
@@ -57,7 +59,8 @@ class LocalizationTask:
     ) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
         """This device's contribution to the mean loss over images, and to its terms.
 
-        The terms `regression` and `loss` are left out if `boxed` is False.
+        Class weights are weights of this mean.  The terms `regression` and `loss` are left out if
+        `boxed` is False.
         """
         images = normalize(batch["image"], self.normalization)
         scale = context.hparams["dropout_scale"]
@@ -67,8 +70,8 @@ class LocalizationTask:
         logits, true = logits.astype(jnp.float32), batch["boxes"][:, 0] / _sides(batch["image"])
         target = jax.nn.one_hot(batch["label"], len(self.classes))
         target = optax.smooth_labels(target, self.label_smoothing if context.train else 0.0)
-        terms = {
-            "accuracy": (logits.argmax(-1) == batch["label"]).astype(jnp.float32),
+        correct = (logits.argmax(-1) == batch["label"]).astype(jnp.float32)
+        losses = {
             "classification": optax.softmax_cross_entropy(logits, target),
             "regression": jnp.where(
                 boxes.area(true) > 0,  # an object outside the image has no box
@@ -76,7 +79,9 @@ class LocalizationTask:
                 0.0,
             ),
         }
-        terms = masked_means(terms, batch, context)
+        factors = class_factors(target, self.class_weights, context)
+        terms = masked_means({"accuracy": correct}, batch, context)
+        terms |= masked_means(losses, batch, context, factors)
         loss = (
             context.hparams["class_weight"] * terms["classification"]
             + context.hparams["box_weight"] * terms["regression"]

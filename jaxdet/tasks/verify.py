@@ -15,7 +15,7 @@ from jaxdet.losses import metric_learning
 from jaxdet.metrics import bootstrap
 from jaxdet.metrics import verification as verification_metrics
 from jaxdet.ops import embeddings
-from jaxdet.tasks.base import forward, masked_means
+from jaxdet.tasks.base import class_factors, forward, masked_means
 from jaxdet.training import parallel
 from jaxdet.types import Array, Batch, StepContext, Tree
 
@@ -38,6 +38,8 @@ class VerificationTask:
     embedding_loss: loss of the embeddings that is added to the cross-entropy.
     margins: (name, value) pairs of the head's arguments that differ from the defaults of its paper.
     tta: whether predictions add the embedding of the mirror image to the embedding of an image.
+    class_weights: in training, factors of the classification losses of images of each identity; ():
+      none.
 
     `context.hparams` holds `dropout`, a factor of the network's dropout rates, and
     `embedding_loss_weight`.
@@ -52,6 +54,7 @@ class VerificationTask:
     label_smoothing: float = 0.0
     tta: bool = False
     normalization: Normalization = CENTERED
+    class_weights: tuple[float, ...] = ()
 
     def init(self, key: jax.Array, batch: Batch) -> Tree:
         """Variables of the network and, if the embedding loss needs them, class centers."""
@@ -73,7 +76,10 @@ class VerificationTask:
     def loss(
         self, variables: Tree, batch: Batch, key: jax.Array, context: StepContext
     ) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
-        """This device's contribution to the mean loss over images, and to its terms."""
+        """This device's contribution to the mean loss over images, and to its terms.
+
+        Class weights are weights of the mean of the classification losses.
+        """
         images = normalize(batch["image"], self.normalization)
         scale = context.hparams["dropout"]
         variables, centers = _split_centers(variables)
@@ -86,11 +92,11 @@ class VerificationTask:
             margin_logits, likelihood = self._margin_logits(variables, embedding, batch["label"])
         target = jax.nn.one_hot(batch["label"], self.num_classes)
         target = optax.smooth_labels(target, self.label_smoothing if context.train else 0.0)
-        terms = {
-            "accuracy": (logits.argmax(-1) == batch["label"]).astype(jnp.float32),
-            "classification": optax.softmax_cross_entropy(margin_logits, target) + likelihood,
-        }
-        terms = masked_means(terms, batch, context)
+        correct = (logits.argmax(-1) == batch["label"]).astype(jnp.float32)
+        losses = optax.softmax_cross_entropy(margin_logits, target) + likelihood
+        factors = class_factors(target, self.class_weights, context)
+        terms = masked_means({"accuracy": correct}, batch, context)
+        terms |= masked_means({"classification": losses}, batch, context, factors)
         terms["loss"] = terms["classification"]
         if self.embedding_loss != "none":
             terms["embedding"] = self._embedding_term(embedding, centers, batch, context)

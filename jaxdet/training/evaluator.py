@@ -175,8 +175,17 @@ def eval_step(
     context = StepContext(False, jnp.int32(0), epoch, hparams, axis)
     batch = prepare_batch(task, data, rows, context)
     _, (_, terms) = task.loss(variables, batch, jax.random.key(0), context)
-    measures = task.measure(task.predict(variables, batch["image"]), batch)
+    measures = task.measure(predict(task, variables, batch), batch)
     return parallel.psum(terms, axis), measures
+
+
+def predict(task: Task, variables: Tree, batch: Batch) -> dict[str, Array]:
+    """Predictions for a prepared batch: by the method `predict_batch` or, without it, `predict`.
+
+    `predict_batch(variables, batch)` is for predictions that depend on more than the pixels.
+    """
+    own: Any = getattr(task, "predict_batch", None)
+    return own(variables, batch) if own else task.predict(variables, batch["image"])
 
 
 def prepare_batch(task: Task, data: Batch, rows: Batch, context: StepContext) -> Batch:

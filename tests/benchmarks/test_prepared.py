@@ -58,6 +58,31 @@ def test_boxes_follow_the_objects():
     assert counts.count(1) > 30 and counts.count(4) in range(1, 8)
 
 
+def test_a_skewed_set_has_few_training_images_with_the_rare_class(source, tmp_path, capsys):
+    words = ["skewed", "--source", str(source), "--out", str(tmp_path / "a"), "--keep", ".5"]
+    before = formats.read(source)
+    rare = before.classes[1]
+    assert prepared.main([*words, "--rare", rare]) == 0
+    assert f"| train | {rare} | 1 |" in capsys.readouterr().out
+    found = formats.read(tmp_path / "a")
+    assert found.classes == before.classes
+
+    def having(dataset, split):
+        return [1 in sample.labels for sample in dataset.splits[split]]
+
+    assert having(before, "train") == [True, True, False]
+    assert sorted(having(found, "train")) == [False, True]
+    assert having(before, "val") == having(found, "val") == [True]
+    for words_of, said in {
+        ("--rare", "x"): "--rare must be one of",
+        (): "--rare must be one of",
+        ("--rare", rare, "--keep", "2"): "--keep must be from 0 to 1, got 2",
+    }.items():
+        assert prepared.main([*words[:3], "--out", str(tmp_path / "b"), *words_of]) == 2
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / "b").exists()
+
+
 @pytest.mark.parametrize(
     "words, message",
     [

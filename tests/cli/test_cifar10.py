@@ -141,6 +141,18 @@ def test_resumed_run_ends_in_equal_scores(place, trained):
     assert untimed[0] == untimed[1]
 
 
+def test_a_run_with_class_weights_resumes_in_equal_scores(place):
+    words = ["train", "cifar10", "--root", "data", *SMALL, "--class-weights", "1,2,.5"]
+    assert main(*words, "--out", "weighted") == 0
+    before, plain = (
+        [line["train"] for line in run_dir.read_metrics(run)] for run in ("weighted", "run")
+    )
+    assert all(a != b for a, b in zip(before[1:], plain[1:], strict=True))
+    shutil.rmtree(place / "weighted" / "checkpoints" / str(checkpoint.steps("weighted")[-1]))
+    assert main("train", "cifar10", "--out", "weighted", "--resume", "--quiet") == 0
+    assert [line["train"] for line in run_dir.read_metrics("weighted")] == before
+
+
 def test_monitored_test_scores_select_nothing(place):
     words = ["--monitor", "test", "--resume", "--out", "watched"]
     assert main("train", "cifar10", "--root", "data", *SMALL, *words) == 0

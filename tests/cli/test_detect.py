@@ -21,6 +21,7 @@ import jaxdet
 from jaxdet import configs, runs
 from jaxdet.configs import detect
 from jaxdet.data import formats, sampler
+from jaxdet.errors import InputError
 from jaxdet.export import replay
 from jaxdet.metrics import detection as metrics
 from jaxdet.metrics import error_types
@@ -510,6 +511,25 @@ def test_tiles_state_their_cost_and_give_boxes_in_pixels_of_the_image(place, cap
     assert len(boxes) > 3 and (boxes >= 0).all() and (boxes <= 45).all()
     (sample,) = answers("predict", "run", "--split", "val", *words)
     assert sample["objects"] == found["objects"]
+
+
+def test_tiles_by_size_give_each_image_its_own_grid(place, capsys):
+    words = ["--tiles", "40", *LOW]  # 2.4 times as large, in 2 x 2 or 2 x 1 tiles
+    paths = [f"data/images/train/{i}.png" for i in (0, 1, 2)]
+    found = answers("predict", "run", *paths, *words)
+    said = capsys.readouterr().err
+    assert "--tiles 40: images of up to 128 x 160 pixels in 2 x 2 tiles of 64 x 96, up to " in said
+    samples = answers("predict", "run", "--split", "train", "--count", "3", *words)
+    assert len(found) == len(samples) == 3
+    run = jaxdet.load("run", tiles="40", score_threshold=0.001)
+    _, rows = run.measure(run.with_data(), "train")
+    for one, sample, boxes, valid in zip(found, samples, rows["boxes"], rows["valid"], strict=True):
+        expected = [row["box"] for row in one["objects"]]
+        assert len(expected) == valid.sum() > 3
+        np.testing.assert_allclose([row["box"] for row in sample["objects"]], expected, atol=0.02)
+        np.testing.assert_allclose(boxes[valid], expected, atol=0.02)
+    with pytest.raises(InputError, match="--format stablehlo needs inputs of one size"):
+        run.export("out.jaxdet", "stablehlo")
 
 
 def test_samples_folders_and_patterns_have_equal_predictions(place):

@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxdet import configs
+from jaxdet.data.sources import ArraySource
 from jaxdet.errors import InputError
 from tests import tiny
 
@@ -64,3 +66,24 @@ def test_an_unknown_name_lists_all_names_nearest_first(name, nearest):
     ) as caught:
         configs.named_network(name)
     assert all(known in str(caught.value) for known in configs.NETWORK_NAMES)
+
+
+@pytest.mark.parametrize("system", ["detect", "cifar10", "objects", "faces"])
+def test_class_weights_are_balanced_or_given(system):
+    sets = {"true_labels": np.array([[0, 0, 1], [0, 2, 2]])}
+    sets["true_valid"] = np.array([[True] * 3, [True, False, False]])
+    arrays = sets if system == "detect" else {"label": np.array([0, 1, 0, 0])}
+    splits = {"train": ArraySource(arrays)}
+
+    def weights(text):
+        config = configs.config(system)(class_weights=text)
+        module = configs.checked_module(system, config)
+        return module.from_splits(config, ("a", "b", "c"), splits).task.class_weights
+
+    assert weights("") == () and weights("1,2,.5") == (1, 2, 0.5)
+    assert weights("balanced") == pytest.approx((4 / 6, 4 / 2, 1))  # class c has no objects
+    with pytest.raises(InputError, match=r"one number per class \(a, b, c\), got 1,2"):
+        weights("1,2")
+    for text in ("1,x", "1,0,1", "even", "1,inf,1", "1,nan,1"):
+        with pytest.raises(InputError, match="--class-weights must be balanced, or positive"):
+            weights(text)

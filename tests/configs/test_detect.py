@@ -7,12 +7,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import jaxdet
 from jaxdet import flops
 from jaxdet.cli import flags, options
 from jaxdet.configs.detect import Config, check, from_splits, network
-from jaxdet.data.sources import ArraySource
+from jaxdet.data.images import Letterbox
 from jaxdet.errors import InputError
 from jaxdet.models import registry
 from tests.models.helpers import outputs, paths, shaped
@@ -115,22 +116,6 @@ def test_scales_of_anchors_follow_from_their_number_and_ratios():
     assert network(Config())[0].anchor_scales == ()
 
 
-def test_class_weights_are_balanced_or_given():
-    labels, valid = np.array([[0, 0, 1], [0, 2, 2]]), np.array([[True] * 3, [True, False, False]])
-    splits = {"train": ArraySource({"true_labels": labels, "true_valid": valid})}
-
-    def weights(text):
-        return from_splits(Config(class_weights=text), ("a", "b", "c"), splits).task.class_weights
-
-    assert weights("") == () and weights("1,2,.5") == (1, 2, 0.5)
-    assert weights("balanced") == pytest.approx((4 / 6, 4 / 2, 1))  # class c has no objects
-    with pytest.raises(InputError, match=r"one number per class \(a, b, c\), got 1,2"):
-        weights("1,2")
-    for text in ("1,x", "1,0,1", "even", "1,inf,1"):
-        with pytest.raises(InputError, match="--class-weights must be balanced, or positive"):
-            check(Config(class_weights=text))
-
-
 def test_tiles_make_images_larger_than_the_input_of_the_network():
     def experiment(**options):
         config = Config(size=(64, 96), overlap=0.25, **options)
@@ -141,7 +126,14 @@ def test_tiles_make_images_larger_than_the_input_of_the_network():
     assert plain.task.tiling is None
     assert plain.metadata["input"] == alone.metadata["input"] == [64, 96, 3]
     assert several.metadata["input"] == [128, 224, 3]
-    for text in ("2", "0x2", "2x", "100x1", "axb"):
+    pixels = experiment(tiles="48")  # of an image, on the longer side of a tile of 96 pixels
+    assert pixels.task.tiling.rows is None and pixels.letterbox == Letterbox(False, True, 2.0)
+    assert pixels.metadata["input"] == [64, 96, 3]
+    for size, canvas in (((10, 10), (64, 96)), ((33, 48), (128, 96)), ((64, 100), (128, 224))):
+        image, found = pixels.read_image(Image.new("RGB", size[::-1]))
+        assert found == size and image.shape == (*canvas, 3)
+        np.testing.assert_array_equal(image[: 2 * size[0], : 2 * size[1]], 0)
+    for text in ("2", "0x2", "2x", "100x1", "axb", "9", "100000", "6.4", "-64"):
         with pytest.raises(InputError, match="--tiles must be rows x columns from 1x1 to 99x99"):
             experiment(tiles=text)
     with pytest.raises(InputError, match="--overlap must be from 0 to 0.9, got 1"):

@@ -25,9 +25,28 @@ def test_tiles_cover_the_canvas_and_overlap_by_multiples_of_the_stride():
     assert Tiling(3, 3, 0.9, 64, 64).steps == (32, 32)  # never the same place twice
 
 
+def test_an_image_has_the_smallest_grid_that_covers_it():
+    tiling = TILING._replace(rows=None, columns=None)
+    sides = {(1, 1): (1, 1), (64, 128): (1, 1), (65, 128): (2, 1), (128, 225): (2, 3)}
+    for size, grid in sides.items():
+        found = tiling.covering(*size)
+        assert found[:2] == grid and found[2:] == TILING[2:]
+        traced = jax.jit(tiling.extent)(np.array(size))
+        np.testing.assert_array_equal(traced, found.canvas)
+    assert TILING.covering(1, 1) == TILING
+
+
+def test_shrinking_a_part_equals_resizing_that_part():
+    image = np.random.default_rng(0).random((40, 60, 3)).astype(np.float32)
+    for rows, columns in ((40, 60), (31, 17), (8, 12)):
+        found = jax.jit(partial(tiles.shrink, shape=(16, 24)))(image, np.array([rows, columns]))
+        expected = jax.image.resize(image[:rows, :columns], (16, 24, 3), "linear")
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_cut_takes_the_pixels_of_every_tile():
     image = np.random.default_rng(0).random((*TILING.canvas, 3)).astype(np.float32)
-    found = tiles.cut(image, TILING)
+    found = tiles.cut(image, tiles.corners(TILING), (64, 128))
     for part, (x0, y0, x1, y1) in zip(found, tiles.tile_boxes(TILING).astype(int), strict=True):
         np.testing.assert_array_equal(part, image[y0:y1, x0:x1])
 
@@ -108,7 +127,7 @@ def test_a_random_tile_is_one_of_the_tiles_with_the_boxes_in_it():
     keys = jax.random.split(jax.random.key(0), 40)
     one = partial(augment.random_tile, sample=sample, regions=regions)
     found = jax.tree.map(np.asarray, jax.jit(jax.vmap(one))(keys))
-    parts, seen = np.asarray(tiles.cut(image, TILING)), set()
+    parts, seen = np.asarray(tiles.cut(image, tiles.corners(TILING), (64, 128))), set()
     for part, box, valid in zip(found.image, found.boxes, found.valid, strict=True):
         (place,) = [i for i, cut in enumerate(parts) if (cut == part).all()]
         seen.add(place)
@@ -118,3 +137,7 @@ def test_a_random_tile_is_one_of_the_tiles_with_the_boxes_in_it():
         share = np.prod(inside[2:] - inside[:2]) / (50 * 30)
         assert bool(valid[0]) == (share > augment.MIN_VISIBLE)
     assert seen == set(range(6))
+    possible = np.array([False, True, False, True, False, False])
+    some = jax.jit(jax.vmap(lambda key: one(key, possible=possible).image))(keys)
+    drawn = (np.asarray(some)[:, None] == parts[None]).all((2, 3, 4))
+    np.testing.assert_array_equal(drawn.any(0), possible)

@@ -4,6 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
 from scipy import special
@@ -99,6 +100,21 @@ def test_loss_equals_scalar_reference(name, smoothing):
     np.testing.assert_allclose(
         gradient, numerical_gradient(name, logits, batch, smoothing), atol=2e-3
     )
+
+
+def test_class_weights_are_weights_of_the_mean_loss_in_training():
+    logits, batch = random_logits(), prepare(random_batch(real=[1, 1, 1, 1, 1, 0]))
+    losses = optax.softmax_cross_entropy(logits, batch["target"])
+    task, variables = make_task(class_weights=(1.0, 4.0, 0.5)), {"params": {"logits": logits}}
+    assert len({*batch["label"][:5].tolist()}) == 3
+    weights = np.array([1.0, 4.0, 0.5])[batch["label"]] * batch["real"]
+    for context, own in ((TRAIN, weights), (EVALUATE, batch["real"])):
+        loss, (_, terms) = task.loss(variables, batch, jax.random.key(0), context)
+        assert float(loss) == pytest.approx(np.average(losses, weights=own), 1e-5)
+        right = (logits.argmax(-1) == batch["label"])[:5].mean()
+        assert float(terms["accuracy"]) == pytest.approx(right)
+    nothing = batch | {"real": np.zeros(6, np.float32)}
+    assert float(task.loss(variables, nothing, jax.random.key(0), TRAIN)[0]) == 0
 
 
 def numerical_gradient(name, logits, batch, smoothing, step=1e-4):
@@ -223,7 +239,7 @@ def test_batch_statistics_change_in_training_only(net):
 
 def test_four_devices_give_loss_and_gradient_of_one(net):
     network, variables = net
-    task = make_task(network, label_smoothing=0.1)
+    task = make_task(network, label_smoothing=0.1, class_weights=(1.0, 3.0, 0.5))
     # The last device has padding only.
     batch = prepare(random_batch(8, real=[1, 1, 1, 0, 1, 0, 0, 0]))
 

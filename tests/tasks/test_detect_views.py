@@ -116,6 +116,50 @@ def test_an_object_that_tiles_show_in_part_is_one_box(images):
         np.testing.assert_allclose(box[0], expected, atol=1)
 
 
+def test_tiles_by_size_on_the_same_grid_give_identical_boxes(images):
+    fixed = tiled(2, 2)
+    free = replace(fixed, tiling=fixed.tiling._replace(rows=None, columns=None))
+    images = np.pad(images, [(0, 0), (0, 32), (0, 0), (0, 0)])
+    expected, found = (jax.jit(task.predict)({}, images) for task in (fixed, free))
+    assert fixed.tiling.canvas == (128, 128) and found["valid"].any(1).all()
+    for name, column in expected.items():
+        np.testing.assert_array_equal(found[name], column)
+
+
+def test_tiles_beyond_an_image_count_for_nothing(images):
+    task = replace(tiled(1, 2), tiling=Tiling(None, None, 0.6, 96, 96))
+    sizes, scale = np.array([[48, 64], [48, 40]]), 2.0  # 96 x 128 and 96 x 80 pixels of the input
+    larger = np.ones((2, 160, 192, 3), np.float32)
+    larger[0, :96, :128], larger[1, :96, :96] = images[0], images[1, :, :96]
+    to_original = np.float32([[1 / scale, 1 / scale, 0, 0]] * 2)
+    batch = {"image": larger, "size": sizes, "to_original": to_original}
+    extents = np.asarray(task.extents(batch))
+    np.testing.assert_array_equal(extents, [[96, 128], [96, 96]])
+    found = jax.jit(task.predict_batch)({}, batch)
+    for i, (rows, columns) in enumerate(extents):
+        alone = jax.jit(task.predict)({}, larger[i : i + 1, :rows, :columns])
+        assert found["valid"][i].sum() == alone["valid"].sum() == 1
+        for name, column in alone.items():
+            np.testing.assert_allclose(found[name][i], column[0], atol=1e-5)
+    parts = {name: np.ones((2, 1), bool) for name in ("labels", "valid", "crowd")}
+    task = replace(task, transform=lambda keys, batch, context: batch)
+    batch |= {"image": larger * 255, "boxes": np.zeros((2, 1, 4), np.float32), **parts}
+    context = StepContext(True, jnp.int32(0), jnp.int32(0), {})
+    for seed in range(8):
+        keys = jax.random.split(jax.random.key(seed), 2)
+        drawn = task.augment(keys, batch, context)["image"]
+        np.testing.assert_array_equal(drawn[1], larger[1, :96, :96])
+
+
+def test_many_tiles_are_predicted_a_few_at_a_time(images, monkeypatch):
+    task = tiled(2, 2)
+    images = np.pad(images, [(0, 0), (0, 32), (0, 0), (0, 0)])
+    expected = jax.jit(task.candidates)({}, images)
+    monkeypatch.setattr(detect, "TILES_AT_ONCE", 3)
+    for one, other in zip(expected, jax.jit(task.candidates)({}, images), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_training_sees_a_tile_of_each_image(images):
     task = replace(tiled(1, 2), transform=lambda keys, batch, context: batch)
     batch = {"image": images * 255, "boxes": np.float32([[BOX], [(56, 20, 88, 60)]])}

@@ -123,6 +123,21 @@ def test_loss_equals_scalar_reference(name, smoothing):
     assert all((abs(leaf) > 0).any(-1).all() for leaf in jax.tree.leaves(gradient))
 
 
+def test_class_weights_are_weights_of_both_losses_in_training():
+    variables, batch = random_variables(), random_batch()
+    rows = zip(
+        *(variables["params"]["logits"], batch["label"], variables["params"]["box"]),
+        *(batch["boxes"][:, 0] / SIDES,),
+        strict=True,
+    )
+    each = [reference_localization.localization_losses(*row, "mse", 0.0) for row in rows]
+    weights = np.array([1.0, 4.0, 0.5])[batch["label"]]
+    for context, own in ((TRAIN, weights), (EVALUATE, np.ones(6))):
+        (_, terms), _ = loss_and_gradient(variables, batch, context, class_weights=(1.0, 4.0, 0.5))
+        found = [float(terms[name]) for name in ("classification", "regression")]
+        assert found == pytest.approx(np.average(each, 0, own).tolist(), 1e-5)
+
+
 @pytest.mark.parametrize("name", BOX_LOSSES)
 def test_loss_of_equal_boxes_is_zero(name):
     boxes = random_variables()["params"]["box"]

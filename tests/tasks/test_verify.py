@@ -95,6 +95,16 @@ def test_loss_equals_reference_cross_entropy():
     chex.assert_tree_all_finite(gradient)
 
 
+def test_class_weights_are_weights_of_the_classification_loss_in_training():
+    params, batch, weights = random_params(), random_batch(), (1.0, 4.0, 0.5, 2.0)
+    logits = params["embedding"] @ params["logits"]["kernel"]
+    losses = cross_entropy(logits, batch["label"])
+    own = np.array(weights)[batch["label"]]
+    for context, factors in ((TRAIN, own), (EVALUATE, np.ones(8))):
+        found = loss_and_gradient(params, batch, context, class_weights=weights)[0]
+        assert found == pytest.approx(np.average(losses, weights=factors), 1e-5)
+
+
 def test_labels_are_smoothed_in_training_only():
     params, batch = random_params(), random_batch()
     logits = params["embedding"] @ params["logits"]["kernel"]
