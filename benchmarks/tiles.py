@@ -62,7 +62,7 @@ class Options(harness.OutputOptions):
     """values of --tiles of `jaxdet eval`"""
     overlap: float = 0.2
     """overlap of tiles and slices, as a fraction of their sides"""
-    repeats: int = 3
+    repeats: int = 1
     """number of draws of the mosaics"""
     sahi: str = ""
     """Python of an environment with the package sahi; default: without this comparison"""
@@ -242,8 +242,13 @@ def summarize(rows: dict[str, Any], detector: jaxdet.Run, repeats: int) -> dict[
         for k in range(repeats)
     ]
     values = {name: [draw[name] for draw in draws] for name in SCORES}
-    spread = {name: np.std(own, ddof=min(repeats - 1, 1)) for name, own in values.items()}
-    return {name: f"{np.mean(own):.3f} ({spread[name]:.3f})" for name, own in values.items()}
+    return {name: _mean_text(own) for name, own in values.items()}
+
+
+def _mean_text(values: Sequence[float]) -> str:
+    """The mean and, of several values, the standard deviation."""
+    deviation = f" ({np.std(values, ddof=1):.3f})" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{deviation}"
 
 
 def scores(rows: dict[str, Any], detector: jaxdet.Run) -> dict[str, float]:

@@ -150,6 +150,8 @@ class DetectionTask:
 
     def predict_batch(self, variables: Tree, batch: Batch) -> dict[str, Array]:
         """`predict` for the images of a prepared batch, each with its own grid of tiles."""
+        if not self.tiling or self.tiling.rows:
+            return self.predict(variables, batch["image"])
         return self._predict(variables, batch["image"], self.extents(batch))
 
     def extents(self, batch: Batch) -> Array:
