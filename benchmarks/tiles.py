@@ -4,11 +4,11 @@
 
 The images of a split are drawn in groups of four, which form mosaics of twice their height and
 width. To the network, which resizes a mosaic to the size of its input, objects are half as large as
-in the images that the run was trained on; with tiles it sees them larger. `small`, `medium` and
+in the images that the run was trained on; in tiles it sees them larger. `small`, `medium` and
 `large` are COCO's sizes where the mosaic has the size of one image: boxes and areas are scaled by a
-half and a quarter. `apart` predicts each of the four images alone, as it was before: what the
-network could find if the mosaic cost it nothing. Scores are means over `--repeats` draws of the
-mosaics, with standard deviations; multiply-adds are those of one mosaic.
+half and a quarter. `apart` predicts each of the four images alone, as it was before: the scores
+that the network has without the mosaic. Scores are means over `--repeats` draws of the mosaics,
+with standard deviations if there are several; multiply-adds are those of one mosaic.
 
 SAHI (Akyon et al. 2022, arXiv:2202.06934) cuts a mosaic into slices of the same size and overlap as
 the tiles of `--tiles` in pixels, in an environment of its own; the network predicts for each slice
@@ -21,17 +21,19 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from PIL import Image
 
 import jaxdet
 from benchmarks.lib import harness, units
-from jaxdet.data import convert, detection, formats, images, regular_files
+from jaxdet import flops
+from jaxdet.data import detection, formats, images, regular_files
 from jaxdet.errors import InputError
 from jaxdet.metrics import detection as metrics
 from jaxdet.types import Detections
@@ -68,12 +70,12 @@ class Options(harness.OutputOptions):
     """Python of an environment with the package sahi; default: without this comparison"""
 
 
-class Mosaics(NamedTuple):
-    """Mosaics of four images each, as a data set in a folder."""
+class Mosaic(NamedTuple):
+    """An image of four images."""
 
-    folder: Path
-    parts: list[list[images.ImageFile]]  # the four images of each
-    cell: images.Size  # height and width of the place of an image
+    sample: detection.AnnotatedImage
+    parts: list[images.ImageFile]  # the four images
+    corners: list[tuple[int, int]]  # x and y of their upper left corners
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,122 +84,115 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: Options) -> None:
     harness.require_positive(options, "repeats")
-    detector = jaxdet.load(options.run)
-    if detector.system != "detect":
-        raise InputError(f"--run must be a run of detect, got a run of {detector.system}")
-    detector = jaxdet.load(options.run, max_detections=MAX_DETECTIONS, tiles="")
+    detector = load(options)
     root = options.root or getattr(detector.config, "root", "")
     dataset = detection.match_classes(formats.read(root), detector.classes)
     if options.split not in dataset.splits:
         known = ", ".join(dataset.splits)
         raise InputError(f"--split must be one of {known}, got {options.split}")
-    with tempfile.TemporaryDirectory() as folder:
-        mosaics = write(dataset, options.split, Path(folder) / "mosaics", options.repeats)
-        table = compare(detector, mosaics, options)
+    mosaics = draw(dataset.splits[options.split], options.repeats)
+    truth = true_rows([mosaic.sample for mosaic in mosaics])
+    table = []
+    for name, cost, found in (*tiled(mosaics, options), *peers(detector, mosaics, options)):
+        own = summarize({**truth, **predicted_rows(found)}, detector.classes, options.repeats)
+        table.append({"method": name, "multiply_adds": cost, **own})
     if not options.sahi:
         print("SAHI is not compared: give --sahi the Python of an environment with it")
-    harness.publish(NAME, options, render, table)
+    # no folders of this machine in the record
+    same = replace(options, run=Options.run, root="", sahi=options.sahi and "python")
+    harness.publish(NAME, same, render, table)
 
 
 def render(record: dict[str, Any]) -> str:
     return units.markdown_table(record["rows"], COLUMNS)
 
 
-def write(dataset: detection.DetectionDataset, split: str, folder: Path, repeats: int) -> Mosaics:
-    """Draw mosaics `repeats` times, and write all of them in the COCO format.
+def load(options: Options, tiles: str = "") -> jaxdet.Run:
+    found = jaxdet.load(options.run)
+    if found.system != "detect":
+        raise InputError(f"--run must be a run of detect, got a run of {found.system}")
+    changes = {"tiles": tiles, "overlap": options.overlap, "max_detections": MAX_DETECTIONS}
+    return jaxdet.load(options.run, **changes)
 
-    Up to three images, which remain, are left out of each draw.
-    """
-    samples = dataset.splits[split]
+
+def draw(samples: Sequence[detection.AnnotatedImage], repeats: int) -> list[Mosaic]:
+    """The mosaics of all draws, one after the other; of each, up to three images are left out."""
     pairs = [(sample, images.read_size(sample.image)) for sample in samples]
     usable = [found for found, _ in (detection.usable_boxes(*pair) for pair in pairs) if found]
-    groups = []
+    if len(usable) < 4:
+        raise InputError(f"--split must have at least 4 images, got {len(usable)}")
+    height, width = np.max([np.array(found.size) for found in usable], 0).tolist()
+    mosaics = []
     for seed in range(repeats):
         order = np.random.default_rng(seed).permutation(len(usable))
         fours = order[: len(order) // 4 * 4].reshape(-1, 4)
-        groups += [[usable[i] for i in four] for four in fours]
-    if not groups:
-        raise InputError(f"--split {split} must have at least 4 images, got {len(usable)}")
-    height, width = np.max([found.size for found in usable], 0).tolist()
-    drawn = [_mosaic(four, (height, width), number) for number, four in enumerate(groups)]
-    found = detection.DetectionDataset(dataset.classes, {"test": drawn}, ())
-    convert.write(convert.plan(found, "coco"), folder)
-    return Mosaics(folder, [[one.image for one in four] for four in groups], (height, width))
+        mosaics += [_mosaic([usable[i] for i in four], (height, width)) for four in fours]
+    return mosaics
 
 
-def _mosaic(
-    samples: Sequence[detection.AnnotatedImage], cell: images.Size, number: int
-) -> detection.AnnotatedImage:
-    """The mosaic of four images, each at the upper left of its quarter."""
+def _mosaic(samples: Sequence[detection.AnnotatedImage], cell: images.Size) -> Mosaic:
+    """The mosaic of four images, each at the upper left of its quarter of the size `cell`."""
     height, width = cell
+    corners = [(0, 0), (width, 0), (0, height), (width, height)]
     canvas = np.full((2 * height, 2 * width, 3), images.LETTERBOX_FILL, np.uint8)
     objects = []
-    for (x, y), sample in zip(_corners(cell), samples, strict=True):
+    for (x, y), sample in zip(corners, samples, strict=True):
         pixels, _ = images.read_pixels(sample.image)
         canvas[y : y + len(pixels), x : x + len(pixels[0])] = pixels
         rows = zip(sample.boxes, sample.labels, sample.crowd, sample.area, strict=True)
-        objects += [(box + np.float32([x, y, x, y]), *rest) for box, *rest in rows]
+        objects += [(box + np.array([x, y, x, y]), *rest) for box, *rest in rows]
     content = io.BytesIO()
     Image.fromarray(canvas).save(content, "PNG")
-    return detection.annotated_image(content.getvalue(), objects, f"{number:04d}")
+    sample = detection.annotated_image(content.getvalue(), objects, "mosaic", size=canvas.shape[:2])
+    return Mosaic(sample, [one.image for one in samples], corners)
 
 
-def _corners(cell: images.Size) -> list[tuple[int, int]]:
-    """x and y of the upper left corners of the quarters of a mosaic."""
-    height, width = cell
-    return [(0, 0), (width, 0), (0, height), (width, height)]
-
-
-def compare(detector: jaxdet.Run, mosaics: Mosaics, options: Options) -> list[dict[str, Any]]:
-    """A row per method, with its scores and multiply-adds per mosaic."""
-    table, rows, single = [], {}, 0
+def tiled(
+    mosaics: Sequence[Mosaic], options: Options
+) -> Iterator[tuple[str, int, list[Detections]]]:
+    """Yield (method, multiply-adds, boxes of each mosaic), without tiles and with `--tiles`."""
     for tiles in ("", *options.tiles):
-        experiment = detector.with_data(
-            root=str(mosaics.folder), tiles=tiles, overlap=options.overlap
-        )
-        evaluator = detector.evaluator(experiment, "test")
-        _, rows = evaluator.measure(detector.variables, detector.epoch)
-        cost = evaluator.operations(detector.variables).multiply_adds
-        single = single or cost
-        name = f"--tiles {tiles}" if tiles else "whole"
-        own = {"method": name, "multiply_adds": cost}
-        table.append({**own, **summarize(rows, detector, options.repeats)})
-    for name, cost, found in _peers(detector, mosaics, options):
-        own = {"method": name, "multiply_adds": cost * single}
-        replaced = replace_boxes(rows, found)
-        table.append({**own, **summarize(replaced, detector, options.repeats)})
-    return table
+        run = load(options, tiles)
+        found = run.predict([mosaic.sample.image for mosaic in mosaics])
+        cost = multiply_adds(run, mosaics[0].sample.image)
+        yield f"--tiles {tiles}" if tiles else "whole", cost, found
 
 
-def _peers(
-    detector: jaxdet.Run, mosaics: Mosaics, options: Options
-) -> Iterable[tuple[str, int, list[Detections]]]:
-    """Yield (method, predictions of the network per mosaic, boxes of each mosaic)."""
-    corners = _corners(mosaics.cell)
-    apart = [_shifted(detector.predict(four), corners) for four in mosaics.parts]
-    yield "apart", 4, apart
-    height, width = (2 * side for side in mosaics.cell)
-    paths = sorted((mosaics.folder / "images" / "test").iterdir())
+def multiply_adds(run: jaxdet.Run, image: images.ImageFile) -> int:
+    """Multiply-adds of the prediction for an image."""
+    shape = jax.ShapeDtypeStruct((1, *run.prepare(image).image.shape), np.float32)
+    return flops.count(run.predict_fn(), run.variables, shape).sum().multiply_adds
+
+
+def peers(
+    run: jaxdet.Run, mosaics: Sequence[Mosaic], options: Options
+) -> Iterator[tuple[str, int, list[Detections]]]:
+    """The same of the images apart and, for each of `--tiles` in pixels, of SAHI."""
+    cost, config = multiply_adds(run, mosaics[0].sample.image), run.config
+    apart = [shifted(run.predict(mosaic.parts), mosaic.corners) for mosaic in mosaics]
+    yield "apart", 4 * cost, apart
+    height, width = mosaics[0].sample.size or (0, 0)
     for pixels in (int(tiles) for tiles in options.tiles if tiles.isdecimal() and options.sahi):
-        config: Any = detector.config
-        sides = [round(side * pixels / max(config.size)) for side in config.size]
-        words: list[Any] = [height, width, *sides, options.overlap]
+        size = config.size
+        sides = [round(side * pixels / max(size)) for side in size]
+        words = [*(height, width, *sides), options.overlap]
         slices = json.loads(_sahi(options.sahi, "slices", *words))
-        regions = [(0, 0, width, height), *slices]
+        regions = [(0, 0, width, height), *map(tuple, slices)]
         with tempfile.TemporaryDirectory() as folder:
-            for number, path in enumerate(paths):
-                with Image.open(path) as image:
-                    parts = [image.crop(tuple(region)) for region in regions]
-                found = _shifted(detector.predict(parts), [region[:2] for region in regions])
+            for number, mosaic in enumerate(mosaics):
+                with Image.open(io.BytesIO(images.file_bytes(mosaic.sample.image))) as image:
+                    parts = [image.crop(region) for region in regions]
+                found = shifted(run.predict(parts), [region[:2] for region in regions])
                 np.savez(Path(folder) / f"{number:04d}.npz", **found._asdict())
             _sahi(options.sahi, "merge", folder, height, width)
             for method, name in SAHI_METHODS.items():
                 merged = [
                     Detections(**np.load(Path(folder) / f"{number:04d}-{method}.merged"))
-                    for number in range(len(paths))
+                    for number in range(len(mosaics))
                 ]
                 shape = " x ".join(map(str, sides))
-                yield f"{name}, {len(slices)} slices of {shape}", len(regions), merged
+                name = f"{name}, {len(slices)} slices of {shape}"
+                yield name, len(regions) * cost, merged
 
 
 def _sahi(python: str, *words: Any) -> str:
@@ -212,37 +207,50 @@ def _sahi(python: str, *words: Any) -> str:
     return done.stdout
 
 
-def _shifted(found: Sequence[Detections], corners: Sequence[Sequence[int]]) -> Detections:
+def shifted(found: Sequence[Detections], corners: Sequence[Sequence[int]]) -> Detections:
     """The boxes of parts of an image, whose corners (x, y) are given, in pixels of the image."""
     moved = [
-        own.boxes + np.float32([*corner[:2]] * 2)[None]
+        own.boxes + np.tile(np.float32(corner), 2)[None]
         for own, corner in zip(found, corners, strict=True)
     ]
-    columns = [np.concatenate(column) for column in zip(*found, strict=True)]
-    return Detections(np.concatenate(moved), *columns[1:])
+    _, scores, labels = (np.concatenate(column) for column in zip(*found, strict=True))
+    return Detections(np.concatenate(moved), scores, labels)
 
 
-def replace_boxes(rows: dict[str, np.ndarray], found: Sequence[Detections]) -> dict[str, Any]:
-    """Rows with other predictions, of which the best `MAX_DETECTIONS` of each image are kept."""
-    count = len(found)
-    boxes = np.zeros((count, MAX_DETECTIONS, 4), np.float32)
-    scores, labels = np.zeros(boxes.shape[:2], np.float32), np.zeros(boxes.shape[:2], np.int32)
-    for i, own in enumerate(found):
+def true_rows(samples: Sequence[detection.AnnotatedImage]) -> dict[str, np.ndarray]:
+    """The true boxes of images as `rows` of `metrics.detection`."""
+    count = max(len(sample.boxes) for sample in samples)
+    names = ("boxes", "labels", "crowd", "area")
+    rows = {f"true_{n}": [_padded(getattr(own, n), count) for own in samples] for n in names}
+    rows["true_valid"] = [_padded(np.ones_like(own.crowd), count) for own in samples]
+    rows["size"] = [np.array(own.size) for own in samples]
+    return {name: np.stack(column) for name, column in rows.items()}
+
+
+def predicted_rows(found: Sequence[Detections]) -> dict[str, np.ndarray]:
+    """The best `MAX_DETECTIONS` boxes of each image as `rows` of `metrics.detection`."""
+    rows: dict[str, list[np.ndarray]] = {"boxes": [], "scores": [], "labels": [], "valid": []}
+    for own in found:
         best = np.argsort(-own.scores, kind="stable")[:MAX_DETECTIONS]
-        boxes[i, : len(best)] = own.boxes[best]
-        scores[i, : len(best)], labels[i, : len(best)] = own.scores[best], own.labels[best]
-    return {**rows, "boxes": boxes, "scores": scores, "labels": labels, "valid": scores > 0}
+        columns = {name: column[best] for name, column in own._asdict().items()}
+        columns["valid"] = np.ones(len(best), bool)
+        for name, column in columns.items():
+            rows[name].append(_padded(column, MAX_DETECTIONS))
+    return {name: np.stack(column) for name, column in rows.items()}
 
 
-def summarize(rows: dict[str, Any], detector: jaxdet.Run, repeats: int) -> dict[str, str]:
+def _padded(column: np.ndarray, count: int) -> np.ndarray:
+    return np.pad(column, [(0, count - len(column)), *[(0, 0)] * (column.ndim - 1)])
+
+
+def summarize(rows: dict[str, Any], classes: Sequence[str], repeats: int) -> dict[str, str]:
     """Mean and standard deviation of each score over the draws, which follow each other in rows."""
     size = len(rows["size"]) // repeats
     draws = [
-        scores({name: column[k * size :][:size] for name, column in rows.items()}, detector)
+        scores({name: column[k * size :][:size] for name, column in rows.items()}, classes)
         for k in range(repeats)
     ]
-    values = {name: [draw[name] for draw in draws] for name in SCORES}
-    return {name: _mean_text(own) for name, own in values.items()}
+    return {name: _mean_text([own[name] for own in draws]) for name in SCORES}
 
 
 def _mean_text(values: Sequence[float]) -> str:
@@ -251,10 +259,10 @@ def _mean_text(values: Sequence[float]) -> str:
     return f"{np.mean(values):.3f}{deviation}"
 
 
-def scores(rows: dict[str, Any], detector: jaxdet.Run) -> dict[str, float]:
+def scores(rows: dict[str, Any], classes: Sequence[str]) -> dict[str, float]:
     """The scores of predictions on mosaics, with sizes as if a mosaic were as large as an image."""
     half = {name: rows[name] / 2 for name in ("boxes", "true_boxes")}
-    found = metrics.scores({**rows, **half, "true_area": rows["true_area"] / 4}, detector.classes)
+    found = metrics.scores({**rows, **half, "true_area": rows["true_area"] / 4}, classes)
     return {name: found[name] for name in SCORES}
 
 
