@@ -184,7 +184,8 @@ class DetectionTask:
             return scores, found
         small = jax.vmap(partial(tiles.shrink, shape=shape))(images, extents)
         of_whole, whole = self._predict_views(variables, small)
-        of_whole *= (extents > np.array([shape])).any(-1)[:, None, None]  # not of a single tile
+        several = jnp.any(extents > np.array([shape]), -1)  # a single tile is the whole image
+        of_whole *= several[:, None, None]
         factor = jnp.tile((extents / np.array([shape]))[:, ::-1], 2)[:, None]
         return (
             jnp.concatenate([scores, of_whole], 1),
@@ -366,7 +367,7 @@ def distribution_focal_loss(output: DetectorOutput, true: Array) -> Array:
 def _inside(tiling: tiles.Tiling, extents: Array) -> jax.Array:
     """Whether each of T tiles is inside the `extents` [B, 2] of each image, [B, T]."""
     ends = tiles.corners(tiling) + [tiling.height, tiling.width]
-    return (ends[None] <= extents[:, None]).all(-1)
+    return jnp.all(ends[None] <= extents[:, None], -1)
 
 
 def _whole(images: Array) -> jax.Array:
