@@ -26,6 +26,7 @@ VARIANTS = (*cifar10.TUTORIALS[1:], "ng_windows")  # in `cifar10_arch` and `slid
 RELATIVES = (  # of networks in the short table
     *("b1", "b2", "b3", "resnet34", "mobilenet_v3_small", "convnext_small", "bottleneck"),
     *("mobilenet_v2", "deeper", "resnet20", "narrow", "deep", "tiniest", "ng_sliding"),
+    *("mtcnn_pnet", "mtcnn_rnet"),
 )
 NETWORKS = {
     "model": "model",

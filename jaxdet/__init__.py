@@ -24,11 +24,13 @@ if TYPE_CHECKING:
         train,
     )
     from jaxdet.compilation_cache import enable_compilation_cache
+    from jaxdet.data.face_detector import FaceDetector
     from jaxdet.errors import InputError
     from jaxdet.export.model import ExportedModel
     from jaxdet.flops import count as count_flops
     from jaxdet.training.experiment import Experiment
     from jaxdet.training.progress import Callback, Progress
+    from jaxdet.types import Faces
 
 __version__ = "0.1.0.dev0"
 
@@ -38,6 +40,8 @@ __all__ = [
     "Detections",
     "Experiment",
     "ExportedModel",
+    "FaceDetector",
+    "Faces",
     "InputError",
     "Localization",
     "Progress",
@@ -64,6 +68,8 @@ _NAMES = {
     "Detections": "jaxdet.api:Detections",
     "Experiment": "jaxdet.training.experiment:Experiment",
     "ExportedModel": "jaxdet.export.model:ExportedModel",
+    "FaceDetector": "jaxdet.data.face_detector:FaceDetector",
+    "Faces": "jaxdet.types:Faces",
     "InputError": "jaxdet.errors:InputError",
     "Localization": "jaxdet.api:Localization",
     "Progress": "jaxdet.training.progress:Progress",

@@ -29,6 +29,7 @@ from jaxdet import configs, files, runs
 from jaxdet.config import TrainConfig, conform, from_json, option, reuse_data
 from jaxdet.data import coco, image_inputs, sources, threads
 from jaxdet.data import images as image_files
+from jaxdet.data.face_detector import FaceDetector, align_before
 from jaxdet.errors import InputError
 from jaxdet.export import onnx_graph, onnx_nms, package, program, replay
 from jaxdet.export.model import ExportedModel, to_prediction
@@ -470,6 +471,21 @@ class Run:
                 f"{name}: embedding is not finite: the network has diverged; use another checkpoint"
             )
         return found[0] if one else found
+
+    def with_aligned_faces(self, detector: FaceDetector | None = None) -> "Run":
+        """The run with the largest face of each image aligned, before `predict` and `embed` use it.
+
+        Images without a face are used as they are; a warning names them.  `detector` is by default
+        a new `FaceDetector`.  Raises InputError unless the run is one of faces.
+        """
+        if not isinstance(self.experiment.task, EmbeddingTask):
+            raise InputError(
+                f"{self.folder}: aligning faces needs a run of faces, got a run of {self.system}"
+            )
+        side = self.metadata["input"][0]
+        read = align_before(detector or FaceDetector(), self.experiment.read_image, side)
+        experiment = replace(self.experiment, read_image=read)
+        return Run(self.folder, experiment, self.step, self.variables, self.epoch, saved=self.saved)
 
     def evaluate(self, split: str = "test", *, root: str = "", **options: Any) -> dict[str, Any]:
         """Scores of a split, as `jaxdet eval` prints them.

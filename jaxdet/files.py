@@ -2,11 +2,15 @@
 
 import json
 import os
+import shutil
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
+
+from jaxdet.errors import InputError
 
 MAX_BYTES = 2**28  # larger text files are refused
 MAX_INT = 2**63 - 1
@@ -47,6 +51,27 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write a value as indented JSON atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A context that gives a folder to fill, which becomes `path` at the end.
+
+    After an exception, `path` is as before.  Raises InputError unless `path` is absent or an empty
+    folder.
+    """
+    if path.is_symlink() or (path.exists() and (not path.is_dir() or any(path.iterdir()))):
+        raise InputError(f"{path}: must be an empty or new folder; nothing is overwritten")
+    draft = path.with_name(f"{path.name}.partial")
+    if draft.exists():
+        raise InputError(f"{draft} is left from an interrupted command; remove it")
+    draft.mkdir(parents=True)
+    try:
+        yield draft
+        draft.replace(path)
+    except BaseException:
+        shutil.rmtree(draft)
+        raise
 
 
 def write_synced(path: str | Path, mode: str, content: str | bytes) -> None:

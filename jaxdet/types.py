@@ -116,6 +116,14 @@ class Detections(NamedTuple):
     labels: np.ndarray  # [N] int32: indices into `Run.classes`
 
 
+class Faces(NamedTuple):
+    """The faces found in one image, best first."""
+
+    boxes: np.ndarray  # [N, 4] float32: corners in pixels of the image
+    scores: np.ndarray  # [N] float32
+    landmarks: np.ndarray  # [N, 5, 2] float32: eyes, nose, corners of the mouth; x, y in pixels
+
+
 class Localization(NamedTuple):
     """The label and the box of one image, which has one object."""
 

@@ -28,6 +28,8 @@ from jaxdet.training import parallel, time_budget
 from tests import datasets, tiny
 from tests.cli import test_detect, test_objects, test_verify
 from tests.cli.test_main import main
+from tests.data import test_face_detector
+from tests.models import test_mtcnn
 from tests.models.helpers import random_like, torch_arrays, variable_shapes
 
 ROOT = Path(jaxdet.__file__).parents[1]
@@ -164,6 +166,12 @@ def write_small_detector(path):
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
 
 
+def small_face_detector(monkeypatch, folder):
+    """MTCNN with weights by which bright windows are faces, in place of the package's."""
+    test_mtcnn.write_weights(folder, test_face_detector.value)
+    monkeypatch.setattr(pretrained, "fetch_folder", lambda source: folder)
+
+
 @pytest.fixture
 def few_runs(monkeypatch):
     """One epoch of a time budget; two runs of an experiment and of a grid; two benchmarks.
@@ -212,6 +220,7 @@ def test_commands_run(title, data, small_networks, few_runs, tmp_path, monkeypat
     for name in ("images/a.jpg", "canvas.png"):
         Image.fromarray(np.zeros((40, 56, 3), np.uint8)).save(name)
     write_small_detector("yolox_s.pth")
+    small_face_detector(monkeypatch, tmp_path / "mtcnn")
     for words in RUN[title]:
         words = [str(data[_system(words)]) if word == "DIR" else word for word in words]
         for name in {"runs/a", "runs/b"} & {*words}:
@@ -309,6 +318,7 @@ def test_the_python_of_the_readme_runs(examples, monkeypatch):
 def test_the_python_of_the_api_page_runs(examples, monkeypatch):
     small_detector(monkeypatch)
     write_small_detector("yolox_s.pth")
+    small_face_detector(monkeypatch, examples / "mtcnn")
     code = python("docs/python.md")
     namespace = {}
     for block in code:

@@ -41,6 +41,7 @@ commands:
   data assign RUN       draw the cells of a detector that are assigned to each true box
   data audit RUN        rank likely label errors: missing, misplaced, mislabeled, duplicate boxes
   data convert SRC DST  write a detection data set as COCO, Pascal VOC, YOLO or parquet
+  data align SRC DST    cut out and align the faces in a folder of images
   data verification     make the folders for `verify` from one folder of images per identity
   verify dev|test RUN   identify probes: tune the threshold on dev, apply it to test
   verify pair|pairs RUN compare two images, or all pairs of a file (LFW protocol)
@@ -58,8 +59,8 @@ VERIFY_COMMANDS = ("dev", "test", "pair", "pairs", "probe")
 COMMAND_USAGE = {  # commands that need a second word
     "train": "train SYSTEM [options]",
     "sweep": "sweep SYSTEM [options]",
-    "data": "data inspect|split|preview SYSTEM, data assign|audit RUN, data convert SRC DST, or "
-    "data verification",
+    "data": "data inspect|split|preview SYSTEM, data assign|audit RUN, data convert|align SRC DST, "
+    "or data verification",
     "verify": f"verify {'|'.join(VERIFY_COMMANDS)} RUN [options]",
 }
 
@@ -142,6 +143,8 @@ def _dispatch(words: list[str], received: list[int]) -> int:
             return _run("data_audit", flags.parse("jaxdet data audit", rest, options.Audit))
         case ["data", "convert", *rest]:
             return _run("data_convert", flags.parse("jaxdet data convert", rest, options.Convert))
+        case ["data", "align", *rest]:
+            return _run("data_align", flags.parse("jaxdet data align", rest, options.Align))
         case ["data", "preview", system, *rest] if system in configs.SYSTEMS:
             defaults = (options.Preview(), configs.config(system)())
             parsed = flags.parse_with_config(f"data preview {system}", rest, defaults)

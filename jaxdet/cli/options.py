@@ -206,6 +206,7 @@ class Predict(RestoredOrPublished):
         **dict.fromkeys(("score_threshold", "nms_iou", "classes"), ("detect", "digits")),
         **dict.fromkeys(("save_txt", "save_json", "save_crop"), ("detect", "digits")),
         "multiple": ("digits",),
+        "align_faces": ("faces",),
     }
 
     score_threshold: float | Literal["chosen"] | None = None
@@ -227,6 +228,9 @@ class Predict(RestoredOrPublished):
     multiple: bool = False
     """digits: predict every digit of an image, as detections, instead of one; --score-threshold,
     --nms-iou, --classes, --save-txt, --save-json and --save-crop then apply, as for detect"""
+    align_faces: bool = False
+    """faces: align the face in each image first, as `data align` does with the training data; an
+    image without a face is used as it is"""
     canvas: int = 0
     """digits: side of the samples in pixels; 0: as in the run"""
     figure: Path | None = None
@@ -396,6 +400,26 @@ class Convert(Process):
     on_invalid: Literal["skip", "error"] = "skip"
     """what to do with unusable images and boxes: report them and leave them out (skip), or stop
     before anything is written (error)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Align(Process):
+    """Write a folder of images with their faces aligned: found, rotated, scaled and cut out.
+
+    MTCNN finds the largest face of each image and its eyes, nose and mouth, which then have the
+    same places in all images.  An image without a face is copied as it is.  The weights are read
+    from the package facenet-pytorch.
+    """
+
+    src: tyro.conf.Positional[str]
+    """folder or tar file of images, such as one folder per identity"""
+    dst: tyro.conf.Positional[Path]
+    """folder to write, with the images under the same names; it must be absent or empty"""
+    size: int = 112
+    """side of the aligned images in pixels"""
+    on_invalid: Literal["skip", "error"] = "skip"
+    """what to do with images that cannot be read: report them and leave them out (skip), or stop
+    (error)"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,6 +78,8 @@ def run(options: Predict) -> int:
         run = _load_exported(options, paths)
     else:
         run = common.load(options, **{name: value for name, value in changes.items() if value})
+        if options.align_faces:
+            run = _aligning(run, paths)
     if submission and isinstance(run, api.Run):
         return predict_submission.run(run, options, *submission)
     thresholds = operating_point.read(run) if applies_chosen else None
@@ -281,6 +283,13 @@ def _load_exported(options: Predict, paths: Sequence[Path]) -> ExportedModel:
             f"{options.run} has no non-maximum suppression; export it again with --nms true"
         )
     return model
+
+
+def _aligning(run: api.Run, paths: Sequence[Path]) -> api.Run:
+    """The run, aligning faces; InputError without images to align."""
+    if not paths:
+        raise InputError("--align-faces needs images; align the data with `jaxdet data align`")
+    return run.with_aligned_faces()
 
 
 def _check_options(run: Model, options: Predict, many: bool) -> None:

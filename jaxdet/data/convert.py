@@ -102,18 +102,8 @@ def write(plan: Plan, out: Path, *, link: bool = False) -> None:
     """
     if link and plan.to == "parquet":
         raise InputError("--images link needs a format with image files, got --to parquet")
-    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
-        raise InputError(f"{out}: must be an empty or new folder; nothing is overwritten")
-    draft = out.with_name(f"{out.name}.partial")
-    if draft.exists():
-        raise InputError(f"{draft} is left from an interrupted conversion; remove it")
-    draft.mkdir(parents=True)
-    try:
+    with files.new_folder(out) as draft:
         WRITERS[plan.to](plan, draft, link)
-        draft.replace(out)
-    except BaseException:
-        shutil.rmtree(draft)
-        raise
 
 
 def _prepare(sample: AnnotatedImage) -> tuple[PlacedImage | None, list[str]]:

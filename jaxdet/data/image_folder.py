@@ -95,7 +95,7 @@ def load(
     def fill(numbers: np.ndarray) -> list[str | None]:
         faults = []
         for number in numbers:
-            result, fault = _attempt(samples[number], partial(images.read_resized, side=side))
+            result, fault = attempt(samples[number], partial(images.read_resized, side=side))
             faults.append(fault)
             if not fault:
                 image[number], _ = result
@@ -131,12 +131,12 @@ def stream(
     read_image = partial(image_cache.cached(images.read_resized, cache), side=side)
 
     def check(numbers: np.ndarray) -> list[str | None]:
-        return [_attempt(samples[number], images.check_header)[1] for number in numbers]
+        return [attempt(samples[number], images.check_header)[1] for number in numbers]
 
     usable, notes = _find_usable(samples, check)
 
     def read_record(number: int) -> dict[str, Any]:
-        result, fault = _attempt(samples[number], read_image)
+        result, fault = attempt(samples[number], read_image)
         if fault:
             raise InputError(fault)
         return {"image": result[0], "label": labels[number], "id": np.int32(first_id + number)}
@@ -159,7 +159,7 @@ def summarize(dataset: ImageFolderDataset) -> tuple[list[dict[str, Any]], list[s
 
     def measure(numbers: np.ndarray) -> list[tuple[int, int] | str]:
         function = partial(images.read_resized, side=1)
-        found = [_attempt(every[number][1], function) for number in numbers]
+        found = [attempt(every[number][1], function) for number in numbers]
         return [fault or result[1] for result, fault in found]
 
     sizes = _map_chunks(measure, len(every))
@@ -229,6 +229,14 @@ def file_bytes(file: File) -> bytes:
     return file() if callable(file) else file.read_bytes()
 
 
+def attempt(sample: LabeledImage, function: Callable) -> tuple[Any, str | None]:
+    """Return (`function` of the image, None), or (None, description of the image's problem)."""
+    try:
+        return function(sample.image), None
+    except InputError as error:
+        return None, f"{sample.location}: {str(error).removeprefix(f'{sample.image}: ')}"
+
+
 def _label_indices(samples: Sequence[LabeledImage], classes: Sequence[str]) -> np.ndarray:
     """Class index [N] int32 of each sample; InputError for a label that is not in `classes`."""
     label = {name: number for number, name in enumerate(classes)}
@@ -255,14 +263,6 @@ def _map_chunks(function: Callable[[np.ndarray], list], count: int) -> list:
     """Split the indices 0..count - 1, call `function` on the parts in threads, join the results."""
     chunks = np.array_split(np.arange(count), THREAD_CHUNKS)
     return [each for results in threads.map_images(function, chunks, len) for each in results]
-
-
-def _attempt(sample: LabeledImage, function: Callable) -> tuple[Any, str | None]:
-    """Return (`function` of the image, None), or (None, description of the image's problem)."""
-    try:
-        return function(sample.image), None
-    except InputError as error:
-        return None, f"{sample.location}: {str(error).removeprefix(f'{sample.image}: ')}"
 
 
 def _find_home(children: dict[Folder, list[Folder]]) -> Folder:

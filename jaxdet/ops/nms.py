@@ -38,17 +38,20 @@ def nms(
     iou_threshold: float = 0.5,
     max_detections: int = 100,
     score_threshold: float = 0.0,
+    overlap: Callable[[Array, Array], jax.Array] = box_ops.iou,
 ) -> Detections:
     """Greedy non-maximum suppression: keep the best box, drop boxes that overlap it, repeat.
 
     boxes [N, 4], scores [N], labels [N].  The best box comes first; of boxes with equal scores, the
     first is the best.
+
+    overlap: measure of overlap in place of the IoU, such as `boxes.iom`.
     """
 
     def decay(overlap):
         return jnp.where(overlap > iou_threshold, 0.0, 1.0)
 
-    return _greedy(boxes, scores, labels, decay, max_detections, score_threshold)
+    return _greedy(boxes, scores, labels, decay, max_detections, score_threshold, overlap)
 
 
 def soft_nms(
@@ -195,14 +198,16 @@ def _join_cluster(boxes, scores, labels, iou_threshold, score_threshold, cluster
     ), None
 
 
-def _greedy(boxes, scores, labels, decay: Callable, max_detections, score_threshold) -> Detections:
-    """Repeatedly keep the best box and multiply the other scores by decay(IoU with it)."""
+def _greedy(
+    boxes, scores, labels, decay: Callable, max_detections, score_threshold, overlap=box_ops.iou
+) -> Detections:
+    """Repeatedly keep the best box and multiply the other scores by decay(overlap with it)."""
     boxes, scores, labels = _as_arrays(boxes, scores, labels)
 
     def step(remaining, _):
         best = remaining.argmax()
         score = remaining[best]
-        factor = decay(box_ops.iou(boxes, boxes[best][None]))
+        factor = decay(overlap(boxes, boxes[best][None]))
         if labels is not None:
             factor = jnp.where(labels == labels[best], factor, 1.0)
         remaining = (remaining * factor).at[best].set(0.0)

@@ -33,7 +33,7 @@ laws = settings(deadline=None, max_examples=40)
 PLAIN = {"iou": boxes.iou, "giou": boxes.giou, "diou": boxes.diou, "ciou": boxes.ciou}
 OVERLAPS = {name: jax.jit(overlap) for name, overlap in PLAIN.items()}
 GRADIENTS = {name: jax.jit(jax.grad(overlap, (0, 1))) for name, overlap in PLAIN.items()}
-from_xywh, to_xywh = jax.jit(boxes.from_xywh), jax.jit(boxes.to_xywh)
+from_xywh, to_xywh, iom = map(jax.jit, (boxes.from_xywh, boxes.to_xywh, boxes.iom))
 area, intersection, union, enclosing_box, clip, mask_to_box = map(
     jax.jit,
     (
@@ -107,6 +107,22 @@ def test_overlaps_computed_by_hand():
     diou = 1 / 11 - (2**2 + 1**2) / (5**2 + 3**2)
     expected = [1 / 11, 1 / 11 - 4 / 15, diou, diou - v**2 / (1 - 1 / 11 + v)]
     close([overlap(a, b) for overlap in OVERLAPS.values()], expected)
+
+
+@laws
+@given(corner_boxes(), corner_boxes())
+def test_intersection_over_the_smaller_area_matches_the_reference(a, b):
+    expected = [[reference.iom(one, other) for other in b.tolist()] for one in a.tolist()]
+    found = iom(a[:, None], b[None])
+    close(found, expected)
+    np.testing.assert_array_equal(found, iom(b[:, None], a[None]).T)
+
+
+def test_intersection_over_the_smaller_area_of_nested_and_empty_boxes():
+    a, inside, dot = np.float32([[0, 0, 4, 4], [1, 1, 2, 3], [1, 1, 1, 1]])
+    assert iom(a, inside) == iom(a, a) == 1 and iom(a, dot) == iom(dot, dot) == 0
+    gradients = jax.jit(jax.grad(iom, (0, 1)))(dot, a)
+    chex.assert_tree_all_finite(jax.device_get(gradients))
 
 
 def test_overlap_of_disjoint_nested_and_empty_boxes():

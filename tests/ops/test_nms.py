@@ -27,7 +27,7 @@ N, SIZE = 24, 33
 iou = jax.jit(box_ops.iou)
 
 
-STATIC = ("name", "max_detections", "score_reduction", "method", "original_scores")
+STATIC = ("name", "max_detections", "score_reduction", "method", "original_scores", "overlap")
 
 
 @partial(jax.jit, static_argnames=STATIC)
@@ -105,6 +105,14 @@ def test_nms_matches_the_reference(seed, iou_threshold):
     kept = rows(run("nms", *inputs, iou_threshold=iou_threshold))
     np.testing.assert_array_equal(kept["indices"], reference.nms(*inputs, iou_threshold))
     np.testing.assert_array_equal(kept["boxes"], inputs[0][kept["indices"]])
+
+
+def test_nms_with_another_overlap_drops_boxes_inside_better_ones():
+    inputs = np.float32([[0, 0, 8, 8], [1, 1, 3, 3], [6, 6, 12, 12]]), np.float32([0.9, 0.8, 0.7])
+    options = {"iou_threshold": 0.5, "max_detections": 3}
+    assert rows(run("nms", *inputs, None, **options))["indices"].tolist() == [0, 1, 2]
+    options["overlap"] = box_ops.iom
+    assert rows(run("nms", *inputs, None, **options))["indices"].tolist() == [0, 2]
 
 
 @pytest.mark.parametrize("method", ["linear", "gaussian"])

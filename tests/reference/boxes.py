@@ -31,6 +31,13 @@ def ciou(a, b, eps=0.0):
     return diou(a, b, eps) - alpha * v
 
 
+def iom(a, b):
+    """Intersection of two boxes [4] over the area of the smaller one; 0 if either is empty."""
+    intersection, _ = intersection_and_union(a, b)
+    smaller = min(intersection_and_union(box, box)[0] for box in (a, b))
+    return intersection / smaller if smaller > 0 else 0.0
+
+
 def enclosing_box(a, b):
     """Smallest box [4] that contains two boxes [4]."""
     x, y = [*a[::2], *b[::2]], [*a[1::2], *b[1::2]]
