@@ -107,8 +107,8 @@ def test_shrinking_averages():
 
 def test_canvases_hold_the_image_with_little_waste():
     sides = [face_detector._canvas_side(side) for side in range(1, 3000)]
-    assert all(side <= canvas <= 1.25 * side + 1 for side, canvas in enumerate(sides, 1))
-    assert len({*sides}) < 50
+    assert all(side <= canvas <= 1.5 * side + 1 for side, canvas in enumerate(sides, 1))
+    assert len({*sides}) < 25
 
 
 def test_small_windows_are_refused(tmp_path):
