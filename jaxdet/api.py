@@ -478,13 +478,14 @@ class Run:
         Images without a face are used as they are; a warning names them.  `detector` is by default
         a new `FaceDetector`.  Raises InputError unless the run is one of faces.
         """
-        if not isinstance(self.experiment.task, EmbeddingTask):
+        read_image = self.experiment.read_image
+        if read_image is None or not isinstance(self.experiment.task, EmbeddingTask):
             raise InputError(
                 f"{self.folder}: aligning faces needs a run of faces, got a run of {self.system}"
             )
         side = self.metadata["input"][0]
-        read = align_before(detector or FaceDetector(), self.experiment.read_image, side)
-        experiment = replace(self.experiment, read_image=read)
+        read_aligned = align_before(detector or FaceDetector(), read_image, side)
+        experiment = replace(self.experiment, read_image=read_aligned)
         return Run(self.folder, experiment, self.step, self.variables, self.epoch, saved=self.saved)
 
     def evaluate(self, split: str = "test", *, root: str = "", **options: Any) -> dict[str, Any]:
