@@ -15,7 +15,7 @@ here.  `data.face_detector` applies `detect` to images of any form and size.
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -288,7 +288,7 @@ def _select_faces(boxes, found: StageOutput, threshold, limit) -> Faces:
     scores = jnp.where(found.scores > threshold, found.scores, 0)
     points = found.landmarks.reshape(-1, 2, LANDMARKS).swapaxes(1, 2)  # x, y
     landmarks = points * (_sides(boxes) + 1)[:, None] + boxes[:, None, :2] - 1
-    boxes = _corrected(boxes, found.offsets) - np.float32([[1, 1, 0, 0]])  # half-open
+    boxes = _corrected(boxes, found.offsets) - np.array([[1, 1, 0, 0]], np.float32)  # half-open
     # Reversed because, of boxes with equal scores, the original keeps the last.
     boxes, scores, landmarks = boxes[::-1], scores[::-1], landmarks[::-1]
     kept = nms.nms(
@@ -312,9 +312,9 @@ def _propose(variables, table, sizes, min_face, threshold, limits) -> _Windows:
     levels = pyramid(table.shape[0] - 1, table.shape[1] - 1, min_face=min_face)
     chex.assert_shape(sizes, (1 + len(levels.scales), 2))
     if not len(levels.scales):
-        return _Windows(*map(jnp.zeros, ((1, 4), 1, (1, 4))), jnp.zeros(1, bool))
+        return _Windows(jnp.zeros((1, 4)), jnp.zeros(1), jnp.zeros((1, 4)), jnp.zeros(1, bool))
     level, place = _locate(levels, *map(jnp.arange, levels.canvas))
-    found = PNet().apply(
+    found: Any = PNet().apply(
         variables,
         _normalized(_pyramid_pixels(table, sizes, level, place))[None],
         used=_is_inside(level, place, sizes[1:] - 2)[:-2, :-2],
@@ -353,7 +353,7 @@ def _locate(levels: Pyramid, rows: Array, columns: Array) -> tuple[Array, Array]
 
 def _is_inside(level: Array, place: Array, sizes: Array) -> jax.Array:
     """Whether places [H, W, 2] are in the used parts of their levels, of `sizes` [L, 2]."""
-    return (place < sizes[level]).all(-1)
+    return jnp.all(place < sizes[level], -1)
 
 
 def _pyramid_pixels(table: Array, sizes: Array, level: Array, place: Array) -> jax.Array:
@@ -437,7 +437,7 @@ def _normalized(pixels: Array) -> Array:
 
 def _max_pool(x: Array, kernel: int, name: str) -> Array:
     """Max pool of stride 2 in which incomplete windows at the end count."""
-    padding = [(0, (kernel - side) % STRIDE) for side in x.shape[1:3]]
+    padding: Any = [(0, (kernel - side) % STRIDE) for side in x.shape[1:3]]
     with jax.named_scope(name):
         return nn.max_pool(x, (kernel,) * 2, (STRIDE,) * 2, padding)
 

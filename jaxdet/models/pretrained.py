@@ -168,8 +168,8 @@ def _package_file(name: str) -> Path:
 def _find_in_package(name: str, module: str, pattern: str, pip_options: str = "") -> Path:
     """The first file of an installed package that matches a pattern; nothing is imported."""
     spec = find_spec(module)
-    folder = spec.submodule_search_locations[0] if spec else None
-    files = sorted(Path(folder).rglob(pattern)) if folder else []
+    folders = spec.submodule_search_locations if spec else None
+    files = sorted(Path(folders[0]).rglob(pattern)) if folders else []
     if not files:
         package = module.replace("_", "-")
         raise InputError(f"package:{name} is not installed: pip install {pip_options}{package}")

@@ -234,11 +234,11 @@ def test_faces_are_those_of_the_original(original):
     for image in (*single[:3], several):
         boxes, scores, landmarks = theirs.detect(Image.fromarray(image), landmarks=True)
         order = np.argsort(-np.float64(scores), kind="stable")
-        found = detect(variables, image, mtcnn.image_sizes(image.shape[:2]))
+        found = jax.device_get(detect(variables, image, mtcnn.image_sizes(image.shape[:2])))
         assert found.valid.sum() == len(boxes)
         rows = slice(len(boxes))
         np.testing.assert_allclose(found.scores[rows], np.float64(scores)[order], atol=1e-4)
-        shifted = found.boxes[rows] + np.float32([1, 1, 0, 0])
+        shifted = found.boxes[rows] + [1, 1, 0, 0]
         np.testing.assert_allclose(shifted, np.float64(boxes)[order], atol=1e-4 * image.shape[0])
         points = np.float64(landmarks)[order]
         np.testing.assert_allclose(found.landmarks[rows], points, atol=1e-4 * image.shape[0])
