@@ -1,6 +1,6 @@
-"""Renamed options and values; standard library only.
+"""Renamed options and values, and options that earlier runs lack; standard library only.
 
-Old names in the `config.json` of a run are replaced when it is read.  On the command line they are
+The `config.json` of a run is brought up to date when it is read.  On the command line old names are
 refused, with the new name in the message.
 """
 
@@ -105,6 +105,10 @@ VALUES: dict[tuple[str, str], dict[str, str]] = {  # (system, new option): old v
     ("faces", "activation"): {"own": "default"},
 }
 
+ABSENT: dict[str, dict[str, Any]] = {  # system: {option that earlier runs do not have: their value}
+    "digits": {"box_loss": "mse"},
+}
+
 METADATA = {"normalisation": "normalization", "numbers": "category_ids"}
 
 
@@ -115,12 +119,13 @@ def migrate_names(system: str, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def migrate_values(system: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace the values that were renamed in the fields of a configuration of any schema."""
+    """Replace renamed values in the fields of a configuration of any schema; add absent options."""
     tables = {name: values for (of, name), values in VALUES.items() if of == system}
-    return {
+    present = {
         name: tables[name].get(value, value) if name in tables else value
         for name, value in fields.items()
     }
+    return ABSENT.get(system, {}) | present
 
 
 def migrate_metadata(

@@ -96,7 +96,8 @@ def parity(place: Place) -> Record:
 
 TINY = "--layout c6s4,p2 --channels 8 --fc-widths 16 --window 40 --canvas 56 --devices 1"
 MNIST = "--channels 24 48 64 64 64 --fc-widths 192 192 --epochs 15 --batch 64 --warmup 300"
-MNIST += " --ema 0.999 --box-weight 250 --box-weight-ramp 0.03 0.6 --window-selection merge"
+MNIST += " --ema 0.999 --box-loss mse --box-weight 250 --box-weight-start 2"
+MNIST += " --box-weight-ramp 0.03 0.6"
 
 
 def digits_mnist(place: Place) -> Record:

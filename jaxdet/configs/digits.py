@@ -8,7 +8,7 @@ idx or idx.gz files in DIR),
 
     jaxdet train digits --source mnist --root DIR --out runs/mnist --epochs 15 --batch 64 \\
         --eval-batch 500 --channels 24 48 64 64 64 --fc-widths 192 192 --warmup 300 --ema 0.999 \\
-        --box-weight 250 --box-weight-ramp 0.03 0.6 --window-selection merge
+        --box-loss mse --box-weight 250 --box-weight-start 2 --box-weight-ramp 0.03 0.6
     jaxdet eval runs/mnist --checkpoint last --split heldout
 
 gives, on all 10,000 test digits, accuracy 0.9854, mean IoU 0.8921, IoU >= .5 for every digit, and
@@ -90,20 +90,21 @@ class Config(TrainConfig):
     mask_loss_by: Literal["both", "truth"] = "both"
     """which windows have class and box losses: all that overlap the digit (truth), or only the
     windows among these in which the network detects it (both)"""
-    box_loss: Literal["mse", "smooth_l1", "giou", "diou", "ciou"] = "mse"
-    """loss of the boxes, in units of the window"""
+    box_loss: Literal["mse", "smooth_l1", "giou", "diou", "ciou"] = "ciou"
+    """box loss of a window: mean squared error (mse) or smooth L1 loss (smooth_l1) of the corners,
+    in units of the window, or 1 minus GIoU, DIoU or CIoU"""
     reduction: Literal["sum", "mean"] = "sum"
     """whether the losses of all images and windows of a batch are added (sum) or averaged (mean)"""
     class_weight: float = 1.0
     """weight of the classification loss"""
-    box_weight: float = 150.0
+    box_weight: float = 8.0
     """final weight of the box loss"""
-    box_weight_start: float = 2.0
+    box_weight_start: float = 0.1
     """initial weight of the box loss; a large weight prevents the classes from being learned"""
     box_weight_ramp: tuple[float, float] = (0.03, 0.8)
     """fractions of the run between which the weight of the box loss grows geometrically from
     --box-weight-start to --box-weight"""
-    window_selection: Literal["class", "product", "merge"] = "class"
+    window_selection: Literal["class", "product", "merge"] = "merge"
     """how the digit of an image is predicted from its windows: by the window with the highest class
     score (class), by the window with the highest product of class and detection score (product), or
     by the weighted mean of all windows (merge)"""
@@ -119,7 +120,7 @@ class Config(TrainConfig):
     best: Literal["right_iou", "joint", "accuracy", "iou", "iou50"] = "right_iou"
     """validation score that selects the best checkpoint (right_iou: IoU, 0 where the label is
     wrong; joint: correct label and IoU of at least .5); ties go to the lower loss"""
-    epochs: int = 90
+    epochs: int = 120
     batch: int = 32
     lr: float = 3e-3
     warmup: int = 100
