@@ -46,6 +46,7 @@ CONVERGED = (  # the schedule of assignment 3, and all of its training images
     "--epochs 30 --batch 20 --optimizer momentum --lr .01 --schedule piecewise --val-fraction 0 "
     "--monitor test"
 )
+SMALL_GAIN = 0.005  # of mAP, within the noise of a run
 FLAT = 0.01  # a running loss that falls by less than this fraction has converged
 FACES = "--batch 32 --size 64 --val-fraction .2 --test-fraction 0"
 SCORES = {
@@ -309,10 +310,12 @@ def summarize(record: dict[str, Any]) -> str:
     """Markdown of a record, in which runs that differ only in the seed share one row.
 
     Such a row has the mean of each score over the seeds; `deviation` is the standard deviation of
-    the first score.
+    the first score.  Changes of an ablation with a gain near 0 are left out.
     """
     groups: dict[str, list[dict[str, Any]]] = {}
-    for row in record["rows"]:
+    rows = [row for row in record["rows"] if abs(row.get("gain") or 1) >= SMALL_GAIN]
+    record = {**record, "rows": rows}
+    for row in rows:
         key = re.sub(r" --seed \d+", "", row.get("options", ""))
         groups.setdefault(key or str(len(groups)), []).append(row)
     if len(groups) == len(record["rows"]):
@@ -333,7 +336,10 @@ def _mean(rows: Sequence[dict[str, Any]], options: str) -> dict[str, Any]:
 
 
 def describe(record: dict[str, Any]) -> str:
-    return f"{EXPERIMENTS[record['question']].question} (`{record['system']}`)."
+    question = f"{EXPERIMENTS[record['question']].question} (`{record['system']}`)."
+    if any("gain" in row for row in record["rows"]):
+        question += f" Changes with a gain between -{SMALL_GAIN} and {SMALL_GAIN} are left out."
+    return question
 
 
 def run_rows(experiment: Experiment, run: Run, options: Options) -> Iterator[dict[str, Any]]:
