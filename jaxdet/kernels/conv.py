@@ -161,7 +161,7 @@ def _fastest_on_cpu(image, kernel, geometry) -> Plan:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _convolve(geometry, plan, x, kernel):
-    return conv_algorithms.apply(plan.output, geometry, x, kernel)
+    return conv_algorithms.ALGORITHMS[plan.output](geometry, x, kernel)
 
 
 @partial(_convolve.defjvp, symbolic_zeros=True)
@@ -169,9 +169,9 @@ def _convolve_jvp(geometry, plan, primals, tangents):
     (x, kernel), (dx, dkernel) = primals, tangents
     out, terms = _convolve(geometry, plan, x, kernel), []
     if not isinstance(dx, SymbolicZero):
-        terms.append(conv_algorithms.apply(plan.image_grad, geometry, dx, kernel))
+        terms.append(conv_algorithms.ALGORITHMS[plan.image_grad](geometry, dx, kernel))
     if not isinstance(dkernel, SymbolicZero):
-        terms.append(conv_algorithms.apply(plan.kernel_grad, geometry, x, dkernel))
+        terms.append(conv_algorithms.ALGORITHMS[plan.kernel_grad](geometry, x, dkernel))
     if not terms:
         return out, jnp.zeros_like(out)
     tangent = sum(terms[1:], terms[0])

@@ -6,7 +6,6 @@ algorithm, which computes a gradient, can be much slower or faster than the algo
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -69,13 +68,6 @@ def output_shape(
     return tuple((n + sum(p) - (k - 1) * d - 1) // s + 1 for n, k, s, p, d in sides)
 
 
-@partial(jax.jit, static_argnums=(0, 1))  # layers of the same shape are traced once
-def apply(algorithm: Algorithm, geometry: Geometry, x: Array, kernel: Array) -> jax.Array:
-    """Convolve x [B, H, W, C] with a kernel [h, w, C / groups, D] by an algorithm that applies."""
-    return ALGORITHMS[algorithm](geometry, x, kernel)
-
-
-@jax.jit
 def compute_once(x: Array) -> jax.Array:
     """Make XLA compute x, and its gradient, only once even if several operations use it.
 
@@ -111,38 +103,11 @@ def _im2col(geometry, x, kernel):
 
 
 def _shift(geometry, x, kernel):
-    rows, columns = output_shape(x.shape, kernel.shape, geometry)
-    channels = kernel.shape[-1]
-    weights = jnp.tile(kernel.reshape(-1, channels), (1, columns))  # [taps, columns * D]
-    x = _padded_once(geometry, x, channels)
-    taps = zip(_flat_taps(geometry, x, kernel, rows, columns), weights, strict=True)
-    out: Any = sum(tap * weight[None, None] for tap, weight in taps)
-    return out.reshape(len(x), rows, columns, -1)
+    return _sum_of_taps(geometry, x, kernel, lambda weight, _: weight[None, None])
 
 
 def _pairs(geometry, x, kernel):
-    # A loop over taps: as separate operations, the gradients of the taps would take most of the
-    # time to compile.  With a checkpoint, slices of x are computed again instead of stored.
-    rows, columns = output_shape(x.shape, kernel.shape, geometry)
-    (stride, step), (down, right) = geometry.strides, geometry.dilation
-    count, channels = len(x), kernel.shape[-1]
-    x = _padded_once(geometry, x, channels)
-    size = [count, stride * (rows - 1) + 1, step * (columns - 1) + 1, channels]
-    starts = [(0, i * down, j * right, 0) for i, j in np.ndindex(kernel.shape[:2])]
-    if step == 1:  # columns and channels merged: a tap is then one slice of each row
-        x, size[2:] = x.reshape(count, x.shape[1], 1, -1), (1, columns * channels)
-        starts = [(0, i, 0, j * channels) for _, i, j, _ in starts]
-
-    def add_tap(out, tap):
-        start, weight = tap
-        piece = lax.dynamic_slice(x, start, size)[:, ::stride, ::step].reshape(out.shape)
-        return out + piece * _broadcast_by_doubling(weight, out.shape), None
-
-    weights = jnp.tile(kernel.reshape(-1, channels), (1, columns))  # [taps, columns * D]
-    zeros = jnp.zeros((count, rows, columns * channels), x.dtype)
-    add_tap = jax.checkpoint(add_tap, prevent_cse=False)
-    out, _ = lax.scan(add_tap, zeros, (jnp.int32(starts), weights))
-    return out.reshape(count, rows, columns, channels)
+    return _sum_of_taps(geometry, x, kernel, _broadcast_by_doubling)
 
 
 def _mirror(geometry, x, kernel):
@@ -199,6 +164,18 @@ def _matmul(geometry, x, matrix):
     return flat.reshape(*x.shape[:3], -1)
 
 
+def _sum_of_taps(geometry, x, kernel, broadcast):
+    """Sum over taps of the shifted x times the weights of the tap, broadcast by `broadcast`."""
+    rows, columns = output_shape(x.shape, kernel.shape, geometry)
+    weights = jnp.tile(kernel.reshape(-1, kernel.shape[-1]), (1, columns))  # [taps, columns * D]
+    x = lax.optimization_barrier(_pad(geometry, x))  # padded once
+    multiplier = kernel.shape[-1] // x.shape[-1]
+    x = x if multiplier == 1 else jnp.repeat(x, multiplier, axis=-1)
+    taps = zip(_flat_taps(geometry, x, kernel, rows, columns), weights, strict=True)
+    out: Any = sum(tap * broadcast(weight, tap.shape) for tap, weight in taps)
+    return out.reshape(len(x), rows, columns, -1)
+
+
 def _broadcast_by_doubling(weights, shape):
     """Broadcast weights [N] to [B, rows, N] by doubling; its transpose sums images in pairs."""
     # XLA on a CPU is slow at summing over all pixels of several images, and fast at adding halves.
@@ -208,13 +185,6 @@ def _broadcast_by_doubling(weights, shape):
     while len(out) < images:
         out = jnp.concatenate([out, out[: images - len(out)]])
     return out
-
-
-def _padded_once(geometry, x, channels):
-    """x with its padding, which is computed once, and its channels repeated."""
-    x = lax.optimization_barrier(_pad(geometry, x))
-    multiplier = channels // x.shape[-1]
-    return x if multiplier == 1 else jnp.repeat(x, multiplier, axis=-1)
 
 
 def _flat_taps(geometry, x, kernel, rows, columns):
