@@ -128,8 +128,8 @@ def skewed(
 ) -> detection.DetectionDataset:
     """The data set with a fraction `keep` of its training images with objects of the class `rare`.
 
-    Raises InputError for an unknown class, for another fraction than 0 to 1, and if no training
-    image has the class.
+    Raises InputError for an unknown class, for a fraction outside 0 to 1, and if no training image
+    has the class.
     """
     if rare not in dataset.classes:
         raise InputError(

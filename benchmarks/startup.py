@@ -7,7 +7,7 @@ stage of a training on one device until its second step, for the digit locator, 
 64 pixels, batch 16) and the detector with Lite0, nothing frozen; every stage of a prediction by
 this detector (see `benchmarks.lib.startup_stages`); and `jaxdet predict`, from its start to the
 line of the first image and, for ten images, of the last. The detector has initial weights, and the
-data are noise. `goal` is what is aimed at.
+data are noise. `goal` is the time to reach.
 
 `cold` starts with an empty compilation cache, `warm` with one that an earlier process of the same
 kind has filled; programs that compile within half a second are not cached. In both cases the
@@ -166,7 +166,7 @@ def with_data(name: str, training: Training, place: Path) -> dict[str, Any]:
 
 
 def in_turns(measure: Callable[[str], Any], repeats: int) -> dict[str, list[Any]]:
-    """{cache: what `measure(folder of the cache)` returns per process}; cold and warm in turns."""
+    """Call `measure(folder)` with a cold and a warm cache in turns; returns {cache: results}."""
     found = {cache: [] for cache in CACHES}
     with tempfile.TemporaryDirectory() as filled:
         for number in range(repeats):

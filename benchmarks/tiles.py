@@ -167,7 +167,7 @@ def multiply_adds(run: jaxdet.Run, image: images.ImageFile) -> int:
 def peers(
     run: jaxdet.Run, mosaics: Sequence[Mosaic], options: Options
 ) -> Iterator[tuple[str, int, list[Detections]]]:
-    """The same of the images apart and, for each of `--tiles` in pixels, of SAHI."""
+    """Yield as `tiled` does, for the images apart and for SAHI at each of `--tiles` in pixels."""
     cost, config = multiply_adds(run, mosaics[0].sample.image), run.config
     apart = [shifted(run.predict(mosaic.parts), mosaic.corners) for mosaic in mosaics]
     yield "apart", 4 * cost, apart

@@ -511,9 +511,9 @@ class Run:
     ) -> dict[str, np.ndarray]:
         """Scores of a split on resampled images, {score: [resamples]}.
 
-        `metrics.bootstrap.interval` gives a 95% interval of a score or, of the difference of two
-        runs on the same images, whether the runs differ: both draw the same images.  Arguments and
-        errors are as in `evaluate`.
+        `metrics.bootstrap.interval` gives the 95% interval of a score.  Runs evaluated on the same
+        images draw the same resamples: the interval of the difference of their scores shows
+        whether two runs differ.  Arguments and errors are as in `evaluate`.
         """
         runs.check_bootstrap(resamples)
         experiment = self.with_data(root=root, **options)
@@ -640,7 +640,7 @@ class Run:
                 the option `weights` read.
             batch: images per call of the program; None: any number.
             nms: whether the program of a detector includes non-maximum suppression; None: it does,
-                except in ONNX.  ONNX can have `nms_type="hard"`, and no tiles.
+                except in ONNX.  In ONNX it needs `nms_type="hard"` and a run without tiles.
             overwrite: replace the file, or the run in the folder.
             show: called with a line about the comparison described below.
 
@@ -697,7 +697,7 @@ class Run:
         return package.to_bytes(network, exported, program.resizing_of(self.experiment))
 
     def _check_onnx(self, nms: bool) -> None:
-        """Raise InputError for a detector with tiles, and unless ONNX suppresses as this run."""
+        """Raise InputError for a detector with tiles and, with `nms`, unless `nms_type` is hard."""
         config: Any = self.config
         if nms and not isinstance(self.experiment.task, DetectionTask):
             raise InputError(f"--nms true needs a run of detect, got a run of {self.system}")

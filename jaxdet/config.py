@@ -156,7 +156,7 @@ class BackboneOptions(TrainConfig):
     whose class outputs are matched by the names of the classes"""
     freeze_stages: int = 0
     """number of stages of the backbone, counted from the first, that are not trained; a negative
-    number leaves so many stages trainable: -2 freezes all but the last two"""
+    number -n freezes all but the last n: -2 leaves the last two trainable"""
     freeze_bn: bool = False
     """also in training, use the running statistics of the backbone's batch norms"""
     backbone_lr: float = 1.0

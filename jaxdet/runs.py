@@ -201,7 +201,7 @@ def cost_of_tiles(
     """A line with the multiply-adds of a prediction from tiles, and of one without; "" if untiled.
 
     variables: of the network, or their shapes; None: the shapes of the experiment's network.
-    canvas: height and width of all tiles of an image; (): of the largest image of the data.
+    canvas: height and width of the grid of tiles; (): for the largest image of the data.
     """
     task: Any = experiment.task
     config: Any = experiment.config

@@ -49,7 +49,7 @@ class StageTimer:
         self.seconds[name] = time.perf_counter() - start
 
     def split(self, name: str, parts: Mapping[str, float]) -> None:
-        """Make stages of parts of the last stage, `name`, which keeps the rest."""
+        """Turn `parts` of the last stage, `name`, into stages before it; `name` keeps the rest."""
         rest = self.seconds.pop(name) - sum(parts.values())
         self.seconds |= {**parts, name: rest}
 

@@ -26,7 +26,7 @@ DETERMINISTIC_FLAG = "--xla_gpu_deterministic_ops=true"
 
 
 def restart_with_large_pages() -> None:
-    """Restart this process with large pages, if Linux supports this and it is not done yet.
+    """Restart this process with large pages, if Linux supports this and GLIBC_TUNABLES is not set.
 
     Linux supports this if it gives large pages on request (`madvise`).  The process id, the
     arguments and the open files stay the same.

@@ -118,11 +118,11 @@ class Config(AugmentOptions, BackboneOptions, ClassWeightOptions):
     size: tuple[int, int] = (320, 416)
     """height and width of the network's input in pixels, multiples of 32"""
     tiles: str = ""
-    """overlapping tiles of --size pixels into which images are cut: rows x columns, such as 2x2, to
-    which each image is resized; or how many pixels of an image the longer side of a tile shows,
-    such as 640: then all images are resized by the same factor, and each has as many tiles as it
-    needs; training sees a random tile of each image, and predictions come from all tiles and from
-    the whole image; empty: images are not cut"""
+    """overlapping tiles of --size pixels into which images are cut: rows x columns, such as 2x2
+    (each image is resized to the size of the grid), or how many pixels of an image the longer side
+    of a tile shows, such as 640 (all images are resized by the same factor, and each has as many
+    tiles as cover it); training sees a random tile of each image, and predictions come from all
+    tiles and from the whole image; empty: images are not cut"""
     overlap: float = 0.2
     """--tiles: fraction of a tile's side that it shares with its neighbor; tiles are placed at
     multiples of 32 pixels"""
@@ -426,7 +426,7 @@ def _letterbox(config: Config) -> "Letterbox":
 def _canvas(config: Config, scale: float, sizes: "Iterable[Size]" = ()) -> tuple[int, int]:
     """Height and width of the array into which images are read.
 
-    scale: of the letterbox; with it, all of the `sizes` of images fit.
+    scale: of the letterbox; if it is not 0, the array holds scaled images of all `sizes`.
     """
     from jaxdet.data import images
 

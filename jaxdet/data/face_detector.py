@@ -134,9 +134,9 @@ def align_before(
 
 
 class AlignedFolder(NamedTuple):
-    """What `align_folder` has written."""
+    """The outcome of `align_folder`."""
 
-    aligned: int  # images of an aligned face
+    aligned: int  # number of images with an aligned face
     kept: tuple[str, ...]  # one line for each image without a face
     faults: tuple[str, ...]  # one line for each file that cannot be read, and was left out
 
@@ -152,6 +152,8 @@ def align_folder(
     source: folder or tar file, with folders of any names down to `image_folder.MAX_DEPTH` levels.
     out: folder that is absent or empty; it is written completely or not at all.
     on_invalid: "skip" leaves out images that cannot be read; "error" raises InputError.
+
+    Raises InputError too if there are no images, or if none can be read.
     """
     found = _list_images(image_folder.list_files(source))
     if not found:

@@ -85,7 +85,7 @@ def _read_annotation(path: Path) -> tuple[_Annotation, list[str]]:
     content = regular_files.read_json(path)
     shapes = content.get("shapes") if isinstance(content, dict) else None
     if not isinstance(shapes, list):
-        raise InputError(f"{path}: must have a list shapes, got {type(shapes).__name__}")
+        raise InputError(f"{path}: shapes must be a list, got {type(shapes).__name__}")
     objects, notes = [], []
     for number, shape in enumerate(shapes, 1):
         found = _parse_shape(shape, number)

@@ -141,19 +141,19 @@ class Graph:
         return name
 
     def top_k(self, name: str, count: int) -> tuple[str, str]:
-        """The largest values along the last axis, descending, and their places."""
+        """Names of tensors: the largest values along the last axis, descending; their places."""
         outputs = [f"v{next(self.numbers)}" for _ in range(2)]
         inputs = [name, self.constant(np.int64([count]))]
         self.nodes.append(self.onnx.helper.make_node("TopK", inputs, outputs, axis=-1))
         return outputs[0], outputs[1]
 
     def rows(self, name: str, places: str) -> str:
-        """Rows [B, N, ...] of each image from a tensor [B, A, ...] and places [B, N]."""
+        """The name of a tensor [B, N, ...]: the rows at `places` [B, N] of a tensor [B, A, ...]."""
         places = self.node("Unsqueeze", [places, self.constant(np.int64([2]))])
         return self.node("GatherND", [name, places], batch_dims=1)
 
     def filled(self, shape: str, number: float) -> str:
-        """A float32 tensor of one number, of a shape that a tensor gives."""
+        """The name of a float32 tensor of equal numbers; the tensor `shape` has its shape."""
         value = self.onnx.numpy_helper.from_array(np.float32([number]))
         return self.node("ConstantOfShape", [shape], value=value)
 

@@ -98,8 +98,8 @@ def read(path: str | Path) -> Package:
             description = files.parse_json(file.read(DESCRIPTION).decode(), Description)
             if description["schema"] > SCHEMA:
                 raise InputError(
-                    f"has schema {description['schema']} of jaxdet {description['jaxdet']}; jaxdet "
-                    f"{jaxdet.__version__} reads schema {SCHEMA}; install that version"
+                    f"has schema {description['schema']}, but jaxdet {jaxdet.__version__} reads "
+                    f"schema {SCHEMA}; install jaxdet {description['jaxdet']}, which wrote it"
                 )
             entries = {name: file.read(name) for name in (PROGRAM, MODEL)}
             for name, entry in entries.items():

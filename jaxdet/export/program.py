@@ -67,7 +67,7 @@ def make(experiment: Experiment, *, nms: bool = True) -> Program:
             "train with rows x columns, such as --tiles 2x2"
         )
     if reader is not readers[kind]:
-        raise InputError("--format stablehlo needs a system's own reader of images; choose onnx")
+        raise InputError("--format stablehlo needs the image reader of a system; choose onnx")
     if not nms and not isinstance(task, DetectionTask):
         raise InputError(f"--nms false needs a run of detect, got a run of {experiment.name}")
     predict = task.predict if nms else partial(_candidates, task)

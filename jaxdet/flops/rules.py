@@ -278,7 +278,7 @@ FREE = """
 
 
 def _by_kind(rule: Callable[..., OpCounts], **primitives: str) -> dict[str, Rule]:
-    """{primitive: its rule} from the primitives of each kind of operation."""
+    """{primitive: `rule` of its kind}; primitives: {kind: names, separated by spaces}."""
     return {
         name: partial(rule, kind) for kind, names in primitives.items() for name in names.split()
     }

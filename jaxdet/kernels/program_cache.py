@@ -33,10 +33,10 @@ def enable() -> None:
 
 
 def remembered(identity: Any, make: Callable[[], Any]) -> Any:
-    """The JSON value `make()`, found by an earlier process if possible.
+    """The JSON value `make()`, or the value that an earlier process has kept.
 
-    identity: JSON value that names all that the value depends on besides code, versions and
-      settings; None: it is made here.
+    identity: JSON value that names everything that the value depends on besides code, versions and
+      settings; None: nothing is kept, `make` is called.
     """
     if identity is None or not (folder := _folder()):
         return make()
@@ -50,7 +50,7 @@ def remembered(identity: Any, make: Callable[[], Any]) -> Any:
 
 
 def compiled(fn: Callable, identity: Any, *args: Any) -> Callable:
-    """`compiler.jit(fn)` for arguments with the shapes of `args`, traced by an earlier process.
+    """`compiler.jit(fn)`, as an earlier process has traced it for the shapes of `args`, if any has.
 
     identity: as in `remembered`.
     """

@@ -4,9 +4,9 @@
     folded = fold_batch_norm(variables, norms)
     net.apply(folded, images)  # the same up to rounding, without norms
 
-A convolution of a network without dropout or batch statistics is followed by a norm with constant
-statistics, which is an affine map per channel.  Its scale goes into the kernel, its offset becomes
-the bias.  Modules ask `is_folded` whether the variables that they are applied to are folded.
+At inference, batch norm uses its running statistics, and so is an affine map of each channel.  Its
+scale is multiplied into the kernel of the convolution before it, and its offset becomes the bias of
+that convolution.  Modules ask `is_folded` whether their variables are folded.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -60,7 +60,7 @@ def find_norms(fn: Callable, variables: Tree, images: Array) -> Norms:
 
 @contextmanager
 def recorded_norms() -> Iterator[Norms]:
-    """A context that gives the norms in the networks that are traced in it."""
+    """A context that records, in the mapping that it gives, the norms of networks traced inside."""
     found: dict[tuple[str, ...], float] = {}
     token = _recorded.set(found)
     try:

@@ -48,12 +48,12 @@ class Thresholds(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """Largest numbers of windows, those with the highest scores, that go on to the next step."""
+    """Largest numbers of windows that each step takes, those with the highest scores."""
 
-    windows: int = 2048  # of P-Net, to the suppression
-    rnet: int = 512
-    onet: int = 128
-    faces: int = 64
+    windows: int = 2048  # windows of P-Net that enter non-maximum suppression
+    rnet: int = 512  # windows that R-Net scores
+    onet: int = 128  # windows that O-Net scores
+    faces: int = 64  # faces that `detect` returns
 
 
 THRESHOLDS, LIMITS = Thresholds(), Limits()
@@ -62,9 +62,9 @@ THRESHOLDS, LIMITS = Thresholds(), Limits()
 class Faces(NamedTuple):
     """The faces in an image, best first; rows that are not `valid` are zeros."""
 
-    boxes: Array  # [P, 4]
-    scores: Array  # [P]
-    landmarks: Array  # [P, 5, 2]: eyes, nose, corners of the mouth; x, y
+    boxes: Array  # [P, 4] in pixels of the image
+    scores: Array  # [P] from 0 to 1
+    landmarks: Array  # [P, 5, 2]: x and y, in pixels, of eyes, nose and corners of the mouth
     valid: Array  # [P] bool
 
 
@@ -105,8 +105,8 @@ class CascadeNet(layers.ConvModule):
     def __call__(self, x: Array, train: bool = False, *, used: Array | None = None) -> StageOutput:
         """The output for normalized images x [B, H, W, 3]; `train` has no effect.
 
-        used: [H, W] bool, where outputs of the first convolution count in the first pool; default:
-          everywhere.
+        used: [h, w] bool, for the outputs [B, h, w, C] of the first convolution: which of them
+          count in the first pool; None: all.
         """
         for i, (width, kernel) in enumerate(zip(self.widths, self.kernels, strict=True), 1):
             x = self.conv(x, width, kernel, f"conv{i}", padding=0)
@@ -340,7 +340,7 @@ def _propose(variables, table, sizes, min_face, threshold, limits) -> _Windows:
 def _locate(levels: Pyramid, rows: Array, columns: Array) -> tuple[Array, Array]:
     """The level [H, W] of places on the canvas, and (row, column) [H, W, 2] in that level.
 
-    Between levels they are 0, and beyond the last row and column.
+    A place between the levels has level 0, and `BEYOND` as its row and column.
     """
     level = jnp.full((len(rows), len(columns)), -1)
     for i, (low, size) in enumerate(zip(levels.corners, levels.sizes, strict=True)):
@@ -411,10 +411,10 @@ def _cut(table: Array, corner: Array, lengths: Array, *, side: int) -> jax.Array
 
 
 def _cells(i: Array, start: Array | int, length: Array, count: Array | int) -> tuple[Array, Array]:
-    """First pixel, and one past the last, of cell `i` of a part of an axis in `count` cells.
+    """First pixel, and one past the last, of cell `i` of `count` cells that divide part of an axis.
 
-    As in PyTorch's `mode="area"`, they are floor(i length / count) and ceil((i + 1) length /
-    count), counted from the start of the part.
+    The part has `length` pixels from `start`.  As in PyTorch's `mode="area"`, the cell has the
+    pixels from floor(i length / count) to ceil((i + 1) length / count), counted from `start`.
     """
     count = jnp.maximum(count, 1)
     return start + i * length // count, start - (-(i + 1) * length // count)
@@ -443,7 +443,7 @@ def _max_pool(x: Array, kernel: int, name: str) -> Array:
 
 
 def _sides(boxes: Array) -> Array:
-    """Width and height [N, 2] of boxes [N, 4]; of windows, less 1."""
+    """Width and height [N, 2] of boxes [N, 4]; one less for boxes whose corners are inclusive."""
     return boxes[:, 2:] - boxes[:, :2]
 
 

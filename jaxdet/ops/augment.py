@@ -382,7 +382,10 @@ def _patch_side(shape, scale):
 
 
 def _rotate_and_scale(image, angle, scale, side):
-    """Image [h, w] rotated counter-clockwise about the center of its foreground, then scaled."""
+    """Rotate an image [h, w] counter-clockwise about the center of its foreground, and scale it.
+
+    angle: in radians.  Returns [side, side], with that center in the middle, up to a pixel.
+    """
     # The center keeps its fraction of a pixel, so that an angle of 0 radians and a scale of 1 copy
     # the pixels exactly.
     corners = box_ops.mask_to_box(image)

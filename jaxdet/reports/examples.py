@@ -22,7 +22,7 @@ class SplitImages(NamedTuple):
     to_original: np.ndarray | None  # [N, 4]: scales in x and y, offsets in x and y; of a detector
 
     def to_input(self, place: int, found: Array) -> np.ndarray:
-        """Boxes [..., 4] in pixels of the original of the image `place`, in pixels of the input."""
+        """Convert boxes [..., 4] of image `place` from pixels of the original to the input's."""
         if self.to_original is None:
             return np.asarray(found)
         scale, offset = (np.tile(part, 2) for part in np.split(self.to_original[place], 2))

@@ -27,7 +27,7 @@ TRUTH = (  # keys of a batch that only evaluation reads
     *("true_boxes", "true_labels", "true_valid", "true_crowd", "true_area", "size"),
 )
 TILE = 100  # folded into a row's key to choose a tile; `augmentation.pipeline` folds lower numbers
-TILES_AT_ONCE = 16  # of each image; with more tiles, the network is applied to so many at a time
+TILES_AT_ONCE = 16  # largest number of tiles of each image in one call of the network
 PRE_NMS_TOP_K = 1000  # number of (cell, class) pairs, highest scores first, for NMS, as in TOOD
 
 Assigner = Callable[..., assign.Targets]
@@ -62,7 +62,7 @@ class DetectionTask:
       each class; (): none.
     views: views of an image from which the network predicts; NMS takes the boxes of all views.
 
-    tiling: how images, whose sides are then those of a grid of tiles, are cut.  The network
+    tiling: grid of tiles into which images are cut; an image has the size of the grid.  The network
       predicts from every tile and, if there are several, from the whole image at the size of a
       tile; in training, it sees a random tile of each image.  Without `tiling.rows`, an image in
       the upper left corner of a larger array has only the tiles that cover it.  None: images are
@@ -378,7 +378,11 @@ def _whole(images: Array) -> jax.Array:
 def _merge_cut(
     found: Array, scores: Array, labels: Array, tile: Array, regions: Array, extent: Array
 ) -> tuple[Array, Array]:
-    """Boxes and scores after `tiles.merge_cut`; the last tile is the whole image."""
+    """Clip boxes to their tiles, and join them by `tiles.merge_cut`; (boxes [N, 4], scores [N]).
+
+    found [N, 4], scores [N], labels [N], in pixels of an image of the size `extent` [2].
+    tile: index [N] of the tile of each box in `regions` [T, 4]; T for boxes of the whole image.
+    """
     height, width = extent
     whole = jnp.array([[0, 0, width, height]], jnp.float32)
     regions = jnp.concatenate([regions, whole])

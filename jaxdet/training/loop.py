@@ -508,7 +508,7 @@ class _SingleRun:
                 loop.show.line(f"first step done {seconds:.1f} s after the start of the program")
 
     def sync(self) -> None:
-        """Nothing to do: the state is the run's own."""
+        """Do nothing: `step` stores the new state in the run."""
 
 
 def _after_evaluation(

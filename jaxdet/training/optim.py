@@ -146,7 +146,7 @@ def optimizer(
 
 def global_norm(tree: Tree) -> Array:
     """Square root of the sum of the squares of all numbers in a tree."""
-    # Small arrays are joined: every size of an array takes as long to compile as a large one.
+    # Small arrays are joined: a sum is compiled for every size, in the same time for a small one.
     rows = [leaf.reshape(-1) for leaf in jax.tree.leaves(tree)]
     small = [row for row in rows if len(row) < SMALL_ARRAY]
     joined = [row for row in rows if len(row) >= SMALL_ARRAY]

@@ -80,8 +80,8 @@ def from_bytes(content: bytes, name: str | Path) -> SavedNetwork:
             raise InputError("has no metadata of jaxdet; write the file with jaxdet export")
         if not 1 <= found["schema"] <= run_dir.SCHEMA:
             raise InputError(
-                f"has schema {found['schema']} of jaxdet {found['jaxdet']}; jaxdet "
-                f"{jaxdet.__version__} reads schemas 1 to {run_dir.SCHEMA}; install that version"
+                f"has schema {found['schema']}, but jaxdet {jaxdet.__version__} reads schemas 1 to "
+                f"{run_dir.SCHEMA}; install jaxdet {found['jaxdet']}, which wrote it"
             )
         if found["sha256"] != _digest(content):
             raise InputError(
