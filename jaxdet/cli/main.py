@@ -4,7 +4,6 @@ jax is imported after the arguments are parsed, and tyro only if there are argum
 and errors appear at once.
 """
 
-import difflib
 import json
 import re
 import sys
@@ -20,7 +19,6 @@ import jaxdet
 from jaxdet import configs, packages
 from jaxdet.cli import process, signals
 from jaxdet.errors import DeviceMemoryError, InputError, ReplayError, printable
-from jaxdet.kernels import program_cache
 
 USAGE = """usage: jaxdet COMMAND ...
 
@@ -70,6 +68,8 @@ def enter(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words and not {*HELP, "--version"} & set(words):
         process.restart_with_large_pages()
+        from jaxdet.kernels import program_cache  # which help does not need
+
         program_cache.enable()
     return main(words)
 
@@ -189,6 +189,8 @@ def _system_of(words: list[str]) -> str:
 
 def _nearest(word: str) -> str:
     """The text " (did you mean COMMAND?)" with the most similar command; "" if none is similar."""
+    import difflib  # for this message only
+
     near = difflib.get_close_matches(word, re.findall(r"^  (\w+) ", USAGE, re.M), n=1)
     return f" (did you mean {near[0]}?)" if near else ""
 

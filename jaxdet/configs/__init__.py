@@ -11,7 +11,6 @@ and `build_external` for `jaxdet eval --root`.  Importing a configuration import
 flax, so that `--help` is fast.
 """
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
@@ -168,6 +167,8 @@ def named_network(name: str) -> NamedNetwork:
     if name in SYSTEMS:
         return network_of_config(name, config(name)())
     if name not in registry.MODELS:
+        import difflib  # for this message only
+
         near = difflib.get_close_matches(name, NETWORK_NAMES, n=len(NETWORK_NAMES), cutoff=0.0)
         raise InputError(
             f"{name!r} is neither a model nor a run folder; models, nearest first: "

@@ -8,7 +8,6 @@ Adding a model is one file in `jaxdet/models` and one line in `_SPECS`.  Constru
 name and imported when they are used, so that listing the models imports neither jax nor flax.
 """
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -129,6 +128,8 @@ MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _SPECS}
 def get(name: str) -> ModelSpec:
     """The `ModelSpec` called `name`; if unknown, InputError lists all names, nearest first."""
     if name not in MODELS:
+        import difflib  # for this message only
+
         near = difflib.get_close_matches(name, MODELS, n=len(MODELS), cutoff=0.0)
         raise InputError(f"unknown model {name!r}; models, nearest first: {', '.join(near)}")
     return MODELS[name]
