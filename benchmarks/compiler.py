@@ -32,7 +32,7 @@ class Choice(NamedTuple):
 
 
 CHOICES = {
-    "jaxdet": Choice(compiler.TRAINING_OPTIONS),
+    "jaxdet": Choice(compiler.OPTIONS),
     "level 3": Choice(compiler.OPTIONS),
     "without sums": Choice({compiler.YNN_FUSION: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}),
     "XLA_FLAGS": Choice(flag=f"--{compiler.YNN_FUSION}=-individual_convolution"),

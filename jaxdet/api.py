@@ -908,7 +908,9 @@ class Run:
         The predictions are the same up to rounding.
         """
         norms = self._norms
-        if norms is None:
+        if norms is None and "input" not in self.metadata:  # of an experiment of one's own
+            norms = {}
+        elif norms is None:
             image = jax.ShapeDtypeStruct((1, *self.metadata["input"]), np.float32)
             norms = folding.find_norms(self.predict_fn(), self.variables, image)
         return jax.device_put(folding.fold_batch_norm(self.variables, norms))

@@ -12,40 +12,30 @@ import jax
 YNN_FUSION = "xla_cpu_experimental_ynn_fusion_type"
 OPTIONS = {YNN_FUSION: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
 
-# At level 3 of code generation, the default, compiling a step of ResNet18 at 64 pixels takes 40%
-# more processor time than at level 2 (18.5 s instead of 13.2 s), and the step is no faster.
-# Evaluations keep level 3, because level 2 may round the last digit of their scores differently.
-LEVEL = "xla_backend_optimization_level"
-TRAINING_OPTIONS = {**OPTIONS, LEVEL: "2"}
 
-
-def jit(fn: Callable, *, training: bool = False, **options: Any) -> Callable:
-    """`jax.jit(fn, **options)` with `compiler_options(training=training)`.
+def jit(fn: Callable, **options: Any) -> Callable:
+    """`jax.jit(fn, **options)` with `compiler_options()`.
 
     JAX accepts such options for an outermost function only, not for one that is called within
     another jitted function.
     """
-    return jax.jit(fn, compiler_options=compiler_options(training=training), **options)
+    return jax.jit(fn, compiler_options=compiler_options(), **options)
 
 
-def compiler_options(*, training: bool = False) -> dict[str, str] | None:
-    """Options for a CPU with which convolutions are faster, and training steps compile sooner.
+def compiler_options() -> dict[str, str] | None:
+    """Options that make convolutions on a CPU faster, or None.
 
-    Options that `XLA_FLAGS` set are left out.  None on other devices, and also if XLA does not know
-    the options.
+    None on other devices, and also if `XLA_FLAGS` sets the option or XLA does not know it.
     """
-    if jax.default_backend() != "cpu" or not _is_known():
-        return None
-    flags = os.environ.get("XLA_FLAGS", "")
-    options = TRAINING_OPTIONS if training else OPTIONS
-    return {name: value for name, value in options.items() if name not in flags} or None
+    own_choice = YNN_FUSION in os.environ.get("XLA_FLAGS", "")
+    return OPTIONS if jax.default_backend() == "cpu" and not own_choice and _is_known() else None
 
 
 @cache
 def _is_known() -> bool:
-    """Whether XLA accepts `TRAINING_OPTIONS`, tested by compiling a program with them."""
+    """Whether XLA accepts `OPTIONS`, tested by compiling a program with them."""
     try:
-        jax.jit(lambda: 0, compiler_options=TRAINING_OPTIONS).lower().compile()
+        jax.jit(lambda: 0, compiler_options=OPTIONS).lower().compile()
     except jax.errors.JaxRuntimeError:
         return False
     return True

@@ -437,9 +437,10 @@ def _normalized(pixels: Array) -> Array:
 
 def _max_pool(x: Array, kernel: int, name: str) -> Array:
     """Max pool of stride 2 in which incomplete windows at the end count."""
-    padding: Any = [(0, (kernel - side) % STRIDE) for side in x.shape[1:3]]
+    ends = [(0, (kernel - side) % STRIDE) for side in x.shape[1:3]]
     with jax.named_scope(name):
-        return nn.max_pool(x, (kernel,) * 2, (STRIDE,) * 2, padding)
+        x = jnp.pad(x, [(0, 0), *ends, (0, 0)], constant_values=-jnp.inf)
+    return layers.max_pool(x, name, kernel=kernel, stride=STRIDE)
 
 
 def _sides(boxes: Array) -> Array:

@@ -103,7 +103,7 @@ def step_bytes(experiment: Experiment, batch: int) -> int:
         scale=max(experiment.scales),
     )
     state = jax.eval_shape(training_state.init_fn(experiment))
-    lowered = compiler.jit(step, training=True, donate_argnums=(0,)).lower(state, data, rows)
+    lowered = compiler.jit(step, donate_argnums=(0,)).lower(state, data, rows)
     found: Any = lowered.compile().memory_analysis()
     held = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
     return held + found.temp_size_in_bytes

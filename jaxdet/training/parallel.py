@@ -115,7 +115,7 @@ def compile_step(
     """
     if len(devices) == 1:
         step = partial(step, axis=None)
-        return compiler.jit(step, training=bool(donate), donate_argnums=donate)
+        return compiler.jit(step, donate_argnums=donate)
     return _compile_on_devices(step, devices, replicated, out_axes, donate)
 
 

@@ -453,7 +453,7 @@ def environment(devices: Sequence[Device]) -> dict[str, Any]:
         "devices": [device.device_kind for device in devices],
         **({"processes": hosts.count()} if hosts.count() > 1 else {}),
         "flags": os.environ.get("XLA_FLAGS", ""),
-        "compiler_options": compiler.compiler_options(training=True) or {},
+        "compiler_options": compiler.compiler_options() or {},
         "malloc": os.environ.get("GLIBC_TUNABLES", ""),
     }
 
@@ -488,7 +488,7 @@ def _flag_as_option(before: dict[str, Any]) -> dict[str, Any]:
     if "flags" not in before or "compiler_options" in before:
         return before
     flags = before["flags"].split()
-    options = compiler.TRAINING_OPTIONS if FORMER_FLAG in flags else {}
+    options = compiler.OPTIONS if FORMER_FLAG in flags else {}
     flags = " ".join(flag for flag in flags if flag != FORMER_FLAG)
     return before | {"flags": flags, "compiler_options": options}
 

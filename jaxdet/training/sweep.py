@@ -129,9 +129,7 @@ class VmappedRuns:
         # On a CPU, a convolution with one kernel per run is fastest as a matrix product.
         self.conv_impl: conv.Impl = "im2col" if jax.default_backend() == "cpu" else "auto"
         self.vmapped, self.vmapped_loop = (
-            compiler.jit(
-                jax.vmap(partial(pure, axis=None), in_axes=axes), training=True, donate_argnums=0
-            )
+            compiler.jit(jax.vmap(partial(pure, axis=None), in_axes=axes), donate_argnums=0)
             for pure, axes in (
                 (self.compiled.pure, (0, None, 0)),
                 (self.compiled.pure_steps, (0, None, None, 0)),

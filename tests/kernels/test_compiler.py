@@ -18,13 +18,12 @@ def forget(monkeypatch):
 
 def test_this_version_of_xla_knows_the_options():
     assert compiler.compiler_options() == compiler.OPTIONS
-    assert compiler.compiler_options(training=True) == compiler.TRAINING_OPTIONS
     assert compiler.jit(jnp.sin)(0.0) == 0
 
 
 @pytest.mark.parametrize("options", UNKNOWN)
 def test_options_that_xla_does_not_know_are_left_out_without_a_word(monkeypatch, capfd, options):
-    monkeypatch.setattr(compiler, "TRAINING_OPTIONS", options)
+    monkeypatch.setattr(compiler, "OPTIONS", options)
     with pytest.raises(jax.errors.JaxRuntimeError):
         jax.jit(jnp.sin, compiler_options=options)(0.0)
     capfd.readouterr()
@@ -42,7 +41,6 @@ def test_other_devices_compile_without_options(monkeypatch, backend):
 def test_flags_of_the_user_win(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", f"--xla_a=1 --{compiler.YNN_FUSION}=+reduce")
     assert compiler.compiler_options() is None
-    assert compiler.compiler_options(training=True) == {compiler.LEVEL: "2"}
 
 
 def test_options_reach_the_compiler(monkeypatch):
@@ -50,5 +48,3 @@ def test_options_reach_the_compiler(monkeypatch):
     monkeypatch.setattr(jax, "jit", lambda fn, **given: compiled.append(given) or jit(fn, **given))
     compiler.jit(jnp.sin, donate_argnums=0)
     assert compiled[-1] == {"compiler_options": compiler.OPTIONS, "donate_argnums": 0}
-    compiler.jit(jnp.sin, training=True)
-    assert compiled[-1] == {"compiler_options": compiler.TRAINING_OPTIONS}

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from jaxdet.errors import InputError
-from jaxdet.kernels import compiler
 from jaxdet.training import evaluator, host_init, parallel
 from jaxdet.training import state as training_state
 from jaxdet.training.step import train_step
@@ -36,16 +35,13 @@ def history(devices, **changes):
 
 
 def compiled(experiment):
-    """The training step; its code is generated as for `pmap`, which takes no compiler options."""
     step = partial(
         train_step,
         task=experiment.task,
         optimizer=experiment.optimizer,
         plan=experiment.plan,
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiler, "TRAINING_OPTIONS", compiler.OPTIONS)
-        return parallel.compile_step(step, experiment.devices, replicated=2, donate=(0,))
+    return parallel.compile_step(step, experiment.devices, replicated=2, donate=(0,))
 
 
 def leaves(state):
