@@ -123,11 +123,12 @@ def test_both_libraries_make_steps_in_each_precision(small, precision):
 
 
 def test_operations_are_those_of_products():
-    """A dense layer of 5 to 3 features, and the mean of the losses of 2 images as a product."""
+    """A dense layer of 5 to 3 features, the mean of 2 losses, and the norm of the gradient."""
     data = {"image": np.zeros((2, 5), np.float32), "label": ZERO.repeat(2), "id": ZERO.repeat(2)}
     work = train_steps.Workload(2, 0, train_steps._CrossEntropy(DenseNet()), data, {}, None)
     forward = 2 * 5 * 3 + 2
-    assert train_steps.count_operations(work) == 2 * (2 * forward)  # gradients: once more
+    norm = 5 * 3 + 3  # a dot product of the gradient with itself
+    assert train_steps.count_operations(work) == 2 * (2 * forward + norm)  # gradients: once more
 
 
 class DenseNet(nn.Module):
