@@ -280,8 +280,9 @@ def _launched_tasks() -> int:
 def _visible_gpus() -> int:
     """Number of NVIDIA GPUs that this process may use; 0 without any."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([each for each in visible.split(",") if each])
+    if visible is not None:  # as CUDA reads it: up to the first that cannot be, such as -1
+        names = map(str.strip, visible.split(","))
+        return len([*itertools.takewhile(lambda name: name and not name.startswith("-"), names)])
     return len([*Path("/dev").glob("nvidia[0-9]*")])
 
 

@@ -206,7 +206,8 @@ def test_invalid_numbers_of_processes_are_refused(given, text):
 
 
 def test_gpus_are_those_that_the_process_sees(monkeypatch):
-    for visible, count in (("0,1,2,3", 4), ("", 0), ("GPU-5ebe9f43", 1)):
+    cases = ("0,1,2,3", 4), ("", 0), ("GPU-5ebe9f43", 1), ("-1", 0), ("0,-1,1", 1)
+    for visible, count in cases:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert hosts._visible_gpus() == count
 
