@@ -47,7 +47,10 @@ NOT_RUN = {  # commands -> why they do not run here; the test that runs them as 
     ),
 }
 PRETRAINED = ["--weights", "package:lite0"]  # left out: the package is optional
-BLOOD_CELLS = ["--classes", "RBC", "WBC"]  # left out: the small data have other classes
+BLOOD_CELLS = [  # left out: the small data have other classes
+    ["--classes", "RBC", "WBC"],
+    ["--classes", "RBC", "Platelets"],
+]
 SMALL = {  # options that are put after those of the page
     "digits": tiny.WORDS,
     "objects": [
@@ -254,7 +257,8 @@ def _words_of_jaxdet(words):
             small = SMALL[system]
             if "yolox_s" in words:  # which has a neck of its own
                 small = _without(small, ["--neck-channels", "8"])
-            words = _without(_without(words, PRETRAINED), BLOOD_CELLS)
+            for left_out in (PRETRAINED, *BLOOD_CELLS):
+                words = _without(words, left_out)
             words = [*words, *small, "--devices", "1"]
             if words[0] == "data":
                 return [*words, "--count", "2"]
