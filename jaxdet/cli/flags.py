@@ -5,6 +5,7 @@ separated by spaces; numbers may also be separated by commas.
 """
 
 from collections.abc import Callable, Collection, Sequence
+from copy import copy
 from dataclasses import fields, is_dataclass, make_dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -158,10 +159,10 @@ def check_other_tools(words: Sequence[str], kind: type) -> None:
 
 
 def hide(kind: type[Kind], names: Collection[str]) -> type[Kind]:
-    """The dataclass with these options hidden from `--help`; they are still accepted."""
-    hidden = [
-        (f.name, tyro.conf.Suppress[f.type], f) for f in fields(cast(Any, kind)) if f.name in names
-    ]
+    """The dataclass without the options called `names`, for `--help`."""
+    shown = (field for field in fields(cast(Any, kind)) if field.name in names)
+    # Copies, because `make_dataclass` changes the type of the fields that it is given.
+    hidden = [(field.name, tyro.conf.Suppress[field.type], copy(field)) for field in shown]
     changed = make_dataclass(kind.__name__, hidden, bases=(kind,), frozen=True, kw_only=True)
     changed.__doc__ = kind.__doc__
     return changed

@@ -314,6 +314,13 @@ def test_expanded_booleans(words, meant):
     assert flags.expand_booleans(words, BOOLEANS) == meant
 
 
+def test_hiding_options_leaves_the_original_as_it_was():
+    before = {field.name: field.type for field in fields(options.Predict)}
+    flags.hide(options.Predict, ["align_faces"])
+    assert {field.name: field.type for field in fields(options.Predict)} == before
+    assert "align-faces" in flags.boolean_options(options.Predict)
+
+
 @pytest.mark.parametrize(
     "words, value",
     [
